@@ -1,0 +1,8 @@
+//! What runs inside a memvisor guest, and the words it exchanges with its host.
+//!
+//! - [`protocol`]: the messages of both sockets: types, limits, versions, codec. No I/O.
+//! - [`shim`]: the virtual hardware: RAM mapping, memory thread, fault handler. The guest's operator
+//!   trusts it; it is the only part with `unsafe`.
+
+pub mod protocol;
+pub mod shim;

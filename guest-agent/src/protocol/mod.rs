@@ -1,0 +1,14 @@
+//! The messages of both sockets: types, limits, versions, codec.
+//!
+//! Nothing here does I/O and nothing here depends on the rest of memvisor, so that another guest
+//! agent, a test or a fuzzer can use it alone. Everything is little endian. Each message is one
+//! datagram of a `SOCK_SEQPACKET` socket, so the kernel keeps the boundaries.
+//!
+//! [`memory`] is spoken between the shim and the daemon.
+
+mod codec;
+mod gfn;
+pub mod memory;
+
+pub use codec::{DecodeError, Reader, Writer};
+pub use gfn::{Gfn, GfnRun, PAGE_SIZE, RunsExt, runs_of};

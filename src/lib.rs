@@ -1,0 +1,4 @@
+//! memvisor: memory overcommitment as VMware ESX does it, in user space, on stock Linux.
+
+pub mod sys;
+pub mod units;

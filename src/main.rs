@@ -1,0 +1,2 @@
+//! The `memvisor` executable.
+fn main() {}

@@ -1,0 +1,120 @@
+//! The daemon's own view of a [`Memfd`]: raw pointers only, because a guest may be writing the same
+//! bytes. Content is copied into a private [`PageBuf`] before anything looks at it.
+
+use std::io;
+use std::ptr;
+
+use memmap2::{MmapOptions, MmapRaw};
+
+use super::Memfd;
+use crate::units::{PAGE_SIZE, PageBuf};
+
+/// A shared mapping of a whole [`Memfd`].
+#[derive(Debug)]
+pub struct Mapping {
+    raw: MmapRaw,
+    pages: u32,
+}
+
+impl Mapping {
+    /// Maps `memfd` for reading only.
+    ///
+    /// # Errors
+    /// What `mmap(2)` says.
+    pub fn read_only(memfd: &Memfd) -> io::Result<Self> {
+        let raw = Self::options(memfd).map_raw_read_only(memfd.file())?;
+        Ok(Self {
+            raw,
+            pages: memfd.pages(),
+        })
+    }
+
+    /// Maps `memfd` for reading and writing.
+    ///
+    /// # Errors
+    /// What `mmap(2)` says.
+    pub fn read_write(memfd: &Memfd) -> io::Result<Self> {
+        let raw = Self::options(memfd).map_raw(memfd.file())?;
+        Ok(Self {
+            raw,
+            pages: memfd.pages(),
+        })
+    }
+
+    fn options(memfd: &Memfd) -> MmapOptions {
+        let mut options = MmapOptions::new();
+        options.len(memfd.pages() as usize * PAGE_SIZE);
+        options
+    }
+
+    fn page(&self, page: u32) -> *mut u8 {
+        assert!(
+            page < self.pages,
+            "page {page} of a mapping of {} pages",
+            self.pages
+        );
+        self.raw
+            .as_mut_ptr()
+            .wrapping_add(page as usize * PAGE_SIZE)
+    }
+
+    /// Copies one page out.
+    ///
+    /// Reading a hole makes the kernel allocate a page of zeroes there: read only pages that are
+    /// known to be present. While somebody else writes the page, the copy may mix old and new
+    /// bytes: it is a hint then, and nothing else.
+    ///
+    /// # Panics
+    /// When `page` is outside the mapping.
+    pub fn read(&self, page: u32, into: &mut PageBuf) {
+        let from = self.page(page).cast_const();
+        // SAFETY: `from` is the start of a page inside the mapping (checked by `page`), which lives
+        // as long as `self`; `into` is private to this process and so cannot overlap a mapping of
+        // the memfd; u8 has no alignment and no invalid values, so a torn copy is still bytes.
+        unsafe { ptr::copy_nonoverlapping(from, into.0.as_mut_ptr(), PAGE_SIZE) };
+    }
+
+    /// Copies one page in. Only for a mapping made by [`Mapping::read_write`].
+    ///
+    /// # Panics
+    /// When `page` is outside the mapping.
+    pub fn write(&self, page: u32, from: &PageBuf) {
+        let into = self.page(page);
+        // SAFETY: `into` is the start of a page inside the mapping (checked by `page`), which lives
+        // as long as `self` and is writable (caller: only for `read_write`; a read-only mapping
+        // would fault and end the daemon, never corrupt); `from` is private, so they do not overlap.
+        unsafe { ptr::copy_nonoverlapping(from.0.as_ptr(), into, PAGE_SIZE) };
+    }
+
+    /// Copies `into.len()` bytes out of one page, from byte `at` on.
+    ///
+    /// # Panics
+    /// When the range leaves the page or the page the mapping.
+    pub fn read_part(&self, page: u32, at: usize, into: &mut [u8]) {
+        assert!(
+            at + into.len() <= PAGE_SIZE,
+            "{at}+{} leaves the page",
+            into.len()
+        );
+        let from = self.page(page).wrapping_add(at).cast_const();
+        // SAFETY: the range lies inside one page of the mapping (checked above and by `page`);
+        // `into` is private and does not overlap it; bytes have no invalid values.
+        unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
+    }
+
+    /// Copies `from` into one page, from byte `at` on. Only for [`Mapping::read_write`].
+    ///
+    /// # Panics
+    /// When the range leaves the page or the page the mapping.
+    pub fn write_part(&self, page: u32, at: usize, from: &[u8]) {
+        assert!(
+            at + from.len() <= PAGE_SIZE,
+            "{at}+{} leaves the page",
+            from.len()
+        );
+        let into = self.page(page).wrapping_add(at);
+        // SAFETY: the range lies inside one page of the mapping (checked above and by `page`), which
+        // is writable (as for `write`); `from` is private and does not overlap it.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
+    }
+}

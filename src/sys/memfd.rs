@@ -1,0 +1,97 @@
+//! Sparse anonymous files: guest RAM, the share pool, the compression arena.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use nix::fcntl::{FallocateFlags, OFlag, fallocate, open};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::Mode;
+
+use crate::units::{Bytes, PAGE_SIZE, PageBuf, Pages};
+
+/// A sparse file in memory of a fixed number of pages. A page that was never written, or was
+/// punched, is a hole: it reads as zeroes and costs nothing.
+#[derive(Debug)]
+pub struct Memfd {
+    file: File,
+    pages: u32,
+}
+
+impl Memfd {
+    /// Creates a file of `pages` holes. `name` is what `/proc/PID/maps` shows.
+    ///
+    /// # Errors
+    /// What `memfd_create(2)` or `ftruncate(2)` says.
+    pub fn create(name: &str, pages: u32) -> io::Result<Self> {
+        let file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
+        file.set_len(u64::from(pages) * PAGE_SIZE as u64)?;
+        Ok(Self { file, pages })
+    }
+
+    pub(super) const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The length of the file in pages, holes included.
+    #[must_use]
+    pub const fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// Writes one page; fills the hole if there was one. No mapping needs to be writable for this.
+    ///
+    /// # Errors
+    /// What `pwrite(2)` says: `ENOSPC`/`ENOMEM` when the machine itself is out of memory.
+    pub fn write_page(&self, page: u32, content: &PageBuf) -> io::Result<()> {
+        self.file
+            .write_all_at(&content.0, u64::from(page) * PAGE_SIZE as u64)
+    }
+
+    /// Gives `count` pages from `start` on back to the machine.
+    ///
+    /// Every mapping of them, in any process, is dropped by the kernel in the same step. This and
+    /// not `madvise(MADV_DONTNEED)`, which on a shared mapping frees nothing.
+    ///
+    /// # Errors
+    /// What `fallocate(2)` says.
+    pub fn punch(&self, start: u32, count: u32) -> io::Result<()> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let offset = i64::from(start) * PAGE_SIZE as i64;
+        Ok(fallocate(
+            &self.file,
+            flags,
+            offset,
+            i64::from(count) * PAGE_SIZE as i64,
+        )?)
+    }
+
+    /// The memory the kernel counts for this file now.
+    ///
+    /// # Errors
+    /// What `fstat(2)` says.
+    pub fn allocated(&self) -> io::Result<Pages> {
+        Ok(Bytes(self.file.metadata()?.blocks() * 512).pages())
+    }
+
+    /// A second descriptor of the same file that can be mapped and read but not written.
+    ///
+    /// # Errors
+    /// What opening `/proc/self/fd/N` says.
+    pub fn read_only(&self) -> io::Result<OwnedFd> {
+        use std::os::fd::AsRawFd;
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        Ok(open(
+            path.as_str(),
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?)
+    }
+}
+
+impl AsFd for Memfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

@@ -1,0 +1,14 @@
+//! The kernel, one file a facility: the only `unsafe` of the host.
+//!
+//! Each wrapper gives an errno its meaning once, so that the mechanisms above read as their design:
+//! an expected outcome is an enum, an unexpected one an [`std::io::Error`] with the operation's name.
+#![allow(
+    unsafe_code,
+    reason = "this is the room for it; tests/tidy.rs holds it to that"
+)]
+
+mod mapping;
+mod memfd;
+
+pub use mapping::Mapping;
+pub use memfd::Memfd;

@@ -1,0 +1,202 @@
+//! The numbers memvisor counts in, one type each so that they cannot be mixed.
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use memvisor_guest_agent::protocol::{Gfn, GfnRun, PAGE_SIZE, RunsExt, runs_of};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// A frame of the share pool: the page at offset `id * 4096` of the pool's memfd (ESX: an MPN).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FrameId(pub u32);
+
+impl FrameId {
+    /// The index of this frame in an array with one element a frame.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A place in a VM's compression cache or swap file; each store gives out its own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SlotId(pub u32);
+
+/// The number a VM has for the life of one daemon; never given out twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct VmId(pub u32);
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A number of 4 KiB pages.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Pages(pub u64);
+
+impl Pages {
+    /// The size of so many pages.
+    #[must_use]
+    pub const fn bytes(self) -> Bytes {
+        Bytes(self.0 * PAGE_SIZE as u64)
+    }
+
+    /// The difference, or zero where `other` is larger.
+    #[must_use]
+    pub const fn saturating_sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+}
+
+/// A number of bytes, written by people as `256M`, `1.5G`, `64MiB`, `4096`; units are binary.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Bytes(pub u64);
+
+impl Bytes {
+    /// The whole pages in so many bytes; a rest is dropped.
+    #[must_use]
+    pub const fn pages(self) -> Pages {
+        Pages(self.0 / PAGE_SIZE as u64)
+    }
+
+    /// So many MiB.
+    #[must_use]
+    pub const fn from_mib(mib: u64) -> Self {
+        Self(mib << 20)
+    }
+}
+
+impl fmt::Display for Bytes {
+    #[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0 as f64;
+        let text = match self.0 {
+            0..1024 => format!("{} B", self.0),
+            1024..1_048_576 => format!("{:.1} KiB", bytes / 1024.0),
+            1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes / 1_048_576.0),
+            _ => format!("{:.2} GiB", bytes / 1_073_741_824.0),
+        };
+        f.pad(&text)
+    }
+}
+
+/// Why a text is not a size.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("`{0}` is not a size: write a number and B, K, M, G or T, such as 256M or 1.5GiB")]
+pub struct SizeError(String);
+
+impl FromStr for Bytes {
+    type Err = SizeError;
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the range is checked before the cast"
+    )]
+    fn from_str(text: &str) -> Result<Self, SizeError> {
+        let error = || SizeError(text.to_owned());
+        let trimmed = text.trim();
+        let split = trimmed
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(trimmed.len());
+        let (number, unit) = trimmed.split_at(split);
+        let shift = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" | "kb" | "kib" => 10,
+            "m" | "mb" | "mib" => 20,
+            "g" | "gb" | "gib" => 30,
+            "t" | "tb" | "tib" => 40,
+            _ => return Err(error()),
+        };
+        if let Ok(whole) = number.parse::<u64>() {
+            return whole.checked_mul(1 << shift).map(Self).ok_or_else(error);
+        }
+        let value = number.parse::<f64>().map_err(|_| error())? * 2f64.powi(shift);
+        if value < 0.0 || value >= 2f64.powi(63) {
+            return Err(error());
+        }
+        Ok(Self(value as u64))
+    }
+}
+
+/// The content of one page, in memory that only this process can write.
+///
+/// Pages that a guest may be writing are copied into one of these before anything looks at them.
+/// It is aligned to its size because direct I/O asks for that.
+#[derive(Clone, PartialEq, Eq)]
+#[repr(C, align(4096))]
+pub struct PageBuf(pub [u8; PAGE_SIZE]);
+
+impl PageBuf {
+    /// A page of zeroes.
+    #[must_use]
+    pub const fn zeroed() -> Self {
+        Self([0; PAGE_SIZE])
+    }
+
+    /// Whether every byte is zero.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        let (words, _) = self.0.as_chunks::<64>();
+        words.iter().all(|word| *word == [0; 64])
+    }
+}
+
+impl Default for PageBuf {
+    fn default() -> Self {
+        Self::zeroed()
+    }
+}
+
+impl fmt::Debug for PageBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PageBuf({:02x?}..)", &self.0[..16])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_parses_units_and_fractions() {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("512M", 512 << 20),
+            ("1.5GiB", 3 << 29),
+            ("64 kib", 64 << 10),
+            ("2t", 2 << 40),
+        ] {
+            assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
+        }
+    }
+
+    #[test]
+    fn size_refuses_what_is_no_size_and_names_it() {
+        for text in ["", "M", "12Q", "-5M", "1.2.3G", "99999999999T", "infM"] {
+            let error = text.parse::<Bytes>().expect_err(text);
+            assert!(error.to_string().contains(&format!("`{text}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn page_is_zero_sees_every_byte() {
+        let mut page = PageBuf::zeroed();
+        assert!(page.is_zero());
+        for at in [0, 63, 64, 4095] {
+            page.0[at] = 1;
+            assert!(!page.is_zero(), "byte {at}");
+            page.0[at] = 0;
+        }
+    }
+}
