@@ -225,7 +225,11 @@ impl Message {
         let mut r = Reader::new(datagram);
         let theirs = r.u16("version")?;
         if theirs != VERSION {
-            return Err(DecodeError::Version { protocol: "memory", theirs, ours: VERSION });
+            return Err(DecodeError::Version {
+                protocol: "memory",
+                theirs,
+                ours: VERSION,
+            });
         }
         let message = match r.u16("type")? {
             HELLO => Self::Hello(Hello::read(&mut r)?),
@@ -235,7 +239,10 @@ impl Message {
                 token: r.u64("token")?,
                 pool_frames: r.u32("pool_frames")?,
             }),
-            READY => Self::Ready(Ready { base: r.u64("base")?, channels: r.u16("channels")? }),
+            READY => Self::Ready(Ready {
+                base: r.u64("base")?,
+                channels: r.u16("channels")?,
+            }),
             GO => Self::Go,
             COMMAND => Self::Command(Command::read(&mut r)?),
             ACK => Self::Ack(Ack {
@@ -303,9 +310,11 @@ fn flag(r: &mut Reader<'_>, field: &'static str) -> Result<bool, DecodeError> {
     match r.u16(field)? {
         0 => Ok(false),
         1 => Ok(true),
-        value => {
-            Err(DecodeError::Value { field, value: u64::from(value), allowed: "0 (no) or 1 (yes)" })
-        }
+        value => Err(DecodeError::Value {
+            field,
+            value: u64::from(value),
+            allowed: "0 (no) or 1 (yes)",
+        }),
     }
 }
 
@@ -319,7 +328,9 @@ impl Command {
         let count = u16::try_from(self.runs.len().min(MAX_RUNS)).unwrap_or(u16::MAX);
         w.u32(self.seq).u16(op).u16(count);
         for remap in self.runs.iter().take(MAX_RUNS) {
-            w.u32(remap.run.start.0).u32(remap.run.count).u32(remap.frame);
+            w.u32(remap.run.start.0)
+                .u32(remap.run.count)
+                .u32(remap.frame);
         }
     }
 
@@ -349,7 +360,10 @@ impl Command {
         for _ in 0..count {
             let start = Gfn(r.u32("start")?);
             let run = GfnRun::new(start, r.u32("count")?);
-            runs.push(Remap { run, frame: r.u32("frame")? });
+            runs.push(Remap {
+                run,
+                frame: r.u32("frame")?,
+            });
         }
         Ok(Self { seq, op, runs })
     }
@@ -471,7 +485,11 @@ fn channel_version(r: &mut Reader<'_>) -> Result<(), DecodeError> {
         return Ok(());
     }
     let theirs = u16::try_from(version).unwrap_or(u16::MAX);
-    Err(DecodeError::Version { protocol: "memory", theirs, ours: VERSION })
+    Err(DecodeError::Version {
+        protocol: "memory",
+        theirs,
+        ours: VERSION,
+    })
 }
 
 #[cfg(test)]
@@ -481,12 +499,19 @@ mod tests {
     use super::*;
 
     fn message() -> impl Strategy<Value = Message> {
-        let remap = (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(start, count, frame)| {
-            Remap { run: GfnRun::new(Gfn(start), count), frame }
-        });
+        let remap =
+            (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(start, count, frame)| Remap {
+                run: GfnRun::new(Gfn(start), count),
+                frame,
+            });
         let op = prop_oneof![Just(Op::Freeze), Just(Op::MapShared), Just(Op::MapPrivate)];
         prop_oneof![
-            ("[a-z]{1,64}", any::<[u32; 4]>(), any::<bool>(), proptest::option::of(".{0,40}"))
+            (
+                "[a-z]{1,64}",
+                any::<[u32; 4]>(),
+                any::<bool>(),
+                proptest::option::of(".{0,40}")
+            )
                 .prop_map(|(name, [pages, reservation, limit, shares], uffd, salt)| {
                     let workload = "kv".to_owned();
                     let (name, salt) = (name, salt);
@@ -502,15 +527,19 @@ mod tests {
                     })
                 }),
             (any::<u32>(), any::<u64>(), any::<u32>()).prop_map(|(vm, token, pool_frames)| {
-                Message::Welcome(Welcome { vm, engine: Engine::Mprotect, token, pool_frames })
+                Message::Welcome(Welcome {
+                    vm,
+                    engine: Engine::Mprotect,
+                    token,
+                    pool_frames,
+                })
             }),
             (any::<u64>(), any::<u16>())
                 .prop_map(|(base, channels)| Message::Ready(Ready { base, channels })),
             Just(Message::Go),
             (any::<u32>(), op, proptest::collection::vec(remap, 0..40))
                 .prop_map(|(seq, op, runs)| Message::Command(Command { seq, op, runs })),
-            any::<[u32; 3]>()
-                .prop_map(|[seq, done, errno]| Message::Ack(Ack { seq, done, errno })),
+            any::<[u32; 3]>().prop_map(|[seq, done, errno]| Message::Ack(Ack { seq, done, errno })),
             ".{0,100}".prop_map(Message::Error),
         ]
     }
@@ -559,8 +588,15 @@ mod tests {
 
     #[test]
     fn longest_command_fits_a_message() {
-        let remap = Remap { run: GfnRun::single(Gfn(1)), frame: 0 };
-        let command = Command { seq: 1, op: Op::Freeze, runs: vec![remap; MAX_RUNS] };
+        let remap = Remap {
+            run: GfnRun::single(Gfn(1)),
+            frame: 0,
+        };
+        let command = Command {
+            seq: 1,
+            op: Op::Freeze,
+            runs: vec![remap; MAX_RUNS],
+        };
         assert!(Message::Command(command).encode().len() <= MAX_MESSAGE);
     }
 }
