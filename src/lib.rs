@@ -1,5 +1,6 @@
 //! memvisor: memory overcommitment as VMware ESX does it, in user space, on stock Linux.
 
+pub mod engine;
 mod sync;
 pub mod sys;
 pub mod units;

@@ -9,6 +9,10 @@
 
 mod mapping;
 mod memfd;
+mod process;
+mod uffd;
 
 pub use mapping::Mapping;
 pub use memfd::Memfd;
+pub use process::Process;
+pub use uffd::{Filled, Uffd};
