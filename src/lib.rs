@@ -1,5 +1,7 @@
 //! memvisor: memory overcommitment as VMware ESX does it, in user space, on stock Linux.
 
+pub mod compress;
+pub mod digest;
 pub mod engine;
 mod sync;
 pub mod sys;
