@@ -7,8 +7,12 @@
     reason = "this is the room for it; tests/tidy.rs holds it to that"
 )]
 
+mod direct_file;
+mod filesystem;
 mod mapping;
 mod memfd;
 
+pub use direct_file::DirectFile;
+pub use filesystem::Filesystem;
 pub use mapping::Mapping;
 pub use memfd::Memfd;
