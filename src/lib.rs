@@ -2,6 +2,7 @@
 
 pub mod compress;
 pub mod digest;
+pub mod share;
 pub mod swap;
 mod sync;
 pub mod sys;
