@@ -3,6 +3,8 @@
 pub mod compress;
 pub mod digest;
 pub mod engine;
+pub mod share;
+pub mod swap;
 mod sync;
 pub mod sys;
 pub mod units;
