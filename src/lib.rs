@@ -3,6 +3,9 @@
 pub mod compress;
 pub mod digest;
 pub mod engine;
+pub mod fault;
+pub mod page;
+pub mod pool;
 pub mod share;
 pub mod swap;
 mod sync;

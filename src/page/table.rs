@@ -178,7 +178,10 @@ impl PageTable {
     }
 
     /// Takes a lock over that was kept by [`PageGuard::keep`].
-    #[expect(clippy::needless_pass_by_value, reason = "taking the token ends the keeping")]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "taking the token ends the keeping"
+    )]
     pub fn resume(&self, kept: KeptPage) -> PageGuard<'_> {
         PageGuard {
             table: self,
