@@ -6,6 +6,7 @@ pub mod engine;
 pub mod fault;
 pub mod page;
 pub mod pool;
+pub mod reclaim;
 pub mod share;
 pub mod swap;
 mod sync;

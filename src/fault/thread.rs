@@ -139,7 +139,7 @@ impl FaultThread {
         let warned = Instant::now();
         Ok(Self {
             vm,
-            link,
+            _link: link,
             uffd,
             base,
             sockets,

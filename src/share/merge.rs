@@ -1,10 +1,10 @@
 //! The first half of sharing: candidates are locked and frozen, and only then compared.
 
-use super::place::{FrameHold, Match, give_back, place};
+use super::place::{FrameHold, Match, freeze, give_back, place};
 use crate::digest::digest;
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard, Urgency};
-use crate::units::{FrameId, Gfn, PageBuf, runs_of};
+use crate::units::{FrameId, Gfn, PageBuf};
 use crate::vm::Vm;
 
 /// What the scanner thinks a page is, from bytes that were not standing still.
@@ -41,8 +41,9 @@ pub(crate) fn merge(vm: &Vm, candidates: Vec<Candidate<'_>>) -> Result<u64, Engi
     if held.is_empty() {
         return Ok(0);
     }
-    vm.engine
-        .freeze(&runs_of(held.iter().map(|held| held.page.gfn())))?;
+    if !freeze(vm, held.iter().map(|held| &held.page))? {
+        return Ok(0);
+    }
     let mut zeroes = Vec::new();
     let mut matches: Vec<Match<'_>> = Vec::new();
     let mut content = PageBuf::zeroed();
@@ -52,7 +53,6 @@ pub(crate) fn merge(vm: &Vm, candidates: Vec<Candidate<'_>>) -> Result<u64, Engi
         guess,
     } in held
     {
-        page.set_open(false);
         vm.engine.read(page.gfn(), &mut content);
         let hold = match guess {
             Guess::Zero if content.is_zero() => {

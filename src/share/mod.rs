@@ -34,5 +34,5 @@ mod merge;
 mod place;
 mod scan;
 
-pub(crate) use place::{FrameHold, Match, give_back, place};
+pub(crate) use place::{FrameHold, Match, freeze, give_back, place};
 pub use scan::{Found, Peers, Scanner};

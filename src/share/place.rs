@@ -2,10 +2,10 @@
 
 use std::cmp::Reverse;
 
-use crate::engine::{EngineError, SharedRun};
+use crate::engine::{EngineError, EngineKind, SharedRun};
 use crate::page::{Home, PageGuard};
 use crate::pool::FrameRef;
-use crate::units::{FrameId, Gfn, GfnRun, runs_of};
+use crate::units::{FrameId, Gfn, GfnRun, RunsExt, runs_of};
 use crate::vm::Vm;
 
 /// A reference to a frame, given back unless a page takes it over.
@@ -52,6 +52,27 @@ impl Drop for FrameHold<'_> {
 pub(crate) struct Match<'a> {
     pub(crate) page: PageGuard<'a>,
     pub(crate) hold: FrameHold<'a>,
+}
+
+/// Makes locked resident pages stand still: from here on their guest waits when it touches them.
+/// `false`: the guest's kernel refused, at its limit of VMAs; the pages are as good as before.
+pub(crate) fn freeze<'a>(
+    vm: &Vm,
+    pages: impl Iterator<Item = &'a PageGuard<'a>> + Clone,
+) -> Result<bool, EngineError> {
+    // Before the freeze, so that whatever part of it succeeds, a page that the guest may not access
+    // is never marked open: its fault would be answered by "try again" for ever.
+    pages.clone().for_each(|page| page.set_open(false));
+    let runs = runs_of(pages.map(PageGuard::gfn));
+    vm.vmas.note(if vm.engine.kind() == EngineKind::Mprotect { runs.len() } else { 0 });
+    match vm.engine.freeze(&runs) {
+        Ok(()) => Ok(true),
+        Err(EngineError::Refused { .. }) => {
+            vm.stats.vma_refused.add(runs.pages());
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Maps frames over the pages that equal them, ascending, as far as the budget of VMAs goes.
