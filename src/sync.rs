@@ -2,7 +2,7 @@
 //!
 //! A protocol of two atomics and a lock is right or wrong by the order in which threads meet, and a
 //! test on real threads sees few of those orders. So the types here are those of [`std::sync`] with
-//! one addition: in test builds each operation first calls [`preempt`], and inside [`model`] that
+//! one addition: in test builds each operation first calls [`preempt`], and inside `model` that
 //! hands over to one of shuttle's schedulers, which may let any other task go first. Outside a model,
 //! and in every other build, `preempt` is nothing and the types cost what those of `std` cost.
 //!
