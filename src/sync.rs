@@ -2,8 +2,8 @@
 //!
 //! A protocol of two atomics and a lock is right or wrong by the order in which threads meet, and a
 //! test on real threads sees few of those orders. So the types here are those of [`std::sync`] with
-//! one addition: in test builds each operation first calls [`preempt`], and inside [`model`] that
-//! hands over to shuttle's random scheduler, which may let any other task go first. Outside a model,
+//! one addition: in test builds each operation first calls [`preempt`], and inside `model` that
+//! hands over to one of shuttle's schedulers, which may let any other task go first. Outside a model,
 //! and in every other build, `preempt` is nothing and the types cost what those of `std` cost.
 //!
 //! Shuttle's tasks are coroutines on one OS thread. A lock of `std` that is taken would therefore
@@ -143,7 +143,7 @@ impl<T> Mutex<T> {
         loop {
             match self.0.try_lock() {
                 Ok(guard) => return guard,
-                Err(sync::TryLockError::WouldBlock) => preempt(),
+                Err(sync::TryLockError::WouldBlock) => shuttle::thread::yield_now(),
                 Err(sync::TryLockError::Poisoned(_)) => panic!("a holder of this lock panicked"),
             }
         }
@@ -164,6 +164,9 @@ pub(crate) use model::model;
 mod model {
     use std::cell::Cell;
     use std::env;
+    use std::sync::Arc;
+
+    use shuttle::sync::atomic::{AtomicBool, Ordering};
 
     thread_local! {
         /// Whether this OS thread is inside [`model`].
@@ -173,8 +176,17 @@ mod model {
     /// A number here replaces the iterations of every model: `MEMVISOR_MODEL_ITERATIONS=1000000`.
     const ITERATIONS: &str = "MEMVISOR_MODEL_ITERATIONS";
 
-    /// Runs `body` so many times, each time under another random schedule of its tasks (which it
-    /// starts by [`shuttle::thread::spawn`]).
+    /// How often the second scheduler of a model interrupts a task for good: a use after free takes
+    /// one interruption at the use and one before the reuse.
+    const PREEMPTIONS: usize = 3;
+
+    /// Runs `body` so many times, each time under another schedule of its tasks (two or more, which
+    /// it starts by [`shuttle::thread::spawn`]).
+    ///
+    /// Half of the schedules switch at random before every operation, which finds what is a step or
+    /// two apart. The other half interrupt only a few times but for long (PCT), which finds what needs
+    /// one task to stand still while another goes all its way. A task that waits for another in a
+    /// loop must call [`shuttle::thread::yield_now`] there, or the second kind never ends.
     ///
     /// A failure prints the seed; `SHUTTLE_RANDOM_SEED` repeats it.
     pub(crate) fn model(iterations: usize, body: impl Fn() + Send + Sync + 'static) {
@@ -183,7 +195,10 @@ mod model {
             text.parse().unwrap_or_else(wrong)
         });
         let _running = Running::start();
-        shuttle::check_random(body, iterations);
+        let body = Arc::new(body);
+        let random = Arc::clone(&body);
+        shuttle::check_random(move || random(), iterations.div_ceil(2));
+        shuttle::check_pct(move || body(), iterations.div_ceil(2), PREEMPTIONS);
     }
 
     pub(super) fn is_running() -> bool {
@@ -193,7 +208,9 @@ mod model {
     pub(super) fn preempt() {
         // A failed schedule is unwound task by task; the scheduler is gone by then.
         if is_running() && !std::thread::panicking() {
-            shuttle::thread::yield_now();
+            // An operation of shuttle's own is a point to switch at. Its `yield_now` is more: it asks
+            // to be interrupted, and would make every operation an interruption.
+            AtomicBool::new(false).load(Ordering::SeqCst);
         }
     }
 

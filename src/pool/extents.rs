@@ -80,10 +80,6 @@ impl FreeFrames {
         group().or_else(eighth).or_else(single)
     }
 
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "frames are numbered by u32"
-    )]
     fn find_whole(&self, bit_of: impl Fn(u64) -> Option<u32>) -> Option<FrameId> {
         let mut words = (0..).zip(&self.whole);
         words.find_map(|(at, &word)| Some(FrameId((at * WORD + bit_of(word)?) * WORD)))

@@ -549,40 +549,47 @@ mod tests {
     }
 
     /// One pass of what scanner and breaks do: find a frame of the hash or make one, look at its
-    /// bytes, and give the references back.
-    fn find_or_share(pool: &Pool, hash: u64) {
+    /// bytes, and give one reference back but keep another.
+    fn find_or_share(pool: &Pool, hash: u64) -> Option<FrameId> {
         let found = pool.lookup_frame(hash);
-        let Some(frame) = found.or_else(|| share(pool, &tagged(hash), hash)) else {
-            return;
-        };
+        let frame = found.or_else(|| share(pool, &tagged(hash), hash))?;
         assert!(
             pool.equals(frame.id(), &tagged(hash)),
             "the frame of {hash} holds another"
         );
-        let second = frame.clone();
+        let kept = frame.clone().keep();
         drop(frame);
         assert!(
-            pool.equals(second.id(), &tagged(hash)),
+            pool.equals(kept, &tagged(hash)),
             "the frame of {hash} was reused"
         );
+        Some(kept)
     }
 
-    /// Three tasks share two contents in two frames, so that every frame dies and is reused again
-    /// and again while others look for it.
+    /// Three tasks share two contents in two frames, so that frames die and are reused while others
+    /// look for them; what they hold at the end is all there, and found.
     #[test]
     fn tasks_that_race_never_see_a_frame_of_other_content() {
-        model(1500, || {
+        model(4000, || {
             let pool = Arc::new(pool(2));
             let tasks = [[1, 2, 1], [2, 1, 1], [1, 1, 2]].map(|hashes| {
                 let pool = Arc::clone(&pool);
                 shuttle::thread::spawn(move || {
-                    hashes
-                        .into_iter()
-                        .for_each(|hash| find_or_share(&pool, hash));
+                    let mut kept = None;
+                    for hash in hashes {
+                        kept.take().map(|frame| pool.unref(frame));
+                        kept = find_or_share(&pool, hash);
+                    }
+                    kept
                 })
             });
-            for task in tasks {
-                task.join().expect("the task ends");
+            let kept: Vec<_> = tasks
+                .into_iter()
+                .filter_map(|task| task.join().expect("the task ends"))
+                .collect();
+            verify(&pool);
+            for frame in kept {
+                pool.unref(frame);
             }
             assert_eq!(pool.counts(), PoolCounts::default());
             verify(&pool);
@@ -599,7 +606,8 @@ mod tests {
                 let pool = Arc::clone(&pool);
                 shuttle::thread::spawn(move || {
                     assert!(pool.try_ref(held), "it is held");
-                    find_or_share(&pool, 1);
+                    assert_eq!(find_or_share(&pool, 1), Some(held));
+                    assert_eq!(pool.unref(held), Unref::StillUsed);
                     assert_eq!(pool.unref(held), Unref::StillUsed);
                 })
             });

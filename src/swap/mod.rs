@@ -4,7 +4,7 @@
 //! the host may ever take from the guest has a place (ESX: no swap file, no power-on). The naive file
 //! fails in four ways, and each has its answer here:
 //! * A disk that is full when memory is short: the whole length is reserved at power-on, and a full
-//!   disk refuses the power-on. A filesystem that cannot reserve is reported ([`probe`]).
+//!   disk refuses the power-on. A filesystem that cannot reserve is reported ([`probe()`]).
 //! * Pages that "left" memory for the page cache: the file is opened with `O_DIRECT`. A filesystem
 //!   that refuses is reported too.
 //! * One seek a page: [`SwapFile::allocate`] hands out the longest runs it has, and a run is written
