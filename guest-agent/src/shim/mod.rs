@@ -4,7 +4,11 @@
     reason = "this is the room for it; tests/tidy.rs holds it to that"
 )]
 
+mod seqpacket;
+
 use crate::protocol::Gfn;
+
+pub use seqpacket::{PeerCredentials, Received, SeqPacket, SeqPacketListener, wait_readable};
 
 /// Guest RAM as the toy kernel sees it: pages it can read and write.
 ///

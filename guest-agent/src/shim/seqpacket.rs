@@ -1,0 +1,331 @@
+//! Unix sockets that keep message boundaries.
+//!
+//! Both protocols send one message a datagram over `SOCK_SEQPACKET`. A byte stream would need
+//! framing, and a peer that lies about a length would then be out of step for ever; here the
+//! kernel keeps the boundaries, delivers in order, and says when the peer is gone.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, connect,
+    getsockopt, listen, recv, send, setsockopt, socket, socketpair, sockopt,
+};
+use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
+
+/// A day: [`TimeVal`] has a range, and nobody waits longer for a peer than this.
+const MAX_TIMEOUT_US: i64 = 24 * 3600 * 1_000_000;
+
+/// What [`SeqPacket::recv`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// A datagram.
+    Message {
+        /// The length the peer sent, also when the buffer was shorter.
+        len: usize,
+        /// Whether the buffer was too short, so that only its length in bytes arrived.
+        truncated: bool,
+    },
+    /// The peer has closed its end. The kernel reports an empty datagram in the same way, so an
+    /// empty datagram ends a connection too; no message of ours is empty.
+    Closed,
+}
+
+/// Who is at the other end, as the kernel vouches for it: recorded at connect or pair time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerCredentials {
+    /// The process that connected.
+    pub pid: i32,
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
+}
+
+/// One end of a connection. Every call is safe from several threads at once.
+#[derive(Debug)]
+pub struct SeqPacket(OwnedFd);
+
+impl SeqPacket {
+    /// Connects to the socket at `path`.
+    ///
+    /// # Errors
+    /// What `connect(2)` says, with the path: nobody listens, or the path is too long (107 bytes).
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let fd = new_socket()?;
+        UnixAddr::new(path)
+            .and_then(|addr| retry(|| connect(fd.as_raw_fd(), &addr)))
+            .map_err(|errno| at_path(errno, "connect to", path))?;
+        Ok(Self(fd))
+    }
+
+    /// Two connected ends.
+    ///
+    /// # Errors
+    /// What `socketpair(2)` says: no descriptors left.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (one, other) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )?;
+        Ok((Self(one), Self(other)))
+    }
+
+    /// Sends one datagram; waits while the peer's queue is full.
+    ///
+    /// # Errors
+    /// `BrokenPipe` when the peer is gone; `WouldBlock` when a [send
+    /// timeout](Self::set_send_timeout) passed; what else `send(2)` says.
+    pub fn send(&self, message: &[u8]) -> io::Result<()> {
+        retry(|| send(self.0.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL))?;
+        Ok(())
+    }
+
+    /// Bounds how long [`send`](Self::send) waits for a peer that does not read.
+    ///
+    /// # Errors
+    /// What `setsockopt(2)` says.
+    pub fn set_send_timeout(&self, timeout: Duration) -> io::Result<()> {
+        // The kernel reads zero as "for ever".
+        let micros = i64::try_from(timeout.as_micros()).unwrap_or(i64::MAX);
+        let timeout = TimeVal::microseconds(micros.clamp(1, MAX_TIMEOUT_US));
+        Ok(setsockopt(&self.0, sockopt::SendTimeout, &timeout)?)
+    }
+
+    /// Waits for one datagram and puts it at the start of `into`.
+    ///
+    /// # Errors
+    /// What `recv(2)` says. A reset connection is [`Received::Closed`].
+    pub fn recv(&self, into: &mut [u8]) -> io::Result<Received> {
+        // MSG_TRUNC makes the kernel return the true length of a datagram that did not fit.
+        match retry(|| recv(self.0.as_raw_fd(), into, MsgFlags::MSG_TRUNC)) {
+            Ok(0) | Err(Errno::ECONNRESET) => Ok(Received::Closed),
+            Ok(len) => Ok(Received::Message {
+                len,
+                truncated: len > into.len(),
+            }),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// As [`recv`](Self::recv), but waits at most `timeout`; `None` when nothing came.
+    ///
+    /// # Errors
+    /// What `ppoll(2)` or `recv(2)` says.
+    pub fn recv_timeout(&self, into: &mut [u8], timeout: Duration) -> io::Result<Option<Received>> {
+        match wait_readable([self.as_fd()], Some(timeout))? {
+            [true] => self.recv(into).map(Some),
+            [false] => Ok(None),
+        }
+    }
+
+    /// Who is at the other end.
+    ///
+    /// # Errors
+    /// What `getsockopt(2)` says.
+    pub fn peer(&self) -> io::Result<PeerCredentials> {
+        let peer = getsockopt(&self.0, sockopt::PeerCredentials)?;
+        Ok(PeerCredentials {
+            pid: peer.pid(),
+            uid: peer.uid(),
+            gid: peer.gid(),
+        })
+    }
+}
+
+impl AsFd for SeqPacket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A socket that others connect to. Its path is removed when it is dropped.
+#[derive(Debug)]
+pub struct SeqPacketListener {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl SeqPacketListener {
+    /// Listens at `path`, which must not exist: whether a socket left there is stale is for the
+    /// owner of the directory to know.
+    ///
+    /// # Errors
+    /// What `bind(2)` says, with the path.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let fd = new_socket()?;
+        UnixAddr::new(path)
+            .and_then(|addr| bind(fd.as_raw_fd(), &addr))
+            .map_err(|errno| at_path(errno, "listen at", path))?;
+        let listener = Self {
+            fd,
+            path: path.to_owned(),
+        };
+        listen(&listener.fd, Backlog::MAXCONN)?;
+        Ok(listener)
+    }
+
+    /// Waits for the next connection. To wait for other things as well, first ask
+    /// [`wait_readable`].
+    ///
+    /// # Errors
+    /// What `accept(2)` says: no descriptors left.
+    pub fn accept(&self) -> io::Result<SeqPacket> {
+        let raw = retry(|| accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC))?;
+        // SAFETY: accept4 has just returned this descriptor, so it is open and nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        Ok(SeqPacket(fd))
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsFd for SeqPacketListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for SeqPacketListener {
+    fn drop(&mut self) {
+        // Somebody may have cleaned the directory already, and there is nobody to tell.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Waits until one of `fds` can be read without blocking or its peer is gone; which ones. All are
+/// `false` when `timeout` passed first; `None` waits for ever.
+///
+/// # Errors
+/// What `ppoll(2)` says. An interrupted wait is continued.
+pub fn wait_readable<const N: usize>(
+    fds: [BorrowedFd<'_>; N],
+    timeout: Option<Duration>,
+) -> io::Result<[bool; N]> {
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    retry(|| {
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        ppoll(&mut polled, left.map(TimeSpec::from_duration), None)
+    })?;
+    Ok(polled.map(|fd| fd.any().unwrap_or(true)))
+}
+
+fn new_socket() -> io::Result<OwnedFd> {
+    Ok(socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?)
+}
+
+fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+fn at_path(errno: Errno, what: &str, path: &Path) -> io::Error {
+    let error = io::Error::from(errno);
+    io::Error::new(
+        error.kind(),
+        format!("cannot {what} {}: {error}", path.display()),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn recv_keeps_boundaries_and_reports_the_true_length() {
+        let (one, other) = SeqPacket::pair().unwrap();
+        one.send(b"first").unwrap();
+        one.send(b"the second").unwrap();
+
+        let mut buffer = [0; 6];
+        let message = |len, truncated| Received::Message { len, truncated };
+        assert_eq!(other.recv(&mut buffer).unwrap(), message(5, false));
+        assert_eq!(&buffer[..5], b"first");
+        assert_eq!(other.recv(&mut buffer).unwrap(), message(10, true));
+        assert_eq!(&buffer, b"the se");
+    }
+
+    #[test]
+    fn recv_after_the_peer_left_is_closed() {
+        let (one, other) = SeqPacket::pair().unwrap();
+        other.send(b"never read").unwrap();
+        drop(one);
+
+        let mut buffer = [0; 6];
+        assert_eq!(other.recv(&mut buffer).unwrap(), Received::Closed);
+        let error = other.send(b"more").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn recv_timeout_without_a_message_is_none() {
+        let (one, other) = SeqPacket::pair().unwrap();
+        let mut buffer = [0; 6];
+        assert_eq!(other.recv_timeout(&mut buffer, SHORT).unwrap(), None);
+        one.send(b"now").unwrap();
+        assert!(other.recv_timeout(&mut buffer, SHORT).unwrap().is_some());
+    }
+
+    #[test]
+    fn send_to_a_peer_that_does_not_read_times_out() {
+        let (one, _other) = SeqPacket::pair().unwrap();
+        one.set_send_timeout(SHORT).unwrap();
+        let error = std::iter::repeat_with(|| one.send(&[7; 4096]))
+            .find_map(Result::err)
+            .expect("the queue of a socket is finite");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn listener_accepts_names_the_peer_and_removes_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("balloon.sock");
+        let listener = SeqPacketListener::bind(&path).unwrap();
+        let taken = SeqPacketListener::bind(&path).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        assert!(taken.to_string().contains("balloon.sock"), "{taken}");
+
+        let client = SeqPacket::connect(&path).unwrap();
+        let server = listener.accept().unwrap();
+        assert_eq!(server.peer().unwrap().pid, nix::unistd::getpid().as_raw());
+        client.send(b"hello").unwrap();
+        assert!(server.recv_timeout(&mut [0; 8], SHORT).unwrap().is_some());
+
+        drop(listener);
+        assert!(!path.exists());
+        let error = SeqPacket::connect(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn wait_readable_says_which_one() {
+        let (one, other) = SeqPacket::pair().unwrap();
+        let (_idle, quiet) = SeqPacket::pair().unwrap();
+        one.send(b"x").unwrap();
+        let ready = wait_readable([quiet.as_fd(), other.as_fd()], None).unwrap();
+        assert_eq!(ready, [false, true]);
+    }
+}
