@@ -74,7 +74,7 @@ impl<'a> Reader<'a> {
     pub fn bytes(&mut self, field: &'static str, need: usize) -> Result<&'a [u8], DecodeError> {
         let (head, rest) = self.rest.split_at_checked(need).ok_or(DecodeError::Short {
             field,
-            need: need - self.rest.len(),
+            need: need.saturating_sub(self.rest.len()),
             len: self.len,
         })?;
         self.rest = rest;
