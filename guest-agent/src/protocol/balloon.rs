@@ -209,6 +209,20 @@ impl ErrorCode {
 }
 
 impl ToHost {
+    /// The name the protocol gives this message.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Start(_) => "START",
+            Self::GetTarget { .. } => "GET_TARGET",
+            Self::Lock(_) => "LOCK",
+            Self::Unlock(_) => "UNLOCK",
+            Self::Stats(_) => "STATS",
+            Self::Relief { .. } => "RELIEF",
+            Self::Stop => "STOP",
+        }
+    }
+
     /// The datagram of this message. `seq` is the agent's choice and not 0.
     #[must_use]
     pub fn encode(&self, seq: u32) -> Vec<u8> {
