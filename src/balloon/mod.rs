@@ -15,7 +15,7 @@
 //!
 //! **The structures.** Which pages are in the balloon is known by the VM's page table alone: there
 //! is no second ledger that could disagree. [`serve`] runs one session on the thread that calls it
-//! and reaches the VM through [`BalloonVm`]. [`Doorbell`] wakes that thread when the target
+//! and reaches the VM through [`BalloonVm`]. A [`Doorbell`] wakes that thread when the target
 //! changes or a page pops. The module holds no lock while it calls or sends.
 //!
 //! **When a session ends.** After `STOP` the balloon has been emptied. When the agent just
@@ -25,7 +25,6 @@
 
 mod batch;
 mod counters;
-mod doorbell;
 mod host;
 mod rate;
 mod session;
@@ -33,7 +32,8 @@ mod stats;
 
 pub use batch::SLACK_PAGES;
 pub use counters::BalloonCounters;
-pub use doorbell::Doorbell;
+pub use memvisor_guest_agent::shim::Doorbell;
+
 pub use host::{BalloonHost, BalloonVm, Refusal};
 pub use session::{SessionEnd, SessionError, serve};
 pub use stats::GuestStats;

@@ -4,10 +4,12 @@
     reason = "this is the room for it; tests/tidy.rs holds it to that"
 )]
 
+mod doorbell;
 mod seqpacket;
 
 use crate::protocol::Gfn;
 
+pub use doorbell::Doorbell;
 pub use seqpacket::{PeerCredentials, Received, SeqPacket, SeqPacketListener, wait_readable};
 
 /// Guest RAM as the toy kernel sees it: pages it can read and write.
