@@ -31,6 +31,9 @@ use crate::units::Pages;
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an agent may leave its replies unread before the host gives up on it.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// Targets pushed while the agent says nothing: an agent that sleeps must not fill its queue and
+/// lose its session for it. The next reply carries the newest target anyway.
+const MAX_UNANSWERED_PUSHES: u32 = 16;
 
 /// How a session ended in good order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +154,7 @@ impl<'s> Connection<'s> {
             token: start.token,
             capabilities: Capabilities::empty(),
             told: 0,
+            unanswered: 0,
             resetting: None,
         };
         self.send(seq, &session.start(&start, self.poll_interval)?)?;
@@ -243,6 +247,8 @@ struct Session<'v> {
     capabilities: Capabilities,
     /// The target the agent knows.
     told: u64,
+    /// Targets pushed since the agent last said something.
+    unanswered: u32,
     resetting: Option<Reset>,
 }
 
@@ -283,8 +289,12 @@ impl Session<'_> {
             self.resetting = Some(if pushes { Reset::Sent } else { Reset::Owed });
             return Ok(pushes.then_some(ToAgent::Reset));
         }
-        let stale = self.vm.target() != self.told;
-        Ok((pushes && stale && self.resetting.is_none()).then(|| self.tell_target()))
+        let stale = self.vm.target() != self.told && self.resetting.is_none();
+        if !pushes || !stale || self.unanswered == MAX_UNANSWERED_PUSHES {
+            return Ok(None);
+        }
+        self.unanswered += 1;
+        Ok(Some(self.tell_target()))
     }
 
     /// Serves one message.
@@ -294,6 +304,7 @@ impl Session<'_> {
         poll_interval: Duration,
     ) -> Result<Option<ToAgent>, SessionError> {
         self.check_capability(&message)?;
+        self.unanswered = 0;
         let reply = match message {
             ToHost::Stop => {
                 self.vm.release_all();
