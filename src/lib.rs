@@ -1,5 +1,6 @@
 //! memvisor: memory overcommitment as VMware ESX does it, in user space, on stock Linux.
 
+pub mod balloon;
 pub mod compress;
 pub mod digest;
 pub mod engine;

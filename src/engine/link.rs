@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use memvisor_guest_agent::protocol::memory::{
     Ack, Command, MAX_MESSAGE, MAX_RUNS, Message, Op, Remap,
 };
-use memvisor_guest_agent::shim::seqpacket::{Received, SeqPacket};
+use memvisor_guest_agent::shim::{Received, SeqPacket};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::EngineError;

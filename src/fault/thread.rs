@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::protocol::DecodeError;
 use memvisor_guest_agent::protocol::memory::{FAULT_BYTES, Fault, MAX_REPORT};
-use memvisor_guest_agent::shim::seqpacket::{Received, SeqPacket};
+use memvisor_guest_agent::shim::{Received, SeqPacket};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use thiserror::Error;

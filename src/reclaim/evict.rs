@@ -23,7 +23,10 @@ impl Evictor {
     /// An evictor whose choices follow from `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { stash: Stash::new(), dice: Dice::new(seed) }
+        Self {
+            stash: Stash::new(),
+            dice: Dice::new(seed),
+        }
     }
 
     /// Evicts up to `want` pages, at most a batch; how many left.
@@ -43,7 +46,9 @@ impl Evictor {
         let alone = |home| matches!(home, Home::Shared(frame) if vm.pool.refs(frame) == 1);
         let mut victims = choose(vm, &mut self.dice, want, alone);
         if victims.is_empty() {
-            victims = choose(vm, &mut self.dice, want, |home| matches!(home, Home::Shared(_)));
+            victims = choose(vm, &mut self.dice, want, |home| {
+                matches!(home, Home::Shared(_))
+            });
         }
         self.evict_shared(vm, victims)
     }
@@ -98,7 +103,9 @@ impl Evictor {
         let mut frames = Vec::new();
         let mut content = PageBuf::zeroed();
         for page in victims {
-            let Home::Shared(frame) = page.home() else { continue };
+            let Home::Shared(frame) = page.home() else {
+                continue;
+            };
             vm.pool.read(frame, &mut content);
             frames.push((page.gfn(), frame));
             leaving.store(vm, &mut self.stash, page, &content, digest(&content));
@@ -129,7 +136,11 @@ struct Leaving<'a> {
 
 impl<'a> Leaving<'a> {
     fn new(pages: usize) -> Self {
-        Self { gone: Vec::with_capacity(pages), queued: Vec::new(), cluster: Cluster::default() }
+        Self {
+            gone: Vec::with_capacity(pages),
+            queued: Vec::new(),
+            cluster: Cluster::default(),
+        }
     }
 
     fn store(

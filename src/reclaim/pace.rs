@@ -25,7 +25,11 @@ pub struct ScanSettings {
 
 impl Default for ScanSettings {
     fn default() -> Self {
-        Self { scan_time: Duration::from_secs(4), scan_ghz: 256, rate_max: 32_768 }
+        Self {
+            scan_time: Duration::from_secs(4),
+            scan_ghz: 256,
+            rate_max: 32_768,
+        }
     }
 }
 
@@ -55,7 +59,11 @@ impl ScanSettings {
             reason = "not negative and at most rate_max, a u32"
         )]
         let rate = rate.round() as u32;
-        if self.rate_max == 0 || self.scan_ghz == 0 { 0 } else { rate.max(1) }
+        if self.rate_max == 0 || self.scan_ghz == 0 {
+            0
+        } else {
+            rate.max(1)
+        }
     }
 }
 
@@ -82,7 +90,11 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) const fn new() -> Self {
-        Self { slowdown: 1, pass_changed: 0, faults: 0 }
+        Self {
+            slowdown: 1,
+            pass_changed: 0,
+            faults: 0,
+        }
     }
 
     /// Pages of the next slice and the time until it, for a rate that is not zero.
@@ -102,7 +114,11 @@ impl Pace {
         }
         if found.pass_ended {
             let quiet = self.pass_changed <= u64::from(pages / QUIET);
-            self.slowdown = if quiet { (self.slowdown * 2).min(MAX_SLOWDOWN) } else { 1 };
+            self.slowdown = if quiet {
+                (self.slowdown * 2).min(MAX_SLOWDOWN)
+            } else {
+                1
+            };
             self.pass_changed = 0;
         }
     }
@@ -112,8 +128,11 @@ impl Pace {
 mod tests {
     use super::*;
 
-    const ESX: ScanSettings =
-        ScanSettings { scan_time: Duration::from_secs(3600), scan_ghz: 4, rate_max: 1024 };
+    const ESX: ScanSettings = ScanSettings {
+        scan_time: Duration::from_secs(3600),
+        scan_ghz: 4,
+        rate_max: 1024,
+    };
 
     #[test]
     fn rate_is_the_least_of_the_three_bounds() {
@@ -129,17 +148,34 @@ mod tests {
     #[test]
     fn pace_slows_down_when_quiet_and_recovers_by_faults_or_changes() {
         let mut pace = Pace::new();
-        let quiet = Found { pass_ended: true, ..Found::default() };
+        let quiet = Found {
+            pass_ended: true,
+            ..Found::default()
+        };
         let (pages, every) = pace.slice(10_000);
         assert_eq!((pages, every), (1000, Duration::from_millis(100)));
         for _ in 0..10 {
             pace.note(quiet, 0, 65_536);
         }
         assert_eq!(pace.slice(10_000).1, Duration::from_millis(6400));
-        pace.note(Found { pass_ended: false, ..quiet }, 1000, 65_536);
+        pace.note(
+            Found {
+                pass_ended: false,
+                ..quiet
+            },
+            1000,
+            65_536,
+        );
         assert_eq!(pace.slice(10_000).1, every);
         pace.note(quiet, 1000, 65_536);
-        pace.note(Found { changed: 1000, ..quiet }, 1000, 65_536);
+        pace.note(
+            Found {
+                changed: 1000,
+                ..quiet
+            },
+            1000,
+            65_536,
+        );
         assert_eq!(pace.slice(10_000).1, every);
     }
 }

@@ -39,10 +39,16 @@ impl Cluster {
     pub(super) fn write(self, vm: &Vm) -> Vec<Option<SlotId>> {
         let mut slots = Vec::with_capacity(self.contents.len());
         let count = u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
-        let runs = if count == 0 { Vec::new() } else { vm.swap.allocate(count) };
+        let runs = if count == 0 {
+            Vec::new()
+        } else {
+            vm.swap.allocate(count)
+        };
         for run in runs {
             let range = slots.len()..slots.len() + run.len as usize;
-            let written = vm.swap.write(run, &self.contents[range.clone()], &self.digests[range]);
+            let written = vm
+                .swap
+                .write(run, &self.contents[range.clone()], &self.digests[range]);
             slots.extend(run.slots().map(|slot| written.is_ok().then_some(slot)));
             note_written(vm, run, written);
         }
@@ -72,7 +78,10 @@ fn note_written(vm: &Vm, run: SlotRun, written: Result<(), SwapError>) {
 
 impl Stash {
     pub(super) fn new() -> Self {
-        Self { compressor: Compressor::new(), payload: [0; MAX_PAYLOAD] }
+        Self {
+            compressor: Compressor::new(),
+            payload: [0; MAX_PAYLOAD],
+        }
     }
 
     /// Compresses a page into the cache. `None`: it does not reach half its size, or the cache is
@@ -121,7 +130,9 @@ fn spill(vm: &Vm) -> usize {
         if pages.len() == SPILL {
             break;
         }
-        let Some(page) = vm.table.try_lock(gfn) else { continue };
+        let Some(page) = vm.table.try_lock(gfn) else {
+            continue;
+        };
         // A page that is damaged here stays: the fault that needs it reports it.
         if page.home() == Home::Compressed(slot) && vm.zip.lock().load(slot, &mut content).is_ok() {
             cluster.push(&content, digest(&content));

@@ -43,11 +43,21 @@ pub(super) fn choose<'a>(
     qualifies: impl Fn(Home) -> bool,
 ) -> Vec<PageGuard<'a>> {
     let pages = vm.table.pages();
-    let run = if vm.vmas.is_exceeded() { RUN_SHORT_OF_VMAS } else { RUN };
+    let run = if vm.vmas.is_exceeded() {
+        RUN_SHORT_OF_VMAS
+    } else {
+        RUN
+    };
     let mut chosen = Vec::with_capacity(want);
     for _ in 0..TRIES {
         let start = dice.below(pages) / run * run;
-        take(vm, start..start.saturating_add(run).min(pages), want, &qualifies, &mut chosen);
+        take(
+            vm,
+            start..start.saturating_add(run).min(pages),
+            want,
+            &qualifies,
+            &mut chosen,
+        );
         if chosen.len() == want {
             break;
         }
@@ -92,6 +102,9 @@ mod tests {
         for _ in 0..6_000 {
             sides[dice.below(6) as usize] += 1;
         }
-        assert!(sides.iter().all(|count| (800..1200).contains(count)), "{sides:?}");
+        assert!(
+            sides.iter().all(|count| (800..1200).contains(count)),
+            "{sides:?}"
+        );
     }
 }

@@ -64,7 +64,11 @@ pub(crate) fn freeze<'a>(
     // is never marked open: its fault would be answered by "try again" for ever.
     pages.clone().for_each(|page| page.set_open(false));
     let runs = runs_of(pages.map(PageGuard::gfn));
-    vm.vmas.note(if vm.engine.kind() == EngineKind::Mprotect { runs.len() } else { 0 });
+    vm.vmas.note(if vm.engine.kind() == EngineKind::Mprotect {
+        runs.len()
+    } else {
+        0
+    });
     match vm.engine.freeze(&runs) {
         Ok(()) => Ok(true),
         Err(EngineError::Refused { .. }) => {

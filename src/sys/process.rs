@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use memvisor_guest_agent::shim::seqpacket::{PeerCredentials, SeqPacket, wait_readable};
+use memvisor_guest_agent::shim::{PeerCredentials, SeqPacket, wait_readable};
 
 /// `SO_PEERPIDFD`, since Linux 6.5.
 const SO_PEERPIDFD: libc::c_int = 77;

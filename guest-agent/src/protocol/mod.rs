@@ -4,8 +4,10 @@
 //! agent, a test or a fuzzer can use it alone. Everything is little endian. Each message is one
 //! datagram of a `SOCK_SEQPACKET` socket, so the kernel keeps the boundaries.
 //!
-//! [`memory`] is spoken between the shim and the daemon.
+//! [`memory`] is spoken between the shim and the daemon, [`balloon`] between the balloon agent and
+//! the daemon.
 
+pub mod balloon;
 mod codec;
 mod gfn;
 pub mod memory;

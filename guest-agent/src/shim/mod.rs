@@ -19,17 +19,19 @@
 
 mod attach;
 mod channels;
+mod doorbell;
 mod fds;
 mod memory_thread;
 mod ram;
 mod segv;
-pub mod seqpacket;
+mod seqpacket;
 pub mod uffd;
 
 pub use attach::{AttachError, Attached, Ram, attach};
 pub use memory_thread::SessionEnd;
 
 use crate::protocol::Gfn;
+pub use doorbell::Doorbell;
 
 pub use seqpacket::{PeerCredentials, Received, SeqPacket, SeqPacketListener, wait_readable};
 

@@ -1,0 +1,235 @@
+//! The pages in the balloon, and how they get in and out.
+
+use std::cmp::Ordering;
+
+use super::PageSource;
+use super::link::{Link, LinkError};
+use super::pace::Pace;
+use super::relief::ReliefDesk;
+use crate::protocol::balloon::{BatchResult, MAX_BATCH_PAGES, PageStatus, RangeBatch, StatusRun};
+use crate::protocol::{Gfn, GfnRun, RunsExt};
+
+/// So many refused pages end a window: the host has other worries, or a different idea of this
+/// guest. VMware's drivers have the same number.
+const MAX_REFUSALS: u64 = 16;
+/// A balloon this little over its target is left alone, unless the target is 0: 2 MiB, so that a
+/// target that trembles does not move pages to and fro.
+const DEFLATE_GAP: u64 = 512;
+
+/// The balloon of this guest.
+pub(super) struct Balloon<'s> {
+    source: &'s dyn PageSource,
+    relief: &'s ReliefDesk,
+    pace: Pace,
+    held: Held,
+}
+
+/// The pages in the balloon. The last one in is the first one out: which ones come back does not
+/// matter to the guest, and this costs nothing to keep.
+#[derive(Default)]
+struct Held {
+    runs: Vec<GfnRun>,
+    pages: u64,
+}
+
+impl Held {
+    fn add(&mut self, run: GfnRun) {
+        self.pages += u64::from(run.count);
+        self.runs.push(run);
+    }
+
+    /// Takes out up to `max` pages.
+    fn take(&mut self, max: u32) -> Vec<GfnRun> {
+        let mut taken = Vec::new();
+        let mut left = max;
+        while left > 0
+            && let Some(run) = self.runs.pop()
+        {
+            let count = run.count.min(left);
+            let rest = run.count - count;
+            if rest > 0 {
+                self.runs.push(GfnRun::new(run.start, rest));
+            }
+            taken.push(GfnRun::new(Gfn(run.start.0 + rest), count));
+            left -= count;
+        }
+        self.pages -= taken.pages();
+        taken
+    }
+}
+
+impl<'s> Balloon<'s> {
+    pub(super) fn new(source: &'s dyn PageSource, relief: &'s ReliefDesk) -> Self {
+        Self {
+            source,
+            relief,
+            pace: Pace::new(source.total_pages()),
+            held: Held::default(),
+        }
+    }
+
+    /// The pages in the balloon.
+    pub(super) const fn pages(&self) -> u64 {
+        self.held.pages
+    }
+
+    /// A poll has come: the rates begin anew.
+    pub(super) fn open_window(&mut self) {
+        self.pace.open_window();
+    }
+
+    /// Moves towards the host's target as far as the pace allows.
+    pub(super) fn adjust(&mut self, link: &mut Link) -> Result<(), LinkError> {
+        let target = link.target();
+        match target.cmp(&self.held.pages) {
+            Ordering::Greater => self.inflate(link),
+            Ordering::Less if target > 0 && self.held.pages - target < DEFLATE_GAP => Ok(()),
+            Ordering::Less => self.deflate(link),
+            Ordering::Equal => Ok(()),
+        }
+    }
+
+    /// Goes down to the host's target at once: the guest waits for it. The pages that came back.
+    pub(super) fn relieve(&mut self, link: &mut Link) -> Result<u64, LinkError> {
+        let before = self.held.pages;
+        while self.held.pages > link.target() {
+            let want = chunk(self.held.pages - link.target(), u32::MAX);
+            if self.unlock(link, want)?.1 > 0 {
+                break;
+            }
+        }
+        Ok(before.saturating_sub(self.held.pages))
+    }
+
+    /// Gives everything back to the guest without a word to the host, whose books are void.
+    pub(super) fn release_all(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        if !held.runs.is_empty() {
+            self.source.release(&held.runs);
+        }
+    }
+
+    fn inflate(&mut self, link: &mut Link) -> Result<(), LinkError> {
+        let mut refused = 0;
+        // A guest that waits for relief gets the target asked anew before it loses more pages.
+        while !self.relief.is_wanted() {
+            let gap = link.target().saturating_sub(self.held.pages);
+            let want = chunk(gap, self.pace.inflate_left());
+            if want == 0 {
+                break;
+            }
+            let runs = self.source.allocate(want, self.pace.may_reclaim());
+            let got = u32::try_from(runs.pages()).unwrap_or(u32::MAX);
+            self.pace.inflated(want, got);
+            refused += self.lock(link, runs)?;
+            if refused >= MAX_REFUSALS {
+                self.pace.end_inflate();
+            }
+        }
+        Ok(())
+    }
+
+    /// Offers pages to the host; how many it refused, which are the guest's again.
+    fn lock(&mut self, link: &mut Link, runs: Vec<GfnRun>) -> Result<u64, LinkError> {
+        let answers = exchange(link, runs, Link::lock);
+        let mut refused = answers.unanswered;
+        for StatusRun { run, status } in answers.statuses {
+            match status {
+                PageStatus::Ok => self.held.add(run),
+                _ => refused.push(run),
+            }
+        }
+        if !refused.is_empty() {
+            self.source.release(&refused);
+        }
+        answers.error.map_or(Ok(refused.pages()), Err)
+    }
+
+    fn deflate(&mut self, link: &mut Link) -> Result<(), LinkError> {
+        loop {
+            let gap = self.held.pages.saturating_sub(link.target());
+            let want = chunk(gap, self.pace.deflate_left());
+            if want == 0 {
+                return Ok(());
+            }
+            let (freed, failed) = self.unlock(link, want)?;
+            self.pace.deflated(freed, failed);
+        }
+    }
+
+    /// Takes up to `want` pages back from the host: how many are the guest's now, and how many
+    /// stay in the balloon because the host keeps them.
+    fn unlock(&mut self, link: &mut Link, want: u32) -> Result<(u32, u32), LinkError> {
+        let answers = exchange(link, self.held.take(want), Link::unlock);
+        let (mut freed, mut kept) = (Vec::new(), answers.unanswered);
+        for StatusRun { run, status } in answers.statuses {
+            match status {
+                PageStatus::Ok | PageStatus::NotLocked => freed.push(run),
+                _ => kept.push(run),
+            }
+        }
+        if !freed.is_empty() {
+            self.source.release(&freed);
+        }
+        let counts = (pages(&freed), pages(&kept));
+        kept.into_iter().for_each(|run| self.held.add(run));
+        answers.error.map_or(Ok(counts), Err)
+    }
+}
+
+/// What became of pages that were sent to the host in batches.
+#[derive(Default)]
+struct Answers {
+    statuses: Vec<StatusRun>,
+    /// Pages the host did not answer for, because of `error`.
+    unanswered: Vec<GfnRun>,
+    error: Option<LinkError>,
+}
+
+fn exchange(
+    link: &mut Link,
+    runs: Vec<GfnRun>,
+    ask: impl Fn(&mut Link, &RangeBatch) -> Result<BatchResult, LinkError>,
+) -> Answers {
+    let mut answers = Answers::default();
+    for batch in RangeBatch::split(runs, link.started().max_ranges) {
+        if answers.error.is_none() {
+            match ask(link, &batch) {
+                Ok(result) => {
+                    answers.statuses.extend(result.runs);
+                    continue;
+                }
+                Err(error) => answers.error = Some(error),
+            }
+        }
+        answers.unanswered.extend_from_slice(batch.runs());
+    }
+    answers
+}
+
+/// The pages of the next request.
+fn chunk(gap: u64, left: u32) -> u32 {
+    let gap = u32::try_from(gap).unwrap_or(u32::MAX);
+    gap.min(left).min(MAX_BATCH_PAGES)
+}
+
+fn pages(runs: &[GfnRun]) -> u32 {
+    u32::try_from(runs.pages()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_take_splits_the_last_run_and_counts() {
+        let mut held = Held::default();
+        held.add(GfnRun::new(Gfn(10), 4));
+        held.add(GfnRun::new(Gfn(20), 4));
+        let expected = [GfnRun::new(Gfn(20), 4), GfnRun::new(Gfn(13), 1)];
+        assert_eq!(held.take(5), expected);
+        assert_eq!(held.pages, 3);
+        assert_eq!(held.take(99), [GfnRun::new(Gfn(10), 3)]);
+        assert_eq!(held.pages, 0);
+    }
+}

@@ -1,0 +1,225 @@
+//! The connection to the host: questions, their answers, and what the host says unasked.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::protocol::DecodeError;
+use crate::protocol::balloon::{
+    BatchResult, ErrorCode, MAX_MESSAGE_BYTES, RangeBatch, Start, Started, ToAgent, ToHost, covers,
+};
+use crate::shim::{Received, SeqPacket};
+
+/// How long the host may take to answer. It answers in microseconds unless it is short of memory
+/// itself; after this long it hangs, and the guest gets its pages back.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the conversation with the host cannot go on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The host wants to begin anew on this connection. Not a failure.
+    #[error("the host has reset the balloon")]
+    Reset,
+    /// The host ended the connection and said why.
+    #[error("the host ended the connection ({code:?}): {text}")]
+    Refused {
+        /// What kind of reason.
+        code: ErrorCode,
+        /// The reason.
+        text: String,
+    },
+    /// The host closed the connection without a word.
+    #[error("the host closed the connection")]
+    Closed,
+    /// The host does not answer.
+    #[error("no answer to {question} in {} s", REPLY_TIMEOUT.as_secs())]
+    Silent {
+        /// The message without an answer.
+        question: &'static str,
+    },
+    /// The host sent a message that cannot be decoded.
+    #[error("bad message from the host: {0}")]
+    Malformed(#[from] DecodeError),
+    /// The host sent a message that does not belong here.
+    #[error("the host answered {question} with {answer}")]
+    Unexpected {
+        /// What was asked.
+        question: &'static str,
+        /// What came, shortened.
+        answer: String,
+    },
+    /// The socket failed.
+    #[error("balloon socket: {0}")]
+    Socket(#[from] io::Error),
+}
+
+/// A connection on which `START` has been answered.
+#[derive(Debug)]
+pub(super) struct Link {
+    socket: SeqPacket,
+    buffer: Vec<u8>,
+    seq: u32,
+    target: u64,
+    started: Started,
+}
+
+impl Link {
+    /// Says `START` on a new connection.
+    pub(super) fn open(socket: SeqPacket, start: &Start) -> Result<Self, LinkError> {
+        socket.set_send_timeout(REPLY_TIMEOUT)?;
+        let mut link = Self {
+            socket,
+            buffer: vec![0; MAX_MESSAGE_BYTES],
+            seq: 0,
+            target: 0,
+            started: Started {
+                capabilities: start.capabilities,
+                vm: 0,
+                poll_interval_ms: 1,
+                max_ranges: 1,
+                balloon_max: 0,
+            },
+        };
+        link.restart(start)?;
+        Ok(link)
+    }
+
+    /// Says `START` again, after a reset.
+    pub(super) fn restart(&mut self, start: &Start) -> Result<(), LinkError> {
+        self.target = 0;
+        match self.ask(&ToHost::Start(start.clone()))? {
+            ToAgent::Started(started) => {
+                self.started = started;
+                Ok(())
+            }
+            other => Err(unexpected("START", &other)),
+        }
+    }
+
+    /// What the host agreed to.
+    pub(super) const fn started(&self) -> &Started {
+        &self.started
+    }
+
+    /// The last target the host gave, at most what it said the balloon may hold.
+    pub(super) fn target(&self) -> u64 {
+        self.target.min(self.started.balloon_max)
+    }
+
+    /// Asks for the target, by `GET_TARGET` or `RELIEF`.
+    pub(super) fn ask_target(&mut self, question: &ToHost) -> Result<(), LinkError> {
+        match self.ask(question)? {
+            ToAgent::Target { pages } => {
+                self.target = pages;
+                Ok(())
+            }
+            other => Err(unexpected(question.name(), &other)),
+        }
+    }
+
+    /// Offers pages.
+    pub(super) fn lock(&mut self, batch: &RangeBatch) -> Result<BatchResult, LinkError> {
+        match self.ask(&ToHost::Lock(batch.clone()))? {
+            ToAgent::LockResult(result) => self.check("LOCK", batch, result),
+            other => Err(unexpected("LOCK", &other)),
+        }
+    }
+
+    /// Wants pages back.
+    pub(super) fn unlock(&mut self, batch: &RangeBatch) -> Result<BatchResult, LinkError> {
+        match self.ask(&ToHost::Unlock(batch.clone()))? {
+            ToAgent::UnlockResult(result) => self.check("UNLOCK", batch, result),
+            other => Err(unexpected("UNLOCK", &other)),
+        }
+    }
+
+    /// Takes leave; returns when the host has emptied the balloon.
+    pub(super) fn stop(&mut self) -> Result<(), LinkError> {
+        match self.ask(&ToHost::Stop)? {
+            ToAgent::Stopped => Ok(()),
+            other => Err(unexpected("STOP", &other)),
+        }
+    }
+
+    /// Says something that has no answer.
+    pub(super) fn tell(&mut self, message: &ToHost) -> Result<(), LinkError> {
+        self.seq = self.seq.checked_add(1).unwrap_or(1);
+        Ok(self.socket.send(&message.encode(self.seq))?)
+    }
+
+    /// Reads one message that came unasked; call it when the socket is readable.
+    pub(super) fn read_unasked(&mut self) -> Result<(), LinkError> {
+        match self.receive("nothing", Duration::ZERO) {
+            Err(LinkError::Silent { .. }) => Ok(()),
+            Ok((0, ToAgent::Target { pages })) => {
+                self.target = pages;
+                Ok(())
+            }
+            Ok((_, other)) => Err(unexpected("nothing", &other)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn ask(&mut self, question: &ToHost) -> Result<ToAgent, LinkError> {
+        self.tell(question)?;
+        let deadline = Instant::now() + REPLY_TIMEOUT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.receive(question.name(), left)? {
+                (seq, answer) if seq == self.seq => return Ok(answer),
+                (0, ToAgent::Target { pages }) => self.target = pages,
+                (_, other) => return Err(unexpected(question.name(), &other)),
+            }
+        }
+    }
+
+    /// The next message; `RESET` and `ERROR` are errors whenever they come.
+    fn receive(
+        &mut self,
+        question: &'static str,
+        timeout: Duration,
+    ) -> Result<(u32, ToAgent), LinkError> {
+        let len = match self.socket.recv_timeout(&mut self.buffer, timeout)? {
+            None => return Err(LinkError::Silent { question }),
+            Some(Received::Closed) => return Err(LinkError::Closed),
+            // A cut message is longer than the buffer, and decoding says how much is missing.
+            Some(Received::Message { len, .. }) => len.min(self.buffer.len()),
+        };
+        match ToAgent::decode(&self.buffer[..len])? {
+            (_, ToAgent::Reset) => Err(LinkError::Reset),
+            (_, ToAgent::Error { code, text }) => Err(LinkError::Refused { code, text }),
+            message => Ok(message),
+        }
+    }
+
+    fn check(
+        &mut self,
+        question: &'static str,
+        batch: &RangeBatch,
+        result: BatchResult,
+    ) -> Result<BatchResult, LinkError> {
+        if !covers(&result.runs, batch) {
+            return Err(LinkError::Unexpected {
+                question,
+                answer: "the statuses of other pages".to_owned(),
+            });
+        }
+        self.target = result.target;
+        Ok(result)
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn unexpected(question: &'static str, answer: &ToAgent) -> LinkError {
+    let mut answer = format!("{answer:?}");
+    answer.truncate(answer.floor_char_boundary(80));
+    LinkError::Unexpected { question, answer }
+}

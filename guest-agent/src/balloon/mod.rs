@@ -1,0 +1,151 @@
+//! The balloon agent: gives pages of this guest to its host and takes them back.
+//!
+//! **The problem.** The host wants memory back. Only the guest's kernel knows which pages it can
+//! spare, and it spares them best by its own means: free pages first, then caches, then its own
+//! swap disk. The agent turns the host's wish into ordinary memory pressure in the guest: it
+//! allocates pages, pins them and names them to the host.
+//!
+//! **Why the naive way fails.** Allocating the whole target at once starves the guest that still
+//! has to react. So the agent goes by [`pace`]: fast while free pages last, slow as soon as the
+//! kernel must reclaim. Freeing a page before the host has taken it out of its books would let the
+//! guest use a page that the host is still dropping; so a page is unlocked first and released
+//! after. And a host that lost count cannot be argued with: on `RESET`, and whenever the
+//! connection breaks, the agent releases everything without unlocking and starts from nothing.
+//!
+//! **The structures.** One thread owns the connection ([`link`]), the pages and the pace
+//! ([`inflate`]); it sleeps until the host says something, the guest wants relief or the next poll
+//! is due. [`Agent`] is the handle; all it shares with the thread is a bell and the [`relief`]
+//! desk. The agent calls its [`PageSource`] without holding a lock.
+//!
+//! [`pace`]: self::pace
+//! [`link`]: self::link
+//! [`inflate`]: self::inflate
+//! [`relief`]: self::relief
+
+mod inflate;
+mod link;
+mod pace;
+mod relief;
+mod worker;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::protocol::GfnRun;
+use crate::protocol::balloon::Stat;
+use crate::shim::{Doorbell, SeqPacket};
+
+pub use link::LinkError;
+
+use relief::ReliefDesk;
+use worker::Worker;
+
+/// The guest's kernel, as far as the agent sees it. Calls come from the agent's thread.
+pub trait PageSource: Send + Sync {
+    /// How many pages of RAM the guest has, the balloon included.
+    fn total_pages(&self) -> u64;
+
+    /// Up to `max` pages, pinned: the guest will not touch them until they are
+    /// [released](Self::release). Never takes from emergency reserves and never kills a process.
+    /// With `may_reclaim` the kernel may make pages free, and take its time. Fewer pages than
+    /// `max` mean that there are no more to be had in this way now.
+    fn allocate(&self, max: u32, may_reclaim: bool) -> Vec<GfnRun>;
+
+    /// The guest may use these pages again. They come from [`allocate`](Self::allocate); their
+    /// content is lost.
+    fn release(&self, runs: &[GfnRun]);
+
+    /// How the guest is doing, at most [`MAX_STATS`](crate::protocol::balloon::MAX_STATS) of them.
+    fn stats(&self) -> Vec<Stat>;
+}
+
+/// Who the agent is to the host.
+#[derive(Debug, Clone)]
+pub struct AgentSettings {
+    /// The secret that the virtual hardware handed to this guest.
+    pub token: u64,
+    /// What the guest calls itself, for people.
+    pub name: String,
+}
+
+/// A running balloon agent. Dropping it stops it as [`stop`](Self::stop) does.
+#[derive(Debug)]
+pub struct Agent {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the handle and the thread share.
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    bell: Doorbell,
+    relief: ReliefDesk,
+}
+
+impl Shared {
+    fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+impl Agent {
+    /// Starts the agent's thread. `dial` connects to the host; it is called again, with growing
+    /// pauses, whenever the connection is lost.
+    ///
+    /// # Errors
+    /// When the system has no descriptor or thread left.
+    pub fn start(
+        settings: AgentSettings,
+        source: Arc<dyn PageSource>,
+        dial: impl FnMut() -> io::Result<SeqPacket> + Send + 'static,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            bell: Doorbell::new()?,
+            relief: ReliefDesk::default(),
+        });
+        let theirs = Arc::clone(&shared);
+        let run = move || Worker::new(settings, source.as_ref(), &theirs).run(dial);
+        let thread = thread::Builder::new().name("balloon".into()).spawn(run)?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Asks the host for `pages` pages back, because the guest is short of memory, and waits until
+    /// they are here or `timeout` has passed. How many came back: 0 when the host needs them more,
+    /// the balloon is empty or there is no host.
+    ///
+    /// The agent's thread calls [`PageSource::release`] meanwhile, so the caller must not hold a
+    /// lock that needs. A request that timed out is still carried out.
+    #[must_use]
+    pub fn relieve(&self, pages: u64, timeout: Duration) -> u64 {
+        self.shared.relief.ask(pages, timeout, &self.shared.bell)
+    }
+
+    /// Tells the host that the balloon ends, gives all pages back to the guest and ends the
+    /// thread. A host that does not answer holds this up for 10 seconds.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.bell.ring();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the balloon agent has panicked; its pages stay pinned");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

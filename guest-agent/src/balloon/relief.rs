@@ -1,0 +1,124 @@
+//! The desk where threads of the guest ask for relief and the agent serves them in rounds.
+//!
+//! Under pressure many threads ask at once. All that asked before the agent takes a round are
+//! served by it, with the sum of their wishes in one message.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::shim::Doorbell;
+
+#[derive(Debug, Default)]
+pub(super) struct ReliefDesk {
+    state: Mutex<State>,
+    served: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    wanted: u64,
+    /// Rounds that have been taken.
+    taken: u64,
+    /// Rounds that have been finished; what was wanted in round `n` is settled when this is > `n`.
+    finished: u64,
+    /// Pages freed in all rounds.
+    freed: u64,
+    closed: bool,
+}
+
+impl ReliefDesk {
+    /// Waits until a round that includes this wish is finished, at most `timeout`. The pages freed
+    /// meanwhile, for whoever asked.
+    pub(super) fn ask(&self, pages: u64, timeout: Duration, bell: &Doorbell) -> u64 {
+        let mut state = self.lock();
+        if state.closed || pages == 0 {
+            return 0;
+        }
+        state.wanted = state.wanted.saturating_add(pages);
+        let (round, freed) = (state.taken, state.freed);
+        bell.ring();
+        let pending = |state: &mut State| state.finished <= round && !state.closed;
+        let (state, _) = self
+            .served
+            .wait_timeout_while(state, timeout, pending)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.freed - freed
+    }
+
+    /// Whether somebody waits for the next round.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.lock().wanted > 0
+    }
+
+    /// Begins a round: how many pages are wanted in it. It must be [finished](Self::finish).
+    pub(super) fn take(&self) -> Option<u64> {
+        let mut state = self.lock();
+        let wanted = std::mem::take(&mut state.wanted);
+        state.taken += u64::from(wanted > 0);
+        (wanted > 0).then_some(wanted)
+    }
+
+    /// Ends the round: `freed` pages came back.
+    pub(super) fn finish(&self, freed: u64) {
+        let mut state = self.lock();
+        state.finished = state.taken;
+        state.freed += freed;
+        self.served.notify_all();
+    }
+
+    /// Nobody serves any more: those who wait and those who come get nothing.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.served.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is a single assignment, so a panic elsewhere leaves no half of one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn wishes_before_a_round_are_summed_and_all_served() {
+        let (desk, bell) = (ReliefDesk::default(), Doorbell::new().unwrap());
+        thread::scope(|scope| {
+            let asks = [3, 4].map(|pages| {
+                scope.spawn({
+                    let (desk, bell) = (&desk, &bell);
+                    move || desk.ask(pages, PATIENCE, bell)
+                })
+            });
+            while desk.lock().wanted < 7 {
+                thread::yield_now();
+            }
+            assert_eq!(desk.take(), Some(7));
+            assert_eq!(desk.take(), None);
+            desk.finish(5);
+            for ask in asks {
+                assert_eq!(ask.join().unwrap(), 5);
+            }
+        });
+    }
+
+    #[test]
+    fn ask_without_an_answer_returns_after_its_timeout() {
+        let (desk, bell) = (ReliefDesk::default(), Doorbell::new().unwrap());
+        assert_eq!(desk.ask(3, Duration::from_millis(1), &bell), 0);
+        assert!(desk.is_wanted(), "the wish stays");
+    }
+
+    #[test]
+    fn ask_after_close_returns_at_once() {
+        let (desk, bell) = (ReliefDesk::default(), Doorbell::new().unwrap());
+        desk.close();
+        assert_eq!(desk.ask(3, PATIENCE, &bell), 0);
+    }
+}

@@ -1,0 +1,178 @@
+//! The agent's thread: keeps a connection, polls, and sleeps in between.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use super::inflate::Balloon;
+use super::link::{Link, LinkError};
+use super::{AgentSettings, PageSource, Shared};
+use crate::protocol::balloon::{Capabilities, ErrorCode, MAX_STATS, Start, ToHost, VERSION};
+use crate::shim::{SeqPacket, wait_readable};
+
+/// The first pause before a new connection, doubled up to the longest one: a host that restarts is
+/// back soon, one that is gone should not be asked more than six times a minute.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+pub(super) struct Worker<'s> {
+    settings: AgentSettings,
+    source: &'s dyn PageSource,
+    shared: &'s Shared,
+    balloon: Balloon<'s>,
+    pause: Duration,
+}
+
+impl<'s> Worker<'s> {
+    pub(super) fn new(
+        settings: AgentSettings,
+        source: &'s dyn PageSource,
+        shared: &'s Shared,
+    ) -> Self {
+        Self {
+            settings,
+            source,
+            shared,
+            balloon: Balloon::new(source, &shared.relief),
+            pause: PAUSE_MIN,
+        }
+    }
+
+    pub(super) fn run(mut self, mut dial: impl FnMut() -> io::Result<SeqPacket>) {
+        // Also when this thread panics: nobody must wait for relief that cannot come.
+        let shared = self.shared;
+        let _close = CloseDesk(shared);
+        while !shared.is_stopping() {
+            if let Err(error) = self.converse(&mut dial) {
+                self.balloon.release_all();
+                self.rest(&error);
+            }
+        }
+        self.balloon.release_all();
+    }
+
+    /// One connection, from dialling to its end. `Ok` when the agent has been told to stop.
+    fn converse(
+        &mut self,
+        dial: &mut impl FnMut() -> io::Result<SeqPacket>,
+    ) -> Result<(), LinkError> {
+        let mut link = Link::open(dial()?, &self.start())?;
+        self.pause = PAUSE_MIN;
+        loop {
+            match self.serve(&mut link) {
+                Err(LinkError::Reset) => {
+                    tracing::info!(pages = self.balloon.pages(), "the host reset the balloon");
+                    self.balloon.release_all();
+                    link.restart(&self.start())?;
+                }
+                end => return end,
+            }
+        }
+    }
+
+    fn serve(&mut self, link: &mut Link) -> Result<(), LinkError> {
+        let interval = Duration::from_millis(u64::from(link.started().poll_interval_ms));
+        let mut next_poll = Instant::now();
+        while !self.shared.is_stopping() {
+            if let Some(pages) = self.shared.relief.take() {
+                let freed = self.relieve(link, pages);
+                self.shared.relief.finish(*freed.as_ref().unwrap_or(&0));
+                freed?;
+            }
+            if next_poll <= Instant::now() {
+                next_poll = Instant::now() + interval;
+                self.balloon.open_window();
+                self.poll(link)?;
+            }
+            self.balloon.adjust(link)?;
+            self.sleep(link, next_poll)?;
+        }
+        link.stop()
+    }
+
+    fn poll(&self, link: &mut Link) -> Result<(), LinkError> {
+        if link.started().capabilities.contains(Capabilities::STATS) {
+            let mut stats = self.source.stats();
+            stats.truncate(MAX_STATS);
+            link.tell(&ToHost::Stats(stats))?;
+        }
+        link.ask_target(&ToHost::GetTarget {
+            total_pages: self.source.total_pages(),
+            balloon_pages: self.balloon.pages(),
+        })
+    }
+
+    fn relieve(&mut self, link: &mut Link, pages: u64) -> Result<u64, LinkError> {
+        if self.balloon.pages() == 0 || !link.started().capabilities.contains(Capabilities::RELIEF)
+        {
+            return Ok(0);
+        }
+        link.ask_target(&ToHost::Relief { pages })?;
+        self.balloon.relieve(link)
+    }
+
+    /// Sleeps until the host or the guest says something or the next poll is due.
+    fn sleep(&self, link: &mut Link, next_poll: Instant) -> Result<(), LinkError> {
+        let timeout = next_poll.saturating_duration_since(Instant::now());
+        let bell = &self.shared.bell;
+        let [said, rung] = wait_readable([link.as_fd(), bell.as_fd()], Some(timeout))?;
+        if rung {
+            bell.silence()?;
+        }
+        if said {
+            link.read_unasked()?;
+        }
+        Ok(())
+    }
+
+    /// Waits before the next connection. There is no balloon now, so relief is at hand already.
+    fn rest(&mut self, error: &LinkError) {
+        if matches!(
+            error,
+            LinkError::Refused {
+                code: ErrorCode::Version,
+                ..
+            }
+        ) {
+            self.pause = PAUSE_MAX;
+        }
+        tracing::warn!(%error, pause = ?self.pause, "balloon: no host, trying again after a pause");
+        let until = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        loop {
+            if self.shared.relief.take().is_some() {
+                self.shared.relief.finish(0);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if self.shared.is_stopping() || left.is_zero() {
+                return;
+            }
+            let bell = &self.shared.bell;
+            let woken = wait_readable([bell.as_fd()], Some(left)).and_then(|_| bell.silence());
+            if let Err(error) = woken {
+                tracing::error!(%error, "balloon: cannot wait for the bell");
+                return;
+            }
+        }
+    }
+
+    fn start(&self) -> Start {
+        Start {
+            min_version: VERSION,
+            max_version: VERSION,
+            capabilities: Capabilities::all(),
+            token: self.settings.token,
+            total_pages: self.source.total_pages(),
+            name: self.settings.name.clone(),
+        }
+    }
+}
+
+/// Closes the relief desk at the end of the thread, however it ends.
+struct CloseDesk<'s>(&'s Shared);
+
+impl Drop for CloseDesk<'_> {
+    fn drop(&mut self) {
+        self.0.relief.close();
+    }
+}

@@ -1,0 +1,134 @@
+//! The one place where the pages that an agent names are checked.
+//!
+//! The form of a batch is checked when it is decoded ([`RangeBatch`]). Here its pages meet the VM:
+//! those outside RAM are `INVALID`, those the balloon has no room for `NOT_NEEDED`, and only the
+//! rest reaches the page table.
+
+use memvisor_guest_agent::protocol::balloon::{PageStatus, RangeBatch, StatusRun, covers};
+
+use super::BalloonVm;
+use super::counters::add;
+use crate::units::{Gfn, GfnRun, RunsExt};
+
+/// How far a balloon may grow past its target, 2 MiB: the target may have fallen while the agent
+/// was allocating, and it does not deflate a gap of this size either.
+pub const SLACK_PAGES: u64 = 512;
+
+/// Takes as many pages of `batch` as the VM has and its balloon has room for.
+pub(super) fn lock(vm: &dyn BalloonVm, batch: &RangeBatch) -> Vec<StatusRun> {
+    let most = vm
+        .target()
+        .saturating_add(SLACK_PAGES)
+        .min(vm.balloon_max());
+    let room = most.saturating_sub(vm.locked());
+
+    let (inside, outside) = split_at_gfn(batch.runs(), vm.total_pages());
+    let (offered, excess) = split_at_page(&inside, room);
+    let mut answer = ask(&offered, |runs| vm.lock(runs));
+    add(&vm.counters().inflated_pages, pages_ok(&answer));
+    answer.extend(all(&excess, PageStatus::NotNeeded));
+    finish(vm, batch, answer, &outside)
+}
+
+/// Gives back those pages of `batch` that are in the balloon.
+pub(super) fn unlock(vm: &dyn BalloonVm, batch: &RangeBatch) -> Vec<StatusRun> {
+    let (inside, outside) = split_at_gfn(batch.runs(), vm.total_pages());
+    let answer = ask(&inside, |runs| vm.unlock(runs));
+    add(&vm.counters().deflated_pages, pages_ok(&answer));
+    finish(vm, batch, answer, &outside)
+}
+
+fn finish(
+    vm: &dyn BalloonVm,
+    batch: &RangeBatch,
+    mut answer: Vec<StatusRun>,
+    outside: &[GfnRun],
+) -> Vec<StatusRun> {
+    add(&vm.counters().invalid_pages, outside.pages());
+    answer.extend(all(outside, PageStatus::Invalid));
+    add(
+        &vm.counters().refused_pages,
+        batch.pages() - pages_ok(&answer),
+    );
+    debug_assert!(covers(&answer, batch), "{batch:?}: {answer:?}");
+    answer
+}
+
+fn ask(runs: &[GfnRun], vm: impl FnOnce(&[GfnRun]) -> Vec<StatusRun>) -> Vec<StatusRun> {
+    if runs.is_empty() {
+        return Vec::new();
+    }
+    vm(runs)
+}
+
+fn all(runs: &[GfnRun], status: PageStatus) -> impl Iterator<Item = StatusRun> {
+    runs.iter().map(move |&run| StatusRun { run, status })
+}
+
+fn pages_ok(answer: &[StatusRun]) -> u64 {
+    let ok = answer.iter().filter(|part| part.status == PageStatus::Ok);
+    ok.map(|part| u64::from(part.run.count)).sum()
+}
+
+/// The pages below `end`, and the others.
+fn split_at_gfn(runs: &[GfnRun], end: u64) -> (Vec<GfnRun>, Vec<GfnRun>) {
+    split(runs, |run| end.saturating_sub(u64::from(run.start.0)))
+}
+
+/// The first `pages` pages, and the others.
+fn split_at_page(runs: &[GfnRun], pages: u64) -> (Vec<GfnRun>, Vec<GfnRun>) {
+    let mut left = pages;
+    split(runs, |run| {
+        let take = left.min(u64::from(run.count));
+        left -= take;
+        take
+    })
+}
+
+/// Splits each run behind as many pages as `take` says.
+fn split(runs: &[GfnRun], mut take: impl FnMut(GfnRun) -> u64) -> (Vec<GfnRun>, Vec<GfnRun>) {
+    let (mut head, mut tail) = (Vec::new(), Vec::new());
+    for &run in runs {
+        let count = u32::try_from(take(run)).unwrap_or(u32::MAX).min(run.count);
+        if count > 0 {
+            head.push(GfnRun::new(run.start, count));
+        }
+        if count < run.count {
+            // No overflow: the run itself ends at or below the last gfn, and this is inside it.
+            tail.push(GfnRun::new(Gfn(run.start.0 + count), run.count - count));
+        }
+    }
+    (head, tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(start: u32, count: u32) -> GfnRun {
+        GfnRun::new(Gfn(start), count)
+    }
+
+    #[test]
+    fn split_at_gfn_cuts_the_run_across_the_end_of_ram() {
+        let runs = [run(1, 3), run(8, 4), run(20, 1)];
+        let (inside, outside) = split_at_gfn(&runs, 10);
+        assert_eq!(inside, [run(1, 3), run(8, 2)]);
+        assert_eq!(outside, [run(10, 2), run(20, 1)]);
+    }
+
+    #[test]
+    fn split_at_gfn_of_the_largest_ram_keeps_the_last_page() {
+        let runs = [run(u32::MAX, 1)];
+        assert_eq!(split_at_gfn(&runs, 1 << 32), (runs.to_vec(), vec![]));
+    }
+
+    #[test]
+    fn split_at_page_takes_exactly_so_many() {
+        let runs = [run(1, 3), run(8, 4)];
+        let (offered, excess) = split_at_page(&runs, 5);
+        assert_eq!(offered, [run(1, 3), run(8, 2)]);
+        assert_eq!(excess, [run(10, 2)]);
+        assert_eq!(split_at_page(&runs, 0), (vec![], runs.to_vec()));
+    }
+}

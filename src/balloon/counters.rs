@@ -1,0 +1,30 @@
+//! What the balloon session of a VM has seen, for telemetry.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters of one VM since it was powered on. A guest can drive each of them as fast as it likes,
+/// which is why they are counters and not log lines. Each stands alone, so `Relaxed` suffices.
+#[derive(Debug, Default)]
+pub struct BalloonCounters {
+    /// Pages taken into the balloon.
+    pub inflated_pages: AtomicU64,
+    /// Pages given back by `UNLOCK`.
+    pub deflated_pages: AtomicU64,
+    /// Pages of `LOCK` and `UNLOCK` that were answered with anything but `OK`.
+    pub refused_pages: AtomicU64,
+    /// Pages named that the VM does not have: an agent that lies or is broken.
+    pub invalid_pages: AtomicU64,
+    /// Resets after a popped page.
+    pub resets: AtomicU64,
+    /// Requests for relief.
+    pub reliefs: AtomicU64,
+    /// Times the agent's idea of its memory or balloon differed from the page table.
+    pub mismatches: AtomicU64,
+    /// Times the session stopped reading because the agent had asked for too much at once.
+    pub throttles: AtomicU64,
+}
+
+/// Adds to a counter.
+pub(super) fn add(counter: &AtomicU64, number: u64) {
+    counter.fetch_add(number, Ordering::Relaxed);
+}

@@ -1,0 +1,94 @@
+//! What a session needs from the rest of the daemon.
+
+use memvisor_guest_agent::protocol::balloon::{Start, StatusRun};
+use thiserror::Error;
+
+use super::{BalloonCounters, Doorbell, GuestStats};
+use crate::units::{GfnRun, VmId};
+
+/// Why an agent may not balloon a VM. The text goes to the agent.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// No VM has this token. The token itself is a secret and not repeated.
+    #[error("no VM has the token of this START")]
+    UnknownToken,
+    /// The VM has a live session already.
+    #[error("VM {0} has a balloon agent already; it must leave first")]
+    Taken(VmId),
+    /// The balloon of this VM is switched off.
+    #[error("ballooning of VM {0} is disabled (its balloon maximum is 0)")]
+    Disabled(VmId),
+    /// The guest sees more memory than the VM has.
+    #[error("the guest of VM {vm} claims {claimed} pages; the VM has {actual}")]
+    TooLarge {
+        /// The VM.
+        vm: VmId,
+        /// What the agent says.
+        claimed: u64,
+        /// What is configured.
+        actual: u64,
+    },
+    /// Another START on this connection had another token.
+    #[error("the token differs from that of the first START of this connection")]
+    TokenChanged,
+}
+
+/// The daemon, as far as a new session sees it.
+pub trait BalloonHost: Sync {
+    /// Finds the VM of an agent and reserves its balloon for one session. Dropping the result ends
+    /// the reservation; it must not touch the balloon, see the module's essay.
+    ///
+    /// # Errors
+    /// [`Refusal`], which ends the session.
+    fn attach(&self, start: &Start) -> Result<Box<dyn BalloonVm + '_>, Refusal>;
+}
+
+/// One VM, as far as its balloon session sees it. Only the session's thread calls it.
+pub trait BalloonVm {
+    /// The number of the VM.
+    fn id(&self) -> VmId;
+
+    /// The pages of guest RAM, at most 2^32.
+    fn total_pages(&self) -> u64;
+
+    /// The most pages the balloon may hold: 65 % of the VM unless configured otherwise.
+    fn balloon_max(&self) -> u64;
+
+    /// The pages the balloon shall hold now, at most `balloon_max`.
+    fn target(&self) -> u64;
+
+    /// The pages the balloon holds now, by the page table.
+    fn locked(&self) -> u64;
+
+    /// Takes pages into the balloon and drops their content. The runs ascend, are disjoint and lie
+    /// in RAM. The answer speaks of exactly these pages in this order: `Ok`, `AlreadyLocked`, or
+    /// `Busy` for a page that cannot be taken without waiting.
+    fn lock(&self, runs: &[GfnRun]) -> Vec<StatusRun>;
+
+    /// Gives pages back: each reads as zeroes from now on. The runs are as for
+    /// [`lock`](Self::lock); the answer is `Ok`, `NotLocked` or `Busy`.
+    fn unlock(&self, runs: &[GfnRun]) -> Vec<StatusRun>;
+
+    /// Empties the balloon: at `START`, `RESET` and `STOP`.
+    fn release_all(&self);
+
+    /// Whether a page has popped since the last call. Whoever sets it rings the doorbell.
+    fn take_reset(&self) -> bool;
+
+    /// Whether the VM or the daemon is going away. Whoever sets it rings the doorbell.
+    fn is_closing(&self) -> bool;
+
+    /// What the guest says about itself, clamped to what can be.
+    fn report(&self, stats: &GuestStats);
+
+    /// The guest is short of `pages` pages, at most those in its balloon. Lower the target if the
+    /// host can afford it; the session then tells the agent the target.
+    fn relief(&self, pages: u64);
+
+    /// Rung when the target changes, a page pops or the VM closes.
+    fn doorbell(&self) -> &Doorbell;
+
+    /// Where the session counts what happens.
+    fn counters(&self) -> &BalloonCounters;
+}

@@ -1,0 +1,41 @@
+//! The host side of the balloon: sessions with the agents inside the guests.
+//!
+//! **The problem.** Only a guest knows which of its pages are worth least. The balloon lets it
+//! choose: an agent in the guest pins pages that the guest can spare and names them, the host
+//! takes the memory behind them.
+//!
+//! **Why the naive way fails.** The agent is part of the guest and nobody trusts it. A host that
+//! believes it would hand out memory twice, free pages of another VM, or wait for an agent that
+//! died. So nothing here rests on what an agent says:
+//! - it can only name pages of its own VM (the token says which) and only lose their content;
+//! - a page it gave up and then touches is a new zero page, and the balloon is reset;
+//! - how many pages it claims to hold is compared with the page table and never used;
+//! - its statistics are clamped and steer fairness, never safety;
+//! - a flood of messages is slowed down at its source, by not reading.
+//!
+//! **The structures.** Which pages are in the balloon is known by the VM's page table alone: there
+//! is no second ledger that could disagree. [`serve`] runs one session on the thread that calls it
+//! and reaches the VM through [`BalloonVm`]. A [`Doorbell`] wakes that thread when the target
+//! changes or a page pops. The module holds no lock while it calls or sends.
+//!
+//! **When a session ends.** After `STOP` the balloon has been emptied. When the agent just
+//! vanishes its pages stay in the balloon: its kernel may still hold them pinned, and if it does
+//! not, the first access pops the balloon. The next `START` empties it, because both sides then
+//! start from nothing.
+
+mod batch;
+mod counters;
+mod host;
+mod ledger;
+mod rate;
+mod session;
+mod stats;
+
+pub use batch::SLACK_PAGES;
+pub use counters::BalloonCounters;
+pub use memvisor_guest_agent::shim::Doorbell;
+
+pub use host::{BalloonHost, BalloonVm, Refusal};
+pub use ledger::{deflate, inflate, release_all};
+pub use session::{SessionEnd, SessionError, serve};
+pub use stats::GuestStats;

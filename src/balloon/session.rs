@@ -1,0 +1,405 @@
+//! One agent's connection, from `START` to its end.
+//!
+//! ```text
+//!            START ok                 pop                     START
+//! (waiting) ---------> (attached) -----------> (resetting) -----------> (attached)
+//!     |  anything else      | STOP: empty, STOPPED  | all but START and STOP: dropped
+//!     v  5 s                v                       v STOP
+//!   ERROR                (ended)                 (ended)
+//! ```
+//! Requests that were under way when the host sent `RESET` arrive in the resetting state. They
+//! speak of a balloon that no longer exists, and are dropped unanswered.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use memvisor_guest_agent::protocol::DecodeError;
+use memvisor_guest_agent::protocol::balloon::{
+    self as protocol, BatchResult, Capabilities, ErrorCode, MAX_MESSAGE_BYTES, MAX_RANGES,
+    RangeBatch, Start, Started, StatusRun, ToAgent, ToHost,
+};
+use memvisor_guest_agent::shim::{Received, SeqPacket, wait_readable};
+use thiserror::Error;
+
+use super::counters::add;
+use super::rate::Allowance;
+use super::{BalloonHost, BalloonVm, GuestStats, Refusal, batch};
+use crate::units::Pages;
+
+/// How long a new connection may be silent: an agent sends `START` at once, and a thread waits.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an agent may leave its replies unread before the host gives up on it.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// Targets pushed while the agent says nothing: an agent that sleeps must not fill its queue and
+/// lose its session for it. The next reply carries the newest target anyway.
+const MAX_UNANSWERED_PUSHES: u32 = 16;
+
+/// How a session ended in good order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionEnd {
+    /// The agent said `STOP`; its balloon is empty.
+    Stopped,
+    /// The agent went away; its balloon is as it was.
+    Closed,
+}
+
+/// Why the host ended a session.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// A message breaks the format or a limit.
+    #[error("malformed message: {0}")]
+    Malformed(#[from] DecodeError),
+    /// There is no common version.
+    #[error(
+        "the agent speaks versions {min} to {max} of the balloon protocol, this host speaks {}",
+        protocol::VERSION
+    )]
+    Version {
+        /// The agent's lowest version.
+        min: u16,
+        /// The agent's highest version.
+        max: u16,
+    },
+    /// A message is not allowed now.
+    #[error("{message} {why}")]
+    Order {
+        /// The name of the message.
+        message: &'static str,
+        /// Why it is not allowed.
+        why: &'static str,
+    },
+    /// The agent is not welcome.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The VM or the daemon is going away.
+    #[error("the VM or the host is shutting down")]
+    Closing,
+    /// The socket failed, or the agent does not read its replies.
+    #[error("balloon socket: {0}")]
+    Socket(#[from] io::Error),
+}
+
+impl SessionError {
+    /// What the agent is told; `None` when it cannot be reached.
+    const fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Malformed(_) => Some(ErrorCode::Malformed),
+            Self::Version { .. } => Some(ErrorCode::Version),
+            Self::Order { .. } => Some(ErrorCode::Order),
+            Self::Refused(_) => Some(ErrorCode::Refused),
+            Self::Closing => Some(ErrorCode::Closing),
+            Self::Socket(_) => None,
+        }
+    }
+}
+
+/// Serves one connection to its end, on this thread. `poll_interval` is what agents are asked to
+/// keep between two `GET_TARGET`; ESX has one second.
+///
+/// # Errors
+/// [`SessionError`] when the host ended it. The agent has been told why.
+pub fn serve(
+    socket: &SeqPacket,
+    host: &dyn BalloonHost,
+    poll_interval: Duration,
+) -> Result<SessionEnd, SessionError> {
+    let ended = socket
+        .set_send_timeout(SEND_TIMEOUT)
+        .map_err(SessionError::from)
+        .and_then(|()| Connection::new(socket, poll_interval).run(host));
+    if let Err(error) = &ended
+        && let Some(code) = error.code()
+    {
+        let text = error.to_string();
+        // The connection ends either way; an agent that is gone needs no explanation.
+        let _ = socket.send(&ToAgent::Error { code, text }.encode(0));
+    }
+    ended
+}
+
+/// The socket of a session and what is read from it.
+struct Connection<'s> {
+    socket: &'s SeqPacket,
+    poll_interval: Duration,
+    buffer: Vec<u8>,
+    allowance: Allowance,
+}
+
+impl<'s> Connection<'s> {
+    fn new(socket: &'s SeqPacket, poll_interval: Duration) -> Self {
+        Self {
+            socket,
+            poll_interval,
+            buffer: vec![0; MAX_MESSAGE_BYTES],
+            allowance: Allowance::new(Instant::now()),
+        }
+    }
+
+    fn run(mut self, host: &dyn BalloonHost) -> Result<SessionEnd, SessionError> {
+        if wait_readable([self.socket.as_fd()], Some(START_TIMEOUT))? == [false] {
+            return Err(order("START", "did not come within 5 seconds"));
+        }
+        let Some((seq, message)) = self.receive()? else {
+            return Ok(SessionEnd::Closed);
+        };
+        let ToHost::Start(start) = message else {
+            return Err(order(message.name(), "came before START"));
+        };
+        check_version(&start)?;
+        let vm = host.attach(&start)?;
+        let mut session = Session {
+            vm: vm.as_ref(),
+            token: start.token,
+            capabilities: Capabilities::empty(),
+            told: 0,
+            unanswered: 0,
+            resetting: None,
+        };
+        self.send(seq, &session.start(&start, self.poll_interval)?)?;
+        self.serve(&mut session)
+    }
+
+    fn serve(&mut self, session: &mut Session<'_>) -> Result<SessionEnd, SessionError> {
+        loop {
+            let ready = self.wait(session.vm)?;
+            if ready.doorbell
+                && let Some(push) = session.doorbell()?
+            {
+                self.send(0, &push)?;
+            }
+            if !ready.message {
+                continue;
+            }
+            let Some((seq, message)) = self.receive()? else {
+                return Ok(SessionEnd::Closed);
+            };
+            let stop = message == ToHost::Stop;
+            if let Some(reply) = session.answer(message, self.poll_interval)? {
+                self.send(seq, &reply)?;
+            }
+            if stop {
+                return Ok(SessionEnd::Stopped);
+            }
+        }
+    }
+
+    /// Waits for the doorbell or a message; while the agent is in debt, for the doorbell alone.
+    fn wait(&mut self, vm: &dyn BalloonVm) -> io::Result<Ready> {
+        let doorbell = vm.doorbell().as_fd();
+        let delay = self.allowance.delay(Instant::now());
+        if delay.is_zero() {
+            let [message, doorbell] = wait_readable([self.socket.as_fd(), doorbell], None)?;
+            return Ok(Ready { doorbell, message });
+        }
+        add(&vm.counters().throttles, 1);
+        let [doorbell] = wait_readable([doorbell], Some(delay))?;
+        Ok(Ready {
+            doorbell,
+            message: false,
+        })
+    }
+
+    /// The next message, `None` when the agent is gone.
+    fn receive(&mut self) -> Result<Option<(u32, ToHost)>, SessionError> {
+        let len = match self.socket.recv(&mut self.buffer)? {
+            Received::Closed => return Ok(None),
+            Received::Message {
+                len,
+                truncated: true,
+            } => return Err(protocol::oversized(len).into()),
+            Received::Message { len, .. } => len,
+        };
+        let (seq, message) = ToHost::decode(&self.buffer[..len])?;
+        let pages = match &message {
+            ToHost::Lock(batch) | ToHost::Unlock(batch) => batch.pages(),
+            _ => 0,
+        };
+        self.allowance.pay(pages, Instant::now());
+        Ok(Some((seq, message)))
+    }
+
+    fn send(&self, seq: u32, message: &ToAgent) -> io::Result<()> {
+        self.socket.send(&message.encode(seq))
+    }
+}
+
+/// Which of the two a session waits for is there.
+struct Ready {
+    doorbell: bool,
+    message: bool,
+}
+
+/// A reset that the agent has not answered with `START` yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reset {
+    /// The agent has no doorbell: the `RESET` takes the place of the next reply.
+    Owed,
+    /// The agent has been sent the `RESET`.
+    Sent,
+}
+
+/// What the two sides have agreed on.
+struct Session<'v> {
+    vm: &'v dyn BalloonVm,
+    token: u64,
+    capabilities: Capabilities,
+    /// The target the agent knows.
+    told: u64,
+    /// Targets pushed since the agent last said something.
+    unanswered: u32,
+    resetting: Option<Reset>,
+}
+
+impl Session<'_> {
+    /// Begins with an empty balloon on both sides.
+    fn start(&mut self, start: &Start, poll_interval: Duration) -> Result<ToAgent, SessionError> {
+        check_version(start)?;
+        if start.token != self.token {
+            return Err(Refusal::TokenChanged.into());
+        }
+        self.vm.release_all();
+        // A page of the balloon that has just been emptied may have popped; that is settled.
+        self.vm.take_reset();
+        self.resetting = None;
+        self.told = 0;
+        self.capabilities = start.capabilities;
+        let batched = start.capabilities.contains(Capabilities::BATCHED);
+        let millis = u32::try_from(poll_interval.as_millis()).unwrap_or(u32::MAX);
+        Ok(ToAgent::Started(Started {
+            capabilities: self.capabilities,
+            vm: self.vm.id().0,
+            poll_interval_ms: millis.max(1),
+            max_ranges: if batched { MAX_RANGES as u32 } else { 1 },
+            balloon_max: self.vm.balloon_max(),
+        }))
+    }
+
+    /// Looks what is new; what the agent must be told at once.
+    fn doorbell(&mut self) -> Result<Option<ToAgent>, SessionError> {
+        self.vm.doorbell().silence()?;
+        if self.vm.is_closing() {
+            return Err(SessionError::Closing);
+        }
+        let pushes = self.capabilities.contains(Capabilities::DOORBELL);
+        if self.vm.take_reset() {
+            add(&self.vm.counters().resets, 1);
+            self.vm.release_all();
+            self.resetting = Some(if pushes { Reset::Sent } else { Reset::Owed });
+            return Ok(pushes.then_some(ToAgent::Reset));
+        }
+        let stale = self.vm.target() != self.told && self.resetting.is_none();
+        if !pushes || !stale || self.unanswered == MAX_UNANSWERED_PUSHES {
+            return Ok(None);
+        }
+        self.unanswered += 1;
+        Ok(Some(self.tell_target()))
+    }
+
+    /// Serves one message.
+    fn answer(
+        &mut self,
+        message: ToHost,
+        poll_interval: Duration,
+    ) -> Result<Option<ToAgent>, SessionError> {
+        self.check_capability(&message)?;
+        self.unanswered = 0;
+        let reply = match message {
+            ToHost::Stop => {
+                self.vm.release_all();
+                ToAgent::Stopped
+            }
+            ToHost::Start(start) if self.resetting == Some(Reset::Sent) => {
+                self.start(&start, poll_interval)?
+            }
+            ToHost::Start(_) => return Err(order("START", "came again without a RESET")),
+            _ if self.resetting.is_some() => return Ok(self.answer_resetting(&message)),
+            ToHost::GetTarget {
+                total_pages,
+                balloon_pages,
+            } => {
+                if total_pages > self.vm.total_pages() || balloon_pages != self.vm.locked() {
+                    add(&self.vm.counters().mismatches, 1);
+                }
+                self.tell_target()
+            }
+            ToHost::Lock(pages) => ToAgent::LockResult(self.batch(&pages, batch::lock)),
+            ToHost::Unlock(pages) => ToAgent::UnlockResult(self.batch(&pages, batch::unlock)),
+            ToHost::Relief { pages } => {
+                add(&self.vm.counters().reliefs, 1);
+                self.vm.relief(pages.min(self.vm.locked()));
+                self.tell_target()
+            }
+            ToHost::Stats(claims) => {
+                let ram = Pages(self.vm.total_pages());
+                self.vm.report(&GuestStats::from_claims(&claims, ram));
+                return Ok(None);
+            }
+        };
+        Ok(Some(reply))
+    }
+
+    /// The first request after a reset gets the `RESET` if it is still owed. `STATS` has no reply
+    /// that a `RESET` could take the place of.
+    fn answer_resetting(&mut self, message: &ToHost) -> Option<ToAgent> {
+        if self.resetting == Some(Reset::Sent) || matches!(message, ToHost::Stats(_)) {
+            return None;
+        }
+        self.resetting = Some(Reset::Sent);
+        Some(ToAgent::Reset)
+    }
+
+    fn check_capability(&self, message: &ToHost) -> Result<(), SessionError> {
+        let needed = match message {
+            ToHost::Stats(_) => Capabilities::STATS,
+            ToHost::Relief { .. } => Capabilities::RELIEF,
+            ToHost::Lock(batch) | ToHost::Unlock(batch) if batch.runs().len() > 1 => {
+                Capabilities::BATCHED
+            }
+            _ => Capabilities::empty(),
+        };
+        if self.capabilities.contains(needed) {
+            return Ok(());
+        }
+        Err(order(
+            message.name(),
+            "needs a capability that START did not offer",
+        ))
+    }
+
+    fn batch(
+        &mut self,
+        pages: &RangeBatch,
+        act: impl FnOnce(&dyn BalloonVm, &RangeBatch) -> Vec<StatusRun>,
+    ) -> BatchResult {
+        let runs = act(self.vm, pages);
+        self.told = self.vm.target();
+        BatchResult {
+            target: self.told,
+            runs,
+        }
+    }
+
+    fn tell_target(&mut self) -> ToAgent {
+        self.told = self.vm.target();
+        ToAgent::Target { pages: self.told }
+    }
+}
+
+fn check_version(start: &Start) -> Result<(), SessionError> {
+    match start.agreed_version() {
+        Some(_) => Ok(()),
+        None => Err(SessionError::Version {
+            min: start.min_version,
+            max: start.max_version,
+        }),
+    }
+}
+
+const fn order(message: &'static str, why: &'static str) -> SessionError {
+    SessionError::Order { message, why }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,716 @@
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use memvisor_guest_agent::balloon::{Agent, AgentSettings, PageSource};
+use memvisor_guest_agent::protocol::Writer;
+use memvisor_guest_agent::protocol::balloon::{PageStatus, Stat, StatTag};
+
+use super::*;
+use crate::balloon::{BalloonCounters, Doorbell, SLACK_PAGES};
+use crate::units::{Bytes, Gfn, GfnRun, VmId, runs_of};
+
+const TOKEN: u64 = 0x5eed;
+const RAM: u64 = 10_000;
+const MAX: u64 = 6500;
+/// Far more than anything here takes; only a broken session waits for it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A host with one VM, whose page table is a set.
+struct FakeHost {
+    state: Mutex<State>,
+    doorbell: Doorbell,
+    counters: BalloonCounters,
+}
+
+#[derive(Default)]
+struct State {
+    balloon: BTreeSet<u32>,
+    busy: BTreeSet<u32>,
+    target: u64,
+    popped: bool,
+    closing: bool,
+    emptied: u32,
+    reports: Vec<GuestStats>,
+    relief: u64,
+}
+
+impl FakeHost {
+    fn new(target: u64) -> Self {
+        Self {
+            state: Mutex::new(State {
+                target,
+                ..State::default()
+            }),
+            doorbell: Doorbell::new().unwrap(),
+            counters: BalloonCounters::default(),
+        }
+    }
+
+    fn prepare(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap());
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        self.prepare(change);
+        self.doorbell.ring();
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.lock().unwrap())
+    }
+
+    fn each(runs: &[GfnRun], mut status: impl FnMut(u32) -> PageStatus) -> Vec<StatusRun> {
+        let pages = runs.iter().flat_map(|run| run.iter());
+        pages
+            .map(|gfn| StatusRun {
+                run: GfnRun::single(gfn),
+                status: status(gfn.0),
+            })
+            .collect()
+    }
+}
+
+impl BalloonHost for FakeHost {
+    fn attach(&self, start: &Start) -> Result<Box<dyn BalloonVm + '_>, Refusal> {
+        if start.token == TOKEN {
+            return Ok(Box::new(FakeVm(self)));
+        }
+        Err(Refusal::UnknownToken)
+    }
+}
+
+struct FakeVm<'h>(&'h FakeHost);
+
+impl BalloonVm for FakeVm<'_> {
+    fn id(&self) -> VmId {
+        VmId(7)
+    }
+    fn total_pages(&self) -> u64 {
+        RAM
+    }
+    fn balloon_max(&self) -> u64 {
+        MAX
+    }
+    fn target(&self) -> u64 {
+        self.0.look(|state| state.target)
+    }
+    fn locked(&self) -> u64 {
+        self.0.look(|state| state.balloon.len() as u64)
+    }
+    fn lock(&self, runs: &[GfnRun]) -> Vec<StatusRun> {
+        let state = &mut *self.0.state.lock().unwrap();
+        FakeHost::each(runs, |gfn| {
+            assert!(u64::from(gfn) < RAM, "the session lets through {gfn}");
+            if state.busy.contains(&gfn) {
+                PageStatus::Busy
+            } else if state.balloon.insert(gfn) {
+                PageStatus::Ok
+            } else {
+                PageStatus::AlreadyLocked
+            }
+        })
+    }
+    fn unlock(&self, runs: &[GfnRun]) -> Vec<StatusRun> {
+        let state = &mut *self.0.state.lock().unwrap();
+        FakeHost::each(runs, |gfn| {
+            assert!(u64::from(gfn) < RAM, "the session lets through {gfn}");
+            if state.balloon.remove(&gfn) {
+                PageStatus::Ok
+            } else {
+                PageStatus::NotLocked
+            }
+        })
+    }
+    fn release_all(&self) {
+        let mut state = self.0.state.lock().unwrap();
+        state.balloon.clear();
+        state.emptied += 1;
+    }
+    fn take_reset(&self) -> bool {
+        std::mem::take(&mut self.0.state.lock().unwrap().popped)
+    }
+    fn is_closing(&self) -> bool {
+        self.0.look(|state| state.closing)
+    }
+    fn report(&self, stats: &GuestStats) {
+        self.0.state.lock().unwrap().reports.push(*stats);
+    }
+    fn relief(&self, pages: u64) {
+        let mut state = self.0.state.lock().unwrap();
+        state.relief += pages;
+        state.target -= pages;
+    }
+    fn doorbell(&self) -> &Doorbell {
+        &self.0.doorbell
+    }
+    fn counters(&self) -> &BalloonCounters {
+        &self.0.counters
+    }
+}
+
+/// The agent's end, driven by hand.
+struct Client(SeqPacket);
+
+impl Client {
+    fn send(&self, message: &ToHost) {
+        self.0.send(&message.encode(9)).unwrap();
+    }
+
+    /// The next message with its sequence number; `None` when the host has hung up.
+    fn next(&self) -> Option<(u32, ToAgent)> {
+        let mut buffer = vec![0; MAX_MESSAGE_BYTES];
+        match self
+            .0
+            .recv_timeout(&mut buffer, PATIENCE)
+            .unwrap()
+            .expect("an answer in time")
+        {
+            Received::Closed => None,
+            Received::Message { len, .. } => Some(ToAgent::decode(&buffer[..len]).unwrap()),
+        }
+    }
+
+    fn ask(&self, message: &ToHost) -> ToAgent {
+        self.send(message);
+        let (seq, reply) = self.next().expect("a reply");
+        assert_eq!(seq, 9, "{reply:?}");
+        reply
+    }
+
+    fn statuses(&self, message: &ToHost) -> Vec<(u32, u32, PageStatus)> {
+        let (ToAgent::LockResult(result) | ToAgent::UnlockResult(result)) = self.ask(message)
+        else {
+            panic!("no result");
+        };
+        let mut joined: Vec<(u32, u32, PageStatus)> = Vec::new();
+        for StatusRun { run, status } in result.runs {
+            match joined.last_mut() {
+                Some((start, count, last)) if *start + *count == run.start.0 && *last == status => {
+                    *count += run.count;
+                }
+                _ => joined.push((run.start.0, run.count, status)),
+            }
+        }
+        joined
+    }
+
+    fn error(&self) -> (ErrorCode, String) {
+        let Some((0, ToAgent::Error { code, text })) = self.next() else {
+            panic!("no ERROR");
+        };
+        assert_eq!(self.next(), None, "the connection ends after ERROR");
+        (code, text)
+    }
+}
+
+fn start() -> Start {
+    Start {
+        min_version: 1,
+        max_version: 1,
+        capabilities: Capabilities::all(),
+        token: TOKEN,
+        total_pages: RAM,
+        name: "test".into(),
+    }
+}
+
+fn batch(runs: &[(u32, u32)]) -> RangeBatch {
+    let runs = runs
+        .iter()
+        .map(|&(start, count)| GfnRun::new(Gfn(start), count));
+    RangeBatch::new(runs.collect()).unwrap()
+}
+
+/// Runs `script` against a session and returns how the session ended.
+fn session(host: &FakeHost, script: impl FnOnce(&Client)) -> Result<SessionEnd, SessionError> {
+    let (ours, theirs) = SeqPacket::pair().unwrap();
+    let client = Client(theirs);
+    thread::scope(|scope| {
+        let served = scope.spawn(move || serve(&ours, host, Duration::from_secs(1)));
+        script(&client);
+        drop(client);
+        served.join().unwrap()
+    })
+}
+
+/// As [`session`], after a good `START`.
+fn started(host: &FakeHost, script: impl FnOnce(&Client)) -> Result<SessionEnd, SessionError> {
+    session(host, |client| {
+        assert!(matches!(
+            client.ask(&ToHost::Start(start())),
+            ToAgent::Started(_)
+        ));
+        script(client);
+    })
+}
+
+fn until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "the session does nothing");
+        thread::yield_now();
+    }
+}
+
+fn count(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+#[test]
+fn start_answers_with_what_was_agreed() {
+    let host = FakeHost::new(100);
+    let end = session(&host, |client| {
+        let capabilities = Capabilities::DOORBELL | Capabilities::STATS;
+        let reply = client.ask(&ToHost::Start(Start {
+            capabilities,
+            max_version: 9,
+            ..start()
+        }));
+        let expected = Started {
+            capabilities,
+            vm: 7,
+            poll_interval_ms: 1000,
+            max_ranges: 1,
+            balloon_max: MAX,
+        };
+        assert_eq!(reply, ToAgent::Started(expected));
+    });
+    assert_eq!(end.unwrap(), SessionEnd::Closed);
+}
+
+#[test]
+fn lock_and_unlock_answer_for_each_page() {
+    let host = FakeHost::new(2000);
+    host.prepare(|state| state.busy.extend([12]));
+    let end = started(&host, |client| {
+        use PageStatus::{AlreadyLocked, Busy, NotLocked, Ok};
+        let lock = ToHost::Lock(batch(&[(10, 4), (20, 2)]));
+        let expected = [(10, 2, Ok), (12, 1, Busy), (13, 1, Ok), (20, 2, Ok)];
+        assert_eq!(client.statuses(&lock), expected);
+        let lock = ToHost::Lock(batch(&[(13, 2)]));
+        assert_eq!(
+            client.statuses(&lock),
+            [(13, 1, AlreadyLocked), (14, 1, Ok)]
+        );
+        let unlock = ToHost::Unlock(batch(&[(11, 3)]));
+        let expected = [(11, 1, Ok), (12, 1, NotLocked), (13, 1, Ok)];
+        assert_eq!(client.statuses(&unlock), expected);
+    });
+    assert_eq!(end.unwrap(), SessionEnd::Closed);
+    assert_eq!(
+        host.look(|state| state.balloon.iter().copied().collect::<Vec<_>>()),
+        [10, 14, 20, 21],
+        "an agent that vanishes leaves its pages in the balloon"
+    );
+    assert_eq!(count(&host.counters.inflated_pages), 6);
+    assert_eq!(count(&host.counters.deflated_pages), 2);
+    assert_eq!(count(&host.counters.refused_pages), 3);
+}
+
+#[test]
+fn lying_agent_gets_statuses_and_takes_nothing() {
+    let host = FakeHost::new(MAX);
+    started(&host, |client| {
+        use PageStatus::{Invalid, NotLocked, Ok};
+        let edge = RAM as u32;
+        let lock = ToHost::Lock(batch(&[(edge - 1, 3), (u32::MAX, 1)]));
+        let expected = [
+            (edge - 1, 1, Ok),
+            (edge, 2, Invalid),
+            (u32::MAX, 1, Invalid),
+        ];
+        assert_eq!(client.statuses(&lock), expected);
+        let unlock = ToHost::Unlock(batch(&[(5, 1), (edge, 1)]));
+        let expected = [(5, 1, NotLocked), (edge, 1, Invalid)];
+        assert_eq!(client.statuses(&unlock), expected);
+        client.ask(&ToHost::GetTarget {
+            total_pages: RAM,
+            balloon_pages: 4000,
+        });
+    })
+    .unwrap();
+    assert_eq!(count(&host.counters.invalid_pages), 4);
+    assert_eq!(count(&host.counters.mismatches), 1);
+    assert_eq!(host.look(|state| state.balloon.len()), 1);
+}
+
+#[test]
+fn lock_beyond_target_or_maximum_is_not_needed() {
+    use PageStatus::{NotNeeded, Ok};
+    let slack = SLACK_PAGES as u32;
+    let host = FakeHost::new(100);
+    started(&host, |client| {
+        let lock = ToHost::Lock(batch(&[(0, 1000)]));
+        let room = 100 + slack;
+        let expected = [(0, room, Ok), (room, 1000 - room, NotNeeded)];
+        assert_eq!(client.statuses(&lock), expected);
+        host.prepare(|state| state.target = MAX);
+        let mut at = room;
+        while u64::from(at) + 2000 < MAX {
+            assert_eq!(
+                client.statuses(&ToHost::Lock(batch(&[(at, 2000)]))),
+                [(at, 2000, Ok)]
+            );
+            at += 2000;
+        }
+        let rest = MAX as u32 - at;
+        let expected = [(at, rest, Ok), (MAX as u32, 2000 - rest, NotNeeded)];
+        assert_eq!(
+            client.statuses(&ToHost::Lock(batch(&[(at, 2000)]))),
+            expected
+        );
+    })
+    .unwrap();
+}
+
+#[test]
+fn start_empties_what_an_earlier_agent_left() {
+    let host = FakeHost::new(100);
+    host.prepare(|state| {
+        state.balloon.extend(0..50);
+        state.popped = true;
+    });
+    started(&host, |client| {
+        let target = client.ask(&ToHost::GetTarget {
+            total_pages: RAM,
+            balloon_pages: 0,
+        });
+        assert_eq!(target, ToAgent::Target { pages: 100 });
+        assert_eq!(host.look(|state| state.balloon.len()), 0);
+    })
+    .unwrap();
+    assert_eq!(count(&host.counters.resets), 0, "nothing is left to reset");
+}
+
+#[test]
+fn stop_empties_the_balloon_before_its_reply() {
+    let host = FakeHost::new(100);
+    let end = started(&host, |client| {
+        client.ask(&ToHost::Lock(batch(&[(0, 9)])));
+        assert_eq!(client.ask(&ToHost::Stop), ToAgent::Stopped);
+        assert_eq!(host.look(|state| state.balloon.len()), 0);
+        assert_eq!(client.next(), None);
+    });
+    assert_eq!(end.unwrap(), SessionEnd::Stopped);
+}
+
+#[test]
+fn target_change_rings_an_agent_with_a_doorbell() {
+    let host = FakeHost::new(0);
+    started(&host, |client| {
+        host.change(|state| state.target = 42);
+        assert_eq!(client.next(), Some((0, ToAgent::Target { pages: 42 })));
+    })
+    .unwrap();
+}
+
+#[test]
+fn silent_agent_is_rung_sixteen_times_and_then_left_alone() {
+    let host = FakeHost::new(0);
+    started(&host, |client| {
+        for pages in 1..=16 {
+            host.change(|state| state.target = pages);
+            assert_eq!(client.next(), Some((0, ToAgent::Target { pages })));
+        }
+        host.change(|state| state.target = 17);
+        let get = ToHost::GetTarget {
+            total_pages: RAM,
+            balloon_pages: 0,
+        };
+        assert_eq!(client.ask(&get), ToAgent::Target { pages: 17 });
+        host.change(|state| state.target = 18);
+        assert_eq!(client.next(), Some((0, ToAgent::Target { pages: 18 })));
+    })
+    .unwrap();
+}
+
+#[test]
+fn pop_resets_and_drops_what_was_under_way() {
+    let host = FakeHost::new(100);
+    started(&host, |client| {
+        client.ask(&ToHost::Lock(batch(&[(0, 9)])));
+        host.change(|state| state.popped = true);
+        assert_eq!(client.next(), Some((0, ToAgent::Reset)));
+        assert_eq!(host.look(|state| state.balloon.len()), 0);
+        client.send(&ToHost::Lock(batch(&[(0, 9)])));
+        assert!(matches!(
+            client.ask(&ToHost::Start(start())),
+            ToAgent::Started(_)
+        ));
+        assert_eq!(
+            host.look(|state| state.balloon.len()),
+            0,
+            "the late LOCK was dropped"
+        );
+        client.statuses(&ToHost::Lock(batch(&[(0, 9)])));
+    })
+    .unwrap();
+    assert_eq!(host.look(|state| state.balloon.len()), 9);
+    assert_eq!(count(&host.counters.resets), 1);
+}
+
+#[test]
+fn pop_without_a_doorbell_takes_the_place_of_the_next_reply() {
+    let host = FakeHost::new(100);
+    let start = ToHost::Start(Start {
+        capabilities: Capabilities::STATS,
+        ..start()
+    });
+    session(&host, |client| {
+        client.ask(&start);
+        client.ask(&ToHost::Lock(batch(&[(0, 9)])));
+        host.change(|state| state.popped = true);
+        until(|| host.look(|state| state.emptied) >= 2);
+        client.send(&ToHost::Stats(vec![]));
+        assert_eq!(
+            client.ask(&ToHost::Unlock(batch(&[(0, 9)]))),
+            ToAgent::Reset
+        );
+        assert!(matches!(client.ask(&start), ToAgent::Started(_)));
+    })
+    .unwrap();
+}
+
+#[test]
+fn stats_are_clamped_and_relief_is_bounded_by_the_balloon() {
+    let host = FakeHost::new(100);
+    started(&host, |client| {
+        client.ask(&ToHost::Lock(batch(&[(0, 60)])));
+        client.send(&ToHost::Stats(vec![Stat::new(
+            StatTag::FREE_MEMORY,
+            u64::MAX,
+        )]));
+        let reply = client.ask(&ToHost::Relief { pages: u64::MAX });
+        assert_eq!(reply, ToAgent::Target { pages: 40 });
+    })
+    .unwrap();
+    let state = host.state.lock().unwrap();
+    assert_eq!(state.relief, 60);
+    assert_eq!(state.reports[0].free, Some(Bytes(RAM * 4096)));
+}
+
+#[test]
+fn closing_host_says_so_to_its_agent() {
+    let host = FakeHost::new(100);
+    let end = started(&host, |client| {
+        host.change(|state| state.closing = true);
+        assert_eq!(client.error().0, ErrorCode::Closing);
+    });
+    assert!(matches!(end, Err(SessionError::Closing)), "{end:?}");
+}
+
+#[test]
+fn first_message_other_than_a_good_start_is_an_error() {
+    let version = Start {
+        min_version: 2,
+        max_version: 3,
+        ..start()
+    };
+    let token = Start {
+        token: 1,
+        ..start()
+    };
+    for (message, code, why) in [
+        (ToHost::Stop, ErrorCode::Order, "STOP came before START"),
+        (
+            ToHost::Lock(batch(&[(0, 1)])),
+            ErrorCode::Order,
+            "LOCK came before START",
+        ),
+        (
+            ToHost::Start(version),
+            ErrorCode::Version,
+            "versions 2 to 3 of the balloon protocol, this host speaks 1",
+        ),
+        (
+            ToHost::Start(token),
+            ErrorCode::Refused,
+            "no VM has the token",
+        ),
+    ] {
+        let host = FakeHost::new(100);
+        let end = session(&host, |client| {
+            client.send(&message);
+            let (actual, text) = client.error();
+            assert_eq!(actual, code);
+            assert!(text.contains(why), "{text}");
+        });
+        assert!(end.is_err(), "{message:?}");
+        assert_eq!(host.look(|state| state.emptied), 0, "{message:?}");
+    }
+}
+
+#[test]
+fn message_not_allowed_after_start_is_an_error() {
+    let plain = Capabilities::empty();
+    let all = Capabilities::all();
+    for (capabilities, message, why) in [
+        (all, ToHost::Start(start()), "START came again"),
+        (plain, ToHost::Stats(vec![]), "STATS needs a capability"),
+        (
+            plain,
+            ToHost::Relief { pages: 1 },
+            "RELIEF needs a capability",
+        ),
+        (
+            plain,
+            ToHost::Lock(batch(&[(0, 1), (5, 1)])),
+            "LOCK needs a capability",
+        ),
+        (
+            plain,
+            ToHost::Unlock(batch(&[(0, 1), (5, 1)])),
+            "UNLOCK needs a capability",
+        ),
+    ] {
+        let host = FakeHost::new(100);
+        let end = session(&host, |client| {
+            client.ask(&ToHost::Start(Start {
+                capabilities,
+                ..start()
+            }));
+            client.send(&message);
+            let (code, text) = client.error();
+            assert_eq!(code, ErrorCode::Order);
+            assert!(text.contains(why), "{text}");
+        });
+        assert!(matches!(end, Err(SessionError::Order { .. })), "{end:?}");
+    }
+}
+
+#[test]
+fn reset_does_not_let_an_agent_change_vm() {
+    let host = FakeHost::new(100);
+    let end = started(&host, |client| {
+        host.change(|state| state.popped = true);
+        assert_eq!(client.next(), Some((0, ToAgent::Reset)));
+        client.send(&ToHost::Start(Start {
+            token: 1,
+            ..start()
+        }));
+        assert_eq!(client.error().0, ErrorCode::Refused);
+    });
+    assert!(
+        matches!(end, Err(SessionError::Refused(Refusal::TokenChanged))),
+        "{end:?}"
+    );
+}
+
+#[test]
+fn malformed_message_ends_the_session_with_why() {
+    let raw = |version: u16, kind: u16, seq: u32, body: &[u8]| {
+        Writer::new()
+            .u16(version)
+            .u16(kind)
+            .u32(seq)
+            .bytes(body)
+            .finish()
+    };
+    for (datagram, why) in [
+        (vec![1], "ends inside `version`"),
+        (raw(1, 2, 1, &[0; 15]), "ends inside `balloon_pages`"),
+        (raw(1, 7, 1, &[0]), "1 bytes follow the end"),
+        (raw(1, 99, 1, &[]), "`type` is 99"),
+        (
+            raw(2, 7, 1, &[]),
+            "version 2 of the balloon protocol, this side speaks 1",
+        ),
+        (raw(1, 7, 0, &[]), "`seq` is 0"),
+        (
+            raw(1, 3, 1, &[1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]),
+            "`range count` is 0",
+        ),
+        (vec![0; MAX_MESSAGE_BYTES + 1], "`message length` is 65537"),
+    ] {
+        let host = FakeHost::new(100);
+        let end = started(&host, |client| {
+            client.0.send(&datagram).unwrap();
+            let (code, text) = client.error();
+            assert_eq!(code, ErrorCode::Malformed);
+            assert!(text.contains(why), "{text}");
+        });
+        assert!(matches!(end, Err(SessionError::Malformed(_))), "{end:?}");
+    }
+}
+
+/// A guest that gives pages in order and knows which it has given.
+#[derive(Default)]
+struct FakeSource(Mutex<BTreeSet<u32>>);
+
+impl PageSource for FakeSource {
+    fn total_pages(&self) -> u64 {
+        RAM
+    }
+    fn allocate(&self, max: u32, _may_reclaim: bool) -> Vec<GfnRun> {
+        let mut pinned = self.0.lock().unwrap();
+        let free = (0..RAM as u32).filter(|gfn| !pinned.contains(gfn));
+        let pages: Vec<u32> = free.take(max as usize).collect();
+        pinned.extend(&pages);
+        runs_of(pages.into_iter().map(Gfn))
+    }
+    fn release(&self, runs: &[GfnRun]) {
+        let mut pinned = self.0.lock().unwrap();
+        for gfn in runs.iter().flat_map(|run| run.iter()) {
+            assert!(pinned.remove(&gfn.0), "{gfn} was not pinned");
+        }
+    }
+    fn stats(&self) -> Vec<Stat> {
+        vec![Stat::new(StatTag::TOTAL_MEMORY, 4096)]
+    }
+}
+
+#[test]
+fn real_agent_and_session_agree_on_every_page() {
+    let host = FakeHost::new(3000);
+    let guest = Arc::new(FakeSource::default());
+    let (ours, theirs) = SeqPacket::pair().unwrap();
+    let settings = AgentSettings {
+        token: TOKEN,
+        name: "real".into(),
+    };
+    let source: Arc<dyn PageSource> = Arc::<FakeSource>::clone(&guest);
+    let mut sockets = vec![theirs];
+    let dial = move || {
+        sockets
+            .pop()
+            .ok_or_else(|| io::ErrorKind::ConnectionRefused.into())
+    };
+    let agree = |pages: usize| {
+        until(|| host.look(|state| state.balloon.len()) == pages);
+        until(|| *guest.0.lock().unwrap() == host.look(|state| state.balloon.clone()));
+    };
+    thread::scope(|scope| {
+        let host = &host;
+        let served = scope.spawn(move || serve(&ours, host, Duration::from_secs(3600)));
+        let agent = Agent::start(settings, source, dial).unwrap();
+        agree(3000);
+        host.change(|state| state.target = 1000);
+        agree(1000);
+        host.change(|state| state.popped = true);
+        until(|| host.look(|state| state.emptied) >= 2);
+        agree(1000);
+        assert_eq!(agent.relieve(10, PATIENCE), 10);
+        agree(990);
+        agent.stop();
+        agree(0);
+        assert_eq!(served.join().unwrap().unwrap(), SessionEnd::Stopped);
+    });
+    assert_eq!(count(&host.counters.mismatches), 0);
+    assert_eq!(count(&host.counters.refused_pages), 0);
+}
+
+#[test]
+fn flood_is_slowed_down_and_not_cut_off() {
+    let host = FakeHost::new(0);
+    // Pages outside RAM cost the fake nothing, so only the price of their number holds it up.
+    let flood = ToHost::Lock(batch(&[(RAM as u32, 4096)]));
+    let end = started(&host, |client| {
+        for _ in 0..70 {
+            assert!(matches!(client.ask(&flood), ToAgent::LockResult(_)));
+        }
+    });
+    assert_eq!(end.unwrap(), SessionEnd::Closed);
+    assert!(count(&host.counters.throttles) > 0);
+}
