@@ -52,7 +52,9 @@ fn take_resident(
     }
     pages.iter().for_each(|page| page.set_home(Home::Ballooned));
     vm.stats.inflated.add(pages.len() as u64);
-    give_back(vm, pages.iter().map(PageGuard::gfn))
+    give_back(vm, pages.iter().map(PageGuard::gfn))?;
+    drop(pages);
+    Ok(())
 }
 
 fn take_other(vm: &Vm, pages: Vec<PageGuard<'_>>) -> Result<(), EngineError> {

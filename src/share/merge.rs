@@ -88,6 +88,7 @@ fn drop_zeroes(vm: &Vm, zeroes: Vec<PageGuard<'_>>) -> Result<u64, EngineError> 
     let count = zeroes.len() as u64;
     vm.stats.zeroed.add(count);
     give_back(vm, zeroes.iter().map(PageGuard::gfn))?;
+    drop(zeroes);
     Ok(count)
 }
 
