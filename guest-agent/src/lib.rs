@@ -3,6 +3,8 @@
 //! - [`protocol`]: the messages of both sockets: types, limits, versions, codec. No I/O.
 //! - [`shim`]: the virtual hardware: RAM mapping, memory thread, fault handler. The guest's operator
 //!   trusts it; it is the only part with `unsafe`.
+//! - [`kernel`]: the toy guest OS: pages, mappings, page cache, reclaim, its own swap disk.
 
+pub mod kernel;
 pub mod protocol;
 pub mod shim;
