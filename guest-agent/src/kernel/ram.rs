@@ -1,7 +1,7 @@
 //! Guest RAM for tests: a plain vector.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex};
 
 use super::lock;
 use crate::protocol::{Gfn, PAGE_SIZE};
@@ -12,6 +12,15 @@ use crate::shim::Memory;
 pub(crate) struct VecMemory {
     pages: Vec<Mutex<Box<[u8]>>>,
     faulty: AtomicBool,
+    stall: Mutex<Stall>,
+    changed: Condvar,
+}
+
+/// The page that the host does not bring back, and how many threads wait for it.
+#[derive(Default)]
+struct Stall {
+    page: Option<Gfn>,
+    waiting: u32,
 }
 
 impl VecMemory {
@@ -21,6 +30,37 @@ impl VecMemory {
                 .map(|_| Mutex::new(vec![0xa5; PAGE_SIZE].into()))
                 .collect(),
             faulty: AtomicBool::new(false),
+            stall: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// From now on, who touches this page waits for [`Self::resume`].
+    pub(crate) fn stall(&self, gfn: Gfn) {
+        lock(&self.stall).page = Some(gfn);
+    }
+
+    /// Waits until a thread waits for the stalled page.
+    pub(crate) fn wait_stalled(&self) {
+        let stall = lock(&self.stall);
+        drop(self.changed.wait_while(stall, |stall| stall.waiting == 0));
+    }
+
+    /// Ends a stall.
+    pub(crate) fn resume(&self) {
+        lock(&self.stall).page = None;
+        self.changed.notify_all();
+    }
+
+    fn enter(&self, gfn: Gfn) {
+        let mut stall = lock(&self.stall);
+        if stall.page == Some(gfn) {
+            stall.waiting += 1;
+            self.changed.notify_all();
+            drop(
+                self.changed
+                    .wait_while(stall, |stall| stall.page == Some(gfn)),
+            );
         }
     }
 
@@ -41,6 +81,7 @@ impl Memory for VecMemory {
     }
 
     fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
+        self.enter(gfn);
         into.copy_from_slice(&lock(&self.pages[gfn.index()])[at..at + into.len()]);
         if self.faulty.load(Ordering::Relaxed) {
             into[0] ^= 1;
@@ -48,6 +89,7 @@ impl Memory for VecMemory {
     }
 
     fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
+        self.enter(gfn);
         lock(&self.pages[gfn.index()])[at..at + from.len()].copy_from_slice(from);
     }
 }

@@ -16,6 +16,7 @@ use super::*;
 use crate::protocol::{GfnRun, RunsExt};
 
 struct Guest {
+    memory: Arc<VecMemory>,
     kernel: Arc<Kernel>,
     directory: TempDir,
 }
@@ -26,8 +27,13 @@ fn guest(ram: u32, swap: u32) -> Guest {
         swap_pages: swap,
         swap_directory: directory.path().to_owned(),
     };
-    let kernel = Kernel::new(Arc::new(VecMemory::new(ram)), &options).expect("a kernel boots");
-    Guest { kernel, directory }
+    let memory = Arc::new(VecMemory::new(ram));
+    let kernel = Kernel::new(Arc::clone(&memory) as Arc<dyn Memory>, &options);
+    Guest {
+        memory,
+        kernel: kernel.expect("a kernel boots"),
+        directory,
+    }
 }
 
 impl Guest {
@@ -443,4 +449,44 @@ fn reclaim_spares_the_pages_that_were_accessed() {
     let swapped = |page: u64| region.gfn_of(page as u32).is_none();
     assert_eq!(hot.filter(|page| swapped(*page)).count(), 0);
     assert_eq!((0..60).filter(|page| swapped(*page)).count(), 35);
+}
+
+/// The host may take seconds to bring a page back. Meanwhile only who wants that page waits: other
+/// threads read, write, allocate, swap, unmap and serve the balloon.
+#[test]
+fn kernel_whose_host_is_slow_with_one_page_goes_on_with_all_others() {
+    let guest = guest(64, 100);
+    let slow = guest.kernel.map_anon(1);
+    slow.write(0, b"slow").expect("free pages");
+    let file = guest
+        .kernel
+        .open_file(&guest.file("cached", &noise(1, 8 * PAGE_SIZE)));
+    let file = file.expect("it is there");
+    guest.memory.stall(slow.gfn_of(0).expect("it is in RAM"));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut bytes = [0; 4];
+            slow.read(0, &mut bytes).expect("in RAM");
+            bytes
+        });
+        guest.memory.wait_stalled();
+
+        let region = guest.kernel.map_anon(100);
+        region
+            .write(0, &noise(2, 100 * PAGE_SIZE))
+            .expect("there is room");
+        let mut bytes = vec![0; 100 * PAGE_SIZE];
+        region.read(0, &mut bytes).expect("there is room");
+        assert_eq!(bytes, noise(2, 100 * PAGE_SIZE));
+        file.read(0, &mut bytes).expect("the file is there");
+        let runs = guest.kernel.balloon_alloc(20, true);
+        assert!(runs.pages() > 0);
+        guest.kernel.balloon_free(&runs).expect("they are ours");
+        drop(region);
+        guest.check_books();
+        assert!(!reader.is_finished());
+
+        guest.memory.resume();
+        assert_eq!(reader.join().expect("no panic"), *b"slow");
+    });
 }

@@ -14,8 +14,8 @@
 //! - [`Runner`]: runs several workloads at once, each on threads of its own, and stops them.
 //! - [`Report`]: what they did, at any time; [`Mismatch`]: a page that was wrong.
 //!
-//! Each thread owns a [`Worker`], whose methods do one small piece of work each: between two of
-//! them the thread looks whether it shall stop, waits as its rate asks for, and counts.
+//! Each thread owns a worker, whose methods do one small piece of work each: between two of them
+//! the thread looks whether it shall stop, waits as its rate asks for, and counts.
 
 mod build;
 mod churn;
