@@ -11,6 +11,7 @@ pub mod reclaim;
 pub mod share;
 pub mod swap;
 mod sync;
+pub mod policy;
 pub mod sys;
 pub mod units;
 pub mod vm;
