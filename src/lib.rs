@@ -1,4 +1,12 @@
 //! memvisor: memory overcommitment as VMware ESX does it, in user space, on stock Linux.
 
+pub mod cli;
+pub mod control;
+pub mod demo;
+pub mod guest;
+pub mod host;
+pub mod runtime_dir;
 pub mod sys;
+pub mod telemetry;
+pub mod top;
 pub mod units;
