@@ -6,6 +6,7 @@ pub mod demo;
 pub mod guest;
 pub mod host;
 pub mod runtime_dir;
+pub mod signals;
 pub mod sys;
 pub mod telemetry;
 pub mod top;

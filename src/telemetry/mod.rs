@@ -18,7 +18,7 @@ mod report;
 mod vm;
 
 pub use host::{FreeState, HostStatus, ShareStatus, Thresholds, Totals};
-pub use model::{Rates, Savings, VmRates};
+pub use model::{Rates, Savings, VmRates, overcommit};
 pub use report::{GuestReport, WorkloadReport};
 pub use vm::{
     AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, Homes, LatencyStatus, ScanStatus,

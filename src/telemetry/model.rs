@@ -136,29 +136,53 @@ impl Savings {
         }
     }
 
+    /// The larger of the two, mechanism by mechanism.
+    #[must_use]
+    pub fn max_each(self, other: Self) -> Self {
+        Self {
+            sharing_pages: self.sharing_pages.max(other.sharing_pages),
+            zero_pages: self.zero_pages.max(other.zero_pages),
+            compression_pages: self.compression_pages.max(other.compression_pages),
+            swap_pages: self.swap_pages.max(other.swap_pages),
+            balloon_pages: self.balloon_pages.max(other.balloon_pages),
+        }
+    }
+
+    /// Every mechanism's name and saving, in the order in which the host prefers them.
+    #[must_use]
+    pub const fn each(&self) -> [(&'static str, Pages); 5] {
+        [
+            ("sharing", self.sharing_pages),
+            ("zero pages", self.zero_pages),
+            ("balloon", self.balloon_pages),
+            ("compression", self.compression_pages),
+            ("swap", self.swap_pages),
+        ]
+    }
+
     /// All mechanisms together.
     #[must_use]
-    pub const fn total(&self) -> Pages {
-        Pages(
-            self.sharing_pages.0
-                + self.zero_pages.0
-                + self.compression_pages.0
-                + self.swap_pages.0
-                + self.balloon_pages.0,
-        )
+    pub fn total(&self) -> Pages {
+        Pages(self.each().iter().map(|(_, pages)| pages.0).sum())
     }
 }
 
 impl HostStatus {
     /// Configured guest memory for each byte of the budget: above 1.0 the host is overcommitted.
     #[must_use]
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a ratio is read by people; 53 bits are plenty"
-    )]
     pub fn overcommit(&self) -> f64 {
-        self.totals.configured_pages.0 as f64 / self.budget_pages.0.max(1) as f64
+        overcommit(self.totals.configured_pages, self.budget_pages)
     }
+}
+
+/// Configured guest memory for each byte of a budget.
+#[must_use]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a ratio is read by people; 53 bits are plenty"
+)]
+pub fn overcommit(configured: Pages, budget: Pages) -> f64 {
+    configured.0 as f64 / budget.0.max(1) as f64
 }
 
 #[cfg(test)]
