@@ -1,24 +1,24 @@
 //! memvisor: memory overcommitment as VMware ESX does it, in user space, on stock Linux.
 
 pub mod balloon;
+pub mod cli;
 pub mod compress;
+pub mod control;
+pub mod demo;
 pub mod digest;
 pub mod engine;
 pub mod fault;
-pub mod page;
-pub mod pool;
-pub mod reclaim;
-pub mod share;
-pub mod swap;
-mod sync;
-pub mod policy;
-pub mod cli;
-pub mod control;
-pub mod demo;
 pub mod guest;
 pub mod host;
+pub mod page;
+pub mod policy;
+pub mod pool;
+pub mod reclaim;
 pub mod runtime_dir;
+pub mod share;
 pub mod signals;
+pub mod swap;
+mod sync;
 pub mod sys;
 pub mod telemetry;
 pub mod top;

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::exit::{Exit, UsageError};
 use super::lifeline::Lifeline;
-use super::values;
+use super::{print, values};
 use crate::demo::SCRATCH_PREFIX;
 use crate::host::{EngineChoice, HostOptions, ShareOptions};
 use crate::runtime_dir::RuntimeDir;
@@ -53,8 +53,8 @@ pub(super) struct HostArgs {
     runtime_dir: Option<PathBuf>,
 
     /// The most memory mappings that sharing may cost one guest [default: by the kernel's limit].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
-    vma_budget: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    vma_budget: Option<u32>,
 
     /// Time to scan a whole VM for shared pages once (Mem.ShareScanTime); minutes, or a time such
     /// as 30s.
@@ -118,7 +118,10 @@ pub(super) fn run(mut args: HostArgs) -> anyhow::Result<Exit> {
         .then(Lifeline::watch)
         .transpose()
         .context("cannot watch the parent process")?;
-    let ended = crate::host::run(&args.options()?);
+    let ended = crate::host::run(&args.options()?, |table| {
+        // A host whose output nobody reads works all the same.
+        let _ = print(table);
+    });
     if let Some(dir) = scratch
         && lifeline.is_some_and(|line| line.is_cut())
         && let Err(error) = std::fs::remove_dir_all(&dir)

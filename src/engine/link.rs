@@ -100,6 +100,12 @@ impl Link {
         }
     }
 
+    /// Lets the guest run; whether it could be told.
+    #[must_use]
+    pub fn go(&self) -> bool {
+        self.socket.send(&Message::Go.encode()).is_ok()
+    }
+
     /// Tells the guest why its session ends and hangs up, which also frees a worker that waits for
     /// an answer.
     pub fn end(&self, why: &str) {

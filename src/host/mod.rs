@@ -1,69 +1,132 @@
-//! The daemon.
+//! The daemon: owns the budget, admits guests, runs their threads and the policy.
+//!
+//! Threads:
+//!
+//! - `memory` and `balloon` accept connections; each connection gets a thread of its own.
+//! - `vm-NAME` shakes hands with a guest and then is its fault thread until the guest ends.
+//! - `work-NAME` takes that guest's pages away ([`crate::reclaim`]).
+//! - `balloon-N` talks to a guest's agent ([`crate::balloon`]).
+//! - `policy` takes a snapshot, plans, and hands out orders ([`governor`]).
+//! - `control` serves the API ([`crate::control`]).
+//!
+//! The main thread waits for a signal and then ends everything in order: guests first, each told why,
+//! then the sockets.
 
+mod admission;
+mod balloon;
+mod capability;
+mod daemon;
+mod governor;
+mod listen;
+mod member;
+mod options;
+mod session;
+mod status;
+
+use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::runtime_dir::RuntimeDir;
+use crate::control::{self, ServeError};
+use crate::runtime_dir::RuntimeDirError;
+use crate::signals::{ENDING, Event, Signals};
 use crate::units::Bytes;
 
-/// Which engine handles the faults of guests.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EngineChoice {
-    /// userfaultfd where the system allows it, else page protection.
-    Auto,
-    /// userfaultfd.
-    Uffd,
-    /// Page protection.
-    Mprotect,
-}
+use capability::Capabilities;
+pub use capability::EngineUnavailable;
+use daemon::Host;
+use listen::Listeners;
+pub use options::{EngineChoice, HostOptions, ShareOptions};
 
-/// How fast the sharing scanner goes; the names are ESX's.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct ShareOptions {
-    /// Time to scan a whole VM once (`Mem.ShareScanTime`).
-    pub scan_time: Duration,
-    /// MB/s scanned for each GHz of host CPU, over all VMs; 0 turns sharing off (`Mem.ShareScanGHz`).
-    pub scan_ghz: u32,
-    /// The most pages a second scanned of one VM; 0 turns sharing off (`Mem.ShareRateMax`).
-    pub rate_max: u32,
-}
+/// The least budget: below it the reserve alone would be a large part.
+pub const MIN_MEMORY: Bytes = Bytes::from_mib(4);
+/// How long guests get to end when the daemon does.
+const GUESTS_GRACE: Duration = Duration::from_secs(8);
 
-/// What a daemon is started with.
-#[derive(Clone, PartialEq, Debug)]
-pub struct HostOptions {
-    /// The budget for guest memory.
-    pub memory: Bytes,
-    /// The engine.
-    pub engine: EngineChoice,
-    /// Where swap files are made.
-    pub swap_dir: PathBuf,
-    /// Where the sockets are.
-    pub runtime_dir: RuntimeDir,
-    /// The most mappings sharing may cost one guest; `None` chooses by the kernel's limit.
-    pub vma_budget: Option<u64>,
-    /// Sharing scanner.
-    pub share: ShareOptions,
-    /// The most of a VM's size its compression cache may take, in percent (`Mem.MemZipMaxPct`).
-    pub mem_zip_max_pct: u32,
-    /// The most of a VM's size its balloon may take, in percent (`Mem.CtlMaxPercent`).
-    pub ctl_max_percent: u32,
-}
-
-/// Why the daemon ended.
+/// Why the daemon could not run.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum HostError {
-    /// This build has no daemon.
-    #[error("this build has no daemon")]
-    Absent,
+    /// The budget does not even hold the reserve.
+    #[error("a budget of {0} is too small: at least {MIN_MEMORY} is needed")]
+    Memory(Bytes),
+    /// The engine that was asked for does not work here.
+    #[error(transparent)]
+    Engine(#[from] EngineUnavailable),
+    /// No swap file can be made.
+    #[error("cannot make swap files in `{}`", dir.display())]
+    SwapDir {
+        /// The directory.
+        dir: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The runtime directory cannot be used.
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    /// The control API cannot be served.
+    #[error(transparent)]
+    Control(#[from] ServeError),
+    /// The kernel refused something else.
+    #[error("cannot {what}")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }
 
-/// Runs the daemon until it is told to end.
+fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> HostError {
+    move |source| HostError::Kernel { what, source }
+}
+
+/// Runs the daemon until it is told to end by SIGINT, SIGTERM or SIGHUP. `ready` is called with the
+/// capability table when guests can be started.
 ///
 /// # Errors
-/// [`HostError`].
-pub fn run(options: &HostOptions) -> Result<(), HostError> {
-    tracing::debug!(?options, "asked to run");
-    Err(HostError::Absent)
+/// [`HostError`]; nothing is left behind.
+pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostError> {
+    if options.memory < MIN_MEMORY {
+        return Err(HostError::Memory(options.memory));
+    }
+    // Before any thread starts: threads inherit what is blocked.
+    let signals = Signals::block(ENDING).map_err(kernel("wait for signals"))?;
+    let held = options.runtime_dir.clone().claim()?;
+    held.remove_sockets()?;
+    let capabilities = Capabilities::probe(options)?;
+    let host = Arc::new(Host::new(options, &capabilities));
+    let policy = governor::start(&host).map_err(kernel("start the policy thread"))?;
+    let listeners = Listeners::start(&host, held.dir()).map_err(kernel("listen for guests"))?;
+    let daemon: Arc<dyn control::Daemon> = Arc::<Host>::clone(&host);
+    let server = control::Server::start(&held.dir().control_socket(), daemon)?;
+    ready(&capabilities.table(options));
+    tracing::info!(memory = %options.memory, dir = %held.dir().path().display(), "host is up");
+
+    let ended_by = wait_for_signal(&signals)?;
+    tracing::info!(signal = ended_by.as_str(), "host ends");
+    host.stop();
+    listeners.stop();
+    if !host.members.wait_until_empty(GUESTS_GRACE) {
+        tracing::warn!("guests are still ending; they are left to the kernel");
+    }
+    drop(server);
+    // A policy that panicked has nothing to clean up; the panic was printed when it happened.
+    let _ = policy.join();
+    Ok(())
+}
+
+fn wait_for_signal(signals: &Signals) -> Result<nix::sys::signal::Signal, HostError> {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    loop {
+        let event = signals
+            .wait(None, Instant::now() + DAY)
+            .map_err(kernel("wait for signals"))?;
+        if let Event::Signal(signal) = event {
+            return Ok(signal);
+        }
+    }
 }

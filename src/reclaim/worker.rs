@@ -42,6 +42,8 @@ pub enum Job {
     Look(Gfn),
     /// The orders of the policy or the rate of scanning have changed.
     Wake,
+    /// The VM ends.
+    End,
 }
 
 /// How others reach a worker.
@@ -108,6 +110,7 @@ impl Worker {
                 pace: Pace::new(),
                 next_scan: Instant::now(),
                 evict_after: Instant::now(),
+                ending: false,
                 vm,
                 peers,
                 rate,
@@ -123,12 +126,13 @@ impl Worker {
         &self.handle
     }
 
-    /// Waits for its end. The link must have ended and all other handles must be gone.
+    /// Ends it and waits until it has. The link must have ended, or it may wait for its guest.
     ///
     /// # Panics
     /// When the worker panicked: the VM's pages may be in any state, and the daemon must not go on.
     pub fn join(self) {
-        drop(self.handle);
+        // Failing means that it has ended already.
+        let _ = self.handle.jobs.send(Job::End);
         self.thread.join().expect("a worker ends without panicking");
     }
 }
@@ -142,6 +146,7 @@ struct State {
     pace: Pace,
     next_scan: Instant,
     evict_after: Instant,
+    ending: bool,
 }
 
 impl State {
@@ -149,7 +154,6 @@ impl State {
         loop {
             match self.turn(queue) {
                 Ok(true) => {}
-                // Nobody can ask for anything any more.
                 Ok(false) => return,
                 Err(EngineError::Gone) => break,
                 Err(error) => {
@@ -178,9 +182,12 @@ impl State {
             until = until.min(self.next_scan);
         }
         match queue.recv_timeout(until.saturating_duration_since(now)) {
+            Ok(Job::End) | Err(RecvTimeoutError::Disconnected) => return Ok(false),
             Ok(job) => self.job(job, queue)?,
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Ok(false),
+        }
+        if self.ending {
+            return Ok(false);
         }
         let now = Instant::now();
         if evict_due && now >= self.evict_after {
@@ -207,6 +214,8 @@ impl State {
                 let _ = answer.send(());
             }
             Job::Look(gfn) => self.look(gfn, queue)?,
+            // Taken out behind looks.
+            Job::End => self.ending = true,
             Job::Wake => {}
         }
         Ok(())

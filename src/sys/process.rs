@@ -48,6 +48,12 @@ impl Process {
         // SAFETY: the descriptor is an open pidfd; a null siginfo means "as kill(2)"; the call
         // touches no memory of ours. Its result is told by the wait below.
         unsafe { libc::syscall(call, pidfd, libc::SIGKILL, no_info, 0) };
+        self.wait(timeout)
+    }
+
+    /// Waits at most `timeout` until it has ended; whether it has.
+    #[must_use]
+    pub fn wait(&self, timeout: Duration) -> bool {
         wait_readable([self.pidfd.as_fd()], Some(timeout)).is_ok_and(|[gone]| gone)
     }
 }

@@ -13,6 +13,13 @@ use super::seqpacket::{Received, SeqPacket};
 /// never cut in the middle of its descriptors, which would leak those that did arrive.
 const MAX_FDS: usize = 253;
 
+impl From<OwnedFd> for SeqPacket {
+    /// Takes over a descriptor that came in a message. If it is no such socket, every call says so.
+    fn from(fd: OwnedFd) -> Self {
+        Self::over(fd)
+    }
+}
+
 impl SeqPacket {
     /// Sends one datagram with descriptors; the peer gets duplicates.
     ///

@@ -52,6 +52,10 @@ pub struct PeerCredentials {
 pub struct SeqPacket(OwnedFd);
 
 impl SeqPacket {
+    pub(super) const fn over(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
     /// Connects to the socket at `path`.
     ///
     /// # Errors

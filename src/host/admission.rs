@@ -1,0 +1,161 @@
+//! Whether a guest can be powered on, and what it is powered on with.
+
+use std::io;
+use std::sync::Arc;
+
+use memvisor_guest_agent::protocol::memory::Hello;
+use thiserror::Error;
+
+use super::daemon::Host;
+use super::governor;
+use super::member::Name;
+use crate::compress::ZipCache;
+use crate::engine::{EngineKind, Ram};
+use crate::page::{Parking, Urgency};
+use crate::policy;
+use crate::swap::{SwapError, SwapFile};
+use crate::units::Pages;
+use crate::vm::{ParamsError, Parts, VmParams};
+
+/// Why a guest is not powered on. The text goes to the guest, its sources included.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub(super) enum Refusal {
+    #[error(transparent)]
+    Params(#[from] ParamsError),
+    #[error("a VM called `{0}` is powered on already; names are unique on a host")]
+    NameTaken(String),
+    #[error("the host is set to userfaultfd, and this guest's process cannot open one")]
+    NoUffd,
+    #[error(transparent)]
+    Admission(#[from] policy::Refusal),
+    #[error("the VM's own {need} of metadata do not fit the {free} that are free")]
+    Metadata {
+        need: crate::units::Bytes,
+        free: crate::units::Bytes,
+    },
+    #[error("no swap file")]
+    Swap(#[from] SwapError),
+    #[error("cannot {what}")]
+    Kernel {
+        what: &'static str,
+        source: io::Error,
+    },
+}
+
+fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> Refusal {
+    move |source| Refusal::Kernel { what, source }
+}
+
+/// A guest that may be powered on, and everything it needs on this side.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) name: Name,
+    pub(super) params: VmParams,
+    pub(super) engine: EngineKind,
+    pub(super) ram: Arc<Ram>,
+    pub(super) parts: Parts,
+    pub(super) metadata: Metadata,
+}
+
+/// The charge for a VM's own metadata; given back when dropped, unless the VM has taken it over.
+#[derive(Debug)]
+pub(super) struct Metadata {
+    budget: Arc<crate::page::Budget>,
+    pages: Pages,
+}
+
+impl Metadata {
+    fn charge(host: &Host, pages: Pages) -> Result<Self, Refusal> {
+        if host.budget.take(pages.0, Urgency::Touch) {
+            return Ok(Self {
+                budget: Arc::clone(&host.budget),
+                pages,
+            });
+        }
+        Err(Refusal::Metadata {
+            need: pages.bytes(),
+            free: host.budget.free().bytes(),
+        })
+    }
+
+    /// From here on the VM's tear-down gives it back.
+    pub(super) fn taken_over(mut self) {
+        self.pages = Pages(0);
+    }
+}
+
+impl Drop for Metadata {
+    fn drop(&mut self) {
+        self.budget.give(self.pages.0);
+    }
+}
+
+/// Decides about a guest, and makes its RAM, cache, swap file and pool.
+pub(super) fn admit(host: &Arc<Host>, hello: Hello) -> Result<Admitted, Refusal> {
+    let uffd = hello.uffd;
+    let params = VmParams::check(hello)?;
+    let engine = engine(host, uffd, &params)?;
+    let name = host
+        .members
+        .take_name(&params.name)
+        .ok_or_else(|| Refusal::NameTaken(params.name.clone()))?;
+    let snapshot = governor::snapshot(host, &host.members.all());
+    let asked = policy::VmParams {
+        size: Pages(u64::from(params.pages)),
+        reservation: Pages(u64::from(params.reservation)),
+        limit: Some(Pages(u64::from(params.limit))),
+        overhead: params.metadata(),
+    };
+    policy::admit(&snapshot, &host.policy, &asked)?;
+    let metadata = Metadata::charge(host, params.metadata())?;
+    let ram = Ram::new(&params.name, params.pages).map_err(kernel("make guest RAM"))?;
+    let parts = parts(host, &params)?;
+    Ok(Admitted {
+        name,
+        params,
+        engine,
+        ram: Arc::new(ram),
+        parts,
+        metadata,
+    })
+}
+
+fn engine(host: &Host, uffd: bool, params: &VmParams) -> Result<EngineKind, Refusal> {
+    match host.engine {
+        EngineKind::Uffd if uffd => Ok(EngineKind::Uffd),
+        EngineKind::Uffd if host.may_fall_back() => {
+            let name = &params.name;
+            tracing::info!(vm = %name, "no userfaultfd in the guest's process: mprotect");
+            Ok(EngineKind::Mprotect)
+        }
+        EngineKind::Uffd => Err(Refusal::NoUffd),
+        EngineKind::Mprotect => Ok(EngineKind::Mprotect),
+    }
+}
+
+fn parts(host: &Host, params: &VmParams) -> Result<Parts, Refusal> {
+    let cache = u64::from(params.pages) * u64::from(host.options.mem_zip_max_pct) / 100;
+    let mut zip = ZipCache::new(&format!("memvisor-zip:{}", params.name), params.pages)
+        .map_err(kernel("make the compression cache"))?;
+    zip.set_max_pages(u32::try_from(cache).unwrap_or(u32::MAX));
+    // ESX: what may ever be taken from the guest has a place from the start.
+    let slots = params.pages - params.reservation;
+    let swap = SwapFile::create(&host.options.swap_dir, &params.name, slots)?;
+    let pool = host
+        .pool(params.salt.as_deref())
+        .map_err(kernel("make the share pool"))?;
+    let parking =
+        Parking::new().map_err(|errno| kernel("make an eventfd")(io::Error::from(errno)))?;
+    let parking = Arc::new(parking);
+    host.budget.register(&parking);
+    let budget = Arc::clone(&host.budget);
+    Ok(Parts {
+        budget,
+        pool,
+        zip,
+        swap,
+        parking,
+        vma_budget: host.vma_budget,
+    })
+}

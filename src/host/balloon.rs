@@ -1,0 +1,162 @@
+//! What a balloon session reaches of the daemon.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use memvisor_guest_agent::protocol::balloon::{PageStatus, Start, StatusRun};
+use memvisor_guest_agent::shim::SeqPacket;
+
+use super::daemon::Host;
+use super::member::Member;
+use crate::balloon::{
+    BalloonCounters, BalloonHost, BalloonVm, Doorbell, GuestStats, Refusal, serve,
+};
+use crate::policy::FreeState;
+use crate::reclaim::Job;
+use crate::units::{GfnRun, Pages, VmId};
+
+/// ESX's agents ask for their target once a second.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Serves one connection of an agent to its end.
+pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
+    match serve(&socket, &**host, POLL) {
+        Ok(end) => tracing::debug!(?end, "balloon session ended"),
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::info!(error, "balloon session ended by the host");
+        }
+    }
+    drop(socket);
+}
+
+impl BalloonHost for Host {
+    fn attach(&self, start: &Start) -> Result<Box<dyn BalloonVm + '_>, Refusal> {
+        let member = self
+            .members
+            .by_token(start.token)
+            .ok_or(Refusal::UnknownToken)?;
+        let vm = member.vm.id;
+        let actual = u64::from(member.vm.table.pages());
+        if member.balloon.max == Pages(0) {
+            return Err(Refusal::Disabled(vm));
+        }
+        if start.total_pages > actual {
+            return Err(Refusal::TooLarge {
+                vm,
+                claimed: start.total_pages,
+                actual,
+            });
+        }
+        if member.balloon.attached.swap(true, Ordering::AcqRel) {
+            return Err(Refusal::Taken(vm));
+        }
+        tracing::info!(vm = %member.vm.params.name, agent = %start.name, "balloon agent connected");
+        Ok(Box::new(Balloon { host: self, member }))
+    }
+}
+
+/// The balloon of one VM, held by one session.
+#[derive(Debug)]
+struct Balloon<'a> {
+    host: &'a Host,
+    member: Arc<Member>,
+}
+
+impl Drop for Balloon<'_> {
+    fn drop(&mut self) {
+        self.member.balloon.attached.store(false, Ordering::Release);
+    }
+}
+
+/// The answer for pages that nobody works on any more: the VM is ending.
+fn all_busy(runs: &[GfnRun]) -> Vec<StatusRun> {
+    runs.iter()
+        .map(|run| StatusRun {
+            run: *run,
+            status: PageStatus::Busy,
+        })
+        .collect()
+}
+
+impl BalloonVm for Balloon<'_> {
+    fn id(&self) -> VmId {
+        self.member.vm.id
+    }
+
+    fn total_pages(&self) -> u64 {
+        u64::from(self.member.vm.table.pages())
+    }
+
+    fn balloon_max(&self) -> u64 {
+        self.member.balloon.max.0
+    }
+
+    fn target(&self) -> u64 {
+        self.member
+            .vm
+            .orders
+            .balloon_target()
+            .min(self.member.balloon.max)
+            .0
+    }
+
+    fn locked(&self) -> u64 {
+        self.member.ballooned().0
+    }
+
+    fn lock(&self, runs: &[GfnRun]) -> Vec<StatusRun> {
+        let answer = self
+            .member
+            .worker
+            .ask(|answer| Job::Inflate(runs.to_vec(), answer));
+        answer.unwrap_or_else(|| all_busy(runs))
+    }
+
+    fn unlock(&self, runs: &[GfnRun]) -> Vec<StatusRun> {
+        let answer = self
+            .member
+            .worker
+            .ask(|answer| Job::Deflate(runs.to_vec(), answer));
+        answer.unwrap_or_else(|| all_busy(runs))
+    }
+
+    fn release_all(&self) {
+        // No answer means that the VM is ending, and its pages with it.
+        let _ = self.member.worker.ask(Job::ReleaseAll);
+    }
+
+    fn take_reset(&self) -> bool {
+        let pops = self.member.vm.stats.pops.get();
+        self.member.balloon.told_pops.swap(pops, Ordering::AcqRel) != pops
+    }
+
+    fn is_closing(&self) -> bool {
+        self.member.balloon.closing.load(Ordering::Acquire)
+    }
+
+    fn report(&self, stats: &GuestStats) {
+        self.member.balloon.set_stats(stats);
+    }
+
+    fn relief(&self, pages: u64) {
+        // A host that is short itself has nothing to give; its guest pages on its own then.
+        if self.host.state() > FreeState::Soft {
+            return;
+        }
+        let pages = Pages(pages);
+        self.member.balloon.relieve(pages);
+        let orders = &self.member.vm.orders;
+        let target = orders.balloon_target().saturating_sub(pages);
+        orders.set_targets(target, orders.allocation_target());
+    }
+
+    fn doorbell(&self) -> &Doorbell {
+        &self.member.balloon.doorbell
+    }
+
+    fn counters(&self) -> &BalloonCounters {
+        &self.member.balloon.counters
+    }
+}

@@ -1,0 +1,155 @@
+//! What this machine allows, found out by trying, and the engine that follows from it.
+
+use std::fmt::Write;
+use std::fs;
+use std::io;
+
+use memvisor_guest_agent::shim::uffd;
+use thiserror::Error;
+
+use super::{EngineChoice, HostError, HostOptions};
+use crate::engine::EngineKind;
+use crate::swap::{self, SwapDirReport};
+
+/// What Linux allows a process unless told otherwise.
+const DEFAULT_MAX_MAP_COUNT: u32 = 65_530;
+/// VMAs of a guest that are not RAM: its executable, heap, stacks of a few dozen threads.
+const OTHER_VMAS: u32 = 512;
+
+/// userfaultfd was asked for and is not to be had.
+#[derive(Debug, Error)]
+#[error("userfaultfd does not work here: {0}; use --engine mprotect")]
+pub struct EngineUnavailable(io::Error);
+
+/// What was found out at start.
+#[derive(Debug)]
+pub(super) struct Capabilities {
+    pub(super) engine: EngineKind,
+    why: String,
+    uffd: Result<(), String>,
+    max_map_count: Result<u32, String>,
+    pub(super) vma_budget: u32,
+    swap: SwapDirReport,
+}
+
+impl Capabilities {
+    pub(super) fn probe(options: &HostOptions) -> Result<Self, HostError> {
+        let dir = &options.swap_dir;
+        let swap = swap::probe(dir).map_err(|source| HostError::SwapDir {
+            dir: dir.clone(),
+            source,
+        })?;
+        let uffd = uffd::open().map(drop);
+        let why = match (&uffd, options.engine) {
+            (_, EngineChoice::Mprotect) => "asked for".to_owned(),
+            (Err(_), EngineChoice::Uffd) => String::new(),
+            (Ok(()), EngineChoice::Uffd) => "asked for".to_owned(),
+            (Ok(()), EngineChoice::Auto) => "userfaultfd works here".to_owned(),
+            (Err(error), EngineChoice::Auto) => format!("userfaultfd does not work here: {error}"),
+        };
+        let engine = match (uffd, options.engine) {
+            (Err(error), EngineChoice::Uffd) => return Err(EngineUnavailable(error).into()),
+            (Ok(()), EngineChoice::Uffd | EngineChoice::Auto) => Ok(()),
+            (Err(error), EngineChoice::Auto) => Err(error),
+            (uffd, EngineChoice::Mprotect) => {
+                return Ok(Self::with(options, EngineKind::Mprotect, why, uffd, swap));
+            }
+        };
+        let kind = if engine.is_ok() {
+            EngineKind::Uffd
+        } else {
+            EngineKind::Mprotect
+        };
+        Ok(Self::with(options, kind, why, engine, swap))
+    }
+
+    fn with(
+        options: &HostOptions,
+        engine: EngineKind,
+        why: String,
+        uffd: io::Result<()>,
+        swap: SwapDirReport,
+    ) -> Self {
+        let max_map_count = max_map_count();
+        let limit = max_map_count
+            .as_ref()
+            .copied()
+            .unwrap_or(DEFAULT_MAX_MAP_COUNT);
+        // A quarter is left for what guests cause by themselves: breaks inside of long runs.
+        let chosen = limit.saturating_sub(OTHER_VMAS) / 4 * 3;
+        let vma_budget = options.vma_budget.unwrap_or(chosen);
+        let uffd = uffd.map_err(|error| error.to_string());
+        Self {
+            engine,
+            why,
+            uffd,
+            max_map_count,
+            vma_budget,
+            swap,
+        }
+    }
+
+    /// The table for people.
+    pub(super) fn table(&self, options: &HostOptions) -> String {
+        let yes = |yes: bool, consequence: &str| {
+            if yes {
+                "yes".to_owned()
+            } else {
+                format!("no: {consequence}")
+            }
+        };
+        let vmas = match &self.max_map_count {
+            Ok(limit) => format!("{limit}; {} for guest RAM", self.vma_budget),
+            Err(error) => format!("unknown ({error}); {} for guest RAM", self.vma_budget),
+        };
+        let uffd = match &self.uffd {
+            Ok(()) => "yes, for faults of user code".to_owned(),
+            Err(error) => format!("no: {error}"),
+        };
+        let swap = &self.swap;
+        let rows = [
+            ("budget", options.memory.to_string()),
+            ("engine", format!("{}: {}", self.engine.name(), self.why)),
+            ("userfaultfd", uffd),
+            ("mappings a guest may have", vmas),
+            (
+                "swap directory",
+                format!(
+                    "{} ({}, {} free)",
+                    options.swap_dir.display(),
+                    swap.filesystem,
+                    swap.available
+                ),
+            ),
+            (
+                "  is on a disk",
+                yes(!swap.in_memory, "swapping there frees no memory"),
+            ),
+            (
+                "  direct I/O",
+                yes(swap.direct_io, "swapped pages may stay in the page cache"),
+            ),
+            (
+                "  reserves space",
+                yes(swap.reserves, "a full disk shows only when swapping"),
+            ),
+            (
+                "runtime directory",
+                options.runtime_dir.path().display().to_string(),
+            ),
+        ];
+        let mut table = String::new();
+        for (name, value) in rows {
+            let _ = writeln!(table, "{name:<27}{value}");
+        }
+        table
+    }
+}
+
+fn max_map_count() -> Result<u32, String> {
+    let text =
+        fs::read_to_string("/proc/sys/vm/max_map_count").map_err(|error| error.to_string())?;
+    text.trim()
+        .parse()
+        .map_err(|_| format!("`{}` is no number", text.trim()))
+}

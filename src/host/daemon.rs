@@ -1,0 +1,188 @@
+//! What all threads of the daemon share.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
+
+use super::capability::Capabilities;
+use super::member::{Member, Members};
+use super::{EngineChoice, HostOptions};
+use crate::control::{self, ControlError};
+use crate::engine::EngineKind;
+use crate::page::Budget;
+use crate::policy::{Config, FreeState};
+use crate::pool::Pool;
+use crate::reclaim::host_ghz;
+use crate::telemetry::{HostStatus, VmStatus};
+use crate::units::{Pages, VmId};
+
+/// The reserve: so much of the budget, within bounds. Half of the low threshold of 1 %: first touches
+/// go on until low is entered, and what a reclaim batch needs for a moment is a few pages.
+const RESERVE_PART: u64 = 200;
+const RESERVE_MIN: u64 = 64;
+/// Frames of a pool for each page of the budget: extents need room behind each start, and unused
+/// frames cost nothing.
+const FRAMES_PER_PAGE: u64 = 4;
+/// A small pool would have no room for extents of 4096 frames.
+const MIN_FRAMES: u64 = 1 << 16;
+/// The pool must fit the address space of every guest: 1 TiB of frames.
+const MAX_FRAMES: u64 = 1 << 28;
+
+/// The daemon. Lock order: `domains` and `state` are taken alone; `members` has its own.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) options: HostOptions,
+    pub(super) engine: EngineKind,
+    pub(super) vma_budget: u32,
+    pub(super) budget: Arc<Budget>,
+    pub(super) policy: Config,
+    pub(super) members: Arc<Members>,
+    pub(super) ghz: f64,
+    pub(super) since: Instant,
+    state: Mutex<FreeState>,
+    domains: Mutex<HashMap<Option<String>, Weak<Pool>>>,
+    next_vm: AtomicU32,
+    stopping: AtomicBool,
+}
+
+impl Host {
+    pub(super) fn new(options: &HostOptions, capabilities: &Capabilities) -> Self {
+        let total = options.memory.pages();
+        let reserve = Pages((total.0 / RESERVE_PART).max(RESERVE_MIN));
+        Self {
+            engine: capabilities.engine,
+            vma_budget: capabilities.vma_budget,
+            budget: Arc::new(Budget::new(total, reserve)),
+            policy: Config {
+                balloon_max_percent: options.ctl_max_percent,
+                ..Config::default()
+            },
+            members: Arc::default(),
+            ghz: host_ghz(),
+            since: Instant::now(),
+            state: Mutex::default(),
+            domains: Mutex::default(),
+            next_vm: AtomicU32::new(1),
+            stopping: AtomicBool::new(false),
+            options: options.clone(),
+        }
+    }
+
+    /// Whether guests fall back to page protection when they cannot open a userfaultfd.
+    pub(super) fn may_fall_back(&self) -> bool {
+        self.options.engine == EngineChoice::Auto
+    }
+
+    pub(super) fn next_vm(&self) -> VmId {
+        VmId(self.next_vm.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The pool of a sharing domain; it lives as long as a VM uses it.
+    pub(super) fn pool(&self, salt: Option<&str>) -> io::Result<Arc<Pool>> {
+        let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
+        domains.retain(|_, pool| pool.strong_count() > 0);
+        let key = salt.map(str::to_owned);
+        if let Some(pool) = domains.get(&key).and_then(Weak::upgrade) {
+            return Ok(pool);
+        }
+        let pool = Arc::new(Pool::new("memvisor-pool", self.pool_frames())?);
+        domains.insert(key, Arc::downgrade(&pool));
+        Ok(pool)
+    }
+
+    /// Frames of every pool, holes included.
+    pub(super) fn pool_frames(&self) -> u32 {
+        let frames = self.budget.total().0.saturating_mul(FRAMES_PER_PAGE);
+        u32::try_from(frames.clamp(MIN_FRAMES, MAX_FRAMES)).unwrap_or(u32::MAX)
+    }
+
+    /// The pools that are in use.
+    pub(super) fn pools(&self) -> Vec<Arc<Pool>> {
+        let domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
+        domains.values().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(super) fn state(&self) -> FreeState {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the free state; the one before.
+    pub(super) fn set_state(&self, state: FreeState) -> FreeState {
+        std::mem::replace(
+            &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner),
+            state,
+        )
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Ends all guests and lets the policy thread end.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.budget.ring_alarm();
+        for member in self.members.all() {
+            member.end("the host shuts down");
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<Arc<Member>, ControlError> {
+        if self.is_stopping() {
+            return Err(ControlError::Stopping);
+        }
+        self.members
+            .by_name(name)
+            .ok_or_else(|| ControlError::UnknownVm {
+                name: name.to_owned(),
+                running: self
+                    .members
+                    .all()
+                    .iter()
+                    .map(|m| m.vm.params.name.clone())
+                    .collect(),
+            })
+    }
+}
+
+impl control::Daemon for Host {
+    fn status(&self) -> HostStatus {
+        self.host_status()
+    }
+
+    fn vm(&self, name: &str) -> Option<VmStatus> {
+        self.members
+            .by_name(name)
+            .map(|member| self.vm_status(&member))
+    }
+
+    fn set_balloon(&self, name: &str, target: Option<Pages>) -> Result<VmStatus, ControlError> {
+        let member = self.find(name)?;
+        let max = member.balloon.max;
+        if let Some(asked) = target {
+            if asked > max {
+                return Err(ControlError::BalloonTooLarge {
+                    name: name.to_owned(),
+                    asked,
+                    max,
+                });
+            }
+            if !member.balloon.attached.load(Ordering::Acquire) {
+                return Err(ControlError::NoAgent {
+                    name: name.to_owned(),
+                });
+            }
+        }
+        tracing::info!(vm = name, ?target, "balloon target set by hand");
+        member.vm.orders.set_manual(target);
+        member.balloon.doorbell.ring();
+        Ok(self.vm_status(&member))
+    }
+
+    fn kill(&self, name: &str) -> Result<(), ControlError> {
+        self.find(name)?.end("ended by request");
+        Ok(())
+    }
+}

@@ -1,0 +1,205 @@
+//! The VMs that are powered on, and how the rest of the daemon reaches each.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::balloon::{BalloonCounters, Doorbell, GuestStats};
+use crate::engine::{Link, Ram};
+use crate::page::Home;
+use crate::reclaim::{Job, WorkerHandle};
+use crate::share::Peers;
+use crate::sys::Process;
+use crate::units::{Gfn, Pages, VmId};
+use crate::vm::Vm;
+
+/// How long relief that a guest asked for lowers its balloon target.
+const RELIEF: Duration = Duration::from_secs(10);
+
+/// One VM that is powered on.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) vm: Arc<Vm>,
+    pub(super) ram: Arc<Ram>,
+    pub(super) link: Arc<Link>,
+    pub(super) worker: WorkerHandle,
+    pub(super) process: Process,
+    pub(super) balloon: BalloonLine,
+}
+
+/// The host's side of a VM's balloon.
+#[derive(Debug)]
+pub(super) struct BalloonLine {
+    /// What the agent must know to be believed.
+    pub(super) token: u64,
+    pub(super) doorbell: Doorbell,
+    pub(super) counters: BalloonCounters,
+    /// The most pages it may hold.
+    pub(super) max: Pages,
+    pub(super) attached: AtomicBool,
+    pub(super) closing: AtomicBool,
+    /// Pops that the agent has been told of by a reset.
+    pub(super) told_pops: AtomicU64,
+    stats: Mutex<GuestStats>,
+    relief: Mutex<Option<(Pages, Instant)>>,
+}
+
+/// A lock of plain data, which is whole even if a thread panicked while it held it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl BalloonLine {
+    pub(super) fn new(token: u64, max: Pages, doorbell: Doorbell) -> Self {
+        Self {
+            token,
+            doorbell,
+            max,
+            counters: BalloonCounters::default(),
+            attached: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            told_pops: AtomicU64::new(0),
+            stats: Mutex::default(),
+            relief: Mutex::default(),
+        }
+    }
+
+    pub(super) fn set_stats(&self, stats: &GuestStats) {
+        lock(&self.stats).clone_from(stats);
+    }
+
+    /// Asks for a smaller balloon for a while.
+    pub(super) fn relieve(&self, pages: Pages) {
+        *lock(&self.relief) = Some((pages, Instant::now()));
+    }
+
+    /// By how much the target is lowered now.
+    pub(super) fn relief(&self) -> Pages {
+        match *lock(&self.relief) {
+            Some((pages, since)) if since.elapsed() < RELIEF => pages,
+            _ => Pages(0),
+        }
+    }
+}
+
+impl Member {
+    /// Ends the VM: its guest is told why, its session thread does the rest.
+    pub(super) fn end(&self, why: &str) {
+        self.vm.set_end_reason(why);
+        self.balloon.closing.store(true, Ordering::Release);
+        self.balloon.doorbell.ring();
+        self.link.end(why);
+    }
+
+    /// Pages in its balloon.
+    pub(super) fn ballooned(&self) -> Pages {
+        Pages(self.vm.table.count(Home::Ballooned))
+    }
+}
+
+/// All VMs. Names are taken from the handshake on, before there is a member.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    state: Mutex<State>,
+    emptied: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    names: Vec<String>,
+    members: Vec<Arc<Member>>,
+}
+
+impl Members {
+    /// Takes a name for a VM that is being powered on; `None` if it is in use.
+    pub(super) fn take_name(self: &Arc<Self>, name: &str) -> Option<Name> {
+        let mut state = lock(&self.state);
+        if state.names.iter().any(|taken| taken == name) {
+            return None;
+        }
+        state.names.push(name.to_owned());
+        Some(Name {
+            members: Arc::clone(self),
+            name: name.to_owned(),
+        })
+    }
+
+    pub(super) fn add(&self, member: Arc<Member>) {
+        lock(&self.state).members.push(member);
+    }
+
+    pub(super) fn remove(&self, id: VmId) {
+        lock(&self.state)
+            .members
+            .retain(|member| member.vm.id != id);
+    }
+
+    /// All of them, in the order in which they came.
+    pub(super) fn all(&self) -> Vec<Arc<Member>> {
+        lock(&self.state).members.clone()
+    }
+
+    pub(super) fn by_id(&self, id: VmId) -> Option<Arc<Member>> {
+        self.find(|member| member.vm.id == id)
+    }
+
+    pub(super) fn by_name(&self, name: &str) -> Option<Arc<Member>> {
+        self.find(|member| member.vm.params.name == name)
+    }
+
+    pub(super) fn by_token(&self, token: u64) -> Option<Arc<Member>> {
+        self.find(|member| member.balloon.token == token)
+    }
+
+    fn find(&self, wanted: impl Fn(&Member) -> bool) -> Option<Arc<Member>> {
+        lock(&self.state)
+            .members
+            .iter()
+            .find(|member| wanted(member))
+            .cloned()
+    }
+
+    /// Waits at most `timeout` until no name is taken any more; whether that is so.
+    pub(super) fn wait_until_empty(&self, timeout: Duration) -> bool {
+        let waited = self
+            .emptied
+            .wait_timeout_while(lock(&self.state), timeout, |state| !state.names.is_empty());
+        waited.is_ok_and(|(_, result)| !result.timed_out())
+    }
+}
+
+/// A name that is taken; given back when dropped, which is when nothing is left of its VM.
+#[derive(Debug)]
+pub(super) struct Name {
+    members: Arc<Members>,
+    name: String,
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        lock(&self.members.state)
+            .names
+            .retain(|name| *name != self.name);
+        self.members.emptied.notify_all();
+    }
+}
+
+impl Peers for Members {
+    fn seems_equal(&self, vm: VmId, gfn: Gfn, low_digest: u32) -> bool {
+        let Some(member) = self.by_id(vm) else {
+            return false;
+        };
+        let table = &member.vm.table;
+        if !table.contains(gfn) {
+            return false;
+        }
+        let entry = table.entry(gfn);
+        entry.home() == Home::Resident && entry.last_hash() == low_digest
+    }
+
+    fn nudge(&self, vm: VmId, gfn: Gfn) {
+        if let Some(member) = self.by_id(vm) {
+            member.worker.suggest(Job::Look(gfn));
+        }
+    }
+}

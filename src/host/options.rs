@@ -1,0 +1,42 @@
+//! What the daemon is started with, checked.
+
+use std::path::PathBuf;
+
+use crate::reclaim::ScanSettings;
+use crate::runtime_dir::RuntimeDir;
+use crate::units::Bytes;
+
+/// Which engine handles the faults of guests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EngineChoice {
+    /// userfaultfd where the system allows it, else page protection.
+    Auto,
+    /// userfaultfd.
+    Uffd,
+    /// Page protection.
+    Mprotect,
+}
+
+/// How fast the sharing scanner goes; the names are ESX's.
+pub type ShareOptions = ScanSettings;
+
+/// What a daemon is started with.
+#[derive(Clone, PartialEq, Debug)]
+pub struct HostOptions {
+    /// The budget for guest memory.
+    pub memory: Bytes,
+    /// The engine.
+    pub engine: EngineChoice,
+    /// Where swap files are made.
+    pub swap_dir: PathBuf,
+    /// Where the sockets are.
+    pub runtime_dir: RuntimeDir,
+    /// The most mappings sharing may cost one guest; `None` chooses by the kernel's limit.
+    pub vma_budget: Option<u32>,
+    /// Sharing scanner.
+    pub share: ShareOptions,
+    /// The most of a VM's size its compression cache may take, in percent (`Mem.MemZipMaxPct`).
+    pub mem_zip_max_pct: u32,
+    /// The most of a VM's size its balloon may take, in percent (`Mem.CtlMaxPercent`).
+    pub ctl_max_percent: u32,
+}

@@ -1,0 +1,302 @@
+//! The life of one VM, from its guest's first message to the last page given back.
+
+use std::error::Error;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use memvisor_guest_agent::protocol::memory::{
+    MAX_CHANNELS, MAX_MESSAGE, Message, Ready, Welcome,
+};
+use memvisor_guest_agent::shim::{Received, SeqPacket, wait_readable};
+use thiserror::Error;
+
+use super::admission::{Admitted, Refusal, admit};
+use super::daemon::Host;
+use super::member::{BalloonLine, Member};
+use crate::balloon::Doorbell;
+use crate::chain::chain;
+use crate::engine::{Engine, EngineKind, Link, MprotectEngine, Ram, UffdEngine};
+use crate::fault::{Ended, FaultThread};
+use crate::reclaim::Worker;
+use crate::sys::{Process, Uffd};
+use crate::units::{Pages, VmId};
+use crate::vm::Vm;
+
+/// How long a guest may take for each step of the handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long a guest that was told to end may take to do so by itself.
+const END_GRACE: Duration = Duration::from_millis(700);
+/// How long the kernel may take to end a killed guest.
+const KILL_GRACE: Duration = Duration::from_secs(2);
+
+/// Why a handshake failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+enum HandshakeError {
+    #[error("the connection ended before the handshake did")]
+    Closed,
+    #[error("nothing came within {HANDSHAKE:?} where {0} is expected")]
+    Timeout(&'static str),
+    #[error("message of {len} bytes; at most {MAX_MESSAGE} are allowed")]
+    TooLong { len: usize },
+    #[error(transparent)]
+    Decode(#[from] memvisor_guest_agent::protocol::DecodeError),
+    #[error("{got} where {wanted} is expected")]
+    Order {
+        got: &'static str,
+        wanted: &'static str,
+    },
+    #[error("READY names {channels} fault channels; 1 to {MAX_CHANNELS} are allowed")]
+    Channels { channels: u16 },
+    #[error("READY comes with {got} descriptors; {wanted} belong to it")]
+    Descriptors { got: usize, wanted: usize },
+    #[error("READY maps RAM at {base:#x}: not page aligned, or it leaves the address space")]
+    Base { base: u64 },
+    #[error("{}", chain(.0))]
+    Refused(#[from] Refusal),
+    #[error("cannot {what}")]
+    Kernel {
+        what: &'static str,
+        source: io::Error,
+    },
+}
+
+fn kernel(what: &'static str) -> impl Fn(io::Error) -> HandshakeError {
+    move |source| HandshakeError::Kernel { what, source }
+}
+
+/// Serves one connection on the memory socket to its end.
+pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
+    match power_on(host, &socket) {
+        Ok(powered) => powered.live(host, socket),
+        Err(error) => {
+            tracing::warn!(%error, "a guest was not powered on");
+            // The guest may be gone; then there is nobody to tell.
+            let _ = socket.send(&Message::Error(chain(&error)).encode());
+        }
+    }
+}
+
+/// A guest whose handshake is done but for the last word.
+struct Powered {
+    id: VmId,
+    token: u64,
+    admitted: Admitted,
+    process: Process,
+    ready: Ready,
+    uffd: Option<Arc<Uffd>>,
+    channels: Vec<SeqPacket>,
+    doorbell: Doorbell,
+}
+
+fn power_on(host: &Arc<Host>, socket: &SeqPacket) -> Result<Powered, HandshakeError> {
+    socket
+        .set_send_timeout(HANDSHAKE)
+        .map_err(kernel("bound the time of sending"))?;
+    let process = Process::peer(socket).map_err(kernel("identify the guest's process"))?;
+    let (hello, _) = receive(socket, "HELLO")?;
+    let Message::Hello(hello) = hello else {
+        return Err(HandshakeError::Order {
+            got: hello.name(),
+            wanted: "HELLO",
+        });
+    };
+    let admitted = admit(host, hello)?;
+    let (id, token) = (host.next_vm(), rand::random());
+    welcome(host, socket, &admitted, id, token)?;
+    let (ready, fds) = receive(socket, "READY")?;
+    let Message::Ready(ready) = ready else {
+        return Err(HandshakeError::Order {
+            got: ready.name(),
+            wanted: "READY",
+        });
+    };
+    let (uffd, channels) = check_ready(&admitted, &ready, fds)?;
+    let doorbell = Doorbell::new().map_err(kernel("make an eventfd"))?;
+    Ok(Powered {
+        id,
+        token,
+        admitted,
+        process,
+        ready,
+        uffd,
+        channels,
+        doorbell,
+    })
+}
+
+fn receive(
+    socket: &SeqPacket,
+    wanted: &'static str,
+) -> Result<(Message, Vec<OwnedFd>), HandshakeError> {
+    let [readable] =
+        wait_readable([socket.as_fd()], Some(HANDSHAKE)).map_err(kernel("wait for the guest"))?;
+    if !readable {
+        return Err(HandshakeError::Timeout(wanted));
+    }
+    let mut buffer = [0; MAX_MESSAGE];
+    let (received, fds) = socket
+        .recv_with_fds(&mut buffer)
+        .map_err(kernel("receive from the guest"))?;
+    match received {
+        Received::Closed => Err(HandshakeError::Closed),
+        Received::Message {
+            len,
+            truncated: true,
+        } => Err(HandshakeError::TooLong { len }),
+        Received::Message { len, .. } => Ok((Message::decode(&buffer[..len])?, fds)),
+    }
+}
+
+fn welcome(
+    host: &Host,
+    socket: &SeqPacket,
+    admitted: &Admitted,
+    id: VmId,
+    token: u64,
+) -> Result<(), HandshakeError> {
+    let pool = admitted
+        .parts
+        .pool
+        .read_only_fd()
+        .map_err(kernel("open the pool to read"))?;
+    let welcome = Message::Welcome(Welcome {
+        vm: id.0,
+        engine: admitted.engine,
+        token,
+        pool_frames: host.pool_frames(),
+    });
+    socket
+        .send_with_fds(&welcome.encode(), &[admitted.ram.as_fd(), pool.as_fd()])
+        .map_err(kernel("send WELCOME"))
+}
+
+type Descriptors = (Option<Arc<Uffd>>, Vec<SeqPacket>);
+
+fn check_ready(
+    admitted: &Admitted,
+    ready: &Ready,
+    mut fds: Vec<OwnedFd>,
+) -> Result<Descriptors, HandshakeError> {
+    let channels = usize::from(ready.channels);
+    if channels == 0 || channels > MAX_CHANNELS {
+        return Err(HandshakeError::Channels {
+            channels: ready.channels,
+        });
+    }
+    let size = Pages(u64::from(admitted.params.pages)).bytes().0;
+    if ready.base % 4096 != 0 || ready.base.checked_add(size).is_none() {
+        return Err(HandshakeError::Base { base: ready.base });
+    }
+    let uffds = usize::from(admitted.engine == EngineKind::Uffd);
+    let (got, wanted) = (fds.len(), uffds + channels);
+    if got != wanted {
+        return Err(HandshakeError::Descriptors { got, wanted });
+    }
+    let sockets = fds.split_off(uffds);
+    let uffd = fds
+        .pop()
+        .map(|fd| Uffd::from_guest(fd).map(Arc::new))
+        .transpose()
+        .map_err(kernel("take over the guest's userfaultfd"))?;
+    Ok((uffd, sockets.into_iter().map(SeqPacket::from).collect()))
+}
+
+fn engine(
+    ram: &Arc<Ram>,
+    link: &Arc<Link>,
+    uffd: Option<&Arc<Uffd>>,
+    base: u64,
+) -> Box<dyn Engine> {
+    let (ram, link) = (Arc::clone(ram), Arc::clone(link));
+    match uffd {
+        Some(uffd) => Box::new(UffdEngine::new(ram, link, Arc::clone(uffd), base)),
+        None => Box::new(MprotectEngine::new(ram, link)),
+    }
+}
+
+impl Powered {
+    /// Runs the VM on this thread until it ends, and gives everything back.
+    fn live(self, host: &Arc<Host>, socket: SeqPacket) {
+        let Admitted {
+            name,
+            params,
+            ram,
+            parts,
+            metadata,
+            ..
+        } = self.admitted;
+        let link = Arc::new(Link::new(socket));
+        let engine = engine(&ram, &link, self.uffd.as_ref(), self.ready.base);
+        let balloon_max =
+            Pages(u64::from(params.pages) * u64::from(host.options.ctl_max_percent) / 100);
+        let vm = Arc::new(Vm::new(self.id, params, engine, parts));
+        metadata.taken_over();
+        let faults = FaultThread::new(
+            Arc::clone(&vm),
+            Arc::clone(&link),
+            self.uffd,
+            self.ready.base,
+            self.channels,
+        );
+        let peers = Arc::clone(&host.members) as Arc<dyn crate::share::Peers>;
+        // The policy sets the rate of scanning at its next look.
+        let worker = Worker::start(Arc::clone(&vm), Arc::clone(&link), peers, 0);
+        let (faults, worker) = match (faults, worker) {
+            (Ok(faults), Ok(worker)) => (faults, worker),
+            (faults, worker) => {
+                tracing::error!(vm = %vm.params.name, "the VM's threads cannot be started");
+                link.end("the host cannot start the VM's threads");
+                drop((faults, worker.map(Worker::join)));
+                vm.tear_down();
+                return;
+            }
+        };
+        let member = Arc::new(Member {
+            vm: Arc::clone(&vm),
+            ram,
+            link: Arc::clone(&link),
+            worker: worker.handle().clone(),
+            process: self.process,
+            balloon: BalloonLine::new(self.token, balloon_max, self.doorbell),
+        });
+        host.members.add(Arc::clone(&member));
+        tracing::info!(
+            vm = %vm.params.name, id = self.id.0, pid = member.process.pid(),
+            engine = vm.engine.kind().name(), pages = vm.params.pages, "VM powered on"
+        );
+        let ended = if link.go() && !host.is_stopping() {
+            faults.run()
+        } else {
+            Ended::GuestGone
+        };
+        power_off(host, &member, worker, &ended);
+        drop(name);
+    }
+}
+
+/// Ends the guest's process if it has not ended, waits for the worker, and gives all memory back.
+fn power_off(host: &Host, member: &Member, worker: Worker, ended: &Ended) {
+    let vm = &member.vm;
+    let orderly = matches!(ended, Ended::GuestGone | Ended::Asked(_));
+    let error: &dyn Error = ended;
+    if orderly {
+        tracing::info!(vm = %vm.params.name, why = %ended, "VM powers off");
+    } else {
+        tracing::error!(vm = %vm.params.name, error, "VM powers off");
+    }
+    member.balloon.closing.store(true, Ordering::Release);
+    member.balloon.doorbell.ring();
+    member.link.end(&chain(ended));
+    // Its frames may be reused only when it cannot see them any more.
+    if !member.process.wait(END_GRACE) && !member.process.kill(KILL_GRACE) {
+        tracing::error!(vm = %vm.params.name, pid = member.process.pid(), "the guest does not die");
+    }
+    worker.join();
+    host.members.remove(vm.id);
+    vm.tear_down();
+    tracing::info!(vm = %vm.params.name, used_pages = host.budget.used().0, "VM is gone");
+}

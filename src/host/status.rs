@@ -1,0 +1,206 @@
+//! The daemon as [`crate::telemetry`] tells it.
+
+use std::sync::atomic::Ordering;
+
+use super::daemon::Host;
+use super::governor::sharing_saved;
+use super::member::Member;
+use crate::policy;
+use crate::telemetry::{
+    AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, FreeState, Homes, HostStatus,
+    LatencyStatus, ScanStatus, ShareStatus, SwapStatus, Thresholds, Totals, VmStatus,
+};
+use crate::units::Pages;
+use crate::vm::Vm;
+
+impl Host {
+    pub(super) fn host_status(&self) -> HostStatus {
+        let members = self.members.all();
+        let vms: Vec<VmStatus> = members
+            .iter()
+            .map(|member| self.vm_status(member))
+            .collect();
+        let metadata = members
+            .iter()
+            .map(|member| member.vm.params.metadata().0)
+            .sum();
+        let thresholds = policy::Thresholds::of(self.budget.total(), &self.policy);
+        HostStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            engine: self.engine.name().to_owned(),
+            uptime_ms: millis(self.since),
+            budget_pages: self.budget.total(),
+            used_pages: self.budget.used(),
+            free_pages: self.budget.free(),
+            metadata_pages: Pages(metadata),
+            free_state: free_state(self.state()),
+            thresholds: Thresholds {
+                high_pages: thresholds.high,
+                soft_pages: thresholds.soft,
+                hard_pages: thresholds.hard,
+                low_pages: thresholds.low,
+            },
+            share: self.share_status(),
+            totals: Totals::of(&vms),
+            vms,
+        }
+    }
+
+    fn share_status(&self) -> ShareStatus {
+        let mut sum = ShareStatus::default();
+        for pool in self.pools() {
+            let counts = pool.counts();
+            sum.shared_pages.0 += counts.refs.0;
+            sum.frames.0 += counts.frames.0;
+            sum.saved_pages.0 += counts.saved().0;
+            sum.hints += counts.hints.0;
+            // What cannot be asked counts as what we think it is.
+            sum.pool_pages.0 += pool.allocated().unwrap_or(counts.frames).0;
+        }
+        sum
+    }
+
+    pub(super) fn vm_status(&self, member: &Member) -> VmStatus {
+        let vm = &member.vm;
+        let homes = homes(vm);
+        let zip = vm.zip.lock();
+        let zip_pages = Pages(u64::from(zip.pages_used()));
+        let zip_allocated = zip.allocated().unwrap_or(zip_pages);
+        drop(zip);
+        let consumed = homes.resident_pages.0 + homes.shared_pages.0 + zip_pages.0;
+        let ram = member.ram.allocated().unwrap_or(homes.resident_pages);
+        VmStatus {
+            id: vm.id,
+            name: vm.params.name.clone(),
+            pid: u32::try_from(member.process.pid()).unwrap_or(0),
+            engine: vm.engine.kind().name().to_owned(),
+            workload: vm.params.workload.clone(),
+            uptime_ms: millis(vm.since),
+            configured_pages: Pages(u64::from(vm.params.pages)),
+            granted_pages: Pages(
+                homes.resident_pages.0 + homes.shared_pages.0 + homes.zero_pages.0,
+            ),
+            consumed_pages: Pages(consumed).saturating_sub(sharing_saved(member)),
+            zip_pages,
+            kernel_pages: Pages(ram.0 + zip_allocated.0),
+            allocation: allocation(vm),
+            balloon: balloon(member),
+            swap: swap(vm),
+            faults: faults(vm),
+            scan: scan(vm),
+            evict: evict(vm),
+            vmas: u64::from(vm.vmas.upper_bound()),
+            vma_budget: u64::from(vm.vmas.budget()),
+            blocked: vm.orders.is_blocked(),
+            salt_set: vm.params.salt.is_some(),
+            homes,
+        }
+    }
+}
+
+fn millis(since: std::time::Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+const fn free_state(state: policy::FreeState) -> FreeState {
+    match state {
+        policy::FreeState::High => FreeState::High,
+        policy::FreeState::Soft => FreeState::Soft,
+        policy::FreeState::Hard => FreeState::Hard,
+        policy::FreeState::Low => FreeState::Low,
+    }
+}
+
+fn homes(vm: &Vm) -> Homes {
+    let [
+        untouched,
+        zero,
+        resident,
+        shared,
+        compressed,
+        swapped,
+        ballooned,
+    ] = vm.table.counts().map(Pages);
+    Homes {
+        untouched_pages: untouched,
+        zero_pages: zero,
+        resident_pages: resident,
+        shared_pages: shared,
+        compressed_pages: compressed,
+        swapped_pages: swapped,
+        ballooned_pages: ballooned,
+    }
+}
+
+fn allocation(vm: &Vm) -> AllocationStatus {
+    let limited = vm.params.limit < vm.params.pages;
+    AllocationStatus {
+        reservation_pages: Pages(u64::from(vm.params.reservation)),
+        limit_pages: limited.then(|| Pages(u64::from(vm.params.limit))),
+        shares: u64::from(vm.params.shares),
+        target_pages: vm.orders.allocation_target(),
+        active_pages: None,
+    }
+}
+
+fn balloon(member: &Member) -> BalloonStatus {
+    BalloonStatus {
+        agent: member.balloon.attached.load(Ordering::Acquire),
+        size_pages: member.ballooned(),
+        target_pages: member.vm.orders.balloon_target(),
+        max_pages: member.balloon.max,
+        manual_pages: member.vm.orders.manual(),
+    }
+}
+
+fn swap(vm: &Vm) -> SwapStatus {
+    let stats = vm.swap.stats();
+    SwapStatus {
+        slots: stats.used.0,
+        target_pages: Pages(stats.used.0 + vm.orders.evict().0),
+        reads: stats.read.0,
+        writes: stats.written.0,
+        in_bytes: stats.read.bytes(),
+        out_bytes: stats.written.bytes(),
+    }
+}
+
+fn faults(vm: &Vm) -> FaultStatus {
+    let stats = &vm.stats;
+    FaultStatus {
+        first_touch: stats.first_touch.get(),
+        refill_zip: stats.refill_zip.get(),
+        refill_swap: stats.refill_swap.get(),
+        cow_break: stats.breaks.get(),
+        pop: stats.pops.get(),
+        parked: stats.parked.get() + stats.starved.get(),
+        latency: vm.latency().map(|latency| LatencyStatus {
+            p50_us: latency.p50_us,
+            p99_us: latency.p99_us,
+        }),
+    }
+}
+
+fn scan(vm: &Vm) -> ScanStatus {
+    let stats = &vm.stats;
+    ScanStatus {
+        pages_scanned: stats.scanned.get(),
+        merged: stats.merged.get(),
+        zero_found: stats.zeroed.get(),
+        volatile: stats.volatile.get(),
+    }
+}
+
+fn evict(vm: &Vm) -> EvictStatus {
+    let stats = &vm.stats;
+    EvictStatus {
+        to_zero: stats.evict_zero.get(),
+        to_shared: stats.evict_shared.get(),
+        to_zip: stats.evict_zip.get(),
+        to_swap: stats.evict_swap.get(),
+        incompressible: stats.incompressible.get(),
+        spilled: stats.spilled.get(),
+        given_up: stats.evict_failed.get(),
+    }
+}
