@@ -77,8 +77,22 @@ fn level(claims: &[Claim], available: Pages) -> Option<Level> {
 pub(super) struct Allotment {
     /// At least its reservation, at most the lesser of size and limit; shared pages count in full.
     pub target: Pages,
-    /// Whether there is enough for the demands of all VMs, headroom included.
-    pub all_met: bool,
+    /// What it could hold at the same level if its demand were larger: at least the target. More
+    /// than the target only when memory is short and it does not use its fair part.
+    pub entitled: Pages,
+    /// How much of what all VMs want can be met; the same for each.
+    pub met: Met,
+}
+
+/// How far what is available goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Met {
+    /// Demands are not met: somebody is above its target or about to be.
+    Short,
+    /// The demands of all VMs are met, headroom included.
+    Demands,
+    /// Every VM could have its whole balloon back and use it.
+    Balloons,
 }
 
 /// The part of its balloon that a VM is presumed to want back at once.
@@ -98,17 +112,23 @@ pub(super) fn demand(vm: &VmSnapshot, config: &Config) -> Pages {
 /// is available if they were admitted on a larger budget.
 pub(super) fn allot(host: &HostSnapshot, available: Pages, config: &Config) -> Vec<Allotment> {
     let claims: Vec<Claim> = host.vms.iter().map(|vm| claim(vm, config)).collect();
-    if let Some(level) = level(&claims, available) {
-        let parts = claims.iter().map(|claim| claim.at(level));
-        let targets = parts.zip(&host.vms).map(|(part, vm)| part.max(vm.min()));
-        return targets
-            .map(|target| Allotment {
-                target,
-                all_met: false,
-            })
-            .collect();
-    }
-    spread(host, &claims, available)
+    let Some(level) = level(&claims, available) else {
+        return spread(host, &claims, available);
+    };
+    (host.vms.iter().zip(claims))
+        .map(|(vm, claim)| {
+            let whole = Claim {
+                floor: vm.min(),
+                cap: vm.max(),
+                ..claim
+            };
+            Allotment {
+                target: claim.at(level).max(vm.min()),
+                entitled: whole.at(level),
+                met: Met::Short,
+            }
+        })
+        .collect()
 }
 
 /// What a VM must and can be given of its demand.
@@ -131,13 +151,20 @@ fn spread(host: &HostSnapshot, claims: &[Claim], available: Pages) -> Vec<Allotm
         })
         .collect();
     let level = level(&rooms, available);
+    let whole = |vm: &VmSnapshot| total([vm.allocation(), vm.ballooned]).min(vm.max());
+    let met = if total(host.vms.iter().map(whole)) <= available {
+        Met::Balloons
+    } else {
+        Met::Demands
+    };
     let targets = rooms
         .iter()
         .map(|room| level.map_or(room.cap, |level| room.at(level)));
     targets
         .map(|target| Allotment {
             target,
-            all_met: true,
+            entitled: target,
+            met,
         })
         .collect()
 }

@@ -26,6 +26,7 @@
 //! The formulas, with worked numbers that a test reproduces, are in `docs/policy.md`.
 
 mod admission;
+mod balloon;
 mod config;
 mod evict;
 mod fair;

@@ -199,8 +199,11 @@ proptest! {
 
     #[test]
     fn plan_never_deflates_in_hard_or_low(host in host()) {
+        // So little is free that every state becomes hard or low.
+        let mut host = host;
+        host.budget = Pages(host.used.0 * 100 / 99);
         let plan = plan(&host, &Config::default());
-        prop_assume!(plan.state >= FreeState::Hard);
+        prop_assert!(plan.state >= FreeState::Hard);
         for (vm, plan) in host.vms.iter().zip(&plan.vms) {
             let cap = percent_of(vm.size, 65)
                 .min(vm.balloon_max)
@@ -216,7 +219,9 @@ proptest! {
         which: prop::sample::Index,
         more in 1_u32..5000,
     ) {
-        prop_assume!(!host.vms.is_empty());
+        if host.vms.is_empty() {
+            return Ok(());
+        }
         let at = which.index(host.vms.len());
         let mut richer = host.clone();
         richer.vms[at].shares += more;
