@@ -33,6 +33,10 @@ pub struct Config {
     /// Default 10, range 1..=100. ESX publishes "consumed plus headroom" without a number; this
     /// is our choice.
     pub headroom_percent: u32,
+    /// The idle memory tax: the largest part, in %, that others may take of the pages a VM holds
+    /// and does not use. Default 75, range 0..=99; at 0 only shares count. It applies to VMs whose
+    /// active pages are known. Source: `Mem.IdleTax`; OSDI 2002 section 5.2.
+    pub idle_tax_percent: u32,
     /// The most pages that one plan orders to be evicted, over all VMs. Default 4096 (16 MiB, some
     /// 30 ms of writing to a fast disk), at least 1: a round must end before the next snapshot is
     /// worth taking. Our choice.
@@ -49,6 +53,7 @@ impl Default for Config {
             margin_percent: 20,
             balloon_max_percent: 65,
             headroom_percent: 10,
+            idle_tax_percent: 75,
             evict_round: Pages(4096),
         }
     }
@@ -103,6 +108,7 @@ impl Config {
                 99,
             ),
             ("headroom_percent", u64::from(self.headroom_percent), 1, 100),
+            ("idle_tax_percent", u64::from(self.idle_tax_percent), 0, 99),
             ("evict_round", self.evict_round.0, 1, u64::MAX),
         ];
         for (name, value, least, most) in ranges {

