@@ -25,6 +25,7 @@
 
 mod batch;
 mod counters;
+mod end;
 mod host;
 mod rate;
 mod session;
@@ -34,6 +35,7 @@ pub use batch::SLACK_PAGES;
 pub use counters::BalloonCounters;
 pub use memvisor_guest_agent::shim::Doorbell;
 
+pub use end::{SessionEnd, SessionError};
 pub use host::{BalloonHost, BalloonVm, Refusal};
-pub use session::{SessionEnd, SessionError, serve};
+pub use session::serve;
 pub use stats::GuestStats;
