@@ -1,2 +1,7 @@
 //! The `memvisor` executable.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    memvisor::cli::main()
+}

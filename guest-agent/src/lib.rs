@@ -4,7 +4,11 @@
 //! - [`balloon`]: the agent: gives pages of the guest to its host and takes them back.
 //! - [`shim`]: the virtual hardware: RAM mapping, memory thread, fault handler. The guest's operator
 //!   trusts it; it is the only part with `unsafe`.
+//! - [`kernel`]: the toy guest OS: pages, mappings, page cache, reclaim, its own swap disk.
+//! - [`workload`]: what guests run; each verifies every byte it reads.
 
 pub mod balloon;
+pub mod kernel;
 pub mod protocol;
 pub mod shim;
+pub mod workload;

@@ -27,6 +27,7 @@ mod batch;
 mod counters;
 mod end;
 mod host;
+mod ledger;
 mod rate;
 mod session;
 mod stats;
@@ -37,5 +38,6 @@ pub use memvisor_guest_agent::shim::Doorbell;
 
 pub use end::{SessionEnd, SessionError};
 pub use host::{BalloonHost, BalloonVm, Refusal};
+pub use ledger::{deflate, inflate, release_all};
 pub use session::serve;
 pub use stats::GuestStats;

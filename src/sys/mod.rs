@@ -7,8 +7,16 @@
     reason = "this is the room for it; tests/tidy.rs holds it to that"
 )]
 
+mod direct_file;
+mod filesystem;
 mod mapping;
 mod memfd;
+mod process;
+mod uffd;
 
+pub use direct_file::DirectFile;
+pub use filesystem::Filesystem;
 pub use mapping::Mapping;
 pub use memfd::Memfd;
+pub use process::Process;
+pub use uffd::{Filled, Uffd};

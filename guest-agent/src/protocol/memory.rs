@@ -1,1 +1,602 @@
-//! The memory protocol: shim and daemon.
+//! The memory protocol: the shim of a guest and the daemon, over `memory.sock`.
+//!
+//! One connection is one VM. It opens with a handshake,
+//!
+//! ```text
+//! shim                                   daemon
+//!  | HELLO name, pages, wishes ----------> |  refuses with ERROR, or makes a VM
+//!  | <---- WELCOME engine, token + fds     |  fds: RAM (read-write), share pool (read-only)
+//!  | READY base, channels + fds ---------> |  fds: userfaultfd (uffd engine only), fault channels
+//!  | <------------------------------- GO   |  from here on guest threads may touch RAM
+//! ```
+//!
+//! and then carries [`Command`]s to the shim's memory thread, one at a time, each answered by an
+//! [`Ack`]. Faults that the kernel reports by SIGSEGV travel over the *fault channels*, socket pairs
+//! that the shim made: the faulting thread takes a free one, sends [`Fault`], waits for [`Reply`],
+//! does what it says and, if that changed a mapping, sends [`Done`]. The three are of fixed size
+//! and encode without allocating, because a signal handler does it.
+
+use super::codec::{DecodeError, Reader, Writer};
+use super::gfn::{Gfn, GfnRun};
+
+/// The version of this protocol. Both sides come from one build, so it must match exactly.
+pub const VERSION: u16 = 1;
+/// The longest message: a command of [`MAX_RUNS`] runs, rounded up.
+pub const MAX_MESSAGE: usize = 16 * 1024;
+/// Runs in one command. 1 024 system calls keep the memory thread busy for about 3 ms.
+pub const MAX_RUNS: usize = 1024;
+/// Bytes of a VM's name; it becomes part of file names and of table rows.
+pub const MAX_NAME: usize = 64;
+/// Bytes of a salt and of the workload text shown by `vm show`.
+pub const MAX_TEXT: usize = 256;
+/// Fault channels of a guest: as many threads can wait for a SIGSEGV fault at once.
+pub const MAX_CHANNELS: usize = 16;
+/// Bytes of the text of an error or a page's history.
+pub const MAX_REPORT: usize = 4096;
+
+/// How the daemon gets a hand on guest memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Engine {
+    /// `userfaultfd` on the RAM mapping.
+    Uffd,
+    /// Page protection and SIGSEGV alone.
+    Mprotect,
+}
+
+impl Engine {
+    const fn code(self) -> u16 {
+        match self {
+            Self::Uffd => 1,
+            Self::Mprotect => 2,
+        }
+    }
+
+    const fn from_code(code: u16) -> Result<Self, DecodeError> {
+        match code {
+            1 => Ok(Self::Uffd),
+            2 => Ok(Self::Mprotect),
+            _ => Err(DecodeError::Value {
+                field: "engine",
+                value: code as u64,
+                allowed: "1 (uffd) or 2 (mprotect)",
+            }),
+        }
+    }
+
+    /// The name used on command lines and in tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Uffd => "uffd",
+            Self::Mprotect => "mprotect",
+        }
+    }
+}
+
+/// What a guest asks for when it is powered on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hello {
+    /// The VM's name, unique on its host.
+    pub name: String,
+    /// Configured size in pages.
+    pub pages: u32,
+    /// Whether this process could open a userfaultfd with the features the engine needs.
+    pub uffd: bool,
+    /// Guaranteed memory in pages.
+    pub reservation: u32,
+    /// The most memory in pages the VM may use; `pages` if there is no limit.
+    pub limit: u32,
+    /// The weight of this VM when memory is short.
+    pub shares: u32,
+    /// The sharing domain; VMs without a salt share one.
+    pub salt: Option<String>,
+    /// What the guest runs, for display only.
+    pub workload: String,
+}
+
+/// The daemon's answer to [`Hello`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Welcome {
+    /// The number of the VM.
+    pub vm: u32,
+    /// The engine the daemon took.
+    pub engine: Engine,
+    /// Proves to the balloon socket that an agent belongs to this VM.
+    pub token: u64,
+    /// Frames of the share pool, holes included.
+    pub pool_frames: u32,
+}
+
+/// The shim has mapped RAM and can take commands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ready {
+    /// Where RAM starts in the guest process.
+    pub base: u64,
+    /// How many fault channels follow as descriptors, after the userfaultfd if there is one.
+    pub channels: u16,
+}
+
+/// What the memory thread is told to do to runs of pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Op {
+    /// Make every access wait for the daemon; the content stays.
+    Freeze,
+    /// Map frames of the share pool read-only over RAM.
+    MapShared,
+    /// Map RAM back so that every access faults to the daemon first.
+    MapPrivate,
+}
+
+/// Pages, and for [`Op::MapShared`] the frame behind the first of them; frames follow in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Remap {
+    /// The pages of the guest.
+    pub run: GfnRun,
+    /// The pool frame behind the first page; zero where it means nothing.
+    pub frame: u32,
+}
+
+/// An order to the memory thread, executed run by run until one fails.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Command {
+    /// Counts the commands of a session.
+    pub seq: u32,
+    /// What to do.
+    pub op: Op,
+    /// To which pages; at most [`MAX_RUNS`].
+    pub runs: Vec<Remap>,
+}
+
+/// The memory thread's answer to a [`Command`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ack {
+    /// The number of the command.
+    pub seq: u32,
+    /// How many runs were done; the next one failed with `errno` unless all were.
+    pub done: u32,
+    /// Zero, or the errno of the system call that failed.
+    pub errno: u32,
+}
+
+/// Every message of the connection itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// Shim to daemon: power on.
+    Hello(Hello),
+    /// Daemon to shim: accepted.
+    Welcome(Welcome),
+    /// Shim to daemon: RAM is mapped.
+    Ready(Ready),
+    /// Daemon to shim: run.
+    Go,
+    /// Daemon to shim: remap.
+    Command(Command),
+    /// Shim to daemon: remapped.
+    Ack(Ack),
+    /// Either way: why the connection ends now.
+    Error(String),
+}
+
+const HELLO: u16 = 1;
+const WELCOME: u16 = 2;
+const READY: u16 = 3;
+const GO: u16 = 4;
+const COMMAND: u16 = 5;
+const ACK: u16 = 6;
+const ERROR: u16 = 7;
+
+const NO_SALT: u16 = 0;
+const WITH_SALT: u16 = 1;
+
+impl Message {
+    /// The message as a datagram.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::new();
+        w.u16(VERSION);
+        match self {
+            Self::Hello(hello) => hello.write(w.u16(HELLO)),
+            Self::Welcome(welcome) => {
+                w.u16(WELCOME).u32(welcome.vm).u16(welcome.engine.code());
+                w.u64(welcome.token).u32(welcome.pool_frames);
+            }
+            Self::Ready(ready) => {
+                w.u16(READY).u64(ready.base).u16(ready.channels);
+            }
+            Self::Go => {
+                w.u16(GO);
+            }
+            Self::Command(command) => command.write(w.u16(COMMAND)),
+            Self::Ack(ack) => {
+                w.u16(ACK).u32(ack.seq).u32(ack.done).u32(ack.errno);
+            }
+            Self::Error(text) => {
+                w.u16(ERROR).text(text);
+            }
+        }
+        w.finish()
+    }
+
+    /// Reads a datagram.
+    ///
+    /// # Errors
+    /// [`DecodeError`] names the field, its value and what is allowed.
+    pub fn decode(datagram: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(datagram);
+        let theirs = r.u16("version")?;
+        if theirs != VERSION {
+            return Err(DecodeError::Version {
+                protocol: "memory",
+                theirs,
+                ours: VERSION,
+            });
+        }
+        let message = match r.u16("type")? {
+            HELLO => Self::Hello(Hello::read(&mut r)?),
+            WELCOME => Self::Welcome(Welcome {
+                vm: r.u32("vm")?,
+                engine: Engine::from_code(r.u16("engine")?)?,
+                token: r.u64("token")?,
+                pool_frames: r.u32("pool_frames")?,
+            }),
+            READY => Self::Ready(Ready {
+                base: r.u64("base")?,
+                channels: r.u16("channels")?,
+            }),
+            GO => Self::Go,
+            COMMAND => Self::Command(Command::read(&mut r)?),
+            ACK => Self::Ack(Ack {
+                seq: r.u32("seq")?,
+                done: r.u32("done")?,
+                errno: r.u32("errno")?,
+            }),
+            ERROR => Self::Error(r.text("text", MAX_REPORT)?.to_owned()),
+            other => {
+                return Err(DecodeError::Value {
+                    field: "type",
+                    value: u64::from(other),
+                    allowed: "1 (hello) to 7 (error)",
+                });
+            }
+        };
+        r.end()?;
+        Ok(message)
+    }
+
+    /// The name of the message, for errors about the order of messages.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "HELLO",
+            Self::Welcome(_) => "WELCOME",
+            Self::Ready(_) => "READY",
+            Self::Go => "GO",
+            Self::Command(_) => "COMMAND",
+            Self::Ack(_) => "ACK",
+            Self::Error(_) => "ERROR",
+        }
+    }
+}
+
+impl Hello {
+    fn write(&self, w: &mut Writer) {
+        w.text(&self.name).u32(self.pages).u16(u16::from(self.uffd));
+        w.u32(self.reservation).u32(self.limit).u32(self.shares);
+        match &self.salt {
+            None => w.u16(NO_SALT),
+            Some(salt) => w.u16(WITH_SALT).text(salt),
+        };
+        w.text(&self.workload);
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            name: r.text("name", MAX_NAME)?.to_owned(),
+            pages: r.u32("pages")?,
+            uffd: flag(r, "uffd")?,
+            reservation: r.u32("reservation")?,
+            limit: r.u32("limit")?,
+            shares: r.u32("shares")?,
+            salt: match flag(r, "salt")? {
+                false => None,
+                true => Some(r.text("salt", MAX_TEXT)?.to_owned()),
+            },
+            workload: r.text("workload", MAX_TEXT)?.to_owned(),
+        })
+    }
+}
+
+fn flag(r: &mut Reader<'_>, field: &'static str) -> Result<bool, DecodeError> {
+    match r.u16(field)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        value => Err(DecodeError::Value {
+            field,
+            value: u64::from(value),
+            allowed: "0 (no) or 1 (yes)",
+        }),
+    }
+}
+
+impl Command {
+    fn write(&self, w: &mut Writer) {
+        let op = match self.op {
+            Op::Freeze => 1,
+            Op::MapShared => 2,
+            Op::MapPrivate => 3,
+        };
+        let count = u16::try_from(self.runs.len().min(MAX_RUNS)).unwrap_or(u16::MAX);
+        w.u32(self.seq).u16(op).u16(count);
+        for remap in self.runs.iter().take(MAX_RUNS) {
+            w.u32(remap.run.start.0)
+                .u32(remap.run.count)
+                .u32(remap.frame);
+        }
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let seq = r.u32("seq")?;
+        let op = match r.u16("op")? {
+            1 => Op::Freeze,
+            2 => Op::MapShared,
+            3 => Op::MapPrivate,
+            op => {
+                return Err(DecodeError::Value {
+                    field: "op",
+                    value: u64::from(op),
+                    allowed: "1 (freeze), 2 (map shared) or 3 (map private)",
+                });
+            }
+        };
+        let count = r.u16("runs")?;
+        if usize::from(count) > MAX_RUNS {
+            return Err(DecodeError::Value {
+                field: "runs",
+                value: u64::from(count),
+                allowed: "at most 1024",
+            });
+        }
+        let mut runs = Vec::with_capacity(usize::from(count));
+        for _ in 0..count {
+            let start = Gfn(r.u32("start")?);
+            let run = GfnRun::new(start, r.u32("count")?);
+            runs.push(Remap {
+                run,
+                frame: r.u32("frame")?,
+            });
+        }
+        Ok(Self { seq, op, runs })
+    }
+}
+
+/// What a guest thread asks over a fault channel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// It read a page it may not read.
+    Read(Gfn),
+    /// It wrote a page it may not write.
+    Write(Gfn),
+    /// What the daemon told it to do is done, or failed with this errno.
+    Done(u32),
+    /// Not a fault: the guest found wrong bytes and asks for the homes the page has had.
+    History(Gfn),
+}
+
+/// Bytes of an encoded [`Fault`].
+pub const FAULT_BYTES: usize = 12;
+/// Bytes of an encoded [`Reply`].
+pub const REPLY_BYTES: usize = 16;
+
+impl Fault {
+    /// The message, without allocating.
+    #[must_use]
+    pub fn encode(self) -> [u8; FAULT_BYTES] {
+        let (kind, value): (u32, u32) = match self {
+            Self::Read(gfn) => (1, gfn.0),
+            Self::Write(gfn) => (2, gfn.0),
+            Self::Done(errno) => (3, errno),
+            Self::History(gfn) => (4, gfn.0),
+        };
+        let mut bytes = [0; FAULT_BYTES];
+        bytes[..4].copy_from_slice(&u32::from(VERSION).to_le_bytes());
+        bytes[4..8].copy_from_slice(&kind.to_le_bytes());
+        bytes[8..].copy_from_slice(&value.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for another version, kind or length.
+    pub fn decode(datagram: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(datagram);
+        channel_version(&mut r)?;
+        let kind = r.u32("kind")?;
+        let value = r.u32("value")?;
+        r.end()?;
+        match kind {
+            1 => Ok(Self::Read(Gfn(value))),
+            2 => Ok(Self::Write(Gfn(value))),
+            3 => Ok(Self::Done(value)),
+            4 => Ok(Self::History(Gfn(value))),
+            _ => Err(DecodeError::Value {
+                field: "kind",
+                value: u64::from(kind),
+                allowed: "1 (read), 2 (write), 3 (done) or 4 (history)",
+            }),
+        }
+    }
+}
+
+/// What the faulting thread shall do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reply {
+    /// Nothing: the page is ready, access it again.
+    Retry,
+    /// Allow reading and writing of these RAM pages, then say [`Fault::Done`].
+    Open(GfnRun),
+    /// Map RAM back over these pages, readable and writable, then say [`Fault::Done`].
+    Private(GfnRun),
+}
+
+impl Reply {
+    /// The message, without allocating.
+    #[must_use]
+    pub fn encode(self) -> [u8; REPLY_BYTES] {
+        let (kind, run): (u32, GfnRun) = match self {
+            Self::Retry => (1, GfnRun::new(Gfn(0), 0)),
+            Self::Open(run) => (2, run),
+            Self::Private(run) => (3, run),
+        };
+        let mut bytes = [0; REPLY_BYTES];
+        bytes[..4].copy_from_slice(&u32::from(VERSION).to_le_bytes());
+        bytes[4..8].copy_from_slice(&kind.to_le_bytes());
+        bytes[8..12].copy_from_slice(&run.start.0.to_le_bytes());
+        bytes[12..].copy_from_slice(&run.count.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a message, without allocating.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for another version, kind or length.
+    pub fn decode(datagram: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(datagram);
+        channel_version(&mut r)?;
+        let kind = r.u32("kind")?;
+        let run = GfnRun::new(Gfn(r.u32("start")?), r.u32("count")?);
+        r.end()?;
+        match kind {
+            1 => Ok(Self::Retry),
+            2 => Ok(Self::Open(run)),
+            3 => Ok(Self::Private(run)),
+            _ => Err(DecodeError::Value {
+                field: "kind",
+                value: u64::from(kind),
+                allowed: "1 (retry), 2 (open) or 3 (private)",
+            }),
+        }
+    }
+}
+
+fn channel_version(r: &mut Reader<'_>) -> Result<(), DecodeError> {
+    let version = r.u32("version")?;
+    if version == u32::from(VERSION) {
+        return Ok(());
+    }
+    let theirs = u16::try_from(version).unwrap_or(u16::MAX);
+    Err(DecodeError::Version {
+        protocol: "memory",
+        theirs,
+        ours: VERSION,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message() -> impl Strategy<Value = Message> {
+        let remap =
+            (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(start, count, frame)| Remap {
+                run: GfnRun::new(Gfn(start), count),
+                frame,
+            });
+        let op = prop_oneof![Just(Op::Freeze), Just(Op::MapShared), Just(Op::MapPrivate)];
+        prop_oneof![
+            (
+                "[a-z]{1,64}",
+                any::<[u32; 4]>(),
+                any::<bool>(),
+                proptest::option::of(".{0,40}")
+            )
+                .prop_map(|(name, [pages, reservation, limit, shares], uffd, salt)| {
+                    let workload = "kv".to_owned();
+                    let (name, salt) = (name, salt);
+                    Message::Hello(Hello {
+                        name,
+                        pages,
+                        uffd,
+                        reservation,
+                        limit,
+                        shares,
+                        salt,
+                        workload,
+                    })
+                }),
+            (any::<u32>(), any::<u64>(), any::<u32>()).prop_map(|(vm, token, pool_frames)| {
+                Message::Welcome(Welcome {
+                    vm,
+                    engine: Engine::Mprotect,
+                    token,
+                    pool_frames,
+                })
+            }),
+            (any::<u64>(), any::<u16>())
+                .prop_map(|(base, channels)| Message::Ready(Ready { base, channels })),
+            Just(Message::Go),
+            (any::<u32>(), op, proptest::collection::vec(remap, 0..40))
+                .prop_map(|(seq, op, runs)| Message::Command(Command { seq, op, runs })),
+            any::<[u32; 3]>().prop_map(|[seq, done, errno]| Message::Ack(Ack { seq, done, errno })),
+            ".{0,100}".prop_map(Message::Error),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn message_decodes_to_what_was_encoded(message in message()) {
+            prop_assert_eq!(Message::decode(&message.encode()), Ok(message));
+        }
+
+        #[test]
+        fn message_cut_or_prolonged_is_refused(message in message(), cut in any::<prop::sample::Index>()) {
+            let mut bytes = message.encode();
+            prop_assert!(Message::decode(&bytes[..cut.index(bytes.len())]).is_err());
+            bytes.push(0);
+            prop_assert!(Message::decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = (Message::decode(&bytes), Fault::decode(&bytes), Reply::decode(&bytes));
+        }
+
+        #[test]
+        fn channel_messages_decode_to_what_was_encoded(gfn in any::<u32>(), count in any::<u32>()) {
+            let run = GfnRun::new(Gfn(gfn), count);
+            for fault in [Fault::Read(Gfn(gfn)), Fault::Write(Gfn(gfn)), Fault::Done(gfn)] {
+                prop_assert_eq!(Fault::decode(&fault.encode()), Ok(fault));
+            }
+            for reply in [Reply::Retry, Reply::Open(run), Reply::Private(run)] {
+                prop_assert_eq!(Reply::decode(&reply.encode()), Ok(reply));
+            }
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let mut bytes = Message::Go.encode();
+        bytes[0] = 9;
+        let error = Message::decode(&bytes).expect_err("version 9");
+        assert_eq!(
+            error.to_string(),
+            "peer speaks version 9 of the memory protocol, this side speaks 1"
+        );
+    }
+
+    #[test]
+    fn longest_command_fits_a_message() {
+        let remap = Remap {
+            run: GfnRun::single(Gfn(1)),
+            frame: 0,
+        };
+        let command = Command {
+            seq: 1,
+            op: Op::Freeze,
+            runs: vec![remap; MAX_RUNS],
+        };
+        assert!(Message::Command(command).encode().len() <= MAX_MESSAGE);
+    }
+}

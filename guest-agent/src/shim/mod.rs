@@ -1,15 +1,38 @@
 //! The guest's virtual hardware: RAM, its memory thread, its fault handler.
+//!
+//! A hypervisor would do this below the guest; here a few threads of the guest's own process stand in
+//! for it. The host does not trust them: whatever the shim says or fails to do, only its own guest
+//! suffers. The guest (kernel, agent, workloads) is above [`Memory`] and knows nothing of it.
+//!
+//! - [`attach`] shakes hands with the daemon over `memory.sock` and maps RAM as one linear mapping on
+//!   which every access waits for the daemon: registered with a userfaultfd, or without access.
+//! - The *memory thread* ([`Attached::serve`]) executes the daemon's commands: freeze, map shared
+//!   frames, map RAM back.
+//! - The *SIGSEGV handler* asks the daemon over a fault channel when a guest thread may not access a
+//!   page: a write to a shared page in both engines, any access to a closed page without userfaultfd.
+//!
+//! Neither of the two ever touches guest RAM, or it could wait for itself.
 #![allow(
     unsafe_code,
     reason = "this is the room for it; tests/tidy.rs holds it to that"
 )]
 
+mod attach;
+mod channels;
 mod doorbell;
+mod fds;
+mod memory_thread;
+mod ram;
+mod segv;
 mod seqpacket;
+pub mod uffd;
+
+pub use attach::{AttachError, Attached, Ram, attach};
+pub use memory_thread::SessionEnd;
 
 use crate::protocol::Gfn;
-
 pub use doorbell::Doorbell;
+
 pub use seqpacket::{PeerCredentials, Received, SeqPacket, SeqPacketListener, wait_readable};
 
 /// Guest RAM as the toy kernel sees it: pages it can read and write.

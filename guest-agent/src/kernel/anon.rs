@@ -1,0 +1,223 @@
+//! Anonymous memory: mappings whose pages come and go.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use super::object::{Eviction, Object};
+use super::pages::{Owner, PageUse};
+use super::swap::SwapSlot;
+use super::{Bounce, Kernel, KernelError, lock, pieces, try_lock};
+use crate::protocol::{Gfn, PAGE_SIZE};
+
+static ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+
+/// Where one page of a mapping is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Place {
+    /// Never written: it reads as zeroes.
+    #[default]
+    Nowhere,
+    Ram(Gfn),
+    Disk(SwapSlot),
+}
+
+struct AnonMap {
+    places: Box<[Mutex<Place>]>,
+}
+
+impl Object for AnonMap {
+    fn evict(&self, kernel: &Kernel, page: u32, gfn: Gfn) -> Eviction {
+        let Some(place) = self.places.get(page as usize) else {
+            return Eviction::Busy;
+        };
+        let Some(mut place) = try_lock(place) else {
+            return Eviction::Busy;
+        };
+        if *place != Place::Ram(gfn) {
+            return Eviction::Busy;
+        }
+        if kernel.swap.used() == kernel.swap.pages() {
+            return Eviction::Kept;
+        }
+        let mut bounce = Bounce::zeroed();
+        kernel.memory.read(gfn, 0, &mut bounce.0);
+        match kernel.swap.write(&bounce) {
+            Ok(Some(slot)) => {
+                *place = Place::Disk(slot);
+                kernel.counters.swap_out.add(1);
+                kernel.pages.release(gfn, PageUse::Anon);
+                Eviction::Freed
+            }
+            Ok(None) => Eviction::Kept,
+            Err(_) => {
+                kernel.counters.swap_errors.add(1);
+                Eviction::Kept
+            }
+        }
+    }
+}
+
+/// A mapping of anonymous memory: zeroes until written. Dropping it unmaps it.
+///
+/// Threads may access it at once. An access within one page is atomic; one that crosses pages is
+/// atomic page by page.
+pub struct AnonRegion {
+    kernel: Arc<Kernel>,
+    map: Arc<AnonMap>,
+    object: u32,
+}
+
+impl fmt::Debug for AnonRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnonRegion")
+            .field("object", &self.object)
+            .field("pages", &self.pages())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// Maps `pages` pages of anonymous memory. They cost RAM only once they are written, so this
+    /// promises nothing: compare with [`Self::capacity`] to be on the safe side.
+    #[must_use]
+    pub fn map_anon(self: &Arc<Self>, pages: u32) -> AnonRegion {
+        let map = Arc::new(AnonMap {
+            places: (0..pages).map(|_| Mutex::default()).collect(),
+        });
+        AnonRegion {
+            kernel: Arc::clone(self),
+            object: self.objects.add(Arc::clone(&map) as Arc<dyn Object>),
+            map,
+        }
+    }
+}
+
+impl AnonRegion {
+    /// The size of the region in pages.
+    #[must_use]
+    pub fn pages(&self) -> u32 {
+        self.map.places.len() as u32
+    }
+
+    /// Copies `into.len()` bytes from byte `offset` of the region.
+    ///
+    /// # Errors
+    /// [`KernelError::OutOfRange`] before anything is read; [`KernelError::OutOfMemory`] or
+    /// [`KernelError::SwapRead`] when a page cannot be brought back, the pages before it are read.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), KernelError> {
+        self.check_range(offset, into.len())?;
+        for piece in pieces(offset, into.len()) {
+            self.read_page(piece.page, piece.at, &mut into[piece.range])?;
+        }
+        Ok(())
+    }
+
+    /// Copies `from` to byte `offset` of the region.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; the pages before the failing one are written, it and the rest are as
+    /// they were.
+    pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), KernelError> {
+        self.check_range(offset, from.len())?;
+        for piece in pieces(offset, from.len()) {
+            self.write_page(piece.page, piece.at, &from[piece.range])?;
+        }
+        Ok(())
+    }
+
+    /// The physical page behind page `page` of the region, if it is in RAM at this moment. It can
+    /// change at any time; good for messages only. Waits for an access to the page to end.
+    #[must_use]
+    pub fn gfn_of(&self, page: u32) -> Option<Gfn> {
+        match *lock(self.map.places.get(page as usize)?) {
+            Place::Ram(gfn) => Some(gfn),
+            Place::Nowhere | Place::Disk(_) => None,
+        }
+    }
+
+    fn check_range(&self, offset: u64, len: usize) -> Result<(), KernelError> {
+        let size = u64::from(self.pages()) * PAGE_SIZE as u64;
+        let end = offset.checked_add(len as u64);
+        if end.is_some_and(|end| end <= size) {
+            return Ok(());
+        }
+        Err(KernelError::OutOfRange { offset, len, size })
+    }
+
+    fn read_page(&self, page: u32, at: usize, into: &mut [u8]) -> Result<(), KernelError> {
+        let mut place = lock(&self.map.places[page as usize]);
+        let gfn = match *place {
+            Place::Nowhere => {
+                into.fill(0);
+                return Ok(());
+            }
+            Place::Ram(gfn) => gfn,
+            Place::Disk(slot) => self.swap_in(&mut place, page, slot)?,
+        };
+        self.kernel.pages.mark_referenced(gfn);
+        self.kernel.memory.read(gfn, at, into);
+        Ok(())
+    }
+
+    fn write_page(&self, page: u32, at: usize, from: &[u8]) -> Result<(), KernelError> {
+        let mut place = lock(&self.map.places[page as usize]);
+        let whole = from.len() == PAGE_SIZE;
+        let gfn = match *place {
+            Place::Ram(gfn) => gfn,
+            Place::Nowhere => {
+                let gfn = self.allocate(page)?;
+                if !whole {
+                    self.kernel.memory.write(gfn, 0, &ZEROES);
+                }
+                self.kernel.counters.minor_faults.add(1);
+                gfn
+            }
+            // The old bytes are not wanted, so the disk need not be read.
+            Place::Disk(slot) if whole => {
+                let gfn = self.allocate(page)?;
+                self.kernel.swap.free(slot);
+                self.kernel.counters.minor_faults.add(1);
+                gfn
+            }
+            Place::Disk(slot) => self.swap_in(&mut place, page, slot)?,
+        };
+        *place = Place::Ram(gfn);
+        self.kernel.pages.mark_referenced(gfn);
+        self.kernel.memory.write(gfn, at, from);
+        Ok(())
+    }
+
+    fn swap_in(&self, place: &mut Place, page: u32, slot: SwapSlot) -> Result<Gfn, KernelError> {
+        let kernel = &self.kernel;
+        let mut bounce = Bounce::zeroed();
+        kernel.swap.read(slot, &mut bounce)?;
+        let gfn = self.allocate(page)?;
+        kernel.write_page(gfn, &bounce);
+        *place = Place::Ram(gfn);
+        kernel.swap.free(slot);
+        kernel.counters.swap_in.add(1);
+        kernel.counters.major_faults.add(1);
+        Ok(gfn)
+    }
+
+    fn allocate(&self, page: u32) -> Result<Gfn, KernelError> {
+        let owner = Owner {
+            object: self.object,
+            page,
+        };
+        self.kernel.allocate(owner, PageUse::Anon)
+    }
+}
+
+impl Drop for AnonRegion {
+    fn drop(&mut self) {
+        for place in &self.map.places {
+            match std::mem::take(&mut *lock(place)) {
+                Place::Nowhere => {}
+                Place::Ram(gfn) => self.kernel.pages.release(gfn, PageUse::Anon),
+                Place::Disk(slot) => self.kernel.swap.free(slot),
+            }
+        }
+        self.kernel.objects.remove(self.object);
+    }
+}

@@ -1,0 +1,249 @@
+//! The toy guest kernel: physical pages, anonymous memory, page cache, reclaim, a swap disk.
+//!
+//! The host takes memory from a guest whose own memory management keeps going: the guest decides
+//! which of its pages it can spare, pushes others to its own disk, and must notice when it is
+//! squeezed too hard. A guest that merely fills a buffer shows none of this, so this kernel has the
+//! parts of a real one that matter to its host, and nothing else.
+//!
+//! Every access to guest RAM can block for as long as the host needs to bring the page back. Hence
+//! the rule that shapes everything here: **no lock that a second page needs is held while RAM is
+//! touched**. Each page of a mapping has its own lock, and only that one is held. The free list,
+//! the slots of the swap disk and the object table have short locks of their own that never
+//! surround an access, a system call or another of these locks.
+//!
+//! - [`AnonRegion`]: anonymous memory; a page is empty (reads as zeroes), in RAM, or on the swap
+//!   disk. The bytes of a page that was just allocated are undefined: its last owner or the host
+//!   left them there. Whoever maps a page overwrites all of it first.
+//! - [`CachedFile`]: pages of real files, clean and read-only, shared by all who open the file.
+//! - Reclaim is a clock over all physical pages: it skips pages that were accessed since the hand
+//!   last came by, drops page cache, and writes anonymous pages to the swap disk. It only *tries*
+//!   the lock of a page, because the thread that reclaims may hold the lock of another.
+//! - The balloon pins free pages in long runs. It leaves the pages below the high watermark alone,
+//!   so it cannot drive the guest out of memory; and when the guest has nothing left to reclaim,
+//!   the kernel asks the [`PressureHook`] for relief before an allocation fails.
+//!
+//! Lock order: page lock of a mapping, then one of: the allocator's books, swap slots, object
+//! table. All file I/O goes through bounce buffers: a system call into guest RAM could fail.
+
+mod anon;
+mod balloon;
+mod cache;
+mod object;
+mod pages;
+#[cfg(test)]
+pub(crate) mod ram;
+mod reclaim;
+mod runs;
+mod stats;
+mod swap;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+
+use thiserror::Error;
+
+pub use anon::AnonRegion;
+pub use balloon::BALLOON_RECLAIM_PAGES;
+pub use cache::CachedFile;
+pub use reclaim::{PressureHook, RELIEF_PAGES};
+pub use stats::KernelStats;
+
+use crate::protocol::{Gfn, PAGE_SIZE};
+use crate::shim::Memory;
+use cache::{FileKey, FileMap};
+use object::Objects;
+use pages::PageAllocator;
+use stats::Counters;
+use swap::SwapDisk;
+
+/// The fewest pages a guest can have: the kernel's own, both watermarks and a little to work with.
+pub const MIN_PAGES: u32 = 16;
+
+/// Why the kernel could not do what it was asked for.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// RAM is too small to run in.
+    #[error("guest RAM has {pages} pages; at least {MIN_PAGES} are needed")]
+    TooSmall {
+        /// How many pages there are.
+        pages: u32,
+    },
+    /// The swap disk could not be made.
+    #[error("cannot create a swap disk in `{}`", directory.display())]
+    SwapCreate {
+        /// Where it should be.
+        directory: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A page could not be read back from the swap disk. It stays there.
+    #[error("cannot read slot {slot} of the swap disk")]
+    SwapRead {
+        /// The slot.
+        slot: u32,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Nothing is free, nothing can be reclaimed, and nobody gave relief.
+    #[error(
+        "guest is out of memory: {anon} pages are in use, {balloon} in the balloon, and {swap_free} slots of the swap disk are free"
+    )]
+    OutOfMemory {
+        /// Anonymous pages in RAM.
+        anon: u32,
+        /// Pages in the balloon.
+        balloon: u32,
+        /// Free slots of the swap disk.
+        swap_free: u32,
+    },
+    /// An access leaves its region.
+    #[error("bytes {offset}+{len} are outside a region of {size} bytes")]
+    OutOfRange {
+        /// Where the access starts.
+        offset: u64,
+        /// How long it is.
+        len: usize,
+        /// The size of the region.
+        size: u64,
+    },
+    /// A page that is not in the balloon cannot leave it.
+    #[error("{gfn} is not in the balloon, or is named twice")]
+    NotBallooned {
+        /// The page.
+        gfn: Gfn,
+    },
+    /// A file could not be opened or read.
+    #[error("cannot read `{}`", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// What a kernel boots with.
+#[derive(Clone, Debug)]
+pub struct KernelOptions {
+    /// The size of the swap disk in pages; 0 for none.
+    pub swap_pages: u32,
+    /// The directory the file behind the swap disk is made in (and unlinked at once). Not one in
+    /// memory, such as a tmpfs: what the guest swaps would only move within the host's memory.
+    pub swap_directory: PathBuf,
+}
+
+/// The kernel of one guest.
+pub struct Kernel {
+    memory: Arc<dyn Memory>,
+    pages: PageAllocator,
+    objects: Objects,
+    files: Mutex<HashMap<FileKey, (u32, Arc<FileMap>)>>,
+    swap: SwapDisk,
+    hand: AtomicU32,
+    counters: Counters,
+    hook: RwLock<Option<Weak<dyn PressureHook>>>,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// Boots a kernel on `memory`, all of which it owns from now on. It touches none of it yet.
+    ///
+    /// # Errors
+    /// [`KernelError::TooSmall`] and [`KernelError::SwapCreate`].
+    pub fn new(memory: Arc<dyn Memory>, options: &KernelOptions) -> Result<Arc<Self>, KernelError> {
+        let pages = memory.pages();
+        if pages < MIN_PAGES {
+            return Err(KernelError::TooSmall { pages });
+        }
+        Ok(Arc::new(Self {
+            memory,
+            pages: PageAllocator::new(pages),
+            objects: Objects::default(),
+            files: Mutex::default(),
+            swap: SwapDisk::create(&options.swap_directory, options.swap_pages)?,
+            hand: AtomicU32::new(0),
+            counters: Counters::default(),
+            hook: RwLock::new(None),
+        }))
+    }
+
+    /// How many pages of anonymous memory fit at most, in RAM and on the swap disk together, when
+    /// the balloon is empty. What the kernel keeps for itself and the high watermark are left out.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        u64::from(self.ram_capacity()) + u64::from(self.swap.pages())
+    }
+
+    /// The part of [`Self::capacity`] that is RAM.
+    #[must_use]
+    pub fn ram_capacity(&self) -> u32 {
+        let kept = pages::KERNEL_PAGES + self.pages.high_watermark();
+        self.pages.pages().saturating_sub(kept)
+    }
+
+    fn write_page(&self, gfn: Gfn, page: &Bounce) {
+        self.memory.write(gfn, 0, &page.0);
+    }
+}
+
+/// A page in the kernel's own memory, between a disk and guest RAM. Direct I/O wants the alignment.
+#[repr(C, align(4096))]
+struct Bounce([u8; PAGE_SIZE]);
+
+impl Bounce {
+    const fn zeroed() -> Self {
+        Self([0; PAGE_SIZE])
+    }
+}
+
+/// One page of an access: which, from which byte on, and which bytes of the caller's buffer.
+struct Piece {
+    page: u32,
+    at: usize,
+    range: std::ops::Range<usize>,
+}
+
+/// Cuts an access of `len` bytes at `offset` at the page boundaries. The caller has checked that
+/// it stays inside an object of at most 2^32 pages.
+fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let from = offset + done as u64;
+        let at = (from % PAGE_SIZE as u64) as usize;
+        let range = done..len.min(done + PAGE_SIZE - at);
+        done = range.end;
+        (!range.is_empty()).then_some(Piece {
+            page: (from / PAGE_SIZE as u64) as u32,
+            at,
+            range,
+        })
+    })
+}
+
+/// Locks. A panic of another thread leaves no book half-written here: each change is one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Locks unless somebody else holds the lock.
+fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(std::sync::TryLockError::Poisoned(error)) => Some(error.into_inner()),
+        Err(std::sync::TryLockError::WouldBlock) => None,
+    }
+}

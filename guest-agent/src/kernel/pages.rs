@@ -1,0 +1,405 @@
+//! The physical page allocator: which page is whose.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+
+use super::runs::FreeRuns;
+use super::{KernelError, lock};
+use crate::protocol::{Gfn, GfnRun, runs_of};
+
+/// Pages at the start of RAM that the kernel keeps for itself and never gives out.
+pub(super) const KERNEL_PAGES: u32 = 4;
+
+/// Below this free share of RAM (1/64) every allocation pushes a few pages out.
+const LOW_DIVISOR: u32 = 64;
+
+/// The floor of the low watermark, for RAM so small that 1/64 of it means nothing.
+const LOW_FLOOR: u32 = 2;
+
+/// What a page is in use for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum PageUse {
+    /// In the free list.
+    Free,
+    /// The kernel's own.
+    Kernel,
+    /// Behind an anonymous mapping.
+    Anon,
+    /// Behind a page of a file.
+    Cache,
+    /// Pinned by the balloon: the host has it.
+    Balloon,
+}
+
+/// Which page of which object (a mapping or a file) a physical page holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Owner {
+    /// The number the object is registered under; never 0.
+    pub(super) object: u32,
+    /// The page of the object.
+    pub(super) page: u32,
+}
+
+impl Owner {
+    /// What the owner table holds for a page that nobody maps.
+    const NOBODY: u64 = 0;
+
+    const fn pack(self) -> u64 {
+        (self.object as u64) << 32 | self.page as u64
+    }
+
+    const fn unpack(packed: u64) -> Option<Self> {
+        match packed {
+            Self::NOBODY => None,
+            _ => Some(Self {
+                object: (packed >> 32) as u32,
+                page: packed as u32,
+            }),
+        }
+    }
+}
+
+/// How many pages are in use for what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Usage {
+    pub(super) free: u32,
+    pub(super) anon: u32,
+    pub(super) cache: u32,
+    pub(super) balloon: u32,
+}
+
+impl Usage {
+    const fn of(&mut self, page_use: PageUse) -> Option<&mut u32> {
+        match page_use {
+            PageUse::Free => Some(&mut self.free),
+            PageUse::Anon => Some(&mut self.anon),
+            PageUse::Cache => Some(&mut self.cache),
+            PageUse::Balloon => Some(&mut self.balloon),
+            PageUse::Kernel => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Books {
+    free: FreeRuns,
+    uses: Box<[PageUse]>,
+    usage: Usage,
+    waiting: u32,
+}
+
+impl Books {
+    /// Moves one page from one use to another; a page that is not in `from` has two owners.
+    fn change(&mut self, gfn: Gfn, from: PageUse, to: PageUse) {
+        let entry = &mut self.uses[gfn.index()];
+        assert_eq!(*entry, from, "{gfn} changes hands to {to:?}");
+        *entry = to;
+        if let Some(count) = self.usage.of(from) {
+            *count -= 1;
+        }
+        if let Some(count) = self.usage.of(to) {
+            *count += 1;
+        }
+    }
+}
+
+/// The physical pages of the guest.
+///
+/// One short lock guards the books; nobody touches guest RAM under it. The owner and the
+/// referenced bit of a page are atomics beside it, because the clock reads and the accesses write
+/// them without wanting anything else.
+#[derive(Debug)]
+pub(super) struct PageAllocator {
+    books: Mutex<Books>,
+    freed: Condvar,
+    owners: Box<[AtomicU64]>,
+    referenced: Box<[AtomicBool]>,
+}
+
+impl PageAllocator {
+    /// An allocator of `pages` pages, all free but the kernel's own.
+    pub(super) fn new(pages: u32) -> Self {
+        let kept = KERNEL_PAGES.min(pages);
+        let mut uses = vec![PageUse::Free; pages as usize].into_boxed_slice();
+        uses[..kept as usize].fill(PageUse::Kernel);
+        let mut free = FreeRuns::default();
+        free.insert(GfnRun::new(Gfn(kept), pages - kept));
+        let usage = Usage {
+            free: pages - kept,
+            ..Usage::default()
+        };
+        Self {
+            books: Mutex::new(Books {
+                free,
+                uses,
+                usage,
+                waiting: 0,
+            }),
+            freed: Condvar::new(),
+            owners: (0..pages).map(|_| AtomicU64::new(Owner::NOBODY)).collect(),
+            referenced: (0..pages).map(|_| AtomicBool::new(false)).collect(),
+        }
+    }
+
+    /// All pages, the kernel's included.
+    pub(super) const fn pages(&self) -> u32 {
+        self.owners.len() as u32
+    }
+
+    /// Below so many free pages reclaim begins.
+    pub(super) fn low_watermark(&self) -> u32 {
+        (self.pages() / LOW_DIVISOR).max(LOW_FLOOR)
+    }
+
+    /// At so many free pages reclaim ends; the balloon never takes the pages below it.
+    pub(super) fn high_watermark(&self) -> u32 {
+        2 * self.low_watermark()
+    }
+
+    /// How many pages are in use for what.
+    pub(super) fn usage(&self) -> Usage {
+        lock(&self.books).usage
+    }
+
+    /// Gives a free page to `owner`. Its bytes are whatever the last owner left there.
+    pub(super) fn take(&self, owner: Owner, page_use: PageUse) -> Option<Gfn> {
+        let mut books = lock(&self.books);
+        let gfn = books.free.take_one()?;
+        books.change(gfn, PageUse::Free, page_use);
+        self.referenced[gfn.index()].store(true, Ordering::Relaxed);
+        self.owners[gfn.index()].store(owner.pack(), Ordering::Release);
+        Some(gfn)
+    }
+
+    /// Takes a page back from its owner.
+    ///
+    /// # Panics
+    /// When the page is not in use as `page_use`: it would have two owners.
+    pub(super) fn release(&self, gfn: Gfn, page_use: PageUse) {
+        let mut books = lock(&self.books);
+        self.owners[gfn.index()].store(Owner::NOBODY, Ordering::Release);
+        books.change(gfn, page_use, PageUse::Free);
+        books.free.insert(GfnRun::single(gfn));
+        self.tell_waiting(&books);
+    }
+
+    /// Pins up to `max` free pages for the balloon, in runs as long as there are, and leaves
+    /// `floor` pages free.
+    pub(super) fn pin(&self, max: u32, floor: u32) -> Vec<GfnRun> {
+        let mut books = lock(&self.books);
+        let mut want = max.min(books.free.pages().saturating_sub(floor));
+        let mut runs = Vec::new();
+        while want > 0
+            && let Some(run) = books.free.take_longest(want)
+        {
+            for gfn in run.iter() {
+                books.change(gfn, PageUse::Free, PageUse::Balloon);
+            }
+            want -= run.count;
+            runs.push(run);
+        }
+        runs
+    }
+
+    /// Frees what [`Self::pin`] gave out, in runs of any cut.
+    ///
+    /// # Errors
+    /// [`KernelError::NotBallooned`] when one of the pages is not in the balloon or named twice;
+    /// then none is freed.
+    pub(super) fn unpin(&self, runs: &[GfnRun]) -> Result<(), KernelError> {
+        let mut books = lock(&self.books);
+        let mut pages = Vec::new();
+        for run in runs.iter().filter(|run| run.count > 0) {
+            if run.end() > u64::from(self.pages()) {
+                return Err(KernelError::NotBallooned {
+                    gfn: Gfn((run.end() - 1).min(u64::from(u32::MAX)) as u32),
+                });
+            }
+            pages.extend(run.iter());
+        }
+        pages.sort_unstable();
+        let twice = pages.windows(2).find(|pair| pair[0] == pair[1]);
+        let foreign = pages
+            .iter()
+            .find(|gfn| books.uses[gfn.index()] != PageUse::Balloon);
+        if let Some(&gfn) = foreign.or(twice.map(|pair| &pair[0])) {
+            return Err(KernelError::NotBallooned { gfn });
+        }
+        for &gfn in &pages {
+            books.change(gfn, PageUse::Balloon, PageUse::Free);
+        }
+        for run in runs_of(pages) {
+            books.free.insert(run);
+        }
+        self.tell_waiting(&books);
+        Ok(())
+    }
+
+    /// Waits until a page is free, at most for `limit`.
+    pub(super) fn wait_freed(&self, limit: Duration) {
+        let mut books = lock(&self.books);
+        books.waiting += 1;
+        let (mut books, _) = self
+            .freed
+            .wait_timeout_while(books, limit, |books| books.free.pages() == 0)
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        books.waiting -= 1;
+    }
+
+    /// A condition variable makes a system call even when nobody waits, hence the count.
+    fn tell_waiting(&self, books: &Books) {
+        if books.waiting > 0 {
+            self.freed.notify_all();
+        }
+    }
+
+    /// Who has the page, if it is behind a mapping or a file.
+    pub(super) fn owner(&self, gfn: Gfn) -> Option<Owner> {
+        Owner::unpack(self.owners[gfn.index()].load(Ordering::Acquire))
+    }
+
+    /// Notes an access. Reads first: the bit is mostly set, and a store would pull the cache line.
+    pub(super) fn mark_referenced(&self, gfn: Gfn) {
+        let bit = &self.referenced[gfn.index()];
+        if !bit.load(Ordering::Relaxed) {
+            bit.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the page was accessed since the last call.
+    pub(super) fn take_referenced(&self, gfn: Gfn) -> bool {
+        self.referenced[gfn.index()].swap(false, Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::RunsExt;
+
+    const PAGES: u32 = 96;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Take(bool),
+        Release(usize),
+        Pin { max: u32, floor: u32 },
+        Unpin { from: usize, count: usize },
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            6 => any::<bool>().prop_map(Op::Take),
+            3 => any::<usize>().prop_map(Op::Release),
+            1 => (0..PAGES, 0..PAGES).prop_map(|(max, floor)| Op::Pin { max, floor }),
+            1 => (any::<usize>(), 0..40usize).prop_map(|(from, count)| Op::Unpin { from, count }),
+        ]
+    }
+
+    fn pages_in(model: &HashMap<Gfn, PageUse>, wanted: impl Fn(PageUse) -> bool) -> Vec<Gfn> {
+        let mut pages: Vec<Gfn> = model
+            .iter()
+            .filter(|(_, page_use)| wanted(**page_use))
+            .map(|(&gfn, _)| gfn)
+            .collect();
+        pages.sort_unstable();
+        pages
+    }
+
+    fn apply(allocator: &PageAllocator, model: &mut HashMap<Gfn, PageUse>, op: &Op, step: u32) {
+        let free = PAGES - KERNEL_PAGES - model.len() as u32;
+        match *op {
+            Op::Take(anon) => {
+                let page_use = if anon { PageUse::Anon } else { PageUse::Cache };
+                let owner = Owner {
+                    object: 1,
+                    page: step,
+                };
+                let taken = allocator.take(owner, page_use);
+                assert_eq!(taken.is_some(), free > 0);
+                if let Some(gfn) = taken {
+                    assert!(gfn.0 >= KERNEL_PAGES, "{gfn} is the kernel's");
+                    assert_eq!(model.insert(gfn, page_use), None, "{gfn} has two owners");
+                    assert_eq!(allocator.owner(gfn), Some(owner));
+                }
+            }
+            Op::Release(pick) => {
+                let mapped = pages_in(model, |page_use| page_use != PageUse::Balloon);
+                if let Some(&gfn) = mapped.get(pick % mapped.len().max(1)) {
+                    let page_use = model.remove(&gfn).expect("listed just above");
+                    allocator.release(gfn, page_use);
+                    assert_eq!(allocator.owner(gfn), None);
+                }
+            }
+            Op::Pin { max, floor } => {
+                let runs = allocator.pin(max, floor);
+                assert_eq!(runs.pages(), u64::from(max.min(free.saturating_sub(floor))));
+                for gfn in runs.iter().flat_map(|run| run.iter()) {
+                    assert_eq!(model.insert(gfn, PageUse::Balloon), None, "{gfn}");
+                }
+            }
+            Op::Unpin { from, count } => {
+                let pinned = pages_in(model, |page_use| page_use == PageUse::Balloon);
+                let from = from % (pinned.len() + 1);
+                let chosen = &pinned[from..(from + count).min(pinned.len())];
+                allocator
+                    .unpin(&runs_of(chosen.iter().copied()))
+                    .expect("all of them are pinned");
+                for gfn in chosen {
+                    model.remove(gfn);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+        #[test]
+        fn allocator_random_operations_match_the_model(ops in vec(op(), 1..300)) {
+            let allocator = PageAllocator::new(PAGES);
+            let mut model = HashMap::new();
+            for (step, op) in ops.iter().enumerate() {
+                apply(&allocator, &mut model, op, step as u32);
+                let count = |wanted| pages_in(&model, |page_use| page_use == wanted).len() as u32;
+                prop_assert_eq!(allocator.usage(), Usage {
+                    free: PAGES - KERNEL_PAGES - model.len() as u32,
+                    anon: count(PageUse::Anon),
+                    cache: count(PageUse::Cache),
+                    balloon: count(PageUse::Balloon),
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn pin_of_untouched_ram_is_one_run() {
+        let allocator = PageAllocator::new(PAGES);
+        assert_eq!(allocator.pin(64, 8).len(), 1);
+    }
+
+    #[test]
+    fn unpin_of_foreign_page_frees_none_and_names_it() {
+        let allocator = PageAllocator::new(PAGES);
+        let pinned = allocator.pin(8, 0);
+        let owner = Owner { object: 1, page: 0 };
+        let anon = allocator.take(owner, PageUse::Anon).expect("free pages");
+        for foreign in [GfnRun::single(anon), pinned[0], GfnRun::new(Gfn(90), 50)] {
+            let error = allocator.unpin(&[pinned[0], foreign]).expect_err("foreign");
+            assert!(matches!(error, KernelError::NotBallooned { .. }), "{error}");
+            assert_eq!(allocator.usage().balloon, 8);
+        }
+        allocator.unpin(&pinned).expect("still pinned");
+    }
+
+    #[test]
+    #[should_panic(expected = "changes hands")]
+    fn release_of_free_page_panics() {
+        PageAllocator::new(PAGES).release(Gfn(50), PageUse::Anon);
+    }
+}

@@ -1,0 +1,95 @@
+//! Guest RAM for tests: a plain vector.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex};
+
+use super::lock;
+use crate::protocol::{Gfn, PAGE_SIZE};
+use crate::shim::Memory;
+
+/// RAM whose pages hold garbage at first, as pages from anywhere do, and that can be made to
+/// break.
+pub(crate) struct VecMemory {
+    pages: Vec<Mutex<Box<[u8]>>>,
+    faulty: AtomicBool,
+    stall: Mutex<Stall>,
+    changed: Condvar,
+}
+
+/// The page that the host does not bring back, and how many threads wait for it.
+#[derive(Default)]
+struct Stall {
+    page: Option<Gfn>,
+    waiting: u32,
+}
+
+impl VecMemory {
+    pub(crate) fn new(pages: u32) -> Self {
+        Self {
+            pages: (0..pages)
+                .map(|_| Mutex::new(vec![0xa5; PAGE_SIZE].into()))
+                .collect(),
+            faulty: AtomicBool::new(false),
+            stall: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// From now on, who touches this page waits for [`Self::resume`].
+    pub(crate) fn stall(&self, gfn: Gfn) {
+        lock(&self.stall).page = Some(gfn);
+    }
+
+    /// Waits until a thread waits for the stalled page.
+    pub(crate) fn wait_stalled(&self) {
+        let stall = lock(&self.stall);
+        drop(self.changed.wait_while(stall, |stall| stall.waiting == 0));
+    }
+
+    /// Ends a stall.
+    pub(crate) fn resume(&self) {
+        lock(&self.stall).page = None;
+        self.changed.notify_all();
+    }
+
+    fn enter(&self, gfn: Gfn) {
+        let mut stall = lock(&self.stall);
+        if stall.page == Some(gfn) {
+            stall.waiting += 1;
+            self.changed.notify_all();
+            drop(
+                self.changed
+                    .wait_while(stall, |stall| stall.page == Some(gfn)),
+            );
+        }
+    }
+
+    /// Flips one bit of one byte behind the back of its owner.
+    pub(crate) fn flip(&self, gfn: Gfn, at: usize) {
+        lock(&self.pages[gfn.index()])[at] ^= 1;
+    }
+
+    /// From now on, the first byte of what is read is wrong.
+    pub(crate) fn break_reads(&self) {
+        self.faulty.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Memory for VecMemory {
+    fn pages(&self) -> u32 {
+        self.pages.len() as u32
+    }
+
+    fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
+        self.enter(gfn);
+        into.copy_from_slice(&lock(&self.pages[gfn.index()])[at..at + into.len()]);
+        if self.faulty.load(Ordering::Relaxed) {
+            into[0] ^= 1;
+        }
+    }
+
+    fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
+        self.enter(gfn);
+        lock(&self.pages[gfn.index()])[at..at + from.len()].copy_from_slice(from);
+    }
+}

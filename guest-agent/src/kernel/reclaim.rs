@@ -1,0 +1,179 @@
+//! Allocation under pressure: the clock, and who is asked when the clock finds nothing.
+
+use std::sync::atomic::Ordering;
+use std::sync::{PoisonError, Weak};
+use std::time::Duration;
+
+use super::object::Eviction;
+use super::pages::{Owner, PageUse};
+use super::stats::Counter;
+use super::{Kernel, KernelError};
+use crate::protocol::Gfn;
+
+/// Pages one allocation pushes out while memory is below the low watermark: enough to gain on
+/// those who allocate, few enough to delay none of them for long.
+const WATERMARK_BATCH: u32 = 8;
+
+/// Pages the clock may look at for such a batch, so that a full swap disk does not turn every
+/// allocation into a scan of all memory.
+const WATERMARK_SCAN: u32 = 128;
+
+/// Pages a failed allocation reclaims before it tries again.
+const DIRECT_BATCH: u32 = 32;
+
+/// How long an allocation waits for a page that another thread is at, before it looks again.
+const BUSY_WAIT: Duration = Duration::from_millis(10);
+
+/// How many pages the [`PressureHook`] is asked for at once, as virtio-balloon deflates on OOM.
+pub const RELIEF_PAGES: u32 = 256;
+
+/// How often the hook is asked for one allocation. It may find that others took all it freed.
+const RELIEF_ATTEMPTS: u32 = 16;
+
+/// Whom the kernel asks for memory when it has nothing left to reclaim: the balloon agent.
+pub trait PressureHook: Send + Sync {
+    /// Tries to free about `pages` pages, for instance by deflating the balloon, and may block
+    /// until that is done. Says whether any came free.
+    ///
+    /// It is called by a thread that holds the lock of the page it faults on and may be called by
+    /// several threads at once. It must not touch memory of this guest.
+    fn relieve(&self, pages: u32) -> bool;
+}
+
+/// What a round of the clock found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Reclaimed {
+    /// Pages that are free now.
+    pub(super) freed: u32,
+    /// Pages that somebody was at.
+    pub(super) busy: u32,
+    /// Pages looked at.
+    scanned: u32,
+}
+
+impl Kernel {
+    /// Sets whom to ask for relief. The kernel does not keep the hook alive.
+    pub fn set_pressure_hook(&self, hook: Weak<dyn PressureHook>) {
+        *self.hook.write().unwrap_or_else(PoisonError::into_inner) = Some(hook);
+    }
+
+    /// Gets a page for `owner`, whatever it takes. Its bytes are undefined.
+    ///
+    /// The caller holds the lock of the page it faults on, so all this may only try the locks of
+    /// other pages. It waits for busy pages: who is at a page in RAM needs no memory to be done
+    /// with it, so that wait ends.
+    pub(super) fn allocate(&self, owner: Owner, page_use: PageUse) -> Result<Gfn, KernelError> {
+        if let Some(gfn) = self.pages.take(owner, page_use) {
+            self.keep_watermark();
+            return Ok(gfn);
+        }
+        self.counters.alloc_stall.add(1);
+        let mut relief_left = RELIEF_ATTEMPTS;
+        loop {
+            let found = self.reclaim_now(DIRECT_BATCH);
+            if let Some(gfn) = self.pages.take(owner, page_use) {
+                return Ok(gfn);
+            }
+            if found.freed > 0 {
+                continue;
+            }
+            if found.busy > 0 {
+                self.pages.wait_freed(BUSY_WAIT);
+            } else if relief_left == 0 || !self.relieve() {
+                return Err(self.out_of_memory());
+            } else {
+                relief_left -= 1;
+            }
+        }
+    }
+
+    /// Reclaims up to `want` pages, at any price the guest can pay: in its first two rounds the
+    /// clock spares pages that were accessed lately, in the third it does not.
+    pub(super) fn reclaim_now(&self, want: u32) -> Reclaimed {
+        let round = self.pages.pages();
+        let mut found = self.turn_clock(want, round.saturating_mul(2), false);
+        if found.freed == 0 {
+            let sparing = found.scanned;
+            found = self.turn_clock(want, round, true);
+            found.scanned += sparing;
+        }
+        self.count(
+            found,
+            &self.counters.direct_scan,
+            &self.counters.direct_reclaim,
+        );
+        found
+    }
+
+    /// Pushes a few pages out while memory is short, so that the free list seldom runs dry. A real
+    /// kernel has a thread for it; here those who allocate do it, and an idle guest does nothing.
+    fn keep_watermark(&self) {
+        if self.pages.usage().free < self.pages.low_watermark() {
+            let found = self.turn_clock(WATERMARK_BATCH, WATERMARK_SCAN, false);
+            self.count(
+                found,
+                &self.counters.async_scan,
+                &self.counters.async_reclaim,
+            );
+        }
+    }
+
+    /// Moves the hand over at most `steps` pages until `want` of them are free.
+    fn turn_clock(&self, want: u32, steps: u32, ruthless: bool) -> Reclaimed {
+        let mut found = Reclaimed::default();
+        for _ in 0..steps {
+            if found.freed >= want {
+                break;
+            }
+            let gfn = Gfn(self.hand.fetch_add(1, Ordering::Relaxed) % self.pages.pages());
+            let Some(owner) = self.pages.owner(gfn) else {
+                continue;
+            };
+            found.scanned += 1;
+            if self.pages.take_referenced(gfn) && !ruthless {
+                continue;
+            }
+            match self.evict(gfn, owner) {
+                Eviction::Freed => found.freed += 1,
+                Eviction::Busy => found.busy += 1,
+                Eviction::Kept => {}
+            }
+        }
+        found
+    }
+
+    fn evict(&self, gfn: Gfn, owner: Owner) -> Eviction {
+        match self.objects.get(owner.object) {
+            Some(object) => object.evict(self, owner.page, gfn),
+            // Unmapped since we looked.
+            None => Eviction::Busy,
+        }
+    }
+
+    fn relieve(&self) -> bool {
+        let hook = {
+            let set = self.hook.read().unwrap_or_else(PoisonError::into_inner);
+            set.as_ref().and_then(Weak::upgrade)
+        };
+        let Some(hook) = hook else {
+            return false;
+        };
+        self.counters.relief.add(1);
+        hook.relieve(RELIEF_PAGES)
+    }
+
+    fn out_of_memory(&self) -> KernelError {
+        self.counters.oom.add(1);
+        let usage = self.pages.usage();
+        KernelError::OutOfMemory {
+            anon: usage.anon,
+            balloon: usage.balloon,
+            swap_free: self.swap.pages() - self.swap.used(),
+        }
+    }
+
+    fn count(&self, found: Reclaimed, scanned: &Counter, freed: &Counter) {
+        scanned.add(u64::from(found.scanned));
+        freed.add(u64::from(found.freed));
+    }
+}

@@ -1,0 +1,209 @@
+//! The guest's own virtual swap disk: a file that only this process knows.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::{Bounce, KernelError, lock};
+use crate::protocol::PAGE_SIZE;
+
+/// A page-sized place on the swap disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct SwapSlot(u32);
+
+impl SwapSlot {
+    const fn offset(self) -> u64 {
+        self.0 as u64 * PAGE_SIZE as u64
+    }
+}
+
+#[derive(Debug)]
+struct Slots {
+    in_use: Box<[bool]>,
+    returned: Vec<SwapSlot>,
+    fresh: u32,
+}
+
+/// The swap disk and which of its slots are in use.
+#[derive(Debug)]
+pub(super) struct SwapDisk {
+    file: Option<File>,
+    slots: Mutex<Slots>,
+    used: AtomicU32,
+}
+
+impl SwapDisk {
+    /// A disk of `pages` slots in an unlinked file in `directory`; without a file for 0 pages.
+    ///
+    /// # Errors
+    /// [`KernelError::SwapCreate`].
+    pub(super) fn create(directory: &Path, pages: u32) -> Result<Self, KernelError> {
+        let file = match pages {
+            0 => None,
+            _ => Some(
+                unlinked_file(directory).map_err(|source| KernelError::SwapCreate {
+                    directory: directory.to_owned(),
+                    source,
+                })?,
+            ),
+        };
+        Ok(Self {
+            file,
+            slots: Mutex::new(Slots {
+                in_use: vec![false; pages as usize].into(),
+                returned: Vec::new(),
+                fresh: 0,
+            }),
+            used: AtomicU32::new(0),
+        })
+    }
+
+    /// How many slots there are.
+    pub(super) fn pages(&self) -> u32 {
+        lock(&self.slots).in_use.len() as u32
+    }
+
+    /// How many slots hold a page.
+    pub(super) fn used(&self) -> u32 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Writes a page to a free slot; `None` when the disk is full.
+    ///
+    /// # Errors
+    /// What `pwrite(2)` says; the slot is free again then.
+    pub(super) fn write(&self, page: &Bounce) -> io::Result<Option<SwapSlot>> {
+        let Some(slot) = self.take() else {
+            return Ok(None);
+        };
+        match self.file()?.write_all_at(&page.0, slot.offset()) {
+            Ok(()) => Ok(Some(slot)),
+            Err(error) => {
+                self.free(slot);
+                Err(error)
+            }
+        }
+    }
+
+    /// Reads the page in `slot`, which stays in use.
+    ///
+    /// # Errors
+    /// [`KernelError::SwapRead`].
+    pub(super) fn read(&self, slot: SwapSlot, page: &mut Bounce) -> Result<(), KernelError> {
+        self.file()
+            .and_then(|file| file.read_exact_at(&mut page.0, slot.offset()))
+            .map_err(|source| KernelError::SwapRead {
+                slot: slot.0,
+                source,
+            })
+    }
+
+    /// Gives a slot back.
+    ///
+    /// # Panics
+    /// When it is free already.
+    pub(super) fn free(&self, slot: SwapSlot) {
+        let mut slots = lock(&self.slots);
+        let in_use = &mut slots.in_use[slot.0 as usize];
+        assert!(*in_use, "swap slot {} is freed twice", slot.0);
+        *in_use = false;
+        slots.returned.push(slot);
+        self.used.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> Option<SwapSlot> {
+        let mut slots = lock(&self.slots);
+        let slot = match slots.returned.pop() {
+            Some(slot) => slot,
+            None if (slots.fresh as usize) < slots.in_use.len() => {
+                slots.fresh += 1;
+                SwapSlot(slots.fresh - 1)
+            }
+            None => return None,
+        };
+        slots.in_use[slot.0 as usize] = true;
+        self.used.fetch_add(1, Ordering::Relaxed);
+        Some(slot)
+    }
+
+    fn file(&self) -> io::Result<&File> {
+        self.file.as_ref().ok_or(ErrorKind::NotFound.into())
+    }
+}
+
+/// Creates a file and removes its name, so that no crash leaves it behind.
+///
+/// It bypasses the host's page cache where the file system can: otherwise the pages that the guest
+/// pushes out would stay in host memory, where nobody accounts for them.
+fn unlinked_file(directory: &Path) -> io::Result<File> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("memvisor-guest-swap-{}-{number}", std::process::id());
+    let path = directory.join(name);
+    let open = |flags| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(flags)
+            .open(&path)
+    };
+    let file = match open(libc::O_DIRECT) {
+        // A file system without direct I/O says so after it has created the file.
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {
+            let _ = std::fs::remove_file(&path);
+            open(0)
+        }
+        other => other,
+    }?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swap_pages_come_back_and_the_full_disk_says_so() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let disk = SwapDisk::create(directory.path(), 3).expect("a disk");
+        let page = |byte| Bounce([byte; PAGE_SIZE]);
+        let slots: Vec<_> = (1..=3)
+            .map(|byte| disk.write(&page(byte)).unwrap().expect("room"))
+            .collect();
+        assert_eq!(disk.write(&page(9)).unwrap(), None);
+        disk.free(slots[1]);
+        assert_eq!(disk.used(), 2);
+        assert_eq!(disk.write(&page(4)).unwrap(), Some(slots[1]));
+        for (slot, byte) in slots.into_iter().zip([1, 4, 3]) {
+            let mut found = Bounce::zeroed();
+            disk.read(slot, &mut found).expect("written before");
+            assert_eq!(found.0, [byte; PAGE_SIZE]);
+        }
+        let left = std::fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(left, 0, "the file has no name");
+    }
+
+    #[test]
+    fn swap_disk_of_no_pages_needs_no_directory() {
+        let disk = SwapDisk::create(Path::new("/nowhere"), 0).expect("no file is made");
+        assert_eq!(disk.write(&Bounce::zeroed()).unwrap(), None);
+        let error = SwapDisk::create(Path::new("/nowhere"), 1).expect_err("no directory");
+        assert!(error.to_string().contains("/nowhere"), "{error}");
+    }
+
+    #[test]
+    #[should_panic(expected = "freed twice")]
+    fn swap_slot_freed_twice_panics() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let disk = SwapDisk::create(directory.path(), 3).expect("a disk");
+        let slot = disk.write(&Bounce::zeroed()).unwrap().expect("room");
+        disk.free(slot);
+        disk.free(slot);
+    }
+}

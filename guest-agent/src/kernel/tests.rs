@@ -1,0 +1,492 @@
+//! The kernel as a whole: against a model, and with many threads in little RAM.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tempfile::TempDir;
+
+use super::ram::VecMemory;
+use super::*;
+use crate::protocol::{GfnRun, RunsExt};
+
+struct Guest {
+    memory: Arc<VecMemory>,
+    kernel: Arc<Kernel>,
+    directory: TempDir,
+}
+
+fn guest(ram: u32, swap: u32) -> Guest {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let options = KernelOptions {
+        swap_pages: swap,
+        swap_directory: directory.path().to_owned(),
+    };
+    let memory = Arc::new(VecMemory::new(ram));
+    let kernel = Kernel::new(Arc::clone(&memory) as Arc<dyn Memory>, &options);
+    Guest {
+        memory,
+        kernel: kernel.expect("a kernel boots"),
+        directory,
+    }
+}
+
+impl Guest {
+    fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::File::create(&path)
+            .and_then(|mut file| file.write_all(content))
+            .expect("a file");
+        path
+    }
+
+    fn check_books(&self) {
+        let stats = self.kernel.stats();
+        let used = stats.free + stats.anon + stats.caches + stats.balloon;
+        assert_eq!(used + u64::from(pages::KERNEL_PAGES), stats.total);
+    }
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    StdRng::seed_from_u64(seed).fill(&mut bytes[..]);
+    bytes
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Map(u32),
+    Unmap(usize),
+    Write {
+        region: usize,
+        at: u64,
+        len: usize,
+        seed: u64,
+    },
+    Read {
+        region: usize,
+        at: u64,
+        len: usize,
+    },
+    ReadFile {
+        at: u64,
+        len: usize,
+    },
+    Inflate {
+        pages: u32,
+        may_reclaim: bool,
+    },
+    Deflate,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let region = 0..4usize;
+    let at = 0..20 * PAGE_SIZE as u64;
+    let len = prop_oneof![1..600usize, Just(PAGE_SIZE), 1..3 * PAGE_SIZE];
+    let page_at = (0..20u64).prop_map(|page| page * PAGE_SIZE as u64);
+    let at = prop_oneof![at, page_at];
+    prop_oneof![
+        1 => (1..20u32).prop_map(Op::Map),
+        1 => region.clone().prop_map(Op::Unmap),
+        8 => (region.clone(), at.clone(), len.clone(), any::<u64>())
+            .prop_map(|(region, at, len, seed)| Op::Write { region, at, len, seed }),
+        8 => (region, at.clone(), len.clone())
+            .prop_map(|(region, at, len)| Op::Read { region, at, len }),
+        2 => (at, len).prop_map(|(at, len)| Op::ReadFile { at, len }),
+        2 => (1..24u32, any::<bool>())
+            .prop_map(|(pages, may_reclaim)| Op::Inflate { pages, may_reclaim }),
+        1 => Just(Op::Deflate),
+    ]
+}
+
+/// The guest and what it should contain: at most four regions of at most 20 pages in 24 pages of
+/// RAM and a disk that has room for all of them.
+struct Model {
+    guest: Guest,
+    file: CachedFile,
+    file_bytes: Vec<u8>,
+    regions: Vec<(AnonRegion, HashMap<u64, u8>)>,
+    balloon: Vec<GfnRun>,
+}
+
+impl Model {
+    fn new() -> Self {
+        let guest = guest(24, 100);
+        let file_bytes = noise(1, 9 * PAGE_SIZE + 77);
+        let path = guest.file("cached", &file_bytes);
+        let file = guest.kernel.open_file(&path).expect("it is there");
+        Self {
+            guest,
+            file,
+            file_bytes,
+            regions: Vec::new(),
+            balloon: Vec::new(),
+        }
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::Map(pages) if self.regions.len() < 4 => {
+                let region = self.guest.kernel.map_anon(pages);
+                self.regions.push((region, HashMap::new()));
+            }
+            Op::Map(_) => {}
+            Op::Unmap(region) => {
+                if region < self.regions.len() {
+                    self.regions.swap_remove(region);
+                }
+            }
+            Op::Write {
+                region,
+                at,
+                len,
+                seed,
+            } => self.write(region, at, &noise(seed, len)),
+            Op::Read { region, at, len } => self.read(region, at, len),
+            Op::ReadFile { at, len } => self.read_file(at, len),
+            Op::Inflate { pages, may_reclaim } => {
+                let runs = self.guest.kernel.balloon_alloc(pages, may_reclaim);
+                assert!(runs.pages() <= u64::from(pages));
+                self.balloon.extend(runs);
+            }
+            Op::Deflate => {
+                if let Some(run) = self.balloon.pop() {
+                    self.guest.kernel.balloon_free(&[run]).expect("it is ours");
+                }
+            }
+        }
+        self.guest.check_books();
+    }
+
+    fn write(&mut self, region: usize, at: u64, bytes: &[u8]) {
+        let Some((region, model)) = self.regions.get_mut(region) else {
+            return;
+        };
+        let result = region.write(at, bytes);
+        if at + bytes.len() as u64 > u64::from(region.pages()) * PAGE_SIZE as u64 {
+            assert!(matches!(result, Err(KernelError::OutOfRange { .. })));
+            return;
+        }
+        result.expect("RAM and disk have room");
+        model.extend((at..).zip(bytes.iter().copied()));
+    }
+
+    fn read(&self, region: usize, at: u64, len: usize) {
+        let Some((region, model)) = self.regions.get(region) else {
+            return;
+        };
+        let mut found = vec![0xee; len];
+        let result = region.read(at, &mut found);
+        if at + len as u64 > u64::from(region.pages()) * PAGE_SIZE as u64 {
+            assert!(matches!(result, Err(KernelError::OutOfRange { .. })));
+            return;
+        }
+        result.expect("RAM and disk have room");
+        let expected: Vec<u8> = (at..at + len as u64)
+            .map(|at| model.get(&at).copied().unwrap_or(0))
+            .collect();
+        assert_eq!(found, expected, "bytes {at}+{len}");
+    }
+
+    fn read_file(&self, at: u64, len: usize) {
+        let mut found = vec![0; len];
+        let count = self.file.read(at, &mut found).expect("the file is there");
+        let start = self.file_bytes.len().min(at as usize);
+        let end = self.file_bytes.len().min(start + len);
+        assert_eq!(found[..count], self.file_bytes[start..end]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn kernel_random_operations_match_the_model(ops in vec(op(), 1..200)) {
+        let mut model = Model::new();
+        for op in &ops {
+            model.apply(op);
+        }
+        for region in 0..model.regions.len() {
+            let len = model.regions[region].0.pages() as usize * PAGE_SIZE;
+            model.read(region, 0, len);
+        }
+        model.regions.clear();
+        model.guest.kernel.balloon_free(&model.balloon).expect("all of it is ours");
+        let stats = model.guest.kernel.stats();
+        prop_assert_eq!((stats.anon, stats.swap_used, stats.balloon), (0, 0, 0));
+    }
+}
+
+#[test]
+fn kernel_of_many_threads_in_little_ram_keeps_every_byte() {
+    const THREADS: u64 = 4;
+    const PAGES: u64 = 24;
+    let guest = guest(40, 120);
+    let content = noise(7, 30 * PAGE_SIZE);
+    let file = guest
+        .kernel
+        .open_file(&guest.file("cached", &content))
+        .expect("it is there");
+    std::thread::scope(|scope| {
+        for seed in 0..THREADS {
+            let (kernel, file, content) = (&guest.kernel, &file, &content);
+            scope.spawn(move || {
+                let mut random = StdRng::seed_from_u64(seed);
+                let region = kernel.map_anon(PAGES as u32);
+                let mut versions = [0u64; PAGES as usize];
+                for step in 1..1500u64 {
+                    let page = random.random_range(0..PAGES);
+                    let at = page * PAGE_SIZE as u64;
+                    let mut found = vec![0; PAGE_SIZE];
+                    region.read(at, &mut found).expect("there is room");
+                    let expected = match versions[page as usize] {
+                        0 => vec![0; PAGE_SIZE],
+                        version => noise(version, PAGE_SIZE),
+                    };
+                    assert_eq!(found, expected, "seed {seed}, step {step}, page {page}");
+                    versions[page as usize] = seed * 10_000 + step;
+                    let bytes = noise(seed * 10_000 + step, PAGE_SIZE);
+                    region.write(at, &bytes).expect("there is room");
+                    let place = random.random_range(0..29 * PAGE_SIZE);
+                    file.read(place as u64, &mut found)
+                        .expect("the file is there");
+                    assert_eq!(found, content[place..place + PAGE_SIZE]);
+                }
+            });
+        }
+        scope.spawn(|| {
+            for _ in 0..300 {
+                let runs = guest.kernel.balloon_alloc(8, true);
+                std::thread::yield_now();
+                guest.kernel.balloon_free(&runs).expect("they are ours");
+            }
+        });
+    });
+    let stats = guest.kernel.stats();
+    assert!(stats.swap_out > 0 && stats.swap_in > 0, "{stats:?}");
+    assert_eq!((stats.anon, stats.swap_used, stats.oom), (0, 0, 0));
+    guest.check_books();
+}
+
+#[test]
+fn anon_page_reused_from_the_balloon_reads_as_zero() {
+    let guest = guest(16, 0);
+    let runs = guest.kernel.balloon_alloc(8, false);
+    guest.kernel.balloon_free(&runs).expect("they are ours");
+    let region = guest.kernel.map_anon(12);
+    for page in 0..12u64 {
+        region
+            .write(page * PAGE_SIZE as u64 + 100, b"x")
+            .expect("free pages");
+    }
+    let mut bytes = vec![0; 12 * PAGE_SIZE];
+    region.read(0, &mut bytes).expect("in RAM");
+    assert_eq!(bytes.iter().filter(|byte| **byte != 0).count(), 12);
+}
+
+#[test]
+fn balloon_without_reclaim_leaves_cache_and_watermark_alone() {
+    let guest = guest(128, 0);
+    let path = guest.file("cached", &noise(1, 40 * PAGE_SIZE));
+    let file = guest.kernel.open_file(&path).expect("it is there");
+    file.read(0, &mut vec![0; 40 * PAGE_SIZE])
+        .expect("it is readable");
+
+    drop(guest.kernel.balloon_alloc(u32::MAX, false));
+    let stats = guest.kernel.stats();
+    assert_eq!((stats.free, stats.caches), (4, 40));
+
+    drop(guest.kernel.balloon_alloc(u32::MAX, true));
+    let stats = guest.kernel.stats();
+    assert_eq!((stats.free, stats.caches, stats.balloon), (4, 0, 120));
+    assert_eq!(stats.direct_reclaim, 40);
+}
+
+#[test]
+fn balloon_with_reclaim_stops_when_the_swap_disk_is_full() {
+    let guest = guest(64, 10);
+    let region = guest.kernel.map_anon(40);
+    region
+        .write(0, &noise(3, 40 * PAGE_SIZE))
+        .expect("free pages");
+    let runs = guest.kernel.balloon_alloc(60, true);
+    assert_eq!(runs.pages(), 64 - 4 - 40 - 4 + 10);
+    let mut found = vec![0; 40 * PAGE_SIZE];
+    region
+        .read(0, &mut found[..30 * PAGE_SIZE])
+        .expect("a few pages are free");
+    assert_eq!(
+        found[..30 * PAGE_SIZE],
+        noise(3, 40 * PAGE_SIZE)[..30 * PAGE_SIZE]
+    );
+}
+
+#[test]
+fn file_cache_is_shared_by_openers_and_outlives_them() {
+    let guest = guest(64, 0);
+    let path = guest.file("cached", &noise(1, 3 * PAGE_SIZE + 5));
+    let mut bytes = vec![0; 4 * PAGE_SIZE];
+    for _ in 0..2 {
+        let file = guest.kernel.open_file(&path).expect("it is there");
+        assert_eq!(file.read(0, &mut bytes).unwrap(), 3 * PAGE_SIZE + 5);
+        assert_eq!(file.read(3 * PAGE_SIZE as u64 + 5, &mut bytes).unwrap(), 0);
+        assert_eq!(file.read(u64::MAX, &mut bytes).unwrap(), 0);
+    }
+    assert_eq!(guest.kernel.stats().major_faults, 4);
+}
+
+#[test]
+fn file_that_was_changed_is_read_anew() {
+    let guest = guest(64, 0);
+    let path = guest.file("cached", b"old");
+    let mut bytes = [0; 8];
+    let old = guest.kernel.open_file(&path).expect("it is there");
+    old.read(0, &mut bytes).expect("it is readable");
+    guest.file("cached", b"newer");
+    let new = guest.kernel.open_file(&path).expect("it is there");
+    assert_eq!(new.read(0, &mut bytes).unwrap(), 5);
+    assert_eq!(bytes[..5], *b"newer");
+}
+
+#[test]
+fn file_that_is_missing_or_a_directory_is_refused_by_name() {
+    let guest = guest(64, 0);
+    for path in [guest.directory.path().to_owned(), "/nowhere".into()] {
+        let error = guest.kernel.open_file(&path).expect_err("no file");
+        assert!(
+            error.to_string().contains(path.to_str().unwrap()),
+            "{error}"
+        );
+    }
+}
+
+/// Deflates what it holds, as the agent does.
+struct Relief {
+    kernel: Arc<Kernel>,
+    balloon: Mutex<Vec<GfnRun>>,
+    asked: AtomicU32,
+}
+
+impl PressureHook for Relief {
+    fn relieve(&self, _pages: u32) -> bool {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let Some(run) = lock(&self.balloon).pop() else {
+            return false;
+        };
+        self.kernel.balloon_free(&[run]).expect("it is ours");
+        true
+    }
+}
+
+#[test]
+fn allocation_without_memory_asks_for_relief_before_it_fails() {
+    let guest = guest(32, 0);
+    let kernel = Arc::clone(&guest.kernel);
+    let hook = Arc::new(Relief {
+        balloon: Mutex::new(kernel.balloon_alloc(16, false)),
+        kernel,
+        asked: AtomicU32::new(0),
+    });
+    let weak: Weak<Relief> = Arc::downgrade(&hook);
+    guest.kernel.set_pressure_hook(weak);
+    let region = guest.kernel.map_anon(40);
+    region
+        .write(0, &noise(1, 28 * PAGE_SIZE))
+        .expect("the balloon gives way");
+    assert_eq!(hook.asked.load(Ordering::Relaxed), 1);
+    assert_eq!(guest.kernel.stats().oom, 0);
+
+    let error = region
+        .write(28 * PAGE_SIZE as u64, &[1])
+        .expect_err("nothing is left");
+    assert!(
+        matches!(
+            error,
+            KernelError::OutOfMemory {
+                anon: 28,
+                balloon: 0,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(guest.kernel.stats().oom, 1);
+    drop(region);
+    assert_eq!(guest.kernel.stats().free, 28);
+}
+
+#[test]
+fn kernel_in_too_little_ram_does_not_boot() {
+    let options = KernelOptions {
+        swap_pages: 0,
+        swap_directory: "/nowhere".into(),
+    };
+    let error = Kernel::new(Arc::new(VecMemory::new(15)), &options).expect_err("too small");
+    assert!(error.to_string().contains("15 pages"), "{error}");
+}
+
+#[test]
+fn reclaim_spares_the_pages_that_were_accessed() {
+    let guest = guest(128, 64);
+    let region = guest.kernel.map_anon(60);
+    region
+        .write(0, &noise(5, 60 * PAGE_SIZE))
+        .expect("free pages");
+    // The first turn of the clock clears the marks of all pages and takes the first 20.
+    drop(guest.kernel.balloon_alloc(60, false));
+    drop(guest.kernel.balloon_alloc(20, true));
+    let hot = 30..50u64;
+    for page in hot.clone() {
+        region
+            .read(page * PAGE_SIZE as u64, &mut [0; 8])
+            .expect("in RAM");
+    }
+    drop(guest.kernel.balloon_alloc(15, true));
+    let swapped = |page: u64| region.gfn_of(page as u32).is_none();
+    assert_eq!(hot.filter(|page| swapped(*page)).count(), 0);
+    assert_eq!((0..60).filter(|page| swapped(*page)).count(), 35);
+}
+
+/// The host may take seconds to bring a page back. Meanwhile only who wants that page waits: other
+/// threads read, write, allocate, swap, unmap and serve the balloon.
+#[test]
+fn kernel_whose_host_is_slow_with_one_page_goes_on_with_all_others() {
+    let guest = guest(64, 100);
+    let slow = guest.kernel.map_anon(1);
+    slow.write(0, b"slow").expect("free pages");
+    let file = guest
+        .kernel
+        .open_file(&guest.file("cached", &noise(1, 8 * PAGE_SIZE)));
+    let file = file.expect("it is there");
+    guest.memory.stall(slow.gfn_of(0).expect("it is in RAM"));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut bytes = [0; 4];
+            slow.read(0, &mut bytes).expect("in RAM");
+            bytes
+        });
+        guest.memory.wait_stalled();
+
+        let region = guest.kernel.map_anon(100);
+        region
+            .write(0, &noise(2, 100 * PAGE_SIZE))
+            .expect("there is room");
+        let mut bytes = vec![0; 100 * PAGE_SIZE];
+        region.read(0, &mut bytes).expect("there is room");
+        assert_eq!(bytes, noise(2, 100 * PAGE_SIZE));
+        file.read(0, &mut bytes).expect("the file is there");
+        let runs = guest.kernel.balloon_alloc(20, true);
+        assert!(runs.pages() > 0);
+        guest.kernel.balloon_free(&runs).expect("they are ours");
+        drop(region);
+        guest.check_books();
+        assert!(!reader.is_finished());
+
+        guest.memory.resume();
+        assert_eq!(reader.join().expect("no panic"), *b"slow");
+    });
+}

@@ -1,0 +1,191 @@
+//! Power-on: the handshake with the daemon, then RAM is there.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use thiserror::Error;
+
+use crate::protocol::memory::Fault;
+use crate::protocol::memory::{Engine, Hello, MAX_MESSAGE, MAX_REPORT, Message, Ready, Welcome};
+use crate::protocol::{DecodeError, Gfn};
+
+use super::channels::Channels;
+use super::memory_thread::{self, SessionEnd};
+use super::ram::RamMap;
+use super::segv::{self, Hardware};
+use super::seqpacket::{Received, SeqPacket};
+use super::{Memory, uffd};
+
+/// Why a guest could not be powered on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// No daemon listens.
+    #[error("no host answers; start one with `memvisor host`")]
+    Connect(#[source] io::Error),
+    /// The daemon refused the guest or ended the handshake.
+    #[error("power-on failed")]
+    Session(#[source] SessionEnd),
+    /// The daemon's message came at the wrong time or without what belongs to it.
+    #[error("the host sent {got} where {wanted} is expected")]
+    Order {
+        /// What came.
+        got: &'static str,
+        /// What should have come.
+        wanted: &'static str,
+    },
+    /// The kernel denied something the guest needs.
+    #[error("cannot {what}")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl From<DecodeError> for AttachError {
+    fn from(error: DecodeError) -> Self {
+        Self::Session(SessionEnd::Message(error))
+    }
+}
+
+fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> AttachError {
+    move |source| AttachError::Kernel { what, source }
+}
+
+/// Guest RAM, backed by the host. Cheap to copy; lives as long as the process.
+#[derive(Clone, Copy, Debug)]
+pub struct Ram(&'static Hardware);
+
+impl Memory for Ram {
+    fn pages(&self) -> u32 {
+        self.0.map.pages()
+    }
+
+    fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
+        self.0.map.read(gfn, at, into);
+    }
+
+    fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
+        self.0.map.write(gfn, at, from);
+    }
+}
+
+impl Ram {
+    /// The homes that `gfn` has had lately, as the daemon remembers them; for a guest that found
+    /// wrong bytes. `None` when the daemon is gone.
+    #[must_use]
+    pub fn history(&self, gfn: Gfn) -> Option<String> {
+        let channel = self.0.channels.take();
+        if !channel.send(Fault::History(gfn)) {
+            return None;
+        }
+        let mut text = [0; MAX_REPORT];
+        let len = channel.text(&mut text)?;
+        Some(String::from_utf8_lossy(&text[..len]).into_owned())
+    }
+}
+
+/// A guest that is powered on.
+#[derive(Debug)]
+pub struct Attached {
+    /// Its RAM.
+    pub ram: Ram,
+    /// What the daemon said about it.
+    pub welcome: Welcome,
+    socket: SeqPacket,
+}
+
+/// Powers a guest on: connects to the daemon at `memory_socket` and maps RAM.
+///
+/// `Hello::uffd` is set here. From the return on, threads may touch RAM, provided that
+/// [`Attached::serve`] runs in a thread of its own.
+///
+/// # Errors
+/// [`AttachError`]: no daemon, refused (the daemon's reason is the source), or the kernel's reason.
+pub fn attach(memory_socket: &Path, mut hello: Hello) -> Result<Attached, AttachError> {
+    let socket = SeqPacket::connect(memory_socket).map_err(AttachError::Connect)?;
+    let uffd = uffd::open();
+    hello.uffd = uffd.is_ok();
+    let pages = hello.pages;
+    socket
+        .send(&Message::Hello(hello).encode())
+        .map_err(kernel("send HELLO"))?;
+    let (welcome, ram, pool) = welcome(&socket)?;
+    let uffd = match welcome.engine {
+        Engine::Uffd => Some(uffd.map_err(kernel("open a userfaultfd"))?),
+        Engine::Mprotect => None,
+    };
+    let map = RamMap::new(pages, welcome.pool_frames, ram, pool, uffd).map_err(kernel(
+        "map guest RAM (is the guest larger than the address space?)",
+    ))?;
+    let (channels, theirs) = Channels::new().map_err(kernel("make the fault channels"))?;
+    let ready = Ready {
+        base: map.base() as u64,
+        channels: count(&theirs),
+    };
+    let hardware = segv::install(Hardware { map, channels }).map_err(kernel("handle SIGSEGV"))?;
+    let fds: Vec<_> = hardware
+        .map
+        .uffd()
+        .into_iter()
+        .chain(theirs.iter().map(AsFd::as_fd))
+        .collect();
+    socket
+        .send_with_fds(&Message::Ready(ready).encode(), &fds)
+        .map_err(kernel("send READY"))?;
+    match memory_thread::receive(&socket).map_err(AttachError::Session)? {
+        Message::Go => Ok(Attached {
+            ram: Ram(hardware),
+            welcome,
+            socket,
+        }),
+        Message::Error(text) => Err(AttachError::Session(SessionEnd::Ended(text))),
+        other => Err(AttachError::Order {
+            got: other.name(),
+            wanted: "GO",
+        }),
+    }
+}
+
+fn count(channels: &[SeqPacket]) -> u16 {
+    u16::try_from(channels.len()).unwrap_or(u16::MAX)
+}
+
+fn welcome(socket: &SeqPacket) -> Result<(Welcome, OwnedFd, OwnedFd), AttachError> {
+    let mut buffer = [0; MAX_MESSAGE];
+    let (received, fds) = socket
+        .recv_with_fds(&mut buffer)
+        .map_err(kernel("receive WELCOME"))?;
+    let len = match received {
+        Received::Message { len, .. } => len.min(MAX_MESSAGE),
+        Received::Closed => return Err(AttachError::Session(SessionEnd::Closed)),
+    };
+    match Message::decode(&buffer[..len])? {
+        Message::Welcome(welcome) => {
+            let [ram, pool] = <[OwnedFd; 2]>::try_from(fds).map_err(|_| AttachError::Order {
+                got: "WELCOME with another number of descriptors",
+                wanted: "WELCOME with RAM and pool",
+            })?;
+            Ok((welcome, ram, pool))
+        }
+        Message::Error(text) => Err(AttachError::Session(SessionEnd::Ended(text))),
+        other => Err(AttachError::Order {
+            got: other.name(),
+            wanted: "WELCOME",
+        }),
+    }
+}
+
+impl Attached {
+    /// The memory thread: executes the daemon's commands until the session ends, and says why.
+    ///
+    /// Run it in a thread that never touches guest RAM. When it returns, guest threads that wait
+    /// for a page wait for ever: end the process.
+    pub fn serve(self) -> SessionEnd {
+        memory_thread::run(&self.socket, &self.ram.0.map)
+    }
+}

@@ -1,0 +1,155 @@
+//! The fault channels: a few socket pairs that faulting threads take in turn.
+//!
+//! A signal handler may not lock, allocate or look up its thread, so the free channels are one
+//! atomic bitmap: take a bit, talk, put it back. More faulting threads than channels sleep on a
+//! futex until one comes back.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::protocol::memory::{Fault, MAX_CHANNELS, REPLY_BYTES, Reply};
+
+use super::seqpacket::{Received, SeqPacket};
+
+/// The shim's ends of all fault channels.
+#[derive(Debug)]
+pub(super) struct Channels {
+    sockets: Vec<SeqPacket>,
+    /// Bit N is set while channel N is free.
+    free: AtomicU32,
+}
+
+impl Channels {
+    /// Makes all channels; the second list are the daemon's ends.
+    pub(super) fn new() -> io::Result<(Self, Vec<SeqPacket>)> {
+        let mut sockets = Vec::with_capacity(MAX_CHANNELS);
+        let mut theirs = Vec::with_capacity(MAX_CHANNELS);
+        for _ in 0..MAX_CHANNELS {
+            let (ours, other) = SeqPacket::pair()?;
+            sockets.push(ours);
+            theirs.push(other);
+        }
+        Ok((
+            Self {
+                sockets,
+                free: AtomicU32::new((1 << MAX_CHANNELS) - 1),
+            },
+            theirs,
+        ))
+    }
+
+    /// Takes a free channel; sleeps while there is none. Async-signal-safe.
+    pub(super) fn take(&self) -> Channel<'_> {
+        loop {
+            let free = self.free.load(Ordering::Acquire);
+            if free == 0 {
+                futex_wait(&self.free, 0);
+                continue;
+            }
+            let index = free.trailing_zeros();
+            let left = free & !(1 << index);
+            // A failure means that another thread took or gave back a channel: look again.
+            if self
+                .free
+                .compare_exchange(free, left, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+            {
+                return Channel {
+                    channels: self,
+                    index,
+                };
+            }
+        }
+    }
+}
+
+/// One channel, held by one thread.
+#[derive(Debug)]
+pub(super) struct Channel<'a> {
+    channels: &'a Channels,
+    index: u32,
+}
+
+impl Channel<'_> {
+    fn socket(&self) -> &SeqPacket {
+        &self.channels.sockets[self.index as usize]
+    }
+
+    /// Sends a message; `false` when the daemon is gone. Async-signal-safe.
+    pub(super) fn send(&self, fault: Fault) -> bool {
+        self.socket().send(&fault.encode()).is_ok()
+    }
+
+    /// Waits for the answer; `None` when the daemon is gone or talks nonsense. Async-signal-safe.
+    pub(super) fn reply(&self) -> Option<Reply> {
+        let mut bytes = [0; REPLY_BYTES];
+        match self.socket().recv(&mut bytes) {
+            Ok(Received::Message {
+                len: REPLY_BYTES, ..
+            }) => Reply::decode(&bytes).ok(),
+            _ => None,
+        }
+    }
+
+    /// Waits for an answer of text, into `into`; its length, or `None` when the daemon is gone.
+    pub(super) fn text(&self, into: &mut [u8]) -> Option<usize> {
+        match self.socket().recv(into) {
+            Ok(Received::Message {
+                len,
+                truncated: false,
+            }) => Some(len),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Channel<'_> {
+    fn drop(&mut self) {
+        let before = self
+            .channels
+            .free
+            .fetch_or(1 << self.index, Ordering::Release);
+        if before == 0 {
+            futex_wake(&self.channels.free);
+        }
+    }
+}
+
+fn futex_wait(word: &AtomicU32, expected: u32) {
+    let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    let forever = std::ptr::null::<libc::timespec>();
+    // SAFETY: `word` is an aligned u32 that outlives the call; a null timeout means for ever. A
+    // spurious return is fine, the caller looks again.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, expected, forever) };
+}
+
+fn futex_wake(word: &AtomicU32) {
+    let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: `word` is an aligned u32 that outlives the call; waking reads no other memory. All
+    // are woken because several channels may have come back since the bitmap was empty.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, i32::MAX) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_are_exclusive_and_waiters_get_the_next_free_one() {
+        let (channels, _theirs) = Channels::new().unwrap();
+        let mut held: Vec<_> = (0..MAX_CHANNELS).map(|_| channels.take()).collect();
+        let mut indices: Vec<_> = held.iter().map(|channel| channel.index).collect();
+        indices.sort_unstable();
+        indices.dedup();
+        assert_eq!(indices.len(), MAX_CHANNELS);
+        std::thread::scope(|scope| {
+            let waiters: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| channels.take().index))
+                .collect();
+            let freed = held.pop().expect("all are held").index;
+            for waiter in waiters {
+                assert_eq!(waiter.join().unwrap(), freed);
+            }
+        });
+    }
+}

@@ -1,0 +1,85 @@
+//! The memory thread: executes the daemon's remap commands, one at a time, and acknowledges them.
+//!
+//! It never touches guest RAM: a page it touched might be one that waits for this very thread.
+
+use std::io;
+
+use crate::protocol::DecodeError;
+use crate::protocol::memory::{Ack, Command, MAX_MESSAGE, Message, Op};
+
+use super::ram::RamMap;
+use super::seqpacket::{Received, SeqPacket};
+
+/// Why the session with the daemon ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionEnd {
+    /// The daemon closed the connection or died.
+    #[error("the host closed the session")]
+    Closed,
+    /// The daemon said why it ends the session.
+    #[error("the host ended the session: {0}")]
+    Ended(String),
+    /// The daemon sent what it must not send.
+    #[error("the host sent a message that cannot be understood")]
+    Message(#[source] DecodeError),
+    /// The daemon sent a message that has no place here.
+    #[error("the host sent {0} where only COMMAND is expected")]
+    Order(&'static str),
+    /// The socket failed.
+    #[error("the socket to the host failed")]
+    Socket(#[source] io::Error),
+}
+
+/// Serves commands until the session ends.
+pub(super) fn run(socket: &SeqPacket, map: &RamMap) -> SessionEnd {
+    loop {
+        let command = match receive(socket) {
+            Ok(Message::Command(command)) => command,
+            Ok(Message::Error(text)) => return SessionEnd::Ended(text),
+            Ok(other) => return SessionEnd::Order(other.name()),
+            Err(end) => return end,
+        };
+        let ack = Message::Ack(execute(map, &command));
+        if let Err(error) = socket.send(&ack.encode()) {
+            return match error.kind() {
+                io::ErrorKind::BrokenPipe => SessionEnd::Closed,
+                _ => SessionEnd::Socket(error),
+            };
+        }
+    }
+}
+
+/// Waits for one message of the connection.
+pub(super) fn receive(socket: &SeqPacket) -> Result<Message, SessionEnd> {
+    let mut buffer = [0; MAX_MESSAGE];
+    match socket.recv(&mut buffer).map_err(SessionEnd::Socket)? {
+        Received::Message { len, .. } => {
+            Message::decode(&buffer[..len.min(MAX_MESSAGE)]).map_err(SessionEnd::Message)
+        }
+        Received::Closed => Err(SessionEnd::Closed),
+    }
+}
+
+fn execute(map: &RamMap, command: &Command) -> Ack {
+    let mut ack = Ack {
+        seq: command.seq,
+        done: 0,
+        errno: 0,
+    };
+    for remap in &command.runs {
+        let result = match command.op {
+            Op::Freeze => map.freeze(remap.run),
+            Op::MapShared => map.map_shared(remap.run, remap.frame),
+            Op::MapPrivate => map.map_private(remap.run),
+        };
+        match result {
+            Ok(()) => ack.done += 1,
+            Err(errno) => {
+                ack.errno = errno.unsigned_abs();
+                break;
+            }
+        }
+    }
+    ack
+}

@@ -1,0 +1,219 @@
+//! Guest RAM as this process maps it, and the four ways to remap a part of it.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
+
+use crate::protocol::memory::Engine;
+use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
+
+use super::{Memory, uffd};
+
+/// The one linear mapping of guest RAM, and what is needed to remap parts of it.
+///
+/// It is never unmapped: threads of the guest may be inside it until the process ends.
+#[derive(Debug)]
+pub(super) struct RamMap {
+    base: usize,
+    pages: u32,
+    pool_frames: u32,
+    ram: OwnedFd,
+    pool: OwnedFd,
+    uffd: Option<OwnedFd>,
+}
+
+impl RamMap {
+    /// Maps RAM so that every access waits for the daemon: with a userfaultfd by registering it,
+    /// without one by allowing no access.
+    pub(super) fn new(
+        pages: u32,
+        pool_frames: u32,
+        ram: OwnedFd,
+        pool: OwnedFd,
+        uffd: Option<OwnedFd>,
+    ) -> io::Result<Self> {
+        let len = pages as usize * PAGE_SIZE;
+        let protection = if uffd.is_some() {
+            libc::PROT_READ | libc::PROT_WRITE
+        } else {
+            libc::PROT_NONE
+        };
+        // SAFETY: a null hint lets the kernel choose free address space, so no existing mapping is
+        // touched; the descriptor is open; offset 0 is page aligned.
+        let base = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len,
+                protection,
+                libc::MAP_SHARED,
+                ram.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let map = Self {
+            base: base as usize,
+            pages,
+            pool_frames,
+            ram,
+            pool,
+            uffd,
+        };
+        if let Some(uffd) = &map.uffd {
+            uffd::register(uffd.as_fd(), map.base, len).map_err(io::Error::from_raw_os_error)?;
+        }
+        Ok(map)
+    }
+
+    pub(super) const fn base(&self) -> usize {
+        self.base
+    }
+
+    pub(super) fn uffd(&self) -> Option<BorrowedFd<'_>> {
+        self.uffd.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(super) const fn engine(&self) -> Engine {
+        if self.uffd.is_some() {
+            Engine::Uffd
+        } else {
+            Engine::Mprotect
+        }
+    }
+
+    /// The page behind an address, or `None` outside RAM.
+    pub(super) fn gfn_of(&self, address: usize) -> Option<Gfn> {
+        let page = address.checked_sub(self.base)? / PAGE_SIZE;
+        let gfn = u32::try_from(page).ok()?;
+        (gfn < self.pages).then_some(Gfn(gfn))
+    }
+
+    /// The address range of a run, or EINVAL if it leaves RAM.
+    fn range(&self, run: GfnRun) -> Result<(*mut libc::c_void, usize), i32> {
+        if run.count == 0 || run.end() > u64::from(self.pages) {
+            return Err(libc::EINVAL);
+        }
+        let address = self.base + run.start.index() * PAGE_SIZE;
+        Ok((address as *mut libc::c_void, run.count as usize * PAGE_SIZE))
+    }
+
+    /// Makes accesses wait for the daemon; the content stays in the file.
+    pub(super) fn freeze(&self, run: GfnRun) -> Result<(), i32> {
+        let (address, len) = self.range(run)?;
+        let done = match self.engine() {
+            // SAFETY: the range is page aligned and inside the RAM mapping (`range`). On a shared
+            // mapping this drops page-table entries only; the content stays in the memfd, and the
+            // next access is a minor fault that waits for the daemon.
+            Engine::Uffd => unsafe { libc::madvise(address, len, libc::MADV_DONTNEED) },
+            // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which belongs
+            // to the shim; accesses by the guest raise SIGSEGV, which our handler serves.
+            Engine::Mprotect => unsafe { libc::mprotect(address, len, libc::PROT_NONE) },
+        };
+        check(done)
+    }
+
+    /// Allows reading and writing of present RAM pages (mprotect engine).
+    pub(super) fn open(&self, run: GfnRun) -> Result<(), i32> {
+        let (address, len) = self.range(run)?;
+        // SAFETY: the range is page aligned and inside the RAM mapping (`range`); the daemon says
+        // this only of pages whose content is in place.
+        check(unsafe { libc::mprotect(address, len, libc::PROT_READ | libc::PROT_WRITE) })
+    }
+
+    /// Maps frames of the share pool, read-only, over RAM pages.
+    pub(super) fn map_shared(&self, run: GfnRun, frame: u32) -> Result<(), i32> {
+        if u64::from(frame) + u64::from(run.count) > u64::from(self.pool_frames) {
+            return Err(libc::EINVAL);
+        }
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        self.remap(run, libc::PROT_READ, flags, self.pool.as_fd(), frame)
+    }
+
+    /// Maps RAM back over a run so that accesses fault to the daemon first.
+    pub(super) fn map_private(&self, run: GfnRun) -> Result<(), i32> {
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        match &self.uffd {
+            None => self.remap(run, libc::PROT_NONE, flags, self.ram.as_fd(), run.start.0),
+            Some(uffd) => {
+                // Closed first: between mapping and registering, an access would allocate a page
+                // behind the daemon's back. Without access it raises SIGSEGV, and the handler's
+                // question waits at the locked page.
+                self.remap(run, libc::PROT_NONE, flags, self.ram.as_fd(), run.start.0)?;
+                let (address, len) = self.range(run)?;
+                uffd::register(uffd.as_fd(), address as usize, len)?;
+                self.open(run)
+            }
+        }
+    }
+
+    /// Maps RAM back over a run whose content the daemon has put into RAM already.
+    pub(super) fn map_present(&self, run: GfnRun) -> Result<(), i32> {
+        // Present pages are mapped at once, which saves a minor fault for each.
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        self.remap(run, protection, flags, self.ram.as_fd(), run.start.0)?;
+        let Some(uffd) = &self.uffd else {
+            return Ok(());
+        };
+        let (address, len) = self.range(run)?;
+        uffd::register(uffd.as_fd(), address as usize, len)
+    }
+
+    fn remap(
+        &self,
+        run: GfnRun,
+        protection: i32,
+        flags: i32,
+        file: BorrowedFd<'_>,
+        page: u32,
+    ) -> Result<(), i32> {
+        let (address, len) = self.range(run)?;
+        let offset = i64::from(page) * PAGE_SIZE as i64;
+        // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which only the
+        // shim manages, so MAP_FIXED replaces nothing else; the file is open and at least as long
+        // as offset + len (RAM: same page numbers; pool: checked by `map_shared`).
+        let mapped =
+            unsafe { libc::mmap(address, len, protection, flags, file.as_raw_fd(), offset) };
+        check(if mapped == libc::MAP_FAILED { -1 } else { 0 })
+    }
+
+    fn byte(&self, gfn: Gfn, at: usize, len: usize) -> *mut u8 {
+        assert!(
+            gfn.0 < self.pages,
+            "{gfn} of a guest with {} pages",
+            self.pages
+        );
+        assert!(at + len <= PAGE_SIZE, "bytes {at}+{len} leave the page");
+        (self.base + gfn.index() * PAGE_SIZE + at) as *mut u8
+    }
+}
+
+fn check(returned: i32) -> Result<(), i32> {
+    if returned == 0 {
+        Ok(())
+    } else {
+        Err(nix::errno::Errno::last_raw())
+    }
+}
+
+impl Memory for RamMap {
+    fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
+        let from = self.byte(gfn, at, into.len()).cast_const();
+        // SAFETY: `byte` checked that the range lies in one page of the RAM mapping, which is never
+        // unmapped; an access that is not allowed raises a fault that the handler or the daemon
+        // resolves before the load is retried; `into` is private memory and does not overlap RAM.
+        unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
+    }
+
+    fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
+        let into = self.byte(gfn, at, from.len());
+        // SAFETY: as for `read`; the trait's contract keeps two threads from writing the same bytes.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
+    }
+}

@@ -1,0 +1,144 @@
+//! The SIGSEGV handler: a guest thread that may not access a page asks the daemon and waits.
+//!
+//! It runs on the faulting thread, at any instruction of the guest, so it may only do what is
+//! async-signal-safe: system calls and atomics. It never touches guest RAM. An address outside RAM
+//! is a real crash of the guest: the handler puts the previous one back and returns, the access
+//! faults again, and the process dies as it would have without us.
+
+use std::io;
+use std::ptr;
+use std::sync::OnceLock;
+
+use crate::protocol::Gfn;
+use crate::protocol::memory::{Fault, Reply};
+
+use super::channels::Channels;
+use super::ram::RamMap;
+
+/// What the handler needs. One guest is one process, so there is one for the process.
+#[derive(Debug)]
+pub(super) struct Hardware {
+    pub(super) map: RamMap,
+    pub(super) channels: Channels,
+}
+
+static HARDWARE: OnceLock<Hardware> = OnceLock::new();
+static PREVIOUS: OnceLock<Saved> = OnceLock::new();
+
+struct Saved(libc::sigaction);
+
+/// Hands the hardware to the handler and installs it.
+///
+/// # Errors
+/// `AlreadyExists` when the process is a guest already; what `sigaction(2)` says.
+pub(super) fn install(hardware: Hardware) -> io::Result<&'static Hardware> {
+    if HARDWARE.set(hardware).is_err() {
+        let error = "this process is a guest already: one process can be one guest";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, error));
+    }
+    PREVIOUS.get_or_init(|| Saved(current_action()));
+    let mut action = current_action();
+    action.sa_sigaction = on_segv as *const () as usize;
+    // SA_NODEFER: several threads fault at once, and each waits inside its own handler.
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
+    set_action(&action)?;
+    HARDWARE
+        .get()
+        .ok_or_else(|| io::Error::other("set just above"))
+}
+
+fn current_action() -> libc::sigaction {
+    // SAFETY: all-zero bytes are a valid `sigaction`: SIG_DFL, no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: with a null new action the call only writes the current one into `action`, which is
+    // a valid place for it. It can fail only for a bad signal number, and then leaves SIG_DFL.
+    unsafe { libc::sigaction(libc::SIGSEGV, ptr::null(), &raw mut action) };
+    action
+}
+
+fn set_action(action: &libc::sigaction) -> io::Result<()> {
+    // SAFETY: `action` is valid and outlives the call; a null old action is allowed. The handler it
+    // names is async-signal-safe (module text) or was installed before us.
+    let done = unsafe { libc::sigaction(libc::SIGSEGV, action, ptr::null_mut()) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+extern "C" fn on_segv(
+    _signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
+    let errno = nix::errno::Errno::last_raw();
+    // SAFETY: the kernel passes an SA_SIGINFO handler a siginfo that is valid until it returns.
+    let info = unsafe { &*info };
+    // SAFETY: a siginfo of SIGSEGV holds an address; sent by kill(2) it holds other plain numbers,
+    // which are then taken for an address and lead outside RAM or to one needless question.
+    let address = unsafe { info.si_addr() } as usize;
+    let fault = HARDWARE
+        .get()
+        .and_then(|hardware| hardware.map.gfn_of(address).map(|gfn| (hardware, gfn)));
+    match fault {
+        Some((hardware, gfn)) => serve(hardware, gfn, is_write(context)),
+        // Not ours. Returning retries the access, now under the previous handler.
+        None => {
+            if let Some(Saved(previous)) = PREVIOUS.get() {
+                let _ = set_action(previous);
+            }
+        }
+    }
+    nix::errno::Errno::set_raw(errno);
+}
+
+/// Asks the daemon for access to `gfn` and does what it says.
+fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
+    let channel = hardware.channels.take();
+    let fault = if write {
+        Fault::Write(gfn)
+    } else {
+        Fault::Read(gfn)
+    };
+    if !channel.send(fault) {
+        wait_for_the_end();
+    }
+    let result = match channel.reply() {
+        Some(Reply::Retry) => return,
+        Some(Reply::Open(run)) => hardware.map.open(run),
+        Some(Reply::Private(run)) => hardware.map.map_present(run),
+        None => wait_for_the_end(),
+    };
+    let errno = result.err().unwrap_or(0);
+    #[expect(clippy::cast_sign_loss, reason = "errno values are small and positive")]
+    if !channel.send(Fault::Done(errno as u32)) {
+        wait_for_the_end();
+    }
+}
+
+/// The daemon is gone. The memory thread sees the same, says why and ends the process; a thread
+/// that cannot go on without its page waits for that.
+fn wait_for_the_end() -> ! {
+    loop {
+        // SAFETY: pause(2) has no arguments and touches no memory.
+        unsafe { libc::pause() };
+    }
+}
+
+/// Whether the access was a write. The processor tells; where we do not know how to ask it, every
+/// fault counts as a write, which costs a needless copy at worst.
+#[cfg(target_arch = "x86_64")]
+fn is_write(context: *mut libc::c_void) -> bool {
+    const PAGE_FAULT_WRITE: i64 = 1 << 1;
+    let context = context.cast::<libc::ucontext_t>();
+    // SAFETY: the kernel passes a valid ucontext as the third argument of an SA_SIGINFO handler, and
+    // REG_ERR is inside its register array.
+    let error = unsafe { (*context).uc_mcontext.gregs[libc::REG_ERR as usize] };
+    error & PAGE_FAULT_WRITE != 0
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_write(_context: *mut libc::c_void) -> bool {
+    true
+}

@@ -1,0 +1,99 @@
+//! The guest's half of userfaultfd: open, negotiate, register. The daemon resolves the faults.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Faults of user code only: the one kind that needs no privilege, and all that a guest which never
+/// passes its RAM to a system call can cause.
+const UFFD_USER_MODE_ONLY: libc::c_int = 1;
+
+const UFFD_API: u64 = 0xaa;
+const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
+const FEATURE_MINOR_SHMEM: u64 = 1 << 10;
+const REGISTER_MODE_MISSING: u64 = 1 << 0;
+const REGISTER_MODE_MINOR: u64 = 1 << 2;
+
+#[repr(C)]
+struct UffdioApi {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct UffdioRegister {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+/// `_IOWR(0xAA, number, size)` as the kernel's headers build it.
+const fn iowr(number: u64, size: usize) -> u64 {
+    (3 << 30) | ((size as u64) << 16) | (0xaa << 8) | number
+}
+
+const UFFDIO_API: u64 = iowr(0x3f, size_of::<UffdioApi>());
+const UFFDIO_REGISTER: u64 = iowr(0x00, size_of::<UffdioRegister>());
+
+// The values every program on x86-64 and aarch64 uses; a wrong struct size would change them.
+const _: () = assert!(UFFDIO_API == 0xc018_aa3f);
+const _: () = assert!(UFFDIO_REGISTER == 0xc020_aa00);
+
+/// Opens a userfaultfd with the features the engine needs.
+///
+/// # Errors
+/// `ENOSYS` or `EPERM` where the kernel has or allows none, `EINVAL` where it lacks a feature
+/// (minor faults of shared memory came with Linux 5.14).
+pub fn open() -> io::Result<OwnedFd> {
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY;
+    // SAFETY: the system call takes flags by value and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call above just returned this descriptor, so it is open and nobody else owns it.
+    let uffd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let features = FEATURE_MISSING_SHMEM | FEATURE_MINOR_SHMEM;
+    let mut api = UffdioApi {
+        api: UFFD_API,
+        features,
+        ioctls: 0,
+    };
+    // SAFETY: `uffd` is open; UFFDIO_API reads and writes exactly one `UffdioApi`, which `api` is
+    // and which outlives the call (its size is part of the number, asserted above).
+    let done = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_API as libc::Ioctl, &raw mut api) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(uffd)
+}
+
+/// Registers `len` bytes at `start`: absent and unmapped pages wait for the daemon from now on.
+///
+/// Safe to call from a signal handler. On failure `errno` is set.
+pub(super) fn register(uffd: BorrowedFd<'_>, start: usize, len: usize) -> Result<(), i32> {
+    let mode = REGISTER_MODE_MISSING | REGISTER_MODE_MINOR;
+    let mut register = UffdioRegister {
+        start: start as u64,
+        len: len as u64,
+        mode,
+        ioctls: 0,
+    };
+    // SAFETY: `uffd` is open for the life of the borrow; UFFDIO_REGISTER reads and writes exactly
+    // one `UffdioRegister` (size asserted above). The kernel checks the range itself; registering
+    // changes when accesses wait, never what they read.
+    let done = unsafe {
+        libc::ioctl(
+            uffd.as_raw_fd(),
+            UFFDIO_REGISTER as libc::Ioctl,
+            &raw mut register,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(nix::errno::Errno::last_raw())
+    }
+}

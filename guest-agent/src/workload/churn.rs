@@ -1,0 +1,93 @@
+//! `churn`: allocates memory, fills it, verifies it and frees it. What keeps a free list moving,
+//! and makes pages change owners all the time.
+
+use std::sync::Arc;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+use super::content::{Content, Mix, hash};
+use super::pageset::PageSet;
+use super::{Failure, Work, Worker};
+use crate::kernel::Kernel;
+
+/// One thread with at most one region at a time.
+#[derive(Debug)]
+pub(super) struct Churn {
+    pub(super) kernel: Arc<Kernel>,
+    /// The size of the largest region; each is of random size from half of it on.
+    pub(super) pages: u32,
+    pub(super) content: Mix,
+    pub(super) domain: u64,
+    pub(super) random: StdRng,
+    pub(super) round: u64,
+    pub(super) region: Option<Region>,
+}
+
+/// One round's memory and how far the round is.
+#[derive(Debug)]
+pub(super) struct Region {
+    set: PageSet,
+    filled: u32,
+    verified: u32,
+}
+
+impl Churn {
+    fn map(&mut self) -> Region {
+        self.round += 1;
+        let pages = self
+            .random
+            .random_range(self.pages.div_ceil(2)..=self.pages);
+        let content = Content::new(self.content, hash(self.domain, self.round));
+        Region {
+            set: PageSet::map(&self.kernel, pages, content),
+            filled: 0,
+            verified: 0,
+        }
+    }
+}
+
+impl Worker for Churn {
+    fn to_load(&self) -> u32 {
+        0
+    }
+
+    fn load(&mut self, _number: u32) -> Result<Work, Failure> {
+        Ok(Work::default())
+    }
+
+    fn step(&mut self) -> Result<Option<Work>, Failure> {
+        if self.pages == 0 {
+            return Ok(None);
+        }
+        let mut region = match self.region.take() {
+            Some(region) => region,
+            None => self.map(),
+        };
+        let done = if region.filled < region.set.pages() {
+            region
+                .set
+                .write(region.filled)
+                .inspect(|_| region.filled += 1)
+        } else {
+            let done = region.set.verify(region.verified);
+            region.verified += u32::from(!matches!(done, Err(Failure::Kernel(_))));
+            done
+        };
+        if region.verified < region.set.pages() {
+            self.region = Some(region);
+        }
+        done.map(Some)
+    }
+
+    fn to_verify(&self) -> u32 {
+        self.region.as_ref().map_or(0, |region| region.filled)
+    }
+
+    fn verify(&mut self, number: u32) -> Result<Work, Failure> {
+        match &self.region {
+            Some(region) => region.set.verify(number),
+            None => Ok(Work::default()),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! `files`: reads real files through the page cache with Zipf popularity.
+
+use std::cmp::Reverse;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rand::rngs::StdRng;
+
+use super::pageset::Share;
+use super::truth::Truth;
+use super::zipf::Popularity;
+use super::{Failure, Work, Worker};
+use crate::kernel::{CachedFile, Kernel, KernelError};
+use crate::protocol::PAGE_SIZE;
+
+/// The most files that are read. Each is open twice, once for the guest and once to verify, and a
+/// process has 1024 descriptors by default.
+const MAX_FILES: usize = 128;
+
+/// The most directories that are searched and the most files that are looked at for the largest.
+const MAX_ENTRIES: usize = 100_000;
+
+/// The files, one behind the other.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    files: Vec<(CachedFile, Truth)>,
+    /// The number of the first page behind each file.
+    ends: Vec<u32>,
+}
+
+impl Shelf {
+    /// Opens the largest files under `path`, up to `max_pages` pages of them.
+    pub(super) fn open(
+        kernel: &Arc<Kernel>,
+        path: &Path,
+        max_pages: u32,
+    ) -> Result<Self, KernelError> {
+        let error = |source| KernelError::File {
+            path: path.to_owned(),
+            source,
+        };
+        let mut shelf = Self {
+            files: Vec::new(),
+            ends: Vec::new(),
+        };
+        for file in largest_files(path).map_err(error)? {
+            let left = max_pages - shelf.pages();
+            if left == 0 {
+                break;
+            }
+            // A file that may not be read is none of ours, unless it was named.
+            let truth = match Truth::open(&file, left) {
+                Err(_) if file != path => continue,
+                other => other.map_err(error)?,
+            };
+            shelf.ends.push(shelf.pages() + truth.pages());
+            shelf.files.push((kernel.open_file(&file)?, truth));
+        }
+        if shelf.pages() == 0 {
+            return Err(error(io::Error::other("there is nothing to read in it")));
+        }
+        Ok(shelf)
+    }
+
+    pub(super) fn pages(&self) -> u32 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    fn verify(&self, number: u32) -> Result<Work, Failure> {
+        let index = self.ends.partition_point(|end| *end <= number);
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let (file, truth) = &self.files[index];
+        let page = number - start;
+        let mut found = [0; PAGE_SIZE];
+        file.read(u64::from(page) * PAGE_SIZE as u64, &mut found)?;
+        truth.judge(page, &found, || file.gfn_of(page))
+    }
+}
+
+/// The largest files under a directory, or the file itself. Links are not followed, and what
+/// cannot be read is left out.
+fn largest_files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if !fs::metadata(path)?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut directories = vec![path.to_owned()];
+    let mut files = Vec::new();
+    let mut looked_at = 0;
+    while let Some(directory) = directories.pop() {
+        let Ok(entries) = fs::read_dir(&directory) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            looked_at += 1;
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => directories.push(entry.path()),
+                Ok(metadata) if metadata.is_file() && metadata.len() > 0 => {
+                    files.push((Reverse(metadata.len()), entry.path()));
+                }
+                _ => {}
+            }
+        }
+        if looked_at > MAX_ENTRIES {
+            break;
+        }
+    }
+    files.sort();
+    files.truncate(MAX_FILES);
+    Ok(files.into_iter().map(|(_, path)| path).collect())
+}
+
+/// One thread that reads.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) shelf: Arc<Shelf>,
+    pub(super) share: Share,
+    pub(super) popularity: Popularity,
+    pub(super) random: StdRng,
+}
+
+impl Worker for Reader {
+    fn to_load(&self) -> u32 {
+        0
+    }
+
+    fn load(&mut self, _number: u32) -> Result<Work, Failure> {
+        Ok(Work::default())
+    }
+
+    fn step(&mut self) -> Result<Option<Work>, Failure> {
+        let page = self.popularity.choose(&mut self.random) as u32;
+        self.shelf.verify(page).map(Some)
+    }
+
+    fn to_verify(&self) -> u32 {
+        self.share.count(self.shelf.pages())
+    }
+
+    fn verify(&mut self, number: u32) -> Result<Work, Failure> {
+        self.shelf.verify(self.share.page(number))
+    }
+}

@@ -1,0 +1,125 @@
+//! What guests run, and how it is known that no byte of theirs was lost.
+//!
+//! A memory manager that returns wrong bytes once in a billion reads passes every benchmark. So
+//! every workload here verifies every byte it reads. The naive way keeps a second copy of all
+//! memory, which would cost what overcommitment saves. Here the content of memory is a function:
+//! of who wrote it (a domain made of the guest's seed and the workload), where (the page or the
+//! item) and how often (a version). The versions are all that is kept, in the heap of the process,
+//! which the host does not touch. What was read from files is compared with hashes of the files.
+//! When a guest stops, a last pass verifies everything that its workloads own.
+//!
+//! Content also decides how well memory can be shared and compressed; see [`Mix`].
+//!
+//! - [`WorkloadSpec`]: what to run, as text.
+//! - [`Runner`]: runs several workloads at once, each on threads of its own, and stops them.
+//! - [`Report`]: what they did, at any time; [`Mismatch`]: a page that was wrong.
+//!
+//! Each thread owns a worker, whose methods do one small piece of work each: between two of them
+//! the thread looks whether it shall stop, waits as its rate asks for, and counts.
+
+mod build;
+mod churn;
+mod content;
+mod files;
+mod image;
+mod kv;
+mod pace;
+mod pageset;
+mod report;
+mod runner;
+mod spec;
+mod stream;
+mod tally;
+#[cfg(test)]
+mod tests;
+mod toucher;
+mod truth;
+mod units;
+mod zipf;
+
+use std::ops::Add;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+pub use build::StartError;
+pub use content::Mix;
+pub use report::{Latency, Mismatch, Phase, Report, WorkloadReport};
+pub use runner::{Progress, Runner};
+pub use spec::{Kind, MAX_CHANGES, MAX_THREADS, SpecError, WorkloadSpec};
+
+use crate::kernel::KernelError;
+
+/// What one piece of work moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Work {
+    written: u64,
+    verified: u64,
+    pages_verified: u64,
+}
+
+impl Work {
+    const fn written(bytes: usize) -> Self {
+        Self {
+            written: bytes as u64,
+            verified: 0,
+            pages_verified: 0,
+        }
+    }
+
+    /// So many bytes of one page were right.
+    const fn verified(bytes: usize) -> Self {
+        Self {
+            written: 0,
+            verified: bytes as u64,
+            pages_verified: 1,
+        }
+    }
+}
+
+impl Add for Work {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            written: self.written + other.written,
+            verified: self.verified + other.verified,
+            pages_verified: self.pages_verified + other.pages_verified,
+        }
+    }
+}
+
+/// Why a piece of work was not done.
+#[derive(Debug, Error)]
+enum Failure {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("{0}")]
+    Mismatch(Box<Mismatch>),
+    #[error("`{}` was changed while a workload read it", .0.display())]
+    FileChanged(PathBuf),
+}
+
+impl From<Mismatch> for Failure {
+    fn from(mismatch: Mismatch) -> Self {
+        Self::Mismatch(Box::new(mismatch))
+    }
+}
+
+/// What one thread of a workload does. Each call works on about one page.
+trait Worker: Send {
+    /// How many pieces this thread has to load.
+    fn to_load(&self) -> u32;
+
+    /// Writes piece `number` for the first time. A failure changes nothing.
+    fn load(&mut self, number: u32) -> Result<Work, Failure>;
+
+    /// One operation; `None` when there is nothing to do, now or ever.
+    fn step(&mut self) -> Result<Option<Work>, Failure>;
+
+    /// How many pieces the last pass of this thread has to verify.
+    fn to_verify(&self) -> u32;
+
+    /// Verifies piece `number`.
+    fn verify(&mut self, number: u32) -> Result<Work, Failure>;
+}

@@ -1,0 +1,109 @@
+//! Memory whose every page has a version, so that it can be verified.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::content::Content;
+use super::{Failure, Mismatch, Work};
+use crate::kernel::{AnonRegion, Kernel};
+use crate::protocol::PAGE_SIZE;
+
+/// Anonymous memory that is written in whole pages. A page belongs to one thread at a time, which
+/// the workloads see to.
+#[derive(Debug)]
+pub(super) struct PageSet {
+    region: AnonRegion,
+    versions: Box<[AtomicU32]>,
+    content: Content,
+}
+
+impl PageSet {
+    pub(super) fn map(kernel: &Arc<Kernel>, pages: u32, content: Content) -> Self {
+        Self {
+            region: kernel.map_anon(pages),
+            versions: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            content,
+        }
+    }
+
+    pub(super) fn pages(&self) -> u32 {
+        self.region.pages()
+    }
+
+    /// Writes the next version of a page.
+    pub(super) fn write(&self, page: u32) -> Result<Work, Failure> {
+        let version = &self.versions[page as usize];
+        let next = version.load(Ordering::Relaxed).wrapping_add(1);
+        let mut bytes = [0; PAGE_SIZE];
+        self.content
+            .fill(u64::from(page), u64::from(page), next, &mut bytes);
+        self.region
+            .write(u64::from(page) * PAGE_SIZE as u64, &bytes)?;
+        version.store(next, Ordering::Relaxed);
+        Ok(Work::written(PAGE_SIZE))
+    }
+
+    /// Reads a page and compares it with its version.
+    pub(super) fn verify(&self, page: u32) -> Result<Work, Failure> {
+        let mut found = [0; PAGE_SIZE];
+        self.region
+            .read(u64::from(page) * PAGE_SIZE as u64, &mut found)?;
+        let version = self.versions[page as usize].load(Ordering::Relaxed);
+        let mut expected = [0; PAGE_SIZE];
+        self.content
+            .fill(u64::from(page), u64::from(page), version, &mut expected);
+        match Mismatch::of(&expected, &found, 0) {
+            None => Ok(Work::verified(PAGE_SIZE)),
+            Some(mismatch) => Err(mismatch
+                .on(page.into(), self.region.gfn_of(page), version)
+                .into()),
+        }
+    }
+
+    /// Verifies a page and writes its next version; the latter also when it was wrong, so that one
+    /// wrong page is reported once.
+    pub(super) fn rewrite(&self, page: u32) -> Result<Work, Failure> {
+        let verified = self.verify(page);
+        if let Err(Failure::Kernel(_)) = verified {
+            return verified;
+        }
+        let written = self.write(page)?;
+        verified.map(|verified| verified + written)
+    }
+}
+
+/// The pages that one of several threads has: every `threads`-th, from its number on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    pub(super) thread: u32,
+    pub(super) threads: u32,
+}
+
+impl Share {
+    /// How many of the first `pages` pages this thread has.
+    pub(super) const fn count(self, pages: u32) -> u32 {
+        (pages + self.threads - 1 - self.thread) / self.threads
+    }
+
+    /// Its `number`-th page.
+    pub(super) const fn page(self, number: u32) -> u32 {
+        number * self.threads + self.thread
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_of_all_threads_are_every_page_once() {
+        for (pages, threads) in [(10, 1), (10, 3), (2, 3), (64, 64), (65, 64)] {
+            let mut all: Vec<u32> = (0..threads)
+                .map(|thread| Share { thread, threads })
+                .flat_map(|share| (0..share.count(pages)).map(move |n| share.page(n)))
+                .collect();
+            all.sort_unstable();
+            assert_eq!(all, (0..pages).collect::<Vec<_>>(), "{pages}/{threads}");
+        }
+    }
+}

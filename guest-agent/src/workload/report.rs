@@ -1,0 +1,274 @@
+//! What workloads report: how much they did, how fast, and what they found wrong.
+
+use std::fmt;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::{Gfn, PAGE_SIZE};
+
+/// Bytes of a page that a [`Mismatch`] shows.
+const WINDOW: usize = 32;
+
+/// The longest latency that is told from longer ones, in nanoseconds: ten minutes.
+const LONGEST_NS: u64 = 600_000_000_000;
+
+/// A page that does not hold what was written to it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Mismatch {
+    /// The workload, as it was specified.
+    pub workload: String,
+    /// The page of the workload's memory or file.
+    pub page: u64,
+    /// The guest-physical page right after the finding, if the page was in RAM.
+    pub gfn: Option<u32>,
+    /// The first wrong byte of the page.
+    pub offset: u32,
+    /// How often what lies there was written; 0 means never.
+    pub version: u32,
+    /// Where in the page `expected` and `found` begin.
+    pub window: u32,
+    /// Bytes around the first wrong one as they should be.
+    pub expected: Vec<u8>,
+    /// The same bytes as they are.
+    pub found: Vec<u8>,
+}
+
+impl Mismatch {
+    /// Compares what a workload found at byte `at` of a page with what it should have found.
+    pub(super) fn of(expected: &[u8], found: &[u8], at: usize) -> Option<Self> {
+        if expected == found {
+            return None;
+        }
+        let wrong = expected.iter().zip(found).position(|(a, b)| a != b);
+        let wrong = wrong.unwrap_or(expected.len().min(found.len()));
+        let start = wrong.saturating_sub(WINDOW / 4);
+        let window = |bytes: &[u8]| bytes.iter().skip(start).take(WINDOW).copied().collect();
+        Some(Self {
+            workload: String::new(),
+            page: 0,
+            gfn: None,
+            offset: (at + wrong) as u32,
+            version: 0,
+            window: (at + start) as u32,
+            expected: window(expected),
+            found: window(found),
+        })
+    }
+
+    /// Says on which page it was found.
+    pub(super) fn on(mut self, page: u64, gfn: Option<Gfn>, version: u32) -> Self {
+        (self.page, self.gfn, self.version) = (page, gfn.map(|gfn| gfn.0), version);
+        self
+    }
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            workload,
+            page,
+            offset,
+            version,
+            window,
+            ..
+        } = self;
+        write!(f, "workload `{workload}`: byte {offset} of page {page} ")?;
+        match self.gfn {
+            Some(gfn) => write!(f, "({}) ", Gfn(gfn))?,
+            None => f.write_str("(not in RAM) ")?,
+        }
+        writeln!(
+            f,
+            "is wrong; it was written {version} times. From byte {window} on:"
+        )?;
+        writeln!(f, "  expected {}", Hex(&self.expected))?;
+        write!(f, "  found    {}", Hex(&self.found))
+    }
+}
+
+struct Hex<'a>(&'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// How far a workload is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It fills its memory for the first time.
+    Loading,
+    /// It does what it is for.
+    Running,
+    /// It verifies all that it owns for the last time.
+    Verifying,
+    /// It is done.
+    Done,
+}
+
+/// How long operations took, in microseconds, making and comparing content included (about one
+/// microsecond a page); all zero when there was none.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Latency {
+    /// Half of the operations took at most this long.
+    pub p50_us: f64,
+    /// 99 of 100.
+    pub p99_us: f64,
+    /// 999 of 1000.
+    pub p999_us: f64,
+    /// The longest one.
+    pub max_us: f64,
+}
+
+/// What one workload did.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct WorkloadReport {
+    /// The workload, as it was specified.
+    pub name: String,
+    /// How far it is.
+    pub phase: Phase,
+    /// Pages it works on.
+    pub pages: u64,
+    /// Seconds since its memory was filled, until it was stopped.
+    pub seconds: f64,
+    /// Operations, without filling and the final pass.
+    pub operations: u64,
+    /// Operations per second of `seconds`.
+    pub operations_per_second: f64,
+    /// Bytes it wrote.
+    pub bytes_written: u64,
+    /// Bytes it read and compared with what they should be.
+    pub bytes_verified: u64,
+    /// Pages, whole or in part, that it compared, counted once each time.
+    pub pages_verified: u64,
+    /// Comparisons that failed.
+    pub mismatches: u64,
+    /// Pages that the final pass could not read.
+    pub pages_unverified: u64,
+    /// Operations that failed, such as for want of memory; they are tried again.
+    pub errors: u64,
+    /// The last such failure.
+    pub last_error: Option<String>,
+    /// How long operations took.
+    pub latency: Latency,
+}
+
+/// What all workloads of a guest did.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// One entry per workload, in the order they were specified.
+    pub workloads: Vec<WorkloadReport>,
+    /// The first mismatches in full; the workloads have the count of all.
+    pub mismatches: Vec<Mismatch>,
+}
+
+impl Report {
+    /// Whether everything that was read was right, and everything could be read in the end.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        let clean =
+            |workload: &WorkloadReport| workload.mismatches == 0 && workload.pages_unverified == 0;
+        self.workloads.iter().all(clean)
+    }
+}
+
+/// The latencies that one thread recorded, or several together.
+#[derive(Debug)]
+pub(super) struct Latencies(Histogram<u64>);
+
+impl Latencies {
+    pub(super) fn new() -> Self {
+        let histogram = Histogram::new_with_bounds(1, LONGEST_NS, 2);
+        Self(histogram.expect("the bounds are legal: 1 < 2 * 1 <= the longest, 2 <= 5 digits"))
+    }
+
+    pub(super) fn record(&mut self, latency: Duration) {
+        let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.0.saturating_record(nanoseconds);
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.0
+            .add(&other.0)
+            .expect("all histograms have the same bounds");
+    }
+
+    pub(super) fn summary(&self) -> Latency {
+        if self.0.is_empty() {
+            return Latency::default();
+        }
+        let microseconds = |nanoseconds: u64| nanoseconds as f64 / 1000.0;
+        let at = |quantile| microseconds(self.0.value_at_quantile(quantile));
+        Latency {
+            p50_us: at(0.5),
+            p99_us: at(0.99),
+            p999_us: at(0.999),
+            max_us: microseconds(self.0.max()),
+        }
+    }
+}
+
+const _: () = assert!(WINDOW < PAGE_SIZE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mismatch_names_the_first_wrong_byte_and_shows_what_is_around_it() {
+        let expected = vec![7; 400];
+        let mut found = expected.clone();
+        assert_eq!(Mismatch::of(&expected, &found, 800), None);
+        found[300] = 9;
+        found[399] = 9;
+        let mismatch = Mismatch::of(&expected, &found, 800).expect("they differ");
+        assert_eq!((mismatch.offset, mismatch.window), (1100, 1092));
+        assert_eq!(mismatch.expected, [7; 32]);
+        assert_eq!(mismatch.found.iter().position(|byte| *byte == 9), Some(8));
+        let text = mismatch.on(5, Some(Gfn(16)), 3).to_string();
+        for part in ["byte 1100 of page 5 (gfn 0x10)", "3 times", "0707070709"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn mismatch_at_either_end_of_a_page_is_cut_there() {
+        for wrong in [0, PAGE_SIZE - 1] {
+            let mut found = vec![0; PAGE_SIZE];
+            found[wrong] = 1;
+            let mismatch = Mismatch::of(&[0; PAGE_SIZE], &found, 0).expect("they differ");
+            assert_eq!(mismatch.offset, wrong as u32);
+            assert_eq!(mismatch.expected.len(), mismatch.found.len());
+            assert!(mismatch.found.contains(&1));
+        }
+    }
+
+    #[test]
+    fn latencies_of_threads_are_merged() {
+        let (mut all, mut other) = (Latencies::new(), Latencies::new());
+        assert_eq!(all.summary(), Latency::default());
+        for _ in 0..99 {
+            all.record(Duration::from_micros(10));
+        }
+        other.record(Duration::from_secs(3600));
+        all.add(&other);
+        let summary = all.summary();
+        assert!((summary.p50_us - 10.0).abs() < 0.2, "{summary:?}");
+        assert!(summary.p999_us > 5e8, "{summary:?}");
+    }
+
+    #[test]
+    fn report_survives_json() {
+        let mismatch = Mismatch::of(&[1; 64], &[2; 64], 0).expect("they differ");
+        let report = Report {
+            workloads: Vec::new(),
+            mismatches: vec![mismatch.on(1, None, 2)],
+        };
+        let text = serde_json::to_string(&report).expect("plain data");
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+    }
+}

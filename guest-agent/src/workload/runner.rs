@@ -1,0 +1,317 @@
+//! Runs workloads: their threads, their pace, their end.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::build::{Crew, StartError, build};
+use super::pace::{Order, Orders, Pace};
+use super::tally::Tally;
+use super::{Failure, Mismatch, Report, Work, Worker, WorkloadSpec};
+use crate::kernel::Kernel;
+
+/// Mismatches that are kept in full. The first ones tell what went wrong.
+const MISMATCHES_KEPT: usize = 16;
+
+/// How long a thread waits before it tries again what failed, such as for want of memory.
+const RETRY_WAIT: Duration = Duration::from_millis(100);
+
+/// How often the last pass tries to read a page before it goes on without it.
+const VERIFY_ATTEMPTS: u32 = 50;
+
+/// How often the progress of the last pass is told.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// How far the last pass is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// Pages that were looked at.
+    pub done: u64,
+    /// Pages there are; it grows until all threads have begun.
+    pub total: u64,
+}
+
+/// What all threads share.
+#[derive(Debug)]
+struct Board {
+    orders: Orders,
+    mismatches: Mutex<Vec<Mismatch>>,
+    mismatch_found: Condvar,
+    running: Mutex<u32>,
+    thread_ended: Condvar,
+    checked: AtomicU64,
+    to_check: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Running workloads. Dropping it stops them without the last pass.
+#[derive(Debug)]
+pub struct Runner {
+    board: Arc<Board>,
+    tallies: Vec<Arc<Tally>>,
+    threads: Vec<(Arc<Tally>, JoinHandle<()>)>,
+}
+
+impl Runner {
+    /// Starts all workloads, or none. Guests with equal seeds and workloads write equal bytes.
+    ///
+    /// # Errors
+    /// [`StartError`]: they do not fit, a file cannot be read, the system has no thread left.
+    pub fn start(
+        kernel: &Arc<Kernel>,
+        specs: &[WorkloadSpec],
+        seed: u64,
+    ) -> Result<Self, StartError> {
+        let crews = build(kernel, specs, seed)?;
+        let mut runner = Self {
+            board: Arc::new(Board {
+                orders: Orders::new(),
+                mismatches: Mutex::default(),
+                mismatch_found: Condvar::new(),
+                running: Mutex::new(0),
+                thread_ended: Condvar::new(),
+                checked: AtomicU64::new(0),
+                to_check: AtomicU64::new(0),
+            }),
+            tallies: Vec::new(),
+            threads: Vec::new(),
+        };
+        for crew in crews {
+            runner.start_crew(crew)?;
+        }
+        Ok(runner)
+    }
+
+    fn start_crew(&mut self, crew: Crew) -> Result<(), StartError> {
+        let Crew {
+            spec,
+            pages,
+            workers,
+        } = crew;
+        let tally = Arc::new(Tally::new(spec.to_string(), pages, workers.len() as u32));
+        self.tallies.push(Arc::clone(&tally));
+        for (number, worker) in workers.into_iter().enumerate() {
+            let thread = Thread {
+                board: Arc::clone(&self.board),
+                tally: Arc::clone(&tally),
+                number,
+                pace: Pace::new(&spec, Instant::now()),
+            };
+            *lock(&self.board.running) += 1;
+            let spawned = std::thread::Builder::new()
+                .name(format!("{}-{number}", spec.kind.name()))
+                .spawn(move || thread.run(worker));
+            match spawned {
+                Ok(handle) => self.threads.push((Arc::clone(&tally), handle)),
+                Err(source) => {
+                    let spec = spec.to_string();
+                    return Err(StartError::Thread { spec, source });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the workloads have done so far. Cheap: counters are read, histograms merged.
+    #[must_use]
+    pub fn snapshot(&self) -> Report {
+        Report {
+            workloads: self.tallies.iter().map(|tally| tally.report()).collect(),
+            mismatches: lock(&self.board.mismatches).clone(),
+        }
+    }
+
+    /// Waits until a mismatch is found, at most for `limit`, and returns the first one.
+    #[must_use]
+    pub fn wait_mismatch(&self, limit: Duration) -> Option<Mismatch> {
+        let found = lock(&self.board.mismatches);
+        let (found, _) = self
+            .board
+            .mismatch_found
+            .wait_timeout_while(found, limit, |found| found.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
+        found.first().cloned()
+    }
+
+    /// Stops the workloads, verifies all they own, and says what they did. Threads stop within the
+    /// time one page takes. `progress` is told how far the last pass is, some ten times a second.
+    #[must_use]
+    pub fn stop(mut self, mut progress: impl FnMut(Progress)) -> Report {
+        self.order(Order::Finish);
+        loop {
+            let running = lock(&self.board.running);
+            let (running, _) = self
+                .board
+                .thread_ended
+                .wait_timeout_while(running, PROGRESS_EVERY, |running| *running > 0)
+                .unwrap_or_else(PoisonError::into_inner);
+            let running = *running;
+            progress(Progress {
+                done: self.board.checked.load(Ordering::Relaxed),
+                total: self.board.to_check.load(Ordering::Relaxed),
+            });
+            if running == 0 {
+                break;
+            }
+        }
+        self.join();
+        self.snapshot()
+    }
+
+    fn order(&self, order: Order) {
+        for tally in &self.tallies {
+            tally.stop_clock();
+        }
+        self.board.orders.give(order);
+    }
+
+    fn join(&mut self) {
+        for (tally, handle) in self.threads.drain(..) {
+            if handle.join().is_err() {
+                tally.count_error("a thread of the workload panicked".to_owned());
+                tally.count_unverified(1);
+            }
+        }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.order(Order::Abandon);
+            self.join();
+        }
+    }
+}
+
+/// One thread of a workload.
+struct Thread {
+    board: Arc<Board>,
+    tally: Arc<Tally>,
+    number: usize,
+    pace: Pace,
+}
+
+impl Drop for Thread {
+    /// Also after a panic: nobody must wait for a thread that is gone.
+    fn drop(&mut self) {
+        self.tally.count_done();
+        *lock(&self.board.running) -= 1;
+        self.board.thread_ended.notify_all();
+    }
+}
+
+impl Thread {
+    fn run(mut self, mut worker: Box<dyn Worker>) {
+        self.load(worker.as_mut());
+        while self.board.orders.current() == Order::Run {
+            self.operate(worker.as_mut());
+        }
+        if self.board.orders.current() == Order::Finish {
+            self.verify(worker.as_mut());
+        }
+    }
+
+    fn load(&self, worker: &mut dyn Worker) {
+        for number in 0..worker.to_load() {
+            while self.board.orders.current() == Order::Run {
+                match worker.load(number) {
+                    Ok(work) => {
+                        self.tally.count_work(work);
+                        break;
+                    }
+                    Err(failure) => {
+                        self.count_failure(failure);
+                        self.board.orders.wait(Order::Run, Some(RETRY_WAIT));
+                    }
+                }
+            }
+        }
+        self.tally.count_loaded();
+    }
+
+    fn operate(&mut self, worker: &mut dyn Worker) {
+        let begin = Instant::now();
+        let wait = match worker.step() {
+            Ok(Some(work)) => {
+                let end = Instant::now();
+                self.tally.count_work(work);
+                self.tally.count_operation(self.number, end - begin);
+                self.pace.wait_after(work.written + work.verified, end)
+            }
+            Ok(None) => return self.board.orders.wait(Order::Run, None),
+            Err(failure) => {
+                self.count_failure(failure);
+                RETRY_WAIT
+            }
+        };
+        if !wait.is_zero() {
+            self.board.orders.wait(Order::Run, Some(wait));
+        }
+    }
+
+    fn verify(&self, worker: &mut dyn Worker) {
+        let pieces = worker.to_verify();
+        self.board
+            .to_check
+            .fetch_add(pieces.into(), Ordering::Relaxed);
+        for number in 0..pieces {
+            if self.board.orders.current() == Order::Abandon {
+                self.tally.count_unverified((pieces - number).into());
+                return;
+            }
+            match self.try_verify(worker, number) {
+                Some(work) => self.tally.count_work(work),
+                None => self.tally.count_unverified(1),
+            }
+            self.board.checked.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Verifies one piece, with patience when it cannot be read.
+    fn try_verify(&self, worker: &mut dyn Worker, number: u32) -> Option<Work> {
+        for _ in 0..VERIFY_ATTEMPTS {
+            match worker.verify(number) {
+                Ok(work) => return Some(work),
+                Err(failure @ Failure::Mismatch(_)) => {
+                    self.count_failure(failure);
+                    return Some(Work::default());
+                }
+                Err(failure @ Failure::FileChanged(_)) => {
+                    self.count_failure(failure);
+                    return None;
+                }
+                Err(failure @ Failure::Kernel(_)) => {
+                    self.count_failure(failure);
+                    self.board.orders.wait(Order::Finish, Some(RETRY_WAIT));
+                }
+            }
+        }
+        None
+    }
+
+    fn count_failure(&self, failure: Failure) {
+        match failure {
+            Failure::Mismatch(mut mismatch) => {
+                self.tally.count_mismatch();
+                self.tally.name().clone_into(&mut mismatch.workload);
+                let mut kept = lock(&self.board.mismatches);
+                if kept.len() < MISMATCHES_KEPT {
+                    kept.push(*mismatch);
+                }
+                self.board.mismatch_found.notify_all();
+            }
+            other => self.tally.count_error(error_chain(&other)),
+        }
+    }
+}
+
+/// An error with all its causes, in one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

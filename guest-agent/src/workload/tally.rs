@@ -1,0 +1,167 @@
+//! What the threads of one workload have done so far.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::report::Latencies;
+use super::{Phase, Work, WorkloadReport};
+
+/// Counters that the threads of one workload write and anybody reads.
+#[derive(Debug)]
+pub(super) struct Tally {
+    name: String,
+    pages: u32,
+    threads: u32,
+    loaded: AtomicU32,
+    done: AtomicU32,
+    running_since: OnceLock<Instant>,
+    stopped_at: OnceLock<Instant>,
+    operations: AtomicU64,
+    written: AtomicU64,
+    verified: AtomicU64,
+    pages_verified: AtomicU64,
+    unverified: AtomicU64,
+    mismatches: AtomicU64,
+    errors: AtomicU64,
+    last_error: Mutex<Option<String>>,
+    latencies: Vec<Mutex<Latencies>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
+
+impl Tally {
+    pub(super) fn new(name: String, pages: u32, threads: u32) -> Self {
+        let tally = Self {
+            name,
+            pages,
+            threads,
+            loaded: AtomicU32::new(0),
+            done: AtomicU32::new(0),
+            running_since: OnceLock::new(),
+            stopped_at: OnceLock::new(),
+            operations: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            verified: AtomicU64::new(0),
+            pages_verified: AtomicU64::new(0),
+            unverified: AtomicU64::new(0),
+            mismatches: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            last_error: Mutex::new(None),
+            latencies: (0..threads).map(|_| Mutex::new(Latencies::new())).collect(),
+        };
+        if threads == 0 {
+            tally.running_since.get_or_init(Instant::now);
+        }
+        tally
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// One thread has filled its memory.
+    pub(super) fn count_loaded(&self) {
+        if self.loaded.fetch_add(1, Ordering::Relaxed) + 1 == self.threads {
+            self.running_since.get_or_init(Instant::now);
+        }
+    }
+
+    /// One thread has ended.
+    pub(super) fn count_done(&self) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether all threads have ended.
+    pub(super) fn is_done(&self) -> bool {
+        self.done.load(Ordering::Relaxed) == self.threads
+    }
+
+    pub(super) fn count_work(&self, work: Work) {
+        add(&self.written, work.written);
+        add(&self.verified, work.verified);
+        add(&self.pages_verified, work.pages_verified);
+    }
+
+    pub(super) fn count_operation(&self, thread: usize, latency: Duration) {
+        add(&self.operations, 1);
+        if let Some(latencies) = self.latencies.get(thread) {
+            lock(latencies).record(latency);
+        }
+    }
+
+    pub(super) fn count_mismatch(&self) {
+        add(&self.mismatches, 1);
+    }
+
+    pub(super) fn count_error(&self, error: String) {
+        add(&self.errors, 1);
+        *lock(&self.last_error) = Some(error);
+    }
+
+    pub(super) fn count_unverified(&self, pages: u64) {
+        add(&self.unverified, pages);
+    }
+
+    /// The workload was told to stop.
+    pub(super) fn stop_clock(&self) {
+        self.stopped_at.get_or_init(Instant::now);
+    }
+
+    fn phase(&self) -> Phase {
+        if self.stopped_at.get().is_none() {
+            match self.running_since.get() {
+                None => Phase::Loading,
+                Some(_) => Phase::Running,
+            }
+        } else if self.is_done() {
+            Phase::Done
+        } else {
+            Phase::Verifying
+        }
+    }
+
+    fn running_time(&self) -> Duration {
+        let end = self.stopped_at.get().copied();
+        self.running_since.get().map_or(Duration::ZERO, |since| {
+            end.unwrap_or_else(Instant::now)
+                .saturating_duration_since(*since)
+        })
+    }
+
+    pub(super) fn report(&self) -> WorkloadReport {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mut all = Latencies::new();
+        for latencies in &self.latencies {
+            all.add(&lock(latencies));
+        }
+        let seconds = self.running_time().as_secs_f64();
+        let operations = read(&self.operations);
+        WorkloadReport {
+            name: self.name.clone(),
+            phase: self.phase(),
+            pages: self.pages.into(),
+            seconds,
+            operations,
+            operations_per_second: if seconds > 0.0 {
+                operations as f64 / seconds
+            } else {
+                0.0
+            },
+            bytes_written: read(&self.written),
+            bytes_verified: read(&self.verified),
+            pages_verified: read(&self.pages_verified),
+            mismatches: read(&self.mismatches),
+            pages_unverified: read(&self.unverified),
+            errors: read(&self.errors),
+            last_error: lock(&self.last_error).clone(),
+            latency: all.summary(),
+        }
+    }
+}

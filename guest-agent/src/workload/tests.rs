@@ -1,0 +1,295 @@
+//! Each workload on a real kernel over plain memory: it finds nothing when nothing is wrong, and
+//! the one byte that is.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::kernel::ram::VecMemory;
+use crate::kernel::{Kernel, KernelOptions};
+use crate::protocol::{Gfn, PAGE_SIZE};
+use crate::shim::Memory;
+
+/// No test waits longer than this for what must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Guest {
+    memory: Arc<VecMemory>,
+    kernel: Arc<Kernel>,
+    directory: TempDir,
+}
+
+fn guest(ram: u32, swap: u32) -> Guest {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let memory = Arc::new(VecMemory::new(ram));
+    let options = KernelOptions {
+        swap_pages: swap,
+        swap_directory: directory.path().to_owned(),
+    };
+    let kernel = Kernel::new(Arc::clone(&memory) as Arc<dyn Memory>, &options);
+    Guest {
+        memory,
+        kernel: kernel.expect("a kernel boots"),
+        directory,
+    }
+}
+
+impl Guest {
+    /// Starts workloads; `DIR` in them is a directory with two files.
+    fn start(&self, specs: &[&str]) -> Result<Runner, StartError> {
+        let directory = self.directory.path().join("files");
+        std::fs::create_dir_all(&directory).expect("a directory");
+        for (name, len) in [("small", 5000), ("large", 200_000)] {
+            let content: Vec<u8> = (0..len).map(|at: u32| (at / 7) as u8).collect();
+            std::fs::write(directory.join(name), content).expect("a file");
+        }
+        let specs: Vec<WorkloadSpec> = specs
+            .iter()
+            .map(|text| text.replace("DIR", directory.to_str().expect("plain text")))
+            .map(|text| {
+                text.parse()
+                    .unwrap_or_else(|error| panic!("{text}: {error}"))
+            })
+            .collect();
+        Runner::start(&self.kernel, &specs, 42)
+    }
+}
+
+/// Looks at reports until one is as wanted.
+fn wait_for(runner: &Runner, what: &str, wanted: impl Fn(&WorkloadReport) -> bool) {
+    let begin = Instant::now();
+    while !runner.snapshot().workloads.iter().all(&wanted) {
+        assert!(
+            begin.elapsed() < PATIENCE,
+            "{what}: {:?}",
+            runner.snapshot()
+        );
+        std::thread::yield_now();
+    }
+}
+
+const ALL: [&str; 9] = [
+    "stream,size=200K,threads=2",
+    "toucher,size=200K,active=100K,then=200K@1ms,write=30",
+    "kv,size=200K,threads=3,write=40",
+    "kv,size=100K,value=4096,content=random,zipf=0",
+    "kv,size=100K,value=8,write=90",
+    "files:DIR,threads=2",
+    "image:DIR/large,rate=1G",
+    "churn,size=200K,threads=2",
+    "idle,size=100K",
+];
+
+#[test]
+fn workloads_all_at_once_in_little_ram_find_no_mismatch() {
+    let guest = guest(128, 512);
+    let runner = guest.start(&ALL).expect("they fit");
+    wait_for(&runner, "every one works", |workload| {
+        workload.operations >= 1000 || workload.name.starts_with("idle")
+    });
+    let mut last = Progress::default();
+    let report = runner.stop(|progress| last = progress);
+
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.workloads.len(), ALL.len());
+    for workload in &report.workloads {
+        assert_eq!((workload.phase, workload.errors), (Phase::Done, 0));
+        assert!(
+            workload.pages_verified >= workload.pages / 4,
+            "{workload:?}"
+        );
+        if !workload.name.starts_with("idle") {
+            assert!(workload.operations_per_second > 0.0, "{workload:?}");
+            assert!(
+                workload.latency.p50_us <= workload.latency.max_us,
+                "{workload:?}"
+            );
+        }
+    }
+    assert!(last.done > 0 && last.done == last.total, "{last:?}");
+    let stats = guest.kernel.stats();
+    assert!(stats.swap_out > 0 && stats.swap_in > 0, "{stats:?}");
+    assert_eq!((stats.anon, stats.swap_used), (0, 0), "all is unmapped");
+}
+
+#[test]
+fn workload_whose_memory_lies_reports_the_mismatch_while_it_runs() {
+    for spec in ALL.iter().filter(|spec| !spec.starts_with("idle")) {
+        let guest = guest(512, 0);
+        let runner = guest.start(&[spec]).expect("it fits");
+        wait_for(&runner, spec, |workload| workload.operations > 0);
+        guest.memory.break_reads();
+        let mismatch = runner.wait_mismatch(PATIENCE);
+        let mismatch = mismatch.unwrap_or_else(|| panic!("{spec} saw nothing"));
+        assert!(mismatch.gfn.is_some(), "{spec}: {mismatch}");
+        assert_eq!(mismatch.found.len(), mismatch.expected.len(), "{mismatch}");
+        assert_ne!(mismatch.found, mismatch.expected, "{mismatch}");
+        assert!(!runner.stop(|_| ()).is_clean(), "{spec}");
+    }
+}
+
+#[test]
+fn last_pass_names_the_one_flipped_byte() {
+    for spec in [
+        "idle,size=200K",
+        "stream,size=200K,pause=1h",
+        "toucher,size=200K,pause=1h",
+        "kv,size=200K,pause=1h",
+        "image:DIR/large,pause=1h",
+    ] {
+        let guest = guest(512, 0);
+        let runner = guest.start(&[spec]).expect("it fits");
+        wait_for(&runner, spec, |workload| {
+            workload.phase == Phase::Running
+                && (workload.operations == 1 || workload.name.starts_with("idle"))
+        });
+        // The lowest pages are the kernel's, the next ones were allocated first.
+        guest.memory.flip(Gfn(20), 93);
+        let report = runner.stop(|_| ());
+        assert_eq!(report.workloads[0].mismatches, 1, "{spec}: {report:?}");
+        let mismatch = &report.mismatches[0];
+        assert_eq!((mismatch.gfn, mismatch.offset), (Some(20), 93), "{spec}");
+        let at = (mismatch.offset - mismatch.window) as usize;
+        assert_eq!(mismatch.expected[at] ^ 1, mismatch.found[at], "{spec}");
+        assert!(mismatch.to_string().contains(&mismatch.workload));
+    }
+}
+
+#[test]
+fn workloads_that_pause_stop_at_once() {
+    let guest = guest(512, 0);
+    let specs = [
+        "kv,size=100K,pause=1h",
+        "stream,size=100K,rate=1",
+        "idle,size=40K",
+    ];
+    let runner = guest.start(&specs).expect("they fit");
+    wait_for(&runner, "all wait", |workload| {
+        workload.operations == 1 || workload.name.starts_with("idle")
+    });
+    let begin = Instant::now();
+    let report = runner.stop(|_| ());
+    // Far less than the pauses, far more than a busy machine needs.
+    assert!(
+        begin.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert!(report.is_clean(), "{report:?}");
+}
+
+#[test]
+fn runner_that_is_dropped_ends_its_threads_without_the_last_pass() {
+    let guest = guest(512, 0);
+    let runner = guest.start(&["kv,pause=1h", "churn"]).expect("they fit");
+    drop(runner);
+    assert_eq!(guest.kernel.stats().anon, 0);
+}
+
+#[test]
+fn idle_without_size_has_no_thread_and_no_memory() {
+    let guest = guest(64, 0);
+    let runner = guest.start(&["idle"]).expect("it fits");
+    assert_eq!(runner.snapshot().workloads[0].phase, Phase::Running);
+    let report = runner.stop(|_| ());
+    assert!(report.is_clean());
+    assert_eq!(report.workloads[0].phase, Phase::Done);
+    assert_eq!(guest.kernel.stats().minor_faults, 0);
+}
+
+#[test]
+fn workloads_without_a_size_share_ram() {
+    let guest = guest(1024, 0);
+    let runner = guest
+        .start(&["kv", "stream", "toucher,active=1M", "idle,size=1M"])
+        .expect("they fit");
+    let pages: Vec<u64> = runner
+        .snapshot()
+        .workloads
+        .iter()
+        .map(|w| w.pages)
+        .collect();
+    // (1024 - 4 - 2 * 16) * 3/4 - 256, for three.
+    assert_eq!(pages, [161, 161, 256, 256]);
+}
+
+#[test]
+fn workloads_that_do_not_fit_are_refused_with_the_numbers() {
+    let guest = guest(1024, 100);
+    let capacity = 1024 - 4 - 32 + 100;
+    let fits = format!("kv,size={}K", 4 * capacity);
+    drop(guest.start(&[&fits]).expect("it fits exactly"));
+    let error = guest.start(&[&fits, "idle,size=4K"]).expect_err("too much");
+    let text = error.to_string();
+    assert!(
+        text.contains(&format!("need {} pages", capacity + 1)),
+        "{text}"
+    );
+    assert!(text.contains(&format!("has {capacity}")), "{text}");
+}
+
+#[test]
+fn workload_of_exactly_the_capacity_runs_clean() {
+    let guest = guest(64, 32);
+    let spec = format!("toucher,size={}K", 4 * guest.kernel.capacity());
+    let runner = guest.start(&[&spec]).expect("it fits exactly");
+    wait_for(&runner, "it works", |workload| workload.operations > 500);
+    let report = runner.stop(|_| ());
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.workloads[0].errors, 0, "{report:?}");
+}
+
+#[test]
+fn workload_on_a_missing_or_empty_path_is_refused_by_name() {
+    let guest = guest(1024, 0);
+    let empty: PathBuf = guest.directory.path().join("empty");
+    std::fs::create_dir(&empty).expect("a directory");
+    let files_empty = format!("files:{}", empty.display());
+    for spec in ["image:/nowhere", "files:/nowhere", files_empty.as_str()] {
+        let error = guest.start(&[spec]).expect_err(spec).to_string();
+        assert!(error.contains(spec.split_once(':').unwrap().1), "{error}");
+    }
+}
+
+#[test]
+fn workload_out_of_memory_waits_and_goes_on_when_there_is_some() {
+    let guest = guest(128, 0);
+    let balloon = guest.kernel.balloon_alloc(100, false);
+    let runner = guest.start(&["stream,size=300K"]).expect("it would fit");
+    wait_for(&runner, "it runs out", |workload| workload.errors > 0);
+    let report = runner.snapshot();
+    let error = report.workloads[0]
+        .last_error
+        .as_deref()
+        .unwrap_or_default();
+    assert!(error.contains("out of memory"), "{error}");
+    guest.kernel.balloon_free(&balloon).expect("it is ours");
+    wait_for(&runner, "it goes on", |workload| workload.operations > 100);
+    assert!(runner.stop(|_| ()).is_clean());
+}
+
+#[test]
+fn guests_of_other_seeds_have_the_common_pages_and_their_own() {
+    let pages_of = |seed| {
+        let guest = guest(1024, 0);
+        let spec = "idle,size=2M".parse().expect("it is right");
+        let runner = Runner::start(&guest.kernel, &[spec], seed).expect("it fits");
+        wait_for(&runner, "it is filled", |w| w.phase == Phase::Running);
+        let mut pages: HashMap<Vec<u8>, u32> = HashMap::new();
+        for gfn in 4..4 + 512 {
+            let mut bytes = vec![0; PAGE_SIZE];
+            guest.memory.read(Gfn(gfn), 0, &mut bytes);
+            *pages.entry(bytes).or_default() += 1;
+        }
+        pages
+    };
+    let (one, same, other) = (pages_of(1), pages_of(1), pages_of(2));
+    assert_eq!(one, same, "equal seeds make equal guests");
+    let common = one.keys().filter(|page| other.contains_key(*page)).count();
+    let own = one.len() - common;
+    assert!(common > 60 && own > 150, "{common} common, {own} own");
+}

@@ -1,0 +1,70 @@
+//! `toucher`: touches random pages of an active set, whose size changes at given times. What the
+//! estimators of active memory are tried on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+use super::pageset::{PageSet, Share};
+use super::{Failure, Work, Worker};
+
+/// One thread that touches pages of its share.
+#[derive(Debug)]
+pub(super) struct Toucher {
+    pub(super) set: Arc<PageSet>,
+    pub(super) share: Share,
+    pub(super) active: u32,
+    pub(super) then: Vec<(Duration, u32)>,
+    pub(super) write: u8,
+    pub(super) random: StdRng,
+    /// When the first step was done.
+    pub(super) started: Option<Instant>,
+}
+
+impl Toucher {
+    /// The size of the active set so long after the start.
+    fn active_at(&self, elapsed: Duration) -> u32 {
+        let passed = self.then.iter().rev().find(|(at, _)| *at <= elapsed);
+        passed.map_or(self.active, |(_, pages)| *pages)
+    }
+}
+
+impl Worker for Toucher {
+    fn to_load(&self) -> u32 {
+        self.share.count(self.set.pages())
+    }
+
+    fn load(&mut self, number: u32) -> Result<Work, Failure> {
+        self.set.write(self.share.page(number))
+    }
+
+    fn step(&mut self) -> Result<Option<Work>, Failure> {
+        let started = *self.started.get_or_insert_with(Instant::now);
+        let active = self.active_at(started.elapsed()).min(self.set.pages());
+        let count = self.share.count(active);
+        if count == 0 && self.then.is_empty() {
+            return Ok(None);
+        }
+        // An active set smaller than the number of threads is the first page of each.
+        let count = count.max(1).min(self.to_load());
+        if count == 0 {
+            return Ok(None);
+        }
+        let page = self.share.page(self.random.random_range(0..count));
+        let done = match self.random.random_range(0..100) < self.write {
+            true => self.set.rewrite(page),
+            false => self.set.verify(page),
+        };
+        done.map(Some)
+    }
+
+    fn to_verify(&self) -> u32 {
+        self.to_load()
+    }
+
+    fn verify(&mut self, number: u32) -> Result<Work, Failure> {
+        self.set.verify(self.share.page(number))
+    }
+}

@@ -1,0 +1,135 @@
+//! Taking pages into the balloon and giving them back: moves in the page table.
+//!
+//! Run by the worker of the VM. A page goes without being read: whatever home it had is dropped, so
+//! ballooning a page that was swapped out costs no swap-in.
+
+use memvisor_guest_agent::protocol::balloon::{PageStatus, StatusRun};
+
+use crate::engine::{EngineError, EngineKind};
+use crate::page::{Home, PageGuard};
+use crate::share::{freeze, give_back};
+use crate::units::{Gfn, GfnRun, runs_of};
+use crate::vm::Vm;
+
+/// Takes pages, ascending and inside RAM; what became of each.
+///
+/// # Errors
+/// [`EngineError`] when the guest or its session is gone.
+pub fn inflate(vm: &Vm, runs: &[GfnRun]) -> Result<Vec<StatusRun>, EngineError> {
+    let mut statuses = Vec::new();
+    let mut taken = Vec::new();
+    for gfn in runs.iter().flat_map(|run| run.iter()) {
+        let status = match vm.table.try_lock(gfn) {
+            None => PageStatus::Busy,
+            Some(page) if page.home() == Home::Ballooned => PageStatus::AlreadyLocked,
+            Some(page) => {
+                taken.push(page);
+                PageStatus::Ok
+            }
+        };
+        push(&mut statuses, gfn, status);
+    }
+    let (resident, other): (Vec<_>, Vec<_>) = taken
+        .into_iter()
+        .partition(|page| page.home() == Home::Resident);
+    take_resident(vm, resident, &mut statuses)?;
+    take_other(vm, other)?;
+    Ok(statuses)
+}
+
+fn take_resident(
+    vm: &Vm,
+    pages: Vec<PageGuard<'_>>,
+    statuses: &mut Vec<StatusRun>,
+) -> Result<(), EngineError> {
+    // With userfaultfd the hole takes the mappings with it, and the next access faults. Without it
+    // an open page would be filled by the kernel, behind our back.
+    let must_close = vm.engine.kind() == EngineKind::Mprotect && !pages.is_empty();
+    if must_close && !freeze(vm, pages.iter())? {
+        let refused: Vec<Gfn> = pages.iter().map(PageGuard::gfn).collect();
+        *statuses = refuse(statuses, &refused);
+        return Ok(());
+    }
+    pages.iter().for_each(|page| page.set_home(Home::Ballooned));
+    vm.stats.inflated.add(pages.len() as u64);
+    give_back(vm, pages.iter().map(PageGuard::gfn))?;
+    drop(pages);
+    Ok(())
+}
+
+fn take_other(vm: &Vm, pages: Vec<PageGuard<'_>>) -> Result<(), EngineError> {
+    let is_shared = |page: &&PageGuard<'_>| matches!(page.home(), Home::Shared(_));
+    let shared = runs_of(pages.iter().filter(is_shared).map(PageGuard::gfn));
+    if !shared.is_empty() {
+        // The guest must not see the frame any more when its reference ends: it may be reused.
+        vm.vmas.note(shared.len());
+        vm.engine.map_private(&shared)?;
+    }
+    for page in pages {
+        let old = page.home();
+        page.set_home(Home::Ballooned);
+        vm.release(old);
+        vm.stats.inflated.one();
+    }
+    Ok(())
+}
+
+/// The statuses with `refused` pages, ascending, made busy.
+fn refuse(statuses: &[StatusRun], refused: &[Gfn]) -> Vec<StatusRun> {
+    let mut changed = Vec::new();
+    for StatusRun { run, status } in statuses {
+        for gfn in run.iter() {
+            let busy = refused.binary_search(&gfn).is_ok();
+            push(
+                &mut changed,
+                gfn,
+                if busy { PageStatus::Busy } else { *status },
+            );
+        }
+    }
+    changed
+}
+
+/// Gives pages back, ascending and inside RAM; what became of each. They read as zeroes.
+#[must_use]
+pub fn deflate(vm: &Vm, runs: &[GfnRun]) -> Vec<StatusRun> {
+    let mut statuses = Vec::new();
+    for gfn in runs.iter().flat_map(|run| run.iter()) {
+        push(&mut statuses, gfn, deflate_page(vm, gfn));
+    }
+    statuses
+}
+
+fn deflate_page(vm: &Vm, gfn: Gfn) -> PageStatus {
+    let Some(page) = vm.table.try_lock(gfn) else {
+        return PageStatus::Busy;
+    };
+    if page.home() != Home::Ballooned {
+        return PageStatus::NotLocked;
+    }
+    page.set_home(Home::Untouched);
+    vm.stats.deflated.one();
+    PageStatus::Ok
+}
+
+/// Empties the balloon: both sides start from nothing. A page that a fault is just popping leaves
+/// the balloon by that.
+pub fn release_all(vm: &Vm) {
+    for gfn in (0..vm.table.pages()).map(Gfn) {
+        if vm.table.entry(gfn).home() == Home::Ballooned {
+            let _ = deflate_page(vm, gfn);
+        }
+    }
+}
+
+fn push(statuses: &mut Vec<StatusRun>, gfn: Gfn, status: PageStatus) {
+    match statuses.last_mut() {
+        Some(last) if last.status == status && last.run.end() == u64::from(gfn.0) => {
+            last.run.count += 1;
+        }
+        _ => statuses.push(StatusRun {
+            run: GfnRun::single(gfn),
+            status,
+        }),
+    }
+}

@@ -1,0 +1,118 @@
+//! Exit codes: what a script can tell without reading.
+
+use std::io;
+use std::process::ExitCode;
+
+use nix::sys::signal::Signal;
+use thiserror::Error;
+
+use crate::control::ClientError;
+use crate::demo::DemoError;
+use crate::guest::GuestError;
+
+/// The part of `--help` about exit codes.
+pub(super) const HELP: &str = "\
+Environment:
+  MEMVISOR_RUNTIME_DIR  where the sockets are, if --runtime-dir is not given
+  MEMVISOR_LOG          what to log on standard error, such as `debug` or `memvisor::share=trace`
+  NO_COLOR              draw without colours
+
+Exit codes:
+    0  done
+    1  failed; the reason is on standard error
+    2  the command line is wrong
+    3  a guest read back other data than it had written
+    4  the host is not running, or went away
+  130  interrupted by a signal";
+
+/// How a command ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Exit {
+    /// Done.
+    Success = 0,
+    /// Failed.
+    Failure = 1,
+    /// The command line is wrong; clap ends the process with this code too.
+    Usage = 2,
+    /// A guest found data that it had not written.
+    Corrupt = 3,
+    /// The host is not there.
+    HostGone = 4,
+    /// A signal came.
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+impl From<Option<Signal>> for Exit {
+    /// How a command ends that runs until a signal or its own end.
+    fn from(signal: Option<Signal>) -> Self {
+        signal.map_or(Self::Success, |_| Self::Interrupted)
+    }
+}
+
+/// An argument that is wrong in a way clap cannot see.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(super) struct UsageError(pub(super) String);
+
+/// The code for an error, from the first cause that has one of its own.
+pub(super) fn of_error(error: &anyhow::Error) -> Exit {
+    error.chain().find_map(of_cause).unwrap_or(Exit::Failure)
+}
+
+fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
+    if cause.is::<UsageError>() {
+        return Some(Exit::Usage);
+    }
+    if let Some(error) = cause.downcast_ref::<DemoError>() {
+        return match error {
+            DemoError::Interrupted => Some(Exit::Interrupted),
+            DemoError::Corrupt { .. } => Some(Exit::Corrupt),
+            // The demo's host is its own affair, not one that the user had started.
+            _ => Some(Exit::Failure),
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<GuestError>() {
+        return matches!(error, GuestError::HostGone(_)).then_some(Exit::HostGone);
+    }
+    if let Some(error) = cause.downcast_ref::<ClientError>() {
+        return error.is_gone().then_some(Exit::HostGone);
+    }
+    // As in `memvisor top | head`: the reader has seen enough.
+    let closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    cause
+        .downcast_ref::<io::Error>()
+        .filter(|error| closed(error))
+        .map(|_| Exit::Success)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    fn check(error: impl Into<anyhow::Error>, expected: Exit) {
+        let error = Err::<(), _>(error.into())
+            .context("outer")
+            .expect_err("is one");
+        assert_eq!(of_error(&error), expected, "{error:#}");
+    }
+
+    #[test]
+    fn error_is_told_apart_by_its_cause() {
+        let path = std::path::PathBuf::from("/x");
+        check(UsageError("bad".to_owned()), Exit::Usage);
+        check(ClientError::NotRunning { path }, Exit::HostGone);
+        check(ClientError::Timeout, Exit::Failure);
+        check(GuestError::HostGone("gone".to_owned()), Exit::HostGone);
+        check(DemoError::Interrupted, Exit::Interrupted);
+        check(io::Error::from(io::ErrorKind::BrokenPipe), Exit::Success);
+        check(io::Error::from(io::ErrorKind::NotFound), Exit::Failure);
+    }
+}

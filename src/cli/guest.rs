@@ -1,0 +1,120 @@
+//! `memvisor guest`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::exit::{Exit, UsageError};
+use super::lifeline::Lifeline;
+use super::values::{self, Shares};
+use super::{print, show};
+use crate::guest::GuestOptions;
+use crate::runtime_dir::RuntimeDir;
+use crate::units::Bytes;
+
+#[derive(Debug, Args)]
+pub(super) struct GuestArgs {
+    /// Its name, unlike that of any other running guest.
+    #[arg(long, value_parser = values::name)]
+    name: String,
+
+    /// Its memory, such as 256M.
+    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
+    memory: Bytes,
+
+    /// What it runs: idle, stream, toucher, kv, files:PATH, image:PATH or churn, each with
+    /// parameters as in `kv,size=128M`; may be given more than once.
+    #[arg(long, value_name = "SPEC", required = true, num_args = 1..)]
+    workload: Vec<String>,
+
+    /// Share pages only with guests of the same salt [default: with those that have none].
+    #[arg(long)]
+    salt: Option<String>,
+
+    /// Where its randomness begins.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// How long it runs, such as 30s [default: until it is interrupted].
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    duration: Option<Duration>,
+
+    /// Memory it is guaranteed.
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = values::size)]
+    reservation: Bytes,
+
+    /// Memory it never exceeds [default: its memory].
+    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
+    limit: Option<Bytes>,
+
+    /// Its weight when memory is divided: low, normal, high or a number.
+    #[arg(long, default_value = "normal", value_parser = values::shares)]
+    shares: Shares,
+
+    /// Where the host's sockets are.
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+
+    /// Print the report as a line of JSON.
+    #[arg(long)]
+    json: bool,
+
+    /// End when standard input does; for programs that start guests.
+    #[arg(long, hide = true)]
+    die_with_parent: bool,
+}
+
+impl GuestArgs {
+    pub(super) fn options(self) -> anyhow::Result<GuestOptions> {
+        let most = self.limit.unwrap_or(self.memory);
+        if most > self.memory {
+            let (limit, memory) = (most, self.memory);
+            return Err(
+                UsageError(format!("--limit {limit} is more than --memory {memory}")).into(),
+            );
+        }
+        if self.reservation > most {
+            let reserved = self.reservation;
+            return Err(UsageError(format!(
+                "--reservation {reserved} is more than the {most} the guest can have"
+            ))
+            .into());
+        }
+        Ok(GuestOptions {
+            name: self.name,
+            memory: self.memory,
+            workloads: self.workload,
+            salt: self.salt,
+            seed: self.seed,
+            duration: self.duration,
+            reservation: self.reservation,
+            limit: self.limit,
+            shares: self.shares.count(self.memory),
+            runtime_dir: RuntimeDir::locate(self.runtime_dir)?,
+        })
+    }
+}
+
+pub(super) fn run(args: GuestArgs) -> anyhow::Result<Exit> {
+    let json = args.json;
+    let _lifeline = args
+        .die_with_parent
+        .then(Lifeline::watch)
+        .transpose()
+        .context("cannot watch the parent process")?;
+    let options = args.options()?;
+    let name = options.name.clone();
+    let report = crate::guest::run(&options).with_context(|| format!("guest `{name}`"))?;
+    if json {
+        print(&format!("{}\n", serde_json::to_string(&report)?))?;
+    } else {
+        print(&show::guest_report(&report))?;
+    }
+    Ok(match report {
+        _ if report.mismatches > 0 => Exit::Corrupt,
+        _ if report.interrupted => Exit::Interrupted,
+        _ => Exit::Success,
+    })
+}

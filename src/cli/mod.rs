@@ -1,0 +1,100 @@
+//! The command line: it parses, validates, calls one function and says how that went.
+//!
+//! Nothing else in the project knows about clap, anyhow or exit codes. What a command is given is
+//! checked here as far as text can be; what depends on the running host, the host checks.
+
+mod demo;
+mod exit;
+mod guest;
+mod host;
+mod lifeline;
+mod show;
+mod top;
+mod values;
+mod vm;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
+
+use self::exit::Exit;
+use crate::signals;
+
+/// Memory overcommitment as VMware ESX does it, in user space, on stock Linux.
+#[derive(Debug, Parser)]
+#[command(name = "memvisor", version, after_help = exit::HELP, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon that owns a memory budget and backs the guests.
+    Host(host::HostArgs),
+    /// Run a guest: a process with memory of its own, backed by the host.
+    Guest(guest::GuestArgs),
+    /// Look at running VMs, set their balloons, end them.
+    Vm(vm::VmArgs),
+    /// Show the memory of the host and its VMs, as esxtop does.
+    Top(top::TopArgs),
+    /// Run a host with overcommitted guests for half a minute and show what it saves.
+    Demo(demo::DemoArgs),
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    signals::unblock_all();
+    let command = Cli::parse().command;
+    let done = log_to_stderr(&command).and_then(|()| run(command));
+    let exit = done.unwrap_or_else(|error| {
+        let exit = exit::of_error(&error);
+        if exit != Exit::Success {
+            // There is no one left to tell if standard error is closed.
+            let _ = writeln!(io::stderr(), "memvisor: {error:#}");
+        }
+        exit
+    });
+    exit.into()
+}
+
+fn run(command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Host(args) => host::run(args),
+        Command::Guest(args) => guest::run(args),
+        Command::Vm(args) => vm::run(args),
+        Command::Top(args) => top::run(args),
+        Command::Demo(args) => demo::run(&args),
+    }
+}
+
+fn log_to_stderr(command: &Command) -> anyhow::Result<()> {
+    let level = match command {
+        Command::Host(_) => LevelFilter::INFO,
+        _ => LevelFilter::WARN,
+    };
+    let filter = EnvFilter::builder()
+        .with_default_directive(level.into())
+        .with_env_var("MEMVISOR_LOG")
+        .from_env()
+        .map_err(|error| exit::UsageError(format!("MEMVISOR_LOG: {error}")))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
+    Ok(())
+}
+
+/// Prints `text` as it is.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests;

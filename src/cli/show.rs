@@ -1,0 +1,202 @@
+//! Snapshots and reports as text for people.
+
+use std::fmt::Display;
+
+use crate::telemetry::{GuestReport, VmStatus};
+use crate::units::Pages;
+
+/// A line for each VM under a header.
+pub(super) fn vm_list(vms: &[VmStatus]) -> String {
+    let mut text = format!(
+        "{:<20} {:>4} {:>8} {:>10} {:>10} {:>10}  {}\n",
+        "NAME", "ID", "PID", "SIZE", "CONSUMED", "BALLOON", "WORKLOAD"
+    );
+    for vm in vms {
+        text += &format!(
+            "{:<20} {:>4} {:>8} {:>10} {:>10} {:>10}  {}\n",
+            vm.name,
+            vm.id,
+            vm.pid,
+            vm.configured_pages.bytes(),
+            vm.consumed_pages.bytes(),
+            vm.balloon.size_pages.bytes(),
+            vm.workload.escape_debug(),
+        );
+    }
+    text
+}
+
+/// Everything about one VM, a line for each subject.
+pub(super) fn vm(vm: &VmStatus) -> String {
+    let mut text = String::new();
+    let mut row = |label: &str, value: &dyn Display| text += &format!("{label:<12} {value}\n");
+    row("name", &vm.name);
+    row(
+        "process",
+        &format!("pid {}, id {}, engine {}", vm.pid, vm.id, vm.engine),
+    );
+    row("workload", &vm.workload.escape_debug());
+    row("uptime", &format!("{} s", vm.uptime_ms / 1000));
+    row("size", &vm.configured_pages.bytes());
+    for (home, pages) in vm.homes.each() {
+        row(&format!("  {home}"), &sized(pages));
+    }
+    row("granted", &sized(vm.granted_pages));
+    row("consumed", &sized(vm.consumed_pages));
+    row("zip cache", &sized(vm.zip_pages));
+    row("kernel says", &sized(vm.kernel_pages));
+    row("allocation", &allocation(vm));
+    row("balloon", &balloon(vm));
+    row("swap", &swap(vm));
+    row("faults", &faults(vm));
+    row("latency", &latency(vm));
+    row("scanned", &scanned(vm));
+    row("evicted", &evicted(vm));
+    row("mappings", &format!("{} of {}", vm.vmas, vm.vma_budget));
+    row("blocked", &yes(vm.blocked));
+    row("salted", &yes(vm.salt_set));
+    text
+}
+
+/// The end of a guest.
+pub(super) fn guest_report(report: &GuestReport) -> String {
+    let mut text = format!(
+        "{}: ran {:.1} s, {} pages verified, {} corrupt{}\n",
+        report.name,
+        report.duration_ms as f64 / 1000.0,
+        report.pages_verified,
+        report.mismatches,
+        if report.interrupted {
+            ", interrupted"
+        } else {
+            ""
+        },
+    );
+    for workload in &report.workloads {
+        text += &format!(
+            "  {}: {} operations, {} pages verified, {} corrupt\n",
+            workload.workload, workload.operations, workload.pages_verified, workload.mismatches,
+        );
+    }
+    text
+}
+
+fn allocation(vm: &VmStatus) -> String {
+    let limit = vm.allocation.limit_pages;
+    format!(
+        "target {}, active {}, reservation {}, limit {}, {} shares",
+        vm.allocation.target_pages.bytes(),
+        vm.allocation.active_pages.bytes(),
+        vm.allocation.reservation_pages.bytes(),
+        limit.map_or_else(|| "none".to_owned(), |pages| pages.bytes().to_string()),
+        vm.allocation.shares,
+    )
+}
+
+fn balloon(vm: &VmStatus) -> String {
+    let balloon = &vm.balloon;
+    format!(
+        "{}, target {} set by {}, max {}, agent {}",
+        balloon.size_pages.bytes(),
+        balloon.target_pages.bytes(),
+        balloon.manual_pages.map_or("the policy", |_| "hand"),
+        balloon.max_pages.bytes(),
+        if balloon.agent {
+            "connected"
+        } else {
+            "missing"
+        },
+    )
+}
+
+fn swap(vm: &VmStatus) -> String {
+    let swap = &vm.swap;
+    format!(
+        "{} slots, target {}, {} in by {} reads, {} out by {} writes",
+        swap.slots,
+        swap.target_pages.bytes(),
+        swap.in_bytes,
+        swap.reads,
+        swap.out_bytes,
+        swap.writes,
+    )
+}
+
+fn faults(vm: &VmStatus) -> String {
+    let faults = &vm.faults;
+    format!(
+        "{} first touch, {} from zip, {} from swap, {} copy-on-write, {} popped; {} parked",
+        faults.first_touch,
+        faults.refill_zip,
+        faults.refill_swap,
+        faults.cow_break,
+        faults.pop,
+        faults.parked,
+    )
+}
+
+fn latency(vm: &VmStatus) -> String {
+    vm.faults.latency.map_or_else(
+        || "no fault yet".to_owned(),
+        |latency| format!("p50 {} us, p99 {} us", latency.p50_us, latency.p99_us),
+    )
+}
+
+fn scanned(vm: &VmStatus) -> String {
+    let scan = &vm.scan;
+    format!(
+        "{} pages, {} merged, {} zero, {} changed too often",
+        scan.pages_scanned, scan.merged, scan.zero_found, scan.volatile,
+    )
+}
+
+fn evicted(vm: &VmStatus) -> String {
+    let evict = &vm.evict;
+    format!(
+        "{} zero, {} shared, {} compressed, {} swapped; {} incompressible, {} spilled, {} given up",
+        evict.to_zero,
+        evict.to_shared,
+        evict.to_zip,
+        evict.to_swap,
+        evict.incompressible,
+        evict.spilled,
+        evict.given_up,
+    )
+}
+
+fn sized(pages: Pages) -> String {
+    format!("{} ({} pages)", pages.bytes(), pages.0)
+}
+
+const fn yes(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::fixture;
+
+    #[test]
+    fn vm_shows_each_home_and_counter() {
+        let text = vm(&fixture::host().vms[0]);
+        for part in [
+            "  resident   70.0 MiB (17920 pages)",
+            "target 110.0 MiB set by the policy, max 166.0 MiB, agent connected",
+            "p50 11 us, p99 240 us",
+            "2000 compressed, 1000 swapped; 900 incompressible, 100 spilled",
+            "mappings     120 of 8000",
+        ] {
+            assert!(text.contains(part), "no `{part}` in\n{text}");
+        }
+    }
+
+    #[test]
+    fn list_has_a_line_for_each_vm_and_no_control_characters() {
+        let mut vms = fixture::host().vms;
+        vms[0].workload = "\x1b[2J".to_owned();
+        let text = vm_list(&vms);
+        assert_eq!(text.lines().count(), 3);
+        assert!(!text.contains('\x1b'), "{text:?}");
+    }
+}

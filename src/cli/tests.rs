@@ -1,0 +1,123 @@
+use std::time::Duration;
+
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+
+use super::*;
+use crate::host::EngineChoice;
+use crate::units::Bytes;
+
+fn parse(line: &str) -> Result<Command, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace()).map(|cli| cli.command)
+}
+
+#[test]
+fn command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn host_takes_its_defaults_from_esx() {
+    let Ok(Command::Host(args)) = parse("memvisor host --memory 512M --runtime-dir /x/y") else {
+        panic!("not a host");
+    };
+    let options = args.options().expect("valid");
+    assert_eq!(options.memory, Bytes::from_mib(512));
+    assert_eq!(options.engine, EngineChoice::Auto);
+    assert_eq!(options.swap_dir, std::path::Path::new("/x/y"));
+    assert_eq!(options.share.scan_time, Duration::from_secs(3600));
+    assert_eq!((options.share.scan_ghz, options.share.rate_max), (4, 1024));
+    assert_eq!((options.mem_zip_max_pct, options.ctl_max_percent), (10, 65));
+}
+
+#[test]
+fn guest_takes_several_workloads_and_sizes() {
+    let line = "memvisor guest --name vm1 --memory 256M --workload kv idle --workload churn \
+                --reservation 16M --limit 128M --shares high --duration 1.5s --runtime-dir /x";
+    let Ok(Command::Guest(args)) = parse(line) else {
+        panic!("not a guest");
+    };
+    let options = args.options().expect("valid");
+    assert_eq!(options.workloads, ["kv", "idle", "churn"]);
+    assert_eq!(options.limit, Some(Bytes::from_mib(128)));
+    assert_eq!(options.shares, 5120);
+    assert_eq!(options.duration, Some(Duration::from_millis(1500)));
+}
+
+#[test]
+fn guest_with_limits_that_contradict_is_a_usage_error() {
+    for limits in [
+        "--limit 257M",
+        "--reservation 300M",
+        "--reservation 20M --limit 16M",
+    ] {
+        let line = format!("memvisor guest --name a --memory 256M --workload idle {limits}");
+        let Ok(Command::Guest(args)) = parse(&line) else {
+            panic!("not a guest: {line}");
+        };
+        let error = args.options().expect_err(limits);
+        assert_eq!(exit::of_error(&error), Exit::Usage, "{error}");
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_and_named() {
+    for (line, wrong) in [
+        ("memvisor host --memory 12Q", "12Q"),
+        ("memvisor host --memory 0", "0"),
+        ("memvisor host --memory 4097", "4097"),
+        ("memvisor host --memory 1M --engine kvm", "kvm"),
+        ("memvisor host --memory 1M --mem-zip-max-pct 101", "101"),
+        ("memvisor host --memory 1M --share-scan-ghz 33", "33"),
+        (
+            "memvisor host --memory 1M --scratch /tmp/x",
+            "--die-with-parent",
+        ),
+        (
+            "memvisor guest --name a/b --memory 1M --workload idle",
+            "a/b",
+        ),
+        ("memvisor guest --name a --memory 1M", "--workload"),
+        ("memvisor vm balloon a 1.5", "1.5"),
+        ("memvisor top --interval 0s", "0s"),
+        ("memvisor demo --guests 0", "0"),
+        ("memvisor demo --guest-memory 1M", "1M"),
+    ] {
+        let error = parse(line).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}");
+        assert!(error.to_string().contains(wrong), "{line}: {error}");
+    }
+}
+
+#[test]
+fn balloon_takes_a_size_or_auto() {
+    for line in [
+        "memvisor vm balloon a 64M",
+        "memvisor vm balloon a auto --json",
+    ] {
+        assert!(matches!(parse(line), Ok(Command::Vm(_))), "{line}");
+    }
+}
+
+#[test]
+fn scratch_directory_that_no_demo_made_is_refused() {
+    let line = "memvisor host --memory 1M --die-with-parent --scratch /home";
+    let Ok(Command::Host(args)) = parse(line) else {
+        panic!("not a host");
+    };
+    let error = host::run(args).expect_err("not ours to remove");
+    assert_eq!(exit::of_error(&error), Exit::Usage, "{error}");
+}
+
+#[test]
+fn help_documents_the_exit_codes() {
+    let help = Cli::command().render_help().to_string();
+    for code in ["0  done", "3  a guest", "130  interrupted"] {
+        assert!(help.contains(code), "{help}");
+    }
+    let error = parse("memvisor").expect_err("no command");
+    assert_eq!(
+        error.kind(),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+}

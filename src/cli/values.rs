@@ -1,0 +1,194 @@
+//! Values of options: text to types, with an error that says what is allowed.
+
+use std::time::Duration;
+
+use crate::control::check_vm_name;
+use crate::units::{Bytes, PAGE_SIZE};
+
+/// A size of memory: not nothing, and whole pages.
+pub(super) fn memory(text: &str) -> Result<Bytes, String> {
+    let bytes = size(text)?;
+    if bytes.0 == 0 {
+        return Err(format!(
+            "`{text}` is no memory at all: at least {PAGE_SIZE}"
+        ));
+    }
+    Ok(bytes)
+}
+
+/// A size in whole pages that may be nothing.
+pub(super) fn size(text: &str) -> Result<Bytes, String> {
+    let bytes: Bytes = text.parse().map_err(|error| format!("{error}"))?;
+    if bytes.0.is_multiple_of(PAGE_SIZE as u64) {
+        return Ok(bytes);
+    }
+    Err(format!(
+        "`{text}` is not a whole number of pages: use a multiple of {PAGE_SIZE}"
+    ))
+}
+
+/// The name of a VM.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    check_vm_name(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+/// A time such as `500ms`, `1.5s`, `2m` or `1h`; a bare number counts seconds.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    time(text, 1.0)
+}
+
+/// A time of which a bare number counts minutes, as ESX's own setting does.
+pub(super) fn minutes(text: &str) -> Result<Duration, String> {
+    let least = Duration::from_millis(100);
+    let most = Duration::from_secs(600 * 60);
+    let time = time(text, 60.0)?;
+    if (least..=most).contains(&time) {
+        return Ok(time);
+    }
+    Err(format!("`{text}` is out of range: 100ms to 600 minutes"))
+}
+
+fn time(text: &str, bare: f64) -> Result<Duration, String> {
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let seconds = match unit {
+        "" => Some(bare),
+        "ms" => Some(0.001),
+        "s" => Some(1.0),
+        "m" | "min" => Some(60.0),
+        "h" => Some(3600.0),
+        _ => None,
+    };
+    let time = seconds
+        .zip(number.parse::<f64>().ok())
+        .and_then(|(unit, number)| Duration::try_from_secs_f64(number * unit).ok());
+    time.filter(|time| !time.is_zero()).ok_or_else(|| {
+        format!("`{text}` is not a time: write a number above 0 and ms, s, m or h, such as 30s")
+    })
+}
+
+/// The weight of a VM when memory is divided.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Shares {
+    /// So many shares for each MiB of the configured size.
+    PerMib(u64),
+    /// So many shares.
+    Custom(u64),
+}
+
+impl Shares {
+    /// The most shares a VM can have, so that sums over all VMs stay far from overflow.
+    pub(super) const MAX: u64 = 1_000_000_000;
+
+    /// The number of shares of a VM of such a size.
+    pub(super) fn count(self, memory: Bytes) -> u64 {
+        match self {
+            Self::Custom(shares) => shares,
+            Self::PerMib(shares) => (memory.0 >> 20).saturating_mul(shares).min(Self::MAX),
+        }
+    }
+}
+
+/// `low`, `normal`, `high` (5, 10, 20 shares for each MiB, as in vSphere) or a number.
+pub(super) fn shares(text: &str) -> Result<Shares, String> {
+    match text {
+        "low" => Ok(Shares::PerMib(5)),
+        "normal" => Ok(Shares::PerMib(10)),
+        "high" => Ok(Shares::PerMib(20)),
+        number => match number.parse() {
+            Ok(shares) if shares <= Shares::MAX => Ok(Shares::Custom(shares)),
+            _ => Err(format!(
+                "`{text}` is not a number of shares: use low, normal, high or 0 to {}",
+                Shares::MAX
+            )),
+        },
+    }
+}
+
+/// A balloon: a size, or `auto` to let the policy decide.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct BalloonSize(pub(super) Option<Bytes>);
+
+/// Reads a [`BalloonSize`].
+pub(super) fn balloon(text: &str) -> Result<BalloonSize, String> {
+    if text == "auto" {
+        return Ok(BalloonSize(None));
+    }
+    let bytes = size(text).map_err(|error| format!("{error}, or auto"))?;
+    Ok(BalloonSize(Some(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duration_reads_units_and_fractions() {
+        for (text, ms) in [
+            ("30s", 30_000),
+            ("500ms", 500),
+            ("1.5s", 1500),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+            ("7", 7000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+    }
+
+    #[test]
+    fn duration_that_is_none_is_refused_by_name() {
+        for text in [
+            "",
+            "s",
+            "0s",
+            "-1s",
+            "1 s",
+            "1d",
+            "1.2.3s",
+            "99999999999999999999999h",
+        ] {
+            let error = duration(text).expect_err(text);
+            assert!(error.contains(&format!("`{text}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn minutes_count_bare_numbers_as_esx_does() {
+        assert_eq!(minutes("60"), Ok(Duration::from_secs(3600)));
+        assert_eq!(minutes("3s"), Ok(Duration::from_secs(3)));
+        assert!(
+            minutes("601")
+                .expect_err("too long")
+                .contains("600 minutes")
+        );
+    }
+
+    #[test]
+    fn memory_must_be_whole_pages_and_not_nothing() {
+        assert_eq!(memory("256M"), Ok(Bytes::from_mib(256)));
+        assert!(memory("0").expect_err("nothing").contains("at least 4096"));
+        assert!(
+            memory("5000")
+                .expect_err("a rest")
+                .contains("multiple of 4096")
+        );
+        assert_eq!(size("0"), Ok(Bytes(0)));
+    }
+
+    #[test]
+    fn shares_follow_the_size_unless_given() {
+        let size = Bytes::from_mib(256);
+        let count = |text| shares(text).expect(text).count(size);
+        assert_eq!(
+            ["low", "normal", "high", "77"].map(count),
+            [1280, 2560, 5120, 77]
+        );
+        for text in ["medium", "-1", "1000000001"] {
+            assert!(shares(text).expect_err(text).contains(&format!("`{text}`")));
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The compression cache: a page that would go to swap stays in memory at half its size or less.
+//!
+//! A swap-in costs a disk's time, a decompression a few microseconds. But a cache of compressed
+//! pages is itself memory, so it must be sure to gain. Two naive ways lose: storing whatever comes
+//! out of the compressor (a page that shrinks to 80 % costs the work and gives nothing back, because
+//! memory is only free again in whole 4 KiB pages), and a heap of odd-sized pieces (after some churn
+//! every arena page holds one survivor, and the cache keeps more memory than its pages once took).
+//!
+//! So, as ESX does it:
+//! * A [`Compressor`] takes only pages that fit half a page ([`MAX_PAYLOAD`]); the others go to swap.
+//! * A [`ZipCache`], one for each VM, keeps them in slots of five sizes, of which 16, 8, 4, 3 or 2
+//!   share one arena page. A slot never crosses an arena page and an arena page holds slots of one
+//!   size, so an arena page is given back as soon as its last slot is freed. Among the partly used
+//!   pages the lowest is filled first: that empties the high ones.
+//! * The size of the cache is counted in arena pages, which is what it costs, never in payload.
+//! * The cache has a cap. When it is reached, the oldest entries go to swap. An entry leaves the cache
+//!   when its guest touches it, so the order of arrival is the order of last use.
+//!
+//! The caller gives a 32-bit checksum of the page with it; length and checksum live in a table beside
+//! the arena, so that two payloads of 2048 bytes fill a page exactly. A stray write into the arena
+//! is found at refill, where it stops one VM instead of handing it wrong bytes.
+//!
+//! A `ZipCache` has no lock of its own: it lives inside its VM's. The caller owns the order of steps:
+//! the page table names a slot only after [`ZipCache::store`], and no longer before [`ZipCache::free`].
+//!
+//! Absent on purpose: same-filled pages (zero pages never come here, others are left to sharing), and
+//! writing compressed bytes to swap (a swap slot is one 4 KiB page, read by one direct read).
+
+mod arena;
+mod compressor;
+mod zip_cache;
+
+#[cfg(test)]
+pub(crate) use compressor::samples;
+pub use compressor::{Compressor, MAX_PAYLOAD};
+pub use zip_cache::{StoreRefused, ZipCache, ZipError};

@@ -1,0 +1,466 @@
+//! The compression cache of one VM.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use lz4_flex::block::decompress_into;
+use thiserror::Error;
+
+use super::MAX_PAYLOAD;
+use super::arena::{Arena, Class, MAX_ARENA_PAGES};
+use crate::digest::{digest, low_half};
+use crate::sys::{Mapping, Memfd};
+use crate::units::{Bytes, Gfn, PAGE_SIZE, PageBuf, Pages, SlotId};
+
+/// Why a payload did not enter the cache; nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum StoreRefused {
+    /// It needs another arena page and the cache has as many as it may: evict its oldest.
+    #[error("the compression cache is full: {pages} arena pages, the cap is {cap}")]
+    Full {
+        /// Arena pages in use.
+        pages: u32,
+        /// The most that may be.
+        cap: u32,
+    },
+    /// It needs another arena page, and the caller has no memory for one.
+    #[error("a slot for {len} bytes needs another arena page, and there is no memory for one")]
+    NeedsPage {
+        /// The length of the payload.
+        len: usize,
+    },
+}
+
+/// Why a compressed page cannot be had back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum ZipError {
+    /// Nothing is stored there: the page table and the cache disagree.
+    #[error("slot {} of the compression cache is not in use", slot.0)]
+    NotStored {
+        /// The slot asked for.
+        slot: SlotId,
+    },
+    /// The bytes are not those that were stored.
+    #[error("slot {} of the compression cache, which held {gfn:?}, is corrupt", slot.0)]
+    Corrupt {
+        /// The slot asked for.
+        slot: SlotId,
+        /// The page it held.
+        gfn: Gfn,
+    },
+}
+
+/// What is known of a stored payload besides its bytes.
+#[derive(Debug)]
+struct Entry {
+    gfn: Gfn,
+    len: u16,
+    sum: u32,
+    /// Its key in [`ZipCache::by_age`].
+    birth: u64,
+}
+
+/// The compressed pages of one VM.
+#[derive(Debug)]
+pub struct ZipCache {
+    memfd: Memfd,
+    mapping: Mapping,
+    arena: Arena<Entry>,
+    by_age: BTreeMap<u64, SlotId>,
+    births: u64,
+    bytes_stored: u64,
+    cap: u32,
+}
+
+impl ZipCache {
+    /// An empty cache that may ever have up to `max_pages` arena pages; unused ones cost nothing,
+    /// so this can be generous and [`set_max_pages`](Self::set_max_pages) hold the cap in force.
+    /// `name` is what `/proc/PID/maps` shows.
+    ///
+    /// # Errors
+    /// When the memfd cannot be created or mapped, or `max_pages` is more than slots can number
+    /// (2^28 - 1, which is a TiB).
+    pub fn new(name: &str, max_pages: u32) -> io::Result<Self> {
+        if max_pages > MAX_ARENA_PAGES {
+            let message = format!("{max_pages} arena pages, at most {MAX_ARENA_PAGES} are allowed");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        // A mapping cannot be empty, and a VM whose cache is switched off still has one.
+        let memfd = Memfd::create(name, max_pages.max(1))?;
+        let mapping = Mapping::read_write(&memfd)?;
+        Ok(Self {
+            memfd,
+            mapping,
+            arena: Arena::new(),
+            by_age: BTreeMap::new(),
+            births: 0,
+            bytes_stored: 0,
+            cap: max_pages,
+        })
+    }
+
+    /// Stores the compressed page `gfn`. `sum` is the [`low_half`] of the [`digest`] of the page as
+    /// it was. A new arena page is taken only if `may_grow`: that is an allocation of host memory.
+    ///
+    /// # Errors
+    /// [`StoreRefused::Full`] before [`StoreRefused::NeedsPage`].
+    ///
+    /// # Panics
+    /// When `payload` is longer than [`MAX_PAYLOAD`].
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a payload is at most half a page"
+    )]
+    pub fn store(
+        &mut self,
+        gfn: Gfn,
+        payload: &[u8],
+        sum: u32,
+        may_grow: bool,
+    ) -> Result<SlotId, StoreRefused> {
+        let class = class_of(payload.len());
+        if self.arena.needs_page(class) {
+            self.check_growth(payload.len(), may_grow)?;
+        }
+        let birth = self.births;
+        self.births += 1;
+        let entry = Entry {
+            gfn,
+            len: payload.len() as u16,
+            sum,
+            birth,
+        };
+        let (slot, place) = self.arena.take(class, entry);
+        self.mapping.write_part(place.page, place.at, payload);
+        self.by_age.insert(birth, slot);
+        self.bytes_stored += payload.len() as u64;
+        Ok(slot)
+    }
+
+    fn check_growth(&self, len: usize, may_grow: bool) -> Result<(), StoreRefused> {
+        let (pages, cap) = (self.pages_used(), self.cap);
+        if pages >= cap {
+            return Err(StoreRefused::Full { pages, cap });
+        }
+        if !may_grow {
+            return Err(StoreRefused::NeedsPage { len });
+        }
+        Ok(())
+    }
+
+    /// Whether a payload of `len` bytes would take another arena page.
+    ///
+    /// # Panics
+    /// When `len` is more than [`MAX_PAYLOAD`].
+    #[must_use]
+    pub fn would_grow(&self, len: usize) -> bool {
+        self.arena.needs_page(class_of(len))
+    }
+
+    /// Decompresses a stored page and verifies it. The slot stays as it is; what `into` holds after
+    /// an error means nothing.
+    ///
+    /// # Errors
+    /// [`ZipError`]: the page is lost.
+    pub fn load(&self, slot: SlotId, into: &mut PageBuf) -> Result<(), ZipError> {
+        let (entry, place) = self.arena.get(slot).ok_or(ZipError::NotStored { slot })?;
+        let mut payload = [0; MAX_PAYLOAD];
+        let payload = &mut payload[..usize::from(entry.len)];
+        self.mapping.read_part(place.page, place.at, payload);
+        let whole = decompress_into(payload, &mut into.0).is_ok_and(|len| len == PAGE_SIZE);
+        if whole && low_half(digest(into)) == entry.sum {
+            return Ok(());
+        }
+        Err(ZipError::Corrupt {
+            slot,
+            gfn: entry.gfn,
+        })
+    }
+
+    /// Frees a slot. Returns the arena pages that this gave back to the machine: 1 when it was the
+    /// last of its page, else 0.
+    ///
+    /// # Panics
+    /// When the slot is free already: the page table named one slot twice.
+    pub fn free(&mut self, slot: SlotId) -> u32 {
+        let freed = self.arena.free(slot);
+        let (entry, emptied) = freed.expect("a slot is freed by the one page table entry it has");
+        self.by_age.remove(&entry.birth);
+        self.bytes_stored -= u64::from(entry.len);
+        let Some(page) = emptied else { return 0 };
+        self.memfd
+            .punch(page, 1)
+            .expect("an own memfd can be punched inside its length");
+        1
+    }
+
+    /// Arena pages in use: the host memory that the cache costs.
+    #[must_use]
+    pub fn pages_used(&self) -> u32 {
+        self.arena.pages_used()
+    }
+
+    /// Compressed pages in the cache.
+    #[must_use]
+    pub fn stored(&self) -> Pages {
+        Pages(self.by_age.len() as u64)
+    }
+
+    /// The bytes of all payloads; less than [`pages_used`](Self::pages_used) pages by what slots
+    /// and pages leave unused.
+    #[must_use]
+    pub const fn bytes_stored(&self) -> Bytes {
+        Bytes(self.bytes_stored)
+    }
+
+    /// The most arena pages the cache may have now.
+    #[must_use]
+    pub const fn max_pages(&self) -> u32 {
+        self.cap
+    }
+
+    /// Changes the cap; at most what [`new`](Self::new) was told counts. A cache that is over a
+    /// lowered cap keeps its pages until the caller evicts the oldest.
+    pub fn set_max_pages(&mut self, max_pages: u32) {
+        self.cap = max_pages.min(self.memfd.pages());
+    }
+
+    /// The stored pages in the order of arrival, which is that of eviction.
+    pub fn by_age(&self) -> impl Iterator<Item = (Gfn, SlotId)> {
+        self.by_age.values().map(|&slot| {
+            let (entry, _) = self.arena.get(slot).expect("a slot with an age is in use");
+            (entry.gfn, slot)
+        })
+    }
+
+    /// The page that has been in the cache longest: the next to evict.
+    #[must_use]
+    pub fn oldest(&self) -> Option<(Gfn, SlotId)> {
+        self.by_age().next()
+    }
+
+    /// The memory the kernel counts for the arena; equals [`pages_used`](Self::pages_used).
+    ///
+    /// # Errors
+    /// What `fstat(2)` says.
+    pub fn allocated(&self) -> io::Result<Pages> {
+        self.memfd.allocated()
+    }
+}
+
+fn class_of(len: usize) -> Class {
+    Class::of(len).unwrap_or_else(|| panic!("a payload of {len} bytes, the most is {MAX_PAYLOAD}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::compress::Compressor;
+    use crate::compress::compressor::samples;
+
+    fn cache(max_pages: u32) -> ZipCache {
+        ZipCache::new("zip-test", max_pages).unwrap()
+    }
+
+    fn sum(page: &PageBuf) -> u32 {
+        low_half(digest(page))
+    }
+
+    fn store(cache: &mut ZipCache, gfn: u32, page: &PageBuf) -> Result<SlotId, StoreRefused> {
+        let mut compressor = Compressor::new();
+        let payload = compressor.compress(page).expect("it halves");
+        cache.store(Gfn(gfn), payload, sum(page), true)
+    }
+
+    #[test]
+    fn load_every_class_of_content_returns_its_bytes() {
+        let mut cache = cache(16);
+        let pages = [
+            PageBuf::zeroed(),
+            samples::text(1),
+            samples::code(1),
+            samples::mixed(1, 400),
+            samples::mixed(1, 900),
+            samples::mixed(1, 1300),
+            samples::mixed(1, 1950),
+        ];
+        let slots = pages
+            .each_ref()
+            .map(|page| store(&mut cache, 0, page).unwrap());
+        let mut back = PageBuf::zeroed();
+        for (page, slot) in pages.iter().zip(slots) {
+            cache.load(slot, &mut back).unwrap();
+            assert!(back == *page);
+        }
+    }
+
+    #[test]
+    fn store_at_the_cap_is_full_and_changes_nothing() {
+        let mut cache = cache(1);
+        store(&mut cache, 0, &samples::mixed(0, 1900)).unwrap();
+        assert!(!cache.would_grow(2000));
+        store(&mut cache, 1, &samples::mixed(1, 1900)).unwrap();
+        assert!(cache.would_grow(2000));
+        let refused = store(&mut cache, 2, &samples::mixed(2, 1900));
+        assert_eq!(refused, Err(StoreRefused::Full { pages: 1, cap: 1 }));
+        assert_eq!((cache.pages_used(), cache.stored()), (1, Pages(2)));
+    }
+
+    #[test]
+    fn store_without_leave_to_grow_uses_only_pages_it_has() {
+        let mut cache = cache(8);
+        let refused = cache.store(Gfn(0), &[1; 2000], 0, false);
+        assert_eq!(refused, Err(StoreRefused::NeedsPage { len: 2000 }));
+        cache.store(Gfn(0), &[1; 2000], 0, true).unwrap();
+        cache.store(Gfn(1), &[1; 2000], 0, false).unwrap();
+        assert_eq!(cache.pages_used(), 1);
+    }
+
+    #[test]
+    fn cap_lowered_keeps_pages_and_refuses_growth() {
+        let mut cache = cache(4);
+        let slot = store(&mut cache, 0, &PageBuf::zeroed()).unwrap();
+        cache.set_max_pages(0);
+        assert_eq!(cache.pages_used(), 1);
+        let refused = cache.store(Gfn(1), &[0; 2048], 0, true);
+        assert_eq!(refused, Err(StoreRefused::Full { pages: 1, cap: 0 }));
+        assert_eq!(cache.oldest(), Some((Gfn(0), slot)));
+        assert_eq!(cache.free(slot), 1);
+        cache.set_max_pages(u32::MAX);
+        assert_eq!(cache.max_pages(), 4);
+    }
+
+    #[test]
+    fn cache_of_no_pages_refuses_everything() {
+        let mut cache = cache(0);
+        let refused = store(&mut cache, 0, &PageBuf::zeroed());
+        assert_eq!(refused, Err(StoreRefused::Full { pages: 0, cap: 0 }));
+    }
+
+    #[test]
+    fn new_with_more_pages_than_slots_can_number_is_refused() {
+        let error = ZipCache::new("zip-test", MAX_ARENA_PAGES + 1).expect_err("too many");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn load_of_any_flipped_bit_never_returns_wrong_bytes() {
+        let mut cache = cache(4);
+        let page = samples::text(3);
+        let slot = store(&mut cache, 9, &page).unwrap();
+        let (entry, place) = cache.arena.get(slot).unwrap();
+        let len = usize::from(entry.len);
+        let mut found = 0;
+        for bit in 0..len * 8 {
+            let (at, mask) = (place.at + bit / 8, 1 << (bit % 8));
+            let mut byte = [0];
+            cache.mapping.read_part(place.page, at, &mut byte);
+            cache.mapping.write_part(place.page, at, &[byte[0] ^ mask]);
+            let mut back = PageBuf::zeroed();
+            match cache.load(slot, &mut back) {
+                // A match may copy from another place with the same bytes: the page is intact.
+                Ok(()) => assert!(back == page, "bit {bit}"),
+                Err(error) => {
+                    assert_eq!(error, ZipError::Corrupt { slot, gfn: Gfn(9) });
+                    found += 1;
+                }
+            }
+            cache.mapping.write_part(place.page, at, &byte);
+        }
+        assert!(
+            found > len * 7,
+            "only {found} of {} flips changed the page",
+            len * 8
+        );
+    }
+
+    #[test]
+    fn load_of_a_free_slot_is_an_error() {
+        let mut cache = cache(4);
+        let slot = store(&mut cache, 0, &samples::text(0)).unwrap();
+        cache.free(slot);
+        let error = cache.load(slot, &mut PageBuf::zeroed());
+        assert_eq!(error, Err(ZipError::NotStored { slot }));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Store {
+            random: usize,
+            seed: u64,
+            may_grow: bool,
+        },
+        Free(usize),
+        Load(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let store = (0..1950usize, any::<u64>(), prop::bool::weighted(0.9));
+        let step = prop_oneof![
+            4 => store.prop_map(|(random, seed, may_grow)| Step::Store { random, seed, may_grow }),
+            3 => any::<usize>().prop_map(Step::Free),
+            2 => any::<usize>().prop_map(Step::Load),
+        ];
+        prop::collection::vec(step, 0..250)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Against a list in order of arrival: bytes, ages, counters, and the kernel's own count.
+        #[test]
+        fn cache_any_steps_agree_with_the_model(steps in steps()) {
+            const CAP: u32 = 12;
+            let mut cache = cache(CAP);
+            let mut compressor = Compressor::new();
+            let mut model: Vec<(Gfn, SlotId, PageBuf, usize)> = Vec::new();
+            for (number, step) in (0..).zip(steps) {
+                match step {
+                    Step::Store { random, seed, may_grow } => {
+                        let page = samples::mixed(seed, random);
+                        let payload = compressor.compress(&page).expect("it halves");
+                        let before = cache.pages_used();
+                        let grows = cache.would_grow(payload.len());
+                        match cache.store(Gfn(number), payload, sum(&page), may_grow) {
+                            Ok(slot) => {
+                                prop_assert_eq!(cache.pages_used(), before + u32::from(grows));
+                                model.push((Gfn(number), slot, page, payload.len()));
+                            }
+                            Err(StoreRefused::Full { pages, cap }) => {
+                                prop_assert!(grows && (pages, cap) == (CAP, CAP));
+                            }
+                            Err(StoreRefused::NeedsPage { .. }) => {
+                                prop_assert!(grows && !may_grow && before < CAP);
+                            }
+                        }
+                    }
+                    Step::Free(pick) if !model.is_empty() => {
+                        let (_, slot, ..) = model.remove(pick % model.len());
+                        let before = cache.pages_used();
+                        let given_back = cache.free(slot);
+                        prop_assert_eq!(cache.pages_used(), before - given_back);
+                    }
+                    Step::Load(pick) if !model.is_empty() => {
+                        let (_, slot, page, _) = &model[pick % model.len()];
+                        let mut back = PageBuf::zeroed();
+                        cache.load(*slot, &mut back).unwrap();
+                        prop_assert!(back == *page);
+                    }
+                    Step::Free(_) | Step::Load(_) => {}
+                }
+                prop_assert_eq!(cache.allocated().unwrap(), Pages(u64::from(cache.pages_used())));
+                prop_assert!(cache.pages_used() <= CAP);
+            }
+            let ages: Vec<_> = model.iter().map(|(gfn, slot, ..)| (*gfn, *slot)).collect();
+            prop_assert_eq!(cache.oldest(), ages.first().copied());
+            prop_assert_eq!(cache.by_age().collect::<Vec<_>>(), ages);
+            prop_assert_eq!(cache.stored(), Pages(model.len() as u64));
+            let bytes: usize = model.iter().map(|(.., len)| len).sum();
+            prop_assert_eq!(cache.bytes_stored(), Bytes(bytes as u64));
+        }
+    }
+}

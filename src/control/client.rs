@@ -1,0 +1,259 @@
+//! The client side of the control API, for commands that have nothing else to do meanwhile.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Bytes as Body;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::UnixStream;
+use tokio::runtime::{self, Runtime};
+use tokio::time::timeout;
+
+use super::{BalloonRequest, ErrorBody, NameError, check_vm_name};
+use crate::telemetry::{HostStatus, VmStatus};
+use crate::units::Bytes;
+
+/// The longest wait for an answer; the daemon answers within milliseconds unless it is stuck.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most bytes of an answer: a VM takes about 2 KiB, so this is room for thousands.
+const ANSWER_MAX: usize = 16 << 20;
+
+/// Why a request to the daemon failed.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody listens: there is no socket, or its daemon is gone.
+    #[error(
+        "no memvisor host is running at `{path}`: start one with `memvisor host --memory SIZE`"
+    )]
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket cannot be used.
+    #[error("cannot connect to `{path}`")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The connection broke before the answer was complete.
+    #[error("the daemon ended the connection")]
+    Broken(#[source] hyper::Error),
+    /// No answer came in time.
+    #[error("the daemon did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
+    Timeout,
+    /// The answer is larger than any that makes sense.
+    #[error("the answer is longer than {ANSWER_MAX} bytes")]
+    TooLong,
+    /// The daemon refuses.
+    #[error("{}; allowed: {}", body.error, body.allowed)]
+    Refused {
+        /// The HTTP status code.
+        status: u16,
+        /// What the daemon says.
+        body: ErrorBody,
+    },
+    /// The answer is not what this version expects.
+    #[error("cannot understand the daemon's answer (status {status})")]
+    Decode {
+        /// The HTTP status code.
+        status: u16,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The VM's name cannot be one.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The async runtime cannot be made.
+    #[error("cannot make a runtime for the client")]
+    Runtime(#[source] io::Error),
+}
+
+impl ClientError {
+    /// Whether the daemon is not there, or went away during the request.
+    #[must_use]
+    pub const fn is_gone(&self) -> bool {
+        matches!(self, Self::NotRunning { .. } | Self::Broken(_))
+    }
+}
+
+/// Sends requests to one daemon, each over a connection of its own.
+#[derive(Debug)]
+pub struct Client {
+    socket: PathBuf,
+    runtime: Runtime,
+}
+
+impl Client {
+    /// A client of the daemon that listens at `socket`; nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`ClientError::Runtime`].
+    pub fn new(socket: impl Into<PathBuf>) -> Result<Self, ClientError> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ClientError::Runtime)?;
+        let socket = socket.into();
+        Ok(Self { socket, runtime })
+    }
+
+    /// The whole host.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn status(&self) -> Result<HostStatus, ClientError> {
+        self.request(Method::GET, "/v1/status", None::<&()>)
+            .and_then(|answer| answer.decode())
+    }
+
+    /// All VMs.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn vms(&self) -> Result<Vec<VmStatus>, ClientError> {
+        self.request(Method::GET, "/v1/vms", None::<&()>)
+            .and_then(|answer| answer.decode())
+    }
+
+    /// One VM.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with status 404 if it is not running, else as any.
+    pub fn vm(&self, name: &str) -> Result<VmStatus, ClientError> {
+        self.request(Method::GET, &vm_path(name)?, None::<&()>)
+            .and_then(|answer| answer.decode())
+    }
+
+    /// Sets the balloon target of a VM, or gives it back to the policy with `None`.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the daemon refuses the size, else as any.
+    pub fn set_balloon(&self, name: &str, target: Option<Bytes>) -> Result<VmStatus, ClientError> {
+        let body = BalloonRequest {
+            target_bytes: target,
+        };
+        let path = format!("{}/balloon", vm_path(name)?);
+        self.request(Method::PUT, &path, Some(&body))
+            .and_then(|answer| answer.decode())
+    }
+
+    /// Ends a VM.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with status 404 if it is not running, else as any.
+    pub fn kill(&self, name: &str) -> Result<(), ClientError> {
+        self.request(Method::DELETE, &vm_path(name)?, None::<&()>)
+            .map(drop)
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<Answer, ClientError> {
+        let body = body.map_or_else(Vec::new, |body| {
+            serde_json::to_vec(body).expect("request types have no map keys or failing parts")
+        });
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "memvisor")
+            .header("content-type", "application/json")
+            .body(Full::new(Body::from(body)))
+            .expect("the path is made of a checked name and constants");
+        self.runtime.block_on(async {
+            timeout(ANSWER_TIMEOUT, exchange(&self.socket, request))
+                .await
+                .map_err(|_elapsed| ClientError::Timeout)?
+        })
+    }
+}
+
+/// A success and its body.
+struct Answer {
+    status: StatusCode,
+    body: Body,
+}
+
+impl Answer {
+    fn decode<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
+        serde_json::from_slice(&self.body).map_err(|source| ClientError::Decode {
+            status: self.status.as_u16(),
+            source,
+        })
+    }
+}
+
+fn vm_path(name: &str) -> Result<String, NameError> {
+    check_vm_name(name)?;
+    Ok(format!("/v1/vms/{name}"))
+}
+
+async fn exchange(socket: &Path, request: Request<Full<Body>>) -> Result<Answer, ClientError> {
+    let stream = connect(socket).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(ClientError::Broken)?;
+    // Errors of the connection also end the request, which reports them.
+    let driver = tokio::spawn(connection);
+    let answer = receive(&mut sender, request).await;
+    driver.abort();
+    answer
+}
+
+async fn receive(
+    sender: &mut http1::SendRequest<Full<Body>>,
+    request: Request<Full<Body>>,
+) -> Result<Answer, ClientError> {
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(ClientError::Broken)?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_MAX)
+        .collect()
+        .await
+        .map_err(body_error)?
+        .to_bytes();
+    let answer = Answer { status, body };
+    if status.is_success() {
+        return Ok(answer);
+    }
+    Err(ClientError::Refused {
+        status: status.as_u16(),
+        body: answer.decode()?,
+    })
+}
+
+async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
+    UnixStream::connect(socket).await.map_err(|source| {
+        let path = socket.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning { path }
+            }
+            _ => ClientError::Connect { path, source },
+        }
+    })
+}
+
+fn body_error(error: Box<dyn std::error::Error + Send + Sync>) -> ClientError {
+    match error.downcast::<hyper::Error>() {
+        Ok(error) => ClientError::Broken(*error),
+        Err(other) => {
+            debug_assert!(other.is::<LengthLimitError>(), "unexpected: {other}");
+            ClientError::TooLong
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The control API: HTTP and JSON over a Unix socket.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/status` | [`HostStatus`], VMs included |
+//! | `GET /v1/vms` | array of [`VmStatus`] |
+//! | `GET /v1/vms/{name}` | [`VmStatus`] |
+//! | `PUT /v1/vms/{name}/balloon` with `{"target_bytes": N}` or `null` | [`VmStatus`] |
+//! | `DELETE /v1/vms/{name}` | 204 |
+//!
+//! A size of the balloon that is `null` gives the decision back to the policy. Errors are
+//! `{"error": what is wrong, "allowed": what would be right}` with a status code that fits.
+//!
+//! HTTP because every language and `curl --unix-socket` can speak it; a Unix socket because file
+//! permissions then say who may speak. The server has a thread of its own with a single-threaded
+//! runtime, and talks to the daemon only through [`Daemon`]: no part of a memory path is async, and a
+//! slow client never holds a lock of the daemon.
+
+mod client;
+mod limit;
+mod name;
+mod routes;
+mod server;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use thiserror::Error;
+
+pub use client::{Client, ClientError};
+pub use name::{NAME_MAX, NameError, check_vm_name};
+pub use server::{ServeError, Server};
+
+use crate::telemetry::{HostStatus, VmStatus};
+use crate::units::{Bytes, Pages};
+
+/// The most bytes a request may carry: the largest sensible one has about 40.
+const REQUEST_BODY_MAX: usize = 4096;
+
+/// The most connections served at once; more wait in the socket's backlog. A screen and a few
+/// scripts need less, and each costs the daemon a file descriptor that a guest might need.
+const CONNECTIONS_MAX: usize = 32;
+
+/// What the control API needs from the daemon.
+///
+/// The methods run on the thread of the control server, one at a time. They should return within
+/// milliseconds, because every other client waits meanwhile.
+pub trait Daemon: Send + Sync + 'static {
+    /// The whole host now.
+    fn status(&self) -> HostStatus;
+
+    /// One VM now; `None` if none of that name runs.
+    fn vm(&self, name: &str) -> Option<VmStatus>;
+
+    /// Sets the balloon target by hand, or gives it back to the policy with `None`.
+    ///
+    /// # Errors
+    /// [`ControlError`] if there is no such VM or it cannot have such a balloon.
+    fn set_balloon(&self, name: &str, target: Option<Pages>) -> Result<VmStatus, ControlError>;
+
+    /// Ends a VM: its guest process is killed and its memory given back.
+    ///
+    /// # Errors
+    /// [`ControlError`] if there is no such VM.
+    fn kill(&self, name: &str) -> Result<(), ControlError>;
+}
+
+/// Why the daemon refuses a request.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ControlError {
+    /// No VM of that name runs.
+    #[error("there is no VM `{name}`")]
+    UnknownVm {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        running: Vec<String>,
+    },
+    /// The balloon would take more than it may.
+    #[error("a balloon of {} is too large for VM `{name}`", asked.bytes())]
+    BalloonTooLarge {
+        /// The VM.
+        name: String,
+        /// The target asked for.
+        asked: Pages,
+        /// The largest target allowed.
+        max: Pages,
+    },
+    /// No agent is connected that could inflate the balloon.
+    #[error("VM `{name}` has no balloon agent connected")]
+    NoAgent {
+        /// The VM.
+        name: String,
+    },
+    /// The daemon is ending.
+    #[error("the daemon is shutting down")]
+    Stopping,
+}
+
+impl ControlError {
+    /// What the caller could do instead, in words.
+    #[must_use]
+    pub fn allowed(&self) -> String {
+        match self {
+            Self::UnknownVm { running, .. } if running.is_empty() => "no VM is running".to_owned(),
+            Self::UnknownVm { running, .. } => format!("one of: {}", running.join(", ")),
+            Self::BalloonTooLarge { max, .. } => {
+                format!("at most {} ({} bytes)", max.bytes(), max.bytes().0)
+            }
+            Self::NoAgent { .. } => "try again once the guest's agent is connected".to_owned(),
+            Self::Stopping => "start another daemon".to_owned(),
+        }
+    }
+}
+
+/// The body of `PUT /v1/vms/{name}/balloon`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonRequest {
+    /// The size to reach in bytes, a multiple of 4096; `null` gives the decision back to the policy.
+    #[serde(deserialize_with = "present")]
+    pub target_bytes: Option<Bytes>,
+}
+
+/// Reads a field that may be `null` but not missing: an empty object must not reset a balloon.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes>, D::Error> {
+    Option::deserialize(deserializer)
+}
+
+/// The body of every error.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What is wrong, with the value.
+    pub error: String,
+    /// What would be right.
+    pub allowed: String,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! The thread that serves the control API.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::sys::signal::SigSet;
+use thiserror::Error;
+use tokio::net::UnixListener;
+use tokio::runtime;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::limit::LimitedListener;
+use super::routes::router;
+use super::{CONNECTIONS_MAX, Daemon};
+
+/// How long answers under way may take once the server is told to stop.
+const STOP_GRACE: Duration = Duration::from_secs(1);
+
+/// Why the control API cannot be served.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// Somebody answers on the socket already.
+    #[error("a daemon is already serving `{path}`")]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something is at the path that is no socket.
+    #[error("`{path}` exists and is not a socket")]
+    NotSocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The kernel refused.
+    #[error("cannot {action} `{path}`")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A running control server; dropping it stops it.
+#[derive(Debug)]
+pub struct Server {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Serves `daemon` on a Unix socket at `path`, which only this user may open.
+    ///
+    /// A socket that nobody answers on is replaced. Whoever holds the runtime directory may rely on
+    /// that; without its lock two daemons could replace each other's socket.
+    ///
+    /// # Errors
+    /// [`ServeError`] if the socket or the thread cannot be made.
+    pub fn start(path: &Path, daemon: Arc<dyn Daemon>) -> Result<Self, ServeError> {
+        let failed = |action| io_error(action, path);
+        clear(path)?;
+        let listener = StdListener::bind(path).map_err(failed("bind"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed("protect"))?;
+        listener.set_nonblocking(true).map_err(failed("set up"))?;
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failed("make a runtime for"))?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || {
+                // Signals belong to the thread that waits for them.
+                let _ = SigSet::all().thread_block();
+                if let Err(error) = runtime.block_on(serve(listener, daemon, stopped)) {
+                    tracing::error!(%error, "the control API has ended");
+                }
+            })
+            .map_err(failed("start a thread for"))?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The receiver is gone only if the thread has ended, which is what we want.
+        let _ = self.stop.take().map(|stop| stop.send(()));
+        if self
+            .thread
+            .take()
+            .is_some_and(|thread| thread.join().is_err())
+        {
+            tracing::error!("the control thread had panicked");
+        }
+    }
+}
+
+async fn serve(
+    listener: StdListener,
+    daemon: Arc<dyn Daemon>,
+    stopped: oneshot::Receiver<()>,
+) -> io::Result<()> {
+    let listener = LimitedListener::new(UnixListener::from_std(listener)?, CONNECTIONS_MAX);
+    let (begin, begun) = oneshot::channel();
+    let graceful = axum::serve(listener, router(daemon)).with_graceful_shutdown(async {
+        let _ = begun.await;
+    });
+    let mut graceful = std::pin::pin!(graceful.into_future());
+    tokio::select! {
+        ended = &mut graceful => return ended,
+        _ = stopped => {}
+    }
+    let _ = begin.send(());
+    // A client that does not read its answer is cut off when the runtime is dropped.
+    timeout(STOP_GRACE, graceful).await.unwrap_or(Ok(()))
+}
+
+/// Removes the socket of a daemon that is gone.
+fn clear(path: &Path) -> Result<(), ServeError> {
+    let path_owned = || path.to_owned();
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(io_error("examine", path))?,
+    };
+    if !found.file_type().is_socket() {
+        return Err(ServeError::NotSocket { path: path_owned() });
+    }
+    match StdStream::connect(path) {
+        Ok(_) => Err(ServeError::InUse { path: path_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(io_error("remove", path))
+        }
+        Err(error) => Err(io_error("connect to", path)(error)),
+    }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ServeError {
+    let path = path.to_owned();
+    move |source| ServeError::Io {
+        action,
+        path,
+        source,
+    }
+}

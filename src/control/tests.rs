@@ -1,0 +1,291 @@
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::telemetry::fixture;
+
+/// A daemon of the two VMs of the fixture that remembers what it was asked to do.
+#[derive(Default)]
+struct FakeDaemon {
+    asked: Mutex<Vec<String>>,
+}
+
+impl FakeDaemon {
+    fn find(&self, name: &str) -> Result<VmStatus, ControlError> {
+        let vms = self.status().vms;
+        let running = vms.iter().map(|vm| vm.name.clone()).collect();
+        let name_owned = name.to_owned();
+        vms.into_iter()
+            .find(|vm| vm.name == name)
+            .ok_or(ControlError::UnknownVm {
+                name: name_owned,
+                running,
+            })
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().expect("no panic").clone()
+    }
+}
+
+impl Daemon for FakeDaemon {
+    fn status(&self) -> HostStatus {
+        fixture::host()
+    }
+
+    fn vm(&self, name: &str) -> Option<VmStatus> {
+        self.find(name).ok()
+    }
+
+    fn set_balloon(&self, name: &str, target: Option<Pages>) -> Result<VmStatus, ControlError> {
+        let mut vm = self.find(name)?;
+        if let Some(asked) = target.filter(|asked| *asked > vm.balloon.max_pages) {
+            return Err(ControlError::BalloonTooLarge {
+                name: name.to_owned(),
+                asked,
+                max: vm.balloon.max_pages,
+            });
+        }
+        let note = format!("balloon {name} {target:?}");
+        self.asked.lock().expect("no panic").push(note);
+        vm.balloon.manual_pages = target;
+        Ok(vm)
+    }
+
+    fn kill(&self, name: &str) -> Result<(), ControlError> {
+        self.find(name)?;
+        self.asked
+            .lock()
+            .expect("no panic")
+            .push(format!("kill {name}"));
+        Ok(())
+    }
+}
+
+/// A server over a fake daemon on a socket of its own.
+struct Setup {
+    daemon: Arc<FakeDaemon>,
+    client: Client,
+    socket: PathBuf,
+    _server: Server,
+    _dir: tempfile::TempDir,
+}
+
+fn setup() -> Setup {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let socket = dir.path().join("control.sock");
+    let daemon = Arc::new(FakeDaemon::default());
+    let server = Server::start(&socket, daemon.clone()).expect("server");
+    let client = Client::new(&socket).expect("client");
+    Setup {
+        daemon,
+        client,
+        socket,
+        _server: server,
+        _dir: dir,
+    }
+}
+
+/// Sends `request` as it is and returns status and body of the answer.
+fn raw(socket: &Path, request: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(socket).expect("connect");
+    stream.write_all(request.as_bytes()).expect("send");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answer is text");
+    let status = answer.split(' ').nth(1).expect("status line");
+    let (_, body) = answer.split_once("\r\n\r\n").expect("head and body");
+    (status.parse().expect("number"), body.to_owned())
+}
+
+fn request(line: &str, body: &str) -> String {
+    format!(
+        "{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[test]
+fn status_and_vms_arrive_as_the_daemon_gave_them() {
+    let setup = setup();
+    assert_eq!(setup.client.status().expect("status"), fixture::host());
+    assert_eq!(setup.client.vms().expect("vms"), fixture::host().vms);
+    let vm = setup.client.vm("web").expect("vm");
+    assert_eq!(vm, fixture::host().vms[0]);
+}
+
+#[test]
+fn balloon_size_and_null_reach_the_daemon() {
+    let setup = setup();
+    let vm = setup.client.set_balloon("web", Some(Bytes(8192)));
+    assert_eq!(vm.expect("fits").balloon.manual_pages, Some(Pages(2)));
+    let vm = setup.client.set_balloon("web", None).expect("automatic");
+    assert_eq!(vm.balloon.manual_pages, None);
+    assert_eq!(
+        setup.daemon.asked(),
+        ["balloon web Some(Pages(2))", "balloon web None"]
+    );
+}
+
+#[test]
+fn kill_reaches_the_daemon_and_answers_without_a_body() {
+    let setup = setup();
+    let answer = raw(&setup.socket, &request("DELETE /v1/vms/web", ""));
+    assert_eq!(answer, (204, String::new()));
+    setup.client.kill("web").expect("again");
+    assert_eq!(setup.daemon.asked(), ["kill web", "kill web"]);
+}
+
+#[test]
+fn unknown_vm_is_404_and_names_those_that_run() {
+    let setup = setup();
+    for error in [
+        setup.client.vm("nope").expect_err("no such VM"),
+        setup.client.kill("nope").expect_err("no such VM"),
+        setup
+            .client
+            .set_balloon("nope", None)
+            .expect_err("no such VM"),
+    ] {
+        let text = error.to_string();
+        assert!(
+            matches!(error, ClientError::Refused { status: 404, .. }),
+            "{text}"
+        );
+        assert!(text.contains("`nope`") && text.contains("web"), "{text}");
+    }
+}
+
+#[test]
+fn bad_requests_get_a_fitting_code_and_say_what_is_allowed() {
+    let setup = setup();
+    let put = "PUT /v1/vms/web/balloon";
+    for (line, body, code, word) in [
+        (put, "{\"target_bytes\": 4096", 400, "EOF"),
+        (put, "", 400, "EOF"),
+        (put, "{}", 422, "missing field `target_bytes`"),
+        (
+            put,
+            "{\"target_bytes\": \"1M\"}",
+            422,
+            "invalid type: string",
+        ),
+        (put, "{\"target_bytes\": -1}", 422, "invalid value"),
+        (
+            put,
+            "{\"target_bytes\": null, \"x\": 1}",
+            422,
+            "unknown field `x`",
+        ),
+        (put, "{\"target_bytes\": 4097}", 400, "4097"),
+        (put, "{\"target_bytes\": 1073741824}", 422, "1.00 GiB"),
+        ("GET /v1/nothing", "", 404, "GET /v1/nothing"),
+        ("POST /v1/status", "", 405, "does not take POST"),
+    ] {
+        let (status, answer) = raw(&setup.socket, &request(line, body));
+        assert_eq!(status, code, "{line} {body}: {answer}");
+        let error: ErrorBody = serde_json::from_str(&answer).expect("error body");
+        assert!(error.error.contains(word), "{line} {body}: {}", error.error);
+        assert!(!error.allowed.is_empty(), "{line} {body}");
+    }
+    assert_eq!(setup.daemon.asked(), Vec::<String>::new());
+}
+
+#[test]
+fn body_over_the_limit_is_refused_whatever_it_holds() {
+    let setup = setup();
+    let body = format!("{{\"target_bytes\": null{}}}", " ".repeat(REQUEST_BODY_MAX));
+    let (status, _) = raw(&setup.socket, &request("PUT /v1/vms/web/balloon", &body));
+    assert_eq!(status, 413);
+    assert_eq!(setup.daemon.asked(), Vec::<String>::new());
+}
+
+#[test]
+fn client_refuses_names_that_would_change_the_path() {
+    let setup = setup();
+    let error = setup.client.kill("web/balloon").expect_err("not a name");
+    assert!(matches!(error, ClientError::Name(_)), "{error}");
+}
+
+#[test]
+fn connections_over_the_limit_wait_for_a_free_place() {
+    let setup = setup();
+    let mut idle: Vec<UnixStream> = (0..CONNECTIONS_MAX)
+        .map(|_| UnixStream::connect(&setup.socket).expect("connect"))
+        .collect();
+    let mut waiting = UnixStream::connect(&setup.socket).expect("queued by the kernel");
+    waiting
+        .write_all(request("GET /v1/vms", "").as_bytes())
+        .expect("queued");
+    // The last of the others is answered and stays open, so the server has accepted all of them.
+    let last = idle.last_mut().expect("some");
+    last.write_all(b"GET /v1/vms HTTP/1.1\r\nhost: x\r\n\r\n")
+        .expect("send");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"]") {
+        let mut part = [0; 4096];
+        let length = last.read(&mut part).expect("answered");
+        assert_ne!(length, 0, "ended early");
+        answer.extend_from_slice(&part[..length]);
+    }
+    waiting.set_nonblocking(true).expect("nonblocking");
+    let early = waiting.read(&mut [0]).expect_err("no place yet");
+    assert_eq!(early.kind(), std::io::ErrorKind::WouldBlock);
+
+    idle.pop();
+    waiting.set_nonblocking(false).expect("blocking");
+    let mut answer = String::new();
+    waiting
+        .read_to_string(&mut answer)
+        .expect("served in the end");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
+#[test]
+fn socket_is_private_to_the_user() {
+    let setup = setup();
+    let mode = std::fs::metadata(&setup.socket)
+        .expect("there")
+        .permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+}
+
+#[test]
+fn stale_socket_is_replaced_and_a_live_one_is_refused() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("control.sock");
+    drop(UnixListener::bind(&path).expect("bind"));
+    let server = Server::start(&path, Arc::new(FakeDaemon::default())).expect("stale");
+    let client = Client::new(&path).expect("client");
+    client.status().expect("the new one answers");
+    let error = Server::start(&path, Arc::new(FakeDaemon::default())).expect_err("live");
+    assert!(matches!(error, ServeError::InUse { .. }), "{error}");
+    client.status().expect("the refused one did no harm");
+    drop(server);
+    let error = client.status().expect_err("stopped");
+    assert!(error.is_gone(), "{error}");
+}
+
+#[test]
+fn file_in_the_place_of_the_socket_is_left_alone() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("control.sock");
+    std::fs::write(&path, "precious").expect("write");
+    let error = Server::start(&path, Arc::new(FakeDaemon::default())).expect_err("a file");
+    assert!(matches!(error, ServeError::NotSocket { .. }), "{error}");
+    assert_eq!(
+        std::fs::read_to_string(&path).expect("still there"),
+        "precious"
+    );
+}
+
+#[test]
+fn server_stops_while_a_connection_is_idle() {
+    let setup = setup();
+    let idle = UnixStream::connect(&setup.socket).expect("connect");
+    drop(setup);
+    drop(idle);
+}

@@ -1,0 +1,147 @@
+//! A process of the demo, from its start to its end.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::signals::{Event, Signals};
+
+/// How often children are looked at in case that SIGCHLD, which merges with another that is still
+/// pending, has told of fewer ends than there were.
+const CHECK: Duration = Duration::from_millis(50);
+
+/// The most bytes of a log that are repeated in an error.
+const TAIL: usize = 2000;
+
+/// A child process with its output in two files.
+///
+/// Its standard input is a pipe that nothing is written to: it ends when this process does, and the
+/// child, started with `--die-with-parent`, with it.
+#[derive(Debug)]
+pub(super) struct Child {
+    name: String,
+    process: process::Child,
+    ended: Option<ExitStatus>,
+    out: PathBuf,
+    log: PathBuf,
+}
+
+impl Child {
+    /// Starts `program` with `args`; its output goes to `NAME.out` and `NAME.log` in `dir`.
+    pub(super) fn start<S: AsRef<OsStr>>(
+        name: &str,
+        program: &Path,
+        args: impl IntoIterator<Item = S>,
+        dir: &Path,
+    ) -> io::Result<Self> {
+        let out = dir.join(format!("{name}.out"));
+        let log = dir.join(format!("{name}.log"));
+        let process = Command::new(program)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(File::create(&out)?)
+            .stderr(File::create(&log)?)
+            // Ctrl-C goes to the terminal's group: this process alone, which ends the others in order.
+            .process_group(0)
+            .spawn()?;
+        Ok(Self {
+            name: name.to_owned(),
+            process,
+            ended: None,
+            out,
+            log,
+        })
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How it ended; `None` while it runs.
+    pub(super) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        if self.ended.is_none() {
+            self.ended = self.process.try_wait()?;
+        }
+        Ok(self.ended)
+    }
+
+    /// What it has printed.
+    pub(super) fn output(&self) -> io::Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(&self.out)?).into_owned())
+    }
+
+    /// The end of what it has logged, for an error message.
+    pub(super) fn log_tail(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let tail = log.get(log.len().saturating_sub(TAIL)..).unwrap_or(&log);
+        let text = String::from_utf8_lossy(tail);
+        let text = text.trim();
+        if text.is_empty() {
+            "it logged nothing"
+        } else {
+            text
+        }
+        .to_owned()
+    }
+
+    /// Sends a signal unless it has ended.
+    fn signal(&mut self, signal: Signal) {
+        // Until it is waited for, its number cannot become that of another process.
+        if matches!(self.ended(), Ok(None))
+            && let Ok(pid) = i32::try_from(self.process.id())
+        {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGKILL);
+        if self.ended.is_none() {
+            let _ = self.process.wait();
+        }
+    }
+}
+
+/// Asks `children` to end, and kills those that have not until `deadline` or the next signal to end.
+pub(super) fn end_all(children: &mut [Child], signals: &Signals, deadline: Instant) {
+    for child in children.iter_mut() {
+        child.signal(Signal::SIGTERM);
+    }
+    while children
+        .iter_mut()
+        .any(|child| matches!(child.ended(), Ok(None)))
+    {
+        let now = Instant::now();
+        match signals.wait(None, deadline.min(now + CHECK)) {
+            Ok(Event::Signal(Signal::SIGCHLD)) => {}
+            Ok(Event::Timeout) if now < deadline => {}
+            _ => break,
+        }
+    }
+    for child in children.iter_mut() {
+        child.signal(Signal::SIGKILL);
+        if child.ended.is_none() {
+            child.ended = child.process.wait().ok();
+        }
+    }
+}
+
+/// An exit status in words.
+pub(super) fn in_words(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("code {code}"),
+        (None, Some(number)) => Signal::try_from(number)
+            .map_or_else(|_| format!("signal {number}"), |signal| signal.to_string()),
+        (None, None) => "no code".to_owned(),
+    }
+}

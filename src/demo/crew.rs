@@ -1,0 +1,233 @@
+//! The processes of the demo: one host and its guests.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::child::{Child, end_all, in_words};
+use super::scratch::Scratch;
+use super::{DemoError, DemoOptions, cast};
+use crate::control::ClientError;
+use crate::host::EngineChoice;
+use crate::signals::Signals;
+use crate::telemetry::GuestReport;
+
+/// How long guests, and then the host, may take to end when asked; then they are killed.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// The exit code of a guest that found corrupt memory.
+const CORRUPT: i32 = 3;
+
+/// The processes; dropping them ends the guests and then the host.
+#[derive(Debug)]
+pub(super) struct Crew<'a> {
+    signals: &'a Signals,
+    guests: Vec<Child>,
+    reports: Vec<GuestReport>,
+    host: Vec<Child>,
+}
+
+impl<'a> Crew<'a> {
+    /// Starts the host. `signals` must contain SIGCHLD.
+    pub(super) fn start_host(
+        options: &DemoOptions,
+        scratch: &Scratch,
+        signals: &'a Signals,
+    ) -> Result<Self, DemoError> {
+        let host = start("host", options, scratch, &host_args(options, scratch))?;
+        Ok(Self {
+            signals,
+            guests: Vec::new(),
+            reports: Vec::new(),
+            host: vec![host],
+        })
+    }
+
+    /// Starts the guests.
+    pub(super) fn start_guests(
+        &mut self,
+        options: &DemoOptions,
+        scratch: &Scratch,
+    ) -> Result<(), DemoError> {
+        for (seed, role) in (1u64..).zip(cast::roles(options, scratch.path())) {
+            let args = guest_args(options, scratch, &role, seed);
+            self.guests
+                .push(start(&role.name, options, scratch, &args)?);
+        }
+        Ok(())
+    }
+
+    /// The signals that the processes of the demo cause or wait for.
+    pub(super) const fn signals(&self) -> &'a Signals {
+        self.signals
+    }
+
+    /// Whether a guest still runs; those that have ended are collected.
+    ///
+    /// # Errors
+    /// If one has failed, or the host has ended.
+    pub(super) fn any_guest_runs(&mut self) -> Result<bool, DemoError> {
+        let mut running = Vec::new();
+        for mut guest in std::mem::take(&mut self.guests) {
+            match guest.ended().map_err(DemoError::io("wait for a guest"))? {
+                None => running.push(guest),
+                Some(status) => self.reports.push(report_of(&guest, status)?),
+            }
+        }
+        self.guests = running;
+        self.check_host()?;
+        Ok(!self.guests.is_empty())
+    }
+
+    /// Fails if the host has ended.
+    pub(super) fn check_host(&mut self) -> Result<(), DemoError> {
+        for host in &mut self.host {
+            if let Some(status) = host.ended().map_err(DemoError::io("wait for the host"))? {
+                return Err(failed(host, status));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the host and returns what the guests reported, in the order of their ends.
+    ///
+    /// # Errors
+    /// If the host does not end well.
+    pub(super) fn finish(mut self) -> Result<Vec<GuestReport>, DemoError> {
+        end_all(&mut self.host, self.signals, Instant::now() + GRACE);
+        for host in &mut self.host {
+            match host.ended().map_err(DemoError::io("wait for the host"))? {
+                Some(status) if status.success() => {}
+                Some(status) => return Err(failed(host, status)),
+                None => return Err(overtime(host, "end", GRACE)),
+            }
+        }
+        Ok(std::mem::take(&mut self.reports))
+    }
+
+    /// Why the host, which has broken a connection, is gone.
+    pub(super) fn explain_host(&mut self, error: ClientError) -> DemoError {
+        let soon = Instant::now() + GRACE;
+        while self.check_host().is_ok() {
+            if !matches!(
+                self.signals.wait(None, soon),
+                Ok(crate::signals::Event::Signal(_))
+            ) {
+                return error.into();
+            }
+        }
+        self.check_host().err().unwrap_or_else(|| error.into())
+    }
+
+    /// The error that the host does not come up.
+    pub(super) fn overtime_of_host(&self, limit: Duration) -> DemoError {
+        let host = self.host.first().expect("every crew has a host");
+        overtime(host, "answer", limit)
+    }
+
+    /// The error that a guest does not end.
+    pub(super) fn overtime_of_guest(&self, limit: Duration) -> DemoError {
+        let guest = self.guests.first().expect("only called while one runs");
+        overtime(guest, "end", limit)
+    }
+}
+
+impl Drop for Crew<'_> {
+    fn drop(&mut self) {
+        end_all(&mut self.guests, self.signals, Instant::now() + GRACE);
+        end_all(&mut self.host, self.signals, Instant::now() + GRACE);
+    }
+}
+
+fn start(
+    name: &str,
+    options: &DemoOptions,
+    scratch: &Scratch,
+    args: &[String],
+) -> Result<Child, DemoError> {
+    Child::start(name, &options.program, args, scratch.path())
+        .map_err(DemoError::io("start a process"))
+}
+
+/// Scanning is set as fast as ESX's settings allow: a demo has seconds where a server has hours.
+fn host_args(options: &DemoOptions, scratch: &Scratch) -> Vec<String> {
+    let engine = match options.engine {
+        EngineChoice::Auto => "auto",
+        EngineChoice::Uffd => "uffd",
+        EngineChoice::Mprotect => "mprotect",
+    };
+    let mut args = words("host --die-with-parent --share-scan-time 3s --share-scan-ghz 32");
+    args.extend(words("--share-rate-max 32768"));
+    args.extend(["--memory".to_owned(), options.memory.0.to_string()]);
+    args.extend(["--engine".to_owned(), engine.to_owned()]);
+    args.extend([
+        "--runtime-dir".to_owned(),
+        text(scratch.runtime_dir().path()),
+    ]);
+    args.extend(["--swap-dir".to_owned(), text(scratch.path())]);
+    args.extend(["--scratch".to_owned(), text(scratch.path())]);
+    args
+}
+
+fn guest_args(
+    options: &DemoOptions,
+    scratch: &Scratch,
+    role: &cast::Role,
+    seed: u64,
+) -> Vec<String> {
+    let mut args = words("guest --die-with-parent --json");
+    args.extend(["--name".to_owned(), role.name.clone()]);
+    args.extend(["--memory".to_owned(), options.guest_memory.0.to_string()]);
+    args.extend(["--workload".to_owned(), role.workload.clone()]);
+    args.extend(["--seed".to_owned(), seed.to_string()]);
+    let duration = options.duration.as_millis();
+    args.extend(["--duration".to_owned(), format!("{duration}ms")]);
+    args.extend([
+        "--runtime-dir".to_owned(),
+        text(scratch.runtime_dir().path()),
+    ]);
+    args
+}
+
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn report_of(guest: &Child, status: std::process::ExitStatus) -> Result<GuestReport, DemoError> {
+    let name = || guest.name().to_owned();
+    let output = guest.output().map_err(DemoError::io("read a report"))?;
+    let report = GuestReport::last_in(&output);
+    let mismatches = report.as_ref().map_or(0, |report| report.mismatches);
+    if status.code() == Some(CORRUPT) || mismatches > 0 {
+        let log = guest.log_tail();
+        let message = format!("{mismatches} pages differ; {log}");
+        return Err(DemoError::Corrupt {
+            name: name(),
+            message,
+        });
+    }
+    if !status.success() {
+        return Err(failed(guest, status));
+    }
+    report.ok_or_else(|| DemoError::NoReport { name: name() })
+}
+
+fn failed(child: &Child, status: std::process::ExitStatus) -> DemoError {
+    DemoError::Failed {
+        name: child.name().to_owned(),
+        how: in_words(status),
+        message: child.log_tail(),
+    }
+}
+
+fn overtime(child: &Child, what: &'static str, limit: Duration) -> DemoError {
+    DemoError::Overtime {
+        name: child.name().to_owned(),
+        what,
+        limit,
+        message: child.log_tail(),
+    }
+}

@@ -1,0 +1,273 @@
+//! `memvisor demo`: a host and a handful of guests that together want three times its memory.
+//!
+//! It is what a newcomer runs first, so it needs nothing: no privilege, no file from outside, no
+//! second terminal. It makes a directory, writes synthetic files there for the guests to load, starts
+//! this same executable as a host and as guests, and shows what the host reports. What it claims at
+//! the end is measured: the guests verify every page they wrote, and the savings are those of the
+//! fullest snapshot. A guest that fails, a host that does not end cleanly or a run that verified
+//! nothing fails the demo.
+//!
+//! Nothing may be left behind. Every process is ended when its handle is dropped, and ends itself
+//! when this process is gone; the directory is removed when dropped, or by the host if this
+//! process is killed. Ctrl-C reaches only this process, since the children have process groups of
+//! their own, so they end in order: guests, then host.
+
+mod cast;
+mod child;
+mod content;
+mod crew;
+mod outcome;
+mod scratch;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use thiserror::Error;
+
+pub use outcome::{DemoOutcome, Traffic};
+pub use scratch::SCRATCH_PREFIX;
+
+use self::crew::Crew;
+use self::outcome::Watch;
+use self::scratch::Scratch;
+use crate::control::{Client, ClientError};
+use crate::host::EngineChoice;
+use crate::runtime_dir::RuntimeDirError;
+use crate::signals::{ENDING, Event, Signals};
+use crate::telemetry::HostStatus;
+use crate::top::Terminal;
+use crate::units::Bytes;
+
+/// How long the whole demo may take beyond the time that the guests run: writing the files, starting,
+/// and the last verification on a slow machine. With the default of 30 s that makes a minute.
+const OVERHEAD_MAX: Duration = Duration::from_secs(30);
+
+/// How long the host may take until it answers.
+const START_MAX: Duration = Duration::from_secs(10);
+
+/// How often the status is read.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What a demo is started with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DemoOptions {
+    /// The executable that is started as host and guests.
+    pub program: PathBuf,
+    /// The budget of the host.
+    pub memory: Bytes,
+    /// The number of guests.
+    pub guests: u32,
+    /// Memory of each guest.
+    pub guest_memory: Bytes,
+    /// How long the guests run.
+    pub duration: Duration,
+    /// The engine of the host.
+    pub engine: EngineChoice,
+    /// Whether standard output is for the result alone.
+    pub json: bool,
+}
+
+/// Why a demo failed.
+#[derive(Debug, Error)]
+pub enum DemoError {
+    /// A signal came, or `q` was typed.
+    #[error("interrupted")]
+    Interrupted,
+    /// A guest found other data than it had written.
+    #[error("{name} found corrupt memory: {message}")]
+    Corrupt {
+        /// The guest.
+        name: String,
+        /// What it said.
+        message: String,
+    },
+    /// A process failed.
+    #[error("{name} ended with {how}: {message}")]
+    Failed {
+        /// The host or a guest.
+        name: String,
+        /// Its exit code or signal.
+        how: String,
+        /// The end of what it logged.
+        message: String,
+    },
+    /// A guest ended well but did not say what it had verified.
+    #[error("{name} ended without a report")]
+    NoReport {
+        /// The guest.
+        name: String,
+    },
+    /// All guests ended well, but nothing was verified, so nothing is shown.
+    #[error("the guests verified no page at all")]
+    NothingVerified,
+    /// A process does not come up or does not end.
+    #[error("{name} took longer than {limit:?} to {what}: {message}")]
+    Overtime {
+        /// The host or a guest.
+        name: String,
+        /// What it had to do.
+        what: &'static str,
+        /// How long it could take.
+        limit: Duration,
+        /// The end of what it logged.
+        message: String,
+    },
+    /// The host does not answer although it runs.
+    #[error("the host does not answer")]
+    Client(#[from] ClientError),
+    /// The directory for the run cannot be used.
+    #[error("cannot use a directory for the demo")]
+    RuntimeDir(#[from] RuntimeDirError),
+    /// The system refuses something.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl DemoError {
+    fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, source }
+    }
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// [`DemoError`]; processes and files are gone by then.
+pub fn run(options: &DemoOptions) -> Result<DemoOutcome, DemoError> {
+    let began = Instant::now();
+    let signals = Signals::block(ENDING.into_iter().chain([Signal::SIGCHLD]))
+        .map_err(DemoError::io("wait for signals"))?;
+    let news = News::of(options);
+    let scratch = Scratch::new()?;
+    news.tell("writing a boot image and files for the guests")?;
+    cast::write_files(options, scratch.path(), || stop_if_asked(&signals))?;
+    news.tell("starting the host")?;
+    let mut crew = Crew::start_host(options, &scratch, &signals)?;
+    let client = Client::new(scratch.runtime_dir().control_socket())?;
+    let first = await_host(&mut crew, &client)?;
+    news.tell(&format!(
+        "host is up: {} of memory, engine {}; starting {} guests of {} for {:?}",
+        first.budget_pages.bytes(),
+        first.engine,
+        options.guests,
+        options.guest_memory,
+        options.duration,
+    ))?;
+    crew.start_guests(options, &scratch)?;
+    let limit = options.duration + OVERHEAD_MAX;
+    let mut watch = Watch::new(options, first);
+    follow(&mut crew, &client, &mut watch, began + limit, options)?;
+    let reports = crew.finish()?;
+    watch.outcome(reports, began.elapsed())
+}
+
+/// Waits until the host answers.
+fn await_host(crew: &mut Crew<'_>, client: &Client) -> Result<HostStatus, DemoError> {
+    let limit = Instant::now() + START_MAX;
+    loop {
+        match client.status() {
+            Err(ClientError::NotRunning { .. }) => {}
+            answer => return Ok(answer?),
+        }
+        crew.check_host()?;
+        if Instant::now() > limit {
+            return Err(crew.overtime_of_host(START_MAX));
+        }
+        let soon = Instant::now() + Duration::from_millis(50);
+        let event = crew.signals().wait(None, soon);
+        refuse_ending(event.map_err(DemoError::io("wait"))?)?;
+    }
+}
+
+/// Shows the host until all guests have ended.
+fn follow(
+    crew: &mut Crew<'_>,
+    client: &Client,
+    watch: &mut Watch,
+    limit: Instant,
+    options: &DemoOptions,
+) -> Result<(), DemoError> {
+    let mut screen = Terminal::open(!options.json).map_err(DemoError::io("use the terminal"))?;
+    let news = News::of(options);
+    while crew.any_guest_runs()? {
+        let due = Instant::now() + TICK;
+        let status = match client.status() {
+            // Why it is gone, the host's own log knows better.
+            Err(error) if error.is_gone() => return Err(crew.explain_host(error)),
+            answer => answer?,
+        };
+        watch.see(status);
+        if screen.is_live() {
+            let drawn = screen.draw(&watch.screen(screen.screen()));
+            drawn.map_err(DemoError::io("draw"))?;
+        } else {
+            news.tell(&watch.line())?;
+        }
+        if Instant::now() > limit {
+            return Err(crew.overtime_of_guest(options.duration + OVERHEAD_MAX));
+        }
+        pause(crew, &mut screen, due)?;
+    }
+    Ok(())
+}
+
+/// Waits for the next tick or until a child has ended.
+fn pause(crew: &Crew<'_>, screen: &mut Terminal, due: Instant) -> Result<(), DemoError> {
+    loop {
+        let event = crew.signals().wait(screen.keyboard(), due);
+        match event.map_err(DemoError::io("wait"))? {
+            Event::Timeout => return Ok(()),
+            Event::Readable if screen.quit_typed().map_err(DemoError::io("read a key"))? => {
+                return Err(DemoError::Interrupted);
+            }
+            Event::Readable => {}
+            Event::Signal(Signal::SIGCHLD) => return Ok(()),
+            Event::Signal(_) => return Err(DemoError::Interrupted),
+        }
+    }
+}
+
+fn stop_if_asked(signals: &Signals) -> Result<(), DemoError> {
+    let event = signals.wait(None, Instant::now());
+    refuse_ending(event.map_err(DemoError::io("wait"))?)
+}
+
+fn refuse_ending(event: Event) -> Result<(), DemoError> {
+    match event {
+        Event::Signal(signal) if signal != Signal::SIGCHLD => Err(DemoError::Interrupted),
+        _ => Ok(()),
+    }
+}
+
+/// Where progress is told: standard output, or standard error if that is for the result alone.
+#[derive(Clone, Copy)]
+struct News {
+    quiet: bool,
+}
+
+impl News {
+    const fn of(options: &DemoOptions) -> Self {
+        Self {
+            quiet: options.json,
+        }
+    }
+
+    fn tell(self, line: &str) -> Result<(), DemoError> {
+        let told = if self.quiet {
+            writeln!(io::stderr(), "{line}")
+        } else {
+            writeln!(io::stdout(), "{line}")
+        };
+        told.map_err(DemoError::io("print"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

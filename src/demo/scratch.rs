@@ -1,0 +1,62 @@
+//! The directory of one demo: sockets, files for the guests, logs, swap files.
+
+use std::env;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::DemoError;
+use crate::runtime_dir::RuntimeDir;
+
+/// How the names of all such directories begin; a host removes no other.
+pub const SCRATCH_PREFIX: &str = "memvisor-demo-";
+
+/// The directory; dropping it removes it with all that is in it.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    dir: TempDir,
+    runtime_dir: RuntimeDir,
+}
+
+impl Scratch {
+    /// Makes the directory in the first place that lets it.
+    ///
+    /// `/var/tmp` comes before `/tmp`, because that is often memory, and a swap file in memory would
+    /// save nothing.
+    pub(super) fn new() -> Result<Self, DemoError> {
+        let chosen = env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
+        let places = match chosen {
+            Some(dir) => vec![PathBuf::from(dir)],
+            None => vec![PathBuf::from("/var/tmp"), PathBuf::from("/tmp")],
+        };
+        let mut made = None;
+        for place in places {
+            made = Some(
+                tempfile::Builder::new()
+                    .prefix(SCRATCH_PREFIX)
+                    .permissions(Permissions::from_mode(0o700))
+                    .tempdir_in(place),
+            );
+            if matches!(made, Some(Ok(_))) {
+                break;
+            }
+        }
+        let dir = made
+            .expect("there is always a place to try")
+            .map_err(DemoError::io("make a directory"))?;
+        let runtime_dir = RuntimeDir::new(dir.path().join("run"))?;
+        Ok(Self { dir, runtime_dir })
+    }
+
+    /// The directory.
+    pub(super) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where the host of the demo has its sockets.
+    pub(super) const fn runtime_dir(&self) -> &RuntimeDir {
+        &self.runtime_dir
+    }
+}

@@ -1,0 +1,132 @@
+//! The daemon's end of a guest's memory socket: remap commands to the shim's memory thread.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use memvisor_guest_agent::protocol::memory::{
+    Ack, Command, MAX_MESSAGE, MAX_RUNS, Message, Op, Remap,
+};
+use memvisor_guest_agent::shim::{Received, SeqPacket};
+use nix::sys::socket::{Shutdown, shutdown};
+
+use super::EngineError;
+use crate::sync::{AtomicU32, Ordering};
+
+/// Commands go out one at a time: only the worker of the VM gives them, and waits for the answer.
+#[derive(Debug)]
+pub struct Link {
+    socket: SeqPacket,
+    seq: AtomicU32,
+}
+
+impl Link {
+    /// A link over the socket of a finished handshake.
+    #[must_use]
+    pub const fn new(socket: SeqPacket) -> Self {
+        Self {
+            socket,
+            seq: AtomicU32::new(0),
+        }
+    }
+
+    /// Has `runs` remapped; waits for the memory thread.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] names the run that failed; with [`EngineError::Gone`] or
+    /// [`EngineError::Protocol`] the session is over.
+    pub fn command(&self, op: Op, runs: &[Remap]) -> Result<(), EngineError> {
+        for batch in runs.chunks(MAX_RUNS) {
+            self.send_batch(op, batch)?;
+        }
+        Ok(())
+    }
+
+    fn send_batch(&self, op: Op, runs: &[Remap]) -> Result<(), EngineError> {
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed);
+        let command = Message::Command(Command {
+            seq,
+            op,
+            runs: runs.to_vec(),
+        });
+        self.socket
+            .send(&command.encode())
+            .map_err(|_| EngineError::Gone)?;
+        let ack = self.receive(seq)?;
+        let done = usize::try_from(ack.done).unwrap_or(usize::MAX);
+        if ack.errno == 0 && done == runs.len() {
+            return Ok(());
+        }
+        let Some(failed) = runs.get(done).filter(|_| ack.errno != 0) else {
+            return Err(EngineError::Protocol {
+                got: format!("{ack:?}"),
+                seq,
+            });
+        };
+        Err(EngineError::Refused {
+            what: match op {
+                Op::Freeze => "freeze",
+                Op::MapShared => "map shared frames",
+                Op::MapPrivate => "map RAM back",
+            },
+            run: failed.run,
+            source: std::io::Error::from_raw_os_error(
+                i32::try_from(ack.errno).unwrap_or(libc::EIO),
+            ),
+        })
+    }
+
+    fn receive(&self, seq: u32) -> Result<Ack, EngineError> {
+        let mut buffer = [0; MAX_MESSAGE];
+        let received = self
+            .socket
+            .recv(&mut buffer)
+            .map_err(|_| EngineError::Gone)?;
+        let Received::Message { len, .. } = received else {
+            return Err(EngineError::Gone);
+        };
+        match Message::decode(&buffer[..len.min(MAX_MESSAGE)]) {
+            Ok(Message::Ack(ack)) if ack.seq == seq => Ok(ack),
+            Ok(Message::Ack(ack)) => Err(EngineError::Protocol {
+                got: format!("{ack:?}"),
+                seq,
+            }),
+            Ok(other) => Err(EngineError::Protocol {
+                got: other.name().to_owned(),
+                seq,
+            }),
+            Err(error) => Err(EngineError::Protocol {
+                got: error.to_string(),
+                seq,
+            }),
+        }
+    }
+
+    /// Tells the guest why its session ends and hangs up, which also frees a worker that waits for
+    /// an answer.
+    pub fn end(&self, why: &str) {
+        // The guest may be gone or deaf; then there is nobody to tell.
+        let _ = self.socket.send(&Message::Error(why.to_owned()).encode());
+        let _ = shutdown(self.socket.as_fd().as_raw_fd(), Shutdown::Both);
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// How many of `runs` were remapped before one was refused.
+pub(super) fn done_before_refusal<T>(
+    runs: &[T],
+    run_of: impl Fn(&T) -> crate::units::GfnRun,
+    result: Result<(), EngineError>,
+) -> Result<usize, EngineError> {
+    match result {
+        Ok(()) => Ok(runs.len()),
+        Err(EngineError::Refused { run, .. }) => Ok(runs
+            .iter()
+            .position(|remap| run_of(remap) == run)
+            .unwrap_or(0)),
+        Err(error) => Err(error),
+    }
+}

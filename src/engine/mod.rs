@@ -1,0 +1,156 @@
+//! How the daemon gets a hand on guest memory: one trait, two engines.
+//!
+//! | step | [`UffdEngine`] | [`MprotectEngine`] |
+//! |---|---|---|
+//! | provide a page | `UFFDIO_ZEROPAGE` / `COPY` / `CONTINUE` | write it to the file; the guest thread opens it |
+//! | freeze | shim: `madvise(DONTNEED)`, the next access is a minor fault | shim: `mprotect(NONE)` |
+//! | share | shim: map pool frames read-only over RAM | the same |
+//! | break | write the copy to the file; the guest thread maps RAM back | the same |
+//! | take away | punch a hole into the file | the same |
+//!
+//! Who calls what: the *worker* of the VM is the only one that commands the shim (freeze, map shared,
+//! map private) and that punches; the *fault thread* is the only one that provides. Both do so only
+//! with the page locked. Hence a page that the worker saw resident stays resident while the worker
+//! looks at it, locked or not.
+//!
+//! Nobody reads a page of the RAM file that is not resident: the kernel would allocate it.
+
+mod link;
+mod mprotect;
+mod ram;
+mod uffd;
+
+use std::io;
+
+use memvisor_guest_agent::protocol::memory;
+use thiserror::Error;
+
+pub use link::Link;
+pub use memory::{Engine as EngineKind, Reply};
+pub use mprotect::MprotectEngine;
+pub use ram::Ram;
+pub use uffd::UffdEngine;
+
+use crate::units::{FrameId, Gfn, GfnRun, PageBuf};
+
+/// Why an engine could not do what it was told.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The guest's process or its session is gone.
+    #[error("the guest is gone")]
+    Gone,
+    /// A system call of the guest's memory thread failed.
+    #[error("the guest cannot {what} at {run:?}")]
+    Refused {
+        /// What it was told to do.
+        what: &'static str,
+        /// At which pages.
+        run: GfnRun,
+        /// What its kernel said; ENOMEM usually means the limit of VMAs.
+        #[source]
+        source: io::Error,
+    },
+    /// The shim broke the protocol.
+    #[error("the shim answered {got} to command {seq}")]
+    Protocol {
+        /// What came.
+        got: String,
+        /// To which command.
+        seq: u32,
+    },
+    /// A system call of the daemon failed.
+    #[error("cannot {what}")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl EngineError {
+    fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Kernel { what, source }
+    }
+}
+
+/// What a page shall hold when the guest gets it.
+#[derive(Clone, Copy, Debug)]
+pub enum Content<'a> {
+    /// Zeroes; the page is a hole now.
+    Zero,
+    /// These bytes; the page is a hole now.
+    Bytes(&'a PageBuf),
+    /// What the RAM file holds already.
+    Present,
+}
+
+/// What is left to do after a page was provided.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Provided {
+    /// Nothing: the guest can access the page.
+    Done,
+    /// The faulting thread must do this and confirm it; keep the page locked until then.
+    Ask(Reply),
+}
+
+/// Pages and the run of pool frames behind them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SharedRun {
+    /// The pages of the guest.
+    pub run: GfnRun,
+    /// The frame behind the first; the others follow in order.
+    pub frame: FrameId,
+}
+
+/// A hand on the memory of one guest. See the [module text](self) for who may call what.
+pub trait Engine: Send + Sync + std::fmt::Debug {
+    /// Which of the two it is.
+    fn kind(&self) -> EngineKind;
+
+    /// Makes accesses to these resident pages wait, so that their content stands still.
+    ///
+    /// # Errors
+    /// [`EngineError`]; some runs may be frozen then.
+    fn freeze(&self, runs: &[GfnRun]) -> Result<(), EngineError>;
+
+    /// Maps pool frames over frozen pages; how many runs were mapped before the guest's kernel
+    /// refused one, which is at its limit of VMAs.
+    ///
+    /// # Errors
+    /// [`EngineError`] other than a refusal.
+    fn map_shared(&self, runs: &[SharedRun]) -> Result<usize, EngineError>;
+
+    /// Maps RAM back over shared pages, holes, so that accesses fault.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn map_private(&self, runs: &[GfnRun]) -> Result<(), EngineError>;
+
+    /// Copies a resident page out of the RAM file.
+    fn read(&self, gfn: Gfn, into: &mut PageBuf);
+
+    /// Punches holes where pages were; their memory is free and every mapping of them is gone.
+    ///
+    /// # Errors
+    /// [`EngineError::Kernel`].
+    fn punch(&self, run: GfnRun) -> Result<(), EngineError>;
+
+    /// Gives the guest a page that is not mapped from the pool.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError>;
+
+    /// Gives the guest private copies of pages that are mapped from the pool: `content` is written
+    /// to RAM; mapping it is always left to the faulting thread.
+    ///
+    /// # Errors
+    /// [`EngineError::Kernel`].
+    fn write_back(&self, gfn: Gfn, content: &PageBuf) -> Result<(), EngineError>;
+
+    /// Lets faults on a page access it again.
+    fn wake(&self, gfn: Gfn);
+}

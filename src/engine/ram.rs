@@ -1,0 +1,65 @@
+//! The RAM of one VM: a sparse memfd and the daemon's read-only view of it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::EngineError;
+use crate::sys::{Mapping, Memfd};
+use crate::units::{Gfn, GfnRun, PageBuf, Pages};
+
+/// Guest RAM. A page that is not resident is a hole.
+#[derive(Debug)]
+pub struct Ram {
+    memfd: Memfd,
+    view: Mapping,
+}
+
+impl Ram {
+    /// RAM of `pages` holes for the VM called `name`.
+    ///
+    /// # Errors
+    /// What the kernel says: no address space, no descriptors.
+    pub fn new(name: &str, pages: u32) -> io::Result<Self> {
+        let memfd = Memfd::create(&format!("memvisor-ram:{name}"), pages)?;
+        let view = Mapping::read_only(&memfd)?;
+        Ok(Self { memfd, view })
+    }
+
+    /// Copies a page out; it must be resident.
+    pub fn read(&self, gfn: Gfn, into: &mut PageBuf) {
+        self.view.read(gfn.0, into);
+    }
+
+    /// Fills a hole.
+    ///
+    /// # Errors
+    /// [`EngineError::Kernel`] when the machine is out of memory.
+    pub fn write(&self, gfn: Gfn, content: &PageBuf) -> Result<(), EngineError> {
+        self.memfd
+            .write_page(gfn.0, content)
+            .map_err(EngineError::kernel("write guest RAM"))
+    }
+
+    /// Punches holes.
+    ///
+    /// # Errors
+    /// [`EngineError::Kernel`].
+    pub fn punch(&self, run: GfnRun) -> Result<(), EngineError> {
+        let punched = self.memfd.punch(run.start.0, run.count);
+        punched.map_err(EngineError::kernel("punch a hole into guest RAM"))
+    }
+
+    /// What the kernel counts for this RAM.
+    ///
+    /// # Errors
+    /// What `fstat(2)` says.
+    pub fn allocated(&self) -> io::Result<Pages> {
+        self.memfd.allocated()
+    }
+}
+
+impl AsFd for Ram {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+}

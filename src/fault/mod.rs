@@ -1,0 +1,27 @@
+//! Faults: a guest touched a page that is not there, or wrote one that it shares.
+//!
+//! The problem: a fault must be served at once when it can be, must wait when its page is being moved
+//! or the host has no memory, and must never hold up another. The naive way, a thread that takes the
+//! lock of the page and waits, deadlocks as soon as the page's mover waits for memory that only this
+//! thread's guest could free.
+//!
+//! So serving is one function that never waits: [`resolve`] looks at the page's home and either gives
+//! the guest its page, or says why not now. The fault thread of the VM ([`FaultThread`]) reads faults
+//! from the userfaultfd and from the fault channels, and *parks* those that cannot be served:
+//!
+//! - the page is *busy*: a flag in its entry makes whoever unlocks it call us ([`crate::page`]);
+//! - there is no *memory*, or the policy blocks the VM: the budget calls us when pages come free.
+//!
+//! Each wake-up serves the fault again from the start, by the home the page has then. A fault ends as
+//! served, or with its VM.
+//!
+//! Where a mapping of the guest must change (a copy-on-write break; any page, without userfaultfd),
+//! the faulting thread itself does it: it gets a [`Reply`](crate::engine::Reply) and confirms. Until
+//! then the page stays locked and is *pending*.
+
+mod resolve;
+mod thread;
+mod waiting;
+
+pub use resolve::{Access, FaultError, Outcome, Pending, complete, resolve};
+pub use thread::{Ended, FaultThread};

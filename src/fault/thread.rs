@@ -1,0 +1,368 @@
+//! The fault thread of one VM: reads faults, serves or parks them, and notices when the guest ends.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memvisor_guest_agent::protocol::DecodeError;
+use memvisor_guest_agent::protocol::memory::{FAULT_BYTES, Fault, MAX_REPORT};
+use memvisor_guest_agent::shim::{Received, SeqPacket};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use thiserror::Error;
+
+use super::resolve::{Access, FaultError, Outcome, Pending, complete, resolve};
+use super::waiting::{Asker, Waiter, Waiting};
+use crate::engine::{Link, Reply};
+use crate::sys::Uffd;
+use crate::units::{Gfn, PAGE_SIZE};
+use crate::vm::Vm;
+
+const BELL: u64 = 0;
+const LINK: u64 = 1;
+const UFFD: u64 = 2;
+const FIRST_CHANNEL: u64 = 3;
+
+/// Events taken from the kernel at once: more than one guest's descriptors.
+const EVENTS: usize = 32;
+/// While faults wait for memory, how often to look without being called, in case a policy change
+/// went unnoticed; and after how long, and how often, to say so.
+const STARVED_LOOK_MS: u16 = 200;
+const STARVED_WARNING: Duration = Duration::from_secs(5);
+
+/// Why a VM ended.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Ended {
+    /// The guest's process is gone or has hung up.
+    #[error("the guest is gone")]
+    GuestGone,
+    /// Somebody asked for it.
+    #[error("{0}")]
+    Asked(String),
+    /// A fault cannot be served, ever.
+    #[error("a fault cannot be served")]
+    Fault(#[source] FaultError),
+    /// The shim broke the protocol.
+    #[error("the shim broke the protocol: {0}")]
+    Protocol(String),
+    /// The guest's kernel refused a mapping that the guest cannot go on without.
+    #[error("the guest cannot map its own page: {0} (out of VMAs? see vm.max_map_count)")]
+    Mapping(io::Error),
+    /// The kernel failed the daemon.
+    #[error("cannot {what}")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl From<FaultError> for Ended {
+    fn from(error: FaultError) -> Self {
+        Self::Fault(error)
+    }
+}
+
+impl From<DecodeError> for Ended {
+    fn from(error: DecodeError) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}
+
+fn kernel(what: &'static str) -> impl Fn(Errno) -> Ended {
+    move |errno| Ended::Kernel {
+        what,
+        source: errno.into(),
+    }
+}
+
+/// What a channel is in the middle of.
+#[derive(Debug)]
+enum Channel {
+    Idle,
+    /// Its fault is parked.
+    Waiting,
+    /// Its thread has been told to change a mapping.
+    Confirming(Pending),
+}
+
+/// See the [module text](self).
+#[derive(Debug)]
+pub struct FaultThread {
+    vm: Arc<Vm>,
+    /// Kept open as long as the epoll watches it.
+    _link: Arc<Link>,
+    uffd: Option<Arc<Uffd>>,
+    base: u64,
+    sockets: Vec<SeqPacket>,
+    channels: Vec<Channel>,
+    waiting: Waiting,
+    epoll: Epoll,
+    warned: Instant,
+}
+
+impl FaultThread {
+    /// A thread for the faults of `vm`, whose shim maps RAM at `base`.
+    ///
+    /// # Errors
+    /// [`Ended::Kernel`] when no epoll can be made.
+    pub fn new(
+        vm: Arc<Vm>,
+        link: Arc<Link>,
+        uffd: Option<Arc<Uffd>>,
+        base: u64,
+        sockets: Vec<SeqPacket>,
+    ) -> Result<Self, Ended> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(kernel("make an epoll"))?;
+        let watch = |fd: std::os::fd::BorrowedFd<'_>, flags, token| {
+            epoll
+                .add(fd, EpollEvent::new(flags, token))
+                .map_err(kernel("watch a guest"))
+        };
+        if let Some(bell) = vm.parking.bell() {
+            watch(bell, EpollFlags::EPOLLIN, BELL)?;
+        }
+        // The worker reads the answers on this socket; here only its end is of interest.
+        watch(link.as_fd(), EpollFlags::EPOLLRDHUP, LINK)?;
+        if let Some(uffd) = &uffd {
+            watch(uffd.as_fd(), EpollFlags::EPOLLIN, UFFD)?;
+        }
+        for (token, socket) in (FIRST_CHANNEL..).zip(&sockets) {
+            watch(socket.as_fd(), EpollFlags::EPOLLIN, token)?;
+        }
+        let channels = sockets.iter().map(|_| Channel::Idle).collect();
+        let waiting = Waiting::default();
+        let warned = Instant::now();
+        Ok(Self {
+            vm,
+            _link: link,
+            uffd,
+            base,
+            sockets,
+            channels,
+            waiting,
+            epoll,
+            warned,
+        })
+    }
+
+    /// Serves faults until the VM ends, and says why it did.
+    pub fn run(mut self) -> Ended {
+        let ended = loop {
+            if let Err(ended) = self.turn() {
+                break ended;
+            }
+        };
+        // The guest will not confirm any more; what it was told counts as done, so that every page
+        // has one home when the VM is torn down.
+        for channel in std::mem::take(&mut self.channels) {
+            if let Channel::Confirming(pending) = channel {
+                complete(&self.vm, pending);
+            }
+        }
+        ended
+    }
+
+    fn turn(&mut self) -> Result<(), Ended> {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let timeout = match self.waiting.starved() {
+            Some(_) => EpollTimeout::from(STARVED_LOOK_MS),
+            None => EpollTimeout::NONE,
+        };
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(kernel("wait for faults")(errno)),
+        };
+        for event in &events[..count] {
+            match event.data() {
+                BELL => self.vm.parking.answer(),
+                LINK => return Err(self.hung_up()),
+                UFFD => self.read_uffd()?,
+                token => self.read_channel(usize::try_from(token - FIRST_CHANNEL).unwrap_or(0))?,
+            }
+        }
+        self.retry()
+    }
+
+    /// The socket is closed: by the guest's death, or by us because somebody asked for it.
+    fn hung_up(&self) -> Ended {
+        self.vm.end_reason().map_or(Ended::GuestGone, Ended::Asked)
+    }
+
+    fn read_uffd(&mut self) -> Result<(), Ended> {
+        let Some(uffd) = self.uffd.clone() else {
+            return Ok(());
+        };
+        let mut addresses = Vec::new();
+        let what = "read faults";
+        uffd.read_faults(&mut addresses)
+            .map_err(|source| Ended::Kernel { what, source })?;
+        for address in addresses {
+            let page = address.wrapping_sub(self.base) / PAGE_SIZE as u64;
+            let gfn = Gfn(u32::try_from(page).unwrap_or(u32::MAX));
+            self.serve(Waiter {
+                gfn,
+                access: Access::Any,
+                asker: Asker::Uffd,
+                since: Instant::now(),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn read_channel(&mut self, index: usize) -> Result<(), Ended> {
+        let Some(socket) = self.sockets.get(index) else {
+            return Ok(());
+        };
+        let mut bytes = [0; FAULT_BYTES];
+        let len = match socket.recv(&mut bytes) {
+            Ok(Received::Message {
+                len,
+                truncated: false,
+            }) => len,
+            Ok(Received::Message {
+                len,
+                truncated: true,
+            }) => {
+                let error = format!("{len} bytes on a fault channel, {FAULT_BYTES} are allowed");
+                return Err(Ended::Protocol(error));
+            }
+            Ok(Received::Closed) | Err(_) => return Err(self.hung_up()),
+        };
+        let (gfn, access) = match Fault::decode(&bytes[..len])? {
+            Fault::Done(errno) => return self.confirmed(index, errno),
+            Fault::History(gfn) => return self.tell_history(index, gfn),
+            Fault::Read(gfn) => (gfn, Access::Any),
+            Fault::Write(gfn) => (gfn, Access::Write),
+        };
+        if !matches!(self.channels.get(index), Some(Channel::Idle)) {
+            let error = "a second fault on a channel before the first was answered";
+            return Err(Ended::Protocol(error.to_owned()));
+        }
+        self.channels[index] = Channel::Waiting;
+        let since = Instant::now();
+        self.serve(Waiter {
+            gfn,
+            access,
+            asker: Asker::Channel(index),
+            since,
+        })
+    }
+
+    fn confirmed(&mut self, index: usize, errno: u32) -> Result<(), Ended> {
+        match std::mem::replace(&mut self.channels[index], Channel::Idle) {
+            Channel::Confirming(pending) => complete(&self.vm, pending),
+            other => {
+                return Err(Ended::Protocol(format!(
+                    "DONE on a channel that is {other:?}"
+                )));
+            }
+        }
+        match i32::try_from(errno) {
+            Ok(0) => Ok(()),
+            errno => Err(Ended::Mapping(io::Error::from_raw_os_error(
+                errno.unwrap_or(libc::EIO),
+            ))),
+        }
+    }
+
+    fn tell_history(&self, index: usize, gfn: Gfn) -> Result<(), Ended> {
+        let mut text = self.vm.table.history().of(gfn);
+        text.truncate(MAX_REPORT);
+        tracing::error!(vm = %self.vm.params.name, %gfn, "the guest found wrong bytes; {text}");
+        self.sockets[index]
+            .send(text.as_bytes())
+            .map_err(|_| self.hung_up())
+    }
+
+    fn serve(&mut self, waiter: Waiter) -> Result<(), Ended> {
+        match resolve(&self.vm, waiter.gfn, waiter.access)? {
+            Outcome::Served => {
+                self.vm.note_latency(waiter.since.elapsed());
+                self.answer(waiter, Reply::Retry, Channel::Idle)
+            }
+            Outcome::Ask(reply, pending) => {
+                self.vm.note_latency(waiter.since.elapsed());
+                self.answer(waiter, reply, Channel::Confirming(pending))
+            }
+            Outcome::Busy => {
+                self.vm.stats.parked.one();
+                self.waiting.park_busy(waiter);
+                Ok(())
+            }
+            Outcome::Starved => {
+                self.park_starved(waiter);
+                Ok(())
+            }
+        }
+    }
+
+    fn answer(&mut self, waiter: Waiter, reply: Reply, next: Channel) -> Result<(), Ended> {
+        match waiter.asker {
+            Asker::Channel(index) => {
+                self.channels[index] = next;
+                self.sockets[index]
+                    .send(&reply.encode())
+                    .map_err(|_| self.hung_up())
+            }
+            // The kernel was answered by providing the page.
+            Asker::Uffd => match next {
+                Channel::Confirming(pending) => {
+                    complete(&self.vm, pending);
+                    Err(Ended::Protocol(
+                        "a userfault on a page without userfaultfd".to_owned(),
+                    ))
+                }
+                Channel::Idle | Channel::Waiting => Ok(()),
+            },
+        }
+    }
+
+    fn park_starved(&mut self, waiter: Waiter) {
+        self.waiting.park_starved(waiter);
+        if !self.vm.parking.is_starved() {
+            self.vm.stats.starved.one();
+            self.vm.budget.starve(&self.vm.parking, true);
+            // Memory may have come free before we said that we wait for some: look once more.
+            self.vm.parking.ring();
+        }
+    }
+
+    /// Serves again what was parked and may go on now.
+    fn retry(&mut self) -> Result<(), Ended> {
+        while let Some(gfn) = self.vm.parking.pop() {
+            for waiter in self.waiting.unlocked(gfn) {
+                self.serve(waiter)?;
+            }
+        }
+        for waiter in self.waiting.take_starved() {
+            self.serve(waiter)?;
+        }
+        match self.waiting.starved() {
+            None => self.vm.budget.starve(&self.vm.parking, false),
+            Some((count, since)) => self.warn_starved(count, since),
+        }
+        Ok(())
+    }
+
+    fn warn_starved(&mut self, count: usize, since: Instant) {
+        if since.elapsed() < STARVED_WARNING || self.warned.elapsed() < STARVED_WARNING {
+            return;
+        }
+        self.warned = Instant::now();
+        tracing::warn!(
+            vm = %self.vm.params.name,
+            faults = count,
+            waited_s = since.elapsed().as_secs(),
+            free_pages = self.vm.budget.free().0,
+            blocked = self.vm.orders.is_blocked(),
+            swap_failing = self.vm.is_swap_failing(),
+            "guest threads wait for memory"
+        );
+    }
+}

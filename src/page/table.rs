@@ -1,0 +1,498 @@
+//! The page table of one VM: the single truth about where each page lives.
+//!
+//! One 8-byte atomic entry a page:
+//!
+//! ```text
+//! bit  0..3   kind of home
+//!      3      LOCKED   somebody is moving the page; its home may only be changed by them
+//!      4      WAITED   a fault waits for the lock; whoever unlocks must wake it
+//!      5      OPEN     the guest may read and write the RAM page (mprotect engine)
+//!      8..16  back-off of the scanner: passes to skip (5 bits), exponent (3 bits)
+//!     32..64  frame or slot; for a resident page the low half of its hash at the last scan
+//! ```
+//!
+//! Locks are only ever tried, never waited for. A scanner or evictor skips a busy page. A fault
+//! that finds its page busy sets WAITED and is *parked*: it holds no thread, and the unlock hands
+//! the page number to the [`Parking`] of the VM, whose fault thread serves it again from the start.
+//! Setting WAITED and unlocking are both atomic steps on the same word, so no wake-up is lost: either
+//! the unlock sees the flag, or the parker sees the page unlocked and does not park.
+//!
+//! Whoever locks several pages takes them in ascending order; as nobody waits, that is for
+//! predictability, not against deadlock.
+
+use std::sync::Arc;
+
+use super::history::History;
+use super::home::{Home, KINDS};
+use super::parking::Parking;
+use crate::sync::{AtomicU64, Ordering};
+use crate::units::{FrameId, Gfn};
+
+const KIND: u64 = 0b111;
+const LOCKED: u64 = 1 << 3;
+const WAITED: u64 = 1 << 4;
+const OPEN: u64 = 1 << 5;
+const SKIP_SHIFT: u32 = 8;
+const SKIP_MASK: u64 = 0b1_1111;
+const BACKOFF_SHIFT: u32 = 13;
+const BACKOFF_MASK: u64 = 0b111;
+const PAYLOAD_SHIFT: u32 = 32;
+/// 2^5 - 1 passes: a page that is broken again and again is tried every 31st pass.
+const BACKOFF_MAX: u64 = 5;
+
+/// A copy of one entry, as it was at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry(u64);
+
+impl Entry {
+    /// The home of the page.
+    #[must_use]
+    pub const fn home(self) -> Home {
+        Home::from_parts(self.0 & KIND, self.payload())
+    }
+
+    /// Whether somebody is moving the page.
+    #[must_use]
+    pub const fn is_locked(self) -> bool {
+        self.0 & LOCKED != 0
+    }
+
+    /// Whether the guest may access the RAM page without asking (mprotect engine only).
+    #[must_use]
+    pub const fn is_open(self) -> bool {
+        self.0 & OPEN != 0
+    }
+
+    const fn payload(self) -> u32 {
+        (self.0 >> PAYLOAD_SHIFT) as u32
+    }
+
+    /// The low half of the hash that a resident page had at the last scan; zero if there was none.
+    #[must_use]
+    pub const fn last_hash(self) -> u32 {
+        self.payload()
+    }
+}
+
+/// What of the guest's address space a page uses; neighbours that continue each other share a VMA.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum View {
+    Ram { open: bool },
+    Pool(FrameId),
+}
+
+impl View {
+    /// Whether `self` directly before `next` needs no second VMA.
+    const fn continues(self, next: Self) -> bool {
+        match (self, next) {
+            (Self::Ram { open: a }, Self::Ram { open: b }) => a == b,
+            (Self::Pool(a), Self::Pool(b)) => a.0.wrapping_add(1) == b.0,
+            _ => false,
+        }
+    }
+}
+
+/// The page table of one VM. See the [module text](self).
+#[derive(Debug)]
+pub struct PageTable {
+    entries: Box<[AtomicU64]>,
+    counts: [AtomicU64; KINDS],
+    history: History,
+    parking: Arc<Parking>,
+}
+
+impl PageTable {
+    /// A table of `pages` untouched pages. Faults that wait for a page are woken over `parking`.
+    #[must_use]
+    pub fn new(pages: u32, parking: Arc<Parking>) -> Self {
+        let counts: [AtomicU64; KINDS] = Default::default();
+        counts[Home::Untouched.kind()].store(u64::from(pages), Ordering::Relaxed);
+        let entries = (0..pages).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            entries,
+            counts,
+            history: History::new(),
+            parking,
+        }
+    }
+
+    /// Configured pages.
+    #[must_use]
+    pub const fn pages(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    /// Whether `gfn` is a page of this VM.
+    #[must_use]
+    pub const fn contains(&self, gfn: Gfn) -> bool {
+        gfn.0 < self.pages()
+    }
+
+    /// The entry as it is now; unless the caller holds the lock it may be old a moment later.
+    ///
+    /// # Panics
+    /// When `gfn` is outside the VM; what a guest says is checked before.
+    #[must_use]
+    pub fn entry(&self, gfn: Gfn) -> Entry {
+        Entry(self.entries[gfn.index()].load(Ordering::Acquire))
+    }
+
+    /// How many pages have each kind of home. Each is exact; together they may be a moment apart.
+    #[must_use]
+    pub fn counts(&self) -> [u64; KINDS] {
+        std::array::from_fn(|kind| self.counts[kind].load(Ordering::Relaxed))
+    }
+
+    /// How many pages have homes of the kind of `home`.
+    #[must_use]
+    pub fn count(&self, home: Home) -> u64 {
+        self.counts[home.kind()].load(Ordering::Relaxed)
+    }
+
+    /// The latest moves of pages, for reports about wrong bytes.
+    #[must_use]
+    pub const fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Locks a page, or `None` if somebody else is moving it.
+    pub fn try_lock(&self, gfn: Gfn) -> Option<PageGuard<'_>> {
+        let before = self.entries[gfn.index()].fetch_or(LOCKED, Ordering::Acquire);
+        (before & LOCKED == 0).then_some(PageGuard { table: self, gfn })
+    }
+
+    /// Asks to be woken over the parking when the page is unlocked. `false`: it is not locked (any
+    /// more), try again at once.
+    #[must_use]
+    pub fn park(&self, gfn: Gfn) -> bool {
+        let word = &self.entries[gfn.index()];
+        let mut entry = word.load(Ordering::Relaxed);
+        while entry & LOCKED != 0 {
+            let parked = entry | WAITED;
+            match word.compare_exchange(entry, parked, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => entry = now,
+            }
+        }
+        false
+    }
+
+    /// Takes a lock over that was kept by [`PageGuard::keep`].
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "taking the token ends the keeping"
+    )]
+    pub fn resume(&self, kept: KeptPage) -> PageGuard<'_> {
+        PageGuard {
+            table: self,
+            gfn: kept.0,
+        }
+    }
+
+    /// How many VMAs the guest's RAM takes now, counted page by page.
+    #[must_use]
+    pub fn count_vmas(&self, opens: bool) -> u32 {
+        let views = self
+            .entries
+            .iter()
+            .map(|word| view(Entry(word.load(Ordering::Relaxed)), opens));
+        let mut previous = None;
+        let mut vmas = 0;
+        for view in views {
+            if !previous.is_some_and(|before: View| before.continues(view)) {
+                vmas += 1;
+            }
+            previous = Some(view);
+        }
+        vmas
+    }
+
+    /// Counts every page by its home, from the entries alone: what [`Self::counts`] must equal when
+    /// nobody moves pages.
+    #[must_use]
+    pub fn recount(&self) -> [u64; KINDS] {
+        let mut counts = [0; KINDS];
+        for word in &self.entries {
+            counts[Entry(word.load(Ordering::Relaxed)).home().kind()] += 1;
+        }
+        counts
+    }
+
+    fn update(&self, gfn: Gfn, clear: u64, set: u64) {
+        let word = &self.entries[gfn.index()];
+        let mut entry = word.load(Ordering::Relaxed);
+        // Only WAITED can change under us: the caller holds the lock.
+        while let Err(now) = word.compare_exchange(
+            entry,
+            entry & !clear | set,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        ) {
+            entry = now;
+        }
+    }
+}
+
+const fn view(entry: Entry, opens: bool) -> View {
+    match entry.home() {
+        Home::Shared(frame) => View::Pool(frame),
+        _ => View::Ram {
+            open: opens && entry.is_open(),
+        },
+    }
+}
+
+/// The lock of one page; dropping it unlocks the page and wakes the faults that wait for it.
+#[derive(Debug)]
+pub struct PageGuard<'a> {
+    table: &'a PageTable,
+    gfn: Gfn,
+}
+
+/// A page that stays locked until the guest has confirmed a mapping; see [`PageTable::resume`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a page that is kept locked and forgotten is locked for ever"]
+pub struct KeptPage(Gfn);
+
+impl KeptPage {
+    /// Which page.
+    #[must_use]
+    pub const fn gfn(&self) -> Gfn {
+        self.0
+    }
+}
+
+impl PageGuard<'_> {
+    /// Which page.
+    #[must_use]
+    pub const fn gfn(&self) -> Gfn {
+        self.gfn
+    }
+
+    /// Its entry; nobody else changes its home.
+    #[must_use]
+    pub fn entry(&self) -> Entry {
+        self.table.entry(self.gfn)
+    }
+
+    /// Its home.
+    #[must_use]
+    pub fn home(&self) -> Home {
+        self.entry().home()
+    }
+
+    /// Moves the page to another home.
+    ///
+    /// # Panics
+    /// When the move is not in the table of legal ones: going on would lose a page.
+    pub fn set_home(&self, home: Home) {
+        let from = self.home();
+        assert!(
+            from.may_become(home),
+            "{}: {from:?} may not become {home:?}; {}",
+            self.gfn,
+            self.table.history.of(self.gfn)
+        );
+        let clear = KIND | OPEN | u64::from(u32::MAX) << PAYLOAD_SHIFT;
+        let set = home.kind() as u64 | u64::from(home.payload()) << PAYLOAD_SHIFT;
+        self.table.update(self.gfn, clear, set);
+        self.table.counts[from.kind()].fetch_sub(1, Ordering::Relaxed);
+        self.table.counts[home.kind()].fetch_add(1, Ordering::Relaxed);
+        self.table.history.record(self.gfn, home);
+    }
+
+    /// Notes whether the guest may access the RAM page without asking.
+    pub fn set_open(&self, open: bool) {
+        self.table.update(
+            self.gfn,
+            if open { 0 } else { OPEN },
+            if open { OPEN } else { 0 },
+        );
+    }
+
+    /// Keeps the page locked beyond the life of this guard, until [`PageTable::resume`].
+    pub fn keep(self) -> KeptPage {
+        let gfn = self.gfn;
+        std::mem::forget(self);
+        KeptPage(gfn)
+    }
+}
+
+impl Drop for PageGuard<'_> {
+    fn drop(&mut self) {
+        let word = &self.table.entries[self.gfn.index()];
+        let before = word.fetch_and(!(LOCKED | WAITED), Ordering::Release);
+        if before & WAITED != 0 {
+            self.table.parking.unpark(self.gfn);
+        }
+    }
+}
+
+/// The scanner's notes about a page. They are hints, kept beside the home and changed without the
+/// lock; a note that is lost in a race costs one scan of one page.
+impl PageTable {
+    /// Whether the scanner shall look at the page in this pass; counts the pass.
+    pub fn due_for_scan(&self, gfn: Gfn) -> bool {
+        let word = &self.entries[gfn.index()];
+        let entry = word.load(Ordering::Relaxed);
+        if entry >> SKIP_SHIFT & SKIP_MASK == 0 {
+            return true;
+        }
+        let less = entry - (1 << SKIP_SHIFT);
+        let _ = word.compare_exchange(entry, less, Ordering::Relaxed, Ordering::Relaxed);
+        false
+    }
+
+    /// Notes that the page changed between two looks or was broken out of sharing: the next looks
+    /// come ever later, up to every 31st pass.
+    pub fn back_off(&self, gfn: Gfn) {
+        let word = &self.entries[gfn.index()];
+        let entry = word.load(Ordering::Relaxed);
+        let exponent = (entry >> BACKOFF_SHIFT & BACKOFF_MASK).min(BACKOFF_MAX - 1) + 1;
+        let cleared = entry & !(SKIP_MASK << SKIP_SHIFT | BACKOFF_MASK << BACKOFF_SHIFT);
+        let passes = (1 << exponent) - 1;
+        let next = cleared | passes << SKIP_SHIFT | exponent << BACKOFF_SHIFT;
+        let _ = word.compare_exchange(entry, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Notes that the page was found unchanged: it is looked at in every pass again.
+    pub fn settle(&self, gfn: Gfn) {
+        let clear = SKIP_MASK << SKIP_SHIFT | BACKOFF_MASK << BACKOFF_SHIFT;
+        let word = &self.entries[gfn.index()];
+        if word.load(Ordering::Relaxed) & clear != 0 {
+            word.fetch_and(!clear, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes the low half of the hash of a resident page; does nothing if it is locked or no longer
+    /// resident.
+    pub fn note_hash(&self, gfn: Gfn, hash: u32) {
+        let word = &self.entries[gfn.index()];
+        let entry = word.load(Ordering::Relaxed);
+        if entry & (KIND | LOCKED) == Home::Resident.kind() as u64 {
+            let noted = entry & u64::from(u32::MAX) | u64::from(hash) << PAYLOAD_SHIFT;
+            let _ = word.compare_exchange(entry, noted, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync;
+    use crate::units::SlotId;
+
+    fn table(pages: u32) -> PageTable {
+        PageTable::new(pages, Arc::new(Parking::without_event()))
+    }
+
+    #[test]
+    fn lock_is_exclusive_and_ends_with_its_guard() {
+        let table = table(2);
+        let guard = table.try_lock(Gfn(0)).expect("free");
+        assert!(table.try_lock(Gfn(0)).is_none());
+        assert!(table.try_lock(Gfn(1)).is_some());
+        drop(guard);
+        assert!(table.try_lock(Gfn(0)).is_some());
+    }
+
+    #[test]
+    fn counts_follow_homes() {
+        let table = table(3);
+        for gfn in [Gfn(0), Gfn(1)] {
+            table.try_lock(gfn).expect("free").set_home(Home::Resident);
+        }
+        table
+            .try_lock(Gfn(1))
+            .expect("free")
+            .set_home(Home::Swapped(SlotId(4)));
+        assert_eq!(table.counts(), [1, 0, 1, 0, 0, 1, 0]);
+        assert_eq!(table.recount(), table.counts());
+    }
+
+    #[test]
+    #[should_panic(expected = "may not become")]
+    fn illegal_move_panics_with_the_history() {
+        table(1)
+            .try_lock(Gfn(0))
+            .expect("free")
+            .set_home(Home::Zero);
+    }
+
+    #[test]
+    fn vmas_count_breaks_between_views() {
+        let table = table(8);
+        let share = |gfn, frame| {
+            let guard = table.try_lock(Gfn(gfn)).expect("free");
+            guard.set_home(Home::Resident);
+            guard.set_home(Home::Shared(FrameId(frame)));
+        };
+        assert_eq!(table.count_vmas(false), 1);
+        share(2, 10);
+        share(3, 11);
+        assert_eq!(table.count_vmas(false), 3, "ram, one run of frames, ram");
+        share(4, 20);
+        assert_eq!(table.count_vmas(false), 4);
+        let guard = table.try_lock(Gfn(0)).expect("free");
+        guard.set_home(Home::Resident);
+        guard.set_open(true);
+        assert_eq!(
+            table.count_vmas(true),
+            5,
+            "an open page beside a closed one"
+        );
+    }
+
+    #[test]
+    fn back_off_grows_and_settles() {
+        let table = table(1);
+        let skipped = || (0..100).take_while(|_| !table.due_for_scan(Gfn(0))).count();
+        assert_eq!(skipped(), 0);
+        let rounds: Vec<_> = (0..6)
+            .map(|_| {
+                table.back_off(Gfn(0));
+                skipped()
+            })
+            .collect();
+        assert_eq!(rounds, [1, 3, 7, 15, 31, 31]);
+        table.settle(Gfn(0));
+        table.back_off(Gfn(0));
+        assert_eq!(skipped(), 1);
+    }
+
+    #[test]
+    fn notes_do_not_touch_home_or_lock() {
+        let table = table(1);
+        let guard = table.try_lock(Gfn(0)).expect("free");
+        guard.set_home(Home::Resident);
+        table.note_hash(Gfn(0), 77);
+        assert_eq!(guard.entry().last_hash(), 0, "a locked page is being moved");
+        drop(guard);
+        table.note_hash(Gfn(0), 77);
+        table.back_off(Gfn(0));
+        let entry = table.entry(Gfn(0));
+        assert_eq!(
+            (entry.home(), entry.last_hash(), entry.is_locked()),
+            (Home::Resident, 77, false)
+        );
+    }
+
+    /// A fault that parks and a mover that unlocks race; whatever the order, the fault is woken or
+    /// sees the page free.
+    #[test]
+    fn parked_fault_is_never_forgotten_in_any_schedule() {
+        sync::model(2_000, || {
+            let parking = Arc::new(Parking::without_event());
+            let table = Arc::new(PageTable::new(1, Arc::clone(&parking)));
+            let kept = table.try_lock(Gfn(0)).expect("free").keep();
+            let mover = {
+                let table = Arc::clone(&table);
+                shuttle::thread::spawn(move || drop(table.resume(kept)))
+            };
+            let parked = table.park(Gfn(0));
+            mover.join().expect("the mover ends");
+            assert_eq!(parking.pop(), parked.then_some(Gfn(0)));
+            assert!(table.try_lock(Gfn(0)).is_some());
+        });
+    }
+}

@@ -1,0 +1,62 @@
+//! Who may hold how much memory, and by which means the rest is taken back.
+//!
+//! # The problem
+//!
+//! The VMs of an overcommitted host want more pages than its budget has. Something must decide,
+//! again and again, from whom pages are taken, how many, and how: by a balloon, which is slow but
+//! lets the guest choose what to give up, or by eviction, which is sure but picks badly. The naive
+//! answer reacts to what it sees: the host is short, so every balloon grows by a step; the host
+//! has memory again, so they shrink. Balloons move with a delay, so that loop swings, and guests
+//! that did nothing wrong swing with it.
+//!
+//! # The structure
+//!
+//! [`plan`] is a pure function of a [`HostSnapshot`] and a [`Config`]. It knows no clock, does no
+//! I/O, takes no lock and draws no random number. Everything follows from three steps:
+//!
+//! 1. [`next_state`]: the free-memory state, with hysteresis (`states`).
+//! 2. Allocation targets: what is available is shared out by shares, between what each VM must
+//!    and can hold (`fair`). A target is a function of demands, not of balloons, so at constant
+//!    load it is constant.
+//! 3. The means: balloon targets follow from the allocation targets (`plan`), and what balloons
+//!    cannot bring is evicted, in proportion and in bounded rounds (`evict`).
+//!
+//! [`admit`] decides before a VM exists whether its reservation can be promised at all.
+//!
+//! The formulas, with worked numbers that a test reproduces, are in `docs/policy.md`.
+
+mod admission;
+mod config;
+mod evict;
+mod fair;
+mod plan;
+mod snapshot;
+mod states;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod simulation;
+
+pub use admission::{Refusal, VmParams, admit};
+pub use config::{Config, ConfigError};
+pub use plan::{Plan, Stuck, VmPlan, Why, plan};
+pub use snapshot::{HostSnapshot, VmSnapshot};
+pub use states::{FreeState, Thresholds, next_state};
+
+use crate::units::Pages;
+
+/// `percent` % of `pages`, rounded down.
+fn percent_of(pages: Pages, percent: u32) -> Pages {
+    let part = u128::from(pages.0) * u128::from(percent) / 100;
+    Pages(u64::try_from(part).unwrap_or(u64::MAX))
+}
+
+/// The sum of page counts. It saturates, because snapshots are also read from files.
+fn total(pages: impl IntoIterator<Item = Pages>) -> Pages {
+    Pages(
+        pages
+            .into_iter()
+            .fold(0, |sum, pages| pages.0.saturating_add(sum)),
+    )
+}

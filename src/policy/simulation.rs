@@ -1,0 +1,372 @@
+//! The plan in a loop: guests that grow, balloons that follow at their own pace, evictions that
+//! are carried out at once. Whatever the guests do first, the host must come to rest.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::units::VmId;
+
+/// Metadata of the simulated host, in pages.
+const METADATA: u64 = 200;
+
+/// One guest. What it does in a round depends on nothing but itself and the plan.
+#[derive(Clone, Debug)]
+struct Guest {
+    vm: VmSnapshot,
+    /// Pages it wants to use, as far as its balloon leaves them.
+    wants: u64,
+    /// Pages it grows by in a round.
+    growth: u64,
+    /// Pages its balloon moves by in a round.
+    pace: u64,
+    /// Swapped pages it touches again in a round.
+    refault: u64,
+    /// Whether its balloon takes pages it never touched before those it uses.
+    untouched_first: bool,
+}
+
+impl Guest {
+    fn new(size: u64, shares: u32, wants: u64) -> Self {
+        let vm = VmSnapshot {
+            id: VmId(0),
+            size: Pages(size),
+            reservation: Pages(0),
+            limit: None,
+            shares,
+            resident: Pages(0),
+            shared: Pages(0),
+            sharing_saved: Pages(0),
+            compressed: Pages(0),
+            zip_pages: Pages(0),
+            zip_room: Pages(0),
+            swapped: Pages(0),
+            ballooned: Pages(0),
+            zero: Pages(0),
+            untouched: Pages(size),
+            agent_alive: true,
+            balloon_max: Pages(size),
+            active: None,
+            swap_room: Pages(size),
+            swap_failing: false,
+        };
+        Self {
+            vm,
+            wants,
+            growth: size / 20,
+            pace: size / 25,
+            refault: 20,
+            untouched_first: true,
+        }
+    }
+
+    fn follow_balloon(&mut self, target: Pages) {
+        if !self.vm.agent_alive {
+            return;
+        }
+        let vm = &mut self.vm;
+        let back = vm.ballooned.saturating_sub(target).0.min(self.pace);
+        vm.ballooned.0 -= back;
+        vm.untouched.0 += back;
+        let mut more = target.saturating_sub(vm.ballooned).0.min(self.pace);
+        let mut homes = [&mut vm.untouched, &mut vm.resident, &mut vm.swapped];
+        if !self.untouched_first {
+            homes.rotate_left(1);
+        }
+        for home in homes {
+            let taken = more.min(home.0);
+            home.0 -= taken;
+            vm.ballooned.0 += taken;
+            more -= taken;
+        }
+    }
+
+    fn evict(&mut self, pages: Pages) {
+        assert!(
+            pages <= self.vm.evictable(),
+            "more than its swap file takes"
+        );
+        self.vm.resident.0 -= pages.0;
+        self.vm.swapped.0 += pages.0;
+        self.vm.swap_room.0 -= pages.0;
+    }
+
+    /// Touches pages: those it lacks of what it wants, and those that were swapped.
+    fn run(&mut self, free: u64) {
+        let vm = &mut self.vm;
+        let uses = vm.resident.0 + vm.swapped.0;
+        let lacks = self.wants.saturating_sub(uses);
+        let grown = lacks.min(self.growth).min(vm.untouched.0).min(free);
+        vm.untouched.0 -= grown;
+        vm.resident.0 += grown;
+        let refilled = vm.swapped.0.min(self.refault).min(free - grown);
+        vm.swapped.0 -= refilled;
+        vm.swap_room.0 += refilled;
+        vm.resident.0 += refilled;
+    }
+}
+
+struct Host {
+    budget: u64,
+    config: Config,
+    guests: Vec<Guest>,
+    state: FreeState,
+    round: u64,
+    worst: FreeState,
+}
+
+impl Host {
+    fn new(budget: u64, guests: Vec<Guest>) -> Self {
+        Self {
+            budget,
+            // Balloons may take what the policy asks for: what they cannot is swapped, and a
+            // guest that keeps touching swapped pages never rests.
+            config: Config {
+                balloon_max_percent: 99,
+                ..Config::default()
+            },
+            guests,
+            state: FreeState::High,
+            round: 0,
+            worst: FreeState::High,
+        }
+    }
+
+    fn free(&self) -> u64 {
+        let held: u64 = self.guests.iter().map(|g| g.vm.backing().0).sum();
+        self.budget - METADATA - held
+    }
+
+    fn snapshot(&self) -> HostSnapshot {
+        let vms = (1..).zip(&self.guests).map(|(id, guest)| VmSnapshot {
+            id: VmId(id),
+            ..guest.vm.clone()
+        });
+        HostSnapshot {
+            budget: Pages(self.budget),
+            used: Pages(self.budget - self.free()),
+            state: self.state,
+            vms: vms.collect(),
+            seed: self.round,
+        }
+    }
+
+    /// One plan, carried out, and then one round of guest work.
+    fn step(&mut self) -> Plan {
+        let plan = plan(&self.snapshot(), &self.config);
+        let thresholds = Thresholds::of(Pages(self.budget), &self.config);
+        self.state = plan.state;
+        for (at, order) in plan.vms.iter().enumerate() {
+            self.guests[at].evict(order.evict);
+            if !order.blocked || plan.stuck.is_some() {
+                self.guests[at].follow_balloon(order.balloon_target);
+            }
+            if !order.blocked {
+                let free = self.free();
+                self.guests[at].run(free);
+                // As the daemon does it: at each allocation, not only in a plan.
+                self.state = next_state(self.state, Pages(self.free()), &thresholds);
+            }
+        }
+        self.worst = self.worst.max(self.state);
+        self.round += 1;
+        plan
+    }
+
+    fn steps(&mut self, rounds: u64) -> Plan {
+        (1..rounds).for_each(|_| drop(self.step()));
+        self.step()
+    }
+
+    /// Asserts that the host is at rest in the high state: the plan repeats itself, nothing is
+    /// evicted and no balloon moves.
+    fn assert_rests(&mut self) {
+        let first = self.step();
+        assert_eq!(first.state, FreeState::High, "{:?}", self.snapshot());
+        for _ in 0..50 {
+            let next = self.step();
+            assert_eq!(next, first, "the plan still changes: {:?}", self.snapshot());
+            for (guest, order) in self.guests.iter().zip(&next.vms) {
+                assert_eq!(order.evict, Pages(0));
+                if guest.vm.agent_alive {
+                    assert_eq!(order.balloon_target, guest.vm.ballooned, "{order:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Three guests of 1000 pages that want all of them, on a host with room for less than half.
+fn hungry() -> Host {
+    let guests = [1000, 1000, 2000].map(|shares| Guest::new(10_000, shares, 10_000));
+    Host::new(14_000, guests.to_vec())
+}
+
+#[test]
+fn hungry_guests_with_balloons_come_to_rest_at_their_shares() {
+    let mut host = hungry();
+    host.steps(400);
+    host.assert_rests();
+    // 14 000 - 200 metadata - 896 free (6.4 %) = 12 904, a quarter being 3226.
+    let held: Vec<u64> = host.guests.iter().map(|g| g.vm.allocation().0).collect();
+    assert_eq!(held, [3226, 3226, 6452]);
+}
+
+#[test]
+fn balloons_at_their_maximum_leave_the_rest_to_swap() {
+    let mut host = hungry();
+    host.config = Config::default();
+    for guest in &mut host.guests {
+        (guest.growth, guest.refault) = (20, 0);
+    }
+    host.steps(800);
+    host.assert_rests();
+    let small = &host.guests[0].vm;
+    assert_eq!(small.ballooned, Pages(6500));
+    assert!(small.swapped >= Pages(3500 - 3226), "{small:?}");
+}
+
+#[test]
+fn slowly_growing_guests_are_ballooned_and_never_swapped() {
+    let mut host = hungry();
+    for guest in &mut host.guests {
+        guest.growth = 20;
+        guest.vm.size = Pages(6000);
+        guest.vm.untouched = Pages(6000);
+    }
+    host.steps(600);
+    assert!(host.worst <= FreeState::Soft, "{}", host.worst);
+    assert!(host.guests.iter().all(|guest| guest.vm.swapped == Pages(0)));
+    host.assert_rests();
+}
+
+#[test]
+fn boot_storm_without_agents_falls_to_low_and_recovers_with_them() {
+    let mut host = hungry();
+    for guest in &mut host.guests {
+        guest.vm.agent_alive = false;
+        guest.growth = 5000;
+    }
+    host.steps(20);
+    assert_eq!(host.worst, FreeState::Low);
+    host.guests
+        .iter_mut()
+        .for_each(|guest| guest.vm.agent_alive = true);
+    host.steps(1000);
+    host.assert_rests();
+}
+
+#[test]
+fn guests_without_agents_are_evicted_until_the_state_is_high() {
+    let mut host = hungry();
+    for guest in &mut host.guests {
+        guest.vm.agent_alive = false;
+        guest.refault = 0;
+    }
+    host.steps(200);
+    host.assert_rests();
+    let swapped: Vec<u64> = host.guests.iter().map(|g| g.vm.swapped.0).collect();
+    assert!(
+        swapped[2] < swapped[0],
+        "more shares, less swapped: {swapped:?}"
+    );
+}
+
+#[test]
+fn leaving_guest_lets_the_balloons_shrink_without_a_dip() {
+    let mut host = hungry();
+    host.steps(400);
+    host.guests.pop();
+    host.worst = FreeState::High;
+    let before = host.guests[0].vm.ballooned;
+    host.steps(400);
+    assert!(host.worst <= FreeState::Soft, "{}", host.worst);
+    host.assert_rests();
+    assert!(host.guests[0].vm.ballooned < before);
+}
+
+#[test]
+fn idle_guest_below_its_fair_part_is_left_alone() {
+    let mut host = hungry();
+    host.guests[1].wants = 1500;
+    host.steps(400);
+    host.assert_rests();
+    let idle = &host.guests[1].vm;
+    assert_eq!((idle.resident, idle.ballooned), (Pages(1500), Pages(0)));
+}
+
+#[test]
+fn pressure_that_ends_returns_every_balloon() {
+    let mut host = hungry();
+    host.steps(400);
+    for guest in &mut host.guests {
+        // The guest drops what it used, as at a reboot.
+        let vm = &mut guest.vm;
+        vm.untouched.0 += vm.resident.0 + vm.swapped.0;
+        (vm.resident, vm.swapped) = (Pages(0), Pages(0));
+        guest.wants = 2000;
+    }
+    host.steps(400);
+    host.assert_rests();
+    for guest in &host.guests {
+        assert_eq!(
+            (guest.vm.ballooned, guest.vm.resident),
+            (Pages(0), Pages(2000))
+        );
+    }
+}
+
+#[test]
+fn stuck_host_recovers_by_the_balloon_of_a_blocked_guest() {
+    let mut host = hungry();
+    for guest in &mut host.guests {
+        guest.vm.agent_alive = false;
+        guest.vm.swap_failing = true;
+        guest.growth = 5000;
+    }
+    let plan = host.steps(50);
+    assert_eq!(
+        (plan.state, plan.stuck),
+        (FreeState::Low, Some(Stuck::NoRoom))
+    );
+    for guest in &mut host.guests {
+        guest.vm.agent_alive = true;
+        guest.vm.size = Pages(6000);
+        guest.vm.untouched = Pages(6000 - guest.vm.resident.0.min(6000));
+    }
+    host.steps(1000);
+    host.assert_rests();
+}
+
+fn guest() -> impl Strategy<Value = Guest> {
+    let sizes = (1000_u64..20_000, 1_u64..=100, 1_u32..4000);
+    let speeds = (1_u64..=50, 1_u64..=25, 0_u64..200);
+    let rules = (0_u64..=15, 20_u64..=100, any::<bool>(), any::<bool>());
+    (sizes, speeds, rules).prop_map(|(sizes, speeds, rules)| {
+        let (size, wants, shares) = sizes;
+        let mut guest = Guest::new(size, shares, size * wants / 100);
+        guest.growth = 1 + size * speeds.0 / 100;
+        guest.pace = 1 + size * speeds.1 / 100;
+        guest.refault = speeds.2;
+        guest.vm.reservation = Pages(size * rules.0 / 100);
+        guest.vm.limit = rules.2.then_some(Pages(size * rules.1 / 100));
+        guest.untouched_first = rules.3;
+        guest
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Any mix of ballooning guests comes to rest. The budget leaves room for what balloons may
+    /// not take, so that no guest has to be swapped for ever.
+    #[test]
+    fn any_ballooning_guests_come_to_rest_in_high(
+        guests in proptest::collection::vec(guest(), 1..6),
+        percent in 40_u64..150,
+    ) {
+        let sizes: u64 = guests.iter().map(|guest| guest.vm.size.0).sum();
+        let mut host = Host::new(METADATA + 10 + sizes * percent / 100, guests);
+        host.steps(2500);
+        host.assert_rests();
+    }
+}

@@ -1,0 +1,185 @@
+//! What the policy knows of a host: counts, taken at one instant.
+//!
+//! Two ways of counting meet here and must not be mixed. Fairness counts a shared page in full,
+//! as ESX does: a VM is not entitled to more because its neighbours run the same system. The
+//! budget counts host pages: a page with n sharers is one page, and each sharer bears 1/n of it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{FreeState, total};
+use crate::units::{Pages, VmId};
+
+/// A host at one instant.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostSnapshot {
+    /// All the host pages the daemon may use.
+    pub budget: Pages,
+    /// The host pages in use, metadata included.
+    pub used: Pages,
+    /// The state that the last plan or allocation left.
+    #[serde(default)]
+    pub state: FreeState,
+    /// Every VM, in any order.
+    pub vms: Vec<VmSnapshot>,
+    /// Decides whose turn it is when a remainder of pages cannot be divided. The caller changes
+    /// it with each round, so that no VM always bears the odd page.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// A VM at one instant. `resident + shared + zero + compressed + swapped + ballooned + untouched`
+/// is its size.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSnapshot {
+    /// Its number.
+    pub id: VmId,
+    /// Its configured memory, in guest pages.
+    pub size: Pages,
+    /// Guest pages that are never taken from it once it holds them. At most its size and limit;
+    /// what is above them is ignored.
+    #[serde(default)]
+    pub reservation: Pages,
+    /// The most guest pages that are ever backed. None: its size.
+    #[serde(default)]
+    pub limit: Option<Pages>,
+    /// Its weight against the other VMs. A VM without shares keeps only its reservation when
+    /// memory is short.
+    pub shares: u32,
+    /// Guest pages in its own RAM: one host page each.
+    #[serde(default)]
+    pub resident: Pages,
+    /// Guest pages that are mapped to shared frames, each counted in full.
+    #[serde(default)]
+    pub shared: Pages,
+    /// Its part of the host pages that sharing saves: `shared` less 1/refs of each frame.
+    #[serde(default)]
+    pub sharing_saved: Pages,
+    /// Guest pages in its compression cache.
+    #[serde(default)]
+    pub compressed: Pages,
+    /// Host pages that its compression cache takes. They are charged to the VM.
+    #[serde(default)]
+    pub zip_pages: Pages,
+    /// Host pages by which its compression cache may still grow. Zero also when the pages that
+    /// were tried last did not compress.
+    #[serde(default)]
+    pub zip_room: Pages,
+    /// Guest pages in its swap file.
+    #[serde(default)]
+    pub swapped: Pages,
+    /// Guest pages that its balloon holds now.
+    #[serde(default)]
+    pub ballooned: Pages,
+    /// Guest pages that were written but hold only zeroes; they cost nothing.
+    #[serde(default)]
+    pub zero: Pages,
+    /// Guest pages that were never written; they cost nothing.
+    #[serde(default)]
+    pub untouched: Pages,
+    /// Whether a balloon agent is attached and has come closer to its target within the last few
+    /// polls, or is at it. False: the balloon is not waited for.
+    pub agent_alive: bool,
+    /// The most guest pages its balloon may hold; the host-wide maximum holds as well.
+    pub balloon_max: Pages,
+    /// Guest pages it is estimated to be using. None: not known yet.
+    #[serde(default)]
+    pub active: Option<Pages>,
+    /// Guest pages that its swap file can still take.
+    #[serde(default)]
+    pub swap_room: Pages,
+    /// Whether the last writes to its swap file failed: it takes nothing then.
+    #[serde(default)]
+    pub swap_failing: bool,
+}
+
+impl HostSnapshot {
+    /// Host pages not in use.
+    #[must_use]
+    pub fn free(&self) -> Pages {
+        self.budget.saturating_sub(self.used)
+    }
+
+    /// Host pages that no VM is charged with: metadata.
+    #[must_use]
+    pub fn overhead(&self) -> Pages {
+        self.used
+            .saturating_sub(total(self.vms.iter().map(VmSnapshot::backing)))
+    }
+
+    /// Host pages that sharing saves.
+    #[must_use]
+    pub fn sharing_saved(&self) -> Pages {
+        total(self.vms.iter().map(|vm| vm.sharing_saved))
+    }
+}
+
+impl VmSnapshot {
+    /// The most it may ever hold: its size or its limit, whichever is less.
+    #[must_use]
+    pub fn max(&self) -> Pages {
+        self.limit.unwrap_or(self.size).min(self.size)
+    }
+
+    /// The least it must be able to hold: its reservation.
+    #[must_use]
+    pub fn min(&self) -> Pages {
+        self.reservation.min(self.max())
+    }
+
+    /// What it holds, for fairness: shared pages count in full, as ESX counts them, and the
+    /// compression cache counts as the host pages it takes.
+    #[must_use]
+    pub fn allocation(&self) -> Pages {
+        total([self.resident, self.shared, self.zip_pages])
+    }
+
+    /// What it holds, for the budget: host pages.
+    #[must_use]
+    pub fn backing(&self) -> Pages {
+        self.allocation().saturating_sub(self.sharing_saved)
+    }
+
+    /// The most pages that can be evicted from it now.
+    #[must_use]
+    pub fn evictable(&self) -> Pages {
+        let swap_room = if self.swap_failing {
+            Pages(0)
+        } else {
+            self.swap_room
+        };
+        // A host page of the cache takes at least two guest pages, so each page of room frees one.
+        total([swap_room, self.zip_room]).min(total([self.resident, self.shared]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshot_of_few_fields_is_read_and_counts() {
+        let text = r#"{
+            "budget": 1000, "used": 380,
+            "vms": [{
+                "id": 1, "size": 500, "limit": 400, "reservation": 450, "shares": 1000,
+                "resident": 200, "shared": 100, "sharing_saved": 50, "zip_pages": 20,
+                "compressed": 60, "zip_room": 30, "swap_room": 40,
+                "agent_alive": true, "balloon_max": 325
+            }]
+        }"#;
+        let host: HostSnapshot = serde_json::from_str(text).expect("valid");
+        let vm = &host.vms[0];
+        assert_eq!(host.state, FreeState::High);
+        assert_eq!((vm.max(), vm.min()), (Pages(400), Pages(400)));
+        assert_eq!((vm.allocation(), vm.backing()), (Pages(320), Pages(270)));
+        assert_eq!((host.free(), host.overhead()), (Pages(620), Pages(110)));
+        assert_eq!(vm.evictable(), Pages(70));
+        let failing = VmSnapshot {
+            swap_failing: true,
+            ..vm.clone()
+        };
+        assert_eq!(failing.evictable(), Pages(30));
+    }
+}

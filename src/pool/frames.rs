@@ -1,0 +1,622 @@
+//! The frames of one sharing domain and the references to them.
+
+use std::io;
+use std::mem;
+use std::os::fd::OwnedFd;
+
+use super::extents::FreeFrames;
+use super::index::Index;
+use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering};
+use crate::sys::{Mapping, Memfd};
+use crate::units::{FrameId, PageBuf, Pages};
+
+/// What came of giving a reference back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unref {
+    /// It was the last one: the frame's memory is the machine's again.
+    Freed,
+    /// Others still refer to the frame.
+    StillUsed,
+}
+
+/// What sharing saves. The parts are read one after the other, not in one instant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PoolCounts {
+    /// Frames that cost memory (ESX: `common`).
+    pub frames: Pages,
+    /// References to them; equals the guest pages in Shared while nothing is in flight (ESX:
+    /// `shared`).
+    pub refs: Pages,
+    /// Pages known to the scanner that are not shared (ESX: hint frames).
+    pub hints: Pages,
+}
+
+impl PoolCounts {
+    /// The memory that sharing saves: references less frames (ESX: `saving`).
+    #[must_use]
+    pub const fn saved(&self) -> Pages {
+        self.refs.saturating_sub(self.frames)
+    }
+}
+
+/// The share pool of one sharing domain.
+///
+/// A frame is *free*, *new* (one [`NewFrame`] has it, no reference) or *shared* (one reference or more;
+/// immutable). References are held by [`FrameRef`]s while something is in flight, and by page table
+/// entries, which keep only the [`FrameId`] and give the reference back by [`Pool::unref`].
+#[derive(Debug)]
+pub struct Pool {
+    memfd: Memfd,
+    mapping: Mapping,
+    free: Mutex<FreeFrames>,
+    index: Index,
+    refs: Box<[AtomicU32]>,
+    /// The hash a shared frame was published under. Relaxed is enough: it is written before the
+    /// first reference exists and read by who gave the last one back.
+    hashes: Box<[AtomicU64]>,
+    frames_used: AtomicU64,
+    refs_total: AtomicU64,
+}
+
+impl Pool {
+    /// A pool of up to `frames` frames, all free; they cost no memory before they are used, but 12
+    /// bytes of metadata each. `name` is what `/proc/PID/maps` shows.
+    ///
+    /// # Errors
+    /// When the memfd cannot be created or mapped.
+    pub fn new(name: &str, frames: u32) -> io::Result<Self> {
+        // A mapping cannot be empty.
+        let memfd = Memfd::create(name, frames.max(1))?;
+        let mapping = Mapping::read_write(&memfd)?;
+        Ok(Self {
+            memfd,
+            mapping,
+            free: Mutex::new(FreeFrames::new(frames)),
+            index: Index::new(),
+            refs: (0..frames).map(|_| AtomicU32::new(0)).collect(),
+            hashes: (0..frames).map(|_| AtomicU64::new(0)).collect(),
+            frames_used: AtomicU64::new(0),
+            refs_total: AtomicU64::new(0),
+        })
+    }
+
+    /// A descriptor of the pool for a guest: it can map and read frames, and not write them.
+    ///
+    /// # Errors
+    /// What opening `/proc/self/fd/N` says.
+    pub fn read_only_fd(&self) -> io::Result<OwnedFd> {
+        self.memfd.read_only()
+    }
+
+    /// The hints; for frames see [`lookup_frame`](Self::lookup_frame).
+    #[must_use]
+    pub const fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// A free frame to be filled and published: `wanted` itself if it is free, else the start of a
+    /// new extent with room to grow, else any; `None` when the pool is full.
+    ///
+    /// `wanted` is the frame after that of the guest page before this one.
+    pub fn allocate_near(&self, wanted: Option<FrameId>) -> Option<NewFrame<'_>> {
+        let frame = self.free.lock().take_near(wanted)?;
+        Some(NewFrame {
+            pool: self,
+            frame,
+            filled: false,
+        })
+    }
+
+    /// The shared frame that was published under this hash, with a reference taken.
+    ///
+    /// Its bytes are most probably those of a page of this hash; [`equals`](Self::equals) decides.
+    pub fn lookup_frame(&self, hash: u64) -> Option<FrameRef<'_>> {
+        let frame = self.index.find_frame(hash, |frame| self.try_ref(frame))?;
+        Some(FrameRef { pool: self, frame })
+    }
+
+    /// Takes another reference; `false` when there is none, and the frame is free or about to be.
+    ///
+    /// The caller must know that the frame is still the one it means: a number that was only
+    /// remembered may name another content by now.
+    pub fn try_ref(&self, frame: FrameId) -> bool {
+        let refs = self.refs_of(frame);
+        let mut seen = refs.load(Ordering::Relaxed);
+        while seen > 0 {
+            let taken =
+                refs.compare_exchange_weak(seen, seen + 1, Ordering::Acquire, Ordering::Relaxed);
+            match taken {
+                Ok(_) => {
+                    self.refs_total.fetch_add(1, Ordering::Relaxed);
+                    return true;
+                }
+                Err(now) => seen = now,
+            }
+        }
+        false
+    }
+
+    /// Gives a reference back that the caller held. After the last one nothing maps the frame: a guest
+    /// that did was told to map something else, and has confirmed that.
+    ///
+    /// # Panics
+    /// When the frame had none.
+    pub fn unref(&self, frame: FrameId) -> Unref {
+        // Release: what this holder read of the frame comes before its end. Acquire: the end comes
+        // after what all the other holders read.
+        let before = self.refs_of(frame).fetch_sub(1, Ordering::AcqRel);
+        assert!(
+            before > 0,
+            "frame {} had no reference to give back",
+            frame.0
+        );
+        self.refs_total.fetch_sub(1, Ordering::Relaxed);
+        if before > 1 {
+            return Unref::StillUsed;
+        }
+        let hash = self.hashes[frame.index()].load(Ordering::Relaxed);
+        self.index.remove_frame(hash, frame);
+        self.release(frame);
+        Unref::Freed
+    }
+
+    /// The references to a frame; 0 means that it is free or new.
+    #[must_use]
+    pub fn refs(&self, frame: FrameId) -> u32 {
+        self.refs_of(frame).load(Ordering::Relaxed)
+    }
+
+    /// Copies a frame out. The caller holds a reference.
+    pub fn read(&self, frame: FrameId, into: &mut PageBuf) {
+        debug_assert!(self.refs(frame) > 0, "frame {} is read unheld", frame.0);
+        self.mapping.read(frame.0, into);
+    }
+
+    /// Whether a frame holds exactly these bytes. The caller holds a reference.
+    #[must_use]
+    pub fn equals(&self, frame: FrameId, content: &PageBuf) -> bool {
+        let mut shared = PageBuf::zeroed();
+        self.read(frame, &mut shared);
+        shared == *content
+    }
+
+    /// What the pool holds and saves.
+    #[must_use]
+    pub fn counts(&self) -> PoolCounts {
+        PoolCounts {
+            frames: Pages(self.frames_used.load(Ordering::Relaxed)),
+            refs: Pages(self.refs_total.load(Ordering::Relaxed)),
+            hints: Pages(self.index.hints()),
+        }
+    }
+
+    /// The memory the kernel counts for the pool; equals the frames of [`counts`](Self::counts).
+    ///
+    /// # Errors
+    /// What `fstat(2)` says.
+    pub fn allocated(&self) -> io::Result<Pages> {
+        self.memfd.allocated()
+    }
+
+    /// Ends a filled frame that nobody can find any more.
+    fn release(&self, frame: FrameId) {
+        self.memfd
+            .punch(frame.0, 1)
+            .expect("an own memfd can be punched inside its length");
+        self.frames_used.fetch_sub(1, Ordering::Relaxed);
+        self.free.lock().give(frame);
+    }
+
+    fn refs_of(&self, frame: FrameId) -> &AtomicU32 {
+        let frames = self.refs.len();
+        let refs = self.refs.get(frame.index());
+        refs.unwrap_or_else(|| panic!("frame {} of a pool of {frames}", frame.0))
+    }
+}
+
+/// A frame that only its owner knows of; dropped unpublished, it is free again.
+#[derive(Debug)]
+pub struct NewFrame<'a> {
+    pool: &'a Pool,
+    frame: FrameId,
+    filled: bool,
+}
+
+impl<'a> NewFrame<'a> {
+    /// Which frame it is; the next page of the run wants the one after it.
+    #[must_use]
+    pub const fn id(&self) -> FrameId {
+        self.frame
+    }
+
+    /// Copies the content in. From here on the frame costs memory.
+    pub fn fill(&mut self, content: &PageBuf) {
+        self.pool.mapping.write(self.frame.0, content);
+        if !mem::replace(&mut self.filled, true) {
+            self.pool.frames_used.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes the frame findable under `hash`, the digest of its content, and immutable.
+    ///
+    /// `None` when another frame was published under that hash meanwhile and is in use: this one
+    /// is free again, and [`Pool::lookup_frame`] finds the other, of equal content or not.
+    ///
+    /// # Panics
+    /// When it was not filled.
+    #[must_use]
+    pub fn publish(self, hash: u64) -> Option<FrameRef<'a>> {
+        assert!(
+            self.filled,
+            "frame {} is published without content",
+            self.frame.0
+        );
+        let (pool, frame) = (self.pool, self.frame);
+        pool.hashes[frame.index()].store(hash, Ordering::Relaxed);
+        // Release pairs with the Acquire of try_ref: who takes a reference sees the content.
+        pool.refs_of(frame).store(1, Ordering::Release);
+        if !pool
+            .index
+            .insert_frame(hash, frame, |other| pool.refs(other) > 0)
+        {
+            pool.refs_of(frame).store(0, Ordering::Relaxed);
+            return None;
+        }
+        pool.refs_total.fetch_add(1, Ordering::Relaxed);
+        mem::forget(self);
+        Some(FrameRef { pool, frame })
+    }
+}
+
+impl Drop for NewFrame<'_> {
+    fn drop(&mut self) {
+        if self.filled {
+            self.pool.release(self.frame);
+        } else {
+            self.pool.free.lock().give(self.frame);
+        }
+    }
+}
+
+/// A reference to a shared frame, given back when dropped; a clone is another reference.
+#[derive(Debug)]
+pub struct FrameRef<'a> {
+    pool: &'a Pool,
+    frame: FrameId,
+}
+
+impl FrameRef<'_> {
+    /// Which frame it refers to.
+    #[must_use]
+    pub const fn id(&self) -> FrameId {
+        self.frame
+    }
+
+    /// Hands the reference over to a page table entry, which gives it back by [`Pool::unref`].
+    #[must_use]
+    pub fn keep(self) -> FrameId {
+        let frame = self.frame;
+        mem::forget(self);
+        frame
+    }
+}
+
+impl Clone for FrameRef<'_> {
+    fn clone(&self) -> Self {
+        // Relaxed: the reference in hand keeps the frame as it is.
+        self.pool
+            .refs_of(self.frame)
+            .fetch_add(1, Ordering::Relaxed);
+        self.pool.refs_total.fetch_add(1, Ordering::Relaxed);
+        Self { ..*self }
+    }
+}
+
+impl Drop for FrameRef<'_> {
+    fn drop(&mut self) {
+        self.pool.unref(self.frame);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::compress::samples;
+    use crate::digest::digest;
+    use crate::sync::model;
+    use crate::units::PAGE_SIZE;
+
+    fn pool(frames: u32) -> Pool {
+        Pool::new("pool-test", frames).unwrap()
+    }
+
+    fn tagged(tag: u64) -> PageBuf {
+        let mut page = PageBuf::zeroed();
+        let (words, _) = page.0.as_chunks_mut::<8>();
+        words.fill(tag.to_le_bytes());
+        page
+    }
+
+    fn share<'a>(pool: &'a Pool, content: &PageBuf, hash: u64) -> Option<FrameRef<'a>> {
+        let mut frame = pool.allocate_near(None)?;
+        frame.fill(content);
+        frame.publish(hash)
+    }
+
+    /// Rebuilds from the counts what the pool keeps besides them, and compares.
+    fn verify(pool: &Pool) {
+        let shared: Vec<_> = (0..pool.refs.len() as u32)
+            .map(FrameId)
+            .filter(|&frame| pool.refs(frame) > 0)
+            .collect();
+        let counts = pool.counts();
+        assert_eq!(counts.frames, Pages(shared.len() as u64));
+        assert_eq!(pool.allocated().unwrap(), counts.frames);
+        let refs = shared.iter().map(|&frame| u64::from(pool.refs(frame)));
+        assert_eq!(counts.refs, Pages(refs.sum()));
+        let mut indexed = pool.index.frames();
+        indexed.sort_by_key(|&(_, frame)| frame);
+        let named = shared.iter().map(|&frame| {
+            let hash = pool.hashes[frame.index()].load(Ordering::Relaxed);
+            (hash, frame)
+        });
+        assert_eq!(indexed, named.collect::<Vec<_>>());
+        let mut free = pool.free.lock();
+        let unused: Vec<_> = (0..).map_while(|_| free.take_near(None)).collect();
+        assert_eq!(unused.len() + shared.len(), pool.refs.len());
+        unused.into_iter().for_each(|frame| free.give(frame));
+    }
+
+    #[test]
+    fn frame_every_class_of_content_is_found_equal() {
+        let pool = pool(64);
+        let contents = [
+            PageBuf::zeroed(),
+            samples::text(1),
+            samples::code(1),
+            samples::random(1),
+        ];
+        for content in &contents {
+            let frame = share(&pool, content, digest(content)).unwrap().keep();
+            let found = pool.lookup_frame(digest(content)).unwrap();
+            assert_eq!((found.id(), pool.refs(frame)), (frame, 2));
+            assert!(pool.equals(frame, content));
+            assert!(!pool.equals(frame, &samples::text(2)));
+        }
+        let expected = PoolCounts {
+            frames: Pages(4),
+            refs: Pages(4),
+            hints: Pages(0),
+        };
+        assert_eq!(pool.counts(), expected);
+        verify(&pool);
+    }
+
+    #[test]
+    fn counts_saved_is_references_less_frames() {
+        let pool = pool(8);
+        let first = share(&pool, &tagged(1), 1).unwrap();
+        let others = [(); 9].map(|()| first.clone());
+        assert_eq!(pool.counts().saved(), Pages(9));
+        drop(others);
+        assert_eq!(pool.counts().saved(), Pages(0));
+    }
+
+    #[test]
+    fn unref_of_the_last_frees_memory_index_and_frame() {
+        let pool = pool(1);
+        let frame = share(&pool, &tagged(1), 1).unwrap().keep();
+        assert!(pool.try_ref(frame));
+        assert_eq!(pool.unref(frame), Unref::StillUsed);
+        assert_eq!(pool.unref(frame), Unref::Freed);
+        assert!(!pool.try_ref(frame));
+        assert!(pool.lookup_frame(1).is_none());
+        verify(&pool);
+        assert_eq!(share(&pool, &tagged(2), 2).unwrap().id(), frame);
+    }
+
+    #[test]
+    #[should_panic(expected = "frame 0 had no reference to give back")]
+    fn unref_of_a_free_frame_panics() {
+        pool(1).unref(FrameId(0));
+    }
+
+    #[test]
+    fn new_frame_dropped_is_free_and_costs_nothing() {
+        let pool = pool(1);
+        drop(pool.allocate_near(None).unwrap());
+        let mut filled = pool.allocate_near(None).unwrap();
+        filled.fill(&tagged(1));
+        assert!(pool.allocate_near(None).is_none(), "the pool is full");
+        drop(filled);
+        verify(&pool);
+    }
+
+    #[test]
+    fn publish_under_a_hash_in_use_is_refused_and_frees() {
+        let pool = pool(2);
+        let first = share(&pool, &tagged(1), 7).unwrap();
+        assert!(share(&pool, &tagged(2), 7).is_none());
+        let found = pool.lookup_frame(7).unwrap();
+        assert_eq!(found.id(), first.id());
+        assert!(
+            !pool.equals(found.id(), &tagged(2)),
+            "other bytes: not shared"
+        );
+        drop(found);
+        verify(&pool);
+    }
+
+    #[test]
+    fn read_only_fd_shows_frames_and_cannot_write() {
+        let pool = pool(4);
+        let frame = share(&pool, &tagged(3), 3).unwrap();
+        let file = File::from(pool.read_only_fd().unwrap());
+        let mut page = PageBuf::zeroed();
+        let offset = u64::from(frame.id().0) * PAGE_SIZE as u64;
+        file.read_exact_at(&mut page.0, offset).unwrap();
+        assert!(page == tagged(3));
+        assert!(file.write_at(&[1], offset).is_err());
+    }
+
+    #[test]
+    fn pool_of_no_frames_is_full() {
+        assert!(pool(0).allocate_near(None).is_none());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Share(u64, Option<u32>),
+        Lookup(u64),
+        Drop(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let hash = || 0..12u64;
+        let wanted = prop::option::of((0..FRAMES).prop_map(|frame| frame + 1));
+        let step = prop_oneof![
+            (hash(), wanted).prop_map(|(hash, wanted)| Step::Share(hash, wanted)),
+            hash().prop_map(Step::Lookup),
+            any::<usize>().prop_map(Step::Drop),
+        ];
+        prop::collection::vec(step, 0..150)
+    }
+
+    const FRAMES: u32 = 6;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Against a map from hash to references: found exactly while referred to, with its bytes.
+        #[test]
+        fn pool_any_steps_agree_with_the_model(steps in steps()) {
+            let pool = pool(FRAMES);
+            let mut held: Vec<(u64, FrameId)> = Vec::new();
+            let mut model: HashMap<u64, u32> = HashMap::new();
+            for step in steps {
+                match step {
+                    Step::Share(hash, wanted) => {
+                        let full = model.len() == FRAMES as usize;
+                        let Some(mut frame) = pool.allocate_near(wanted.map(FrameId)) else {
+                            prop_assert!(full);
+                            continue;
+                        };
+                        frame.fill(&tagged(hash));
+                        let taken = model.contains_key(&hash);
+                        if let Some(frame) = frame.publish(hash) {
+                            prop_assert!(!taken);
+                            model.insert(hash, 1);
+                            held.push((hash, frame.keep()));
+                        } else {
+                            prop_assert!(taken);
+                        }
+                    }
+                    Step::Lookup(hash) => {
+                        let found = pool.lookup_frame(hash);
+                        prop_assert_eq!(found.is_some(), model.contains_key(&hash));
+                        if let Some(found) = found {
+                            *model.entry(hash).or_default() += 1;
+                            held.push((hash, found.keep()));
+                        }
+                    }
+                    Step::Drop(pick) if !held.is_empty() => {
+                        let (hash, frame) = held.swap_remove(pick % held.len());
+                        let refs = model.get_mut(&hash).expect("held");
+                        *refs -= 1;
+                        let last = *refs == 0;
+                        if last {
+                            model.remove(&hash);
+                        }
+                        let expected = if last { Unref::Freed } else { Unref::StillUsed };
+                        prop_assert_eq!(pool.unref(frame), expected);
+                    }
+                    Step::Drop(_) => {}
+                }
+                for (hash, frame) in &held {
+                    prop_assert_eq!(pool.refs(*frame), model[hash]);
+                    prop_assert!(pool.equals(*frame, &tagged(*hash)));
+                }
+                verify(&pool);
+            }
+        }
+    }
+
+    /// One pass of what scanner and breaks do: find a frame of the hash or make one, look at its
+    /// bytes, and give one reference back but keep another.
+    fn find_or_share(pool: &Pool, hash: u64) -> Option<FrameId> {
+        let found = pool.lookup_frame(hash);
+        let frame = found.or_else(|| share(pool, &tagged(hash), hash))?;
+        assert!(
+            pool.equals(frame.id(), &tagged(hash)),
+            "the frame of {hash} holds another"
+        );
+        let kept = frame.clone().keep();
+        drop(frame);
+        assert!(
+            pool.equals(kept, &tagged(hash)),
+            "the frame of {hash} was reused"
+        );
+        Some(kept)
+    }
+
+    /// Three tasks share two contents in two frames, so that frames die and are reused while others
+    /// look for them; what they hold at the end is all there, and found.
+    #[test]
+    fn tasks_that_race_never_see_a_frame_of_other_content() {
+        model(4000, || {
+            let pool = Arc::new(pool(2));
+            let tasks = [[1, 2, 1], [2, 1, 1], [1, 1, 2]].map(|hashes| {
+                let pool = Arc::clone(&pool);
+                shuttle::thread::spawn(move || {
+                    let mut kept = None;
+                    for hash in hashes {
+                        kept.take().map(|frame| pool.unref(frame));
+                        kept = find_or_share(&pool, hash);
+                    }
+                    kept
+                })
+            });
+            let kept: Vec<_> = tasks
+                .into_iter()
+                .filter_map(|task| task.join().expect("the task ends"))
+                .collect();
+            verify(&pool);
+            for frame in kept {
+                pool.unref(frame);
+            }
+            assert_eq!(pool.counts(), PoolCounts::default());
+            verify(&pool);
+        });
+    }
+
+    /// The holder of a reference never loses the frame, however others come and go.
+    #[test]
+    fn tasks_that_race_for_a_held_frame_never_free_it() {
+        model(500, || {
+            let pool = Arc::new(pool(3));
+            let held = share(&pool, &tagged(1), 1).unwrap().keep();
+            let tasks = [(); 3].map(|()| {
+                let pool = Arc::clone(&pool);
+                shuttle::thread::spawn(move || {
+                    assert!(pool.try_ref(held), "it is held");
+                    assert_eq!(find_or_share(&pool, 1), Some(held));
+                    assert_eq!(pool.unref(held), Unref::StillUsed);
+                    assert_eq!(pool.unref(held), Unref::StillUsed);
+                })
+            });
+            for task in tasks {
+                task.join().expect("the task ends");
+            }
+            assert_eq!(pool.refs(held), 1);
+            verify(&pool);
+            assert_eq!(pool.unref(held), Unref::Freed);
+        });
+    }
+}

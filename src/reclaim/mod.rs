@@ -1,0 +1,22 @@
+//! Reclaim: the worker of each VM, which takes pages away from its guest.
+//!
+//! What has to be freed, and whose, is the policy's decision; here it is carried out, in bounded
+//! batches. A page leaves RAM for the cheapest home that will take it, in ESX's order: nothing at all
+//! (zero), a frame that exists already (share before swap), the compression cache, the swap file.
+//!
+//! Always in this order: lock, freeze, copy out, store, switch the home, give the memory back, unlock.
+//! At every instant one valid copy exists. A page that nothing takes stays where it is: its guest
+//! does not notice, and the host stays short of memory, which the policy sees.
+//!
+//! Each VM has a worker thread of its own. A guest that does not answer (stopped, swapped out by its
+//! own kernel, malicious) keeps only its own worker waiting.
+
+mod evict;
+mod pace;
+mod stash;
+mod victims;
+mod worker;
+
+pub use evict::Evictor;
+pub use pace::{ScanSettings, host_ghz};
+pub use worker::{Job, Worker, WorkerHandle};

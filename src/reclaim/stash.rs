@@ -1,0 +1,152 @@
+//! Putting the content of pages where it costs less: the compression cache, else the swap file.
+
+use std::error::Error;
+
+use crate::compress::{Compressor, MAX_PAYLOAD, StoreRefused};
+use crate::digest::{digest, low_half};
+use crate::page::{Home, Urgency};
+use crate::swap::{SlotRun, SwapError};
+use crate::units::{Gfn, PageBuf, SlotId};
+use crate::vm::Vm;
+
+/// Oldest pages of a full cache that leave at once, so that their swap write is one cluster.
+const SPILL: usize = 32;
+/// Old pages looked at for that: some may be locked by a fault just now.
+const SPILL_LOOKS: usize = 2 * SPILL;
+
+/// The state of one worker for storing pages: buffers that are reused.
+#[derive(Debug)]
+pub(super) struct Stash {
+    compressor: Compressor,
+    payload: [u8; MAX_PAYLOAD],
+}
+
+/// Pages that wait to be written to the swap file in one cluster.
+#[derive(Debug, Default)]
+pub(super) struct Cluster {
+    contents: Vec<PageBuf>,
+    digests: Vec<u64>,
+}
+
+impl Cluster {
+    /// Adds a page.
+    pub(super) fn push(&mut self, content: &PageBuf, digest: u64) {
+        self.contents.push(content.clone());
+        self.digests.push(digest);
+    }
+
+    /// Writes the pages; the slot of each, `None` for those that the swap file did not take.
+    pub(super) fn write(self, vm: &Vm) -> Vec<Option<SlotId>> {
+        let mut slots = Vec::with_capacity(self.contents.len());
+        let count = u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
+        let runs = if count == 0 {
+            Vec::new()
+        } else {
+            vm.swap.allocate(count)
+        };
+        for run in runs {
+            let range = slots.len()..slots.len() + run.len as usize;
+            let written = vm
+                .swap
+                .write(run, &self.contents[range.clone()], &self.digests[range]);
+            slots.extend(run.slots().map(|slot| written.is_ok().then_some(slot)));
+            note_written(vm, run, written);
+        }
+        slots.resize(self.contents.len(), None);
+        slots
+    }
+}
+
+/// A failed write is said once, not once a batch; the pages stay where they were.
+fn note_written(vm: &Vm, run: SlotRun, written: Result<(), SwapError>) {
+    match written {
+        Ok(()) => {
+            if vm.set_swap_failing(false) {
+                tracing::info!(vm = %vm.params.name, "the swap file takes pages again");
+            }
+        }
+        Err(error) => {
+            run.slots().for_each(|slot| vm.swap.free(slot));
+            vm.stats.swap_errors.one();
+            if vm.set_swap_failing(true) {
+                let error: &dyn Error = &error;
+                tracing::error!(vm = %vm.params.name, error, "swap fails, pages stay in memory");
+            }
+        }
+    }
+}
+
+impl Stash {
+    pub(super) fn new() -> Self {
+        Self {
+            compressor: Compressor::new(),
+            payload: [0; MAX_PAYLOAD],
+        }
+    }
+
+    /// Compresses a page into the cache. `None`: it does not reach half its size, or the cache is
+    /// full of pages that nothing else takes, or there is no memory for it to grow.
+    pub(super) fn zip(
+        &mut self,
+        vm: &Vm,
+        gfn: Gfn,
+        content: &PageBuf,
+        digest: u64,
+    ) -> Option<SlotId> {
+        let Some(payload) = self.compressor.compress(content) else {
+            vm.stats.incompressible.one();
+            return None;
+        };
+        let len = payload.len();
+        self.payload[..len].copy_from_slice(payload);
+        let payload = &self.payload[..len];
+        match store(vm, gfn, payload, low_half(digest)) {
+            Err(StoreRefused::Full { .. }) if spill(vm) > 0 => {
+                store(vm, gfn, payload, low_half(digest)).ok()
+            }
+            stored => stored.ok(),
+        }
+    }
+}
+
+fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRefused> {
+    let mut zip = vm.zip.lock();
+    let before = zip.pages_used();
+    let granted = zip.would_grow(payload.len()) && vm.budget.take(1, Urgency::Reclaim);
+    let stored = zip.store(gfn, payload, sum, granted);
+    let grown = zip.pages_used() - before;
+    drop(zip);
+    vm.budget.give(u64::from(granted) - u64::from(grown));
+    stored
+}
+
+/// Moves the oldest pages of the cache to the swap file, decompressed, as ESX does; how many.
+fn spill(vm: &Vm) -> usize {
+    let oldest: Vec<(Gfn, SlotId)> = vm.zip.lock().by_age().take(SPILL_LOOKS).collect();
+    let mut cluster = Cluster::default();
+    let mut pages = Vec::with_capacity(SPILL);
+    let mut content = PageBuf::zeroed();
+    for (gfn, slot) in oldest {
+        if pages.len() == SPILL {
+            break;
+        }
+        let Some(page) = vm.table.try_lock(gfn) else {
+            continue;
+        };
+        // A page that is damaged here stays: the fault that needs it reports it.
+        if page.home() == Home::Compressed(slot) && vm.zip.lock().load(slot, &mut content).is_ok() {
+            cluster.push(&content, digest(&content));
+            pages.push((page, slot));
+        }
+    }
+    let mut spilled = 0;
+    for ((page, old), new) in pages.into_iter().zip(cluster.write(vm)) {
+        if let Some(slot) = new {
+            page.set_home(Home::Swapped(slot));
+            vm.release_zip(old);
+            spilled += 1;
+        }
+    }
+    vm.stats.spilled.add(spilled as u64);
+    spilled
+}

@@ -1,0 +1,255 @@
+//! The worker thread of one VM: the only one that takes pages away and that commands the shim.
+//!
+//! Everything it does comes in small pieces, taken in this order: what the balloon's session asks for
+//! (an agent waits for the answer), eviction that the policy has ordered, pages that other VMs
+//! found to equal theirs, and a slice of scanning when it is due.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use memvisor_guest_agent::protocol::balloon::StatusRun;
+
+use super::evict::Evictor;
+use super::pace::Pace;
+use crate::balloon;
+use crate::engine::{EngineError, Link};
+use crate::share::{Peers, Scanner};
+use crate::units::{Gfn, GfnRun, Pages};
+use crate::vm::Vm;
+
+/// Jobs that wait. Looks at single pages are dropped when it is full: the next pass finds them.
+const QUEUE: usize = 4096;
+/// Looks at single pages that are taken together.
+const LOOKS: usize = 512;
+/// The longest sleep of a worker that has nothing to do.
+const IDLE: Duration = Duration::from_secs(10);
+/// How long to leave eviction alone when nothing could be evicted.
+const EVICT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What others ask of a worker.
+#[derive(Debug)]
+pub enum Job {
+    /// Take pages into the balloon.
+    Inflate(Vec<GfnRun>, Sender<Vec<StatusRun>>),
+    /// Give pages back from the balloon.
+    Deflate(Vec<GfnRun>, Sender<Vec<StatusRun>>),
+    /// Empty the balloon.
+    ReleaseAll(Sender<()>),
+    /// A frame with the content that this page had exists now.
+    Look(Gfn),
+    /// The orders of the policy or the rate of scanning have changed.
+    Wake,
+}
+
+/// How others reach a worker.
+#[derive(Clone, Debug)]
+pub struct WorkerHandle {
+    jobs: Sender<Job>,
+    scan_rate: Arc<AtomicU32>,
+}
+
+impl WorkerHandle {
+    /// Asks for something that need not happen: dropped when the worker is behind.
+    pub fn suggest(&self, job: Job) {
+        match self.jobs.try_send(job) {
+            // Behind, or ending: both are fine for a suggestion.
+            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+        }
+    }
+
+    /// Asks for something and waits for the answer; `None` when the worker has ended.
+    pub fn ask<T>(&self, job: impl FnOnce(Sender<T>) -> Job) -> Option<T> {
+        let (answer, wait) = bounded(1);
+        self.jobs.send(job(answer)).ok()?;
+        wait.recv().ok()
+    }
+
+    /// Sets how many pages a second are scanned; zero for none.
+    pub fn set_scan_rate(&self, pages_per_s: u32) {
+        if self.scan_rate.swap(pages_per_s, Ordering::Relaxed) != pages_per_s {
+            self.suggest(Job::Wake);
+        }
+    }
+}
+
+/// A worker that runs.
+#[derive(Debug)]
+pub struct Worker {
+    handle: WorkerHandle,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Starts the worker of `vm`, which scans `scan_rate` pages a second.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(
+        vm: Arc<Vm>,
+        link: Arc<Link>,
+        peers: Arc<dyn Peers>,
+        scan_rate: u32,
+    ) -> std::io::Result<Self> {
+        let (jobs, queue) = bounded(QUEUE);
+        let handle = WorkerHandle {
+            jobs,
+            scan_rate: Arc::new(AtomicU32::new(scan_rate)),
+        };
+        let rate = Arc::clone(&handle.scan_rate);
+        let name = format!("work-{}", vm.params.name);
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            let seed = u64::from(vm.id.0) << 32 | 0x9e37_79b9;
+            let state = State {
+                evictor: Evictor::new(seed),
+                scanner: Scanner::default(),
+                pace: Pace::new(),
+                next_scan: Instant::now(),
+                evict_after: Instant::now(),
+                vm,
+                peers,
+                rate,
+            };
+            state.run(&queue, &link);
+        })?;
+        Ok(Self { handle, thread })
+    }
+
+    /// How others reach it.
+    #[must_use]
+    pub const fn handle(&self) -> &WorkerHandle {
+        &self.handle
+    }
+
+    /// Waits for its end. The link must have ended and all other handles must be gone.
+    ///
+    /// # Panics
+    /// When the worker panicked: the VM's pages may be in any state, and the daemon must not go on.
+    pub fn join(self) {
+        drop(self.handle);
+        self.thread.join().expect("a worker ends without panicking");
+    }
+}
+
+struct State {
+    vm: Arc<Vm>,
+    peers: Arc<dyn Peers>,
+    rate: Arc<AtomicU32>,
+    evictor: Evictor,
+    scanner: Scanner,
+    pace: Pace,
+    next_scan: Instant,
+    evict_after: Instant,
+}
+
+impl State {
+    fn run(mut self, queue: &Receiver<Job>, link: &Link) {
+        loop {
+            match self.turn(queue) {
+                Ok(true) => {}
+                // Nobody can ask for anything any more.
+                Ok(false) => return,
+                Err(EngineError::Gone) => break,
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::error!(vm = %self.vm.params.name, error, "the VM cannot go on");
+                    self.vm
+                        .set_end_reason(&format!("its worker failed: {error}"));
+                    break;
+                }
+            }
+        }
+        // The fault thread sees the end of the link and ends the VM; until then askers get no answer.
+        link.end(&self.vm.end_reason().unwrap_or_default());
+    }
+
+    /// One job, one batch or one slice. `false` when the worker is no longer wanted.
+    fn turn(&mut self, queue: &Receiver<Job>) -> Result<bool, EngineError> {
+        let now = Instant::now();
+        let evict_due = self.vm.orders.evict() > Pages(0);
+        let scan = self.rate.load(Ordering::Relaxed) > 0;
+        let mut until = now + IDLE;
+        if evict_due {
+            until = until.min(self.evict_after);
+        }
+        if scan {
+            until = until.min(self.next_scan);
+        }
+        match queue.recv_timeout(until.saturating_duration_since(now)) {
+            Ok(job) => self.job(job, queue)?,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(false),
+        }
+        let now = Instant::now();
+        if evict_due && now >= self.evict_after {
+            self.evict()?;
+        }
+        if scan && now >= self.next_scan {
+            self.scan()?;
+        }
+        Ok(true)
+    }
+
+    fn job(&mut self, job: Job, queue: &Receiver<Job>) -> Result<(), EngineError> {
+        let vm = &self.vm;
+        // An asker that is gone needs no answer.
+        match job {
+            Job::Inflate(runs, answer) => {
+                let _ = answer.send(balloon::inflate(vm, &runs)?);
+            }
+            Job::Deflate(runs, answer) => {
+                let _ = answer.send(balloon::deflate(vm, &runs));
+            }
+            Job::ReleaseAll(answer) => {
+                balloon::release_all(vm);
+                let _ = answer.send(());
+            }
+            Job::Look(gfn) => self.look(gfn, queue)?,
+            Job::Wake => {}
+        }
+        Ok(())
+    }
+
+    /// Takes the looks that wait together, and the job behind them if there is one.
+    fn look(&mut self, first: Gfn, queue: &Receiver<Job>) -> Result<(), EngineError> {
+        let mut gfns = vec![first];
+        let mut other = None;
+        while gfns.len() < LOOKS && other.is_none() {
+            match queue.try_recv() {
+                Ok(Job::Look(gfn)) => gfns.push(gfn),
+                Ok(job) => other = Some(job),
+                Err(_) => break,
+            }
+        }
+        Scanner::follow(&self.vm, &*self.peers, gfns)?;
+        match other {
+            Some(job) => self.job(job, queue),
+            None => Ok(()),
+        }
+    }
+
+    fn evict(&mut self) -> Result<(), EngineError> {
+        let evicted = self.evictor.evict(&self.vm, self.vm.orders.evict())?;
+        self.vm.orders.evicted(evicted);
+        if evicted == Pages(0) {
+            self.evict_after = Instant::now() + EVICT_PAUSE;
+        }
+        Ok(())
+    }
+
+    fn scan(&mut self) -> Result<(), EngineError> {
+        let rate = self.rate.load(Ordering::Relaxed).max(1);
+        let (pages, every) = self.pace.slice(rate);
+        let found = self.scanner.scan(&self.vm, &*self.peers, pages)?;
+        let stats = &self.vm.stats;
+        let faults = stats.first_touch.get()
+            + stats.refill_zip.get()
+            + stats.refill_swap.get()
+            + stats.breaks.get();
+        self.pace.note(found, faults, self.vm.table.pages());
+        self.next_scan = Instant::now() + every;
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! The first half of sharing: candidates are locked and frozen, and only then compared.
+
+use super::place::{FrameHold, Match, freeze, give_back, place};
+use crate::digest::digest;
+use crate::engine::EngineError;
+use crate::page::{Home, PageGuard, Urgency};
+use crate::units::{FrameId, Gfn, PageBuf};
+use crate::vm::Vm;
+
+/// What the scanner thinks a page is, from bytes that were not standing still.
+#[derive(Debug)]
+pub(crate) enum Guess<'a> {
+    /// All zero.
+    Zero,
+    /// Equal to this frame.
+    Frame(FrameHold<'a>),
+    /// Equal to a page somewhere else that is not shared yet: a frame is to be made.
+    First,
+}
+
+/// A page that may be worth sharing.
+#[derive(Debug)]
+pub(crate) struct Candidate<'a> {
+    pub(crate) gfn: Gfn,
+    pub(crate) digest: u64,
+    pub(crate) guess: Guess<'a>,
+}
+
+struct Held<'a> {
+    page: PageGuard<'a>,
+    digest: u64,
+    guess: Guess<'a>,
+}
+
+/// Shares those of the candidates, ascending, that are what the scanner thought; how many.
+///
+/// # Errors
+/// [`EngineError`] when the guest or its session is gone.
+pub(crate) fn merge(vm: &Vm, candidates: Vec<Candidate<'_>>) -> Result<u64, EngineError> {
+    let held: Vec<Held<'_>> = candidates.into_iter().filter_map(|c| hold(vm, c)).collect();
+    if held.is_empty() {
+        return Ok(0);
+    }
+    if !freeze(vm, held.iter().map(|held| &held.page))? {
+        return Ok(0);
+    }
+    let mut zeroes = Vec::new();
+    let mut matches: Vec<Match<'_>> = Vec::new();
+    let mut content = PageBuf::zeroed();
+    for Held {
+        page,
+        digest,
+        guess,
+    } in held
+    {
+        vm.engine.read(page.gfn(), &mut content);
+        let hold = match guess {
+            Guess::Zero if content.is_zero() => {
+                zeroes.push(page);
+                continue;
+            }
+            Guess::Zero => None,
+            Guess::Frame(hold) => vm.pool.equals(hold.frame(), &content).then_some(hold),
+            Guess::First => first_user(vm, &page, digest, &content, matches.last()),
+        };
+        match hold {
+            Some(hold) => matches.push(Match { page, hold }),
+            None => vm.stats.mismatched.one(),
+        }
+    }
+    let shared = drop_zeroes(vm, zeroes)? + share(vm, matches)?;
+    Ok(shared)
+}
+
+fn hold<'a>(vm: &'a Vm, candidate: Candidate<'a>) -> Option<Held<'a>> {
+    let page = vm.table.try_lock(candidate.gfn)?;
+    (page.home() == Home::Resident).then_some(Held {
+        page,
+        digest: candidate.digest,
+        guess: candidate.guess,
+    })
+}
+
+fn drop_zeroes(vm: &Vm, zeroes: Vec<PageGuard<'_>>) -> Result<u64, EngineError> {
+    for page in &zeroes {
+        page.set_home(Home::Zero);
+    }
+    let count = zeroes.len() as u64;
+    vm.stats.zeroed.add(count);
+    give_back(vm, zeroes.iter().map(PageGuard::gfn))?;
+    drop(zeroes);
+    Ok(count)
+}
+
+fn share<'a>(vm: &'a Vm, matches: Vec<Match<'a>>) -> Result<u64, EngineError> {
+    let count = matches.len();
+    let left = place(vm, matches)?;
+    let shared = (count - left.len()) as u64;
+    vm.stats.merged.add(shared);
+    Ok(shared)
+}
+
+/// A frame for a page that is the first of its content to be shared, or the frame that somebody else
+/// has made meanwhile. `None`: the page changed, or there is no memory or no frame.
+fn first_user<'a>(
+    vm: &'a Vm,
+    page: &PageGuard<'_>,
+    expected: u64,
+    content: &PageBuf,
+    before: Option<&Match<'_>>,
+) -> Option<FrameHold<'a>> {
+    if digest(content) != expected {
+        return None;
+    }
+    if let Some(hold) = FrameHold::find(vm, expected) {
+        return vm.pool.equals(hold.frame(), content).then_some(hold);
+    }
+    if !vm.budget.take(1, Urgency::Reclaim) {
+        return None;
+    }
+    let Some(mut new) = vm.pool.allocate_near(wanted_frame(vm, page.gfn(), before)) else {
+        vm.budget.give(1);
+        return None;
+    };
+    new.fill(content);
+    let Some(published) = new.publish(expected) else {
+        // Somebody else was faster; the next look finds their frame.
+        vm.budget.give(1);
+        return None;
+    };
+    vm.stats.first_users.one();
+    Some(FrameHold::new(vm, published))
+}
+
+/// The frame that would continue the run of a neighbour: then both need one VMA.
+fn wanted_frame(vm: &Vm, gfn: Gfn, before: Option<&Match<'_>>) -> Option<FrameId> {
+    let previous = gfn.0.checked_sub(1).map(Gfn)?;
+    if let Some(matched) = before.filter(|matched| matched.page.gfn() == previous) {
+        return matched.hold.frame().0.checked_add(1).map(FrameId);
+    }
+    if let Home::Shared(frame) = vm.table.entry(previous).home() {
+        return frame.0.checked_add(1).map(FrameId);
+    }
+    let next = gfn.checked_add(1).filter(|next| vm.table.contains(*next))?;
+    match vm.table.entry(next).home() {
+        Home::Shared(frame) => frame.0.checked_sub(1).map(FrameId),
+        _ => None,
+    }
+}

@@ -1,0 +1,38 @@
+//! Page sharing: one frame behind many guest pages of equal content.
+//!
+//! Guests write at any moment, so neither a hash nor a comparison of a live page means anything a
+//! microsecond later. The naive way, comparing two pages and mapping one for both, loses the write
+//! that falls between the two steps. Protecting every page that is looked at instead would cost a fault
+//! for each later write, and most pages are never shared. So sharing goes in two steps, as in ESX:
+//!
+//! 1. *Scan* (no locks, no protection): copy the page out, hash the copy. A hash is looked up among the
+//!    *shared frames* and then among the *hints*, "page G of VM V had this hash". All of this
+//!    may be stale; a stale hint costs one comparison.
+//! 2. *Merge* (a batch at once): lock the candidates, *freeze* them, so that their guest waits if it
+//!    touches them, and compare every byte with the frame. Frames never change while anybody refers to
+//!    them. Equal pages are mapped onto the pool, switch their home and give their memory back.
+//!
+//! A page that matches a hint makes a new frame from *its own* frozen bytes and then *nudges* the
+//! worker of the other VM, which looks at its page and finds the frame. So no VM is ever stopped for
+//! another: each worker freezes pages of its own guest only.
+//!
+//! All-zero pages need no frame: they become [`Zero`](crate::page::Home::Zero), a hole.
+//!
+//! *Extents*: each run of shared pages costs the guest a VMA, and there are 65 530. A frame is
+//! allocated next to the frame of the page's neighbour, so that runs of pages map runs of frames; when
+//! the budget of VMAs runs short, the longest runs are mapped and the shortest wait.
+//!
+//! *Volatile pages*: a page that changed between two looks, or was broken out of sharing, is left
+//! alone for a growing number of passes.
+//!
+//! Lock order: page locks of one VM, ascending, tried only; inside them the index of the pool.
+//!
+//! Absent on purpose: a merge without a comparison of bytes; sharing across sharing domains; a back
+//! map from frames to pages (as in ESX, a count is enough: a page finds its frame, never the other way).
+
+mod merge;
+mod place;
+mod scan;
+
+pub(crate) use place::{FrameHold, Match, freeze, give_back, place};
+pub use scan::{Found, Peers, Scanner};

@@ -1,0 +1,134 @@
+//! What a swap file stands on.
+
+use std::fmt;
+use std::io;
+
+use crate::sys::DirectFile;
+use crate::units::{PAGE_SIZE, PageBuf};
+
+/// Reads and writes of whole pages at byte offsets that are multiples of the page size, from any
+/// number of threads. The real one is a [`DirectFile`].
+pub trait Storage: fmt::Debug + Send + Sync {
+    /// Writes pages one after the other. Returns the bytes written, which may be fewer than all.
+    ///
+    /// # Errors
+    /// As `pwritev(2)`.
+    fn write_at(&self, pages: &[PageBuf], offset: u64) -> io::Result<usize>;
+
+    /// Reads one page. Returns the bytes read, which may be fewer than all.
+    ///
+    /// # Errors
+    /// As `pread(2)`.
+    fn read_at(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize>;
+}
+
+impl Storage for DirectFile {
+    fn write_at(&self, pages: &[PageBuf], offset: u64) -> io::Result<usize> {
+        self.write_pages(pages, offset)
+    }
+
+    fn read_at(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize> {
+        self.read_page(page, offset)
+    }
+}
+
+/// Writes all pages.
+///
+/// A short write goes on from the last whole page, because direct I/O refuses what is not aligned.
+/// One that wrote no whole page is tried once more: the next call has the error that stopped it.
+pub(super) fn write_whole(
+    storage: &dyn Storage,
+    mut pages: &[PageBuf],
+    mut offset: u64,
+) -> io::Result<()> {
+    let mut stuck = false;
+    while !pages.is_empty() {
+        let written = match storage.write_at(pages, offset) {
+            Ok(bytes) => bytes / PAGE_SIZE,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        if written == 0 && stuck {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        stuck = written == 0;
+        pages = &pages[written..];
+        offset += (written * PAGE_SIZE) as u64;
+    }
+    Ok(())
+}
+
+/// Reads one page in full; a short read is tried once more and is an end of file then.
+pub(super) fn read_whole(storage: &dyn Storage, page: &mut PageBuf, offset: u64) -> io::Result<()> {
+    let mut stuck = false;
+    loop {
+        match storage.read_at(page, offset) {
+            Ok(PAGE_SIZE) => return Ok(()),
+            Ok(_) if stuck => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => stuck = true,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+    use crate::swap::faulty::{Fault, FaultyStorage};
+
+    fn pages() -> Vec<PageBuf> {
+        (1..=5).map(|byte| PageBuf([byte; PAGE_SIZE])).collect()
+    }
+
+    #[test]
+    fn write_whole_short_writes_go_on_from_a_whole_page() {
+        let faults = [
+            (0, Fault::Short(2 * PAGE_SIZE + 512)),
+            (1, Fault::Short(100)),
+        ];
+        let storage = FaultyStorage::new(faults);
+        write_whole(&storage, &pages(), 8192).unwrap();
+        for (at, page) in (2..).zip(pages()) {
+            assert!(storage.page(at) == page, "page {at}");
+        }
+        assert_eq!(storage.calls(), 3);
+    }
+
+    #[test]
+    fn write_whole_interrupted_is_tried_again() {
+        let storage = FaultyStorage::new([(0, Fault::Fail(Errno::EINTR))]);
+        write_whole(&storage, &pages(), 0).unwrap();
+        assert!(storage.page(4) == pages()[4]);
+    }
+
+    #[test]
+    fn write_whole_that_makes_no_progress_ends() {
+        let storage = FaultyStorage::new([(0, Fault::Short(0)), (1, Fault::Short(0))]);
+        let error = write_whole(&storage, &pages(), 0).expect_err("stuck");
+        assert_eq!(error.kind(), io::ErrorKind::WriteZero);
+    }
+
+    #[test]
+    fn write_whole_short_then_refused_has_the_refusal() {
+        let faults = [
+            (0, Fault::Short(PAGE_SIZE)),
+            (1, Fault::Fail(Errno::ENOSPC)),
+        ];
+        let storage = FaultyStorage::new(faults);
+        let error = write_whole(&storage, &pages(), 0).expect_err("the disk is full");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn read_whole_short_twice_is_an_end_of_file() {
+        let mut page = PageBuf::zeroed();
+        let once = FaultyStorage::new([(0, Fault::Short(10))]);
+        read_whole(&once, &mut page, 0).unwrap();
+        let twice = FaultyStorage::new([(0, Fault::Short(10)), (1, Fault::Short(0))]);
+        let error = read_whole(&twice, &mut page, 0).expect_err("short");
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

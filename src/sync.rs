@@ -1,0 +1,295 @@
+//! The only door to atomics and locks for protocol code.
+//!
+//! A protocol of two atomics and a lock is right or wrong by the order in which threads meet, and a
+//! test on real threads sees few of those orders. So the types here are those of [`std::sync`] with
+//! one addition: in test builds each operation first calls [`preempt`], and inside `model` that
+//! hands over to one of shuttle's schedulers, which may let any other task go first. Outside a model,
+//! and in every other build, `preempt` is nothing and the types cost what those of `std` cost.
+//!
+//! Shuttle's tasks are coroutines on one OS thread. A lock of `std` that is taken would therefore
+//! block all of them for ever, and [`Mutex::lock`] spins with a yield there; a deadlock shows as
+//! shuttle's "exceeded max_steps". Orders weaker than sequential consistency are not modelled: the
+//! scheduler interleaves operations, it does not delay stores. Why an ordering is enough is said
+//! where it is used.
+
+use std::sync::{self, atomic};
+
+pub(crate) use std::sync::MutexGuard;
+pub(crate) use std::sync::atomic::Ordering;
+
+macro_rules! atomic {
+    ($(#[$doc:meta])* $name:ident, $int:ty) => {
+        $(#[$doc])*
+        #[derive(Debug, Default)]
+        pub(crate) struct $name(atomic::$name);
+
+        #[allow(dead_code, reason = "every width has the whole set, whoever uses which part of it")]
+        impl $name {
+            pub(crate) const fn new(value: $int) -> Self {
+                Self(atomic::$name::new(value))
+            }
+
+            #[inline]
+            pub(crate) fn load(&self, order: Ordering) -> $int {
+                preempt();
+                self.0.load(order)
+            }
+
+            #[inline]
+            pub(crate) fn store(&self, value: $int, order: Ordering) {
+                preempt();
+                self.0.store(value, order);
+            }
+
+            #[inline]
+            pub(crate) fn swap(&self, value: $int, order: Ordering) -> $int {
+                preempt();
+                self.0.swap(value, order)
+            }
+
+            #[inline]
+            pub(crate) fn fetch_add(&self, value: $int, order: Ordering) -> $int {
+                preempt();
+                self.0.fetch_add(value, order)
+            }
+
+            #[inline]
+            pub(crate) fn fetch_sub(&self, value: $int, order: Ordering) -> $int {
+                preempt();
+                self.0.fetch_sub(value, order)
+            }
+
+            #[inline]
+            pub(crate) fn fetch_or(&self, value: $int, order: Ordering) -> $int {
+                preempt();
+                self.0.fetch_or(value, order)
+            }
+
+            #[inline]
+            pub(crate) fn fetch_and(&self, value: $int, order: Ordering) -> $int {
+                preempt();
+                self.0.fetch_and(value, order)
+            }
+
+            #[inline]
+            pub(crate) fn compare_exchange(
+                &self,
+                current: $int,
+                new: $int,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$int, $int> {
+                preempt();
+                self.0.compare_exchange(current, new, success, failure)
+            }
+
+            #[inline]
+            pub(crate) fn compare_exchange_weak(
+                &self,
+                current: $int,
+                new: $int,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$int, $int> {
+                preempt();
+                self.0.compare_exchange_weak(current, new, success, failure)
+            }
+        }
+    };
+}
+
+atomic!(
+    /// [`atomic::AtomicU64`] with a preemption point before each operation in a model.
+    AtomicU64,
+    u64
+);
+atomic!(
+    /// [`atomic::AtomicU32`] with a preemption point before each operation in a model.
+    AtomicU32,
+    u32
+);
+atomic!(
+    /// [`atomic::AtomicU8`] with a preemption point before each operation in a model.
+    AtomicU8,
+    u8
+);
+
+/// [`sync::Mutex`] without poisoning results: a thread that panicked while it held the lock left
+/// the state half changed, so whoever comes next panics too instead of going on with it.
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T>(sync::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(sync::Mutex::new(value))
+    }
+
+    /// Waits for the lock.
+    ///
+    /// # Panics
+    /// When a holder panicked.
+    #[inline]
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        preempt();
+        #[cfg(test)]
+        if model::is_running() {
+            return self.spin();
+        }
+        self.0.lock().expect("no holder of this lock panicked")
+    }
+
+    #[cfg(test)]
+    fn spin(&self) -> MutexGuard<'_, T> {
+        loop {
+            match self.0.try_lock() {
+                Ok(guard) => return guard,
+                Err(sync::TryLockError::WouldBlock) => shuttle::thread::yield_now(),
+                Err(sync::TryLockError::Poisoned(_)) => panic!("a holder of this lock panicked"),
+            }
+        }
+    }
+}
+
+/// Where a model may switch to another task; nothing elsewhere.
+#[inline]
+fn preempt() {
+    #[cfg(test)]
+    model::preempt();
+}
+
+#[cfg(test)]
+pub(crate) use model::model;
+
+#[cfg(test)]
+mod model {
+    use std::cell::Cell;
+    use std::env;
+    use std::sync::Arc;
+
+    use shuttle::sync::atomic::{AtomicBool, Ordering};
+
+    thread_local! {
+        /// Whether this OS thread is inside [`model`].
+        static RUNNING: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// A number here replaces the iterations of every model: `MEMVISOR_MODEL_ITERATIONS=1000000`.
+    const ITERATIONS: &str = "MEMVISOR_MODEL_ITERATIONS";
+
+    /// How often the second scheduler of a model interrupts a task for good: a use after free takes
+    /// one interruption at the use and one before the reuse.
+    const PREEMPTIONS: usize = 3;
+
+    /// Runs `body` so many times, each time under another schedule of its tasks (two or more, which
+    /// it starts by [`shuttle::thread::spawn`]).
+    ///
+    /// Half of the schedules switch at random before every operation, which finds what is a step or
+    /// two apart. The other half interrupt only a few times but for long (PCT), which finds what needs
+    /// one task to stand still while another goes all its way. A task that waits for another in a
+    /// loop must call [`shuttle::thread::yield_now`] there, or the second kind never ends.
+    ///
+    /// A failure prints the seed; `SHUTTLE_RANDOM_SEED` repeats it.
+    pub(crate) fn model(iterations: usize, body: impl Fn() + Send + Sync + 'static) {
+        let iterations = env::var(ITERATIONS).map_or(iterations, |text| {
+            let wrong = |_| panic!("{ITERATIONS}=`{text}` is not a number of iterations");
+            text.parse().unwrap_or_else(wrong)
+        });
+        let _running = Running::start();
+        let body = Arc::new(body);
+        let random = Arc::clone(&body);
+        shuttle::check_random(move || random(), iterations.div_ceil(2));
+        shuttle::check_pct(move || body(), iterations.div_ceil(2), PREEMPTIONS);
+    }
+
+    pub(super) fn is_running() -> bool {
+        RUNNING.get()
+    }
+
+    pub(super) fn preempt() {
+        // A failed schedule is unwound task by task; the scheduler is gone by then.
+        if is_running() && !std::thread::panicking() {
+            // An operation of shuttle's own is a point to switch at. Its `yield_now` is more: it asks
+            // to be interrupted, and would make every operation an interruption.
+            AtomicBool::new(false).load(Ordering::SeqCst);
+        }
+    }
+
+    struct Running;
+
+    impl Running {
+        fn start() -> Self {
+            assert!(!RUNNING.replace(true), "a model inside a model");
+            Self
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            RUNNING.set(false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn count_in_two_tasks(add: fn(&AtomicU64)) -> u64 {
+        let count = Arc::new(AtomicU64::new(0));
+        let other = Arc::clone(&count);
+        let task = shuttle::thread::spawn(move || add(&other));
+        add(&count);
+        task.join().expect("the task ends");
+        count.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn model_lost_update_is_found() {
+        fn racy(count: &AtomicU64) {
+            let value = count.load(Ordering::Relaxed);
+            count.store(value + 1, Ordering::Relaxed);
+        }
+        let found = catch_unwind(|| model(200, || assert_eq!(count_in_two_tasks(racy), 2)));
+        assert!(found.is_err(), "200 schedules and none lost an update");
+        assert!(!model::is_running());
+    }
+
+    #[test]
+    fn model_atomic_update_holds() {
+        fn atomic(count: &AtomicU64) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        model(200, || assert_eq!(count_in_two_tasks(atomic), 2));
+    }
+
+    #[test]
+    fn mutex_in_a_model_excludes_and_does_not_block() {
+        model(200, || {
+            let value = Arc::new(Mutex::new(AtomicU64::new(0)));
+            let other = Arc::clone(&value);
+            let add = |value: &Mutex<AtomicU64>| {
+                let guard = value.lock();
+                let old = guard.load(Ordering::Relaxed);
+                guard.store(old + 1, Ordering::Relaxed);
+            };
+            let task = shuttle::thread::spawn(move || add(&other));
+            add(&value);
+            task.join().expect("the task ends");
+            assert_eq!(value.lock().load(Ordering::Relaxed), 2);
+        });
+    }
+
+    #[test]
+    fn mutex_after_a_panic_of_its_holder_panics() {
+        let lock = Mutex::new(0);
+        let holder = || {
+            let _guard = lock.lock();
+            panic!("while holding");
+        };
+        assert!(catch_unwind(std::panic::AssertUnwindSafe(holder)).is_err());
+        assert!(catch_unwind(std::panic::AssertUnwindSafe(|| *lock.lock())).is_err());
+    }
+}

@@ -1,0 +1,180 @@
+//! Nameless files on disk that bypass the page cache: the swap files.
+
+use std::fs::{File, Permissions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::sys::uio::pwritev;
+
+use crate::units::{Bytes, PageBuf};
+
+/// The most buffers one `pwritev(2)` takes (`IOV_MAX`).
+const MAX_PAGES_A_WRITE: usize = 1024;
+
+/// A file of whole pages without a name, so that nothing is left of it however its owner ends.
+#[derive(Debug)]
+pub struct DirectFile {
+    file: File,
+    direct: bool,
+    reserved: bool,
+}
+
+impl DirectFile {
+    /// Creates a file of `len` bytes in `dir` that only this user can open.
+    ///
+    /// The whole length is reserved on disk where the filesystem can do that, and the page cache is
+    /// bypassed where it allows that; see [`is_reserved`](Self::is_reserved) and
+    /// [`is_direct`](Self::is_direct).
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::StorageFull`] or [`io::ErrorKind::QuotaExceeded`] when there is no room for
+    /// `len` bytes, else what the system call says.
+    pub fn create(dir: &Path, len: Bytes) -> io::Result<Self> {
+        let file = tempfile::tempfile_in(dir)?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        let reserved = reserve(&file, len)?;
+        let direct = go_direct(&file)?;
+        Ok(Self {
+            file,
+            direct,
+            reserved,
+        })
+    }
+
+    /// Whether reads and writes go past the page cache. Where they do not, what was written out may
+    /// stay in memory until the kernel wants that memory.
+    #[must_use]
+    pub const fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Whether the disk space is set aside. Where it is not, a write can find the disk full.
+    #[must_use]
+    pub const fn is_reserved(&self) -> bool {
+        self.reserved
+    }
+
+    /// Writes pages one after the other from byte `offset` on, in one system call. Returns the bytes
+    /// written, which may be fewer than all.
+    ///
+    /// # Errors
+    /// What `pwritev(2)` says.
+    pub fn write_pages(&self, pages: &[PageBuf], offset: u64) -> io::Result<usize> {
+        let pages = pages.iter().take(MAX_PAGES_A_WRITE);
+        let slices: Vec<_> = pages.map(|page| IoSlice::new(&page.0)).collect();
+        let offset = i64::try_from(offset).map_err(|_| Errno::EFBIG)?;
+        Ok(pwritev(&self.file, &slices, offset)?)
+    }
+
+    /// Reads one page from byte `offset` on. Returns the bytes read, which may be fewer than all.
+    ///
+    /// # Errors
+    /// What `pread(2)` says.
+    pub fn read_page(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize> {
+        self.file.read_at(&mut page.0, offset)
+    }
+}
+
+/// Sets `len` bytes of disk aside; `false` where the filesystem cannot, and the file is sparse then.
+fn reserve(file: &File, len: Bytes) -> io::Result<bool> {
+    if len == Bytes(0) {
+        return Ok(true);
+    }
+    let length = i64::try_from(len.0).map_err(|_| Errno::EFBIG)?;
+    loop {
+        match fallocate(file, FallocateFlags::empty(), 0, length) {
+            Ok(()) => return Ok(true),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+                file.set_len(len.0)?;
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Switches the page cache off; `false` where the filesystem refuses that, or refuses the reads of
+/// aligned pages that follow (a device with larger sectors).
+fn go_direct(file: &File) -> io::Result<bool> {
+    let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    match fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_DIRECT)) {
+        Ok(_) => {}
+        Err(Errno::EINVAL) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    }
+    match file.read_at(&mut PageBuf::zeroed().0, 0) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
+            fcntl(file, FcntlArg::F_SETFL(flags))?;
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::read_dir;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::units::{PAGE_SIZE, Pages};
+
+    fn create(dir: &Path, pages: u64) -> DirectFile {
+        DirectFile::create(dir, Pages(pages).bytes()).unwrap()
+    }
+
+    #[test]
+    fn create_leaves_no_name_and_lets_nobody_else_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = create(dir.path(), 4);
+        assert_eq!(read_dir(dir.path()).unwrap().count(), 0);
+        let metadata = file.file.metadata().unwrap();
+        assert_eq!(metadata.mode() & 0o777, 0o600);
+        assert_eq!(
+            (metadata.nlink(), metadata.len()),
+            (0, 4 * PAGE_SIZE as u64)
+        );
+    }
+
+    #[test]
+    fn create_with_reservation_holds_its_blocks_before_any_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = create(dir.path(), 64);
+        let blocks = file.file.metadata().unwrap().blocks() * 512;
+        let whole = blocks >= 64 * PAGE_SIZE as u64;
+        assert_eq!(file.is_reserved(), whole, "{blocks} bytes on disk");
+    }
+
+    #[test]
+    fn create_of_no_bytes_is_an_empty_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = create(dir.path(), 0);
+        assert_eq!(file.file.metadata().unwrap().len(), 0);
+    }
+
+    #[test]
+    fn create_in_a_missing_directory_is_not_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = DirectFile::create(&dir.path().join("no"), Bytes(4096)).expect_err("no dir");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn write_pages_over_the_system_limit_is_short_and_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = MAX_PAGES_A_WRITE + 1;
+        let file = create(dir.path(), count as u64);
+        let pages = vec![PageBuf([7; PAGE_SIZE]); count];
+        let written = file.write_pages(&pages, 0).unwrap();
+        assert_eq!(written, MAX_PAGES_A_WRITE * PAGE_SIZE);
+        let mut page = PageBuf::zeroed();
+        let last = (MAX_PAGES_A_WRITE - 1) * PAGE_SIZE;
+        assert_eq!(file.read_page(&mut page, last as u64).unwrap(), PAGE_SIZE);
+        assert!(page == pages[0]);
+    }
+}

@@ -1,0 +1,124 @@
+//! A host with two VMs for tests: every number is different enough to be told apart in a table.
+
+use super::*;
+use crate::units::{Bytes, Pages, VmId};
+
+/// MiB as pages.
+const fn mib(mib: u64) -> Pages {
+    Bytes::from_mib(mib).pages()
+}
+
+fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
+    VmStatus {
+        id: VmId(id),
+        name: name.to_owned(),
+        pid: 4000 + id,
+        engine: "uffd".to_owned(),
+        workload: "kv".to_owned(),
+        uptime_ms: 60_000,
+        configured_pages: homes.total(),
+        granted_pages: Pages(homes.resident_pages.0 + homes.shared_pages.0 + homes.zero_pages.0),
+        consumed_pages: homes.resident_pages,
+        zip_pages: Pages(homes.compressed_pages.0 / 2),
+        kernel_pages: homes.resident_pages,
+        homes,
+        allocation: AllocationStatus {
+            reservation_pages: mib(16),
+            limit_pages: None,
+            shares: 2560,
+            target_pages: mib(120),
+            active_pages: mib(42),
+        },
+        balloon: BalloonStatus {
+            agent: id == 1,
+            size_pages: homes.ballooned_pages,
+            target_pages: Pages(homes.ballooned_pages.0 + 2560),
+            max_pages: mib(166),
+            manual_pages: None,
+        },
+        swap: SwapStatus {
+            slots: homes.swapped_pages.0,
+            target_pages: mib(5),
+            reads: 3,
+            writes: 9,
+            in_bytes: Bytes(3 << 12),
+            out_bytes: Bytes::from_mib(4),
+        },
+        faults: FaultStatus {
+            first_touch: 30_000,
+            refill_zip: 100,
+            refill_swap: 3,
+            cow_break: 17,
+            pop: 0,
+            parked: 4,
+            latency: Some(LatencyStatus {
+                p50_us: 11,
+                p99_us: 240,
+            }),
+        },
+        scan: ScanStatus {
+            pages_scanned: 70_000,
+            merged: 9_000,
+            zero_found: 2_000,
+            volatile: 120,
+        },
+        evict: EvictStatus {
+            to_zip: 2_000,
+            to_swap: 1_000,
+            incompressible: 900,
+            spilled: 100,
+            ..EvictStatus::default()
+        },
+        vmas: 120,
+        vma_budget: 8_000,
+        blocked: id == 2,
+        salt_set: false,
+    }
+}
+
+/// A host of 256 MiB with two guests, of 256 and 128 MiB, in the soft state.
+pub(crate) fn host() -> HostStatus {
+    let first = Homes {
+        untouched_pages: mib(16),
+        zero_pages: mib(20),
+        resident_pages: mib(70),
+        shared_pages: mib(40),
+        compressed_pages: mib(10),
+        swapped_pages: Pages(0),
+        ballooned_pages: mib(100),
+    };
+    let second = Homes {
+        untouched_pages: mib(84),
+        resident_pages: mib(18),
+        shared_pages: Pages(5_632),
+        swapped_pages: mib(4),
+        ..Homes::default()
+    };
+    let vms = vec![vm(1, "web", first), vm(2, "database-primary-01", second)];
+    HostStatus {
+        version: "0.1.0".to_owned(),
+        pid: 4000,
+        engine: "uffd".to_owned(),
+        uptime_ms: 3_725_000,
+        budget_pages: mib(256),
+        used_pages: mib(211),
+        free_pages: mib(45),
+        metadata_pages: mib(3),
+        free_state: FreeState::Soft,
+        thresholds: Thresholds {
+            high_pages: mib(15),
+            soft_pages: mib(10),
+            hard_pages: mib(5),
+            low_pages: mib(2),
+        },
+        share: ShareStatus {
+            shared_pages: Pages(15_872),
+            frames: Pages(3_968),
+            saved_pages: Pages(11_904),
+            hints: 812,
+            pool_pages: Pages(3_968),
+        },
+        totals: Totals::of(&vms),
+        vms,
+    }
+}

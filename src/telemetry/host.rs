@@ -1,0 +1,132 @@
+//! What the host looks like from outside.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::vm::{Homes, VmStatus};
+use crate::units::Pages;
+
+/// How short of free memory the host is, from plenty to none.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FreeState {
+    /// Enough: only background sharing runs.
+    High,
+    /// Balloons are inflated.
+    Soft,
+    /// Pages are compressed and swapped.
+    Hard,
+    /// As hard, and VMs above their target are blocked.
+    Low,
+}
+
+impl fmt::Display for FreeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::High => "high",
+            Self::Soft => "soft",
+            Self::Hard => "hard",
+            Self::Low => "low",
+        })
+    }
+}
+
+/// Free memory below which each state is entered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Thresholds {
+    /// Free memory the host aims to keep; at this or above, the state is high.
+    pub high_pages: Pages,
+    /// Below this, soft.
+    pub soft_pages: Pages,
+    /// Below this, hard.
+    pub hard_pages: Pages,
+    /// Below this, low.
+    pub low_pages: Pages,
+}
+
+/// Page sharing over all VMs and salts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ShareStatus {
+    /// Guest pages mapped onto shared frames (ESX: PSHARE shared).
+    pub shared_pages: Pages,
+    /// Distinct frames behind them (ESX: PSHARE common).
+    pub frames: Pages,
+    /// Memory saved: `shared_pages` less `frames` (ESX: PSHARE saving).
+    pub saved_pages: Pages,
+    /// Pages seen once, waiting for one of equal content (ESX: COWH).
+    pub hints: u64,
+    /// Host pages of the pool as the kernel counts them; equals `frames` when idle.
+    pub pool_pages: Pages,
+}
+
+/// Sums over the running VMs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Totals {
+    /// Configured sizes.
+    pub configured_pages: Pages,
+    /// Homes of all pages.
+    pub homes: Homes,
+    /// Granted memory.
+    pub granted_pages: Pages,
+    /// Consumed memory.
+    pub consumed_pages: Pages,
+    /// Host pages of the compression caches.
+    pub zip_pages: Pages,
+    /// Balloon targets.
+    pub balloon_target_pages: Pages,
+    /// Balloon maxima.
+    pub balloon_max_pages: Pages,
+    /// Swap targets.
+    pub swap_target_pages: Pages,
+}
+
+impl Totals {
+    /// Adds up the VMs.
+    #[must_use]
+    pub fn of(vms: &[VmStatus]) -> Self {
+        let mut sum = Self::default();
+        for vm in vms {
+            sum.homes.add(&vm.homes);
+            sum.configured_pages.0 += vm.configured_pages.0;
+            sum.granted_pages.0 += vm.granted_pages.0;
+            sum.consumed_pages.0 += vm.consumed_pages.0;
+            sum.zip_pages.0 += vm.zip_pages.0;
+            sum.balloon_target_pages.0 += vm.balloon.target_pages.0;
+            sum.balloon_max_pages.0 += vm.balloon.max_pages.0;
+            sum.swap_target_pages.0 += vm.swap.target_pages.0;
+        }
+        sum
+    }
+}
+
+/// The whole host at one moment.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// The engine new guests get: `uffd` or `mprotect`.
+    pub engine: String,
+    /// Milliseconds since the daemon started.
+    pub uptime_ms: u64,
+    /// Memory the daemon may use for guests.
+    pub budget_pages: Pages,
+    /// Memory in use, metadata included.
+    pub used_pages: Pages,
+    /// Budget less used, never below zero.
+    pub free_pages: Pages,
+    /// What of the used memory is page tables, indexes and the like.
+    pub metadata_pages: Pages,
+    /// How short of memory the host is.
+    pub free_state: FreeState,
+    /// Where the states begin.
+    pub thresholds: Thresholds,
+    /// Page sharing.
+    pub share: ShareStatus,
+    /// Sums over `vms`.
+    pub totals: Totals,
+    /// The running VMs, in order of their ids.
+    pub vms: Vec<VmStatus>,
+}

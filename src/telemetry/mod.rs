@@ -1,0 +1,26 @@
+//! One snapshot of the host that every reader renders: `top`, the API, the command line, reports.
+//!
+//! If each screen asked the mechanisms for its own numbers, two screens could disagree and neither
+//! could be replayed. So the daemon fills one plain [`HostStatus`], everything that is derived from it
+//! is computed here by pure functions ([`Totals::of`], [`Savings::of`], [`Rates::between`]), and
+//! readers only format. The types are `Serialize` because they are the body of the control API; the
+//! mechanisms' own types are not.
+//!
+//! Conventions: `*_pages` counts 4 KiB pages, `*_bytes` bytes, `*_ms` and `*_us` time; a field that
+//! says "so far" only grows while the VM lives, any other is a state at the moment of the snapshot.
+//! Nothing here locks, reads a clock or knows how a mechanism works.
+
+#[cfg(test)]
+pub(crate) mod fixture;
+mod host;
+mod model;
+mod report;
+mod vm;
+
+pub use host::{FreeState, HostStatus, ShareStatus, Thresholds, Totals};
+pub use model::{Rates, Savings, VmRates, overcommit};
+pub use report::{GuestReport, WorkloadReport};
+pub use vm::{
+    AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, Homes, LatencyStatus, ScanStatus,
+    SwapStatus, VmStatus,
+};

@@ -1,0 +1,264 @@
+//! Everything that is derived from snapshots: rates and savings.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::host::HostStatus;
+use super::vm::VmStatus;
+use crate::units::{PAGE_SIZE, Pages, VmId};
+
+/// How fast the counters of one VM, or of all, moved between two snapshots.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+pub struct VmRates {
+    /// Faults of every kind a second.
+    pub faults_per_s: f64,
+    /// Shared pages broken by a write, a second.
+    pub breaks_per_s: f64,
+    /// Pages the sharing scanner looked at, a second.
+    pub scanned_per_s: f64,
+    /// Pages merged, by the scanner or on their way out, a second.
+    pub merged_per_s: f64,
+    /// Guest memory compressed, in bytes a second (ESX: ZIP/s).
+    pub zip_bytes_per_s: f64,
+    /// Guest memory decompressed on a fault, in bytes a second (ESX: UNZIP/s).
+    pub unzip_bytes_per_s: f64,
+    /// Read from swap files, in bytes a second (ESX: SWR/s).
+    pub swap_in_bytes_per_s: f64,
+    /// Written to swap files, in bytes a second (ESX: SWW/s).
+    pub swap_out_bytes_per_s: f64,
+}
+
+/// The rates between two snapshots of one daemon.
+#[derive(Clone, PartialEq, Debug, Default, Serialize)]
+pub struct Rates {
+    /// Time between the snapshots in milliseconds; 0 if they cannot be compared.
+    pub interval_ms: u64,
+    /// Sums over the VMs below.
+    pub total: VmRates,
+    /// Each VM that is in both snapshots.
+    pub vms: BTreeMap<VmId, VmRates>,
+}
+
+impl Rates {
+    /// The rates from `old` to `new`.
+    ///
+    /// They are empty where the two cannot be compared: another daemon, or no time between them. A VM
+    /// that is only in one of them has no rates, and a counter that went back counts as still.
+    #[must_use]
+    pub fn between(old: &HostStatus, new: &HostStatus) -> Self {
+        let interval_ms = new.uptime_ms.saturating_sub(old.uptime_ms);
+        if old.pid != new.pid || interval_ms == 0 {
+            return Self::default();
+        }
+        let before: BTreeMap<VmId, &VmStatus> = old.vms.iter().map(|vm| (vm.id, vm)).collect();
+        let mut rates = Self {
+            interval_ms,
+            ..Self::default()
+        };
+        for vm in &new.vms {
+            if let Some(earlier) = before.get(&vm.id) {
+                let moved = VmRates::between(earlier, vm, interval_ms);
+                rates.total.add(&moved);
+                rates.vms.insert(vm.id, moved);
+            }
+        }
+        rates
+    }
+}
+
+impl VmRates {
+    fn between(old: &VmStatus, new: &VmStatus, interval_ms: u64) -> Self {
+        let rate = |counter: fn(&VmStatus) -> u64| {
+            per_second(counter(new).saturating_sub(counter(old)), interval_ms)
+        };
+        let page = PAGE_SIZE as f64;
+        Self {
+            faults_per_s: rate(|vm| vm.faults.served()),
+            breaks_per_s: rate(|vm| vm.faults.cow_break),
+            scanned_per_s: rate(|vm| vm.scan.pages_scanned),
+            merged_per_s: rate(|vm| vm.scan.merged + vm.evict.to_shared),
+            zip_bytes_per_s: rate(|vm| vm.evict.to_zip) * page,
+            unzip_bytes_per_s: rate(|vm| vm.faults.refill_zip) * page,
+            swap_in_bytes_per_s: rate(|vm| vm.swap.in_bytes.0),
+            swap_out_bytes_per_s: rate(|vm| vm.swap.out_bytes.0),
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.faults_per_s += other.faults_per_s;
+        self.breaks_per_s += other.breaks_per_s;
+        self.scanned_per_s += other.scanned_per_s;
+        self.merged_per_s += other.merged_per_s;
+        self.zip_bytes_per_s += other.zip_bytes_per_s;
+        self.unzip_bytes_per_s += other.unzip_bytes_per_s;
+        self.swap_in_bytes_per_s += other.swap_in_bytes_per_s;
+        self.swap_out_bytes_per_s += other.swap_out_bytes_per_s;
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a rate is read by people; 53 bits are plenty"
+)]
+fn per_second(count: u64, interval_ms: u64) -> f64 {
+    count as f64 * 1000.0 / interval_ms as f64
+}
+
+/// Host memory each mechanism saves at the moment of a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Savings {
+    /// Shared guest pages less the frames behind them.
+    pub sharing_pages: Pages,
+    /// Pages that hold zeroes and need no memory for it.
+    pub zero_pages: Pages,
+    /// Compressed pages less the memory of the caches.
+    pub compression_pages: Pages,
+    /// Pages in swap files.
+    pub swap_pages: Pages,
+    /// Pages the guests gave up.
+    pub balloon_pages: Pages,
+}
+
+impl Savings {
+    /// What the mechanisms save in `status`.
+    #[must_use]
+    pub const fn of(status: &HostStatus) -> Self {
+        let homes = &status.totals.homes;
+        Self {
+            sharing_pages: status.share.saved_pages,
+            zero_pages: homes.zero_pages,
+            compression_pages: homes
+                .compressed_pages
+                .saturating_sub(status.totals.zip_pages),
+            swap_pages: homes.swapped_pages,
+            balloon_pages: homes.ballooned_pages,
+        }
+    }
+
+    /// The larger of the two, mechanism by mechanism.
+    #[must_use]
+    pub fn max_each(self, other: Self) -> Self {
+        Self {
+            sharing_pages: self.sharing_pages.max(other.sharing_pages),
+            zero_pages: self.zero_pages.max(other.zero_pages),
+            compression_pages: self.compression_pages.max(other.compression_pages),
+            swap_pages: self.swap_pages.max(other.swap_pages),
+            balloon_pages: self.balloon_pages.max(other.balloon_pages),
+        }
+    }
+
+    /// Every mechanism's name and saving, in the order in which the host prefers them.
+    #[must_use]
+    pub const fn each(&self) -> [(&'static str, Pages); 5] {
+        [
+            ("sharing", self.sharing_pages),
+            ("zero pages", self.zero_pages),
+            ("balloon", self.balloon_pages),
+            ("compression", self.compression_pages),
+            ("swap", self.swap_pages),
+        ]
+    }
+
+    /// All mechanisms together.
+    #[must_use]
+    pub fn total(&self) -> Pages {
+        Pages(self.each().iter().map(|(_, pages)| pages.0).sum())
+    }
+}
+
+impl HostStatus {
+    /// Configured guest memory for each byte of the budget: above 1.0 the host is overcommitted.
+    #[must_use]
+    pub fn overcommit(&self) -> f64 {
+        overcommit(self.totals.configured_pages, self.budget_pages)
+    }
+}
+
+/// Configured guest memory for each byte of a budget.
+#[must_use]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a ratio is read by people; 53 bits are plenty"
+)]
+pub fn overcommit(configured: Pages, budget: Pages) -> f64 {
+    configured.0 as f64 / budget.0.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture;
+    use super::*;
+    use crate::units::Bytes;
+
+    #[test]
+    fn rates_of_two_snapshots_are_differences_by_time() {
+        let old = fixture::host();
+        let mut new = old.clone();
+        new.uptime_ms += 2000;
+        new.vms[0].faults.cow_break += 10;
+        new.vms[0].faults.first_touch += 30;
+        new.vms[1].swap.in_bytes.0 += 8192;
+        new.vms[1].evict.to_zip += 4;
+        let rates = Rates::between(&old, &new);
+        assert_eq!(rates.interval_ms, 2000);
+        assert_eq!(rates.vms[&VmId(1)].faults_per_s, 20.0);
+        assert_eq!(rates.vms[&VmId(1)].breaks_per_s, 5.0);
+        assert_eq!(rates.total.swap_in_bytes_per_s, 4096.0);
+        assert_eq!(rates.total.zip_bytes_per_s, 8192.0);
+        assert_eq!(rates.total.faults_per_s, 20.0);
+    }
+
+    #[test]
+    fn rates_of_a_new_vm_or_a_counter_that_fell_are_zero() {
+        let mut old = fixture::host();
+        let mut new = old.clone();
+        new.uptime_ms += 1000;
+        old.vms.remove(1);
+        old.vms[0].swap.out_bytes = Bytes(u64::MAX);
+        let rates = Rates::between(&old, &new);
+        assert_eq!(rates.vms.len(), 1);
+        assert_eq!(rates.total, VmRates::default());
+    }
+
+    #[test]
+    fn rates_across_a_restart_or_without_time_are_empty() {
+        let old = fixture::host();
+        let mut restarted = old.clone();
+        restarted.pid += 1;
+        restarted.uptime_ms += 1000;
+        assert_eq!(Rates::between(&old, &restarted), Rates::default());
+        assert_eq!(Rates::between(&old, &old), Rates::default());
+    }
+
+    #[test]
+    fn savings_of_the_fixture_add_up_by_hand() {
+        let status = fixture::host();
+        let savings = Savings::of(&status);
+        assert_eq!(savings.sharing_pages, Pages(11_904));
+        assert_eq!(savings.zero_pages, Pages(5_120));
+        assert_eq!(savings.compression_pages, Pages(1_280));
+        assert_eq!(savings.swap_pages, Pages(1_024));
+        assert_eq!(savings.balloon_pages, Pages(25_600));
+        assert_eq!(savings.total(), Pages(44_928));
+        assert_eq!(status.overcommit(), 1.5);
+    }
+
+    #[test]
+    fn totals_of_homes_equal_configured() {
+        let status = fixture::host();
+        assert_eq!(status.totals.homes.total(), status.totals.configured_pages);
+        for vm in &status.vms {
+            assert_eq!(vm.homes.total(), vm.configured_pages, "{}", vm.name);
+        }
+    }
+
+    #[test]
+    fn status_survives_json() {
+        let status = fixture::host();
+        let json = serde_json::to_string(&status).expect("plain data");
+        let back: HostStatus = serde_json::from_str(&json).expect("own output");
+        assert_eq!(back, status);
+        assert!(json.contains(r#""free_state":"soft""#), "{json}");
+    }
+}

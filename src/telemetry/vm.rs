@@ -1,0 +1,222 @@
+//! What one VM looks like from outside.
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Bytes, Pages, VmId};
+
+/// How many pages of a VM have each home; the seven numbers add up to the configured size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Homes {
+    /// Never written: zeroes that cost nothing.
+    pub untouched_pages: Pages,
+    /// Written and later found to be all zero: cost nothing.
+    pub zero_pages: Pages,
+    /// In the VM's own RAM, one host page each.
+    pub resident_pages: Pages,
+    /// Mapped onto a frame of the share pool.
+    pub shared_pages: Pages,
+    /// In the compression cache.
+    pub compressed_pages: Pages,
+    /// In the swap file.
+    pub swapped_pages: Pages,
+    /// Given up by the guest to its balloon.
+    pub ballooned_pages: Pages,
+}
+
+impl Homes {
+    /// All pages, which is the configured size of the VM.
+    #[must_use]
+    pub fn total(&self) -> Pages {
+        Pages(self.each().iter().map(|(_, pages)| pages.0).sum())
+    }
+
+    /// Every home's name and count, those that cost memory first.
+    #[must_use]
+    pub const fn each(&self) -> [(&'static str, Pages); 7] {
+        [
+            ("resident", self.resident_pages),
+            ("shared", self.shared_pages),
+            ("compressed", self.compressed_pages),
+            ("zero", self.zero_pages),
+            ("swapped", self.swapped_pages),
+            ("ballooned", self.ballooned_pages),
+            ("untouched", self.untouched_pages),
+        ]
+    }
+
+    /// Adds another VM's pages, home by home.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.untouched_pages.0 += other.untouched_pages.0;
+        self.zero_pages.0 += other.zero_pages.0;
+        self.resident_pages.0 += other.resident_pages.0;
+        self.shared_pages.0 += other.shared_pages.0;
+        self.compressed_pages.0 += other.compressed_pages.0;
+        self.swapped_pages.0 += other.swapped_pages.0;
+        self.ballooned_pages.0 += other.ballooned_pages.0;
+    }
+}
+
+/// What the VM may have by its settings, and what the policy wants it to have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct AllocationStatus {
+    /// Memory the VM is guaranteed (ESX: AMIN).
+    pub reservation_pages: Pages,
+    /// Memory the VM never exceeds; `None` means its configured size (ESX: AMAX).
+    pub limit_pages: Option<Pages>,
+    /// Its weight when memory is divided (ESX: ASHRS).
+    pub shares: u64,
+    /// Memory the policy wants it to have now (ESX: SZTGT).
+    pub target_pages: Pages,
+    /// Memory it is estimated to use actively (ESX: TCHD).
+    pub active_pages: Pages,
+}
+
+/// The balloon of one VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct BalloonStatus {
+    /// Whether a balloon agent is connected (ESX: MCTL?).
+    pub agent: bool,
+    /// Pages in the balloon now (ESX: MCTLSZ).
+    pub size_pages: Pages,
+    /// Size the agent is asked to reach (ESX: MCTLTGT).
+    pub target_pages: Pages,
+    /// The most the balloon may take (ESX: MCTLMAX).
+    pub max_pages: Pages,
+    /// The target an operator set by hand; `None` while the policy decides.
+    pub manual_pages: Option<Pages>,
+}
+
+/// The swap file of one VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SwapStatus {
+    /// Slots of the file in use (ESX: SWCUR).
+    pub slots: u64,
+    /// Pages the policy wants reclaimed by compression and swap (ESX: SWTGT).
+    pub target_pages: Pages,
+    /// Read operations so far.
+    pub reads: u64,
+    /// Write operations so far.
+    pub writes: u64,
+    /// Bytes read so far.
+    pub in_bytes: Bytes,
+    /// Bytes written so far.
+    pub out_bytes: Bytes,
+}
+
+/// How long faults of one VM took, from their arrival at the daemon to the answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LatencyStatus {
+    /// Half of the faults took no longer, in microseconds.
+    pub p50_us: u64,
+    /// 99 % of the faults took no longer, in microseconds.
+    pub p99_us: u64,
+}
+
+/// Faults of one VM so far, by what had to be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct FaultStatus {
+    /// First accesses to pages that were untouched or zero.
+    pub first_touch: u64,
+    /// Pages brought back from the compression cache.
+    pub refill_zip: u64,
+    /// Pages brought back from the swap file.
+    pub refill_swap: u64,
+    /// Shared pages copied because the guest wrote to them.
+    pub cow_break: u64,
+    /// Accesses to ballooned pages, each of which popped the balloon.
+    pub pop: u64,
+    /// Faults that had to wait: for a frozen page, for memory, or because the VM was blocked.
+    pub parked: u64,
+    /// Latency since the VM started; `None` before the first fault.
+    pub latency: Option<LatencyStatus>,
+}
+
+impl FaultStatus {
+    /// All faults that were answered; parked ones are among them already.
+    #[must_use]
+    pub const fn served(&self) -> u64 {
+        self.first_touch + self.refill_zip + self.refill_swap + self.cow_break + self.pop
+    }
+}
+
+/// What the sharing scanner did with the pages of one VM so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ScanStatus {
+    /// Pages looked at.
+    pub pages_scanned: u64,
+    /// Pages mapped onto a shared frame.
+    pub merged: u64,
+    /// Pages found to be all zero and given back.
+    pub zero_found: u64,
+    /// Pages left alone because they had changed since the last look.
+    pub volatile: u64,
+}
+
+/// Where reclaimed pages of one VM went so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct EvictStatus {
+    /// Found all zero: dropped.
+    pub to_zero: u64,
+    /// Found equal to a shared frame: shared.
+    pub to_shared: u64,
+    /// Compressed.
+    pub to_zip: u64,
+    /// Written to the swap file.
+    pub to_swap: u64,
+    /// Pages that did not compress to half a page or less.
+    pub incompressible: u64,
+    /// Old compressed pages moved on to the swap file because the cache was full.
+    pub spilled: u64,
+    /// Pages that stayed because the guest touched them meanwhile or storing them failed.
+    pub given_up: u64,
+}
+
+/// One VM.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// The number of the VM, unique in the life of the daemon.
+    pub id: VmId,
+    /// Its name, unique among running VMs.
+    pub name: String,
+    /// The process id of the guest.
+    pub pid: u32,
+    /// The engine that handles its faults: `uffd` or `mprotect`.
+    pub engine: String,
+    /// What it runs, as it told when it attached.
+    pub workload: String,
+    /// Milliseconds since it attached.
+    pub uptime_ms: u64,
+    /// Its configured size (ESX: MEMSZ).
+    pub configured_pages: Pages,
+    /// Where its pages are.
+    pub homes: Homes,
+    /// Guest pages that can be read without a refill: resident, shared and zero (ESX: GRANT).
+    pub granted_pages: Pages,
+    /// Host memory it costs: resident pages, its part of the shared frames, its compression cache
+    /// (ESX: CNSM).
+    pub consumed_pages: Pages,
+    /// Host pages of its compression cache (ESX: CACHEUSD).
+    pub zip_pages: Pages,
+    /// Pages of its RAM file as the kernel counts them; equals `homes.resident_pages` when idle.
+    pub kernel_pages: Pages,
+    /// Reservation, limit, shares and target.
+    pub allocation: AllocationStatus,
+    /// Its balloon.
+    pub balloon: BalloonStatus,
+    /// Its swap file.
+    pub swap: SwapStatus,
+    /// Its faults.
+    pub faults: FaultStatus,
+    /// What the sharing scanner did with it.
+    pub scan: ScanStatus,
+    /// Where its reclaimed pages went.
+    pub evict: EvictStatus,
+    /// Mappings of the guest process that sharing has cost so far, of `vma_budget`.
+    pub vmas: u64,
+    /// The most mappings sharing may cost this guest.
+    pub vma_budget: u64,
+    /// Whether it is stopped at its next fault because the host is in the low state.
+    pub blocked: bool,
+    /// Whether it has a salt, so that it shares only with VMs of the same salt.
+    pub salt_set: bool,
+}

@@ -1,0 +1,223 @@
+//! One guest as the host sees it: its page table, its memory, its stores, what the policy wants of it.
+//!
+//! Two threads work on a VM, and the page locks are all there is between them:
+//!
+//! - the *fault thread* ([`crate::fault`]) gives pages to the guest: it is the only one that makes a
+//!   page resident;
+//! - the *worker* ([`crate::reclaim`]) takes pages away: it scans, shares, evicts and fills the
+//!   balloon, and is the only one that makes a resident page something else.
+//!
+//! Lock order: page locks (tried, never waited for), then the compression cache, then inside the
+//! stores. No store lock is held across a system call that can wait, except the memory copies and
+//! hole punches of the cache itself.
+
+mod orders;
+mod params;
+mod stats;
+mod vmas;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use crate::compress::ZipCache;
+use crate::engine::{Engine, EngineKind};
+use crate::page::{Budget, Home, PageTable, Parking, Urgency};
+use crate::pool::{Pool, Unref};
+use crate::swap::SwapFile;
+use crate::sync::Mutex;
+use crate::units::{FrameId, Gfn, Pages, SlotId, VmId};
+
+pub use orders::Orders;
+pub use params::{MAX_PAGES, ParamsError, VmParams};
+pub use stats::{Counter, Stats};
+pub use vmas::Vmas;
+
+/// What a VM is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The host's memory.
+    pub budget: Arc<Budget>,
+    /// The share pool of the VM's sharing domain.
+    pub pool: Arc<Pool>,
+    /// Its compression cache.
+    pub zip: ZipCache,
+    /// Its swap file.
+    pub swap: SwapFile,
+    /// Where its faults wait.
+    pub parking: Arc<Parking>,
+    /// The most VMAs its RAM may take.
+    pub vma_budget: u32,
+}
+
+/// One guest. See the [module text](self).
+#[derive(Debug)]
+pub struct Vm {
+    /// Its number.
+    pub id: VmId,
+    /// What it was powered on with.
+    pub params: VmParams,
+    /// When it was powered on.
+    pub since: Instant,
+    /// Where each page lives.
+    pub table: PageTable,
+    /// The hand on its memory.
+    pub engine: Box<dyn Engine>,
+    /// Its compression cache.
+    pub(crate) zip: Mutex<ZipCache>,
+    /// Its swap file.
+    pub swap: SwapFile,
+    /// The share pool of its sharing domain.
+    pub pool: Arc<Pool>,
+    /// The host's memory.
+    pub budget: Arc<Budget>,
+    /// Where its faults wait.
+    pub parking: Arc<Parking>,
+    /// What the policy wants.
+    pub orders: Orders,
+    /// What happened so far.
+    pub stats: Stats,
+    /// Its budget of VMAs.
+    pub vmas: Vmas,
+    /// Whether the swap file refused the latest write.
+    swap_failing: AtomicBool,
+    end_reason: OnceLock<String>,
+    latency: StdMutex<Histogram<u64>>,
+}
+
+/// Fault latencies are kept from 1 us to a minute, to two digits.
+const LATENCY_MAX_US: u64 = 60_000_000;
+const LATENCY_DIGITS: u8 = 2;
+
+/// Fault latencies of one VM so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Latency {
+    /// Half of all faults were served within so many microseconds.
+    pub p50_us: u64,
+    /// 99 of 100 were.
+    pub p99_us: u64,
+}
+
+impl Vm {
+    /// Puts a VM together: every page untouched.
+    #[must_use]
+    pub fn new(id: VmId, params: VmParams, engine: Box<dyn Engine>, parts: Parts) -> Self {
+        let opens = engine.kind() == EngineKind::Mprotect;
+        Self {
+            id,
+            since: Instant::now(),
+            table: PageTable::new(params.pages, Arc::clone(&parts.parking)),
+            params,
+            engine,
+            zip: Mutex::new(parts.zip),
+            swap: parts.swap,
+            pool: parts.pool,
+            budget: parts.budget,
+            parking: parts.parking,
+            orders: Orders::default(),
+            stats: Stats::default(),
+            vmas: Vmas::new(parts.vma_budget, opens),
+            swap_failing: AtomicBool::new(false),
+            end_reason: OnceLock::new(),
+            latency: StdMutex::new(
+                Histogram::new_with_max(LATENCY_MAX_US, LATENCY_DIGITS)
+                    .expect("the bounds are constants that the library allows"),
+            ),
+        }
+    }
+
+    /// Says why the VM is to end; the first reason counts.
+    pub fn set_end_reason(&self, why: &str) {
+        let _ = self.end_reason.set(why.to_owned());
+    }
+
+    /// Why the VM is to end, if somebody asked for that.
+    #[must_use]
+    pub fn end_reason(&self) -> Option<String> {
+        self.end_reason.get().cloned()
+    }
+
+    /// Notes how long a fault took, from reading it to answering it.
+    pub fn note_latency(&self, took: Duration) {
+        if let Ok(mut latency) = self.latency.lock() {
+            latency.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
+        }
+    }
+
+    /// How long faults took so far; `None` before the first.
+    #[must_use]
+    pub fn latency(&self) -> Option<Latency> {
+        let latency = self.latency.lock().ok()?;
+        (!latency.is_empty()).then(|| Latency {
+            p50_us: latency.value_at_quantile(0.5),
+            p99_us: latency.value_at_quantile(0.99),
+        })
+    }
+
+    /// Takes a page of host memory for this VM; `false` when it must wait.
+    #[must_use]
+    pub fn charge(&self, urgency: Urgency) -> bool {
+        let blocked = self.orders.is_blocked() && urgency != Urgency::Reclaim;
+        !blocked && self.budget.take(1, urgency)
+    }
+
+    /// Gives the VM's reference to a frame back, and the frame's memory if it was the last.
+    pub fn release_frame(&self, frame: FrameId) {
+        if self.pool.unref(frame) == Unref::Freed {
+            self.budget.give(1);
+        }
+    }
+
+    /// Frees a slot of the compression cache and the memory that this gives back.
+    pub fn release_zip(&self, slot: SlotId) {
+        let pages = self.zip.lock().free(slot);
+        self.budget.give(u64::from(pages));
+    }
+
+    /// Frees what a home that a page has left behind still holds. Not for resident pages: their
+    /// hole is punched in runs.
+    pub fn release(&self, old: Home) {
+        match old {
+            Home::Shared(frame) => self.release_frame(frame),
+            Home::Compressed(slot) => self.release_zip(slot),
+            Home::Swapped(slot) => self.swap.free(slot),
+            Home::Untouched | Home::Zero | Home::Resident | Home::Ballooned => {}
+        }
+    }
+
+    /// Notes whether the swap file takes pages; whether that changed.
+    pub fn set_swap_failing(&self, failing: bool) -> bool {
+        self.swap_failing.swap(failing, Ordering::Relaxed) != failing
+    }
+
+    /// Whether the swap file refused the latest write.
+    #[must_use]
+    pub fn is_swap_failing(&self) -> bool {
+        self.swap_failing.load(Ordering::Relaxed)
+    }
+
+    /// Gives back all memory of a VM whose guest is gone and whose threads have ended.
+    pub fn tear_down(&self) {
+        let mut resident = 0;
+        for gfn in (0..self.table.pages()).map(Gfn) {
+            match self.table.entry(gfn).home() {
+                Home::Resident => resident += 1,
+                Home::Shared(frame) => self.release_frame(frame),
+                _ => {}
+            }
+        }
+        let zip_pages = u64::from(self.zip.lock().pages_used());
+        self.pool.index().forget_vm(self.id);
+        self.budget.starve(&self.parking, false);
+        self.budget
+            .give(resident + zip_pages + self.params.metadata().0);
+    }
+
+    /// The host memory of this VM without what it shares: resident pages and its cache.
+    #[must_use]
+    pub fn private(&self) -> Pages {
+        Pages(self.table.count(Home::Resident) + u64::from(self.zip.lock().pages_used()))
+    }
+}

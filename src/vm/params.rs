@@ -1,0 +1,135 @@
+//! What a VM is powered on with, checked.
+
+use memvisor_guest_agent::protocol::memory::Hello;
+use thiserror::Error;
+
+use crate::units::{Bytes, PAGE_SIZE, Pages};
+
+/// The largest guest: its RAM must fit the address space of the guest and of the daemon, and the
+/// daemon maps all of them.
+pub const MAX_PAGES: u32 = 1 << 28;
+
+/// Parameters of one VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VmParams {
+    /// Unique on its host.
+    pub name: String,
+    /// Configured size.
+    pub pages: u32,
+    /// Guaranteed memory; at most the limit.
+    pub reservation: u32,
+    /// The most memory it may use; at most its size.
+    pub limit: u32,
+    /// Its weight when memory is short.
+    pub shares: u32,
+    /// Its sharing domain.
+    pub salt: Option<String>,
+    /// What it runs, for display.
+    pub workload: String,
+}
+
+/// Why a VM is refused.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ParamsError {
+    /// A name that would not do as part of a file name or a table row.
+    #[error("name `{0}` is not allowed: 1 to 64 letters, digits, `-`, `_` or `.`, no leading `.`")]
+    Name(String),
+    /// No memory, or more than memvisor can map.
+    #[error("{0} of memory are not allowed: a guest has from 4.0 KiB to {max}", max = Bytes(u64::from(MAX_PAGES) * PAGE_SIZE as u64))]
+    Size(Bytes),
+    /// Reservation, limit and size contradict each other.
+    #[error(
+        "reservation {reservation}, limit {limit} and size {size} contradict each other: reservation <= limit <= size is needed"
+    )]
+    Order {
+        /// Guaranteed memory.
+        reservation: Bytes,
+        /// The most memory.
+        limit: Bytes,
+        /// Configured memory.
+        size: Bytes,
+    },
+}
+
+impl VmParams {
+    /// Checks what a shim asks for.
+    ///
+    /// # Errors
+    /// [`ParamsError`] names the value and what is allowed.
+    pub fn check(hello: Hello) -> Result<Self, ParamsError> {
+        let size = pages(hello.pages);
+        if hello.pages == 0 || hello.pages > MAX_PAGES {
+            return Err(ParamsError::Size(size));
+        }
+        let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if hello.name.is_empty() || hello.name.starts_with('.') || !hello.name.chars().all(good) {
+            return Err(ParamsError::Name(hello.name));
+        }
+        if hello.reservation > hello.limit || hello.limit > hello.pages {
+            return Err(ParamsError::Order {
+                reservation: pages(hello.reservation),
+                limit: pages(hello.limit),
+                size,
+            });
+        }
+        Ok(Self {
+            name: hello.name,
+            pages: hello.pages,
+            reservation: hello.reservation,
+            limit: hello.limit,
+            shares: hello.shares,
+            salt: hello.salt,
+            workload: hello.workload,
+        })
+    }
+
+    /// The daemon's own memory for this VM, charged to the budget: 8 bytes a page for the page
+    /// table, 8 for the sum of each swap slot, 64 KiB for the history.
+    #[must_use]
+    pub const fn metadata(&self) -> Pages {
+        Bytes((self.pages as u64) * 16 + (64 << 10) + PAGE_SIZE as u64 - 1).pages()
+    }
+}
+
+fn pages(count: u32) -> Bytes {
+    Pages(u64::from(count)).bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello() -> Hello {
+        Hello {
+            name: "vm-1.a".to_owned(),
+            pages: 100,
+            uffd: true,
+            reservation: 10,
+            limit: 50,
+            shares: 1000,
+            salt: None,
+            workload: String::new(),
+        }
+    }
+
+    #[test]
+    fn good_parameters_pass() {
+        assert_eq!(VmParams::check(hello()).map(|params| params.limit), Ok(50));
+    }
+
+    #[test]
+    fn bad_parameters_are_refused_and_named() {
+        let bad = |change: fn(&mut Hello)| {
+            let mut hello = hello();
+            change(&mut hello);
+            VmParams::check(hello).expect_err("bad").to_string()
+        };
+        assert!(bad(|h| h.name = "../x".to_owned()).contains("`../x`"));
+        assert!(bad(|h| h.name = String::new()).contains("``"));
+        assert!(bad(|h| h.pages = 0).contains("0 B of memory"));
+        assert!(bad(|h| h.pages = u32::MAX).contains("16384.00 GiB of memory"));
+        assert!(bad(|h| h.reservation = 60).contains("reservation 240.0 KiB"));
+        assert!(bad(|h| h.limit = 101).contains("limit 404.0 KiB"));
+    }
+}

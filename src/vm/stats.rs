@@ -1,0 +1,91 @@
+//! What happened to the pages of one VM, counted where it happens.
+//!
+//! Relaxed atomics: each counter is exact, a set of them read together may be a moment apart.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Default)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: Counter,)*
+        }
+    };
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts one more.
+    pub fn one(&self) {
+        self.add(1);
+    }
+
+    /// Counts `count` more.
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The number so far.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+counters!(
+    /// Counters of one VM. All count pages unless they say otherwise.
+    Stats {
+        /// Given as zeroes because the guest had nothing there.
+        first_touch,
+        /// Brought back from the compression cache.
+        refill_zip,
+        /// Brought back from the swap file.
+        refill_swap,
+        /// Shared pages that the guest wrote, and so got a copy of its own.
+        breaks,
+        /// Ballooned pages that the guest accessed.
+        pops,
+        /// Faults that had to wait because their page was being moved.
+        parked,
+        /// Faults that had to wait for memory.
+        starved,
+        /// Looked at by the scanner.
+        scanned,
+        /// Merged into a frame that others use.
+        merged,
+        /// Made the first user of a frame.
+        first_users,
+        /// Found to be all zero and dropped.
+        zeroed,
+        /// Changed between two looks of the scanner.
+        volatile,
+        /// Had the hash of a frame but other bytes, or changed before they stood still.
+        mismatched,
+        /// Not shared because the guest is near its budget of VMAs.
+        vma_refused,
+        /// Evicted: found all zero.
+        evict_zero,
+        /// Evicted: shared instead.
+        evict_shared,
+        /// Evicted into the compression cache.
+        evict_zip,
+        /// Evicted to the swap file without having been in the cache.
+        evict_swap,
+        /// Evicted pages that did not compress to half.
+        incompressible,
+        /// Oldest pages of the full cache that left for the swap file.
+        spilled,
+        /// Could not be evicted: no cache and no swap would take them.
+        evict_failed,
+        /// Refused by the full or failing swap file; writes, not pages.
+        swap_errors,
+        /// Given up by the guest.
+        inflated,
+        /// Taken back by the guest.
+        deflated,
+    }
+);

@@ -1,0 +1,83 @@
+//! The executable as a script sees it: exit codes and which stream says what.
+
+use std::process::{Command, Output};
+
+fn memvisor(args: &[&str]) -> Output {
+    let dir = tempfile::tempdir().expect("tempdir");
+    Command::new(env!("CARGO_BIN_EXE_memvisor"))
+        .args(args)
+        .env("MEMVISOR_RUNTIME_DIR", dir.path().join("run"))
+        .env_remove("MEMVISOR_LOG")
+        .output()
+        .expect("start")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn commands_without_a_host_exit_with_4_and_say_how_to_start_one() {
+    for args in [
+        &["vm", "ls"][..],
+        &["vm", "balloon", "a", "auto", "--json"],
+        &["top", "--once"],
+    ] {
+        let output = memvisor(args);
+        assert_eq!(output.status.code(), Some(4), "{args:?}");
+        let error = stderr(&output);
+        assert!(error.starts_with("memvisor: "), "{args:?}: {error}");
+        assert!(
+            error.contains("memvisor host --memory"),
+            "{args:?}: {error}"
+        );
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn wrong_command_lines_exit_with_2() {
+    for args in [
+        &["host", "--memory", "12Q"][..],
+        &[
+            "guest",
+            "--name",
+            "a",
+            "--memory",
+            "1M",
+            "--limit",
+            "2M",
+            "--workload",
+            "idle",
+        ],
+        &["nonsense"],
+    ] {
+        let output = memvisor(args);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{args:?}: {}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn runtime_directory_too_long_for_a_socket_is_refused_with_the_limit() {
+    let dir = format!("/tmp/{}", "x".repeat(100));
+    let output = memvisor(&["vm", "ls", "--runtime-dir", &dir]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("at most 107"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn help_goes_to_standard_output_with_the_exit_codes() {
+    let output = memvisor(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    let help = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(help.contains("Exit codes:"), "{help}");
+}
