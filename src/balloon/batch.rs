@@ -51,7 +51,23 @@ fn finish(
         batch.pages() - pages_ok(&answer),
     );
     debug_assert!(covers(&answer, batch), "{batch:?}: {answer:?}");
-    answer
+    join(answer)
+}
+
+/// The same answer in the fewest runs: a page table answers page by page.
+fn join(answer: Vec<StatusRun>) -> Vec<StatusRun> {
+    let mut joined: Vec<StatusRun> = Vec::new();
+    for part in answer {
+        match joined.last_mut() {
+            Some(last)
+                if last.status == part.status && last.run.end() == u64::from(part.run.start.0) =>
+            {
+                last.run.count += part.run.count;
+            }
+            _ => joined.push(part),
+        }
+    }
+    joined
 }
 
 fn ask(runs: &[GfnRun], vm: impl FnOnce(&[GfnRun]) -> Vec<StatusRun>) -> Vec<StatusRun> {

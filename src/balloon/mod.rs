@@ -25,6 +25,7 @@
 
 mod batch;
 mod counters;
+mod end;
 mod host;
 mod ledger;
 mod rate;
@@ -35,7 +36,8 @@ pub use batch::SLACK_PAGES;
 pub use counters::BalloonCounters;
 pub use memvisor_guest_agent::shim::Doorbell;
 
+pub use end::{SessionEnd, SessionError};
 pub use host::{BalloonHost, BalloonVm, Refusal};
 pub use ledger::{deflate, inflate, release_all};
-pub use session::{SessionEnd, SessionError, serve};
+pub use session::serve;
 pub use stats::GuestStats;

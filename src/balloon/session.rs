@@ -14,17 +14,15 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::protocol::DecodeError;
 use memvisor_guest_agent::protocol::balloon::{
-    self as protocol, BatchResult, Capabilities, ErrorCode, MAX_MESSAGE_BYTES, MAX_RANGES,
-    RangeBatch, Start, Started, StatusRun, ToAgent, ToHost,
+    self as protocol, BatchResult, Capabilities, MAX_MESSAGE_BYTES, MAX_RANGES, RangeBatch, Start,
+    Started, StatusRun, ToAgent, ToHost,
 };
 use memvisor_guest_agent::shim::{Received, SeqPacket, wait_readable};
-use thiserror::Error;
 
 use super::counters::add;
 use super::rate::Allowance;
-use super::{BalloonHost, BalloonVm, GuestStats, Refusal, batch};
+use super::{BalloonHost, BalloonVm, GuestStats, Refusal, SessionEnd, SessionError, batch};
 use crate::units::Pages;
 
 /// How long a new connection may be silent: an agent sends `START` at once, and a thread waits.
@@ -34,66 +32,6 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Targets pushed while the agent says nothing: an agent that sleeps must not fill its queue and
 /// lose its session for it. The next reply carries the newest target anyway.
 const MAX_UNANSWERED_PUSHES: u32 = 16;
-
-/// How a session ended in good order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SessionEnd {
-    /// The agent said `STOP`; its balloon is empty.
-    Stopped,
-    /// The agent went away; its balloon is as it was.
-    Closed,
-}
-
-/// Why the host ended a session.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum SessionError {
-    /// A message breaks the format or a limit.
-    #[error("malformed message: {0}")]
-    Malformed(#[from] DecodeError),
-    /// There is no common version.
-    #[error(
-        "the agent speaks versions {min} to {max} of the balloon protocol, this host speaks {}",
-        protocol::VERSION
-    )]
-    Version {
-        /// The agent's lowest version.
-        min: u16,
-        /// The agent's highest version.
-        max: u16,
-    },
-    /// A message is not allowed now.
-    #[error("{message} {why}")]
-    Order {
-        /// The name of the message.
-        message: &'static str,
-        /// Why it is not allowed.
-        why: &'static str,
-    },
-    /// The agent is not welcome.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The VM or the daemon is going away.
-    #[error("the VM or the host is shutting down")]
-    Closing,
-    /// The socket failed, or the agent does not read its replies.
-    #[error("balloon socket: {0}")]
-    Socket(#[from] io::Error),
-}
-
-impl SessionError {
-    /// What the agent is told; `None` when it cannot be reached.
-    const fn code(&self) -> Option<ErrorCode> {
-        match self {
-            Self::Malformed(_) => Some(ErrorCode::Malformed),
-            Self::Version { .. } => Some(ErrorCode::Version),
-            Self::Order { .. } => Some(ErrorCode::Order),
-            Self::Refused(_) => Some(ErrorCode::Refused),
-            Self::Closing => Some(ErrorCode::Closing),
-            Self::Socket(_) => None,
-        }
-    }
-}
 
 /// Serves one connection to its end, on this thread. `poll_interval` is what agents are asked to
 /// keep between two `GET_TARGET`; ESX has one second.
@@ -109,6 +47,11 @@ pub fn serve(
         .set_send_timeout(SEND_TIMEOUT)
         .map_err(SessionError::from)
         .and_then(|()| Connection::new(socket, poll_interval).run(host));
+    if let Err(SessionError::Socket(error)) = &ended
+        && error.kind() == io::ErrorKind::BrokenPipe
+    {
+        return Ok(SessionEnd::Closed);
+    }
     if let Err(error) = &ended
         && let Some(code) = error.code()
     {
@@ -258,6 +201,16 @@ impl Session<'_> {
         check_version(start)?;
         if start.token != self.token {
             return Err(Refusal::TokenChanged.into());
+        }
+        let (claimed, actual) = (start.total_pages, self.vm.total_pages());
+        if claimed > actual {
+            let vm = self.vm.id();
+            return Err(Refusal::TooLarge {
+                vm,
+                claimed,
+                actual,
+            }
+            .into());
         }
         self.vm.release_all();
         // A page of the balloon that has just been emptied may have popped; that is settled.

@@ -80,12 +80,20 @@ impl<'s> Balloon<'s> {
 
     /// Moves towards the host's target as far as the pace allows.
     pub(super) fn adjust(&mut self, link: &mut Link) -> Result<(), LinkError> {
-        let target = link.target();
-        match target.cmp(&self.held.pages) {
-            Ordering::Greater => self.inflate(link),
-            Ordering::Less if target > 0 && self.held.pages - target < DEFLATE_GAP => Ok(()),
-            Ordering::Less => self.deflate(link),
-            Ordering::Equal => Ok(()),
+        loop {
+            let target = link.target();
+            match target.cmp(&self.held.pages) {
+                Ordering::Greater => self.inflate(link)?,
+                Ordering::Less if target == 0 || self.held.pages - target >= DEFLATE_GAP => {
+                    self.deflate(link)?;
+                }
+                _ => {}
+            }
+            // The replies carry the target too, and one that turned must not wait for the next
+            // poll. This ends: without a reply there is no new target, and the pace bounds them.
+            if link.target() == target {
+                return Ok(());
+            }
         }
     }
 

@@ -6,21 +6,16 @@
 //! allocates pages, pins them and names them to the host.
 //!
 //! **Why the naive way fails.** Allocating the whole target at once starves the guest that still
-//! has to react. So the agent goes by [`pace`]: fast while free pages last, slow as soon as the
+//! has to react. So the agent goes by `pace`: fast while free pages last, slow as soon as the
 //! kernel must reclaim. Freeing a page before the host has taken it out of its books would let the
 //! guest use a page that the host is still dropping; so a page is unlocked first and released
 //! after. And a host that lost count cannot be argued with: on `RESET`, and whenever the
 //! connection breaks, the agent releases everything without unlocking and starts from nothing.
 //!
-//! **The structures.** One thread owns the connection ([`link`]), the pages and the pace
-//! ([`inflate`]); it sleeps until the host says something, the guest wants relief or the next poll
-//! is due. [`Agent`] is the handle; all it shares with the thread is a bell and the [`relief`]
+//! **The structures.** One thread owns the connection (`link`), the pages and the pace
+//! (`inflate`); it sleeps until the host says something, the guest wants relief or the next poll
+//! is due. [`Agent`] is the handle; all it shares with the thread is a bell and the `relief`
 //! desk. The agent calls its [`PageSource`] without holding a lock.
-//!
-//! [`pace`]: self::pace
-//! [`link`]: self::link
-//! [`inflate`]: self::inflate
-//! [`relief`]: self::relief
 
 mod inflate;
 mod link;

@@ -285,6 +285,19 @@ fn doorbell_inflates_and_deflates_without_a_poll() {
     rig.stop(&host);
 }
 
+/// The target fell while the host answered a `LOCK`, so no doorbell followed; the agent, having
+/// inflated, slept until the next poll.
+#[test]
+fn target_that_turns_in_a_reply_is_followed_at_once() {
+    let rig = Rig::new(20_000, 0);
+    let host = rig.polled(3000);
+    host.grant(3000, 1000);
+    host.grant(2000, 1500);
+    host.grant(500, 1500);
+    rig.guest.wait_for_pinned(1500);
+    rig.stop(&host);
+}
+
 #[test]
 fn target_a_little_lower_moves_no_page_unless_it_is_zero() {
     let rig = Rig::new(20_000, 0);

@@ -9,13 +9,13 @@
 //! [`ToHost::Start`] and [`ToAgent::Error`] have the header version 0 and keep their layout in all
 //! versions of the protocol, so that two sides without a common version can still tell each other.
 
-use bitflags::bitflags;
-
 use super::{DecodeError, Reader, Writer};
 
+mod handshake;
 mod ranges;
 mod stats;
 
+pub use handshake::{Capabilities, Start, Started};
 pub use ranges::{PageStatus, RangeBatch, StatusRun, covers};
 pub use stats::{Stat, StatTag};
 
@@ -58,65 +58,6 @@ const _: () = assert!(
     HEADER_BYTES + 12 + MAX_BATCH_PAGES as usize * ranges::STATUS_RUN_BYTES <= MAX_MESSAGE_BYTES
 );
 const _: () = assert!(HEADER_BYTES + 4 + MAX_RANGES * ranges::RANGE_BYTES <= MAX_MESSAGE_BYTES);
-
-bitflags! {
-    /// What an agent can do. The host answers with those it will use.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-    pub struct Capabilities: u32 {
-        /// More than one range in a `LOCK` or `UNLOCK`.
-        const BATCHED = 1;
-        /// The host may send `TARGET` and `RESET` at any time. Without it the host speaks only
-        /// when asked, and a `RESET` takes the place of the next reply.
-        const DOORBELL = 1 << 1;
-        /// The agent sends `STATS`.
-        const STATS = 1 << 2;
-        /// The agent sends `RELIEF` when its guest is short of memory.
-        const RELIEF = 1 << 3;
-    }
-}
-
-/// The first message of an agent, and the first after a reset.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Start {
-    /// The lowest version the agent speaks, from 1.
-    pub min_version: u16,
-    /// The highest version the agent speaks, at least `min_version`.
-    pub max_version: u16,
-    /// What the agent offers. Bits unknown to the host are ignored.
-    pub capabilities: Capabilities,
-    /// The secret that the virtual hardware of this VM gave to its guest. Nobody else knows it, so
-    /// nobody else can balloon the VM.
-    pub token: u64,
-    /// How many pages of RAM the guest sees.
-    pub total_pages: u64,
-    /// What the guest calls itself, for people; at most [`MAX_NAME_BYTES`] bytes.
-    pub name: String,
-}
-
-impl Start {
-    /// The version both sides will speak: the highest common one. There is only one yet.
-    #[must_use]
-    pub fn agreed_version(&self) -> Option<u16> {
-        (self.min_version..=self.max_version)
-            .contains(&VERSION)
-            .then_some(VERSION)
-    }
-}
-
-/// The host's consent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Started {
-    /// Those of the offered capabilities that are in use.
-    pub capabilities: Capabilities,
-    /// The number of the VM, as shown by `memvisor top`.
-    pub vm: u32,
-    /// How often the agent should ask for its target, in milliseconds, at least 1.
-    pub poll_interval_ms: u32,
-    /// Ranges the host takes in one batch, 1 to [`MAX_RANGES`].
-    pub max_ranges: u32,
-    /// The most pages this balloon will be asked to hold.
-    pub balloon_max: u64,
-}
 
 /// What an agent says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -347,63 +288,6 @@ impl ToAgent {
     }
 }
 
-impl Start {
-    fn write(&self, to: &mut Writer) {
-        to.u16(self.min_version)
-            .u16(self.max_version)
-            .u32(self.capabilities.bits())
-            .u64(self.token)
-            .u64(self.total_pages)
-            .text(cut(&self.name, MAX_NAME_BYTES));
-    }
-
-    fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let min_version = from.u16("min_version")?;
-        let max_version = from.u16("max_version")?;
-        if min_version == 0 {
-            return Err(value("min_version", 0_u32, "1 and up"));
-        }
-        if max_version < min_version {
-            return Err(value("max_version", max_version, "min_version and up"));
-        }
-        Ok(Self {
-            min_version,
-            max_version,
-            capabilities: Capabilities::from_bits_truncate(from.u32("capabilities")?),
-            token: from.u64("token")?,
-            total_pages: from.u64("total_pages")?,
-            name: from.text("name", MAX_NAME_BYTES)?.to_owned(),
-        })
-    }
-}
-
-impl Started {
-    fn write(&self, to: &mut Writer) {
-        to.u32(self.capabilities.bits())
-            .u32(self.vm)
-            .u32(self.poll_interval_ms)
-            .u32(self.max_ranges)
-            .u64(self.balloon_max);
-    }
-
-    fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let started = Self {
-            capabilities: Capabilities::from_bits_truncate(from.u32("capabilities")?),
-            vm: from.u32("vm")?,
-            poll_interval_ms: from.u32("poll_interval_ms")?,
-            max_ranges: from.u32("max_ranges")?,
-            balloon_max: from.u64("balloon_max")?,
-        };
-        if started.poll_interval_ms == 0 {
-            return Err(value("poll_interval_ms", 0_u32, "1 and up"));
-        }
-        if !(1..=MAX_RANGES as u32).contains(&started.max_ranges) {
-            return Err(value("max_ranges", started.max_ranges, "1 to 512"));
-        }
-        Ok(started)
-    }
-}
-
 impl BatchResult {
     fn write(&self, to: &mut Writer) {
         to.u64(self.target);
@@ -477,5 +361,7 @@ fn cut(text: &str, max: usize) -> &str {
     &text[..text.floor_char_boundary(max)]
 }
 
+#[cfg(test)]
+mod document;
 #[cfg(test)]
 mod tests;

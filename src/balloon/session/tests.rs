@@ -5,7 +5,7 @@ use std::thread;
 
 use memvisor_guest_agent::balloon::{Agent, AgentSettings, PageSource};
 use memvisor_guest_agent::protocol::Writer;
-use memvisor_guest_agent::protocol::balloon::{PageStatus, Stat, StatTag};
+use memvisor_guest_agent::protocol::balloon::{ErrorCode, PageStatus, Stat, StatTag};
 
 use super::*;
 use crate::balloon::{BalloonCounters, Doorbell, SLACK_PAGES};
@@ -184,16 +184,10 @@ impl Client {
         else {
             panic!("no result");
         };
-        let mut joined: Vec<(u32, u32, PageStatus)> = Vec::new();
-        for StatusRun { run, status } in result.runs {
-            match joined.last_mut() {
-                Some((start, count, last)) if *start + *count == run.start.0 && *last == status => {
-                    *count += run.count;
-                }
-                _ => joined.push((run.start.0, run.count, status)),
-            }
-        }
-        joined
+        let parts = result.runs.iter();
+        parts
+            .map(|part| (part.run.start.0, part.run.count, part.status))
+            .collect()
     }
 
     fn error(&self) -> (ErrorCode, String) {
@@ -512,6 +506,10 @@ fn first_message_other_than_a_good_start_is_an_error() {
         token: 1,
         ..start()
     };
+    let large = Start {
+        total_pages: RAM + 1,
+        ..start()
+    };
     for (message, code, why) in [
         (ToHost::Stop, ErrorCode::Order, "STOP came before START"),
         (
@@ -528,6 +526,11 @@ fn first_message_other_than_a_good_start_is_an_error() {
             ToHost::Start(token),
             ErrorCode::Refused,
             "no VM has the token",
+        ),
+        (
+            ToHost::Start(large),
+            ErrorCode::Refused,
+            "claims 10001 pages; the VM has 10000",
         ),
     ] {
         let host = FakeHost::new(100);
@@ -699,6 +702,17 @@ fn real_agent_and_session_agree_on_every_page() {
     });
     assert_eq!(count(&host.counters.mismatches), 0);
     assert_eq!(count(&host.counters.refused_pages), 0);
+}
+
+#[test]
+fn agent_that_leaves_with_replies_unread_has_closed() {
+    let host = FakeHost::new(0);
+    let end = started(&host, |client| {
+        for _ in 0..20 {
+            client.send(&ToHost::Relief { pages: 0 });
+        }
+    });
+    assert_eq!(end.unwrap(), SessionEnd::Closed);
 }
 
 #[test]
