@@ -140,7 +140,6 @@ fn allocation(vm: &Vm) -> AllocationStatus {
         limit_pages: limited.then(|| Pages(u64::from(vm.params.limit))),
         shares: u64::from(vm.params.shares),
         target_pages: vm.orders.allocation_target(),
-        active_pages: None,
     }
 }
 

@@ -27,7 +27,6 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             limit_pages: None,
             shares: 2560,
             target_pages: mib(120),
-            active_pages: mib(42),
         },
         balloon: BalloonStatus {
             agent: id == 1,

@@ -46,7 +46,6 @@ const COLUMNS: [Column; 15] = [
     column("MCTLTGT", 8, 100, |vm, _| mib(vm.balloon.target_pages)),
     column("FLT/s", 7, 100, |_, rates| count(rates, |r| r.faults_per_s)),
     column("SZTGT", 7, 120, |vm, _| mib(vm.allocation.target_pages)),
-    column("ACTV", 7, 120, |vm, _| mib(vm.allocation.active_pages)),
     column("COW/s", 7, 140, |_, rates| count(rates, |r| r.breaks_per_s)),
     column("SWR/s", 7, 140, |_, rates| {
         speed(rates, |r| r.swap_in_bytes_per_s)
