@@ -521,3 +521,27 @@ fn allocation_waits_for_the_only_page_there_is_while_somebody_is_at_it() {
     });
     assert_eq!(guest.kernel.stats().oom, 0);
 }
+
+/// Threads that are always at some page must not keep an allocation waiting for pages that have
+/// nowhere to go: it has to ask for relief, or fail.
+#[test]
+fn allocation_does_not_wait_for_busy_pages_that_the_full_disk_cannot_take() {
+    let guest = guest(16, 0);
+    let region = guest.kernel.map_anon(13);
+    region.write(0, &[1; 12 * PAGE_SIZE]).expect("free pages");
+    let page = region.gfn_of(0).expect("it is in RAM");
+    std::thread::scope(|scope| {
+        let stalled = guest.memory.stall(page);
+        let reader = scope.spawn(|| region.read(0, &mut [0]));
+        guest.memory.wait_stalled();
+        let writer = scope.spawn(|| region.write(12 * PAGE_SIZE as u64, &[1]));
+        while guest.kernel.stats().direct_scan < 1000 && !writer.is_finished() {
+            std::thread::yield_now();
+        }
+        assert!(writer.is_finished(), "it waits for the host");
+        let result = writer.join().expect("no panic");
+        assert!(matches!(result, Err(KernelError::OutOfMemory { .. })));
+        drop(stalled);
+        reader.join().expect("no panic").expect("it is in RAM");
+    });
+}
