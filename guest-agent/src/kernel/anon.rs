@@ -27,6 +27,10 @@ struct AnonMap {
 
 impl Object for AnonMap {
     fn evict(&self, kernel: &Kernel, page: u32, gfn: Gfn) -> Eviction {
+        // Asked first: a page without a place to go to is not worth waiting for, busy or not.
+        if kernel.swap.used() == kernel.swap.pages() {
+            return Eviction::Kept;
+        }
         let Some(place) = self.places.get(page as usize) else {
             return Eviction::Busy;
         };
@@ -35,9 +39,6 @@ impl Object for AnonMap {
         };
         if *place != Place::Ram(gfn) {
             return Eviction::Busy;
-        }
-        if kernel.swap.used() == kernel.swap.pages() {
-            return Eviction::Kept;
         }
         let mut bounce = Bounce::zeroed();
         kernel.memory.read(gfn, 0, &mut bounce.0);

@@ -35,21 +35,16 @@ impl VecMemory {
         }
     }
 
-    /// From now on, who touches this page waits for [`Self::resume`].
-    pub(crate) fn stall(&self, gfn: Gfn) {
+    /// From now on, who touches this page waits until the guard is dropped, also by a panic.
+    pub(crate) fn stall(&self, gfn: Gfn) -> StallGuard<'_> {
         lock(&self.stall).page = Some(gfn);
+        StallGuard(self)
     }
 
     /// Waits until a thread waits for the stalled page.
     pub(crate) fn wait_stalled(&self) {
         let stall = lock(&self.stall);
         drop(self.changed.wait_while(stall, |stall| stall.waiting == 0));
-    }
-
-    /// Ends a stall.
-    pub(crate) fn resume(&self) {
-        lock(&self.stall).page = None;
-        self.changed.notify_all();
     }
 
     fn enter(&self, gfn: Gfn) {
@@ -72,6 +67,16 @@ impl VecMemory {
     /// From now on, the first byte of what is read is wrong.
     pub(crate) fn break_reads(&self) {
         self.faulty.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Ends a stall when it is dropped.
+pub(crate) struct StallGuard<'a>(&'a VecMemory);
+
+impl Drop for StallGuard<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.stall).page = None;
+        self.0.changed.notify_all();
     }
 }
 

@@ -177,3 +177,36 @@ impl Kernel {
         freed.add(u64::from(found.freed));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::KernelOptions;
+    use super::super::ram::VecMemory;
+    use super::*;
+    use crate::protocol::PAGE_SIZE;
+
+    /// Other threads may mark all pages again while the clock goes round. They must not make it
+    /// come back with nothing, so it has a mode in which it does not look at the marks.
+    #[test]
+    fn clock_spares_marked_pages_only_until_it_is_told_not_to() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let options = KernelOptions {
+            swap_pages: 8,
+            swap_directory: directory.path().to_owned(),
+        };
+        let memory = Arc::new(VecMemory::new(32));
+        let kernel = Kernel::new(memory, &options).expect("it boots");
+        let region = kernel.map_anon(20);
+        let mark_all = || region.write(0, &[1; 20 * PAGE_SIZE]).expect("free pages");
+
+        mark_all();
+        let spared = kernel.turn_clock(4, 32, false);
+        assert_eq!((spared.freed, spared.scanned), (0, 20));
+        mark_all();
+        assert_eq!(kernel.turn_clock(4, 32, true).freed, 4);
+        mark_all();
+        assert_eq!(kernel.reclaim_now(6).freed, 6);
+    }
+}

@@ -462,8 +462,9 @@ fn kernel_whose_host_is_slow_with_one_page_goes_on_with_all_others() {
         .kernel
         .open_file(&guest.file("cached", &noise(1, 8 * PAGE_SIZE)));
     let file = file.expect("it is there");
-    guest.memory.stall(slow.gfn_of(0).expect("it is in RAM"));
+    let page = slow.gfn_of(0).expect("it is in RAM");
     std::thread::scope(|scope| {
+        let stalled = guest.memory.stall(page);
         let reader = scope.spawn(|| {
             let mut bytes = [0; 4];
             slow.read(0, &mut bytes).expect("in RAM");
@@ -486,7 +487,61 @@ fn kernel_whose_host_is_slow_with_one_page_goes_on_with_all_others() {
         guest.check_books();
         assert!(!reader.is_finished());
 
-        guest.memory.resume();
+        drop(stalled);
         assert_eq!(reader.join().expect("no panic"), *b"slow");
+    });
+}
+
+/// A page that somebody is at can be had in a moment: to fail meanwhile would be an OOM that is
+/// none.
+#[test]
+fn allocation_waits_for_the_only_page_there_is_while_somebody_is_at_it() {
+    let guest = guest(16, 0);
+    let path = guest.file("cached", b"cached");
+    let file = guest.kernel.open_file(&path).expect("it is there");
+    let region = guest.kernel.map_anon(12);
+    region.write(0, &[1; 11 * PAGE_SIZE]).expect("free pages");
+    file.read(0, &mut [0]).expect("one page is free");
+    let page = file.gfn_of(0).expect("it is cached");
+    std::thread::scope(|scope| {
+        let stalled = guest.memory.stall(page);
+        let reader = scope.spawn(|| file.read(0, &mut [0]));
+        guest.memory.wait_stalled();
+        let writer = scope.spawn(|| region.write(11 * PAGE_SIZE as u64, &[1]));
+        while guest.kernel.stats().direct_scan < 100 && !writer.is_finished() {
+            std::thread::yield_now();
+        }
+        assert!(!writer.is_finished());
+        drop(stalled);
+        reader.join().expect("no panic").expect("it is cached");
+        writer
+            .join()
+            .expect("no panic")
+            .expect("the cache gives way");
+    });
+    assert_eq!(guest.kernel.stats().oom, 0);
+}
+
+/// Threads that are always at some page must not keep an allocation waiting for pages that have
+/// nowhere to go: it has to ask for relief, or fail.
+#[test]
+fn allocation_does_not_wait_for_busy_pages_that_the_full_disk_cannot_take() {
+    let guest = guest(16, 0);
+    let region = guest.kernel.map_anon(13);
+    region.write(0, &[1; 12 * PAGE_SIZE]).expect("free pages");
+    let page = region.gfn_of(0).expect("it is in RAM");
+    std::thread::scope(|scope| {
+        let stalled = guest.memory.stall(page);
+        let reader = scope.spawn(|| region.read(0, &mut [0]));
+        guest.memory.wait_stalled();
+        let writer = scope.spawn(|| region.write(12 * PAGE_SIZE as u64, &[1]));
+        while guest.kernel.stats().direct_scan < 1000 && !writer.is_finished() {
+            std::thread::yield_now();
+        }
+        assert!(writer.is_finished(), "it waits for the host");
+        let result = writer.join().expect("no panic");
+        assert!(matches!(result, Err(KernelError::OutOfMemory { .. })));
+        drop(stalled);
+        reader.join().expect("no panic").expect("it is in RAM");
     });
 }
