@@ -17,7 +17,7 @@ pub mod pool;
 pub mod reclaim;
 pub mod runtime_dir;
 pub mod share;
-pub mod signals;
+pub use memvisor_guest_agent::signals;
 pub mod swap;
 mod sync;
 pub mod sys;

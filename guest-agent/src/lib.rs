@@ -5,10 +5,13 @@
 //! - [`shim`]: the virtual hardware: RAM mapping, memory thread, fault handler. The guest's operator
 //!   trusts it; it is the only part with `unsafe`.
 //! - [`kernel`]: the toy guest OS: pages, mappings, page cache, reclaim, its own swap disk.
+//! - [`guest`]: all of these put together; [`signals`]: how it is told to end.
 //! - [`workload`]: what guests run; each verifies every byte it reads.
 
 pub mod balloon;
+pub mod guest;
 pub mod kernel;
 pub mod protocol;
 pub mod shim;
+pub mod signals;
 pub mod workload;

@@ -84,9 +84,8 @@ pub(super) fn guest_report(report: &GuestReport) -> String {
 fn allocation(vm: &VmStatus) -> String {
     let limit = vm.allocation.limit_pages;
     format!(
-        "target {}, active {}, reservation {}, limit {}, {} shares",
+        "target {}, reservation {}, limit {}, {} shares",
         vm.allocation.target_pages.bytes(),
-        vm.allocation.active_pages.bytes(),
         vm.allocation.reservation_pages.bytes(),
         limit.map_or_else(|| "none".to_owned(), |pages| pages.bytes().to_string()),
         vm.allocation.shares,

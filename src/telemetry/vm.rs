@@ -67,8 +67,6 @@ pub struct AllocationStatus {
     pub shares: u64,
     /// Memory the policy wants it to have now (ESX: SZTGT).
     pub target_pages: Pages,
-    /// Memory it is estimated to use actively (ESX: TCHD).
-    pub active_pages: Pages,
 }
 
 /// The balloon of one VM.

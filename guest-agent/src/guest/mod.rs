@@ -1,0 +1,222 @@
+//! A guest, put together: virtual hardware, kernel, balloon agent, workloads.
+
+mod pages;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::balloon::{Agent, AgentSettings, PageSource};
+use crate::kernel::{Kernel, KernelError, KernelOptions, PressureHook};
+use crate::protocol::Gfn;
+use crate::protocol::memory::{Hello, MAX_TEXT};
+use crate::shim::{AttachError, Attached, Memory, Ram, SeqPacket, SessionEnd, attach};
+use crate::signals::{Event, Signals};
+use crate::workload::{Mismatch, Progress, Report, Runner, SpecError, StartError, WorkloadSpec};
+use pages::{KernelPages, Relief};
+
+/// How often a running guest looks whether something is wrong.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What a guest is powered on with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GuestOptions {
+    /// The VM's name.
+    pub name: String,
+    /// Configured size in pages.
+    pub pages: u32,
+    /// What it runs, one text each.
+    pub workloads: Vec<String>,
+    /// Its sharing domain.
+    pub salt: Option<String>,
+    /// Where its randomness begins.
+    pub seed: u64,
+    /// How long it runs; `None`: until a signal.
+    pub duration: Option<Duration>,
+    /// Guaranteed memory in pages.
+    pub reservation: u32,
+    /// The most memory in pages.
+    pub limit: u32,
+    /// Its weight when memory is short.
+    pub shares: u32,
+    /// The host's memory socket.
+    pub memory_socket: PathBuf,
+    /// The host's balloon socket.
+    pub balloon_socket: PathBuf,
+    /// Where the file behind the guest's own swap disk is made.
+    pub swap_directory: PathBuf,
+    /// The size of the guest's own swap disk in pages.
+    pub swap_pages: u32,
+}
+
+/// Why a guest could not run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum GuestError {
+    /// A workload was not understood.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The host refused it or is not there.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// Its kernel could not boot.
+    #[error("the guest's kernel cannot boot")]
+    Kernel(#[from] KernelError),
+    /// Its workloads could not start.
+    #[error("the workloads cannot start")]
+    Workload(#[from] StartError),
+    /// A thread or descriptor could not be had.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> GuestError {
+    move |source| GuestError::System { what, source }
+}
+
+/// What came of a guest.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Outcome {
+    /// What its workloads did and found.
+    pub report: Report,
+    /// Wrong bytes, with the homes that their page has had.
+    pub wrong: Vec<WrongBytes>,
+    /// Whether a signal ended it before its time.
+    pub interrupted: bool,
+    /// From power-on until it was told to end.
+    pub ran: Duration,
+}
+
+/// A page that did not hold what the guest had written.
+#[derive(Clone, PartialEq, Debug)]
+pub struct WrongBytes {
+    /// Where, what was expected and what was found.
+    pub mismatch: Mismatch,
+    /// The homes that the page has had lately, if the host knows.
+    pub history: Option<String>,
+}
+
+impl fmt::Display for WrongBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.mismatch)?;
+        match &self.history {
+            Some(history) => write!(f, "; {history}"),
+            None => f.write_str("; the homes of the page are not known"),
+        }
+    }
+}
+
+/// Runs a guest until its time is over, one of `signals` arrives or it finds wrong bytes; then its
+/// workloads verify all that they own, which `progress` is told of.
+///
+/// `host_gone` is called on another thread if the session ends before that. It should end the
+/// process: threads that wait for a page then wait for ever.
+///
+/// # Errors
+/// [`GuestError`] when it could not be powered on.
+pub fn run(
+    options: &GuestOptions,
+    signals: &Signals,
+    host_gone: impl FnOnce(SessionEnd) + Send + 'static,
+    progress: impl FnMut(Progress),
+) -> Result<Outcome, GuestError> {
+    let specs: Vec<WorkloadSpec> =
+        options.workloads.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let attached = attach(&options.memory_socket, hello(options))?;
+    let (ram, token) = (attached.ram, attached.welcome.token);
+    serve(attached, host_gone)?;
+    let kernel_options = KernelOptions {
+        swap_pages: options.swap_pages,
+        swap_directory: options.swap_directory.clone(),
+    };
+    let memory: Arc<dyn Memory> = Arc::new(ram);
+    let kernel = Kernel::new(memory, &kernel_options)?;
+    let relief = start_agent(options, token, &kernel)?;
+    let started = Instant::now();
+    let runner = Runner::start(&kernel, &specs, options.seed)?;
+    let interrupted = wait(options.duration, signals, &runner)?;
+    let ran = started.elapsed();
+    let report = runner.stop(progress);
+    let wrong = report.mismatches.iter().map(|mismatch| with_history(ram, mismatch)).collect();
+    drop(relief);
+    Ok(Outcome { report, wrong, interrupted, ran })
+}
+
+fn hello(options: &GuestOptions) -> Hello {
+    let mut workload = options.workloads.join(" ");
+    workload.truncate(workload.floor_char_boundary(MAX_TEXT));
+    Hello {
+        name: options.name.clone(),
+        pages: options.pages,
+        uffd: false,
+        reservation: options.reservation,
+        limit: options.limit,
+        shares: options.shares,
+        salt: options.salt.clone(),
+        workload,
+    }
+}
+
+fn serve(
+    attached: Attached,
+    host_gone: impl FnOnce(SessionEnd) + Send + 'static,
+) -> Result<(), GuestError> {
+    thread::Builder::new()
+        .name("memory".to_owned())
+        .spawn(move || host_gone(attached.serve()))
+        .map(drop)
+        .map_err(system("start the memory thread"))
+}
+
+fn start_agent(
+    options: &GuestOptions,
+    token: u64,
+    kernel: &Arc<Kernel>,
+) -> Result<Arc<Relief>, GuestError> {
+    let settings = AgentSettings { token, name: options.name.clone() };
+    let source: Arc<dyn PageSource> = Arc::new(KernelPages::new(Arc::clone(kernel)));
+    let socket = options.balloon_socket.clone();
+    let agent = Agent::start(settings, source, move || SeqPacket::connect(&socket))
+        .map_err(system("start the balloon agent"))?;
+    let relief = Arc::new(Relief::new(agent));
+    let hook: Arc<dyn PressureHook> = Arc::<Relief>::clone(&relief);
+    kernel.set_pressure_hook(Arc::downgrade(&hook));
+    Ok(relief)
+}
+
+/// Waits for the end; whether a signal brought it. Wrong bytes end a guest at once, so that what is
+/// known about them is still fresh.
+fn wait(
+    duration: Option<Duration>,
+    signals: &Signals,
+    runner: &Runner,
+) -> Result<bool, GuestError> {
+    let end = duration.map(|duration| Instant::now() + duration);
+    loop {
+        let look = Instant::now() + LOOK;
+        let until = end.map_or(look, |end| end.min(look));
+        match signals.wait(None, until).map_err(system("wait for signals"))? {
+            Event::Signal(_) => return Ok(true),
+            Event::Readable | Event::Timeout => {}
+        }
+        let wrong = runner.wait_mismatch(Duration::ZERO).is_some();
+        if wrong || end.is_some_and(|end| Instant::now() >= end) {
+            return Ok(false);
+        }
+    }
+}
+
+fn with_history(ram: Ram, mismatch: &Mismatch) -> WrongBytes {
+    let history = mismatch.gfn.and_then(|gfn| ram.history(Gfn(gfn)));
+    WrongBytes { mismatch: mismatch.clone(), history }
+}

@@ -1,0 +1,72 @@
+//! The kernel and the balloon agent, introduced to each other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::balloon::{Agent, PageSource};
+use crate::kernel::{Kernel, PressureHook};
+use crate::protocol::balloon::{Stat, StatTag};
+use crate::protocol::{GfnRun, PAGE_SIZE};
+
+/// How long an allocation that found nothing waits for the balloon.
+const RELIEF_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The kernel's pages, for the agent.
+#[derive(Debug)]
+pub(super) struct KernelPages(Arc<Kernel>);
+
+impl KernelPages {
+    pub(super) const fn new(kernel: Arc<Kernel>) -> Self {
+        Self(kernel)
+    }
+}
+
+impl PageSource for KernelPages {
+    fn total_pages(&self) -> u64 {
+        self.0.stats().total
+    }
+
+    fn allocate(&self, max: u32, may_reclaim: bool) -> Vec<GfnRun> {
+        self.0.balloon_alloc(max, may_reclaim)
+    }
+
+    fn release(&self, runs: &[GfnRun]) {
+        // The agent releases what it was given and nothing else; if it does not, the pages stay
+        // pinned, which costs memory and breaks nothing.
+        if let Err(error) = self.0.balloon_free(runs) {
+            tracing::error!(%error, "the balloon agent released pages that it does not have");
+        }
+    }
+
+    fn stats(&self) -> Vec<Stat> {
+        let stats = self.0.stats();
+        let bytes = |pages: u64| pages * PAGE_SIZE as u64;
+        vec![
+            Stat::new(StatTag::SWAP_IN, bytes(stats.swap_in)),
+            Stat::new(StatTag::SWAP_OUT, bytes(stats.swap_out)),
+            Stat::new(StatTag::MAJOR_FAULTS, stats.major_faults),
+            Stat::new(StatTag::MINOR_FAULTS, stats.minor_faults),
+            Stat::new(StatTag::FREE_MEMORY, bytes(stats.free)),
+            Stat::new(StatTag::TOTAL_MEMORY, bytes(stats.total.saturating_sub(stats.balloon))),
+            Stat::new(StatTag::AVAILABLE_MEMORY, bytes(stats.available)),
+            Stat::new(StatTag::DISK_CACHES, bytes(stats.caches)),
+            Stat::new(StatTag::OOM_KILLS, stats.oom),
+        ]
+    }
+}
+
+/// The agent, for a kernel that is out of memory.
+#[derive(Debug)]
+pub(super) struct Relief(Agent);
+
+impl Relief {
+    pub(super) const fn new(agent: Agent) -> Self {
+        Self(agent)
+    }
+}
+
+impl PressureHook for Relief {
+    fn relieve(&self, pages: u32) -> bool {
+        self.0.relieve(u64::from(pages), RELIEF_TIMEOUT) > 0
+    }
+}
