@@ -3,13 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-
-use super::child::{Child, end_all, in_words};
+use super::child::{Child, await_child, end_all, in_words};
 use super::scratch::Scratch;
 use super::{DemoError, DemoOptions, cast};
 use crate::host::EngineChoice;
-use crate::signals::{Event, Signals};
+use crate::signals::Signals;
 use crate::telemetry::GuestReport;
 
 /// How long guests, and then the host, may take to end when asked; then they are killed.
@@ -108,8 +106,7 @@ impl<'a> Crew<'a> {
             if let Err(failed) = self.check_host() {
                 return failed;
             }
-            let woken = self.signals.wait(None, limit);
-            if !matches!(woken, Ok(Event::Signal(Signal::SIGCHLD))) {
+            if !await_child(self.signals, limit) {
                 return error;
             }
         }
