@@ -73,6 +73,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         return match error {
             DemoError::Interrupted => Some(Exit::Interrupted),
             DemoError::Corrupt { .. } => Some(Exit::Corrupt),
+            DemoError::Io { .. } => None,
             // The demo's host is its own affair, not one that the user had started.
             _ => Some(Exit::Failure),
         };
@@ -112,6 +113,10 @@ mod tests {
         check(ClientError::Timeout, Exit::Failure);
         check(GuestError::HostGone("gone".to_owned()), Exit::HostGone);
         check(DemoError::Interrupted, Exit::Interrupted);
+        check(DemoError::Client(ClientError::Timeout), Exit::Failure);
+        let source = io::ErrorKind::BrokenPipe.into();
+        let action = "print";
+        check(DemoError::Io { action, source }, Exit::Success);
         check(io::Error::from(io::ErrorKind::BrokenPipe), Exit::Success);
         check(io::Error::from(io::ErrorKind::NotFound), Exit::Failure);
     }

@@ -121,11 +121,8 @@ pub(super) fn end_all(children: &mut [Child], signals: &Signals, deadline: Insta
         .iter_mut()
         .any(|child| matches!(child.ended(), Ok(None)))
     {
-        let now = Instant::now();
-        match signals.wait(None, deadline.min(now + CHECK)) {
-            Ok(Event::Signal(Signal::SIGCHLD)) => {}
-            Ok(Event::Timeout) if now < deadline => {}
-            _ => break,
+        if !await_child(signals, deadline) {
+            break;
         }
     }
     for child in children.iter_mut() {
@@ -133,6 +130,16 @@ pub(super) fn end_all(children: &mut [Child], signals: &Signals, deadline: Insta
         if child.ended.is_none() {
             child.ended = child.process.wait().ok();
         }
+    }
+}
+
+/// Waits until a child may have ended; false after `deadline` or a signal to end.
+pub(super) fn await_child(signals: &Signals, deadline: Instant) -> bool {
+    let now = Instant::now();
+    match signals.wait(None, deadline.min(now + CHECK)) {
+        Ok(Event::Signal(Signal::SIGCHLD)) => true,
+        Ok(Event::Timeout) => now < deadline,
+        _ => false,
     }
 }
 

@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::child::{Child, end_all, in_words};
+use super::child::{Child, await_child, end_all, in_words};
 use super::scratch::Scratch;
 use super::{DemoError, DemoOptions, cast};
-use crate::control::ClientError;
 use crate::host::EngineChoice;
 use crate::signals::Signals;
 use crate::telemetry::GuestReport;
@@ -17,13 +16,16 @@ const GRACE: Duration = Duration::from_secs(3);
 /// The exit code of a guest that found corrupt memory.
 const CORRUPT: i32 = 3;
 
+/// The exit code of a guest whose host went away.
+const HOST_GONE: i32 = 4;
+
 /// The processes; dropping them ends the guests and then the host.
 #[derive(Debug)]
 pub(super) struct Crew<'a> {
     signals: &'a Signals,
     guests: Vec<Child>,
     reports: Vec<GuestReport>,
-    host: Vec<Child>,
+    host: Child,
 }
 
 impl<'a> Crew<'a> {
@@ -38,7 +40,7 @@ impl<'a> Crew<'a> {
             signals,
             guests: Vec::new(),
             reports: Vec::new(),
-            host: vec![host],
+            host,
         })
     }
 
@@ -66,26 +68,48 @@ impl<'a> Crew<'a> {
     /// # Errors
     /// If one has failed, or the host has ended.
     pub(super) fn any_guest_runs(&mut self) -> Result<bool, DemoError> {
-        let mut running = Vec::new();
-        for mut guest in std::mem::take(&mut self.guests) {
+        self.check_host()?;
+        let mut at = 0;
+        while let Some(guest) = self.guests.get_mut(at) {
             match guest.ended().map_err(DemoError::io("wait for a guest"))? {
-                None => running.push(guest),
-                Some(status) => self.reports.push(report_of(&guest, status)?),
+                None => at += 1,
+                Some(status) => {
+                    let guest = self.guests.remove(at);
+                    match report_of(&guest, status) {
+                        Ok(report) => self.reports.push(report),
+                        Err(error) if status.code() == Some(HOST_GONE) => {
+                            return Err(self.explain_host(error));
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
             }
         }
-        self.guests = running;
-        self.check_host()?;
         Ok(!self.guests.is_empty())
     }
 
     /// Fails if the host has ended.
     pub(super) fn check_host(&mut self) -> Result<(), DemoError> {
-        for host in &mut self.host {
-            if let Some(status) = host.ended().map_err(DemoError::io("wait for the host"))? {
-                return Err(failed(host, status));
+        let ended = self.host.ended();
+        match ended.map_err(DemoError::io("wait for the host"))? {
+            Some(status) => Err(failed(&self.host, status)),
+            None => Ok(()),
+        }
+    }
+
+    /// Why the host, whose connections have ended, is gone; `error` if it is not.
+    ///
+    /// The kernel closes the connections of a process before its parent can see that it has ended.
+    pub(super) fn explain_host(&mut self, error: DemoError) -> DemoError {
+        let limit = Instant::now() + GRACE;
+        loop {
+            if let Err(failed) = self.check_host() {
+                return failed;
+            }
+            if !await_child(self.signals, limit) {
+                return error;
             }
         }
-        Ok(())
     }
 
     /// Ends the host and returns what the guests reported, in the order of their ends.
@@ -93,35 +117,26 @@ impl<'a> Crew<'a> {
     /// # Errors
     /// If the host does not end well.
     pub(super) fn finish(mut self) -> Result<Vec<GuestReport>, DemoError> {
-        end_all(&mut self.host, self.signals, Instant::now() + GRACE);
-        for host in &mut self.host {
-            match host.ended().map_err(DemoError::io("wait for the host"))? {
-                Some(status) if status.success() => {}
-                Some(status) => return Err(failed(host, status)),
-                None => return Err(overtime(host, "end", GRACE)),
-            }
+        self.end_host();
+        match self
+            .host
+            .ended()
+            .map_err(DemoError::io("wait for the host"))?
+        {
+            Some(status) if status.success() => Ok(std::mem::take(&mut self.reports)),
+            Some(status) => Err(failed(&self.host, status)),
+            None => Err(overtime(&self.host, "end", GRACE)),
         }
-        Ok(std::mem::take(&mut self.reports))
     }
 
-    /// Why the host, which has broken a connection, is gone.
-    pub(super) fn explain_host(&mut self, error: ClientError) -> DemoError {
-        let soon = Instant::now() + GRACE;
-        while self.check_host().is_ok() {
-            if !matches!(
-                self.signals.wait(None, soon),
-                Ok(crate::signals::Event::Signal(_))
-            ) {
-                return error.into();
-            }
-        }
-        self.check_host().err().unwrap_or_else(|| error.into())
+    fn end_host(&mut self) {
+        let host = std::slice::from_mut(&mut self.host);
+        end_all(host, self.signals, Instant::now() + GRACE);
     }
 
     /// The error that the host does not come up.
     pub(super) fn overtime_of_host(&self, limit: Duration) -> DemoError {
-        let host = self.host.first().expect("every crew has a host");
-        overtime(host, "answer", limit)
+        overtime(&self.host, "answer", limit)
     }
 
     /// The error that a guest does not end.
@@ -134,7 +149,7 @@ impl<'a> Crew<'a> {
 impl Drop for Crew<'_> {
     fn drop(&mut self) {
         end_all(&mut self.guests, self.signals, Instant::now() + GRACE);
-        end_all(&mut self.host, self.signals, Instant::now() + GRACE);
+        self.end_host();
     }
 }
 

@@ -196,19 +196,17 @@ fn follow(
 ) -> Result<(), DemoError> {
     let mut screen = Terminal::open(!options.json).map_err(DemoError::io("use the terminal"))?;
     let news = News::of(options);
+    let mut due = Instant::now();
     while crew.any_guest_runs()? {
-        let due = Instant::now() + TICK;
-        let status = match client.status() {
-            // Why it is gone, the host's own log knows better.
-            Err(error) if error.is_gone() => return Err(crew.explain_host(error)),
-            answer => answer?,
-        };
-        watch.see(status);
-        if screen.is_live() {
-            let drawn = screen.draw(&watch.screen(screen.screen()));
-            drawn.map_err(DemoError::io("draw"))?;
-        } else {
-            news.tell(&watch.line())?;
+        if Instant::now() >= due {
+            due = Instant::now() + TICK;
+            watch.see(status_of(client, crew)?);
+            if screen.is_live() {
+                let drawn = screen.draw(&watch.screen(screen.screen()));
+                drawn.map_err(DemoError::io("draw"))?;
+            } else {
+                news.tell(&watch.line())?;
+            }
         }
         if Instant::now() > limit {
             return Err(crew.overtime_of_guest(options.duration + OVERHEAD_MAX));
@@ -218,17 +216,24 @@ fn follow(
     Ok(())
 }
 
+/// The status; why the host is gone, if it is, its own log knows better than the connection.
+fn status_of(client: &Client, crew: &mut Crew<'_>) -> Result<HostStatus, DemoError> {
+    match client.status() {
+        Err(error) if error.is_gone() => Err(crew.explain_host(error.into())),
+        answer => Ok(answer?),
+    }
+}
+
 /// Waits for the next tick or until a child has ended.
 fn pause(crew: &Crew<'_>, screen: &mut Terminal, due: Instant) -> Result<(), DemoError> {
     loop {
         let event = crew.signals().wait(screen.keyboard(), due);
         match event.map_err(DemoError::io("wait"))? {
-            Event::Timeout => return Ok(()),
+            Event::Timeout | Event::Signal(Signal::SIGCHLD) => return Ok(()),
             Event::Readable if screen.quit_typed().map_err(DemoError::io("read a key"))? => {
                 return Err(DemoError::Interrupted);
             }
             Event::Readable => {}
-            Event::Signal(Signal::SIGCHLD) => return Ok(()),
             Event::Signal(_) => return Err(DemoError::Interrupted),
         }
     }

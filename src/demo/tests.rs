@@ -2,8 +2,9 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use super::child::{Child, end_all, in_words};
+use super::child::{Child, await_child, end_all, in_words};
 use super::*;
+use crate::telemetry::GuestReport;
 
 /// The options of the default demo, with another program.
 pub(super) fn options(program: &str) -> DemoOptions {
@@ -95,6 +96,73 @@ fn log_tail_is_the_end_of_a_long_log() {
     }
     let tail = children[0].log_tail();
     assert!(tail.ends_with("line 998") && tail.len() <= 2000, "{tail}");
+}
+
+/// A program that is a host or a guest as told; a guest begins once there is a file `$0.up`.
+fn program(dir: &Path, host: &str, guest: &str) -> String {
+    let path = dir.join("program").to_str().expect("ascii").to_owned();
+    let script = format!(
+        "#!/bin/sh\ncase $1 in\nhost) {host};;\n\
+         guest) until [ -e $0.up ]; do sleep 0.01; done; {guest};;\nesac\n"
+    );
+    // Another process writes it: a descriptor of ours could be inherited by what a test beside this
+    // one starts, and a file that is open for writing cannot be executed.
+    let write = "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\"";
+    let written = std::process::Command::new("/bin/sh")
+        .args(["-c", write, &path, &script])
+        .status();
+    assert!(written.expect("a shell").success());
+    path
+}
+
+/// Runs such a program as a host and six guests until they have ended or one has failed.
+fn run_crew(host: &str, guest: &str) -> Result<Vec<GuestReport>, DemoError> {
+    let (dir, signals) = (tempfile::tempdir().expect("tempdir"), signals());
+    let options = options(&program(dir.path(), host, guest));
+    let scratch = Scratch::new()?;
+    let mut crew = Crew::start_host(&options, &scratch, &signals)?;
+    crew.start_guests(&options, &scratch)?;
+    let limit = Instant::now() + Duration::from_secs(20);
+    while crew.any_guest_runs()? {
+        assert!(await_child(&signals, limit), "still running");
+    }
+    crew.finish()
+}
+
+const GOOD_HOST: &str = "trap 'exit 0' TERM; touch $0.up; while :; do sleep 0.01; done";
+
+#[test]
+fn crew_of_good_processes_returns_a_report_of_each_guest() {
+    let guest = "echo hello; echo '{\"pages_verified\": 7}'";
+    let reports = run_crew(GOOD_HOST, guest).expect("all well");
+    assert_eq!(reports.len(), 6);
+    assert!(reports.iter().all(|report| report.pages_verified == 7));
+}
+
+#[test]
+fn crew_whose_host_crashes_names_the_host_and_not_a_guest() {
+    // A guest sees the host's sockets close before the host's parent can see that it has ended.
+    let host = "touch $0.up; sleep 0.2; echo out of luck >&2; exit 9";
+    let error = run_crew(host, "exit 4").expect_err("crash");
+    assert_eq!(error.to_string(), "host ended with code 9: out of luck");
+}
+
+#[test]
+fn crew_with_a_corrupt_or_silent_guest_fails_as_that_guest_does() {
+    let corrupt = "echo '{\"mismatches\": 2}'; exit 3";
+    let error = run_crew(GOOD_HOST, corrupt).expect_err("corrupt");
+    assert!(matches!(&error, DemoError::Corrupt { .. }), "{error}");
+    let error = run_crew(GOOD_HOST, "exit 0").expect_err("silent");
+    assert!(matches!(&error, DemoError::NoReport { .. }), "{error}");
+    let error = run_crew(GOOD_HOST, "kill -ABRT $$").expect_err("abort");
+    assert!(error.to_string().contains("SIGABRT"), "{error}");
+}
+
+#[test]
+fn crew_whose_host_does_not_end_well_fails_although_the_guests_did() {
+    let host = "trap 'echo leak >&2; exit 5' TERM; touch $0.up; while :; do sleep 0.01; done";
+    let error = run_crew(host, "echo '{}'").expect_err("bad end");
+    assert_eq!(error.to_string(), "host ended with code 5: leak");
 }
 
 #[test]
