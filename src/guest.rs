@@ -86,7 +86,9 @@ pub fn run(
 }
 
 fn pages(size: Bytes) -> Result<u32, GuestError> {
-    let pages = u32::try_from(size.pages().0).ok().filter(|pages| *pages <= MAX_PAGES);
+    let pages = u32::try_from(size.pages().0)
+        .ok()
+        .filter(|pages| *pages <= MAX_PAGES);
     pages.ok_or(GuestError::TooLarge(size))
 }
 
@@ -134,7 +136,10 @@ fn report(name: &str, outcome: &Outcome) -> GuestReport {
     GuestReport {
         name: name.to_owned(),
         duration_ms: u64::try_from(outcome.ran.as_millis()).unwrap_or(u64::MAX),
-        pages_verified: workloads.iter().map(|workload| workload.pages_verified).sum(),
+        pages_verified: workloads
+            .iter()
+            .map(|workload| workload.pages_verified)
+            .sum(),
         mismatches: workloads.iter().map(|workload| workload.mismatches).sum(),
         interrupted: outcome.interrupted,
         workloads,

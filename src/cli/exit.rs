@@ -79,7 +79,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         };
     }
     if let Some(error) = cause.downcast_ref::<GuestError>() {
-        return matches!(error, GuestError::HostGone(_)).then_some(Exit::HostGone);
+        return error.is_host_gone().then_some(Exit::HostGone);
     }
     if let Some(error) = cause.downcast_ref::<ClientError>() {
         return error.is_gone().then_some(Exit::HostGone);
@@ -95,6 +95,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
 #[cfg(test)]
 mod tests {
     use anyhow::Context;
+    use memvisor_guest_agent::shim::AttachError;
 
     use super::*;
 
@@ -111,7 +112,9 @@ mod tests {
         check(UsageError("bad".to_owned()), Exit::Usage);
         check(ClientError::NotRunning { path }, Exit::HostGone);
         check(ClientError::Timeout, Exit::Failure);
-        check(GuestError::HostGone("gone".to_owned()), Exit::HostGone);
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let gone = memvisor_guest_agent::guest::GuestError::from(AttachError::Connect(refused));
+        check(GuestError::from(gone), Exit::HostGone);
         check(DemoError::Interrupted, Exit::Interrupted);
         check(DemoError::Client(ClientError::Timeout), Exit::Failure);
         let source = io::ErrorKind::BrokenPipe.into();

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use memvisor_guest_agent::shim::SessionEnd;
 
 use super::exit::{Exit, UsageError};
 use super::lifeline::Lifeline;
 use super::values::{self, Shares};
-use super::{print, show};
+use super::{complain, print, show};
 use crate::guest::GuestOptions;
 use crate::runtime_dir::RuntimeDir;
 use crate::units::Bytes;
@@ -106,7 +107,11 @@ pub(super) fn run(args: GuestArgs) -> anyhow::Result<Exit> {
         .context("cannot watch the parent process")?;
     let options = args.options()?;
     let name = options.name.clone();
-    let report = crate::guest::run(&options).with_context(|| format!("guest `{name}`"))?;
+    let told = name.clone();
+    let host_gone = move |end: SessionEnd| end_process(&told, &end);
+    let wrong = |text: &str| complain(&format!("guest `{name}`: {text}"));
+    let report =
+        crate::guest::run(&options, host_gone, wrong).with_context(|| format!("guest `{name}`"))?;
     if json {
         print(&format!("{}\n", serde_json::to_string(&report)?))?;
     } else {
@@ -117,4 +122,11 @@ pub(super) fn run(args: GuestArgs) -> anyhow::Result<Exit> {
         _ if report.interrupted => Exit::Interrupted,
         _ => Exit::Success,
     })
+}
+
+/// Ends this process because its host is gone: threads that wait for a page would wait for ever.
+#[expect(clippy::exit, reason = "the main thread may be one of those that wait")]
+fn end_process(name: &str, end: &SessionEnd) {
+    complain(&format!("guest `{name}`: {end}"));
+    std::process::exit(Exit::HostGone as i32);
 }

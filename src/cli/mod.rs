@@ -54,8 +54,7 @@ pub fn main() -> ExitCode {
     let exit = done.unwrap_or_else(|error| {
         let exit = exit::of_error(&error);
         if exit != Exit::Success {
-            // There is no one left to tell if standard error is closed.
-            let _ = writeln!(io::stderr(), "memvisor: {error:#}");
+            complain(&format!("{error:#}"));
         }
         exit
     });
@@ -88,6 +87,12 @@ fn log_to_stderr(command: &Command) -> anyhow::Result<()> {
         .with_ansi(io::stderr().is_terminal())
         .init();
     Ok(())
+}
+
+/// Says on standard error what is wrong.
+fn complain(text: &str) {
+    // There is no one left to tell if standard error is closed.
+    let _ = writeln!(io::stderr(), "memvisor: {text}");
 }
 
 /// Prints `text` as it is.

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use memvisor_guest_agent::protocol::memory::{
-    MAX_CHANNELS, MAX_MESSAGE, Message, Ready, Welcome,
-};
+use memvisor_guest_agent::protocol::memory::{MAX_CHANNELS, MAX_MESSAGE, Message, Ready, Welcome};
 use memvisor_guest_agent::shim::{Received, SeqPacket, wait_readable};
 use thiserror::Error;
 

@@ -34,7 +34,7 @@ const fn column(
 }
 
 /// The titles are esxtop's where it has the quantity. All sizes in MiB, rates in MiB/s unless said.
-const COLUMNS: [Column; 15] = [
+const COLUMNS: [Column; 14] = [
     column("MEMSZ", 7, 0, |vm, _| mib(vm.configured_pages)),
     column("GRANT", 7, 0, |vm, _| mib(vm.granted_pages)),
     column("CNSM", 7, 0, |vm, _| mib(vm.consumed_pages)),

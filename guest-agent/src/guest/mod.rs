@@ -130,8 +130,11 @@ pub fn run(
     host_gone: impl FnOnce(SessionEnd) + Send + 'static,
     progress: impl FnMut(Progress),
 ) -> Result<Outcome, GuestError> {
-    let specs: Vec<WorkloadSpec> =
-        options.workloads.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let specs: Vec<WorkloadSpec> = options
+        .workloads
+        .iter()
+        .map(|text| text.parse())
+        .collect::<Result<_, _>>()?;
     let attached = attach(&options.memory_socket, hello(options))?;
     let (ram, token) = (attached.ram, attached.welcome.token);
     serve(attached, host_gone)?;
@@ -147,9 +150,18 @@ pub fn run(
     let interrupted = wait(options.duration, signals, &runner)?;
     let ran = started.elapsed();
     let report = runner.stop(progress);
-    let wrong = report.mismatches.iter().map(|mismatch| with_history(ram, mismatch)).collect();
+    let wrong = report
+        .mismatches
+        .iter()
+        .map(|mismatch| with_history(ram, mismatch))
+        .collect();
     drop(relief);
-    Ok(Outcome { report, wrong, interrupted, ran })
+    Ok(Outcome {
+        report,
+        wrong,
+        interrupted,
+        ran,
+    })
 }
 
 fn hello(options: &GuestOptions) -> Hello {
@@ -183,7 +195,10 @@ fn start_agent(
     token: u64,
     kernel: &Arc<Kernel>,
 ) -> Result<Arc<Relief>, GuestError> {
-    let settings = AgentSettings { token, name: options.name.clone() };
+    let settings = AgentSettings {
+        token,
+        name: options.name.clone(),
+    };
     let source: Arc<dyn PageSource> = Arc::new(KernelPages::new(Arc::clone(kernel)));
     let socket = options.balloon_socket.clone();
     let agent = Agent::start(settings, source, move || SeqPacket::connect(&socket))
@@ -205,7 +220,10 @@ fn wait(
     loop {
         let look = Instant::now() + LOOK;
         let until = end.map_or(look, |end| end.min(look));
-        match signals.wait(None, until).map_err(system("wait for signals"))? {
+        match signals
+            .wait(None, until)
+            .map_err(system("wait for signals"))?
+        {
             Event::Signal(_) => return Ok(true),
             Event::Readable | Event::Timeout => {}
         }
@@ -218,5 +236,8 @@ fn wait(
 
 fn with_history(ram: Ram, mismatch: &Mismatch) -> WrongBytes {
     let history = mismatch.gfn.and_then(|gfn| ram.history(Gfn(gfn)));
-    WrongBytes { mismatch: mismatch.clone(), history }
+    WrongBytes {
+        mismatch: mismatch.clone(),
+        history,
+    }
 }

@@ -47,7 +47,10 @@ impl PageSource for KernelPages {
             Stat::new(StatTag::MAJOR_FAULTS, stats.major_faults),
             Stat::new(StatTag::MINOR_FAULTS, stats.minor_faults),
             Stat::new(StatTag::FREE_MEMORY, bytes(stats.free)),
-            Stat::new(StatTag::TOTAL_MEMORY, bytes(stats.total.saturating_sub(stats.balloon))),
+            Stat::new(
+                StatTag::TOTAL_MEMORY,
+                bytes(stats.total.saturating_sub(stats.balloon)),
+            ),
             Stat::new(StatTag::AVAILABLE_MEMORY, bytes(stats.available)),
             Stat::new(StatTag::DISK_CACHES, bytes(stats.caches)),
             Stat::new(StatTag::OOM_KILLS, stats.oom),
