@@ -57,16 +57,16 @@ pub(super) struct HostArgs {
     vma_budget: Option<u32>,
 
     /// Time to scan a whole VM for shared pages once (Mem.ShareScanTime); minutes, or a time such
-    /// as 30s.
-    #[arg(long, value_name = "MIN", default_value = "60", value_parser = values::minutes)]
+    /// as 30s. ESX's own default is 60 minutes; this one lets you watch.
+    #[arg(long, value_name = "MIN", default_value = "4s", value_parser = values::minutes)]
     share_scan_time: std::time::Duration,
 
     /// MB/s scanned for each GHz of the host's processors; 0 turns sharing off (Mem.ShareScanGHz).
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=32))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(0..=32))]
     share_scan_ghz: u32,
 
     /// The most pages a second scanned of one VM; 0 turns sharing off (Mem.ShareRateMax).
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=32_768))]
+    #[arg(long, value_name = "N", default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(0..=32_768))]
     share_rate_max: u32,
 
     /// The most of a VM's size that its compression cache may take, in percent (Mem.MemZipMaxPct).

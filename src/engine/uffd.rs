@@ -1,5 +1,6 @@
 //! The engine where userfaultfd is allowed.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use memvisor_guest_agent::protocol::memory::{Op, Remap};
@@ -87,18 +88,29 @@ impl Engine for UffdEngine {
 
     fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError> {
         let address = self.address(gfn);
-        let filled = match content {
-            Content::Zero => self.uffd.zero(address),
-            Content::Bytes(page) => self.uffd.copy(address, page),
-            Content::Present => self.uffd.map_present(address),
+        let (what, filled) = match content {
+            Content::Zero => ("give the guest a zero page", self.uffd.zero(address)),
+            Content::Bytes(page) => ("copy a page into the guest", self.uffd.copy(address, page)),
+            Content::Present => (
+                "map a present page in the guest",
+                self.uffd.map_present(address),
+            ),
         };
-        match filled.map_err(EngineError::kernel("give the guest a page by userfaultfd"))? {
-            Filled::Done => {}
-            // Several threads faulted on one page, or the page was mapped meanwhile.
-            Filled::Present => self.wake(gfn),
-            Filled::Gone => return Err(EngineError::Gone),
+        match filled.map_err(EngineError::kernel(what))? {
+            Filled::Done => Ok(Provided::Done),
+            // Several threads faulted on one page, or it was mapped meanwhile, or it must be tried
+            // once more: whoever waits accesses it again.
+            Filled::Present if matches!(content, Content::Present) => {
+                self.wake(gfn);
+                Ok(Provided::Done)
+            }
+            // Mapping what is there would give the guest bytes that it did not write.
+            Filled::Present => Err(EngineError::Kernel {
+                what,
+                source: ErrorKind::AlreadyExists.into(),
+            }),
+            Filled::Gone => Err(EngineError::Gone),
         }
-        Ok(Provided::Done)
     }
 
     fn write_back(&self, gfn: Gfn, content: &PageBuf) -> Result<(), EngineError> {

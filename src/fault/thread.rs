@@ -281,7 +281,11 @@ impl FaultThread {
     }
 
     fn serve(&mut self, waiter: Waiter) -> Result<(), Ended> {
-        match resolve(&self.vm, waiter.gfn, waiter.access)? {
+        let outcome = resolve(&self.vm, waiter.gfn, waiter.access).inspect_err(|_| {
+            let homes = self.vm.table.history().of(waiter.gfn);
+            tracing::error!(vm = %self.vm.params.name, "a page cannot be served; {homes}");
+        });
+        match outcome? {
             Outcome::Served => {
                 self.vm.note_latency(waiter.since.elapsed());
                 self.answer(waiter, Reply::Retry, Channel::Idle)

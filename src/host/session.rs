@@ -20,7 +20,7 @@ use crate::engine::{Engine, EngineKind, Link, MprotectEngine, Ram, UffdEngine};
 use crate::fault::{Ended, FaultThread};
 use crate::reclaim::Worker;
 use crate::sys::{Process, Uffd};
-use crate::units::{Pages, VmId};
+use crate::units::{PAGE_SIZE, Pages, VmId};
 use crate::vm::Vm;
 
 /// How long a guest may take for each step of the handshake.
@@ -186,7 +186,7 @@ fn check_ready(
         });
     }
     let size = Pages(u64::from(admitted.params.pages)).bytes().0;
-    if ready.base % 4096 != 0 || ready.base.checked_add(size).is_none() {
+    if !ready.base.is_multiple_of(PAGE_SIZE as u64) || ready.base.checked_add(size).is_none() {
         return Err(HandshakeError::Base { base: ready.base });
     }
     let uffds = usize::from(admitted.engine == EngineKind::Uffd);

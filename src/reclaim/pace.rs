@@ -13,24 +13,13 @@ use crate::share::Found;
 /// Settings of the scanner, named after ESX's.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct ScanSettings {
-    /// `Mem.ShareScanTime`: the time in which a whole VM is scanned. ESX: 60 minutes; here seconds,
-    /// so that one sees it work.
+    /// `Mem.ShareScanTime`: the time in which a whole VM is scanned. ESX: 60 minutes.
     pub scan_time: Duration,
     /// `Mem.ShareScanGHz`: MB/s to be scanned on this host for each GHz of its clock; 0 switches
     /// sharing off. ESX: 4.
     pub scan_ghz: u32,
     /// `Mem.ShareRateMax`: pages a second of one VM; 0 switches sharing off. ESX: 1024.
     pub rate_max: u32,
-}
-
-impl Default for ScanSettings {
-    fn default() -> Self {
-        Self {
-            scan_time: Duration::from_secs(4),
-            scan_ghz: 256,
-            rate_max: 32_768,
-        }
-    }
 }
 
 /// Slices a second at full rate.

@@ -62,6 +62,12 @@ const _: () = assert!(CONTINUE == 0xc020_aa07);
 const _: () = assert!(size_of::<Message>() == 32);
 
 const EVENT_PAGEFAULT: u8 = 0x12;
+/// How often a page is put into a hole before it counts as no hole.
+///
+/// The kernel may say EEXIST not only for a page that is there: a page table that is freed between its
+/// allocation and its use by `COPY` or `ZEROPAGE` makes them fail in the same way, and since Linux 6.14
+/// the `madvise(DONTNEED)` of our freezes frees page tables that it empties.
+const ATTEMPTS: u32 = 100;
 /// Faults read by one system call; more would only delay the first of them.
 const BATCH: usize = 32;
 
@@ -70,7 +76,7 @@ const BATCH: usize = 32;
 pub enum Filled {
     /// The page is there and whoever waited for it runs.
     Done,
-    /// It was there already; nobody was woken.
+    /// It was there already, or was just being unmapped; nobody was woken.
     Present,
     /// The guest's process is gone.
     Gone,
@@ -118,6 +124,10 @@ impl Uffd {
     /// # Errors
     /// An unexpected errno, such as ENOMEM when the machine itself is out of memory.
     pub fn copy(&self, address: u64, content: &PageBuf) -> io::Result<Filled> {
+        into_hole(|| self.try_copy(address, content))
+    }
+
+    fn try_copy(&self, address: u64, content: &PageBuf) -> io::Result<Filled> {
         let src = content.0.as_ptr() as u64;
         let mut arg = Copy {
             dst: address,
@@ -137,7 +147,7 @@ impl Uffd {
     /// # Errors
     /// As [`Uffd::copy`].
     pub fn zero(&self, address: u64) -> io::Result<Filled> {
-        self.fill(ZEROPAGE, address)
+        into_hole(|| self.fill(ZEROPAGE, address))
     }
 
     /// Maps the page that is in the file already at `address` and wakes who waits for it.
@@ -179,6 +189,17 @@ impl Uffd {
     fn raw(&self) -> i32 {
         self.0.as_raw_fd()
     }
+}
+
+/// Repeats what fills a hole while it is told, for a moment, that there is none.
+fn into_hole(mut fill: impl FnMut() -> io::Result<Filled>) -> io::Result<Filled> {
+    for _ in 1..ATTEMPTS {
+        match fill()? {
+            Filled::Present => std::thread::yield_now(),
+            filled => return Ok(filled),
+        }
+    }
+    fill()
 }
 
 fn filled(returned: i32) -> io::Result<Filled> {
