@@ -17,7 +17,7 @@ fn command_line_is_consistent() {
 }
 
 #[test]
-fn host_takes_its_defaults_from_esx() {
+fn host_defaults_are_those_of_esx_but_for_the_scan_rate() {
     let Ok(Command::Host(args)) = parse("memvisor host --memory 512M --runtime-dir /x/y") else {
         panic!("not a host");
     };
@@ -25,8 +25,8 @@ fn host_takes_its_defaults_from_esx() {
     assert_eq!(options.memory, Bytes::from_mib(512));
     assert_eq!(options.engine, EngineChoice::Auto);
     assert_eq!(options.swap_dir, std::path::Path::new("/x/y"));
-    assert_eq!(options.share.scan_time, Duration::from_secs(3600));
-    assert_eq!((options.share.scan_ghz, options.share.rate_max), (4, 1024));
+    assert_eq!(options.share.scan_time, Duration::from_secs(4));
+    assert_eq!((options.share.scan_ghz, options.share.rate_max), (32, 32_768));
     assert_eq!((options.mem_zip_max_pct, options.ctl_max_percent), (10, 65));
 }
 
