@@ -158,7 +158,8 @@ impl PageTable {
     /// Locks a page, or `None` if somebody else is moving it.
     pub fn try_lock(&self, gfn: Gfn) -> Option<PageGuard<'_>> {
         let before = self.entries[gfn.index()].fetch_or(LOCKED, Ordering::Acquire);
-        (before & LOCKED == 0).then_some(PageGuard { table: self, gfn })
+        // Lazily: a guard that is made for nothing would unlock the page when it is dropped.
+        (before & LOCKED == 0).then(|| PageGuard { table: self, gfn })
     }
 
     /// Asks to be woken over the parking when the page is unlocked. `false`: it is not locked (any
@@ -391,6 +392,8 @@ mod tests {
         let table = table(2);
         let guard = table.try_lock(Gfn(0)).expect("free");
         assert!(table.try_lock(Gfn(0)).is_none());
+        assert!(table.try_lock(Gfn(0)).is_none(), "trying unlocked it");
+        assert!(table.entry(Gfn(0)).is_locked());
         assert!(table.try_lock(Gfn(1)).is_some());
         drop(guard);
         assert!(table.try_lock(Gfn(0)).is_some());
