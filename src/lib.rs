@@ -9,6 +9,8 @@ pub mod page;
 pub mod pool;
 pub mod reclaim;
 pub mod share;
+#[cfg(test)]
+mod sim;
 pub mod swap;
 mod sync;
 pub mod sys;
