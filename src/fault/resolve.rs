@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::compress::ZipError;
-use crate::engine::{Content, EngineError, Provided, Reply};
+use crate::engine::{Content, EngineError, EngineKind, Provided, Reply};
 use crate::page::{Home, KeptPage, PageGuard, Urgency};
 use crate::swap::SwapError;
 use crate::units::{FrameId, Gfn, GfnRun, PageBuf, SlotId};
@@ -286,6 +286,8 @@ pub fn complete(vm: &Vm, pending: Pending) {
             vm.table.back_off(page.gfn());
             vm.stats.breaks.one();
         }
-        page.set_open(true);
+        // With userfaultfd a mapping can be lost behind our back (the kernel swaps, or could not
+        // populate it), and the fault that follows must be served.
+        page.set_open(vm.engine.kind() == EngineKind::Mprotect);
     }
 }
