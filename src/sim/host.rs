@@ -239,7 +239,7 @@ impl Guest {
             Home::Resident => assert!(!matches!(view, View::Pool(_)), "{}", text()),
             _ => assert_eq!(view, View::Closed, "{}", text()),
         }
-        if entry.is_open() && self.vm.engine.kind() == EngineKind::Mprotect {
+        if entry.is_open() {
             assert_eq!(view, View::Open, "its fault would be told to retry for ever");
         }
         let content = self.content_of(gfn, home);
@@ -303,9 +303,10 @@ impl Guest {
             || self.faults.is_busy(gfn) && vm.table.entry(gfn).is_locked();
         assert!(
             waits,
-            "VM {}: thread {thread} waits for {gfn} and nobody will wake it: {:?}",
+            "VM {}: thread {thread} waits for {gfn} and nobody will wake it: {:?} {:?}",
             vm.id,
-            self.threads[thread]
+            vm.table.entry(gfn),
+            self.space.view(gfn)
         );
     }
 }
