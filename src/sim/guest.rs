@@ -1,5 +1,6 @@
 //! One thread of a simulated guest.
 
+use std::fmt;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
 
 use super::fault_thread::{Asker, Message, Waiter};
@@ -66,6 +67,18 @@ pub(super) struct GuestThread {
     channel: usize,
     running: Option<Running>,
     wait: Wait,
+}
+
+impl fmt::Display for GuestThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vm, channel, wait, .. } = self;
+        let gfn = self.at().unwrap_or_default();
+        let (entry, view) = (vm.table.entry(gfn), self.space.view(gfn));
+        write!(f, "thread {channel} of VM {} at {gfn} ({wait:?}, {entry:?}, {view:?}; ", vm.id)?;
+        let (free, starving) = (vm.budget.free(), vm.budget.starving());
+        write!(f, "starved {}; homes {:?}; ", vm.parking.is_starved(), vm.table.counts())?;
+        write!(f, "{free:?} free, {starving} VMs starving)")
+    }
 }
 
 impl GuestThread {
