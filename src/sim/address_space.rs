@@ -3,9 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::engine::{
-    Content, Engine, EngineError, EngineKind, Provided, Reply, SharedRun,
-};
+use crate::engine::{Content, Engine, EngineError, EngineKind, Provided, Reply, SharedRun};
 use crate::fault::Access;
 use crate::pool::Pool;
 use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
@@ -85,8 +83,7 @@ impl AddressSpace {
     }
 
     pub(super) fn set_giving_up(&self, giving_up: bool) {
-        self.giving_up
-            .store(u32::from(giving_up), Ordering::SeqCst);
+        self.giving_up.store(u32::from(giving_up), Ordering::SeqCst);
     }
 
     pub(super) fn set_dead(&self) {

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use crate::swap::Storage;
 use crate::sync::{AtomicU32, Mutex, Ordering};
-use crate::units::{PAGE_SIZE, PageBuf};
+use crate::units::{PAGE_SIZE, PageBuf, SlotId};
 
 /// Whole pages in memory. Writes fail while a test says so, and pages can be damaged.
 #[derive(Debug, Default)]
@@ -25,11 +25,11 @@ impl SimDisk {
         self.errno.store(errno, Ordering::SeqCst);
     }
 
-    /// Flips a bit of every page that is stored.
-    pub(super) fn damage(&self) {
-        for page in self.pages.lock().values_mut() {
-            page.0[1000] ^= 4;
-        }
+    /// Flips a bit of what a slot holds; a second time it is whole again.
+    pub(super) fn damage(&self, slot: SlotId) {
+        let mut pages = self.pages.lock();
+        let page = pages.get_mut(&u64::from(slot.0));
+        page.expect("the slot was written").0[1000] ^= 4;
     }
 }
 

@@ -95,7 +95,10 @@ impl FaultThread {
                 Message::Fault(waiter) => self.serve(waiter)?,
                 Message::Done(channel) => {
                     let pending = self.confirming.remove(&channel);
-                    complete(&self.vm, pending.expect("a guest confirms what it was told"));
+                    complete(
+                        &self.vm,
+                        pending.expect("a guest confirms what it was told"),
+                    );
                 }
             }
         }
@@ -119,16 +122,23 @@ impl FaultThread {
             (Outcome::Served, Asker::Channel(channel)) => self.line.answer(channel, Reply::Retry),
             (Outcome::Ask(reply, pending), Asker::Channel(channel)) => {
                 let before = self.confirming.insert(channel, pending);
-                assert!(before.is_none(), "channel {channel} confirms something else");
+                assert!(
+                    before.is_none(),
+                    "channel {channel} confirms something else"
+                );
                 self.line.answer(channel, reply);
             }
             (Outcome::Ask(reply, _), Asker::Kernel) => {
                 panic!("a thread that waits in the kernel is told {reply:?}")
             }
-            (Outcome::Busy, _) => self.busy.entry(waiter.gfn).or_default().push(waiter),
+            (Outcome::Busy, _) => {
+                self.vm.stats.parked.one();
+                self.busy.entry(waiter.gfn).or_default().push(waiter);
+            }
             (Outcome::Starved, _) => {
                 self.starved.push(waiter);
                 if !self.vm.parking.is_starved() {
+                    self.vm.stats.starved.one();
                     self.vm.budget.starve(&self.vm.parking, true);
                     self.vm.parking.ring();
                 }

@@ -71,12 +71,23 @@ pub(super) struct GuestThread {
 
 impl fmt::Display for GuestThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vm, channel, wait, .. } = self;
+        let Self {
+            vm, channel, wait, ..
+        } = self;
         let gfn = self.at().unwrap_or_default();
         let (entry, view) = (vm.table.entry(gfn), self.space.view(gfn));
-        write!(f, "thread {channel} of VM {} at {gfn} ({wait:?}, {entry:?}, {view:?}; ", vm.id)?;
+        write!(
+            f,
+            "thread {channel} of VM {} at {gfn} ({wait:?}, {entry:?}, {view:?}; ",
+            vm.id
+        )?;
         let (free, starving) = (vm.budget.free(), vm.budget.starving());
-        write!(f, "starved {}; homes {:?}; ", vm.parking.is_starved(), vm.table.counts())?;
+        write!(
+            f,
+            "starved {}; homes {:?}; ",
+            vm.parking.is_starved(),
+            vm.table.counts()
+        )?;
         write!(f, "{free:?} free, {starving} VMs starving)")
     }
 }
@@ -104,6 +115,11 @@ impl GuestThread {
     pub(super) fn begin(&mut self, gfn: Gfn, op: Op) {
         assert!(self.running.is_none(), "a thread does one thing at a time");
         self.running = Some(Running { gfn, op, at: 0 });
+    }
+
+    /// The guest's kernel drops its mapping of a page.
+    pub(super) fn forget_mapping(&self, gfn: Gfn) {
+        self.space.forget_mapping(gfn);
     }
 
     /// The page that the thread is at.
@@ -157,7 +173,8 @@ impl GuestThread {
             Trap::Signal(access) => (access, Asker::Channel(self.channel), Wait::Reply),
         };
         self.wait = wait;
-        self.line.send(Message::Fault(Waiter { gfn, access, asker }));
+        self.line
+            .send(Message::Fault(Waiter { gfn, access, asker }));
     }
 
     fn access(&self, running: &mut Running) -> Result<(), Trap> {

@@ -240,7 +240,11 @@ impl Guest {
             _ => assert_eq!(view, View::Closed, "{}", text()),
         }
         if entry.is_open() {
-            assert_eq!(view, View::Open, "its fault would be told to retry for ever");
+            assert_eq!(
+                view,
+                View::Open,
+                "its fault would be told to retry for ever"
+            );
         }
         let content = self.content_of(gfn, home);
         assert!(

@@ -1,7 +1,7 @@
 //! Guests, fault threads and workers as tasks, in any schedule.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex as StdMutex};
 
 use memvisor_guest_agent::protocol::balloon::{PageStatus, StatusRun};
 use shuttle::rand::{Rng, thread_rng};
@@ -12,6 +12,7 @@ use super::{AddressSpace, FaultThread, Guest, GuestThread, Host, Memory, Op, Spe
 use crate::balloon;
 use crate::compress::samples;
 use crate::engine::EngineKind;
+use crate::page::Urgency;
 use crate::reclaim::Evictor;
 use crate::share::Scanner;
 use crate::sync::{self, AtomicU32, Mutex, Ordering};
@@ -22,6 +23,12 @@ use crate::vm::Vm;
 const SCHEDULES: usize = 1_500;
 const PAGES: u32 = 6;
 const METADATA: u64 = 17;
+/// Memory while the guests are prepared: all their pages, and frames for some.
+const ROOM: u64 = 2 * PAGES as u64 + 4 + RESERVE;
+/// Memory that is left to the guests then, when each has one page of its own in RAM or none.
+const LEFT: u64 = 3 + RESERVE;
+const RESERVE: u64 = 2;
+const VMA_BUDGET: u32 = 100;
 /// What each thread of a guest does in a schedule, and at least each worker.
 const OPS: usize = 6;
 const JOBS: usize = 6;
@@ -58,11 +65,16 @@ impl Desk {
 /// that one guest waits for may be another's.
 type Running = Arc<AtomicU32>;
 
+fn common(number: u32) -> PageBuf {
+    PageBuf([number as u8 % 4 + 1; PAGE_SIZE])
+}
+
+/// Zero, common to many pages, half and hardly compressible.
 fn content() -> PageBuf {
-    match thread_rng().gen_range(0..8u8) {
+    match thread_rng().gen_range(0..8) {
         0 => PageBuf::zeroed(),
-        common @ 1..=4 => PageBuf([common % 2 + 1; PAGE_SIZE]),
-        5 | 6 => samples::mixed(thread_rng().gen_range(0..1000), 100),
+        number @ 1..=4 => common(number),
+        5 | 6 => samples::mixed(thread_rng().gen_range(0..1000), 1800),
         _ => samples::mixed(thread_rng().gen_range(0..1000), 2200),
     }
 }
@@ -71,12 +83,16 @@ fn content() -> PageBuf {
 fn run_thread(mut guest: GuestThread, number: u32, threads: u32, memory: &Memory, desk: &Desk) {
     for _ in 0..OPS {
         let gfn = Gfn(thread_rng().gen_range(0..PAGES / threads) * threads + number);
-        match thread_rng().gen_range(0..10) {
-            0..5 => finish(&mut guest, gfn, Op::Write(Box::new(content()))),
-            5..8 => finish(&mut guest, gfn, Op::Read),
-            8 => {
+        match thread_rng().gen_range(0..12) {
+            0..6 => finish(&mut guest, gfn, Op::Write(Box::new(content()))),
+            6..9 => finish(&mut guest, gfn, Op::Read),
+            9 => guest.forget_mapping(gfn),
+            10 => {
                 let answer = desk.ask(number as usize, Job::Inflate(GfnRun::single(gfn)));
-                if answer.first().is_some_and(|run| run.status == PageStatus::Ok) {
+                if answer
+                    .first()
+                    .is_some_and(|run| run.status == PageStatus::Ok)
+                {
                     memory.forget(gfn);
                 }
             }
@@ -119,12 +135,17 @@ struct Worker {
     desk: Arc<Desk>,
     scanner: Scanner,
     evictor: Evictor,
+    is_short_of_vmas: bool,
 }
 
 impl Worker {
     fn run(mut self, running: &Running) -> Self {
         for _ in 0..JOBS {
             self.answer();
+            if self.is_short_of_vmas {
+                // Until the next exact count.
+                self.vm.vmas.note(VMA_BUDGET as usize);
+            }
             self.something();
         }
         while running.load(Ordering::SeqCst) > 0 {
@@ -183,7 +204,12 @@ struct Tasks {
 }
 
 impl Tasks {
-    fn start(guest: Guest, peers: &Arc<Switchboard>, running: &Running) -> Self {
+    fn start(
+        guest: Guest,
+        peers: &Arc<Switchboard>,
+        running: &Running,
+        is_short_of_vmas: bool,
+    ) -> Self {
         let Guest {
             vm,
             salt,
@@ -214,6 +240,7 @@ impl Tasks {
             desk,
             scanner,
             evictor,
+            is_short_of_vmas,
         };
         let (of_faults, of_worker) = (Arc::clone(running), Arc::clone(running));
         Self {
@@ -251,51 +278,120 @@ fn spec(kind: EngineKind, threads: usize) -> Spec {
         salt: 0,
         swap_slots: PAGES,
         zip_pages: 1,
-        vma_budget: 100,
+        vma_budget: VMA_BUDGET,
         threads,
     }
 }
 
-/// Two guests in one sharing domain, with memory for about half of their pages.
-fn run_guests(specs: [Spec; 2]) {
-    let room = u64::from(PAGES) + 2;
-    let host = Host::new(2 * METADATA + room, 2, 1, 64);
-    let guests = (1..).zip(specs).map(|(id, spec)| {
-        let guest = host.power_on(VmId(id), spec);
-        guest.expect("memory for two page tables")
+/// What happened in all schedules of a test together; what never happened was not tested.
+#[derive(Debug, Default)]
+struct Witness(StdMutex<BTreeMap<&'static str, u64>>);
+
+impl Witness {
+    fn note(&self, vm: &Vm) {
+        let stats = &vm.stats;
+        let mut seen = self.0.lock().expect("no holder panicked");
+        for (what, count) in [
+            ("faults that found their page busy", &stats.parked),
+            ("faults that waited for memory", &stats.starved),
+            ("breaks", &stats.breaks),
+            ("merged", &stats.merged),
+            ("frames made", &stats.first_users),
+            ("zeroed", &stats.zeroed),
+            ("mismatched", &stats.mismatched),
+            ("refilled from the cache", &stats.refill_zip),
+            ("refilled from swap", &stats.refill_swap),
+            ("spilled", &stats.spilled),
+            ("shared when evicted", &stats.evict_shared),
+            ("inflated", &stats.inflated),
+            ("deflated", &stats.deflated),
+            ("popped", &stats.pops),
+        ] {
+            *seen.entry(what).or_default() += count.get();
+        }
+    }
+
+    fn check(&self) {
+        let seen = self.0.lock().expect("no holder panicked");
+        eprintln!("{seen:?}");
+        assert!(
+            seen.values().all(|count| *count > 0),
+            "never tested: {seen:?}"
+        );
+    }
+}
+
+/// Runs two guests in one sharing domain, with memory for half of their pages, in any schedule.
+fn model(schedules: usize, specs: [Spec; 2], is_short_of_vmas: bool) {
+    let witness = Arc::new(Witness::default());
+    let inside = Arc::clone(&witness);
+    sync::model(schedules, move || {
+        run_guests(specs, is_short_of_vmas, &inside)
     });
+    witness.check();
+}
+
+/// Gives the guest pages to fight over: a run that the other has too, others for the cache.
+fn prepare(host: &Host, guest: &mut Guest) {
+    let threads = guest.threads.len();
+    for gfn in 0..PAGES {
+        let page = match gfn {
+            0..4 => common(gfn),
+            _ => samples::mixed(u64::from(guest.vm.id.0 * PAGES + gfn), 1800),
+        };
+        let thread = gfn as usize % threads;
+        guest.threads[thread].begin(Gfn(gfn), Op::Write(Box::new(page)));
+        assert!(guest.drive(thread), "there is memory");
+    }
+    for _ in 0..2 {
+        let found = guest.scanner.scan(&guest.vm, &*host.peers, PAGES);
+        found.expect("the session lives");
+    }
+}
+
+fn run_guests(specs: [Spec; 2], is_short_of_vmas: bool, witness: &Witness) {
+    let host = Host::new(2 * METADATA + ROOM, RESERVE, 1, 64);
+    let mut guests: Vec<Guest> = Vec::new();
+    for (id, spec) in (1..).zip(specs) {
+        let guest = host.power_on(VmId(id), spec);
+        guests.push(guest.expect("memory for two page tables"));
+    }
+    guests.iter_mut().for_each(|guest| prepare(&host, guest));
+    for guest in &mut guests {
+        let nudged = host.peers.nudged(guest.vm.id);
+        Scanner::follow(&guest.vm, &*host.peers, nudged).expect("the session lives");
+        let evicted = guest.evictor.evict(&guest.vm, Pages(2));
+        evicted.expect("the session lives");
+    }
+    let elsewhere = host.budget.free().0 - LEFT;
+    assert!(host.budget.take(elsewhere, Urgency::Touch));
+
     let running = Running::default();
-    let start = |guest| Tasks::start(guest, &host.peers, &running);
-    let tasks: Vec<Tasks> = guests.map(start).collect();
+    let start = |guest| Tasks::start(guest, &host.peers, &running, is_short_of_vmas);
+    let tasks: Vec<Tasks> = guests.into_iter().map(start).collect();
     let guests: Vec<Guest> = tasks.into_iter().map(Tasks::join).collect();
+    host.budget.give(elsewhere);
     host.check(&guests.iter().collect::<Vec<_>>());
+    guests.iter().for_each(|guest| witness.note(&guest.vm));
     guests.into_iter().for_each(|guest| host.bury(guest));
     host.check_empty();
 }
 
 #[test]
 fn uffd_guests_in_any_schedule_lose_no_byte_and_no_wakeup() {
-    sync::model(SCHEDULES, || {
-        run_guests([spec(EngineKind::Uffd, 2), spec(EngineKind::Uffd, 1)]);
-    });
+    let kind = EngineKind::Uffd;
+    model(SCHEDULES, [spec(kind, 2), spec(kind, 1)], false);
 }
 
 #[test]
 fn mprotect_guests_in_any_schedule_lose_no_byte_and_no_wakeup() {
-    sync::model(SCHEDULES, || {
-        run_guests([spec(EngineKind::Mprotect, 2), spec(EngineKind::Mprotect, 1)]);
-    });
+    let kind = EngineKind::Mprotect;
+    model(SCHEDULES, [spec(kind, 2), spec(kind, 1)], false);
 }
 
-/// At once over their budget of VMAs, so that every break takes the end of its run along, which is
-/// pages of the other thread.
+/// Breaks take the end of their run along, which is pages of the other thread.
 #[test]
 fn guests_short_of_vmas_in_any_schedule_lose_no_byte_and_no_wakeup() {
-    sync::model(SCHEDULES / 3, || {
-        let short = |kind, threads| Spec {
-            vma_budget: 8,
-            ..spec(kind, threads)
-        };
-        run_guests([short(EngineKind::Uffd, 2), short(EngineKind::Mprotect, 2)]);
-    });
+    let specs = [spec(EngineKind::Uffd, 2), spec(EngineKind::Mprotect, 2)];
+    model(SCHEDULES, specs, true);
 }

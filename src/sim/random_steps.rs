@@ -239,7 +239,10 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
     }
     // Whatever came free is found by who waits for it.
     for thread in 0..THREADS {
-        if guest.threads[thread].at().is_some_and(|at| guest.faults.is_starved(at)) {
+        if guest.threads[thread]
+            .at()
+            .is_some_and(|at| guest.faults.is_starved(at))
+        {
             guest.drive(thread);
         }
     }
@@ -254,7 +257,10 @@ fn pages_of(statuses: &[StatusRun]) -> impl Iterator<Item = (Gfn, PageStatus)> {
 }
 
 fn inflate(guest: &mut Guest, run: GfnRun) {
-    let before: Vec<Home> = run.iter().map(|gfn| guest.vm.table.entry(gfn).home()).collect();
+    let before: Vec<Home> = run
+        .iter()
+        .map(|gfn| guest.vm.table.entry(gfn).home())
+        .collect();
     guest.space.set_giving_up(true);
     let statuses = balloon::inflate(&guest.vm, &[run]).expect("the session lives");
     guest.space.set_giving_up(false);
@@ -277,7 +283,10 @@ fn inflate(guest: &mut Guest, run: GfnRun) {
 }
 
 fn deflate(guest: &Guest, run: GfnRun) {
-    let before: Vec<Home> = run.iter().map(|gfn| guest.vm.table.entry(gfn).home()).collect();
+    let before: Vec<Home> = run
+        .iter()
+        .map(|gfn| guest.vm.table.entry(gfn).home())
+        .collect();
     let statuses = balloon::deflate(&guest.vm, &[run]);
     for ((gfn, status), before) in pages_of(&statuses).zip(before) {
         let entry = guest.vm.table.entry(gfn);
@@ -340,5 +349,8 @@ fn guests_any_steps_lose_no_byte_and_nothing_is_miscounted() {
     }
     let all = all.into_inner();
     eprintln!("{all:?}");
-    assert!(all.values().all(|count| *count > 0), "never tested: {all:?}");
+    assert!(
+        all.values().all(|count| *count > 0),
+        "never tested: {all:?}"
+    );
 }
