@@ -326,7 +326,7 @@ fn model(schedules: usize, specs: [Spec; 2], is_short_of_vmas: bool) {
     let witness = Arc::new(Witness::default());
     let inside = Arc::clone(&witness);
     sync::model(schedules, move || {
-        run_guests(specs, is_short_of_vmas, &inside)
+        run_guests(specs, is_short_of_vmas, &inside);
     });
     witness.check();
 }

@@ -55,7 +55,7 @@ fn contents() -> impl Strategy<Value = Content> {
     ]
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Read(u32),
     Write(u32, Content),
