@@ -73,7 +73,7 @@ pub(super) struct Guest {
 }
 
 /// The host. See the [module text](super).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Host {
     pub(super) budget: Arc<Budget>,
     pub(super) pools: Vec<Arc<Pool>>,

@@ -20,11 +20,9 @@ use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
 use crate::vm::Vm;
 
 /// Schedules of each test; `MEMVISOR_MODEL_ITERATIONS` replaces it.
-const SCHEDULES: usize = 1_500;
+const SCHEDULES: usize = 1_800;
 const PAGES: u32 = 6;
 const METADATA: u64 = 17;
-/// Memory while the guests are prepared: all their pages, and frames for some.
-const ROOM: u64 = 2 * PAGES as u64 + 4 + RESERVE;
 /// Memory that is left to the guests then, when each has one page of its own in RAM or none.
 const LEFT: u64 = 3 + RESERVE;
 const RESERVE: u64 = 2;
@@ -33,7 +31,7 @@ const VMA_BUDGET: u32 = 100;
 const OPS: usize = 6;
 const JOBS: usize = 6;
 /// A thread that was not served after so many turns of all others never will be.
-const PATIENCE: usize = 2_000;
+const PATIENCE: usize = 20_000;
 
 /// What the agents of a guest ask of its worker.
 #[derive(Debug, Default)]
@@ -287,6 +285,9 @@ fn spec(kind: EngineKind, threads: usize) -> Spec {
 #[derive(Debug, Default)]
 struct Witness(StdMutex<BTreeMap<&'static str, u64>>);
 
+/// How often each guest was seen by the [`Witness`].
+const SEEN: &str = "guests";
+
 impl Witness {
     fn note(&self, vm: &Vm) {
         let stats = &vm.stats;
@@ -309,26 +310,78 @@ impl Witness {
         ] {
             *seen.entry(what).or_default() += count.get();
         }
+        *seen.entry(SEEN).or_default() += 1;
     }
 
     fn check(&self) {
         let seen = self.0.lock().expect("no holder panicked");
-        eprintln!("{seen:?}");
-        assert!(
-            seen.values().all(|count| *count > 0),
-            "never tested: {seen:?}"
-        );
+        // Fewer schedules than usual are for repeating a failure.
+        let all = seen[SEEN] < 2 * SCHEDULES as u64 || seen.values().all(|count| *count > 0);
+        assert!(all, "never tested: {seen:?}");
     }
 }
 
-/// Runs two guests in one sharing domain, with memory for half of their pages, in any schedule.
-fn model(schedules: usize, specs: [Spec; 2], is_short_of_vmas: bool) {
-    let witness = Arc::new(Witness::default());
-    let inside = Arc::clone(&witness);
-    sync::model(schedules, move || {
-        run_guests(specs, is_short_of_vmas, &inside);
-    });
-    witness.check();
+/// Two guests in one sharing domain, with memory for half of their pages.
+#[derive(Clone, Copy)]
+struct Scene {
+    specs: [Spec; 2],
+    /// Breaks take the end of their run along, which is pages of the other thread.
+    is_short_of_vmas: bool,
+    /// A third guest, which shares frames with the others, dies at some time.
+    is_fatal: bool,
+}
+
+impl Scene {
+    /// Plays the scene in any schedule.
+    fn model(self) {
+        let witness = Arc::new(Witness::default());
+        let inside = Arc::clone(&witness);
+        sync::model(SCHEDULES, move || self.play(&inside));
+        witness.check();
+    }
+
+    fn play(self, witness: &Witness) {
+        let (host, mut guests) = self.prepare();
+        let elsewhere = host.budget.free().0 - LEFT;
+        assert!(host.budget.take(elsewhere, Urgency::Touch));
+        let doomed = guests.split_off(self.specs.len());
+        let death = thread::spawn({
+            let host = host.clone();
+            move || doomed.into_iter().for_each(|guest| host.bury(guest))
+        });
+        let running = Running::default();
+        let start = |guest| Tasks::start(guest, &host.peers, &running, self.is_short_of_vmas);
+        let tasks: Vec<Tasks> = guests.into_iter().map(start).collect();
+        let guests: Vec<Guest> = tasks.into_iter().map(Tasks::join).collect();
+        death.join().expect("a guest can die");
+        host.budget.give(elsewhere);
+        host.check(&guests.iter().collect::<Vec<_>>());
+        guests.iter().for_each(|guest| witness.note(&guest.vm));
+        guests.into_iter().for_each(|guest| host.bury(guest));
+        host.check_empty();
+    }
+
+    /// A host on which the guests share what they can, and have the rest in their caches.
+    fn prepare(self) -> (Host, Vec<Guest>) {
+        let third = self.is_fatal.then_some(self.specs[0]);
+        let count = 2 + u64::from(self.is_fatal);
+        let room = count * (METADATA + u64::from(PAGES)) + 4 + RESERVE;
+        let host = Host::new(room, RESERVE, 1, 64);
+        let mut guests: Vec<Guest> = Vec::new();
+        for (id, spec) in (1..).zip(self.specs.into_iter().chain(third)) {
+            let guest = host.power_on(VmId(id), spec);
+            let mut guest = guest.expect("memory for its page table");
+            prepare(&host, &mut guest);
+            guests.push(guest);
+        }
+        for guest in &mut guests {
+            let nudged = host.peers.nudged(guest.vm.id);
+            Scanner::follow(&guest.vm, &*host.peers, nudged).expect("the session lives");
+            let evicted = guest.evictor.evict(&guest.vm, Pages(2));
+            evicted.expect("the session lives");
+        }
+        (host, guests)
+    }
 }
 
 /// Gives the guest pages to fight over: a run that the other has too, others for the cache.
@@ -349,49 +402,39 @@ fn prepare(host: &Host, guest: &mut Guest) {
     }
 }
 
-fn run_guests(specs: [Spec; 2], is_short_of_vmas: bool, witness: &Witness) {
-    let host = Host::new(2 * METADATA + ROOM, RESERVE, 1, 64);
-    let mut guests: Vec<Guest> = Vec::new();
-    for (id, spec) in (1..).zip(specs) {
-        let guest = host.power_on(VmId(id), spec);
-        guests.push(guest.expect("memory for two page tables"));
+fn scene(first: EngineKind, second: EngineKind) -> Scene {
+    Scene {
+        specs: [spec(first, 2), spec(second, 1)],
+        is_short_of_vmas: false,
+        is_fatal: false,
     }
-    guests.iter_mut().for_each(|guest| prepare(&host, guest));
-    for guest in &mut guests {
-        let nudged = host.peers.nudged(guest.vm.id);
-        Scanner::follow(&guest.vm, &*host.peers, nudged).expect("the session lives");
-        let evicted = guest.evictor.evict(&guest.vm, Pages(2));
-        evicted.expect("the session lives");
-    }
-    let elsewhere = host.budget.free().0 - LEFT;
-    assert!(host.budget.take(elsewhere, Urgency::Touch));
-
-    let running = Running::default();
-    let start = |guest| Tasks::start(guest, &host.peers, &running, is_short_of_vmas);
-    let tasks: Vec<Tasks> = guests.into_iter().map(start).collect();
-    let guests: Vec<Guest> = tasks.into_iter().map(Tasks::join).collect();
-    host.budget.give(elsewhere);
-    host.check(&guests.iter().collect::<Vec<_>>());
-    guests.iter().for_each(|guest| witness.note(&guest.vm));
-    guests.into_iter().for_each(|guest| host.bury(guest));
-    host.check_empty();
 }
 
 #[test]
 fn uffd_guests_in_any_schedule_lose_no_byte_and_no_wakeup() {
-    let kind = EngineKind::Uffd;
-    model(SCHEDULES, [spec(kind, 2), spec(kind, 1)], false);
+    scene(EngineKind::Uffd, EngineKind::Uffd).model();
 }
 
 #[test]
 fn mprotect_guests_in_any_schedule_lose_no_byte_and_no_wakeup() {
-    let kind = EngineKind::Mprotect;
-    model(SCHEDULES, [spec(kind, 2), spec(kind, 1)], false);
+    scene(EngineKind::Mprotect, EngineKind::Mprotect).model();
 }
 
-/// Breaks take the end of their run along, which is pages of the other thread.
 #[test]
 fn guests_short_of_vmas_in_any_schedule_lose_no_byte_and_no_wakeup() {
-    let specs = [spec(EngineKind::Uffd, 2), spec(EngineKind::Mprotect, 2)];
-    model(SCHEDULES, specs, true);
+    let scene = Scene {
+        specs: [spec(EngineKind::Uffd, 2), spec(EngineKind::Mprotect, 2)],
+        is_short_of_vmas: true,
+        is_fatal: false,
+    };
+    scene.model();
+}
+
+#[test]
+fn guests_beside_one_that_dies_in_any_schedule_lose_no_byte_and_no_wakeup() {
+    let scene = Scene {
+        is_fatal: true,
+        ..scene(EngineKind::Mprotect, EngineKind::Uffd)
+    };
+    scene.model();
 }
