@@ -306,7 +306,8 @@ fn broken_by_one_write(kind: EngineKind, count: u32, exceeded: bool) -> u64 {
         assert!(expected, "gfn {gfn} does not continue the run");
     }
     if exceeded {
-        guest.vm.vmas.note(1000);
+        guest.vm.vmas.set_budget(1);
+        guest.vm.vmas.note(1);
     }
     guest.write(14, noise(1));
     let broken = guest.vm.stats.breaks.get();
