@@ -25,6 +25,8 @@ use crate::vm::Vm;
 
 /// How long a guest may take for each step of the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long a guest may leave the answer to a fault unread when its socket is full of answers.
+const ANSWER: Duration = Duration::from_secs(1);
 /// How long a guest that was told to end may take to do so by itself.
 const END_GRACE: Duration = Duration::from_millis(700);
 /// How long the kernel may take to end a killed guest.
@@ -200,7 +202,14 @@ fn check_ready(
         .map(|fd| Uffd::from_guest(fd).map(Arc::new))
         .transpose()
         .map_err(kernel("take over the guest's userfaultfd"))?;
-    Ok((uffd, sockets.into_iter().map(SeqPacket::from).collect()))
+    let channels: Vec<SeqPacket> = sockets.into_iter().map(SeqPacket::from).collect();
+    for channel in &channels {
+        // A guest that asks and never reads the answers must not stop its fault thread for ever.
+        channel
+            .set_send_timeout(ANSWER)
+            .map_err(kernel("bound the time of answering faults"))?;
+    }
+    Ok((uffd, channels))
 }
 
 fn engine(
