@@ -26,7 +26,10 @@ fn host_defaults_are_those_of_esx_but_for_the_scan_rate() {
     assert_eq!(options.engine, EngineChoice::Auto);
     assert_eq!(options.swap_dir, std::path::Path::new("/x/y"));
     assert_eq!(options.share.scan_time, Duration::from_secs(4));
-    assert_eq!((options.share.scan_ghz, options.share.rate_max), (32, 32_768));
+    assert_eq!(
+        (options.share.scan_ghz, options.share.rate_max),
+        (32, 32_768)
+    );
     assert_eq!((options.mem_zip_max_pct, options.ctl_max_percent), (10, 65));
 }
 
