@@ -11,6 +11,8 @@
 //! Nothing here locks, reads a clock or knows how a mechanism works.
 
 #[cfg(test)]
+mod document;
+#[cfg(test)]
 pub(crate) mod fixture;
 mod host;
 mod model;

@@ -1,0 +1,130 @@
+//! The fault channels: what a thread that faulted says, and what it is told to do.
+//!
+//! Fixed sizes and no allocation, because a signal handler speaks.
+
+use super::VERSION;
+use crate::protocol::codec::{DecodeError, Reader};
+use crate::protocol::gfn::{Gfn, GfnRun};
+
+/// What a guest thread asks over a fault channel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// It read a page it may not read.
+    Read(Gfn),
+    /// It wrote a page it may not write.
+    Write(Gfn),
+    /// What the daemon told it to do is done, or failed with this errno.
+    Done(u32),
+    /// Not a fault: the guest found wrong bytes and asks for the homes the page has had.
+    History(Gfn),
+}
+
+/// Bytes of an encoded [`Fault`].
+pub const FAULT_BYTES: usize = 12;
+/// Bytes of an encoded [`Reply`].
+pub const REPLY_BYTES: usize = 16;
+
+impl Fault {
+    /// The message, without allocating.
+    #[must_use]
+    pub fn encode(self) -> [u8; FAULT_BYTES] {
+        let (kind, value): (u32, u32) = match self {
+            Self::Read(gfn) => (1, gfn.0),
+            Self::Write(gfn) => (2, gfn.0),
+            Self::Done(errno) => (3, errno),
+            Self::History(gfn) => (4, gfn.0),
+        };
+        let mut bytes = [0; FAULT_BYTES];
+        bytes[..4].copy_from_slice(&u32::from(VERSION).to_le_bytes());
+        bytes[4..8].copy_from_slice(&kind.to_le_bytes());
+        bytes[8..].copy_from_slice(&value.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for another version, kind or length.
+    pub fn decode(datagram: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(datagram);
+        channel_version(&mut r)?;
+        let kind = r.u32("kind")?;
+        let value = r.u32("value")?;
+        r.end()?;
+        match kind {
+            1 => Ok(Self::Read(Gfn(value))),
+            2 => Ok(Self::Write(Gfn(value))),
+            3 => Ok(Self::Done(value)),
+            4 => Ok(Self::History(Gfn(value))),
+            _ => Err(DecodeError::Value {
+                field: "kind",
+                value: u64::from(kind),
+                allowed: "1 (read), 2 (write), 3 (done) or 4 (history)",
+            }),
+        }
+    }
+}
+
+/// What the faulting thread shall do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reply {
+    /// Nothing: the page is ready, access it again.
+    Retry,
+    /// Allow reading and writing of these RAM pages, then say [`Fault::Done`].
+    Open(GfnRun),
+    /// Map RAM back over these pages, readable and writable, then say [`Fault::Done`].
+    Private(GfnRun),
+}
+
+impl Reply {
+    /// The message, without allocating.
+    #[must_use]
+    pub fn encode(self) -> [u8; REPLY_BYTES] {
+        let (kind, run): (u32, GfnRun) = match self {
+            Self::Retry => (1, GfnRun::new(Gfn(0), 0)),
+            Self::Open(run) => (2, run),
+            Self::Private(run) => (3, run),
+        };
+        let mut bytes = [0; REPLY_BYTES];
+        bytes[..4].copy_from_slice(&u32::from(VERSION).to_le_bytes());
+        bytes[4..8].copy_from_slice(&kind.to_le_bytes());
+        bytes[8..12].copy_from_slice(&run.start.0.to_le_bytes());
+        bytes[12..].copy_from_slice(&run.count.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a message, without allocating.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for another version, kind or length.
+    pub fn decode(datagram: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(datagram);
+        channel_version(&mut r)?;
+        let kind = r.u32("kind")?;
+        let run = GfnRun::new(Gfn(r.u32("start")?), r.u32("count")?);
+        r.end()?;
+        match kind {
+            1 => Ok(Self::Retry),
+            2 => Ok(Self::Open(run)),
+            3 => Ok(Self::Private(run)),
+            _ => Err(DecodeError::Value {
+                field: "kind",
+                value: u64::from(kind),
+                allowed: "1 (retry), 2 (open) or 3 (private)",
+            }),
+        }
+    }
+}
+
+fn channel_version(r: &mut Reader<'_>) -> Result<(), DecodeError> {
+    let version = r.u32("version")?;
+    if version == u32::from(VERSION) {
+        return Ok(());
+    }
+    let theirs = u16::try_from(version).unwrap_or(u16::MAX);
+    Err(DecodeError::Version {
+        protocol: "memory",
+        theirs,
+        ours: VERSION,
+    })
+}

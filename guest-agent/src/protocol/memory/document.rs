@@ -1,0 +1,150 @@
+//! Holds docs/memory-protocol.md to the code.
+
+use super::*;
+
+const DOCUMENT: &str = include_str!("../../../../docs/memory-protocol.md");
+
+/// The messages of the worked example: the direction and the bytes.
+fn example() -> Vec<(char, Vec<u8>)> {
+    let (_, rest) = DOCUMENT
+        .split_once("```hex\n")
+        .expect("the document has an example");
+    let (block, _) = rest.split_once("```").expect("the example ends");
+    let lines = block.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let (direction, hex) = line.split_at(1);
+            let byte = |text| u8::from_str_radix(text, 16).expect("a byte in hex");
+            (
+                direction.chars().next().unwrap(),
+                hex.split_whitespace().map(byte).collect(),
+            )
+        })
+        .collect()
+}
+
+fn command(seq: u32, op: Op, runs: &[(u32, u32, u32)]) -> Message {
+    let remap = |&(start, count, frame): &(u32, u32, u32)| Remap {
+        run: GfnRun::new(Gfn(start), count),
+        frame,
+    };
+    let runs = runs.iter().map(remap).collect();
+    Message::Command(Command { seq, op, runs })
+}
+
+fn shim_says() -> Vec<Message> {
+    let ack = |seq, done, errno| Message::Ack(Ack { seq, done, errno });
+    vec![
+        Message::Hello(Hello {
+            name: "web-1".to_owned(),
+            pages: 65_536,
+            uffd: true,
+            reservation: 4096,
+            limit: 65_536,
+            shares: 2560,
+            salt: None,
+            workload: "kv,size=128M".to_owned(),
+        }),
+        Message::Ready(Ready {
+            base: 0x7f00_0000_0000,
+            channels: 16,
+        }),
+        ack(0, 2, 0),
+        ack(1, 1, 12),
+        ack(2, 2, 0),
+    ]
+}
+
+fn daemon_says() -> Vec<Message> {
+    vec![
+        Message::Welcome(Welcome {
+            vm: 3,
+            engine: Engine::Uffd,
+            token: 0x0123_4567_89ab_cdef,
+            pool_frames: 524_288,
+        }),
+        Message::Go,
+        command(0, Op::Freeze, &[(0x100, 4, 0), (0x200, 1, 0)]),
+        command(1, Op::MapShared, &[(0x100, 4, 7), (0x200, 1, 40)]),
+        command(2, Op::MapPrivate, &[(0x100, 1, 0), (0x102, 2, 0)]),
+        Message::Error("the host shuts down".to_owned()),
+    ]
+}
+
+#[test]
+fn worked_example_decodes_to_what_it_says_and_encodes_to_its_bytes() {
+    let (mut shim, mut daemon) = (Vec::new(), Vec::new());
+    let (mut faults, mut replies) = (Vec::new(), Vec::new());
+    for (direction, bytes) in example() {
+        match direction {
+            '>' | '<' => {
+                let message = Message::decode(&bytes).expect("the example is right");
+                assert_eq!(message.encode(), bytes);
+                let said = if direction == '>' {
+                    &mut shim
+                } else {
+                    &mut daemon
+                };
+                said.push(message);
+            }
+            '!' => {
+                let fault = Fault::decode(&bytes).expect("the example is right");
+                assert_eq!(fault.encode()[..], bytes);
+                faults.push(fault);
+            }
+            '?' => {
+                let reply = Reply::decode(&bytes).expect("the example is right");
+                assert_eq!(reply.encode()[..], bytes);
+                replies.push(reply);
+            }
+            other => panic!("`{other}` is no direction"),
+        }
+    }
+    assert_eq!(shim, shim_says());
+    assert_eq!(daemon, daemon_says());
+    assert_eq!(faults, [Fault::Write(Gfn(0x101)), Fault::Done(0)]);
+    assert_eq!(replies, [Reply::Private(GfnRun::single(Gfn(0x101)))]);
+}
+
+#[test]
+fn document_states_the_limits_and_the_version_of_the_code() {
+    for row in [
+        format!("# The memory protocol, version {VERSION}\n"),
+        "| message | 16 384 bytes |".to_owned(),
+        format!("| runs in a command | {MAX_RUNS} |"),
+        format!("| name | {MAX_NAME} bytes |"),
+        format!("| salt, workload | {MAX_TEXT} bytes each |"),
+        format!("| fault channels | {MAX_CHANNELS} |"),
+        format!("| error text, history | {MAX_REPORT} bytes |"),
+        format!("Shim to daemon, {FAULT_BYTES} bytes:"),
+        format!("Daemon to shim, {REPLY_BYTES} bytes:"),
+    ] {
+        assert!(DOCUMENT.contains(&row), "missing: {row}");
+    }
+    assert_eq!(MAX_MESSAGE, 16_384);
+    let longest = command(0, Op::Freeze, &vec![(0, 1, 0); MAX_RUNS]).encode();
+    assert_eq!(longest.len(), 12_300);
+}
+
+#[test]
+fn every_message_and_kind_has_its_number_in_the_document() {
+    let kinds = |bytes: Vec<u8>| u16::from_le_bytes([bytes[2], bytes[3]]);
+    for message in shim_says().into_iter().chain(daemon_says()) {
+        let row = format!("**{}** (type {}", message.name(), kinds(message.encode()));
+        assert!(DOCUMENT.contains(&row), "missing: {row}");
+    }
+    for (name, code) in [
+        ("READ", Fault::Read(Gfn(0)).encode()[4]),
+        ("WRITE", Fault::Write(Gfn(0)).encode()[4]),
+        ("DONE", Fault::Done(0).encode()[4]),
+        ("HISTORY", Fault::History(Gfn(0)).encode()[4]),
+        ("RETRY", Reply::Retry.encode()[4]),
+        ("OPEN", Reply::Open(GfnRun::single(Gfn(0))).encode()[4]),
+        (
+            "PRIVATE",
+            Reply::Private(GfnRun::single(Gfn(0))).encode()[4],
+        ),
+    ] {
+        assert!(DOCUMENT.contains(&format!("{code} {name}")), "{name}");
+    }
+}

@@ -1,0 +1,105 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn message() -> impl Strategy<Value = Message> {
+    let remap =
+        (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(start, count, frame)| Remap {
+            run: GfnRun::new(Gfn(start), count),
+            frame,
+        });
+    let op = prop_oneof![Just(Op::Freeze), Just(Op::MapShared), Just(Op::MapPrivate)];
+    prop_oneof![
+        (
+            "[a-z]{1,64}",
+            any::<[u32; 4]>(),
+            any::<bool>(),
+            proptest::option::of(".{0,40}")
+        )
+            .prop_map(|(name, [pages, reservation, limit, shares], uffd, salt)| {
+                let workload = "kv".to_owned();
+                let (name, salt) = (name, salt);
+                Message::Hello(Hello {
+                    name,
+                    pages,
+                    uffd,
+                    reservation,
+                    limit,
+                    shares,
+                    salt,
+                    workload,
+                })
+            }),
+        (any::<u32>(), any::<u64>(), any::<u32>()).prop_map(|(vm, token, pool_frames)| {
+            Message::Welcome(Welcome {
+                vm,
+                engine: Engine::Mprotect,
+                token,
+                pool_frames,
+            })
+        }),
+        (any::<u64>(), any::<u16>())
+            .prop_map(|(base, channels)| Message::Ready(Ready { base, channels })),
+        Just(Message::Go),
+        (any::<u32>(), op, proptest::collection::vec(remap, 0..40))
+            .prop_map(|(seq, op, runs)| Message::Command(Command { seq, op, runs })),
+        any::<[u32; 3]>().prop_map(|[seq, done, errno]| Message::Ack(Ack { seq, done, errno })),
+        ".{0,100}".prop_map(Message::Error),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn message_decodes_to_what_was_encoded(message in message()) {
+        prop_assert_eq!(Message::decode(&message.encode()), Ok(message));
+    }
+
+    #[test]
+    fn message_cut_or_prolonged_is_refused(message in message(), cut in any::<prop::sample::Index>()) {
+        let mut bytes = message.encode();
+        prop_assert!(Message::decode(&bytes[..cut.index(bytes.len())]).is_err());
+        bytes.push(0);
+        prop_assert!(Message::decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = (Message::decode(&bytes), Fault::decode(&bytes), Reply::decode(&bytes));
+    }
+
+    #[test]
+    fn channel_messages_decode_to_what_was_encoded(gfn in any::<u32>(), count in any::<u32>()) {
+        let run = GfnRun::new(Gfn(gfn), count);
+        for fault in [Fault::Read(Gfn(gfn)), Fault::Write(Gfn(gfn)), Fault::Done(gfn)] {
+            prop_assert_eq!(Fault::decode(&fault.encode()), Ok(fault));
+        }
+        for reply in [Reply::Retry, Reply::Open(run), Reply::Private(run)] {
+            prop_assert_eq!(Reply::decode(&reply.encode()), Ok(reply));
+        }
+    }
+}
+
+#[test]
+fn another_version_is_named() {
+    let mut bytes = Message::Go.encode();
+    bytes[0] = 9;
+    let error = Message::decode(&bytes).expect_err("version 9");
+    assert_eq!(
+        error.to_string(),
+        "peer speaks version 9 of the memory protocol, this side speaks 1"
+    );
+}
+
+#[test]
+fn longest_command_fits_a_message() {
+    let remap = Remap {
+        run: GfnRun::single(Gfn(1)),
+        frame: 0,
+    };
+    let command = Command {
+        seq: 1,
+        op: Op::Freeze,
+        runs: vec![remap; MAX_RUNS],
+    };
+    assert!(Message::Command(command).encode().len() <= MAX_MESSAGE);
+}
