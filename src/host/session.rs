@@ -16,7 +16,7 @@ use super::daemon::Host;
 use super::member::{BalloonLine, Member};
 use crate::balloon::Doorbell;
 use crate::chain::chain;
-use crate::engine::{Engine, EngineKind, Link, MprotectEngine, Ram, UffdEngine};
+use crate::engine::{Engine, EngineKind, Link, MprotectProvider, Ram, ShimEngine, UffdProvider};
 use crate::fault::{Ended, FaultThread};
 use crate::reclaim::Worker;
 use crate::sys::{Process, Uffd};
@@ -220,8 +220,11 @@ fn engine(
 ) -> Box<dyn Engine> {
     let (ram, link) = (Arc::clone(ram), Arc::clone(link));
     match uffd {
-        Some(uffd) => Box::new(UffdEngine::new(ram, link, Arc::clone(uffd), base)),
-        None => Box::new(MprotectEngine::new(ram, link)),
+        Some(uffd) => {
+            let provider = UffdProvider::new(Arc::clone(uffd), base);
+            Box::new(ShimEngine::new(ram, link, provider))
+        }
+        None => Box::new(ShimEngine::new(ram, link, MprotectProvider)),
     }
 }
 
