@@ -73,7 +73,8 @@ fn workers_with_equal_pages_in_any_schedule_make_one_frame() {
 /// Short of VMAs, a break locks the run behind its page, while the worker evicts pages out of it.
 #[test]
 fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
-    sync::model(SCHEDULES, || {
+    // The eviction must come between two steps of the fault thread that follow each other.
+    sync::model(4 * SCHEDULES, || {
         let (host, [mut first, mut second]) = two_guests(|gfn| gfn as u8 + 1);
         scan(&host, &mut first);
         scan(&host, &mut second);
@@ -89,7 +90,8 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
         let worker = thread::spawn({
             let ended = Arc::clone(&ended);
             move || {
-                evictor.evict(&vm, Pages(2)).expect("the session lives");
+                // One, so that the run has a gap and goes on behind it.
+                evictor.evict(&vm, Pages(1)).expect("the session lives");
                 ended.store(1, Ordering::SeqCst);
             }
         });
