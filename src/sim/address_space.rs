@@ -161,6 +161,11 @@ impl AddressSpace {
         };
         for gfn in run.iter() {
             let page = &mut self.pages()[gfn.index()];
+            if self.check_alive().is_err() {
+                // The whole of it, whatever is where.
+                page.content = None;
+                continue;
+            }
             assert!(page.content.is_some(), "{gfn} is opened as a hole");
             assert_eq!(
                 matches!(page.view, View::Pool(_)),
@@ -296,6 +301,11 @@ impl Engine for Arc<AddressSpace> {
             self.kind == EngineKind::Uffd && self.giving_up.load(Ordering::SeqCst) != 0;
         for gfn in run.iter() {
             let page = &mut self.pages()[gfn.index()];
+            if self.check_alive().is_err() {
+                // The whole of it, whatever is where.
+                page.content = None;
+                continue;
+            }
             assert!(page.content.is_some(), "{gfn} is punched and is a hole");
             if page.view == View::Open {
                 assert!(may_be_open, "{gfn} is punched while the guest can write it");

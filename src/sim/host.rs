@@ -144,6 +144,7 @@ impl Host {
         self.peers.vms.lock().remove(&guest.vm.id);
         self.peers.nudges.lock().remove(&guest.vm.id);
         guest.faults.end();
+        guest.space.set_dead();
         guest.vm.tear_down();
     }
 
