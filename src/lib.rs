@@ -18,6 +18,8 @@ pub mod reclaim;
 pub mod runtime_dir;
 pub mod share;
 pub use memvisor_guest_agent::signals;
+#[cfg(test)]
+mod sim;
 pub mod swap;
 mod sync;
 pub mod sys;

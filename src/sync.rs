@@ -166,7 +166,9 @@ mod model {
     use std::env;
     use std::sync::Arc;
 
+    use shuttle::scheduler::{PctScheduler, RandomScheduler};
     use shuttle::sync::atomic::{AtomicBool, Ordering};
+    use shuttle::{Config, Runner};
 
     thread_local! {
         /// Whether this OS thread is inside [`model`].
@@ -179,6 +181,10 @@ mod model {
     /// How often the second scheduler of a model interrupts a task for good: a use after free takes
     /// one interruption at the use and one before the reuse.
     const PREEMPTIONS: usize = 3;
+
+    /// Bytes of a task's stack: the core keeps copies of pages there, and shuttle's default of 60 KiB
+    /// is too little for a few of them.
+    const STACK: usize = 512 << 10;
 
     /// Runs `body` so many times, each time under another schedule of its tasks (two or more, which
     /// it starts by [`shuttle::thread::spawn`]).
@@ -197,8 +203,15 @@ mod model {
         let _running = Running::start();
         let body = Arc::new(body);
         let random = Arc::clone(&body);
-        shuttle::check_random(move || random(), iterations.div_ceil(2));
-        shuttle::check_pct(move || body(), iterations.div_ceil(2), PREEMPTIONS);
+        let half = iterations.div_ceil(2);
+        Runner::new(RandomScheduler::new(half), config()).run(move || random());
+        Runner::new(PctScheduler::new(PREEMPTIONS, half), config()).run(move || body());
+    }
+
+    fn config() -> Config {
+        let mut config = Config::new();
+        config.stack_size = STACK;
+        config
     }
 
     pub(super) fn is_running() -> bool {

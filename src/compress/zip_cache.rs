@@ -241,6 +241,16 @@ impl ZipCache {
         self.by_age().next()
     }
 
+    /// Flips a bit of a stored payload.
+    #[cfg(test)]
+    pub(crate) fn damage(&mut self, slot: SlotId) {
+        let (_, place) = self.arena.get(slot).expect("the slot is in use");
+        let mut byte = [0];
+        self.mapping.read_part(place.page, place.at, &mut byte);
+        let damaged = [byte[0] ^ 0x10];
+        self.mapping.write_part(place.page, place.at, &damaged);
+    }
+
     /// The memory the kernel counts for the arena; equals [`pages_used`](Self::pages_used).
     ///
     /// # Errors

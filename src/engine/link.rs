@@ -120,19 +120,3 @@ impl AsFd for Link {
         self.socket.as_fd()
     }
 }
-
-/// How many of `runs` were remapped before one was refused.
-pub(super) fn done_before_refusal<T>(
-    runs: &[T],
-    run_of: impl Fn(&T) -> crate::units::GfnRun,
-    result: Result<(), EngineError>,
-) -> Result<usize, EngineError> {
-    match result {
-        Ok(()) => Ok(runs.len()),
-        Err(EngineError::Refused { run, .. }) => Ok(runs
-            .iter()
-            .position(|remap| run_of(remap) == run)
-            .unwrap_or(0)),
-        Err(error) => Err(error),
-    }
-}

@@ -1,6 +1,6 @@
 //! How the daemon gets a hand on guest memory: one trait, two engines.
 //!
-//! | step | [`UffdEngine`] | [`MprotectEngine`] |
+//! | step | uffd | mprotect |
 //! |---|---|---|
 //! | provide a page | `UFFDIO_ZEROPAGE` / `COPY` / `CONTINUE` | write it to the file; the guest thread opens it |
 //! | freeze | shim: `madvise(DONTNEED)`, the next access is a minor fault | shim: `mprotect(NONE)` |
@@ -18,6 +18,7 @@
 mod link;
 mod mprotect;
 mod ram;
+mod shim;
 mod uffd;
 
 use std::io;
@@ -27,9 +28,10 @@ use thiserror::Error;
 
 pub use link::Link;
 pub use memory::{Engine as EngineKind, Reply};
-pub use mprotect::MprotectEngine;
+pub use mprotect::MprotectProvider;
 pub use ram::Ram;
-pub use uffd::UffdEngine;
+pub use shim::{Provider, ShimEngine};
+pub use uffd::UffdProvider;
 
 use crate::units::{FrameId, Gfn, GfnRun, PageBuf};
 

@@ -3,33 +3,24 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use memvisor_guest_agent::protocol::memory::{Op, Remap};
-
-use super::link::done_before_refusal;
-use super::{Content, Engine, EngineError, EngineKind, Link, Provided, Ram, SharedRun};
+use super::shim::Provider;
+use super::{Content, EngineError, EngineKind, Provided, Ram};
 use crate::sys::{Filled, Uffd};
-use crate::units::{Gfn, GfnRun, PageBuf};
+use crate::units::Gfn;
 
 /// Faults come over the guest's userfaultfd and are resolved in its address space by ioctl; only
 /// writes to shared pages need the faulting thread's hands.
 #[derive(Debug)]
-pub struct UffdEngine {
-    ram: Arc<Ram>,
-    link: Arc<Link>,
+pub struct UffdProvider {
     uffd: Arc<Uffd>,
     base: u64,
 }
 
-impl UffdEngine {
-    /// An engine for a guest that maps its RAM at `base`.
+impl UffdProvider {
+    /// A provider for a guest that maps its RAM at `base`.
     #[must_use]
-    pub const fn new(ram: Arc<Ram>, link: Arc<Link>, uffd: Arc<Uffd>, base: u64) -> Self {
-        Self {
-            ram,
-            link,
-            uffd,
-            base,
-        }
+    pub const fn new(uffd: Arc<Uffd>, base: u64) -> Self {
+        Self { uffd, base }
     }
 
     const fn address(&self, gfn: Gfn) -> u64 {
@@ -37,56 +28,12 @@ impl UffdEngine {
     }
 }
 
-pub(super) fn plain(runs: &[GfnRun]) -> Vec<Remap> {
-    runs.iter()
-        .map(|run| Remap {
-            run: *run,
-            frame: 0,
-        })
-        .collect()
-}
-
-pub(super) fn map_shared(link: &Link, runs: &[SharedRun]) -> Result<usize, EngineError> {
-    let remaps: Vec<Remap> = runs
-        .iter()
-        .map(|shared| Remap {
-            run: shared.run,
-            frame: shared.frame.0,
-        })
-        .collect();
-    done_before_refusal(
-        &remaps,
-        |remap| remap.run,
-        link.command(Op::MapShared, &remaps),
-    )
-}
-
-impl Engine for UffdEngine {
+impl Provider for UffdProvider {
     fn kind(&self) -> EngineKind {
         EngineKind::Uffd
     }
 
-    fn freeze(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        self.link.command(Op::Freeze, &plain(runs))
-    }
-
-    fn map_shared(&self, runs: &[SharedRun]) -> Result<usize, EngineError> {
-        map_shared(&self.link, runs)
-    }
-
-    fn map_private(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        self.link.command(Op::MapPrivate, &plain(runs))
-    }
-
-    fn read(&self, gfn: Gfn, into: &mut PageBuf) {
-        self.ram.read(gfn, into);
-    }
-
-    fn punch(&self, run: GfnRun) -> Result<(), EngineError> {
-        self.ram.punch(run)
-    }
-
-    fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError> {
+    fn provide(&self, _ram: &Ram, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError> {
         let address = self.address(gfn);
         let (what, filled) = match content {
             Content::Zero => ("give the guest a zero page", self.uffd.zero(address)),
@@ -111,10 +58,6 @@ impl Engine for UffdEngine {
             }),
             Filled::Gone => Err(EngineError::Gone),
         }
-    }
-
-    fn write_back(&self, gfn: Gfn, content: &PageBuf) -> Result<(), EngineError> {
-        self.ram.write(gfn, content)
     }
 
     fn wake(&self, gfn: Gfn) {

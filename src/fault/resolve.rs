@@ -1,13 +1,15 @@
 //! One fault, served by the home its page has now.
 
+use std::collections::VecDeque;
+
 use thiserror::Error;
 
 use crate::compress::ZipError;
-use crate::engine::{Content, EngineError, Provided, Reply};
+use crate::engine::{Content, EngineError, EngineKind, Provided, Reply};
 use crate::page::{Home, KeptPage, PageGuard, Urgency};
 use crate::swap::SwapError;
-use crate::units::{FrameId, Gfn, GfnRun, PageBuf, SlotId};
-use crate::vm::Vm;
+use crate::units::{FrameId, Gfn, GfnRun, PageBuf};
+use crate::vm::{Counter, Vm};
 
 /// What the guest tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,87 +99,81 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access) -> Result<Outcome, FaultError>
         }
     };
     match page.home() {
-        Home::Resident => present(vm, page),
         Home::Shared(frame) if access == Access::Write => break_shared(vm, page, frame),
         Home::Shared(_) => {
             vm.engine.wake(gfn);
             Ok(Outcome::Served)
         }
-        Home::Untouched | Home::Zero | Home::Ballooned => touch(vm, page),
-        Home::Compressed(slot) => refill_zip(vm, page, slot),
-        Home::Swapped(slot) => refill_swap(vm, page, slot),
+        // Another thread's fault brought it.
+        Home::Resident if page.entry().is_open() => Ok(Outcome::Served),
+        _ => match give(vm, page)? {
+            Given::Ready(_, Provided::Done) => Ok(Outcome::Served),
+            Given::Ready(page, Provided::Ask(_)) => ask_open(vm, page),
+            Given::Starved => Ok(Outcome::Starved),
+        },
     }
 }
 
-/// The page is there: another thread's fault brought it, or it was frozen and the move given up.
-fn present(vm: &Vm, page: PageGuard<'_>) -> Result<Outcome, FaultError> {
-    if page.entry().is_open() {
-        return Ok(Outcome::Served);
-    }
-    let provided = provide(vm, &page, Content::Present)?;
-    Ok(hand_over(page, provided))
+/// What became of a page that the guest needs.
+enum Given<'a> {
+    /// It is resident; what is left to do.
+    Ready(PageGuard<'a>, Provided),
+    /// There is no memory for it now.
+    Starved,
 }
 
-/// A page of zeroes. Touching a ballooned page pops the balloon: the guest's agent does not know
-/// its own pages any more, which the balloon session tells it.
-fn touch(vm: &Vm, page: PageGuard<'_>) -> Result<Outcome, FaultError> {
-    if !vm.charge(Urgency::Touch) {
-        return Ok(Outcome::Starved);
+/// Makes a page resident that is not shared.
+fn give<'a>(vm: &'a Vm, page: PageGuard<'a>) -> Result<Given<'a>, FaultError> {
+    let stats = &vm.stats;
+    match page.home() {
+        // It was frozen, and the move was given up.
+        Home::Resident | Home::Shared(_) => {
+            let provided = provide(vm, &page, Content::Present)?;
+            Ok(Given::Ready(page, provided))
+        }
+        Home::Untouched | Home::Zero => fill(vm, page, Urgency::Touch, &stats.first_touch, |_| {
+            Ok(Content::Zero)
+        }),
+        // The guest's agent does not know its own pages any more, which its session will tell it.
+        Home::Ballooned => fill(vm, page, Urgency::Touch, &stats.pops, |_| Ok(Content::Zero)),
+        Home::Compressed(slot) => {
+            let gfn = page.gfn();
+            fill(vm, page, Urgency::Refill, &stats.refill_zip, |content| {
+                let loaded = vm.zip.lock().load(slot, content);
+                loaded.map_err(|source| FaultError::Zip { gfn, source })?;
+                Ok(Content::Bytes(content))
+            })
+        }
+        Home::Swapped(slot) => {
+            let gfn = page.gfn();
+            fill(vm, page, Urgency::Refill, &stats.refill_swap, |content| {
+                let read = vm.swap.read(slot, content);
+                read.map_err(|source| FaultError::Swap { gfn, source })?;
+                Ok(Content::Bytes(content))
+            })
+        }
     }
-    let counter = match page.home() {
-        Home::Ballooned => &vm.stats.pops,
-        _ => &vm.stats.first_touch,
-    };
-    fill(vm, page, Content::Zero, counter)
 }
 
-fn refill_zip(vm: &Vm, page: PageGuard<'_>, slot: SlotId) -> Result<Outcome, FaultError> {
-    if !vm.charge(Urgency::Refill) {
-        return Ok(Outcome::Starved);
+/// Takes a page of memory, fills it with what `load` brings, and releases the old home.
+fn fill<'a>(
+    vm: &'a Vm,
+    page: PageGuard<'a>,
+    urgency: Urgency,
+    counter: &Counter,
+    load: impl FnOnce(&mut PageBuf) -> Result<Content<'_>, FaultError>,
+) -> Result<Given<'a>, FaultError> {
+    if !vm.charge(urgency) {
+        return Ok(Given::Starved);
     }
-    let mut content = PageBuf::zeroed();
-    let loaded = vm.zip.lock().load(slot, &mut content);
-    if let Err(source) = loaded {
-        vm.budget.give(1);
-        return Err(FaultError::Zip {
-            gfn: page.gfn(),
-            source,
-        });
-    }
-    let outcome = fill(vm, page, Content::Bytes(&content), &vm.stats.refill_zip)?;
-    vm.release_zip(slot);
-    Ok(outcome)
-}
-
-fn refill_swap(vm: &Vm, page: PageGuard<'_>, slot: SlotId) -> Result<Outcome, FaultError> {
-    if !vm.charge(Urgency::Refill) {
-        return Ok(Outcome::Starved);
-    }
-    let mut content = PageBuf::zeroed();
-    if let Err(source) = vm.swap.read(slot, &mut content) {
-        vm.budget.give(1);
-        return Err(FaultError::Swap {
-            gfn: page.gfn(),
-            source,
-        });
-    }
-    let outcome = fill(vm, page, Content::Bytes(&content), &vm.stats.refill_swap)?;
-    vm.swap.free(slot);
-    Ok(outcome)
-}
-
-/// Makes a page resident whose memory is charged already.
-fn fill(
-    vm: &Vm,
-    page: PageGuard<'_>,
-    content: Content<'_>,
-    counter: &crate::vm::Counter,
-) -> Result<Outcome, FaultError> {
-    match provide(vm, &page, content) {
+    let mut buffer = PageBuf::zeroed();
+    match load(&mut buffer).and_then(|content| provide(vm, &page, content)) {
         Ok(provided) => {
+            let old = page.home();
             page.set_home(Home::Resident);
+            vm.release(old);
             counter.one();
-            Ok(hand_over(page, provided))
+            Ok(Given::Ready(page, provided))
         }
         Err(error) => {
             vm.budget.give(1);
@@ -186,11 +182,62 @@ fn fill(
     }
 }
 
+/// Has the faulting thread open a page that is in place, and its neighbours if every mapping counts.
+fn ask_open<'a>(vm: &'a Vm, page: PageGuard<'a>) -> Result<Outcome, FaultError> {
+    let mut pages = VecDeque::from([page]);
+    if vm.vmas.is_exceeded(&vm.table) {
+        widen(vm, &mut pages)?;
+    }
+    vm.vmas.note(1);
+    let kept = pages.into_iter().map(PageGuard::keep).collect();
+    Ok(ask(Reply::Open, kept))
+}
+
+/// Pages that are opened together near the limit of VMAs, aligned: 64 KiB.
+const BLOCK: u32 = 16;
+
+/// Without userfaultfd each boundary between open and closed pages is a VMA, and a guest that touches
+/// single pages all over its RAM would run out of them. Near the limit its faults bring whole blocks.
+fn widen<'a>(vm: &'a Vm, pages: &mut VecDeque<PageGuard<'a>>) -> Result<(), FaultError> {
+    let Some(gfn) = pages.front().map(PageGuard::gfn) else {
+        return Ok(());
+    };
+    let start = gfn.0 / BLOCK * BLOCK;
+    let end = start.saturating_add(BLOCK).min(vm.table.pages());
+    for neighbour in (gfn.0 + 1..end).map(Gfn) {
+        match give_neighbour(vm, neighbour)? {
+            Some(page) => pages.push_back(page),
+            None => break,
+        }
+    }
+    for neighbour in (start..gfn.0).rev().map(Gfn) {
+        match give_neighbour(vm, neighbour)? {
+            Some(page) => pages.push_front(page),
+            None => break,
+        }
+    }
+    Ok(())
+}
+
+/// A neighbour that nobody asked for: given unless it is busy, shared, ballooned, or memory is short.
+fn give_neighbour(vm: &Vm, gfn: Gfn) -> Result<Option<PageGuard<'_>>, FaultError> {
+    let Some(page) = vm.table.try_lock(gfn) else {
+        return Ok(None);
+    };
+    if matches!(page.home(), Home::Shared(_) | Home::Ballooned) {
+        return Ok(None);
+    }
+    match give(vm, page)? {
+        Given::Ready(page, _) => Ok(Some(page)),
+        Given::Starved => Ok(None),
+    }
+}
+
 /// Gives the guest a copy of its own of a page that it shares. The page keeps its home until the
 /// guest has mapped the copy: until then it still reads the frame.
 fn break_shared(vm: &Vm, page: PageGuard<'_>, frame: FrameId) -> Result<Outcome, FaultError> {
     let mut pages = vec![page];
-    if vm.vmas.is_exceeded() {
+    if vm.vmas.is_exceeded(&vm.table) {
         extend_to_end_of_run(vm, &mut pages, frame);
     }
     let mut content = PageBuf::zeroed();
@@ -226,9 +273,14 @@ fn break_shared(vm: &Vm, page: PageGuard<'_>, frame: FrameId) -> Result<Outcome,
 
 fn ask_private(vm: &Vm, kept: Vec<KeptPage>) -> Outcome {
     vm.vmas.note(1);
+    ask(Reply::Private, kept)
+}
+
+/// Neighbouring pages, in order, that stay locked until the faulting thread has remapped them.
+fn ask(reply: impl FnOnce(GfnRun) -> Reply, kept: Vec<KeptPage>) -> Outcome {
     let count = u32::try_from(kept.len()).unwrap_or(u32::MAX);
     let start = kept.first().map_or(Gfn(0), KeptPage::gfn);
-    Outcome::Ask(Reply::Private(GfnRun::new(start, count)), Pending(kept))
+    Outcome::Ask(reply(GfnRun::new(start, count)), Pending(kept))
 }
 
 /// The longest end of a run that is broken at once, 128 KiB.
@@ -268,13 +320,6 @@ fn provide(vm: &Vm, page: &PageGuard<'_>, content: Content<'_>) -> Result<Provid
         .map_err(|source| FaultError::Engine { gfn, source })
 }
 
-fn hand_over(page: PageGuard<'_>, provided: Provided) -> Outcome {
-    match provided {
-        Provided::Done => Outcome::Served,
-        Provided::Ask(reply) => Outcome::Ask(reply, Pending(vec![page.keep()])),
-    }
-}
-
 /// The faulting thread has confirmed its mapping (or is gone): the pages are resident and open, and
 /// what they shared is released. Dropping the locks wakes who waits for them.
 pub fn complete(vm: &Vm, pending: Pending) {
@@ -286,6 +331,8 @@ pub fn complete(vm: &Vm, pending: Pending) {
             vm.table.back_off(page.gfn());
             vm.stats.breaks.one();
         }
-        page.set_open(true);
+        // With userfaultfd a mapping can be lost behind our back (the kernel swaps, or could not
+        // populate it), and the fault that follows must be served.
+        page.set_open(vm.engine.kind() == EngineKind::Mprotect);
     }
 }

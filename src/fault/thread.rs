@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::resolve::{Access, FaultError, Outcome, Pending, complete, resolve};
 use super::waiting::{Asker, Waiter, Waiting};
-use crate::engine::{Link, Reply};
+use crate::engine::{EngineError, Link, Reply};
 use crate::sys::Uffd;
 use crate::units::{Gfn, PAGE_SIZE};
 use crate::vm::Vm;
@@ -63,7 +63,14 @@ pub enum Ended {
 
 impl From<FaultError> for Ended {
     fn from(error: FaultError) -> Self {
-        Self::Fault(error)
+        match error {
+            // It died between asking and being answered.
+            FaultError::Engine {
+                source: EngineError::Gone,
+                ..
+            } => Self::GuestGone,
+            error => Self::Fault(error),
+        }
     }
 }
 
@@ -281,10 +288,11 @@ impl FaultThread {
     }
 
     fn serve(&mut self, waiter: Waiter) -> Result<(), Ended> {
-        let outcome = resolve(&self.vm, waiter.gfn, waiter.access).inspect_err(|_| {
+        let outcome = resolve(&self.vm, waiter.gfn, waiter.access).map_err(Ended::from);
+        if let Err(Ended::Fault(_)) = &outcome {
             let homes = self.vm.table.history().of(waiter.gfn);
             tracing::error!(vm = %self.vm.params.name, "a page cannot be served; {homes}");
-        });
+        }
         match outcome? {
             Outcome::Served => {
                 self.vm.note_latency(waiter.since.elapsed());

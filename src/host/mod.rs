@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 
 use crate::control::{self, ServeError};
@@ -95,6 +96,7 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     }
     // Before any thread starts: threads inherit what is blocked.
     let signals = Signals::block(ENDING).map_err(kernel("wait for signals"))?;
+    raise_descriptor_limit();
     let held = options.runtime_dir.clone().claim()?;
     held.remove_sockets()?;
     let capabilities = Capabilities::probe(options)?;
@@ -117,6 +119,15 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     // A policy that panicked has nothing to clean up; the panic was printed when it happened.
     let _ = policy.join();
     Ok(())
+}
+
+/// A guest takes about 25 descriptors, and the usual soft limit of 1024 is for programs that select(2).
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        tracing::warn!(%errno, "the limit of open files stays as it is; many guests may not fit");
+    }
 }
 
 fn wait_for_signal(signals: &Signals) -> Result<nix::sys::signal::Signal, HostError> {

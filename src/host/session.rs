@@ -16,7 +16,7 @@ use super::daemon::Host;
 use super::member::{BalloonLine, Member};
 use crate::balloon::Doorbell;
 use crate::chain::chain;
-use crate::engine::{Engine, EngineKind, Link, MprotectEngine, Ram, UffdEngine};
+use crate::engine::{Engine, EngineKind, Link, MprotectProvider, Ram, ShimEngine, UffdProvider};
 use crate::fault::{Ended, FaultThread};
 use crate::reclaim::Worker;
 use crate::sys::{Process, Uffd};
@@ -25,6 +25,8 @@ use crate::vm::Vm;
 
 /// How long a guest may take for each step of the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long a guest may leave the answer to a fault unread when its socket is full of answers.
+const ANSWER: Duration = Duration::from_secs(1);
 /// How long a guest that was told to end may take to do so by itself.
 const END_GRACE: Duration = Duration::from_millis(700);
 /// How long the kernel may take to end a killed guest.
@@ -200,7 +202,14 @@ fn check_ready(
         .map(|fd| Uffd::from_guest(fd).map(Arc::new))
         .transpose()
         .map_err(kernel("take over the guest's userfaultfd"))?;
-    Ok((uffd, sockets.into_iter().map(SeqPacket::from).collect()))
+    let channels: Vec<SeqPacket> = sockets.into_iter().map(SeqPacket::from).collect();
+    for channel in &channels {
+        // A guest that asks and never reads the answers must not stop its fault thread for ever.
+        channel
+            .set_send_timeout(ANSWER)
+            .map_err(kernel("bound the time of answering faults"))?;
+    }
+    Ok((uffd, channels))
 }
 
 fn engine(
@@ -211,8 +220,11 @@ fn engine(
 ) -> Box<dyn Engine> {
     let (ram, link) = (Arc::clone(ram), Arc::clone(link));
     match uffd {
-        Some(uffd) => Box::new(UffdEngine::new(ram, link, Arc::clone(uffd), base)),
-        None => Box::new(MprotectEngine::new(ram, link)),
+        Some(uffd) => {
+            let provider = UffdProvider::new(Arc::clone(uffd), base);
+            Box::new(ShimEngine::new(ram, link, provider))
+        }
+        None => Box::new(ShimEngine::new(ram, link, MprotectProvider)),
     }
 }
 

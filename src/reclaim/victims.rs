@@ -43,7 +43,7 @@ pub(super) fn choose<'a>(
     qualifies: impl Fn(Home) -> bool,
 ) -> Vec<PageGuard<'a>> {
     let pages = vm.table.pages();
-    let run = if vm.vmas.is_exceeded() {
+    let run = if vm.vmas.is_exceeded(&vm.table) {
         RUN_SHORT_OF_VMAS
     } else {
         RUN

@@ -1,0 +1,345 @@
+//! The memory of one simulated guest: what its page tables and its RAM file are to a real one.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::engine::{Content, Engine, EngineError, EngineKind, Provided, Reply, SharedRun};
+use crate::fault::Access;
+use crate::pool::Pool;
+use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
+use crate::units::{FrameId, Gfn, GfnRun, PageBuf, Pages};
+
+/// What the guest meets at a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum View {
+    /// RAM that it must ask for.
+    Closed,
+    /// RAM that it reads and writes.
+    Open,
+    /// A frame that it reads.
+    Pool(FrameId),
+}
+
+/// Why an access did not go through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Trap {
+    /// The thread waits in the kernel until the page has been woken more often than this.
+    Kernel { wakes: u64 },
+    /// The thread is in its signal handler and asks over its channel.
+    Signal(Access),
+}
+
+#[derive(Debug)]
+struct Page {
+    view: View,
+    /// What the RAM file holds; `None`: a hole. A hole that the mprotect engine has opened counts as
+    /// filled, as its guest may fill it at any moment.
+    content: Option<Box<PageBuf>>,
+    wakes: u64,
+}
+
+/// No refusal is armed.
+const NEVER: u32 = u32::MAX;
+
+/// See the [module text](super).
+#[derive(Debug)]
+pub(super) struct AddressSpace {
+    kind: EngineKind,
+    pool: Arc<Pool>,
+    pages: Mutex<Vec<Page>>,
+    /// Runs that the guest's kernel still maps before it refuses one for want of VMAs.
+    accepts: AtomicU32,
+    /// Nonzero while the guest gives pages up, which it may do with pages that it can access.
+    giving_up: AtomicU32,
+    /// Nonzero: handing pages over fails.
+    dead: AtomicU32,
+}
+
+impl AddressSpace {
+    pub(super) fn new(kind: EngineKind, pages: u32, pool: Arc<Pool>) -> Self {
+        let page = |_| Page {
+            view: View::Closed,
+            content: None,
+            wakes: 0,
+        };
+        Self {
+            kind,
+            pool,
+            pages: Mutex::new((0..pages).map(page).collect()),
+            accepts: AtomicU32::new(NEVER),
+            giving_up: AtomicU32::new(0),
+            dead: AtomicU32::new(0),
+        }
+    }
+
+    /// The guest's kernel maps so many more runs and then refuses one.
+    pub(super) fn refuse_after(&self, runs: u32) {
+        self.accepts.store(runs, Ordering::SeqCst);
+    }
+
+    /// The guest's kernel has VMAs again.
+    pub(super) fn accept(&self) {
+        self.accepts.store(NEVER, Ordering::SeqCst);
+    }
+
+    pub(super) fn set_giving_up(&self, giving_up: bool) {
+        self.giving_up.store(u32::from(giving_up), Ordering::SeqCst);
+    }
+
+    pub(super) fn set_dead(&self) {
+        self.dead.store(1, Ordering::SeqCst);
+    }
+
+    fn is_refused(&self) -> bool {
+        match self.accepts.load(Ordering::SeqCst) {
+            NEVER => false,
+            0 => true,
+            left => {
+                self.accepts.store(left - 1, Ordering::SeqCst);
+                false
+            }
+        }
+    }
+
+    fn check_alive(&self) -> Result<(), EngineError> {
+        match self.dead.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => Err(EngineError::Gone),
+        }
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Vec<Page>> {
+        self.pages.lock()
+    }
+
+    /// The guest reads bytes of a page.
+    pub(super) fn load(&self, gfn: Gfn, at: usize, into: &mut [u8]) -> Result<(), Trap> {
+        let mut pages = self.pages();
+        let page = &mut pages[gfn.index()];
+        match page.view {
+            View::Open => into.copy_from_slice(&page.open_content(gfn).0[at..][..into.len()]),
+            View::Closed => return Err(self.trap(page, Access::Any)),
+            View::Pool(frame) => {
+                assert!(
+                    self.pool.refs(frame) > 0,
+                    "{gfn} maps frame {}, which is free",
+                    frame.0
+                );
+                let mut content = PageBuf::zeroed();
+                self.pool.read(frame, &mut content);
+                into.copy_from_slice(&content.0[at..][..into.len()]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest writes bytes of a page.
+    pub(super) fn store(&self, gfn: Gfn, at: usize, from: &[u8]) -> Result<(), Trap> {
+        let mut pages = self.pages();
+        let page = &mut pages[gfn.index()];
+        match page.view {
+            View::Open => page.open_content(gfn).0[at..][..from.len()].copy_from_slice(from),
+            View::Closed => return Err(self.trap(page, Access::Write)),
+            View::Pool(_) => return Err(Trap::Signal(Access::Write)),
+        }
+        Ok(())
+    }
+
+    fn trap(&self, page: &Page, access: Access) -> Trap {
+        match self.kind {
+            EngineKind::Uffd => Trap::Kernel { wakes: page.wakes },
+            EngineKind::Mprotect => Trap::Signal(access),
+        }
+    }
+
+    /// The faulting thread does what the daemon replied.
+    pub(super) fn apply(&self, reply: Reply) {
+        let (run, from_pool) = match reply {
+            Reply::Retry => return,
+            Reply::Open(run) => (run, false),
+            Reply::Private(run) => (run, true),
+        };
+        for gfn in run.iter() {
+            let page = &mut self.pages()[gfn.index()];
+            assert!(page.content.is_some(), "{gfn} is opened as a hole");
+            assert_eq!(
+                matches!(page.view, View::Pool(_)),
+                from_pool,
+                "{reply:?} while {gfn} is {:?}",
+                page.view
+            );
+            page.view = View::Open;
+        }
+    }
+
+    /// The guest's kernel drops its mapping of a page that it has, as it does when it moves or swaps
+    /// memory itself; the next access is a minor fault.
+    pub(super) fn forget_mapping(&self, gfn: Gfn) {
+        let page = &mut self.pages()[gfn.index()];
+        if self.kind == EngineKind::Uffd && page.view == View::Open {
+            page.view = View::Closed;
+        }
+    }
+
+    /// How often threads that wait for a page in the kernel have been woken.
+    pub(super) fn wakes(&self, gfn: Gfn) -> u64 {
+        self.pages()[gfn.index()].wakes
+    }
+
+    /// What the guest meets at a page.
+    pub(super) fn view(&self, gfn: Gfn) -> View {
+        self.pages()[gfn.index()].view
+    }
+
+    /// What the RAM file holds, if it is no hole.
+    pub(super) fn content(&self, gfn: Gfn) -> Option<Box<PageBuf>> {
+        self.pages()[gfn.index()].content.clone()
+    }
+
+    /// What the kernel would count for the RAM file.
+    pub(super) fn allocated(&self) -> Pages {
+        let pages = self.pages();
+        Pages(pages.iter().filter(|page| page.content.is_some()).count() as u64)
+    }
+}
+
+impl Page {
+    fn open_content(&mut self, gfn: Gfn) -> &mut PageBuf {
+        let content = self.content.as_deref_mut();
+        content.unwrap_or_else(|| panic!("{gfn} is a hole that the guest fills unseen"))
+    }
+
+    fn fill(&mut self, gfn: Gfn, content: PageBuf) {
+        assert!(self.content.is_none(), "{gfn} is filled and is no hole");
+        self.content = Some(Box::new(content));
+    }
+}
+
+fn refused(what: &'static str, run: GfnRun) -> EngineError {
+    EngineError::Refused {
+        what,
+        run,
+        source: io::Error::from_raw_os_error(libc::ENOMEM),
+    }
+}
+
+impl Engine for Arc<AddressSpace> {
+    fn kind(&self) -> EngineKind {
+        self.kind
+    }
+
+    fn freeze(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        for run in runs {
+            // Dropping page-table entries takes no VMA, so with userfaultfd nothing is refused.
+            if self.kind == EngineKind::Mprotect && self.is_refused() {
+                return Err(refused("freeze", *run));
+            }
+            for gfn in run.iter() {
+                let page = &mut self.pages()[gfn.index()];
+                assert!(page.content.is_some(), "{gfn} is frozen as a hole");
+                assert!(
+                    !matches!(page.view, View::Pool(_)),
+                    "{gfn} is frozen while it is shared"
+                );
+                page.view = View::Closed;
+            }
+        }
+        Ok(())
+    }
+
+    fn map_shared(&self, runs: &[SharedRun]) -> Result<usize, EngineError> {
+        let mut content = PageBuf::zeroed();
+        for (done, SharedRun { run, frame: first }) in runs.iter().enumerate() {
+            if self.is_refused() {
+                return Ok(done);
+            }
+            for (gfn, frame) in run.iter().zip((first.0..).map(FrameId)) {
+                let page = &mut self.pages()[gfn.index()];
+                assert_eq!(page.view, View::Closed, "{gfn} is shared and not frozen");
+                assert!(
+                    self.pool.refs(frame) > 0,
+                    "{gfn} is mapped to frame {}, which is free",
+                    frame.0
+                );
+                self.pool.read(frame, &mut content);
+                assert!(
+                    page.content.as_deref() == Some(&content),
+                    "{gfn} is mapped to frame {} of other bytes",
+                    frame.0
+                );
+                page.view = View::Pool(frame);
+            }
+        }
+        Ok(runs.len())
+    }
+
+    fn map_private(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        for gfn in runs.iter().flat_map(|run| run.iter()) {
+            let page = &mut self.pages()[gfn.index()];
+            assert!(
+                matches!(page.view, View::Pool(_)) && page.content.is_none(),
+                "{gfn} gets RAM back and was not shared"
+            );
+            page.view = View::Closed;
+        }
+        Ok(())
+    }
+
+    fn read(&self, gfn: Gfn, into: &mut PageBuf) {
+        let pages = self.pages();
+        let content = pages[gfn.index()].content.as_deref();
+        into.clone_from(content.unwrap_or_else(|| panic!("{gfn} is read and is a hole")));
+    }
+
+    fn punch(&self, run: GfnRun) -> Result<(), EngineError> {
+        let may_be_open =
+            self.kind == EngineKind::Uffd && self.giving_up.load(Ordering::SeqCst) != 0;
+        for gfn in run.iter() {
+            let page = &mut self.pages()[gfn.index()];
+            assert!(page.content.is_some(), "{gfn} is punched and is a hole");
+            if page.view == View::Open {
+                assert!(may_be_open, "{gfn} is punched while the guest can write it");
+                page.view = View::Closed;
+            }
+            page.content = None;
+        }
+        Ok(())
+    }
+
+    fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError> {
+        self.check_alive()?;
+        let page = &mut self.pages()[gfn.index()];
+        assert!(
+            !matches!(page.view, View::Pool(_)),
+            "{gfn} is provided while it is shared"
+        );
+        match content {
+            Content::Zero => page.fill(gfn, PageBuf::zeroed()),
+            Content::Bytes(bytes) => page.fill(gfn, bytes.clone()),
+            Content::Present => assert!(page.content.is_some(), "{gfn} is present as a hole"),
+        }
+        match self.kind {
+            EngineKind::Uffd => {
+                page.view = View::Open;
+                page.wakes += 1;
+                Ok(Provided::Done)
+            }
+            EngineKind::Mprotect => Ok(Provided::Ask(Reply::Open(GfnRun::single(gfn)))),
+        }
+    }
+
+    fn write_back(&self, gfn: Gfn, content: &PageBuf) -> Result<(), EngineError> {
+        self.check_alive()?;
+        let page = &mut self.pages()[gfn.index()];
+        assert!(
+            matches!(page.view, View::Pool(_)),
+            "{gfn} is broken out and is not shared"
+        );
+        page.fill(gfn, content.clone());
+        Ok(())
+    }
+
+    fn wake(&self, gfn: Gfn) {
+        self.pages()[gfn.index()].wakes += 1;
+    }
+}

@@ -1,0 +1,56 @@
+//! The disk under a simulated swap file.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use crate::swap::Storage;
+use crate::sync::{AtomicU32, Mutex, Ordering};
+use crate::units::{PAGE_SIZE, PageBuf, SlotId};
+
+/// Whole pages in memory. Writes fail while a test says so, and pages can be damaged.
+#[derive(Debug, Default)]
+pub(super) struct SimDisk {
+    pages: Mutex<HashMap<u64, Box<PageBuf>>>,
+    /// The error of every write; zero for none.
+    errno: AtomicU32,
+}
+
+impl SimDisk {
+    /// Makes every write fail from now on, or work again.
+    pub(super) fn set_failing(&self, errno: Option<Errno>) {
+        let errno = errno.map_or(0, |errno| errno as u32);
+        self.errno.store(errno, Ordering::SeqCst);
+    }
+
+    /// Flips a bit of what a slot holds; a second time it is whole again.
+    pub(super) fn damage(&self, slot: SlotId) {
+        let mut pages = self.pages.lock();
+        let page = pages.get_mut(&u64::from(slot.0));
+        page.expect("the slot was written").0[1000] ^= 4;
+    }
+}
+
+impl Storage for Arc<SimDisk> {
+    fn write_at(&self, pages: &[PageBuf], offset: u64) -> io::Result<usize> {
+        let errno = self.errno.load(Ordering::SeqCst);
+        if errno != 0 {
+            return Err(io::Error::from_raw_os_error(errno.cast_signed()));
+        }
+        for (number, page) in (offset / PAGE_SIZE as u64..).zip(pages) {
+            self.pages.lock().insert(number, Box::new(page.clone()));
+        }
+        Ok(pages.len() * PAGE_SIZE)
+    }
+
+    fn read_at(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize> {
+        let pages = self.pages.lock();
+        match pages.get(&(offset / PAGE_SIZE as u64)) {
+            Some(stored) => page.clone_from(stored),
+            None => *page = PageBuf::zeroed(),
+        }
+        Ok(PAGE_SIZE)
+    }
+}

@@ -1,0 +1,403 @@
+//! What fails around the core: disks, memory, VMAs, guests. Each costs what it must and no more.
+
+use memvisor_guest_agent::protocol::balloon::PageStatus;
+use nix::errno::Errno;
+
+use super::{Guest, Host, Op, Spec, View};
+use crate::balloon;
+use crate::compress::{ZipError, samples};
+use crate::engine::{EngineError, EngineKind, Reply};
+use crate::fault::{Access, FaultError, Outcome, complete, resolve};
+use crate::page::{Home, Urgency};
+use crate::swap::SwapError;
+use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
+
+const BOTH: [EngineKind; 2] = [EngineKind::Uffd, EngineKind::Mprotect];
+const PAGES: u32 = 64;
+const RESERVE: u64 = 4;
+
+/// A host with room for one guest, and that guest.
+fn host_and_guest(kind: EngineKind, vma_budget: u32) -> (Host, Guest) {
+    let host = Host::new(200, RESERVE, 1, 128);
+    let spec = Spec {
+        kind,
+        pages: PAGES,
+        salt: 0,
+        swap_slots: PAGES,
+        zip_pages: 16,
+        vma_budget,
+        threads: 1,
+    };
+    let guest = host.power_on(VmId(1), spec).expect("there is memory");
+    (host, guest)
+}
+
+fn end(host: &Host, guest: Guest) {
+    host.check(&[&guest]);
+    host.bury(guest);
+    host.check_empty();
+}
+
+impl Guest {
+    fn write(&mut self, gfn: u32, page: PageBuf) {
+        self.threads[0].begin(Gfn(gfn), Op::Write(Box::new(page)));
+        assert!(self.drive(0), "gfn {gfn} cannot be written");
+    }
+
+    fn read(&mut self, gfn: u32) {
+        self.threads[0].begin(Gfn(gfn), Op::Read);
+        assert!(self.drive(0), "gfn {gfn} cannot be read");
+    }
+
+    /// Reads every page that was written.
+    fn read_all(&mut self) {
+        for gfn in 0..PAGES {
+            if self.home(gfn) != Home::Untouched {
+                self.read(gfn);
+            }
+        }
+    }
+
+    fn home(&self, gfn: u32) -> Home {
+        self.vm.table.entry(Gfn(gfn)).home()
+    }
+
+    fn evict(&mut self, pages: u64) -> u64 {
+        let evicted = self.evictor.evict(&self.vm, Pages(pages));
+        evicted.expect("the session lives").0
+    }
+
+    /// Two scans of all pages: one to learn the hashes, one to share.
+    fn share(&mut self, host: &Host) -> u64 {
+        let mut scan = || self.scanner.scan(&self.vm, &*host.peers, PAGES);
+        scan().expect("the session lives").shared + scan().expect("the session lives").shared
+    }
+}
+
+fn noise(seed: u32) -> PageBuf {
+    samples::random(u64::from(seed) + 1)
+}
+
+#[test]
+fn damaged_swap_slot_ends_the_guest_and_loses_nothing_else() {
+    for kind in BOTH {
+        let (host, mut guest) = host_and_guest(kind, 1000);
+        (0..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
+        assert_eq!(guest.evict(64), 8);
+        let Home::Swapped(slot) = guest.home(3) else {
+            panic!("noise goes to swap")
+        };
+        guest.disk.damage(slot);
+        let used = host.budget.used();
+        let error = resolve(&guest.vm, Gfn(3), Access::Any).expect_err("damaged");
+        let FaultError::Swap {
+            gfn: Gfn(3),
+            source,
+        } = error
+        else {
+            panic!("{error:?}")
+        };
+        assert!(matches!(source, SwapError::Corrupt { slot: it, .. } if it == slot));
+        assert_eq!(host.budget.used(), used);
+        [0, 1, 2, 4, 5, 6, 7]
+            .into_iter()
+            .for_each(|gfn| guest.read(gfn));
+        assert_eq!(guest.home(3), Home::Swapped(slot), "it can be looked at");
+        guest.disk.damage(slot);
+        end(&host, guest);
+    }
+}
+
+#[test]
+fn damaged_zip_slot_ends_the_guest_and_loses_nothing_else() {
+    for kind in BOTH {
+        let (host, mut guest) = host_and_guest(kind, 1000);
+        (0..8).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 500)));
+        assert_eq!(guest.evict(64), 8);
+        let Home::Compressed(slot) = guest.home(3) else {
+            panic!("it compresses")
+        };
+        guest.vm.zip.lock().damage(slot);
+        let used = host.budget.used();
+        let error = resolve(&guest.vm, Gfn(3), Access::Any).expect_err("damaged");
+        let FaultError::Zip {
+            gfn: Gfn(3),
+            source,
+        } = error
+        else {
+            panic!("{error:?}")
+        };
+        assert_eq!(source, ZipError::Corrupt { slot, gfn: Gfn(3) });
+        assert_eq!(host.budget.used(), used);
+        [0, 1, 2, 4, 5, 6, 7]
+            .into_iter()
+            .for_each(|gfn| guest.read(gfn));
+        guest.vm.zip.lock().damage(slot);
+        end(&host, guest);
+    }
+}
+
+#[test]
+fn damaged_zip_slot_is_not_spilled_as_if_it_were_whole() {
+    let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
+    (0..2).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 1900)));
+    assert_eq!(guest.evict(64), 2);
+    let Home::Compressed(slot) = guest.home(0) else {
+        panic!("it compresses")
+    };
+    guest.vm.zip.lock().damage(slot);
+    guest.vm.zip.lock().set_max_pages(1);
+    guest.write(2, samples::mixed(2, 1900));
+    assert_eq!(guest.evict(64), 1);
+    assert_eq!(guest.vm.stats.spilled.get(), 1);
+    assert!(matches!(guest.home(1), Home::Swapped(_)));
+    assert_eq!(guest.home(0), Home::Compressed(slot));
+    guest.vm.zip.lock().damage(slot);
+    end(&host, guest);
+}
+
+#[test]
+fn failing_swap_file_leaves_pages_in_memory() {
+    for kind in BOTH {
+        let (host, mut guest) = host_and_guest(kind, 1000);
+        (0..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
+        for errno in [Errno::ENOSPC, Errno::EIO] {
+            guest.disk.set_failing(Some(errno));
+            assert_eq!(guest.evict(64), 0);
+            assert!(guest.vm.is_swap_failing());
+            assert!((0..8).all(|gfn| guest.home(gfn) == Home::Resident));
+            host.check(&[&guest]);
+            guest.read_all();
+        }
+        assert_eq!(guest.vm.stats.evict_failed.get(), 16);
+        guest.disk.set_failing(None);
+        assert_eq!(guest.evict(8), 8);
+        assert!(!guest.vm.is_swap_failing());
+        end(&host, guest);
+    }
+}
+
+#[test]
+fn failing_swap_file_leaves_shared_pages_shared() {
+    let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
+    (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
+    assert_eq!(guest.share(&host), 4);
+    guest.disk.set_failing(Some(Errno::EIO));
+    assert_eq!(guest.evict(64), 0);
+    guest.read_all();
+    guest.disk.set_failing(None);
+    end(&host, guest);
+}
+
+#[test]
+fn refused_freeze_leaves_pages_to_their_guest() {
+    let (host, mut guest) = host_and_guest(EngineKind::Mprotect, 1000);
+    // Every second page, so that each is a run and some freeze before one is refused.
+    (0..16)
+        .step_by(2)
+        .for_each(|gfn| guest.write(gfn, noise(7)));
+    guest.space.refuse_after(3);
+    assert_eq!(guest.evict(64), 0);
+    host.check(&[&guest]);
+    guest.read_all();
+    guest.space.refuse_after(3);
+    assert_eq!(guest.share(&host), 0);
+    let statuses = balloon::inflate(&guest.vm, &[GfnRun::new(Gfn(0), 1)]).expect("it lives");
+    assert_eq!(statuses[0].status, PageStatus::Busy);
+    guest.space.accept();
+    (0..16)
+        .step_by(2)
+        .for_each(|gfn| assert_eq!(guest.home(gfn), Home::Resident));
+    guest.read_all();
+    end(&host, guest);
+}
+
+#[test]
+fn frames_that_cannot_be_mapped_are_given_back() {
+    for kind in BOTH {
+        let (host, mut guest) = host_and_guest(kind, 1000);
+        (0..16)
+            .step_by(2)
+            .for_each(|gfn| guest.write(gfn, noise(7)));
+        guest
+            .scanner
+            .scan(&guest.vm, &*host.peers, PAGES)
+            .expect("it lives");
+        guest.space.refuse_after(8);
+        let found = guest.scanner.scan(&guest.vm, &*host.peers, PAGES);
+        let shared = found.expect("it lives").shared;
+        guest.space.accept();
+        assert!(shared < 8, "{shared}");
+        host.check(&[&guest]);
+        guest.read_all();
+        end(&host, guest);
+    }
+}
+
+/// The reserve: first touches stop before refills do, and nothing that waits is lost.
+#[test]
+fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
+    for kind in BOTH {
+        let (host, mut guest) = host_and_guest(kind, 1000);
+        guest.write(0, samples::mixed(1, 500));
+        assert_eq!(guest.evict(64), 1);
+        let taken = host.budget.free().0 - RESERVE;
+        assert!(host.budget.take(taken, Urgency::Touch));
+        let touched = resolve(&guest.vm, Gfn(1), Access::Any).expect("not its fault");
+        assert!(matches!(touched, Outcome::Starved));
+        guest.read(0);
+        assert_eq!(guest.home(0), Home::Resident);
+        assert_eq!(guest.evict(64), 1);
+        assert!(host.budget.take(RESERVE / 2, Urgency::Refill));
+        guest.threads[0].begin(Gfn(0), Op::Read);
+        assert!(!guest.drive(0), "half of the reserve is for reclaim");
+        assert_eq!(host.budget.starving(), 1);
+        host.budget.give(taken + RESERVE / 2);
+        assert!(guest.drive(0), "the bell rang");
+        assert_eq!(host.budget.starving(), 0);
+        end(&host, guest);
+    }
+}
+
+#[test]
+fn blocked_guest_waits_though_there_is_memory() {
+    let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
+    guest.vm.orders.set_blocked(true);
+    guest.threads[0].begin(Gfn(0), Op::Read);
+    assert!(!guest.drive(0));
+    guest.vm.orders.set_blocked(false);
+    guest.vm.parking.ring();
+    assert!(guest.drive(0));
+    end(&host, guest);
+}
+
+/// Shares a run of `count` pages from page 10 on and writes to its fifth page; how many pages that
+/// broke out.
+fn broken_by_one_write(kind: EngineKind, count: u32, exceeded: bool) -> u64 {
+    let (host, mut guest) = host_and_guest(kind, 1000);
+    let run = 10..10 + count;
+    // Two of each: the second finds the frame that the first made.
+    for gfn in run.clone() {
+        guest.write(gfn, PageBuf([gfn as u8; PAGE_SIZE]));
+    }
+    guest.write(0, PageBuf::zeroed());
+    let other = host.power_on(
+        VmId(2),
+        Spec {
+            kind,
+            pages: PAGES,
+            salt: 0,
+            swap_slots: PAGES,
+            zip_pages: 16,
+            vma_budget: 1000,
+            threads: 1,
+        },
+    );
+    let mut other = other.expect("there is memory");
+    for gfn in run.clone() {
+        other.write(gfn, PageBuf([gfn as u8; PAGE_SIZE]));
+    }
+    other.share(&host);
+    guest.share(&host);
+    other.share(&host);
+    for gfn in run.clone() {
+        let expected = matches!((guest.home(10), guest.home(gfn)),
+            (Home::Shared(first), Home::Shared(frame)) if frame.0 == first.0 + gfn - 10);
+        assert!(expected, "gfn {gfn} does not continue the run");
+    }
+    if exceeded {
+        guest.vm.vmas.set_budget(1);
+        guest.vm.vmas.note(1);
+    }
+    guest.write(14, noise(1));
+    let broken = guest.vm.stats.breaks.get();
+    for gfn in 14..14 + u32::try_from(broken).expect("a few") {
+        assert_eq!(guest.space.view(Gfn(gfn)), View::Open);
+        assert_eq!(guest.home(gfn), Home::Resident);
+    }
+    host.check(&[&guest, &other]);
+    guest.read_all();
+    host.bury(other);
+    end(&host, guest);
+    broken
+}
+
+#[test]
+fn break_over_the_budget_of_vmas_takes_the_rest_of_the_run() {
+    for kind in BOTH {
+        assert_eq!(broken_by_one_write(kind, 12, false), 1);
+        assert_eq!(broken_by_one_write(kind, 12, true), 8);
+        // Of more than 32 pages behind it, the rest is worth its VMAs.
+        assert_eq!(broken_by_one_write(kind, 36, true), 32);
+        assert_eq!(broken_by_one_write(kind, 37, true), 1);
+    }
+}
+
+#[test]
+fn break_without_memory_for_the_whole_run_breaks_what_it_can() {
+    let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
+    (10..18).for_each(|gfn| guest.write(gfn, noise(7)));
+    assert_eq!(guest.share(&host), 8);
+    let taken = host.budget.free().0 - RESERVE / 2;
+    assert!(host.budget.take(taken, Urgency::Refill));
+    let broken = resolve(&guest.vm, Gfn(12), Access::Write).expect("not its fault");
+    assert!(matches!(broken, Outcome::Starved), "{broken:?}");
+    assert!(!guest.vm.table.entry(Gfn(12)).is_locked());
+    host.budget.give(taken);
+    end(&host, guest);
+}
+
+#[test]
+fn guest_that_dies_in_a_fault_costs_nothing_afterwards() {
+    for kind in BOTH {
+        let (host, mut guest) = host_and_guest(kind, 1000);
+        (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
+        assert_eq!(guest.share(&host), 4);
+        guest.write(5, noise(5));
+        assert_eq!(guest.evict(1), 1);
+        let used = host.budget.used();
+        guest.space.set_dead();
+        for (gfn, access) in [(0, Access::Write), (5, Access::Any), (9, Access::Any)] {
+            let error = resolve(&guest.vm, Gfn(gfn), access).expect_err("it is dead");
+            let FaultError::Engine { gfn: named, source } = error else {
+                panic!("{error:?}")
+            };
+            assert_eq!(named, Gfn(gfn));
+            assert!(matches!(source, EngineError::Gone));
+        }
+        assert_eq!(host.budget.used(), used);
+        end(&host, guest);
+    }
+}
+
+#[test]
+fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
+    let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
+    (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
+    assert_eq!(guest.share(&host), 4);
+    let first = resolve(&guest.vm, Gfn(2), Access::Write).expect("it lives");
+    let Outcome::Ask(reply, pending) = first else {
+        panic!("{first:?}")
+    };
+    assert_eq!(reply, Reply::Private(GfnRun::new(Gfn(2), 1)));
+    guest.threads[0].begin(Gfn(2), Op::Write(Box::new(noise(8))));
+    assert!(!guest.drive(0));
+    guest.space.apply(reply);
+    complete(&guest.vm, pending);
+    assert!(guest.drive(0), "the bell rang");
+    end(&host, guest);
+}
+
+#[test]
+fn page_outside_ram_is_refused() {
+    let (host, guest) = host_and_guest(EngineKind::Uffd, 1000);
+    let error = resolve(&guest.vm, Gfn(PAGES), Access::Any).expect_err("outside");
+    assert!(matches!(
+        error,
+        FaultError::Outside {
+            gfn: Gfn(PAGES),
+            pages: PAGES
+        }
+    ));
+    end(&host, guest);
+}

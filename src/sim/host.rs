@@ -1,0 +1,316 @@
+//! A simulated host: budget, pools, guests, and the comparison of all that is counted.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::{AddressSpace, FaultThread, GuestThread, Line, Memory, SimDisk, View};
+use crate::compress::ZipCache;
+use crate::engine::EngineKind;
+use crate::page::{Budget, Home, Parking, Urgency};
+use crate::pool::Pool;
+use crate::reclaim::Evictor;
+use crate::share::{Peers, Scanner};
+use crate::swap::SwapFile;
+use crate::sync::Mutex;
+use crate::units::{FrameId, Gfn, PageBuf, Pages, VmId};
+use crate::vm::{Parts, Vm, VmParams};
+
+/// How a guest is made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spec {
+    pub(super) kind: EngineKind,
+    pub(super) pages: u32,
+    /// The number of its sharing domain.
+    pub(super) salt: usize,
+    pub(super) swap_slots: u32,
+    pub(super) zip_pages: u32,
+    pub(super) vma_budget: u32,
+    pub(super) threads: usize,
+}
+
+/// The other VMs as a scanner sees them, and what scanners told them.
+#[derive(Debug, Default)]
+pub(super) struct Switchboard {
+    vms: Mutex<HashMap<VmId, Arc<Vm>>>,
+    nudges: Mutex<HashMap<VmId, VecDeque<Gfn>>>,
+}
+
+impl Switchboard {
+    /// The pages that others have found to equal theirs.
+    pub(super) fn nudged(&self, vm: VmId) -> Vec<Gfn> {
+        let mut nudges = self.nudges.lock();
+        nudges.remove(&vm).unwrap_or_default().into()
+    }
+}
+
+impl Peers for Switchboard {
+    fn seems_equal(&self, vm: VmId, gfn: Gfn, low_digest: u32) -> bool {
+        let vm = self.vms.lock().get(&vm).cloned();
+        vm.is_some_and(|vm| {
+            let entry = vm.table.entry(gfn);
+            entry.home() == Home::Resident && entry.last_hash() == low_digest
+        })
+    }
+
+    fn nudge(&self, vm: VmId, gfn: Gfn) {
+        let mut nudges = self.nudges.lock();
+        nudges.entry(vm).or_default().push_back(gfn);
+    }
+}
+
+/// One guest with all its threads, and the daemon's threads for it.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) vm: Arc<Vm>,
+    pub(super) salt: usize,
+    pub(super) space: Arc<AddressSpace>,
+    pub(super) disk: Arc<SimDisk>,
+    pub(super) memory: Memory,
+    pub(super) threads: Vec<GuestThread>,
+    pub(super) faults: FaultThread,
+    pub(super) scanner: Scanner,
+    pub(super) evictor: Evictor,
+}
+
+/// The host. See the [module text](super).
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    pub(super) budget: Arc<Budget>,
+    pub(super) pools: Vec<Arc<Pool>>,
+    pub(super) peers: Arc<Switchboard>,
+}
+
+impl Host {
+    /// A host without guests, with one pool of `frames` frames for each salt.
+    pub(super) fn new(total: u64, reserve: u64, salts: usize, frames: u32) -> Self {
+        let pool = |salt| Pool::new(&format!("sim-{salt}"), frames).expect("a small memfd");
+        Self {
+            budget: Arc::new(Budget::new(Pages(total), Pages(reserve))),
+            pools: (0..salts).map(|salt| Arc::new(pool(salt))).collect(),
+            peers: Arc::default(),
+        }
+    }
+
+    /// Powers a guest on; `None` when there is no memory for its page table.
+    pub(super) fn power_on(&self, id: VmId, spec: Spec) -> Option<Guest> {
+        let params = VmParams {
+            name: format!("vm-{id}"),
+            pages: spec.pages,
+            reservation: 0,
+            limit: spec.pages,
+            shares: 1000,
+            salt: Some(spec.salt.to_string()),
+            workload: String::new(),
+        };
+        if !self.budget.take(params.metadata().0, Urgency::Touch) {
+            return None;
+        }
+        let pool = Arc::clone(&self.pools[spec.salt]);
+        let space = AddressSpace::new(spec.kind, spec.pages, Arc::clone(&pool));
+        let space = Arc::new(space);
+        let disk = Arc::new(SimDisk::default());
+        let parts = Parts {
+            budget: Arc::clone(&self.budget),
+            pool,
+            zip: ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd"),
+            swap: SwapFile::over(Box::new(Arc::clone(&disk)), spec.swap_slots),
+            parking: Arc::new(Parking::new().expect("an eventfd")),
+            vma_budget: spec.vma_budget,
+        };
+        self.budget.register(&parts.parking);
+        let vm = Arc::new(Vm::new(id, params, Box::new(Arc::clone(&space)), parts));
+        self.peers.vms.lock().insert(id, Arc::clone(&vm));
+        let line = Arc::new(Line::default());
+        let memory = Memory::new(spec.pages);
+        let thread = |channel| {
+            let (space, line) = (Arc::clone(&space), Arc::clone(&line));
+            GuestThread::new(Arc::clone(&vm), space, line, memory.clone(), channel)
+        };
+        Some(Guest {
+            salt: spec.salt,
+            threads: (0..spec.threads).map(thread).collect(),
+            faults: FaultThread::new(Arc::clone(&vm), line),
+            scanner: Scanner::default(),
+            evictor: Evictor::new(u64::from(id.0)),
+            vm,
+            space,
+            disk,
+            memory,
+        })
+    }
+
+    /// The guest's process has ended, whatever its threads were doing.
+    pub(super) fn bury(&self, mut guest: Guest) {
+        self.peers.vms.lock().remove(&guest.vm.id);
+        self.peers.nudges.lock().remove(&guest.vm.id);
+        guest.faults.end();
+        guest.vm.tear_down();
+    }
+
+    /// Compares all that is counted with what is there, and every page with what its guest wrote.
+    /// Nobody may be moving pages; faults may be unconfirmed.
+    ///
+    /// # Panics
+    /// When something differs.
+    pub(super) fn check(&self, guests: &[&Guest]) {
+        let mut private = 0;
+        for guest in guests {
+            guest.check();
+            let zip_pages = u64::from(guest.vm.zip.lock().pages_used());
+            private += guest.vm.params.metadata().0 + zip_pages + guest.space.allocated().0;
+        }
+        let mut frames_used = 0;
+        for (salt, pool) in self.pools.iter().enumerate() {
+            let users = guests.iter().filter(|guest| guest.salt == salt);
+            frames_used += check_pool(pool, users.flat_map(|guest| guest.frames()));
+        }
+        assert_eq!(
+            self.budget.used().0,
+            private + frames_used,
+            "charged, and in use"
+        );
+        assert!(self.budget.used() <= self.budget.total());
+    }
+
+    /// All guests have been buried: nothing is left.
+    pub(super) fn check_empty(&self) {
+        self.check(&[]);
+        assert_eq!(self.budget.used(), Pages(0));
+        assert_eq!(self.budget.starving(), 0);
+        for pool in &self.pools {
+            assert_eq!(pool.counts(), crate::pool::PoolCounts::default());
+        }
+    }
+}
+
+/// Compares a pool with the frames that its guests name; how many there are.
+fn check_pool(pool: &Pool, named: impl Iterator<Item = FrameId>) -> u64 {
+    let mut users: HashMap<FrameId, u32> = HashMap::new();
+    named.for_each(|frame| *users.entry(frame).or_default() += 1);
+    for (frame, count) in &users {
+        assert_eq!(pool.refs(*frame), *count, "references to frame {}", frame.0);
+    }
+    let counts = pool.counts();
+    let frames = users.len() as u64;
+    let refs: u32 = users.values().sum();
+    assert_eq!((counts.refs.0, counts.frames.0), (u64::from(refs), frames));
+    let allocated = pool.allocated().expect("fstat works");
+    assert_eq!(allocated, counts.frames, "as the kernel counts it");
+    frames
+}
+
+impl Guest {
+    fn homes(&self) -> impl Iterator<Item = (Gfn, Home)> {
+        let gfns = (0..self.vm.table.pages()).map(Gfn);
+        gfns.map(|gfn| (gfn, self.vm.table.entry(gfn).home()))
+    }
+
+    fn frames(&self) -> impl Iterator<Item = FrameId> {
+        self.homes().filter_map(|(_, home)| match home {
+            Home::Shared(frame) => Some(frame),
+            _ => None,
+        })
+    }
+
+    fn check(&self) {
+        let vm = &self.vm;
+        let counts = vm.table.counts();
+        assert_eq!(vm.table.recount(), counts);
+        assert_eq!(counts.iter().sum::<u64>(), u64::from(vm.table.pages()));
+        for (gfn, home) in self.homes() {
+            self.check_page(gfn, home);
+        }
+        let zip = vm.zip.lock();
+        assert_eq!(zip.stored().0, counts[4], "pages in the cache");
+        let allocated = zip.allocated().expect("fstat works");
+        assert_eq!(allocated.0, u64::from(zip.pages_used()));
+        assert_eq!(vm.swap.stats().used.0, counts[5], "pages in the swap file");
+    }
+
+    fn check_page(&self, gfn: Gfn, home: Home) {
+        let entry = self.vm.table.entry(gfn);
+        let view = self.space.view(gfn);
+        let text = || format!("VM {}: {gfn} {entry:?} {view:?}", self.vm.id);
+        let is_present = self.space.content(gfn).is_some();
+        let breaking = entry.is_locked() && matches!(home, Home::Shared(_));
+        assert_eq!(is_present, home == Home::Resident || breaking, "{}", text());
+        match home {
+            Home::Shared(frame) => assert_eq!(view, View::Pool(frame), "{}", text()),
+            Home::Resident => assert!(!matches!(view, View::Pool(_)), "{}", text()),
+            _ => assert_eq!(view, View::Closed, "{}", text()),
+        }
+        if entry.is_open() {
+            assert_eq!(
+                view,
+                View::Open,
+                "its fault would be told to retry for ever"
+            );
+        }
+        let content = self.content_of(gfn, home);
+        assert!(
+            content == self.memory.pages()[gfn.index()],
+            "{} lost bytes; {}",
+            text(),
+            self.vm.table.history().of(gfn)
+        );
+    }
+
+    /// What the guest would read, found without a fault.
+    pub(super) fn content_of(&self, gfn: Gfn, home: Home) -> PageBuf {
+        let mut content = PageBuf::zeroed();
+        match home {
+            Home::Untouched | Home::Zero | Home::Ballooned => {}
+            Home::Resident => content = *self.space.content(gfn).expect("checked before"),
+            Home::Shared(frame) => self.vm.pool.read(frame, &mut content),
+            Home::Compressed(slot) => {
+                let zip = self.vm.zip.lock();
+                zip.load(slot, &mut content).expect("an intact cache");
+            }
+            Home::Swapped(slot) => {
+                let swap = &self.vm.swap;
+                swap.read(slot, &mut content).expect("an intact swap file");
+            }
+        }
+        content
+    }
+
+    /// Lets one thread and the fault thread run until the thread has ended or can go no further;
+    /// `true`: it has ended.
+    ///
+    /// # Panics
+    /// When the thread waits and has no reason to.
+    pub(super) fn drive(&mut self, thread: usize) -> bool {
+        loop {
+            if self.threads[thread].poll() {
+                // Its last confirmation.
+                self.turn();
+                return true;
+            }
+            let served = self.turn();
+            if !served && !self.threads[thread].poll() {
+                self.check_waits(thread);
+                return false;
+            }
+        }
+    }
+
+    /// Lets the fault thread serve what it can.
+    pub(super) fn turn(&mut self) -> bool {
+        self.faults.turn().expect("the guest can go on")
+    }
+
+    fn check_waits(&self, thread: usize) {
+        let vm = &self.vm;
+        let gfn = self.threads[thread].at().expect("it is at a page");
+        let short = vm.orders.is_blocked() || vm.budget.free() <= vm.budget.reserve();
+        let waits = self.faults.is_starved(gfn) && short
+            || self.faults.is_busy(gfn) && vm.table.entry(gfn).is_locked();
+        assert!(
+            waits,
+            "VM {}: thread {thread} waits for {gfn} and nobody will wake it: {:?} {:?}",
+            vm.id,
+            vm.table.entry(gfn),
+            self.space.view(gfn)
+        );
+    }
+}

@@ -1,0 +1,34 @@
+//! A simulated machine: guests and their address spaces without a kernel, so that the whole core
+//! (page table, faults, sharing, reclaim, balloon) runs against a model, step by step or in any
+//! schedule of its threads.
+//!
+//! The problem: what must never happen (a lost write, a frame that is freed while a guest maps it, a
+//! fault that nobody answers) needs unlucky orders of events that real guests meet once in days. With
+//! real memory an error also shows late, as wrong bytes somewhere.
+//!
+//! So here an [`AddressSpace`] stands behind the trait [`Engine`](crate::engine::Engine) in place of
+//! userfaultfd and page protection. It knows of every page what the guest can access and what is in
+//! the RAM file, and it panics at the step that breaks the contract of the engines: a page punched
+//! that the guest can still write, a frame mapped that is free or has other bytes, a hole read. Each of
+//! its operations is a point where a model may switch tasks. Guests access memory through it and wait
+//! as threads do, in the kernel or at a fault channel; a [`FaultThread`] without descriptors looks only
+//! when its bell rings, so a wake-up that is forgotten is a hang that the tests see. Pools, compression
+//! caches and page tables are the real ones.
+//!
+//! [`Host::check`] compares everything that is counted with everything that is there, and every page
+//! with what its guest last wrote.
+
+mod address_space;
+mod disk;
+mod failures;
+mod fault_thread;
+mod guest;
+mod host;
+mod interleaving;
+mod random_steps;
+
+use address_space::{AddressSpace, Trap, View};
+use disk::SimDisk;
+use fault_thread::{FaultThread, Line};
+use guest::{GuestThread, Memory, Op};
+use host::{Guest, Host, Spec};
