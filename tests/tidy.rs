@@ -201,10 +201,11 @@ fn sources(dir: &str) -> Vec<PathBuf> {
                 path.with_extension("")
             };
             tests.insert(of.join(format!("{name}.rs")));
+            tests.insert(of.join(name));
         }
     }
     all.into_iter()
-        .filter(|path| !tests.contains(path))
+        .filter(|path| !path.ancestors().any(|part| tests.contains(part)))
         .collect()
 }
 
