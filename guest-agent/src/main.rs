@@ -12,7 +12,7 @@ use clap::error::ErrorKind;
 use memvisor_guest_agent::guest::{self, GuestError, GuestOptions, GuestReport, Shares};
 use memvisor_guest_agent::protocol::PAGE_SIZE;
 use memvisor_guest_agent::shim::SessionEnd;
-use memvisor_guest_agent::signals::{self, ENDING, Signals};
+use memvisor_guest_agent::signals::{self, ENDING, Signals, report_file_size_limit};
 use memvisor_guest_agent::workload::units::{self, SIZES};
 use nix::unistd::geteuid;
 use tracing_subscriber::EnvFilter;
@@ -188,6 +188,7 @@ fn run(options: &GuestOptions, json: bool) -> anyhow::Result<u8> {
     log_to_stderr()?;
     // Before any thread starts: threads inherit what is blocked.
     let signals = Signals::block(ENDING).context("cannot wait for signals")?;
+    report_file_size_limit().context("cannot block SIGXFSZ")?;
     let outcome = guest::run(options, &signals, end_process, |_| {})
         .with_context(|| format!("guest `{}`", options.name))?;
     for wrong in &outcome.wrong {

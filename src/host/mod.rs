@@ -33,7 +33,7 @@ use thiserror::Error;
 
 use crate::control::{self, ServeError};
 use crate::runtime_dir::RuntimeDirError;
-use crate::signals::{ENDING, Event, Signals};
+use crate::signals::{ENDING, Event, Signals, report_file_size_limit};
 use crate::units::Bytes;
 
 use capability::Capabilities;
@@ -96,7 +96,9 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     }
     // Before any thread starts: threads inherit what is blocked.
     let signals = Signals::block(ENDING).map_err(kernel("wait for signals"))?;
+    end_on_panic();
     raise_descriptor_limit();
+    report_file_size_limit().map_err(kernel("block SIGXFSZ"))?;
     let held = options.runtime_dir.clone().claim()?;
     held.remove_sockets()?;
     let capabilities = Capabilities::probe(options)?;
@@ -119,6 +121,16 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     // A policy that panicked has nothing to clean up; the panic was printed when it happened.
     let _ = policy.join();
     Ok(())
+}
+
+/// A panic of any thread ends the daemon. It means that an invariant does not hold, and a daemon that
+/// goes on could hand out wrong bytes; guests of one that is gone end with a message.
+fn end_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
 }
 
 /// A guest takes about 25 descriptors, and the usual soft limit of 1024 is for programs that select(2).

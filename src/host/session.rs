@@ -25,8 +25,6 @@ use crate::vm::Vm;
 
 /// How long a guest may take for each step of the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// How long a guest may leave the answer to a fault unread when its socket is full of answers.
-const ANSWER: Duration = Duration::from_secs(1);
 /// How long a guest that was told to end may take to do so by itself.
 const END_GRACE: Duration = Duration::from_millis(700);
 /// How long the kernel may take to end a killed guest.
@@ -53,6 +51,10 @@ enum HandshakeError {
     Channels { channels: u16 },
     #[error("READY comes with {got} descriptors; {wanted} belong to it")]
     Descriptors { got: usize, wanted: usize },
+    #[error(
+        "descriptor {index} of READY is no SOCK_SEQPACKET socket, as a fault channel has to be"
+    )]
+    Channel { index: usize },
     #[error("READY maps RAM at {base:#x}: not page aligned, or it leaves the address space")]
     Base { base: u64 },
     #[error("{}", chain(.0))]
@@ -196,20 +198,18 @@ fn check_ready(
     if got != wanted {
         return Err(HandshakeError::Descriptors { got, wanted });
     }
-    let sockets = fds.split_off(uffds);
+    let sockets: Vec<SeqPacket> = fds.split_off(uffds).into_iter().map(Into::into).collect();
+    if let Some(index) = sockets.iter().position(|socket| !socket.is_seqpacket()) {
+        return Err(HandshakeError::Channel {
+            index: uffds + index,
+        });
+    }
     let uffd = fds
         .pop()
         .map(|fd| Uffd::from_guest(fd).map(Arc::new))
         .transpose()
         .map_err(kernel("take over the guest's userfaultfd"))?;
-    let channels: Vec<SeqPacket> = sockets.into_iter().map(SeqPacket::from).collect();
-    for channel in &channels {
-        // A guest that asks and never reads the answers must not stop its fault thread for ever.
-        channel
-            .set_send_timeout(ANSWER)
-            .map_err(kernel("bound the time of answering faults"))?;
-    }
-    Ok((uffd, channels))
+    Ok((uffd, sockets))
 }
 
 fn engine(

@@ -67,9 +67,8 @@ impl Evictor {
         for page in victims {
             vm.engine.read(page.gfn(), &mut content);
             if content.is_zero() {
-                page.set_home(Home::Zero);
                 vm.stats.evict_zero.one();
-                leaving.gone.push(page);
+                leaving.stored.push((page, Home::Zero));
                 continue;
             }
             let digest = digest(&content);
@@ -88,9 +87,12 @@ impl Evictor {
             vm.engine.read(page.gfn(), &mut content);
             leaving.store(vm, &mut self.stash, page, &content, digest(&content));
         }
-        let gone = leaving.finish(vm);
-        give_back(vm, gone.iter().map(PageGuard::gfn))?;
-        Ok(Pages(gone.len() as u64 + shared))
+        let stored = leaving.finish(vm);
+        for (page, home) in &stored {
+            page.set_home(*home);
+        }
+        give_back(vm, stored.iter().map(|(page, _)| page.gfn()))?;
+        Ok(Pages(stored.len() as u64 + shared))
     }
 
     /// Pages that only refer to a frame: nobody can write it, so there is nothing to freeze.
@@ -100,44 +102,48 @@ impl Evictor {
         victims: Vec<PageGuard<'a>>,
     ) -> Result<Pages, EngineError> {
         let mut leaving = Leaving::new(victims.len());
-        let mut frames = Vec::new();
         let mut content = PageBuf::zeroed();
         for page in victims {
             let Home::Shared(frame) = page.home() else {
                 continue;
             };
             vm.pool.read(frame, &mut content);
-            frames.push((page.gfn(), frame));
             leaving.store(vm, &mut self.stash, page, &content, digest(&content));
         }
-        let gone = leaving.finish(vm);
-        if gone.is_empty() {
+        let mut stored = leaving.finish(vm);
+        if stored.is_empty() {
             return Ok(Pages(0));
         }
-        let runs = runs_of(gone.iter().map(PageGuard::gfn));
+        stored.sort_unstable_by_key(|(page, _)| page.gfn());
+        let runs = runs_of(stored.iter().map(|(page, _)| page.gfn()));
         vm.vmas.note(runs.len());
-        vm.engine.map_private(&runs)?;
-        // No mapping of the frames by these pages is left, so their references end here.
-        for (gfn, frame) in frames {
-            if gone.binary_search_by_key(&gfn, PageGuard::gfn).is_ok() {
-                vm.release_frame(frame);
-            }
+        if let Err(error) = vm.engine.map_private(&runs) {
+            // The guest still reads the frames: that stays their home.
+            stored.iter().for_each(|(_, home)| vm.release(*home));
+            return Err(error);
         }
-        Ok(Pages(gone.len() as u64))
+        for (page, home) in &stored {
+            let old = page.home();
+            page.set_home(*home);
+            vm.release(old);
+        }
+        Ok(Pages(stored.len() as u64))
     }
 }
 
-/// Locked pages that have found a new home, and those that wait for the swap file.
+/// Locked pages that are stored in a new place, and those that wait for the swap file. Their homes
+/// are still the old ones.
 struct Leaving<'a> {
-    gone: Vec<PageGuard<'a>>,
+    stored: Vec<(PageGuard<'a>, Home)>,
     queued: Vec<PageGuard<'a>>,
     cluster: Cluster,
 }
 
 impl<'a> Leaving<'a> {
     fn new(pages: usize) -> Self {
+        let stored = Vec::with_capacity(pages);
         Self {
-            gone: Vec::with_capacity(pages),
+            stored,
             queued: Vec::new(),
             cluster: Cluster::default(),
         }
@@ -152,28 +158,25 @@ impl<'a> Leaving<'a> {
         digest: u64,
     ) {
         if let Some(slot) = stash.zip(vm, page.gfn(), content, digest) {
-            page.set_home(Home::Compressed(slot));
             vm.stats.evict_zip.one();
-            self.gone.push(page);
+            self.stored.push((page, Home::Compressed(slot)));
         } else {
             self.cluster.push(content, digest);
             self.queued.push(page);
         }
     }
 
-    /// Writes what waits for the swap file. The pages that have left, ascending; the others are
+    /// Writes what waits for the swap file. The pages that are stored and where; the others are
     /// unlocked and stay where they were.
-    fn finish(mut self, vm: &Vm) -> Vec<PageGuard<'a>> {
+    fn finish(mut self, vm: &Vm) -> Vec<(PageGuard<'a>, Home)> {
         for (page, slot) in self.queued.into_iter().zip(self.cluster.write(vm)) {
             if let Some(slot) = slot {
-                page.set_home(Home::Swapped(slot));
                 vm.stats.evict_swap.one();
-                self.gone.push(page);
+                self.stored.push((page, Home::Swapped(slot)));
             } else {
                 vm.stats.evict_failed.one();
             }
         }
-        self.gone.sort_unstable_by_key(PageGuard::gfn);
-        self.gone
+        self.stored
     }
 }

@@ -300,7 +300,6 @@ impl Witness {
             ("merged", &stats.merged),
             ("frames made", &stats.first_users),
             ("zeroed", &stats.zeroed),
-            ("mismatched", &stats.mismatched),
             ("refilled from the cache", &stats.refill_zip),
             ("refilled from swap", &stats.refill_swap),
             ("spilled", &stats.spilled),

@@ -25,6 +25,7 @@ mod fault_thread;
 mod guest;
 mod host;
 mod interleaving;
+mod races;
 mod random_steps;
 
 use address_space::{AddressSpace, Trap, View};

@@ -14,6 +14,7 @@ use crate::units::{PAGE_SIZE, PageBuf};
 pub struct Mapping {
     raw: MmapRaw,
     pages: u32,
+    writable: bool,
 }
 
 impl Mapping {
@@ -26,6 +27,7 @@ impl Mapping {
         Ok(Self {
             raw,
             pages: memfd.pages(),
+            writable: false,
         })
     }
 
@@ -38,6 +40,7 @@ impl Mapping {
         Ok(Self {
             raw,
             pages: memfd.pages(),
+            writable: true,
         })
     }
 
@@ -79,10 +82,10 @@ impl Mapping {
     /// # Panics
     /// When `page` is outside the mapping.
     pub fn write(&self, page: u32, from: &PageBuf) {
+        assert!(self.writable, "the mapping is read-only");
         let into = self.page(page);
         // SAFETY: `into` is the start of a page inside the mapping (checked by `page`), which lives
-        // as long as `self` and is writable (caller: only for `read_write`; a read-only mapping
-        // would fault and end the daemon, never corrupt); `from` is private, so they do not overlap.
+        // as long as `self` and is writable (asserted); `from` is private, so they do not overlap.
         unsafe { ptr::copy_nonoverlapping(from.0.as_ptr(), into, PAGE_SIZE) };
     }
 
@@ -112,9 +115,10 @@ impl Mapping {
             "{at}+{} leaves the page",
             from.len()
         );
+        assert!(self.writable, "the mapping is read-only");
         let into = self.page(page).wrapping_add(at);
         // SAFETY: the range lies inside one page of the mapping (checked above and by `page`), which
-        // is writable (as for `write`); `from` is private and does not overlap it.
+        // is writable (asserted); `from` is private and does not overlap it.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use nix::fcntl::{FallocateFlags, OFlag, fallocate, open};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 
@@ -20,13 +20,17 @@ pub struct Memfd {
 }
 
 impl Memfd {
-    /// Creates a file of `pages` holes. `name` is what `/proc/PID/maps` shows.
+    /// Creates a file of `pages` holes, whose length nobody can change. `name` is what `/proc/PID/maps` shows.
     ///
     /// # Errors
-    /// What `memfd_create(2)` or `ftruncate(2)` says.
+    /// What `memfd_create(2)`, `ftruncate(2)` or `fcntl(2)` says.
     pub fn create(name: &str, pages: u32) -> io::Result<Self> {
-        let file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = File::from(memfd_create(name, flags)?);
         file.set_len(u64::from(pages) * PAGE_SIZE as u64)?;
+        // A guest gets its RAM's descriptor: cutting the file short would end the daemon by SIGBUS.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
         Ok(Self { file, pages })
     }
 

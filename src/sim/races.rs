@@ -1,0 +1,107 @@
+//! Meetings that guests and workers left to themselves seldom have, in any schedule.
+
+use std::sync::Arc;
+
+use shuttle::thread::{self, yield_now};
+
+use super::{Guest, Host, Op, Spec};
+use crate::engine::EngineKind;
+use crate::page::Home;
+use crate::reclaim::Evictor;
+use crate::share::Scanner;
+use crate::sync::{self, AtomicU32, Ordering};
+use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages, VmId};
+
+const SCHEDULES: usize = 1_000;
+const PAGES: u32 = 6;
+
+/// Two guests whose pages hold what `content` says, with memory for all.
+fn two_guests(content: fn(u32) -> u8) -> (Host, [Guest; 2]) {
+    let host = Host::new(100, 2, 1, 64);
+    let guests = [(1, EngineKind::Uffd), (2, EngineKind::Mprotect)].map(|(id, kind)| {
+        let spec = Spec {
+            kind,
+            pages: PAGES,
+            salt: 0,
+            swap_slots: PAGES,
+            zip_pages: 2,
+            vma_budget: 100,
+            threads: 1,
+        };
+        let mut guest = host.power_on(VmId(id), spec).expect("there is memory");
+        for gfn in 0..PAGES {
+            let page = Box::new(PageBuf([content(gfn); PAGE_SIZE]));
+            guest.threads[0].begin(Gfn(gfn), Op::Write(page));
+            assert!(guest.drive(0), "there is memory");
+        }
+        guest
+    });
+    (host, guests)
+}
+
+fn scan(host: &Host, guest: &mut Guest) -> u64 {
+    let found = guest.scanner.scan(&guest.vm, &*host.peers, PAGES);
+    found.expect("the session lives").shared
+}
+
+fn end(host: &Host, guests: [Guest; 2]) {
+    host.check(&guests.each_ref());
+    guests.into_iter().for_each(|guest| host.bury(guest));
+    host.check_empty();
+}
+
+/// Both workers make a frame of the same content; one of them is too late.
+#[test]
+fn workers_with_equal_pages_in_any_schedule_make_one_frame() {
+    sync::model(SCHEDULES, || {
+        let (host, guests) = two_guests(|_| 7);
+        // Each finds a page that is like another of its own, and nothing shared.
+        let workers = guests.map(|mut guest| {
+            let host = host.clone();
+            thread::spawn(move || {
+                scan(&host, &mut guest);
+                scan(&host, &mut guest);
+                guest
+            })
+        });
+        let guests = workers.map(|worker| worker.join().expect("a worker ends"));
+        assert_eq!(host.pools[0].counts().frames, Pages(1));
+        end(&host, guests);
+    });
+}
+
+/// Short of VMAs, a break locks the run behind its page, while the worker evicts pages out of it.
+#[test]
+fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
+    // The eviction must come between two steps of the fault thread that follow each other.
+    sync::model(4 * SCHEDULES, || {
+        let (host, [mut first, mut second]) = two_guests(|gfn| gfn as u8 + 1);
+        scan(&host, &mut first);
+        scan(&host, &mut second);
+        scan(&host, &mut second);
+        let nudged = host.peers.nudged(first.vm.id);
+        Scanner::follow(&first.vm, &*host.peers, nudged).expect("the session lives");
+        assert_eq!(first.vm.table.count(Home::Shared(FrameId(0))), 6);
+        first.vm.vmas.note(1000);
+
+        let vm = Arc::clone(&first.vm);
+        let mut evictor = std::mem::replace(&mut first.evictor, Evictor::new(1));
+        let ended = Arc::new(AtomicU32::new(0));
+        let worker = thread::spawn({
+            let ended = Arc::clone(&ended);
+            move || {
+                // One, so that the run has a gap and goes on behind it.
+                evictor.evict(&vm, Pages(1)).expect("the session lives");
+                ended.store(1, Ordering::SeqCst);
+            }
+        });
+        first.threads[0].begin(Gfn(0), Op::Write(Box::new(PageBuf([9; PAGE_SIZE]))));
+        while !first.threads[0].poll() || ended.load(Ordering::SeqCst) == 0 {
+            first.turn();
+            yield_now();
+        }
+        worker.join().expect("a worker ends");
+        first.turn();
+        end(&host, [first, second]);
+    });
+}
