@@ -189,7 +189,7 @@ fn run(options: &GuestOptions, json: bool) -> anyhow::Result<u8> {
     // Before any thread starts: threads inherit what is blocked.
     let signals = Signals::block(ENDING).context("cannot wait for signals")?;
     report_file_size_limit().context("cannot block SIGXFSZ")?;
-    let outcome = guest::run(options, &signals, end_process, |_| {})
+    let outcome = guest::run(options, &signals, |end| end_process(&end), |_| {})
         .with_context(|| format!("guest `{}`", options.name))?;
     for wrong in &outcome.wrong {
         complain(&wrong.to_string());
@@ -229,7 +229,7 @@ fn complain(text: &str) {
 }
 
 /// Ends this process because its host is gone: threads that wait for a page would wait for ever.
-fn end_process(end: SessionEnd) {
+fn end_process(end: &SessionEnd) {
     complain(&end.to_string());
     process::exit(HOST_GONE.into());
 }

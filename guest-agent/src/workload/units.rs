@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::protocol::PAGE_SIZE;
 
-/// What [`parse_size`] accepts, for messages.
+/// What [`parse_bytes`] accepts, for messages.
 pub const SIZES: &str = "a number of at least one page with B, K, M, G or T, such as 256M";
 
 /// What [`parse_duration`] accepts, for messages.
