@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use memvisor_guest_agent::guest::{self, Outcome};
+use memvisor_guest_agent::guest;
 use memvisor_guest_agent::shim::SessionEnd;
 use memvisor_guest_agent::signals::{ENDING, Signals, report_file_size_limit};
-use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::runtime_dir::RuntimeDir;
-use crate::telemetry::{GuestReport, WorkloadReport};
+use crate::telemetry::GuestReport;
 use crate::units::{Bytes, Pages};
 use crate::vm::MAX_PAGES;
 
@@ -33,7 +32,7 @@ pub struct GuestOptions {
     /// Memory it never exceeds.
     pub limit: Option<Bytes>,
     /// Its weight when memory is divided.
-    pub shares: u64,
+    pub shares: u32,
     /// Where the host's sockets are.
     pub runtime_dir: RuntimeDir,
 }
@@ -56,13 +55,7 @@ impl GuestError {
     /// Whether it failed because there is no host.
     #[must_use]
     pub const fn is_host_gone(&self) -> bool {
-        use memvisor_guest_agent::shim::AttachError;
-        matches!(
-            self,
-            Self::Guest(guest::GuestError::Attach(
-                AttachError::Connect(_) | AttachError::Session(SessionEnd::Closed)
-            ))
-        )
+        matches!(self, Self::Guest(error) if error.is_host_gone())
     }
 }
 
@@ -83,7 +76,7 @@ pub fn run(
     for bytes in &outcome.wrong {
         wrong(&bytes.to_string());
     }
-    Ok(report(&options.name, &outcome))
+    Ok(GuestReport::new(&options.name, &outcome))
 }
 
 fn pages(size: Bytes) -> Result<u32, GuestError> {
@@ -104,46 +97,11 @@ fn agent_options(options: &GuestOptions) -> Result<guest::GuestOptions, GuestErr
         duration: options.duration,
         reservation: pages(options.reservation)?,
         limit: pages(options.limit.unwrap_or(options.memory))?,
-        shares: u32::try_from(options.shares).unwrap_or(u32::MAX),
+        shares: options.shares,
         memory_socket: options.runtime_dir.memory_socket(),
         balloon_socket: options.runtime_dir.balloon_socket(),
         // A guest can be asked to page out all that the host may balloon.
         swap_pages: size,
         swap_directory: std::env::temp_dir(),
     })
-}
-
-fn report(name: &str, outcome: &Outcome) -> GuestReport {
-    let workloads: Vec<WorkloadReport> = outcome
-        .report
-        .workloads
-        .iter()
-        .map(|workload| WorkloadReport {
-            workload: workload.name.clone(),
-            operations: workload.operations,
-            pages_verified: workload.pages_verified,
-            mismatches: workload.mismatches,
-            other: match json!(workload) {
-                Value::Object(mut fields) => {
-                    for told in ["name", "operations", "pages_verified", "mismatches"] {
-                        fields.remove(told);
-                    }
-                    fields
-                }
-                _ => serde_json::Map::new(),
-            },
-        })
-        .collect();
-    GuestReport {
-        name: name.to_owned(),
-        duration_ms: u64::try_from(outcome.ran.as_millis()).unwrap_or(u64::MAX),
-        pages_verified: workloads
-            .iter()
-            .map(|workload| workload.pages_verified)
-            .sum(),
-        mismatches: workloads.iter().map(|workload| workload.mismatches).sum(),
-        interrupted: outcome.interrupted,
-        workloads,
-        other: serde_json::Map::new(),
-    }
 }

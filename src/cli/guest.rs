@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use memvisor_guest_agent::guest::Shares;
 use memvisor_guest_agent::shim::SessionEnd;
 
 use super::exit::{Exit, UsageError};
 use super::lifeline::Lifeline;
-use super::values::{self, Shares};
-use super::{complain, print, show};
+use super::values;
+use super::{complain, print};
 use crate::guest::GuestOptions;
 use crate::runtime_dir::RuntimeDir;
 use crate::units::Bytes;
@@ -51,7 +52,7 @@ pub(super) struct GuestArgs {
     limit: Option<Bytes>,
 
     /// Its weight when memory is divided: low, normal, high or a number.
-    #[arg(long, default_value = "normal", value_parser = values::shares)]
+    #[arg(long, default_value = "normal")]
     shares: Shares,
 
     /// Where the host's sockets are.
@@ -92,7 +93,7 @@ impl GuestArgs {
             duration: self.duration,
             reservation: self.reservation,
             limit: self.limit,
-            shares: self.shares.count(self.memory),
+            shares: self.shares.count(self.memory.pages().0),
             runtime_dir: RuntimeDir::locate(self.runtime_dir)?,
         })
     }
@@ -115,7 +116,7 @@ pub(super) fn run(args: GuestArgs) -> anyhow::Result<Exit> {
     if json {
         print(&format!("{}\n", serde_json::to_string(&report)?))?;
     } else {
-        print(&show::guest_report(&report))?;
+        print(&report.to_string())?;
     }
     Ok(match report {
         _ if report.mismatches > 0 => Exit::Corrupt,

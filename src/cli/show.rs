@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use crate::telemetry::{GuestReport, VmStatus};
+use crate::telemetry::VmStatus;
 use crate::units::Pages;
 
 /// A line for each VM under a header.
@@ -55,29 +55,6 @@ pub(super) fn vm(vm: &VmStatus) -> String {
     row("mappings", &format!("{} of {}", vm.vmas, vm.vma_budget));
     row("blocked", &yes(vm.blocked));
     row("salted", &yes(vm.salt_set));
-    text
-}
-
-/// The end of a guest.
-pub(super) fn guest_report(report: &GuestReport) -> String {
-    let mut text = format!(
-        "{}: ran {:.1} s, {} pages verified, {} corrupt{}\n",
-        report.name,
-        report.duration_ms as f64 / 1000.0,
-        report.pages_verified,
-        report.mismatches,
-        if report.interrupted {
-            ", interrupted"
-        } else {
-            ""
-        },
-    );
-    for workload in &report.workloads {
-        text += &format!(
-            "  {}: {} operations, {} pages verified, {} corrupt\n",
-            workload.workload, workload.operations, workload.pages_verified, workload.mismatches,
-        );
-    }
     text
 }
 

@@ -70,44 +70,6 @@ fn time(text: &str, bare: f64) -> Result<Duration, String> {
     })
 }
 
-/// The weight of a VM when memory is divided.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Shares {
-    /// So many shares for each MiB of the configured size.
-    PerMib(u64),
-    /// So many shares.
-    Custom(u64),
-}
-
-impl Shares {
-    /// The most shares a VM can have, so that sums over all VMs stay far from overflow.
-    pub(super) const MAX: u64 = 1_000_000_000;
-
-    /// The number of shares of a VM of such a size.
-    pub(super) fn count(self, memory: Bytes) -> u64 {
-        match self {
-            Self::Custom(shares) => shares,
-            Self::PerMib(shares) => (memory.0 >> 20).saturating_mul(shares).min(Self::MAX),
-        }
-    }
-}
-
-/// `low`, `normal`, `high` (5, 10, 20 shares for each MiB, as in vSphere) or a number.
-pub(super) fn shares(text: &str) -> Result<Shares, String> {
-    match text {
-        "low" => Ok(Shares::PerMib(5)),
-        "normal" => Ok(Shares::PerMib(10)),
-        "high" => Ok(Shares::PerMib(20)),
-        number => match number.parse() {
-            Ok(shares) if shares <= Shares::MAX => Ok(Shares::Custom(shares)),
-            _ => Err(format!(
-                "`{text}` is not a number of shares: use low, normal, high or 0 to {}",
-                Shares::MAX
-            )),
-        },
-    }
-}
-
 /// A balloon: a size, or `auto` to let the policy decide.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct BalloonSize(pub(super) Option<Bytes>);
@@ -177,18 +139,5 @@ mod tests {
                 .contains("multiple of 4096")
         );
         assert_eq!(size("0"), Ok(Bytes(0)));
-    }
-
-    #[test]
-    fn shares_follow_the_size_unless_given() {
-        let size = Bytes::from_mib(256);
-        let count = |text| shares(text).expect(text).count(size);
-        assert_eq!(
-            ["low", "normal", "high", "77"].map(count),
-            [1280, 2560, 5120, 77]
-        );
-        for text in ["medium", "-1", "1000000001"] {
-            assert!(shares(text).expect_err(text).contains(&format!("`{text}`")));
-        }
     }
 }

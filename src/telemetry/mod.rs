@@ -16,12 +16,12 @@ mod document;
 pub(crate) mod fixture;
 mod host;
 mod model;
-mod report;
 mod vm;
+
+pub use memvisor_guest_agent::guest::{GuestReport, WorkloadReport};
 
 pub use host::{FreeState, HostStatus, ShareStatus, Thresholds, Totals};
 pub use model::{Rates, Savings, VmRates, overcommit};
-pub use report::{GuestReport, WorkloadReport};
 pub use vm::{
     AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, Homes, LatencyStatus, ScanStatus,
     SwapStatus, VmStatus,

@@ -1,6 +1,8 @@
 //! A guest, put together: virtual hardware, kernel, balloon agent, workloads.
 
 mod pages;
+mod shares;
+mod summary;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -18,6 +20,9 @@ use crate::shim::{AttachError, Attached, Memory, Ram, SeqPacket, SessionEnd, att
 use crate::signals::{Event, Signals};
 use crate::workload::{Mismatch, Progress, Report, Runner, SpecError, StartError, WorkloadSpec};
 use pages::{KernelPages, Relief};
+
+pub use shares::{Shares, SharesError};
+pub use summary::{GuestReport, WorkloadReport};
 
 /// How often a running guest looks whether something is wrong.
 const LOOK: Duration = Duration::from_millis(200);
@@ -78,6 +83,17 @@ pub enum GuestError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl GuestError {
+    /// Whether it failed because there is no host.
+    #[must_use]
+    pub const fn is_host_gone(&self) -> bool {
+        matches!(
+            self,
+            Self::Attach(AttachError::Connect(_) | AttachError::Session(SessionEnd::Closed))
+        )
+    }
 }
 
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> GuestError {

@@ -34,7 +34,7 @@ mod tally;
 mod tests;
 mod toucher;
 mod truth;
-mod units;
+pub mod units;
 mod zipf;
 
 use std::ops::Add;

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use crate::protocol::PAGE_SIZE;
 
-/// What [`parse_size`] accepts, for messages.
-pub(super) const SIZES: &str = "a number of at least one page with B, K, M, G or T, such as 256M";
+/// What [`parse_bytes`] accepts, for messages.
+pub const SIZES: &str = "a number of at least one page with B, K, M, G or T, such as 256M";
 
 /// What [`parse_duration`] accepts, for messages.
-pub(super) const DURATIONS: &str = "a number with us, ms, s, m or h, such as 10s, at most 1000h";
+pub const DURATIONS: &str = "a number with us, ms, s, m or h, such as 10s, at most 1000h";
 
 const LONGEST: Duration = Duration::from_secs(1000 * 3600);
 
@@ -22,7 +22,8 @@ fn split(text: &str) -> Option<(f64, String)> {
 }
 
 /// Reads a number of bytes; units are binary.
-pub(super) fn parse_bytes(text: &str) -> Option<u64> {
+#[must_use]
+pub fn parse_bytes(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let shift = match unit.as_str() {
         "" | "b" => 0,
@@ -37,13 +38,15 @@ pub(super) fn parse_bytes(text: &str) -> Option<u64> {
 }
 
 /// Reads a size of memory and rounds it down to whole pages; smaller than one page is no size.
-pub(super) fn parse_pages(text: &str) -> Option<u32> {
+#[must_use]
+pub fn parse_pages(text: &str) -> Option<u32> {
     let pages = u32::try_from(parse_bytes(text)? / PAGE_SIZE as u64).ok()?;
     (pages > 0).then_some(pages)
 }
 
-/// Reads a time span.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+/// Reads a time span, such as `10s` or `500ms`; a number without a unit is none.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;
     let seconds = match unit.as_str() {
         "us" => number / 1e6,

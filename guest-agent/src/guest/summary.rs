@@ -1,7 +1,12 @@
 //! What a guest says about itself when it ends: one line of JSON on its standard output.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+
+use super::Outcome;
+use crate::workload;
 
 /// The report of one guest.
 ///
@@ -44,7 +49,72 @@ pub struct WorkloadReport {
     pub other: Map<String, Value>,
 }
 
+impl WorkloadReport {
+    fn of(workload: &workload::WorkloadReport) -> Self {
+        let mut other = match json!(workload) {
+            Value::Object(fields) => fields,
+            _ => Map::new(),
+        };
+        for told in ["name", "operations", "pages_verified", "mismatches"] {
+            other.remove(told);
+        }
+        Self {
+            workload: workload.name.clone(),
+            operations: workload.operations,
+            pages_verified: workload.pages_verified,
+            mismatches: workload.mismatches,
+            other,
+        }
+    }
+}
+
+impl fmt::Display for GuestReport {
+    /// A line for the guest, one for each workload.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let interrupted = if self.interrupted {
+            ", interrupted"
+        } else {
+            ""
+        };
+        writeln!(
+            f,
+            "{}: ran {:.1} s, {} pages verified, {} corrupt{interrupted}",
+            self.name,
+            self.duration_ms as f64 / 1000.0,
+            self.pages_verified,
+            self.mismatches,
+        )?;
+        for workload in &self.workloads {
+            writeln!(
+                f,
+                "  {}: {} operations, {} pages verified, {} corrupt",
+                workload.workload,
+                workload.operations,
+                workload.pages_verified,
+                workload.mismatches,
+            )?;
+        }
+        Ok(())
+    }
+}
+
 impl GuestReport {
+    /// What came of the guest `name`.
+    #[must_use]
+    pub fn new(name: &str, outcome: &Outcome) -> Self {
+        let workloads = &outcome.report.workloads;
+        let workloads: Vec<_> = workloads.iter().map(WorkloadReport::of).collect();
+        Self {
+            name: name.to_owned(),
+            duration_ms: u64::try_from(outcome.ran.as_millis()).unwrap_or(u64::MAX),
+            pages_verified: workloads.iter().map(|one| one.pages_verified).sum(),
+            mismatches: workloads.iter().map(|one| one.mismatches).sum(),
+            interrupted: outcome.interrupted,
+            workloads,
+            other: Map::new(),
+        }
+    }
+
     /// Finds the report in what a guest printed: its last line that is a JSON object.
     #[must_use]
     pub fn last_in(output: &str) -> Option<Self> {

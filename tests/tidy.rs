@@ -1,0 +1,393 @@
+//! What reviewers would have to look for by hand: where `unsafe` is, who depends on whom, how long files
+//! are, and that what the documents name is there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The rooms of the host and the rooms each may use. A new room needs a row; a new dependency a thought
+/// about its direction, and docs/ARCHITECTURE.md.
+const HOST: &[(&str, &[&str])] = &[
+    ("units", &[]),
+    ("sync", &[]),
+    ("chain", &[]),
+    ("signals", &[]),
+    ("runtime_dir", &[]),
+    ("digest", &["units"]),
+    ("sys", &["units"]),
+    ("page", &["units", "sync"]),
+    ("engine", &["units", "sync", "sys"]),
+    ("compress", &["units", "sync", "sys", "digest"]),
+    ("swap", &["units", "sync", "sys", "digest"]),
+    ("pool", &["units", "sync", "sys"]),
+    (
+        "vm",
+        &[
+            "units", "sync", "page", "engine", "compress", "swap", "pool",
+        ],
+    ),
+    (
+        "fault",
+        &[
+            "units", "sys", "page", "engine", "compress", "swap", "pool", "vm",
+        ],
+    ),
+    (
+        "share",
+        &["units", "digest", "page", "engine", "pool", "vm"],
+    ),
+    ("balloon", &["units", "page", "engine", "share", "vm"]),
+    (
+        "reclaim",
+        &[
+            "units", "digest", "page", "engine", "compress", "swap", "pool", "vm", "share",
+            "balloon",
+        ],
+    ),
+    ("policy", &["units"]),
+    ("telemetry", &["units"]),
+    ("control", &["units", "telemetry"]),
+    ("top", &["units", "signals", "telemetry", "control"]),
+    (
+        "host",
+        &[
+            "units",
+            "chain",
+            "signals",
+            "runtime_dir",
+            "sys",
+            "page",
+            "engine",
+            "compress",
+            "swap",
+            "pool",
+            "vm",
+            "fault",
+            "share",
+            "balloon",
+            "reclaim",
+            "policy",
+            "telemetry",
+            "control",
+        ],
+    ),
+    ("guest", &["units", "runtime_dir", "telemetry", "vm"]),
+    (
+        "demo",
+        &[
+            "units",
+            "signals",
+            "runtime_dir",
+            "telemetry",
+            "control",
+            "top",
+            "host",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "units",
+            "signals",
+            "runtime_dir",
+            "telemetry",
+            "control",
+            "top",
+            "host",
+            "guest",
+            "demo",
+        ],
+    ),
+];
+
+/// The same of what runs in a guest.
+const GUEST: &[(&str, &[&str])] = &[
+    ("protocol", &[]),
+    ("signals", &[]),
+    ("shim", &["protocol"]),
+    ("kernel", &["protocol", "shim"]),
+    ("balloon", &["protocol", "shim"]),
+    ("workload", &["protocol", "kernel"]),
+    (
+        "guest",
+        &[
+            "protocol", "signals", "shim", "kernel", "balloon", "workload",
+        ],
+    ),
+];
+
+/// Lines of a file without its tests: more than can be held in mind at once.
+const LONGEST_FILE: usize = 400;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All files below `dir`, which is relative to the root, but build outputs and the version control's.
+fn files(dir: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs = vec![PathBuf::from(dir)];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(root().join(&dir)).expect("a directory of the project") {
+            let entry = entry.expect("a readable directory");
+            let path = dir.join(entry.file_name());
+            let skip = [".git", "target"].iter().any(|name| path.ends_with(name));
+            match entry.file_type().expect("a type") {
+                kind if kind.is_dir() && !skip => dirs.push(path),
+                kind if kind.is_file() && !skip => found.push(path),
+                _ => {}
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path:?}: {error}"))
+}
+
+/// The lines of Rust that are not for tests. An item behind `#[cfg(test)]` ends, as rustfmt writes it, at a
+/// `}` below its first letter or on its own line by a `;`.
+fn without_tests(text: &str) -> Vec<&str> {
+    let mut kept = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.trim() != "#[cfg(test)]" {
+            kept.push(line);
+            continue;
+        }
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let end = format!("{indent}}}");
+        for line in lines.by_ref() {
+            let attribute = line.trim_start().starts_with("#[");
+            let is_short = !attribute
+                && line.ends_with(';')
+                && line.starts_with(indent)
+                && !line[indent.len()..].starts_with(' ');
+            if line == end || is_short {
+                break;
+            }
+        }
+    }
+    kept
+}
+
+fn is_comment(line: &str) -> bool {
+    line.trim_start().starts_with("//")
+}
+
+/// Rust sources below `dir` without the files that are modules for tests only.
+fn sources(dir: &str) -> Vec<PathBuf> {
+    let all: Vec<PathBuf> = files(dir)
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|ending| ending == "rs"))
+        .collect();
+    let mut tests = BTreeSet::new();
+    for path in &all {
+        let text = read(path);
+        let lines: Vec<&str> = text.lines().collect();
+        for pair in lines.windows(2).filter(|pair| pair[0] == "#[cfg(test)]") {
+            let Some((_, name)) = pair[1].split_once("mod ") else {
+                continue;
+            };
+            let Some(name) = name.strip_suffix(';') else {
+                continue;
+            };
+            let is_room = path.ends_with("mod.rs") || path.ends_with("lib.rs");
+            let of = if is_room {
+                path.with_file_name("")
+            } else {
+                path.with_extension("")
+            };
+            tests.insert(of.join(format!("{name}.rs")));
+            tests.insert(of.join(name));
+        }
+    }
+    all.into_iter()
+        .filter(|path| !path.ancestors().any(|part| tests.contains(part)))
+        .collect()
+}
+
+/// The rooms that a line names: `crate::page::Home` names `page`.
+fn rooms_named(line: &str) -> impl Iterator<Item = &str> {
+    line.split("crate::").skip(1).map(|rest| {
+        let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '_');
+        &rest[..end.unwrap_or(rest.len())]
+    })
+}
+
+fn check_directions(dir: &str, table: &[(&str, &[&str])]) {
+    let mut seen = BTreeSet::new();
+    for path in sources(dir) {
+        let inside = path.strip_prefix(dir).expect("found there");
+        let Some(room) = inside.iter().next().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        let room = room.trim_end_matches(".rs");
+        if matches!(room, "lib" | "main" | "bin") {
+            continue;
+        }
+        let row = table.iter().find(|(name, _)| *name == room);
+        let (_, may) = row.unwrap_or_else(|| panic!("{path:?}: the room `{room}` has no row"));
+        seen.insert(room.to_owned());
+        let text = read(&path);
+        for line in without_tests(&text) {
+            for used in rooms_named(line).filter(|_| !is_comment(line)) {
+                let known = table.iter().any(|(name, _)| *name == used);
+                assert!(
+                    used == room || !known || may.contains(&used),
+                    "{path:?}: `{room}` must not use `{used}`: {line}"
+                );
+            }
+        }
+    }
+    assert!(seen.len() > 5, "only {seen:?} found below {dir}");
+}
+
+#[test]
+fn rooms_use_only_what_is_below_them() {
+    check_directions("src", HOST);
+    check_directions("guest-agent/src", GUEST);
+}
+
+#[test]
+fn direction_tables_have_no_circle() {
+    for table in [HOST, GUEST] {
+        for (index, (room, may)) in table.iter().enumerate() {
+            for used in *may {
+                let below = table[..index].iter().any(|(name, _)| name == used);
+                assert!(below, "`{used}` does not come before `{room}`");
+            }
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_is_where_it_may_be() {
+    let allowed = ["src/sys", "guest-agent/src/shim"];
+    let mut found = 0;
+    for path in files("src").into_iter().chain(files("guest-agent/src")) {
+        if path.extension().is_none_or(|ending| ending != "rs") {
+            continue;
+        }
+        for line in read(&path).lines().filter(|line| !is_comment(line)) {
+            let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+            if line.split(word).any(|word| word == "unsafe") {
+                let here = allowed.iter().any(|room| path.starts_with(room));
+                assert!(here, "{path:?}: {line}");
+                found += 1;
+            }
+        }
+    }
+    assert!(
+        found > 10,
+        "only {found} uses of unsafe found: is the search right?"
+    );
+}
+
+#[test]
+fn files_are_short_enough_to_be_read() {
+    for path in sources("src").into_iter().chain(sources("guest-agent/src")) {
+        // Tests of a room in files of their own are helped by being together.
+        let lines = without_tests(&read(&path)).len();
+        assert!(
+            lines <= LONGEST_FILE,
+            "{path:?} has {lines} lines without tests: split it"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_left_half_done_or_names_a_machine() {
+    let itself = Path::new("tests/tidy.rs");
+    let marks = ["TODO", "FIXME", "XXX", "todo!(", "unimplemented!(", "dbg!("];
+    let places = ["/home/", "/root/", "/work/", "/Users/", "../shared"];
+    for path in files("").into_iter().filter(|path| path != itself) {
+        // Files that are not text (none so far) have nothing to say here.
+        let Ok(text) = fs::read_to_string(root().join(&path)) else {
+            continue;
+        };
+        for word in marks.iter().chain(&places) {
+            let line = text.lines().find(|line| line.contains(word));
+            assert!(line.is_none(), "{path:?} has `{word}`: {line:?}");
+        }
+    }
+}
+
+#[test]
+fn links_of_the_documents_lead_somewhere() {
+    let markdown = files("").into_iter().filter(|path| {
+        let is_markdown = path.extension().is_some_and(|ending| ending == "md");
+        is_markdown && !path.starts_with("tests")
+    });
+    let mut links = 0;
+    for path in markdown {
+        let text = read(&path);
+        for target in text.split("](").skip(1) {
+            let Some((target, _)) = target.split_once(')') else {
+                continue;
+            };
+            let file = target.split('#').next().unwrap_or_default();
+            if file.is_empty() || file.contains("://") {
+                continue;
+            }
+            let there = path.with_file_name(file);
+            assert!(root().join(&there).exists(), "{path:?} links to {target}");
+            links += 1;
+        }
+    }
+    assert!(links > 20, "only {links} links found: is the search right?");
+}
+
+#[test]
+fn documents_that_the_project_promises_are_there() {
+    for name in [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+        ".ci/run",
+        "docs/ARCHITECTURE.md",
+        "docs/balloon-protocol.md",
+        "docs/memory-protocol.md",
+        "docs/policy.md",
+        "docs/settings.md",
+        "docs/metrics.md",
+    ] {
+        assert!(root().join(name).is_file(), "{name} is missing");
+    }
+}
+
+#[test]
+fn readme_has_its_two_commands_where_ci_looks_for_them() {
+    let readme = read(Path::new("README.md"));
+    for (mark, command) in [
+        ("demo", "cargo run --release -- demo"),
+        ("test", "cargo test --workspace"),
+    ] {
+        let block = format!("<!-- ci: {mark} -->\n```sh\n{command}\n```\n");
+        assert_eq!(readme.matches(&block).count(), 1, "{block}");
+    }
+}
+
+#[test]
+fn decisions_are_numbered_and_have_their_four_parts() {
+    let adrs = files("docs/adr");
+    assert!(!adrs.is_empty());
+    for (number, path) in (1..).zip(&adrs) {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let start = format!("{number:04}-");
+        assert!(
+            name.is_some_and(|name| name.starts_with(&start)),
+            "{path:?} is not number {number}"
+        );
+        let text = read(path);
+        assert!(text.starts_with(&format!("# {number}. ")), "{path:?}");
+        for part in ["Context", "Decision", "Alternatives", "Consequences"] {
+            let heading = format!("\n## {part}\n");
+            assert_eq!(text.matches(&heading).count(), 1, "{path:?}: {part}");
+        }
+    }
+}
