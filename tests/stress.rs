@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{TestGuest, TestHost, engines, eventually, image, seconds};
 use memvisor::control::{Client, ClientError};
-use memvisor::telemetry::{HostStatus, VmStatus};
+use memvisor::telemetry::{HostStatus, ShareStatus, Totals, VmStatus};
 use memvisor::units::{Bytes, PAGE_SIZE, Pages};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -123,6 +123,7 @@ fn set(client: &Client, name: &str, target: Option<Bytes>) -> bool {
 fn watch(host: &TestHost, seen: &mut BTreeMap<String, Seen>) -> HostStatus {
     let status = host.status();
     for vm in &status.vms {
+        assert_eq!(vm.homes.total(), vm.configured_pages, "{vm:#?}");
         seen.entry(vm.name.clone()).or_default().note(vm);
     }
     assert!(status.used_pages <= status.budget_pages, "{status:#?}");
@@ -195,15 +196,21 @@ fn stress(engine: &str) {
 
 /// A host without guests must use nothing, by its own count and by the kernel's.
 fn check_empty(host: &TestHost) {
-    let status = eventually("the host has noticed the end of its guests", VERIFY, || {
-        Some(host.status()).filter(|status| status.vms.is_empty())
+    let status = eventually("the host has noticed that its guests ended", VERIFY, || {
+        let status = host.status();
+        (status.vms.is_empty() && status.used_pages == Pages(0)).then_some(status)
     });
-    assert_eq!(status.used_pages, Pages(0), "{status:#?}");
+    let blocks = host.blocks();
+    assert_eq!(blocks.total(), Pages(0), "freed before it was: {blocks:?}");
     assert_eq!(status.metadata_pages, Pages(0), "{status:#?}");
-    assert_eq!(status.totals, memvisor::telemetry::Totals::default());
-    assert_eq!(status.share, memvisor::telemetry::ShareStatus::default());
-    assert_eq!(host.blocks().total(), Pages(0), "{:?}", host.blocks());
-    assert_eq!(host.swap_files(), [""; 0]);
+    assert_eq!(status.totals, Totals::default());
+    assert_eq!(status.share, ShareStatus::default());
+    eventually("all memory files are closed", VERIFY, || {
+        (host.blocks().count() == 0).then_some(())
+    });
+    eventually("all swap files are gone", VERIFY, || {
+        host.swap_files().is_empty().then_some(())
+    });
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! The first half of sharing: candidates are locked and frozen, and only then compared.
 
+use std::cmp::Reverse;
+
 use super::place::{FrameHold, Match, freeze, give_back, place};
 use crate::digest::digest;
-use crate::engine::EngineError;
+use crate::engine::{EngineError, EngineKind};
 use crate::page::{Home, PageGuard, Urgency};
-use crate::units::{FrameId, Gfn, PageBuf};
+use crate::units::{FrameId, Gfn, PageBuf, RunsExt, runs_of};
 use crate::vm::Vm;
 
 /// What the scanner thinks a page is, from bytes that were not standing still.
@@ -38,6 +40,7 @@ struct Held<'a> {
 /// [`EngineError`] when the guest or its session is gone.
 pub(crate) fn merge(vm: &Vm, candidates: Vec<Candidate<'_>>) -> Result<u64, EngineError> {
     let held: Vec<Held<'_>> = candidates.into_iter().filter_map(|c| hold(vm, c)).collect();
+    let held = affordable(vm, held);
     if held.is_empty() {
         return Ok(0);
     }
@@ -79,6 +82,29 @@ fn hold<'a>(vm: &'a Vm, candidate: Candidate<'a>) -> Option<Held<'a>> {
         digest: candidate.digest,
         guess: candidate.guess,
     })
+}
+
+/// Those that may be frozen. Without userfaultfd a frozen run takes a VMA of its own, shared or not,
+/// so the budget of VMAs has to be kept here already; the longest runs are worth most.
+fn affordable<'a>(vm: &Vm, mut held: Vec<Held<'a>>) -> Vec<Held<'a>> {
+    if vm.engine.kind() != EngineKind::Mprotect {
+        return held;
+    }
+    let mut runs = runs_of(held.iter().map(|held| held.page.gfn()));
+    // A run in the middle of a mapping splits it: two more VMAs. As many are left for mapping them.
+    let allowed = vm.vmas.room(&vm.table) as usize / 4;
+    if runs.len() <= allowed {
+        return held;
+    }
+    runs.sort_by_key(|run| Reverse(run.count));
+    let dropped = runs.split_off(allowed);
+    vm.stats.vma_refused.add(dropped.pages());
+    held.retain(|held| {
+        let gfn = held.page.gfn();
+        runs.iter()
+            .any(|run| run.start <= gfn && u64::from(gfn.0) < run.end())
+    });
+    held
 }
 
 fn drop_zeroes(vm: &Vm, zeroes: Vec<PageGuard<'_>>) -> Result<u64, EngineError> {

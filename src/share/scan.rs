@@ -112,7 +112,7 @@ impl<'a> Look<'a> {
         // The guest may be writing: whatever follows is a hint until the page stands still.
         self.vm.engine.read(gfn, &mut self.content);
         if self.content.is_zero() {
-            self.changed += 1;
+            // Not a change: it counts when it is dropped, and may be refused for ever.
             self.candidates.push(Candidate {
                 gfn,
                 digest: 0,

@@ -1,0 +1,146 @@
+//! What the host says it uses is what the kernel counts, and it stays within the budget.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Blocks, TestGuest, TestHost, engines, eventually, private_bytes};
+use memvisor::telemetry::HostStatus;
+use memvisor::units::{Bytes, Pages};
+
+/// How long guests may take to load and to settle on an overcommitted host.
+const SETTLE: Duration = Duration::from_secs(40);
+/// How long guests may take to verify what they own.
+const VERIFY: Duration = Duration::from_secs(60);
+/// How long samples are taken of a busy host.
+const BUSY: Duration = Duration::from_secs(8);
+/// The host's own memory, beyond a tenth of the budget for tables and indexes.
+const HOST_OWN: Bytes = Bytes::from_mib(16);
+/// What may be in use beyond the budget by the kernel's count: none. A page is charged before the
+/// kernel is asked for it, and given back after it is punched.
+const SLACK: Pages = Pages(0);
+
+/// The homes of each VM must add up, in any status at any time.
+fn check_homes(status: &HostStatus) {
+    for vm in &status.vms {
+        assert_eq!(vm.homes.total(), vm.configured_pages, "{vm:#?}");
+    }
+}
+
+/// Waits until nothing moves: the same numbers before and after the kernel's were read.
+fn quiescent(host: &TestHost) -> (HostStatus, Blocks) {
+    let still = |status: &HostStatus| {
+        let homes = status.vms.iter().map(|vm| vm.homes.each());
+        (status.used_pages, homes.collect::<Vec<_>>())
+    };
+    eventually("nothing moves", SETTLE, || {
+        let before = host.status();
+        check_homes(&before);
+        let blocks = host.blocks_at_once();
+        (still(&before) == still(&host.status())).then_some((before, blocks))
+    })
+}
+
+/// Waits until all guests have filled their memory: nothing is touched for the first time any more.
+fn loaded(host: &TestHost, names: &[&str], pages: u64) {
+    for name in names {
+        eventually("the guest has filled its memory", SETTLE, || {
+            let vm = host.vm(name);
+            let touched = vm.configured_pages.0 - vm.homes.untouched_pages.0;
+            (touched >= pages).then_some(())
+        });
+    }
+}
+
+fn check_within_1_percent(host: &TestHost) {
+    let (status, blocks) = quiescent(host);
+    let counted = blocks.total().0 + status.metadata_pages.0;
+    let said = status.used_pages.0;
+    println!(
+        "{}: said {said} pages, counted {counted}: {blocks:?}",
+        status.engine
+    );
+    assert!(
+        said.abs_diff(counted) * 100 <= counted,
+        "said {said} pages, the kernel counts {counted}: {blocks:?}\n{status:#?}"
+    );
+    assert!(counted <= status.budget_pages.0, "{blocks:?}");
+    let private = private_bytes(host.pid());
+    let allowed = HOST_OWN.0 + status.budget_pages.bytes().0 / 10;
+    println!(
+        "{}: the host's own memory: {}",
+        status.engine,
+        Bytes(private)
+    );
+    assert!(private < allowed, "{} of its own", Bytes(private));
+}
+
+#[test]
+fn quiet_overcommitted_host_reports_what_the_kernel_counts() {
+    engines(|engine| {
+        // 192 MiB of guests on 96 MiB: shared, compressed, swapped and ballooned pages all exist.
+        let host = TestHost::start(&["--memory", "96M", "--engine", engine]);
+        let names = ["a", "b", "c"];
+        let guests = names.map(|name| {
+            // A seed of its own makes content that is not in all guests.
+            let seed = name.as_bytes()[0].to_string();
+            host.guest(name, "64M", &["idle,size=56M"], &["--seed", &seed])
+        });
+        loaded(&host, &names, 56 * 256);
+        check_within_1_percent(&host);
+        let status = host.status();
+        assert!(status.totals.homes.shared_pages > Pages(0), "{status:#?}");
+        assert!(
+            status.totals.homes.ballooned_pages > Pages(0),
+            "{status:#?}"
+        );
+        for guest in guests {
+            guest.stop(VERIFY);
+        }
+        host.stop(&[]);
+    });
+}
+
+#[test]
+fn busy_overcommitted_host_stays_within_its_budget() {
+    engines(|engine| {
+        let host = TestHost::start(&[
+            "--memory",
+            "64M",
+            "--engine",
+            engine,
+            "--share-scan-time",
+            "1s",
+        ]);
+        let start = |(name, workload)| host.guest(name, "64M", &[workload], &[]);
+        let guests: Vec<TestGuest> = [
+            ("churn", "churn,size=48M,threads=2"),
+            ("kv", "kv,size=48M,threads=2"),
+            ("toucher", "toucher,size=48M"),
+        ]
+        .map(start)
+        .into();
+        loaded(&host, &["churn", "kv", "toucher"], 8 * 256);
+        let end = Instant::now() + BUSY;
+        let (mut samples, mut most) = (0, Pages(0));
+        while Instant::now() < end {
+            let status = host.status();
+            check_homes(&status);
+            assert!(status.used_pages <= status.budget_pages, "{status:#?}");
+            let blocks = host.blocks_at_once();
+            let used = Pages(blocks.total().0 + status.metadata_pages.0);
+            assert!(
+                used.saturating_sub(SLACK) <= status.budget_pages,
+                "{used:?} of {:?}: {blocks:?}",
+                status.budget_pages
+            );
+            (samples, most) = (samples + 1, most.max(used));
+        }
+        println!("{engine}: {samples} samples, at most {most:?} of 16384");
+        assert!(most > Pages(14_000), "the host was never busy: {most:?}");
+        for guest in guests {
+            guest.stop(VERIFY);
+        }
+        host.stop(&[]);
+    });
+}

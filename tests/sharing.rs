@@ -1,0 +1,147 @@
+//! Guests with equal memory share it soon; those that must not, never do; and sharing keeps to its
+//! budget of mappings.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use common::{TestGuest, TestHost, engines, eventually, image, mappings};
+use memvisor::units::Pages;
+
+/// How long after its boot a guest may take to share what it has in common with others, with the
+/// settings that a user gets.
+const CONVERGE: Duration = Duration::from_secs(15);
+/// How long guests may take to verify what they own.
+const VERIFY: Duration = Duration::from_secs(30);
+/// Pages of the image: 24 MiB.
+const IMAGE: u32 = 6144;
+
+fn with_image(host: &TestHost) -> String {
+    let path = host.dir().join("boot.img");
+    image(&path, IMAGE, 0xb007);
+    format!("image:{}", path.display())
+}
+
+#[test]
+fn guests_of_one_image_share_it_within_seconds_of_boot() {
+    engines(|engine| {
+        let host = TestHost::start(&["--memory", "192M", "--engine", engine]);
+        let workload = with_image(&host);
+        let booted = Instant::now();
+        let guests: Vec<TestGuest> = ["a", "b", "c", "d"]
+            .map(|name| host.guest(name, "40M", &[&workload], &[]))
+            .into();
+        // All but the first have what the first has.
+        let duplicates = u64::from(IMAGE) * (guests.len() as u64 - 1);
+        let saved = eventually("four fifths of the duplicates are shared", CONVERGE, || {
+            let saved = host.status().share.saved_pages;
+            (saved.0 * 5 > duplicates * 4).then_some(saved)
+        });
+        println!(
+            "{engine}: saved {saved:?} of {duplicates} after {:?}",
+            booted.elapsed()
+        );
+        for guest in guests {
+            guest.stop(VERIFY);
+        }
+        host.stop(&[]);
+    });
+}
+
+#[test]
+fn guests_of_different_salts_never_share() {
+    engines(|engine| {
+        let host = TestHost::start(&[
+            "--memory",
+            "192M",
+            "--engine",
+            engine,
+            "--share-scan-time",
+            "1s",
+        ]);
+        let workload = with_image(&host);
+        let guest = |name, salt| host.guest(name, "40M", &[&workload], &["--salt", salt]);
+        let apart = [guest("red", "r"), guest("blue", "b")];
+        let share = host.rest(&["red", "blue"], 2 * CONVERGE).share;
+        // Each has pages that its scanner has put up for sharing, and nothing is shared.
+        assert!(share.hints >= 2 * u64::from(IMAGE), "{share:?}");
+        assert_eq!(share.saved_pages, Pages(0), "{share:?}");
+        // That they could: one that has the salt of the first does.
+        let same = guest("red2", "r");
+        eventually("the two of one salt share", 2 * CONVERGE, || {
+            let saved = host.status().share.saved_pages.0;
+            assert!(
+                saved <= u64::from(IMAGE),
+                "only two can share: {saved} saved"
+            );
+            (saved * 5 > u64::from(IMAGE) * 4).then_some(())
+        });
+        assert!(host.vm("blue").salt_set);
+        assert_eq!(host.vm("blue").homes.shared_pages, Pages(0));
+        assert_eq!(pools(&apart[0]), pools(&same));
+        assert_eq!(pools(&apart[0]).intersection(&pools(&apart[1])).count(), 0);
+        for guest in apart.into_iter().chain([same]) {
+            guest.stop(VERIFY);
+        }
+        host.stop(&[]);
+    });
+}
+
+/// The share pools that a guest maps, by inode.
+fn pools(guest: &TestGuest) -> BTreeSet<u64> {
+    let all = mappings(guest.pid()).into_iter();
+    all.filter(|map| map.path.contains("pool"))
+        .map(|map| map.inode)
+        .collect()
+}
+
+/// Lets two guests share what is scattered over their memory; the mappings of each when the scanner
+/// has nothing new, and what they save.
+fn scattered(engine: &str, budget: &str) -> (Vec<usize>, Pages) {
+    let host = TestHost::start(&[
+        "--memory",
+        "160M",
+        "--engine",
+        engine,
+        "--share-scan-time",
+        "1s",
+        "--vma-budget",
+        budget,
+    ]);
+    // Runs of 8 pages in 100 are alike in all guests.
+    let guest = |name, seed| host.guest(name, "48M", &["idle,size=40M"], &["--seed", seed]);
+    let guests = [guest("a", "1"), guest("b", "2")];
+    let saved = host.rest(&["a", "b"], 2 * CONVERGE).share.saved_pages;
+    let lines: Vec<usize> = guests
+        .iter()
+        .map(|guest| mappings(guest.pid()).len())
+        .collect();
+    let said = ["a", "b"].map(|name| host.vm(name).vmas);
+    println!("{engine}: budget {budget}: {lines:?} mappings, said {said:?}, saved {saved:?}");
+    for (lines, said) in lines.iter().zip(said) {
+        assert!(
+            *lines as u64 <= said,
+            "{lines} mappings, and {said} at most by status"
+        );
+    }
+    for guest in guests {
+        guest.stop(VERIFY);
+    }
+    host.stop(&[]);
+    (lines, saved)
+}
+
+#[test]
+fn vma_budget_bounds_the_mappings_of_guests() {
+    engines(|engine| {
+        let (free, all) = scattered(engine, "30000");
+        let (bound, some) = scattered(engine, "64");
+        assert!(
+            free.iter().any(|lines| *lines > 128),
+            "nothing to bound: {free:?}"
+        );
+        assert!(bound.iter().all(|lines| *lines <= 64), "{bound:?}");
+        assert!(some < all, "{some:?} saved with, {all:?} without a bound");
+    });
+}
