@@ -3,7 +3,8 @@
 //! It runs on the faulting thread, at any instruction of the guest, so it may only do what is
 //! async-signal-safe: system calls and atomics. It never touches guest RAM. An address outside RAM
 //! is a real crash of the guest: the handler puts the previous one back and returns, the access
-//! faults again, and the process dies as it would have without us.
+//! faults again, and the process dies as it would have without us. A SIGSEGV that somebody sent is no
+//! access that could fault again, so the process is ended by the signal at once.
 
 use std::io;
 use std::ptr;
@@ -75,8 +76,10 @@ extern "C" fn on_segv(
     let errno = nix::errno::Errno::last_raw();
     // SAFETY: the kernel passes an SA_SIGINFO handler a siginfo that is valid until it returns.
     let info = unsafe { &*info };
-    // SAFETY: a siginfo of SIGSEGV holds an address; sent by kill(2) it holds other plain numbers,
-    // which are then taken for an address and lead outside RAM or to one needless question.
+    if info.si_code <= 0 {
+        die();
+    }
+    // SAFETY: a siginfo of a SIGSEGV that the kernel raised holds an address.
     let address = unsafe { info.si_addr() } as usize;
     let fault = HARDWARE
         .get()
@@ -91,6 +94,16 @@ extern "C" fn on_segv(
         }
     }
     nix::errno::Errno::set_raw(errno);
+}
+
+/// Ends the process by a SIGSEGV that was sent (`si_code` of 0 and below), as it would without a
+/// handler. The signal is raised again, because there is no access that could raise it.
+fn die() {
+    // SAFETY: all-zero bytes are a valid `sigaction`: SIG_DFL, no flags, an empty mask.
+    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+    let _ = set_action(&default);
+    // SAFETY: raise(3) is async-signal-safe and touches no memory of ours.
+    unsafe { libc::raise(libc::SIGSEGV) };
 }
 
 /// Asks the daemon for access to `gfn` and does what it says.
