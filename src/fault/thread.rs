@@ -220,19 +220,21 @@ impl FaultThread {
             return Ok(());
         };
         let mut bytes = [0; FAULT_BYTES];
-        let len = match socket.recv(&mut bytes) {
-            Ok(Received::Message {
+        let len = match socket.try_recv(&mut bytes) {
+            // The shim may hold this end too, and have read it first.
+            Ok(None) => return Ok(()),
+            Ok(Some(Received::Message {
                 len,
                 truncated: false,
-            }) => len,
-            Ok(Received::Message {
+            })) => len,
+            Ok(Some(Received::Message {
                 len,
                 truncated: true,
-            }) => {
+            })) => {
                 let error = format!("{len} bytes on a fault channel, {FAULT_BYTES} are allowed");
                 return Err(Ended::Protocol(error));
             }
-            Ok(Received::Closed) | Err(_) => return Err(self.hung_up()),
+            Ok(Some(Received::Closed)) | Err(_) => return Err(self.hung_up()),
         };
         let (gfn, access) = match Fault::decode(&bytes[..len])? {
             Fault::Done(errno) => return self.confirmed(index, errno),
@@ -275,9 +277,19 @@ impl FaultThread {
         let mut text = self.vm.table.history().of(gfn);
         text.truncate(MAX_REPORT);
         tracing::error!(vm = %self.vm.params.name, %gfn, "the guest found wrong bytes; {text}");
+        self.send(index, text.as_bytes())
+    }
+
+    /// Never waits: a shim that asks and does not read must not be able to hold this thread.
+    fn send(&self, index: usize, message: &[u8]) -> Result<(), Ended> {
         self.sockets[index]
-            .send(text.as_bytes())
-            .map_err(|_| self.hung_up())
+            .try_send(message)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => {
+                    Ended::Protocol("answers on a fault channel are not read".to_owned())
+                }
+                _ => self.hung_up(),
+            })
     }
 
     fn serve(&mut self, waiter: Waiter) -> Result<(), Ended> {
@@ -310,9 +322,7 @@ impl FaultThread {
         match waiter.asker {
             Asker::Channel(index) => {
                 self.channels[index] = next;
-                self.sockets[index]
-                    .send(&reply.encode())
-                    .map_err(|_| self.hung_up())
+                self.send(index, &reply.encode())
             }
             // The kernel was answered by providing the page.
             Asker::Uffd => match next {

@@ -51,6 +51,10 @@ enum HandshakeError {
     Channels { channels: u16 },
     #[error("READY comes with {got} descriptors; {wanted} belong to it")]
     Descriptors { got: usize, wanted: usize },
+    #[error(
+        "descriptor {index} of READY is no SOCK_SEQPACKET socket, as a fault channel has to be"
+    )]
+    Channel { index: usize },
     #[error("READY maps RAM at {base:#x}: not page aligned, or it leaves the address space")]
     Base { base: u64 },
     #[error("{}", chain(.0))]
@@ -194,13 +198,18 @@ fn check_ready(
     if got != wanted {
         return Err(HandshakeError::Descriptors { got, wanted });
     }
-    let sockets = fds.split_off(uffds);
+    let sockets: Vec<SeqPacket> = fds.split_off(uffds).into_iter().map(Into::into).collect();
+    if let Some(index) = sockets.iter().position(|socket| !socket.is_seqpacket()) {
+        return Err(HandshakeError::Channel {
+            index: uffds + index,
+        });
+    }
     let uffd = fds
         .pop()
         .map(|fd| Uffd::from_guest(fd).map(Arc::new))
         .transpose()
         .map_err(kernel("take over the guest's userfaultfd"))?;
-    Ok((uffd, sockets.into_iter().map(SeqPacket::from).collect()))
+    Ok((uffd, sockets))
 }
 
 fn engine(

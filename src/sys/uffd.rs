@@ -3,8 +3,10 @@
 //! The guest opened, registered and passed the descriptor. No event features are enabled, so no
 //! remove, remap or fork event ever comes and no ioctl waits for one to be read.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -90,8 +92,16 @@ impl Uffd {
     /// Takes over a descriptor that a guest sent.
     ///
     /// # Errors
-    /// What `fcntl(2)` says: whatever the guest sent, it must not be able to block us.
+    /// `InvalidInput` when it is something else; what `fcntl(2)` says: whatever the guest sent, it
+    /// must not be able to block us.
     pub fn from_guest(fd: OwnedFd) -> io::Result<Self> {
+        // Without /proc it cannot be told, and another kind of file harms only its own guest.
+        if let Ok(kind) = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+            && kind != Path::new("anon_inode:[userfaultfd]")
+        {
+            let error = format!("it is `{}`", kind.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        }
         let flags = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         Ok(Self(fd))

@@ -96,6 +96,20 @@ impl SeqPacket {
         }
     }
 
+    /// As [`send`](Self::send), but never waits, whatever flags and options the peer may have set on
+    /// a socket that it made and passed on.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the peer's queue is full; else as [`send`](Self::send).
+    pub fn try_send(&self, message: &[u8]) -> io::Result<()> {
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        match retry(|| send(self.0.as_raw_fd(), message, flags)) {
+            Ok(_) => Ok(()),
+            Err(Errno::ECONNRESET) => Err(Errno::EPIPE.into()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// Bounds how long [`send`](Self::send) waits for a peer that does not read.
     ///
     /// # Errors
@@ -112,15 +126,38 @@ impl SeqPacket {
     /// # Errors
     /// What `recv(2)` says. A reset connection is [`Received::Closed`].
     pub fn recv(&self, into: &mut [u8]) -> io::Result<Received> {
+        Ok(self.recv_with(into, MsgFlags::empty())?)
+    }
+
+    /// As [`recv`](Self::recv), but never waits; `None` when nothing has come.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn try_recv(&self, into: &mut [u8]) -> io::Result<Option<Received>> {
+        match self.recv_with(into, MsgFlags::MSG_DONTWAIT) {
+            Ok(received) => Ok(Some(received)),
+            Err(Errno::EAGAIN) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn recv_with(&self, into: &mut [u8], flags: MsgFlags) -> nix::Result<Received> {
         // MSG_TRUNC makes the kernel return the true length of a datagram that did not fit.
-        match retry(|| recv(self.0.as_raw_fd(), into, MsgFlags::MSG_TRUNC)) {
+        match retry(|| recv(self.0.as_raw_fd(), into, flags | MsgFlags::MSG_TRUNC)) {
             Ok(0) | Err(Errno::ECONNRESET) => Ok(Received::Closed),
             Ok(len) => Ok(Received::Message {
                 len,
                 truncated: len > into.len(),
             }),
-            Err(errno) => Err(errno.into()),
+            Err(errno) => Err(errno),
         }
+    }
+
+    /// Whether it is a socket that keeps message boundaries; a descriptor that came in a message may
+    /// be anything.
+    #[must_use]
+    pub fn is_seqpacket(&self) -> bool {
+        getsockopt(&self.0, sockopt::SockType) == Ok(SockType::SeqPacket)
     }
 
     /// As [`recv`](Self::recv), but waits at most `timeout`; `None` when nothing came.
@@ -296,6 +333,35 @@ mod tests {
         assert_eq!(other.recv_timeout(&mut buffer, SHORT).unwrap(), None);
         one.send(b"now").unwrap();
         assert!(other.recv_timeout(&mut buffer, SHORT).unwrap().is_some());
+    }
+
+    #[test]
+    fn try_calls_never_wait() {
+        let (one, other) = SeqPacket::pair().unwrap();
+        let mut buffer = [0; 6];
+        assert_eq!(other.try_recv(&mut buffer).unwrap(), None);
+        let error = loop {
+            if let Err(error) = one.try_send(&[7; 4096]) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(other.try_recv(&mut buffer).unwrap().is_some());
+        drop(other);
+        let error = one.try_send(b"more").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(one.try_recv(&mut buffer).unwrap(), Some(Received::Closed));
+    }
+
+    #[test]
+    fn other_descriptors_are_no_seqpacket() {
+        let (one, _other) = SeqPacket::pair().unwrap();
+        assert!(one.is_seqpacket());
+        let (stream, _end) = std::os::unix::net::UnixStream::pair().unwrap();
+        let null = fs::File::open("/dev/null").unwrap();
+        for fd in [OwnedFd::from(stream), OwnedFd::from(null)] {
+            assert!(!SeqPacket::from(fd).is_seqpacket());
+        }
     }
 
     #[test]
