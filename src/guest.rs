@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use memvisor_guest_agent::guest::{self, Outcome};
 use memvisor_guest_agent::shim::SessionEnd;
-use memvisor_guest_agent::signals::{ENDING, Signals};
+use memvisor_guest_agent::signals::{ENDING, Signals, report_file_size_limit};
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -78,6 +78,7 @@ pub fn run(
 ) -> Result<GuestReport, GuestError> {
     // Before any thread starts: threads inherit what is blocked.
     let signals = Signals::block(ENDING).map_err(GuestError::Signals)?;
+    report_file_size_limit().map_err(GuestError::Signals)?;
     let outcome = guest::run(&agent_options(options)?, &signals, host_gone, |_| {})?;
     for bytes in &outcome.wrong {
         wrong(&bytes.to_string());

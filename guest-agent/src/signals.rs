@@ -85,6 +85,17 @@ impl Drop for Signals {
     }
 }
 
+/// Makes a write beyond the limit of file sizes (`RLIMIT_FSIZE`) an error, `EFBIG`, for this thread
+/// and those it starts. Otherwise SIGXFSZ ends the process, and what a full swap file must not do is
+/// take all guests with it.
+///
+/// # Errors
+/// What the kernel says; there is no reason known.
+pub fn report_file_size_limit() -> io::Result<()> {
+    let set: SigSet = [Signal::SIGXFSZ].into_iter().collect();
+    Ok(set.thread_block()?)
+}
+
 /// Lets every signal through to this thread, whatever the parent process had blocked.
 pub fn unblock_all() {
     let _ = SigSet::empty().thread_set_mask();

@@ -32,7 +32,7 @@ use thiserror::Error;
 
 use crate::control::{self, ServeError};
 use crate::runtime_dir::RuntimeDirError;
-use crate::signals::{ENDING, Event, Signals};
+use crate::signals::{ENDING, Event, Signals, report_file_size_limit};
 use crate::units::Bytes;
 
 use capability::Capabilities;
@@ -95,6 +95,7 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     }
     // Before any thread starts: threads inherit what is blocked.
     let signals = Signals::block(ENDING).map_err(kernel("wait for signals"))?;
+    report_file_size_limit().map_err(kernel("block SIGXFSZ"))?;
     let held = options.runtime_dir.clone().claim()?;
     held.remove_sockets()?;
     let capabilities = Capabilities::probe(options)?;
