@@ -429,7 +429,7 @@ fn budget_of_mappings_that_is_tiny_limits_sharing_and_harms_nobody() {
         for vm in host.status().vms {
             eprintln!(
                 "{engine} {}: vmas {} budget {} merged {} shared {}",
-                vm.name, vm.vmas, vm.vma_budget, vm.scan.merged, vm.homes.shared_pages
+                vm.name, vm.vmas, vm.vma_budget, vm.scan.merged, vm.homes.shared_pages.0
             );
         }
         for guest in &mut guests {
