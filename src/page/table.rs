@@ -40,6 +40,10 @@ const PAYLOAD_SHIFT: u32 = 32;
 /// 2^5 - 1 passes: a page that is broken again and again is tried every 31st pass.
 const BACKOFF_MAX: u64 = 5;
 
+/// Looks at counters that move; a look takes nanoseconds, and one page in the middle of its move
+/// spoils it.
+const COUNT_TRIES: u32 = 1000;
+
 /// A copy of one entry, as it was at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry(u64);
@@ -137,10 +141,20 @@ impl PageTable {
         Entry(self.entries[gfn.index()].load(Ordering::Acquire))
     }
 
-    /// How many pages have each kind of home. Each is exact; together they may be a moment apart.
+    /// How many pages have each kind of home. While pages move, the counts may be a moment apart,
+    /// but no page is missing or counted twice: they add up to all pages.
     #[must_use]
     pub fn counts(&self) -> [u64; KINDS] {
-        std::array::from_fn(|kind| self.counts[kind].load(Ordering::Relaxed))
+        let mut counts = [0; KINDS];
+        for _ in 0..COUNT_TRIES {
+            counts = std::array::from_fn(|kind| self.counts[kind].load(Ordering::Relaxed));
+            if counts.iter().sum::<u64>() == u64::from(self.pages()) {
+                break;
+            }
+            // Whoever is in the middle of a move may have lost the processor there.
+            std::thread::yield_now();
+        }
+        counts
     }
 
     /// How many pages have homes of the kind of `home`.

@@ -28,7 +28,7 @@ use crate::page::{Budget, Home, PageTable, Parking, Urgency};
 use crate::pool::{Pool, Unref};
 use crate::swap::SwapFile;
 use crate::sync::Mutex;
-use crate::units::{FrameId, Gfn, Pages, SlotId, VmId};
+use crate::units::{FrameId, Gfn, GfnRun, Pages, SlotId, VmId};
 
 pub use orders::Orders;
 pub use params::{MAX_PAGES, ParamsError, VmParams};
@@ -198,21 +198,31 @@ impl Vm {
         self.swap_failing.load(Ordering::Relaxed)
     }
 
-    /// Gives back all memory of a VM whose guest is gone and whose threads have ended.
+    /// Gives back all memory of a VM whose guest is gone and whose threads have ended. Others may
+    /// hold the VM for a moment yet, so its memory is punched here: what the budget gets back must
+    /// be free.
     pub fn tear_down(&self) {
-        let mut resident = 0;
+        let mut used = self.params.metadata().0;
+        let mut zip = self.zip.lock();
         for gfn in (0..self.table.pages()).map(Gfn) {
             match self.table.entry(gfn).home() {
-                Home::Resident => resident += 1,
+                Home::Resident => used += 1,
                 Home::Shared(frame) => self.release_frame(frame),
+                Home::Compressed(slot) => used += u64::from(zip.free(slot)),
                 _ => {}
             }
         }
-        let zip_pages = u64::from(self.zip.lock().pages_used());
+        drop(zip);
+        let ram = GfnRun {
+            start: Gfn(0),
+            count: self.table.pages(),
+        };
+        if let Err(error) = self.engine.punch(ram) {
+            tracing::warn!(vm = %self.params.name, %error, "its memory comes free a moment later");
+        }
         self.pool.index().forget_vm(self.id);
         self.budget.starve(&self.parking, false);
-        self.budget
-            .give(resident + zip_pages + self.params.metadata().0);
+        self.budget.give(used);
     }
 
     /// The host memory of this VM without what it shares: resident pages and its cache.

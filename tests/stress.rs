@@ -1,0 +1,213 @@
+//! Many threads of several guests on far too little memory, while everything that moves pages is as
+//! busy as it can be. Every guest verifies every byte.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{TestGuest, TestHost, engines, eventually, image, seconds};
+use memvisor::control::{Client, ClientError};
+use memvisor::telemetry::{HostStatus, VmStatus};
+use memvisor::units::{Bytes, PAGE_SIZE, Pages};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// How long after their time guests may take to verify all they own, with refills from swap.
+const VERIFY: Duration = Duration::from_secs(60);
+/// Pages of the image that two guests have in common.
+const IMAGE: u32 = 4096;
+
+/// What the guests have, the name first, 2.75 times the budget together: threads, size, content and
+/// workload all differ.
+fn guests(image: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
+    let own = |text: &str| vec![text.to_owned()];
+    let with_image = |text: &str| vec![format!("image:{image}"), text.to_owned()];
+    vec![
+        ("kv", "96M", own("kv,size=64M,threads=4")),
+        (
+            "toucher",
+            "96M",
+            own("toucher,size=72M,threads=2,active=24M,then=64M@8s"),
+        ),
+        ("churn", "64M", own("churn,size=48M,threads=3")),
+        (
+            "files",
+            "64M",
+            with_image(&format!("files:{image},threads=2")),
+        ),
+        (
+            "boot",
+            "64M",
+            with_image("toucher,size=32M,threads=2,write=80,content=text"),
+        ),
+    ]
+}
+
+/// Everything that was seen of one VM; counters at their last value, which is their largest.
+#[derive(Clone, Default)]
+struct Seen {
+    last: Option<VmStatus>,
+    inflated: u64,
+    deflated: u64,
+}
+
+impl Seen {
+    fn note(&mut self, vm: &VmStatus) {
+        let size = |vm: &VmStatus| vm.balloon.size_pages.0;
+        let before = self.last.as_ref().map_or(0, size);
+        self.inflated += size(vm).saturating_sub(before);
+        self.deflated += before.saturating_sub(size(vm));
+        self.last = Some(vm.clone());
+    }
+}
+
+/// Sums over all VMs of what shows that a path ran.
+fn paths(seen: &BTreeMap<String, Seen>) -> Vec<(&'static str, u64)> {
+    let sum = |what: fn(&VmStatus) -> u64| {
+        seen.values()
+            .filter_map(|s| s.last.as_ref())
+            .map(what)
+            .sum()
+    };
+    vec![
+        ("first touches", sum(|vm| vm.faults.first_touch)),
+        ("shares", sum(|vm| vm.scan.merged)),
+        ("breaks", sum(|vm| vm.faults.cow_break)),
+        (
+            "zero pages found by the scanner",
+            sum(|vm| vm.scan.zero_found),
+        ),
+        ("zero pages found by eviction", sum(|vm| vm.evict.to_zero)),
+        ("evictions to the cache", sum(|vm| vm.evict.to_zip)),
+        ("evictions to swap", sum(|vm| vm.evict.to_swap)),
+        ("refills from the cache", sum(|vm| vm.faults.refill_zip)),
+        ("refills from swap", sum(|vm| vm.faults.refill_swap)),
+        ("inflated pages", seen.values().map(|s| s.inflated).sum()),
+        ("deflated pages", seen.values().map(|s| s.deflated).sum()),
+    ]
+}
+
+/// Sets balloons by hand, to random sizes and back, until told to stop; how often.
+fn chaos(client: &Client, seed: u64, stop: &AtomicBool) -> u64 {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        for vm in client.vms().expect("the host answers") {
+            let target = random.random_bool(0.6).then(|| {
+                let most = vm.balloon.max_pages.0;
+                Pages(random.random_range(0..=most)).bytes()
+            });
+            count += u64::from(set(client, &vm.name, target));
+        }
+        std::thread::sleep(Duration::from_millis(random.random_range(20..400)));
+    }
+    for vm in client.vms().expect("the host answers") {
+        set(client, &vm.name, None);
+    }
+    count
+}
+
+/// Whether the balloon was set; a guest may end or not have its agent yet.
+fn set(client: &Client, name: &str, target: Option<Bytes>) -> bool {
+    match client.set_balloon(name, target) {
+        Ok(_) => true,
+        Err(ClientError::Refused {
+            status: 404 | 409, ..
+        }) => false,
+        Err(error) => panic!("balloon of {name}: {error}"),
+    }
+}
+
+fn watch(host: &TestHost, seen: &mut BTreeMap<String, Seen>) -> HostStatus {
+    let status = host.status();
+    for vm in &status.vms {
+        seen.entry(vm.name.clone()).or_default().note(vm);
+    }
+    assert!(status.used_pages <= status.budget_pages, "{status:#?}");
+    status
+}
+
+fn stress(engine: &str) {
+    let time = seconds("MEMVISOR_STRESS_SECONDS", 25);
+    let host = TestHost::start(&[
+        "--memory",
+        "140M",
+        "--engine",
+        engine,
+        "--share-scan-time",
+        "1s",
+        "--share-scan-ghz",
+        "32",
+        "--share-rate-max",
+        "32768",
+    ]);
+    let boot = host.dir().join("boot.img");
+    image(&boot, IMAGE, 0x5eed);
+    let duration = format!("{}s", time.as_secs());
+    let mut running: Vec<TestGuest> = guests(&boot.to_string_lossy())
+        .iter()
+        .enumerate()
+        .map(|(number, (name, memory, workloads))| {
+            let workloads: Vec<&str> = workloads.iter().map(String::as_str).collect();
+            let seed = number.to_string();
+            host.guest(
+                name,
+                memory,
+                &workloads,
+                &["--duration", &duration, "--seed", &seed],
+            )
+        })
+        .collect();
+
+    let seed = rand::random();
+    println!("{engine}: chaos with seed {seed}");
+    let (stop, client) = (AtomicBool::new(false), host.new_client());
+    let mut seen = BTreeMap::new();
+    std::thread::scope(|scope| {
+        let chaos = scope.spawn(|| chaos(&client, seed, &stop));
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            watch(&host, &mut seen);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        stop.store(true, Ordering::Relaxed);
+        let set = chaos.join().expect("chaos ends well");
+        assert!(set > 10, "balloons were set {set} times only");
+    });
+    eventually("all guests have verified their memory", VERIFY, || {
+        watch(&host, &mut seen);
+        running.iter_mut().all(TestGuest::has_ended).then_some(())
+    });
+    for guest in running {
+        let report = guest.finish(Duration::ZERO);
+        assert!(report.pages_verified > 1000, "{report:#?}");
+    }
+    let paths = paths(&seen);
+    println!("{engine}: {paths:?}");
+    for (path, count) in paths {
+        assert!(count > 0, "no {path} in {time:?}");
+    }
+    check_empty(&host);
+    host.stop(&[]);
+}
+
+/// A host without guests must use nothing, by its own count and by the kernel's.
+fn check_empty(host: &TestHost) {
+    let status = eventually("the host has noticed the end of its guests", VERIFY, || {
+        Some(host.status()).filter(|status| status.vms.is_empty())
+    });
+    assert_eq!(status.used_pages, Pages(0), "{status:#?}");
+    assert_eq!(status.metadata_pages, Pages(0), "{status:#?}");
+    assert_eq!(status.totals, memvisor::telemetry::Totals::default());
+    assert_eq!(status.share, memvisor::telemetry::ShareStatus::default());
+    assert_eq!(host.blocks().total(), Pages(0), "{:?}", host.blocks());
+    assert_eq!(host.swap_files(), [""; 0]);
+}
+
+#[test]
+fn guests_under_stress_read_what_they_wrote() {
+    assert_eq!(PAGE_SIZE, 4096, "the image is so many pages of this size");
+    engines(stress);
+}
