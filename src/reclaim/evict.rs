@@ -80,16 +80,20 @@ impl Evictor {
                 _ => leaving.store(vm, &mut self.stash, page, &content, digest),
             }
         }
-        let shared = matches.len();
-        let refused = place(vm, matches)?;
-        let shared = (shared - refused.len()) as u64;
-        vm.stats.evict_shared.add(shared);
-        for page in refused {
-            vm.engine.read(page.gfn(), &mut content);
-            leaving.store(vm, &mut self.stash, page, &content, digest(&content));
-        }
+        let found = matches.len();
+        let placed = place(vm, matches).map(|refused| {
+            let shared = found - refused.len();
+            for page in refused {
+                vm.engine.read(page.gfn(), &mut content);
+                leaving.store(vm, &mut self.stash, page, &content, digest(&content));
+            }
+            shared as u64
+        });
+        // Also when the guest is gone: pages that have another home already give their memory back.
         let gone = leaving.finish(vm);
         give_back(vm, gone.iter().map(PageGuard::gfn))?;
+        let shared = placed?;
+        vm.stats.evict_shared.add(shared);
         Ok(Pages(gone.len() as u64 + shared))
     }
 
@@ -116,13 +120,18 @@ impl Evictor {
         }
         let runs = runs_of(gone.iter().map(PageGuard::gfn));
         vm.vmas.note(runs.len());
-        vm.engine.map_private(&runs)?;
-        // No mapping of the frames by these pages is left, so their references end here.
+        let unmapped = vm.engine.map_private(&runs);
         for (gfn, frame) in frames {
-            if gone.binary_search_by_key(&gfn, PageGuard::gfn).is_ok() {
-                vm.release_frame(frame);
+            if gone.binary_search_by_key(&gfn, PageGuard::gfn).is_err() {
+                continue;
+            }
+            match unmapped {
+                // No mapping of the frame by this page is left, so its reference ends here.
+                Ok(()) => vm.release_frame(frame),
+                Err(_) => vm.abandon_frame(frame),
             }
         }
+        unmapped?;
         Ok(Pages(gone.len() as u64))
     }
 }
