@@ -1,6 +1,7 @@
 //! Guests and agents that break the rules: each is told why and loses its connection, and nobody else
 //! notices.
 
+mod common;
 mod rig;
 
 use std::fs::File;
@@ -11,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use common::Process;
 use memvisor_guest_agent::protocol::balloon::{PageStatus, RangeBatch, StatusRun, ToAgent, ToHost};
 use memvisor_guest_agent::protocol::memory::{
     Ack, Command, Fault, Hello, MAX_CHANNELS, Message, Op, Ready,
@@ -20,7 +22,7 @@ use memvisor_guest_agent::shim::{Received, SeqPacket};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use rig::raw::{BASE, HANDSHAKE, Powered, RawAgent, RawGuest, hello, start};
-use rig::{Host, PATIENCE, Process, engines, eventually, within};
+use rig::{Ends, Host, PATIENCE, engines, eventually};
 
 /// Not a test: the process that stands for a scripted guest, see [`rig::raw`].
 #[test]
@@ -38,7 +40,7 @@ fn bystander(host: &Host) -> Process {
 
 #[track_caller]
 fn end_well(host: Host, mut bystander: Process) -> String {
-    bystander.signal(nix::sys::signal::Signal::SIGTERM);
+    bystander.terminate();
     bystander.reports(130);
     host.is_empty(Duration::from_secs(2));
     host.stop()
@@ -535,7 +537,7 @@ fn agent_page_in_use_pops_reads_zero_and_forces_a_reset() {
     guest.ram.read_exact_at(&mut page, 5 * 4096).expect("read");
     assert_eq!(page, [0; 4096], "{reply:?}");
     guest.fault(0, Fault::Done(0));
-    eventually("no RESET", || match agent.receive() {
+    eventually("RESET", || match agent.receive() {
         (0, ToAgent::Reset) => Some(()),
         _ => None,
     });
@@ -580,7 +582,7 @@ fn agent_that_is_not_welcome_is_told_why() {
     agent.send(&ToHost::Start(right.clone()));
     agent.is_told("START came again without a RESET");
     // Its place is free again.
-    let place = eventually("the place of the agent stays taken", || {
+    let place = eventually("the place of the agent is free", || {
         let mut agent = RawAgent::connect(&host);
         let answer = agent.ask(&ToHost::Start(right.clone()));
         matches!(answer, ToAgent::Started(_)).then_some(agent)
@@ -620,7 +622,7 @@ fn agent_that_floods_is_slowed_down_and_loses_its_place_when_it_does_not_read() 
     }
     assert!(sent > 100, "{sent}");
     assert!(answered < Duration::from_secs(2), "{answered:?}");
-    within(PATIENCE, "the place stays taken", || {
+    common::eventually("the place is free", PATIENCE, || {
         (!host.vm("vm").balloon.agent).then_some(())
     });
     end_well_with(host, good, guest);

@@ -1,11 +1,11 @@
 //! What is refused on a command line or at power-on, with which exit code and in which words.
 
+mod common;
 mod rig;
 
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-use rig::{Host, Process, host_command, memvisor, scratch};
+use rig::{Ends, Host, host_command, memvisor, scratch, start};
 
 /// Runs `memvisor` to its end in a directory of its own; expects `code` and `text`.
 #[track_caller]
@@ -14,7 +14,7 @@ fn fails(words: &str, code: i32, text: &str) {
     let mut command = memvisor();
     command.args(words.split_whitespace());
     command.env("MEMVISOR_RUNTIME_DIR", dir.path().join("run"));
-    Process::start(command, "command", dir.path()).fails(code, text);
+    start(command, "command", dir.path()).fails(code, text);
 }
 
 #[test]
@@ -112,9 +112,9 @@ fn guest_whose_name_is_taken_is_refused_and_the_first_goes_on() {
     host.await_vm("twin", "runs", |vm| vm.homes.resident_pages.0 > 500);
     let dir = scratch();
     let command = host.guest_command("twin", "--memory 8M --workload kv,size=4M");
-    let mut second = Process::start(command, "second", dir.path());
+    let mut second = start(command, "second", dir.path());
     second.fails(1, "a VM called `twin` is powered on already");
-    first.signal(Signal::SIGTERM);
+    first.terminate();
     first.reports(130);
     // The name is free again.
     let mut third = host.guest("twin", "--memory 8M --workload kv,size=4M --duration 100ms");
@@ -130,7 +130,7 @@ fn guest_that_the_host_cannot_promise_memory_is_refused_with_the_sums() {
     host.await_vm("first", "runs", |vm| vm.homes.resident_pages.0 > 500);
     let mut second = host.guest("second", &format!("{words} 32M"));
     second.fails(1, "reservation 32.0 MiB and overhead");
-    let log = second.log();
+    let log = second.stderr();
     assert!(
         log.contains("of the budget of 64.0 MiB, 32.0 MiB is reserved"),
         "{log}"
@@ -139,7 +139,7 @@ fn guest_that_the_host_cannot_promise_memory_is_refused_with_the_sums() {
     third.verifies();
     let mut huge = host.guest("huge", "--memory 512G --workload idle");
     huge.fails(1, "exceed the unreserved");
-    first.signal(Signal::SIGTERM);
+    first.terminate();
     first.reports(130);
     host.is_empty(Duration::from_secs(1));
     host.stop();
@@ -166,7 +166,7 @@ fn vm_requests_that_cannot_be_met_say_what_is_allowed() {
         let mut command = memvisor();
         command.args(words.split_whitespace());
         command.arg("--runtime-dir").arg(host.path().join("run"));
-        Process::start(command, "request", dir.path()).fails(code, text);
+        start(command, "request", dir.path()).fails(code, text);
     };
     request(
         "vm show nobody",
@@ -180,7 +180,7 @@ fn vm_requests_that_cannot_be_met_say_what_is_allowed() {
         "too large for VM `g`; allowed: at most 5.2 MiB",
     );
     request("vm balloon g 1", 2, "multiple of 4096");
-    guest.signal(Signal::SIGTERM);
+    guest.terminate();
     guest.reports(130);
     host.stop();
 }
@@ -193,7 +193,7 @@ fn runtime_directory_that_is_open_to_others_or_none_is_refused() {
     std::fs::create_dir(&run).expect("create");
     let mode = |mode| std::fs::Permissions::from_mode(mode);
     std::fs::set_permissions(&run, mode(0o755)).expect("our own");
-    let start = || Process::start(host_command(&dir, "auto", "64M", &[]), "host", dir.path());
+    let start = || start(host_command(&dir, "auto", "64M", &[]), "host", dir.path());
     start().fails(1, "is open to other users (mode 0755)");
     std::fs::remove_dir(&run).expect("empty");
     std::fs::write(&run, "").expect("write");

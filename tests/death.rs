@@ -1,6 +1,7 @@
 //! Processes that die, stall or are told to end at any moment, and disks that fail: what is lost is
 //! theirs alone, what is left is right, and nothing stays behind.
 
+mod common;
 mod rig;
 
 use std::fs::{self, OpenOptions};
@@ -10,12 +11,13 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::Process;
 use memvisor::telemetry::FreeState;
 use memvisor::units::Bytes;
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use rig::{Host, PATIENCE, Process, engines, eventually, host_command, memvisor, scratch, within};
+use rig::{Ends, Host, PATIENCE, engines, eventually, host_command, memvisor, scratch, start};
 
 /// How long the memory of a dead guest may stay in use.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -46,12 +48,12 @@ fn guest_killed_at_any_moment_gives_everything_back_and_nobody_notices() {
             }
             // The moment is what is tested, so it is left to chance.
             thread::sleep(Duration::from_millis(random.random_range(20..900)));
-            guest.signal(Signal::SIGKILL);
+            guest.send(Signal::SIGKILL);
             guest.dies_by(Signal::SIGKILL);
             host.forgets(&name, AT_ONCE);
         }
         for other in &mut others {
-            other.signal(Signal::SIGINT);
+            other.send(Signal::SIGINT);
             other.reports(130);
         }
         host.is_empty(AT_ONCE);
@@ -65,7 +67,7 @@ fn guest_sent_sigsegv_dies_by_it() {
         let host = Host::start(engine, "64M", &[]);
         let mut guest = host.guest("g", "--memory 16M --workload kv,size=8M");
         host.await_vm("g", "runs", |vm| vm.homes.resident_pages.0 > 1000);
-        guest.signal(Signal::SIGSEGV);
+        guest.send(Signal::SIGSEGV);
         guest.dies_by(Signal::SIGSEGV);
         host.is_empty(AT_ONCE);
         host.stop();
@@ -78,7 +80,7 @@ fn guest_told_to_end_verifies_and_reports_before_it_does() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let mut guest = host.guest("g", "--memory 16M --workload kv,size=8M");
         host.await_vm("g", "runs", |vm| vm.homes.resident_pages.0 > 1000);
-        guest.signal(signal);
+        guest.send(signal);
         assert!(guest.reports(130).interrupted);
     }
     host.is_empty(AT_ONCE);
@@ -91,14 +93,14 @@ fn guest_that_is_stopped_does_not_stop_others_and_goes_on_unharmed() {
         let host = Host::start(engine, "64M", &BUSY);
         let mut stopped = host.guest("stopped", "--memory 48M --workload kv,size=30M");
         host.await_vm("stopped", "is full", |vm| vm.homes.resident_pages.0 > 6000);
-        stopped.signal(Signal::SIGSTOP);
+        stopped.send(Signal::SIGSTOP);
         // Does not fit beside it, and a stopped guest gives nothing back.
         let words = "--memory 48M --workload kv,size=40M,content=random --duration 3s";
         let mut other = host.guest("other", words);
         other.verifies();
         assert_eq!(stopped.ended(), None);
-        stopped.signal(Signal::SIGCONT);
-        stopped.signal(Signal::SIGINT);
+        stopped.send(Signal::SIGCONT);
+        stopped.send(Signal::SIGINT);
         stopped.reports(130);
         host.is_empty(AT_ONCE);
         host.stop();
@@ -119,11 +121,11 @@ fn host_killed_ends_its_guests_and_leaves_nothing_but_stale_sockets() {
         for n in 0..3 {
             host.await_vm(&format!("g{n}"), "swaps", |vm| vm.swap.reads > 10);
         }
-        host.process().signal(Signal::SIGKILL);
+        host.process().send(Signal::SIGKILL);
         host.process().dies_by(Signal::SIGKILL);
         for guest in &mut guests {
-            let status = guest.wait_within(Duration::from_secs(5));
-            let log = guest.log();
+            let status = guest.wait(Duration::from_secs(5));
+            let log = guest.stderr();
             assert_eq!(status.code(), Some(4), "{status}: {log}");
             assert!(log.contains("the host closed the session"), "{log}");
         }
@@ -136,8 +138,8 @@ fn host_killed_ends_its_guests_and_leaves_nothing_but_stale_sockets() {
         let mut next = again(&host, engine);
         let mut guest = host.guest("new", "--memory 8M --workload kv,size=4M --duration 200ms");
         guest.verifies();
-        next.signal(Signal::SIGTERM);
-        assert_eq!(next.wait().code(), Some(0), "{}", next.log());
+        next.terminate();
+        assert_eq!(next.wait_long().code(), Some(0), "{}", next.stderr());
     }
 }
 
@@ -152,10 +154,10 @@ fn again(host: &Host, engine: &str) -> Process {
         "--runtime-dir",
     ]);
     command.arg(host.path().join("run"));
-    let mut process = Process::start(command, "host2", host.path());
-    eventually("the second host does not serve", || {
-        assert_eq!(process.ended(), None, "{}", process.log());
-        process.log().contains("host is up").then_some(())
+    let mut process = start(command, "host2", host.path());
+    eventually("the second host serves", || {
+        assert_eq!(process.ended(), None, "{}", process.stderr());
+        process.stderr().contains("host is up").then_some(())
     });
     process
 }
@@ -177,10 +179,10 @@ fn second_host_in_the_same_directory_is_refused_and_names_the_first() {
     let mut command = memvisor();
     command.args(["host", "--memory", "64M", "--runtime-dir"]);
     command.arg(host.path().join("run"));
-    let mut second = Process::start(command, "second", host.path());
+    let mut second = start(command, "second", host.path());
     let first = format!("(pid {}) is already running", host.process().pid());
     second.fails(1, &first);
-    guest.signal(Signal::SIGTERM);
+    guest.terminate();
     guest.reports(130);
     host.stop();
 }
@@ -241,20 +243,20 @@ fn corrupt_swap_slot_stops_its_guest_and_names_the_page() {
             .expect("our own file");
         let garbage = vec![0x5a; 1 << 20];
         // Again and again: the guest's pages come and go while it is told.
-        let status = eventually("the guest does not notice", || {
+        let status = eventually("the guest notices", || {
             for at in 0..32 {
                 file.write_all_at(&garbage, at << 20).expect("write");
             }
             file.sync_all().expect("sync");
             guest.ended()
         });
-        let log = guest.log();
+        let log = guest.stderr();
         assert_eq!(status.code(), Some(4), "{status}: {log}");
         assert!(log.contains("a fault cannot be served"), "{log}");
         assert!(log.contains("is lost: swap slot"), "{log}");
         assert!(log.contains("is corrupt: its digest is"), "{log}");
         host.forgets("hurt", AT_ONCE);
-        other.signal(Signal::SIGINT);
+        other.send(Signal::SIGINT);
         other.reports(130);
         host.is_empty(AT_ONCE);
         host.stop();
@@ -289,7 +291,7 @@ fn swap_file_that_cannot_grow_keeps_pages_in_memory_and_loses_none() {
     let mut guests: Vec<_> = ["a", "b"]
         .map(|name| {
             let guest = host.guest(name, words);
-            eventually("not powered on", || host.client().vm(name).ok());
+            eventually("powered on", || host.client().vm(name).ok());
             guest
         })
         .into();
@@ -297,25 +299,21 @@ fn swap_file_that_cannot_grow_keeps_pages_in_memory_and_loses_none() {
         eprintln!("SKIPPED: no prlimit here");
         return;
     }
-    within(PATIENCE, "the host does not run short", || {
-        let failing = host
-            .log()
-            .matches("swap fails, pages stay in memory")
-            .count()
-            == 2;
+    common::eventually("the host runs short", PATIENCE, || {
+        let failing = host.log().contains("swap fails, pages stay in memory");
         (failing && host.status().free_state == FreeState::Low).then_some(())
     });
     assert!(host.log().contains("no room on the disk"), "{}", host.log());
     let homes = host.status().totals.homes;
     assert_eq!(homes.swapped_pages.0, 0);
     assert!(limit_file_size(host.process(), "unlimited"));
-    eventually("swap does not recover", || {
+    eventually("swap recovers", || {
         host.log()
             .contains("the swap file takes pages again")
             .then_some(())
     });
     for guest in &mut guests {
-        guest.signal(Signal::SIGINT);
+        guest.send(Signal::SIGINT);
         guest.reports(130);
     }
     host.is_empty(AT_ONCE);
@@ -331,7 +329,7 @@ fn swap_directory_that_cannot_be_used_is_refused_at_start() {
     for path in [&file, &missing] {
         let swap = path.to_string_lossy();
         let command = host_command(&dir, "mprotect", "64M", &["--swap-dir", &swap]);
-        let mut host = Process::start(command, "host", dir.path());
+        let mut host = start(command, "host", dir.path());
         host.fails(1, &format!("cannot make swap files in `{swap}`"));
     }
     let closed = dir.path().join("closed");
@@ -343,7 +341,7 @@ fn swap_directory_that_cannot_be_used_is_refused_at_start() {
     }
     let swap = closed.to_string_lossy();
     let command = host_command(&dir, "mprotect", "64M", &["--swap-dir", &swap]);
-    let mut host = Process::start(command, "host", dir.path());
+    let mut host = start(command, "host", dir.path());
     host.fails(1, "cannot make swap files in");
 }
 
@@ -365,7 +363,7 @@ fn swap_directory_that_vanishes_or_is_full_refuses_the_next_guest_only() {
     third.verifies();
     let mut huge = host.guest("huge", "--memory 1024G --workload idle");
     huge.fails(1, "metadata");
-    first.signal(Signal::SIGTERM);
+    first.terminate();
     first.reports(130);
     host.is_empty(AT_ONCE);
     host.stop();
@@ -402,7 +400,7 @@ fn swap_directory_on_a_full_disk_refuses_the_guest_with_the_sizes() {
         eprintln!("SKIPPED: no leave to mount a small disk");
         return;
     }
-    let host = Host::over(Process::start(command, "host", dir.path()), dir);
+    let host = Host::over(start(command, "host", dir.path()), dir);
     let mut fits = host.guest("fits", "--memory 4M --workload kv,size=2M --duration 1s");
     let mut large = host.guest("large", "--memory 16M --workload kv,size=8M");
     large.fails(1, "a swap file of 16.0 MiB does not fit into");
@@ -414,31 +412,31 @@ fn swap_directory_on_a_full_disk_refuses_the_guest_with_the_sizes() {
 #[test]
 fn budget_of_mappings_that_is_tiny_limits_sharing_and_harms_nobody() {
     for engine in engines() {
-        let budget = "8";
-        let host = Host::start(
-            engine,
-            "64M",
-            &["--vma-budget", budget, "--share-scan-time", "1s"],
+        let limited = shared_with(engine, &["--vma-budget", "8"]);
+        let free = shared_with(engine, &[]);
+        assert!(
+            limited * 3 < free,
+            "{limited} with 8 mappings, {free} without a limit"
         );
-        let words = "--memory 16M --workload kv,size=12M,write=10";
-        let mut guests: Vec<_> = (0..2)
-            .map(|n| host.guest(&format!("g{n}"), words))
-            .collect();
-        host.await_vm("g0", "is scanned", |vm| vm.scan.pages_scanned > 8000);
-        host.await_vm("g1", "is scanned", |vm| vm.scan.pages_scanned > 8000);
-        for vm in host.status().vms {
-            eprintln!(
-                "{engine} {}: vmas {} budget {} merged {} shared {}",
-                vm.name, vm.vmas, vm.vma_budget, vm.scan.merged, vm.homes.shared_pages.0
-            );
-        }
-        for guest in &mut guests {
-            guest.signal(Signal::SIGINT);
-            guest.reports(130);
-        }
-        host.is_empty(AT_ONCE);
-        host.stop();
     }
+}
+
+/// Runs two guests with much in common until they were scanned twice; how many pages were merged.
+fn shared_with(engine: &str, args: &[&str]) -> u64 {
+    let host = Host::start(engine, "64M", &[&BUSY, args].concat());
+    let words = "--memory 16M --workload kv,size=12M,write=0";
+    let mut guests = ["g0", "g1"].map(|name| host.guest(name, words));
+    for name in ["g0", "g1"] {
+        host.await_vm(name, "is scanned", |vm| vm.scan.pages_scanned > 8000);
+    }
+    let merged = host.status().vms.iter().map(|vm| vm.scan.merged).sum();
+    for guest in &mut guests {
+        guest.send(Signal::SIGINT);
+        guest.reports(130);
+    }
+    host.is_empty(AT_ONCE);
+    host.stop();
+    merged
 }
 
 /// The kernel itself refuses mappings: a limit of address space leaves the guest none.
@@ -449,7 +447,7 @@ fn guest_without_address_space_is_told_what_it_could_not_map() {
     let inner = host.guest_command("g", "--memory 1G --workload idle");
     command.args(["-c", "ulimit -v 800000 && exec \"$@\"", "sh"]);
     command.arg(inner.get_program()).args(inner.get_args());
-    let mut guest = Process::start(command, "g", host.path());
+    let mut guest = start(command, "g", host.path());
     guest.fails(1, "is the guest larger than the address space?");
     host.is_empty(AT_ONCE);
     host.stop();
@@ -472,16 +470,16 @@ fn demo_interrupted_leaves_no_process_file_or_socket() {
         .args(["--duration", "30s"])
         .env("TMPDIR", dir.path());
     let logs = scratch();
-    let mut demo = Process::start(command, "demo", logs.path());
-    eventually("no guest of the demo runs", || {
-        assert_eq!(demo.ended(), None, "{}", demo.log());
+    let mut demo = start(command, "demo", logs.path());
+    eventually("all processes of the demo run", || {
+        assert_eq!(demo.ended(), None, "{}", demo.stderr());
         (processes_about(dir.path()) >= 4).then_some(())
     });
     let interrupted = Instant::now();
-    demo.signal(Signal::SIGINT);
-    assert_eq!(demo.wait().code(), Some(130), "{}", demo.log());
+    demo.send(Signal::SIGINT);
+    assert_eq!(demo.wait_long().code(), Some(130), "{}", demo.stderr());
     assert!(interrupted.elapsed() < Duration::from_secs(15));
-    within(AT_ONCE, "processes are left", || {
+    common::eventually("no process is left", AT_ONCE, || {
         (processes_about(dir.path()) == 0).then_some(())
     });
     assert_eq!(names(dir.path()), Vec::<String>::new());
@@ -504,14 +502,14 @@ fn demo_killed_leaves_no_process_file_or_socket() {
         .args(["--duration", "30s"])
         .env("TMPDIR", dir.path());
     let logs = scratch();
-    let mut demo = Process::start(command, "demo", logs.path());
-    eventually("no guest of the demo runs", || {
-        assert_eq!(demo.ended(), None, "{}", demo.log());
+    let mut demo = start(command, "demo", logs.path());
+    eventually("all processes of the demo run", || {
+        assert_eq!(demo.ended(), None, "{}", demo.stderr());
         (processes_about(dir.path()) >= 3).then_some(())
     });
-    demo.signal(Signal::SIGKILL);
+    demo.send(Signal::SIGKILL);
     demo.dies_by(Signal::SIGKILL);
-    within(Duration::from_secs(15), "processes are left", || {
+    common::eventually("no process is left", Duration::from_secs(15), || {
         (processes_about(dir.path()) == 0).then_some(())
     });
     assert_eq!(names(dir.path()), Vec::<String>::new());

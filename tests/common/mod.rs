@@ -7,6 +7,7 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    unused_imports,
     reason = "each test file is a crate of its own and uses a part"
 )]
 

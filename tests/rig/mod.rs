@@ -4,53 +4,34 @@
 
 pub(crate) mod raw;
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use memvisor::control::Client;
 use memvisor::telemetry::{GuestReport, HostStatus, VmStatus};
-use memvisor_guest_agent::shim::uffd;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
+
+use crate::common::{self, Process};
 
 /// How long anything may take on a busy machine. What is measured has its own limit.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(5);
 
 /// The engines that work here.
 pub(crate) fn engines() -> Vec<&'static str> {
-    match uffd::open() {
-        Ok(_) => vec!["mprotect", "uffd"],
-        Err(error) => {
-            eprintln!("SKIPPED for uffd: userfaultfd does not work here: {error}");
-            vec!["mprotect"]
-        }
-    }
+    let mut all = Vec::new();
+    common::engines(|name| all.extend(["uffd", "mprotect"].iter().filter(|known| **known == name)));
+    all
 }
 
 /// Waits until `met` gives something.
 pub(crate) fn eventually<T>(what: &str, met: impl FnMut() -> Option<T>) -> T {
-    within(PATIENCE, what, met)
-}
-
-/// As [`eventually`], but in a time that is itself tested.
-pub(crate) fn within<T>(limit: Duration, what: &str, mut met: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        // Looked at before the clock, so that a test that was not scheduled looks once more.
-        let late = began.elapsed() > limit;
-        if let Some(found) = met() {
-            return found;
-        }
-        assert!(!late, "after {limit:?}: {what}");
-        thread::sleep(LOOK);
-    }
+    common::eventually(what, PATIENCE, met)
 }
 
 /// The executable under test, without the caller's environment.
@@ -59,7 +40,6 @@ pub(crate) fn memvisor() -> Command {
     for name in ["MEMVISOR_RUNTIME_DIR", "MEMVISOR_LOG", "XDG_RUNTIME_DIR"] {
         command.env_remove(name);
     }
-    command.stdin(Stdio::null());
     command
 }
 
@@ -69,115 +49,65 @@ pub(crate) fn scratch() -> TempDir {
     dir.expect("a temporary directory")
 }
 
-/// A process with its output in files; killed when dropped.
-#[derive(Debug)]
-pub(crate) struct Process {
-    name: String,
-    child: Child,
-    out: PathBuf,
-    log: PathBuf,
+/// Starts a process whose output goes to files in `dir`.
+pub(crate) fn start(mut command: Command, name: &str, dir: &Path) -> Process {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    command.env("NO_COLOR", "1");
+    Process::spawn(dir, &format!("{name}-{count}"), command)
 }
 
-impl Process {
-    pub(crate) fn start(mut command: Command, name: &str, dir: &Path) -> Self {
-        let (out, log) = (
-            dir.join(format!("{name}.out")),
-            dir.join(format!("{name}.log")),
-        );
-        let child = command
-            .stdout(File::create(&out).expect("create"))
-            .stderr(File::create(&log).expect("create"))
-            .spawn()
-            .expect("spawn");
-        let name = name.to_owned();
-        Self {
-            name,
-            child,
-            out,
-            log,
-        }
+/// What a test expects of the end of a process.
+pub(crate) trait Ends {
+    fn send(&self, signal: Signal);
+    fn wait_long(&mut self) -> ExitStatus;
+    fn fails(&mut self, code: i32, text: &str);
+    fn dies_by(&mut self, signal: Signal);
+    fn reports(&mut self, code: i32) -> GuestReport;
+
+    /// Waits for its good end; the report of a guest that verified what it had written.
+    #[track_caller]
+    fn verifies(&mut self) -> GuestReport {
+        self.reports(0)
+    }
+}
+
+impl Ends for Process {
+    fn send(&self, signal: Signal) {
+        self.signal(signal).expect("it is our child");
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.pid()).expect("pids fit");
-        kill(Pid::from_raw(pid), signal).expect("it is a child, so it is there until waited for");
-    }
-
-    pub(crate) fn out(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.out).unwrap_or_default()).into_owned()
-    }
-
-    pub(crate) fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
-    }
-
-    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("it is a child")
-    }
-
-    /// Waits for its end, at most `limit`.
-    pub(crate) fn wait_within(&mut self, limit: Duration) -> ExitStatus {
-        let what = format!("{} has not ended", self.name);
-        within(limit, &what, || self.ended())
-    }
-
-    pub(crate) fn wait(&mut self) -> ExitStatus {
-        self.wait_within(PATIENCE)
+    fn wait_long(&mut self) -> ExitStatus {
+        self.wait(PATIENCE)
     }
 
     /// Waits for its end with `code` and for `text` in what it logged.
     #[track_caller]
-    pub(crate) fn fails(&mut self, code: i32, text: &str) {
-        let status = self.wait();
-        let log = self.log();
-        assert_eq!(status.code(), Some(code), "{}: {status}: {log}", self.name);
-        assert!(log.contains(text), "{}: no `{text}` in: {log}", self.name);
+    fn fails(&mut self, code: i32, text: &str) {
+        let status = self.wait_long();
+        let (name, log) = (self.name(), self.stderr());
+        assert_eq!(status.code(), Some(code), "{name}: {status}: {log}");
+        assert!(log.contains(text), "{name}: no `{text}` in: {log}");
     }
 
     /// Waits for its end by `signal`.
     #[track_caller]
-    pub(crate) fn dies_by(&mut self, signal: Signal) {
-        let status = self.wait();
-        let by = Some(signal as i32);
-        assert_eq!(
-            status.signal(),
-            by,
-            "{}: {status}: {}",
-            self.name,
-            self.log()
-        );
+    fn dies_by(&mut self, signal: Signal) {
+        let status = self.wait_long();
+        let (name, by) = (self.name(), Some(signal as i32));
+        assert_eq!(status.signal(), by, "{name}: {status}");
     }
 
-    /// Waits for its good end; the report of a guest that verified what it had written.
+    /// Waits for its end with `code`, after it has verified what it had written.
     #[track_caller]
-    pub(crate) fn verifies(&mut self) -> GuestReport {
-        self.reports(0)
-    }
-
-    /// As [`Self::verifies`], with another exit code.
-    #[track_caller]
-    pub(crate) fn reports(&mut self, code: i32) -> GuestReport {
-        let status = self.wait();
-        let (name, log) = (&self.name, self.log());
+    fn reports(&mut self, code: i32) -> GuestReport {
+        let status = self.wait_long();
+        let (name, log) = (self.name(), self.stderr());
         assert_eq!(status.code(), Some(code), "{name}: {status}: {log}");
-        let report = GuestReport::last_in(&self.out()).expect("a report");
+        let report = GuestReport::last_in(&self.stdout()).expect("a report");
         assert_eq!(report.mismatches, 0, "{name}: {log}");
         assert!(report.pages_verified > 0, "{name} verified nothing: {log}");
         report
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if thread::panicking() {
-            eprintln!("--- log of {}:\n{}", self.name, self.log());
-        }
     }
 }
 
@@ -193,14 +123,14 @@ impl Host {
     /// Starts a host and waits until it serves. `args` are added to those every host gets.
     pub(crate) fn start(engine: &str, memory: &str, args: &[&str]) -> Self {
         let dir = scratch();
-        let process = Process::start(host_command(&dir, engine, memory, args), "host", dir.path());
+        let process = start(host_command(&dir, engine, memory, args), "host", dir.path());
         Self::over(process, dir)
     }
 
     pub(crate) fn over(mut process: Process, dir: TempDir) -> Self {
         let client = Client::new(dir.path().join("run/control.sock")).expect("a client");
-        eventually("the host does not serve", || {
-            assert_eq!(process.ended(), None, "{}", process.log());
+        eventually("the host serves", || {
+            assert_eq!(process.ended(), None, "{}", process.stderr());
             client.status().ok()
         });
         Self {
@@ -227,7 +157,7 @@ impl Host {
     }
 
     pub(crate) fn log(&self) -> String {
-        self.process.log()
+        self.process.stderr()
     }
 
     pub(crate) fn status(&self) -> HostStatus {
@@ -240,12 +170,19 @@ impl Host {
 
     /// Starts a guest; `words` are the rest of its command line.
     pub(crate) fn guest(&self, name: &str, words: &str) -> Process {
-        Process::start(self.guest_command(name, words), name, self.path())
+        start(self.guest_command(name, words), name, self.path())
     }
 
     pub(crate) fn guest_command(&self, name: &str, words: &str) -> Command {
         let mut command = memvisor();
-        command.args(["guest", "--json", "--name", name, "--runtime-dir"]);
+        command.args([
+            "guest",
+            "--die-with-parent",
+            "--json",
+            "--name",
+            name,
+            "--runtime-dir",
+        ]);
         command.arg(self.path().join("run"));
         command.args(words.split_whitespace());
         command
@@ -282,7 +219,8 @@ impl Host {
     #[track_caller]
     pub(crate) fn forgets(&self, name: &str, limit: Duration) {
         let memfds = ["memvisor-ram:", "memvisor-zip:"].map(|kind| format!("{kind}{name}"));
-        within(limit, &format!("something is left of {name}"), || {
+        let what = format!("nothing is left of {name}");
+        common::eventually(&what, limit, || {
             let gone = self.client.vm(name).is_err();
             let closed = memfds.iter().all(|memfd| {
                 let exact = format!("{memfd} ");
@@ -295,7 +233,7 @@ impl Host {
     /// Waits until no memory is used and no file is held for any guest.
     #[track_caller]
     pub(crate) fn is_empty(&self, limit: Duration) {
-        within(limit, "memory or files are left", || {
+        common::eventually("no memory and no file is left", limit, || {
             let used = self.status().used_pages.0;
             let held = self.descriptors("memvisor-ram:").len() + self.swap_files().len();
             let pools = self.descriptors("memvisor-pool").len();
@@ -312,8 +250,8 @@ impl Host {
     /// Ends the host in order; no socket may be left. What it logged.
     #[track_caller]
     pub(crate) fn end(&mut self) -> String {
-        self.process.signal(Signal::SIGTERM);
-        let status = self.process.wait();
+        self.process.terminate();
+        let status = self.process.wait_long();
         let log = self.log();
         assert_eq!(status.code(), Some(0), "{status}: {log}");
         assert!(!log.contains("panicked"), "{log}");
@@ -326,7 +264,14 @@ impl Host {
 
 pub(crate) fn host_command(dir: &TempDir, engine: &str, memory: &str, args: &[&str]) -> Command {
     let mut command = memvisor();
-    command.args(["host", "--engine", engine, "--memory", memory]);
+    command.args([
+        "host",
+        "--die-with-parent",
+        "--engine",
+        engine,
+        "--memory",
+        memory,
+    ]);
     command.arg("--runtime-dir").arg(dir.path().join("run"));
     command.args(args);
     command

@@ -1,7 +1,7 @@
 //! Shims and agents that a test scripts itself, to say what no good one would.
 //!
 //! The daemon kills the process of a guest that does not end, so a scripted shim must not be this one:
-//! a process of its own connects and passes the connection on, and the daemon takes it for the guest.
+//! a process of its own connects and passes the connection on, and the daemon takes that for the guest.
 
 use std::env;
 use std::fs::File;
@@ -20,7 +20,7 @@ use memvisor_guest_agent::protocol::memory::{
 use memvisor_guest_agent::shim::{Received, SeqPacket, uffd};
 use nix::sys::signal::Signal;
 
-use super::{Host, PATIENCE, within};
+use super::{Host, PATIENCE, eventually};
 
 const SOCKET: &str = "MEMVISOR_TEST_CONNECT";
 /// Where a scripted guest says that it maps RAM. Nothing is mapped there, and nobody looks.
@@ -115,7 +115,7 @@ impl RawGuest {
     /// Expects the host to have ended the guest's process, which never ends by itself.
     #[track_caller]
     pub(crate) fn is_killed(&mut self) {
-        let status = within(PATIENCE, "the guest's process lives", || {
+        let status = eventually("the guest's process is killed", || {
             self.process.try_wait().expect("a child")
         });
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
