@@ -435,6 +435,31 @@ fn wrong_answers_of_the_memory_thread_end_that_guest_with_the_reason() {
 }
 
 #[test]
+fn guest_that_hangs_up_in_the_middle_of_sharing_leaves_nothing() {
+    let host = Host::start("mprotect", "64M", &["--share-scan-time", "100ms"]);
+    let good = bystander(&host);
+    let mut torn = Vec::new();
+    for answered in 0..3 {
+        let guest = Powered::on(&host, "torn", 64);
+        // A third each: zeroes, all equal, all different.
+        for gfn in 0..60 {
+            let byte = [0, 255, gfn as u8][gfn as usize % 3];
+            guest.write_page(gfn, byte);
+        }
+        for _ in 0..answered {
+            let command = guest.command();
+            guest.ack(command.seq, command.runs.len() as u32, 0);
+        }
+        torn.push(guest.command().op);
+        drop(guest);
+        host.forgets("torn", Duration::from_secs(3));
+    }
+    assert!(torn.contains(&Op::Freeze), "{torn:?}");
+    assert!(torn.contains(&Op::MapShared), "{torn:?}");
+    end_well(host, good);
+}
+
+#[test]
 fn mute_memory_thread_hinders_nobody_and_can_be_killed() {
     let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
     let good = bystander(&host);
