@@ -153,3 +153,16 @@ fn max_map_count() -> Result<u32, String> {
         .parse()
         .map_err(|_| format!("`{}` is no number", text.trim()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_userfaultfd_is_told_with_the_way_out() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = EngineUnavailable(denied).to_string();
+        assert!(error.contains("permission denied"), "{error}");
+        assert!(error.contains("use --engine mprotect"), "{error}");
+    }
+}

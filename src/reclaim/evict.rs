@@ -80,7 +80,13 @@ impl Evictor {
             }
         }
         let shared = matches.len();
-        let refused = place(vm, matches)?;
+        let refused = match place(vm, matches) {
+            Ok(refused) => refused,
+            Err(error) => {
+                leaving.undo(vm);
+                return Err(error);
+            }
+        };
         let shared = (shared - refused.len()) as u64;
         vm.stats.evict_shared.add(shared);
         for page in refused {
@@ -119,7 +125,7 @@ impl Evictor {
         vm.vmas.note(runs.len());
         if let Err(error) = vm.engine.map_private(&runs) {
             // The guest still reads the frames: that stays their home.
-            stored.iter().for_each(|(_, home)| vm.release(*home));
+            undo(vm, &stored);
             return Err(error);
         }
         for (page, home) in &stored {
@@ -166,6 +172,11 @@ impl<'a> Leaving<'a> {
         }
     }
 
+    /// Gives the new places up: the pages stay where they were.
+    fn undo(self, vm: &Vm) {
+        undo(vm, &self.stored);
+    }
+
     /// Writes what waits for the swap file. The pages that are stored and where; the others are
     /// unlocked and stay where they were.
     fn finish(mut self, vm: &Vm) -> Vec<(PageGuard<'a>, Home)> {
@@ -178,5 +189,11 @@ impl<'a> Leaving<'a> {
             }
         }
         self.stored
+    }
+}
+
+fn undo(vm: &Vm, stored: &[(PageGuard<'_>, Home)]) {
+    for (_, home) in stored {
+        vm.release(*home);
     }
 }

@@ -35,7 +35,13 @@ impl<'a> FrameHold<'a> {
         self.frame
     }
 
-    /// The page table names the frame now.
+    /// A guest whose session ended may see the frame until it is dead.
+    fn abandon(self) {
+        self.vm.abandon_frame(self.frame);
+        self.taken_over();
+    }
+
+    /// Somebody else, mostly the page table, has the reference now.
     fn taken_over(self) {
         std::mem::forget(self);
     }
@@ -90,7 +96,14 @@ pub(crate) fn place<'a>(
     let (chosen, mut left) = choose(vm, matches);
     let runs: Vec<SharedRun> = chosen.iter().map(|run| run.shared).collect();
     vm.vmas.note(runs.len());
-    let done = vm.engine.map_shared(&runs)?;
+    let done = match vm.engine.map_shared(&runs) {
+        Ok(done) => done,
+        Err(error) => {
+            let matches = chosen.into_iter().flat_map(|run| run.matches);
+            matches.for_each(|matched| matched.hold.abandon());
+            return Err(error);
+        }
+    };
     let mut mapped = Vec::new();
     for (index, run) in chosen.into_iter().enumerate() {
         for Match { page, hold } in run.matches {

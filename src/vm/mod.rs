@@ -17,7 +17,7 @@ mod stats;
 mod vmas;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, OnceLock};
+use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -84,6 +84,7 @@ pub struct Vm {
     /// Whether the swap file refused the latest write.
     swap_failing: AtomicBool,
     end_reason: OnceLock<String>,
+    abandoned: StdMutex<Vec<FrameId>>,
     latency: StdMutex<Histogram<u64>>,
 }
 
@@ -121,6 +122,7 @@ impl Vm {
             vmas: Vmas::new(parts.vma_budget, opens),
             swap_failing: AtomicBool::new(false),
             end_reason: OnceLock::new(),
+            abandoned: StdMutex::default(),
             latency: StdMutex::new(
                 Histogram::new_with_max(LATENCY_MAX_US, LATENCY_DIGITS)
                     .expect("the bounds are constants that the library allows"),
@@ -170,6 +172,16 @@ impl Vm {
         }
     }
 
+    /// Keeps the reference to a frame that no page names any more until the VM is torn down: its
+    /// session ended in the middle of a command, so its guest may see the frame until it is dead.
+    pub fn abandon_frame(&self, frame: FrameId) {
+        let mut abandoned = self
+            .abandoned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        abandoned.push(frame);
+    }
+
     /// Frees a slot of the compression cache and the memory that this gives back.
     pub fn release_zip(&self, slot: SlotId) {
         let pages = self.zip.lock().free(slot);
@@ -213,6 +225,15 @@ impl Vm {
             }
         }
         drop(zip);
+        let abandoned = std::mem::take(
+            &mut *self
+                .abandoned
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        abandoned
+            .into_iter()
+            .for_each(|frame| self.release_frame(frame));
         let ram = GfnRun {
             start: Gfn(0),
             count: self.table.pages(),

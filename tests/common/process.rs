@@ -36,21 +36,30 @@ impl Process {
     /// # Panics
     /// When it cannot be started.
     pub fn start(dir: &Path, name: &str, arguments: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_memvisor"));
+        arguments(&mut command);
+        command
+            // The write end of its standard input is ours alone: the kernel tells it of our end.
+            .arg("--die-with-parent")
+            .env("MEMVISOR_LOG", "info")
+            .env("NO_COLOR", "1");
+        Self::spawn(dir, name, command)
+    }
+
+    /// Starts any command; its output goes to files in `dir`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn spawn(dir: &Path, name: &str, mut command: Command) -> Self {
         let stdout = dir.join(format!("{name}.out"));
         let stderr = dir.join(format!("{name}.err"));
         let file = |path: &Path| File::create_new(path).expect("each process has its own name");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_memvisor"));
-        arguments(&mut command);
         let child = command
-            // The write end of its standard input is ours alone: the kernel tells it of our end.
-            .arg("--die-with-parent")
             .stdin(Stdio::piped())
             .stdout(file(&stdout))
             .stderr(file(&stderr))
-            .env("MEMVISOR_LOG", "info")
-            .env("NO_COLOR", "1")
             .spawn()
-            .expect("start memvisor");
+            .expect("start a process");
         Self {
             child,
             name: name.to_owned(),
@@ -97,7 +106,10 @@ impl Process {
     }
 
     /// Sends a signal to this process alone. Until it was waited for, its pid is not given to another.
-    fn signal(&self, signal: Signal) -> nix::Result<()> {
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn signal(&self, signal: Signal) -> nix::Result<()> {
         if self.ended.is_some() {
             return Ok(());
         }

@@ -1,0 +1,654 @@
+//! Guests and agents that break the rules: each is told why and loses its connection, and nobody else
+//! notices.
+
+mod common;
+mod rig;
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use common::Process;
+use memvisor_guest_agent::protocol::balloon::{PageStatus, RangeBatch, StatusRun, ToAgent, ToHost};
+use memvisor_guest_agent::protocol::memory::{
+    Ack, Command, Fault, Hello, MAX_CHANNELS, Message, Op, Ready,
+};
+use memvisor_guest_agent::protocol::{Gfn, GfnRun};
+use memvisor_guest_agent::shim::{Received, SeqPacket};
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+use rig::raw::{BASE, HANDSHAKE, Powered, RawAgent, RawGuest, hello, start};
+use rig::{Ends, Host, PATIENCE, engines, eventually};
+
+/// Not a test: the process that stands for a scripted guest, see [`rig::raw`].
+#[test]
+#[ignore = "started by other tests"]
+fn connector() {
+    rig::raw::connector();
+}
+
+/// A guest that must not notice anything; it runs until it is told to end.
+fn bystander(host: &Host) -> Process {
+    let guest = host.guest("good", "--memory 16M --workload kv,size=8M");
+    host.await_vm("good", "runs", |vm| vm.homes.resident_pages.0 > 1000);
+    guest
+}
+
+#[track_caller]
+fn end_well(host: Host, mut bystander: Process) -> String {
+    bystander.terminate();
+    bystander.reports(130);
+    host.is_empty(Duration::from_secs(2));
+    host.stop()
+}
+
+/// Sends one datagram to the memory socket; expects a refusal that names `text`, and the end.
+#[track_caller]
+fn refused(host: &Host, datagram: &[u8], text: &str) {
+    let socket = SeqPacket::connect(&host.socket("memory.sock")).expect("connect");
+    socket.send(datagram).expect("send");
+    told(&socket, text);
+}
+
+#[track_caller]
+fn told(socket: &SeqPacket, text: &str) {
+    let mut buffer = [0; 8192];
+    let received = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
+    let Some(Received::Message { len, .. }) = received else {
+        panic!("no message that names `{text}`: {received:?}");
+    };
+    let message = Message::decode(&buffer[..len]).expect("a message");
+    let Message::Error(why) = message else {
+        panic!("{} where ERROR `{text}` is expected", message.name());
+    };
+    assert!(why.contains(text), "no `{text}` in: {why}");
+    let end = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
+    assert_eq!(end, Some(Received::Closed), "{why}");
+}
+
+#[test]
+fn memory_socket_bad_first_message_is_refused_with_the_reason() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    let hello_bytes = Message::Hello(hello("x", 64)).encode();
+    let mut version = hello_bytes.clone();
+    version[0] = 9;
+    let mut kind = hello_bytes.clone();
+    kind[2] = 99;
+    let mut long = hello_bytes.clone();
+    long.push(0);
+    let mut text = hello_bytes.clone();
+    let name_at = text
+        .iter()
+        .position(|byte| *byte == b'x')
+        .expect("the name");
+    text[name_at] = 0xff;
+    let ready = Message::Ready(Ready {
+        base: 0,
+        channels: 1,
+    })
+    .encode();
+    let ack = Message::Ack(Ack {
+        seq: 0,
+        done: 0,
+        errno: 0,
+    })
+    .encode();
+    for (datagram, why) in [
+        (&hello_bytes[..1], "ends inside `version`"),
+        (&hello_bytes[..hello_bytes.len() - 1], "ends inside"),
+        (&version, "version 9 of the memory protocol"),
+        (&kind, "`type` is 99"),
+        (&long, "1 bytes follow the end"),
+        (&text, "`name` is not UTF-8"),
+        (&ready, "READY where HELLO is expected"),
+        (&ack, "ACK where HELLO is expected"),
+        (&[1; 20_000], "message of 20000 bytes; at most 16384"),
+    ] {
+        refused(&host, datagram, why);
+    }
+    for (change, why) in [
+        (
+            (|h| h.pages = 0) as fn(&mut Hello),
+            "0 B of memory are not allowed",
+        ),
+        (
+            |h| h.pages = u32::MAX,
+            "16384.00 GiB of memory are not allowed",
+        ),
+        (|h| h.limit = 65, "contradict"),
+        (|h| h.reservation = 65, "contradict"),
+        (|h| h.name = "../x".to_owned(), "name `../x` is not allowed"),
+        (
+            |h| h.name = "good".to_owned(),
+            "`good` is powered on already",
+        ),
+    ] {
+        let mut hello = hello("x", 64);
+        change(&mut hello);
+        refused(&host, &Message::Hello(hello).encode(), why);
+    }
+    assert_eq!(host.status().vms.len(), 1);
+    end_well(host, good);
+}
+
+/// What READY may be wrong in; `uffds` descriptors come before the channels.
+#[test]
+fn memory_socket_bad_ready_is_refused_with_the_reason() {
+    for engine in engines() {
+        let host = Host::start(engine, "64M", &[]);
+        let good = bystander(&host);
+        let null = File::open("/dev/null").expect("open");
+        let file = tempfile::tempfile().expect("a file");
+        let (stream, _other) = UnixStream::pair().expect("a pair");
+        let (socket, _peer) = SeqPacket::pair().expect("a pair");
+        let uffd = memvisor_guest_agent::shim::uffd::open();
+        let first = match (&uffd, engine) {
+            (Ok(uffd), "uffd") => vec![uffd.as_fd()],
+            _ => Vec::new(),
+        };
+        let with = |fds: &[std::os::fd::BorrowedFd<'_>], base, channels, why: &str| {
+            let welcomed = RawGuest::connect(&host).hello(hello("bad", 64));
+            welcomed.ready(base, channels, fds);
+            welcomed.guest.is_told(why);
+            host.forgets("bad", PATIENCE);
+        };
+        let after = |fd| [first.clone(), vec![fd]].concat();
+        let right = after(socket.as_fd());
+        with(&right, BASE, 0, "0 fault channels; 1 to 16");
+        let many = MAX_CHANNELS as u16 + 1;
+        with(&right, BASE, many, "17 fault channels; 1 to 16");
+        let wanted = right.len() + 1;
+        with(
+            &right,
+            BASE,
+            2,
+            &format!("{} descriptors; {wanted}", right.len()),
+        );
+        with(&[], BASE, 1, "0 descriptors");
+        with(&vec![socket.as_fd(); 200], BASE, 1, "200 descriptors");
+        with(&right, BASE + 1, 1, "not page aligned");
+        with(&right, u64::MAX - 4095, 1, "leaves the address space");
+        for other in [null.as_fd(), file.as_fd(), stream.as_fd()] {
+            with(&after(other), BASE, 1, "is no SOCK_SEQPACKET socket");
+        }
+        if engine == "uffd" {
+            for other in [null.as_fd(), file.as_fd(), socket.as_fd()] {
+                with(
+                    &[other, socket.as_fd()],
+                    BASE,
+                    1,
+                    "take over the guest's userfaultfd",
+                );
+            }
+        }
+        let welcomed = RawGuest::connect(&host).hello(hello("bad", 64));
+        welcomed.guest.send(&Message::Hello(hello("bad", 64)));
+        welcomed.guest.is_told("HELLO where READY is expected");
+        end_well(host, good);
+    }
+}
+
+#[test]
+fn random_bytes_end_only_their_own_connection() {
+    let seed = rand::random::<u64>();
+    eprintln!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    for _ in 0..60 {
+        let mut bytes = vec![0; random.random_range(1..600)];
+        random.fill_bytes(&mut bytes);
+        if random.random() {
+            // Past the version and into the types.
+            bytes[0] = u8::from(random.random::<bool>());
+            bytes.iter_mut().skip(1).take(1).for_each(|byte| *byte = 0);
+            bytes
+                .iter_mut()
+                .skip(2)
+                .take(1)
+                .for_each(|byte| *byte %= 10);
+            bytes.iter_mut().skip(3).take(1).for_each(|byte| *byte = 0);
+        }
+        for name in ["memory.sock", "balloon.sock"] {
+            let socket = SeqPacket::connect(&host.socket(name)).expect("connect");
+            socket.send(&bytes).expect("send");
+            let mut buffer = [0; 8192];
+            let told = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
+            assert!(
+                matches!(told, Some(Received::Message { .. })),
+                "{name}: {told:?}"
+            );
+            let end = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
+            assert_eq!(end, Some(Received::Closed), "{name}");
+        }
+        let mut control = UnixStream::connect(host.socket("control.sock")).expect("connect");
+        control.write_all(&bytes).expect("send");
+        control.shutdown(Shutdown::Write).ok();
+        control.set_read_timeout(Some(PATIENCE)).expect("bound");
+        // The server may hang up before it has read everything, which resets the connection.
+        match control.read_to_end(&mut Vec::new()) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+        }
+    }
+    assert_eq!(host.status().vms.len(), 1);
+    end_well(host, good);
+}
+
+/// Sends a whole HTTP request; the answer.
+fn http(host: &Host, request: &str) -> String {
+    let mut control = UnixStream::connect(host.socket("control.sock")).expect("connect");
+    control.write_all(request.as_bytes()).expect("send");
+    control.set_read_timeout(Some(PATIENCE)).expect("bound");
+    let mut answer = Vec::new();
+    control.read_to_end(&mut answer).expect("the end");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn control_socket_bad_requests_are_answered_with_what_is_allowed() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    let put = |name: &str, body: &str| {
+        format!(
+            "PUT /v1/vms/{name}/balloon HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let line = |line: &str| format!("{line}\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let long = format!("{{\"target_bytes\": 1{}}}", " ".repeat(5000));
+    for (request, status, text) in [
+        (line("GET /v2/status HTTP/1.1"), "404", "GET /v1/status"),
+        (
+            line("POST /v1/status HTTP/1.1"),
+            "405",
+            "does not take POST",
+        ),
+        (line("GET /v1/vms/nobody HTTP/1.1"), "404", "one of: good"),
+        (
+            line("DELETE /v1/vms/nobody HTTP/1.1"),
+            "404",
+            "one of: good",
+        ),
+        (put("nobody", "{\"target_bytes\": null}"), "404", "nobody"),
+        (
+            put("good", "{\"target_bytes\": 5000}"),
+            "400",
+            "a multiple of 4096",
+        ),
+        (
+            put("good", "{\"target_bytes\": 67108864}"),
+            "422",
+            "at most",
+        ),
+        (put("good", "{\"target_bytes\": -1}"), "422", "target_bytes"),
+        (put("good", "{}"), "422", "target_bytes"),
+        (put("good", "{\"target"), "400", "target_bytes"),
+        (put("good", &long), "413", "at most 4096 bytes"),
+        ("nonsense\r\n\r\n".to_owned(), "400", ""),
+    ] {
+        let answer = http(&host, &request);
+        let shown = &request[..request.len().min(60)];
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{shown}: {answer}"
+        );
+        assert!(answer.contains(text), "{shown}: no `{text}` in {answer}");
+    }
+    end_well(host, good);
+}
+
+#[test]
+fn silent_connections_are_told_and_dropped_after_five_seconds() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    let began = Instant::now();
+    let mute = SeqPacket::connect(&host.socket("memory.sock")).expect("connect");
+    let half = RawGuest::connect(&host).hello(hello("half", 64));
+    let agent = RawAgent::connect(&host);
+    told(&mute, "nothing came within 5s where HELLO is expected");
+    half.guest
+        .is_told("nothing came within 5s where READY is expected");
+    agent.is_told("START did not come within 5 seconds");
+    assert!(began.elapsed() < HANDSHAKE, "{:?}", began.elapsed());
+    host.forgets("half", PATIENCE);
+    end_well(host, good);
+}
+
+#[test]
+fn fault_channel_misuse_ends_that_guest_with_the_reason() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    let write = |gfn| Fault::Write(Gfn(gfn)).encode().to_vec();
+    let done = |errno| Fault::Done(errno).encode().to_vec();
+    let mut version = write(0);
+    version[0] = 9;
+    let mut kind = write(0);
+    kind[4] = 77;
+    let ask_and = |datagram: Vec<u8>| vec![write(0), datagram];
+    for (datagrams, why) in [
+        (
+            ask_and(write(1)),
+            "a second fault on a channel before the first was answered",
+        ),
+        (ask_and(done(12)), "the guest cannot map its own page"),
+        (vec![done(0)], "DONE on a channel that is Idle"),
+        (vec![write(64)], "and it has 64 pages"),
+        (vec![write(u32::MAX)], "and it has 64 pages"),
+        (vec![version], "version 9 of the memory protocol"),
+        (vec![kind], "`kind` is 77"),
+        (vec![write(0)[..5].to_vec()], "ends inside `kind`"),
+        (
+            vec![vec![0; 13]],
+            "13 bytes on a fault channel, 12 are allowed",
+        ),
+    ] {
+        let mut guest = Powered::on(&host, "bad", 64);
+        for datagram in datagrams {
+            guest.channels[3].send(&datagram).expect("send");
+        }
+        guest.guest.is_told(why);
+        guest.guest.is_killed();
+        host.forgets("bad", PATIENCE);
+    }
+    end_well(host, good);
+}
+
+/// A fault thread that waited for the shim to read would be one that nobody can end.
+#[test]
+fn fault_channel_answers_that_are_not_read_end_the_guest() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let mut guest = Powered::on(&host, "deaf", 64);
+    let question = Fault::History(Gfn(0)).encode();
+    // The end breaks the pipe; until then the queue may be full for a moment.
+    let asked = Instant::now();
+    while asked.elapsed() < PATIENCE {
+        match guest.channels[0].try_send(&question) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+            Err(_) => break,
+        }
+    }
+    guest
+        .guest
+        .is_told("answers on a fault channel are not read");
+    guest.guest.is_killed();
+    host.is_empty(PATIENCE);
+    host.stop();
+}
+
+fn batch(start: u32, count: u32) -> RangeBatch {
+    RangeBatch::new(vec![GfnRun::new(Gfn(start), count)]).expect("a batch")
+}
+
+/// A guest whose memory thread has been told to freeze page 5, which is in no hurry to answer.
+fn with_command_under_way(host: &Host, name: &str) -> (Powered, RawAgent, Command) {
+    let guest = Powered::on(host, name, 64);
+    guest.write_page(5, 7);
+    let mut agent = RawAgent::connect(host);
+    agent.start(guest.token, 64);
+    agent.send(&ToHost::Lock(batch(5, 1)));
+    let command = guest.command();
+    assert_eq!((command.op, command.runs.len()), (Op::Freeze, 1));
+    (guest, agent, command)
+}
+
+#[test]
+fn wrong_answers_of_the_memory_thread_end_that_guest_with_the_reason() {
+    // No scanner: the only command is that of the balloon.
+    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let good = bystander(&host);
+    let ack = |seq, done, errno| Message::Ack(Ack { seq, done, errno }).encode();
+    type Answer = Box<dyn Fn(u32) -> Vec<u8>>;
+    let answers: [(Answer, &str); 6] = [
+        (
+            Box::new(move |seq| ack(seq + 1, 1, 0)),
+            "the shim answered Ack",
+        ),
+        (Box::new(move |seq| ack(seq, 0, 0)), "the shim answered Ack"),
+        (Box::new(move |seq| ack(seq, 2, 0)), "the shim answered Ack"),
+        (
+            Box::new(move |seq| ack(seq, 1, 12)),
+            "the shim answered Ack",
+        ),
+        (Box::new(|_| Message::Go.encode()), "the shim answered GO"),
+        (
+            Box::new(|_| vec![1, 0, 99, 0]),
+            "the shim answered `type` is 99",
+        ),
+    ];
+    for (answer, why) in answers {
+        let (mut guest, agent, command) = with_command_under_way(&host, "bad");
+        guest.guest.socket.send(&answer(command.seq)).expect("send");
+        guest.guest.is_told(why);
+        guest.guest.is_killed();
+        host.forgets("bad", PATIENCE);
+        drop(agent);
+    }
+    end_well(host, good);
+}
+
+#[test]
+fn guest_that_hangs_up_in_the_middle_of_sharing_leaves_nothing() {
+    let host = Host::start("mprotect", "64M", &["--share-scan-time", "100ms"]);
+    let good = bystander(&host);
+    let mut torn = Vec::new();
+    for answered in 0..3 {
+        let guest = Powered::on(&host, "torn", 64);
+        // A third each: zeroes, all equal, all different.
+        for gfn in 0..60 {
+            let byte = [0, 255, gfn as u8][gfn as usize % 3];
+            guest.write_page(gfn, byte);
+        }
+        for _ in 0..answered {
+            let command = guest.command();
+            guest.ack(command.seq, command.runs.len() as u32, 0);
+        }
+        torn.push(guest.command().op);
+        drop(guest);
+        host.forgets("torn", Duration::from_secs(3));
+    }
+    assert!(torn.contains(&Op::Freeze), "{torn:?}");
+    assert!(torn.contains(&Op::MapShared), "{torn:?}");
+    end_well(host, good);
+}
+
+#[test]
+fn mute_memory_thread_hinders_nobody_and_can_be_killed() {
+    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let good = bystander(&host);
+    let (mut guest, _agent, _) = with_command_under_way(&host, "mute");
+    // Its own faults on other pages are served, another guest comes and goes, the API answers.
+    guest.write_page(6, 1);
+    let mut second = host.guest(
+        "second",
+        "--memory 8M --workload churn,size=4M --duration 1s",
+    );
+    second.verifies();
+    assert_eq!(host.vm("mute").homes.resident_pages.0, 2);
+    host.client().kill("mute").expect("the host answers");
+    guest.guest.is_told("ended by request");
+    guest.guest.is_killed();
+    host.forgets("mute", Duration::from_secs(3));
+    end_well(host, good);
+}
+
+#[test]
+fn mute_memory_thread_does_not_hold_up_the_end_of_the_host() {
+    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let (mut guest, _agent, _) = with_command_under_way(&host, "mute");
+    let log = host.stop();
+    guest.guest.is_told("the host shuts down");
+    guest.guest.is_killed();
+    assert!(!log.contains("still ending"), "{log}");
+}
+
+fn statuses(answer: ToAgent) -> Vec<(u32, u32, PageStatus)> {
+    let (ToAgent::LockResult(result) | ToAgent::UnlockResult(result)) = answer else {
+        panic!("no result: {answer:?}");
+    };
+    let all = result.runs.iter();
+    all.map(|StatusRun { run, status }| (run.start.0, run.count, *status))
+        .collect()
+}
+
+#[test]
+fn agent_pages_outside_ram_or_given_twice_are_refused_one_by_one() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    let guest = Powered::on(&host, "vm", 64);
+    let mut agent = RawAgent::connect(&host);
+    agent.start(guest.token, 64);
+    let mut lock = |pages| statuses(agent.ask(&ToHost::Lock(pages)));
+    assert_eq!(
+        lock(batch(60, 8)),
+        [(60, 4, PageStatus::Ok), (64, 4, PageStatus::Invalid)]
+    );
+    assert_eq!(
+        lock(batch(58, 4)),
+        [(58, 2, PageStatus::Ok), (60, 2, PageStatus::AlreadyLocked)]
+    );
+    assert_eq!(
+        lock(batch(u32::MAX, 1)),
+        [(u32::MAX, 1, PageStatus::Invalid)]
+    );
+    // 65 % of 64 pages is 41, and 6 are taken.
+    assert_eq!(
+        lock(batch(0, 50)),
+        [(0, 35, PageStatus::Ok), (35, 15, PageStatus::NotNeeded)]
+    );
+    let mut unlock = |pages| statuses(agent.ask(&ToHost::Unlock(pages)));
+    assert_eq!(
+        unlock(batch(40, 30)),
+        [
+            (40, 18, PageStatus::NotLocked),
+            (58, 6, PageStatus::Ok),
+            (64, 6, PageStatus::Invalid)
+        ]
+    );
+    assert_eq!(host.vm("vm").homes.ballooned_pages.0, 35);
+    end_well_with(host, good, guest);
+}
+
+#[track_caller]
+fn end_well_with(host: Host, good: Process, guest: Powered) {
+    drop(guest);
+    end_well(host, good);
+}
+
+#[test]
+fn agent_page_in_use_pops_reads_zero_and_forces_a_reset() {
+    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let good = bystander(&host);
+    let (guest, mut agent, command) = with_command_under_way(&host, "vm");
+    guest.ack(command.seq, 1, 0);
+    let answer = loop {
+        match agent.receive() {
+            (0, _) => {}
+            (_, answer) => break answer,
+        }
+    };
+    assert_eq!(statuses(answer), [(5, 1, PageStatus::Ok)]);
+    // The guest goes on using the page that it gave away.
+    guest.fault(0, Fault::Read(Gfn(5)));
+    let reply = guest.reply(0);
+    let mut page = [1; 4096];
+    guest.ram.read_exact_at(&mut page, 5 * 4096).expect("read");
+    assert_eq!(page, [0; 4096], "{reply:?}");
+    guest.fault(0, Fault::Done(0));
+    eventually("RESET", || match agent.receive() {
+        (0, ToAgent::Reset) => Some(()),
+        _ => None,
+    });
+    // Dropped, for it speaks of the balloon before the reset; only START counts.
+    agent.send(&ToHost::Lock(batch(9, 1)));
+    agent.start(guest.token, 64);
+    let vm = host.vm("vm");
+    assert_eq!((vm.homes.ballooned_pages.0, vm.faults.pop), (0, 1));
+    end_well_with(host, good, guest);
+}
+
+#[test]
+fn agent_that_is_not_welcome_is_told_why() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    let guest = Powered::on(&host, "vm", 64);
+    let first = |datagram: &[u8], why: &str| {
+        let agent = RawAgent::connect(&host);
+        agent.socket.send(datagram).expect("send");
+        agent.is_told(why);
+    };
+    let said = |start| ToHost::Start(start).encode(1);
+    let right = start(guest.token, 64);
+    first(&said(start(guest.token ^ 1, 64)), "no VM has the token");
+    first(
+        &said(start(guest.token, 65)),
+        "claims 65 pages; the VM has 64",
+    );
+    let mut newer = right.clone();
+    (newer.min_version, newer.max_version) = (2, 9);
+    first(&said(newer), "speaks versions 2 to 9");
+    first(&ToHost::Stop.encode(1), "STOP came before START");
+    first(&said(right.clone())[..9], "ends inside");
+    first(&vec![0; 65_537], "`message length` is 65537");
+    let mut version = ToHost::Stop.encode(1);
+    version[0] = 9;
+    first(&version, "version 9 of the balloon protocol");
+
+    let mut agent = RawAgent::connect(&host);
+    agent.start(guest.token, 64);
+    first(&said(right.clone()), "has a balloon agent already");
+    agent.send(&ToHost::Start(right.clone()));
+    agent.is_told("START came again without a RESET");
+    // Its place is free again.
+    let place = eventually("the place of the agent is free", || {
+        let mut agent = RawAgent::connect(&host);
+        let answer = agent.ask(&ToHost::Start(right.clone()));
+        matches!(answer, ToAgent::Started(_)).then_some(agent)
+    });
+    let mut twisted = ToHost::Lock(batch(3, 2)).encode(7);
+    twisted.extend_from_slice(&[0; 8]);
+    place.socket.send(&twisted).expect("send");
+    place.is_told("follow the end");
+    end_well_with(host, good, guest);
+}
+
+#[test]
+fn agent_that_floods_is_slowed_down_and_loses_its_place_when_it_does_not_read() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    let guest = Powered::on(&host, "vm", 64);
+    let mut agent = RawAgent::connect(&host);
+    agent.start(guest.token, 64);
+    let question = ToHost::GetTarget {
+        total_pages: 64,
+        balloon_pages: 0,
+    }
+    .encode(9);
+    agent.socket.set_send_timeout(PATIENCE).expect("bound");
+    let began = Instant::now();
+    let mut answered = Duration::ZERO;
+    let mut sent = 0;
+    // Ends when the host has given up on answers that are not read.
+    while agent.socket.send(&question).is_ok() {
+        sent += 1;
+        assert!(began.elapsed() < PATIENCE, "{sent} messages");
+        if sent % 100 == 0 {
+            let asked = Instant::now();
+            host.status();
+            answered = answered.max(asked.elapsed());
+        }
+    }
+    assert!(sent > 100, "{sent}");
+    assert!(answered < Duration::from_secs(2), "{answered:?}");
+    common::eventually("the place is free", PATIENCE, || {
+        (!host.vm("vm").balloon.agent).then_some(())
+    });
+    end_well_with(host, good, guest);
+}

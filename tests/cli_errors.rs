@@ -1,0 +1,201 @@
+//! What is refused on a command line or at power-on, with which exit code and in which words.
+
+mod common;
+mod rig;
+
+use std::time::Duration;
+
+use rig::{Ends, Host, host_command, memvisor, scratch, start};
+
+/// Runs `memvisor` to its end in a directory of its own; expects `code` and `text`.
+#[track_caller]
+fn fails(words: &str, code: i32, text: &str) {
+    let dir = scratch();
+    let mut command = memvisor();
+    command.args(words.split_whitespace());
+    command.env("MEMVISOR_RUNTIME_DIR", dir.path().join("run"));
+    start(command, "command", dir.path()).fails(code, text);
+}
+
+#[test]
+fn host_sizes_that_make_no_sense_are_refused() {
+    fails("host --memory 0", 2, "no memory at all");
+    fails(
+        "host --memory 1M",
+        1,
+        "a budget of 1.0 MiB is too small: at least 4.0 MiB",
+    );
+    fails("host --memory 5000", 2, "multiple of 4096");
+    fails("host --memory 12Q", 2, "12Q");
+    fails("host --memory -1", 2, "--memory");
+    fails(
+        "host --memory 99999999999999999999",
+        2,
+        "99999999999999999999",
+    );
+    fails("host", 2, "--memory");
+    fails("host --memory 64M --vma-budget 0", 2, "--vma-budget");
+    fails("host --memory 64M --mem-zip-max-pct 4", 2, "5..=100");
+    fails("host --memory 64M --ctl-max-percent 100", 2, "0..=99");
+    fails(
+        "host --memory 64M --share-scan-time 1ms",
+        2,
+        "100ms to 600 minutes",
+    );
+}
+
+#[test]
+fn guest_command_lines_that_make_no_sense_are_refused() {
+    let guest = |rest: &str| format!("guest --name g {rest}");
+    for (rest, code, text) in [
+        ("--memory 0 --workload idle", 2, "no memory at all"),
+        (
+            "--memory 8T --workload idle",
+            1,
+            "a guest has at most 1024.00 GiB",
+        ),
+        (
+            "--memory 8M --workload juggle",
+            1,
+            "there is no workload `juggle`; allowed: idle",
+        ),
+        (
+            "--memory 8M --workload kv,size=4M,size=4M",
+            1,
+            "given twice",
+        ),
+        (
+            "--memory 8M --workload kv,sise=4M",
+            1,
+            "no parameter `sise`; allowed: size",
+        ),
+        ("--memory 8M --workload kv,size=4Q", 1, "cannot be `4Q`"),
+        ("--memory 8M --workload image:", 1, "not written so"),
+        ("--memory 8M", 2, "--workload"),
+        (
+            "--memory 8M --workload idle --limit 16M",
+            2,
+            "--limit 16.0 MiB is more than --memory",
+        ),
+        (
+            "--memory 8M --workload idle --limit 4M --reservation 6M",
+            2,
+            "--reservation 6.0 MiB is more than the 4.0 MiB",
+        ),
+        (
+            "--memory 8M --workload idle --shares many",
+            2,
+            "`many` is not a number of shares",
+        ),
+        (
+            "--memory 8M --workload idle --duration 0s",
+            2,
+            "`0s` is not a time",
+        ),
+    ] {
+        fails(&guest(rest), code, text);
+    }
+    fails("guest --name ../g --memory 8M --workload idle", 2, "../g");
+}
+
+#[test]
+fn guest_without_a_host_exits_with_4_and_says_how_to_start_one() {
+    let words = "guest --name g --memory 8M --workload idle";
+    fails(words, 4, "start one with `memvisor host`");
+    fails("vm kill g", 4, "memvisor host --memory");
+}
+
+#[test]
+fn guest_whose_name_is_taken_is_refused_and_the_first_goes_on() {
+    let host = Host::start("auto", "64M", &[]);
+    let mut first = host.guest("twin", "--memory 8M --workload kv,size=4M");
+    host.await_vm("twin", "runs", |vm| vm.homes.resident_pages.0 > 500);
+    let dir = scratch();
+    let command = host.guest_command("twin", "--memory 8M --workload kv,size=4M");
+    let mut second = start(command, "second", dir.path());
+    second.fails(1, "a VM called `twin` is powered on already");
+    first.terminate();
+    first.reports(130);
+    // The name is free again.
+    let mut third = host.guest("twin", "--memory 8M --workload kv,size=4M --duration 100ms");
+    third.verifies();
+    host.stop();
+}
+
+#[test]
+fn guest_that_the_host_cannot_promise_memory_is_refused_with_the_sums() {
+    let host = Host::start("auto", "64M", &[]);
+    let words = "--workload kv,size=4M --memory 32M --reservation";
+    let mut first = host.guest("first", &format!("{words} 32M"));
+    host.await_vm("first", "runs", |vm| vm.homes.resident_pages.0 > 500);
+    let mut second = host.guest("second", &format!("{words} 32M"));
+    second.fails(1, "reservation 32.0 MiB and overhead");
+    let log = second.stderr();
+    assert!(
+        log.contains("of the budget of 64.0 MiB, 32.0 MiB is reserved"),
+        "{log}"
+    );
+    let mut third = host.guest("third", &format!("{words} 8M --duration 100ms"));
+    third.verifies();
+    let mut huge = host.guest("huge", "--memory 512G --workload idle");
+    huge.fails(1, "exceed the unreserved");
+    first.terminate();
+    first.reports(130);
+    host.is_empty(Duration::from_secs(1));
+    host.stop();
+}
+
+#[test]
+fn guest_that_cannot_start_its_workload_says_why_and_leaves_nothing() {
+    let host = Host::start("auto", "64M", &[]);
+    let mut missing = host.guest("g", "--memory 8M --workload image:/no/such/image");
+    missing.fails(1, "/no/such/image");
+    let mut large = host.guest("g2", "--memory 8M --workload kv,size=16M");
+    large.fails(1, "guest `g2`");
+    host.is_empty(Duration::from_secs(1));
+    host.stop();
+}
+
+#[test]
+fn vm_requests_that_cannot_be_met_say_what_is_allowed() {
+    let host = Host::start("auto", "64M", &[]);
+    let mut guest = host.guest("g", "--memory 8M --workload kv,size=2M");
+    host.await_vm("g", "has an agent", |vm| vm.balloon.agent);
+    let request = |words: &str, code: i32, text: &str| {
+        let dir = scratch();
+        let mut command = memvisor();
+        command.args(words.split_whitespace());
+        command.arg("--runtime-dir").arg(host.path().join("run"));
+        start(command, "request", dir.path()).fails(code, text);
+    };
+    request(
+        "vm show nobody",
+        1,
+        "there is no VM `nobody`; allowed: one of: g",
+    );
+    request("vm kill nobody", 1, "there is no VM `nobody`");
+    request(
+        "vm balloon g 64M",
+        1,
+        "too large for VM `g`; allowed: at most 5.2 MiB",
+    );
+    request("vm balloon g 1", 2, "multiple of 4096");
+    guest.terminate();
+    guest.reports(130);
+    host.stop();
+}
+
+#[test]
+fn runtime_directory_that_is_open_to_others_or_none_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = scratch();
+    let run = dir.path().join("run");
+    std::fs::create_dir(&run).expect("create");
+    let mode = |mode| std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(&run, mode(0o755)).expect("our own");
+    let start = || start(host_command(&dir, "auto", "64M", &[]), "host", dir.path());
+    start().fails(1, "is open to other users (mode 0755)");
+    std::fs::remove_dir(&run).expect("empty");
+    std::fs::write(&run, "").expect("write");
+    start().fails(1, "run`: File exists");
+}

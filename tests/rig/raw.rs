@@ -1,0 +1,336 @@
+//! Shims and agents that a test scripts itself, to say what no good one would.
+//!
+//! The daemon kills the process of a guest that does not end, so a scripted shim must not be this one:
+//! a process of its own connects and passes the connection on, and the daemon takes that for the guest.
+
+use std::env;
+use std::fs::File;
+use std::io::stdin;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use memvisor_guest_agent::protocol::balloon::{Capabilities, Start, Started, ToAgent, ToHost};
+use memvisor_guest_agent::protocol::memory::{
+    Ack, Command as Order, Fault, Hello, MAX_CHANNELS, MAX_MESSAGE, Message, REPLY_BYTES, Ready,
+    Reply, Welcome,
+};
+use memvisor_guest_agent::shim::{Received, SeqPacket, uffd};
+use nix::sys::signal::Signal;
+
+use super::{Host, PATIENCE, eventually};
+
+const SOCKET: &str = "MEMVISOR_TEST_CONNECT";
+/// Where a scripted guest says that it maps RAM. Nothing is mapped there, and nobody looks.
+pub(crate) const BASE: u64 = 1 << 40;
+
+/// What the process does that connects: run it by the test `connector` of the binary, which calls
+/// this. Without its environment, when somebody runs all ignored tests, it does nothing.
+pub(crate) fn connector() {
+    let Some(path) = env::var_os(SOCKET) else {
+        return;
+    };
+    let fd = stdin().as_fd().try_clone_to_owned().expect("stdin");
+    let parent = SeqPacket::from(fd);
+    let connection = SeqPacket::connect(path.as_ref()).expect("connect");
+    parent
+        .send_with_fds(b"connected", &[connection.as_fd()])
+        .expect("pass on");
+    drop(connection);
+    // Until the test lets go.
+    let _ = parent.recv(&mut [0; 1]);
+}
+
+/// A guest whose shim is the test.
+#[derive(Debug)]
+pub(crate) struct RawGuest {
+    process: Child,
+    _line: SeqPacket,
+    pub(crate) socket: SeqPacket,
+}
+
+impl RawGuest {
+    pub(crate) fn connect(host: &Host) -> Self {
+        let (line, theirs) = SeqPacket::pair().expect("a pair");
+        let process = Command::new(env::current_exe().expect("this test"))
+            .args(["--exact", "connector", "--ignored", "--quiet"])
+            .env(SOCKET, host.socket("memory.sock"))
+            .stdin(theirs.as_fd().try_clone_to_owned().expect("a descriptor"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start this test again");
+        let (received, mut fds) = line.recv_with_fds(&mut [0; 16]).expect("receive");
+        assert!(
+            matches!(received, Received::Message { .. }),
+            "the connector failed"
+        );
+        let socket = SeqPacket::from(fds.pop().expect("the connection"));
+        Self {
+            process,
+            _line: line,
+            socket,
+        }
+    }
+
+    pub(crate) fn send(&self, message: &Message) {
+        self.socket.send(&message.encode()).expect("send");
+    }
+
+    /// The next message; panics at the end of the connection.
+    pub(crate) fn receive(&self) -> Message {
+        self.receive_with_fds().0
+    }
+
+    fn receive_with_fds(&self) -> (Message, Vec<OwnedFd>) {
+        let mut buffer = [0; MAX_MESSAGE];
+        let ready =
+            memvisor_guest_agent::shim::wait_readable([self.socket.as_fd()], Some(PATIENCE));
+        assert_eq!(ready.expect("poll"), [true], "the host says nothing");
+        let (received, fds) = self.socket.recv_with_fds(&mut buffer).expect("receive");
+        let Received::Message { len, .. } = received else {
+            panic!("the host hung up");
+        };
+        (Message::decode(&buffer[..len]).expect("a message"), fds)
+    }
+
+    /// Expects the host to end the session for a reason that names `text`, and to hang up. Commands
+    /// that were under way are ignored.
+    #[track_caller]
+    pub(crate) fn is_told(&self, text: &str) {
+        let why = loop {
+            match self.receive() {
+                Message::Error(why) => break why,
+                Message::Command(_) => {}
+                other => panic!("{} where ERROR `{text}` is expected", other.name()),
+            }
+        };
+        assert!(why.contains(text), "no `{text}` in: {why}");
+        let end = self.socket.recv_timeout(&mut [0; 64], PATIENCE);
+        assert_eq!(end.expect("receive"), Some(Received::Closed), "{why}");
+    }
+
+    /// Expects the host to have ended the guest's process, which never ends by itself.
+    #[track_caller]
+    pub(crate) fn is_killed(&mut self) {
+        let status = eventually("the guest's process is killed", || {
+            self.process.try_wait().expect("a child")
+        });
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
+    }
+
+    /// Says HELLO and takes WELCOME.
+    pub(crate) fn hello(self, hello: Hello) -> Welcomed {
+        self.send(&Message::Hello(hello));
+        let (message, fds) = self.receive_with_fds();
+        let Message::Welcome(welcome) = message else {
+            panic!("no WELCOME: {message:?}");
+        };
+        let [ram, pool] = <[OwnedFd; 2]>::try_from(fds).expect("RAM and pool");
+        Welcomed {
+            guest: self,
+            welcome,
+            ram: File::from(ram),
+            pool,
+        }
+    }
+}
+
+impl Drop for RawGuest {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A HELLO that is all right.
+pub(crate) fn hello(name: &str, pages: u32) -> Hello {
+    Hello {
+        name: name.to_owned(),
+        pages,
+        uffd: uffd::open().is_ok(),
+        reservation: 0,
+        limit: pages,
+        shares: 1000,
+        salt: None,
+        workload: "scripted".to_owned(),
+    }
+}
+
+/// A scripted guest after WELCOME.
+#[derive(Debug)]
+pub(crate) struct Welcomed {
+    pub(crate) guest: RawGuest,
+    pub(crate) welcome: Welcome,
+    pub(crate) ram: File,
+    pub(crate) pool: OwnedFd,
+}
+
+impl Welcomed {
+    pub(crate) fn ready(&self, base: u64, channels: u16, fds: &[BorrowedFd<'_>]) {
+        let ready = Message::Ready(Ready { base, channels });
+        let sent = self.guest.socket.send_with_fds(&ready.encode(), fds);
+        sent.expect("send READY");
+    }
+
+    /// Finishes the handshake as it should be.
+    pub(crate) fn power_on(self) -> Powered {
+        let (channels, theirs): (Vec<_>, Vec<_>) = (0..MAX_CHANNELS)
+            .map(|_| SeqPacket::pair().expect("a pair"))
+            .unzip();
+        let uffd = matches!(
+            self.welcome.engine,
+            memvisor_guest_agent::protocol::memory::Engine::Uffd
+        )
+        .then(|| uffd::open().expect("it worked before"));
+        let fds: Vec<_> = uffd
+            .iter()
+            .map(AsFd::as_fd)
+            .chain(theirs.iter().map(AsFd::as_fd))
+            .collect();
+        self.ready(BASE, MAX_CHANNELS as u16, &fds);
+        assert_eq!(self.guest.receive(), Message::Go);
+        Powered {
+            guest: self.guest,
+            ram: self.ram,
+            token: self.welcome.token,
+            channels,
+            _uffd: uffd,
+        }
+    }
+}
+
+/// A scripted guest that is powered on.
+#[derive(Debug)]
+pub(crate) struct Powered {
+    pub(crate) guest: RawGuest,
+    pub(crate) ram: File,
+    pub(crate) token: u64,
+    pub(crate) channels: Vec<SeqPacket>,
+    _uffd: Option<OwnedFd>,
+}
+
+impl Powered {
+    pub(crate) fn on(host: &Host, name: &str, pages: u32) -> Self {
+        RawGuest::connect(host).hello(hello(name, pages)).power_on()
+    }
+
+    pub(crate) fn fault(&self, channel: usize, fault: Fault) {
+        self.channels[channel].send(&fault.encode()).expect("send");
+    }
+
+    pub(crate) fn reply(&self, channel: usize) -> Reply {
+        let mut bytes = [0; REPLY_BYTES];
+        let received = self.channels[channel].recv_timeout(&mut bytes, PATIENCE);
+        let received = received.expect("receive").expect("an answer in time");
+        assert!(matches!(received, Received::Message { .. }), "{received:?}");
+        Reply::decode(&bytes).expect("a reply")
+    }
+
+    /// Touches a page of a VM without userfaultfd as a good shim would, and fills it with `byte`.
+    pub(crate) fn write_page(&self, gfn: u32, byte: u8) {
+        self.fault(0, Fault::Write(memvisor_guest_agent::protocol::Gfn(gfn)));
+        match self.reply(0) {
+            Reply::Retry => {}
+            Reply::Open(_) | Reply::Private(_) => {
+                let at = u64::from(gfn) * 4096;
+                self.ram.write_all_at(&[byte; 4096], at).expect("write RAM");
+                self.fault(0, Fault::Done(0));
+            }
+        }
+    }
+
+    /// The next command to the memory thread.
+    pub(crate) fn command(&self) -> Order {
+        match self.guest.receive() {
+            Message::Command(command) => command,
+            other => panic!("{} where COMMAND is expected", other.name()),
+        }
+    }
+
+    pub(crate) fn ack(&self, seq: u32, done: u32, errno: u32) {
+        let ack = Ack { seq, done, errno };
+        self.guest.send(&Message::Ack(ack));
+    }
+}
+
+/// A balloon agent that is the test.
+#[derive(Debug)]
+pub(crate) struct RawAgent {
+    pub(crate) socket: SeqPacket,
+    seq: u32,
+}
+
+impl RawAgent {
+    pub(crate) fn connect(host: &Host) -> Self {
+        let socket = SeqPacket::connect(&host.socket("balloon.sock")).expect("connect");
+        Self { socket, seq: 0 }
+    }
+
+    pub(crate) fn send(&mut self, message: &ToHost) -> u32 {
+        self.seq += 1;
+        self.socket.send(&message.encode(self.seq)).expect("send");
+        self.seq
+    }
+
+    pub(crate) fn receive(&self) -> (u32, ToAgent) {
+        let mut buffer = vec![0; 64 * 1024];
+        match self.socket.recv_timeout(&mut buffer, PATIENCE) {
+            Ok(Some(Received::Message { len, .. })) => {
+                ToAgent::decode(&buffer[..len]).expect("a message")
+            }
+            other => panic!("no message: {other:?}"),
+        }
+    }
+
+    /// Asks and takes the answer; what the host says unasked before it is ignored.
+    pub(crate) fn ask(&mut self, message: &ToHost) -> ToAgent {
+        let asked = self.send(message);
+        loop {
+            match self.receive() {
+                (seq, answer) if seq == asked => return answer,
+                (0, _) => {}
+                (seq, answer) => panic!("{answer:?} answers {seq}, not {asked}"),
+            }
+        }
+    }
+
+    pub(crate) fn start(&mut self, token: u64, pages: u64) -> Started {
+        match self.ask(&ToHost::Start(start(token, pages))) {
+            ToAgent::Started(started) => started,
+            other => panic!("no STARTED: {other:?}"),
+        }
+    }
+
+    /// Expects an error that names `text`, then the end.
+    #[track_caller]
+    pub(crate) fn is_told(&self, text: &str) {
+        let why = loop {
+            match self.receive().1 {
+                ToAgent::Error { text, .. } => break text,
+                ToAgent::Target { .. } | ToAgent::Reset => {}
+                other => panic!("{other:?} where an error `{text}` is expected"),
+            }
+        };
+        assert!(why.contains(text), "no `{text}` in: {why}");
+        let end = self.socket.recv_timeout(&mut [0; 64], PATIENCE);
+        assert_eq!(end.expect("receive"), Some(Received::Closed), "{why}");
+    }
+}
+
+/// A START that is all right.
+pub(crate) fn start(token: u64, total_pages: u64) -> Start {
+    Start {
+        min_version: 1,
+        max_version: 1,
+        capabilities: Capabilities::all(),
+        token,
+        total_pages,
+        name: "scripted".to_owned(),
+    }
+}
+
+/// How long the host waits for the first message of a connection, and a little.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(8);
