@@ -5,7 +5,7 @@
 //! lock of the page and waits, deadlocks as soon as the page's mover waits for memory that only this
 //! thread's guest could free.
 //!
-//! So serving is one function that never waits: [`resolve`] looks at the page's home and either gives
+//! So serving is one function that never waits: [`resolve()`] looks at the page's home and either gives
 //! the guest its page, or says why not now. The fault thread of the VM ([`FaultThread`]) reads faults
 //! from the userfaultfd and from the fault channels, and *parks* those that cannot be served:
 //!

@@ -11,7 +11,7 @@
 //!
 //! # The structure
 //!
-//! [`plan`] is a pure function of a [`HostSnapshot`] and a [`Config`]. It knows no clock, does no
+//! [`plan()`] is a pure function of a [`HostSnapshot`] and a [`Config`]. It knows no clock, does no
 //! I/O, takes no lock and draws no random number. Everything follows from three steps:
 //!
 //! 1. [`next_state`]: the free-memory state, with hysteresis (`states`).

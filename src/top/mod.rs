@@ -1,6 +1,6 @@
 //! `memvisor top`: the memory screen of esxtop for this host.
 //!
-//! A screen is a pure function of two snapshots ([`render`]), so it is tested as text and a recorded
+//! A screen is a pure function of two snapshots ([`render()`]), so it is tested as text and a recorded
 //! snapshot draws as a live one. [`Terminal`] knows escape sequences and nothing about memory; [`run`]
 //! joins the two and waits for a key, a signal or the next interval.
 

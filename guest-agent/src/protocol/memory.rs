@@ -14,7 +14,7 @@
 //! and then carries [`Command`]s to the shim's memory thread, one at a time, each answered by an
 //! [`Ack`]. Faults that the kernel reports by SIGSEGV travel over the *fault channels*, socket pairs
 //! that the shim made: the faulting thread takes a free one, sends [`Fault`], waits for [`Reply`],
-//! does what it says and, if that changed a mapping, sends [`Done`]. The three are of fixed size
+//! does what it says and, if that changed a mapping, sends [`Fault::Done`]. The three are of fixed size
 //! and encode without allocating, because a signal handler does it.
 
 mod channel;

@@ -4,7 +4,7 @@
 //! for it. The host does not trust them: whatever the shim says or fails to do, only its own guest
 //! suffers. The guest (kernel, agent, workloads) is above [`Memory`] and knows nothing of it.
 //!
-//! - [`attach`] shakes hands with the daemon over `memory.sock` and maps RAM as one linear mapping on
+//! - [`attach()`] shakes hands with the daemon over `memory.sock` and maps RAM as one linear mapping on
 //!   which every access waits for the daemon: registered with a userfaultfd, or without access.
 //! - The *memory thread* ([`Attached::serve`]) executes the daemon's commands: freeze, map shared
 //!   frames, map RAM back.

@@ -267,6 +267,7 @@ impl Builder<'_> {
             region: Arc::clone(&region),
             share,
             next: 0,
+            loaded: 0,
         }))
     }
 

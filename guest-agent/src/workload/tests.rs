@@ -293,3 +293,18 @@ fn guests_of_other_seeds_have_the_common_pages_and_their_own() {
     let own = one.len() - common;
     assert!(common > 60 && own > 150, "{common} common, {own} own");
 }
+
+#[test]
+fn image_whose_boot_was_cut_short_verifies_what_was_copied_and_no_more() {
+    let guest = guest(4096, 4096);
+    let image = guest.directory.path().join("image");
+    std::fs::write(&image, vec![7; 2048 * PAGE_SIZE]).expect("a file");
+    let text = format!("image:{}", image.display());
+    let runner = guest.start(&[&text]).expect("it starts");
+    let report = runner.stop(|_| {});
+    assert!(report.is_clean(), "{:?}", report.workloads);
+    // Filling writes pages; without the final pass nothing was compared.
+    let workload = &report.workloads[0];
+    let copied = workload.bytes_written / PAGE_SIZE as u64;
+    assert!(workload.pages_verified >= copied, "{workload:?}");
+}
