@@ -18,7 +18,7 @@ use crate::units::Bytes;
 pub(super) enum Engine {
     /// userfaultfd where this system allows it, else page protection.
     Auto,
-    /// userfaultfd: needs Linux 6.7 and leave to handle faults.
+    /// userfaultfd: needs Linux 5.14 and leave to handle faults of user code.
     Uffd,
     /// Page protection: any Linux, no privilege.
     Mprotect,

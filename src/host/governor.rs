@@ -78,6 +78,7 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
         (u64::from(zip.pages_used()), u64::from(zip.max_pages()))
     };
     let swap = vm.swap.stats();
+    let rooms = u64::from(!vm.is_unevictable());
     VmSnapshot {
         id: vm.id,
         size: Pages(u64::from(vm.params.pages)),
@@ -89,7 +90,7 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
         sharing_saved: sharing_saved(member),
         compressed,
         zip_pages: Pages(zip_pages),
-        zip_room: Pages(zip_max.saturating_sub(zip_pages)),
+        zip_room: Pages(zip_max.saturating_sub(zip_pages) * rooms),
         swapped,
         ballooned,
         zero,
@@ -97,7 +98,7 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
         agent_alive: member.balloon.attached.load(Ordering::Acquire),
         balloon_max: member.balloon.max,
         active: None,
-        swap_room: swap.slots.saturating_sub(swap.used),
+        swap_room: Pages(swap.slots.saturating_sub(swap.used).0 * rooms),
         swap_failing: vm.is_swap_failing(),
     }
 }

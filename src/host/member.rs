@@ -15,6 +15,8 @@ use crate::vm::Vm;
 
 /// How long relief that a guest asked for lowers its balloon target.
 const RELIEF: Duration = Duration::from_secs(10);
+/// How long a new guest waits for its name while the VM that has it is ending.
+const ENDING: Duration = Duration::from_secs(3);
 
 /// One VM that is powered on.
 #[derive(Debug)]
@@ -110,11 +112,35 @@ struct State {
     members: Vec<Arc<Member>>,
 }
 
+impl State {
+    fn is_taken(&self, name: &str) -> bool {
+        self.names.iter().any(|taken| taken == name)
+    }
+
+    /// Whether a VM of this name runs and is not ending. One in its handshake counts as alive: it
+    /// may take as long as its guest likes.
+    fn is_alive(&self, name: &str) -> bool {
+        let member = self
+            .members
+            .iter()
+            .find(|member| member.vm.params.name == name);
+        member.is_none_or(|member| {
+            let ended = member.process.wait(Duration::ZERO);
+            !ended && !member.balloon.closing.load(Ordering::Acquire)
+        })
+    }
+}
+
 impl Members {
-    /// Takes a name for a VM that is being powered on; `None` if it is in use.
+    /// Takes a name for a VM that is being powered on; `None` if it is in use. A name whose VM is just
+    /// ending is waited for: a guest is often started again as soon as it has exited.
     pub(super) fn take_name(self: &Arc<Self>, name: &str) -> Option<Name> {
-        let mut state = lock(&self.state);
-        if state.names.iter().any(|taken| taken == name) {
+        let is_ending = |state: &mut State| state.is_taken(name) && !state.is_alive(name);
+        let waited = self
+            .emptied
+            .wait_timeout_while(lock(&self.state), ENDING, is_ending);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.is_taken(name) {
             return None;
         }
         state.names.push(name.to_owned());

@@ -3,9 +3,9 @@
 //! Threads:
 //!
 //! - `memory` and `balloon` accept connections; each connection gets a thread of its own.
-//! - `vm-NAME` shakes hands with a guest and then is its fault thread until the guest ends.
+//! - `memory-conn` shakes hands with a guest and then is its fault thread until the guest ends.
 //! - `work-NAME` takes that guest's pages away ([`crate::reclaim`]).
-//! - `balloon-N` talks to a guest's agent ([`crate::balloon`]).
+//! - `balloon-conn` talks to a guest's agent ([`crate::balloon`]).
 //! - `policy` takes a snapshot, plans, and hands out orders ([`governor`]).
 //! - `control` serves the API ([`crate::control`]).
 //!

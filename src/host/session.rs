@@ -57,7 +57,7 @@ enum HandshakeError {
     Channel { index: usize },
     #[error("READY maps RAM at {base:#x}: not page aligned, or it leaves the address space")]
     Base { base: u64 },
-    #[error("{}", chain(.0))]
+    #[error(transparent)]
     Refused(#[from] Refusal),
     #[error("cannot {what}")]
     Kernel {
@@ -306,7 +306,8 @@ fn power_off(host: &Host, member: &Member, worker: Worker, ended: &Ended) {
         tracing::error!(vm = %vm.params.name, pid = member.process.pid(), "the guest does not die");
     }
     worker.join();
-    host.members.remove(vm.id);
     vm.tear_down();
+    // After its memory is back: who sees no VM any more sees no memory of one either.
+    host.members.remove(vm.id);
     tracing::info!(vm = %vm.params.name, used_pages = host.budget.used().0, "VM is gone");
 }

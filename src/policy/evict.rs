@@ -54,11 +54,24 @@ pub(super) fn evictions(
         .collect();
     let second = divide(shortfall.saturating_sub(done).min(left), &rests, host.seed);
 
-    first
+    let evictions: Vec<Pages> = first
         .into_iter()
         .zip(second)
         .map(|pair| total([pair.0, pair.1]))
-        .collect()
+        .collect();
+    let nobody_can = total(evictions.iter().copied()) == Pages(0);
+    if nobody_can && state >= FreeState::Hard {
+        return last_resort(host, shortfall.min(config.evict_round));
+    }
+    evictions
+}
+
+/// Who is above its target can give nothing: its swap fails, or it is full. Then the others give what
+/// they hold above their reservations, or their own faults would wait for ever.
+fn last_resort(host: &HostSnapshot, pages: Pages) -> Vec<Pages> {
+    let spare = |vm: &VmSnapshot| vm.allocation().saturating_sub(vm.min()).min(vm.evictable());
+    let wants: Vec<Pages> = host.vms.iter().map(spare).collect();
+    divide(pages, &wants, host.seed)
 }
 
 fn excess(vm: &VmSnapshot, plan: &VmPlan, state: FreeState) -> Excess {
@@ -106,6 +119,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn last_resort_takes_from_those_that_can_down_to_their_reservations() {
+        let vm = |id, reservation, swap_room| VmSnapshot {
+            id: crate::units::VmId(id),
+            size: Pages(1000),
+            reservation: Pages(reservation),
+            resident: Pages(500),
+            swap_room: Pages(swap_room),
+            shares: 1000,
+            ..serde_json::from_str(
+                r#"{"id": 0, "size": 1, "shares": 1, "agent_alive": false, "balloon_max": 0}"#,
+            )
+            .expect("valid")
+        };
+        let host = HostSnapshot {
+            budget: Pages(1500),
+            used: Pages(1500),
+            state: FreeState::Low,
+            vms: vec![vm(1, 0, 0), vm(2, 400, 1000), vm(3, 200, 1000)],
+            seed: 0,
+        };
+        assert_eq!(last_resort(&host, Pages(40)), [0, 10, 30].map(Pages));
+        assert_eq!(last_resort(&host, Pages(900)), [0, 100, 300].map(Pages));
+    }
 
     #[test]
     fn divide_is_proportional_and_the_seed_places_the_odd_page() {

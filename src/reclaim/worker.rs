@@ -242,6 +242,7 @@ impl State {
     fn evict(&mut self) -> Result<(), EngineError> {
         let evicted = self.evictor.evict(&self.vm, self.vm.orders.evict())?;
         self.vm.orders.evicted(evicted);
+        self.vm.note_evicted(evicted);
         if evicted == Pages(0) {
             self.evict_after = Instant::now() + EVICT_PAUSE;
         }

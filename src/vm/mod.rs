@@ -84,10 +84,14 @@ pub struct Vm {
     /// Whether the swap file refused the latest write.
     swap_failing: AtomicBool,
     end_reason: OnceLock<String>,
+    /// When eviction last found nothing that could leave.
+    nothing_left: StdMutex<Option<Instant>>,
     abandoned: StdMutex<Vec<FrameId>>,
     latency: StdMutex<Histogram<u64>>,
 }
 
+/// How long nothing is expected of an eviction that found nothing.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Fault latencies are kept from 1 us to a minute, to two digits.
 const LATENCY_MAX_US: u64 = 60_000_000;
 const LATENCY_DIGITS: u8 = 2;
@@ -122,6 +126,7 @@ impl Vm {
             vmas: Vmas::new(parts.vma_budget, opens),
             swap_failing: AtomicBool::new(false),
             end_reason: OnceLock::new(),
+            nothing_left: StdMutex::default(),
             abandoned: StdMutex::default(),
             latency: StdMutex::new(
                 Histogram::new_with_max(LATENCY_MAX_US, LATENCY_DIGITS)
@@ -208,6 +213,26 @@ impl Vm {
     #[must_use]
     pub fn is_swap_failing(&self) -> bool {
         self.swap_failing.load(Ordering::Relaxed)
+    }
+
+    /// Notes that an eviction found nothing that could leave, or that pages left.
+    pub fn note_evicted(&self, evicted: Pages) {
+        let now = (evicted == Pages(0)).then(Instant::now);
+        *self
+            .nothing_left
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// Whether eviction has just found that nothing could leave: the swap file fails or is full, and
+    /// what is left does not compress. It is worth another try a little later.
+    #[must_use]
+    pub fn is_unevictable(&self) -> bool {
+        let since = *self
+            .nothing_left
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() < TRY_AGAIN)
     }
 
     /// Gives back all memory of a VM whose guest is gone and whose threads have ended. Others may
