@@ -107,7 +107,7 @@ pub struct SharedRun {
     pub frame: FrameId,
 }
 
-/// A hand on the memory of one guest. See the [module text](self) for who may call what.
+/// A hand on the memory of one guest. See the module text for who may call what.
 pub trait Engine: Send + Sync + std::fmt::Debug {
     /// Which of the two it is.
     fn kind(&self) -> EngineKind;

@@ -97,7 +97,7 @@ enum Channel {
     Confirming(Pending),
 }
 
-/// See the [module text](self).
+/// See the module text.
 #[derive(Debug)]
 pub struct FaultThread {
     vm: Arc<Vm>,

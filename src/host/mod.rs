@@ -6,7 +6,7 @@
 //! - `memory-conn` shakes hands with a guest and then is its fault thread until the guest ends.
 //! - `work-NAME` takes that guest's pages away ([`crate::reclaim`]).
 //! - `balloon-conn` talks to a guest's agent ([`crate::balloon`]).
-//! - `policy` takes a snapshot, plans, and hands out orders ([`governor`]).
+//! - `policy` takes a snapshot, plans, and hands out orders (`governor.rs`).
 //! - `control` serves the API ([`crate::control`]).
 //!
 //! The main thread waits for a signal and then ends everything in order: guests first, each told why,

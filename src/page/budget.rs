@@ -24,7 +24,7 @@ pub enum Urgency {
     Reclaim,
 }
 
-/// The host's memory. See the [module text](self).
+/// The host's memory. See the module text.
 #[derive(Debug)]
 pub struct Budget {
     total: u64,

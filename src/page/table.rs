@@ -96,7 +96,7 @@ impl View {
     }
 }
 
-/// The page table of one VM. See the [module text](self).
+/// The page table of one VM. See the module text.
 #[derive(Debug)]
 pub struct PageTable {
     entries: Box<[AtomicU64]>,

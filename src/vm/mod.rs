@@ -52,7 +52,7 @@ pub struct Parts {
     pub vma_budget: u32,
 }
 
-/// One guest. See the [module text](self).
+/// One guest. See the module text.
 #[derive(Debug)]
 pub struct Vm {
     /// Its number.

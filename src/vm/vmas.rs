@@ -11,7 +11,7 @@ use crate::sync::{AtomicU32, Ordering};
 /// An exact count costs a nanosecond a page; it is made after so many changes as a part of the budget.
 const RECOUNT: u32 = 64;
 
-/// See the [module text](self).
+/// See the module text.
 #[derive(Debug)]
 pub struct Vmas {
     budget: AtomicU32,
