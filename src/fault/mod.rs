@@ -19,9 +19,12 @@
 //! the faulting thread itself does it: it gets a [`Reply`](crate::engine::Reply) and confirms. Until
 //! then the page stays locked and is *pending*.
 
+mod ahead;
+mod ended;
 mod resolve;
 mod thread;
 mod waiting;
 
+pub use ended::Ended;
 pub use resolve::{Access, FaultError, Outcome, Pending, complete, resolve};
-pub use thread::{Ended, FaultThread};
+pub use thread::FaultThread;

@@ -5,16 +5,17 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::protocol::DecodeError;
 use memvisor_guest_agent::protocol::memory::{FAULT_BYTES, Fault, MAX_REPORT};
 use memvisor_guest_agent::shim::{Received, SeqPacket};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use thiserror::Error;
 
-use super::resolve::{Access, FaultError, Outcome, Pending, complete, resolve};
+use super::ahead::Ahead;
+use super::ended::{Ended, kernel};
+use super::resolve::{Access, Outcome, Pending, complete, resolve};
 use super::waiting::{Asker, Waiter, Waiting};
-use crate::engine::{EngineError, Link, Reply};
+use crate::engine::{Link, Reply};
+use crate::page::Home;
 use crate::sys::Uffd;
 use crate::units::{Gfn, PAGE_SIZE};
 use crate::vm::Vm;
@@ -26,66 +27,12 @@ const FIRST_CHANNEL: u64 = 3;
 
 /// Events taken from the kernel at once: more than one guest's descriptors.
 const EVENTS: usize = 32;
+/// Pages are given ahead while at least so large a part of the budget is free: an eighth.
+const AHEAD_FREE: u64 = 8;
 /// While faults wait for memory, how often to look without being called, in case a policy change
 /// went unnoticed; and after how long, and how often, to say so.
 const STARVED_LOOK_MS: u16 = 200;
 const STARVED_WARNING: Duration = Duration::from_secs(5);
-
-/// Why a VM ended.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum Ended {
-    /// The guest's process is gone or has hung up.
-    #[error("the guest is gone")]
-    GuestGone,
-    /// Somebody asked for it.
-    #[error("{0}")]
-    Asked(String),
-    /// A fault cannot be served, ever.
-    #[error("a fault cannot be served")]
-    Fault(#[source] FaultError),
-    /// The shim broke the protocol.
-    #[error("the shim broke the protocol: {0}")]
-    Protocol(String),
-    /// The guest's kernel refused a mapping that the guest cannot go on without.
-    #[error("the guest cannot map its own page: {0} (out of VMAs? see vm.max_map_count)")]
-    Mapping(io::Error),
-    /// The kernel failed the daemon.
-    #[error("cannot {what}")]
-    Kernel {
-        /// What was tried.
-        what: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl From<FaultError> for Ended {
-    fn from(error: FaultError) -> Self {
-        match error {
-            // It died between asking and being answered.
-            FaultError::Engine {
-                source: EngineError::Gone,
-                ..
-            } => Self::GuestGone,
-            error => Self::Fault(error),
-        }
-    }
-}
-
-impl From<DecodeError> for Ended {
-    fn from(error: DecodeError) -> Self {
-        Self::Protocol(error.to_string())
-    }
-}
-
-fn kernel(what: &'static str) -> impl Fn(Errno) -> Ended {
-    move |errno| Ended::Kernel {
-        what,
-        source: errno.into(),
-    }
-}
 
 /// What a channel is in the middle of.
 #[derive(Debug)]
@@ -108,6 +55,7 @@ pub struct FaultThread {
     sockets: Vec<SeqPacket>,
     channels: Vec<Channel>,
     waiting: Waiting,
+    ahead: Ahead,
     epoll: Epoll,
     warned: Instant,
 }
@@ -152,6 +100,7 @@ impl FaultThread {
             sockets,
             channels,
             waiting,
+            ahead: Ahead::default(),
             epoll,
             warned,
         })
@@ -299,7 +248,29 @@ impl FaultThread {
             })
     }
 
+    /// Gives pages behind a first touch that is one of a row, before the touched page itself: once
+    /// its thread runs it asks for them.
+    fn give_ahead(&mut self, gfn: Gfn) -> Result<(), Ended> {
+        let vm = &self.vm;
+        let is_untouched =
+            |gfn| vm.table.contains(gfn) && vm.table.entry(gfn).home() == Home::Untouched;
+        // Memory that is short is for pages that somebody asks for.
+        if !is_untouched(gfn) || vm.budget.free().0 < vm.budget.total().0 / AHEAD_FREE {
+            return Ok(());
+        }
+        let count = self.ahead.touched(gfn);
+        for next in (1..=count).map_while(|step| gfn.checked_add(step)) {
+            if !is_untouched(next) || !matches!(resolve(vm, next, Access::Any)?, Outcome::Served) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn serve(&mut self, waiter: Waiter) -> Result<(), Ended> {
+        if waiter.asker == Asker::Uffd {
+            self.give_ahead(waiter.gfn)?;
+        }
         let outcome = resolve(&self.vm, waiter.gfn, waiter.access).map_err(Ended::from);
         if let Err(Ended::Fault(_)) = &outcome {
             let homes = self.vm.table.history().of(waiter.gfn);

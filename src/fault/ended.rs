@@ -1,0 +1,66 @@
+//! Why a VM ended.
+
+use std::io;
+
+use memvisor_guest_agent::protocol::DecodeError;
+use nix::errno::Errno;
+use thiserror::Error;
+
+use super::resolve::FaultError;
+use crate::engine::EngineError;
+
+/// Why a VM ended.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Ended {
+    /// The guest's process is gone or has hung up.
+    #[error("the guest is gone")]
+    GuestGone,
+    /// Somebody asked for it.
+    #[error("{0}")]
+    Asked(String),
+    /// A fault cannot be served, ever.
+    #[error("a fault cannot be served")]
+    Fault(#[source] FaultError),
+    /// The shim broke the protocol.
+    #[error("the shim broke the protocol: {0}")]
+    Protocol(String),
+    /// The guest's kernel refused a mapping that the guest cannot go on without.
+    #[error("the guest cannot map its own page: {0} (out of VMAs? see vm.max_map_count)")]
+    Mapping(io::Error),
+    /// The kernel failed the daemon.
+    #[error("cannot {what}")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl From<FaultError> for Ended {
+    fn from(error: FaultError) -> Self {
+        match error {
+            // It died between asking and being answered.
+            FaultError::Engine {
+                source: EngineError::Gone,
+                ..
+            } => Self::GuestGone,
+            error => Self::Fault(error),
+        }
+    }
+}
+
+impl From<DecodeError> for Ended {
+    fn from(error: DecodeError) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}
+
+pub(super) fn kernel(what: &'static str) -> impl Fn(Errno) -> Ended {
+    move |errno| Ended::Kernel {
+        what,
+        source: errno.into(),
+    }
+}
