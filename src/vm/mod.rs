@@ -270,10 +270,4 @@ impl Vm {
         self.budget.starve(&self.parking, false);
         self.budget.give(used);
     }
-
-    /// The host memory of this VM without what it shares: resident pages and its cache.
-    #[must_use]
-    pub fn private(&self) -> Pages {
-        Pages(self.table.count(Home::Resident) + u64::from(self.zip.lock().pages_used()))
-    }
 }
