@@ -33,6 +33,12 @@ pub struct GuestOptions {
     pub limit: Option<Bytes>,
     /// Its weight when memory is divided.
     pub shares: u32,
+    /// The most memory its balloon may take; `None` leaves that to the host.
+    pub balloon_max: Option<Bytes>,
+    /// Whether its pages may be shared.
+    pub sharing: bool,
+    /// Whether it runs a balloon agent.
+    pub agent: bool,
     /// Where the host's sockets are.
     pub runtime_dir: RuntimeDir,
 }
@@ -98,6 +104,9 @@ fn agent_options(options: &GuestOptions) -> Result<guest::GuestOptions, GuestErr
         reservation: pages(options.reservation)?,
         limit: pages(options.limit.unwrap_or(options.memory))?,
         shares: options.shares,
+        balloon_max: options.balloon_max.map(pages).transpose()?,
+        sharing: options.sharing,
+        agent: options.agent,
         memory_socket: options.runtime_dir.memory_socket(),
         balloon_socket: options.runtime_dir.balloon_socket(),
         // A guest can be asked to page out all that the host may balloon.

@@ -71,6 +71,18 @@ struct Args {
     #[arg(long, default_value = "normal")]
     shares: Shares,
 
+    /// The most memory its balloon may take; 0 turns ballooning off [default: by the host].
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    balloon_max: Option<u32>,
+
+    /// Never share its pages, not even with each other.
+    #[arg(long)]
+    no_sharing: bool,
+
+    /// Run no balloon agent, as a guest without VMware Tools.
+    #[arg(long)]
+    no_agent: bool,
+
     /// Where the host's sockets are.
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
@@ -156,6 +168,9 @@ impl Args {
             reservation,
             limit,
             shares: self.shares.count(self.memory.into()),
+            balloon_max: self.balloon_max,
+            sharing: !self.no_sharing,
+            agent: !self.no_agent,
             // A guest can be asked to page out all that the host may balloon.
             swap_pages: self.memory,
             swap_directory: env::temp_dir(),

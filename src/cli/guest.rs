@@ -55,6 +55,18 @@ pub(super) struct GuestArgs {
     #[arg(long, default_value = "normal")]
     shares: Shares,
 
+    /// The most memory its balloon may take; 0 turns ballooning off [default: by the host].
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    balloon_max: Option<Bytes>,
+
+    /// Never share its pages, not even with each other.
+    #[arg(long)]
+    no_sharing: bool,
+
+    /// Run no balloon agent, as a guest without VMware Tools.
+    #[arg(long)]
+    no_agent: bool,
+
     /// Where the host's sockets are.
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
@@ -94,6 +106,9 @@ impl GuestArgs {
             reservation: self.reservation,
             limit: self.limit,
             shares: self.shares.count(self.memory.pages().0),
+            balloon_max: self.balloon_max,
+            sharing: !self.no_sharing,
+            agent: !self.no_agent,
             runtime_dir: RuntimeDir::locate(self.runtime_dir)?,
         })
     }

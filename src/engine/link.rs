@@ -66,12 +66,36 @@ impl Link {
                 Op::Freeze => "freeze",
                 Op::MapShared => "map shared frames",
                 Op::MapPrivate => "map RAM back",
+                Op::Close => "close",
+                Op::Reveal => "reveal",
+                Op::Open => "open",
             },
             run: failed.run,
             source: std::io::Error::from_raw_os_error(
                 i32::try_from(ack.errno).unwrap_or(libc::EIO),
             ),
         })
+    }
+
+    /// Has the shim take frames from another pool from now on; no page may be mapped from the one it
+    /// has.
+    ///
+    /// # Errors
+    /// [`EngineError::Gone`] or [`EngineError::Protocol`]; the session is over.
+    pub fn set_pool(&self, pool: BorrowedFd<'_>) -> Result<(), EngineError> {
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed);
+        self.socket
+            .send_with_fds(&Message::Pool { seq }.encode(), &[pool])
+            .map_err(|_| EngineError::Gone)?;
+        match self.receive(seq)? {
+            Ack {
+                done: 0, errno: 0, ..
+            } => Ok(()),
+            ack => Err(EngineError::Protocol {
+                got: format!("{ack:?}"),
+                seq,
+            }),
+        }
     }
 
     fn receive(&self, seq: u32) -> Result<Ack, EngineError> {

@@ -4,7 +4,9 @@
 //! |---|---|---|
 //! | provide a page | `UFFDIO_ZEROPAGE` / `COPY` / `CONTINUE` | write it to the file; the guest thread opens it |
 //! | freeze | shim: `madvise(DONTNEED)`, the next access is a minor fault | shim: `mprotect(NONE)` |
+//! | thaw | nothing | shim: `mprotect(READ, WRITE)` |
 //! | share | shim: map pool frames read-only over RAM | the same |
+//! | close, reveal | shim: `mprotect(NONE)`, `mprotect(READ)` of frames | the same |
 //! | break | write the copy to the file; the guest thread maps RAM back | the same |
 //! | take away | punch a hole into the file | the same |
 //!
@@ -130,6 +132,24 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`EngineError`].
     fn map_private(&self, runs: &[GfnRun]) -> Result<(), EngineError>;
+
+    /// Makes accesses to shared pages wait too, reads included.
+    ///
+    /// # Errors
+    /// [`EngineError`]; some runs may be closed then.
+    fn close(&self, runs: &[GfnRun]) -> Result<(), EngineError>;
+
+    /// Lets the guest read shared pages that were closed.
+    ///
+    /// # Errors
+    /// [`EngineError`]; some runs may be open then.
+    fn reveal(&self, runs: &[GfnRun]) -> Result<(), EngineError>;
+
+    /// Lets the guest access resident pages that were frozen, as far as that saves it mappings.
+    ///
+    /// # Errors
+    /// [`EngineError`]; some runs may be open then.
+    fn thaw(&self, runs: &[GfnRun]) -> Result<(), EngineError>;
 
     /// Copies a resident page out of the RAM file.
     fn read(&self, gfn: Gfn, into: &mut PageBuf);

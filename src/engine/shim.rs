@@ -80,6 +80,22 @@ impl<P: Provider> Engine for ShimEngine<P> {
         self.link.command(Op::MapPrivate, &plain(runs))
     }
 
+    fn close(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        self.link.command(Op::Close, &plain(runs))
+    }
+
+    fn reveal(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        self.link.command(Op::Reveal, &plain(runs))
+    }
+
+    fn thaw(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        match self.kind() {
+            // The next access is a minor fault, which costs no mapping.
+            EngineKind::Uffd => Ok(()),
+            EngineKind::Mprotect => self.link.command(Op::Open, &plain(runs)),
+        }
+    }
+
     fn read(&self, gfn: Gfn, into: &mut PageBuf) {
         self.ram.read(gfn, into);
     }

@@ -154,6 +154,8 @@ pub(crate) fn hello(name: &str, pages: u32) -> Hello {
         reservation: 0,
         limit: pages,
         shares: 1000,
+        balloon_max: u32::MAX,
+        sharing: true,
         salt: None,
         workload: "scripted".to_owned(),
     }
@@ -234,6 +236,7 @@ impl Powered {
         self.fault(0, Fault::Write(memvisor_guest_agent::protocol::Gfn(gfn)));
         match self.reply(0) {
             Reply::Retry => {}
+            Reply::Reveal(_) => panic!("a write is answered by a frame to read"),
             Reply::Open(_) | Reply::Private(_) => {
                 let at = u64::from(gfn) * 4096;
                 self.ram.write_all_at(&[byte; 4096], at).expect("write RAM");

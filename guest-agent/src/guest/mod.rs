@@ -48,6 +48,12 @@ pub struct GuestOptions {
     pub limit: u32,
     /// Its weight when memory is short.
     pub shares: u32,
+    /// The most pages its balloon may hold; `None` leaves that to the host.
+    pub balloon_max: Option<u32>,
+    /// Whether its pages may be shared.
+    pub sharing: bool,
+    /// Whether it runs a balloon agent.
+    pub agent: bool,
     /// The host's memory socket.
     pub memory_socket: PathBuf,
     /// The host's balloon socket.
@@ -160,7 +166,10 @@ pub fn run(
     };
     let memory: Arc<dyn Memory> = Arc::new(ram);
     let kernel = Kernel::new(memory, &kernel_options)?;
-    let relief = start_agent(options, token, &kernel)?;
+    let relief = options
+        .agent
+        .then(|| start_agent(options, token, &kernel))
+        .transpose()?;
     let started = Instant::now();
     let runner = Runner::start(&kernel, &specs, options.seed)?;
     let interrupted = wait(options.duration, signals, &runner)?;
@@ -190,6 +199,8 @@ fn hello(options: &GuestOptions) -> Hello {
         reservation: options.reservation,
         limit: options.limit,
         shares: options.shares,
+        balloon_max: options.balloon_max.unwrap_or(u32::MAX),
+        sharing: options.sharing,
         salt: options.salt.clone(),
         workload,
     }

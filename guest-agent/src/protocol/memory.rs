@@ -25,7 +25,7 @@ use super::codec::{DecodeError, Reader, Writer};
 use super::gfn::{Gfn, GfnRun};
 
 /// The version of this protocol. Both sides come from one build, so it must match exactly.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The longest message: a command of [`MAX_RUNS`] runs, rounded up.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Runs in one command. 1 024 system calls keep the memory thread busy for about 3 ms.
@@ -93,7 +93,11 @@ pub struct Hello {
     pub limit: u32,
     /// The weight of this VM when memory is short.
     pub shares: u32,
-    /// The sharing domain; VMs without a salt share one.
+    /// The most pages its balloon may hold; `u32::MAX` leaves that to the host.
+    pub balloon_max: u32,
+    /// Whether its pages may be shared at all.
+    pub sharing: bool,
+    /// The salt of its sharing domain. Empty: a domain of its own.
     pub salt: Option<String>,
     /// What the guest runs, for display only.
     pub workload: String,
@@ -130,6 +134,12 @@ pub enum Op {
     MapShared,
     /// Map RAM back so that every access faults to the daemon first.
     MapPrivate,
+    /// Allow no access to frames of the pool that are mapped.
+    Close,
+    /// Allow reading of frames that were closed.
+    Reveal,
+    /// Allow access to RAM pages that were frozen (mprotect engine).
+    Open,
 }
 
 /// Pages, and for [`Op::MapShared`] the frame behind the first of them; frames follow in order.
@@ -180,6 +190,12 @@ pub enum Message {
     Ack(Ack),
     /// Either way: why the connection ends now.
     Error(String),
+    /// Daemon to shim, with a descriptor: frames are those of another pool from here on. No page is
+    /// mapped from the old one. Acknowledged like a command without runs.
+    Pool {
+        /// Counts with the commands.
+        seq: u32,
+    },
 }
 
 const HELLO: u16 = 1;
@@ -189,6 +205,7 @@ const GO: u16 = 4;
 const COMMAND: u16 = 5;
 const ACK: u16 = 6;
 const ERROR: u16 = 7;
+const POOL: u16 = 8;
 
 const NO_SALT: u16 = 0;
 const WITH_SALT: u16 = 1;
@@ -217,6 +234,9 @@ impl Message {
             }
             Self::Error(text) => {
                 w.u16(ERROR).text(text);
+            }
+            Self::Pool { seq } => {
+                w.u16(POOL).u32(*seq);
             }
         }
         w.finish()
@@ -256,11 +276,12 @@ impl Message {
                 errno: r.u32("errno")?,
             }),
             ERROR => Self::Error(r.text("text", MAX_REPORT)?.to_owned()),
+            POOL => Self::Pool { seq: r.u32("seq")? },
             other => {
                 return Err(DecodeError::Value {
                     field: "type",
                     value: u64::from(other),
-                    allowed: "1 (hello) to 7 (error)",
+                    allowed: "1 (hello) to 8 (pool)",
                 });
             }
         };
@@ -279,6 +300,7 @@ impl Message {
             Self::Command(_) => "COMMAND",
             Self::Ack(_) => "ACK",
             Self::Error(_) => "ERROR",
+            Self::Pool { .. } => "POOL",
         }
     }
 }
@@ -287,6 +309,7 @@ impl Hello {
     fn write(&self, w: &mut Writer) {
         w.text(&self.name).u32(self.pages).u16(u16::from(self.uffd));
         w.u32(self.reservation).u32(self.limit).u32(self.shares);
+        w.u32(self.balloon_max).u16(u16::from(self.sharing));
         match &self.salt {
             None => w.u16(NO_SALT),
             Some(salt) => w.u16(WITH_SALT).text(salt),
@@ -302,6 +325,8 @@ impl Hello {
             reservation: r.u32("reservation")?,
             limit: r.u32("limit")?,
             shares: r.u32("shares")?,
+            balloon_max: r.u32("balloon_max")?,
+            sharing: flag(r, "sharing")?,
             salt: match flag(r, "salt")? {
                 false => None,
                 true => Some(r.text("salt", MAX_TEXT)?.to_owned()),
@@ -329,6 +354,9 @@ impl Command {
             Op::Freeze => 1,
             Op::MapShared => 2,
             Op::MapPrivate => 3,
+            Op::Close => 4,
+            Op::Reveal => 5,
+            Op::Open => 6,
         };
         let count = u16::try_from(self.runs.len().min(MAX_RUNS)).unwrap_or(u16::MAX);
         w.u32(self.seq).u16(op).u16(count);
@@ -345,11 +373,15 @@ impl Command {
             1 => Op::Freeze,
             2 => Op::MapShared,
             3 => Op::MapPrivate,
+            4 => Op::Close,
+            5 => Op::Reveal,
+            6 => Op::Open,
             op => {
                 return Err(DecodeError::Value {
                     field: "op",
                     value: u64::from(op),
-                    allowed: "1 (freeze), 2 (map shared) or 3 (map private)",
+                    allowed: "1 (freeze), 2 (map shared), 3 (map private), 4 (close), 5 (reveal) or \
+                              6 (open)",
                 });
             }
         };

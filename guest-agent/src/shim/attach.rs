@@ -137,7 +137,8 @@ pub fn attach(memory_socket: &Path, mut hello: Hello) -> Result<Attached, Attach
     socket
         .send_with_fds(&Message::Ready(ready).encode(), &fds)
         .map_err(kernel("send READY"))?;
-    match memory_thread::receive(&socket).map_err(AttachError::Session)? {
+    let (message, _) = memory_thread::receive(&socket).map_err(AttachError::Session)?;
+    match message {
         Message::Go => Ok(Attached {
             ram: Ram(hardware),
             welcome,

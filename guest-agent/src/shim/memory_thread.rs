@@ -3,6 +3,7 @@
 //! It never touches guest RAM: a page it touched might be one that waits for this very thread.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use crate::protocol::DecodeError;
 use crate::protocol::memory::{Ack, Command, MAX_MESSAGE, Message, Op};
@@ -24,7 +25,7 @@ pub enum SessionEnd {
     #[error("the host sent a message that cannot be understood")]
     Message(#[source] DecodeError),
     /// The daemon sent a message that has no place here.
-    #[error("the host sent {0} where only COMMAND is expected")]
+    #[error("the host sent {0} where COMMAND or POOL is expected")]
     Order(&'static str),
     /// The socket failed.
     #[error("the socket to the host failed")]
@@ -34,13 +35,24 @@ pub enum SessionEnd {
 /// Serves commands until the session ends.
 pub(super) fn run(socket: &SeqPacket, map: &RamMap) -> SessionEnd {
     loop {
-        let command = match receive(socket) {
-            Ok(Message::Command(command)) => command,
-            Ok(Message::Error(text)) => return SessionEnd::Ended(text),
-            Ok(other) => return SessionEnd::Order(other.name()),
+        let ack = match receive(socket) {
+            Ok((Message::Command(command), _)) => execute(map, &command),
+            Ok((Message::Pool { seq }, mut fds)) => {
+                let Some(pool) = fds.pop() else {
+                    return SessionEnd::Order("POOL without a descriptor");
+                };
+                map.set_pool(pool);
+                Ack {
+                    seq,
+                    done: 0,
+                    errno: 0,
+                }
+            }
+            Ok((Message::Error(text), _)) => return SessionEnd::Ended(text),
+            Ok((other, _)) => return SessionEnd::Order(other.name()),
             Err(end) => return end,
         };
-        let ack = Message::Ack(execute(map, &command));
+        let ack = Message::Ack(ack);
         if let Err(error) = socket.send(&ack.encode()) {
             return match error.kind() {
                 io::ErrorKind::BrokenPipe => SessionEnd::Closed,
@@ -50,13 +62,16 @@ pub(super) fn run(socket: &SeqPacket, map: &RamMap) -> SessionEnd {
     }
 }
 
-/// Waits for one message of the connection.
-pub(super) fn receive(socket: &SeqPacket) -> Result<Message, SessionEnd> {
+/// Waits for one message of the connection, and the descriptors that come with it.
+pub(super) fn receive(socket: &SeqPacket) -> Result<(Message, Vec<OwnedFd>), SessionEnd> {
     let mut buffer = [0; MAX_MESSAGE];
-    match socket.recv(&mut buffer).map_err(SessionEnd::Socket)? {
-        Received::Message { len, .. } => {
-            Message::decode(&buffer[..len.min(MAX_MESSAGE)]).map_err(SessionEnd::Message)
-        }
+    let (received, fds) = socket
+        .recv_with_fds(&mut buffer)
+        .map_err(SessionEnd::Socket)?;
+    match received {
+        Received::Message { len, .. } => Message::decode(&buffer[..len.min(MAX_MESSAGE)])
+            .map(|message| (message, fds))
+            .map_err(SessionEnd::Message),
         Received::Closed => Err(SessionEnd::Closed),
     }
 }
@@ -72,6 +87,9 @@ fn execute(map: &RamMap, command: &Command) -> Ack {
             Op::Freeze => map.freeze(remap.run),
             Op::MapShared => map.map_shared(remap.run, remap.frame),
             Op::MapPrivate => map.map_private(remap.run),
+            Op::Close => map.close(remap.run),
+            Op::Reveal => map.reveal(remap.run),
+            Op::Open => map.open(remap.run),
         };
         match result {
             Ok(()) => ack.done += 1,

@@ -1,8 +1,9 @@
-//! Guest RAM as this process maps it, and the four ways to remap a part of it.
+//! Guest RAM as this process maps it, and the ways to remap and to protect a part of it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
+use std::sync::{Mutex, PoisonError};
 
 use crate::protocol::memory::Engine;
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
@@ -18,7 +19,8 @@ pub(super) struct RamMap {
     pages: u32,
     pool_frames: u32,
     ram: OwnedFd,
-    pool: OwnedFd,
+    /// Only the memory thread uses it.
+    pool: Mutex<OwnedFd>,
     uffd: Option<OwnedFd>,
 }
 
@@ -58,7 +60,7 @@ impl RamMap {
             pages,
             pool_frames,
             ram,
-            pool,
+            pool: Mutex::new(pool),
             uffd,
         };
         if let Some(uffd) = &map.uffd {
@@ -122,13 +124,34 @@ impl RamMap {
         check(unsafe { libc::mprotect(address, len, libc::PROT_READ | libc::PROT_WRITE) })
     }
 
+    /// Allows no access to frames of the pool that are mapped.
+    pub(super) fn close(&self, run: GfnRun) -> Result<(), i32> {
+        let (address, len) = self.range(run)?;
+        // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which belongs to the
+        // shim; accesses by the guest raise SIGSEGV, which our handler serves.
+        check(unsafe { libc::mprotect(address, len, libc::PROT_NONE) })
+    }
+
+    /// Allows reading of frames of the pool that are mapped.
+    pub(super) fn reveal(&self, run: GfnRun) -> Result<(), i32> {
+        let (address, len) = self.range(run)?;
+        // SAFETY: as in `close`; only reading is allowed, and writes raise SIGSEGV as before.
+        check(unsafe { libc::mprotect(address, len, libc::PROT_READ) })
+    }
+
     /// Maps frames of the share pool, read-only, over RAM pages.
     pub(super) fn map_shared(&self, run: GfnRun, frame: u32) -> Result<(), i32> {
         if u64::from(frame) + u64::from(run.count) > u64::from(self.pool_frames) {
             return Err(libc::EINVAL);
         }
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        self.remap(run, libc::PROT_READ, flags, self.pool.as_fd(), frame)
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        self.remap(run, libc::PROT_READ, flags, pool.as_fd(), frame)
+    }
+
+    /// Takes frames from another pool from now on.
+    pub(super) fn set_pool(&self, pool: OwnedFd) {
+        *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = pool;
     }
 
     /// Maps RAM back over a run so that accesses fault to the daemon first.

@@ -121,6 +121,7 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
         Some(Reply::Retry) => return,
         Some(Reply::Open(run)) => hardware.map.open(run),
         Some(Reply::Private(run)) => hardware.map.map_present(run),
+        Some(Reply::Reveal(run)) => hardware.map.reveal(run),
         None => wait_for_the_end(),
     };
     let errno = result.err().unwrap_or(0);

@@ -74,6 +74,8 @@ pub enum Reply {
     Open(GfnRun),
     /// Map RAM back over these pages, readable and writable, then say [`Fault::Done`].
     Private(GfnRun),
+    /// Allow reading of these mapped frames of the pool, then say [`Fault::Done`].
+    Reveal(GfnRun),
 }
 
 impl Reply {
@@ -84,6 +86,7 @@ impl Reply {
             Self::Retry => (1, GfnRun::new(Gfn(0), 0)),
             Self::Open(run) => (2, run),
             Self::Private(run) => (3, run),
+            Self::Reveal(run) => (4, run),
         };
         let mut bytes = [0; REPLY_BYTES];
         bytes[..4].copy_from_slice(&u32::from(VERSION).to_le_bytes());
@@ -107,10 +110,11 @@ impl Reply {
             1 => Ok(Self::Retry),
             2 => Ok(Self::Open(run)),
             3 => Ok(Self::Private(run)),
+            4 => Ok(Self::Reveal(run)),
             _ => Err(DecodeError::Value {
                 field: "kind",
                 value: u64::from(kind),
-                allowed: "1 (retry), 2 (open) or 3 (private)",
+                allowed: "1 (retry), 2 (open), 3 (private) or 4 (reveal)",
             }),
         }
     }

@@ -42,6 +42,8 @@ fn shim_says() -> Vec<Message> {
             reservation: 4096,
             limit: 65_536,
             shares: 2560,
+            balloon_max: u32::MAX,
+            sharing: true,
             salt: None,
             workload: "kv,size=128M".to_owned(),
         }),
@@ -52,6 +54,7 @@ fn shim_says() -> Vec<Message> {
         ack(0, 2, 0),
         ack(1, 1, 12),
         ack(2, 2, 0),
+        ack(3, 0, 0),
     ]
 }
 
@@ -67,6 +70,7 @@ fn daemon_says() -> Vec<Message> {
         command(0, Op::Freeze, &[(0x100, 4, 0), (0x200, 1, 0)]),
         command(1, Op::MapShared, &[(0x100, 4, 7), (0x200, 1, 40)]),
         command(2, Op::MapPrivate, &[(0x100, 1, 0), (0x102, 2, 0)]),
+        Message::Pool { seq: 3 },
         Message::Error("the host shuts down".to_owned()),
     ]
 }
@@ -144,6 +148,7 @@ fn every_message_and_kind_has_its_number_in_the_document() {
             "PRIVATE",
             Reply::Private(GfnRun::single(Gfn(0))).encode()[4],
         ),
+        ("REVEAL", Reply::Reveal(GfnRun::single(Gfn(0))).encode()[4]),
     ] {
         assert!(DOCUMENT.contains(&format!("{code} {name}")), "{name}");
     }

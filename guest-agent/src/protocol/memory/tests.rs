@@ -12,13 +12,12 @@ fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         (
             "[a-z]{1,64}",
-            any::<[u32; 4]>(),
-            any::<bool>(),
+            any::<[u32; 5]>(),
+            any::<[bool; 2]>(),
             proptest::option::of(".{0,40}")
         )
-            .prop_map(|(name, [pages, reservation, limit, shares], uffd, salt)| {
-                let workload = "kv".to_owned();
-                let (name, salt) = (name, salt);
+            .prop_map(|(name, numbers, [uffd, sharing], salt)| {
+                let [pages, reservation, limit, shares, balloon_max] = numbers;
                 Message::Hello(Hello {
                     name,
                     pages,
@@ -26,8 +25,10 @@ fn message() -> impl Strategy<Value = Message> {
                     reservation,
                     limit,
                     shares,
+                    balloon_max,
+                    sharing,
                     salt,
-                    workload,
+                    workload: "kv".to_owned(),
                 })
             }),
         (any::<u32>(), any::<u64>(), any::<u32>()).prop_map(|(vm, token, pool_frames)| {
@@ -45,6 +46,7 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(seq, op, runs)| Message::Command(Command { seq, op, runs })),
         any::<[u32; 3]>().prop_map(|[seq, done, errno]| Message::Ack(Ack { seq, done, errno })),
         ".{0,100}".prop_map(Message::Error),
+        any::<u32>().prop_map(|seq| Message::Pool { seq }),
     ]
 }
 
