@@ -36,12 +36,13 @@ const HOST: &[(&str, &[&str])] = &[
         "share",
         &["units", "digest", "page", "engine", "pool", "vm"],
     ),
+    ("sample", &["units", "sys", "page", "engine", "share", "vm"]),
     ("balloon", &["units", "page", "engine", "share", "vm"]),
     (
         "reclaim",
         &[
             "units", "digest", "page", "engine", "compress", "swap", "pool", "vm", "share",
-            "balloon",
+            "sample", "balloon",
         ],
     ),
     ("policy", &["units"]),

@@ -50,6 +50,8 @@ fn take_resident(
         *statuses = refuse(statuses, &refused);
         return Ok(());
     }
+    let refilled = pages.iter().filter(|page| page.entry().is_refilled());
+    vm.stats.double_paged.add(refilled.count() as u64);
     pages.iter().for_each(|page| page.set_home(Home::Ballooned));
     vm.stats.inflated.add(pages.len() as u64);
     give_back(vm, pages.iter().map(PageGuard::gfn))?;

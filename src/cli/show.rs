@@ -46,6 +46,7 @@ pub(super) fn vm(vm: &VmStatus) -> String {
     row("zip cache", &sized(vm.zip_pages));
     row("kernel says", &sized(vm.kernel_pages));
     row("allocation", &allocation(vm));
+    row("active", &activity(vm));
     row("balloon", &balloon(vm));
     row("swap", &swap(vm));
     row("faults", &faults(vm));
@@ -69,10 +70,29 @@ fn allocation(vm: &VmStatus) -> String {
     )
 }
 
+fn activity(vm: &VmStatus) -> String {
+    let activity = &vm.activity;
+    let Some(active) = activity.active_pages else {
+        return "not known yet".to_owned();
+    };
+    let referenced = activity.referenced_pages.map_or_else(
+        || "not asked yet".to_owned(),
+        |pages| pages.bytes().to_string(),
+    );
+    format!(
+        "{} ({} %: slow {}, fast {}, next {}); page tables: {referenced}",
+        active.bytes(),
+        activity.active_percent,
+        activity.slow_percent,
+        activity.fast_percent,
+        activity.next_percent,
+    )
+}
+
 fn balloon(vm: &VmStatus) -> String {
     let balloon = &vm.balloon;
     format!(
-        "{}, target {} set by {}, max {}, agent {}",
+        "{}, target {} set by {}, max {}, agent {}; {} pages paged twice",
         balloon.size_pages.bytes(),
         balloon.target_pages.bytes(),
         balloon.manual_pages.map_or("the policy", |_| "hand"),
@@ -82,6 +102,7 @@ fn balloon(vm: &VmStatus) -> String {
         } else {
             "missing"
         },
+        balloon.double_paged,
     )
 }
 

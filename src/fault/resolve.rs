@@ -14,8 +14,10 @@ use crate::vm::{Counter, Vm};
 /// What the guest tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// A read, or an access of which the kernel does not say what it was: the page was not there.
+    /// An access that waits in the kernel, which does not say what it was: the page was not there.
     Any,
+    /// A read of a page that the guest may not read; its thread asks over a channel.
+    Read,
     /// A write to a page that the guest may not write.
     Write,
 }
@@ -36,7 +38,11 @@ pub enum Outcome {
 /// Pages that stay locked until the faulting thread has confirmed their mapping.
 #[derive(Debug)]
 #[must_use = "complete it, or its pages are locked for ever"]
-pub struct Pending(Vec<KeptPage>);
+pub struct Pending {
+    pages: Vec<KeptPage>,
+    /// Whether they stay shared: they were only closed.
+    revealed: bool,
+}
 
 /// Why a VM cannot go on.
 #[derive(Debug, Error)]
@@ -100,18 +106,39 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access) -> Result<Outcome, FaultError>
     };
     match page.home() {
         Home::Shared(frame) if access == Access::Write => break_shared(vm, page, frame),
+        // It stays marked until the guest has opened it: the mark says that it is closed.
+        Home::Shared(_) if access == Access::Read && page.entry().is_sampled() => {
+            Ok(ask_reveal(page))
+        }
+        // It was mapped since, or is to be asked for over a channel: either way, tried again.
         Home::Shared(_) => {
             vm.engine.wake(gfn);
             Ok(Outcome::Served)
         }
         // Another thread's fault brought it.
         Home::Resident if page.entry().is_open() => Ok(Outcome::Served),
-        _ => match give(vm, page)? {
+        _ => match give_touched(vm, page)? {
             Given::Ready(_, Provided::Done) => Ok(Outcome::Served),
             Given::Ready(page, Provided::Ask(_)) => ask_open(vm, page),
             Given::Starved => Ok(Outcome::Starved),
         },
     }
+}
+
+/// Counts the access to a sampled page.
+fn note_touch(vm: &Vm, page: &PageGuard<'_>) {
+    if page.entry().is_sampled() {
+        page.set_sampled(false);
+        vm.activity.touch();
+    }
+}
+
+fn give_touched<'a>(vm: &'a Vm, page: PageGuard<'a>) -> Result<Given<'a>, FaultError> {
+    let given = give(vm, page)?;
+    if let Given::Ready(page, _) = &given {
+        note_touch(vm, page);
+    }
+    Ok(given)
 }
 
 /// What became of a page that the guest needs.
@@ -171,6 +198,9 @@ fn fill<'a>(
         Ok(provided) => {
             let old = page.home();
             page.set_home(Home::Resident);
+            if matches!(old, Home::Compressed(_) | Home::Swapped(_)) {
+                page.set_refilled();
+            }
             vm.release(old);
             counter.one();
             Ok(Given::Ready(page, provided))
@@ -228,7 +258,11 @@ fn give_neighbour(vm: &Vm, gfn: Gfn) -> Result<Option<PageGuard<'_>>, FaultError
         return Ok(None);
     }
     match give(vm, page)? {
-        Given::Ready(page, _) => Ok(Some(page)),
+        Given::Ready(page, _) => {
+            // Nothing will tell whether the guest touches it.
+            page.set_sampled(false);
+            Ok(Some(page))
+        }
         Given::Starved => Ok(None),
     }
 }
@@ -280,7 +314,21 @@ fn ask_private(vm: &Vm, kept: Vec<KeptPage>) -> Outcome {
 fn ask(reply: impl FnOnce(GfnRun) -> Reply, kept: Vec<KeptPage>) -> Outcome {
     let count = u32::try_from(kept.len()).unwrap_or(u32::MAX);
     let start = kept.first().map_or(Gfn(0), KeptPage::gfn);
-    Outcome::Ask(reply(GfnRun::new(start, count)), Pending(kept))
+    let pending = Pending {
+        pages: kept,
+        revealed: false,
+    };
+    Outcome::Ask(reply(GfnRun::new(start, count)), pending)
+}
+
+/// Has the faulting thread open a frame that it may not even read.
+fn ask_reveal(page: PageGuard<'_>) -> Outcome {
+    let run = GfnRun::single(page.gfn());
+    let pending = Pending {
+        pages: vec![page.keep()],
+        revealed: true,
+    };
+    Outcome::Ask(Reply::Reveal(run), pending)
 }
 
 /// The longest end of a run that is broken at once, 128 KiB.
@@ -323,8 +371,12 @@ fn provide(vm: &Vm, page: &PageGuard<'_>, content: Content<'_>) -> Result<Provid
 /// The faulting thread has confirmed its mapping (or is gone): the pages are resident and open, and
 /// what they shared is released. Dropping the locks wakes who waits for them.
 pub fn complete(vm: &Vm, pending: Pending) {
-    for kept in pending.0 {
+    for kept in pending.pages {
         let page = vm.table.resume(kept);
+        note_touch(vm, &page);
+        if pending.revealed {
+            continue;
+        }
         if let Home::Shared(frame) = page.home() {
             page.set_home(Home::Resident);
             vm.release_frame(frame);

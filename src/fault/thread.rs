@@ -195,7 +195,7 @@ impl FaultThread {
         let (gfn, access) = match Fault::decode(&bytes[..len])? {
             Fault::Done(errno) => return self.confirmed(index, errno),
             Fault::History(gfn) => return self.tell_history(index, gfn),
-            Fault::Read(gfn) => (gfn, Access::Any),
+            Fault::Read(gfn) => (gfn, Access::Read),
             Fault::Write(gfn) => (gfn, Access::Write),
         };
         if !matches!(self.channels.get(index), Some(Channel::Idle)) {

@@ -21,6 +21,8 @@ use crate::units::Pages;
 const PERIOD: Duration = Duration::from_millis(250);
 /// The shortest time between two looks: a host that is out of memory rings the alarm at each fault.
 const MIN_PERIOD: Duration = Duration::from_millis(10);
+/// The period of sampling.
+const SAMPLE_PERIOD: Duration = Duration::from_secs(2);
 /// How often the log says that nothing can be reclaimed.
 const STUCK_WARNING: Duration = Duration::from_secs(10);
 
@@ -97,7 +99,7 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
         untouched,
         agent_alive: member.balloon.attached.load(Ordering::Acquire),
         balloon_max: member.balloon.max,
-        active: None,
+        active: vm.activity.pages(Pages(u64::from(vm.params.pages)), 1),
         swap_room: Pages(swap.slots.saturating_sub(swap.used).0 * rooms),
         swap_failing: vm.is_swap_failing(),
     }
@@ -134,6 +136,7 @@ fn carry_out(host: &Host, members: &[Arc<Member>], plan: &Plan) {
             .share
             .rate(member.vm.params.pages, host.ghz, count);
         member.worker.set_scan_rate(rate);
+        member.worker.set_sample_period(SAMPLE_PERIOD);
         give_orders(member, vm_plan);
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct Member {
     pub(super) ram: Arc<Ram>,
     pub(super) link: Arc<Link>,
     pub(super) worker: WorkerHandle,
-    pub(super) process: Process,
+    pub(super) process: Arc<Process>,
     pub(super) balloon: BalloonLine,
 }
 

@@ -253,8 +253,14 @@ impl Powered {
             self.channels,
         );
         let peers = Arc::clone(&host.members) as Arc<dyn crate::share::Peers>;
-        // The policy sets the rate of scanning at its next look.
-        let worker = Worker::start(Arc::clone(&vm), Arc::clone(&link), peers, 0);
+        // The policy sets the rates of scanning and sampling at its next look.
+        let process = Arc::new(self.process);
+        let worker = Worker::start(
+            Arc::clone(&vm),
+            Arc::clone(&link),
+            peers,
+            Arc::clone(&process),
+        );
         let (faults, worker) = match (faults, worker) {
             (Ok(faults), Ok(worker)) => (faults, worker),
             (faults, worker) => {
@@ -270,7 +276,7 @@ impl Powered {
             ram,
             link: Arc::clone(&link),
             worker: worker.handle().clone(),
-            process: self.process,
+            process,
             balloon: BalloonLine::new(self.token, balloon_max, self.doorbell),
         });
         host.members.add(Arc::clone(&member));

@@ -7,8 +7,8 @@ use super::governor::sharing_saved;
 use super::member::Member;
 use crate::policy;
 use crate::telemetry::{
-    AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, FreeState, Homes, HostStatus,
-    LatencyStatus, ScanStatus, ShareStatus, SwapStatus, Thresholds, Totals, VmStatus,
+    ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, FreeState, Homes,
+    HostStatus, LatencyStatus, ScanStatus, ShareStatus, SwapStatus, Thresholds, Totals, VmStatus,
 };
 use crate::units::Pages;
 use crate::vm::Vm;
@@ -85,6 +85,7 @@ impl Host {
             zip_pages,
             kernel_pages: Pages(ram.0 + zip_allocated.0),
             allocation: allocation(vm),
+            activity: activity(vm),
             balloon: balloon(member),
             swap: swap(vm),
             faults: faults(vm),
@@ -143,6 +144,31 @@ fn allocation(vm: &Vm) -> AllocationStatus {
     }
 }
 
+fn activity(vm: &Vm) -> ActivityStatus {
+    let referenced_pages = vm.activity.referenced();
+    let size = Pages(u64::from(vm.params.pages));
+    let Some(estimate) = vm.activity.estimate() else {
+        return ActivityStatus {
+            referenced_pages,
+            ..ActivityStatus::default()
+        };
+    };
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a fraction from 0 to 1"
+    )]
+    let percent = |fraction: f64| (fraction * 100.0).round() as u32;
+    ActivityStatus {
+        active_pages: vm.activity.pages(size, 1),
+        active_percent: percent(estimate.active()),
+        slow_percent: percent(estimate.slow),
+        fast_percent: percent(estimate.fast),
+        next_percent: percent(estimate.next),
+        referenced_pages,
+    }
+}
+
 fn balloon(member: &Member) -> BalloonStatus {
     BalloonStatus {
         agent: member.balloon.attached.load(Ordering::Acquire),
@@ -150,6 +176,7 @@ fn balloon(member: &Member) -> BalloonStatus {
         target_pages: member.vm.orders.balloon_target(),
         max_pages: member.balloon.max,
         manual_pages: member.vm.orders.manual(),
+        double_paged: member.vm.stats.double_paged.get(),
     }
 }
 

@@ -7,6 +7,8 @@
 //!      3      LOCKED   somebody is moving the page; its home may only be changed by them
 //!      4      WAITED   a fault waits for the lock; whoever unlocks must wake it
 //!      5      OPEN     the guest may read and write the RAM page (mprotect engine)
+//!      6      SAMPLED  the next access is to be counted; a shared page is closed meanwhile
+//!      7      REFILLED came back from a store, and the scanner has not looked since
 //!      8..16  back-off of the scanner: passes to skip (5 bits), exponent (3 bits)
 //!     32..64  frame or slot; for a resident page the low half of its hash at the last scan
 //! ```
@@ -32,6 +34,8 @@ const KIND: u64 = 0b111;
 const LOCKED: u64 = 1 << 3;
 const WAITED: u64 = 1 << 4;
 const OPEN: u64 = 1 << 5;
+const SAMPLED: u64 = 1 << 6;
+const REFILLED: u64 = 1 << 7;
 const SKIP_SHIFT: u32 = 8;
 const SKIP_MASK: u64 = 0b1_1111;
 const BACKOFF_SHIFT: u32 = 13;
@@ -67,6 +71,20 @@ impl Entry {
         self.0 & OPEN != 0
     }
 
+    /// Whether the next access to the page is to be counted. A shared page that is sampled is closed
+    /// to its guest.
+    #[must_use]
+    pub const fn is_sampled(self) -> bool {
+        self.0 & SAMPLED != 0
+    }
+
+    /// Whether the page came back from the compression cache or the swap file, and neither moved on
+    /// nor was looked at by the scanner since.
+    #[must_use]
+    pub const fn is_refilled(self) -> bool {
+        self.0 & REFILLED != 0
+    }
+
     const fn payload(self) -> u32 {
         (self.0 >> PAYLOAD_SHIFT) as u32
     }
@@ -82,7 +100,7 @@ impl Entry {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum View {
     Ram { open: bool },
-    Pool(FrameId),
+    Pool { frame: FrameId, closed: bool },
 }
 
 impl View {
@@ -90,7 +108,16 @@ impl View {
     const fn continues(self, next: Self) -> bool {
         match (self, next) {
             (Self::Ram { open: a }, Self::Ram { open: b }) => a == b,
-            (Self::Pool(a), Self::Pool(b)) => a.0.wrapping_add(1) == b.0,
+            (
+                Self::Pool {
+                    frame: a,
+                    closed: one,
+                },
+                Self::Pool {
+                    frame: b,
+                    closed: other,
+                },
+            ) => one == other && a.0.wrapping_add(1) == b.0,
             _ => false,
         }
     }
@@ -250,7 +277,10 @@ impl PageTable {
 
 const fn view(entry: Entry, opens: bool) -> View {
     match entry.home() {
-        Home::Shared(frame) => View::Pool(frame),
+        Home::Shared(frame) => View::Pool {
+            frame,
+            closed: entry.is_sampled(),
+        },
         _ => View::Ram {
             open: opens && entry.is_open(),
         },
@@ -308,7 +338,12 @@ impl PageGuard<'_> {
             self.gfn,
             self.table.history.of(self.gfn)
         );
-        let clear = KIND | OPEN | u64::from(u32::MAX) << PAYLOAD_SHIFT;
+        // A page that is mapped from the pool is open to reads: nothing would count them.
+        let lost = match home {
+            Home::Shared(_) => SAMPLED,
+            _ => 0,
+        };
+        let clear = KIND | OPEN | REFILLED | lost | u64::from(u32::MAX) << PAYLOAD_SHIFT;
         let set = home.kind() as u64 | u64::from(home.payload()) << PAYLOAD_SHIFT;
         self.table.update(self.gfn, clear, set);
         self.table.counts[from.kind()].fetch_sub(1, Ordering::Relaxed);
@@ -318,11 +353,22 @@ impl PageGuard<'_> {
 
     /// Notes whether the guest may access the RAM page without asking.
     pub fn set_open(&self, open: bool) {
-        self.table.update(
-            self.gfn,
-            if open { 0 } else { OPEN },
-            if open { OPEN } else { 0 },
-        );
+        self.set_flag(OPEN, open);
+    }
+
+    /// Notes whether the next access to the page is to be counted.
+    pub fn set_sampled(&self, sampled: bool) {
+        self.set_flag(SAMPLED, sampled);
+    }
+
+    /// Notes that the page came back from a store.
+    pub fn set_refilled(&self) {
+        self.set_flag(REFILLED, true);
+    }
+
+    fn set_flag(&self, flag: u64, on: bool) {
+        let (clear, set) = if on { (0, flag) } else { (flag, 0) };
+        self.table.update(self.gfn, clear, set);
     }
 
     /// Keeps the page locked beyond the life of this guard, until [`PageTable::resume`].
@@ -379,13 +425,14 @@ impl PageTable {
         }
     }
 
-    /// Notes the low half of the hash of a resident page; does nothing if it is locked or no longer
-    /// resident.
+    /// Notes the low half of the hash of a resident page, and that it was looked at; does nothing if it
+    /// is locked or no longer resident.
     pub fn note_hash(&self, gfn: Gfn, hash: u32) {
         let word = &self.entries[gfn.index()];
         let entry = word.load(Ordering::Relaxed);
         if entry & (KIND | LOCKED) == Home::Resident.kind() as u64 {
-            let noted = entry & u64::from(u32::MAX) | u64::from(hash) << PAYLOAD_SHIFT;
+            let kept = entry & u64::from(u32::MAX) & !REFILLED;
+            let noted = kept | u64::from(hash) << PAYLOAD_SHIFT;
             let _ = word.compare_exchange(entry, noted, Ordering::Relaxed, Ordering::Relaxed);
         }
     }

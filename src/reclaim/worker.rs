@@ -2,7 +2,7 @@
 //!
 //! Everything it does comes in small pieces, taken in this order: what the balloon's session asks for
 //! (an agent waits for the answer), eviction that the policy has ordered, pages that other VMs
-//! found to equal theirs, and a slice of scanning when it is due.
+//! found to equal theirs, and a slice of scanning or a new period of sampling when it is due.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +16,9 @@ use super::evict::Evictor;
 use super::pace::Pace;
 use crate::balloon;
 use crate::engine::{EngineError, Link};
+use crate::sample::Sampler;
 use crate::share::{Peers, Scanner};
+use crate::sys::Process;
 use crate::units::{Gfn, GfnRun, Pages};
 use crate::vm::Vm;
 
@@ -50,7 +52,16 @@ pub enum Job {
 #[derive(Clone, Debug)]
 pub struct WorkerHandle {
     jobs: Sender<Job>,
-    scan_rate: Arc<AtomicU32>,
+    speeds: Arc<Speeds>,
+}
+
+/// How fast the worker does what nobody asks for.
+#[derive(Debug, Default)]
+struct Speeds {
+    /// Pages a second; zero for none.
+    scan: AtomicU32,
+    /// Milliseconds of a period of sampling; zero for none.
+    sample: AtomicU32,
 }
 
 impl WorkerHandle {
@@ -71,7 +82,15 @@ impl WorkerHandle {
 
     /// Sets how many pages a second are scanned; zero for none.
     pub fn set_scan_rate(&self, pages_per_s: u32) {
-        if self.scan_rate.swap(pages_per_s, Ordering::Relaxed) != pages_per_s {
+        if self.speeds.scan.swap(pages_per_s, Ordering::Relaxed) != pages_per_s {
+            self.suggest(Job::Wake);
+        }
+    }
+
+    /// Sets the period of sampling, in running time of the VM; zero for none.
+    pub fn set_sample_period(&self, period: Duration) {
+        let millis = u32::try_from(period.as_millis()).unwrap_or(u32::MAX);
+        if self.speeds.sample.swap(millis, Ordering::Relaxed) != millis {
             self.suggest(Job::Wake);
         }
     }
@@ -85,7 +104,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the worker of `vm`, which scans `scan_rate` pages a second.
+    /// Starts the worker of `vm`, which neither scans nor samples until it is told how fast.
     ///
     /// # Errors
     /// When no thread can be started.
@@ -93,27 +112,28 @@ impl Worker {
         vm: Arc<Vm>,
         link: Arc<Link>,
         peers: Arc<dyn Peers>,
-        scan_rate: u32,
+        process: Arc<Process>,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = bounded(QUEUE);
         let handle = WorkerHandle {
             jobs,
-            scan_rate: Arc::new(AtomicU32::new(scan_rate)),
+            speeds: Arc::default(),
         };
-        let rate = Arc::clone(&handle.scan_rate);
+        let speeds = Arc::clone(&handle.speeds);
         let name = format!("work-{}", vm.params.name);
         let thread = thread::Builder::new().name(name).spawn(move || {
             let seed = u64::from(vm.id.0) << 32 | 0x9e37_79b9;
             let state = State {
                 evictor: Evictor::new(seed),
                 scanner: Scanner::default(),
+                sampler: Sampler::new(seed, Instant::now(), Some(process)),
                 pace: Pace::new(),
                 next_scan: Instant::now(),
                 evict_after: Instant::now(),
                 ending: false,
                 vm,
                 peers,
-                rate,
+                speeds,
             };
             state.run(&queue, &link);
         })?;
@@ -140,9 +160,10 @@ impl Worker {
 struct State {
     vm: Arc<Vm>,
     peers: Arc<dyn Peers>,
-    rate: Arc<AtomicU32>,
+    speeds: Arc<Speeds>,
     evictor: Evictor,
     scanner: Scanner,
+    sampler: Sampler,
     pace: Pace,
     next_scan: Instant,
     evict_after: Instant,
@@ -173,8 +194,12 @@ impl State {
     fn turn(&mut self, queue: &Receiver<Job>) -> Result<bool, EngineError> {
         let now = Instant::now();
         let evict_due = self.vm.orders.evict() > Pages(0);
-        let scan = self.rate.load(Ordering::Relaxed) > 0;
+        let scan = self.speeds.scan.load(Ordering::Relaxed) > 0;
+        let period = Duration::from_millis(self.speeds.sample.load(Ordering::Relaxed).into());
         let mut until = now + IDLE;
+        if !period.is_zero() {
+            until = until.min(self.sampler.due(now, period));
+        }
         if evict_due {
             until = until.min(self.evict_after);
         }
@@ -196,6 +221,7 @@ impl State {
         if scan && now >= self.next_scan {
             self.scan()?;
         }
+        self.sampler.tick(&self.vm, now, period)?;
         Ok(true)
     }
 
@@ -250,7 +276,7 @@ impl State {
     }
 
     fn scan(&mut self) -> Result<(), EngineError> {
-        let rate = self.rate.load(Ordering::Relaxed).max(1);
+        let rate = self.speeds.scan.load(Ordering::Relaxed).max(1);
         let (pages, every) = self.pace.slice(rate);
         let found = self.scanner.scan(&self.vm, &*self.peers, pages)?;
         let stats = &self.vm.stats;

@@ -18,6 +18,15 @@ pub(super) enum View {
     Open,
     /// A frame that it reads.
     Pool(FrameId),
+    /// A frame that it must ask for to read.
+    ClosedPool(FrameId),
+}
+
+impl View {
+    /// Whether it is a frame, closed or not.
+    pub(super) const fn is_pool(self) -> bool {
+        matches!(self, Self::Pool(_) | Self::ClosedPool(_))
+    }
 }
 
 /// Why an access did not go through.
@@ -118,7 +127,8 @@ impl AddressSpace {
         let page = &mut pages[gfn.index()];
         match page.view {
             View::Open => into.copy_from_slice(&page.open_content(gfn).0[at..][..into.len()]),
-            View::Closed => return Err(self.trap(page, Access::Any)),
+            View::Closed => return Err(self.trap(page, Access::Read)),
+            View::ClosedPool(_) => return Err(Trap::Signal(Access::Read)),
             View::Pool(frame) => {
                 assert!(
                     self.pool.refs(frame) > 0,
@@ -140,7 +150,7 @@ impl AddressSpace {
         match page.view {
             View::Open => page.open_content(gfn).0[at..][..from.len()].copy_from_slice(from),
             View::Closed => return Err(self.trap(page, Access::Write)),
-            View::Pool(_) => return Err(Trap::Signal(Access::Write)),
+            View::Pool(_) | View::ClosedPool(_) => return Err(Trap::Signal(Access::Write)),
         }
         Ok(())
     }
@@ -158,6 +168,7 @@ impl AddressSpace {
             Reply::Retry => return,
             Reply::Open(run) => (run, false),
             Reply::Private(run) => (run, true),
+            Reply::Reveal(run) => return self.open_frames(run),
         };
         for gfn in run.iter() {
             let page = &mut self.pages()[gfn.index()];
@@ -168,12 +179,22 @@ impl AddressSpace {
             }
             assert!(page.content.is_some(), "{gfn} is opened as a hole");
             assert_eq!(
-                matches!(page.view, View::Pool(_)),
+                page.view.is_pool(),
                 from_pool,
                 "{reply:?} while {gfn} is {:?}",
                 page.view
             );
             page.view = View::Open;
+        }
+    }
+
+    fn open_frames(&self, run: GfnRun) {
+        for gfn in run.iter() {
+            let page = &mut self.pages()[gfn.index()];
+            page.view = match page.view {
+                View::ClosedPool(frame) | View::Pool(frame) => View::Pool(frame),
+                view => panic!("{gfn} is {view:?} and is revealed"),
+            };
         }
     }
 
@@ -242,10 +263,7 @@ impl Engine for Arc<AddressSpace> {
             for gfn in run.iter() {
                 let page = &mut self.pages()[gfn.index()];
                 assert!(page.content.is_some(), "{gfn} is frozen as a hole");
-                assert!(
-                    !matches!(page.view, View::Pool(_)),
-                    "{gfn} is frozen while it is shared"
-                );
+                assert!(!page.view.is_pool(), "{gfn} is frozen while it is shared");
                 page.view = View::Closed;
             }
         }
@@ -282,10 +300,54 @@ impl Engine for Arc<AddressSpace> {
         for gfn in runs.iter().flat_map(|run| run.iter()) {
             let page = &mut self.pages()[gfn.index()];
             assert!(
-                matches!(page.view, View::Pool(_)) && page.content.is_none(),
+                page.view.is_pool() && page.content.is_none(),
                 "{gfn} gets RAM back and was not shared"
             );
             page.view = View::Closed;
+        }
+        Ok(())
+    }
+
+    fn close(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        for run in runs {
+            if self.is_refused() {
+                return Err(refused("close", *run));
+            }
+            for gfn in run.iter() {
+                let page = &mut self.pages()[gfn.index()];
+                page.view = match page.view {
+                    View::Pool(frame) => View::ClosedPool(frame),
+                    view => panic!("{gfn} is {view:?} and is closed"),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    fn reveal(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        for run in runs {
+            if self.is_refused() {
+                return Err(refused("reveal", *run));
+            }
+            self.open_frames(*run);
+        }
+        Ok(())
+    }
+
+    fn thaw(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        if self.kind == EngineKind::Uffd {
+            return Ok(());
+        }
+        for run in runs {
+            if self.is_refused() {
+                return Err(refused("thaw", *run));
+            }
+            for gfn in run.iter() {
+                let page = &mut self.pages()[gfn.index()];
+                assert!(page.content.is_some(), "{gfn} is thawed as a hole");
+                assert!(!page.view.is_pool(), "{gfn} is thawed while it is shared");
+                page.view = View::Open;
+            }
         }
         Ok(())
     }
@@ -319,10 +381,7 @@ impl Engine for Arc<AddressSpace> {
     fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError> {
         self.check_alive()?;
         let page = &mut self.pages()[gfn.index()];
-        assert!(
-            !matches!(page.view, View::Pool(_)),
-            "{gfn} is provided while it is shared"
-        );
+        assert!(!page.view.is_pool(), "{gfn} is provided while it is shared");
         match content {
             Content::Zero => page.fill(gfn, PageBuf::zeroed()),
             Content::Bytes(bytes) => page.fill(gfn, bytes.clone()),
@@ -341,10 +400,7 @@ impl Engine for Arc<AddressSpace> {
     fn write_back(&self, gfn: Gfn, content: &PageBuf) -> Result<(), EngineError> {
         self.check_alive()?;
         let page = &mut self.pages()[gfn.index()];
-        assert!(
-            matches!(page.view, View::Pool(_)),
-            "{gfn} is broken out and is not shared"
-        );
+        assert!(page.view.is_pool(), "{gfn} is broken out and is not shared");
         page.fill(gfn, content.clone());
         Ok(())
     }

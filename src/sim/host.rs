@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{AddressSpace, FaultThread, GuestThread, Line, Memory, SimDisk, View};
 use crate::compress::ZipCache;
@@ -9,6 +10,7 @@ use crate::engine::EngineKind;
 use crate::page::{Budget, Home, Parking, Urgency};
 use crate::pool::Pool;
 use crate::reclaim::Evictor;
+use crate::sample::Sampler;
 use crate::share::{Peers, Scanner};
 use crate::swap::SwapFile;
 use crate::sync::Mutex;
@@ -70,6 +72,7 @@ pub(super) struct Guest {
     pub(super) faults: FaultThread,
     pub(super) scanner: Scanner,
     pub(super) evictor: Evictor,
+    pub(super) sampler: Sampler,
 }
 
 /// The host. See the [module text](super).
@@ -132,6 +135,7 @@ impl Host {
             faults: FaultThread::new(Arc::clone(&vm), line),
             scanner: Scanner::default(),
             evictor: Evictor::new(u64::from(id.0)),
+            sampler: Sampler::new(u64::from(id.0), Instant::now(), None),
             vm,
             space,
             disk,
@@ -236,8 +240,11 @@ impl Guest {
         let breaking = entry.is_locked() && matches!(home, Home::Shared(_));
         assert_eq!(is_present, home == Home::Resident || breaking, "{}", text());
         match home {
-            Home::Shared(frame) => assert_eq!(view, View::Pool(frame), "{}", text()),
-            Home::Resident => assert!(!matches!(view, View::Pool(_)), "{}", text()),
+            Home::Shared(frame) => {
+                let closed = entry.is_sampled() && view == View::ClosedPool(frame);
+                assert!(closed || view == View::Pool(frame), "{}", text());
+            }
+            Home::Resident => assert!(!view.is_pool(), "{}", text()),
             _ => assert_eq!(view, View::Closed, "{}", text()),
         }
         if entry.is_open() {

@@ -14,6 +14,7 @@ use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::Urgency;
 use crate::reclaim::Evictor;
+use crate::sample::Sampler;
 use crate::share::Scanner;
 use crate::sync::{self, AtomicU32, Mutex, Ordering};
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
@@ -133,6 +134,7 @@ struct Worker {
     desk: Arc<Desk>,
     scanner: Scanner,
     evictor: Evictor,
+    sampler: Sampler,
     is_short_of_vmas: bool,
 }
 
@@ -160,7 +162,7 @@ impl Worker {
     }
 
     fn something(&mut self) {
-        match thread_rng().gen_range(0..5) {
+        match thread_rng().gen_range(0..6) {
             0..2 => {
                 let found = self.scanner.scan(&self.vm, &*self.peers, PAGES);
                 found.expect("the session lives");
@@ -169,6 +171,10 @@ impl Worker {
                 let nudged = self.peers.nudged(self.vm.id);
                 Scanner::follow(&self.vm, &*self.peers, nudged).expect("the session lives");
             }
+            3 => self
+                .sampler
+                .next_period(&self.vm)
+                .expect("the session lives"),
             _ => self.evict(thread_rng().gen_range(1..4)),
         }
     }
@@ -219,6 +225,7 @@ impl Tasks {
             faults,
             scanner,
             evictor,
+            sampler,
         } = guest;
         let desk = Arc::new(Desk::default());
         let count = u32::try_from(threads.len()).expect("a few");
@@ -239,6 +246,7 @@ impl Tasks {
             desk,
             scanner,
             evictor,
+            sampler,
             is_short_of_vmas,
         };
         let (of_faults, of_worker) = (Arc::clone(running), Arc::clone(running));
@@ -256,6 +264,7 @@ impl Tasks {
                 faults,
                 scanner: worker.scanner,
                 evictor: worker.evictor,
+                sampler: worker.sampler,
             }),
         }
     }

@@ -66,6 +66,8 @@ enum Step {
     Scan(u32),
     Follow,
     Evict(u64),
+    /// A period of sampling ends and another begins.
+    Sample,
     Inflate(u32, u32),
     Deflate(u32, u32),
     ReleaseAll,
@@ -89,6 +91,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         10 => (1..2 * PAGES).prop_map(Step::Scan),
         5 => Just(Step::Follow),
         9 => (1..30u64).prop_map(Step::Evict),
+        4 => Just(Step::Sample),
         3 => (gfn(), 1..10u32).prop_map(|(gfn, count)| Step::Inflate(gfn, count)),
         3 => (gfn(), 1..10u32).prop_map(|(gfn, count)| Step::Deflate(gfn, count)),
         1 => Just(Step::ReleaseAll),
@@ -132,7 +135,8 @@ impl World {
             salt: usize::from(place == GUESTS - 1),
             swap_slots: PAGES / 2,
             zip_pages: 4,
-            vma_budget: [12, 60][place / 2],
+            // A period of sampling wants two for each of its pages.
+            vma_budget: [12, 200][place / 2],
             threads: THREADS,
         };
         self.host.power_on(VmId(self.powered_on), spec)
@@ -215,6 +219,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
             let evicted = guest.evictor.evict(&vm, Pages(want));
             assert!(evicted.expect("the session lives") <= Pages(want));
         }
+        Step::Sample => guest.sampler.next_period(&vm).expect("the session lives"),
         Step::Inflate(gfn, count) => inflate(guest, run(gfn, count)),
         Step::Deflate(gfn, count) => deflate(guest, run(gfn, count)),
         Step::ReleaseAll => balloon::release_all(&vm),
@@ -302,7 +307,7 @@ fn deflate(guest: &Guest, run: GfnRun) {
 }
 
 /// What happened in all runs together; what never happened was not tested.
-fn witnessed(guest: &Guest) -> [(&'static str, u64); 18] {
+fn witnessed(guest: &Guest) -> [(&'static str, u64); 20] {
     let stats = &guest.vm.stats;
     [
         ("first_touch", stats.first_touch.get()),
@@ -323,6 +328,11 @@ fn witnessed(guest: &Guest) -> [(&'static str, u64); 18] {
         ("evict_failed", stats.evict_failed.get()),
         ("inflated", stats.inflated.get()),
         ("deflated", stats.deflated.get()),
+        ("double_paged", stats.double_paged.get()),
+        (
+            "estimates",
+            u64::from(guest.vm.activity.estimate().is_some_and(|e| e.fast > 0.0)),
+        ),
     ]
 }
 

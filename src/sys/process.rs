@@ -1,10 +1,13 @@
 //! A guest's process, held by a pidfd so that its number cannot be taken over by another.
 
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use memvisor_guest_agent::shim::{PeerCredentials, SeqPacket, wait_readable};
+
+use crate::units::Bytes;
 
 /// `SO_PEERPIDFD`, since Linux 6.5.
 const SO_PEERPIDFD: libc::c_int = 77;
@@ -39,6 +42,36 @@ impl Process {
         self.credentials.uid
     }
 
+    /// Clears the accessed bits of all its mapped pages.
+    ///
+    /// # Errors
+    /// What the kernel says: the process is gone, of another user, or `/proc` is not there.
+    pub fn clear_accessed(&self) -> io::Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.pid());
+        let mut file = OpenOptions::new().write(true).open(path)?;
+        self.check_alive()?;
+        file.write_all(b"1")
+    }
+
+    /// How much of what it has mapped was accessed since [`clear_accessed`](Self::clear_accessed). The
+    /// kernel walks its page tables for that.
+    ///
+    /// # Errors
+    /// As there; `InvalidData` when the kernel does not tell.
+    pub fn accessed(&self) -> io::Result<Bytes> {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid()))?;
+        self.check_alive()?;
+        referenced(&rollup).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// What was opened by its number belongs to it if it still lives.
+    fn check_alive(&self) -> io::Result<()> {
+        if self.wait(Duration::ZERO) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(())
+    }
+
     /// Ends it by SIGKILL and waits at most `timeout` until it is gone; whether it is. It may be
     /// gone already.
     #[must_use]
@@ -56,6 +89,15 @@ impl Process {
     pub fn wait(&self, timeout: Duration) -> bool {
         wait_readable([self.pidfd.as_fd()], Some(timeout)).is_ok_and(|[gone]| gone)
     }
+}
+
+/// The accessed memory by the text of `smaps_rollup`.
+fn referenced(rollup: &str) -> Option<Bytes> {
+    let line = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Referenced:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(Bytes(kib.saturating_mul(1024)))
 }
 
 fn peer_pidfd(socket: &SeqPacket) -> io::Result<OwnedFd> {
@@ -81,4 +123,35 @@ fn own(fd: i32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just returned this descriptor, so it is open and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn referenced_is_read_from_its_line_or_not_at_all() {
+        let rollup =
+            "55d0-7ffe ---p 00000000 00:00 0  [rollup]\nRss:  900 kB\nReferenced:  764 kB\n";
+        assert_eq!(referenced(rollup), Some(Bytes(764 << 10)));
+        assert_eq!(referenced("Rss: 900 kB\n"), None);
+        assert_eq!(referenced("Referenced: many kB\n"), None);
+    }
+
+    #[test]
+    fn accessed_of_this_process_counts_what_it_touches_again() {
+        let (socket, _other) = SeqPacket::pair().expect("a pair of sockets");
+        let this = Process::peer(&socket).expect("this process");
+        let memory = vec![1_u8; 32 << 20];
+        this.clear_accessed().expect("a process may clear its own");
+        let before = this.accessed().expect("a process may read its own");
+        let sum: u64 = memory
+            .iter()
+            .step_by(4096)
+            .map(|byte| u64::from(*byte))
+            .sum();
+        let after = this.accessed().expect("a process may read its own");
+        assert_eq!(sum, 32 << 8);
+        assert!(after.0 >= before.0 + (24 << 20), "{before} then {after}");
+    }
 }

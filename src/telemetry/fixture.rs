@@ -28,12 +28,21 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             shares: 2560,
             target_pages: mib(120),
         },
+        activity: ActivityStatus {
+            active_pages: Some(mib(31)),
+            active_percent: 12,
+            slow_percent: 12,
+            fast_percent: 8,
+            next_percent: 9,
+            referenced_pages: Some(mib(35)),
+        },
         balloon: BalloonStatus {
             agent: id == 1,
             size_pages: homes.ballooned_pages,
             target_pages: Pages(homes.ballooned_pages.0 + 2560),
             max_pages: mib(166),
             manual_pages: None,
+            double_paged: 6,
         },
         swap: SwapStatus {
             slots: homes.swapped_pages.0,

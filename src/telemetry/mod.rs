@@ -23,6 +23,6 @@ pub use memvisor_guest_agent::guest::{GuestReport, WorkloadReport};
 pub use host::{FreeState, HostStatus, ShareStatus, Thresholds, Totals};
 pub use model::{Rates, Savings, VmRates, overcommit};
 pub use vm::{
-    AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, Homes, LatencyStatus, ScanStatus,
-    SwapStatus, VmStatus,
+    ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, Homes,
+    LatencyStatus, ScanStatus, SwapStatus, VmStatus,
 };

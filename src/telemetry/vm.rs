@@ -69,6 +69,24 @@ pub struct AllocationStatus {
     pub target_pages: Pages,
 }
 
+/// How much of its memory a VM is estimated to use. Percentages are of its configured size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ActivityStatus {
+    /// The estimate; `None` until the first period of sampling has ended (ESX: TCHD).
+    pub active_pages: Option<Pages>,
+    /// The estimate (ESX: %ACTV).
+    pub active_percent: u32,
+    /// The slow average (ESX: %ACTVS).
+    pub slow_percent: u32,
+    /// The fast average (ESX: %ACTVF).
+    pub fast_percent: u32,
+    /// The fast average with the unfinished period (ESX: %ACTVN).
+    pub next_percent: u32,
+    /// Memory of the guest's process that its page tables say was accessed in the latest period; `None`
+    /// unless somebody looked in the period before.
+    pub referenced_pages: Option<Pages>,
+}
+
 /// The balloon of one VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct BalloonStatus {
@@ -82,6 +100,9 @@ pub struct BalloonStatus {
     pub max_pages: Pages,
     /// The target an operator set by hand; `None` while the policy decides.
     pub manual_pages: Option<Pages>,
+    /// Pages so far that the guest gave up just after the host had brought them back from a store:
+    /// both paged the same page.
+    pub double_paged: u64,
 }
 
 /// The swap file of one VM.
@@ -199,6 +220,8 @@ pub struct VmStatus {
     pub kernel_pages: Pages,
     /// Reservation, limit, shares and target.
     pub allocation: AllocationStatus,
+    /// How much of it is used.
+    pub activity: ActivityStatus,
     /// Its balloon.
     pub balloon: BalloonStatus,
     /// Its swap file.

@@ -34,7 +34,7 @@ const fn column(
 }
 
 /// The titles are esxtop's where it has the quantity. All sizes in MiB, rates in MiB/s unless said.
-const COLUMNS: [Column; 14] = [
+const COLUMNS: [Column; 15] = [
     column("MEMSZ", 7, 0, |vm, _| mib(vm.configured_pages)),
     column("GRANT", 7, 0, |vm, _| mib(vm.granted_pages)),
     column("CNSM", 7, 0, |vm, _| mib(vm.consumed_pages)),
@@ -43,6 +43,7 @@ const COLUMNS: [Column; 14] = [
     column("ZIP", 7, 0, |vm, _| mib(vm.homes.compressed_pages)),
     column("SWCUR", 7, 0, |vm, _| mib(vm.homes.swapped_pages)),
     column("MCTLSZ", 7, 0, balloon_size),
+    column("%ACTV", 7, 90, |vm, _| active(vm)),
     column("MCTLTGT", 8, 100, |vm, _| mib(vm.balloon.target_pages)),
     column("FLT/s", 7, 100, |_, rates| count(rates, |r| r.faults_per_s)),
     column("SZTGT", 7, 120, |vm, _| mib(vm.allocation.target_pages)),
@@ -89,6 +90,13 @@ fn name(vm: &VmStatus) -> String {
     }
     let cut: String = name.chars().take(room - 1).collect();
     format!("{cut}…{mark}")
+}
+
+fn active(vm: &VmStatus) -> String {
+    match vm.activity.active_pages {
+        Some(_) => vm.activity.active_percent.to_string(),
+        None => "-".to_owned(),
+    }
 }
 
 fn balloon_size(vm: &VmStatus, _: Option<&VmRates>) -> String {

@@ -11,6 +11,7 @@
 //! stores. No store lock is held across a system call that can wait, except the memory copies and
 //! hole punches of the cache itself.
 
+mod activity;
 mod orders;
 mod params;
 mod stats;
@@ -30,6 +31,7 @@ use crate::swap::SwapFile;
 use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, GfnRun, Pages, SlotId, VmId};
 
+pub use activity::{Activity, Estimate};
 pub use orders::Orders;
 pub use params::{MAX_PAGES, ParamsError, VmParams};
 pub use stats::{Counter, Stats};
@@ -79,6 +81,8 @@ pub struct Vm {
     pub orders: Orders,
     /// What happened so far.
     pub stats: Stats,
+    /// How much of its memory it uses.
+    pub activity: Activity,
     /// Its budget of VMAs.
     pub vmas: Vmas,
     /// Whether the swap file refused the latest write.
@@ -123,6 +127,7 @@ impl Vm {
             parking: parts.parking,
             orders: Orders::default(),
             stats: Stats::default(),
+            activity: Activity::default(),
             vmas: Vmas::new(parts.vma_budget, opens),
             swap_failing: AtomicBool::new(false),
             end_reason: OnceLock::new(),

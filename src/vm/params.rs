@@ -108,6 +108,8 @@ mod tests {
             reservation: 10,
             limit: 50,
             shares: 1000,
+            balloon_max: u32::MAX,
+            sharing: true,
             salt: None,
             workload: String::new(),
         }

@@ -85,6 +85,9 @@ counters!(
         swap_errors,
         /// Given up by the guest.
         inflated,
+        /// Given up by the guest although they had only just been brought back from a store: the guest
+        /// read them to page them out itself. The host's work was for nothing.
+        double_paged,
         /// Taken back by the guest.
         deflated,
     }

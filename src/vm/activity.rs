@@ -1,0 +1,227 @@
+//! How much of its memory a VM uses: the averages over what sampling found.
+//!
+//! Three averages of the touched fraction, as ESX keeps them: a slow one, a fast one, and a fast one that
+//! takes the unfinished period in as if it ended now. The estimate is the greatest of the three, so it
+//! rises within a period and falls with the slow one: memory taken from a VM that has just begun to
+//! work costs more than memory left to one that has just ceased. OSDI 2002 section 5.3 has the three;
+//! the weights are read off its figure 6.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::sync::{AtomicU32, Ordering};
+use crate::units::Pages;
+
+/// The weight of a new period in the slow average.
+const SLOW: f64 = 0.25;
+/// The weight of a new period in the fast averages.
+const FAST: f64 = 0.75;
+/// How long a look at the accessed pages makes the next one worth its price.
+const WATCHED: Duration = Duration::from_secs(10);
+
+/// What sampling found so far. The fault thread counts, the worker opens and closes periods, the
+/// policy reads.
+#[derive(Debug, Default)]
+pub struct Activity {
+    /// Sampled pages that were touched in the period that runs.
+    touched: AtomicU32,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    /// Pages sampled in the period that runs.
+    sampled: u32,
+    /// Slow and fast average; `None` before the first period has ended.
+    averages: Option<(f64, f64)>,
+    /// Pages that the guest's page tables say were accessed in the latest period.
+    referenced: Option<Pages>,
+    /// When somebody last wanted to know that.
+    watched: Option<Instant>,
+}
+
+/// The parts of a VM that it is estimated to use, from 0 to 1.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Estimate {
+    /// Falls slowly.
+    pub slow: f64,
+    /// Follows the latest periods.
+    pub fast: f64,
+    /// The fast average if the period that runs ended now.
+    pub next: f64,
+}
+
+impl Estimate {
+    /// The estimate itself.
+    #[must_use]
+    pub const fn active(self) -> f64 {
+        self.slow.max(self.fast).max(self.next)
+    }
+}
+
+impl Activity {
+    /// Counts a sampled page that was touched.
+    pub fn touch(&self) {
+        self.touched.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A period begins with so many sampled pages.
+    pub fn begin(&self, sampled: u32) {
+        self.touched.store(0, Ordering::Relaxed);
+        self.state().sampled = sampled;
+    }
+
+    /// The period ends, and so many sampled pages were not touched. Pages that are neither among them
+    /// nor among the touched got lost on the way and do not count. Nothing sampled, nothing learnt.
+    pub fn end(&self, untouched: u32) {
+        let touched = self.touched.swap(0, Ordering::Relaxed);
+        let mut state = self.state();
+        state.sampled = 0;
+        let Some(now) = fraction(touched, touched.saturating_add(untouched)) else {
+            return;
+        };
+        let (slow, fast) = state.averages.unwrap_or((now, now));
+        state.averages = Some((mix(slow, now, SLOW), mix(fast, now, FAST)));
+    }
+
+    /// Forgets everything: sampling was switched off.
+    pub fn forget(&self) {
+        *self.state() = State::default();
+    }
+
+    /// The estimate; `None` before the first period has ended.
+    #[must_use]
+    pub fn estimate(&self) -> Option<Estimate> {
+        let state = *self.state();
+        let (slow, fast) = state.averages?;
+        let touched = self.touched.load(Ordering::Relaxed);
+        let now = fraction(touched, state.sampled.max(touched)).unwrap_or(0.0);
+        Some(Estimate {
+            slow,
+            fast,
+            next: mix(fast, now, FAST),
+        })
+    }
+
+    /// The pages in use of a VM of `size` pages: the estimate, at least `floor_percent` of the VM
+    /// (`Mem.SampleActivePctMin`).
+    #[must_use]
+    pub fn pages(&self, size: Pages, floor_percent: u32) -> Option<Pages> {
+        let estimate = self.estimate()?;
+        let floor = size.0.saturating_mul(u64::from(floor_percent)) / 100;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a fraction of at most 2^28 pages"
+        )]
+        let active = (estimate.active() * size.0 as f64).round() as u64;
+        Some(Pages(active.max(floor).min(size.0)))
+    }
+
+    /// Notes what the guest's page tables say.
+    pub fn set_referenced(&self, pages: Option<Pages>) {
+        self.state().referenced = pages;
+    }
+
+    /// Pages that the guest's page tables say were accessed in the latest period. Asking is what has
+    /// them counted: `None` the first time.
+    #[must_use]
+    pub fn referenced(&self) -> Option<Pages> {
+        let mut state = self.state();
+        state.watched = Some(Instant::now());
+        state.referenced
+    }
+
+    /// Whether somebody wants to know what the page tables say.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.state()
+            .watched
+            .is_some_and(|since| since.elapsed() < WATCHED)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // Plain numbers, whole whatever happened to who held it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn mix(old: f64, new: f64, weight: f64) -> f64 {
+    old.mul_add(1.0 - weight, new * weight)
+}
+
+fn fraction(part: u32, whole: u32) -> Option<f64> {
+    (whole > 0).then(|| f64::from(part) / f64::from(whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The estimate in pages of a VM of 1000, after one period of 100 samples.
+    fn period(activity: &Activity, touched: u32) -> u64 {
+        activity.begin(100);
+        (0..touched).for_each(|_| activity.touch());
+        activity.end(100 - touched);
+        activity.pages(Pages(1000), 1).expect("a period ended").0
+    }
+
+    #[test]
+    fn estimate_is_unknown_before_the_first_period_has_ended() {
+        let activity = Activity::default();
+        activity.begin(100);
+        activity.touch();
+        assert_eq!(activity.pages(Pages(1000), 1), None);
+    }
+
+    #[test]
+    fn estimate_rises_at_once_and_falls_with_the_slow_average() {
+        let activity = Activity::default();
+        assert_eq!(period(&activity, 10), 100);
+        assert_eq!(period(&activity, 90), 700);
+        // Slow: 0.10, 0.30, 0.225, 0.169. Fast: 0.10, 0.70, 0.175, 0.044.
+        assert_eq!(period(&activity, 0), 225);
+        assert_eq!(period(&activity, 0), 169);
+    }
+
+    /// OSDI 2002 figure 6: from 182.5 MB on the slow average falls by a quarter each period.
+    #[test]
+    fn slow_average_falls_as_in_figure_6() {
+        let activity = Activity::default();
+        period(&activity, 100);
+        let falls: Vec<u64> = (0..4).map(|_| period(&activity, 0)).collect();
+        assert_eq!(falls, [750, 563, 422, 316]);
+    }
+
+    #[test]
+    fn touches_of_the_unfinished_period_count_as_soon_as_they_come() {
+        let activity = Activity::default();
+        period(&activity, 0);
+        activity.begin(100);
+        (0..60).for_each(|_| activity.touch());
+        assert_eq!(activity.pages(Pages(1000), 1), Some(Pages(450)));
+    }
+
+    #[test]
+    fn floor_holds_and_lost_samples_do_not_count() {
+        let activity = Activity::default();
+        assert_eq!(period(&activity, 0), 10, "one per cent");
+        activity.begin(100);
+        (0..20).for_each(|_| activity.touch());
+        activity.end(20);
+        let estimate = activity.estimate().expect("two periods");
+        assert!((estimate.fast - 0.375).abs() < 1e-9, "{estimate:?}");
+    }
+
+    #[test]
+    fn period_without_samples_teaches_nothing() {
+        let activity = Activity::default();
+        period(&activity, 50);
+        activity.begin(0);
+        activity.end(0);
+        assert_eq!(activity.pages(Pages(1000), 1), Some(Pages(500)));
+        activity.forget();
+        assert_eq!(activity.estimate(), None);
+    }
+}
