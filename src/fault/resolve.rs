@@ -283,7 +283,7 @@ fn break_shared(vm: &Vm, page: PageGuard<'_>, frame: FrameId) -> Result<Outcome,
         if !vm.charge(Urgency::Refill) {
             break;
         }
-        vm.pool.read(frame, &mut content);
+        vm.pool().read(frame, &mut content);
         if let Err(source) = vm.engine.write_back(page.gfn(), &content) {
             vm.budget.give(1);
             let error = FaultError::Engine {
@@ -371,6 +371,8 @@ fn provide(vm: &Vm, page: &PageGuard<'_>, content: Content<'_>) -> Result<Provid
 /// The faulting thread has confirmed its mapping (or is gone): the pages are resident and open, and
 /// what they shared is released. Dropping the locks wakes who waits for them.
 pub fn complete(vm: &Vm, pending: Pending) {
+    // With its last shared page gone, the VM may leave the pool at any moment.
+    let pool = vm.pool();
     for kept in pending.pages {
         let page = vm.table.resume(kept);
         note_touch(vm, &page);
@@ -379,7 +381,7 @@ pub fn complete(vm: &Vm, pending: Pending) {
         }
         if let Home::Shared(frame) = page.home() {
             page.set_home(Home::Resident);
-            vm.release_frame(frame);
+            vm.release_frame_of(&pool, frame);
             vm.table.back_off(page.gfn());
             vm.stats.breaks.one();
         }

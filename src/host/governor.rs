@@ -109,7 +109,7 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
 /// Which frame has how many users is known, but adding that up page by page would cost more than the
 /// policy gains by it; the sum over all VMs is exact.
 pub(super) fn sharing_saved(member: &Member) -> Pages {
-    let counts = member.vm.pool.counts();
+    let counts = member.vm.pool().counts();
     let shared = member
         .vm
         .table

@@ -43,7 +43,8 @@ impl Evictor {
         if !victims.is_empty() {
             return self.evict_resident(vm, victims);
         }
-        let alone = |home| matches!(home, Home::Shared(frame) if vm.pool.refs(frame) == 1);
+        let pool = vm.pool();
+        let alone = |home| matches!(home, Home::Shared(frame) if pool.refs(frame) == 1);
         let mut victims = choose(vm, &mut self.dice, want, alone);
         if victims.is_empty() {
             victims = choose(vm, &mut self.dice, want, |home| {
@@ -61,6 +62,7 @@ impl Evictor {
         if !freeze(vm, victims.iter())? {
             return Ok(Pages(0));
         }
+        let pool = vm.pool();
         let mut leaving = Leaving::new(victims.len());
         let mut matches = Vec::new();
         let mut content = PageBuf::zeroed();
@@ -73,7 +75,7 @@ impl Evictor {
             }
             let digest = digest(&content);
             match FrameHold::find(vm, digest) {
-                Some(hold) if vm.pool.equals(hold.frame(), &content) => {
+                Some(hold) if pool.equals(hold.frame(), &content) => {
                     matches.push(Match { page, hold });
                 }
                 _ => leaving.store(vm, &mut self.stash, page, &content, digest),
@@ -107,13 +109,14 @@ impl Evictor {
         vm: &'a Vm,
         victims: Vec<PageGuard<'a>>,
     ) -> Result<Pages, EngineError> {
+        let pool = vm.pool();
         let mut leaving = Leaving::new(victims.len());
         let mut content = PageBuf::zeroed();
         for page in victims {
             let Home::Shared(frame) = page.home() else {
                 continue;
             };
-            vm.pool.read(frame, &mut content);
+            pool.read(frame, &mut content);
             leaving.store(vm, &mut self.stash, page, &content, digest(&content));
         }
         let mut stored = leaving.finish(vm);

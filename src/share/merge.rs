@@ -50,6 +50,7 @@ pub(crate) fn merge(vm: &Vm, candidates: Vec<Candidate<'_>>) -> Result<u64, Engi
     let mut zeroes = Vec::new();
     let mut matches: Vec<Match<'_>> = Vec::new();
     let mut content = PageBuf::zeroed();
+    let pool = vm.pool();
     for Held {
         page,
         digest,
@@ -63,7 +64,7 @@ pub(crate) fn merge(vm: &Vm, candidates: Vec<Candidate<'_>>) -> Result<u64, Engi
                 continue;
             }
             Guess::Zero => None,
-            Guess::Frame(hold) => vm.pool.equals(hold.frame(), &content).then_some(hold),
+            Guess::Frame(hold) => pool.equals(hold.frame(), &content).then_some(hold),
             Guess::First => first_user(vm, &page, digest, &content, matches.last()),
         };
         match hold {
@@ -139,12 +140,13 @@ fn first_user<'a>(
         return None;
     }
     if let Some(hold) = FrameHold::find(vm, expected) {
-        return vm.pool.equals(hold.frame(), content).then_some(hold);
+        return vm.pool().equals(hold.frame(), content).then_some(hold);
     }
     if !vm.budget.take(1, Urgency::Reclaim) {
         return None;
     }
-    let Some(mut new) = vm.pool.allocate_near(wanted_frame(vm, page.gfn(), before)) else {
+    let pool = vm.pool();
+    let Some(mut new) = pool.allocate_near(wanted_frame(vm, page.gfn(), before)) else {
         vm.budget.give(1);
         return None;
     };

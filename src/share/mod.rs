@@ -30,9 +30,11 @@
 //! Absent on purpose: a merge without a comparison of bytes; sharing across sharing domains; a back
 //! map from frames to pages (as in ESX, a count is enough: a page finds its frame, never the other way).
 
+mod leave;
 mod merge;
 mod place;
 mod scan;
 
+pub use leave::{Leaver, Left};
 pub(crate) use place::{FrameHold, Match, freeze, give_back, place};
 pub use scan::{Found, Peers, Scanner};

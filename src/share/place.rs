@@ -24,9 +24,12 @@ impl<'a> FrameHold<'a> {
         }
     }
 
-    /// The frame whose content has this digest.
+    /// The frame whose content has this digest, unless the VM may not share.
     pub(crate) fn find(vm: &'a Vm, digest: u64) -> Option<Self> {
-        vm.pool
+        if !vm.is_sharing() {
+            return None;
+        }
+        vm.pool()
             .lookup_frame(digest)
             .map(|frame| Self::new(vm, frame))
     }

@@ -145,7 +145,11 @@ impl<'a> Look<'a> {
         if let Some(hold) = FrameHold::find(vm, digest) {
             return Some(Guess::Frame(hold));
         }
-        let index = vm.pool.index();
+        if !vm.is_sharing() {
+            return None;
+        }
+        let pool = vm.pool();
+        let index = pool.index();
         let Hint::Other(other, other_gfn) = index.hint(digest, vm.id, gfn) else {
             return None;
         };

@@ -300,7 +300,7 @@ impl Engine for Arc<AddressSpace> {
         for gfn in runs.iter().flat_map(|run| run.iter()) {
             let page = &mut self.pages()[gfn.index()];
             assert!(
-                page.view.is_pool() && page.content.is_none(),
+                page.view.is_pool(),
                 "{gfn} gets RAM back and was not shared"
             );
             page.view = View::Closed;

@@ -269,7 +269,7 @@ impl Guest {
         match home {
             Home::Untouched | Home::Zero | Home::Ballooned => {}
             Home::Resident => content = *self.space.content(gfn).expect("checked before"),
-            Home::Shared(frame) => self.vm.pool.read(frame, &mut content),
+            Home::Shared(frame) => self.vm.pool().read(frame, &mut content),
             Home::Compressed(slot) => {
                 let zip = self.vm.zip.lock();
                 zip.load(slot, &mut content).expect("an intact cache");

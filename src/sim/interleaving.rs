@@ -15,7 +15,7 @@ use crate::engine::EngineKind;
 use crate::page::Urgency;
 use crate::reclaim::Evictor;
 use crate::sample::Sampler;
-use crate::share::Scanner;
+use crate::share::{Leaver, Scanner};
 use crate::sync::{self, AtomicU32, Mutex, Ordering};
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
 use crate::vm::Vm;
@@ -162,7 +162,7 @@ impl Worker {
     }
 
     fn something(&mut self) {
-        match thread_rng().gen_range(0..6) {
+        match thread_rng().gen_range(0..7) {
             0..2 => {
                 let found = self.scanner.scan(&self.vm, &*self.peers, PAGES);
                 found.expect("the session lives");
@@ -170,6 +170,10 @@ impl Worker {
             2 => {
                 let nudged = self.peers.nudged(self.vm.id);
                 Scanner::follow(&self.vm, &*self.peers, nudged).expect("the session lives");
+            }
+            4 => {
+                let mut leaver = Leaver::default();
+                leaver.step(&self.vm).expect("the session lives");
             }
             3 => self
                 .sampler

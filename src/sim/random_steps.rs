@@ -10,8 +10,9 @@ use crate::balloon;
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::Home;
-use crate::share::Scanner;
-use crate::units::{Gfn, GfnRun, PageBuf, Pages, VmId};
+use crate::share::{Leaver, Left, Scanner};
+use crate::units::{FrameId, Gfn, GfnRun, PageBuf, Pages, VmId};
+use crate::vm::Vm;
 
 /// Guests that run at a time; the last has a salt of its own.
 const GUESTS: usize = 4;
@@ -66,6 +67,8 @@ enum Step {
     Scan(u32),
     Follow,
     Evict(u64),
+    /// Shared pages get memory of their own.
+    Leave,
     /// A period of sampling ends and another begins.
     Sample,
     Inflate(u32, u32),
@@ -92,6 +95,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         5 => Just(Step::Follow),
         9 => (1..30u64).prop_map(Step::Evict),
         4 => Just(Step::Sample),
+        1 => Just(Step::Leave),
         3 => (gfn(), 1..10u32).prop_map(|(gfn, count)| Step::Inflate(gfn, count)),
         3 => (gfn(), 1..10u32).prop_map(|(gfn, count)| Step::Deflate(gfn, count)),
         1 => Just(Step::ReleaseAll),
@@ -219,6 +223,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
             let evicted = guest.evictor.evict(&vm, Pages(want));
             assert!(evicted.expect("the session lives") <= Pages(want));
         }
+        Step::Leave => leave(&vm),
         Step::Sample => guest.sampler.next_period(&vm).expect("the session lives"),
         Step::Inflate(gfn, count) => inflate(guest, run(gfn, count)),
         Step::Deflate(gfn, count) => deflate(guest, run(gfn, count)),
@@ -251,6 +256,15 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
             guest.drive(thread);
         }
     }
+}
+
+fn leave(vm: &Vm) {
+    let mut leaver = Leaver::default();
+    vm.set_sharing(false);
+    let left = leaver.step(vm).expect("the session lives");
+    let shared = vm.table.count(Home::Shared(FrameId(0)));
+    assert!(left != Left::Everything || shared == 0);
+    vm.set_sharing(true);
 }
 
 fn pages_of(statuses: &[StatusRun]) -> impl Iterator<Item = (Gfn, PageStatus)> {

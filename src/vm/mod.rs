@@ -18,7 +18,7 @@ mod stats;
 mod vmas;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -71,8 +71,10 @@ pub struct Vm {
     pub(crate) zip: Mutex<ZipCache>,
     /// Its swap file.
     pub swap: SwapFile,
-    /// The share pool of its sharing domain.
-    pub pool: Arc<Pool>,
+    /// The share pool of its sharing domain. Changed by the worker, while no page is shared.
+    pool: RwLock<Arc<Pool>>,
+    /// Whether pages may be shared now.
+    sharing: AtomicBool,
     /// The host's memory.
     pub budget: Arc<Budget>,
     /// Where its faults wait.
@@ -122,7 +124,8 @@ impl Vm {
             engine,
             zip: Mutex::new(parts.zip),
             swap: parts.swap,
-            pool: parts.pool,
+            pool: RwLock::new(parts.pool),
+            sharing: AtomicBool::new(true),
             budget: parts.budget,
             parking: parts.parking,
             orders: Orders::default(),
@@ -175,9 +178,43 @@ impl Vm {
         !blocked && self.budget.take(1, urgency)
     }
 
+    /// The share pool of its sharing domain.
+    #[must_use]
+    pub fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.pool.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Moves the VM to another sharing domain. Nobody may hold a frame of the old pool for it.
+    ///
+    /// # Panics
+    /// When a page is shared: its frame would be looked for in the wrong pool.
+    pub fn set_pool(&self, pool: Arc<Pool>) {
+        assert_eq!(self.table.count(Home::Shared(FrameId(0))), 0);
+        let mut place = self.pool.write().unwrap_or_else(PoisonError::into_inner);
+        place.index().forget_vm(self.id);
+        *place = pool;
+    }
+
+    /// Whether pages may be shared now.
+    #[must_use]
+    pub fn is_sharing(&self) -> bool {
+        self.sharing.load(Ordering::Relaxed)
+    }
+
+    /// Allows or forbids sharing; what is shared stays so.
+    pub fn set_sharing(&self, sharing: bool) {
+        self.sharing.store(sharing, Ordering::Relaxed);
+    }
+
     /// Gives the VM's reference to a frame back, and the frame's memory if it was the last.
     pub fn release_frame(&self, frame: FrameId) {
-        if self.pool.unref(frame) == Unref::Freed {
+        self.release_frame_of(&self.pool(), frame);
+    }
+
+    /// As [`release_frame`](Self::release_frame), for who has taken the last shared page away and so
+    /// cannot be sure that the VM still uses the pool.
+    pub fn release_frame_of(&self, pool: &Pool, frame: FrameId) {
+        if pool.unref(frame) == Unref::Freed {
             self.budget.give(1);
         }
     }
@@ -271,7 +308,7 @@ impl Vm {
         if let Err(error) = self.engine.punch(ram) {
             tracing::warn!(vm = %self.params.name, %error, "its memory comes free a moment later");
         }
-        self.pool.index().forget_vm(self.id);
+        self.pool().index().forget_vm(self.id);
         self.budget.starve(&self.parking, false);
         self.budget.give(used);
     }
