@@ -16,6 +16,7 @@ pub mod policy;
 pub mod pool;
 pub mod reclaim;
 pub mod runtime_dir;
+pub mod settings;
 pub mod share;
 pub use memvisor_guest_agent::signals;
 #[cfg(test)]
