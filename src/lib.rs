@@ -17,6 +17,7 @@ pub mod pool;
 pub mod reclaim;
 pub mod runtime_dir;
 pub mod sample;
+pub mod settings;
 pub mod share;
 pub use memvisor_guest_agent::signals;
 #[cfg(test)]

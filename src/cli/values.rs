@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::control::check_vm_name;
+use crate::settings::check_vm_name;
 use crate::units::{Bytes, PAGE_SIZE};
 
 /// A size of memory: not nothing, and whole pages.

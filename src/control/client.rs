@@ -16,7 +16,8 @@ use tokio::net::UnixStream;
 use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
-use super::{BalloonRequest, ErrorBody, NameError, check_vm_name};
+use super::{BalloonRequest, ErrorBody};
+use crate::settings::{NameError, check_vm_name};
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::Bytes;
 

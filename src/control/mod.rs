@@ -18,7 +18,6 @@
 
 mod client;
 mod limit;
-mod name;
 mod routes;
 mod server;
 
@@ -26,7 +25,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 pub use client::{Client, ClientError};
-pub use name::{NAME_MAX, NameError, check_vm_name};
 pub use server::{ServeError, Server};
 
 use crate::telemetry::{HostStatus, VmStatus};

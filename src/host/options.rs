@@ -4,18 +4,8 @@ use std::path::PathBuf;
 
 use crate::reclaim::ScanSettings;
 use crate::runtime_dir::RuntimeDir;
+pub use crate::settings::EngineChoice;
 use crate::units::Bytes;
-
-/// Which engine handles the faults of guests.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EngineChoice {
-    /// userfaultfd where the system allows it, else page protection.
-    Auto,
-    /// userfaultfd.
-    Uffd,
-    /// Page protection.
-    Mprotect,
-}
 
 /// How fast the sharing scanner goes; the names are ESX's.
 pub type ShareOptions = ScanSettings;

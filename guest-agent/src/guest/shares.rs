@@ -27,14 +27,17 @@ impl Shares {
     /// The most shares a VM can have, so that sums over all VMs stay far from overflow.
     pub const MAX: u32 = 1_000_000_000;
 
-    /// The number of shares of a VM of so many pages.
+    /// The number of shares of a VM of so many pages; for each MiB, but at least 1.
     #[must_use]
     pub fn count(self, pages: u64) -> u32 {
         match self {
             Self::Custom(shares) => shares,
             Self::PerMib(shares) => {
                 let count = (pages / PAGES_PER_MIB).saturating_mul(shares.into());
-                u32::try_from(count).unwrap_or(Self::MAX).min(Self::MAX)
+                // Without shares a VM would get its reservation only, however small it is.
+                u32::try_from(count)
+                    .unwrap_or(Self::MAX)
+                    .clamp(1, Self::MAX)
             }
         }
     }
@@ -68,6 +71,10 @@ mod tests {
             [1280, 2560, 5120, 77]
         );
         assert_eq!(Shares::PerMib(20).count(u64::MAX), Shares::MAX);
+        assert_eq!(
+            (Shares::PerMib(5).count(255), Shares::Custom(0).count(255)),
+            (1, 0)
+        );
         for text in ["medium", "-1", "1000000001"] {
             let error = text.parse::<Shares>().expect_err(text).to_string();
             assert!(error.contains(&format!("`{text}`")), "{error}");

@@ -1,0 +1,275 @@
+//! The host settings as the daemon uses them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::table::{Key, Spec};
+use super::value::{Value, shown};
+use crate::units::Pages;
+
+/// A set of defaults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Fast enough to watch, on a host of some hundred MiB.
+    #[default]
+    Lab,
+    /// What ESX ships.
+    Esx,
+}
+
+impl Profile {
+    /// Its default of a setting.
+    #[must_use]
+    pub const fn default_of(self, spec: &Spec) -> Value {
+        match self {
+            Self::Lab => spec.lab,
+            Self::Esx => spec.esx,
+        }
+    }
+}
+
+/// A text that names no profile.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("there is no profile `{0}`; allowed: lab, esx")]
+pub struct ProfileError(String);
+
+impl FromStr for Profile {
+    type Err = ProfileError;
+
+    fn from_str(text: &str) -> Result<Self, ProfileError> {
+        match text {
+            "lab" => Ok(Self::Lab),
+            "esx" => Ok(Self::Esx),
+            _ => Err(ProfileError(shown(text))),
+        }
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lab => "lab",
+            Self::Esx => "esx",
+        })
+    }
+}
+
+/// Who shares pages with whom: `Mem.ShareForceSalting`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ForceSalting {
+    /// 0: salts are ignored, all VMs share.
+    Ignore,
+    /// 1: VMs without a salt share with each other.
+    Common,
+    /// 2: a VM without a salt shares within itself only.
+    Own,
+}
+
+/// How idle memory is taken: `Mem.IdleTaxType`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IdleTaxType {
+    /// 0: by paging.
+    Flat,
+    /// 1: by the balloon.
+    Variable,
+}
+
+/// The free-memory states and their thresholds: `Memvisor.FreeStates`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FreeStates {
+    /// OSDI 2002 to ESX 4.0: 6, 4, 2 and 1 % of memory.
+    Osdi2002,
+    /// ESX 4.1: 6 % of memory, and 64, 32 and 16 % of that.
+    Esx41,
+    /// ESX 5.0: as 4.1, of a part of memory that is the smaller the larger the host.
+    Esx50,
+    /// ESX 6.0: as 5.0 with a state clear, and high from 400 % on.
+    Esx60,
+}
+
+/// The values of all host settings at one moment. Their ranges are those of
+/// [`TABLE`](super::TABLE).
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct HostSettings {
+    /// `Mem.ShareScanTime`.
+    pub share_scan_time: Duration,
+    /// `Mem.ShareScanGHz`, in MB/s for each GHz.
+    pub share_scan_ghz: u32,
+    /// `Mem.ShareRateMax`, in pages a second.
+    pub share_rate_max: u32,
+    /// `Mem.ShareForceSalting`.
+    pub share_force_salting: ForceSalting,
+    /// `Mem.IdleTax`, in percent.
+    pub idle_tax: u32,
+    /// `Mem.IdleTaxType`.
+    pub idle_tax_type: IdleTaxType,
+    /// `Mem.SamplePeriod`; zero turns sampling off.
+    pub sample_period: Duration,
+    /// `Mem.SampleActivePctMin`, in percent.
+    pub sample_active_pct_min: u32,
+    /// `Mem.BalancePeriod`.
+    pub balance_period: Duration,
+    /// `Mem.CtlMaxPercent`, in percent; 0 turns ballooning off.
+    pub ctl_max_percent: u32,
+    /// `Mem.MemMinFreePct`, in percent; 0 means as [`HostSettings::free_states`] has it.
+    pub mem_min_free_pct: u32,
+    /// `Mem.MemZipEnable`.
+    pub mem_zip_enable: bool,
+    /// `Mem.MemZipMaxPct`, in percent.
+    pub mem_zip_max_pct: u32,
+    /// `Mem.MemZipMaxAllocPct`, in percent.
+    pub mem_zip_max_alloc_pct: u32,
+    /// `Memvisor.FreeStates`.
+    pub free_states: FreeStates,
+    /// `Memvisor.StateMargin`, in percent.
+    pub state_margin: u32,
+    /// `Memvisor.Headroom`, in percent.
+    pub headroom: u32,
+    /// `Memvisor.EvictRound`.
+    pub evict_round: Pages,
+}
+
+impl HostSettings {
+    /// The settings whose values `value` knows.
+    ///
+    /// # Panics
+    /// If a value is not one of its setting's kind and range; [`Key::read`] gives no such value.
+    #[must_use]
+    pub fn of(value: impl Fn(Key) -> Value) -> Self {
+        let whole = |key| match value(key) {
+            Value::Whole(number) => number,
+            other => panic!("{other:?} is no number for {key:?}"),
+        };
+        let time = |key| match value(key) {
+            Value::Time(time) => time,
+            other => panic!("{other:?} is no time for {key:?}"),
+        };
+        Self {
+            share_scan_time: time(Key::ShareScanTime),
+            share_scan_ghz: whole(Key::ShareScanGHz),
+            share_rate_max: whole(Key::ShareRateMax),
+            share_force_salting: match whole(Key::ShareForceSalting) {
+                0 => ForceSalting::Ignore,
+                1 => ForceSalting::Common,
+                _ => ForceSalting::Own,
+            },
+            idle_tax: whole(Key::IdleTax),
+            idle_tax_type: match whole(Key::IdleTaxType) {
+                0 => IdleTaxType::Flat,
+                _ => IdleTaxType::Variable,
+            },
+            sample_period: time(Key::SamplePeriod),
+            sample_active_pct_min: whole(Key::SampleActivePctMin),
+            balance_period: time(Key::BalancePeriod),
+            ctl_max_percent: whole(Key::CtlMaxPercent),
+            mem_min_free_pct: whole(Key::MemMinFreePct),
+            mem_zip_enable: whole(Key::MemZipEnable) == 1,
+            mem_zip_max_pct: whole(Key::MemZipMaxPct),
+            mem_zip_max_alloc_pct: whole(Key::MemZipMaxAllocPct),
+            free_states: match value(Key::FreeStates) {
+                Value::Choice("2002") => FreeStates::Osdi2002,
+                Value::Choice("4.1") => FreeStates::Esx41,
+                Value::Choice("5.0") => FreeStates::Esx50,
+                Value::Choice("6.0") => FreeStates::Esx60,
+                other => panic!("{other:?} is no choice of FreeStates"),
+            },
+            state_margin: whole(Key::StateMargin),
+            headroom: whole(Key::Headroom),
+            evict_round: Pages(whole(Key::EvictRound).into()),
+        }
+    }
+
+    /// The defaults of a profile.
+    #[must_use]
+    pub fn profile(profile: Profile) -> Self {
+        Self::of(|key| profile.default_of(key.spec()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn profile_esx_is_what_esx_ships() {
+        let esx = HostSettings::profile(Profile::Esx);
+        let expected = HostSettings {
+            share_scan_time: Duration::from_secs(3600),
+            share_scan_ghz: 4,
+            share_rate_max: 1024,
+            share_force_salting: ForceSalting::Own,
+            idle_tax: 75,
+            idle_tax_type: IdleTaxType::Variable,
+            sample_period: Duration::from_secs(60),
+            sample_active_pct_min: 1,
+            balance_period: Duration::from_secs(15),
+            ctl_max_percent: 65,
+            mem_min_free_pct: 0,
+            mem_zip_enable: true,
+            mem_zip_max_pct: 10,
+            mem_zip_max_alloc_pct: 50,
+            free_states: FreeStates::Esx60,
+            state_margin: 20,
+            headroom: 10,
+            evict_round: Pages(4096),
+        };
+        assert_eq!(esx, expected);
+    }
+
+    #[test]
+    fn profile_lab_is_the_default_and_differs_in_seven_settings() {
+        assert_eq!(Profile::default(), Profile::Lab);
+        let lab = HostSettings::profile(Profile::Lab);
+        let expected = HostSettings {
+            share_scan_time: Duration::from_secs(3),
+            share_scan_ghz: 32,
+            share_rate_max: 32_768,
+            share_force_salting: ForceSalting::Common,
+            sample_period: Duration::from_secs(2),
+            balance_period: Duration::from_secs(1),
+            free_states: FreeStates::Esx50,
+            ..HostSettings::profile(Profile::Esx)
+        };
+        assert_eq!(lab, expected);
+    }
+
+    #[test]
+    fn profiles_are_named_and_nothing_else_is_one() {
+        for profile in [Profile::Lab, Profile::Esx] {
+            assert_eq!(profile.to_string().parse(), Ok(profile));
+        }
+        let error = "ESXi".parse::<Profile>().expect_err("none");
+        assert_eq!(
+            error.to_string(),
+            "there is no profile `ESXi`; allowed: lab, esx"
+        );
+    }
+
+    #[test]
+    fn every_choice_of_a_switch_has_a_meaning() {
+        for spec in &super::super::TABLE {
+            let words: Vec<String> = match (spec.kind.bounds(), spec.kind) {
+                (Some((min, max)), _) => vec![min.to_string(), max.to_string()],
+                (None, super::super::Kind::Choice(words)) => {
+                    words.iter().map(|word| (*word).to_owned()).collect()
+                }
+                (None, kind) => panic!("{kind:?} has no bounds"),
+            };
+            let mut seen = Vec::new();
+            for word in words {
+                let chosen = spec.key.read(&word).expect("allowed");
+                let settings = HostSettings::of(|key| {
+                    let default = Profile::Lab.default_of(key.spec());
+                    if key == spec.key { chosen } else { default }
+                });
+                assert!(!seen.contains(&settings), "{}: {word}", spec.name);
+                seen.push(settings);
+            }
+        }
+    }
+}

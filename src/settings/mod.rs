@@ -1,0 +1,37 @@
+//! Settings of the host and of its VMs: names, values, and where they come from.
+//!
+//! A setting is given on a command line, in a file, over the API, and is shown and documented. If
+//! each of these knew its range and default, they would soon disagree. So there is one table of host
+//! settings ([`TABLE`]) and one of VM settings ([`VM_KEYS`]); all of them ask it. Names are ESX's
+//! where ESX has such a setting.
+//!
+//! - `value.rs`: reading and showing values and their units.
+//! - `table.rs`, `host.rs`, `layers.rs`: host settings, their typed values, the four places where
+//!   they are given ([`Layers`]).
+//! - `vm.rs`, `patch.rs`, `domain.rs`: VM settings, changes of them, with whom a VM shares pages.
+//! - `file.rs`: the configuration file.
+//!
+//! Nothing here has an effect: whoever holds the settings reads them and acts.
+
+mod domain;
+mod file;
+mod host;
+mod layers;
+mod name;
+mod patch;
+mod table;
+mod value;
+mod vm;
+
+pub use domain::Domain;
+pub use file::{ConfigError, ConfigFile, EngineChoice, Problem, StartSettings};
+pub use host::{ForceSalting, FreeStates, HostSettings, IdleTaxType, Profile, ProfileError};
+pub use layers::{DEFAULT, Layer, Layers, Origin, SettingView};
+pub use name::{NAME_MAX, NameError, check_vm_name};
+pub use patch::VmPatch;
+pub use table::{Key, SettingError, Spec, TABLE};
+pub use value::{Kind, Scalar, TimeUnit, Value, Wrong, time};
+pub use vm::{SALT_MAX, VM_KEYS, VmKey, VmSettings, VmSettingsError};
+
+#[cfg(test)]
+mod tests;
