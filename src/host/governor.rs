@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::daemon::Host;
 use super::member::Member;
 use crate::page::Home;
-use crate::policy::{FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, VmSnapshot, plan};
+use crate::policy::{HostSnapshot, Plan, Stuck, Thresholds, VmPlan, VmSnapshot, plan};
 use crate::reclaim::Job;
 use crate::units::Pages;
 
@@ -125,7 +125,7 @@ fn carry_out(host: &Host, members: &[Arc<Member>], plan: &Plan) {
     host.budget.set_alarm(
         host.budget
             .total()
-            .saturating_sub(next_down(plan.state, &thresholds)),
+            .saturating_sub(thresholds.below(plan.state)),
     );
     let count = u32::try_from(members.len()).unwrap_or(u32::MAX);
     for (member, vm_plan) in members.iter().zip(&plan.vms) {
@@ -135,15 +135,6 @@ fn carry_out(host: &Host, members: &[Arc<Member>], plan: &Plan) {
             .rate(member.vm.params.pages, host.ghz, count);
         member.worker.set_scan_rate(rate);
         give_orders(member, vm_plan);
-    }
-}
-
-/// The free memory below which the next state down is entered.
-const fn next_down(state: FreeState, thresholds: &Thresholds) -> Pages {
-    match state {
-        FreeState::High => thresholds.soft,
-        FreeState::Soft => thresholds.hard,
-        FreeState::Hard | FreeState::Low => thresholds.low,
     }
 }
 

@@ -106,6 +106,7 @@ fn millis(since: std::time::Instant) -> u64 {
 const fn free_state(state: policy::FreeState) -> FreeState {
     match state {
         policy::FreeState::High => FreeState::High,
+        policy::FreeState::Clear => FreeState::Clear,
         policy::FreeState::Soft => FreeState::Soft,
         policy::FreeState::Hard => FreeState::Hard,
         policy::FreeState::Low => FreeState::Low,
