@@ -16,6 +16,7 @@ use crate::page::Home;
 use crate::policy::{HostSnapshot, Plan, Stuck, Thresholds, VmPlan, VmSnapshot, plan};
 use crate::reclaim::Job;
 use crate::units::Pages;
+use crate::vm::Means;
 
 /// How often the policy looks without being called.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -78,7 +79,8 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
         (u64::from(zip.pages_used()), u64::from(zip.max_pages()))
     };
     let swap = vm.swap.stats();
-    let rooms = u64::from(!vm.is_unevictable());
+    let exhausted = vm.exhausted();
+    let room = |pages: u64, exhausted: bool| Pages(if exhausted { 0 } else { pages });
     VmSnapshot {
         id: vm.id,
         size: Pages(u64::from(vm.params.pages)),
@@ -90,7 +92,7 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
         sharing_saved: sharing_saved(member),
         compressed,
         zip_pages: Pages(zip_pages),
-        zip_room: Pages(zip_max.saturating_sub(zip_pages) * rooms),
+        zip_room: room(zip_max.saturating_sub(zip_pages), exhausted.compress),
         swapped,
         ballooned,
         zero,
@@ -98,7 +100,7 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
         agent_alive: member.balloon.attached.load(Ordering::Acquire),
         balloon_max: member.balloon.max,
         active: None,
-        swap_room: Pages(swap.slots.saturating_sub(swap.used).0 * rooms),
+        swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
         swap_failing: vm.is_swap_failing(),
     }
 }
@@ -150,7 +152,11 @@ fn give_orders(member: &Member, plan: &VmPlan) {
     if orders.balloon_target() != before || popped {
         balloon.doorbell.ring();
     }
-    orders.set_evict(plan.evict);
+    let means = Means {
+        compress: plan.means.compress,
+        swap: plan.means.swap,
+    };
+    orders.set_evict(plan.evict, means);
     if plan.evict > Pages(0) {
         member.worker.suggest(Job::Wake);
     }

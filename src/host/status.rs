@@ -158,7 +158,7 @@ fn swap(vm: &Vm) -> SwapStatus {
     let stats = vm.swap.stats();
     SwapStatus {
         slots: stats.used.0,
-        target_pages: Pages(stats.used.0 + vm.orders.evict().0),
+        target_pages: Pages(stats.used.0 + vm.orders.evict().0.0),
         reads: stats.read.0,
         writes: stats.written.0,
         in_bytes: stats.read.bytes(),
