@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use super::daemon::Host;
 use super::member::Member;
 use crate::page::Home;
-use crate::policy::{FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, VmSnapshot, plan};
+use crate::policy::{HostSnapshot, Plan, Stuck, Thresholds, VmPlan, VmSnapshot, plan};
 use crate::reclaim::Job;
 use crate::units::Pages;
+use crate::vm::Means;
 
 /// How often the policy looks without being called.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -80,7 +81,8 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
         (u64::from(zip.pages_used()), u64::from(zip.max_pages()))
     };
     let swap = vm.swap.stats();
-    let rooms = u64::from(!vm.is_unevictable());
+    let exhausted = vm.exhausted();
+    let room = |pages: u64, exhausted: bool| Pages(if exhausted { 0 } else { pages });
     VmSnapshot {
         id: vm.id,
         size: Pages(u64::from(vm.params.pages)),
@@ -92,7 +94,7 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
         sharing_saved: sharing_saved(member),
         compressed,
         zip_pages: Pages(zip_pages),
-        zip_room: Pages(zip_max.saturating_sub(zip_pages) * rooms),
+        zip_room: room(zip_max.saturating_sub(zip_pages), exhausted.compress),
         swapped,
         ballooned,
         zero,
@@ -100,7 +102,7 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
         agent_alive: member.balloon.attached.load(Ordering::Acquire),
         balloon_max: member.balloon.max,
         active: vm.activity.pages(Pages(u64::from(vm.params.pages)), 1),
-        swap_room: Pages(swap.slots.saturating_sub(swap.used).0 * rooms),
+        swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
         swap_failing: vm.is_swap_failing(),
     }
 }
@@ -127,7 +129,7 @@ fn carry_out(host: &Host, members: &[Arc<Member>], plan: &Plan) {
     host.budget.set_alarm(
         host.budget
             .total()
-            .saturating_sub(next_down(plan.state, &thresholds)),
+            .saturating_sub(thresholds.below(plan.state)),
     );
     let count = u32::try_from(members.len()).unwrap_or(u32::MAX);
     for (member, vm_plan) in members.iter().zip(&plan.vms) {
@@ -138,15 +140,6 @@ fn carry_out(host: &Host, members: &[Arc<Member>], plan: &Plan) {
         member.worker.set_scan_rate(rate);
         member.worker.set_sample_period(SAMPLE_PERIOD);
         give_orders(member, vm_plan);
-    }
-}
-
-/// The free memory below which the next state down is entered.
-const fn next_down(state: FreeState, thresholds: &Thresholds) -> Pages {
-    match state {
-        FreeState::High => thresholds.soft,
-        FreeState::Soft => thresholds.hard,
-        FreeState::Hard | FreeState::Low => thresholds.low,
     }
 }
 
@@ -162,7 +155,11 @@ fn give_orders(member: &Member, plan: &VmPlan) {
     if orders.balloon_target() != before || popped {
         balloon.doorbell.ring();
     }
-    orders.set_evict(plan.evict);
+    let means = Means {
+        compress: plan.means.compress,
+        swap: plan.means.swap,
+    };
+    orders.set_evict(plan.evict, means);
     if plan.evict > Pages(0) {
         member.worker.suggest(Job::Wake);
     }

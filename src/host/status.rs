@@ -107,6 +107,7 @@ fn millis(since: std::time::Instant) -> u64 {
 const fn free_state(state: policy::FreeState) -> FreeState {
     match state {
         policy::FreeState::High => FreeState::High,
+        policy::FreeState::Clear => FreeState::Clear,
         policy::FreeState::Soft => FreeState::Soft,
         policy::FreeState::Hard => FreeState::Hard,
         policy::FreeState::Low => FreeState::Low,
@@ -184,7 +185,7 @@ fn swap(vm: &Vm) -> SwapStatus {
     let stats = vm.swap.stats();
     SwapStatus {
         slots: stats.used.0,
-        target_pages: Pages(stats.used.0 + vm.orders.evict().0),
+        target_pages: Pages(stats.used.0 + vm.orders.evict().0.0),
         reads: stats.read.0,
         writes: stats.written.0,
         in_bytes: stats.read.bytes(),

@@ -13,7 +13,7 @@
 use super::fair::{self, Allotment, Met};
 use super::plan::VmPlan;
 use super::snapshot::VmSnapshot;
-use super::{Config, FreeState, percent_of, total};
+use super::{Config, FreeState, Mechanisms, percent_of, total};
 use crate::units::Pages;
 
 /// The guest pages that the balloon of a VM is to hold: no part of its reservation, and no more
@@ -22,19 +22,22 @@ pub(super) fn target(
     vm: &VmSnapshot,
     allotment: Allotment,
     state: FreeState,
+    mechanisms: Mechanisms,
     config: &Config,
 ) -> Pages {
     let kept = (vm.ballooned)
         .saturating_sub(returned(vm, allotment.met, config))
         .min(vm.size.saturating_sub(allotment.target));
     let held = match state {
-        FreeState::High | FreeState::Soft => Pages(0),
+        FreeState::High | FreeState::Clear | FreeState::Soft => Pages(0),
         FreeState::Hard | FreeState::Low => vm.ballooned,
     };
-    asked(vm, allotment, state)
-        .max(kept)
-        .max(held)
-        .min(cap(vm, config))
+    let asked = if mechanisms.inflate {
+        asked(vm, allotment, state)
+    } else {
+        asked_by_limit(vm)
+    };
+    asked.max(kept).max(held).min(cap(vm, config))
 }
 
 /// The pages that the balloon of a VM must hold because the VM wants more than it may have.
@@ -42,18 +45,30 @@ pub(super) fn target(
 /// While the host is short, and against the limit always, evicted pages count as wanted: the guest
 /// will touch them again, and only a balloon makes it want less.
 fn asked(vm: &VmSnapshot, allotment: Allotment, state: FreeState) -> Pages {
-    let wanted = total([vm.resident, vm.shared, vm.compressed, vm.swapped]);
-    let counted = match state {
-        FreeState::High => vm.allocation(),
-        FreeState::Soft | FreeState::Hard | FreeState::Low => wanted,
+    let counted = if state.is_short() {
+        wanted(vm)
+    } else {
+        vm.allocation()
     };
     if counted > allotment.entitled {
         vm.size.saturating_sub(allotment.entitled)
-    } else if wanted > vm.max() {
+    } else {
+        asked_by_limit(vm)
+    }
+}
+
+/// The same because of the limit alone, which binds in every state.
+fn asked_by_limit(vm: &VmSnapshot) -> Pages {
+    if wanted(vm) > vm.max() {
         vm.size.saturating_sub(vm.max())
     } else {
         Pages(0)
     }
+}
+
+/// The guest pages with content that it may want to use, wherever they are.
+fn wanted(vm: &VmSnapshot) -> Pages {
+    total([vm.resident, vm.shared, vm.compressed, vm.swapped])
 }
 
 /// The pages that the balloon of a content VM gives back although its target does not ask for it.

@@ -1,27 +1,64 @@
 //! The settings of the policy.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::Generation;
 use crate::units::Pages;
+
+/// By what the idle memory tax is taken (`Mem.IdleTaxType`).
+///
+/// VMware documents the values 0 and 1 and no more. That 0 means paging and 1 the balloon is a common
+/// reading; another is that the rate of 1 rises with idleness, by a formula that is not published.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdleTaxType {
+    /// 0: balloons take what they would without the tax, and what it takes beyond is paged out.
+    Flat,
+    /// 1: balloons take it, as they take everything.
+    #[default]
+    Variable,
+}
+
+/// A text that names no type of tax.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("`{0}` is no type of idle memory tax: flat (or 0) and variable (or 1) are allowed")]
+pub struct UnknownTaxType(String);
+
+impl fmt::Display for IdleTaxType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Flat => "flat",
+            Self::Variable => "variable",
+        })
+    }
+}
+
+impl FromStr for IdleTaxType {
+    type Err = UnknownTaxType;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "flat" | "0" => Ok(Self::Flat),
+            "variable" | "1" => Ok(Self::Variable),
+            _ => Err(UnknownTaxType(text.to_owned())),
+        }
+    }
+}
 
 /// The settings of the policy. [`Config::default`] is what ESX ships, or our choice where ESX does
 /// not publish one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Free memory, in % of the budget, that the targets aim to exceed. Default 6, range 1..=50,
-    /// and above `soft_percent`. Source: OSDI 2002 section 6.3; range of `Mem.MemMinFreePct`.
-    pub high_percent: u32,
-    /// Below this much free memory, in % of the budget, the state is soft. Default 4, between
-    /// `hard_percent` and `high_percent`. Source: OSDI 2002 section 6.3.
-    pub soft_percent: u32,
-    /// Below this much free memory, in % of the budget, the state is hard. Default 2, between
-    /// `low_percent` and `soft_percent`. Source: OSDI 2002 section 6.3.
-    pub hard_percent: u32,
-    /// Below this much free memory, in % of the budget, the state is low. Default 1, at least 0
-    /// and below `hard_percent`. Source: OSDI 2002 section 6.3.
-    pub low_percent: u32,
+    /// The generation of ESX that decides about thresholds and what runs in which state. Default 5.0.
+    pub generation: Generation,
+    /// What is kept free (`minFree`), in % of the budget; the other thresholds follow from it. Range
+    /// 0..=50, default 0: as the generation does it. Source: `Mem.MemMinFreePct`.
+    pub min_free_percent: u32,
     /// How far free memory must exceed a threshold before the state improves, in % of the gap to
     /// the threshold below it. Default 20, range 10..=25. ESX has such a margin but does not
     /// publish it ("significantly exceeding"); this is our choice.
@@ -37,6 +74,11 @@ pub struct Config {
     /// and does not use. Default 75, range 0..=99; at 0 only shares count. It applies to VMs whose
     /// active pages are known. Source: `Mem.IdleTax`; OSDI 2002 section 5.2.
     pub idle_tax_percent: u32,
+    /// By what the tax is taken. Default variable. Source: `Mem.IdleTaxType`.
+    pub idle_tax_type: IdleTaxType,
+    /// Whether pages are compressed at all; 2002 never does. Default true. Source:
+    /// `Mem.MemZipEnable`.
+    pub zip_enabled: bool,
     /// The most pages that one plan orders to be evicted, over all VMs. Default 4096 (16 MiB, some
     /// 30 ms of writing to a fast disk), at least 1: a round must end before the next snapshot is
     /// worth taking. Our choice.
@@ -46,14 +88,14 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            high_percent: 6,
-            soft_percent: 4,
-            hard_percent: 2,
-            low_percent: 1,
+            generation: Generation::default(),
+            min_free_percent: 0,
             margin_percent: 20,
             balloon_max_percent: 65,
             headroom_percent: 10,
             idle_tax_percent: 75,
+            idle_tax_type: IdleTaxType::default(),
+            zip_enabled: true,
             evict_round: Pages(4096),
         }
     }
@@ -61,6 +103,7 @@ impl Default for Config {
 
 /// Why a set of settings cannot be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// A setting is outside its range.
     #[error("{name} is {value}: {least} to {most} is allowed")]
@@ -74,21 +117,6 @@ pub enum ConfigError {
         /// The most it may be.
         most: u64,
     },
-    /// The thresholds of the free-memory states do not fall from high to low.
-    #[error(
-        "high_percent {high}, soft_percent {soft}, hard_percent {hard}, low_percent {low}: \
-         each must be smaller than the one before"
-    )]
-    Order {
-        /// `high_percent` as set.
-        high: u32,
-        /// `soft_percent` as set.
-        soft: u32,
-        /// `hard_percent` as set.
-        hard: u32,
-        /// `low_percent` as set.
-        low: u32,
-    },
 }
 
 impl Config {
@@ -99,7 +127,7 @@ impl Config {
     /// The first setting that is not, with what is allowed.
     pub fn check(&self) -> Result<(), ConfigError> {
         let ranges = [
-            ("high_percent", u64::from(self.high_percent), 1, 50),
+            ("min_free_percent", u64::from(self.min_free_percent), 0, 50),
             ("margin_percent", u64::from(self.margin_percent), 10, 25),
             (
                 "balloon_max_percent",
@@ -121,21 +149,7 @@ impl Config {
                 });
             }
         }
-        self.check_order()
-    }
-
-    fn check_order(&self) -> Result<(), ConfigError> {
-        let (high, soft) = (self.high_percent, self.soft_percent);
-        let (hard, low) = (self.hard_percent, self.low_percent);
-        if high > soft && soft > hard && hard > low {
-            return Ok(());
-        }
-        Err(ConfigError::Order {
-            high,
-            soft,
-            hard,
-            low,
-        })
+        Ok(())
     }
 }
 
@@ -162,26 +176,29 @@ mod tests {
     }
 
     #[test]
-    fn check_unordered_thresholds_are_refused() {
-        let config = Config {
-            soft_percent: 6,
-            ..Config::default()
-        };
-        assert!(matches!(
-            config.check(),
-            Err(ConfigError::Order {
-                high: 6,
-                soft: 6,
-                ..
-            })
-        ));
+    fn tax_types_are_read_by_name_and_by_number() {
+        for (text, expected) in [
+            ("0", IdleTaxType::Flat),
+            ("flat", IdleTaxType::Flat),
+            ("1", IdleTaxType::Variable),
+            ("variable", IdleTaxType::Variable),
+        ] {
+            assert_eq!(text.parse(), Ok(expected));
+        }
+        let error = "2".parse::<IdleTaxType>().expect_err("not known");
+        assert_eq!(
+            error.to_string(),
+            "`2` is no type of idle memory tax: flat (or 0) and variable (or 1) are allowed"
+        );
     }
 
     #[test]
     fn file_with_one_setting_keeps_the_other_defaults() {
-        let config: Config = serde_json::from_str(r#"{"margin_percent": 25}"#).expect("valid");
+        let config = r#"{"generation": "6.0", "idle_tax_type": "flat"}"#;
+        let config: Config = serde_json::from_str(config).expect("valid");
         let expected = Config {
-            margin_percent: 25,
+            generation: Generation::G60,
+            idle_tax_type: IdleTaxType::Flat,
             ..Config::default()
         };
         assert_eq!(config, expected);

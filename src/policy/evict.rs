@@ -5,88 +5,119 @@
 //! bring; in hard and low all that is missing, whatever the balloons do, but only up to where soft
 //! begins, because eviction picks pages blindly and balloons do the rest better.
 //!
+//! By which means depends on the generation. A state without swap waits for the balloons that are
+//! on their way: what they will bring it may compress, and no more. What they will not bring is taken by
+//! every means that there is, in every state, so that no generation's table leaves a host without a way out.
+//!
 //! One round is bounded, so the orders of one plan are small and the next plan sees their effect.
 
 use super::plan::VmPlan;
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::states::{FreeState, Thresholds};
-use super::{Config, balloon, total};
+use super::{Config, Means, Mechanisms, balloon, total};
 use crate::units::Pages;
 
-/// What can be taken from one VM in this round.
-#[derive(Clone, Copy)]
-struct Excess {
-    /// Above its size or limit: taken in every state.
-    limit: Pages,
-    /// Above its target, `limit` included.
-    target: Pages,
+/// What one VM loses in this round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Order {
+    pub pages: Pages,
+    pub means: Means,
 }
 
 /// The host pages that eviction must free now to leave the state.
 pub(super) fn shortfall(state: FreeState, free: Pages, thresholds: &Thresholds) -> Pages {
     let aim = match state {
-        FreeState::High => Pages(0),
-        FreeState::Soft => thresholds.to_high,
+        FreeState::High | FreeState::Clear => Pages(0),
+        FreeState::Soft => thresholds.aim,
         FreeState::Hard | FreeState::Low => thresholds.to_soft,
     };
     aim.saturating_sub(free)
 }
 
-/// The guest pages to evict from each VM in this round, in the order of the snapshot: at most
-/// `evict_round` together, and no more than `shortfall` beyond what limits forbid.
-pub(super) fn evictions(
+/// What each VM loses in this round, in the order of the snapshot: at most `evict_round` pages together, and
+/// no more than `shortfall` beyond what limits forbid.
+pub(super) fn orders(
     host: &HostSnapshot,
-    state: FreeState,
+    mechanisms: Mechanisms,
     shortfall: Pages,
     plans: &[VmPlan],
     config: &Config,
-) -> Vec<Pages> {
-    let excesses: Vec<Excess> = (host.vms.iter().zip(plans))
-        .map(|(vm, plan)| excess(vm, plan, state))
+) -> Vec<Order> {
+    let all = Means::all(config);
+    let vms = || host.vms.iter().zip(plans);
+    let over_limits: Vec<Pages> = vms()
+        .map(|(vm, plan)| over_limit(vm, plan, mechanisms).min(vm.evictable(all)))
         .collect();
-    let limits: Vec<Pages> = excesses.iter().map(|excess| excess.limit).collect();
-    let first = divide(config.evict_round, &limits, host.seed);
+    let first = divide(config.evict_round, &over_limits, host.seed);
 
     let done = total(first.iter().copied());
     let left = config.evict_round.saturating_sub(done);
-    let rests: Vec<Pages> = (excesses.iter().zip(&first))
-        .map(|(excess, taken)| excess.target.saturating_sub(*taken))
+    let dues: Vec<Order> = vms()
+        .zip(&first)
+        .map(|((vm, plan), taken)| due(vm, plan, *taken, mechanisms, all))
         .collect();
-    let second = divide(shortfall.saturating_sub(done).min(left), &rests, host.seed);
+    let wants: Vec<Pages> = dues.iter().map(|due| due.pages).collect();
+    let second = divide(shortfall.saturating_sub(done).min(left), &wants, host.seed);
 
-    let evictions: Vec<Pages> = first
-        .into_iter()
-        .zip(second)
-        .map(|pair| total([pair.0, pair.1]))
+    let mut pages: Vec<Pages> = (first.iter().zip(second))
+        .map(|(first, second)| total([*first, second]))
         .collect();
-    let nobody_can = total(evictions.iter().copied()) == Pages(0);
-    if nobody_can && state >= FreeState::Hard {
-        return last_resort(host, shortfall.min(config.evict_round));
+    // A state that does not swap gets worse if it must; then those who are above their targets
+    // have been asked by every means.
+    if mechanisms.swap && pages.iter().all(|pages| *pages == Pages(0)) {
+        pages = last_resort(host, shortfall.min(config.evict_round), all);
     }
-    evictions
+    let order = |((pages, due), first): ((Pages, Order), &Pages)| match pages {
+        Pages(0) => Order::default(),
+        _ if *first > Pages(0) => Order { pages, means: all },
+        _ => Order { pages, ..due },
+    };
+    pages.into_iter().zip(dues).zip(&first).map(order).collect()
 }
 
 /// Who is above its target can give nothing: its swap fails, or it is full. Then the others give what
 /// they hold above their reservations, or their own faults would wait for ever.
-fn last_resort(host: &HostSnapshot, pages: Pages) -> Vec<Pages> {
-    let spare = |vm: &VmSnapshot| vm.allocation().saturating_sub(vm.min()).min(vm.evictable());
+fn last_resort(host: &HostSnapshot, pages: Pages, means: Means) -> Vec<Pages> {
+    let spare = |vm: &VmSnapshot| {
+        vm.allocation()
+            .saturating_sub(vm.min())
+            .min(vm.evictable(means))
+    };
     let wants: Vec<Pages> = host.vms.iter().map(spare).collect();
     divide(pages, &wants, host.seed)
 }
 
-fn excess(vm: &VmSnapshot, plan: &VmPlan, state: FreeState) -> Excess {
-    let coming = match state {
-        FreeState::High | FreeState::Soft => balloon::pending(vm, plan),
-        FreeState::Hard | FreeState::Low => Pages(0),
-    };
-    let above = |mark: Pages| {
-        let over = vm.allocation().saturating_sub(mark);
-        over.saturating_sub(coming).min(vm.evictable())
-    };
-    Excess {
-        limit: above(vm.max()),
-        target: above(plan.target),
+/// What the balloon of a VM is waited for to bring: nothing in a state that swaps.
+fn coming(vm: &VmSnapshot, plan: &VmPlan, mechanisms: Mechanisms) -> Pages {
+    if mechanisms.swap {
+        Pages(0)
+    } else {
+        balloon::pending(vm, plan)
     }
+}
+
+/// What a VM holds above its size or limit and its balloon will not bring: taken in every state.
+fn over_limit(vm: &VmSnapshot, plan: &VmPlan, mechanisms: Mechanisms) -> Pages {
+    let over = vm.allocation().saturating_sub(vm.max());
+    over.saturating_sub(coming(vm, plan, mechanisms))
+}
+
+/// What can be taken from a VM to bring it to its target, beyond what it loses `first` because
+/// of its limit, and by which means.
+fn due(vm: &VmSnapshot, plan: &VmPlan, first: Pages, mechanisms: Mechanisms, all: Means) -> Order {
+    let over = vm.allocation().saturating_sub(plan.target);
+    let late = over.saturating_sub(coming(vm, plan, mechanisms));
+    let (pages, means) = if late > Pages(0) {
+        (late, all)
+    } else {
+        (over, Means::of(mechanisms))
+    };
+    // One round has one kind of means: who is over its limit loses the rest in the next.
+    if first > Pages(0) && means != all {
+        return Order::default();
+    }
+    let pages = pages.min(vm.evictable(means)).saturating_sub(first);
+    Order { pages, means }
 }
 
 /// Divides `pages` in proportion to `wants`, nobody getting more than it wants. The remainder goes
@@ -124,15 +155,9 @@ mod tests {
     fn last_resort_takes_from_those_that_can_down_to_their_reservations() {
         let vm = |id, reservation, swap_room| VmSnapshot {
             id: crate::units::VmId(id),
-            size: Pages(1000),
             reservation: Pages(reservation),
-            resident: Pages(500),
             swap_room: Pages(swap_room),
-            shares: 1000,
-            ..serde_json::from_str(
-                r#"{"id": 0, "size": 1, "shares": 1, "agent_alive": false, "balloon_max": 0}"#,
-            )
-            .expect("valid")
+            ..VmSnapshot::sample(1000, 500)
         };
         let host = HostSnapshot {
             budget: Pages(1500),
@@ -141,8 +166,12 @@ mod tests {
             vms: vec![vm(1, 0, 0), vm(2, 400, 1000), vm(3, 200, 1000)],
             seed: 0,
         };
-        assert_eq!(last_resort(&host, Pages(40)), [0, 10, 30].map(Pages));
-        assert_eq!(last_resort(&host, Pages(900)), [0, 100, 300].map(Pages));
+        let means = Means::all(&Config::default());
+        assert_eq!(last_resort(&host, Pages(40), means), [0, 10, 30].map(Pages));
+        assert_eq!(
+            last_resort(&host, Pages(900), means),
+            [0, 100, 300].map(Pages)
+        );
     }
 
     #[test]

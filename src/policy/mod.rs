@@ -14,7 +14,8 @@
 //! [`plan()`] is a pure function of a [`HostSnapshot`] and a [`Config`]. It knows no clock, does no
 //! I/O, takes no lock and draws no random number. Everything follows from three steps:
 //!
-//! 1. [`next_state`]: the free-memory state, with hysteresis (`states`).
+//! 1. [`next_state`]: the free-memory state, with hysteresis (`states`), and what it does
+//!    (`mechanisms`). Both follow the [`Generation`] of ESX that is chosen.
 //! 2. Allocation targets: what is available is shared out by shares and idleness, between what
 //!    each VM must and can hold (`fair`). A balloon counts in that only by one bounded step, so at
 //!    constant load the targets are constant.
@@ -30,6 +31,8 @@ mod balloon;
 mod config;
 mod evict;
 mod fair;
+mod generation;
+mod mechanisms;
 mod plan;
 mod snapshot;
 mod states;
@@ -40,7 +43,9 @@ mod properties;
 mod simulation;
 
 pub use admission::{Refusal, VmParams, admit};
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, IdleTaxType, UnknownTaxType};
+pub use generation::{Generation, UnknownGeneration};
+pub use mechanisms::{Means, Mechanisms};
 pub use plan::{Plan, Stuck, VmPlan, Why, plan};
 pub use snapshot::{HostSnapshot, VmSnapshot};
 pub use states::{FreeState, Thresholds, next_state};

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::fair::{self, Allotment};
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::states::{FreeState, Thresholds, next_state};
-use super::{Config, balloon, evict, total};
+use super::{Config, Means, Mechanisms, balloon, evict, total};
 use crate::units::{Pages, VmId};
 
 /// What is to happen until the next snapshot.
@@ -13,10 +13,13 @@ use crate::units::{Pages, VmId};
 pub struct Plan {
     /// The free-memory state from now on.
     pub state: FreeState,
+    /// What that state does to every VM above its target. [`VmPlan::means`] has what is done to
+    /// one.
+    pub mechanisms: Mechanisms,
     /// What all VMs together may hold, shared pages counted in full.
     pub available: Pages,
     /// The host pages that eviction must free to leave the state; balloons aim further. Zero in
-    /// the high state.
+    /// high and clear.
     pub shortfall: Pages,
     /// One for each VM, in the order of the snapshot.
     pub vms: Vec<VmPlan>,
@@ -43,6 +46,8 @@ pub struct VmPlan {
     /// The guest pages to evict in this round, by share, compress and swap in that order. Resident
     /// pages come first: each frees a host page.
     pub evict: Pages,
+    /// By what else than sharing they may leave. None when nothing is evicted.
+    pub means: Means,
     /// Whether its faults wait, because the state is low and it is above its target. See
     /// [`Plan::stuck`] for when only first touches do.
     pub blocked: bool,
@@ -62,7 +67,7 @@ pub enum Why {
     OverFairPart,
     /// It is above its fair part and no balloon will bring the rest: it is evicted from.
     NoBalloon,
-    /// The host is too short to wait for balloons: it is evicted from.
+    /// The state does not wait for balloons: it is evicted from.
     HostShort,
     /// Its balloon stands where it is to stand.
     Ballooned,
@@ -86,21 +91,23 @@ pub enum Stuck {
 pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
     let thresholds = Thresholds::of(host.budget, config);
     let state = next_state(host.state, host.free(), &thresholds);
+    let mechanisms = Mechanisms::of(state, config);
     let available = available(host, state, &thresholds);
     let shortfall = evict::shortfall(state, host.free(), &thresholds);
 
     let allotments = fair::allot(host, available, config);
     let mut vms: Vec<VmPlan> = (host.vms.iter().zip(allotments))
-        .map(|(vm, allotment)| vm_plan(vm, allotment, state, config))
+        .map(|(vm, allotment)| vm_plan(vm, allotment, state, mechanisms, config))
         .collect();
-    let evictions = evict::evictions(host, state, shortfall, &vms, config);
-    for ((vm, plan), evict) in host.vms.iter().zip(&mut vms).zip(evictions) {
-        plan.evict = evict;
-        plan.why = why(vm, plan, state);
+    let orders = evict::orders(host, mechanisms, shortfall, &vms, config);
+    for ((vm, plan), order) in host.vms.iter().zip(&mut vms).zip(orders) {
+        (plan.evict, plan.means) = (order.pages, order.means);
+        plan.why = why(vm, plan, mechanisms);
     }
-    let stuck = stuck(host, state, shortfall, &vms);
+    let stuck = stuck(host, shortfall, &vms);
     Plan {
         state,
+        mechanisms,
         available,
         shortfall,
         vms,
@@ -110,35 +117,42 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
 
 /// What all VMs together may hold, shared pages counted in full.
 fn available(host: &HostSnapshot, state: FreeState, thresholds: &Thresholds) -> Pages {
-    // At rest the high threshold is enough. Once balloons stand, the aim is where soft is left:
+    // At rest what is to be kept free is enough. Once balloons stand, the aim is where soft is left:
     // an aim between the two would return pages only to take them again.
-    let at_rest = state == FreeState::High
-        && host.free() >= thresholds.high
+    let at_rest = !state.is_short()
+        && host.free() >= thresholds.min_free
         && host.vms.iter().all(|vm| vm.ballooned == Pages(0));
     let keep_free = if at_rest {
-        thresholds.high
+        thresholds.min_free
     } else {
-        thresholds.to_high
+        thresholds.aim
     };
     total([host.budget, host.sharing_saved()]).saturating_sub(total([host.overhead(), keep_free]))
 }
 
-fn vm_plan(vm: &VmSnapshot, allotment: Allotment, state: FreeState, config: &Config) -> VmPlan {
+fn vm_plan(
+    vm: &VmSnapshot,
+    allotment: Allotment,
+    state: FreeState,
+    mechanisms: Mechanisms,
+    config: &Config,
+) -> VmPlan {
     VmPlan {
         id: vm.id,
         target: allotment.target,
-        balloon_target: balloon::target(vm, allotment, state, config),
+        balloon_target: balloon::target(vm, allotment, state, mechanisms, config),
         evict: Pages(0),
-        blocked: state == FreeState::Low && vm.allocation() > allotment.target,
+        means: Means::default(),
+        blocked: mechanisms.block && vm.allocation() > allotment.target,
         why: Why::Fits,
     }
 }
 
-fn why(vm: &VmSnapshot, plan: &VmPlan, state: FreeState) -> Why {
+fn why(vm: &VmSnapshot, plan: &VmPlan, mechanisms: Mechanisms) -> Why {
     let reclaimed = plan.evict > Pages(0) || plan.balloon_target > vm.ballooned;
     if reclaimed && vm.allocation() > vm.max() {
         Why::OverLimit
-    } else if plan.evict > Pages(0) && state >= FreeState::Hard {
+    } else if plan.evict > Pages(0) && (mechanisms.swap || !plan.means.swap) {
         Why::HostShort
     } else if plan.evict > Pages(0) {
         Why::NoBalloon
@@ -153,18 +167,13 @@ fn why(vm: &VmSnapshot, plan: &VmPlan, state: FreeState) -> Why {
     }
 }
 
-fn stuck(
-    host: &HostSnapshot,
-    state: FreeState,
-    shortfall: Pages,
-    plans: &[VmPlan],
-) -> Option<Stuck> {
+fn stuck(host: &HostSnapshot, shortfall: Pages, plans: &[VmPlan]) -> Option<Stuck> {
     let mut vms = host.vms.iter().zip(plans);
     let hopeful = vms.clone().any(|(vm, plan)| {
         // A blocked guest runs no balloon agent, so its balloon is no hope.
         plan.evict > Pages(0) || (!plan.blocked && balloon::pending(vm, plan) > Pages(0))
     });
-    if state == FreeState::High || shortfall == Pages(0) || hopeful {
+    if shortfall == Pages(0) || hopeful {
         return None;
     }
     if vms.any(|(vm, plan)| vm.allocation() > plan.target) {

@@ -1,4 +1,6 @@
-//! Properties of the plan over arbitrary hosts, and the worked numbers of `docs/policy.md`.
+//! Properties of the plan over arbitrary hosts and settings.
+
+mod worked_examples;
 
 use proptest::prelude::*;
 
@@ -51,12 +53,17 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
 }
 
 fn state() -> impl Strategy<Value = FreeState> {
-    prop_oneof![
-        Just(FreeState::High),
-        Just(FreeState::Soft),
-        Just(FreeState::Hard),
-        Just(FreeState::Low),
-    ]
+    prop::sample::select(FreeState::ALL.to_vec())
+}
+
+/// Any settings that change what is taken and how, but not how much is kept free.
+fn config() -> impl Strategy<Value = Config> {
+    let generation = prop::sample::select(Generation::ALL.to_vec());
+    (generation, any::<bool>()).prop_map(|(generation, zip_enabled)| Config {
+        generation,
+        zip_enabled,
+        ..Config::default()
+    })
 }
 
 /// A host with metadata of 500 pages and so much free that each state occurs.
@@ -88,24 +95,27 @@ fn sum(pages: impl Iterator<Item = Pages>) -> u64 {
 
 proptest! {
     #[test]
-    fn plan_keeps_each_vm_within_its_bounds(host in host()) {
-        let config = Config::default();
+    fn plan_keeps_each_vm_within_its_bounds(host in host(), config in config()) {
         let plan = plan(&host, &config);
+        let above_can_give = host.vms.iter().zip(&plan.vms).any(|(vm, plan)|
+            vm.allocation() > plan.target && vm.evictable(Means::all(&config)) > Pages(0));
         for (vm, plan) in host.vms.iter().zip(&plan.vms) {
             prop_assert_eq!(vm.id, plan.id);
             prop_assert!(vm.min() <= plan.target && plan.target <= vm.max(), "{plan:?}");
             prop_assert!(plan.balloon_target <= vm.balloon_max);
             prop_assert!(plan.balloon_target <= percent_of(vm.size, config.balloon_max_percent));
             prop_assert!(plan.balloon_target.0 + vm.min().0 <= vm.size.0, "{plan:?}");
-            prop_assert!(plan.evict <= vm.evictable());
-            prop_assert!(vm.allocation().saturating_sub(plan.evict) >= plan.target
-                || plan.evict == Pages(0), "evicted below its target: {plan:?}");
+            prop_assert!(plan.evict <= vm.evictable(plan.means));
+            prop_assert!(!plan.means.compress || Means::all(&config).compress);
+            let left = vm.allocation().saturating_sub(plan.evict);
+            let last_resort = plan.evict > Pages(0) && !above_can_give;
+            prop_assert!(plan.evict == Pages(0) || left >= vm.min(), "{plan:?}");
+            prop_assert!(plan.evict == Pages(0) || left >= plan.target || last_resort, "{plan:?}");
         }
     }
 
     #[test]
-    fn plan_targets_are_no_more_than_available_and_lent(host in host()) {
-        let config = Config::default();
+    fn plan_targets_are_no_more_than_available_and_lent(host in host(), config in config()) {
         let plan = plan(&host, &config);
         let lent = |vm: &VmSnapshot| vm.min().saturating_sub(fair::demand(vm, &config));
         let held = |vm: &VmSnapshot| vm.min().min(fair::demand(vm, &config));
@@ -114,22 +124,23 @@ proptest! {
         let targets = sum(plan.vms.iter().map(|vm| vm.target));
         prop_assert!(targets <= plan.available.0.max(promised) + lent);
         // What is available and what is kept free make up the budget, and sharing adds to it.
-        let keeps = Thresholds::of(host.budget, &config).high.0;
+        let keeps = Thresholds::of(host.budget, &config).min_free.0;
         prop_assert!(plan.available == Pages(0) || plan.available.0 + 500 + keeps
             <= host.budget.0 + host.sharing_saved().0);
     }
 
     #[test]
-    fn plan_evicts_what_is_missing_and_no_more(host in host(), round in 1_u64..3000) {
-        let config = Config { evict_round: Pages(round), ..Config::default() };
+    fn plan_evicts_what_is_missing_and_no_more(host in host(), config in config(), round in 1_u64..3000) {
+        let config = Config { evict_round: Pages(round), ..config };
         let plan = plan(&host, &config);
         let evicted = sum(plan.vms.iter().map(|vm| vm.evict));
         let over_limits = sum(host.vms.iter().map(|vm| vm.allocation().saturating_sub(vm.max())));
         prop_assert!(evicted <= round);
         prop_assert!(evicted <= over_limits.max(plan.shortfall.0), "{plan:?}");
-        if plan.state >= FreeState::Hard {
+        if plan.mechanisms.swap {
+            let all = Means::all(&config);
             let takeable = |(vm, plan): (&VmSnapshot, &VmPlan)|
-                vm.allocation().saturating_sub(plan.target).min(vm.evictable());
+                vm.allocation().saturating_sub(plan.target).min(vm.evictable(all));
             let takeable = sum(host.vms.iter().zip(&plan.vms).map(takeable));
             prop_assert!(evicted >= takeable.min(round).min(plan.shortfall.0), "{plan:?}");
         }
@@ -138,10 +149,10 @@ proptest! {
     /// Without the reservations that nobody can take, all that is missing can be found above the
     /// targets: a short host always knows from whom to take.
     #[test]
-    fn plan_short_host_has_enough_above_targets(host in host()) {
+    fn plan_short_host_has_enough_above_targets(host in host(), config in config()) {
         let mut host = host;
         host.vms.iter_mut().for_each(|vm| vm.reservation = Pages(0));
-        let plan = plan(&host, &Config::default());
+        let plan = plan(&host, &config);
         let above = |(vm, plan): (&VmSnapshot, &VmPlan)|
             vm.allocation().saturating_sub(plan.target);
         let above = sum(host.vms.iter().zip(&plan.vms).map(above));
@@ -149,8 +160,8 @@ proptest! {
     }
 
     #[test]
-    fn plan_blocks_only_in_low_and_only_above_target(host in host()) {
-        let plan = plan(&host, &Config::default());
+    fn plan_blocks_only_in_low_and_only_above_target(host in host(), config in config()) {
+        let plan = plan(&host, &config);
         for (vm, plan_of) in host.vms.iter().zip(&plan.vms) {
             let above = vm.allocation() > plan_of.target;
             prop_assert_eq!(plan_of.blocked, plan.state == FreeState::Low && above);
@@ -159,20 +170,24 @@ proptest! {
 
     /// Either the plan takes something, or it says why it cannot: no silent standstill.
     #[test]
-    fn plan_short_host_moves_or_is_stuck(host in host()) {
-        let plan = plan(&host, &Config::default());
+    fn plan_short_host_moves_or_is_stuck(host in host(), config in config()) {
+        let plan = plan(&host, &config);
         let moves = host.vms.iter().zip(&plan.vms).any(|(vm, plan)| plan.evict > Pages(0)
             || (vm.agent_alive && !plan.blocked && plan.balloon_target > vm.ballooned));
         prop_assert_eq!(plan.stuck.is_some(), plan.shortfall > Pages(0) && !moves);
     }
 
     #[test]
-    fn plan_undercommitted_host_reclaims_nothing(host in host(), state in state()) {
+    fn plan_undercommitted_host_reclaims_nothing(
+        host in host(),
+        config in config(),
+        state in state(),
+    ) {
         let mut host = host;
         host.vms.iter_mut().for_each(|vm| vm.limit = None);
         let sizes = sum(host.vms.iter().map(|vm| vm.size));
         let host = host_of(host.vms, (sizes + 500) * 100 / 93 + 1, state, 0);
-        let plan = plan(&host, &Config::default());
+        let plan = plan(&host, &config);
         prop_assert_eq!(plan.stuck, None);
         for (vm, plan_of) in host.vms.iter().zip(&plan.vms) {
             prop_assert_eq!(plan_of.target, vm.size);
@@ -185,7 +200,7 @@ proptest! {
     }
 
     #[test]
-    fn plan_at_rest_asks_no_balloon_below_a_limit(host in host()) {
+    fn plan_at_rest_asks_no_balloon_below_a_limit(host in host(), config in config()) {
         let mut host = host;
         for vm in &mut host.vms {
             vm.untouched.0 += vm.ballooned.0;
@@ -194,16 +209,16 @@ proptest! {
         }
         let budget = host.used.0 * 100 / 94 + 2;
         let host = host_of(host.vms, budget, FreeState::High, 0);
-        let plan = plan(&host, &Config::default());
+        let plan = plan(&host, &config);
         prop_assert!(plan.vms.iter().all(|vm| vm.why == Why::Fits), "{plan:?}");
     }
 
     #[test]
-    fn plan_never_deflates_in_hard_or_low(host in host()) {
+    fn plan_never_deflates_in_hard_or_low(host in host(), config in config()) {
         // So little is free that every state becomes hard or low.
         let mut host = host;
         host.budget = Pages(host.used.0 * 100 / 99);
-        let plan = plan(&host, &Config::default());
+        let plan = plan(&host, &config);
         prop_assert!(plan.state >= FreeState::Hard);
         for (vm, plan) in host.vms.iter().zip(&plan.vms) {
             let cap = percent_of(vm.size, 65)
@@ -217,6 +232,7 @@ proptest! {
     #[test]
     fn plan_more_shares_never_mean_a_smaller_target(
         host in host(),
+        config in config(),
         which: prop::sample::Index,
         more in 1_u32..5000,
     ) {
@@ -226,17 +242,17 @@ proptest! {
         let at = which.index(host.vms.len());
         let mut richer = host.clone();
         richer.vms[at].shares += more;
-        let before = plan(&host, &Config::default()).vms[at].target;
-        let after = plan(&richer, &Config::default()).vms[at].target;
+        let before = plan(&host, &config).vms[at].target;
+        let after = plan(&richer, &config).vms[at].target;
         prop_assert!(after.0 + 1 >= before.0, "from {before:?} to {after:?}");
     }
 
     #[test]
-    fn plan_does_not_depend_on_the_order_of_vms(host in host()) {
+    fn plan_does_not_depend_on_the_order_of_vms(host in host(), config in config()) {
         let mut turned = host.clone();
         turned.vms.reverse();
-        let forward = plan(&host, &Config::default());
-        let mut backward = plan(&turned, &Config::default());
+        let forward = plan(&host, &config);
+        let mut backward = plan(&turned, &config);
         backward.vms.reverse();
         prop_assert_eq!(forward.state, backward.state);
         for (one, other) in forward.vms.iter().zip(&backward.vms) {
@@ -249,6 +265,7 @@ proptest! {
     fn plan_of_nonsense_still_plans(
         numbers in proptest::collection::vec(any::<u64>(), 20),
         host in host(),
+        config in config(),
     ) {
         let mut host = host;
         let mut numbers = numbers.into_iter().map(Pages).cycle();
@@ -260,230 +277,9 @@ proptest! {
             (vm.zip_pages, vm.zip_room, vm.swap_room) = (next(), next(), next());
             (vm.ballooned, vm.balloon_max, vm.active) = (next(), next(), Some(next()));
         }
-        let plan = plan(&host, &Config::default());
+        let plan = plan(&host, &config);
         for (vm, plan) in host.vms.iter().zip(&plan.vms) {
             prop_assert!(vm.min() <= plan.target && plan.target <= vm.max());
         }
     }
-}
-
-/// The host of the worked example: 100 000 pages, of which 97 000 are used.
-fn worked_host() -> HostSnapshot {
-    let vm = |id, size, shares, resident| VmSnapshot {
-        id: VmId(id),
-        size: Pages(size),
-        reservation: Pages(0),
-        limit: None,
-        shares,
-        resident: Pages(resident),
-        shared: Pages(0),
-        sharing_saved: Pages(0),
-        compressed: Pages(0),
-        zip_pages: Pages(0),
-        zip_room: Pages(0),
-        swapped: Pages(0),
-        ballooned: Pages(0),
-        zero: Pages(0),
-        untouched: Pages(size - resident),
-        agent_alive: true,
-        balloon_max: Pages(size * 65 / 100),
-        active: None,
-        swap_room: Pages(size),
-        swap_failing: false,
-    };
-    HostSnapshot {
-        budget: Pages(100_000),
-        used: Pages(97_000),
-        state: FreeState::High,
-        vms: vec![
-            vm(1, 60_000, 1000, 50_000),
-            vm(2, 60_000, 2000, 40_000),
-            vm(3, 20_000, 1000, 5000),
-        ],
-        seed: 0,
-    }
-}
-
-/// Target, balloon target, eviction and reason of each VM.
-fn rows(plan: &Plan) -> Vec<(u64, u64, u64, Why)> {
-    let row = |vm: &VmPlan| (vm.target.0, vm.balloon_target.0, vm.evict.0, vm.why);
-    plan.vms.iter().map(row).collect()
-}
-
-#[test]
-fn worked_example_soft_balloons_the_vm_above_its_fair_part() {
-    let plan = plan(&worked_host(), &Config::default());
-    assert_eq!(
-        (plan.state, plan.available),
-        (FreeState::Soft, Pages(91_600))
-    );
-    assert_eq!(
-        rows(&plan),
-        [
-            (46_600, 13_400, 0, Why::OverFairPart),
-            (40_000, 0, 0, Why::Fits),
-            (5000, 0, 0, Why::Fits),
-        ]
-    );
-}
-
-#[test]
-fn worked_example_soft_evicts_where_no_balloon_moves() {
-    let mut host = worked_host();
-    host.vms[0].agent_alive = false;
-    let plan = plan(&host, &Config::default());
-    assert_eq!(plan.shortfall, Pages(3400));
-    assert_eq!(rows(&plan)[0], (46_600, 13_400, 3400, Why::NoBalloon));
-}
-
-#[test]
-fn worked_example_soft_evicts_what_the_balloon_cannot_hold() {
-    let mut host = worked_host();
-    host.vms[0].balloon_max = Pages(400);
-    let plan = plan(&host, &Config::default());
-    assert_eq!(rows(&plan)[0], (46_600, 400, 3000, Why::NoBalloon));
-}
-
-#[test]
-fn worked_example_hard_evicts_in_proportion_to_where_soft_begins() {
-    let mut host = worked_host();
-    for (vm, resident) in [(0, 48_000), (1, 43_500)] {
-        host.vms[vm].shares = 1000;
-        host.vms[vm].resident = Pages(resident);
-        host.vms[vm].untouched = Pages(60_000 - resident);
-    }
-    host.used = Pages(98_500);
-    let plan = plan(&host, &Config::default());
-    assert_eq!((plan.state, plan.shortfall), (FreeState::Hard, Pages(2900)));
-    // The first is 4700 above its part and the second 200: 2900 * 4700 / 4900 = 2781.6.
-    assert_eq!(
-        rows(&plan),
-        [
-            (43_300, 16_700, 2782, Why::HostShort),
-            (43_300, 16_700, 118, Why::HostShort),
-            (5000, 0, 0, Why::Fits),
-        ]
-    );
-}
-
-/// Two VMs with equal shares hold 45 000 pages each, but the first uses only 20 000 of them.
-#[test]
-fn worked_example_tax_moves_pages_from_the_idle_to_the_busy() {
-    let mut host = worked_host();
-    for (vm, active) in [(0, 20_000), (1, 45_000)] {
-        host.vms[vm].shares = 1000;
-        host.vms[vm].resident = Pages(45_000);
-        host.vms[vm].untouched = Pages(15_000);
-        host.vms[vm].active = Some(Pages(active));
-    }
-    let taxed = plan(&host, &Config::default());
-    let untaxed = Config {
-        idle_tax_percent: 0,
-        ..Config::default()
-    };
-    let untaxed = plan(&host, &untaxed);
-    let targets = |plan: &Plan| [plan.vms[0].target.0, plan.vms[1].target.0];
-    assert_eq!(targets(&taxed), [41_600, 45_000]);
-    assert_eq!(targets(&untaxed), [43_300, 43_300]);
-}
-
-#[test]
-fn worked_example_early_ballooning_starts_in_high() {
-    let mut host = worked_host();
-    host.vms[0].resident = Pages(48_000);
-    host.used = Pages(95_000);
-    let plan = plan(&host, &Config::default());
-    assert_eq!((plan.state, plan.shortfall), (FreeState::High, Pages(0)));
-    assert_eq!(rows(&plan)[0], (46_600, 13_400, 0, Why::OverFairPart));
-}
-
-#[test]
-fn limit_binds_in_the_high_state() {
-    let mut host = worked_host();
-    host.budget = Pages(1_000_000);
-    host.vms[0].limit = Some(Pages(45_000));
-    host.vms[1].limit = Some(Pages(39_000));
-    host.vms[1].agent_alive = false;
-    let plan = plan(&host, &Config::default());
-    assert_eq!(
-        rows(&plan),
-        [
-            (45_000, 15_000, 0, Why::OverLimit),
-            (39_000, 21_000, 1000, Why::OverLimit),
-            (20_000, 0, 0, Why::Fits),
-        ]
-    );
-}
-
-#[test]
-fn shared_pages_count_in_full_and_their_saving_is_available() {
-    let mut host = worked_host();
-    let vm = &mut host.vms[0];
-    (vm.resident, vm.shared, vm.sharing_saved) = (Pages(20_000), Pages(30_000), Pages(3000));
-    host.used = Pages(94_000);
-    host.state = FreeState::Soft;
-    let plan = plan(&host, &Config::default());
-    assert_eq!(
-        (plan.available, plan.shortfall),
-        (Pages(94_600), Pages(400))
-    );
-    assert_eq!(plan.vms[0].target, Pages(49_600));
-}
-
-#[test]
-fn low_without_room_to_evict_is_stuck_and_says_so() {
-    let mut host = worked_host();
-    host.used = host.budget;
-    for vm in &mut host.vms {
-        vm.swap_failing = true;
-    }
-    let no_room = plan(&host, &Config::default());
-    assert_eq!(
-        (no_room.state, no_room.stuck),
-        (FreeState::Low, Some(Stuck::NoRoom))
-    );
-    assert!(no_room.vms[0].blocked && !no_room.vms[2].blocked);
-
-    for vm in &mut host.vms {
-        vm.reservation = vm.size;
-    }
-    let reserved = plan(&host, &Config::default());
-    assert_eq!(reserved.stuck, Some(Stuck::Reserved));
-    assert!(reserved.vms.iter().all(|vm| !vm.blocked));
-}
-
-#[test]
-fn admission_counts_reservations_metadata_and_what_stays_free() {
-    let mut host = worked_host();
-    host.vms[0].reservation = Pages(50_000);
-    let config = Config::default();
-    let vm = |reservation| VmParams {
-        size: Pages(60_000),
-        reservation: Pages(reservation),
-        limit: None,
-        overhead: Pages(100),
-    };
-    // 100 000 - 50 000 reserved - 2000 metadata - 6400 free = 41 600.
-    assert_eq!(admit(&host, &config, &vm(41_500)), Ok(()));
-    let refusal = admit(&host, &config, &vm(41_501)).expect_err("one page too many");
-    assert!(matches!(
-        refusal,
-        Refusal::Unreserved {
-            unreserved: Pages(41_600),
-            ..
-        }
-    ));
-    assert_eq!(
-        refusal.to_string(),
-        "reservation 162.1 MiB and overhead 400.0 KiB exceed the unreserved 162.5 MiB: of the \
-         budget of 390.6 MiB, 195.3 MiB is reserved, 7.8 MiB is metadata and 25.0 MiB stays free"
-    );
-    let refusal = admit(&host, &config, &vm(60_001)).expect_err("more than its size");
-    assert!(matches!(
-        refusal,
-        Refusal::AboveMax {
-            max: Pages(60_000),
-            ..
-        }
-    ));
 }

@@ -28,26 +28,8 @@ struct Guest {
 impl Guest {
     fn new(size: u64, shares: u32, wants: u64) -> Self {
         let vm = VmSnapshot {
-            id: VmId(0),
-            size: Pages(size),
-            reservation: Pages(0),
-            limit: None,
             shares,
-            resident: Pages(0),
-            shared: Pages(0),
-            sharing_saved: Pages(0),
-            compressed: Pages(0),
-            zip_pages: Pages(0),
-            zip_room: Pages(0),
-            swapped: Pages(0),
-            ballooned: Pages(0),
-            zero: Pages(0),
-            untouched: Pages(size),
-            agent_alive: true,
-            balloon_max: Pages(size),
-            active: None,
-            swap_room: Pages(size),
-            swap_failing: false,
+            ..VmSnapshot::sample(size, 0)
         };
         Self {
             vm,
@@ -80,9 +62,10 @@ impl Guest {
         }
     }
 
-    fn evict(&mut self, pages: Pages) {
+    fn evict(&mut self, order: &VmPlan) {
+        let pages = order.evict;
         assert!(
-            pages <= self.vm.evictable(),
+            pages <= self.vm.evictable(order.means),
             "more than its swap file takes"
         );
         self.vm.resident.0 -= pages.0;
@@ -121,6 +104,7 @@ impl Host {
             // Balloons may take what the policy asks for: what they cannot is swapped, and a
             // guest that keeps touching swapped pages never rests.
             config: Config {
+                generation: Generation::G2002,
                 balloon_max_percent: 99,
                 ..Config::default()
             },
@@ -156,7 +140,7 @@ impl Host {
         let thresholds = Thresholds::of(Pages(self.budget), &self.config);
         self.state = plan.state;
         for (at, order) in plan.vms.iter().enumerate() {
-            self.guests[at].evict(order.evict);
+            self.guests[at].evict(order);
             if !order.blocked || plan.stuck.is_some() {
                 self.guests[at].follow_balloon(order.balloon_target);
             }
@@ -215,7 +199,7 @@ fn hungry_guests_with_balloons_come_to_rest_at_their_shares() {
 #[test]
 fn balloons_at_their_maximum_leave_the_rest_to_swap() {
     let mut host = hungry();
-    host.config = Config::default();
+    host.config.balloon_max_percent = 65;
     for guest in &mut host.guests {
         (guest.growth, guest.refault) = (20, 0);
     }

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FreeState, total};
+use super::{FreeState, Means, total};
 use crate::units::{Pages, VmId};
 
 /// A host at one instant.
@@ -141,16 +141,43 @@ impl VmSnapshot {
         self.allocation().saturating_sub(self.sharing_saved)
     }
 
-    /// The most pages that can be evicted from it now.
+    /// The most pages that can be evicted from it now by these means. Pages that equal others, which
+    /// need neither, are not known before they are tried.
     #[must_use]
-    pub fn evictable(&self) -> Pages {
-        let swap_room = if self.swap_failing {
-            Pages(0)
-        } else {
-            self.swap_room
-        };
+    pub fn evictable(&self, means: Means) -> Pages {
+        let swap_room = (means.swap && !self.swap_failing).then_some(self.swap_room);
         // A host page of the cache takes at least two guest pages, so each page of room frees one.
-        total([swap_room, self.zip_room]).min(total([self.resident, self.shared]))
+        let zip_room = means.compress.then_some(self.zip_room);
+        total(swap_room.into_iter().chain(zip_room)).min(total([self.resident, self.shared]))
+    }
+}
+
+#[cfg(test)]
+impl VmSnapshot {
+    /// A VM that has touched `resident` of its pages, with a balloon and a swap file that work.
+    pub(super) fn sample(size: u64, resident: u64) -> Self {
+        Self {
+            id: VmId(0),
+            size: Pages(size),
+            reservation: Pages(0),
+            limit: None,
+            shares: 1000,
+            resident: Pages(resident),
+            shared: Pages(0),
+            sharing_saved: Pages(0),
+            compressed: Pages(0),
+            zip_pages: Pages(0),
+            zip_room: Pages(0),
+            swapped: Pages(0),
+            ballooned: Pages(0),
+            zero: Pages(0),
+            untouched: Pages(size - resident),
+            agent_alive: true,
+            balloon_max: Pages(size),
+            active: None,
+            swap_room: Pages(size),
+            swap_failing: false,
+        }
     }
 }
 
@@ -175,11 +202,15 @@ mod tests {
         assert_eq!((vm.max(), vm.min()), (Pages(400), Pages(400)));
         assert_eq!((vm.allocation(), vm.backing()), (Pages(320), Pages(270)));
         assert_eq!((host.free(), host.overhead()), (Pages(620), Pages(110)));
-        assert_eq!(vm.evictable(), Pages(70));
+        let means = |compress, swap| Means { compress, swap };
+        assert_eq!(vm.evictable(means(true, true)), Pages(70));
+        assert_eq!(vm.evictable(means(true, false)), Pages(30));
+        assert_eq!(vm.evictable(means(false, true)), Pages(40));
+        assert_eq!(vm.evictable(means(false, false)), Pages(0));
         let failing = VmSnapshot {
             swap_failing: true,
             ..vm.clone()
         };
-        assert_eq!(failing.evictable(), Pages(30));
+        assert_eq!(failing.evictable(means(true, true)), Pages(30));
     }
 }

@@ -1,14 +1,22 @@
-//! The four free-memory states and the only two ways between them.
+//! The free-memory states and the only two ways between them.
 //!
 //! A state that followed free memory alone would flap at each threshold, and with it the means
 //! of reclaim. So the ways differ: down at once and as far as needed, because memory can vanish
 //! within one boot; up one step at a time, and only when free memory exceeds the *next higher*
-//! threshold by a margin. Soft is entered below 4 % and left above 6 % plus the margin.
+//! threshold by a margin. In 2002, soft is entered below 4 % and left above 6 % plus the margin.
+//!
+//! Until 5.0 what is kept free (`minFree`) is the threshold of high. 6.0 put a state between: below
+//! `minFree` it is *clear*, and high is reached again only at four times as much. Targets aim at
+//! `minFree` in every generation: nobody reclaims to get from clear to high. On the way down a 6.0 host
+//! stays high until `minFree`, as every generation stays high until the next lower threshold. (In
+//! ESX, 400 % is also where large pages begin to be broken, which memvisor has none of.) High never
+//! needs more than half of the budget free, whatever is set, unless `minFree` itself is as much.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::generation::WHOLE;
 use super::{Config, percent_of};
 use crate::units::Pages;
 
@@ -19,21 +27,35 @@ use crate::units::Pages;
 #[serde(rename_all = "lowercase")]
 pub enum FreeState {
     /// Enough is free: only limits reclaim, and balloons that free memory allows to shrink do.
-    /// Balloons already grow when free memory is under the high threshold.
+    /// Balloons already grow when less than `minFree` is free.
     #[default]
     High,
+    /// As high, but less than `minFree` is free, or was and four times as much is not yet. In 6.0 only.
+    Clear,
     /// Balloons grow; VMs that cannot balloon are evicted from.
     Soft,
-    /// No balloon shrinks; every VM above its target is evicted from.
+    /// No balloon shrinks; VMs above their targets are evicted from.
     Hard,
-    /// As hard, and VMs above their target wait.
+    /// As hard, and VMs above their targets wait.
     Low,
+}
+
+impl FreeState {
+    /// All of them, the best first.
+    pub const ALL: [Self; 5] = [Self::High, Self::Clear, Self::Soft, Self::Hard, Self::Low];
+
+    /// Whether the host takes from VMs because it is short: soft or worse.
+    #[must_use]
+    pub const fn is_short(self) -> bool {
+        matches!(self, Self::Soft | Self::Hard | Self::Low)
+    }
 }
 
 impl fmt::Display for FreeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::High => "high",
+            Self::Clear => "clear",
             Self::Soft => "soft",
             Self::Hard => "hard",
             Self::Low => "low",
@@ -44,16 +66,23 @@ impl fmt::Display for FreeState {
 /// The amounts of free memory, in host pages, at which the state changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Thresholds {
-    /// Under this, balloons begin to grow although the state is still high.
+    /// What the host wants to keep free (`Mem.MinFree`). Under this, balloons begin to grow although
+    /// the state is not soft yet.
+    pub min_free: Pages,
+    /// The threshold of high: `min_free`, in 6.0 four times as much.
     pub high: Pages,
+    /// Under this the state is clear or worse: `min_free`. None where there is no such state.
+    pub clear: Option<Pages>,
     /// Under this the state is soft or worse.
     pub soft: Pages,
     /// Under this the state is hard or worse.
     pub hard: Pages,
     /// Under this the state is low.
     pub low: Pages,
-    /// From this on soft becomes high: `high` plus its margin. The targets aim here, because a
-    /// host that stopped at `high` would stay soft for ever.
+    /// From this on soft is left: `min_free` plus its margin. The targets aim here, because a host
+    /// that stopped at `min_free` would stay soft for ever.
+    pub aim: Pages,
+    /// From this on the state becomes high: `high` plus its margin. Until 5.0 that is `aim`.
     pub to_high: Pages,
     /// From this on hard becomes soft: `soft` plus its margin.
     pub to_soft: Pages,
@@ -65,33 +94,69 @@ impl Thresholds {
     /// The thresholds of a host with this budget.
     #[must_use]
     pub fn of(budget: Pages, config: &Config) -> Self {
-        let high = percent_of(budget, config.high_percent);
-        let soft = percent_of(budget, config.soft_percent);
-        let hard = percent_of(budget, config.hard_percent);
-        let low = percent_of(budget, config.low_percent);
+        let generation = config.generation;
+        let min_free = generation.min_free(budget, config.min_free_percent);
+        let part = |part: u64| {
+            let pages = u128::from(min_free.0) * u128::from(part) / u128::from(WHOLE);
+            Pages(u64::try_from(pages).unwrap_or(u64::MAX))
+        };
+        let [soft, hard, low] = generation.parts().map(part);
         let above = |threshold: Pages, lower: Pages| {
             let margin = percent_of(threshold.saturating_sub(lower), config.margin_percent);
             Pages(threshold.0.saturating_add(margin.0))
         };
+        let aim = above(min_free, soft);
+        let high = generation
+            .high_percent()
+            .map(|percent| percent_of(min_free, percent).min(Pages(budget.0 / 2).max(min_free)));
         Self {
-            high,
+            min_free,
+            high: high.unwrap_or(min_free),
+            clear: high.is_some().then_some(min_free),
             soft,
             hard,
             low,
-            to_high: above(high, soft),
+            aim,
+            to_high: high.map_or(aim, |high| above(high, min_free)),
             to_soft: above(soft, hard),
             to_hard: above(hard, low),
         }
     }
 
-    /// The best state that so much free memory permits when nothing is known of the past.
-    fn worst_entered(&self, free: Pages) -> FreeState {
+    /// The free memory below which the state gets worse than `state`; in low, where low begins.
+    #[must_use]
+    pub fn below(&self, state: FreeState) -> Pages {
+        match state {
+            FreeState::High => self.clear.unwrap_or(self.soft),
+            FreeState::Clear => self.soft,
+            FreeState::Soft => self.hard,
+            FreeState::Hard | FreeState::Low => self.low,
+        }
+    }
+
+    /// The next better state and the free memory from which it is reached; none from high.
+    #[must_use]
+    pub fn above(&self, state: FreeState) -> Option<(FreeState, Pages)> {
+        match state {
+            FreeState::High => None,
+            FreeState::Clear => Some((FreeState::High, self.to_high)),
+            FreeState::Soft if self.clear.is_some() => Some((FreeState::Clear, self.aim)),
+            FreeState::Soft => Some((FreeState::High, self.aim)),
+            FreeState::Hard => Some((FreeState::Soft, self.to_soft)),
+            FreeState::Low => Some((FreeState::Hard, self.to_hard)),
+        }
+    }
+
+    /// The state that so much free memory enters when nothing is known of the past.
+    fn entered(&self, free: Pages) -> FreeState {
         if free < self.low {
             FreeState::Low
         } else if free < self.hard {
             FreeState::Hard
         } else if free < self.soft {
             FreeState::Soft
+        } else if self.clear.is_some_and(|clear| free < clear) {
+            FreeState::Clear
         } else {
             FreeState::High
         }
@@ -106,15 +171,18 @@ impl Thresholds {
 /// round of reclaim and not one allocation.
 #[must_use]
 pub fn next_state(previous: FreeState, free: Pages, thresholds: &Thresholds) -> FreeState {
-    let entered = thresholds.worst_entered(free);
+    let previous = match previous {
+        // The generation was changed meanwhile.
+        FreeState::Clear if thresholds.clear.is_none() => FreeState::High,
+        previous => previous,
+    };
+    let entered = thresholds.entered(free);
     if entered > previous {
         return entered;
     }
-    match previous {
-        FreeState::Soft if free >= thresholds.to_high => FreeState::High,
-        FreeState::Hard if free >= thresholds.to_soft => FreeState::Soft,
-        FreeState::Low if free >= thresholds.to_hard => FreeState::Hard,
-        unchanged => unchanged,
+    match thresholds.above(previous) {
+        Some((better, from)) if free >= from => better,
+        _ => previous,
     }
 }
 
@@ -122,48 +190,88 @@ pub fn next_state(previous: FreeState, free: Pages, thresholds: &Thresholds) -> 
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::Generation;
     use super::*;
 
-    const STATES: [FreeState; 4] = [
-        FreeState::High,
-        FreeState::Soft,
-        FreeState::Hard,
-        FreeState::Low,
-    ];
-
-    fn thresholds() -> Thresholds {
-        Thresholds::of(Pages(100_000), &Config::default())
+    fn thresholds(generation: Generation) -> Thresholds {
+        let config = Config {
+            generation,
+            ..Config::default()
+        };
+        Thresholds::of(Pages(100_000), &config)
     }
 
     #[test]
     fn thresholds_of_100000_pages_are_the_worked_numbers() {
-        let expected = Thresholds {
+        let old = Thresholds {
+            min_free: Pages(6000),
             high: Pages(6000),
+            clear: None,
             soft: Pages(4000),
             hard: Pages(2000),
             low: Pages(1000),
+            aim: Pages(6400),
             to_high: Pages(6400),
             to_soft: Pages(4400),
             to_hard: Pages(2200),
         };
-        assert_eq!(thresholds(), expected);
+        assert_eq!(thresholds(Generation::G2002), old);
+        let parts = Thresholds {
+            soft: Pages(3840),
+            hard: Pages(1920),
+            low: Pages(960),
+            aim: Pages(6432),
+            to_high: Pages(6432),
+            to_soft: Pages(4224),
+            to_hard: Pages(2112),
+            ..old
+        };
+        assert_eq!(thresholds(Generation::G41), parts);
+        // 6 % of less than 4 GiB, by the sliding scale too.
+        assert_eq!(thresholds(Generation::G50), parts);
+        let clear = Thresholds {
+            high: Pages(24_000),
+            clear: Some(Pages(6000)),
+            to_high: Pages(27_600),
+            ..parts
+        };
+        assert_eq!(thresholds(Generation::G60), clear);
+    }
+
+    #[test]
+    fn high_of_6_0_is_half_of_the_budget_at_most() {
+        for (min_free_percent, high) in [(12, 48_000), (20, 50_000), (50, 50_000)] {
+            let config = Config {
+                generation: Generation::G60,
+                min_free_percent,
+                ..Config::default()
+            };
+            let thresholds = Thresholds::of(Pages(100_000), &config);
+            assert_eq!(thresholds.high, Pages(high), "{min_free_percent} %");
+        }
     }
 
     #[test]
     fn state_falls_at_once_and_as_far_as_needed() {
-        for (free, expected) in [
-            (4000, FreeState::High),
-            (3999, FreeState::Soft),
-            (1999, FreeState::Hard),
-            (999, FreeState::Low),
+        for (generation, free, expected) in [
+            (Generation::G2002, 4000, FreeState::High),
+            (Generation::G2002, 3999, FreeState::Soft),
+            (Generation::G2002, 1999, FreeState::Hard),
+            (Generation::G2002, 999, FreeState::Low),
+            (Generation::G60, 6000, FreeState::High),
+            (Generation::G60, 5999, FreeState::Clear),
+            (Generation::G60, 3839, FreeState::Soft),
+            (Generation::G60, 959, FreeState::Low),
         ] {
-            let state = next_state(FreeState::High, Pages(free), &thresholds());
-            assert_eq!(state, expected, "{free} free");
+            let state = next_state(FreeState::High, Pages(free), &thresholds(generation));
+            assert_eq!(state, expected, "{generation}: {free} free");
         }
     }
 
     #[test]
     fn state_rises_one_step_only_past_the_margin() {
+        let rises =
+            |generation, previous, free| next_state(previous, Pages(free), &thresholds(generation));
         for (previous, free, expected) in [
             (FreeState::Soft, 6399, FreeState::Soft),
             (FreeState::Soft, 6400, FreeState::High),
@@ -172,8 +280,26 @@ mod tests {
             (FreeState::Low, 2199, FreeState::Low),
             (FreeState::Low, 99_000, FreeState::Hard),
         ] {
-            let state = next_state(previous, Pages(free), &thresholds());
+            let state = rises(Generation::G2002, previous, free);
             assert_eq!(state, expected, "{previous} with {free} free");
+        }
+        for (previous, free, expected) in [
+            (FreeState::Soft, 6431, FreeState::Soft),
+            (FreeState::Soft, 99_000, FreeState::Clear),
+            (FreeState::Clear, 27_599, FreeState::Clear),
+            (FreeState::Clear, 27_600, FreeState::High),
+        ] {
+            let state = rises(Generation::G60, previous, free);
+            assert_eq!(state, expected, "{previous} with {free} free");
+        }
+    }
+
+    #[test]
+    fn clear_is_high_where_there_is_no_clear() {
+        for generation in [Generation::G2002, Generation::G41, Generation::G50] {
+            let thresholds = thresholds(generation);
+            let state = next_state(FreeState::Clear, Pages(5000), &thresholds);
+            assert_eq!(state, FreeState::High);
         }
     }
 
@@ -181,22 +307,31 @@ mod tests {
         #[test]
         fn state_at_constant_free_memory_never_turns_back(
             budget in 0_u64..1 << 40,
-            percent in 0.0..0.12_f64,
-            start in 0_usize..4,
+            permille in 0_u64..600,
+            start in 0_usize..5,
+            generation in 0_usize..4,
+            (min_free_percent, margin_percent) in (0_u32..=50, 10_u32..=25),
         ) {
-            let thresholds = Thresholds::of(Pages(budget), &Config::default());
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss,
-                clippy::cast_precision_loss, reason = "any amount will do")]
-            let free = Pages((budget as f64 * percent) as u64);
-            let first = next_state(STATES[start], free, &thresholds);
+            let generation = Generation::ALL[generation];
+            let config = Config { generation, min_free_percent, margin_percent, ..Config::default() };
+            let thresholds = Thresholds::of(Pages(budget), &config);
+            let free = Pages(budget / 1000 * permille);
+            // The states that this generation has, in order.
+            let states: Vec<FreeState> = FreeState::ALL
+                .into_iter()
+                .filter(|state| *state != FreeState::Clear || thresholds.clear.is_some())
+                .collect();
+            let step = |state: FreeState| states.iter().position(|one| *one == state);
+            let start = states[start % states.len()];
+            let first = next_state(start, free, &thresholds);
             let mut state = first;
-            for _ in 0..3 {
+            for _ in 0..4 {
                 let next = next_state(state, free, &thresholds);
                 prop_assert!(next <= state, "it fell from {state} to {next}");
-                if first > STATES[start] {
+                if first > start {
                     prop_assert_eq!(next, first, "it fell and rose again");
                 }
-                prop_assert!(state as u8 - next as u8 <= 1, "two steps at once");
+                prop_assert!(step(state) <= step(next).map(|at| at + 1), "two steps at once");
                 state = next;
             }
             prop_assert_eq!(next_state(state, free, &thresholds), state);

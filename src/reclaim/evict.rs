@@ -7,7 +7,7 @@ use crate::engine::EngineError;
 use crate::page::{Home, PageGuard};
 use crate::share::{FrameHold, Match, freeze, give_back, place};
 use crate::units::{PageBuf, Pages, runs_of};
-use crate::vm::Vm;
+use crate::vm::{Means, Vm};
 
 /// Pages evicted at once: the guest's accesses to them wait meanwhile, for about a millisecond.
 const BATCH: usize = 64;
@@ -29,7 +29,8 @@ impl Evictor {
         }
     }
 
-    /// Evicts up to `want` pages, at most a batch; how many left.
+    /// Evicts up to `want` pages, at most a batch; how many left. Pages that are zero or equal to a
+    /// frame need no means; what the others may not or cannot use stays.
     ///
     /// Resident pages go first. A shared page frees memory only with the last page that shares its
     /// frame, so those that are alone with their frame follow, and the others when nothing else is
@@ -37,11 +38,15 @@ impl Evictor {
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
-    pub fn evict(&mut self, vm: &Vm, want: Pages) -> Result<Pages, EngineError> {
+    pub fn evict(&mut self, vm: &Vm, want: Pages, means: Means) -> Result<Pages, EngineError> {
         let want = usize::try_from(want.0).unwrap_or(BATCH).min(BATCH);
         let victims = choose(vm, &mut self.dice, want, |home| home == Home::Resident);
         if !victims.is_empty() {
-            return self.evict_resident(vm, victims);
+            return self.evict_resident(vm, victims, means);
+        }
+        // A shared page has no other place to go to.
+        if !means.compress && !means.swap {
+            return Ok(Pages(0));
         }
         let pool = vm.pool();
         let alone = |home| matches!(home, Home::Shared(frame) if pool.refs(frame) == 1);
@@ -51,19 +56,20 @@ impl Evictor {
                 matches!(home, Home::Shared(_))
             });
         }
-        self.evict_shared(vm, victims)
+        self.evict_shared(vm, victims, means)
     }
 
     fn evict_resident<'a>(
         &mut self,
         vm: &'a Vm,
         victims: Vec<PageGuard<'a>>,
+        means: Means,
     ) -> Result<Pages, EngineError> {
         if !freeze(vm, victims.iter())? {
             return Ok(Pages(0));
         }
         let pool = vm.pool();
-        let mut leaving = Leaving::new(victims.len());
+        let mut leaving = Leaving::new(victims.len(), means);
         let mut matches = Vec::new();
         let mut content = PageBuf::zeroed();
         for page in victims {
@@ -108,9 +114,10 @@ impl Evictor {
         &mut self,
         vm: &'a Vm,
         victims: Vec<PageGuard<'a>>,
+        means: Means,
     ) -> Result<Pages, EngineError> {
         let pool = vm.pool();
-        let mut leaving = Leaving::new(victims.len());
+        let mut leaving = Leaving::new(victims.len(), means);
         let mut content = PageBuf::zeroed();
         for page in victims {
             let Home::Shared(frame) = page.home() else {
@@ -146,15 +153,17 @@ struct Leaving<'a> {
     stored: Vec<(PageGuard<'a>, Home)>,
     queued: Vec<PageGuard<'a>>,
     cluster: Cluster,
+    means: Means,
 }
 
 impl<'a> Leaving<'a> {
-    fn new(pages: usize) -> Self {
+    fn new(pages: usize, means: Means) -> Self {
         let stored = Vec::with_capacity(pages);
         Self {
             stored,
             queued: Vec::new(),
             cluster: Cluster::default(),
+            means,
         }
     }
 
@@ -166,12 +175,20 @@ impl<'a> Leaving<'a> {
         content: &PageBuf,
         digest: u64,
     ) {
-        if let Some(slot) = stash.zip(vm, page.gfn(), content, digest) {
+        let Means { compress, swap } = self.means;
+        let zipped = if compress {
+            stash.zip(vm, page.gfn(), content, digest, swap)
+        } else {
+            None
+        };
+        if let Some(slot) = zipped {
             vm.stats.evict_zip.one();
             self.stored.push((page, Home::Compressed(slot)));
-        } else {
+        } else if swap {
             self.cluster.push(content, digest);
             self.queued.push(page);
+        } else {
+            vm.stats.evict_failed.one();
         }
     }
 

@@ -84,14 +84,16 @@ impl Stash {
         }
     }
 
-    /// Compresses a page into the cache. `None`: it does not reach half its size, or the cache is
-    /// full of pages that nothing else takes, or there is no memory for it to grow.
+    /// Compresses a page into the cache; where it `may_spill`, the oldest there make room for it. `None`: it
+    /// does not reach half its size, or the cache is full of pages that nothing else takes, or there
+    /// is no memory for it to grow.
     pub(super) fn zip(
         &mut self,
         vm: &Vm,
         gfn: Gfn,
         content: &PageBuf,
         digest: u64,
+        may_spill: bool,
     ) -> Option<SlotId> {
         let Some(payload) = self.compressor.compress(content) else {
             vm.stats.incompressible.one();
@@ -101,7 +103,7 @@ impl Stash {
         self.payload[..len].copy_from_slice(payload);
         let payload = &self.payload[..len];
         match store(vm, gfn, payload, low_half(digest)) {
-            Err(StoreRefused::Full { .. }) if spill(vm) > 0 => {
+            Err(StoreRefused::Full { .. }) if may_spill && spill(vm) > 0 => {
                 store(vm, gfn, payload, low_half(digest)).ok()
             }
             stored => stored.ok(),

@@ -193,7 +193,7 @@ impl State {
     /// One job, one batch or one slice. `false` when the worker is no longer wanted.
     fn turn(&mut self, queue: &Receiver<Job>) -> Result<bool, EngineError> {
         let now = Instant::now();
-        let evict_due = self.vm.orders.evict() > Pages(0);
+        let evict_due = self.vm.orders.evict().0 > Pages(0);
         let scan = self.speeds.scan.load(Ordering::Relaxed) > 0;
         let period = Duration::from_millis(self.speeds.sample.load(Ordering::Relaxed).into());
         let mut until = now + IDLE;
@@ -266,9 +266,10 @@ impl State {
     }
 
     fn evict(&mut self) -> Result<(), EngineError> {
-        let evicted = self.evictor.evict(&self.vm, self.vm.orders.evict())?;
+        let (pages, means) = self.vm.orders.evict();
+        let evicted = self.evictor.evict(&self.vm, pages, means)?;
         self.vm.orders.evicted(evicted);
-        self.vm.note_evicted(evicted);
+        self.vm.note_evicted(evicted, means);
         if evicted == Pages(0) {
             self.evict_after = Instant::now() + EVICT_PAUSE;
         }

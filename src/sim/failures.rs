@@ -11,6 +11,7 @@ use crate::fault::{Access, FaultError, Outcome, complete, resolve};
 use crate::page::{Home, Urgency};
 use crate::swap::SwapError;
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
+use crate::vm::Means;
 
 const BOTH: [EngineKind; 2] = [EngineKind::Uffd, EngineKind::Mprotect];
 const PAGES: u32 = 64;
@@ -63,7 +64,11 @@ impl Guest {
     }
 
     fn evict(&mut self, pages: u64) -> u64 {
-        let evicted = self.evictor.evict(&self.vm, Pages(pages));
+        self.evict_by(pages, Means::ALL)
+    }
+
+    fn evict_by(&mut self, pages: u64, means: Means) -> u64 {
+        let evicted = self.evictor.evict(&self.vm, Pages(pages), means);
         evicted.expect("the session lives").0
     }
 
@@ -187,6 +192,76 @@ fn failing_swap_file_leaves_shared_pages_shared() {
     guest.read_all();
     guest.disk.set_failing(None);
     end(&host, guest);
+}
+
+/// Pages 0 to 3 compress, 4 to 7 do not, 8 and 9 are zero, 10 and 11 are equal and shared.
+fn guest_of_all_kinds(kind: EngineKind) -> (Host, Guest) {
+    let (host, mut guest) = host_and_guest(kind, 1000);
+    (10..12).for_each(|gfn| guest.write(gfn, noise(99)));
+    assert_eq!(guest.share(&host), 2);
+    (0..4).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 500)));
+    (4..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
+    (8..10).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
+    (host, guest)
+}
+
+#[test]
+fn eviction_without_swap_leaves_what_does_not_compress() {
+    for kind in BOTH {
+        let (host, mut guest) = guest_of_all_kinds(kind);
+        let means = Means {
+            compress: true,
+            swap: false,
+        };
+        assert_eq!(guest.evict_by(64, means), 6);
+        assert!((0..4).all(|gfn| matches!(guest.home(gfn), Home::Compressed(_))));
+        assert!((4..8).all(|gfn| guest.home(gfn) == Home::Resident));
+        assert_eq!(guest.vm.stats.evict_failed.get(), 4);
+        // A full cache makes no room either.
+        guest.vm.zip.lock().set_max_pages(1);
+        guest.write(20, samples::mixed(20, 1900));
+        assert_eq!(guest.evict_by(64, means), 0);
+        assert_eq!(guest.vm.stats.spilled.get(), 0);
+        guest.read_all();
+        end(&host, guest);
+    }
+}
+
+#[test]
+fn eviction_without_compression_swaps_all_that_has_content() {
+    for kind in BOTH {
+        let (host, mut guest) = guest_of_all_kinds(kind);
+        let means = Means {
+            compress: false,
+            swap: true,
+        };
+        assert_eq!(guest.evict_by(64, means), 10);
+        assert!((0..8).all(|gfn| matches!(guest.home(gfn), Home::Swapped(_))));
+        assert_eq!(guest.evict_by(64, means), 2);
+        assert!(matches!(guest.home(10), Home::Swapped(_)));
+        guest.read_all();
+        end(&host, guest);
+    }
+}
+
+#[test]
+fn eviction_by_no_means_still_shares() {
+    for kind in BOTH {
+        let (host, mut guest) = guest_of_all_kinds(kind);
+        guest.write(12, noise(99));
+        let means = Means {
+            compress: false,
+            swap: false,
+        };
+        assert_eq!(guest.evict_by(64, means), 3);
+        assert!((8..10).all(|gfn| guest.home(gfn) == Home::Zero));
+        assert!((10..13).all(|gfn| matches!(guest.home(gfn), Home::Shared(_))));
+        (0..8).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
+        assert_eq!(guest.evict_by(64, means), 8);
+        assert_eq!(guest.evict_by(64, means), 0, "shared pages stay");
+        guest.read_all();
+        end(&host, guest);
+    }
 }
 
 #[test]

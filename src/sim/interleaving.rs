@@ -18,7 +18,7 @@ use crate::sample::Sampler;
 use crate::share::{Leaver, Scanner};
 use crate::sync::{self, AtomicU32, Mutex, Ordering};
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
-use crate::vm::Vm;
+use crate::vm::{Means, Vm};
 
 /// Schedules of each test; `MEMVISOR_MODEL_ITERATIONS` replaces it.
 const SCHEDULES: usize = 1_800;
@@ -184,7 +184,7 @@ impl Worker {
     }
 
     fn evict(&mut self, pages: u64) {
-        let evicted = self.evictor.evict(&self.vm, Pages(pages));
+        let evicted = self.evictor.evict(&self.vm, Pages(pages), Means::ALL);
         evicted.expect("the session lives");
     }
 
@@ -390,7 +390,7 @@ impl Scene {
         for guest in &mut guests {
             let nudged = host.peers.nudged(guest.vm.id);
             Scanner::follow(&guest.vm, &*host.peers, nudged).expect("the session lives");
-            let evicted = guest.evictor.evict(&guest.vm, Pages(2));
+            let evicted = guest.evictor.evict(&guest.vm, Pages(2), Means::ALL);
             evicted.expect("the session lives");
         }
         (host, guests)

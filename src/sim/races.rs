@@ -11,6 +11,7 @@ use crate::reclaim::Evictor;
 use crate::share::Scanner;
 use crate::sync::{self, AtomicU32, Ordering};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages, VmId};
+use crate::vm::Means;
 
 const SCHEDULES: usize = 1_000;
 const PAGES: u32 = 6;
@@ -91,7 +92,9 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
             let ended = Arc::clone(&ended);
             move || {
                 // One, so that the run has a gap and goes on behind it.
-                evictor.evict(&vm, Pages(1)).expect("the session lives");
+                evictor
+                    .evict(&vm, Pages(1), Means::ALL)
+                    .expect("the session lives");
                 ended.store(1, Ordering::SeqCst);
             }
         });

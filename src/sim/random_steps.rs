@@ -12,7 +12,7 @@ use crate::engine::EngineKind;
 use crate::page::Home;
 use crate::share::{Leaver, Left, Scanner};
 use crate::units::{FrameId, Gfn, GfnRun, PageBuf, Pages, VmId};
-use crate::vm::Vm;
+use crate::vm::{Means, Vm};
 
 /// Guests that run at a time; the last has a salt of its own.
 const GUESTS: usize = 4;
@@ -66,7 +66,7 @@ enum Step {
     WriteAndPause(u32, Content),
     Scan(u32),
     Follow,
-    Evict(u64),
+    Evict(u64, Means),
     /// Shared pages get memory of their own.
     Leave,
     /// A period of sampling ends and another begins.
@@ -84,6 +84,14 @@ enum Step {
     DieInWrites(u32, Content),
 }
 
+fn means() -> impl Strategy<Value = Means> {
+    let some = (any::<bool>(), any::<bool>());
+    prop_oneof![
+        3 => Just(Means::ALL),
+        1 => some.prop_map(|(compress, swap)| Means { compress, swap }),
+    ]
+}
+
 fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
     let gfn = || prop_oneof![0..PAGES, 0..HOT];
     let step = prop_oneof![
@@ -93,7 +101,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         3 => (gfn(), contents()).prop_map(|(gfn, content)| Step::WriteAndPause(gfn, content)),
         10 => (1..2 * PAGES).prop_map(Step::Scan),
         5 => Just(Step::Follow),
-        9 => (1..30u64).prop_map(Step::Evict),
+        9 => (1..30u64, means()).prop_map(|(want, means)| Step::Evict(want, means)),
         4 => Just(Step::Sample),
         1 => Just(Step::Leave),
         3 => (gfn(), 1..10u32).prop_map(|(gfn, count)| Step::Inflate(gfn, count)),
@@ -219,10 +227,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
             let nudged = host.peers.nudged(vm.id);
             Scanner::follow(&vm, &*host.peers, nudged).expect("the session lives");
         }
-        Step::Evict(want) => {
-            let evicted = guest.evictor.evict(&vm, Pages(want));
-            assert!(evicted.expect("the session lives") <= Pages(want));
-        }
+        Step::Evict(want, means) => evict(guest, want, means),
         Step::Leave => leave(&vm),
         Step::Sample => guest.sampler.next_period(&vm).expect("the session lives"),
         Step::Inflate(gfn, count) => inflate(guest, run(gfn, count)),
@@ -265,6 +270,21 @@ fn leave(vm: &Vm) {
     let shared = vm.table.count(Home::Shared(FrameId(0)));
     assert!(left != Left::Everything || shared == 0);
     vm.set_sharing(true);
+}
+
+/// Evicts, and looks that no page left by what it may not.
+fn evict(guest: &mut Guest, want: u64, means: Means) {
+    let by_means = |guest: &Guest| {
+        let stats = &guest.vm.stats;
+        let swapped = stats.evict_swap.get() + stats.spilled.get();
+        (stats.evict_zip.get(), swapped)
+    };
+    let before = by_means(guest);
+    let evicted = guest.evictor.evict(&guest.vm, Pages(want), means);
+    assert!(evicted.expect("the session lives") <= Pages(want));
+    let after = by_means(guest);
+    assert!(means.compress || after.0 == before.0, "compressed");
+    assert!(means.swap || after.1 == before.1, "swapped");
 }
 
 fn pages_of(statuses: &[StatusRun]) -> impl Iterator<Item = (Gfn, PageStatus)> {

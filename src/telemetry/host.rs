@@ -13,6 +13,8 @@ use crate::units::Pages;
 pub enum FreeState {
     /// Enough: only background sharing runs.
     High,
+    /// As high, but it takes four times the usual to be high again. In generation 6.0 only.
+    Clear,
     /// Balloons are inflated.
     Soft,
     /// Pages are compressed and swapped.
@@ -25,6 +27,7 @@ impl fmt::Display for FreeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::High => "high",
+            Self::Clear => "clear",
             Self::Soft => "soft",
             Self::Hard => "hard",
             Self::Low => "low",

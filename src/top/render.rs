@@ -139,7 +139,7 @@ fn title(status: &HostStatus, screen: Screen) -> String {
     let state = bar::paint(
         &status.free_state.to_string(),
         match status.free_state {
-            FreeState::High => "32",
+            FreeState::High | FreeState::Clear => "32",
             FreeState::Soft => "33",
             FreeState::Hard | FreeState::Low => "1;31",
         },

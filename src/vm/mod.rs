@@ -32,7 +32,7 @@ use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, GfnRun, Pages, SlotId, VmId};
 
 pub use activity::{Activity, Estimate};
-pub use orders::Orders;
+pub use orders::{Means, Orders};
 pub use params::{MAX_PAGES, ParamsError, VmParams};
 pub use stats::{Counter, Stats};
 pub use vmas::Vmas;
@@ -90,8 +90,8 @@ pub struct Vm {
     /// Whether the swap file refused the latest write.
     swap_failing: AtomicBool,
     end_reason: OnceLock<String>,
-    /// When eviction last found nothing that could leave.
-    nothing_left: StdMutex<Option<Instant>>,
+    /// When eviction last found nothing that could leave, and by what it tried.
+    nothing_left: StdMutex<Option<(Instant, Means)>>,
     abandoned: StdMutex<Vec<FrameId>>,
     latency: StdMutex<Histogram<u64>>,
 }
@@ -257,24 +257,30 @@ impl Vm {
         self.swap_failing.load(Ordering::Relaxed)
     }
 
-    /// Notes that an eviction found nothing that could leave, or that pages left.
-    pub fn note_evicted(&self, evicted: Pages) {
-        let now = (evicted == Pages(0)).then(Instant::now);
+    /// Notes that an eviction by these means found nothing that could leave, or that pages left.
+    pub fn note_evicted(&self, evicted: Pages, means: Means) {
+        let now = (evicted == Pages(0)).then(|| (Instant::now(), means));
         *self
             .nothing_left
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = now;
     }
 
-    /// Whether eviction has just found that nothing could leave: the swap file fails or is full, and
+    /// By what eviction has just found that nothing could leave: the swap file fails or is full, or
     /// what is left does not compress. It is worth another try a little later.
     #[must_use]
-    pub fn is_unevictable(&self) -> bool {
-        let since = *self
+    pub fn exhausted(&self) -> Means {
+        let nothing_left = *self
             .nothing_left
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        since.is_some_and(|since| since.elapsed() < TRY_AGAIN)
+        match nothing_left {
+            Some((since, means)) if since.elapsed() < TRY_AGAIN => means,
+            _ => Means {
+                compress: false,
+                swap: false,
+            },
+        }
     }
 
     /// Gives back all memory of a VM whose guest is gone and whose threads have ended. Others may

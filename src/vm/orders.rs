@@ -4,6 +4,29 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::units::Pages;
 
+/// By what else than sharing pages may be evicted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Means {
+    /// Into the compression cache.
+    pub compress: bool,
+    /// Into the swap file, also from the compression cache to make room there.
+    pub swap: bool,
+}
+
+impl Means {
+    /// All there are.
+    pub const ALL: Self = Self {
+        compress: true,
+        swap: true,
+    };
+}
+
+/// The means of an order to evict are its lowest bits, so that its pages are never evicted by the means
+/// of another order.
+const COMPRESS: u64 = 1;
+const SWAP: u64 = 2;
+const PAGES_SHIFT: u32 = 2;
+
 /// The latest orders.
 #[derive(Debug, Default)]
 pub struct Orders {
@@ -16,20 +39,30 @@ pub struct Orders {
 }
 
 impl Orders {
-    /// Sets how many pages the worker shall evict from now on.
-    pub fn set_evict(&self, pages: Pages) {
-        self.evict.store(pages.0, Ordering::Relaxed);
+    /// Sets how many pages the worker shall evict from now on, and by what.
+    pub fn set_evict(&self, pages: Pages, means: Means) {
+        let bits = u64::from(means.compress) * COMPRESS + u64::from(means.swap) * SWAP;
+        self.evict
+            .store(pages.0 << PAGES_SHIFT | bits, Ordering::Relaxed);
     }
 
-    /// How many pages are still to be evicted.
+    /// How many pages are still to be evicted, and by what.
     #[must_use]
-    pub fn evict(&self) -> Pages {
-        Pages(self.evict.load(Ordering::Relaxed))
+    pub fn evict(&self) -> (Pages, Means) {
+        let order = self.evict.load(Ordering::Relaxed);
+        let means = Means {
+            compress: order & COMPRESS != 0,
+            swap: order & SWAP != 0,
+        };
+        (Pages(order >> PAGES_SHIFT), means)
     }
 
-    /// Notes that `pages` were freed, or that no more can be.
+    /// Notes that `pages` were freed.
     pub fn evicted(&self, pages: Pages) {
-        let less = |left: u64| Some(left.saturating_sub(pages.0));
+        let less = |order: u64| {
+            let left = (order >> PAGES_SHIFT).saturating_sub(pages.0);
+            Some(left << PAGES_SHIFT | order & (COMPRESS | SWAP))
+        };
         let _ = self
             .evict
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
@@ -79,5 +112,24 @@ impl Orders {
     #[must_use]
     pub fn allocation_target(&self) -> Pages {
         Pages(self.allocation_target.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_to_evict_keeps_its_means_while_it_is_carried_out() {
+        for means in [(true, false), (false, true), (false, false), (true, true)] {
+            let (compress, swap) = means;
+            let means = Means { compress, swap };
+            let orders = Orders::default();
+            orders.set_evict(Pages(70), means);
+            orders.evicted(Pages(64));
+            assert_eq!(orders.evict(), (Pages(6), means));
+            orders.evicted(Pages(64));
+            assert_eq!(orders.evict(), (Pages(0), means));
+        }
     }
 }

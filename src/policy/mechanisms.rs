@@ -1,0 +1,163 @@
+//! What runs in which state: the table of the generations of ESX.
+//!
+//! The published tables differ, from generation to generation and from source to source. What they agree
+//! upon is the order: nothing, then the balloon, which is slow but lets the guest choose, then what
+//! the host can do alone, and at last waiting. Where they differ, this is the reading here:
+//!
+//! - The balloon grows in high (in clear, where there is one) too, once less than `minFree` is free: a
+//!   guest needs time, and VMware's description of *early ballooning* names that band. OSDI 2002
+//!   has high reclaim nothing.
+//! - Compression came with 4.1, so 2002 has none. In 4.1 it already runs in soft, beside the balloon.
+//! - 5.0 compresses in hard and swaps in low. The guide of that time has hard swap as well.
+//! - 6.0 stops balloons in hard. That is read as *no more inflation*: to deflate while the host is
+//!   short would be absurd, and no generation does it.
+//! - 4.1 in low is swap alone in one source. A page that is swapped is tried to be compressed first
+//!   in every other, so compression is on.
+//!
+//! The table says what is done to every VM that is above its target. Two rules hold whatever it says, so
+//! that no host gets stuck for want of a means: a limit binds in every state, by any means; and a VM
+//! whose balloon cannot bring what is due is evicted from in every state from soft on, by any means.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Config, FreeState, Generation};
+
+/// What the host does in a state to the VMs above their targets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Mechanisms {
+    /// Balloons grow. Without it they stand: no state deflates because of it.
+    pub inflate: bool,
+    /// Pages are compressed, whether a balloon would bring them or not.
+    pub compress: bool,
+    /// Pages are swapped, whether a balloon would bring them or not.
+    pub swap: bool,
+    /// VMs above their targets wait with their faults.
+    pub block: bool,
+}
+
+/// What may be done with the pages that are evicted from one VM. Sharing is always tried first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct Means {
+    /// They may be compressed.
+    pub compress: bool,
+    /// They may be swapped.
+    pub swap: bool,
+}
+
+impl Mechanisms {
+    /// What a state does.
+    #[must_use]
+    pub fn of(state: FreeState, config: &Config) -> Self {
+        let [inflate, compress, swap, block] = row(config.generation, state);
+        Self {
+            inflate,
+            compress: compress && Means::all(config).compress,
+            swap,
+            block,
+        }
+    }
+}
+
+/// Inflate, compress, swap, block.
+const fn row(generation: Generation, state: FreeState) -> [bool; 4] {
+    use FreeState::{Clear, Hard, High, Low, Soft};
+    use Generation::{G41, G50, G60, G2002};
+    const X: bool = true;
+    const O: bool = false;
+    match (generation, state) {
+        (_, High | Clear) => [X, O, O, O],
+
+        (G2002, Soft) => [X, O, O, O],
+        (G2002, Hard) => [X, O, X, O],
+        (G2002, Low) => [X, O, X, X],
+
+        (G41, Soft) => [X, X, O, O],
+        (G41, Hard) => [X, X, X, O],
+        (G41, Low) => [O, X, X, X],
+
+        (G50, Soft) => [X, O, O, O],
+        (G50, Hard) => [X, X, O, O],
+        (G50, Low) => [X, X, X, X],
+
+        (G60, Soft) => [X, O, O, O],
+        (G60, Hard) => [O, X, X, O],
+        (G60, Low) => [O, X, X, X],
+    }
+}
+
+impl Means {
+    /// All that there are on this host: what a limit is enforced by, and what takes from a VM whose
+    /// balloon cannot give.
+    #[must_use]
+    pub const fn all(config: &Config) -> Self {
+        Self {
+            compress: config.zip_enabled && !matches!(config.generation, Generation::G2002),
+            swap: true,
+        }
+    }
+
+    /// Those of a state.
+    #[must_use]
+    pub const fn of(mechanisms: Mechanisms) -> Self {
+        Self {
+            compress: mechanisms.compress,
+            swap: mechanisms.swap,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(generation: Generation) -> Config {
+        Config {
+            generation,
+            ..Config::default()
+        }
+    }
+
+    /// A state that is shorter may stop balloons and nothing else: what evicts and waits stays on.
+    #[test]
+    fn shorter_state_takes_by_no_fewer_means() {
+        for generation in Generation::ALL {
+            for states in FreeState::ALL.windows(2) {
+                let [before, after] = [0, 1].map(|at| row(generation, states[at]));
+                for means in 1..4 {
+                    assert!(!before[means] || after[means], "{generation} {}", states[1]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn low_swaps_and_blocks_in_every_generation() {
+        for generation in Generation::ALL {
+            let low = Mechanisms::of(FreeState::Low, &config(generation));
+            assert!(low.swap && low.block, "{generation}");
+        }
+    }
+
+    #[test]
+    fn nothing_compresses_in_2002_or_when_it_is_turned_off() {
+        let off = |generation| Config {
+            zip_enabled: false,
+            ..config(generation)
+        };
+        let configs = [config(Generation::G2002)].into_iter();
+        for config in configs.chain(Generation::ALL.map(off)) {
+            assert!(!Means::all(&config).compress);
+            for state in FreeState::ALL {
+                assert!(!Mechanisms::of(state, &config).compress);
+            }
+        }
+    }
+
+    #[test]
+    fn balloons_stop_in_hard_since_6_0_only() {
+        for generation in Generation::ALL {
+            let hard = Mechanisms::of(FreeState::Hard, &config(generation));
+            assert_eq!(hard.inflate, generation != Generation::G60);
+        }
+    }
+}
