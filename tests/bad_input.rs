@@ -436,7 +436,7 @@ fn wrong_answers_of_the_memory_thread_end_that_guest_with_the_reason() {
 
 #[test]
 fn guest_that_hangs_up_in_the_middle_of_sharing_leaves_nothing() {
-    let host = Host::start("mprotect", "64M", &["--share-scan-time", "100ms"]);
+    let host = Host::start("mprotect", "64M", &["--share-scan-time", "120ms"]);
     let good = bystander(&host);
     let mut torn = Vec::new();
     for answered in 0..3 {

@@ -9,12 +9,13 @@ use std::time::Instant;
 use super::capability::Capabilities;
 use super::member::{Member, Members};
 use super::{EngineChoice, HostOptions};
-use crate::control::{self, ControlError};
+use crate::control::{self, ControlError, ReloadReport};
 use crate::engine::EngineKind;
 use crate::page::Budget;
 use crate::policy::{Config, FreeState};
 use crate::pool::Pool;
 use crate::reclaim::host_ghz;
+use crate::settings::{Layers, SettingView, VmPatch};
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::{Pages, VmId};
 
@@ -30,7 +31,7 @@ const MIN_FRAMES: u64 = 1 << 16;
 /// The pool must fit the address space of every guest: 1 TiB of frames.
 const MAX_FRAMES: u64 = 1 << 28;
 
-/// The daemon. Lock order: `domains` and `state` are taken alone; `members` has its own.
+/// The daemon. Lock order: `domains`, `layers` and `state` are taken alone; `members` has its own.
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) options: HostOptions,
@@ -43,6 +44,7 @@ pub(super) struct Host {
     pub(super) since: Instant,
     state: Mutex<FreeState>,
     domains: Mutex<HashMap<Option<String>, Weak<Pool>>>,
+    layers: Mutex<Layers>,
     next_vm: AtomicU32,
     stopping: AtomicBool,
 }
@@ -64,6 +66,7 @@ impl Host {
             since: Instant::now(),
             state: Mutex::default(),
             domains: Mutex::default(),
+            layers: Mutex::new(options.layers.clone()),
             next_vm: AtomicU32::new(1),
             stopping: AtomicBool::new(false),
             options: options.clone(),
@@ -184,5 +187,34 @@ impl control::Daemon for Host {
     fn kill(&self, name: &str) -> Result<(), ControlError> {
         self.find(name)?.end("ended by request");
         Ok(())
+    }
+
+    fn settings(&self) -> Vec<SettingView> {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.views()
+    }
+
+    fn set_setting(&self, name: &str, value: &str) -> Result<SettingView, ControlError> {
+        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(layers.set(name, value)?)
+    }
+
+    fn set_vm(&self, name: &str, _patch: &VmPatch) -> Result<VmStatus, ControlError> {
+        self.find(name)?;
+        Err(ControlError::Unsupported(
+            "change the settings of a running VM",
+        ))
+    }
+
+    fn why(&self, name: &str) -> Result<serde_json::Value, ControlError> {
+        self.find(name)?;
+        Err(ControlError::Unsupported("explain its decisions"))
+    }
+
+    fn reload(&self) -> Result<ReloadReport, ControlError> {
+        match self.options.config {
+            None => Err(ControlError::NoConfig),
+            Some(_) => Err(ControlError::Unsupported("read its file again")),
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::reclaim::ScanSettings;
 use crate::runtime_dir::RuntimeDir;
 pub use crate::settings::EngineChoice;
+use crate::settings::{ConfigFile, Layers};
 use crate::units::Bytes;
 
 /// How fast the sharing scanner goes; the names are ESX's.
@@ -29,4 +30,8 @@ pub struct HostOptions {
     pub mem_zip_max_pct: u32,
     /// The most of a VM's size its balloon may take, in percent (`Mem.CtlMaxPercent`).
     pub ctl_max_percent: u32,
+    /// The host settings by where they were given.
+    pub layers: Layers,
+    /// The configuration file that was read.
+    pub config: Option<ConfigFile>,
 }
