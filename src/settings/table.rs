@@ -341,16 +341,15 @@ impl Key {
 /// How alike two names must be to be suggested: a swapped or missing letter is, another word is not.
 const ALIKE: f64 = 0.85;
 
-/// Up to three of `names` that are like `name`, or like it but for a prefix; the likest first.
+/// Up to three of `names` that are like `name`, prefixes aside; the likest first.
 pub(super) fn nearest(name: &str, names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
-    let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
-    let asked = name.to_ascii_lowercase();
+    let last = |name: &str| {
+        let part = name.rsplit('.').next().unwrap_or_default();
+        part.to_ascii_lowercase()
+    };
+    let asked = last(name);
     let mut alike: Vec<(f64, &str)> = names
-        .map(|known| {
-            let lower = known.to_ascii_lowercase();
-            let whole = jaro_winkler(&asked, &lower);
-            (whole.max(jaro_winkler(&last(&asked), &last(&lower))), known)
-        })
+        .map(|known| (jaro_winkler(&asked, &last(known)), known))
         .filter(|(alike, _)| *alike >= ALIKE)
         .collect();
     alike.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -397,6 +396,8 @@ mod tests {
             assert!(error.contains(&format!("near: {near}")), "{error}");
             assert!(error.contains("`memvisor get --all` lists them"), "{error}");
         }
+        let error = Key::find("Mem.X").expect_err("none").to_string();
+        assert!(!error.contains("near"), "{error}");
         let error = Key::find("bananas\n").expect_err("none").to_string();
         assert!(error.contains("`bananas\\n`; `memvisor get"), "{error}");
     }
