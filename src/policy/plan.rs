@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::fair::{self, Allotment};
+use super::fair;
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::states::{FreeState, Thresholds, next_state};
 use super::{Config, Means, Mechanisms, balloon, evict, total};
@@ -95,9 +95,17 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
     let available = available(host, state, &thresholds);
     let shortfall = evict::shortfall(state, host.free(), &thresholds);
 
-    let allotments = fair::allot(host, available, config);
+    let allotments = fair::divide(host, available, config);
     let mut vms: Vec<VmPlan> = (host.vms.iter().zip(allotments))
-        .map(|(vm, allotment)| vm_plan(vm, allotment, state, mechanisms, config))
+        .map(|(vm, allotment)| VmPlan {
+            id: vm.id,
+            target: allotment.target,
+            balloon_target: balloon::target(vm, allotment, state, mechanisms, config),
+            evict: Pages(0),
+            means: Means::default(),
+            blocked: mechanisms.block && vm.allocation() > allotment.target,
+            why: Why::Fits,
+        })
         .collect();
     let orders = evict::orders(host, mechanisms, shortfall, &vms, config);
     for ((vm, plan), order) in host.vms.iter().zip(&mut vms).zip(orders) {
@@ -128,24 +136,6 @@ fn available(host: &HostSnapshot, state: FreeState, thresholds: &Thresholds) -> 
         thresholds.aim
     };
     total([host.budget, host.sharing_saved()]).saturating_sub(total([host.overhead(), keep_free]))
-}
-
-fn vm_plan(
-    vm: &VmSnapshot,
-    allotment: Allotment,
-    state: FreeState,
-    mechanisms: Mechanisms,
-    config: &Config,
-) -> VmPlan {
-    VmPlan {
-        id: vm.id,
-        target: allotment.target,
-        balloon_target: balloon::target(vm, allotment, state, mechanisms, config),
-        evict: Pages(0),
-        means: Means::default(),
-        blocked: mechanisms.block && vm.allocation() > allotment.target,
-        why: Why::Fits,
-    }
 }
 
 fn why(vm: &VmSnapshot, plan: &VmPlan, mechanisms: Mechanisms) -> Why {
