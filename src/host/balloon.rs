@@ -145,10 +145,11 @@ impl BalloonVm for Balloon<'_> {
         if self.host.state() > FreeState::Soft {
             return;
         }
-        let pages = Pages(pages);
-        self.member.balloon.relieve(pages);
+        // By what it holds and not by its target: a balloon that is to grow would still grow.
+        let most = self.member.ballooned().saturating_sub(Pages(pages));
+        self.member.balloon.relieve(most);
         let orders = &self.member.vm.orders;
-        let target = orders.balloon_target().saturating_sub(pages);
+        let target = orders.balloon_target().min(most);
         orders.set_targets(target, orders.allocation_target());
     }
 

@@ -13,7 +13,7 @@ use crate::sys::Process;
 use crate::units::{Gfn, Pages, VmId};
 use crate::vm::Vm;
 
-/// How long relief that a guest asked for lowers its balloon target.
+/// How long a guest that asked for relief is pressed no further.
 const RELIEF: Duration = Duration::from_secs(10);
 /// How long a new guest waits for its name while the VM that has it is ending.
 const ENDING: Duration = Duration::from_secs(3);
@@ -70,16 +70,16 @@ impl BalloonLine {
         lock(&self.stats).clone_from(stats);
     }
 
-    /// Asks for a smaller balloon for a while.
-    pub(super) fn relieve(&self, pages: Pages) {
-        *lock(&self.relief) = Some((pages, Instant::now()));
+    /// The balloon is to hold no more than `most` for a while.
+    pub(super) fn relieve(&self, most: Pages) {
+        *lock(&self.relief) = Some((most, Instant::now()));
     }
 
-    /// By how much the target is lowered now.
-    pub(super) fn relief(&self) -> Pages {
+    /// The most it is to hold, while its guest has asked for relief.
+    pub(super) fn relief(&self) -> Option<Pages> {
         match *lock(&self.relief) {
-            Some((pages, since)) if since.elapsed() < RELIEF => pages,
-            _ => Pages(0),
+            Some((most, since)) if since.elapsed() < RELIEF => Some(most),
+            _ => None,
         }
     }
 }

@@ -39,9 +39,18 @@ pub(super) enum Met {
     Balloons,
 }
 
-/// The part of its balloon that a VM is presumed to want back at once.
+/// The pages that a VM can touch without its balloon and that cost nothing yet.
+pub(super) fn room(vm: &VmSnapshot) -> Pages {
+    total([vm.untouched, vm.zero])
+}
+
+/// The pages beyond its allocation that a VM with a balloon is presumed to want at once. As long as its
+/// balloon shrinks it stays the same, since the guest's room grows by what the balloon loses.
 pub(super) fn headroom(vm: &VmSnapshot, config: &Config) -> Pages {
-    percent_of(vm.size, config.headroom_percent).min(vm.ballooned)
+    if vm.ballooned == Pages(0) {
+        return Pages(0);
+    }
+    percent_of(vm.size, config.headroom_percent).min(total([vm.ballooned, room(vm)]))
 }
 
 /// The guest pages a VM holds or is presumed to want at once.

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::fair;
+use super::mechanisms::{Means, Mechanisms, Rules};
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::states::{FreeState, Thresholds, next_state};
-use super::{Config, Means, Mechanisms, balloon, evict, total};
+use super::{Config, balloon, evict, total};
 use crate::units::{Pages, VmId};
 
 /// What is to happen until the next snapshot.
@@ -91,7 +92,7 @@ pub enum Stuck {
 pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
     let thresholds = Thresholds::of(host.budget, config);
     let state = next_state(host.state, host.free(), &thresholds);
-    let mechanisms = Mechanisms::of(state, config);
+    let rules = Rules::of(state, config);
     let available = available(host, state, &thresholds);
     let shortfall = evict::shortfall(state, host.free(), &thresholds);
 
@@ -100,22 +101,22 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
         .map(|(vm, allotment)| VmPlan {
             id: vm.id,
             target: allotment.target,
-            balloon_target: balloon::target(vm, allotment, state, mechanisms, config),
+            balloon_target: balloon::target(vm, allotment, &rules, config),
             evict: Pages(0),
             means: Means::default(),
-            blocked: mechanisms.block && vm.allocation() > allotment.target,
+            blocked: rules.mechanisms.block && vm.allocation() > allotment.target,
             why: Why::Fits,
         })
         .collect();
-    let orders = evict::orders(host, mechanisms, shortfall, &vms, config);
+    let orders = evict::orders(host, &rules, shortfall, &vms, config);
     for ((vm, plan), order) in host.vms.iter().zip(&mut vms).zip(orders) {
         (plan.evict, plan.means) = (order.pages, order.means);
-        plan.why = why(vm, plan, mechanisms);
+        plan.why = why(vm, plan, &rules);
     }
-    let stuck = stuck(host, shortfall, &vms);
+    let stuck = stuck(host, &rules, shortfall, &vms);
     Plan {
         state,
-        mechanisms,
+        mechanisms: rules.mechanisms,
         available,
         shortfall,
         vms,
@@ -138,11 +139,11 @@ fn available(host: &HostSnapshot, state: FreeState, thresholds: &Thresholds) -> 
     total([host.budget, host.sharing_saved()]).saturating_sub(total([host.overhead(), keep_free]))
 }
 
-fn why(vm: &VmSnapshot, plan: &VmPlan, mechanisms: Mechanisms) -> Why {
+fn why(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Why {
     let reclaimed = plan.evict > Pages(0) || plan.balloon_target > vm.ballooned;
     if reclaimed && vm.allocation() > vm.max() {
         Why::OverLimit
-    } else if plan.evict > Pages(0) && (mechanisms.swap || !plan.means.swap) {
+    } else if plan.evict > Pages(0) && (!rules.waits() || !plan.means.swap) {
         Why::HostShort
     } else if plan.evict > Pages(0) {
         Why::NoBalloon
@@ -157,11 +158,13 @@ fn why(vm: &VmSnapshot, plan: &VmPlan, mechanisms: Mechanisms) -> Why {
     }
 }
 
-fn stuck(host: &HostSnapshot, shortfall: Pages, plans: &[VmPlan]) -> Option<Stuck> {
+fn stuck(host: &HostSnapshot, rules: &Rules, shortfall: Pages, plans: &[VmPlan]) -> Option<Stuck> {
     let mut vms = host.vms.iter().zip(plans);
     let hopeful = vms.clone().any(|(vm, plan)| {
-        // A blocked guest runs no balloon agent, so its balloon is no hope.
-        plan.evict > Pages(0) || (!plan.blocked && balloon::pending(vm, plan) > Pages(0))
+        // A blocked guest runs no balloon agent, so its balloon is no hope. Relief ends by itself.
+        plan.evict > Pages(0)
+            || (!plan.blocked && balloon::pending(vm, plan) > Pages(0))
+            || (vm.relief.is_some() && rules.gives() && vm.allocation() > plan.target)
     });
     if shortfall == Pages(0) || hopeful {
         return None;

@@ -45,6 +45,7 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
             untouched: Pages(untouched),
             agent_alive: means.0,
             balloon_max: Pages(size * means.1 / 100),
+            relief: None,
             active: active.map(|percent| Pages(size * percent / 100)),
             swap_room: Pages(means.2),
             swap_failing: means.3,

@@ -83,6 +83,10 @@ pub struct VmSnapshot {
     pub agent_alive: bool,
     /// The most guest pages its balloon may hold; the host-wide maximum holds as well.
     pub balloon_max: Pages,
+    /// While its guest has asked for relief, because it is short of memory itself: the most that its
+    /// balloon is to hold. None: it has not. Ignored in hard and low.
+    #[serde(default)]
+    pub relief: Option<Pages>,
     /// Guest pages it is estimated to be using. None: not known yet.
     #[serde(default)]
     pub active: Option<Pages>,
@@ -174,6 +178,7 @@ impl VmSnapshot {
             untouched: Pages(size - resident),
             agent_alive: true,
             balloon_max: Pages(size),
+            relief: None,
             active: None,
             swap_room: Pages(size),
             swap_failing: false,
