@@ -10,10 +10,17 @@
 //! took. A VM is not asked to leave pages idle for another's entitlement, and a balloon is part of
 //! the demand only by one step of headroom, so that a guest which no longer wants its pages does
 //! not keep them from others for ever. What its balloon holds beyond that comes back step by step.
+//!
+//! A VM without shares buys nothing at any level: it holds its reservation and no more, even if memory
+//! is free. For all that follows, its reservation is its limit.
+//!
+//! With the flat tax, a balloon takes no more than the shares alone would: what the tax takes
+//! beyond is paged out. So there are two divisions then, and of both the balloon follows the one that
+//! leaves the VM more; else it would take back from a busy VM what the tax is to bring it.
 
 use super::level::{Claim, level};
 use super::snapshot::{HostSnapshot, VmSnapshot};
-use super::{Config, percent_of, total};
+use super::{Config, IdleTaxType, percent_of, total};
 use crate::units::Pages;
 
 /// What one VM may hold of what is available.
@@ -80,6 +87,30 @@ pub(super) fn divide(host: &HostSnapshot, available: Pages, config: &Config) -> 
                 entitled: whole.at(level),
                 met: Met::Short,
             }
+        })
+        .collect()
+}
+
+/// What the balloons follow: the same division but for the flat tax.
+pub(super) fn for_balloons(
+    host: &HostSnapshot,
+    available: Pages,
+    config: &Config,
+    taxed: &[Allotment],
+) -> Vec<Allotment> {
+    if config.idle_tax_type == IdleTaxType::Variable {
+        return taxed.to_vec();
+    }
+    let untaxed = Config {
+        idle_tax_percent: 0,
+        ..*config
+    };
+    let untaxed = divide(host, available, &untaxed);
+    (taxed.iter().zip(untaxed))
+        .map(|(taxed, untaxed)| Allotment {
+            target: taxed.target.max(untaxed.target),
+            entitled: taxed.entitled.max(untaxed.entitled),
+            met: taxed.met,
         })
         .collect()
 }

@@ -64,6 +64,8 @@ pub enum Why {
     Fits,
     /// It is above its own limit: its balloon grows, or it is evicted from, in every state.
     OverLimit,
+    /// It has no shares and is above its reservation: as if that were its limit.
+    NoShares,
     /// It is above its fair part: its balloon grows.
     OverFairPart,
     /// It is above its fair part and no balloon will bring the rest: it is evicted from.
@@ -97,11 +99,12 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
     let shortfall = evict::shortfall(state, host.free(), &thresholds);
 
     let allotments = fair::divide(host, available, config);
-    let mut vms: Vec<VmPlan> = (host.vms.iter().zip(allotments))
-        .map(|(vm, allotment)| VmPlan {
+    let balloons = fair::for_balloons(host, available, config, &allotments);
+    let mut vms: Vec<VmPlan> = (host.vms.iter().zip(&allotments).zip(balloons))
+        .map(|((vm, allotment), for_balloon)| VmPlan {
             id: vm.id,
             target: allotment.target,
-            balloon_target: balloon::target(vm, allotment, &rules, config),
+            balloon_target: balloon::target(vm, for_balloon, &rules, config),
             evict: Pages(0),
             means: Means::default(),
             blocked: rules.mechanisms.block && vm.allocation() > allotment.target,
@@ -142,7 +145,11 @@ fn available(host: &HostSnapshot, state: FreeState, thresholds: &Thresholds) -> 
 fn why(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Why {
     let reclaimed = plan.evict > Pages(0) || plan.balloon_target > vm.ballooned;
     if reclaimed && vm.allocation() > vm.max() {
-        Why::OverLimit
+        if vm.shares == 0 {
+            Why::NoShares
+        } else {
+            Why::OverLimit
+        }
     } else if plan.evict > Pages(0) && (!rules.waits() || !plan.means.swap) {
         Why::HostShort
     } else if plan.evict > Pages(0) {

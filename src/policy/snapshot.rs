@@ -44,8 +44,8 @@ pub struct VmSnapshot {
     /// The most guest pages that are ever backed. None: its size.
     #[serde(default)]
     pub limit: Option<Pages>,
-    /// Its weight against the other VMs. A VM without shares keeps only its reservation when
-    /// memory is short.
+    /// Its weight against the other VMs. A VM without shares is held to its reservation, even when
+    /// memory is free, as in ESX.
     pub shares: u32,
     /// Guest pages in its own RAM: one host page each.
     #[serde(default)]
@@ -120,16 +120,21 @@ impl HostSnapshot {
 }
 
 impl VmSnapshot {
-    /// The most it may ever hold: its size or its limit, whichever is less.
+    /// The most it may ever hold: its size or its limit, whichever is less, and without shares its
+    /// reservation.
     #[must_use]
     pub fn max(&self) -> Pages {
+        if self.shares == 0 {
+            return self.min();
+        }
         self.limit.unwrap_or(self.size).min(self.size)
     }
 
     /// The least it must be able to hold: its reservation.
     #[must_use]
     pub fn min(&self) -> Pages {
-        self.reservation.min(self.max())
+        let limit = self.limit.unwrap_or(self.size);
+        self.reservation.min(limit).min(self.size)
     }
 
     /// What it holds, for fairness: shared pages count in full, as ESX counts them, and the
