@@ -92,6 +92,7 @@ pub enum Stuck {
 /// Decides what is to happen, from a snapshot alone.
 #[must_use]
 pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
+    let host = &host.believable();
     let thresholds = Thresholds::of(host.budget, config);
     let state = next_state(host.state, host.free(), &thresholds);
     let rules = Rules::of(state, config);

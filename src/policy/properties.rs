@@ -1,5 +1,6 @@
 //! Properties of the plan over arbitrary hosts and settings.
 
+mod nonsense;
 mod worked_examples;
 
 use proptest::prelude::*;
