@@ -141,7 +141,7 @@ fn parts(host: &Host, params: &VmParams) -> Result<Parts, Refusal> {
     zip.set_max_pages(u32::try_from(cache).unwrap_or(u32::MAX));
     // ESX: what may ever be taken from the guest has a place from the start.
     let slots = params.pages - params.reservation;
-    let swap = SwapFile::create(&host.options.swap_dir, &params.name, slots)?;
+    let swap = SwapFile::create(&host.options.swap_dir, &params.name, slots, params.pages)?;
     let pool = host
         .pool(params.salt.as_deref())
         .map_err(kernel("make the share pool"))?;

@@ -113,7 +113,7 @@ impl Host {
             budget: Arc::clone(&self.budget),
             pool,
             zip: ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd"),
-            swap: SwapFile::over(Box::new(Arc::clone(&disk)), spec.swap_slots),
+            swap: SwapFile::over(Arc::clone(&disk) as _, spec.swap_slots, spec.pages),
             parking: Arc::new(Parking::new().expect("an eventfd")),
             vma_budget: spec.vma_budget,
         };

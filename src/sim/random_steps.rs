@@ -71,6 +71,7 @@ enum Step {
     ReleaseAll,
     SwapFails(Option<bool>),
     ZipCap(u32),
+    SwapSlots(u32),
     RefuseVmas(u32),
     AcceptVmas,
     /// The guest's kernel drops mappings of its own accord, and the guest goes on.
@@ -94,6 +95,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         1 => Just(Step::ReleaseAll),
         1 => prop::option::of(any::<bool>()).prop_map(Step::SwapFails),
         1 => (0..5u32).prop_map(Step::ZipCap),
+        1 => (0..=PAGES).prop_map(Step::SwapSlots),
         1 => (0..4u32).prop_map(Step::RefuseVmas),
         2 => Just(Step::AcceptVmas),
         2 => (gfn(), 1..12u32).prop_map(|(gfn, count)| Step::ForgetMappings(gfn, count)),
@@ -223,6 +225,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
             guest.disk.set_failing(errno);
         }
         Step::ZipCap(pages) => vm.zip.lock().set_max_pages(pages),
+        Step::SwapSlots(slots) => vm.swap.resize(slots).expect("a disk with room"),
         Step::RefuseVmas(after) => guest.space.refuse_after(after),
         Step::AcceptVmas => guest.space.accept(),
         Step::ForgetMappings(gfn, count) => {
