@@ -19,4 +19,5 @@ mod worker;
 
 pub use evict::Evictor;
 pub use pace::{ScanSettings, host_ghz};
+pub use stash::trim_cache;
 pub use worker::{Job, Worker, WorkerHandle};

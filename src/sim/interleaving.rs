@@ -13,7 +13,7 @@ use crate::balloon;
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::Urgency;
-use crate::reclaim::Evictor;
+use crate::reclaim::{Evictor, trim_cache};
 use crate::share::Scanner;
 use crate::sync::{self, AtomicU32, Mutex, Ordering};
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
@@ -160,7 +160,13 @@ impl Worker {
     }
 
     fn something(&mut self) {
-        match thread_rng().gen_range(0..5) {
+        match thread_rng().gen_range(0..6) {
+            // As when the cap of its cache falls for a moment.
+            5 => {
+                self.vm.zip.lock().set_max_pages(0);
+                trim_cache(&self.vm, 2);
+                self.vm.zip.lock().set_max_pages(1);
+            }
             0..2 => {
                 let found = self.scanner.scan(&self.vm, &*self.peers, PAGES);
                 found.expect("the session lives");
