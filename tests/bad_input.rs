@@ -262,7 +262,7 @@ fn control_socket_bad_requests_are_answered_with_what_is_allowed() {
         )
     };
     let line = |line: &str| format!("{line}\r\nHost: x\r\nConnection: close\r\n\r\n");
-    let long = format!("{{\"target_bytes\": 1{}}}", " ".repeat(5000));
+    let long = format!("{{\"target_bytes\": 1{}}}", " ".repeat(9000));
     for (request, status, text) in [
         (line("GET /v2/status HTTP/1.1"), "404", "GET /v1/status"),
         (
@@ -290,7 +290,7 @@ fn control_socket_bad_requests_are_answered_with_what_is_allowed() {
         (put("good", "{\"target_bytes\": -1}"), "422", "target_bytes"),
         (put("good", "{}"), "422", "target_bytes"),
         (put("good", "{\"target"), "400", "target_bytes"),
-        (put("good", &long), "413", "at most 4096 bytes"),
+        (put("good", &long), "413", "at most 8192 bytes"),
         ("nonsense\r\n\r\n".to_owned(), "400", ""),
     ] {
         let answer = http(&host, &request);
@@ -436,7 +436,7 @@ fn wrong_answers_of_the_memory_thread_end_that_guest_with_the_reason() {
 
 #[test]
 fn guest_that_hangs_up_in_the_middle_of_sharing_leaves_nothing() {
-    let host = Host::start("mprotect", "64M", &["--share-scan-time", "100ms"]);
+    let host = Host::start("mprotect", "64M", &["--share-scan-time", "120ms"]);
     let good = bystander(&host);
     let mut torn = Vec::new();
     for answered in 0..3 {

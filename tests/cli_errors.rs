@@ -35,13 +35,46 @@ fn host_sizes_that_make_no_sense_are_refused() {
     );
     fails("host", 2, "--memory");
     fails("host --memory 64M --vma-budget 0", 2, "--vma-budget");
-    fails("host --memory 64M --mem-zip-max-pct 4", 2, "5..=100");
-    fails("host --memory 64M --ctl-max-percent 100", 2, "0..=99");
+    fails("host --memory 64M --mem-zip-max-pct 4", 2, "5 to 100 %");
+    fails("host --memory 64M --ctl-max-percent 100", 2, "0 to 99 %");
     fails(
         "host --memory 64M --share-scan-time 1ms",
         2,
-        "100ms to 600 minutes",
+        "0.002 to 600 min",
     );
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused_without_a_host() {
+    fails("host --memory 64M --profile esxi", 2, "allowed: lab, esx");
+    fails("host --memory 64M --set Mem.IdleTax", 2, "NAME=VALUE");
+    fails("host --memory 64M --set Mem.IdleTax=50s", 2, "0 to 99 %");
+    fails("host --memory 64M --set Mem.IdelTax=50", 2, "Mem.IdleTax");
+    fails(
+        "host --memory 64M --set Mem.CtlMaxPercent=1 --ctl-max-percent 2",
+        2,
+        "Mem.CtlMaxPercent is given twice",
+    );
+    fails("host --config /no/such/file", 1, "`/no/such/file`");
+    fails("get Mem.IdelTax", 2, "near: Mem.IdleTax");
+    fails("set Mem.IdleTax", 2, "needs a value");
+    fails("set Mem.IdleTax 100", 2, "0 to 99 %");
+    fails("set Mem.IdleTax -1", 2, "that is not a number");
+    fails("set Mem.IdleTax=50s", 2, "that is not its unit");
+    fails("vm set g", 2, "KEY=VALUE");
+    fails("vm set g shares", 2, "`shares` is not KEY=VALUE");
+    fails("vm set g limit=1Q", 2, "limit cannot be `1Q`");
+    fails("vm set g limit=1M limit=2M", 2, "limit is given twice");
+    fails("why a/b", 2, "`a/b`");
+    for words in [
+        "get",
+        "set Mem.IdleTax 50",
+        "vm set g shares=1",
+        "why g",
+        "reload",
+    ] {
+        fails(words, 4, "no memvisor host is running");
+    }
 }
 
 #[test]
@@ -182,6 +215,49 @@ fn vm_requests_that_cannot_be_met_say_what_is_allowed() {
     request("vm balloon g 1", 2, "multiple of 4096");
     guest.terminate();
     guest.reports(130);
+    host.stop();
+}
+
+#[test]
+fn settings_of_a_running_host_come_from_profile_file_command_line_and_set() {
+    let dir = scratch();
+    let file = dir.path().join("host.toml");
+    let text = "[host]\nprofile = \"esx\"\nmemory = \"64M\"\n[settings]\n\
+                Mem.IdleTax = 10\nMem.CtlMaxPercent = 20\n";
+    std::fs::write(&file, text).expect("write");
+    let config = [
+        "--config",
+        file.to_str().expect("UTF-8"),
+        "--set",
+        "Mem.IdleTax=30",
+    ];
+    let host = Host::start("auto", "48M", &config);
+    assert_eq!(host.status().budget_pages.bytes().to_string(), "48.0 MiB");
+    let ask = |words: &str| {
+        let mut command = memvisor();
+        command.args(words.split_whitespace()).arg("--json");
+        command.arg("--runtime-dir").arg(host.path().join("run"));
+        let output = command.output().expect("start");
+        assert!(output.status.success(), "{words}: {output:?}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
+    };
+    let check = |name: &str, value: serde_json::Value, from: &str| {
+        let view = ask(&format!("get {name}"));
+        assert_eq!(
+            (&view["value"], &view["from"]),
+            (&value, &from.into()),
+            "{name}"
+        );
+    };
+    check("Mem.ShareScanTime", 60.into(), "profile");
+    check("Mem.CtlMaxPercent", 20.into(), "file");
+    check("Mem.IdleTax", 30.into(), "command line");
+    let set = ask("set mem.idletax 50%");
+    assert_eq!((&set["value"], &set["default"]), (&50.into(), &75.into()));
+    check("Mem.IdleTax", 50.into(), "set");
+    ask("set Mem.IdleTax=default");
+    check("Mem.IdleTax", 30.into(), "command line");
+    assert_eq!(ask("get --all").as_array().map(Vec::len), Some(18));
     host.stop();
 }
 

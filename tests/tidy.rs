@@ -47,7 +47,7 @@ const HOST: &[(&str, &[&str])] = &[
     ),
     ("policy", &["units"]),
     ("telemetry", &["units"]),
-    ("settings", &["units"]),
+    ("settings", &["units", "policy"]),
     ("control", &["units", "telemetry", "settings"]),
     ("top", &["units", "signals", "telemetry", "control"]),
     (

@@ -9,8 +9,9 @@ use super::exit::{Exit, UsageError};
 use super::lifeline::Lifeline;
 use super::{print, values};
 use crate::demo::SCRATCH_PREFIX;
-use crate::host::{EngineChoice, HostOptions, ShareOptions};
+use crate::host::{EngineChoice, HostOptions};
 use crate::runtime_dir::RuntimeDir;
+use crate::settings::{ConfigFile, Key, Layer, Layers, Profile};
 use crate::units::Bytes;
 
 /// How guest memory is controlled.
@@ -36,13 +37,26 @@ impl From<Engine> for EngineChoice {
 
 #[derive(Debug, Args)]
 pub(super) struct HostArgs {
-    /// Memory that all guests together may use, such as 512M.
-    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
-    memory: Bytes,
+    /// Memory that all guests together may use, such as 512M; may be in the file instead.
+    #[arg(long, value_name = "SIZE", value_parser = values::memory, allow_negative_numbers = true)]
+    memory: Option<Bytes>,
 
-    /// How guest memory is controlled.
-    #[arg(long, value_enum, default_value = "auto")]
-    engine: Engine,
+    /// A TOML file with settings of the host and its VMs.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// The set of defaults: lab, to watch memory move within seconds, or esx, as ESX ships
+    /// [default: lab].
+    #[arg(long)]
+    profile: Option<Profile>,
+
+    /// A setting, such as Mem.IdleTax=50; may be given more than once.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = values::pair)]
+    set: Vec<(Key, String)>,
+
+    /// How guest memory is controlled [default: auto].
+    #[arg(long, value_enum)]
+    engine: Option<Engine>,
 
     /// Where swap files are made; should be a disk, not a tmpfs [default: RUNTIME_DIR].
     #[arg(long, value_name = "DIR")]
@@ -57,25 +71,25 @@ pub(super) struct HostArgs {
     vma_budget: Option<u32>,
 
     /// Time to scan a whole VM for shared pages once (Mem.ShareScanTime); minutes, or a time such
-    /// as 30s. ESX's own default is 60 minutes; this one lets you watch.
-    #[arg(long, value_name = "MIN", default_value = "4s", value_parser = values::minutes)]
-    share_scan_time: std::time::Duration,
+    /// as 30s.
+    #[arg(long, value_name = "MIN", value_parser = values::setting(Key::ShareScanTime))]
+    share_scan_time: Option<String>,
 
     /// MB/s scanned for each GHz of the host's processors; 0 turns sharing off (Mem.ShareScanGHz).
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(0..=32))]
-    share_scan_ghz: u32,
+    #[arg(long, value_name = "N", value_parser = values::setting(Key::ShareScanGHz))]
+    share_scan_ghz: Option<String>,
 
     /// The most pages a second scanned of one VM; 0 turns sharing off (Mem.ShareRateMax).
-    #[arg(long, value_name = "N", default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(0..=32_768))]
-    share_rate_max: u32,
+    #[arg(long, value_name = "N", value_parser = values::setting(Key::ShareRateMax))]
+    share_rate_max: Option<String>,
 
     /// The most of a VM's size that its compression cache may take, in percent (Mem.MemZipMaxPct).
-    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(5..=100))]
-    mem_zip_max_pct: u32,
+    #[arg(long, value_name = "PERCENT", value_parser = values::setting(Key::MemZipMaxPct))]
+    mem_zip_max_pct: Option<String>,
 
     /// The most of a VM's size that its balloon may take, in percent (Mem.CtlMaxPercent).
-    #[arg(long, value_name = "PERCENT", default_value_t = 65, value_parser = clap::value_parser!(u32).range(0..=99))]
-    ctl_max_percent: u32,
+    #[arg(long, value_name = "PERCENT", value_parser = values::setting(Key::CtlMaxPercent))]
+    ctl_max_percent: Option<String>,
 
     /// End when standard input does; for programs that start a host.
     #[arg(long, hide = true)]
@@ -88,23 +102,53 @@ pub(super) struct HostArgs {
 
 impl HostArgs {
     pub(super) fn options(self) -> anyhow::Result<HostOptions> {
+        let command_line = self.layer()?;
+        let config = self.config.as_deref().map(ConfigFile::load).transpose()?;
+        let (start, file) = config.as_ref().map_or_else(Default::default, |config| {
+            (config.start.clone(), config.settings.clone())
+        });
+        let memory = self.memory.or(start.memory).ok_or_else(|| {
+            UsageError("--memory SIZE is needed, or memory in [host] of a --config FILE".to_owned())
+        })?;
+        let profile = self.profile.or(start.profile).unwrap_or_default();
+        let layers = Layers::new(profile, file, command_line);
         let runtime_dir = RuntimeDir::locate(self.runtime_dir)?;
+        let swap_dir = self.swap_dir.or(start.swap_dir);
+        let engine = self.engine.map(EngineChoice::from).or(start.engine);
         Ok(HostOptions {
-            memory: self.memory,
-            engine: self.engine.into(),
-            swap_dir: self
-                .swap_dir
-                .unwrap_or_else(|| runtime_dir.path().to_owned()),
+            memory,
+            engine: engine.unwrap_or(EngineChoice::Auto),
+            swap_dir: swap_dir.unwrap_or_else(|| runtime_dir.path().to_owned()),
             runtime_dir,
             vma_budget: self.vma_budget,
-            share: ShareOptions {
-                scan_time: self.share_scan_time,
-                scan_ghz: self.share_scan_ghz,
-                rate_max: self.share_rate_max,
-            },
-            mem_zip_max_pct: self.mem_zip_max_pct,
-            ctl_max_percent: self.ctl_max_percent,
+            layers,
+            config,
         })
+    }
+
+    /// The settings of the command line, each given once.
+    fn layer(&self) -> Result<Layer, UsageError> {
+        let shorthands = [
+            (Key::ShareScanTime, &self.share_scan_time),
+            (Key::ShareScanGHz, &self.share_scan_ghz),
+            (Key::ShareRateMax, &self.share_rate_max),
+            (Key::MemZipMaxPct, &self.mem_zip_max_pct),
+            (Key::CtlMaxPercent, &self.ctl_max_percent),
+        ];
+        let given = shorthands
+            .iter()
+            .filter_map(|(key, text)| Some((*key, text.as_ref()?)));
+        let mut layer = Layer::default();
+        for (key, text) in given.chain(self.set.iter().map(|(key, text)| (*key, text))) {
+            let name = key.spec().name;
+            let before = layer
+                .put(name, text)
+                .map_err(|e| UsageError(e.to_string()))?;
+            if before.is_some() {
+                return Err(UsageError(format!("{name} is given twice")));
+            }
+        }
+        Ok(layer)
     }
 }
 

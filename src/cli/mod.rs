@@ -5,6 +5,7 @@
 
 mod demo;
 mod exit;
+mod get;
 mod guest;
 mod host;
 mod lifeline;
@@ -12,6 +13,7 @@ mod show;
 mod top;
 mod values;
 mod vm;
+mod why;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -37,8 +39,16 @@ enum Command {
     Host(host::HostArgs),
     /// Run a guest: a process with memory of its own, backed by the host.
     Guest(guest::GuestArgs),
-    /// Look at running VMs, set their balloons, end them.
+    /// Look at running VMs, change their settings and balloons, end them.
     Vm(vm::VmArgs),
+    /// Show settings of the host.
+    Get(get::GetArgs),
+    /// Change a setting of the host until it ends.
+    Set(get::SetArgs),
+    /// Show what the policy decided about a VM, and why.
+    Why(why::WhyArgs),
+    /// Have the host read its configuration file again.
+    Reload(why::ReloadArgs),
     /// Show the memory of the host and its VMs, as esxtop does.
     Top(top::TopArgs),
     /// Run a host with overcommitted guests for half a minute and show what it saves.
@@ -66,6 +76,10 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Host(args) => host::run(args),
         Command::Guest(args) => guest::run(args),
         Command::Vm(args) => vm::run(args),
+        Command::Get(args) => get::get(args),
+        Command::Set(args) => get::set(&args),
+        Command::Why(args) => why::why(args),
+        Command::Reload(args) => why::reload(args),
         Command::Top(args) => top::run(args),
         Command::Demo(args) => demo::run(&args),
     }

@@ -4,7 +4,8 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 
 use super::*;
-use crate::host::EngineChoice;
+use crate::host::{EngineChoice, HostOptions};
+use crate::settings::{Key, Layers};
 use crate::units::Bytes;
 
 fn parse(line: &str) -> Result<Command, clap::Error> {
@@ -17,7 +18,7 @@ fn command_line_is_consistent() {
 }
 
 #[test]
-fn host_defaults_are_those_of_esx_but_for_the_scan_rate() {
+fn host_defaults_are_those_of_profile_lab() {
     let Ok(Command::Host(args)) = parse("memvisor host --memory 512M --runtime-dir /x/y") else {
         panic!("not a host");
     };
@@ -25,12 +26,102 @@ fn host_defaults_are_those_of_esx_but_for_the_scan_rate() {
     assert_eq!(options.memory, Bytes::from_mib(512));
     assert_eq!(options.engine, EngineChoice::Auto);
     assert_eq!(options.swap_dir, std::path::Path::new("/x/y"));
-    assert_eq!(options.share.scan_time, Duration::from_secs(4));
     assert_eq!(
-        (options.share.scan_ghz, options.share.rate_max),
+        options.layers.effective().share_scan_time,
+        Duration::from_secs(3)
+    );
+    assert_eq!(
+        (
+            options.layers.effective().share_scan_ghz,
+            options.layers.effective().share_rate_max
+        ),
         (32, 32_768)
     );
-    assert_eq!((options.mem_zip_max_pct, options.ctl_max_percent), (10, 65));
+    assert_eq!(
+        (
+            options.layers.effective().mem_zip_max_pct,
+            options.layers.effective().ctl_max_percent
+        ),
+        (10, 65)
+    );
+    assert_eq!(options.layers, Layers::default());
+    assert_eq!(options.config, None);
+}
+
+fn host_options(line: &str) -> anyhow::Result<HostOptions> {
+    match parse(line)? {
+        Command::Host(args) => args.options(),
+        _ => panic!("not a host: {line}"),
+    }
+}
+
+#[test]
+fn host_takes_settings_of_file_and_command_line_and_the_latter_decides() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("host.toml");
+    let text = "[host]\nprofile = \"esx\"\nmemory = \"64M\"\nengine = \"mprotect\"\n\
+                swap-dir = \"/s\"\n[settings]\nMem.CtlMaxPercent = 20\nMem.MemZipMaxPct = 30\n";
+    std::fs::write(&path, text).expect("write");
+    let file = path.display();
+    let options = host_options(&format!("memvisor host --config {file} --runtime-dir /x"));
+    let options = options.expect("valid");
+    assert_eq!(options.memory, Bytes::from_mib(64));
+    assert_eq!(options.engine, EngineChoice::Mprotect);
+    assert_eq!(options.swap_dir, std::path::Path::new("/s"));
+    assert_eq!(options.layers.effective().share_rate_max, 1024);
+    assert_eq!(
+        (
+            options.layers.effective().mem_zip_max_pct,
+            options.layers.effective().ctl_max_percent
+        ),
+        (30, 20)
+    );
+    let line = format!(
+        "memvisor host --config {file} --runtime-dir /x --profile lab --memory 32M --engine auto \
+         --swap-dir /t --ctl-max-percent 40% --set mem.memzipmaxpct=50 --set Mem.IdleTax=5"
+    );
+    let options = host_options(&line).expect("valid");
+    assert_eq!(options.memory, Bytes::from_mib(32));
+    assert_eq!(options.engine, EngineChoice::Auto);
+    assert_eq!(options.swap_dir, std::path::Path::new("/t"));
+    assert_eq!(options.layers.effective().share_rate_max, 32_768);
+    assert_eq!(
+        (
+            options.layers.effective().mem_zip_max_pct,
+            options.layers.effective().ctl_max_percent
+        ),
+        (50, 40)
+    );
+    assert_eq!(options.layers.effective().idle_tax, 5);
+}
+
+#[test]
+fn host_without_memory_or_with_a_setting_given_twice_is_a_usage_error() {
+    for (rest, part) in [
+        ("", "--memory SIZE is needed"),
+        (
+            "--memory 8M --set Mem.IdleTax=1 --set mem.idletax=2",
+            "Mem.IdleTax is given twice",
+        ),
+        (
+            "--memory 8M --share-scan-time 1 --set Mem.ShareScanTime=2",
+            "Mem.ShareScanTime is given twice",
+        ),
+    ] {
+        let error = host_options(&format!("memvisor host {rest}")).expect_err(rest);
+        assert_eq!(exit::of_error(&error), Exit::Usage, "{error}");
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}
+
+#[test]
+fn set_takes_name_and_value_in_one_word_or_two() {
+    for line in ["Mem.IdleTax 50%", "mem.idletax=50%"] {
+        let Ok(Command::Set(args)) = parse(&format!("memvisor set {line} --json")) else {
+            panic!("not a set: {line}");
+        };
+        assert_eq!(args.setting().expect("valid"), (Key::IdleTax, "50%"));
+    }
 }
 
 #[test]
@@ -72,6 +163,10 @@ fn wrong_values_are_refused_and_named() {
         ("memvisor host --memory 1M --engine kvm", "kvm"),
         ("memvisor host --memory 1M --mem-zip-max-pct 101", "101"),
         ("memvisor host --memory 1M --share-scan-ghz 33", "33"),
+        ("memvisor host --memory 1M --set Mem.IdleTax=100", "100"),
+        ("memvisor get Mem.IdelTax", "Mem.IdelTax"),
+        ("memvisor get Mem.IdleTax --all", "--all"),
+        ("memvisor vm set a", "KEY=VALUE"),
         (
             "memvisor host --memory 1M --scratch /tmp/x",
             "--die-with-parent",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::settings::check_vm_name;
+use crate::settings::{Key, SettingError, TimeUnit, check_vm_name, time};
 use crate::units::{Bytes, PAGE_SIZE};
 
 /// A size of memory: not nothing, and whole pages.
@@ -35,39 +35,24 @@ pub(super) fn name(text: &str) -> Result<String, String> {
 
 /// A time such as `500ms`, `1.5s`, `2m` or `1h`; a bare number counts seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    time(text, 1.0)
-}
-
-/// A time of which a bare number counts minutes, as ESX's own setting does.
-pub(super) fn minutes(text: &str) -> Result<Duration, String> {
-    let least = Duration::from_millis(100);
-    let most = Duration::from_secs(600 * 60);
-    let time = time(text, 60.0)?;
-    if (least..=most).contains(&time) {
-        return Ok(time);
-    }
-    Err(format!("`{text}` is out of range: 100ms to 600 minutes"))
-}
-
-fn time(text: &str, bare: f64) -> Result<Duration, String> {
-    let split = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let seconds = match unit {
-        "" => Some(bare),
-        "ms" => Some(0.001),
-        "s" => Some(1.0),
-        "m" | "min" => Some(60.0),
-        "h" => Some(3600.0),
-        _ => None,
-    };
-    let time = seconds
-        .zip(number.parse::<f64>().ok())
-        .and_then(|(unit, number)| Duration::try_from_secs_f64(number * unit).ok());
+    let time = time(text, TimeUnit::Seconds).ok();
     time.filter(|time| !time.is_zero()).ok_or_else(|| {
         format!("`{text}` is not a time: write a number above 0 and ms, s, m or h, such as 30s")
     })
+}
+
+/// A reader of values of a host setting, which stay text.
+pub(super) fn setting(key: Key) -> impl Fn(&str) -> Result<String, SettingError> + Clone {
+    move |text| key.read(text).map(|_| text.to_owned())
+}
+
+/// `NAME=VALUE` of a host setting.
+pub(super) fn pair(text: &str) -> Result<(Key, String), String> {
+    let pair = text.split_once('=');
+    let (name, value) = pair.ok_or_else(|| format!("`{text}` is not NAME=VALUE"))?;
+    let key = Key::find(name.trim()).map_err(|error| error.to_string())?;
+    let value = setting(key)(value).map_err(|error| error.to_string())?;
+    Ok((key, value))
 }
 
 /// A balloon: a size, or `auto` to let the policy decide.
@@ -108,7 +93,6 @@ mod tests {
             "s",
             "0s",
             "-1s",
-            "1 s",
             "1d",
             "1.2.3s",
             "99999999999999999999999h",
@@ -116,17 +100,6 @@ mod tests {
             let error = duration(text).expect_err(text);
             assert!(error.contains(&format!("`{text}`")), "{error}");
         }
-    }
-
-    #[test]
-    fn minutes_count_bare_numbers_as_esx_does() {
-        assert_eq!(minutes("60"), Ok(Duration::from_secs(3600)));
-        assert_eq!(minutes("3s"), Ok(Duration::from_secs(3)));
-        assert!(
-            minutes("601")
-                .expect_err("too long")
-                .contains("600 minutes")
-        );
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::exit::Exit;
+use super::exit::{Exit, UsageError};
 use super::values::{self, BalloonSize};
 use super::{print, show};
 use crate::control::Client;
 use crate::runtime_dir::RuntimeDir;
+use crate::settings::VmPatch;
 use crate::telemetry::VmStatus;
 
 #[derive(Debug, Args)]
@@ -26,7 +27,7 @@ pub(super) struct VmArgs {
 }
 
 /// Where the daemon is.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct ClientArgs {
     /// Where the host's sockets are.
     #[arg(long, value_name = "DIR", global = true)]
@@ -63,6 +64,16 @@ enum Request {
         #[arg(value_parser = values::balloon)]
         size: BalloonSize,
     },
+    /// Change settings of a VM, such as shares=high limit=128M; all of them or none.
+    Set {
+        /// The VM.
+        #[arg(value_parser = values::name)]
+        name: String,
+        /// shares, reservation, limit, balloon-max, sharing, salt or swap-dir, or ESX's names, and
+        /// the value.
+        #[arg(value_name = "KEY=VALUE", required = true)]
+        settings: Vec<String>,
+    },
     /// End a VM.
     Kill {
         /// The VM.
@@ -72,8 +83,12 @@ enum Request {
 }
 
 pub(super) fn run(args: VmArgs) -> anyhow::Result<Exit> {
+    let patch = args.request.patch()?;
     let client = args.common.client()?;
     match args.request {
+        Request::Set { name, .. } => {
+            output(&client.set_vm(&name, &patch)?, args.json, settings)?;
+        }
         Request::Ls => {
             let vms = client.vms()?;
             output(&vms, args.json, |vms| show::vm_list(vms))?;
@@ -88,6 +103,29 @@ pub(super) fn run(args: VmArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
+impl Request {
+    /// The settings to change; a fault in them is one of the command line.
+    fn patch(&self) -> Result<VmPatch, UsageError> {
+        let Self::Set { settings, .. } = self else {
+            return Ok(VmPatch::default());
+        };
+        VmPatch::from_words(settings.iter().map(String::as_str))
+            .map_err(|error| UsageError(error.in_full()))
+    }
+}
+
+fn settings(vm: &VmStatus) -> String {
+    let limit = vm.allocation.limit_pages;
+    format!(
+        "{}: {} shares, reservation {}, limit {}, balloon at most {}\n",
+        vm.name,
+        vm.allocation.shares,
+        vm.allocation.reservation_pages.bytes(),
+        limit.map_or_else(|| "none".to_owned(), |limit| limit.bytes().to_string()),
+        vm.balloon.max_pages.bytes(),
+    )
+}
+
 fn balloon_set(vm: &VmStatus) -> String {
     let by = vm.balloon.manual_pages.map_or("the policy", |_| "hand");
     format!(
@@ -98,7 +136,12 @@ fn balloon_set(vm: &VmStatus) -> String {
     )
 }
 
-fn output<T: Serialize>(data: &T, json: bool, text: fn(&T) -> String) -> anyhow::Result<()> {
+/// Prints data for people, or as JSON.
+pub(super) fn output<T: Serialize>(
+    data: &T,
+    json: bool,
+    text: fn(&T) -> String,
+) -> anyhow::Result<()> {
     if json {
         print(&format!("{}\n", serde_json::to_string_pretty(data)?))?;
     } else {

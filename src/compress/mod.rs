@@ -14,7 +14,8 @@
 //!   pages the lowest is filled first: that empties the high ones.
 //! * The size of the cache is counted in arena pages, which is what it costs, never in payload.
 //! * The cache has a cap. When it is reached, the oldest entries go to swap. An entry leaves the cache
-//!   when its guest touches it, so the order of arrival is the order of last use.
+//!   when its guest touches it, so the order of arrival is the order of last use. A cap that falls
+//!   below what the cache has is brought about in the same way, a few pages at a time.
 //!
 //! The caller gives a 32-bit checksum of the page with it; length and checksum live in a table beside
 //! the arena, so that two payloads of 2048 bytes fill a page exactly. A stray write into the arena

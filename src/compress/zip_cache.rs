@@ -227,6 +227,12 @@ impl ZipCache {
         self.cap = max_pages.min(self.memfd.pages());
     }
 
+    /// Whether it has more arena pages than it may have since the cap was lowered.
+    #[must_use]
+    pub fn is_above_cap(&self) -> bool {
+        self.pages_used() > self.cap
+    }
+
     /// The stored pages in the order of arrival, which is that of eviction.
     pub fn by_age(&self) -> impl Iterator<Item = (Gfn, SlotId)> {
         self.by_age.values().map(|&slot| {
@@ -334,7 +340,9 @@ mod tests {
     fn cap_lowered_keeps_pages_and_refuses_growth() {
         let mut cache = cache(4);
         let slot = store(&mut cache, 0, &PageBuf::zeroed()).unwrap();
+        assert!(!cache.is_above_cap());
         cache.set_max_pages(0);
+        assert!(cache.is_above_cap());
         assert_eq!(cache.pages_used(), 1);
         let refused = cache.store(Gfn(1), &[0; 2048], 0, true);
         assert_eq!(refused, Err(StoreRefused::Full { pages: 1, cap: 0 }));

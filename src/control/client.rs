@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
-use super::{BalloonRequest, ErrorBody};
-use crate::settings::{NameError, check_vm_name};
+use super::{BalloonRequest, ErrorBody, ReloadReport, SettingRequest};
+use crate::settings::{DEFAULT, Key, NameError, Scalar, SettingView, VmPatch, check_vm_name};
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::Bytes;
 
@@ -157,6 +157,67 @@ impl Client {
             .map(drop)
     }
 
+    /// Changes settings of a VM, all of them or none.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the values contradict each other, else as any.
+    pub fn set_vm(&self, name: &str, patch: &VmPatch) -> Result<VmStatus, ClientError> {
+        self.request(Method::PATCH, &vm_path(name)?, Some(patch))
+            .and_then(|answer| answer.decode())
+    }
+
+    /// What the policy decided about a VM, and why.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with status 404 if it is not running, else as any.
+    pub fn why(&self, name: &str) -> Result<serde_json::Value, ClientError> {
+        let path = format!("{}/why", vm_path(name)?);
+        self.request(Method::GET, &path, None::<&()>)
+            .and_then(|answer| answer.decode())
+    }
+
+    /// All host settings.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn settings(&self) -> Result<Vec<SettingView>, ClientError> {
+        self.request(Method::GET, "/v1/settings", None::<&()>)
+            .and_then(|answer| answer.decode())
+    }
+
+    /// One host setting.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn setting(&self, key: Key) -> Result<SettingView, ClientError> {
+        self.request(Method::GET, &setting_path(key), None::<&()>)
+            .and_then(|answer| answer.decode())
+    }
+
+    /// Sets a host setting; `default` takes away what was set so.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if it cannot have that value, else as any.
+    pub fn set_setting(&self, key: Key, value: &str) -> Result<SettingView, ClientError> {
+        let path = setting_path(key);
+        let answer = if value == DEFAULT {
+            self.request(Method::DELETE, &path, None::<&()>)
+        } else {
+            let value = Scalar::Text(value.to_owned());
+            self.request(Method::PUT, &path, Some(&SettingRequest { value }))
+        };
+        answer?.decode()
+    }
+
+    /// Has the daemon read its configuration file again.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the file has a fault, else as any.
+    pub fn reload(&self) -> Result<ReloadReport, ClientError> {
+        self.request(Method::POST, "/v1/reload", None::<&()>)
+            .and_then(|answer| answer.decode())
+    }
+
     fn request(
         &self,
         method: Method,
@@ -164,7 +225,7 @@ impl Client {
         body: Option<&impl Serialize>,
     ) -> Result<Answer, ClientError> {
         let body = body.map_or_else(Vec::new, |body| {
-            serde_json::to_vec(body).expect("request types have no map keys or failing parts")
+            serde_json::to_vec(body).expect("what a request is made of has come from text")
         });
         let request = Request::builder()
             .method(method)
@@ -199,6 +260,10 @@ impl Answer {
 fn vm_path(name: &str) -> Result<String, NameError> {
     check_vm_name(name)?;
     Ok(format!("/v1/vms/{name}"))
+}
+
+fn setting_path(key: Key) -> String {
+    format!("/v1/settings/{}", key.spec().name)
 }
 
 async fn exchange(socket: &Path, request: Request<Full<Body>>) -> Result<Answer, ClientError> {

@@ -6,7 +6,15 @@
 //! | `GET /v1/vms` | array of [`VmStatus`] |
 //! | `GET /v1/vms/{name}` | [`VmStatus`] |
 //! | `PUT /v1/vms/{name}/balloon` with `{"target_bytes": N}` or `null` | [`VmStatus`] |
+//! | `PATCH /v1/vms/{name}` with an object of [`VmPatch`] | [`VmStatus`] |
+//! | `GET /v1/vms/{name}/why` | an object: what the policy decided about the VM, and why |
 //! | `DELETE /v1/vms/{name}` | 204 |
+//! | `GET /v1/settings` | array of [`SettingView`] |
+//! | `GET /v1/settings/{name}` | [`SettingView`] |
+//! | `PUT /v1/settings/{name}` with `{"value": V}` | [`SettingView`] |
+//! | `DELETE /v1/settings/{name}`: takes away what was set so | [`SettingView`] |
+//! | `POST /v1/reload` | [`ReloadReport`] |
+//! | `GET /v1/openapi.json` | this table for programs, which is docs/openapi.json |
 //!
 //! A size of the balloon that is `null` gives the decision back to the policy. Errors are
 //! `{"error": what is wrong, "allowed": what would be right}` with a status code that fits.
@@ -27,11 +35,12 @@ use thiserror::Error;
 pub use client::{Client, ClientError};
 pub use server::{ServeError, Server};
 
+use crate::settings::{Scalar, SettingError, SettingView, VmPatch, VmSettingsError};
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::{Bytes, Pages};
 
-/// The most bytes a request may carry: the largest sensible one has about 40.
-const REQUEST_BODY_MAX: usize = 4096;
+/// The most bytes a request may carry: the largest sensible one has a path in it.
+const REQUEST_BODY_MAX: usize = 8192;
 
 /// The most connections served at once; more wait in the socket's backlog. A screen and a few
 /// scripts need less, and each costs the daemon a file descriptor that a guest might need.
@@ -59,6 +68,33 @@ pub trait Daemon: Send + Sync + 'static {
     /// # Errors
     /// [`ControlError`] if there is no such VM.
     fn kill(&self, name: &str) -> Result<(), ControlError>;
+
+    /// All host settings.
+    fn settings(&self) -> Vec<SettingView>;
+
+    /// Sets a host setting; `default` takes away what was set so.
+    ///
+    /// # Errors
+    /// [`ControlError::Setting`]; the setting is as before.
+    fn set_setting(&self, name: &str, value: &str) -> Result<SettingView, ControlError>;
+
+    /// Changes settings of a VM, all of them or none.
+    ///
+    /// # Errors
+    /// [`ControlError`] if there is no such VM, or the values contradict each other.
+    fn set_vm(&self, name: &str, patch: &VmPatch) -> Result<VmStatus, ControlError>;
+
+    /// What the policy decided about a VM and why: an object, which passes through as it is.
+    ///
+    /// # Errors
+    /// [`ControlError`] if there is no such VM.
+    fn why(&self, name: &str) -> Result<serde_json::Value, ControlError>;
+
+    /// Reads the configuration file again and applies it, as a whole or not at all.
+    ///
+    /// # Errors
+    /// [`ControlError::NoConfig`] or [`ControlError::Config`]; everything is as before.
+    fn reload(&self) -> Result<ReloadReport, ControlError>;
 }
 
 /// Why the daemon refuses a request.
@@ -91,6 +127,21 @@ pub enum ControlError {
     /// The daemon is ending.
     #[error("the daemon is shutting down")]
     Stopping,
+    /// There is no such host setting, or it cannot have that value.
+    #[error("{}", .0.wrong())]
+    Setting(#[from] SettingError),
+    /// The VM cannot have these settings.
+    #[error(transparent)]
+    VmSettings(#[from] VmSettingsError),
+    /// There is no file to read again.
+    #[error("the host was started without a configuration file")]
+    NoConfig,
+    /// The configuration file has a fault; the text names file and line.
+    #[error("{0}")]
+    Config(String),
+    /// The host cannot give the VM what it would have to.
+    #[error("{0}")]
+    Refused(String),
 }
 
 impl ControlError {
@@ -105,12 +156,18 @@ impl ControlError {
             }
             Self::NoAgent { .. } => "try again once the guest's agent is connected".to_owned(),
             Self::Stopping => "start another daemon".to_owned(),
+            Self::Setting(error) => error.allowed(),
+            Self::VmSettings(error) => error.allowed(),
+            Self::NoConfig => "start it with `memvisor host --config FILE`".to_owned(),
+            Self::Config(_) => "a file without faults; what was in force still is".to_owned(),
+            Self::Refused(_) => "what the host has left, as the error says".to_owned(),
         }
     }
 }
 
 /// The body of `PUT /v1/vms/{name}/balloon`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BalloonRequest {
     /// The size to reach in bytes, a multiple of 4096; `null` gives the decision back to the policy.
@@ -123,8 +180,30 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes>, 
     Option::deserialize(deserializer)
 }
 
+/// The body of `PUT /v1/settings/{name}`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SettingRequest {
+    /// The value: a number in the setting's unit, or a text such as `50%` or `30s`.
+    pub value: Scalar,
+}
+
+/// What a reload of the configuration file has changed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ReloadReport {
+    /// The file.
+    pub file: String,
+    /// The host settings that have another value now.
+    pub settings: Vec<SettingView>,
+    /// The names of the running VMs whose settings have changed.
+    pub vms: Vec<String>,
+}
+
 /// The body of every error.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ErrorBody {
     /// What is wrong, with the value.
     pub error: String,
@@ -132,5 +211,7 @@ pub struct ErrorBody {
     pub allowed: String,
 }
 
+#[cfg(test)]
+mod openapi;
 #[cfg(test)]
 mod tests;

@@ -6,27 +6,79 @@ use axum::Json;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::handler::Handler;
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{MethodFilter, MethodRouter, on};
 
-use super::{BalloonRequest, ControlError, Daemon, ErrorBody, REQUEST_BODY_MAX};
+use super::{
+    BalloonRequest, ControlError, Daemon, ErrorBody, REQUEST_BODY_MAX, ReloadReport, SettingRequest,
+};
+use crate::settings::{DEFAULT, Key, SettingError, SettingView, VmPatch};
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::{Bytes, PAGE_SIZE, Pages};
 
-/// Named in the answer to a request for anything else.
-const ROUTES: &str = "GET /v1/status, GET /v1/vms, GET or DELETE /v1/vms/{name}, \
-                      PUT /v1/vms/{name}/balloon";
+/// The API for programs; a test makes it and holds it to the code.
+pub(super) const OPENAPI: &str = include_str!("../../docs/openapi.json");
 
 type Shared = State<Arc<dyn Daemon>>;
 
+/// A request that is understood.
+pub(super) struct Route {
+    pub(super) method: Method,
+    pub(super) path: &'static str,
+    serve: MethodRouter<Arc<dyn Daemon>>,
+}
+
+fn route<H, T>(method: Method, path: &'static str, handler: H) -> Route
+where
+    H: Handler<T, Arc<dyn Daemon>>,
+    T: 'static,
+{
+    let filter = MethodFilter::try_from(method.clone()).expect("one of the methods of HTTP itself");
+    let serve = on(filter, handler);
+    Route {
+        method,
+        path,
+        serve,
+    }
+}
+
+/// All of the API.
+pub(super) fn routes() -> Vec<Route> {
+    const SETTING: &str = "/v1/settings/{name}";
+    const VM: &str = "/v1/vms/{name}";
+    vec![
+        route(Method::GET, "/v1/status", status),
+        route(Method::GET, "/v1/vms", vms),
+        route(Method::GET, VM, vm),
+        route(Method::PATCH, VM, set_vm),
+        route(Method::DELETE, VM, kill),
+        route(Method::PUT, "/v1/vms/{name}/balloon", set_balloon),
+        route(Method::GET, "/v1/vms/{name}/why", why),
+        route(Method::GET, "/v1/settings", settings),
+        route(Method::GET, SETTING, setting),
+        route(Method::PUT, SETTING, set_setting),
+        route(Method::DELETE, SETTING, reset_setting),
+        route(Method::POST, "/v1/reload", reload),
+        route(Method::GET, "/v1/openapi.json", openapi),
+    ]
+}
+
+/// Named in the answer to a request for anything else.
+fn understood() -> String {
+    let each = routes()
+        .into_iter()
+        .map(|r| format!("{} {}", r.method, r.path));
+    each.collect::<Vec<_>>().join(", ")
+}
+
 /// The routes of the API over `daemon`.
 pub(super) fn router(daemon: Arc<dyn Daemon>) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/vms", get(vms))
-        .route("/v1/vms/{name}", get(vm).delete(kill))
-        .route("/v1/vms/{name}/balloon", put(set_balloon))
+    let add = |router: Router<_>, route: Route| router.route(route.path, route.serve);
+    routes()
+        .into_iter()
+        .fold(Router::new(), add)
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(REQUEST_BODY_MAX))
@@ -56,7 +108,9 @@ async fn set_balloon(
     Path(name): Path<String>,
     body: Result<Json<BalloonRequest>, JsonRejection>,
 ) -> Result<Json<VmStatus>, Refusal> {
-    let Json(request) = body?;
+    let Json(request) = body.map_err(unreadable(
+        "{\"target_bytes\": N} or {\"target_bytes\": null}",
+    ))?;
     let target = request.target_bytes.map(whole_pages).transpose()?;
     Ok(Json(daemon.set_balloon(&name, target)?))
 }
@@ -72,11 +126,66 @@ fn whole_pages(target: Bytes) -> Result<Pages, Refusal> {
     ))
 }
 
+async fn set_vm(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    body: Result<Json<VmPatch>, JsonRejection>,
+) -> Result<Json<VmStatus>, Refusal> {
+    let Json(patch) = body.map_err(unreadable(
+        "an object of VM settings such as {\"shares\": \"high\", \"limit\": \"128M\"}",
+    ))?;
+    Ok(Json(daemon.set_vm(&name, &patch)?))
+}
+
+async fn why(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+) -> Result<Json<serde_json::Value>, Refusal> {
+    Ok(Json(daemon.why(&name)?))
+}
+
+async fn settings(State(daemon): Shared) -> Json<Vec<SettingView>> {
+    Json(daemon.settings())
+}
+
+async fn setting(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+) -> Result<Json<SettingView>, Refusal> {
+    let wanted = Key::find(&name).map_err(ControlError::from)?.spec().name;
+    let found = daemon.settings().into_iter().find(|s| s.name == wanted);
+    Ok(Json(found.expect("the daemon has all settings there are")))
+}
+
+async fn set_setting(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    body: Result<Json<SettingRequest>, JsonRejection>,
+) -> Result<Json<SettingView>, Refusal> {
+    let Json(request) = body.map_err(unreadable("{\"value\": 50} or {\"value\": \"30s\"}"))?;
+    Ok(Json(daemon.set_setting(&name, &request.value.to_string())?))
+}
+
+async fn reset_setting(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+) -> Result<Json<SettingView>, Refusal> {
+    Ok(Json(daemon.set_setting(&name, DEFAULT)?))
+}
+
+async fn reload(State(daemon): Shared) -> Result<Json<ReloadReport>, Refusal> {
+    Ok(Json(daemon.reload()?))
+}
+
+async fn openapi() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI)
+}
+
 async fn unknown_route(method: Method, uri: Uri) -> Refusal {
     Refusal::new(
         StatusCode::NOT_FOUND,
         format!("there is no {method} {}", uri.path()),
-        ROUTES.to_owned(),
+        understood(),
     )
 }
 
@@ -84,7 +193,7 @@ async fn wrong_method(method: Method, uri: Uri) -> Refusal {
     Refusal::new(
         StatusCode::METHOD_NOT_ALLOWED,
         format!("{} does not take {method}", uri.path()),
-        ROUTES.to_owned(),
+        understood(),
     )
 }
 
@@ -116,22 +225,27 @@ impl From<ControlError> for Refusal {
     fn from(error: ControlError) -> Self {
         let status = match error {
             ControlError::UnknownVm { .. } => StatusCode::NOT_FOUND,
-            ControlError::BalloonTooLarge { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-            ControlError::NoAgent { .. } => StatusCode::CONFLICT,
+            ControlError::Setting(SettingError::Unknown { .. }) => StatusCode::NOT_FOUND,
+            ControlError::BalloonTooLarge { .. }
+            | ControlError::Setting(SettingError::Value { .. })
+            | ControlError::VmSettings(_)
+            | ControlError::Config(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            ControlError::NoAgent { .. } | ControlError::NoConfig => StatusCode::CONFLICT,
             ControlError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            ControlError::Refused(_) => StatusCode::CONFLICT,
         };
         Self::new(status, error.to_string(), error.allowed())
     }
 }
 
-impl From<JsonRejection> for Refusal {
-    fn from(rejection: JsonRejection) -> Self {
-        Self::new(
+/// The answer to a body that is not what the request needs.
+fn unreadable(allowed: &'static str) -> impl Fn(JsonRejection) -> Refusal {
+    move |rejection| {
+        Refusal::new(
             rejection.status(),
             rejection.body_text(),
             format!(
-                "Content-Type: application/json and {{\"target_bytes\": N}} or \
-                 {{\"target_bytes\": null}}, at most {REQUEST_BODY_MAX} bytes"
+                "Content-Type: application/json and {allowed}, at most {REQUEST_BODY_MAX} bytes"
             ),
         )
     }

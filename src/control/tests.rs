@@ -5,12 +5,23 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::settings::{Key, Layers, VmSettings};
 use crate::telemetry::fixture;
+
+/// Why the fake daemon cannot reload.
+#[derive(Clone, Copy)]
+pub(super) enum Fault {
+    NoConfig,
+    BadConfig,
+    Stopping,
+}
 
 /// A daemon of the two VMs of the fixture that remembers what it was asked to do.
 #[derive(Default)]
-struct FakeDaemon {
+pub(super) struct FakeDaemon {
     asked: Mutex<Vec<String>>,
+    layers: Mutex<Layers>,
+    fault: Mutex<Option<Fault>>,
 }
 
 impl FakeDaemon {
@@ -28,6 +39,14 @@ impl FakeDaemon {
 
     fn asked(&self) -> Vec<String> {
         self.asked.lock().expect("no panic").clone()
+    }
+
+    fn note(&self, what: String) {
+        self.asked.lock().expect("no panic").push(what);
+    }
+
+    pub(super) fn set_fault(&self, fault: Fault) {
+        *self.fault.lock().expect("no panic") = Some(fault);
     }
 }
 
@@ -49,32 +68,70 @@ impl Daemon for FakeDaemon {
                 max: vm.balloon.max_pages,
             });
         }
-        let note = format!("balloon {name} {target:?}");
-        self.asked.lock().expect("no panic").push(note);
+        if target.is_some() && !vm.balloon.agent {
+            let name = name.to_owned();
+            return Err(ControlError::NoAgent { name });
+        }
+        self.note(format!("balloon {name} {target:?}"));
         vm.balloon.manual_pages = target;
         Ok(vm)
     }
 
     fn kill(&self, name: &str) -> Result<(), ControlError> {
         self.find(name)?;
-        self.asked
-            .lock()
-            .expect("no panic")
-            .push(format!("kill {name}"));
+        self.note(format!("kill {name}"));
         Ok(())
+    }
+
+    fn settings(&self) -> Vec<SettingView> {
+        self.layers.lock().expect("no panic").views()
+    }
+
+    fn set_setting(&self, name: &str, value: &str) -> Result<SettingView, ControlError> {
+        let view = self.layers.lock().expect("no panic").set(name, value)?;
+        self.note(format!("set {} {value}", view.name));
+        Ok(view)
+    }
+
+    fn set_vm(&self, name: &str, patch: &VmPatch) -> Result<VmStatus, ControlError> {
+        let vm = self.find(name)?;
+        patch.apply(&VmSettings::default(), vm.configured_pages)?;
+        if patch.swap_dir.is_some() {
+            return Err(ControlError::Refused("the disk is full".to_owned()));
+        }
+        self.note(format!("vm {name} {patch:?}"));
+        Ok(vm)
+    }
+
+    fn why(&self, name: &str) -> Result<serde_json::Value, ControlError> {
+        let vm = self.find(name)?;
+        Ok(serde_json::json!({"name": vm.name, "target": {"pages": 7}}))
+    }
+
+    fn reload(&self) -> Result<ReloadReport, ControlError> {
+        match *self.fault.lock().expect("no panic") {
+            Some(Fault::NoConfig) => Err(ControlError::NoConfig),
+            Some(Fault::BadConfig) => Err(ControlError::Config("x.toml:3: no".to_owned())),
+            Some(Fault::Stopping) => Err(ControlError::Stopping),
+            None => Ok(ReloadReport {
+                file: "x.toml".to_owned(),
+                settings: self.settings(),
+                vms: vec!["web".to_owned()],
+            }),
+        }
     }
 }
 
 /// A server over a fake daemon on a socket of its own.
-struct Setup {
-    daemon: Arc<FakeDaemon>,
+pub(super) struct Setup {
+    pub(super) daemon: Arc<FakeDaemon>,
     client: Client,
-    socket: PathBuf,
+    pub(super) socket: PathBuf,
     _server: Server,
     _dir: tempfile::TempDir,
 }
 
-fn setup() -> Setup {
+pub(super) fn setup() -> Setup {
     let dir = tempfile::tempdir().expect("tempdir");
     let socket = dir.path().join("control.sock");
     let daemon = Arc::new(FakeDaemon::default());
@@ -90,7 +147,7 @@ fn setup() -> Setup {
 }
 
 /// Sends `request` as it is and returns status and body of the answer.
-fn raw(socket: &Path, request: &str) -> (u16, String) {
+pub(super) fn raw(socket: &Path, request: &str) -> (u16, String) {
     let mut stream = UnixStream::connect(socket).expect("connect");
     stream.write_all(request.as_bytes()).expect("send");
     let mut answer = String::new();
@@ -100,7 +157,7 @@ fn raw(socket: &Path, request: &str) -> (u16, String) {
     (status.parse().expect("number"), body.to_owned())
 }
 
-fn request(line: &str, body: &str) -> String {
+pub(super) fn request(line: &str, body: &str) -> String {
     format!(
         "{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n{body}",
@@ -149,6 +206,11 @@ fn unknown_vm_is_404_and_names_those_that_run() {
             .client
             .set_balloon("nope", None)
             .expect_err("no such VM"),
+        setup.client.why("nope").expect_err("no such VM"),
+        setup
+            .client
+            .set_vm("nope", &VmPatch::default())
+            .expect_err("no such VM"),
     ] {
         let text = error.to_string();
         assert!(
@@ -163,6 +225,9 @@ fn unknown_vm_is_404_and_names_those_that_run() {
 fn bad_requests_get_a_fitting_code_and_say_what_is_allowed() {
     let setup = setup();
     let put = "PUT /v1/vms/web/balloon";
+    let tax = "PUT /v1/settings/Mem.IdleTax";
+    let vm = "PATCH /v1/vms/web";
+    let (half, size) = ("{\"value\": \"50", "{\"limit\": \"1G\"}");
     for (line, body, code, word) in [
         (put, "{\"target_bytes\": 4096", 400, "EOF"),
         (put, "", 400, "EOF"),
@@ -184,6 +249,37 @@ fn bad_requests_get_a_fitting_code_and_say_what_is_allowed() {
         (put, "{\"target_bytes\": 1073741824}", 422, "1.00 GiB"),
         ("GET /v1/nothing", "", 404, "GET /v1/nothing"),
         ("POST /v1/status", "", 405, "does not take POST"),
+        ("GET /v1/settings/Mem.IdelTax", "", 404, "`Mem.IdelTax`"),
+        ("GET /v1/settings/a%1Bb", "", 404, "`a\\u{1b}b`"),
+        ("PUT /v1/settings/x", "{\"value\": 1}", 404, "`x`"),
+        ("DELETE /v1/settings/x", "", 404, "`x`"),
+        (tax, half, 400, "EOF"),
+        (tax, "{}", 422, "missing field `value`"),
+        (tax, "{\"value\": [50]}", 422, "a number, a text"),
+        (tax, "{\"value\": 50, \"x\": 1}", 422, "unknown field `x`"),
+        (tax, "{\"value\": \"50s\"}", 422, "not its unit"),
+        (tax, "{\"value\": 100}", 422, "`100`: that is out of range"),
+        (
+            tax,
+            "{\"value\": true}",
+            422,
+            "`true`: that is not a number",
+        ),
+        (vm, "[]", 422, "an object of VM settings"),
+        (
+            vm,
+            "{\"limits\": 1}",
+            422,
+            "there is no VM setting `limits`",
+        ),
+        (vm, "{\"limit\": 5000}", 422, "limit cannot be `5000`"),
+        (
+            vm,
+            "{\"shares\": 1, \"shares\": 2}",
+            422,
+            "shares is given twice",
+        ),
+        (vm, size, 422, "limit 1.00 GiB is more than the VM's memory"),
     ] {
         let (status, answer) = raw(&setup.socket, &request(line, body));
         assert_eq!(status, code, "{line} {body}: {answer}");
@@ -201,6 +297,53 @@ fn body_over_the_limit_is_refused_whatever_it_holds() {
     let (status, _) = raw(&setup.socket, &request("PUT /v1/vms/web/balloon", &body));
     assert_eq!(status, 413);
     assert_eq!(setup.daemon.asked(), Vec::<String>::new());
+}
+
+#[test]
+fn settings_are_shown_set_and_set_back() {
+    let setup = setup();
+    let client = &setup.client;
+    let all = client.settings().expect("settings");
+    assert_eq!(all, Layers::default().views());
+    let view = client.set_setting(Key::IdleTax, "50%").expect("in range");
+    assert_eq!(
+        (view.value.to_string(), view.default.to_string()),
+        ("50".to_owned(), "75".to_owned())
+    );
+    assert_eq!(client.setting(Key::IdleTax).expect("there"), view);
+    let view = client
+        .set_setting(Key::IdleTax, "default")
+        .expect("taken away");
+    assert_eq!(Some(&view), all.get(Key::IdleTax as usize));
+    let put = request("PUT /v1/settings/mem.sampleperiod", "{\"value\": 0.5}");
+    let (status, body) = raw(&setup.socket, &put);
+    assert!(status == 200 && body.contains("\"value\":0.5"), "{body}");
+    let expected = [
+        "Mem.IdleTax 50%",
+        "Mem.IdleTax default",
+        "Mem.SamplePeriod 0.5",
+    ];
+    assert_eq!(
+        setup.daemon.asked(),
+        expected.map(|set| format!("set {set}"))
+    );
+}
+
+#[test]
+fn vm_settings_explanations_and_reloads_go_through() {
+    let setup = setup();
+    let patch = VmPatch::from_words(["shares=high", "limit=none", "salt="]).expect("valid");
+    setup.client.set_vm("web", &patch).expect("fits");
+    assert_eq!(setup.daemon.asked(), [format!("vm web {patch:?}")]);
+    let why = setup.client.why("web").expect("runs");
+    assert_eq!(why["target"]["pages"], 7);
+    assert_eq!(setup.client.reload().expect("no fault").vms, ["web"]);
+    setup.daemon.set_fault(Fault::BadConfig);
+    let error = setup.client.reload().expect_err("a fault").to_string();
+    assert!(
+        error.contains("x.toml:3: no") && error.contains("still is"),
+        "{error}"
+    );
 }
 
 #[test]

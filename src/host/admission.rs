@@ -7,14 +7,16 @@ use memvisor_guest_agent::protocol::memory::Hello;
 use thiserror::Error;
 
 use super::daemon::Host;
-use super::governor;
 use super::member::Name;
+use super::snapshot::{only_promised, snapshot};
+use super::vm_settings::{self, Layered};
 use crate::compress::ZipCache;
 use crate::engine::{EngineKind, Ram};
 use crate::page::{Parking, Urgency};
-use crate::policy;
+use crate::policy::{self, HostSnapshot};
+use crate::settings::{VmSettings, VmSettingsError};
 use crate::swap::{SwapError, SwapFile};
-use crate::units::Pages;
+use crate::units::{Pages, VmId};
 use crate::vm::{ParamsError, Parts, VmParams};
 
 /// Why a guest is not powered on. The text goes to the guest, its sources included.
@@ -23,6 +25,8 @@ use crate::vm::{ParamsError, Parts, VmParams};
 pub(super) enum Refusal {
     #[error(transparent)]
     Params(#[from] ParamsError),
+    #[error(transparent)]
+    Settings(#[from] VmSettingsError),
     #[error("a VM called `{0}` is powered on already; names are unique on a host")]
     NameTaken(String),
     #[error("the host is set to userfaultfd, and this guest's process cannot open one")]
@@ -50,8 +54,10 @@ fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> Refusal {
 /// A guest that may be powered on, and everything it needs on this side.
 #[derive(Debug)]
 pub(super) struct Admitted {
+    pub(super) id: VmId,
     pub(super) name: Name,
     pub(super) params: VmParams,
+    pub(super) layered: Layered,
     pub(super) engine: EngineKind,
     pub(super) ram: Arc<Ram>,
     pub(super) parts: Parts,
@@ -94,31 +100,69 @@ impl Drop for Metadata {
 /// Decides about a guest, and makes its RAM, cache, swap file and pool.
 pub(super) fn admit(host: &Arc<Host>, hello: Hello) -> Result<Admitted, Refusal> {
     let uffd = hello.uffd;
-    let params = VmParams::check(hello)?;
+    let params = VmParams::check(&hello)?;
+    let layered = Layered::at_power_on(&hello, &host.vm_in_file(&params.name))?;
+    let settings = &layered.now;
     let engine = engine(host, uffd, &params)?;
     let name = host
         .members
         .take_name(&params.name)
         .ok_or_else(|| Refusal::NameTaken(params.name.clone()))?;
-    let snapshot = governor::snapshot(host, &host.members.all());
+    let promise = host.admissions();
+    let snapshot = with_promises(host);
     let asked = policy::VmParams {
         size: Pages(u64::from(params.pages)),
-        reservation: Pages(u64::from(params.reservation)),
-        limit: Some(Pages(u64::from(params.limit))),
+        reservation: settings.reservation,
+        limit: settings.limit,
         overhead: params.metadata(),
     };
-    policy::admit(&snapshot, &host.policy, &asked)?;
+    policy::admit(&snapshot, &host.settings().policy(), &asked)?;
+    name.promise(Pages(u64::from(params.pages)), settings.reservation);
+    drop(promise);
     let metadata = Metadata::charge(host, params.metadata())?;
     let ram = Ram::new(&params.name, params.pages).map_err(kernel("make guest RAM"))?;
-    let parts = parts(host, &params)?;
+    let id = host.next_vm();
+    let parts = parts(host, id, &params, settings)?;
     Ok(Admitted {
+        id,
         name,
         params,
+        layered,
         engine,
         ram: Arc::new(ram),
         parts,
         metadata,
     })
+}
+
+/// The host with the guests that are being powered on: what they were promised is promised.
+fn with_promises(host: &Host) -> HostSnapshot {
+    let mut snapshot = snapshot(host, &host.members.all(), |_| None);
+    let promised = host.members.promised();
+    snapshot.vms.extend(promised.into_iter().map(only_promised));
+    snapshot
+}
+
+/// Whether a VM that runs may be promised so much from now on.
+pub(super) fn check_reservation(
+    host: &Host,
+    id: VmId,
+    reservation: Pages,
+) -> Result<(), policy::Refusal> {
+    let mut snapshot = with_promises(host);
+    let mut size = reservation;
+    for vm in snapshot.vms.iter_mut().filter(|vm| vm.id == id) {
+        vm.reservation = Pages(0);
+        size = vm.size;
+    }
+    let asked = policy::VmParams {
+        size,
+        reservation,
+        limit: None,
+        // It is charged already.
+        overhead: Pages(0),
+    };
+    policy::admit(&snapshot, &host.settings().policy(), &asked)
 }
 
 fn engine(host: &Host, uffd: bool, params: &VmParams) -> Result<EngineKind, Refusal> {
@@ -134,16 +178,21 @@ fn engine(host: &Host, uffd: bool, params: &VmParams) -> Result<EngineKind, Refu
     }
 }
 
-fn parts(host: &Host, params: &VmParams) -> Result<Parts, Refusal> {
-    let cache = u64::from(params.pages) * u64::from(host.options.mem_zip_max_pct) / 100;
-    let mut zip = ZipCache::new(&format!("memvisor-zip:{}", params.name), params.pages)
+fn parts(
+    host: &Host,
+    id: VmId,
+    params: &VmParams,
+    settings: &VmSettings,
+) -> Result<Parts, Refusal> {
+    // Nothing is held yet, and the cap is a part of that: the policy raises it.
+    let zip = ZipCache::new(&format!("memvisor-zip:{}", params.name), params.pages)
         .map_err(kernel("make the compression cache"))?;
-    zip.set_max_pages(u32::try_from(cache).unwrap_or(u32::MAX));
     // ESX: what may ever be taken from the guest has a place from the start.
-    let slots = params.pages - params.reservation;
-    let swap = SwapFile::create(&host.options.swap_dir, &params.name, slots)?;
+    let slots = vm_settings::swap_slots(params, settings);
+    let dir = host.swap_dir(settings);
+    let swap = SwapFile::create(&dir, &params.name, slots, params.pages)?;
     let pool = host
-        .pool(params.salt.as_deref())
+        .pool(id, &host.domain(id, settings))
         .map_err(kernel("make the share pool"))?;
     let parking =
         Parking::new().map_err(|errno| kernel("make an eventfd")(io::Error::from(errno)))?;

@@ -39,7 +39,7 @@ impl BalloonHost for Host {
             .ok_or(Refusal::UnknownToken)?;
         let vm = member.vm.id;
         let actual = u64::from(member.vm.table.pages());
-        if member.balloon.max == Pages(0) {
+        if member.balloon.max() == Pages(0) {
             return Err(Refusal::Disabled(vm));
         }
         if start.total_pages > actual {
@@ -90,7 +90,7 @@ impl BalloonVm for Balloon<'_> {
     }
 
     fn balloon_max(&self) -> u64 {
-        self.member.balloon.max.0
+        self.member.balloon.max().0
     }
 
     fn target(&self) -> u64 {
@@ -98,7 +98,7 @@ impl BalloonVm for Balloon<'_> {
             .vm
             .orders
             .balloon_target()
-            .min(self.member.balloon.max)
+            .min(self.member.balloon.max())
             .0
     }
 
@@ -145,10 +145,11 @@ impl BalloonVm for Balloon<'_> {
         if self.host.state() > FreeState::Soft {
             return;
         }
-        let pages = Pages(pages);
-        self.member.balloon.relieve(pages);
+        // By what it holds and not by its target: a balloon that is to grow would still grow.
+        let most = self.member.ballooned().saturating_sub(Pages(pages));
+        self.member.balloon.relieve(most);
         let orders = &self.member.vm.orders;
-        let target = orders.balloon_target().saturating_sub(pages);
+        let target = orders.balloon_target().min(most);
         orders.set_targets(target, orders.allocation_target());
     }
 

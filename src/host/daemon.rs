@@ -2,19 +2,22 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use super::capability::Capabilities;
+use super::configuration::Configuration;
+use super::governor::Decision;
 use super::member::{Member, Members};
-use super::{EngineChoice, HostOptions};
-use crate::control::{self, ControlError};
+use super::{EngineChoice, HostOptions, vm_settings};
+use crate::control::{self, ControlError, ReloadReport};
 use crate::engine::EngineKind;
 use crate::page::Budget;
-use crate::policy::{Config, FreeState};
+use crate::policy::FreeState;
 use crate::pool::Pool;
 use crate::reclaim::host_ghz;
+use crate::settings::{Domain, SettingView, VmPatch, VmSettings};
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::{Pages, VmId};
 
@@ -30,19 +33,23 @@ const MIN_FRAMES: u64 = 1 << 16;
 /// The pool must fit the address space of every guest: 1 TiB of frames.
 const MAX_FRAMES: u64 = 1 << 28;
 
-/// The daemon. Lock order: `domains` and `state` are taken alone; `members` has its own.
+/// The daemon. Lock order: `domains`, `layers` and `state` are taken alone; `members` has its own.
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) options: HostOptions,
     pub(super) engine: EngineKind,
     pub(super) vma_budget: u32,
     pub(super) budget: Arc<Budget>,
-    pub(super) policy: Config,
     pub(super) members: Arc<Members>,
     pub(super) ghz: f64,
     pub(super) since: Instant,
     state: Mutex<FreeState>,
-    domains: Mutex<HashMap<Option<String>, Weak<Pool>>>,
+    domains: Mutex<HashMap<Domain, Weak<Pool>>>,
+    pub(super) configuration: Configuration,
+    /// What the policy thread decided last.
+    latest: Mutex<Option<Decision>>,
+    /// Changes with each snapshot, so that no VM always bears the odd page.
+    seed: AtomicU64,
     next_vm: AtomicU32,
     stopping: AtomicBool,
 }
@@ -55,15 +62,14 @@ impl Host {
             engine: capabilities.engine,
             vma_budget: capabilities.vma_budget,
             budget: Arc::new(Budget::new(total, reserve)),
-            policy: Config {
-                balloon_max_percent: options.ctl_max_percent,
-                ..Config::default()
-            },
             members: Arc::default(),
             ghz: host_ghz(),
             since: Instant::now(),
             state: Mutex::default(),
             domains: Mutex::default(),
+            configuration: Configuration::new(options),
+            latest: Mutex::default(),
+            seed: AtomicU64::new(0),
             next_vm: AtomicU32::new(1),
             stopping: AtomicBool::new(false),
             options: options.clone(),
@@ -79,11 +85,21 @@ impl Host {
         VmId(self.next_vm.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The pool of a sharing domain; it lives as long as a VM uses it.
-    pub(super) fn pool(&self, salt: Option<&str>) -> io::Result<Arc<Pool>> {
+    /// The sharing domain of a VM with these settings.
+    pub(super) fn domain(&self, id: VmId, vm: &VmSettings) -> Domain {
+        let force = self.settings().share_force_salting;
+        Domain::of(id, vm.salt.as_deref(), vm.sharing, force)
+    }
+
+    /// The pool of a sharing domain; it lives as long as a VM uses it. A VM that shares with nobody has
+    /// one of its own that stays empty.
+    pub(super) fn pool(&self, id: VmId, domain: &Domain) -> io::Result<Arc<Pool>> {
         let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
         domains.retain(|_, pool| pool.strong_count() > 0);
-        let key = salt.map(str::to_owned);
+        let key = match domain {
+            Domain::None => Domain::Own(id),
+            shared => shared.clone(),
+        };
         if let Some(pool) = domains.get(&key).and_then(Weak::upgrade) {
             return Ok(pool);
         }
@@ -114,6 +130,23 @@ impl Host {
             &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner),
             state,
         )
+    }
+
+    /// A number that no snapshot had before.
+    pub(super) fn next_seed(&self) -> u64 {
+        self.seed.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// What the policy thread decided last; `None` before its first look.
+    pub(super) fn latest(&self) -> Option<Decision> {
+        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        latest.clone()
+    }
+
+    /// Notes what the policy thread has decided.
+    pub(super) fn set_latest(&self, decision: Decision) {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        *latest = Some(decision);
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -160,7 +193,7 @@ impl control::Daemon for Host {
 
     fn set_balloon(&self, name: &str, target: Option<Pages>) -> Result<VmStatus, ControlError> {
         let member = self.find(name)?;
-        let max = member.balloon.max;
+        let max = member.balloon.max();
         if let Some(asked) = target {
             if asked > max {
                 return Err(ControlError::BalloonTooLarge {
@@ -184,5 +217,29 @@ impl control::Daemon for Host {
     fn kill(&self, name: &str) -> Result<(), ControlError> {
         self.find(name)?.end("ended by request");
         Ok(())
+    }
+
+    fn settings(&self) -> Vec<SettingView> {
+        self.configuration.views()
+    }
+
+    fn set_setting(&self, name: &str, value: &str) -> Result<SettingView, ControlError> {
+        Ok(self.change_setting(name, value)?)
+    }
+
+    fn set_vm(&self, name: &str, patch: &VmPatch) -> Result<VmStatus, ControlError> {
+        let member = self.find(name)?;
+        vm_settings::change(self, &member, patch)?;
+        tracing::info!(vm = name, "settings changed");
+        Ok(self.vm_status(&member))
+    }
+
+    fn why(&self, name: &str) -> Result<serde_json::Value, ControlError> {
+        let _member = self.find(name)?;
+        Err(ControlError::Stopping)
+    }
+
+    fn reload(&self) -> Result<ReloadReport, ControlError> {
+        self.reload_file()
     }
 }

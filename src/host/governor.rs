@@ -10,20 +10,24 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::balance::Balance;
 use super::daemon::Host;
 use super::member::Member;
+use super::snapshot::snapshot;
+use super::vm_settings;
 use crate::page::Home;
-use crate::policy::{HostSnapshot, Plan, Stuck, Thresholds, VmPlan, VmSnapshot, plan};
-use crate::reclaim::Job;
-use crate::units::Pages;
+use crate::policy::{Config, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
+use crate::reclaim::{Job, ScanSettings};
+use crate::settings::HostSettings;
+use crate::units::{FrameId, Pages};
 use crate::vm::Means;
 
 /// How often the policy looks without being called.
 const PERIOD: Duration = Duration::from_millis(250);
 /// The shortest time between two looks: a host that is out of memory rings the alarm at each fault.
 const MIN_PERIOD: Duration = Duration::from_millis(10);
-/// The period of sampling.
-const SAMPLE_PERIOD: Duration = Duration::from_secs(2);
+/// How often the configuration file is looked at.
+const FILE_PERIOD: Duration = Duration::from_secs(1);
 /// How often the log says that nothing can be reclaimed.
 const STUCK_WARNING: Duration = Duration::from_secs(10);
 
@@ -37,13 +41,17 @@ pub(super) fn start(host: &Arc<Host>) -> io::Result<JoinHandle<()>> {
 
 fn run(host: &Host) {
     let mut warned = None;
+    let mut balance = Balance::default();
+    let mut looked_at_file = Instant::now();
     loop {
         let started = Instant::now();
-        let members = host.members.all();
-        let snapshot = snapshot(host, &members);
-        let plan = plan(&snapshot, &host.policy);
-        carry_out(host, &members, &plan);
-        warn_stuck(host, plan.stuck, &mut warned);
+        if looked_at_file.elapsed() >= FILE_PERIOD {
+            looked_at_file = started;
+            host.follow_file();
+        }
+        let decision = decide(host, &mut balance, started);
+        warn_stuck(host, decision.plan.stuck, &mut warned);
+        host.set_latest(decision);
         while !host.is_stopping() && started.elapsed() < MIN_PERIOD {
             thread::park_timeout(MIN_PERIOD.saturating_sub(started.elapsed()));
         }
@@ -54,91 +62,96 @@ fn run(host: &Host) {
     }
 }
 
-/// The host as the policy sees it.
-pub(super) fn snapshot(host: &Host, members: &[Arc<Member>]) -> HostSnapshot {
-    HostSnapshot {
-        budget: host.budget.total(),
-        used: host.budget.used(),
-        state: host.state(),
-        vms: members.iter().map(|member| vm_snapshot(member)).collect(),
-        seed: 0,
+/// What was seen, by which settings, and what follows.
+#[derive(Clone, Debug)]
+pub(super) struct Decision {
+    pub(super) snapshot: HostSnapshot,
+    pub(super) config: Config,
+    pub(super) plan: Plan,
+}
+
+/// One look: what is seen is planned for, and the plan is handed out.
+fn decide(host: &Host, balance: &mut Balance, now: Instant) -> Decision {
+    let settings = host.settings();
+    let members = host.members.all();
+    for member in &members {
+        apply_settings(host, member, &settings, members.len());
+    }
+    let asked = (host.state(), host.revision());
+    let floor = settings.sample_active_pct_min;
+    balance.look(now, settings.balance_period, asked, &members, floor);
+    let snapshot = snapshot(host, &members, |vm| balance.active(vm));
+    let config = settings.policy();
+    let plan = plan(&snapshot, &config);
+    carry_out(host, &members, &config, &plan);
+    Decision {
+        snapshot,
+        config,
+        plan,
     }
 }
 
-fn vm_snapshot(member: &Member) -> VmSnapshot {
-    let vm = &member.vm;
-    let [
-        untouched,
-        zero,
-        resident,
-        shared,
-        compressed,
-        swapped,
-        ballooned,
-    ] = vm.table.counts().map(Pages);
-    let (zip_pages, zip_max) = {
-        let zip = vm.zip.lock();
-        (u64::from(zip.pages_used()), u64::from(zip.max_pages()))
+/// Lets a VM's own threads know what the settings are now.
+fn apply_settings(host: &Host, member: &Member, settings: &HostSettings, vms: usize) {
+    let own = member.settings();
+    let rate = if own.sharing {
+        let vms = u32::try_from(vms).unwrap_or(u32::MAX);
+        let scan = ScanSettings {
+            scan_time: settings.share_scan_time,
+            scan_ghz: settings.share_scan_ghz,
+            rate_max: settings.share_rate_max,
+        };
+        scan.rate(member.vm.params.pages, host.ghz, vms)
+    } else {
+        0
     };
-    let swap = vm.swap.stats();
-    let exhausted = vm.exhausted();
-    let room = |pages: u64, exhausted: bool| Pages(if exhausted { 0 } else { pages });
-    VmSnapshot {
-        id: vm.id,
-        size: Pages(u64::from(vm.params.pages)),
-        reservation: Pages(u64::from(vm.params.reservation)),
-        limit: Some(Pages(u64::from(vm.params.limit))),
-        shares: vm.params.shares,
-        resident,
-        shared,
-        sharing_saved: sharing_saved(member),
-        compressed,
-        zip_pages: Pages(zip_pages),
-        zip_room: room(zip_max.saturating_sub(zip_pages), exhausted.compress),
-        swapped,
-        ballooned,
-        zero,
-        untouched,
-        agent_alive: member.balloon.attached.load(Ordering::Acquire),
-        balloon_max: member.balloon.max,
-        active: vm.activity.pages(Pages(u64::from(vm.params.pages)), 1),
-        swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
-        swap_failing: vm.is_swap_failing(),
+    member.worker.set_scan_rate(rate);
+    member.worker.set_sample_period(settings.sample_period);
+    set_zip_max(member, zip_max(member, settings));
+    let pages = member.vm.params.pages;
+    let balloon_max = vm_settings::balloon_max(pages, &own, settings);
+    if member.balloon.set_max(balloon_max) {
+        member.balloon.doorbell.ring();
+    }
+    vm_settings::move_domain(host, member, &own);
+}
+
+fn set_zip_max(member: &Member, pages: u32) {
+    let mut zip = member.vm.zip.lock();
+    if zip.max_pages() != pages {
+        zip.set_max_pages(pages);
+    }
+    let above = zip.is_above_cap();
+    drop(zip);
+    if above {
+        member.worker.suggest(Job::Wake);
     }
 }
 
-/// What sharing saves this VM: its part of what its pool saves, by the number of its shared pages.
-/// Which frame has how many users is known, but adding that up page by page would cost more than the
-/// policy gains by it; the sum over all VMs is exact.
-pub(super) fn sharing_saved(member: &Member) -> Pages {
-    let counts = member.vm.pool().counts();
-    let shared = member
-        .vm
-        .table
-        .count(Home::Shared(crate::units::FrameId(0)));
-    let saved = counts.saved().0;
-    Pages(shared.min(shared * saved / counts.refs.0.max(1)))
+/// The most pages of a VM's compression cache: a part of its size (`Mem.MemZipMaxPct`) and of what it
+/// holds (`Mem.MemZipMaxAllocPct`).
+fn zip_max(member: &Member, settings: &HostSettings) -> u32 {
+    let size = u64::from(member.vm.params.pages);
+    let vm = &member.vm;
+    let held = Pages(
+        vm.table.count(Home::Resident)
+            + vm.table.count(Home::Shared(FrameId(0)))
+            + u64::from(vm.zip.lock().pages_used()),
+    );
+    let by_size = size * u64::from(settings.mem_zip_max_pct) / 100;
+    let by_held = held.0 * u64::from(settings.mem_zip_max_alloc_pct) / 100;
+    u32::try_from(by_size.min(by_held)).unwrap_or(u32::MAX)
 }
 
-fn carry_out(host: &Host, members: &[Arc<Member>], plan: &Plan) {
+fn carry_out(host: &Host, members: &[Arc<Member>], config: &Config, plan: &Plan) {
     let before = host.set_state(plan.state);
     if before != plan.state {
         tracing::info!(from = %before, to = %plan.state, free = host.budget.free().0, "free state");
     }
-    let thresholds = Thresholds::of(host.budget.total(), &host.policy);
-    host.budget.set_alarm(
-        host.budget
-            .total()
-            .saturating_sub(thresholds.below(plan.state)),
-    );
-    let count = u32::try_from(members.len()).unwrap_or(u32::MAX);
+    let total = host.budget.total();
+    let below = Thresholds::of(total, config).below(plan.state);
+    host.budget.set_alarm(total.saturating_sub(below));
     for (member, vm_plan) in members.iter().zip(&plan.vms) {
-        let rate = host
-            .options
-            .share
-            .rate(member.vm.params.pages, host.ghz, count);
-        member.worker.set_scan_rate(rate);
-        member.worker.set_sample_period(SAMPLE_PERIOD);
         give_orders(member, vm_plan);
     }
 }
@@ -147,10 +160,7 @@ fn give_orders(member: &Member, plan: &VmPlan) {
     let (vm, balloon) = (&member.vm, &member.balloon);
     let orders = &vm.orders;
     let before = orders.balloon_target();
-    orders.set_targets(
-        plan.balloon_target.saturating_sub(balloon.relief()),
-        plan.target,
-    );
+    orders.set_targets(plan.balloon_target, plan.target);
     let popped = vm.stats.pops.get() != balloon.told_pops.load(Ordering::Acquire);
     if orders.balloon_target() != before || popped {
         balloon.doorbell.ring();

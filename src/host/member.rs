@@ -4,16 +4,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::vm_settings::Layered;
 use crate::balloon::{BalloonCounters, Doorbell, GuestStats};
 use crate::engine::{Link, Ram};
 use crate::page::Home;
 use crate::reclaim::{Job, WorkerHandle};
+use crate::settings::{Domain, VmSettings};
 use crate::share::Peers;
 use crate::sys::Process;
 use crate::units::{Gfn, Pages, VmId};
 use crate::vm::Vm;
 
-/// How long relief that a guest asked for lowers its balloon target.
+/// How long a guest that asked for relief is pressed no further.
 const RELIEF: Duration = Duration::from_secs(10);
 /// How long a new guest waits for its name while the VM that has it is ending.
 const ENDING: Duration = Duration::from_secs(3);
@@ -27,6 +29,10 @@ pub(super) struct Member {
     pub(super) worker: WorkerHandle,
     pub(super) process: Arc<Process>,
     pub(super) balloon: BalloonLine,
+    /// Its settings by where they come from.
+    pub(super) layered: Mutex<Layered>,
+    /// The sharing domain it is in, or on its way to.
+    pub(super) domain: Mutex<Domain>,
 }
 
 /// The host's side of a VM's balloon.
@@ -36,8 +42,8 @@ pub(super) struct BalloonLine {
     pub(super) token: u64,
     pub(super) doorbell: Doorbell,
     pub(super) counters: BalloonCounters,
-    /// The most pages it may hold.
-    pub(super) max: Pages,
+    /// The most pages it may hold; the settings say it, and may change.
+    max: AtomicU64,
     pub(super) attached: AtomicBool,
     pub(super) closing: AtomicBool,
     /// Pops that the agent has been told of by a reset.
@@ -56,7 +62,7 @@ impl BalloonLine {
         Self {
             token,
             doorbell,
-            max,
+            max: AtomicU64::new(max.0),
             counters: BalloonCounters::default(),
             attached: AtomicBool::new(false),
             closing: AtomicBool::new(false),
@@ -66,31 +72,72 @@ impl BalloonLine {
         }
     }
 
+    /// The most pages it may hold.
+    pub(super) fn max(&self) -> Pages {
+        Pages(self.max.load(Ordering::Relaxed))
+    }
+
+    /// Sets the most pages it may hold; whether that changed.
+    pub(super) fn set_max(&self, max: Pages) -> bool {
+        self.max.swap(max.0, Ordering::Relaxed) != max.0
+    }
+
     pub(super) fn set_stats(&self, stats: &GuestStats) {
         lock(&self.stats).clone_from(stats);
     }
 
-    /// Asks for a smaller balloon for a while.
-    pub(super) fn relieve(&self, pages: Pages) {
-        *lock(&self.relief) = Some((pages, Instant::now()));
+    /// The balloon is to hold no more than `most` for a while.
+    pub(super) fn relieve(&self, most: Pages) {
+        *lock(&self.relief) = Some((most, Instant::now()));
     }
 
-    /// By how much the target is lowered now.
-    pub(super) fn relief(&self) -> Pages {
+    /// The most it is to hold, while its guest has asked for relief.
+    pub(super) fn relief(&self) -> Option<Pages> {
         match *lock(&self.relief) {
-            Some((pages, since)) if since.elapsed() < RELIEF => pages,
-            _ => Pages(0),
+            Some((most, since)) if since.elapsed() < RELIEF => Some(most),
+            _ => None,
         }
     }
 }
 
 impl Member {
+    /// Its settings now.
+    pub(super) fn settings(&self) -> VmSettings {
+        lock(&self.layered).now.clone()
+    }
+
+    /// Its settings by where they come from.
+    pub(super) fn layered(&self) -> Layered {
+        lock(&self.layered).clone()
+    }
+
+    /// Replaces its settings.
+    pub(super) fn set_layered(&self, layered: Layered) {
+        *lock(&self.layered) = layered;
+    }
+
+    /// The sharing domain it is in, or on its way to.
+    pub(super) fn domain(&self) -> Domain {
+        lock(&self.domain).clone()
+    }
+
+    /// Notes its sharing domain.
+    pub(super) fn set_domain(&self, domain: Domain) {
+        *lock(&self.domain) = domain;
+    }
+
     /// Ends the VM: its guest is told why, its session thread does the rest.
     pub(super) fn end(&self, why: &str) {
         self.vm.set_end_reason(why);
         self.balloon.closing.store(true, Ordering::Release);
         self.balloon.doorbell.ring();
         self.link.end(why);
+    }
+
+    /// What sampling says it uses, at least `floor_percent` of it.
+    pub(super) fn active(&self, floor_percent: u32) -> Option<Pages> {
+        let size = Pages(u64::from(self.vm.params.pages));
+        self.vm.activity.pages(size, floor_percent)
     }
 
     /// Pages in its balloon.
@@ -108,13 +155,21 @@ pub(super) struct Members {
 
 #[derive(Debug, Default)]
 struct State {
-    names: Vec<String>,
+    names: Vec<Taken>,
     members: Vec<Arc<Member>>,
+}
+
+/// A name that is taken, and what its VM was promised before it runs.
+#[derive(Debug)]
+struct Taken {
+    name: String,
+    /// Its size and its reservation.
+    promise: Option<(Pages, Pages)>,
 }
 
 impl State {
     fn is_taken(&self, name: &str) -> bool {
-        self.names.iter().any(|taken| taken == name)
+        self.names.iter().any(|taken| taken.name == name)
     }
 
     /// Whether a VM of this name runs and is not ending. One in its handshake counts as alive: it
@@ -143,15 +198,35 @@ impl Members {
         if state.is_taken(name) {
             return None;
         }
-        state.names.push(name.to_owned());
+        state.names.push(Taken {
+            name: name.to_owned(),
+            promise: None,
+        });
         Some(Name {
             members: Arc::clone(self),
             name: name.to_owned(),
         })
     }
 
+    /// The VM runs: from here on its settings say what it is promised.
     pub(super) fn add(&self, member: Arc<Member>) {
-        lock(&self.state).members.push(member);
+        let mut state = lock(&self.state);
+        for taken in &mut state.names {
+            if taken.name == member.vm.params.name {
+                taken.promise = None;
+            }
+        }
+        state.members.push(member);
+    }
+
+    /// Size and reservation of the VMs that are admitted and do not run yet.
+    pub(super) fn promised(&self) -> Vec<(Pages, Pages)> {
+        let state = lock(&self.state);
+        state
+            .names
+            .iter()
+            .filter_map(|taken| taken.promise)
+            .collect()
     }
 
     pub(super) fn remove(&self, id: VmId) {
@@ -201,11 +276,22 @@ pub(super) struct Name {
     name: String,
 }
 
+impl Name {
+    /// Notes what the VM of this name is promised, until it runs.
+    pub(super) fn promise(&self, size: Pages, reservation: Pages) {
+        for taken in &mut lock(&self.members.state).names {
+            if taken.name == self.name {
+                taken.promise = Some((size, reservation));
+            }
+        }
+    }
+}
+
 impl Drop for Name {
     fn drop(&mut self) {
         lock(&self.members.state)
             .names
-            .retain(|name| *name != self.name);
+            .retain(|taken| taken.name != self.name);
         self.members.emptied.notify_all();
     }
 }

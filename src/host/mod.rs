@@ -13,15 +13,19 @@
 //! then the sockets.
 
 mod admission;
+mod balance;
 mod balloon;
 mod capability;
+mod configuration;
 mod daemon;
 mod governor;
 mod listen;
 mod member;
 mod options;
 mod session;
+mod snapshot;
 mod status;
+mod vm_settings;
 
 use std::io;
 use std::path::PathBuf;
@@ -40,7 +44,7 @@ use capability::Capabilities;
 pub use capability::EngineUnavailable;
 use daemon::Host;
 use listen::Listeners;
-pub use options::{EngineChoice, HostOptions, ShareOptions};
+pub use options::{EngineChoice, HostOptions};
 
 /// The least budget: below it the reserve alone would be a large part.
 pub const MIN_MEMORY: Bytes = Bytes::from_mib(4);

@@ -2,13 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::reclaim::ScanSettings;
 use crate::runtime_dir::RuntimeDir;
 pub use crate::settings::EngineChoice;
+use crate::settings::{ConfigFile, Layers};
 use crate::units::Bytes;
-
-/// How fast the sharing scanner goes; the names are ESX's.
-pub type ShareOptions = ScanSettings;
 
 /// What a daemon is started with.
 #[derive(Clone, PartialEq, Debug)]
@@ -23,10 +20,8 @@ pub struct HostOptions {
     pub runtime_dir: RuntimeDir,
     /// The most mappings sharing may cost one guest; `None` chooses by the kernel's limit.
     pub vma_budget: Option<u32>,
-    /// Sharing scanner.
-    pub share: ShareOptions,
-    /// The most of a VM's size its compression cache may take, in percent (`Mem.MemZipMaxPct`).
-    pub mem_zip_max_pct: u32,
-    /// The most of a VM's size its balloon may take, in percent (`Mem.CtlMaxPercent`).
-    pub ctl_max_percent: u32,
+    /// The host settings by where they were given.
+    pub layers: Layers,
+    /// The configuration file that was read.
+    pub config: Option<ConfigFile>,
 }

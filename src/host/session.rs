@@ -3,8 +3,8 @@
 use std::error::Error;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use memvisor_guest_agent::protocol::memory::{MAX_CHANNELS, MAX_MESSAGE, Message, Ready, Welcome};
@@ -14,11 +14,13 @@ use thiserror::Error;
 use super::admission::{Admitted, Refusal, admit};
 use super::daemon::Host;
 use super::member::{BalloonLine, Member};
+use super::vm_settings;
 use crate::balloon::Doorbell;
 use crate::chain::chain;
 use crate::engine::{Engine, EngineKind, Link, MprotectProvider, Ram, ShimEngine, UffdProvider};
 use crate::fault::{Ended, FaultThread};
 use crate::reclaim::Worker;
+use crate::settings::Domain;
 use crate::sys::{Process, Uffd};
 use crate::units::{PAGE_SIZE, Pages, VmId};
 use crate::vm::Vm;
@@ -107,7 +109,7 @@ fn power_on(host: &Arc<Host>, socket: &SeqPacket) -> Result<Powered, HandshakeEr
         });
     };
     let admitted = admit(host, hello)?;
-    let (id, token) = (host.next_vm(), rand::random());
+    let (id, token) = (admitted.id, rand::random());
     welcome(host, socket, &admitted, id, token)?;
     let (ready, fds) = receive(socket, "READY")?;
     let Message::Ready(ready) = ready else {
@@ -234,6 +236,7 @@ impl Powered {
         let Admitted {
             name,
             params,
+            layered,
             ram,
             parts,
             metadata,
@@ -241,8 +244,7 @@ impl Powered {
         } = self.admitted;
         let link = Arc::new(Link::new(socket));
         let engine = engine(&ram, &link, self.uffd.as_ref(), self.ready.base);
-        let balloon_max =
-            Pages(u64::from(params.pages) * u64::from(host.options.ctl_max_percent) / 100);
+        let balloon_max = vm_settings::balloon_max(params.pages, &layered.now, &host.settings());
         let vm = Arc::new(Vm::new(self.id, params, engine, parts));
         metadata.taken_over();
         let faults = FaultThread::new(
@@ -271,6 +273,8 @@ impl Powered {
                 return;
             }
         };
+        let domain = host.domain(self.id, &layered.now);
+        vm.set_sharing(domain != Domain::None);
         let member = Arc::new(Member {
             vm: Arc::clone(&vm),
             ram,
@@ -278,6 +282,8 @@ impl Powered {
             worker: worker.handle().clone(),
             process,
             balloon: BalloonLine::new(self.token, balloon_max, self.doorbell),
+            layered: Mutex::new(layered),
+            domain: Mutex::new(domain),
         });
         host.members.add(Arc::clone(&member));
         tracing::info!(

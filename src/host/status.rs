@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use super::daemon::Host;
-use super::governor::sharing_saved;
 use super::member::Member;
+use super::snapshot::sharing_saved;
 use crate::policy;
 use crate::telemetry::{
     ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, FreeState, Homes,
@@ -24,7 +24,7 @@ impl Host {
             .iter()
             .map(|member| member.vm.params.metadata().0)
             .sum();
-        let thresholds = policy::Thresholds::of(self.budget.total(), &self.policy);
+        let thresholds = policy::Thresholds::of(self.budget.total(), &self.settings().policy());
         HostStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -84,8 +84,8 @@ impl Host {
             consumed_pages: Pages(consumed).saturating_sub(sharing_saved(member)),
             zip_pages,
             kernel_pages: Pages(ram.0 + zip_allocated.0),
-            allocation: allocation(vm),
-            activity: activity(vm),
+            allocation: allocation(member),
+            activity: activity(member, self.settings().sample_active_pct_min),
             balloon: balloon(member),
             swap: swap(vm),
             faults: faults(vm),
@@ -94,7 +94,7 @@ impl Host {
             vmas: u64::from(vm.vmas.upper_bound()),
             vma_budget: u64::from(vm.vmas.budget()),
             blocked: vm.orders.is_blocked(),
-            salt_set: vm.params.salt.is_some(),
+            salt_set: member.settings().salt.is_some(),
             homes,
         }
     }
@@ -135,20 +135,21 @@ fn homes(vm: &Vm) -> Homes {
     }
 }
 
-fn allocation(vm: &Vm) -> AllocationStatus {
-    let limited = vm.params.limit < vm.params.pages;
+fn allocation(member: &Member) -> AllocationStatus {
+    let settings = member.settings();
+    let size = u64::from(member.vm.params.pages);
     AllocationStatus {
-        reservation_pages: Pages(u64::from(vm.params.reservation)),
-        limit_pages: limited.then(|| Pages(u64::from(vm.params.limit))),
-        shares: u64::from(vm.params.shares),
-        target_pages: vm.orders.allocation_target(),
+        reservation_pages: settings.reservation,
+        limit_pages: settings.limit.filter(|limit| limit.0 < size),
+        shares: u64::from(settings.shares.count(size)),
+        target_pages: member.vm.orders.allocation_target(),
     }
 }
 
-fn activity(vm: &Vm) -> ActivityStatus {
-    let referenced_pages = vm.activity.referenced();
-    let size = Pages(u64::from(vm.params.pages));
-    let Some(estimate) = vm.activity.estimate() else {
+fn activity(member: &Member, floor_percent: u32) -> ActivityStatus {
+    let activity = &member.vm.activity;
+    let referenced_pages = activity.referenced();
+    let Some(estimate) = activity.estimate() else {
         return ActivityStatus {
             referenced_pages,
             ..ActivityStatus::default()
@@ -161,7 +162,7 @@ fn activity(vm: &Vm) -> ActivityStatus {
     )]
     let percent = |fraction: f64| (fraction * 100.0).round() as u32;
     ActivityStatus {
-        active_pages: vm.activity.pages(size, 1),
+        active_pages: member.active(floor_percent),
         active_percent: percent(estimate.active()),
         slow_percent: percent(estimate.slow),
         fast_percent: percent(estimate.fast),
@@ -175,7 +176,7 @@ fn balloon(member: &Member) -> BalloonStatus {
         agent: member.balloon.attached.load(Ordering::Acquire),
         size_pages: member.ballooned(),
         target_pages: member.vm.orders.balloon_target(),
-        max_pages: member.balloon.max,
+        max_pages: member.balloon.max(),
         manual_pages: member.vm.orders.manual(),
         double_paged: member.vm.stats.double_paged.get(),
     }

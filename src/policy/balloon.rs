@@ -11,9 +11,10 @@
 //! lose it again, in a slow swing. All of it is returned once all balloons together can be.
 
 use super::fair::{self, Allotment, Met};
+use super::mechanisms::Rules;
 use super::plan::VmPlan;
 use super::snapshot::VmSnapshot;
-use super::{Config, FreeState, Mechanisms, percent_of, total};
+use super::{Config, percent_of, total};
 use crate::units::Pages;
 
 /// The guest pages that the balloon of a VM is to hold: no part of its reservation, and no more
@@ -21,31 +22,30 @@ use crate::units::Pages;
 pub(super) fn target(
     vm: &VmSnapshot,
     allotment: Allotment,
-    state: FreeState,
-    mechanisms: Mechanisms,
+    rules: &Rules,
     config: &Config,
 ) -> Pages {
-    let kept = (vm.ballooned)
-        .saturating_sub(returned(vm, allotment.met, config))
-        .min(vm.size.saturating_sub(allotment.target));
-    let held = match state {
-        FreeState::High | FreeState::Clear | FreeState::Soft => Pages(0),
-        FreeState::Hard | FreeState::Low => vm.ballooned,
-    };
-    let asked = if mechanisms.inflate {
-        asked(vm, allotment, state)
+    let asked = if rules.mechanisms.inflate {
+        asked(vm, allotment, rules)
     } else {
         asked_by_limit(vm)
     };
-    asked.max(kept).max(held).min(cap(vm, config))
+    let cap = cap(vm, config);
+    if rules.gives() {
+        // A guest that asked for relief is pressed no further.
+        let most = vm.relief.unwrap_or(cap).min(cap);
+        asked.max(kept(vm, allotment, config)).min(most)
+    } else {
+        asked.max(vm.ballooned).min(cap)
+    }
 }
 
 /// The pages that the balloon of a VM must hold because the VM wants more than it may have.
 ///
 /// While the host is short, and against the limit always, evicted pages count as wanted: the guest
 /// will touch them again, and only a balloon makes it want less.
-fn asked(vm: &VmSnapshot, allotment: Allotment, state: FreeState) -> Pages {
-    let counted = if state.is_short() {
+fn asked(vm: &VmSnapshot, allotment: Allotment, rules: &Rules) -> Pages {
+    let counted = if rules.state.is_short() {
         wanted(vm)
     } else {
         vm.allocation()
@@ -71,18 +71,24 @@ fn wanted(vm: &VmSnapshot) -> Pages {
     total([vm.resident, vm.shared, vm.compressed, vm.swapped])
 }
 
-/// The pages that the balloon of a content VM gives back although its target does not ask for it.
-fn returned(vm: &VmSnapshot, met: Met, config: &Config) -> Pages {
-    let headroom = fair::headroom(vm, config);
-    let room = total([vm.untouched, vm.zero]);
-    let spare = match met {
-        Met::Balloons => vm.ballooned,
-        Met::Demands if room < headroom => headroom,
-        Met::Demands | Met::Short => Pages(0),
+/// What the balloon of a content VM keeps.
+///
+/// While it shrinks, what it loses is room of the guest. Only the two together decide, so on its way
+/// down it has the same target at every step; one that took its size for a start would move
+/// with it, and stop half way when the balloon does.
+fn kept(vm: &VmSnapshot, allotment: Allotment, config: &Config) -> Pages {
+    let kept = match allotment.met {
+        Met::Balloons => Pages(0),
+        Met::Demands => {
+            total([vm.ballooned, fair::room(vm)]).saturating_sub(fair::headroom(vm, config))
+        }
+        Met::Short => vm.ballooned,
     };
     // What is above the limit is never backed, so that part of a balloon may as well stay.
     let above_limit = vm.size.saturating_sub(vm.max());
-    spare.min(vm.ballooned.saturating_sub(above_limit))
+    kept.max(above_limit)
+        .min(vm.ballooned)
+        .min(vm.size.saturating_sub(allotment.target))
 }
 
 /// The most the balloon of a VM may hold.

@@ -11,10 +11,11 @@
 //!
 //! One round is bounded, so the orders of one plan are small and the next plan sees their effect.
 
+use super::mechanisms::{Means, Rules};
 use super::plan::VmPlan;
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::states::{FreeState, Thresholds};
-use super::{Config, Means, Mechanisms, balloon, total};
+use super::{Config, balloon, total};
 use crate::units::Pages;
 
 /// What one VM loses in this round.
@@ -38,15 +39,14 @@ pub(super) fn shortfall(state: FreeState, free: Pages, thresholds: &Thresholds) 
 /// no more than `shortfall` beyond what limits forbid.
 pub(super) fn orders(
     host: &HostSnapshot,
-    mechanisms: Mechanisms,
+    rules: &Rules,
     shortfall: Pages,
     plans: &[VmPlan],
     config: &Config,
 ) -> Vec<Order> {
-    let all = Means::all(config);
     let vms = || host.vms.iter().zip(plans);
     let over_limits: Vec<Pages> = vms()
-        .map(|(vm, plan)| over_limit(vm, plan, mechanisms).min(vm.evictable(all)))
+        .map(|(vm, plan)| over_limit(vm, plan, rules).min(vm.evictable(rules.all)))
         .collect();
     let first = divide(config.evict_round, &over_limits, host.seed);
 
@@ -54,7 +54,7 @@ pub(super) fn orders(
     let left = config.evict_round.saturating_sub(done);
     let dues: Vec<Order> = vms()
         .zip(&first)
-        .map(|((vm, plan), taken)| due(vm, plan, *taken, mechanisms, all))
+        .map(|((vm, plan), taken)| due(vm, plan, *taken, rules))
         .collect();
     let wants: Vec<Pages> = dues.iter().map(|due| due.pages).collect();
     let second = divide(shortfall.saturating_sub(done).min(left), &wants, host.seed);
@@ -64,12 +64,15 @@ pub(super) fn orders(
         .collect();
     // A state that does not swap gets worse if it must; then those who are above their targets
     // have been asked by every means.
-    if mechanisms.swap && pages.iter().all(|pages| *pages == Pages(0)) {
-        pages = last_resort(host, shortfall.min(config.evict_round), all);
+    if !rules.waits() && pages.iter().all(|pages| *pages == Pages(0)) {
+        pages = last_resort(host, shortfall.min(config.evict_round), rules.all);
     }
     let order = |((pages, due), first): ((Pages, Order), &Pages)| match pages {
         Pages(0) => Order::default(),
-        _ if *first > Pages(0) => Order { pages, means: all },
+        _ if *first > Pages(0) => Order {
+            pages,
+            means: rules.all,
+        },
         _ => Order { pages, ..due },
     };
     pages.into_iter().zip(dues).zip(&first).map(order).collect()
@@ -88,32 +91,36 @@ fn last_resort(host: &HostSnapshot, pages: Pages, means: Means) -> Vec<Pages> {
 }
 
 /// What the balloon of a VM is waited for to bring: nothing in a state that swaps.
-fn coming(vm: &VmSnapshot, plan: &VmPlan, mechanisms: Mechanisms) -> Pages {
-    if mechanisms.swap {
-        Pages(0)
-    } else {
+fn coming(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Pages {
+    if rules.waits() {
         balloon::pending(vm, plan)
+    } else {
+        Pages(0)
     }
 }
 
 /// What a VM holds above its size or limit and its balloon will not bring: taken in every state.
-fn over_limit(vm: &VmSnapshot, plan: &VmPlan, mechanisms: Mechanisms) -> Pages {
+fn over_limit(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Pages {
     let over = vm.allocation().saturating_sub(vm.max());
-    over.saturating_sub(coming(vm, plan, mechanisms))
+    over.saturating_sub(coming(vm, plan, rules))
 }
 
 /// What can be taken from a VM to bring it to its target, beyond what it loses `first` because
 /// of its limit, and by which means.
-fn due(vm: &VmSnapshot, plan: &VmPlan, first: Pages, mechanisms: Mechanisms, all: Means) -> Order {
+fn due(vm: &VmSnapshot, plan: &VmPlan, first: Pages, rules: &Rules) -> Order {
+    // Its balloon gives way; what it then has too much is not taken by other means instead.
+    if vm.relief.is_some() && rules.gives() {
+        return Order::default();
+    }
     let over = vm.allocation().saturating_sub(plan.target);
-    let late = over.saturating_sub(coming(vm, plan, mechanisms));
+    let late = over.saturating_sub(coming(vm, plan, rules));
     let (pages, means) = if late > Pages(0) {
-        (late, all)
+        (late, rules.all)
     } else {
-        (over, Means::of(mechanisms))
+        (over, Means::of(rules.mechanisms))
     };
     // One round has one kind of means: who is over its limit loses the rest in the next.
-    if first > Pages(0) && means != all {
+    if first > Pages(0) && means != rules.all {
         return Order::default();
     }
     let pages = pages.min(vm.evictable(means)).saturating_sub(first);

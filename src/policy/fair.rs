@@ -3,8 +3,7 @@
 //! Every VM has a least and a most. In between it is given pages by its shares, but idle pages are
 //! dearer than used ones: with a tax of 75 %, an idle page costs four. There is one *level*, a cost
 //! a share, and everybody holds what `level * shares` buys, but no less than the least and no more
-//! than the most. The level that uses up what is available is found by bisection: the sum never
-//! falls as the level rises. That is the fixed point that ESX reaches page by page, taking each
+//! than the most (`level`). That is the fixed point that ESX reaches page by page, taking each
 //! from the VM with the fewest shares a page (min-funding revocation with an idle memory tax).
 //!
 //! The most is not the size of a VM but its *demand*: what it holds, and some of what its balloon
@@ -12,77 +11,17 @@
 //! the demand only by one step of headroom, so that a guest which no longer wants its pages does
 //! not keep them from others for ever. What its balloon holds beyond that comes back step by step.
 //!
-//! All arithmetic is on integers: the same snapshot gives the same plan on every machine.
+//! A VM without shares buys nothing at any level: it holds its reservation and no more, even if memory
+//! is free. For all that follows, its reservation is its limit.
+//!
+//! With the flat tax, a balloon takes no more than the shares alone would: what the tax takes
+//! beyond is paged out. So there are two divisions then, and of both the balloon follows the one that
+//! leaves the VM more; else it would take back from a busy VM what the tax is to bring it.
 
+use super::level::{Claim, level};
 use super::snapshot::{HostSnapshot, VmSnapshot};
-use super::{Config, percent_of, total};
+use super::{Config, IdleTaxType, percent_of, total};
 use crate::units::Pages;
-
-/// Bits after the binary point of a [`Level`]: one step of it moves the part of a VM by less than
-/// a page, however many shares the VM has.
-const FRACTION: u32 = 32;
-
-/// The cost of pages a share, as a fixed-point number with [`FRACTION`] bits after the point.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Level(u128);
-
-/// What one VM can be given.
-#[derive(Clone, Copy, Debug)]
-struct Claim {
-    shares: u32,
-    /// It is given this much even if that is more than there is.
-    floor: Pages,
-    /// At least the floor.
-    cap: Pages,
-    /// Pages up to here cost one each.
-    active: Pages,
-    /// Pages beyond cost `100 / untaxed` each. 1 to 100.
-    untaxed: u32,
-}
-
-impl Claim {
-    /// What this VM holds at a level.
-    fn at(&self, level: Level) -> Pages {
-        let funds = u128::from(self.shares).saturating_mul(level.0);
-        let active = u128::from(self.active.0) << FRACTION;
-        let idle = funds.saturating_sub(active) / 100 * u128::from(self.untaxed);
-        let part = (funds.min(active).saturating_add(idle)) >> FRACTION;
-        let part = u64::try_from(part).unwrap_or(u64::MAX);
-        Pages(part).max(self.floor).min(self.cap)
-    }
-
-    /// The least level at which this VM has all it can be given. None: it has no shares.
-    fn full_at(&self) -> Option<Level> {
-        let active = self.active.min(self.cap);
-        let idle = u128::from(self.cap.saturating_sub(active).0) << FRACTION;
-        let taxed = idle.div_ceil(u128::from(self.untaxed)) * 100;
-        let funds = (u128::from(active.0) << FRACTION) + taxed;
-        (self.shares > 0).then(|| Level(funds.div_ceil(u128::from(self.shares))))
-    }
-}
-
-/// The highest level at which the claims take no more than `available`, or the level zero if even
-/// their floors are more. None if there is enough for all caps.
-///
-/// Fewer pages than there are claims remain, unless claims without shares leave more.
-fn level(claims: &[Claim], available: Pages) -> Option<Level> {
-    let taken = |level: Level| total(claims.iter().map(|claim| claim.at(level)));
-    if total(claims.iter().map(|claim| claim.cap)) <= available {
-        return None;
-    }
-    let full = claims.iter().filter_map(Claim::full_at).max();
-    let mut fits = 0;
-    let mut above = full.map_or(0, |level| level.0) + 1;
-    while above - fits > 1 {
-        let middle = fits.midpoint(above);
-        if taken(Level(middle)) <= available {
-            fits = middle;
-        } else {
-            above = middle;
-        }
-    }
-    Some(Level(fits))
-}
 
 /// What one VM may hold of what is available.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,9 +46,18 @@ pub(super) enum Met {
     Balloons,
 }
 
-/// The part of its balloon that a VM is presumed to want back at once.
+/// The pages that a VM can touch without its balloon and that cost nothing yet.
+pub(super) fn room(vm: &VmSnapshot) -> Pages {
+    total([vm.untouched, vm.zero])
+}
+
+/// The pages beyond its allocation that a VM with a balloon is presumed to want at once. As long as its
+/// balloon shrinks it stays the same, since the guest's room grows by what the balloon loses.
 pub(super) fn headroom(vm: &VmSnapshot, config: &Config) -> Pages {
-    percent_of(vm.size, config.headroom_percent).min(vm.ballooned)
+    if vm.ballooned == Pages(0) {
+        return Pages(0);
+    }
+    percent_of(vm.size, config.headroom_percent).min(total([vm.ballooned, room(vm)]))
 }
 
 /// The guest pages a VM holds or is presumed to want at once.
@@ -117,12 +65,12 @@ pub(super) fn demand(vm: &VmSnapshot, config: &Config) -> Pages {
     total([vm.allocation(), headroom(vm, config)])
 }
 
-/// The allotment of each VM, in the order of the snapshot.
+/// Divides what all VMs together may hold.
 ///
-/// `available` is what all VMs together may hold. The targets add up to no more, except for
-/// reservations: one that is not used is lent to others, and all of them together can exceed what
-/// is available if they were admitted on a larger budget.
-pub(super) fn allot(host: &HostSnapshot, available: Pages, config: &Config) -> Vec<Allotment> {
+/// The targets add up to no more than `available`, except for reservations: one that is not used is
+/// lent to others, and all of them together can exceed what is available if they were admitted on a
+/// larger budget.
+pub(super) fn divide(host: &HostSnapshot, available: Pages, config: &Config) -> Vec<Allotment> {
     let claims: Vec<Claim> = host.vms.iter().map(|vm| claim(vm, config)).collect();
     let Some(level) = level(&claims, available) else {
         return spread(host, &claims, available);
@@ -139,6 +87,30 @@ pub(super) fn allot(host: &HostSnapshot, available: Pages, config: &Config) -> V
                 entitled: whole.at(level),
                 met: Met::Short,
             }
+        })
+        .collect()
+}
+
+/// What the balloons follow: the same division but for the flat tax.
+pub(super) fn for_balloons(
+    host: &HostSnapshot,
+    available: Pages,
+    config: &Config,
+    taxed: &[Allotment],
+) -> Vec<Allotment> {
+    if config.idle_tax_type == IdleTaxType::Variable {
+        return taxed.to_vec();
+    }
+    let untaxed = Config {
+        idle_tax_percent: 0,
+        ..*config
+    };
+    let untaxed = divide(host, available, &untaxed);
+    (taxed.iter().zip(untaxed))
+        .map(|(taxed, untaxed)| Allotment {
+            target: taxed.target.max(untaxed.target),
+            entitled: taxed.entitled.max(untaxed.entitled),
+            met: taxed.met,
         })
         .collect()
 }
@@ -182,153 +154,4 @@ fn spread(host: &HostSnapshot, claims: &[Claim], available: Pages) -> Vec<Allotm
             met,
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn parts(claims: &[Claim], available: u64) -> Option<Vec<u64>> {
-        let level = level(claims, Pages(available))?;
-        Some(claims.iter().map(|claim| claim.at(level).0).collect())
-    }
-
-    fn claim(shares: u32, floor: u64, cap: u64) -> Claim {
-        Claim {
-            shares,
-            floor: Pages(floor),
-            cap: Pages(cap),
-            active: Pages(cap),
-            untaxed: 100,
-        }
-    }
-
-    fn taxed(shares: u32, active: u64, cap: u64, tax: u32) -> Claim {
-        Claim {
-            active: Pages(active),
-            untaxed: 100 - tax,
-            ..claim(shares, 0, cap)
-        }
-    }
-
-    /// OSDI 2002 figure 7, in pages: 344 MB for an idle VM (10 MB active) and a busy one (200 MB).
-    /// It measured 101 and 242 to 244 MB; the formula gives 100.75 and 243.25.
-    #[test]
-    fn level_taxed_gives_figure_7() {
-        let mib = |mib: u64| mib * 256;
-        let vms = |tax| [10, 200].map(|active| taxed(1000, mib(active), mib(256), tax));
-        assert_eq!(parts(&vms(75), mib(344)), Some(vec![25_792, 62_272]));
-        // Without the tax both hold the same: 179 of 358 MB.
-        assert_eq!(parts(&vms(0), mib(358)), Some(vec![mib(179); 2]));
-    }
-
-    #[test]
-    fn level_taxed_weighs_shares_against_idleness() {
-        let vms = |tax| {
-            [
-                taxed(2, 50_000, 400_000, tax),
-                taxed(1, 250_000, 400_000, tax),
-            ]
-        };
-        assert_eq!(parts(&vms(75), 400_000), Some(vec![158_333, 241_667]));
-        assert_eq!(parts(&vms(0), 400_000), Some(vec![266_667, 133_333]));
-    }
-
-    /// The tax is a bound: a VM that is wholly idle keeps more than a quarter of its fair part,
-    /// and the less, the more others there are.
-    #[test]
-    fn level_taxed_idle_vm_keeps_more_than_the_untaxed_quarter() {
-        for (vms, kept) in [(2, 400), (5, 294), (20, 259)] {
-            let mut claims = vec![taxed(1, 20_000, 20_000, 75); vms];
-            claims[0].active = Pages(0);
-            let parts = parts(&claims, 1000 * vms as u64).expect("the caps are more");
-            assert_eq!(parts[0], kept, "{vms} VMs");
-        }
-    }
-
-    #[test]
-    fn level_enough_for_all_is_none() {
-        assert_eq!(parts(&[claim(1, 0, 60), claim(2, 0, 40)], 100), None);
-    }
-
-    #[test]
-    fn level_short_divides_by_shares_between_floor_and_cap() {
-        let claims = [
-            claim(1000, 0, 900),
-            claim(2000, 0, 900),
-            claim(1000, 250, 900),
-            claim(3000, 0, 100),
-        ];
-        assert_eq!(parts(&claims, 800), Some(vec![150, 300, 250, 100]));
-    }
-
-    #[test]
-    fn level_without_shares_stays_at_the_floor() {
-        let claims = [claim(0, 10, 500), claim(0, 0, 500)];
-        assert_eq!(parts(&claims, 600), Some(vec![10, 0]));
-    }
-
-    #[test]
-    fn level_floors_above_available_are_kept() {
-        let claims = [claim(1, 70, 90), claim(1, 60, 90)];
-        assert_eq!(parts(&claims, 100), Some(vec![70, 60]));
-    }
-
-    #[test]
-    fn level_of_extreme_numbers_does_not_overflow() {
-        let claims = [claim(u32::MAX, 0, u64::MAX), claim(1, 0, u64::MAX)];
-        let parts = parts(&claims, u64::MAX - 1).expect("the caps are more");
-        assert!(parts[0] > u64::MAX - (1 << 33), "{parts:?}");
-    }
-
-    fn claims() -> impl Strategy<Value = Vec<Claim>> {
-        let one = (1_u32..5000, 0_u64..1000, 0_u64..100_000, 0_u64..=120);
-        let one = one.prop_map(|(shares, floor, more, active)| Claim {
-            active: Pages((floor + more) * active / 100),
-            ..claim(shares, floor, floor + more)
-        });
-        proptest::collection::vec(one, 1..8)
-    }
-
-    /// The cost of so many pages, times `untaxed`, so that it is a whole number.
-    fn cost(claim: &Claim, pages: u64) -> u64 {
-        let used = pages.min(claim.active.0);
-        used * u64::from(claim.untaxed) + (pages - used) * 100
-    }
-
-    proptest! {
-        /// The rule of min-funding revocation: nobody above its floor pays a lower price a share
-        /// than somebody below its cap, one page either way.
-        #[test]
-        fn level_leaves_no_better_funded_taker(
-            claims in claims(),
-            percent in 1_u64..100,
-            tax in 0_u32..=99,
-        ) {
-            let mut claims = claims;
-            claims.iter_mut().for_each(|claim| claim.untaxed = 100 - tax);
-            let caps: u64 = claims.iter().map(|claim| claim.cap.0).sum();
-            let floors: u64 = claims.iter().map(|claim| claim.floor.0).sum();
-            let available = floors.max(caps * percent / 100);
-            let Some(parts) = parts(&claims, available) else {
-                prop_assert!(caps <= available);
-                return Ok(());
-            };
-            let sum: u64 = parts.iter().sum();
-            prop_assert!(sum <= available && available - sum < claims.len() as u64);
-            for (rich, pages) in claims.iter().zip(&parts) {
-                for (poor, fewer) in claims.iter().zip(&parts) {
-                    if *pages > rich.floor.0 && *fewer < poor.cap.0 {
-                        prop_assert!(
-                            cost(rich, pages - 1) * u64::from(poor.shares)
-                                <= cost(poor, fewer + 1) * u64::from(rich.shares),
-                            "{rich:?} holds {pages}, {poor:?} only {fewer}"
-                        );
-                    }
-                }
-            }
-        }
-    }
 }

@@ -58,6 +58,36 @@ impl Mechanisms {
     }
 }
 
+/// What holds for every VM in one plan.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    pub state: FreeState,
+    pub mechanisms: Mechanisms,
+    /// [`Means::all`].
+    pub all: Means,
+}
+
+impl Rules {
+    pub(super) fn of(state: FreeState, config: &Config) -> Self {
+        Self {
+            state,
+            mechanisms: Mechanisms::of(state, config),
+            all: Means::all(config),
+        }
+    }
+
+    /// Whether the host still has something to give: balloons shrink, and a guest that is short
+    /// itself is left alone.
+    pub(super) fn gives(&self) -> bool {
+        self.state <= FreeState::Soft
+    }
+
+    /// Whether what balloons are to bring is waited for.
+    pub(super) const fn waits(&self) -> bool {
+        !self.mechanisms.swap
+    }
+}
+
 /// Inflate, compress, swap, block.
 const fn row(generation: Generation, state: FreeState) -> [bool; 4] {
     use FreeState::{Clear, Hard, High, Low, Soft};

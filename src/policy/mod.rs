@@ -17,7 +17,7 @@
 //! 1. [`next_state`]: the free-memory state, with hysteresis (`states`), and what it does
 //!    (`mechanisms`). Both follow the [`Generation`] of ESX that is chosen.
 //! 2. Allocation targets: what is available is shared out by shares and idleness, between what
-//!    each VM must and can hold (`fair`). A balloon counts in that only by one bounded step, so at
+//!    each VM must and can hold (`fair`, `level`). A balloon counts in that only by one bounded step, so at
 //!    constant load the targets are constant.
 //! 3. The means: balloon targets follow from the allocation targets (`balloon`), and what balloons
 //!    cannot bring is evicted, in proportion and in bounded rounds (`evict`).
@@ -32,6 +32,7 @@ mod config;
 mod evict;
 mod fair;
 mod generation;
+mod level;
 mod mechanisms;
 mod plan;
 mod snapshot;

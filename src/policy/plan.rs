@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::fair::{self, Allotment};
+use super::fair;
+use super::mechanisms::{Means, Mechanisms, Rules};
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::states::{FreeState, Thresholds, next_state};
-use super::{Config, Means, Mechanisms, balloon, evict, total};
+use super::{Config, balloon, evict, total};
 use crate::units::{Pages, VmId};
 
 /// What is to happen until the next snapshot.
@@ -63,6 +64,8 @@ pub enum Why {
     Fits,
     /// It is above its own limit: its balloon grows, or it is evicted from, in every state.
     OverLimit,
+    /// It has no shares and is above its reservation: as if that were its limit.
+    NoShares,
     /// It is above its fair part: its balloon grows.
     OverFairPart,
     /// It is above its fair part and no balloon will bring the rest: it is evicted from.
@@ -89,25 +92,35 @@ pub enum Stuck {
 /// Decides what is to happen, from a snapshot alone.
 #[must_use]
 pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
+    let host = &host.believable();
     let thresholds = Thresholds::of(host.budget, config);
     let state = next_state(host.state, host.free(), &thresholds);
-    let mechanisms = Mechanisms::of(state, config);
+    let rules = Rules::of(state, config);
     let available = available(host, state, &thresholds);
     let shortfall = evict::shortfall(state, host.free(), &thresholds);
 
-    let allotments = fair::allot(host, available, config);
-    let mut vms: Vec<VmPlan> = (host.vms.iter().zip(allotments))
-        .map(|(vm, allotment)| vm_plan(vm, allotment, state, mechanisms, config))
+    let allotments = fair::divide(host, available, config);
+    let balloons = fair::for_balloons(host, available, config, &allotments);
+    let mut vms: Vec<VmPlan> = (host.vms.iter().zip(&allotments).zip(balloons))
+        .map(|((vm, allotment), for_balloon)| VmPlan {
+            id: vm.id,
+            target: allotment.target,
+            balloon_target: balloon::target(vm, for_balloon, &rules, config),
+            evict: Pages(0),
+            means: Means::default(),
+            blocked: rules.mechanisms.block && vm.allocation() > allotment.target,
+            why: Why::Fits,
+        })
         .collect();
-    let orders = evict::orders(host, mechanisms, shortfall, &vms, config);
+    let orders = evict::orders(host, &rules, shortfall, &vms, config);
     for ((vm, plan), order) in host.vms.iter().zip(&mut vms).zip(orders) {
         (plan.evict, plan.means) = (order.pages, order.means);
-        plan.why = why(vm, plan, mechanisms);
+        plan.why = why(vm, plan, &rules);
     }
-    let stuck = stuck(host, shortfall, &vms);
+    let stuck = stuck(host, &rules, shortfall, &vms);
     Plan {
         state,
-        mechanisms,
+        mechanisms: rules.mechanisms,
         available,
         shortfall,
         vms,
@@ -130,29 +143,15 @@ fn available(host: &HostSnapshot, state: FreeState, thresholds: &Thresholds) -> 
     total([host.budget, host.sharing_saved()]).saturating_sub(total([host.overhead(), keep_free]))
 }
 
-fn vm_plan(
-    vm: &VmSnapshot,
-    allotment: Allotment,
-    state: FreeState,
-    mechanisms: Mechanisms,
-    config: &Config,
-) -> VmPlan {
-    VmPlan {
-        id: vm.id,
-        target: allotment.target,
-        balloon_target: balloon::target(vm, allotment, state, mechanisms, config),
-        evict: Pages(0),
-        means: Means::default(),
-        blocked: mechanisms.block && vm.allocation() > allotment.target,
-        why: Why::Fits,
-    }
-}
-
-fn why(vm: &VmSnapshot, plan: &VmPlan, mechanisms: Mechanisms) -> Why {
+fn why(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Why {
     let reclaimed = plan.evict > Pages(0) || plan.balloon_target > vm.ballooned;
     if reclaimed && vm.allocation() > vm.max() {
-        Why::OverLimit
-    } else if plan.evict > Pages(0) && (mechanisms.swap || !plan.means.swap) {
+        if vm.shares == 0 {
+            Why::NoShares
+        } else {
+            Why::OverLimit
+        }
+    } else if plan.evict > Pages(0) && (!rules.waits() || !plan.means.swap) {
         Why::HostShort
     } else if plan.evict > Pages(0) {
         Why::NoBalloon
@@ -167,11 +166,13 @@ fn why(vm: &VmSnapshot, plan: &VmPlan, mechanisms: Mechanisms) -> Why {
     }
 }
 
-fn stuck(host: &HostSnapshot, shortfall: Pages, plans: &[VmPlan]) -> Option<Stuck> {
+fn stuck(host: &HostSnapshot, rules: &Rules, shortfall: Pages, plans: &[VmPlan]) -> Option<Stuck> {
     let mut vms = host.vms.iter().zip(plans);
     let hopeful = vms.clone().any(|(vm, plan)| {
-        // A blocked guest runs no balloon agent, so its balloon is no hope.
-        plan.evict > Pages(0) || (!plan.blocked && balloon::pending(vm, plan) > Pages(0))
+        // A blocked guest runs no balloon agent, so its balloon is no hope. Relief ends by itself.
+        plan.evict > Pages(0)
+            || (!plan.blocked && balloon::pending(vm, plan) > Pages(0))
+            || (vm.relief.is_some() && rules.gives() && vm.allocation() > plan.target)
     });
     if shortfall == Pages(0) || hopeful {
         return None;

@@ -19,25 +19,53 @@ struct Guest {
     growth: u64,
     /// Pages its balloon moves by in a round.
     pace: u64,
-    /// Swapped pages it touches again in a round.
+    /// Evicted pages it touches again in a round. If it is known how many it uses, it touches no more
+    /// of them than it lacks of those.
     refault: u64,
     /// Whether its balloon takes pages it never touched before those it uses.
     untouched_first: bool,
+    /// The most host pages of its compression cache. Its pages compress to a half.
+    zip_max: u64,
+    /// The first round in which its cache is tried again.
+    zip_again: u64,
+    /// Whether its pages compress.
+    compresses: bool,
+    /// Pages that it was given so far.
+    served: u64,
 }
 
 impl Guest {
     fn new(size: u64, shares: u32, wants: u64) -> Self {
-        let vm = VmSnapshot {
-            shares,
-            ..VmSnapshot::sample(size, 0)
-        };
         Self {
-            vm,
+            vm: VmSnapshot {
+                shares,
+                ..VmSnapshot::sample(size, 0)
+            },
             wants,
             growth: size / 20,
             pace: size / 25,
             refault: 20,
             untouched_first: true,
+            zip_max: 0,
+            zip_again: 0,
+            compresses: true,
+            served: 0,
+        }
+    }
+
+    fn zip(&mut self, pages: i64) {
+        let vm = &mut self.vm;
+        vm.compressed.0 = vm.compressed.0.saturating_add_signed(pages);
+        vm.zip_pages.0 = vm.compressed.0.div_ceil(2);
+    }
+
+    /// What the policy sees in a round.
+    fn snapshot(&self, round: u64) -> VmSnapshot {
+        let room = self.zip_max.saturating_sub(self.vm.zip_pages.0);
+        let tried_in_vain = round < self.zip_again;
+        VmSnapshot {
+            zip_room: Pages(if tried_in_vain { 0 } else { room }),
+            ..self.vm.clone()
         }
     }
 
@@ -50,7 +78,12 @@ impl Guest {
         vm.ballooned.0 -= back;
         vm.untouched.0 += back;
         let mut more = target.saturating_sub(vm.ballooned).0.min(self.pace);
-        let mut homes = [&mut vm.untouched, &mut vm.resident, &mut vm.swapped];
+        let mut homes = [
+            &mut vm.untouched,
+            &mut vm.resident,
+            &mut vm.swapped,
+            &mut vm.compressed,
+        ];
         if !self.untouched_first {
             homes.rotate_left(1);
         }
@@ -60,31 +93,50 @@ impl Guest {
             vm.ballooned.0 += taken;
             more -= taken;
         }
+        self.zip(0);
     }
 
-    fn evict(&mut self, order: &VmPlan) {
-        let pages = order.evict;
+    fn evict(&mut self, order: &VmPlan, round: u64) {
         assert!(
-            pages <= self.vm.evictable(order.means),
-            "more than its swap file takes"
+            order.evict <= self.snapshot(round).evictable(order.means),
+            "more than its stores take"
         );
-        self.vm.resident.0 -= pages.0;
-        self.vm.swapped.0 += pages.0;
-        self.vm.swap_room.0 -= pages.0;
+        let mut zipped = 0;
+        if order.means.compress && self.compresses {
+            zipped = order.evict.0.min(self.snapshot(round).zip_room.0);
+        } else if order.evict > Pages(0) && order.means.compress {
+            self.zip_again = round + 4;
+        }
+        self.zip(zipped.cast_signed());
+        let mut swapped = 0;
+        if order.means.swap {
+            swapped = (order.evict.0 - zipped).min(self.vm.swap_room.0);
+        }
+        self.vm.resident.0 -= zipped + swapped;
+        self.vm.swapped.0 += swapped;
+        self.vm.swap_room.0 -= swapped;
     }
 
-    /// Touches pages: those it lacks of what it wants, and those that were swapped.
+    /// Touches pages: those it lacks of what it wants, and those that were evicted.
     fn run(&mut self, free: u64) {
         let vm = &mut self.vm;
-        let uses = vm.resident.0 + vm.swapped.0;
+        let uses = vm.resident.0 + vm.swapped.0 + vm.compressed.0;
         let lacks = self.wants.saturating_sub(uses);
         let grown = lacks.min(self.growth).min(vm.untouched.0).min(free);
         vm.untouched.0 -= grown;
         vm.resident.0 += grown;
-        let refilled = vm.swapped.0.min(self.refault).min(free - grown);
-        vm.swapped.0 -= refilled;
-        vm.swap_room.0 += refilled;
-        vm.resident.0 += refilled;
+        let lacks = match vm.active {
+            Some(active) => active.saturating_sub(vm.resident).0,
+            None => u64::MAX,
+        };
+        let refilled = lacks.min(self.refault).min(free - grown);
+        let unzipped = vm.compressed.0.min(refilled);
+        let read = vm.swapped.0.min(refilled - unzipped);
+        vm.swapped.0 -= read;
+        vm.swap_room.0 += read;
+        vm.resident.0 += read + unzipped;
+        self.served += grown + read + unzipped;
+        self.zip(-unzipped.cast_signed());
     }
 }
 
@@ -123,7 +175,7 @@ impl Host {
     fn snapshot(&self) -> HostSnapshot {
         let vms = (1..).zip(&self.guests).map(|(id, guest)| VmSnapshot {
             id: VmId(id),
-            ..guest.vm.clone()
+            ..guest.snapshot(self.round)
         });
         HostSnapshot {
             budget: Pages(self.budget),
@@ -140,7 +192,7 @@ impl Host {
         let thresholds = Thresholds::of(Pages(self.budget), &self.config);
         self.state = plan.state;
         for (at, order) in plan.vms.iter().enumerate() {
-            self.guests[at].evict(order);
+            self.guests[at].evict(order, self.round);
             if !order.blocked || plan.stuck.is_some() {
                 self.guests[at].follow_balloon(order.balloon_target);
             }

@@ -29,7 +29,7 @@ pub struct HostSnapshot {
 }
 
 /// A VM at one instant. `resident + shared + zero + compressed + swapped + ballooned + untouched`
-/// is its size.
+/// is its size. What cannot be true is corrected before it is used, see the planner.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSnapshot {
@@ -44,8 +44,8 @@ pub struct VmSnapshot {
     /// The most guest pages that are ever backed. None: its size.
     #[serde(default)]
     pub limit: Option<Pages>,
-    /// Its weight against the other VMs. A VM without shares keeps only its reservation when
-    /// memory is short.
+    /// Its weight against the other VMs. A VM without shares is held to its reservation, even when
+    /// memory is free, as in ESX.
     pub shares: u32,
     /// Guest pages in its own RAM: one host page each.
     #[serde(default)]
@@ -83,7 +83,11 @@ pub struct VmSnapshot {
     pub agent_alive: bool,
     /// The most guest pages its balloon may hold; the host-wide maximum holds as well.
     pub balloon_max: Pages,
-    /// Guest pages it is estimated to be using. None: not known yet.
+    /// While its guest has asked for relief, because it is short of memory itself: the most that its
+    /// balloon is to hold. None: it has not. Ignored in hard and low.
+    #[serde(default)]
+    pub relief: Option<Pages>,
+    /// Guest pages it is estimated to be using; more than its size counts as its size. None: not known yet.
     #[serde(default)]
     pub active: Option<Pages>,
     /// Guest pages that its swap file can still take.
@@ -94,7 +98,30 @@ pub struct VmSnapshot {
     pub swap_failing: bool,
 }
 
+/// The most pages that any address space has: a page less than 16 EiB. Sums of two of them do not
+/// overflow.
+const MOST: Pages = Pages((1 << 52) - 1);
+
 impl HostSnapshot {
+    /// The same host with numbers that can be true. Snapshots are also read from files, and guests and
+    /// stores move while they are counted.
+    ///
+    /// What contradicts itself is lowered until it does not: the budget to an address space, what is used
+    /// to the budget, a VM to an address space; its homes, in the order resident, shared, compressed,
+    /// swapped, ballooned, zero, untouched, to what those before leave of its size; what sharing saves
+    /// it to what it shares, its compression cache to the pages in it, what it uses and what its balloon
+    /// may hold to its size. Reservation and limit are settings: see [`VmSnapshot::min`] and [`VmSnapshot::max`].
+    #[must_use]
+    pub(super) fn believable(&self) -> Self {
+        let budget = self.budget.min(MOST);
+        Self {
+            budget,
+            used: self.used.min(budget),
+            vms: self.vms.iter().map(VmSnapshot::believable).collect(),
+            ..*self
+        }
+    }
+
     /// Host pages not in use.
     #[must_use]
     pub fn free(&self) -> Pages {
@@ -116,16 +143,49 @@ impl HostSnapshot {
 }
 
 impl VmSnapshot {
-    /// The most it may ever hold: its size or its limit, whichever is less.
+    fn believable(&self) -> Self {
+        let size = self.size.min(MOST);
+        let mut left = size;
+        let mut home = |pages: Pages| {
+            let pages = pages.min(left);
+            left = left.saturating_sub(pages);
+            pages
+        };
+        let resident = home(self.resident);
+        let shared = home(self.shared);
+        let compressed = home(self.compressed);
+        Self {
+            size,
+            resident,
+            shared,
+            sharing_saved: self.sharing_saved.min(shared),
+            compressed,
+            zip_pages: self.zip_pages.min(compressed),
+            swapped: home(self.swapped),
+            ballooned: home(self.ballooned),
+            zero: home(self.zero),
+            untouched: home(self.untouched),
+            balloon_max: self.balloon_max.min(size),
+            active: self.active.map(|active| active.min(size)),
+            ..*self
+        }
+    }
+
+    /// The most it may ever hold: its size or its limit, whichever is less, and without shares its
+    /// reservation.
     #[must_use]
     pub fn max(&self) -> Pages {
+        if self.shares == 0 {
+            return self.min();
+        }
         self.limit.unwrap_or(self.size).min(self.size)
     }
 
     /// The least it must be able to hold: its reservation.
     #[must_use]
     pub fn min(&self) -> Pages {
-        self.reservation.min(self.max())
+        let limit = self.limit.unwrap_or(self.size);
+        self.reservation.min(limit).min(self.size)
     }
 
     /// What it holds, for fairness: shared pages count in full, as ESX counts them, and the
@@ -174,6 +234,7 @@ impl VmSnapshot {
             untouched: Pages(size - resident),
             agent_alive: true,
             balloon_max: Pages(size),
+            relief: None,
             active: None,
             swap_room: Pages(size),
             swap_failing: false,

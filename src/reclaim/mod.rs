@@ -12,11 +12,14 @@
 //! own kernel, malicious) keeps only its own worker waiting.
 
 mod evict;
+mod join;
 mod pace;
 mod stash;
+mod stores;
 mod victims;
 mod worker;
 
 pub use evict::Evictor;
 pub use pace::{ScanSettings, host_ghz};
+pub use stash::trim_cache;
 pub use worker::{Job, Worker, WorkerHandle};

@@ -6,7 +6,7 @@ use crate::compress::{Compressor, MAX_PAYLOAD, StoreRefused};
 use crate::digest::{digest, low_half};
 use crate::page::{Home, Urgency};
 use crate::swap::{SlotRun, SwapError};
-use crate::units::{Gfn, PageBuf, SlotId};
+use crate::units::{Gfn, PageBuf, Pages, SlotId};
 use crate::vm::Vm;
 
 /// Oldest pages of a full cache that leave at once, so that their swap write is one cluster.
@@ -103,7 +103,7 @@ impl Stash {
         self.payload[..len].copy_from_slice(payload);
         let payload = &self.payload[..len];
         match store(vm, gfn, payload, low_half(digest)) {
-            Err(StoreRefused::Full { .. }) if may_spill && spill(vm) > 0 => {
+            Err(StoreRefused::Full { .. }) if may_spill && spill(vm, SPILL) > 0 => {
                 store(vm, gfn, payload, low_half(digest)).ok()
             }
             stored => stored.ok(),
@@ -122,14 +122,30 @@ fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRef
     stored
 }
 
-/// Moves the oldest pages of the cache to the swap file, decompressed, as ESX does; how many.
-fn spill(vm: &Vm) -> usize {
+/// Brings a cache that is above its cap, because that has fallen, down to it: moves up to `limit` of
+/// its oldest pages to the swap file, at most one cluster. How many moved; none when the cache is
+/// within its cap, or when the swap file takes nothing.
+///
+/// A page that moves frees memory only with the last page that shares its arena page, so a step may
+/// free none. The pages of one arena page came at about the same time: a few steps free most of what
+/// they moved.
+pub fn trim_cache(vm: &Vm, limit: u32) -> Pages {
+    if !vm.zip.lock().is_above_cap() {
+        return Pages(0);
+    }
+    let want = SPILL.min(limit as usize);
+    Pages(spill(vm, want) as u64)
+}
+
+/// Moves up to `want` of the oldest pages of the cache to the swap file, decompressed, as ESX does; how
+/// many.
+fn spill(vm: &Vm, want: usize) -> usize {
     let oldest: Vec<(Gfn, SlotId)> = vm.zip.lock().by_age().take(SPILL_LOOKS).collect();
     let mut cluster = Cluster::default();
     let mut pages = Vec::with_capacity(SPILL);
     let mut content = PageBuf::zeroed();
     for (gfn, slot) in oldest {
-        if pages.len() == SPILL {
+        if pages.len() == want {
             break;
         }
         let Some(page) = vm.table.try_lock(gfn) else {

@@ -2,20 +2,24 @@
 //!
 //! Everything it does comes in small pieces, taken in this order: what the balloon's session asks for
 //! (an agent waits for the answer), eviction that the policy has ordered, pages that other VMs
-//! found to equal theirs, and a slice of scanning or a new period of sampling when it is due.
+//! found to equal theirs, a slice of scanning or a new period of sampling when it is due, and what
+//! settings that have changed ask of the stores and of sharing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use memvisor_guest_agent::protocol::balloon::StatusRun;
 
 use super::evict::Evictor;
+use super::join::Joining;
 use super::pace::Pace;
+use super::stores::Stores;
 use crate::balloon;
 use crate::engine::{EngineError, Link};
+use crate::pool::Pool;
 use crate::sample::Sampler;
 use crate::share::{Peers, Scanner};
 use crate::sys::Process;
@@ -42,6 +46,8 @@ pub enum Job {
     ReleaseAll(Sender<()>),
     /// A frame with the content that this page had exists now.
     Look(Gfn),
+    /// Share in this pool from now on, or with nobody.
+    Join(Option<Arc<Pool>>),
     /// The orders of the policy or the rate of scanning have changed.
     Wake,
     /// The VM ends.
@@ -55,7 +61,7 @@ pub struct WorkerHandle {
     speeds: Arc<Speeds>,
 }
 
-/// How fast the worker does what nobody asks for.
+/// What the worker goes by in what nobody asks for.
 #[derive(Debug, Default)]
 struct Speeds {
     /// Pages a second; zero for none.
@@ -65,12 +71,9 @@ struct Speeds {
 }
 
 impl WorkerHandle {
-    /// Asks for something that need not happen: dropped when the worker is behind.
-    pub fn suggest(&self, job: Job) {
-        match self.jobs.try_send(job) {
-            // Behind, or ending: both are fine for a suggestion.
-            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
-        }
+    /// Asks for something that need not happen: dropped when the worker is behind. Whether it was not.
+    pub fn suggest(&self, job: Job) -> bool {
+        self.jobs.try_send(job).is_ok()
     }
 
     /// Asks for something and waits for the answer; `None` when the worker has ended.
@@ -130,6 +133,8 @@ impl Worker {
                 pace: Pace::new(),
                 next_scan: Instant::now(),
                 evict_after: Instant::now(),
+                joining: None,
+                stores: Stores::default(),
                 ending: false,
                 vm,
                 peers,
@@ -167,13 +172,15 @@ struct State {
     pace: Pace,
     next_scan: Instant,
     evict_after: Instant,
+    joining: Option<Joining>,
+    stores: Stores,
     ending: bool,
 }
 
 impl State {
     fn run(mut self, queue: &Receiver<Job>, link: &Link) {
         loop {
-            match self.turn(queue) {
+            match self.turn(queue, link) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(EngineError::Gone) => break,
@@ -191,7 +198,7 @@ impl State {
     }
 
     /// One job, one batch or one slice. `false` when the worker is no longer wanted.
-    fn turn(&mut self, queue: &Receiver<Job>) -> Result<bool, EngineError> {
+    fn turn(&mut self, queue: &Receiver<Job>, link: &Link) -> Result<bool, EngineError> {
         let now = Instant::now();
         let evict_due = self.vm.orders.evict().0 > Pages(0);
         let scan = self.speeds.scan.load(Ordering::Relaxed) > 0;
@@ -205,6 +212,12 @@ impl State {
         }
         if scan {
             until = until.min(self.next_scan);
+        }
+        if let Some(joining) = &self.joining {
+            until = until.min(joining.due());
+        }
+        if let Some(due) = self.stores.due() {
+            until = until.min(due);
         }
         match queue.recv_timeout(until.saturating_duration_since(now)) {
             Ok(Job::End) | Err(RecvTimeoutError::Disconnected) => return Ok(false),
@@ -222,6 +235,12 @@ impl State {
             self.scan()?;
         }
         self.sampler.tick(&self.vm, now, period)?;
+        if let Some(joining) = &mut self.joining
+            && joining.step(&self.vm, link)?
+        {
+            self.joining = None;
+        }
+        self.stores.step(&self.vm, now);
         Ok(true)
     }
 
@@ -239,6 +258,7 @@ impl State {
                 balloon::release_all(vm);
                 let _ = answer.send(());
             }
+            Job::Join(pool) => self.joining = Some(Joining::begin(vm, pool)),
             Job::Look(gfn) => self.look(gfn, queue)?,
             // Taken out behind looks.
             Job::End => self.ending = true,

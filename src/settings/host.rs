@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use super::table::{Key, Spec};
 use super::value::{Value, shown};
+use crate::policy::{Config, Generation, IdleTaxType};
 use crate::units::Pages;
 
 /// A set of defaults.
@@ -70,28 +71,6 @@ pub enum ForceSalting {
     Own,
 }
 
-/// How idle memory is taken: `Mem.IdleTaxType`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum IdleTaxType {
-    /// 0: by paging.
-    Flat,
-    /// 1: by the balloon.
-    Variable,
-}
-
-/// The free-memory states and their thresholds: `Memvisor.FreeStates`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FreeStates {
-    /// OSDI 2002 to ESX 4.0: 6, 4, 2 and 1 % of memory.
-    Osdi2002,
-    /// ESX 4.1: 6 % of memory, and 64, 32 and 16 % of that.
-    Esx41,
-    /// ESX 5.0: as 4.1, of a part of memory that is the smaller the larger the host.
-    Esx50,
-    /// ESX 6.0: as 5.0 with a state clear, and high from 400 % on.
-    Esx60,
-}
-
 /// The values of all host settings at one moment. Their ranges are those of
 /// [`TABLE`](super::TABLE).
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -125,7 +104,7 @@ pub struct HostSettings {
     /// `Mem.MemZipMaxAllocPct`, in percent.
     pub mem_zip_max_alloc_pct: u32,
     /// `Memvisor.FreeStates`.
-    pub free_states: FreeStates,
+    pub free_states: Generation,
     /// `Memvisor.StateMargin`, in percent.
     pub state_margin: u32,
     /// `Memvisor.Headroom`, in percent.
@@ -172,15 +151,28 @@ impl HostSettings {
             mem_zip_max_pct: whole(Key::MemZipMaxPct),
             mem_zip_max_alloc_pct: whole(Key::MemZipMaxAllocPct),
             free_states: match value(Key::FreeStates) {
-                Value::Choice("2002") => FreeStates::Osdi2002,
-                Value::Choice("4.1") => FreeStates::Esx41,
-                Value::Choice("5.0") => FreeStates::Esx50,
-                Value::Choice("6.0") => FreeStates::Esx60,
+                Value::Choice(name) => name.parse().expect("every choice is a generation"),
                 other => panic!("{other:?} is no choice of FreeStates"),
             },
             state_margin: whole(Key::StateMargin),
             headroom: whole(Key::Headroom),
             evict_round: Pages(whole(Key::EvictRound).into()),
+        }
+    }
+
+    /// What of it the policy needs.
+    #[must_use]
+    pub const fn policy(&self) -> Config {
+        Config {
+            generation: self.free_states,
+            min_free_percent: self.mem_min_free_pct,
+            margin_percent: self.state_margin,
+            balloon_max_percent: self.ctl_max_percent,
+            headroom_percent: self.headroom,
+            idle_tax_percent: self.idle_tax,
+            idle_tax_type: self.idle_tax_type,
+            zip_enabled: self.mem_zip_enable,
+            evict_round: self.evict_round,
         }
     }
 
@@ -213,7 +205,7 @@ mod tests {
             mem_zip_enable: true,
             mem_zip_max_pct: 10,
             mem_zip_max_alloc_pct: 50,
-            free_states: FreeStates::Esx60,
+            free_states: Generation::G60,
             state_margin: 20,
             headroom: 10,
             evict_round: Pages(4096),
@@ -232,10 +224,36 @@ mod tests {
             share_force_salting: ForceSalting::Common,
             sample_period: Duration::from_secs(2),
             balance_period: Duration::from_secs(1),
-            free_states: FreeStates::Esx50,
+            free_states: Generation::G50,
             ..HostSettings::profile(Profile::Esx)
         };
         assert_eq!(lab, expected);
+    }
+
+    #[test]
+    fn every_value_that_may_be_set_is_one_that_the_policy_takes() {
+        for profile in [Profile::Lab, Profile::Esx] {
+            HostSettings::profile(profile)
+                .policy()
+                .check()
+                .expect("defaults are in range");
+        }
+        for spec in &super::super::TABLE {
+            let Some((min, max)) = spec.kind.bounds() else {
+                continue;
+            };
+            for bound in [min, max] {
+                let value = spec
+                    .key
+                    .read(&bound.to_string())
+                    .expect("a bound is allowed");
+                let settings = HostSettings::of(|key| {
+                    let default = Profile::Lab.default_of(key.spec());
+                    if key == spec.key { value } else { default }
+                });
+                settings.policy().check().expect(spec.name);
+            }
+        }
     }
 
     #[test]

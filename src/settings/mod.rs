@@ -25,7 +25,7 @@ mod vm;
 
 pub use domain::Domain;
 pub use file::{ConfigError, ConfigFile, EngineChoice, Problem, StartSettings};
-pub use host::{ForceSalting, FreeStates, HostSettings, IdleTaxType, Profile, ProfileError};
+pub use host::{ForceSalting, HostSettings, Profile, ProfileError};
 pub use layers::{DEFAULT, Layer, Layers, Origin, SettingView};
 pub use name::{NAME_MAX, NameError, check_vm_name};
 pub use patch::VmPatch;

@@ -15,10 +15,6 @@ use crate::units::Pages;
 /// Some settings of a VM: what somebody wants changed.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
-#[expect(
-    clippy::option_option,
-    reason = "the outer None leaves it as it is, the inner one says none"
-)]
 pub struct VmPatch {
     /// Its weight.
     #[serde(
@@ -155,7 +151,6 @@ fn bytes_json<S: Serializer>(pages: &Option<Pages>, to: S) -> Result<S::Ok, S::E
     pages.map(Pages::bytes).serialize(to)
 }
 
-#[expect(clippy::option_option, reason = "the type of the field")]
 fn or_null_json<S: Serializer>(pages: &Option<Option<Pages>>, to: S) -> Result<S::Ok, S::Error> {
     pages.flatten().map(Pages::bytes).serialize(to)
 }

@@ -36,6 +36,8 @@ pub struct Spec {
     pub key: Key,
     /// Its name: ESX's, or with the prefix `Memvisor.` where ESX has no such setting.
     pub name: &'static str,
+    /// What it is about, for lists.
+    pub group: &'static str,
     /// What it counts in, and how far.
     pub kind: Kind,
     /// The default of profile `lab`.
@@ -64,6 +66,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::ShareScanTime,
         name: "Mem.ShareScanTime",
+        group: "sharing",
         kind: Kind::time(TimeUnit::Minutes, 120, 36_000_000),
         lab: millis(3000),
         esx: millis(3_600_000),
@@ -73,6 +76,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::ShareScanGHz,
         name: "Mem.ShareScanGHz",
+        group: "sharing",
         kind: Kind::whole("MB/s per GHz", 0, 32),
         lab: whole(32),
         esx: whole(4),
@@ -83,6 +87,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::ShareRateMax,
         name: "Mem.ShareRateMax",
+        group: "sharing",
         kind: Kind::whole("pages/s", 0, 32_768),
         lab: whole(32_768),
         esx: whole(1024),
@@ -92,6 +97,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::ShareForceSalting,
         name: "Mem.ShareForceSalting",
+        group: "sharing",
         kind: Kind::whole("", 0, 2),
         lab: whole(1),
         esx: whole(2),
@@ -103,6 +109,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::IdleTax,
         name: "Mem.IdleTax",
+        group: "allocation",
         kind: Kind::whole(PERCENT, 0, 99),
         lab: whole(75),
         esx: whole(75),
@@ -113,6 +120,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::IdleTaxType,
         name: "Mem.IdleTaxType",
+        group: "allocation",
         kind: Kind::whole("", 0, 1),
         lab: whole(1),
         esx: whole(1),
@@ -122,6 +130,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::SamplePeriod,
         name: "Mem.SamplePeriod",
+        group: "allocation",
         kind: Kind::time(TimeUnit::Seconds, 0, 180_000),
         lab: millis(2000),
         esx: millis(60_000),
@@ -131,6 +140,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::SampleActivePctMin,
         name: "Mem.SampleActivePctMin",
+        group: "allocation",
         kind: Kind::whole(PERCENT, 0, 10),
         lab: whole(1),
         esx: whole(1),
@@ -140,6 +150,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::BalancePeriod,
         name: "Mem.BalancePeriod",
+        group: "allocation",
         kind: Kind::time(TimeUnit::Seconds, 100, 180_000),
         lab: millis(1000),
         esx: millis(15_000),
@@ -149,6 +160,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::CtlMaxPercent,
         name: "Mem.CtlMaxPercent",
+        group: "balloon",
         kind: Kind::whole(PERCENT, 0, 99),
         lab: whole(65),
         esx: whole(65),
@@ -158,6 +170,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::MemMinFreePct,
         name: "Mem.MemMinFreePct",
+        group: "free memory",
         kind: Kind::whole(PERCENT, 0, 50),
         lab: whole(0),
         esx: whole(0),
@@ -168,6 +181,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::MemZipEnable,
         name: "Mem.MemZipEnable",
+        group: "compression",
         kind: Kind::whole("", 0, 1),
         lab: whole(1),
         esx: whole(1),
@@ -177,6 +191,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::MemZipMaxPct,
         name: "Mem.MemZipMaxPct",
+        group: "compression",
         kind: Kind::whole(PERCENT, 5, 100),
         lab: whole(10),
         esx: whole(10),
@@ -186,6 +201,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::MemZipMaxAllocPct,
         name: "Mem.MemZipMaxAllocPct",
+        group: "compression",
         kind: Kind::whole(PERCENT, 5, 100),
         lab: whole(50),
         esx: whole(50),
@@ -195,6 +211,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::FreeStates,
         name: "Memvisor.FreeStates",
+        group: "free memory",
         kind: Kind::Choice(&["2002", "4.1", "5.0", "6.0"]),
         lab: Value::Choice("5.0"),
         esx: Value::Choice("6.0"),
@@ -206,6 +223,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::StateMargin,
         name: "Memvisor.StateMargin",
+        group: "free memory",
         kind: Kind::whole(PERCENT, 10, 25),
         lab: whole(20),
         esx: whole(20),
@@ -216,6 +234,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::Headroom,
         name: "Memvisor.Headroom",
+        group: "balloon",
         kind: Kind::whole(PERCENT, 1, 100),
         lab: whole(10),
         esx: whole(10),
@@ -225,6 +244,7 @@ pub const TABLE: [Spec; 18] = [
     Spec {
         key: Key::EvictRound,
         name: "Memvisor.EvictRound",
+        group: "eviction",
         kind: Kind::whole("pages", 1, 1 << 20),
         lab: whole(4096),
         esx: whole(4096),
@@ -321,16 +341,15 @@ impl Key {
 /// How alike two names must be to be suggested: a swapped or missing letter is, another word is not.
 const ALIKE: f64 = 0.85;
 
-/// Up to three of `names` that are like `name`, or like it but for a prefix; the likest first.
+/// Up to three of `names` that are like `name`, prefixes aside; the likest first.
 pub(super) fn nearest(name: &str, names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
-    let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
-    let asked = name.to_ascii_lowercase();
+    let last = |name: &str| {
+        let part = name.rsplit('.').next().unwrap_or_default();
+        part.to_ascii_lowercase()
+    };
+    let asked = last(name);
     let mut alike: Vec<(f64, &str)> = names
-        .map(|known| {
-            let lower = known.to_ascii_lowercase();
-            let whole = jaro_winkler(&asked, &lower);
-            (whole.max(jaro_winkler(&last(&asked), &last(&lower))), known)
-        })
+        .map(|known| (jaro_winkler(&asked, &last(known)), known))
         .filter(|(alike, _)| *alike >= ALIKE)
         .collect();
     alike.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -377,6 +396,8 @@ mod tests {
             assert!(error.contains(&format!("near: {near}")), "{error}");
             assert!(error.contains("`memvisor get --all` lists them"), "{error}");
         }
+        let error = Key::find("Mem.X").expect_err("none").to_string();
+        assert!(!error.contains("near"), "{error}");
         let error = Key::find("bananas\n").expect_err("none").to_string();
         assert!(error.contains("`bananas\\n`; `memvisor get"), "{error}");
     }

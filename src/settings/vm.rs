@@ -125,7 +125,6 @@ fn pages(text: &str) -> Option<Pages> {
 }
 
 /// The outer `None` means that the text is not allowed, the inner one that it says `none`.
-#[expect(clippy::option_option, reason = "each level has a meaning of its own")]
 fn or_none<T>(text: &str, read: fn(&str) -> Option<T>) -> Option<Option<T>> {
     if text == "none" {
         return Some(None);

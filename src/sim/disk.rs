@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use crate::swap::Storage;
 use crate::sync::{AtomicU32, Mutex, Ordering};
-use crate::units::{PAGE_SIZE, PageBuf, SlotId};
+use crate::units::{Bytes, PAGE_SIZE, PageBuf, SlotId};
 
 /// Whole pages in memory. Writes fail while a test says so, and pages can be damaged.
 #[derive(Debug, Default)]
@@ -33,7 +32,7 @@ impl SimDisk {
     }
 }
 
-impl Storage for Arc<SimDisk> {
+impl Storage for SimDisk {
     fn write_at(&self, pages: &[PageBuf], offset: u64) -> io::Result<usize> {
         let errno = self.errno.load(Ordering::SeqCst);
         if errno != 0 {
@@ -52,5 +51,19 @@ impl Storage for Arc<SimDisk> {
             None => *page = PageBuf::zeroed(),
         }
         Ok(PAGE_SIZE)
+    }
+
+    fn available(&self) -> io::Result<Bytes> {
+        Ok(Bytes(u64::MAX))
+    }
+
+    fn extend(&self, _from: Bytes, _to: Bytes) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn truncate(&self, len: Bytes) -> io::Result<()> {
+        let end = len.0 / PAGE_SIZE as u64;
+        self.pages.lock().retain(|number, _| *number < end);
+        Ok(())
     }
 }

@@ -9,6 +9,7 @@ use crate::compress::{ZipError, samples};
 use crate::engine::{EngineError, EngineKind, Reply};
 use crate::fault::{Access, FaultError, Outcome, complete, resolve};
 use crate::page::{Home, Urgency};
+use crate::reclaim::trim_cache;
 use crate::swap::SwapError;
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
 use crate::vm::Means;
@@ -159,6 +160,46 @@ fn damaged_zip_slot_is_not_spilled_as_if_it_were_whole() {
     assert_eq!(guest.home(0), Home::Compressed(slot));
     guest.vm.zip.lock().damage(slot);
     end(&host, guest);
+}
+
+/// The cap falls while the cache is full: its oldest pages move on to swap, a few at a time, and the
+/// memory is really given back.
+#[test]
+fn lowered_cap_trims_the_oldest_pages_of_the_cache() {
+    for kind in BOTH {
+        let (host, mut guest) = host_and_guest(kind, 1000);
+        (0..32).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 1900)));
+        assert_eq!(trim_cache(&guest.vm, 8), Pages(0), "there is no cache");
+        // One at a time: the order of arrival is theirs.
+        while guest.evict(1) > 0 {}
+        let oldest: Vec<Gfn> = guest.vm.zip.lock().by_age().map(|(gfn, _)| gfn).collect();
+        assert_eq!((oldest.len(), guest.vm.zip.lock().pages_used()), (32, 16));
+        assert_eq!(trim_cache(&guest.vm, 8), Pages(0), "it is within its cap");
+        let used = host.budget.used().0;
+        guest.vm.zip.lock().set_max_pages(4);
+        guest.disk.set_failing(Some(Errno::ENOSPC));
+        assert_eq!(trim_cache(&guest.vm, 5), Pages(0));
+        host.check(&[&guest]);
+        guest.disk.set_failing(None);
+        let mut moved = 0;
+        loop {
+            let step = trim_cache(&guest.vm, 5).0;
+            assert!(step <= 5);
+            host.check(&[&guest]);
+            if step == 0 {
+                break;
+            }
+            moved += step as usize;
+        }
+        assert_eq!(guest.vm.zip.lock().pages_used(), 4);
+        assert_eq!(host.budget.used().0, used - 12);
+        for (at, gfn) in oldest.iter().enumerate() {
+            let is_swapped = matches!(guest.home(gfn.0), Home::Swapped(_));
+            assert_eq!(is_swapped, at < moved, "the oldest go first");
+        }
+        guest.read_all();
+        end(&host, guest);
+    }
 }
 
 #[test]

@@ -99,10 +99,6 @@ impl Host {
         let params = VmParams {
             name: format!("vm-{id}"),
             pages: spec.pages,
-            reservation: 0,
-            limit: spec.pages,
-            shares: 1000,
-            salt: Some(spec.salt.to_string()),
             workload: String::new(),
         };
         if !self.budget.take(params.metadata().0, Urgency::Touch) {
@@ -116,7 +112,7 @@ impl Host {
             budget: Arc::clone(&self.budget),
             pool,
             zip: ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd"),
-            swap: SwapFile::over(Box::new(Arc::clone(&disk)), spec.swap_slots),
+            swap: SwapFile::over(Arc::clone(&disk) as _, spec.swap_slots, spec.pages),
             parking: Arc::new(Parking::new().expect("an eventfd")),
             vma_budget: spec.vma_budget,
         };

@@ -13,7 +13,7 @@ use crate::balloon;
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::Urgency;
-use crate::reclaim::Evictor;
+use crate::reclaim::{Evictor, trim_cache};
 use crate::sample::Sampler;
 use crate::share::{Leaver, Scanner};
 use crate::sync::{self, AtomicU32, Mutex, Ordering};
@@ -162,7 +162,13 @@ impl Worker {
     }
 
     fn something(&mut self) {
-        match thread_rng().gen_range(0..7) {
+        match thread_rng().gen_range(0..8) {
+            // As when the cap of its cache falls for a moment.
+            5 => {
+                self.vm.zip.lock().set_max_pages(0);
+                trim_cache(&self.vm, 2);
+                self.vm.zip.lock().set_max_pages(1);
+            }
             0..2 => {
                 let found = self.scanner.scan(&self.vm, &*self.peers, PAGES);
                 found.expect("the session lives");

@@ -10,6 +10,7 @@ use crate::balloon;
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::Home;
+use crate::reclaim::trim_cache;
 use crate::share::{Leaver, Left, Scanner};
 use crate::units::{FrameId, Gfn, GfnRun, PageBuf, Pages, VmId};
 use crate::vm::{Means, Vm};
@@ -76,6 +77,8 @@ enum Step {
     ReleaseAll,
     SwapFails(Option<bool>),
     ZipCap(u32),
+    TrimCache(u32),
+    SwapSlots(u32),
     RefuseVmas(u32),
     AcceptVmas,
     /// The guest's kernel drops mappings of its own accord, and the guest goes on.
@@ -109,6 +112,8 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         1 => Just(Step::ReleaseAll),
         1 => prop::option::of(any::<bool>()).prop_map(Step::SwapFails),
         1 => (0..5u32).prop_map(Step::ZipCap),
+        2 => (1..9u32).prop_map(Step::TrimCache),
+        1 => (0..=PAGES).prop_map(Step::SwapSlots),
         1 => (0..4u32).prop_map(Step::RefuseVmas),
         2 => Just(Step::AcceptVmas),
         2 => (gfn(), 1..12u32).prop_map(|(gfn, count)| Step::ForgetMappings(gfn, count)),
@@ -238,6 +243,8 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
             guest.disk.set_failing(errno);
         }
         Step::ZipCap(pages) => vm.zip.lock().set_max_pages(pages),
+        Step::TrimCache(limit) => trim(guest, limit),
+        Step::SwapSlots(slots) => vm.swap.resize(slots).expect("a disk with room"),
         Step::RefuseVmas(after) => guest.space.refuse_after(after),
         Step::AcceptVmas => guest.space.accept(),
         Step::ForgetMappings(gfn, count) => {
@@ -319,6 +326,20 @@ fn inflate(guest: &mut Guest, run: GfnRun) {
         }
     }
     assert_eq!(pages.next(), None);
+}
+
+/// Nobody has a page locked that is compressed, so either the cache comes down or swap takes nothing.
+fn trim(guest: &Guest, limit: u32) {
+    let vm = &guest.vm;
+    let (before, above) = {
+        let zip = vm.zip.lock();
+        (zip.stored(), zip.is_above_cap())
+    };
+    let moved = trim_cache(vm, limit);
+    assert!(moved <= Pages(u64::from(limit)) && (above || moved == Pages(0)));
+    assert_eq!(vm.zip.lock().stored().0, before.0 - moved.0);
+    let swap = vm.swap.stats();
+    assert!(moved > Pages(0) || !above || vm.is_swap_failing() || swap.used >= swap.slots);
 }
 
 fn deflate(guest: &Guest, run: GfnRun) {

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use super::Storage;
-use crate::units::{PAGE_SIZE, PageBuf};
+use crate::sync::{Mutex, MutexGuard};
+use crate::units::{Bytes, PAGE_SIZE, PageBuf};
 
 /// What happens to one call.
 #[derive(Clone, Copy, Debug)]
@@ -22,23 +23,38 @@ pub(crate) enum Fault {
     Lost,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     faults: HashMap<usize, Fault>,
     bytes: HashMap<u64, u8>,
     calls: usize,
+    len: u64,
+    available: u64,
 }
 
-/// Counts its calls from 0 and looks each up in its faults. Unwritten bytes are zero.
-#[derive(Debug, Default)]
+/// Counts its calls from 0 and looks each up in its faults. Unwritten bytes are zero. It panics when
+/// somebody reads or writes behind its end.
+#[derive(Debug)]
 pub(crate) struct FaultyStorage(Mutex<State>);
 
 impl FaultyStorage {
+    /// A storage without an end.
     pub(crate) fn new(faults: impl IntoIterator<Item = (usize, Fault)>) -> Self {
         Self(Mutex::new(State {
             faults: faults.into_iter().collect(),
-            ..State::default()
+            bytes: HashMap::new(),
+            calls: 0,
+            len: u64::MAX,
+            available: 0,
         }))
+    }
+
+    /// A storage of so many pages that can get so many more.
+    pub(crate) fn of(pages: u32, available: u32) -> Self {
+        let storage = Self::new([]);
+        storage.state().len = u64::from(pages) * PAGE_SIZE as u64;
+        storage.state().available = u64::from(available) * PAGE_SIZE as u64;
+        storage
     }
 
     /// Adds a fault to the next call.
@@ -48,8 +64,23 @@ impl FaultyStorage {
         state.faults.insert(next, fault);
     }
 
+    /// Adds a fault to a later call.
+    pub(crate) fn fail_at(&self, call: usize, fault: Fault) {
+        self.state().faults.insert(call, fault);
+    }
+
+    /// Forgets all faults that have not happened yet.
+    pub(crate) fn heal(&self) {
+        self.state().faults.clear();
+    }
+
     pub(crate) fn calls(&self) -> usize {
         self.state().calls
+    }
+
+    /// Its length in pages.
+    pub(crate) fn pages(&self) -> u32 {
+        u32::try_from(self.state().len / PAGE_SIZE as u64).unwrap()
     }
 
     /// What is stored at a page number.
@@ -61,7 +92,7 @@ impl FaultyStorage {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.0.lock()
     }
 }
 
@@ -76,17 +107,26 @@ impl State {
             *byte = self.bytes.get(&at).copied().unwrap_or(0);
         }
     }
+
+    fn check_inside(&self, offset: u64, len: usize) {
+        let end = offset + len as u64;
+        assert!(end <= self.len, "byte {end} of {}", self.len);
+    }
 }
 
-impl Storage for FaultyStorage {
+impl Storage for Arc<FaultyStorage> {
     fn write_at(&self, pages: &[PageBuf], offset: u64) -> io::Result<usize> {
         let mut state = self.state();
         let mut bytes: Vec<u8> = pages.iter().flat_map(|page| page.0).collect();
+        state.check_inside(offset, bytes.len());
         match state.next_fault() {
             None => {}
             Some(Fault::Fail(errno)) => return Err(errno.into()),
             Some(Fault::Short(len)) => bytes.truncate(len),
-            Some(Fault::Flip(at)) => bytes[at] ^= 0x10,
+            Some(Fault::Flip(at)) => {
+                let at = at % bytes.len();
+                bytes[at] ^= 0x10;
+            }
             Some(Fault::Lost) => return Ok(bytes.len()),
         }
         let len = bytes.len();
@@ -96,19 +136,49 @@ impl Storage for FaultyStorage {
 
     fn read_at(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize> {
         let mut state = self.state();
+        state.check_inside(offset, PAGE_SIZE);
         let mut len = PAGE_SIZE;
         let mut flip = None;
         match state.next_fault() {
-            None => {}
+            // Nothing is lost when it is read.
+            None | Some(Fault::Lost) => {}
             Some(Fault::Fail(errno)) => return Err(errno.into()),
-            Some(Fault::Short(short)) => len = short,
-            Some(Fault::Flip(at)) => flip = Some(at),
-            Some(Fault::Lost) => panic!("a read is not lost"),
+            Some(Fault::Short(short)) => len = short.min(PAGE_SIZE),
+            Some(Fault::Flip(at)) => flip = Some(at % PAGE_SIZE),
         }
         state.copy_out(&mut page.0[..len], offset);
         if let Some(at) = flip {
             page.0[at] ^= 0x10;
         }
         Ok(len)
+    }
+
+    fn available(&self) -> io::Result<Bytes> {
+        Ok(Bytes(self.state().available))
+    }
+
+    fn extend(&self, from: Bytes, to: Bytes) -> io::Result<()> {
+        let mut state = self.state();
+        assert_eq!(from.0, state.len, "the length it is thought to have");
+        if let Some(Fault::Fail(errno)) = state.next_fault() {
+            return Err(errno.into());
+        }
+        let more = to.0 - from.0;
+        let left = state.available.checked_sub(more);
+        state.available = left.ok_or(io::ErrorKind::StorageFull)?;
+        state.len = to.0;
+        Ok(())
+    }
+
+    fn truncate(&self, len: Bytes) -> io::Result<()> {
+        let mut state = self.state();
+        assert!(len.0 <= state.len, "{len} is longer than {}", state.len);
+        if let Some(Fault::Fail(errno)) = state.next_fault() {
+            return Err(errno.into());
+        }
+        state.available += state.len - len.0;
+        state.len = len.0;
+        state.bytes.retain(|at, _| *at < len.0);
+        Ok(())
     }
 }

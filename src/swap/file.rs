@@ -1,93 +1,32 @@
 //! The swap file of one VM.
 
-use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use thiserror::Error;
-
-use super::slots::{FreeSlots, SlotRun};
+use super::error::SwapError;
+use super::moving::{Moving, Progress};
+use super::place::Place;
+use super::slots::{SlotRun, Slots};
 use super::storage::{Storage, read_whole, write_whole};
 use crate::digest::digest;
 use crate::sync::{AtomicU64, Mutex, Ordering};
-use crate::sys::{DirectFile, Filesystem};
-use crate::units::{Bytes, PAGE_SIZE, PageBuf, Pages, SlotId};
+use crate::units::{PAGE_SIZE, PageBuf, Pages, SlotId};
 
-/// What can go wrong with a swap file.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum SwapError {
-    /// The file could not be made.
-    #[error("VM `{vm}`: cannot create a swap file in {}", dir.display())]
-    Create {
-        /// The VM it was for.
-        vm: String,
-        /// Where it was to be.
-        dir: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The disk has not enough room for the whole file: the VM cannot be powered on.
-    #[error(
-        "VM `{vm}`: a swap file of {wanted} does not fit into {}, which has {available} available",
-        dir.display()
-    )]
-    NoSpace {
-        /// The VM it was for.
-        vm: String,
-        /// Where it was to be.
-        dir: PathBuf,
-        /// The length of the file: configured memory - reservation.
-        wanted: Bytes,
-        /// What the filesystem had left.
-        available: Bytes,
-    },
-    /// A write found the disk, the quota or the file at its limit. The pages stay where they were;
-    /// trying again helps only after room was made.
-    #[error("swap slots {run}: no room on the disk")]
-    Full {
-        /// What was being written.
-        run: SlotRun,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A write failed. The pages stay where they were.
-    #[error("swap slots {run}: write failed")]
-    Write {
-        /// What was being written.
-        run: SlotRun,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A read failed: the page cannot be had.
-    #[error("swap slot {}: read failed", slot.0)]
-    Read {
-        /// What was being read.
-        slot: SlotId,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The disk returned other bytes than were written, or the slot was never written or is free.
-    #[error("swap slot {} is corrupt: its digest is {found:#018x}, not {expected:#018x}", slot.0)]
-    Corrupt {
-        /// What was being read.
-        slot: SlotId,
-        /// The digest of what was written.
-        expected: u64,
-        /// The digest of what came back.
-        found: u64,
-    },
-}
+/// The digest of a slot that holds no page. A page whose digest this is has [`ZERO`] instead.
+const EMPTY: u64 = 0;
+const ZERO: u64 = 1;
 
 /// What a swap file holds and did. The parts are read one after the other, not in one instant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SwapStats {
-    /// Slots in all.
+    /// Slots that may be in use.
     pub slots: Pages,
-    /// Slots that are allocated.
+    /// Slots that are allocated; more than `slots` for a while after that fell.
     pub used: Pages,
-    /// Pages read and verified since power-on.
+    /// Pages read and verified for the guest since power-on.
     pub read: Pages,
-    /// Pages written since power-on.
+    /// Pages written since power-on, not counting those that were copied to another directory.
     pub written: Pages,
     /// Clusters written since power-on; `written / clusters` is the mean length of a write.
     pub clusters: u64,
@@ -96,10 +35,15 @@ pub struct SwapStats {
 /// The swapped pages of one VM.
 #[derive(Debug)]
 pub struct SwapFile {
-    storage: Box<dyn Storage>,
-    free: Mutex<FreeSlots>,
-    /// The digest of each slot's page. Relaxed is enough: who reads a slot learnt of it from the
-    /// page table, whose entry was published after the digest.
+    vm: String,
+    /// The file in use. Readers take a reference and read without the lock.
+    pub(super) place: Mutex<Place>,
+    slots: Mutex<Slots>,
+    /// Held by whoever writes, across the write: the copy of a move and the writes of pages must not
+    /// overlap, nor a change of the length with either. No reader takes it.
+    writer: Mutex<Moving>,
+    /// The digest of each slot's page, or [`EMPTY`]. Relaxed is enough: who reads a slot learnt of
+    /// it from the page table, whose entry was published after the digest.
     digests: Box<[AtomicU64]>,
     read: AtomicU64,
     written: AtomicU64,
@@ -107,55 +51,46 @@ pub struct SwapFile {
 }
 
 impl SwapFile {
-    /// Creates the file of `slots` pages for the VM `vm` in `dir`, without a name.
+    /// Creates the file of `slots` pages for the VM `vm` in `dir`, without a name. It can be
+    /// [resized](Self::resize) to at most `max_slots`, for each of which 8 bytes are taken now.
     ///
     /// # Errors
     /// [`SwapError::NoSpace`] when it does not fit, else [`SwapError::Create`].
-    pub fn create(dir: &Path, vm: &str, slots: u32) -> Result<Self, SwapError> {
-        let wanted = Pages(u64::from(slots)).bytes();
-        let failed = |source| SwapError::Create {
-            vm: vm.to_owned(),
-            dir: dir.to_owned(),
-            source,
-        };
-        let no_space = |available| SwapError::NoSpace {
-            vm: vm.to_owned(),
-            dir: dir.to_owned(),
-            wanted,
-            available,
-        };
-        // Asked first, because a reservation that fails has filled the disk for a moment.
-        let available = Filesystem::of(dir).map_err(failed)?.available;
-        if wanted > available {
-            return Err(no_space(available));
-        }
-        let file = DirectFile::create(dir, wanted).map_err(|error| {
-            if is_full(&error) {
-                no_space(available)
-            } else {
-                failed(error)
-            }
-        })?;
-        Ok(Self::over(Box::new(file), slots))
+    pub fn create(dir: &Path, vm: &str, slots: u32, max_slots: u32) -> Result<Self, SwapError> {
+        let place = Place::create(dir, vm, slots)?;
+        Ok(Self::at(place, vm, slots, max_slots))
     }
 
-    /// A swap file of `slots` pages on any storage.
-    #[must_use]
-    pub fn over(storage: Box<dyn Storage>, slots: u32) -> Self {
+    /// A swap file of `slots` pages on any storage of this length.
+    #[cfg(test)]
+    pub(crate) fn over(storage: Arc<dyn Storage>, slots: u32, max_slots: u32) -> Self {
+        let dir = PathBuf::from("first");
+        Self::at(Place { dir, storage }, "test", slots, max_slots)
+    }
+
+    fn at(place: Place, vm: &str, slots: u32, max_slots: u32) -> Self {
         Self {
-            storage,
-            free: Mutex::new(FreeSlots::new(slots)),
-            digests: (0..slots).map(|_| AtomicU64::new(0)).collect(),
+            vm: vm.to_owned(),
+            place: Mutex::new(place),
+            slots: Mutex::new(Slots::new(slots)),
+            writer: Mutex::default(),
+            digests: (0..max_slots).map(|_| AtomicU64::new(EMPTY)).collect(),
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
             clusters: AtomicU64::new(0),
         }
     }
 
+    /// The directory of the file in use.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.place.lock().dir.clone()
+    }
+
     /// Allocates `count` slots in as few runs as possible; fewer when fewer are free.
     #[must_use]
     pub fn allocate(&self, count: u32) -> Vec<SlotRun> {
-        self.free.lock().take(count)
+        self.slots.lock().take(count)
     }
 
     /// Writes one page to each slot of an allocated run, in one call to the storage. `digests` are
@@ -175,16 +110,13 @@ impl SwapFile {
             (pages.len(), pages.len()),
             "a page and a digest a slot"
         );
-        write_whole(&*self.storage, pages, offset(run.start)).map_err(|source| {
-            if is_full(&source) {
-                SwapError::Full { run, source }
-            } else {
-                SwapError::Write { run, source }
-            }
-        })?;
+        let mut moving = self.writer.lock();
+        write_whole(&*self.storage(), pages, offset(run.start))
+            .map_err(|source| SwapError::write(run, source))?;
         for (slot, &digest) in run.slots().zip(digests) {
-            self.digest_of(slot).store(digest, Ordering::Relaxed);
+            self.digest_of(slot).store(mark(digest), Ordering::Relaxed);
         }
+        moving.written(run, pages);
         self.written
             .fetch_add(u64::from(run.len), Ordering::Relaxed);
         self.clusters.fetch_add(1, Ordering::Relaxed);
@@ -196,17 +128,7 @@ impl SwapFile {
     /// # Errors
     /// [`SwapError::Read`] or [`SwapError::Corrupt`]: the page is lost.
     pub fn read(&self, slot: SlotId, into: &mut PageBuf) -> Result<(), SwapError> {
-        let failed = |source| SwapError::Read { slot, source };
-        read_whole(&*self.storage, into, offset(slot)).map_err(failed)?;
-        let expected = self.digest_of(slot).load(Ordering::Relaxed);
-        let found = digest(into);
-        if found != expected {
-            return Err(SwapError::Corrupt {
-                slot,
-                expected,
-                found,
-            });
-        }
+        self.read_from(&*self.storage(), slot, into)?;
         self.read.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -216,25 +138,176 @@ impl SwapFile {
     /// # Panics
     /// When it is free already: the page table named one slot twice.
     pub fn free(&self, slot: SlotId) {
-        // Inverted, so that a read of a freed slot is an error and not the page that was there.
-        let digest = self.digest_of(slot);
-        digest.store(!digest.load(Ordering::Relaxed), Ordering::Relaxed);
-        let freed = self.free.lock().give(slot);
+        // First, because from the next line on the slot may be somebody else's.
+        self.digest_of(slot).store(EMPTY, Ordering::Relaxed);
+        let freed = self.slots.lock().give(slot);
         assert!(freed, "swap slot {} was freed twice", slot.0);
+    }
+
+    /// Changes how many slots may be in use: configured memory - reservation. Called by who writes.
+    ///
+    /// A larger number makes the file longer, on disk space that is reserved as at creation. A smaller
+    /// one takes effect at once for what is allocated; pages behind the new end stay where they are,
+    /// and the file is cut as far as it can be then and by each [`trim`](Self::trim).
+    ///
+    /// # Errors
+    /// [`SwapError::NoSpace`] when the new part does not fit: all is as before. [`SwapError::Resize`]
+    /// when the disk fails: a larger number is not in force then, a smaller one is.
+    ///
+    /// # Panics
+    /// When `slots` is more than the file was made for.
+    pub fn resize(&self, slots: u32) -> Result<(), SwapError> {
+        let most = self.digests.len();
+        assert!(slots as usize <= most, "{slots} swap slots, at most {most}");
+        let moving = self.writer.lock();
+        let len = self.slots.lock().len();
+        if slots > len {
+            self.extend(&moving, len, slots)?;
+            self.slots.lock().extend(slots);
+        }
+        self.slots.lock().set_limit(slots);
+        drop(moving);
+        self.trim()
+    }
+
+    /// Both files during a move, or none.
+    fn extend(&self, moving: &Moving, len: u32, slots: u32) -> Result<(), SwapError> {
+        let place = self.place.lock().clone();
+        place.extend(&self.vm, len, slots)?;
+        let Some(to) = moving.target() else {
+            return Ok(());
+        };
+        to.extend(&self.vm, len, slots).inspect_err(|_| {
+            // What cannot be given back now is not used, and given back by a later cut.
+            let _ = place.truncate(&self.vm, len);
+        })
+    }
+
+    /// Gives back the disk space behind the last slot that is in use or may be. Called by who writes,
+    /// now and then: the guest frees slots at any time. Costs nothing when there is none.
+    ///
+    /// # Errors
+    /// [`SwapError::Resize`]: the space is still taken.
+    pub fn trim(&self) -> Result<(), SwapError> {
+        let mut moving = self.writer.lock();
+        let (len, needed) = {
+            let slots = self.slots.lock();
+            (slots.len(), slots.needed())
+        };
+        if needed == len {
+            return Ok(());
+        }
+        let place = self.place.lock().clone();
+        place.truncate(&self.vm, needed)?;
+        moving.cut(&self.vm, needed);
+        self.slots.lock().cut(needed);
+        Ok(())
+    }
+
+    /// Begins to move the file to `dir`, which [`step_move`](Self::step_move) goes on with. Called by
+    /// who writes. Nothing happens if it is there or on its way already; a move to elsewhere that was
+    /// under way is given up.
+    ///
+    /// # Errors
+    /// [`SwapError::NoSpace`] or [`SwapError::Create`]: all is as before.
+    pub fn begin_move(&self, dir: &Path) -> Result<(), SwapError> {
+        let mut moving = self.writer.lock();
+        if self.dir() == dir {
+            moving.cancel();
+        } else if !moving.is_to(dir) {
+            let len = self.slots.lock().len();
+            moving.begin(Place::create(dir, &self.vm, len)?);
+        }
+        Ok(())
+    }
+
+    /// Begins a move to any storage, as long as the file is.
+    #[cfg(test)]
+    pub(super) fn begin_move_to(&self, storage: Arc<dyn Storage>) {
+        let dir = PathBuf::from("second");
+        self.writer.lock().begin(Place { dir, storage });
+    }
+
+    /// Copies up to `pages` pages to the new directory; when all are there, the new file is in use.
+    /// Called by who writes. Readers go on meanwhile.
+    ///
+    /// # Errors
+    /// What failed, reading or writing: the move is given up and the file stays where it was.
+    pub fn step_move(&self, pages: u32) -> Result<Progress, SwapError> {
+        let mut moving = self.writer.lock();
+        let len = self.slots.lock().len();
+        moving.step(self, len, pages)
     }
 
     /// What the file holds and did.
     #[must_use]
     pub fn stats(&self) -> SwapStats {
-        let slots = self.digests.len() as u64;
-        let free = u64::from(self.free.lock().len());
+        let (limit, used) = {
+            let slots = self.slots.lock();
+            (slots.limit(), slots.used())
+        };
         SwapStats {
-            slots: Pages(slots),
-            used: Pages(slots - free),
+            slots: Pages(u64::from(limit)),
+            used: Pages(u64::from(used)),
             read: Pages(self.read.load(Ordering::Relaxed)),
             written: Pages(self.written.load(Ordering::Relaxed)),
             clusters: self.clusters.load(Ordering::Relaxed),
         }
+    }
+
+    /// The storage in use.
+    pub(super) fn storage(&self) -> Arc<dyn Storage> {
+        Arc::clone(&self.place.lock().storage)
+    }
+
+    /// Reads and verifies a slot that may be freed at any time; if it was, `into` means nothing.
+    pub(super) fn read_if_held(
+        &self,
+        from: &dyn Storage,
+        slot: SlotId,
+        into: &mut PageBuf,
+    ) -> Result<(), SwapError> {
+        self.read_from(from, slot, into).or_else(|error| {
+            if self.holds(slot) {
+                return Err(error);
+            }
+            Ok(())
+        })
+    }
+
+    /// The first run of slots that hold a page in `slots`, at most `most` long.
+    pub(super) fn next_run(&self, slots: Range<u32>, most: u32) -> Option<SlotRun> {
+        let mut slots = slots.map(SlotId);
+        let start = slots.find(|slot| self.holds(*slot))?;
+        let mut len = 1;
+        while len < most && slots.next().is_some_and(|slot| self.holds(slot)) {
+            len += 1;
+        }
+        Some(SlotRun { start, len })
+    }
+
+    fn holds(&self, slot: SlotId) -> bool {
+        self.digest_of(slot).load(Ordering::Relaxed) != EMPTY
+    }
+
+    fn read_from(
+        &self,
+        storage: &dyn Storage,
+        slot: SlotId,
+        into: &mut PageBuf,
+    ) -> Result<(), SwapError> {
+        let failed = |source| SwapError::Read { slot, source };
+        read_whole(storage, into, offset(slot)).map_err(failed)?;
+        let expected = self.digest_of(slot).load(Ordering::Relaxed);
+        let found = mark(digest(into));
+        if found != expected {
+            return Err(SwapError::Corrupt {
+                slot,
+                expected,
+                found,
+            });
+        }
+        Ok(())
     }
 
     fn digest_of(&self, slot: SlotId) -> &AtomicU64 {
@@ -244,311 +317,15 @@ impl SwapFile {
     }
 }
 
-fn offset(slot: SlotId) -> u64 {
+/// The digest as it is kept for a page that is there.
+const fn mark(digest: u64) -> u64 {
+    if digest == EMPTY { ZERO } else { digest }
+}
+
+/// The byte at which a slot begins.
+pub(super) fn offset(slot: SlotId) -> u64 {
     u64::from(slot.0) * PAGE_SIZE as u64
 }
 
-/// Whether a write failed for want of room, which is no fault of the disk.
-fn is_full(error: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
-}
-
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-    use std::fs::read_dir;
-    use std::sync::Arc;
-
-    use nix::errno::Errno;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::compress::samples;
-    use crate::swap::faulty::{Fault, FaultyStorage};
-    use crate::sync::model;
-
-    impl Storage for Arc<FaultyStorage> {
-        fn write_at(&self, pages: &[PageBuf], offset: u64) -> io::Result<usize> {
-            (**self).write_at(pages, offset)
-        }
-
-        fn read_at(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize> {
-            (**self).read_at(page, offset)
-        }
-    }
-
-    fn faulty(slots: u32) -> (SwapFile, Arc<FaultyStorage>) {
-        let storage = Arc::new(FaultyStorage::default());
-        (
-            SwapFile::over(Box::new(Arc::clone(&storage)), slots),
-            storage,
-        )
-    }
-
-    fn digests(pages: &[PageBuf]) -> Vec<u64> {
-        pages.iter().map(digest).collect()
-    }
-
-    /// Allocates and writes all pages; they must fit in one run.
-    fn put(file: &SwapFile, pages: &[PageBuf]) -> Result<SlotRun, SwapError> {
-        let runs = file.allocate(pages.len() as u32);
-        assert_eq!(runs.len(), 1);
-        file.write(runs[0], pages, &digests(pages))
-            .map(|()| runs[0])
-    }
-
-    fn contents() -> Vec<PageBuf> {
-        vec![
-            PageBuf::zeroed(),
-            samples::text(1),
-            samples::code(1),
-            samples::random(1),
-        ]
-    }
-
-    #[test]
-    fn read_every_class_of_content_on_disk_returns_its_bytes() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = SwapFile::create(dir.path(), "vm", 64).unwrap();
-        assert_eq!(read_dir(dir.path()).unwrap().count(), 0, "it has a name");
-        let run = put(&file, &contents()).unwrap();
-        let mut page = PageBuf::zeroed();
-        for (slot, content) in run.slots().zip(contents()) {
-            file.read(slot, &mut page).unwrap();
-            assert!(page == content);
-        }
-        let expected = SwapStats {
-            slots: Pages(64),
-            used: Pages(4),
-            read: Pages(4),
-            written: Pages(4),
-            clusters: 1,
-        };
-        assert_eq!(file.stats(), expected);
-    }
-
-    #[test]
-    fn create_larger_than_the_disk_names_both_sizes() {
-        let dir = tempfile::tempdir().unwrap();
-        match SwapFile::create(dir.path(), "big", u32::MAX) {
-            Err(SwapError::NoSpace {
-                vm,
-                dir: named,
-                wanted,
-                available,
-            }) => {
-                assert_eq!((vm.as_str(), named.as_path()), ("big", dir.path()));
-                assert_eq!(wanted, Pages(u64::from(u32::MAX)).bytes());
-                assert!(available < wanted);
-            }
-            other => panic!("16 TiB of swap: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn create_in_a_missing_directory_names_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let missing = dir.path().join("none");
-        let error = SwapFile::create(&missing, "vm", 1).expect_err("no directory");
-        assert!(
-            error.to_string().contains(missing.to_str().unwrap()),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn file_of_no_slots_allocates_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = SwapFile::create(dir.path(), "reserved", 0).unwrap();
-        assert_eq!(file.allocate(1), []);
-    }
-
-    #[test]
-    fn write_without_room_is_full_and_other_errors_are_not() {
-        for (errno, full) in [
-            (Errno::ENOSPC, true),
-            (Errno::EDQUOT, true),
-            (Errno::EFBIG, true),
-            (Errno::EIO, false),
-        ] {
-            let (file, storage) = faulty(8);
-            storage.fail_next(Fault::Fail(errno));
-            match put(&file, &contents()) {
-                Err(SwapError::Full { .. }) => assert!(full, "{errno}"),
-                Err(SwapError::Write { .. }) => assert!(!full, "{errno}"),
-                other => panic!("{errno}: {other:?}"),
-            }
-            assert_eq!(file.stats().written, Pages(0));
-        }
-    }
-
-    #[test]
-    fn write_after_a_failed_one_to_the_same_slots_holds() {
-        let (file, storage) = faulty(4);
-        storage.fail_next(Fault::Fail(Errno::ENOSPC));
-        put(&file, &contents()).expect_err("full");
-        for slot in 0..4 {
-            file.free(SlotId(slot));
-        }
-        put(&file, &contents()).unwrap();
-        let mut page = PageBuf::zeroed();
-        file.read(SlotId(3), &mut page).unwrap();
-        assert!(page == contents()[3]);
-    }
-
-    #[test]
-    fn read_of_wrong_bytes_is_corrupt_and_names_the_slot() {
-        for at_write in [Some(Fault::Flip(PAGE_SIZE + 77)), Some(Fault::Lost), None] {
-            let (file, storage) = faulty(8);
-            if let Some(fault) = at_write {
-                storage.fail_next(fault);
-            }
-            let run = put(&file, &contents()).unwrap();
-            let text = SlotId(run.start.0 + 1);
-            if at_write.is_none() {
-                storage.fail_next(Fault::Flip(4095));
-            }
-            match file.read(text, &mut PageBuf::zeroed()) {
-                Err(SwapError::Corrupt {
-                    slot,
-                    expected,
-                    found,
-                }) => {
-                    assert_eq!((slot, expected), (text, digest(&contents()[1])));
-                    assert_ne!(found, expected);
-                }
-                other => panic!("{at_write:?}: {other:?}"),
-            }
-            assert_eq!(file.stats().read, Pages(0));
-        }
-    }
-
-    #[test]
-    fn read_that_fails_names_the_slot() {
-        let (file, storage) = faulty(8);
-        let run = put(&file, &contents()).unwrap();
-        storage.fail_next(Fault::Fail(Errno::EIO));
-        let error = file.read(run.start, &mut PageBuf::zeroed());
-        assert!(matches!(error, Err(SwapError::Read { slot, .. }) if slot == run.start));
-    }
-
-    #[test]
-    fn read_of_a_freed_slot_is_not_its_old_page() {
-        let (file, _) = faulty(8);
-        let run = put(&file, &contents()).unwrap();
-        file.free(run.start);
-        let error = file.read(run.start, &mut PageBuf::zeroed());
-        assert!(matches!(error, Err(SwapError::Corrupt { .. })));
-    }
-
-    #[test]
-    #[should_panic(expected = "swap slot 2 was freed twice")]
-    fn free_twice_panics() {
-        let (file, _) = faulty(8);
-        put(&file, &contents()).unwrap();
-        file.free(SlotId(2));
-        file.free(SlotId(2));
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Write {
-            count: u32,
-            seed: u64,
-            fault: Option<usize>,
-        },
-        Read(usize),
-        Free(usize),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let fault = prop::option::weighted(0.3, 0..5 * PAGE_SIZE);
-        let write = (0..6u32, any::<u64>(), fault);
-        let step = prop_oneof![
-            1 => write.prop_map(|(count, seed, fault)| Step::Write { count, seed, fault }),
-            1 => any::<usize>().prop_map(Step::Read),
-            2 => any::<usize>().prop_map(Step::Free),
-        ];
-        prop::collection::vec(step, 0..60)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-
-        /// Against a map of slots to pages, with writes that are cut short anywhere.
-        #[test]
-        fn file_any_steps_agree_with_the_model(steps in steps()) {
-            const SLOTS: u32 = 24;
-            let (file, storage) = faulty(SLOTS);
-            let mut model: HashMap<SlotId, PageBuf> = HashMap::new();
-            for step in steps {
-                let pick = |at: usize| model.keys().copied().nth(at % model.len().max(1));
-                match step {
-                    Step::Write { count, seed, fault } => {
-                        let mut seeds = seed..;
-                        let mut taken = 0;
-                        for run in file.allocate(count) {
-                            let pages: Vec<_> =
-                                seeds.by_ref().take(run.len as usize).map(samples::random).collect();
-                            if let Some(len) = fault {
-                                storage.fail_next(Fault::Short(len));
-                            }
-                            file.write(run, &pages, &digests(&pages)).unwrap();
-                            for (slot, page) in run.slots().zip(pages) {
-                                prop_assert!(model.insert(slot, page).is_none(), "given twice");
-                                taken += 1;
-                            }
-                        }
-                        let room = SLOTS - (model.len() as u32 - taken);
-                        prop_assert_eq!(taken, count.min(room));
-                    }
-                    Step::Read(at) => {
-                        if let Some(slot) = pick(at) {
-                            let mut page = PageBuf::zeroed();
-                            file.read(slot, &mut page).unwrap();
-                            prop_assert!(page == model[&slot]);
-                        }
-                    }
-                    Step::Free(at) => {
-                        if let Some(slot) = pick(at) {
-                            file.free(slot);
-                            model.remove(&slot);
-                        }
-                    }
-                }
-                prop_assert_eq!(file.stats().used, Pages(model.len() as u64));
-            }
-        }
-    }
-
-    /// Two writers and their own readers race for few slots: nobody is given a slot that somebody
-    /// else holds, so everybody reads what it wrote.
-    #[test]
-    fn tasks_that_race_for_slots_read_their_own_pages() {
-        model(300, || {
-            let (file, _) = faulty(3);
-            let file = Arc::new(file);
-            let tasks = [1, 2].map(|byte| {
-                let file = Arc::clone(&file);
-                shuttle::thread::spawn(move || {
-                    let pages = vec![PageBuf([byte; PAGE_SIZE]); 2];
-                    for run in file.allocate(2) {
-                        let pages = &pages[..run.len as usize];
-                        file.write(run, pages, &digests(pages)).unwrap();
-                        for slot in run.slots() {
-                            let mut page = PageBuf::zeroed();
-                            file.read(slot, &mut page).unwrap();
-                            assert!(page == pages[0]);
-                            file.free(slot);
-                        }
-                    }
-                })
-            });
-            for task in tasks {
-                task.join().expect("the task ends");
-            }
-            assert_eq!(file.stats().used, Pages(0));
-        });
-    }
-}
+mod tests;

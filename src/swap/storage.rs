@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 
 use crate::sys::DirectFile;
-use crate::units::{PAGE_SIZE, PageBuf};
+use crate::units::{Bytes, PAGE_SIZE, PageBuf};
 
 /// Reads and writes of whole pages at byte offsets that are multiples of the page size, from any
 /// number of threads. The real one is a [`DirectFile`].
@@ -20,6 +20,25 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// As `pread(2)`.
     fn read_at(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize>;
+
+    /// What may still be written where this storage is.
+    ///
+    /// # Errors
+    /// As `fstatvfs(3)`.
+    fn available(&self) -> io::Result<Bytes>;
+
+    /// Makes it longer, from `from` bytes, which it has, to `to`, and sets the room for that aside.
+    /// After an error it is as it was.
+    ///
+    /// # Errors
+    /// As `fallocate(2)`.
+    fn extend(&self, from: Bytes, to: Bytes) -> io::Result<()>;
+
+    /// Cuts it to `len` bytes and gives the room behind them back.
+    ///
+    /// # Errors
+    /// As `ftruncate(2)`.
+    fn truncate(&self, len: Bytes) -> io::Result<()>;
 }
 
 impl Storage for DirectFile {
@@ -29,6 +48,18 @@ impl Storage for DirectFile {
 
     fn read_at(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize> {
         self.read_page(page, offset)
+    }
+
+    fn available(&self) -> io::Result<Bytes> {
+        self.available()
+    }
+
+    fn extend(&self, from: Bytes, to: Bytes) -> io::Result<()> {
+        self.extend(from, to)
+    }
+
+    fn truncate(&self, len: Bytes) -> io::Result<()> {
+        self.truncate(len)
     }
 }
 
@@ -74,10 +105,16 @@ pub(super) fn read_whole(storage: &dyn Storage, page: &mut PageBuf, offset: u64)
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use nix::errno::Errno;
 
     use super::*;
     use crate::swap::faulty::{Fault, FaultyStorage};
+
+    fn faulty(faults: impl IntoIterator<Item = (usize, Fault)>) -> Arc<FaultyStorage> {
+        Arc::new(FaultyStorage::new(faults))
+    }
 
     fn pages() -> Vec<PageBuf> {
         (1..=5).map(|byte| PageBuf([byte; PAGE_SIZE])).collect()
@@ -89,7 +126,7 @@ mod tests {
             (0, Fault::Short(2 * PAGE_SIZE + 512)),
             (1, Fault::Short(100)),
         ];
-        let storage = FaultyStorage::new(faults);
+        let storage = faulty(faults);
         write_whole(&storage, &pages(), 8192).unwrap();
         for (at, page) in (2..).zip(pages()) {
             assert!(storage.page(at) == page, "page {at}");
@@ -99,14 +136,14 @@ mod tests {
 
     #[test]
     fn write_whole_interrupted_is_tried_again() {
-        let storage = FaultyStorage::new([(0, Fault::Fail(Errno::EINTR))]);
+        let storage = faulty([(0, Fault::Fail(Errno::EINTR))]);
         write_whole(&storage, &pages(), 0).unwrap();
         assert!(storage.page(4) == pages()[4]);
     }
 
     #[test]
     fn write_whole_that_makes_no_progress_ends() {
-        let storage = FaultyStorage::new([(0, Fault::Short(0)), (1, Fault::Short(0))]);
+        let storage = faulty([(0, Fault::Short(0)), (1, Fault::Short(0))]);
         let error = write_whole(&storage, &pages(), 0).expect_err("stuck");
         assert_eq!(error.kind(), io::ErrorKind::WriteZero);
     }
@@ -117,7 +154,7 @@ mod tests {
             (0, Fault::Short(PAGE_SIZE)),
             (1, Fault::Fail(Errno::ENOSPC)),
         ];
-        let storage = FaultyStorage::new(faults);
+        let storage = faulty(faults);
         let error = write_whole(&storage, &pages(), 0).expect_err("the disk is full");
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
@@ -125,9 +162,9 @@ mod tests {
     #[test]
     fn read_whole_short_twice_is_an_end_of_file() {
         let mut page = PageBuf::zeroed();
-        let once = FaultyStorage::new([(0, Fault::Short(10))]);
+        let once = faulty([(0, Fault::Short(10))]);
         read_whole(&once, &mut page, 0).unwrap();
-        let twice = FaultyStorage::new([(0, Fault::Short(10)), (1, Fault::Short(0))]);
+        let twice = faulty([(0, Fault::Short(10)), (1, Fault::Short(0))]);
         let error = read_whole(&twice, &mut page, 0).expect_err("short");
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }

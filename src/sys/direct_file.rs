@@ -7,9 +7,10 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::sys::statvfs::fstatvfs;
 use nix::sys::uio::pwritev;
 
-use crate::units::{Bytes, PageBuf};
+use crate::units::{Bytes, PAGE_SIZE, PageBuf};
 
 /// The most buffers one `pwritev(2)` takes (`IOV_MAX`).
 const MAX_PAGES_A_WRITE: usize = 1024;
@@ -35,8 +36,11 @@ impl DirectFile {
     pub fn create(dir: &Path, len: Bytes) -> io::Result<Self> {
         let file = tempfile::tempfile_in(dir)?;
         file.set_permissions(Permissions::from_mode(0o600))?;
-        let reserved = reserve(&file, len)?;
+        // Asked of a page that is there: a read behind the end is refused by nobody.
+        file.set_len(PAGE_SIZE as u64)?;
         let direct = go_direct(&file)?;
+        file.set_len(0)?;
+        let reserved = reserve(&file, Bytes(0), len)?;
         Ok(Self {
             file,
             direct,
@@ -55,6 +59,38 @@ impl DirectFile {
     #[must_use]
     pub const fn is_reserved(&self) -> bool {
         self.reserved
+    }
+
+    /// What may still be written to the filesystem of this file.
+    ///
+    /// # Errors
+    /// What `fstatvfs(3)` says.
+    pub fn available(&self) -> io::Result<Bytes> {
+        let room = fstatvfs(&self.file)?;
+        Ok(Bytes(
+            room.blocks_available().saturating_mul(room.fragment_size()),
+        ))
+    }
+
+    /// Makes the file longer, from `from` bytes, which it has, to `to`. The new part is reserved as
+    /// [`create`](Self::create) does it. After an error the file is as it was.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create).
+    pub fn extend(&self, from: Bytes, to: Bytes) -> io::Result<()> {
+        reserve(&self.file, from, to).map(drop).inspect_err(|_| {
+            // What was reserved before the disk was full. It is behind the end for all who read
+            // and write; if even this fails, the next cut of the file releases it.
+            let _ = self.file.set_len(from.0);
+        })
+    }
+
+    /// Cuts the file to `len` bytes and gives the disk space behind them back.
+    ///
+    /// # Errors
+    /// What `ftruncate(2)` says.
+    pub fn truncate(&self, len: Bytes) -> io::Result<()> {
+        self.file.set_len(len.0)
     }
 
     /// Writes pages one after the other from byte `offset` on, in one system call. Returns the bytes
@@ -78,18 +114,20 @@ impl DirectFile {
     }
 }
 
-/// Sets `len` bytes of disk aside; `false` where the filesystem cannot, and the file is sparse then.
-fn reserve(file: &File, len: Bytes) -> io::Result<bool> {
-    if len == Bytes(0) {
+/// Makes the file longer and sets disk aside for that; `false` where the filesystem cannot, and the
+/// new part is sparse then.
+fn reserve(file: &File, from: Bytes, to: Bytes) -> io::Result<bool> {
+    if to <= from {
         return Ok(true);
     }
-    let length = i64::try_from(len.0).map_err(|_| Errno::EFBIG)?;
+    let start = i64::try_from(from.0).map_err(|_| Errno::EFBIG)?;
+    let end = i64::try_from(to.0).map_err(|_| Errno::EFBIG)?;
     loop {
-        match fallocate(file, FallocateFlags::empty(), 0, length) {
+        match fallocate(file, FallocateFlags::empty(), start, end - start) {
             Ok(()) => return Ok(true),
             Err(Errno::EINTR) => {}
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
-                file.set_len(len.0)?;
+                file.set_len(to.0)?;
                 return Ok(false);
             }
             Err(error) => return Err(error.into()),
@@ -122,7 +160,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::units::{PAGE_SIZE, Pages};
+    use crate::units::Pages;
 
     fn create(dir: &Path, pages: u64) -> DirectFile {
         DirectFile::create(dir, Pages(pages).bytes()).unwrap()
@@ -155,6 +193,38 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = create(dir.path(), 0);
         assert_eq!(file.file.metadata().unwrap().len(), 0);
+    }
+
+    #[test]
+    fn extend_reserves_the_new_part_and_truncate_gives_it_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = create(dir.path(), 8);
+        let page = PageBuf([9; PAGE_SIZE]);
+        file.write_pages(std::slice::from_ref(&page), 7 * PAGE_SIZE as u64)
+            .unwrap();
+        let blocks = || file.file.metadata().unwrap().blocks() * 512;
+        let bytes = |pages| Pages(pages).bytes();
+        file.extend(bytes(8), bytes(264)).unwrap();
+        assert_eq!(file.file.metadata().unwrap().len(), bytes(264).0);
+        if file.is_reserved() {
+            assert!(blocks() >= bytes(264).0, "{} bytes on disk", blocks());
+        }
+        file.truncate(bytes(8)).unwrap();
+        assert_eq!(file.file.metadata().unwrap().len(), bytes(8).0);
+        assert!(blocks() < bytes(264).0, "{} bytes on disk", blocks());
+        let mut read = PageBuf::zeroed();
+        file.read_page(&mut read, 7 * PAGE_SIZE as u64).unwrap();
+        assert!(read == page);
+    }
+
+    #[test]
+    fn extend_that_is_refused_leaves_the_file_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = create(dir.path(), 8);
+        let far = Bytes(1 << 62);
+        file.extend(Pages(8).bytes(), far).expect_err("4 EiB");
+        assert_eq!(file.file.metadata().unwrap().len(), 8 * PAGE_SIZE as u64);
+        assert!(file.available().unwrap() < far);
     }
 
     #[test]

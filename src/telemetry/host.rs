@@ -9,6 +9,7 @@ use crate::units::Pages;
 
 /// How short of free memory the host is, from plenty to none.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FreeState {
     /// Enough: only background sharing runs.
@@ -37,6 +38,7 @@ impl fmt::Display for FreeState {
 
 /// Free memory below which each state is entered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Thresholds {
     /// Free memory the host aims to keep; at this or above, the state is high.
     pub high_pages: Pages,
@@ -50,6 +52,7 @@ pub struct Thresholds {
 
 /// Page sharing over all VMs and salts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ShareStatus {
     /// Guest pages mapped onto shared frames (ESX: PSHARE shared).
     pub shared_pages: Pages,
@@ -65,6 +68,7 @@ pub struct ShareStatus {
 
 /// Sums over the running VMs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Totals {
     /// Configured sizes.
     pub configured_pages: Pages,
@@ -105,6 +109,7 @@ impl Totals {
 
 /// The whole host at one moment.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HostStatus {
     /// Version of the daemon.
     pub version: String,

@@ -6,6 +6,7 @@ use crate::units::{Bytes, Pages, VmId};
 
 /// How many pages of a VM have each home; the seven numbers add up to the configured size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Homes {
     /// Never written: zeroes that cost nothing.
     pub untouched_pages: Pages,
@@ -58,6 +59,7 @@ impl Homes {
 
 /// What the VM may have by its settings, and what the policy wants it to have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AllocationStatus {
     /// Memory the VM is guaranteed (ESX: AMIN).
     pub reservation_pages: Pages,
@@ -71,6 +73,7 @@ pub struct AllocationStatus {
 
 /// How much of its memory a VM is estimated to use. Percentages are of its configured size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ActivityStatus {
     /// The estimate; `None` until the first period of sampling has ended (ESX: TCHD).
     pub active_pages: Option<Pages>,
@@ -89,6 +92,7 @@ pub struct ActivityStatus {
 
 /// The balloon of one VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BalloonStatus {
     /// Whether a balloon agent is connected (ESX: MCTL?).
     pub agent: bool,
@@ -107,6 +111,7 @@ pub struct BalloonStatus {
 
 /// The swap file of one VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SwapStatus {
     /// Slots of the file in use (ESX: SWCUR).
     pub slots: u64,
@@ -124,6 +129,7 @@ pub struct SwapStatus {
 
 /// How long faults of one VM took, from their arrival at the daemon to the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LatencyStatus {
     /// Half of the faults took no longer, in microseconds.
     pub p50_us: u64,
@@ -133,6 +139,7 @@ pub struct LatencyStatus {
 
 /// Faults of one VM so far, by what had to be done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FaultStatus {
     /// First accesses to pages that were untouched or zero.
     pub first_touch: u64,
@@ -160,6 +167,7 @@ impl FaultStatus {
 
 /// What the sharing scanner did with the pages of one VM so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ScanStatus {
     /// Pages looked at.
     pub pages_scanned: u64,
@@ -173,6 +181,7 @@ pub struct ScanStatus {
 
 /// Where reclaimed pages of one VM went so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct EvictStatus {
     /// Found all zero: dropped.
     pub to_zero: u64,
@@ -192,6 +201,7 @@ pub struct EvictStatus {
 
 /// One VM.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VmStatus {
     /// The number of the VM, unique in the life of the daemon.
     pub id: VmId,

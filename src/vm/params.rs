@@ -1,4 +1,4 @@
-//! What a VM is powered on with, checked.
+//! What a VM is powered on with and keeps, checked. Its settings, which may change, are the daemon's.
 
 use memvisor_guest_agent::protocol::memory::Hello;
 use thiserror::Error;
@@ -9,21 +9,13 @@ use crate::units::{Bytes, PAGE_SIZE, Pages};
 /// daemon maps all of them.
 pub const MAX_PAGES: u32 = 1 << 28;
 
-/// Parameters of one VM.
+/// What one VM is, as long as it lives.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VmParams {
     /// Unique on its host.
     pub name: String,
     /// Configured size.
     pub pages: u32,
-    /// Guaranteed memory; at most the limit.
-    pub reservation: u32,
-    /// The most memory it may use; at most its size.
-    pub limit: u32,
-    /// Its weight when memory is short.
-    pub shares: u32,
-    /// Its sharing domain.
-    pub salt: Option<String>,
     /// What it runs, for display.
     pub workload: String,
 }
@@ -38,18 +30,6 @@ pub enum ParamsError {
     /// No memory, or more than memvisor can map.
     #[error("{0} of memory are not allowed: a guest has from 4.0 KiB to {max}", max = Bytes(u64::from(MAX_PAGES) * PAGE_SIZE as u64))]
     Size(Bytes),
-    /// Reservation, limit and size contradict each other.
-    #[error(
-        "reservation {reservation}, limit {limit} and size {size} contradict each other: reservation <= limit <= size is needed"
-    )]
-    Order {
-        /// Guaranteed memory.
-        reservation: Bytes,
-        /// The most memory.
-        limit: Bytes,
-        /// Configured memory.
-        size: Bytes,
-    },
 }
 
 impl VmParams {
@@ -57,30 +37,19 @@ impl VmParams {
     ///
     /// # Errors
     /// [`ParamsError`] names the value and what is allowed.
-    pub fn check(hello: Hello) -> Result<Self, ParamsError> {
+    pub fn check(hello: &Hello) -> Result<Self, ParamsError> {
         let size = pages(hello.pages);
         if hello.pages == 0 || hello.pages > MAX_PAGES {
             return Err(ParamsError::Size(size));
         }
         let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if hello.name.is_empty() || hello.name.starts_with('.') || !hello.name.chars().all(good) {
-            return Err(ParamsError::Name(hello.name));
-        }
-        if hello.reservation > hello.limit || hello.limit > hello.pages {
-            return Err(ParamsError::Order {
-                reservation: pages(hello.reservation),
-                limit: pages(hello.limit),
-                size,
-            });
+            return Err(ParamsError::Name(hello.name.clone()));
         }
         Ok(Self {
-            name: hello.name,
+            name: hello.name.clone(),
             pages: hello.pages,
-            reservation: hello.reservation,
-            limit: hello.limit,
-            shares: hello.shares,
-            salt: hello.salt,
-            workload: hello.workload,
+            workload: hello.workload.clone(),
         })
     }
 
@@ -117,7 +86,10 @@ mod tests {
 
     #[test]
     fn good_parameters_pass() {
-        assert_eq!(VmParams::check(hello()).map(|params| params.limit), Ok(50));
+        assert_eq!(
+            VmParams::check(&hello()).map(|params| params.pages),
+            Ok(100)
+        );
     }
 
     #[test]
@@ -125,13 +97,11 @@ mod tests {
         let bad = |change: fn(&mut Hello)| {
             let mut hello = hello();
             change(&mut hello);
-            VmParams::check(hello).expect_err("bad").to_string()
+            VmParams::check(&hello).expect_err("bad").to_string()
         };
         assert!(bad(|h| h.name = "../x".to_owned()).contains("`../x`"));
         assert!(bad(|h| h.name = String::new()).contains("``"));
         assert!(bad(|h| h.pages = 0).contains("0 B of memory"));
         assert!(bad(|h| h.pages = u32::MAX).contains("16384.00 GiB of memory"));
-        assert!(bad(|h| h.reservation = 60).contains("reservation 240.0 KiB"));
-        assert!(bad(|h| h.limit = 101).contains("limit 404.0 KiB"));
     }
 }

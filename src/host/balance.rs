@@ -1,0 +1,117 @@
+//! When the policy looks at idle memory anew.
+//!
+//! Free memory moves within milliseconds and is looked at four times a second; how much a VM uses is an
+//! estimate over seconds or minutes, and targets that followed each of its twitches would move balloons
+//! to and fro. So the estimates are taken once in a while and stay until the next time: each
+//! `Mem.BalancePeriod`, and whenever the question itself changes, because a VM came or went, a setting
+//! changed, or the host came into another state (ESX: section 5.2 of OSDI 2002, and the resource
+//! management guides).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::member::Member;
+use crate::policy::FreeState;
+use crate::units::{Pages, VmId};
+
+/// The question that a balance answers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Question {
+    vms: Vec<VmId>,
+    revision: u64,
+    state: FreeState,
+}
+
+/// The estimates of the latest balance.
+#[derive(Debug, Default)]
+pub(super) struct Balance {
+    latest: Option<(Instant, Question)>,
+    active: HashMap<VmId, Option<Pages>>,
+}
+
+impl Balance {
+    /// Takes the estimates if it is time. `revision` counts changes of settings; `floor_percent` is
+    /// `Mem.SampleActivePctMin`.
+    pub(super) fn look(
+        &mut self,
+        now: Instant,
+        period: Duration,
+        (state, revision): (FreeState, u64),
+        members: &[Arc<Member>],
+        floor_percent: u32,
+    ) {
+        let question = Question {
+            vms: members.iter().map(|member| member.vm.id).collect(),
+            revision,
+            state,
+        };
+        if !self.is_due(now, period, &question) {
+            return;
+        }
+        self.latest = Some((now, question));
+        self.active = members
+            .iter()
+            .map(|member| (member.vm.id, member.active(floor_percent)))
+            .collect();
+    }
+
+    fn is_due(&self, now: Instant, period: Duration, question: &Question) -> bool {
+        // An estimate that has just become known is news as well.
+        let known = |active: &Option<Pages>| active.is_some();
+        let Some((at, answered)) = &self.latest else {
+            return true;
+        };
+        answered != question
+            || now.saturating_duration_since(*at) >= period
+            || !self.active.values().all(known)
+    }
+
+    /// What a VM was estimated to use; `None` when that is not known.
+    pub(super) fn active(&self, vm: VmId) -> Option<Pages> {
+        self.active.get(&vm).copied().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIOD: Duration = Duration::from_secs(15);
+
+    fn question(state: FreeState, revision: u64) -> Question {
+        let vms = vec![VmId(1)];
+        Question {
+            vms,
+            revision,
+            state,
+        }
+    }
+
+    #[test]
+    fn balance_is_due_by_time_and_when_the_question_changes() {
+        let now = Instant::now();
+        let mut balance = Balance::default();
+        let asked = question(FreeState::High, 3);
+        assert!(balance.is_due(now, PERIOD, &asked), "never answered");
+        balance.latest = Some((now, asked.clone()));
+        balance.active = HashMap::from([(VmId(1), Some(Pages(5)))]);
+        assert!(!balance.is_due(now + PERIOD / 2, PERIOD, &asked));
+        assert!(balance.is_due(now + PERIOD, PERIOD, &asked));
+        assert!(balance.is_due(now, PERIOD, &question(FreeState::Soft, 3)));
+        assert!(balance.is_due(now, PERIOD, &question(FreeState::High, 4)));
+        assert_eq!(balance.active(VmId(1)), Some(Pages(5)));
+        assert_eq!(balance.active(VmId(2)), None);
+    }
+
+    #[test]
+    fn balance_waits_for_estimates_that_are_not_known_yet() {
+        let now = Instant::now();
+        let asked = question(FreeState::High, 0);
+        let balance = Balance {
+            latest: Some((now, asked.clone())),
+            active: HashMap::from([(VmId(1), None)]),
+        };
+        assert!(balance.is_due(now, PERIOD, &asked));
+    }
+}

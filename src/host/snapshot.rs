@@ -1,0 +1,108 @@
+//! The host as the policy sees it: counts, gathered from everywhere.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::daemon::Host;
+use super::member::Member;
+use crate::page::Home;
+use crate::policy::{HostSnapshot, VmSnapshot};
+use crate::units::{FrameId, Pages, VmId};
+
+/// The whole host. `active` tells what each VM is estimated to use.
+pub(super) fn snapshot(
+    host: &Host,
+    members: &[Arc<Member>],
+    active: impl Fn(VmId) -> Option<Pages>,
+) -> HostSnapshot {
+    let vm = |member: &Arc<Member>| vm_snapshot(member, active(member.vm.id));
+    HostSnapshot {
+        budget: host.budget.total(),
+        used: host.budget.used(),
+        state: host.state(),
+        vms: members.iter().map(vm).collect(),
+        seed: host.next_seed(),
+    }
+}
+
+/// A VM that is admitted and does not run yet, of this size and reservation.
+pub(super) fn only_promised((size, reservation): (Pages, Pages)) -> VmSnapshot {
+    VmSnapshot {
+        id: VmId(0),
+        size,
+        reservation,
+        limit: None,
+        shares: 0,
+        resident: Pages(0),
+        shared: Pages(0),
+        sharing_saved: Pages(0),
+        compressed: Pages(0),
+        zip_pages: Pages(0),
+        zip_room: Pages(0),
+        swapped: Pages(0),
+        ballooned: Pages(0),
+        zero: Pages(0),
+        untouched: size,
+        agent_alive: false,
+        balloon_max: Pages(0),
+        relief: None,
+        active: None,
+        swap_room: Pages(0),
+        swap_failing: false,
+    }
+}
+
+fn vm_snapshot(member: &Member, active: Option<Pages>) -> VmSnapshot {
+    let vm = &member.vm;
+    let settings = member.settings();
+    let size = Pages(u64::from(vm.params.pages));
+    let [
+        untouched,
+        zero,
+        resident,
+        shared,
+        compressed,
+        swapped,
+        ballooned,
+    ] = vm.table.counts().map(Pages);
+    let (zip_pages, zip_max) = {
+        let zip = vm.zip.lock();
+        (u64::from(zip.pages_used()), u64::from(zip.max_pages()))
+    };
+    let swap = vm.swap.stats();
+    let exhausted = vm.exhausted();
+    let room = |pages: u64, exhausted: bool| Pages(if exhausted { 0 } else { pages });
+    VmSnapshot {
+        id: vm.id,
+        size,
+        reservation: settings.reservation,
+        limit: settings.limit,
+        shares: settings.shares.count(size.0),
+        resident,
+        shared,
+        sharing_saved: sharing_saved(member),
+        compressed,
+        zip_pages: Pages(zip_pages),
+        zip_room: room(zip_max.saturating_sub(zip_pages), exhausted.compress),
+        swapped,
+        ballooned,
+        zero,
+        untouched,
+        agent_alive: member.balloon.attached.load(Ordering::Acquire),
+        balloon_max: member.balloon.max(),
+        relief: member.balloon.relief(),
+        active,
+        swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
+        swap_failing: vm.is_swap_failing(),
+    }
+}
+
+/// What sharing saves this VM: its part of what its pool saves, by the number of its shared pages.
+/// Which frame has how many users is known, but adding that up page by page would cost more than the
+/// policy gains by it; the sum over all VMs is exact.
+pub(super) fn sharing_saved(member: &Member) -> Pages {
+    let counts = member.vm.pool().counts();
+    let shared = member.vm.table.count(Home::Shared(FrameId(0)));
+    let saved = counts.saved().0;
+    Pages(shared.min(shared * saved / counts.refs.0.max(1)))
+}

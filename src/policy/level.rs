@@ -1,0 +1,480 @@
+//! The level at which claims take what is available: water poured into vessels of many shapes.
+//!
+//! What one VM holds at a level is a line in four pieces: flat at its least, steep while the pages are
+//! in use, less steep where they are idle and taxed, flat again at its most. The sum over all VMs is
+//! a line in pieces too, which never falls. To try levels by bisection costs a look at every VM for
+//! each of the hundred bits of a level, four times a second. But the pieces are known: sorted by
+//! where they begin, with the sum's line carried along, they are walked once, and within the right
+//! piece the level is a division.
+//!
+//! Pages are whole, so each VM's part is rounded down, and the lines are up to a page too high for
+//! each VM. What that leaves over is handed out page by page, always to the VM that gets its next
+//! page at the lowest level: no more pages than there are VMs. The result is the level that
+//! bisection finds, bit by bit; a test holds the two together. For n VMs it costs n log n.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
+
+use crate::units::Pages;
+
+/// Bits after the binary point of a [`Level`]: one step of it moves the part of a VM by less than
+/// a page, however many shares the VM has.
+const FRACTION: u32 = 32;
+
+/// The cost of pages a share, as a fixed-point number with [`FRACTION`] bits after the point.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Level(u128);
+
+/// What one VM can be given.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claim {
+    pub shares: u32,
+    /// It is given this much even if that is more than there is.
+    pub floor: Pages,
+    /// At least the floor.
+    pub cap: Pages,
+    /// Pages up to here cost one each.
+    pub active: Pages,
+    /// Pages beyond cost `100 / untaxed` each. 1 to 100.
+    pub untaxed: u32,
+}
+
+impl Claim {
+    /// What this VM holds at a level.
+    pub(super) fn at(&self, level: Level) -> Pages {
+        let funds = u128::from(self.shares).saturating_mul(level.0);
+        let active = u128::from(self.active.0) << FRACTION;
+        let idle = funds.saturating_sub(active) / 100 * u128::from(self.untaxed);
+        let part = (funds.min(active).saturating_add(idle)) >> FRACTION;
+        let part = u64::try_from(part).unwrap_or(u64::MAX);
+        Pages(part).max(self.floor).min(self.cap)
+    }
+
+    /// The least level at which its shares buy so many pages. It must have shares.
+    fn reach(&self, pages: Pages) -> u128 {
+        let active = self.active.min(pages);
+        let idle = u128::from(pages.saturating_sub(active).0) << FRACTION;
+        let taxed = idle.div_ceil(u128::from(self.untaxed)) * 100;
+        let funds = (u128::from(active.0) << FRACTION) + taxed;
+        funds.div_ceil(u128::from(self.shares))
+    }
+
+    /// Whether a level makes a difference to it.
+    const fn is_elastic(&self) -> bool {
+        self.shares > 0 && self.floor.0 < self.cap.0
+    }
+
+    fn flat(pages: Pages) -> Line {
+        Line {
+            start: i128::from(pages.0) * UNIT,
+            slope: 0,
+        }
+    }
+
+    /// Its line while all its pages are in use.
+    fn steep(&self) -> Line {
+        Line {
+            start: 0,
+            slope: i128::from(self.shares) * 100,
+        }
+    }
+
+    /// Its line where further pages are idle.
+    fn taxed(&self) -> Line {
+        let taxed = 100 - i128::from(self.untaxed);
+        Line {
+            start: (i128::from(self.active.0) * taxed) << FRACTION,
+            slope: i128::from(self.shares) * i128::from(self.untaxed),
+        }
+    }
+
+    /// The levels from which its line is another one, and the lines.
+    fn pieces(&self) -> impl Iterator<Item = (u128, Line)> {
+        let (begin, end) = (self.reach(self.floor), self.reach(self.cap));
+        let first = if self.floor < self.active {
+            self.steep()
+        } else {
+            self.taxed()
+        };
+        let bends = self.floor < self.active && self.active < self.cap;
+        let bend = bends.then(|| (self.reach(self.active), self.taxed()));
+        let pieces = [
+            Some((begin, first)),
+            bend,
+            Some((end, Self::flat(self.cap))),
+        ];
+        pieces.into_iter().flatten()
+    }
+}
+
+/// A page in the units of a [`Line`]: without fractions of percents and of levels.
+const UNIT: i128 = 100 << FRACTION;
+
+/// Pages by level, `start + slope * level`, in 1/[`UNIT`] of a page.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    start: i128,
+    slope: i128,
+}
+
+impl Line {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            start: self.start + other.start,
+            slope: self.slope + other.slope,
+        }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self {
+            start: self.start - other.start,
+            slope: self.slope - other.slope,
+        }
+    }
+}
+
+/// Where the sum's line becomes another one.
+#[derive(Clone, Copy, Debug)]
+struct Bend {
+    at: u128,
+    change: Line,
+}
+
+/// The highest level at which the claims take no more than `available`, or the level zero if even
+/// their floors are more. None if there is enough for all caps.
+///
+/// Fewer pages than there are claims remain, unless claims without shares leave more.
+pub(super) fn level(claims: &[Claim], available: Pages) -> Option<Level> {
+    let sum = |of: fn(&Claim) -> Pages| -> u128 {
+        let pages = claims.iter().map(|claim| u128::from(of(claim).0));
+        pages.sum()
+    };
+    if sum(|claim| claim.cap) <= u128::from(available.0) {
+        return None;
+    }
+    if sum(|claim| claim.floor) > u128::from(available.0) {
+        return Some(Level(0));
+    }
+    Some(settle(claims, available, on_the_lines(claims, available)))
+}
+
+/// A level at which the claims take no more than `available`, and all but a page for each claim: the
+/// highest at which the sum of their lines does.
+fn on_the_lines(claims: &[Claim], available: Pages) -> Level {
+    let available = i128::from(available.0) * UNIT;
+    let mut line = Line { start: 0, slope: 0 };
+    let mut bends = Vec::with_capacity(3 * claims.len());
+    for claim in claims {
+        let mut before = Claim::flat(claim.floor);
+        line = line.plus(before);
+        if claim.is_elastic() {
+            for (at, piece) in claim.pieces() {
+                let change = piece.minus(before);
+                bends.push(Bend { at, change });
+                before = piece;
+            }
+        }
+    }
+    bends.sort_unstable_by_key(|bend| bend.at);
+    let mut from = 0;
+    for bends in bends.chunk_by(|one, other| one.at == other.at) {
+        let at = bends[0].at;
+        let next = bends.iter().fold(line, |sum, bend| sum.plus(bend.change));
+        if value(next, at) > available {
+            return Level(highest(line, available).clamp(from, at.saturating_sub(1)));
+        }
+        (line, from) = (next, at);
+    }
+    Level(from)
+}
+
+/// Fits, because no claim costs more at its line than its cap.
+fn value(line: Line, level: u128) -> i128 {
+    let level = i128::try_from(level).unwrap_or(i128::MAX);
+    line.start.saturating_add(line.slope.saturating_mul(level))
+}
+
+/// The highest level at which a line is no more than `available`.
+fn highest(line: Line, available: i128) -> u128 {
+    if line.slope == 0 {
+        return u128::MAX;
+    }
+    let level = (available - line.start).div_euclid(line.slope);
+    u128::try_from(level).unwrap_or(0)
+}
+
+/// Goes up from a level at which the claims fit as long as they do.
+fn settle(claims: &[Claim], available: Pages, from: Level) -> Level {
+    let mut rest = available;
+    let mut next_pages = BinaryHeap::with_capacity(claims.len());
+    for claim in claims {
+        let part = claim.at(from);
+        rest = rest.saturating_sub(part);
+        if claim.is_elastic() && part < claim.cap {
+            next_pages.push(NextPage::of(claim, part));
+        }
+    }
+    while let Some(mut next) = next_pages.peek_mut() {
+        if rest == Pages(0) {
+            return Level(next.at - 1);
+        }
+        rest.0 -= 1;
+        if next.pages < next.claim.cap {
+            *next = NextPage::of(next.claim, next.pages);
+        } else {
+            PeekMut::pop(next);
+        }
+    }
+    let with_shares = claims.iter().filter(|claim| claim.shares > 0);
+    let full = with_shares.map(|claim| claim.reach(claim.cap)).max();
+    Level(full.unwrap_or(0))
+}
+
+/// The level at which a claim gets its next page; the lowest is the greatest, for the heap.
+#[derive(Clone, Copy, Debug)]
+struct NextPage<'a> {
+    at: u128,
+    /// What it has then.
+    pages: Pages,
+    claim: &'a Claim,
+}
+
+impl<'a> NextPage<'a> {
+    fn of(claim: &'a Claim, part: Pages) -> Self {
+        let pages = Pages(part.0 + 1);
+        Self {
+            at: claim.reach(pages),
+            pages,
+            claim,
+        }
+    }
+}
+
+impl PartialEq for NextPage<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for NextPage<'_> {}
+
+impl PartialOrd for NextPage<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for NextPage<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.at.cmp(&self.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parts(claims: &[Claim], available: u64) -> Option<Vec<u64>> {
+        let level = level(claims, Pages(available))?;
+        Some(claims.iter().map(|claim| claim.at(level).0).collect())
+    }
+
+    fn claim(shares: u32, floor: u64, cap: u64) -> Claim {
+        Claim {
+            shares,
+            floor: Pages(floor),
+            cap: Pages(cap),
+            active: Pages(cap),
+            untaxed: 100,
+        }
+    }
+
+    fn taxed(shares: u32, active: u64, cap: u64, tax: u32) -> Claim {
+        Claim {
+            active: Pages(active),
+            untaxed: 100 - tax,
+            ..claim(shares, 0, cap)
+        }
+    }
+
+    /// OSDI 2002 figure 7, in pages: 344 MB for an idle VM (10 MB active) and a busy one (200 MB).
+    /// It measured 101 and 242 to 244 MB; the formula gives 100.75 and 243.25.
+    #[test]
+    fn level_taxed_gives_figure_7() {
+        let mib = |mib: u64| mib * 256;
+        let vms = |tax| [10, 200].map(|active| taxed(1000, mib(active), mib(256), tax));
+        assert_eq!(parts(&vms(75), mib(344)), Some(vec![25_792, 62_272]));
+        // Without the tax both hold the same: 179 of 358 MB.
+        assert_eq!(parts(&vms(0), mib(358)), Some(vec![mib(179); 2]));
+    }
+
+    #[test]
+    fn level_taxed_weighs_shares_against_idleness() {
+        let vms = |tax| {
+            [
+                taxed(2, 50_000, 400_000, tax),
+                taxed(1, 250_000, 400_000, tax),
+            ]
+        };
+        assert_eq!(parts(&vms(75), 400_000), Some(vec![158_333, 241_667]));
+        assert_eq!(parts(&vms(0), 400_000), Some(vec![266_667, 133_333]));
+    }
+
+    /// The tax is a bound: a VM that is wholly idle keeps more than a quarter of its fair part,
+    /// and the less, the more others there are.
+    #[test]
+    fn level_taxed_idle_vm_keeps_more_than_the_untaxed_quarter() {
+        for (vms, kept) in [(2, 400), (5, 294), (20, 259)] {
+            let mut claims = vec![taxed(1, 20_000, 20_000, 75); vms];
+            claims[0].active = Pages(0);
+            let parts = parts(&claims, 1000 * vms as u64).expect("the caps are more");
+            assert_eq!(parts[0], kept, "{vms} VMs");
+        }
+    }
+
+    #[test]
+    fn level_enough_for_all_is_none() {
+        assert_eq!(parts(&[claim(1, 0, 60), claim(2, 0, 40)], 100), None);
+    }
+
+    #[test]
+    fn level_short_divides_by_shares_between_floor_and_cap() {
+        let claims = [
+            claim(1000, 0, 900),
+            claim(2000, 0, 900),
+            claim(1000, 250, 900),
+            claim(3000, 0, 100),
+        ];
+        assert_eq!(parts(&claims, 800), Some(vec![150, 300, 250, 100]));
+    }
+
+    #[test]
+    fn level_without_shares_stays_at_the_floor() {
+        let claims = [claim(0, 10, 500), claim(0, 0, 500)];
+        assert_eq!(parts(&claims, 600), Some(vec![10, 0]));
+    }
+
+    #[test]
+    fn level_floors_above_available_are_kept() {
+        let claims = [claim(1, 70, 90), claim(1, 60, 90)];
+        assert_eq!(parts(&claims, 100), Some(vec![70, 60]));
+    }
+
+    #[test]
+    fn level_of_extreme_numbers_does_not_overflow() {
+        let claims = [claim(u32::MAX, 0, u64::MAX), claim(1, 0, u64::MAX)];
+        let parts = parts(&claims, u64::MAX - 1).expect("the caps are more");
+        assert!(parts[0] > u64::MAX - (1 << 33), "{parts:?}");
+    }
+
+    /// The level by trying: what [`level`] must find, bit by bit.
+    fn by_bisection(claims: &[Claim], available: Pages) -> Option<Level> {
+        let sum = |of: &dyn Fn(&Claim) -> Pages| -> u128 {
+            claims.iter().map(|claim| u128::from(of(claim).0)).sum()
+        };
+        if sum(&|claim| claim.cap) <= u128::from(available.0) {
+            return None;
+        }
+        let with_shares = claims.iter().filter(|claim| claim.shares > 0);
+        let full = with_shares.map(|claim| claim.reach(claim.cap)).max();
+        let (mut fits, mut above) = (0, full.unwrap_or(0) + 1);
+        while above - fits > 1 {
+            let middle = fits.midpoint(above);
+            if sum(&|claim| claim.at(Level(middle))) <= u128::from(available.0) {
+                fits = middle;
+            } else {
+                above = middle;
+            }
+        }
+        Some(Level(fits))
+    }
+
+    /// Any claims, also contradictory ones: some alike, some without shares, some without room.
+    fn any_claims() -> impl Strategy<Value = Vec<Claim>> {
+        let pages = || prop_oneof![0_u64..20, 0_u64..1_000_000, any::<u64>()];
+        let shares = prop_oneof![Just(0), Just(1000), 0_u32..4, any::<u32>()];
+        let one = (shares, pages(), pages(), pages(), 1_u32..=100);
+        let one = one.prop_map(|(shares, floor, more, active, untaxed)| Claim {
+            shares,
+            floor: Pages(floor),
+            cap: Pages(floor.saturating_add(more)),
+            active: Pages(active),
+            untaxed,
+        });
+        let alike = (one.clone(), 1_usize..5).prop_map(|(one, count)| vec![one; count]);
+        let several = proptest::collection::vec(one, 0..12);
+        prop_oneof![1 => alike, 4 => several]
+    }
+
+    fn claims() -> impl Strategy<Value = Vec<Claim>> {
+        let one = (1_u32..5000, 0_u64..1000, 0_u64..100_000, 0_u64..=120);
+        let one = one.prop_map(|(shares, floor, more, active)| Claim {
+            active: Pages((floor + more) * active / 100),
+            ..claim(shares, floor, floor + more)
+        });
+        proptest::collection::vec(one, 1..8)
+    }
+
+    /// The cost of so many pages, times `untaxed`, so that it is a whole number.
+    fn cost(claim: &Claim, pages: u64) -> u64 {
+        let used = pages.min(claim.active.0);
+        used * u64::from(claim.untaxed) + (pages - used) * 100
+    }
+
+    proptest! {
+        #[test]
+        fn level_is_the_one_that_bisection_finds(
+            claims in any_claims(),
+            permille in 0_u128..1000,
+            offset in -3_i64..=3,
+        ) {
+            let caps: u128 = claims.iter().map(|claim| u128::from(claim.cap.0)).sum();
+            let floors: u128 = claims.iter().map(|claim| u128::from(claim.floor.0)).sum();
+            let between = floors + (caps - floors) / 1000 * permille;
+            let available = u64::try_from(between).unwrap_or(u64::MAX);
+            let available = Pages(available.saturating_add_signed(offset));
+            let found = level(&claims, available);
+            // With floors above what is available every level is as good as the lowest.
+            if floors <= u128::from(available.0) {
+                prop_assert_eq!(found, by_bisection(&claims, available));
+            } else {
+                prop_assert_eq!(found, (caps > u128::from(available.0)).then_some(Level(0)));
+            }
+        }
+
+        /// The rule of min-funding revocation: nobody above its floor pays a lower price a share
+        /// than somebody below its cap, one page either way.
+        #[test]
+        fn level_leaves_no_better_funded_taker(
+            claims in claims(),
+            percent in 1_u64..100,
+            tax in 0_u32..=99,
+        ) {
+            let mut claims = claims;
+            claims.iter_mut().for_each(|claim| claim.untaxed = 100 - tax);
+            let caps: u64 = claims.iter().map(|claim| claim.cap.0).sum();
+            let floors: u64 = claims.iter().map(|claim| claim.floor.0).sum();
+            let available = floors.max(caps * percent / 100);
+            let Some(parts) = parts(&claims, available) else {
+                prop_assert!(caps <= available);
+                return Ok(());
+            };
+            let sum: u64 = parts.iter().sum();
+            prop_assert!(sum <= available && available - sum < claims.len() as u64);
+            for (rich, pages) in claims.iter().zip(&parts) {
+                for (poor, fewer) in claims.iter().zip(&parts) {
+                    if *pages > rich.floor.0 && *fewer < poor.cap.0 {
+                        prop_assert!(
+                            cost(rich, pages - 1) * u64::from(poor.shares)
+                                <= cost(poor, fewer + 1) * u64::from(rich.shares),
+                            "{rich:?} holds {pages}, {poor:?} only {fewer}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

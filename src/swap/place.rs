@@ -1,0 +1,108 @@
+//! Where a swap file is: its storage, and the directory for messages.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::{SwapError, is_full};
+use super::storage::Storage;
+use crate::sys::{DirectFile, Filesystem};
+use crate::units::{Bytes, Pages};
+
+/// A storage and the directory it is in.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) dir: PathBuf,
+    pub(super) storage: Arc<dyn Storage>,
+}
+
+/// The bytes of so many slots.
+pub(super) fn bytes(slots: u32) -> Bytes {
+    Pages(u64::from(slots)).bytes()
+}
+
+impl Place {
+    /// A new file without a name, whose whole length is reserved.
+    ///
+    /// # Errors
+    /// [`SwapError::NoSpace`] when it does not fit, else [`SwapError::Create`].
+    pub(super) fn create(dir: &Path, vm: &str, slots: u32) -> Result<Self, SwapError> {
+        let len = bytes(slots);
+        let failed = |source| SwapError::Create {
+            vm: vm.to_owned(),
+            dir: dir.to_owned(),
+            source,
+        };
+        let no_space = |available| SwapError::NoSpace {
+            vm: vm.to_owned(),
+            dir: dir.to_owned(),
+            len,
+            wanted: len,
+            available,
+        };
+        // Asked first, because a reservation that fails has filled the disk for a moment.
+        let available = Filesystem::of(dir).map_err(failed)?.available;
+        if len > available {
+            return Err(no_space(available));
+        }
+        let file = DirectFile::create(dir, len).map_err(|error| {
+            if is_full(&error) {
+                no_space(available)
+            } else {
+                failed(error)
+            }
+        })?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            storage: Arc::new(file),
+        })
+    }
+
+    /// Makes the file longer, as [`create`](Self::create) would have made it. After an error it is
+    /// as it was.
+    ///
+    /// # Errors
+    /// [`SwapError::NoSpace`] when the new part does not fit, else [`SwapError::Resize`].
+    pub(super) fn extend(&self, vm: &str, from: u32, to: u32) -> Result<(), SwapError> {
+        let (from, to) = (bytes(from), bytes(to));
+        let wanted = Bytes(to.0 - from.0);
+        let failed = |source| self.resize_error(vm, to, source);
+        let no_space = |available| SwapError::NoSpace {
+            vm: vm.to_owned(),
+            dir: self.dir.clone(),
+            len: to,
+            wanted,
+            available,
+        };
+        let available = self.storage.available().map_err(failed)?;
+        if wanted > available {
+            return Err(no_space(available));
+        }
+        self.storage.extend(from, to).map_err(|error| {
+            if is_full(&error) {
+                no_space(available)
+            } else {
+                failed(error)
+            }
+        })
+    }
+
+    /// Cuts the file.
+    ///
+    /// # Errors
+    /// [`SwapError::Resize`].
+    pub(super) fn truncate(&self, vm: &str, slots: u32) -> Result<(), SwapError> {
+        let len = bytes(slots);
+        let truncated = self.storage.truncate(len);
+        truncated.map_err(|source| self.resize_error(vm, len, source))
+    }
+
+    fn resize_error(&self, vm: &str, len: Bytes, source: io::Error) -> SwapError {
+        SwapError::Resize {
+            vm: vm.to_owned(),
+            dir: self.dir.clone(),
+            len,
+            source,
+        }
+    }
+}
