@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use common::Process;
 use memvisor_guest_agent::protocol::balloon::{PageStatus, RangeBatch, StatusRun, ToAgent, ToHost};
 use memvisor_guest_agent::protocol::memory::{
-    Ack, Command, Fault, Hello, MAX_CHANNELS, Message, Op, Ready,
+    Ack, Command, Fault, Hello, MAX_CHANNELS, Message, Op, Ready, VERSION,
 };
 use memvisor_guest_agent::protocol::{Gfn, GfnRun};
 use memvisor_guest_agent::shim::{Received, SeqPacket};
@@ -120,8 +120,8 @@ fn memory_socket_bad_first_message_is_refused_with_the_reason() {
             |h| h.pages = u32::MAX,
             "16384.00 GiB of memory are not allowed",
         ),
-        (|h| h.limit = 65, "contradict"),
-        (|h| h.reservation = 65, "contradict"),
+        (|h| h.limit = 65, "limit 260.0 KiB is more than"),
+        (|h| h.reservation = 65, "reservation 260.0 KiB is more than"),
         (|h| h.name = "../x".to_owned(), "name `../x` is not allowed"),
         (
             |h| h.name = "good".to_owned(),
@@ -419,7 +419,7 @@ fn wrong_answers_of_the_memory_thread_end_that_guest_with_the_reason() {
         ),
         (Box::new(|_| Message::Go.encode()), "the shim answered GO"),
         (
-            Box::new(|_| vec![1, 0, 99, 0]),
+            Box::new(|_| vec![VERSION as u8, 0, 99, 0]),
             "the shim answered `type` is 99",
         ),
     ];

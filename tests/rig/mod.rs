@@ -262,6 +262,7 @@ impl Host {
     }
 }
 
+/// A host that does not sample: a scripted guest answers the commands that its test expects.
 pub(crate) fn host_command(dir: &TempDir, engine: &str, memory: &str, args: &[&str]) -> Command {
     let mut command = memvisor();
     command.args([
@@ -271,6 +272,8 @@ pub(crate) fn host_command(dir: &TempDir, engine: &str, memory: &str, args: &[&s
         engine,
         "--memory",
         memory,
+        "--set",
+        "Mem.SamplePeriod=0",
     ]);
     command.arg("--runtime-dir").arg(dir.path().join("run"));
     command.args(args);
