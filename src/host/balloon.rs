@@ -10,7 +10,7 @@ use memvisor_guest_agent::shim::SeqPacket;
 use super::daemon::Host;
 use super::member::Member;
 use crate::balloon::{
-    BalloonCounters, BalloonHost, BalloonVm, Doorbell, GuestStats, Refusal, serve,
+    BalloonCounters, BalloonHost, BalloonVm, Doorbell, GuestStats, Refusal, SessionError, serve,
 };
 use crate::policy::FreeState;
 use crate::reclaim::Job;
@@ -23,6 +23,10 @@ const POLL: Duration = Duration::from_secs(1);
 pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
     match serve(&socket, &**host, POLL) {
         Ok(end) => tracing::debug!(?end, "balloon session ended"),
+        // Its agent asks twice a minute for as long as it runs.
+        Err(SessionError::Refused(Refusal::Disabled(vm))) => {
+            tracing::debug!(%vm, "balloon agent turned away: ballooning is disabled");
+        }
         Err(error) => {
             let error: &dyn std::error::Error = &error;
             tracing::info!(error, "balloon session ended by the host");
@@ -39,7 +43,7 @@ impl BalloonHost for Host {
             .ok_or(Refusal::UnknownToken)?;
         let vm = member.vm.id;
         let actual = u64::from(member.vm.table.pages());
-        if member.balloon.max == Pages(0) {
+        if member.balloon.max() == Pages(0) {
             return Err(Refusal::Disabled(vm));
         }
         if start.total_pages > actual {
@@ -90,16 +94,11 @@ impl BalloonVm for Balloon<'_> {
     }
 
     fn balloon_max(&self) -> u64 {
-        self.member.balloon.max.0
+        self.member.balloon.max().0
     }
 
     fn target(&self) -> u64 {
-        self.member
-            .vm
-            .orders
-            .balloon_target()
-            .min(self.member.balloon.max)
-            .0
+        self.member.vm.orders.balloon_target().0
     }
 
     fn locked(&self) -> u64 {

@@ -160,7 +160,7 @@ impl control::Daemon for Host {
 
     fn set_balloon(&self, name: &str, target: Option<Pages>) -> Result<VmStatus, ControlError> {
         let member = self.find(name)?;
-        let max = member.balloon.max;
+        let max = member.balloon.max();
         if let Some(asked) = target {
             if asked > max {
                 return Err(ControlError::BalloonTooLarge {

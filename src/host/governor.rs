@@ -96,7 +96,7 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
         zero,
         untouched,
         agent_alive: member.balloon.attached.load(Ordering::Acquire),
-        balloon_max: member.balloon.max,
+        balloon_max: member.balloon.max(),
         active: None,
         swap_room: Pages(swap.slots.saturating_sub(swap.used).0 * rooms),
         swap_failing: vm.is_swap_failing(),

@@ -36,8 +36,8 @@ pub(super) struct BalloonLine {
     pub(super) token: u64,
     pub(super) doorbell: Doorbell,
     pub(super) counters: BalloonCounters,
-    /// The most pages it may hold.
-    pub(super) max: Pages,
+    /// The most pages it may hold; read by [`max`](Self::max). Whoever changes it rings the doorbell.
+    pub(super) max_pages: AtomicU64,
     pub(super) attached: AtomicBool,
     pub(super) closing: AtomicBool,
     /// Pops that the agent has been told of by a reset.
@@ -56,7 +56,7 @@ impl BalloonLine {
         Self {
             token,
             doorbell,
-            max,
+            max_pages: AtomicU64::new(max.0),
             counters: BalloonCounters::default(),
             attached: AtomicBool::new(false),
             closing: AtomicBool::new(false),
@@ -64,6 +64,11 @@ impl BalloonLine {
             stats: Mutex::default(),
             relief: Mutex::default(),
         }
+    }
+
+    /// The most pages it may hold now.
+    pub(super) fn max(&self) -> Pages {
+        Pages(self.max_pages.load(Ordering::Relaxed))
     }
 
     pub(super) fn set_stats(&self, stats: &GuestStats) {

@@ -148,7 +148,7 @@ fn balloon(member: &Member) -> BalloonStatus {
         agent: member.balloon.attached.load(Ordering::Acquire),
         size_pages: member.ballooned(),
         target_pages: member.vm.orders.balloon_target(),
-        max_pages: member.balloon.max,
+        max_pages: member.balloon.max(),
         manual_pages: member.vm.orders.manual(),
     }
 }

@@ -68,6 +68,7 @@ struct State {
     balloon: BTreeSet<u32>,
     busy: BTreeSet<u32>,
     target: u64,
+    max: u64,
     popped: bool,
     closing: bool,
     emptied: u32,
@@ -80,6 +81,7 @@ impl FakeHost {
         Self {
             state: Watched::new(State {
                 target,
+                max: MAX,
                 ..State::default()
             }),
             doorbell: Doorbell::new().unwrap(),
@@ -130,7 +132,7 @@ impl BalloonVm for FakeVm<'_> {
         RAM
     }
     fn balloon_max(&self) -> u64 {
-        MAX
+        self.0.look(|state| state.max)
     }
     fn target(&self) -> u64 {
         self.0.look(|state| state.target)
@@ -385,6 +387,35 @@ fn lock_beyond_target_or_maximum_is_not_needed() {
         assert_eq!(
             client.statuses(&ToHost::Lock(batch(&[(at, 2000)]))),
             expected
+        );
+    })
+    .unwrap();
+}
+
+#[test]
+fn maximum_that_changes_bounds_the_target_and_keeps_the_session() {
+    let host = FakeHost::new(300);
+    started(&host, |client| {
+        for (max, pages) in [(1000, 300), (200, 200), (250, 250), (0, 0), (MAX, 300)] {
+            host.change(|state| state.max = max);
+            let get = ToHost::GetTarget {
+                total_pages: RAM,
+                balloon_pages: 0,
+            };
+            // The doorbell may have been heard already.
+            client.send(&get);
+            while client.next() != Some((9, ToAgent::Target { pages })) {}
+        }
+        host.change(|state| state.max = 100);
+        assert_eq!(client.next(), Some((0, ToAgent::Target { pages: 100 })));
+        let lock = ToHost::Lock(batch(&[(0, 150)]));
+        let (ok, excess) = ((0, 100), (100, 50));
+        assert_eq!(
+            client.statuses(&lock),
+            [
+                (ok.0, ok.1, PageStatus::Ok),
+                (excess.0, excess.1, PageStatus::NotNeeded)
+            ]
         );
     })
     .unwrap();
@@ -695,9 +726,9 @@ impl PageSource for FakeSource {
     }
 }
 
-#[test]
-fn real_agent_and_session_agree_on_every_page() {
-    let host = FakeHost::new(3000);
+/// Runs `script` while a real agent has a session with the host. It is given the agent and a wait for
+/// both to have the same so many pages in the balloon.
+fn with_real_agent(host: &FakeHost, script: impl FnOnce(&Agent, &dyn Fn(usize))) {
     let guest = Arc::new(FakeSource::default());
     let (ours, theirs) = SeqPacket::pair().unwrap();
     let settings = AgentSettings {
@@ -722,7 +753,6 @@ fn real_agent_and_session_agree_on_every_page() {
         );
     };
     thread::scope(|scope| {
-        let host = &host;
         let agent = Agent::start(settings, source, dial).unwrap();
         // The host gives a new connection 5 seconds to say something, from when it serves it.
         assert_eq!(
@@ -730,6 +760,19 @@ fn real_agent_and_session_agree_on_every_page() {
             [true]
         );
         let served = scope.spawn(move || serve(&ours, host, Duration::from_secs(3600)));
+        script(&agent, &agree);
+        agent.stop();
+        agree(0);
+        assert_eq!(served.join().unwrap().unwrap(), SessionEnd::Stopped);
+    });
+    assert_eq!(count(&host.counters.mismatches), 0);
+    assert_eq!(count(&host.counters.refused_pages), 0);
+}
+
+#[test]
+fn real_agent_and_session_agree_on_every_page() {
+    let host = FakeHost::new(3000);
+    with_real_agent(&host, |agent, agree| {
         agree(3000);
         host.change(|state| state.target = 1000);
         agree(1000);
@@ -738,12 +781,18 @@ fn real_agent_and_session_agree_on_every_page() {
         agree(1000);
         assert_eq!(agent.relieve(10, PATIENCE), 10);
         agree(990);
-        agent.stop();
-        agree(0);
-        assert_eq!(served.join().unwrap().unwrap(), SessionEnd::Stopped);
     });
-    assert_eq!(count(&host.counters.mismatches), 0);
-    assert_eq!(count(&host.counters.refused_pages), 0);
+}
+
+#[test]
+fn real_agent_follows_a_maximum_that_changes() {
+    let host = FakeHost::new(3000);
+    with_real_agent(&host, |_, agree| {
+        for (max, pages) in [(MAX, 3000), (1000, 1000), (0, 0), (2000, 2000), (MAX, 3000)] {
+            host.change(|state| state.max = max);
+            agree(pages);
+        }
+    });
 }
 
 #[test]
