@@ -52,10 +52,13 @@ pub trait BalloonVm {
     /// The pages of guest RAM, at most 2^32.
     fn total_pages(&self) -> u64;
 
-    /// The most pages the balloon may hold: 65 % of the VM unless configured otherwise.
+    /// The most pages the balloon may hold now: 65 % of the VM unless configured otherwise. It may
+    /// change; whoever changes it rings the doorbell. With 0 the balloon is emptied and the session
+    /// stays.
     fn balloon_max(&self) -> u64;
 
-    /// The pages the balloon shall hold now, at most `balloon_max`.
+    /// The pages the balloon should hold now. The session keeps to
+    /// [`balloon_max`](Self::balloon_max) whatever this says.
     fn target(&self) -> u64;
 
     /// The pages the balloon holds now, by the page table.

@@ -16,7 +16,8 @@
 //! **The structures.** Which pages are in the balloon is known by the VM's page table alone: there
 //! is no second ledger that could disagree. [`serve`] runs one session on the thread that calls it
 //! and reaches the VM through [`BalloonVm`]. A [`Doorbell`] wakes that thread when the target
-//! changes or a page pops. The module holds no lock while it calls or sends.
+//! changes or a page pops. The module holds no lock while it calls or sends. [`AgentProgress`] tells the
+//! policy whether a balloon is worth waiting for.
 //!
 //! **When a session ends.** After `STOP` the balloon has been emptied. When the agent just
 //! vanishes its pages stay in the balloon: its kernel may still hold them pinned, and if it does
@@ -28,6 +29,7 @@ mod counters;
 mod end;
 mod host;
 mod ledger;
+mod progress;
 mod rate;
 mod session;
 mod stats;
@@ -39,5 +41,6 @@ pub use memvisor_guest_agent::shim::Doorbell;
 pub use end::{SessionEnd, SessionError};
 pub use host::{BalloonHost, BalloonVm, Refusal};
 pub use ledger::{deflate, inflate, release_all};
+pub use progress::AgentProgress;
 pub use session::serve;
 pub use stats::GuestStats;

@@ -242,7 +242,7 @@ impl Session<'_> {
             self.resetting = Some(if pushes { Reset::Sent } else { Reset::Owed });
             return Ok(pushes.then_some(ToAgent::Reset));
         }
-        let stale = self.vm.target() != self.told && self.resetting.is_none();
+        let stale = self.target() != self.told && self.resetting.is_none();
         if !pushes || !stale || self.unanswered == MAX_UNANSWERED_PUSHES {
             return Ok(None);
         }
@@ -327,7 +327,7 @@ impl Session<'_> {
         act: impl FnOnce(&dyn BalloonVm, &RangeBatch) -> Vec<StatusRun>,
     ) -> BatchResult {
         let runs = act(self.vm, pages);
-        self.told = self.vm.target();
+        self.told = self.target();
         BatchResult {
             target: self.told,
             runs,
@@ -335,8 +335,12 @@ impl Session<'_> {
     }
 
     fn tell_target(&mut self) -> ToAgent {
-        self.told = self.vm.target();
+        self.told = self.target();
         ToAgent::Target { pages: self.told }
+    }
+
+    fn target(&self) -> u64 {
+        self.vm.target().min(self.vm.balloon_max())
     }
 }
 

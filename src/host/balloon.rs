@@ -10,7 +10,7 @@ use memvisor_guest_agent::shim::SeqPacket;
 use super::daemon::Host;
 use super::member::Member;
 use crate::balloon::{
-    BalloonCounters, BalloonHost, BalloonVm, Doorbell, GuestStats, Refusal, serve,
+    BalloonCounters, BalloonHost, BalloonVm, Doorbell, GuestStats, Refusal, SessionError, serve,
 };
 use crate::policy::FreeState;
 use crate::reclaim::Job;
@@ -23,6 +23,10 @@ const POLL: Duration = Duration::from_secs(1);
 pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
     match serve(&socket, &**host, POLL) {
         Ok(end) => tracing::debug!(?end, "balloon session ended"),
+        // Its agent asks twice a minute for as long as it runs.
+        Err(SessionError::Refused(Refusal::Disabled(vm))) => {
+            tracing::debug!(%vm, "balloon agent turned away: ballooning is disabled");
+        }
         Err(error) => {
             let error: &dyn std::error::Error = &error;
             tracing::info!(error, "balloon session ended by the host");
@@ -94,12 +98,7 @@ impl BalloonVm for Balloon<'_> {
     }
 
     fn target(&self) -> u64 {
-        self.member
-            .vm
-            .orders
-            .balloon_target()
-            .min(self.member.balloon.max())
-            .0
+        self.member.vm.orders.balloon_target().0
     }
 
     fn locked(&self) -> u64 {

@@ -76,6 +76,7 @@ fn decide(host: &Host, balance: &mut Balance, now: Instant) -> Decision {
     let members = host.members.all();
     for member in &members {
         apply_settings(host, member, &settings, members.len());
+        watch_balloon(member, now);
     }
     let asked = (host.state(), host.revision());
     let floor = settings.sample_active_pct_min;
@@ -88,6 +89,24 @@ fn decide(host: &Host, balance: &mut Balance, now: Instant) -> Decision {
         snapshot,
         config,
         plan,
+    }
+}
+
+/// Finds out whether its balloon is to be waited for.
+fn watch_balloon(member: &Member, now: Instant) {
+    let (target, size) = (member.vm.orders.balloon_target(), member.ballooned());
+    let changed = member.balloon.look(now, target, size);
+    let is_stuck = changed == Some(false) && member.balloon.attached.load(Ordering::Acquire);
+    let vm = &member.vm.params.name;
+    if is_stuck {
+        tracing::info!(
+            vm,
+            target = target.0,
+            size = size.0,
+            "its balloon does not move: not waited for"
+        );
+    } else if changed == Some(true) {
+        tracing::debug!(vm, "its balloon is waited for");
     }
 }
 

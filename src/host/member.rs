@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::vm_settings::Layered;
-use crate::balloon::{BalloonCounters, Doorbell, GuestStats};
+use crate::balloon::{AgentProgress, BalloonCounters, Doorbell, GuestStats};
 use crate::engine::{Link, Ram};
 use crate::page::Home;
 use crate::reclaim::{Job, WorkerHandle};
@@ -48,6 +48,8 @@ pub(super) struct BalloonLine {
     pub(super) closing: AtomicBool,
     /// Pops that the agent has been told of by a reset.
     pub(super) told_pops: AtomicU64,
+    progress: Mutex<AgentProgress>,
+    waited_for: AtomicBool,
     stats: Mutex<GuestStats>,
     relief: Mutex<Option<(Pages, Instant)>>,
 }
@@ -67,6 +69,8 @@ impl BalloonLine {
             attached: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             told_pops: AtomicU64::new(0),
+            progress: Mutex::default(),
+            waited_for: AtomicBool::new(false),
             stats: Mutex::default(),
             relief: Mutex::default(),
         }
@@ -80,6 +84,19 @@ impl BalloonLine {
     /// Sets the most pages it may hold; whether that changed.
     pub(super) fn set_max(&self, max: Pages) -> bool {
         self.max.swap(max.0, Ordering::Relaxed) != max.0
+    }
+
+    /// Looks how far it has come; whether its agent just began or ceased to be worth waiting for.
+    pub(super) fn look(&self, now: Instant, target: Pages, ballooned: Pages) -> Option<bool> {
+        let attached = self.attached.load(Ordering::Acquire);
+        let alive = lock(&self.progress).look(now, attached, target, ballooned);
+        let before = self.waited_for.swap(alive, Ordering::Relaxed);
+        (alive != before).then_some(alive)
+    }
+
+    /// Whether an agent is connected and has come closer to its target lately, or is there.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.waited_for.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_stats(&self, stats: &GuestStats) {

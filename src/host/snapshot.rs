@@ -1,7 +1,6 @@
 //! The host as the policy sees it: counts, gathered from everywhere.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::daemon::Host;
 use super::member::Member;
@@ -88,7 +87,7 @@ fn vm_snapshot(member: &Member, active: Option<Pages>) -> VmSnapshot {
         ballooned,
         zero,
         untouched,
-        agent_alive: member.balloon.attached.load(Ordering::Acquire),
+        agent_alive: member.balloon.is_waited_for(),
         balloon_max: member.balloon.max(),
         relief: member.balloon.relief(),
         active,

@@ -38,6 +38,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
         },
         balloon: BalloonStatus {
             agent: id == 1,
+            waited_for: id == 1,
             size_pages: homes.ballooned_pages,
             target_pages: Pages(homes.ballooned_pages.0 + 2560),
             max_pages: mib(166),

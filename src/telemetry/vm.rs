@@ -96,6 +96,8 @@ pub struct ActivityStatus {
 pub struct BalloonStatus {
     /// Whether a balloon agent is connected (ESX: MCTL?).
     pub agent: bool,
+    /// Whether the policy counts on it: it is at its target, or has come closer within the last polls.
+    pub waited_for: bool,
     /// Pages in the balloon now (ESX: MCTLSZ).
     pub size_pages: Pages,
     /// Size the agent is asked to reach (ESX: MCTLTGT).

@@ -104,9 +104,10 @@ impl Link {
         &self.started
     }
 
-    /// The last target the host gave, at most what it said the balloon may hold.
-    pub(super) fn target(&self) -> u64 {
-        self.target.min(self.started.balloon_max)
+    /// The last target the host gave. The host keeps it within the balloon's maximum, which may have
+    /// changed since `STARTED` named it.
+    pub(super) const fn target(&self) -> u64 {
+        self.target
     }
 
     /// Asks for the target, by `GET_TARGET` or `RELIEF`.

@@ -21,6 +21,7 @@ mod inflate;
 mod link;
 mod pace;
 mod relief;
+mod retry;
 mod worker;
 
 use std::io;

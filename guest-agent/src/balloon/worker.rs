@@ -6,21 +6,17 @@ use std::time::{Duration, Instant};
 
 use super::inflate::Balloon;
 use super::link::{Link, LinkError};
+use super::retry::{Retry, Say};
 use super::{AgentSettings, PageSource, Shared};
-use crate::protocol::balloon::{Capabilities, ErrorCode, MAX_STATS, Start, ToHost, VERSION};
+use crate::protocol::balloon::{Capabilities, MAX_STATS, Start, ToHost, VERSION};
 use crate::shim::{SeqPacket, wait_readable};
-
-/// The first pause before a new connection, doubled up to the longest one: a host that restarts is
-/// back soon, one that is gone should not be asked more than six times a minute.
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 pub(super) struct Worker<'s> {
     settings: AgentSettings,
     source: &'s dyn PageSource,
     shared: &'s Shared,
     balloon: Balloon<'s>,
-    pause: Duration,
+    retry: Retry,
 }
 
 impl<'s> Worker<'s> {
@@ -34,7 +30,7 @@ impl<'s> Worker<'s> {
             source,
             shared,
             balloon: Balloon::new(source, &shared.relief),
-            pause: PAUSE_MIN,
+            retry: Retry::new(),
         }
     }
 
@@ -57,7 +53,7 @@ impl<'s> Worker<'s> {
         dial: &mut impl FnMut() -> io::Result<SeqPacket>,
     ) -> Result<(), LinkError> {
         let mut link = Link::open(dial()?, &self.start())?;
-        self.pause = PAUSE_MIN;
+        self.retry.connected();
         loop {
             match self.serve(&mut link) {
                 Err(LinkError::Reset) => {
@@ -127,18 +123,13 @@ impl<'s> Worker<'s> {
 
     /// Waits before the next connection. There is no balloon now, so relief is at hand already.
     fn rest(&mut self, error: &LinkError) {
-        if matches!(
-            error,
-            LinkError::Refused {
-                code: ErrorCode::Version,
-                ..
-            }
-        ) {
-            self.pause = PAUSE_MAX;
+        let (pause, say) = self.retry.after(error);
+        match say {
+            Say::Info => tracing::info!(%error, "balloon: not wanted, asking again now and then"),
+            Say::Warn => tracing::warn!(%error, "balloon: no host, trying again after a pause"),
+            Say::Nothing => tracing::debug!(%error, ?pause, "balloon: still no host"),
         }
-        tracing::warn!(%error, pause = ?self.pause, "balloon: no host, trying again after a pause");
-        let until = Instant::now() + self.pause;
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        let until = Instant::now() + pause;
         loop {
             if self.shared.relief.take().is_some() {
                 self.shared.relief.finish(0);

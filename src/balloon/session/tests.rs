@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
 use memvisor_guest_agent::balloon::{Agent, AgentSettings, PageSource};
@@ -14,12 +14,51 @@ use crate::units::{Bytes, Gfn, GfnRun, VmId, runs_of};
 const TOKEN: u64 = 0x5eed;
 const RAM: u64 = 10_000;
 const MAX: u64 = 6500;
-/// Far more than anything here takes; only a broken session waits for it.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Far more than anything here takes, on a machine that hardly runs us; only a broken session waits
+/// for it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Something that threads change and a test waits for, without running in circles: on a busy machine
+/// that would take the time of those it waits for.
+#[derive(Default)]
+struct Watched<T> {
+    value: Mutex<T>,
+    changed: Condvar,
+}
+
+impl<T> Watched<T> {
+    fn new(value: T) -> Self {
+        let changed = Condvar::new();
+        Self {
+            value: Mutex::new(value),
+            changed,
+        }
+    }
+
+    /// Whoever waits looks again as soon as the guard is gone.
+    fn lock(&self) -> MutexGuard<'_, T> {
+        let guard = self.value.lock().unwrap();
+        self.changed.notify_all();
+        guard
+    }
+
+    fn look<R>(&self, look: impl FnOnce(&T) -> R) -> R {
+        look(&self.value.lock().unwrap())
+    }
+
+    fn wait(&self, what: &str, mut reached: impl FnMut(&T) -> bool) {
+        let value = self.value.lock().unwrap();
+        let (_value, timeout) = self
+            .changed
+            .wait_timeout_while(value, PATIENCE, |value| !reached(value))
+            .unwrap();
+        assert!(!timeout.timed_out(), "{what}: the session does nothing");
+    }
+}
 
 /// A host with one VM, whose page table is a set.
 struct FakeHost {
-    state: Mutex<State>,
+    state: Watched<State>,
     doorbell: Doorbell,
     counters: BalloonCounters,
 }
@@ -29,6 +68,7 @@ struct State {
     balloon: BTreeSet<u32>,
     busy: BTreeSet<u32>,
     target: u64,
+    max: u64,
     popped: bool,
     closing: bool,
     emptied: u32,
@@ -39,8 +79,9 @@ struct State {
 impl FakeHost {
     fn new(target: u64) -> Self {
         Self {
-            state: Mutex::new(State {
+            state: Watched::new(State {
                 target,
+                max: MAX,
                 ..State::default()
             }),
             doorbell: Doorbell::new().unwrap(),
@@ -49,7 +90,7 @@ impl FakeHost {
     }
 
     fn prepare(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock().unwrap());
+        change(&mut self.state.lock());
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -58,7 +99,7 @@ impl FakeHost {
     }
 
     fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(&self.state.lock().unwrap())
+        self.state.look(look)
     }
 
     fn each(runs: &[GfnRun], mut status: impl FnMut(u32) -> PageStatus) -> Vec<StatusRun> {
@@ -91,7 +132,7 @@ impl BalloonVm for FakeVm<'_> {
         RAM
     }
     fn balloon_max(&self) -> u64 {
-        MAX
+        self.0.look(|state| state.max)
     }
     fn target(&self) -> u64 {
         self.0.look(|state| state.target)
@@ -100,7 +141,7 @@ impl BalloonVm for FakeVm<'_> {
         self.0.look(|state| state.balloon.len() as u64)
     }
     fn lock(&self, runs: &[GfnRun]) -> Vec<StatusRun> {
-        let state = &mut *self.0.state.lock().unwrap();
+        let state = &mut *self.0.state.lock();
         FakeHost::each(runs, |gfn| {
             assert!(u64::from(gfn) < RAM, "the session lets through {gfn}");
             if state.busy.contains(&gfn) {
@@ -113,7 +154,7 @@ impl BalloonVm for FakeVm<'_> {
         })
     }
     fn unlock(&self, runs: &[GfnRun]) -> Vec<StatusRun> {
-        let state = &mut *self.0.state.lock().unwrap();
+        let state = &mut *self.0.state.lock();
         FakeHost::each(runs, |gfn| {
             assert!(u64::from(gfn) < RAM, "the session lets through {gfn}");
             if state.balloon.remove(&gfn) {
@@ -124,21 +165,21 @@ impl BalloonVm for FakeVm<'_> {
         })
     }
     fn release_all(&self) {
-        let mut state = self.0.state.lock().unwrap();
+        let mut state = self.0.state.lock();
         state.balloon.clear();
         state.emptied += 1;
     }
     fn take_reset(&self) -> bool {
-        std::mem::take(&mut self.0.state.lock().unwrap().popped)
+        std::mem::take(&mut self.0.state.lock().popped)
     }
     fn is_closing(&self) -> bool {
         self.0.look(|state| state.closing)
     }
     fn report(&self, stats: &GuestStats) {
-        self.0.state.lock().unwrap().reports.push(*stats);
+        self.0.state.lock().reports.push(*stats);
     }
     fn relief(&self, pages: u64) {
-        let mut state = self.0.state.lock().unwrap();
+        let mut state = self.0.state.lock();
         state.relief += pages;
         state.target -= pages;
     }
@@ -238,14 +279,6 @@ fn started(host: &FakeHost, script: impl FnOnce(&Client)) -> Result<SessionEnd, 
         ));
         script(client);
     })
-}
-
-fn until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "the session does nothing");
-        thread::yield_now();
-    }
 }
 
 fn count(counter: &AtomicU64) -> u64 {
@@ -360,6 +393,35 @@ fn lock_beyond_target_or_maximum_is_not_needed() {
 }
 
 #[test]
+fn maximum_that_changes_bounds_the_target_and_keeps_the_session() {
+    let host = FakeHost::new(300);
+    started(&host, |client| {
+        for (max, pages) in [(1000, 300), (200, 200), (250, 250), (0, 0), (MAX, 300)] {
+            host.change(|state| state.max = max);
+            let get = ToHost::GetTarget {
+                total_pages: RAM,
+                balloon_pages: 0,
+            };
+            // The doorbell may have been heard already.
+            client.send(&get);
+            while client.next() != Some((9, ToAgent::Target { pages })) {}
+        }
+        host.change(|state| state.max = 100);
+        assert_eq!(client.next(), Some((0, ToAgent::Target { pages: 100 })));
+        let lock = ToHost::Lock(batch(&[(0, 150)]));
+        let (ok, excess) = ((0, 100), (100, 50));
+        assert_eq!(
+            client.statuses(&lock),
+            [
+                (ok.0, ok.1, PageStatus::Ok),
+                (excess.0, excess.1, PageStatus::NotNeeded)
+            ]
+        );
+    })
+    .unwrap();
+}
+
+#[test]
 fn start_empties_what_an_earlier_agent_left() {
     let host = FakeHost::new(100);
     host.prepare(|state| {
@@ -456,7 +518,7 @@ fn pop_without_a_doorbell_takes_the_place_of_the_next_reply() {
         client.ask(&start);
         client.ask(&ToHost::Lock(batch(&[(0, 9)])));
         host.change(|state| state.popped = true);
-        until(|| host.look(|state| state.emptied) >= 2);
+        host.state.wait("the reset", |state| state.emptied >= 2);
         client.send(&ToHost::Stats(vec![]));
         assert_eq!(
             client.ask(&ToHost::Unlock(batch(&[(0, 9)]))),
@@ -480,7 +542,7 @@ fn stats_are_clamped_and_relief_is_bounded_by_the_balloon() {
         assert_eq!(reply, ToAgent::Target { pages: 40 });
     })
     .unwrap();
-    let state = host.state.lock().unwrap();
+    let state = host.state.lock();
     assert_eq!(state.relief, 60);
     assert_eq!(state.reports[0].free, Some(Bytes(RAM * 4096)));
 }
@@ -640,21 +702,21 @@ fn malformed_message_ends_the_session_with_why() {
 
 /// A guest that gives pages in order and knows which it has given.
 #[derive(Default)]
-struct FakeSource(Mutex<BTreeSet<u32>>);
+struct FakeSource(Watched<BTreeSet<u32>>);
 
 impl PageSource for FakeSource {
     fn total_pages(&self) -> u64 {
         RAM
     }
     fn allocate(&self, max: u32, _may_reclaim: bool) -> Vec<GfnRun> {
-        let mut pinned = self.0.lock().unwrap();
+        let mut pinned = self.0.lock();
         let free = (0..RAM as u32).filter(|gfn| !pinned.contains(gfn));
         let pages: Vec<u32> = free.take(max as usize).collect();
         pinned.extend(&pages);
         runs_of(pages.into_iter().map(Gfn))
     }
     fn release(&self, runs: &[GfnRun]) {
-        let mut pinned = self.0.lock().unwrap();
+        let mut pinned = self.0.lock();
         for gfn in runs.iter().flat_map(|run| run.iter()) {
             assert!(pinned.remove(&gfn.0), "{gfn} was not pinned");
         }
@@ -664,9 +726,9 @@ impl PageSource for FakeSource {
     }
 }
 
-#[test]
-fn real_agent_and_session_agree_on_every_page() {
-    let host = FakeHost::new(3000);
+/// Runs `script` while a real agent has a session with the host. It is given the agent and a wait for
+/// both to have the same so many pages in the balloon.
+fn with_real_agent(host: &FakeHost, script: impl FnOnce(&Agent, &dyn Fn(usize))) {
     let guest = Arc::new(FakeSource::default());
     let (ours, theirs) = SeqPacket::pair().unwrap();
     let settings = AgentSettings {
@@ -680,28 +742,57 @@ fn real_agent_and_session_agree_on_every_page() {
             .pop()
             .ok_or_else(|| io::ErrorKind::ConnectionRefused.into())
     };
+    // The guest's pages change last of all when the balloon shrinks, and the host's when it grows.
     let agree = |pages: usize| {
-        until(|| host.look(|state| state.balloon.len()) == pages);
-        until(|| *guest.0.lock().unwrap() == host.look(|state| state.balloon.clone()));
+        host.state
+            .wait("the host", |state| state.balloon.len() == pages);
+        guest.0.wait("the guest", |pinned| pinned.len() == pages);
+        assert_eq!(
+            guest.0.look(Clone::clone),
+            host.look(|state| state.balloon.clone())
+        );
     };
     thread::scope(|scope| {
-        let host = &host;
-        let served = scope.spawn(move || serve(&ours, host, Duration::from_secs(3600)));
         let agent = Agent::start(settings, source, dial).unwrap();
-        agree(3000);
-        host.change(|state| state.target = 1000);
-        agree(1000);
-        host.change(|state| state.popped = true);
-        until(|| host.look(|state| state.emptied) >= 2);
-        agree(1000);
-        assert_eq!(agent.relieve(10, PATIENCE), 10);
-        agree(990);
+        // The host gives a new connection 5 seconds to say something, from when it serves it.
+        assert_eq!(
+            wait_readable([ours.as_fd()], Some(PATIENCE)).unwrap(),
+            [true]
+        );
+        let served = scope.spawn(move || serve(&ours, host, Duration::from_secs(3600)));
+        script(&agent, &agree);
         agent.stop();
         agree(0);
         assert_eq!(served.join().unwrap().unwrap(), SessionEnd::Stopped);
     });
     assert_eq!(count(&host.counters.mismatches), 0);
     assert_eq!(count(&host.counters.refused_pages), 0);
+}
+
+#[test]
+fn real_agent_and_session_agree_on_every_page() {
+    let host = FakeHost::new(3000);
+    with_real_agent(&host, |agent, agree| {
+        agree(3000);
+        host.change(|state| state.target = 1000);
+        agree(1000);
+        host.change(|state| state.popped = true);
+        host.state.wait("the reset", |state| state.emptied >= 2);
+        agree(1000);
+        assert_eq!(agent.relieve(10, PATIENCE), 10);
+        agree(990);
+    });
+}
+
+#[test]
+fn real_agent_follows_a_maximum_that_changes() {
+    let host = FakeHost::new(3000);
+    with_real_agent(&host, |_, agree| {
+        for (max, pages) in [(MAX, 3000), (1000, 1000), (0, 0), (2000, 2000), (MAX, 3000)] {
+            host.change(|state| state.max = max);
+            agree(pages);
+        }
+    });
 }
 
 #[test]

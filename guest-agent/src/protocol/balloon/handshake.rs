@@ -59,7 +59,7 @@ pub struct Started {
     pub poll_interval_ms: u32,
     /// Ranges the host takes in one batch, 1 to [`MAX_RANGES`].
     pub max_ranges: u32,
-    /// The most pages this balloon will be asked to hold.
+    /// The most pages this balloon may hold as of now; information only, for it may change.
     pub balloon_max: u64,
 }
 

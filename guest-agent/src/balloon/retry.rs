@@ -1,0 +1,126 @@
+//! When to dial again, and what to say about it.
+//!
+//! A host that restarts is back soon, and one that is gone comes back some day. A host that refuses
+//! this agent, because ballooning is switched off or because it is asked for the wrong VM, may change
+//! its mind while the guest runs. So an agent never gives up, and therefore it must not fill the
+//! guest's log: the same reason is said once.
+
+use std::time::Duration;
+
+use super::link::LinkError;
+use crate::protocol::balloon::ErrorCode;
+
+/// The first pause before a new connection, doubled up to one of the longest.
+const FIRST: Duration = Duration::from_millis(100);
+/// The longest pause for a host that is gone: six questions a minute.
+const LONGEST: Duration = Duration::from_secs(10);
+/// The longest pause for a host that refuses: it answers, and changes its mind rarely.
+const LONGEST_REFUSED: Duration = Duration::from_secs(30);
+
+/// How the next line of the log is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Say {
+    /// The host works, and does not want this agent: nothing is wrong here.
+    Info,
+    /// Something is wrong.
+    Warn,
+    /// It was said before.
+    Nothing,
+}
+
+/// The pauses of one agent.
+#[derive(Debug)]
+pub(super) struct Retry {
+    pause: Duration,
+    said: Option<String>,
+}
+
+impl Retry {
+    pub(super) const fn new() -> Self {
+        Self {
+            pause: FIRST,
+            said: None,
+        }
+    }
+
+    /// A connection was made: all is well.
+    pub(super) fn connected(&mut self) {
+        *self = Self::new();
+    }
+
+    /// How long to pause after this error, and what to say.
+    pub(super) fn after(&mut self, error: &LinkError) -> (Duration, Say) {
+        let refused = match error {
+            LinkError::Refused { code, .. } => Some(*code),
+            _ => None,
+        };
+        let (longest, say) = match refused {
+            Some(ErrorCode::Refused) => (LONGEST_REFUSED, Say::Info),
+            _ => (LONGEST, Say::Warn),
+        };
+        // One of the two must be replaced first.
+        if refused == Some(ErrorCode::Version) {
+            self.pause = longest;
+        }
+        let pause = self.pause.min(longest);
+        self.pause = (pause * 2).min(longest);
+        let text = error.to_string();
+        if self.said.as_ref() == Some(&text) {
+            return (pause, Say::Nothing);
+        }
+        self.said = Some(text);
+        (pause, say)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: ErrorCode, text: &str) -> LinkError {
+        let text = text.to_owned();
+        LinkError::Refused { code, text }
+    }
+
+    fn pauses(retry: &mut Retry, error: &LinkError) -> Vec<u128> {
+        (0..12).map(|_| retry.after(error).0.as_millis()).collect()
+    }
+
+    #[test]
+    fn refused_agent_says_why_once_and_asks_twice_a_minute_in_the_end() {
+        let mut retry = Retry::new();
+        let disabled = refused(ErrorCode::Refused, "ballooning is disabled");
+        assert_eq!(retry.after(&disabled).1, Say::Info);
+        for _ in 0..100 {
+            assert_eq!(retry.after(&disabled).1, Say::Nothing);
+        }
+        assert_eq!(retry.after(&disabled).0, LONGEST_REFUSED);
+        let other = refused(ErrorCode::Refused, "the VM has an agent");
+        assert_eq!(retry.after(&other).1, Say::Info, "another reason is news");
+    }
+
+    #[test]
+    fn pause_doubles_up_to_the_longest_and_begins_anew_after_a_connection() {
+        let mut retry = Retry::new();
+        let gone = LinkError::Closed;
+        assert_eq!(retry.after(&gone), (FIRST, Say::Warn));
+        let expected = [200, 400, 800, 1600, 3200, 6400, 10_000, 10_000];
+        assert_eq!(pauses(&mut retry, &gone)[..8], expected);
+        retry.connected();
+        assert_eq!(retry.after(&gone), (FIRST, Say::Warn));
+    }
+
+    #[test]
+    fn version_that_does_not_fit_is_not_asked_again_soon() {
+        let mut retry = Retry::new();
+        let version = refused(ErrorCode::Version, "2 and 1");
+        assert_eq!(retry.after(&version), (LONGEST, Say::Warn));
+    }
+
+    #[test]
+    fn host_that_goes_after_it_refused_is_asked_more_often_again() {
+        let mut retry = Retry::new();
+        pauses(&mut retry, &refused(ErrorCode::Refused, "no"));
+        assert_eq!(retry.after(&LinkError::Closed), (LONGEST, Say::Warn));
+    }
+}

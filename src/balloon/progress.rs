@@ -1,0 +1,314 @@
+//! Whether a balloon is worth waiting for.
+//!
+//! The policy frees memory by balloons first, because a guest knows best what it can spare, and what a
+//! balloon still has to bring it does not evict. That an agent is connected says little: its process
+//! may be stopped, its guest may be out of memory itself, it may never have meant to give anything.
+//! Then the host would wait for ever. So what counts is that the balloon comes closer to its target.
+//!
+//! An agent polls once a second, and it may give little: a guest that has to push its own memory out
+//! first is slow, not dead. A single page in [`WINDOW`], four polls, shows that it is at work. The
+//! target may move meanwhile as it likes; only when it asks for the other direction the agent gets a
+//! new window, because what it did before says nothing then. A balloon that is not waited for keeps
+//! its target, so the page that shows it alive again can come at any time.
+//!
+//! What counts against an agent is the time for which it owed pages and moved none, all such times
+//! together: a target that comes and goes does not give a stuck agent a window each time it is asked
+//! anew. Only after [`FORGIVEN`] at its target it is trusted again without having shown anything, since
+//! by then nobody knows.
+
+use std::time::{Duration, Instant};
+
+use super::SLACK_PAGES;
+use crate::units::Pages;
+
+/// How long a balloon may stand still before it is not waited for: four polls of a second.
+const WINDOW: Duration = Duration::from_secs(4);
+/// How long an agent must have owed nothing to be trusted again.
+const FORGIVEN: Duration = Duration::from_secs(30);
+
+/// Which way a balloon has to go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    Inflate,
+    Deflate,
+}
+
+impl Way {
+    /// `None` when nothing is to be waited for. A balloon below its target owes every page: the policy
+    /// would wait for the last few as well. One a little above is left alone by its agent
+    /// ([`SLACK_PAGES`]).
+    fn to(target: Pages, ballooned: Pages) -> Option<Self> {
+        if ballooned < target {
+            Some(Self::Inflate)
+        } else if ballooned.0 - target.0 > SLACK_PAGES {
+            Some(Self::Deflate)
+        } else {
+            None
+        }
+    }
+
+    fn is_closer(self, ballooned: Pages, before: Pages) -> bool {
+        match self {
+            Self::Inflate => ballooned > before,
+            Self::Deflate => ballooned < before,
+        }
+    }
+}
+
+/// What is known of an agent that is connected.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    at: Instant,
+    ballooned: Pages,
+    /// The way it last had to go.
+    way: Option<Way>,
+    /// How long it has owed pages, the same way, without moving one.
+    still: Duration,
+    /// How long it has owed none.
+    idle: Duration,
+}
+
+impl Seen {
+    /// `passed` went by, and the balloon has to go this way now.
+    fn note(&mut self, passed: Duration, way: Option<Way>, ballooned: Pages) {
+        let came_closer = |way: Way| way.is_closer(ballooned, self.ballooned);
+        let moved = self.way.is_some_and(came_closer);
+        let turned = way.is_some() && way != self.way;
+        self.idle = match way {
+            Some(_) => Duration::ZERO,
+            None => self.idle + passed,
+        };
+        if moved || turned || self.idle >= FORGIVEN {
+            self.still = Duration::ZERO;
+        } else if way.is_some() {
+            self.still += passed;
+        }
+        self.way = way.or(self.way);
+    }
+}
+
+/// The progress of one VM's balloon.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AgentProgress(Option<Seen>);
+
+impl AgentProgress {
+    /// Looks at the balloon; whether it is to be waited for. Called at every look of the policy, which
+    /// must come more often than once in four seconds: what happened in a longer gap, in which the
+    /// machine may have slept, is not held against the agent.
+    pub fn look(&mut self, now: Instant, attached: bool, target: Pages, ballooned: Pages) -> bool {
+        if !attached {
+            self.0 = None;
+            return false;
+        }
+        let fresh = Seen {
+            at: now,
+            ballooned,
+            way: None,
+            still: Duration::ZERO,
+            idle: Duration::ZERO,
+        };
+        let known = self
+            .0
+            .map(|seen| (now.saturating_duration_since(seen.at), seen));
+        let (passed, mut seen) = known
+            .filter(|(passed, _)| *passed <= WINDOW)
+            .unwrap_or((Duration::ZERO, fresh));
+        let way = Way::to(target, ballooned);
+        seen.note(passed, way, ballooned);
+        (seen.at, seen.ballooned) = (now, ballooned);
+        self.0 = Some(seen);
+        way.is_none() || seen.still < WINDOW
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const POLICY: Duration = Duration::from_millis(250);
+
+    /// A tracker and its clock.
+    struct Rig {
+        progress: AgentProgress,
+        now: Instant,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let progress = AgentProgress::default();
+            let now = Instant::now();
+            Self { progress, now }
+        }
+
+        fn after(&mut self, time: Duration, target: u64, ballooned: u64) -> bool {
+            self.now += time;
+            self.progress
+                .look(self.now, true, Pages(target), Pages(ballooned))
+        }
+
+        fn look(&mut self, target: u64, ballooned: u64) -> bool {
+            self.after(POLICY, target, ballooned)
+        }
+
+        /// The same at every look, until the answer changes; how long that took.
+        fn stands(&mut self, target: u64, ballooned: u64, answer: bool) -> Duration {
+            let start = self.now;
+            while self.look(target, ballooned) == answer {
+                assert!(
+                    self.now - start < Duration::from_secs(100),
+                    "it stays {answer}"
+                );
+            }
+            self.now - start
+        }
+    }
+
+    #[test]
+    fn balloon_that_stands_still_is_waited_for_for_four_seconds() {
+        for (target, ballooned) in [
+            (1000, 0),
+            (1000, 999),
+            (0, 1000),
+            (100, 100 + SLACK_PAGES + 1),
+        ] {
+            let mut rig = Rig::new();
+            assert!(rig.look(target, ballooned));
+            assert_eq!(rig.stands(target, ballooned, true), WINDOW);
+            assert!(!rig.look(target, ballooned));
+        }
+    }
+
+    #[test]
+    fn balloon_at_its_target_is_alive_for_ever() {
+        let mut rig = Rig::new();
+        for _ in 0..1000 {
+            assert!(rig.look(1000, 1000));
+            assert!(rig.look(1000, 1000 + SLACK_PAGES));
+        }
+        assert!(rig.look(2000, 1000), "and has its window then");
+        assert_eq!(rig.stands(2000, 1000, true), WINDOW);
+        assert!(rig.look(1000, 1000), "nothing is owed");
+        assert!(!rig.look(2000, 1000), "it was asked before");
+        assert!(rig.look(2000, 1001));
+    }
+
+    #[test]
+    fn one_page_in_four_seconds_is_enough() {
+        let mut rig = Rig::new();
+        for ballooned in 0..100 {
+            for _ in 0..15 {
+                assert!(rig.look(1000, ballooned), "{ballooned}");
+            }
+        }
+        assert_eq!(rig.stands(1000, 100, true), WINDOW + POLICY);
+        assert!(rig.look(1000, 101), "it is alive again as soon as it moves");
+        assert!(rig.look(1000, 100), "one that popped");
+        assert_eq!(rig.stands(1000, 100, true) + 2 * POLICY, WINDOW + POLICY);
+    }
+
+    #[test]
+    fn target_that_moves_the_same_way_gives_no_new_window() {
+        let mut rig = Rig::new();
+        let mut target = 1000;
+        while rig.look(target, 10) {
+            target += 100;
+            assert!(target < 4000, "it stays alive");
+        }
+        assert!(rig.look(0, 10), "nothing is owed");
+        assert!(!rig.look(1000, 10), "it was asked before");
+        assert!(rig.look(1000, 11));
+    }
+
+    #[test]
+    fn target_that_turns_gives_a_new_window() {
+        let mut rig = Rig::new();
+        rig.stands(5000, 2000, true);
+        assert!(rig.look(0, 2000));
+        assert_eq!(rig.stands(0, 2000, true), WINDOW);
+        assert!(rig.look(0, 1999));
+    }
+
+    #[test]
+    fn agent_that_comes_again_begins_anew() {
+        let mut rig = Rig::new();
+        rig.stands(1000, 0, true);
+        assert!(!rig.progress.look(rig.now, false, Pages(1000), Pages(0)));
+        assert!(rig.look(1000, 0));
+        assert_eq!(rig.stands(1000, 0, true), WINDOW);
+    }
+
+    #[test]
+    fn machine_that_slept_does_not_hold_it_against_the_agent() {
+        let mut rig = Rig::new();
+        assert!(rig.look(1000, 0));
+        for _ in 0..3 {
+            assert!(rig.after(WINDOW + POLICY, 1000, 0));
+        }
+        assert_eq!(rig.stands(1000, 0, true), WINDOW);
+    }
+
+    #[test]
+    fn stuck_agent_is_forgiven_at_its_target_after_a_while() {
+        for (quiet, alive) in [(FORGIVEN - POLICY, false), (FORGIVEN, true)] {
+            let mut rig = Rig::new();
+            rig.look(1000, 0);
+            rig.stands(1000, 0, true);
+            let until = rig.now + quiet;
+            while rig.now < until {
+                assert!(rig.look(0, 0));
+            }
+            assert_eq!(rig.look(1000, 0), alive);
+        }
+    }
+
+    proptest! {
+        /// An agent that moves when its target changes, and any page in time, is alive at every look,
+        /// whatever the target does and however unevenly the policy looks.
+        #[test]
+        fn agent_that_moves_in_time_is_always_alive(
+            looks in prop::collection::vec((1..1000u64, prop::option::weighted(0.1, 0..20_000u64)), 1..400),
+            step in 1..3000u64,
+            every in 1..3001u64,
+        ) {
+            let mut rig = Rig::new();
+            let (mut target, mut ballooned, mut since) = (0u64, 0u64, 0);
+            for (time, new) in looks {
+                target = new.unwrap_or(target);
+                since += time;
+                if since >= every || new.is_some() {
+                    since = 0;
+                    ballooned = match Way::to(Pages(target), Pages(ballooned)) {
+                        Some(Way::Inflate) => target.min(ballooned + step),
+                        Some(Way::Deflate) => target.max(ballooned.saturating_sub(step)),
+                        None => ballooned,
+                    };
+                }
+                prop_assert!(rig.after(Duration::from_millis(time), target, ballooned));
+            }
+        }
+
+        /// A dead agent whose target only ever asks for more, or for nothing, is waited for at most
+        /// a window in each time after which it is forgiven.
+        #[test]
+        fn dead_agent_is_hardly_waited_for(
+            targets in prop::collection::vec((1..20u32, 0..3000u64), 1..200),
+            ballooned in 0..3000u64,
+        ) {
+            let mut rig = Rig::new();
+            let (mut waited, mut passed) = (Duration::ZERO, Duration::ZERO);
+            for (looks, target) in targets {
+                let target = target.max(ballooned.saturating_sub(SLACK_PAGES));
+                for _ in 0..looks {
+                    passed += POLICY;
+                    if rig.look(target, ballooned) && target > ballooned {
+                        waited += POLICY;
+                    }
+                }
+            }
+            let windows = passed.as_secs_f64() / FORGIVEN.as_secs_f64() + 1.0;
+            prop_assert!(waited.as_secs_f64() <= windows * (WINDOW + POLICY).as_secs_f64());
+        }
+    }
+}
