@@ -44,10 +44,10 @@ impl fmt::Display for VmId {
 pub struct Pages(pub u64);
 
 impl Pages {
-    /// The size of so many pages.
+    /// The size of so many pages; of more than there can be, the largest size there is.
     #[must_use]
     pub const fn bytes(self) -> Bytes {
-        Bytes(self.0 * PAGE_SIZE as u64)
+        Bytes(self.0.saturating_mul(PAGE_SIZE as u64))
     }
 
     /// The difference, or zero where `other` is larger.

@@ -10,6 +10,8 @@
 //! not returned faster: a guest that has room would only fill it until the host is short and then
 //! lose it again, in a slow swing. All of it is returned once all balloons together can be.
 
+use serde::{Deserialize, Serialize};
+
 use super::fair::{self, Allotment, Met};
 use super::mechanisms::Rules;
 use super::plan::VmPlan;
@@ -93,9 +95,32 @@ fn kept(vm: &VmSnapshot, allotment: Allotment, config: &Config) -> Pages {
 
 /// The most the balloon of a VM may hold.
 fn cap(vm: &VmSnapshot, config: &Config) -> Pages {
-    percent_of(vm.size, config.balloon_max_percent)
-        .min(vm.balloon_max)
-        .min(vm.size.saturating_sub(vm.min()))
+    bound(vm, config).0
+}
+
+/// The same, and which of the bounds it is; of equal ones the first.
+pub(super) fn bound(vm: &VmSnapshot, config: &Config) -> (Pages, BalloonBound) {
+    let host = percent_of(vm.size, config.balloon_max_percent);
+    let reservation = vm.size.saturating_sub(vm.min());
+    if host <= vm.balloon_max && host <= reservation {
+        (host, BalloonBound::Host)
+    } else if vm.balloon_max <= reservation {
+        (vm.balloon_max, BalloonBound::Vm)
+    } else {
+        (reservation, BalloonBound::Reservation)
+    }
+}
+
+/// What keeps a balloon from growing further.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BalloonBound {
+    /// The host's maximum, a percentage of the VM's size (`Mem.CtlMaxPercent`).
+    Host,
+    /// The VM's own maximum (`sched.mem.maxmemctl`).
+    Vm,
+    /// The VM's reservation, which no balloon touches.
+    Reservation,
 }
 
 /// The pages that the balloon of a VM is still expected to bring.

@@ -18,7 +18,7 @@
 //! beyond is paged out. So there are two divisions then, and of both the balloon follows the one that
 //! leaves the VM more; else it would take back from a busy VM what the tax is to bring it.
 
-use super::level::{Claim, level};
+use super::level::{Claim, Level, level};
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::{Config, IdleTaxType, percent_of, total};
 use crate::units::Pages;
@@ -91,6 +91,12 @@ pub(super) fn divide(host: &HostSnapshot, available: Pages, config: &Config) -> 
         .collect()
 }
 
+/// The price of a page, in pages a share; None where all demands are met, so that nobody pays.
+pub(super) fn price(host: &HostSnapshot, available: Pages, config: &Config) -> Option<f64> {
+    let claims: Vec<Claim> = host.vms.iter().map(|vm| claim(vm, config)).collect();
+    level(&claims, available).map(Level::price)
+}
+
 /// What the balloons follow: the same division but for the flat tax.
 pub(super) fn for_balloons(
     host: &HostSnapshot,
@@ -115,6 +121,12 @@ pub(super) fn for_balloons(
         .collect()
 }
 
+/// The part of an idle page that the tax leaves, in %: an idle page costs `100 / untaxed` times as much
+/// as one in use.
+pub(super) fn untaxed(config: &Config) -> u32 {
+    100_u32.saturating_sub(config.idle_tax_percent).max(1)
+}
+
 /// What a VM must and can be given of its demand.
 fn claim(vm: &VmSnapshot, config: &Config) -> Claim {
     let cap = demand(vm, config).min(vm.max());
@@ -124,7 +136,7 @@ fn claim(vm: &VmSnapshot, config: &Config) -> Claim {
         cap,
         // Until it is known what a VM uses, nothing of it counts as idle.
         active: vm.active.unwrap_or(vm.size),
-        untaxed: 100_u32.saturating_sub(config.idle_tax_percent).max(1),
+        untaxed: untaxed(config),
     }
 }
 

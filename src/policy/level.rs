@@ -26,6 +26,14 @@ const FRACTION: u32 = 32;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Level(u128);
 
+impl Level {
+    /// In pages a share: what a VM pays for a page in use. An idle one costs more.
+    #[expect(clippy::cast_precision_loss, reason = "a price is read by people")]
+    pub(super) fn price(self) -> f64 {
+        self.0 as f64 / (1_u64 << FRACTION) as f64
+    }
+}
+
 /// What one VM can be given.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Claim {

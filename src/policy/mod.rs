@@ -22,6 +22,7 @@
 //! 3. The means: balloon targets follow from the allocation targets (`balloon`), and what balloons
 //!    cannot bring is evicted, in proportion and in bounded rounds (`evict`).
 //!
+//! [`explain()`] gives every number behind the target of one VM, and what would change it.
 //! [`admit`] decides before a VM exists whether its reservation can be promised at all.
 //!
 //! The formulas, with worked numbers that a test reproduces, are in `docs/policy.md`.
@@ -30,6 +31,7 @@ mod admission;
 mod balloon;
 mod config;
 mod evict;
+mod explain;
 mod fair;
 mod generation;
 mod level;
@@ -44,7 +46,11 @@ mod properties;
 mod simulation;
 
 pub use admission::{Refusal, VmParams, admit};
+pub use balloon::BalloonBound;
 pub use config::{Config, ConfigError, IdleTaxType, UnknownTaxType};
+pub use explain::{
+    BalloonPart, Change, Explanation, FairPart, HostPart, Input, MemoryPart, explain,
+};
 pub use generation::{Generation, UnknownGeneration};
 pub use mechanisms::{Means, Mechanisms};
 pub use plan::{Plan, Stuck, VmPlan, Why, plan};

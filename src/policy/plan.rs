@@ -44,6 +44,11 @@ pub struct VmPlan {
     pub target: Pages,
     /// The guest pages its balloon is to hold.
     pub balloon_target: Pages,
+    /// The guest pages that would be in its compression cache and its swap file if it held its target
+    /// and its balloon held what it holds now. Above what is there now: evicted when the
+    /// state says so. Below: nothing is brought back but what the guest touches. It falls as the
+    /// balloon grows (esxtop: SWTGT).
+    pub swap_target: Pages,
     /// The guest pages to evict in this round, by share, compress and swap in that order. Resident
     /// pages come first: each frees a host page.
     pub evict: Pages,
@@ -106,6 +111,8 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
             id: vm.id,
             target: allotment.target,
             balloon_target: balloon::target(vm, for_balloon, &rules, config),
+            swap_target: total([vm.allocation(), vm.compressed, vm.swapped])
+                .saturating_sub(allotment.target),
             evict: Pages(0),
             means: Means::default(),
             blocked: rules.mechanisms.block && vm.allocation() > allotment.target,

@@ -96,6 +96,11 @@ proptest! {
             prop_assert!(plan.balloon_target <= vm.size);
             prop_assert!(plan.evict <= vm.evictable(plan.means));
         }
+        let explained = explain(&host, &config, &plan, VmId(7));
+        prop_assert_eq!(explained.is_some(), !host.vms.is_empty());
+        for change in explained.iter().flat_map(|one| &one.changes) {
+            prop_assert!(change.to_string().starts_with("with "));
+        }
     }
 
     #[test]

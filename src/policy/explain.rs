@@ -1,0 +1,226 @@
+//! Why one VM is treated as it is: every number behind its target, and what would change it.
+//!
+//! A target that is only told is not believed: whoever is ballooned wants to know by which rule, from
+//! which numbers, and what to do about it. Prose about the rules cannot say that, for what decides is
+//! the rest of the host. So the numbers are those of the plan itself, and what would change it is found by
+//! planning again with one thing different. What makes no difference to this VM is not told.
+
+mod changes;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::changes::{Change, Input};
+use super::balloon::{self, BalloonBound};
+use super::fair;
+use super::plan::{Plan, Stuck, VmPlan};
+use super::snapshot::{HostSnapshot, VmSnapshot};
+use super::{Config, FreeState, Generation, IdleTaxType, Mechanisms, Thresholds};
+use crate::units::{Pages, VmId};
+
+/// Why one VM is treated as it is.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What is to happen to it, and the reason in a word.
+    pub plan: VmPlan,
+    /// What holds for all VMs.
+    pub host: HostPart,
+    /// Where its memory is.
+    pub memory: MemoryPart,
+    /// What it is worth.
+    pub fairness: FairPart,
+    /// What its balloon can do.
+    pub balloon: BalloonPart,
+    /// What would change it.
+    pub changes: Vec<Change>,
+}
+
+/// The host, as far as it decides about each of its VMs.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct HostPart {
+    /// The generation of ESX that is followed.
+    pub generation: Generation,
+    /// The free-memory state.
+    pub state: FreeState,
+    /// What it does to every VM above its target.
+    pub mechanisms: Mechanisms,
+    /// Where the states begin; `min_free` is what the host wants to keep free.
+    pub thresholds: Thresholds,
+    /// All the host pages the daemon may use.
+    pub budget: Pages,
+    /// Those that are not in use.
+    pub free: Pages,
+    /// Those that no VM is charged with.
+    pub overhead: Pages,
+    /// Those that sharing saves: they are available once more.
+    pub sharing_saved: Pages,
+    /// The guest pages that all VMs together may hold.
+    pub available: Pages,
+    /// The host pages that eviction must free to leave the state.
+    pub shortfall: Pages,
+    /// Why nothing can be done about missing pages, if that is so.
+    pub stuck: Option<Stuck>,
+    /// What a page in use costs, in pages a share: `v` in the formula of the fair part. None while
+    /// there is enough for all demands.
+    pub price: Option<f64>,
+}
+
+/// Where the guest pages of a VM are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MemoryPart {
+    /// Its configured memory.
+    pub size: Pages,
+    /// Its reservation, as far as size and limit allow.
+    pub min: Pages,
+    /// The most it may ever hold: the lesser of size and limit; without shares its reservation.
+    pub max: Pages,
+    /// What it holds, for fairness: `resident`, `shared`, and the host pages of its cache.
+    pub allocation: Pages,
+    /// What it holds, for the budget: `allocation` less what sharing saves.
+    pub backing: Pages,
+    /// In its own RAM.
+    pub resident: Pages,
+    /// On shared frames, each counted in full.
+    pub shared: Pages,
+    /// Zeroes that cost nothing.
+    pub zero: Pages,
+    /// In its compression cache.
+    pub compressed: Pages,
+    /// The host pages of that cache.
+    pub zip_pages: Pages,
+    /// In its swap file.
+    pub swapped: Pages,
+    /// In its balloon.
+    pub ballooned: Pages,
+    /// Never written.
+    pub untouched: Pages,
+}
+
+/// What a VM is worth when memory is divided.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct FairPart {
+    /// Its weight.
+    pub shares: u32,
+    /// Pages it is estimated to be using; its whole allocation while that is not known.
+    pub active: Pages,
+    /// Whether it is known.
+    pub active_known: bool,
+    /// What it holds and does not use: what the tax applies to.
+    pub idle: Pages,
+    /// The tax in %.
+    pub tax_percent: u32,
+    /// By what it is taken.
+    pub tax_type: IdleTaxType,
+    /// Adjusted shares per page, `S / (P * (f + k * (1 - f)))`: who has the fewest is taken from first. At
+    /// its target a VM between its bounds has one by the price. None: it holds nothing.
+    pub shares_per_page: Option<f64>,
+    /// What it is presumed to want beyond its allocation, because it has a balloon.
+    pub headroom: Pages,
+    /// `allocation` and `headroom`: it is given no more than that while others want memory.
+    pub demand: Pages,
+    /// What it could hold at the same price if its demand were larger.
+    pub entitled: Pages,
+}
+
+/// What the balloon of a VM can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BalloonPart {
+    /// Whether its agent lives and moves.
+    pub agent_alive: bool,
+    /// The most it may hold.
+    pub cap: Pages,
+    /// What says so.
+    pub bound: BalloonBound,
+    /// The most it is to hold while its guest has asked for relief.
+    pub relief: Option<Pages>,
+}
+
+/// Explains the plan for one VM. None: it is not in the snapshot or not in the plan.
+///
+/// `plan` must be the plan of this snapshot with these settings, or what would change is compared with
+/// something else.
+#[must_use]
+pub fn explain(host: &HostSnapshot, config: &Config, plan: &Plan, id: VmId) -> Option<Explanation> {
+    let host = host.believable();
+    let at = host.vms.iter().position(|vm| vm.id == id)?;
+    let now = *plan.vms.get(at).filter(|plan| plan.id == id)?;
+    let vm = &host.vms[at];
+    let (cap, bound) = balloon::bound(vm, config);
+    Some(Explanation {
+        plan: now,
+        host: host_part(&host, config, plan),
+        memory: memory_part(vm),
+        fairness: fair_part(&host, config, plan, at),
+        balloon: BalloonPart {
+            agent_alive: vm.agent_alive,
+            cap,
+            bound,
+            relief: vm.relief,
+        },
+        changes: changes::changes(&host, config, plan, at),
+    })
+}
+
+fn host_part(host: &HostSnapshot, config: &Config, plan: &Plan) -> HostPart {
+    HostPart {
+        generation: config.generation,
+        state: plan.state,
+        mechanisms: plan.mechanisms,
+        thresholds: Thresholds::of(host.budget, config),
+        budget: host.budget,
+        free: host.free(),
+        overhead: host.overhead(),
+        sharing_saved: host.sharing_saved(),
+        available: plan.available,
+        shortfall: plan.shortfall,
+        stuck: plan.stuck,
+        price: fair::price(host, plan.available, config),
+    }
+}
+
+fn memory_part(vm: &VmSnapshot) -> MemoryPart {
+    MemoryPart {
+        size: vm.size,
+        min: vm.min(),
+        max: vm.max(),
+        allocation: vm.allocation(),
+        backing: vm.backing(),
+        resident: vm.resident,
+        shared: vm.shared,
+        zero: vm.zero,
+        compressed: vm.compressed,
+        zip_pages: vm.zip_pages,
+        swapped: vm.swapped,
+        ballooned: vm.ballooned,
+        untouched: vm.untouched,
+    }
+}
+
+fn fair_part(host: &HostSnapshot, config: &Config, plan: &Plan, at: usize) -> FairPart {
+    let vm = &host.vms[at];
+    let allocation = vm.allocation();
+    let active = vm.active.unwrap_or(allocation);
+    let idle = allocation.saturating_sub(active);
+    FairPart {
+        shares: vm.shares,
+        active,
+        active_known: vm.active.is_some(),
+        idle,
+        tax_percent: config.idle_tax_percent,
+        tax_type: config.idle_tax_type,
+        shares_per_page: shares_per_page(vm.shares, allocation, idle, config),
+        headroom: fair::headroom(vm, config),
+        demand: fair::demand(vm, config),
+        entitled: fair::divide(host, plan.available, config)[at].entitled,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a ratio is read by people")]
+fn shares_per_page(shares: u32, allocation: Pages, idle: Pages, config: &Config) -> Option<f64> {
+    let idle_cost = 100.0 / f64::from(fair::untaxed(config));
+    let used = allocation.saturating_sub(idle).0 as f64;
+    let cost = used + idle_cost * idle.0 as f64;
+    (allocation > Pages(0)).then(|| f64::from(shares) / cost)
+}
+
+#[cfg(test)]
+mod tests;
