@@ -91,6 +91,7 @@ const HOST: &[(&str, &[&str])] = &[
         "cli",
         &[
             "units",
+            "policy",
             "signals",
             "runtime_dir",
             "telemetry",

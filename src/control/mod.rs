@@ -139,6 +139,9 @@ pub enum ControlError {
     /// The configuration file has a fault; the text names file and line.
     #[error("{0}")]
     Config(String),
+    /// The policy has not looked at the VM yet.
+    #[error("VM `{0}` has only just started: nothing was decided about it")]
+    NotYet(String),
     /// The host cannot give the VM what it would have to.
     #[error("{0}")]
     Refused(String),
@@ -160,6 +163,7 @@ impl ControlError {
             Self::VmSettings(error) => error.allowed(),
             Self::NoConfig => "start it with `memvisor host --config FILE`".to_owned(),
             Self::Config(_) => "a file without faults; what was in force still is".to_owned(),
+            Self::NotYet(_) => "the same again in a second".to_owned(),
             Self::Refused(_) => "what the host has left, as the error says".to_owned(),
         }
     }

@@ -232,7 +232,7 @@ impl From<ControlError> for Refusal {
             | ControlError::Config(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ControlError::NoAgent { .. } | ControlError::NoConfig => StatusCode::CONFLICT,
             ControlError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-            ControlError::Refused(_) => StatusCode::CONFLICT,
+            ControlError::NotYet(_) | ControlError::Refused(_) => StatusCode::CONFLICT,
         };
         Self::new(status, error.to_string(), error.allowed())
     }

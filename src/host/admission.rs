@@ -98,10 +98,10 @@ impl Drop for Metadata {
 }
 
 /// Decides about a guest, and makes its RAM, cache, swap file and pool.
-pub(super) fn admit(host: &Arc<Host>, hello: Hello) -> Result<Admitted, Refusal> {
+pub(super) fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Admitted, Refusal> {
     let uffd = hello.uffd;
-    let params = VmParams::check(&hello)?;
-    let layered = Layered::at_power_on(&hello, &host.vm_in_file(&params.name))?;
+    let params = VmParams::check(hello)?;
+    let layered = Layered::at_power_on(hello, &host.vm_in_file(&params.name))?;
     let settings = &layered.now;
     let engine = engine(host, uffd, &params)?;
     let name = host

@@ -14,7 +14,7 @@ use super::{EngineChoice, HostOptions, vm_settings};
 use crate::control::{self, ControlError, ReloadReport};
 use crate::engine::EngineKind;
 use crate::page::Budget;
-use crate::policy::FreeState;
+use crate::policy::{self, FreeState};
 use crate::pool::Pool;
 use crate::reclaim::host_ghz;
 use crate::settings::{Domain, SettingView, VmPatch, VmSettings};
@@ -235,8 +235,20 @@ impl control::Daemon for Host {
     }
 
     fn why(&self, name: &str) -> Result<serde_json::Value, ControlError> {
-        let _member = self.find(name)?;
-        Err(ControlError::Stopping)
+        let member = self.find(name)?;
+        let explained = self.latest().and_then(|decision| {
+            let Decision {
+                snapshot,
+                config,
+                plan,
+            } = &decision;
+            policy::explain(snapshot, config, plan, member.vm.id)
+        });
+        // A VM that has just been powered on is in the next plan.
+        let explained = explained.ok_or_else(|| ControlError::NotYet(name.to_owned()))?;
+        let mut value = serde_json::to_value(explained).unwrap_or_default();
+        value["name"] = name.into();
+        Ok(value)
     }
 
     fn reload(&self) -> Result<ReloadReport, ControlError> {

@@ -108,7 +108,7 @@ fn power_on(host: &Arc<Host>, socket: &SeqPacket) -> Result<Powered, HandshakeEr
             wanted: "HELLO",
         });
     };
-    let admitted = admit(host, hello)?;
+    let admitted = admit(host, &hello)?;
     let (id, token) = (admitted.id, rand::random());
     welcome(host, socket, &admitted, id, token)?;
     let (ready, fds) = receive(socket, "READY")?;

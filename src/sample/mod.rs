@@ -236,9 +236,9 @@ impl Sampler {
                 _ => page.set_sampled(false),
             }
         }
-        busy.extend(open(vm, shared, false, |runs| vm.engine.reveal(runs))?);
+        busy.extend(open(vm, &shared, false, |runs| vm.engine.reveal(runs))?);
         let opens = vm.engine.kind() == EngineKind::Mprotect;
-        busy.extend(open(vm, frozen, opens, |runs| vm.engine.thaw(runs))?);
+        busy.extend(open(vm, &frozen, opens, |runs| vm.engine.thaw(runs))?);
         self.marked = busy;
         Ok(untouched)
     }
@@ -248,7 +248,7 @@ impl Sampler {
 /// open. `opens`: whether the table says of them that they are open.
 fn open(
     vm: &Vm,
-    pages: Vec<PageGuard<'_>>,
+    pages: &[PageGuard<'_>],
     opens: bool,
     command: impl FnOnce(&[GfnRun]) -> Result<(), EngineError>,
 ) -> Result<Vec<Gfn>, EngineError> {
@@ -259,7 +259,7 @@ fn open(
     vm.vmas.note(runs.len());
     match command(&runs) {
         Ok(()) => {
-            for page in &pages {
+            for page in pages {
                 page.set_open(opens);
                 page.set_sampled(false);
             }

@@ -56,7 +56,7 @@ impl Leaver {
         copied.sort_unstable_by_key(|(page, _): &(PageGuard<'_>, FrameId)| page.gfn());
         let moved = !copied.is_empty();
         // Also after a failure: what is in RAM is paid for.
-        map_back(vm, copied)?;
+        map_back(vm, &copied)?;
         Ok(match ended? {
             false if !moved => Left::Starved,
             _ => Left::Some,
@@ -90,14 +90,14 @@ fn copy_back<'a>(
     }
 }
 
-fn map_back(vm: &Vm, copied: Vec<(PageGuard<'_>, FrameId)>) -> Result<(), EngineError> {
+fn map_back(vm: &Vm, copied: &[(PageGuard<'_>, FrameId)]) -> Result<(), EngineError> {
     let runs = runs_of(copied.iter().map(|(page, _)| page.gfn()));
     if runs.is_empty() {
         return Ok(());
     }
     vm.vmas.note(runs.len());
     let mapped = vm.engine.map_private(&runs);
-    for (page, frame) in &copied {
+    for (page, frame) in copied {
         // RAM has the bytes, whatever the guest sees: that is the home.
         page.set_home(Home::Resident);
         match &mapped {

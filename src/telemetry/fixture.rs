@@ -8,6 +8,17 @@ const fn mib(mib: u64) -> Pages {
     Bytes::from_mib(mib).pages()
 }
 
+fn activity() -> ActivityStatus {
+    ActivityStatus {
+        active_pages: Some(mib(31)),
+        active_percent: 12,
+        slow_percent: 12,
+        fast_percent: 8,
+        next_percent: 9,
+        referenced_pages: Some(mib(35)),
+    }
+}
+
 fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
     VmStatus {
         id: VmId(id),
@@ -28,14 +39,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             shares: 2560,
             target_pages: mib(120),
         },
-        activity: ActivityStatus {
-            active_pages: Some(mib(31)),
-            active_percent: 12,
-            slow_percent: 12,
-            fast_percent: 8,
-            next_percent: 9,
-            referenced_pages: Some(mib(35)),
-        },
+        activity: activity(),
         balloon: BalloonStatus {
             agent: id == 1,
             waited_for: id == 1,
