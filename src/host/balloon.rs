@@ -98,7 +98,13 @@ impl BalloonVm for Balloon<'_> {
     }
 
     fn target(&self) -> u64 {
-        self.member.vm.orders.balloon_target().0
+        let orders = &self.member.vm.orders;
+        // The latest plan may be older than the relief. A target set by hand is not relieved.
+        let target = orders.manual().unwrap_or_else(|| {
+            let ceiling = self.member.balloon.ceiling();
+            orders.balloon_target().min(ceiling)
+        });
+        target.0
     }
 
     fn locked(&self) -> u64 {
@@ -141,14 +147,10 @@ impl BalloonVm for Balloon<'_> {
 
     fn relief(&self, pages: u64) {
         // A host that is short itself has nothing to give; its guest pages on its own then.
-        if self.host.state() > FreeState::Soft {
-            return;
+        if self.host.state() <= FreeState::Soft {
+            let ballooned = self.member.ballooned();
+            self.member.balloon.relieve(ballooned, Pages(pages));
         }
-        let pages = Pages(pages);
-        self.member.balloon.relieve(pages);
-        let orders = &self.member.vm.orders;
-        let target = orders.balloon_target().saturating_sub(pages);
-        orders.set_targets(target, orders.allocation_target());
     }
 
     fn doorbell(&self) -> &Doorbell {

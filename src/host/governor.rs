@@ -96,7 +96,7 @@ fn vm_snapshot(member: &Member) -> VmSnapshot {
         zero,
         untouched,
         agent_alive: member.balloon.attached.load(Ordering::Acquire),
-        balloon_max: member.balloon.max(),
+        balloon_max: member.balloon.ceiling(),
         active: None,
         swap_room: Pages(swap.slots.saturating_sub(swap.used).0 * rooms),
         swap_failing: vm.is_swap_failing(),
@@ -151,10 +151,7 @@ fn give_orders(member: &Member, plan: &VmPlan) {
     let (vm, balloon) = (&member.vm, &member.balloon);
     let orders = &vm.orders;
     let before = orders.balloon_target();
-    orders.set_targets(
-        plan.balloon_target.saturating_sub(balloon.relief()),
-        plan.target,
-    );
+    orders.set_targets(plan.balloon_target, plan.target);
     let popped = vm.stats.pops.get() != balloon.told_pops.load(Ordering::Acquire);
     if orders.balloon_target() != before || popped {
         balloon.doorbell.ring();

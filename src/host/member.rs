@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::balloon::{BalloonCounters, Doorbell, GuestStats};
+use crate::balloon::{BalloonCounters, Doorbell, GuestStats, Relief};
 use crate::engine::{Link, Ram};
 use crate::page::Home;
 use crate::reclaim::{Job, WorkerHandle};
@@ -13,8 +13,6 @@ use crate::sys::Process;
 use crate::units::{Gfn, Pages, VmId};
 use crate::vm::Vm;
 
-/// How long relief that a guest asked for lowers its balloon target.
-const RELIEF: Duration = Duration::from_secs(10);
 /// How long a new guest waits for its name while the VM that has it is ending.
 const ENDING: Duration = Duration::from_secs(3);
 
@@ -43,7 +41,7 @@ pub(super) struct BalloonLine {
     /// Pops that the agent has been told of by a reset.
     pub(super) told_pops: AtomicU64,
     stats: Mutex<GuestStats>,
-    relief: Mutex<Option<(Pages, Instant)>>,
+    relief: Mutex<Relief>,
 }
 
 /// A lock of plain data, which is whole even if a thread panicked while it held it.
@@ -75,17 +73,15 @@ impl BalloonLine {
         lock(&self.stats).clone_from(stats);
     }
 
-    /// Asks for a smaller balloon for a while.
-    pub(super) fn relieve(&self, pages: Pages) {
-        *lock(&self.relief) = Some((pages, Instant::now()));
+    /// The guest asks for `pages` of the `ballooned` pages back.
+    pub(super) fn relieve(&self, ballooned: Pages, pages: Pages) {
+        lock(&self.relief).ask(Instant::now(), ballooned, pages);
     }
 
-    /// By how much the target is lowered now.
-    pub(super) fn relief(&self) -> Pages {
-        match *lock(&self.relief) {
-            Some((pages, since)) if since.elapsed() < RELIEF => pages,
-            _ => Pages(0),
-        }
+    /// The most pages that the policy may want in it: its maximum, or less while relief holds.
+    pub(super) fn ceiling(&self) -> Pages {
+        let relief = lock(&self.relief).ceiling(Instant::now());
+        relief.map_or(self.max(), |ceiling| ceiling.min(self.max()))
     }
 }
 
