@@ -85,8 +85,11 @@ pub trait BalloonVm {
     /// What the guest says about itself, clamped to what can be.
     fn report(&self, stats: &GuestStats);
 
-    /// The guest is short of `pages` pages, at most those in its balloon. Lower the target if the
-    /// host can afford it; the session then tells the agent the target.
+    /// The guest is short of memory and wants `pages` pages back, at most those in its balloon. Lower
+    /// the target below what the balloon holds if the host can afford it, see [`Relief`]; the session
+    /// then tells the agent the target.
+    ///
+    /// [`Relief`]: super::Relief
     fn relief(&self, pages: u64);
 
     /// Rung when the target changes, a page pops or the VM closes.

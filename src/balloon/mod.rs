@@ -17,7 +17,8 @@
 //! is no second ledger that could disagree. [`serve`] runs one session on the thread that calls it
 //! and reaches the VM through [`BalloonVm`]. A [`Doorbell`] wakes that thread when the target
 //! changes or a page pops. The module holds no lock while it calls or sends. [`AgentProgress`] tells the
-//! policy whether a balloon is worth waiting for.
+//! policy whether a balloon is worth waiting for, and [`Relief`] how far it may grow when its guest has
+//! said that it needs the pages itself.
 //!
 //! **When a session ends.** After `STOP` the balloon has been emptied. When the agent just
 //! vanishes its pages stay in the balloon: its kernel may still hold them pinned, and if it does
@@ -31,6 +32,7 @@ mod host;
 mod ledger;
 mod progress;
 mod rate;
+mod relief;
 mod session;
 mod stats;
 
@@ -42,5 +44,6 @@ pub use end::{SessionEnd, SessionError};
 pub use host::{BalloonHost, BalloonVm, Refusal};
 pub use ledger::{deflate, inflate, release_all};
 pub use progress::AgentProgress;
+pub use relief::Relief;
 pub use session::serve;
 pub use stats::GuestStats;

@@ -281,7 +281,9 @@ impl Session<'_> {
             ToHost::Unlock(pages) => ToAgent::UnlockResult(self.batch(&pages, batch::unlock)),
             ToHost::Relief { pages } => {
                 add(&self.vm.counters().reliefs, 1);
-                self.vm.relief(pages.min(self.vm.locked()));
+                if pages > 0 {
+                    self.vm.relief(pages.min(self.vm.locked()));
+                }
                 self.tell_target()
             }
             ToHost::Stats(claims) => {

@@ -98,7 +98,14 @@ impl BalloonVm for Balloon<'_> {
     }
 
     fn target(&self) -> u64 {
-        self.member.vm.orders.balloon_target().0
+        let orders = &self.member.vm.orders;
+        // The latest plan may be older than the relief. A target set by hand is not relieved.
+        let target = orders.manual().unwrap_or_else(|| {
+            let target = orders.balloon_target().min(self.member.balloon.max());
+            let relief = self.member.balloon.relief();
+            relief.map_or(target, |most| target.min(most))
+        });
+        target.0
     }
 
     fn locked(&self) -> u64 {
@@ -141,15 +148,10 @@ impl BalloonVm for Balloon<'_> {
 
     fn relief(&self, pages: u64) {
         // A host that is short itself has nothing to give; its guest pages on its own then.
-        if self.host.state() > FreeState::Soft {
-            return;
+        if self.host.state() <= FreeState::Soft {
+            let ballooned = self.member.ballooned();
+            self.member.balloon.relieve(ballooned, Pages(pages));
         }
-        // By what it holds and not by its target: a balloon that is to grow would still grow.
-        let most = self.member.ballooned().saturating_sub(Pages(pages));
-        self.member.balloon.relieve(most);
-        let orders = &self.member.vm.orders;
-        let target = orders.balloon_target().min(most);
-        orders.set_targets(target, orders.allocation_target());
     }
 
     fn doorbell(&self) -> &Doorbell {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::vm_settings::Layered;
-use crate::balloon::{AgentProgress, BalloonCounters, Doorbell, GuestStats};
+use crate::balloon::{AgentProgress, BalloonCounters, Doorbell, GuestStats, Relief};
 use crate::engine::{Link, Ram};
 use crate::page::Home;
 use crate::reclaim::{Job, WorkerHandle};
@@ -15,8 +15,6 @@ use crate::sys::Process;
 use crate::units::{Gfn, Pages, VmId};
 use crate::vm::Vm;
 
-/// How long a guest that asked for relief is pressed no further.
-const RELIEF: Duration = Duration::from_secs(10);
 /// How long a new guest waits for its name while the VM that has it is ending.
 const ENDING: Duration = Duration::from_secs(3);
 
@@ -51,7 +49,7 @@ pub(super) struct BalloonLine {
     progress: Mutex<AgentProgress>,
     waited_for: AtomicBool,
     stats: Mutex<GuestStats>,
-    relief: Mutex<Option<(Pages, Instant)>>,
+    relief: Mutex<Relief>,
 }
 
 /// A lock of plain data, which is whole even if a thread panicked while it held it.
@@ -103,17 +101,14 @@ impl BalloonLine {
         lock(&self.stats).clone_from(stats);
     }
 
-    /// The balloon is to hold no more than `most` for a while.
-    pub(super) fn relieve(&self, most: Pages) {
-        *lock(&self.relief) = Some((most, Instant::now()));
+    /// The guest asks for `pages` of the `ballooned` pages back.
+    pub(super) fn relieve(&self, ballooned: Pages, pages: Pages) {
+        lock(&self.relief).ask(Instant::now(), ballooned, pages);
     }
 
-    /// The most it is to hold, while its guest has asked for relief.
+    /// The most pages that the policy may want in it while relief holds.
     pub(super) fn relief(&self) -> Option<Pages> {
-        match *lock(&self.relief) {
-            Some((most, since)) if since.elapsed() < RELIEF => Some(most),
-            _ => None,
-        }
+        lock(&self.relief).ceiling(Instant::now())
     }
 }
 

@@ -73,3 +73,6 @@ impl PressureHook for Relief {
         self.0.relieve(u64::from(pages), RELIEF_TIMEOUT) > 0
     }
 }
+
+#[cfg(test)]
+mod tests;

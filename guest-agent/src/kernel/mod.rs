@@ -20,7 +20,8 @@
 //!   the lock of a page, because the thread that reclaims may hold the lock of another.
 //! - The balloon pins free pages in long runs. It leaves the pages below the high watermark alone,
 //!   so it cannot drive the guest out of memory; and when the guest has nothing left to reclaim,
-//!   the kernel asks the [`PressureHook`] for relief before an allocation fails.
+//!   the kernel asks the [`PressureHook`] for relief before an allocation fails. A host that is short
+//!   itself gives none; it is asked again for ten seconds, which end, because a guest must not hang.
 //!
 //! Lock order: page lock of a mapping, then one of: the allocator's books, swap slots, object
 //! table. All file I/O goes through bounce buffers: a system call into guest RAM could fail.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::object::Eviction;
 use super::pages::{Owner, PageUse};
@@ -27,8 +27,12 @@ const BUSY_WAIT: Duration = Duration::from_millis(10);
 /// How many pages the [`PressureHook`] is asked for at once, as virtio-balloon deflates on OOM.
 pub const RELIEF_PAGES: u32 = 256;
 
-/// How often the hook is asked for one allocation. It may find that others took all it freed.
-const RELIEF_ATTEMPTS: u32 = 16;
+/// How long one allocation goes on asking. It may find that others took all that came free; and a host
+/// that is short itself gives nothing, which lasts seconds.
+const RELIEF_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it waits before it asks again when it got nothing.
+const RELIEF_PAUSE: Duration = Duration::from_millis(100);
 
 /// Whom the kernel asks for memory when it has nothing left to reclaim: the balloon agent.
 pub trait PressureHook: Send + Sync {
@@ -68,7 +72,7 @@ impl Kernel {
             return Ok(gfn);
         }
         self.counters.alloc_stall.add(1);
-        let mut relief_left = RELIEF_ATTEMPTS;
+        let mut ask_until = None;
         loop {
             let found = self.reclaim_now(DIRECT_BATCH);
             if let Some(gfn) = self.pages.take(owner, page_use) {
@@ -79,10 +83,8 @@ impl Kernel {
             }
             if found.busy > 0 {
                 self.pages.wait_freed(BUSY_WAIT);
-            } else if relief_left == 0 || !self.relieve() {
+            } else if !self.relieve(&mut ask_until) {
                 return Err(self.out_of_memory());
-            } else {
-                relief_left -= 1;
             }
         }
     }
@@ -150,7 +152,9 @@ impl Kernel {
         }
     }
 
-    fn relieve(&self) -> bool {
+    /// Asks for relief, and waits a little if there is none yet although the balloon holds pages;
+    /// whether to look for a page again. `until` is set by the first call.
+    fn relieve(&self, until: &mut Option<Instant>) -> bool {
         let hook = {
             let set = self.hook.read().unwrap_or_else(PoisonError::into_inner);
             set.as_ref().and_then(Weak::upgrade)
@@ -158,8 +162,19 @@ impl Kernel {
         let Some(hook) = hook else {
             return false;
         };
+        let now = Instant::now();
+        if now > *until.get_or_insert(now + RELIEF_PATIENCE) {
+            return false;
+        }
         self.counters.relief.add(1);
-        hook.relieve(RELIEF_PAGES)
+        let came = hook.relieve(RELIEF_PAGES);
+        if !came && self.pages.usage().balloon == 0 {
+            return false;
+        }
+        if !came {
+            self.pages.wait_freed(RELIEF_PAUSE);
+        }
+        true
     }
 
     fn out_of_memory(&self) -> KernelError {
@@ -186,6 +201,37 @@ mod tests {
     use super::super::ram::VecMemory;
     use super::*;
     use crate::protocol::PAGE_SIZE;
+
+    /// Gives nothing.
+    struct Short;
+
+    impl PressureHook for Short {
+        fn relieve(&self, _pages: u32) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn allocation_asks_until_its_patience_ends_and_not_without_a_balloon() {
+        let options = KernelOptions {
+            swap_pages: 0,
+            swap_directory: "/nowhere".into(),
+        };
+        let kernel = Kernel::new(Arc::new(VecMemory::new(32)), &options).expect("it boots");
+        let now = Instant::now();
+        assert!(!kernel.relieve(&mut None), "nobody to ask");
+        let hook: Arc<dyn PressureHook> = Arc::new(Short);
+        kernel.set_pressure_hook(Arc::downgrade(&hook));
+        let mut until = None;
+        assert!(!kernel.relieve(&mut until), "there is nothing to give");
+        assert!(until.is_some_and(|until| until >= now + RELIEF_PATIENCE));
+        let balloon = kernel.balloon_alloc(8, false);
+        assert!(kernel.relieve(&mut until));
+        assert_eq!(kernel.stats().relief, 2);
+        assert!(!kernel.relieve(&mut Some(now)), "its time is over");
+        assert_eq!(kernel.stats().relief, 2);
+        kernel.balloon_free(&balloon).expect("it is ours");
+    }
 
     /// Other threads may mark all pages again while the clock goes round. They must not make it
     /// come back with nothing, so it has a mode in which it does not look at the marks.

@@ -364,16 +364,19 @@ fn file_that_is_missing_or_a_directory_is_refused_by_name() {
     }
 }
 
-/// Deflates what it holds, as the agent does.
+/// Deflates what it holds, as the agent does, for a host that is short at first.
 struct Relief {
     kernel: Arc<Kernel>,
     balloon: Mutex<Vec<GfnRun>>,
     asked: AtomicU32,
+    refuses: u32,
 }
 
 impl PressureHook for Relief {
     fn relieve(&self, _pages: u32) -> bool {
-        self.asked.fetch_add(1, Ordering::Relaxed);
+        if self.asked.fetch_add(1, Ordering::Relaxed) < self.refuses {
+            return false;
+        }
         let Some(run) = lock(&self.balloon).pop() else {
             return false;
         };
@@ -382,17 +385,61 @@ impl PressureHook for Relief {
     }
 }
 
+impl Relief {
+    fn set(kernel: Arc<Kernel>, refuses: u32) -> Arc<Self> {
+        let hook = Arc::new(Self {
+            balloon: Mutex::new(kernel.balloon_alloc(16, false)),
+            kernel,
+            asked: AtomicU32::new(0),
+            refuses,
+        });
+        let weak: Weak<Self> = Arc::downgrade(&hook);
+        hook.kernel.set_pressure_hook(weak);
+        hook
+    }
+}
+
+#[test]
+fn allocation_waits_while_the_host_is_too_short_to_give_relief() {
+    let guest = guest(32, 0);
+    let hook = Relief::set(Arc::clone(&guest.kernel), 3);
+    let region = guest.kernel.map_anon(28);
+    region
+        .write(0, &noise(1, 28 * PAGE_SIZE))
+        .expect("the balloon gives way in the end");
+    assert_eq!(hook.asked.load(Ordering::Relaxed), 4);
+    assert_eq!(guest.kernel.stats().oom, 0);
+}
+
+/// The victim may be in the host's swap file, and comes back only to be written to the guest's own:
+/// paging twice, which is what a host must see happen.
+#[test]
+fn swap_out_brings_its_victim_back_before_the_page_is_free() {
+    let guest = guest(16, 4);
+    let region = guest.kernel.map_anon(1);
+    region.write(0, b"victim").expect("free pages");
+    let page = region.gfn_of(0).expect("it is in RAM");
+    std::thread::scope(|scope| {
+        let stalled = guest.memory.stall(page);
+        let reclaim = scope.spawn(|| guest.kernel.reclaim_now(1));
+        guest.memory.wait_stalled();
+        let stats = guest.kernel.stats();
+        assert_eq!((stats.swap_out, stats.anon, stats.free), (0, 1, 11));
+        drop(stalled);
+        assert_eq!(reclaim.join().expect("no panic").freed, 1);
+    });
+    let stats = guest.kernel.stats();
+    assert_eq!((stats.swap_out, stats.anon, stats.free), (1, 0, 12));
+    let mut bytes = [0; 6];
+    region.read(0, &mut bytes).expect("it is on the disk");
+    assert_eq!((bytes, guest.kernel.stats().swap_in), (*b"victim", 1));
+}
+
 #[test]
 fn allocation_without_memory_asks_for_relief_before_it_fails() {
     let guest = guest(32, 0);
     let kernel = Arc::clone(&guest.kernel);
-    let hook = Arc::new(Relief {
-        balloon: Mutex::new(kernel.balloon_alloc(16, false)),
-        kernel,
-        asked: AtomicU32::new(0),
-    });
-    let weak: Weak<Relief> = Arc::downgrade(&hook);
-    guest.kernel.set_pressure_hook(weak);
+    let hook = Relief::set(kernel, 0);
     let region = guest.kernel.map_anon(40);
     region
         .write(0, &noise(1, 28 * PAGE_SIZE))

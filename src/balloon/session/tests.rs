@@ -8,7 +8,7 @@ use memvisor_guest_agent::protocol::Writer;
 use memvisor_guest_agent::protocol::balloon::{ErrorCode, PageStatus, Stat, StatTag};
 
 use super::*;
-use crate::balloon::{BalloonCounters, Doorbell, SLACK_PAGES};
+use crate::balloon::{BalloonCounters, Doorbell, Relief, SLACK_PAGES};
 use crate::units::{Bytes, Gfn, GfnRun, VmId, runs_of};
 
 const TOKEN: u64 = 0x5eed;
@@ -63,7 +63,6 @@ struct FakeHost {
     counters: BalloonCounters,
 }
 
-#[derive(Default)]
 struct State {
     balloon: BTreeSet<u32>,
     busy: BTreeSet<u32>,
@@ -73,17 +72,40 @@ struct State {
     closing: bool,
     emptied: u32,
     reports: Vec<GuestStats>,
-    relief: u64,
+    /// Whether the host is short itself.
+    is_short: bool,
+    relief: Relief,
+    /// A clock that stands still.
+    now: Instant,
+}
+
+impl State {
+    fn new(target: u64) -> Self {
+        Self {
+            balloon: BTreeSet::new(),
+            busy: BTreeSet::new(),
+            target,
+            max: MAX,
+            popped: false,
+            closing: false,
+            emptied: 0,
+            reports: Vec::new(),
+            is_short: false,
+            relief: Relief::default(),
+            now: Instant::now(),
+        }
+    }
+
+    fn target(&self) -> u64 {
+        let ceiling = self.relief.ceiling(self.now);
+        ceiling.map_or(self.target, |ceiling| ceiling.0.min(self.target))
+    }
 }
 
 impl FakeHost {
     fn new(target: u64) -> Self {
         Self {
-            state: Watched::new(State {
-                target,
-                max: MAX,
-                ..State::default()
-            }),
+            state: Watched::new(State::new(target)),
             doorbell: Doorbell::new().unwrap(),
             counters: BalloonCounters::default(),
         }
@@ -135,7 +157,7 @@ impl BalloonVm for FakeVm<'_> {
         self.0.look(|state| state.max)
     }
     fn target(&self) -> u64 {
-        self.0.look(|state| state.target)
+        self.0.look(State::target)
     }
     fn locked(&self) -> u64 {
         self.0.look(|state| state.balloon.len() as u64)
@@ -180,8 +202,10 @@ impl BalloonVm for FakeVm<'_> {
     }
     fn relief(&self, pages: u64) {
         let mut state = self.0.state.lock();
-        state.relief += pages;
-        state.target -= pages;
+        if !state.is_short {
+            let (now, ballooned) = (state.now, Pages(state.balloon.len() as u64));
+            state.relief.ask(now, ballooned, Pages(pages));
+        }
     }
     fn doorbell(&self) -> &Doorbell {
         &self.0.doorbell
@@ -530,21 +554,49 @@ fn pop_without_a_doorbell_takes_the_place_of_the_next_reply() {
 }
 
 #[test]
-fn stats_are_clamped_and_relief_is_bounded_by_the_balloon() {
+fn stats_are_clamped_to_the_ram_of_the_vm() {
     let host = FakeHost::new(100);
     started(&host, |client| {
-        client.ask(&ToHost::Lock(batch(&[(0, 60)])));
         client.send(&ToHost::Stats(vec![Stat::new(
             StatTag::FREE_MEMORY,
             u64::MAX,
         )]));
-        let reply = client.ask(&ToHost::Relief { pages: u64::MAX });
-        assert_eq!(reply, ToAgent::Target { pages: 40 });
+        client.ask(&ToHost::Relief { pages: 0 });
     })
     .unwrap();
-    let state = host.state.lock();
-    assert_eq!(state.relief, 60);
-    assert_eq!(state.reports[0].free, Some(Bytes(RAM * 4096)));
+    let free = host.look(|state| state.reports[0].free);
+    assert_eq!(free, Some(Bytes(RAM * 4096)));
+}
+
+#[test]
+fn relief_is_counted_from_what_the_balloon_holds_and_bounded_by_it() {
+    let host = FakeHost::new(1000);
+    started(&host, |client| {
+        let relief = |pages| client.ask(&ToHost::Relief { pages });
+        client.ask(&ToHost::Lock(batch(&[(0, 60)])));
+        assert_eq!(relief(0), ToAgent::Target { pages: 1000 });
+        assert_eq!(relief(10), ToAgent::Target { pages: 50 });
+        client.ask(&ToHost::Unlock(batch(&[(50, 10)])));
+        assert_eq!(relief(1), ToAgent::Target { pages: 49 });
+        assert_eq!(relief(u64::MAX), ToAgent::Target { pages: 0 });
+        let lock = ToHost::Lock(batch(&[(100, 600)]));
+        let most = SLACK_PAGES as u32 - 50;
+        assert_eq!(client.statuses(&lock)[0], (100, most, PageStatus::Ok));
+    })
+    .unwrap();
+    assert_eq!(count(&host.counters.reliefs), 4);
+}
+
+#[test]
+fn host_that_is_short_itself_gives_no_relief() {
+    let host = FakeHost::new(1000);
+    host.prepare(|state| state.is_short = true);
+    started(&host, |client| {
+        client.ask(&ToHost::Lock(batch(&[(0, 60)])));
+        let reply = client.ask(&ToHost::Relief { pages: 10 });
+        assert_eq!(reply, ToAgent::Target { pages: 1000 });
+    })
+    .unwrap();
 }
 
 #[test]
@@ -781,6 +833,34 @@ fn real_agent_and_session_agree_on_every_page() {
         agree(1000);
         assert_eq!(agent.relieve(10, PATIENCE), 10);
         agree(990);
+    });
+}
+
+/// What the guest got back stays its own for a while, whatever the host wants, and is then taken back.
+#[test]
+fn real_agent_keeps_what_relief_gave_it_until_that_ends() {
+    let host = FakeHost::new(3000);
+    let pass = |seconds| {
+        host.change(|state| state.now += Duration::from_secs(seconds));
+    };
+    with_real_agent(&host, |agent, agree| {
+        agree(3000);
+        assert_eq!(agent.relieve(1000, PATIENCE), 1000);
+        agree(2000);
+        host.change(|state| state.target = 4000);
+        assert_eq!(agent.relieve(500, PATIENCE), 500);
+        agree(1500);
+        pass(9);
+        assert_eq!(agent.relieve(1, PATIENCE), 1);
+        agree(1499);
+        pass(11);
+        agree(4000);
+        assert_eq!(agent.relieve(1000, PATIENCE), 1000);
+        pass(19);
+        agree(3000);
+        host.prepare(|state| state.is_short = true);
+        assert_eq!(agent.relieve(1000, PATIENCE), 0);
+        agree(3000);
     });
 }
 
