@@ -66,6 +66,7 @@ const HOST: &[(&str, &[&str])] = &[
             "vm",
             "fault",
             "share",
+            "sample",
             "balloon",
             "reclaim",
             "policy",

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::protocol::memory::{MAX_CHANNELS, MAX_MESSAGE, Message, Ready, Welcome};
 use memvisor_guest_agent::shim::{Received, SeqPacket, wait_readable};
@@ -20,6 +20,7 @@ use crate::chain::chain;
 use crate::engine::{Engine, EngineKind, Link, MprotectProvider, Ram, ShimEngine, UffdProvider};
 use crate::fault::{Ended, FaultThread};
 use crate::reclaim::Worker;
+use crate::sample::Sampler;
 use crate::settings::Domain;
 use crate::sys::{Process, Uffd};
 use crate::units::{PAGE_SIZE, Pages, VmId};
@@ -257,12 +258,9 @@ impl Powered {
         let peers = Arc::clone(&host.members) as Arc<dyn crate::share::Peers>;
         // The policy sets the rates of scanning and sampling at its next look.
         let process = Arc::new(self.process);
-        let worker = Worker::start(
-            Arc::clone(&vm),
-            Arc::clone(&link),
-            peers,
-            Arc::clone(&process),
-        );
+        let asked = Some(Arc::clone(&process));
+        let sampler = Sampler::new(rand::random(), Instant::now(), asked);
+        let worker = Worker::start(Arc::clone(&vm), Arc::clone(&link), peers, sampler);
         let (faults, worker) = match (faults, worker) {
             (Ok(faults), Ok(worker)) => (faults, worker),
             (faults, worker) => {

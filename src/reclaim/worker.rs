@@ -22,7 +22,6 @@ use crate::engine::{EngineError, Link};
 use crate::pool::Pool;
 use crate::sample::Sampler;
 use crate::share::{Peers, Scanner};
-use crate::sys::Process;
 use crate::units::{Gfn, GfnRun, Pages};
 use crate::vm::Vm;
 
@@ -115,7 +114,7 @@ impl Worker {
         vm: Arc<Vm>,
         link: Arc<Link>,
         peers: Arc<dyn Peers>,
-        process: Arc<Process>,
+        sampler: Sampler,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = bounded(QUEUE);
         let handle = WorkerHandle {
@@ -129,7 +128,7 @@ impl Worker {
             let state = State {
                 evictor: Evictor::new(seed),
                 scanner: Scanner::default(),
-                sampler: Sampler::new(seed, Instant::now(), Some(process)),
+                sampler,
                 pace: Pace::new(),
                 next_scan: Instant::now(),
                 evict_after: Instant::now(),

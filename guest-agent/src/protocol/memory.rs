@@ -18,11 +18,12 @@
 //! and encode without allocating, because a signal handler does it.
 
 mod channel;
+mod command;
 
 pub use channel::{FAULT_BYTES, Fault, REPLY_BYTES, Reply};
+pub use command::{Ack, Command, Op, Remap};
 
 use super::codec::{DecodeError, Reader, Writer};
-use super::gfn::{Gfn, GfnRun};
 
 /// The version of this protocol. Both sides come from one build, so it must match exactly.
 pub const VERSION: u16 = 2;
@@ -123,54 +124,6 @@ pub struct Ready {
     pub base: u64,
     /// How many fault channels follow as descriptors, after the userfaultfd if there is one.
     pub channels: u16,
-}
-
-/// What the memory thread is told to do to runs of pages.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Op {
-    /// Make every access wait for the daemon; the content stays.
-    Freeze,
-    /// Map frames of the share pool read-only over RAM.
-    MapShared,
-    /// Map RAM back so that every access faults to the daemon first.
-    MapPrivate,
-    /// Allow no access to frames of the pool that are mapped.
-    Close,
-    /// Allow reading of frames that were closed.
-    Reveal,
-    /// Allow access to RAM pages that were frozen (mprotect engine).
-    Open,
-}
-
-/// Pages, and for [`Op::MapShared`] the frame behind the first of them; frames follow in order.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Remap {
-    /// The pages of the guest.
-    pub run: GfnRun,
-    /// The pool frame behind the first page; zero where it means nothing.
-    pub frame: u32,
-}
-
-/// An order to the memory thread, executed run by run until one fails.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Command {
-    /// Counts the commands of a session.
-    pub seq: u32,
-    /// What to do.
-    pub op: Op,
-    /// To which pages; at most [`MAX_RUNS`].
-    pub runs: Vec<Remap>,
-}
-
-/// The memory thread's answer to a [`Command`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ack {
-    /// The number of the command.
-    pub seq: u32,
-    /// How many runs were done; the next one failed with `errno` unless all were.
-    pub done: u32,
-    /// Zero, or the errno of the system call that failed.
-    pub errno: u32,
 }
 
 /// Every message of the connection itself.
@@ -345,64 +298,6 @@ fn flag(r: &mut Reader<'_>, field: &'static str) -> Result<bool, DecodeError> {
             value: u64::from(value),
             allowed: "0 (no) or 1 (yes)",
         }),
-    }
-}
-
-impl Command {
-    fn write(&self, w: &mut Writer) {
-        let op = match self.op {
-            Op::Freeze => 1,
-            Op::MapShared => 2,
-            Op::MapPrivate => 3,
-            Op::Close => 4,
-            Op::Reveal => 5,
-            Op::Open => 6,
-        };
-        let count = u16::try_from(self.runs.len().min(MAX_RUNS)).unwrap_or(u16::MAX);
-        w.u32(self.seq).u16(op).u16(count);
-        for remap in self.runs.iter().take(MAX_RUNS) {
-            w.u32(remap.run.start.0)
-                .u32(remap.run.count)
-                .u32(remap.frame);
-        }
-    }
-
-    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let seq = r.u32("seq")?;
-        let op = match r.u16("op")? {
-            1 => Op::Freeze,
-            2 => Op::MapShared,
-            3 => Op::MapPrivate,
-            4 => Op::Close,
-            5 => Op::Reveal,
-            6 => Op::Open,
-            op => {
-                return Err(DecodeError::Value {
-                    field: "op",
-                    value: u64::from(op),
-                    allowed: "1 (freeze), 2 (map shared), 3 (map private), 4 (close), 5 (reveal) or \
-                              6 (open)",
-                });
-            }
-        };
-        let count = r.u16("runs")?;
-        if usize::from(count) > MAX_RUNS {
-            return Err(DecodeError::Value {
-                field: "runs",
-                value: u64::from(count),
-                allowed: "at most 1024",
-            });
-        }
-        let mut runs = Vec::with_capacity(usize::from(count));
-        for _ in 0..count {
-            let start = Gfn(r.u32("start")?);
-            let run = GfnRun::new(start, r.u32("count")?);
-            runs.push(Remap {
-                run,
-                frame: r.u32("frame")?,
-            });
-        }
-        Ok(Self { seq, op, runs })
     }
 }
 

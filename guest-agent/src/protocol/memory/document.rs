@@ -1,6 +1,7 @@
 //! Holds docs/memory-protocol.md to the code.
 
 use super::*;
+use crate::protocol::{Gfn, GfnRun};
 
 const DOCUMENT: &str = include_str!("../../../../docs/memory-protocol.md");
 
