@@ -9,7 +9,14 @@ fn message() -> impl Strategy<Value = Message> {
             run: GfnRun::new(Gfn(start), count),
             frame,
         });
-    let op = prop_oneof![Just(Op::Freeze), Just(Op::MapShared), Just(Op::MapPrivate)];
+    let op = prop_oneof![
+        Just(Op::Freeze),
+        Just(Op::MapShared),
+        Just(Op::MapPrivate),
+        Just(Op::Close),
+        Just(Op::Reveal),
+        Just(Op::Open)
+    ];
     prop_oneof![
         (
             "[a-z]{1,64}",
@@ -76,7 +83,12 @@ proptest! {
         for fault in [Fault::Read(Gfn(gfn)), Fault::Write(Gfn(gfn)), Fault::Done(gfn)] {
             prop_assert_eq!(Fault::decode(&fault.encode()), Ok(fault));
         }
-        for reply in [Reply::Retry, Reply::Open(run), Reply::Private(run)] {
+        for reply in [
+            Reply::Retry,
+            Reply::Open(run),
+            Reply::Private(run),
+            Reply::Reveal(run),
+        ] {
             prop_assert_eq!(Reply::decode(&reply.encode()), Ok(reply));
         }
     }
@@ -89,7 +101,7 @@ fn another_version_is_named() {
     let error = Message::decode(&bytes).expect_err("version 9");
     assert_eq!(
         error.to_string(),
-        "peer speaks version 9 of the memory protocol, this side speaks 1"
+        "peer speaks version 9 of the memory protocol, this side speaks 2"
     );
 }
 
