@@ -144,7 +144,8 @@ impl SwapFile {
         assert!(freed, "swap slot {} was freed twice", slot.0);
     }
 
-    /// Changes how many slots may be in use: configured memory - reservation. Called by who writes.
+    /// Changes how many slots may be in use: configured memory - reservation. It waits for a write that
+    /// is under way, so it is not for fault threads; the same goes for all that changes the file.
     ///
     /// A larger number makes the file longer, on disk space that is reserved as at creation. A smaller
     /// one takes effect at once for what is allocated; pages behind the new end stay where they are,
@@ -183,8 +184,8 @@ impl SwapFile {
         })
     }
 
-    /// Gives back the disk space behind the last slot that is in use or may be. Called by who writes,
-    /// now and then: the guest frees slots at any time. Costs nothing when there is none.
+    /// Gives back the disk space behind the last slot that is in use or may be. To be called now and
+    /// then, because the guest frees slots at any time. Costs nothing when there is none.
     ///
     /// # Errors
     /// [`SwapError::Resize`]: the space is still taken.
@@ -204,9 +205,9 @@ impl SwapFile {
         Ok(())
     }
 
-    /// Begins to move the file to `dir`, which [`step_move`](Self::step_move) goes on with. Called by
-    /// who writes. Nothing happens if it is there or on its way already; a move to elsewhere that was
-    /// under way is given up.
+    /// Begins to move the file to `dir`, which [`step_move`](Self::step_move) goes on with. Nothing
+    /// happens if it is there or on its way already; a move to elsewhere that was under way is given
+    /// up.
     ///
     /// # Errors
     /// [`SwapError::NoSpace`] or [`SwapError::Create`]: all is as before.
@@ -229,7 +230,7 @@ impl SwapFile {
     }
 
     /// Copies up to `pages` pages to the new directory; when all are there, the new file is in use.
-    /// Called by who writes. Readers go on meanwhile.
+    /// Readers go on meanwhile.
     ///
     /// # Errors
     /// What failed, reading or writing: the move is given up and the file stays where it was.

@@ -15,7 +15,7 @@
 //! The file has no name (`O_TMPFILE`), so a daemon that is killed leaves nothing behind; a guest cannot
 //! outlive its daemon's swap file, and a swap file is never read by another daemon.
 //!
-//! **Who does what.** The VM's worker is the only one that writes, resizes, trims and moves; its fault
+//! **Who does what.** The VM's worker writes pages and goes on with a move; its fault
 //! thread reads and frees slots at any time, and must wait for neither a lock that is held across I/O
 //! nor a disk that is not its own read's. So every method takes `&self`, and there are three locks:
 //! one for the free slots and one for which file is in use, both held for a moment by either; and the
