@@ -2,6 +2,7 @@
 //! are carried out at once. Whatever the guests do first, the host must come to rest.
 
 mod generations;
+mod incidents;
 
 use proptest::prelude::*;
 
