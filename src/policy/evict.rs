@@ -3,7 +3,9 @@
 //! Balloons are slow and may not move at all, so part of what must be freed cannot wait for them.
 //! How much depends on the state: in high only what a limit forbids; in soft what no balloon will
 //! bring; in hard and low all that is missing, whatever the balloons do, but only up to where soft
-//! begins, because eviction picks pages blindly and balloons do the rest better.
+//! begins, because eviction picks pages blindly and balloons do the rest better. Where balloons
+//! stand, nobody does the rest: up to where soft ends. Less would be eaten up by guests that touch again
+//! what they lose, and the state in which balloons grow never come.
 //!
 //! By which means depends on the generation. A state without swap waits for the balloons that are
 //! on their way: what they will bring it may compress, and no more. What they will not bring is taken by
@@ -26,11 +28,11 @@ pub(super) struct Order {
 }
 
 /// The host pages that eviction must free now to leave the state.
-pub(super) fn shortfall(state: FreeState, free: Pages, thresholds: &Thresholds) -> Pages {
-    let aim = match state {
+pub(super) fn shortfall(rules: &Rules, free: Pages, thresholds: &Thresholds) -> Pages {
+    let aim = match rules.state {
         FreeState::High | FreeState::Clear => Pages(0),
-        FreeState::Soft => thresholds.aim,
-        FreeState::Hard | FreeState::Low => thresholds.to_soft,
+        FreeState::Hard | FreeState::Low if rules.mechanisms.inflate => thresholds.to_soft,
+        FreeState::Soft | FreeState::Hard | FreeState::Low => thresholds.aim,
     };
     aim.saturating_sub(free)
 }
@@ -48,7 +50,11 @@ pub(super) fn orders(
     let over_limits: Vec<Pages> = vms()
         .map(|(vm, plan)| over_limit(vm, plan, rules).min(vm.evictable(rules.all)))
         .collect();
-    let first = divide(config.evict_round, &over_limits, host.seed);
+    // A guest at its limit touches again what it loses. That is no reason to spare the others, and
+    // it must not take all rounds while the host is short.
+    let half = Pages(config.evict_round.0 / 2);
+    let for_limits = config.evict_round.saturating_sub(shortfall.min(half));
+    let first = divide(for_limits, &over_limits, host.seed);
 
     let done = total(first.iter().copied());
     let left = config.evict_round.saturating_sub(done);
@@ -57,7 +63,7 @@ pub(super) fn orders(
         .map(|((vm, plan), taken)| due(vm, plan, *taken, rules))
         .collect();
     let wants: Vec<Pages> = dues.iter().map(|due| due.pages).collect();
-    let second = divide(shortfall.saturating_sub(done).min(left), &wants, host.seed);
+    let second = divide(shortfall.min(left), &wants, host.seed);
 
     let mut pages: Vec<Pages> = (first.iter().zip(second))
         .map(|(first, second)| total([*first, second]))

@@ -42,7 +42,7 @@ pub(super) enum Met {
     Short,
     /// The demands of all VMs are met, headroom included.
     Demands,
-    /// Every VM could have its whole balloon back and use it.
+    /// Every VM could have its whole balloon back, and use it and the room it has already.
     Balloons,
 }
 
@@ -150,7 +150,14 @@ fn spread(host: &HostSnapshot, claims: &[Claim], available: Pages) -> Vec<Allotm
         })
         .collect();
     let level = level(&rooms, available);
-    let whole = |vm: &VmSnapshot| total([vm.allocation(), vm.ballooned]).min(vm.max());
+    // Its room counts with its balloon, or the sum would change as the balloon shrinks.
+    let whole = |vm: &VmSnapshot| {
+        let more = match vm.ballooned {
+            Pages(0) => Pages(0),
+            ballooned => total([ballooned, room(vm)]),
+        };
+        total([vm.allocation(), more]).min(vm.max())
+    };
     let met = if total(host.vms.iter().map(whole)) <= available {
         Met::Balloons
     } else {

@@ -14,9 +14,10 @@
 //! - 4.1 in low is swap alone in one source. A page that is swapped is tried to be compressed first
 //!   in every other, so compression is on.
 //!
-//! The table says what is done to every VM that is above its target. Two rules hold whatever it says, so
-//! that no host gets stuck for want of a means: a limit binds in every state, by any means; and a VM
-//! whose balloon cannot bring what is due is evicted from in every state from soft on, by any means.
+//! The table says what is done to every VM that is above its target. Three rules hold whatever it says, so
+//! that no host gets stuck for want of a means: a limit binds in every state, by any means; a VM
+//! whose balloon cannot bring what is due is evicted from in every state from soft on, by any means;
+//! and where pages are missing and none can be evicted, balloons grow.
 
 use serde::{Deserialize, Serialize};
 

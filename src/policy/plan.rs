@@ -100,17 +100,17 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
     let host = &host.believable();
     let thresholds = Thresholds::of(host.budget, config);
     let state = next_state(host.state, host.free(), &thresholds);
-    let rules = Rules::of(state, config);
+    let mut rules = Rules::of(state, config);
     let available = available(host, state, &thresholds);
-    let shortfall = evict::shortfall(state, host.free(), &thresholds);
+    let shortfall = evict::shortfall(&rules, host.free(), &thresholds);
 
     let allotments = fair::divide(host, available, config);
     let balloons = fair::for_balloons(host, available, config, &allotments);
-    let mut vms: Vec<VmPlan> = (host.vms.iter().zip(&allotments).zip(balloons))
+    let mut vms: Vec<VmPlan> = (host.vms.iter().zip(&allotments).zip(&balloons))
         .map(|((vm, allotment), for_balloon)| VmPlan {
             id: vm.id,
             target: allotment.target,
-            balloon_target: balloon::target(vm, for_balloon, &rules, config),
+            balloon_target: balloon::target(vm, *for_balloon, &rules, config),
             swap_target: total([vm.allocation(), vm.compressed, vm.swapped])
                 .saturating_sub(allotment.target),
             evict: Pages(0),
@@ -120,6 +120,14 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
         })
         .collect();
     let orders = evict::orders(host, &rules, shortfall, &vms, config);
+    let none_left = orders.iter().all(|order| order.pages == Pages(0));
+    if shortfall > Pages(0) && none_left && !rules.mechanisms.inflate {
+        // Balloons stand in this state, but they are all there is.
+        rules.mechanisms.inflate = true;
+        for ((vm, plan), for_balloon) in host.vms.iter().zip(&mut vms).zip(&balloons) {
+            plan.balloon_target = balloon::target(vm, *for_balloon, &rules, config);
+        }
+    }
     for ((vm, plan), order) in host.vms.iter().zip(&mut vms).zip(orders) {
         (plan.evict, plan.means) = (order.pages, order.means);
         plan.why = why(vm, plan, &rules);

@@ -206,7 +206,7 @@ proptest! {
         let evicted = sum(plan.vms.iter().map(|vm| vm.evict));
         let over_limits = sum(host.vms.iter().map(|vm| vm.allocation().saturating_sub(vm.max())));
         prop_assert!(evicted <= round);
-        prop_assert!(evicted <= over_limits.max(plan.shortfall.0), "{plan:?}");
+        prop_assert!(evicted <= over_limits + plan.shortfall.0, "{plan:?}");
         if plan.mechanisms.swap {
             let all = Means::all(&config);
             let takeable = |(vm, plan): (&VmSnapshot, &VmPlan)|

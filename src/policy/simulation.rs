@@ -1,6 +1,9 @@
 //! The plan in a loop: guests that grow, balloons that follow at their own pace, evictions that
 //! are carried out at once. Whatever the guests do first, the host must come to rest.
 
+mod generations;
+mod incidents;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -51,6 +54,15 @@ impl Guest {
             compresses: true,
             served: 0,
         }
+    }
+
+    /// A guest that has touched all it wants and uses `active` of it.
+    fn grown(size: u64, wants: u64, active: u64) -> Self {
+        let mut guest = Self::new(size, 1000, wants);
+        guest.vm.resident = Pages(wants);
+        guest.vm.untouched = Pages(size - wants);
+        guest.vm.active = Some(Pages(active));
+        guest
     }
 
     fn zip(&mut self, pages: i64) {
@@ -190,6 +202,9 @@ impl Host {
     fn step(&mut self) -> Plan {
         let plan = plan(&self.snapshot(), &self.config);
         let thresholds = Thresholds::of(Pages(self.budget), &self.config);
+        let above = thresholds.above(self.state).map(|(better, _)| better);
+        let rose = plan.state < self.state;
+        assert!(!rose || Some(plan.state) == above, "two steps at once");
         self.state = plan.state;
         for (at, order) in plan.vms.iter().enumerate() {
             self.guests[at].evict(order, self.round);
@@ -214,11 +229,11 @@ impl Host {
         self.step()
     }
 
-    /// Asserts that the host is at rest in the high state: the plan repeats itself, nothing is
-    /// evicted and no balloon moves.
+    /// Asserts that the host is at rest and not short: the plan repeats itself, nothing is evicted
+    /// and no balloon moves.
     fn assert_rests(&mut self) {
         let first = self.step();
-        assert_eq!(first.state, FreeState::High, "{:?}", self.snapshot());
+        assert!(!first.state.is_short(), "{:?}", self.snapshot());
         for _ in 0..50 {
             let next = self.step();
             assert_eq!(next, first, "the plan still changes: {:?}", self.snapshot());
@@ -368,12 +383,25 @@ fn stuck_host_recovers_by_the_balloon_of_a_blocked_guest() {
     host.assert_rests();
 }
 
+fn config() -> impl Strategy<Value = Config> {
+    let generation = prop::sample::select(Generation::ALL.to_vec());
+    let tax_type = prop::sample::select(vec![IdleTaxType::Flat, IdleTaxType::Variable]);
+    (generation, tax_type, any::<bool>()).prop_map(|(generation, tax_type, zip_enabled)| Config {
+        generation,
+        idle_tax_type: tax_type,
+        zip_enabled,
+        balloon_max_percent: 99,
+        ..Config::default()
+    })
+}
+
 fn guest() -> impl Strategy<Value = Guest> {
     let sizes = (1000_u64..20_000, 1_u64..=100, 1000_u32..4000);
     let speeds = (1_u64..=50, 1_u64..=25, 0_u64..40);
     let rules = (0_u64..=15, 20_u64..=100, any::<bool>(), any::<bool>());
     let active = proptest::option::of(20_u64..=100);
-    (sizes, speeds, rules, active).prop_map(|(sizes, speeds, rules, active)| {
+    let zip = (0_u64..=10, any::<bool>());
+    (sizes, speeds, rules, active, zip).prop_map(|(sizes, speeds, rules, active, zip)| {
         let (size, wants, shares) = sizes;
         let mut guest = Guest::new(size, shares, size * wants / 100);
         guest.growth = 1 + size * speeds.0 / 100;
@@ -383,6 +411,7 @@ fn guest() -> impl Strategy<Value = Guest> {
         guest.vm.limit = rules.2.then_some(Pages(size * rules.1 / 100));
         guest.untouched_first = rules.3;
         guest.vm.active = active.map(|percent| Pages(size * percent / 100));
+        (guest.zip_max, guest.compresses) = (size * zip.0 / 100, zip.1);
         guest
     })
 }
@@ -393,12 +422,21 @@ proptest! {
     /// Any mix of ballooning guests comes to rest. No fair part is so small that a balloon may not
     /// make a guest fit it: a guest that is swapped because of that, and runs, never rests.
     #[test]
-    fn any_ballooning_guests_come_to_rest_in_high(
+    fn any_ballooning_guests_come_to_rest(
         guests in proptest::collection::vec(guest(), 1..6),
+        config in config(),
         percent in 40_u64..150,
     ) {
         let sizes: u64 = guests.iter().map(|guest| guest.vm.size.0).sum();
         let mut host = Host::new(METADATA + 10 + sizes * percent / 100, guests);
+        host.config = config;
+        if config.generation == Generation::G60 {
+            // Balloons stop in hard. Guests that touch again in each round all that eviction frees
+            // hold the host there; in a real host a shorter period between plans ends that.
+            for guest in &mut host.guests {
+                guest.refault = guest.refault.min(guest.vm.size.0 / 125);
+            }
+        }
         host.steps(2500);
         host.assert_rests();
     }
