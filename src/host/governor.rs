@@ -20,7 +20,7 @@ use crate::policy::{Config, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan}
 use crate::reclaim::{Job, ScanSettings};
 use crate::settings::HostSettings;
 use crate::units::{FrameId, Pages};
-use crate::vm::Means;
+use crate::vm::{Blocked, Means};
 
 /// How often the policy looks without being called.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -171,11 +171,11 @@ fn carry_out(host: &Host, members: &[Arc<Member>], config: &Config, plan: &Plan)
     let below = Thresholds::of(total, config).below(plan.state);
     host.budget.set_alarm(total.saturating_sub(below));
     for (member, vm_plan) in members.iter().zip(&plan.vms) {
-        give_orders(member, vm_plan);
+        give_orders(member, vm_plan, plan.stuck);
     }
 }
 
-fn give_orders(member: &Member, plan: &VmPlan) {
+fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
     let (vm, balloon) = (&member.vm, &member.balloon);
     let orders = &vm.orders;
     let before = orders.balloon_target();
@@ -192,8 +192,13 @@ fn give_orders(member: &Member, plan: &VmPlan) {
     if plan.evict > Pages(0) {
         member.worker.suggest(Job::Wake);
     }
-    if orders.set_blocked(plan.blocked) {
-        tracing::info!(vm = %vm.params.name, blocked = plan.blocked, "allocations");
+    let blocked = match (plan.blocked, stuck) {
+        (false, _) => Blocked::No,
+        (true, None) => Blocked::All,
+        (true, Some(_)) => Blocked::Touches,
+    };
+    if orders.set_blocked(blocked) {
+        tracing::info!(vm = %vm.params.name, ?blocked, "allocations");
         // Faults that waited may go on, or look again in vain.
         vm.parking.ring();
     }

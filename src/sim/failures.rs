@@ -12,7 +12,7 @@ use crate::page::{Home, Urgency};
 use crate::reclaim::trim_cache;
 use crate::swap::SwapError;
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
-use crate::vm::Means;
+use crate::vm::{Blocked, Means};
 
 const BOTH: [EngineKind; 2] = [EngineKind::Uffd, EngineKind::Mprotect];
 const PAGES: u32 = 64;
@@ -378,10 +378,30 @@ fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
 #[test]
 fn blocked_guest_waits_though_there_is_memory() {
     let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
-    guest.vm.orders.set_blocked(true);
+    guest.vm.orders.set_blocked(Blocked::All);
     guest.threads[0].begin(Gfn(0), Op::Read);
     assert!(!guest.drive(0));
-    guest.vm.orders.set_blocked(false);
+    guest.vm.orders.set_blocked(Blocked::No);
+    guest.vm.parking.ring();
+    assert!(guest.drive(0));
+    end(&host, guest);
+}
+
+/// Where nothing can be evicted from anybody, a guest goes on with what it has: only then its balloon
+/// agent can help.
+#[test]
+fn guest_blocked_from_growing_still_gets_its_own_pages() {
+    let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
+    (0..2).for_each(|gfn| guest.write(gfn, noise(gfn)));
+    (2..4).for_each(|gfn| guest.write(gfn, noise(9)));
+    assert_eq!(guest.share(&host), 2);
+    assert_eq!(guest.evict(2), 2);
+    guest.vm.orders.set_blocked(Blocked::Touches);
+    (0..2).for_each(|gfn| guest.read(gfn));
+    guest.write(2, noise(3));
+    guest.threads[0].begin(Gfn(20), Op::Read);
+    assert!(!guest.drive(0), "a first touch waits");
+    guest.vm.orders.set_blocked(Blocked::No);
     guest.vm.parking.ring();
     assert!(guest.drive(0));
     end(&host, guest);

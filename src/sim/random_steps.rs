@@ -13,7 +13,7 @@ use crate::page::Home;
 use crate::reclaim::trim_cache;
 use crate::share::{Leaver, Left, Scanner};
 use crate::units::{FrameId, Gfn, GfnRun, PageBuf, Pages, VmId};
-use crate::vm::{Means, Vm};
+use crate::vm::{Blocked, Means, Vm};
 
 /// Guests that run at a time; the last has a salt of its own.
 const GUESTS: usize = 4;
@@ -83,7 +83,7 @@ enum Step {
     AcceptVmas,
     /// The guest's kernel drops mappings of its own accord, and the guest goes on.
     ForgetMappings(u32, u32),
-    Block(bool),
+    Block(Blocked),
     DieInWrites(u32, Content),
 }
 
@@ -117,7 +117,8 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         1 => (0..4u32).prop_map(Step::RefuseVmas),
         2 => Just(Step::AcceptVmas),
         2 => (gfn(), 1..12u32).prop_map(|(gfn, count)| Step::ForgetMappings(gfn, count)),
-        1 => any::<bool>().prop_map(Step::Block),
+        1 => prop::sample::select(vec![Blocked::No, Blocked::Touches, Blocked::All])
+            .prop_map(Step::Block),
         1 => (gfn(), contents()).prop_map(|(gfn, content)| Step::DieInWrites(gfn, content)),
     ];
     prop::collection::vec((0..GUESTS, step), 1..250)

@@ -32,7 +32,7 @@ use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, GfnRun, Pages, SlotId, VmId};
 
 pub use activity::{Activity, Estimate};
-pub use orders::{Means, Orders};
+pub use orders::{Blocked, Means, Orders};
 pub use params::{MAX_PAGES, ParamsError, VmParams};
 pub use stats::{Counter, Stats};
 pub use vmas::Vmas;
@@ -174,7 +174,11 @@ impl Vm {
     /// Takes a page of host memory for this VM; `false` when it must wait.
     #[must_use]
     pub fn charge(&self, urgency: Urgency) -> bool {
-        let blocked = self.orders.is_blocked() && urgency != Urgency::Reclaim;
+        let blocked = match urgency {
+            Urgency::Touch => self.orders.is_blocked(),
+            Urgency::Refill => self.orders.is_blocked_wholly(),
+            Urgency::Reclaim => false,
+        };
         !blocked && self.budget.take(1, urgency)
     }
 

@@ -1,6 +1,6 @@
 //! What the policy wants of one VM: written by the policy, carried out by the VM's own threads.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use crate::units::Pages;
 
@@ -27,11 +27,25 @@ const COMPRESS: u64 = 1;
 const SWAP: u64 = 2;
 const PAGES_SHIFT: u32 = 2;
 
+/// Which faults of a VM must wait whatever memory there is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum Blocked {
+    /// None.
+    #[default]
+    No,
+    /// First touches, which make the VM larger. Nothing can be taken from anybody, so it must run on what
+    /// it has, or its balloon agent could not help.
+    Touches,
+    /// All.
+    All,
+}
+
 /// The latest orders.
 #[derive(Debug, Default)]
 pub struct Orders {
     evict: AtomicU64,
-    blocked: AtomicBool,
+    blocked: AtomicU8,
     balloon_target: AtomicU64,
     allocation_target: AtomicU64,
     manual_balloon: AtomicU64,
@@ -69,14 +83,20 @@ impl Orders {
     }
 
     /// Blocks or unblocks allocations; whether that changed.
-    pub fn set_blocked(&self, blocked: bool) -> bool {
-        self.blocked.swap(blocked, Ordering::SeqCst) != blocked
+    pub fn set_blocked(&self, blocked: Blocked) -> bool {
+        self.blocked.swap(blocked as u8, Ordering::SeqCst) != blocked as u8
     }
 
-    /// Whether the VM may not take memory now.
+    /// Whether some faults of the VM must wait now.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::SeqCst)
+        self.blocked.load(Ordering::SeqCst) != Blocked::No as u8
+    }
+
+    /// Whether all its faults must wait now, refills and breaks too.
+    #[must_use]
+    pub fn is_blocked_wholly(&self) -> bool {
+        self.blocked.load(Ordering::SeqCst) == Blocked::All as u8
     }
 
     /// Sets the size the policy wants the balloon to have, and the allocation behind it.
