@@ -67,6 +67,7 @@ fn vm(id: u32, numbers: &mut Numbers) -> VmSnapshot {
         active: (numbers.below(8) > 0).then(|| percent(numbers.below(100))),
         swap_room: percent(90),
         swap_failing: false,
+        mute: false,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The daemon's end of a guest's memory socket: remap commands to the shim's memory thread.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::protocol::memory::{
     Ack, Command, MAX_MESSAGE, MAX_RUNS, Message, Op, Remap,
@@ -9,23 +10,34 @@ use memvisor_guest_agent::shim::{Received, SeqPacket};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::EngineError;
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, Mutex, Ordering};
 
 /// Commands go out one at a time: only the worker of the VM gives them, and waits for the answer.
 #[derive(Debug)]
 pub struct Link {
     socket: SeqPacket,
     seq: AtomicU32,
+    /// Since when an answer is waited for.
+    waiting: Mutex<Option<Instant>>,
 }
 
 impl Link {
     /// A link over the socket of a finished handshake.
     #[must_use]
-    pub const fn new(socket: SeqPacket) -> Self {
+    pub fn new(socket: SeqPacket) -> Self {
         Self {
             socket,
             seq: AtomicU32::new(0),
+            waiting: Mutex::default(),
         }
+    }
+
+    /// For how long the guest has owed an answer to a command; zero when it owes none. A guest that is
+    /// stopped, or swapped out by its own kernel, may owe it for as long as it likes.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        let waiting = *self.waiting.lock();
+        waiting.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Has `runs` remapped; waits for the memory thread.
@@ -100,10 +112,10 @@ impl Link {
 
     fn receive(&self, seq: u32) -> Result<Ack, EngineError> {
         let mut buffer = [0; MAX_MESSAGE];
-        let received = self
-            .socket
-            .recv(&mut buffer)
-            .map_err(|_| EngineError::Gone)?;
+        *self.waiting.lock() = Some(Instant::now());
+        let received = self.socket.recv(&mut buffer);
+        *self.waiting.lock() = None;
+        let received = received.map_err(|_| EngineError::Gone)?;
         let Received::Message { len, .. } = received else {
             return Err(EngineError::Gone);
         };
@@ -142,5 +154,40 @@ impl Link {
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memvisor_guest_agent::shim::SeqPacket;
+
+    use super::*;
+
+    #[test]
+    fn silence_lasts_from_a_command_to_its_answer() {
+        let (socket, guest) = SeqPacket::pair().expect("a pair");
+        let link = Link::new(socket);
+        assert_eq!(link.silence(), Duration::ZERO);
+        std::thread::scope(|scope| {
+            let command = scope.spawn(|| link.send_batch(Op::Freeze, &[]));
+            let mut buffer = [0; MAX_MESSAGE];
+            let received = guest.recv(&mut buffer).expect("receive");
+            assert!(matches!(received, Received::Message { .. }));
+            while link.silence() == Duration::ZERO {
+                std::thread::yield_now();
+            }
+            let before = link.silence();
+            while link.silence() == before {
+                std::thread::yield_now();
+            }
+            let ack = Ack {
+                seq: 0,
+                done: 0,
+                errno: 0,
+            };
+            guest.send(&Message::Ack(ack).encode()).expect("send");
+            command.join().expect("no panic").expect("all is done");
+        });
+        assert_eq!(link.silence(), Duration::ZERO);
     }
 }

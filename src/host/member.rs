@@ -15,6 +15,9 @@ use crate::sys::Process;
 use crate::units::{Gfn, Pages, VmId};
 use crate::vm::Vm;
 
+/// How long a guest may owe the answer to a command before nothing is expected of it. A good one takes a
+/// millisecond; on a machine that is busy, some hundred.
+const MUTE: Duration = Duration::from_secs(1);
 /// How long a new guest waits for its name while the VM that has it is ending.
 const ENDING: Duration = Duration::from_secs(3);
 
@@ -150,6 +153,11 @@ impl Member {
     pub(super) fn active(&self, floor_percent: u32) -> Option<Pages> {
         let size = Pages(u64::from(self.vm.params.pages));
         self.vm.activity.pages(size, floor_percent)
+    }
+
+    /// Whether its guest does not answer.
+    pub(super) fn is_mute(&self) -> bool {
+        self.link.silence() >= MUTE
     }
 
     /// Pages in its balloon.

@@ -48,6 +48,7 @@ pub(super) fn only_promised((size, reservation): (Pages, Pages)) -> VmSnapshot {
         active: None,
         swap_room: Pages(0),
         swap_failing: false,
+        mute: false,
     }
 }
 
@@ -93,6 +94,7 @@ fn vm_snapshot(member: &Member, active: Option<Pages>) -> VmSnapshot {
         active,
         swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
         swap_failing: vm.is_swap_failing(),
+        mute: member.is_mute(),
     }
 }
 

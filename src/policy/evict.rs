@@ -187,6 +187,45 @@ mod tests {
         );
     }
 
+    /// A stopped guest of 5600 pages that uses nothing, beside two that want more than is left. Without an
+    /// answer from it nothing that it holds can be divided, and nothing is expected of it.
+    #[test]
+    fn who_does_not_answer_keeps_what_it_holds_and_the_others_give() {
+        let vm = |id, mute, allocation, active| VmSnapshot {
+            id: crate::units::VmId(id),
+            mute,
+            agent_alive: false,
+            active: Some(Pages(active)),
+            ..VmSnapshot::sample(6400, allocation)
+        };
+        for state in [FreeState::Soft, FreeState::Hard, FreeState::Low] {
+            let host = |mute| HostSnapshot {
+                budget: Pages(9600),
+                used: Pages(9560),
+                state,
+                vms: vec![
+                    vm(1, mute, 5600, 60),
+                    vm(2, false, 1960, 1960),
+                    vm(3, false, 2000, 2000),
+                ],
+                seed: 0,
+            };
+            let config = Config::default();
+            let answers = crate::policy::plan(&host(false), &config);
+            let [first, second, third] = [0, 1, 2].map(|at| answers.vms[at].evict);
+            assert!(first > Pages(0), "{answers:?}");
+            assert_eq!((second, third), (Pages(0), Pages(0)), "{answers:?}");
+
+            let silent = crate::policy::plan(&host(true), &config);
+            let [first, second, third] = [0, 1, 2].map(|at| silent.vms[at]);
+            assert_eq!((first.target, first.evict), (Pages(5600), Pages(0)));
+            assert!(!first.blocked, "{silent:?}");
+            assert!(second.target < Pages(1960) && third.target < Pages(2000));
+            assert_eq!(total([second.evict, third.evict]), silent.shortfall);
+            assert_eq!(silent.stuck, None);
+        }
+    }
+
     #[test]
     fn divide_is_proportional_and_the_seed_places_the_odd_page() {
         let wants = [Pages(300), Pages(0), Pages(100)];

@@ -54,7 +54,7 @@ pub(super) fn room(vm: &VmSnapshot) -> Pages {
 /// The pages beyond its allocation that a VM with a balloon is presumed to want at once. As long as its
 /// balloon shrinks it stays the same, since the guest's room grows by what the balloon loses.
 pub(super) fn headroom(vm: &VmSnapshot, config: &Config) -> Pages {
-    if vm.ballooned == Pages(0) {
+    if vm.ballooned == Pages(0) || vm.mute {
         return Pages(0);
     }
     percent_of(vm.size, config.headroom_percent).min(total([vm.ballooned, room(vm)]))
@@ -130,9 +130,11 @@ pub(super) fn untaxed(config: &Config) -> u32 {
 /// What a VM must and can be given of its demand.
 fn claim(vm: &VmSnapshot, config: &Config) -> Claim {
     let cap = demand(vm, config).min(vm.max());
+    // What a guest that does not answer holds, nobody can have.
+    let floor = if vm.mute { cap } else { vm.min().min(cap) };
     Claim {
         shares: vm.shares,
-        floor: vm.min().min(cap),
+        floor,
         cap,
         // Until it is known what a VM uses, nothing of it counts as idle.
         active: vm.active.unwrap_or(vm.size),

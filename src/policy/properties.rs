@@ -51,6 +51,7 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
             active: active.map(|percent| Pages(size * percent / 100)),
             swap_room: Pages(means.2),
             swap_failing: means.3,
+            mute: false,
         }
     })
 }

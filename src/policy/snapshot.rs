@@ -96,6 +96,10 @@ pub struct VmSnapshot {
     /// Whether the last writes to its swap file failed: it takes nothing then.
     #[serde(default)]
     pub swap_failing: bool,
+    /// Whether its guest does not answer the host, because its process is stopped or gets no processor.
+    /// Nothing can be taken from it then: eviction needs its help as much as the balloon does.
+    #[serde(default)]
+    pub mute: bool,
 }
 
 /// The most pages that any address space has: a page less than 16 EiB. Sums of two of them do not
@@ -205,6 +209,9 @@ impl VmSnapshot {
     /// need neither, are not known before they are tried.
     #[must_use]
     pub fn evictable(&self, means: Means) -> Pages {
+        if self.mute {
+            return Pages(0);
+        }
         let swap_room = (means.swap && !self.swap_failing).then_some(self.swap_room);
         // A host page of the cache takes at least two guest pages, so each page of room frees one.
         let zip_room = means.compress.then_some(self.zip_room);
@@ -238,6 +245,7 @@ impl VmSnapshot {
             active: None,
             swap_room: Pages(size),
             swap_failing: false,
+            mute: false,
         }
     }
 }

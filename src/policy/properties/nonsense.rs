@@ -31,7 +31,7 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
     );
     let stores = proptest::collection::vec(pages(), 5);
     let asked = (proptest::option::of(pages()), proptest::option::of(pages()));
-    let does = (any::<bool>(), any::<bool>());
+    let does = (any::<bool>(), any::<bool>(), any::<bool>());
     (homes, rules, stores, asked, does).prop_map(|(homes, rules, stores, asked, does)| VmSnapshot {
         id: VmId(7),
         size: rules.0,
@@ -54,6 +54,7 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
         active: asked.1,
         swap_room: stores[4],
         swap_failing: does.1,
+        mute: does.2,
     })
 }
 
