@@ -48,6 +48,7 @@ const HOST: &[(&str, &[&str])] = &[
     ("policy", &["units"]),
     ("telemetry", &["units"]),
     ("settings", &["units", "policy"]),
+    ("calculator", &["units", "policy", "settings"]),
     ("control", &["units", "telemetry", "settings"]),
     ("top", &["units", "signals", "telemetry", "control"]),
     (
@@ -97,6 +98,7 @@ const HOST: &[(&str, &[&str])] = &[
             "runtime_dir",
             "telemetry",
             "settings",
+            "calculator",
             "control",
             "top",
             "host",

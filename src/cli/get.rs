@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use clap::Args;
 
 use super::exit::{Exit, UsageError};
+use super::table::aligned;
 use super::vm::{ClientArgs, output};
 use crate::settings::{DEFAULT, Key, Scalar, SettingView};
 
@@ -139,20 +140,6 @@ fn groups(views: &[SettingView]) -> String {
         }));
     }
     aligned(&rows)
-}
-
-/// Rows of columns as wide as their widest cell.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max();
-    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
-    let line = |row: &[String; N]| {
-        let cells = row.iter().zip(widths);
-        let line: String = cells
-            .map(|(cell, width)| format!("{cell:<width$}  "))
-            .collect();
-        line.trim_end().to_owned() + "\n"
-    };
-    rows.iter().map(line).collect()
 }
 
 #[cfg(test)]

@@ -5,11 +5,14 @@
 
 mod demo;
 mod exit;
+mod explained;
 mod get;
 mod guest;
 mod host;
 mod lifeline;
+mod plan;
 mod show;
+mod table;
 mod top;
 mod values;
 mod vm;
@@ -47,6 +50,8 @@ enum Command {
     Set(get::SetArgs),
     /// Show what the policy decided about a VM, and why.
     Why(why::WhyArgs),
+    /// Work out what the policy would do on a host described in a file. Needs no running host.
+    Plan(plan::PlanArgs),
     /// Have the host read its configuration file again.
     Reload(why::ReloadArgs),
     /// Show the memory of the host and its VMs, as esxtop does.
@@ -79,6 +84,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Get(args) => get::get(args),
         Command::Set(args) => get::set(&args),
         Command::Why(args) => why::why(args),
+        Command::Plan(args) => plan::run(&args),
         Command::Reload(args) => why::reload(args),
         Command::Top(args) => top::run(args),
         Command::Demo(args) => demo::run(&args),

@@ -207,19 +207,23 @@ fn fair_part(host: &HostSnapshot, config: &Config, plan: &Plan, at: usize) -> Fa
         idle,
         tax_percent: config.idle_tax_percent,
         tax_type: config.idle_tax_type,
-        shares_per_page: shares_per_page(vm.shares, allocation, idle, config),
+        shares_per_page: shares_per_page(vm, config),
         headroom: fair::headroom(vm, config),
         demand: fair::demand(vm, config),
         entitled: fair::divide(host, plan.available, config)[at].entitled,
     }
 }
 
+/// [`FairPart::shares_per_page`] of a VM. None: it holds nothing.
+#[must_use]
 #[expect(clippy::cast_precision_loss, reason = "a ratio is read by people")]
-fn shares_per_page(shares: u32, allocation: Pages, idle: Pages, config: &Config) -> Option<f64> {
+pub fn shares_per_page(vm: &VmSnapshot, config: &Config) -> Option<f64> {
+    let allocation = vm.allocation();
+    let used = allocation.min(vm.active.unwrap_or(allocation));
+    let idle = allocation.saturating_sub(used);
     let idle_cost = 100.0 / f64::from(fair::untaxed(config));
-    let used = allocation.saturating_sub(idle).0 as f64;
-    let cost = used + idle_cost * idle.0 as f64;
-    (allocation > Pages(0)).then(|| f64::from(shares) / cost)
+    let cost = used.0 as f64 + idle_cost * idle.0 as f64;
+    (allocation > Pages(0)).then(|| f64::from(vm.shares) / cost)
 }
 
 #[cfg(test)]

@@ -91,8 +91,10 @@ pub(super) fn divide(host: &HostSnapshot, available: Pages, config: &Config) -> 
         .collect()
 }
 
-/// The price of a page, in pages a share; None where all demands are met, so that nobody pays.
-pub(super) fn price(host: &HostSnapshot, available: Pages, config: &Config) -> Option<f64> {
+/// The price of a page in use, in pages a share, when VMs may hold `available` together; None where all
+/// demands are met, so that nobody pays.
+#[must_use]
+pub fn price(host: &HostSnapshot, available: Pages, config: &Config) -> Option<f64> {
     let claims: Vec<Claim> = host.vms.iter().map(|vm| claim(vm, config)).collect();
     level(&claims, available).map(Level::price)
 }

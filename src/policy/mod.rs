@@ -50,7 +50,9 @@ pub use balloon::BalloonBound;
 pub use config::{Config, ConfigError, IdleTaxType, UnknownTaxType};
 pub use explain::{
     BalloonPart, Change, Explanation, FairPart, HostPart, Input, MemoryPart, explain,
+    shares_per_page,
 };
+pub use fair::price;
 pub use generation::{Generation, UnknownGeneration};
 pub use mechanisms::{Means, Mechanisms};
 pub use plan::{Plan, Stuck, VmPlan, Why, plan};

@@ -30,6 +30,7 @@ pub use layers::{DEFAULT, Layer, Layers, Origin, SettingView};
 pub use name::{NAME_MAX, NameError, check_vm_name};
 pub use patch::VmPatch;
 pub use table::{Key, SettingError, Spec, TABLE};
+pub(crate) use value::shown;
 pub use value::{Kind, Scalar, TimeUnit, Value, Wrong, time};
 pub use vm::{SALT_MAX, VM_KEYS, VmKey, VmSettings, VmSettingsError};
 

@@ -293,7 +293,7 @@ impl fmt::Display for Scalar {
 const SHOWN: usize = 80;
 
 /// A text for an error: whatever somebody sent, an error is one readable line.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let mut shown: String = text.escape_debug().take(SHOWN).collect();
     if text.escape_debug().nth(SHOWN).is_some() {
         shown.push_str("...");

@@ -1,0 +1,143 @@
+//! The policy as a calculator: a host and its VMs, written by hand.
+//!
+//! Whoever plans a host asks what the policy *would* do: with these sizes, shares and working sets, who
+//! gives how much, and by which means? A snapshot has the answer, but nobody writes one: it counts
+//! pages, all seven homes of each VM, the rooms of its stores. What people know is a size, shares, and how
+//! much is in use. The format here asks for that and works the rest out, so that a file of five lines
+//! is a host. What it cannot work out, and what contradicts itself, is an error with its place: a
+//! calculator that corrects its input silently answers another question.
+//!
+//! - `tree.rs`: TOML or JSON as values that know their lines.
+//! - `read.rs`, `vm.rs`: values to a [`Scenario`], or all that is wrong with them.
+//! - `report.rs`: what the policy decides about a scenario, for people and programs.
+//!
+//! Nothing here reads a file, a clock or a running host.
+
+mod read;
+mod report;
+mod tree;
+mod vm;
+
+use std::fmt;
+use std::path::Path;
+
+use thiserror::Error;
+
+pub use self::report::{Report, VmReport};
+use crate::policy::{self, Config, Explanation, HostSnapshot, Plan};
+use crate::settings::Profile;
+use crate::units::Pages;
+
+/// How a scenario is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// TOML.
+    Toml,
+    /// JSON, of the same tables and keys.
+    Json,
+}
+
+impl Format {
+    /// The format by the ending of the file's name, or, if that says nothing, by the text.
+    #[must_use]
+    pub fn of(path: &Path, text: &str) -> Self {
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        match ending {
+            Some("json") => Self::Json,
+            Some("toml") => Self::Toml,
+            // No TOML begins so.
+            _ if text.trim_start().starts_with('{') => Self::Json,
+            _ => Self::Toml,
+        }
+    }
+}
+
+/// A host and its VMs, as somebody has written them down.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Scenario {
+    /// The set of defaults.
+    pub profile: Profile,
+    /// What the policy sees. The VMs are in the order of the file, numbered from 1 on.
+    pub host: HostSnapshot,
+    /// What it goes by.
+    pub config: Config,
+    /// The names of the VMs, in the same order.
+    pub names: Vec<String>,
+    /// Host pages that the VMs hold beyond what the host has. No host can be so; the targets are
+    /// those at which one would come to rest on which every VM goes on wanting that much.
+    pub beyond: Pages,
+}
+
+impl Scenario {
+    /// Reads a scenario from the text of `file`, whose name is for errors.
+    ///
+    /// # Errors
+    /// [`Invalid`] with all that is wrong in it.
+    pub fn parse(file: &str, format: Format, text: &str) -> Result<Self, Invalid> {
+        let read = match format {
+            Format::Toml => tree::toml(text),
+            Format::Json => tree::json(text),
+        };
+        let read = read.and_then(|root| read::scenario(&root));
+        read.map_err(|mut problems| {
+            problems.sort_by_key(|problem| problem.line);
+            let file = file.to_owned();
+            Invalid { file, problems }
+        })
+    }
+
+    /// What the policy decides.
+    #[must_use]
+    pub fn plan(&self) -> Plan {
+        policy::plan(&self.host, &self.config)
+    }
+
+    /// The same with all that it follows from.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        report::of(self, &self.plan())
+    }
+
+    /// Why the VM of that name is treated as it is. None: there is no such VM.
+    #[must_use]
+    pub fn explain(&self, name: &str) -> Option<Explanation> {
+        let at = self.names.iter().position(|known| known == name)?;
+        let id = self.host.vms[at].id;
+        policy::explain(&self.host, &self.config, &self.plan(), id)
+    }
+}
+
+/// One thing that is wrong with a scenario.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    /// The line, from 1 on, where the format tells it.
+    pub line: Option<usize>,
+    /// What is wrong, and what would be right.
+    pub text: String,
+}
+
+/// Why a text is no scenario: a line for each thing that is wrong.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub struct Invalid {
+    /// The name of the file.
+    pub file: String,
+    /// All that is wrong, by line.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            let end = if index == 0 { "" } else { "\n" };
+            write!(f, "{end}{}:", self.file)?;
+            if let Some(line) = problem.line {
+                write!(f, "{line}:")?;
+            }
+            write!(f, " {}", problem.text)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+//! What the policy decides about a scenario, with what it decides by. Field names say their units.
+
+use serde::Serialize;
+
+use super::Scenario;
+use crate::policy::{
+    self, FreeState, Generation, Means, Mechanisms, Plan, Stuck, Thresholds, VmPlan, VmSnapshot,
+    Why,
+};
+use crate::settings::Profile;
+use crate::units::Pages;
+
+/// A plan for people and programs. All sizes are pages of 4096 bytes.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Report {
+    /// The set of defaults.
+    pub profile: Profile,
+    /// The generation of ESX whose free-memory states are followed.
+    pub generation: Generation,
+    /// The state that the scenario begins in.
+    pub state_before: FreeState,
+    /// The state that the plan comes to.
+    pub state: FreeState,
+    /// What it does to every VM above its target.
+    pub mechanisms: Mechanisms,
+    /// Where the states begin, in pages.
+    pub thresholds_pages: Thresholds,
+    /// The host's memory.
+    pub memory_pages: Pages,
+    /// What of it is in use.
+    pub used_pages: Pages,
+    /// What is not.
+    pub free_pages: Pages,
+    /// What is used by nobody's VM.
+    pub overhead_pages: Pages,
+    /// What sharing saves.
+    pub sharing_saved_pages: Pages,
+    /// What the VMs hold beyond the host's memory, see [`Scenario::beyond`].
+    pub beyond_pages: Pages,
+    /// What all VMs together may hold.
+    pub available_pages: Pages,
+    /// What eviction must free to leave the state.
+    pub shortfall_pages: Pages,
+    /// What a page in use costs; `null` while there is enough for all demands.
+    pub price_pages_per_share: Option<f64>,
+    /// Why nothing can be done about missing pages, if that is so.
+    pub stuck: Option<Stuck>,
+    /// The VMs in the order of the file.
+    pub vms: Vec<VmReport>,
+}
+
+/// One VM of a [`Report`].
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct VmReport {
+    /// Its name.
+    pub name: String,
+    /// Its weight.
+    pub shares: u32,
+    /// Its configured memory.
+    pub size_pages: Pages,
+    /// Its reservation.
+    pub reservation_pages: Pages,
+    /// Its limit; `null`: its size.
+    pub limit_pages: Option<Pages>,
+    /// What it uses; `null`: not known.
+    pub active_pages: Option<Pages>,
+    /// What it holds, for the budget: host pages.
+    pub consumed_pages: Pages,
+    /// What it holds, for fairness: shared pages count in full.
+    pub allocation_pages: Pages,
+    /// Shares for each MiB it holds, where idle memory counts as the tax says; `null`: it holds nothing.
+    pub shares_per_mib: Option<f64>,
+    /// What it may hold.
+    pub target_pages: Pages,
+    /// What its balloon holds.
+    pub balloon_pages: Pages,
+    /// What its balloon is to hold.
+    pub balloon_target_pages: Pages,
+    /// What is compressed or swapped of it.
+    pub swap_pages: Pages,
+    /// What would be, if it held its target and its balloon what it holds now.
+    pub swap_target_pages: Pages,
+    /// What is evicted from it now.
+    pub evict_pages: Pages,
+    /// By what else than sharing.
+    pub evict_by: Means,
+    /// Whether its faults wait.
+    pub blocked: bool,
+    /// Why all that is so.
+    pub why: Why,
+}
+
+pub(super) fn of(scenario: &Scenario, plan: &Plan) -> Report {
+    let Scenario { host, config, .. } = scenario;
+    let vms = scenario.names.iter().zip(&host.vms).zip(&plan.vms);
+    Report {
+        profile: scenario.profile,
+        generation: config.generation,
+        state_before: host.state,
+        state: plan.state,
+        mechanisms: plan.mechanisms,
+        thresholds_pages: Thresholds::of(host.budget, config),
+        memory_pages: host.budget,
+        used_pages: host.used,
+        free_pages: host.free(),
+        overhead_pages: host.overhead(),
+        sharing_saved_pages: host.sharing_saved(),
+        beyond_pages: scenario.beyond,
+        available_pages: plan.available,
+        shortfall_pages: plan.shortfall,
+        price_pages_per_share: policy::price(host, plan.available, config),
+        stuck: plan.stuck,
+        vms: vms
+            .map(|((name, vm), plan)| {
+                let per_page = policy::shares_per_page(vm, config);
+                vm_report(name, vm, plan, per_page)
+            })
+            .collect(),
+    }
+}
+
+fn vm_report(name: &str, vm: &VmSnapshot, plan: &VmPlan, per_page: Option<f64>) -> VmReport {
+    const PAGES_PER_MIB: f64 = 256.0;
+    VmReport {
+        name: name.to_owned(),
+        shares: vm.shares,
+        size_pages: vm.size,
+        reservation_pages: vm.reservation,
+        limit_pages: vm.limit,
+        active_pages: vm.active,
+        consumed_pages: vm.backing(),
+        allocation_pages: vm.allocation(),
+        shares_per_mib: per_page.map(|shares| shares * PAGES_PER_MIB),
+        target_pages: plan.target,
+        balloon_pages: vm.ballooned,
+        balloon_target_pages: plan.balloon_target,
+        swap_pages: Pages(vm.compressed.0.saturating_add(vm.swapped.0)),
+        swap_target_pages: plan.swap_target,
+        evict_pages: plan.evict,
+        evict_by: plan.means,
+        blocked: plan.blocked,
+        why: plan.why,
+    }
+}

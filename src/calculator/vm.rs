@@ -1,0 +1,246 @@
+//! One VM of a scenario: what is written of it, and what that leaves to be worked out.
+
+use super::Problem;
+use super::read::{Reading, size, sum};
+use super::tree::{Entry, Table};
+use crate::policy::VmSnapshot;
+use crate::settings::{HostSettings, VM_KEYS, VmPatch, VmSettings, shown};
+use crate::units::{Pages, VmId};
+
+/// The keys of a VM that are its settings.
+const SETTINGS: [&str; 4] = ["shares", "reservation", "limit", "balloon-max"];
+/// Those that say where its memory is, and what that costs.
+const PLACES: [&str; 9] = [
+    "consumed",
+    "shared",
+    "saved",
+    "balloon",
+    "swapped",
+    "compressed",
+    "zero",
+    "untouched",
+    "active",
+];
+/// The others.
+const OTHERS: [&str; 4] = ["size", "agent", "swap-room", "name"];
+
+/// A table `[vm.NAME]`.
+#[derive(Debug, Default)]
+pub(super) struct WrittenVm {
+    pub name: String,
+    pub line: Option<usize>,
+    size: Option<Pages>,
+    settings: VmPatch,
+    /// In the order of [`PLACES`].
+    places: [Option<Pages>; PLACES.len()],
+    agent: Option<bool>,
+    swap_room: Option<Pages>,
+}
+
+/// Reads the table of a VM.
+pub(super) fn read(
+    reading: &mut Reading,
+    name: &str,
+    line: Option<usize>,
+    table: &Table,
+) -> WrittenVm {
+    let mut vm = WrittenVm {
+        name: name.to_owned(),
+        line,
+        ..WrittenVm::default()
+    };
+    let of = format!("VM {}", shown(name));
+    for entry in table {
+        if let Some(text) = reading.scalar(&of, &entry.key, entry) {
+            vm.entry(reading, &of, entry, text);
+        }
+    }
+    vm
+}
+
+impl WrittenVm {
+    fn entry(&mut self, reading: &mut Reading, of: &str, entry: &Entry, text: &str) {
+        let key = entry.key.as_str();
+        if let Some(at) = PLACES.iter().position(|place| *place == key) {
+            return reading.put(&mut self.places[at], size(text), of, entry);
+        }
+        match key {
+            "name" => {}
+            "size" => reading.put(&mut self.size, size(text), of, entry),
+            "swap-room" => reading.put(&mut self.swap_room, size(text), of, entry),
+            "agent" => reading.put(&mut self.agent, switch(text), of, entry),
+            _ if SETTINGS.contains(&key) => {
+                if let Err(error) = self.setting(key, text) {
+                    reading.wrong(entry.line, format!("{of}: {error}"));
+                }
+            }
+            _ => {
+                let (key, known) = (shown(key), keys());
+                let text = format!("{of}: there is no `{key}`; allowed: {known}");
+                reading.wrong(entry.line, text);
+            }
+        }
+    }
+
+    /// Notes one of its settings, whose sizes are as all sizes here.
+    fn setting(&mut self, key: &str, text: &str) -> Result<(), String> {
+        let known = VM_KEYS.iter().find(|known| known.name == key);
+        let is_size = known.is_some_and(|known| known.name != "shares");
+        let text = if is_size && text != "none" {
+            let pages = size(text).map_err(|error| format!("{key} cannot be {error}"))?;
+            pages.bytes().0.to_string()
+        } else {
+            text.to_owned()
+        };
+        self.settings
+            .put(key, &text)
+            .map_err(|error| error.in_full())
+    }
+
+    fn place(&self, name: &str) -> Option<Pages> {
+        let at = PLACES.iter().position(|place| *place == name)?;
+        self.places[at]
+    }
+
+    /// What the policy sees of it.
+    pub(super) fn snapshot(
+        &self,
+        id: VmId,
+        host: &HostSettings,
+    ) -> Result<VmSnapshot, Option<Problem>> {
+        let wrong = |text: String| {
+            let text = format!("VM {}: {text}", shown(&self.name));
+            let line = self.line;
+            Some(Problem { line, text })
+        };
+        let Some(size) = self.size.filter(|size| *size > Pages(0)) else {
+            return Err(wrong("it needs a size, such as 8G".to_owned()));
+        };
+        let settings = self.settings.apply(&VmSettings::default(), size);
+        let settings = settings.map_err(|error| wrong(error.in_full()))?;
+        let homes = self.homes(size).map_err(wrong)?;
+        let active = self.place("active");
+        if let Some(active) = active.filter(|active| *active > size) {
+            let (active, size) = (active.bytes(), size.bytes());
+            let text = format!("active is {active}, more than its size of {size}");
+            return Err(wrong(text));
+        }
+        let allocation = sum([homes.resident, homes.shared, homes.zip_pages]);
+        let zip_max = percent(size, host.mem_zip_max_pct)
+            .min(percent(allocation, host.mem_zip_max_alloc_pct));
+        let swap_file = size.saturating_sub(settings.reservation);
+        let swap_room = swap_file.saturating_sub(homes.swapped);
+        Ok(VmSnapshot {
+            id,
+            size,
+            reservation: settings.reservation,
+            limit: settings.limit,
+            shares: settings.shares.count(size.0),
+            agent_alive: self.agent.unwrap_or(true),
+            balloon_max: settings.balloon_max.unwrap_or(size),
+            active,
+            zip_room: zip_max.saturating_sub(homes.zip_pages),
+            swap_room: self.swap_room.unwrap_or(swap_room),
+            ..homes
+        })
+    }
+
+    /// Where its memory is; the other fields say nothing yet.
+    fn homes(&self, size: Pages) -> Result<VmSnapshot, String> {
+        let of = |name| self.place(name).unwrap_or_default();
+        let [shared, saved] = ["shared", "saved"].map(of);
+        let [compressed, swapped, ballooned, zero] =
+            ["compressed", "swapped", "balloon", "zero"].map(of);
+        if saved > shared {
+            let (saved, shared) = (saved.bytes(), shared.bytes());
+            return Err(format!(
+                "saved is {saved}, more than the {shared} that it shares"
+            ));
+        }
+        // Two pages to one of the cache, the least that compression is to bring.
+        let zip_pages = Pages(compressed.0.div_ceil(2));
+        let elsewhere = sum([shared, compressed, swapped, ballooned, zero]);
+        let left = |taken: Pages| size.saturating_sub(sum([elsewhere, taken]));
+        let (resident, untouched) = match (self.place("consumed"), self.place("untouched")) {
+            (None, untouched) => {
+                let untouched = untouched.unwrap_or_default();
+                (left(untouched), untouched)
+            }
+            (Some(consumed), untouched) => {
+                let base = sum([shared, zip_pages]).saturating_sub(saved);
+                if consumed < base {
+                    let (consumed, base) = (consumed.bytes(), base.bytes());
+                    return Err(format!(
+                        "consumed is {consumed}, less than the {base} of its shared and compressed \
+                         memory"
+                    ));
+                }
+                let resident = consumed.saturating_sub(base);
+                (resident, untouched.unwrap_or_else(|| left(resident)))
+            }
+        };
+        let homes = sum([elsewhere, resident, untouched]);
+        if homes != size {
+            let (homes, size) = (homes.bytes(), size.bytes());
+            return Err(format!(
+                "what is said of its memory adds up to {homes}, but its size is {size}; consumed and \
+                 untouched are best left out where they follow from the rest"
+            ));
+        }
+        Ok(VmSnapshot {
+            resident,
+            shared,
+            sharing_saved: saved,
+            compressed,
+            zip_pages,
+            swapped,
+            ballooned,
+            zero,
+            untouched,
+            ..nothing()
+        })
+    }
+}
+
+/// A VM that has nothing.
+const fn nothing() -> VmSnapshot {
+    VmSnapshot {
+        id: VmId(0),
+        size: Pages(0),
+        reservation: Pages(0),
+        limit: None,
+        shares: 0,
+        resident: Pages(0),
+        shared: Pages(0),
+        sharing_saved: Pages(0),
+        compressed: Pages(0),
+        zip_pages: Pages(0),
+        zip_room: Pages(0),
+        swapped: Pages(0),
+        ballooned: Pages(0),
+        zero: Pages(0),
+        untouched: Pages(0),
+        agent_alive: true,
+        balloon_max: Pages(0),
+        mute: false,
+        relief: None,
+        active: None,
+        swap_room: Pages(0),
+        swap_failing: false,
+    }
+}
+
+fn keys() -> String {
+    let keys = OTHERS[..1].iter().chain(&SETTINGS).chain(&PLACES);
+    let keys: Vec<&str> = keys.chain(&OTHERS[1..3]).copied().collect();
+    keys.join(", ")
+}
+
+fn percent(pages: Pages, percent: u32) -> Pages {
+    Pages(pages.0 / 100 * u64::from(percent) + pages.0 % 100 * u64::from(percent) / 100)
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    let value = text.parse().ok();
+    value.ok_or_else(|| format!("`{}`; allowed: true, false", shown(text)))
+}
