@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{TestGuest, TestHost, engines, eventually, image, seconds};
 use memvisor::control::{Client, ClientError};
-use memvisor::telemetry::{HostStatus, ShareStatus, Totals, VmStatus};
+use memvisor::telemetry::{HostStatus, VmStatus};
 use memvisor::units::{Bytes, PAGE_SIZE, Pages};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -190,27 +190,8 @@ fn stress(engine: &str) {
     for (path, count) in paths {
         assert!(count > 0, "no {path} in {time:?}");
     }
-    check_empty(&host);
+    host.is_empty(VERIFY);
     host.stop(&[]);
-}
-
-/// A host without guests must use nothing, by its own count and by the kernel's.
-fn check_empty(host: &TestHost) {
-    let status = eventually("the host has noticed that its guests ended", VERIFY, || {
-        let status = host.status();
-        (status.vms.is_empty() && status.used_pages == Pages(0)).then_some(status)
-    });
-    let blocks = host.blocks();
-    assert_eq!(blocks.total(), Pages(0), "freed before it was: {blocks:?}");
-    assert_eq!(status.metadata_pages, Pages(0), "{status:#?}");
-    assert_eq!(status.totals, Totals::default());
-    assert_eq!(status.share, ShareStatus::default());
-    eventually("all memory files are closed", VERIFY, || {
-        (host.blocks().count() == 0).then_some(())
-    });
-    eventually("all swap files are gone", VERIFY, || {
-        host.swap_files().is_empty().then_some(())
-    });
 }
 
 #[test]

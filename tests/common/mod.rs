@@ -20,13 +20,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use memvisor::control::Client;
-use memvisor::telemetry::{GuestReport, HostStatus, VmStatus};
+use memvisor::settings::{Key, VmPatch};
+use memvisor::telemetry::{GuestReport, HostStatus, ShareStatus, Totals, VmStatus};
+use memvisor::units::Pages;
 use memvisor_guest_agent::shim::uffd;
 use tempfile::TempDir;
 
 #[allow(unused_imports, reason = "as above")]
 pub use kernel::{Blocks, MapLine, cpu_time, mappings, private_bytes};
-pub use process::Process;
+pub use process::{Process, Suspended};
 
 /// How long a host may take until it answers, on a machine that is busy with other tests.
 const START: Duration = Duration::from_secs(20);
@@ -174,6 +176,36 @@ impl TestHost {
         Client::new(self.run_dir().join("control.sock")).expect("a client")
     }
 
+    /// This host's control API, for this thread.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Changes a host setting.
+    ///
+    /// # Panics
+    /// When there is no such setting, or the host refuses.
+    pub fn set(&self, name: &str, value: &str) {
+        let key = Key::find(name).expect("a setting");
+        let set = self.client.set_setting(key, value);
+        set.unwrap_or_else(|error| panic!("{name}={value}: {error}"));
+    }
+
+    /// Changes settings of a VM, written as on a command line.
+    ///
+    /// # Panics
+    /// When there are no such settings, or the host refuses.
+    pub fn set_vm(&self, name: &str, words: &str) {
+        let patch = VmPatch::from_words(words.split_whitespace()).expect("settings");
+        let set = self.client.set_vm(name, &patch);
+        set.unwrap_or_else(|error| panic!("{name}: {words}: {error}"));
+    }
+
+    /// What the host has logged so far.
+    pub fn log(&self) -> String {
+        self.process.stderr()
+    }
+
     /// What the host says of itself.
     ///
     /// # Panics
@@ -252,6 +284,28 @@ impl TestHost {
         assert_eq!(self.swap_files(), [""; 0], "no swap files are left");
     }
 
+    /// Waits until a host without guests uses nothing, by its own count and by the kernel's.
+    ///
+    /// # Panics
+    /// When something is left.
+    pub fn is_empty(&self, within: Duration) {
+        let status = eventually("the host has noticed that its guests ended", within, || {
+            let status = self.status();
+            (status.vms.is_empty() && status.used_pages == Pages(0)).then_some(status)
+        });
+        let blocks = self.blocks();
+        assert_eq!(blocks.total(), Pages(0), "freed before it was: {blocks:?}");
+        assert_eq!(status.metadata_pages, Pages(0), "{status:#?}");
+        assert_eq!(status.totals, Totals::default());
+        assert_eq!(status.share, ShareStatus::default());
+        eventually("all memory files are closed", within, || {
+            (self.blocks().count() == 0).then_some(())
+        });
+        eventually("all swap files are gone", within, || {
+            self.swap_files().is_empty().then_some(())
+        });
+    }
+
     /// The files in the swap directory.
     ///
     /// # Panics
@@ -280,6 +334,14 @@ impl TestGuest {
         self.process.pid()
     }
 
+    /// Stops all its threads until the result is dropped.
+    ///
+    /// # Panics
+    /// When they do not stop.
+    pub fn suspend(&self) -> Suspended<'_> {
+        self.process.suspend()
+    }
+
     /// Whether it has ended by itself.
     pub fn has_ended(&mut self) -> bool {
         self.process.ended().is_some()
@@ -297,8 +359,21 @@ impl TestGuest {
     ///
     /// # Panics
     /// As [`TestGuest::finish`].
-    pub fn stop(self, within: Duration) -> GuestReport {
+    pub fn stop(mut self, within: Duration) -> GuestReport {
+        self.terminate();
+        self.interrupted(within)
+    }
+
+    /// Tells it to end.
+    pub fn terminate(&mut self) {
         self.process.terminate();
+    }
+
+    /// Waits until it has ended because it was told to; else as [`TestGuest::finish`].
+    ///
+    /// # Panics
+    /// As [`TestGuest::finish`].
+    pub fn interrupted(self, within: Duration) -> GuestReport {
         self.check(130, within)
     }
 

@@ -1,0 +1,147 @@
+//! The policy with real hosts and guests: who is given memory, from whom it is taken and how, and that
+//! nobody reads a wrong byte while settings change under load. Published experiments are repeated on a
+//! small scale; what was measured is printed (`cargo test --test policy -- --nocapture`).
+//!
+//! Guests touch memory at bounded rates, so that two processors are enough, and mostly random bytes, which
+//! neither compress nor equal others, so that each page counts as one.
+
+/// Makes a test for each engine of functions that take its name. They can run side by side.
+macro_rules! in_both_engines {
+    ($($scenario:ident),+ $(,)?) => {
+        mod uffd {
+            $(#[test]
+            fn $scenario() {
+                crate::with_engine("uffd", super::$scenario);
+            })+
+        }
+        mod mprotect {
+            $(#[test]
+            fn $scenario() {
+                crate::with_engine("mprotect", super::$scenario);
+            })+
+        }
+    };
+}
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod active;
+mod agents;
+mod boot;
+mod changes;
+mod limits;
+mod tax;
+
+use std::time::Duration;
+
+use common::{TestGuest, TestHost, engines, eventually};
+use memvisor::telemetry::{HostStatus, VmStatus};
+use memvisor::units::Pages;
+
+/// How long the host may take for what it is asked, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a test with one engine, if it works here.
+fn with_engine(wanted: &str, test: fn(&str)) {
+    engines(|engine| {
+        if engine == wanted {
+            test(engine);
+        }
+    });
+}
+
+/// A host that shares nothing, and looks at idle memory so often that one need not wait for it.
+fn host(engine: &str, memory: &str, settings: &[&str]) -> TestHost {
+    let mut args = vec!["--engine", engine, "--memory", memory];
+    let quick = [
+        "Mem.ShareRateMax=0",
+        "Mem.SamplePeriod=1",
+        "Mem.BalancePeriod=0.5",
+    ];
+    for setting in quick.iter().chain(settings) {
+        args.extend(["--set", setting]);
+    }
+    TestHost::start(&args)
+}
+
+/// A VM of a status.
+fn of<'a>(status: &'a HostStatus, name: &str) -> Option<&'a VmStatus> {
+    status.vms.iter().find(|vm| vm.name == name)
+}
+
+/// Both VMs of a status.
+fn pair<'a>(status: &'a HostStatus, names: [&str; 2]) -> Option<[&'a VmStatus; 2]> {
+    Some([of(status, names[0])?, of(status, names[1])?])
+}
+
+/// Pages that it has written so far, wherever they are now.
+fn touched(vm: &VmStatus) -> Pages {
+    vm.configured_pages.saturating_sub(vm.homes.untouched_pages)
+}
+
+/// Waits until a guest has filled so many MiB.
+fn filled(host: &TestHost, name: &str, size: u64) {
+    eventually(&format!("{name} has filled its memory"), PATIENCE, || {
+        let vm = host.client().vm(name).ok()?;
+        (touched(&vm) >= mib(size)).then_some(())
+    });
+}
+
+const fn mib(mib: u64) -> Pages {
+    Pages(mib * 256)
+}
+
+/// Pages in MiB.
+fn shown(pages: Pages) -> f64 {
+    f64::from(u32::try_from(pages.0).unwrap_or(u32::MAX)) / 256.0
+}
+
+/// Whether two numbers of pages differ by no more than so many percent of their mean.
+fn are_about_equal(one: Pages, other: Pages, percent: u64) -> bool {
+    one.0.abs_diff(other.0) * 200 <= percent * (one.0 + other.0)
+}
+
+/// What must hold at any moment.
+fn check(status: &HostStatus) {
+    for vm in &status.vms {
+        assert_eq!(vm.homes.total(), vm.configured_pages, "{vm:#?}");
+    }
+    assert!(status.used_pages <= status.budget_pages, "{status:#?}");
+}
+
+/// Ends guests, which verify all that they own, and then the host, which must have nothing left.
+fn end(host: TestHost, guests: impl IntoIterator<Item = TestGuest>, expected: &[&str]) {
+    check(&host.status());
+    let mut guests: Vec<TestGuest> = guests.into_iter().collect();
+    // All at once: each of them verifies for a while.
+    guests.iter_mut().for_each(TestGuest::terminate);
+    for guest in guests {
+        let report = guest.interrupted(PATIENCE);
+        assert!(report.pages_verified > 0, "{report:#?}");
+    }
+    host.is_empty(PATIENCE);
+    host.stop(expected);
+}
+
+/// One line about where a host is.
+fn line(status: &HostStatus) -> String {
+    let vms = status.vms.iter().map(|vm| {
+        format!(
+            "{}: {:.1} consumed, {:.1} target, {:.1} active, {:.1} balloon, {:.1} swapped",
+            vm.name,
+            shown(vm.consumed_pages),
+            shown(vm.allocation.target_pages),
+            shown(vm.activity.active_pages.unwrap_or_default()),
+            shown(vm.balloon.size_pages),
+            shown(vm.homes.swapped_pages),
+        )
+    });
+    let vms: Vec<String> = vms.collect();
+    format!(
+        "{}, {:.1} MiB free; {}",
+        status.free_state,
+        shown(status.free_pages),
+        vms.join("; ")
+    )
+}
