@@ -204,10 +204,9 @@ impl Reading {
         }
         Ok(Scenario {
             profile,
-            beyond: used.saturating_sub(memory),
             host: HostSnapshot {
                 budget: memory,
-                used: used.min(memory),
+                used,
                 state: host.state.unwrap_or_default(),
                 vms: snapshots,
                 seed: 0,
