@@ -92,7 +92,7 @@ impl Reading {
         let key = &entry.key;
         match value {
             Ok(_) if place.is_some() => {
-                self.wrong(entry.line, format!("{of}: {key} is given twice"))
+                self.wrong(entry.line, format!("{of}: {key} is given twice"));
             }
             Ok(value) => *place = Some(value),
             Err(error) => self.wrong(entry.line, format!("{of}: {key} cannot be {error}")),

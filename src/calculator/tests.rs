@@ -175,10 +175,20 @@ fn report_has_what_the_plan_has() {
     assert_eq!(scenario.explain("nobody"), None);
 }
 
+/// Texts of a VM's keys, and what the error about each must say.
+fn check_wrong_keys(cases: &[(&str, &[&str])]) {
+    for (keys, parts) in cases {
+        let error = one_vm(keys).expect_err(keys);
+        for part in *parts {
+            assert!(error.contains(part), "`{keys}`: no `{part}` in: {error}");
+        }
+    }
+}
+
 #[test]
 fn wrong_keys_of_a_vm_are_named_with_value_line_and_what_is_allowed() {
-    for (keys, parts) in [
-        ("", &["x.toml:3:", "VM web", "needs a size"][..]),
+    check_wrong_keys(&[
+        ("", &["x.toml:3:", "VM web", "needs a size"]),
         (
             "size = 8",
             &[
@@ -198,6 +208,12 @@ fn wrong_keys_of_a_vm_are_named_with_value_line_and_what_is_allowed() {
             "size = \"1G\"\nshares = \"big\"",
             &["x.toml:5:", "shares cannot be `big`", "low, normal, high"],
         ),
+    ]);
+}
+
+#[test]
+fn what_a_vm_cannot_be_is_named_with_the_values() {
+    check_wrong_keys(&[
         (
             "size = \"1G\"\nlimit = \"2G\"",
             &["limit 2.00 GiB is more", "at most 1.00 GiB"],
@@ -242,12 +258,7 @@ fn wrong_keys_of_a_vm_are_named_with_value_line_and_what_is_allowed() {
             "size = \"1G\"\nagent = 1",
             &["agent cannot be `1`", "true, false"],
         ),
-    ] {
-        let error = one_vm(keys).expect_err(keys);
-        for part in parts {
-            assert!(error.contains(part), "`{keys}`: no `{part}` in: {error}");
-        }
-    }
+    ]);
 }
 
 #[test]

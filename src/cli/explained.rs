@@ -142,11 +142,12 @@ fn tax(part: &FairPart) -> String {
         return "none: only shares count".to_owned();
     }
     let cost = 100.0 / f64::from(100_u32.saturating_sub(part.tax_percent).max(1));
+    let cost = format!("{cost:.2}");
+    let cost = cost.trim_end_matches('0').trim_end_matches('.');
     format!(
-        "{} % ({}): a page that is idle costs as much as {cost:.4} in use",
+        "{} % ({}): a page that is idle costs as much as {cost} in use",
         part.tax_percent, part.tax_type
     )
-    .replace(".0000 ", " ")
 }
 
 /// Which of its bounds the target is at.
@@ -311,7 +312,6 @@ fn sentence(change: &Change, why: &Explanation) -> String {
 mod tests {
     use std::path::Path;
 
-    use super::*;
     use crate::calculator::{Format, Scenario};
 
     fn explained(text: &str, name: &str) -> String {

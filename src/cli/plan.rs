@@ -116,10 +116,7 @@ fn host(report: &Report) -> String {
         size(report.shortfall_pages),
         report.price_pages_per_share.map_or_else(
             || "enough for what they want".to_owned(),
-            |price| format!(
-                "the price of memory in use is {} a share",
-                words::price(price)
-            )
+            |price| format!("a share buys {} of memory in use", words::price(price))
         )
     );
     if let Some(stuck) = report.stuck {
