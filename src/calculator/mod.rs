@@ -63,9 +63,6 @@ pub struct Scenario {
     pub config: Config,
     /// The names of the VMs, in the same order.
     pub names: Vec<String>,
-    /// Host pages that the VMs hold beyond what the host has. No host can be so; the targets are
-    /// those at which one would come to rest on which every VM goes on wanting that much.
-    pub beyond: Pages,
 }
 
 impl Scenario {
@@ -84,6 +81,13 @@ impl Scenario {
             let file = file.to_owned();
             Invalid { file, problems }
         })
+    }
+
+    /// Host pages that the VMs hold beyond what the host has. No host can be so; the targets are then
+    /// those at which one would come to rest on which every VM goes on wanting that much.
+    #[must_use]
+    pub const fn beyond(&self) -> Pages {
+        self.host.used.saturating_sub(self.host.budget)
     }
 
     /// What the policy decides.

@@ -92,7 +92,7 @@ impl Reading {
         let key = &entry.key;
         match value {
             Ok(_) if place.is_some() => {
-                self.wrong(entry.line, format!("{of}: {key} is given twice"))
+                self.wrong(entry.line, format!("{of}: {key} is given twice"));
             }
             Ok(value) => *place = Some(value),
             Err(error) => self.wrong(entry.line, format!("{of}: {key} cannot be {error}")),
@@ -204,10 +204,9 @@ impl Reading {
         }
         Ok(Scenario {
             profile,
-            beyond: used.saturating_sub(memory),
             host: HostSnapshot {
                 budget: memory,
-                used: used.min(memory),
+                used,
                 state: host.state.unwrap_or_default(),
                 vms: snapshots,
                 seed: 0,

@@ -80,7 +80,7 @@ fn what_is_not_written_follows_from_what_is() {
     assert_eq!(scenario.host.overhead(), mib(10));
     let used = mib(10).0 + web.backing().0 + batch.backing().0;
     assert_eq!(
-        (scenario.host.used, scenario.beyond),
+        (scenario.host.used, scenario.beyond()),
         (Pages(used), Pages(0))
     );
 }
@@ -130,16 +130,26 @@ fn used_and_free_and_overhead_are_ways_to_say_the_same() {
 }
 
 #[test]
-fn vms_that_hold_more_than_there_is_are_told_apart() {
-    let text = "[host]\nmemory = \"1G\"\n[vm.a]\nsize = \"1G\"\n[vm.b]\nsize = \"1G\"\n";
-    let scenario = toml(text).expect("valid");
-    assert_eq!(
-        (scenario.beyond, scenario.host.used),
-        (mib(1024), mib(1024))
-    );
+fn vms_that_hold_more_than_there_is_are_told_apart_and_overhead_counts() {
+    let vms = "[vm.a]\nsize = \"1G\"\n[vm.b]\nsize = \"1G\"\n";
+    let text = format!("[host]\nmemory = \"1G\"\noverhead = \"100M\"\n{vms}");
+    let scenario = toml(&text).expect("valid");
+    assert_eq!(scenario.beyond(), mib(1124));
     let report = scenario.report();
     assert_eq!(report.state, FreeState::Low);
-    assert_eq!(report.vms[0].target_pages, report.vms[1].target_pages);
+    assert_eq!((report.used_pages, report.free_pages), (mib(1024), mib(0)));
+    assert_eq!(report.overhead_pages, mib(100));
+    let [a, b] = [0, 1].map(|vm| report.vms[vm].target_pages);
+    assert_eq!(a, b);
+    let kept = report.thresholds_pages.aim.0 + mib(100).0;
+    assert_eq!(report.available_pages, Pages(mib(1024).0 - kept));
+    // So much more free memory that the state is better is what the explanation says.
+    let explained = scenario.explain("a").expect("it is there");
+    let better = explained
+        .changes
+        .iter()
+        .any(|change| change.blocked == Some(false));
+    assert!(better, "{:?}", explained.changes);
 }
 
 #[test]
@@ -165,10 +175,20 @@ fn report_has_what_the_plan_has() {
     assert_eq!(scenario.explain("nobody"), None);
 }
 
+/// Texts of a VM's keys, and what the error about each must say.
+fn check_wrong_keys(cases: &[(&str, &[&str])]) {
+    for (keys, parts) in cases {
+        let error = one_vm(keys).expect_err(keys);
+        for part in *parts {
+            assert!(error.contains(part), "`{keys}`: no `{part}` in: {error}");
+        }
+    }
+}
+
 #[test]
 fn wrong_keys_of_a_vm_are_named_with_value_line_and_what_is_allowed() {
-    for (keys, parts) in [
-        ("", &["x.toml:3:", "VM web", "needs a size"][..]),
+    check_wrong_keys(&[
+        ("", &["x.toml:3:", "VM web", "needs a size"]),
         (
             "size = 8",
             &[
@@ -188,6 +208,12 @@ fn wrong_keys_of_a_vm_are_named_with_value_line_and_what_is_allowed() {
             "size = \"1G\"\nshares = \"big\"",
             &["x.toml:5:", "shares cannot be `big`", "low, normal, high"],
         ),
+    ]);
+}
+
+#[test]
+fn what_a_vm_cannot_be_is_named_with_the_values() {
+    check_wrong_keys(&[
         (
             "size = \"1G\"\nlimit = \"2G\"",
             &["limit 2.00 GiB is more", "at most 1.00 GiB"],
@@ -232,12 +258,7 @@ fn wrong_keys_of_a_vm_are_named_with_value_line_and_what_is_allowed() {
             "size = \"1G\"\nagent = 1",
             &["agent cannot be `1`", "true, false"],
         ),
-    ] {
-        let error = one_vm(keys).expect_err(keys);
-        for part in parts {
-            assert!(error.contains(part), "`{keys}`: no `{part}` in: {error}");
-        }
-    }
+    ]);
 }
 
 #[test]
@@ -323,7 +344,7 @@ proptest! {
         prop_assert_eq!((vm.resident, vm.shared), (Pages(size - (size - own)), Pages(shared)));
         prop_assert_eq!(vm.backing(), Pages(consumed));
         prop_assert_eq!(vm.untouched, Pages(size - parts[..6].iter().sum::<u64>()));
-        prop_assert!(scenario.host.used <= scenario.host.budget);
+        prop_assert_eq!(scenario.host.overhead(), Pages(0));
         prop_assert_eq!(scenario.report().vms.len(), 1);
         let _ = untouched;
     }

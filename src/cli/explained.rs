@@ -1,10 +1,8 @@
 //! The explanation of a plan for people: what is decided about a VM, from which numbers, and what would
 //! change it.
 
-use crate::policy::{
-    BalloonBound, Change, Explanation, FairPart, FreeState, Generation, HostPart, Input,
-    Mechanisms, MemoryPart, Stuck, Thresholds, Why,
-};
+use super::words::{actions, price, reason, size, stuck, thresholds};
+use crate::policy::{BalloonBound, Change, Explanation, FairPart, HostPart, Input, MemoryPart};
 use crate::units::Pages;
 
 /// An explanation: a paragraph for each subject, the answer first.
@@ -21,104 +19,9 @@ pub(super) fn text(name: &str, why: &Explanation) -> String {
     paragraphs.join("\n")
 }
 
-fn size(pages: Pages) -> String {
-    pages.bytes().to_string()
-}
-
 /// A line of a paragraph.
 fn row(label: &str, value: &str) -> String {
     format!("  {label:<14} {value}\n")
-}
-
-/// A reason in a word, as JSON has it.
-pub(super) const fn word(why: Why) -> &'static str {
-    match why {
-        Why::Fits => "fits",
-        Why::OverLimit => "over-limit",
-        Why::NoShares => "no-shares",
-        Why::OverFairPart => "over-fair-part",
-        Why::NoBalloon => "no-balloon",
-        Why::HostShort => "host-short",
-        Why::Ballooned => "ballooned",
-        Why::Deflating => "deflating",
-    }
-}
-
-/// A reason in a sentence.
-pub(super) const fn reason(why: Why) -> &'static str {
-    match why {
-        Why::Fits => "it holds no more than its target; nothing is taken, nothing given back",
-        Why::OverLimit => "it is above its limit, which binds even when memory is free",
-        Why::NoShares => "it has no shares, so its reservation is its limit",
-        Why::OverFairPart => "it is above its fair part, and its balloon is to bring the rest",
-        Why::NoBalloon => {
-            "it is above its fair part, and no balloon will bring the rest: pages are evicted"
-        }
-        Why::HostShort => "the host is too short to wait for balloons: pages are evicted",
-        Why::Ballooned => "its balloon stands where it is to stand",
-        Why::Deflating => "its balloon shrinks, since there is memory for it",
-    }
-}
-
-/// Why nothing can be done.
-pub(super) const fn stuck(stuck: Stuck) -> &'static str {
-    match stuck {
-        Stuck::NoRoom => "no page can be evicted: swap files and compression caches take no more",
-        Stuck::Reserved => "no VM is above its target: reservations and overhead take all there is",
-    }
-}
-
-/// What a state does.
-pub(super) fn balloons_may(state: FreeState, does: Mechanisms) -> String {
-    let balloons = match (does.inflate, state <= FreeState::Soft) {
-        (true, true) => "balloons follow their targets",
-        (true, false) => "balloons grow and do not shrink",
-        (false, _) => "balloons stand",
-    };
-    let mut parts = vec![balloons.to_owned()];
-    let evicts = match (does.compress, does.swap) {
-        (true, true) => "compressed and swapped",
-        (true, false) => "compressed",
-        (false, true) => "swapped",
-        (false, false) => "",
-    };
-    if !evicts.is_empty() {
-        parts.push(format!("pages above targets are {evicts}"));
-    }
-    if does.block {
-        parts.push("VMs above their targets wait".to_owned());
-    }
-    parts.join(", ")
-}
-
-/// Where the states begin.
-pub(super) fn thresholds(generation: Generation, thresholds: &Thresholds) -> String {
-    let clear = thresholds
-        .clear
-        .map(|clear| format!("clear below {}, ", size(clear)));
-    let high = thresholds
-        .clear
-        .map(|_| format!(", high again at {}", size(thresholds.to_high)));
-    format!(
-        "ESX {generation}: {}soft below {}, hard below {}, low below {}; soft ends at {}{}",
-        clear.unwrap_or_default(),
-        size(thresholds.soft),
-        size(thresholds.hard),
-        size(thresholds.low),
-        size(thresholds.aim),
-        high.unwrap_or_default(),
-    )
-}
-
-/// A price in pages a share as a size.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a price is not negative, and the cast saturates"
-)]
-pub(super) fn price(pages_per_share: f64) -> String {
-    const BYTES: f64 = 4096.0;
-    crate::units::Bytes((pages_per_share * BYTES) as u64).to_string()
 }
 
 fn answer(name: &str, why: &Explanation) -> String {
@@ -239,11 +142,12 @@ fn tax(part: &FairPart) -> String {
         return "none: only shares count".to_owned();
     }
     let cost = 100.0 / f64::from(100_u32.saturating_sub(part.tax_percent).max(1));
+    let cost = format!("{cost:.2}");
+    let cost = cost.trim_end_matches('0').trim_end_matches('.');
     format!(
-        "{} % ({}): a page that is idle costs as much as {cost:.4} in use",
+        "{} % ({}): a page that is idle costs as much as {cost} in use",
         part.tax_percent, part.tax_type
     )
-    .replace(".0000 ", " ")
 }
 
 /// Which of its bounds the target is at.
@@ -328,11 +232,7 @@ fn host(host: &HostPart) -> String {
     let mut text = "The host\n".to_owned();
     text += &row(
         "state",
-        &format!(
-            "{}: {}",
-            host.state,
-            balloons_may(host.state, host.mechanisms)
-        ),
+        &format!("{}: {}", host.state, actions(host.state, host.mechanisms)),
     );
     text += &row("thresholds", &thresholds(host.generation, &host.thresholds));
     let numbers = format!("{} of {}", size(host.free), size(host.budget));
@@ -406,4 +306,50 @@ fn sentence(change: &Change, why: &Explanation) -> String {
         return format!("{with}; nothing else would change.");
     }
     format!("{with}: {}.", parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::calculator::{Format, Scenario};
+
+    fn explained(text: &str, name: &str) -> String {
+        let format = Format::of(Path::new("-"), text);
+        let scenario = Scenario::parse("-", format, text).expect("valid");
+        let explained = scenario.explain(name).expect("it is there");
+        // As it comes from a host: an object with its name.
+        let mut value = serde_json::to_value(explained).expect("plain data");
+        value["name"] = name.into();
+        let again = serde_json::from_value(value).expect("what was written");
+        super::text(name, &again)
+    }
+
+    #[test]
+    fn explanation_survives_the_api_and_names_what_binds() {
+        let text = "[host]\nmemory = \"1G\"\n[settings]\nMem.IdleTax = 0\n[vm.a]\nsize = \"1G\"\n\
+                    limit = \"512M\"\nagent = false\nactive = \"1M\"\n[vm.b]\nsize = \"256M\"\n\
+                    shares = 0\nreservation = \"64M\"\nconsumed = 0\nballoon = \"32M\"\n\
+                    compressed = 0\n";
+        let a = explained(text, "a");
+        for part in [
+            "VM a: it is above its limit",
+            "evicted now    16.0 MiB, by sharing, compression and swap",
+            "idle tax       none: only shares count",
+            "may hold       0 B (reserved) to 512.0 MiB",
+            "agent          does not move",
+            "Without its limit: target ",
+        ] {
+            assert!(a.contains(part), "no `{part}` in:\n{a}");
+        }
+        let b = explained(text, "b");
+        for part in [
+            "its shares buy none, it holds nothing",
+            "ballooned      32.0 MiB",
+            "64.0 MiB: the most it may hold",
+            "With 2560 shares, the normal ones: target ",
+        ] {
+            assert!(b.contains(part), "no `{part}` in:\n{b}");
+        }
+    }
 }

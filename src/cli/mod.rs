@@ -17,6 +17,7 @@ mod top;
 mod values;
 mod vm;
 mod why;
+mod words;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;

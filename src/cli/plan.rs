@@ -8,9 +8,9 @@ use anyhow::Context;
 use clap::Args;
 
 use super::exit::{Exit, UsageError};
-use super::explained::{self, balloons_may};
 use super::vm::output;
-use super::{print, table, values};
+use super::words::{self, size};
+use super::{explained, print, table, values};
 use crate::calculator::{Format, Report, Scenario, VmReport};
 use crate::units::Pages;
 
@@ -88,7 +88,6 @@ fn decided(report: &Report) -> String {
 }
 
 fn host(report: &Report) -> String {
-    let size = |pages: Pages| pages.bytes().to_string();
     let thresholds = &report.thresholds_pages;
     let came = if report.state_before == report.state {
         String::new()
@@ -105,11 +104,11 @@ fn host(report: &Report) -> String {
     text += &format!(
         "state      {}{came}: {}\n",
         report.state,
-        balloons_may(report.state, report.mechanisms)
+        words::actions(report.state, report.mechanisms)
     );
     text += &format!(
         "thresholds {}\n",
-        explained::thresholds(report.generation, thresholds)
+        words::thresholds(report.generation, thresholds)
     );
     text += &format!(
         "available  {} to all VMs, {} missing; {}\n",
@@ -117,14 +116,11 @@ fn host(report: &Report) -> String {
         size(report.shortfall_pages),
         report.price_pages_per_share.map_or_else(
             || "enough for what they want".to_owned(),
-            |price| format!(
-                "the price of memory in use is {} a share",
-                explained::price(price)
-            )
+            |price| format!("a share buys {} of memory in use", words::price(price))
         )
     );
     if let Some(stuck) = report.stuck {
-        text += &format!("stuck      {}\n", explained::stuck(stuck));
+        text += &format!("stuck      {}\n", words::stuck(stuck));
     }
     if report.beyond_pages > Pages(0) {
         text += &format!(
@@ -159,9 +155,9 @@ fn rows(report: &Report) -> Vec<[String; HEAD.len()]> {
 }
 
 fn row(vm: &VmReport) -> [String; HEAD.len()] {
-    let size = |pages: Pages| match pages {
+    let size = |pages| match pages {
         Pages(0) => "0".to_owned(),
-        pages => pages.bytes().to_string(),
+        pages => size(pages),
     };
     let or = |pages: Option<Pages>, none: &str| pages.map_or_else(|| none.to_owned(), size);
     let way = |from, to| {
@@ -185,7 +181,7 @@ fn row(vm: &VmReport) -> [String; HEAD.len()] {
         way(vm.swap_pages, vm.swap_target_pages),
         size(vm.evict_pages),
         if vm.blocked { "yes" } else { "no" }.to_owned(),
-        explained::word(vm.why).to_owned(),
+        words::word(vm.why).to_owned(),
     ]
 }
 
@@ -199,7 +195,7 @@ fn legend(report: &Report) -> String {
     }
     let rows: Vec<[String; 2]> = seen
         .into_iter()
-        .map(|why| [explained::word(why), explained::reason(why)].map(str::to_owned))
+        .map(|why| [words::word(why), words::reason(why)].map(str::to_owned))
         .collect();
     format!("\n{}", table::aligned(&rows))
 }

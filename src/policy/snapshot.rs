@@ -15,7 +15,8 @@ use crate::units::{Pages, VmId};
 pub struct HostSnapshot {
     /// All the host pages the daemon may use.
     pub budget: Pages,
-    /// The host pages in use, metadata included.
+    /// The host pages in use, metadata included. More than the budget means that nothing is free and
+    /// that more is wanted than there is.
     pub used: Pages,
     /// The state that the last plan or allocation left.
     #[serde(default)]
@@ -110,8 +111,8 @@ impl HostSnapshot {
     /// The same host with numbers that can be true. Snapshots are also read from files, and guests and
     /// stores move while they are counted.
     ///
-    /// What contradicts itself is lowered until it does not: the budget to an address space, what is used
-    /// to the budget, a VM to an address space; its homes, in the order resident, shared, compressed,
+    /// What contradicts itself is lowered until it does not: the budget, what is used and a VM to an
+    /// address space; its homes, in the order resident, shared, compressed,
     /// swapped, ballooned, zero, untouched, to what those before leave of its size; what sharing saves
     /// it to what it shares, its compression cache to the pages in it, what it uses and what its balloon
     /// may hold to its size. Reservation and limit are settings: see [`VmSnapshot::min`] and [`VmSnapshot::max`].
@@ -120,7 +121,7 @@ impl HostSnapshot {
         let budget = self.budget.min(MOST);
         Self {
             budget,
-            used: self.used.min(budget),
+            used: self.used.min(MOST),
             vms: self.vms.iter().map(VmSnapshot::believable).collect(),
             ..*self
         }

@@ -110,7 +110,7 @@ fn with(
         Input::NoLimit => vm.limit = None,
         Input::AgentAlive => vm.agent_alive = true,
         Input::Free { pages, .. } => {
-            host.used = host.used.saturating_sub(pages);
+            host.used = host.used.min(host.budget).saturating_sub(pages);
             host.state = now.state;
         }
     }

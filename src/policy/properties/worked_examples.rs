@@ -1,4 +1,5 @@
-//! The worked numbers of `docs/policy.md`, in generation 2002 unless a test says otherwise.
+//! Worked numbers of `docs/policy.md`, in generation 2002 unless a test says otherwise. Those of its
+//! plans are held by `tests/plan.rs`.
 
 use super::super::*;
 use crate::units::VmId;

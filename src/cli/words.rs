@@ -1,0 +1,100 @@
+//! What a plan says in words: states, thresholds, prices and reasons.
+
+use crate::policy::{FreeState, Generation, Mechanisms, Stuck, Thresholds, Why};
+use crate::units::{Bytes, Pages};
+
+/// A size for people.
+pub(super) fn size(pages: Pages) -> String {
+    pages.bytes().to_string()
+}
+
+/// A reason in a word, as JSON has it.
+pub(super) const fn word(why: Why) -> &'static str {
+    match why {
+        Why::Fits => "fits",
+        Why::OverLimit => "over-limit",
+        Why::NoShares => "no-shares",
+        Why::OverFairPart => "over-fair-part",
+        Why::NoBalloon => "no-balloon",
+        Why::HostShort => "host-short",
+        Why::Ballooned => "ballooned",
+        Why::Deflating => "deflating",
+    }
+}
+
+/// A reason in a sentence.
+pub(super) const fn reason(why: Why) -> &'static str {
+    match why {
+        Why::Fits => "it holds no more than its target; nothing is taken, nothing given back",
+        Why::OverLimit => "it is above its limit, which binds even when memory is free",
+        Why::NoShares => "it has no shares, so its reservation is its limit",
+        Why::OverFairPart => "it is above its fair part, and its balloon is to bring the rest",
+        Why::NoBalloon => {
+            "it is above its fair part, and no balloon will bring the rest: pages are evicted"
+        }
+        Why::HostShort => "the host is too short to wait for balloons: pages are evicted",
+        Why::Ballooned => "its balloon stands where it is to stand",
+        Why::Deflating => "its balloon shrinks, since there is memory for it",
+    }
+}
+
+/// Why nothing can be done.
+pub(super) const fn stuck(stuck: Stuck) -> &'static str {
+    match stuck {
+        Stuck::NoRoom => "no page can be evicted: swap files and compression caches take no more",
+        Stuck::Reserved => "no VM is above its target: reservations and overhead take all there is",
+    }
+}
+
+/// What a state does.
+pub(super) fn actions(state: FreeState, does: Mechanisms) -> String {
+    let balloons = match (does.inflate, state <= FreeState::Soft) {
+        (true, true) => "balloons follow their targets",
+        (true, false) => "balloons grow and do not shrink",
+        (false, _) => "balloons stand",
+    };
+    let mut parts = vec![balloons.to_owned()];
+    let evicts = match (does.compress, does.swap) {
+        (true, true) => "compressed and swapped",
+        (true, false) => "compressed",
+        (false, true) => "swapped",
+        (false, false) => "",
+    };
+    if !evicts.is_empty() {
+        parts.push(format!("pages above targets are {evicts}"));
+    }
+    if does.block {
+        parts.push("VMs above their targets wait".to_owned());
+    }
+    parts.join(", ")
+}
+
+/// Where the states begin.
+pub(super) fn thresholds(generation: Generation, thresholds: &Thresholds) -> String {
+    let clear = thresholds
+        .clear
+        .map(|clear| format!("clear below {}, ", size(clear)));
+    let high = thresholds
+        .clear
+        .map(|_| format!(", high again at {}", size(thresholds.to_high)));
+    format!(
+        "ESX {generation}: {}soft below {}, hard below {}, low below {}; soft ends at {}{}",
+        clear.unwrap_or_default(),
+        size(thresholds.soft),
+        size(thresholds.hard),
+        size(thresholds.low),
+        size(thresholds.aim),
+        high.unwrap_or_default(),
+    )
+}
+
+/// A price in pages a share as a size.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a price is not negative, and the cast saturates"
+)]
+pub(super) fn price(pages_per_share: f64) -> String {
+    const BYTES: f64 = 4096.0;
+    Bytes((pages_per_share * BYTES) as u64).to_string()
+}
