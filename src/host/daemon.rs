@@ -22,9 +22,10 @@ use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::{Pages, VmId};
 
 /// The reserve: so much of the budget, within bounds. Half of the low threshold of 1 %: first touches
-/// go on until low is entered, and what a reclaim batch needs for a moment is a few pages.
+/// go on until low is entered, and what a reclaim batch needs for a moment is a few pages. In any case it
+/// is less than what is free where soft begins: a host that hands nothing out must be reclaiming.
 const RESERVE_PART: u64 = 200;
-const RESERVE_MIN: u64 = 64;
+const RESERVE_MIN: u64 = 16;
 /// Frames of a pool for each page of the budget: extents need room behind each start, and unused
 /// frames cost nothing.
 const FRAMES_PER_PAGE: u64 = 4;
@@ -54,14 +55,18 @@ pub(super) struct Host {
     stopping: AtomicBool,
 }
 
+/// The pages of a budget that first touches leave alone.
+fn reserve(total: Pages) -> Pages {
+    Pages((total.0 / RESERVE_PART).max(RESERVE_MIN))
+}
+
 impl Host {
     pub(super) fn new(options: &HostOptions, capabilities: &Capabilities) -> Self {
         let total = options.memory.pages();
-        let reserve = Pages((total.0 / RESERVE_PART).max(RESERVE_MIN));
         Self {
             engine: capabilities.engine,
             vma_budget: capabilities.vma_budget,
-            budget: Arc::new(Budget::new(total, reserve)),
+            budget: Arc::new(Budget::new(total, reserve(total))),
             members: Arc::default(),
             ghz: host_ghz(),
             since: Instant::now(),
@@ -253,5 +258,33 @@ impl control::Daemon for Host {
 
     fn reload(&self) -> Result<ReloadReport, ControlError> {
         self.reload_file()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Config, Generation, Thresholds};
+
+    /// Else guests would wait for memory on a host that is not short, as it thinks.
+    #[test]
+    fn reserve_is_less_than_what_is_free_where_soft_begins() {
+        // 4 MiB and more.
+        for total in (10..40).map(|bits| Pages(1 << bits)) {
+            for generation in Generation::ALL {
+                for min_free_percent in 0..=50 {
+                    let config = Config {
+                        generation,
+                        min_free_percent,
+                        ..Config::default()
+                    };
+                    let soft = Thresholds::of(total, &config).soft;
+                    assert!(
+                        reserve(total) < soft,
+                        "{total:?} {generation} {min_free_percent} %"
+                    );
+                }
+            }
+        }
     }
 }

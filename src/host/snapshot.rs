@@ -71,6 +71,7 @@ fn vm_snapshot(member: &Member, active: Option<Pages>) -> VmSnapshot {
     };
     let swap = vm.swap.stats();
     let exhausted = vm.exhausted();
+    let max = member.balloon.max();
     let room = |pages: u64, exhausted: bool| Pages(if exhausted { 0 } else { pages });
     VmSnapshot {
         id: vm.id,
@@ -89,7 +90,8 @@ fn vm_snapshot(member: &Member, active: Option<Pages>) -> VmSnapshot {
         zero,
         untouched,
         agent_alive: member.balloon.is_waited_for(),
-        balloon_max: member.balloon.max(),
+        // What is set by hand is all that comes, however long it is waited for.
+        balloon_max: (vm.orders.manual()).map_or(max, |by_hand| by_hand.min(max)),
         relief: member.balloon.relief(),
         active,
         swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),

@@ -58,11 +58,12 @@ impl Generation {
 
     /// What is kept free of a budget. `percent` is `Mem.MemMinFreePct`; 0: as the generation does it.
     pub(super) fn min_free(self, budget: Pages, percent: u32) -> Pages {
-        match (percent, self) {
+        let kept = match (percent, self) {
             (0, Self::G2002 | Self::G41) => percent_of(budget, FIXED_PERCENT),
             (0, Self::G50 | Self::G60) => sliding_scale(budget),
             (percent, _) => percent_of(budget, percent),
-        }
+        };
+        kept.max(LEAST)
     }
 
     /// The thresholds of soft, hard and low as parts of what is kept free, in 1/300: OSDI 2002 has
@@ -87,6 +88,10 @@ impl Generation {
 
 /// [`Generation::parts`] are divided by this.
 pub(super) const WHOLE: u64 = 300;
+
+/// What is kept free at least. The daemon leaves a few pages alone however small the host is, and soft
+/// has to begin above them: below, guests would wait for memory that nobody makes free.
+const LEAST: Pages = Pages(32);
 
 /// What is kept free until 4.1, in % of memory.
 const FIXED_PERCENT: u32 = 6;

@@ -150,7 +150,7 @@ fn deck(random: &mut StdRng, dirs: &[PathBuf]) -> Vec<Change> {
         ("Mem.MemMinFreePct", between(0, 15)),
         ("Memvisor.EvictRound", between(1, 8192)),
     ];
-    let size = |most: u64| format!("{}M", most);
+    let size = |most: u64| format!("{most}M");
     let or_none = |chance: u64, text: String| if chance == 0 { "none".to_owned() } else { text };
     let sizes = [
         ("reservation", size(between(0, 10))),

@@ -8,10 +8,7 @@ use memvisor::units::Pages;
 use super::common::{TestHost, eventually};
 use super::{PATIENCE, check, end, filled, host, line, mib};
 
-in_both_engines!(
-    limit_of_a_guest_with_a_balloon_binds_in_the_high_state,
-    limit_of_a_guest_without_an_agent_binds_in_the_high_state,
-);
+in_both_engines!(limit_of_a_guest_with_a_balloon_binds_in_the_high_state);
 
 /// The VM, from a host that has not been short for a moment.
 fn of_a_high_host(host: &TestHost) -> Option<(HostStatus, VmStatus)> {
@@ -63,20 +60,5 @@ fn limit_of_a_guest_with_a_balloon_binds_in_the_high_state(engine: &str) {
     host.set_vm("g", "limit=36M");
     let vm = comes_down(&host, engine, mib(36));
     assert!(vm.balloon.size_pages >= mib(16), "{vm:#?}");
-    end(host, [guest], &[]);
-}
-
-fn limit_of_a_guest_without_an_agent_binds_in_the_high_state(engine: &str) {
-    let host = host(engine, "128M", &[]);
-    let guest = host.guest("g", "64M", &WORKLOADS, &["--limit", "44M", "--no-agent"]);
-    filled(&host, "g", 56);
-    let vm = comes_down(&host, engine, mib(44));
-    let stored = |vm: &VmStatus| vm.homes.swapped_pages.0 + vm.homes.compressed_pages.0;
-    assert!(stored(&vm) >= mib(12).0, "{vm:#?}");
-    gets_back(&host, engine, mib(50));
-    host.set_vm("g", "limit=36M");
-    let vm = comes_down(&host, engine, mib(36));
-    assert!(stored(&vm) >= mib(20).0, "{vm:#?}");
-    assert_eq!(vm.balloon.size_pages, Pages(0), "{vm:#?}");
     end(host, [guest], &[]);
 }
