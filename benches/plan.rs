@@ -68,6 +68,7 @@ fn vm(id: u32, numbers: &mut Numbers) -> VmSnapshot {
         swap_room: percent(90),
         swap_failing: false,
         mute: false,
+        pressing: false,
     }
 }
 

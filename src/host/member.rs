@@ -100,6 +100,11 @@ impl BalloonLine {
         self.waited_for.load(Ordering::Relaxed)
     }
 
+    /// Whether the balloon is below its target and moves.
+    pub(super) fn inflates(&self) -> bool {
+        lock(&self.progress).inflates()
+    }
+
     pub(super) fn set_stats(&self, stats: &GuestStats) {
         lock(&self.stats).clone_from(stats);
     }

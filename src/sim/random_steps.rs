@@ -84,6 +84,8 @@ enum Step {
     /// The guest's kernel drops mappings of its own accord, and the guest goes on.
     ForgetMappings(u32, u32),
     Block(Blocked),
+    /// So many pages may be held; `None`: all.
+    Ceiling(Option<u64>),
     DieInWrites(u32, Content),
 }
 
@@ -119,6 +121,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         2 => (gfn(), 1..12u32).prop_map(|(gfn, count)| Step::ForgetMappings(gfn, count)),
         1 => prop::sample::select(vec![Blocked::No, Blocked::Touches, Blocked::All])
             .prop_map(Step::Block),
+        1 => prop::option::of(0..u64::from(PAGES)).prop_map(Step::Ceiling),
         1 => (gfn(), contents()).prop_map(|(gfn, content)| Step::DieInWrites(gfn, content)),
     ];
     prop::collection::vec((0..GUESTS, step), 1..250)
@@ -256,6 +259,10 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         }
         Step::Block(blocked) => {
             vm.orders.set_blocked(blocked);
+            vm.parking.ring();
+        }
+        Step::Ceiling(pages) => {
+            vm.orders.set_ceiling(pages.map(Pages));
             vm.parking.ring();
         }
         Step::DieInWrites(..) => {}

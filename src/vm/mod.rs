@@ -179,7 +179,27 @@ impl Vm {
             Urgency::Refill => self.orders.is_blocked_wholly(),
             Urgency::Reclaim => false,
         };
-        !blocked && self.budget.take(1, urgency)
+        if blocked {
+            return false;
+        }
+        if urgency != Urgency::Reclaim && self.is_at_ceiling() {
+            // The policy is to make room at once.
+            self.budget.ring_alarm();
+            return false;
+        }
+        self.budget.take(1, urgency)
+    }
+
+    /// Whether it may not become larger now.
+    #[must_use]
+    pub fn is_at_ceiling(&self) -> bool {
+        self.held() >= self.orders.ceiling()
+    }
+
+    /// Its pages in RAM, its own and shared ones.
+    #[must_use]
+    pub fn held(&self) -> Pages {
+        Pages(self.table.count(Home::Resident) + self.table.count(Home::Shared(FrameId(0))))
     }
 
     /// The share pool of its sharing domain.
