@@ -41,7 +41,8 @@ fn formula_of_the_test_gives_the_published_numbers() {
 
 const NAMES: [&str; 2] = ["idle", "busy"];
 
-/// Waits until both hold the same, and the host has given out what it has.
+/// Waits until both hold the same, and the host has given out what it has. Balloons stop where the
+/// host is no longer short, so what is held follows the targets less closely than they are set.
 fn equal(host: &TestHost, what: &str) -> HostStatus {
     let since = Instant::now();
     let status = eventually(what, PATIENCE, || {
@@ -49,7 +50,7 @@ fn equal(host: &TestHost, what: &str) -> HostStatus {
         let [idle, busy] = pair(&status, NAMES)?;
         let held = idle.consumed_pages.0 + busy.consumed_pages.0;
         let settled = held * 100 >= status.budget_pages.0 * 85
-            && are_about_equal(idle.consumed_pages, busy.consumed_pages, 10)
+            && are_about_equal(idle.consumed_pages, busy.consumed_pages, 15)
             && are_about_equal(target(idle), target(busy), 10)
             // By then it is known which of them is idle.
             && active(idle)? * 2.5 < active(busy)?;
@@ -101,6 +102,9 @@ fn idle_tax_takes_memory_from_the_idle(engine: &str) {
     eprintln!("{what} after {took:.1?}: {}", line(&taxed));
     eprintln!("{what}: the idle one is to hold {formula:.1} MiB by it");
     assert!(held(&taxed)[0] < held(&before)[0]);
+
+    host.set("Mem.IdleTax", "0");
+    equal(&host, &format!("{engine}: equal again without a tax"));
 
     end(host, guests, &[]);
 }
