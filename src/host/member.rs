@@ -109,6 +109,11 @@ impl BalloonLine {
         lock(&self.stats).clone_from(stats);
     }
 
+    /// What the guest said about itself last.
+    pub(super) fn stats(&self) -> GuestStats {
+        *lock(&self.stats)
+    }
+
     /// The guest asks for `pages` of the `ballooned` pages back.
     pub(super) fn relieve(&self, ballooned: Pages, pages: Pages) {
         lock(&self.relief).ask(Instant::now(), ballooned, pages);
