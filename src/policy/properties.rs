@@ -61,6 +61,11 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
     })
 }
 
+/// What a VM may lose beyond all else: whose own faults wait at its limit gets at most 1 MiB of room.
+fn room(vm: &VmSnapshot) -> Pages {
+    Pages(if vm.pressing { 256 } else { 0 })
+}
+
 fn state() -> impl Strategy<Value = FreeState> {
     prop::sample::select(FreeState::ALL.to_vec())
 }
@@ -120,7 +125,7 @@ proptest! {
             prop_assert!(plan.balloon_target.0 + vm.min().0 <= vm.size.0, "{plan:?}");
             prop_assert!(plan.evict <= vm.evictable(plan.means));
             prop_assert!(!plan.means.compress || Means::all(&config).compress);
-            let left = vm.allocation().saturating_sub(plan.evict);
+            let left = Pages(vm.allocation().saturating_sub(plan.evict).0 + room(vm).0);
             let last_resort = plan.evict > Pages(0) && !above_can_give;
             prop_assert!(plan.evict == Pages(0) || left >= vm.min(), "{plan:?}");
             prop_assert!(plan.evict == Pages(0) || left >= plan.target || last_resort, "{plan:?}");
@@ -157,9 +162,7 @@ proptest! {
         let plan = plan(&host, &config);
         for (vm, plan) in host.vms.iter().zip(&plan.vms).step_by(2) {
             prop_assert_eq!(plan.target, vm.reservation.min(vm.limit.unwrap_or(vm.size)));
-            // Its own faults may ask for room, as at any limit.
-            let room = Pages(if vm.pressing { 256 } else { 0 });
-            let left = vm.allocation().saturating_sub(plan.evict).0 + room.0;
+            let left = vm.allocation().saturating_sub(plan.evict).0 + room(vm).0;
             prop_assert!(plan.evict == Pages(0) || Pages(left) >= vm.reservation.min(vm.allocation()));
         }
     }
@@ -212,8 +215,6 @@ proptest! {
         let config = Config { evict_round: Pages(round), ..config };
         let plan = plan(&host, &config);
         let evicted = sum(plan.vms.iter().map(|vm| vm.evict));
-        // Who presses gets at most 1 MiB of room below its limit.
-        let room = |vm: &VmSnapshot| Pages(if vm.pressing { 256 } else { 0 });
         let over_limit = |vm| VmSnapshot::allocation(vm).0 + room(vm).0;
         let over_limits = sum(host.vms.iter().map(|vm| Pages(over_limit(vm)).saturating_sub(vm.max())));
         prop_assert!(evicted <= round);
