@@ -240,6 +240,9 @@ impl Vm {
     pub fn release_frame_of(&self, pool: &Pool, frame: FrameId) {
         if pool.unref(frame) == Unref::Freed {
             self.budget.give(1);
+        } else if self.parking.is_starved() {
+            // No memory came free, but this VM may hold a page more.
+            self.parking.ring();
         }
     }
 
