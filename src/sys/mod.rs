@@ -11,12 +11,16 @@ mod direct_file;
 mod filesystem;
 mod mapping;
 mod memfd;
+mod plain;
 mod process;
+mod swap_device;
 mod uffd;
 
 pub use direct_file::DirectFile;
 pub use filesystem::Filesystem;
 pub use mapping::Mapping;
 pub use memfd::Memfd;
+pub use plain::{Advice, PlainMemory};
 pub use process::Process;
+pub use swap_device::{swap_off, swap_on};
 pub use uffd::{Filled, Uffd};
