@@ -11,6 +11,7 @@ mod direct_file;
 mod filesystem;
 mod mapping;
 mod memfd;
+mod pagemap;
 mod process;
 mod uffd;
 
@@ -18,5 +19,6 @@ pub use direct_file::DirectFile;
 pub use filesystem::Filesystem;
 pub use mapping::Mapping;
 pub use memfd::Memfd;
+pub use pagemap::Pagemap;
 pub use process::Process;
 pub use uffd::{Filled, Uffd};
