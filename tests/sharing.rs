@@ -8,12 +8,15 @@ use std::time::{Duration, Instant};
 
 use common::{TestGuest, TestHost, engines, eventually, image, mappings};
 use memvisor::units::Pages;
+use memvisor_guest_agent::shim::uffd;
 
 /// How long after its boot a guest may take to share what it has in common with others, with the
 /// settings that a user gets.
 const CONVERGE: Duration = Duration::from_secs(15);
 /// How long guests may take to verify what they own.
 const VERIFY: Duration = Duration::from_secs(30);
+/// Mappings of a guest that shares an image: a twentieth of what Linux allows a process.
+const FEW_MAPPINGS: usize = 65_530 / 20;
 /// Pages of the image: 24 MiB.
 const IMAGE: u32 = 6144;
 
@@ -42,9 +45,39 @@ fn guests_of_one_image_share_it_within_seconds_of_boot() {
             "{engine}: saved {saved:?} of {duplicates} after {:?}",
             booted.elapsed()
         );
+        for guest in &guests {
+            let mapped = mappings(guest.pid()).len();
+            println!("{engine}: {mapped} mappings");
+            assert!(mapped < FEW_MAPPINGS, "{mapped} mappings");
+        }
         for guest in guests {
             guest.stop(VERIFY);
         }
+        host.stop(&[]);
+    });
+}
+
+#[test]
+fn sleeping_guest_is_passed_and_not_looked_at_again() {
+    engines(|engine| {
+        let tracked = engine == "uffd" && uffd::open().is_ok_and(|uffd| uffd.tracks_writes());
+        if !tracked {
+            return println!("{engine}: nobody tells writes");
+        }
+        let args = ["--memory", "96M", "--engine", engine];
+        let host = TestHost::start(&[&args[..], &["--share-scan-time", "1s"]].concat());
+        let guest = host.guest("a", "48M", &["idle,size=40M"], &[]);
+        host.rest(&["a"], 2 * CONVERGE);
+        let before = host.vm("a").scan;
+        let after = eventually("another pass", CONVERGE, || {
+            let scan = host.vm("a").scan;
+            (scan.passes > before.passes + 1).then_some(scan)
+        });
+        assert!(after.settled, "{after:?}");
+        let looked = after.pages_scanned - before.pages_scanned;
+        // Its working set is sampled meanwhile, which touches nothing either.
+        assert_eq!(looked, 0, "{before:?} then {after:?}");
+        guest.stop(VERIFY);
         host.stop(&[]);
     });
 }

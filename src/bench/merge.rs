@@ -187,8 +187,8 @@ fn pass(
                 *ended = scanner.scan(guest.vm(), board, SLICE)?.pass_ended;
             }
         }
-        for guest in guests {
-            Scanner::follow(guest.vm(), board, board.nudged(guest.vm().id))?;
+        for (guest, scanner) in guests.iter().zip(&*scanners) {
+            scanner.follow(guest.vm(), board, board.nudged(guest.vm().id))?;
         }
     }
     Ok(())

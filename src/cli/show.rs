@@ -157,8 +157,13 @@ fn latency(vm: &VmStatus) -> String {
 fn scanned(vm: &VmStatus) -> String {
     let scan = &vm.scan;
     format!(
-        "{} pages, {} merged, {} zero, {} changed too often",
-        scan.pages_scanned, scan.merged, scan.zero_found, scan.volatile,
+        "{} pages in {} passes, {} merged, {} zero, {} changed too often; {}",
+        scan.pages_scanned,
+        scan.passes,
+        scan.merged,
+        scan.zero_found,
+        scan.volatile,
+        if scan.settled { "settled" } else { "goes on" },
     )
 }
 

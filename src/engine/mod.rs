@@ -9,6 +9,7 @@
 //! | close, reveal | shim: `mprotect(NONE)`, `mprotect(READ)` of frames | the same |
 //! | break | write the copy to the file; the guest thread maps RAM back | the same |
 //! | take away | punch a hole into the file | the same |
+//! | written pages | the kernel tells, where it can | unknown |
 //!
 //! Who calls what: the *worker* of the VM is the only one that commands the shim (freeze, map shared,
 //! map private) and that punches; the *fault thread* is the only one that provides. Both do so only
@@ -175,4 +176,9 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
 
     /// Lets faults on a page access it again.
     fn wake(&self, gfn: Gfn);
+
+    /// Tells `each` which resident pages of `run` the guest may have written since the last call, in
+    /// runs; other pages may be among them. Whatever is written from here on is told by the next call.
+    /// `false`: the engine does not know, and any page may have been written.
+    fn take_written(&self, run: GfnRun, each: &mut dyn FnMut(GfnRun)) -> bool;
 }

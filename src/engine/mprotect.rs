@@ -25,4 +25,8 @@ impl Provider for MprotectProvider {
     fn wake(&self, _gfn: Gfn) {
         // Nobody waits in the kernel: every waiting thread has a fault channel.
     }
+
+    fn take_written(&self, _run: GfnRun, _each: &mut dyn FnMut(GfnRun)) -> bool {
+        false
+    }
 }

@@ -20,6 +20,9 @@ pub trait Provider: Send + Sync + std::fmt::Debug {
 
     /// As [`Engine::wake`].
     fn wake(&self, gfn: Gfn);
+
+    /// As [`Engine::take_written`].
+    fn take_written(&self, run: GfnRun, each: &mut dyn FnMut(GfnRun)) -> bool;
 }
 
 /// An engine for a real guest: its shim's memory thread does the remapping.
@@ -114,5 +117,9 @@ impl<P: Provider> Engine for ShimEngine<P> {
 
     fn wake(&self, gfn: Gfn) {
         self.provider.wake(gfn);
+    }
+
+    fn take_written(&self, run: GfnRun, each: &mut dyn FnMut(GfnRun)) -> bool {
+        self.provider.take_written(run, each)
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::shim::Provider;
 use super::{Content, EngineError, EngineKind, Provided, Ram};
-use crate::sys::{Filled, Uffd};
-use crate::units::Gfn;
+use crate::sys::{Filled, Pagemap, Uffd};
+use crate::units::{Gfn, GfnRun};
 
 /// Faults come over the guest's userfaultfd and are resolved in its address space by ioctl; only
 /// writes to shared pages need the faulting thread's hands.
@@ -14,13 +14,20 @@ use crate::units::Gfn;
 pub struct UffdProvider {
     uffd: Arc<Uffd>,
     base: u64,
+    /// Tells which pages were written, where the kernel tracks that.
+    pagemap: Option<Pagemap>,
 }
 
 impl UffdProvider {
-    /// A provider for a guest that maps its RAM at `base`.
+    /// A provider for a guest that maps its RAM at `base`, and whose `pagemap` tells writes if there is
+    /// one.
     #[must_use]
-    pub const fn new(uffd: Arc<Uffd>, base: u64) -> Self {
-        Self { uffd, base }
+    pub const fn new(uffd: Arc<Uffd>, base: u64, pagemap: Option<Pagemap>) -> Self {
+        Self {
+            uffd,
+            base,
+            pagemap,
+        }
     }
 
     const fn address(&self, gfn: Gfn) -> u64 {
@@ -64,5 +71,15 @@ impl Provider for UffdProvider {
         // It can fail only for a range outside the address space, that is for a shim that lied
         // about its base and whose threads wait elsewhere.
         let _ = self.uffd.wake(self.address(gfn), 1);
+    }
+
+    fn take_written(&self, run: GfnRun, each: &mut dyn FnMut(GfnRun)) -> bool {
+        // It fails when the guest is gone, or when its shim mapped RAM anew and did not register it:
+        // then its pages are hashed, as elsewhere.
+        let told = self
+            .pagemap
+            .as_ref()
+            .map(|pagemap| pagemap.take_written(run, each));
+        matches!(told, Some(Ok(())))
     }
 }

@@ -26,7 +26,8 @@ pub struct EngineUnavailable(io::Error);
 pub(super) struct Capabilities {
     pub(super) engine: EngineKind,
     why: String,
-    uffd: Result<(), String>,
+    /// Whether it tells written pages.
+    uffd: Result<bool, String>,
     max_map_count: Result<u32, String>,
     pub(super) vma_budget: u32,
     swap: SwapDirReport,
@@ -39,17 +40,17 @@ impl Capabilities {
             dir: dir.clone(),
             source,
         })?;
-        let uffd = uffd::open().map(drop);
+        let uffd = uffd::open().map(|uffd| uffd.tracks_writes());
         let why = match (&uffd, options.engine) {
             (_, EngineChoice::Mprotect) => "asked for".to_owned(),
             (Err(_), EngineChoice::Uffd) => String::new(),
-            (Ok(()), EngineChoice::Uffd) => "asked for".to_owned(),
-            (Ok(()), EngineChoice::Auto) => "userfaultfd works here".to_owned(),
+            (Ok(_), EngineChoice::Uffd) => "asked for".to_owned(),
+            (Ok(_), EngineChoice::Auto) => "userfaultfd works here".to_owned(),
             (Err(error), EngineChoice::Auto) => format!("userfaultfd does not work here: {error}"),
         };
         let engine = match (uffd, options.engine) {
             (Err(error), EngineChoice::Uffd) => return Err(EngineUnavailable(error).into()),
-            (Ok(()), EngineChoice::Uffd | EngineChoice::Auto) => Ok(()),
+            (Ok(tracks), EngineChoice::Uffd | EngineChoice::Auto) => Ok(tracks),
             (Err(error), EngineChoice::Auto) => Err(error),
             (uffd, EngineChoice::Mprotect) => {
                 return Ok(Self::with(options, EngineKind::Mprotect, why, uffd, swap));
@@ -67,7 +68,7 @@ impl Capabilities {
         options: &HostOptions,
         engine: EngineKind,
         why: String,
-        uffd: io::Result<()>,
+        uffd: io::Result<bool>,
         swap: SwapDirReport,
     ) -> Self {
         let max_map_count = max_map_count();
@@ -103,14 +104,19 @@ impl Capabilities {
             Err(error) => format!("unknown ({error}); {} for guest RAM", self.vma_budget),
         };
         let uffd = match &self.uffd {
-            Ok(()) => "yes, for faults of user code".to_owned(),
+            Ok(_) => "yes, for faults of user code".to_owned(),
             Err(error) => format!("no: {error}"),
         };
+        let tracks = self.engine == EngineKind::Uffd && self.uffd == Ok(true);
         let swap = &self.swap;
         let rows = [
             ("budget", options.memory.to_string()),
             ("engine", format!("{}: {}", self.engine.name(), self.why)),
             ("userfaultfd", uffd),
+            (
+                "written pages are known",
+                yes(tracks, "unchanged pages are hashed again"),
+            ),
             ("mappings a guest may have", vmas),
             (
                 "swap directory",

@@ -340,8 +340,11 @@ impl Peers for Members {
     }
 
     fn nudge(&self, vm: VmId, gfn: Gfn) {
-        if let Some(member) = self.by_id(vm) {
-            member.worker.suggest(Job::Look(gfn));
+        if let Some(member) = self.by_id(vm)
+            && !member.worker.suggest(Job::Look(gfn))
+        {
+            // Its worker is behind: the next pass looks.
+            member.vm.table.note_written(gfn);
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::fault::{Ended, FaultThread};
 use crate::reclaim::Worker;
 use crate::sample::Sampler;
 use crate::settings::Domain;
-use crate::sys::{Process, Uffd};
+use crate::sys::{Pagemap, Process, Uffd};
 use crate::units::{PAGE_SIZE, Pages, VmId};
 use crate::vm::Vm;
 
@@ -220,11 +220,12 @@ fn engine(
     link: &Arc<Link>,
     uffd: Option<&Arc<Uffd>>,
     base: u64,
+    pagemap: Option<Pagemap>,
 ) -> Box<dyn Engine> {
     let (ram, link) = (Arc::clone(ram), Arc::clone(link));
     match uffd {
         Some(uffd) => {
-            let provider = UffdProvider::new(Arc::clone(uffd), base);
+            let provider = UffdProvider::new(Arc::clone(uffd), base, pagemap);
             Box::new(ShimEngine::new(ram, link, provider))
         }
         None => Box::new(ShimEngine::new(ram, link, MprotectProvider)),
@@ -244,7 +245,11 @@ impl Powered {
             ..
         } = self.admitted;
         let link = Arc::new(Link::new(socket));
-        let engine = engine(&ram, &link, self.uffd.as_ref(), self.ready.base);
+        let base = self.ready.base;
+        // Without it every page that is due is hashed, which costs time and nothing else.
+        let pagemap = Pagemap::open(&self.process, base, params.pages);
+        let tracks_writes = pagemap.is_ok();
+        let engine = engine(&ram, &link, self.uffd.as_ref(), base, pagemap.ok());
         let balloon_max = vm_settings::balloon_max(params.pages, &layered.now, &host.settings());
         let vm = Arc::new(Vm::new(self.id, params, engine, parts));
         // Until the policy has seen it.
@@ -254,7 +259,7 @@ impl Powered {
             Arc::clone(&vm),
             Arc::clone(&link),
             self.uffd,
-            self.ready.base,
+            base,
             self.channels,
         );
         let peers = Arc::clone(&host.members) as Arc<dyn crate::share::Peers>;
@@ -288,7 +293,8 @@ impl Powered {
         host.members.add(Arc::clone(&member));
         tracing::info!(
             vm = %vm.params.name, id = self.id.0, pid = member.process.pid(),
-            engine = vm.engine.kind().name(), pages = vm.params.pages, "VM powered on"
+            engine = vm.engine.kind().name(), pages = vm.params.pages,
+            tracks_writes, "VM powered on"
         );
         let ended = if link.go() && !host.is_stopping() {
             faults.run()

@@ -42,14 +42,19 @@ impl Host {
                 hard_pages: thresholds.hard,
                 low_pages: thresholds.low,
             },
-            share: self.share_status(),
+            share: self.share_status(&vms),
             totals: Totals::of(&vms),
             vms,
         }
     }
 
-    fn share_status(&self) -> ShareStatus {
-        let mut sum = ShareStatus::default();
+    fn share_status(&self, vms: &[VmStatus]) -> ShareStatus {
+        let settled = vms.iter().filter(|vm| vm.scan.settled).count();
+        let mut sum = ShareStatus {
+            settled_vms: settled as u64,
+            settled: settled > 0 && settled == vms.len(),
+            ..ShareStatus::default()
+        };
         for pool in self.pools() {
             let counts = pool.counts();
             sum.shared_pages.0 += counts.refs.0;
@@ -235,6 +240,8 @@ fn scan(vm: &Vm) -> ScanStatus {
         merged: stats.merged.get(),
         zero_found: stats.zeroed.get(),
         volatile: stats.volatile.get(),
+        passes: stats.passes.get(),
+        settled: vm.settled.is(stats.served()),
     }
 }
 

@@ -10,4 +10,4 @@ pub use budget::{Budget, Urgency};
 pub use history::History;
 pub use home::{Home, KIND_NAMES, KINDS};
 pub use parking::Parking;
-pub use table::{Entry, KeptPage, PageGuard, PageTable};
+pub use table::{Due, Entry, KeptPage, PageGuard, PageTable};

@@ -10,6 +10,8 @@
 //!      6      SAMPLED  the next access is to be counted; a shared page is closed meanwhile
 //!      7      REFILLED came back from a store, and the scanner has not looked since
 //!      8..16  back-off of the scanner: passes to skip (5 bits), exponent (3 bits)
+//!     16      UNSEEN   a resident page may have other bytes than the scanner has seen
+//!     17      QUIET    the scanner did not find it changed when it last looked
 //!     32..64  frame or slot; for a resident page the low half of its hash at the last scan
 //! ```
 //!
@@ -23,6 +25,8 @@
 //! predictability, not against deadlock.
 
 mod notes;
+
+pub use notes::Due;
 
 use std::sync::Arc;
 
@@ -42,9 +46,9 @@ const SKIP_SHIFT: u32 = 8;
 const SKIP_MASK: u64 = 0b1_1111;
 const BACKOFF_SHIFT: u32 = 13;
 const BACKOFF_MASK: u64 = 0b111;
+const UNSEEN: u64 = 1 << 16;
+const QUIET: u64 = 1 << 17;
 const PAYLOAD_SHIFT: u32 = 32;
-/// 2^5 - 1 passes: a page that is broken again and again is tried every 31st pass.
-const BACKOFF_MAX: u64 = 5;
 
 /// Looks at counters that move; a look takes nanoseconds, and one page in the middle of its move
 /// spoils it.
@@ -350,8 +354,9 @@ impl PageGuard<'_> {
             Home::Shared(_) => SAMPLED,
             _ => 0,
         };
-        let clear = KIND | OPEN | REFILLED | lost | u64::from(u32::MAX) << PAYLOAD_SHIFT;
-        let set = home.kind() as u64 | u64::from(home.payload()) << PAYLOAD_SHIFT;
+        let clear = KIND | OPEN | REFILLED | UNSEEN | lost | u64::from(u32::MAX) << PAYLOAD_SHIFT;
+        let unseen = if home == Home::Resident { UNSEEN } else { 0 };
+        let set = home.kind() as u64 | unseen | u64::from(home.payload()) << PAYLOAD_SHIFT;
         self.table.update(self.gfn, clear, set);
         self.table.counts[from.kind()].fetch_sub(1, Ordering::Relaxed);
         self.table.counts[home.kind()].fetch_add(1, Ordering::Relaxed);
@@ -464,40 +469,6 @@ mod tests {
             table.count_vmas(true),
             5,
             "an open page beside a closed one"
-        );
-    }
-
-    #[test]
-    fn back_off_grows_and_settles() {
-        let table = table(1);
-        let skipped = || (0..100).take_while(|_| !table.due_for_scan(Gfn(0))).count();
-        assert_eq!(skipped(), 0);
-        let rounds: Vec<_> = (0..6)
-            .map(|_| {
-                table.back_off(Gfn(0));
-                skipped()
-            })
-            .collect();
-        assert_eq!(rounds, [1, 3, 7, 15, 31, 31]);
-        table.settle(Gfn(0));
-        table.back_off(Gfn(0));
-        assert_eq!(skipped(), 1);
-    }
-
-    #[test]
-    fn notes_do_not_touch_home_or_lock() {
-        let table = table(1);
-        let guard = table.try_lock(Gfn(0)).expect("free");
-        guard.set_home(Home::Resident);
-        table.note_hash(Gfn(0), 77);
-        assert_eq!(guard.entry().last_hash(), 0, "a locked page is being moved");
-        drop(guard);
-        table.note_hash(Gfn(0), 77);
-        table.back_off(Gfn(0));
-        let entry = table.entry(Gfn(0));
-        assert_eq!(
-            (entry.home(), entry.last_hash(), entry.is_locked()),
-            (Home::Resident, 77, false)
         );
     }
 

@@ -5,10 +5,10 @@ use std::mem;
 use std::os::fd::OwnedFd;
 
 use super::extents::FreeFrames;
-use super::index::Index;
+use super::index::{Hint, Index};
 use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::sys::{Mapping, Memfd};
-use crate::units::{FrameId, PageBuf, Pages};
+use crate::units::{FrameId, Gfn, PageBuf, Pages, VmId};
 
 /// What came of giving a reference back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -113,6 +113,17 @@ impl Pool {
     pub fn lookup_frame(&self, hash: u64) -> Option<FrameRef<'_>> {
         let frame = self.index.find_frame(hash, |frame| self.try_ref(frame))?;
         Some(FrameRef { pool: self, frame })
+    }
+
+    /// The same for the content of the page `gfn` of `vm`; if there is none, who else had it, or the page
+    /// becomes the one that is known by it. Whoever makes a frame of that content later learns of it.
+    ///
+    /// # Errors
+    /// The [`Hint`], when there is no frame.
+    pub fn lookup_for(&self, hash: u64, vm: VmId, gfn: Gfn) -> Result<FrameRef<'_>, Hint> {
+        let take = |frame| self.try_ref(frame);
+        let frame = self.index.find_frame_or_hint(hash, (vm, gfn), take)?;
+        Ok(FrameRef { pool: self, frame })
     }
 
     /// Takes another reference; `false` when there is none, and the frame is free or about to be.
@@ -237,7 +248,8 @@ impl<'a> NewFrame<'a> {
         }
     }
 
-    /// Makes the frame findable under `hash`, the digest of its content, and immutable.
+    /// Makes the frame findable under `hash`, the digest of its content, and immutable. With it comes the
+    /// page that was known to have had this content: nobody else will tell it of the frame.
     ///
     /// `None` when another frame was published under that hash meanwhile and is in use: this one
     /// is free again, and [`Pool::lookup_frame`] finds the other, of equal content or not.
@@ -245,7 +257,7 @@ impl<'a> NewFrame<'a> {
     /// # Panics
     /// When it was not filled.
     #[must_use]
-    pub fn publish(self, hash: u64) -> Option<FrameRef<'a>> {
+    pub fn publish(self, hash: u64) -> Option<(FrameRef<'a>, Option<(VmId, Gfn)>)> {
         assert!(
             self.filled,
             "frame {} is published without content",
@@ -255,16 +267,14 @@ impl<'a> NewFrame<'a> {
         pool.hashes[frame.index()].store(hash, Ordering::Relaxed);
         // Release pairs with the Acquire of try_ref: who takes a reference sees the content.
         pool.refs_of(frame).store(1, Ordering::Release);
-        if !pool
-            .index
-            .insert_frame(hash, frame, |other| pool.refs(other) > 0)
-        {
+        let is_live = |other| pool.refs(other) > 0;
+        let Ok(known) = pool.index.insert_frame(hash, frame, is_live) else {
             pool.refs_of(frame).store(0, Ordering::Relaxed);
             return None;
-        }
+        };
         pool.refs_total.fetch_add(1, Ordering::Relaxed);
         mem::forget(self);
-        Some(FrameRef { pool, frame })
+        Some((FrameRef { pool, frame }, known))
     }
 }
 
@@ -347,7 +357,7 @@ mod tests {
     fn share<'a>(pool: &'a Pool, content: &PageBuf, hash: u64) -> Option<FrameRef<'a>> {
         let mut frame = pool.allocate_near(None)?;
         frame.fill(content);
-        frame.publish(hash)
+        frame.publish(hash).map(|(frame, _)| frame)
     }
 
     /// Rebuilds from the counts what the pool keeps besides them, and compares.
@@ -510,7 +520,7 @@ mod tests {
                         };
                         frame.fill(&tagged(hash));
                         let taken = model.contains_key(&hash);
-                        if let Some(frame) = frame.publish(hash) {
+                        if let Some((frame, _)) = frame.publish(hash) {
                             prop_assert!(!taken);
                             model.insert(hash, 1);
                             held.push((hash, frame.keep()));

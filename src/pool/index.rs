@@ -45,6 +45,15 @@ struct Shard {
 }
 
 impl Shard {
+    fn hint(&mut self, hash: u64, page: (VmId, Gfn), generation: usize) -> Hint {
+        if let Some(&known) = self.young.get(&hash) {
+            return found(known, page);
+        }
+        let known = self.old.remove(&hash);
+        self.insert_hint(hash, known.unwrap_or(page), generation);
+        known.map_or(Hint::Inserted, |known| found(known, page))
+    }
+
     fn insert_hint(&mut self, hash: u64, page: (VmId, Gfn), generation: usize) {
         if self.young.len() >= generation {
             self.old = mem::take(&mut self.young);
@@ -72,15 +81,10 @@ impl Index {
     /// Reports that the page `gfn` of `vm` has this hash.
     ///
     /// The first page reported stays the one that is known until it is dropped by
-    /// [`drop_hint`](Self::drop_hint) or by age; being found makes a hint young again.
+    /// [`drop_hint`](Self::drop_hint), by a frame or by age; being found makes a hint young again.
     pub fn hint(&self, hash: u64, vm: VmId, gfn: Gfn) -> Hint {
         let mut shard = self.shard(hash).lock();
-        if let Some(&known) = shard.young.get(&hash) {
-            return found(known, (vm, gfn));
-        }
-        let known = shard.old.remove(&hash);
-        shard.insert_hint(hash, known.unwrap_or((vm, gfn)), self.generation);
-        known.map_or(Hint::Inserted, |known| found(known, (vm, gfn)))
+        shard.hint(hash, (vm, gfn), self.generation)
     }
 
     /// Drops a hint that turned out false, or whose page was shared; nothing if another page is known
@@ -123,19 +127,42 @@ impl Index {
         frame.filter(|&frame| take_reference(frame))
     }
 
-    /// Makes `frame` the one of this hash; `false` when another one is that `is_live`.
+    /// The same, or if there is none what [`hint`](Self::hint) says of `page`. Nobody can make a frame
+    /// between the two.
+    pub(super) fn find_frame_or_hint(
+        &self,
+        hash: u64,
+        page: (VmId, Gfn),
+        take_reference: impl FnOnce(FrameId) -> bool,
+    ) -> Result<FrameId, Hint> {
+        let mut shard = self.shard(hash).lock();
+        let frame = shard.frames.get(&hash).copied();
+        match frame.filter(|&frame| take_reference(frame)) {
+            Some(frame) => Ok(frame),
+            None => Err(shard.hint(hash, page, self.generation)),
+        }
+    }
+
+    /// Makes `frame` the one of this hash, and takes away the hint that it had; `Err` when another frame
+    /// is that `is_live`.
     pub(super) fn insert_frame(
         &self,
         hash: u64,
         frame: FrameId,
         is_live: impl FnOnce(FrameId) -> bool,
-    ) -> bool {
+    ) -> Result<Option<(VmId, Gfn)>, FrameId> {
         let mut shard = self.shard(hash).lock();
-        if shard.frames.get(&hash).is_some_and(|&other| is_live(other)) {
-            return false;
+        if let Some(other) = shard
+            .frames
+            .get(&hash)
+            .copied()
+            .filter(|&other| is_live(other))
+        {
+            return Err(other);
         }
         shard.frames.insert(hash, frame);
-        true
+        let young = shard.young.remove(&hash);
+        Ok(young.or_else(|| shard.old.remove(&hash)))
     }
 
     /// Removes the entry of this hash if it names this frame.

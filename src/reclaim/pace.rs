@@ -1,12 +1,13 @@
 //! How fast a VM is scanned.
 //!
 //! ESX's settings bound the rate three ways: the time in which a whole VM is scanned, a rate for each
-//! VM, and a rate for the host by its clock. Below that, a VM that does not change is scanned ever
-//! more slowly, so that an idle host is idle; anything that happens in the VM brings the full
-//! rate back.
+//! VM, and a rate for the host by its clock. The rate counts pages that are looked at, and a pass begins no
+//! sooner than a whole VM takes at that rate: so a VM in which little is due sleeps between its passes.
+//! A VM that does not change is passed ever more seldom; anything that happens in it brings the full pace
+//! back.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::share::Found;
 
@@ -26,11 +27,11 @@ pub struct ScanSettings {
 const SLICES: u32 = 10;
 /// The least pages of a slice: below, waking up costs more than looking.
 const MIN_SLICE: u32 = 256;
-/// A settled VM is scanned down to this much slower.
-const MAX_SLOWDOWN: u32 = 64;
+/// The passes of a quiet VM are up to this much further apart.
+const MAX_SLOWDOWN: u32 = 8;
 /// A pass that finds at most one page in so many changed is a quiet one.
 const QUIET: u32 = 512;
-/// So many faults since the last slice, as a part of the VM, end the quiet: one page in so many.
+/// So many faults since the last pass, as a part of the VM, end the quiet: one page in so many.
 const ACTIVE: u32 = 256;
 
 impl ScanSettings {
@@ -72,45 +73,89 @@ pub fn host_ghz() -> f64 {
 /// The pace of one VM's scanner.
 #[derive(Debug)]
 pub(super) struct Pace {
+    pages: u32,
     slowdown: u32,
-    pass_changed: u64,
+    pass_began: Instant,
+    /// When the next slice of the pass is due; none between passes.
+    slice_due: Option<Instant>,
+    /// Pages that this pass found new, changed or shared.
+    news: u64,
+    /// Pages that this pass left alone though they changed or could not be merged.
+    waiting: u64,
+    /// Faults of the VM when its latest pass ended.
     faults: u64,
+    /// Faults of the VM when this pass began: what was brought later it may have walked past.
+    faults_before: u64,
+}
+
+/// A pass that has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Pass {
+    /// The faults of the VM at its begin, if nothing was new and nothing is left to be looked at or merged.
+    pub(super) settled: Option<u64>,
 }
 
 impl Pace {
-    pub(super) const fn new() -> Self {
+    /// The pace of a VM of `pages`.
+    pub(super) const fn new(pages: u32, now: Instant) -> Self {
         Self {
+            pages,
             slowdown: 1,
-            pass_changed: 0,
+            pass_began: now,
+            slice_due: Some(now),
+            news: 0,
+            waiting: 0,
             faults: 0,
+            faults_before: 0,
         }
     }
 
-    /// Pages of the next slice and the time until it, for a rate that is not zero.
-    pub(super) fn slice(&self, rate: u32) -> (u32, Duration) {
-        let pages = (rate / SLICES).max(MIN_SLICE);
-        let every = Duration::from_secs(1) * pages / rate.max(1);
-        (pages, every * self.slowdown)
+    /// When to scan next, at a rate that is not zero, if the VM has had `faults` so far.
+    pub(super) fn due(&self, rate: u32, faults: u64) -> Instant {
+        let pass = Duration::from_secs(1) * self.pages / rate.max(1);
+        let is_active = faults.saturating_sub(self.faults) > u64::from(self.pages / ACTIVE);
+        let slowdown = if is_active { 1 } else { self.slowdown };
+        let next_pass = self.pass_began + pass.max(slice_time(rate)) * slowdown;
+        self.slice_due.unwrap_or(next_pass)
     }
 
-    /// Notes what a slice found, and how many faults the VM has had so far.
-    pub(super) fn note(&mut self, found: Found, faults: u64, pages: u32) {
-        self.pass_changed += u64::from(found.changed) + found.shared;
-        let new_faults = faults.saturating_sub(self.faults);
-        self.faults = faults;
-        if new_faults > u64::from(pages / ACTIVE) {
-            self.slowdown = 1;
-        }
-        if found.pass_ended {
-            let quiet = self.pass_changed <= u64::from(pages / QUIET);
-            self.slowdown = if quiet {
-                (self.slowdown * 2).min(MAX_SLOWDOWN)
-            } else {
-                1
-            };
-            self.pass_changed = 0;
-        }
+    /// Pages that the next slice looks at.
+    pub(super) fn slice(rate: u32) -> u32 {
+        (rate / SLICES).max(MIN_SLICE)
     }
+
+    /// Notes what a slice found that began at `now`, when the VM had had `faults`; the pass if it has
+    /// ended.
+    pub(super) fn note(
+        &mut self,
+        now: Instant,
+        found: Found,
+        rate: u32,
+        faults: u64,
+    ) -> Option<Pass> {
+        if self.slice_due.is_none() {
+            (self.pass_began, self.faults_before) = (now, faults);
+        }
+        self.news += u64::from(found.changed) + found.shared;
+        self.waiting += u64::from(found.waiting);
+        // A slice that did not use up its share need not be waited for as long.
+        let used = slice_time(rate) * found.looked.max(1) / Self::slice(rate);
+        self.slice_due = (!found.pass_ended).then_some(now + used);
+        if !found.pass_ended {
+            return None;
+        }
+        let quiet = self.news <= u64::from(self.pages / QUIET);
+        let slower = (self.slowdown * 2).min(MAX_SLOWDOWN);
+        self.slowdown = if quiet { slower } else { 1 };
+        let settled = (self.news == 0 && self.waiting == 0).then_some(self.faults_before);
+        (self.news, self.waiting, self.faults) = (0, 0, faults);
+        Some(Pass { settled })
+    }
+}
+
+/// The time that a slice may take at a rate.
+fn slice_time(rate: u32) -> Duration {
+    Duration::from_secs(1) * Pace::slice(rate) / rate.max(1)
 }
 
 #[cfg(test)]
@@ -134,37 +179,78 @@ mod tests {
         assert_eq!(ScanSettings { scan_ghz: 0, ..ESX }.rate(1 << 20, 2.0, 1), 0);
     }
 
+    const PAGES: u32 = 65_536;
+    const RATE: u32 = 10_000;
+    /// A whole VM at this rate.
+    const PASS: Duration = Duration::from_nanos(6_553_600_000);
+    const QUIET_PASS: Found = Found {
+        looked: 0,
+        changed: 0,
+        waiting: 0,
+        shared: 0,
+        pass_ended: true,
+    };
+
     #[test]
-    fn pace_slows_down_when_quiet_and_recovers_by_faults_or_changes() {
-        let mut pace = Pace::new();
-        let quiet = Found {
-            pass_ended: true,
-            ..Found::default()
+    fn rate_bounds_what_is_looked_at_and_passes_are_a_whole_vm_apart() {
+        let start = Instant::now();
+        let mut pace = Pace::new(PAGES, start);
+        assert_eq!((Pace::slice(RATE), pace.due(RATE, 0)), (1000, start));
+        let full = Found {
+            looked: 1000,
+            changed: 1000,
+            pass_ended: false,
+            ..QUIET_PASS
         };
-        let (pages, every) = pace.slice(10_000);
-        assert_eq!((pages, every), (1000, Duration::from_millis(100)));
-        for _ in 0..10 {
-            pace.note(quiet, 0, 65_536);
-        }
-        assert_eq!(pace.slice(10_000).1, Duration::from_millis(6400));
-        pace.note(
-            Found {
-                pass_ended: false,
-                ..quiet
-            },
-            1000,
-            65_536,
+        assert_eq!(pace.note(start, full, RATE, 0), None);
+        let second = start + Duration::from_millis(100);
+        assert_eq!(pace.due(RATE, 0), second);
+        let last = Found {
+            looked: 200,
+            ..QUIET_PASS
+        };
+        let settled = None;
+        assert_eq!(pace.note(second, last, RATE, 0), Some(Pass { settled }));
+        assert_eq!(pace.due(RATE, 0), start + PASS, "1000 pages were new");
+    }
+
+    #[test]
+    fn passes_are_further_apart_when_quiet_and_recover_by_faults_or_changes() {
+        let mut pace = Pace::new(PAGES, Instant::now());
+        let mut apart = |found, faults| {
+            let now = Instant::now();
+            pace.slice_due = None;
+            let pass = pace.note(now, found, RATE, faults).expect("it ended");
+            let next = pace.due(RATE, faults).duration_since(now).as_nanos();
+            (pass.settled.is_some(), next / PASS.as_nanos())
+        };
+        let settled: Vec<_> = (0..5).map(|_| apart(QUIET_PASS, 0)).collect();
+        assert_eq!(
+            settled,
+            [(true, 2), (true, 4), (true, 8), (true, 8), (true, 8)]
         );
-        assert_eq!(pace.slice(10_000).1, every);
-        pace.note(quiet, 1000, 65_536);
-        pace.note(
-            Found {
-                changed: 1000,
-                ..quiet
-            },
-            1000,
-            65_536,
-        );
-        assert_eq!(pace.slice(10_000).1, every);
+        let changed = Found {
+            changed: 1000,
+            ..QUIET_PASS
+        };
+        assert_eq!(apart(changed, 0), (false, 1));
+        let waiting = Found {
+            waiting: 1,
+            ..QUIET_PASS
+        };
+        assert_eq!(apart(waiting, 0), (false, 2));
+        let now = Instant::now();
+        pace.slice_due = None;
+        pace.note(now, QUIET_PASS, RATE, 5);
+        assert_eq!(pace.due(RATE, 5 + 256), now + 4 * PASS);
+        assert_eq!(pace.due(RATE, 5 + 257), now + PASS, "many faults since");
+        let part = Found {
+            pass_ended: false,
+            ..QUIET_PASS
+        };
+        pace.slice_due = None;
+        assert_eq!(pace.note(now, part, RATE, 7), None);
+        let pass = pace.note(now, QUIET_PASS, RATE, 9).expect("it ended");
+        assert_eq!(pass.settled, Some(7), "what came since may be unseen");
     }
 }

@@ -129,8 +129,7 @@ impl Worker {
                 evictor: Evictor::new(seed),
                 scanner: Scanner::default(),
                 sampler,
-                pace: Pace::new(),
-                next_scan: Instant::now(),
+                pace: Pace::new(vm.table.pages(), Instant::now()),
                 evict_after: Instant::now(),
                 joining: None,
                 stores: Stores::default(),
@@ -169,7 +168,6 @@ struct State {
     scanner: Scanner,
     sampler: Sampler,
     pace: Pace,
-    next_scan: Instant,
     evict_after: Instant,
     joining: Option<Joining>,
     stores: Stores,
@@ -200,7 +198,8 @@ impl State {
     fn turn(&mut self, queue: &Receiver<Job>, link: &Link) -> Result<bool, EngineError> {
         let now = Instant::now();
         let evict_due = self.vm.orders.evict().0 > Pages(0);
-        let scan = self.speeds.scan.load(Ordering::Relaxed) > 0;
+        let rate = self.speeds.scan.load(Ordering::Relaxed);
+        let scan_due = (rate > 0).then(|| self.pace.due(rate, self.vm.stats.served()));
         let period = Duration::from_millis(self.speeds.sample.load(Ordering::Relaxed).into());
         let mut until = now + IDLE;
         if !period.is_zero() {
@@ -209,8 +208,8 @@ impl State {
         if evict_due {
             until = until.min(self.evict_after);
         }
-        if scan {
-            until = until.min(self.next_scan);
+        if let Some(due) = scan_due {
+            until = until.min(due);
         }
         if let Some(joining) = &self.joining {
             until = until.min(joining.due());
@@ -230,8 +229,8 @@ impl State {
         if evict_due && now >= self.evict_after {
             self.evict()?;
         }
-        if scan && now >= self.next_scan {
-            self.scan()?;
+        if scan_due.is_some_and(|due| now >= due) {
+            self.scan(now, rate)?;
         }
         self.sampler.tick(&self.vm, now, period)?;
         if let Some(joining) = &mut self.joining
@@ -277,7 +276,9 @@ impl State {
                 Err(_) => break,
             }
         }
-        Scanner::follow(&self.vm, &*self.peers, gfns)?;
+        if self.scanner.follow(&self.vm, &*self.peers, gfns)? > 0 {
+            self.vm.settled.note(None);
+        }
         match other {
             Some(job) => self.job(job, queue),
             None => Ok(()),
@@ -295,17 +296,17 @@ impl State {
         Ok(())
     }
 
-    fn scan(&mut self) -> Result<(), EngineError> {
-        let rate = self.speeds.scan.load(Ordering::Relaxed).max(1);
-        let (pages, every) = self.pace.slice(rate);
-        let found = self.scanner.scan(&self.vm, &*self.peers, pages)?;
-        let stats = &self.vm.stats;
-        let faults = stats.first_touch.get()
-            + stats.refill_zip.get()
-            + stats.refill_swap.get()
-            + stats.breaks.get();
-        self.pace.note(found, faults, self.vm.table.pages());
-        self.next_scan = Instant::now() + every;
+    fn scan(&mut self, now: Instant, rate: u32) -> Result<(), EngineError> {
+        let vm = &self.vm;
+        let faults = vm.stats.served();
+        let found = self.scanner.scan(vm, &*self.peers, Pace::slice(rate))?;
+        if found.changed > 0 || found.shared > 0 {
+            vm.settled.note(None);
+        }
+        if let Some(pass) = self.pace.note(now, found, rate, faults) {
+            vm.stats.passes.one();
+            vm.settled.note(pass.settled);
+        }
         Ok(())
     }
 }

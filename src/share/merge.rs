@@ -6,7 +6,7 @@ use super::place::{FrameHold, Match, freeze, give_back, place};
 use crate::digest::digest;
 use crate::engine::{EngineError, EngineKind};
 use crate::page::{Home, PageGuard, Urgency};
-use crate::units::{FrameId, Gfn, PageBuf, RunsExt, runs_of};
+use crate::units::{FrameId, Gfn, GfnRun, PageBuf, RunsExt, VmId, runs_of};
 use crate::vm::Vm;
 
 /// What the scanner thinks a page is, from bytes that were not standing still.
@@ -34,17 +34,24 @@ struct Held<'a> {
     guess: Guess<'a>,
 }
 
-/// Shares those of the candidates, ascending, that are what the scanner thought; how many.
+/// Shares those of the candidates, ascending, that are what the scanner thought; how many. Pages that have
+/// seemed to have the content of a new frame are added to `nudges`.
 ///
 /// # Errors
 /// [`EngineError`] when the guest or its session is gone.
-pub(crate) fn merge(vm: &Vm, candidates: Vec<Candidate<'_>>) -> Result<u64, EngineError> {
+pub(crate) fn merge(
+    vm: &Vm,
+    candidates: Vec<Candidate<'_>>,
+    nudges: &mut Vec<(VmId, Gfn)>,
+) -> Result<u64, EngineError> {
     let held: Vec<Held<'_>> = candidates.into_iter().filter_map(|c| hold(vm, c)).collect();
     let held = affordable(vm, held);
     if held.is_empty() {
         return Ok(0);
     }
     if !freeze(vm, held.iter().map(|held| &held.page))? {
+        let gfns = held.iter().map(|held| held.page.gfn());
+        gfns.for_each(|gfn| vm.table.refuse(gfn));
         return Ok(0);
     }
     let mut zeroes = Vec::new();
@@ -57,7 +64,8 @@ pub(crate) fn merge(vm: &Vm, candidates: Vec<Candidate<'_>>) -> Result<u64, Engi
         guess,
     } in held
     {
-        vm.engine.read(page.gfn(), &mut content);
+        let gfn = page.gfn();
+        vm.engine.read(gfn, &mut content);
         let hold = match guess {
             Guess::Zero if content.is_zero() => {
                 zeroes.push(page);
@@ -65,11 +73,17 @@ pub(crate) fn merge(vm: &Vm, candidates: Vec<Candidate<'_>>) -> Result<u64, Engi
             }
             Guess::Zero => None,
             Guess::Frame(hold) => pool.equals(hold.frame(), &content).then_some(hold),
-            Guess::First => first_user(vm, &page, digest, &content, matches.last()),
+            Guess::First => {
+                let near = wanted_frame(vm, gfn, matches.last());
+                first_user(vm, digest, &content, near, nudges)
+            }
         };
         match hold {
             Some(hold) => matches.push(Match { page, hold }),
-            None => vm.stats.mismatched.one(),
+            None => {
+                vm.stats.mismatched.one();
+                vm.table.back_off(gfn);
+            }
         }
     }
     let shared = drop_zeroes(vm, zeroes)? + share(vm, matches)?;
@@ -77,7 +91,10 @@ pub(crate) fn merge(vm: &Vm, candidates: Vec<Candidate<'_>>) -> Result<u64, Engi
 }
 
 fn hold<'a>(vm: &'a Vm, candidate: Candidate<'a>) -> Option<Held<'a>> {
-    let page = vm.table.try_lock(candidate.gfn)?;
+    let Some(page) = vm.table.try_lock(candidate.gfn) else {
+        vm.table.note_written(candidate.gfn);
+        return None;
+    };
     (page.home() == Home::Resident).then_some(Held {
         page,
         digest: candidate.digest,
@@ -102,8 +119,12 @@ fn affordable<'a>(vm: &Vm, mut held: Vec<Held<'a>>) -> Vec<Held<'a>> {
     vm.stats.vma_refused.add(dropped.pages());
     held.retain(|held| {
         let gfn = held.page.gfn();
-        runs.iter()
-            .any(|run| run.start <= gfn && u64::from(gfn.0) < run.end())
+        let allowed = |run: &GfnRun| run.start <= gfn && u64::from(gfn.0) < run.end();
+        let allowed = runs.iter().any(allowed);
+        if !allowed {
+            vm.table.refuse(gfn);
+        }
+        allowed
     });
     held
 }
@@ -122,6 +143,7 @@ fn drop_zeroes(vm: &Vm, zeroes: Vec<PageGuard<'_>>) -> Result<u64, EngineError> 
 fn share<'a>(vm: &'a Vm, matches: Vec<Match<'a>>) -> Result<u64, EngineError> {
     let count = matches.len();
     let left = place(vm, matches)?;
+    left.iter().for_each(|page| vm.table.refuse(page.gfn()));
     let shared = (count - left.len()) as u64;
     vm.stats.merged.add(shared);
     Ok(shared)
@@ -131,10 +153,10 @@ fn share<'a>(vm: &'a Vm, matches: Vec<Match<'a>>) -> Result<u64, EngineError> {
 /// has made meanwhile. `None`: the page changed, or there is no memory or no frame.
 fn first_user<'a>(
     vm: &'a Vm,
-    page: &PageGuard<'_>,
     expected: u64,
     content: &PageBuf,
-    before: Option<&Match<'_>>,
+    near: Option<FrameId>,
+    nudges: &mut Vec<(VmId, Gfn)>,
 ) -> Option<FrameHold<'a>> {
     if digest(content) != expected {
         return None;
@@ -146,16 +168,17 @@ fn first_user<'a>(
         return None;
     }
     let pool = vm.pool();
-    let Some(mut new) = pool.allocate_near(wanted_frame(vm, page.gfn(), before)) else {
+    let Some(mut new) = pool.allocate_near(near) else {
         vm.budget.give(1);
         return None;
     };
     new.fill(content);
-    let Some(published) = new.publish(expected) else {
+    let Some((published, known)) = new.publish(expected) else {
         // Somebody else was faster; the next look finds their frame.
         vm.budget.give(1);
         return None;
     };
+    nudges.extend(known);
     vm.stats.first_users.one();
     Some(FrameHold::new(vm, published))
 }

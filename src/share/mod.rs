@@ -12,9 +12,15 @@
 //!    touches them, and compare every byte with the frame. Frames never change while anybody refers to
 //!    them. Equal pages are mapped onto the pool, switch their home and give their memory back.
 //!
-//! A page that matches a hint makes a new frame from *its own* frozen bytes and then *nudges* the
-//! worker of the other VM, which looks at its page and finds the frame. So no VM is ever stopped for
-//! another: each worker freezes pages of its own guest only.
+//! A page that matches a hint makes a new frame from *its own* frozen bytes. The frame replaces the hint, and
+//! the worker of the VM whose page that was is *nudged*: it looks at its page and finds the frame. So no VM
+//! is ever stopped for another: each worker freezes pages of its own guest only.
+//!
+//! *Which pages*: looking at everything again and again costs time in proportion to memory, for guests that
+//! sleep as well. Where the engine tells which pages were written, a page is looked at when it was written or
+//! became resident, and not again. So none may be forgotten: a page is *unseen* until a look at it has
+//! come to an end, as a shared page, as the known one of its content, or as one to be tried again later.
+//! Where nobody tells, a page that does not change is looked at ever more seldom.
 //!
 //! All-zero pages need no frame: they become [`Zero`](crate::page::Home::Zero), a hole.
 //!

@@ -4,13 +4,17 @@ use super::merge::{Candidate, Guess, merge};
 use super::place::FrameHold;
 use crate::digest::{digest, low_half};
 use crate::engine::EngineError;
-use crate::page::Home;
+use crate::page::{Due, Home};
 use crate::pool::Hint;
-use crate::units::{Gfn, PageBuf, VmId};
+use crate::units::{Gfn, GfnRun, PageBuf, VmId};
 use crate::vm::Vm;
 
 /// Candidates that are frozen and compared at once: their guests' accesses wait meanwhile.
 const BATCH: usize = 256;
+/// Pages that are walked at once, 1 GiB: the worker has other things to do.
+const PART: u32 = 1 << 18;
+/// Pages of one page table of the kernel, if RAM is aligned to it.
+const BLOCK: u32 = 512;
 
 /// The other VMs, as far as a scanner needs them.
 pub trait Peers: Send + Sync {
@@ -24,10 +28,12 @@ pub trait Peers: Send + Sync {
 /// What one slice of scanning found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Found {
-    /// Pages passed, looked at or not.
-    pub passed: u32,
+    /// Pages looked at.
+    pub looked: u32,
     /// Pages whose content was new or had changed.
     pub changed: u32,
+    /// Pages that have changed, or could not be merged, and are left alone for some passes.
+    pub waiting: u32,
     /// Pages that were shared or dropped as zero.
     pub shared: u64,
     /// Whether the walk came to the end of the VM and starts again.
@@ -38,30 +44,42 @@ pub struct Found {
 #[derive(Debug, Default)]
 pub struct Scanner {
     cursor: u32,
+    /// Whether the engine has told which pages of the part that is walked were written.
+    told: bool,
 }
 
 impl Scanner {
-    /// Walks on over `count` pages and shares what can be shared.
+    /// Walks on, looks at up to `count` pages that are due, and shares what can be shared.
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
     pub fn scan(&mut self, vm: &Vm, peers: &dyn Peers, count: u32) -> Result<Found, EngineError> {
-        let end = self.cursor.saturating_add(count).min(vm.table.pages());
-        let mut found = Found {
-            passed: end - self.cursor,
-            ..Found::default()
-        };
-        let mut look = Look::new(vm, peers);
-        for gfn in (self.cursor..end).map(Gfn) {
-            if vm.table.entry(gfn).home() == Home::Resident && vm.table.due_for_scan(gfn) {
-                look.at(gfn);
-                found.shared += look.merge_if_full()?;
+        let part = part_of(vm, self.cursor);
+        if part.start.0 == self.cursor {
+            // Before any of it is looked at: what is written after a look is told by the next pass.
+            self.told = take_written(vm, part);
+        }
+        let mut found = Found::default();
+        let mut look = Look::new(vm, peers, self.told);
+        while u64::from(self.cursor) < part.end() && found.looked < count {
+            let gfn = Gfn(self.cursor);
+            match vm.table.due_for_scan(gfn, self.told) {
+                Due::Now => {
+                    found.looked += 1;
+                    look.at(gfn);
+                    found.shared += look.merge_if_full()?;
+                }
+                Due::Later => found.waiting += 1,
+                Due::No => {}
             }
+            self.cursor += 1;
         }
         found.shared += look.finish()?;
         found.changed = look.changed;
-        found.pass_ended = end == vm.table.pages();
-        self.cursor = if found.pass_ended { 0 } else { end };
+        if self.cursor == vm.table.pages() {
+            found.pass_ended = true;
+            self.cursor = 0;
+        }
         Ok(found)
     }
 
@@ -69,11 +87,16 @@ impl Scanner {
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
-    pub fn follow(vm: &Vm, peers: &dyn Peers, mut gfns: Vec<Gfn>) -> Result<u64, EngineError> {
+    pub fn follow(
+        &self,
+        vm: &Vm,
+        peers: &dyn Peers,
+        mut gfns: Vec<Gfn>,
+    ) -> Result<u64, EngineError> {
         gfns.sort_unstable();
         gfns.dedup();
         let mut shared = 0;
-        let mut look = Look::new(vm, peers);
+        let mut look = Look::new(vm, peers, self.told);
         for gfn in gfns {
             if vm.table.contains(gfn) && vm.table.entry(gfn).home() == Home::Resident {
                 look.at(gfn);
@@ -84,10 +107,39 @@ impl Scanner {
     }
 }
 
-/// One walk's candidates and the peers to be told.
+/// The part of a VM that is walked at once.
+fn part_of(vm: &Vm, cursor: u32) -> GfnRun {
+    let start = cursor / PART * PART;
+    GfnRun::new(Gfn(start), PART.min(vm.table.pages() - start))
+}
+
+/// Notes which pages of `part` were written; `false`: nobody knows.
+///
+/// Asked are only blocks in which something is resident: the kernel makes page tables for what it is
+/// asked about.
+fn take_written(vm: &Vm, part: GfnRun) -> bool {
+    let blocks = (part.start.0..part.start.0 + part.count).step_by(BLOCK as usize);
+    let mut asked: Vec<GfnRun> = Vec::new();
+    for start in blocks {
+        let block = GfnRun::new(Gfn(start), BLOCK.min(part.start.0 + part.count - start));
+        match asked.last_mut() {
+            _ if !vm.table.has_resident(block) => {}
+            Some(before) if before.end() == u64::from(start) => before.count += block.count,
+            _ => asked.push(block),
+        }
+    }
+    asked.into_iter().all(|run| {
+        vm.engine.take_written(run, &mut |written| {
+            written.iter().for_each(|gfn| vm.table.note_written(gfn));
+        })
+    })
+}
+
+/// One walk's candidates and the pages that are to be told of new frames.
 struct Look<'a> {
     vm: &'a Vm,
     peers: &'a dyn Peers,
+    told: bool,
     candidates: Vec<Candidate<'a>>,
     nudges: Vec<(VmId, Gfn)>,
     changed: u32,
@@ -95,11 +147,12 @@ struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    fn new(vm: &'a Vm, peers: &'a dyn Peers) -> Self {
+    fn new(vm: &'a Vm, peers: &'a dyn Peers, told: bool) -> Self {
         let (candidates, nudges) = (Vec::new(), Vec::new());
         Self {
             vm,
             peers,
+            told,
             candidates,
             nudges,
             changed: 0,
@@ -108,7 +161,9 @@ impl<'a> Look<'a> {
     }
 
     fn at(&mut self, gfn: Gfn) {
+        let table = &self.vm.table;
         self.vm.stats.scanned.one();
+        table.begin_look(gfn);
         // The guest may be writing: whatever follows is a hint until the page stands still.
         self.vm.engine.read(gfn, &mut self.content);
         if self.content.is_zero() {
@@ -123,44 +178,38 @@ impl<'a> Look<'a> {
         let digest = digest(&self.content);
         // Zero means "never looked at"; one page in four billion is looked at once more for it.
         let low = low_half(digest).max(1);
-        let last = self.vm.table.entry(gfn).last_hash();
-        self.vm.table.note_hash(gfn, low);
+        let last = table.entry(gfn).last_hash();
+        table.note_hash(gfn, low);
         if last != low {
             self.changed += 1;
         }
         if last != 0 && last != low {
             self.vm.stats.volatile.one();
-            self.vm.table.back_off(gfn);
+            table.back_off(gfn);
             return;
         }
         if let Some(guess) = self.guess(gfn, digest, low) {
             self.candidates.push(Candidate { gfn, digest, guess });
         } else if last == low {
-            self.vm.table.settle(gfn);
+            table.settle(gfn, self.told);
         }
     }
 
-    fn guess(&mut self, gfn: Gfn, digest: u64, low: u32) -> Option<Guess<'a>> {
-        let vm = self.vm;
-        if let Some(hold) = FrameHold::find(vm, digest) {
-            return Some(Guess::Frame(hold));
-        }
-        if !vm.is_sharing() {
+    fn guess(&self, gfn: Gfn, digest: u64, low: u32) -> Option<Guess<'a>> {
+        if !self.vm.is_sharing() {
             return None;
         }
-        let pool = vm.pool();
-        let index = pool.index();
-        let Hint::Other(other, other_gfn) = index.hint(digest, vm.id, gfn) else {
-            return None;
-        };
-        if self.peers.seems_equal(other, other_gfn, low) {
-            self.nudges.push((other, other_gfn));
-            return Some(Guess::First);
+        loop {
+            match FrameHold::find_for(self.vm, gfn, digest) {
+                Ok(hold) => return Some(Guess::Frame(hold)),
+                Err(Hint::Other(other, at)) if self.peers.seems_equal(other, at, low) => {
+                    return Some(Guess::First);
+                }
+                // Stale: our page takes its place, unless another one is faster.
+                Err(Hint::Other(other, at)) => self.vm.pool().index().drop_hint(digest, other, at),
+                Err(Hint::Inserted | Hint::Same) => return None,
+            }
         }
-        // Stale: our page takes the place of the hint.
-        index.drop_hint(digest, other, other_gfn);
-        index.hint(digest, vm.id, gfn);
-        None
     }
 
     fn merge_if_full(&mut self) -> Result<u64, EngineError> {
@@ -172,11 +221,13 @@ impl<'a> Look<'a> {
     }
 
     fn finish(&mut self) -> Result<u64, EngineError> {
-        let shared = merge(self.vm, std::mem::take(&mut self.candidates))?;
-        // Only now do the frames exist that the others shall find.
+        let candidates = std::mem::take(&mut self.candidates);
+        let shared = merge(self.vm, candidates, &mut self.nudges);
+        // Only now are the frames in use that the others shall find. Also after a failure: nobody knows these
+        // pages by their content any more.
         for (vm, gfn) in self.nudges.drain(..) {
             self.peers.nudge(vm, gfn);
         }
-        Ok(shared)
+        shared
     }
 }

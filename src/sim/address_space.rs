@@ -44,6 +44,8 @@ struct Page {
     /// What the RAM file holds; `None`: a hole. A hole that the mprotect engine has opened counts as
     /// filled, as its guest may fill it at any moment.
     content: Option<Box<PageBuf>>,
+    /// Whether its next write is noted, because nothing was written or mapped since it was asked about.
+    is_armed: bool,
     wakes: u64,
 }
 
@@ -69,6 +71,7 @@ impl AddressSpace {
         let page = |_| Page {
             view: View::Closed,
             content: None,
+            is_armed: false,
             wakes: 0,
         };
         Self {
@@ -148,7 +151,10 @@ impl AddressSpace {
         let mut pages = self.pages();
         let page = &mut pages[gfn.index()];
         match page.view {
-            View::Open => page.open_content(gfn).0[at..][..from.len()].copy_from_slice(from),
+            View::Open => {
+                page.is_armed = false;
+                page.open_content(gfn).0[at..][..from.len()].copy_from_slice(from);
+            }
             View::Closed => return Err(self.trap(page, Access::Write)),
             View::Pool(_) | View::ClosedPool(_) => return Err(Trap::Signal(Access::Write)),
         }
@@ -185,6 +191,7 @@ impl AddressSpace {
                 page.view
             );
             page.view = View::Open;
+            page.is_armed &= !from_pool;
         }
     }
 
@@ -291,6 +298,7 @@ impl Engine for Arc<AddressSpace> {
                     frame.0
                 );
                 page.view = View::Pool(frame);
+                page.is_armed = false;
             }
         }
         Ok(runs.len())
@@ -390,6 +398,7 @@ impl Engine for Arc<AddressSpace> {
         match self.kind {
             EngineKind::Uffd => {
                 page.view = View::Open;
+                page.is_armed = false;
                 page.wakes += 1;
                 Ok(Provided::Done)
             }
@@ -407,5 +416,20 @@ impl Engine for Arc<AddressSpace> {
 
     fn wake(&self, gfn: Gfn) {
         self.pages()[gfn.index()].wakes += 1;
+    }
+
+    fn take_written(&self, run: GfnRun, each: &mut dyn FnMut(GfnRun)) -> bool {
+        if self.kind == EngineKind::Mprotect {
+            return false;
+        }
+        for gfn in run.iter() {
+            let page = &mut self.pages()[gfn.index()];
+            // Also a hole, and what was frozen after it was written.
+            if !page.view.is_pool() && !page.is_armed {
+                page.is_armed = true;
+                each(GfnRun::single(gfn));
+            }
+        }
+        true
     }
 }

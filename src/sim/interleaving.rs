@@ -8,7 +8,7 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::thread::{self, JoinHandle, yield_now};
 
 use super::host::Switchboard;
-use super::{AddressSpace, FaultThread, Guest, GuestThread, Host, Memory, Op, Spec};
+use super::{AddressSpace, FaultThread, Guest, GuestThread, Host, Memory, Op, Spec, scanning};
 use crate::balloon;
 use crate::compress::samples;
 use crate::engine::EngineKind;
@@ -175,7 +175,9 @@ impl Worker {
             }
             2 => {
                 let nudged = self.peers.nudged(self.vm.id);
-                Scanner::follow(&self.vm, &*self.peers, nudged).expect("the session lives");
+                self.scanner
+                    .follow(&self.vm, &*self.peers, nudged)
+                    .expect("the session lives");
             }
             4 => {
                 let mut leaver = Leaver::default();
@@ -371,11 +373,14 @@ impl Scene {
         let running = Running::default();
         let start = |guest| Tasks::start(guest, &host.peers, &running, self.is_short_of_vmas);
         let tasks: Vec<Tasks> = guests.into_iter().map(start).collect();
-        let guests: Vec<Guest> = tasks.into_iter().map(Tasks::join).collect();
+        let mut guests: Vec<Guest> = tasks.into_iter().map(Tasks::join).collect();
         death.join().expect("a guest can die");
         host.budget.give(elsewhere);
         host.check(&guests.iter().collect::<Vec<_>>());
         guests.iter().for_each(|guest| witness.note(&guest.vm));
+        let vmas = guests.iter().map(|guest| &guest.vm.vmas);
+        vmas.for_each(|vmas| vmas.set_budget(VMA_BUDGET));
+        scanning::settle(&host, guests.iter_mut().collect());
         guests.into_iter().for_each(|guest| host.bury(guest));
         host.check_empty();
     }
@@ -395,7 +400,10 @@ impl Scene {
         }
         for guest in &mut guests {
             let nudged = host.peers.nudged(guest.vm.id);
-            Scanner::follow(&guest.vm, &*host.peers, nudged).expect("the session lives");
+            guest
+                .scanner
+                .follow(&guest.vm, &*host.peers, nudged)
+                .expect("the session lives");
             let evicted = guest.evictor.evict(&guest.vm, Pages(2), Means::ALL);
             evicted.expect("the session lives");
         }

@@ -27,6 +27,7 @@ mod host;
 mod interleaving;
 mod races;
 mod random_steps;
+mod scanning;
 
 use address_space::{AddressSpace, Trap, View};
 use disk::SimDisk;

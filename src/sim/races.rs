@@ -8,7 +8,6 @@ use super::{Guest, Host, Op, Spec};
 use crate::engine::EngineKind;
 use crate::page::Home;
 use crate::reclaim::Evictor;
-use crate::share::Scanner;
 use crate::sync::{self, AtomicU32, Ordering};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages, VmId};
 use crate::vm::Means;
@@ -81,7 +80,10 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
         scan(&host, &mut second);
         scan(&host, &mut second);
         let nudged = host.peers.nudged(first.vm.id);
-        Scanner::follow(&first.vm, &*host.peers, nudged).expect("the session lives");
+        first
+            .scanner
+            .follow(&first.vm, &*host.peers, nudged)
+            .expect("the session lives");
         assert_eq!(first.vm.table.count(Home::Shared(FrameId(0))), 6);
         first.vm.vmas.note(1000);
 

@@ -11,9 +11,9 @@ use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::Home;
 use crate::reclaim::trim_cache;
-use crate::share::{Leaver, Left, Scanner};
+use crate::share::{Leaver, Left};
 use crate::units::{FrameId, Gfn, GfnRun, PageBuf, Pages, VmId};
-use crate::vm::{Blocked, Means, Vm};
+use crate::vm::{Blocked, Means};
 
 /// Guests that run at a time; the last has a salt of its own.
 const GUESTS: usize = 4;
@@ -29,7 +29,7 @@ const METADATA: u64 = 17;
 
 /// What a guest writes; few contents, so that pages meet others like them.
 #[derive(Clone, Copy, Debug)]
-enum Content {
+pub(super) enum Content {
     Zero,
     Common(u8),
     Text(u64),
@@ -58,7 +58,7 @@ fn contents() -> impl Strategy<Value = Content> {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Step {
+pub(super) enum Step {
     Read(u32),
     Write(u32, Content),
     /// Writes a run of pages, as programs do.
@@ -97,7 +97,7 @@ fn means() -> impl Strategy<Value = Means> {
     ]
 }
 
-fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
+pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
     let gfn = || prop_oneof![0..PAGES, 0..HOT];
     let step = prop_oneof![
         10 => gfn().prop_map(Step::Read),
@@ -128,18 +128,32 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
 }
 
 /// The host, a place for each guest, and how many have been powered on.
-struct World {
-    host: Host,
-    guests: Vec<Option<Guest>>,
+pub(super) struct World {
+    pub(super) host: Host,
+    pub(super) guests: Vec<Option<Guest>>,
     powered_on: u32,
+    /// VMAs that each pair of guests may take.
+    vmas: [u32; GUESTS / 2],
 }
 
 impl World {
     fn new() -> Self {
+        // A period of sampling wants two for each of its pages.
+        Self::with(BUDGET, [12, 200])
+    }
+
+    /// A host with as much memory as its guests may want, whose guests are not short of VMAs.
+    pub(super) fn roomy() -> Self {
+        let each = METADATA + 2 * u64::from(PAGES);
+        Self::with(GUESTS as u64 * each + RESERVE, [200; 2])
+    }
+
+    fn with(budget: u64, vmas: [u32; GUESTS / 2]) -> Self {
         let mut world = Self {
-            host: Host::new(BUDGET, RESERVE, 2, 64),
+            host: Host::new(budget, RESERVE, 2, 4 * PAGES),
             guests: Vec::new(),
             powered_on: 0,
+            vmas,
         };
         for place in 0..GUESTS {
             let guest = world.power_on(place);
@@ -156,14 +170,13 @@ impl World {
             salt: usize::from(place == GUESTS - 1),
             swap_slots: PAGES / 2,
             zip_pages: 4,
-            // A period of sampling wants two for each of its pages.
-            vma_budget: [12, 200][place / 2],
+            vma_budget: self.vmas[place / 2],
             threads: THREADS,
         };
         self.host.power_on(VmId(self.powered_on), spec)
     }
 
-    fn step(&mut self, place: usize, step: Step) {
+    pub(super) fn step(&mut self, place: usize, step: Step) {
         if let Step::DieInWrites(gfn, content) = step {
             self.die(place, gfn, content);
         } else if let Some(guest) = &mut self.guests[place] {
@@ -183,7 +196,7 @@ impl World {
         self.guests[place] = self.power_on(place);
     }
 
-    fn end(mut self) {
+    pub(super) fn end(mut self) {
         for guest in self.guests.drain(..).flatten() {
             self.host.bury(guest);
         }
@@ -234,10 +247,11 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         }
         Step::Follow => {
             let nudged = host.peers.nudged(vm.id);
-            Scanner::follow(&vm, &*host.peers, nudged).expect("the session lives");
+            let followed = guest.scanner.follow(&vm, &*host.peers, nudged);
+            followed.expect("the session lives");
         }
         Step::Evict(want, means) => evict(guest, want, means),
-        Step::Leave => leave(&vm),
+        Step::Leave => leave(host, guest),
         Step::Sample => guest.sampler.next_period(&vm).expect("the session lives"),
         Step::Inflate(gfn, count) => inflate(guest, run(gfn, count)),
         Step::Deflate(gfn, count) => deflate(guest, run(gfn, count)),
@@ -278,10 +292,13 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
     }
 }
 
-fn leave(vm: &Vm) {
+fn leave(host: &Host, guest: &mut Guest) {
     let mut leaver = Leaver::default();
+    let vm = std::sync::Arc::clone(&guest.vm);
     vm.set_sharing(false);
-    let left = leaver.step(vm).expect("the session lives");
+    let found = guest.scanner.scan(&vm, &*host.peers, PAGES);
+    found.expect("the session lives");
+    let left = leaver.step(&vm).expect("the session lives");
     let shared = vm.table.count(Home::Shared(FrameId(0)));
     assert!(left != Left::Everything || shared == 0);
     vm.set_sharing(true);

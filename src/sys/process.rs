@@ -1,6 +1,6 @@
 //! A guest's process, held by a pidfd so that its number cannot be taken over by another.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -62,6 +62,16 @@ impl Process {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid()))?;
         self.check_alive()?;
         referenced(&rollup).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Its page map.
+    ///
+    /// # Errors
+    /// As for [`clear_accessed`](Self::clear_accessed).
+    pub(super) fn pagemap(&self) -> io::Result<File> {
+        let file = File::open(format!("/proc/{}/pagemap", self.pid()))?;
+        self.check_alive()?;
+        Ok(file)
     }
 
     /// What was opened by its number belongs to it if it still lives.

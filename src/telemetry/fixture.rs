@@ -75,6 +75,8 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             merged: 9_000,
             zero_found: 2_000,
             volatile: 120,
+            passes: 41,
+            settled: id == 1,
         },
         evict: EvictStatus {
             to_zip: 2_000,
@@ -131,6 +133,8 @@ pub(crate) fn host() -> HostStatus {
             saved_pages: Pages(11_904),
             hints: 812,
             pool_pages: Pages(3_968),
+            settled_vms: 1,
+            settled: false,
         },
         totals: Totals::of(&vms),
         vms,

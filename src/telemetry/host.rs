@@ -64,6 +64,10 @@ pub struct ShareStatus {
     pub hints: u64,
     /// Host pages of the pool as the kernel counts them; equals `frames` when idle.
     pub pool_pages: Pages,
+    /// VMs in which nothing is left to be shared: [`ScanStatus::settled`](super::ScanStatus::settled).
+    pub settled_vms: u64,
+    /// Whether all VMs are settled, and there are some.
+    pub settled: bool,
 }
 
 /// Sums over the running VMs.

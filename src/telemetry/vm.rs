@@ -205,6 +205,11 @@ pub struct ScanStatus {
     pub zero_found: u64,
     /// Pages left alone because they had changed since the last look.
     pub volatile: u64,
+    /// Passes over the whole VM that have ended.
+    pub passes: u64,
+    /// Whether the latest pass found nothing new, nothing is left to be looked at or merged, and no page has
+    /// become resident since.
+    pub settled: bool,
 }
 
 /// Where reclaimed pages of one VM went so far.

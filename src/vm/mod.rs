@@ -14,6 +14,7 @@
 mod activity;
 mod orders;
 mod params;
+mod settled;
 mod stats;
 mod vmas;
 
@@ -34,6 +35,7 @@ use crate::units::{FrameId, Gfn, GfnRun, Pages, SlotId, VmId};
 pub use activity::{Activity, Estimate};
 pub use orders::{Blocked, Means, Orders};
 pub use params::{MAX_PAGES, ParamsError, VmParams};
+pub use settled::Settled;
 pub use stats::{Counter, Stats};
 pub use vmas::Vmas;
 
@@ -85,6 +87,8 @@ pub struct Vm {
     pub stats: Stats,
     /// How much of its memory it uses.
     pub activity: Activity,
+    /// Whether its scanner has anything left to do.
+    pub settled: Settled,
     /// Its budget of VMAs.
     pub vmas: Vmas,
     /// Whether the swap file refused the latest write.
@@ -131,6 +135,7 @@ impl Vm {
             orders: Orders::default(),
             stats: Stats::default(),
             activity: Activity::default(),
+            settled: Settled::default(),
             vmas: Vmas::new(parts.vma_budget, opens),
             swap_failing: AtomicBool::new(false),
             end_reason: OnceLock::new(),
@@ -227,7 +232,10 @@ impl Vm {
 
     /// Allows or forbids sharing; what is shared stays so.
     pub fn set_sharing(&self, sharing: bool) {
-        self.sharing.store(sharing, Ordering::Relaxed);
+        if !self.sharing.swap(sharing, Ordering::Relaxed) && sharing {
+            // What the scanner saw meanwhile it did not look up.
+            self.table.note_all_written();
+        }
     }
 
     /// Gives the VM's reference to a frame back, and the frame's memory if it was the last.

@@ -55,6 +55,8 @@ counters!(
         starved,
         /// Looked at by the scanner.
         scanned,
+        /// Passes of the scanner over the whole VM that have ended; not pages.
+        passes,
         /// Merged into a frame that others use.
         merged,
         /// Made the first user of a frame.
@@ -92,3 +94,15 @@ counters!(
         deflated,
     }
 );
+
+impl Stats {
+    /// Faults that made a page resident.
+    #[must_use]
+    pub fn served(&self) -> u64 {
+        self.first_touch.get()
+            + self.refill_zip.get()
+            + self.refill_swap.get()
+            + self.breaks.get()
+            + self.pops.get()
+    }
+}

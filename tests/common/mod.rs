@@ -36,8 +36,6 @@ const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(30);
 /// How long nothing must happen before a host is said to be at rest.
 const REST: Duration = Duration::from_millis(2000);
-/// The scanner of a host at rest looks at less than one page in so many meanwhile.
-const SLOW: u64 = 4;
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -224,26 +222,22 @@ impl TestHost {
     }
 
     /// Waits until the guests called `names` have attached, and then until no page of theirs is faulted
-    /// in or shared any more and the scanner goes slowly because it finds nothing.
+    /// in any more and their scanners are settled.
     ///
     /// # Panics
     /// When it goes on for too long.
     pub fn rest(&self, names: &[&str], within: Duration) -> HostStatus {
-        let sum = |status: &HostStatus, what: fn(&VmStatus) -> u64| -> u64 {
-            status.vms.iter().map(what).sum()
-        };
         let moved = |vm: &VmStatus| vm.faults.served() + vm.scan.merged + vm.scan.zero_found;
-        let mut last = (u64::MAX, 0, Instant::now());
+        let mut last = (u64::MAX, Instant::now());
         eventually("the host comes to rest", within, || {
             let status = self.status();
-            let moved = sum(&status, moved);
-            let scanned = sum(&status, |vm| vm.scan.pages_scanned);
-            if moved != last.0 || (scanned - last.1) * SLOW > status.totals.configured_pages.0 {
-                last = (moved, scanned, Instant::now());
+            let moved: u64 = status.vms.iter().map(moved).sum();
+            if moved != last.0 || !status.share.settled {
+                last = (moved, Instant::now());
             }
             let seen = |vm: &VmStatus| vm.scan.pages_scanned > 0;
             let all = status.vms.len() == names.len() && status.vms.iter().all(seen);
-            (all && last.2.elapsed() > REST).then_some(status)
+            (all && last.1.elapsed() > REST).then_some(status)
         })
     }
 

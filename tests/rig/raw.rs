@@ -211,7 +211,7 @@ pub(crate) struct Powered {
     pub(crate) ram: File,
     pub(crate) token: u64,
     pub(crate) channels: Vec<SeqPacket>,
-    _uffd: Option<OwnedFd>,
+    _uffd: Option<uffd::Userfault>,
 }
 
 impl Powered {

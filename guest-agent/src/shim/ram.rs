@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use crate::protocol::memory::Engine;
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
-use super::{Memory, uffd};
+use super::Memory;
+use super::uffd::Userfault;
 
 /// The one linear mapping of guest RAM, and what is needed to remap parts of it.
 ///
@@ -21,7 +22,7 @@ pub(super) struct RamMap {
     ram: OwnedFd,
     /// Only the memory thread uses it.
     pool: Mutex<OwnedFd>,
-    uffd: Option<OwnedFd>,
+    uffd: Option<Userfault>,
 }
 
 impl RamMap {
@@ -32,7 +33,7 @@ impl RamMap {
         pool_frames: u32,
         ram: OwnedFd,
         pool: OwnedFd,
-        uffd: Option<OwnedFd>,
+        uffd: Option<Userfault>,
     ) -> io::Result<Self> {
         let len = pages as usize * PAGE_SIZE;
         let protection = if uffd.is_some() {
@@ -64,7 +65,8 @@ impl RamMap {
             uffd,
         };
         if let Some(uffd) = &map.uffd {
-            uffd::register(uffd.as_fd(), map.base, len).map_err(io::Error::from_raw_os_error)?;
+            uffd.register(map.base, len)
+                .map_err(io::Error::from_raw_os_error)?;
         }
         Ok(map)
     }
@@ -165,7 +167,7 @@ impl RamMap {
                 // question waits at the locked page.
                 self.remap(run, libc::PROT_NONE, flags, self.ram.as_fd(), run.start.0)?;
                 let (address, len) = self.range(run)?;
-                uffd::register(uffd.as_fd(), address as usize, len)?;
+                uffd.register(address as usize, len)?;
                 self.open(run)
             }
         }
@@ -181,7 +183,7 @@ impl RamMap {
             return Ok(());
         };
         let (address, len) = self.range(run)?;
-        uffd::register(uffd.as_fd(), address as usize, len)
+        uffd.register(address as usize, len)
     }
 
     fn remap(

@@ -1,7 +1,7 @@
 //! The guest's half of userfaultfd: open, negotiate, register. The daemon resolves the faults.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Faults of user code only: the one kind that needs no privilege, and all that a guest which never
 /// passes its RAM to a system call can cause.
@@ -10,7 +10,15 @@ const UFFD_USER_MODE_ONLY: libc::c_int = 1;
 const UFFD_API: u64 = 0xaa;
 const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
 const FEATURE_MINOR_SHMEM: u64 = 1 << 10;
+/// What the engine cannot do without.
+const NEEDED: u64 = FEATURE_MISSING_SHMEM | FEATURE_MINOR_SHMEM;
+const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
+const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+const FEATURE_WP_ASYNC: u64 = 1 << 15;
+/// With these, Linux 6.7, the kernel notes which pages were written. No write ever waits for that.
+const TRACKING: u64 = FEATURE_WP_HUGETLBFS_SHMEM | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC;
 const REGISTER_MODE_MISSING: u64 = 1 << 0;
+const REGISTER_MODE_WP: u64 = 1 << 1;
 const REGISTER_MODE_MINOR: u64 = 1 << 2;
 
 #[repr(C)]
@@ -40,12 +48,19 @@ const UFFDIO_REGISTER: u64 = iowr(0x00, size_of::<UffdioRegister>());
 const _: () = assert!(UFFDIO_API == 0xc018_aa3f);
 const _: () = assert!(UFFDIO_REGISTER == 0xc020_aa00);
 
-/// Opens a userfaultfd with the features the engine needs.
+/// A userfaultfd of this process.
+#[derive(Debug)]
+pub struct Userfault {
+    fd: OwnedFd,
+    tracks_writes: bool,
+}
+
+/// Opens a userfaultfd with the features the engine needs, and those that it can use.
 ///
 /// # Errors
 /// `ENOSYS` or `EPERM` where the kernel has or allows none, `EINVAL` where it lacks a feature
 /// (minor faults of shared memory came with Linux 5.14).
-pub fn open() -> io::Result<OwnedFd> {
+pub fn open() -> io::Result<Userfault> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY;
     // SAFETY: the system call takes flags by value and touches no memory of ours.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
@@ -54,8 +69,16 @@ pub fn open() -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the call above just returned this descriptor, so it is open and nobody else owns it.
-    let uffd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let features = FEATURE_MISSING_SHMEM | FEATURE_MINOR_SHMEM;
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // After a refusal the descriptor is as new.
+    let tracks_writes = negotiate(&fd, NEEDED | TRACKING).is_ok();
+    if !tracks_writes {
+        negotiate(&fd, NEEDED)?;
+    }
+    Ok(Userfault { fd, tracks_writes })
+}
+
+fn negotiate(uffd: &OwnedFd, features: u64) -> io::Result<()> {
     let mut api = UffdioApi {
         api: UFFD_API,
         features,
@@ -64,36 +87,56 @@ pub fn open() -> io::Result<OwnedFd> {
     // SAFETY: `uffd` is open; UFFDIO_API reads and writes exactly one `UffdioApi`, which `api` is
     // and which outlives the call (its size is part of the number, asserted above).
     let done = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_API as libc::Ioctl, &raw mut api) };
-    if done != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(uffd)
-}
-
-/// Registers `len` bytes at `start`: absent and unmapped pages wait for the daemon from now on.
-///
-/// Safe to call from a signal handler. On failure `errno` is set.
-pub(super) fn register(uffd: BorrowedFd<'_>, start: usize, len: usize) -> Result<(), i32> {
-    let mode = REGISTER_MODE_MISSING | REGISTER_MODE_MINOR;
-    let mut register = UffdioRegister {
-        start: start as u64,
-        len: len as u64,
-        mode,
-        ioctls: 0,
-    };
-    // SAFETY: `uffd` is open for the life of the borrow; UFFDIO_REGISTER reads and writes exactly
-    // one `UffdioRegister` (size asserted above). The kernel checks the range itself; registering
-    // changes when accesses wait, never what they read.
-    let done = unsafe {
-        libc::ioctl(
-            uffd.as_raw_fd(),
-            UFFDIO_REGISTER as libc::Ioctl,
-            &raw mut register,
-        )
-    };
     if done == 0 {
         Ok(())
     } else {
-        Err(nix::errno::Errno::last_raw())
+        Err(io::Error::last_os_error())
+    }
+}
+
+impl Userfault {
+    /// Whether the kernel notes which pages of a registered range are written.
+    #[must_use]
+    pub const fn tracks_writes(&self) -> bool {
+        self.tracks_writes
+    }
+
+    /// Registers `len` bytes at `start`: absent and unmapped pages wait for the daemon from now on.
+    ///
+    /// Safe to call from a signal handler. On failure `errno` is set.
+    pub(super) fn register(&self, start: usize, len: usize) -> Result<(), i32> {
+        let tracking = if self.tracks_writes {
+            REGISTER_MODE_WP
+        } else {
+            0
+        };
+        let mode = REGISTER_MODE_MISSING | REGISTER_MODE_MINOR | tracking;
+        let mut register = UffdioRegister {
+            start: start as u64,
+            len: len as u64,
+            mode,
+            ioctls: 0,
+        };
+        // SAFETY: the descriptor is open as long as `self`; UFFDIO_REGISTER reads and writes exactly
+        // one `UffdioRegister` (size asserted above). The kernel checks the range itself; registering
+        // changes when accesses wait, never what they read.
+        let done = unsafe {
+            libc::ioctl(
+                self.fd.as_raw_fd(),
+                UFFDIO_REGISTER as libc::Ioctl,
+                &raw mut register,
+            )
+        };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(nix::errno::Errno::last_raw())
+        }
+    }
+}
+
+impl AsFd for Userfault {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }

@@ -1,57 +1,261 @@
-//! The scanner's notes about a page. They are hints, kept beside the home and changed without the lock; a
-//! note that is lost in a race costs one scan of one page.
+//! The scanner's notes about a page. They are hints, kept beside the home and changed without the lock.
+//!
+//! UNSEEN must not be lost: a page without it is not looked at again where the engine tells writes. It is
+//! set with the home of a page that becomes resident, and whenever a look came to nothing; a look takes it
+//! away *before* it reads. Whoever sets it later is right to do so.
 
 use super::{
-    BACKOFF_MASK, BACKOFF_MAX, BACKOFF_SHIFT, KIND, LOCKED, PAYLOAD_SHIFT, PageTable, REFILLED,
-    SKIP_MASK, SKIP_SHIFT,
+    BACKOFF_MASK, BACKOFF_SHIFT, KIND, LOCKED, PAYLOAD_SHIFT, PageTable, QUIET, REFILLED,
+    SKIP_MASK, SKIP_SHIFT, UNSEEN,
 };
 use crate::page::home::Home;
 use crate::sync::Ordering;
-use crate::units::Gfn;
+use crate::units::{Gfn, GfnRun};
+
+/// 2^5 - 1 passes: a page that is broken again and again is tried every 31st pass.
+const BACKOFF_MAX: u64 = 5;
+/// 2^3 - 1 passes: a page that never changes is hashed every 8th pass where nobody tells writes.
+const REST_MAX: u64 = 3;
+const BACKOFF: u64 = SKIP_MASK << SKIP_SHIFT | BACKOFF_MASK << BACKOFF_SHIFT;
+const RESIDENT: u64 = Home::Resident.kind() as u64;
+
+/// What the scanner shall do with a page in this pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Due {
+    /// Look at it.
+    Now,
+    /// It changed, or could not be merged, and is left alone for some passes.
+    Later,
+    /// Nothing.
+    No,
+}
 
 impl PageTable {
-    /// Whether the scanner shall look at the page in this pass; counts the pass.
-    pub fn due_for_scan(&self, gfn: Gfn) -> bool {
+    /// What the scanner shall do with the page in this pass; counts the pass. `told`: the engine tells which
+    /// pages were written, so that the others need no look.
+    pub fn due_for_scan(&self, gfn: Gfn, told: bool) -> Due {
         let word = &self.entries[gfn.index()];
         let entry = word.load(Ordering::Relaxed);
+        if entry & KIND != RESIDENT || told && entry & UNSEEN == 0 {
+            return Due::No;
+        }
         if entry >> SKIP_SHIFT & SKIP_MASK == 0 {
-            return true;
+            return Due::Now;
         }
         let less = entry - (1 << SKIP_SHIFT);
         let _ = word.compare_exchange(entry, less, Ordering::Relaxed, Ordering::Relaxed);
-        false
-    }
-
-    /// Notes that the page changed between two looks or was broken out of sharing: the next looks
-    /// come ever later, up to every 31st pass.
-    pub fn back_off(&self, gfn: Gfn) {
-        let word = &self.entries[gfn.index()];
-        let entry = word.load(Ordering::Relaxed);
-        let exponent = (entry >> BACKOFF_SHIFT & BACKOFF_MASK).min(BACKOFF_MAX - 1) + 1;
-        let cleared = entry & !(SKIP_MASK << SKIP_SHIFT | BACKOFF_MASK << BACKOFF_SHIFT);
-        let passes = (1 << exponent) - 1;
-        let next = cleared | passes << SKIP_SHIFT | exponent << BACKOFF_SHIFT;
-        let _ = word.compare_exchange(entry, next, Ordering::Relaxed, Ordering::Relaxed);
-    }
-
-    /// Notes that the page was found unchanged: it is looked at in every pass again.
-    pub fn settle(&self, gfn: Gfn) {
-        let clear = SKIP_MASK << SKIP_SHIFT | BACKOFF_MASK << BACKOFF_SHIFT;
-        let word = &self.entries[gfn.index()];
-        if word.load(Ordering::Relaxed) & clear != 0 {
-            word.fetch_and(!clear, Ordering::Relaxed);
+        if entry & UNSEEN != 0 && entry & QUIET == 0 {
+            Due::Later
+        } else {
+            Due::No
         }
     }
 
-    /// Notes the low half of the hash of a resident page, and that it was looked at; does nothing if it
-    /// is locked or no longer resident.
+    /// Notes that the page may have other bytes than the scanner has seen.
+    pub fn note_written(&self, gfn: Gfn) {
+        let word = &self.entries[gfn.index()];
+        // A page that becomes resident later is unseen by that.
+        if word.load(Ordering::Relaxed) & KIND == RESIDENT {
+            word.fetch_or(UNSEEN, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes the same of every page.
+    pub fn note_all_written(&self) {
+        (0..self.pages()).for_each(|gfn| self.note_written(Gfn(gfn)));
+    }
+
+    /// Whether any page of `run` is resident.
+    #[must_use]
+    pub fn has_resident(&self, run: GfnRun) -> bool {
+        run.iter().any(|gfn| {
+            let entry = self.entries[gfn.index()].load(Ordering::Relaxed);
+            entry & KIND == RESIDENT
+        })
+    }
+
+    /// Notes that the scanner is about to read the page: whatever is written from here on is unseen.
+    pub fn begin_look(&self, gfn: Gfn) {
+        // Before the read: what is noted while it goes on must stay.
+        self.entries[gfn.index()].fetch_and(!UNSEEN, Ordering::AcqRel);
+    }
+
+    /// Notes the low half of the hash that a look at a resident page found. A page that is being moved is
+    /// looked at again.
     pub fn note_hash(&self, gfn: Gfn, hash: u32) {
-        let word = &self.entries[gfn.index()];
-        let entry = word.load(Ordering::Relaxed);
-        if entry & (KIND | LOCKED) == Home::Resident.kind() as u64 {
+        let noted = self.change(gfn, |entry| {
+            if entry & (KIND | LOCKED) != RESIDENT {
+                return entry;
+            }
             let kept = entry & u64::from(u32::MAX) & !REFILLED;
-            let noted = kept | u64::from(hash) << PAYLOAD_SHIFT;
-            let _ = word.compare_exchange(entry, noted, Ordering::Relaxed, Ordering::Relaxed);
+            kept | u64::from(hash) << PAYLOAD_SHIFT
+        });
+        if noted & (KIND | LOCKED) != RESIDENT {
+            self.note_written(gfn);
         }
+    }
+
+    /// Notes that the page changed between two looks, was broken out of sharing, or could not be merged
+    /// for another reason that will pass: it stays unseen, and the next looks come ever later, up to
+    /// every 31st pass.
+    pub fn back_off(&self, gfn: Gfn) {
+        self.change(gfn, |entry| {
+            // Of a page that was quiet for long, the first change means little.
+            let before = if entry & QUIET == 0 { entry } else { 0 };
+            wait(entry, before, BACKOFF_MAX) & !QUIET | unseen(entry)
+        });
+    }
+
+    /// Notes that the guest has no VMA left for merging the page: it stays unseen, and is tried ever
+    /// later.
+    pub fn refuse(&self, gfn: Gfn) {
+        self.change(gfn, |entry| {
+            let before = if entry & QUIET == 0 { 0 } else { entry };
+            wait(entry, before, BACKOFF_MAX) | QUIET | unseen(entry)
+        });
+    }
+
+    /// Notes that the page was found unchanged. Where writes are `told` it is looked at as soon as it was
+    /// written; elsewhere the next looks come ever later, up to every 8th pass.
+    pub fn settle(&self, gfn: Gfn, told: bool) {
+        self.change(gfn, |entry| {
+            if told {
+                return entry & !BACKOFF | QUIET;
+            }
+            let before = if entry & QUIET == 0 { 0 } else { entry };
+            wait(entry, before, REST_MAX) | QUIET
+        });
+    }
+
+    /// Replaces the notes of a page; the entry before.
+    fn change(&self, gfn: Gfn, next: impl Fn(u64) -> u64) -> u64 {
+        let word = &self.entries[gfn.index()];
+        let mut entry = word.load(Ordering::Relaxed);
+        while let Err(now) =
+            word.compare_exchange(entry, next(entry), Ordering::AcqRel, Ordering::Relaxed)
+        {
+            entry = now;
+        }
+        entry
+    }
+}
+
+/// The entry with twice as long a wait as `before` had, and one pass more.
+const fn wait(entry: u64, before: u64, most: u64) -> u64 {
+    let exponent = (before >> BACKOFF_SHIFT & BACKOFF_MASK) + 1;
+    let exponent = if exponent > most { most } else { exponent };
+    let passes = (1 << exponent) - 1;
+    entry & !BACKOFF | passes << SKIP_SHIFT | exponent << BACKOFF_SHIFT
+}
+
+/// UNSEEN of a resident page; of others it has no meaning.
+const fn unseen(entry: u64) -> u64 {
+    if entry & KIND == RESIDENT { UNSEEN } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::page::Parking;
+    use crate::units::FrameId;
+
+    const PAGE: Gfn = Gfn(0);
+
+    fn table() -> PageTable {
+        let table = PageTable::new(1, Arc::new(Parking::without_event()));
+        table.try_lock(PAGE).expect("free").set_home(Home::Resident);
+        table
+    }
+
+    /// Passes until the page is due.
+    fn skipped(table: &PageTable, told: bool) -> usize {
+        let due = |_: &u32| table.due_for_scan(PAGE, told) != Due::Now;
+        (0..100).take_while(due).count()
+    }
+
+    #[test]
+    fn back_off_grows_and_begins_anew_after_quiet() {
+        let table = table();
+        assert_eq!(skipped(&table, true), 0);
+        let change = |_| {
+            table.begin_look(PAGE);
+            table.back_off(PAGE);
+            assert_eq!(table.due_for_scan(PAGE, true), Due::Later);
+            1 + skipped(&table, true)
+        };
+        let rounds: Vec<_> = (0..6).map(change).collect();
+        assert_eq!(rounds, [1, 3, 7, 15, 31, 31]);
+        table.begin_look(PAGE);
+        table.settle(PAGE, true);
+        assert_eq!(change(0), 1);
+    }
+
+    #[test]
+    fn quiet_page_is_looked_at_when_written_or_where_nobody_tells_ever_later() {
+        let table = table();
+        let look = |told| {
+            table.begin_look(PAGE);
+            table.settle(PAGE, told);
+        };
+        look(true);
+        assert_eq!(table.due_for_scan(PAGE, true), Due::No);
+        table.note_written(PAGE);
+        assert_eq!(table.due_for_scan(PAGE, true), Due::Now);
+        look(true);
+        let rounds: Vec<_> = (0..5)
+            .map(|_| {
+                look(false);
+                skipped(&table, false)
+            })
+            .collect();
+        assert_eq!(rounds, [1, 3, 7, 7, 7]);
+    }
+
+    #[test]
+    fn refused_page_is_tried_ever_later_and_nothing_waits_for_it() {
+        let table = table();
+        let refuse = |_| {
+            table.begin_look(PAGE);
+            table.refuse(PAGE);
+            assert_eq!(table.due_for_scan(PAGE, true), Due::No);
+            1 + skipped(&table, true)
+        };
+        let rounds: Vec<_> = (0..3).map(refuse).collect();
+        assert_eq!(rounds, [1, 3, 7]);
+    }
+
+    #[test]
+    fn only_resident_pages_are_unseen() {
+        let table = table();
+        let page = table.try_lock(PAGE).expect("free");
+        page.set_home(Home::Shared(FrameId(3)));
+        table.note_written(PAGE);
+        table.back_off(PAGE);
+        assert_eq!(table.entry(PAGE).0 & UNSEEN, 0);
+        assert_eq!(table.due_for_scan(PAGE, false), Due::No);
+        page.set_home(Home::Resident);
+        assert_ne!(table.entry(PAGE).0 & UNSEEN, 0);
+    }
+
+    #[test]
+    fn hash_of_a_page_that_moves_is_not_kept_and_it_stays_unseen() {
+        let table = table();
+        let guard = table.try_lock(PAGE).expect("free");
+        table.begin_look(PAGE);
+        table.note_hash(PAGE, 77);
+        assert_eq!(table.entry(PAGE).last_hash(), 0);
+        drop(guard);
+        assert_eq!(table.due_for_scan(PAGE, true), Due::Now);
+        table.begin_look(PAGE);
+        table.note_hash(PAGE, 77);
+        assert_eq!(table.due_for_scan(PAGE, true), Due::No);
+        table.back_off(PAGE);
+        let entry = table.entry(PAGE);
+        assert_eq!(
+            (entry.home(), entry.last_hash(), entry.is_locked()),
+            (Home::Resident, 77, false)
+        );
     }
 }
