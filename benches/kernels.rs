@@ -55,7 +55,7 @@ fn looking(criterion: &mut Criterion) {
         for (hash, page) in (1..).zip(&random) {
             let mut frame = pool.allocate_near(None).expect("a free frame");
             frame.fill(page);
-            frames.push(frame.publish(hash).expect("a new hash").keep());
+            frames.push(frame.publish(hash).expect("a new hash").0.keep());
         }
         let mut both = random.iter().zip(&frames).cycle();
         group.bench_function("compare with a frame", |bencher| {
