@@ -188,9 +188,9 @@ impl PageTable {
             std::thread::yield_now();
         }
         // Still there: its page counts as where most are.
-        let sum: u64 = counts.iter().sum();
+        let missing = u64::from(self.pages()).wrapping_sub(counts.iter().sum());
         if let Some(most) = counts.iter_mut().max() {
-            *most = (*most + u64::from(self.pages())).saturating_sub(sum);
+            *most = most.wrapping_add(missing);
         }
         counts
     }
@@ -252,9 +252,7 @@ impl PageTable {
         let mut previous = None;
         let mut vmas = 0;
         for view in views {
-            if !previous.is_some_and(|before: View| before.continues(view)) {
-                vmas += 1;
-            }
+            vmas += u32::from(!previous.is_some_and(|before: View| before.continues(view)));
             previous = Some(view);
         }
         vmas
