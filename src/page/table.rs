@@ -245,10 +245,8 @@ impl PageTable {
     /// How many VMAs the guest's RAM takes now, counted page by page.
     #[must_use]
     pub fn count_vmas(&self, opens: bool) -> u32 {
-        let views = self
-            .entries
-            .iter()
-            .map(|word| view(Entry(word.load(Ordering::Relaxed)), opens));
+        let entries = self.entries.iter();
+        let views = entries.map(|word| view(Entry(word.load(Ordering::Relaxed)), opens));
         let mut previous = None;
         let mut vmas = 0;
         for view in views {
