@@ -36,7 +36,7 @@ fn pages(class: Class, count: u32) -> Vec<PageBuf> {
 }
 
 /// Looks at one page after the other, for ever.
-fn in_turn(pages: &[PageBuf]) -> impl FnMut() -> &PageBuf {
+fn in_turn<'a>(pages: &'a [PageBuf]) -> impl FnMut() -> &'a PageBuf {
     let mut turns = pages.iter().cycle();
     move || turns.next().expect("a cycle has no end")
 }
