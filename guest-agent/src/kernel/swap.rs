@@ -134,32 +134,37 @@ impl SwapDisk {
     }
 }
 
-/// Creates a file and removes its name, so that no crash leaves it behind.
+/// Creates a file without a name, so that no crash leaves it behind; with one that is removed at once on
+/// the few file systems that know no other.
 ///
 /// It bypasses the host's page cache where the file system can: otherwise the pages that the guest
 /// pushes out would stay in host memory, where nobody accounts for them.
 fn unlinked_file(directory: &Path) -> io::Result<File> {
+    let open = |flags: i32| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        options
+            .custom_flags(libc::O_TMPFILE | flags)
+            .open(directory)
+    };
+    let opened = match open(libc::O_DIRECT) {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => open(0),
+        other => other,
+    };
+    match opened.as_ref().map_err(io::Error::raw_os_error) {
+        Err(Some(libc::EOPNOTSUPP | libc::EISDIR)) => named_file(directory),
+        _ => opened,
+    }
+}
+
+fn named_file(directory: &Path) -> io::Result<File> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let name = format!("memvisor-guest-swap-{}-{number}", std::process::id());
     let path = directory.join(name);
-    let open = |flags| {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .custom_flags(flags)
-            .open(&path)
-    };
-    let file = match open(libc::O_DIRECT) {
-        // A file system without direct I/O says so after it has created the file.
-        Err(error) if error.kind() == ErrorKind::InvalidInput => {
-            let _ = std::fs::remove_file(&path);
-            open(0)
-        }
-        other => other,
-    }?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let file = options.open(&path)?;
     std::fs::remove_file(&path)?;
     Ok(file)
 }
