@@ -1,10 +1,11 @@
 //! How fast a VM is scanned.
 //!
 //! ESX's settings bound the rate three ways: the time in which a whole VM is scanned, a rate for each
-//! VM, and a rate for the host by its clock. The rate counts pages that are looked at, and a pass begins no
-//! sooner than a whole VM takes at that rate: so a VM in which little is due sleeps between its passes.
-//! A VM that does not change is passed ever more seldom; anything that happens in it brings the full pace
-//! back.
+//! VM, and a rate for the host by its clock. The rate counts pages that are looked at. Passes are as far apart
+//! as a whole VM takes at that rate, or some seconds if that is less: so a VM in which little is due
+//! sleeps between its passes, and one that is scanned slowly does not wait for an hour before its new pages
+//! are begun with. A VM that does not change is passed ever more seldom; anything that happens in it brings
+//! the full pace back.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ pub struct ScanSettings {
 const SLICES: u32 = 10;
 /// The least pages of a slice: below, waking up costs more than looking.
 const MIN_SLICE: u32 = 256;
+/// The most that passes of a VM that is not quiet are apart.
+const MAX_APART: Duration = Duration::from_secs(3);
 /// The passes of a quiet VM are up to this much further apart.
 const MAX_SLOWDOWN: u32 = 8;
 /// A pass that finds at most one page in so many changed is a quiet one.
@@ -76,8 +79,9 @@ pub(super) struct Pace {
     pages: u32,
     slowdown: u32,
     pass_began: Instant,
-    /// When the next slice of the pass is due; none between passes.
-    slice_due: Option<Instant>,
+    is_in_pass: bool,
+    /// When what was looked at so far is no more than the rate allows.
+    within_rate: Instant,
     /// Pages that this pass found new, changed or shared.
     news: u64,
     /// Pages that this pass left alone though they changed or could not be merged.
@@ -102,7 +106,8 @@ impl Pace {
             pages,
             slowdown: 1,
             pass_began: now,
-            slice_due: Some(now),
+            is_in_pass: true,
+            within_rate: now,
             news: 0,
             waiting: 0,
             faults: 0,
@@ -112,11 +117,15 @@ impl Pace {
 
     /// When to scan next, at a rate that is not zero, if the VM has had `faults` so far.
     pub(super) fn due(&self, rate: u32, faults: u64) -> Instant {
-        let pass = Duration::from_secs(1) * self.pages / rate.max(1);
+        let apart = (Duration::from_secs(1) * self.pages / rate.max(1)).min(MAX_APART);
         let is_active = faults.saturating_sub(self.faults) > u64::from(self.pages / ACTIVE);
         let slowdown = if is_active { 1 } else { self.slowdown };
-        let next_pass = self.pass_began + pass.max(slice_time(rate)) * slowdown;
-        self.slice_due.unwrap_or(next_pass)
+        let next_pass = self.pass_began + apart * slowdown;
+        if self.is_in_pass {
+            self.within_rate
+        } else {
+            self.within_rate.max(next_pass)
+        }
     }
 
     /// Pages that the next slice looks at.
@@ -133,14 +142,14 @@ impl Pace {
         rate: u32,
         faults: u64,
     ) -> Option<Pass> {
-        if self.slice_due.is_none() {
+        if !self.is_in_pass {
             (self.pass_began, self.faults_before) = (now, faults);
         }
         self.news += u64::from(found.changed) + found.shared;
         self.waiting += u64::from(found.waiting);
         // A slice that did not use up its share need not be waited for as long.
-        let used = slice_time(rate) * found.looked.max(1) / Self::slice(rate);
-        self.slice_due = (!found.pass_ended).then_some(now + used);
+        self.within_rate = now + slice_time(rate) * found.looked / Self::slice(rate);
+        self.is_in_pass = !found.pass_ended;
         if !found.pass_ended {
             return None;
         }
@@ -181,8 +190,8 @@ mod tests {
 
     const PAGES: u32 = 65_536;
     const RATE: u32 = 10_000;
-    /// A whole VM at this rate.
-    const PASS: Duration = Duration::from_nanos(6_553_600_000);
+    /// A whole VM would take longer at this rate.
+    const PASS: Duration = MAX_APART;
     const QUIET_PASS: Found = Found {
         looked: 0,
         changed: 0,
@@ -212,6 +221,15 @@ mod tests {
         let settled = None;
         assert_eq!(pace.note(second, last, RATE, 0), Some(Pass { settled }));
         assert_eq!(pace.due(RATE, 0), start + PASS, "1000 pages were new");
+        let fast = Duration::from_millis(500);
+        assert_eq!(pace.due(2 * PAGES, 0), start + fast, "a whole VM");
+        // One slice looks at more than some settings allow in seconds.
+        let slice = Found {
+            looked: 256,
+            ..QUIET_PASS
+        };
+        pace.note(second, slice, 1, 0).expect("it ended");
+        assert_eq!(pace.due(1, 0), second + Duration::from_secs(256));
     }
 
     #[test]
@@ -219,7 +237,7 @@ mod tests {
         let mut pace = Pace::new(PAGES, Instant::now());
         let mut apart = |found, faults| {
             let now = Instant::now();
-            pace.slice_due = None;
+            pace.is_in_pass = false;
             let pass = pace.note(now, found, RATE, faults).expect("it ended");
             let next = pace.due(RATE, faults).duration_since(now).as_nanos();
             (pass.settled.is_some(), next / PASS.as_nanos())
@@ -240,7 +258,7 @@ mod tests {
         };
         assert_eq!(apart(waiting, 0), (false, 2));
         let now = Instant::now();
-        pace.slice_due = None;
+        pace.is_in_pass = false;
         pace.note(now, QUIET_PASS, RATE, 5);
         assert_eq!(pace.due(RATE, 5 + 256), now + 4 * PASS);
         assert_eq!(pace.due(RATE, 5 + 257), now + PASS, "many faults since");
@@ -248,7 +266,7 @@ mod tests {
             pass_ended: false,
             ..QUIET_PASS
         };
-        pace.slice_due = None;
+        pace.is_in_pass = false;
         assert_eq!(pace.note(now, part, RATE, 7), None);
         let pass = pace.note(now, QUIET_PASS, RATE, 9).expect("it ended");
         assert_eq!(pass.settled, Some(7), "what came since may be unseen");
