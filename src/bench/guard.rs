@@ -6,7 +6,7 @@
 //! whatever reason, it undoes all of it, the latest first. There is one way to restore, and every run
 //! goes it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +55,8 @@ enum Order {
     Undo(Undo),
     /// Make a zram device, remove it in the end, and say which one it is.
     AddZram,
+    /// Keep other benchmarks away from what this file stands for, until all is restored.
+    Claim(PathBuf),
 }
 
 /// The answer to each order: a number, which only [`Order::AddZram`] has a use for, or what is wrong.
@@ -108,6 +112,15 @@ impl Guard {
         self.order(&Order::AddZram)
     }
 
+    /// Keeps other benchmarks away from what this file stands for, until all is restored: two that
+    /// overlap would restore what the other one had set.
+    ///
+    /// # Errors
+    /// Another benchmark has it, or it cannot be opened.
+    pub fn claim(&self, path: &Path) -> io::Result<()> {
+        self.order(&Order::Claim(path.to_owned())).map(drop)
+    }
+
     fn order(&self, order: &Order) -> io::Result<u32> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let gone =
@@ -157,6 +170,8 @@ pub fn run(orders: impl BufRead, mut answers: impl Write, mut complain: impl FnM
     // Signals that end a terminal's processes must not end the one that cleans up behind them.
     let _ = SigSet::all().thread_block();
     let mut undos: Vec<Undo> = Vec::new();
+    // Dropped when everything below is undone.
+    let mut claims: Vec<Flock<File>> = Vec::new();
     for line in orders.lines() {
         let Ok(line) = line else { break };
         let answer: Answer = match serde_json::from_str(&line) {
@@ -166,6 +181,10 @@ pub fn run(orders: impl BufRead, mut answers: impl Write, mut complain: impl FnM
             }
             Ok(Order::AddZram) => add_zram()
                 .inspect(|number| undos.push(Undo::RemoveZram(*number)))
+                .map_err(|error| error.to_string()),
+            Ok(Order::Claim(path)) => claim(&path)
+                .map(|claim| claims.push(claim))
+                .map(|()| 0)
                 .map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
@@ -206,6 +225,15 @@ fn is_busy(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::ResourceBusy | io::ErrorKind::Interrupted | io::ErrorKind::DirectoryNotEmpty
     )
+}
+
+/// The kernel drops the lock with the process, however that ends.
+fn claim(path: &Path) -> io::Result<Flock<File>> {
+    let taken = Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock);
+    taken.map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => io::Error::other("another benchmark uses it"),
+        errno => errno.into(),
+    })
 }
 
 fn add_zram() -> io::Result<u32> {
@@ -291,6 +319,19 @@ mod tests {
         assert!(!run(&orders[..], io::sink(), |text| told.push(text.to_owned())));
         assert!(told[0].contains("no directory of a benchmark"), "{told:?}");
         assert_eq!(fs::read_to_string(&setting).expect("there"), "back");
+    }
+
+    #[test]
+    fn what_is_claimed_is_refused_to_others() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let held = claim(file.path()).expect("free");
+        let orders = lines(&[Order::Claim(file.path().to_owned())]);
+        let mut answers = Vec::new();
+        assert!(run(&orders[..], &mut answers, |text| panic!("{text}")));
+        let answer: Answer = serde_json::from_slice(&answers).expect("an answer");
+        assert_eq!(answer, Err("another benchmark uses it".to_owned()));
+        drop(held);
+        claim(file.path()).expect("free again");
     }
 
     #[test]

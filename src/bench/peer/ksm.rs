@@ -77,6 +77,9 @@ impl<'a> Ksm<'a> {
         if let Err(error) = fs::OpenOptions::new().write(true).open(file("run")) {
             return Ok(Err(format!("its settings are for root: {error}")));
         }
+        if let Err(why) = guard.claim(&file("run")) {
+            return Ok(Err(why.to_string()));
+        }
         let used = number("pages_shared").map_err(BenchError::io("read KSM's counters"))?;
         if used > 0 {
             return Ok(Err(format!(

@@ -40,6 +40,10 @@ impl<'a> Zram<'a> {
         if let Err(error) = OpenOptions::new().read(true).open(CONTROL) {
             return Ok(Err(format!("its devices are for root: {error}")));
         }
+        // Reading that makes a device; opening it does not.
+        if let Err(why) = guard.claim(Path::new(CONTROL)) {
+            return Ok(Err(why.to_string()));
+        }
         let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
         if let Some(other) = swaps.lines().nth(1) {
             let name = other.split_whitespace().next().unwrap_or_default();
