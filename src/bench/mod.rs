@@ -11,7 +11,7 @@
 //! So every comparison is made in one run, on the same bytes, turn by turn: a round of ours, a round of the
 //! peer's, and so on; what counts is the ratio of the medians, and the spread is shown beside it. What is
 //! measured is the product: its sessions, scanner, evictor, stores and fault thread, with guests that are
-//! processes of their own ([`stage`], [`puppet`]); a guest that reads other bytes than it wrote ends the
+//! processes of their own (`stage`, [`puppet`]); a guest that reads other bytes than it wrote ends the
 //! benchmark as an error. Only the policy is left out, because it would move pages in between.
 //!
 //! KSM and zram are settings of the whole machine. They are left alone where somebody else uses them, and
