@@ -20,13 +20,13 @@ fn stored(vm: &VmStatus) -> Pages {
 fn guest_without_an_agent_is_paged_where_one_with_an_agent_is_ballooned(engine: &str) {
     let host = host(engine, "72M", &[]);
     let names = ["with", "without"];
-    let workload = ["toucher,size=44M,active=12M,rate=40M"];
+    let workload = ["toucher,size=44M,active=12M,rate=40M,content=random"];
     let guests = [
         host.guest(names[0], "48M", &workload, &["--seed", "1"]),
         host.guest(names[1], "48M", &workload, &["--seed", "2", "--no-agent"]),
     ];
     let since = Instant::now();
-    // 88 MiB, a seventh of it zeroes, do not fit 67.
+    // 88 MiB of which no two pages are equal do not fit 67.
     let what = "one is ballooned and the other is paged";
     let status = eventually(what, PATIENCE, || {
         let status = host.status();
