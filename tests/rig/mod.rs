@@ -189,10 +189,15 @@ impl Host {
     }
 
     /// Waits until the VM has this many resident pages, at least.
-    pub(crate) fn await_vm(&self, name: &str, what: &str, mut met: impl FnMut(&VmStatus) -> bool) {
+    pub(crate) fn await_vm(
+        &self,
+        name: &str,
+        what: &str,
+        mut met: impl FnMut(&VmStatus) -> bool,
+    ) -> VmStatus {
         eventually(&format!("{name}: {what}"), || {
             self.client.vm(name).ok().filter(&mut met)
-        });
+        })
     }
 
     /// The host's descriptors whose target holds `text`.

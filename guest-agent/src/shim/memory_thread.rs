@@ -53,11 +53,12 @@ pub(super) fn run(socket: &SeqPacket, map: &RamMap) -> SessionEnd {
             Err(end) => return end,
         };
         let ack = Message::Ack(ack);
-        if let Err(error) = socket.send(&ack.encode()) {
-            return match error.kind() {
-                io::ErrorKind::BrokenPipe => SessionEnd::Closed,
-                _ => SessionEnd::Socket(error),
-            };
+        match socket.send(&ack.encode()) {
+            Ok(()) => {}
+            // A host that hangs up in the middle of a command may have said why: what is still to be
+            // received tells, or that there is nothing more.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => return SessionEnd::Socket(error),
         }
     }
 }
@@ -100,4 +101,49 @@ fn execute(map: &RamMap, command: &Command) -> Ack {
         }
     }
     ack
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, AsRawFd};
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::sys::socket::{Shutdown, shutdown};
+
+    use super::*;
+
+    /// What a shim makes of a host that says `last`, if anything, and hangs up before a command that it
+    /// gave is acknowledged.
+    fn after_unanswered_command(last: Option<&Message>) -> SessionEnd {
+        let file = || {
+            let fd = memfd_create(c"ram", MFdFlags::MFD_CLOEXEC).expect("a file");
+            nix::unistd::ftruncate(&fd, 1 << 20).expect("it grows");
+            fd
+        };
+        let map = RamMap::new(4, 4, file(), file(), None).expect("a mapping");
+        let (host, guest) = SeqPacket::pair().expect("a pair");
+        let command = Command {
+            seq: 0,
+            op: Op::Freeze,
+            runs: Vec::new(),
+        };
+        let first = Message::Command(command);
+        for message in [Some(&first), last].into_iter().flatten() {
+            host.send(&message.encode()).expect("send");
+        }
+        shutdown(host.as_fd().as_raw_fd(), Shutdown::Both).expect("hang up");
+        run(&guest, &map)
+    }
+
+    #[test]
+    fn last_words_of_a_host_that_hangs_up_on_a_command_are_heard() {
+        let last = Message::Error("the host shuts down".to_owned());
+        let end = after_unanswered_command(Some(&last));
+        assert!(
+            matches!(&end, SessionEnd::Ended(why) if why == "the host shuts down"),
+            "{end}"
+        );
+        let end = after_unanswered_command(None);
+        assert!(matches!(end, SessionEnd::Closed), "{end}");
+    }
 }
