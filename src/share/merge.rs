@@ -77,7 +77,7 @@ pub(crate) fn merge(vm: &Vm, candidates: Vec<Candidate<'_>>) -> Result<u64, Engi
 }
 
 fn hold<'a>(vm: &'a Vm, candidate: Candidate<'a>) -> Option<Held<'a>> {
-    let page = vm.table.try_lock(candidate.gfn)?;
+    let page = vm.try_lock(candidate.gfn)?;
     (page.home() == Home::Resident).then_some(Held {
         page,
         digest: candidate.digest,

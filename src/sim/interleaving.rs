@@ -231,6 +231,7 @@ impl Tasks {
             space,
             disk,
             memory,
+            claims,
             threads,
             faults,
             scanner,
@@ -270,6 +271,7 @@ impl Tasks {
                 space,
                 disk,
                 memory,
+                claims,
                 threads: Vec::new(),
                 faults,
                 scanner: worker.scanner,
@@ -298,6 +300,7 @@ fn spec(kind: EngineKind, threads: usize) -> Spec {
         zip_pages: 1,
         vma_budget: VMA_BUDGET,
         threads,
+        inline: false,
     }
 }
 
@@ -328,6 +331,10 @@ impl Witness {
             ("popped", &stats.pops),
         ] {
             *seen.entry(what).or_default() += count.get();
+        }
+        if vm.table.claims().is_some() {
+            *seen.entry("refilled by the guest").or_default() += stats.inline_refills.get();
+            *seen.entry("broken by the guest").or_default() += stats.inline_breaks.get();
         }
         *seen.entry(SEEN).or_default() += 1;
     }
@@ -455,5 +462,23 @@ fn guests_beside_one_that_dies_in_any_schedule_lose_no_byte_and_no_wakeup() {
         is_fatal: true,
         ..scene(EngineKind::Mprotect, EngineKind::Uffd)
     };
+    scene.model();
+}
+
+#[test]
+fn guests_that_serve_themselves_in_any_schedule_lose_no_byte_and_no_wakeup() {
+    let mut scene = scene(EngineKind::Uffd, EngineKind::Uffd);
+    scene.specs.iter_mut().for_each(|spec| spec.inline = true);
+    scene.model();
+}
+
+#[test]
+fn guest_that_serves_itself_beside_one_that_dies_in_any_schedule_loses_no_byte_and_no_wakeup() {
+    let mut scene = Scene {
+        is_fatal: true,
+        is_short_of_vmas: true,
+        ..scene(EngineKind::Uffd, EngineKind::Mprotect)
+    };
+    scene.specs[0].inline = true;
     scene.model();
 }

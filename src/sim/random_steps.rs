@@ -83,6 +83,8 @@ enum Step {
     AcceptVmas,
     /// The guest's kernel drops mappings of its own accord, and the guest goes on.
     ForgetMappings(u32, u32),
+    /// A guest with memory of its own has not used it for a while.
+    Rest,
     Block(Blocked),
     DieInWrites(u32, Content),
 }
@@ -117,6 +119,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         1 => (0..4u32).prop_map(Step::RefuseVmas),
         2 => Just(Step::AcceptVmas),
         2 => (gfn(), 1..12u32).prop_map(|(gfn, count)| Step::ForgetMappings(gfn, count)),
+        1 => Just(Step::Rest),
         1 => prop::sample::select(vec![Blocked::No, Blocked::Touches, Blocked::All])
             .prop_map(Step::Block),
         1 => (gfn(), contents()).prop_map(|(gfn, content)| Step::DieInWrites(gfn, content)),
@@ -156,6 +159,7 @@ impl World {
             // A period of sampling wants two for each of its pages.
             vma_budget: [12, 200][place / 2],
             threads: THREADS,
+            inline: place == 2,
         };
         self.host.power_on(VmId(self.powered_on), spec)
     }
@@ -254,6 +258,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
                 access(guest, gfn.0, Op::Read);
             }
         }
+        Step::Rest => guest.faults.rest(),
         Step::Block(blocked) => {
             vm.orders.set_blocked(blocked);
             vm.parking.ring();
@@ -363,13 +368,15 @@ fn deflate(guest: &Guest, run: GfnRun) {
 }
 
 /// What happened in all runs together; what never happened was not tested.
-fn witnessed(guest: &Guest) -> [(&'static str, u64); 20] {
+fn witnessed(guest: &Guest) -> [(&'static str, u64); 22] {
     let stats = &guest.vm.stats;
     [
         ("first_touch", stats.first_touch.get()),
         ("refill_zip", stats.refill_zip.get()),
         ("refill_swap", stats.refill_swap.get()),
         ("breaks", stats.breaks.get()),
+        ("inline_refills", stats.inline_refills.get()),
+        ("inline_breaks", stats.inline_breaks.get()),
         ("pops", stats.pops.get()),
         ("merged", stats.merged.get()),
         ("first_users", stats.first_users.get()),

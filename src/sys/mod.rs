@@ -13,6 +13,7 @@ mod mapping;
 mod memfd;
 mod process;
 mod uffd;
+mod words;
 
 pub use direct_file::DirectFile;
 pub use filesystem::Filesystem;
@@ -20,3 +21,4 @@ pub use mapping::Mapping;
 pub use memfd::Memfd;
 pub use process::Process;
 pub use uffd::{Filled, Uffd};
+pub use words::SharedWords;
