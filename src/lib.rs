@@ -1,6 +1,7 @@
 //! memvisor: memory overcommitment as VMware ESX does it, in user space, on stock Linux.
 
 pub mod balloon;
+pub mod bench;
 pub mod calculator;
 pub mod chain;
 pub mod cli;

@@ -13,7 +13,10 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use common::Process;
-use memvisor_guest_agent::protocol::balloon::{PageStatus, RangeBatch, StatusRun, ToAgent, ToHost};
+use memvisor::units::Bytes;
+use memvisor_guest_agent::protocol::balloon::{
+    PageStatus, RangeBatch, Stat, StatTag, StatusRun, ToAgent, ToHost,
+};
 use memvisor_guest_agent::protocol::memory::{
     Ack, Command, Fault, Hello, MAX_CHANNELS, Message, Op, Ready, VERSION,
 };
@@ -616,6 +619,53 @@ fn agent_that_is_not_welcome_is_told_why() {
     twisted.extend_from_slice(&[0; 8]);
     place.socket.send(&twisted).expect("send");
     place.is_told("follow the end");
+    end_well_with(host, good, guest);
+}
+
+/// Statistics that cannot be true are clamped where there is a bound, shown, and steer nothing.
+#[test]
+fn agent_statistics_that_cannot_be_true_are_clamped_and_harm_nobody() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    let guest = Powered::on(&host, "vm", 64);
+    let mut agent = RawAgent::connect(&host);
+    agent.start(guest.token, 64);
+    let before = host.vm("vm");
+    let claims = [
+        Stat::new(StatTag::TOTAL_MEMORY, u64::MAX),
+        Stat::new(StatTag::FREE_MEMORY, 1 << 60),
+        Stat::new(StatTag::AVAILABLE_MEMORY, 4096),
+        Stat::new(StatTag::SWAP_IN, u64::MAX),
+        Stat::new(StatTag::MAJOR_FAULTS, 7),
+        Stat::new(StatTag::MAJOR_FAULTS, 3),
+        Stat::new(StatTag(0xffff), 1),
+    ];
+    agent.send(&ToHost::Stats(claims.to_vec()));
+    let seen = eventually("the claims are seen", || {
+        let vm = host.vm("vm");
+        vm.guest.total_bytes.is_some().then_some(vm)
+    });
+    let ram = Some(Bytes(64 * 4096));
+    assert_eq!((seen.guest.total_bytes, seen.guest.free_bytes), (ram, ram));
+    assert_eq!(seen.guest.available_bytes, Some(Bytes(4096)));
+    assert_eq!(seen.guest.swap_in_bytes, Some(Bytes(u64::MAX)));
+    assert_eq!(seen.guest.major_faults, Some(3));
+    assert_eq!(seen.guest.cache_bytes, None);
+    // Counters that go back, and a total below its parts.
+    agent.send(&ToHost::Stats(vec![
+        Stat::new(StatTag::TOTAL_MEMORY, 0),
+        Stat::new(StatTag::FREE_MEMORY, 4096),
+        Stat::new(StatTag::SWAP_IN, 0),
+    ]));
+    let seen = eventually("the second claims are seen", || {
+        let vm = host.vm("vm");
+        (vm.guest.swap_in_bytes == Some(Bytes(0))).then_some(vm)
+    });
+    assert_eq!(seen.guest.free_bytes, Some(Bytes(0)));
+    assert_eq!(
+        (seen.allocation.target_pages, seen.balloon.target_pages),
+        (before.allocation.target_pages, before.balloon.target_pages)
+    );
     end_well_with(host, good, guest);
 }
 

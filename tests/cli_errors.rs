@@ -3,9 +3,11 @@
 mod common;
 mod rig;
 
+use std::process::Command;
 use std::time::Duration;
 
-use rig::{Ends, Host, host_command, memvisor, scratch, start};
+use common::Process;
+use rig::{Ends, Host, eventually, host_command, memvisor, scratch, start};
 
 /// Runs `memvisor` to its end in a directory of its own; expects `code` and `text`.
 #[track_caller]
@@ -194,13 +196,7 @@ fn vm_requests_that_cannot_be_met_say_what_is_allowed() {
     let host = Host::start("auto", "64M", &[]);
     let mut guest = host.guest("g", "--memory 8M --workload kv,size=2M");
     host.await_vm("g", "has an agent", |vm| vm.balloon.agent);
-    let request = |words: &str, code: i32, text: &str| {
-        let dir = scratch();
-        let mut command = memvisor();
-        command.args(words.split_whitespace());
-        command.arg("--runtime-dir").arg(host.path().join("run"));
-        start(command, "request", dir.path()).fails(code, text);
-    };
+    let request = |words: &str, code: i32, text: &str| refused(&host, words, code, text);
     request(
         "vm show nobody",
         1,
@@ -258,6 +254,111 @@ fn settings_of_a_running_host_come_from_profile_file_command_line_and_set() {
     ask("set Mem.IdleTax=default");
     check("Mem.IdleTax", 30.into(), "command line");
     assert_eq!(ask("get --all").as_array().map(Vec::len), Some(18));
+    host.stop();
+}
+
+/// A command that asks this host.
+fn command(host: &Host, words: &str) -> Command {
+    let mut command = memvisor();
+    command.args(words.split_whitespace());
+    command.arg("--runtime-dir").arg(host.path().join("run"));
+    command
+}
+
+/// Asks this host for something; expects `code` and `text`.
+#[track_caller]
+fn refused(host: &Host, words: &str, code: i32, text: &str) {
+    let dir = scratch();
+    start(command(host, words), "command", dir.path()).fails(code, text);
+}
+
+/// What an answer of this host says.
+#[track_caller]
+fn answer(host: &Host, words: &str) -> String {
+    let output = command(host, words).output().expect("start");
+    assert!(output.status.success(), "{words}: {output:?}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// All settings of the host, and reservation, limit and shares of VM `g`.
+fn settings(host: &Host) -> (String, [Option<u64>; 3]) {
+    let rules = host.vm("g").allocation;
+    let limit = rules.limit_pages.map(|pages| pages.0);
+    let own = [Some(rules.reservation_pages.0), limit, Some(rules.shares)];
+    (answer(host, "get --all --json"), own)
+}
+
+/// A guest `g` of 8 MiB with a reservation of 2 and a limit of 6, about which the policy has decided.
+fn limited(host: &Host) -> Process {
+    let words = "--memory 8M --workload kv,size=2M --reservation 2M --limit 6M";
+    let guest = host.guest("g", words);
+    host.await_vm("g", "runs", |vm| vm.homes.resident_pages.0 > 500);
+    eventually("something was decided about it", || {
+        let why = command(host, "why g").output().expect("start");
+        why.status.success().then_some(())
+    });
+    guest
+}
+
+#[test]
+fn settings_that_contradict_each_other_change_nothing_on_a_running_host() {
+    let host = Host::start("auto", "64M", &[]);
+    let mut guest = limited(&host);
+    let before = settings(&host);
+    let refused = |words: &str, code: i32, text: &str| refused(&host, words, code, text);
+    refused("vm set g reservation=7M", 1, "more than");
+    refused("vm set g limit=1M", 1, "more than");
+    refused("vm set g limit=9M", 1, "9.0 MiB");
+    let contradiction = "vm set g reservation=3M limit=2M shares=high";
+    refused(contradiction, 1, "more than");
+    refused("vm set g colour=red", 2, "`colour`");
+    refused("vm set g reservation=2s", 2, "`2s`");
+    refused("vm set nobody shares=high", 1, "allowed: one of: g");
+    refused("set Mem.IdleTax 100", 2, "0 to 99 %");
+    refused("set Mem.IdleTax 50M", 2, "that is not its unit");
+    refused("why nobody", 1, "allowed: one of: g");
+    assert_eq!(settings(&host), before);
+
+    let why = answer(&host, "why g");
+    for word in [
+        "shares",
+        "2.0 MiB (reserved) to 6.0 MiB",
+        "idle tax",
+        "Its balloon",
+    ] {
+        assert!(why.contains(word), "{word}: {why}");
+    }
+    guest.terminate();
+    guest.reports(130);
+    host.stop();
+}
+
+#[test]
+fn file_with_an_error_leaves_the_last_good_one_in_force() {
+    let dir = scratch();
+    let file = dir.path().join("host.toml");
+    let good = "[host]\nmemory = \"64M\"\n[settings]\nMem.IdleTax = 10\n";
+    std::fs::write(&file, good).expect("write");
+    let path = file.to_str().expect("UTF-8");
+    let host = Host::start("auto", "64M", &["--config", path]);
+    let mut guest = limited(&host);
+    let before = settings(&host);
+    let contradiction = "[vm.g]\nreservation = \"9M\"\nlimit = \"8M\"\n";
+    for (text, says) in [
+        ("[settings]\nMem.IdleTax = 100\n", "0 to 99 %"),
+        ("[settings]\nMem.IdelTax = 5\n", "Mem.IdelTax"),
+        ("[settings\n", "host.toml:1"),
+        (contradiction, "reservation"),
+    ] {
+        std::fs::write(&file, text).expect("write");
+        refused(&host, "reload", 1, says);
+        assert_eq!(settings(&host), before, "{text}");
+    }
+    std::fs::write(&file, good.replace("10", "20")).expect("write");
+    answer(&host, "reload");
+    assert_ne!(settings(&host).0, before.0);
+    guest.terminate();
+    guest.reports(130);
     host.stop();
 }
 

@@ -20,7 +20,7 @@ use rand::{RngExt, SeedableRng};
 use rig::{Ends, Host, PATIENCE, engines, eventually, host_command, memvisor, scratch, start};
 
 /// How long the memory of a dead guest may stay in use.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_secs(5);
 /// A scan takes a second: pages are merged all the time.
 const BUSY: [&str; 2] = ["--share-scan-time", "1s"];
 

@@ -10,6 +10,8 @@ use common::{TestHost, cpu_time, engines};
 const SETTLE: Duration = Duration::from_secs(60);
 /// How long processor time is measured.
 const MEASURE: Duration = Duration::from_secs(10);
+/// In how many windows of that length the host must have become idle.
+const WINDOWS: u32 = 4;
 
 #[test]
 fn idle_host_and_guests_use_less_than_1_percent_of_a_processor() {
@@ -18,22 +20,19 @@ fn idle_host_and_guests_use_less_than_1_percent_of_a_processor() {
         let names = ["a", "b", "c", "d"];
         let guests = names.map(|name| host.guest(name, "48M", &["idle,size=40M"], &[]));
         host.rest(&names, SETTLE);
-        let used = || -> Vec<Duration> {
-            let pids = std::iter::once(host.pid()).chain(guests.iter().map(|guest| guest.pid()));
-            pids.map(cpu_time).collect()
-        };
-        let (before, start) = (used(), Instant::now());
-        // The one thing that is waited for here is time itself.
-        std::thread::sleep(MEASURE);
-        let (after, elapsed) = (used(), start.elapsed());
-        let spent: Vec<Duration> = after.iter().zip(&before).map(|(a, b)| *a - *b).collect();
-        println!("{engine}: host and guests used {spent:?} in {elapsed:?}");
-        for spent in spent {
-            assert!(
-                spent * 100 < elapsed,
-                "{spent:?} of processor time in {elapsed:?}"
-            );
-        }
+        let pids = || std::iter::once(host.pid()).chain(guests.iter().map(|guest| guest.pid()));
+        // At first the scanner looks at what may still change.
+        let idle = (1..=WINDOWS).any(|window| {
+            let before: Vec<Duration> = pids().map(cpu_time).collect();
+            let start = Instant::now();
+            // The one thing that is waited for here is time itself.
+            std::thread::sleep(MEASURE);
+            let (after, elapsed) = (pids().map(cpu_time), start.elapsed());
+            let spent: Vec<Duration> = after.zip(before).map(|(a, b)| a - b).collect();
+            println!("{engine}: window {window}: host and guests used {spent:?} in {elapsed:?}");
+            spent.iter().all(|spent| *spent * 100 < elapsed)
+        });
+        assert!(idle, "more than 1 % in each of {WINDOWS} times {MEASURE:?}");
         for guest in guests {
             guest.stop(SETTLE);
         }

@@ -90,9 +90,28 @@ const HOST: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "bench",
+        &[
+            "units",
+            "digest",
+            "sys",
+            "page",
+            "engine",
+            "compress",
+            "vm",
+            "share",
+            "reclaim",
+            "policy",
+            "settings",
+            "runtime_dir",
+            "host",
+        ],
+    ),
+    (
         "cli",
         &[
             "units",
+            "bench",
             "policy",
             "signals",
             "runtime_dir",

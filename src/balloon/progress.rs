@@ -23,6 +23,8 @@ use crate::units::Pages;
 
 /// How long a balloon may stand still before it is not waited for: four polls of a second.
 const WINDOW: Duration = Duration::from_secs(4);
+/// How long a guest at its limit waits for its own balloon to move before it is evicted from: a poll.
+const AT_WORK: Duration = Duration::from_secs(1);
 /// How long an agent must have owed nothing to be trusted again.
 const FORGIVEN: Duration = Duration::from_secs(30);
 
@@ -92,6 +94,14 @@ impl Seen {
 pub struct AgentProgress(Option<Seen>);
 
 impl AgentProgress {
+    /// Whether the balloon was found to be below its target, and moved within the last second.
+    #[must_use]
+    pub fn inflates(&self) -> bool {
+        self.0.is_some_and(|seen| {
+            seen.way == Some(Way::Inflate) && seen.idle.is_zero() && seen.still < AT_WORK
+        })
+    }
+
     /// Looks at the balloon; whether it is to be waited for. Called at every look of the policy, which
     /// must come more often than once in four seconds: what happened in a longer gap, in which the
     /// machine may have slept, is not held against the agent.

@@ -223,6 +223,7 @@ const fn nothing() -> VmSnapshot {
         agent_alive: true,
         balloon_max: Pages(0),
         mute: false,
+        pressing: false,
         relief: None,
         active: None,
         swap_room: Pages(0),

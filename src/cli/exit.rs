@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
+use crate::bench::BenchError;
 use crate::control::ClientError;
 use crate::demo::DemoError;
 use crate::guest::GuestError;
@@ -76,6 +77,13 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
             DemoError::Io { .. } => None,
             // The demo's host is its own affair, not one that the user had started.
             _ => Some(Exit::Failure),
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<BenchError>() {
+        return match error {
+            BenchError::Interrupted => Some(Exit::Interrupted),
+            BenchError::Corrupt { .. } => Some(Exit::Corrupt),
+            _ => None,
         };
     }
     if let Some(error) = cause.downcast_ref::<GuestError>() {

@@ -3,6 +3,7 @@
 //! Nothing else in the project knows about clap, anyhow or exit codes. What a command is given is
 //! checked here as far as text can be; what depends on the running host, the host checks.
 
+mod bench;
 mod demo;
 mod exit;
 mod explained;
@@ -59,6 +60,14 @@ enum Command {
     Top(top::TopArgs),
     /// Run a host with overcommitted guests for half a minute and show what it saves.
     Demo(demo::DemoArgs),
+    /// Measure the mechanisms, beside the kernel's and the C library's.
+    Bench(bench::BenchArgs),
+    /// What puts the machine back after a benchmark.
+    #[command(hide = true)]
+    BenchGuard,
+    /// A guest of a benchmark.
+    #[command(hide = true)]
+    BenchGuest(bench::GuestArgs),
 }
 
 /// Runs the command that the process was started with.
@@ -89,6 +98,9 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Reload(args) => why::reload(args),
         Command::Top(args) => top::run(args),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::BenchGuard => Ok(bench::run_guard()),
+        Command::BenchGuest(args) => bench::run_guest(args),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use crate::telemetry::VmStatus;
-use crate::units::Pages;
+use crate::units::{Bytes, Pages};
 
 /// A line for each VM under a header.
 pub(super) fn vm_list(vms: &[VmStatus]) -> String {
@@ -48,6 +48,7 @@ pub(super) fn vm(vm: &VmStatus) -> String {
     row("allocation", &allocation(vm));
     row("active", &activity(vm));
     row("balloon", &balloon(vm));
+    row("guest says", &guest(vm));
     row("swap", &swap(vm));
     row("faults", &faults(vm));
     row("latency", &latency(vm));
@@ -103,6 +104,20 @@ fn balloon(vm: &VmStatus) -> String {
             "missing"
         },
         balloon.double_paged,
+    )
+}
+
+fn guest(vm: &VmStatus) -> String {
+    let guest = &vm.guest;
+    let said = |value: Option<Bytes>| value.map_or("?".to_owned(), |value| value.to_string());
+    format!(
+        "{} of {} free, {} file cache, paged {} in and {} out, {} killed for want of memory",
+        said(guest.free_bytes),
+        said(guest.total_bytes),
+        said(guest.cache_bytes),
+        said(guest.swap_in_bytes),
+        said(guest.swap_out_bytes),
+        (guest.oom_kills).map_or("?".to_owned(), |kills| kills.to_string()),
     )
 }
 

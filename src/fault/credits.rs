@@ -90,7 +90,7 @@ impl Credits {
         if vm.table.claims().is_none() {
             return;
         }
-        let is_short = vm.budget.starving() > 0 || vm.budget.free() < vm.budget.reserve();
+        let is_short = vm.budget.free() <= vm.budget.reserve();
         let is_due = now >= self.due;
         if !is_due && !is_short && !vm.orders.is_blocked() {
             return;

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::protocol::claims::{Words, words};
 use memvisor_guest_agent::protocol::memory::Hello;
+use memvisor_guest_agent::shim::wait_readable;
 use thiserror::Error;
 
 use super::daemon::Host;
@@ -18,7 +20,7 @@ use crate::policy::{self, HostSnapshot};
 use crate::settings::{VmSettings, VmSettingsError};
 use crate::swap::{SwapError, SwapFile};
 use crate::sys::SharedWords;
-use crate::units::{Pages, VmId};
+use crate::units::{Bytes, Pages, VmId};
 use crate::vm::{ParamsError, Parts, VmParams};
 
 /// Why a guest is not powered on. The text goes to the guest, its sources included.
@@ -35,10 +37,14 @@ pub(super) enum Refusal {
     NoUffd,
     #[error(transparent)]
     Admission(#[from] policy::Refusal),
-    #[error("the VM's own {need} of metadata do not fit the {free} that are free")]
+    #[error(
+        "the VM's own {need} of metadata do not fit: {free} are free, and first touches and guests that \
+         power on leave {reserve} of that alone; {WAIT:?} were not enough to reclaim more"
+    )]
     Metadata {
-        need: crate::units::Bytes,
-        free: crate::units::Bytes,
+        need: Bytes,
+        free: Bytes,
+        reserve: Bytes,
     },
     #[error("no swap file")]
     Swap(#[from] SwapError),
@@ -74,9 +80,16 @@ pub(super) struct Metadata {
     pages: Pages,
 }
 
+/// How long a guest that is admitted waits for its metadata: a host that is short reclaims meanwhile.
+const WAIT: Duration = Duration::from_secs(3);
+
 impl Metadata {
-    fn charge(host: &Host, pages: Pages) -> Result<Self, Refusal> {
-        if host.budget.take(pages.0, Urgency::Touch) {
+    /// Takes the pages, or waits for them at `parking`, which is registered with the budget.
+    fn charge(host: &Host, parking: &Parking, pages: Pages) -> Result<Self, Refusal> {
+        host.budget.starve(parking, true);
+        let taken = Self::wait(host, parking, pages);
+        host.budget.starve(parking, false);
+        if taken {
             return Ok(Self {
                 budget: Arc::clone(&host.budget),
                 pages,
@@ -85,7 +98,27 @@ impl Metadata {
         Err(Refusal::Metadata {
             need: pages.bytes(),
             free: host.budget.free().bytes(),
+            reserve: host.budget.reserve().bytes(),
         })
+    }
+
+    fn wait(host: &Host, parking: &Parking, pages: Pages) -> bool {
+        let until = Instant::now() + WAIT;
+        loop {
+            parking.answer();
+            if host.budget.take(pages.0, Urgency::Touch) {
+                return true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || host.is_stopping() {
+                return false;
+            }
+            // Without a bell, or if it cannot be waited for, the end of the time is near enough.
+            let bell = parking.bell().map(|bell| wait_readable([bell], Some(left)));
+            if !matches!(bell, Some(Ok(_))) {
+                return false;
+            }
+        }
     }
 
     /// From here on the VM's tear-down gives it back.
@@ -123,11 +156,14 @@ pub(super) fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Admitted, Refusal
     policy::admit(&snapshot, &host.settings().policy(), &asked)?;
     name.promise(Pages(u64::from(params.pages)), settings.reservation);
     drop(promise);
-    let metadata = Metadata::charge(host, params.metadata())?;
+    let parking = Parking::new().map_err(|errno| kernel("make an eventfd")(errno.into()))?;
+    let parking = Arc::new(parking);
+    host.budget.register(&parking);
+    let metadata = Metadata::charge(host, &parking, params.metadata())?;
     let ram = Ram::new(&params.name, params.pages).map_err(kernel("make guest RAM"))?;
     let id = host.next_vm();
     let claims = claims(&params)?;
-    let mut parts = parts(host, id, &params, settings)?;
+    let mut parts = parts(host, id, &params, settings, parking)?;
     parts.words = claims.clone().map(|words| words as Arc<dyn Words>);
     Ok(Admitted {
         id,
@@ -201,6 +237,7 @@ fn parts(
     id: VmId,
     params: &VmParams,
     settings: &VmSettings,
+    parking: Arc<Parking>,
 ) -> Result<Parts, Refusal> {
     // Nothing is held yet, and the cap is a part of that: the policy raises it.
     let zip = ZipCache::new(&format!("memvisor-zip:{}", params.name), params.pages)
@@ -212,10 +249,6 @@ fn parts(
     let pool = host
         .pool(id, &host.domain(id, settings))
         .map_err(kernel("make the share pool"))?;
-    let parking =
-        Parking::new().map_err(|errno| kernel("make an eventfd")(io::Error::from(errno)))?;
-    let parking = Arc::new(parking);
-    host.budget.register(&parking);
     let budget = Arc::clone(&host.budget);
     Ok(Parts {
         budget,

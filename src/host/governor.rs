@@ -15,11 +15,10 @@ use super::daemon::Host;
 use super::member::Member;
 use super::snapshot::snapshot;
 use super::vm_settings;
-use crate::page::Home;
 use crate::policy::{Config, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
 use crate::reclaim::{Job, ScanSettings};
 use crate::settings::HostSettings;
-use crate::units::{FrameId, Pages};
+use crate::units::Pages;
 use crate::vm::{Blocked, Means};
 
 /// How often the policy looks without being called.
@@ -84,7 +83,7 @@ fn decide(host: &Host, balance: &mut Balance, now: Instant) -> Decision {
     let snapshot = snapshot(host, &members, |vm| balance.active(vm));
     let config = settings.policy();
     let plan = plan(&snapshot, &config);
-    carry_out(host, &members, &config, &plan);
+    carry_out(host, &members, &snapshot, (&config, &plan));
     Decision {
         snapshot,
         config,
@@ -152,17 +151,18 @@ fn set_zip_max(member: &Member, pages: u32) {
 fn zip_max(member: &Member, settings: &HostSettings) -> u32 {
     let size = u64::from(member.vm.params.pages);
     let vm = &member.vm;
-    let held = Pages(
-        vm.table.count(Home::Resident)
-            + vm.table.count(Home::Shared(FrameId(0)))
-            + u64::from(vm.zip.lock().pages_used()),
-    );
+    let held = vm.held().0 + u64::from(vm.zip.lock().pages_used());
     let by_size = size * u64::from(settings.mem_zip_max_pct) / 100;
-    let by_held = held.0 * u64::from(settings.mem_zip_max_alloc_pct) / 100;
+    let by_held = held * u64::from(settings.mem_zip_max_alloc_pct) / 100;
     u32::try_from(by_size.min(by_held)).unwrap_or(u32::MAX)
 }
 
-fn carry_out(host: &Host, members: &[Arc<Member>], config: &Config, plan: &Plan) {
+fn carry_out(
+    host: &Host,
+    members: &[Arc<Member>],
+    snapshot: &HostSnapshot,
+    (config, plan): (&Config, &Plan),
+) {
     let before = host.set_state(plan.state);
     if before != plan.state {
         tracing::info!(from = %before, to = %plan.state, free = host.budget.free().0, "free state");
@@ -170,7 +170,11 @@ fn carry_out(host: &Host, members: &[Arc<Member>], config: &Config, plan: &Plan)
     let total = host.budget.total();
     let below = Thresholds::of(total, config).below(plan.state);
     host.budget.set_alarm(total.saturating_sub(below));
-    for (member, vm_plan) in members.iter().zip(&plan.vms) {
+    for ((member, vm_plan), seen) in members.iter().zip(&plan.vms).zip(&snapshot.vms) {
+        // What its compression cache takes counts as well, and cannot be held in a fault.
+        let ceiling = vm_plan.ceiling;
+        let ceiling = ceiling.map(|pages| pages.saturating_sub(seen.zip_pages));
+        member.vm.orders.set_ceiling(ceiling);
         give_orders(member, vm_plan, plan.stuck);
     }
 }

@@ -100,8 +100,18 @@ impl BalloonLine {
         self.waited_for.load(Ordering::Relaxed)
     }
 
+    /// Whether the balloon is below its target and moves.
+    pub(super) fn inflates(&self) -> bool {
+        lock(&self.progress).inflates()
+    }
+
     pub(super) fn set_stats(&self, stats: &GuestStats) {
         lock(&self.stats).clone_from(stats);
+    }
+
+    /// What the guest said about itself last.
+    pub(super) fn stats(&self) -> GuestStats {
+        *lock(&self.stats)
     }
 
     /// The guest asks for `pages` of the `ballooned` pages back.

@@ -15,6 +15,7 @@
 mod admission;
 mod balance;
 mod balloon;
+mod bare;
 mod capability;
 mod configuration;
 mod daemon;
@@ -40,6 +41,7 @@ use crate::runtime_dir::RuntimeDirError;
 use crate::signals::{ENDING, Event, Signals, report_file_size_limit};
 use crate::units::Bytes;
 
+pub use bare::{BareHost, BareVm};
 use capability::Capabilities;
 pub use capability::EngineUnavailable;
 use daemon::Host;

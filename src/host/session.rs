@@ -257,6 +257,8 @@ impl Powered {
         let engine = engine(&ram, &link, self.uffd.as_ref(), self.ready.base);
         let balloon_max = vm_settings::balloon_max(params.pages, &layered.now, &host.settings());
         let vm = Arc::new(Vm::new(self.id, params, engine, parts));
+        // Until the policy has seen it.
+        vm.orders.set_ceiling(layered.now.limit);
         metadata.taken_over();
         let faults = FaultThread::new(
             Arc::clone(&vm),

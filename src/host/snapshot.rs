@@ -49,6 +49,7 @@ pub(super) fn only_promised((size, reservation): (Pages, Pages)) -> VmSnapshot {
         swap_room: Pages(0),
         swap_failing: false,
         mute: false,
+        pressing: false,
     }
 }
 
@@ -97,6 +98,8 @@ fn vm_snapshot(member: &Member, active: Option<Pages>) -> VmSnapshot {
         swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
         swap_failing: vm.is_swap_failing(),
         mute: member.is_mute(),
+        // What waits for its own balloon needs no help while that comes.
+        pressing: vm.is_at_ceiling() && vm.parking.is_starved() && !member.balloon.inflates(),
     }
 }
 

@@ -7,8 +7,9 @@ use super::member::Member;
 use super::snapshot::sharing_saved;
 use crate::policy;
 use crate::telemetry::{
-    ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, FreeState, Homes,
-    HostStatus, LatencyStatus, ScanStatus, ShareStatus, SwapStatus, Thresholds, Totals, VmStatus,
+    ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, FreeState,
+    GuestClaims, Homes, HostStatus, LatencyStatus, ScanStatus, ShareStatus, SwapStatus, Thresholds,
+    Totals, VmStatus,
 };
 use crate::units::Pages;
 use crate::vm::Vm;
@@ -87,6 +88,7 @@ impl Host {
             allocation: allocation(member),
             activity: activity(member, self.settings().sample_active_pct_min),
             balloon: balloon(member),
+            guest: guest(member),
             swap: swap(vm),
             faults: faults(vm),
             scan: scan(vm),
@@ -180,6 +182,21 @@ fn balloon(member: &Member) -> BalloonStatus {
         max_pages: member.balloon.max(),
         manual_pages: member.vm.orders.manual(),
         double_paged: member.vm.stats.double_paged.get(),
+    }
+}
+
+fn guest(member: &Member) -> GuestClaims {
+    let stats = member.balloon.stats();
+    GuestClaims {
+        total_bytes: stats.total,
+        free_bytes: stats.free,
+        available_bytes: stats.available,
+        cache_bytes: stats.caches,
+        swap_in_bytes: stats.swap_in,
+        swap_out_bytes: stats.swap_out,
+        major_faults: stats.major_faults,
+        minor_faults: stats.minor_faults,
+        oom_kills: stats.oom_kills,
     }
 }
 

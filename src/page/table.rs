@@ -228,6 +228,11 @@ impl PageTable {
             // Whoever is in the middle of a move may have lost the processor there.
             std::thread::yield_now();
         }
+        // Still there: its page counts as where most are.
+        let sum: u64 = counts.iter().sum();
+        if let Some(most) = counts.iter_mut().max() {
+            *most = (*most + u64::from(self.pages())).saturating_sub(sum);
+        }
         counts
     }
 

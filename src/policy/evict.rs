@@ -105,10 +105,38 @@ fn coming(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Pages {
     }
 }
 
-/// What a VM holds above its size or limit and its balloon will not bring: taken in every state.
+/// The room that a VM at its limit gets at once for faults that wait, in pages: a 64th of its limit,
+/// at least 256 KiB so that not each fault waits for an eviction, at most 1 MiB.
+fn room(max: Pages) -> Pages {
+    Pages((max.0 / 64).clamp(64, 256))
+}
+
+/// What a VM holds above its size or limit and its balloon will not bring: taken in every state. Faults
+/// that wait at the limit are not left to a balloon that does not move: its agent may be among those
+/// that wait.
 fn over_limit(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Pages {
     let over = vm.allocation().saturating_sub(vm.max());
-    over.saturating_sub(coming(vm, plan, rules))
+    let late = over.saturating_sub(coming(vm, plan, rules));
+    if !vm.pressing {
+        return late;
+    }
+    let room = room(vm.max());
+    let with_room = total([vm.allocation(), room]).saturating_sub(vm.max());
+    late.max(with_room.min(room))
+}
+
+/// A VM is not held to less, in pages (1 MiB): with nothing at all it could not even give way.
+const LEAST_CEILING: Pages = Pages(256);
+
+/// The most a VM may hold until the next look, if that is less than its size. A VM above its limit is
+/// brought down to it, but not at one blow, which would stop it: of what it loses in this round it may
+/// have half back. `None` also where nothing can be taken from it: it could only wait for ever.
+pub(super) fn ceiling(vm: &VmSnapshot, evict: Pages, means: Means) -> Option<Pages> {
+    if vm.max() >= vm.size || vm.evictable(means) == Pages(0) {
+        return None;
+    }
+    let now = vm.allocation().saturating_sub(Pages(evict.0 / 2));
+    Some(vm.max().max(now).max(LEAST_CEILING))
 }
 
 /// What can be taken from a VM to bring it to its target, beyond what it loses `first` because

@@ -54,6 +54,10 @@ pub struct VmPlan {
     pub evict: Pages,
     /// By what else than sharing they may leave. None when nothing is evicted.
     pub means: Means,
+    /// The most it may hold, shared pages counted in full: faults that would make it larger wait until
+    /// some of it is evicted. Its limit, or somewhat more while it comes down to that; `None` where no
+    /// limit binds, or nothing can be evicted.
+    pub ceiling: Option<Pages>,
     /// Whether its faults wait, because the state is low and it is above its target. See
     /// [`Plan::stuck`] for when only first touches do.
     pub blocked: bool,
@@ -115,6 +119,7 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
                 .saturating_sub(allotment.target),
             evict: Pages(0),
             means: Means::default(),
+            ceiling: None,
             blocked: rules.mechanisms.block && vm.allocation() > allotment.target,
             why: Why::Fits,
         })
@@ -130,6 +135,7 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
     }
     for ((vm, plan), order) in host.vms.iter().zip(&mut vms).zip(orders) {
         (plan.evict, plan.means) = (order.pages, order.means);
+        plan.ceiling = evict::ceiling(vm, order.pages, rules.all);
         plan.why = why(vm, plan, &rules);
     }
     let stuck = stuck(host, &rules, shortfall, &vms);

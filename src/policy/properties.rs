@@ -14,8 +14,12 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
     let shares = prop_oneof![1 => Just(0), 9 => 1_u32..5000];
     let rules = (0_u64..=100, proptest::option::of(1_u64..=100), shares);
     let means = (any::<bool>(), 0_u64..=100, 0_u64..5000, any::<bool>());
-    let use_of = (0_u64..=100, proptest::option::of(0_u64..=100));
-    (homes, rules, means, use_of).prop_map(|(homes, rules, means, (saved, active))| {
+    let use_of = (
+        0_u64..=100,
+        proptest::option::of(0_u64..=100),
+        any::<bool>(),
+    );
+    (homes, rules, means, use_of).prop_map(|(homes, rules, means, (saved, active, pressing))| {
         let [
             resident,
             shared,
@@ -52,8 +56,14 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
             swap_room: Pages(means.2),
             swap_failing: means.3,
             mute: false,
+            pressing,
         }
     })
+}
+
+/// What a VM may lose beyond all else: whose own faults wait at its limit gets at most 1 MiB of room.
+fn room(vm: &VmSnapshot) -> Pages {
+    Pages(if vm.pressing { 256 } else { 0 })
 }
 
 fn state() -> impl Strategy<Value = FreeState> {
@@ -115,7 +125,7 @@ proptest! {
             prop_assert!(plan.balloon_target.0 + vm.min().0 <= vm.size.0, "{plan:?}");
             prop_assert!(plan.evict <= vm.evictable(plan.means));
             prop_assert!(!plan.means.compress || Means::all(&config).compress);
-            let left = vm.allocation().saturating_sub(plan.evict);
+            let left = Pages(vm.allocation().saturating_sub(plan.evict).0 + room(vm).0);
             let last_resort = plan.evict > Pages(0) && !above_can_give;
             prop_assert!(plan.evict == Pages(0) || left >= vm.min(), "{plan:?}");
             prop_assert!(plan.evict == Pages(0) || left >= plan.target || last_resort, "{plan:?}");
@@ -152,8 +162,8 @@ proptest! {
         let plan = plan(&host, &config);
         for (vm, plan) in host.vms.iter().zip(&plan.vms).step_by(2) {
             prop_assert_eq!(plan.target, vm.reservation.min(vm.limit.unwrap_or(vm.size)));
-            let left = vm.allocation().saturating_sub(plan.evict);
-            prop_assert!(plan.evict == Pages(0) || left >= vm.reservation.min(vm.allocation()));
+            let left = vm.allocation().saturating_sub(plan.evict).0 + room(vm).0;
+            prop_assert!(plan.evict == Pages(0) || Pages(left) >= vm.reservation.min(vm.allocation()));
         }
     }
 
@@ -205,7 +215,8 @@ proptest! {
         let config = Config { evict_round: Pages(round), ..config };
         let plan = plan(&host, &config);
         let evicted = sum(plan.vms.iter().map(|vm| vm.evict));
-        let over_limits = sum(host.vms.iter().map(|vm| vm.allocation().saturating_sub(vm.max())));
+        let over_limit = |vm| VmSnapshot::allocation(vm).0 + room(vm).0;
+        let over_limits = sum(host.vms.iter().map(|vm| Pages(over_limit(vm)).saturating_sub(vm.max())));
         prop_assert!(evicted <= round);
         prop_assert!(evicted <= over_limits + plan.shortfall.0, "{plan:?}");
         if plan.mechanisms.swap {
@@ -214,6 +225,23 @@ proptest! {
                 vm.allocation().saturating_sub(plan.target).min(vm.evictable(all));
             let takeable = sum(host.vms.iter().zip(&plan.vms).map(takeable));
             prop_assert!(evicted >= takeable.min(round).min(plan.shortfall.0), "{plan:?}");
+        }
+    }
+
+    /// A limit binds where something can be taken, never stops a guest below it, and faults that wait
+    /// there get room in the same round.
+    #[test]
+    fn plan_holds_guests_at_their_limits_and_lets_them_go_on(host in host(), config in config()) {
+        let plan = plan(&host, &config);
+        let all = Means::all(&config);
+        for (vm, of) in host.vms.iter().zip(&plan.vms) {
+            let limited = vm.max() < vm.size && vm.evictable(all) > Pages(0);
+            prop_assert_eq!(of.ceiling.is_some(), limited);
+            let Some(ceiling) = of.ceiling else { continue };
+            prop_assert!(ceiling >= vm.max());
+            prop_assert!(ceiling <= vm.allocation().max(vm.max()).max(Pages(256)));
+            let full = vm.allocation() >= vm.max() && vm.pressing;
+            prop_assert!(!full || of.evict > Pages(0) || config.evict_round < Pages(64), "{of:?}");
         }
     }
 

@@ -101,6 +101,10 @@ pub struct VmSnapshot {
     /// Nothing can be taken from it then: eviction needs its help as much as the balloon does.
     #[serde(default)]
     pub mute: bool,
+    /// Whether faults wait because it may not become larger than its
+    /// [ceiling](super::VmPlan::ceiling), and its balloon does not move.
+    #[serde(default)]
+    pub pressing: bool,
 }
 
 /// The most pages that any address space has: a page less than 16 EiB. Sums of two of them do not
@@ -247,6 +251,7 @@ impl VmSnapshot {
             swap_room: Pages(size),
             swap_failing: false,
             mute: false,
+            pressing: false,
         }
     }
 }

@@ -104,7 +104,7 @@ pub const VM_KEYS: [VmKey; 7] = [
         esx: "sched.swap.dir",
         default: "the host's",
         allowed: "the absolute path of a directory",
-        effect: "where its swap file is made when it starts",
+        effect: "where its swap file is; it moves there while the VM runs",
         is_size: false,
         read: |patch, text| put(&mut patch.swap_dir, directory(text)?),
     },

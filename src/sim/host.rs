@@ -347,7 +347,8 @@ impl Guest {
     fn check_waits(&self, thread: usize) {
         let vm = &self.vm;
         let gfn = self.threads[thread].at().expect("it is at a page");
-        let short = vm.orders.is_blocked() || vm.budget.free() <= vm.budget.reserve();
+        let stopped = vm.orders.is_blocked() || vm.is_at_ceiling();
+        let short = stopped || vm.budget.free() <= vm.budget.reserve();
         let waits = self.faults.is_starved(gfn) && short
             || self.faults.is_busy(gfn) && vm.table.entry(gfn).is_locked()
             || self.is_taken(gfn);

@@ -86,6 +86,8 @@ enum Step {
     /// A guest with memory of its own has not used it for a while.
     Rest,
     Block(Blocked),
+    /// So many pages may be held; `None`: all.
+    Ceiling(Option<u64>),
     DieInWrites(u32, Content),
 }
 
@@ -122,6 +124,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         1 => Just(Step::Rest),
         1 => prop::sample::select(vec![Blocked::No, Blocked::Touches, Blocked::All])
             .prop_map(Step::Block),
+        1 => prop::option::of(0..u64::from(PAGES)).prop_map(Step::Ceiling),
         1 => (gfn(), contents()).prop_map(|(gfn, content)| Step::DieInWrites(gfn, content)),
     ];
     prop::collection::vec((0..GUESTS, step), 1..250)
@@ -261,6 +264,10 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         Step::Rest => guest.faults.rest(),
         Step::Block(blocked) => {
             vm.orders.set_blocked(blocked);
+            vm.parking.ring();
+        }
+        Step::Ceiling(pages) => {
+            vm.orders.set_ceiling(pages.map(Pages));
             vm.parking.ring();
         }
         Step::DieInWrites(..) => {}

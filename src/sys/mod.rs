@@ -11,7 +11,9 @@ mod direct_file;
 mod filesystem;
 mod mapping;
 mod memfd;
+mod plain;
 mod process;
+mod swap_device;
 mod uffd;
 mod words;
 
@@ -19,6 +21,8 @@ pub use direct_file::DirectFile;
 pub use filesystem::Filesystem;
 pub use mapping::Mapping;
 pub use memfd::Memfd;
+pub use plain::{Advice, PlainMemory};
 pub use process::Process;
+pub use swap_device::{swap_off, swap_on};
 pub use uffd::{Filled, Uffd};
 pub use words::SharedWords;

@@ -49,6 +49,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             manual_pages: None,
             double_paged: 6,
         },
+        guest: GuestClaims::default(),
         swap: SwapStatus {
             slots: homes.swapped_pages.0,
             target_pages: mib(5),

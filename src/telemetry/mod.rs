@@ -23,6 +23,6 @@ pub use memvisor_guest_agent::guest::{GuestReport, WorkloadReport};
 pub use host::{FreeState, HostStatus, ShareStatus, Thresholds, Totals};
 pub use model::{Rates, Savings, VmRates, overcommit};
 pub use vm::{
-    ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, Homes,
+    ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, GuestClaims, Homes,
     LatencyStatus, ScanStatus, SwapStatus, VmStatus,
 };

@@ -111,6 +111,32 @@ pub struct BalloonStatus {
     pub double_paged: u64,
 }
 
+/// What the guest says about itself; `None` where it has not said. Sizes are clamped to the RAM of the VM,
+/// and to the total that it claims; counters are since its boot and cannot be checked. Nothing is decided
+/// by any of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct GuestClaims {
+    /// Memory the guest can use, without its balloon.
+    pub total_bytes: Option<Bytes>,
+    /// Memory that holds nothing.
+    pub free_bytes: Option<Bytes>,
+    /// Memory that could be had without paging.
+    pub available_bytes: Option<Bytes>,
+    /// Its file cache.
+    pub cache_bytes: Option<Bytes>,
+    /// Read from its own swap device.
+    pub swap_in_bytes: Option<Bytes>,
+    /// Written to its own swap device.
+    pub swap_out_bytes: Option<Bytes>,
+    /// Its page faults that needed I/O.
+    pub major_faults: Option<u64>,
+    /// Its page faults that did not.
+    pub minor_faults: Option<u64>,
+    /// Its processes that were killed for want of memory.
+    pub oom_kills: Option<u64>,
+}
+
 /// The swap file of one VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -238,6 +264,8 @@ pub struct VmStatus {
     pub activity: ActivityStatus,
     /// Its balloon.
     pub balloon: BalloonStatus,
+    /// What it says about itself.
+    pub guest: GuestClaims,
     /// Its swap file.
     pub swap: SwapStatus,
     /// Its faults.

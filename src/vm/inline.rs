@@ -53,6 +53,10 @@ impl Vm {
             self.vmas.note(1);
             self.stats.breaks.one();
             self.stats.inline_breaks.one();
+            // It was counted as shared and as granted: the VM may hold a page more now.
+            if self.parking.is_starved() {
+                self.parking.ring();
+            }
         } else {
             page.set_refilled();
             self.release(old);
@@ -83,8 +87,12 @@ impl Vm {
     /// Lets the guest hold `want` pages of memory for its own use, as far as there are some.
     pub fn grant_credits(&self, want: u32) {
         if let Some(claims) = self.table.claims() {
-            // Asking for what is not there would call the policy.
-            let is_there = || self.budget.free() > self.budget.reserve();
+            // Asking for what is not there would call the policy, and so would reaching the ceiling.
+            let is_there = || {
+                let below = self.held().0.saturating_add(1) < self.orders.ceiling().0;
+                // One more, or memory would be short by what was granted.
+                below && self.budget.free().0 > self.budget.reserve().0 + 1
+            };
             claims.grant(want, || is_there() && self.charge(Urgency::Touch));
             claims.allow_breaks(!self.vmas.is_exceeded(&self.table));
         }
@@ -92,6 +100,7 @@ impl Vm {
 
     /// Takes back what the guest holds and has not used; how many pages.
     pub fn take_back_credits(&self) -> u64 {
+        self.settle_done();
         let pages = self.table.claims().map_or(0, |claims| claims.take_back());
         self.budget.give(pages);
         pages

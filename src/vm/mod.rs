@@ -191,7 +191,28 @@ impl Vm {
             Urgency::Refill => self.orders.is_blocked_wholly(),
             Urgency::Reclaim => false,
         };
-        !blocked && self.budget.take(1, urgency)
+        if blocked {
+            return false;
+        }
+        if urgency != Urgency::Reclaim && self.is_at_ceiling() {
+            // The policy is to make room at once.
+            self.budget.ring_alarm();
+            return false;
+        }
+        self.budget.take(1, urgency)
+    }
+
+    /// Whether it may not become larger now.
+    #[must_use]
+    pub fn is_at_ceiling(&self) -> bool {
+        self.held() >= self.orders.ceiling()
+    }
+
+    /// Its pages in RAM, its own and shared ones, and those that it was granted in advance.
+    #[must_use]
+    pub fn held(&self) -> Pages {
+        let pages = self.table.count(Home::Resident) + self.table.count(Home::Shared(FrameId(0)));
+        Pages(pages + self.table.claims().map_or(0, Claims::held))
     }
 
     /// The share pool of its sharing domain.
@@ -232,6 +253,9 @@ impl Vm {
     pub fn release_frame_of(&self, pool: &Pool, frame: FrameId) {
         if pool.unref(frame) == Unref::Freed {
             self.budget.give(1);
+        } else if self.parking.is_starved() {
+            // No memory came free, but this VM may hold a page more.
+            self.parking.ring();
         }
     }
 

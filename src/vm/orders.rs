@@ -42,14 +42,29 @@ pub enum Blocked {
 }
 
 /// The latest orders.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Orders {
     evict: AtomicU64,
     blocked: AtomicU8,
+    ceiling: AtomicU64,
     balloon_target: AtomicU64,
     allocation_target: AtomicU64,
     manual_balloon: AtomicU64,
     manual: AtomicBool,
+}
+
+impl Default for Orders {
+    fn default() -> Self {
+        Self {
+            evict: AtomicU64::new(0),
+            blocked: AtomicU8::new(Blocked::No as u8),
+            ceiling: AtomicU64::new(u64::MAX),
+            balloon_target: AtomicU64::new(0),
+            allocation_target: AtomicU64::new(0),
+            manual_balloon: AtomicU64::new(0),
+            manual: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Orders {
@@ -97,6 +112,18 @@ impl Orders {
     #[must_use]
     pub fn is_blocked_wholly(&self) -> bool {
         self.blocked.load(Ordering::SeqCst) == Blocked::All as u8
+    }
+
+    /// Sets how many pages the VM may hold in RAM, its own and shared ones; `None`: all.
+    pub fn set_ceiling(&self, pages: Option<Pages>) {
+        let pages = pages.map_or(u64::MAX, |pages| pages.0);
+        self.ceiling.store(pages, Ordering::Relaxed);
+    }
+
+    /// How many pages the VM may hold in RAM.
+    #[must_use]
+    pub fn ceiling(&self) -> Pages {
+        Pages(self.ceiling.load(Ordering::Relaxed))
     }
 
     /// Sets the size the policy wants the balloon to have, and the allocation behind it.

@@ -31,7 +31,7 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
     );
     let stores = proptest::collection::vec(pages(), 5);
     let asked = (proptest::option::of(pages()), proptest::option::of(pages()));
-    let does = (any::<bool>(), any::<bool>(), any::<bool>());
+    let does = proptest::array::uniform4(any::<bool>());
     (homes, rules, stores, asked, does).prop_map(|(homes, rules, stores, asked, does)| VmSnapshot {
         id: VmId(7),
         size: rules.0,
@@ -48,13 +48,14 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
         ballooned: homes[4],
         zero: homes[5],
         untouched: homes[6],
-        agent_alive: does.0,
+        agent_alive: does[0],
         balloon_max: stores[3],
         relief: asked.0,
         active: asked.1,
         swap_room: stores[4],
-        swap_failing: does.1,
-        mute: does.2,
+        swap_failing: does[1],
+        mute: does[2],
+        pressing: does[3],
     })
 }
 

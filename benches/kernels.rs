@@ -1,0 +1,174 @@
+//! What is done for each page: hashing it, looking whether it is zero, comparing it with a frame, compressing
+//! it, looking its hash up, and moving it from one home to the next.
+//!
+//! ```text
+//! cargo bench --bench kernels [-- FILTER]
+//! ```
+//!
+//! Whole mechanisms, with guests, are `memvisor bench`; plans of the policy are in `plan.rs`.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use memvisor::bench::content::{Class, Content, Dice, Maker, Source};
+use memvisor::compress::{Compressor, ZipCache};
+use memvisor::digest::{digest, low_half};
+use memvisor::page::{Home, PageTable, Parking};
+use memvisor::pool::Pool;
+use memvisor::units::{Gfn, PAGE_SIZE, PageBuf, VmId};
+
+/// Pages that are taken in turn. Those of a page's own fit the processor's cache; those from memory do not.
+const IN_CACHE: u32 = 8;
+const IN_MEMORY: u32 = 1 << 16;
+/// Hashes that the index knows.
+const HINTS: u32 = 1 << 18;
+
+fn pages(class: Class, count: u32) -> Vec<PageBuf> {
+    let content = Content::unique(Source::Class(class), 1);
+    let maker = Maker::new(content, count).expect("no file is read");
+    let make = |number: u32| {
+        let mut page = PageBuf::zeroed();
+        maker.make(number.into(), &mut page);
+        page
+    };
+    (0..count).map(make).collect()
+}
+
+/// Looks at one page after the other, for ever.
+fn in_turn<'a>(pages: &'a [PageBuf]) -> impl FnMut() -> &'a PageBuf {
+    let mut turns = pages.iter().cycle();
+    move || turns.next().expect("a cycle has no end")
+}
+
+fn looking(criterion: &mut Criterion) {
+    for (place, count) in [("cache", IN_CACHE), ("memory", IN_MEMORY)] {
+        let mut group = criterion.benchmark_group(format!("look at a page in {place}"));
+        group.throughput(Throughput::Bytes(PAGE_SIZE as u64));
+        let (random, zero) = (pages(Class::Random, count), pages(Class::Zero, count));
+        let mut next = in_turn(&random);
+        group.bench_function("hash", |bencher| bencher.iter(|| digest(next())));
+        let mut next = in_turn(&zero);
+        group.bench_function("zero check", |bencher| bencher.iter(|| next().is_zero()));
+        let pool = Pool::new("memvisor-bench", count).expect("a pool");
+        let mut frames = Vec::new();
+        for (hash, page) in (1..).zip(&random) {
+            let mut frame = pool.allocate_near(None).expect("a free frame");
+            frame.fill(page);
+            frames.push(frame.publish(hash).expect("a new hash").keep());
+        }
+        let mut both = random.iter().zip(&frames).cycle();
+        group.bench_function("compare with a frame", |bencher| {
+            bencher.iter(|| {
+                let (page, frame) = both.next().expect("a cycle has no end");
+                pool.equals(*frame, page)
+            });
+        });
+        group.finish();
+    }
+}
+
+fn compressing(criterion: &mut Criterion) {
+    let classes = [
+        Class::Filled,
+        Class::Text,
+        Class::Code,
+        Class::Heap,
+        Class::Random,
+    ];
+    let mut group = criterion.benchmark_group("compress");
+    group.throughput(Throughput::Bytes(PAGE_SIZE as u64));
+    for class in classes {
+        let pages = pages(class, 256);
+        let mut next = in_turn(&pages);
+        let mut compressor = Compressor::new();
+        group.bench_function(BenchmarkId::from_parameter(class), |bencher| {
+            bencher.iter(|| compressor.compress(next()).map(<[u8]>::len));
+        });
+    }
+    group.finish();
+
+    let mut group = criterion.benchmark_group("decompress and verify");
+    group.throughput(Throughput::Bytes(PAGE_SIZE as u64));
+    for class in [Class::Filled, Class::Text, Class::Heap] {
+        let pages = pages(class, 256);
+        let mut compressor = Compressor::new();
+        let mut cache = ZipCache::new("memvisor-bench", 256).expect("a cache");
+        let mut slots = Vec::new();
+        for (gfn, page) in (0..).map(Gfn).zip(&pages) {
+            let payload = compressor.compress(page).expect("it halves");
+            let sum = low_half(digest(page));
+            slots.push(cache.store(gfn, payload, sum, true).expect("there is room"));
+        }
+        let mut slots = slots.iter().cycle();
+        let mut page = PageBuf::zeroed();
+        group.bench_function(BenchmarkId::from_parameter(class), |bencher| {
+            bencher.iter(|| {
+                let slot = slots.next().expect("a cycle has no end");
+                cache.load(*slot, &mut page).expect("it was stored");
+                black_box(page.0[0])
+            });
+        });
+    }
+    group.finish();
+}
+
+fn looking_up(criterion: &mut Criterion) {
+    let pool = Pool::new("memvisor-bench", 16).expect("a pool");
+    let index = pool.index();
+    let mut dice = Dice::new(1, 1);
+    let hashes: Vec<u64> = (0..HINTS).map(|_| dice.next()).collect();
+    for (gfn, hash) in (0..).map(Gfn).zip(&hashes) {
+        index.hint(*hash, VmId(1), gfn);
+    }
+    let mut group = criterion.benchmark_group("index of 262144 hints");
+    let mut known = (0..).map(Gfn).zip(&hashes).cycle();
+    group.bench_function("a hint that is known", |bencher| {
+        bencher.iter(|| {
+            let (gfn, hash) = known.next().expect("a cycle has no end");
+            index.hint(*hash, VmId(2), gfn)
+        });
+    });
+    group.bench_function("a new hint, taken away again", |bencher| {
+        bencher.iter(|| {
+            let hash = dice.next();
+            index.hint(hash, VmId(2), Gfn(1));
+            index.drop_hint(hash, VmId(2), Gfn(1));
+        });
+    });
+    group.bench_function("a frame that is not there", |bencher| {
+        bencher.iter(|| pool.lookup_frame(dice.next()).is_some());
+    });
+    group.finish();
+}
+
+fn moving(criterion: &mut Criterion) {
+    let parking = Arc::new(Parking::without_event());
+    let table = PageTable::new(IN_MEMORY, parking);
+    let mut gfns = (0..IN_MEMORY).map(Gfn).cycle();
+    let mut group = criterion.benchmark_group("page table");
+    group.bench_function("read an entry", |bencher| {
+        bencher.iter(|| {
+            let gfn = gfns.next().expect("a cycle has no end");
+            table.entry(gfn).home()
+        });
+    });
+    group.bench_function("lock and unlock", |bencher| {
+        bencher.iter(|| {
+            let gfn = gfns.next().expect("a cycle has no end");
+            table.try_lock(gfn).is_some()
+        });
+    });
+    group.bench_function("lock, make resident, make zero, unlock", |bencher| {
+        bencher.iter(|| {
+            let gfn = gfns.next().expect("a cycle has no end");
+            let page = table.try_lock(gfn).expect("nobody else has it");
+            page.set_home(Home::Resident);
+            page.set_home(Home::Zero);
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, looking, compressing, looking_up, moving);
+criterion_main!(benches);

@@ -1,0 +1,153 @@
+//! What a piece of work took: by the clock on the wall, and of processors.
+//!
+//! A rate "of one core" is by processor time: work that is never idle costs the same when something else
+//! has the core for a while, and a kernel thread such as ksmd has a priority of its own.
+
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+
+/// What a piece of work of this thread took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Took {
+    /// By the clock on the wall.
+    pub wall: Duration,
+    /// Of processors, for this thread.
+    pub cpu: Duration,
+}
+
+/// Does `work`.
+pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Took) {
+    let (start, cpu) = (Instant::now(), thread_cpu());
+    let done = work();
+    let took = Took {
+        wall: start.elapsed(),
+        cpu: thread_cpu().saturating_sub(cpu),
+    };
+    (done, took)
+}
+
+/// Processor time of this thread so far.
+#[must_use]
+pub fn thread_cpu() -> Duration {
+    // It cannot fail: the clock is always there.
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+/// Processor time of all threads that a process has now.
+///
+/// # Errors
+/// There is no such process, or the kernel does not count.
+pub fn process_cpu(pid: u32) -> io::Result<Duration> {
+    let mut total = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may have ended in between.
+        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        let first = text.split_whitespace().next();
+        total += first.and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(total))
+}
+
+/// Anonymous memory of this process, in bytes.
+///
+/// # Errors
+/// What reading `/proc/self/status` says.
+pub fn anonymous_bytes() -> io::Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    Ok(kib.unwrap_or(0) * 1024)
+}
+
+/// The processors this process may use.
+///
+/// # Errors
+/// What `sched_getaffinity(2)` says.
+pub fn allowed_cpus() -> io::Result<Vec<usize>> {
+    let set = sched_getaffinity(Pid::from_raw(0))?;
+    let is_set = |cpu: &usize| set.is_set(*cpu).unwrap_or(false);
+    Ok((0..CpuSet::count()).filter(is_set).collect())
+}
+
+/// Has all threads that a process has now run on these processors.
+///
+/// # Errors
+/// What `sched_setaffinity(2)` says.
+pub fn pin(pid: u32, cpus: &[usize]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu)?;
+    }
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let name = task?.file_name();
+        let tid = name.to_str().and_then(|tid| tid.parse().ok());
+        if let Some(tid) = tid {
+            match sched_setaffinity(Pid::from_raw(tid), &set) {
+                // It has ended in between.
+                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// So many a second; of no time at all, as if it had been a nanosecond.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+pub fn rate(count: u64, time: Duration) -> f64 {
+    count as f64 / time.max(Duration::from_nanos(1)).as_secs_f64()
+}
+
+/// The percentiles 50 and 99 of times.
+#[must_use]
+pub fn percentiles(mut times: Vec<u64>) -> (u64, u64) {
+    times.sort_unstable();
+    let at = |percent: usize| {
+        let index = (times.len() * percent / 100).min(times.len().saturating_sub(1));
+        times.get(index).copied().unwrap_or(0)
+    };
+    (at(50), at(99))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_passes_while_something_is_done() {
+        let before = process_cpu(std::process::id()).expect("the kernel counts");
+        let (sum, took) = timed(|| (0..2_000_000u64).fold(0, |sum, n| sum ^ n.wrapping_mul(n)));
+        assert_ne!(sum, 0);
+        assert!(took.cpu > Duration::ZERO && took.wall > Duration::ZERO);
+        assert!(process_cpu(std::process::id()).expect("as before") > before);
+        assert!(anonymous_bytes().expect("proc") > 1 << 20);
+    }
+
+    #[test]
+    fn percentiles_are_of_the_sorted_times() {
+        assert_eq!(percentiles((0..1000).rev().collect()), (500, 990));
+        assert_eq!(percentiles(vec![7]), (7, 7));
+        assert_eq!(percentiles(Vec::new()), (0, 0));
+    }
+
+    #[test]
+    fn pinned_thread_is_on_its_processor_and_can_be_let_go() {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let all = allowed_cpus().expect("the kernel tells");
+                assert!(!all.is_empty());
+                let tid = nix::unistd::gettid();
+                let mut set = CpuSet::new();
+                set.set(all[0]).expect("in range");
+                sched_setaffinity(tid, &set).expect("allowed");
+                assert_eq!(allowed_cpus().expect("the kernel tells"), [all[0]]);
+            });
+        });
+    }
+}

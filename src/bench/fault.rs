@@ -1,0 +1,239 @@
+//! Faults as the guest sees them: from the access to the next instruction, in random order.
+//!
+//! Most of a fault that another process serves is its waking up, which takes long when that runs on
+//! another processor and is halted there. So they are measured on one processor and on two, beside the
+//! least that a userfaultfd can do: a bare loop that copies one page.
+
+use super::content::{Class, Content, Dice, Maker, Source};
+use super::merge::merge;
+use super::peer::Peers;
+use super::peer::ksm::Ksm;
+use super::peer::uffd::BareUffd;
+use super::puppet::{Order, Touches};
+use super::report::{Better, Case, Report};
+use super::scan::{advise_merge, advise_small, write};
+use super::stage::{Actor, Pinned, Stage};
+use super::{Bench, BenchError, Setup};
+use crate::engine::EngineKind;
+use crate::page::Home;
+use crate::sys::PlainMemory;
+use crate::units::{FrameId, Gfn, SlotId};
+use crate::vm::Means;
+
+/// Pages touched at most, 32 MiB: as many single mappings as breaking them may take.
+const MOST: u64 = 8192;
+
+const TOGETHER: &str = "same CPU";
+const APART: &str = "two CPUs";
+
+/// The cases of a fault: half of them, and 99 of 100.
+pub(super) fn cases(bench: Bench, case: &str) -> [Case; 2] {
+    ["p50", "p99"].map(|metric| Case {
+        bench: bench.name(),
+        case: case.to_owned(),
+        metric,
+        unit: "us",
+        better: Better::Less,
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+fn micros(touches: Touches) -> [f64; 2] {
+    [touches.p50_ns, touches.p99_ns].map(|ns| ns as f64 / 1e3)
+}
+
+pub(super) fn note(report: &mut Report, cases: &[Case; 2], touches: Touches) {
+    for (case, value) in cases.iter().zip(micros(touches)) {
+        report.ours(case, value);
+    }
+}
+
+pub(super) fn note_peer(
+    report: &mut Report,
+    cases: &[Case; 2],
+    peer: &'static str,
+    touches: Touches,
+) {
+    for (case, value) in cases.iter().zip(micros(touches)) {
+        report.peer(case, peer, value);
+    }
+}
+
+pub(super) fn run(
+    setup: &Setup<'_>,
+    peers: &Peers<'_>,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    let pages = setup.pages(MOST);
+    for source in setup.sources(&[Class::Heap]) {
+        let stage = Stage::new(setup, pages.saturating_mul(2))?;
+        for round in 1..=setup.options.rounds {
+            setup.step(Bench::Fault, &format!("{source}, round {round}"))?;
+            let content = Content::unique(source.clone(), round.into());
+            touch(&stage, &content, pages, report)?;
+            refill(&stage, &content, pages, report)?;
+            if stage.host().engine() == EngineKind::Uffd {
+                setup.step(Bench::Fault, &format!("{source}, round {round}, uffd"))?;
+                bare(setup, &source, pages, report)?;
+            }
+            if let Some(zram) = &peers.zram {
+                setup.step(Bench::Fault, &format!("{source}, round {round}, zram"))?;
+                let touches = zram.refill(&content, pages)?;
+                for place in [TOGETHER, APART] {
+                    note_peer(report, &refills(&source, place), "zram", touches);
+                }
+            }
+            setup.step(Bench::Fault, &format!("{source}, round {round}, breaks"))?;
+            breaks(&stage, &content, pages, report)?;
+            if let Some(ksm) = &peers.ksm {
+                setup.step(Bench::Fault, &format!("{source}, round {round}, ksm"))?;
+                let touches = ksm_breaks(ksm, &content, pages)?;
+                note_peer(report, &broken(&source), "ksm", touches);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn touched(place: &str) -> [Case; 2] {
+    cases(Bench::Fault, &format!("first touch, {place}"))
+}
+
+fn refills(source: &Source, place: &str) -> [Case; 2] {
+    cases(
+        Bench::Fault,
+        &format!("refill from the cache, {place}, {source}"),
+    )
+}
+
+fn broken(source: &Source) -> [Case; 2] {
+    cases(Bench::Fault, &format!("break of a shared page, {source}"))
+}
+
+/// First touches in random order.
+fn touch(
+    stage: &Stage<'_>,
+    content: &Content,
+    pages: u32,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    for (place, together) in [(TOGETHER, true), (APART, false)] {
+        let mut guest = stage.guest("touched", pages)?;
+        if let Some(_pinned) = Pinned::new(guest.puppet.pid(), together)? {
+            let order = Order::Read(Dice::new(content.seed, 1).order(pages));
+            note(report, &touched(place), guest.puppet.touch(&order)?);
+        }
+        drop(guest);
+        stage.wait_until_empty()?;
+    }
+    Ok(())
+}
+
+/// The pages of `guest` with a home of this kind, in random order.
+pub(super) fn at_home(guest: &Actor, seed: u64, kind: Home) -> Vec<u32> {
+    let table = &guest.vm().table;
+    let is_there = |page: &u32| {
+        std::mem::discriminant(&table.entry(Gfn(*page)).home()) == std::mem::discriminant(&kind)
+    };
+    let order = Dice::new(seed, 2).order(table.pages());
+    order.into_iter().filter(is_there).collect()
+}
+
+fn refill(
+    stage: &Stage<'_>,
+    content: &Content,
+    pages: u32,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    let mut guest = stage.guest("refilled", pages)?;
+    guest.fill(content)?;
+    let means = Means {
+        compress: true,
+        swap: false,
+    };
+    for (place, together) in [(TOGETHER, true), (APART, false)] {
+        guest.evict_all(content.seed, means)?;
+        let order = at_home(&guest, content.seed, Home::Compressed(SlotId(0)));
+        if let Some(_pinned) = Pinned::new(guest.puppet.pid(), together)?
+            && !order.is_empty()
+        {
+            let touches = guest.puppet.touch(&Order::Read(order))?;
+            note(report, &refills(&content.source, place), touches);
+        }
+    }
+    guest.puppet.verify()?;
+    drop(guest);
+    stage.wait_until_empty()
+}
+
+/// The least a userfaultfd can do.
+fn bare(
+    setup: &Setup<'_>,
+    source: &Source,
+    pages: u32,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    for (place, together) in [(TOGETHER, true), (APART, false)] {
+        let mut bare = BareUffd::start(setup, pages)?;
+        if let Some(_pinned) = Pinned::new(bare.puppet().pid(), together)? {
+            let order = Order::Read(Dice::new(1, 3).order(pages));
+            let touches = bare.puppet().touch(&order)?;
+            note_peer(report, &refills(source, place), "uffd", touches);
+            note_peer(report, &touched(place), "uffd", touches);
+        }
+        bare.stop()?;
+    }
+    Ok(())
+}
+
+/// Two guests of equal pages, one of which writes all of them.
+fn breaks(
+    stage: &Stage<'_>,
+    content: &Content,
+    pages: u32,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    let mut guests = Vec::new();
+    for name in ["broken", "other"] {
+        let mut guest = stage.guest(name, pages)?;
+        guest.fill(content)?;
+        guests.push(guest);
+    }
+    merge(&guests, u64::from(pages) * 2)?;
+    let order = at_home(&guests[0], content.seed, Home::Shared(FrameId(0)));
+    if !order.is_empty() {
+        let touches = guests[0].puppet.touch(&Order::Rewrite(order))?;
+        note(report, &broken(&content.source), touches);
+    }
+    for guest in &mut guests {
+        guest.puppet.verify()?;
+    }
+    drop(guests);
+    stage.wait_until_empty()
+}
+
+fn ksm_breaks(ksm: &Ksm<'_>, content: &Content, pages: u32) -> Result<Touches, BenchError> {
+    let maker =
+        Maker::new(content.clone(), pages).map_err(|error| BenchError::content(content, error))?;
+    let memory = PlainMemory::private(pages * 2).map_err(BenchError::io("make memory for KSM"))?;
+    advise_small(&memory)?;
+    write(&memory, &maker, 0, pages);
+    write(&memory, &maker, pages, pages);
+    advise_merge(&memory)?;
+    ksm.stop()?;
+    ksm.start()?;
+    ksm.wait("merge what is equal", |now| {
+        now.merged >= u64::from(pages) * 2
+    })?;
+    // So that it does not merge again what is just being written.
+    ksm.pause()?;
+    let mut times = Vec::with_capacity(pages as usize);
+    for page in Dice::new(content.seed, 2).order(pages) {
+        let word = memory.touch(page);
+        let start = std::time::Instant::now();
+        memory.poke(page, word);
+        times.push(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    }
+    ksm.stop()?;
+    Ok(times.into())
+}

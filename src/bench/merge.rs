@@ -1,0 +1,300 @@
+//! Merging: four guests of which a part is equal, until all that is equal is merged.
+//!
+//! One thread does what the guests' workers do together, without their pauses, as ksmd does for KSM. What
+//! the guests' own threads do for it, mapping frames over their RAM, is counted as well.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::clock::{process_cpu, thread_cpu};
+use super::content::{Class, Content, Maker, Source};
+use super::peer::Peers as Others;
+use super::peer::ksm::Ksm;
+use super::report::{Better, Case, Report};
+use super::scan::{advise_merge, advise_small, private, write};
+use super::stage::{Actor, Stage};
+use super::{Bench, BenchError, Setup};
+use crate::engine::EngineError;
+use crate::page::Home;
+use crate::share::{Peers, Scanner};
+use crate::sys::{Memfd, PlainMemory};
+use crate::units::{FrameId, Gfn, VmId};
+use crate::vm::Vm;
+
+/// Guests.
+const GUESTS: u64 = 4;
+/// Of a hundred groups of pages, how many are equal in all guests.
+const COMMON: u8 = 50;
+/// Pages of all guests together at most: 16 GiB.
+const MOST: u64 = 1 << 22;
+/// Pages of one guest scanned before it is another one's turn.
+const SLICE: u32 = 4096;
+/// Private pages, no two of them equal, that tell of KSM's passes.
+const SEEN: u32 = 64;
+/// Passes without anything found, after which no more is expected.
+const IDLE_PASSES: u32 = 3;
+
+fn case(source: &Source, metric: &'static str, unit: &'static str, better: Better) -> Case {
+    Case {
+        bench: Bench::Merge.name(),
+        case: format!("{GUESTS} guests, half equal, {source}"),
+        metric,
+        unit,
+        better,
+    }
+}
+
+pub(super) fn run(
+    setup: &Setup<'_>,
+    peers: &Others<'_>,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    let pages = (setup.pages(MOST) / 4).max(1);
+    for source in setup.sources(&[Class::Random]) {
+        let stage = Stage::new(setup, pages.saturating_mul(4))?;
+        for round in 1..=setup.options.rounds {
+            setup.step(Bench::Merge, &format!("{source}, round {round}"))?;
+            let contents = contents(&source, round);
+            ours(&stage, &contents, pages, report)?;
+            if let Some(ksm) = &peers.ksm {
+                setup.step(Bench::Merge, &format!("{source}, round {round}, ksm"))?;
+                theirs(ksm, &contents, pages, report)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn contents(source: &Source, round: u32) -> Vec<Content> {
+    let content = |guest| Content {
+        source: source.clone(),
+        seed: u64::from(round) * 100 + guest,
+        common_percent: COMMON,
+    };
+    (1..=GUESTS).map(content).collect()
+}
+
+/// Pages that are equal in all guests, of all guests together.
+fn equal_pages(contents: &[Content], pages: u32) -> u64 {
+    let of = |content: &Content| {
+        let is_common = |number: &u64| content.is_common(*number);
+        (0..u64::from(pages)).filter(is_common).count() as u64
+    };
+    contents.iter().map(of).sum()
+}
+
+fn ours(
+    stage: &Stage<'_>,
+    contents: &[Content],
+    pages: u32,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    let mut guests = Vec::new();
+    for (number, content) in (1..).zip(contents) {
+        let mut guest = stage.guest(&format!("merged-{number}"), pages)?;
+        guest.fill(content)?;
+        guests.push(guest);
+    }
+    let wanted = equal_pages(contents, pages);
+    let merged = merge(&guests, wanted)?;
+    note(report, &contents[0].source, &merged, wanted, None);
+    let shared = shared_memory(&contents[0].source);
+    report.ours(&shared, count(merged.pages));
+    for guest in &mut guests {
+        guest.puppet.verify()?;
+    }
+    drop(guests);
+    stage.wait_until_empty()
+}
+
+/// What merging came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Merged {
+    pages: u64,
+    wall: Duration,
+    cpu: Duration,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+const fn count(pages: u64) -> f64 {
+    pages as f64
+}
+
+fn note(
+    report: &mut Report,
+    source: &Source,
+    merged: &Merged,
+    wanted: u64,
+    peer: Option<&'static str>,
+) {
+    let time = case(source, "until all is merged", "ms", Better::Less);
+    let cpu = case(source, "processor time for it", "ms", Better::Less);
+    let part = case(source, "equal pages merged", "%", Better::More);
+    let part_of = count(merged.pages.min(wanted)) * 100.0 / count(wanted.max(1));
+    let millis = |time: Duration| time.as_secs_f64() * 1e3;
+    let values = [(part, part_of), (cpu, millis(merged.cpu))];
+    // How long it took to do a part of it compares with nothing.
+    let done = merged.pages >= wanted;
+    let time = done.then_some((time, millis(merged.wall)));
+    for (case, value) in time.into_iter().chain(values) {
+        match peer {
+            Some(peer) => report.peer(&case, peer, value),
+            None => report.ours(&case, value),
+        }
+    }
+}
+
+fn shared_memory(source: &Source) -> Case {
+    Case {
+        case: format!("guests of shared memory, {source}"),
+        ..case(source, "pages merged", "pages", Better::More)
+    }
+}
+
+/// Merges what is equal in these guests until `wanted` pages are, or nothing more is found.
+pub(crate) fn merge(guests: &[Actor], wanted: u64) -> Result<Merged, BenchError> {
+    let board = Switchboard::of(guests);
+    let mut scanners: Vec<Scanner> = guests.iter().map(|_| Scanner::default()).collect();
+    let cpu = processor_time(guests)?;
+    let start = Instant::now();
+    let mut idle = 0;
+    let mut merged = merged_pages(guests);
+    while merged < wanted && idle < IDLE_PASSES {
+        pass(guests, &mut scanners, &board, wanted)?;
+        let now = merged_pages(guests);
+        idle = if now == merged { idle + 1 } else { 0 };
+        merged = now;
+    }
+    Ok(Merged {
+        pages: merged,
+        wall: start.elapsed(),
+        cpu: processor_time(guests)?.saturating_sub(cpu),
+    })
+}
+
+/// One pass over all guests, slice by slice, and over what others have found to be equal meanwhile.
+fn pass(
+    guests: &[Actor],
+    scanners: &mut [Scanner],
+    board: &Switchboard,
+    wanted: u64,
+) -> Result<(), EngineError> {
+    let mut ended = vec![false; guests.len()];
+    while ended.contains(&false) && merged_pages(guests) < wanted {
+        for ((guest, scanner), ended) in guests.iter().zip(&mut *scanners).zip(&mut ended) {
+            if !*ended {
+                *ended = scanner.scan(guest.vm(), board, SLICE)?.pass_ended;
+            }
+        }
+        for guest in guests {
+            Scanner::follow(guest.vm(), board, board.nudged(guest.vm().id))?;
+        }
+    }
+    Ok(())
+}
+
+fn merged_pages(guests: &[Actor]) -> u64 {
+    let table = |guest: &Actor| {
+        let table = &guest.vm().table;
+        table.count(Home::Shared(FrameId(0))) + table.count(Home::Zero)
+    };
+    guests.iter().map(table).sum()
+}
+
+fn processor_time(guests: &[Actor]) -> Result<Duration, BenchError> {
+    let mut total = thread_cpu();
+    for guest in guests {
+        total += process_cpu(guest.puppet.pid()).map_err(BenchError::io("read processor time"))?;
+    }
+    Ok(total)
+}
+
+/// The guests as their scanners see each other, and what they told each other.
+struct Switchboard {
+    vms: HashMap<VmId, Arc<Vm>>,
+    nudges: Mutex<HashMap<VmId, Vec<Gfn>>>,
+}
+
+impl Switchboard {
+    fn of(guests: &[Actor]) -> Self {
+        let vms = guests
+            .iter()
+            .map(|guest| (guest.vm().id, Arc::clone(guest.vm())));
+        Self {
+            vms: vms.collect(),
+            nudges: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Vec<Gfn>>> {
+        self.nudges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn nudged(&self, vm: VmId) -> Vec<Gfn> {
+        self.lock().remove(&vm).unwrap_or_default()
+    }
+}
+
+impl Peers for Switchboard {
+    fn seems_equal(&self, vm: VmId, gfn: Gfn, low_digest: u32) -> bool {
+        let entry = self.vms.get(&vm).map(|vm| vm.table.entry(gfn));
+        entry.is_some_and(|entry| entry.home() == Home::Resident && entry.last_hash() == low_digest)
+    }
+
+    fn nudge(&self, vm: VmId, gfn: Gfn) {
+        self.lock().entry(vm).or_default().push(gfn);
+    }
+}
+
+/// The same pages in private memory, and then in shared memory, which is what guests of memvisor have.
+fn theirs(
+    ksm: &Ksm<'_>,
+    contents: &[Content],
+    pages: u32,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    let io = BenchError::io("make memory for KSM");
+    let all = pages.saturating_mul(u32::try_from(contents.len()).unwrap_or(u32::MAX));
+    let wanted = equal_pages(contents, pages);
+    let source = &contents[0].source;
+    let memory = PlainMemory::private(all).map_err(&io)?;
+    fill(&memory, contents, pages)?;
+    ksm.stop()?;
+    let cpu = ksm.cpu()?;
+    let start = Instant::now();
+    ksm.start()?;
+    let end = ksm.wait("merge what is equal", |now| now.merged >= wanted)?;
+    let merged = Merged {
+        pages: end.merged,
+        wall: start.elapsed(),
+        cpu: ksm.cpu()?.saturating_sub(cpu),
+    };
+    note(report, source, &merged, wanted, Some("ksm"));
+    ksm.stop()?;
+    drop(memory);
+
+    let memfd = Memfd::create("memvisor-bench", all).map_err(&io)?;
+    let shared = PlainMemory::shared(&memfd).map_err(&io)?;
+    fill(&shared, contents, pages)?;
+    // Shared memory alone does not even make KSM run, so it gets a little that it can look at.
+    let unique = Content::unique(Source::Class(Class::Random), 0);
+    let seen = private(&unique, SEEN)?;
+    let before = ksm.progress()?;
+    ksm.start()?;
+    let end = ksm.wait("pass twice", |now| now.passes >= before.passes + 2)?;
+    report.peer(&shared_memory(source), "ksm", count(end.merged));
+    ksm.stop()?;
+    drop(seen);
+    Ok(())
+}
+
+fn fill(memory: &PlainMemory, contents: &[Content], pages: u32) -> Result<(), BenchError> {
+    advise_small(memory)?;
+    for (guest, content) in (0..).zip(contents) {
+        let maker = Maker::new(content.clone(), pages)
+            .map_err(|error| BenchError::content(content, error))?;
+        write(memory, &maker, guest * pages, pages);
+    }
+    advise_merge(memory)
+}

@@ -1,0 +1,297 @@
+//! `memvisor bench`: what the mechanisms cost, beside what the kernel's or the C library's cost.
+//!
+//! # The problem
+//!
+//! A figure from another machine, another day or another content says nothing: virtual machines differ by
+//! half from one hour to the next, and a compressor by ten times from one page to another. Comparing with
+//! published figures of KSM or zram would compare machines.
+//!
+//! # The structure
+//!
+//! So every comparison is made in one run, on the same bytes, turn by turn: a round of ours, a round of the
+//! peer's, and so on; what counts is the ratio of the medians, and the spread is shown beside it. What is
+//! measured is the product: its sessions, scanner, evictor, stores and fault thread, with guests that are
+//! processes of their own ([`stage`], [`puppet`]); a guest that reads other bytes than it wrote ends the
+//! benchmark as an error. Only the policy is left out, because it would move pages in between.
+//!
+//! KSM and zram are settings of the whole machine. They are left alone where somebody else uses them, and
+//! restored by a process of its own, however this one ends ([`guard`]).
+
+mod balloon;
+mod class;
+pub mod clock;
+mod compress;
+pub mod content;
+mod fault;
+pub mod guard;
+pub mod html;
+mod machine;
+mod merge;
+mod peer;
+pub mod plan;
+pub mod puppet;
+pub mod report;
+mod scan;
+mod stage;
+mod swap;
+
+use std::fmt;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use memvisor_guest_agent::shim::AttachError;
+use thiserror::Error;
+
+pub use machine::Machine;
+
+use self::content::{Class, Content, Source};
+use self::guard::Guard;
+use self::report::Report;
+use crate::engine::EngineError;
+use crate::host::{EngineChoice, HostError};
+use crate::units::Bytes;
+
+/// A benchmark.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bench {
+    /// Looking at memory: cold, and when nothing has changed.
+    Scan,
+    /// Sharing what is equal in four guests.
+    Merge,
+    /// The compression cache.
+    Compress,
+    /// Faults: first touches, refills, breaks.
+    Fault,
+    /// Paging out and in.
+    Swap,
+    /// Ballooning of idle memory.
+    Balloon,
+    /// A plan of the policy.
+    Plan,
+}
+
+impl Bench {
+    /// All of them, in the order in which they run.
+    pub const ALL: [Self; 7] = [
+        Self::Scan,
+        Self::Merge,
+        Self::Compress,
+        Self::Fault,
+        Self::Swap,
+        Self::Balloon,
+        Self::Plan,
+    ];
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scan => "scan",
+            Self::Merge => "merge",
+            Self::Compress => "compress",
+            Self::Fault => "fault",
+            Self::Swap => "swap",
+            Self::Balloon => "balloon",
+            Self::Plan => "plan",
+        }
+    }
+}
+
+impl fmt::Display for Bench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Whom to compare with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Vs {
+    /// The kernel's merging of equal pages.
+    Ksm,
+    /// The kernel's compressed swap in memory.
+    Zram,
+    /// The C library of LZ4.
+    Lz4,
+}
+
+/// What to measure.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BenchOptions {
+    /// Which benchmarks.
+    pub benches: Vec<Bench>,
+    /// Memory of the guests of one benchmark together.
+    pub size: Bytes,
+    /// How often each is measured.
+    pub rounds: u32,
+    /// What memory holds; by default what each benchmark is about.
+    pub source: Option<Source>,
+    /// Whom to compare with.
+    pub vs: Vec<Vs>,
+    /// The engine of the host.
+    pub engine: EngineChoice,
+}
+
+/// Why a benchmark failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// A signal came.
+    #[error("interrupted")]
+    Interrupted,
+    /// A guest did not read what it had written.
+    #[error("guest `{name}` found {pages} pages with other bytes than it had written")]
+    Corrupt {
+        /// The guest.
+        name: String,
+        /// Wrong pages.
+        pages: u64,
+    },
+    /// A guest ended before it was told to.
+    #[error("guest `{0}` ended by itself")]
+    GuestEnded(String),
+    /// A guest cannot attach.
+    #[error(transparent)]
+    Attach(AttachError),
+    /// The host cannot be started.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The session with a guest failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The content cannot be had.
+    #[error("cannot take pages from `{source_name}`")]
+    Content {
+        /// The file or directory.
+        source_name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something did not come about.
+    #[error("waited {limit:?} for {what}")]
+    Overtime {
+        /// What was waited for.
+        what: String,
+        /// For how long.
+        limit: Duration,
+    },
+    /// The system refuses something.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl BenchError {
+    fn io(action: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io { action, source }
+    }
+
+    fn content(content: &Content, source: io::Error) -> Self {
+        Self::Content {
+            source_name: content.source.to_string(),
+            source,
+        }
+    }
+}
+
+/// What benchmarks are given to work with.
+pub struct Setup<'a> {
+    /// What to measure.
+    pub options: &'a BenchOptions,
+    /// The executable that is started as a guest.
+    pub program: PathBuf,
+    /// A directory for files; removed by the guard.
+    pub scratch: PathBuf,
+    /// What restores the machine.
+    pub guard: &'a Guard,
+    /// Is told what is being measured; whether to go on.
+    pub progress: &'a dyn Fn(&str) -> bool,
+}
+
+impl fmt::Debug for Setup<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setup")
+            .field("options", self.options)
+            .field("scratch", &self.scratch)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Setup<'_> {
+    /// Says what is measured now.
+    ///
+    /// # Errors
+    /// [`BenchError::Interrupted`] when that is not wanted any more.
+    fn step(&self, bench: Bench, text: &str) -> Result<(), BenchError> {
+        if (self.progress)(&format!("{bench}: {text}")) {
+            Ok(())
+        } else {
+            Err(BenchError::Interrupted)
+        }
+    }
+
+    /// What memory holds: what the user wants, else what the benchmark is about.
+    fn sources(&self, usual: &[Class]) -> Vec<Source> {
+        match &self.options.source {
+            Some(source) => vec![source.clone()],
+            None => usual.iter().copied().map(Source::Class).collect(),
+        }
+    }
+
+    /// The size in pages, at most `most`.
+    fn pages(&self, most: u64) -> u32 {
+        let pages = self.options.size.pages().0.clamp(1, most);
+        u32::try_from(pages).unwrap_or(u32::MAX)
+    }
+
+    fn wants(&self, vs: Vs) -> bool {
+        self.options.vs.contains(&vs)
+    }
+
+    fn subdirectory(&self, name: &str) -> Result<PathBuf, BenchError> {
+        let dir = self.scratch.join(name);
+        match DirBuilder::new().mode(0o700).create(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(BenchError::io("make a directory")(error))
+            }
+            _ => Ok(dir),
+        }
+    }
+}
+
+/// What came out.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Outcome {
+    /// What was measured.
+    pub report: Report,
+    /// What could not be compared, and why.
+    pub missing: Vec<String>,
+}
+
+/// Runs the benchmarks.
+///
+/// # Errors
+/// [`BenchError`]; the guard restores the machine.
+pub fn run(setup: &Setup<'_>) -> Result<Outcome, BenchError> {
+    let mut report = Report::default();
+    let mut missing = Vec::new();
+    let peers = peer::Peers::open(setup, &mut missing)?;
+    for bench in &setup.options.benches {
+        match bench {
+            Bench::Scan => scan::run(setup, &peers, &mut report)?,
+            Bench::Merge => merge::run(setup, &peers, &mut report)?,
+            Bench::Compress => compress::run(setup, &mut report)?,
+            Bench::Fault => fault::run(setup, &peers, &mut report)?,
+            Bench::Swap => swap::run(setup, &peers, &mut report)?,
+            Bench::Balloon => balloon::run(setup, &mut report)?,
+            Bench::Plan => plan::run(setup, &mut report)?,
+        }
+    }
+    Ok(Outcome { report, missing })
+}

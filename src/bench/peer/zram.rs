@@ -1,0 +1,157 @@
+//! zram: swap of the kernel's own on a compressed device in memory.
+//!
+//! A new device is made for the benchmark, so one that somebody has is never touched; where the machine
+//! swaps already, nothing is compared, because its pages would end up on ours.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::super::BenchError;
+use super::super::clock::timed;
+use super::super::content::{Content, Dice, Maker};
+use super::super::guard::{Guard, Undo};
+use super::super::puppet::Touches;
+use crate::sys::{Advice, Memfd, PlainMemory, swap_on};
+use crate::units::{Bytes, PAGE_SIZE, PageBuf};
+
+const CONTROL: &str = "/sys/class/zram-control/hot_add";
+/// How long the kernel may take to make the device's node.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(5);
+
+/// A zram device that the kernel swaps to, until the guard removes it.
+#[derive(Debug)]
+pub(crate) struct Zram<'a> {
+    /// Removes it in the end.
+    _guard: &'a Guard,
+    device: PathBuf,
+}
+
+impl<'a> Zram<'a> {
+    /// Makes a device of `size` and swaps to it; the inner error says why that cannot be.
+    pub(crate) fn open(guard: &'a Guard, size: Bytes) -> Result<Result<Self, String>, BenchError> {
+        if !Path::new(CONTROL).exists() {
+            return Ok(Err(
+                "this kernel has none, or its module is not loaded".to_owned()
+            ));
+        }
+        if let Err(error) = OpenOptions::new().read(true).open(CONTROL) {
+            return Ok(Err(format!("its devices are for root: {error}")));
+        }
+        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        if let Some(other) = swaps.lines().nth(1) {
+            let name = other.split_whitespace().next().unwrap_or_default();
+            return Ok(Err(format!("this machine swaps already, to {name}")));
+        }
+        let number = match guard.add_zram() {
+            Ok(number) => number,
+            Err(error) => return Ok(Err(format!("no device can be made: {error}"))),
+        };
+        let device = PathBuf::from(format!("/dev/zram{number}"));
+        guard
+            .undo(Undo::SwapOff(device.clone()))
+            .map_err(BenchError::io("have swapping ended"))?;
+        match prepare(number, &device, size) {
+            Ok(()) => Ok(Ok(Self {
+                _guard: guard,
+                device,
+            })),
+            Err(error) => Ok(Err(format!("{}: {error}", device.display()))),
+        }
+    }
+
+    /// Pages that are swapped out now.
+    fn swapped(&self) -> u64 {
+        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        let name = self.device.to_string_lossy();
+        let line = swaps.lines().find(|line| line.starts_with(&*name));
+        let kib = line.and_then(|line| line.split_whitespace().nth(3)?.parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024 / PAGE_SIZE as u64
+    }
+
+    /// Pages out private memory, as a process of its own has it: pages that left, and the processor time.
+    pub(crate) fn page_out(
+        &self,
+        content: &Content,
+        pages: u32,
+    ) -> Result<(u64, Duration), BenchError> {
+        let io = BenchError::io("page memory out");
+        let memory = PlainMemory::private(pages).map_err(&io)?;
+        memory.advise(Advice::SmallPages).map_err(&io)?;
+        fill(&memory, content)?;
+        let before = self.swapped();
+        let (done, took) = timed(|| memory.advise(Advice::PageOut));
+        done.map_err(&io)?;
+        Ok((self.swapped().saturating_sub(before), took.cpu))
+    }
+
+    /// Pages out shared memory, as guests have it, and reads it in random order.
+    pub(crate) fn refill(&self, content: &Content, pages: u32) -> Result<Touches, BenchError> {
+        let io = BenchError::io("page memory out");
+        let memfd = Memfd::create("memvisor-bench-zram", pages).map_err(&io)?;
+        let memory = PlainMemory::shared(&memfd).map_err(&io)?;
+        fill(&memory, content)?;
+        let before = self.swapped();
+        // Pages that were just written are on lists that the first time only empties.
+        for _ in 0..3 {
+            memory.advise(Advice::PageOut).map_err(&io)?;
+        }
+        if self.swapped() - before < u64::from(pages) * 9 / 10 {
+            let text = "less than nine of ten pages left memory";
+            return Err(io(io::Error::other(text)));
+        }
+        let time = |page| {
+            let start = Instant::now();
+            std::hint::black_box(memory.touch(page));
+            u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        };
+        let times: Vec<u64> = Dice::new(content.seed, 2)
+            .order(pages)
+            .into_iter()
+            .map(time)
+            .collect();
+        Ok(times.into())
+    }
+}
+
+fn fill(memory: &PlainMemory, content: &Content) -> Result<(), BenchError> {
+    let maker = Maker::new(content.clone(), memory.pages())
+        .map_err(|error| BenchError::content(content, error))?;
+    let mut page = PageBuf::zeroed();
+    for number in 0..memory.pages() {
+        maker.make(number.into(), &mut page);
+        memory.write(number, &page);
+    }
+    Ok(())
+}
+
+/// LZ4, a size, a swap header; then the kernel may swap to it.
+fn prepare(number: u32, device: &Path, size: Bytes) -> io::Result<()> {
+    let setting = |name: &str| PathBuf::from(format!("/sys/block/zram{number}/{name}"));
+    // As the compression cache. A kernel without it has another one, and the figures are of that.
+    fs::write(setting("comp_algorithm"), "lz4")?;
+    fs::write(setting("disksize"), size.0.to_string())?;
+    let start = Instant::now();
+    while !device.exists() && start.elapsed() < PATIENCE {
+        std::thread::sleep(LOOK);
+    }
+    let mut file = OpenOptions::new().write(true).open(device)?;
+    file.write_all(&header(size)?.0)?;
+    file.sync_all()?;
+    drop(file);
+    swap_on(device)
+}
+
+/// The first page of a swap device, as mkswap(8) writes it.
+fn header(size: Bytes) -> io::Result<PageBuf> {
+    const MAGIC: &[u8; 10] = b"SWAPSPACE2";
+    const VERSION_AT: usize = 1024;
+    let last = u32::try_from(size.pages().0.saturating_sub(1)).map_err(io::Error::other)?;
+    let mut page = PageBuf::zeroed();
+    page.0[VERSION_AT..VERSION_AT + 4].copy_from_slice(&1u32.to_ne_bytes());
+    page.0[VERSION_AT + 4..VERSION_AT + 8].copy_from_slice(&last.to_ne_bytes());
+    page.0[PAGE_SIZE - MAGIC.len()..].copy_from_slice(MAGIC);
+    Ok(page)
+}

@@ -1,0 +1,136 @@
+//! Plans of the policy for hosts of many VMs: how long one takes.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use super::report::{Better, Case, Report};
+use super::{Bench, BenchError, Setup};
+use crate::policy::{Config, FreeState, HostSnapshot, VmSnapshot, plan};
+use crate::units::{Pages, VmId};
+
+/// Hosts that are planned for, by their VMs.
+const SIZES: [u32; 4] = [10, 100, 1000, 10_000];
+/// For how long each is planned for in a round, at least.
+const ROUND: Duration = Duration::from_millis(20);
+
+/// As ESX counted its thresholds before it went by a sliding scale.
+fn config() -> Config {
+    Config {
+        min_free_percent: 6,
+        ..Config::default()
+    }
+}
+
+pub(super) fn run(setup: &Setup<'_>, report: &mut Report) -> Result<(), BenchError> {
+    let config = config();
+    for vms in SIZES {
+        let host = crowd(vms, 97, FreeState::Soft);
+        let case = Case {
+            bench: Bench::Plan.name(),
+            case: format!("{vms} VMs"),
+            metric: "one plan",
+            unit: "us",
+            better: Better::Less,
+        };
+        for round in 1..=setup.options.rounds {
+            setup.step(Bench::Plan, &format!("{vms} VMs, round {round}"))?;
+            let (start, mut plans) = (Instant::now(), 0u32);
+            while plans == 0 || start.elapsed() < ROUND {
+                black_box(plan(black_box(&host), &config));
+                plans += 1;
+            }
+            report.ours(
+                &case,
+                start.elapsed().as_secs_f64() * 1e6 / f64::from(plans),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Numbers that look random and are the same in each run (Knuth's linear congruential generator).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (self.0 >> 33) % end
+    }
+}
+
+/// VMs of 1 to 16 GiB, of all kinds: idle and busy, with and without reservation, limit and agent.
+fn vm(id: u32, numbers: &mut Numbers) -> VmSnapshot {
+    let size = (1 + numbers.below(16)) << 18;
+    let percent = |percent: u64| Pages(size * percent / 100);
+    let ballooned = numbers.below(20);
+    let swapped = numbers.below(10);
+    let shared = numbers.below(20);
+    let resident = numbers.below(51);
+    let untouched = size
+        - [ballooned, swapped, shared, resident]
+            .map(|part| percent(part).0)
+            .iter()
+            .sum::<u64>();
+    VmSnapshot {
+        id: VmId(id),
+        size: Pages(size),
+        reservation: percent(numbers.below(4) * 10),
+        limit: (numbers.below(8) == 0).then(|| percent(60)),
+        shares: u32::try_from((1 + numbers.below(4)) * size / 256).unwrap_or(u32::MAX),
+        resident: percent(resident),
+        shared: percent(shared),
+        sharing_saved: Pages(percent(shared).0 / 2),
+        compressed: Pages(0),
+        zip_pages: Pages(0),
+        zip_room: percent(10),
+        swapped: percent(swapped),
+        ballooned: percent(ballooned),
+        zero: Pages(0),
+        untouched: Pages(untouched),
+        agent_alive: numbers.below(8) > 0,
+        balloon_max: percent(65),
+        relief: None,
+        active: (numbers.below(8) > 0).then(|| percent(numbers.below(100))),
+        swap_room: percent(90),
+        swap_failing: false,
+        mute: false,
+        pressing: false,
+    }
+}
+
+/// A host of VMs of all kinds whose budget is so many percent of their sizes where it is not short, else
+/// of which they hold so many percent. The same in each run.
+#[must_use]
+pub fn crowd(vms: u32, percent: u64, state: FreeState) -> HostSnapshot {
+    let mut numbers = Numbers(7);
+    let vms: Vec<VmSnapshot> = (1..=vms).map(|id| vm(id, &mut numbers)).collect();
+    let backing: u64 = vms.iter().map(|vm| vm.backing().0).sum();
+    let sizes: u64 = vms.iter().map(|vm| vm.size.0).sum();
+    let budget = match state {
+        FreeState::High => sizes * percent / 100,
+        _ => backing * 100 / percent,
+    };
+    HostSnapshot {
+        budget: Pages(budget),
+        used: Pages(backing),
+        state,
+        vms,
+        seed: 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crowd_is_in_the_state_it_is_made_for() {
+        for (percent, state) in [(97, FreeState::Soft), (130, FreeState::High)] {
+            let plan = plan(&crowd(50, percent, state), &config());
+            assert_eq!(plan.state, state);
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! A guest that does what it is told: fills memory, touches it in a given order, says how long each
+//! access took, and verifies it.
+//!
+//! It is a process of its own with the real shim, so its faults go the way of every guest's. It has no
+//! toy kernel: a benchmark has to know which page it touches. Orders and answers are lines of JSON on its
+//! standard input and output; it ends with either.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+use memvisor_guest_agent::protocol::memory::Hello;
+use memvisor_guest_agent::shim::{AttachError, Memory, Ram, SessionEnd, attach};
+use serde::{Deserialize, Serialize};
+
+use super::BenchError;
+use super::clock::percentiles;
+use super::content::{Content, Maker};
+use crate::units::{Gfn, PageBuf};
+
+/// What a puppet is told.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Write all pages from the first on.
+    Fill(Content),
+    /// Read a word of each of these pages, in this order.
+    Read(Vec<u32>),
+    /// Write a word of each of these pages, in this order, as it was.
+    Rewrite(Vec<u32>),
+    /// Compare all pages with what was filled in.
+    Verify,
+}
+
+/// What a puppet has done.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Done {
+    /// It is attached, and waits for orders.
+    Ready,
+    /// It has written its pages, in so many nanoseconds.
+    Filled(u64),
+    /// It has touched pages.
+    Touched(Touches),
+    /// It has compared its pages: so many are not as they were written.
+    Verified {
+        /// Wrong pages.
+        wrong: u64,
+    },
+}
+
+/// How long single accesses took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Touches {
+    /// Half of them at most so many nanoseconds.
+    pub p50_ns: u64,
+    /// 99 of 100.
+    pub p99_ns: u64,
+}
+
+impl From<Vec<u64>> for Touches {
+    fn from(times: Vec<u64>) -> Self {
+        let (p50_ns, p99_ns) = percentiles(times);
+        Self { p50_ns, p99_ns }
+    }
+}
+
+/// How a puppet is started.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PuppetOptions {
+    /// Its name.
+    pub name: String,
+    /// Its memory, in pages.
+    pub pages: u32,
+    /// The host's socket.
+    pub memory_socket: PathBuf,
+}
+
+/// Runs a puppet until its orders end. `host_gone` must end the process.
+///
+/// # Errors
+/// It cannot attach, files cannot be read, or the pipes fail.
+pub fn run(
+    options: &PuppetOptions,
+    host_gone: impl FnOnce(SessionEnd) + Send + 'static,
+) -> Result<(), BenchError> {
+    let hello = Hello {
+        name: options.name.clone(),
+        pages: options.pages,
+        uffd: true,
+        reservation: 0,
+        limit: options.pages,
+        shares: 1000,
+        balloon_max: u32::MAX,
+        sharing: true,
+        salt: None,
+        workload: "benchmark".to_owned(),
+        inline: false,
+    };
+    let attached = attach(&options.memory_socket, hello)?;
+    let ram = attached.ram;
+    std::thread::Builder::new()
+        .name("memory".to_owned())
+        .spawn(move || host_gone(attached.serve()))
+        .map_err(BenchError::io("start a thread"))?;
+    let mut hands = Hands {
+        ram,
+        makers: HashMap::new(),
+        filled: None,
+    };
+    let talk = BenchError::io("talk to the benchmark");
+    let mut out = io::stdout().lock();
+    let mut done = Done::Ready;
+    let mut orders = io::stdin().lock().lines();
+    loop {
+        let mut line = serde_json::to_string(&done).unwrap_or_default();
+        line.push('\n');
+        if out
+            .write_all(line.as_bytes())
+            .and_then(|()| out.flush())
+            .is_err()
+        {
+            return Ok(());
+        }
+        let Some(line) = orders.next() else {
+            return Ok(());
+        };
+        let order = line.and_then(|line| Ok(serde_json::from_str(&line)?));
+        match order {
+            Ok(order) => done = hands.obey(&order)?,
+            Err(error) => return Err(talk(error)),
+        }
+    }
+}
+
+struct Hands {
+    ram: Ram,
+    /// Files are read once, not once a round.
+    makers: HashMap<String, Maker>,
+    filled: Option<Maker>,
+}
+
+impl Hands {
+    fn obey(&mut self, order: &Order) -> Result<Done, BenchError> {
+        Ok(match order {
+            Order::Fill(content) => {
+                let maker = self.maker(content)?;
+                let start = Instant::now();
+                let mut page = PageBuf::zeroed();
+                for number in 0..self.ram.pages() {
+                    maker.make(number.into(), &mut page);
+                    self.ram.write(Gfn(number), 0, &page.0);
+                }
+                self.filled = Some(maker);
+                Done::Filled(nanoseconds(start))
+            }
+            Order::Read(pages) => {
+                let times = pages.iter().map(|page| {
+                    let start = Instant::now();
+                    self.ram.read(Gfn(*page), 0, &mut [0; 8]);
+                    nanoseconds(start)
+                });
+                Done::Touched(times.collect::<Vec<u64>>().into())
+            }
+            Order::Rewrite(pages) => Done::Touched(self.rewrite(pages).into()),
+            Order::Verify => Done::Verified {
+                wrong: self.wrong(),
+            },
+        })
+    }
+
+    fn maker(&mut self, content: &Content) -> Result<Maker, BenchError> {
+        let key = content.source.to_string();
+        let known = match self.makers.get(&key) {
+            Some(known) if known.content().common_percent == content.common_percent => {
+                known.clone()
+            }
+            _ => Maker::new(content.clone(), self.ram.pages())
+                .map_err(|source| BenchError::content(content, source))?,
+        };
+        self.makers.insert(key, known.clone());
+        Ok(known.with_seed(content.seed))
+    }
+
+    /// Writes what pages hold anyway, so that they can still be verified; how long each write took.
+    fn rewrite(&self, pages: &[u32]) -> Vec<u64> {
+        let mut content = PageBuf::zeroed();
+        let mut times = Vec::with_capacity(pages.len());
+        for page in pages {
+            if let Some(maker) = &self.filled {
+                maker.make((*page).into(), &mut content);
+            }
+            let start = Instant::now();
+            self.ram.write(Gfn(*page), 0, &content.0[..8]);
+            times.push(nanoseconds(start));
+        }
+        times
+    }
+
+    fn wrong(&self) -> u64 {
+        let Some(maker) = &self.filled else { return 0 };
+        let (mut expected, mut found) = (PageBuf::zeroed(), PageBuf::zeroed());
+        let is_wrong = |number: &u32| {
+            maker.make((*number).into(), &mut expected);
+            self.ram.read(Gfn(*number), 0, &mut found.0);
+            expected != found
+        };
+        (0..self.ram.pages()).filter(is_wrong).count() as u64
+    }
+}
+
+fn nanoseconds(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A puppet's process, as the benchmark has it; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Puppet {
+    name: String,
+    child: Child,
+    orders: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Puppet {
+    /// Starts a puppet and waits until it is attached.
+    ///
+    /// # Errors
+    /// It does not come up; what it says is on standard error.
+    pub fn start(program: &Path, options: &PuppetOptions) -> Result<Self, BenchError> {
+        let io = BenchError::io("start a guest");
+        let child = Command::new(program)
+            .arg("bench-guest")
+            .args(["--name", &options.name])
+            .args(["--pages", &options.pages.to_string()])
+            .arg("--socket")
+            .arg(&options.memory_socket)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn();
+        let mut child = child.map_err(io)?;
+        let (orders, answers) = (child.stdin.take(), child.stdout.take());
+        let gone = || BenchError::io("start a guest")(io::ErrorKind::BrokenPipe.into());
+        let mut puppet = Self {
+            name: options.name.clone(),
+            child,
+            orders,
+            answers: BufReader::new(answers.ok_or_else(gone)?),
+        };
+        match puppet.answer()? {
+            Done::Ready => Ok(puppet),
+            other => Err(puppet.confused(other)),
+        }
+    }
+
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Tells it something and waits until that is done.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn tell(&mut self, order: &Order) -> Result<Done, BenchError> {
+        let mut line = serde_json::to_string(order).unwrap_or_default();
+        line.push('\n');
+        let sent = self
+            .orders
+            .as_mut()
+            .map(|orders| orders.write_all(line.as_bytes()));
+        match sent {
+            Some(Ok(())) => self.answer(),
+            _ => Err(BenchError::GuestEnded(self.name.clone())),
+        }
+    }
+
+    fn answer(&mut self) -> Result<Done, BenchError> {
+        let mut line = String::new();
+        match self.answers.read_line(&mut line) {
+            Ok(len) if len > 0 => serde_json::from_str(&line)
+                .map_err(|error| BenchError::io("understand a guest")(error.into())),
+            _ => Err(BenchError::GuestEnded(self.name.clone())),
+        }
+    }
+
+    fn confused(&self, got: Done) -> BenchError {
+        let text = format!("guest `{}` said {got:?}", self.name);
+        BenchError::io("understand a guest")(io::Error::other(text))
+    }
+
+    /// Has it write all its memory.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn fill(&mut self, content: &Content) -> Result<(), BenchError> {
+        match self.tell(&Order::Fill(content.clone()))? {
+            Done::Filled(_) => Ok(()),
+            other => Err(self.confused(other)),
+        }
+    }
+
+    /// Has it read or write pages one by one.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn touch(&mut self, order: &Order) -> Result<Touches, BenchError> {
+        match self.tell(order)? {
+            Done::Touched(touches) => Ok(touches),
+            other => Err(self.confused(other)),
+        }
+    }
+
+    /// Has it compare all its memory with what it wrote.
+    ///
+    /// # Errors
+    /// A page is wrong, or it has ended.
+    pub fn verify(&mut self) -> Result<(), BenchError> {
+        match self.tell(&Order::Verify)? {
+            Done::Verified { wrong: 0 } => Ok(()),
+            Done::Verified { wrong } => Err(BenchError::Corrupt {
+                name: self.name.clone(),
+                pages: wrong,
+            }),
+            other => Err(self.confused(other)),
+        }
+    }
+}
+
+impl Drop for Puppet {
+    fn drop(&mut self) {
+        self.orders = None;
+        // It may wait for a page of a host that is ending, and not see the end of its orders.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl From<AttachError> for BenchError {
+    fn from(error: AttachError) -> Self {
+        Self::Attach(error)
+    }
+}

@@ -1,0 +1,374 @@
+//! What was measured: medians and spread, beside what a peer had on the same content in the same run.
+
+use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
+
+/// Which of two values is the better one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Better {
+    /// The larger, as of rates.
+    More,
+    /// The smaller, as of times.
+    Less,
+}
+
+/// What a value is of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Case {
+    /// The benchmark.
+    pub bench: &'static str,
+    /// On what.
+    pub case: String,
+    /// What of it.
+    pub metric: &'static str,
+    /// In which unit.
+    pub unit: &'static str,
+    /// Which value is better.
+    pub better: Better,
+}
+
+/// The values of some runs.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Series(Vec<f64>);
+
+impl Series {
+    /// Adds the value of one more run.
+    pub fn push(&mut self, value: f64) {
+        let at = self.0.partition_point(|other| *other <= value);
+        self.0.insert(at, value);
+    }
+
+    /// The number of runs.
+    #[must_use]
+    pub const fn runs(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The value in the middle, between the two in the middle of an even number of runs; zero of none.
+    #[must_use]
+    pub fn median(&self) -> f64 {
+        let half = self.0.len() / 2;
+        match (self.0.len() % 2, self.0.get(half)) {
+            (_, None) => 0.0,
+            (1, Some(middle)) => *middle,
+            (_, Some(above)) => f64::midpoint(self.0[half - 1], *above),
+        }
+    }
+
+    /// The least value; zero of no runs.
+    #[must_use]
+    pub fn min(&self) -> f64 {
+        self.0.first().copied().unwrap_or(0.0)
+    }
+
+    /// The largest value; zero of no runs.
+    #[must_use]
+    pub fn max(&self) -> f64 {
+        self.0.last().copied().unwrap_or(0.0)
+    }
+}
+
+/// One case with what memvisor and a peer had.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Row {
+    /// The case.
+    pub case: Case,
+    /// What memvisor had.
+    pub ours: Series,
+    /// Who else was measured, and what it had.
+    pub peer: Option<(&'static str, Series)>,
+}
+
+impl Row {
+    /// How many times better memvisor is than the peer: above 1 it wins. `None` without a peer, or where
+    /// one of them has nothing.
+    #[must_use]
+    pub fn ratio(&self) -> Option<f64> {
+        let (ours, peer) = (self.ours.median(), self.peer.as_ref()?.1.median());
+        if ours == 0.0 || peer == 0.0 {
+            return None;
+        }
+        Some(match self.case.better {
+            Better::More => ours / peer,
+            Better::Less => peer / ours,
+        })
+    }
+}
+
+/// A [`Row`] as JSON.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// The benchmark.
+    pub bench: String,
+    /// On what.
+    pub case: String,
+    /// What of it.
+    pub metric: String,
+    /// In which unit.
+    pub unit: String,
+    /// The median of memvisor.
+    pub ours: f64,
+    /// With whom it is compared.
+    pub peer: Option<String>,
+    /// The peer's median.
+    pub peer_value: Option<f64>,
+    /// How many times better memvisor is; `null` where one of the two has nothing.
+    pub ratio: Option<f64>,
+    /// How often memvisor was measured.
+    pub runs: usize,
+    /// Its least value.
+    pub min: f64,
+    /// Its largest value.
+    pub max: f64,
+}
+
+impl From<&Row> for Entry {
+    fn from(row: &Row) -> Self {
+        let Row { case, ours, peer } = row;
+        Self {
+            bench: case.bench.to_owned(),
+            case: case.case.clone(),
+            metric: case.metric.to_owned(),
+            unit: case.unit.to_owned(),
+            ours: ours.median(),
+            peer: peer.as_ref().map(|(name, _)| (*name).to_owned()),
+            peer_value: peer.as_ref().map(|(_, series)| series.median()),
+            ratio: row.ratio(),
+            runs: ours.runs(),
+            min: ours.min(),
+            max: ours.max(),
+        }
+    }
+}
+
+/// All that was measured, in the order in which it came.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Report {
+    cases: Vec<Measured>,
+}
+
+/// One case, ours, and those of its peers.
+#[derive(Clone, PartialEq, Debug)]
+struct Measured {
+    case: Case,
+    ours: Series,
+    peers: Vec<(&'static str, Series)>,
+}
+
+impl Report {
+    fn of(&mut self, case: &Case) -> &mut Measured {
+        let known = self.cases.iter().position(|known| known.case == *case);
+        let at = known.unwrap_or_else(|| {
+            self.cases.push(Measured {
+                case: case.clone(),
+                ours: Series::default(),
+                peers: Vec::new(),
+            });
+            self.cases.len() - 1
+        });
+        &mut self.cases[at]
+    }
+
+    /// Notes what memvisor had in one run.
+    pub fn ours(&mut self, case: &Case, value: f64) {
+        self.of(case).ours.push(value);
+    }
+
+    /// Notes what a peer had in one run.
+    pub fn peer(&mut self, case: &Case, peer: &'static str, value: f64) {
+        let peers = &mut self.of(case).peers;
+        match peers.iter_mut().find(|(name, _)| *name == peer) {
+            Some((_, series)) => series.push(value),
+            None => {
+                let mut series = Series::default();
+                series.push(value);
+                peers.push((peer, series));
+            }
+        }
+    }
+
+    /// A row for each case and peer.
+    #[must_use]
+    pub fn rows(&self) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for Measured { case, ours, peers } in &self.cases {
+            let row = |peer| Row {
+                case: case.clone(),
+                ours: ours.clone(),
+                peer,
+            };
+            if peers.is_empty() {
+                rows.push(row(None));
+            }
+            rows.extend(peers.iter().map(|peer| row(Some(peer.clone()))));
+        }
+        rows
+    }
+
+    /// The same for JSON.
+    #[must_use]
+    pub fn entries(&self) -> Vec<Entry> {
+        self.rows().iter().map(Entry::from).collect()
+    }
+
+    /// A table for people.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let head = [
+            "BENCH", "CASE", "METRIC", "OURS", "LEAST", "MOST", "PEER", "THEIRS", "RATIO", "UNIT",
+        ];
+        let mut lines = vec![head.map(str::to_owned)];
+        for row in self.rows() {
+            let (name, value) = match &row.peer {
+                Some((name, series)) => ((*name).to_owned(), number(series.median())),
+                None => ("-".to_owned(), "-".to_owned()),
+            };
+            let Row { case, ours, .. } = &row;
+            lines.push([
+                case.bench.to_owned(),
+                case.case.clone(),
+                case.metric.to_owned(),
+                number(ours.median()),
+                number(ours.min()),
+                number(ours.max()),
+                name,
+                value,
+                row.ratio().map_or("-".to_owned(), ratio),
+                case.unit.to_owned(),
+            ]);
+        }
+        let width = |column: usize| lines.iter().map(|line| line[column].len()).max();
+        let widths: [usize; 10] = std::array::from_fn(|column| width(column).unwrap_or(0));
+        let mut text = String::new();
+        for line in &lines {
+            for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
+                // Words at the left, numbers at the right.
+                let _ = match column {
+                    0..=2 | 6 | 9 => write!(text, "{cell:<width$}  "),
+                    _ => write!(text, "{cell:>width$}  "),
+                };
+            }
+            text.truncate(text.trim_end().len());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// A number with about three digits.
+#[must_use]
+pub fn number(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        ..0.01 => format!("{value:.4}"),
+        ..1.0 => format!("{value:.3}"),
+        ..10.0 => format!("{value:.2}"),
+        ..100.0 => format!("{value:.1}"),
+        ..10_000.0 => format!("{value:.0}"),
+        ..1e6 => format!("{:.1}k", value / 1e3),
+        _ => format!("{:.2}M", value / 1e6),
+    }
+}
+
+/// A ratio with its sign.
+#[must_use]
+pub fn ratio(value: f64) -> String {
+    format!("{}x", number(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(better: Better) -> Case {
+        Case {
+            bench: "scan",
+            case: "random".to_owned(),
+            metric: "cold scan",
+            unit: "pages/s",
+            better,
+        }
+    }
+
+    #[test]
+    fn median_is_in_the_middle_whatever_the_order() {
+        let mut series = Series::default();
+        assert_eq!(
+            (series.median(), series.min(), series.max()),
+            (0.0, 0.0, 0.0)
+        );
+        for value in [9.0, 1.0, 5.0] {
+            series.push(value);
+        }
+        assert_eq!(
+            (series.median(), series.min(), series.max()),
+            (5.0, 1.0, 9.0)
+        );
+        series.push(7.0);
+        assert_eq!((series.median(), series.runs()), (6.0, 4));
+    }
+
+    #[test]
+    fn ratio_says_how_many_times_better_we_are() {
+        for (better, expected) in [(Better::More, 4.0), (Better::Less, 0.25)] {
+            let mut report = Report::default();
+            report.ours(&case(better), 8.0);
+            report.peer(&case(better), "ksm", 2.0);
+            report.peer(&case(better), "read", 0.0);
+            let rows = report.rows();
+            assert_eq!(rows.len(), 2);
+            assert_eq!(rows[0].ratio(), Some(expected));
+            assert_eq!(rows[1].ratio(), None, "they have nothing");
+        }
+    }
+
+    #[test]
+    fn entry_has_the_documented_fields() {
+        let mut report = Report::default();
+        for value in [3.0, 1.0, 2.0] {
+            report.ours(&case(Better::More), value);
+        }
+        report.peer(&case(Better::More), "ksm", 1.0);
+        let json = serde_json::to_value(report.entries()).expect("plain data");
+        let expected = serde_json::json!([{
+            "bench": "scan", "case": "random", "metric": "cold scan", "unit": "pages/s",
+            "ours": 2.0, "peer": "ksm", "peer_value": 1.0, "ratio": 2.0, "runs": 3,
+            "min": 1.0, "max": 3.0,
+        }]);
+        assert_eq!(json, expected);
+        let back: Vec<Entry> = serde_json::from_value(json).expect("the same");
+        assert_eq!(back, report.entries());
+    }
+
+    #[test]
+    fn table_has_a_line_for_each_row_and_names_the_peer() {
+        let mut report = Report::default();
+        report.ours(&case(Better::More), 1_234_567.0);
+        let table = report.table();
+        assert_eq!(table.lines().count(), 2);
+        assert!(table.contains("1.23M"), "{table}");
+        report.peer(&case(Better::More), "ksm", 300_000.0);
+        let table = report.table();
+        assert!(
+            table.contains("300.0k") && table.contains("4.12x"),
+            "{table}"
+        );
+    }
+
+    #[test]
+    fn numbers_have_three_digits_or_so() {
+        for (value, text) in [
+            (0.0, "0"),
+            (0.001_234, "0.0012"),
+            (0.1234, "0.123"),
+            (1.234, "1.23"),
+            (12.34, "12.3"),
+            (1234.4, "1234"),
+            (12_340.0, "12.3k"),
+            (1_234_000.0, "1.23M"),
+        ] {
+            assert_eq!(number(value), text);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Looking at memory: how fast pages nobody has seen are looked at, what another look costs when nothing
+//! was written, and what is remembered for it.
+
+use std::time::Duration;
+
+use super::clock::{anonymous_bytes, rate, timed};
+use super::content::{Class, Content, Maker, Source};
+use super::peer::Peers;
+use super::peer::ksm::Ksm;
+use super::report::{Better, Case, Report};
+use super::stage::{NoPeers, Stage};
+use super::{Bench, BenchError, Setup};
+use crate::share::Scanner;
+use crate::sys::{Advice, PlainMemory};
+use crate::units::{Gfn, PAGE_SIZE, PageBuf, Pages};
+use crate::vm::Vm;
+
+/// Pages measured at most: 16 GiB.
+const MOST: u64 = 1 << 22;
+const GIB: f64 = 1_073_741_824.0;
+
+fn case(source: &Source, metric: &'static str, unit: &'static str, better: Better) -> Case {
+    Case {
+        bench: Bench::Scan.name(),
+        case: source.to_string(),
+        metric,
+        unit,
+        better,
+    }
+}
+
+pub(super) fn run(
+    setup: &Setup<'_>,
+    peers: &Peers<'_>,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    let pages = setup.pages(MOST);
+    for source in setup.sources(&[Class::Random]) {
+        let stage = Stage::new(setup, pages)?;
+        for round in 1..=setup.options.rounds {
+            setup.step(Bench::Scan, &format!("{source}, round {round}"))?;
+            let content = Content::unique(source.clone(), round.into());
+            ours(&stage, &content, pages, report)?;
+            if let Some(ksm) = &peers.ksm {
+                setup.step(Bench::Scan, &format!("{source}, round {round}, ksm"))?;
+                theirs(ksm, &content, pages, report)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn ours(
+    stage: &Stage<'_>,
+    content: &Content,
+    pages: u32,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    let source = &content.source;
+    let proc = BenchError::io("read its own memory use");
+    let before = anonymous_bytes().map_err(&proc)?;
+    let mut guest = stage.guest("scanned", pages)?;
+    guest.fill(content)?;
+    let vm = guest.vm();
+    let mut scanner = Scanner::default();
+    let (found, took) = timed(|| scanner.scan(vm, &NoPeers, pages));
+    found?;
+    report.ours(&cold(source), rate(pages.into(), took.cpu));
+    let (_, read) = timed(|| read_all(vm, pages));
+    // One page of ours and of the plain reading stand for the same bytes, so the rates compare.
+    report.peer(&cold(source), "read", rate(pages.into(), read.cpu));
+    let (found, took) = timed(|| scanner.scan(vm, &NoPeers, pages));
+    found?;
+    report.ours(&again(source), per_gib(took.cpu, pages));
+    report.peer(&again(source), "read", per_gib(read.cpu, pages));
+    let after = anonymous_bytes().map_err(&proc)?;
+    let known = after.saturating_sub(before);
+    report.ours(&memory(source), percent_of(known, pages));
+    guest.puppet.verify()?;
+    drop(guest);
+    stage.wait_until_empty()
+}
+
+fn cold(source: &Source) -> Case {
+    case(source, "first look", "pages/s of a core", Better::More)
+}
+
+fn again(source: &Source) -> Case {
+    case(
+        source,
+        "look at what nobody wrote",
+        "ms/GiB of a core",
+        Better::Less,
+    )
+}
+
+fn memory(source: &Source) -> Case {
+    case(source, "memory for it", "% of the guest's", Better::Less)
+}
+
+/// Copies every page into a buffer that stays in the processor's cache: the bandwidth of reading.
+fn read_all(vm: &Vm, pages: u32) -> u64 {
+    let mut page = PageBuf::zeroed();
+    let mut sum = 0;
+    for gfn in (0..pages).map(Gfn) {
+        vm.engine.read(gfn, &mut page);
+        sum ^= u64::from(page.0[PAGE_SIZE / 2]);
+    }
+    std::hint::black_box(sum)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+fn gib(pages: u32) -> f64 {
+    Pages(pages.into()).bytes().0 as f64 / GIB
+}
+
+fn per_gib(time: Duration, pages: u32) -> f64 {
+    time.as_secs_f64() * 1e3 / gib(pages)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+fn percent_of(bytes: u64, pages: u32) -> f64 {
+    bytes as f64 / GIB / gib(pages) * 100.0
+}
+
+/// KSM's first pass over as many pages, and another one. It remembers a checksum in the first and looks for
+/// equals from the second on, while our first look does both.
+fn theirs(
+    ksm: &Ksm<'_>,
+    content: &Content,
+    pages: u32,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    let source = &content.source;
+    let memory = private(content, pages)?;
+    ksm.stop()?;
+    let start = (ksm.progress()?, ksm.cpu()?);
+    ksm.start()?;
+    let first = ksm.wait("look at all pages", |now| {
+        now.scanned - start.0.scanned >= pages.into()
+    })?;
+    let took = ksm.cpu()?.saturating_sub(start.1);
+    let scanned = first.scanned - start.0.scanned;
+    report.peer(&cold(source), "ksm", rate(scanned, took));
+    let passes = ksm.progress()?.passes;
+    ksm.wait("look again", |now| now.passes >= passes + 2)?;
+    let start = (ksm.progress()?, ksm.cpu()?);
+    let end = ksm.wait("look once more", |now| now.passes > start.0.passes)?;
+    let took = ksm.cpu()?.saturating_sub(start.1);
+    let scanned = u32::try_from(end.scanned - start.0.scanned).unwrap_or(u32::MAX);
+    report.peer(&again(source), "ksm", per_gib(took, scanned));
+    ksm.stop()?;
+    drop(memory);
+    Ok(())
+}
+
+/// Private memory of this process that wants to be merged, as KSM needs it.
+pub(super) fn private(content: &Content, pages: u32) -> Result<PlainMemory, BenchError> {
+    let maker =
+        Maker::new(content.clone(), pages).map_err(|error| BenchError::content(content, error))?;
+    let memory = PlainMemory::private(pages).map_err(BenchError::io("make memory for KSM"))?;
+    advise_small(&memory)?;
+    write(&memory, &maker, 0, pages);
+    advise_merge(&memory)?;
+    Ok(memory)
+}
+
+/// Fills `count` pages from `first` on with the first pages of a content.
+pub(super) fn write(memory: &PlainMemory, maker: &Maker, first: u32, count: u32) {
+    let mut page = PageBuf::zeroed();
+    for number in 0..count {
+        maker.make(number.into(), &mut page);
+        memory.write(first + number, &page);
+    }
+}
+
+/// To be said before memory is filled: huge pages are another matter.
+pub(super) fn advise_small(memory: &PlainMemory) -> Result<(), BenchError> {
+    let advised = memory.advise(Advice::SmallPages);
+    advised.map_err(BenchError::io("make memory for KSM"))
+}
+
+/// From here on KSM looks at it.
+pub(super) fn advise_merge(memory: &PlainMemory) -> Result<(), BenchError> {
+    let advised = memory.advise(Advice::Merge);
+    advised.map_err(BenchError::io("make memory for KSM"))
+}

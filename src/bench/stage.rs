@@ -1,0 +1,222 @@
+//! Where benchmarks with guests take place: a host in this process, guests in processes of their own.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::clock::{allowed_cpus, pin};
+use super::content::Content;
+use super::puppet::{Puppet, PuppetOptions};
+use super::{BenchError, Setup};
+use crate::engine::EngineError;
+use crate::host::{BareHost, BareVm, HostOptions};
+use crate::page::Home;
+use crate::reclaim::Evictor;
+use crate::runtime_dir::RuntimeDir;
+use crate::settings::Layers;
+use crate::share::Peers;
+use crate::units::{Bytes, Gfn, Pages, VmId};
+use crate::vm::{Means, Vm};
+
+/// How long the host may take to notice that a guest has come or gone.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(1);
+/// Batches that found nothing to evict, after which nothing more is expected.
+const IN_VAIN: u32 = 8;
+/// What a host needs beside its guests' memory, at least.
+const MARGIN: Bytes = Bytes::from_mib(64);
+
+/// A host for benchmarks.
+#[derive(Debug)]
+pub(crate) struct Stage<'a> {
+    setup: &'a Setup<'a>,
+    host: BareHost,
+    dir: RuntimeDir,
+}
+
+impl<'a> Stage<'a> {
+    /// Starts a host with room for guests of `pages` pages together, and for a copy of a half of that.
+    ///
+    /// # Errors
+    /// The host cannot be started.
+    pub(crate) fn new(setup: &'a Setup<'a>, pages: u32) -> Result<Self, BenchError> {
+        let runtime = setup.subdirectory("host")?;
+        let dir = RuntimeDir::new(&runtime)
+            .map_err(|error| BenchError::io("use a directory")(io::Error::other(error)))?;
+        let guests = Pages(pages.into()).bytes().0;
+        let options = HostOptions {
+            memory: Bytes((guests + guests / 2 + MARGIN.0) / 4096 * 4096),
+            engine: setup.options.engine,
+            swap_dir: setup.scratch.clone(),
+            runtime_dir: dir.clone(),
+            vma_budget: None,
+            layers: Layers::default(),
+            config: None,
+        };
+        Ok(Self {
+            setup,
+            host: BareHost::start(&options)?,
+            dir,
+        })
+    }
+
+    /// The host.
+    #[must_use]
+    pub(crate) const fn host(&self) -> &BareHost {
+        &self.host
+    }
+
+    /// Where the host's sockets are.
+    #[must_use]
+    pub(crate) const fn dir(&self) -> &RuntimeDir {
+        &self.dir
+    }
+
+    /// Starts a guest whose name no other has.
+    ///
+    /// # Errors
+    /// It does not attach.
+    pub(crate) fn guest(&self, name: &str, pages: u32) -> Result<Actor, BenchError> {
+        let options = PuppetOptions {
+            name: name.to_owned(),
+            pages,
+            memory_socket: self.dir.memory_socket(),
+        };
+        let puppet = Puppet::start(&self.setup.program, &options)?;
+        let vm = self.attached(name)?;
+        Ok(Actor { puppet, vm })
+    }
+
+    /// The VM of a guest that has been started, once it is there.
+    ///
+    /// # Errors
+    /// It does not come in time.
+    pub(crate) fn attached(&self, name: &str) -> Result<BareVm, BenchError> {
+        wait_for(&format!("guest `{name}` to attach"), || self.host.vm(name))
+    }
+
+    /// Waits until no guest is left.
+    ///
+    /// # Errors
+    /// One does not go.
+    pub(crate) fn wait_until_empty(&self) -> Result<(), BenchError> {
+        if self.host.wait_until_empty(PATIENCE) {
+            Ok(())
+        } else {
+            Err(BenchError::Overtime {
+                what: "all guests to end".to_owned(),
+                limit: PATIENCE,
+            })
+        }
+    }
+}
+
+/// Waits until `probe` has something.
+///
+/// # Errors
+/// [`BenchError::Overtime`].
+pub(crate) fn wait_for<T>(
+    what: &str,
+    mut probe: impl FnMut() -> Option<T>,
+) -> Result<T, BenchError> {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return Ok(found);
+        }
+        if start.elapsed() > PATIENCE {
+            return Err(BenchError::Overtime {
+                what: what.to_owned(),
+                limit: PATIENCE,
+            });
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// A guest and the host's side of it.
+#[derive(Debug)]
+pub(crate) struct Actor {
+    /// Its process.
+    pub(crate) puppet: Puppet,
+    /// Its VM.
+    pub(crate) vm: BareVm,
+}
+
+impl Actor {
+    /// Its VM.
+    #[must_use]
+    pub(crate) fn vm(&self) -> &Arc<Vm> {
+        self.vm.vm()
+    }
+
+    /// Has it write all its memory.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(crate) fn fill(&mut self, content: &Content) -> Result<(), BenchError> {
+        self.puppet.fill(content)
+    }
+
+    /// Evicts all its resident pages by `means`, as its worker does; how many left.
+    ///
+    /// # Errors
+    /// The guest is gone.
+    pub(crate) fn evict_all(&self, seed: u64, means: Means) -> Result<u64, EngineError> {
+        let vm = self.vm();
+        let mut evictor = Evictor::new(seed);
+        let (mut all, mut in_vain) = (0, 0);
+        // What these means do not take stays: a batch may be of nothing else.
+        while vm.table.count(Home::Resident) > 0 && in_vain < IN_VAIN {
+            let evicted = evictor.evict(vm, Pages(u64::MAX), means)?.0;
+            in_vain = if evicted == 0 { in_vain + 1 } else { 0 };
+            all += evicted;
+        }
+        Ok(all)
+    }
+}
+
+/// For scanners that work alone.
+#[derive(Debug)]
+pub(crate) struct NoPeers;
+
+impl Peers for NoPeers {
+    fn seems_equal(&self, _vm: VmId, _gfn: Gfn, _low_digest: u32) -> bool {
+        false
+    }
+
+    fn nudge(&self, _vm: VmId, _gfn: Gfn) {}
+}
+
+/// Where the host and a guest run, until dropped: then everywhere again.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    all: Vec<usize>,
+}
+
+impl Pinned {
+    /// Has this process, which serves faults, run on the first processor, and process `guest` there too
+    /// or on the second. `None` when there is no second.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn new(guest: u32, together: bool) -> Result<Option<Self>, BenchError> {
+        let io = BenchError::io("choose processors");
+        let all = allowed_cpus().map_err(&io)?;
+        let (Some(first), second) = (all.first(), all.get(1)) else {
+            return Ok(None);
+        };
+        let other = if together { Some(first) } else { second };
+        let Some(other) = other else { return Ok(None) };
+        pin(guest, &[*other]).map_err(&io)?;
+        pin(std::process::id(), &[*first]).map_err(&io)?;
+        Ok(Some(Self { all }))
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // It worked for fewer of them.
+        let _ = pin(std::process::id(), &self.all);
+    }
+}

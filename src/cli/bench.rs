@@ -1,0 +1,404 @@
+//! `memvisor bench`, and the two processes it starts.
+
+use std::env;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use memvisor_guest_agent::shim::SessionEnd;
+
+use super::exit::{Exit, UsageError};
+use super::host::Engine;
+use super::{complain, print, values};
+use crate::bench::content::{Class, Source};
+use crate::bench::guard::{self, Guard, SCRATCH_PREFIX, Undo};
+use crate::bench::puppet::{self, PuppetOptions};
+use crate::bench::{self, Bench, BenchOptions, Machine, Setup, Vs, html};
+use crate::signals::{ENDING, Event, Signals};
+use crate::units::Bytes;
+
+/// How long a benchmark may take to end when it is told to, before it is ended.
+const GRACE: Duration = Duration::from_secs(3);
+/// Size and rounds, and the same of `--quick`.
+const SIZE: Bytes = Bytes::from_mib(256);
+const QUICK_SIZE: Bytes = Bytes::from_mib(32);
+const ROUNDS: u32 = 5;
+const QUICK_ROUNDS: u32 = 2;
+/// A guest's memory is needed about four times: by it, by a copy of what is merged or paged out, by the
+/// peer, by files that are read.
+const COPIES: u64 = 4;
+
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    /// What to measure.
+    #[arg(value_name = "BENCH", required = true, num_args = 1..)]
+    benches: Vec<Chosen>,
+
+    /// Compare with the kernel's KSM or zram, or with LZ4 of the C library; may be given more than
+    /// once. The first two need root.
+    #[arg(long, value_name = "PEER", value_delimiter = ',')]
+    vs: Vec<Peer>,
+
+    /// What memory holds: zero, filled, text, code, heap, random or mixed, or the path of a file
+    /// or directory [default: what each benchmark is about].
+    #[arg(long, value_name = "CLASS|PATH")]
+    content: Option<String>,
+
+    /// Memory of the guests of a benchmark together [default: 256M].
+    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
+    size: Option<Bytes>,
+
+    /// How often each is measured, turn by turn with its peers [default: 5].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+
+    /// 32M and 2 rounds, unless told otherwise.
+    #[arg(long)]
+    quick: bool,
+
+    /// How guest memory is controlled.
+    #[arg(long, value_enum, default_value = "auto")]
+    engine: Engine,
+
+    /// Print the result as JSON, and nothing else on standard output.
+    #[arg(long)]
+    json: bool,
+
+    /// Write the result to this file too, as a page with plots.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Chosen {
+    /// Looking at memory: cold, and when nothing has changed.
+    Scan,
+    /// Sharing what is equal in four guests.
+    Merge,
+    /// The compression cache.
+    Compress,
+    /// Faults: first touches, refills, breaks.
+    Fault,
+    /// Paging out and in.
+    Swap,
+    /// Ballooning of idle memory.
+    Balloon,
+    /// A plan of the policy.
+    Plan,
+    /// All of them.
+    All,
+}
+
+impl Chosen {
+    fn has(self, bench: Bench) -> bool {
+        bench
+            == match self {
+                Self::Scan => Bench::Scan,
+                Self::Merge => Bench::Merge,
+                Self::Compress => Bench::Compress,
+                Self::Fault => Bench::Fault,
+                Self::Swap => Bench::Swap,
+                Self::Balloon => Bench::Balloon,
+                Self::Plan => Bench::Plan,
+                Self::All => return true,
+            }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Peer {
+    Ksm,
+    Zram,
+    Lz4,
+}
+
+impl BenchArgs {
+    pub(super) fn options(&self) -> anyhow::Result<BenchOptions> {
+        let (size, rounds) = if self.quick {
+            (QUICK_SIZE, QUICK_ROUNDS)
+        } else {
+            (SIZE, ROUNDS)
+        };
+        Ok(BenchOptions {
+            benches: self.benches(),
+            size: fitting(self.size.unwrap_or(size), Machine::available())?,
+            rounds: self.rounds.unwrap_or(rounds),
+            source: self.content.as_deref().map(source).transpose()?,
+            vs: self.vs(),
+            engine: self.engine.into(),
+        })
+    }
+
+    fn benches(&self) -> Vec<Bench> {
+        let is_wanted = |bench: &Bench| self.benches.iter().any(|chosen| chosen.has(*bench));
+        Bench::ALL.into_iter().filter(is_wanted).collect()
+    }
+
+    fn vs(&self) -> Vec<Vs> {
+        let vs = |peer: &Peer| match peer {
+            Peer::Ksm => Vs::Ksm,
+            Peer::Zram => Vs::Zram,
+            Peer::Lz4 => Vs::Lz4,
+        };
+        self.vs.iter().map(vs).collect()
+    }
+}
+
+/// A size for which there is memory.
+fn fitting(size: Bytes, available: Bytes) -> anyhow::Result<Bytes> {
+    let most = Bytes(available.0 / COPIES);
+    if size > most {
+        return Err(UsageError(format!(
+            "--size {size} is too much: {available} of memory are free, of which a benchmark needs \
+             {COPIES} times its size; allowed: up to {most}"
+        ))
+        .into());
+    }
+    Ok(size)
+}
+
+/// A class by its name, else a path, which has to be there.
+fn source(text: &str) -> anyhow::Result<Source> {
+    if let Some(class) = Class::find(text) {
+        return Ok(Source::Class(class));
+    }
+    let path = PathBuf::from(text);
+    if let Err(error) = path.metadata() {
+        let classes = Class::ALL.map(Class::name).join(", ");
+        return Err(UsageError(format!(
+            "--content `{text}` is neither a class ({classes}) nor a file or directory that can be \
+             read: {error}"
+        ))
+        .into());
+    }
+    Ok(Source::Path(path))
+}
+
+pub(super) fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
+    let options = args.options()?;
+    let program = env::current_exe().context("cannot find this executable")?;
+    // Before any thread starts: threads inherit what is blocked.
+    let stop = stop_when_told()?;
+    let guard = Guard::start(&program).context("cannot start the process that cleans up")?;
+    let scratch = scratch(&guard)?;
+    let page = args.html.as_deref().map(Page::create).transpose()?;
+    let line = Line::new();
+    let progress = |text: &str| {
+        line.show(text);
+        !stop.load(Ordering::Acquire)
+    };
+    let setup = Setup {
+        options: &options,
+        program,
+        scratch,
+        guard: &guard,
+        progress: &progress,
+    };
+    let machine = Machine::here();
+    let outcome = bench::run(&setup);
+    line.clear();
+    let restored = guard.finish();
+    let outcome = outcome?;
+    restored.context("the machine is not as it was")?;
+    for missing in &outcome.missing {
+        complain(&format!("not compared with {missing}"));
+    }
+    if let Some(page) = page {
+        page.write(&html::page(
+            &outcome.report,
+            &machine,
+            &command(),
+            &outcome.missing,
+        ))?;
+    }
+    if args.json {
+        let entries = outcome.report.entries();
+        print(&format!("{}\n", serde_json::to_string_pretty(&entries)?))?;
+    } else {
+        print(&format!("{machine}\n{}", outcome.report.table()))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// The file for the page, opened before minutes are spent on what goes into it.
+struct Page {
+    path: PathBuf,
+    file: File,
+}
+
+impl Page {
+    fn create(path: &Path) -> anyhow::Result<Self> {
+        let file = File::create(path).map_err(|error| {
+            let path = path.display();
+            UsageError(format!("--html `{path}` cannot be written: {error}"))
+        })?;
+        let path = path.to_owned();
+        Ok(Self { path, file })
+    }
+
+    fn write(mut self, text: &str) -> anyhow::Result<()> {
+        let written = self.file.write_all(text.as_bytes());
+        written.with_context(|| format!("cannot write `{}`", self.path.display()))
+    }
+}
+
+/// How this was started, but for where the executable is.
+fn command() -> String {
+    let words = env::args_os().skip(1);
+    let words = words.map(|word| word.to_string_lossy().into_owned());
+    std::iter::once("memvisor".to_owned())
+        .chain(words)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// A directory for swap files and sockets, on a disk if there is one; the guard removes it.
+fn scratch(guard: &Guard) -> anyhow::Result<PathBuf> {
+    let chosen = env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
+    let places = match chosen {
+        Some(dir) => vec![PathBuf::from(dir)],
+        None => vec![PathBuf::from("/var/tmp"), PathBuf::from("/tmp")],
+    };
+    let make = |place: &Path| {
+        // Its name is known before it is there: the guard hears of it first.
+        let name = format!("{SCRATCH_PREFIX}{:016x}", rand::random::<u64>());
+        let path = place.join(name);
+        guard.undo(Undo::RemoveDir(path.clone()))?;
+        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
+            .create(&path)?;
+        Ok::<_, io::Error>(path)
+    };
+    let mut made = Err(io::Error::from(io::ErrorKind::NotFound));
+    for place in &places {
+        made = make(place);
+        if made.is_ok() {
+            break;
+        }
+    }
+    made.context("cannot make a directory for the benchmark")
+}
+
+/// A flag that a signal sets. A second one, or a benchmark that does not end soon, ends the process; the
+/// guard restores the machine in any case.
+#[expect(clippy::exit, reason = "the main thread may wait for a guest")]
+fn stop_when_told() -> anyhow::Result<Arc<AtomicBool>> {
+    let signals = Signals::block(ENDING).context("cannot wait for signals")?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&stop);
+    let far = Duration::from_secs(24 * 3600);
+    let wait = move || {
+        while !matches!(
+            signals.wait(None, Instant::now() + far),
+            Ok(Event::Signal(_)) | Err(_)
+        ) {}
+        told.store(true, Ordering::Release);
+        let _ = signals.wait(None, Instant::now() + GRACE);
+        std::process::exit(Exit::Interrupted as i32);
+    };
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)
+        .context("cannot start a thread")?;
+    Ok(stop)
+}
+
+/// The line on standard error that says what is being measured.
+struct Line {
+    live: bool,
+}
+
+impl Line {
+    fn new() -> Self {
+        Self {
+            live: io::stderr().is_terminal(),
+        }
+    }
+
+    fn show(&self, text: &str) {
+        // There is nobody to tell if standard error is closed.
+        let _ = if self.live {
+            write!(io::stderr(), "\r\x1b[K{text}")
+        } else {
+            writeln!(io::stderr(), "{text}")
+        };
+    }
+
+    fn clear(&self) {
+        if self.live {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// `memvisor bench-guard`: what puts the machine back. See [`crate::bench::guard`].
+pub(super) fn run_guard() -> Exit {
+    if guard::run(io::stdin().lock(), io::stdout().lock(), complain) {
+        Exit::Success
+    } else {
+        Exit::Failure
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GuestArgs {
+    #[arg(long, value_parser = values::name)]
+    name: String,
+
+    #[arg(long)]
+    pages: u32,
+
+    #[arg(long)]
+    socket: PathBuf,
+}
+
+/// `memvisor bench-guest`: a guest that does what a benchmark tells it.
+pub(super) fn run_guest(args: GuestArgs) -> anyhow::Result<Exit> {
+    let options = PuppetOptions {
+        name: args.name,
+        pages: args.pages,
+        memory_socket: args.socket,
+    };
+    puppet::run(&options, |end| end_process(&end))?;
+    Ok(Exit::Success)
+}
+
+/// Ends this process because its host is gone: threads that wait for a page would wait for ever.
+#[expect(clippy::exit, reason = "the main thread may be one of those that wait")]
+fn end_process(end: &SessionEnd) {
+    // Not worth a word: the benchmark ends its guests by ending the session.
+    tracing::debug!(%end, "the session ended");
+    std::process::exit(Exit::HostGone as i32);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_that_does_not_fit_is_refused_with_what_does() {
+        assert!(fitting(Bytes::from_mib(256), Bytes::from_mib(1024)).is_ok());
+        let error = fitting(Bytes::from_mib(257), Bytes::from_mib(1024)).expect_err("too much");
+        assert!(error.is::<UsageError>());
+        let text = error.to_string();
+        assert!(
+            text.contains("257.0 MiB") && text.contains("up to 256.0 MiB"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn content_is_a_class_or_a_path_that_is_there() {
+        assert_eq!(source("heap").expect("a class"), Source::Class(Class::Heap));
+        assert!(matches!(source("/proc/self"), Ok(Source::Path(_))));
+        let error = source("haep").expect_err("neither").to_string();
+        for part in ["`haep`", "zero, filled, text, code, heap, random, mixed"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! A host without a policy: guests attach to it as to any other, and nothing is asked of them but what the
+//! caller asks.
+//!
+//! Benchmarks measure one mechanism at a time, with the product's own session, fault thread, stores and
+//! balloon. The policy would move pages meanwhile, so there is none, and a VM's worker neither scans nor
+//! samples nor evicts by itself: the caller may do these in its place, one thread for each VM.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::capability::Capabilities;
+use super::daemon::Host;
+use super::listen::Listeners;
+use super::member::Member;
+use super::{GUESTS_GRACE, HostError, HostOptions, kernel};
+use crate::engine::EngineKind;
+use crate::page::Budget;
+use crate::reclaim::WorkerHandle;
+use crate::runtime_dir::HeldRuntimeDir;
+use crate::units::Pages;
+use crate::vm::Vm;
+
+/// The host; its guests end when it is dropped.
+#[derive(Debug)]
+pub struct BareHost {
+    host: Arc<Host>,
+    listeners: Option<Listeners>,
+    _dir: HeldRuntimeDir,
+}
+
+impl BareHost {
+    /// Starts it: from here on guests can attach.
+    ///
+    /// # Errors
+    /// [`HostError`]; nothing is left behind.
+    pub fn start(options: &HostOptions) -> Result<Self, HostError> {
+        let held = options.runtime_dir.clone().claim()?;
+        held.remove_sockets()?;
+        let capabilities = Capabilities::probe(options)?;
+        let host = Arc::new(Host::new(options, &capabilities));
+        let listeners = Listeners::start(&host, held.dir()).map_err(kernel("listen for guests"))?;
+        Ok(Self {
+            host,
+            listeners: Some(listeners),
+            _dir: held,
+        })
+    }
+
+    /// The engine that guests get.
+    #[must_use]
+    pub fn engine(&self) -> EngineKind {
+        self.host.engine
+    }
+
+    /// Its memory.
+    #[must_use]
+    pub fn budget(&self) -> &Budget {
+        &self.host.budget
+    }
+
+    /// The VM called `name`, once its guest has attached.
+    #[must_use]
+    pub fn vm(&self, name: &str) -> Option<BareVm> {
+        self.host.members.by_name(name).map(BareVm)
+    }
+
+    /// Waits at most `timeout` until no guest is left and all memory is back; whether that is so.
+    #[must_use]
+    pub fn wait_until_empty(&self, timeout: Duration) -> bool {
+        self.host.members.wait_until_empty(timeout)
+    }
+}
+
+impl Drop for BareHost {
+    fn drop(&mut self) {
+        self.host.stop();
+        if let Some(listeners) = self.listeners.take() {
+            listeners.stop();
+        }
+        // Guests that do not end are killed by their sessions before this is over.
+        let _ = self.host.members.wait_until_empty(GUESTS_GRACE);
+    }
+}
+
+/// A VM of such a host.
+#[derive(Clone, Debug)]
+pub struct BareVm(Arc<Member>);
+
+impl BareVm {
+    /// The VM.
+    #[must_use]
+    pub fn vm(&self) -> &Arc<Vm> {
+        &self.0.vm
+    }
+
+    /// Its worker.
+    #[must_use]
+    pub fn worker(&self) -> &WorkerHandle {
+        &self.0.worker
+    }
+
+    /// Whether its balloon agent is connected.
+    #[must_use]
+    pub fn has_agent(&self) -> bool {
+        self.0.balloon.attached.load(Ordering::Acquire)
+    }
+
+    /// Asks its balloon for so many pages.
+    pub fn set_balloon(&self, target: Pages) {
+        self.0.vm.orders.set_manual(Some(target));
+        self.0.balloon.doorbell.ring();
+    }
+}

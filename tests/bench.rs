@@ -1,0 +1,325 @@
+//! `memvisor bench`: that it measures what it says, refuses what makes no sense, and leaves the machine as
+//! it was. Never how fast anything is.
+
+mod common;
+mod rig;
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use memvisor::bench::report::Entry;
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
+use rig::{Ends, eventually, memvisor, scratch, start};
+
+/// How long a small benchmark may take on a busy machine.
+const LONG: Duration = Duration::from_secs(120);
+
+/// KSM and swap are of the whole machine: one test at a time.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+const KSM: &str = "/sys/kernel/mm/ksm";
+const SETTINGS: [&str; 5] = [
+    "run",
+    "pages_to_scan",
+    "sleep_millisecs",
+    "smart_scan",
+    "use_zero_pages",
+];
+
+/// Runs `memvisor bench` to its good end; what it measured, and what it said on standard error.
+#[track_caller]
+fn measured(words: &str) -> (Vec<Entry>, String) {
+    let dir = scratch();
+    let mut command = memvisor();
+    command
+        .args(["bench", "--json"])
+        .args(words.split_whitespace());
+    command.env("TMPDIR", dir.path());
+    let mut process = start(command, "bench", dir.path());
+    let status = process.wait(LONG);
+    let log = process.stderr();
+    assert_eq!(status.code(), Some(0), "{words}: {log}");
+    let entries: Vec<Entry> = serde_json::from_str(&process.stdout()).expect("JSON");
+    assert!(no_scratch(dir.path()), "{words}: a directory is left");
+    (entries, log)
+}
+
+fn no_scratch(dir: &Path) -> bool {
+    let mut entries = fs::read_dir(dir).expect("readable").flatten();
+    !entries.any(|entry| {
+        entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with("memvisor-bench-")
+    })
+}
+
+/// Checks what holds for every figure, and that `bench` has these.
+#[track_caller]
+fn check(entries: &[Entry], bench: &str, runs: usize, metrics: &[(&str, &str)]) {
+    for entry in entries {
+        assert_eq!(entry.bench, bench, "{entry:?}");
+        assert_eq!(entry.runs, runs, "{entry:?}");
+        let spread = entry.min <= entry.ours && entry.ours <= entry.max;
+        assert!(spread && entry.max.is_finite(), "{entry:?}");
+        assert_eq!(
+            entry.peer.is_some(),
+            entry.peer_value.is_some(),
+            "{entry:?}"
+        );
+        assert!(entry.ratio.is_none_or(|ratio| ratio > 0.0), "{entry:?}");
+    }
+    for (case, metric) in metrics {
+        let found = entries
+            .iter()
+            .find(|entry| entry.case.contains(case) && entry.metric == *metric);
+        let found = found.unwrap_or_else(|| panic!("no {metric} of {case} in {entries:#?}"));
+        assert!(found.ours > 0.0, "{found:?}");
+    }
+}
+
+#[test]
+fn scan_looks_at_all_pages_and_compares_with_reading_them() {
+    let (entries, _) = measured("scan --size 4M --rounds 2");
+    let metrics = [
+        ("random", "first look"),
+        ("random", "look at what nobody wrote"),
+    ];
+    check(&entries, "scan", 2, &metrics);
+    assert!(
+        entries
+            .iter()
+            .any(|entry| entry.peer.as_deref() == Some("read"))
+    );
+}
+
+#[test]
+fn merge_merges_all_that_is_equal() {
+    let (entries, _) = measured("merge --size 4M --rounds 2");
+    let metrics = [
+        ("half equal", "until all is merged"),
+        ("shared memory", "pages merged"),
+    ];
+    check(&entries, "merge", 2, &metrics);
+    let part = entries
+        .iter()
+        .find(|entry| entry.metric == "equal pages merged");
+    assert_eq!(part.map(|entry| entry.min), Some(100.0), "{entries:#?}");
+}
+
+#[test]
+fn compress_tells_what_halves_and_compares_with_the_c_library() {
+    let (entries, log) = measured("compress --size 1M --rounds 3 --vs lz4");
+    let metrics = [
+        ("text", "compress"),
+        ("heap", "decompress"),
+        ("random", "compress"),
+    ];
+    check(&entries, "compress", 3, &metrics);
+    let halves = |case: &str| {
+        let found = entries
+            .iter()
+            .find(|entry| entry.case == case && entry.metric == "pages that halve");
+        found.map(|entry| entry.ours)
+    };
+    assert_eq!(halves("text"), Some(100.0));
+    assert_eq!(halves("random"), Some(0.0));
+    let compared = entries
+        .iter()
+        .any(|entry| entry.peer.as_deref() == Some("lz4"));
+    assert_eq!(compared, cfg!(feature = "c-lz4"), "{log}");
+    assert_ne!(compared, log.contains("not compared with lz4"), "{log}");
+}
+
+#[test]
+fn fault_measures_each_way_of_a_fault() {
+    let (entries, _) = measured("fault --size 2M --rounds 2");
+    let metrics = [
+        ("first touch, same CPU", "p50"),
+        ("refill from the cache, same CPU", "p99"),
+        ("break of a shared page", "p50"),
+    ];
+    check(&entries, "fault", 2, &metrics);
+}
+
+#[test]
+fn swap_measures_the_cache_and_the_file() {
+    let (entries, _) = measured("swap --size 2M --rounds 2 --content mixed");
+    let metrics = [
+        ("to the cache, mixed", "rate"),
+        ("to the swap file, mixed", "rate"),
+        ("from the swap file, mixed", "p50"),
+    ];
+    check(&entries, "swap", 2, &metrics);
+}
+
+#[test]
+fn balloon_measures_the_whole_way_and_the_host() {
+    let (entries, _) = measured("balloon --size 4M --rounds 2");
+    let metrics = [("agent and host", "inflate"), ("host, memory", "inflate")];
+    check(&entries, "balloon", 2, &metrics);
+}
+
+#[test]
+fn plan_measures_hosts_of_several_sizes_and_writes_a_page() {
+    let dir = scratch();
+    let file = dir.path().join("page.html");
+    let words = format!("plan --rounds 1 --html {}", file.display());
+    let (entries, _) = measured(&words);
+    check(
+        &entries,
+        "plan",
+        1,
+        &[("10 VMs", "one plan"), ("1000 VMs", "one plan")],
+    );
+    let page = fs::read_to_string(&file).expect("a page");
+    assert!(page.starts_with("<!doctype html>") && page.contains("<svg"));
+}
+
+#[test]
+fn files_of_the_user_are_content_too() {
+    let dir = scratch();
+    let file = dir.path().join("content");
+    fs::write(&file, "as it is in files ".repeat(4096)).expect("a file");
+    let words = format!(
+        "swap compress --size 1M --rounds 1 --content {}",
+        file.display()
+    );
+    let (entries, _) = measured(&words);
+    let path = file.display().to_string();
+    assert!(
+        entries.iter().all(|entry| entry.case.contains(&path)),
+        "{entries:#?}"
+    );
+    for bench in ["swap", "compress"] {
+        assert!(
+            entries
+                .iter()
+                .any(|entry| entry.bench == bench && entry.ours > 0.0)
+        );
+    }
+}
+
+#[track_caller]
+fn refused(words: &str, parts: &[&str]) {
+    let dir = scratch();
+    let mut command = memvisor();
+    command.arg("bench").args(words.split_whitespace());
+    let mut process = start(command, "bench", dir.path());
+    for part in parts {
+        process.fails(2, part);
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_by_name_with_what_is_allowed() {
+    refused("scna", &["scna", "possible values", "balloon"]);
+    refused("", &["BENCH"]);
+    refused("scan --vs uksm", &["uksm", "ksm, zram, lz4"]);
+    refused("scan --content haep", &["`haep`", "heap", "random"]);
+    refused("scan --content /no/such/path", &["`/no/such/path`"]);
+    refused("scan --size 0", &["no memory at all"]);
+    refused("scan --size 12Q", &["12Q"]);
+    refused("scan --size 900T", &["921600.00 GiB", "allowed: up to"]);
+    refused("scan --rounds 0", &["1..=1000"]);
+    refused(
+        "plan --html /no/such/dir/page.html",
+        &["`/no/such/dir/page.html`"],
+    );
+}
+
+#[test]
+fn peers_of_the_kernel_are_compared_with_or_named() {
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = state();
+    let (entries, log) = measured("scan merge swap fault --size 2M --rounds 1 --vs ksm,zram");
+    assert_eq!(state(), before);
+    for peer in ["ksm", "zram"] {
+        let values: Vec<f64> = entries
+            .iter()
+            .filter(|entry| entry.peer.as_deref() == Some(peer))
+            .filter_map(|entry| entry.peer_value)
+            .collect();
+        let named = log.contains(&format!("not compared with {peer}: "));
+        assert_eq!(values.is_empty(), named, "{peer}: {log}");
+        if geteuid().is_root() && named {
+            eprintln!("SKIPPED: {peer} is not to be had here: {log}");
+        }
+        assert!(values.is_empty() || values.iter().any(|value| *value > 0.0));
+    }
+    let merged_shared = entries
+        .iter()
+        .find(|entry| entry.case.contains("shared memory") && entry.peer.as_deref() == Some("ksm"));
+    if let Some(entry) = merged_shared {
+        assert_eq!(entry.peer_value, Some(0.0), "KSM merges no shared memory");
+    }
+}
+
+/// What a benchmark may change: KSM's settings, swap devices, zram devices.
+fn state() -> Vec<String> {
+    let setting = |name: &&str| fs::read_to_string(Path::new(KSM).join(name)).ok();
+    let mut state: Vec<String> = SETTINGS.iter().filter_map(setting).collect();
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    // Their use changes by itself.
+    state.extend(
+        swaps
+            .lines()
+            .filter_map(|line| line.split(' ').next())
+            .map(str::to_owned),
+    );
+    let disks = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let mut disks: Vec<String> = disks
+        .map(|disk| disk.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("zram"))
+        .collect();
+    disks.sort();
+    state.extend(disks);
+    state
+}
+
+/// Starts a benchmark that goes on for long, ends it by `signal` when it has changed the machine, and
+/// waits until that is as it was.
+fn restores_after(signal: Signal) {
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = state();
+    let dir = scratch();
+    let mut command = memvisor();
+    command.args("bench scan --vs ksm,zram --size 16M --rounds 1000".split(' '));
+    command.env("TMPDIR", dir.path());
+    let mut process = start(command, "bench", dir.path());
+    eventually("the benchmark has changed the machine", || {
+        assert_eq!(process.ended(), None, "{}", process.stderr());
+        (state() != before).then_some(())
+    });
+    // Some of it is half done: that has to be undone as well.
+    process.send(signal);
+    match signal {
+        Signal::SIGKILL => process.dies_by(signal),
+        _ => assert_eq!(
+            process.wait_long().code(),
+            Some(130),
+            "{}",
+            process.stderr()
+        ),
+    }
+    eventually("the machine is as it was", || {
+        (state() == before).then_some(())
+    });
+    eventually("the directory is gone", || {
+        no_scratch(dir.path()).then_some(())
+    });
+}
+
+#[test]
+fn machine_is_restored_when_the_benchmark_is_killed_or_interrupted() {
+    if !geteuid().is_root() || !Path::new(KSM).exists() {
+        eprintln!("SKIPPED: KSM and zram cannot be changed here: not root, or not in this kernel");
+        return;
+    }
+    for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT] {
+        restores_after(signal);
+    }
+}
