@@ -39,6 +39,8 @@ pub struct GuestOptions {
     pub sharing: bool,
     /// Whether it runs a balloon agent.
     pub agent: bool,
+    /// Whether it serves some of its faults itself, where the host allows it.
+    pub inline: bool,
     /// Where the host's sockets are.
     pub runtime_dir: RuntimeDir,
 }
@@ -107,6 +109,7 @@ fn agent_options(options: &GuestOptions) -> Result<guest::GuestOptions, GuestErr
         balloon_max: options.balloon_max.map(pages).transpose()?,
         sharing: options.sharing,
         agent: options.agent,
+        inline: options.inline,
         memory_socket: options.runtime_dir.memory_socket(),
         balloon_socket: options.runtime_dir.balloon_socket(),
         // A guest can be asked to page out all that the host may balloon.

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Blocks, TestGuest, TestHost, engines, eventually, private_bytes};
+use common::{Blocks, TestGuest, TestHost, eventually, modes, private_bytes};
 use memvisor::telemetry::HostStatus;
 use memvisor::units::{Bytes, Pages};
 
@@ -77,14 +77,15 @@ fn check_within_1_percent(host: &TestHost) {
 
 #[test]
 fn quiet_overcommitted_host_reports_what_the_kernel_counts() {
-    engines(|engine| {
+    modes(|engine, mode| {
         // 192 MiB of guests on 96 MiB: shared, compressed, swapped and ballooned pages all exist.
         let host = TestHost::start(&["--memory", "96M", "--engine", engine]);
         let names = ["a", "b", "c"];
         let guests = names.map(|name| {
             // A seed of its own makes content that is not in all guests.
             let seed = name.as_bytes()[0].to_string();
-            host.guest(name, "64M", &["idle,size=56M"], &["--seed", &seed])
+            let args = [&["--seed", &seed], mode].concat();
+            host.guest(name, "64M", &["idle,size=56M"], &args)
         });
         loaded(&host, &names, 56 * 256);
         check_within_1_percent(&host);
@@ -103,7 +104,7 @@ fn quiet_overcommitted_host_reports_what_the_kernel_counts() {
 
 #[test]
 fn busy_overcommitted_host_stays_within_its_budget() {
-    engines(|engine| {
+    modes(|engine, mode| {
         let host = TestHost::start(&[
             "--memory",
             "64M",
@@ -112,7 +113,7 @@ fn busy_overcommitted_host_stays_within_its_budget() {
             "--share-scan-time",
             "1s",
         ]);
-        let start = |(name, workload)| host.guest(name, "64M", &[workload], &[]);
+        let start = |(name, workload)| host.guest(name, "64M", &[workload], mode);
         let guests: Vec<TestGuest> = [
             ("churn", "churn,size=48M,threads=2"),
             ("kv", "kv,size=48M,threads=2"),

@@ -83,6 +83,11 @@ struct Args {
     #[arg(long)]
     no_agent: bool,
 
+    /// Bring compressed pages back and copy shared ones in the thread that needs them, without asking the
+    /// host for each; only where userfaultfd works.
+    #[arg(long)]
+    inline: bool,
+
     /// Where the host's sockets are.
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
@@ -171,6 +176,7 @@ impl Args {
             balloon_max: self.balloon_max,
             sharing: !self.no_sharing,
             agent: !self.no_agent,
+            inline: self.inline,
             // A guest can be asked to page out all that the host may balloon.
             swap_pages: self.memory,
             swap_directory: env::temp_dir(),

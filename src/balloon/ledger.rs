@@ -19,7 +19,7 @@ pub fn inflate(vm: &Vm, runs: &[GfnRun]) -> Result<Vec<StatusRun>, EngineError> 
     let mut statuses = Vec::new();
     let mut taken = Vec::new();
     for gfn in runs.iter().flat_map(|run| run.iter()) {
-        let status = match vm.table.try_lock(gfn) {
+        let status = match vm.try_lock(gfn) {
             None => PageStatus::Busy,
             Some(page) if page.home() == Home::Ballooned => PageStatus::AlreadyLocked,
             Some(page) => {
@@ -103,7 +103,7 @@ pub fn deflate(vm: &Vm, runs: &[GfnRun]) -> Vec<StatusRun> {
 }
 
 fn deflate_page(vm: &Vm, gfn: Gfn) -> PageStatus {
-    let Some(page) = vm.table.try_lock(gfn) else {
+    let Some(page) = vm.try_lock(gfn) else {
         return PageStatus::Busy;
     };
     if page.home() != Home::Ballooned {

@@ -98,6 +98,7 @@ pub fn run(
         sharing: true,
         salt: None,
         workload: "benchmark".to_owned(),
+        inline: false,
     };
     let attached = attach(&options.memory_socket, hello)?;
     let ram = attached.ram;

@@ -67,6 +67,11 @@ pub(super) struct GuestArgs {
     #[arg(long)]
     no_agent: bool,
 
+    /// Bring compressed pages back and copy shared ones in the thread that needs them, without asking the
+    /// host for each; only where userfaultfd works.
+    #[arg(long)]
+    inline: bool,
+
     /// Where the host's sockets are.
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
@@ -109,6 +114,7 @@ impl GuestArgs {
             balloon_max: self.balloon_max,
             sharing: !self.no_sharing,
             agent: !self.no_agent,
+            inline: self.inline,
             runtime_dir: RuntimeDir::locate(self.runtime_dir)?,
         })
     }

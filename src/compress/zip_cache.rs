@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use lz4_flex::block::decompress_into;
+use memvisor_guest_agent::protocol::claims;
 use thiserror::Error;
 
 use super::MAX_PAYLOAD;
@@ -177,6 +179,36 @@ impl ZipCache {
             slot,
             gfn: entry.gfn,
         })
+    }
+
+    /// Where a stored page is, for who decompresses it without us; `None` for a free slot.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a place is inside one page"
+    )]
+    pub fn place(&self, slot: SlotId) -> Option<claims::Place> {
+        let (entry, place) = self.arena.get(slot)?;
+        Some(claims::Place {
+            page: place.page,
+            at: place.at as u16,
+            len: entry.len,
+            sum: entry.sum,
+        })
+    }
+
+    /// The arena for who decompresses pages without us: it can be mapped and not be written.
+    ///
+    /// # Errors
+    /// What opening it again says.
+    pub fn read_only_fd(&self) -> io::Result<OwnedFd> {
+        self.memfd.read_only()
+    }
+
+    /// The length of the arena in pages, most of which are holes.
+    #[must_use]
+    pub const fn arena_pages(&self) -> u32 {
+        self.memfd.pages()
     }
 
     /// Frees a slot. Returns the arena pages that this gave back to the machine: 1 when it was the

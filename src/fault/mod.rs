@@ -15,16 +15,21 @@
 //! Each wake-up serves the fault again from the start, by the home the page has then. A fault ends as
 //! served, or with its VM.
 //!
+//! A guest may serve some of its faults itself ([`crate::page::Claims`]), as long as it holds memory for
+//! that in advance ([`Credits`]); what reaches the daemon then is what it cannot.
+//!
 //! Where a mapping of the guest must change (a copy-on-write break; any page, without userfaultfd),
 //! the faulting thread itself does it: it gets a [`Reply`](crate::engine::Reply) and confirms. Until
 //! then the page stays locked and is *pending*.
 
 mod ahead;
+mod credits;
 mod ended;
 mod resolve;
 mod thread;
 mod waiting;
 
+pub use credits::Credits;
 pub use ended::Ended;
 pub use resolve::{Access, FaultError, Outcome, Pending, complete, resolve};
 pub use thread::FaultThread;

@@ -9,7 +9,7 @@ use crate::engine::{Content, EngineError, EngineKind, Provided, Reply};
 use crate::page::{Home, KeptPage, PageGuard, Urgency};
 use crate::swap::SwapError;
 use crate::units::{FrameId, Gfn, GfnRun, PageBuf};
-use crate::vm::{Counter, Vm};
+use crate::vm::{Counter, Unlocked, Vm};
 
 /// What the guest tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,11 +97,16 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access) -> Result<Outcome, FaultError>
         });
     }
     let page = loop {
-        match vm.table.try_lock(gfn) {
-            Some(page) => break page,
-            None if vm.table.park(gfn) => return Ok(Outcome::Busy),
+        match vm.lock(gfn) {
+            Ok(page) => break page,
+            // Tried again, the access finds the page there or waits for the thread that brings it.
+            Err(Unlocked::Claimed) => {
+                vm.engine.wake(gfn);
+                return Ok(Outcome::Served);
+            }
+            Err(Unlocked::Busy) if vm.table.park(gfn) => return Ok(Outcome::Busy),
             // It was unlocked in between.
-            None => {}
+            Err(Unlocked::Busy) => {}
         }
     };
     match page.home() {
@@ -251,7 +256,7 @@ fn widen<'a>(vm: &'a Vm, pages: &mut VecDeque<PageGuard<'a>>) -> Result<(), Faul
 
 /// A neighbour that nobody asked for: given unless it is busy, shared, ballooned, or memory is short.
 fn give_neighbour(vm: &Vm, gfn: Gfn) -> Result<Option<PageGuard<'_>>, FaultError> {
-    let Some(page) = vm.table.try_lock(gfn) else {
+    let Some(page) = vm.try_lock(gfn) else {
         return Ok(None);
     };
     if matches!(page.home(), Home::Shared(_) | Home::Ballooned) {
@@ -351,7 +356,7 @@ fn extend_to_end_of_run<'a>(vm: &'a Vm, pages: &mut Vec<PageGuard<'a>>, frame: F
         return;
     }
     for step in 1..MAX_BREAK {
-        let Some(page) = continues(step).and_then(|gfn| vm.table.try_lock(gfn)) else {
+        let Some(page) = continues(step).and_then(|gfn| vm.try_lock(gfn)) else {
             return;
         };
         if page.home() != Home::Shared(FrameId(frame.0 + step)) {

@@ -11,11 +11,12 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::ahead::Ahead;
+use super::credits::Credits;
 use super::ended::{Ended, kernel};
 use super::resolve::{Access, Outcome, Pending, complete, resolve};
 use super::waiting::{Asker, Waiter, Waiting};
-use crate::engine::{Link, Reply};
-use crate::page::Home;
+use crate::engine::{EngineKind, Link, Reply};
+use crate::page::{Claims, Home};
 use crate::sys::Uffd;
 use crate::units::{Gfn, PAGE_SIZE};
 use crate::vm::Vm;
@@ -56,6 +57,7 @@ pub struct FaultThread {
     channels: Vec<Channel>,
     waiting: Waiting,
     ahead: Ahead,
+    credits: Credits,
     epoll: Epoll,
     warned: Instant,
 }
@@ -101,6 +103,7 @@ impl FaultThread {
             channels,
             waiting,
             ahead: Ahead::default(),
+            credits: Credits::new(Instant::now()),
             epoll,
             warned,
         })
@@ -125,11 +128,7 @@ impl FaultThread {
 
     fn turn(&mut self) -> Result<(), Ended> {
         let mut events = [EpollEvent::empty(); EVENTS];
-        let timeout = match self.waiting.starved() {
-            Some(_) => EpollTimeout::from(STARVED_LOOK_MS),
-            None => EpollTimeout::NONE,
-        };
-        let count = match self.epoll.wait(&mut events, timeout) {
+        let count = match self.epoll.wait(&mut events, self.timeout()) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(kernel("wait for faults")(errno)),
@@ -142,7 +141,21 @@ impl FaultThread {
                 token => self.read_channel(usize::try_from(token - FIRST_CHANNEL).unwrap_or(0))?,
             }
         }
+        self.credits.look(&self.vm, Instant::now());
+        if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
+            return Err(Ended::Protocol(lie.to_owned()));
+        }
         self.retry()
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        if self.waiting.starved().is_some() {
+            return EpollTimeout::from(STARVED_LOOK_MS);
+        }
+        let due = self.credits.due(&self.vm, Instant::now());
+        // Rounded up, or the last millisecond would be spent in a loop.
+        let millis = due.map(|due| u16::try_from(due.as_millis() + 1).unwrap_or(u16::MAX));
+        millis.map_or(EpollTimeout::NONE, EpollTimeout::from)
     }
 
     /// The socket is closed: by the guest's death, or by us because somebody asked for it.
@@ -195,6 +208,10 @@ impl FaultThread {
         let (gfn, access) = match Fault::decode(&bytes[..len])? {
             Fault::Done(errno) => return self.confirmed(index, errno),
             Fault::History(gfn) => return self.tell_history(index, gfn),
+            Fault::Credits => {
+                self.credits.top_up(&self.vm, Instant::now());
+                return Ok(());
+            }
             Fault::Read(gfn) => (gfn, Access::Read),
             Fault::Write(gfn) => (gfn, Access::Write),
         };
@@ -268,9 +285,11 @@ impl FaultThread {
     }
 
     fn serve(&mut self, waiter: Waiter) -> Result<(), Ended> {
-        if waiter.asker == Asker::Uffd {
+        // Without userfaultfd every page has to be opened by its own fault.
+        if self.vm.engine.kind() == EngineKind::Uffd {
             self.give_ahead(waiter.gfn)?;
         }
+        let were_missing = Credits::were_missing(&self.vm, waiter.gfn, waiter.access);
         let outcome = resolve(&self.vm, waiter.gfn, waiter.access).map_err(Ended::from);
         if let Err(Ended::Fault(_)) = &outcome {
             let homes = self.vm.table.history().of(waiter.gfn);
@@ -279,22 +298,27 @@ impl FaultThread {
         match outcome? {
             Outcome::Served => {
                 self.vm.note_latency(waiter.since.elapsed());
-                self.answer(waiter, Reply::Retry, Channel::Idle)
+                self.answer(waiter, Reply::Retry, Channel::Idle)?;
             }
             Outcome::Ask(reply, pending) => {
                 self.vm.note_latency(waiter.since.elapsed());
-                self.answer(waiter, reply, Channel::Confirming(pending))
+                self.answer(waiter, reply, Channel::Confirming(pending))?;
             }
             Outcome::Busy => {
                 self.vm.stats.parked.one();
                 self.waiting.park_busy(waiter);
-                Ok(())
+                return Ok(());
             }
             Outcome::Starved => {
                 self.park_starved(waiter);
-                Ok(())
+                return Ok(());
             }
         }
+        // Only now: the thread that asked runs meanwhile.
+        if were_missing {
+            self.credits.top_up(&self.vm, Instant::now());
+        }
+        Ok(())
     }
 
     fn answer(&mut self, waiter: Waiter, reply: Reply, next: Channel) -> Result<(), Ended> {
@@ -317,6 +341,7 @@ impl FaultThread {
     }
 
     fn park_starved(&mut self, waiter: Waiter) {
+        self.vm.take_back_credits();
         self.waiting.park_starved(waiter);
         if !self.vm.parking.is_starved() {
             self.vm.stats.starved.one();

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use memvisor_guest_agent::protocol::claims::{Words, words};
 use memvisor_guest_agent::protocol::memory::Hello;
 use memvisor_guest_agent::shim::wait_readable;
 use thiserror::Error;
@@ -18,6 +19,7 @@ use crate::page::{Parking, Urgency};
 use crate::policy::{self, HostSnapshot};
 use crate::settings::{VmSettings, VmSettingsError};
 use crate::swap::{SwapError, SwapFile};
+use crate::sys::SharedWords;
 use crate::units::{Bytes, Pages, VmId};
 use crate::vm::{ParamsError, Parts, VmParams};
 
@@ -67,6 +69,7 @@ pub(super) struct Admitted {
     pub(super) engine: EngineKind,
     pub(super) ram: Arc<Ram>,
     pub(super) parts: Parts,
+    pub(super) claims: Option<Arc<SharedWords>>,
     pub(super) metadata: Metadata,
 }
 
@@ -133,10 +136,11 @@ impl Drop for Metadata {
 /// Decides about a guest, and makes its RAM, cache, swap file and pool.
 pub(super) fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Admitted, Refusal> {
     let uffd = hello.uffd;
-    let params = VmParams::check(hello)?;
+    let mut params = VmParams::check(hello)?;
     let layered = Layered::at_power_on(hello, &host.vm_in_file(&params.name))?;
     let settings = &layered.now;
     let engine = engine(host, uffd, &params)?;
+    params.inline &= engine == EngineKind::Uffd;
     let name = host
         .members
         .take_name(&params.name)
@@ -158,7 +162,9 @@ pub(super) fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Admitted, Refusal
     let metadata = Metadata::charge(host, &parking, params.metadata())?;
     let ram = Ram::new(&params.name, params.pages).map_err(kernel("make guest RAM"))?;
     let id = host.next_vm();
-    let parts = parts(host, id, &params, settings, parking)?;
+    let claims = claims(&params)?;
+    let mut parts = parts(host, id, &params, settings, parking)?;
+    parts.words = claims.clone().map(|words| words as Arc<dyn Words>);
     Ok(Admitted {
         id,
         name,
@@ -167,8 +173,20 @@ pub(super) fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Admitted, Refusal
         engine,
         ram: Arc::new(ram),
         parts,
+        claims,
         metadata,
     })
+}
+
+/// The memory shared with a guest that serves some of its faults itself.
+fn claims(params: &VmParams) -> Result<Option<Arc<SharedWords>>, Refusal> {
+    if !params.inline {
+        return Ok(None);
+    }
+    let name = format!("memvisor-claims:{}", params.name);
+    let words = SharedWords::new(&name, words(params.pages));
+    let words = words.map_err(kernel("make the claim table"))?;
+    Ok(Some(Arc::new(words)))
 }
 
 /// The host with the guests that are being powered on: what they were promised is promised.
@@ -239,5 +257,6 @@ fn parts(
         swap,
         parking,
         vma_budget: host.vma_budget,
+        words: None,
     })
 }

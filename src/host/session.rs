@@ -168,14 +168,24 @@ fn welcome(
         .pool
         .read_only_fd()
         .map_err(kernel("open the pool to read"))?;
+    let zip = &admitted.parts.zip;
+    let arena = zip
+        .read_only_fd()
+        .map_err(kernel("open the compression cache to read"))?;
+    let claims = admitted.claims.as_deref();
     let welcome = Message::Welcome(Welcome {
         vm: id.0,
         engine: admitted.engine,
         token,
         pool_frames: host.pool_frames(),
+        arena_pages: claims.map(|_| zip.arena_pages()),
     });
+    let mut fds = vec![admitted.ram.as_fd(), pool.as_fd()];
+    if let Some(claims) = claims {
+        fds.extend([claims.as_fd(), arena.as_fd()]);
+    }
     socket
-        .send_with_fds(&welcome.encode(), &[admitted.ram.as_fd(), pool.as_fd()])
+        .send_with_fds(&welcome.encode(), &fds)
         .map_err(kernel("send WELCOME"))
 }
 

@@ -23,18 +23,27 @@
 //!
 //! Whoever locks several pages takes them in ascending order; as nobody waits, that is for
 //! predictability, not against deadlock.
+//!
+//! A guest that serves some of its faults itself is offered the pages it may take, as long as nobody
+//! has them locked ([`Claims`]): the lock revokes the offer, the unlock makes it, by the home that the
+//! page has then. A page that the guest has claimed cannot be locked.
 
+mod guard;
 mod notes;
-
-pub use notes::Due;
 
 use std::sync::Arc;
 
+use memvisor_guest_agent::protocol::claims::{State, Words};
+
+use super::claims::{Claims, Revoked};
 use super::history::History;
 use super::home::{Home, KINDS};
 use super::parking::Parking;
 use crate::sync::{AtomicU64, Ordering};
 use crate::units::{FrameId, Gfn};
+
+pub use guard::{DonePage, KeptPage, PageGuard};
+pub use notes::Due;
 
 const KIND: u64 = 0b111;
 const LOCKED: u64 = 1 << 3;
@@ -95,6 +104,11 @@ impl Entry {
         (self.0 >> PAYLOAD_SHIFT) as u32
     }
 
+    /// What is offered of the page while it is unlocked.
+    const fn offer(self) -> State {
+        Claims::offer_of(self.home(), self.is_sampled())
+    }
+
     /// The low half of the hash that a resident page had at the last scan; zero if there was none.
     #[must_use]
     pub const fn last_hash(self) -> u32 {
@@ -136,6 +150,21 @@ pub struct PageTable {
     counts: [AtomicU64; KINDS],
     history: History,
     parking: Arc<Parking>,
+    /// What the guest may do by itself, if it can.
+    claims: Option<Claims>,
+}
+
+/// How an attempt to lock a page ended.
+#[derive(Debug)]
+pub enum Attempt<'a> {
+    /// It is locked.
+    Locked(PageGuard<'a>),
+    /// Somebody else of the daemon is moving it.
+    Busy,
+    /// Its guest is moving it.
+    Claimed,
+    /// Its guest has made it resident. It is locked, but no home tells so yet.
+    Done(DonePage<'a>),
 }
 
 impl PageTable {
@@ -150,7 +179,22 @@ impl PageTable {
             counts,
             history: History::new(),
             parking,
+            claims: None,
         }
+    }
+
+    /// The same for a guest that may take pages that are offered in `words`, which are all zero.
+    #[must_use]
+    pub fn offering(mut self, words: Arc<dyn Words>) -> Self {
+        let claims = Claims::new(words, self.pages(), Arc::clone(&self.parking));
+        self.claims = Some(claims);
+        self
+    }
+
+    /// What the guest may do by itself; `None` for one that asks for everything.
+    #[must_use]
+    pub const fn claims(&self) -> Option<&Claims> {
+        self.claims.as_ref()
     }
 
     /// Configured pages.
@@ -207,11 +251,37 @@ impl PageTable {
         &self.history
     }
 
-    /// Locks a page, or `None` if somebody else is moving it.
-    pub fn try_lock(&self, gfn: Gfn) -> Option<PageGuard<'_>> {
+    /// Locks a page, or says who is moving it.
+    pub fn attempt(&self, gfn: Gfn) -> Attempt<'_> {
         let before = self.entries[gfn.index()].fetch_or(LOCKED, Ordering::Acquire);
-        // Lazily: a guard that is made and dropped would unlock the page of whoever holds it.
-        (before & LOCKED == 0).then(|| PageGuard { table: self, gfn })
+        if before & LOCKED != 0 {
+            return Attempt::Busy;
+        }
+        let revoked = match &self.claims {
+            Some(claims) if Entry(before).offer() != State::None => claims.revoke(gfn),
+            _ => Revoked::Yes,
+        };
+        let mut guard = PageGuard {
+            table: self,
+            gfn,
+            offers: false,
+        };
+        match revoked {
+            Revoked::Yes => {
+                guard.offers = true;
+                Attempt::Locked(guard)
+            }
+            Revoked::Claimed => Attempt::Claimed,
+            Revoked::Done(credit) => Attempt::Done(DonePage { guard, credit }),
+        }
+    }
+
+    /// Locks a page, or `None` if somebody else is moving or its guest has moved it.
+    pub fn try_lock(&self, gfn: Gfn) -> Option<PageGuard<'_>> {
+        match self.attempt(gfn) {
+            Attempt::Locked(page) => Some(page),
+            Attempt::Busy | Attempt::Claimed | Attempt::Done(_) => None,
+        }
     }
 
     /// Asks to be woken over the parking when the page is unlocked. `false`: it is not locked (any
@@ -239,6 +309,7 @@ impl PageTable {
         PageGuard {
             table: self,
             gfn: kept.0,
+            offers: true,
         }
     }
 
@@ -291,109 +362,6 @@ const fn view(entry: Entry, opens: bool) -> View {
         _ => View::Ram {
             open: opens && entry.is_open(),
         },
-    }
-}
-
-/// The lock of one page; dropping it unlocks the page and wakes the faults that wait for it.
-#[derive(Debug)]
-pub struct PageGuard<'a> {
-    table: &'a PageTable,
-    gfn: Gfn,
-}
-
-/// A page that stays locked until the guest has confirmed a mapping; see [`PageTable::resume`].
-#[derive(Debug, PartialEq, Eq)]
-#[must_use = "a page that is kept locked and forgotten is locked for ever"]
-pub struct KeptPage(Gfn);
-
-impl KeptPage {
-    /// Which page.
-    #[must_use]
-    pub const fn gfn(&self) -> Gfn {
-        self.0
-    }
-}
-
-impl PageGuard<'_> {
-    /// Which page.
-    #[must_use]
-    pub const fn gfn(&self) -> Gfn {
-        self.gfn
-    }
-
-    /// Its entry; nobody else changes its home.
-    #[must_use]
-    pub fn entry(&self) -> Entry {
-        self.table.entry(self.gfn)
-    }
-
-    /// Its home.
-    #[must_use]
-    pub fn home(&self) -> Home {
-        self.entry().home()
-    }
-
-    /// Moves the page to another home.
-    ///
-    /// # Panics
-    /// When the move is not in the table of legal ones: going on would lose a page.
-    pub fn set_home(&self, home: Home) {
-        let from = self.home();
-        assert!(
-            from.may_become(home),
-            "{}: {from:?} may not become {home:?}; {}",
-            self.gfn,
-            self.table.history.of(self.gfn)
-        );
-        // A page that is mapped from the pool is open to reads: nothing would count them.
-        let lost = match home {
-            Home::Shared(_) => SAMPLED,
-            _ => 0,
-        };
-        let clear = KIND | OPEN | REFILLED | UNSEEN | lost | u64::from(u32::MAX) << PAYLOAD_SHIFT;
-        let unseen = if home == Home::Resident { UNSEEN } else { 0 };
-        let set = home.kind() as u64 | unseen | u64::from(home.payload()) << PAYLOAD_SHIFT;
-        self.table.update(self.gfn, clear, set);
-        self.table.counts[from.kind()].fetch_sub(1, Ordering::Relaxed);
-        self.table.counts[home.kind()].fetch_add(1, Ordering::Relaxed);
-        self.table.history.record(self.gfn, home);
-    }
-
-    /// Notes whether the guest may access the RAM page without asking.
-    pub fn set_open(&self, open: bool) {
-        self.set_flag(OPEN, open);
-    }
-
-    /// Notes whether the next access to the page is to be counted.
-    pub fn set_sampled(&self, sampled: bool) {
-        self.set_flag(SAMPLED, sampled);
-    }
-
-    /// Notes that the page came back from a store.
-    pub fn set_refilled(&self) {
-        self.set_flag(REFILLED, true);
-    }
-
-    fn set_flag(&self, flag: u64, on: bool) {
-        let (clear, set) = if on { (0, flag) } else { (flag, 0) };
-        self.table.update(self.gfn, clear, set);
-    }
-
-    /// Keeps the page locked beyond the life of this guard, until [`PageTable::resume`].
-    pub fn keep(self) -> KeptPage {
-        let gfn = self.gfn;
-        std::mem::forget(self);
-        KeptPage(gfn)
-    }
-}
-
-impl Drop for PageGuard<'_> {
-    fn drop(&mut self) {
-        let word = &self.table.entries[self.gfn.index()];
-        let before = word.fetch_and(!(LOCKED | WAITED), Ordering::Release);
-        if before & WAITED != 0 {
-            self.table.parking.unpark(self.gfn);
-        }
     }
 }
 

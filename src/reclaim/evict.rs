@@ -39,6 +39,8 @@ impl Evictor {
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
     pub fn evict(&mut self, vm: &Vm, want: Pages, means: Means) -> Result<Pages, EngineError> {
+        // What the guest has made resident itself can be evicted too.
+        vm.settle_done();
         let want = usize::try_from(want.0).unwrap_or(BATCH).min(BATCH);
         let victims = choose(vm, &mut self.dice, want, |home| home == Home::Resident);
         if !victims.is_empty() {

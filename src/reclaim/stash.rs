@@ -119,6 +119,9 @@ fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRef
     let grown = zip.pages_used() - before;
     drop(zip);
     vm.budget.give(u64::from(granted) - u64::from(grown));
+    if let Ok(slot) = stored {
+        vm.describe(gfn, slot);
+    }
     stored
 }
 
@@ -148,7 +151,7 @@ fn spill(vm: &Vm, want: usize) -> usize {
         if pages.len() == want {
             break;
         }
-        let Some(page) = vm.table.try_lock(gfn) else {
+        let Some(page) = vm.try_lock(gfn) else {
             continue;
         };
         // A page that is damaged here stays: the fault that needs it reports it.

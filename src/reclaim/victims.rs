@@ -83,7 +83,7 @@ fn take<'a>(
             return;
         }
         if qualifies(vm.table.entry(gfn).home())
-            && let Some(page) = vm.table.try_lock(gfn)
+            && let Some(page) = vm.try_lock(gfn)
             && qualifies(page.home())
         {
             chosen.push(page);

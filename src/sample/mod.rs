@@ -172,7 +172,7 @@ impl Sampler {
         let mut gfns: Vec<Gfn> = drawn.iter().map(|gfn| Gfn(gfn as u32)).collect();
         gfns.sort_unstable();
         let (mut resident, mut shared) = (Vec::new(), Vec::new());
-        for page in gfns.into_iter().filter_map(|gfn| vm.table.try_lock(gfn)) {
+        for page in gfns.into_iter().filter_map(|gfn| vm.try_lock(gfn)) {
             match page.home() {
                 // Left over from the period before, and noted already.
                 _ if page.entry().is_sampled() => {}
@@ -222,7 +222,7 @@ impl Sampler {
             if !vm.table.entry(gfn).is_sampled() {
                 continue;
             }
-            let Some(page) = vm.table.try_lock(gfn) else {
+            let Some(page) = vm.try_lock(gfn) else {
                 busy.push(gfn);
                 continue;
             };

@@ -49,7 +49,7 @@ impl Leaver {
             if !matches!(vm.table.entry(gfn).home(), Home::Shared(_)) {
                 continue;
             }
-            if let Some(page) = vm.table.try_lock(gfn) {
+            if let Some(page) = vm.try_lock(gfn) {
                 ended = copy_back(vm, page, &mut copied);
             }
         }

@@ -91,7 +91,7 @@ pub(crate) fn merge(
 }
 
 fn hold<'a>(vm: &'a Vm, candidate: Candidate<'a>) -> Option<Held<'a>> {
-    let Some(page) = vm.table.try_lock(candidate.gfn) else {
+    let Some(page) = vm.try_lock(candidate.gfn) else {
         vm.table.note_written(candidate.gfn);
         return None;
     };

@@ -64,10 +64,12 @@ pub(super) struct AddressSpace {
     giving_up: AtomicU32,
     /// Nonzero: handing pages over fails.
     dead: AtomicU32,
+    /// Whether every fault is a signal.
+    signals: bool,
 }
 
 impl AddressSpace {
-    pub(super) fn new(kind: EngineKind, pages: u32, pool: Arc<Pool>) -> Self {
+    pub(super) fn new(kind: EngineKind, pages: u32, pool: Arc<Pool>, signals: bool) -> Self {
         let page = |_| Page {
             view: View::Closed,
             content: None,
@@ -81,6 +83,7 @@ impl AddressSpace {
             accepts: AtomicU32::new(NEVER),
             giving_up: AtomicU32::new(0),
             dead: AtomicU32::new(0),
+            signals,
         }
     }
 
@@ -163,8 +166,8 @@ impl AddressSpace {
 
     fn trap(&self, page: &Page, access: Access) -> Trap {
         match self.kind {
-            EngineKind::Uffd => Trap::Kernel { wakes: page.wakes },
-            EngineKind::Mprotect => Trap::Signal(access),
+            EngineKind::Uffd if !self.signals => Trap::Kernel { wakes: page.wakes },
+            EngineKind::Uffd | EngineKind::Mprotect => Trap::Signal(access),
         }
     }
 
@@ -203,6 +206,33 @@ impl AddressSpace {
                 view => panic!("{gfn} is {view:?} and is revealed"),
             };
         }
+    }
+
+    /// A thread puts the content of a page that it has claimed in place.
+    pub(super) fn install(&self, gfn: Gfn, content: PageBuf) {
+        let page = &mut self.pages()[gfn.index()];
+        assert_eq!(page.view, View::Closed, "{gfn} is brought and was there");
+        page.fill(gfn, content);
+        page.view = View::Open;
+    }
+
+    /// A thread gives a shared page that it has claimed a copy of its own.
+    pub(super) fn break_shared(&self, gfn: Gfn) {
+        let page = &mut self.pages()[gfn.index()];
+        let View::Pool(frame) = page.view else {
+            panic!("{gfn} is {:?} and is broken by its guest", page.view);
+        };
+        assert!(self.pool.refs(frame) > 0, "{gfn} is a copy of a free frame");
+        let mut content = PageBuf::zeroed();
+        self.pool.read(frame, &mut content);
+        page.fill(gfn, content);
+    }
+
+    /// The thread that gave a shared page a copy maps it.
+    pub(super) fn map_copy(&self, gfn: Gfn) {
+        let page = &mut self.pages()[gfn.index()];
+        assert!(page.view.is_pool() && page.content.is_some(), "{gfn}");
+        page.view = View::Open;
     }
 
     /// The guest's kernel drops its mapping of a page that it has, as it does when it moves or swaps

@@ -29,6 +29,7 @@ fn host_and_guest(kind: EngineKind, vma_budget: u32) -> (Host, Guest) {
         zip_pages: 16,
         vma_budget,
         threads: 1,
+        inline: false,
     };
     let guest = host.power_on(VmId(1), spec).expect("there is memory");
     (host, guest)
@@ -427,6 +428,7 @@ fn broken_by_one_write(kind: EngineKind, count: u32, exceeded: bool) -> u64 {
             zip_pages: 16,
             vma_budget: 1000,
             threads: 1,
+            inline: false,
         },
     );
     let mut other = other.expect("there is memory");

@@ -2,11 +2,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::engine::Reply;
-use crate::fault::{Access, FaultError, Outcome, Pending, complete, resolve};
+use crate::fault::{Access, Credits, FaultError, Outcome, Pending, complete, resolve};
+use crate::page::Claims;
 use crate::sync::Mutex;
 use crate::units::Gfn;
 use crate::vm::Vm;
@@ -34,6 +36,8 @@ pub(super) enum Message {
     Fault(Waiter),
     /// The thread on this channel has done what it was told.
     Done(usize),
+    /// The guest runs out of credits.
+    Credits,
 }
 
 /// The userfaultfd and the fault channels of one guest.
@@ -73,11 +77,17 @@ pub(super) struct FaultThread {
     busy: HashMap<Gfn, Vec<Waiter>>,
     starved: Vec<Waiter>,
     confirming: HashMap<usize, Pending>,
+    credits: Credits,
+    /// The time, which passes only when it is told to.
+    now: Instant,
 }
 
 impl FaultThread {
     pub(super) fn new(vm: Arc<Vm>, line: Arc<Line>) -> Self {
+        let now = Instant::now();
         Self {
+            credits: Credits::new(now),
+            now,
             vm,
             line,
             busy: HashMap::new(),
@@ -100,7 +110,12 @@ impl FaultThread {
                         pending.expect("a guest confirms what it was told"),
                     );
                 }
+                Message::Credits => self.credits.top_up(&self.vm, self.now),
             }
+        }
+        self.credits.look(&self.vm, self.now);
+        if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
+            panic!("a good guest lies: {lie}");
         }
         if self.bell_rings() {
             busy = true;
@@ -117,6 +132,7 @@ impl FaultThread {
     }
 
     fn serve(&mut self, waiter: Waiter) -> Result<(), FaultError> {
+        let were_missing = Credits::were_missing(&self.vm, waiter.gfn, waiter.access);
         match (resolve(&self.vm, waiter.gfn, waiter.access)?, waiter.asker) {
             (Outcome::Served, Asker::Kernel) => {}
             (Outcome::Served, Asker::Channel(channel)) => self.line.answer(channel, Reply::Retry),
@@ -134,17 +150,29 @@ impl FaultThread {
             (Outcome::Busy, _) => {
                 self.vm.stats.parked.one();
                 self.busy.entry(waiter.gfn).or_default().push(waiter);
+                return Ok(());
             }
             (Outcome::Starved, _) => {
+                self.vm.take_back_credits();
                 self.starved.push(waiter);
                 if !self.vm.parking.is_starved() {
                     self.vm.stats.starved.one();
                     self.vm.budget.starve(&self.vm.parking, true);
                     self.vm.parking.ring();
                 }
+                return Ok(());
             }
         }
+        if were_missing {
+            self.credits.top_up(&self.vm, self.now);
+        }
         Ok(())
+    }
+
+    /// A while passes.
+    pub(super) fn rest(&mut self) {
+        self.now += Duration::from_secs(1);
+        self.credits.look(&self.vm, self.now);
     }
 
     fn retry(&mut self) -> Result<(), FaultError> {

@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
 
 use super::fault_thread::{Asker, Message, Waiter};
-use super::{AddressSpace, Line, Trap};
+use super::{AddressSpace, Claims, Line, Trap};
+use memvisor_guest_agent::protocol::claims::{Attempt, Claim, State};
+
 use crate::engine::Reply;
 use crate::fault::Access;
 use crate::units::{Gfn, PAGE_SIZE, PageBuf};
@@ -49,10 +51,17 @@ struct Running {
     at: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Wait {
     Nothing,
-    Kernel { gfn: Gfn, wakes: u64 },
+    /// It has claimed a page and looks away for a moment.
+    Claimed(Claim, State),
+    /// Another thread has claimed the page.
+    Claim(Gfn),
+    Kernel {
+        gfn: Gfn,
+        wakes: u64,
+    },
     Reply,
 }
 
@@ -67,6 +76,7 @@ pub(super) struct GuestThread {
     channel: usize,
     running: Option<Running>,
     wait: Wait,
+    claims: Option<Claims>,
 }
 
 impl fmt::Display for GuestThread {
@@ -99,6 +109,7 @@ impl GuestThread {
         line: Arc<Line>,
         memory: Memory,
         channel: usize,
+        claims: Option<Claims>,
     ) -> Self {
         Self {
             vm,
@@ -108,6 +119,7 @@ impl GuestThread {
             channel,
             running: None,
             wait: Wait::Nothing,
+            claims,
         }
     }
 
@@ -120,6 +132,11 @@ impl GuestThread {
     /// The guest's kernel drops its mapping of a page.
     pub(super) fn forget_mapping(&self, gfn: Gfn) {
         self.space.forget_mapping(gfn);
+    }
+
+    /// Whether it waits for nobody.
+    pub(super) const fn can_go_on(&self) -> bool {
+        matches!(self.wait, Wait::Nothing | Wait::Claimed(..))
     }
 
     /// The page that the thread is at.
@@ -154,6 +171,16 @@ impl GuestThread {
                     return true;
                 }
             }
+            Wait::Claim(gfn) => {
+                if self
+                    .claims
+                    .as_ref()
+                    .is_some_and(|claims| claims.is_taken(gfn))
+                {
+                    return true;
+                }
+            }
+            Wait::Claimed(..) => self.end_claim(),
             Wait::Reply => match self.line.reply(self.channel) {
                 None => return true,
                 Some(Reply::Retry) => {}
@@ -167,7 +194,58 @@ impl GuestThread {
         false
     }
 
+    /// Does what was claimed.
+    fn end_claim(&mut self) {
+        let wait = std::mem::replace(&mut self.wait, Wait::Nothing);
+        let (Wait::Claimed(claim, offer), Some(claims)) = (wait, &self.claims) else {
+            return;
+        };
+        let gfn = claim.gfn();
+        if offer == State::Zip {
+            self.space.install(gfn, claims.decompress(&claim));
+        } else {
+            self.space.break_shared(gfn);
+            self.space.map_copy(gfn);
+        }
+        claims.claimer().done(claim);
+    }
+
+    /// Serves a fault without the daemon, as far as that is offered; whether it need not be asked.
+    fn serve(&mut self, gfn: Gfn, access: Access) -> bool {
+        let Some(claims) = &self.claims else {
+            return false;
+        };
+        let claimer = claims.claimer();
+        let offer = claimer.look(gfn);
+        match offer {
+            State::Frame if access == Access::Read => return true,
+            State::Frame if !claimer.may_break() => return false,
+            State::Zip | State::Frame => {}
+            State::Taken { .. } => {
+                self.wait = Wait::Claim(gfn);
+                return true;
+            }
+            State::None | State::Done { .. } => return false,
+        }
+        match claimer.claim(gfn, offer) {
+            Attempt::Claimed(claim) => {
+                if claimer.should_tell(&claim) {
+                    self.line.send(Message::Credits);
+                }
+                self.wait = Wait::Claimed(claim, offer);
+                true
+            }
+            Attempt::NoCredit => false,
+            Attempt::Changed => true,
+        }
+    }
+
     fn fault(&mut self, gfn: Gfn, trap: Trap) {
+        if let Trap::Signal(access) = trap
+            && self.serve(gfn, access)
+        {
+            return;
+        }
         let (access, asker, wait) = match trap {
             Trap::Kernel { wakes } => (Access::Any, Asker::Kernel, Wait::Kernel { gfn, wakes }),
             Trap::Signal(access) => (access, Asker::Channel(self.channel), Wait::Reply),

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{AddressSpace, FaultThread, GuestThread, Line, Memory, SimDisk, View};
+use super::{AddressSpace, Claims, FaultThread, GuestThread, Line, Memory, SimDisk, View};
 use crate::compress::ZipCache;
 use crate::engine::EngineKind;
 use crate::page::{Budget, Home, Parking, Urgency};
@@ -28,6 +28,8 @@ pub(super) struct Spec {
     pub(super) zip_pages: u32,
     pub(super) vma_budget: u32,
     pub(super) threads: usize,
+    /// Whether its threads serve some of their faults themselves.
+    pub(super) inline: bool,
 }
 
 /// The other VMs as a scanner sees them, and what scanners told them.
@@ -68,6 +70,7 @@ pub(super) struct Guest {
     pub(super) space: Arc<AddressSpace>,
     pub(super) disk: Arc<SimDisk>,
     pub(super) memory: Memory,
+    pub(super) claims: Option<Claims>,
     pub(super) threads: Vec<GuestThread>,
     pub(super) faults: FaultThread,
     pub(super) scanner: Scanner,
@@ -100,18 +103,23 @@ impl Host {
             name: format!("vm-{id}"),
             pages: spec.pages,
             workload: String::new(),
+            // Its table is no memory that anybody counts.
+            inline: false,
         };
         if !self.budget.take(params.metadata().0, Urgency::Touch) {
             return None;
         }
         let pool = Arc::clone(&self.pools[spec.salt]);
-        let space = AddressSpace::new(spec.kind, spec.pages, Arc::clone(&pool));
+        let space = AddressSpace::new(spec.kind, spec.pages, Arc::clone(&pool), spec.inline);
         let space = Arc::new(space);
         let disk = Arc::new(SimDisk::default());
+        let zip = ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd");
+        let claims = spec.inline.then(|| Claims::new(spec.pages, &zip));
         let parts = Parts {
             budget: Arc::clone(&self.budget),
             pool,
-            zip: ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd"),
+            words: claims.as_ref().map(|claims| Arc::clone(&claims.words) as _),
+            zip,
             swap: SwapFile::over(Arc::clone(&disk) as _, spec.swap_slots, spec.pages),
             parking: Arc::new(Parking::new().expect("an eventfd")),
             vma_budget: spec.vma_budget,
@@ -123,12 +131,14 @@ impl Host {
         let memory = Memory::new(spec.pages);
         let thread = |channel| {
             let (space, line) = (Arc::clone(&space), Arc::clone(&line));
-            GuestThread::new(Arc::clone(&vm), space, line, memory.clone(), channel)
+            let (vm, claims) = (Arc::clone(&vm), claims.clone());
+            GuestThread::new(vm, space, line, memory.clone(), channel, claims)
         };
         Some(Guest {
             salt: spec.salt,
             threads: (0..spec.threads).map(thread).collect(),
-            faults: FaultThread::new(Arc::clone(&vm), line),
+            faults: FaultThread::new(Arc::clone(&vm), Arc::clone(&line)),
+            claims: claims.clone(),
             scanner: Scanner::default(),
             evictor: Evictor::new(u64::from(id.0)),
             sampler: Sampler::new(u64::from(id.0), Instant::now(), None),
@@ -159,6 +169,7 @@ impl Host {
             guest.check();
             let zip_pages = u64::from(guest.vm.zip.lock().pages_used());
             private += guest.vm.params.metadata().0 + zip_pages + guest.space.allocated().0;
+            private += guest.credits();
         }
         let mut frames_used = 0;
         for (salt, pool) in self.pools.iter().enumerate() {
@@ -201,9 +212,25 @@ fn check_pool(pool: &Pool, named: impl Iterator<Item = FrameId>) -> u64 {
 }
 
 impl Guest {
-    fn homes(&self) -> impl Iterator<Item = (Gfn, Home)> {
+    pub(super) fn homes(&self) -> impl Iterator<Item = (Gfn, Home)> {
         let gfns = (0..self.vm.table.pages()).map(Gfn);
         gfns.map(|gfn| (gfn, self.vm.table.entry(gfn).home()))
+    }
+
+    /// Pages that the guest holds and that are not in its RAM yet.
+    fn credits(&self) -> u64 {
+        let Some(claims) = self.vm.table.claims() else {
+            return 0;
+        };
+        let is_filled =
+            |(gfn, _): &(Gfn, Home)| self.is_taken(*gfn) && self.space.content(*gfn).is_some();
+        claims.held() - self.homes().filter(is_filled).count() as u64
+    }
+
+    pub(super) fn is_taken(&self, gfn: Gfn) -> bool {
+        self.claims
+            .as_ref()
+            .is_some_and(|claims| claims.is_taken(gfn))
     }
 
     fn frames(&self) -> impl Iterator<Item = FrameId> {
@@ -215,6 +242,7 @@ impl Guest {
 
     fn check(&self) {
         let vm = &self.vm;
+        vm.settle_done();
         let counts = vm.table.counts();
         assert_eq!(vm.table.recount(), counts);
         assert_eq!(counts.iter().sum::<u64>(), u64::from(vm.table.pages()));
@@ -229,6 +257,23 @@ impl Guest {
     }
 
     fn check_page(&self, gfn: Gfn, home: Home) {
+        let entry = self.vm.table.entry(gfn);
+        let view = self.space.view(gfn);
+        let text = || format!("VM {}: {gfn} {entry:?} {view:?}", self.vm.id);
+        // What a thread is in the middle of has the content of its home, and nothing else is known.
+        if !self.is_taken(gfn) {
+            self.check_view(gfn, home);
+        }
+        let content = self.content_of(gfn, home);
+        assert!(
+            content == self.memory.pages()[gfn.index()],
+            "{} lost bytes; {}",
+            text(),
+            self.vm.table.history().of(gfn)
+        );
+    }
+
+    fn check_view(&self, gfn: Gfn, home: Home) {
         let entry = self.vm.table.entry(gfn);
         let view = self.space.view(gfn);
         let text = || format!("VM {}: {gfn} {entry:?} {view:?}", self.vm.id);
@@ -250,13 +295,6 @@ impl Guest {
                 "its fault would be told to retry for ever"
             );
         }
-        let content = self.content_of(gfn, home);
-        assert!(
-            content == self.memory.pages()[gfn.index()],
-            "{} lost bytes; {}",
-            text(),
-            self.vm.table.history().of(gfn)
-        );
     }
 
     /// What the guest would read, found without a fault.
@@ -292,6 +330,9 @@ impl Guest {
             }
             let served = self.turn();
             if !served && !self.threads[thread].poll() {
+                if self.threads[thread].can_go_on() {
+                    continue;
+                }
                 self.check_waits(thread);
                 return false;
             }
@@ -309,7 +350,8 @@ impl Guest {
         let stopped = vm.orders.is_blocked() || vm.is_at_ceiling();
         let short = stopped || vm.budget.free() <= vm.budget.reserve();
         let waits = self.faults.is_starved(gfn) && short
-            || self.faults.is_busy(gfn) && vm.table.entry(gfn).is_locked();
+            || self.faults.is_busy(gfn) && vm.table.entry(gfn).is_locked()
+            || self.is_taken(gfn);
         assert!(
             waits,
             "VM {}: thread {thread} waits for {gfn} and nobody will wake it: {:?} {:?}",

@@ -233,6 +233,7 @@ impl Tasks {
             space,
             disk,
             memory,
+            claims,
             threads,
             faults,
             scanner,
@@ -272,6 +273,7 @@ impl Tasks {
                 space,
                 disk,
                 memory,
+                claims,
                 threads: Vec::new(),
                 faults,
                 scanner: worker.scanner,
@@ -300,6 +302,7 @@ fn spec(kind: EngineKind, threads: usize) -> Spec {
         zip_pages: 1,
         vma_budget: VMA_BUDGET,
         threads,
+        inline: false,
     }
 }
 
@@ -330,6 +333,10 @@ impl Witness {
             ("popped", &stats.pops),
         ] {
             *seen.entry(what).or_default() += count.get();
+        }
+        if vm.table.claims().is_some() {
+            *seen.entry("refilled by the guest").or_default() += stats.inline_refills.get();
+            *seen.entry("broken by the guest").or_default() += stats.inline_breaks.get();
         }
         *seen.entry(SEEN).or_default() += 1;
     }
@@ -463,5 +470,23 @@ fn guests_beside_one_that_dies_in_any_schedule_lose_no_byte_and_no_wakeup() {
         is_fatal: true,
         ..scene(EngineKind::Mprotect, EngineKind::Uffd)
     };
+    scene.model();
+}
+
+#[test]
+fn guests_that_serve_themselves_in_any_schedule_lose_no_byte_and_no_wakeup() {
+    let mut scene = scene(EngineKind::Uffd, EngineKind::Uffd);
+    scene.specs.iter_mut().for_each(|spec| spec.inline = true);
+    scene.model();
+}
+
+#[test]
+fn guest_that_serves_itself_beside_one_that_dies_in_any_schedule_loses_no_byte_and_no_wakeup() {
+    let mut scene = Scene {
+        is_fatal: true,
+        is_short_of_vmas: true,
+        ..scene(EngineKind::Uffd, EngineKind::Mprotect)
+    };
+    scene.specs[0].inline = true;
     scene.model();
 }

@@ -28,9 +28,11 @@ mod interleaving;
 mod races;
 mod random_steps;
 mod scanning;
+mod words;
 
 use address_space::{AddressSpace, Trap, View};
 use disk::SimDisk;
 use fault_thread::{FaultThread, Line};
 use guest::{GuestThread, Memory, Op};
 use host::{Guest, Host, Spec};
+use words::Claims;

@@ -7,7 +7,7 @@ use shuttle::thread::{self, yield_now};
 use super::{Guest, Host, Op, Spec};
 use crate::engine::EngineKind;
 use crate::page::Home;
-use crate::reclaim::Evictor;
+use crate::reclaim::{Evictor, trim_cache};
 use crate::sync::{self, AtomicU32, Ordering};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages, VmId};
 use crate::vm::Means;
@@ -17,6 +17,10 @@ const PAGES: u32 = 6;
 
 /// Two guests whose pages hold what `content` says, with memory for all.
 fn two_guests(content: fn(u32) -> u8) -> (Host, [Guest; 2]) {
+    guests(content, false, 1)
+}
+
+fn guests(content: fn(u32) -> u8, inline: bool, threads: usize) -> (Host, [Guest; 2]) {
     let host = Host::new(100, 2, 1, 64);
     let guests = [(1, EngineKind::Uffd), (2, EngineKind::Mprotect)].map(|(id, kind)| {
         let spec = Spec {
@@ -26,7 +30,8 @@ fn two_guests(content: fn(u32) -> u8) -> (Host, [Guest; 2]) {
             swap_slots: PAGES,
             zip_pages: 2,
             vma_budget: 100,
-            threads: 1,
+            threads,
+            inline: inline && kind == EngineKind::Uffd,
         };
         let mut guest = host.power_on(VmId(id), spec).expect("there is memory");
         for gfn in 0..PAGES {
@@ -107,6 +112,60 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
         }
         worker.join().expect("a worker ends");
         first.turn();
+        end(&host, [first, second]);
+    });
+}
+
+/// Two threads of a guest read one compressed page, which its worker wants too.
+#[test]
+fn threads_at_one_page_in_any_schedule_bring_it_once() {
+    sync::model(SCHEDULES, || {
+        let (host, [mut first, second]) = guests(|gfn| gfn as u8 + 1, true, 2);
+        let means = Means {
+            compress: true,
+            swap: false,
+        };
+        let evicted = first.evictor.evict(&first.vm, Pages(6), means);
+        assert_eq!(evicted.expect("the session lives"), Pages(6));
+        first.vm.grant_credits(4);
+        let ended = Arc::new(AtomicU32::new(0));
+        let worker = thread::spawn({
+            let (vm, ended) = (Arc::clone(&first.vm), Arc::clone(&ended));
+            move || {
+                vm.zip.lock().set_max_pages(0);
+                trim_cache(&vm, 6);
+                vm.take_back_credits();
+                ended.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let readers: Vec<_> = first
+            .threads
+            .drain(..)
+            .map(|mut reader| {
+                let ended = Arc::clone(&ended);
+                thread::spawn(move || {
+                    for gfn in [Gfn(0), Gfn(1)] {
+                        reader.begin(gfn, Op::Read);
+                        while !reader.poll() {
+                            yield_now();
+                        }
+                    }
+                    ended.fetch_add(1, Ordering::SeqCst);
+                })
+            })
+            .collect();
+        while ended.load(Ordering::SeqCst) < 3 {
+            first.turn();
+            yield_now();
+        }
+        worker.join().expect("a worker ends");
+        for reader in readers {
+            reader.join().expect("a thread ends");
+        }
+        first.turn();
+        first.vm.take_back_credits();
+        first.vm.settle_done();
+        assert_eq!(first.vm.table.entry(Gfn(0)).home(), Home::Resident);
         end(&host, [first, second]);
     });
 }

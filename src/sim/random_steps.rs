@@ -83,6 +83,8 @@ pub(super) enum Step {
     AcceptVmas,
     /// The guest's kernel drops mappings of its own accord, and the guest goes on.
     ForgetMappings(u32, u32),
+    /// A guest with memory of its own has not used it for a while.
+    Rest,
     Block(Blocked),
     /// So many pages may be held; `None`: all.
     Ceiling(Option<u64>),
@@ -119,6 +121,7 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         1 => (0..4u32).prop_map(Step::RefuseVmas),
         2 => Just(Step::AcceptVmas),
         2 => (gfn(), 1..12u32).prop_map(|(gfn, count)| Step::ForgetMappings(gfn, count)),
+        1 => Just(Step::Rest),
         1 => prop::sample::select(vec![Blocked::No, Blocked::Touches, Blocked::All])
             .prop_map(Step::Block),
         1 => prop::option::of(0..u64::from(PAGES)).prop_map(Step::Ceiling),
@@ -172,6 +175,7 @@ impl World {
             zip_pages: 4,
             vma_budget: self.vmas[place / 2],
             threads: THREADS,
+            inline: place == 2,
         };
         self.host.power_on(VmId(self.powered_on), spec)
     }
@@ -271,6 +275,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
                 access(guest, gfn.0, Op::Read);
             }
         }
+        Step::Rest => guest.faults.rest(),
         Step::Block(blocked) => {
             vm.orders.set_blocked(blocked);
             vm.parking.ring();
@@ -353,7 +358,8 @@ fn inflate(guest: &mut Guest, run: GfnRun) {
     assert_eq!(pages.next(), None);
 }
 
-/// Nobody has a page locked that is compressed, so either the cache comes down or swap takes nothing.
+/// The daemon has no page locked that is compressed, so either the cache comes down, or swap takes nothing,
+/// or the guest is bringing a page back.
 fn trim(guest: &Guest, limit: u32) {
     let vm = &guest.vm;
     let (before, above) = {
@@ -364,7 +370,9 @@ fn trim(guest: &Guest, limit: u32) {
     assert!(moved <= Pages(u64::from(limit)) && (above || moved == Pages(0)));
     assert_eq!(vm.zip.lock().stored().0, before.0 - moved.0);
     let swap = vm.swap.stats();
-    assert!(moved > Pages(0) || !above || vm.is_swap_failing() || swap.used >= swap.slots);
+    let is_taking = guest.homes().any(|(gfn, _)| guest.is_taken(gfn));
+    let is_refused = vm.is_swap_failing() || swap.used >= swap.slots;
+    assert!(moved > Pages(0) || !above || is_refused || is_taking);
 }
 
 fn deflate(guest: &Guest, run: GfnRun) {
@@ -380,20 +388,22 @@ fn deflate(guest: &Guest, run: GfnRun) {
                 assert_eq!((before, entry.home()), (Home::Ballooned, Home::Untouched));
             }
             PageStatus::NotLocked => assert_ne!(before, Home::Ballooned),
-            PageStatus::Busy => assert!(entry.is_locked()),
+            PageStatus::Busy => assert!(entry.is_locked() || guest.is_taken(gfn)),
             other => panic!("{gfn} is {other:?}"),
         }
     }
 }
 
 /// What happened in all runs together; what never happened was not tested.
-fn witnessed(guest: &Guest) -> [(&'static str, u64); 20] {
+fn witnessed(guest: &Guest) -> [(&'static str, u64); 22] {
     let stats = &guest.vm.stats;
     [
         ("first_touch", stats.first_touch.get()),
         ("refill_zip", stats.refill_zip.get()),
         ("refill_swap", stats.refill_swap.get()),
         ("breaks", stats.breaks.get()),
+        ("inline_refills", stats.inline_refills.get()),
+        ("inline_breaks", stats.inline_breaks.get()),
         ("pops", stats.pops.get()),
         ("merged", stats.merged.get()),
         ("first_users", stats.first_users.get()),

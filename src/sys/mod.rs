@@ -16,6 +16,7 @@ mod plain;
 mod process;
 mod swap_device;
 mod uffd;
+mod words;
 
 pub use direct_file::DirectFile;
 pub use filesystem::Filesystem;
@@ -26,3 +27,4 @@ pub use plain::{Advice, PlainMemory};
 pub use process::Process;
 pub use swap_device::{swap_off, swap_on};
 pub use uffd::{Filled, Uffd};
+pub use words::SharedWords;

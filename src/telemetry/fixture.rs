@@ -63,6 +63,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             refill_zip: 100,
             refill_swap: 3,
             cow_break: 17,
+            inline: 3,
             pop: 0,
             parked: 4,
             latency: Some(LatencyStatus {

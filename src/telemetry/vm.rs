@@ -177,6 +177,8 @@ pub struct FaultStatus {
     pub refill_swap: u64,
     /// Shared pages copied because the guest wrote to them.
     pub cow_break: u64,
+    /// Those of `refill_zip` and `cow_break` that the guest served itself.
+    pub inline: u64,
     /// Accesses to ballooned pages, each of which popped the balloon.
     pub pop: u64,
     /// Faults that had to wait: for a frozen page, for memory, or because the VM was blocked.

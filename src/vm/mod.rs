@@ -7,11 +7,15 @@
 //! - the *worker* ([`crate::reclaim`]) takes pages away: it scans, shares, evicts and fills the
 //!   balloon, and is the only one that makes a resident page something else.
 //!
+//! Threads of the guest itself may make pages resident, as far as they were offered and paid for
+//! ([`crate::page::Claims`]); whoever locks such a page next moves it in the page table.
+//!
 //! Lock order: page locks (tried, never waited for), then the compression cache, then inside the
 //! stores. No store lock is held across a system call that can wait, except the memory copies and
 //! hole punches of the cache itself.
 
 mod activity;
+mod inline;
 mod orders;
 mod params;
 mod settled;
@@ -23,16 +27,18 @@ use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use memvisor_guest_agent::protocol::claims::Words;
 
 use crate::compress::ZipCache;
 use crate::engine::{Engine, EngineKind};
-use crate::page::{Budget, Home, PageTable, Parking, Urgency};
+use crate::page::{Budget, Claims, Home, PageTable, Parking, Urgency};
 use crate::pool::{Pool, Unref};
 use crate::swap::SwapFile;
 use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, GfnRun, Pages, SlotId, VmId};
 
 pub use activity::{Activity, Estimate};
+pub use inline::Unlocked;
 pub use orders::{Blocked, Means, Orders};
 pub use params::{MAX_PAGES, ParamsError, VmParams};
 pub use settled::Settled;
@@ -54,6 +60,8 @@ pub struct Parts {
     pub parking: Arc<Parking>,
     /// The most VMAs its RAM may take.
     pub vma_budget: u32,
+    /// Memory that it shares with its guest, if that serves some of its faults itself.
+    pub words: Option<Arc<dyn Words>>,
 }
 
 /// One guest. See the module text.
@@ -120,10 +128,14 @@ impl Vm {
     #[must_use]
     pub fn new(id: VmId, params: VmParams, engine: Box<dyn Engine>, parts: Parts) -> Self {
         let opens = engine.kind() == EngineKind::Mprotect;
+        let mut table = PageTable::new(params.pages, Arc::clone(&parts.parking));
+        if let Some(words) = parts.words {
+            table = table.offering(words);
+        }
         Self {
             id,
             since: Instant::now(),
-            table: PageTable::new(params.pages, Arc::clone(&parts.parking)),
+            table,
             params,
             engine,
             zip: Mutex::new(parts.zip),
@@ -201,10 +213,11 @@ impl Vm {
         self.held() >= self.orders.ceiling()
     }
 
-    /// Its pages in RAM, its own and shared ones.
+    /// Its pages in RAM, its own and shared ones, and those that it was granted in advance.
     #[must_use]
     pub fn held(&self) -> Pages {
-        Pages(self.table.count(Home::Resident) + self.table.count(Home::Shared(FrameId(0))))
+        let pages = self.table.count(Home::Resident) + self.table.count(Home::Shared(FrameId(0)));
+        Pages(pages + self.table.claims().map_or(0, Claims::held))
     }
 
     /// The share pool of its sharing domain.
@@ -323,6 +336,8 @@ impl Vm {
     /// be free.
     pub fn tear_down(&self) {
         let mut used = self.params.metadata().0;
+        // What the guest has done by itself and nobody has looked at since was paid for in advance.
+        used += self.table.claims().map_or(0, Claims::held);
         let mut zip = self.zip.lock();
         for gfn in (0..self.table.pages()).map(Gfn) {
             match self.table.entry(gfn).home() {

@@ -1,5 +1,6 @@
 //! What a VM is powered on with and keeps, checked. Its settings, which may change, are the daemon's.
 
+use memvisor_guest_agent::protocol::claims::words;
 use memvisor_guest_agent::protocol::memory::Hello;
 use thiserror::Error;
 
@@ -18,6 +19,8 @@ pub struct VmParams {
     pub pages: u32,
     /// What it runs, for display.
     pub workload: String,
+    /// Whether it serves some of its faults itself.
+    pub inline: bool,
 }
 
 /// Why a VM is refused.
@@ -50,14 +53,20 @@ impl VmParams {
             name: hello.name.clone(),
             pages: hello.pages,
             workload: hello.workload.clone(),
+            inline: hello.inline,
         })
     }
 
     /// The daemon's own memory for this VM, charged to the budget: 8 bytes a page for the page
-    /// table, 8 for the sum of each swap slot, 64 KiB for the history.
+    /// table, 8 for the sum of each swap slot, 64 KiB for the history, and the claim table.
     #[must_use]
     pub const fn metadata(&self) -> Pages {
-        Bytes((self.pages as u64) * 16 + (64 << 10) + PAGE_SIZE as u64 - 1).pages()
+        let claims = if self.inline {
+            words(self.pages) * 4
+        } else {
+            0
+        };
+        Bytes((self.pages as u64) * 16 + claims + (64 << 10) + PAGE_SIZE as u64 - 1).pages()
     }
 }
 
@@ -81,6 +90,7 @@ mod tests {
             sharing: true,
             salt: None,
             workload: String::new(),
+            inline: false,
         }
     }
 

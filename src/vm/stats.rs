@@ -47,6 +47,10 @@ counters!(
         refill_swap,
         /// Shared pages that the guest wrote, and so got a copy of its own.
         breaks,
+        /// Those of the refills from the cache that the guest did by itself.
+        inline_refills,
+        /// Those of the breaks that the guest did by itself.
+        inline_breaks,
         /// Ballooned pages that the guest accessed.
         pops,
         /// Faults that had to wait because their page was being moved.

@@ -10,6 +10,8 @@ use memvisor::units::{PAGE_SIZE, Pages};
 
 /// How the kernel shows a file of memory that memvisor made.
 const MEMFD: &str = "/memfd:memvisor-";
+/// Those of them that a host counts as metadata, whether they are filled or not.
+const METADATA: &str = "claims:";
 
 /// Pages of the memory files that a host holds, as the kernel counts them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -31,7 +33,9 @@ impl Blocks {
             let (Ok(target), Ok(found)) = (fs::read_link(&path), fs::metadata(&path)) else {
                 continue;
             };
-            if let Some(name) = target.to_string_lossy().strip_prefix(MEMFD) {
+            if let Some(name) = target.to_string_lossy().strip_prefix(MEMFD)
+                && !name.starts_with(METADATA)
+            {
                 let name = name.trim_end_matches(" (deleted)").to_owned();
                 // st_blocks counts units of 512 bytes (stat(2)).
                 let pages = Pages(found.blocks() * 512 / PAGE_SIZE as u64);

@@ -55,6 +55,20 @@ pub fn engines(mut body: impl FnMut(&str)) {
     body("mprotect");
 }
 
+/// Runs `body` in each way in which the faults of a guest can be served: the engine, and what its guests
+/// are told.
+///
+/// # Panics
+/// As [`engines`].
+pub fn modes(mut body: impl FnMut(&str, &[&str])) {
+    engines(|engine| {
+        body(engine, &[]);
+        if engine == "uffd" {
+            body(engine, &["--inline"]);
+        }
+    });
+}
+
 /// Waits until `probe` has something.
 ///
 /// # Panics

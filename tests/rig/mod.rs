@@ -223,7 +223,8 @@ impl Host {
     /// Waits, at most `limit`, until nothing is left of the VM `name`.
     #[track_caller]
     pub(crate) fn forgets(&self, name: &str, limit: Duration) {
-        let memfds = ["memvisor-ram:", "memvisor-zip:"].map(|kind| format!("{kind}{name}"));
+        let memfds = ["memvisor-ram:", "memvisor-zip:", "memvisor-claims:"]
+            .map(|kind| format!("{kind}{name}"));
         let what = format!("nothing is left of {name}");
         common::eventually(&what, limit, || {
             let gone = self.client.vm(name).is_err();

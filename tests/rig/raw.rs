@@ -158,6 +158,7 @@ pub(crate) fn hello(name: &str, pages: u32) -> Hello {
         sharing: true,
         salt: None,
         workload: "scripted".to_owned(),
+        inline: false,
     }
 }
 

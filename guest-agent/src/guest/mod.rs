@@ -54,6 +54,8 @@ pub struct GuestOptions {
     pub sharing: bool,
     /// Whether it runs a balloon agent.
     pub agent: bool,
+    /// Whether it serves some of its faults itself, where the host allows it.
+    pub inline: bool,
     /// The host's memory socket.
     pub memory_socket: PathBuf,
     /// The host's balloon socket.
@@ -203,6 +205,7 @@ fn hello(options: &GuestOptions) -> Hello {
         sharing: options.sharing,
         salt: options.salt.clone(),
         workload,
+        inline: options.inline,
     }
 }
 

@@ -6,7 +6,8 @@
 //! ```text
 //! shim                                   daemon
 //!  | HELLO name, pages, wishes ----------> |  refuses with ERROR, or makes a VM
-//!  | <---- WELCOME engine, token + fds     |  fds: RAM (read-write), share pool (read-only)
+//!  | <---- WELCOME engine, token + fds     |  fds: RAM (read-write), share pool (read-only);
+//!  |                                       |       inline: claim table, arena (read-only)
 //!  | READY base, channels + fds ---------> |  fds: userfaultfd (uffd engine only), fault channels
 //!  | <------------------------------- GO   |  from here on guest threads may touch RAM
 //! ```
@@ -26,7 +27,7 @@ pub use command::{Ack, Command, Op, Remap};
 use super::codec::{DecodeError, Reader, Writer};
 
 /// The version of this protocol. Both sides come from one build, so it must match exactly.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The longest message: a command of [`MAX_RUNS`] runs, rounded up.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Runs in one command. 1 024 system calls keep the memory thread busy for about 3 ms.
@@ -102,6 +103,8 @@ pub struct Hello {
     pub salt: Option<String>,
     /// What the guest runs, for display only.
     pub workload: String,
+    /// Whether the shim can serve some of its faults itself ([`claims`](super::claims)).
+    pub inline: bool,
 }
 
 /// The daemon's answer to [`Hello`].
@@ -115,6 +118,9 @@ pub struct Welcome {
     pub token: u64,
     /// Frames of the share pool, holes included.
     pub pool_frames: u32,
+    /// Pages of the arena of compressed pages, holes included, if the guest may serve some of its
+    /// faults itself.
+    pub arena_pages: Option<u32>,
 }
 
 /// The shim has mapped RAM and can take commands.
@@ -160,6 +166,9 @@ const ACK: u16 = 6;
 const ERROR: u16 = 7;
 const POOL: u16 = 8;
 
+/// Pages of the arena where the guest asks for everything.
+const NOT_INLINE: u32 = 0;
+
 const NO_SALT: u16 = 0;
 const WITH_SALT: u16 = 1;
 
@@ -174,6 +183,7 @@ impl Message {
             Self::Welcome(welcome) => {
                 w.u16(WELCOME).u32(welcome.vm).u16(welcome.engine.code());
                 w.u64(welcome.token).u32(welcome.pool_frames);
+                w.u32(welcome.arena_pages.unwrap_or(NOT_INLINE));
             }
             Self::Ready(ready) => {
                 w.u16(READY).u64(ready.base).u16(ready.channels);
@@ -216,6 +226,10 @@ impl Message {
                 engine: Engine::from_code(r.u16("engine")?)?,
                 token: r.u64("token")?,
                 pool_frames: r.u32("pool_frames")?,
+                arena_pages: match r.u32("arena_pages")? {
+                    NOT_INLINE => None,
+                    pages => Some(pages),
+                },
             }),
             READY => Self::Ready(Ready {
                 base: r.u64("base")?,
@@ -267,7 +281,7 @@ impl Hello {
             None => w.u16(NO_SALT),
             Some(salt) => w.u16(WITH_SALT).text(salt),
         };
-        w.text(&self.workload);
+        w.text(&self.workload).u16(u16::from(self.inline));
     }
 
     fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -285,6 +299,7 @@ impl Hello {
                 true => Some(r.text("salt", MAX_TEXT)?.to_owned()),
             },
             workload: r.text("workload", MAX_TEXT)?.to_owned(),
+            inline: flag(r, "inline")?,
         })
     }
 }

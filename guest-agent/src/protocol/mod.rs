@@ -5,9 +5,10 @@
 //! datagram of a `SOCK_SEQPACKET` socket, so the kernel keeps the boundaries.
 //!
 //! [`memory`] is spoken between the shim and the daemon, [`balloon`] between the balloon agent and
-//! the daemon.
+//! the daemon. [`claims`] is memory that a guest may share with the daemon.
 
 pub mod balloon;
+pub mod claims;
 mod codec;
 mod gfn;
 pub mod memory;

@@ -11,6 +11,7 @@ use crate::protocol::memory::{Engine, Hello, MAX_MESSAGE, MAX_REPORT, Message, R
 use crate::protocol::{DecodeError, Gfn};
 
 use super::channels::Channels;
+use super::inline::Inline;
 use super::memory_thread::{self, SessionEnd};
 use super::ram::RamMap;
 use super::segv::{self, Hardware};
@@ -114,11 +115,18 @@ pub fn attach(memory_socket: &Path, mut hello: Hello) -> Result<Attached, Attach
     socket
         .send(&Message::Hello(hello).encode())
         .map_err(kernel("send HELLO"))?;
-    let (welcome, ram, pool) = welcome(&socket)?;
-    let uffd = match welcome.engine {
-        Engine::Uffd => Some(uffd.map_err(kernel("open a userfaultfd"))?),
-        Engine::Mprotect => None,
+    let (welcome, mut fds) = welcome(&socket)?;
+    let shared = fds.split_off(2);
+    let Ok([ram, pool]) = <[OwnedFd; 2]>::try_from(fds) else {
+        return Err(NO_FDS);
     };
+    let inline = inline(pages, &welcome, &shared)?;
+    let uffd = match (welcome.engine, &inline) {
+        (Engine::Uffd, None) => Some(uffd),
+        (Engine::Uffd, Some(_)) => Some(uffd::open_for_signals()),
+        (Engine::Mprotect, _) => None,
+    };
+    let uffd = uffd.transpose().map_err(kernel("open a userfaultfd"))?;
     let map = RamMap::new(pages, welcome.pool_frames, ram, pool, uffd).map_err(kernel(
         "map guest RAM (is the guest larger than the address space?)",
     ))?;
@@ -127,7 +135,12 @@ pub fn attach(memory_socket: &Path, mut hello: Hello) -> Result<Attached, Attach
         base: map.base() as u64,
         channels: count(&theirs),
     };
-    let hardware = segv::install(Hardware { map, channels }).map_err(kernel("handle SIGSEGV"))?;
+    let hardware = segv::install(Hardware {
+        map,
+        channels,
+        inline,
+    })
+    .map_err(kernel("handle SIGSEGV"))?;
     let fds: Vec<_> = hardware
         .map
         .uffd()
@@ -156,7 +169,28 @@ fn count(channels: &[SeqPacket]) -> u16 {
     u16::try_from(channels.len()).unwrap_or(u16::MAX)
 }
 
-fn welcome(socket: &SeqPacket) -> Result<(Welcome, OwnedFd, OwnedFd), AttachError> {
+const NO_FDS: AttachError = AttachError::Order {
+    got: "WELCOME with another number of descriptors",
+    wanted: "WELCOME with RAM and pool, and for an inline guest claim table and arena",
+};
+
+/// What the threads of the guest may do by themselves, if the daemon lets them.
+fn inline(
+    pages: u32,
+    welcome: &Welcome,
+    shared: &[OwnedFd],
+) -> Result<Option<Inline>, AttachError> {
+    match (welcome.arena_pages, shared) {
+        (None, []) => Ok(None),
+        (Some(arena_pages), [claims, arena]) => Inline::new(pages, claims, arena, arena_pages)
+            .map(Some)
+            .map_err(kernel("map the claim table and the compressed pages")),
+        _ => Err(NO_FDS),
+    }
+}
+
+/// The answer to HELLO, and at least the two descriptors of every guest.
+fn welcome(socket: &SeqPacket) -> Result<(Welcome, Vec<OwnedFd>), AttachError> {
     let mut buffer = [0; MAX_MESSAGE];
     let (received, fds) = socket
         .recv_with_fds(&mut buffer)
@@ -166,13 +200,8 @@ fn welcome(socket: &SeqPacket) -> Result<(Welcome, OwnedFd, OwnedFd), AttachErro
         Received::Closed => return Err(AttachError::Session(SessionEnd::Closed)),
     };
     match Message::decode(&buffer[..len])? {
-        Message::Welcome(welcome) => {
-            let [ram, pool] = <[OwnedFd; 2]>::try_from(fds).map_err(|_| AttachError::Order {
-                got: "WELCOME with another number of descriptors",
-                wanted: "WELCOME with RAM and pool",
-            })?;
-            Ok((welcome, ram, pool))
-        }
+        Message::Welcome(welcome) if fds.len() >= 2 => Ok((welcome, fds)),
+        Message::Welcome(_) => Err(NO_FDS),
         Message::Error(text) => Err(AttachError::Session(SessionEnd::Ended(text))),
         other => Err(AttachError::Order {
             got: other.name(),

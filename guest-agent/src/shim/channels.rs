@@ -115,7 +115,8 @@ impl Drop for Channel<'_> {
     }
 }
 
-fn futex_wait(word: &AtomicU32, expected: u32) {
+/// Sleeps while `word` is `expected`; may return for no reason. Async-signal-safe.
+pub(super) fn futex_wait(word: &AtomicU32, expected: u32) {
     let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
     let forever = std::ptr::null::<libc::timespec>();
     // SAFETY: `word` is an aligned u32 that outlives the call; a null timeout means for ever. A
@@ -123,10 +124,11 @@ fn futex_wait(word: &AtomicU32, expected: u32) {
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, expected, forever) };
 }
 
-fn futex_wake(word: &AtomicU32) {
+/// Wakes all threads of this process that sleep on `word`. Async-signal-safe.
+pub(super) fn futex_wake(word: &AtomicU32) {
     let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
     // SAFETY: `word` is an aligned u32 that outlives the call; waking reads no other memory. All
-    // are woken because several channels may have come back since the bitmap was empty.
+    // are woken because whatever they wait for may be there several times.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, i32::MAX) };
 }
 

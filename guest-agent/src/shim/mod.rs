@@ -8,10 +8,13 @@
 //!   which every access waits for the daemon: registered with a userfaultfd, or without access.
 //! - The *memory thread* ([`Attached::serve`]) executes the daemon's commands: freeze, map shared
 //!   frames, map RAM back.
-//! - The *SIGSEGV handler* asks the daemon over a fault channel when a guest thread may not access a
+//! - The *fault handler* asks the daemon over a fault channel when a guest thread may not access a
 //!   page: a write to a shared page in both engines, any access to a closed page without userfaultfd.
+//! - A guest that was powered on *inline* gets a signal for every fault: its handler brings compressed
+//!   pages back and copies shared ones itself, as far as the daemon has offered them, and asks for the rest.
 //!
-//! Neither of the two ever touches guest RAM, or it could wait for itself.
+//! None of them ever touches guest RAM, or it could wait for itself; the one exception is a page that the
+//! handler has claimed, which it knows to be readable.
 #![allow(
     unsafe_code,
     reason = "this is the room for it; tests/tidy.rs holds it to that"
@@ -21,6 +24,7 @@ mod attach;
 mod channels;
 mod doorbell;
 mod fds;
+mod inline;
 mod memory_thread;
 mod ram;
 mod segv;

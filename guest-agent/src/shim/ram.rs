@@ -87,6 +87,11 @@ impl RamMap {
         }
     }
 
+    /// The address of a page.
+    pub(super) const fn address(&self, gfn: Gfn) -> usize {
+        self.base + gfn.index() * PAGE_SIZE
+    }
+
     /// The page behind an address, or `None` outside RAM.
     pub(super) fn gfn_of(&self, address: usize) -> Option<Gfn> {
         let page = address.checked_sub(self.base)? / PAGE_SIZE;
@@ -99,7 +104,7 @@ impl RamMap {
         if run.count == 0 || run.end() > u64::from(self.pages) {
             return Err(libc::EINVAL);
         }
-        let address = self.base + run.start.index() * PAGE_SIZE;
+        let address = self.address(run.start);
         Ok((address as *mut libc::c_void, run.count as usize * PAGE_SIZE))
     }
 
@@ -186,6 +191,32 @@ impl RamMap {
         uffd.register(address as usize, len)
     }
 
+    /// Copies what a page reads now, a frame that is mapped there, to the page's place in RAM, a hole.
+    /// Async-signal-safe.
+    pub(super) fn copy_to_ram(&self, gfn: Gfn) -> Result<(), i32> {
+        let (address, len) = self.range(GfnRun::single(gfn))?;
+        let offset = i64::try_from(gfn.offset()).map_err(|_| libc::EINVAL)?;
+        // SAFETY: the range is one page inside the RAM mapping (`range`), from which the kernel reads on
+        // its own: a page that cannot be read is EFAULT. The file is open; nobody maps its hole.
+        let written = unsafe { libc::pwrite(self.ram.as_raw_fd(), address, len, offset) };
+        match usize::try_from(written) {
+            Ok(written) if written == len => Ok(()),
+            Ok(_) => Err(libc::EIO),
+            Err(_) => Err(nix::errno::Errno::last_raw()),
+        }
+    }
+
+    /// Gives the memory of RAM pages back. Async-signal-safe.
+    pub(super) fn punch(&self, run: GfnRun) -> Result<(), i32> {
+        let (_, len) = self.range(run)?;
+        let offset = i64::try_from(run.start.offset()).map_err(|_| libc::EINVAL)?;
+        let len = i64::try_from(len).map_err(|_| libc::EINVAL)?;
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: the call takes its arguments by value and touches no memory of this process but the
+        // mappings of these pages, which the caller has to itself.
+        check(unsafe { libc::fallocate(self.ram.as_raw_fd(), mode, offset, len) })
+    }
+
     fn remap(
         &self,
         run: GfnRun,
@@ -211,7 +242,7 @@ impl RamMap {
             self.pages
         );
         assert!(at + len <= PAGE_SIZE, "bytes {at}+{len} leave the page");
-        (self.base + gfn.index() * PAGE_SIZE + at) as *mut u8
+        (self.address(gfn) + at) as *mut u8
     }
 }
 

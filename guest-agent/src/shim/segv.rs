@@ -1,9 +1,11 @@
-//! The SIGSEGV handler: a guest thread that may not access a page asks the daemon and waits.
+//! The fault handler: a guest thread that may not access a page asks the daemon and waits, unless it may
+//! serve itself ([`Inline`]). It is the handler of SIGSEGV, and of an inline guest's SIGBUS, which is what
+//! its userfaultfd raises.
 //!
 //! It runs on the faulting thread, at any instruction of the guest, so it may only do what is
-//! async-signal-safe: system calls and atomics. It never touches guest RAM. An address outside RAM
+//! async-signal-safe: system calls and atomics. An address outside RAM
 //! is a real crash of the guest: the handler puts the previous one back and returns, the access
-//! faults again, and the process dies as it would have without us. A SIGSEGV that somebody sent is no
+//! faults again, and the process dies as it would have without us. A signal that somebody sent is no
 //! access that could fault again, so the process is ended by the signal at once.
 
 use std::io;
@@ -14,6 +16,7 @@ use crate::protocol::Gfn;
 use crate::protocol::memory::{Fault, Reply};
 
 use super::channels::Channels;
+use super::inline::{Inline, Served};
 use super::ram::RamMap;
 
 /// What the handler needs. One guest is one process, so there is one for the process.
@@ -21,10 +24,15 @@ use super::ram::RamMap;
 pub(super) struct Hardware {
     pub(super) map: RamMap,
     pub(super) channels: Channels,
+    /// What its threads may do without the daemon.
+    pub(super) inline: Option<Inline>,
 }
 
 static HARDWARE: OnceLock<Hardware> = OnceLock::new();
-static PREVIOUS: OnceLock<Saved> = OnceLock::new();
+static PREVIOUS: [OnceLock<Saved>; SIGNALS.len()] = [const { OnceLock::new() }; SIGNALS.len()];
+
+/// What an access that is not allowed raises.
+const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 
 struct Saved(libc::sigaction);
 
@@ -37,30 +45,34 @@ pub(super) fn install(hardware: Hardware) -> io::Result<&'static Hardware> {
         let error = "this process is a guest already: one process can be one guest";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, error));
     }
-    PREVIOUS.get_or_init(|| Saved(current_action()));
-    let mut action = current_action();
-    action.sa_sigaction = on_segv as *const () as usize;
-    // SA_NODEFER: several threads fault at once, and each waits inside its own handler.
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
-    set_action(&action)?;
-    HARDWARE
+    let hardware = HARDWARE
         .get()
-        .ok_or_else(|| io::Error::other("set just above"))
+        .ok_or_else(|| io::Error::other("set just above"))?;
+    let signals = if hardware.inline.is_some() { 2 } else { 1 };
+    for (signal, previous) in SIGNALS.into_iter().zip(&PREVIOUS).take(signals) {
+        previous.get_or_init(|| Saved(current_action(signal)));
+        let mut action = current_action(signal);
+        action.sa_sigaction = on_fault as *const () as usize;
+        // SA_NODEFER: several threads fault at once, and each waits inside its own handler.
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
+        set_action(signal, &action)?;
+    }
+    Ok(hardware)
 }
 
-fn current_action() -> libc::sigaction {
+fn current_action(signal: libc::c_int) -> libc::sigaction {
     // SAFETY: all-zero bytes are a valid `sigaction`: SIG_DFL, no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: with a null new action the call only writes the current one into `action`, which is
     // a valid place for it. It can fail only for a bad signal number, and then leaves SIG_DFL.
-    unsafe { libc::sigaction(libc::SIGSEGV, ptr::null(), &raw mut action) };
+    unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) };
     action
 }
 
-fn set_action(action: &libc::sigaction) -> io::Result<()> {
+fn set_action(signal: libc::c_int, action: &libc::sigaction) -> io::Result<()> {
     // SAFETY: `action` is valid and outlives the call; a null old action is allowed. The handler it
     // names is async-signal-safe (module text) or was installed before us.
-    let done = unsafe { libc::sigaction(libc::SIGSEGV, action, ptr::null_mut()) };
+    let done = unsafe { libc::sigaction(signal, action, ptr::null_mut()) };
     if done == 0 {
         Ok(())
     } else {
@@ -68,8 +80,8 @@ fn set_action(action: &libc::sigaction) -> io::Result<()> {
     }
 }
 
-extern "C" fn on_segv(
-    _signal: libc::c_int,
+extern "C" fn on_fault(
+    signal: libc::c_int,
     info: *mut libc::siginfo_t,
     context: *mut libc::c_void,
 ) {
@@ -77,37 +89,52 @@ extern "C" fn on_segv(
     // SAFETY: the kernel passes an SA_SIGINFO handler a siginfo that is valid until it returns.
     let info = unsafe { &*info };
     if info.si_code <= 0 {
-        die();
+        die(signal);
     }
-    // SAFETY: a siginfo of a SIGSEGV that the kernel raised holds an address.
+    // SAFETY: a siginfo of a SIGSEGV or SIGBUS that the kernel raised holds an address.
     let address = unsafe { info.si_addr() } as usize;
+    // Other codes of SIGBUS tell of broken memory.
+    let is_access = signal == libc::SIGSEGV || info.si_code == libc::BUS_ADRERR;
     let fault = HARDWARE
         .get()
+        .filter(|_| is_access)
         .and_then(|hardware| hardware.map.gfn_of(address).map(|gfn| (hardware, gfn)));
     match fault {
         Some((hardware, gfn)) => serve(hardware, gfn, is_write(context)),
         // Not ours. Returning retries the access, now under the previous handler.
         None => {
-            if let Some(Saved(previous)) = PREVIOUS.get() {
-                let _ = set_action(previous);
+            for (ours, previous) in SIGNALS.into_iter().zip(&PREVIOUS) {
+                if let Some(Saved(previous)) = previous.get().filter(|_| ours == signal) {
+                    let _ = set_action(signal, previous);
+                }
             }
         }
     }
     nix::errno::Errno::set_raw(errno);
 }
 
-/// Ends the process by a SIGSEGV that was sent (`si_code` of 0 and below), as it would without a
+/// Ends the process by a signal that was sent (`si_code` of 0 and below), as it would without a
 /// handler. The signal is raised again, because there is no access that could raise it.
-fn die() {
+fn die(signal: libc::c_int) {
     // SAFETY: all-zero bytes are a valid `sigaction`: SIG_DFL, no flags, an empty mask.
     let default: libc::sigaction = unsafe { std::mem::zeroed() };
-    let _ = set_action(&default);
+    let _ = set_action(signal, &default);
     // SAFETY: raise(3) is async-signal-safe and touches no memory of ours.
-    unsafe { libc::raise(libc::SIGSEGV) };
+    unsafe { libc::raise(signal) };
 }
 
-/// Asks the daemon for access to `gfn` and does what it says.
+/// Gets access to `gfn`: by itself if it may, or else by asking the daemon and doing what it says.
 fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
+    let inline = hardware.inline.as_ref();
+    match inline.map_or(Served::No, |inline| inline.serve(&hardware.map, gfn, write)) {
+        Served::Yes => return,
+        Served::Low => {
+            // If the daemon is gone, the next question finds that out.
+            let _ = hardware.channels.take().send(Fault::Credits);
+            return;
+        }
+        Served::No => {}
+    }
     let channel = hardware.channels.take();
     let fault = if write {
         Fault::Write(gfn)

@@ -3,12 +3,16 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use crate::protocol::PAGE_SIZE;
+
 /// Faults of user code only: the one kind that needs no privilege, and all that a guest which never
 /// passes its RAM to a system call can cause.
 const UFFD_USER_MODE_ONLY: libc::c_int = 1;
 
 const UFFD_API: u64 = 0xaa;
 const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
+/// A fault raises SIGBUS on its thread instead of waiting for whoever reads the descriptor.
+const FEATURE_SIGBUS: u64 = 1 << 7;
 const FEATURE_MINOR_SHMEM: u64 = 1 << 10;
 /// What the engine cannot do without.
 const NEEDED: u64 = FEATURE_MISSING_SHMEM | FEATURE_MINOR_SHMEM;
@@ -36,16 +40,27 @@ struct UffdioRegister {
     ioctls: u64,
 }
 
+#[repr(C)]
+struct UffdioCopy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
 /// `_IOWR(0xAA, number, size)` as the kernel's headers build it.
 const fn iowr(number: u64, size: usize) -> u64 {
     (3 << 30) | ((size as u64) << 16) | (0xaa << 8) | number
 }
 
 const UFFDIO_API: u64 = iowr(0x3f, size_of::<UffdioApi>());
+const UFFDIO_COPY: u64 = iowr(0x03, size_of::<UffdioCopy>());
 const UFFDIO_REGISTER: u64 = iowr(0x00, size_of::<UffdioRegister>());
 
 // The values every program on x86-64 and aarch64 uses; a wrong struct size would change them.
 const _: () = assert!(UFFDIO_API == 0xc018_aa3f);
+const _: () = assert!(UFFDIO_COPY == 0xc028_aa03);
 const _: () = assert!(UFFDIO_REGISTER == 0xc020_aa00);
 
 /// A userfaultfd of this process.
@@ -61,6 +76,18 @@ pub struct Userfault {
 /// `ENOSYS` or `EPERM` where the kernel has or allows none, `EINVAL` where it lacks a feature
 /// (minor faults of shared memory came with Linux 5.14).
 pub fn open() -> io::Result<Userfault> {
+    open_with(NEEDED)
+}
+
+/// Opens one whose faults are signals to the threads that fault.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_for_signals() -> io::Result<Userfault> {
+    open_with(NEEDED | FEATURE_SIGBUS)
+}
+
+fn open_with(features: u64) -> io::Result<Userfault> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY;
     // SAFETY: the system call takes flags by value and touches no memory of ours.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
@@ -71,9 +98,9 @@ pub fn open() -> io::Result<Userfault> {
     // SAFETY: the call above just returned this descriptor, so it is open and nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // After a refusal the descriptor is as new.
-    let tracks_writes = negotiate(&fd, NEEDED | TRACKING).is_ok();
+    let tracks_writes = negotiate(&fd, features | TRACKING).is_ok();
     if !tracks_writes {
-        negotiate(&fd, NEEDED)?;
+        negotiate(&fd, features)?;
     }
     Ok(Userfault { fd, tracks_writes })
 }
@@ -139,4 +166,42 @@ impl AsFd for Userfault {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// How often a page is put into a hole before it counts as no hole: while the kernel frees page tables
+/// it may say so of a hole too.
+const ATTEMPTS: u32 = 100;
+
+/// Puts a copy of `page` at `address`, where there is a hole.
+///
+/// Safe to call from a signal handler.
+pub(super) fn copy(
+    uffd: BorrowedFd<'_>,
+    address: usize,
+    page: &[u8; PAGE_SIZE],
+) -> Result<(), i32> {
+    let mut last = libc::EEXIST;
+    for _ in 0..ATTEMPTS {
+        let mut copy = UffdioCopy {
+            dst: address as u64,
+            src: page.as_ptr() as u64,
+            len: PAGE_SIZE as u64,
+            mode: 0,
+            copied: 0,
+        };
+        // SAFETY: `uffd` is open for the life of the borrow; UFFDIO_COPY reads and writes exactly one
+        // `UffdioCopy` (size asserted above) and reads the live `page`. It fills a page that is absent
+        // and never changes one that is there; the kernel checks the address.
+        let done =
+            unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_COPY as libc::Ioctl, &raw mut copy) };
+        if done == 0 {
+            return Ok(());
+        }
+        last = nix::errno::Errno::last_raw();
+        if last != libc::EEXIST && last != libc::EAGAIN {
+            break;
+        }
+        std::thread::yield_now();
+    }
+    Err(last)
 }

@@ -102,6 +102,7 @@ fn handshake(socket: &SeqPacket, pages: u32) -> io::Result<Uffd> {
         engine: Engine::Uffd,
         token: 0,
         pool_frames: 1,
+        arena_pages: None,
     });
     socket.send_with_fds(&welcome.encode(), &[ram.as_fd(), pool_fd.as_fd()])?;
     let (received, mut fds) = socket.recv_with_fds(&mut buffer)?;

@@ -17,6 +17,9 @@ pub enum Fault {
     Done(u32),
     /// Not a fault: the guest found wrong bytes and asks for the homes the page has had.
     History(Gfn),
+    /// Not a fault: the guest has used up most of its credits ([`claims`](crate::protocol::claims)). There
+    /// is no answer.
+    Credits,
 }
 
 /// Bytes of an encoded [`Fault`].
@@ -33,6 +36,7 @@ impl Fault {
             Self::Write(gfn) => (2, gfn.0),
             Self::Done(errno) => (3, errno),
             Self::History(gfn) => (4, gfn.0),
+            Self::Credits => (5, 0),
         };
         let mut bytes = [0; FAULT_BYTES];
         bytes[..4].copy_from_slice(&u32::from(VERSION).to_le_bytes());
@@ -56,10 +60,11 @@ impl Fault {
             2 => Ok(Self::Write(Gfn(value))),
             3 => Ok(Self::Done(value)),
             4 => Ok(Self::History(Gfn(value))),
+            5 => Ok(Self::Credits),
             _ => Err(DecodeError::Value {
                 field: "kind",
                 value: u64::from(kind),
-                allowed: "1 (read), 2 (write), 3 (done) or 4 (history)",
+                allowed: "1 (read), 2 (write), 3 (done), 4 (history) or 5 (credits)",
             }),
         }
     }

@@ -1,6 +1,9 @@
 //! Holds docs/memory-protocol.md to the code.
 
 use super::*;
+use crate::protocol::claims::{
+    BREAKS, CREDITS, FIRST_CREDIT, HEADER_WORDS, MARK, ROW_WORDS, State, USED,
+};
 use crate::protocol::{Gfn, GfnRun};
 
 const DOCUMENT: &str = include_str!("../../../../docs/memory-protocol.md");
@@ -47,6 +50,7 @@ fn shim_says() -> Vec<Message> {
             sharing: true,
             salt: None,
             workload: "kv,size=128M".to_owned(),
+            inline: true,
         }),
         Message::Ready(Ready {
             base: 0x7f00_0000_0000,
@@ -66,6 +70,7 @@ fn daemon_says() -> Vec<Message> {
             engine: Engine::Uffd,
             token: 0x0123_4567_89ab_cdef,
             pool_frames: 524_288,
+            arena_pages: Some(65_536),
         }),
         Message::Go,
         command(0, Op::Freeze, &[(0x100, 4, 0), (0x200, 1, 0)]),
@@ -107,7 +112,8 @@ fn worked_example_decodes_to_what_it_says_and_encodes_to_its_bytes() {
     }
     assert_eq!(shim, shim_says());
     assert_eq!(daemon, daemon_says());
-    assert_eq!(faults, [Fault::Write(Gfn(0x101)), Fault::Done(0)]);
+    let expected = [Fault::Write(Gfn(0x101)), Fault::Done(0), Fault::Credits];
+    assert_eq!(faults, expected);
     assert_eq!(replies, [Reply::Private(GfnRun::single(Gfn(0x101)))]);
 }
 
@@ -143,6 +149,7 @@ fn every_message_and_kind_has_its_number_in_the_document() {
         ("WRITE", Fault::Write(Gfn(0)).encode()[4]),
         ("DONE", Fault::Done(0).encode()[4]),
         ("HISTORY", Fault::History(Gfn(0)).encode()[4]),
+        ("CREDITS", Fault::Credits.encode()[4]),
         ("RETRY", Reply::Retry.encode()[4]),
         ("OPEN", Reply::Open(GfnRun::single(Gfn(0))).encode()[4]),
         (
@@ -152,5 +159,33 @@ fn every_message_and_kind_has_its_number_in_the_document() {
         ("REVEAL", Reply::Reveal(GfnRun::single(Gfn(0))).encode()[4]),
     ] {
         assert!(DOCUMENT.contains(&format!("{code} {name}")), "{name}");
+    }
+}
+
+#[test]
+fn document_states_the_words_of_the_claim_table() {
+    let credit = 0x12;
+    let taken = |waited| State::Taken { credit, waited }.encode();
+    for row in [
+        format!("| {MARK} | mark |"),
+        format!("| {BREAKS} | breaks |"),
+        format!(
+            "| {FIRST_CREDIT} to {} | credits |",
+            FIRST_CREDIT + CREDITS - 1
+        ),
+        format!("| {HEADER_WORDS} + {ROW_WORDS} * gfn | state of the page |"),
+        format!("the gfn + {USED} for which it was taken"),
+        format!("| {} | NONE |", State::None.encode()),
+        format!("| {} | ZIP |", State::Zip.encode()),
+        format!("| {} | FRAME |", State::Frame.encode()),
+        format!("| {:#x} | TAKEN with credit {credit:#x} |", taken(false)),
+        format!("| {:#x} | TAKEN, and others wait |", taken(true)),
+        format!(
+            "| {:#x} | DONE with credit {credit:#x} |",
+            State::Done { credit }.encode()
+        ),
+        format!("| credits | {CREDITS} |"),
+    ] {
+        assert!(DOCUMENT.contains(&row), "missing: {row}");
     }
 }

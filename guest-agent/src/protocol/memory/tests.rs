@@ -21,10 +21,10 @@ fn message() -> impl Strategy<Value = Message> {
         (
             "[a-z]{1,64}",
             any::<[u32; 5]>(),
-            any::<[bool; 2]>(),
+            any::<[bool; 3]>(),
             proptest::option::of(".{0,40}")
         )
-            .prop_map(|(name, numbers, [uffd, sharing], salt)| {
+            .prop_map(|(name, numbers, [uffd, sharing, inline], salt)| {
                 let [pages, reservation, limit, shares, balloon_max] = numbers;
                 Message::Hello(Hello {
                     name,
@@ -37,14 +37,16 @@ fn message() -> impl Strategy<Value = Message> {
                     sharing,
                     salt,
                     workload: "kv".to_owned(),
+                    inline,
                 })
             }),
-        (any::<u32>(), any::<u64>(), any::<u32>()).prop_map(|(vm, token, pool_frames)| {
+        (any::<u32>(), any::<u64>(), any::<[u32; 2]>()).prop_map(|(vm, token, [frames, arena])| {
             Message::Welcome(Welcome {
                 vm,
                 engine: Engine::Mprotect,
                 token,
-                pool_frames,
+                pool_frames: frames,
+                arena_pages: (arena > 0).then_some(arena),
             })
         }),
         (any::<u64>(), any::<u16>())
@@ -80,7 +82,7 @@ proptest! {
     #[test]
     fn channel_messages_decode_to_what_was_encoded(gfn in any::<u32>(), count in any::<u32>()) {
         let run = GfnRun::new(Gfn(gfn), count);
-        for fault in [Fault::Read(Gfn(gfn)), Fault::Write(Gfn(gfn)), Fault::Done(gfn)] {
+        for fault in [Fault::Read(Gfn(gfn)), Fault::Write(Gfn(gfn)), Fault::Done(gfn), Fault::History(Gfn(gfn)), Fault::Credits] {
             prop_assert_eq!(Fault::decode(&fault.encode()), Ok(fault));
         }
         for reply in [
@@ -101,7 +103,7 @@ fn another_version_is_named() {
     let error = Message::decode(&bytes).expect_err("version 9");
     assert_eq!(
         error.to_string(),
-        "peer speaks version 9 of the memory protocol, this side speaks 2"
+        "peer speaks version 9 of the memory protocol, this side speaks 3"
     );
 }
 

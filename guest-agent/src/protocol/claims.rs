@@ -1,0 +1,444 @@
+//! The claim table: how a thread of the guest takes a page by itself, and the daemon learns of it.
+//!
+//! A fault that only brings a page back from the compression cache, or copies a shared frame, needs
+//! nothing that the faulting thread could not do, except the daemon's leave: to move this page, and to
+//! use one more page of memory. Asking for it costs two wake-ups, more than the work. So the daemon
+//! gives its leave beforehand, in memory that it shares with this one guest:
+//!
+//! - a *row* for each page says what the daemon *offers*. A thread *claims* the page by changing that
+//!   word, the daemon *revokes* the offer by changing it too: one of them is first. A claimed page is
+//!   locked by its guest until it says that it is done.
+//! - a *credit* is one page of memory that is charged already. It is a numbered word, and the row that
+//!   it was used for names it: what was used for what is never a matter of counting.
+//!
+//! Words are 32 bits, of the machine's byte order. The table begins with the words of
+//! [`HEADER_WORDS`]: the [`MARK`], whether [`BREAKS`] are allowed, then [`CREDITS`] credits; the rows
+//! follow, [`ROW_WORDS`] for each page: the state, the checksum of the compressed page, its arena page,
+//! and where in it and how long.
+//!
+//! ```text
+//!            daemon unlocks the page                daemon locks the page
+//!   NONE ----------------------------> ZIP, FRAME ------------------------> NONE
+//!     ^                                 |      ^
+//!     | daemon locks the page    claims |      | gives up
+//!     |                                 v      |
+//!   DONE <----------------------------- TAKEN -+
+//! ```
+//!
+//! Here is the guest's half, which runs in a signal handler: no allocation, no lock, no wait. The
+//! daemon believes none of it.
+
+use super::Gfn;
+
+/// Words before the first row: a page of them.
+pub const HEADER_WORDS: u32 = 1024;
+/// Words of a row.
+pub const ROW_WORDS: u32 = 4;
+/// The most credits that a guest can have: a MiB.
+pub const CREDITS: u32 = 256;
+/// The word that says at which credit to tell the daemon that they run out.
+pub const MARK: u32 = 0;
+/// The word that says whether shared pages may be broken without asking: 1 if so.
+pub const BREAKS: u32 = 1;
+/// The word of the first credit.
+pub const FIRST_CREDIT: u32 = 2;
+/// Value of [`MARK`] when the daemon has been told.
+pub const TOLD: u32 = u32::MAX;
+
+/// A credit that is not there.
+pub const NO_CREDIT: u32 = 0;
+/// A credit that any thread may take.
+pub const CREDIT: u32 = 1;
+/// A credit that was taken for page `gfn` is `gfn + USED`.
+pub const USED: u32 = 2;
+
+/// Memory of which several processes read and write single words at once.
+pub trait Words: Send + Sync + std::fmt::Debug {
+    /// Reads a word; what was stored before it by who stored it is seen too.
+    fn load(&self, at: u32) -> u32;
+
+    /// Writes a word, after all that was stored before.
+    fn store(&self, at: u32, word: u32);
+
+    /// Changes a word from `from` to `to`, or says what it is.
+    ///
+    /// # Errors
+    /// The word, if it is not `from`.
+    fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32>;
+}
+
+/// How many words the table of a guest of `pages` pages has.
+#[must_use]
+pub const fn words(pages: u32) -> u64 {
+    HEADER_WORDS as u64 + ROW_WORDS as u64 * pages as u64
+}
+
+/// The word of the state of a page.
+#[must_use]
+pub const fn row(gfn: Gfn) -> u32 {
+    HEADER_WORDS + ROW_WORDS * gfn.0
+}
+
+/// The word of a credit.
+#[must_use]
+pub const fn credit_word(credit: u32) -> u32 {
+    FIRST_CREDIT + credit
+}
+
+const KIND: u32 = 0b111;
+const WAITED: u32 = 1 << 3;
+const CREDIT_SHIFT: u32 = 8;
+
+/// The state of a page's row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// Nothing is offered.
+    None,
+    /// The page may be brought back from the compression cache.
+    Zip,
+    /// The shared page may be given a copy of its own.
+    Frame,
+    /// A thread of the guest does so.
+    Taken {
+        /// The credit it uses.
+        credit: u32,
+        /// Whether other threads wait for it.
+        waited: bool,
+    },
+    /// It has, and the daemon has not looked since.
+    Done {
+        /// The credit it used.
+        credit: u32,
+    },
+}
+
+impl State {
+    /// The word of it.
+    #[must_use]
+    pub const fn encode(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Zip => 1,
+            Self::Frame => 2,
+            Self::Taken { credit, waited } => {
+                3 | if waited { WAITED } else { 0 } | credit << CREDIT_SHIFT
+            }
+            Self::Done { credit } => 4 | credit << CREDIT_SHIFT,
+        }
+    }
+
+    /// What a word says; `None` when that is nothing.
+    #[must_use]
+    pub const fn decode(word: u32) -> Option<Self> {
+        let credit = word >> CREDIT_SHIFT;
+        let state = match word & KIND {
+            0 => Self::None,
+            1 => Self::Zip,
+            2 => Self::Frame,
+            3 => Self::Taken {
+                credit,
+                waited: word & WAITED != 0,
+            },
+            4 => Self::Done { credit },
+            _ => return None,
+        };
+        if state.encode() == word && credit < CREDITS {
+            Some(state)
+        } else {
+            None
+        }
+    }
+}
+
+/// Where a compressed page is, in the arena of its VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The arena page.
+    pub page: u32,
+    /// The first byte in it.
+    pub at: u16,
+    /// How many bytes.
+    pub len: u16,
+    /// The low half of the XXH3-64 of the page.
+    pub sum: u32,
+}
+
+impl Place {
+    /// The words behind the state of a row.
+    #[must_use]
+    pub const fn encode(self) -> [u32; 3] {
+        [
+            self.sum,
+            self.page,
+            (self.at as u32) << 16 | self.len as u32,
+        ]
+    }
+
+    const fn decode([sum, page, part]: [u32; 3]) -> Self {
+        Self {
+            page,
+            at: (part >> 16) as u16,
+            len: part as u16,
+            sum,
+        }
+    }
+}
+
+/// The table as the guest uses it.
+#[derive(Debug)]
+pub struct Claimer<'a, W: ?Sized>(&'a W);
+
+/// A page that this thread has claimed; it must say how it ended.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a page that is claimed and forgotten is locked for ever"]
+pub struct Claim {
+    gfn: Gfn,
+    credit: u32,
+    offer: State,
+}
+
+impl Claim {
+    /// Which page.
+    #[must_use]
+    pub const fn gfn(&self) -> Gfn {
+        self.gfn
+    }
+}
+
+/// How an attempt to claim a page ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// It is ours.
+    Claimed(Claim),
+    /// There is no credit: ask the daemon.
+    NoCredit,
+    /// The offer is not what it was: look again.
+    Changed,
+}
+
+impl<'a, W: Words + ?Sized> Claimer<'a, W> {
+    /// The guest's half of the table in `words`, which the daemon made for a guest of its size.
+    pub const fn new(words: &'a W) -> Self {
+        Self(words)
+    }
+
+    /// What is offered of a page of the guest; what means nothing is no offer.
+    #[must_use]
+    pub fn look(&self, gfn: Gfn) -> State {
+        State::decode(self.0.load(row(gfn))).unwrap_or(State::None)
+    }
+
+    /// Whether shared pages may be broken without asking.
+    #[must_use]
+    pub fn may_break(&self) -> bool {
+        self.0.load(BREAKS) == 1
+    }
+
+    /// Claims a page of which this `offer` was seen.
+    pub fn claim(&self, gfn: Gfn, offer: State) -> Attempt {
+        // First the credit: it can be given back, and an offer that was taken away for nothing too,
+        // but this way a guest without credits leaves its offers alone.
+        let Some(credit) = self.take_credit(gfn) else {
+            return Attempt::NoCredit;
+        };
+        let taken = State::Taken {
+            credit,
+            waited: false,
+        };
+        let claimed = self
+            .0
+            .compare_exchange(row(gfn), offer.encode(), taken.encode());
+        if claimed.is_err() {
+            self.0.store(credit_word(credit), CREDIT);
+            return Attempt::Changed;
+        }
+        Attempt::Claimed(Claim { gfn, credit, offer })
+    }
+
+    fn take_credit(&self, gfn: Gfn) -> Option<u32> {
+        (0..CREDITS).find(|credit| {
+            let at = credit_word(*credit);
+            self.0.load(at) == CREDIT && self.0.compare_exchange(at, CREDIT, gfn.0 + USED).is_ok()
+        })
+    }
+
+    /// Where the compressed page is that was claimed.
+    #[must_use]
+    pub fn place(&self, claim: &Claim) -> Place {
+        let at = row(claim.gfn) + 1;
+        Place::decode([0, 1, 2].map(|word| self.0.load(at + word)))
+    }
+
+    /// The page is in place. Whether other threads must be woken.
+    #[expect(clippy::needless_pass_by_value, reason = "the claim ends here")]
+    pub fn done(&self, claim: Claim) -> bool {
+        let credit = claim.credit;
+        self.end(claim.gfn, State::Done { credit })
+    }
+
+    /// The page is as it was: the credit comes back, the offer too. Whether other threads must be woken.
+    #[expect(clippy::needless_pass_by_value, reason = "the claim ends here")]
+    pub fn give_up(&self, claim: Claim) -> bool {
+        self.0.store(credit_word(claim.credit), CREDIT);
+        self.end(claim.gfn, claim.offer)
+    }
+
+    fn end(&self, gfn: Gfn, state: State) -> bool {
+        let at = row(gfn);
+        let mut word = self.0.load(at);
+        // Only the mark of those who wait can change under us.
+        while let Err(now) = self.0.compare_exchange(at, word, state.encode()) {
+            word = now;
+        }
+        word & WAITED != 0
+    }
+
+    /// Whether the daemon should be told that credits run out; `true` to one of all threads. `claim`
+    /// has just been made.
+    #[must_use]
+    pub fn should_tell(&self, claim: &Claim) -> bool {
+        let mark = self.0.load(MARK);
+        claim.credit >= mark && self.0.compare_exchange(MARK, mark, TOLD).is_ok()
+    }
+
+    /// Marks that this thread waits for the end of another's claim; the word to wait on, `None` when
+    /// there is no claim any more.
+    #[must_use]
+    pub fn wait_word(&self, gfn: Gfn) -> Option<u32> {
+        let word = self.0.load(row(gfn));
+        let Some(State::Taken { credit, .. }) = State::decode(word) else {
+            return None;
+        };
+        let waited = State::Taken {
+            credit,
+            waited: true,
+        };
+        let marked = word == waited.encode()
+            || self
+                .0
+                .compare_exchange(row(gfn), word, waited.encode())
+                .is_ok();
+        marked.then(|| waited.encode())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Table(Vec<AtomicU32>);
+
+    impl Words for Table {
+        fn load(&self, at: u32) -> u32 {
+            self.0[at as usize].load(Ordering::Acquire)
+        }
+
+        fn store(&self, at: u32, word: u32) {
+            self.0[at as usize].store(word, Ordering::Release);
+        }
+
+        fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
+            self.0[at as usize].compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+        }
+    }
+
+    const GFN: Gfn = Gfn(2);
+
+    fn table() -> Table {
+        let count = usize::try_from(words(4)).unwrap();
+        Table((0..count).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    fn claimed(attempt: Attempt) -> Claim {
+        match attempt {
+            Attempt::Claimed(claim) => claim,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_state_survives_its_word_and_no_other_word_is_one() {
+        let mut states = vec![State::None, State::Zip, State::Frame];
+        for credit in [0, 1, CREDITS - 1] {
+            let waited = [false, true];
+            states.extend(waited.map(|waited| State::Taken { credit, waited }));
+            states.push(State::Done { credit });
+        }
+        for state in states {
+            assert_eq!(State::decode(state.encode()), Some(state));
+        }
+        let of_no_credit = State::Done { credit: CREDITS }.encode();
+        for garbage in [5, 7, 8, 9, 1 << 8, 4 | 8, of_no_credit, u32::MAX] {
+            assert_eq!(State::decode(garbage), None, "{garbage:#x}");
+        }
+    }
+
+    #[test]
+    fn place_survives_its_words() {
+        let place = Place {
+            page: 0x0fff_ffff,
+            at: 2048,
+            len: 2048,
+            sum: 0xdead_beef,
+        };
+        assert_eq!(Place::decode(place.encode()), place);
+    }
+
+    #[test]
+    fn claim_takes_one_credit_and_names_it_when_done() {
+        let table = table();
+        let claimer = Claimer::new(&table);
+        table.store(row(GFN), State::Zip.encode());
+        assert_eq!(claimer.claim(GFN, State::Zip), Attempt::NoCredit);
+        assert_eq!(claimer.look(GFN), State::Zip);
+        table.store(credit_word(7), CREDIT);
+        let claim = claimed(claimer.claim(GFN, State::Zip));
+        assert_eq!(table.load(credit_word(7)), GFN.0 + USED);
+        assert_eq!(claimer.claim(GFN, State::Zip), Attempt::NoCredit);
+        assert!(!claimer.done(claim));
+        assert_eq!(claimer.look(GFN), State::Done { credit: 7 });
+    }
+
+    #[test]
+    fn claim_of_what_is_not_offered_gives_the_credit_back() {
+        let table = table();
+        let claimer = Claimer::new(&table);
+        table.store(credit_word(0), CREDIT);
+        assert_eq!(claimer.claim(GFN, State::Frame), Attempt::Changed);
+        assert_eq!(table.load(credit_word(0)), CREDIT);
+    }
+
+    #[test]
+    fn claim_that_is_given_up_leaves_all_as_it_was_and_wakes_who_waits() {
+        let table = table();
+        let claimer = Claimer::new(&table);
+        table.store(row(GFN), State::Frame.encode());
+        table.store(credit_word(0), CREDIT);
+        assert_eq!(claimer.wait_word(GFN), None);
+        let claim = claimed(claimer.claim(GFN, State::Frame));
+        let word = claimer.wait_word(GFN).expect("it is claimed");
+        assert_eq!(table.load(row(GFN)), word);
+        assert!(claimer.give_up(claim));
+        assert_eq!(claimer.look(GFN), State::Frame);
+        assert_eq!(table.load(credit_word(0)), CREDIT);
+    }
+
+    #[test]
+    fn daemon_is_told_once_when_credits_pass_the_mark() {
+        let table = table();
+        let claimer = Claimer::new(&table);
+        table.store(MARK, 1);
+        let mut told = Vec::new();
+        for gfn in (0..3).map(Gfn) {
+            table.store(row(gfn), State::Zip.encode());
+            table.store(credit_word(gfn.0), CREDIT);
+            let claim = claimed(claimer.claim(gfn, State::Zip));
+            told.push(claimer.should_tell(&claim));
+            claimer.done(claim);
+        }
+        assert_eq!(told, [false, true, false]);
+    }
+}

@@ -1,0 +1,210 @@
+//! Faults that the faulting thread serves itself, as far as the daemon has offered and paid for it in
+//! the claim table ([`claims`](crate::protocol::claims)).
+//!
+//! All of it runs in a signal handler: system calls, atomics, and buffers on the stack. What was begun
+//! and cannot be ended is given up, and then the daemon is asked, which knows what to say about it.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use lz4_flex::block::decompress_into;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::protocol::claims::{Attempt, Claim, Claimer, Place, State, Words, row, words};
+use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
+
+use super::channels::{futex_wait, futex_wake};
+use super::ram::RamMap;
+use super::uffd;
+
+/// The longest compressed page.
+const MAX_PAYLOAD: usize = PAGE_SIZE / 2;
+/// How often an offer that changes while it is claimed is looked at again before the daemon is asked.
+const LOOKS: u32 = 8;
+
+/// The claim table as this process maps it.
+#[derive(Debug)]
+struct Table {
+    base: usize,
+    count: u64,
+}
+
+impl Table {
+    fn word(&self, at: u32) -> &AtomicU32 {
+        assert!(u64::from(at) < self.count, "word {at} of {}", self.count);
+        let word = (self.base as *mut u32).wrapping_add(at as usize);
+        // SAFETY: the word lies inside the mapping (checked above), which is never unmapped and page
+        // aligned, so the word is aligned. All who use it, here and in the daemon, do so by atomics.
+        unsafe { AtomicU32::from_ptr(word) }
+    }
+}
+
+impl Words for Table {
+    fn load(&self, at: u32) -> u32 {
+        self.word(at).load(Ordering::Acquire)
+    }
+
+    fn store(&self, at: u32, word: u32) {
+        self.word(at).store(word, Ordering::Release);
+    }
+
+    fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
+        self.word(at)
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+    }
+}
+
+/// What a thread may do by itself. See the module text.
+#[derive(Debug)]
+pub(super) struct Inline {
+    table: Table,
+    arena: usize,
+    arena_pages: u32,
+}
+
+/// How an attempt to serve a fault without the daemon ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Served {
+    /// Access the page again.
+    Yes,
+    /// The same, and the daemon must be told that credits run out.
+    Low,
+    /// Ask the daemon.
+    No,
+}
+
+impl Inline {
+    /// Maps the claim table and the arena that the daemon has passed on.
+    pub(super) fn new(
+        pages: u32,
+        claims: &OwnedFd,
+        arena: &OwnedFd,
+        arena_pages: u32,
+    ) -> io::Result<Self> {
+        let count = words(pages);
+        let len = usize::try_from(count * 4).map_err(io::Error::other)?;
+        let table = Table {
+            base: map(claims, len, libc::PROT_READ | libc::PROT_WRITE)?,
+            count,
+        };
+        let arena = map(arena, arena_pages as usize * PAGE_SIZE, libc::PROT_READ)?;
+        Ok(Self {
+            table,
+            arena,
+            arena_pages,
+        })
+    }
+
+    /// Serves a fault on a page of RAM if that is offered; waits while another thread does.
+    pub(super) fn serve(&self, map: &RamMap, gfn: Gfn, write: bool) -> Served {
+        let claimer = Claimer::new(&self.table);
+        for _ in 0..LOOKS {
+            let offer = claimer.look(gfn);
+            let work: fn(&Self, &RamMap, &Claim) -> Option<()> = match offer {
+                State::Zip => Self::refill,
+                State::Frame if !write => return Served::Yes,
+                State::Frame if claimer.may_break() => Self::break_shared,
+                State::Taken { .. } => {
+                    self.wait(gfn);
+                    return Served::Yes;
+                }
+                State::Frame | State::None | State::Done { .. } => return Served::No,
+            };
+            let claim = match claimer.claim(gfn, offer) {
+                Attempt::Claimed(claim) => claim,
+                Attempt::NoCredit => return Served::No,
+                Attempt::Changed => continue,
+            };
+            let is_low = claimer.should_tell(&claim);
+            let done = work(self, map, &claim).is_some();
+            let waited = if done {
+                claimer.done(claim)
+            } else {
+                claimer.give_up(claim)
+            };
+            if waited {
+                futex_wake(self.table.word(row(gfn)));
+            }
+            return match (done, is_low) {
+                (true, false) => Served::Yes,
+                (true, true) => Served::Low,
+                (false, _) => Served::No,
+            };
+        }
+        Served::No
+    }
+
+    /// Waits until another thread has ended what it does with a page.
+    fn wait(&self, gfn: Gfn) {
+        let claimer = Claimer::new(&self.table);
+        while let Some(word) = claimer.wait_word(gfn) {
+            futex_wait(self.table.word(row(gfn)), word);
+        }
+    }
+
+    /// Brings a claimed page back from the arena.
+    fn refill(&self, map: &RamMap, claim: &Claim) -> Option<()> {
+        let place = Claimer::new(&self.table).place(claim);
+        let mut payload = [0; MAX_PAYLOAD];
+        let payload = self.read(place, &mut payload)?;
+        let mut page = [0; PAGE_SIZE];
+        let len = decompress_into(payload, &mut page).ok()?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the low half is what was kept"
+        )]
+        let sum = xxh3_64(&page) as u32;
+        if len != PAGE_SIZE || sum != place.sum {
+            return None;
+        }
+        uffd::copy(map.uffd()?, map.address(claim.gfn()), &page).ok()
+    }
+
+    /// Copies compressed bytes out of the arena; `None` when the place is not inside it.
+    fn read<'a>(&self, place: Place, into: &'a mut [u8; MAX_PAYLOAD]) -> Option<&'a [u8]> {
+        let (at, len) = (usize::from(place.at), usize::from(place.len));
+        if place.page >= self.arena_pages || at + len > PAGE_SIZE {
+            return None;
+        }
+        let into = into.get_mut(..len)?;
+        let from = (self.arena + place.page as usize * PAGE_SIZE + at) as *const u8;
+        // SAFETY: the bytes lie inside one page of the mapping of the arena (checked above), which is
+        // never unmapped; `into` is private and has the same length; nobody writes these bytes while
+        // the page is claimed, and if the daemon did, the checksum would tell.
+        unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), len) };
+        Some(into)
+    }
+
+    /// Gives a claimed page that is shared a copy of its own.
+    fn break_shared(&self, map: &RamMap, claim: &Claim) -> Option<()> {
+        let run = GfnRun::single(claim.gfn());
+        map.copy_to_ram(claim.gfn()).ok()?;
+        if map.map_present(run).is_err() {
+            // It still reads its frame, and the daemon has not charged a page for it.
+            let _ = map.punch(run);
+            return None;
+        }
+        Some(())
+    }
+}
+
+fn map(file: &OwnedFd, len: usize, protection: i32) -> io::Result<usize> {
+    // SAFETY: a null hint lets the kernel choose free address space, so no existing mapping is
+    // touched; the descriptor is open; offset 0 is page aligned.
+    let base = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            len,
+            protection,
+            libc::MAP_SHARED,
+            file.as_fd().as_raw_fd(),
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(base as usize)
+}

@@ -1,0 +1,109 @@
+//! How much memory a guest that serves some of its faults itself holds in advance.
+//!
+//! A page that it holds is a page that nobody else has, and a fault that finds none asks the daemon, as
+//! every fault of other guests does. So what a guest holds begins small, doubles each time it has been
+//! used up, and is taken back whole when it was not touched for a while or memory is short.
+
+use std::time::{Duration, Instant};
+
+use memvisor_guest_agent::protocol::claims::CREDITS;
+
+use crate::page::Home;
+use crate::units::Gfn;
+use crate::vm::Vm;
+
+use super::Access;
+
+/// Pages that a guest holds at first.
+const FIRST: u32 = 16;
+/// What a guest holds at most is this part of the budget, beside the limit of the table.
+const PART: u64 = 256;
+/// How long pages that are held may lie unused.
+const REST: Duration = Duration::from_millis(250);
+
+/// The credits of one VM; belongs to its fault thread.
+#[derive(Debug)]
+pub struct Credits {
+    want: u32,
+    /// What it had used when it was looked at last.
+    used: u64,
+    /// The same, when it last rested.
+    rested: u64,
+    due: Instant,
+}
+
+fn used(vm: &Vm) -> u64 {
+    vm.stats.inline_refills.get() + vm.stats.inline_breaks.get()
+}
+
+impl Credits {
+    /// Nothing is held yet.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            want: FIRST,
+            used: 0,
+            rested: 0,
+            due: now + REST,
+        }
+    }
+
+    /// Whether the guest would not have asked for this if it had had a credit.
+    #[must_use]
+    pub fn were_missing(vm: &Vm, gfn: Gfn, access: Access) -> bool {
+        if vm.table.claims().is_none() || !vm.table.contains(gfn) {
+            return false;
+        }
+        match vm.table.entry(gfn).home() {
+            Home::Compressed(_) => true,
+            Home::Shared(_) => access == Access::Write,
+            _ => false,
+        }
+    }
+
+    /// Gives the guest what it needs, more than before if that was used up.
+    pub fn top_up(&mut self, vm: &Vm, now: Instant) {
+        vm.settle_done();
+        let used = used(vm);
+        if self.due(vm, now).is_none() {
+            (self.rested, self.due) = (used, now + REST);
+        }
+        if used - self.used >= u64::from(self.want / 2) {
+            let most = (vm.budget.total().0 / PART).min(u64::from(CREDITS));
+            let most = u32::try_from(most).unwrap_or(CREDITS);
+            self.want = (self.want * 2).min(most).max(FIRST);
+        }
+        self.used = used;
+        vm.grant_credits(self.want);
+    }
+
+    /// How long it may take until [`look`](Self::look) is due; `None` while nothing is held.
+    #[must_use]
+    pub fn due(&self, vm: &Vm, now: Instant) -> Option<Duration> {
+        let holds = vm.table.claims().is_some_and(|claims| claims.held() > 0);
+        holds.then(|| self.due.saturating_duration_since(now))
+    }
+
+    /// Takes back what was not used since the last look, if one is due, and everything at once where
+    /// memory is short or the VM must wait.
+    pub fn look(&mut self, vm: &Vm, now: Instant) {
+        if vm.table.claims().is_none() {
+            return;
+        }
+        let is_short = vm.budget.free() <= vm.budget.reserve();
+        let is_due = now >= self.due;
+        if !is_due && !is_short && !vm.orders.is_blocked() {
+            return;
+        }
+        vm.settle_done();
+        let used = used(vm);
+        if is_short || vm.orders.is_blocked() || is_due && used == self.rested {
+            vm.take_back_credits();
+            self.want = FIRST;
+        }
+        if is_due {
+            self.rested = used;
+            self.due = now + REST;
+        }
+    }
+}

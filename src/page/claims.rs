@@ -1,0 +1,332 @@
+//! What is offered to a guest that serves some of its faults itself, and what it has taken.
+//!
+//! The layout of the table, and the guest's half, are in [`memvisor_guest_agent::protocol::claims`].
+//! Here is the daemon's half. The page table stays the truth: a row means something only while its
+//! page is offered, which the page's own entry says, and a page that a guest says it has brought is
+//! moved in the page table by us, under its lock, when we see it.
+//!
+//! Who locks a page revokes its offer, who unlocks it makes the offer again ([`super::PageTable`]), so
+//! no other code knows of claims. A page that its guest has claimed cannot be locked; nobody waits for
+//! it but other threads of that guest.
+//!
+//! Each credit is a page of the budget. Which are granted is known here, in private memory: a guest can
+//! use one only once, and one that was not granted not at all. Either ends it: [`Claims::lie`].
+
+use std::sync::{Arc, OnceLock};
+
+use memvisor_guest_agent::protocol::claims::{
+    BREAKS, CREDIT, CREDITS, MARK, NO_CREDIT, Place, State, TOLD, USED, Words, credit_word, row,
+};
+
+use super::Home;
+use super::parking::Parking;
+use crate::sync::{AtomicU64, Ordering};
+use crate::units::Gfn;
+
+/// A row changes under us once when it is claimed and once when that is done; a guest that changes it
+/// more often while we look is playing with us.
+const TRIES: u32 = 16;
+const BITS: u32 = u64::BITS;
+
+/// See the module text.
+#[derive(Debug)]
+pub struct Claims {
+    words: Arc<dyn Words>,
+    pages: u32,
+    /// A bit for each credit that the guest may have used or not.
+    granted: [AtomicU64; (CREDITS / BITS) as usize],
+    lie: OnceLock<String>,
+    parking: Arc<Parking>,
+}
+
+/// What became of an offer that was to be revoked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Revoked {
+    /// The guest cannot claim the page.
+    Yes,
+    /// A thread of the guest has it.
+    Claimed,
+    /// The guest has brought the page with this credit.
+    Done(u32),
+}
+
+impl Claims {
+    /// Nothing offered, nothing granted. `words` are zero, and long enough for so many pages.
+    pub(super) fn new(words: Arc<dyn Words>, pages: u32, parking: Arc<Parking>) -> Self {
+        words.store(MARK, TOLD);
+        Self {
+            words,
+            pages,
+            granted: Default::default(),
+            lie: OnceLock::new(),
+            parking,
+        }
+    }
+
+    /// Whether a page of this home may be offered. A sampled frame is closed, and its next access is
+    /// to be counted.
+    pub(super) const fn offer_of(home: Home, is_sampled: bool) -> State {
+        match home {
+            Home::Compressed(_) => State::Zip,
+            Home::Shared(_) if !is_sampled => State::Frame,
+            _ => State::None,
+        }
+    }
+
+    /// Says where the compressed page `gfn` is; its page is locked.
+    pub fn describe(&self, gfn: Gfn, place: Place) {
+        for (word, at) in place.encode().into_iter().zip(row(gfn) + 1..) {
+            self.words.store(at, word);
+        }
+    }
+
+    /// Makes an offer; the page is locked, and none is made.
+    pub(super) fn offer(&self, gfn: Gfn, offer: State) {
+        self.words.store(row(gfn), offer.encode());
+    }
+
+    /// Takes the offer of a locked page away that was offered when it was unlocked.
+    pub(super) fn revoke(&self, gfn: Gfn) -> Revoked {
+        let at = row(gfn);
+        let mut word = self.words.load(at);
+        for _ in 0..TRIES {
+            match State::decode(word) {
+                // A guest may destroy its own offers.
+                Some(State::None) => return Revoked::Yes,
+                Some(State::Zip | State::Frame) => {
+                    match self.words.compare_exchange(at, word, State::None.encode()) {
+                        Ok(_) => return Revoked::Yes,
+                        Err(now) => word = now,
+                    }
+                }
+                Some(State::Taken { .. }) => return Revoked::Claimed,
+                Some(State::Done { credit }) => return Revoked::Done(credit),
+                None => {
+                    self.lied(format!(
+                        "the claim of {gfn} is {word:#x}, which is no state"
+                    ));
+                    return Revoked::Claimed;
+                }
+            }
+        }
+        self.lied(format!("the claim of {gfn} changed {TRIES} times at once"));
+        Revoked::Claimed
+    }
+
+    /// The guest used `credit` for the locked page `gfn`: from here on that is the page's memory.
+    /// `false`: it had no such credit.
+    pub(super) fn settle(&self, gfn: Gfn, credit: u32) -> bool {
+        let at = credit_word(credit);
+        let word = self.words.load(at);
+        // The word first: once the bit is clear, the credit may be granted again.
+        if word != gfn.0.saturating_add(USED) || !self.is_granted(credit) {
+            self.lied(format!(
+                "it says that it used credit {credit} for {gfn}, which was not granted for that"
+            ));
+            return false;
+        }
+        self.words.store(at, NO_CREDIT);
+        if !self.ungrant(credit) {
+            self.lied(format!("it used credit {credit} twice"));
+            return false;
+        }
+        self.words.store(row(gfn), State::None.encode());
+        true
+    }
+
+    fn bit(credit: u32) -> (usize, u64) {
+        ((credit / BITS) as usize, 1 << (credit % BITS))
+    }
+
+    fn is_granted(&self, credit: u32) -> bool {
+        let (word, bit) = Self::bit(credit);
+        self.granted[word].load(Ordering::Acquire) & bit != 0
+    }
+
+    fn ungrant(&self, credit: u32) -> bool {
+        let (word, bit) = Self::bit(credit);
+        self.granted[word].fetch_and(!bit, Ordering::AcqRel) & bit != 0
+    }
+
+    /// How many pages of the budget the guest has for its own use, whether it has used them or not.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        let ones = |word: &AtomicU64| u64::from(word.load(Ordering::Acquire).count_ones());
+        self.granted.iter().map(ones).sum()
+    }
+
+    /// Grants credits until the guest holds `want`; each is paid for by `pay`, until that says no. One
+    /// thread does this.
+    pub fn grant(&self, want: u32, mut pay: impl FnMut() -> bool) {
+        let want = want.min(CREDITS);
+        let mut missing = u64::from(want).saturating_sub(self.held());
+        for credit in 0..CREDITS {
+            if missing == 0 || !self.is_granted(credit) && !pay() {
+                break;
+            }
+            let (word, bit) = Self::bit(credit);
+            if self.granted[word].fetch_or(bit, Ordering::AcqRel) & bit == 0 {
+                self.words.store(credit_word(credit), CREDIT);
+                missing -= 1;
+            }
+        }
+        // Threads take the lowest: who takes one of the upper half finds the lower half gone.
+        self.words.store(MARK, want / 2);
+    }
+
+    /// Takes back what the guest has not used; how many pages.
+    #[must_use]
+    pub fn take_back(&self) -> u64 {
+        let unused = |credit: &u32| {
+            self.is_granted(*credit)
+                && self
+                    .words
+                    .compare_exchange(credit_word(*credit), CREDIT, NO_CREDIT)
+                    .is_ok()
+                && self.ungrant(*credit)
+        };
+        (0..CREDITS).filter(unused).count() as u64
+    }
+
+    /// The pages that the guest says it has brought.
+    pub fn done(&self) -> impl Iterator<Item = Gfn> {
+        let used = |credit| {
+            let word = self.words.load(credit_word(credit));
+            let gfn = Gfn(word.checked_sub(USED)?);
+            (gfn.0 < self.pages).then_some(gfn)
+        };
+        let is_done = |gfn: &Gfn| {
+            let state = State::decode(self.words.load(row(*gfn)));
+            matches!(state, Some(State::Done { .. }))
+        };
+        (0..CREDITS)
+            .filter(|credit| self.is_granted(*credit))
+            .filter_map(used)
+            .filter(is_done)
+    }
+
+    /// Allows or forbids to break shared pages without asking.
+    pub fn allow_breaks(&self, allowed: bool) {
+        self.words.store(BREAKS, u32::from(allowed));
+    }
+
+    fn lied(&self, what: String) {
+        let _ = self.lie.set(what);
+        self.parking.ring();
+    }
+
+    /// What the guest did that ends it.
+    #[must_use]
+    pub fn lie(&self) -> Option<&str> {
+        self.lie.get().map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memvisor_guest_agent::protocol::claims::{Attempt, Claimer, words};
+
+    use super::*;
+    use crate::sys::SharedWords;
+    use crate::units::SlotId;
+
+    const PAGES: u32 = 8;
+    const GFN: Gfn = Gfn(5);
+
+    fn claims() -> (Claims, Arc<SharedWords>) {
+        let table = SharedWords::new("claims-test", words(PAGES)).expect("a small memfd");
+        let table = Arc::new(table);
+        let parking = Arc::new(Parking::without_event());
+        (Claims::new(Arc::clone(&table) as _, PAGES, parking), table)
+    }
+
+    /// The guest brings a page that is offered.
+    fn bring(claims: &Claims, table: &SharedWords, gfn: Gfn) {
+        claims.offer(gfn, State::Zip);
+        let claimer = Claimer::new(table);
+        let Attempt::Claimed(claim) = claimer.claim(gfn, State::Zip) else {
+            panic!("{gfn} is offered and there are credits");
+        };
+        claimer.done(claim);
+    }
+
+    #[test]
+    fn offers_follow_the_home() {
+        let offers = |home| Claims::offer_of(home, false);
+        assert_eq!(offers(Home::Compressed(SlotId(1))), State::Zip);
+        assert_eq!(offers(Home::Shared(crate::units::FrameId(1))), State::Frame);
+        let sampled = Claims::offer_of(Home::Shared(crate::units::FrameId(1)), true);
+        assert_eq!(sampled, State::None, "its mapping is closed");
+        for home in [Home::Untouched, Home::Resident, Home::Ballooned] {
+            assert_eq!(offers(home), State::None);
+        }
+    }
+
+    #[test]
+    fn credits_are_paid_for_and_come_back_unless_they_were_used() {
+        let (claims, table) = claims();
+        let mut left = 3;
+        claims.grant(8, || {
+            left -= i32::from(left > 0);
+            left > 0
+        });
+        assert_eq!(claims.held(), 2);
+        bring(&claims, &table, GFN);
+        assert_eq!(claims.done().collect::<Vec<_>>(), [GFN]);
+        assert_eq!(claims.revoke(GFN), Revoked::Done(0));
+        assert_eq!(claims.take_back(), 1);
+        assert!(claims.settle(GFN, 0));
+        assert_eq!((claims.held(), claims.lie()), (0, None));
+        assert_eq!(claims.revoke(GFN), Revoked::Yes);
+    }
+
+    #[test]
+    fn claim_under_way_cannot_be_revoked() {
+        let (claims, table) = claims();
+        claims.grant(1, || true);
+        claims.offer(GFN, State::Frame);
+        let claimer = Claimer::new(&*table);
+        let claim = claimer.claim(GFN, State::Frame);
+        assert_eq!(claims.revoke(GFN), Revoked::Claimed);
+        assert_eq!(claims.take_back(), 0);
+        assert_eq!(claims.done().count(), 0);
+        let Attempt::Claimed(claim) = claim else {
+            panic!("it was offered");
+        };
+        claimer.give_up(claim);
+        assert_eq!(claims.revoke(GFN), Revoked::Yes);
+        assert_eq!(claims.take_back(), 1);
+    }
+
+    #[test]
+    fn credit_that_was_not_granted_or_is_used_twice_is_a_lie() {
+        let (first, table) = claims();
+        table.store(credit_word(9), GFN.0 + USED);
+        assert!(!first.settle(GFN, 9));
+        assert!(
+            first
+                .lie()
+                .is_some_and(|lie| lie.contains("credit 9 for gfn 0x5"))
+        );
+
+        let (second, table) = claims();
+        second.grant(1, || true);
+        bring(&second, &table, GFN);
+        assert!(second.settle(GFN, 0));
+        assert!(!second.settle(Gfn(1), 0));
+        assert!(second.lie().is_some());
+        assert_eq!(second.held(), 0);
+    }
+
+    #[test]
+    fn word_that_is_no_state_is_a_lie() {
+        let (claims, table) = claims();
+        table.store(row(GFN), 7);
+        assert_eq!(claims.revoke(GFN), Revoked::Claimed);
+        assert!(
+            claims
+                .lie()
+                .is_some_and(|lie| lie.contains("gfn 0x5 is 0x7"))
+        );
+    }
+}

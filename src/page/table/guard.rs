@@ -1,0 +1,146 @@
+//! Locked pages.
+
+use memvisor_guest_agent::protocol::claims::State;
+
+use super::{
+    Entry, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED, UNSEEN, WAITED,
+};
+use crate::page::home::Home;
+use crate::sync::Ordering;
+use crate::units::Gfn;
+
+#[cfg(doc)]
+use crate::page::Claims;
+
+/// The lock of one page; dropping it unlocks the page and wakes the faults that wait for it.
+#[derive(Debug)]
+pub struct PageGuard<'a> {
+    pub(super) table: &'a PageTable,
+    pub(super) gfn: Gfn,
+    /// Whether the page is offered to its guest when it is unlocked.
+    pub(super) offers: bool,
+}
+
+/// A locked page that its guest has brought. Dropping it unlocks the page as it is.
+#[derive(Debug)]
+pub struct DonePage<'a> {
+    pub(super) guard: PageGuard<'a>,
+    pub(super) credit: u32,
+}
+
+impl<'a> DonePage<'a> {
+    /// Takes the guest at its word: the credit is used up, and the caller must make the page resident.
+    /// `None`: the guest did not have the credit ([`Claims::lie`]).
+    #[must_use]
+    pub fn settle(mut self) -> Option<PageGuard<'a>> {
+        let claims = self.guard.table.claims.as_ref()?;
+        let settled = claims.settle(self.guard.gfn, self.credit);
+        self.guard.offers = settled;
+        settled.then_some(self.guard)
+    }
+}
+
+/// A page that stays locked until the guest has confirmed a mapping; see [`PageTable::resume`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a page that is kept locked and forgotten is locked for ever"]
+pub struct KeptPage(pub(super) Gfn);
+
+impl KeptPage {
+    /// Which page.
+    #[must_use]
+    pub const fn gfn(&self) -> Gfn {
+        self.0
+    }
+}
+
+impl PageGuard<'_> {
+    /// Which page.
+    #[must_use]
+    pub const fn gfn(&self) -> Gfn {
+        self.gfn
+    }
+
+    /// Its entry; nobody else changes its home.
+    #[must_use]
+    pub fn entry(&self) -> Entry {
+        self.table.entry(self.gfn)
+    }
+
+    /// Its home.
+    #[must_use]
+    pub fn home(&self) -> Home {
+        self.entry().home()
+    }
+
+    /// Moves the page to another home.
+    ///
+    /// # Panics
+    /// When the move is not in the table of legal ones: going on would lose a page.
+    pub fn set_home(&self, home: Home) {
+        let from = self.home();
+        assert!(
+            from.may_become(home),
+            "{}: {from:?} may not become {home:?}; {}",
+            self.gfn,
+            self.table.history.of(self.gfn)
+        );
+        // A page that is mapped from the pool is open to reads: nothing would count them.
+        let lost = match home {
+            Home::Shared(_) => SAMPLED,
+            _ => 0,
+        };
+        let clear = KIND | OPEN | REFILLED | UNSEEN | lost | u64::from(u32::MAX) << PAYLOAD_SHIFT;
+        let unseen = if home == Home::Resident { UNSEEN } else { 0 };
+        let set = home.kind() as u64 | unseen | u64::from(home.payload()) << PAYLOAD_SHIFT;
+        self.table.update(self.gfn, clear, set);
+        self.table.counts[from.kind()].fetch_sub(1, Ordering::Relaxed);
+        self.table.counts[home.kind()].fetch_add(1, Ordering::Relaxed);
+        self.table.history.record(self.gfn, home);
+    }
+
+    /// Notes whether the guest may access the RAM page without asking.
+    pub fn set_open(&self, open: bool) {
+        self.set_flag(OPEN, open);
+    }
+
+    /// Notes whether the next access to the page is to be counted.
+    pub fn set_sampled(&self, sampled: bool) {
+        self.set_flag(SAMPLED, sampled);
+    }
+
+    /// Notes that the page came back from a store.
+    pub fn set_refilled(&self) {
+        self.set_flag(REFILLED, true);
+    }
+
+    fn set_flag(&self, flag: u64, on: bool) {
+        let (clear, set) = if on { (0, flag) } else { (flag, 0) };
+        self.table.update(self.gfn, clear, set);
+    }
+
+    /// Keeps the page locked beyond the life of this guard, until [`PageTable::resume`].
+    pub fn keep(self) -> KeptPage {
+        let gfn = self.gfn;
+        std::mem::forget(self);
+        KeptPage(gfn)
+    }
+}
+
+impl Drop for PageGuard<'_> {
+    fn drop(&mut self) {
+        if self.offers
+            && let Some(claims) = &self.table.claims
+        {
+            // Before the unlock: afterwards the page may be somebody else's.
+            let offer = self.entry().offer();
+            if offer != State::None {
+                claims.offer(self.gfn, offer);
+            }
+        }
+        let word = &self.table.entries[self.gfn.index()];
+        let before = word.fetch_and(!(LOCKED | WAITED), Ordering::Release);
+        if before & WAITED != 0 {
+            self.table.parking.unpark(self.gfn);
+        }
+    }
+}

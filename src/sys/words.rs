@@ -1,0 +1,99 @@
+//! Single words that a guest's process reads and writes at the same time.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use memmap2::{MmapOptions, MmapRaw};
+use memvisor_guest_agent::protocol::claims::Words;
+
+use super::Memfd;
+use crate::units::{Bytes, PAGE_SIZE};
+
+/// A memfd of 32-bit words, mapped. All are zero at first.
+#[derive(Debug)]
+pub struct SharedWords {
+    memfd: Memfd,
+    raw: MmapRaw,
+    count: u64,
+}
+
+impl SharedWords {
+    /// At least `count` words. `name` is what `/proc/PID/maps` shows.
+    ///
+    /// # Errors
+    /// When the memfd cannot be created or mapped.
+    pub fn new(name: &str, count: u64) -> io::Result<Self> {
+        let pages = Bytes(count * 4 + PAGE_SIZE as u64 - 1).pages().0;
+        let pages = u32::try_from(pages).map_err(io::Error::other)?;
+        let memfd = Memfd::create(name, pages)?;
+        let mut options = MmapOptions::new();
+        options.len(pages as usize * PAGE_SIZE);
+        let raw = options.map_raw(memfd.file())?;
+        Ok(Self { memfd, raw, count })
+    }
+
+    fn word(&self, at: u32) -> &AtomicU32 {
+        assert!(
+            u64::from(at) < self.count,
+            "word {at} of {} that are shared",
+            self.count
+        );
+        let word = self
+            .raw
+            .as_mut_ptr()
+            .cast::<u32>()
+            .wrapping_add(at as usize);
+        // SAFETY: the word lies inside the mapping (checked above), which lives as long as `self` and is
+        // page aligned, so the word is aligned. Nobody in this process makes another reference to it.
+        // The other process may write it at any moment: an atomic allows that, and it is the one kind
+        // of reference that does.
+        unsafe { AtomicU32::from_ptr(word) }
+    }
+}
+
+impl Words for SharedWords {
+    fn load(&self, at: u32) -> u32 {
+        self.word(at).load(Ordering::Acquire)
+    }
+
+    fn store(&self, at: u32, word: u32) {
+        self.word(at).store(word, Ordering::Release);
+    }
+
+    fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
+        self.word(at)
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+    }
+}
+
+impl AsFd for SharedWords {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_zero_and_seen_through_the_file() {
+        let words = SharedWords::new("words-test", 1025).expect("a small memfd");
+        assert_eq!(words.load(1024), 0);
+        words.store(1024, 7);
+        assert_eq!(words.compare_exchange(1024, 6, 8), Err(7));
+        assert_eq!(words.compare_exchange(1024, 7, 8), Ok(7));
+        let mut bytes = [0; 4];
+        let file = std::fs::File::from(words.as_fd().try_clone_to_owned().expect("a descriptor"));
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 4096).expect("two pages");
+        assert_eq!(u32::from_ne_bytes(bytes), 8);
+    }
+
+    #[test]
+    #[should_panic(expected = "word 1025 of 1025")]
+    fn word_behind_the_end_is_a_bug() {
+        let words = SharedWords::new("words-test", 1025).expect("a small memfd");
+        words.load(1025);
+    }
+}

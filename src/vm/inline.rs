@@ -1,0 +1,108 @@
+//! Pages that the guest makes resident by itself: locking pages of such a guest, and its credits.
+
+use memvisor_guest_agent::protocol::claims::Place;
+
+use super::Vm;
+use crate::page::{Attempt, DonePage, Home, PageGuard, Urgency};
+use crate::units::{Gfn, SlotId};
+
+/// Why a page is not locked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unlocked {
+    /// Another thread of the daemon is moving it; its unlock can be waited for.
+    Busy,
+    /// A thread of the guest has it; other threads of the guest wait for that one.
+    Claimed,
+}
+
+impl Vm {
+    /// Locks a page. What its guest has done with it is in its home then.
+    ///
+    /// # Errors
+    /// [`Unlocked`] says who has it.
+    pub fn lock(&self, gfn: Gfn) -> Result<PageGuard<'_>, Unlocked> {
+        match self.table.attempt(gfn) {
+            Attempt::Locked(page) => Ok(page),
+            Attempt::Busy => Err(Unlocked::Busy),
+            Attempt::Claimed => Err(Unlocked::Claimed),
+            Attempt::Done(page) => self.settle(page).ok_or(Unlocked::Claimed),
+        }
+    }
+
+    /// As [`lock`](Self::lock), for who does not ask why not.
+    #[must_use]
+    pub fn try_lock(&self, gfn: Gfn) -> Option<PageGuard<'_>> {
+        self.lock(gfn).ok()
+    }
+
+    /// Makes a page resident that its guest has brought. Its memory is that of the credit, so nothing is
+    /// charged; a guest that lied has a hole there, which is charged too.
+    fn settle<'a>(&self, page: DonePage<'a>) -> Option<PageGuard<'a>> {
+        // With its last shared page gone, the VM may leave the pool at any moment.
+        let pool = self.pool();
+        let page = page.settle()?;
+        if page.entry().is_sampled() {
+            page.set_sampled(false);
+            self.activity.touch();
+        }
+        let old = page.home();
+        page.set_home(Home::Resident);
+        if let Home::Shared(frame) = old {
+            self.release_frame_of(&pool, frame);
+            self.table.back_off(page.gfn());
+            self.vmas.note(1);
+            self.stats.breaks.one();
+            self.stats.inline_breaks.one();
+            // It was counted as shared and as granted: the VM may hold a page more now.
+            if self.parking.is_starved() {
+                self.parking.ring();
+            }
+        } else {
+            page.set_refilled();
+            self.release(old);
+            self.stats.refill_zip.one();
+            self.stats.inline_refills.one();
+        }
+        Some(page)
+    }
+
+    /// Moves all pages in the page table that the guest has brought.
+    pub fn settle_done(&self) {
+        if let Some(claims) = self.table.claims() {
+            claims.done().for_each(|gfn| drop(self.try_lock(gfn)));
+        }
+    }
+
+    /// Says to the guest where its locked page is compressed.
+    pub fn describe(&self, gfn: Gfn, slot: SlotId) {
+        let Some(claims) = self.table.claims() else {
+            return;
+        };
+        let place: Option<Place> = self.zip.lock().place(slot);
+        if let Some(place) = place {
+            claims.describe(gfn, place);
+        }
+    }
+
+    /// Lets the guest hold `want` pages of memory for its own use, as far as there are some.
+    pub fn grant_credits(&self, want: u32) {
+        if let Some(claims) = self.table.claims() {
+            // Asking for what is not there would call the policy, and so would reaching the ceiling.
+            let is_there = || {
+                let below = self.held().0.saturating_add(1) < self.orders.ceiling().0;
+                // One more, or memory would be short by what was granted.
+                below && self.budget.free().0 > self.budget.reserve().0 + 1
+            };
+            claims.grant(want, || is_there() && self.charge(Urgency::Touch));
+            claims.allow_breaks(!self.vmas.is_exceeded(&self.table));
+        }
+    }
+
+    /// Takes back what the guest holds and has not used; how many pages.
+    pub fn take_back_credits(&self) -> u64 {
+        self.settle_done();
+        let pages = self.table.claims().map_or(0, |claims| claims.take_back());
+        self.budget.give(pages);
+        pages
+    }
+}

@@ -1,0 +1,193 @@
+//! Inline guests whose claim table holds what no good guest writes there: each harms itself and nobody else.
+//!
+//! The guests are real. Their table is a file of the host's, which the test writes behind their back, as
+//! a bad shim would.
+
+mod common;
+mod rig;
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use common::Process;
+use memvisor_guest_agent::protocol::Gfn;
+use memvisor_guest_agent::protocol::claims::{CREDIT, CREDITS, State, credit_word, row, words};
+use nix::sys::signal::Signal;
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+use rig::{Ends, Host, engines, eventually};
+
+/// How long the memory of a dead guest may stay in use.
+const AT_ONCE: Duration = Duration::from_secs(2);
+/// Pages of the guest that lies.
+const PAGES: u32 = 48 << 8;
+const LIAR: &str = "liar";
+
+/// A host with a good inline guest and one that will not be, and too little memory for both.
+struct Scene {
+    host: Host,
+    good: Process,
+    liar: Process,
+    table: File,
+}
+
+impl Scene {
+    /// `None` where there are no inline guests.
+    fn new() -> Option<Self> {
+        engines().contains(&"uffd").then(|| {
+            let host = Host::start("uffd", "48M", &["--share-scan-time", "1s"]);
+            let args = "--inline --no-agent --memory 48M --workload";
+            let good = host.guest("good", &format!("{args} kv,size=16M"));
+            // It reads what it has written all the time, and what it shares it writes.
+            let liar = host.guest(
+                LIAR,
+                &format!("{args} kv,size=30M,write=30 toucher,size=8M"),
+            );
+            for name in ["good", LIAR] {
+                host.await_vm(name, "serves itself", |vm| vm.faults.inline > 100);
+            }
+            let table = host.descriptors(&format!("memvisor-claims:{LIAR}"));
+            let table = OpenOptions::new().read(true).write(true).open(&table[0]);
+            Self {
+                table: table.expect("a file of the same user"),
+                host,
+                good,
+                liar,
+            }
+        })
+    }
+
+    fn write(&self, at: u32, word: u32) {
+        let written = self
+            .table
+            .write_all_at(&word.to_ne_bytes(), u64::from(at) * 4);
+        written.expect("write the table");
+    }
+
+    fn states(&self, state: impl Fn(Gfn) -> u32) {
+        (0..PAGES)
+            .map(Gfn)
+            .for_each(|gfn| self.write(row(gfn), state(gfn)));
+    }
+
+    /// Expects the liar to be ended for a reason that names `text`, and nothing else to suffer.
+    #[track_caller]
+    fn ends_by(mut self, text: &str) {
+        self.liar.fails(4, text);
+        self.end();
+    }
+
+    #[track_caller]
+    fn end(mut self) {
+        let before = self.host.vm("good").faults.served();
+        eventually("the good guest goes on", || {
+            (self.host.vm("good").faults.served() > before + 100).then_some(())
+        });
+        self.good.terminate();
+        self.good.reports(130);
+        self.host.is_empty(AT_ONCE);
+        let log = self.host.stop();
+        assert!(!log.contains("panicked"), "{log}");
+    }
+}
+
+#[test]
+fn guest_that_is_done_with_credits_it_never_had_is_ended() {
+    let Some(scene) = Scene::new() else { return };
+    let done = State::Done {
+        credit: CREDITS - 1,
+    }
+    .encode();
+    scene.states(|_| done);
+    scene.ends_by("it says that it used credit 255");
+}
+
+#[test]
+fn guest_that_writes_what_is_no_state_is_ended() {
+    let Some(scene) = Scene::new() else { return };
+    scene.states(|_| 0xdead_beef);
+    scene.ends_by("is 0xdeadbeef, which is no state");
+}
+
+/// It is ended when the daemon next locks a page that it paid for with one, or dies before that.
+#[test]
+fn guest_that_makes_credits_harms_nobody_else() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        (0..CREDITS).for_each(|credit| scene.write(credit_word(credit), CREDIT));
+    }
+    scene.liar.send(Signal::SIGKILL);
+    scene.liar.wait_long();
+    scene.host.forgets(LIAR, AT_ONCE);
+    scene.end();
+}
+
+/// Offers that are lost are asked for.
+#[test]
+fn guest_that_erases_its_offers_goes_on() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    for _ in 0..20 {
+        (0..PAGES).map(Gfn).for_each(|gfn| {
+            let mut word = [0; 4];
+            let at = u64::from(row(gfn)) * 4;
+            scene.table.read_exact_at(&mut word, at).expect("a table");
+            // What is claimed is not to be forgotten: that page would be brought twice.
+            if u32::from_ne_bytes(word) == State::Zip.encode() {
+                scene.write(row(gfn), State::None.encode());
+            }
+        });
+    }
+    scene.liar.terminate();
+    scene.liar.wait_long();
+    scene.end();
+}
+
+/// Pages that are claimed for ever are the guest's loss, until it dies.
+#[test]
+fn guest_that_never_ends_its_claims_is_evicted_around_them_and_dies_without_a_trace() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let taken = State::Taken {
+        credit: 3,
+        waited: false,
+    }
+    .encode();
+    scene.states(|_| taken);
+    scene.liar.send(Signal::SIGKILL);
+    scene.liar.dies_by(Signal::SIGKILL);
+    scene.host.forgets(LIAR, AT_ONCE);
+    scene.end();
+}
+
+#[test]
+fn guest_that_writes_random_words_harms_nobody_else() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let seed = rand::random::<u64>();
+    eprintln!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let count = u32::try_from(words(PAGES)).expect("a small guest");
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        let at = random.random_range(0..count);
+        // Mostly what means something.
+        let word = match random.random_range(0..8) {
+            0 => random.next_u32(),
+            1..4 => random.random_range(0..5),
+            _ => random.random_range(0..5) | random.random_range(0..CREDITS) << 8,
+        };
+        scene.write(at, word);
+    }
+    scene.liar.send(Signal::SIGKILL);
+    scene.liar.wait_long();
+    scene.host.forgets(LIAR, AT_ONCE);
+    scene.end();
+}
