@@ -45,7 +45,7 @@ impl Scene {
                 &format!("{args} kv,size=30M,write=30 toucher,size=8M"),
             );
             for name in ["good", LIAR] {
-                host.await_vm(name, "serves itself", |vm| vm.faults.inline > 100);
+                host.await_vm(name, "serves itself", |vm| vm.faults.inline > 20);
             }
             let table = host.descriptors(&format!("memvisor-claims:{LIAR}"));
             let table = OpenOptions::new().read(true).write(true).open(&table[0]);
@@ -110,20 +110,12 @@ fn guest_that_writes_what_is_no_state_is_ended() {
     scene.ends_by("is 0xdeadbeef, which is no state");
 }
 
-/// It is ended when the daemon next locks a page that it paid for with one, or dies before that.
+/// It is ended when the daemon looks at its credits or locks a page that it paid for with one.
 #[test]
-fn guest_that_makes_credits_harms_nobody_else() {
-    let Some(mut scene) = Scene::new() else {
-        return;
-    };
-    let end = Instant::now() + Duration::from_secs(3);
-    while Instant::now() < end {
-        (0..CREDITS).for_each(|credit| scene.write(credit_word(credit), CREDIT));
-    }
-    scene.liar.send(Signal::SIGKILL);
-    scene.liar.wait_long();
-    scene.host.forgets(LIAR, AT_ONCE);
-    scene.end();
+fn guest_that_makes_credits_is_ended() {
+    let Some(scene) = Scene::new() else { return };
+    (0..CREDITS).for_each(|credit| scene.write(credit_word(credit), CREDIT));
+    scene.ends_by("which was not granted");
 }
 
 /// Offers that are lost are asked for.

@@ -20,6 +20,8 @@ const FIRST: u32 = 16;
 const PART: u64 = 256;
 /// How long pages that are held may lie unused.
 const REST: Duration = Duration::from_millis(250);
+/// How much longer a guest that holds nothing is left alone.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// The credits of one VM; belongs to its fault thread.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ impl Credits {
     pub fn top_up(&mut self, vm: &Vm, now: Instant) {
         vm.settle_done();
         let used = used(vm);
-        if self.due(vm, now).is_none() {
+        if vm.table.claims().is_some_and(|claims| claims.held() == 0) {
             (self.rested, self.due) = (used, now + REST);
         }
         if used - self.used >= u64::from(self.want / 2) {
@@ -77,11 +79,17 @@ impl Credits {
         vm.grant_credits(self.want);
     }
 
-    /// How long it may take until [`look`](Self::look) is due; `None` while nothing is held.
+    /// How long it may take until [`look`](Self::look) is due; `None` for a guest that asks for everything.
     #[must_use]
     pub fn due(&self, vm: &Vm, now: Instant) -> Option<Duration> {
-        let holds = vm.table.claims().is_some_and(|claims| claims.held() > 0);
-        holds.then(|| self.due.saturating_duration_since(now))
+        let claims = vm.table.claims()?;
+        // Who holds nothing is looked at for what it may have made itself.
+        let later = if claims.held() > 0 {
+            Duration::ZERO
+        } else {
+            IDLE
+        };
+        Some(self.due.saturating_duration_since(now) + later)
     }
 
     /// Takes back what was not used since the last look, if one is due, and everything at once where
@@ -94,6 +102,9 @@ impl Credits {
         let is_due = now >= self.due;
         if !is_due && !is_short && !vm.orders.is_blocked() {
             return;
+        }
+        if let Some(claims) = vm.table.claims() {
+            claims.look_for_forged();
         }
         vm.settle_done();
         let used = used(vm);

@@ -161,14 +161,17 @@ impl Claims {
         let want = want.min(CREDITS);
         let mut missing = u64::from(want).saturating_sub(self.held());
         for credit in 0..CREDITS {
-            if missing == 0 || !self.is_granted(credit) && !pay() {
+            // Once: a credit that is granted now may be settled at any moment, and would not be paid for.
+            if self.is_granted(credit) {
+                continue;
+            }
+            if missing == 0 || !pay() {
                 break;
             }
             let (word, bit) = Self::bit(credit);
-            if self.granted[word].fetch_or(bit, Ordering::AcqRel) & bit == 0 {
-                self.words.store(credit_word(credit), CREDIT);
-                missing -= 1;
-            }
+            self.granted[word].fetch_or(bit, Ordering::AcqRel);
+            self.words.store(credit_word(credit), CREDIT);
+            missing -= 1;
         }
         // Threads take the lowest: who takes one of the upper half finds the lower half gone.
         self.words.store(MARK, want / 2);
@@ -186,6 +189,17 @@ impl Claims {
                 && self.ungrant(*credit)
         };
         (0..CREDITS).filter(unused).count() as u64
+    }
+
+    /// Looks for credits that the guest has made itself. Only the thread that grants may look: nobody else
+    /// makes a credit, and whoever ends one takes the word away before the bit.
+    pub fn look_for_forged(&self) {
+        let is_forged = |credit: &u32| {
+            !self.is_granted(*credit) && self.words.load(credit_word(*credit)) != NO_CREDIT
+        };
+        if let Some(credit) = (0..CREDITS).find(is_forged) {
+            self.lied(format!("it has credit {credit}, which was not granted"));
+        }
     }
 
     /// The pages that the guest says it has brought.
@@ -278,6 +292,22 @@ mod tests {
         assert!(claims.settle(GFN, 0));
         assert_eq!((claims.held(), claims.lie()), (0, None));
         assert_eq!(claims.revoke(GFN), Revoked::Yes);
+    }
+
+    #[test]
+    fn credits_that_nobody_granted_are_found_and_granted_ones_are_not() {
+        let (claims, table) = claims();
+        claims.grant(3, || true);
+        bring(&claims, &table, GFN);
+        claims.look_for_forged();
+        assert_eq!(claims.lie(), None, "one is used, two are not");
+        assert!(claims.settle(GFN, 0));
+        assert_eq!(claims.take_back(), 2);
+        claims.look_for_forged();
+        assert_eq!(claims.lie(), None, "none is left");
+        table.store(credit_word(7), CREDIT);
+        claims.look_for_forged();
+        assert_eq!(claims.lie(), Some("it has credit 7, which was not granted"));
     }
 
     #[test]

@@ -19,6 +19,22 @@ fn activity() -> ActivityStatus {
     }
 }
 
+fn faults() -> FaultStatus {
+    FaultStatus {
+        first_touch: 30_000,
+        refill_zip: 100,
+        refill_swap: 3,
+        cow_break: 17,
+        inline: 3,
+        pop: 0,
+        parked: 4,
+        latency: Some(LatencyStatus {
+            p50_us: 11,
+            p99_us: 240,
+        }),
+    }
+}
+
 fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
     VmStatus {
         id: VmId(id),
@@ -58,19 +74,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             in_bytes: Bytes(3 << 12),
             out_bytes: Bytes::from_mib(4),
         },
-        faults: FaultStatus {
-            first_touch: 30_000,
-            refill_zip: 100,
-            refill_swap: 3,
-            cow_break: 17,
-            inline: 3,
-            pop: 0,
-            parked: 4,
-            latency: Some(LatencyStatus {
-                p50_us: 11,
-                p99_us: 240,
-            }),
-        },
+        faults: faults(),
         scan: ScanStatus {
             pages_scanned: 70_000,
             merged: 9_000,
