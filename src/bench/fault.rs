@@ -25,6 +25,13 @@ const MOST: u64 = 8192;
 
 const TOGETHER: &str = "same CPU";
 const APART: &str = "two CPUs";
+/// In the thread that faults.
+const INLINE: &str = "inline";
+
+const COMPRESS: Means = Means {
+    compress: true,
+    swap: false,
+};
 
 /// The cases of a fault: half of them, and 99 of 100.
 pub(super) fn cases(bench: Bench, case: &str) -> [Case; 2] {
@@ -67,28 +74,41 @@ pub(super) fn run(
     let pages = setup.pages(MOST);
     for source in setup.sources(&[Class::Heap]) {
         let stage = Stage::new(setup, pages.saturating_mul(2))?;
+        let inline = (stage.host().engine() == EngineKind::Uffd).then_some(INLINE);
         for round in 1..=setup.options.rounds {
             setup.step(Bench::Fault, &format!("{source}, round {round}"))?;
             let content = Content::unique(source.clone(), round.into());
             touch(&stage, &content, pages, report)?;
             refill(&stage, &content, pages, report)?;
-            if stage.host().engine() == EngineKind::Uffd {
+            if inline.is_some() {
+                refill_inline(&stage, &content, pages, report)?;
                 setup.step(Bench::Fault, &format!("{source}, round {round}, uffd"))?;
                 bare(setup, &source, pages, report)?;
             }
             if let Some(zram) = &peers.zram {
                 setup.step(Bench::Fault, &format!("{source}, round {round}, zram"))?;
                 let touches = zram.refill(&content, pages)?;
-                for place in [TOGETHER, APART] {
+                let places = [TOGETHER, APART].into_iter().chain(inline);
+                for place in places {
                     note_peer(report, &refills(&source, place), "zram", touches);
                 }
             }
             setup.step(Bench::Fault, &format!("{source}, round {round}, breaks"))?;
-            breaks(&stage, &content, pages, report)?;
+            let by_host = [stage.guest("broken", pages)?, stage.guest("other", pages)?];
+            breaks(&stage, by_host, &content, &broken(&source, ""), report)?;
+            if inline.is_some() {
+                let itself = [
+                    stage.inline_guest("broken", pages)?,
+                    stage.guest("other", pages)?,
+                ];
+                breaks(&stage, itself, &content, &broken(&source, INLINE), report)?;
+            }
             if let Some(ksm) = &peers.ksm {
                 setup.step(Bench::Fault, &format!("{source}, round {round}, ksm"))?;
                 let touches = ksm_breaks(ksm, &content, pages)?;
-                note_peer(report, &broken(&source), "ksm", touches);
+                for place in [""].into_iter().chain(inline) {
+                    note_peer(report, &broken(&source, place), "ksm", touches);
+                }
             }
         }
     }
@@ -106,8 +126,10 @@ fn refills(source: &Source, place: &str) -> [Case; 2] {
     )
 }
 
-fn broken(source: &Source) -> [Case; 2] {
-    cases(Bench::Fault, &format!("break of a shared page, {source}"))
+fn broken(source: &Source, place: &str) -> [Case; 2] {
+    let comma = if place.is_empty() { "" } else { ", " };
+    let case = format!("break of a shared page, {place}{comma}{source}");
+    cases(Bench::Fault, &case)
 }
 
 /// First touches in random order.
@@ -147,12 +169,8 @@ fn refill(
 ) -> Result<(), BenchError> {
     let mut guest = stage.guest("refilled", pages)?;
     guest.fill(content)?;
-    let means = Means {
-        compress: true,
-        swap: false,
-    };
     for (place, together) in [(TOGETHER, true), (APART, false)] {
-        guest.evict_all(content.seed, means)?;
+        guest.evict_all(content.seed, COMPRESS)?;
         let order = at_home(&guest, content.seed, Home::Compressed(SlotId(0)));
         if let Some(_pinned) = Pinned::new(guest.puppet.pid(), together)?
             && !order.is_empty()
@@ -160,6 +178,26 @@ fn refill(
             let touches = guest.puppet.touch(&Order::Read(order))?;
             note(report, &refills(&content.source, place), touches);
         }
+    }
+    guest.puppet.verify()?;
+    drop(guest);
+    stage.wait_until_empty()
+}
+
+/// As [`refill`], by the thread that faults.
+fn refill_inline(
+    stage: &Stage<'_>,
+    content: &Content,
+    pages: u32,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    let mut guest = stage.inline_guest("refilled", pages)?;
+    guest.fill(content)?;
+    guest.evict_all(content.seed, COMPRESS)?;
+    let order = at_home(&guest, content.seed, Home::Compressed(SlotId(0)));
+    if !order.is_empty() {
+        let touches = guest.puppet.touch(&Order::Read(order))?;
+        note(report, &refills(&content.source, INLINE), touches);
     }
     guest.puppet.verify()?;
     drop(guest);
@@ -189,21 +227,20 @@ fn bare(
 /// Two guests of equal pages, one of which writes all of them.
 fn breaks(
     stage: &Stage<'_>,
+    mut guests: [Actor; 2],
     content: &Content,
-    pages: u32,
+    cases: &[Case; 2],
     report: &mut Report,
 ) -> Result<(), BenchError> {
-    let mut guests = Vec::new();
-    for name in ["broken", "other"] {
-        let mut guest = stage.guest(name, pages)?;
+    for guest in &mut guests {
         guest.fill(content)?;
-        guests.push(guest);
     }
-    merge(&guests, u64::from(pages) * 2)?;
+    let pages = guests.iter().map(|guest| guest.vm().table.pages());
+    merge(&guests, pages.map(u64::from).sum())?;
     let order = at_home(&guests[0], content.seed, Home::Shared(FrameId(0)));
     if !order.is_empty() {
         let touches = guests[0].puppet.touch(&Order::Rewrite(order))?;
-        note(report, &broken(&content.source), touches);
+        note(report, cases, touches);
     }
     for guest in &mut guests {
         guest.puppet.verify()?;

@@ -77,6 +77,8 @@ pub struct PuppetOptions {
     pub pages: u32,
     /// The host's socket.
     pub memory_socket: PathBuf,
+    /// Whether it serves some of its faults itself.
+    pub inline: bool,
 }
 
 /// Runs a puppet until its orders end. `host_gone` must end the process.
@@ -98,7 +100,7 @@ pub fn run(
         sharing: true,
         salt: None,
         workload: "benchmark".to_owned(),
-        inline: false,
+        inline: options.inline,
     };
     let attached = attach(&options.memory_socket, hello)?;
     let ram = attached.ram;
@@ -238,6 +240,7 @@ impl Puppet {
             .args(["--pages", &options.pages.to_string()])
             .arg("--socket")
             .arg(&options.memory_socket)
+            .args(options.inline.then_some("--inline"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)

@@ -77,10 +77,23 @@ impl<'a> Stage<'a> {
     /// # Errors
     /// It does not attach.
     pub(crate) fn guest(&self, name: &str, pages: u32) -> Result<Actor, BenchError> {
+        self.start(name, pages, false)
+    }
+
+    /// The same, and it serves some of its faults itself.
+    ///
+    /// # Errors
+    /// As [`guest`](Self::guest).
+    pub(crate) fn inline_guest(&self, name: &str, pages: u32) -> Result<Actor, BenchError> {
+        self.start(name, pages, true)
+    }
+
+    fn start(&self, name: &str, pages: u32, inline: bool) -> Result<Actor, BenchError> {
         let options = PuppetOptions {
             name: name.to_owned(),
             pages,
             memory_socket: self.dir.memory_socket(),
+            inline,
         };
         let puppet = Puppet::start(&self.setup.program, &options)?;
         let vm = self.attached(name)?;

@@ -355,6 +355,9 @@ pub(super) struct GuestArgs {
 
     #[arg(long)]
     socket: PathBuf,
+
+    #[arg(long)]
+    inline: bool,
 }
 
 /// `memvisor bench-guest`: a guest that does what a benchmark tells it.
@@ -363,6 +366,7 @@ pub(super) fn run_guest(args: GuestArgs) -> anyhow::Result<Exit> {
         name: args.name,
         pages: args.pages,
         memory_socket: args.socket,
+        inline: args.inline,
     };
     puppet::run(&options, |end| end_process(&end))?;
     Ok(Exit::Success)

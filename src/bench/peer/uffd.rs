@@ -48,6 +48,7 @@ impl BareUffd {
             name: "bare".to_owned(),
             pages,
             memory_socket: path.to_owned(),
+            inline: false,
         };
         Puppet::start(&setup.program, &options)
     }
