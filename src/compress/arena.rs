@@ -60,10 +60,12 @@ impl<T> ArenaPage<T> {
 /// The allocator of slots; keeps a `T` for each taken one.
 ///
 /// Invariants: `partial[c]` holds exactly the pages of class `c` with a free slot; a page without
-/// taken slots is `None` in `pages` and in `unused`, or was never used.
+/// taken slots is `None` in `pages` and in `emptied` or `unused`, or was never used. An emptied page
+/// still has its memory, so it is the first to be used again.
 #[derive(Debug)]
 pub(super) struct Arena<T> {
     pages: Vec<Option<ArenaPage<T>>>,
+    emptied: Vec<u32>,
     unused: BTreeSet<u32>,
     partial: [BTreeSet<u32>; SLOTS_PER_PAGE.len()],
 }
@@ -72,12 +74,13 @@ impl<T> Arena<T> {
     pub(super) const fn new() -> Self {
         Self {
             pages: Vec::new(),
+            emptied: Vec::new(),
             unused: BTreeSet::new(),
             partial: [const { BTreeSet::new() }; SLOTS_PER_PAGE.len()],
         }
     }
 
-    /// The arena pages that hold at least one taken slot.
+    /// The arena pages that have memory: those with taken slots and the emptied ones.
     #[expect(clippy::cast_possible_truncation, reason = "pages are numbered by u32")]
     pub(super) fn pages_used(&self) -> u32 {
         (self.pages.len() - self.unused.len()) as u32
@@ -85,11 +88,25 @@ impl<T> Arena<T> {
 
     /// Whether a slot of this class takes another arena page.
     pub(super) fn needs_page(&self, class: Class) -> bool {
-        self.partial[class.0].is_empty()
+        self.partial[class.0].is_empty() && self.emptied.is_empty()
     }
 
-    /// Takes a slot for `value`, in the lowest partly used page of its class or else in the lowest
-    /// unused page.
+    /// How many pages have memory and no taken slots.
+    #[expect(clippy::cast_possible_truncation, reason = "pages are numbered by u32")]
+    pub(super) const fn emptied(&self) -> u32 {
+        self.emptied.len() as u32
+    }
+
+    /// The emptied pages, ascending, whose memory the caller gives back to the machine.
+    pub(super) fn take_emptied(&mut self) -> Vec<u32> {
+        let mut emptied = std::mem::take(&mut self.emptied);
+        emptied.sort_unstable();
+        self.unused.extend(&emptied);
+        emptied
+    }
+
+    /// Takes a slot for `value`, in the lowest partly used page of its class, or else in the page that
+    /// was emptied last, or else in the lowest unused page.
     pub(super) fn take(&mut self, class: Class, value: T) -> (SlotId, Place) {
         let partial = self.partial[class.0].first().copied();
         let number = partial.unwrap_or_else(|| self.open_page(class));
@@ -107,7 +124,8 @@ impl<T> Arena<T> {
 
     #[expect(clippy::cast_possible_truncation, reason = "the cap is a u32")]
     fn open_page(&mut self, class: Class) -> u32 {
-        let number = self.unused.pop_first().unwrap_or_else(|| {
+        let memory = self.emptied.pop().or_else(|| self.unused.pop_first());
+        let number = memory.unwrap_or_else(|| {
             self.pages.push(None);
             (self.pages.len() - 1) as u32
         });
@@ -125,9 +143,9 @@ impl<T> Arena<T> {
         Some((value, place(page.class, number, slot)))
     }
 
-    /// Frees a slot. Returns what was kept for it and, when it was the last of its arena page, the
-    /// number of that page, which the caller gives back to the machine; `None` for a free slot.
-    pub(super) fn free(&mut self, id: SlotId) -> Option<(T, Option<u32>)> {
+    /// Frees a slot; the last of an arena page leaves that page emptied. Returns what was kept for it;
+    /// `None` for a free slot.
+    pub(super) fn free(&mut self, id: SlotId) -> Option<T> {
         let (number, slot) = split(id);
         let entry = self.pages.get_mut(number as usize)?;
         let page = entry.as_mut()?;
@@ -135,12 +153,12 @@ impl<T> Arena<T> {
         let partial = &mut self.partial[page.class.0];
         if !page.is_empty() {
             partial.insert(number);
-            return Some((value, None));
+            return Some(value);
         }
         partial.remove(&number);
         *entry = None;
-        self.unused.insert(number);
-        Some((value, Some(number)))
+        self.emptied.push(number);
+        Some(value)
     }
 }
 
@@ -211,31 +229,33 @@ mod tests {
     enum Step {
         Take(usize),
         Free(usize),
+        TakeEmptied,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
-            3 => (1..=2048usize).prop_map(Step::Take),
-            2 => any::<usize>().prop_map(Step::Free),
+            9 => (1..=2048usize).prop_map(Step::Take),
+            6 => any::<usize>().prop_map(Step::Free),
+            1 => Just(Step::TakeEmptied),
         ];
         prop::collection::vec(step, 0..400)
     }
 
     proptest! {
-        /// Against a map of byte ranges: no two slots overlap, none leaves its page, an emptied page
-        /// is reported exactly once, and the number of pages in use is that of the pages with slots.
+        /// Against a map of byte ranges and a set of pages with memory: no two slots overlap, none leaves
+        /// its page, and an emptied page keeps its memory until that is taken.
         #[test]
         fn arena_any_steps_agree_with_the_model(steps in steps()) {
             let mut arena = Arena::new();
             let mut model: HashMap<SlotId, (u32, Place, usize)> = HashMap::new();
+            let mut memory: BTreeSet<u32> = BTreeSet::new();
             for (number, step) in (0..).zip(steps) {
                 match step {
                     Step::Take(len) => {
                         let class = Class::of(len).expect("at most half a page");
                         let grows = arena.needs_page(class);
-                        let before = arena.pages_used();
                         let (slot, place) = arena.take(class, number);
-                        prop_assert_eq!(arena.pages_used(), before + u32::from(grows));
+                        prop_assert_eq!(grows, memory.insert(place.page));
                         prop_assert!(place.at + len <= PAGE_SIZE);
                         for (_, other, length) in model.values() {
                             let apart = other.page != place.page
@@ -249,13 +269,19 @@ mod tests {
                         let Some(&slot) = model.keys().nth(pick % model.len().max(1)) else {
                             continue;
                         };
-                        let (number, place, _) = model.remove(&slot).expect("picked from it");
-                        let (kept, emptied) = arena.free(slot).expect("taken");
-                        prop_assert_eq!(kept, number);
-                        let last = model.values().all(|(_, other, _)| other.page != place.page);
-                        prop_assert_eq!(emptied, last.then_some(place.page));
+                        let (number, _, _) = model.remove(&slot).expect("picked from it");
+                        prop_assert_eq!(arena.free(slot), Some(number));
+                    }
+                    Step::TakeEmptied => {
+                        let used: BTreeSet<u32> = model.values().map(|(_, at, _)| at.page).collect();
+                        let emptied: Vec<u32> = memory.difference(&used).copied().collect();
+                        prop_assert_eq!(arena.take_emptied(), emptied);
+                        memory = used;
                     }
                 }
+                let used: BTreeSet<u32> = model.values().map(|(_, at, _)| at.page).collect();
+                prop_assert_eq!(arena.emptied() as usize, memory.len() - used.len());
+                prop_assert_eq!(arena.pages_used() as usize, memory.len());
                 for (&slot, (number, place, _)) in &model {
                     prop_assert_eq!(arena.get(slot), Some((number, *place)));
                 }

@@ -211,24 +211,43 @@ impl ZipCache {
         self.memfd.pages()
     }
 
-    /// Frees a slot. Returns the arena pages that this gave back to the machine: 1 when it was the
-    /// last of its page, else 0.
+    /// Frees a slot. An arena page whose last slot it was keeps its memory until it is used again or
+    /// [given back](Self::give_back): punching it interrupts every processor that has seen it, which
+    /// costs more than bringing a page back.
     ///
     /// # Panics
     /// When the slot is free already: the page table named one slot twice.
-    pub fn free(&mut self, slot: SlotId) -> u32 {
+    pub fn free(&mut self, slot: SlotId) {
         let freed = self.arena.free(slot);
-        let (entry, emptied) = freed.expect("a slot is freed by the one page table entry it has");
+        let entry = freed.expect("a slot is freed by the one page table entry it has");
         self.by_age.remove(&entry.birth);
         self.bytes_stored -= u64::from(entry.len);
-        let Some(page) = emptied else { return 0 };
-        self.memfd
-            .punch(page, 1)
-            .expect("an own memfd can be punched inside its length");
-        1
     }
 
-    /// Arena pages in use: the host memory that the cache costs.
+    /// Arena pages that have memory and hold nothing.
+    #[must_use]
+    pub const fn emptied(&self) -> u32 {
+        self.arena.emptied()
+    }
+
+    /// Gives the memory of the emptied arena pages back to the machine; how many pages.
+    ///
+    /// # Panics
+    /// When the kernel refuses to punch an own file inside its length.
+    #[must_use = "so many pages are to be given back to the budget"]
+    #[expect(clippy::cast_possible_truncation, reason = "pages are numbered by u32")]
+    pub fn give_back(&mut self) -> u32 {
+        let pages = self.arena.emptied();
+        let emptied = self.arena.take_emptied();
+        for run in emptied.chunk_by(|page, next| page + 1 == *next) {
+            self.memfd
+                .punch(run[0], run.len() as u32)
+                .expect("an own memfd can be punched inside its length");
+        }
+        pages
+    }
+
+    /// Arena pages that have memory, which is what the cache costs the host.
     #[must_use]
     pub fn pages_used(&self) -> u32 {
         self.arena.pages_used()
@@ -379,7 +398,10 @@ mod tests {
         let refused = cache.store(Gfn(1), &[0; 2048], 0, true);
         assert_eq!(refused, Err(StoreRefused::Full { pages: 1, cap: 0 }));
         assert_eq!(cache.oldest(), Some((Gfn(0), slot)));
-        assert_eq!(cache.free(slot), 1);
+        cache.free(slot);
+        assert!(cache.is_above_cap(), "its memory is still there");
+        assert_eq!(cache.give_back(), 1);
+        assert!(!cache.is_above_cap());
         cache.set_max_pages(u32::MAX);
         assert_eq!(cache.max_pages(), 4);
     }
@@ -445,6 +467,7 @@ mod tests {
             may_grow: bool,
         },
         Free(usize),
+        GiveBack,
         Load(usize),
     }
 
@@ -453,6 +476,7 @@ mod tests {
         let step = prop_oneof![
             4 => store.prop_map(|(random, seed, may_grow)| Step::Store { random, seed, may_grow }),
             3 => any::<usize>().prop_map(Step::Free),
+            1 => Just(Step::GiveBack),
             2 => any::<usize>().prop_map(Step::Load),
         ];
         prop::collection::vec(step, 0..250)
@@ -491,8 +515,14 @@ mod tests {
                     Step::Free(pick) if !model.is_empty() => {
                         let (_, slot, ..) = model.remove(pick % model.len());
                         let before = cache.pages_used();
-                        let given_back = cache.free(slot);
-                        prop_assert_eq!(cache.pages_used(), before - given_back);
+                        cache.free(slot);
+                        prop_assert_eq!(cache.pages_used(), before);
+                    }
+                    Step::GiveBack => {
+                        let (before, emptied) = (cache.pages_used(), cache.emptied());
+                        prop_assert_eq!(cache.give_back(), emptied);
+                        prop_assert_eq!(cache.pages_used(), before - emptied);
+                        prop_assert_eq!(cache.emptied(), 0);
                     }
                     Step::Load(pick) if !model.is_empty() => {
                         let (_, slot, page, _) = &model[pick % model.len()];

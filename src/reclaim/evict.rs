@@ -41,6 +41,7 @@ impl Evictor {
     pub fn evict(&mut self, vm: &Vm, want: Pages, means: Means) -> Result<Pages, EngineError> {
         // What the guest has made resident itself can be evicted too.
         vm.settle_done();
+        vm.give_back_emptied();
         let want = usize::try_from(want.0).unwrap_or(BATCH).min(BATCH);
         let victims = choose(vm, &mut self.dice, want, |home| home == Home::Resident);
         if !victims.is_empty() {

@@ -239,6 +239,7 @@ impl State {
             self.joining = None;
         }
         self.stores.step(&self.vm, now);
+        self.vm.give_back_emptied();
         Ok(true)
     }
 

@@ -362,6 +362,7 @@ fn inflate(guest: &mut Guest, run: GfnRun) {
 /// or the guest is bringing a page back.
 fn trim(guest: &Guest, limit: u32) {
     let vm = &guest.vm;
+    vm.give_back_emptied();
     let (before, above) = {
         let zip = vm.zip.lock();
         (zip.stored(), zip.is_above_cap())

@@ -1,9 +1,9 @@
 //! Sparse anonymous files: guest RAM, the share pool, the compression arena.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -27,6 +27,9 @@ impl Memfd {
     pub fn create(name: &str, pages: u32) -> io::Result<Self> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = File::from(memfd_create(name, flags)?);
+        // Anybody may open a new one again by `/proc`, to write it too: a guest of another user must
+        // not write the pool that it may read.
+        file.set_permissions(Permissions::from_mode(0o600))?;
         file.set_len(u64::from(pages) * PAGE_SIZE as u64)?;
         // A guest gets its RAM's descriptor: cutting the file short would end the daemon by SIGBUS.
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
@@ -97,5 +100,18 @@ impl Memfd {
 impl AsFd for Memfd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memfd_is_its_owners_alone() {
+        let memfd = Memfd::create("memvisor-mode", 1).expect("a memfd");
+        let mode = memfd.file.metadata().expect("fstat").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(memfd.read_only().is_ok(), "the owner can still open it");
     }
 }

@@ -110,6 +110,8 @@ pub struct Vm {
 
 /// How long nothing is expected of an eviction that found nothing.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// The most arena pages that a compression cache keeps though they hold nothing: a MiB.
+const MAX_EMPTIED: u32 = 256;
 /// Fault latencies are kept from 1 us to a minute, to two digits.
 const LATENCY_MAX_US: u64 = 60_000_000;
 const LATENCY_DIGITS: u8 = 2;
@@ -277,9 +279,22 @@ impl Vm {
         abandoned.push(frame);
     }
 
-    /// Frees a slot of the compression cache and the memory that this gives back.
+    /// Frees a slot of the compression cache. Memory comes free with it where memory is short, and else
+    /// when there is more of it or the worker looks.
     pub fn release_zip(&self, slot: SlotId) {
-        let pages = self.zip.lock().free(slot);
+        let mut zip = self.zip.lock();
+        zip.free(slot);
+        let is_short = self.budget.free() <= self.budget.reserve();
+        let is_much = zip.emptied() >= MAX_EMPTIED;
+        drop(zip);
+        if is_short || is_much {
+            self.give_back_emptied();
+        }
+    }
+
+    /// Gives back what the compression cache has emptied.
+    pub fn give_back_emptied(&self) {
+        let pages = self.zip.lock().give_back();
         self.budget.give(u64::from(pages));
     }
 
@@ -343,10 +358,11 @@ impl Vm {
             match self.table.entry(gfn).home() {
                 Home::Resident => used += 1,
                 Home::Shared(frame) => self.release_frame(frame),
-                Home::Compressed(slot) => used += u64::from(zip.free(slot)),
+                Home::Compressed(slot) => zip.free(slot),
                 _ => {}
             }
         }
+        used += u64::from(zip.give_back());
         drop(zip);
         let abandoned = std::mem::take(
             &mut *self
