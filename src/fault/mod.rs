@@ -29,6 +29,8 @@ mod resolve;
 mod thread;
 mod waiting;
 
+#[cfg(test)]
+pub(crate) use ahead::Ahead;
 pub use credits::Credits;
 pub use ended::Ended;
 pub use resolve::{Access, FaultError, Outcome, Pending, complete, resolve};

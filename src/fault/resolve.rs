@@ -131,7 +131,7 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access) -> Result<Outcome, FaultError>
 }
 
 /// Counts the access to a sampled page.
-fn note_touch(vm: &Vm, page: &PageGuard<'_>) {
+pub(super) fn note_touch(vm: &Vm, page: &PageGuard<'_>) {
     if page.entry().is_sampled() {
         page.set_sampled(false);
         vm.activity.touch();
@@ -147,7 +147,7 @@ fn give_touched<'a>(vm: &'a Vm, page: PageGuard<'a>) -> Result<Given<'a>, FaultE
 }
 
 /// What became of a page that the guest needs.
-enum Given<'a> {
+pub(super) enum Given<'a> {
     /// It is resident; what is left to do.
     Ready(PageGuard<'a>, Provided),
     /// There is no memory for it now.
@@ -188,7 +188,7 @@ fn give<'a>(vm: &'a Vm, page: PageGuard<'a>) -> Result<Given<'a>, FaultError> {
 }
 
 /// Takes a page of memory, fills it with what `load` brings, and releases the old home.
-fn fill<'a>(
+pub(super) fn fill<'a>(
     vm: &'a Vm,
     page: PageGuard<'a>,
     urgency: Urgency,

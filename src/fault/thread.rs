@@ -16,7 +16,7 @@ use super::ended::{Ended, kernel};
 use super::resolve::{Access, Outcome, Pending, complete, resolve};
 use super::waiting::{Asker, Waiter, Waiting};
 use crate::engine::{EngineKind, Link, Reply};
-use crate::page::{Claims, Home};
+use crate::page::Claims;
 use crate::sys::Uffd;
 use crate::units::{Gfn, PAGE_SIZE};
 use crate::vm::Vm;
@@ -28,8 +28,6 @@ const FIRST_CHANNEL: u64 = 3;
 
 /// Events taken from the kernel at once: more than one guest's descriptors.
 const EVENTS: usize = 32;
-/// Pages are given ahead while at least so large a part of the budget is free: an eighth.
-const AHEAD_FREE: u64 = 8;
 /// While faults wait for memory, how often to look without being called, in case a policy change
 /// went unnoticed; and after how long, and how often, to say so.
 const STARVED_LOOK_MS: u16 = 200;
@@ -265,29 +263,10 @@ impl FaultThread {
             })
     }
 
-    /// Gives pages behind a first touch that is one of a row, before the touched page itself: once
-    /// its thread runs it asks for them.
-    fn give_ahead(&mut self, gfn: Gfn) -> Result<(), Ended> {
-        let vm = &self.vm;
-        let is_untouched =
-            |gfn| vm.table.contains(gfn) && vm.table.entry(gfn).home() == Home::Untouched;
-        // Memory that is short is for pages that somebody asks for.
-        if !is_untouched(gfn) || vm.budget.free().0 < vm.budget.total().0 / AHEAD_FREE {
-            return Ok(());
-        }
-        let count = self.ahead.touched(gfn);
-        for next in (1..=count).map_while(|step| gfn.checked_add(step)) {
-            if !is_untouched(next) || !matches!(resolve(vm, next, Access::Any)?, Outcome::Served) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     fn serve(&mut self, waiter: Waiter) -> Result<(), Ended> {
         // Without userfaultfd every page has to be opened by its own fault.
         if self.vm.engine.kind() == EngineKind::Uffd {
-            self.give_ahead(waiter.gfn)?;
+            self.ahead.give(&self.vm, waiter.gfn)?;
         }
         let were_missing = Credits::were_missing(&self.vm, waiter.gfn, waiter.access);
         let outcome = resolve(&self.vm, waiter.gfn, waiter.access).map_err(Ended::from);

@@ -15,6 +15,8 @@ pub(super) struct SimDisk {
     pages: Mutex<HashMap<u64, Box<PageBuf>>>,
     /// The error of every write; zero for none.
     errno: AtomicU32,
+    /// How often it was read, however much at once.
+    reads: AtomicU32,
 }
 
 impl SimDisk {
@@ -22,6 +24,11 @@ impl SimDisk {
     pub(super) fn set_failing(&self, errno: Option<Errno>) {
         let errno = errno.map_or(0, |errno| errno as u32);
         self.errno.store(errno, Ordering::SeqCst);
+    }
+
+    /// How often it was read so far.
+    pub(super) fn reads(&self) -> u32 {
+        self.reads.load(Ordering::SeqCst)
     }
 
     /// Flips a bit of what a slot holds; a second time it is whole again.
@@ -44,13 +51,16 @@ impl Storage for SimDisk {
         Ok(pages.len() * PAGE_SIZE)
     }
 
-    fn read_at(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize> {
-        let pages = self.pages.lock();
-        match pages.get(&(offset / PAGE_SIZE as u64)) {
-            Some(stored) => page.clone_from(stored),
-            None => *page = PageBuf::zeroed(),
+    fn read_at(&self, pages: &mut [PageBuf], offset: u64) -> io::Result<usize> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        let stored = self.pages.lock();
+        for (number, page) in (offset / PAGE_SIZE as u64..).zip(pages.iter_mut()) {
+            match stored.get(&number) {
+                Some(stored) => page.clone_from(stored),
+                None => *page = PageBuf::zeroed(),
+            }
         }
-        Ok(PAGE_SIZE)
+        Ok(pages.len() * PAGE_SIZE)
     }
 
     fn available(&self) -> io::Result<Bytes> {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::engine::Reply;
-use crate::fault::{Access, Credits, FaultError, Outcome, Pending, complete, resolve};
+use crate::engine::{EngineKind, Reply};
+use crate::fault::{Access, Ahead, Credits, FaultError, Outcome, Pending, complete, resolve};
 use crate::page::Claims;
 use crate::sync::Mutex;
 use crate::units::Gfn;
@@ -78,6 +78,8 @@ pub(super) struct FaultThread {
     starved: Vec<Waiter>,
     confirming: HashMap<usize, Pending>,
     credits: Credits,
+    /// Where pages are given ahead.
+    ahead: Option<Ahead>,
     /// The time, which passes only when it is told to.
     now: Instant,
 }
@@ -87,6 +89,7 @@ impl FaultThread {
         let now = Instant::now();
         Self {
             credits: Credits::new(now),
+            ahead: None,
             now,
             vm,
             line,
@@ -132,6 +135,9 @@ impl FaultThread {
     }
 
     fn serve(&mut self, waiter: Waiter) -> Result<(), FaultError> {
+        if let Some(ahead) = &mut self.ahead {
+            ahead.give(&self.vm, waiter.gfn)?;
+        }
         let were_missing = Credits::were_missing(&self.vm, waiter.gfn, waiter.access);
         match (resolve(&self.vm, waiter.gfn, waiter.access)?, waiter.asker) {
             (Outcome::Served, Asker::Kernel) => {}
@@ -167,6 +173,11 @@ impl FaultThread {
             self.credits.top_up(&self.vm, self.now);
         }
         Ok(())
+    }
+
+    /// From now on pages are given ahead, in the engine that can.
+    pub(super) fn give_ahead(&mut self) {
+        self.ahead = (self.vm.engine.kind() == EngineKind::Uffd).then(Ahead::default);
     }
 
     /// A while passes.

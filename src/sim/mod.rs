@@ -27,6 +27,7 @@ mod host;
 mod interleaving;
 mod races;
 mod random_steps;
+mod rows;
 mod scanning;
 mod words;
 

@@ -177,7 +177,9 @@ impl World {
             threads: THREADS,
             inline: place == 2,
         };
-        self.host.power_on(VmId(self.powered_on), spec)
+        let mut guest = self.host.power_on(VmId(self.powered_on), spec)?;
+        guest.faults.give_ahead();
+        Some(guest)
     }
 
     pub(super) fn step(&mut self, place: usize, step: Step) {

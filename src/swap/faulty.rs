@@ -134,21 +134,26 @@ impl Storage for Arc<FaultyStorage> {
         Ok(len)
     }
 
-    fn read_at(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize> {
+    fn read_at(&self, pages: &mut [PageBuf], offset: u64) -> io::Result<usize> {
         let mut state = self.state();
-        state.check_inside(offset, PAGE_SIZE);
-        let mut len = PAGE_SIZE;
+        let all = pages.len() * PAGE_SIZE;
+        state.check_inside(offset, all);
+        let mut len = all;
         let mut flip = None;
         match state.next_fault() {
             // Nothing is lost when it is read.
             None | Some(Fault::Lost) => {}
             Some(Fault::Fail(errno)) => return Err(errno.into()),
-            Some(Fault::Short(short)) => len = short.min(PAGE_SIZE),
-            Some(Fault::Flip(at)) => flip = Some(at % PAGE_SIZE),
+            Some(Fault::Short(short)) => len = short.min(all),
+            Some(Fault::Flip(at)) => flip = Some(at % all),
         }
-        state.copy_out(&mut page.0[..len], offset);
+        let mut read = vec![0; len];
+        state.copy_out(&mut read, offset);
         if let Some(at) = flip {
-            page.0[at] ^= 0x10;
+            read[at] ^= 0x10;
+        }
+        for (page, read) in pages.iter_mut().zip(read.chunks(PAGE_SIZE)) {
+            page.0[..read.len()].copy_from_slice(read);
         }
         Ok(len)
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::slice::from_mut;
 use std::sync::Arc;
 
 use super::error::SwapError;
@@ -128,8 +129,27 @@ impl SwapFile {
     /// # Errors
     /// [`SwapError::Read`] or [`SwapError::Corrupt`]: the page is lost.
     pub fn read(&self, slot: SlotId, into: &mut PageBuf) -> Result<(), SwapError> {
-        self.read_from(&*self.storage(), slot, into)?;
-        self.read.fetch_add(1, Ordering::Relaxed);
+        self.read_run(
+            SlotRun {
+                start: slot,
+                len: 1,
+            },
+            from_mut(into),
+        )
+    }
+
+    /// The same for neighbouring slots, with one system call. An error is that of the first slot that has
+    /// one, and all of them count as not read.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    ///
+    /// # Panics
+    /// When the run and the pages are not equally many.
+    pub fn read_run(&self, run: SlotRun, into: &mut [PageBuf]) -> Result<(), SwapError> {
+        assert_eq!(run.len as usize, into.len(), "a page a slot");
+        self.read_from(&*self.storage(), run, into)?;
+        self.read.fetch_add(u64::from(run.len), Ordering::Relaxed);
         Ok(())
     }
 
@@ -268,7 +288,11 @@ impl SwapFile {
         slot: SlotId,
         into: &mut PageBuf,
     ) -> Result<(), SwapError> {
-        self.read_from(from, slot, into).or_else(|error| {
+        let run = SlotRun {
+            start: slot,
+            len: 1,
+        };
+        self.read_from(from, run, from_mut(into)).or_else(|error| {
             if self.holds(slot) {
                 return Err(error);
             }
@@ -294,19 +318,22 @@ impl SwapFile {
     fn read_from(
         &self,
         storage: &dyn Storage,
-        slot: SlotId,
-        into: &mut PageBuf,
+        run: SlotRun,
+        into: &mut [PageBuf],
     ) -> Result<(), SwapError> {
+        let slot = run.start;
         let failed = |source| SwapError::Read { slot, source };
         read_whole(storage, into, offset(slot)).map_err(failed)?;
-        let expected = self.digest_of(slot).load(Ordering::Relaxed);
-        let found = mark(digest(into));
-        if found != expected {
-            return Err(SwapError::Corrupt {
-                slot,
-                expected,
-                found,
-            });
+        for (slot, page) in run.slots().zip(into) {
+            let expected = self.digest_of(slot).load(Ordering::Relaxed);
+            let found = mark(digest(page));
+            if found != expected {
+                return Err(SwapError::Corrupt {
+                    slot,
+                    expected,
+                    found,
+                });
+            }
         }
         Ok(())
     }

@@ -15,11 +15,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// As `pwritev(2)`.
     fn write_at(&self, pages: &[PageBuf], offset: u64) -> io::Result<usize>;
 
-    /// Reads one page. Returns the bytes read, which may be fewer than all.
+    /// Reads pages one after the other. Returns the bytes read, which may be fewer than all.
     ///
     /// # Errors
-    /// As `pread(2)`.
-    fn read_at(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize>;
+    /// As `preadv(2)`.
+    fn read_at(&self, pages: &mut [PageBuf], offset: u64) -> io::Result<usize>;
 
     /// What may still be written where this storage is.
     ///
@@ -46,8 +46,8 @@ impl Storage for DirectFile {
         self.write_pages(pages, offset)
     }
 
-    fn read_at(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize> {
-        self.read_page(page, offset)
+    fn read_at(&self, pages: &mut [PageBuf], offset: u64) -> io::Result<usize> {
+        self.read_pages(pages, offset)
     }
 
     fn available(&self) -> io::Result<Bytes> {
@@ -89,18 +89,28 @@ pub(super) fn write_whole(
     Ok(())
 }
 
-/// Reads one page in full; a short read is tried once more and is an end of file then.
-pub(super) fn read_whole(storage: &dyn Storage, page: &mut PageBuf, offset: u64) -> io::Result<()> {
+/// Reads pages in full. A short read goes on from the last whole page; one that read no whole page is tried
+/// once more and is an end of file then.
+pub(super) fn read_whole(
+    storage: &dyn Storage,
+    mut pages: &mut [PageBuf],
+    mut offset: u64,
+) -> io::Result<()> {
     let mut stuck = false;
-    loop {
-        match storage.read_at(page, offset) {
-            Ok(PAGE_SIZE) => return Ok(()),
-            Ok(_) if stuck => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => stuck = true,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+    while !pages.is_empty() {
+        let read = match storage.read_at(pages, offset) {
+            Ok(bytes) => bytes / PAGE_SIZE,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
+        };
+        if read == 0 && stuck {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        stuck = read == 0;
+        pages = &mut pages[read..];
+        offset += (read * PAGE_SIZE) as u64;
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -160,12 +170,22 @@ mod tests {
     }
 
     #[test]
+    fn read_whole_short_reads_go_on_from_a_whole_page() {
+        let storage = faulty([(1, Fault::Short(2 * PAGE_SIZE + 512)), (2, Fault::Short(9))]);
+        write_whole(&storage, &pages(), 8192).unwrap();
+        let mut read = vec![PageBuf::zeroed(); 5];
+        read_whole(&storage, &mut read, 8192).unwrap();
+        assert!(read == pages());
+        assert_eq!(storage.calls(), 4);
+    }
+
+    #[test]
     fn read_whole_short_twice_is_an_end_of_file() {
-        let mut page = PageBuf::zeroed();
+        let mut pages = vec![PageBuf::zeroed(); 5];
         let once = faulty([(0, Fault::Short(10))]);
-        read_whole(&once, &mut page, 0).unwrap();
+        read_whole(&once, &mut pages, 0).unwrap();
         let twice = faulty([(0, Fault::Short(10)), (1, Fault::Short(0))]);
-        let error = read_whole(&twice, &mut page, 0).expect_err("short");
+        let error = read_whole(&twice, &mut pages, 0).expect_err("short");
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -1,19 +1,19 @@
 //! Nameless files on disk that bypass the page cache: the swap files.
 
 use std::fs::{File, Permissions};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use nix::sys::statvfs::fstatvfs;
-use nix::sys::uio::pwritev;
+use nix::sys::uio::{preadv, pwritev};
 
 use crate::units::{Bytes, PAGE_SIZE, PageBuf};
 
-/// The most buffers one `pwritev(2)` takes (`IOV_MAX`).
-const MAX_PAGES_A_WRITE: usize = 1024;
+/// The most buffers one `pwritev(2)` or `preadv(2)` takes (`IOV_MAX`).
+const MAX_PAGES_AT_ONCE: usize = 1024;
 
 /// A file of whole pages without a name, so that nothing is left of it however its owner ends.
 #[derive(Debug)]
@@ -99,18 +99,22 @@ impl DirectFile {
     /// # Errors
     /// What `pwritev(2)` says.
     pub fn write_pages(&self, pages: &[PageBuf], offset: u64) -> io::Result<usize> {
-        let pages = pages.iter().take(MAX_PAGES_A_WRITE);
+        let pages = pages.iter().take(MAX_PAGES_AT_ONCE);
         let slices: Vec<_> = pages.map(|page| IoSlice::new(&page.0)).collect();
         let offset = i64::try_from(offset).map_err(|_| Errno::EFBIG)?;
         Ok(pwritev(&self.file, &slices, offset)?)
     }
 
-    /// Reads one page from byte `offset` on. Returns the bytes read, which may be fewer than all.
+    /// Reads pages one after the other from byte `offset` on, in one system call. Returns the bytes
+    /// read, which may be fewer than all.
     ///
     /// # Errors
-    /// What `pread(2)` says.
-    pub fn read_page(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize> {
-        self.file.read_at(&mut page.0, offset)
+    /// What `preadv(2)` says.
+    pub fn read_pages(&self, pages: &mut [PageBuf], offset: u64) -> io::Result<usize> {
+        let pages = pages.iter_mut().take(MAX_PAGES_AT_ONCE);
+        let mut slices: Vec<_> = pages.map(|page| IoSliceMut::new(&mut page.0)).collect();
+        let offset = i64::try_from(offset).map_err(|_| Errno::EFBIG)?;
+        Ok(preadv(&self.file, &mut slices, offset)?)
     }
 }
 
@@ -213,7 +217,8 @@ mod tests {
         assert_eq!(file.file.metadata().unwrap().len(), bytes(8).0);
         assert!(blocks() < bytes(264).0, "{} bytes on disk", blocks());
         let mut read = PageBuf::zeroed();
-        file.read_page(&mut read, 7 * PAGE_SIZE as u64).unwrap();
+        file.read_pages(std::slice::from_mut(&mut read), 7 * PAGE_SIZE as u64)
+            .unwrap();
         assert!(read == page);
     }
 
@@ -235,16 +240,16 @@ mod tests {
     }
 
     #[test]
-    fn write_pages_over_the_system_limit_is_short_and_right() {
+    fn pages_over_the_system_limit_are_fewer_and_right() {
         let dir = tempfile::tempdir().unwrap();
-        let count = MAX_PAGES_A_WRITE + 1;
+        let count = MAX_PAGES_AT_ONCE + 1;
         let file = create(dir.path(), count as u64);
         let pages = vec![PageBuf([7; PAGE_SIZE]); count];
         let written = file.write_pages(&pages, 0).unwrap();
-        assert_eq!(written, MAX_PAGES_A_WRITE * PAGE_SIZE);
-        let mut page = PageBuf::zeroed();
-        let last = (MAX_PAGES_A_WRITE - 1) * PAGE_SIZE;
-        assert_eq!(file.read_page(&mut page, last as u64).unwrap(), PAGE_SIZE);
-        assert!(page == pages[0]);
+        assert_eq!(written, MAX_PAGES_AT_ONCE * PAGE_SIZE);
+        let mut read = vec![PageBuf::zeroed(); count];
+        assert_eq!(file.read_pages(&mut read, 0).unwrap(), written);
+        assert!(read[..MAX_PAGES_AT_ONCE] == pages[..MAX_PAGES_AT_ONCE]);
+        assert!(read[MAX_PAGES_AT_ONCE] == PageBuf::zeroed());
     }
 }

@@ -711,8 +711,8 @@ impl Storage for ClosedBy {
     fn write_at(&self, pages: &[PageBuf], offset: u64) -> io::Result<usize> {
         self.0.write_at(pages, offset)
     }
-    fn read_at(&self, page: &mut PageBuf, offset: u64) -> io::Result<usize> {
-        self.0.read_at(page, offset)
+    fn read_at(&self, pages: &mut [PageBuf], offset: u64) -> io::Result<usize> {
+        self.0.read_at(pages, offset)
     }
     fn available(&self) -> io::Result<Bytes> {
         self.0.available()
