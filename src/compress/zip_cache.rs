@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use lz4_flex::block::decompress_into;
 use thiserror::Error;
 
 use super::MAX_PAYLOAD;
 use super::arena::{Arena, Class, MAX_ARENA_PAGES};
+use super::compressor::decompress;
 use crate::digest::{digest, low_half};
 use crate::sys::{Mapping, Memfd};
-use crate::units::{Bytes, Gfn, PAGE_SIZE, PageBuf, Pages, SlotId};
+use crate::units::{Bytes, Gfn, PageBuf, Pages, SlotId};
 
 /// Why a payload did not enter the cache; nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -169,8 +169,7 @@ impl ZipCache {
         let mut payload = [0; MAX_PAYLOAD];
         let payload = &mut payload[..usize::from(entry.len)];
         self.mapping.read_part(place.page, place.at, payload);
-        let whole = decompress_into(payload, &mut into.0).is_ok_and(|len| len == PAGE_SIZE);
-        if whole && low_half(digest(into)) == entry.sum {
+        if decompress(payload, into) && low_half(digest(into)) == entry.sum {
             return Ok(());
         }
         Err(ZipError::Corrupt {

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use crate::compress::{Compressor, MAX_PAYLOAD, StoreRefused};
+use crate::compress::{Compressor, StoreRefused};
 use crate::digest::{digest, low_half};
 use crate::page::{Home, Urgency};
 use crate::swap::{SlotRun, SwapError};
@@ -18,7 +18,6 @@ const SPILL_LOOKS: usize = 2 * SPILL;
 #[derive(Debug)]
 pub(super) struct Stash {
     compressor: Compressor,
-    payload: [u8; MAX_PAYLOAD],
 }
 
 /// Pages that wait to be written to the swap file in one cluster.
@@ -80,7 +79,6 @@ impl Stash {
     pub(super) fn new() -> Self {
         Self {
             compressor: Compressor::new(),
-            payload: [0; MAX_PAYLOAD],
         }
     }
 
@@ -99,9 +97,6 @@ impl Stash {
             vm.stats.incompressible.one();
             return None;
         };
-        let len = payload.len();
-        self.payload[..len].copy_from_slice(payload);
-        let payload = &self.payload[..len];
         match store(vm, gfn, payload, low_half(digest)) {
             Err(StoreRefused::Full { .. }) if may_spill && spill(vm, SPILL) > 0 => {
                 store(vm, gfn, payload, low_half(digest)).ok()

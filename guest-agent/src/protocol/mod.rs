@@ -9,6 +9,7 @@
 
 pub mod balloon;
 mod codec;
+pub mod filled;
 mod gfn;
 pub mod memory;
 
