@@ -20,7 +20,9 @@ pub(super) struct Stash {
     compressor: Compressor,
 }
 
-/// Pages that wait to be written to the swap file in one cluster.
+/// Pages that wait to be written to the swap file in one cluster. Its owner uses it again and again: a
+/// buffer of so many pages that is allocated for each batch is new memory each time, which the kernel
+/// clears and maps a page at a time.
 #[derive(Debug, Default)]
 pub(super) struct Cluster {
     contents: Vec<PageBuf>,
@@ -28,6 +30,12 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
+    /// Forgets what waits, for a new batch.
+    pub(super) fn clear(&mut self) {
+        self.contents.clear();
+        self.digests.clear();
+    }
+
     /// Adds a page.
     pub(super) fn push(&mut self, content: &PageBuf, digest: u64) {
         self.contents.push(content.clone());
@@ -35,7 +43,7 @@ impl Cluster {
     }
 
     /// Writes the pages; the slot of each, `None` for those that the swap file did not take.
-    pub(super) fn write(self, vm: &Vm) -> Vec<Option<SlotId>> {
+    pub(super) fn write(&self, vm: &Vm) -> Vec<Option<SlotId>> {
         let mut slots = Vec::with_capacity(self.contents.len());
         let count = u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
         let runs = if count == 0 {
