@@ -42,6 +42,8 @@ const NOISE_VALUES: u32 = 145;
 pub struct Compressor {
     table: CompressTable,
     output: Box<[u8; OUTPUT_BYTES]>,
+    /// Whether the latest page did not halve: neighbours are alike, so only then the next is sampled.
+    refused: bool,
 }
 
 impl Compressor {
@@ -51,22 +53,24 @@ impl Compressor {
         Self {
             table: CompressTable::small(),
             output: Box::new([0; OUTPUT_BYTES]),
+            refused: false,
         }
     }
 
-    /// The page in fewer bytes, for [`decompress`], or `None` where that takes more than
-    /// [`MAX_PAYLOAD`] or seems to.
+    /// The page in fewer bytes, which a [`ZipCache`](super::ZipCache) undoes, or `None` where that takes
+    /// more than [`MAX_PAYLOAD`] or seems to.
     pub fn compress(&mut self, page: &PageBuf) -> Option<&[u8]> {
         if let Some(word) = filled::word_of(&page.0) {
             let payload = &mut self.output[..filled::WORD_BYTES];
             payload.copy_from_slice(&word.to_le_bytes());
             return Some(payload);
         }
-        if is_noise(page) {
+        if self.refused && is_noise(page) {
             return None;
         }
         let len = compress_into_with_table(&page.0, &mut self.output[..], &mut self.table)
             .expect("the buffer holds the largest block a page can become");
+        self.refused = len > MAX_PAYLOAD;
         (len <= MAX_PAYLOAD).then(|| &self.output[..len])
     }
 }
