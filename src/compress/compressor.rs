@@ -6,9 +6,10 @@
 //! Most pages of programs do not halve, and finding that out should cost little. lz4_flex has no bound on
 //! its output to give up at; it skips faster the longer it finds nothing, so pages without any structure
 //! cost it a microsecond. These are seen beforehand by their bytes: a sample of them that has nearly as
-//! many different values as a sample of noise will not halve. For pages between, such as machine code, no
-//! test was found that is cheaper than the work it saves: one that is right about them is half a
-//! compressor itself.
+//! many different values as a sample of noise will not halve. Where pages halve that would be for nothing;
+//! neighbours are alike, so a page is sampled only if the one before it did not halve. For pages between,
+//! such as machine code, no test was found that is cheaper than the work it saves: one that is right about
+//! them is half a compressor itself.
 
 use std::fmt;
 
