@@ -8,6 +8,8 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
+use memvisor_guest_agent::protocol::balloon::MAX_BATCH_PAGES;
+
 use super::clock::timed;
 use super::content::{Class, Content, Source};
 use super::report::{Better, Case, Report};
@@ -24,8 +26,8 @@ const MOST: u64 = 1 << 18;
 const LEAST: u32 = 256;
 /// What an agent inflates in its first second at least (`guest-agent/src/balloon/pace.rs`).
 const AT_ONCE: u32 = 16_384;
-/// Pages of one lock message, as large runs come.
-const RUN: u32 = 512;
+/// Pages of one lock message: an agent whose guest has much to give fills it.
+const RUN: u32 = MAX_BATCH_PAGES;
 
 fn case(case: &str, unit: &'static str) -> Case {
     Case {

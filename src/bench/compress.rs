@@ -2,13 +2,14 @@
 
 use std::hint::black_box;
 
+use memvisor_guest_agent::protocol::payload::checksum;
+
 use super::clock::timed;
 use super::content::{Class, Content, Maker, Source};
 use super::peer::lz4;
 use super::report::{Better, Case, Report};
 use super::{Bench, BenchError, Setup, Vs};
 use crate::compress::{Compressor, ZipCache};
-use crate::digest::{digest, low_half};
 use crate::units::{Gfn, PAGE_SIZE, PageBuf, SlotId};
 
 /// Pages measured at most: 32 MiB, more than caches hold.
@@ -110,7 +111,7 @@ fn store(cache: &mut ZipCache, compressor: &mut Compressor, pages: &[PageBuf]) -
         let Some(payload) = compressor.compress(page) else {
             continue;
         };
-        let sum = low_half(digest(page));
+        let sum = checksum(&page.0);
         slots.extend(cache.store(gfn, payload, sum, true).ok());
     }
     slots

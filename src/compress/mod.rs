@@ -24,8 +24,10 @@
 //! A `ZipCache` has no lock of its own: it lives inside its VM's. The caller owns the order of steps:
 //! the page table names a slot only after [`ZipCache::store`], and no longer before [`ZipCache::free`].
 //!
-//! Absent on purpose: same-filled pages (zero pages never come here, others are left to sharing), and
-//! writing compressed bytes to swap (a swap slot is one 4 KiB page, read by one direct read).
+//! A page of one word again and again is kept as that word, eight bytes in the smallest slot.
+//!
+//! Absent on purpose: zero pages (they need no store), and writing compressed bytes to swap (a swap slot
+//! is one 4 KiB page, read by one direct read).
 
 mod arena;
 mod compressor;

@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use lz4_flex::block::decompress_into;
-use memvisor_guest_agent::protocol::claims;
+use memvisor_guest_agent::protocol::{claims, payload};
 use thiserror::Error;
 
 use super::MAX_PAYLOAD;
 use super::arena::{Arena, Class, MAX_ARENA_PAGES};
-use crate::digest::{digest, low_half};
 use crate::sys::{Mapping, Memfd};
-use crate::units::{Bytes, Gfn, PAGE_SIZE, PageBuf, Pages, SlotId};
+use crate::units::{Bytes, Gfn, PageBuf, Pages, SlotId};
 
 /// Why a payload did not enter the cache; nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -103,7 +101,7 @@ impl ZipCache {
         })
     }
 
-    /// Stores the compressed page `gfn`. `sum` is the [`low_half`] of the [`digest`] of the page as
+    /// Stores the compressed page `gfn`. `sum` is the [checksum](payload::checksum) of the page as
     /// it was. A new arena page is taken only if `may_grow`: that is an allocation of host memory.
     ///
     /// # Errors
@@ -171,8 +169,7 @@ impl ZipCache {
         let mut payload = [0; MAX_PAYLOAD];
         let payload = &mut payload[..usize::from(entry.len)];
         self.mapping.read_part(place.page, place.at, payload);
-        let whole = decompress_into(payload, &mut into.0).is_ok_and(|len| len == PAGE_SIZE);
-        if whole && low_half(digest(into)) == entry.sum {
+        if payload::decompress(payload, &mut into.0) && payload::checksum(&into.0) == entry.sum {
             return Ok(());
         }
         Err(ZipError::Corrupt {
@@ -334,7 +331,7 @@ mod tests {
     }
 
     fn sum(page: &PageBuf) -> u32 {
-        low_half(digest(page))
+        payload::checksum(&page.0)
     }
 
     fn store(cache: &mut ZipCache, gfn: u32, page: &PageBuf) -> Result<SlotId, StoreRefused> {

@@ -16,6 +16,7 @@ const BATCH: usize = 64;
 #[derive(Debug)]
 pub struct Evictor {
     stash: Stash,
+    cluster: Cluster,
     dice: Dice,
 }
 
@@ -25,6 +26,7 @@ impl Evictor {
     pub fn new(seed: u64) -> Self {
         Self {
             stash: Stash::new(),
+            cluster: Cluster::default(),
             dice: Dice::new(seed),
         }
     }
@@ -72,7 +74,7 @@ impl Evictor {
             return Ok(Pages(0));
         }
         let pool = vm.pool();
-        let mut leaving = Leaving::new(victims.len(), means);
+        let mut leaving = Leaving::new(victims.len(), means, &mut self.cluster);
         let mut matches = Vec::new();
         let mut content = PageBuf::zeroed();
         for page in victims {
@@ -120,7 +122,7 @@ impl Evictor {
         means: Means,
     ) -> Result<Pages, EngineError> {
         let pool = vm.pool();
-        let mut leaving = Leaving::new(victims.len(), means);
+        let mut leaving = Leaving::new(victims.len(), means, &mut self.cluster);
         let mut content = PageBuf::zeroed();
         for page in victims {
             let Home::Shared(frame) = page.home() else {
@@ -152,20 +154,22 @@ impl Evictor {
 
 /// Locked pages that are stored in a new place, and those that wait for the swap file. Their homes
 /// are still the old ones.
-struct Leaving<'a> {
+struct Leaving<'a, 'c> {
     stored: Vec<(PageGuard<'a>, Home)>,
     queued: Vec<PageGuard<'a>>,
-    cluster: Cluster,
+    cluster: &'c mut Cluster,
     means: Means,
 }
 
-impl<'a> Leaving<'a> {
-    fn new(pages: usize, means: Means) -> Self {
+impl<'a, 'c> Leaving<'a, 'c> {
+    fn new(pages: usize, means: Means, cluster: &'c mut Cluster) -> Self {
+        // A batch that was given up may have left something.
+        cluster.clear();
         let stored = Vec::with_capacity(pages);
         Self {
             stored,
             queued: Vec::new(),
-            cluster: Cluster::default(),
+            cluster,
             means,
         }
     }
@@ -180,7 +184,7 @@ impl<'a> Leaving<'a> {
     ) {
         let Means { compress, swap } = self.means;
         let zipped = if compress {
-            stash.zip(vm, page.gfn(), content, digest, swap)
+            stash.zip(vm, page.gfn(), content, swap)
         } else {
             None
         };

@@ -10,6 +10,12 @@
 //!
 //! Each VM has a worker thread of its own. A guest that does not answer (stopped, swapped out by its
 //! own kernel, malicious) keeps only its own worker waiting.
+//!
+//! So VMs are paged out side by side, and a batch of one VM is not spread over more threads. Its holes
+//! could not be: the kernel locks the file for each. Only compressing could, half of the work, and
+//! a batch is half a millisecond: helpers would need handing over and waking for each, and their
+//! processors are those of guests. A page of a batch is read from guest memory once, and the zero check,
+//! the digest, the comparison with a frame and the compressor look at that copy while it is in cache.
 
 mod evict;
 mod join;

@@ -2,8 +2,10 @@
 
 use std::error::Error;
 
-use crate::compress::{Compressor, MAX_PAYLOAD, StoreRefused};
-use crate::digest::{digest, low_half};
+use memvisor_guest_agent::protocol::payload::checksum;
+
+use crate::compress::{Compressor, StoreRefused};
+use crate::digest::digest;
 use crate::page::{Home, Urgency};
 use crate::swap::{SlotRun, SwapError};
 use crate::units::{Gfn, PageBuf, Pages, SlotId};
@@ -18,10 +20,11 @@ const SPILL_LOOKS: usize = 2 * SPILL;
 #[derive(Debug)]
 pub(super) struct Stash {
     compressor: Compressor,
-    payload: [u8; MAX_PAYLOAD],
 }
 
-/// Pages that wait to be written to the swap file in one cluster.
+/// Pages that wait to be written to the swap file in one cluster. Its owner uses it again and again: a
+/// buffer of so many pages that is allocated for each batch is new memory each time, which the kernel
+/// clears and maps a page at a time.
 #[derive(Debug, Default)]
 pub(super) struct Cluster {
     contents: Vec<PageBuf>,
@@ -29,6 +32,12 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
+    /// Forgets what waits, for a new batch.
+    pub(super) fn clear(&mut self) {
+        self.contents.clear();
+        self.digests.clear();
+    }
+
     /// Adds a page.
     pub(super) fn push(&mut self, content: &PageBuf, digest: u64) {
         self.contents.push(content.clone());
@@ -36,7 +45,7 @@ impl Cluster {
     }
 
     /// Writes the pages; the slot of each, `None` for those that the swap file did not take.
-    pub(super) fn write(self, vm: &Vm) -> Vec<Option<SlotId>> {
+    pub(super) fn write(&self, vm: &Vm) -> Vec<Option<SlotId>> {
         let mut slots = Vec::with_capacity(self.contents.len());
         let count = u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
         let runs = if count == 0 {
@@ -80,7 +89,6 @@ impl Stash {
     pub(super) fn new() -> Self {
         Self {
             compressor: Compressor::new(),
-            payload: [0; MAX_PAYLOAD],
         }
     }
 
@@ -92,19 +100,16 @@ impl Stash {
         vm: &Vm,
         gfn: Gfn,
         content: &PageBuf,
-        digest: u64,
         may_spill: bool,
     ) -> Option<SlotId> {
         let Some(payload) = self.compressor.compress(content) else {
             vm.stats.incompressible.one();
             return None;
         };
-        let len = payload.len();
-        self.payload[..len].copy_from_slice(payload);
-        let payload = &self.payload[..len];
-        match store(vm, gfn, payload, low_half(digest)) {
+        let sum = checksum(&content.0);
+        match store(vm, gfn, payload, sum) {
             Err(StoreRefused::Full { .. }) if may_spill && spill(vm, SPILL) > 0 => {
-                store(vm, gfn, payload, low_half(digest)).ok()
+                store(vm, gfn, payload, sum).ok()
             }
             stored => stored.ok(),
         }

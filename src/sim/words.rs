@@ -4,11 +4,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use lz4_flex::block::decompress_into;
 use memvisor_guest_agent::protocol::claims::{Claim, Claimer, State, Words};
+use memvisor_guest_agent::protocol::payload;
 
 use crate::compress::ZipCache;
-use crate::digest::{digest, low_half};
 use crate::sync::{AtomicU32, Ordering};
 use crate::units::{Gfn, PAGE_SIZE, PageBuf};
 
@@ -59,15 +58,15 @@ impl Claims {
     /// The content of a page that is claimed in the cache.
     pub(super) fn decompress(&self, claim: &Claim) -> PageBuf {
         let place = self.claimer().place(claim);
-        let mut payload = vec![0; usize::from(place.len)];
+        let mut bytes = vec![0; usize::from(place.len)];
         let at = u64::from(place.page) * PAGE_SIZE as u64 + u64::from(place.at);
-        let read = self.arena.read_exact_at(&mut payload, at);
+        let read = self.arena.read_exact_at(&mut bytes, at);
         read.expect("the arena is as long as it was told");
         let mut page = PageBuf::zeroed();
-        let len = decompress_into(&payload, &mut page.0);
+        let whole = payload::decompress(&bytes, &mut page.0);
         let gfn = claim.gfn();
-        assert_eq!(len.ok(), Some(PAGE_SIZE), "{gfn} is claimed and gone");
-        let sum = low_half(digest(&page));
+        assert!(whole, "{gfn} is claimed and gone");
+        let sum = payload::checksum(&page.0);
         assert_eq!(sum, place.sum, "{gfn} is claimed and has other bytes");
         page
     }

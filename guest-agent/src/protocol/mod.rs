@@ -10,8 +10,10 @@
 pub mod balloon;
 pub mod claims;
 mod codec;
+pub mod filled;
 mod gfn;
 pub mod memory;
+pub mod payload;
 
 pub use codec::{DecodeError, Reader, Writer};
 pub use gfn::{Gfn, GfnRun, PAGE_SIZE, RunsExt, runs_of};

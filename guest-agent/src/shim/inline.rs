@@ -9,10 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use lz4_flex::block::decompress_into;
-use xxhash_rust::xxh3::xxh3_64;
-
 use crate::protocol::claims::{Attempt, Claim, Claimer, Place, State, Words, row, words};
+use crate::protocol::payload::{checksum, decompress};
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
 use super::channels::{futex_wait, futex_wake};
@@ -150,13 +148,7 @@ impl Inline {
         let mut payload = [0; MAX_PAYLOAD];
         let payload = self.read(place, &mut payload)?;
         let mut page = [0; PAGE_SIZE];
-        let len = decompress_into(payload, &mut page).ok()?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the low half is what was kept"
-        )]
-        let sum = xxh3_64(&page) as u32;
-        if len != PAGE_SIZE || sum != place.sum {
+        if !decompress(payload, &mut page) || checksum(&page) != place.sum {
             return None;
         }
         uffd::copy(map.uffd()?, map.address(claim.gfn()), &page).ok()

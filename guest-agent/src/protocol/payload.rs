@@ -1,0 +1,68 @@
+//! What a compressed page is: a word ([`filled`](super::filled)) or an LZ4 block, and a checksum of the page.
+//!
+//! The daemon makes payloads, and both sides undo them: the daemon for a fault that it serves, a thread of
+//! an inline guest for its own ([`claims`](super::claims)).
+
+use lz4_flex::block::decompress_into;
+#[cfg(target_arch = "x86_64")]
+use twox_hash::XxHash3_64;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::PAGE_SIZE;
+use super::filled::{WORD_BYTES, fill};
+
+/// The shortest LZ4 block of a page is one match over nearly all of it, whose length takes a byte for each
+/// 255: the length of a payload tells which of the two it is.
+const SHORTEST_BLOCK: usize = PAGE_SIZE / 255;
+const _: () = assert!(WORD_BYTES < SHORTEST_BLOCK);
+
+/// Undoes what the compressor made of a page; `false` when `payload` is nothing that it makes, and then
+/// `into` may hold anything. Async-signal-safe.
+#[must_use]
+pub fn decompress(payload: &[u8], into: &mut [u8; PAGE_SIZE]) -> bool {
+    if let Ok(word) = payload.try_into() {
+        fill(u64::from_le_bytes(word), into);
+        return true;
+    }
+    decompress_into(payload, into).is_ok_and(|len| len == PAGE_SIZE)
+}
+
+/// The low half of the XXH3-64 of a page, by which it is seen that it comes back as it went.
+/// Async-signal-safe.
+///
+/// xxhash-rust chooses its instructions when it is compiled, for a portable program the slow ones;
+/// twox-hash computes the same and chooses when it runs.
+#[must_use]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the low half is what is kept"
+)]
+pub fn checksum(page: &[u8; PAGE_SIZE]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        return XxHash3_64::oneshot(page) as u32;
+    }
+    xxh3_64(page) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decompress_of_what_is_no_payload_is_refused() {
+        let mut page = [0; PAGE_SIZE];
+        for garbage in [&[0xff; 7][..], &[0; 9], &[0; 100], &[]] {
+            assert!(!decompress(garbage, &mut page), "{garbage:?}");
+        }
+    }
+
+    #[test]
+    fn checksum_is_the_same_on_every_processor() {
+        let mut page = [0; PAGE_SIZE];
+        for round in 0..200usize {
+            assert_eq!(checksum(&page), xxh3_64(&page) as u32, "round {round}");
+            page[round * 19 % PAGE_SIZE] ^= round as u8 | 1;
+        }
+    }
+}
