@@ -15,8 +15,8 @@ use memvisor::bench::content::{Class, Content, Dice, Maker, Source};
 use memvisor::compress::{Compressor, ZipCache};
 use memvisor::digest::digest;
 use memvisor::page::{Home, PageTable, Parking};
-use memvisor::pool::Pool;
-use memvisor::units::{Gfn, PAGE_SIZE, PageBuf, VmId};
+use memvisor::pool::{Doubts, Hints, Membership, Pool};
+use memvisor::units::{Gfn, PAGE_SIZE, PageBuf, Pages, VmId};
 use memvisor_guest_agent::protocol::payload::checksum;
 
 /// Pages that are taken in turn. Those of a page's own fit the processor's cache; those from memory do not.
@@ -51,7 +51,8 @@ fn looking(criterion: &mut Criterion) {
         group.bench_function("hash", |bencher| bencher.iter(|| digest(next())));
         let mut next = in_turn(&zero);
         group.bench_function("zero check", |bencher| bencher.iter(|| next().is_zero()));
-        let pool = Pool::new("memvisor-bench", count).expect("a pool");
+        let hints = Arc::new(Hints::new(Pages(count.into())));
+        let pool = Pool::new("memvisor-bench", count, &hints).expect("a pool");
         let mut frames = Vec::new();
         for (hash, page) in (1..).zip(&random) {
             let mut frame = pool.allocate_near(None).expect("a free frame");
@@ -115,26 +116,22 @@ fn compressing(criterion: &mut Criterion) {
 }
 
 fn looking_up(criterion: &mut Criterion) {
-    let pool = Pool::new("memvisor-bench", 16).expect("a pool");
-    let index = pool.index();
+    let hints = Arc::new(Hints::new(Pages(HINTS.into())));
+    let pool = Pool::new("memvisor-bench", 16, &hints).expect("a pool");
+    let pool = Arc::new(pool);
+    let [one, two] = [1, 2].map(|vm| Membership::new(Arc::clone(&pool), VmId(vm)));
+    let none = Doubts::default();
     let mut dice = Dice::new(1, 1);
     let hashes: Vec<u64> = (0..HINTS).map(|_| dice.next()).collect();
     for (gfn, hash) in (0..).map(Gfn).zip(&hashes) {
-        index.hint(*hash, VmId(1), gfn);
+        let _ = one.lookup(*hash, gfn, &none);
     }
     let mut group = criterion.benchmark_group("index of 262144 hints");
     let mut known = (0..).map(Gfn).zip(&hashes).cycle();
     group.bench_function("a hint that is known", |bencher| {
         bencher.iter(|| {
             let (gfn, hash) = known.next().expect("a cycle has no end");
-            index.hint(*hash, VmId(2), gfn)
-        });
-    });
-    group.bench_function("a new hint, taken away again", |bencher| {
-        bencher.iter(|| {
-            let hash = dice.next();
-            index.hint(hash, VmId(2), Gfn(1));
-            index.drop_hint(hash, VmId(2), Gfn(1));
+            two.lookup(*hash, gfn, &none).is_ok()
         });
     });
     group.bench_function("a frame that is not there", |bencher| {

@@ -1,28 +1,55 @@
 //! The digest of a page: one function for everybody who compares content without holding it.
 //!
 //! The scanner looks for equal pages by it, the swap file and the compression cache verify with it
-//! that a page comes back as it went. It protects against accident, not against an adversary: a
-//! guest can construct two pages of one digest. So equal digests never merge pages (bytes are
-//! compared), and no table is indexed by a digest without a hash of its own.
+//! that a page comes back as it went. It protects against accident, not against an adversary: equal digests never
+//! merge pages, bytes are compared.
+//!
+//! XXH3 without a secret is known to everybody: a guest could write pages whose digests fall into one place of a
+//! table, or are those of pages it knows others to have, and so keep them from being shared. So each process has a
+//! secret of its own, and no digest outlives it. Guests see no digests, and what they write does not decide where
+//! in a table it is found.
 //!
 //! The scanner is as fast as its hash. xxhash-rust chooses its instructions when it is compiled, so a
 //! program that runs everywhere would hash at half the speed of the processor; twox-hash computes the same
 //! function and chooses when it runs, and is taken where that is worth it.
 
+use std::sync::LazyLock;
+
 #[cfg(target_arch = "x86_64")]
 use twox_hash::XxHash3_64;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_secret;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 use crate::units::PageBuf;
 
-/// XXH3-64 of a page.
+/// The length of XXH3's own secret; any that is long enough would do.
+const SECRET_LEN: usize = 192;
+
+/// Tests are to find the same digests each time.
+static SECRET: LazyLock<[u8; SECRET_LEN]> = LazyLock::new(|| {
+    let mut secret = [0; SECRET_LEN];
+    if cfg!(test) {
+        let mut rng = StdRng::seed_from_u64(1);
+        rng.fill(&mut secret[..]);
+    } else {
+        rand::fill(&mut secret[..]);
+    }
+    secret
+});
+
+/// XXH3-64 of a page with the secret of this process.
 #[must_use]
 pub fn digest(page: &PageBuf) -> u64 {
+    let secret = &SECRET[..];
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        return XxHash3_64::oneshot(&page.0);
+    if std::arch::is_x86_feature_detected!("avx2")
+        && let Ok(digest) = XxHash3_64::oneshot_with_secret(secret, &page.0)
+    {
+        return digest;
     }
-    xxh3_64(&page.0)
+    xxh3_64_with_secret(&page.0, secret)
 }
 
 /// The low half of a [`digest`], for stores that keep one for each page and count every byte.
@@ -40,9 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digest_is_xxh3_64_as_published() {
-        // Reference value of `XXH3_64bits` for the empty input.
-        assert_eq!(xxh3_64(&[]), 0x2d06_8005_38d3_94c2);
+    fn low_half_is_the_low_half() {
         assert_eq!(low_half(0x1_2345_6789), 0x2345_6789);
     }
 
@@ -50,7 +75,11 @@ mod tests {
     fn digest_is_the_same_on_every_processor() {
         let mut page = PageBuf::zeroed();
         for round in 0..100u64 {
-            assert_eq!(digest(&page), xxh3_64(&page.0), "round {round}");
+            assert_eq!(
+                digest(&page),
+                xxh3_64_with_secret(&page.0, &SECRET[..]),
+                "round {round}"
+            );
             let (words, _) = page.0.as_chunks_mut::<8>();
             for (word, at) in words.iter_mut().zip(1..) {
                 let mixed = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(at * (round + 1));

@@ -17,10 +17,20 @@ use std::sync::{self, atomic};
 pub(crate) use std::sync::MutexGuard;
 pub(crate) use std::sync::atomic::Ordering;
 
+use zerocopy::FromZeros;
+
+/// A table of `count` zeroes. It costs memory only where it is touched.
+///
+/// # Panics
+/// When there is no address space for it.
+pub(crate) fn zeroes<T: FromZeros>(count: usize) -> Box<[T]> {
+    <[T]>::new_box_zeroed_with_elems(count).expect("address space for a table")
+}
+
 macro_rules! atomic {
     ($(#[$doc:meta])* $name:ident, $int:ty) => {
         $(#[$doc])*
-        #[derive(Debug, Default)]
+        #[derive(Debug, Default, FromZeros)]
         pub(crate) struct $name(atomic::$name);
 
         #[allow(dead_code, reason = "every width has the whole set, whoever uses which part of it")]

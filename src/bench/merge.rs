@@ -237,9 +237,8 @@ impl Switchboard {
 }
 
 impl Peers for Switchboard {
-    fn seems_equal(&self, vm: VmId, gfn: Gfn, low_digest: u32) -> bool {
-        let entry = self.vms.get(&vm).map(|vm| vm.table.entry(gfn));
-        entry.is_some_and(|entry| entry.home() == Home::Resident && entry.last_hash() == low_digest)
+    fn known_hash(&self, vm: VmId, gfn: Gfn) -> Option<u32> {
+        self.vms.get(&vm)?.table.known_hash(gfn)
     }
 
     fn nudge(&self, vm: VmId, gfn: Gfn) {

@@ -37,11 +37,13 @@ pub(super) fn run(
 ) -> Result<(), BenchError> {
     let pages = setup.pages(MOST);
     for source in setup.sources(&[Class::Random]) {
-        let stage = Stage::new(setup, pages)?;
+        let before = own_bytes()?;
+        // What is remembered is sized by the host.
+        let stage = Stage::tight(setup, pages)?;
         for round in 1..=setup.options.rounds {
             setup.step(Bench::Scan, &format!("{source}, round {round}"))?;
             let content = Content::unique(source.clone(), round.into());
-            ours(&stage, &content, pages, report)?;
+            ours(&stage, &content, pages, before, report)?;
             if let Some(ksm) = &peers.ksm {
                 setup.step(Bench::Scan, &format!("{source}, round {round}, ksm"))?;
                 theirs(ksm, &content, pages, report)?;
@@ -55,11 +57,10 @@ fn ours(
     stage: &Stage<'_>,
     content: &Content,
     pages: u32,
+    before: u64,
     report: &mut Report,
 ) -> Result<(), BenchError> {
     let source = &content.source;
-    let proc = BenchError::io("read its own memory use");
-    let before = anonymous_bytes().map_err(&proc)?;
     let mut guest = stage.guest("scanned", pages)?;
     guest.fill(content)?;
     let vm = guest.vm();
@@ -74,12 +75,15 @@ fn ours(
     found?;
     report.ours(&again(source), per_gib(took.cpu, pages));
     report.peer(&again(source), "read", per_gib(read.cpu, pages));
-    let after = anonymous_bytes().map_err(&proc)?;
-    let known = after.saturating_sub(before);
+    let known = own_bytes()?.saturating_sub(before);
     report.ours(&memory(source), percent_of(known, pages));
     guest.puppet.verify()?;
     drop(guest);
     stage.wait_until_empty()
+}
+
+fn own_bytes() -> Result<u64, BenchError> {
+    anonymous_bytes().map_err(BenchError::io("read its own memory use"))
 }
 
 /// One walk over the whole VM.

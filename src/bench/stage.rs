@@ -25,6 +25,8 @@ const LOOK: Duration = Duration::from_millis(1);
 const IN_VAIN: u32 = 8;
 /// What a host needs beside its guests' memory, at least.
 const MARGIN: Bytes = Bytes::from_mib(64);
+/// The same when nothing is evicted: metadata, and what stays free.
+const LEAST_MARGIN: Bytes = Bytes::from_mib(16);
 
 /// A host for benchmarks.
 #[derive(Debug)]
@@ -40,12 +42,25 @@ impl<'a> Stage<'a> {
     /// # Errors
     /// The host cannot be started.
     pub(crate) fn new(setup: &'a Setup<'a>, pages: u32) -> Result<Self, BenchError> {
+        let guests = Pages(pages.into()).bytes().0;
+        Self::with_memory(setup, guests + guests / 2 + MARGIN.0)
+    }
+
+    /// Starts a host with room for guests of `pages` pages together, and for nothing else.
+    ///
+    /// # Errors
+    /// The host cannot be started.
+    pub(crate) fn tight(setup: &'a Setup<'a>, pages: u32) -> Result<Self, BenchError> {
+        let guests = Pages(pages.into()).bytes().0;
+        Self::with_memory(setup, guests + (guests / 16).max(LEAST_MARGIN.0))
+    }
+
+    fn with_memory(setup: &'a Setup<'a>, bytes: u64) -> Result<Self, BenchError> {
         let runtime = setup.subdirectory("host")?;
         let dir = RuntimeDir::new(&runtime)
             .map_err(|error| BenchError::io("use a directory")(io::Error::other(error)))?;
-        let guests = Pages(pages.into()).bytes().0;
         let options = HostOptions {
-            memory: Bytes((guests + guests / 2 + MARGIN.0) / 4096 * 4096),
+            memory: Bytes(bytes / 4096 * 4096),
             engine: setup.options.engine,
             swap_dir: setup.scratch.clone(),
             runtime_dir: dir.clone(),
@@ -194,8 +209,8 @@ impl Actor {
 pub(crate) struct NoPeers;
 
 impl Peers for NoPeers {
-    fn seems_equal(&self, _vm: VmId, _gfn: Gfn, _low_digest: u32) -> bool {
-        false
+    fn known_hash(&self, _vm: VmId, _gfn: Gfn) -> Option<u32> {
+        None
     }
 
     fn nudge(&self, _vm: VmId, _gfn: Gfn) {}

@@ -155,6 +155,9 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// Copies a resident page out of the RAM file.
     fn read(&self, gfn: Gfn, into: &mut PageBuf);
 
+    /// Begins to fetch a resident page that is to be read next.
+    fn prefetch(&self, gfn: Gfn);
+
     /// Punches holes where pages were; their memory is free and every mapping of them is gone.
     ///
     /// # Errors

@@ -30,6 +30,11 @@ impl Ram {
         self.view.read(gfn.0, into);
     }
 
+    /// Begins to fetch a page that is to be read next.
+    pub fn prefetch(&self, gfn: Gfn) {
+        self.view.prefetch(gfn.0);
+    }
+
     /// Fills a hole.
     ///
     /// # Errors

@@ -103,6 +103,10 @@ impl<P: Provider> Engine for ShimEngine<P> {
         self.ram.read(gfn, into);
     }
 
+    fn prefetch(&self, gfn: Gfn) {
+        self.ram.prefetch(gfn);
+    }
+
     fn punch(&self, run: GfnRun) -> Result<(), EngineError> {
         self.ram.punch(run)
     }

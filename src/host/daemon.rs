@@ -13,9 +13,9 @@ use super::member::{Member, Members};
 use super::{EngineChoice, HostOptions, vm_settings};
 use crate::control::{self, ControlError, ReloadReport};
 use crate::engine::EngineKind;
-use crate::page::Budget;
+use crate::page::{Budget, Urgency};
 use crate::policy::{self, FreeState};
-use crate::pool::Pool;
+use crate::pool::{Hints, Pool};
 use crate::reclaim::host_ghz;
 use crate::settings::{Domain, SettingView, VmPatch, VmSettings};
 use crate::telemetry::{HostStatus, VmStatus};
@@ -46,6 +46,8 @@ pub(super) struct Host {
     pub(super) since: Instant,
     state: Mutex<FreeState>,
     domains: Mutex<HashMap<Domain, Weak<Pool>>>,
+    /// Those of all pools.
+    hints: Arc<Hints>,
     pub(super) configuration: Configuration,
     /// What the policy thread decided last.
     latest: Mutex<Option<Decision>>,
@@ -63,10 +65,14 @@ fn reserve(total: Pages) -> Pages {
 impl Host {
     pub(super) fn new(options: &HostOptions, capabilities: &Capabilities) -> Self {
         let total = options.memory.pages();
+        let budget = Arc::new(Budget::new(total, reserve(total)));
+        // Nobody else has taken any: a quarter of a percent is there.
+        let _ = budget.take(Hints::metadata(total).0, Urgency::Reclaim);
         Self {
             engine: capabilities.engine,
             vma_budget: capabilities.vma_budget,
-            budget: Arc::new(Budget::new(total, reserve(total))),
+            budget,
+            hints: Arc::new(Hints::new(total)),
             members: Arc::default(),
             ghz: host_ghz(),
             since: Instant::now(),
@@ -108,7 +114,7 @@ impl Host {
         if let Some(pool) = domains.get(&key).and_then(Weak::upgrade) {
             return Ok(pool);
         }
-        let pool = Arc::new(Pool::new("memvisor-pool", self.pool_frames())?);
+        let pool = Arc::new(Pool::new("memvisor-pool", self.pool_frames(), &self.hints)?);
         domains.insert(key, Arc::downgrade(&pool));
         Ok(pool)
     }
@@ -117,6 +123,11 @@ impl Host {
     pub(super) fn pool_frames(&self) -> u32 {
         let frames = self.budget.total().0.saturating_mul(FRAMES_PER_PAGE);
         u32::try_from(frames.clamp(MIN_FRAMES, MAX_FRAMES)).unwrap_or(u32::MAX)
+    }
+
+    /// The memory of the daemon's own that VMs do not pay for: hints.
+    pub(super) fn metadata(&self) -> Pages {
+        Hints::metadata(self.budget.total())
     }
 
     /// The pools that are in use.

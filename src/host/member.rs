@@ -327,16 +327,10 @@ impl Drop for Name {
 }
 
 impl Peers for Members {
-    fn seems_equal(&self, vm: VmId, gfn: Gfn, low_digest: u32) -> bool {
-        let Some(member) = self.by_id(vm) else {
-            return false;
-        };
+    fn known_hash(&self, vm: VmId, gfn: Gfn) -> Option<u32> {
+        let member = self.by_id(vm)?;
         let table = &member.vm.table;
-        if !table.contains(gfn) {
-            return false;
-        }
-        let entry = table.entry(gfn);
-        entry.home() == Home::Resident && entry.last_hash() == low_digest
+        table.contains(gfn).then(|| table.known_hash(gfn))?
     }
 
     fn nudge(&self, vm: VmId, gfn: Gfn) {

@@ -21,10 +21,8 @@ impl Host {
             .iter()
             .map(|member| self.vm_status(member))
             .collect();
-        let metadata = members
-            .iter()
-            .map(|member| member.vm.params.metadata().0)
-            .sum();
+        let tables = members.iter().map(|member| member.vm.params.metadata().0);
+        let metadata = self.metadata().0 + tables.sum::<u64>();
         let thresholds = policy::Thresholds::of(self.budget.total(), &self.settings().policy());
         HostStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),

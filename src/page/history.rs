@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::home::Home;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, zeroes};
 use crate::units::Gfn;
 
 /// Moves that are remembered: enough for the last seconds of a busy guest, at 64 KiB a VM.
@@ -22,7 +22,7 @@ pub struct History {
 impl History {
     pub(super) fn new() -> Self {
         Self {
-            ring: (0..MOVES).map(|_| AtomicU64::new(0)).collect(),
+            ring: zeroes(MOVES),
             next: AtomicU64::new(0),
         }
     }

@@ -39,7 +39,7 @@ use super::claims::{Claims, Revoked};
 use super::history::History;
 use super::home::{Home, KINDS};
 use super::parking::Parking;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, zeroes};
 use crate::units::{FrameId, Gfn};
 
 pub use guard::{DonePage, KeptPage, PageGuard};
@@ -173,7 +173,7 @@ impl PageTable {
     pub fn new(pages: u32, parking: Arc<Parking>) -> Self {
         let counts: [AtomicU64; KINDS] = Default::default();
         counts[Home::Untouched.kind()].store(u64::from(pages), Ordering::Relaxed);
-        let entries = (0..pages).map(|_| AtomicU64::new(0)).collect();
+        let entries = zeroes(pages as usize);
         Self {
             entries,
             counts,

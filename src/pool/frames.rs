@@ -3,10 +3,12 @@
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use super::extents::FreeFrames;
-use super::index::{Hint, Index};
-use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering};
+use super::hints::{Claim, Doubts, Hint, Hints};
+use super::index::Index;
+use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, zeroes};
 use crate::sys::{Mapping, Memfd};
 use crate::units::{FrameId, Gfn, PageBuf, Pages, VmId};
 
@@ -51,20 +53,18 @@ pub struct Pool {
     free: Mutex<FreeFrames>,
     index: Index,
     refs: Box<[AtomicU32]>,
-    /// The hash a shared frame was published under. Relaxed is enough: it is written before the
-    /// first reference exists and read by who gave the last one back.
-    hashes: Box<[AtomicU64]>,
     frames_used: AtomicU64,
     refs_total: AtomicU64,
 }
 
 impl Pool {
-    /// A pool of up to `frames` frames, all free; they cost no memory before they are used, but 12
-    /// bytes of metadata each. `name` is what `/proc/PID/maps` shows.
+    /// A pool of up to `frames` frames, all free; they cost no memory before they are used, and then 24 bytes
+    /// of metadata each at most. What its scanners see is kept in `hints`, which other pools use too. `name` is
+    /// what `/proc/PID/maps` shows.
     ///
     /// # Errors
     /// When the memfd cannot be created or mapped.
-    pub fn new(name: &str, frames: u32) -> io::Result<Self> {
+    pub fn new(name: &str, frames: u32, hints: &Arc<Hints>) -> io::Result<Self> {
         // A mapping cannot be empty.
         let memfd = Memfd::create(name, frames.max(1))?;
         let mapping = Mapping::read_write(&memfd)?;
@@ -72,9 +72,8 @@ impl Pool {
             memfd,
             mapping,
             free: Mutex::new(FreeFrames::new(frames)),
-            index: Index::new(),
-            refs: (0..frames).map(|_| AtomicU32::new(0)).collect(),
-            hashes: (0..frames).map(|_| AtomicU64::new(0)).collect(),
+            index: Index::new(frames, hints),
+            refs: zeroes(frames as usize),
             frames_used: AtomicU64::new(0),
             refs_total: AtomicU64::new(0),
         })
@@ -86,12 +85,6 @@ impl Pool {
     /// What opening `/proc/self/fd/N` says.
     pub fn read_only_fd(&self) -> io::Result<OwnedFd> {
         self.memfd.read_only()
-    }
-
-    /// The hints; for frames see [`lookup_frame`](Self::lookup_frame).
-    #[must_use]
-    pub const fn index(&self) -> &Index {
-        &self.index
     }
 
     /// A free frame to be filled and published: `wanted` itself if it is free, else the start of a
@@ -113,17 +106,6 @@ impl Pool {
     pub fn lookup_frame(&self, hash: u64) -> Option<FrameRef<'_>> {
         let frame = self.index.find_frame(hash, |frame| self.try_ref(frame))?;
         Some(FrameRef { pool: self, frame })
-    }
-
-    /// The same for the content of the page `gfn` of `vm`; if there is none, who else had it, or the page
-    /// becomes the one that is known by it. Whoever makes a frame of that content later learns of it.
-    ///
-    /// # Errors
-    /// The [`Hint`], when there is no frame.
-    pub fn lookup_for(&self, hash: u64, vm: VmId, gfn: Gfn) -> Result<FrameRef<'_>, Hint> {
-        let take = |frame| self.try_ref(frame);
-        let frame = self.index.find_frame_or_hint(hash, (vm, gfn), take)?;
-        Ok(FrameRef { pool: self, frame })
     }
 
     /// Takes another reference; `false` when there is none, and the frame is free or about to be.
@@ -165,8 +147,7 @@ impl Pool {
         if before > 1 {
             return Unref::StillUsed;
         }
-        let hash = self.hashes[frame.index()].load(Ordering::Relaxed);
-        self.index.remove_frame(hash, frame);
+        self.index.remove_frame(frame);
         self.release(frame);
         Unref::Freed
     }
@@ -248,8 +229,9 @@ impl<'a> NewFrame<'a> {
         }
     }
 
-    /// Makes the frame findable under `hash`, the digest of its content, and immutable. With it comes the
-    /// page that was known to have had this content: nobody else will tell it of the frame.
+    /// Makes the frame findable under `hash`, the digest of its content, and immutable. With it come the
+    /// pages that may have had this content: nobody else will tell them of the frame, and they are not known
+    /// any more.
     ///
     /// `None` when another frame was published under that hash meanwhile and is in use: this one
     /// is free again, and [`Pool::lookup_frame`] finds the other, of equal content or not.
@@ -257,14 +239,13 @@ impl<'a> NewFrame<'a> {
     /// # Panics
     /// When it was not filled.
     #[must_use]
-    pub fn publish(self, hash: u64) -> Option<(FrameRef<'a>, Option<(VmId, Gfn)>)> {
+    pub fn publish(self, hash: u64) -> Option<(FrameRef<'a>, Vec<(VmId, Gfn)>)> {
         assert!(
             self.filled,
             "frame {} is published without content",
             self.frame.0
         );
         let (pool, frame) = (self.pool, self.frame);
-        pool.hashes[frame.index()].store(hash, Ordering::Relaxed);
         // Release pairs with the Acquire of try_ref: who takes a reference sees the content.
         pool.refs_of(frame).store(1, Ordering::Release);
         let is_live = |other| pool.refs(other) > 0;
@@ -275,6 +256,59 @@ impl<'a> NewFrame<'a> {
         pool.refs_total.fetch_add(1, Ordering::Relaxed);
         mem::forget(self);
         Some((FrameRef { pool, frame }, known))
+    }
+}
+
+/// The place of one VM in the pool of its sharing domain; left when dropped. What is known of its pages is
+/// then worth nothing.
+#[derive(Debug)]
+pub struct Membership {
+    pool: Arc<Pool>,
+    seat: u16,
+}
+
+impl Membership {
+    /// Lets a VM take part.
+    #[must_use]
+    pub fn new(pool: Arc<Pool>, vm: VmId) -> Self {
+        let seat = pool.index.sit_down(vm);
+        Self { pool, seat }
+    }
+
+    /// The pool.
+    #[must_use]
+    pub const fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// [`Pool::lookup_frame`] for the content of a page of the VM; if there is none, who else may have had it,
+    /// apart from those in `doubt`, or the page becomes one that is known by it. Whoever makes a frame of that
+    /// content later learns of it.
+    ///
+    /// # Errors
+    /// The [`Hint`], when there is no frame.
+    pub fn lookup(&self, hash: u64, gfn: Gfn, doubts: &Doubts) -> Result<FrameRef<'_>, Hint> {
+        let pool = &*self.pool;
+        let take = |frame| pool.try_ref(frame);
+        let frame = (pool.index).find_frame_or_hint(hash, (self.seat, gfn), doubts, take)?;
+        Ok(FrameRef { pool, frame })
+    }
+
+    /// Brings to the processor what a lookup of this hash will need.
+    pub fn prefetch(&self, hash: u64) {
+        self.pool.index.prefetch(hash);
+    }
+
+    /// Drops a hint whose page seems to have other content than the hint says. The page may be looked at just
+    /// now, and its scanner find it still known: whoever drops it asks the page once more.
+    pub fn drop_hint(&self, claim: &Claim) {
+        self.pool.index.drop_hint(claim);
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.pool.index.stand_up(self.seat);
     }
 }
 
@@ -333,7 +367,6 @@ mod tests {
     use std::collections::HashMap;
     use std::fs::File;
     use std::os::unix::fs::FileExt;
-    use std::sync::Arc;
 
     use proptest::prelude::*;
 
@@ -344,7 +377,7 @@ mod tests {
     use crate::units::PAGE_SIZE;
 
     fn pool(frames: u32) -> Pool {
-        Pool::new("pool-test", frames).unwrap()
+        Pool::new("pool-test", frames, &Arc::new(Hints::new(Pages(16)))).unwrap()
     }
 
     fn tagged(tag: u64) -> PageBuf {
@@ -373,10 +406,9 @@ mod tests {
         assert_eq!(counts.refs, Pages(refs.sum()));
         let mut indexed = pool.index.frames();
         indexed.sort_by_key(|&(_, frame)| frame);
-        let named = shared.iter().map(|&frame| {
-            let hash = pool.hashes[frame.index()].load(Ordering::Relaxed);
-            (hash, frame)
-        });
+        let named = shared
+            .iter()
+            .map(|&frame| (pool.index.digest_of(frame), frame));
         assert_eq!(indexed, named.collect::<Vec<_>>());
         let mut free = pool.free.lock();
         let unused: Vec<_> = (0..).map_while(|_| free.take_near(None)).collect();

@@ -1,9 +1,10 @@
 //! The share pool: the frames behind shared pages, and the index that finds them by content.
 //!
 //! # Hints and shared frames
-//! The [`Index`] knows two kinds of entry, as ESX does. A **hint** says that some guest page had this
+//! The index knows two kinds of entry, as ESX does. A **hint** says that some guest page had this
 //! hash when the scanner came by. The page stays writable and nothing keeps the hint true: a false one
-//! costs one comparison, and is dropped. A **shared frame** is a page of the [`Pool`] with a
+//! costs a question to the page, and is dropped. All pools of a host keep theirs in one table of fixed size,
+//! [`Hints`]. A **shared frame** is a page of the [`Pool`] with a
 //! reference count. Its content does not change as long as anybody refers to it, so its entry is never
 //! false. A frame is written once, between [`Pool::allocate_near`] and [`NewFrame::publish`], while only
 //! its writer knows of it. How pages come to be shared is told in [`crate::share`].
@@ -23,13 +24,16 @@
 //!
 //! # Lock order
 //! The caller holds the lock bit of the guest page (it needs the page to stand still). Below that, an
-//! index shard or the free frames; never both, and neither across a system call. Counts are atomics.
+//! index shard or the free frames; never both, and neither across a system call. Counts and hints are atomics.
+//! The seats of VMs are locked alone, also while hints of those that are gone are swept away.
 //! A frame dies in an order that makes its reuse safe: its count reaches zero (from which it never
 //! comes back), its entry leaves the index, its memory goes to the machine, and only then it is free.
 
 mod extents;
 mod frames;
+mod hints;
 mod index;
+mod seats;
 
-pub use frames::{FrameRef, NewFrame, Pool, PoolCounts, Unref};
-pub use index::{Hint, Index};
+pub use frames::{FrameRef, Membership, NewFrame, Pool, PoolCounts, Unref};
+pub use hints::{Claim, Doubts, Hint, Hints};

@@ -31,12 +31,18 @@
 //! *Volatile pages*: a page that changed between two looks, or was broken out of sharing, is left
 //! alone for a growing number of passes.
 //!
+//! *Hints may be wrong* in three ways. The page has changed since: it does not know that hash any more, and the
+//! hint is dropped. It has another content whose hint looks alike: the hint stays, and ours is put beside it. It
+//! changes just now: the page notes its hash before it looks for hints, and whoever drops a hint or leaves one beside
+//! another asks once more afterwards. So of two pages that get equal contents, one finds the other.
+//!
 //! Lock order: page locks of one VM, ascending, tried only; inside them the index of the pool.
 //!
 //! Absent on purpose: a merge without a comparison of bytes; sharing across sharing domains; a back
 //! map from frames to pages (as in ESX, a count is enough: a page finds its frame, never the other way).
 
 mod leave;
+mod look;
 mod merge;
 mod place;
 mod scan;

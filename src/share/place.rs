@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use crate::engine::{EngineError, EngineKind, SharedRun};
 use crate::page::{Home, PageGuard};
-use crate::pool::{FrameRef, Hint};
+use crate::pool::FrameRef;
 use crate::units::{FrameId, Gfn, GfnRun, RunsExt, runs_of};
 use crate::vm::Vm;
 
@@ -31,13 +31,6 @@ impl<'a> FrameHold<'a> {
         }
         vm.pool()
             .lookup_frame(digest)
-            .map(|frame| Self::new(vm, frame))
-    }
-
-    /// The same for a page of the VM; without a frame, what is known of the digest from now on.
-    pub(super) fn find_for(vm: &'a Vm, gfn: Gfn, digest: u64) -> Result<Self, Hint> {
-        vm.pool()
-            .lookup_for(digest, vm.id, gfn)
             .map(|frame| Self::new(vm, frame))
     }
 

@@ -1,16 +1,13 @@
 //! The scanner of one VM: walks its pages, looks at the resident ones, finds candidates.
 
-use super::merge::{Candidate, Guess, merge};
-use super::place::FrameHold;
-use crate::digest::{digest, low_half};
+use super::look::Look;
 use crate::engine::EngineError;
 use crate::page::{Due, Home};
-use crate::pool::Hint;
-use crate::units::{Gfn, GfnRun, PageBuf, VmId};
+use crate::units::{Gfn, GfnRun, VmId};
 use crate::vm::Vm;
 
-/// Candidates that are frozen and compared at once: their guests' accesses wait meanwhile.
-const BATCH: usize = 256;
+/// Pages that are read before any of them is looked up: what the first ones need is fetched meanwhile.
+const AT_ONCE: usize = 128;
 /// Pages that are walked at once, 1 GiB: the worker has other things to do.
 const PART: u32 = 1 << 18;
 /// Pages of one page table of the kernel, if RAM is aligned to it.
@@ -18,8 +15,9 @@ const BLOCK: u32 = 512;
 
 /// The other VMs, as far as a scanner needs them.
 pub trait Peers: Send + Sync {
-    /// Whether `gfn` of `vm` still seems to have content whose digest has this low half.
-    fn seems_equal(&self, vm: VmId, gfn: Gfn, low_digest: u32) -> bool;
+    /// What [`PageTable::known_hash`](crate::page::PageTable::known_hash) says of page `gfn` of `vm`; `None`
+    /// also when there is no such page.
+    fn known_hash(&self, vm: VmId, gfn: Gfn) -> Option<u32>;
 
     /// Tells the worker of `vm` that a frame with the content of its page `gfn` exists now.
     fn nudge(&self, vm: VmId, gfn: Gfn);
@@ -61,26 +59,43 @@ impl Scanner {
         }
         let mut found = Found::default();
         let mut look = Look::new(vm, peers, self.told);
+        let mut due = Vec::with_capacity(AT_ONCE);
         while u64::from(self.cursor) < part.end() && found.looked < count {
+            self.collect(vm, part, count, &mut due, &mut found);
+            look.at(&due);
+            due.clear();
+            found.shared += look.merge_if_full()?;
+        }
+        found.shared += look.finish()?;
+        found.changed = look.changed();
+        if self.cursor == vm.table.pages() {
+            found.pass_ended = true;
+            self.cursor = 0;
+        }
+        Ok(found)
+    }
+
+    /// Walks on until there are enough pages that are due.
+    fn collect(
+        &mut self,
+        vm: &Vm,
+        part: GfnRun,
+        count: u32,
+        due: &mut Vec<Gfn>,
+        found: &mut Found,
+    ) {
+        while u64::from(self.cursor) < part.end() && found.looked < count && due.len() < AT_ONCE {
             let gfn = Gfn(self.cursor);
             match vm.table.due_for_scan(gfn, self.told) {
                 Due::Now => {
                     found.looked += 1;
-                    look.at(gfn);
-                    found.shared += look.merge_if_full()?;
+                    due.push(gfn);
                 }
                 Due::Later => found.waiting += 1,
                 Due::No => {}
             }
             self.cursor += 1;
         }
-        found.shared += look.finish()?;
-        found.changed = look.changed;
-        if self.cursor == vm.table.pages() {
-            found.pass_ended = true;
-            self.cursor = 0;
-        }
-        Ok(found)
     }
 
     /// Looks at single pages that others have found to be equal to theirs; how many were shared.
@@ -95,13 +110,14 @@ impl Scanner {
     ) -> Result<u64, EngineError> {
         gfns.sort_unstable();
         gfns.dedup();
+        let is_resident =
+            |gfn| vm.table.contains(gfn) && vm.table.entry(gfn).home() == Home::Resident;
+        gfns.retain(|gfn| is_resident(*gfn));
         let mut shared = 0;
         let mut look = Look::new(vm, peers, self.told);
-        for gfn in gfns {
-            if vm.table.contains(gfn) && vm.table.entry(gfn).home() == Home::Resident {
-                look.at(gfn);
-                shared += look.merge_if_full()?;
-            }
+        for gfns in gfns.chunks(AT_ONCE) {
+            look.at(gfns);
+            shared += look.merge_if_full()?;
         }
         Ok(shared + look.finish()?)
     }
@@ -133,101 +149,4 @@ fn take_written(vm: &Vm, part: GfnRun) -> bool {
             written.iter().for_each(|gfn| vm.table.note_written(gfn));
         })
     })
-}
-
-/// One walk's candidates and the pages that are to be told of new frames.
-struct Look<'a> {
-    vm: &'a Vm,
-    peers: &'a dyn Peers,
-    told: bool,
-    candidates: Vec<Candidate<'a>>,
-    nudges: Vec<(VmId, Gfn)>,
-    changed: u32,
-    content: PageBuf,
-}
-
-impl<'a> Look<'a> {
-    fn new(vm: &'a Vm, peers: &'a dyn Peers, told: bool) -> Self {
-        let (candidates, nudges) = (Vec::new(), Vec::new());
-        Self {
-            vm,
-            peers,
-            told,
-            candidates,
-            nudges,
-            changed: 0,
-            content: PageBuf::zeroed(),
-        }
-    }
-
-    fn at(&mut self, gfn: Gfn) {
-        let table = &self.vm.table;
-        self.vm.stats.scanned.one();
-        table.begin_look(gfn);
-        // The guest may be writing: whatever follows is a hint until the page stands still.
-        self.vm.engine.read(gfn, &mut self.content);
-        if self.content.is_zero() {
-            // Not a change: it counts when it is dropped, and may be refused for ever.
-            self.candidates.push(Candidate {
-                gfn,
-                digest: 0,
-                guess: Guess::Zero,
-            });
-            return;
-        }
-        let digest = digest(&self.content);
-        // Zero means "never looked at"; one page in four billion is looked at once more for it.
-        let low = low_half(digest).max(1);
-        let last = table.entry(gfn).last_hash();
-        table.note_hash(gfn, low);
-        if last != low {
-            self.changed += 1;
-        }
-        if last != 0 && last != low {
-            self.vm.stats.volatile.one();
-            table.back_off(gfn);
-            return;
-        }
-        if let Some(guess) = self.guess(gfn, digest, low) {
-            self.candidates.push(Candidate { gfn, digest, guess });
-        } else if last == low {
-            table.settle(gfn, self.told);
-        }
-    }
-
-    fn guess(&self, gfn: Gfn, digest: u64, low: u32) -> Option<Guess<'a>> {
-        if !self.vm.is_sharing() {
-            return None;
-        }
-        loop {
-            match FrameHold::find_for(self.vm, gfn, digest) {
-                Ok(hold) => return Some(Guess::Frame(hold)),
-                Err(Hint::Other(other, at)) if self.peers.seems_equal(other, at, low) => {
-                    return Some(Guess::First);
-                }
-                // Stale: our page takes its place, unless another one is faster.
-                Err(Hint::Other(other, at)) => self.vm.pool().index().drop_hint(digest, other, at),
-                Err(Hint::Inserted | Hint::Same) => return None,
-            }
-        }
-    }
-
-    fn merge_if_full(&mut self) -> Result<u64, EngineError> {
-        if self.candidates.len() < BATCH {
-            Ok(0)
-        } else {
-            self.finish()
-        }
-    }
-
-    fn finish(&mut self) -> Result<u64, EngineError> {
-        let candidates = std::mem::take(&mut self.candidates);
-        let shared = merge(self.vm, candidates, &mut self.nudges);
-        // Only now are the frames in use that the others shall find. Also after a failure: nobody knows these
-        // pages by their content any more.
-        for (vm, gfn) in self.nudges.drain(..) {
-            self.peers.nudge(vm, gfn);
-        }
-        shared
-    }
 }

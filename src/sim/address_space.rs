@@ -390,6 +390,8 @@ impl Engine for Arc<AddressSpace> {
         Ok(())
     }
 
+    fn prefetch(&self, _gfn: Gfn) {}
+
     fn read(&self, gfn: Gfn, into: &mut PageBuf) {
         let pages = self.pages();
         let content = pages[gfn.index()].content.as_deref();

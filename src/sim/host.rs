@@ -8,7 +8,7 @@ use super::{AddressSpace, Claims, FaultThread, GuestThread, Line, Memory, SimDis
 use crate::compress::ZipCache;
 use crate::engine::EngineKind;
 use crate::page::{Budget, Home, Parking, Urgency};
-use crate::pool::Pool;
+use crate::pool::{Hints, Pool};
 use crate::reclaim::Evictor;
 use crate::sample::Sampler;
 use crate::share::{Peers, Scanner};
@@ -16,6 +16,9 @@ use crate::swap::SwapFile;
 use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, PageBuf, Pages, VmId};
 use crate::vm::{Parts, Vm, VmParams};
+
+/// Pages that the table of hints has room for.
+const HINTED: u64 = 4096;
 
 /// How a guest is made.
 #[derive(Clone, Copy, Debug)]
@@ -48,12 +51,9 @@ impl Switchboard {
 }
 
 impl Peers for Switchboard {
-    fn seems_equal(&self, vm: VmId, gfn: Gfn, low_digest: u32) -> bool {
-        let vm = self.vms.lock().get(&vm).cloned();
-        vm.is_some_and(|vm| {
-            let entry = vm.table.entry(gfn);
-            entry.home() == Home::Resident && entry.last_hash() == low_digest
-        })
+    fn known_hash(&self, vm: VmId, gfn: Gfn) -> Option<u32> {
+        let vm = self.vms.lock().get(&vm).cloned()?;
+        vm.table.known_hash(gfn)
     }
 
     fn nudge(&self, vm: VmId, gfn: Gfn) {
@@ -89,7 +89,9 @@ pub(super) struct Host {
 impl Host {
     /// A host without guests, with one pool of `frames` frames for each salt.
     pub(super) fn new(total: u64, reserve: u64, salts: usize, frames: u32) -> Self {
-        let pool = |salt| Pool::new(&format!("sim-{salt}"), frames).expect("a small memfd");
+        // Roomy, so that no hint has to go that is true.
+        let hints = Arc::new(Hints::new(Pages(HINTED)));
+        let pool = |salt| Pool::new(&format!("sim-{salt}"), frames, &hints).expect("a small memfd");
         Self {
             budget: Arc::new(Budget::new(Pages(total), Pages(reserve))),
             pools: (0..salts).map(|salt| Arc::new(pool(salt))).collect(),

@@ -11,10 +11,10 @@ use super::place::Place;
 use super::slots::{SlotRun, Slots};
 use super::storage::{Storage, read_whole, write_whole};
 use crate::digest::digest;
-use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering, zeroes};
 use crate::units::{PAGE_SIZE, PageBuf, Pages, SlotId};
 
-/// The digest of a slot that holds no page. A page whose digest this is has [`ZERO`] instead.
+/// The digest of a slot that holds no page: the zero that [`zeroes`] fills tables with. A page whose digest this is has [`ZERO`] instead.
 const EMPTY: u64 = 0;
 const ZERO: u64 = 1;
 
@@ -53,7 +53,7 @@ pub struct SwapFile {
 
 impl SwapFile {
     /// Creates the file of `slots` pages for the VM `vm` in `dir`, without a name. It can be
-    /// [resized](Self::resize) to at most `max_slots`, for each of which 8 bytes are taken now.
+    /// [resized](Self::resize) to at most `max_slots`, for each of which 8 bytes are set aside.
     ///
     /// # Errors
     /// [`SwapError::NoSpace`] when it does not fit, else [`SwapError::Create`].
@@ -75,7 +75,7 @@ impl SwapFile {
             place: Mutex::new(place),
             slots: Mutex::new(Slots::new(slots)),
             writer: Mutex::default(),
-            digests: (0..max_slots).map(|_| AtomicU64::new(EMPTY)).collect(),
+            digests: zeroes(max_slots as usize),
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
             clusters: AtomicU64::new(0),

@@ -32,7 +32,7 @@ use memvisor_guest_agent::protocol::claims::Words;
 use crate::compress::ZipCache;
 use crate::engine::{Engine, EngineKind};
 use crate::page::{Budget, Claims, Home, PageTable, Parking, Urgency};
-use crate::pool::{Pool, Unref};
+use crate::pool::{Membership, Pool, Unref};
 use crate::swap::SwapFile;
 use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, GfnRun, Pages, SlotId, VmId};
@@ -82,7 +82,7 @@ pub struct Vm {
     /// Its swap file.
     pub swap: SwapFile,
     /// The share pool of its sharing domain. Changed by the worker, while no page is shared.
-    pool: RwLock<Arc<Pool>>,
+    pool: RwLock<Arc<Membership>>,
     /// Whether pages may be shared now.
     sharing: AtomicBool,
     /// The host's memory.
@@ -142,7 +142,7 @@ impl Vm {
             engine,
             zip: Mutex::new(parts.zip),
             swap: parts.swap,
-            pool: RwLock::new(parts.pool),
+            pool: RwLock::new(Arc::new(Membership::new(parts.pool, id))),
             sharing: AtomicBool::new(true),
             budget: parts.budget,
             parking: parts.parking,
@@ -225,6 +225,12 @@ impl Vm {
     /// The share pool of its sharing domain.
     #[must_use]
     pub fn pool(&self) -> Arc<Pool> {
+        Arc::clone(self.membership().pool())
+    }
+
+    /// Its place in that pool.
+    #[must_use]
+    pub fn membership(&self) -> Arc<Membership> {
         Arc::clone(&self.pool.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -234,9 +240,8 @@ impl Vm {
     /// When a page is shared: its frame would be looked for in the wrong pool.
     pub fn set_pool(&self, pool: Arc<Pool>) {
         assert_eq!(self.table.count(Home::Shared(FrameId(0))), 0);
-        let mut place = self.pool.write().unwrap_or_else(PoisonError::into_inner);
-        place.index().forget_vm(self.id);
-        *place = pool;
+        let membership = Arc::new(Membership::new(pool, self.id));
+        *self.pool.write().unwrap_or_else(PoisonError::into_inner) = membership;
     }
 
     /// Whether pages may be shared now.
@@ -380,7 +385,6 @@ impl Vm {
         if let Err(error) = self.engine.punch(ram) {
             tracing::warn!(vm = %self.params.name, %error, "its memory comes free a moment later");
         }
-        self.pool().index().forget_vm(self.id);
         self.budget.starve(&self.parking, false);
         self.budget.give(used);
     }

@@ -5,7 +5,7 @@
 //! away *before* it reads. Whoever sets it later is right to do so.
 
 use super::{
-    BACKOFF_MASK, BACKOFF_SHIFT, KIND, LOCKED, PAYLOAD_SHIFT, PageTable, QUIET, REFILLED,
+    BACKOFF_MASK, BACKOFF_SHIFT, Entry, KIND, LOCKED, PAYLOAD_SHIFT, PageTable, QUIET, REFILLED,
     SKIP_MASK, SKIP_SHIFT, UNSEEN,
 };
 use crate::page::home::Home;
@@ -80,9 +80,9 @@ impl PageTable {
         self.entries[gfn.index()].fetch_and(!UNSEEN, Ordering::AcqRel);
     }
 
-    /// Notes the low half of the hash that a look at a resident page found. A page that is being moved is
-    /// looked at again.
-    pub fn note_hash(&self, gfn: Gfn, hash: u32) {
+    /// Notes the low half of the hash that a look at a resident page found; the one before, or 0. A page that
+    /// is being moved is looked at again.
+    pub fn note_hash(&self, gfn: Gfn, hash: u32) -> u32 {
         let noted = self.change(gfn, |entry| {
             if entry & (KIND | LOCKED) != RESIDENT {
                 return entry;
@@ -93,6 +93,19 @@ impl PageTable {
         if noted & (KIND | LOCKED) != RESIDENT {
             self.note_written(gfn);
         }
+        Entry(noted).last_hash()
+    }
+
+    /// The low half of the hash that a resident page had when it was last looked at, for whoever wants to know
+    /// whether a hint is true.
+    ///
+    /// A hint is dropped first, and its page asked then; its scanner notes a hash first and looks for the hint
+    /// then. Both change the entry, so one of them comes after the other, and that one sees what the other did.
+    #[must_use]
+    pub fn known_hash(&self, gfn: Gfn) -> Option<u32> {
+        let entry = self.entries[gfn.index()].fetch_or(0, Ordering::AcqRel);
+        let hash = Entry(entry).last_hash();
+        (entry & KIND == RESIDENT && hash != 0).then_some(hash)
     }
 
     /// Notes that the page changed between two looks, was broken out of sharing, or could not be merged

@@ -1,0 +1,648 @@
+//! Where pages of some content may be found: one table for the host, of 8 bytes a hint.
+//!
+//! There are as many hints as pages, so each byte of a hint is a byte lost for every page of every guest. A map
+//! from digests to pages takes 40 bytes and more. So the table keeps a *tag*, 20 bits of the digest, and the
+//! place of the entry tells most of the rest:
+//!
+//! ```text
+//! bits  0..28   the page
+//!      28..44   the seat of its VM; 0 in an empty entry
+//!      44..64   the tag: the lowest bits of the digest
+//! ```
+//!
+//! A hint belongs into one of two *buckets* of 8, a cache line each, and goes into the emptier one. In a table that
+//! is five sixths full, one of a thousand finds both of them full. It never grows, and nothing is moved.
+//!
+//! *Tags collide*: what is found may be a page of other content. The page itself keeps 32 bits of its digest, so
+//! whoever asks can tell, see [`Claim::fits`]. It must not drop such a hint for it: the page may not be looked at
+//! again before it is written, and would never be shared.
+//!
+//! *Seats* are the VMs' short numbers. One that is given back is not given out again before all have been; then
+//! one sweep clears what the VMs that are gone have left.
+//!
+//! *Domains* share the table, so that a small one costs nothing of its own. Each mixes the digests with a number
+//! of its own, so that equal contents do not crowd, and finds hints of its own pages only.
+//!
+//! Entries change by compare-and-exchange. That a hint and a frame of one content are looked for in one step is
+//! the matter of the index: its shard is locked around what is done here for one digest.
+
+use super::seats::{DomainId, NOBODY, Seats};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, zeroes};
+use crate::sys::prefetch;
+use crate::units::{Bytes, Gfn, Pages, VmId};
+
+/// Hints in a bucket: a cache line. In tests fewer, so that buckets are full now and then.
+const BUCKET: usize = if cfg!(test) { 2 } else { 8 };
+/// Hints for each page of the host, in eighths. A host keeps a part of its memory free.
+const EIGHTHS_PER_PAGE: u64 = 9;
+/// The bits of a tag. In tests few, so that tags collide all the time.
+const TAG_BITS: u32 = if cfg!(test) { 2 } else { 20 };
+const TAG: u32 = (1 << TAG_BITS) - 1;
+const TAG_SHIFT: u32 = 44;
+const SEAT_SHIFT: u32 = 28;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+const EMPTY: u64 = 0;
+
+/// The table. See the module text.
+#[derive(Debug)]
+pub struct Hints {
+    /// Buckets one after the other, and room to begin at a cache line.
+    words: Box<[AtomicU64]>,
+    /// The first word of the first bucket.
+    first: usize,
+    buckets: u64,
+    seats: Seats,
+    domains: AtomicU32,
+    /// Changes with each hint that has to go for another.
+    turn: AtomicU32,
+}
+
+/// A page that is said to have some content.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Claim {
+    /// Its VM.
+    pub vm: VmId,
+    /// The page.
+    pub gfn: Gfn,
+    word: u64,
+    at: usize,
+}
+
+impl Claim {
+    /// Whether the hint may be true of a page whose digest has this low half. A hint that is not is stale; one
+    /// that is and was asked for by another digest is of another content, and must stay.
+    #[must_use]
+    pub const fn fits(&self, low_digest: u32) -> bool {
+        (self.word >> TAG_SHIFT) as u32 == low_digest & TAG
+    }
+}
+
+/// What was found out about hints of one digest so far.
+#[derive(Debug, Default)]
+pub struct Doubts {
+    others: Vec<Claim>,
+    crowded: bool,
+}
+
+impl Doubts {
+    /// Notes that the page of this hint has another content of the same tag.
+    pub fn add(&mut self, claim: Claim) {
+        self.others.push(claim);
+    }
+
+    /// Notes that every hint in the way seems true.
+    pub const fn set_crowded(&mut self) {
+        self.crowded = true;
+    }
+
+    /// The hints that are of other contents.
+    #[must_use]
+    pub fn others(&self) -> &[Claim] {
+        &self.others
+    }
+
+    fn contain(&self, word: u64) -> bool {
+        self.others.iter().any(|claim| claim.word == word)
+    }
+}
+
+/// What the table knows of a content, but for the doubts.
+#[derive(PartialEq, Eq, Debug)]
+pub enum Hint {
+    /// Nothing; now it knows this page. A hint may have had to go for it.
+    Inserted,
+    /// This page.
+    Same,
+    /// Another page, which may have this content. It is still the one that is known.
+    Other(Claim),
+    /// Nothing, and there is no room: these pages are in the way. One that has another content than its hint says
+    /// can be dropped.
+    Full(Vec<Claim>),
+}
+
+/// Where hints of one digest are.
+#[derive(Clone, Copy)]
+struct Place {
+    starts: [usize; 2],
+    tag: u64,
+}
+
+impl Hints {
+    /// A table for a host of so many pages. It takes [`metadata`](Self::metadata).
+    #[must_use]
+    pub fn new(resident: Pages) -> Self {
+        let buckets = buckets(resident);
+        let words = zeroes::<AtomicU64>(words(buckets));
+        // Elsewhere than on cache lines it would be slower, not wrong.
+        let first = words.as_ptr().align_offset(LINE).min(LINE / 8);
+        Self {
+            words,
+            first,
+            buckets,
+            seats: Seats::new(),
+            domains: AtomicU32::new(0),
+            turn: AtomicU32::new(0),
+        }
+    }
+
+    /// The memory that the table for a host of so many pages takes.
+    #[must_use]
+    pub fn metadata(resident: Pages) -> Pages {
+        Bytes(words(buckets(resident)) as u64 * 8 + 4095).pages()
+    }
+
+    pub(super) fn new_domain(&self) -> DomainId {
+        // Not 0, which is nobody's.
+        DomainId::new(self.domains.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Gives the VM a seat in a domain; [`NOBODY`], whose hints are not kept, when all are taken.
+    pub(super) fn sit_down(&self, domain: DomainId, vm: VmId) -> u16 {
+        self.seats.take(domain, vm, || self.sweep())
+    }
+
+    /// Gives a seat back; what it has left is known to be nobody's.
+    pub(super) fn stand_up(&self, seat: u16) {
+        self.seats.give(seat);
+    }
+
+    fn sweep(&self) {
+        for (at, word) in self.words.iter().enumerate() {
+            let seen = word.load(Ordering::Relaxed);
+            if seen != EMPTY && self.owner(seen).is_none() {
+                self.exchange(at, seen, EMPTY);
+            }
+        }
+    }
+
+    /// Hints of one domain, stale ones too.
+    pub(super) fn count(&self, domain: DomainId) -> u64 {
+        self.seats.count(domain)
+    }
+
+    /// Brings to the processor what [`offer`](Self::offer) will look at.
+    pub(super) fn prefetch(&self, domain: DomainId, digest: u64) {
+        let place = self.place(domain, digest);
+        place
+            .starts
+            .iter()
+            .for_each(|start| prefetch(&self.words[*start]));
+    }
+
+    /// Says that page `gfn` of the VM in `seat` has this digest.
+    pub(super) fn offer(
+        &self,
+        domain: DomainId,
+        digest: u64,
+        (seat, gfn): (u16, Gfn),
+        doubts: &Doubts,
+    ) -> Hint {
+        // An entry has no room for pages beyond a TiB: they are found by others only once shared.
+        let seat = if gfn.0 >> SEAT_SHIFT == 0 {
+            seat
+        } else {
+            NOBODY
+        };
+        let place = self.place(domain, digest);
+        let ours = place.tag << TAG_SHIFT | u64::from(seat) << SEAT_SHIFT | u64::from(gfn.0);
+        loop {
+            let seen = self.read(place);
+            if may_have(place, &seen) {
+                if let Some(claim) = self.other(domain, place, &seen, ours, doubts) {
+                    return Hint::Other(claim);
+                }
+                if seen.as_flattened().contains(&ours) {
+                    return Hint::Same;
+                }
+            }
+            if seat == NOBODY {
+                return Hint::Inserted;
+            }
+            let (at, old) = match self.room(place, &seen) {
+                Some(room) => room,
+                None if doubts.crowded => self.victim(place, &seen),
+                None => return Hint::Full(self.claims(place, &seen)),
+            };
+            if self.exchange(at, old, ours) {
+                return Hint::Inserted;
+            }
+        }
+    }
+
+    /// Takes all hints away that may be of this digest; the pages they named.
+    pub(super) fn take(&self, domain: DomainId, digest: u64) -> Vec<(VmId, Gfn)> {
+        let place = self.place(domain, digest);
+        let mut taken = Vec::new();
+        let (nobody, none) = (EMPTY, Doubts::default());
+        while let Some(claim) = self.other(domain, place, &self.read(place), nobody, &none) {
+            if self.drop_claim(&claim) {
+                taken.push((claim.vm, claim.gfn));
+            }
+        }
+        taken
+    }
+
+    /// Drops a hint, if it is still there.
+    pub(super) fn drop_claim(&self, claim: &Claim) -> bool {
+        self.exchange(claim.at, claim.word, EMPTY)
+    }
+
+    /// Two buckets and a tag. Digests are as good as random and nobody outside knows them (see
+    /// [`crate::digest`]), so they are only mixed with the domain. The tag is of the low half, so that what a
+    /// page keeps of its digest tells whether its hint is true.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "numbers of buckets, which are in memory"
+    )]
+    fn place(&self, domain: DomainId, digest: u64) -> Place {
+        let mixed = (digest >> TAG_BITS ^ domain.mix()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let start = |half: u64| self.first + ((half * self.buckets) >> 32) as usize * BUCKET;
+        Place {
+            starts: [
+                start(mixed >> 32),
+                start(u64::from((mixed as u32).rotate_left(13))),
+            ],
+            tag: u64::from(low_tag(digest)),
+        }
+    }
+
+    #[inline]
+    fn read(&self, place: Place) -> [[u64; BUCKET]; 2] {
+        let mut seen = [[0; BUCKET]; 2];
+        for (start, seen) in place.starts.into_iter().zip(&mut seen) {
+            let words = &self.words[start..start + BUCKET];
+            for (seen, word) in seen.iter_mut().zip(words) {
+                *seen = word.load(Ordering::Acquire);
+            }
+        }
+        seen
+    }
+
+    fn other(
+        &self,
+        domain: DomainId,
+        place: Place,
+        seen: &[[u64; BUCKET]; 2],
+        ours: u64,
+        doubts: &Doubts,
+    ) -> Option<Claim> {
+        let mut words = places(place, seen);
+        words.find_map(|(at, word)| {
+            if word == EMPTY
+                || word >> TAG_SHIFT != place.tag
+                || word == ours
+                || doubts.contain(word)
+            {
+                return None;
+            }
+            let (owner, claim) = self.claim(at, word)?;
+            (owner == domain).then_some(claim)
+        })
+    }
+
+    /// The domain of a hint, and what it says; `None` when the VM is gone.
+    fn claim(&self, at: usize, word: u64) -> Option<(DomainId, Claim)> {
+        let (domain, vm) = self.owner(word)?;
+        let gfn = Gfn((word & ((1 << SEAT_SHIFT) - 1)) as u32);
+        Some((domain, Claim { vm, gfn, word, at }))
+    }
+
+    fn claims(&self, place: Place, seen: &[[u64; BUCKET]; 2]) -> Vec<Claim> {
+        let claims = places(place, seen).filter_map(|(at, word)| self.claim(at, word));
+        claims.map(|(_, claim)| claim).collect()
+    }
+
+    fn owner(&self, word: u64) -> Option<(DomainId, VmId)> {
+        self.seats.owner(seat_of(word))
+    }
+
+    /// An empty entry of the emptier bucket, or one that a VM that is gone has left.
+    fn room(&self, place: Place, seen: &[[u64; BUCKET]; 2]) -> Option<(usize, u64)> {
+        let empty = |bucket: &[u64; BUCKET]| bucket.iter().filter(|word| **word == EMPTY).count();
+        let emptier = usize::from(empty(&seen[1]) > empty(&seen[0]));
+        let free = seen[emptier].iter().position(|word| *word == EMPTY);
+        free.map(|at| (place.starts[emptier] + at, EMPTY))
+            .or_else(|| places(place, seen).find(|(_, word)| self.owner(*word).is_none()))
+    }
+
+    fn victim(&self, place: Place, seen: &[[u64; BUCKET]; 2]) -> (usize, u64) {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize % (2 * BUCKET);
+        let (bucket, at) = (turn / BUCKET, turn % BUCKET);
+        (place.starts[bucket] + at, seen[bucket][at])
+    }
+
+    fn exchange(&self, at: usize, old: u64, new: u64) -> bool {
+        let done = self.words[at].compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed);
+        if done.is_err() {
+            return false;
+        }
+        if old != EMPTY {
+            self.seats.lost(seat_of(old));
+        }
+        if new != EMPTY {
+            self.seats.gained(seat_of(new));
+        }
+        true
+    }
+}
+
+const fn buckets(resident: Pages) -> u64 {
+    let hints = resident.0.saturating_mul(EIGHTHS_PER_PAGE) / 8;
+    // Half of a digest chooses the bucket; so many would be for 100 TiB.
+    let buckets = hints.div_ceil(BUCKET as u64);
+    if buckets > u32::MAX as u64 {
+        u32::MAX as u64
+    } else {
+        buckets + 1
+    }
+}
+
+const fn words(buckets: u64) -> usize {
+    buckets as usize * BUCKET + LINE / 8
+}
+
+/// The tag of a digest: of the low half, where a zero is for pages that have none, as in the page table.
+const fn low_tag(digest: u64) -> u32 {
+    let low = (digest & u32::MAX as u64) as u32;
+    (if low == 0 { 1 } else { low }) & TAG
+}
+
+const fn seat_of(word: u64) -> usize {
+    (word >> SEAT_SHIFT & 0xffff) as usize
+}
+
+/// Whether any hint has the tag: mostly none has, and this is the whole lookup.
+fn may_have(place: Place, seen: &[[u64; BUCKET]; 2]) -> bool {
+    let has = |word: &u64| word >> TAG_SHIFT == place.tag;
+    // All of them, without a branch for each.
+    seen.as_flattened()
+        .iter()
+        .fold(false, |any, word| any | has(word))
+}
+
+fn places(place: Place, seen: &[[u64; BUCKET]; 2]) -> impl Iterator<Item = (usize, u64)> {
+    let bucket = |(start, words): (usize, &[u64; BUCKET])| {
+        let words = *words;
+        (start..).zip(words)
+    };
+    place.starts.into_iter().zip(seen).flat_map(bucket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::super::seats::SEATS;
+    use super::*;
+
+    const NONE: Doubts = Doubts {
+        others: Vec::new(),
+        crowded: false,
+    };
+
+    fn place_of(hint: &Hint) -> Option<(VmId, Gfn)> {
+        match hint {
+            Hint::Other(claim) => Some((claim.vm, claim.gfn)),
+            _ => None,
+        }
+    }
+
+    /// A table with one domain and seats for VMs 1 and 2.
+    fn table(resident: u64) -> (Hints, DomainId, [u16; 2]) {
+        let hints = Hints::new(Pages(resident));
+        let domain = hints.new_domain();
+        let seats = [1, 2].map(|vm| hints.sit_down(domain, VmId(vm)));
+        (hints, domain, seats)
+    }
+
+    #[test]
+    fn first_page_stays_known_and_a_doubted_one_is_passed_over() {
+        let (hints, domain, [a, b]) = table(64);
+        let first = (VmId(1), Gfn(1));
+        assert_eq!(hints.offer(domain, 7, (a, Gfn(1)), &NONE), Hint::Inserted);
+        assert_eq!(hints.offer(domain, 7, (a, Gfn(1)), &NONE), Hint::Same);
+        let found = hints.offer(domain, 7, (b, Gfn(1)), &NONE);
+        assert_eq!(place_of(&found), Some(first));
+        let mut doubts = Doubts::default();
+        if let Hint::Other(claim) = found {
+            assert!(claim.fits(7) && claim.fits(3) && !claim.fits(6));
+            doubts.add(claim);
+        }
+        let beside = hints.offer(domain, 7, (b, Gfn(1)), &doubts);
+        assert_eq!(beside, Hint::Inserted, "and the other is not lost");
+        assert_eq!(hints.count(domain), 2);
+        let mut taken = hints.take(domain, 7);
+        taken.sort_by_key(|(vm, _)| vm.0);
+        assert_eq!(taken, [first, (VmId(2), Gfn(1))]);
+        assert_eq!(hints.count(domain), 0);
+    }
+
+    #[test]
+    fn full_buckets_name_what_is_in_the_way_and_give_up_one_when_told() {
+        let (hints, domain, [a, b]) = table(0);
+        // One place in all, and contents whose tags differ from the one that is looked up.
+        let page = |gfn| (a, Gfn(gfn));
+        for gfn in 0..2 * BUCKET as u32 {
+            let hint = hints.offer(domain, u64::from(4 * gfn + 2), page(gfn), &doubts_of_all());
+            assert!(matches!(hint, Hint::Inserted | Hint::Full(_)), "{hint:?}");
+        }
+        let Hint::Full(claims) = hints.offer(domain, 3, (b, Gfn(9)), &NONE) else {
+            panic!("there is no room");
+        };
+        let known = hints.count(domain);
+        assert!(
+            claims
+                .iter()
+                .all(|claim| claim.fits(2) && claim.vm == VmId(1))
+        );
+        let crowded = Doubts {
+            crowded: true,
+            ..Doubts::default()
+        };
+        assert_eq!(
+            hints.offer(domain, 3, (b, Gfn(9)), &crowded),
+            Hint::Inserted
+        );
+        assert_eq!(hints.count(domain), known, "one went for it");
+        assert_eq!(
+            place_of(&hints.offer(domain, 3, page(0), &NONE)),
+            Some((VmId(2), Gfn(9)))
+        );
+    }
+
+    /// As if every hint of a content were known to be of another.
+    fn doubts_of_all() -> Doubts {
+        let vm = VmId(1);
+        let claim = |gfn| Claim {
+            vm,
+            gfn: Gfn(gfn),
+            word: 2 << TAG_SHIFT | 1 << SEAT_SHIFT | u64::from(gfn),
+            at: 0,
+        };
+        // The seats are given out from the lowest.
+        Doubts {
+            others: (0..100).map(claim).collect(),
+            crowded: false,
+        }
+    }
+
+    #[test]
+    fn domains_do_not_see_each_other() {
+        let (hints, domain, [a, _]) = table(64);
+        let other = hints.new_domain();
+        let stranger = hints.sit_down(other, VmId(3));
+        for digest in 0..20 {
+            let gfn = Gfn(digest as u32);
+            hints.offer(domain, digest, (a, gfn), &doubts_of_all());
+            let hint = hints.offer(other, digest, (stranger, gfn), &NONE);
+            assert!(place_of(&hint).is_none_or(|(vm, _)| vm == VmId(3)));
+        }
+        let taken: Vec<_> = (0..20)
+            .flat_map(|digest| hints.take(other, digest))
+            .collect();
+        assert!(!taken.is_empty() && taken.iter().all(|(vm, _)| *vm == VmId(3)));
+        assert_eq!(hints.count(other), 0);
+        assert_ne!(hints.count(domain), 0);
+    }
+
+    #[test]
+    fn seats_of_vms_that_are_gone_are_given_out_again_and_their_hints_mean_nobody() {
+        let (hints, domain, [a, b]) = table(64);
+        hints.offer(domain, 5, (b, Gfn(5)), &NONE);
+        hints.stand_up(a);
+        for vm in 10..1000 {
+            let seat = hints.sit_down(domain, VmId(vm));
+            assert_ne!(seat, NOBODY);
+            let hint = hints.offer(domain, 6, (seat, Gfn(vm)), &NONE);
+            assert_eq!(hint, Hint::Inserted, "whoever had it is gone");
+            assert_eq!(hints.count(domain), 2);
+            hints.stand_up(seat);
+        }
+        let taken = [(); SEATS].map(|()| hints.sit_down(domain, VmId(1)));
+        assert_eq!(taken.iter().filter(|seat| **seat == NOBODY).count(), 2);
+        let nobody = (NOBODY, Gfn(1));
+        assert_eq!(hints.offer(domain, 77, nobody, &NONE), Hint::Inserted);
+        assert_eq!(hints.take(domain, 77), [], "it was not kept");
+        assert_eq!(
+            hints.take(domain, 5),
+            [(VmId(2), Gfn(5))],
+            "the sweep left it"
+        );
+    }
+
+    #[test]
+    fn table_takes_a_quarter_of_a_percent_of_what_it_speaks_for() {
+        for gib in [1, 16, 1024] {
+            let host = Pages(gib << 18);
+            let share = Hints::metadata(host).0 * 1000;
+            // In tests its buckets are smaller, not its hints.
+            assert!(share <= host.0 * 3, "{share} of {host:?}");
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Look(usize, u32, u64),
+        Forget(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let digest = prop_oneof![3 => 4..12u64, 1 => (1..8u64).prop_map(|it| 4 * it + 1)];
+        let look = (0..3usize, 0..4u32, digest);
+        let step = prop_oneof![
+            30 => look.prop_map(|(vm, gfn, digest)| Step::Look(vm, gfn, digest)),
+            1 => (0..3usize).prop_map(Step::Forget),
+        ];
+        prop::collection::vec(step, 0..200)
+    }
+
+    /// What a scanner does that looks at a page alone; the page it finds, and whether a hint had to go.
+    fn look(
+        hints: &Hints,
+        domain: DomainId,
+        pages: &HashMap<(u32, u32), u64>,
+        digest: u64,
+        page: (u16, Gfn),
+    ) -> (Option<(u32, u32)>, bool) {
+        let known = |claim: &Claim| pages.get(&(claim.vm.0, claim.gfn.0)).copied();
+        let fits = |claim: &Claim| known(claim).is_some_and(|it| claim.fits(it as u32));
+        let mut doubts = Doubts::default();
+        loop {
+            match hints.offer(domain, digest, page, &doubts) {
+                Hint::Other(claim) if known(&claim) == Some(digest) => {
+                    return (Some((claim.vm.0, claim.gfn.0)), doubts.crowded);
+                }
+                Hint::Other(claim) if fits(&claim) => doubts.add(claim),
+                Hint::Other(claim) => assert!(hints.drop_claim(&claim)),
+                Hint::Full(claims) => {
+                    let stale: Vec<_> = claims.iter().filter(|claim| !fits(claim)).collect();
+                    for claim in &stale {
+                        // Both buckets may be one, and name it twice.
+                        hints.drop_claim(claim);
+                    }
+                    doubts.crowded = stale.is_empty();
+                }
+                Hint::Inserted | Hint::Same => return (None, doubts.crowded),
+            }
+        }
+    }
+
+    proptest! {
+        /// Pages of three VMs get one content after the other, with tags that collide all the time. Until
+        /// buckets are full of true hints, a page of equal content is found whenever there is one; what is
+        /// found is always one.
+        #[test]
+        fn hints_any_steps_agree_with_the_model(steps in steps(), resident in 6..60u64) {
+            let hints = Hints::new(Pages(resident));
+            let domain = hints.new_domain();
+            let mut vms = [1, 2, 3].map(|vm| (vm, hints.sit_down(domain, VmId(vm))));
+            let mut pages: HashMap<(u32, u32), u64> = HashMap::new();
+            let mut lost = false;
+            for (step, next) in steps.into_iter().zip(4..) {
+                match step {
+                    Step::Look(vm, gfn, digest) => {
+                        let (vm, seat) = vms[vm];
+                        pages.insert((vm, gfn), digest);
+                        let equal = |page: &(u32, u32)| *page != (vm, gfn) && pages[page] == digest;
+                        let there = pages.keys().copied().find(equal);
+                        let (found, crowded) = look(&hints, domain, &pages, digest, (seat, Gfn(gfn)));
+                        lost |= crowded;
+                        prop_assert!(found.is_none_or(|page| equal(&page)));
+                        prop_assert!(lost || found.is_some() == there.is_some());
+                        if found.is_some() {
+                            // They are shared, and then have memory of their own again.
+                            let taken = hints.take(domain, digest);
+                            pages.retain(|_, content| *content != digest);
+                            // Those of another content are told to look again.
+                            for (owner, gfn) in taken {
+                                let seat = vms.iter().find(|(vm, _)| *vm == owner.0);
+                                let (Some((_, seat)), Some(content)) =
+                                    (seat, pages.get(&(owner.0, gfn.0)))
+                                else {
+                                    continue;
+                                };
+                                let again = look(&hints, domain, &pages, *content, (*seat, gfn));
+                                lost |= again.1;
+                                prop_assert!(lost || again.0.is_none());
+                            }
+                        }
+                    }
+                    Step::Forget(vm) => {
+                        let (old, seat) = std::mem::replace(
+                            &mut vms[vm],
+                            (next, hints.sit_down(domain, VmId(next))),
+                        );
+                        hints.stand_up(seat);
+                        pages.retain(|(owner, _), _| *owner != old);
+                    }
+                }
+                let words = hints.words.iter().map(|word| word.load(Ordering::Relaxed));
+                let live = words.filter(|word| *word != EMPTY && hints.owner(*word).is_some());
+                prop_assert_eq!(live.count() as u64, hints.count(domain));
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! One look at pages: reads them, and finds out what is known of their contents.
+//!
+//! A lookup is two or three misses of the processor's caches, each half as long as hashing a page takes. So many
+//! pages are read before any is looked up: while one is hashed, the begin of the next is fetched, and what the
+//! lookups of those before it will need.
+//!
+//! Half of the first look at a page is the kernel's, which maps it into the daemon's view 16 pages at a fault.
+//! `MADV_POPULATE_READ` of a whole block takes longer, and `pread` longer still: they go page by page.
+
+use std::sync::Arc;
+
+use super::Peers;
+use super::merge::{Candidate, Guess, merge};
+use super::place::FrameHold;
+use crate::digest::{digest, low_half};
+use crate::engine::EngineError;
+use crate::pool::{Claim, Doubts, Hint, Membership};
+use crate::units::{Gfn, PageBuf, VmId};
+use crate::vm::Vm;
+
+/// Candidates that are frozen and compared at once, or a few more: their guests' accesses wait meanwhile.
+const BATCH: usize = 256;
+
+/// One walk's candidates and the pages that are to be told of new frames.
+pub(super) struct Look<'a> {
+    vm: &'a Vm,
+    peers: &'a dyn Peers,
+    told: bool,
+    membership: Arc<Membership>,
+    candidates: Vec<Candidate<'a>>,
+    nudges: Vec<(VmId, Gfn)>,
+    changed: u32,
+    content: PageBuf,
+    /// Digests of the pages that were read; `None` of zeroes.
+    read: Vec<(Gfn, Option<u64>)>,
+}
+
+impl<'a> Look<'a> {
+    /// `told`: the engine tells which pages were written.
+    pub(super) fn new(vm: &'a Vm, peers: &'a dyn Peers, told: bool) -> Self {
+        Self {
+            vm,
+            peers,
+            told,
+            // Only the worker, who scans, takes its VM to another pool.
+            membership: vm.membership(),
+            candidates: Vec::new(),
+            nudges: Vec::new(),
+            changed: 0,
+            content: PageBuf::zeroed(),
+            read: Vec::new(),
+        }
+    }
+
+    /// Pages whose content was new or had changed.
+    pub(super) const fn changed(&self) -> u32 {
+        self.changed
+    }
+
+    /// Looks at pages that the caller found resident, ascending.
+    pub(super) fn at(&mut self, gfns: &[Gfn]) {
+        let (vm, table) = (self.vm, &self.vm.table);
+        vm.stats.scanned.add(gfns.len() as u64);
+        let mut read = std::mem::take(&mut self.read);
+        for (at, &gfn) in gfns.iter().enumerate() {
+            table.begin_look(gfn);
+            // The guest may be writing: whatever follows is a hint until the page stands still.
+            vm.engine.read(gfn, &mut self.content);
+            if let Some(next) = gfns.get(at + 1) {
+                vm.engine.prefetch(*next);
+            }
+            let digest = (!self.content.is_zero()).then(|| digest(&self.content));
+            if let Some(digest) = digest {
+                self.membership.prefetch(digest);
+            }
+            read.push((gfn, digest));
+        }
+        for (gfn, digest) in read.drain(..) {
+            match digest {
+                Some(digest) => self.look_up(gfn, digest),
+                // Not a change: it counts when it is dropped, and may be refused for ever.
+                None => self.candidates.push(Candidate {
+                    gfn,
+                    digest: 0,
+                    guess: Guess::Zero,
+                }),
+            }
+        }
+        self.read = read;
+    }
+
+    fn look_up(&mut self, gfn: Gfn, digest: u64) {
+        let table = &self.vm.table;
+        // Zero means "never looked at"; one page in four billion is looked at once more for it.
+        let low = low_half(digest).max(1);
+        let last = table.note_hash(gfn, low);
+        if last != low {
+            self.changed += 1;
+        }
+        if last != 0 && last != low {
+            self.vm.stats.volatile.one();
+            table.back_off(gfn);
+            return;
+        }
+        if let Some(guess) = self.guess(gfn, digest, low) {
+            self.candidates.push(Candidate { gfn, digest, guess });
+        } else if last == low {
+            table.settle(gfn, self.told);
+        }
+    }
+
+    fn guess(&self, gfn: Gfn, digest: u64, low: u32) -> Option<Guess<'a>> {
+        if !self.vm.is_sharing() {
+            return None;
+        }
+        let has = |claim: &Claim| self.peers.known_hash(claim.vm, claim.gfn) == Some(low);
+        let mut doubts = Doubts::default();
+        loop {
+            match self.membership.lookup(digest, gfn, &doubts) {
+                Ok(frame) => return Some(Guess::Frame(FrameHold::new(self.vm, frame))),
+                Err(Hint::Other(claim)) if has(&claim) => return Some(Guess::First),
+                Err(Hint::Other(claim)) => {
+                    if !self.drop_if_stale(&claim) {
+                        doubts.add(claim);
+                    }
+                }
+                Err(Hint::Full(claims)) => {
+                    let dropped = claims.iter().filter(|claim| self.drop_if_stale(claim));
+                    if dropped.count() == 0 {
+                        doubts.set_crowded();
+                    }
+                }
+                // A page that got this content after it was asked has found its own hint there, and not ours.
+                Err(Hint::Inserted | Hint::Same) => {
+                    return doubts.others().iter().any(has).then_some(Guess::First);
+                }
+            }
+        }
+    }
+
+    /// Drops a hint whose page has another content than the hint says; `false` when it may be true.
+    fn drop_if_stale(&self, claim: &Claim) -> bool {
+        let fits = || {
+            let known = self.peers.known_hash(claim.vm, claim.gfn);
+            known.is_some_and(|known| claim.fits(known))
+        };
+        if fits() {
+            return false;
+        }
+        self.membership.drop_hint(claim);
+        if fits() {
+            // It has got that content again, and its scanner may have found the hint just before.
+            self.peers.nudge(claim.vm, claim.gfn);
+        }
+        true
+    }
+
+    /// Merges when there are enough candidates; how many pages were shared.
+    pub(super) fn merge_if_full(&mut self) -> Result<u64, EngineError> {
+        if self.candidates.len() < BATCH {
+            Ok(0)
+        } else {
+            self.finish()
+        }
+    }
+
+    /// Merges what there is.
+    pub(super) fn finish(&mut self) -> Result<u64, EngineError> {
+        let candidates = std::mem::take(&mut self.candidates);
+        let shared = merge(self.vm, candidates, &mut self.nudges);
+        // Only now are the frames in use that the others shall find. Also after a failure: nobody knows these
+        // pages by their content any more.
+        for (vm, gfn) in self.nudges.drain(..) {
+            self.peers.nudge(vm, gfn);
+        }
+        shared
+    }
+}
