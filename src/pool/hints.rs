@@ -205,7 +205,8 @@ impl Hints {
             NOBODY
         };
         let place = self.place(domain, digest);
-        let ours = place.tag << TAG_SHIFT | u64::from(seat) << SEAT_SHIFT | u64::from(gfn.0);
+        let page = u64::from(gfn.0) & ((1 << SEAT_SHIFT) - 1);
+        let ours = place.tag << TAG_SHIFT | u64::from(seat) << SEAT_SHIFT | page;
         loop {
             let seen = self.read(place);
             if may_have(place, &seen) {
