@@ -177,8 +177,8 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// [`EngineError::Kernel`].
     fn write_back(&self, gfn: Gfn, content: &PageBuf) -> Result<(), EngineError>;
 
-    /// Lets faults on a page access it again.
-    fn wake(&self, gfn: Gfn);
+    /// Lets faults on pages access them again.
+    fn wake(&self, run: GfnRun);
 
     /// Tells `each` which resident pages of `run` the guest may have written since the last call, in
     /// runs; other pages may be among them. Whatever is written from here on is told by the next call.

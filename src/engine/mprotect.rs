@@ -22,7 +22,7 @@ impl Provider for MprotectProvider {
         Ok(Provided::Ask(Reply::Open(GfnRun::single(gfn))))
     }
 
-    fn wake(&self, _gfn: Gfn) {
+    fn wake(&self, _run: GfnRun) {
         // Nobody waits in the kernel: every waiting thread has a fault channel.
     }
 

@@ -19,7 +19,7 @@ pub trait Provider: Send + Sync + std::fmt::Debug {
     fn provide(&self, ram: &Ram, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError>;
 
     /// As [`Engine::wake`].
-    fn wake(&self, gfn: Gfn);
+    fn wake(&self, run: GfnRun);
 
     /// As [`Engine::take_written`].
     fn take_written(&self, run: GfnRun, each: &mut dyn FnMut(GfnRun)) -> bool;
@@ -119,8 +119,8 @@ impl<P: Provider> Engine for ShimEngine<P> {
         self.ram.write(gfn, content)
     }
 
-    fn wake(&self, gfn: Gfn) {
-        self.provider.wake(gfn);
+    fn wake(&self, run: GfnRun) {
+        self.provider.wake(run);
     }
 
     fn take_written(&self, run: GfnRun, each: &mut dyn FnMut(GfnRun)) -> bool {

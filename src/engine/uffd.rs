@@ -55,7 +55,7 @@ impl Provider for UffdProvider {
             // Several threads faulted on one page, or it was mapped meanwhile, or it must be tried
             // once more: whoever waits accesses it again.
             Filled::Present if matches!(content, Content::Present) => {
-                self.wake(gfn);
+                self.wake(GfnRun::single(gfn));
                 Ok(Provided::Done)
             }
             // Mapping what is there would give the guest bytes that it did not write.
@@ -67,10 +67,10 @@ impl Provider for UffdProvider {
         }
     }
 
-    fn wake(&self, gfn: Gfn) {
+    fn wake(&self, run: GfnRun) {
         // It can fail only for a range outside the address space, that is for a shim that lied
         // about its base and whose threads wait elsewhere.
-        let _ = self.uffd.wake(self.address(gfn), 1);
+        let _ = self.uffd.wake(self.address(run.start), run.count);
     }
 
     fn take_written(&self, run: GfnRun, each: &mut dyn FnMut(GfnRun)) -> bool {

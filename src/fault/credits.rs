@@ -17,7 +17,7 @@ use super::Access;
 /// Pages that a guest holds at first.
 const FIRST: u32 = 16;
 /// What a guest holds at most is this part of the budget, beside the limit of the table.
-const PART: u64 = 256;
+const PART: u64 = 64;
 /// How long pages that are held may lie unused.
 const REST: Duration = Duration::from_millis(250);
 /// How much longer a guest that holds nothing is left alone.

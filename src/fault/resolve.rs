@@ -101,7 +101,7 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access) -> Result<Outcome, FaultError>
             Ok(page) => break page,
             // Tried again, the access finds the page there or waits for the thread that brings it.
             Err(Unlocked::Claimed) => {
-                vm.engine.wake(gfn);
+                vm.engine.wake(GfnRun::single(gfn));
                 return Ok(Outcome::Served);
             }
             Err(Unlocked::Busy) if vm.table.park(gfn) => return Ok(Outcome::Busy),
@@ -117,7 +117,7 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access) -> Result<Outcome, FaultError>
         }
         // It was mapped since, or is to be asked for over a channel: either way, tried again.
         Home::Shared(_) => {
-            vm.engine.wake(gfn);
+            vm.engine.wake(GfnRun::single(gfn));
             Ok(Outcome::Served)
         }
         // Another thread's fault brought it.

@@ -120,9 +120,9 @@ pub(crate) fn place<'a>(
         }
     }
     give_back(vm, mapped.iter().map(PageGuard::gfn))?;
-    for page in &mapped {
-        // Who waited in the kernel for the frozen page reads the frame now.
-        vm.engine.wake(page.gfn());
+    // Who waited in the kernel for a frozen page reads the frame now.
+    for run in runs_of(mapped.iter().map(PageGuard::gfn)) {
+        vm.engine.wake(run);
     }
     Ok(left)
 }

@@ -446,8 +446,9 @@ impl Engine for Arc<AddressSpace> {
         Ok(())
     }
 
-    fn wake(&self, gfn: Gfn) {
-        self.pages()[gfn.index()].wakes += 1;
+    fn wake(&self, run: GfnRun) {
+        let mut pages = self.pages();
+        run.iter().for_each(|gfn| pages[gfn.index()].wakes += 1);
     }
 
     fn take_written(&self, run: GfnRun, each: &mut dyn FnMut(GfnRun)) -> bool {

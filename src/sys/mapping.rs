@@ -95,6 +95,15 @@ impl Mapping {
             .for_each(|at| prefetch_at(start.wrapping_add(at)));
     }
 
+    /// Drops what of the file is mapped now; it is mapped again where it is accessed. Before many holes are
+    /// punched: each would else interrupt every processor that this process ran on.
+    pub fn forget(&self) {
+        let (start, len) = (self.raw.as_mut_ptr(), self.raw.len());
+        // SAFETY: the range is the whole mapping, which lives as long as `self`; it is shared, so that only page
+        // table entries go, and the content stays in the file. The advice can only fail for other ranges.
+        unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) };
+    }
+
     /// Copies one page in. Only for a mapping made by [`Mapping::read_write`].
     ///
     /// # Panics

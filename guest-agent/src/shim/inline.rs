@@ -4,8 +4,10 @@
 //! All of it runs in a signal handler: system calls, atomics, and buffers on the stack. What was begun
 //! and cannot be ended is given up, and then the daemon is asked, which knows what to say about it.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -58,7 +60,7 @@ impl Words for Table {
 #[derive(Debug)]
 pub(super) struct Inline {
     table: Table,
-    arena: usize,
+    arena: File,
     arena_pages: u32,
 }
 
@@ -74,7 +76,7 @@ pub(super) enum Served {
 }
 
 impl Inline {
-    /// Maps the claim table and the arena that the daemon has passed on.
+    /// Maps the claim table that the daemon has passed on, and keeps the arena to read it.
     pub(super) fn new(
         pages: u32,
         claims: &OwnedFd,
@@ -87,7 +89,9 @@ impl Inline {
             base: map(claims, len, libc::PROT_READ | libc::PROT_WRITE)?,
             count,
         };
-        let arena = map(arena, arena_pages as usize * PAGE_SIZE, libc::PROT_READ)?;
+        // Not mapped: the daemon gives each of its pages back after a few reads, and would then interrupt our
+        // processors to take it out of the mapping.
+        let arena = File::from(arena.try_clone()?);
         Ok(Self {
             table,
             arena,
@@ -161,12 +165,10 @@ impl Inline {
             return None;
         }
         let into = into.get_mut(..len)?;
-        let from = (self.arena + place.page as usize * PAGE_SIZE + at) as *const u8;
-        // SAFETY: the bytes lie inside one page of the mapping of the arena (checked above), which is
-        // never unmapped; `into` is private and has the same length; nobody writes these bytes while
-        // the page is claimed, and if the daemon did, the checksum would tell.
-        unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), len) };
-        Some(into)
+        let offset = u64::from(place.page) * PAGE_SIZE as u64 + at as u64;
+        // Nobody writes these bytes while the page is claimed, and if the daemon did, the checksum would tell.
+        let read = self.arena.read_at(into, offset).ok()?;
+        (read == len).then_some(into)
     }
 
     /// Gives a claimed page that is shared a copy of its own.
