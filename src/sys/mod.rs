@@ -7,6 +7,7 @@
     reason = "this is the room for it; tests/tidy.rs holds it to that"
 )]
 
+mod allocator;
 mod direct_file;
 mod filesystem;
 mod mapping;
@@ -19,6 +20,7 @@ mod swap_device;
 mod uffd;
 mod words;
 
+pub use allocator::map_large_allocations;
 pub use direct_file::DirectFile;
 pub use filesystem::Filesystem;
 pub use mapping::Mapping;
