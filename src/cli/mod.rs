@@ -29,7 +29,6 @@ use tracing_subscriber::EnvFilter;
 
 use self::exit::Exit;
 use crate::signals;
-use crate::sys::map_large_allocations;
 
 /// Memory overcommitment as VMware ESX does it, in user space, on stock Linux.
 #[derive(Debug, Parser)]
@@ -75,7 +74,6 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     signals::unblock_all();
-    map_large_allocations();
     let command = Cli::parse().command;
     let done = log_to_stderr(&command).and_then(|()| run(command));
     let exit = done.unwrap_or_else(|error| {

@@ -18,6 +18,7 @@ use crate::policy::{self, FreeState};
 use crate::pool::{Hints, Pool};
 use crate::reclaim::host_ghz;
 use crate::settings::{Domain, SettingView, VmPatch, VmSettings};
+use crate::sys::map_large_allocations;
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::{Pages, VmId};
 
@@ -64,6 +65,8 @@ fn reserve(total: Pages) -> Pages {
 
 impl Host {
     pub(super) fn new(options: &HostOptions, capabilities: &Capabilities) -> Self {
+        // Before the first table.
+        map_large_allocations();
         let total = options.memory.pages();
         let budget = Arc::new(Budget::new(total, reserve(total)));
         // Nobody else has taken any: a quarter of a percent is there.
