@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::extents::FreeFrames;
 use super::hints::{Claim, Doubts, Hint, Hints};
 use super::index::Index;
+use super::seats::NOBODY;
 use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, zeroes};
 use crate::sys::{Mapping, Memfd};
 use crate::units::{FrameId, Gfn, PageBuf, Pages, VmId};
@@ -259,20 +260,26 @@ impl<'a> NewFrame<'a> {
     }
 }
 
-/// The place of one VM in the pool of its sharing domain; left when dropped. What is known of its pages is
-/// then worth nothing.
+/// The place of one VM in the pool of its sharing domain; left when dropped, if not before. What is known of its
+/// pages is then worth nothing.
 #[derive(Debug)]
 pub struct Membership {
     pool: Arc<Pool>,
-    seat: u16,
+    seat: AtomicU32,
 }
 
 impl Membership {
     /// Lets a VM take part.
     #[must_use]
     pub fn new(pool: Arc<Pool>, vm: VmId) -> Self {
-        let seat = pool.index.sit_down(vm);
+        let seat = AtomicU32::new(pool.index.sit_down(vm).into());
         Self { pool, seat }
+    }
+
+    /// Leaves; whoever still has the membership finds frames, and leaves no hints.
+    pub fn leave(&self) {
+        let seat = self.seat.swap(NOBODY.into(), Ordering::Relaxed);
+        self.pool.index.stand_up(seat_number(seat));
     }
 
     /// The pool.
@@ -290,7 +297,8 @@ impl Membership {
     pub fn lookup(&self, hash: u64, gfn: Gfn, doubts: &Doubts) -> Result<FrameRef<'_>, Hint> {
         let pool = &*self.pool;
         let take = |frame| pool.try_ref(frame);
-        let frame = (pool.index).find_frame_or_hint(hash, (self.seat, gfn), doubts, take)?;
+        let page = (seat_number(self.seat.load(Ordering::Relaxed)), gfn);
+        let frame = (pool.index).find_frame_or_hint(hash, page, doubts, take)?;
         Ok(FrameRef { pool, frame })
     }
 
@@ -308,8 +316,14 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.pool.index.stand_up(self.seat);
+        self.leave();
     }
+}
+
+/// Seats have 16 bits.
+#[expect(clippy::cast_possible_truncation, reason = "made of 16 bits")]
+const fn seat_number(seat: u32) -> u16 {
+    seat as u16
 }
 
 impl Drop for NewFrame<'_> {

@@ -385,6 +385,8 @@ impl Vm {
         if let Err(error) = self.engine.punch(ram) {
             tracing::warn!(vm = %self.params.name, %error, "its memory comes free a moment later");
         }
+        // Others may still look at the VM for a moment.
+        self.membership().leave();
         self.budget.starve(&self.parking, false);
         self.budget.give(used);
     }
