@@ -6,9 +6,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::protocol::claims::{Attempt, Claim, Claimer, Place, State, Words, row, words};
@@ -16,7 +15,7 @@ use crate::protocol::payload::{checksum, decompress};
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
 use super::channels::{futex_wait, futex_wake};
-use super::ram::RamMap;
+use super::ram::{RamMap, map_file};
 use super::uffd;
 
 /// The longest compressed page.
@@ -86,7 +85,7 @@ impl Inline {
         let count = words(pages);
         let len = usize::try_from(count * 4).map_err(io::Error::other)?;
         let table = Table {
-            base: map(claims, len, libc::PROT_READ | libc::PROT_WRITE)?,
+            base: map_file(claims.as_fd(), len, libc::PROT_READ | libc::PROT_WRITE)?,
             count,
         };
         // Not mapped: the daemon gives each of its pages back after a few reads, and would then interrupt our
@@ -182,23 +181,4 @@ impl Inline {
         }
         Some(())
     }
-}
-
-fn map(file: &OwnedFd, len: usize, protection: i32) -> io::Result<usize> {
-    // SAFETY: a null hint lets the kernel choose free address space, so no existing mapping is
-    // touched; the descriptor is open; offset 0 is page aligned.
-    let base = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            len,
-            protection,
-            libc::MAP_SHARED,
-            file.as_fd().as_raw_fd(),
-            0,
-        )
-    };
-    if base == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(base as usize)
 }

@@ -25,6 +25,26 @@ pub(super) struct RamMap {
     uffd: Option<Userfault>,
 }
 
+/// Maps the first `len` bytes of a file, shared; where.
+pub(super) fn map_file(file: BorrowedFd<'_>, len: usize, protection: i32) -> io::Result<usize> {
+    // SAFETY: a null hint lets the kernel choose free address space, so no existing mapping is
+    // touched; the descriptor is open; offset 0 is page aligned.
+    let base = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            len,
+            protection,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(base as usize)
+}
+
 impl RamMap {
     /// Maps RAM so that every access waits for the daemon: with a userfaultfd by registering it,
     /// without one by allowing no access.
@@ -41,23 +61,9 @@ impl RamMap {
         } else {
             libc::PROT_NONE
         };
-        // SAFETY: a null hint lets the kernel choose free address space, so no existing mapping is
-        // touched; the descriptor is open; offset 0 is page aligned.
-        let base = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                protection,
-                libc::MAP_SHARED,
-                ram.as_raw_fd(),
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        let base = map_file(ram.as_fd(), len, protection)?;
         let map = Self {
-            base: base as usize,
+            base,
             pages,
             pool_frames,
             ram,
