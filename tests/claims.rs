@@ -24,7 +24,8 @@ const AT_ONCE: Duration = Duration::from_secs(2);
 const PAGES: u32 = 48 << 8;
 const LIAR: &str = "liar";
 
-/// A host with a good inline guest and one that will not be, and too little memory for both.
+/// A host with a good inline guest and one that will not be. Both need more than their limits, so that
+/// each refills and breaks for as long as it lives, whatever the other does and has.
 struct Scene {
     host: Host,
     good: Process,
@@ -37,12 +38,15 @@ impl Scene {
     fn new() -> Option<Self> {
         engines().contains(&"uffd").then(|| {
             let host = Host::start("uffd", "48M", &["--share-scan-time", "1s"]);
-            let args = "--inline --no-agent --memory 48M --workload";
-            let good = host.guest("good", &format!("{args} kv,size=16M"));
+            let args = "--inline --no-agent --memory 48M";
+            let good = host.guest(
+                "good",
+                &format!("{args} --limit 12M --workload kv,size=16M"),
+            );
             // It reads what it has written all the time, and what it shares it writes.
             let liar = host.guest(
                 LIAR,
-                &format!("{args} kv,size=30M,write=30 toucher,size=8M"),
+                &format!("{args} --limit 30M --workload kv,size=30M,write=30 toucher,size=8M"),
             );
             for name in ["good", LIAR] {
                 host.await_vm(name, "serves itself", |vm| vm.faults.inline > 20);
