@@ -155,6 +155,16 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// Copies a resident page out of the RAM file.
     fn read(&self, gfn: Gfn, into: &mut PageBuf);
 
+    /// Copies resident pages out that are about to be punched: they are not mapped for that, which would have
+    /// to be undone.
+    ///
+    /// # Errors
+    /// [`EngineError::Kernel`].
+    ///
+    /// # Panics
+    /// When the run and `into` are not equally many pages.
+    fn read_out(&self, run: GfnRun, into: &mut [PageBuf]) -> Result<(), EngineError>;
+
     /// Begins to fetch a resident page that is to be read next.
     fn prefetch(&self, gfn: Gfn);
 

@@ -30,6 +30,19 @@ impl Ram {
         self.view.read(gfn.0, into);
     }
 
+    /// Copies a run of pages out without mapping them; they must be resident.
+    ///
+    /// # Errors
+    /// [`EngineError::Kernel`].
+    ///
+    /// # Panics
+    /// When the run and `into` are not equally many pages.
+    pub fn read_out(&self, run: GfnRun, into: &mut [PageBuf]) -> Result<(), EngineError> {
+        assert_eq!(run.count as usize, into.len(), "a buffer a page");
+        let read = self.memfd.read_pages(run.start.0, into);
+        read.map_err(EngineError::kernel("read guest RAM"))
+    }
+
     /// Begins to fetch a page that is to be read next.
     pub fn prefetch(&self, gfn: Gfn) {
         self.view.prefetch(gfn.0);

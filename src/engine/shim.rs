@@ -103,6 +103,10 @@ impl<P: Provider> Engine for ShimEngine<P> {
         self.ram.read(gfn, into);
     }
 
+    fn read_out(&self, run: GfnRun, into: &mut [PageBuf]) -> Result<(), EngineError> {
+        self.ram.read_out(run, into)
+    }
+
     fn prefetch(&self, gfn: Gfn) {
         self.ram.prefetch(gfn);
     }

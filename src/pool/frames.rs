@@ -183,6 +183,12 @@ impl Pool {
         }
     }
 
+    /// Whether no frame is in use. Others may be taking the first one.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.frames_used.load(Ordering::Relaxed) == 0
+    }
+
     /// The memory the kernel counts for the pool; equals the frames of [`counts`](Self::counts).
     ///
     /// # Errors

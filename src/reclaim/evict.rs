@@ -1,16 +1,21 @@
 //! Evicting pages of one VM, a batch at a time.
 
+use std::iter::Peekable;
+
 use super::stash::{Cluster, Stash};
 use super::victims::{Dice, choose};
 use crate::digest::digest;
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard};
 use crate::share::{FrameHold, Match, freeze, give_back, place};
-use crate::units::{PageBuf, Pages, runs_of};
+use crate::units::{Gfn, GfnRun, PageBuf, Pages, runs_of};
 use crate::vm::{Means, Vm};
 
 /// Pages evicted at once: the guest's accesses to them wait meanwhile, for about a millisecond.
 const BATCH: usize = 64;
+
+/// Pages read at once: as many as are taken from one place.
+const AT_ONCE: usize = 16;
 
 /// Evicts pages of one VM; belongs to its worker.
 #[derive(Debug)]
@@ -18,6 +23,7 @@ pub struct Evictor {
     stash: Stash,
     cluster: Cluster,
     dice: Dice,
+    contents: Vec<PageBuf>,
 }
 
 impl Evictor {
@@ -28,6 +34,7 @@ impl Evictor {
             stash: Stash::new(),
             cluster: Cluster::default(),
             dice: Dice::new(seed),
+            contents: vec![PageBuf::zeroed(); AT_ONCE],
         }
     }
 
@@ -73,23 +80,26 @@ impl Evictor {
         if !freeze(vm, victims.iter())? {
             return Ok(Pages(0));
         }
-        let pool = vm.pool();
         let mut leaving = Leaving::new(victims.len(), means, &mut self.cluster);
         let mut matches = Vec::new();
-        let mut content = PageBuf::zeroed();
-        for page in victims {
-            vm.engine.read(page.gfn(), &mut content);
-            if content.is_zero() {
-                vm.stats.evict_zero.one();
-                leaving.stored.push((page, Home::Zero));
-                continue;
+        let mut victims = victims.into_iter().peekable();
+        while let Some(run) = next_run(&mut victims) {
+            let contents = &mut self.contents[..run.len()];
+            #[expect(clippy::cast_possible_truncation, reason = "AT_ONCE at most")]
+            let gfns = GfnRun::new(run[0].gfn(), run.len() as u32);
+            if let Err(error) = vm.engine.read_out(gfns, contents) {
+                leaving.undo(vm);
+                return Err(error);
             }
-            let digest = digest(&content);
-            match FrameHold::find(vm, digest) {
-                Some(hold) if pool.equals(hold.frame(), &content) => {
+            for (page, content) in run.into_iter().zip(contents.iter()) {
+                if content.is_zero() {
+                    vm.stats.evict_zero.one();
+                    leaving.stored.push((page, Home::Zero));
+                } else if let Some(hold) = equal_frame(vm, content) {
                     matches.push(Match { page, hold });
+                } else {
+                    leaving.store(vm, &mut self.stash, page, content);
                 }
-                _ => leaving.store(vm, &mut self.stash, page, &content, digest),
             }
         }
         let shared = matches.len();
@@ -102,9 +112,10 @@ impl Evictor {
         };
         let shared = (shared - refused.len()) as u64;
         vm.stats.evict_shared.add(shared);
+        let mut content = PageBuf::zeroed();
         for page in refused {
             vm.engine.read(page.gfn(), &mut content);
-            leaving.store(vm, &mut self.stash, page, &content, digest(&content));
+            leaving.store(vm, &mut self.stash, page, &content);
         }
         let stored = leaving.finish(vm);
         for (page, home) in &stored {
@@ -129,7 +140,7 @@ impl Evictor {
                 continue;
             };
             pool.read(frame, &mut content);
-            leaving.store(vm, &mut self.stash, page, &content, digest(&content));
+            leaving.store(vm, &mut self.stash, page, &content);
         }
         let mut stored = leaving.finish(vm);
         if stored.is_empty() {
@@ -174,14 +185,7 @@ impl<'a, 'c> Leaving<'a, 'c> {
         }
     }
 
-    fn store(
-        &mut self,
-        vm: &Vm,
-        stash: &mut Stash,
-        page: PageGuard<'a>,
-        content: &PageBuf,
-        digest: u64,
-    ) {
+    fn store(&mut self, vm: &Vm, stash: &mut Stash, page: PageGuard<'a>, content: &PageBuf) {
         let Means { compress, swap } = self.means;
         let zipped = if compress {
             stash.zip(vm, page.gfn(), content, swap)
@@ -192,7 +196,7 @@ impl<'a, 'c> Leaving<'a, 'c> {
             vm.stats.evict_zip.one();
             self.stored.push((page, Home::Compressed(slot)));
         } else if swap {
-            self.cluster.push(content, digest);
+            self.cluster.push(content);
             self.queued.push(page);
         } else {
             vm.stats.evict_failed.one();
@@ -217,6 +221,37 @@ impl<'a, 'c> Leaving<'a, 'c> {
         }
         self.stored
     }
+}
+
+/// The next victims that are neighbours, as many as are read at once.
+fn next_run<'a>(
+    victims: &mut Peekable<impl Iterator<Item = PageGuard<'a>>>,
+) -> Option<Vec<PageGuard<'a>>> {
+    let mut run = Vec::with_capacity(AT_ONCE);
+    run.push(victims.next()?);
+    while run.len() < AT_ONCE {
+        let follows = |page: &PageGuard<'_>| run.last().map(next_to) == Some(Some(page.gfn()));
+        let Some(page) = victims.next_if(follows) else {
+            break;
+        };
+        run.push(page);
+    }
+    Some(run)
+}
+
+fn next_to(page: &PageGuard<'_>) -> Option<Gfn> {
+    page.gfn().checked_add(1)
+}
+
+/// The frame with these bytes, if there is one.
+fn equal_frame<'a>(vm: &'a Vm, content: &PageBuf) -> Option<FrameHold<'a>> {
+    let pool = vm.pool();
+    // A host that shares nothing need not hash what it evicts.
+    if pool.is_empty() {
+        return None;
+    }
+    let hold = FrameHold::find(vm, digest(content))?;
+    pool.equals(hold.frame(), content).then_some(hold)
 }
 
 fn undo(vm: &Vm, stored: &[(PageGuard<'_>, Home)]) {

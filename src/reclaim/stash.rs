@@ -39,9 +39,9 @@ impl Cluster {
     }
 
     /// Adds a page.
-    pub(super) fn push(&mut self, content: &PageBuf, digest: u64) {
+    pub(super) fn push(&mut self, content: &PageBuf) {
         self.contents.push(content.clone());
-        self.digests.push(digest);
+        self.digests.push(digest(content));
     }
 
     /// Writes the pages; the slot of each, `None` for those that the swap file did not take.
@@ -162,7 +162,7 @@ fn spill(vm: &Vm, want: usize) -> usize {
         };
         // A page that is damaged here stays: the fault that needs it reports it.
         if page.home() == Home::Compressed(slot) && vm.zip.lock().load(slot, &mut content).is_ok() {
-            cluster.push(&content, digest(&content));
+            cluster.push(&content);
             pages.push((page, slot));
         }
     }

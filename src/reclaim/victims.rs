@@ -8,8 +8,7 @@ use crate::page::{Home, PageGuard};
 use crate::units::Gfn;
 use crate::vm::Vm;
 
-/// Pages taken from one random place: as many as the kernel maps at once when the daemon looks at the first,
-/// so that each run costs one fault, one step of the freeze and one hole.
+/// Pages taken from one random place: each run costs one step of the freeze, one read and one hole.
 const RUN: u32 = 16;
 /// The same when the guest is short of VMAs and its protection must not be cut any finer.
 const RUN_SHORT_OF_VMAS: u32 = 128;

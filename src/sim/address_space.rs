@@ -398,6 +398,14 @@ impl Engine for Arc<AddressSpace> {
         into.clone_from(content.unwrap_or_else(|| panic!("{gfn} is read and is a hole")));
     }
 
+    fn read_out(&self, run: GfnRun, into: &mut [PageBuf]) -> Result<(), EngineError> {
+        assert_eq!(run.count as usize, into.len(), "a buffer a page");
+        run.iter()
+            .zip(into)
+            .for_each(|(gfn, into)| self.read(gfn, into));
+        Ok(())
+    }
+
     fn punch(&self, run: GfnRun) -> Result<(), EngineError> {
         let may_be_open =
             self.kind == EngineKind::Uffd && self.giving_up.load(Ordering::SeqCst) != 0;

@@ -1,13 +1,14 @@
 //! Sparse anonymous files: guest RAM, the share pool, the compression arena.
 
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
+use nix::sys::uio::preadv;
 
 use crate::units::{Bytes, PAGE_SIZE, PageBuf, Pages};
 
@@ -54,6 +55,24 @@ impl Memfd {
     pub fn write_page(&self, page: u32, content: &PageBuf) -> io::Result<()> {
         self.file
             .write_all_at(&content.0, u64::from(page) * PAGE_SIZE as u64)
+    }
+
+    /// Reads pages from `page` on. What is not mapped yet is not mapped by that, and a hole stays one.
+    ///
+    /// # Errors
+    /// What `preadv(2)` says; `UnexpectedEof` when the file ends before.
+    pub fn read_pages(&self, page: u32, into: &mut [PageBuf]) -> io::Result<()> {
+        let offset = i64::from(page) * PAGE_SIZE as i64;
+        let len = into.len() * PAGE_SIZE;
+        let mut slices: Vec<_> = into
+            .iter_mut()
+            .map(|page| IoSliceMut::new(&mut page.0))
+            .collect();
+        if preadv(&self.file, &mut slices, offset)? == len {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
     }
 
     /// Gives `count` pages from `start` on back to the machine.
