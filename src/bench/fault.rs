@@ -25,6 +25,8 @@ const MOST: u64 = 8192;
 
 const TOGETHER: &str = "same CPU";
 const APART: &str = "two CPUs";
+/// Wherever the scheduler has the guest, and the daemon itself.
+const FREE: &str = "as it comes";
 /// In the thread that faults.
 const INLINE: &str = "inline";
 
@@ -148,7 +150,11 @@ fn touch(
         drop(guest);
         stage.wait_until_empty()?;
     }
-    Ok(())
+    let mut guest = stage.guest("touched", pages)?;
+    let order = Order::Read(Dice::new(content.seed, 1).order(pages));
+    note(report, &touched(FREE), guest.puppet.touch(&order)?);
+    drop(guest);
+    stage.wait_until_empty()
 }
 
 /// The pages of `guest` with a home of this kind, in random order.

@@ -25,6 +25,7 @@
 mod ahead;
 mod credits;
 mod ended;
+mod near;
 mod resolve;
 mod thread;
 mod waiting;

@@ -13,11 +13,12 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use super::ahead::Ahead;
 use super::credits::Credits;
 use super::ended::{Ended, kernel};
+use super::near::Near;
 use super::resolve::{Access, Outcome, Pending, complete, resolve};
 use super::waiting::{Asker, Waiter, Waiting};
 use crate::engine::{EngineKind, Link, Reply};
 use crate::page::Claims;
-use crate::sys::Uffd;
+use crate::sys::{Uffd, UserFault};
 use crate::units::{Gfn, PAGE_SIZE};
 use crate::vm::Vm;
 
@@ -56,18 +57,20 @@ pub struct FaultThread {
     waiting: Waiting,
     ahead: Ahead,
     credits: Credits,
+    near: Near,
     epoll: Epoll,
     warned: Instant,
 }
 
 impl FaultThread {
-    /// A thread for the faults of `vm`, whose shim maps RAM at `base`.
+    /// A thread for the faults of `vm`, whose shim, in process `pid`, maps RAM at `base`.
     ///
     /// # Errors
     /// [`Ended::Kernel`] when no epoll can be made.
     pub fn new(
         vm: Arc<Vm>,
         link: Arc<Link>,
+        pid: i32,
         uffd: Option<Arc<Uffd>>,
         base: u64,
         sockets: Vec<SeqPacket>,
@@ -102,6 +105,7 @@ impl FaultThread {
             waiting,
             ahead: Ahead::default(),
             credits: Credits::new(Instant::now()),
+            near: Near::new(pid, Instant::now()),
             epoll,
             warned,
         })
@@ -165,19 +169,22 @@ impl FaultThread {
         let Some(uffd) = self.uffd.clone() else {
             return Ok(());
         };
-        let mut addresses = Vec::new();
+        let mut faults = Vec::new();
         let what = "read faults";
-        uffd.read_faults(&mut addresses)
+        uffd.read_faults(&mut faults)
             .map_err(|source| Ended::Kernel { what, source })?;
-        for address in addresses {
+        for UserFault { address, thread } in faults {
             let page = address.wrapping_sub(self.base) / PAGE_SIZE as u64;
             let gfn = Gfn(u32::try_from(page).unwrap_or(u32::MAX));
+            let since = Instant::now();
             self.serve(Waiter {
                 gfn,
                 access: Access::Any,
                 asker: Asker::Uffd,
-                since: Instant::now(),
+                since,
             })?;
+            // Only now: the thread that faulted runs meanwhile.
+            self.near.note(thread, since);
         }
         Ok(())
     }

@@ -268,6 +268,7 @@ impl Powered {
         let faults = FaultThread::new(
             Arc::clone(&vm),
             Arc::clone(&link),
+            self.process.pid(),
             self.uffd,
             base,
             self.channels,

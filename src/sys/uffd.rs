@@ -44,7 +44,8 @@ struct Message {
     _reserved: [u8; 7],
     flags: u64,
     address: u64,
-    _thread: u64,
+    thread: u32,
+    _reserved_too: u32,
 }
 
 /// `_IOWR(0xAA, number, size)`, or `_IOR` with direction 2, as the kernel's headers build them.
@@ -84,6 +85,15 @@ pub enum Filled {
     Gone,
 }
 
+/// An access that waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UserFault {
+    /// What is accessed.
+    pub address: u64,
+    /// By which thread, as its own process counts them; 0 where the guest did not ask to have that told.
+    pub thread: u32,
+}
+
 /// The userfaultfd of one guest.
 #[derive(Debug)]
 pub struct Uffd(OwnedFd);
@@ -107,11 +117,11 @@ impl Uffd {
         Ok(Self(fd))
     }
 
-    /// Appends the addresses of waiting faults to `addresses`; none when none wait.
+    /// Appends the waiting faults to `faults`; none when none wait.
     ///
     /// # Errors
     /// What `read(2)` says.
-    pub fn read_faults(&self, addresses: &mut Vec<u64>) -> io::Result<()> {
+    pub fn read_faults(&self, faults: &mut Vec<UserFault>) -> io::Result<()> {
         let mut bytes = [0; BATCH * size_of::<Message>()];
         let len = match nix::unistd::read(&self.0, &mut bytes) {
             Ok(len) => len,
@@ -120,10 +130,14 @@ impl Uffd {
         };
         for message in bytes[..len].chunks_exact(size_of::<Message>()) {
             if message[0] == EVENT_PAGEFAULT {
-                let (address, _) = message[16..]
+                let (address, thread) = message[16..]
                     .split_first_chunk()
                     .expect("32 bytes, asserted");
-                addresses.push(u64::from_ne_bytes(*address));
+                let (thread, _) = thread.split_first_chunk().expect("the same");
+                faults.push(UserFault {
+                    address: u64::from_ne_bytes(*address),
+                    thread: u32::from_ne_bytes(*thread),
+                });
             }
         }
         Ok(())

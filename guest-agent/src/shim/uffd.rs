@@ -13,9 +13,11 @@ const UFFD_API: u64 = 0xaa;
 const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
 /// A fault raises SIGBUS on its thread instead of waiting for whoever reads the descriptor.
 const FEATURE_SIGBUS: u64 = 1 << 7;
+/// The daemon is told which thread faults.
+const FEATURE_THREAD_ID: u64 = 1 << 8;
 const FEATURE_MINOR_SHMEM: u64 = 1 << 10;
-/// What the engine cannot do without.
-const NEEDED: u64 = FEATURE_MISSING_SHMEM | FEATURE_MINOR_SHMEM;
+/// What the engine cannot do without, and what every kernel has that has these.
+const NEEDED: u64 = FEATURE_MISSING_SHMEM | FEATURE_MINOR_SHMEM | FEATURE_THREAD_ID;
 const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
 const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const FEATURE_WP_ASYNC: u64 = 1 << 15;

@@ -77,15 +77,15 @@ fn serve(listener: &SeqPacketListener, pages: u32, stop: &Doorbell) -> io::Resul
     let socket = listener.accept()?;
     let uffd = handshake(&socket, pages)?;
     let page = PageBuf([0x5a; crate::units::PAGE_SIZE]);
-    let mut addresses = Vec::new();
+    let mut faults = Vec::new();
     loop {
         let [told, _] = wait_readable([stop.as_fd(), uffd.as_fd()], None)?;
         if told {
             return Ok(());
         }
-        uffd.read_faults(&mut addresses)?;
-        for address in addresses.drain(..) {
-            uffd.copy(address & !(crate::units::PAGE_SIZE as u64 - 1), &page)?;
+        uffd.read_faults(&mut faults)?;
+        for fault in faults.drain(..) {
+            uffd.copy(fault.address & !(crate::units::PAGE_SIZE as u64 - 1), &page)?;
         }
     }
 }

@@ -1,0 +1,149 @@
+//! Serving faults on the processor on which they happen.
+//!
+//! A thread that faults waits until it is served, and its processor has nothing to do meanwhile. A fault that
+//! another processor serves costs two wake-ups from one to the other, and where they are halted these are most of
+//! its time; on the same processor it costs two switches. The scheduler keeps whichever of the two it began with. So the fault thread
+//! goes to the guest: where a single thread faults again and again, it looks from time to time where that
+//! is, and stays there.
+//!
+//! It goes back as soon as another thread of the guest faults: those that compute while one waits would be
+//! in the way of the fault thread, and who serves several is best placed by the scheduler.
+
+use std::time::{Duration, Instant};
+
+use crate::sys::{Processors, processor_of};
+
+/// Faults of one thread in a row before it is followed.
+const ROW: u32 = 32;
+/// How often to look where it is. It costs as much as one fault.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Where the fault thread of a VM runs; belongs to it.
+#[derive(Debug)]
+pub(super) struct Near {
+    /// The guest's process.
+    pid: i32,
+    thread: u32,
+    row: u32,
+    due: Instant,
+    follow: Option<Follow>,
+}
+
+#[derive(Debug)]
+struct Follow {
+    /// What the thread could use before, and gets back.
+    all: Processors,
+    one: Processors,
+}
+
+impl Near {
+    /// Follows nobody yet.
+    pub(super) const fn new(pid: i32, now: Instant) -> Self {
+        Self {
+            pid,
+            thread: 0,
+            row: 0,
+            due: now,
+            follow: None,
+        }
+    }
+
+    /// A thread of the guest has faulted; 0 is no thread.
+    pub(super) fn note(&mut self, thread: u32, now: Instant) {
+        if thread == 0 {
+            return;
+        }
+        if thread != self.thread {
+            (self.thread, self.row) = (thread, 0);
+            self.leave();
+        }
+        self.row = self.row.saturating_add(1);
+        if self.row < ROW || now < self.due {
+            return;
+        }
+        self.due = now + LOOK;
+        if let Some(processor) = processor_of(self.pid, thread) {
+            self.go(processor);
+        }
+    }
+
+    /// Runs on `processor` from here on, if this thread may. What cannot be done is left as it is: faults are served
+    /// anywhere.
+    fn go(&mut self, processor: usize) {
+        let (Ok(now), Ok(one)) = (Processors::of_this_thread(), Processors::only(processor)) else {
+            return;
+        };
+        let all = match &self.follow {
+            Some(follow) if follow.one == one && now == one => return,
+            Some(follow) if now == follow.one => follow.all,
+            // Somebody else has chosen processors for this thread: that holds.
+            _ => now,
+        };
+        self.follow = None;
+        if all.contains(processor) && one.take().is_ok() {
+            self.follow = Some(Follow { all, one });
+        }
+    }
+
+    fn leave(&mut self) {
+        if let Some(Follow { all, one }) = self.follow.take()
+            && Processors::of_this_thread().is_ok_and(|now| now == one)
+        {
+            // Those that are gone meanwhile are no loss.
+            let _ = all.take();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// This thread plays the guest's and the host's at once: it is always near itself.
+    fn faults(near: &mut Near, thread: u32, count: u32, now: Instant) {
+        (0..count).for_each(|_| near.note(thread, now));
+    }
+
+    fn ids() -> (i32, u32) {
+        let (pid, thread) = (nix::unistd::getpid(), nix::unistd::gettid());
+        (pid.as_raw(), thread.as_raw().unsigned_abs())
+    }
+
+    fn here() -> Processors {
+        Processors::of_this_thread().expect("the kernel tells")
+    }
+
+    #[test]
+    fn single_thread_is_followed_until_another_faults() {
+        let (pid, thread) = ids();
+        let (all, now) = (here(), Instant::now());
+        let mut near = Near::new(pid, now);
+        faults(&mut near, thread, ROW - 1, now);
+        assert_eq!(here(), all, "not yet");
+        faults(&mut near, thread, 1, now);
+        let at = processor_of(pid, thread).expect("this thread");
+        assert_eq!(Ok(here()), Processors::only(at).map_err(drop));
+        faults(&mut near, thread + 1, 1, now);
+        assert_eq!(here(), all);
+        faults(&mut near, thread + 1, ROW, now + LOOK);
+        assert_eq!(here(), all, "no thread of the guest");
+    }
+
+    #[test]
+    fn processors_that_somebody_else_chose_are_kept() {
+        let (pid, thread) = ids();
+        let (all, now) = (here(), Instant::now());
+        let mut near = Near::new(pid, now);
+        faults(&mut near, thread, ROW, now);
+        let at = processor_of(pid, thread).expect("this thread");
+        let Some(other) = (0..64).find(|other| *other != at && all.contains(*other)) else {
+            return;
+        };
+        let chosen = Processors::only(other).expect("there is one");
+        chosen.take().expect("allowed");
+        faults(&mut near, thread, 1, now + LOOK);
+        assert_eq!(here(), chosen);
+        faults(&mut near, thread + 1, 1, now + LOOK);
+        assert_eq!(here(), chosen);
+    }
+}
