@@ -328,8 +328,8 @@ fn silent_connections_are_told_and_dropped_after_five_seconds() {
 fn fault_channel_misuse_ends_that_guest_with_the_reason() {
     let host = Host::start("mprotect", "64M", &[]);
     let good = bystander(&host);
-    let write = |gfn| Fault::Write(Gfn(gfn)).encode().to_vec();
-    let done = |errno| Fault::Done(errno).encode().to_vec();
+    let write = |gfn| Fault::Write(Gfn(gfn)).encode(0).to_vec();
+    let done = |errno| Fault::Done(errno).encode(0).to_vec();
     let mut version = write(0);
     version[0] = 9;
     let mut kind = write(0);
@@ -368,7 +368,7 @@ fn fault_channel_misuse_ends_that_guest_with_the_reason() {
 fn fault_channel_answers_that_are_not_read_end_the_guest() {
     let host = Host::start("mprotect", "64M", &[]);
     let mut guest = Powered::on(&host, "deaf", 64);
-    let question = Fault::History(Gfn(0)).encode();
+    let question = Fault::History(Gfn(0)).encode(0);
     // The end breaks the pipe; until then the queue may be full for a moment.
     let asked = Instant::now();
     while asked.elapsed() < PATIENCE {

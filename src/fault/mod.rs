@@ -15,6 +15,9 @@
 //! Each wake-up serves the fault again from the start, by the home the page has then. A fault ends as
 //! served, or with its VM.
 //!
+//! Most of a fault's time is waking up. Accesses in a row are given their pages ahead, and the fault thread
+//! runs on the processor of the guest's thread where only one faults.
+//!
 //! A guest may serve some of its faults itself ([`crate::page::Claims`]), as long as it holds memory for
 //! that in advance ([`Credits`]); what reaches the daemon then is what it cannot.
 //!

@@ -7,7 +7,8 @@
 //! is, and stays there.
 //!
 //! It goes back as soon as another thread of the guest faults: those that compute while one waits would be
-//! in the way of the fault thread, and who serves several is best placed by the scheduler.
+//! in the way of the fault thread, and who serves several is best placed by the scheduler. It goes back too when
+//! nothing has faulted for a while: the processor may be somebody else's by the next fault.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,9 @@ const ROW: u32 = 32;
 /// How often to look where it is. It costs as much as one fault.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// Without a fault for so long, nobody is followed.
+const REST: Duration = Duration::from_millis(20);
+
 /// Where the fault thread of a VM runs; belongs to it.
 #[derive(Debug)]
 pub(super) struct Near {
@@ -25,6 +29,7 @@ pub(super) struct Near {
     pid: i32,
     thread: u32,
     row: u32,
+    last: Instant,
     due: Instant,
     follow: Option<Follow>,
 }
@@ -43,6 +48,7 @@ impl Near {
             pid,
             thread: 0,
             row: 0,
+            last: now,
             due: now,
             follow: None,
         }
@@ -58,12 +64,29 @@ impl Near {
             self.leave();
         }
         self.row = self.row.saturating_add(1);
+        self.last = now;
         if self.row < ROW || now < self.due {
             return;
         }
         self.due = now + LOOK;
         if let Some(processor) = processor_of(self.pid, thread) {
             self.go(processor);
+        }
+    }
+
+    /// How long it may take until [`rest`](Self::rest) is due; `None` while nobody is followed.
+    pub(super) fn due(&self, now: Instant) -> Option<Duration> {
+        let due = self.last + REST;
+        self.follow
+            .as_ref()
+            .map(|_| due.saturating_duration_since(now))
+    }
+
+    /// Follows nobody any more if there was no fault for a while.
+    pub(super) fn rest(&mut self, now: Instant) {
+        if self.follow.is_some() && now >= self.last + REST {
+            self.row = 0;
+            self.leave();
         }
     }
 
@@ -127,6 +150,22 @@ mod tests {
         assert_eq!(here(), all);
         faults(&mut near, thread + 1, ROW, now + LOOK);
         assert_eq!(here(), all, "no thread of the guest");
+    }
+
+    #[test]
+    fn nobody_is_followed_when_nothing_faults() {
+        let (pid, thread) = ids();
+        let (all, now) = (here(), Instant::now());
+        let mut near = Near::new(pid, now);
+        assert_eq!(near.due(now), None);
+        faults(&mut near, thread, ROW, now);
+        assert_eq!(near.due(now), Some(REST));
+        near.rest(now + REST / 2);
+        assert!(near.due(now).is_some());
+        near.rest(now + REST);
+        assert_eq!((near.due(now), here()), (None, all));
+        faults(&mut near, thread, ROW - 1, now + REST);
+        assert_eq!(here(), all, "a new row");
     }
 
     #[test]

@@ -143,7 +143,9 @@ impl FaultThread {
                 token => self.read_channel(usize::try_from(token - FIRST_CHANNEL).unwrap_or(0))?,
             }
         }
-        self.credits.look(&self.vm, Instant::now());
+        let now = Instant::now();
+        self.credits.look(&self.vm, now);
+        self.near.rest(now);
         if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
             return Err(Ended::Protocol(lie.to_owned()));
         }
@@ -154,7 +156,9 @@ impl FaultThread {
         if self.waiting.starved().is_some() {
             return EpollTimeout::from(STARVED_LOOK_MS);
         }
-        let due = self.credits.due(&self.vm, Instant::now());
+        let now = Instant::now();
+        let dues = [self.credits.due(&self.vm, now), self.near.due(now)];
+        let due = dues.into_iter().flatten().min();
         // Rounded up, or the last millisecond would be spent in a loop.
         let millis = due.map(|due| u16::try_from(due.as_millis() + 1).unwrap_or(u16::MAX));
         millis.map_or(EpollTimeout::NONE, EpollTimeout::from)
@@ -210,7 +214,9 @@ impl FaultThread {
             }
             Ok(Some(Received::Closed)) | Err(_) => return Err(self.hung_up()),
         };
-        let (gfn, access) = match Fault::decode(&bytes[..len])? {
+        let since = Instant::now();
+        let (fault, thread) = Fault::decode(&bytes[..len])?;
+        let (gfn, access) = match fault {
             Fault::Done(errno) => return self.confirmed(index, errno),
             Fault::History(gfn) => return self.tell_history(index, gfn),
             Fault::Credits => {
@@ -225,13 +231,17 @@ impl FaultThread {
             return Err(Ended::Protocol(error.to_owned()));
         }
         self.channels[index] = Channel::Waiting;
-        let since = Instant::now();
         self.serve(Waiter {
             gfn,
             access,
             asker: Asker::Channel(index),
             since,
-        })
+        })?;
+        // A guest that serves itself runs while what it did is noted: that is better done elsewhere.
+        if self.vm.table.claims().is_none() {
+            self.near.note(thread, since);
+        }
+        Ok(())
     }
 
     fn confirmed(&mut self, index: usize, errno: u32) -> Result<(), Ended> {

@@ -221,7 +221,7 @@ impl Powered {
     }
 
     pub(crate) fn fault(&self, channel: usize, fault: Fault) {
-        self.channels[channel].send(&fault.encode()).expect("send");
+        self.channels[channel].send(&fault.encode(0)).expect("send");
     }
 
     pub(crate) fn reply(&self, channel: usize) -> Reply {

@@ -63,6 +63,11 @@ impl Channels {
     }
 }
 
+/// The id of the calling thread: the daemon serves its faults where it runs.
+fn this_thread() -> u32 {
+    nix::unistd::gettid().as_raw().unsigned_abs()
+}
+
 /// One channel, held by one thread.
 #[derive(Debug)]
 pub(super) struct Channel<'a> {
@@ -77,7 +82,7 @@ impl Channel<'_> {
 
     /// Sends a message; `false` when the daemon is gone. Async-signal-safe.
     pub(super) fn send(&self, fault: Fault) -> bool {
-        self.socket().send(&fault.encode()).is_ok()
+        self.socket().send(&fault.encode(this_thread())).is_ok()
     }
 
     /// Waits for the answer; `None` when the daemon is gone or talks nonsense. Async-signal-safe.

@@ -23,14 +23,14 @@ pub enum Fault {
 }
 
 /// Bytes of an encoded [`Fault`].
-pub const FAULT_BYTES: usize = 12;
+pub const FAULT_BYTES: usize = 16;
 /// Bytes of an encoded [`Reply`].
 pub const REPLY_BYTES: usize = 16;
 
 impl Fault {
-    /// The message, without allocating.
+    /// The message of the thread with this id, without allocating. 0 says nothing of the thread.
     #[must_use]
-    pub fn encode(self) -> [u8; FAULT_BYTES] {
+    pub fn encode(self, thread: u32) -> [u8; FAULT_BYTES] {
         let (kind, value): (u32, u32) = match self {
             Self::Read(gfn) => (1, gfn.0),
             Self::Write(gfn) => (2, gfn.0),
@@ -41,32 +41,37 @@ impl Fault {
         let mut bytes = [0; FAULT_BYTES];
         bytes[..4].copy_from_slice(&u32::from(VERSION).to_le_bytes());
         bytes[4..8].copy_from_slice(&kind.to_le_bytes());
-        bytes[8..].copy_from_slice(&value.to_le_bytes());
+        bytes[8..12].copy_from_slice(&value.to_le_bytes());
+        bytes[12..].copy_from_slice(&thread.to_le_bytes());
         bytes
     }
 
-    /// Reads a message.
+    /// Reads a message, and the id of the thread that sent it.
     ///
     /// # Errors
     /// [`DecodeError`] for another version, kind or length.
-    pub fn decode(datagram: &[u8]) -> Result<Self, DecodeError> {
+    pub fn decode(datagram: &[u8]) -> Result<(Self, u32), DecodeError> {
         let mut r = Reader::new(datagram);
         channel_version(&mut r)?;
         let kind = r.u32("kind")?;
         let value = r.u32("value")?;
+        let thread = r.u32("thread")?;
         r.end()?;
-        match kind {
-            1 => Ok(Self::Read(Gfn(value))),
-            2 => Ok(Self::Write(Gfn(value))),
-            3 => Ok(Self::Done(value)),
-            4 => Ok(Self::History(Gfn(value))),
-            5 => Ok(Self::Credits),
-            _ => Err(DecodeError::Value {
-                field: "kind",
-                value: u64::from(kind),
-                allowed: "1 (read), 2 (write), 3 (done), 4 (history) or 5 (credits)",
-            }),
-        }
+        let fault = match kind {
+            1 => Self::Read(Gfn(value)),
+            2 => Self::Write(Gfn(value)),
+            3 => Self::Done(value),
+            4 => Self::History(Gfn(value)),
+            5 => Self::Credits,
+            _ => {
+                return Err(DecodeError::Value {
+                    field: "kind",
+                    value: u64::from(kind),
+                    allowed: "1 (read), 2 (write), 3 (done), 4 (history) or 5 (credits)",
+                });
+            }
+        };
+        Ok((fault, thread))
     }
 }
 

@@ -98,8 +98,9 @@ fn worked_example_decodes_to_what_it_says_and_encodes_to_its_bytes() {
                 said.push(message);
             }
             '!' => {
-                let fault = Fault::decode(&bytes).expect("the example is right");
-                assert_eq!(fault.encode()[..], bytes);
+                let (fault, thread) = Fault::decode(&bytes).expect("the example is right");
+                assert_eq!(fault.encode(thread)[..], bytes);
+                assert_eq!(thread, 1234);
                 faults.push(fault);
             }
             '?' => {
@@ -145,11 +146,11 @@ fn every_message_and_kind_has_its_number_in_the_document() {
         assert!(DOCUMENT.contains(&row), "missing: {row}");
     }
     for (name, code) in [
-        ("READ", Fault::Read(Gfn(0)).encode()[4]),
-        ("WRITE", Fault::Write(Gfn(0)).encode()[4]),
-        ("DONE", Fault::Done(0).encode()[4]),
-        ("HISTORY", Fault::History(Gfn(0)).encode()[4]),
-        ("CREDITS", Fault::Credits.encode()[4]),
+        ("READ", Fault::Read(Gfn(0)).encode(0)[4]),
+        ("WRITE", Fault::Write(Gfn(0)).encode(0)[4]),
+        ("DONE", Fault::Done(0).encode(0)[4]),
+        ("HISTORY", Fault::History(Gfn(0)).encode(0)[4]),
+        ("CREDITS", Fault::Credits.encode(0)[4]),
         ("RETRY", Reply::Retry.encode()[4]),
         ("OPEN", Reply::Open(GfnRun::single(Gfn(0))).encode()[4]),
         (
