@@ -348,8 +348,8 @@ fn fault_channel_misuse_ends_that_guest_with_the_reason() {
         (vec![kind], "`kind` is 77"),
         (vec![write(0)[..5].to_vec()], "ends inside `kind`"),
         (
-            vec![vec![0; 13]],
-            "13 bytes on a fault channel, 12 are allowed",
+            vec![vec![0; 17]],
+            "17 bytes on a fault channel, 16 are allowed",
         ),
     ] {
         let mut guest = Powered::on(&host, "bad", 64);
