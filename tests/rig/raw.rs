@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use memvisor_guest_agent::protocol::balloon::{Capabilities, Start, Started, ToAgent, ToHost};
 use memvisor_guest_agent::protocol::memory::{
-    Ack, Command as Order, Fault, Hello, MAX_CHANNELS, MAX_MESSAGE, Message, REPLY_BYTES, Ready,
-    Reply, Welcome,
+    Ack, Command as Order, Fault, Hello, MAX_CHANNELS, MAX_MESSAGE, MAX_REPORT, Message,
+    REPLY_BYTES, Ready, Reply, Welcome,
 };
 use memvisor_guest_agent::shim::{Received, SeqPacket, uffd};
 use nix::sys::signal::Signal;
@@ -242,8 +242,20 @@ impl Powered {
                 let at = u64::from(gfn) * 4096;
                 self.ram.write_all_at(&[byte; 4096], at).expect("write RAM");
                 self.fault(0, Fault::Done(0));
+                self.settled(0);
             }
         }
+    }
+
+    /// Waits until the host has seen what was said on a channel, `DONE` above all: the page is locked until then.
+    fn settled(&self, channel: usize) {
+        self.fault(
+            channel,
+            Fault::History(memvisor_guest_agent::protocol::Gfn(0)),
+        );
+        let mut text = [0; MAX_REPORT];
+        let received = self.channels[channel].recv_timeout(&mut text, PATIENCE);
+        received.expect("receive").expect("an answer in time");
     }
 
     /// The next command to the memory thread.
