@@ -2,12 +2,14 @@
 //!
 //! Most of a fault that another process serves is its waking up, which takes long when that runs on
 //! another processor and is halted there. So they are measured on one processor and on two, beside the
-//! least that a userfaultfd can do: a bare loop that copies one page.
+//! least that a userfaultfd can do: a bare loop that copies one page. Those that the faulting thread serves
+//! itself are beside the least that a signal handler can do.
 
 use super::content::{Class, Content, Dice, Maker, Source};
 use super::merge::merge;
 use super::peer::Peers;
 use super::peer::ksm::Ksm;
+use super::peer::signal::{self, Remedy};
 use super::peer::uffd::BareUffd;
 use super::puppet::{Order, Touches};
 use super::report::{Better, Case, Report};
@@ -204,7 +206,7 @@ fn refill_inline(
     stage.wait_until_empty()
 }
 
-/// The least a userfaultfd can do.
+/// The least that a userfaultfd can do, and a signal handler.
 fn bare(
     setup: &Setup<'_>,
     source: &Source,
@@ -220,6 +222,13 @@ fn bare(
             note_peer(report, &touched(place), "uffd", touches);
         }
         bare.stop()?;
+    }
+    for (remedy, cases) in [
+        (Remedy::Copy, refills(source, INLINE)),
+        (Remedy::Map, broken(source, INLINE)),
+    ] {
+        let touches = signal::faults(setup, remedy, pages)?;
+        note_peer(report, &cases, signal::NAME, touches);
     }
     Ok(())
 }

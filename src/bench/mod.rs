@@ -27,7 +27,7 @@ pub mod guard;
 pub mod html;
 mod machine;
 mod merge;
-mod peer;
+pub(crate) mod peer;
 pub mod plan;
 pub mod puppet;
 pub mod report;

@@ -214,7 +214,7 @@ impl Hands {
     }
 }
 
-fn nanoseconds(start: Instant) -> u64 {
+pub(super) fn nanoseconds(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 

@@ -1,4 +1,4 @@
-//! `memvisor bench`, and the two processes it starts.
+//! `memvisor bench`, and the processes it starts.
 
 use std::env;
 use std::fs::File;
@@ -18,6 +18,7 @@ use super::host::Engine;
 use super::{complain, print, values};
 use crate::bench::content::{Class, Source};
 use crate::bench::guard::{self, Guard, SCRATCH_PREFIX, Undo};
+use crate::bench::peer::signal::{self, Remedy};
 use crate::bench::puppet::{self, PuppetOptions};
 use crate::bench::{self, Bench, BenchOptions, Machine, Setup, Vs, html};
 use crate::signals::{ENDING, Event, Signals};
@@ -369,6 +370,30 @@ pub(super) fn run_guest(args: GuestArgs) -> anyhow::Result<Exit> {
         inline: args.inline,
     };
     puppet::run(&options, |end| end_process(&end))?;
+    Ok(Exit::Success)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Handler {
+    Copy,
+    Map,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SignalArgs {
+    handler: Handler,
+
+    pages: u32,
+}
+
+/// `memvisor bench-signal`: see [`signal`].
+pub(super) fn run_signal(args: &SignalArgs) -> anyhow::Result<Exit> {
+    let remedy = match args.handler {
+        Handler::Copy => Remedy::Copy,
+        Handler::Map => Remedy::Map,
+    };
+    let touches = signal::run(remedy, args.pages)?;
+    print(&serde_json::to_string(&touches)?)?;
     Ok(Exit::Success)
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod ksm;
 pub(crate) mod lz4;
+pub(crate) mod signal;
 pub(crate) mod uffd;
 pub(crate) mod zram;
 
