@@ -5,10 +5,12 @@ mod common;
 mod rig;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use common::Process;
 use memvisor::bench::report::Entry;
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
@@ -264,6 +266,81 @@ fn peers_of_the_kernel_are_compared_with_or_named() {
     if let Some(entry) = merged_shared {
         assert_eq!(entry.peer_value, Some(0.0), "KSM merges no shared memory");
     }
+}
+
+/// Starts a benchmark and waits until it says that it is at `step`.
+#[track_caller]
+fn at_step(words: &str, step: &str, dir: &Path) -> Process {
+    let mut command = memvisor();
+    command.arg("bench").args(words.split_whitespace());
+    command.env("TMPDIR", dir);
+    let mut process = start(command, "bench", dir);
+    eventually(step, || {
+        assert_eq!(process.ended(), None, "{}", process.stderr());
+        process.stderr().contains(step).then_some(())
+    });
+    process
+}
+
+#[test]
+fn interrupted_benchmark_shows_what_it_has_measured_and_says_what_is_missing() {
+    for (signal, words) in [(Signal::SIGINT, "--json"), (Signal::SIGTERM, "")] {
+        let dir = scratch();
+        let file = dir.path().join("page.html");
+        let words = format!(
+            "compress plan --content text --size 4M --rounds 1000 {words} --html {}",
+            file.display()
+        );
+        let mut process = at_step(&words, "compress: text, round 2", dir.path());
+        process.send(signal);
+        let (status, log) = (process.wait(LONG), process.stderr());
+        assert_eq!(status.code(), Some(130), "{log}");
+        let missing = "interrupted: missing is what follows from `compress: text, round ";
+        assert!(log.contains(missing), "{log}");
+        assert!(log.contains("` on, and all of plan"), "{log}");
+        let page = fs::read_to_string(&file).expect("a page");
+        assert!(page.contains("pages that halve") && page.contains("interrupted: missing"));
+        if signal == Signal::SIGTERM {
+            assert!(process.stdout().contains("pages that halve"));
+            continue;
+        }
+        let entries: Vec<Entry> = serde_json::from_str(&process.stdout()).expect("JSON");
+        assert!(!entries.is_empty(), "{log}");
+        for entry in entries {
+            assert_eq!(entry.bench, "compress");
+            assert!((1..1000).contains(&entry.runs), "{entry:?}");
+        }
+    }
+}
+
+#[test]
+fn benchmark_that_hangs_shows_what_it_has_measured_at_the_second_signal() {
+    let dir = scratch();
+    // The first who reads gets pages; whoever comes later waits for more for ever.
+    let path = dir.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let mut pipe = fs::OpenOptions::new();
+    let mut pipe = pipe.read(true).write(true).open(&path).expect("open");
+    pipe.write_all(&[b'x'; 4 * 4096]).expect("there is room");
+    let words = format!(
+        "compress swap --size 16K --rounds 1 --json --content {}",
+        path.display()
+    );
+    let mut process = at_step(&words, "swap: ", dir.path());
+    process.send(Signal::SIGTERM);
+    process.send(Signal::SIGINT);
+    let (status, log) = (process.wait(LONG), process.stderr());
+    assert_eq!(status.code(), Some(130), "{log}");
+    assert!(
+        log.contains("missing is what follows from `swap: "),
+        "{log}"
+    );
+    let entries: Vec<Entry> = serde_json::from_str(&process.stdout()).expect("JSON");
+    assert!(!entries.is_empty(), "{log}");
+    assert!(entries.iter().all(|entry| entry.bench == "compress"));
+    eventually("the directory is gone", || {
+        no_scratch(dir.path()).then_some(())
+    });
 }
 
 /// What a benchmark may change: KSM's settings, swap devices, zram devices.

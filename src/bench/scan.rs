@@ -7,7 +7,7 @@ use super::clock::{anonymous_bytes, rate, timed};
 use super::content::{Class, Content, Maker, Source};
 use super::peer::Peers;
 use super::peer::ksm::Ksm;
-use super::report::{Better, Case, Report};
+use super::report::{Case, Report};
 use super::stage::{NoPeers, Stage};
 use super::{Bench, BenchError, Setup};
 use crate::engine::EngineError;
@@ -20,21 +20,7 @@ use crate::vm::Vm;
 const MOST: u64 = 1 << 22;
 const GIB: f64 = 1_073_741_824.0;
 
-fn case(source: &Source, metric: &'static str, unit: &'static str, better: Better) -> Case {
-    Case {
-        bench: Bench::Scan.name(),
-        case: source.to_string(),
-        metric,
-        unit,
-        better,
-    }
-}
-
-pub(super) fn run(
-    setup: &Setup<'_>,
-    peers: &Peers<'_>,
-    report: &mut Report,
-) -> Result<(), BenchError> {
+pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Result<(), BenchError> {
     let pages = setup.pages(MOST);
     for source in setup.sources(&[Class::Random]) {
         let before = own_bytes()?;
@@ -58,7 +44,7 @@ fn ours(
     content: &Content,
     pages: u32,
     before: u64,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     let source = &content.source;
     let mut guest = stage.guest("scanned", pages)?;
@@ -93,20 +79,16 @@ fn pass(scanner: &mut Scanner, vm: &Vm) -> Result<(), EngineError> {
 }
 
 fn cold(source: &Source) -> Case {
-    case(source, "first look", "pages/s of a core", Better::More)
+    Case::more(Bench::Scan, source, "first look", "pages/s of a core")
 }
 
 fn again(source: &Source) -> Case {
-    case(
-        source,
-        "look at what nobody wrote",
-        "ms/GiB of a core",
-        Better::Less,
-    )
+    let metric = "look at what nobody wrote";
+    Case::less(Bench::Scan, source, metric, "ms/GiB of a core")
 }
 
 fn memory(source: &Source) -> Case {
-    case(source, "memory for it", "% of the guest's", Better::Less)
+    Case::less(Bench::Scan, source, "memory for it", "% of the guest's")
 }
 
 /// Copies every page into a buffer that stays in the processor's cache: the bandwidth of reading.
@@ -136,12 +118,7 @@ fn percent_of(bytes: u64, pages: u32) -> f64 {
 
 /// KSM's first pass over as many pages, and another one. It remembers a checksum in the first and looks for
 /// equals from the second on, while our first look does both.
-fn theirs(
-    ksm: &Ksm<'_>,
-    content: &Content,
-    pages: u32,
-    report: &mut Report,
-) -> Result<(), BenchError> {
+fn theirs(ksm: &Ksm<'_>, content: &Content, pages: u32, report: &Report) -> Result<(), BenchError> {
     let source = &content.source;
     let memory = private(content, pages)?;
     ksm.stop()?;

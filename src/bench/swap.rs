@@ -5,7 +5,7 @@ use super::content::{Class, Content, Source};
 use super::fault::{at_home, cases, note};
 use super::peer::Peers;
 use super::puppet::Order;
-use super::report::{Better, Case, Report};
+use super::report::{Case, Report};
 use super::stage::{Actor, Stage};
 use super::{Bench, BenchError, Setup};
 use crate::page::Home;
@@ -26,11 +26,7 @@ const FILE: Means = Means {
     swap: true,
 };
 
-pub(super) fn run(
-    setup: &Setup<'_>,
-    peers: &Peers<'_>,
-    report: &mut Report,
-) -> Result<(), BenchError> {
+pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Result<(), BenchError> {
     let pages = setup.pages(MOST);
     for source in setup.sources(&[Class::Text, Class::Heap]) {
         let stage = Stage::new(setup, pages)?;
@@ -49,28 +45,20 @@ pub(super) fn run(
 }
 
 fn to_cache(source: &Source) -> Case {
-    Case {
-        bench: Bench::Swap.name(),
-        case: format!("page out to the cache, {source}"),
-        metric: "rate",
-        unit: "pages/s of a core",
-        better: Better::More,
-    }
+    let on = format!("page out to the cache, {source}");
+    Case::more(Bench::Swap, &on, "rate", "pages/s of a core")
 }
 
 fn to_file(source: &Source) -> Case {
-    Case {
-        case: format!("page out to the swap file, {source}"),
-        unit: "pages/s",
-        ..to_cache(source)
-    }
+    let on = format!("page out to the swap file, {source}");
+    Case::more(Bench::Swap, &on, "rate", "pages/s")
 }
 
 fn ours(
     stage: &Stage<'_>,
     content: &Content,
     pages: u32,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     let source = &content.source;
     let mut guest = stage.guest("paged", pages)?;
@@ -88,7 +76,7 @@ fn ours(
     if !order.is_empty() {
         let touches = guest.puppet.touch(&Order::Read(order))?;
         let refills = cases(Bench::Swap, &format!("refill from the swap file, {source}"));
-        note(report, &refills, touches);
+        note(report, &refills, None, touches);
     }
     guest.puppet.verify()?;
     drop(guest);
