@@ -161,7 +161,10 @@ fn swap_measures_the_cache_and_the_file() {
     let metrics = [
         ("to the cache, mixed", "rate"),
         ("to the swap file, mixed", "rate"),
-        ("from the swap file, mixed", "p50"),
+        ("from the cache, random order, mixed", "p50"),
+        ("from the cache, ascending, mixed", "rate"),
+        ("from the swap file, random order, mixed", "p50"),
+        ("from the swap file, ascending, mixed", "rate"),
     ];
     check(&entries, "swap", 2, &metrics);
 }
