@@ -11,6 +11,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use common::Process;
+use memvisor::bench::Bench;
+use memvisor::bench::content::Class;
 use memvisor::bench::report::Entry;
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
@@ -96,6 +98,17 @@ fn scan_looks_at_all_pages_and_compares_with_reading_them() {
             .iter()
             .any(|entry| entry.peer.as_deref() == Some("read"))
     );
+}
+
+#[test]
+fn every_benchmark_takes_every_class_of_content() {
+    for class in Class::ALL {
+        let (entries, _) = measured(&format!("all --size 1M --rounds 1 --content {class}"));
+        for bench in Bench::ALL {
+            let has = entries.iter().any(|entry| entry.bench == bench.name());
+            assert!(has, "{bench} of {class}: {entries:#?}");
+        }
+    }
 }
 
 #[test]

@@ -227,11 +227,13 @@ impl Report {
         lock(&self.remarks).clone()
     }
 
-    /// A row for each case and peer.
+    /// A row for each case and peer; of what only peers had, none.
     #[must_use]
     pub fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
-        for Measured { case, ours, peers } in &*lock(&self.cases) {
+        let cases = lock(&self.cases);
+        let is_measured = |case: &&Measured| case.ours.runs() > 0;
+        for Measured { case, ours, peers } in cases.iter().filter(is_measured) {
             let row = |peer| Row {
                 case: case.clone(),
                 ours: ours.clone(),
@@ -353,8 +355,9 @@ mod tests {
     fn ratio_says_how_many_times_better_we_are() {
         for (better, expected) in [(Better::More, 4.0), (Better::Less, 0.25)] {
             let report = Report::default();
-            report.ours(&case(better), 8.0);
             report.peer(&case(better), "ksm", 2.0);
+            assert_eq!(report.rows(), [], "we have nothing");
+            report.ours(&case(better), 8.0);
             report.peer(&case(better), "read", 0.0);
             let rows = report.rows();
             assert_eq!(rows.len(), 2);
