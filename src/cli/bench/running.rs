@@ -79,10 +79,18 @@ impl Running {
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match done {
-            Err(error) if matches!(error.downcast_ref(), Some(BenchError::Interrupted)) => {
-                Ok(Exit::Interrupted)
-            }
+            Err(error) if self.is_interruption(&error) => Ok(Exit::Interrupted),
             done => done.map(|()| Exit::Success),
+        }
+    }
+
+    /// Whether measuring ended by `error` because a signal came. A guest that is just being started is not in a
+    /// process group of its own yet, and gets a terminal's signal too.
+    fn is_interruption(&self, error: &anyhow::Error) -> bool {
+        match error.downcast_ref() {
+            Some(BenchError::Interrupted) => true,
+            Some(BenchError::GuestEnded(_)) => self.stop.load(Ordering::Acquire),
+            _ => false,
         }
     }
 
@@ -127,5 +135,39 @@ impl Line {
         if self.live {
             let _ = write!(io::stderr(), "\r\x1b[K");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_that_ends_is_an_interruption_after_a_signal_alone() {
+        let running = Running::new();
+        let ended = || BenchError::GuestEnded("scanned".to_owned()).into();
+        assert!(!running.is_interruption(&ended()));
+        assert!(running.step(Bench::Scan, "random, round 1"));
+        running.stop.store(true, Ordering::Release);
+        assert!(!running.step(Bench::Scan, "random, round 2"));
+        assert!(running.is_interruption(&ended()));
+        assert!(running.is_interruption(&BenchError::Interrupted.into()));
+        let (name, pages) = ("scanned".to_owned(), 1);
+        assert!(!running.is_interruption(&BenchError::Corrupt { name, pages }.into()));
+    }
+
+    #[test]
+    fn missing_is_what_was_to_come() {
+        let running = Running::new();
+        let benches = [Bench::Scan, Bench::Swap, Bench::Plan];
+        assert_eq!(
+            running.missing(&benches),
+            "interrupted before anything was measured"
+        );
+        running.step(Bench::Swap, "text, round 2");
+        assert_eq!(
+            running.missing(&benches),
+            "interrupted: missing is what follows from `swap: text, round 2` on, and all of plan"
+        );
     }
 }
