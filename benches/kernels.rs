@@ -1,5 +1,5 @@
 //! What is done for each page: hashing it, looking whether it is zero, comparing it with a frame, compressing
-//! it, looking its hash up, and moving it from one home to the next.
+//! it, looking its hash up, moving it from one home to the next, and letting a guest take it by itself.
 //!
 //! ```text
 //! cargo bench --bench kernels [-- FILTER]
@@ -9,14 +9,17 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use memvisor::bench::content::{Class, Content, Dice, Maker, Source};
 use memvisor::compress::{Compressor, ZipCache};
 use memvisor::digest::digest;
-use memvisor::page::{Home, PageTable, Parking};
+use memvisor::page::{Attempt, Home, PageTable, Parking};
 use memvisor::pool::{Doubts, Hints, Membership, Pool};
-use memvisor::units::{Gfn, PAGE_SIZE, PageBuf, Pages, VmId};
+use memvisor::sys::SharedWords;
+use memvisor::units::{Gfn, PAGE_SIZE, PageBuf, Pages, SlotId, VmId};
+use memvisor_guest_agent::protocol::claims::{self, Claimer};
 use memvisor_guest_agent::protocol::payload::checksum;
 
 /// Pages that are taken in turn. Those of a page's own fit the processor's cache; those from memory do not.
@@ -168,5 +171,73 @@ fn moving(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, looking, compressing, looking_up, moving);
+/// Pages that a guest brings before the daemon looks, as many as it may hold at first.
+const HELD: u32 = 16;
+
+/// A table of compressed pages, all of them offered, and the words that its guest sees.
+fn offered() -> (PageTable, Arc<SharedWords>) {
+    let words = SharedWords::new("memvisor-bench", claims::words(IN_MEMORY)).expect("a memfd");
+    let words = Arc::new(words);
+    let table = PageTable::new(IN_MEMORY, Arc::new(Parking::without_event()));
+    let table = table.offering(Arc::clone(&words) as _);
+    for gfn in (0..IN_MEMORY).map(Gfn) {
+        let page = table.try_lock(gfn).expect("nobody else has it");
+        page.set_home(Home::Resident);
+        page.set_home(Home::Compressed(SlotId(gfn.0)));
+    }
+    (table, words)
+}
+
+fn claiming(criterion: &mut Criterion) {
+    let (table, words) = offered();
+    let daemon = table.claims().expect("it offers");
+    let claimer = Claimer::new(&*words);
+    let mut gfns = (0..IN_MEMORY).map(Gfn).cycle();
+    let mut group = criterion.benchmark_group("claim table");
+    group.bench_function("guest: claim a page and be done", |bencher| {
+        bencher.iter_custom(|pages| {
+            let mut took = Duration::ZERO;
+            for first in (0..pages).step_by(HELD as usize) {
+                daemon.grant(HELD, || true);
+                let held = gfns
+                    .by_ref()
+                    .take(HELD.min((pages - first) as u32) as usize);
+                let held: Vec<Gfn> = held.collect();
+                let start = Instant::now();
+                for gfn in &held {
+                    let offer = claimer.look(*gfn);
+                    let claims::Attempt::Claimed(claim) = claimer.claim(*gfn, offer) else {
+                        panic!("{gfn} is offered and there are credits");
+                    };
+                    claimer.done(black_box(claim));
+                }
+                took += start.elapsed();
+                // As it was: the page table does not learn of it.
+                for gfn in held {
+                    let Attempt::Done(page) = table.attempt(gfn) else {
+                        panic!("{gfn} was brought");
+                    };
+                    drop(page.settle().expect("with a credit that was granted"));
+                }
+            }
+            took
+        });
+    });
+    group.bench_function("daemon: lock and unlock, so revoke and offer", |bencher| {
+        bencher.iter(|| {
+            let gfn = gfns.next().expect("a cycle has no end");
+            table.try_lock(gfn).is_some()
+        });
+    });
+    let _ = daemon.take_back();
+    group.bench_function("daemon: grant 16 credits and take them back", |bencher| {
+        bencher.iter(|| {
+            daemon.grant(HELD, || true);
+            daemon.take_back()
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, looking, compressing, looking_up, moving, claiming);
 criterion_main!(benches);

@@ -5,10 +5,14 @@ mod common;
 mod rig;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use common::Process;
+use memvisor::bench::Bench;
+use memvisor::bench::content::Class;
 use memvisor::bench::report::Entry;
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
@@ -97,6 +101,17 @@ fn scan_looks_at_all_pages_and_compares_with_reading_them() {
 }
 
 #[test]
+fn every_benchmark_takes_every_class_of_content() {
+    for class in Class::ALL {
+        let (entries, _) = measured(&format!("all --size 1M --rounds 1 --content {class}"));
+        for bench in Bench::ALL {
+            let has = entries.iter().any(|entry| entry.bench == bench.name());
+            assert!(has, "{bench} of {class}: {entries:#?}");
+        }
+    }
+}
+
+#[test]
 fn merge_merges_all_that_is_equal() {
     let (entries, _) = measured("merge --size 4M --rounds 2");
     let metrics = [
@@ -143,6 +158,14 @@ fn fault_measures_each_way_of_a_fault() {
         ("break of a shared page", "p50"),
     ];
     check(&entries, "fault", 2, &metrics);
+    // Guests serve their own faults where they have a userfaultfd: there the bare ways are compared.
+    for case in ["refill from the cache, inline", "shared page, inline"] {
+        let mut of_case = entries.iter().filter(|entry| entry.case.contains(case));
+        let is_measured = of_case.clone().next().is_some();
+        let signal = of_case.find(|entry| entry.peer.as_deref() == Some("signal"));
+        assert_eq!(signal.is_some(), is_measured, "{entries:#?}");
+        assert!(signal.is_none_or(|entry| entry.peer_value > Some(0.0)));
+    }
 }
 
 #[test]
@@ -151,7 +174,10 @@ fn swap_measures_the_cache_and_the_file() {
     let metrics = [
         ("to the cache, mixed", "rate"),
         ("to the swap file, mixed", "rate"),
-        ("from the swap file, mixed", "p50"),
+        ("from the cache, random order, mixed", "p50"),
+        ("from the cache, ascending, mixed", "rate"),
+        ("from the swap file, random order, mixed", "p50"),
+        ("from the swap file, ascending, mixed", "rate"),
     ];
     check(&entries, "swap", 2, &metrics);
 }
@@ -256,6 +282,81 @@ fn peers_of_the_kernel_are_compared_with_or_named() {
     if let Some(entry) = merged_shared {
         assert_eq!(entry.peer_value, Some(0.0), "KSM merges no shared memory");
     }
+}
+
+/// Starts a benchmark and waits until it says that it is at `step`.
+#[track_caller]
+fn at_step(words: &str, step: &str, dir: &Path) -> Process {
+    let mut command = memvisor();
+    command.arg("bench").args(words.split_whitespace());
+    command.env("TMPDIR", dir);
+    let mut process = start(command, "bench", dir);
+    eventually(step, || {
+        assert_eq!(process.ended(), None, "{}", process.stderr());
+        process.stderr().contains(step).then_some(())
+    });
+    process
+}
+
+#[test]
+fn interrupted_benchmark_shows_what_it_has_measured_and_says_what_is_missing() {
+    for (signal, words) in [(Signal::SIGINT, "--json"), (Signal::SIGTERM, "")] {
+        let dir = scratch();
+        let file = dir.path().join("page.html");
+        let words = format!(
+            "compress plan --content text --size 4M --rounds 1000 {words} --html {}",
+            file.display()
+        );
+        let mut process = at_step(&words, "compress: text, round 2", dir.path());
+        process.send(signal);
+        let (status, log) = (process.wait(LONG), process.stderr());
+        assert_eq!(status.code(), Some(130), "{log}");
+        let missing = "interrupted: missing is what follows from `compress: text, round ";
+        assert!(log.contains(missing), "{log}");
+        assert!(log.contains("` on, and all of plan"), "{log}");
+        let page = fs::read_to_string(&file).expect("a page");
+        assert!(page.contains("pages that halve") && page.contains("interrupted: missing"));
+        if signal == Signal::SIGTERM {
+            assert!(process.stdout().contains("pages that halve"));
+            continue;
+        }
+        let entries: Vec<Entry> = serde_json::from_str(&process.stdout()).expect("JSON");
+        assert!(!entries.is_empty(), "{log}");
+        for entry in entries {
+            assert_eq!(entry.bench, "compress");
+            assert!((1..1000).contains(&entry.runs), "{entry:?}");
+        }
+    }
+}
+
+#[test]
+fn benchmark_that_hangs_shows_what_it_has_measured_at_the_second_signal() {
+    let dir = scratch();
+    // The first who reads gets pages; whoever comes later waits for more for ever.
+    let path = dir.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let mut pipe = fs::OpenOptions::new();
+    let mut pipe = pipe.read(true).write(true).open(&path).expect("open");
+    pipe.write_all(&[b'x'; 4 * 4096]).expect("there is room");
+    let words = format!(
+        "compress swap --size 16K --rounds 1 --json --content {}",
+        path.display()
+    );
+    let mut process = at_step(&words, "swap: ", dir.path());
+    process.send(Signal::SIGTERM);
+    process.send(Signal::SIGINT);
+    let (status, log) = (process.wait(LONG), process.stderr());
+    assert_eq!(status.code(), Some(130), "{log}");
+    assert!(
+        log.contains("missing is what follows from `swap: "),
+        "{log}"
+    );
+    let entries: Vec<Entry> = serde_json::from_str(&process.stdout()).expect("JSON");
+    assert!(!entries.is_empty(), "{log}");
+    assert!(entries.iter().all(|entry| entry.bench == "compress"));
+    eventually("the directory is gone", || {
+        no_scratch(dir.path()).then_some(())
+    });
 }
 
 /// What a benchmark may change: KSM's settings, swap devices, zram devices.

@@ -12,7 +12,7 @@ use memvisor_guest_agent::protocol::balloon::MAX_BATCH_PAGES;
 
 use super::clock::timed;
 use super::content::{Class, Content, Source};
-use super::report::{Better, Case, Report};
+use super::report::{Case, Report};
 use super::stage::{Actor, Stage, wait_for};
 use super::{Bench, BenchError, Setup};
 use crate::page::Home;
@@ -29,17 +29,7 @@ const AT_ONCE: u32 = 16_384;
 /// Pages of one lock message: an agent whose guest has much to give fills it.
 const RUN: u32 = MAX_BATCH_PAGES;
 
-fn case(case: &str, unit: &'static str) -> Case {
-    Case {
-        bench: Bench::Balloon.name(),
-        case: case.to_owned(),
-        metric: "inflate",
-        unit,
-        better: Better::More,
-    }
-}
-
-pub(super) fn run(setup: &Setup<'_>, report: &mut Report) -> Result<(), BenchError> {
+pub(super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
     let pages = setup.pages(MOST).max(LEAST);
     let stage = Stage::new(setup, pages)?;
     for round in 1..=setup.options.rounds {
@@ -60,7 +50,7 @@ fn whole_way(
     setup: &Setup<'_>,
     stage: &Stage<'_>,
     pages: u32,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     let _guest = IdleGuest::start(setup, stage, pages)?;
     let vm = stage.attached("idle")?;
@@ -74,7 +64,8 @@ fn whole_way(
         })
     });
     done?;
-    let whole = case("agent and host, memory never touched", "GB/s");
+    let on = "agent and host, memory never touched";
+    let whole = Case::more(Bench::Balloon, &on, "inflate", "GB/s");
     report.ours(&whole, gb_per_s(target.into(), took.wall));
     drop(_guest);
     stage.wait_until_empty()
@@ -85,7 +76,7 @@ fn host_part(
     setup: &Setup<'_>,
     stage: &Stage<'_>,
     pages: u32,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     let source = Source::Class(Class::Random);
     let source = setup.options.source.clone().unwrap_or(source);
@@ -93,7 +84,8 @@ fn host_part(
     guest.fill(&Content::unique(source, 1))?;
     let (inflated, took) = timed(|| inflate_all(&guest, pages));
     let inflated = inflated?;
-    let host = case("host, memory with content", "GB/s");
+    let on = "host, memory with content";
+    let host = Case::more(Bench::Balloon, &on, "inflate", "GB/s");
     report.ours(&host, gb_per_s(inflated, took.wall));
     drop(guest);
     stage.wait_until_empty()?;

@@ -7,7 +7,7 @@ use memvisor_guest_agent::protocol::payload::checksum;
 use super::clock::timed;
 use super::content::{Class, Content, Maker, Source};
 use super::peer::lz4;
-use super::report::{Better, Case, Report};
+use super::report::{Case, Report};
 use super::{Bench, BenchError, Setup, Vs};
 use crate::compress::{Compressor, ZipCache};
 use crate::units::{Gfn, PAGE_SIZE, PageBuf, SlotId};
@@ -15,17 +15,7 @@ use crate::units::{Gfn, PAGE_SIZE, PageBuf, SlotId};
 /// Pages measured at most: 32 MiB, more than caches hold.
 const MOST: u64 = 8192;
 
-fn case(source: &Source, metric: &'static str, unit: &'static str, better: Better) -> Case {
-    Case {
-        bench: Bench::Compress.name(),
-        case: source.to_string(),
-        metric,
-        unit,
-        better,
-    }
-}
-
-pub(super) fn run(setup: &Setup<'_>, report: &mut Report) -> Result<(), BenchError> {
+pub(super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
     let usual = [
         Class::Zero,
         Class::Text,
@@ -64,7 +54,7 @@ fn percent(part: usize, of: usize) -> f64 {
     part as f64 * 100.0 / of.max(1) as f64
 }
 
-fn ours(source: &Source, pages: &[PageBuf], report: &mut Report) -> Result<(), BenchError> {
+fn ours(source: &Source, pages: &[PageBuf], report: &Report) -> Result<(), BenchError> {
     let mut compressor = Compressor::new();
     let (halved, took) = timed(|| {
         let halves = |page: &&PageBuf| compressor.compress(page).is_some();
@@ -76,18 +66,14 @@ fn ours(source: &Source, pages: &[PageBuf], report: &mut Report) -> Result<(), B
     let io = BenchError::io("make a compression cache");
     let mut cache = ZipCache::new("memvisor-bench-zip", count).map_err(io)?;
     let (stored, took) = timed(|| store(&mut cache, &mut compressor, pages));
-    let whole = case(source, "compress and store", "us/page", Better::Less);
+    let whole = Case::less(Bench::Compress, source, "compress and store", "us/page");
     report.ours(&whole, each(took.cpu, pages.len()));
     if stored.is_empty() {
         return Ok(());
     }
     let kept = cache.pages_used() as usize;
-    let saved = case(
-        source,
-        "cache of what is stored",
-        "% of its size",
-        Better::Less,
-    );
+    let metric = "cache of what is stored";
+    let saved = Case::less(Bench::Compress, source, metric, "% of its size");
     report.ours(&saved, percent(kept, stored.len()));
     let mut page = PageBuf::zeroed();
     let (loaded, took) = timed(|| {
@@ -118,19 +104,19 @@ fn store(cache: &mut ZipCache, compressor: &mut Compressor, pages: &[PageBuf]) -
 }
 
 fn compress_time(source: &Source) -> Case {
-    case(source, "compress", "us/page", Better::Less)
+    Case::less(Bench::Compress, source, "compress", "us/page")
 }
 
 fn halves(source: &Source) -> Case {
-    case(source, "pages that halve", "%", Better::More)
+    Case::more(Bench::Compress, source, "pages that halve", "%")
 }
 
 fn load_time(source: &Source) -> Case {
-    case(source, "decompress", "us/page", Better::Less)
+    Case::less(Bench::Compress, source, "decompress", "us/page")
 }
 
 /// The C library with the same bound, half a page. It gets no checksum to verify, which ours does.
-fn theirs(source: &Source, pages: &[PageBuf], report: &mut Report) {
+fn theirs(source: &Source, pages: &[PageBuf], report: &Report) {
     let mut blocks: Vec<Vec<u8>> = Vec::new();
     let mut output = vec![0; PAGE_SIZE / 2];
     let (halved, took) = timed(|| {

@@ -2,15 +2,17 @@
 //!
 //! Most of a fault that another process serves is its waking up, which takes long when that runs on
 //! another processor and is halted there. So they are measured on one processor and on two, beside the
-//! least that a userfaultfd can do: a bare loop that copies one page.
+//! least that a userfaultfd can do: a bare loop that copies one page. Those that the faulting thread serves
+//! itself are beside the least that a signal handler can do.
 
 use super::content::{Class, Content, Dice, Maker, Source};
 use super::merge::merge;
 use super::peer::Peers;
 use super::peer::ksm::Ksm;
+use super::peer::signal::{self, Remedy};
 use super::peer::uffd::BareUffd;
-use super::puppet::{Order, Touches};
-use super::report::{Better, Case, Report};
+use super::puppet::{Order, Touches, nanoseconds};
+use super::report::{Case, Report};
 use super::scan::{advise_merge, advise_small, write};
 use super::stage::{Actor, Pinned, Stage};
 use super::{Bench, BenchError, Setup};
@@ -37,42 +39,22 @@ const COMPRESS: Means = Means {
 
 /// The cases of a fault: half of them, and 99 of 100.
 pub(super) fn cases(bench: Bench, case: &str) -> [Case; 2] {
-    ["p50", "p99"].map(|metric| Case {
-        bench: bench.name(),
-        case: case.to_owned(),
-        metric,
-        unit: "us",
-        better: Better::Less,
-    })
+    ["p50", "p99"].map(|metric| Case::less(bench, &case, metric, "us"))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
-fn micros(touches: Touches) -> [f64; 2] {
-    [touches.p50_ns, touches.p99_ns].map(|ns| ns as f64 / 1e3)
-}
-
-pub(super) fn note(report: &mut Report, cases: &[Case; 2], touches: Touches) {
-    for (case, value) in cases.iter().zip(micros(touches)) {
-        report.ours(case, value);
-    }
-}
-
-pub(super) fn note_peer(
-    report: &mut Report,
+pub(super) fn note(
+    report: &Report,
     cases: &[Case; 2],
-    peer: &'static str,
+    peer: Option<&'static str>,
     touches: Touches,
 ) {
-    for (case, value) in cases.iter().zip(micros(touches)) {
-        report.peer(case, peer, value);
+    for (case, ns) in cases.iter().zip([touches.p50_ns, touches.p99_ns]) {
+        report.note(case, peer, ns as f64 / 1e3);
     }
 }
 
-pub(super) fn run(
-    setup: &Setup<'_>,
-    peers: &Peers<'_>,
-    report: &mut Report,
-) -> Result<(), BenchError> {
+pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Result<(), BenchError> {
     let pages = setup.pages(MOST);
     for source in setup.sources(&[Class::Heap]) {
         let stage = Stage::new(setup, pages.saturating_mul(2))?;
@@ -89,10 +71,11 @@ pub(super) fn run(
             }
             if let Some(zram) = &peers.zram {
                 setup.step(Bench::Fault, &format!("{source}, round {round}, zram"))?;
-                let touches = zram.refill(&content, pages)?;
+                let order = Dice::new(content.seed, 2).order(pages);
+                let touches = zram.refill(&content, pages, &order)?;
                 let places = [TOGETHER, APART].into_iter().chain(inline);
                 for place in places {
-                    note_peer(report, &refills(&source, place), "zram", touches);
+                    note(report, &refills(&source, place), Some("zram"), touches);
                 }
             }
             setup.step(Bench::Fault, &format!("{source}, round {round}, breaks"))?;
@@ -109,7 +92,7 @@ pub(super) fn run(
                 setup.step(Bench::Fault, &format!("{source}, round {round}, ksm"))?;
                 let touches = ksm_breaks(ksm, &content, pages)?;
                 for place in [""].into_iter().chain(inline) {
-                    note_peer(report, &broken(&source, place), "ksm", touches);
+                    note(report, &broken(&source, place), Some("ksm"), touches);
                 }
             }
         }
@@ -139,20 +122,20 @@ fn touch(
     stage: &Stage<'_>,
     content: &Content,
     pages: u32,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     for (place, together) in [(TOGETHER, true), (APART, false)] {
         let mut guest = stage.guest("touched", pages)?;
         if let Some(_pinned) = Pinned::new(guest.puppet.pid(), together)? {
             let order = Order::Read(Dice::new(content.seed, 1).order(pages));
-            note(report, &touched(place), guest.puppet.touch(&order)?);
+            note(report, &touched(place), None, guest.puppet.touch(&order)?);
         }
         drop(guest);
         stage.wait_until_empty()?;
     }
     let mut guest = stage.guest("touched", pages)?;
     let order = Order::Read(Dice::new(content.seed, 1).order(pages));
-    note(report, &touched(FREE), guest.puppet.touch(&order)?);
+    note(report, &touched(FREE), None, guest.puppet.touch(&order)?);
     drop(guest);
     stage.wait_until_empty()
 }
@@ -171,7 +154,7 @@ fn refill(
     stage: &Stage<'_>,
     content: &Content,
     pages: u32,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     let mut guest = stage.guest("refilled", pages)?;
     guest.fill(content)?;
@@ -182,7 +165,7 @@ fn refill(
             && !order.is_empty()
         {
             let touches = guest.puppet.touch(&Order::Read(order))?;
-            note(report, &refills(&content.source, place), touches);
+            note(report, &refills(&content.source, place), None, touches);
         }
     }
     guest.puppet.verify()?;
@@ -195,7 +178,7 @@ fn refill_inline(
     stage: &Stage<'_>,
     content: &Content,
     pages: u32,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     let mut guest = stage.inline_guest("refilled", pages)?;
     guest.fill(content)?;
@@ -203,29 +186,31 @@ fn refill_inline(
     let order = at_home(&guest, content.seed, Home::Compressed(SlotId(0)));
     if !order.is_empty() {
         let touches = guest.puppet.touch(&Order::Read(order))?;
-        note(report, &refills(&content.source, INLINE), touches);
+        note(report, &refills(&content.source, INLINE), None, touches);
     }
     guest.puppet.verify()?;
     drop(guest);
     stage.wait_until_empty()
 }
 
-/// The least a userfaultfd can do.
-fn bare(
-    setup: &Setup<'_>,
-    source: &Source,
-    pages: u32,
-    report: &mut Report,
-) -> Result<(), BenchError> {
+/// The least that a userfaultfd can do, and a signal handler.
+fn bare(setup: &Setup<'_>, source: &Source, pages: u32, report: &Report) -> Result<(), BenchError> {
     for (place, together) in [(TOGETHER, true), (APART, false)] {
         let mut bare = BareUffd::start(setup, pages)?;
         if let Some(_pinned) = Pinned::new(bare.puppet().pid(), together)? {
             let order = Order::Read(Dice::new(1, 3).order(pages));
             let touches = bare.puppet().touch(&order)?;
-            note_peer(report, &refills(source, place), "uffd", touches);
-            note_peer(report, &touched(place), "uffd", touches);
+            note(report, &refills(source, place), Some("uffd"), touches);
+            note(report, &touched(place), Some("uffd"), touches);
         }
         bare.stop()?;
+    }
+    for (remedy, cases) in [
+        (Remedy::Copy, refills(source, INLINE)),
+        (Remedy::Map, broken(source, INLINE)),
+    ] {
+        let touches = signal::faults(setup, remedy, pages)?;
+        note(report, &cases, Some(signal::NAME), touches);
     }
     Ok(())
 }
@@ -236,7 +221,7 @@ fn breaks(
     mut guests: [Actor; 2],
     content: &Content,
     cases: &[Case; 2],
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     for guest in &mut guests {
         guest.fill(content)?;
@@ -246,7 +231,7 @@ fn breaks(
     let order = at_home(&guests[0], content.seed, Home::Shared(FrameId(0)));
     if !order.is_empty() {
         let touches = guests[0].puppet.touch(&Order::Rewrite(order))?;
-        note(report, cases, touches);
+        note(report, cases, None, touches);
     }
     for guest in &mut guests {
         guest.puppet.verify()?;
@@ -275,7 +260,7 @@ fn ksm_breaks(ksm: &Ksm<'_>, content: &Content, pages: u32) -> Result<Touches, B
         let word = memory.touch(page);
         let start = std::time::Instant::now();
         memory.poke(page, word);
-        times.push(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        times.push(nanoseconds(start));
     }
     ksm.stop()?;
     Ok(times.into())

@@ -26,7 +26,7 @@ text{font:12px system-ui,sans-serif;fill:var(--ink)}.ours{fill:var(--ours)}.peer
 
 /// The page. `command` is how to have it made again.
 #[must_use]
-pub fn page(report: &Report, machine: &Machine, command: &str, missing: &[String]) -> String {
+pub fn page(report: &Report, machine: &Machine, command: &str) -> String {
     let mut html =
         String::from("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
     html += "<meta name=\"viewport\" content=\"width=device-width\"><title>memvisor bench</title>";
@@ -39,8 +39,8 @@ pub fn page(report: &Report, machine: &Machine, command: &str, missing: &[String
     html += "<p>Bars are medians, whiskers the least and the most of all rounds. Behind a peer's \
              value stands how many times better memvisor is. All were measured turn by turn on the \
              same content.</p>\n";
-    for why in missing {
-        let _ = writeln!(html, "<p>Not compared with {}</p>", escape(why));
+    for remark in report.remarks() {
+        let _ = writeln!(html, "<p>{}</p>", escape(&remark));
     }
     let mut bench = "";
     for rows in report.rows().chunk_by(|a, b| a.case == b.case) {
@@ -140,25 +140,20 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Bench;
     use super::super::report::Case;
     use super::*;
 
     #[test]
     fn page_has_a_bar_for_each_and_escapes_what_the_user_wrote() {
-        let mut report = Report::default();
-        let case = Case {
-            bench: "scan",
-            case: "<files & more>".to_owned(),
-            metric: "first look",
-            unit: "pages/s",
-            better: Better::More,
-        };
+        let report = Report::default();
+        let case = Case::more(Bench::Scan, &"<files & more>", "first look", "pages/s");
         for value in [10.0, 20.0, 30.0] {
             report.ours(&case, value);
             report.peer(&case, "ksm", value / 4.0);
             report.peer(&case, "read", value * 2.0);
         }
-        let page = page(&report, &Machine::here(), "memvisor bench \"x\"", &[]);
+        let page = page(&report, &Machine::here(), "memvisor bench \"x\"");
         assert_eq!(page.matches("<figure>").count(), 1);
         assert_eq!(page.matches("<rect").count(), 3);
         assert_eq!(page.matches("class=\"spread\"").count(), 3);
@@ -170,13 +165,10 @@ mod tests {
 
     #[test]
     fn report_without_rows_is_still_a_page() {
-        let page = page(
-            &Report::default(),
-            &Machine::here(),
-            "x",
-            &["ksm: no".to_owned()],
-        );
-        assert!(page.contains("Not compared with ksm: no"));
+        let report = Report::default();
+        report.remark("not compared with ksm: <no>".to_owned());
+        let page = page(&report, &Machine::here(), "x");
+        assert!(page.contains("not compared with ksm: &lt;no&gt;"));
         assert!(page.ends_with("</html>\n"));
     }
 }

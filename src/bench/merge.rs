@@ -11,7 +11,7 @@ use super::clock::{process_cpu, thread_cpu};
 use super::content::{Class, Content, Maker, Source};
 use super::peer::Peers as Others;
 use super::peer::ksm::Ksm;
-use super::report::{Better, Case, Report};
+use super::report::{Case, Report};
 use super::scan::{advise_merge, advise_small, private, write};
 use super::stage::{Actor, Stage};
 use super::{Bench, BenchError, Setup};
@@ -35,20 +35,10 @@ const SEEN: u32 = 64;
 /// Passes without anything found, after which no more is expected.
 const IDLE_PASSES: u32 = 3;
 
-fn case(source: &Source, metric: &'static str, unit: &'static str, better: Better) -> Case {
-    Case {
-        bench: Bench::Merge.name(),
-        case: format!("{GUESTS} guests, half equal, {source}"),
-        metric,
-        unit,
-        better,
-    }
-}
-
 pub(super) fn run(
     setup: &Setup<'_>,
     peers: &Others<'_>,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     let pages = (setup.pages(MOST) / 4).max(1);
     for source in setup.sources(&[Class::Random]) {
@@ -88,7 +78,7 @@ fn ours(
     stage: &Stage<'_>,
     contents: &[Content],
     pages: u32,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     let mut guests = Vec::new();
     for (number, content) in (1..).zip(contents) {
@@ -122,15 +112,16 @@ const fn count(pages: u64) -> f64 {
 }
 
 fn note(
-    report: &mut Report,
+    report: &Report,
     source: &Source,
     merged: &Merged,
     wanted: u64,
     peer: Option<&'static str>,
 ) {
-    let time = case(source, "until all is merged", "ms", Better::Less);
-    let cpu = case(source, "processor time for it", "ms", Better::Less);
-    let part = case(source, "equal pages merged", "%", Better::More);
+    let on = format!("{GUESTS} guests, half equal, {source}");
+    let time = Case::less(Bench::Merge, &on, "until all is merged", "ms");
+    let cpu = Case::less(Bench::Merge, &on, "processor time for it", "ms");
+    let part = Case::more(Bench::Merge, &on, "equal pages merged", "%");
     let part_of = count(merged.pages.min(wanted)) * 100.0 / count(wanted.max(1));
     let millis = |time: Duration| time.as_secs_f64() * 1e3;
     let values = [(part, part_of), (cpu, millis(merged.cpu))];
@@ -138,18 +129,13 @@ fn note(
     let done = merged.pages >= wanted;
     let time = done.then_some((time, millis(merged.wall)));
     for (case, value) in time.into_iter().chain(values) {
-        match peer {
-            Some(peer) => report.peer(&case, peer, value),
-            None => report.ours(&case, value),
-        }
+        report.note(&case, peer, value);
     }
 }
 
 fn shared_memory(source: &Source) -> Case {
-    Case {
-        case: format!("guests of shared memory, {source}"),
-        ..case(source, "pages merged", "pages", Better::More)
-    }
+    let on = format!("guests of shared memory, {source}");
+    Case::more(Bench::Merge, &on, "pages merged", "pages")
 }
 
 /// Merges what is equal in these guests until `wanted` pages are, or nothing more is found.
@@ -251,7 +237,7 @@ fn theirs(
     ksm: &Ksm<'_>,
     contents: &[Content],
     pages: u32,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     let io = BenchError::io("make memory for KSM");
     let all = pages.saturating_mul(u32::try_from(contents.len()).unwrap_or(u32::MAX));

@@ -27,7 +27,7 @@ pub mod guard;
 pub mod html;
 mod machine;
 mod merge;
-mod peer;
+pub(crate) mod peer;
 pub mod plan;
 pub mod puppet;
 pub mod report;
@@ -210,8 +210,8 @@ pub struct Setup<'a> {
     pub scratch: PathBuf,
     /// What restores the machine.
     pub guard: &'a Guard,
-    /// Is told what is being measured; whether to go on.
-    pub progress: &'a dyn Fn(&str) -> bool,
+    /// Is told what of a benchmark is being measured; whether to go on.
+    pub progress: &'a dyn Fn(Bench, &str) -> bool,
 }
 
 impl fmt::Debug for Setup<'_> {
@@ -229,7 +229,7 @@ impl Setup<'_> {
     /// # Errors
     /// [`BenchError::Interrupted`] when that is not wanted any more.
     fn step(&self, bench: Bench, text: &str) -> Result<(), BenchError> {
-        if (self.progress)(&format!("{bench}: {text}")) {
+        if (self.progress)(bench, text) {
             Ok(())
         } else {
             Err(BenchError::Interrupted)
@@ -265,33 +265,22 @@ impl Setup<'_> {
     }
 }
 
-/// What came out.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Outcome {
-    /// What was measured.
-    pub report: Report,
-    /// What could not be compared, and why.
-    pub missing: Vec<String>,
-}
-
-/// Runs the benchmarks.
+/// Runs the benchmarks; `report` has at any time what was measured so far.
 ///
 /// # Errors
 /// [`BenchError`]; the guard restores the machine.
-pub fn run(setup: &Setup<'_>) -> Result<Outcome, BenchError> {
-    let mut report = Report::default();
-    let mut missing = Vec::new();
-    let peers = peer::Peers::open(setup, &mut missing)?;
+pub fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
+    let peers = peer::Peers::open(setup, report)?;
     for bench in &setup.options.benches {
         match bench {
-            Bench::Scan => scan::run(setup, &peers, &mut report)?,
-            Bench::Merge => merge::run(setup, &peers, &mut report)?,
-            Bench::Compress => compress::run(setup, &mut report)?,
-            Bench::Fault => fault::run(setup, &peers, &mut report)?,
-            Bench::Swap => swap::run(setup, &peers, &mut report)?,
-            Bench::Balloon => balloon::run(setup, &mut report)?,
-            Bench::Plan => plan::run(setup, &mut report)?,
+            Bench::Scan => scan::run(setup, &peers, report)?,
+            Bench::Merge => merge::run(setup, &peers, report)?,
+            Bench::Compress => compress::run(setup, report)?,
+            Bench::Fault => fault::run(setup, &peers, report)?,
+            Bench::Swap => swap::run(setup, &peers, report)?,
+            Bench::Balloon => balloon::run(setup, report)?,
+            Bench::Plan => plan::run(setup, report)?,
         }
     }
-    Ok(Outcome { report, missing })
+    Ok(())
 }

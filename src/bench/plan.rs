@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use super::report::{Better, Case, Report};
+use super::report::{Case, Report};
 use super::{Bench, BenchError, Setup};
 use crate::policy::{Config, FreeState, HostSnapshot, VmSnapshot, plan};
 use crate::units::{Pages, VmId};
@@ -21,17 +21,11 @@ fn config() -> Config {
     }
 }
 
-pub(super) fn run(setup: &Setup<'_>, report: &mut Report) -> Result<(), BenchError> {
+pub(super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
     let config = config();
     for vms in SIZES {
         let host = crowd(vms, 97, FreeState::Soft);
-        let case = Case {
-            bench: Bench::Plan.name(),
-            case: format!("{vms} VMs"),
-            metric: "one plan",
-            unit: "us",
-            better: Better::Less,
-        };
+        let case = Case::less(Bench::Plan, &format!("{vms} VMs"), "one plan", "us");
         for round in 1..=setup.options.rounds {
             setup.step(Bench::Plan, &format!("{vms} VMs, round {round}"))?;
             let (start, mut plans) = (Instant::now(), 0u32);

@@ -59,12 +59,22 @@ pub struct Touches {
     pub p50_ns: u64,
     /// 99 of 100.
     pub p99_ns: u64,
+    /// How many there were.
+    pub pages: u64,
+    /// All of them together.
+    pub total_ns: u64,
 }
 
 impl From<Vec<u64>> for Touches {
     fn from(times: Vec<u64>) -> Self {
+        let (pages, total_ns) = (times.len() as u64, times.iter().sum());
         let (p50_ns, p99_ns) = percentiles(times);
-        Self { p50_ns, p99_ns }
+        Self {
+            p50_ns,
+            p99_ns,
+            pages,
+            total_ns,
+        }
     }
 }
 
@@ -214,7 +224,7 @@ impl Hands {
     }
 }
 
-fn nanoseconds(start: Instant) -> u64 {
+pub(super) fn nanoseconds(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 

@@ -1,8 +1,11 @@
 //! What was measured: medians and spread, beside what a peer had on the same content in the same run.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
+
+use super::Bench;
 
 /// Which of two values is the better one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +29,29 @@ pub struct Case {
     pub unit: &'static str,
     /// Which value is better.
     pub better: Better,
+}
+
+impl Case {
+    /// A case of which the larger value is the better one.
+    #[must_use]
+    pub fn more(bench: Bench, on: &dyn Display, metric: &'static str, unit: &'static str) -> Self {
+        Self {
+            bench: bench.name(),
+            case: on.to_string(),
+            metric,
+            unit,
+            better: Better::More,
+        }
+    }
+
+    /// A case of which the smaller value is the better one.
+    #[must_use]
+    pub fn less(bench: Bench, on: &dyn Display, metric: &'static str, unit: &'static str) -> Self {
+        Self {
+            better: Better::Less,
+            ..Self::more(bench, on, metric, unit)
+        }
+    }
 }
 
 /// The values of some runs.
@@ -142,14 +168,15 @@ impl From<&Row> for Entry {
     }
 }
 
-/// All that was measured, in the order in which it came.
-#[derive(Clone, PartialEq, Debug, Default)]
+/// All that was measured, in the order in which it came. It can be looked at while it grows.
+#[derive(Debug, Default)]
 pub struct Report {
-    cases: Vec<Measured>,
+    cases: Mutex<Vec<Measured>>,
+    remarks: Mutex<Vec<String>>,
 }
 
 /// One case, ours, and those of its peers.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Debug)]
 struct Measured {
     case: Case,
     ours: Series,
@@ -157,42 +184,56 @@ struct Measured {
 }
 
 impl Report {
-    fn of(&mut self, case: &Case) -> &mut Measured {
-        let known = self.cases.iter().position(|known| known.case == *case);
+    /// Notes what memvisor had in one run, or a peer.
+    pub fn note(&self, case: &Case, peer: Option<&'static str>, value: f64) {
+        let mut cases = lock(&self.cases);
+        let known = cases.iter().position(|known| known.case == *case);
         let at = known.unwrap_or_else(|| {
-            self.cases.push(Measured {
+            cases.push(Measured {
                 case: case.clone(),
                 ours: Series::default(),
                 peers: Vec::new(),
             });
-            self.cases.len() - 1
+            cases.len() - 1
         });
-        &mut self.cases[at]
-    }
-
-    /// Notes what memvisor had in one run.
-    pub fn ours(&mut self, case: &Case, value: f64) {
-        self.of(case).ours.push(value);
-    }
-
-    /// Notes what a peer had in one run.
-    pub fn peer(&mut self, case: &Case, peer: &'static str, value: f64) {
-        let peers = &mut self.of(case).peers;
+        let Measured { ours, peers, .. } = &mut cases[at];
+        let Some(peer) = peer else {
+            return ours.push(value);
+        };
         match peers.iter_mut().find(|(name, _)| *name == peer) {
             Some((_, series)) => series.push(value),
-            None => {
-                let mut series = Series::default();
-                series.push(value);
-                peers.push((peer, series));
-            }
+            None => peers.push((peer, Series(vec![value]))),
         }
     }
 
-    /// A row for each case and peer.
+    /// Notes what memvisor had in one run.
+    pub fn ours(&self, case: &Case, value: f64) {
+        self.note(case, None, value);
+    }
+
+    /// Notes what a peer had in one run.
+    pub fn peer(&self, case: &Case, peer: &'static str, value: f64) {
+        self.note(case, Some(peer), value);
+    }
+
+    /// Notes what a reader has to know: what could not be compared, and why.
+    pub fn remark(&self, text: String) {
+        lock(&self.remarks).push(text);
+    }
+
+    /// What a reader has to know.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<String> {
+        lock(&self.remarks).clone()
+    }
+
+    /// A row for each case and peer; of what only peers had, none.
     #[must_use]
     pub fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
-        for Measured { case, ours, peers } in &self.cases {
+        let cases = lock(&self.cases);
+        let is_measured = |case: &&Measured| case.ours.runs() > 0;
+        for Measured { case, ours, peers } in cases.iter().filter(is_measured) {
             let row = |peer| Row {
                 case: case.clone(),
                 ours: ours.clone(),
@@ -256,6 +297,10 @@ impl Report {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A number with about three digits.
 #[must_use]
 pub fn number(value: f64) -> String {
@@ -283,11 +328,8 @@ mod tests {
 
     fn case(better: Better) -> Case {
         Case {
-            bench: "scan",
-            case: "random".to_owned(),
-            metric: "cold scan",
-            unit: "pages/s",
             better,
+            ..Case::more(Bench::Scan, &"random", "cold scan", "pages/s")
         }
     }
 
@@ -312,9 +354,10 @@ mod tests {
     #[test]
     fn ratio_says_how_many_times_better_we_are() {
         for (better, expected) in [(Better::More, 4.0), (Better::Less, 0.25)] {
-            let mut report = Report::default();
-            report.ours(&case(better), 8.0);
+            let report = Report::default();
             report.peer(&case(better), "ksm", 2.0);
+            assert_eq!(report.rows(), [], "we have nothing");
+            report.ours(&case(better), 8.0);
             report.peer(&case(better), "read", 0.0);
             let rows = report.rows();
             assert_eq!(rows.len(), 2);
@@ -325,7 +368,7 @@ mod tests {
 
     #[test]
     fn entry_has_the_documented_fields() {
-        let mut report = Report::default();
+        let report = Report::default();
         for value in [3.0, 1.0, 2.0] {
             report.ours(&case(Better::More), value);
         }
@@ -343,7 +386,7 @@ mod tests {
 
     #[test]
     fn table_has_a_line_for_each_row_and_names_the_peer() {
-        let mut report = Report::default();
+        let report = Report::default();
         report.ours(&case(Better::More), 1_234_567.0);
         let table = report.table();
         assert_eq!(table.lines().count(), 2);

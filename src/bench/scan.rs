@@ -7,10 +7,11 @@ use super::clock::{anonymous_bytes, rate, timed};
 use super::content::{Class, Content, Maker, Source};
 use super::peer::Peers;
 use super::peer::ksm::Ksm;
-use super::report::{Better, Case, Report};
+use super::report::{Case, Report};
 use super::stage::{NoPeers, Stage};
 use super::{Bench, BenchError, Setup};
 use crate::engine::EngineError;
+use crate::page::Home;
 use crate::share::Scanner;
 use crate::sys::{Advice, PlainMemory};
 use crate::units::{Gfn, PAGE_SIZE, PageBuf, Pages};
@@ -20,21 +21,7 @@ use crate::vm::Vm;
 const MOST: u64 = 1 << 22;
 const GIB: f64 = 1_073_741_824.0;
 
-fn case(source: &Source, metric: &'static str, unit: &'static str, better: Better) -> Case {
-    Case {
-        bench: Bench::Scan.name(),
-        case: source.to_string(),
-        metric,
-        unit,
-        better,
-    }
-}
-
-pub(super) fn run(
-    setup: &Setup<'_>,
-    peers: &Peers<'_>,
-    report: &mut Report,
-) -> Result<(), BenchError> {
+pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Result<(), BenchError> {
     let pages = setup.pages(MOST);
     for source in setup.sources(&[Class::Random]) {
         let before = own_bytes()?;
@@ -58,7 +45,7 @@ fn ours(
     content: &Content,
     pages: u32,
     before: u64,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     let source = &content.source;
     let mut guest = stage.guest("scanned", pages)?;
@@ -68,13 +55,15 @@ fn ours(
     let (found, took) = timed(|| pass(&mut scanner, vm));
     found?;
     report.ours(&cold(source), rate(pages.into(), took.cpu));
-    let (_, read) = timed(|| read_all(vm, pages));
-    // One page of ours and of the plain reading stand for the same bytes, so the rates compare.
-    report.peer(&cold(source), "read", rate(pages.into(), read.cpu));
+    let (count, read) = timed(|| read_all(vm, pages));
     let (found, took) = timed(|| pass(&mut scanner, vm));
     found?;
     report.ours(&again(source), per_gib(took.cpu, pages));
-    report.peer(&again(source), "read", per_gib(read.cpu, pages));
+    if count > 0 {
+        // One page of ours and of the plain reading stand for the same bytes, so the rates compare.
+        report.peer(&cold(source), "read", rate(count.into(), read.cpu));
+        report.peer(&again(source), "read", per_gib(read.cpu, count));
+    }
     let known = own_bytes()?.saturating_sub(before);
     report.ours(&memory(source), percent_of(known, pages));
     guest.puppet.verify()?;
@@ -93,31 +82,32 @@ fn pass(scanner: &mut Scanner, vm: &Vm) -> Result<(), EngineError> {
 }
 
 fn cold(source: &Source) -> Case {
-    case(source, "first look", "pages/s of a core", Better::More)
+    Case::more(Bench::Scan, source, "first look", "pages/s of a core")
 }
 
 fn again(source: &Source) -> Case {
-    case(
-        source,
-        "look at what nobody wrote",
-        "ms/GiB of a core",
-        Better::Less,
-    )
+    let metric = "look at what nobody wrote";
+    Case::less(Bench::Scan, source, metric, "ms/GiB of a core")
 }
 
 fn memory(source: &Source) -> Case {
-    case(source, "memory for it", "% of the guest's", Better::Less)
+    Case::less(Bench::Scan, source, "memory for it", "% of the guest's")
 }
 
-/// Copies every page into a buffer that stays in the processor's cache: the bandwidth of reading.
-fn read_all(vm: &Vm, pages: u32) -> u64 {
+/// Copies every page that is still there into a buffer that stays in the processor's cache, which is the
+/// bandwidth of reading; how many. What was found to be zero is a hole, and reading that would fill it.
+fn read_all(vm: &Vm, pages: u32) -> u32 {
     let mut page = PageBuf::zeroed();
-    let mut sum = 0;
+    let (mut count, mut sum) = (0, 0);
     for gfn in (0..pages).map(Gfn) {
-        vm.engine.read(gfn, &mut page);
-        sum ^= u64::from(page.0[PAGE_SIZE / 2]);
+        if vm.table.entry(gfn).home() == Home::Resident {
+            vm.engine.read(gfn, &mut page);
+            sum ^= u64::from(page.0[PAGE_SIZE / 2]);
+            count += 1;
+        }
     }
-    std::hint::black_box(sum)
+    std::hint::black_box(sum);
+    count
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
@@ -136,12 +126,7 @@ fn percent_of(bytes: u64, pages: u32) -> f64 {
 
 /// KSM's first pass over as many pages, and another one. It remembers a checksum in the first and looks for
 /// equals from the second on, while our first look does both.
-fn theirs(
-    ksm: &Ksm<'_>,
-    content: &Content,
-    pages: u32,
-    report: &mut Report,
-) -> Result<(), BenchError> {
+fn theirs(ksm: &Ksm<'_>, content: &Content, pages: u32, report: &Report) -> Result<(), BenchError> {
     let source = &content.source;
     let memory = private(content, pages)?;
     ksm.stop()?;

@@ -1,11 +1,14 @@
-//! Paging out: to the compression cache, which is compared with zram, and to the swap file.
+//! Paging out: to the compression cache, which is compared with zram, and to the swap file. And the way
+//! back, in random order and in that of the pages: what faults in a row is brought ahead of them.
 
-use super::clock::{process_cpu, rate, timed};
-use super::content::{Class, Content, Source};
+use std::time::Duration;
+
+use super::clock::{Took, process_cpu, rate, timed};
+use super::content::{Class, Content, Dice, Source};
 use super::fault::{at_home, cases, note};
 use super::peer::Peers;
-use super::puppet::Order;
-use super::report::{Better, Case, Report};
+use super::puppet::{Order, Touches};
+use super::report::{Case, Report};
 use super::stage::{Actor, Stage};
 use super::{Bench, BenchError, Setup};
 use crate::page::Home;
@@ -14,23 +17,94 @@ use crate::vm::Means;
 
 /// Pages moved at most: 1 GiB.
 const MOST: u64 = 1 << 18;
-/// Pages of the swap file read back at most: each is a read of the disk.
-const READ: usize = 4096;
 
-const CACHE: Means = Means {
-    compress: true,
-    swap: false,
-};
-const FILE: Means = Means {
-    compress: false,
-    swap: true,
+/// Where pages are evicted to.
+struct Store {
+    name: &'static str,
+    means: Means,
+    home: Home,
+    /// Pages read back at most.
+    read: usize,
+    /// By what the way out is measured.
+    unit: &'static str,
+    time: fn(Took) -> Duration,
+}
+
+const CACHE: Store = Store {
+    name: "the cache",
+    means: Means {
+        compress: true,
+        swap: false,
+    },
+    home: Home::Compressed(SlotId(0)),
+    read: 16_384,
+    unit: "pages/s of a core",
+    time: |took| took.cpu,
 };
 
-pub(super) fn run(
-    setup: &Setup<'_>,
-    peers: &Peers<'_>,
-    report: &mut Report,
-) -> Result<(), BenchError> {
+const FILE: Store = Store {
+    name: "the swap file",
+    means: Means {
+        compress: false,
+        swap: true,
+    },
+    home: Home::Swapped(SlotId(0)),
+    // In random order each is a read of the disk.
+    read: 4096,
+    unit: "pages/s",
+    time: |took| took.wall,
+};
+
+impl Store {
+    fn page_out(&self, source: &Source) -> Case {
+        let on = format!("page out to {}, {source}", self.name);
+        Case::more(Bench::Swap, &on, "rate", self.unit)
+    }
+}
+
+/// The order in which pages come back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    Random,
+    Ascending,
+}
+
+impl Walk {
+    const ALL: [Self; 2] = [Self::Random, Self::Ascending];
+
+    /// Those of `pages`, which are in random order, that are touched.
+    fn order(self, store: &Store, mut pages: Vec<u32>) -> Vec<u32> {
+        if self == Self::Ascending {
+            pages.sort_unstable();
+        }
+        pages.truncate(store.read);
+        pages
+    }
+
+    /// Notes what all pages took together, and single ones where they do not mostly come ahead.
+    fn note(
+        self,
+        report: &Report,
+        store: &Store,
+        source: &Source,
+        peer: Option<&'static str>,
+        touches: Touches,
+    ) {
+        let order = match self {
+            Self::Random => "random order",
+            Self::Ascending => "ascending",
+        };
+        let on = format!("refill from {}, {order}, {source}", store.name);
+        if self == Self::Random {
+            note(report, &cases(Bench::Swap, &on), peer, touches);
+        }
+        let whole = Case::more(Bench::Swap, &on, "rate", "pages/s");
+        let total = Duration::from_nanos(touches.total_ns);
+        report.note(&whole, peer, rate(touches.pages, total));
+    }
+}
+
+pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Result<(), BenchError> {
     let pages = setup.pages(MOST);
     for source in setup.sources(&[Class::Text, Class::Heap]) {
         let stage = Stage::new(setup, pages)?;
@@ -41,62 +115,49 @@ pub(super) fn run(
             if let Some(zram) = &peers.zram {
                 setup.step(Bench::Swap, &format!("{source}, round {round}, zram"))?;
                 let (left, cpu) = zram.page_out(&content, pages)?;
-                report.peer(&to_cache(&source), "zram", rate(left, cpu));
+                report.peer(&CACHE.page_out(&source), "zram", rate(left, cpu));
+                for walk in Walk::ALL {
+                    let order = walk.order(&CACHE, Dice::new(content.seed, 2).order(pages));
+                    let touches = zram.refill(&content, pages, &order)?;
+                    walk.note(report, &CACHE, &source, Some("zram"), touches);
+                }
             }
         }
     }
     Ok(())
 }
 
-fn to_cache(source: &Source) -> Case {
-    Case {
-        bench: Bench::Swap.name(),
-        case: format!("page out to the cache, {source}"),
-        metric: "rate",
-        unit: "pages/s of a core",
-        better: Better::More,
-    }
-}
-
-fn to_file(source: &Source) -> Case {
-    Case {
-        case: format!("page out to the swap file, {source}"),
-        unit: "pages/s",
-        ..to_cache(source)
-    }
-}
-
 fn ours(
     stage: &Stage<'_>,
     content: &Content,
     pages: u32,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<(), BenchError> {
     let source = &content.source;
     let mut guest = stage.guest("paged", pages)?;
     guest.fill(content)?;
-    let (evicted, took) = evict(&guest, content.seed, CACHE)?;
-    if evicted > 0 {
-        report.ours(&to_cache(source), rate(evicted, took.cpu));
+    for store in [&CACHE, &FILE] {
+        for walk in Walk::ALL {
+            let (evicted, took) = evict(&guest, content.seed, store.means)?;
+            // The first time: what came back since may be colder than what was just written.
+            if walk == Walk::Random && evicted > 0 {
+                report.ours(&store.page_out(source), rate(evicted, (store.time)(took)));
+            }
+            let order = walk.order(store, at_home(&guest, content.seed, store.home));
+            if !order.is_empty() {
+                let touches = guest.puppet.touch(&Order::Read(order))?;
+                walk.note(report, store, source, None, touches);
+            }
+            // What was not touched comes back too, so that everything goes out the next time.
+            guest.puppet.verify()?;
+        }
     }
-    // What went into the cache comes back, so that everything goes to the file this time.
-    guest.puppet.verify()?;
-    let (evicted, took) = evict(&guest, content.seed, FILE)?;
-    report.ours(&to_file(source), rate(evicted, took.wall));
-    let mut order = at_home(&guest, content.seed, Home::Swapped(SlotId(0)));
-    order.truncate(READ);
-    if !order.is_empty() {
-        let touches = guest.puppet.touch(&Order::Read(order))?;
-        let refills = cases(Bench::Swap, &format!("refill from the swap file, {source}"));
-        note(report, &refills, touches);
-    }
-    guest.puppet.verify()?;
     drop(guest);
     stage.wait_until_empty()
 }
 
 /// Evicts all; the processor time is of this thread and of the guest, whose shim freezes the pages.
-fn evict(guest: &Actor, seed: u64, means: Means) -> Result<(u64, super::clock::Took), BenchError> {
+fn evict(guest: &Actor, seed: u64, means: Means) -> Result<(u64, Took), BenchError> {
     let proc = BenchError::io("read processor time");
     let before = process_cpu(guest.puppet.pid()).map_err(&proc)?;
     let (evicted, mut took) = timed(|| guest.evict_all(seed, means));

@@ -1,30 +1,29 @@
-//! `memvisor bench`, and the two processes it starts.
+//! `memvisor bench`, and the processes it starts.
+
+mod running;
 
 use std::env;
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use memvisor_guest_agent::shim::SessionEnd;
 
+use self::running::Running;
 use super::exit::{Exit, UsageError};
 use super::host::Engine;
 use super::{complain, print, values};
 use crate::bench::content::{Class, Source};
 use crate::bench::guard::{self, Guard, SCRATCH_PREFIX, Undo};
+use crate::bench::peer::signal::{self, Remedy};
 use crate::bench::puppet::{self, PuppetOptions};
 use crate::bench::{self, Bench, BenchOptions, Machine, Setup, Vs, html};
-use crate::signals::{ENDING, Event, Signals};
+use crate::signals::{ENDING, Signals};
 use crate::units::Bytes;
 
-/// How long a benchmark may take to end when it is told to, before it is ended.
-const GRACE: Duration = Duration::from_secs(3);
 /// Size and rounds, and the same of `--quick`.
 const SIZE: Bytes = Bytes::from_mib(256);
 const QUICK_SIZE: Bytes = Bytes::from_mib(32);
@@ -184,46 +183,50 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
     let options = args.options()?;
     let program = env::current_exe().context("cannot find this executable")?;
     // Before any thread starts: threads inherit what is blocked.
-    let stop = stop_when_told()?;
+    let signals = Signals::block(ENDING).context("cannot wait for signals")?;
     let guard = Guard::start(&program).context("cannot start the process that cleans up")?;
     let scratch = scratch(&guard)?;
     let page = args.html.as_deref().map(Page::create).transpose()?;
-    let line = Line::new();
-    let progress = |text: &str| {
-        line.show(text);
-        !stop.load(Ordering::Acquire)
-    };
-    let setup = Setup {
-        options: &options,
-        program,
-        scratch,
-        guard: &guard,
-        progress: &progress,
-    };
     let machine = Machine::here();
-    let outcome = bench::run(&setup);
-    line.clear();
-    let restored = guard.finish();
-    let outcome = outcome?;
-    restored.context("the machine is not as it was")?;
-    for missing in &outcome.missing {
-        complain(&format!("not compared with {missing}"));
+    let benches = options.benches.clone();
+    let bench = Arc::new(Running::new());
+    let measure = {
+        let bench = Arc::clone(&bench);
+        move || {
+            let progress = |of: Bench, text: &str| bench.step(of, text);
+            let setup = Setup {
+                options: &options,
+                program,
+                scratch,
+                guard: &guard,
+                progress: &progress,
+            };
+            let measured = bench::run(&setup, &bench.report);
+            let restored = guard.finish();
+            measured?;
+            restored.context("the machine is not as it was")
+        }
+    };
+    let ended = bench.until_end(&signals, measure);
+    bench.line.clear();
+    let exit = ended?;
+    // From here on they end the process, whoever reads what it prints.
+    drop(signals);
+    let report = &bench.report;
+    if exit == Exit::Interrupted {
+        report.remark(bench.missing(&benches));
     }
+    report.remarks().iter().for_each(|remark| complain(remark));
     if let Some(page) = page {
-        page.write(&html::page(
-            &outcome.report,
-            &machine,
-            &command(),
-            &outcome.missing,
-        ))?;
+        page.write(&html::page(report, &machine, &command()))?;
     }
     if args.json {
-        let entries = outcome.report.entries();
+        let entries = report.entries();
         print(&format!("{}\n", serde_json::to_string_pretty(&entries)?))?;
     } else {
-        print(&format!("{machine}\n{}", outcome.report.table()))?;
+        print(&format!("{machine}\n{}", report.table()))?;
     }
-    Ok(Exit::Success)
+    Ok(exit)
 }
 
 /// The file for the page, opened before minutes are spent on what goes into it.
@@ -284,58 +287,6 @@ fn scratch(guard: &Guard) -> anyhow::Result<PathBuf> {
     made.context("cannot make a directory for the benchmark")
 }
 
-/// A flag that a signal sets. A second one, or a benchmark that does not end soon, ends the process; the
-/// guard restores the machine in any case.
-#[expect(clippy::exit, reason = "the main thread may wait for a guest")]
-fn stop_when_told() -> anyhow::Result<Arc<AtomicBool>> {
-    let signals = Signals::block(ENDING).context("cannot wait for signals")?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&stop);
-    let far = Duration::from_secs(24 * 3600);
-    let wait = move || {
-        while !matches!(
-            signals.wait(None, Instant::now() + far),
-            Ok(Event::Signal(_)) | Err(_)
-        ) {}
-        told.store(true, Ordering::Release);
-        let _ = signals.wait(None, Instant::now() + GRACE);
-        std::process::exit(Exit::Interrupted as i32);
-    };
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(wait)
-        .context("cannot start a thread")?;
-    Ok(stop)
-}
-
-/// The line on standard error that says what is being measured.
-struct Line {
-    live: bool,
-}
-
-impl Line {
-    fn new() -> Self {
-        Self {
-            live: io::stderr().is_terminal(),
-        }
-    }
-
-    fn show(&self, text: &str) {
-        // There is nobody to tell if standard error is closed.
-        let _ = if self.live {
-            write!(io::stderr(), "\r\x1b[K{text}")
-        } else {
-            writeln!(io::stderr(), "{text}")
-        };
-    }
-
-    fn clear(&self) {
-        if self.live {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
-    }
-}
-
 /// `memvisor bench-guard`: what puts the machine back. See [`crate::bench::guard`].
 pub(super) fn run_guard() -> Exit {
     if guard::run(io::stdin().lock(), io::stdout().lock(), complain) {
@@ -369,6 +320,30 @@ pub(super) fn run_guest(args: GuestArgs) -> anyhow::Result<Exit> {
         inline: args.inline,
     };
     puppet::run(&options, |end| end_process(&end))?;
+    Ok(Exit::Success)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Handler {
+    Copy,
+    Map,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SignalArgs {
+    handler: Handler,
+
+    pages: u32,
+}
+
+/// `memvisor bench-signal`: see [`signal`].
+pub(super) fn run_signal(args: &SignalArgs) -> anyhow::Result<Exit> {
+    let remedy = match args.handler {
+        Handler::Copy => Remedy::Copy,
+        Handler::Map => Remedy::Map,
+    };
+    let touches = signal::run(remedy, args.pages)?;
+    print(&serde_json::to_string(&touches)?)?;
     Ok(Exit::Success)
 }
 

@@ -79,12 +79,8 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
             _ => Some(Exit::Failure),
         };
     }
-    if let Some(error) = cause.downcast_ref::<BenchError>() {
-        return match error {
-            BenchError::Interrupted => Some(Exit::Interrupted),
-            BenchError::Corrupt { .. } => Some(Exit::Corrupt),
-            _ => None,
-        };
+    if let Some(BenchError::Corrupt { .. }) = cause.downcast_ref() {
+        return Some(Exit::Corrupt);
     }
     if let Some(error) = cause.downcast_ref::<GuestError>() {
         return error.is_host_gone().then_some(Exit::HostGone);

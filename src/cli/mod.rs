@@ -68,6 +68,9 @@ enum Command {
     /// A guest of a benchmark.
     #[command(hide = true)]
     BenchGuest(bench::GuestArgs),
+    /// A process of a benchmark that serves its own faults.
+    #[command(hide = true)]
+    BenchSignal(bench::SignalArgs),
 }
 
 /// Runs the command that the process was started with.
@@ -101,6 +104,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Bench(args) => bench::run(&args),
         Command::BenchGuard => Ok(bench::run_guard()),
         Command::BenchGuest(args) => bench::run_guest(args),
+        Command::BenchSignal(args) => bench::run_signal(&args),
     }
 }
 

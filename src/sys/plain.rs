@@ -77,7 +77,7 @@ impl PlainMemory {
         }
     }
 
-    fn word(&self, page: u32) -> *mut u64 {
+    pub(super) fn word(&self, page: u32) -> *mut u64 {
         assert!(page < self.pages, "page {page} of {}", self.pages);
         let bytes = self
             .raw

@@ -132,8 +132,11 @@ impl Userfault {
 
     /// Registers `len` bytes at `start`: absent and unmapped pages wait for the daemon from now on.
     ///
-    /// Safe to call from a signal handler. On failure `errno` is set.
-    pub(super) fn register(&self, start: usize, len: usize) -> Result<(), i32> {
+    /// Safe to call from a signal handler.
+    ///
+    /// # Errors
+    /// The errno: `EINVAL` when the range is not mapped, or not of shared memory.
+    pub fn register(&self, start: usize, len: usize) -> Result<(), i32> {
         let tracking = if self.tracks_writes {
             REGISTER_MODE_WP
         } else {
@@ -177,11 +180,10 @@ const ATTEMPTS: u32 = 100;
 /// Puts a copy of `page` at `address`, where there is a hole.
 ///
 /// Safe to call from a signal handler.
-pub(super) fn copy(
-    uffd: BorrowedFd<'_>,
-    address: usize,
-    page: &[u8; PAGE_SIZE],
-) -> Result<(), i32> {
+///
+/// # Errors
+/// The errno: `EEXIST` when there is no hole.
+pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Result<(), i32> {
     let mut last = libc::EEXIST;
     for _ in 0..ATTEMPTS {
         let mut copy = UffdioCopy {

@@ -2,11 +2,13 @@
 
 pub(crate) mod ksm;
 pub(crate) mod lz4;
+pub(crate) mod signal;
 pub(crate) mod uffd;
 pub(crate) mod zram;
 
 use self::ksm::Ksm;
 use self::zram::Zram;
+use super::report::Report;
 use super::{BenchError, Setup, Vs};
 use crate::units::Bytes;
 
@@ -20,16 +22,14 @@ pub(crate) struct Peers<'a> {
 }
 
 impl<'a> Peers<'a> {
-    /// Makes those ready that were asked for; of the others, `missing` says why not.
-    pub(crate) fn open(
-        setup: &'a Setup<'a>,
-        missing: &mut Vec<String>,
-    ) -> Result<Self, BenchError> {
+    /// Makes those ready that were asked for; of the others, a remark says why not.
+    pub(crate) fn open(setup: &'a Setup<'a>, report: &Report) -> Result<Self, BenchError> {
+        let missing = |why: String| report.remark(format!("not compared with {why}"));
         let mut ksm = None;
         if setup.wants(Vs::Ksm) {
             match Ksm::open(setup.guard)? {
                 Ok(ready) => ksm = Some(ready),
-                Err(why) => missing.push(format!("ksm: {why}")),
+                Err(why) => missing(format!("ksm: {why}")),
             }
         }
         let mut zram = None;
@@ -38,12 +38,12 @@ impl<'a> Peers<'a> {
             let size = Bytes(setup.options.size.0.max(1 << 20) * 2);
             match Zram::open(setup.guard, size)? {
                 Ok(ready) => zram = Some(ready),
-                Err(why) => missing.push(format!("zram: {why}")),
+                Err(why) => missing(format!("zram: {why}")),
             }
         }
         if setup.wants(Vs::Lz4) && !lz4::BUILT_IN {
             let how = "build memvisor with the feature `c-lz4`, which takes a C compiler";
-            missing.push(format!("lz4: it is not built in; {how}"));
+            missing(format!("lz4: it is not built in; {how}"));
         }
         Ok(Self { ksm, zram })
     }

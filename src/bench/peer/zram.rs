@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::super::BenchError;
 use super::super::clock::timed;
-use super::super::content::{Content, Dice, Maker};
+use super::super::content::{Content, Maker};
 use super::super::guard::{Guard, Undo};
-use super::super::puppet::Touches;
+use super::super::puppet::{Touches, nanoseconds};
 use crate::sys::{Advice, Memfd, PlainMemory, swap_on};
 use crate::units::{Bytes, PAGE_SIZE, PageBuf};
 
@@ -91,8 +91,13 @@ impl<'a> Zram<'a> {
         Ok((self.swapped().saturating_sub(before), took.cpu))
     }
 
-    /// Pages out shared memory, as guests have it, and reads it in random order.
-    pub(crate) fn refill(&self, content: &Content, pages: u32) -> Result<Touches, BenchError> {
+    /// Pages out shared memory, as guests have it, and reads some of it in this order.
+    pub(crate) fn refill(
+        &self,
+        content: &Content,
+        pages: u32,
+        order: &[u32],
+    ) -> Result<Touches, BenchError> {
         let io = BenchError::io("page memory out");
         let memfd = Memfd::create("memvisor-bench-zram", pages).map_err(&io)?;
         let memory = PlainMemory::shared(&memfd).map_err(&io)?;
@@ -106,17 +111,12 @@ impl<'a> Zram<'a> {
             let text = "less than nine of ten pages left memory";
             return Err(io(io::Error::other(text)));
         }
-        let time = |page| {
+        let time = |page: &u32| {
             let start = Instant::now();
-            std::hint::black_box(memory.touch(page));
-            u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+            std::hint::black_box(memory.touch(*page));
+            nanoseconds(start)
         };
-        let times: Vec<u64> = Dice::new(content.seed, 2)
-            .order(pages)
-            .into_iter()
-            .map(time)
-            .collect();
-        Ok(times.into())
+        Ok(order.iter().map(time).collect::<Vec<u64>>().into())
     }
 }
 
