@@ -15,6 +15,9 @@
 //! Each wake-up serves the fault again from the start, by the home the page has then. A fault ends as
 //! served, or with its VM.
 //!
+//! Over the same channels guests ask for what is no fault: the history of a page, more credits, and that pages
+//! are attached ([`Attacher`]), which the worker does.
+//!
 //! A guest may serve some of its faults itself ([`crate::page::Claims`]), as long as it holds memory for
 //! that in advance ([`Credits`]); what reaches the daemon then is what it cannot.
 //!
@@ -23,6 +26,7 @@
 //! then the page stays locked and is *pending*.
 
 mod ahead;
+mod attach;
 mod credits;
 mod ended;
 mod resolve;
@@ -31,6 +35,7 @@ mod waiting;
 
 #[cfg(test)]
 pub(crate) use ahead::Ahead;
+pub use attach::Attacher;
 pub use credits::Credits;
 pub use ended::Ended;
 pub use resolve::{Access, FaultError, Outcome, Pending, complete, resolve};

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::ahead::Ahead;
+use super::attach::{Attacher, Attaching};
 use super::credits::Credits;
 use super::ended::{Ended, kernel};
 use super::resolve::{Access, Outcome, Pending, complete, resolve};
@@ -18,7 +19,7 @@ use super::waiting::{Asker, Waiter, Waiting};
 use crate::engine::{EngineKind, Link, Reply};
 use crate::page::Claims;
 use crate::sys::Uffd;
-use crate::units::{Gfn, PAGE_SIZE};
+use crate::units::{Gfn, GfnRun, PAGE_SIZE};
 use crate::vm::Vm;
 
 const BELL: u64 = 0;
@@ -56,12 +57,13 @@ pub struct FaultThread {
     waiting: Waiting,
     ahead: Ahead,
     credits: Credits,
+    attaching: Attaching,
     epoll: Epoll,
     warned: Instant,
 }
 
 impl FaultThread {
-    /// A thread for the faults of `vm`, whose shim maps RAM at `base`.
+    /// A thread for the faults of `vm`, whose shim maps RAM at `base` and has its pages attached by `attacher`.
     ///
     /// # Errors
     /// [`Ended::Kernel`] when no epoll can be made.
@@ -71,6 +73,7 @@ impl FaultThread {
         uffd: Option<Arc<Uffd>>,
         base: u64,
         sockets: Vec<SeqPacket>,
+        attacher: Box<dyn Attacher>,
     ) -> Result<Self, Ended> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(kernel("make an epoll"))?;
         let watch = |fd: std::os::fd::BorrowedFd<'_>, flags, token| {
@@ -102,6 +105,7 @@ impl FaultThread {
             waiting,
             ahead: Ahead::default(),
             credits: Credits::new(Instant::now()),
+            attaching: Attaching::new(attacher),
             epoll,
             warned,
         })
@@ -142,6 +146,9 @@ impl FaultThread {
         self.credits.look(&self.vm, Instant::now());
         if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
             return Err(Ended::Protocol(lie.to_owned()));
+        }
+        if let Some((index, count)) = self.attaching.answered() {
+            self.tell_attached(index, count)?;
         }
         self.retry()
     }
@@ -210,14 +217,11 @@ impl FaultThread {
                 self.credits.top_up(&self.vm, Instant::now());
                 return Ok(());
             }
+            Fault::Attach { pages, source } => return self.attach(index, pages, source),
             Fault::Read(gfn) => (gfn, Access::Read),
             Fault::Write(gfn) => (gfn, Access::Write),
         };
-        if !matches!(self.channels.get(index), Some(Channel::Idle)) {
-            let error = "a second fault on a channel before the first was answered";
-            return Err(Ended::Protocol(error.to_owned()));
-        }
-        self.channels[index] = Channel::Waiting;
+        self.begin(index)?;
         let since = Instant::now();
         self.serve(Waiter {
             gfn,
@@ -225,6 +229,29 @@ impl FaultThread {
             asker: Asker::Channel(index),
             since,
         })
+    }
+
+    /// What came over a channel is to be answered.
+    fn begin(&mut self, index: usize) -> Result<(), Ended> {
+        if !matches!(self.channels.get(index), Some(Channel::Idle)) {
+            let error = "a second fault on a channel before the first was answered";
+            return Err(Ended::Protocol(error.to_owned()));
+        }
+        self.channels[index] = Channel::Waiting;
+        Ok(())
+    }
+
+    fn attach(&mut self, index: usize, pages: GfnRun, source: Gfn) -> Result<(), Ended> {
+        self.begin(index)?;
+        match self.attaching.begin(&self.vm, index, pages, source)? {
+            true => Ok(()),
+            false => self.tell_attached(index, 0),
+        }
+    }
+
+    fn tell_attached(&mut self, index: usize, count: u32) -> Result<(), Ended> {
+        self.channels[index] = Channel::Idle;
+        self.send(index, &Reply::Attached(count).encode())
     }
 
     fn confirmed(&mut self, index: usize, errno: u32) -> Result<(), Ended> {
