@@ -1,12 +1,13 @@
-//! `image`: copies a file into memory, as a boot does, then re-reads that slowly. All guests with
-//! the same image begin with equal memory.
+//! `image`: brings a file into memory, as a boot does, then re-reads that slowly. All guests with
+//! the same image begin with equal memory: the host is asked to attach it, and what it does not attach
+//! is copied.
 
 use std::sync::Arc;
 
 use super::pageset::Share;
 use super::truth::Truth;
 use super::{Failure, Work, Worker};
-use crate::kernel::AnonRegion;
+use crate::kernel::{AnonRegion, Kernel, Stage};
 use crate::protocol::PAGE_SIZE;
 
 /// The thread that boots.
@@ -18,6 +19,43 @@ pub(super) struct Image {
     pub(super) next: u32,
     /// Pages that have been copied: a guest can be told to end while it boots.
     pub(super) loaded: u32,
+    /// Where a stage can be had, as long as the host may attach anything.
+    pub(super) kernel: Option<Arc<Kernel>>,
+    /// The stage, from the first page that is attached to the last.
+    pub(super) stage: Option<Stage>,
+    /// The pages up to this one were attached, but for those that were copied since.
+    pub(super) attached: u32,
+    /// The host was asked for the pages up to this one.
+    pub(super) asked: u32,
+}
+
+impl Image {
+    /// Asks the host to attach pages from this one on. It is asked no more when it attached none: that it
+    /// may not share, say, will not change within a boot.
+    fn attach(&mut self, first: u32) -> Result<(), Failure> {
+        let Some(kernel) = &self.kernel else {
+            return Ok(());
+        };
+        if self.stage.is_none() {
+            self.stage = kernel.stage();
+        }
+        let mut attached = 0;
+        if let Some(stage) = &self.stage {
+            let count = stage.pages().min(self.truth.pages() - first);
+            let mut bytes = [0; PAGE_SIZE];
+            for page in 0..count {
+                self.truth.read(first + page, &mut bytes)?;
+                stage.put(page, &bytes);
+            }
+            attached = stage.attach(&self.region, first, count);
+            self.attached = first + attached;
+            self.asked = first + count;
+        }
+        if attached == 0 || self.asked == self.truth.pages() {
+            (self.kernel, self.stage) = (None, None);
+        }
+        Ok(())
+    }
 }
 
 impl Worker for Image {
@@ -27,10 +65,15 @@ impl Worker for Image {
 
     fn load(&mut self, number: u32) -> Result<Work, Failure> {
         let page = self.share.page(number);
-        let mut bytes = [0; PAGE_SIZE];
-        self.truth.read(page, &mut bytes)?;
-        self.region
-            .write(u64::from(page) * PAGE_SIZE as u64, &bytes)?;
+        if page >= self.asked {
+            self.attach(page)?;
+        }
+        if page >= self.attached {
+            let mut bytes = [0; PAGE_SIZE];
+            self.truth.read(page, &mut bytes)?;
+            self.region
+                .write(u64::from(page) * PAGE_SIZE as u64, &bytes)?;
+        }
         self.loaded = number + 1;
         Ok(Work::written(PAGE_SIZE))
     }
