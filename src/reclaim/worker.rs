@@ -260,7 +260,10 @@ impl State {
                 let _ = answer.send(());
             }
             Job::Attach(request, answer) => {
-                let _ = answer.send(share::attach(vm, &*self.peers, request)?);
+                let attached = share::attach(vm, &*self.peers, request)?;
+                // The pages that the bytes came from are to be looked at again.
+                vm.settled.note(None);
+                let _ = answer.send(attached);
                 vm.parking.ring();
             }
             Job::Join(pool) => self.joining = Some(Joining::begin(vm, pool)),

@@ -138,21 +138,25 @@ impl AnonRegion {
 
     /// Puts physical pages side by side behind the `count` pages from `first` on, none of which was ever
     /// written, after `fill` has filled so many of them; how many pages have one now, from the first on.
-    pub(super) fn adopt(&self, first: u32, count: u32, fill: impl FnOnce(GfnRun) -> u32) -> u32 {
+    /// `None` when there are no such physical pages.
+    pub(super) fn adopt(
+        &self,
+        first: u32,
+        count: u32,
+        fill: impl FnOnce(GfnRun) -> u32,
+    ) -> Option<u32> {
         let allocator = &self.kernel.pages;
         let places = &self.map.places[first as usize..][..count as usize];
         let empty = |place: &&Mutex<Place>| *lock(place) == Place::Nowhere;
         let count = places.iter().take_while(empty).count() as u32;
         if count == 0 {
-            return 0;
+            return Some(0);
         }
         let owner = Owner {
             object: self.object,
             page: first,
         };
-        let Some(run) = allocator.take_run(count, Some(owner), PageUse::Anon) else {
-            return 0;
-        };
+        let run = allocator.take_run(count, Some(owner), PageUse::Anon)?;
         let filled = fill(run);
         let (mut adopted, mut whole) = (0, true);
         for ((at, gfn), place) in (0..).zip(run.iter()).zip(places) {
@@ -166,7 +170,7 @@ impl AnonRegion {
                 allocator.release(gfn, PageUse::Anon);
             }
         }
-        adopted
+        Some(adopted)
     }
 
     fn check_range(&self, offset: u64, len: usize) -> Result<(), KernelError> {

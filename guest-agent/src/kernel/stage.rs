@@ -60,11 +60,12 @@ impl Stage {
     }
 
     /// Has the host attach the first `count` pages to as many pages of `region` from `first` on that were
-    /// never written; how many, from the first on, hold their bytes now.
+    /// never written; how many, from the first on, hold their bytes now. `None` when the kernel has no such pages
+    /// to spare, and should rather have its stage back.
     ///
     /// # Panics
     /// When there are not as many pages.
-    pub fn attach(&self, region: &AnonRegion, first: u32, count: u32) -> u32 {
+    pub fn attach(&self, region: &AnonRegion, first: u32, count: u32) -> Option<u32> {
         assert!(count <= self.pages(), "{count} pages of a stage");
         region.adopt(first, count, |pages| {
             self.kernel.memory.attach(pages, self.pages.start)

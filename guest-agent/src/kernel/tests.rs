@@ -613,10 +613,10 @@ fn stage_attaches_as_much_as_the_host_does_and_frees_the_rest() {
     for page in 0..stage.pages() {
         stage.put(page, &page_of(page as u8));
     }
-    assert_eq!(stage.attach(&region, 0, 10), 0, "the host does not");
+    assert_eq!(stage.attach(&region, 0, 10), Some(0), "it does not");
     guest.memory.attach_at_most(100);
-    assert_eq!(stage.attach(&region, 0, stage.pages()), 100);
-    assert_eq!(stage.attach(&region, 100, 60), 60);
+    assert_eq!(stage.attach(&region, 0, stage.pages()), Some(100));
+    assert_eq!(stage.attach(&region, 100, 60), Some(60));
     for page in 0..160 {
         assert_eq!(read_page(&region, page), page_of(page as u8 % 100));
     }
@@ -626,8 +626,8 @@ fn stage_attaches_as_much_as_the_host_does_and_frees_the_rest() {
 
     // What was written is not attached, nor what is behind it.
     region.write(205 * PAGE_SIZE as u64, b"x").expect("a page");
-    assert_eq!(stage.attach(&region, 205, 4), 0);
-    assert_eq!(stage.attach(&region, 203, 4), 2);
+    assert_eq!(stage.attach(&region, 205, 4), Some(0));
+    assert_eq!(stage.attach(&region, 203, 4), Some(2));
     drop(stage);
     assert_eq!(guest.kernel.stats().free, free - 163);
     guest.check_books();
@@ -643,6 +643,6 @@ fn stage_is_not_had_of_pages_below_the_watermark_and_leaves_them_alone() {
     guest.memory.attach_at_most(u32::MAX);
     let stage = guest.kernel.stage().expect("just enough");
     let region = guest.kernel.map_anon(100);
-    assert_eq!(stage.attach(&region, 0, 80), 0, "too few would be free");
-    assert_eq!(stage.attach(&region, 0, 60), 60);
+    assert_eq!(stage.attach(&region, 0, 80), None, "too few would be free");
+    assert_eq!(stage.attach(&region, 0, 60), Some(60));
 }

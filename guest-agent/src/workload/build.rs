@@ -273,6 +273,7 @@ impl Builder<'_> {
             stage: None,
             attached: 0,
             asked: 0,
+            is_willing: false,
         }))
     }
 

@@ -329,11 +329,12 @@ fn image_is_attached_as_far_as_the_host_does_and_copied_else() {
             workload.operations > 100
         });
         let stats = guest.kernel.stats();
-        assert_eq!(stats.anon, 700, "the stage is given back: {stats:?}");
+        let held = stats.total - stats.free;
+        assert!(held < 700 + 16, "the stage is given back: {stats:?}");
         let copied = match (attach, most) {
             ("no", _) | (_, 0) => 700,
-            // Of two whole stages, and of what is left.
-            (_, 100) => 700 - 300,
+            // Each stage begins with a few pages, after which the host is believed once more.
+            (_, 100) => 700 - 3 * (16 + 100),
             _ => 0,
         };
         assert_eq!(stats.minor_faults, copied, "{attach} {most}");
