@@ -141,3 +141,22 @@ fn guests_that_may_not_share_or_are_at_their_limit_copy() {
         host.stop(&[]);
     });
 }
+
+#[test]
+fn guests_of_different_salts_attach_to_frames_of_their_own() {
+    engines(|engine| {
+        let host = host(engine, "96M");
+        image(&host.dir().join("boot.img"), IMAGE, 0xb007);
+        let apart = ["red", "blue"].map(|salt| boot(&host, salt, &["--salt", salt]));
+        for name in ["red", "blue"] {
+            let vm = attaches(&host, name, IMAGE);
+            assert_eq!(vm.homes.shared_pages, Pages(IMAGE.into()));
+        }
+        assert_eq!(host.status().share.saved_pages, Pages(0));
+        for guest in apart {
+            guest.stop(VERIFY);
+        }
+        host.is_empty(VERIFY);
+        host.stop(&[]);
+    });
+}
