@@ -18,7 +18,7 @@ use memvisor_guest_agent::protocol::balloon::{
     PageStatus, RangeBatch, Stat, StatTag, StatusRun, ToAgent, ToHost,
 };
 use memvisor_guest_agent::protocol::memory::{
-    Ack, Command, Fault, Hello, MAX_CHANNELS, Message, Op, Ready, VERSION,
+    Ack, Command, Fault, Hello, MAX_CHANNELS, Message, Op, Ready, Reply, VERSION,
 };
 use memvisor_guest_agent::protocol::{Gfn, GfnRun};
 use memvisor_guest_agent::shim::{Received, SeqPacket};
@@ -348,9 +348,19 @@ fn fault_channel_misuse_ends_that_guest_with_the_reason() {
         (vec![kind], "`kind` is 77"),
         (vec![write(0)[..5].to_vec()], "ends inside `kind`"),
         (
-            vec![vec![0; 17]],
-            "17 bytes on a fault channel, 16 are allowed",
+            vec![vec![0; 25]],
+            "25 bytes on a fault channel, 24 are allowed",
         ),
+        (vec![attach(8, 0, 1)], "0 pages to be attached; 1 to 1024"),
+        (
+            vec![attach(8, 1025, 1)],
+            "1025 pages to be attached; 1 to 1024",
+        ),
+        (vec![attach(60, 5, 1)], "and it has 64 pages"),
+        (vec![attach(1, 5, 60)], "and it has 64 pages"),
+        (vec![attach(u32::MAX, 1, 0)], "and it has 64 pages"),
+        (vec![attach(0, 1024, u32::MAX)], "and it has 64 pages"),
+        (ask_and(attach(8, 1, 1)), "a second fault on a channel"),
     ] {
         let mut guest = Powered::on(&host, "bad", 64);
         for datagram in datagrams {
@@ -361,6 +371,87 @@ fn fault_channel_misuse_ends_that_guest_with_the_reason() {
         host.forgets("bad", PATIENCE);
     }
     end_well(host, good);
+}
+
+fn attach(start: u32, count: u32, source: u32) -> Vec<u8> {
+    let pages = GfnRun::new(Gfn(start), count);
+    let source = Gfn(source);
+    Fault::Attach { pages, source }.encode(0).to_vec()
+}
+
+/// Questions to attach pages wait for the worker, which waits for its guest's memory thread.
+#[test]
+fn attach_beside_another_is_answered_by_none_and_on_the_same_channel_ends_the_guest() {
+    // No scanner: the only commands are those of the balloon.
+    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let good = bystander(&host);
+    let (guest, agent, command) = with_command_under_way(&host, "vm");
+    let ask = |channel: usize| {
+        let sent = guest.channels[channel].send(&attach(8, 4, 20));
+        sent.expect("send");
+    };
+    ask(1);
+    ask(2);
+    assert_eq!(guest.reply(2), Reply::Attached(0));
+    guest.ack(command.seq, command.runs.len() as u32, 0);
+    assert_eq!(
+        guest.reply(1),
+        Reply::Attached(4),
+        "zeroes are there already"
+    );
+
+    let (mut other, _agent, _command) = with_command_under_way(&host, "other");
+    for _ in 0..2 {
+        other.channels[1].send(&attach(8, 4, 20)).expect("send");
+    }
+    other.guest.is_told("a second fault on a channel");
+    other.guest.is_killed();
+    host.forgets("other", PATIENCE);
+    drop((guest, agent));
+    end_well(host, good);
+}
+
+/// Nothing is left of frames that the shim would not map, and what it maps and breaks is right.
+#[test]
+fn attach_that_the_shim_refuses_gives_back_what_it_took() {
+    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let guest = Powered::on(&host, "vm", 64);
+    guest.write_page(5, 7);
+    let used = host.status().used_pages;
+    let ask = || guest.channels[1].send(&attach(10, 2, 5)).expect("send");
+
+    ask();
+    let command = guest.command();
+    let runs = [(Op::MapShared, GfnRun::single(Gfn(10)))];
+    assert_eq!([(command.op, command.runs[0].run)], runs);
+    guest.ack(command.seq, 0, libc::ENOMEM as u32);
+    assert_eq!(guest.reply(1), Reply::Attached(0));
+    assert_eq!(host.vm("vm").homes.shared_pages.0, 0);
+    assert_eq!(host.status().used_pages, used);
+
+    ask();
+    let command = guest.command();
+    guest.ack(command.seq, 1, 0);
+    assert_eq!(guest.reply(1), Reply::Attached(2), "page 6 is zero");
+    let vm = host.vm("vm");
+    assert_eq!((vm.homes.shared_pages.0, vm.scan.attached), (1, 1));
+    assert_eq!(host.status().used_pages.0, used.0 + 1);
+
+    // Broken out, it has the bytes of page 5, and the frame is gone.
+    guest.fault(0, Fault::Write(Gfn(10)));
+    assert_eq!(guest.reply(0), Reply::Private(GfnRun::single(Gfn(10))));
+    let mut bytes = [0; 4096];
+    guest.ram.read_exact_at(&mut bytes, 10 * 4096).expect("RAM");
+    assert_eq!(bytes, [7; 4096]);
+    guest.fault(0, Fault::Done(0));
+    eventually("it is the guest's own", || {
+        let vm = host.vm("vm");
+        (vm.homes.shared_pages.0 == 0 && vm.homes.resident_pages.0 == 2).then_some(())
+    });
+    assert_eq!(host.status().used_pages.0, used.0 + 1);
+    drop(guest);
+    host.is_empty(PATIENCE);
+    host.stop();
 }
 
 /// A fault thread that waited for the shim to read would be one that nobody can end.

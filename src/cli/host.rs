@@ -75,11 +75,11 @@ pub(super) struct HostArgs {
     #[arg(long, value_name = "MIN", value_parser = values::setting(Key::ShareScanTime))]
     share_scan_time: Option<String>,
 
-    /// MB/s scanned for each GHz of the host's processors; 0 turns sharing off (Mem.ShareScanGHz).
+    /// MB/s scanned for each GHz of the host's processors; 0 turns scanning off (Mem.ShareScanGHz).
     #[arg(long, value_name = "N", value_parser = values::setting(Key::ShareScanGHz))]
     share_scan_ghz: Option<String>,
 
-    /// The most pages a second scanned of one VM; 0 turns sharing off (Mem.ShareRateMax).
+    /// The most pages a second scanned of one VM; 0 turns scanning off (Mem.ShareRateMax).
     #[arg(long, value_name = "N", value_parser = values::setting(Key::ShareRateMax))]
     share_rate_max: Option<String>,
 

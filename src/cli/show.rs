@@ -157,10 +157,11 @@ fn latency(vm: &VmStatus) -> String {
 fn scanned(vm: &VmStatus) -> String {
     let scan = &vm.scan;
     format!(
-        "{} pages in {} passes, {} merged, {} zero, {} changed too often; {}",
+        "{} pages in {} passes, {} merged, {} attached, {} zero, {} changed too often; {}",
         scan.pages_scanned,
         scan.passes,
         scan.merged,
+        scan.attached,
         scan.zero_found,
         scan.volatile,
         if scan.settled { "settled" } else { "goes on" },

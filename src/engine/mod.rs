@@ -5,7 +5,7 @@
 //! | provide a page | `UFFDIO_ZEROPAGE` / `COPY` / `CONTINUE` | write it to the file; the guest thread opens it |
 //! | freeze | shim: `madvise(DONTNEED)`, the next access is a minor fault | shim: `mprotect(NONE)` |
 //! | thaw | nothing | shim: `mprotect(READ, WRITE)` |
-//! | share | shim: map pool frames read-only over RAM | the same |
+//! | share, attach | shim: map pool frames read-only over RAM | the same |
 //! | close, reveal | shim: `mprotect(NONE)`, `mprotect(READ)` of frames | the same |
 //! | break | write the copy to the file; the guest thread maps RAM back | the same |
 //! | take away | punch a hole into the file | the same |
@@ -121,7 +121,7 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// [`EngineError`]; some runs may be frozen then.
     fn freeze(&self, runs: &[GfnRun]) -> Result<(), EngineError>;
 
-    /// Maps pool frames over frozen pages; how many runs were mapped before the guest's kernel
+    /// Maps pool frames over frozen pages, or over holes; how many runs were mapped before the guest's kernel
     /// refused one, which is at its limit of VMAs.
     ///
     /// # Errors

@@ -18,6 +18,9 @@
 //! Most of a fault's time is waking up. Accesses in a row are given their pages ahead, and the fault thread
 //! runs on the processor of the guest's thread where only one faults.
 //!
+//! Over the same channels guests ask for what is no fault: the history of a page, more credits, and that pages
+//! are attached ([`Attacher`]), which the worker does.
+//!
 //! A guest may serve some of its faults itself ([`crate::page::Claims`]), as long as it holds memory for
 //! that in advance ([`Credits`]); what reaches the daemon then is what it cannot.
 //!
@@ -26,6 +29,7 @@
 //! then the page stays locked and is *pending*.
 
 mod ahead;
+mod attach;
 mod credits;
 mod ended;
 mod near;
@@ -35,6 +39,7 @@ mod waiting;
 
 #[cfg(test)]
 pub(crate) use ahead::Ahead;
+pub use attach::Attacher;
 pub use credits::Credits;
 pub use ended::Ended;
 pub use resolve::{Access, FaultError, Outcome, Pending, complete, resolve};

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::ahead::Ahead;
+use super::attach::{Attacher, Attaching};
 use super::credits::Credits;
 use super::ended::{Ended, kernel};
 use super::near::Near;
@@ -19,7 +20,7 @@ use super::waiting::{Asker, Waiter, Waiting};
 use crate::engine::{EngineKind, Link, Reply};
 use crate::page::Claims;
 use crate::sys::{Uffd, UserFault};
-use crate::units::{Gfn, PAGE_SIZE};
+use crate::units::{Gfn, GfnRun, PAGE_SIZE};
 use crate::vm::Vm;
 
 const BELL: u64 = 0;
@@ -58,12 +59,14 @@ pub struct FaultThread {
     ahead: Ahead,
     credits: Credits,
     near: Near,
+    attaching: Attaching,
     epoll: Epoll,
     warned: Instant,
 }
 
 impl FaultThread {
-    /// A thread for the faults of `vm`, whose shim, in process `pid`, maps RAM at `base`.
+    /// A thread for the faults of `vm`, whose shim, in process `pid`, maps RAM at `base`, and whose pages are attached by
+    /// `attacher`.
     ///
     /// # Errors
     /// [`Ended::Kernel`] when no epoll can be made.
@@ -74,6 +77,7 @@ impl FaultThread {
         uffd: Option<Arc<Uffd>>,
         base: u64,
         sockets: Vec<SeqPacket>,
+        attacher: Box<dyn Attacher>,
     ) -> Result<Self, Ended> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(kernel("make an epoll"))?;
         let watch = |fd: std::os::fd::BorrowedFd<'_>, flags, token| {
@@ -106,6 +110,7 @@ impl FaultThread {
             ahead: Ahead::default(),
             credits: Credits::new(Instant::now()),
             near: Near::new(pid, Instant::now()),
+            attaching: Attaching::new(attacher),
             epoll,
             warned,
         })
@@ -148,6 +153,9 @@ impl FaultThread {
         self.near.rest(now);
         if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
             return Err(Ended::Protocol(lie.to_owned()));
+        }
+        if let Some((index, count)) = self.attaching.answered() {
+            self.tell_attached(index, count)?;
         }
         self.retry()
     }
@@ -223,14 +231,11 @@ impl FaultThread {
                 self.credits.top_up(&self.vm, Instant::now());
                 return Ok(());
             }
+            Fault::Attach { pages, source } => return self.attach(index, pages, source),
             Fault::Read(gfn) => (gfn, Access::Read),
             Fault::Write(gfn) => (gfn, Access::Write),
         };
-        if !matches!(self.channels.get(index), Some(Channel::Idle)) {
-            let error = "a second fault on a channel before the first was answered";
-            return Err(Ended::Protocol(error.to_owned()));
-        }
-        self.channels[index] = Channel::Waiting;
+        self.begin(index)?;
         self.serve(Waiter {
             gfn,
             access,
@@ -242,6 +247,29 @@ impl FaultThread {
             self.near.note(thread, since);
         }
         Ok(())
+    }
+
+    /// What came over a channel is to be answered.
+    fn begin(&mut self, index: usize) -> Result<(), Ended> {
+        if !matches!(self.channels.get(index), Some(Channel::Idle)) {
+            let error = "a second fault on a channel before the first was answered";
+            return Err(Ended::Protocol(error.to_owned()));
+        }
+        self.channels[index] = Channel::Waiting;
+        Ok(())
+    }
+
+    fn attach(&mut self, index: usize, pages: GfnRun, source: Gfn) -> Result<(), Ended> {
+        self.begin(index)?;
+        match self.attaching.begin(&self.vm, index, pages, source)? {
+            true => Ok(()),
+            false => self.tell_attached(index, 0),
+        }
+    }
+
+    fn tell_attached(&mut self, index: usize, count: u32) -> Result<(), Ended> {
+        self.channels[index] = Channel::Idle;
+        self.send(index, &Reply::Attached(count).encode())
     }
 
     fn confirmed(&mut self, index: usize, errno: u32) -> Result<(), Ended> {

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::Sender;
 use memvisor_guest_agent::protocol::memory::{MAX_CHANNELS, MAX_MESSAGE, Message, Ready, Welcome};
 use memvisor_guest_agent::shim::{Received, SeqPacket, wait_readable};
 use thiserror::Error;
@@ -18,12 +19,13 @@ use super::vm_settings;
 use crate::balloon::Doorbell;
 use crate::chain::chain;
 use crate::engine::{Engine, EngineKind, Link, MprotectProvider, Ram, ShimEngine, UffdProvider};
-use crate::fault::{Ended, FaultThread};
-use crate::reclaim::Worker;
+use crate::fault::{Attacher, Ended, FaultThread};
+use crate::reclaim::{Job, Worker, WorkerHandle};
 use crate::sample::Sampler;
 use crate::settings::Domain;
+use crate::share::AttachRequest;
 use crate::sys::{Pagemap, Process, Uffd};
-use crate::units::{PAGE_SIZE, Pages, VmId};
+use crate::units::{Gfn, GfnRun, PAGE_SIZE, Pages, VmId};
 use crate::vm::Vm;
 
 /// How long a guest may take for each step of the handshake.
@@ -265,22 +267,20 @@ impl Powered {
         // Until the policy has seen it.
         vm.orders.set_ceiling(layered.now.limit);
         metadata.taken_over();
-        let faults = FaultThread::new(
-            Arc::clone(&vm),
-            Arc::clone(&link),
-            self.process.pid(),
-            self.uffd,
-            base,
-            self.channels,
-        );
         let peers = Arc::clone(&host.members) as Arc<dyn crate::share::Peers>;
         // The policy sets the rates of scanning and sampling at its next look.
         let process = Arc::new(self.process);
         let asked = Some(Arc::clone(&process));
         let sampler = Sampler::new(rand::random(), Instant::now(), asked);
         let worker = Worker::start(Arc::clone(&vm), Arc::clone(&link), peers, sampler);
+        let faults = worker.as_ref().ok().map(|worker| {
+            let (vm, link) = (Arc::clone(&vm), Arc::clone(&link));
+            let attacher = Box::new(worker.handle().clone());
+            let pid = process.pid();
+            FaultThread::new(vm, link, pid, self.uffd, base, self.channels, attacher)
+        });
         let (faults, worker) = match (faults, worker) {
-            (Ok(faults), Ok(worker)) => (faults, worker),
+            (Some(Ok(faults)), Ok(worker)) => (faults, worker),
             (faults, worker) => {
                 tracing::error!(vm = %vm.params.name, "the VM's threads cannot be started");
                 link.end("the host cannot start the VM's threads");
@@ -314,6 +314,12 @@ impl Powered {
         };
         power_off(host, &member, worker, &ended);
         drop(name);
+    }
+}
+
+impl Attacher for WorkerHandle {
+    fn attach(&self, pages: GfnRun, source: Gfn, answer: Sender<u32>) -> bool {
+        self.suggest(Job::Attach(AttachRequest { pages, source }, answer))
     }
 }
 

@@ -237,6 +237,7 @@ fn scan(vm: &Vm) -> ScanStatus {
     ScanStatus {
         pages_scanned: stats.scanned.get(),
         merged: stats.merged.get(),
+        attached: stats.attached.get(),
         zero_found: stats.zeroed.get(),
         volatile: stats.volatile.get(),
         passes: stats.passes.get(),

@@ -79,6 +79,8 @@ impl Home {
         match (self, next) {
             // First touch; refill; copy-on-write break; balloon popped by an access.
             (_, Resident) => !matches!(self, Resident),
+            // A guest asked for it to be attached, before it held anything.
+            (Untouched | Zero, Shared(_)) => true,
             // Evict, share, and evict of a page that was the last user of its frame.
             (Resident, Zero | Shared(_)) | (Resident | Shared(_), Compressed(_) | Swapped(_)) => {
                 true
@@ -129,7 +131,7 @@ mod tests {
         assert_eq!(
             table,
             [
-                "..x...x", "..x...x", ".x.xxxx", "..x.xxx", "..x..xx", "..x...x", "x.x...."
+                "..xx..x", "..xx..x", ".x.xxxx", "..x.xxx", "..x..xx", "..x...x", "x.x...."
             ]
         );
     }

@@ -1,7 +1,7 @@
 //! The worker thread of one VM: the only one that takes pages away and that commands the shim.
 //!
-//! Everything it does comes in small pieces, taken in this order: what the balloon's session asks for
-//! (an agent waits for the answer), eviction that the policy has ordered, pages that other VMs
+//! Everything it does comes in small pieces, taken in this order: what the balloon's session and the guest ask
+//! for (they wait for the answer), eviction that the policy has ordered, pages that other VMs
 //! found to equal theirs, a slice of scanning or a new period of sampling when it is due, and what
 //! settings that have changed ask of the stores and of sharing.
 
@@ -21,7 +21,7 @@ use crate::balloon;
 use crate::engine::{EngineError, Link};
 use crate::pool::Pool;
 use crate::sample::Sampler;
-use crate::share::{Peers, Scanner};
+use crate::share::{self, AttachRequest, Peers, Scanner};
 use crate::units::{Gfn, GfnRun, Pages};
 use crate::vm::Vm;
 
@@ -43,6 +43,8 @@ pub enum Job {
     Deflate(Vec<GfnRun>, Sender<Vec<StatusRun>>),
     /// Empty the balloon.
     ReleaseAll(Sender<()>),
+    /// Attach pages of the guest, and ring when it is answered.
+    Attach(AttachRequest, Sender<u32>),
     /// A frame with the content that this page had exists now.
     Look(Gfn),
     /// Share in this pool from now on, or with nobody.
@@ -256,6 +258,13 @@ impl State {
             Job::ReleaseAll(answer) => {
                 balloon::release_all(vm);
                 let _ = answer.send(());
+            }
+            Job::Attach(request, answer) => {
+                let attached = share::attach(vm, &*self.peers, request)?;
+                // The pages that the bytes came from are to be looked at again.
+                vm.settled.note(None);
+                let _ = answer.send(attached);
+                vm.parking.ring();
             }
             Job::Join(pool) => self.joining = Some(Joining::begin(vm, pool)),
             Job::Look(gfn) => self.look(gfn, queue)?,

@@ -81,7 +81,7 @@ pub const TABLE: [Spec; 18] = [
         lab: whole(32),
         esx: whole(4),
         effect: "the most that is scanned of all VMs together, by the clock of the host's \
-                 processors; 0 turns sharing off",
+                 processors; 0 turns scanning off",
         deviation: "`lab` must not bind below `Mem.ShareScanTime`",
     },
     Spec {
@@ -91,7 +91,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole("pages/s", 0, 32_768),
         lab: whole(32_768),
         esx: whole(1024),
-        effect: "the most that is scanned of one VM; 0 turns sharing off",
+        effect: "the most that is scanned of one VM; 0 turns scanning off",
         deviation: "`lab` must not bind below `Mem.ShareScanTime`",
     },
     Spec {

@@ -74,7 +74,8 @@ pub(crate) fn merge(
             Guess::Zero => None,
             Guess::Frame(hold) => pool.equals(hold.frame(), &content).then_some(hold),
             Guess::First => {
-                let near = wanted_frame(vm, gfn, matches.last());
+                let before = matches.last().map(|m| (m.page.gfn(), m.hold.frame()));
+                let near = wanted_frame(vm, gfn, before);
                 first_user(vm, digest, &content, near, nudges)
             }
         };
@@ -129,7 +130,7 @@ fn affordable<'a>(vm: &Vm, mut held: Vec<Held<'a>>) -> Vec<Held<'a>> {
     held
 }
 
-fn drop_zeroes(vm: &Vm, zeroes: Vec<PageGuard<'_>>) -> Result<u64, EngineError> {
+pub(super) fn drop_zeroes(vm: &Vm, zeroes: Vec<PageGuard<'_>>) -> Result<u64, EngineError> {
     for page in &zeroes {
         page.set_home(Home::Zero);
     }
@@ -161,33 +162,49 @@ fn first_user<'a>(
     if digest(content) != expected {
         return None;
     }
-    if let Some(hold) = FrameHold::find(vm, expected) {
-        return vm.pool().equals(hold.frame(), content).then_some(hold);
+    frame_of(vm, expected, content, near, Urgency::Reclaim, nudges)
+}
+
+/// The frame with this content, whose digest it is, or a new one, at `near` if that is free. `None`: another content
+/// has this digest, or there is no memory or no frame.
+pub(super) fn frame_of<'a>(
+    vm: &'a Vm,
+    digest: u64,
+    content: &PageBuf,
+    near: Option<FrameId>,
+    urgency: Urgency,
+    nudges: &mut Vec<(VmId, Gfn)>,
+) -> Option<FrameHold<'a>> {
+    let pool = vm.pool();
+    let find = || FrameHold::find(vm, digest);
+    let equal = |hold: &FrameHold<'_>| pool.equals(hold.frame(), content);
+    if let Some(hold) = find() {
+        return Some(hold).filter(equal);
     }
-    if !vm.budget.take(1, Urgency::Reclaim) {
+    if !vm.budget.take(1, urgency) {
         return None;
     }
-    let pool = vm.pool();
     let Some(mut new) = pool.allocate_near(near) else {
         vm.budget.give(1);
         return None;
     };
     new.fill(content);
-    let Some((published, known)) = new.publish(expected) else {
-        // Somebody else was faster; the next look finds their frame.
+    let Some((published, known)) = new.publish(digest) else {
+        // Somebody else was faster.
         vm.budget.give(1);
-        return None;
+        return find().filter(equal);
     };
     nudges.extend(known);
     vm.stats.first_users.one();
     Some(FrameHold::new(vm, published))
 }
 
-/// The frame that would continue the run of a neighbour: then both need one VMA.
-fn wanted_frame(vm: &Vm, gfn: Gfn, before: Option<&Match<'_>>) -> Option<FrameId> {
+/// The frame that would continue the run of a neighbour: then both need one VMA. `before` is the last page
+/// that is going to be shared, and its frame.
+pub(super) fn wanted_frame(vm: &Vm, gfn: Gfn, before: Option<(Gfn, FrameId)>) -> Option<FrameId> {
     let previous = gfn.0.checked_sub(1).map(Gfn)?;
-    if let Some(matched) = before.filter(|matched| matched.page.gfn() == previous) {
-        return matched.hold.frame().0.checked_add(1).map(FrameId);
+    if let Some((_, frame)) = before.filter(|(page, _)| *page == previous) {
+        return frame.0.checked_add(1).map(FrameId);
     }
     if let Home::Shared(frame) = vm.table.entry(previous).home() {
         return frame.0.checked_add(1).map(FrameId);

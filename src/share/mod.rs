@@ -28,6 +28,9 @@
 //! allocated next to the frame of the page's neighbour, so that runs of pages map runs of frames; when
 //! the budget of VMAs runs short, the longest runs are mapped and the shortest wait.
 //!
+//! *Attaching*: a guest that boots says itself what it is going to have in common with others, and shares
+//! that without having had it. `attach.rs` tells how.
+//!
 //! *Volatile pages*: a page that changed between two looks, or was broken out of sharing, is left
 //! alone for a growing number of passes.
 //!
@@ -41,12 +44,14 @@
 //! Absent on purpose: a merge without a comparison of bytes; sharing across sharing domains; a back
 //! map from frames to pages (as in ESX, a count is enough: a page finds its frame, never the other way).
 
+mod attach;
 mod leave;
 mod look;
 mod merge;
 mod place;
 mod scan;
 
+pub use attach::{AttachRequest, attach};
 pub use leave::{Leaver, Left};
 pub(crate) use place::{FrameHold, Match, freeze, give_back, place};
 pub use scan::{Found, Peers, Scanner};

@@ -56,7 +56,7 @@ impl Drop for FrameHold<'_> {
     }
 }
 
-/// A frozen page and a frame with equal bytes.
+/// A frozen page and a frame with equal bytes, or a page that holds nothing and the frame that it shall share.
 #[derive(Debug)]
 pub(crate) struct Match<'a> {
     pub(crate) page: PageGuard<'a>,
@@ -90,7 +90,7 @@ pub(crate) fn freeze<'a>(
 
 /// Maps frames over the pages that equal them, ascending, as far as the budget of VMAs goes.
 ///
-/// The pages that were mapped are [`Home::Shared`], their old memory is given back and their locks
+/// The pages that were mapped are [`Home::Shared`], the memory of those that were resident is given back and their locks
 /// are dropped; the pages that were not are returned, frozen and locked as they came.
 pub(crate) fn place<'a>(
     vm: &'a Vm,
@@ -107,10 +107,13 @@ pub(crate) fn place<'a>(
             return Err(error);
         }
     };
-    let mut mapped = Vec::new();
+    let (mut mapped, mut resident) = (Vec::new(), Vec::new());
     for (index, run) in chosen.into_iter().enumerate() {
         for Match { page, hold } in run.matches {
             if index < done {
+                if page.home() == Home::Resident {
+                    resident.push(page.gfn());
+                }
                 page.set_home(Home::Shared(hold.frame()));
                 hold.taken_over();
                 mapped.push(page);
@@ -119,8 +122,8 @@ pub(crate) fn place<'a>(
             }
         }
     }
-    give_back(vm, mapped.iter().map(PageGuard::gfn))?;
-    // Who waited in the kernel for a frozen page reads the frame now.
+    give_back(vm, resident.into_iter())?;
+    // Who waited in the kernel for a page reads the frame now.
     for run in runs_of(mapped.iter().map(PageGuard::gfn)) {
         vm.engine.wake(run);
     }

@@ -15,7 +15,7 @@ use crate::engine::EngineKind;
 use crate::page::Urgency;
 use crate::reclaim::{Evictor, trim_cache};
 use crate::sample::Sampler;
-use crate::share::{Leaver, Scanner};
+use crate::share::{self, AttachRequest, Leaver, Scanner};
 use crate::sync::{self, AtomicU32, Mutex, Ordering};
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
 use crate::vm::{Means, Vm};
@@ -45,6 +45,7 @@ struct Desk {
 enum Job {
     Inflate(GfnRun),
     Deflate(GfnRun),
+    Attach(AttachRequest),
 }
 
 impl Desk {
@@ -82,9 +83,17 @@ fn content() -> PageBuf {
 fn run_thread(mut guest: GuestThread, number: u32, threads: u32, memory: &Memory, desk: &Desk) {
     for _ in 0..OPS {
         let gfn = Gfn(thread_rng().gen_range(0..PAGES / threads) * threads + number);
-        match thread_rng().gen_range(0..12) {
+        match thread_rng().gen_range(0..14) {
             0..6 => finish(&mut guest, gfn, Op::Write(Box::new(content()))),
             6..9 => finish(&mut guest, gfn, Op::Read),
+            12.. => {
+                let source = Gfn(thread_rng().gen_range(0..PAGES / threads) * threads + number);
+                let pages = GfnRun::single(gfn);
+                let job = Job::Attach(AttachRequest { pages, source });
+                if !desk.ask(number as usize, job).is_empty() {
+                    memory.copy(source, gfn);
+                }
+            }
             9 => guest.forget_mapping(gfn),
             10 => {
                 let answer = desk.ask(number as usize, Job::Inflate(GfnRun::single(gfn)));
@@ -207,6 +216,21 @@ impl Worker {
                 statuses
             }
             Job::Deflate(run) => balloon::deflate(&self.vm, &[run]),
+            Job::Attach(request) => {
+                self.space.set_attaching(true);
+                let attached = share::attach(&self.vm, &*self.peers, request);
+                self.space.set_attaching(false);
+                let run = GfnRun {
+                    count: attached.expect("the session lives"),
+                    ..request.pages
+                };
+                let status = PageStatus::Ok;
+                let is_any = run.count > 0;
+                is_any
+                    .then_some(StatusRun { run, status })
+                    .into_iter()
+                    .collect()
+            }
         };
         self.desk.answers.lock().insert(asker, answer);
     }
@@ -322,6 +346,7 @@ impl Witness {
             ("faults that waited for memory", &stats.starved),
             ("breaks", &stats.breaks),
             ("merged", &stats.merged),
+            ("attached", &stats.attached),
             ("frames made", &stats.first_users),
             ("zeroed", &stats.zeroed),
             ("refilled from the cache", &stats.refill_zip),

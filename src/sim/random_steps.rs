@@ -11,7 +11,7 @@ use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::Home;
 use crate::reclaim::trim_cache;
-use crate::share::{Leaver, Left};
+use crate::share::{self, AttachRequest, Leaver, Left};
 use crate::units::{FrameId, Gfn, GfnRun, PageBuf, Pages, VmId};
 use crate::vm::{Blocked, Means};
 
@@ -75,6 +75,8 @@ pub(super) enum Step {
     Inflate(u32, u32),
     Deflate(u32, u32),
     ReleaseAll,
+    /// So many pages get the bytes of those from the last number on.
+    Attach(u32, u32, u32),
     SwapFails(Option<bool>),
     ZipCap(u32),
     TrimCache(u32),
@@ -114,6 +116,7 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         3 => (gfn(), 1..10u32).prop_map(|(gfn, count)| Step::Inflate(gfn, count)),
         3 => (gfn(), 1..10u32).prop_map(|(gfn, count)| Step::Deflate(gfn, count)),
         1 => Just(Step::ReleaseAll),
+        5 => (gfn(), 1..12u32, gfn()).prop_map(|(gfn, n, source)| Step::Attach(gfn, n, source)),
         1 => prop::option::of(any::<bool>()).prop_map(Step::SwapFails),
         1 => (0..5u32).prop_map(Step::ZipCap),
         2 => (1..9u32).prop_map(Step::TrimCache),
@@ -262,6 +265,9 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         Step::Inflate(gfn, count) => inflate(guest, run(gfn, count)),
         Step::Deflate(gfn, count) => deflate(guest, run(gfn, count)),
         Step::ReleaseAll => balloon::release_all(&vm),
+        Step::Attach(gfn, count, source) => {
+            attach(host, guest, run(gfn, count.min(PAGES - source)), source);
+        }
         Step::SwapFails(how) => {
             let errno = how.map(|full| if full { Errno::ENOSPC } else { Errno::EIO });
             guest.disk.set_failing(errno);
@@ -324,6 +330,29 @@ fn evict(guest: &mut Guest, want: u64, means: Means) {
     let after = by_means(guest);
     assert!(means.compress || after.0 == before.0, "compressed");
     assert!(means.swap || after.1 == before.1, "swapped");
+}
+
+fn attach(host: &Host, guest: &Guest, pages: GfnRun, source: u32) {
+    let vm = &guest.vm;
+    let home = |gfn: Gfn| vm.table.entry(gfn).home();
+    let before: Vec<Home> = pages.iter().map(home).collect();
+    let sources = guest.memory.pages()[source as usize..][..pages.count as usize].to_vec();
+    let may_hold = vm.held().max(vm.orders.ceiling());
+    let request = AttachRequest {
+        pages,
+        source: Gfn(source),
+    };
+    guest.space.set_attaching(true);
+    let attached = share::attach(vm, &*host.peers, request).expect("the session lives");
+    guest.space.set_attaching(false);
+    assert!(attached <= pages.count);
+    assert!(vm.held() <= may_hold, "{:?}", vm.held());
+    for ((at, gfn), (before, source)) in (0..).zip(pages.iter()).zip(before.iter().zip(sources)) {
+        // Pages behind those that are told of have the bytes, or are as they were.
+        if at < attached || home(gfn) != *before {
+            guest.memory.pages()[gfn.index()] = source;
+        }
+    }
 }
 
 fn pages_of(statuses: &[StatusRun]) -> impl Iterator<Item = (Gfn, PageStatus)> {
@@ -398,7 +427,7 @@ fn deflate(guest: &Guest, run: GfnRun) {
 }
 
 /// What happened in all runs together; what never happened was not tested.
-fn witnessed(guest: &Guest) -> [(&'static str, u64); 22] {
+fn witnessed(guest: &Guest) -> [(&'static str, u64); 23] {
     let stats = &guest.vm.stats;
     [
         ("first_touch", stats.first_touch.get()),
@@ -409,6 +438,7 @@ fn witnessed(guest: &Guest) -> [(&'static str, u64); 22] {
         ("inline_breaks", stats.inline_breaks.get()),
         ("pops", stats.pops.get()),
         ("merged", stats.merged.get()),
+        ("attached", stats.attached.get()),
         ("first_users", stats.first_users.get()),
         ("zeroed", stats.zeroed.get()),
         ("volatile", stats.volatile.get()),

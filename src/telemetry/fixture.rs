@@ -78,6 +78,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
         scan: ScanStatus {
             pages_scanned: 70_000,
             merged: 9_000,
+            attached: 600,
             zero_found: 2_000,
             volatile: 120,
             passes: 41,

@@ -17,7 +17,7 @@ pub struct VmRates {
     pub breaks_per_s: f64,
     /// Pages the sharing scanner looked at, a second.
     pub scanned_per_s: f64,
-    /// Pages merged, by the scanner or on their way out, a second.
+    /// Pages shared, by the scanner, on their way out or because their guest asked, a second.
     pub merged_per_s: f64,
     /// Guest memory compressed, in bytes a second (ESX: ZIP/s).
     pub zip_bytes_per_s: f64,
@@ -77,7 +77,7 @@ impl VmRates {
             faults_per_s: rate(|vm| vm.faults.served()),
             breaks_per_s: rate(|vm| vm.faults.cow_break),
             scanned_per_s: rate(|vm| vm.scan.pages_scanned),
-            merged_per_s: rate(|vm| vm.scan.merged + vm.evict.to_shared),
+            merged_per_s: rate(|vm| vm.scan.merged + vm.scan.attached + vm.evict.to_shared),
             zip_bytes_per_s: rate(|vm| vm.evict.to_zip) * page,
             unzip_bytes_per_s: rate(|vm| vm.faults.refill_zip) * page,
             swap_in_bytes_per_s: rate(|vm| vm.swap.in_bytes.0),

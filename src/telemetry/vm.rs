@@ -195,7 +195,7 @@ impl FaultStatus {
     }
 }
 
-/// What the sharing scanner did with the pages of one VM so far.
+/// How pages of one VM came to be shared so far, and what the sharing scanner did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ScanStatus {
@@ -203,6 +203,8 @@ pub struct ScanStatus {
     pub pages_scanned: u64,
     /// Pages mapped onto a shared frame.
     pub merged: u64,
+    /// Pages mapped onto a shared frame because the guest asked for that, before it had them.
+    pub attached: u64,
     /// Pages found to be all zero and given back.
     pub zero_found: u64,
     /// Pages left alone because they had changed since the last look.
@@ -275,7 +277,7 @@ pub struct VmStatus {
     pub swap: SwapStatus,
     /// Its faults.
     pub faults: FaultStatus,
-    /// What the sharing scanner did with it.
+    /// How its pages came to be shared, and what the sharing scanner did.
     pub scan: ScanStatus,
     /// Where its reclaimed pages went.
     pub evict: EvictStatus,

@@ -63,6 +63,8 @@ counters!(
         passes,
         /// Merged into a frame that others use.
         merged,
+        /// Attached to a frame because the guest asked for it.
+        attached,
         /// Made the first user of a frame.
         first_users,
         /// Found to be all zero and dropped.

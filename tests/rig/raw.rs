@@ -237,7 +237,7 @@ impl Powered {
         self.fault(0, Fault::Write(memvisor_guest_agent::protocol::Gfn(gfn)));
         match self.reply(0) {
             Reply::Retry => {}
-            Reply::Reveal(_) => panic!("a write is answered by a frame to read"),
+            Reply::Reveal(_) | Reply::Attached(_) => panic!("a write is not answered so"),
             Reply::Open(_) | Reply::Private(_) => {
                 let at = u64::from(gfn) * 4096;
                 self.ram.write_all_at(&[byte; 4096], at).expect("write RAM");

@@ -7,7 +7,7 @@ use super::object::{Eviction, Object};
 use super::pages::{Owner, PageUse};
 use super::swap::SwapSlot;
 use super::{Bounce, Kernel, KernelError, lock, pieces, try_lock};
-use crate::protocol::{Gfn, PAGE_SIZE};
+use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
 static ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
@@ -134,6 +134,43 @@ impl AnonRegion {
             Place::Ram(gfn) => Some(gfn),
             Place::Nowhere | Place::Disk(_) => None,
         }
+    }
+
+    /// Puts physical pages side by side behind the `count` pages from `first` on, none of which was ever
+    /// written, after `fill` has filled so many of them; how many pages have one now, from the first on.
+    /// `None` when there are no such physical pages.
+    pub(super) fn adopt(
+        &self,
+        first: u32,
+        count: u32,
+        fill: impl FnOnce(GfnRun) -> u32,
+    ) -> Option<u32> {
+        let allocator = &self.kernel.pages;
+        let places = &self.map.places[first as usize..][..count as usize];
+        let empty = |place: &&Mutex<Place>| *lock(place) == Place::Nowhere;
+        let count = places.iter().take_while(empty).count() as u32;
+        if count == 0 {
+            return Some(0);
+        }
+        let owner = Owner {
+            object: self.object,
+            page: first,
+        };
+        let run = allocator.take_run(count, Some(owner), PageUse::Anon)?;
+        let filled = fill(run);
+        let (mut adopted, mut whole) = (0, true);
+        for ((at, gfn), place) in (0..).zip(run.iter()).zip(places) {
+            let mut place = lock(place);
+            // Somebody may have written the page meanwhile, which is then the newer.
+            if at < filled && *place == Place::Nowhere {
+                *place = Place::Ram(gfn);
+                adopted += u32::from(whole);
+            } else {
+                whole = false;
+                allocator.release(gfn, PageUse::Anon);
+            }
+        }
+        Some(adopted)
     }
 
     fn check_range(&self, offset: u64, len: usize) -> Result<(), KernelError> {

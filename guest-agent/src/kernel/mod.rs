@@ -15,6 +15,7 @@
 //!   disk. The bytes of a page that was just allocated are undefined: its last owner or the host
 //!   left them there. Whoever maps a page overwrites all of it first.
 //! - [`CachedFile`]: pages of real files, clean and read-only, shared by all who open the file.
+//! - [`Stage`]: pages from which the host attaches others, so that these are shared from the start.
 //! - Reclaim is a clock over all physical pages: it skips pages that were accessed since the hand
 //!   last came by, drops page cache, and writes anonymous pages to the swap disk. It only *tries*
 //!   the lock of a page, because the thread that reclaims may hold the lock of another.
@@ -35,6 +36,7 @@ mod pages;
 pub(crate) mod ram;
 mod reclaim;
 mod runs;
+mod stage;
 mod stats;
 mod swap;
 #[cfg(test)]
@@ -53,6 +55,7 @@ pub use anon::AnonRegion;
 pub use balloon::BALLOON_RECLAIM_PAGES;
 pub use cache::CachedFile;
 pub use reclaim::{PressureHook, RELIEF_PAGES};
+pub use stage::Stage;
 pub use stats::KernelStats;
 
 use crate::protocol::{Gfn, PAGE_SIZE};

@@ -172,6 +172,28 @@ impl PageAllocator {
         Some(gfn)
     }
 
+    /// Gives `count` free pages in a run to `owner`, whose pages from that on they are, or pins them for the
+    /// kernel. `None` when there is no such run, or fewer than the high watermark would be left.
+    pub(super) fn take_run(
+        &self,
+        count: u32,
+        owner: Option<Owner>,
+        page_use: PageUse,
+    ) -> Option<GfnRun> {
+        let mut books = lock(&self.books);
+        if books.free.pages() < count.saturating_add(self.high_watermark()) {
+            return None;
+        }
+        let run = books.free.take_run(count)?;
+        for (gfn, page) in run.iter().zip(owner.map_or(0, |owner| owner.page)..) {
+            books.change(gfn, PageUse::Free, page_use);
+            self.referenced[gfn.index()].store(true, Ordering::Relaxed);
+            let packed = owner.map_or(Owner::NOBODY, |owner| Owner { page, ..owner }.pack());
+            self.owners[gfn.index()].store(packed, Ordering::Release);
+        }
+        Some(run)
+    }
+
     /// Takes a page back from its owner.
     ///
     /// # Panics

@@ -1,10 +1,10 @@
 //! Guest RAM for tests: a plain vector.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use super::lock;
-use crate::protocol::{Gfn, PAGE_SIZE};
+use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 use crate::shim::Memory;
 
 /// RAM whose pages hold garbage at first, as pages from anywhere do, and that can be made to
@@ -14,6 +14,8 @@ pub(crate) struct VecMemory {
     faulty: AtomicBool,
     stall: Mutex<Stall>,
     changed: Condvar,
+    /// The most pages that its host attaches at once.
+    attaches: AtomicU32,
 }
 
 /// The page that the host does not bring back, and how many threads wait for it.
@@ -32,6 +34,7 @@ impl VecMemory {
             faulty: AtomicBool::new(false),
             stall: Mutex::default(),
             changed: Condvar::new(),
+            attaches: AtomicU32::new(0),
         }
     }
 
@@ -62,6 +65,11 @@ impl VecMemory {
     /// Flips one bit of one byte behind the back of its owner.
     pub(crate) fn flip(&self, gfn: Gfn, at: usize) {
         lock(&self.pages[gfn.index()])[at] ^= 1;
+    }
+
+    /// From now on, the host attaches up to so many pages at once; at first it never does.
+    pub(crate) fn attach_at_most(&self, pages: u32) {
+        self.attaches.store(pages, Ordering::Relaxed);
     }
 
     /// From now on, the first byte of what is read is wrong.
@@ -96,5 +104,14 @@ impl Memory for VecMemory {
     fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
         self.enter(gfn);
         lock(&self.pages[gfn.index()])[at..at + from.len()].copy_from_slice(from);
+    }
+
+    fn attach(&self, pages: GfnRun, source: Gfn) -> u32 {
+        let count = pages.count.min(self.attaches.load(Ordering::Relaxed));
+        for at in 0..count {
+            let bytes = lock(&self.pages[source.index() + at as usize]).clone();
+            *lock(&self.pages[pages.start.index() + at as usize]) = bytes;
+        }
+        count
     }
 }

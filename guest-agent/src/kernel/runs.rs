@@ -50,6 +50,16 @@ impl FreeRuns {
         Some(Gfn(start))
     }
 
+    /// Takes `count` pages from the start of the shortest run that has them. Who asks again gets the
+    /// pages behind them.
+    pub(super) fn take_run(&mut self, count: u32) -> Option<GfnRun> {
+        let &(length, start) = self.by_length.range((count, 0)..).next()?;
+        self.unlink(start, length);
+        self.link(start + count, length - count);
+        self.pages -= count;
+        Some(GfnRun::new(Gfn(start), count))
+    }
+
     /// Takes the longest run, or `max` pages from its end when it is longer than that.
     pub(super) fn take_longest(&mut self, max: u32) -> Option<GfnRun> {
         let &(length, start) = self.by_length.last()?;
@@ -100,8 +110,10 @@ mod tests {
         free.insert(GfnRun::new(Gfn(20), 2));
         assert_eq!(free.take_one(), Some(Gfn(20)));
         assert_eq!(free.take_one(), Some(Gfn(21)));
+        assert_eq!(free.take_run(11), None);
         assert_eq!(free.take_longest(4), Some(GfnRun::new(Gfn(6), 4)));
-        assert_eq!(free.take_longest(9), Some(GfnRun::new(Gfn(0), 6)));
+        assert_eq!(free.take_run(2), Some(GfnRun::new(Gfn(0), 2)));
+        assert_eq!(free.take_longest(9), Some(GfnRun::new(Gfn(2), 4)));
         assert_eq!(free.take_longest(9), None);
         assert_eq!(free.take_one(), None);
         assert_eq!(free.pages(), 0);

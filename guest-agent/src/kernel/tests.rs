@@ -592,3 +592,57 @@ fn allocation_does_not_wait_for_busy_pages_that_the_full_disk_cannot_take() {
         reader.join().expect("no panic").expect("it is in RAM");
     });
 }
+
+fn page_of(byte: u8) -> [u8; PAGE_SIZE] {
+    [byte; PAGE_SIZE]
+}
+
+fn read_page(region: &AnonRegion, page: u32) -> [u8; PAGE_SIZE] {
+    let mut bytes = [0; PAGE_SIZE];
+    let offset = u64::from(page) * PAGE_SIZE as u64;
+    region.read(offset, &mut bytes).expect("it is in RAM");
+    bytes
+}
+
+#[test]
+fn stage_attaches_as_much_as_the_host_does_and_frees_the_rest() {
+    let guest = guest(1024, 0);
+    let region = guest.kernel.map_anon(600);
+    let free = guest.kernel.stats().free;
+    let stage = guest.kernel.stage().expect("there is room");
+    for page in 0..stage.pages() {
+        stage.put(page, &page_of(page as u8));
+    }
+    assert_eq!(stage.attach(&region, 0, 10), Some(0), "it does not");
+    guest.memory.attach_at_most(100);
+    assert_eq!(stage.attach(&region, 0, stage.pages()), Some(100));
+    assert_eq!(stage.attach(&region, 100, 60), Some(60));
+    for page in 0..160 {
+        assert_eq!(read_page(&region, page), page_of(page as u8 % 100));
+    }
+    assert_eq!(read_page(&region, 160), page_of(0));
+    let run = |page| region.gfn_of(page).expect("it is in RAM").0;
+    assert_eq!(run(159) - run(0), 159, "one run of pages");
+
+    // What was written is not attached, nor what is behind it.
+    region.write(205 * PAGE_SIZE as u64, b"x").expect("a page");
+    assert_eq!(stage.attach(&region, 205, 4), Some(0));
+    assert_eq!(stage.attach(&region, 203, 4), Some(2));
+    drop(stage);
+    assert_eq!(guest.kernel.stats().free, free - 163);
+    guest.check_books();
+    drop(region);
+    assert_eq!(guest.kernel.stats().free, free);
+}
+
+#[test]
+fn stage_is_not_had_of_pages_below_the_watermark_and_leaves_them_alone() {
+    let small = guest(200, 0);
+    assert!(small.kernel.stage().is_none());
+    let guest = guest(340, 0);
+    guest.memory.attach_at_most(u32::MAX);
+    let stage = guest.kernel.stage().expect("just enough");
+    let region = guest.kernel.map_anon(100);
+    assert_eq!(stage.attach(&region, 0, 80), None, "too few would be free");
+    assert_eq!(stage.attach(&region, 0, 60), Some(60));
+}

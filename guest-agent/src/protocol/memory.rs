@@ -38,6 +38,9 @@ pub const MAX_NAME: usize = 64;
 pub const MAX_TEXT: usize = 256;
 /// Fault channels of a guest: as many threads can wait for a SIGSEGV fault at once.
 pub const MAX_CHANNELS: usize = 16;
+/// Pages that a guest asks to have attached at once: reading and comparing them takes its worker a
+/// millisecond or two.
+pub const MAX_ATTACH: u32 = 1024;
 /// Bytes of the text of an error or a page's history.
 pub const MAX_REPORT: usize = 4096;
 

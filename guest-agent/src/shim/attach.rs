@@ -3,12 +3,14 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use thiserror::Error;
 
-use crate::protocol::memory::Fault;
-use crate::protocol::memory::{Engine, Hello, MAX_MESSAGE, MAX_REPORT, Message, Ready, Welcome};
-use crate::protocol::{DecodeError, Gfn};
+use crate::protocol::memory::{
+    Engine, Fault, Hello, MAX_ATTACH, MAX_MESSAGE, MAX_REPORT, Message, Ready, Reply, Welcome,
+};
+use crate::protocol::{DecodeError, Gfn, GfnRun};
 
 use super::channels::Channels;
 use super::inline::Inline;
@@ -73,6 +75,22 @@ impl Memory for Ram {
     fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
         self.0.map.write(gfn, at, from);
     }
+
+    fn attach(&self, pages: GfnRun, source: Gfn) -> u32 {
+        let one = &self.0.attaching;
+        let _one = one.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut attached = 0;
+        while attached < pages.count {
+            let part = (pages.count - attached).min(MAX_ATTACH);
+            let at = |gfn: Gfn| Gfn(gfn.0.saturating_add(attached));
+            let got = self.ask_to_attach(GfnRun::new(at(pages.start), part), at(source));
+            attached += got;
+            if got < part {
+                break;
+            }
+        }
+        attached
+    }
 }
 
 impl Ram {
@@ -87,6 +105,19 @@ impl Ram {
         let mut text = [0; MAX_REPORT];
         let len = channel.text(&mut text)?;
         Some(String::from_utf8_lossy(&text[..len]).into_owned())
+    }
+
+    /// Asks for as many pages as one question can; 0 when the daemon is gone, which the memory thread
+    /// will say.
+    fn ask_to_attach(&self, pages: GfnRun, source: Gfn) -> u32 {
+        let channel = self.0.channels.take();
+        if !channel.send(Fault::Attach { pages, source }) {
+            return 0;
+        }
+        match channel.reply() {
+            Some(Reply::Attached(count)) => count.min(pages.count),
+            _ => 0,
+        }
     }
 }
 
@@ -138,6 +169,7 @@ pub fn attach(memory_socket: &Path, mut hello: Hello) -> Result<Attached, Attach
     let hardware = segv::install(Hardware {
         map,
         channels,
+        attaching: Mutex::default(),
         inline,
     })
     .map_err(kernel("handle SIGSEGV"))?;

@@ -34,7 +34,7 @@ pub mod uffd;
 pub use attach::{AttachError, Attached, Ram, attach};
 pub use memory_thread::SessionEnd;
 
-use crate::protocol::Gfn;
+use crate::protocol::{Gfn, GfnRun};
 pub use doorbell::Doorbell;
 
 pub use seqpacket::{PeerCredentials, Received, SeqPacket, SeqPacketListener, wait_readable};
@@ -62,4 +62,9 @@ pub trait Memory: Send + Sync {
     /// # Panics
     /// When the range leaves the page or the page the RAM.
     fn write(&self, gfn: Gfn, at: usize, from: &[u8]);
+
+    /// Asks the host that `pages`, which hold nothing, get the bytes of as many pages from `source` on, and
+    /// share them with other guests; how many of them, from the first on, have these bytes now. A host may
+    /// always say none. Until the return nobody may use any of these pages.
+    fn attach(&self, pages: GfnRun, source: Gfn) -> u32;
 }

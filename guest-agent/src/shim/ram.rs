@@ -8,7 +8,6 @@ use std::sync::{Mutex, PoisonError};
 use crate::protocol::memory::Engine;
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
-use super::Memory;
 use super::uffd::Userfault;
 
 /// The one linear mapping of guest RAM, and what is needed to remap parts of it.
@@ -260,12 +259,13 @@ fn check(returned: i32) -> Result<(), i32> {
     }
 }
 
-impl Memory for RamMap {
-    fn pages(&self) -> u32 {
+/// Guest RAM as the kernel sees it, see [`Memory`](super::Memory).
+impl RamMap {
+    pub(super) const fn pages(&self) -> u32 {
         self.pages
     }
 
-    fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
+    pub(super) fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
         let from = self.byte(gfn, at, into.len()).cast_const();
         // SAFETY: `byte` checked that the range lies in one page of the RAM mapping, which is never
         // unmapped; an access that is not allowed raises a fault that the handler or the daemon
@@ -273,7 +273,7 @@ impl Memory for RamMap {
         unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
     }
 
-    fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
+    pub(super) fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
         let into = self.byte(gfn, at, from.len());
         // SAFETY: as for `read`; the trait's contract keeps two threads from writing the same bytes.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };

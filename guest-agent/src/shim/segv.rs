@@ -10,7 +10,7 @@
 
 use std::io;
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use crate::protocol::Gfn;
 use crate::protocol::memory::{Fault, Reply};
@@ -24,6 +24,8 @@ use super::ram::RamMap;
 pub(super) struct Hardware {
     pub(super) map: RamMap,
     pub(super) channels: Channels,
+    /// Held by who asks for pages to be attached: the daemon does so for one thread at a time.
+    pub(super) attaching: Mutex<()>,
     /// What its threads may do without the daemon.
     pub(super) inline: Option<Inline>,
 }
@@ -149,7 +151,7 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
         Some(Reply::Open(run)) => hardware.map.open(run),
         Some(Reply::Private(run)) => hardware.map.map_present(run),
         Some(Reply::Reveal(run)) => hardware.map.reveal(run),
-        None => wait_for_the_end(),
+        Some(Reply::Attached(_)) | None => wait_for_the_end(),
     };
     let errno = result.err().unwrap_or(0);
     #[expect(clippy::cast_sign_loss, reason = "errno values are small and positive")]

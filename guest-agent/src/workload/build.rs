@@ -132,7 +132,7 @@ fn sizes(kernel: &Kernel, specs: &[WorkloadSpec]) -> Result<Vec<u32>, StartError
 /// The size a workload asks for or has by its nature; `None` if it takes what it gets.
 fn known_size(kernel: &Kernel, spec: &WorkloadSpec) -> Result<Option<u32>, StartError> {
     Ok(match &spec.kind {
-        Kind::Image { path } => Some(image(path, spec)?.pages()),
+        Kind::Image { path, .. } => Some(image(path, spec)?.pages()),
         Kind::Idle => Some(spec.pages.unwrap_or(0)),
         Kind::Files { .. } => Some(spec.pages.unwrap_or(kernel.ram_capacity())),
         _ => spec.pages,
@@ -198,7 +198,7 @@ impl Builder<'_> {
                     random,
                 })
             }
-            Kind::Image { path } => self.image(path)?,
+            Kind::Image { path, attach } => self.image(path, *attach)?,
             Kind::Churn => self.churn(),
         };
         Ok(Crew {
@@ -258,7 +258,7 @@ impl Builder<'_> {
         }))
     }
 
-    fn image(&mut self, path: &Path) -> Result<Vec<Box<dyn Worker>>, StartError> {
+    fn image(&mut self, path: &Path, attach: bool) -> Result<Vec<Box<dyn Worker>>, StartError> {
         let truth = Arc::new(image(path, self.spec)?);
         self.pages = truth.pages();
         let region = Arc::new(self.kernel.map_anon(truth.pages()));
@@ -268,6 +268,12 @@ impl Builder<'_> {
             share,
             next: 0,
             loaded: 0,
+            // Neighbouring pages are attached together, and only a single thread has neighbours.
+            kernel: (attach && self.spec.threads == 1).then(|| Arc::clone(self.kernel)),
+            stage: None,
+            attached: 0,
+            asked: 0,
+            is_willing: false,
         }))
     }
 

@@ -1,12 +1,13 @@
-//! `image`: copies a file into memory, as a boot does, then re-reads that slowly. All guests with
-//! the same image begin with equal memory.
+//! `image`: brings a file into memory, as a boot does, then re-reads that slowly. All guests with
+//! the same image begin with equal memory: the host is asked to attach it, and what it does not attach
+//! is copied.
 
 use std::sync::Arc;
 
 use super::pageset::Share;
 use super::truth::Truth;
 use super::{Failure, Work, Worker};
-use crate::kernel::AnonRegion;
+use crate::kernel::{AnonRegion, Kernel, Stage};
 use crate::protocol::PAGE_SIZE;
 
 /// The thread that boots.
@@ -18,6 +19,63 @@ pub(super) struct Image {
     pub(super) next: u32,
     /// Pages that have been copied: a guest can be told to end while it boots.
     pub(super) loaded: u32,
+    /// Where a stage can be had, if the host shall attach anything.
+    pub(super) kernel: Option<Arc<Kernel>>,
+    /// The stage, from the first page that is attached to the last.
+    pub(super) stage: Option<Stage>,
+    /// The pages up to this one were attached, but for those that were copied since.
+    pub(super) attached: u32,
+    /// The host was asked for the pages up to this one, or they are to be copied.
+    pub(super) asked: u32,
+    /// Whether the host did what it was asked for last.
+    pub(super) is_willing: bool,
+}
+
+/// Pages that a host is asked for that was not willing the last time, or was not asked before.
+const PROBE: u32 = 16;
+
+impl Image {
+    /// Asks the host to attach pages from this one on. Where it does not, the pages of a stage are copied
+    /// before it is asked again: it may be short of memory only for a while.
+    fn attach(&mut self, first: u32) -> Result<(), Failure> {
+        let Some(kernel) = &self.kernel else {
+            return Ok(());
+        };
+        if self.stage.is_none() {
+            self.stage = kernel.stage();
+        }
+        let left = self.truth.pages() - first;
+        let attached = match &self.stage {
+            Some(stage) => {
+                let most = if self.is_willing {
+                    stage.pages()
+                } else {
+                    PROBE
+                };
+                let count = most.min(left);
+                let mut bytes = [0; PAGE_SIZE];
+                for page in 0..count {
+                    self.truth.read(first + page, &mut bytes)?;
+                    stage.put(page, &bytes);
+                }
+                let attached = stage.attach(&self.region, first, count);
+                self.is_willing = attached == Some(count);
+                let asked = if self.is_willing {
+                    count
+                } else {
+                    stage.pages()
+                };
+                self.asked = first + asked.min(left);
+                attached
+            }
+            None => None,
+        };
+        self.attached = first + attached.unwrap_or(0);
+        if attached.is_none() || self.asked == self.truth.pages() {
+            (self.kernel, self.stage) = (None, None);
+        }
+        Ok(())
+    }
 }
 
 impl Worker for Image {
@@ -27,10 +85,15 @@ impl Worker for Image {
 
     fn load(&mut self, number: u32) -> Result<Work, Failure> {
         let page = self.share.page(number);
-        let mut bytes = [0; PAGE_SIZE];
-        self.truth.read(page, &mut bytes)?;
-        self.region
-            .write(u64::from(page) * PAGE_SIZE as u64, &bytes)?;
+        if page >= self.asked {
+            self.attach(page)?;
+        }
+        if page >= self.attached {
+            let mut bytes = [0; PAGE_SIZE];
+            self.truth.read(page, &mut bytes)?;
+            self.region
+                .write(u64::from(page) * PAGE_SIZE as u64, &bytes)?;
+        }
         self.loaded = number + 1;
         Ok(Work::written(PAGE_SIZE))
     }

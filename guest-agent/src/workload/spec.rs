@@ -90,10 +90,12 @@ pub enum Kind {
         /// The exponent of the Zipf distribution; 0 is uniform.
         zipf: f64,
     },
-    /// Copies a file into memory, as a boot does, and re-reads that.
+    /// Brings a file into memory, as a boot does, and re-reads that.
     Image {
         /// The file.
         path: PathBuf,
+        /// Whether the host is asked to attach it; what it does not attach is copied.
+        attach: bool,
     },
     /// Allocates, fills, verifies and frees.
     Churn,
@@ -121,7 +123,7 @@ impl Kind {
             Self::Toucher { .. } => "size, active, then, write, threads, rate, pause, content",
             Self::Kv { .. } => "size, threads, write, zipf, value, rate, pause, content",
             Self::Files { .. } => "size, threads, zipf, rate, pause",
-            Self::Image { .. } => "size, rate, pause",
+            Self::Image { .. } => "size, attach, rate, pause",
         }
     }
 }
@@ -201,7 +203,7 @@ fn parse_kind(text: &str) -> Result<Kind, SpecError> {
             value: 400,
         },
         ("files", Some(path)) if path.as_os_str() != "" => Kind::Files { path, zipf: 0.99 },
-        ("image", Some(path)) if path.as_os_str() != "" => Kind::Image { path },
+        ("image", Some(path)) if path.as_os_str() != "" => Kind::Image { path, attach: true },
         ("idle" | "stream" | "churn" | "toucher" | "kv" | "files" | "image", _) => {
             return Err(SpecError::Path(text.to_owned()));
         }
@@ -263,6 +265,11 @@ impl WorkloadSpec {
             ("value", Kind::Kv { value, .. }) => {
                 parse_number(text, 8..=PAGE_SIZE as u32).map(|bytes| *value = bytes as u16)
             }
+            ("attach", Kind::Image { attach, .. }) => {
+                let known = [("no", false), ("yes", true)];
+                let chosen = known.iter().find(|(name, _)| *name == text);
+                chosen.map(|(_, yes)| *attach = *yes)
+            }
             _ => return None,
         };
         Some(done.ok_or_else(|| allowed_values(name)))
@@ -297,6 +304,7 @@ fn allowed_values(name: &str) -> String {
         "content" => Mix::NAMES.to_owned(),
         "then" => format!("SIZE@TIME, such as 120M@10s, in order of time, {MAX_CHANGES} at most"),
         "write" => "0 to 100 percent".to_owned(),
+        "attach" => "yes or no".to_owned(),
         "zipf" => "0 to 10".to_owned(),
         "value" => format!("8 to {PAGE_SIZE} bytes"),
         _ => "nothing".to_owned(),
@@ -357,6 +365,7 @@ mod tests {
             "kv",
             "files:/usr/lib,zipf=0,size=1G",
             "image:disk.img,rate=1M",
+            "image:disk.img,attach=no",
             "churn,threads=2,content=random",
         ] {
             assert_eq!(spec(text).to_string(), text);
@@ -374,7 +383,12 @@ mod tests {
             ("kv,sise=1M", "`sise`", "threads, write, zipf"),
             ("kv,", "``", "threads, write, zipf"),
             ("idle,rate=1M", "`rate`", "size, content"),
-            ("image:x,threads=2", "`threads`", "size, rate, pause"),
+            (
+                "image:x,threads=2",
+                "`threads`",
+                "size, attach, rate, pause",
+            ),
+            ("image:x,attach=on", "`on`", "yes or no"),
             ("kv,size", "``", "256M"),
             ("kv,size=12Q", "`12Q`", "256M"),
             ("kv,threads=0", "`0`", "1 to 64"),

@@ -308,3 +308,38 @@ fn image_whose_boot_was_cut_short_verifies_what_was_copied_and_no_more() {
     let copied = workload.bytes_written / PAGE_SIZE as u64;
     assert!(workload.pages_verified >= copied, "{workload:?}");
 }
+
+/// The host attaches a part of each stage, or none, and every page is right at once and in the end.
+#[test]
+fn image_is_attached_as_far_as_the_host_does_and_copied_else() {
+    for (most, attach) in [
+        (0, "yes"),
+        (100, "yes"),
+        (u32::MAX, "yes"),
+        (u32::MAX, "no"),
+    ] {
+        let guest = guest(2048, 0);
+        guest.memory.attach_at_most(most);
+        let image = guest.directory.path().join("image");
+        let bytes: Vec<u8> = (0..700 * PAGE_SIZE).map(|at| (at / 4000) as u8).collect();
+        std::fs::write(&image, bytes).expect("a file");
+        let text = format!("image:{},attach={attach},rate=1G", image.display());
+        let runner = guest.start(&[&text]).expect("it starts");
+        wait_for(&runner, "it has booted and looks", |workload| {
+            workload.operations > 100
+        });
+        let stats = guest.kernel.stats();
+        let held = stats.total - stats.free;
+        assert!(held < 700 + 16, "the stage is given back: {stats:?}");
+        let copied = match (attach, most) {
+            ("no", _) | (_, 0) => 700,
+            // Each stage begins with a few pages, after which the host is believed once more.
+            (_, 100) => 700 - 3 * (16 + 100),
+            _ => 0,
+        };
+        assert_eq!(stats.minor_faults, copied, "{attach} {most}");
+        let report = runner.stop(|_| {});
+        assert!(report.is_clean(), "{:?}", report.workloads);
+        assert_eq!(report.workloads[0].bytes_written, 700 * PAGE_SIZE as u64);
+    }
+}

@@ -20,10 +20,18 @@ pub enum Fault {
     /// Not a fault: the guest has used up most of its credits ([`claims`](crate::protocol::claims)). There
     /// is no answer.
     Credits,
+    /// Not a fault: `pages`, which hold nothing, shall have the bytes of as many pages from `source` on,
+    /// and share them with whoever has the same. The answer is [`Reply::Attached`].
+    Attach {
+        /// The pages that get bytes; at most [`MAX_ATTACH`](super::MAX_ATTACH).
+        pages: GfnRun,
+        /// The first of the pages that have them.
+        source: Gfn,
+    },
 }
 
 /// Bytes of an encoded [`Fault`].
-pub const FAULT_BYTES: usize = 16;
+pub const FAULT_BYTES: usize = 24;
 /// Bytes of an encoded [`Reply`].
 pub const REPLY_BYTES: usize = 16;
 
@@ -31,18 +39,20 @@ impl Fault {
     /// The message of the thread with this id, without allocating. 0 says nothing of the thread.
     #[must_use]
     pub fn encode(self, thread: u32) -> [u8; FAULT_BYTES] {
-        let (kind, value): (u32, u32) = match self {
-            Self::Read(gfn) => (1, gfn.0),
-            Self::Write(gfn) => (2, gfn.0),
-            Self::Done(errno) => (3, errno),
-            Self::History(gfn) => (4, gfn.0),
-            Self::Credits => (5, 0),
+        let [kind, value, count, source] = match self {
+            Self::Read(gfn) => [1, gfn.0, 0, 0],
+            Self::Write(gfn) => [2, gfn.0, 0, 0],
+            Self::Done(errno) => [3, errno, 0, 0],
+            Self::History(gfn) => [4, gfn.0, 0, 0],
+            Self::Credits => [5, 0, 0, 0],
+            Self::Attach { pages, source } => [6, pages.start.0, pages.count, source.0],
         };
+        let words: [u32; FAULT_BYTES / 4] =
+            [u32::from(VERSION), kind, value, count, source, thread];
         let mut bytes = [0; FAULT_BYTES];
-        bytes[..4].copy_from_slice(&u32::from(VERSION).to_le_bytes());
-        bytes[4..8].copy_from_slice(&kind.to_le_bytes());
-        bytes[8..12].copy_from_slice(&value.to_le_bytes());
-        bytes[12..].copy_from_slice(&thread.to_le_bytes());
+        for (into, word) in bytes.chunks_exact_mut(4).zip(words) {
+            into.copy_from_slice(&word.to_le_bytes());
+        }
         bytes
     }
 
@@ -55,6 +65,8 @@ impl Fault {
         channel_version(&mut r)?;
         let kind = r.u32("kind")?;
         let value = r.u32("value")?;
+        let count = r.u32("count")?;
+        let source = Gfn(r.u32("source")?);
         let thread = r.u32("thread")?;
         r.end()?;
         let fault = match kind {
@@ -63,11 +75,15 @@ impl Fault {
             3 => Self::Done(value),
             4 => Self::History(Gfn(value)),
             5 => Self::Credits,
+            6 => Self::Attach {
+                pages: GfnRun::new(Gfn(value), count),
+                source,
+            },
             _ => {
                 return Err(DecodeError::Value {
                     field: "kind",
                     value: u64::from(kind),
-                    allowed: "1 (read), 2 (write), 3 (done), 4 (history) or 5 (credits)",
+                    allowed: "1 (read), 2 (write), 3 (done), 4 (history), 5 (credits) or 6 (attach)",
                 });
             }
         };
@@ -75,7 +91,7 @@ impl Fault {
     }
 }
 
-/// What the faulting thread shall do.
+/// What the faulting thread shall do, or how a question of its ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reply {
     /// Nothing: the page is ready, access it again.
@@ -86,6 +102,8 @@ pub enum Reply {
     Private(GfnRun),
     /// Allow reading of these mapped frames of the pool, then say [`Fault::Done`].
     Reveal(GfnRun),
+    /// So many of the pages of [`Fault::Attach`], from the first on, have their bytes.
+    Attached(u32),
 }
 
 impl Reply {
@@ -97,6 +115,7 @@ impl Reply {
             Self::Open(run) => (2, run),
             Self::Private(run) => (3, run),
             Self::Reveal(run) => (4, run),
+            Self::Attached(count) => (5, GfnRun::new(Gfn(0), count)),
         };
         let mut bytes = [0; REPLY_BYTES];
         bytes[..4].copy_from_slice(&u32::from(VERSION).to_le_bytes());
@@ -121,10 +140,11 @@ impl Reply {
             2 => Ok(Self::Open(run)),
             3 => Ok(Self::Private(run)),
             4 => Ok(Self::Reveal(run)),
+            5 => Ok(Self::Attached(run.count)),
             _ => Err(DecodeError::Value {
                 field: "kind",
                 value: u64::from(kind),
-                allowed: "1 (retry), 2 (open), 3 (private) or 4 (reveal)",
+                allowed: "1 (retry), 2 (open), 3 (private), 4 (reveal) or 5 (attached)",
             }),
         }
     }

@@ -60,6 +60,7 @@ fn shim_says() -> Vec<Message> {
         ack(1, 1, 12),
         ack(2, 2, 0),
         ack(3, 0, 0),
+        ack(4, 1, 0),
     ]
 }
 
@@ -77,6 +78,7 @@ fn daemon_says() -> Vec<Message> {
         command(1, Op::MapShared, &[(0x100, 4, 7), (0x200, 1, 40)]),
         command(2, Op::MapPrivate, &[(0x100, 1, 0), (0x102, 2, 0)]),
         Message::Pool { seq: 3 },
+        command(4, Op::MapShared, &[(0x400, 200, 64)]),
         Message::Error("the host shuts down".to_owned()),
     ]
 }
@@ -113,9 +115,14 @@ fn worked_example_decodes_to_what_it_says_and_encodes_to_its_bytes() {
     }
     assert_eq!(shim, shim_says());
     assert_eq!(daemon, daemon_says());
-    let expected = [Fault::Write(Gfn(0x101)), Fault::Done(0), Fault::Credits];
-    assert_eq!(faults, expected);
-    assert_eq!(replies, [Reply::Private(GfnRun::single(Gfn(0x101)))]);
+    let attach = Fault::Attach {
+        pages: GfnRun::new(Gfn(0x400), 256),
+        source: Gfn(0x300),
+    };
+    let write = Fault::Write(Gfn(0x101));
+    assert_eq!(faults, [write, Fault::Done(0), Fault::Credits, attach]);
+    let private = Reply::Private(GfnRun::single(Gfn(0x101)));
+    assert_eq!(replies, [private, Reply::Attached(200)]);
 }
 
 #[test]
@@ -127,6 +134,7 @@ fn document_states_the_limits_and_the_version_of_the_code() {
         format!("| name | {MAX_NAME} bytes |"),
         format!("| salt, workload | {MAX_TEXT} bytes each |"),
         format!("| fault channels | {MAX_CHANNELS} |"),
+        format!("| pages attached at once | {MAX_ATTACH} |"),
         format!("| error text, history | {MAX_REPORT} bytes |"),
         format!("Shim to daemon, {FAULT_BYTES} bytes:"),
         format!("Daemon to shim, {REPLY_BYTES} bytes:"),
@@ -151,6 +159,15 @@ fn every_message_and_kind_has_its_number_in_the_document() {
         ("DONE", Fault::Done(0).encode(0)[4]),
         ("HISTORY", Fault::History(Gfn(0)).encode(0)[4]),
         ("CREDITS", Fault::Credits.encode(0)[4]),
+        (
+            "ATTACH",
+            Fault::Attach {
+                pages: GfnRun::single(Gfn(0)),
+                source: Gfn(0),
+            }
+            .encode(0)[4],
+        ),
+        ("ATTACHED", Reply::Attached(0).encode()[4]),
         ("RETRY", Reply::Retry.encode()[4]),
         ("OPEN", Reply::Open(GfnRun::single(Gfn(0))).encode()[4]),
         (

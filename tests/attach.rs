@@ -1,0 +1,162 @@
+//! Guests that boot from an image attach to what others share: their memory is used once from the start.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{TestGuest, TestHost, engines, eventually, image, mappings, modes};
+use memvisor::telemetry::VmStatus;
+use memvisor::units::Pages;
+
+/// How long a guest may take to boot on a machine that is busy with other tests.
+const BOOT: Duration = Duration::from_secs(30);
+/// How long guests may take to verify what they own.
+const VERIFY: Duration = Duration::from_secs(30);
+/// Pages of the image: 24 MiB.
+const IMAGE: u32 = 6144;
+/// What a booted guest uses beside its image: its stage, and pages that were given ahead.
+const BESIDE: u64 = 300;
+/// Mappings of guest memory: RAM before and behind the image, and the image in a few runs of frames.
+const FEW_MAPPINGS: usize = 16;
+
+/// A host that finds nothing by itself: what is shared was attached.
+fn host(engine: &str, memory: &str) -> TestHost {
+    let quiet = ["--share-rate-max", "0", "--set", "Mem.SamplePeriod=0"];
+    TestHost::start(&[&["--memory", memory, "--engine", engine], &quiet[..]].concat())
+}
+
+fn boot(host: &TestHost, name: &str, extra: &[&str]) -> TestGuest {
+    let workload = format!("image:{}", host.dir().join("boot.img").display());
+    host.guest(name, "40M", &[&workload], extra)
+}
+
+fn attaches(host: &TestHost, name: &str, pages: u32) -> VmStatus {
+    eventually(&format!("{name} has booted"), BOOT, || {
+        let vm = host.vm(name);
+        (vm.scan.attached >= u64::from(pages)).then_some(vm)
+    })
+}
+
+#[test]
+fn guests_of_one_image_use_its_memory_once_and_few_mappings() {
+    modes(|engine, extra| {
+        let host = host(engine, "96M");
+        let path = host.dir().join("boot.img");
+        image(&path, IMAGE, 0xb007);
+        let mut guests = vec![boot(&host, "a", extra)];
+        let first = attaches(&host, "a", IMAGE);
+        assert_eq!(first.homes.shared_pages, Pages(IMAGE.into()));
+        let used = host.status().used_pages.0;
+
+        guests.push(boot(&host, "b", extra));
+        let second = attaches(&host, "b", IMAGE);
+        let status = host.status();
+        assert_eq!(status.share.saved_pages, Pages(IMAGE.into()));
+        assert!(
+            second.homes.resident_pages.0 <= BESIDE,
+            "{:?}",
+            second.homes
+        );
+        let more = status.used_pages.0 - used;
+        assert!(more < u64::from(IMAGE) / 8, "{more} pages more");
+        for guest in &guests {
+            let mapped = mappings(guest.pid()).len();
+            assert!(mapped <= FEW_MAPPINGS, "{engine}: {mapped} mappings");
+        }
+
+        // The image of the third guest is another file at the same place: shorter, and half of it is new.
+        let bytes = std::fs::read(&path).expect("the image");
+        let new = host.dir().join("new.img");
+        image(&new, IMAGE / 4, 0xb008);
+        let half = [
+            &std::fs::read(&new).expect("an image"),
+            &bytes[..bytes.len() / 4],
+        ]
+        .concat();
+        std::fs::write(&new, half).expect("write an image");
+        std::fs::rename(&new, &path).expect("replace the image");
+        guests.push(boot(&host, "c", extra));
+        attaches(&host, "c", IMAGE / 2);
+        let saved = u64::from(IMAGE) + u64::from(IMAGE) / 4;
+        assert_eq!(host.status().share.saved_pages, Pages(saved));
+        // The first one of all goes, and its frames stay as long as others have them.
+        for guest in guests {
+            guest.stop(VERIFY);
+        }
+        host.is_empty(VERIFY);
+        host.stop(&[]);
+    });
+}
+
+/// Guests whose kernel swaps: pages that were attached become others' memory and are written.
+#[test]
+fn attached_pages_that_are_written_are_the_guests_own() {
+    modes(|engine, extra| {
+        let host = host(engine, "96M");
+        image(&host.dir().join("boot.img"), IMAGE, 0xb007);
+        let workload = format!("image:{}", host.dir().join("boot.img").display());
+        let own = "toucher,size=30M,rate=80M,content=text";
+        let guest = |name, seed| {
+            let extra = [extra, &["--seed", seed]].concat();
+            host.guest(name, "40M", &[&workload, own], &extra)
+        };
+        let guests = [("a", guest("a", "1")), ("b", guest("b", "2"))];
+        for (name, _) in &guests {
+            eventually("attached pages are written", BOOT, || {
+                let vm = host.vm(name);
+                (vm.scan.attached > 1000 && vm.faults.cow_break > 500).then_some(())
+            });
+        }
+        for (_, guest) in guests {
+            guest.stop(VERIFY);
+        }
+        host.is_empty(VERIFY);
+        host.stop(&[]);
+    });
+}
+
+/// A guest that is told no copies, and verifies all the same.
+#[test]
+fn guests_that_may_not_share_or_are_at_their_limit_copy() {
+    engines(|engine| {
+        let host = host(engine, "96M");
+        image(&host.dir().join("boot.img"), IMAGE, 0xb007);
+        let alone = boot(&host, "alone", &["--no-sharing"]);
+        let bound = boot(&host, "bound", &["--limit", "16M"]);
+        let copied = eventually("the guest that may not share has booted", BOOT, || {
+            let vm = host.vm("alone");
+            (vm.homes.resident_pages.0 >= u64::from(IMAGE)).then_some(vm)
+        });
+        assert_eq!(copied.scan.attached, 0);
+        let some = attaches(&host, "bound", 1000);
+        eventually("the guest at its limit has booted", BOOT, || {
+            let vm = host.vm("bound");
+            let held = vm.homes.resident_pages.0 + vm.homes.shared_pages.0;
+            assert!(held <= (16 << 8) + BESIDE, "{:?}", vm.homes);
+            (vm.homes.untouched_pages.0 < some.configured_pages.0 - u64::from(IMAGE)).then_some(())
+        });
+        alone.stop(VERIFY);
+        bound.stop(VERIFY);
+        host.is_empty(VERIFY);
+        host.stop(&[]);
+    });
+}
+
+#[test]
+fn guests_of_different_salts_attach_to_frames_of_their_own() {
+    engines(|engine| {
+        let host = host(engine, "96M");
+        image(&host.dir().join("boot.img"), IMAGE, 0xb007);
+        let apart = ["red", "blue"].map(|salt| boot(&host, salt, &["--salt", salt]));
+        for name in ["red", "blue"] {
+            let vm = attaches(&host, name, IMAGE);
+            assert_eq!(vm.homes.shared_pages, Pages(IMAGE.into()));
+        }
+        assert_eq!(host.status().share.saved_pages, Pages(0));
+        for guest in apart {
+            guest.stop(VERIFY);
+        }
+        host.is_empty(VERIFY);
+        host.stop(&[]);
+    });
+}
