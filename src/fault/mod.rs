@@ -36,6 +36,7 @@ mod near;
 mod resolve;
 mod thread;
 mod waiting;
+mod watch;
 
 #[cfg(test)]
 pub(crate) use ahead::Ahead;
@@ -43,4 +44,4 @@ pub use attach::Attacher;
 pub use credits::Credits;
 pub use ended::Ended;
 pub use resolve::{Access, FaultError, Outcome, Pending, complete, resolve};
-pub use thread::FaultThread;
+pub use thread::{FaultThread, Faulter};

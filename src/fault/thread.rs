@@ -1,35 +1,27 @@
 //! The fault thread of one VM: reads faults, serves or parks them, and notices when the guest ends.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::protocol::memory::{FAULT_BYTES, Fault, MAX_REPORT};
 use memvisor_guest_agent::shim::{Received, SeqPacket};
-use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::EpollTimeout;
 
 use super::ahead::Ahead;
 use super::attach::{Attacher, Attaching};
 use super::credits::Credits;
-use super::ended::{Ended, kernel};
+use super::ended::Ended;
 use super::near::Near;
 use super::resolve::{Access, Outcome, Pending, complete, resolve};
 use super::waiting::{Asker, Waiter, Waiting};
+use super::watch::{Event, Watch};
 use crate::engine::{EngineKind, Link, Reply};
 use crate::page::Claims;
 use crate::sys::{Uffd, UserFault};
 use crate::units::{Gfn, GfnRun, PAGE_SIZE};
 use crate::vm::Vm;
 
-const BELL: u64 = 0;
-const LINK: u64 = 1;
-const UFFD: u64 = 2;
-const FIRST_CHANNEL: u64 = 3;
-
-/// Events taken from the kernel at once: more than one guest's descriptors.
-const EVENTS: usize = 32;
 /// While faults wait for memory, how often to look without being called, in case a policy change
 /// went unnoticed; and after how long, and how often, to say so.
 const STARVED_LOOK_MS: u16 = 200;
@@ -45,74 +37,64 @@ enum Channel {
     Confirming(Pending),
 }
 
+/// The guest's process, as far as faults come from it.
+#[derive(Debug)]
+pub struct Faulter {
+    /// Its number.
+    pub pid: i32,
+    /// Where its shim maps RAM.
+    pub base: u64,
+    /// What reports its faults, where it has that.
+    pub uffd: Option<Arc<Uffd>>,
+    /// The daemon's ends of the fault channels.
+    pub sockets: Vec<SeqPacket>,
+}
+
 /// See the module text.
 #[derive(Debug)]
 pub struct FaultThread {
     vm: Arc<Vm>,
     /// Kept open as long as the epoll watches it.
     _link: Arc<Link>,
-    uffd: Option<Arc<Uffd>>,
-    base: u64,
-    sockets: Vec<SeqPacket>,
+    guest: Faulter,
     channels: Vec<Channel>,
     waiting: Waiting,
     ahead: Ahead,
     credits: Credits,
     near: Near,
     attaching: Attaching,
-    epoll: Epoll,
+    watch: Watch,
     warned: Instant,
 }
 
 impl FaultThread {
-    /// A thread for the faults of `vm`, whose shim, in process `pid`, maps RAM at `base`, and whose pages are attached by
-    /// `attacher`.
+    /// A thread for the faults of `vm`, whose pages are attached by `attacher`.
     ///
     /// # Errors
     /// [`Ended::Kernel`] when no epoll can be made.
     pub fn new(
         vm: Arc<Vm>,
         link: Arc<Link>,
-        pid: i32,
-        uffd: Option<Arc<Uffd>>,
-        base: u64,
-        sockets: Vec<SeqPacket>,
+        guest: Faulter,
         attacher: Box<dyn Attacher>,
     ) -> Result<Self, Ended> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(kernel("make an epoll"))?;
-        let watch = |fd: std::os::fd::BorrowedFd<'_>, flags, token| {
-            epoll
-                .add(fd, EpollEvent::new(flags, token))
-                .map_err(kernel("watch a guest"))
-        };
-        if let Some(bell) = vm.parking.bell() {
-            watch(bell, EpollFlags::EPOLLIN, BELL)?;
-        }
-        // The worker reads the answers on this socket; here only its end is of interest.
-        watch(link.as_fd(), EpollFlags::EPOLLRDHUP, LINK)?;
-        if let Some(uffd) = &uffd {
-            watch(uffd.as_fd(), EpollFlags::EPOLLIN, UFFD)?;
-        }
-        for (token, socket) in (FIRST_CHANNEL..).zip(&sockets) {
-            watch(socket.as_fd(), EpollFlags::EPOLLIN, token)?;
-        }
+        let Faulter { uffd, sockets, .. } = &guest;
+        let watch = Watch::new(vm.parking.bell(), &link, uffd.as_deref(), sockets)?;
         let channels = sockets.iter().map(|_| Channel::Idle).collect();
         let waiting = Waiting::default();
-        let warned = Instant::now();
+        let now = Instant::now();
         Ok(Self {
             vm,
             _link: link,
-            uffd,
-            base,
-            sockets,
             channels,
             waiting,
             ahead: Ahead::default(),
-            credits: Credits::new(Instant::now()),
-            near: Near::new(pid, Instant::now()),
+            credits: Credits::new(now),
+            near: Near::new(guest.pid, now),
             attaching: Attaching::new(attacher),
-            epoll,
-            warned,
+            watch,
+            warned: now,
+            guest,
         })
     }
 
@@ -134,18 +116,12 @@ impl FaultThread {
     }
 
     fn turn(&mut self) -> Result<(), Ended> {
-        let mut events = [EpollEvent::empty(); EVENTS];
-        let count = match self.epoll.wait(&mut events, self.timeout()) {
-            Ok(count) => count,
-            Err(Errno::EINTR) => 0,
-            Err(errno) => return Err(kernel("wait for faults")(errno)),
-        };
-        for event in &events[..count] {
-            match event.data() {
-                BELL => self.vm.parking.answer(),
-                LINK => return Err(self.hung_up()),
-                UFFD => self.read_uffd()?,
-                token => self.read_channel(usize::try_from(token - FIRST_CHANNEL).unwrap_or(0))?,
+        for event in self.watch.wait(self.timeout())? {
+            match event {
+                Event::Bell => self.vm.parking.answer(),
+                Event::HangUp => return Err(self.hung_up()),
+                Event::Faults => self.read_uffd()?,
+                Event::Message(channel) => self.read_channel(channel)?,
             }
         }
         let now = Instant::now();
@@ -178,7 +154,7 @@ impl FaultThread {
     }
 
     fn read_uffd(&mut self) -> Result<(), Ended> {
-        let Some(uffd) = self.uffd.clone() else {
+        let Some(uffd) = self.guest.uffd.clone() else {
             return Ok(());
         };
         let mut faults = Vec::new();
@@ -186,7 +162,7 @@ impl FaultThread {
         uffd.read_faults(&mut faults)
             .map_err(|source| Ended::Kernel { what, source })?;
         for UserFault { address, thread } in faults {
-            let page = address.wrapping_sub(self.base) / PAGE_SIZE as u64;
+            let page = address.wrapping_sub(self.guest.base) / PAGE_SIZE as u64;
             let gfn = Gfn(u32::try_from(page).unwrap_or(u32::MAX));
             let since = Instant::now();
             self.serve(Waiter {
@@ -202,7 +178,7 @@ impl FaultThread {
     }
 
     fn read_channel(&mut self, index: usize) -> Result<(), Ended> {
-        let Some(socket) = self.sockets.get(index) else {
+        let Some(socket) = self.guest.sockets.get(index) else {
             return Ok(());
         };
         let mut bytes = [0; FAULT_BYTES];
@@ -298,7 +274,7 @@ impl FaultThread {
 
     /// Never waits: a shim that asks and does not read must not be able to hold this thread.
     fn send(&self, index: usize, message: &[u8]) -> Result<(), Ended> {
-        self.sockets[index]
+        self.guest.sockets[index]
             .try_send(message)
             .map_err(|error| match error.kind() {
                 io::ErrorKind::WouldBlock => {

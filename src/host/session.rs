@@ -19,7 +19,7 @@ use super::vm_settings;
 use crate::balloon::Doorbell;
 use crate::chain::chain;
 use crate::engine::{Engine, EngineKind, Link, MprotectProvider, Ram, ShimEngine, UffdProvider};
-use crate::fault::{Attacher, Ended, FaultThread};
+use crate::fault::{Attacher, Ended, FaultThread, Faulter};
 use crate::reclaim::{Job, Worker, WorkerHandle};
 use crate::sample::Sampler;
 use crate::settings::Domain;
@@ -276,8 +276,13 @@ impl Powered {
         let faults = worker.as_ref().ok().map(|worker| {
             let (vm, link) = (Arc::clone(&vm), Arc::clone(&link));
             let attacher = Box::new(worker.handle().clone());
-            let pid = process.pid();
-            FaultThread::new(vm, link, pid, self.uffd, base, self.channels, attacher)
+            let guest = Faulter {
+                pid: process.pid(),
+                base,
+                uffd: self.uffd,
+                sockets: self.channels,
+            };
+            FaultThread::new(vm, link, guest, attacher)
         });
         let (faults, worker) = match (faults, worker) {
             (Some(Ok(faults)), Ok(worker)) => (faults, worker),
