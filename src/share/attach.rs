@@ -1,23 +1,28 @@
 //! Attaching: a guest asks that pages of its get the bytes of others, as shared pages from the start.
 //!
 //! A guest that boots copies an image into its memory, and so does the next one with the same image. Each page
-//! costs a fault and a page of the host, until a scanner has found it and taken it back; while guests boot, a host
-//! needs memory that a minute later it has again. A guest that reads an image knows better: it puts a part of it on pages
-//! of its own and asks that others, which hold nothing, get the same bytes. Page by page the worker
+//! costs a fault and a page of the host, until a scanner has found it and taken it back; while guests boot, a
+//! host needs memory that it has again a minute later. A guest that reads an image knows better: it puts a part
+//! of it on pages of its own and asks that others, which hold nothing, get the same bytes. Page by page the
+//! worker
 //!
-//! 1. locks the page and copies the source out. What follows is about this copy, whatever the guest does meanwhile;
+//! 1. locks the page and copies the source out. What follows is about this copy, whatever the guest does;
 //! 2. finds the frame with these bytes, every one compared, or makes one, next to the frame of the page before;
-//! 3. maps runs of pages onto runs of frames, by one command for all of them, as [`place`] does for every shared page.
+//! 3. maps runs of pages onto runs of frames, all by one command, as [`place`] does for every shared page.
 //!
-//! The first guest brings the frames into the pool, and all others find them there. Frames are found by what they
-//! hold and not by the name of a file, so there is nothing that could be out of date: an image that was changed is one
-//! of other pages.
+//! The first guest brings the frames into the pool, and all others find them there. Frames are found by what
+//! they hold and not by the name of a file, so nothing can be out of date: an image that was changed is one of
+//! other pages.
 //!
-//! The source is guest memory, which is charged already and which the daemon can read without waiting for anybody. It takes no
-//! descriptor of a file from a guest: to close one can take as long as whoever serves that file likes, see ADR 14.
+//! The source is guest memory, which is charged already and which can be read without waiting for anybody. No
+//! guest passes a file to the daemon: to close one can take as long as whoever serves it likes, see ADR 14.
 //!
-//! It is a favour. It ends at the first page that it cannot be done for (busy, holds something, its source is in a store, there is
-//! no memory), and says how many there were before that one; the guest copies the rest, and waits for memory there.
+//! It is a favour. It ends at the first page for which it cannot be done (the page is busy or in a store, its
+//! source is, there is no memory), and says how many there were before that one; the guest copies the rest, and
+//! waits for memory there.
+//!
+//! A page that is resident may be attached too. Its guest has said that it holds nothing: a guest's kernel does
+//! not know which of its free pages the host backs, and faults in a row are given pages ahead.
 
 use super::Peers;
 use super::merge::{drop_zeroes, frame_of, wanted_frame};
@@ -122,7 +127,7 @@ fn attach_batch(
 /// Locks pages and finds or makes their frames, until one is not to be had.
 fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> Vec<Held<'a>> {
     let mut held: Vec<Held<'_>> = Vec::with_capacity(batch.len());
-    if !vm.is_sharing() || vm.orders.is_blocked() {
+    if !vm.is_sharing() || vm.orders.is_blocked() || vm.vmas.is_exceeded(&vm.table) {
         return held;
     }
     let mut room = vm.orders.ceiling().0.saturating_sub(vm.held().0);
@@ -153,8 +158,7 @@ fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> 
     held
 }
 
-/// Locks a page that holds nothing, or what its guest has not used since it was free: the kernel of a guest keeps
-/// no book of that, and pages are given ahead to faults in a row.
+/// Locks a page whose bytes need not be kept anywhere.
 fn empty(vm: &Vm, gfn: Gfn) -> Option<PageGuard<'_>> {
     let page = vm.try_lock(gfn)?;
     let is_empty = matches!(page.home(), Home::Untouched | Home::Zero | Home::Resident);

@@ -90,8 +90,8 @@ pub(crate) fn freeze<'a>(
 
 /// Maps frames over the pages that equal them, ascending, as far as the budget of VMAs goes.
 ///
-/// The pages that were mapped are [`Home::Shared`], the memory of those that were resident is given back and their locks
-/// are dropped; the pages that were not are returned, frozen and locked as they came.
+/// The pages that were mapped are [`Home::Shared`], the memory of those that were resident is given back and
+/// their locks are dropped; the pages that were not are returned, frozen and locked as they came.
 pub(crate) fn place<'a>(
     vm: &'a Vm,
     matches: Vec<Match<'a>>,

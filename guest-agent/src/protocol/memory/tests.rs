@@ -82,7 +82,14 @@ proptest! {
     #[test]
     fn channel_messages_decode_to_what_was_encoded(gfn in any::<u32>(), count in any::<u32>()) {
         let run = GfnRun::new(Gfn(gfn), count);
-        for fault in [Fault::Read(Gfn(gfn)), Fault::Write(Gfn(gfn)), Fault::Done(gfn), Fault::History(Gfn(gfn)), Fault::Credits, Fault::Attach { pages: run, source: Gfn(!gfn) }] {
+        for fault in [
+            Fault::Read(Gfn(gfn)),
+            Fault::Write(Gfn(gfn)),
+            Fault::Done(gfn),
+            Fault::History(Gfn(gfn)),
+            Fault::Credits,
+            Fault::Attach { pages: run, source: Gfn(!gfn) },
+        ] {
             prop_assert_eq!(Fault::decode(&fault.encode(gfn ^ 5)), Ok((fault, gfn ^ 5)));
         }
         for reply in [
