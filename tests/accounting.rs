@@ -27,7 +27,8 @@ fn check_homes(status: &HostStatus) {
     }
 }
 
-/// Waits until nothing moves: the same numbers before and after the kernel's were read.
+/// Waits until nothing moves: the same numbers before and after the kernel's were read, and no guest holds pages
+/// in advance, which the kernel has not given out yet.
 fn quiescent(host: &TestHost) -> (HostStatus, Blocks) {
     let still = |status: &HostStatus| {
         let homes = status.vms.iter().map(|vm| vm.homes.each());
@@ -37,7 +38,8 @@ fn quiescent(host: &TestHost) -> (HostStatus, Blocks) {
         let before = host.status();
         check_homes(&before);
         let blocks = host.blocks_at_once();
-        (still(&before) == still(&host.status())).then_some((before, blocks))
+        let is_still = still(&before) == still(&host.status());
+        (is_still && before.totals.credit_pages == Pages(0)).then_some((before, blocks))
     })
 }
 

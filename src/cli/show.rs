@@ -44,6 +44,7 @@ pub(super) fn vm(vm: &VmStatus) -> String {
     row("granted", &sized(vm.granted_pages));
     row("consumed", &sized(vm.consumed_pages));
     row("zip cache", &sized(vm.zip_pages));
+    row("credits", &sized(vm.credit_pages));
     row("kernel says", &sized(vm.kernel_pages));
     row("allocation", &allocation(vm));
     row("active", &activity(vm));

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::daemon::Host;
 use super::member::Member;
 use super::snapshot::sharing_saved;
+use crate::page::Claims;
 use crate::policy;
 use crate::telemetry::{
     ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, FreeState,
@@ -72,7 +73,8 @@ impl Host {
         let zip_pages = Pages(u64::from(zip.pages_used()));
         let zip_allocated = zip.allocated().unwrap_or(zip_pages);
         drop(zip);
-        let consumed = homes.resident_pages.0 + homes.shared_pages.0 + zip_pages.0;
+        let credits = vm.table.claims().map_or(0, Claims::held);
+        let consumed = homes.resident_pages.0 + homes.shared_pages.0 + zip_pages.0 + credits;
         let ram = member.ram.allocated().unwrap_or(homes.resident_pages);
         VmStatus {
             id: vm.id,
@@ -87,6 +89,7 @@ impl Host {
             ),
             consumed_pages: Pages(consumed).saturating_sub(sharing_saved(member)),
             zip_pages,
+            credit_pages: Pages(credits),
             kernel_pages: Pages(ram.0 + zip_allocated.0),
             allocation: allocation(member),
             activity: activity(member, self.settings().sample_active_pct_min),

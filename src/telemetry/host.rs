@@ -84,6 +84,8 @@ pub struct Totals {
     pub consumed_pages: Pages,
     /// Host pages of the compression caches.
     pub zip_pages: Pages,
+    /// Pages that inline guests hold in advance.
+    pub credit_pages: Pages,
     /// Balloon targets.
     pub balloon_target_pages: Pages,
     /// Balloon maxima.
@@ -103,6 +105,7 @@ impl Totals {
             sum.granted_pages.0 += vm.granted_pages.0;
             sum.consumed_pages.0 += vm.consumed_pages.0;
             sum.zip_pages.0 += vm.zip_pages.0;
+            sum.credit_pages.0 += vm.credit_pages.0;
             sum.balloon_target_pages.0 += vm.balloon.target_pages.0;
             sum.balloon_max_pages.0 += vm.balloon.max_pages.0;
             sum.swap_target_pages.0 += vm.swap.target_pages.0;

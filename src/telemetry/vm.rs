@@ -258,11 +258,13 @@ pub struct VmStatus {
     pub homes: Homes,
     /// Guest pages that can be read without a refill: resident, shared and zero (ESX: GRANT).
     pub granted_pages: Pages,
-    /// Host memory it costs: resident pages, its part of the shared frames, its compression cache
-    /// (ESX: CNSM).
+    /// Host memory it costs: resident pages, its part of the shared frames, its compression cache, its
+    /// credits (ESX: CNSM).
     pub consumed_pages: Pages,
     /// Host pages of its compression cache (ESX: CACHEUSD).
     pub zip_pages: Pages,
+    /// Pages that an inline guest holds in advance, for faults that it serves itself.
+    pub credit_pages: Pages,
     /// Pages of its RAM file as the kernel counts them; equals `homes.resident_pages` when idle.
     pub kernel_pages: Pages,
     /// Reservation, limit, shares and target.
