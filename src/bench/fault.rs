@@ -14,7 +14,7 @@ use super::peer::uffd::BareUffd;
 use super::puppet::{Order, Touches, nanoseconds};
 use super::report::{Case, Report};
 use super::scan::{advise_merge, advise_small, write};
-use super::stage::{Actor, Pinned, Stage};
+use super::stage::{Actor, Pinned, Place, Stage};
 use super::{Bench, BenchError, Setup};
 use crate::engine::EngineKind;
 use crate::page::Home;
@@ -25,10 +25,8 @@ use crate::vm::Means;
 /// Pages touched at most, 32 MiB: as many single mappings as breaking them may take.
 const MOST: u64 = 8192;
 
-const TOGETHER: &str = "same CPU";
-const APART: &str = "two CPUs";
-/// Wherever the scheduler has the guest, and the daemon itself.
-const FREE: &str = "as it comes";
+/// Where the daemon serves faults.
+const SERVED: [Place; 2] = [Place::SameCpu, Place::TwoCpus];
 /// In the thread that faults.
 const INLINE: &str = "inline";
 
@@ -73,7 +71,7 @@ pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Resu
                 setup.step(Bench::Fault, &format!("{source}, round {round}, zram"))?;
                 let order = Dice::new(content.seed, 2).order(pages);
                 let touches = zram.refill(&content, pages, &order)?;
-                let places = [TOGETHER, APART].into_iter().chain(inline);
+                let places = SERVED.map(Place::name).into_iter().chain(inline);
                 for place in places {
                     note(report, &refills(&source, place), Some("zram"), touches);
                 }
@@ -124,20 +122,22 @@ fn touch(
     pages: u32,
     report: &Report,
 ) -> Result<(), BenchError> {
-    for (place, together) in [(TOGETHER, true), (APART, false)] {
+    for place in [
+        Place::SameCpu,
+        Place::TwoCpus,
+        Place::GuestPinned,
+        Place::Free,
+    ] {
         let mut guest = stage.guest("touched", pages)?;
-        if let Some(_pinned) = Pinned::new(guest.puppet.pid(), together)? {
+        if let Some(_pinned) = Pinned::new(guest.puppet.pid(), place)? {
             let order = Order::Read(Dice::new(content.seed, 1).order(pages));
-            note(report, &touched(place), None, guest.puppet.touch(&order)?);
+            let touches = guest.puppet.touch(&order)?;
+            note(report, &touched(place.name()), None, touches);
         }
         drop(guest);
         stage.wait_until_empty()?;
     }
-    let mut guest = stage.guest("touched", pages)?;
-    let order = Order::Read(Dice::new(content.seed, 1).order(pages));
-    note(report, &touched(FREE), None, guest.puppet.touch(&order)?);
-    drop(guest);
-    stage.wait_until_empty()
+    Ok(())
 }
 
 /// The pages of `guest` with a home of this kind, in random order.
@@ -158,14 +158,19 @@ fn refill(
 ) -> Result<(), BenchError> {
     let mut guest = stage.guest("refilled", pages)?;
     guest.fill(content)?;
-    for (place, together) in [(TOGETHER, true), (APART, false)] {
+    for place in SERVED {
         guest.evict_all(content.seed, COMPRESS)?;
         let order = at_home(&guest, content.seed, Home::Compressed(SlotId(0)));
-        if let Some(_pinned) = Pinned::new(guest.puppet.pid(), together)?
+        if let Some(_pinned) = Pinned::new(guest.puppet.pid(), place)?
             && !order.is_empty()
         {
             let touches = guest.puppet.touch(&Order::Read(order))?;
-            note(report, &refills(&content.source, place), None, touches);
+            note(
+                report,
+                &refills(&content.source, place.name()),
+                None,
+                touches,
+            );
         }
     }
     guest.puppet.verify()?;
@@ -195,13 +200,18 @@ fn refill_inline(
 
 /// The least that a userfaultfd can do, and a signal handler.
 fn bare(setup: &Setup<'_>, source: &Source, pages: u32, report: &Report) -> Result<(), BenchError> {
-    for (place, together) in [(TOGETHER, true), (APART, false)] {
+    for place in SERVED {
         let mut bare = BareUffd::start(setup, pages)?;
-        if let Some(_pinned) = Pinned::new(bare.puppet().pid(), together)? {
+        if let Some(_pinned) = Pinned::new(bare.puppet().pid(), place)? {
             let order = Order::Read(Dice::new(1, 3).order(pages));
             let touches = bare.puppet().touch(&order)?;
-            note(report, &refills(source, place), Some("uffd"), touches);
-            note(report, &touched(place), Some("uffd"), touches);
+            note(
+                report,
+                &refills(source, place.name()),
+                Some("uffd"),
+                touches,
+            );
+            note(report, &touched(place.name()), Some("uffd"), touches);
         }
         bare.stop()?;
     }

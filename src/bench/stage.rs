@@ -216,28 +216,60 @@ impl Peers for NoPeers {
     fn nudge(&self, _vm: VmId, _gfn: Gfn) {}
 }
 
-/// Where the host and a guest run, until dropped: then everywhere again.
+/// Where a guest runs, and the host that serves it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// Both on one processor.
+    SameCpu,
+    /// Each on one of its own.
+    TwoCpus,
+    /// The guest on one, and the host wherever it goes.
+    GuestPinned,
+    /// Wherever they go.
+    Free,
+}
+
+impl Place {
+    /// As cases say it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::SameCpu => "same CPU",
+            Self::TwoCpus => "two CPUs",
+            Self::GuestPinned => "guest pinned",
+            Self::Free => "as it comes",
+        }
+    }
+}
+
+/// That the host and a guest are in their place, until dropped: then the host may be everywhere again.
 #[derive(Debug)]
 pub(crate) struct Pinned {
     all: Vec<usize>,
 }
 
 impl Pinned {
-    /// Has this process, which serves faults, run on the first processor, and process `guest` there too
-    /// or on the second. `None` when there is no second.
+    /// Puts process `guest` and this process, which serves its faults, in place. `None` when there is no
+    /// second processor, which makes them all one.
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) fn new(guest: u32, together: bool) -> Result<Option<Self>, BenchError> {
+    pub(crate) fn new(guest: u32, place: Place) -> Result<Option<Self>, BenchError> {
         let io = BenchError::io("choose processors");
         let all = allowed_cpus().map_err(&io)?;
-        let (Some(first), second) = (all.first(), all.get(1)) else {
+        let [first, second, ..] = all[..] else {
             return Ok(None);
         };
-        let other = if together { Some(first) } else { second };
-        let Some(other) = other else { return Ok(None) };
-        pin(guest, &[*other]).map_err(&io)?;
-        pin(std::process::id(), &[*first]).map_err(&io)?;
+        let (host, guest_on) = match place {
+            Place::SameCpu => (Some(first), Some(first)),
+            Place::TwoCpus => (Some(first), Some(second)),
+            Place::GuestPinned => (None, Some(second)),
+            Place::Free => (None, None),
+        };
+        for (pid, processor) in [(guest, guest_on), (std::process::id(), host)] {
+            if let Some(processor) = processor {
+                pin(pid, &[processor]).map_err(&io)?;
+            }
+        }
         Ok(Some(Self { all }))
     }
 }

@@ -16,7 +16,7 @@
 //! served, or with its VM.
 //!
 //! Most of a fault's time is waking up. Accesses in a row are given their pages ahead, and the fault thread
-//! runs on the processor of the guest's thread where only one faults.
+//! goes to the processor of the guest's thread where only one faults.
 //!
 //! Over the same channels guests ask for what is no fault: the history of a page, more credits, and that pages
 //! are attached ([`Attacher`]), which the worker does.

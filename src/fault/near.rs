@@ -2,9 +2,12 @@
 //!
 //! A thread that faults waits until it is served, and its processor has nothing to do meanwhile. A fault that
 //! another processor serves costs two wake-ups from one to the other, and where they are halted these are most of
-//! its time; on the same processor it costs two switches. The scheduler keeps whichever of the two it began with. So the fault thread
-//! goes to the guest: where a single thread faults again and again, it looks from time to time where that
-//! is, and stays there.
+//! its time; on the same processor it costs two switches. So the fault thread goes to the guest: where a single
+//! thread faults again and again, it looks from time to time where that is, and stays there.
+//!
+//! That helps guests that are confined to a processor, as virtual processors often are, and hosts on which none is
+//! idle. Otherwise the scheduler wakes the guest on an idle one, away from who has just served it; to keep it would be
+//! to choose processors for a guest, which is not ours to do.
 //!
 //! It goes back as soon as another thread of the guest faults: those that compute while one waits would be
 //! in the way of the fault thread, and who serves several is best placed by the scheduler. It goes back too when
