@@ -53,7 +53,9 @@ impl Claim {
     pub(super) fn at(&self, level: Level) -> Pages {
         let funds = u128::from(self.shares).saturating_mul(level.0);
         let active = u128::from(self.active.0) << FRACTION;
-        let idle = funds.saturating_sub(active) / 100 * u128::from(self.untaxed);
+        // Multiplied first: without a tax, nothing is rounded, and use makes no difference.
+        let idle = funds.saturating_sub(active);
+        let idle = idle.saturating_mul(u128::from(self.untaxed)) / 100;
         let part = (funds.min(active).saturating_add(idle)) >> FRACTION;
         let part = u64::try_from(part).unwrap_or(u64::MAX);
         Pages(part).max(self.floor).min(self.cap)
@@ -63,7 +65,7 @@ impl Claim {
     fn reach(&self, pages: Pages) -> u128 {
         let active = self.active.min(pages);
         let idle = u128::from(pages.saturating_sub(active).0) << FRACTION;
-        let taxed = idle.div_ceil(u128::from(self.untaxed)) * 100;
+        let taxed = (idle * 100).div_ceil(u128::from(self.untaxed));
         let funds = (u128::from(active.0) << FRACTION) + taxed;
         funds.div_ceil(u128::from(self.shares))
     }
@@ -451,6 +453,16 @@ mod tests {
             } else {
                 prop_assert_eq!(found, (caps > u128::from(available.0)).then_some(Level(0)));
             }
+        }
+
+        /// Without a tax a page costs the same used or idle.
+        #[test]
+        fn level_without_tax_does_not_depend_on_use(claims in any_claims(), available: u64) {
+            let with_use = |active| -> Vec<Claim> {
+                claims.iter().map(|claim| Claim { active, untaxed: 100, ..*claim }).collect()
+            };
+            let (idle, busy) = (with_use(Pages(0)), with_use(Pages(u64::MAX)));
+            prop_assert_eq!(parts(&idle, available), parts(&busy, available));
         }
 
         /// The rule of min-funding revocation: nobody above its floor pays a lower price a share
