@@ -1,10 +1,13 @@
 //! Merging: four guests of which a part is equal, until all that is equal is merged.
 //!
 //! One thread does what the guests' workers do together, without their pauses, as ksmd does for KSM. What
-//! the guests' own threads do for it, mapping frames over their RAM, is counted as well.
+//! the guests' own threads do for it, mapping frames over their RAM, is counted as well. Then the same
+//! with a thread for each guest, as a host has them: they find each other's pages while they look.
 
 use std::collections::HashMap;
+use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::clock::{process_cpu, thread_cpu};
@@ -14,7 +17,7 @@ use super::peer::ksm::Ksm;
 use super::report::{Case, Report};
 use super::scan::{advise_merge, advise_small, private, write};
 use super::stage::{Actor, Stage};
-use super::{Bench, BenchError, Setup};
+use super::{Bench, BenchError, Setup, abreast};
 use crate::engine::EngineError;
 use crate::page::Home;
 use crate::share::{Peers, Scanner};
@@ -34,6 +37,11 @@ const SLICE: u32 = 4096;
 const SEEN: u32 = 64;
 /// Passes without anything found, after which no more is expected.
 const IDLE_PASSES: u32 = 3;
+/// The same for workers side by side, of which one may have nothing to do while another does.
+const IDLE: Duration = Duration::from_secs(1);
+/// What such a worker waits before it looks again: the others need the processors.
+const PAUSE: Duration = Duration::from_millis(1);
+const UNTIL_MERGED: &str = "until all is merged";
 
 pub(super) fn run(
     setup: &Setup<'_>,
@@ -74,27 +82,45 @@ fn equal_pages(contents: &[Content], pages: u32) -> u64 {
     contents.iter().map(of).sum()
 }
 
+/// By one thread, as ksmd does it, and by a thread for each guest, as the host does it.
 fn ours(
     stage: &Stage<'_>,
     contents: &[Content],
     pages: u32,
     report: &Report,
 ) -> Result<(), BenchError> {
-    let mut guests = Vec::new();
-    for (number, content) in (1..).zip(contents) {
+    let source = &contents[0].source;
+    let wanted = equal_pages(contents, pages);
+    let guests = filled(stage, contents, pages)?;
+    let merged = merge(&guests, wanted)?;
+    note(report, source, &merged, wanted, None);
+    let shared = shared_memory(source);
+    report.ours(&shared, count(merged.pages));
+    done(stage, guests)?;
+
+    let guests = filled(stage, contents, pages)?;
+    if let (Some(wall), true) = (merge_abreast(&guests, wanted)?, merged.pages >= wanted) {
+        let on = format!("{GUESTS} guests and workers, half equal, {source}");
+        let case = Case::less(Bench::Merge, &on, UNTIL_MERGED, "ms");
+        report.ours(&case, millis(wall));
+        report.peer(&case, abreast::ONE_BY_ONE, millis(merged.wall));
+    }
+    done(stage, guests)
+}
+
+fn filled(stage: &Stage<'_>, contents: &[Content], pages: u32) -> Result<Vec<Actor>, BenchError> {
+    let guest = |(number, content)| {
         let mut guest = stage.guest(&format!("merged-{number}"), pages)?;
         guest.fill(content)?;
-        guests.push(guest);
-    }
-    let wanted = equal_pages(contents, pages);
-    let merged = merge(&guests, wanted)?;
-    note(report, &contents[0].source, &merged, wanted, None);
-    let shared = shared_memory(&contents[0].source);
-    report.ours(&shared, count(merged.pages));
-    for guest in &mut guests {
+        Ok(guest)
+    };
+    (1..).zip(contents).map(guest).collect()
+}
+
+fn done(stage: &Stage<'_>, guests: Vec<Actor>) -> Result<(), BenchError> {
+    for mut guest in guests {
         guest.puppet.verify()?;
     }
-    drop(guests);
     stage.wait_until_empty()
 }
 
@@ -104,6 +130,10 @@ pub(crate) struct Merged {
     pages: u64,
     wall: Duration,
     cpu: Duration,
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
@@ -119,11 +149,10 @@ fn note(
     peer: Option<&'static str>,
 ) {
     let on = format!("{GUESTS} guests, half equal, {source}");
-    let time = Case::less(Bench::Merge, &on, "until all is merged", "ms");
+    let time = Case::less(Bench::Merge, &on, UNTIL_MERGED, "ms");
     let cpu = Case::less(Bench::Merge, &on, "processor time for it", "ms");
     let part = Case::more(Bench::Merge, &on, "equal pages merged", "%");
     let part_of = count(merged.pages.min(wanted)) * 100.0 / count(wanted.max(1));
-    let millis = |time: Duration| time.as_secs_f64() * 1e3;
     let values = [(part, part_of), (cpu, millis(merged.cpu))];
     // How long it took to do a part of it compares with nothing.
     let done = merged.pages >= wanted;
@@ -147,7 +176,9 @@ pub(crate) fn merge(guests: &[Actor], wanted: u64) -> Result<Merged, BenchError>
     let mut idle = 0;
     let mut merged = merged_pages(guests);
     while merged < wanted && idle < IDLE_PASSES {
-        pass(guests, &mut scanners, &board, wanted)?;
+        pass(guests, &mut scanners, &board, || {
+            merged_pages(guests) >= wanted
+        })?;
         let now = merged_pages(guests);
         idle = if now == merged { idle + 1 } else { 0 };
         merged = now;
@@ -159,15 +190,38 @@ pub(crate) fn merge(guests: &[Actor], wanted: u64) -> Result<Merged, BenchError>
     })
 }
 
+/// The same with a thread for each guest; how long it took, if all was merged.
+fn merge_abreast(guests: &[Actor], wanted: u64) -> Result<Option<Duration>, BenchError> {
+    let board = Switchboard::of(guests);
+    let is_done = || merged_pages(guests) >= wanted;
+    let start = Instant::now();
+    abreast::at_once(guests, |guest| {
+        let (guest, mut scanner) = (slice::from_ref(guest), [Scanner::default()]);
+        // Another worker may find what this one then has to map.
+        let mut last = (merged_pages(guests), Instant::now());
+        while !is_done() && last.1.elapsed() < IDLE {
+            pass(guest, &mut scanner, &board, is_done)?;
+            let merged = merged_pages(guests);
+            if merged == last.0 {
+                thread::sleep(PAUSE);
+            } else {
+                last = (merged, Instant::now());
+            }
+        }
+        Ok(0)
+    })?;
+    Ok(is_done().then(|| start.elapsed()))
+}
+
 /// One pass over all guests, slice by slice, and over what others have found to be equal meanwhile.
 fn pass(
     guests: &[Actor],
     scanners: &mut [Scanner],
     board: &Switchboard,
-    wanted: u64,
+    is_done: impl Fn() -> bool,
 ) -> Result<(), EngineError> {
     let mut ended = vec![false; guests.len()];
-    while ended.contains(&false) && merged_pages(guests) < wanted {
+    while ended.contains(&false) && !is_done() {
         for ((guest, scanner), ended) in guests.iter().zip(&mut *scanners).zip(&mut ended) {
             if !*ended {
                 *ended = scanner.scan(guest.vm(), board, SLICE)?.pass_ended;

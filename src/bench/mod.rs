@@ -17,6 +17,7 @@
 //! KSM and zram are settings of the whole machine. They are left alone where somebody else uses them, and
 //! restored by a process of its own, however this one ends ([`guard`]).
 
+mod abreast;
 mod balloon;
 mod class;
 pub mod clock;

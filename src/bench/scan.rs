@@ -8,8 +8,8 @@ use super::content::{Class, Content, Maker, Source};
 use super::peer::Peers;
 use super::peer::ksm::Ksm;
 use super::report::{Case, Report};
-use super::stage::{NoPeers, Stage};
-use super::{Bench, BenchError, Setup};
+use super::stage::{Actor, NoPeers, Stage};
+use super::{Bench, BenchError, Setup, abreast};
 use crate::engine::EngineError;
 use crate::page::Home;
 use crate::share::Scanner;
@@ -35,6 +35,12 @@ pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Resu
                 setup.step(Bench::Scan, &format!("{source}, round {round}, ksm"))?;
                 theirs(ksm, &content, pages, report)?;
             }
+            setup.step(
+                Bench::Scan,
+                &format!("{source}, round {round}, VMs at once"),
+            )?;
+            let first_look = (Bench::Scan, "first look");
+            abreast::run(&stage, first_look, (&source, round), pages, look, report)?;
         }
     }
     Ok(())
@@ -73,6 +79,12 @@ fn ours(
 
 fn own_bytes() -> Result<u64, BenchError> {
     anonymous_bytes().map_err(BenchError::io("read its own memory use"))
+}
+
+/// The first look at a guest; at how many pages.
+fn look(guest: &Actor) -> Result<u64, EngineError> {
+    pass(&mut Scanner::default(), guest.vm())?;
+    Ok(guest.vm().table.pages().into())
 }
 
 /// One walk over the whole VM.

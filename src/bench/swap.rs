@@ -10,7 +10,7 @@ use super::peer::Peers;
 use super::puppet::{Order, Touches};
 use super::report::{Case, Report};
 use super::stage::{Actor, Stage};
-use super::{Bench, BenchError, Setup};
+use super::{Bench, BenchError, Setup, abreast};
 use crate::page::Home;
 use crate::units::SlotId;
 use crate::vm::Means;
@@ -122,6 +122,13 @@ pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Resu
                     walk.note(report, &CACHE, &source, Some("zram"), touches);
                 }
             }
+            setup.step(
+                Bench::Swap,
+                &format!("{source}, round {round}, VMs at once"),
+            )?;
+            let page_out = (Bench::Swap, "page out to the cache");
+            let work = |guest: &Actor| guest.evict_all(guest.vm().id.0.into(), CACHE.means);
+            abreast::run(&stage, page_out, (&source, round), pages, work, report)?;
         }
     }
     Ok(())
