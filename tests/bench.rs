@@ -85,6 +85,21 @@ fn check(entries: &[Entry], bench: &str, runs: usize, metrics: &[(&str, &str)]) 
     }
 }
 
+/// Checks that several VMs at once are compared with as many one by one, where there are processors for it.
+#[track_caller]
+fn check_abreast(entries: &[Entry], case: &str) {
+    let mut found = entries.iter().filter(|entry| entry.case.contains(case));
+    let entry = found.next();
+    let processors = std::thread::available_parallelism().expect("the kernel tells");
+    if case.contains("workers") || processors.get() > 1 {
+        let entry = entry.unwrap_or_else(|| panic!("no {case} in {entries:#?}"));
+        assert_eq!(entry.peer.as_deref(), Some("one by one"), "{entry:?}");
+        assert!(entry.ours > 0.0 && entry.ratio > Some(0.0), "{entry:?}");
+    } else {
+        assert_eq!(entry, None);
+    }
+}
+
 #[test]
 fn scan_looks_at_all_pages_and_compares_with_reading_them() {
     let (entries, _) = measured("scan --size 4M --rounds 2");
@@ -93,6 +108,7 @@ fn scan_looks_at_all_pages_and_compares_with_reading_them() {
         ("random", "look at what nobody wrote"),
     ];
     check(&entries, "scan", 2, &metrics);
+    check_abreast(&entries, "VMs at once");
     assert!(
         entries
             .iter()
@@ -119,6 +135,7 @@ fn merge_merges_all_that_is_equal() {
         ("shared memory", "pages merged"),
     ];
     check(&entries, "merge", 2, &metrics);
+    check_abreast(&entries, "guests and workers");
     let part = entries
         .iter()
         .find(|entry| entry.metric == "equal pages merged");
@@ -180,6 +197,7 @@ fn swap_measures_the_cache_and_the_file() {
         ("from the swap file, ascending, mixed", "rate"),
     ];
     check(&entries, "swap", 2, &metrics);
+    check_abreast(&entries, "VMs at once");
 }
 
 #[test]
