@@ -6,12 +6,14 @@
 //!   trusts it; it is the only part with `unsafe`.
 //! - [`kernel`]: the toy guest OS: pages, mappings, page cache, reclaim, its own swap disk.
 //! - [`guest`]: all of these put together; [`signals`]: how it is told to end.
+//! - [`rows`]: which pages a guest is going to touch next.
 //! - [`workload`]: what guests run; each verifies every byte it reads.
 
 pub mod balloon;
 pub mod guest;
 pub mod kernel;
 pub mod protocol;
+pub mod rows;
 pub mod shim;
 pub mod signals;
 pub mod workload;

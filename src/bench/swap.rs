@@ -11,6 +11,7 @@ use super::puppet::{Order, Touches};
 use super::report::{Case, Report};
 use super::stage::{Actor, Stage};
 use super::{Bench, BenchError, Setup, abreast};
+use crate::engine::EngineKind;
 use crate::page::Home;
 use crate::units::SlotId;
 use crate::vm::Means;
@@ -85,7 +86,7 @@ impl Walk {
     fn note(
         self,
         report: &Report,
-        store: &Store,
+        (store, by): (&Store, By),
         source: &Source,
         peer: Option<&'static str>,
         touches: Touches,
@@ -94,8 +95,12 @@ impl Walk {
             Self::Random => "random order",
             Self::Ascending => "ascending",
         };
-        let on = format!("refill from {}, {order}, {source}", store.name);
-        if self == Self::Random {
+        let by_itself = match by {
+            By::Host => "",
+            By::Itself => "inline, ",
+        };
+        let on = format!("refill from {}, {by_itself}{order}, {source}", store.name);
+        if self == Self::Random && by == By::Host {
             note(report, &cases(Bench::Swap, &on), peer, touches);
         }
         let whole = Case::more(Bench::Swap, &on, "rate", "pages/s");
@@ -104,14 +109,26 @@ impl Walk {
     }
 }
 
+/// Who serves the guest's faults.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Host,
+    /// The thread that faults.
+    Itself,
+}
+
 pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Result<(), BenchError> {
     let pages = setup.pages(MOST);
     for source in setup.sources(&[Class::Text, Class::Heap]) {
         let stage = Stage::new(setup, pages)?;
+        let has_inline = stage.host().engine() == EngineKind::Uffd;
         for round in 1..=setup.options.rounds {
             setup.step(Bench::Swap, &format!("{source}, round {round}"))?;
             let content = Content::unique(source.clone(), round.into());
             ours(&stage, &content, pages, report)?;
+            if has_inline {
+                inline(&stage, &content, pages, report)?;
+            }
             if let Some(zram) = &peers.zram {
                 setup.step(Bench::Swap, &format!("{source}, round {round}, zram"))?;
                 let (left, cpu) = zram.page_out(&content, pages)?;
@@ -119,7 +136,9 @@ pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Resu
                 for walk in Walk::ALL {
                     let order = walk.order(&CACHE, Dice::new(content.seed, 2).order(pages));
                     let touches = zram.refill(&content, pages, &order)?;
-                    walk.note(report, &CACHE, &source, Some("zram"), touches);
+                    for by in [By::Host, By::Itself] {
+                        walk.note(report, (&CACHE, by), &source, Some("zram"), touches);
+                    }
                 }
             }
             setup.step(
@@ -153,11 +172,33 @@ fn ours(
             let order = walk.order(store, at_home(&guest, content.seed, store.home));
             if !order.is_empty() {
                 let touches = guest.puppet.touch(&Order::Read(order))?;
-                walk.note(report, store, source, None, touches);
+                walk.note(report, (store, By::Host), source, None, touches);
             }
             // What was not touched comes back too, so that everything goes out the next time.
             guest.puppet.verify()?;
         }
+    }
+    drop(guest);
+    stage.wait_until_empty()
+}
+
+/// The way back from the cache of a guest that serves its faults itself.
+fn inline(
+    stage: &Stage<'_>,
+    content: &Content,
+    pages: u32,
+    report: &Report,
+) -> Result<(), BenchError> {
+    let mut guest = stage.inline_guest("inline", pages)?;
+    guest.fill(content)?;
+    for walk in Walk::ALL {
+        guest.evict_all(content.seed, CACHE.means)?;
+        let order = walk.order(&CACHE, at_home(&guest, content.seed, CACHE.home));
+        if !order.is_empty() {
+            let touches = guest.puppet.touch(&Order::Read(order))?;
+            walk.note(report, (&CACHE, By::Itself), &content.source, None, touches);
+        }
+        guest.puppet.verify()?;
     }
     drop(guest);
     stage.wait_until_empty()

@@ -2,12 +2,14 @@
 //!
 //! A fault costs two wake-ups, of the daemon and of the guest's thread, and on an idle machine each of
 //! them is dearer than everything else together. A guest that touches page after page is going to
-//! touch the next ones too. So the granule of a fault grows with the length of the row, and is one
+//! touch the next ones too. So the granule of a fault grows with the length of the row ([`Rows`]), and is one
 //! page again for whatever is not a row. Memory that is short is for pages that somebody asks for.
 //!
 //! A page that comes from the swap file costs the disk a read, and that hardly longer for eight pages
 //! than for one. They were written side by side if they were evicted together, as neighbours are; then
 //! one read brings them back.
+
+use memvisor_guest_agent::rows::Rows;
 
 use super::resolve::{Access, FaultError, Given, Outcome, fill, note_touch, resolve};
 use crate::engine::Content;
@@ -16,8 +18,6 @@ use crate::swap::SlotRun;
 use crate::units::{Gfn, PageBuf};
 use crate::vm::Vm;
 
-/// Rows that are followed at once: a few threads each fill memory of their own.
-const ROWS: usize = 4;
 /// The most pages given ahead, 64 KiB: what a guest stops short of is found zero and taken back.
 const MOST: u32 = 15;
 
@@ -27,22 +27,14 @@ const FREE_PART: u64 = 8;
 /// eighth seldom is.
 const FREE_PART_TO_COME_BACK: u64 = 64;
 
-/// One row of touches.
-#[derive(Clone, Copy, Debug, Default)]
-struct Row {
-    /// The page that was asked for last.
-    asked: u32,
-    /// The page behind the last one that was given.
-    next: u32,
-    /// Pages given ahead the last time.
-    ahead: u32,
-}
-
 /// The latest rows of faults of one VM.
-#[derive(Debug, Default)]
-pub(crate) struct Ahead {
-    rows: [Row; ROWS],
-    oldest: usize,
+#[derive(Debug)]
+pub(crate) struct Ahead(Rows);
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self(Rows::new(MOST))
+    }
 }
 
 impl Ahead {
@@ -59,36 +51,13 @@ impl Ahead {
         if !may_give(vm, home) {
             return Ok(());
         }
-        let count = self.touched(gfn);
+        let touched = self.0.touched(gfn);
         let given = match home {
-            Home::Swapped(_) => bring_swapped(vm, gfn, count)?,
-            _ => give_alike(vm, gfn, home, count)?,
+            Home::Swapped(_) => bring_swapped(vm, gfn, touched.ahead())?,
+            _ => give_alike(vm, gfn, home, touched.ahead())?,
         };
-        self.gave(gfn, given);
+        self.0.gave(touched, given);
         Ok(())
-    }
-
-    /// Notes a fault on `gfn`; how many pages behind it are worth giving with it.
-    fn touched(&mut self, gfn: Gfn) -> u32 {
-        if let Some(row) = self.rows.iter_mut().find(|row| row.next == gfn.0) {
-            row.ahead = (row.ahead * 2 + 1).min(MOST);
-            row.asked = gfn.0;
-            return row.ahead;
-        }
-        self.rows[self.oldest] = Row {
-            asked: gfn.0,
-            next: gfn.0.saturating_add(1),
-            ahead: 0,
-        };
-        self.oldest = (self.oldest + 1) % ROWS;
-        0
-    }
-
-    /// Notes how many pages behind `gfn` were given with it.
-    fn gave(&mut self, gfn: Gfn, count: u32) {
-        if let Some(row) = self.rows.iter_mut().find(|row| row.asked == gfn.0) {
-            row.next = gfn.0.saturating_add(1 + count);
-        }
     }
 }
 
@@ -170,51 +139,4 @@ fn bring_swapped(vm: &Vm, gfn: Gfn, more: u32) -> Result<u32, FaultError> {
         }
     }
     Ok(brought)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Touches page after page from `gfn` on, as a guest does that gets what `touched` says.
-    fn row(ahead: &mut Ahead, gfn: &mut u32, faults: usize) -> Vec<u32> {
-        (0..faults)
-            .map(|_| {
-                let given = ahead.touched(Gfn(*gfn));
-                ahead.gave(Gfn(*gfn), given);
-                *gfn += 1 + given;
-                given
-            })
-            .collect()
-    }
-
-    #[test]
-    fn row_grows_to_the_most_and_scattered_touches_get_one_page() {
-        let mut ahead = Ahead::default();
-        assert_eq!(row(&mut ahead, &mut 100, 7), [0, 1, 3, 7, 15, 15, 15]);
-        for gfn in [5000, 70, 9000, 301] {
-            assert_eq!(ahead.touched(Gfn(gfn)), 0);
-        }
-    }
-
-    #[test]
-    fn row_goes_on_behind_what_was_given() {
-        let mut ahead = Ahead::default();
-        assert_eq!(row(&mut ahead, &mut 100, 4), [0, 1, 3, 7]);
-        assert_eq!(ahead.touched(Gfn(115)), 15);
-        ahead.gave(Gfn(115), 2);
-        assert_eq!(ahead.touched(Gfn(118)), 15);
-    }
-
-    #[test]
-    fn rows_of_several_threads_are_told_apart() {
-        let mut ahead = Ahead::default();
-        let (mut one, mut other) = (100, 9000);
-        for _ in 0..6 {
-            row(&mut ahead, &mut one, 1);
-            row(&mut ahead, &mut other, 1);
-        }
-        assert_eq!(row(&mut ahead, &mut one, 1), [15]);
-        assert_eq!(row(&mut ahead, &mut other, 1), [15]);
-    }
 }

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::protocol::claims::{Attempt, Claim, Claimer, Place, State, Words, row, words};
 use crate::protocol::payload::{checksum, decompress};
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
+use crate::rows::Rows;
 
 use super::channels::{futex_wait, futex_wake};
 use super::ram::{RamMap, map_file};
@@ -20,6 +21,8 @@ use super::uffd;
 
 /// The longest compressed page.
 const MAX_PAYLOAD: usize = PAGE_SIZE / 2;
+/// The most pages brought back behind one that is asked for: the thread waits for them.
+const AHEAD: u32 = 7;
 /// How often an offer that changes while it is claimed is looked at again before the daemon is asked.
 const LOOKS: u32 = 8;
 
@@ -61,7 +64,11 @@ pub(super) struct Inline {
     table: Table,
     arena: File,
     arena_pages: u32,
+    rows: Rows,
 }
+
+/// What a page is claimed for; `None` when that does not succeed, and nothing has changed.
+type Work = fn(&Inline, &RamMap, &Claim) -> Option<()>;
 
 /// How an attempt to serve a fault without the daemon ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,6 +102,7 @@ impl Inline {
             table,
             arena,
             arena_pages,
+            rows: Rows::new(AHEAD),
         })
     }
 
@@ -103,7 +111,7 @@ impl Inline {
         let claimer = Claimer::new(&self.table);
         for _ in 0..LOOKS {
             let offer = claimer.look(gfn);
-            let work: fn(&Self, &RamMap, &Claim) -> Option<()> = match offer {
+            let work: Work = match offer {
                 State::Zip => Self::refill,
                 State::Frame if !write => return Served::Yes,
                 State::Frame if claimer.may_break() => Self::break_shared,
@@ -118,23 +126,60 @@ impl Inline {
                 Attempt::NoCredit => return Served::No,
                 Attempt::Changed => continue,
             };
-            let is_low = claimer.should_tell(&claim);
-            let done = work(self, map, &claim).is_some();
-            let waited = if done {
-                claimer.done(claim)
-            } else {
-                claimer.give_up(claim)
-            };
-            if waited {
-                futex_wake(self.table.word(row(gfn)));
-            }
-            return match (done, is_low) {
-                (true, false) => Served::Yes,
-                (true, true) => Served::Low,
-                (false, _) => Served::No,
+            let served = self.carry_out(map, claim, work);
+            return match (offer, served) {
+                (State::Zip, Served::Yes) => self.refill_behind(map, gfn),
+                _ => served,
             };
         }
         Served::No
+    }
+
+    /// Does what a page was claimed for.
+    fn carry_out(&self, map: &RamMap, claim: Claim, work: Work) -> Served {
+        let claimer = Claimer::new(&self.table);
+        let gfn = claim.gfn();
+        let is_low = claimer.should_tell(&claim);
+        let done = work(self, map, &claim).is_some();
+        let waited = if done {
+            claimer.done(claim)
+        } else {
+            claimer.give_up(claim)
+        };
+        if waited {
+            futex_wake(self.table.word(row(gfn)));
+        }
+        match (done, is_low) {
+            (true, false) => Served::Yes,
+            (true, true) => Served::Low,
+            (false, _) => Served::No,
+        }
+    }
+
+    /// Brings the pages behind `gfn`, which has just come back, if that was one of a row: as many as are
+    /// offered and there are credits for, until these run low.
+    fn refill_behind(&self, map: &RamMap, gfn: Gfn) -> Served {
+        let claimer = Claimer::new(&self.table);
+        let touched = self.rows.touched(gfn);
+        let (mut brought, mut served) = (0, Served::Yes);
+        while brought < touched.ahead() && served == Served::Yes {
+            let next = gfn.checked_add(brought + 1);
+            let offered = |next: &Gfn| next.0 < map.pages() && claimer.look(*next) == State::Zip;
+            let Some(next) = next.filter(offered) else {
+                break;
+            };
+            let Attempt::Claimed(claim) = claimer.claim(next, State::Zip) else {
+                break;
+            };
+            match self.carry_out(map, claim, Self::refill) {
+                // Nobody has asked for it yet.
+                Served::No => break,
+                done => served = done,
+            }
+            brought += 1;
+        }
+        self.rows.gave(touched, brought);
+        served
     }
 
     /// Waits until another thread has ended what it does with a page.

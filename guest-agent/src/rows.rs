@@ -1,0 +1,154 @@
+//! Faults in a row: which pages a guest is going to touch next.
+//!
+//! A guest that touches page after page is going to touch the next ones too, so whoever serves its
+//! faults does well to bring them with the one that is asked for. How many follows from how long the row has been: one more
+//! than twice as many each time, and none for whatever is not a row.
+//!
+//! Used by the daemon for faults that it serves, and in the signal handler for those that a guest's
+//! thread serves itself. There threads meet: a row is one word, and what one of them notes another may lose. Then
+//! pages are asked for that might have come ahead.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::protocol::Gfn;
+
+/// Rows that are followed at once: a few threads each walk memory of their own.
+const ROWS: usize = 4;
+
+/// The latest rows of faults.
+#[derive(Debug)]
+pub struct Rows {
+    /// Of each the page that is touched next, in the upper half, and the pages given ahead last time.
+    rows: [AtomicU64; ROWS],
+    oldest: AtomicU32,
+    most: u32,
+}
+
+/// A fault as [`Rows`] knows it now.
+#[derive(Clone, Copy, Debug)]
+pub struct Touched {
+    at: usize,
+    gfn: Gfn,
+    ahead: u32,
+}
+
+impl Touched {
+    /// How many pages behind it are worth giving with it.
+    #[must_use]
+    pub const fn ahead(&self) -> u32 {
+        self.ahead
+    }
+}
+
+const fn encode(next: u32, ahead: u32) -> u64 {
+    (next as u64) << 32 | ahead as u64
+}
+
+impl Rows {
+    /// No row yet; at most `most` pages are worth giving ahead.
+    #[must_use]
+    pub const fn new(most: u32) -> Self {
+        Self {
+            rows: [const { AtomicU64::new(u64::MAX) }; ROWS],
+            oldest: AtomicU32::new(0),
+            most,
+        }
+    }
+
+    /// Notes a fault on `gfn`. Async-signal-safe.
+    #[must_use]
+    pub fn touched(&self, gfn: Gfn) -> Touched {
+        for (at, row) in self.rows.iter().enumerate() {
+            let word = row.load(Ordering::Relaxed);
+            if word >> 32 == u64::from(gfn.0) {
+                #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+                let ahead = (word as u32).saturating_mul(2).saturating_add(1);
+                let ahead = ahead.min(self.most);
+                let touched = Touched { at, gfn, ahead };
+                self.gave(touched, 0);
+                return touched;
+            }
+        }
+        let at = self.oldest.fetch_add(1, Ordering::Relaxed) as usize % ROWS;
+        let touched = Touched { at, gfn, ahead: 0 };
+        self.gave(touched, 0);
+        touched
+    }
+
+    /// Notes how many pages behind that of a fault were given with it. Async-signal-safe.
+    pub fn gave(&self, touched: Touched, count: u32) {
+        let next = touched.gfn.0.saturating_add(1).saturating_add(count);
+        self.rows[touched.at].store(encode(next, touched.ahead), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Touches page after page from `gfn` on, as a guest does that gets what is worth giving.
+    fn row(rows: &Rows, gfn: &mut u32, faults: usize) -> Vec<u32> {
+        let fault = |_| {
+            let touched = rows.touched(Gfn(*gfn));
+            rows.gave(touched, touched.ahead());
+            *gfn += 1 + touched.ahead();
+            touched.ahead()
+        };
+        (0..faults).map(fault).collect()
+    }
+
+    #[test]
+    fn row_grows_to_the_most_and_scattered_touches_get_one_page() {
+        let rows = Rows::new(15);
+        assert_eq!(row(&rows, &mut 100, 7), [0, 1, 3, 7, 15, 15, 15]);
+        for gfn in [5000, 70, 9000, 301, 0] {
+            assert_eq!(rows.touched(Gfn(gfn)).ahead(), 0);
+        }
+    }
+
+    #[test]
+    fn row_goes_on_behind_what_was_given() {
+        let rows = Rows::new(15);
+        assert_eq!(row(&rows, &mut 100, 4), [0, 1, 3, 7]);
+        let touched = rows.touched(Gfn(115));
+        assert_eq!(touched.ahead(), 15);
+        rows.gave(touched, 2);
+        assert_eq!(rows.touched(Gfn(118)).ahead(), 15);
+    }
+
+    #[test]
+    fn rows_of_several_threads_are_told_apart() {
+        let rows = Rows::new(15);
+        let (mut one, mut other) = (100, 9000);
+        for _ in 0..6 {
+            row(&rows, &mut one, 1);
+            row(&rows, &mut other, 1);
+        }
+        assert_eq!(row(&rows, &mut one, 1), [15]);
+        assert_eq!(row(&rows, &mut other, 1), [15]);
+    }
+
+    #[test]
+    fn row_at_the_last_page_number_ends_there() {
+        let rows = Rows::new(7);
+        let _ = rows.touched(Gfn(u32::MAX - 1));
+        assert_eq!(rows.touched(Gfn(u32::MAX)).ahead(), 1);
+    }
+
+    #[test]
+    fn threads_that_meet_never_get_more_than_the_most() {
+        let rows = Rows::new(7);
+        std::thread::scope(|scope| {
+            for start in 0..4 {
+                let rows = &rows;
+                scope.spawn(move || {
+                    for gfn in (0..1000).map(|gfn| gfn / 4 + start) {
+                        let touched = rows.touched(Gfn(gfn));
+                        assert!(touched.ahead() <= 7);
+                        rows.gave(touched, touched.ahead() / 2);
+                    }
+                });
+            }
+        });
+    }
+}
