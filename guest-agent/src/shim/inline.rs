@@ -227,3 +227,137 @@ impl Inline {
         Some(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use super::*;
+    use crate::protocol::claims::{CREDIT, MARK, TOLD, credit_word};
+    use crate::protocol::filled::fill;
+
+    const PAGES: u32 = 64;
+
+    fn file(len: u64) -> OwnedFd {
+        let file = File::from(memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(len).unwrap();
+        file.into()
+    }
+
+    fn word(gfn: u32) -> u64 {
+        u64::from(gfn) + 1
+    }
+
+    /// A guest all of whose pages are compressed to the words of their numbers, and which has `credits`.
+    /// `None` without userfaultfd.
+    fn guest(credits: u32) -> Option<(Inline, RamMap)> {
+        let uffd = match uffd::open_for_signals() {
+            Ok(uffd) => uffd,
+            Err(error) => {
+                let required = std::env::var_os("MEMVISOR_REQUIRE_UFFD");
+                assert!(required.is_none_or(|set| set != "1"), "{error}");
+                eprintln!("SKIPPED: no userfaultfd ({error})");
+                return None;
+            }
+        };
+        let ram = file(u64::from(PAGES) * PAGE_SIZE as u64);
+        let map = RamMap::new(PAGES, 0, ram, file(0), Some(uffd)).unwrap();
+        let (claims, arena) = (file(words(PAGES) * 4), file(PAGE_SIZE as u64));
+        let inline = Inline::new(PAGES, &claims, &arena, 1).unwrap();
+        for gfn in 0..PAGES {
+            let mut page = [0; PAGE_SIZE];
+            fill(word(gfn), &mut page);
+            let at = gfn * 8;
+            let bytes = word(gfn).to_le_bytes();
+            inline.arena.write_all_at(&bytes, at.into()).unwrap();
+            let place = Place {
+                page: 0,
+                at: u16::try_from(at).unwrap(),
+                len: 8,
+                sum: checksum(&page),
+            };
+            for (step, word) in (1..).zip(place.encode()) {
+                inline.table.store(row(Gfn(gfn)) + step, word);
+            }
+            inline.table.store(row(Gfn(gfn)), State::Zip.encode());
+        }
+        inline.table.store(MARK, TOLD);
+        for credit in 0..credits {
+            inline.table.store(credit_word(credit), CREDIT);
+        }
+        Some((inline, map))
+    }
+
+    /// The pages that have come back, all of them with what they held.
+    fn there(inline: &Inline, map: &RamMap) -> Vec<u32> {
+        let claimer = Claimer::new(&inline.table);
+        let is_done = |gfn: &u32| matches!(claimer.look(Gfn(*gfn)), State::Done { .. });
+        let done: Vec<u32> = (0..PAGES).filter(is_done).collect();
+        for gfn in &done {
+            let mut bytes = [0; 8];
+            map.read(Gfn(*gfn), PAGE_SIZE - 8, &mut bytes);
+            assert_eq!(u64::from_le_bytes(bytes), word(*gfn));
+        }
+        done
+    }
+
+    #[test]
+    fn row_of_refills_brings_pages_ahead_and_scattered_ones_do_not() {
+        let Some((inline, map)) = guest(64) else {
+            return;
+        };
+        let serve = |gfn| inline.serve(&map, Gfn(gfn), false);
+        for (gfn, next) in [(0, 1), (1, 3), (3, 7), (7, 15), (15, 23)] {
+            assert_eq!(serve(gfn), Served::Yes);
+            assert_eq!(there(&inline, &map), Vec::from_iter(0..next));
+        }
+        assert_eq!(serve(50), Served::Yes);
+        assert_eq!(serve(40), Served::Yes);
+        let scattered = (0..23).chain([40, 50]);
+        assert_eq!(there(&inline, &map), Vec::from_iter(scattered));
+    }
+
+    #[test]
+    fn row_stops_at_what_is_not_offered_at_bytes_that_are_wrong_and_at_the_end_of_ram() {
+        let Some((inline, map)) = guest(64) else {
+            return;
+        };
+        let serve = |gfn| inline.serve(&map, Gfn(gfn), false);
+        inline.table.store(row(Gfn(5)), State::None.encode());
+        for gfn in [0, 1, 3] {
+            assert_eq!(serve(gfn), Served::Yes);
+        }
+        assert_eq!(there(&inline, &map), Vec::from_iter(0..5));
+        // The checksum of 34 is another one.
+        inline.table.store(row(Gfn(34)) + 1, 0);
+        for gfn in [30, 31, 33] {
+            assert_eq!(serve(gfn), Served::Yes);
+        }
+        let second = (0..5).chain(30..34);
+        assert_eq!(there(&inline, &map), Vec::from_iter(second.clone()));
+        let offer = Claimer::new(&inline.table).look(Gfn(34));
+        assert_eq!(offer, State::Zip, "the daemon shall look at it");
+        for gfn in [60, 61] {
+            assert_eq!(serve(gfn), Served::Yes);
+        }
+        assert_eq!(serve(63), Served::Yes);
+        let all = second.chain(60..64);
+        assert_eq!(there(&inline, &map), Vec::from_iter(all));
+    }
+
+    #[test]
+    fn row_uses_no_more_credits_than_there_are_and_says_when_they_run_low() {
+        let Some((inline, map)) = guest(12) else {
+            return;
+        };
+        let serve = |gfn| inline.serve(&map, Gfn(gfn), false);
+        inline.table.store(MARK, 5);
+        assert_eq!([0, 1].map(serve), [Served::Yes; 2]);
+        // Pages 3 to 5 take the credits up to the mark, and there the row ends.
+        assert_eq!(serve(3), Served::Low);
+        assert_eq!(there(&inline, &map), Vec::from_iter(0..6));
+        assert_eq!(serve(6), Served::Yes);
+        assert_eq!(there(&inline, &map), Vec::from_iter(0..12));
+        assert_eq!(serve(12), Served::No, "no credit is left");
+    }
+}
