@@ -1,6 +1,10 @@
 //! Faults that the faulting thread serves itself, as far as the daemon has offered and paid for it in
 //! the claim table ([`claims`](crate::protocol::claims)).
 //!
+//! A signal costs more than to decompress a page. So where a guest walks its memory in order, the thread
+//! brings some of the pages behind the one it faulted on too ([`Rows`]), until credits run low: there it leaves
+//! them to pages that somebody has asked for.
+//!
 //! All of it runs in a signal handler: system calls, atomics, and buffers on the stack. What was begun
 //! and cannot be ended is given up, and then the daemon is asked, which knows what to say about it.
 
