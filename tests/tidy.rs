@@ -131,7 +131,8 @@ const HOST: &[(&str, &[&str])] = &[
 const GUEST: &[(&str, &[&str])] = &[
     ("protocol", &[]),
     ("signals", &[]),
-    ("shim", &["protocol"]),
+    ("rows", &["protocol"]),
+    ("shim", &["protocol", "rows"]),
     ("kernel", &["protocol", "shim"]),
     ("balloon", &["protocol", "shim"]),
     ("workload", &["protocol", "kernel"]),

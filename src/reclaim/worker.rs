@@ -5,12 +5,14 @@
 //! found to equal theirs, a slice of scanning or a new period of sampling when it is due, and what
 //! settings that have changed ask of the stores and of sharing.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam::select;
 use memvisor_guest_agent::protocol::balloon::StatusRun;
 
 use super::evict::Evictor;
@@ -59,7 +61,32 @@ pub enum Job {
 #[derive(Clone, Debug)]
 pub struct WorkerHandle {
     jobs: Sender<Job>,
+    /// Disconnected when the worker has ended. What then lies in its queue stays there as long as
+    /// somebody could send to it, and who waits for the answer could.
+    ended: Receiver<Infallible>,
     speeds: Arc<Speeds>,
+}
+
+/// Where a worker finds what others ask of it.
+#[derive(Debug)]
+struct Queue {
+    jobs: Receiver<Job>,
+    _runs: Sender<Infallible>,
+}
+
+fn queue() -> (WorkerHandle, Queue) {
+    let (jobs, taken) = bounded(QUEUE);
+    let (runs, ended) = bounded(0);
+    let handle = WorkerHandle {
+        jobs,
+        ended,
+        speeds: Arc::default(),
+    };
+    let queue = Queue {
+        jobs: taken,
+        _runs: runs,
+    };
+    (handle, queue)
 }
 
 /// What the worker goes by in what nobody asks for.
@@ -81,7 +108,11 @@ impl WorkerHandle {
     pub fn ask<T>(&self, job: impl FnOnce(Sender<T>) -> Job) -> Option<T> {
         let (answer, wait) = bounded(1);
         self.jobs.send(job(answer)).ok()?;
-        wait.recv().ok()
+        select! {
+            recv(wait) -> answer => answer.ok(),
+            // It may have answered before it ended.
+            recv(self.ended) -> _ => wait.try_recv().ok(),
+        }
     }
 
     /// Sets how many pages a second are scanned; zero for none.
@@ -118,11 +149,7 @@ impl Worker {
         peers: Arc<dyn Peers>,
         sampler: Sampler,
     ) -> std::io::Result<Self> {
-        let (jobs, queue) = bounded(QUEUE);
-        let handle = WorkerHandle {
-            jobs,
-            speeds: Arc::default(),
-        };
+        let (handle, queue) = queue();
         let speeds = Arc::clone(&handle.speeds);
         let name = format!("work-{}", vm.params.name);
         let thread = thread::Builder::new().name(name).spawn(move || {
@@ -140,7 +167,9 @@ impl Worker {
                 peers,
                 speeds,
             };
-            state.run(&queue, &link);
+            state.run(&queue.jobs, &link);
+            // The whole of it: its end is what askers are told by.
+            drop(queue);
         })?;
         Ok(Self { handle, thread })
     }
@@ -318,5 +347,48 @@ impl State {
             vm.settled.note(pass.settled);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More than any machine needs to notice.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Asks for the balloon to be emptied, on a thread of its own.
+    fn ask(handle: &WorkerHandle) -> Receiver<Option<()>> {
+        let handle = handle.clone();
+        let (tell, told) = bounded(1);
+        thread::spawn(move || tell.send(handle.ask(Job::ReleaseAll)));
+        told
+    }
+
+    #[test]
+    fn asker_whose_job_the_worker_never_took_is_told_that_it_has_ended() {
+        let (handle, queue) = queue();
+        let told = ask(&handle);
+        while queue.jobs.is_empty() {
+            thread::yield_now();
+        }
+        drop(queue);
+        assert_eq!(told.recv_timeout(PATIENCE), Ok(None));
+        assert_eq!(handle.ask(Job::ReleaseAll), None);
+        assert!(!handle.suggest(Job::Wake));
+    }
+
+    #[test]
+    fn asker_gets_the_answer_that_came_before_the_end() {
+        for _ in 0..1000 {
+            let (handle, queue) = queue();
+            let told = ask(&handle);
+            let Ok(Job::ReleaseAll(answer)) = queue.jobs.recv() else {
+                panic!("the only job");
+            };
+            answer.send(()).expect("it waits");
+            drop(queue);
+            assert_eq!(told.recv_timeout(PATIENCE), Ok(Some(())));
+        }
     }
 }

@@ -42,6 +42,7 @@ impl Vm {
         let pool = self.pool();
         let page = page.settle()?;
         if page.entry().is_sampled() {
+            // Perhaps it came ahead of its touch: a row is seldom left, and of few pages.
             page.set_sampled(false);
             self.activity.touch();
         }
