@@ -5,14 +5,17 @@
 //! touch the next ones too. So the granule of a fault grows with the length of the row ([`Rows`]), and is one
 //! page again for whatever is not a row. Memory that is short is for pages that somebody asks for.
 //!
+//! With userfaultfd the daemon puts these pages in place and nobody need know. Without it the faulting thread must open
+//! them, and does so by one command with the page that it has asked for.
+//!
 //! A page that comes from the swap file costs the disk a read, and that hardly longer for eight pages
 //! than for one. They were written side by side if they were evicted together, as neighbours are; then
 //! one read brings them back.
 
 use memvisor_guest_agent::rows::Rows;
 
-use super::resolve::{Access, FaultError, Given, Outcome, fill, note_touch, resolve};
-use crate::engine::Content;
+use super::resolve::{Access, FaultError, Given, Outcome, fill, note_touch, resolve, resolve_row};
+use crate::engine::{Content, EngineKind};
 use crate::page::{Home, PageGuard, Urgency};
 use crate::swap::SlotRun;
 use crate::units::{Gfn, PageBuf};
@@ -38,26 +41,42 @@ impl Default for Ahead {
 }
 
 impl Ahead {
-    /// Gives pages behind `gfn`, to which a fault is to be served, if that is one of a row. Before the
-    /// page itself is given: once its thread runs it asks for them.
+    /// Serves a fault, and gives pages behind it if it is one of a row.
     ///
     /// # Errors
     /// [`FaultError`]: the guest cannot go on.
-    pub(crate) fn give(&mut self, vm: &Vm, gfn: Gfn) -> Result<(), FaultError> {
+    pub(crate) fn resolve(
+        &mut self,
+        vm: &Vm,
+        gfn: Gfn,
+        access: Access,
+    ) -> Result<Outcome, FaultError> {
         if !vm.table.contains(gfn) {
-            return Ok(());
+            return resolve(vm, gfn, access);
         }
         let home = vm.table.entry(gfn).home();
         if !may_give(vm, home) {
-            return Ok(());
+            return resolve(vm, gfn, access);
         }
         let touched = self.0.touched(gfn);
-        let given = match home {
+        let mut given = match home {
             Home::Swapped(_) => bring_swapped(vm, gfn, touched.ahead())?,
-            _ => give_alike(vm, gfn, home, touched.ahead())?,
+            // Before the page itself is given: once its thread runs it asks for them.
+            _ if vm.engine.kind() == EngineKind::Uffd => {
+                give_alike(vm, gfn, home, touched.ahead())?
+            }
+            _ => touched.ahead(),
         };
+        let outcome = resolve_row(vm, gfn, access, given)?;
+        if vm.engine.kind() == EngineKind::Mprotect {
+            // Only what its thread opens is there for it.
+            given = match &outcome {
+                Outcome::Ask(_, pending) => pending.behind(gfn),
+                _ => 0,
+            };
+        }
         self.0.gave(touched, given);
-        Ok(())
+        Ok(outcome)
     }
 }
 

@@ -44,6 +44,14 @@ pub struct Pending {
     revealed: bool,
 }
 
+impl Pending {
+    /// How many of its pages are behind `gfn`.
+    pub(super) fn behind(&self, gfn: Gfn) -> u32 {
+        let last = self.pages.last().map_or(gfn, KeptPage::gfn);
+        last.0.saturating_sub(gfn.0)
+    }
+}
+
 /// Why a VM cannot go on.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -90,6 +98,20 @@ pub enum FaultError {
 /// # Errors
 /// [`FaultError`]: the guest cannot go on.
 pub fn resolve(vm: &Vm, gfn: Gfn, access: Access) -> Result<Outcome, FaultError> {
+    resolve_row(vm, gfn, access, 0)
+}
+
+/// As [`resolve`]; where the faulting thread has to open the page, it opens up to `behind` pages behind it
+/// too, as far as they are in the same home.
+///
+/// # Errors
+/// As [`resolve`].
+pub(super) fn resolve_row(
+    vm: &Vm,
+    gfn: Gfn,
+    access: Access,
+    behind: u32,
+) -> Result<Outcome, FaultError> {
     if !vm.table.contains(gfn) {
         return Err(FaultError::Outside {
             gfn,
@@ -122,9 +144,9 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access) -> Result<Outcome, FaultError>
         }
         // Another thread's fault brought it.
         Home::Resident if page.entry().is_open() => Ok(Outcome::Served),
-        _ => match give_touched(vm, page)? {
+        home => match give_touched(vm, page)? {
             Given::Ready(_, Provided::Done) => Ok(Outcome::Served),
-            Given::Ready(page, Provided::Ask(_)) => ask_open(vm, page),
+            Given::Ready(page, Provided::Ask(_)) => ask_open(vm, page, home, behind),
             Given::Starved => Ok(Outcome::Starved),
         },
     }
@@ -217,15 +239,47 @@ pub(super) fn fill<'a>(
     }
 }
 
-/// Has the faulting thread open a page that is in place, and its neighbours if every mapping counts.
-fn ask_open<'a>(vm: &'a Vm, page: PageGuard<'a>) -> Result<Outcome, FaultError> {
+/// Has the faulting thread open a page that is in place and was at `home`: with those `behind` it if it is one of a
+/// row, and with its neighbours if every mapping counts.
+fn ask_open<'a>(
+    vm: &'a Vm,
+    page: PageGuard<'a>,
+    home: Home,
+    behind: u32,
+) -> Result<Outcome, FaultError> {
     let mut pages = VecDeque::from([page]);
     if vm.vmas.is_exceeded(&vm.table) {
         widen(vm, &mut pages)?;
+    } else {
+        give_behind(vm, &mut pages, home, behind);
     }
     vm.vmas.note(1);
     let kept = pages.into_iter().map(PageGuard::keep).collect();
     Ok(ask(Reply::Open, kept))
+}
+
+/// Gives up to `count` pages behind one that was at `home`, as long as they are at one of its kind.
+fn give_behind<'a>(vm: &'a Vm, pages: &mut VecDeque<PageGuard<'a>>, home: Home, count: u32) {
+    let Some(first) = pages.front().map(PageGuard::gfn) else {
+        return;
+    };
+    let alike = |gfn: &Gfn| {
+        vm.table.contains(*gfn) && {
+            let entry = vm.table.entry(*gfn);
+            // One that is open needs nothing, and one that is sampled is to be asked for.
+            entry.home().kind() == home.kind() && !entry.is_open() && !entry.is_sampled()
+        }
+    };
+    for step in 1..=count {
+        let Some(next) = first.checked_add(step).filter(alike) else {
+            break;
+        };
+        // What is wrong with a page is the loss of who asks for it.
+        let Ok(Some(page)) = give_neighbour(vm, next) else {
+            break;
+        };
+        pages.push_back(page);
+    }
 }
 
 /// Pages that are opened together near the limit of VMAs, aligned: 64 KiB.

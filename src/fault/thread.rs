@@ -13,10 +13,10 @@ use super::attach::{Attacher, Attaching};
 use super::credits::Credits;
 use super::ended::Ended;
 use super::near::Near;
-use super::resolve::{Access, Outcome, Pending, complete, resolve};
+use super::resolve::{Access, Outcome, Pending, complete};
 use super::waiting::{Asker, Waiter, Waiting};
 use super::watch::{Event, Watch};
-use crate::engine::{EngineKind, Link, Reply};
+use crate::engine::{Link, Reply};
 use crate::page::Claims;
 use crate::sys::{Uffd, UserFault};
 use crate::units::{Gfn, GfnRun, PAGE_SIZE};
@@ -285,12 +285,11 @@ impl FaultThread {
     }
 
     fn serve(&mut self, waiter: Waiter) -> Result<(), Ended> {
-        // Without userfaultfd every page has to be opened by its own fault.
-        if self.vm.engine.kind() == EngineKind::Uffd {
-            self.ahead.give(&self.vm, waiter.gfn)?;
-        }
         let were_missing = Credits::were_missing(&self.vm, waiter.gfn, waiter.access);
-        let outcome = resolve(&self.vm, waiter.gfn, waiter.access).map_err(Ended::from);
+        let outcome = self
+            .ahead
+            .resolve(&self.vm, waiter.gfn, waiter.access)
+            .map_err(Ended::from);
         if let Err(Ended::Fault(_)) = &outcome {
             let homes = self.vm.table.history().of(waiter.gfn);
             tracing::error!(vm = %self.vm.params.name, "a page cannot be served; {homes}");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::engine::{EngineKind, Reply};
+use crate::engine::Reply;
 use crate::fault::{Access, Ahead, Credits, FaultError, Outcome, Pending, complete, resolve};
 use crate::page::Claims;
 use crate::sync::Mutex;
@@ -135,11 +135,12 @@ impl FaultThread {
     }
 
     fn serve(&mut self, waiter: Waiter) -> Result<(), FaultError> {
-        if let Some(ahead) = &mut self.ahead {
-            ahead.give(&self.vm, waiter.gfn)?;
-        }
         let were_missing = Credits::were_missing(&self.vm, waiter.gfn, waiter.access);
-        match (resolve(&self.vm, waiter.gfn, waiter.access)?, waiter.asker) {
+        let outcome = match &mut self.ahead {
+            Some(ahead) => ahead.resolve(&self.vm, waiter.gfn, waiter.access),
+            None => resolve(&self.vm, waiter.gfn, waiter.access),
+        };
+        match (outcome?, waiter.asker) {
             (Outcome::Served, Asker::Kernel) => {}
             (Outcome::Served, Asker::Channel(channel)) => self.line.answer(channel, Reply::Retry),
             (Outcome::Ask(reply, pending), Asker::Channel(channel)) => {
@@ -175,9 +176,9 @@ impl FaultThread {
         Ok(())
     }
 
-    /// From now on pages are given ahead, in the engine that can.
+    /// From now on pages are given ahead.
     pub(super) fn give_ahead(&mut self) {
-        self.ahead = (self.vm.engine.kind() == EngineKind::Uffd).then(Ahead::default);
+        self.ahead = Some(Ahead::default());
     }
 
     /// A while passes.

@@ -438,6 +438,7 @@ impl Scene {
                 .expect("the session lives");
             let evicted = guest.evictor.evict(&guest.vm, Pages(2), Means::ALL);
             evicted.expect("the session lives");
+            guest.faults.give_ahead();
         }
         (host, guests)
     }

@@ -1,6 +1,6 @@
 //! Pages that are touched in a row come ahead.
 
-use super::{Guest, Host, Op, Spec};
+use super::{Guest, Host, Op, Spec, View};
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::Home;
@@ -9,11 +9,13 @@ use crate::vm::Means;
 
 const PAGES: u32 = 64;
 
-/// A guest all of whose pages are in its swap file.
-fn swapped() -> (Host, Guest) {
+const KINDS: [EngineKind; 2] = [EngineKind::Uffd, EngineKind::Mprotect];
+
+/// A guest that has touched nothing.
+fn fresh(kind: EngineKind) -> (Host, Guest) {
     let host = Host::new(400, 4, 1, 128);
     let spec = Spec {
-        kind: EngineKind::Uffd,
+        kind,
         pages: PAGES,
         salt: 0,
         swap_slots: PAGES,
@@ -23,12 +25,18 @@ fn swapped() -> (Host, Guest) {
         inline: false,
     };
     let mut guest = host.power_on(VmId(1), spec).expect("there is memory");
+    guest.faults.give_ahead();
+    (host, guest)
+}
+
+/// A guest all of whose pages are in its swap file.
+fn swapped(kind: EngineKind) -> (Host, Guest) {
+    let (host, mut guest) = fresh(kind);
     for gfn in 0..PAGES {
         let page = samples::mixed(gfn.into(), 4096);
         guest.threads[0].begin(Gfn(gfn), Op::Write(Box::new(page)));
         assert!(guest.drive(0), "there is memory");
     }
-    guest.faults.give_ahead();
     let means = Means {
         compress: false,
         swap: true,
@@ -52,40 +60,86 @@ fn end(host: &Host, guest: Guest) {
 }
 
 #[test]
-fn swapped_pages_read_in_a_row_come_with_few_reads_of_the_disk() {
-    let (host, mut guest) = swapped();
-    for gfn in 0..PAGES {
+fn first_touches_in_a_row_bring_more_and_more_pages() {
+    for kind in KINDS {
+        let (host, mut guest) = fresh(kind);
+        let mut touched = Vec::new();
+        for gfn in [0, 1, 3, 7, 15] {
+            assert!(read(&mut guest, gfn));
+            touched.push(guest.vm.stats.first_touch.get());
+        }
+        assert_eq!(touched, [1, 3, 7, 15, 31], "{kind:?}");
+        for gfn in (0..31).map(Gfn) {
+            assert_eq!(guest.vm.table.entry(gfn).home(), Home::Resident);
+            let is_open = guest.space.view(gfn) == View::Open;
+            assert!(is_open || kind == EngineKind::Uffd, "{gfn} of {kind:?}");
+        }
+        // Touched one by one, they need no more.
+        for gfn in 0..31 {
+            assert!(read(&mut guest, gfn));
+        }
+        assert_eq!(guest.vm.stats.first_touch.get(), 31);
+        end(&host, guest);
+    }
+}
+
+#[test]
+fn row_of_an_mprotect_guest_ends_at_pages_that_are_there_and_at_the_end_of_ram() {
+    let (host, mut guest) = fresh(EngineKind::Mprotect);
+    assert!(read(&mut guest, 5));
+    for gfn in [0, 1, 3] {
         assert!(read(&mut guest, gfn));
     }
-    assert_eq!(guest.vm.stats.refill_swap.get(), u64::from(PAGES));
-    let reads = guest.disk.reads();
-    assert!(reads <= PAGES / 3, "{reads} reads for {PAGES} pages");
+    assert_eq!(guest.vm.stats.first_touch.get(), 6);
+    assert_eq!(guest.space.view(Gfn(6)), View::Closed);
+    for gfn in [PAGES - 4, PAGES - 3, PAGES - 1] {
+        assert!(read(&mut guest, gfn));
+    }
+    assert_eq!(guest.vm.stats.first_touch.get(), 10);
     end(&host, guest);
+}
+
+#[test]
+fn swapped_pages_read_in_a_row_come_with_few_reads_of_the_disk() {
+    for kind in KINDS {
+        let (host, mut guest) = swapped(kind);
+        for gfn in 0..PAGES {
+            assert!(read(&mut guest, gfn));
+        }
+        assert_eq!(guest.vm.stats.refill_swap.get(), u64::from(PAGES));
+        let reads = guest.disk.reads();
+        assert!(reads <= PAGES / 3, "{reads} reads for {PAGES} pages");
+        end(&host, guest);
+    }
 }
 
 #[test]
 fn swapped_pages_read_here_and_there_come_one_by_one() {
-    let (host, mut guest) = swapped();
-    for gfn in (0..PAGES).step_by(2).rev() {
-        assert!(read(&mut guest, gfn));
+    for kind in KINDS {
+        let (host, mut guest) = swapped(kind);
+        for gfn in (0..PAGES).step_by(2).rev() {
+            assert!(read(&mut guest, gfn));
+        }
+        assert_eq!(guest.vm.stats.refill_swap.get(), u64::from(PAGES / 2));
+        assert_eq!(guest.disk.reads(), PAGES / 2);
+        end(&host, guest);
     }
-    assert_eq!(guest.vm.stats.refill_swap.get(), u64::from(PAGES / 2));
-    assert_eq!(guest.disk.reads(), PAGES / 2);
-    end(&host, guest);
 }
 
 #[test]
 fn damaged_page_in_a_row_is_the_loss_of_who_asks_for_it() {
-    let (host, mut guest) = swapped();
-    let Home::Swapped(slot) = guest.vm.table.entry(Gfn(13)).home() else {
-        panic!("all are swapped");
-    };
-    guest.disk.damage(slot);
-    for gfn in (0..13).chain(14..PAGES) {
-        assert!(read(&mut guest, gfn), "{gfn} is whole");
+    for kind in KINDS {
+        let (host, mut guest) = swapped(kind);
+        let Home::Swapped(slot) = guest.vm.table.entry(Gfn(13)).home() else {
+            panic!("all are swapped");
+        };
+        guest.disk.damage(slot);
+        for gfn in (0..13).chain(14..PAGES) {
+            assert!(read(&mut guest, gfn), "{gfn} is whole");
+        }
+        assert_eq!(guest.vm.table.entry(Gfn(13)).home(), Home::Swapped(slot));
+        guest.disk.damage(slot);
+        assert!(read(&mut guest, 13), "whole again");
+        end(&host, guest);
     }
-    assert_eq!(guest.vm.table.entry(Gfn(13)).home(), Home::Swapped(slot));
-    guest.disk.damage(slot);
-    assert!(read(&mut guest, 13), "whole again");
-    end(&host, guest);
 }
