@@ -559,7 +559,7 @@ fn mute_memory_thread_hinders_nobody_and_can_be_killed() {
     let good = bystander(&host);
     let (mut guest, _agent, _) = with_command_under_way(&host, "mute");
     // Its own faults on other pages are served, another guest comes and goes, the API answers.
-    guest.write_page(6, 1);
+    guest.write_page(40, 1);
     let mut second = host.guest(
         "second",
         "--memory 8M --workload churn,size=4M --duration 1s",
