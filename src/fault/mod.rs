@@ -33,6 +33,7 @@ mod attach;
 mod credits;
 mod ended;
 mod near;
+mod open;
 mod resolve;
 mod thread;
 mod waiting;

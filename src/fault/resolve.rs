@@ -1,9 +1,8 @@
 //! One fault, served by the home its page has now.
 
-use std::collections::VecDeque;
-
 use thiserror::Error;
 
+use super::open::ask_open;
 use crate::compress::ZipError;
 use crate::engine::{Content, EngineError, EngineKind, Provided, Reply};
 use crate::page::{Home, KeptPage, PageGuard, Urgency};
@@ -177,7 +176,7 @@ pub(super) enum Given<'a> {
 }
 
 /// Makes a page resident that is not shared.
-fn give<'a>(vm: &'a Vm, page: PageGuard<'a>) -> Result<Given<'a>, FaultError> {
+pub(super) fn give<'a>(vm: &'a Vm, page: PageGuard<'a>) -> Result<Given<'a>, FaultError> {
     let stats = &vm.stats;
     match page.home() {
         // It was frozen, and the move was given up.
@@ -239,93 +238,6 @@ pub(super) fn fill<'a>(
     }
 }
 
-/// Has the faulting thread open a page that is in place and was at `home`: with those `behind` it if it is one of a
-/// row, and with its neighbours if every mapping counts.
-fn ask_open<'a>(
-    vm: &'a Vm,
-    page: PageGuard<'a>,
-    home: Home,
-    behind: u32,
-) -> Result<Outcome, FaultError> {
-    let mut pages = VecDeque::from([page]);
-    if vm.vmas.is_exceeded(&vm.table) {
-        widen(vm, &mut pages)?;
-    } else {
-        give_behind(vm, &mut pages, home, behind);
-    }
-    vm.vmas.note(1);
-    let kept = pages.into_iter().map(PageGuard::keep).collect();
-    Ok(ask(Reply::Open, kept))
-}
-
-/// Gives up to `count` pages behind one that was at `home`, as long as they are at one of its kind.
-fn give_behind<'a>(vm: &'a Vm, pages: &mut VecDeque<PageGuard<'a>>, home: Home, count: u32) {
-    let Some(first) = pages.front().map(PageGuard::gfn) else {
-        return;
-    };
-    let alike = |gfn: &Gfn| {
-        vm.table.contains(*gfn) && {
-            let entry = vm.table.entry(*gfn);
-            // One that is open needs nothing, and one that is sampled is to be asked for.
-            entry.home().kind() == home.kind() && !entry.is_open() && !entry.is_sampled()
-        }
-    };
-    for step in 1..=count {
-        let Some(next) = first.checked_add(step).filter(alike) else {
-            break;
-        };
-        // What is wrong with a page is the loss of who asks for it.
-        let Ok(Some(page)) = give_neighbour(vm, next) else {
-            break;
-        };
-        pages.push_back(page);
-    }
-}
-
-/// Pages that are opened together near the limit of VMAs, aligned: 64 KiB.
-const BLOCK: u32 = 16;
-
-/// Without userfaultfd each boundary between open and closed pages is a VMA, and a guest that touches
-/// single pages all over its RAM would run out of them. Near the limit its faults bring whole blocks.
-fn widen<'a>(vm: &'a Vm, pages: &mut VecDeque<PageGuard<'a>>) -> Result<(), FaultError> {
-    let Some(gfn) = pages.front().map(PageGuard::gfn) else {
-        return Ok(());
-    };
-    let start = gfn.0 / BLOCK * BLOCK;
-    let end = start.saturating_add(BLOCK).min(vm.table.pages());
-    for neighbour in (gfn.0 + 1..end).map(Gfn) {
-        match give_neighbour(vm, neighbour)? {
-            Some(page) => pages.push_back(page),
-            None => break,
-        }
-    }
-    for neighbour in (start..gfn.0).rev().map(Gfn) {
-        match give_neighbour(vm, neighbour)? {
-            Some(page) => pages.push_front(page),
-            None => break,
-        }
-    }
-    Ok(())
-}
-
-/// A neighbour that nobody asked for: given unless it is busy, shared, ballooned, or memory is short.
-fn give_neighbour(vm: &Vm, gfn: Gfn) -> Result<Option<PageGuard<'_>>, FaultError> {
-    let Some(page) = vm.try_lock(gfn) else {
-        return Ok(None);
-    };
-    if matches!(page.home(), Home::Shared(_) | Home::Ballooned) {
-        return Ok(None);
-    }
-    match give(vm, page)? {
-        Given::Ready(page, _) => {
-            // Nothing will tell whether the guest touches it.
-            page.set_sampled(false);
-            Ok(Some(page))
-        }
-        Given::Starved => Ok(None),
-    }
-}
-
 /// Gives the guest a copy of its own of a page that it shares. The page keeps its home until the
 /// guest has mapped the copy: until then it still reads the frame.
 fn break_shared(vm: &Vm, page: PageGuard<'_>, frame: FrameId) -> Result<Outcome, FaultError> {
@@ -370,7 +282,7 @@ fn ask_private(vm: &Vm, kept: Vec<KeptPage>) -> Outcome {
 }
 
 /// Neighbouring pages, in order, that stay locked until the faulting thread has remapped them.
-fn ask(reply: impl FnOnce(GfnRun) -> Reply, kept: Vec<KeptPage>) -> Outcome {
+pub(super) fn ask(reply: impl FnOnce(GfnRun) -> Reply, kept: Vec<KeptPage>) -> Outcome {
     let count = u32::try_from(kept.len()).unwrap_or(u32::MAX);
     let start = kept.first().map_or(Gfn(0), KeptPage::gfn);
     let pending = Pending {

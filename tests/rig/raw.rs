@@ -235,15 +235,16 @@ impl Powered {
     /// Touches a page of a VM without userfaultfd as a good shim would, and fills it with `byte`.
     pub(crate) fn write_page(&self, gfn: u32, byte: u8) {
         self.fault(0, Fault::Write(memvisor_guest_agent::protocol::Gfn(gfn)));
-        match self.reply(0) {
-            Reply::Retry => {}
-            Reply::Reveal(_) | Reply::Attached(_) => panic!("a write is not answered so"),
-            Reply::Open(_) | Reply::Private(_) => {
-                let at = u64::from(gfn) * 4096;
-                self.ram.write_all_at(&[byte; 4096], at).expect("write RAM");
-                self.fault(0, Fault::Done(0));
-                self.settled(0);
-            }
+        let reply = self.reply(0);
+        if let Reply::Reveal(_) | Reply::Attached(_) = reply {
+            panic!("a write is not answered so");
+        }
+        let at = u64::from(gfn) * 4096;
+        self.ram.write_all_at(&[byte; 4096], at).expect("write RAM");
+        // Else it was open: given ahead with another page.
+        if reply != Reply::Retry {
+            self.fault(0, Fault::Done(0));
+            self.settled(0);
         }
     }
 
