@@ -34,7 +34,7 @@ impl Evictor {
             stash: Stash::new(),
             cluster: Cluster::default(),
             dice: Dice::new(seed),
-            contents: vec![PageBuf::zeroed(); AT_ONCE],
+            contents: Vec::new(),
         }
     }
 
@@ -80,6 +80,8 @@ impl Evictor {
         if !freeze(vm, victims.iter())? {
             return Ok(Pages(0));
         }
+        // Only now: many a VM is never evicted.
+        self.contents.resize_with(AT_ONCE, PageBuf::zeroed);
         let mut leaving = Leaving::new(victims.len(), means, &mut self.cluster);
         let mut matches = Vec::new();
         let mut victims = victims.into_iter().peekable();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use crossbeam::select;
 use memvisor_guest_agent::protocol::balloon::StatusRun;
 
@@ -61,7 +61,7 @@ pub enum Job {
 #[derive(Clone, Debug)]
 pub struct WorkerHandle {
     jobs: Sender<Job>,
-    /// Disconnected when the worker has ended. What then lies in its queue stays there as long as
+    /// Disconnected when the worker has ended. What then lies in its queue may stay there as long as
     /// somebody could send to it, and who waits for the answer could.
     ended: Receiver<Infallible>,
     speeds: Arc<Speeds>,
@@ -75,7 +75,8 @@ struct Queue {
 }
 
 fn queue() -> (WorkerHandle, Queue) {
-    let (jobs, taken) = bounded(QUEUE);
+    // One with a bound would take memory for all that it could hold, a quarter of a MiB for each VM.
+    let (jobs, taken) = unbounded();
     let (runs, ended) = bounded(0);
     let handle = WorkerHandle {
         jobs,
@@ -101,7 +102,7 @@ struct Speeds {
 impl WorkerHandle {
     /// Asks for something that need not happen: dropped when the worker is behind. Whether it was not.
     pub fn suggest(&self, job: Job) -> bool {
-        self.jobs.try_send(job).is_ok()
+        self.jobs.len() < QUEUE && self.jobs.send(job).is_ok()
     }
 
     /// Asks for something and waits for the answer; `None` when the worker has ended.
