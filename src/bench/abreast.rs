@@ -3,7 +3,7 @@
 //!
 //! Each VM has a worker of its own, so a host is to do as many times the work as it has processors. What
 //! it has of that is seen beside the same work on as many other VMs one by one, by one thread: the ratio is how
-//! many workers' work is done, at most the number of processors. The guests' part, freezing pages for
+//! many workers' work is done. It can exceed the number of processors where one worker alone waits. The guests' part, freezing pages for
 //! their workers, needs those processors as well.
 
 use std::thread;
