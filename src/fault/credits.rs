@@ -25,7 +25,7 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// The credits of one VM; belongs to its fault thread.
 #[derive(Debug)]
-pub struct Credits {
+pub(super) struct Credits {
     want: u32,
     /// What it had used when it was looked at last.
     used: u64,
@@ -40,8 +40,7 @@ fn used(vm: &Vm) -> u64 {
 
 impl Credits {
     /// Nothing is held yet.
-    #[must_use]
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self {
             want: FIRST,
             used: 0,
@@ -51,8 +50,7 @@ impl Credits {
     }
 
     /// Whether the guest would not have asked for this if it had had a credit.
-    #[must_use]
-    pub fn were_missing(vm: &Vm, gfn: Gfn, access: Access) -> bool {
+    pub(super) fn were_missing(vm: &Vm, gfn: Gfn, access: Access) -> bool {
         if vm.table.claims().is_none() || !vm.table.contains(gfn) {
             return false;
         }
@@ -64,7 +62,7 @@ impl Credits {
     }
 
     /// Gives the guest what it needs, more than before if that was used up.
-    pub fn top_up(&mut self, vm: &Vm, now: Instant) {
+    pub(super) fn top_up(&mut self, vm: &Vm, now: Instant) {
         vm.settle_done();
         let used = used(vm);
         if let Some(claims) = vm.table.claims()
@@ -84,8 +82,7 @@ impl Credits {
     }
 
     /// How long it may take until [`look`](Self::look) is due; `None` for a guest that asks for everything.
-    #[must_use]
-    pub fn due(&self, vm: &Vm, now: Instant) -> Option<Duration> {
+    pub(super) fn due(&self, vm: &Vm, now: Instant) -> Option<Duration> {
         let claims = vm.table.claims()?;
         // Who holds nothing is looked at for what it may have made itself.
         let later = if claims.held() > 0 {
@@ -98,7 +95,7 @@ impl Credits {
 
     /// Takes back what was not used since the last look, if one is due, and everything at once where
     /// memory is short or the VM must wait.
-    pub fn look(&mut self, vm: &Vm, now: Instant) {
+    pub(super) fn look(&mut self, vm: &Vm, now: Instant) {
         if vm.table.claims().is_none() {
             return;
         }

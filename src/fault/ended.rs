@@ -8,6 +8,8 @@ use thiserror::Error;
 
 use super::resolve::FaultError;
 use crate::engine::EngineError;
+use crate::units::Gfn;
+use crate::vm::Vm;
 
 /// Why a VM ended.
 #[derive(Debug, Error)]
@@ -39,16 +41,26 @@ pub enum Ended {
     },
 }
 
-impl From<FaultError> for Ended {
-    fn from(error: FaultError) -> Self {
-        match error {
-            // It died between asking and being answered.
-            FaultError::Engine {
-                source: EngineError::Gone,
-                ..
-            } => Self::GuestGone,
-            error => Self::Fault(error),
+impl Ended {
+    /// A fault of `vm` on `gfn` failed for good.
+    pub(super) fn of_fault(vm: &Vm, gfn: Gfn, error: FaultError) -> Self {
+        // It died between asking and being answered.
+        if let FaultError::Engine {
+            source: EngineError::Gone,
+            ..
+        } = error
+        {
+            return Self::GuestGone;
         }
+        let homes = vm.table.history().of(gfn);
+        tracing::error!(vm = %vm.params.name, "a page cannot be served; {homes}");
+        Self::Fault(error)
+    }
+
+    /// The guest could not change a mapping, and says why.
+    pub(super) fn mapping(errno: u32) -> Self {
+        let errno = i32::try_from(errno).unwrap_or(libc::EIO);
+        Self::Mapping(io::Error::from_raw_os_error(errno))
     }
 }
 

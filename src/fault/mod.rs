@@ -30,19 +30,18 @@
 
 mod ahead;
 mod attach;
+mod core;
 mod credits;
 mod ended;
+mod give;
 mod near;
-mod open;
 mod resolve;
 mod thread;
 mod waiting;
 mod watch;
 
-#[cfg(test)]
-pub(crate) use ahead::Ahead;
+pub use self::core::{Action, Core, Driver, Event};
 pub use attach::Attacher;
-pub use credits::Credits;
 pub use ended::Ended;
 pub use resolve::{Access, FaultError, Outcome, Pending, complete, resolve};
 pub use thread::{FaultThread, Faulter};

@@ -2,13 +2,13 @@
 
 use thiserror::Error;
 
-use super::open::ask_open;
+use super::give::give;
 use crate::compress::ZipError;
-use crate::engine::{Content, EngineError, EngineKind, Provided, Reply};
-use crate::page::{Home, KeptPage, PageGuard, Urgency};
+use crate::engine::{EngineError, EngineKind, Reply};
+use crate::page::{Entry, Home, KeptPage, PageGuard};
 use crate::swap::SwapError;
-use crate::units::{FrameId, Gfn, GfnRun, PageBuf};
-use crate::vm::{Counter, Unlocked, Vm};
+use crate::units::{FrameId, Gfn, GfnRun, SlotId};
+use crate::vm::{Unlocked, Vm};
 
 /// What the guest tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,7 +25,10 @@ pub enum Access {
 #[derive(Debug)]
 pub enum Outcome {
     /// The guest can access the page.
-    Served,
+    Served {
+        /// So many pages behind it were given with it.
+        behind: u32,
+    },
     /// The faulting thread must do this and confirm it.
     Ask(Reply, Pending),
     /// The page is being moved; its unlock calls the fault thread.
@@ -44,10 +47,26 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// How many of its pages are behind `gfn`.
+    /// Pages that the faulting thread has been told to map or to open.
+    pub(super) fn of(pages: impl Iterator<Item = KeptPage>) -> Self {
+        Self {
+            pages: pages.collect(),
+            revealed: false,
+        }
+    }
+}
+
+impl Outcome {
+    /// How many pages behind `gfn`, the page of the fault, came with it.
     pub(super) fn behind(&self, gfn: Gfn) -> u32 {
-        let last = self.pages.last().map_or(gfn, KeptPage::gfn);
-        last.0.saturating_sub(gfn.0)
+        match self {
+            Self::Served { behind } => *behind,
+            Self::Ask(_, pending) => {
+                let last = pending.pages.last().map_or(gfn, KeptPage::gfn);
+                last.0.saturating_sub(gfn.0)
+            }
+            Self::Busy | Self::Starved => 0,
+        }
     }
 }
 
@@ -92,25 +111,12 @@ pub enum FaultError {
     },
 }
 
-/// Serves a fault, or says what it waits for. Never blocks, except to read the swap file.
+/// Serves a fault, or says what it waits for; up to `ahead` pages behind one that is not there come with it. Never
+/// blocks, except to read the swap file.
 ///
 /// # Errors
 /// [`FaultError`]: the guest cannot go on.
-pub fn resolve(vm: &Vm, gfn: Gfn, access: Access) -> Result<Outcome, FaultError> {
-    resolve_row(vm, gfn, access, 0)
-}
-
-/// As [`resolve`]; where the faulting thread has to open the page, it opens up to `behind` pages behind it
-/// too, as far as they are in the same home.
-///
-/// # Errors
-/// As [`resolve`].
-pub(super) fn resolve_row(
-    vm: &Vm,
-    gfn: Gfn,
-    access: Access,
-    behind: u32,
-) -> Result<Outcome, FaultError> {
+pub fn resolve(vm: &Vm, gfn: Gfn, access: Access, ahead: u32) -> Result<Outcome, FaultError> {
     if !vm.table.contains(gfn) {
         return Err(FaultError::Outside {
             gfn,
@@ -121,10 +127,7 @@ pub(super) fn resolve_row(
         match vm.lock(gfn) {
             Ok(page) => break page,
             // Tried again, the access finds the page there or waits for the thread that brings it.
-            Err(Unlocked::Claimed) => {
-                vm.engine.wake(GfnRun::single(gfn));
-                return Ok(Outcome::Served);
-            }
+            Err(Unlocked::Claimed) => return Ok(retry(vm, gfn)),
             Err(Unlocked::Busy) if vm.table.park(gfn) => return Ok(Outcome::Busy),
             // It was unlocked in between.
             Err(Unlocked::Busy) => {}
@@ -137,18 +140,19 @@ pub(super) fn resolve_row(
             Ok(ask_reveal(page))
         }
         // It was mapped since, or is to be asked for over a channel: either way, tried again.
-        Home::Shared(_) => {
-            vm.engine.wake(GfnRun::single(gfn));
-            Ok(Outcome::Served)
-        }
+        Home::Shared(_) => Ok(retry(vm, gfn)),
         // Another thread's fault brought it.
-        Home::Resident if page.entry().is_open() => Ok(Outcome::Served),
-        home => match give_touched(vm, page)? {
-            Given::Ready(_, Provided::Done) => Ok(Outcome::Served),
-            Given::Ready(page, Provided::Ask(_)) => ask_open(vm, page, home, behind),
-            Given::Starved => Ok(Outcome::Starved),
-        },
+        Home::Resident if page.entry().is_open() => Ok(Outcome::Served { behind: 0 }),
+        _ if vm.engine.kind() == EngineKind::Mprotect && vm.vmas.is_exceeded(&vm.table) => {
+            give_block(vm, page)
+        }
+        home => give_row(vm, page, home, ahead),
     }
+}
+
+fn retry(vm: &Vm, gfn: Gfn) -> Outcome {
+    vm.engine.wake(GfnRun::single(gfn));
+    Outcome::Served { behind: 0 }
 }
 
 /// Counts the access to a sampled page.
@@ -159,137 +163,56 @@ pub(super) fn note_touch(vm: &Vm, page: &PageGuard<'_>) {
     }
 }
 
-fn give_touched<'a>(vm: &'a Vm, page: PageGuard<'a>) -> Result<Given<'a>, FaultError> {
-    let given = give(vm, page)?;
-    if let Given::Ready(page, _) = &given {
-        note_touch(vm, page);
-    }
-    Ok(given)
+/// Up to `count` pages from `start` on, as far as there are so many.
+fn run_from(vm: &Vm, start: Gfn, count: u32) -> GfnRun {
+    GfnRun::new(start, count.min(vm.table.pages() - start.0))
 }
 
-/// What became of a page that the guest needs.
-pub(super) enum Given<'a> {
-    /// It is resident; what is left to do.
-    Ready(PageGuard<'a>, Provided),
-    /// There is no memory for it now.
-    Starved,
-}
-
-/// Makes a page resident that is not shared.
-pub(super) fn give<'a>(vm: &'a Vm, page: PageGuard<'a>) -> Result<Given<'a>, FaultError> {
-    let stats = &vm.stats;
-    match page.home() {
-        // It was frozen, and the move was given up.
-        Home::Resident | Home::Shared(_) => {
-            let provided = provide(vm, &page, Content::Present)?;
-            Ok(Given::Ready(page, provided))
+/// Gives a page and up to `ahead` pages behind it that are like it. Swapped ones must lie side by side, so that they cost
+/// no further read.
+fn give_row(vm: &Vm, page: PageGuard<'_>, home: Home, ahead: u32) -> Result<Outcome, FaultError> {
+    let start = page.gfn();
+    let is_alike = |gfn: Gfn, entry: Entry| match (home, entry.home()) {
+        (Home::Swapped(first), Home::Swapped(slot)) => {
+            slot == SlotId(first.0.wrapping_add(gfn.0 - start.0))
         }
-        Home::Untouched | Home::Zero => fill(vm, page, Urgency::Touch, &stats.first_touch, |_| {
-            Ok(Content::Zero)
-        }),
-        // The guest's agent does not know its own pages any more, which its session will tell it.
-        Home::Ballooned => fill(vm, page, Urgency::Touch, &stats.pops, |_| Ok(Content::Zero)),
-        Home::Compressed(slot) => {
-            let gfn = page.gfn();
-            fill(vm, page, Urgency::Refill, &stats.refill_zip, |content| {
-                let loaded = vm.zip.lock().load(slot, content);
-                loaded.map_err(|source| FaultError::Zip { gfn, source })?;
-                Ok(Content::Bytes(content))
-            })
-        }
-        Home::Swapped(slot) => {
-            let gfn = page.gfn();
-            fill(vm, page, Urgency::Refill, &stats.refill_swap, |content| {
-                let read = vm.swap.read(slot, content);
-                read.map_err(|source| FaultError::Swap { gfn, source })?;
-                Ok(Content::Bytes(content))
-            })
-        }
-    }
-}
-
-/// Takes a page of memory, fills it with what `load` brings, and releases the old home.
-pub(super) fn fill<'a>(
-    vm: &'a Vm,
-    page: PageGuard<'a>,
-    urgency: Urgency,
-    counter: &Counter,
-    load: impl FnOnce(&mut PageBuf) -> Result<Content<'_>, FaultError>,
-) -> Result<Given<'a>, FaultError> {
-    if !vm.charge(urgency) {
-        return Ok(Given::Starved);
-    }
-    let mut buffer = PageBuf::zeroed();
-    match load(&mut buffer).and_then(|content| provide(vm, &page, content)) {
-        Ok(provided) => {
-            let old = page.home();
-            page.set_home(Home::Resident);
-            if matches!(old, Home::Compressed(_) | Home::Swapped(_)) {
-                page.set_refilled();
-            }
-            vm.release(old);
-            counter.one();
-            Ok(Given::Ready(page, provided))
-        }
-        Err(error) => {
-            vm.budget.give(1);
-            Err(error)
-        }
-    }
-}
-
-/// Gives the guest a copy of its own of a page that it shares. The page keeps its home until the
-/// guest has mapped the copy: until then it still reads the frame.
-fn break_shared(vm: &Vm, page: PageGuard<'_>, frame: FrameId) -> Result<Outcome, FaultError> {
-    let mut pages = vec![page];
-    if vm.vmas.is_exceeded(&vm.table) {
-        extend_to_end_of_run(vm, &mut pages, frame);
-    }
-    let mut content = PageBuf::zeroed();
-    let mut kept = Vec::with_capacity(pages.len());
-    for page in pages {
-        let Home::Shared(frame) = page.home() else {
-            continue;
-        };
-        if !vm.charge(Urgency::Refill) {
-            break;
-        }
-        vm.pool().read(frame, &mut content);
-        if let Err(source) = vm.engine.write_back(page.gfn(), &content) {
-            vm.budget.give(1);
-            let error = FaultError::Engine {
-                gfn: page.gfn(),
-                source,
-            };
-            return if kept.is_empty() {
-                Err(error)
-            } else {
-                Ok(ask_private(vm, kept))
-            };
-        }
-        kept.push(page.keep());
-    }
-    if kept.is_empty() {
-        Ok(Outcome::Starved)
-    } else {
-        Ok(ask_private(vm, kept))
-    }
-}
-
-fn ask_private(vm: &Vm, kept: Vec<KeptPage>) -> Outcome {
-    vm.vmas.note(1);
-    ask(Reply::Private, kept)
-}
-
-/// Neighbouring pages, in order, that stay locked until the faulting thread has remapped them.
-pub(super) fn ask(reply: impl FnOnce(GfnRun) -> Reply, kept: Vec<KeptPage>) -> Outcome {
-    let count = u32::try_from(kept.len()).unwrap_or(u32::MAX);
-    let start = kept.first().map_or(Gfn(0), KeptPage::gfn);
-    let pending = Pending {
-        pages: kept,
-        revealed: false,
+        // One that is open needs nothing.
+        (home, other) => home.kind() == other.kind() && !entry.is_open(),
     };
-    Outcome::Ask(reply(GfnRun::new(start, count)), pending)
+    let range = run_from(vm, start, ahead.saturating_add(1));
+    give(vm, page, range, &is_alike)
+}
+
+/// Pages that are opened together near the limit of VMAs, aligned: 64 KiB.
+const BLOCK: u32 = 16;
+
+/// Without userfaultfd each boundary between open and closed pages is a VMA, and a guest that touches
+/// single pages all over its RAM would run out of them. Near the limit its faults bring whole blocks.
+fn give_block(vm: &Vm, page: PageGuard<'_>) -> Result<Outcome, FaultError> {
+    let block = run_from(vm, Gfn(page.gfn().0 / BLOCK * BLOCK), BLOCK);
+    let is_ram = |_, entry: Entry| !matches!(entry.home(), Home::Shared(_) | Home::Ballooned);
+    give(vm, page, block, &is_ram)
+}
+
+/// The longest end of a run that is broken at once, 128 KiB.
+const MAX_BREAK: u32 = 32;
+
+/// Gives a page that the guest wrote a copy of its own.
+///
+/// Near the limit of VMAs, a page broken out of the middle of a run would cost two more. Breaking
+/// everything behind it too costs none. A longer rest is left: then the split is worth it.
+fn break_shared(vm: &Vm, page: PageGuard<'_>, frame: FrameId) -> Result<Outcome, FaultError> {
+    let start = page.gfn();
+    let continues = |gfn: Gfn, entry: Entry| {
+        entry.home() == Home::Shared(FrameId(frame.0.wrapping_add(gfn.0 - start.0)))
+    };
+    let first_left = start
+        .checked_add(MAX_BREAK)
+        .filter(|gfn| vm.table.contains(*gfn));
+    let is_longer = || first_left.is_some_and(|gfn| continues(gfn, vm.table.entry(gfn)));
+    let is_taken = vm.vmas.is_exceeded(&vm.table) && !is_longer();
+    let count = if is_taken { MAX_BREAK } else { 1 };
+    give(vm, page, run_from(vm, start, count), &continues)
 }
 
 /// Has the faulting thread open a frame that it may not even read.
@@ -300,43 +223,6 @@ fn ask_reveal(page: PageGuard<'_>) -> Outcome {
         revealed: true,
     };
     Outcome::Ask(Reply::Reveal(run), pending)
-}
-
-/// The longest end of a run that is broken at once, 128 KiB.
-const MAX_BREAK: u32 = 32;
-
-/// Near the limit of VMAs, a page broken out of the middle of a run would cost two more. Breaking
-/// everything behind it too costs none. A longer rest is left: then the split is worth it.
-fn extend_to_end_of_run<'a>(vm: &'a Vm, pages: &mut Vec<PageGuard<'a>>, frame: FrameId) {
-    let Some(first) = pages.first().map(PageGuard::gfn) else {
-        return;
-    };
-    let continues = |step: u32| {
-        let gfn = first
-            .checked_add(step)
-            .filter(|gfn| vm.table.contains(*gfn))?;
-        let next = Home::Shared(FrameId(frame.0.checked_add(step)?));
-        (vm.table.entry(gfn).home() == next).then_some(gfn)
-    };
-    if continues(MAX_BREAK).is_some() {
-        return;
-    }
-    for step in 1..MAX_BREAK {
-        let Some(page) = continues(step).and_then(|gfn| vm.try_lock(gfn)) else {
-            return;
-        };
-        if page.home() != Home::Shared(FrameId(frame.0 + step)) {
-            return;
-        }
-        pages.push(page);
-    }
-}
-
-fn provide(vm: &Vm, page: &PageGuard<'_>, content: Content<'_>) -> Result<Provided, FaultError> {
-    let gfn = page.gfn();
-    vm.engine
-        .provide(gfn, content)
-        .map_err(|source| FaultError::Engine { gfn, source })
 }
 
 /// The faulting thread has confirmed its mapping (or is gone): the pages are resident and open, and

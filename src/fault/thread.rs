@@ -1,41 +1,24 @@
-//! The fault thread of one VM: reads faults, serves or parks them, and notices when the guest ends.
+//! The fault thread of one VM: the driver of its fault path ([`Core`]). It reads faults and the clock, sends answers, and
+//! notices when the guest ends.
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use memvisor_guest_agent::protocol::memory::{FAULT_BYTES, Fault, MAX_REPORT};
+use memvisor_guest_agent::protocol::memory::{FAULT_BYTES, Fault};
 use memvisor_guest_agent::shim::{Received, SeqPacket};
 use nix::sys::epoll::EpollTimeout;
 
-use super::ahead::Ahead;
-use super::attach::{Attacher, Attaching};
-use super::credits::Credits;
+use super::ahead::MOST;
+use super::attach::Attacher;
+use super::core::{Action, Core, Driver, Event};
 use super::ended::Ended;
 use super::near::Near;
-use super::resolve::{Access, Outcome, Pending, complete};
-use super::waiting::{Asker, Waiter, Waiting};
-use super::watch::{Event, Watch};
+use super::watch::{Wakeup, Watch};
 use crate::engine::{Link, Reply};
-use crate::page::Claims;
 use crate::sys::{Uffd, UserFault};
-use crate::units::{Gfn, GfnRun, PAGE_SIZE};
+use crate::units::{Gfn, PAGE_SIZE};
 use crate::vm::Vm;
-
-/// While faults wait for memory, how often to look without being called, in case a policy change
-/// went unnoticed; and after how long, and how often, to say so.
-const STARVED_LOOK_MS: u16 = 200;
-const STARVED_WARNING: Duration = Duration::from_secs(5);
-
-/// What a channel is in the middle of.
-#[derive(Debug)]
-enum Channel {
-    Idle,
-    /// Its fault is parked.
-    Waiting,
-    /// Its thread has been told to change a mapping.
-    Confirming(Pending),
-}
 
 /// The guest's process, as far as faults come from it.
 #[derive(Debug)]
@@ -53,18 +36,63 @@ pub struct Faulter {
 /// See the module text.
 #[derive(Debug)]
 pub struct FaultThread {
+    core: Core,
+    near: Near,
+    watch: Watch,
+    uffd: Option<Arc<Uffd>>,
+    base: u64,
+    guest: Guest,
+}
+
+/// How the guest is answered.
+#[derive(Debug)]
+struct Guest {
     vm: Arc<Vm>,
+    sockets: Vec<SeqPacket>,
     /// Kept open as long as the epoll watches it.
     _link: Arc<Link>,
-    guest: Faulter,
-    channels: Vec<Channel>,
-    waiting: Waiting,
-    ahead: Ahead,
-    credits: Credits,
-    near: Near,
-    attaching: Attaching,
-    watch: Watch,
-    warned: Instant,
+}
+
+impl Guest {
+    /// The socket is closed: by the guest's death, or by us because somebody asked for it.
+    fn hung_up(&self) -> Ended {
+        self.vm.end_reason().map_or(Ended::GuestGone, Ended::Asked)
+    }
+
+    /// Never waits: a shim that asks and does not read must not be able to hold this thread.
+    fn send(&self, channel: usize, message: &[u8]) -> Result<(), Ended> {
+        self.sockets[channel]
+            .try_send(message)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => {
+                    Ended::Protocol("answers on a fault channel are not read".to_owned())
+                }
+                _ => self.hung_up(),
+            })
+    }
+}
+
+impl Driver for Guest {
+    fn act(&mut self, action: Action) -> Result<(), Ended> {
+        match action {
+            Action::Woken { since } => {
+                self.vm.note_latency(since.elapsed());
+                Ok(())
+            }
+            Action::Answer {
+                channel,
+                reply,
+                since,
+            } => {
+                self.vm.note_latency(since.elapsed());
+                self.send(channel, &reply.encode())
+            }
+            Action::Attached { channel, count } => {
+                self.send(channel, &Reply::Attached(count).encode())
+            }
+            Action::History { channel, text } => self.send(channel, text.as_bytes()),
+        }
+    }
 }
 
 impl FaultThread {
@@ -75,26 +103,27 @@ impl FaultThread {
     pub fn new(
         vm: Arc<Vm>,
         link: Arc<Link>,
-        guest: Faulter,
+        faulter: Faulter,
         attacher: Box<dyn Attacher>,
     ) -> Result<Self, Ended> {
-        let Faulter { uffd, sockets, .. } = &guest;
-        let watch = Watch::new(vm.parking.bell(), &link, uffd.as_deref(), sockets)?;
-        let channels = sockets.iter().map(|_| Channel::Idle).collect();
-        let waiting = Waiting::default();
+        let Faulter {
+            pid,
+            base,
+            uffd,
+            sockets,
+        } = faulter;
         let now = Instant::now();
         Ok(Self {
-            vm,
-            _link: link,
-            channels,
-            waiting,
-            ahead: Ahead::default(),
-            credits: Credits::new(now),
-            near: Near::new(guest.pid, now),
-            attaching: Attaching::new(attacher),
-            watch,
-            warned: now,
-            guest,
+            watch: Watch::new(vm.parking.bell(), &link, uffd.as_deref(), &sockets)?,
+            core: Core::new(Arc::clone(&vm), sockets.len(), attacher, MOST, now),
+            near: Near::new(pid, now),
+            uffd,
+            base,
+            guest: Guest {
+                vm,
+                sockets,
+                _link: link,
+            },
         })
     }
 
@@ -105,56 +134,42 @@ impl FaultThread {
                 break ended;
             }
         };
-        // The guest will not confirm any more; what it was told counts as done, so that every page
-        // has one home when the VM is torn down.
-        for channel in std::mem::take(&mut self.channels) {
-            if let Channel::Confirming(pending) = channel {
-                complete(&self.vm, pending);
-            }
-        }
+        self.core.end();
         ended
     }
 
     fn turn(&mut self) -> Result<(), Ended> {
-        for event in self.watch.wait(self.timeout())? {
-            match event {
-                Event::Bell => self.vm.parking.answer(),
-                Event::HangUp => return Err(self.hung_up()),
-                Event::Faults => self.read_uffd()?,
-                Event::Message(channel) => self.read_channel(channel)?,
+        for wakeup in self.watch.wait(self.timeout())? {
+            match wakeup {
+                Wakeup::Bell => {
+                    self.guest.vm.parking.answer();
+                    self.handle(Event::Bell, Instant::now())?;
+                }
+                Wakeup::HangUp => return Err(self.guest.hung_up()),
+                Wakeup::Faults => self.read_uffd()?,
+                Wakeup::Message(channel) => self.read_channel(channel)?,
             }
         }
         let now = Instant::now();
-        self.credits.look(&self.vm, now);
         self.near.rest(now);
-        if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
-            return Err(Ended::Protocol(lie.to_owned()));
-        }
-        if let Some((index, count)) = self.attaching.answered() {
-            self.tell_attached(index, count)?;
-        }
-        self.retry()
+        self.core.tick(now, &mut self.guest)
+    }
+
+    fn handle(&mut self, event: Event, now: Instant) -> Result<(), Ended> {
+        self.core.handle(event, now, &mut self.guest)
     }
 
     fn timeout(&self) -> EpollTimeout {
-        if self.waiting.starved().is_some() {
-            return EpollTimeout::from(STARVED_LOOK_MS);
-        }
         let now = Instant::now();
-        let dues = [self.credits.due(&self.vm, now), self.near.due(now)];
-        let due = dues.into_iter().flatten().min();
+        let due = [self.core.due(now), self.near.due(now)];
+        let due = due.into_iter().flatten().min();
         // Rounded up, or the last millisecond would be spent in a loop.
         let millis = due.map(|due| u16::try_from(due.as_millis() + 1).unwrap_or(u16::MAX));
         millis.map_or(EpollTimeout::NONE, EpollTimeout::from)
     }
 
-    /// The socket is closed: by the guest's death, or by us because somebody asked for it.
-    fn hung_up(&self) -> Ended {
-        self.vm.end_reason().map_or(Ended::GuestGone, Ended::Asked)
-    }
-
     fn read_uffd(&mut self) -> Result<(), Ended> {
-        let Some(uffd) = self.guest.uffd.clone() else {
+        let Some(uffd) = self.uffd.clone() else {
             return Ok(());
         };
         let mut faults = Vec::new();
@@ -162,23 +177,18 @@ impl FaultThread {
         uffd.read_faults(&mut faults)
             .map_err(|source| Ended::Kernel { what, source })?;
         for UserFault { address, thread } in faults {
-            let page = address.wrapping_sub(self.guest.base) / PAGE_SIZE as u64;
+            let page = address.wrapping_sub(self.base) / PAGE_SIZE as u64;
             let gfn = Gfn(u32::try_from(page).unwrap_or(u32::MAX));
             let since = Instant::now();
-            self.serve(Waiter {
-                gfn,
-                access: Access::Any,
-                asker: Asker::Uffd,
-                since,
-            })?;
+            self.handle(Event::Userfault(gfn), since)?;
             // Only now: the thread that faulted runs meanwhile.
             self.near.note(thread, since);
         }
         Ok(())
     }
 
-    fn read_channel(&mut self, index: usize) -> Result<(), Ended> {
-        let Some(socket) = self.guest.sockets.get(index) else {
+    fn read_channel(&mut self, channel: usize) -> Result<(), Ended> {
+        let Some(socket) = self.guest.sockets.get(channel) else {
             return Ok(());
         };
         let mut bytes = [0; FAULT_BYTES];
@@ -196,190 +206,17 @@ impl FaultThread {
                 let error = format!("{len} bytes on a fault channel, {FAULT_BYTES} are allowed");
                 return Err(Ended::Protocol(error));
             }
-            Ok(Some(Received::Closed)) | Err(_) => return Err(self.hung_up()),
+            Ok(Some(Received::Closed)) | Err(_) => return Err(self.guest.hung_up()),
         };
         let since = Instant::now();
         let (fault, thread) = Fault::decode(&bytes[..len])?;
-        let (gfn, access) = match fault {
-            Fault::Done(errno) => return self.confirmed(index, errno),
-            Fault::History(gfn) => return self.tell_history(index, gfn),
-            Fault::Credits => {
-                self.credits.top_up(&self.vm, Instant::now());
-                return Ok(());
-            }
-            Fault::Attach { pages, source } => return self.attach(index, pages, source),
-            Fault::Read(gfn) => (gfn, Access::Read),
-            Fault::Write(gfn) => (gfn, Access::Write),
-        };
-        self.begin(index)?;
-        self.serve(Waiter {
-            gfn,
-            access,
-            asker: Asker::Channel(index),
-            since,
-        })?;
+        self.handle(Event::Message(channel, fault), since)?;
         // A guest that serves itself runs while what it did is noted: that is better done elsewhere.
-        if self.vm.table.claims().is_none() {
+        if matches!(fault, Fault::Read(_) | Fault::Write(_))
+            && self.guest.vm.table.claims().is_none()
+        {
             self.near.note(thread, since);
         }
         Ok(())
-    }
-
-    /// What came over a channel is to be answered.
-    fn begin(&mut self, index: usize) -> Result<(), Ended> {
-        if !matches!(self.channels.get(index), Some(Channel::Idle)) {
-            let error = "a second fault on a channel before the first was answered";
-            return Err(Ended::Protocol(error.to_owned()));
-        }
-        self.channels[index] = Channel::Waiting;
-        Ok(())
-    }
-
-    fn attach(&mut self, index: usize, pages: GfnRun, source: Gfn) -> Result<(), Ended> {
-        self.begin(index)?;
-        match self.attaching.begin(&self.vm, index, pages, source)? {
-            true => Ok(()),
-            false => self.tell_attached(index, 0),
-        }
-    }
-
-    fn tell_attached(&mut self, index: usize, count: u32) -> Result<(), Ended> {
-        self.channels[index] = Channel::Idle;
-        self.send(index, &Reply::Attached(count).encode())
-    }
-
-    fn confirmed(&mut self, index: usize, errno: u32) -> Result<(), Ended> {
-        match std::mem::replace(&mut self.channels[index], Channel::Idle) {
-            Channel::Confirming(pending) => complete(&self.vm, pending),
-            other => {
-                return Err(Ended::Protocol(format!(
-                    "DONE on a channel that is {other:?}"
-                )));
-            }
-        }
-        match i32::try_from(errno) {
-            Ok(0) => Ok(()),
-            errno => Err(Ended::Mapping(io::Error::from_raw_os_error(
-                errno.unwrap_or(libc::EIO),
-            ))),
-        }
-    }
-
-    fn tell_history(&self, index: usize, gfn: Gfn) -> Result<(), Ended> {
-        let mut text = self.vm.table.history().of(gfn);
-        text.truncate(MAX_REPORT);
-        tracing::error!(vm = %self.vm.params.name, %gfn, "the guest found wrong bytes; {text}");
-        self.send(index, text.as_bytes())
-    }
-
-    /// Never waits: a shim that asks and does not read must not be able to hold this thread.
-    fn send(&self, index: usize, message: &[u8]) -> Result<(), Ended> {
-        self.guest.sockets[index]
-            .try_send(message)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock => {
-                    Ended::Protocol("answers on a fault channel are not read".to_owned())
-                }
-                _ => self.hung_up(),
-            })
-    }
-
-    fn serve(&mut self, waiter: Waiter) -> Result<(), Ended> {
-        let were_missing = Credits::were_missing(&self.vm, waiter.gfn, waiter.access);
-        let outcome = self
-            .ahead
-            .resolve(&self.vm, waiter.gfn, waiter.access)
-            .map_err(Ended::from);
-        if let Err(Ended::Fault(_)) = &outcome {
-            let homes = self.vm.table.history().of(waiter.gfn);
-            tracing::error!(vm = %self.vm.params.name, "a page cannot be served; {homes}");
-        }
-        match outcome? {
-            Outcome::Served => {
-                self.vm.note_latency(waiter.since.elapsed());
-                self.answer(waiter, Reply::Retry, Channel::Idle)?;
-            }
-            Outcome::Ask(reply, pending) => {
-                self.vm.note_latency(waiter.since.elapsed());
-                self.answer(waiter, reply, Channel::Confirming(pending))?;
-            }
-            Outcome::Busy => {
-                self.vm.stats.parked.one();
-                self.waiting.park_busy(waiter);
-                return Ok(());
-            }
-            Outcome::Starved => {
-                self.park_starved(waiter);
-                return Ok(());
-            }
-        }
-        // Only now: the thread that asked runs meanwhile.
-        if were_missing {
-            self.credits.top_up(&self.vm, Instant::now());
-        }
-        Ok(())
-    }
-
-    fn answer(&mut self, waiter: Waiter, reply: Reply, next: Channel) -> Result<(), Ended> {
-        match waiter.asker {
-            Asker::Channel(index) => {
-                self.channels[index] = next;
-                self.send(index, &reply.encode())
-            }
-            // The kernel was answered by providing the page.
-            Asker::Uffd => match next {
-                Channel::Confirming(pending) => {
-                    complete(&self.vm, pending);
-                    Err(Ended::Protocol(
-                        "a userfault on a page without userfaultfd".to_owned(),
-                    ))
-                }
-                Channel::Idle | Channel::Waiting => Ok(()),
-            },
-        }
-    }
-
-    fn park_starved(&mut self, waiter: Waiter) {
-        self.vm.take_back_credits();
-        self.waiting.park_starved(waiter);
-        if !self.vm.parking.is_starved() {
-            self.vm.stats.starved.one();
-            self.vm.budget.starve(&self.vm.parking, true);
-            // Memory may have come free before we said that we wait for some: look once more.
-            self.vm.parking.ring();
-        }
-    }
-
-    /// Serves again what was parked and may go on now.
-    fn retry(&mut self) -> Result<(), Ended> {
-        while let Some(gfn) = self.vm.parking.pop() {
-            for waiter in self.waiting.unlocked(gfn) {
-                self.serve(waiter)?;
-            }
-        }
-        for waiter in self.waiting.take_starved() {
-            self.serve(waiter)?;
-        }
-        match self.waiting.starved() {
-            None => self.vm.budget.starve(&self.vm.parking, false),
-            Some((count, since)) => self.warn_starved(count, since),
-        }
-        Ok(())
-    }
-
-    fn warn_starved(&mut self, count: usize, since: Instant) {
-        if since.elapsed() < STARVED_WARNING || self.warned.elapsed() < STARVED_WARNING {
-            return;
-        }
-        self.warned = Instant::now();
-        tracing::warn!(
-            vm = %self.vm.params.name,
-            faults = count,
-            waited_s = since.elapsed().as_secs(),
-            free_pages = self.vm.budget.free().0,
-            blocked = self.vm.orders.is_blocked(),
-            swap_failing = self.vm.is_swap_failing(),
-            "guest threads wait for memory"
-        );
     }
 }

@@ -20,7 +20,7 @@ const EVENTS: usize = 32;
 
 /// What there is to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Event {
+pub(super) enum Wakeup {
     /// The bell of the VM was rung.
     Bell,
     /// The socket of the memory thread is closed.
@@ -67,7 +67,7 @@ impl Watch {
     pub(super) fn wait(
         &self,
         timeout: EpollTimeout,
-    ) -> Result<impl Iterator<Item = Event> + use<>, Ended> {
+    ) -> Result<impl Iterator<Item = Wakeup> + use<>, Ended> {
         let mut events = [EpollEvent::empty(); EVENTS];
         let count = match self.0.wait(&mut events, timeout) {
             Ok(count) => count,
@@ -77,15 +77,15 @@ impl Watch {
         Ok(events
             .into_iter()
             .take(count)
-            .map(|event| event_of(event.data())))
+            .map(|event| wakeup_of(event.data())))
     }
 }
 
-fn event_of(token: u64) -> Event {
+fn wakeup_of(token: u64) -> Wakeup {
     match token {
-        BELL => Event::Bell,
-        LINK => Event::HangUp,
-        UFFD => Event::Faults,
-        token => Event::Message(usize::try_from(token - FIRST_CHANNEL).unwrap_or(usize::MAX)),
+        BELL => Wakeup::Bell,
+        LINK => Wakeup::HangUp,
+        UFFD => Wakeup::Faults,
+        token => Wakeup::Message(usize::try_from(token - FIRST_CHANNEL).unwrap_or(usize::MAX)),
     }
 }

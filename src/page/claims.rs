@@ -63,12 +63,13 @@ impl Claims {
         }
     }
 
-    /// Whether a page of this home may be offered. A sampled frame is closed, and its next access is
-    /// to be counted.
+    /// What may be offered of a page at this home. The next access to a sampled page is to be counted: it is for
+    /// the daemon to see.
     pub(super) const fn offer_of(home: Home, is_sampled: bool) -> State {
         match home {
+            _ if is_sampled => State::None,
             Home::Compressed(_) => State::Zip,
-            Home::Shared(_) if !is_sampled => State::Frame,
+            Home::Shared(_) => State::Frame,
             _ => State::None,
         }
     }

@@ -30,6 +30,7 @@ fn host_and_guest(kind: EngineKind, vma_budget: u32) -> (Host, Guest) {
         vma_budget,
         threads: 1,
         inline: false,
+        ahead: 0,
     };
     let guest = host.power_on(VmId(1), spec).expect("there is memory");
     (host, guest)
@@ -98,7 +99,7 @@ fn damaged_swap_slot_ends_the_guest_and_loses_nothing_else() {
         };
         guest.disk.damage(slot);
         let used = host.budget.used();
-        let error = resolve(&guest.vm, Gfn(3), Access::Any).expect_err("damaged");
+        let error = resolve(&guest.vm, Gfn(3), Access::Any, 0).expect_err("damaged");
         let FaultError::Swap {
             gfn: Gfn(3),
             source,
@@ -128,7 +129,7 @@ fn damaged_zip_slot_ends_the_guest_and_loses_nothing_else() {
         };
         guest.vm.zip.lock().damage(slot);
         let used = host.budget.used();
-        let error = resolve(&guest.vm, Gfn(3), Access::Any).expect_err("damaged");
+        let error = resolve(&guest.vm, Gfn(3), Access::Any, 0).expect_err("damaged");
         let FaultError::Zip {
             gfn: Gfn(3),
             source,
@@ -360,7 +361,7 @@ fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
         assert_eq!(guest.evict(64), 1);
         let taken = host.budget.free().0 - RESERVE;
         assert!(host.budget.take(taken, Urgency::Touch));
-        let touched = resolve(&guest.vm, Gfn(1), Access::Any).expect("not its fault");
+        let touched = resolve(&guest.vm, Gfn(1), Access::Any, 0).expect("not its fault");
         assert!(matches!(touched, Outcome::Starved));
         guest.read(0);
         assert_eq!(guest.home(0), Home::Resident);
@@ -429,6 +430,7 @@ fn broken_by_one_write(kind: EngineKind, count: u32, exceeded: bool) -> u64 {
             vma_budget: 1000,
             threads: 1,
             inline: false,
+            ahead: 0,
         },
     );
     let mut other = other.expect("there is memory");
@@ -478,7 +480,7 @@ fn break_without_memory_for_the_whole_run_breaks_what_it_can() {
     assert_eq!(guest.share(&host), 8);
     let taken = host.budget.free().0 - RESERVE / 2;
     assert!(host.budget.take(taken, Urgency::Refill));
-    let broken = resolve(&guest.vm, Gfn(12), Access::Write).expect("not its fault");
+    let broken = resolve(&guest.vm, Gfn(12), Access::Write, 0).expect("not its fault");
     assert!(matches!(broken, Outcome::Starved), "{broken:?}");
     assert!(!guest.vm.table.entry(Gfn(12)).is_locked());
     host.budget.give(taken);
@@ -496,7 +498,7 @@ fn guest_that_dies_in_a_fault_costs_nothing_afterwards() {
         let used = host.budget.used();
         guest.space.set_dead();
         for (gfn, access) in [(0, Access::Write), (5, Access::Any), (9, Access::Any)] {
-            let error = resolve(&guest.vm, Gfn(gfn), access).expect_err("it is dead");
+            let error = resolve(&guest.vm, Gfn(gfn), access, 0).expect_err("it is dead");
             let FaultError::Engine { gfn: named, source } = error else {
                 panic!("{error:?}")
             };
@@ -513,7 +515,7 @@ fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
     let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
     (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
     assert_eq!(guest.share(&host), 4);
-    let first = resolve(&guest.vm, Gfn(2), Access::Write).expect("it lives");
+    let first = resolve(&guest.vm, Gfn(2), Access::Write, 0).expect("it lives");
     let Outcome::Ask(reply, pending) = first else {
         panic!("{first:?}")
     };
@@ -529,7 +531,7 @@ fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
 #[test]
 fn page_outside_ram_is_refused() {
     let (host, guest) = host_and_guest(EngineKind::Uffd, 1000);
-    let error = resolve(&guest.vm, Gfn(PAGES), Access::Any).expect_err("outside");
+    let error = resolve(&guest.vm, Gfn(PAGES), Access::Any, 0).expect_err("outside");
     assert!(matches!(
         error,
         FaultError::Outside {

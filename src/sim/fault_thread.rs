@@ -1,56 +1,35 @@
-//! The fault thread of a simulated guest, and the line on which its threads report to it.
+//! The driver of a simulated guest's fault path, and the line on which its threads report to it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::Sender;
+use memvisor_guest_agent::protocol::memory::Fault;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::engine::Reply;
-use crate::fault::{Access, Ahead, Credits, FaultError, Outcome, Pending, complete, resolve};
-use crate::page::Claims;
+use crate::fault::{Action, Attacher, Core, Driver, Ended, Event};
 use crate::sync::Mutex;
-use crate::units::Gfn;
+use crate::units::{Gfn, GfnRun};
 use crate::vm::Vm;
-
-/// Where the answer to a fault goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Asker {
-    /// Nowhere: providing the page wakes the thread.
-    Kernel,
-    /// To a thread that has the signal handler's channel of this number.
-    Channel(usize),
-}
-
-/// One fault.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Waiter {
-    pub(super) gfn: Gfn,
-    pub(super) access: Access,
-    pub(super) asker: Asker,
-}
-
-/// What a guest's thread tells the daemon.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Message {
-    Fault(Waiter),
-    /// The thread on this channel has done what it was told.
-    Done(usize),
-    /// The guest runs out of credits.
-    Credits,
-}
 
 /// The userfaultfd and the fault channels of one guest.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    messages: Mutex<VecDeque<Message>>,
+    events: Mutex<VecDeque<Event>>,
     replies: Mutex<HashMap<usize, Reply>>,
 }
 
 impl Line {
-    /// A guest's thread says something.
-    pub(super) fn send(&self, message: Message) {
-        self.messages.lock().push_back(message);
+    /// A guest's thread says something over a channel.
+    pub(super) fn send(&self, channel: usize, fault: Fault) {
+        self.events.lock().push_back(Event::Message(channel, fault));
+    }
+
+    /// A guest's thread waits for a page in the kernel.
+    pub(super) fn fault(&self, gfn: Gfn) {
+        self.events.lock().push_back(Event::Userfault(gfn));
     }
 
     /// The reply on a channel, if there is one by now.
@@ -58,73 +37,70 @@ impl Line {
         self.replies.lock().remove(&channel)
     }
 
-    fn receive(&self) -> Option<Message> {
-        self.messages.lock().pop_front()
-    }
-
-    fn answer(&self, channel: usize, reply: Reply) {
-        let unread = self.replies.lock().insert(channel, reply);
-        assert_eq!(unread, None, "a second reply on channel {channel}");
+    fn receive(&self) -> Option<Event> {
+        self.events.lock().pop_front()
     }
 }
 
-/// [`crate::fault::FaultThread`] without descriptors. It serves again what it has parked only when
-/// the bell of the VM has rung: there is no other way for it to learn that it may go on.
+impl Driver for &Line {
+    fn act(&mut self, action: Action) -> Result<(), Ended> {
+        let (channel, reply) = match action {
+            Action::Woken { .. } => return Ok(()),
+            Action::Answer { channel, reply, .. } => (channel, reply),
+            Action::Attached { channel, count } => (channel, Reply::Attached(count)),
+            Action::History { text, .. } => panic!("a guest has found wrong bytes; {text}"),
+        };
+        let unread = self.replies.lock().insert(channel, reply);
+        assert_eq!(unread, None, "a second reply on channel {channel}");
+        Ok(())
+    }
+}
+
+/// Simulated guests ask their worker themselves.
+#[derive(Debug)]
+struct NoAttacher;
+
+impl Attacher for NoAttacher {
+    fn attach(&self, _: GfnRun, _: Gfn, _: Sender<u32>) -> bool {
+        false
+    }
+}
+
+/// A fault thread without descriptors. Its clock stands still until it is told that time has passed, so nothing that was
+/// parked is looked at again by chance: a wake-up that is forgotten is a fault that waits for ever.
 #[derive(Debug)]
 pub(super) struct FaultThread {
+    core: Core,
     vm: Arc<Vm>,
     line: Arc<Line>,
-    busy: HashMap<Gfn, Vec<Waiter>>,
-    starved: Vec<Waiter>,
-    confirming: HashMap<usize, Pending>,
-    credits: Credits,
-    /// Where pages are given ahead.
-    ahead: Option<Ahead>,
-    /// The time, which passes only when it is told to.
     now: Instant,
 }
 
 impl FaultThread {
-    pub(super) fn new(vm: Arc<Vm>, line: Arc<Line>) -> Self {
+    /// A fault thread of a guest with so many threads, which is given at most `ahead` pages ahead.
+    pub(super) fn new(vm: Arc<Vm>, line: Arc<Line>, threads: usize, ahead: u32) -> Self {
         let now = Instant::now();
         Self {
-            credits: Credits::new(now),
-            ahead: None,
-            now,
+            core: Core::new(Arc::clone(&vm), threads, Box::new(NoAttacher), ahead, now),
             vm,
             line,
-            busy: HashMap::new(),
-            starved: Vec::new(),
-            confirming: HashMap::new(),
+            now,
         }
     }
 
     /// Serves what there is to serve; whether there was anything.
-    pub(super) fn turn(&mut self) -> Result<bool, FaultError> {
+    pub(super) fn turn(&mut self) -> Result<bool, Ended> {
         let mut busy = false;
-        while let Some(message) = self.line.receive() {
+        while let Some(event) = self.line.receive() {
             busy = true;
-            match message {
-                Message::Fault(waiter) => self.serve(waiter)?,
-                Message::Done(channel) => {
-                    let pending = self.confirming.remove(&channel);
-                    complete(
-                        &self.vm,
-                        pending.expect("a guest confirms what it was told"),
-                    );
-                }
-                Message::Credits => self.credits.top_up(&self.vm, self.now),
-            }
-        }
-        self.credits.look(&self.vm, self.now);
-        if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
-            panic!("a good guest lies: {lie}");
+            self.core.handle(event, self.now, &mut &*self.line)?;
         }
         if self.bell_rings() {
             busy = true;
             self.vm.parking.answer();
-            self.retry()?;
+            self.core.handle(Event::Bell, self.now, &mut &*self.line)?;
         }
+        self.core.tick(self.now, &mut &*self.line)?;
         Ok(busy)
     }
 
@@ -134,88 +110,24 @@ impl FaultThread {
         poll(&mut fds, PollTimeout::ZERO).expect("an eventfd can be polled") > 0
     }
 
-    fn serve(&mut self, waiter: Waiter) -> Result<(), FaultError> {
-        let were_missing = Credits::were_missing(&self.vm, waiter.gfn, waiter.access);
-        let outcome = match &mut self.ahead {
-            Some(ahead) => ahead.resolve(&self.vm, waiter.gfn, waiter.access),
-            None => resolve(&self.vm, waiter.gfn, waiter.access),
-        };
-        match (outcome?, waiter.asker) {
-            (Outcome::Served, Asker::Kernel) => {}
-            (Outcome::Served, Asker::Channel(channel)) => self.line.answer(channel, Reply::Retry),
-            (Outcome::Ask(reply, pending), Asker::Channel(channel)) => {
-                let before = self.confirming.insert(channel, pending);
-                assert!(
-                    before.is_none(),
-                    "channel {channel} confirms something else"
-                );
-                self.line.answer(channel, reply);
-            }
-            (Outcome::Ask(reply, _), Asker::Kernel) => {
-                panic!("a thread that waits in the kernel is told {reply:?}")
-            }
-            (Outcome::Busy, _) => {
-                self.vm.stats.parked.one();
-                self.busy.entry(waiter.gfn).or_default().push(waiter);
-                return Ok(());
-            }
-            (Outcome::Starved, _) => {
-                self.vm.take_back_credits();
-                self.starved.push(waiter);
-                if !self.vm.parking.is_starved() {
-                    self.vm.stats.starved.one();
-                    self.vm.budget.starve(&self.vm.parking, true);
-                    self.vm.parking.ring();
-                }
-                return Ok(());
-            }
-        }
-        if were_missing {
-            self.credits.top_up(&self.vm, self.now);
-        }
-        Ok(())
-    }
-
-    /// From now on pages are given ahead.
-    pub(super) fn give_ahead(&mut self) {
-        self.ahead = Some(Ahead::default());
-    }
-
     /// A while passes.
-    pub(super) fn rest(&mut self) {
+    pub(super) fn rest(&mut self) -> Result<(), Ended> {
         self.now += Duration::from_secs(1);
-        self.credits.look(&self.vm, self.now);
-    }
-
-    fn retry(&mut self) -> Result<(), FaultError> {
-        while let Some(gfn) = self.vm.parking.pop() {
-            for waiter in self.busy.remove(&gfn).unwrap_or_default() {
-                self.serve(waiter)?;
-            }
-        }
-        for waiter in std::mem::take(&mut self.starved) {
-            self.serve(waiter)?;
-        }
-        if self.starved.is_empty() {
-            self.vm.budget.starve(&self.vm.parking, false);
-        }
-        Ok(())
+        self.core.tick(self.now, &mut &*self.line)
     }
 
     /// Whether a fault on this page waits for memory.
     pub(super) fn is_starved(&self, gfn: Gfn) -> bool {
-        self.starved.iter().any(|waiter| waiter.gfn == gfn)
+        self.core.waiting().is_starved(gfn)
     }
 
     /// Whether a fault on this page waits for the page.
     pub(super) fn is_busy(&self, gfn: Gfn) -> bool {
-        self.busy.contains_key(&gfn)
+        self.core.waiting().is_busy(gfn)
     }
 
-    /// The guest is gone: what its threads were told counts as done.
-    pub(super) fn end(&mut self) {
-        for (_, pending) in self.confirming.drain() {
-            complete(&self.vm, pending);
-        }
+    /// The guest is gone.
+    pub(super) fn end(self) {
+        self.core.end();
     }
 }

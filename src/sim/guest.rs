@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
 
-use super::fault_thread::{Asker, Message, Waiter};
 use super::{AddressSpace, Claims, Line, Trap};
 use memvisor_guest_agent::protocol::claims::{Attempt, Claim, State};
+use memvisor_guest_agent::protocol::memory::Fault;
 
 use crate::engine::Reply;
 use crate::fault::Access;
@@ -192,7 +192,7 @@ impl GuestThread {
                 Some(Reply::Retry) => {}
                 Some(reply) => {
                     self.space.apply(reply);
-                    self.line.send(Message::Done(self.channel));
+                    self.line.send(self.channel, Fault::Done(0));
                 }
             },
         }
@@ -236,7 +236,7 @@ impl GuestThread {
         match claimer.claim(gfn, offer) {
             Attempt::Claimed(claim) => {
                 if claimer.should_tell(&claim) {
-                    self.line.send(Message::Credits);
+                    self.line.send(self.channel, Fault::Credits);
                 }
                 self.wait = Wait::Claimed(claim, offer);
                 true
@@ -252,13 +252,18 @@ impl GuestThread {
         {
             return;
         }
-        let (access, asker, wait) = match trap {
-            Trap::Kernel { wakes } => (Access::Any, Asker::Kernel, Wait::Kernel { gfn, wakes }),
-            Trap::Signal(access) => (access, Asker::Channel(self.channel), Wait::Reply),
+        self.wait = match trap {
+            Trap::Kernel { wakes } => {
+                self.line.fault(gfn);
+                Wait::Kernel { gfn, wakes }
+            }
+            Trap::Signal(access) => {
+                let is_write = access == Access::Write;
+                let fault = if is_write { Fault::Write } else { Fault::Read };
+                self.line.send(self.channel, fault(gfn));
+                Wait::Reply
+            }
         };
-        self.wait = wait;
-        self.line
-            .send(Message::Fault(Waiter { gfn, access, asker }));
     }
 
     fn access(&self, running: &mut Running) -> Result<(), Trap> {

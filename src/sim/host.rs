@@ -33,6 +33,8 @@ pub(super) struct Spec {
     pub(super) threads: usize,
     /// Whether its threads serve some of their faults themselves.
     pub(super) inline: bool,
+    /// The most pages that it is given before it asks for them.
+    pub(super) ahead: u32,
 }
 
 /// The other VMs as a scanner sees them, and what scanners told them.
@@ -139,7 +141,7 @@ impl Host {
         Some(Guest {
             salt: spec.salt,
             threads: (0..spec.threads).map(thread).collect(),
-            faults: FaultThread::new(Arc::clone(&vm), Arc::clone(&line)),
+            faults: FaultThread::new(Arc::clone(&vm), Arc::clone(&line), spec.threads, spec.ahead),
             claims: claims.clone(),
             scanner: Scanner::default(),
             evictor: Evictor::new(u64::from(id.0)),
@@ -152,7 +154,7 @@ impl Host {
     }
 
     /// The guest's process has ended, whatever its threads were doing.
-    pub(super) fn bury(&self, mut guest: Guest) {
+    pub(super) fn bury(&self, guest: Guest) {
         self.peers.vms.lock().remove(&guest.vm.id);
         self.peers.nudges.lock().remove(&guest.vm.id);
         guest.faults.end();

@@ -327,6 +327,7 @@ fn spec(kind: EngineKind, threads: usize) -> Spec {
         vma_budget: VMA_BUDGET,
         threads,
         inline: false,
+        ahead: 15,
     }
 }
 
@@ -438,7 +439,6 @@ impl Scene {
                 .expect("the session lives");
             let evicted = guest.evictor.evict(&guest.vm, Pages(2), Means::ALL);
             evicted.expect("the session lives");
-            guest.faults.give_ahead();
         }
         (host, guests)
     }

@@ -32,6 +32,7 @@ fn guests(content: fn(u32) -> u8, inline: bool, threads: usize) -> (Host, [Guest
             vma_budget: 100,
             threads,
             inline: inline && kind == EngineKind::Uffd,
+            ahead: 0,
         };
         let mut guest = host.power_on(VmId(id), spec).expect("there is memory");
         for gfn in 0..PAGES {

@@ -179,10 +179,9 @@ impl World {
             vma_budget: self.vmas[place / 2],
             threads: THREADS,
             inline: place == 2,
+            ahead: 15,
         };
-        let mut guest = self.host.power_on(VmId(self.powered_on), spec)?;
-        guest.faults.give_ahead();
-        Some(guest)
+        self.host.power_on(VmId(self.powered_on), spec)
     }
 
     pub(super) fn step(&mut self, place: usize, step: Step) {
@@ -283,7 +282,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
                 access(guest, gfn.0, Op::Read);
             }
         }
-        Step::Rest => guest.faults.rest(),
+        Step::Rest => guest.faults.rest().expect("the guest can go on"),
         Step::Block(blocked) => {
             vm.orders.set_blocked(blocked);
             vm.parking.ring();

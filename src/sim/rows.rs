@@ -23,9 +23,9 @@ fn fresh(kind: EngineKind) -> (Host, Guest) {
         vma_budget: 100,
         threads: 1,
         inline: false,
+        ahead: 15,
     };
-    let mut guest = host.power_on(VmId(1), spec).expect("there is memory");
-    guest.faults.give_ahead();
+    let guest = host.power_on(VmId(1), spec).expect("there is memory");
     (host, guest)
 }
 

@@ -41,11 +41,6 @@ impl Vm {
         // With its last shared page gone, the VM may leave the pool at any moment.
         let pool = self.pool();
         let page = page.settle()?;
-        if page.entry().is_sampled() {
-            // Perhaps it came ahead of its touch: a row is seldom left, and of few pages.
-            page.set_sampled(false);
-            self.activity.touch();
-        }
         let old = page.home();
         page.set_home(Home::Resident);
         if let Home::Shared(frame) = old {

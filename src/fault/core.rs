@@ -1,0 +1,375 @@
+//! The fault path of one VM as a state machine: events and the time go in, actions come out.
+//!
+//! It decides everything about a fault between the moment that it is read and the moment that it is answered: whether it
+//! is served, which neighbours come with it, what it waits for, in which order those that wait go on, and what ends the
+//! VM. It reads no clock and no descriptor. Pages are put in place through the VM's [`Engine`](crate::engine::Engine);
+//! what is to be said to the guest goes to a [`Driver`]. One driver is the fault thread ([`super::thread`]), the other
+//! is the simulated machine ([`crate::sim`]), so that what is tested in any order of events is what ships.
+//!
+//! What waits goes on by an event and not by looking again: the bell of the VM rings when a page that a fault waits for
+//! is unlocked, when memory comes free and when an attachment has ended. Only faults that wait for memory are
+//! looked at from time to time too, in case a change of the policy went unnoticed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memvisor_guest_agent::protocol::memory::{Fault, MAX_REPORT};
+
+use super::ahead::Ahead;
+use super::attach::{Attacher, Attaching};
+use super::credits::Credits;
+use super::ended::Ended;
+use super::resolve::{Access, Outcome, Pending, complete};
+use super::waiting::{Asker, Waiter, Waiting};
+use crate::engine::Reply;
+use crate::page::Claims;
+use crate::units::Gfn;
+use crate::vm::Vm;
+
+/// While faults wait for memory, how often to look without being called.
+const STARVED_LOOK: Duration = Duration::from_millis(200);
+/// After how long faults that wait for memory are worth a line in the log, and how often.
+const STARVED_WARNING: Duration = Duration::from_secs(5);
+
+/// What happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A thread accessed this page and waits in the kernel.
+    Userfault(Gfn),
+    /// A thread of the guest says this over the fault channel of this number.
+    Message(usize, Fault),
+    /// The bell of the VM rang. Whoever hears it answers it first
+    /// ([`Parking::answer`](crate::page::Parking::answer)).
+    Bell,
+}
+
+/// What is to be done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Nothing more: a userfault that was read at `since` is served, and the kernel has woken its threads.
+    Woken {
+        /// When the fault was read.
+        since: Instant,
+    },
+    /// Answer a fault that was read at `since`.
+    Answer {
+        /// On which channel.
+        channel: usize,
+        /// With what.
+        reply: Reply,
+        /// When the fault was read.
+        since: Instant,
+    },
+    /// Say how many of the pages that a thread asked for are attached.
+    Attached {
+        /// On which channel.
+        channel: usize,
+        /// How many, from the first on.
+        count: u32,
+    },
+    /// Tell the homes that a page has had.
+    History {
+        /// On which channel.
+        channel: usize,
+        /// The text, at most [`MAX_REPORT`] bytes.
+        text: String,
+    },
+}
+
+/// Who carries actions out.
+pub trait Driver {
+    /// Does it at once: the thread of the guest waits.
+    ///
+    /// # Errors
+    /// [`Ended`]: the guest cannot be told.
+    fn act(&mut self, action: Action) -> Result<(), Ended>;
+}
+
+/// What a channel is in the middle of.
+#[derive(Debug)]
+enum Channel {
+    Idle,
+    /// Its fault is parked, or its pages are being attached.
+    Waiting,
+    /// Its thread has been told to change a mapping.
+    Confirming(Pending),
+}
+
+/// See the module text. The VM's pages are whole whenever no method runs.
+#[derive(Debug)]
+pub struct Core {
+    vm: Arc<Vm>,
+    channels: Vec<Channel>,
+    waiting: Waiting,
+    ahead: Ahead,
+    credits: Credits,
+    attaching: Attaching,
+    /// When to look at faults that wait for memory.
+    look: Instant,
+    warned: Instant,
+}
+
+impl Core {
+    /// The fault path of `vm`, which has so many fault channels, and whose pages are attached by `attacher`. At most
+    /// `ahead` pages are given before they are asked for.
+    #[must_use]
+    pub fn new(
+        vm: Arc<Vm>,
+        channels: usize,
+        attacher: Box<dyn Attacher>,
+        ahead: u32,
+        now: Instant,
+    ) -> Self {
+        Self {
+            vm,
+            channels: (0..channels).map(|_| Channel::Idle).collect(),
+            waiting: Waiting::default(),
+            ahead: Ahead::new(ahead),
+            credits: Credits::new(now),
+            attaching: Attaching::new(attacher),
+            look: now,
+            warned: now,
+        }
+    }
+
+    /// Does what an event asks for.
+    ///
+    /// # Errors
+    /// [`Ended`]: the VM ends, and [`end`](Self::end) is to be called.
+    pub fn handle(
+        &mut self,
+        event: Event,
+        now: Instant,
+        driver: &mut dyn Driver,
+    ) -> Result<(), Ended> {
+        match event {
+            Event::Userfault(gfn) => {
+                let fault = Waiter::new(gfn, Access::Any, Asker::Kernel, now);
+                self.serve(fault, now, driver)
+            }
+            Event::Message(channel, fault) => self.message(channel, fault, now, driver),
+            Event::Bell => {
+                if let Some((channel, count)) = self.attaching.answered() {
+                    self.tell_attached(channel, count, driver)?;
+                }
+                while let Some(gfn) = self.vm.parking.pop() {
+                    for fault in self.waiting.unlocked(gfn) {
+                        self.serve(fault, now, driver)?;
+                    }
+                }
+                self.feed(now, driver)
+            }
+        }
+    }
+
+    /// Does what is due. To be called when [`due`](Self::due) says so and after events.
+    ///
+    /// # Errors
+    /// As [`handle`](Self::handle).
+    pub fn tick(&mut self, now: Instant, driver: &mut dyn Driver) -> Result<(), Ended> {
+        self.credits.look(&self.vm, now);
+        if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
+            return Err(Ended::Protocol(lie.to_owned()));
+        }
+        if self.waiting.starved().is_some() && now >= self.look {
+            self.feed(now, driver)?;
+        }
+        Ok(())
+    }
+
+    /// How long it may take until the next [`tick`](Self::tick); `None` while nothing will be due.
+    #[must_use]
+    pub fn due(&self, now: Instant) -> Option<Duration> {
+        let starved = self.waiting.starved();
+        let look = starved.map(|_| self.look.saturating_duration_since(now));
+        look.into_iter()
+            .chain(self.credits.due(&self.vm, now))
+            .min()
+    }
+
+    /// The guest is gone and will not confirm any more. What it was told counts as done, so that every page has one
+    /// home when the VM is torn down.
+    pub fn end(self) {
+        for channel in self.channels {
+            if let Channel::Confirming(pending) = channel {
+                complete(&self.vm, pending);
+            }
+        }
+    }
+
+    /// The faults that wait.
+    #[cfg(test)]
+    pub(crate) const fn waiting(&self) -> &Waiting {
+        &self.waiting
+    }
+
+    fn message(
+        &mut self,
+        channel: usize,
+        fault: Fault,
+        now: Instant,
+        driver: &mut dyn Driver,
+    ) -> Result<(), Ended> {
+        let (gfn, access) = match fault {
+            Fault::Read(gfn) => (gfn, Access::Read),
+            Fault::Write(gfn) => (gfn, Access::Write),
+            Fault::Done(errno) => return self.confirmed(channel, errno),
+            Fault::History(gfn) => {
+                let mut text = self.vm.table.history().of(gfn);
+                text.truncate(MAX_REPORT);
+                tracing::error!(vm = %self.vm.params.name, %gfn, "the guest found wrong bytes; {text}");
+                return driver.act(Action::History { channel, text });
+            }
+            Fault::Credits => {
+                self.credits.top_up(&self.vm, now);
+                return Ok(());
+            }
+            Fault::Attach { pages, source } => {
+                self.begin(channel)?;
+                return match self.attaching.begin(&self.vm, channel, pages, source)? {
+                    true => Ok(()),
+                    false => self.tell_attached(channel, 0, driver),
+                };
+            }
+        };
+        self.begin(channel)?;
+        let fault = Waiter::new(gfn, access, Asker::Channel(channel), now);
+        self.serve(fault, now, driver)
+    }
+
+    /// What came over a channel is to be answered.
+    fn begin(&mut self, channel: usize) -> Result<(), Ended> {
+        match self.channels.get_mut(channel) {
+            Some(state @ Channel::Idle) => {
+                *state = Channel::Waiting;
+                Ok(())
+            }
+            _ => {
+                let error = "a second fault on a channel before the first was answered";
+                Err(Ended::Protocol(error.to_owned()))
+            }
+        }
+    }
+
+    fn tell_attached(
+        &mut self,
+        channel: usize,
+        count: u32,
+        driver: &mut dyn Driver,
+    ) -> Result<(), Ended> {
+        self.channels[channel] = Channel::Idle;
+        driver.act(Action::Attached { channel, count })
+    }
+
+    fn confirmed(&mut self, channel: usize, errno: u32) -> Result<(), Ended> {
+        let state = self.channels.get_mut(channel);
+        match state.map(|state| std::mem::replace(state, Channel::Idle)) {
+            Some(Channel::Confirming(pending)) => complete(&self.vm, pending),
+            other => {
+                let error = format!("DONE on a channel that is {other:?}");
+                return Err(Ended::Protocol(error));
+            }
+        }
+        match errno {
+            0 => Ok(()),
+            errno => Err(Ended::mapping(errno)),
+        }
+    }
+
+    fn serve(&mut self, fault: Waiter, now: Instant, driver: &mut dyn Driver) -> Result<(), Ended> {
+        let were_missing = Credits::were_missing(&self.vm, fault.gfn, fault.access);
+        let outcome = self.ahead.resolve(&self.vm, fault.gfn, fault.access);
+        match outcome.map_err(|error| Ended::of_fault(&self.vm, fault.gfn, error))? {
+            Outcome::Served { .. } => self.answer(fault, Reply::Retry, Channel::Idle, driver)?,
+            Outcome::Ask(reply, pending) => {
+                self.answer(fault, reply, Channel::Confirming(pending), driver)?;
+            }
+            Outcome::Busy => {
+                self.vm.stats.parked.one();
+                self.waiting.park_busy(fault);
+                return Ok(());
+            }
+            Outcome::Starved => {
+                self.starve(fault, now);
+                return Ok(());
+            }
+        }
+        // Only now: the thread that asked runs meanwhile.
+        if were_missing {
+            self.credits.top_up(&self.vm, now);
+        }
+        Ok(())
+    }
+
+    fn answer(
+        &mut self,
+        fault: Waiter,
+        reply: Reply,
+        next: Channel,
+        driver: &mut dyn Driver,
+    ) -> Result<(), Ended> {
+        let since = fault.since;
+        match (fault.asker, next) {
+            (Asker::Channel(channel), next) => {
+                self.channels[channel] = next;
+                driver.act(Action::Answer {
+                    channel,
+                    reply,
+                    since,
+                })
+            }
+            (Asker::Kernel, Channel::Confirming(pending)) => {
+                complete(&self.vm, pending);
+                let error = "a userfault on a page without userfaultfd";
+                Err(Ended::Protocol(error.to_owned()))
+            }
+            // The kernel was answered by providing the page.
+            (Asker::Kernel, Channel::Idle | Channel::Waiting) => {
+                driver.act(Action::Woken { since })
+            }
+        }
+    }
+
+    fn starve(&mut self, fault: Waiter, now: Instant) {
+        self.vm.take_back_credits();
+        self.waiting.park_starved(fault);
+        if !self.vm.parking.is_starved() {
+            self.look = now + STARVED_LOOK;
+            self.vm.stats.starved.one();
+            self.vm.budget.starve(&self.vm.parking, true);
+            // Memory may have come free before we said that we wait for some: look once more.
+            self.vm.parking.ring();
+        }
+    }
+
+    /// Serves again what waits for memory, in the order in which it came.
+    fn feed(&mut self, now: Instant, driver: &mut dyn Driver) -> Result<(), Ended> {
+        self.look = now + STARVED_LOOK;
+        for fault in self.waiting.take_starved() {
+            self.serve(fault, now, driver)?;
+        }
+        match self.waiting.starved() {
+            None => self.vm.budget.starve(&self.vm.parking, false),
+            Some((count, since)) => self.warn_starved(count, now, since),
+        }
+        Ok(())
+    }
+
+    fn warn_starved(&mut self, count: usize, now: Instant, since: Instant) {
+        let waited = now.saturating_duration_since(since);
+        if waited < STARVED_WARNING || now.saturating_duration_since(self.warned) < STARVED_WARNING
+        {
+            return;
+        }
+        self.warned = now;
+        tracing::warn!(
+            vm = %self.vm.params.name,
+            faults = count,
+            waited_s = waited.as_secs(),
+            free_pages = self.vm.budget.free().0,
+            blocked = self.vm.orders.is_blocked(),
+            swap_failing = self.vm.is_swap_failing(),
+            "guest threads wait for memory"
+        );
+    }
+}

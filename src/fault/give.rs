@@ -1,0 +1,220 @@
+//! Giving a guest a page, and its neighbours with it.
+//!
+//! A fault costs far more than the page that it is about. Where neighbours are worth having too (the pages behind one
+//! of a row, the rest of a shared run, a block where every mapping counts), one fault brings them all.
+//! [`resolve`](super::resolve()) says which neighbours are wanted. What happens to a neighbour is said here, once:
+//!
+//! - It is *locked* by trying. A page that is busy, that is not wanted or that is sampled ends the row, because the row
+//!   is in one piece. An access to a sampled page is to be counted, and nobody has accessed this one yet.
+//! - It is *charged* like the page that was asked for. Where memory is short, the row ends.
+//! - Its content is *read* like that of the page that was asked for. Swapped pages side by side come with one read.
+//! - What is wrong with it is no loss yet: the row ends, and the page stays as it is until somebody asks for it.
+//!
+//! With userfaultfd the page that was asked for is given last: its thread goes on at once, and would ask for the
+//! neighbours. Where the faulting thread must change a mapping, all pages stay locked until it has confirmed that.
+
+use super::resolve::{FaultError, Outcome, Pending, note_touch};
+use crate::engine::{Content, EngineKind, Reply};
+use crate::page::{Entry, Home, PageGuard, Urgency};
+use crate::swap::SlotRun;
+use crate::units::{Gfn, GfnRun, PageBuf, SlotId};
+use crate::vm::{Counter, Vm};
+
+/// Gives the guest the page `requested`, and those in `range` around it that are `wanted`. Shared pages get a copy of
+/// their own; then the whole row is shared, and else no page of it is.
+///
+/// # Errors
+/// [`FaultError`]: the page that was asked for is lost, or cannot be handed over.
+pub(super) fn give<'a>(
+    vm: &'a Vm,
+    requested: PageGuard<'a>,
+    range: GfnRun,
+    wanted: &dyn Fn(Gfn, Entry) -> bool,
+) -> Result<Outcome, FaultError> {
+    let is_break = matches!(requested.home(), Home::Shared(_));
+    let asks = is_break || vm.engine.kind() == EngineKind::Mprotect;
+    if !charge(vm, requested.home()) {
+        return Ok(Outcome::Starved);
+    }
+    let gfn = requested.gfn();
+    let behind = lock_row(vm, range.iter().filter(|next| *next > gfn), wanted);
+    let before = lock_row(vm, range.iter().rev().filter(|next| *next < gfn), wanted);
+    let mut contents = Contents::read(vm, &requested, &behind);
+    let mut requested = requested;
+    if asks {
+        requested = place(vm, requested, &mut contents)?;
+    }
+    let behind = place_row(vm, behind, &mut contents);
+    let before = place_row(vm, before, &mut contents);
+    if !asks {
+        let page = place(vm, requested, &mut contents)?;
+        note_touch(vm, &page);
+        return Ok(Outcome::Served {
+            behind: count(&behind),
+        });
+    }
+    let run = GfnRun {
+        start: before.last().map_or(gfn, PageGuard::gfn),
+        count: count(&before) + 1 + count(&behind),
+    };
+    vm.vmas.note(1);
+    let row = before.into_iter().rev().chain([requested]).chain(behind);
+    let pending = Pending::of(row.map(PageGuard::keep));
+    let reply = if is_break {
+        Reply::Private
+    } else {
+        Reply::Open
+    };
+    Ok(Outcome::Ask(reply(run), pending))
+}
+
+fn count(pages: &[PageGuard<'_>]) -> u32 {
+    u32::try_from(pages.len()).unwrap_or(u32::MAX)
+}
+
+/// Locks pages one after the other, up to the first that ends the row.
+fn lock_row<'a>(
+    vm: &'a Vm,
+    gfns: impl Iterator<Item = Gfn>,
+    wanted: &dyn Fn(Gfn, Entry) -> bool,
+) -> Vec<PageGuard<'a>> {
+    let is_wanted = |gfn: Gfn| {
+        let entry = vm.table.entry(gfn);
+        wanted(gfn, entry) && !entry.is_sampled()
+    };
+    // Looked at before it is locked, which is cheap, and again when nobody can change it.
+    let lock = |gfn| {
+        let page = is_wanted(gfn).then(|| vm.try_lock(gfn)).flatten();
+        page.filter(|page| is_wanted(page.gfn()))
+    };
+    gfns.map_while(lock).collect()
+}
+
+/// Places the pages one after the other, as far as there is memory and nothing is wrong; those that were placed.
+fn place_row<'a>(
+    vm: &'a Vm,
+    row: Vec<PageGuard<'a>>,
+    contents: &mut Contents,
+) -> Vec<PageGuard<'a>> {
+    let place = |page: PageGuard<'a>| {
+        charge(vm, page.home())
+            .then(|| place(vm, page, contents).ok())
+            .flatten()
+    };
+    row.into_iter().map_while(place).collect()
+}
+
+/// Takes the memory that a page at this home needs to become resident.
+fn charge(vm: &Vm, home: Home) -> bool {
+    match home {
+        Home::Resident => true,
+        Home::Untouched | Home::Zero | Home::Ballooned => vm.charge(Urgency::Touch),
+        Home::Compressed(_) | Home::Swapped(_) | Home::Shared(_) => vm.charge(Urgency::Refill),
+    }
+}
+
+/// Puts the content of a charged page in its place in RAM, and gives the charge back if that fails.
+///
+/// A shared page keeps its home until the guest has mapped the copy, because until then the guest reads the frame.
+fn place<'a>(
+    vm: &'a Vm,
+    page: PageGuard<'a>,
+    contents: &mut Contents,
+) -> Result<PageGuard<'a>, FaultError> {
+    let (gfn, home) = (page.gfn(), page.home());
+    let content = contents.load(vm, gfn, home);
+    let placed = content.and_then(|content| {
+        let placed = match (home, content) {
+            (Home::Shared(_), Content::Bytes(bytes)) => vm.engine.write_back(gfn, bytes),
+            (_, content) => vm.engine.provide(gfn, content).map(drop),
+        };
+        placed.map_err(|source| FaultError::Engine { gfn, source })
+    });
+    if let Err(error) = placed {
+        vm.budget.give(u64::from(home != Home::Resident));
+        return Err(error);
+    }
+    if let Some(counter) = counter(vm, home) {
+        page.set_home(Home::Resident);
+        if matches!(home, Home::Compressed(_) | Home::Swapped(_)) {
+            page.set_refilled();
+        }
+        vm.release(home);
+        counter.one();
+    }
+    Ok(page)
+}
+
+/// What counts the pages that become resident from this home when they are placed.
+fn counter(vm: &Vm, home: Home) -> Option<&Counter> {
+    let stats = &vm.stats;
+    match home {
+        Home::Untouched | Home::Zero => Some(&stats.first_touch),
+        // The guest's agent does not know its own pages any more, which its session will tell it.
+        Home::Ballooned => Some(&stats.pops),
+        Home::Compressed(_) => Some(&stats.refill_zip),
+        Home::Swapped(_) => Some(&stats.refill_swap),
+        // Frozen, and the move was given up; or mapped by its thread later.
+        Home::Resident | Home::Shared(_) => None,
+    }
+}
+
+/// What the pages of a row hold.
+struct Contents {
+    /// Swapped pages that were read together, and which is the first.
+    swapped: Vec<PageBuf>,
+    first: Gfn,
+    /// Any other page, one at a time.
+    buffer: PageBuf,
+}
+
+impl Contents {
+    /// Reads the page that was asked for and those behind it, as far as they lie side by side in the swap file. One
+    /// read of eight pages takes hardly longer than of one.
+    fn read(vm: &Vm, requested: &PageGuard<'_>, behind: &[PageGuard<'_>]) -> Self {
+        let mut contents = Self {
+            swapped: Vec::new(),
+            first: requested.gfn(),
+            buffer: PageBuf::zeroed(),
+        };
+        let Home::Swapped(start) = requested.home() else {
+            return contents;
+        };
+        let slots = (1..).map_while(|step| start.0.checked_add(step));
+        let follows =
+            |(page, slot): &(&PageGuard<'_>, u32)| page.home() == Home::Swapped(SlotId(*slot));
+        let more = behind.iter().zip(slots).take_while(follows).count();
+        if more > 0 {
+            contents.swapped = vec![PageBuf::zeroed(); more + 1];
+            let len = u32::try_from(more + 1).unwrap_or(u32::MAX);
+            let run = SlotRun { start, len };
+            if vm.swap.read_run(run, &mut contents.swapped).is_err() {
+                // One of them is damaged: each is read when its turn comes.
+                contents.swapped.clear();
+            }
+        }
+        contents
+    }
+
+    fn load(&mut self, vm: &Vm, gfn: Gfn, home: Home) -> Result<Content<'_>, FaultError> {
+        let buffer = &mut self.buffer;
+        match home {
+            Home::Resident => return Ok(Content::Present),
+            Home::Untouched | Home::Zero | Home::Ballooned => return Ok(Content::Zero),
+            Home::Shared(frame) => vm.pool().read(frame, buffer),
+            Home::Compressed(slot) => {
+                let loaded = vm.zip.lock().load(slot, buffer);
+                loaded.map_err(|source| FaultError::Zip { gfn, source })?;
+            }
+            Home::Swapped(slot) => {
+                let at = gfn.0.checked_sub(self.first.0);
+                if let Some(page) = at.and_then(|at| self.swapped.get(at as usize)) {
+                    return Ok(Content::Bytes(page));
+                }
+                let read = vm.swap.read(slot, buffer);
+                read.map_err(|source| FaultError::Swap { gfn, source })?;
+            }
+        }
+        Ok(Content::Bytes(buffer))
+    }
+}
