@@ -25,6 +25,7 @@ mod fault_thread;
 mod guest;
 mod host;
 mod interleaving;
+mod neighbours;
 mod races;
 mod random_steps;
 mod rows;
