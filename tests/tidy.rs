@@ -127,6 +127,31 @@ const HOST: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// The files of the room `host`: each uses only those before it, so that the owners of the daemon's state
+/// can be read and tested one by one.
+const HOST_FILES: &[&str] = &[
+    "error",
+    "options",
+    "capability",
+    "vm_settings",
+    "member",
+    "members",
+    "configuration",
+    "pools",
+    "snapshot",
+    "admission",
+    "balance",
+    "governor",
+    "daemon",
+    "status",
+    "api",
+    "session",
+    "balloon",
+    "listen",
+    "bare",
+    "mod",
+];
+
 /// The same of what runs in a guest.
 const GUEST: &[(&str, &[&str])] = &[
     ("protocol", &[]),
@@ -277,6 +302,36 @@ fn check_directions(dir: &str, table: &[(&str, &[&str])]) {
 fn rooms_use_only_what_is_below_them() {
     check_directions("src", HOST);
     check_directions("guest-agent/src", GUEST);
+}
+
+#[test]
+fn files_of_the_daemon_use_only_what_is_below_them() {
+    let place = |name: &str| HOST_FILES.iter().position(|file| *file == name);
+    let mut uses = 0;
+    for path in sources("src/host") {
+        let inside = path.strip_prefix("src/host").expect("found there");
+        let file = inside.iter().next().and_then(|name| name.to_str());
+        let file = file.unwrap_or_default().trim_end_matches(".rs");
+        let here = place(file).unwrap_or_else(|| panic!("{path:?} has no row"));
+        let is_inside = inside.iter().count() > 1;
+        for line in without_tests(&read(&path)) {
+            let prefix = if is_inside {
+                "crate::host::"
+            } else {
+                "use super::"
+            };
+            let Some((_, rest)) = line.split_once(prefix) else {
+                continue;
+            };
+            let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '_');
+            let Some(used) = place(&rest[..end.unwrap_or(rest.len())]) else {
+                continue;
+            };
+            assert!(used < here, "{path:?} must not use this: {line}");
+            uses += 1;
+        }
+    }
+    assert!(uses > 30, "only {uses} uses found: is the search right?");
 }
 
 #[test]

@@ -1,7 +1,12 @@
 //! Whether a guest can be powered on, and what it is powered on with.
+//!
+//! Power-on and changes of settings promise memory. Two at a time could promise the same pages, so the
+//! owner of promises has one lock, held while a promise is checked and made.
+
+mod changes;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::protocol::claims::{Words, words};
@@ -9,14 +14,15 @@ use memvisor_guest_agent::protocol::memory::Hello;
 use memvisor_guest_agent::shim::wait_readable;
 use thiserror::Error;
 
-use super::daemon::Host;
-use super::member::Name;
+use super::configuration::Configuration;
+use super::members::{Members, Name};
+use super::pools::Pools;
 use super::snapshot::{only_promised, snapshot};
 use super::vm_settings::{self, Layered};
 use crate::compress::ZipCache;
 use crate::engine::{EngineKind, Ram};
-use crate::page::{Parking, Urgency};
-use crate::policy::{self, HostSnapshot};
+use crate::page::{Budget, Parking, Urgency};
+use crate::policy::{self, FreeState, HostSnapshot};
 use crate::settings::{VmSettings, VmSettingsError};
 use crate::swap::{SwapError, SwapFile};
 use crate::sys::SharedWords;
@@ -76,7 +82,7 @@ pub(super) struct Admitted {
 /// The charge for a VM's own metadata; given back when dropped, unless the VM has taken it over.
 #[derive(Debug)]
 pub(super) struct Metadata {
-    budget: Arc<crate::page::Budget>,
+    budget: Arc<Budget>,
     pages: Pages,
 }
 
@@ -85,7 +91,7 @@ const WAIT: Duration = Duration::from_secs(3);
 
 impl Metadata {
     /// Takes the pages, or waits for them at `parking`, which is registered with the budget.
-    fn charge(host: &Host, parking: &Parking, pages: Pages) -> Result<Self, Refusal> {
+    fn charge(host: &Admission, parking: &Parking, pages: Pages) -> Result<Self, Refusal> {
         host.budget.starve(parking, true);
         let taken = Self::wait(host, parking, pages);
         host.budget.starve(parking, false);
@@ -102,7 +108,7 @@ impl Metadata {
         })
     }
 
-    fn wait(host: &Host, parking: &Parking, pages: Pages) -> bool {
+    fn wait(host: &Admission, parking: &Parking, pages: Pages) -> bool {
         let until = Instant::now() + WAIT;
         loop {
             parking.answer();
@@ -110,7 +116,7 @@ impl Metadata {
                 return true;
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || host.is_stopping() {
+            if left.is_zero() || host.members.is_closed() {
                 return false;
             }
             // Without a bell, or if it cannot be waited for, the end of the time is near enough.
@@ -133,49 +139,153 @@ impl Drop for Metadata {
     }
 }
 
-/// Decides about a guest, and makes its RAM, cache, swap file and pool.
-pub(super) fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Admitted, Refusal> {
-    let uffd = hello.uffd;
-    let mut params = VmParams::check(hello)?;
-    let layered = Layered::at_power_on(hello, &host.vm_in_file(&params.name))?;
-    let settings = &layered.now;
-    let engine = engine(host, uffd, &params)?;
-    params.inline &= engine == EngineKind::Uffd;
-    let name = host
-        .members
-        .take_name(&params.name)
-        .ok_or_else(|| Refusal::NameTaken(params.name.clone()))?;
-    let promise = host.admissions();
-    let snapshot = with_promises(host);
-    let asked = policy::VmParams {
-        size: Pages(u64::from(params.pages)),
-        reservation: settings.reservation,
-        limit: settings.limit,
-        overhead: params.metadata(),
-    };
-    policy::admit(&snapshot, &host.settings().policy(), &asked)?;
-    name.promise(Pages(u64::from(params.pages)), settings.reservation);
-    drop(promise);
-    let parking = Parking::new().map_err(|errno| kernel("make an eventfd")(errno.into()))?;
-    let parking = Arc::new(parking);
-    host.budget.register(&parking);
-    let metadata = Metadata::charge(host, &parking, params.metadata())?;
-    let ram = Ram::new(&params.name, params.pages).map_err(kernel("make guest RAM"))?;
-    let id = host.next_vm();
-    let claims = claims(&params)?;
-    let mut parts = parts(host, id, &params, settings, parking)?;
-    parts.words = claims.clone().map(|words| words as Arc<dyn Words>);
-    Ok(Admitted {
-        id,
-        name,
-        params,
-        layered,
-        engine,
-        ram: Arc::new(ram),
-        parts,
-        claims,
-        metadata,
-    })
+/// Which engines guests can have, and how many mappings each.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Engines {
+    /// The one that guests get.
+    pub(super) first: EngineKind,
+    /// Whether guests fall back to page protection when they cannot open a userfaultfd.
+    pub(super) may_fall_back: bool,
+    pub(super) vma_budget: u32,
+}
+
+impl Engines {
+    fn choose(&self, uffd: bool, params: &VmParams) -> Result<EngineKind, Refusal> {
+        match self.first {
+            EngineKind::Uffd if uffd => Ok(EngineKind::Uffd),
+            EngineKind::Uffd if self.may_fall_back => {
+                let name = &params.name;
+                tracing::info!(vm = %name, "no userfaultfd in the guest's process: mprotect");
+                Ok(EngineKind::Mprotect)
+            }
+            EngineKind::Uffd => Err(Refusal::NoUffd),
+            EngineKind::Mprotect => Ok(EngineKind::Mprotect),
+        }
+    }
+}
+
+/// The owner of promises. Its lock comes before everything of the VMs.
+#[derive(Debug)]
+pub(super) struct Admission {
+    engines: Engines,
+    budget: Arc<Budget>,
+    members: Arc<Members>,
+    configuration: Arc<Configuration>,
+    pools: Arc<Pools>,
+    /// Held while a promise of memory is checked and made.
+    promising: Mutex<()>,
+}
+
+impl Admission {
+    pub(super) fn new(
+        engines: Engines,
+        budget: &Arc<Budget>,
+        members: &Arc<Members>,
+        configuration: &Arc<Configuration>,
+        pools: &Arc<Pools>,
+    ) -> Self {
+        Self {
+            engines,
+            budget: Arc::clone(budget),
+            members: Arc::clone(members),
+            configuration: Arc::clone(configuration),
+            pools: Arc::clone(pools),
+            promising: Mutex::default(),
+        }
+    }
+
+    fn promising(&self) -> MutexGuard<'_, ()> {
+        self.promising
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides about a guest, and makes its RAM, cache, swap file and pool.
+    pub(super) fn admit(&self, hello: &Hello) -> Result<Admitted, Refusal> {
+        let mut params = VmParams::check(hello)?;
+        let file = self.configuration.vm_in_file(&params.name);
+        let layered = Layered::at_power_on(hello, &file)?;
+        let settings = &layered.now;
+        let engine = self.engines.choose(hello.uffd, &params)?;
+        params.inline &= engine == EngineKind::Uffd;
+        let name = self.promise(&params, settings)?;
+        let parking = Parking::new().map_err(|errno| kernel("make an eventfd")(errno.into()))?;
+        let parking = Arc::new(parking);
+        self.budget.register(&parking);
+        let metadata = Metadata::charge(self, &parking, params.metadata())?;
+        let ram = Ram::new(&params.name, params.pages).map_err(kernel("make guest RAM"))?;
+        let id = self.members.next_id();
+        let claims = claims(&params)?;
+        let mut parts = self.parts(id, &params, settings, parking)?;
+        parts.words = claims.clone().map(|words| words as Arc<dyn Words>);
+        Ok(Admitted {
+            id,
+            name,
+            params,
+            layered,
+            engine,
+            ram: Arc::new(ram),
+            parts,
+            claims,
+            metadata,
+        })
+    }
+
+    /// Takes the name of a VM, and promises it the memory that its settings guarantee.
+    fn promise(&self, params: &VmParams, settings: &VmSettings) -> Result<Name, Refusal> {
+        let name = self
+            .members
+            .take_name(&params.name)
+            .ok_or_else(|| Refusal::NameTaken(params.name.clone()))?;
+        let _alone = self.promising();
+        let asked = policy::VmParams {
+            size: Pages(u64::from(params.pages)),
+            reservation: settings.reservation,
+            limit: settings.limit,
+            overhead: params.metadata(),
+        };
+        let config = self.configuration.settings().policy();
+        policy::admit(&self.with_promises(), &config, &asked)?;
+        name.promise(asked.size, asked.reservation);
+        Ok(name)
+    }
+
+    /// The host with the guests that are being powered on: what they were promised is promised.
+    fn with_promises(&self) -> HostSnapshot {
+        // Promises do not depend on how short memory is just now.
+        let now = (FreeState::default(), 0);
+        let mut snapshot = snapshot(&self.budget, &self.members.all(), now, |_| None);
+        let promised = self.members.promised();
+        snapshot.vms.extend(promised.into_iter().map(only_promised));
+        snapshot
+    }
+
+    fn parts(
+        &self,
+        id: VmId,
+        params: &VmParams,
+        settings: &VmSettings,
+        parking: Arc<Parking>,
+    ) -> Result<Parts, Refusal> {
+        // Nothing is held yet, and the cap is a part of that: the policy raises it.
+        let zip = ZipCache::new(&format!("memvisor-zip:{}", params.name), params.pages)
+            .map_err(kernel("make the compression cache"))?;
+        // ESX: what may ever be taken from the guest has a place from the start.
+        let slots = vm_settings::swap_slots(params, settings);
+        let dir = self.configuration.swap_dir(settings);
+        let swap = SwapFile::create(&dir, &params.name, slots, params.pages)?;
+        let domain = self.configuration.domain(id, settings);
+        let pool = self.pools.get(id, &domain);
+        Ok(Parts {
+            budget: Arc::clone(&self.budget),
+            pool: pool.map_err(kernel("make the share pool"))?,
+            zip,
+            swap,
+            parking,
+            vma_budget: self.engines.vma_budget,
+            words: None,
+        })
+    }
 }
 
 /// The memory shared with a guest that serves some of its faults itself.
@@ -189,74 +299,5 @@ fn claims(params: &VmParams) -> Result<Option<Arc<SharedWords>>, Refusal> {
     Ok(Some(Arc::new(words)))
 }
 
-/// The host with the guests that are being powered on: what they were promised is promised.
-fn with_promises(host: &Host) -> HostSnapshot {
-    let mut snapshot = snapshot(host, &host.members.all(), |_| None);
-    let promised = host.members.promised();
-    snapshot.vms.extend(promised.into_iter().map(only_promised));
-    snapshot
-}
-
-/// Whether a VM that runs may be promised so much from now on.
-pub(super) fn check_reservation(
-    host: &Host,
-    id: VmId,
-    reservation: Pages,
-) -> Result<(), policy::Refusal> {
-    let mut snapshot = with_promises(host);
-    let mut size = reservation;
-    for vm in snapshot.vms.iter_mut().filter(|vm| vm.id == id) {
-        vm.reservation = Pages(0);
-        size = vm.size;
-    }
-    let asked = policy::VmParams {
-        size,
-        reservation,
-        limit: None,
-        // It is charged already.
-        overhead: Pages(0),
-    };
-    policy::admit(&snapshot, &host.settings().policy(), &asked)
-}
-
-fn engine(host: &Host, uffd: bool, params: &VmParams) -> Result<EngineKind, Refusal> {
-    match host.engine {
-        EngineKind::Uffd if uffd => Ok(EngineKind::Uffd),
-        EngineKind::Uffd if host.may_fall_back() => {
-            let name = &params.name;
-            tracing::info!(vm = %name, "no userfaultfd in the guest's process: mprotect");
-            Ok(EngineKind::Mprotect)
-        }
-        EngineKind::Uffd => Err(Refusal::NoUffd),
-        EngineKind::Mprotect => Ok(EngineKind::Mprotect),
-    }
-}
-
-fn parts(
-    host: &Host,
-    id: VmId,
-    params: &VmParams,
-    settings: &VmSettings,
-    parking: Arc<Parking>,
-) -> Result<Parts, Refusal> {
-    // Nothing is held yet, and the cap is a part of that: the policy raises it.
-    let zip = ZipCache::new(&format!("memvisor-zip:{}", params.name), params.pages)
-        .map_err(kernel("make the compression cache"))?;
-    // ESX: what may ever be taken from the guest has a place from the start.
-    let slots = vm_settings::swap_slots(params, settings);
-    let dir = host.swap_dir(settings);
-    let swap = SwapFile::create(&dir, &params.name, slots, params.pages)?;
-    let pool = host
-        .pool(id, &host.domain(id, settings))
-        .map_err(kernel("make the share pool"))?;
-    let budget = Arc::clone(&host.budget);
-    Ok(Parts {
-        budget,
-        pool,
-        zip,
-        swap,
-        parking,
-        vma_budget: host.vma_budget,
-        words: None,
-    })
-}
+#[cfg(test)]
+mod tests;

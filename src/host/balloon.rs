@@ -148,7 +148,7 @@ impl BalloonVm for Balloon<'_> {
 
     fn relief(&self, pages: u64) {
         // A host that is short itself has nothing to give; its guest pages on its own then.
-        if self.host.state() <= FreeState::Soft {
+        if self.host.governor.state() <= FreeState::Soft {
             let ballooned = self.member.ballooned();
             self.member.balloon.relieve(ballooned, Pages(pages));
         }

@@ -10,10 +10,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::capability::Capabilities;
-use super::daemon::Host;
+use super::daemon::{GUESTS_GRACE, Host};
+use super::error::{HostError, kernel};
 use super::listen::Listeners;
 use super::member::Member;
-use super::{GUESTS_GRACE, HostError, HostOptions, kernel};
+use super::options::HostOptions;
 use crate::engine::EngineKind;
 use crate::page::Budget;
 use crate::reclaim::WorkerHandle;
@@ -50,7 +51,7 @@ impl BareHost {
     /// The engine that guests get.
     #[must_use]
     pub fn engine(&self) -> EngineKind {
-        self.host.engine
+        self.host.engines.first
     }
 
     /// Its memory.

@@ -5,9 +5,9 @@ use std::fs;
 use std::io;
 
 use memvisor_guest_agent::shim::uffd;
-use thiserror::Error;
 
-use super::{EngineChoice, HostError, HostOptions};
+use super::error::{EngineUnavailable, HostError};
+use super::options::{EngineChoice, HostOptions};
 use crate::engine::EngineKind;
 use crate::swap::{self, SwapDirReport};
 
@@ -15,11 +15,6 @@ use crate::swap::{self, SwapDirReport};
 const DEFAULT_MAX_MAP_COUNT: u32 = 65_530;
 /// VMAs of a guest that are not RAM: its executable, heap, stacks of a few dozen threads.
 const OTHER_VMAS: u32 = 512;
-
-/// userfaultfd was asked for and is not to be had.
-#[derive(Debug, Error)]
-#[error("userfaultfd does not work here: {0}; use --engine mprotect")]
-pub struct EngineUnavailable(io::Error);
 
 /// What was found out at start.
 #[derive(Debug)]
@@ -158,17 +153,4 @@ fn max_map_count() -> Result<u32, String> {
     text.trim()
         .parse()
         .map_err(|_| format!("`{}` is no number", text.trim()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn missing_userfaultfd_is_told_with_the_way_out() {
-        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
-        let error = EngineUnavailable(denied).to_string();
-        assert!(error.contains("permission denied"), "{error}");
-        assert!(error.contains("use --engine mprotect"), "{error}");
-    }
 }

@@ -6,16 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::daemon::Host;
-use super::{HostOptions, vm_settings};
-use crate::chain::chain;
-use crate::control::{ControlError, ReloadReport};
+use super::options::HostOptions;
 use crate::settings::{
-    ConfigFile, HostSettings, Layers, SettingError, SettingView, VmPatch, VmSettings,
+    ConfigFile, Domain, HostSettings, Layers, SettingError, SettingView, VmPatch, VmSettings,
 };
+use crate::units::VmId;
 
-/// What is configured. Lock order: `admissions` before everything of the VMs, and alone among these;
-/// `held` and `seen` are taken alone.
+/// What is configured. `held` and `seen` are taken alone.
 #[derive(Debug)]
 pub(super) struct Configuration {
     held: Mutex<Held>,
@@ -23,8 +20,8 @@ pub(super) struct Configuration {
     seen: Mutex<Option<Stamp>>,
     /// Counts changes, of the host and of any VM.
     revision: AtomicU64,
-    /// Held while a promise of memory is checked and made.
-    admissions: Mutex<()>,
+    /// Where swap files are made unless a VM's settings say otherwise.
+    swap_dir: PathBuf,
 }
 
 #[derive(Debug)]
@@ -71,7 +68,7 @@ impl Configuration {
             }),
             seen: Mutex::new(seen),
             revision: AtomicU64::new(0),
-            admissions: Mutex::default(),
+            swap_dir: options.swap_dir.clone(),
         }
     }
 
@@ -80,15 +77,68 @@ impl Configuration {
         lock(&self.held).layers.views()
     }
 
-    fn set(&self, name: &str, value: &str) -> Result<SettingView, SettingError> {
+    /// The host's settings now.
+    pub(super) fn settings(&self) -> HostSettings {
+        lock(&self.held).effective
+    }
+
+    /// Sets a host setting.
+    pub(super) fn set(&self, name: &str, value: &str) -> Result<SettingView, SettingError> {
         let mut held = lock(&self.held);
         let view = held.layers.set(name, value)?;
         held.effective = held.layers.effective();
+        drop(held);
+        self.note_change();
         Ok(view)
     }
 
+    /// The configuration file that is in force.
+    pub(super) fn file(&self) -> Option<ConfigFile> {
+        lock(&self.held).file.clone()
+    }
+
+    /// Puts another file in force; the host settings that have another value now.
+    pub(super) fn replace_file(&self, new: ConfigFile) -> Vec<SettingView> {
+        let mut held = lock(&self.held);
+        let changed = held.layers.replace_file(new.settings.clone());
+        held.effective = held.layers.effective();
+        held.file = Some(new);
+        drop(held);
+        self.note_change();
+        changed
+    }
+
+    /// What the configuration file says about a VM.
+    pub(super) fn vm_in_file(&self, name: &str) -> VmPatch {
+        let held = lock(&self.held);
+        let file = held.file.as_ref();
+        file.and_then(|file| file.vms.get(name).cloned())
+            .unwrap_or_default()
+    }
+
+    /// Where the swap file of a VM is to be.
+    pub(super) fn swap_dir(&self, vm: &VmSettings) -> PathBuf {
+        vm.swap_dir.as_ref().unwrap_or(&self.swap_dir).clone()
+    }
+
+    /// The sharing domain of a VM with these settings.
+    pub(super) fn domain(&self, id: VmId, vm: &VmSettings) -> Domain {
+        let force = self.settings().share_force_salting;
+        Domain::of(id, vm.salt.as_deref(), vm.sharing, force)
+    }
+
+    /// Counts a change of a VM's settings; those of the host's count by themselves.
+    pub(super) fn note_change(&self) {
+        self.revision.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often settings have changed.
+    pub(super) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Relaxed)
+    }
+
     /// Whether the file is another one than when it was last looked at.
-    fn is_file_new(&self) -> bool {
+    pub(super) fn is_file_new(&self) -> bool {
         let path = lock(&self.held).file.as_ref().map(|file| file.path.clone());
         let now = path.as_deref().and_then(Stamp::of);
         let mut seen = lock(&self.seen);
@@ -101,98 +151,70 @@ impl Configuration {
     }
 }
 
-impl Host {
-    /// The host's settings now.
-    pub(super) fn settings(&self) -> HostSettings {
-        lock(&self.configuration.held).effective
+#[cfg(test)]
+mod tests {
+    use super::super::rig::options;
+    use super::*;
+    use crate::settings::Origin;
+    use crate::units::Bytes;
+
+    fn configured(dir: &Path, text: &str) -> Configuration {
+        Configuration::new(&options(dir, Bytes::from_mib(64), Some(text)))
     }
 
-    /// Sets a host setting.
-    pub(super) fn change_setting(
-        &self,
-        name: &str,
-        value: &str,
-    ) -> Result<SettingView, SettingError> {
-        let view = self.configuration.set(name, value)?;
-        tracing::info!(setting = view.name, value = %view.value, from = %view.from, "set");
-        self.settings_changed();
-        Ok(view)
+    #[test]
+    fn setting_is_in_force_at_once_and_counts_as_a_change() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let configuration = configured(dir.path(), "[settings]\n'Mem.IdleTax' = 10\n");
+        assert_eq!(configuration.settings().idle_tax, 10);
+        let view = configuration.set("Mem.IdleTax", "20").expect("in range");
+        assert_eq!(
+            (configuration.settings().idle_tax, view.from),
+            (20, Origin::Set)
+        );
+        assert_eq!(configuration.revision(), 1);
+        configuration
+            .set("Mem.IdleTax", "100")
+            .expect_err("too much");
+        assert_eq!(
+            (configuration.settings().idle_tax, configuration.revision()),
+            (20, 1)
+        );
     }
 
-    /// Has the policy look at once, with everything as it is now.
-    pub(super) fn settings_changed(&self) {
-        self.configuration.revision.fetch_add(1, Ordering::Relaxed);
-        self.budget.ring_alarm();
+    #[test]
+    fn file_is_new_once_for_each_of_its_versions() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let configuration = configured(dir.path(), "[vm.a]\nlimit = '1M'\n");
+        assert!(!configuration.is_file_new(), "it was read at the start");
+        let path = configuration.file().expect("there is one").path;
+        fs::remove_file(&path).expect("ours");
+        assert!(!configuration.is_file_new(), "it may be on its way");
+        fs::write(&path, "[vm.a]\nlimit = '2M' # longer\n").expect("ours");
+        assert!(configuration.is_file_new());
+        assert!(!configuration.is_file_new());
+        assert_eq!(
+            configuration.vm_in_file("a").limit.flatten(),
+            Some(crate::units::Pages(256))
+        );
+        let new = ConfigFile::load(&path).expect("good");
+        configuration.replace_file(new);
+        assert_eq!(
+            configuration.vm_in_file("a").limit.flatten(),
+            Some(crate::units::Pages(512))
+        );
+        assert_eq!(configuration.vm_in_file("b"), VmPatch::default());
     }
 
-    /// How often settings have changed.
-    pub(super) fn revision(&self) -> u64 {
-        self.configuration.revision.load(Ordering::Relaxed)
-    }
-
-    /// Held while a promise of memory is checked and made: two at a time could promise the same.
-    pub(super) fn admissions(&self) -> MutexGuard<'_, ()> {
-        lock(&self.configuration.admissions)
-    }
-
-    /// What the configuration file says about a VM.
-    pub(super) fn vm_in_file(&self, name: &str) -> VmPatch {
-        let held = lock(&self.configuration.held);
-        let file = held.file.as_ref();
-        file.and_then(|file| file.vms.get(name).cloned())
-            .unwrap_or_default()
-    }
-
-    /// Where the swap file of a VM is to be.
-    pub(super) fn swap_dir(&self, vm: &VmSettings) -> PathBuf {
-        let own = vm.swap_dir.as_ref();
-        own.unwrap_or(&self.options.swap_dir).clone()
-    }
-
-    /// Reads the configuration file again. A file with a fault changes nothing; neither does one that
-    /// asks of a VM what it cannot have, for that VM.
-    pub(super) fn reload_file(&self) -> Result<ReloadReport, ControlError> {
-        let file = lock(&self.configuration.held).file.clone();
-        let file = file.ok_or(ControlError::NoConfig)?;
-        let new = file
-            .load_again()
-            .map_err(|error| ControlError::Config(chain(&error)))?;
-        let members = self.members.all();
-        // The VMs first, as far as that can be refused: then nothing is in force by half.
-        for member in &members {
-            let patch = new.vms.get(&member.vm.params.name);
-            vm_settings::check(member, &patch.cloned().unwrap_or_default())?;
-        }
-        let settings = {
-            let mut held = lock(&self.configuration.held);
-            let changed = held.layers.replace_file(new.settings.clone());
-            held.effective = held.layers.effective();
-            held.file = Some(new.clone());
-            changed
-        };
-        let mut vms = Vec::new();
-        for member in &members {
-            let patch = new.vms.get(&member.vm.params.name);
-            if vm_settings::reapply(self, member, &patch.cloned().unwrap_or_default())? {
-                vms.push(member.vm.params.name.clone());
-            }
-        }
-        self.settings_changed();
-        let file = new.path.display().to_string();
-        tracing::info!(file, settings = settings.len(), vms = vms.len(), "reloaded");
-        Ok(ReloadReport {
-            file,
-            settings,
-            vms,
-        })
-    }
-
-    /// Reloads the configuration file if it has changed.
-    pub(super) fn follow_file(&self) {
-        if self.configuration.is_file_new()
-            && let Err(error) = self.reload_file()
-        {
-            tracing::error!(%error, "the configuration file is not used; the last good one holds");
-        }
+    #[test]
+    fn swap_dir_and_domain_follow_the_settings_of_a_vm() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let configuration = configured(dir.path(), "");
+        let mut vm = VmSettings::default();
+        assert_eq!(configuration.swap_dir(&vm), dir.path());
+        vm.swap_dir = Some(PathBuf::from("/elsewhere"));
+        assert_eq!(configuration.swap_dir(&vm), Path::new("/elsewhere"));
+        vm.sharing = false;
+        assert_eq!(configuration.domain(VmId(1), &vm), Domain::None);
     }
 }

@@ -5,19 +5,22 @@
 //! the next threshold down.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::balance::Balance;
-use super::daemon::Host;
+use super::configuration::Configuration;
 use super::member::Member;
+use super::members::Members;
+use super::pools::Pools;
 use super::snapshot::snapshot;
 use super::vm_settings;
-use crate::policy::{Config, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
-use crate::reclaim::{Job, ScanSettings};
-use crate::settings::HostSettings;
+use crate::page::Budget;
+use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
+use crate::reclaim::{Job, ScanSettings, host_ghz};
+use crate::settings::{Domain, HostSettings, VmSettings};
 use crate::units::Pages;
 use crate::vm::{Blocked, Means};
 
@@ -25,41 +28,8 @@ use crate::vm::{Blocked, Means};
 const PERIOD: Duration = Duration::from_millis(250);
 /// The shortest time between two looks: a host that is out of memory rings the alarm at each fault.
 const MIN_PERIOD: Duration = Duration::from_millis(10);
-/// How often the configuration file is looked at.
-const FILE_PERIOD: Duration = Duration::from_secs(1);
 /// How often the log says that nothing can be reclaimed.
 const STUCK_WARNING: Duration = Duration::from_secs(10);
-
-/// Starts the thread. It ends when the host stops.
-pub(super) fn start(host: &Arc<Host>) -> io::Result<JoinHandle<()>> {
-    let host = Arc::clone(host);
-    thread::Builder::new()
-        .name("policy".to_owned())
-        .spawn(move || run(&host))
-}
-
-fn run(host: &Host) {
-    let mut warned = None;
-    let mut balance = Balance::default();
-    let mut looked_at_file = Instant::now();
-    loop {
-        let started = Instant::now();
-        if looked_at_file.elapsed() >= FILE_PERIOD {
-            looked_at_file = started;
-            host.follow_file();
-        }
-        let decision = decide(host, &mut balance, started);
-        warn_stuck(host, decision.plan.stuck, &mut warned);
-        host.set_latest(decision);
-        while !host.is_stopping() && started.elapsed() < MIN_PERIOD {
-            thread::park_timeout(MIN_PERIOD.saturating_sub(started.elapsed()));
-        }
-        host.budget.wait_alarm(PERIOD);
-        if host.is_stopping() {
-            return;
-        }
-    }
-}
 
 /// What was seen, by which settings, and what follows.
 #[derive(Clone, Debug)]
@@ -69,25 +39,191 @@ pub(super) struct Decision {
     pub(super) plan: Plan,
 }
 
-/// One look: what is seen is planned for, and the plan is handed out.
-fn decide(host: &Host, balance: &mut Balance, now: Instant) -> Decision {
-    let settings = host.settings();
-    let members = host.members.all();
-    for member in &members {
-        apply_settings(host, member, &settings, members.len());
-        watch_balloon(member, now);
+/// The owner of what the policy decides. Its locks are taken alone.
+#[derive(Debug)]
+pub(super) struct Governor {
+    budget: Arc<Budget>,
+    members: Arc<Members>,
+    configuration: Arc<Configuration>,
+    pools: Arc<Pools>,
+    ghz: f64,
+    state: Mutex<FreeState>,
+    /// What was decided last.
+    latest: Mutex<Option<Decision>>,
+    /// Changes with each snapshot, so that no VM always bears the odd page.
+    seed: AtomicU64,
+}
+
+/// A lock of plain data, which is whole even if a thread panicked while it held it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Governor {
+    pub(super) fn new(
+        budget: &Arc<Budget>,
+        members: &Arc<Members>,
+        configuration: &Arc<Configuration>,
+        pools: &Arc<Pools>,
+    ) -> Self {
+        Self {
+            budget: Arc::clone(budget),
+            members: Arc::clone(members),
+            configuration: Arc::clone(configuration),
+            pools: Arc::clone(pools),
+            ghz: host_ghz(),
+            state: Mutex::default(),
+            latest: Mutex::default(),
+            seed: AtomicU64::new(0),
+        }
     }
-    let asked = (host.state(), host.revision());
-    let floor = settings.sample_active_pct_min;
-    balance.look(now, settings.balance_period, asked, &members, floor);
-    let snapshot = snapshot(host, &members, |vm| balance.active(vm));
-    let config = settings.policy();
-    let plan = plan(&snapshot, &config);
-    carry_out(host, &members, &snapshot, (&config, &plan));
-    Decision {
-        snapshot,
-        config,
-        plan,
+
+    /// Starts the policy thread. It ends when the registry is closed and it is woken.
+    pub(super) fn start(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
+        let this = Arc::clone(self);
+        thread::Builder::new()
+            .name("policy".to_owned())
+            .spawn(move || this.run())
+    }
+
+    fn run(&self) {
+        let mut warned = None;
+        let mut balance = Balance::default();
+        loop {
+            let started = Instant::now();
+            let decision = self.decide(&mut balance, started);
+            self.warn_stuck(decision.plan.stuck, &mut warned);
+            *lock(&self.latest) = Some(decision);
+            while !self.members.is_closed() && started.elapsed() < MIN_PERIOD {
+                thread::park_timeout(MIN_PERIOD.saturating_sub(started.elapsed()));
+            }
+            self.budget.wait_alarm(PERIOD);
+            if self.members.is_closed() {
+                return;
+            }
+        }
+    }
+
+    /// Has the policy look at once, with everything as it is now.
+    pub(super) fn wake(&self) {
+        self.budget.ring_alarm();
+    }
+
+    /// How short the host is of memory.
+    pub(super) fn state(&self) -> FreeState {
+        *lock(&self.state)
+    }
+
+    /// What was decided last; `None` before the first look.
+    pub(super) fn latest(&self) -> Option<Decision> {
+        lock(&self.latest).clone()
+    }
+
+    /// One look: what is seen is planned for, and the plan is handed out.
+    fn decide(&self, balance: &mut Balance, now: Instant) -> Decision {
+        let settings = self.configuration.settings();
+        let members = self.members.all();
+        for member in &members {
+            self.apply_settings(member, &settings, members.len());
+            watch_balloon(member, now);
+        }
+        let asked = (self.state(), self.configuration.revision());
+        let floor = settings.sample_active_pct_min;
+        balance.look(now, settings.balance_period, asked, &members, floor);
+        let seen = (asked.0, self.seed.fetch_add(1, Ordering::Relaxed));
+        let snapshot = snapshot(&self.budget, &members, seen, |vm| balance.active(vm));
+        let config = settings.policy();
+        let plan = plan(&snapshot, &config);
+        self.carry_out(&members, &snapshot, (&config, &plan));
+        Decision {
+            snapshot,
+            config,
+            plan,
+        }
+    }
+
+    /// Lets a VM's own threads know what the settings are now.
+    fn apply_settings(&self, member: &Member, settings: &HostSettings, vms: usize) {
+        let own = member.settings();
+        let rate = if own.sharing {
+            let vms = u32::try_from(vms).unwrap_or(u32::MAX);
+            let scan = ScanSettings {
+                scan_time: settings.share_scan_time,
+                scan_ghz: settings.share_scan_ghz,
+                rate_max: settings.share_rate_max,
+            };
+            scan.rate(member.vm.params.pages, self.ghz, vms)
+        } else {
+            0
+        };
+        member.worker.set_scan_rate(rate);
+        member.worker.set_sample_period(settings.sample_period);
+        set_zip_max(member, zip_max(member, settings));
+        let pages = member.vm.params.pages;
+        let balloon_max = vm_settings::balloon_max(pages, &own, settings);
+        if member.balloon.set_max(balloon_max) {
+            member.balloon.doorbell.ring();
+        }
+        self.move_domain(member, &own);
+    }
+
+    /// Lets the VM share with whom its settings and the host's say.
+    fn move_domain(&self, member: &Member, settings: &VmSettings) {
+        let id = member.vm.id;
+        let domain = self.configuration.domain(id, settings);
+        if domain == member.domain() {
+            return;
+        }
+        match self.pools.get(id, &domain) {
+            Ok(pool) => {
+                let shares = domain != Domain::None;
+                let join = Job::Join(shares.then_some(pool));
+                // A worker that is too far behind is told at the next look.
+                if member.worker.suggest(join) {
+                    member.set_domain(domain);
+                }
+            }
+            Err(error) => {
+                let name = &member.vm.params.name;
+                tracing::error!(vm = %name, %error, "no pool can be made; its sharing stays as it is");
+            }
+        }
+    }
+
+    fn carry_out(
+        &self,
+        members: &[Arc<Member>],
+        snapshot: &HostSnapshot,
+        (config, plan): (&Config, &Plan),
+    ) {
+        let before = std::mem::replace(&mut *lock(&self.state), plan.state);
+        if before != plan.state {
+            tracing::info!(from = %before, to = %plan.state, free = self.budget.free().0, "free state");
+        }
+        let total = self.budget.total();
+        let below = Thresholds::of(total, config).below(plan.state);
+        self.budget.set_alarm(total.saturating_sub(below));
+        for ((member, vm_plan), seen) in members.iter().zip(&plan.vms).zip(&snapshot.vms) {
+            // What its compression cache takes counts as well, and cannot be held in a fault.
+            let ceiling = vm_plan.ceiling;
+            let ceiling = ceiling.map(|pages| pages.saturating_sub(seen.zip_pages));
+            member.vm.orders.set_ceiling(ceiling);
+            give_orders(member, vm_plan, plan.stuck);
+        }
+    }
+
+    fn warn_stuck(&self, stuck: Option<Stuck>, warned: &mut Option<Instant>) {
+        let Some(stuck) = stuck else { return };
+        if self.budget.starving() == 0 || warned.is_some_and(|at| at.elapsed() < STUCK_WARNING) {
+            return;
+        }
+        *warned = Some(Instant::now());
+        tracing::warn!(
+            why = ?stuck,
+            free_pages = self.budget.free().0,
+            starving_vms = self.budget.starving(),
+            "memory is short and nothing can be reclaimed: end a guest, or give swap room"
+        );
     }
 }
 
@@ -107,31 +243,6 @@ fn watch_balloon(member: &Member, now: Instant) {
     } else if changed == Some(true) {
         tracing::debug!(vm, "its balloon is waited for");
     }
-}
-
-/// Lets a VM's own threads know what the settings are now.
-fn apply_settings(host: &Host, member: &Member, settings: &HostSettings, vms: usize) {
-    let own = member.settings();
-    let rate = if own.sharing {
-        let vms = u32::try_from(vms).unwrap_or(u32::MAX);
-        let scan = ScanSettings {
-            scan_time: settings.share_scan_time,
-            scan_ghz: settings.share_scan_ghz,
-            rate_max: settings.share_rate_max,
-        };
-        scan.rate(member.vm.params.pages, host.ghz, vms)
-    } else {
-        0
-    };
-    member.worker.set_scan_rate(rate);
-    member.worker.set_sample_period(settings.sample_period);
-    set_zip_max(member, zip_max(member, settings));
-    let pages = member.vm.params.pages;
-    let balloon_max = vm_settings::balloon_max(pages, &own, settings);
-    if member.balloon.set_max(balloon_max) {
-        member.balloon.doorbell.ring();
-    }
-    vm_settings::move_domain(host, member, &own);
 }
 
 fn set_zip_max(member: &Member, pages: u32) {
@@ -155,28 +266,6 @@ fn zip_max(member: &Member, settings: &HostSettings) -> u32 {
     let by_size = size * u64::from(settings.mem_zip_max_pct) / 100;
     let by_held = held * u64::from(settings.mem_zip_max_alloc_pct) / 100;
     u32::try_from(by_size.min(by_held)).unwrap_or(u32::MAX)
-}
-
-fn carry_out(
-    host: &Host,
-    members: &[Arc<Member>],
-    snapshot: &HostSnapshot,
-    (config, plan): (&Config, &Plan),
-) {
-    let before = host.set_state(plan.state);
-    if before != plan.state {
-        tracing::info!(from = %before, to = %plan.state, free = host.budget.free().0, "free state");
-    }
-    let total = host.budget.total();
-    let below = Thresholds::of(total, config).below(plan.state);
-    host.budget.set_alarm(total.saturating_sub(below));
-    for ((member, vm_plan), seen) in members.iter().zip(&plan.vms).zip(&snapshot.vms) {
-        // What its compression cache takes counts as well, and cannot be held in a fault.
-        let ceiling = vm_plan.ceiling;
-        let ceiling = ceiling.map(|pages| pages.saturating_sub(seen.zip_pages));
-        member.vm.orders.set_ceiling(ceiling);
-        give_orders(member, vm_plan, plan.stuck);
-    }
 }
 
 fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
@@ -208,16 +297,49 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
     }
 }
 
-fn warn_stuck(host: &Host, stuck: Option<Stuck>, warned: &mut Option<Instant>) {
-    let Some(stuck) = stuck else { return };
-    if host.budget.starving() == 0 || warned.is_some_and(|at| at.elapsed() < STUCK_WARNING) {
-        return;
+#[cfg(test)]
+mod tests {
+    use super::super::rig::{Rig, hello};
+    use super::*;
+    use crate::page::Urgency;
+
+    fn governor(rig: &Rig) -> Governor {
+        Governor::new(&rig.budget, &rig.members, &rig.configuration, &rig.pools)
     }
-    *warned = Some(Instant::now());
-    tracing::warn!(
-        why = ?stuck,
-        free_pages = host.budget.free().0,
-        starving_vms = host.budget.starving(),
-        "memory is short and nothing can be reclaimed: end a guest, or give swap room"
-    );
+
+    #[test]
+    fn look_hands_out_the_free_state_and_the_settings() {
+        let rig = Rig::new(None);
+        let vm = rig.run(&hello("a", 1024));
+        let governor = governor(&rig);
+        let mut balance = Balance::default();
+        let decision = governor.decide(&mut balance, Instant::now());
+        assert_eq!(decision.snapshot.vms.len(), 1);
+        assert_eq!(governor.state(), FreeState::High);
+        assert_eq!(vm.balloon.max(), Pages(1024 * 65 / 100));
+
+        assert!(rig.budget.take(rig.budget.free().0, Urgency::Reclaim));
+        rig.configuration
+            .set("Mem.CtlMaxPercent", "10")
+            .expect("in range");
+        let next = governor.decide(&mut balance, Instant::now());
+        assert_eq!(governor.state(), FreeState::Low);
+        assert_eq!(vm.balloon.max(), Pages(102));
+        assert_ne!(next.snapshot.seed, decision.snapshot.seed);
+        rig.budget
+            .give(rig.budget.used().0 - vm.vm.params.metadata().0);
+    }
+
+    #[test]
+    fn thread_looks_until_the_registry_is_closed() {
+        let rig = Rig::new(None);
+        let governor = Arc::new(governor(&rig));
+        let thread = governor.start().expect("a thread");
+        while governor.latest().is_none() {
+            thread::yield_now();
+        }
+        rig.members.close("the test ends");
+        governor.wake();
+        thread.join().expect("it ends");
+    }
 }

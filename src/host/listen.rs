@@ -74,7 +74,7 @@ fn accept(
     let mut complained = false;
     loop {
         let ready = wait_readable([bell.as_fd(), listener.as_fd()], None);
-        if host.is_stopping() || ready.is_err() {
+        if host.members.is_closed() || ready.is_err() {
             return;
         }
         if connections.load(Ordering::Acquire) < MAX_CONNECTIONS {

@@ -1,25 +1,22 @@
-//! The VMs that are powered on, and how the rest of the daemon reaches each.
+//! One VM that is powered on, and how the rest of the daemon reaches it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::vm_settings::Layered;
 use crate::balloon::{AgentProgress, BalloonCounters, Doorbell, GuestStats, Relief};
 use crate::engine::{Link, Ram};
 use crate::page::Home;
-use crate::reclaim::{Job, WorkerHandle};
+use crate::reclaim::WorkerHandle;
 use crate::settings::{Domain, VmSettings};
-use crate::share::Peers;
 use crate::sys::Process;
-use crate::units::{Gfn, Pages, VmId};
+use crate::units::Pages;
 use crate::vm::Vm;
 
 /// How long a guest may owe the answer to a command before nothing is expected of it. A good one takes a
 /// millisecond; on a machine that is busy, some hundred.
 const MUTE: Duration = Duration::from_secs(1);
-/// How long a new guest waits for its name while the VM that has it is ending.
-const ENDING: Duration = Duration::from_secs(3);
 
 /// One VM that is powered on.
 #[derive(Debug)]
@@ -165,6 +162,11 @@ impl Member {
         self.vm.activity.pages(size, floor_percent)
     }
 
+    /// Whether it is on its way to its end: told so, or its guest is gone.
+    pub(super) fn is_ending(&self) -> bool {
+        self.balloon.closing.load(Ordering::Acquire) || self.process.wait(Duration::ZERO)
+    }
+
     /// Whether its guest does not answer.
     pub(super) fn is_mute(&self) -> bool {
         self.link.silence() >= MUTE
@@ -173,172 +175,5 @@ impl Member {
     /// Pages in its balloon.
     pub(super) fn ballooned(&self) -> Pages {
         Pages(self.vm.table.count(Home::Ballooned))
-    }
-}
-
-/// All VMs. Names are taken from the handshake on, before there is a member.
-#[derive(Debug, Default)]
-pub(super) struct Members {
-    state: Mutex<State>,
-    emptied: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    names: Vec<Taken>,
-    members: Vec<Arc<Member>>,
-}
-
-/// A name that is taken, and what its VM was promised before it runs.
-#[derive(Debug)]
-struct Taken {
-    name: String,
-    /// Its size and its reservation.
-    promise: Option<(Pages, Pages)>,
-}
-
-impl State {
-    fn is_taken(&self, name: &str) -> bool {
-        self.names.iter().any(|taken| taken.name == name)
-    }
-
-    /// Whether a VM of this name runs and is not ending. One in its handshake counts as alive: it
-    /// may take as long as its guest likes.
-    fn is_alive(&self, name: &str) -> bool {
-        let member = self
-            .members
-            .iter()
-            .find(|member| member.vm.params.name == name);
-        member.is_none_or(|member| {
-            let ended = member.process.wait(Duration::ZERO);
-            !ended && !member.balloon.closing.load(Ordering::Acquire)
-        })
-    }
-}
-
-impl Members {
-    /// Takes a name for a VM that is being powered on; `None` if it is in use. A name whose VM is just
-    /// ending is waited for: a guest is often started again as soon as it has exited.
-    pub(super) fn take_name(self: &Arc<Self>, name: &str) -> Option<Name> {
-        let is_ending = |state: &mut State| state.is_taken(name) && !state.is_alive(name);
-        let waited = self
-            .emptied
-            .wait_timeout_while(lock(&self.state), ENDING, is_ending);
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if state.is_taken(name) {
-            return None;
-        }
-        state.names.push(Taken {
-            name: name.to_owned(),
-            promise: None,
-        });
-        Some(Name {
-            members: Arc::clone(self),
-            name: name.to_owned(),
-        })
-    }
-
-    /// The VM runs: from here on its settings say what it is promised.
-    pub(super) fn add(&self, member: Arc<Member>) {
-        let mut state = lock(&self.state);
-        for taken in &mut state.names {
-            if taken.name == member.vm.params.name {
-                taken.promise = None;
-            }
-        }
-        state.members.push(member);
-    }
-
-    /// Size and reservation of the VMs that are admitted and do not run yet.
-    pub(super) fn promised(&self) -> Vec<(Pages, Pages)> {
-        let state = lock(&self.state);
-        state
-            .names
-            .iter()
-            .filter_map(|taken| taken.promise)
-            .collect()
-    }
-
-    pub(super) fn remove(&self, id: VmId) {
-        lock(&self.state)
-            .members
-            .retain(|member| member.vm.id != id);
-    }
-
-    /// All of them, in the order in which they came.
-    pub(super) fn all(&self) -> Vec<Arc<Member>> {
-        lock(&self.state).members.clone()
-    }
-
-    pub(super) fn by_id(&self, id: VmId) -> Option<Arc<Member>> {
-        self.find(|member| member.vm.id == id)
-    }
-
-    pub(super) fn by_name(&self, name: &str) -> Option<Arc<Member>> {
-        self.find(|member| member.vm.params.name == name)
-    }
-
-    pub(super) fn by_token(&self, token: u64) -> Option<Arc<Member>> {
-        self.find(|member| member.balloon.token == token)
-    }
-
-    fn find(&self, wanted: impl Fn(&Member) -> bool) -> Option<Arc<Member>> {
-        lock(&self.state)
-            .members
-            .iter()
-            .find(|member| wanted(member))
-            .cloned()
-    }
-
-    /// Waits at most `timeout` until no name is taken any more; whether that is so.
-    pub(super) fn wait_until_empty(&self, timeout: Duration) -> bool {
-        let waited = self
-            .emptied
-            .wait_timeout_while(lock(&self.state), timeout, |state| !state.names.is_empty());
-        waited.is_ok_and(|(_, result)| !result.timed_out())
-    }
-}
-
-/// A name that is taken; given back when dropped, which is when nothing is left of its VM.
-#[derive(Debug)]
-pub(super) struct Name {
-    members: Arc<Members>,
-    name: String,
-}
-
-impl Name {
-    /// Notes what the VM of this name is promised, until it runs.
-    pub(super) fn promise(&self, size: Pages, reservation: Pages) {
-        for taken in &mut lock(&self.members.state).names {
-            if taken.name == self.name {
-                taken.promise = Some((size, reservation));
-            }
-        }
-    }
-}
-
-impl Drop for Name {
-    fn drop(&mut self) {
-        lock(&self.members.state)
-            .names
-            .retain(|taken| taken.name != self.name);
-        self.members.emptied.notify_all();
-    }
-}
-
-impl Peers for Members {
-    fn known_hash(&self, vm: VmId, gfn: Gfn) -> Option<u32> {
-        let member = self.by_id(vm)?;
-        let table = &member.vm.table;
-        table.contains(gfn).then(|| table.known_hash(gfn))?
-    }
-
-    fn nudge(&self, vm: VmId, gfn: Gfn) {
-        if let Some(member) = self.by_id(vm)
-            && !member.worker.suggest(Job::Look(gfn))
-        {
-            // Its worker is behind: the next pass looks.
-            member.vm.table.note_written(gfn);
-        }
     }
 }

@@ -9,87 +9,64 @@
 //! - `policy` takes a snapshot, plans, and hands out orders (`governor.rs`).
 //! - `control` serves the API ([`crate::control`]).
 //!
-//! The main thread waits for a signal and then ends everything in order: guests first, each told why,
-//! then the sockets.
+//! The main thread follows the configuration file and waits for a signal, and then ends everything in
+//! order: guests first, each told why, then the sockets.
+//!
+//! What they share has owners, each with a lock of its own, and none of them knows who comes after it:
+//!
+//! | owner | owns |
+//! |---|---|
+//! | [`Budget`](crate::page::Budget) | the memory |
+//! | `members.rs` | the registry of VMs ([`member.rs`](member)): names, and what each runs with |
+//! | `configuration.rs` | the settings in force, of the host and in the file |
+//! | `pools.rs` | the share pool of each sharing domain |
+//! | `admission.rs` | promises of memory: power-on and changes of settings, one at a time |
+//! | `governor.rs` | the free state, the latest plan, the policy thread |
+//!
+//! [`Host`] puts them together. On it stand the API (`api.rs`, `status.rs`), the sessions of guests
+//! (`session.rs`) and agents (`balloon.rs`), the listeners, and this file.
 
 mod admission;
+mod api;
 mod balance;
 mod balloon;
 mod bare;
 mod capability;
 mod configuration;
 mod daemon;
+mod error;
 mod governor;
 mod listen;
 mod member;
+mod members;
 mod options;
+mod pools;
+#[cfg(test)]
+mod rig;
 mod session;
 mod snapshot;
 mod status;
 mod vm_settings;
 
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use thiserror::Error;
+use nix::sys::signal::Signal;
 
-use crate::control::{self, ServeError};
-use crate::runtime_dir::RuntimeDirError;
+use crate::control;
 use crate::signals::{ENDING, Event, Signals, report_file_size_limit};
-use crate::units::Bytes;
 
 pub use bare::{BareHost, BareVm};
 use capability::Capabilities;
-pub use capability::EngineUnavailable;
-use daemon::Host;
+use daemon::{GUESTS_GRACE, Host};
+use error::kernel;
+pub use error::{EngineUnavailable, HostError, MIN_MEMORY};
 use listen::Listeners;
 pub use options::{EngineChoice, HostOptions};
 
-/// The least budget: below it the reserve alone would be a large part.
-pub const MIN_MEMORY: Bytes = Bytes::from_mib(4);
-/// How long guests get to end when the daemon does.
-const GUESTS_GRACE: Duration = Duration::from_secs(8);
-
-/// Why the daemon could not run.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum HostError {
-    /// The budget does not even hold the reserve.
-    #[error("a budget of {0} is too small: at least {MIN_MEMORY} is needed")]
-    Memory(Bytes),
-    /// The engine that was asked for does not work here.
-    #[error(transparent)]
-    Engine(#[from] EngineUnavailable),
-    /// No swap file can be made.
-    #[error("cannot make swap files in `{}`", dir.display())]
-    SwapDir {
-        /// The directory.
-        dir: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The runtime directory cannot be used.
-    #[error(transparent)]
-    RuntimeDir(#[from] RuntimeDirError),
-    /// The control API cannot be served.
-    #[error(transparent)]
-    Control(#[from] ServeError),
-    /// The kernel refused something else.
-    #[error("cannot {what}")]
-    Kernel {
-        /// What was tried.
-        what: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> HostError {
-    move |source| HostError::Kernel { what, source }
-}
+/// How often the configuration file is looked at.
+const FILE_PERIOD: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until it is told to end by SIGINT, SIGTERM or SIGHUP. `ready` is called with the
 /// capability table when guests can be started.
@@ -109,14 +86,14 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     held.remove_sockets()?;
     let capabilities = Capabilities::probe(options)?;
     let host = Arc::new(Host::new(options, &capabilities));
-    let policy = governor::start(&host).map_err(kernel("start the policy thread"))?;
+    let policy = (host.governor.start()).map_err(kernel("start the policy thread"))?;
     let listeners = Listeners::start(&host, held.dir()).map_err(kernel("listen for guests"))?;
     let daemon: Arc<dyn control::Daemon> = Arc::<Host>::clone(&host);
     let server = control::Server::start(&held.dir().control_socket(), daemon)?;
     ready(&capabilities.table(options));
     tracing::info!(memory = %options.memory, dir = %held.dir().path().display(), "host is up");
 
-    let ended_by = wait_for_signal(&signals)?;
+    let ended_by = follow_until_signal(&host, &signals)?;
     tracing::info!(signal = ended_by.as_str(), "host ends");
     host.stop();
     listeners.stop();
@@ -148,14 +125,15 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn wait_for_signal(signals: &Signals) -> Result<nix::sys::signal::Signal, HostError> {
-    const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Takes up each change of the configuration file until a signal comes.
+fn follow_until_signal(host: &Host, signals: &Signals) -> Result<Signal, HostError> {
     loop {
         let event = signals
-            .wait(None, Instant::now() + DAY)
+            .wait(None, Instant::now() + FILE_PERIOD)
             .map_err(kernel("wait for signals"))?;
         if let Event::Signal(signal) = event {
             return Ok(signal);
         }
+        host.follow_file();
     }
 }

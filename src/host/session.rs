@@ -12,7 +12,7 @@ use memvisor_guest_agent::protocol::memory::{MAX_CHANNELS, MAX_MESSAGE, Message,
 use memvisor_guest_agent::shim::{Received, SeqPacket, wait_readable};
 use thiserror::Error;
 
-use super::admission::{Admitted, Refusal, admit};
+use super::admission::{Admitted, Refusal};
 use super::daemon::Host;
 use super::member::{BalloonLine, Member};
 use super::vm_settings;
@@ -111,7 +111,7 @@ fn power_on(host: &Arc<Host>, socket: &SeqPacket) -> Result<Powered, HandshakeEr
             wanted: "HELLO",
         });
     };
-    let admitted = admit(host, &hello)?;
+    let admitted = host.admission.admit(&hello)?;
     let (id, token) = (admitted.id, rand::random());
     welcome(host, socket, &admitted, id, token)?;
     let (ready, fds) = receive(socket, "READY")?;
@@ -179,7 +179,7 @@ fn welcome(
         vm: id.0,
         engine: admitted.engine,
         token,
-        pool_frames: host.pool_frames(),
+        pool_frames: host.pools.frames(),
         arena_pages: claims.map(|_| zip.arena_pages()),
     });
     let mut fds = vec![admitted.ram.as_fd(), pool.as_fd()];
@@ -262,7 +262,8 @@ impl Powered {
         let pagemap = Pagemap::open(&self.process, base, params.pages);
         let tracks_writes = pagemap.is_ok();
         let engine = engine(&ram, &link, self.uffd.as_ref(), base, pagemap.ok());
-        let balloon_max = vm_settings::balloon_max(params.pages, &layered.now, &host.settings());
+        let balloon_max =
+            vm_settings::balloon_max(params.pages, &layered.now, &host.configuration.settings());
         let vm = Arc::new(Vm::new(self.id, params, engine, parts));
         // Until the policy has seen it.
         vm.orders.set_ceiling(layered.now.limit);
@@ -294,7 +295,7 @@ impl Powered {
                 return;
             }
         };
-        let domain = host.domain(self.id, &layered.now);
+        let domain = host.configuration.domain(self.id, &layered.now);
         vm.set_sharing(domain != Domain::None);
         let member = Arc::new(Member {
             vm: Arc::clone(&vm),
@@ -312,7 +313,7 @@ impl Powered {
             engine = vm.engine.kind().name(), pages = vm.params.pages,
             tracks_writes, "VM powered on"
         );
-        let ended = if link.go() && !host.is_stopping() {
+        let ended = if link.go() && !host.members.is_closed() {
             faults.run()
         } else {
             Ended::GuestGone

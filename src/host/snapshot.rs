@@ -2,25 +2,26 @@
 
 use std::sync::Arc;
 
-use super::daemon::Host;
 use super::member::Member;
-use crate::page::Home;
-use crate::policy::{HostSnapshot, VmSnapshot};
+use crate::page::{Budget, Home};
+use crate::policy::{FreeState, HostSnapshot, VmSnapshot};
 use crate::units::{FrameId, Pages, VmId};
 
-/// The whole host. `active` tells what each VM is estimated to use.
+/// The whole host. `active` tells what each VM is estimated to use, `seed` differs from snapshot to
+/// snapshot.
 pub(super) fn snapshot(
-    host: &Host,
+    budget: &Budget,
     members: &[Arc<Member>],
+    (state, seed): (FreeState, u64),
     active: impl Fn(VmId) -> Option<Pages>,
 ) -> HostSnapshot {
     let vm = |member: &Arc<Member>| vm_snapshot(member, active(member.vm.id));
     HostSnapshot {
-        budget: host.budget.total(),
-        used: host.budget.used(),
-        state: host.state(),
+        budget: budget.total(),
+        used: budget.used(),
+        state,
         vms: members.iter().map(vm).collect(),
-        seed: host.next_seed(),
+        seed,
     }
 }
 

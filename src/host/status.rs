@@ -23,18 +23,19 @@ impl Host {
             .map(|member| self.vm_status(member))
             .collect();
         let tables = members.iter().map(|member| member.vm.params.metadata().0);
-        let metadata = self.metadata().0 + tables.sum::<u64>();
-        let thresholds = policy::Thresholds::of(self.budget.total(), &self.settings().policy());
+        let metadata = self.pools.metadata().0 + tables.sum::<u64>();
+        let thresholds =
+            policy::Thresholds::of(self.budget.total(), &self.configuration.settings().policy());
         HostStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            engine: self.engine.name().to_owned(),
+            engine: self.engines.first.name().to_owned(),
             uptime_ms: millis(self.since),
             budget_pages: self.budget.total(),
             used_pages: self.budget.used(),
             free_pages: self.budget.free(),
             metadata_pages: Pages(metadata),
-            free_state: free_state(self.state()),
+            free_state: free_state(self.governor.state()),
             thresholds: Thresholds {
                 high_pages: thresholds.high,
                 soft_pages: thresholds.soft,
@@ -54,7 +55,7 @@ impl Host {
             settled: settled > 0 && settled == vms.len(),
             ..ShareStatus::default()
         };
-        for pool in self.pools() {
+        for pool in self.pools.all() {
             let counts = pool.counts();
             sum.shared_pages.0 += counts.refs.0;
             sum.frames.0 += counts.frames.0;
@@ -92,7 +93,7 @@ impl Host {
             credit_pages: Pages(credits),
             kernel_pages: Pages(ram.0 + zip_allocated.0),
             allocation: allocation(member),
-            activity: activity(member, self.settings().sample_active_pct_min),
+            activity: activity(member, self.configuration.settings().sample_active_pct_min),
             balloon: balloon(member),
             guest: guest(member),
             swap: swap(vm),

@@ -1,21 +1,12 @@
 //! The settings of one VM: what it is powered on with, and how they change while it runs.
 //!
 //! A guest says what it wants; the configuration file may say otherwise, and what is set by hand says it
-//! last. A change is checked as a whole and then carried out as a whole: what can be refused comes
-//! first, and is undone if something after it is refused.
-
-use std::error::Error;
+//! last.
 
 use memvisor_guest_agent::guest::Shares;
 use memvisor_guest_agent::protocol::memory::Hello;
 
-use super::admission;
-use super::daemon::Host;
-use super::member::Member;
-use crate::chain::chain;
-use crate::control::ControlError;
-use crate::reclaim::Job;
-use crate::settings::{Domain, HostSettings, VmPatch, VmSettings, VmSettingsError};
+use crate::settings::{HostSettings, VmPatch, VmSettings, VmSettingsError};
 use crate::units::Pages;
 use crate::vm::VmParams;
 
@@ -40,6 +31,25 @@ impl Layered {
             by_hand: VmPatch::default(),
             now,
         })
+    }
+
+    /// With another file.
+    pub(super) fn with_file(
+        &self,
+        file: &VmPatch,
+        params: &VmParams,
+    ) -> Result<Self, VmSettingsError> {
+        self.with(file, self.by_hand.clone(), params)
+    }
+
+    /// With `patch` set by hand, over the file.
+    pub(super) fn with_change(
+        &self,
+        file: &VmPatch,
+        patch: &VmPatch,
+        params: &VmParams,
+    ) -> Result<Self, VmSettingsError> {
+        self.with(file, patch.over(&self.by_hand), params)
     }
 
     fn with(
@@ -81,85 +91,4 @@ pub(super) fn swap_slots(params: &VmParams, settings: &VmSettings) -> u32 {
 pub(super) fn balloon_max(pages: u32, own: &VmSettings, host: &HostSettings) -> Pages {
     let by_host = Pages(u64::from(pages) * u64::from(host.ctl_max_percent) / 100);
     own.balloon_max.map_or(by_host, |own| own.min(by_host))
-}
-
-/// Changes settings of a running VM, all of them or none.
-pub(super) fn change(host: &Host, member: &Member, patch: &VmPatch) -> Result<(), ControlError> {
-    let _alone = host.admissions();
-    let old = member.layered();
-    let file = host.vm_in_file(&member.vm.params.name);
-    let new = old.with(&file, patch.over(&old.by_hand), &member.vm.params)?;
-    carry_out(host, member, &old.now, &new.now)?;
-    member.set_layered(new);
-    host.settings_changed();
-    Ok(())
-}
-
-/// Whether what the configuration file says of a VM can be, by itself.
-pub(super) fn check(member: &Member, file: &VmPatch) -> Result<(), ControlError> {
-    let old = member.layered();
-    old.with(file, old.by_hand.clone(), &member.vm.params)?;
-    Ok(())
-}
-
-/// Applies what the configuration file says now; whether anything changed.
-pub(super) fn reapply(host: &Host, member: &Member, file: &VmPatch) -> Result<bool, ControlError> {
-    let _alone = host.admissions();
-    let old = member.layered();
-    let new = old.with(file, old.by_hand.clone(), &member.vm.params)?;
-    let changed = new.now != old.now;
-    if changed {
-        carry_out(host, member, &old.now, &new.now)?;
-        member.set_layered(new);
-        host.settings_changed();
-    }
-    Ok(changed)
-}
-
-/// Does what a change of settings takes. After an error everything is as before.
-fn carry_out(
-    host: &Host,
-    member: &Member,
-    old: &VmSettings,
-    new: &VmSettings,
-) -> Result<(), ControlError> {
-    let vm = &member.vm;
-    let refused = |error: &dyn Error| ControlError::Refused(chain(error));
-    if new.reservation > old.reservation {
-        admission::check_reservation(host, vm.id, new.reservation).map_err(|e| refused(&e))?;
-    }
-    let (from, to) = (host.swap_dir(old), host.swap_dir(new));
-    if from != to {
-        vm.swap.begin_move(&to).map_err(|e| refused(&e))?;
-    }
-    if let Err(error) = vm.swap.resize(swap_slots(&vm.params, new)) {
-        // To where it is: a move that has begun is given up.
-        let _ = vm.swap.begin_move(&from);
-        return Err(refused(&error));
-    }
-    // The worker goes on with the move. What else follows from settings, the policy thread applies when it looks.
-    Ok(())
-}
-
-/// Lets the VM share with whom its settings and the host's say.
-pub(super) fn move_domain(host: &Host, member: &Member, settings: &VmSettings) {
-    let id = member.vm.id;
-    let domain = host.domain(id, settings);
-    if domain == member.domain() {
-        return;
-    }
-    match host.pool(id, &domain) {
-        Ok(pool) => {
-            let shares = domain != Domain::None;
-            let join = Job::Join(shares.then_some(pool));
-            // A worker that is too far behind is told at the next look.
-            if member.worker.suggest(join) {
-                member.set_domain(domain);
-            }
-        }
-        Err(error) => {
-            let name = &member.vm.params.name;
-            tracing::error!(vm = %name, %error, "no pool can be made; its sharing stays as it is");
-        }
-    }
 }

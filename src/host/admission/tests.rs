@@ -1,0 +1,108 @@
+//! Power-on: what is promised, made and given back.
+
+use super::super::rig::{Rig, hello};
+use super::*;
+use crate::chain::chain;
+
+fn pages(mib: u64) -> u32 {
+    u32::try_from(Bytes::from_mib(mib).pages().0).expect("small")
+}
+
+fn refused(rig: &Rig, hello: &Hello) -> String {
+    chain(&rig.admission.admit(hello).expect_err("refused"))
+}
+
+#[test]
+fn guest_that_is_not_powered_on_in_the_end_leaves_nothing() {
+    let rig = Rig::new(None);
+    let before = rig.budget.used();
+    let admitted = rig.admission.admit(&hello("a", 1024)).expect("room");
+    assert_eq!(rig.members.promised(), [(Pages(1024), Pages(0))]);
+    let charged = rig.budget.used().saturating_sub(before);
+    assert_eq!(charged, admitted.params.metadata());
+    assert_eq!(rig.pools.all().len(), 1);
+    drop(admitted);
+    assert_eq!(rig.budget.used(), before);
+    assert_eq!(rig.members.promised(), []);
+    assert!(rig.pools.all().is_empty());
+}
+
+#[test]
+fn two_guests_in_their_handshakes_are_not_promised_the_same_memory() {
+    let rig = Rig::new(None);
+    let reserving = |name: &str| Hello {
+        reservation: pages(40),
+        ..hello(name, pages(48))
+    };
+    let first = rig.admission.admit(&reserving("a")).expect("room");
+    let error = refused(&rig, &reserving("b"));
+    assert!(error.contains("40.0 MiB"), "{error}");
+    assert_eq!(rig.members.promised().len(), 1, "the first holds");
+    drop(first);
+    rig.admission.admit(&reserving("b")).expect("room again");
+}
+
+#[test]
+fn name_in_use_is_refused_by_name() {
+    let rig = Rig::new(None);
+    let _first = rig.admission.admit(&hello("a", 16)).expect("room");
+    let error = refused(&rig, &hello("a", 16));
+    assert!(error.contains("`a` is powered on already"), "{error}");
+}
+
+#[test]
+fn guest_without_userfaultfd_falls_back_only_where_the_host_says_so() {
+    let rig = Rig::with_engine(None, EngineKind::Uffd);
+    let error = refused(&rig, &hello("a", 16));
+    assert!(error.contains("userfaultfd"), "{error}");
+    let engines = Engines {
+        first: EngineKind::Uffd,
+        may_fall_back: true,
+        vma_budget: 1000,
+    };
+    let params = VmParams::check(&hello("a", 16)).expect("good");
+    let chosen = engines.choose(false, &params).expect("falls back");
+    assert_eq!(chosen, EngineKind::Mprotect);
+}
+
+#[test]
+fn file_decides_about_what_the_guest_wants() {
+    let rig = Rig::new(Some(
+        "[vm.a]\nreservation = '60M'\n[vm.b]\nswap-dir = '/nowhere'\n",
+    ));
+    let error = refused(&rig, &hello("a", 16));
+    assert!(error.contains("reservation 60.0 MiB"), "{error}");
+    let before = rig.budget.used();
+    let error = refused(&rig, &hello("b", 16));
+    assert!(error.contains("/nowhere"), "{error}");
+    assert_eq!(rig.budget.used(), before, "its metadata is given back");
+    assert!(rig.members.wait_until_empty(Duration::ZERO), "and its name");
+}
+
+#[test]
+fn change_of_a_running_vm_counts_as_promised_and_a_refused_one_changes_nothing() {
+    let rig = Rig::new(None);
+    let (a, b) = (
+        rig.run(&hello("a", pages(48))),
+        rig.run(&hello("b", pages(48))),
+    );
+    let patch = |words: &str| crate::settings::VmPatch::from_words([words]).expect("valid");
+    let revision = rig.configuration.revision();
+    rig.admission
+        .change(&a, &patch("reservation=40M"))
+        .expect("room");
+    assert_eq!(rig.configuration.revision(), revision + 1);
+    let error = rig.admission.change(&b, &patch("reservation=40M"));
+    let error = error.expect_err("promised to the other").to_string();
+    assert!(error.contains("40.0 MiB"), "{error}");
+    let error = rig.admission.change(&b, &patch("swap-dir=/nowhere"));
+    assert!(error.is_err_and(|error| error.to_string().contains("/nowhere")));
+    assert_eq!(
+        b.settings(),
+        crate::settings::VmSettings {
+            shares: b.settings().shares,
+            ..crate::settings::VmSettings::default()
+        }
+    );
+    assert_eq!(rig.configuration.revision(), revision + 1);
+}

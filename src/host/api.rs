@@ -1,0 +1,114 @@
+//! What clients of the control API can have the daemon do.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::daemon::Host;
+use super::governor::Decision;
+use super::member::Member;
+use crate::control::{self, ControlError, ReloadReport};
+use crate::policy;
+use crate::settings::{SettingView, VmPatch};
+use crate::telemetry::{HostStatus, VmStatus};
+use crate::units::Pages;
+
+impl Host {
+    fn find(&self, name: &str) -> Result<Arc<Member>, ControlError> {
+        if self.members.is_closed() {
+            return Err(ControlError::Stopping);
+        }
+        self.members
+            .by_name(name)
+            .ok_or_else(|| ControlError::UnknownVm {
+                name: name.to_owned(),
+                running: self
+                    .members
+                    .all()
+                    .iter()
+                    .map(|m| m.vm.params.name.clone())
+                    .collect(),
+            })
+    }
+}
+
+impl control::Daemon for Host {
+    fn status(&self) -> HostStatus {
+        self.host_status()
+    }
+
+    fn vm(&self, name: &str) -> Option<VmStatus> {
+        self.members
+            .by_name(name)
+            .map(|member| self.vm_status(&member))
+    }
+
+    fn set_balloon(&self, name: &str, target: Option<Pages>) -> Result<VmStatus, ControlError> {
+        let member = self.find(name)?;
+        let max = member.balloon.max();
+        if let Some(asked) = target {
+            if asked > max {
+                return Err(ControlError::BalloonTooLarge {
+                    name: name.to_owned(),
+                    asked,
+                    max,
+                });
+            }
+            if !member.balloon.attached.load(Ordering::Acquire) {
+                return Err(ControlError::NoAgent {
+                    name: name.to_owned(),
+                });
+            }
+        }
+        tracing::info!(vm = name, ?target, "balloon target set by hand");
+        member.vm.orders.set_manual(target);
+        member.balloon.doorbell.ring();
+        Ok(self.vm_status(&member))
+    }
+
+    fn kill(&self, name: &str) -> Result<(), ControlError> {
+        self.find(name)?.end("ended by request");
+        Ok(())
+    }
+
+    fn settings(&self) -> Vec<SettingView> {
+        self.configuration.views()
+    }
+
+    fn set_setting(&self, name: &str, value: &str) -> Result<SettingView, ControlError> {
+        let view = self.configuration.set(name, value)?;
+        tracing::info!(setting = view.name, value = %view.value, from = %view.from, "set");
+        self.governor.wake();
+        Ok(view)
+    }
+
+    fn set_vm(&self, name: &str, patch: &VmPatch) -> Result<VmStatus, ControlError> {
+        let member = self.find(name)?;
+        self.admission.change(&member, patch)?;
+        self.governor.wake();
+        tracing::info!(vm = name, "settings changed");
+        Ok(self.vm_status(&member))
+    }
+
+    fn why(&self, name: &str) -> Result<serde_json::Value, ControlError> {
+        let member = self.find(name)?;
+        let explained = self.governor.latest().and_then(|decision| {
+            let Decision {
+                snapshot,
+                config,
+                plan,
+            } = &decision;
+            policy::explain(snapshot, config, plan, member.vm.id)
+        });
+        // A VM that has just been powered on is in the next plan.
+        let explained = explained.ok_or_else(|| ControlError::NotYet(name.to_owned()))?;
+        let mut value = serde_json::to_value(explained).unwrap_or_default();
+        value["name"] = name.into();
+        Ok(value)
+    }
+
+    fn reload(&self) -> Result<ReloadReport, ControlError> {
+        let report = self.admission.reload()?;
+        self.governor.wake();
+        Ok(report)
+    }
+}

@@ -1,0 +1,70 @@
+//! Why the daemon does not run.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::control::ServeError;
+use crate::runtime_dir::RuntimeDirError;
+use crate::units::Bytes;
+
+/// The least budget: below it the reserve alone would be a large part.
+pub const MIN_MEMORY: Bytes = Bytes::from_mib(4);
+
+/// userfaultfd was asked for and is not to be had.
+#[derive(Debug, Error)]
+#[error("userfaultfd does not work here: {0}; use --engine mprotect")]
+pub struct EngineUnavailable(pub(super) io::Error);
+
+/// Why the daemon could not run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// The budget does not even hold the reserve.
+    #[error("a budget of {0} is too small: at least {MIN_MEMORY} is needed")]
+    Memory(Bytes),
+    /// The engine that was asked for does not work here.
+    #[error(transparent)]
+    Engine(#[from] EngineUnavailable),
+    /// No swap file can be made.
+    #[error("cannot make swap files in `{}`", dir.display())]
+    SwapDir {
+        /// The directory.
+        dir: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The runtime directory cannot be used.
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    /// The control API cannot be served.
+    #[error(transparent)]
+    Control(#[from] ServeError),
+    /// The kernel refused something else.
+    #[error("cannot {what}")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The error of a call that failed while the daemon did `what`.
+pub(super) fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> HostError {
+    move |source| HostError::Kernel { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_userfaultfd_is_told_with_the_way_out() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = EngineUnavailable(denied).to_string();
+        assert!(error.contains("permission denied"), "{error}");
+        assert!(error.contains("use --engine mprotect"), "{error}");
+    }
+}
