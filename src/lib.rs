@@ -17,6 +17,7 @@ pub mod page;
 pub mod policy;
 pub mod pool;
 pub mod reclaim;
+mod remap;
 pub mod runtime_dir;
 pub mod sample;
 pub mod settings;

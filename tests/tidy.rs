@@ -32,17 +32,18 @@ const HOST: &[(&str, &[&str])] = &[
             "units", "sys", "page", "engine", "compress", "swap", "pool", "vm",
         ],
     ),
+    ("remap", &["units", "page", "engine", "pool", "vm"]),
     (
         "share",
-        &["units", "digest", "page", "engine", "pool", "vm"],
+        &["units", "digest", "page", "engine", "pool", "vm", "remap"],
     ),
-    ("sample", &["units", "sys", "page", "engine", "share", "vm"]),
-    ("balloon", &["units", "page", "engine", "share", "vm"]),
+    ("sample", &["units", "sys", "page", "engine", "vm", "remap"]),
+    ("balloon", &["units", "page", "engine", "vm", "remap"]),
     (
         "reclaim",
         &[
-            "units", "digest", "page", "engine", "compress", "swap", "pool", "vm", "share",
-            "sample", "balloon",
+            "units", "digest", "page", "engine", "compress", "swap", "pool", "vm", "remap",
+            "share", "sample", "balloon",
         ],
     ),
     ("policy", &["units"]),

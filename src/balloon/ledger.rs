@@ -11,8 +11,8 @@ use memvisor_guest_agent::protocol::balloon::{PageStatus, StatusRun};
 
 use crate::engine::{EngineError, EngineKind};
 use crate::page::{Home, PageGuard};
-use crate::share::{freeze, give_back};
-use crate::units::{Gfn, GfnRun, runs_of};
+use crate::remap::{freeze, rehome};
+use crate::units::{Gfn, GfnRun};
 use crate::vm::Vm;
 
 /// Takes pages, ascending and inside RAM; what became of each.
@@ -21,66 +21,38 @@ use crate::vm::Vm;
 /// [`EngineError`] when the guest or its session is gone.
 pub fn inflate(vm: &Vm, runs: &[GfnRun]) -> Result<Vec<StatusRun>, EngineError> {
     let mut statuses = Vec::new();
-    let (mut resident, mut other) = (Vec::new(), Vec::new());
+    let (mut resident, mut taken) = (Vec::new(), Vec::new());
     for gfn in runs.iter().flat_map(|run| run.iter()) {
         let status = match vm.try_lock(gfn) {
             None => PageStatus::Busy,
             Some(page) => match page.home() {
                 Home::Ballooned => PageStatus::AlreadyLocked,
                 home => {
-                    let taken = match home {
+                    let pages = match home {
                         Home::Resident => &mut resident,
-                        _ => &mut other,
+                        _ => &mut taken,
                     };
-                    taken.push(page);
+                    pages.push(page);
                     PageStatus::Ok
                 }
             },
         };
         push(&mut statuses, gfn, status);
     }
-    take_resident(vm, resident, &mut statuses)?;
-    take_other(vm, other)?;
-    Ok(statuses)
-}
-
-fn take_resident(
-    vm: &Vm,
-    pages: Vec<PageGuard<'_>>,
-    statuses: &mut Vec<StatusRun>,
-) -> Result<(), EngineError> {
     // With userfaultfd the hole takes the mappings with it, and the next access faults. Without it
     // an open page would be filled by the kernel, behind our back.
-    let must_close = vm.engine.kind() == EngineKind::Mprotect && !pages.is_empty();
-    if must_close && !freeze(vm, pages.iter())? {
-        let refused: Vec<Gfn> = pages.iter().map(PageGuard::gfn).collect();
-        *statuses = refuse(statuses, &refused);
-        return Ok(());
+    if vm.engine.kind() == EngineKind::Uffd || freeze(vm, resident.iter())? {
+        let refilled = resident.iter().filter(|page| page.entry().is_refilled());
+        vm.stats.double_paged.add(refilled.count() as u64);
+        taken.append(&mut resident);
+    } else {
+        let refused: Vec<Gfn> = resident.iter().map(PageGuard::gfn).collect();
+        statuses = refuse(&statuses, &refused);
     }
-    let refilled = pages.iter().filter(|page| page.entry().is_refilled());
-    vm.stats.double_paged.add(refilled.count() as u64);
-    pages.iter().for_each(|page| page.set_home(Home::Ballooned));
-    vm.stats.inflated.add(pages.len() as u64);
-    give_back(vm, pages.iter().map(PageGuard::gfn))?;
-    drop(pages);
-    Ok(())
-}
-
-fn take_other(vm: &Vm, pages: Vec<PageGuard<'_>>) -> Result<(), EngineError> {
-    let is_shared = |page: &&PageGuard<'_>| matches!(page.home(), Home::Shared(_));
-    let shared = runs_of(pages.iter().filter(is_shared).map(PageGuard::gfn));
-    if !shared.is_empty() {
-        // The guest must not see the frame any more when its reference ends: it may be reused.
-        vm.vmas.note(shared.len());
-        vm.engine.map_private(&shared)?;
-    }
-    for page in pages {
-        let old = page.home();
-        page.set_home(Home::Ballooned);
-        vm.release(old);
-        vm.stats.inflated.one();
-    }
-    Ok(())
+    vm.stats.inflated.add(taken.len() as u64);
+    let moves = taken.into_iter().map(|page| (page, Home::Ballooned));
+    rehome(vm, moves.collect())?;
+    Ok(statuses)
 }
 
 /// The statuses with `refused` pages, ascending, made busy.

@@ -7,8 +7,8 @@ use super::victims::{Dice, choose};
 use crate::digest::digest;
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard};
-use crate::share::{FrameHold, Match, freeze, give_back, place};
-use crate::units::{Gfn, GfnRun, PageBuf, Pages, runs_of};
+use crate::remap::{FrameHold, Match, freeze, give_back, place, rehome};
+use crate::units::{Gfn, GfnRun, PageBuf, Pages};
 use crate::vm::{Means, Vm};
 
 /// Pages evicted at once: the guest's accesses to them wait meanwhile, for about a millisecond.
@@ -90,7 +90,7 @@ impl Evictor {
             #[expect(clippy::cast_possible_truncation, reason = "AT_ONCE at most")]
             let gfns = GfnRun::new(run[0].gfn(), run.len() as u32);
             if let Err(error) = vm.engine.read_out(gfns, contents) {
-                leaving.undo(vm);
+                leaving.undo(vm)?;
                 return Err(error);
             }
             for (page, content) in run.into_iter().zip(contents.iter()) {
@@ -108,7 +108,7 @@ impl Evictor {
         let refused = match place(vm, matches) {
             Ok(refused) => refused,
             Err(error) => {
-                leaving.undo(vm);
+                leaving.undo(vm)?;
                 return Err(error);
             }
         };
@@ -120,11 +120,9 @@ impl Evictor {
             leaving.store(vm, &mut self.stash, page, &content);
         }
         let stored = leaving.finish(vm);
-        for (page, home) in &stored {
-            page.set_home(*home);
-        }
-        give_back(vm, stored.iter().map(|(page, _)| page.gfn()))?;
-        Ok(Pages(stored.len() as u64 + shared))
+        let evicted = Pages(stored.len() as u64 + shared);
+        rehome(vm, stored)?;
+        Ok(evicted)
     }
 
     /// Pages that only refer to a frame: nobody can write it, so there is nothing to freeze.
@@ -144,24 +142,10 @@ impl Evictor {
             pool.read(frame, &mut content);
             leaving.store(vm, &mut self.stash, page, &content);
         }
-        let mut stored = leaving.finish(vm);
-        if stored.is_empty() {
-            return Ok(Pages(0));
-        }
-        stored.sort_unstable_by_key(|(page, _)| page.gfn());
-        let runs = runs_of(stored.iter().map(|(page, _)| page.gfn()));
-        vm.vmas.note(runs.len());
-        if let Err(error) = vm.engine.map_private(&runs) {
-            // The guest still reads the frames: that stays their home.
-            undo(vm, &stored);
-            return Err(error);
-        }
-        for (page, home) in &stored {
-            let old = page.home();
-            page.set_home(*home);
-            vm.release(old);
-        }
-        Ok(Pages(stored.len() as u64))
+        let stored = leaving.finish(vm);
+        let evicted = Pages(stored.len() as u64);
+        rehome(vm, stored)?;
+        Ok(evicted)
     }
 }
 
@@ -206,8 +190,11 @@ impl<'a, 'c> Leaving<'a, 'c> {
     }
 
     /// Gives the new places up: the pages stay where they were.
-    fn undo(self, vm: &Vm) {
-        undo(vm, &self.stored);
+    fn undo(self, vm: &Vm) -> Result<(), EngineError> {
+        give_back(
+            vm,
+            self.stored.iter().map(|(page, home)| (page.gfn(), *home)),
+        )
     }
 
     /// Writes what waits for the swap file. The pages that are stored and where; the others are
@@ -254,10 +241,4 @@ fn equal_frame<'a>(vm: &'a Vm, content: &PageBuf) -> Option<FrameHold<'a>> {
     }
     let hold = FrameHold::find(vm, digest(content))?;
     pool.equals(hold.frame(), content).then_some(hold)
-}
-
-fn undo(vm: &Vm, stored: &[(PageGuard<'_>, Home)]) {
-    for (_, home) in stored {
-        vm.release(*home);
-    }
 }

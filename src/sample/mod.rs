@@ -51,11 +51,11 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::index;
 
-use crate::engine::{EngineError, EngineKind};
+use crate::engine::EngineError;
 use crate::page::{Home, PageGuard};
-use crate::share::freeze;
+use crate::remap;
 use crate::sys::Process;
-use crate::units::{Gfn, GfnRun, Pages, runs_of};
+use crate::units::{Gfn, Pages};
 use crate::vm::Vm;
 
 #[cfg(doc)]
@@ -165,7 +165,7 @@ impl Sampler {
     fn mark(&mut self, vm: &Vm) -> Result<u32, EngineError> {
         let pages = vm.table.pages();
         let count = pages.min(SAMPLES);
-        if vm.vmas.room(&vm.table) / 2 < count {
+        if remap::room(vm) < count as usize {
             return Ok(0);
         }
         let drawn = index::sample(&mut self.rng, pages as usize, count as usize);
@@ -184,32 +184,16 @@ impl Sampler {
                 }
             }
         }
-        if !resident.is_empty() && freeze(vm, resident.iter())? {
-            self.keep(&resident);
+        if remap::freeze(vm, resident.iter())? {
+            resident.iter().for_each(|page| page.set_sampled(true));
+            self.marked.extend(resident.iter().map(PageGuard::gfn));
         }
         drop(resident);
-        self.close(vm, &shared)?;
+        self.marked.extend(shared.iter().map(PageGuard::gfn));
+        remap::close(vm, &shared)?;
         drop(shared);
         self.marked.sort_unstable();
         Ok(u32::try_from(self.marked.len()).unwrap_or(u32::MAX))
-    }
-
-    fn keep(&mut self, pages: &[PageGuard<'_>]) {
-        for page in pages {
-            page.set_sampled(true);
-            self.marked.push(page.gfn());
-        }
-    }
-
-    fn close(&mut self, vm: &Vm, pages: &[PageGuard<'_>]) -> Result<(), EngineError> {
-        // Marked first: whatever part of it succeeds, a page that is closed is known to be.
-        self.keep(pages);
-        let runs = runs_of(pages.iter().map(PageGuard::gfn));
-        vm.vmas.note(runs.len());
-        match vm.engine.close(&runs) {
-            Ok(()) | Err(EngineError::Refused { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 
     /// Takes the marks away that are left; how many there were. Pages that are busy, or that the
@@ -236,36 +220,15 @@ impl Sampler {
                 _ => page.set_sampled(false),
             }
         }
-        busy.extend(open(vm, &shared, false, |runs| vm.engine.reveal(runs))?);
-        let opens = vm.engine.kind() == EngineKind::Mprotect;
-        busy.extend(open(vm, &frozen, opens, |runs| vm.engine.thaw(runs))?);
+        if !remap::reveal(vm, &shared)? {
+            busy.extend(shared.iter().map(PageGuard::gfn));
+        }
+        if remap::thaw(vm, &frozen)? {
+            frozen.iter().for_each(|page| page.set_sampled(false));
+        } else {
+            busy.extend(frozen.iter().map(PageGuard::gfn));
+        }
         self.marked = busy;
         Ok(untouched)
-    }
-}
-
-/// Has `command` open pages, and takes their marks away; the pages that the guest's kernel refused to
-/// open. `opens`: whether the table says of them that they are open.
-fn open(
-    vm: &Vm,
-    pages: &[PageGuard<'_>],
-    opens: bool,
-    command: impl FnOnce(&[GfnRun]) -> Result<(), EngineError>,
-) -> Result<Vec<Gfn>, EngineError> {
-    if pages.is_empty() {
-        return Ok(Vec::new());
-    }
-    let runs = runs_of(pages.iter().map(PageGuard::gfn));
-    vm.vmas.note(runs.len());
-    match command(&runs) {
-        Ok(()) => {
-            for page in pages {
-                page.set_open(opens);
-                page.set_sampled(false);
-            }
-            Ok(Vec::new())
-        }
-        Err(EngineError::Refused { .. }) => Ok(pages.iter().map(PageGuard::gfn).collect()),
-        Err(error) => Err(error),
     }
 }

@@ -26,10 +26,10 @@
 
 use super::Peers;
 use super::merge::{drop_zeroes, frame_of, wanted_frame};
-use super::place::{FrameHold, Match, freeze, place};
 use crate::digest::digest;
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard, Urgency};
+use crate::remap::{FrameHold, Match, freeze, place};
 use crate::units::{FrameId, Gfn, GfnRun, PageBuf, VmId};
 use crate::vm::Vm;
 
@@ -103,7 +103,7 @@ fn attach_batch(
         let pages = held.iter().map(|held| &held.page);
         pages.filter(|page| page.home() == Home::Resident)
     };
-    if resident().next().is_some() && !freeze(vm, resident())? {
+    if !freeze(vm, resident())? {
         return Ok(0);
     }
     let (mut zeroes, mut matches) = (Vec::new(), Vec::new());

@@ -6,8 +6,8 @@
 
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard, Urgency};
-use crate::units::Gfn;
-use crate::units::{FrameId, PageBuf, runs_of};
+use crate::remap::rehome;
+use crate::units::{FrameId, Gfn, PageBuf};
 use crate::vm::Vm;
 
 /// Pages that are moved at once.
@@ -53,10 +53,9 @@ impl Leaver {
                 ended = copy_back(vm, page, &mut copied);
             }
         }
-        copied.sort_unstable_by_key(|(page, _): &(PageGuard<'_>, FrameId)| page.gfn());
         let moved = !copied.is_empty();
         // Also after a failure: what is in RAM is paid for.
-        map_back(vm, &copied)?;
+        rehome(vm, copied)?;
         Ok(match ended? {
             false if !moved => Left::Starved,
             _ => Left::Some,
@@ -68,7 +67,7 @@ impl Leaver {
 fn copy_back<'a>(
     vm: &Vm,
     page: PageGuard<'a>,
-    copied: &mut Vec<(PageGuard<'a>, FrameId)>,
+    copied: &mut Vec<(PageGuard<'a>, Home)>,
 ) -> Result<bool, EngineError> {
     let Home::Shared(frame) = page.home() else {
         return Ok(true);
@@ -80,7 +79,7 @@ fn copy_back<'a>(
     vm.pool().read(frame, &mut content);
     match vm.engine.write_back(page.gfn(), &content) {
         Ok(()) => {
-            copied.push((page, frame));
+            copied.push((page, Home::Resident));
             Ok(true)
         }
         Err(error) => {
@@ -88,23 +87,4 @@ fn copy_back<'a>(
             Err(error)
         }
     }
-}
-
-fn map_back(vm: &Vm, copied: &[(PageGuard<'_>, FrameId)]) -> Result<(), EngineError> {
-    let runs = runs_of(copied.iter().map(|(page, _)| page.gfn()));
-    if runs.is_empty() {
-        return Ok(());
-    }
-    vm.vmas.note(runs.len());
-    let mapped = vm.engine.map_private(&runs);
-    for (page, frame) in copied {
-        // RAM has the bytes, whatever the guest sees: that is the home.
-        page.set_home(Home::Resident);
-        match &mapped {
-            Ok(()) => vm.release_frame(*frame),
-            // A guest whose session ended may see the frame until it is dead.
-            Err(_) => vm.abandon_frame(*frame),
-        }
-    }
-    mapped
 }

@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use super::Peers;
 use super::merge::{Candidate, Guess, merge};
-use super::place::FrameHold;
 use crate::digest::{digest, low_half};
 use crate::engine::EngineError;
 use crate::pool::{Claim, Doubts, Hint, Membership};
+use crate::remap::FrameHold;
 use crate::units::{Gfn, PageBuf, VmId};
 use crate::vm::Vm;
 

@@ -1,12 +1,10 @@
 //! The first half of sharing: candidates are locked and frozen, and only then compared.
 
-use std::cmp::Reverse;
-
-use super::place::{FrameHold, Match, freeze, give_back, place};
 use crate::digest::digest;
 use crate::engine::{EngineError, EngineKind};
 use crate::page::{Home, PageGuard, Urgency};
-use crate::units::{FrameId, Gfn, GfnRun, PageBuf, RunsExt, VmId, runs_of};
+use crate::remap::{FrameHold, Match, afford, freeze, place, rehome, room};
+use crate::units::{FrameId, Gfn, GfnRun, PageBuf, VmId, runs_of};
 use crate::vm::Vm;
 
 /// What the scanner thinks a page is, from bytes that were not standing still.
@@ -104,40 +102,31 @@ fn hold<'a>(vm: &'a Vm, candidate: Candidate<'a>) -> Option<Held<'a>> {
 }
 
 /// Those that may be frozen. Without userfaultfd a frozen run takes a VMA of its own, shared or not,
-/// so the budget of VMAs has to be kept here already; the longest runs are worth most.
+/// so the budget of VMAs has to be kept here already.
 fn affordable<'a>(vm: &Vm, mut held: Vec<Held<'a>>) -> Vec<Held<'a>> {
     if vm.engine.kind() != EngineKind::Mprotect {
         return held;
     }
-    let mut runs = runs_of(held.iter().map(|held| held.page.gfn()));
-    // A run in the middle of a mapping splits it: two more VMAs. As many are left for mapping them.
-    let allowed = vm.vmas.room(&vm.table) as usize / 4;
-    if runs.len() <= allowed {
-        return held;
-    }
-    runs.sort_by_key(|run| Reverse(run.count));
-    let dropped = runs.split_off(allowed);
-    vm.stats.vma_refused.add(dropped.pages());
+    let runs = runs_of(held.iter().map(|held| held.page.gfn()));
+    // As many are left for mapping them.
+    let (_, dropped) = afford(vm, runs, room(vm) / 2, |run| *run);
     held.retain(|held| {
         let gfn = held.page.gfn();
-        let allowed = |run: &GfnRun| run.start <= gfn && u64::from(gfn.0) < run.end();
-        let allowed = runs.iter().any(allowed);
-        if !allowed {
+        let has = |run: &GfnRun| run.start <= gfn && u64::from(gfn.0) < run.end();
+        let is_dropped = dropped.iter().any(has);
+        if is_dropped {
             vm.table.refuse(gfn);
         }
-        allowed
+        !is_dropped
     });
     held
 }
 
 pub(super) fn drop_zeroes(vm: &Vm, zeroes: Vec<PageGuard<'_>>) -> Result<u64, EngineError> {
-    for page in &zeroes {
-        page.set_home(Home::Zero);
-    }
     let count = zeroes.len() as u64;
     vm.stats.zeroed.add(count);
-    give_back(vm, zeroes.iter().map(PageGuard::gfn))?;
-    drop(zeroes);
+    let moves = zeroes.into_iter().map(|page| (page, Home::Zero)).collect();
+    rehome(vm, moves)?;
     Ok(count)
 }
 

@@ -48,10 +48,8 @@ mod attach;
 mod leave;
 mod look;
 mod merge;
-mod place;
 mod scan;
 
 pub use attach::{AttachRequest, attach};
 pub use leave::{Leaver, Left};
-pub(crate) use place::{FrameHold, Match, freeze, give_back, place};
 pub use scan::{Found, Peers, Scanner};

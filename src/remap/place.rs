@@ -1,11 +1,11 @@
-//! The second half of sharing: pages that stand still and are known to equal frames are mapped.
+//! Mapping frames over pages that stand still and are known to equal them.
 
-use std::cmp::Reverse;
-
-use crate::engine::{EngineError, EngineKind, SharedRun};
+use super::access::{afford, room};
+use super::moves::{give_back, move_to};
+use crate::engine::{EngineError, SharedRun};
 use crate::page::{Home, PageGuard};
 use crate::pool::FrameRef;
-use crate::units::{FrameId, Gfn, GfnRun, RunsExt, runs_of};
+use crate::units::{FrameId, GfnRun, runs_of};
 use crate::vm::Vm;
 
 /// A reference to a frame, given back unless a page takes it over.
@@ -63,31 +63,6 @@ pub(crate) struct Match<'a> {
     pub(crate) hold: FrameHold<'a>,
 }
 
-/// Makes locked resident pages stand still: from here on their guest waits when it touches them.
-/// `false`: the guest's kernel refused, at its limit of VMAs; the pages are as good as before.
-pub(crate) fn freeze<'a>(
-    vm: &Vm,
-    pages: impl Iterator<Item = &'a PageGuard<'a>> + Clone,
-) -> Result<bool, EngineError> {
-    // Before the freeze, so that whatever part of it succeeds, a page that the guest may not access
-    // is never marked open: its fault would be answered by "try again" for ever.
-    pages.clone().for_each(|page| page.set_open(false));
-    let runs = runs_of(pages.map(PageGuard::gfn));
-    vm.vmas.note(if vm.engine.kind() == EngineKind::Mprotect {
-        runs.len()
-    } else {
-        0
-    });
-    match vm.engine.freeze(&runs) {
-        Ok(()) => Ok(true),
-        Err(EngineError::Refused { .. }) => {
-            vm.stats.vma_refused.add(runs.pages());
-            Ok(false)
-        }
-        Err(error) => Err(error),
-    }
-}
-
 /// Maps frames over the pages that equal them, ascending, as far as the budget of VMAs goes.
 ///
 /// The pages that were mapped are [`Home::Shared`], the memory of those that were resident is given back and
@@ -107,14 +82,11 @@ pub(crate) fn place<'a>(
             return Err(error);
         }
     };
-    let (mut mapped, mut resident) = (Vec::new(), Vec::new());
+    let (mut mapped, mut homes) = (Vec::new(), Vec::new());
     for (index, run) in chosen.into_iter().enumerate() {
         for Match { page, hold } in run.matches {
             if index < done {
-                if page.home() == Home::Resident {
-                    resident.push(page.gfn());
-                }
-                page.set_home(Home::Shared(hold.frame()));
+                homes.push(move_to(&page, Home::Shared(hold.frame())));
                 hold.taken_over();
                 mapped.push(page);
             } else {
@@ -122,23 +94,12 @@ pub(crate) fn place<'a>(
             }
         }
     }
-    give_back(vm, resident.into_iter())?;
+    give_back(vm, homes)?;
     // Who waited in the kernel for a page reads the frame now.
     for run in runs_of(mapped.iter().map(PageGuard::gfn)) {
         vm.engine.wake(run);
     }
     Ok(left)
-}
-
-/// Punches the memory of pages that have left RAM and gives it back to the budget.
-pub(crate) fn give_back(vm: &Vm, pages: impl Iterator<Item = Gfn>) -> Result<(), EngineError> {
-    let mut gfns: Vec<Gfn> = pages.collect();
-    gfns.sort_unstable();
-    for run in runs_of(gfns) {
-        vm.engine.punch(run)?;
-        vm.budget.give(u64::from(run.count));
-    }
-    Ok(())
 }
 
 #[derive(Debug)]
@@ -147,22 +108,11 @@ struct Run<'a> {
     matches: Vec<Match<'a>>,
 }
 
-/// Joins matches to runs and drops the shortest if not all fit the budget of VMAs: sharing one long
-/// run saves as much as many short ones and costs a fraction.
+/// Joins matches to runs, as many as the budget of VMAs allows; the pages of the others.
 fn choose<'a>(vm: &'a Vm, matches: Vec<Match<'a>>) -> (Vec<Run<'a>>, Vec<PageGuard<'a>>) {
-    let mut runs = join(matches);
-    // A run in the middle of a mapping splits it: two more VMAs.
-    let allowed = vm.vmas.room(&vm.table) as usize / 2;
-    let mut left = Vec::new();
-    if runs.len() > allowed {
-        runs.sort_by_key(|run| Reverse(run.shared.run.count));
-        for run in runs.drain(allowed..) {
-            vm.stats.vma_refused.add(u64::from(run.shared.run.count));
-            left.extend(run.matches.into_iter().map(|Match { page, .. }| page));
-        }
-        runs.sort_by_key(|run| run.shared.run.start);
-    }
-    (runs, left)
+    let (runs, dropped) = afford(vm, join(matches), room(vm), |run| run.shared.run);
+    let left = dropped.into_iter().flat_map(|run| run.matches);
+    (runs, left.map(|Match { page, .. }| page).collect())
 }
 
 fn join(matches: Vec<Match<'_>>) -> Vec<Run<'_>> {

@@ -1,0 +1,111 @@
+//! What the guest may do with pages where they are, and what that costs it in VMAs.
+
+use std::cmp::Reverse;
+
+use crate::engine::{Engine, EngineError, EngineKind};
+use crate::page::PageGuard;
+use crate::units::{GfnRun, RunsExt, runs_of};
+use crate::vm::Vm;
+
+/// Makes resident pages, ascending, stand still: from here on their guest waits when it touches them.
+/// `false`: the guest's kernel refused, at its limit of VMAs; the pages are as good as before.
+///
+/// # Errors
+/// [`EngineError`] when the guest or its session is gone.
+pub(crate) fn freeze<'a>(
+    vm: &Vm,
+    pages: impl Iterator<Item = &'a PageGuard<'a>> + Clone,
+) -> Result<bool, EngineError> {
+    let runs = runs_of(pages.clone().map(PageGuard::gfn));
+    // Before the freeze, so that whatever part of it succeeds, a page that the guest may not access
+    // is never marked open: its fault would be answered by "try again" for ever.
+    pages.for_each(|page| page.set_open(false));
+    // With userfaultfd the mapping stays, without entries.
+    let changed = match vm.engine.kind() {
+        EngineKind::Uffd => 0,
+        EngineKind::Mprotect => runs.len(),
+    };
+    vm.vmas.note(changed);
+    let frozen = unless_refused(vm.engine.freeze(&runs))?;
+    if !frozen {
+        vm.stats.vma_refused.add(runs.pages());
+    }
+    Ok(frozen)
+}
+
+/// Lets the guest access frozen pages, ascending, as far as that saves it VMAs. `false`: its kernel refused, and
+/// their faults are served as ever.
+///
+/// # Errors
+/// As [`freeze`].
+pub(crate) fn thaw(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineError> {
+    let thawed = command(vm, pages, |engine, runs| engine.thaw(runs))?;
+    if thawed && vm.engine.kind() == EngineKind::Mprotect {
+        pages.iter().for_each(|page| page.set_open(true));
+    }
+    Ok(thawed)
+}
+
+/// Makes reads of shared pages, ascending, wait too. They are marked as sampled, whatever part of it the guest's kernel
+/// refuses: a page that is closed is known to be.
+///
+/// # Errors
+/// As [`freeze`].
+pub(crate) fn close(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<(), EngineError> {
+    pages.iter().for_each(|page| page.set_sampled(true));
+    command(vm, pages, |engine, runs| engine.close(runs)).map(drop)
+}
+
+/// Lets the guest read closed pages, ascending, and takes their marks away. `false`: its kernel refused, and the pages
+/// stay marked.
+///
+/// # Errors
+/// As [`freeze`].
+pub(crate) fn reveal(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineError> {
+    let revealed = command(vm, pages, |engine, runs| engine.reveal(runs))?;
+    if revealed {
+        pages.iter().for_each(|page| page.set_sampled(false));
+    }
+    Ok(revealed)
+}
+
+fn command(
+    vm: &Vm,
+    pages: &[PageGuard<'_>],
+    command: impl FnOnce(&dyn Engine, &[GfnRun]) -> Result<(), EngineError>,
+) -> Result<bool, EngineError> {
+    let runs = runs_of(pages.iter().map(PageGuard::gfn));
+    vm.vmas.note(runs.len());
+    unless_refused(command(&*vm.engine, &runs))
+}
+
+fn unless_refused(done: Result<(), EngineError>) -> Result<bool, EngineError> {
+    match done {
+        Ok(()) => Ok(true),
+        Err(EngineError::Refused { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// How many runs may be remapped by choice. One in the middle of a mapping splits it: two more VMAs.
+pub(crate) fn room(vm: &Vm) -> usize {
+    vm.vmas.room(&vm.table) as usize / 2
+}
+
+/// The longest of `runs`, at most so many, ascending, and the others, which are counted as refused.
+pub(crate) fn afford<R>(
+    vm: &Vm,
+    mut runs: Vec<R>,
+    allowed: usize,
+    run: impl Fn(&R) -> GfnRun,
+) -> (Vec<R>, Vec<R>) {
+    if runs.len() <= allowed {
+        return (runs, Vec::new());
+    }
+    runs.sort_by_key(|it| Reverse(run(it).count));
+    let dropped = runs.split_off(allowed);
+    let pages = dropped.iter().map(|it| u64::from(run(it).count)).sum();
+    vm.stats.vma_refused.add(pages);
+    runs.sort_by_key(|it| run(it).start);
+    (runs, dropped)
+}

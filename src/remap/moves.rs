@@ -1,0 +1,63 @@
+//! Moving pages to homes in which their guest has nothing mapped, and freeing what they leave behind.
+
+use crate::engine::EngineError;
+use crate::page::{Home, PageGuard};
+use crate::units::{Gfn, runs_of};
+use crate::vm::Vm;
+
+/// Moves locked pages to other homes, which have their content already or need none, and frees what the old ones held.
+/// None may become shared ([`place`](super::place)), and those that are resident must be frozen, unless a hole takes the
+/// guest's mapping with it and the guest has given the page up.
+///
+/// # Errors
+/// [`EngineError`] when the guest or its session is gone. If that is so before the first page has moved, none does,
+/// and the new homes are given back.
+pub(crate) fn rehome(vm: &Vm, mut moves: Vec<(PageGuard<'_>, Home)>) -> Result<(), EngineError> {
+    moves.sort_unstable_by_key(|(page, _)| page.gfn());
+    let is_shared = |(page, _): &&(PageGuard<'_>, Home)| matches!(page.home(), Home::Shared(_));
+    let shared = runs_of(moves.iter().filter(is_shared).map(|(page, _)| page.gfn()));
+    vm.vmas.note(shared.len());
+    // The guest must not see a frame any more when its reference ends: the frame may be used again.
+    if !shared.is_empty()
+        && let Err(error) = vm.engine.map_private(&shared)
+    {
+        give_back(vm, moves.iter().map(|(page, home)| (page.gfn(), *home)))?;
+        return Err(error);
+    }
+    let left: Vec<(Gfn, Home)> = moves
+        .iter()
+        .map(|(page, home)| move_to(page, *home))
+        .collect();
+    give_back(vm, left)
+}
+
+/// Moves a page; what it has left.
+pub(super) fn move_to(page: &PageGuard<'_>, home: Home) -> (Gfn, Home) {
+    let old = page.home();
+    page.set_home(home);
+    (page.gfn(), old)
+}
+
+/// Frees what `homes` of locked pages hold: homes that they have left, or did not move to.
+///
+/// # Errors
+/// [`EngineError::Kernel`]: some of it may be freed.
+pub(crate) fn give_back(
+    vm: &Vm,
+    homes: impl IntoIterator<Item = (Gfn, Home)>,
+) -> Result<(), EngineError> {
+    let mut resident = Vec::new();
+    for (gfn, home) in homes {
+        match home {
+            // In runs: each hole costs a system call.
+            Home::Resident => resident.push(gfn),
+            home => vm.release(home),
+        }
+    }
+    resident.sort_unstable();
+    for run in runs_of(resident) {
+        vm.engine.punch(run)?;
+        vm.budget.give(u64::from(run.count));
+    }
+    Ok(())
+}
