@@ -3,6 +3,7 @@
 
 mod generations;
 mod incidents;
+mod way_out;
 
 use proptest::prelude::*;
 
@@ -11,6 +12,9 @@ use crate::units::VmId;
 
 /// Metadata of the simulated host, in pages.
 const METADATA: u64 = 200;
+
+/// Rounds until a cache is tried again that took nothing.
+const RETRY: u64 = 4;
 
 /// One guest. What it does in a round depends on nothing but itself and the plan.
 #[derive(Clone, Debug)]
@@ -108,25 +112,29 @@ impl Guest {
         self.zip(0);
     }
 
+    /// Carries an order out as the worker does: resident pages first, then the oldest of the cache.
     fn evict(&mut self, order: &VmPlan, round: u64) {
         assert!(
             order.evict <= self.snapshot(round).evictable(order.means),
             "more than its stores take"
         );
+        let mapped = order.evict.min(self.vm.resident);
         let mut zipped = 0;
         if order.means.compress && self.compresses {
-            zipped = order.evict.0.min(self.snapshot(round).zip_room.0);
+            zipped = mapped.0.min(self.snapshot(round).zip_room.0);
         } else if order.evict > Pages(0) && order.means.compress {
-            self.zip_again = round + 4;
+            self.zip_again = round + RETRY;
         }
         self.zip(zipped.cast_signed());
-        let mut swapped = 0;
-        if order.means.swap {
-            swapped = (order.evict.0 - zipped).min(self.vm.swap_room.0);
-        }
+        let takes = order.means.swap && !self.vm.swap_failing;
+        let swap_room = if takes { self.vm.swap_room.0 } else { 0 };
+        let swapped = (mapped.0 - zipped).min(swap_room);
         self.vm.resident.0 -= zipped + swapped;
-        self.vm.swapped.0 += swapped;
-        self.vm.swap_room.0 -= swapped;
+        let spilled = order.evict.saturating_sub(mapped).min(self.vm.compressed);
+        let spilled = spilled.0.min(swap_room - swapped);
+        self.zip(-spilled.cast_signed());
+        self.vm.swapped.0 += swapped + spilled;
+        self.vm.swap_room.0 -= swapped + spilled;
     }
 
     /// Touches pages: those it lacks of what it wants, and those that were evicted.

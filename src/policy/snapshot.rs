@@ -212,15 +212,27 @@ impl VmSnapshot {
 
     /// The most pages that can be evicted from it now by these means. Pages that equal others, which
     /// need neither, are not known before they are tried.
+    ///
+    /// With swap that includes what its compression cache holds, counted as the host pages that come free
+    /// when all that is in them has moved on to the swap file.
     #[must_use]
     pub fn evictable(&self, means: Means) -> Pages {
         if self.mute {
             return Pages(0);
         }
-        let swap_room = (means.swap && !self.swap_failing).then_some(self.swap_room);
+        let swap_room = if means.swap && !self.swap_failing {
+            self.swap_room
+        } else {
+            Pages(0)
+        };
         // A host page of the cache takes at least two guest pages, so each page of room frees one.
-        let zip_room = means.compress.then_some(self.zip_room);
-        total(swap_room.into_iter().chain(zip_room)).min(total([self.resident, self.shared]))
+        let zip_room = means.compress.then_some(self.zip_room).unwrap_or_default();
+        let mapped = total([swap_room, zip_room]).min(total([self.resident, self.shared]));
+        let left = swap_room.saturating_sub(mapped).min(self.compressed);
+        // Rounded up: a last page that has room moves, though another may still share its host page.
+        let from_cache = (u128::from(self.zip_pages.0) * u128::from(left.0))
+            .div_ceil(u128::from(self.compressed.0.max(1)));
+        total([mapped, Pages(u64::try_from(from_cache).unwrap_or(u64::MAX))])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::iter::Peekable;
 
-use super::stash::{Cluster, Stash};
+use super::stash::{Cluster, Stash, spill};
 use super::victims::{Dice, choose};
 use crate::digest::digest;
 use crate::engine::EngineError;
@@ -43,7 +43,8 @@ impl Evictor {
     ///
     /// Resident pages go first. A shared page frees memory only with the last page that shares its
     /// frame, so those that are alone with their frame follow, and the others when nothing else is
-    /// left.
+    /// left. When nothing is mapped at all, the oldest of the compression cache move on to swap, each
+    /// of which frees a part of a page.
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
@@ -68,7 +69,11 @@ impl Evictor {
                 matches!(home, Home::Shared(_))
             });
         }
-        self.evict_shared(vm, victims, means)
+        let left = self.evict_shared(vm, victims, means)?;
+        if left > Pages(0) || !means.swap {
+            return Ok(left);
+        }
+        Ok(spill(vm, want))
     }
 
     fn evict_resident<'a>(

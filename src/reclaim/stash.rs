@@ -108,7 +108,7 @@ impl Stash {
         };
         let sum = checksum(&content.0);
         match store(vm, gfn, payload, sum) {
-            Err(StoreRefused::Full { .. }) if may_spill && spill(vm, SPILL) > 0 => {
+            Err(StoreRefused::Full { .. }) if may_spill && spill(vm, SPILL) > Pages(0) => {
                 store(vm, gfn, payload, sum).ok()
             }
             stored => stored.ok(),
@@ -142,13 +142,13 @@ pub fn trim_cache(vm: &Vm, limit: u32) -> Pages {
     if !vm.zip.lock().is_above_cap() {
         return Pages(0);
     }
-    let want = SPILL.min(limit as usize);
-    Pages(spill(vm, want) as u64)
+    spill(vm, limit as usize)
 }
 
-/// Moves up to `want` of the oldest pages of the cache to the swap file, decompressed, as ESX does; how
-/// many.
-fn spill(vm: &Vm, want: usize) -> usize {
+/// Moves up to `want` of the oldest pages of the cache to the swap file, decompressed, as ESX does, at
+/// most one cluster; how many. It takes no memory and needs nothing of the guest.
+pub(super) fn spill(vm: &Vm, want: usize) -> Pages {
+    let want = want.min(SPILL);
     let oldest: Vec<(Gfn, SlotId)> = vm.zip.lock().by_age().take(SPILL_LOOKS).collect();
     let mut cluster = Cluster::default();
     let mut pages = Vec::with_capacity(SPILL);
@@ -174,6 +174,6 @@ fn spill(vm: &Vm, want: usize) -> usize {
             spilled += 1;
         }
     }
-    vm.stats.spilled.add(spilled as u64);
-    spilled
+    vm.stats.spilled.add(spilled);
+    Pages(spilled)
 }

@@ -175,7 +175,7 @@ fn lowered_cap_trims_the_oldest_pages_of_the_cache() {
         (0..32).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 1900)));
         assert_eq!(trim_cache(&guest.vm, 8), Pages(0), "there is no cache");
         // One at a time: the order of arrival is theirs.
-        while guest.evict(1) > 0 {}
+        (0..32).for_each(|_| assert_eq!(guest.evict(1), 1));
         let oldest: Vec<Gfn> = guest.vm.zip.lock().by_age().map(|(gfn, _)| gfn).collect();
         assert_eq!((oldest.len(), guest.vm.zip.lock().pages_used()), (32, 16));
         assert_eq!(trim_cache(&guest.vm, 8), Pages(0), "it is within its cap");
@@ -201,6 +201,34 @@ fn lowered_cap_trims_the_oldest_pages_of_the_cache() {
             let is_swapped = matches!(guest.home(gfn.0), Home::Swapped(_));
             assert_eq!(is_swapped, at < moved, "the oldest go first");
         }
+        guest.read_all();
+        end(&host, guest);
+    }
+}
+
+/// Nothing is mapped, the cache has all of it and the host has not a page left: the oldest of the cache
+/// go to swap.
+#[test]
+fn guest_whose_pages_are_all_compressed_is_evicted_from_its_cache() {
+    for kind in BOTH {
+        let (host, mut guest) = host_and_guest(kind, 1000);
+        (0..32).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 1900)));
+        (0..32).for_each(|_| assert_eq!(guest.evict(1), 1));
+        let oldest = guest.vm.zip.lock().oldest().expect("all are there").0;
+        let rest = host.budget.free().0;
+        assert!(host.budget.take(rest, Urgency::Reclaim));
+        let compress = Means {
+            compress: true,
+            swap: false,
+        };
+        assert_eq!(guest.evict_by(64, compress), 0, "they are compressed");
+        assert_eq!(guest.evict(8), 8);
+        assert!(matches!(guest.home(oldest.0), Home::Swapped(_)), "{kind:?}");
+        assert_eq!(host.budget.free(), Pages(4), "two to a page");
+        while guest.evict(64) > 0 {}
+        guest.vm.give_back_emptied();
+        assert_eq!(host.budget.free(), Pages(16));
+        host.budget.give(rest);
         guest.read_all();
         end(&host, guest);
     }
