@@ -5,12 +5,12 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recvmsg, sendmsg};
 
 use super::seqpacket::{Received, SeqPacket};
 
-/// What the kernel lets one message carry (`SCM_MAX_FD`). With room for all of them a message is
-/// never cut in the middle of its descriptors, which would leak those that did arrive.
+/// What the kernel lets one message carry (`SCM_MAX_FD`), so that there is always room for all of them.
+/// Yet a process that may open no more descriptors gets only some.
 const MAX_FDS: usize = 253;
 
 impl From<OwnedFd> for SeqPacket {
@@ -56,17 +56,13 @@ impl SeqPacket {
                 result => break result?,
             }
         };
-        let mut fds = Vec::new();
-        for header in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = header {
-                for fd in raw {
-                    // SAFETY: the kernel has just installed this descriptor for this message, so it
-                    // is open and nobody else owns it.
-                    fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
-                }
-            }
+        let (bytes, flags) = (message.bytes, message.flags);
+        let fds = take_over(&control);
+        if flags.contains(MsgFlags::MSG_CTRUNC) {
+            let error = "a message was cut off: this process can hold no more descriptors";
+            return Err(io::Error::other(error));
         }
-        let received = match message.bytes {
+        let received = match bytes {
             0 => Received::Closed,
             len => Received::Message {
                 len,
@@ -77,10 +73,39 @@ impl SeqPacket {
     }
 }
 
+/// Takes over the descriptors that the kernel has told of in `control`, which was zero before: also those
+/// of a message that was cut off, which `nix` does not name.
+fn take_over(control: &[u8]) -> Vec<OwnedFd> {
+    const WORD: usize = size_of::<usize>();
+    let rights = [Some(libc::SOL_SOCKET), Some(libc::SCM_RIGHTS)];
+    let mut fds = Vec::new();
+    let mut rest = control;
+    // As `cmsghdr`: a word, the length of all; level and type; then here descriptors.
+    while let Some((word, _)) = rest.split_first_chunk() {
+        let len = usize::from_ne_bytes(*word);
+        let (numbers, _) = rest.get(WORD..len).unwrap_or_default().as_chunks();
+        let mut numbers = numbers.iter().map(|bytes| RawFd::from_ne_bytes(*bytes));
+        if [numbers.next(), numbers.next()] == rights {
+            for fd in numbers {
+                // SAFETY: the kernel has just installed this descriptor for this message, so it is open
+                // and nobody else owns it.
+                fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+        if len < WORD {
+            break;
+        }
+        rest = rest.get(len.next_multiple_of(WORD)..).unwrap_or_default();
+    }
+    fds
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::io::{Read, Write};
+
+    use nix::sys::socket::{setsockopt, sockopt};
 
     use super::*;
 
@@ -109,6 +134,27 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "ab", "the last writer is closed, so the pipe ended");
+    }
+
+    /// Where descriptors are short, or as here something else comes with them, not all of them fit.
+    #[test]
+    fn descriptors_of_a_message_that_is_cut_off_are_closed() {
+        let (one, other) = SeqPacket::pair().unwrap();
+        setsockopt(&other, sockopt::PassCred, &true).unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let pipe = std::fs::read_link(format!("/proc/self/fd/{}", reader.as_raw_fd())).unwrap();
+        let open = || {
+            let all = std::fs::read_dir("/proc/self/fd").unwrap();
+            let links = all.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+            links.filter(|link| *link == pipe).count()
+        };
+        assert_eq!(open(), 2);
+        one.send_with_fds(b"many", &[writer.as_fd(); MAX_FDS])
+            .unwrap();
+        let received = other.recv_with_fds(&mut [0; 16]);
+        assert_eq!(open(), 2, "some of {MAX_FDS} stay open");
+        let error = received.unwrap_err();
+        assert!(error.to_string().contains("cut off"), "{error}");
     }
 
     #[test]
