@@ -20,6 +20,7 @@ pub mod reclaim;
 mod remap;
 pub mod runtime_dir;
 pub mod sample;
+mod seeded;
 pub mod settings;
 pub mod share;
 pub use memvisor_guest_agent::signals;

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 const HOST: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("sync", &[]),
+    ("seeded", &[]),
     ("chain", &[]),
     ("signals", &[]),
     ("runtime_dir", &[]),
     ("digest", &["units"]),
     ("sys", &["units"]),
-    ("page", &["units", "sync"]),
+    ("page", &["units", "sync", "seeded"]),
     ("engine", &["units", "sync", "sys"]),
     ("compress", &["units", "sync", "sys", "digest"]),
     ("swap", &["units", "sync", "sys", "digest"]),
@@ -29,10 +30,13 @@ const HOST: &[(&str, &[&str])] = &[
     (
         "fault",
         &[
-            "units", "sys", "page", "engine", "compress", "swap", "pool", "vm",
+            "units", "sys", "page", "engine", "compress", "swap", "pool", "vm", "seeded",
         ],
     ),
-    ("remap", &["units", "page", "engine", "pool", "vm"]),
+    (
+        "remap",
+        &["units", "page", "engine", "pool", "vm", "seeded"],
+    ),
     (
         "share",
         &["units", "digest", "page", "engine", "pool", "vm", "remap"],
@@ -43,7 +47,7 @@ const HOST: &[(&str, &[&str])] = &[
         "reclaim",
         &[
             "units", "digest", "page", "engine", "compress", "swap", "pool", "vm", "remap",
-            "share", "sample", "balloon",
+            "share", "sample", "balloon", "seeded",
         ],
     ),
     ("policy", &["units"]),

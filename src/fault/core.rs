@@ -23,6 +23,7 @@ use super::resolve::{Access, Outcome, Pending, complete};
 use super::waiting::{Asker, Waiter, Waiting};
 use crate::engine::Reply;
 use crate::page::Claims;
+use crate::seeded::Seeded;
 use crate::units::Gfn;
 use crate::vm::Vm;
 
@@ -213,6 +214,7 @@ impl Core {
         let (gfn, access) = match fault {
             Fault::Read(gfn) => (gfn, Access::Read),
             Fault::Write(gfn) => (gfn, Access::Write),
+            Fault::Done(_) if Seeded::LostDone.is_sown() => return Ok(()),
             Fault::Done(errno) => return self.confirmed(channel, errno),
             Fault::History(gfn) => {
                 let mut text = self.vm.table.history().of(gfn);
@@ -281,7 +283,10 @@ impl Core {
         let outcome = self.ahead.resolve(&self.vm, fault.gfn, fault.access);
         match outcome.map_err(|error| Ended::of_fault(&self.vm, fault.gfn, error))? {
             Outcome::Served { .. } => self.answer(fault, Reply::Retry, Channel::Idle, driver)?,
-            Outcome::Ask(reply, pending) => {
+            Outcome::Ask(reply, mut pending) => {
+                if Seeded::EarlyUnlock.is_sown() {
+                    complete(&self.vm, std::mem::take(&mut pending));
+                }
                 self.answer(fault, reply, Channel::Confirming(pending), driver)?;
             }
             Outcome::Busy => {

@@ -16,6 +16,7 @@
 use super::resolve::{FaultError, Outcome, Pending, note_touch};
 use crate::engine::{Content, EngineKind, Reply};
 use crate::page::{Entry, Home, PageGuard, Urgency};
+use crate::seeded::Seeded;
 use crate::swap::SlotRun;
 use crate::units::{Gfn, GfnRun, PageBuf, SlotId};
 use crate::vm::{Counter, Vm};
@@ -133,6 +134,9 @@ fn place<'a>(
     if let Err(error) = placed {
         vm.budget.give(u64::from(home != Home::Resident));
         return Err(error);
+    }
+    if Seeded::EarlyRelease.is_sown() && matches!(home, Home::Shared(_)) {
+        vm.release(home);
     }
     if let Some(counter) = counter(vm, home) {
         page.set_home(Home::Resident);

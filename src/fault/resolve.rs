@@ -6,6 +6,7 @@ use super::give::give;
 use crate::compress::ZipError;
 use crate::engine::{EngineError, EngineKind, Reply};
 use crate::page::{Entry, Home, KeptPage, PageGuard};
+use crate::seeded::Seeded;
 use crate::swap::SwapError;
 use crate::units::{FrameId, Gfn, GfnRun, SlotId};
 use crate::vm::{Unlocked, Vm};
@@ -38,7 +39,7 @@ pub enum Outcome {
 }
 
 /// Pages that stay locked until the faulting thread has confirmed their mapping.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[must_use = "complete it, or its pages are locked for ever"]
 pub struct Pending {
     pages: Vec<KeptPage>,
@@ -238,7 +239,9 @@ pub fn complete(vm: &Vm, pending: Pending) {
         }
         if let Home::Shared(frame) = page.home() {
             page.set_home(Home::Resident);
-            vm.release_frame_of(&pool, frame);
+            if !Seeded::EarlyRelease.is_sown() {
+                vm.release_frame_of(&pool, frame);
+            }
             vm.table.back_off(page.gfn());
             vm.stats.breaks.one();
         }

@@ -20,6 +20,7 @@ use memvisor_guest_agent::protocol::claims::{
 
 use super::Home;
 use super::parking::Parking;
+use crate::seeded::Seeded;
 use crate::sync::{AtomicU64, Ordering};
 use crate::units::Gfn;
 
@@ -127,7 +128,9 @@ impl Claims {
             return false;
         }
         self.words.store(at, NO_CREDIT);
-        if !self.ungrant(credit) {
+        if Seeded::CreditSpentTwice.is_sown() {
+            self.words.store(at, CREDIT);
+        } else if !self.ungrant(credit) {
             self.lied(format!("it used credit {credit} twice"));
             return false;
         }

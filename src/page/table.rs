@@ -39,6 +39,7 @@ use super::claims::{Claims, Revoked};
 use super::history::History;
 use super::home::{Home, KINDS};
 use super::parking::Parking;
+use crate::seeded::Seeded;
 use crate::sync::{AtomicU64, Ordering, zeroes};
 use crate::units::{FrameId, Gfn};
 
@@ -290,7 +291,7 @@ impl PageTable {
     pub fn park(&self, gfn: Gfn) -> bool {
         let word = &self.entries[gfn.index()];
         let mut entry = word.load(Ordering::Relaxed);
-        while entry & LOCKED != 0 {
+        while entry & LOCKED != 0 || Seeded::MissedUnlock.is_sown() {
             let parked = entry | WAITED;
             match word.compare_exchange(entry, parked, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return true,

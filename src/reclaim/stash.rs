@@ -7,6 +7,7 @@ use memvisor_guest_agent::protocol::payload::checksum;
 use crate::compress::{Compressor, StoreRefused};
 use crate::digest::digest;
 use crate::page::{Home, Urgency};
+use crate::seeded::Seeded;
 use crate::swap::{SlotRun, SwapError};
 use crate::units::{Gfn, PageBuf, Pages, SlotId};
 use crate::vm::Vm;
@@ -124,7 +125,9 @@ fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRef
     let grown = zip.pages_used() - before;
     drop(zip);
     vm.budget.give(u64::from(granted) - u64::from(grown));
-    if let Ok(slot) = stored {
+    if let Ok(slot) = stored
+        && !Seeded::StaleSlot.is_sown()
+    {
         vm.describe(gfn, slot);
     }
     stored

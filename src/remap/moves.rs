@@ -2,6 +2,7 @@
 
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard};
+use crate::seeded::Seeded;
 use crate::units::{Gfn, runs_of};
 use crate::vm::Vm;
 
@@ -21,7 +22,9 @@ pub(crate) fn rehome(vm: &Vm, mut moves: Vec<(PageGuard<'_>, Home)>) -> Result<(
     if !shared.is_empty()
         && let Err(error) = vm.engine.map_private(&shared)
     {
-        give_back(vm, moves.iter().map(|(page, home)| (page.gfn(), *home)))?;
+        if !Seeded::LostCharge.is_sown() {
+            give_back(vm, moves.iter().map(|(page, home)| (page.gfn(), *home)))?;
+        }
         return Err(error);
     }
     let left: Vec<(Gfn, Home)> = moves
@@ -49,6 +52,7 @@ pub(crate) fn give_back(
     let mut resident = Vec::new();
     for (gfn, home) in homes {
         match home {
+            _ if Seeded::KeptSlot.is_sown() && vm.table.entry(gfn).home() == Home::Ballooned => {}
             // In runs: each hole costs a system call.
             Home::Resident => resident.push(gfn),
             home => vm.release(home),

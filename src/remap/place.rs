@@ -5,6 +5,7 @@ use super::moves::{give_back, move_to};
 use crate::engine::{EngineError, SharedRun};
 use crate::page::{Home, PageGuard};
 use crate::pool::FrameRef;
+use crate::seeded::Seeded;
 use crate::units::{FrameId, GfnRun, runs_of};
 use crate::vm::Vm;
 
@@ -74,6 +75,10 @@ pub(crate) fn place<'a>(
     let (chosen, mut left) = choose(vm, matches);
     let runs: Vec<SharedRun> = chosen.iter().map(|run| run.shared).collect();
     vm.vmas.note(runs.len());
+    if Seeded::EarlyPunch.is_sown() {
+        let pages = chosen.iter().flat_map(|run| &run.matches).map(|m| &m.page);
+        give_back(vm, pages.map(|page| (page.gfn(), page.home())))?;
+    }
     let done = match vm.engine.map_shared(&runs) {
         Ok(done) => done,
         Err(error) => {
@@ -94,6 +99,7 @@ pub(crate) fn place<'a>(
             }
         }
     }
+    homes.retain(|_| !Seeded::EarlyPunch.is_sown());
     give_back(vm, homes)?;
     // Who waited in the kernel for a page reads the frame now.
     for run in runs_of(mapped.iter().map(PageGuard::gfn)) {

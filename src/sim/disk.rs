@@ -9,21 +9,56 @@ use crate::swap::Storage;
 use crate::sync::{AtomicU32, Mutex, Ordering};
 use crate::units::{Bytes, PAGE_SIZE, PageBuf, SlotId};
 
+/// Which of the writes to come fail.
+#[derive(Debug, Default)]
+struct Failing {
+    /// So many go well first.
+    after: u32,
+    /// Then so many fail.
+    count: u32,
+    errno: Option<Errno>,
+}
+
 /// Whole pages in memory. Writes fail while a test says so, and pages can be damaged.
 #[derive(Debug, Default)]
 pub(super) struct SimDisk {
     pages: Mutex<HashMap<u64, Box<PageBuf>>>,
-    /// The error of every write; zero for none.
-    errno: AtomicU32,
+    failing: Mutex<Failing>,
     /// How often it was read, however much at once.
     reads: AtomicU32,
+}
+
+impl Failing {
+    fn step(&mut self) -> io::Result<()> {
+        if self.after > 0 {
+            self.after -= 1;
+            return Ok(());
+        }
+        let Some(left) = self.count.checked_sub(1) else {
+            return Ok(());
+        };
+        self.count = left;
+        self.errno.map_or(Ok(()), |errno| Err(errno.into()))
+    }
 }
 
 impl SimDisk {
     /// Makes every write fail from now on, or work again.
     pub(super) fn set_failing(&self, errno: Option<Errno>) {
-        let errno = errno.map_or(0, |errno| errno as u32);
-        self.errno.store(errno, Ordering::SeqCst);
+        *self.failing.lock() = Failing {
+            after: 0,
+            count: errno.map_or(0, |_| u32::MAX),
+            errno,
+        };
+    }
+
+    /// Lets the next `after` writes go well, and the `count` behind them fail.
+    pub(super) fn fail_after(&self, after: u32, count: u32, errno: Errno) {
+        *self.failing.lock() = Failing {
+            after,
+            count,
+            errno: Some(errno),
+        };
     }
 
     /// How often it was read so far.
@@ -41,10 +76,7 @@ impl SimDisk {
 
 impl Storage for SimDisk {
     fn write_at(&self, pages: &[PageBuf], offset: u64) -> io::Result<usize> {
-        let errno = self.errno.load(Ordering::SeqCst);
-        if errno != 0 {
-            return Err(io::Error::from_raw_os_error(errno.cast_signed()));
-        }
+        self.failing.lock().step()?;
         for (number, page) in (offset / PAGE_SIZE as u64..).zip(pages) {
             self.pages.lock().insert(number, Box::new(page.clone()));
         }

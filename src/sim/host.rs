@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::mortal::{Life, Mortal};
 use super::{AddressSpace, Claims, FaultThread, GuestThread, Line, Memory, SimDisk, View};
 use crate::compress::ZipCache;
 use crate::engine::EngineKind;
@@ -71,6 +72,7 @@ pub(super) struct Guest {
     pub(super) salt: usize,
     pub(super) space: Arc<AddressSpace>,
     pub(super) disk: Arc<SimDisk>,
+    pub(super) life: Arc<Life>,
     pub(super) memory: Memory,
     pub(super) claims: Option<Claims>,
     pub(super) threads: Vec<GuestThread>,
@@ -129,7 +131,12 @@ impl Host {
             vma_budget: spec.vma_budget,
         };
         self.budget.register(&parts.parking);
-        let vm = Arc::new(Vm::new(id, params, Box::new(Arc::clone(&space)), parts));
+        let life = Arc::new(Life::default());
+        let engine = Mortal {
+            engine: Arc::clone(&space),
+            life: Arc::clone(&life),
+        };
+        let vm = Arc::new(Vm::new(id, params, Box::new(engine), parts));
         self.peers.vms.lock().insert(id, Arc::clone(&vm));
         let line = Arc::new(Line::default());
         let memory = Memory::new(spec.pages);
@@ -149,6 +156,7 @@ impl Host {
             vm,
             space,
             disk,
+            life,
             memory,
         })
     }

@@ -256,6 +256,7 @@ impl Tasks {
             salt,
             space,
             disk,
+            life,
             memory,
             claims,
             threads,
@@ -296,6 +297,7 @@ impl Tasks {
                 salt,
                 space,
                 disk,
+                life,
                 memory,
                 claims,
                 threads: Vec::new(),
@@ -468,6 +470,13 @@ fn scene(first: EngineKind, second: EngineKind) -> Scene {
         is_short_of_vmas: false,
         is_fatal: false,
     }
+}
+
+/// Plays a scene with a guest that serves itself in the schedule that runs.
+pub(super) fn play_once() {
+    let mut scene = scene(EngineKind::Uffd, EngineKind::Mprotect);
+    scene.specs[0].inline = true;
+    scene.play(&Witness::default());
 }
 
 #[test]

@@ -20,16 +20,19 @@
 
 mod address_space;
 mod disk;
+mod every_step;
 mod failures;
 mod fault_thread;
 mod guest;
 mod host;
 mod interleaving;
+mod mortal;
 mod neighbours;
 mod races;
 mod random_steps;
 mod rows;
 mod scanning;
+mod seeded;
 mod words;
 
 use address_space::{AddressSpace, Trap, View};

@@ -143,7 +143,7 @@ pub(super) struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         // A period of sampling wants two for each of its pages.
         Self::with(BUDGET, [12, 200])
     }

@@ -6,6 +6,7 @@ use super::{
     Entry, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED, UNSEEN, WAITED,
 };
 use crate::page::home::Home;
+use crate::seeded::Seeded;
 use crate::sync::Ordering;
 use crate::units::Gfn;
 
@@ -139,7 +140,7 @@ impl Drop for PageGuard<'_> {
         }
         let word = &self.table.entries[self.gfn.index()];
         let before = word.fetch_and(!(LOCKED | WAITED), Ordering::Release);
-        if before & WAITED != 0 {
+        if before & WAITED != 0 && !Seeded::ForgottenWakeup.is_sown() {
             self.table.parking.unpark(self.gfn);
         }
     }
