@@ -123,6 +123,42 @@ fn guests_of_different_salts_never_share() {
 }
 
 /// The share pools that a guest maps, by inode.
+/// Passes of a guest that is at rest are seconds apart: so long nothing would be found that is new to share.
+#[test]
+fn settled_guests_are_scanned_from_the_start_when_their_domains_change() {
+    engines(|engine| {
+        let args = ["--memory", "192M", "--engine", engine];
+        let fast = ["--share-scan-time", "1s", "--share-rate-max", "32768"];
+        let host = TestHost::start(&[&args[..], &fast].concat());
+        let workload = with_image(&host);
+        let guest = |name, salt| host.guest(name, "40M", &[&workload], &["--salt", salt]);
+        let guests = [guest("red", "r"), guest("blue", "b")];
+        let names = ["red", "blue"];
+        let share = host.rest(&names, 2 * CONVERGE).share;
+        assert_eq!(share.saved_pages, Pages(0), "{share:?}");
+        for name in names {
+            let settled = host.vm(name).scan.passes;
+            eventually("the passes are far apart", 2 * CONVERGE, || {
+                (host.vm(name).scan.passes >= settled + 3).then_some(())
+            });
+        }
+        let all = u64::from(IMAGE) / 5 * 4;
+        host.set_vm("blue", "salt=r");
+        let share = host.rest(&names, 2 * CONVERGE).share;
+        assert!(share.saved_pages.0 > all, "one salt: {share:?}");
+        host.set_vm("blue", "salt=b");
+        let share = host.rest(&names, 2 * CONVERGE).share;
+        assert_eq!(share.saved_pages, Pages(0), "two salts: {share:?}");
+        host.set("Mem.ShareForceSalting", "0");
+        let share = host.rest(&names, 2 * CONVERGE).share;
+        assert!(share.saved_pages.0 > all, "salts ignored: {share:?}");
+        for guest in guests {
+            guest.stop(VERIFY);
+        }
+        host.stop(&[]);
+    });
+}
+
 fn pools(guest: &TestGuest) -> BTreeSet<u64> {
     let all = mappings(guest.pid()).into_iter();
     all.filter(|map| map.path.contains("pool"))

@@ -145,8 +145,10 @@ impl Link {
     /// Tells the guest why its session ends and hangs up, which also frees a worker that waits for
     /// an answer.
     pub fn end(&self, why: &str) {
-        // The guest may be gone or deaf; then there is nobody to tell.
-        let _ = self.socket.send(&Message::Error(why.to_owned()).encode());
+        // The guest may be gone or deaf; then there is nobody to tell, and who ends a VM waits for none.
+        let _ = self
+            .socket
+            .try_send(&Message::Error(why.to_owned()).encode());
         let _ = shutdown(self.socket.as_fd().as_raw_fd(), Shutdown::Both);
     }
 }

@@ -269,6 +269,8 @@ impl State {
             && joining.step(&self.vm, link)?
         {
             self.joining = None;
+            self.scanner = Scanner::default();
+            self.pace = Pace::new(self.vm.table.pages(), now);
         }
         self.stores.step(&self.vm, now);
         self.vm.give_back_emptied();
@@ -296,7 +298,10 @@ impl State {
                 let _ = answer.send(attached);
                 vm.parking.ring();
             }
-            Job::Join(pool) => self.joining = Some(Joining::begin(vm, pool)),
+            Job::Join(pool) => {
+                self.joining = Some(Joining::begin(vm, pool));
+                vm.settled.note(None);
+            }
             Job::Look(gfn) => self.look(gfn, queue)?,
             // Taken out behind looks.
             Job::End => self.ending = true,
@@ -345,7 +350,9 @@ impl State {
         }
         if let Some(pass) = self.pace.note(now, found, rate, faults) {
             vm.stats.passes.one();
-            vm.settled.note(pass.settled);
+            // What was found while nothing may be shared says nothing of the new pool.
+            vm.settled
+                .note(pass.settled.filter(|_| self.joining.is_none()));
         }
         Ok(())
     }

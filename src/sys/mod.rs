@@ -18,6 +18,7 @@ mod prefetch;
 mod process;
 mod processor;
 mod self_served;
+mod sleeps;
 mod swap_device;
 mod uffd;
 mod words;

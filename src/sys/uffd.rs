@@ -2,6 +2,13 @@
 //!
 //! The guest opened, registered and passed the descriptor. No event features are enabled, so no
 //! remove, remap or fork event ever comes and no ioctl waits for one to be read.
+//!
+//! The guest keeps the descriptor, and with it the flags that both descriptors have in common: it may take
+//! `O_NONBLOCK` away, and it may read the fault that we were called for before we do. A plain read would sleep
+//! then for as long as the guest likes, and nothing sets the flag so that it stays. So each read says for itself
+//! that it does not wait (`RWF_NOWAIT`, which userfaultfd knows since Linux 6.10), and on older kernels one that
+//! sleeps is interrupted ([`end_sleeps`]). A guest that is seen to have taken the flag away is ended: the kernel
+//! reports such a descriptor as ready at each look, and the fault thread would never rest.
 
 use std::fs;
 use std::io;
@@ -11,6 +18,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::sleeps::end_sleeps;
 use crate::units::{PAGE_SIZE, PageBuf};
 
 #[repr(C)]
@@ -102,8 +110,7 @@ impl Uffd {
     /// Takes over a descriptor that a guest sent.
     ///
     /// # Errors
-    /// `InvalidInput` when it is something else; what `fcntl(2)` says: whatever the guest sent, it
-    /// must not be able to block us.
+    /// `InvalidInput` when it is something else; what `fcntl(2)` says.
     pub fn from_guest(fd: OwnedFd) -> io::Result<Self> {
         // Without /proc it cannot be told, and another kind of file harms only its own guest.
         if let Ok(kind) = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
@@ -117,30 +124,65 @@ impl Uffd {
         Ok(Self(fd))
     }
 
-    /// Appends the waiting faults to `faults`; none when none wait.
+    /// Appends the waiting faults to `faults`; none when none wait. Never waits for one, whatever the guest
+    /// does; before Linux 6.10 it may take as long as [`end_sleeps`] says.
     ///
     /// # Errors
-    /// What `read(2)` says.
+    /// `InvalidInput` when the guest has taken `O_NONBLOCK` away, `InvalidData` when it asked the kernel for other
+    /// events than faults; what else `read(2)` says.
     pub fn read_faults(&self, faults: &mut Vec<UserFault>) -> io::Result<()> {
         let mut bytes = [0; BATCH * size_of::<Message>()];
-        let len = match nix::unistd::read(&self.0, &mut bytes) {
+        let read = match self.read_now(&mut bytes) {
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => self.read_interrupted(&mut bytes),
+            read => read,
+        };
+        let len = match read {
             Ok(len) => len,
-            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
+            Err(Errno::EAGAIN | Errno::EINTR) => return self.check_flags(),
             Err(errno) => return Err(errno.into()),
         };
         for message in bytes[..len].chunks_exact(size_of::<Message>()) {
-            if message[0] == EVENT_PAGEFAULT {
-                let (address, thread) = message[16..]
-                    .split_first_chunk()
-                    .expect("32 bytes, asserted");
-                let (thread, _) = thread.split_first_chunk().expect("the same");
-                faults.push(UserFault {
-                    address: u64::from_ne_bytes(*address),
-                    thread: u32::from_ne_bytes(*thread),
-                });
+            if message[0] != EVENT_PAGEFAULT {
+                let error = format!("event {:#x}, which is no fault", message[0]);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
+            let (address, thread) = message[16..]
+                .split_first_chunk()
+                .expect("32 bytes, asserted");
+            let (thread, _) = thread.split_first_chunk().expect("the same");
+            faults.push(UserFault {
+                address: u64::from_ne_bytes(*address),
+                thread: u32::from_ne_bytes(*thread),
+            });
         }
         Ok(())
+    }
+
+    /// Reads without waiting, whatever flags the description has.
+    fn read_now(&self, into: &mut [u8]) -> nix::Result<usize> {
+        let slice = libc::iovec {
+            iov_base: into.as_mut_ptr().cast(),
+            iov_len: into.len(),
+        };
+        // SAFETY: the call reads one iovec, which outlives it, and writes at most `iov_len` bytes at its base:
+        // the whole of `into`, which is ours alone meanwhile. Offset -1 stands for none.
+        let read = unsafe { libc::preadv2(self.raw(), &raw const slice, 1, -1, libc::RWF_NOWAIT) };
+        usize::try_from(Errno::result(read)?).map_err(|_| Errno::EINVAL)
+    }
+
+    /// The same where the kernel cannot be told so: a read that waits is interrupted.
+    fn read_interrupted(&self, into: &mut [u8]) -> nix::Result<usize> {
+        end_sleeps()?;
+        nix::unistd::read(&self.0, into)
+    }
+
+    fn check_flags(&self) -> io::Result<()> {
+        let flags = OFlag::from_bits_truncate(fcntl(&self.0, FcntlArg::F_GETFL)?);
+        if flags.contains(OFlag::O_NONBLOCK) {
+            return Ok(());
+        }
+        let error = "the guest has taken O_NONBLOCK from its userfaultfd, where nobody may wait";
+        Err(io::Error::new(io::ErrorKind::InvalidInput, error))
     }
 
     /// Puts a copy of `content` at the page at `address` and wakes who waits for it.
@@ -242,5 +284,58 @@ fn filled(returned: i32) -> io::Result<Filled> {
 impl AsFd for Uffd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use memvisor_guest_agent::shim::uffd;
+
+    use super::*;
+
+    /// More than any machine needs for a read that does not wait.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    type Read = fn(&Uffd) -> String;
+
+    /// What a read says of a userfaultfd from which the guest has taken `O_NONBLOCK`, and no fault waits;
+    /// `None` without userfaultfd. A read that sleeps is left behind, and fails the test.
+    fn of_blocking(read: Read) -> Option<String> {
+        let guest = uffd::open().ok()?;
+        let ours = guest.as_fd().try_clone_to_owned().expect("a descriptor");
+        let ours = Uffd::from_guest(ours).expect("a userfaultfd");
+        fcntl(guest.as_fd(), FcntlArg::F_SETFL(OFlag::empty())).expect("its own flags");
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || tell.send(read(&ours)));
+        Some(told.recv_timeout(PATIENCE).expect("it waits for ever"))
+    }
+
+    #[test]
+    fn read_of_a_userfaultfd_that_waits_does_not_and_says_whose_fault_it_is() {
+        let read: Read = |uffd| format!("{:?}", uffd.read_faults(&mut Vec::new()));
+        if let Some(said) = of_blocking(read) {
+            assert!(said.contains("taken O_NONBLOCK"), "{said}");
+        }
+    }
+
+    #[test]
+    fn read_that_sleeps_on_an_older_kernel_is_interrupted() {
+        let read: Read = |uffd| format!("{:?}", uffd.read_interrupted(&mut [0; 32]));
+        if let Some(said) = of_blocking(read) {
+            assert_eq!(said, "Err(EINTR)");
+        }
+    }
+
+    #[test]
+    fn read_without_a_fault_finds_none() {
+        let Ok(guest) = uffd::open() else { return };
+        let ours = guest.as_fd().try_clone_to_owned().expect("a descriptor");
+        let ours = Uffd::from_guest(ours).expect("a userfaultfd");
+        let mut faults = Vec::new();
+        ours.read_faults(&mut faults).expect("nothing is wrong");
+        assert_eq!(faults, []);
     }
 }

@@ -253,8 +253,8 @@ impl Vm {
     /// Allows or forbids sharing; what is shared stays so.
     pub fn set_sharing(&self, sharing: bool) {
         if !self.sharing.swap(sharing, Ordering::Relaxed) && sharing {
-            // What the scanner saw meanwhile it did not look up.
-            self.table.note_all_written();
+            // What the scanner saw meanwhile it did not look up, and others are there to share with.
+            self.table.begin_anew();
         }
     }
 

@@ -60,9 +60,11 @@ impl PageTable {
         }
     }
 
-    /// Notes the same of every page.
-    pub fn note_all_written(&self) {
-        (0..self.pages()).for_each(|gfn| self.note_written(Gfn(gfn)));
+    /// Has every page looked at by the next pass, also those that were to be left alone for some.
+    pub fn begin_anew(&self) {
+        (0..self.pages()).for_each(|gfn| {
+            self.change(Gfn(gfn), |entry| entry & !BACKOFF | unseen(entry));
+        });
     }
 
     /// Whether any page of `run` is resident.
@@ -224,6 +226,26 @@ mod tests {
             })
             .collect();
         assert_eq!(rounds, [1, 3, 7, 7, 7]);
+    }
+
+    #[test]
+    fn begun_anew_every_resident_page_is_due_whatever_it_waits_for() {
+        for note in [
+            PageTable::back_off,
+            PageTable::refuse,
+            |table: &PageTable, gfn| {
+                table.settle(gfn, false);
+            },
+        ] {
+            for told in [false, true] {
+                let table = table();
+                table.begin_look(PAGE);
+                (0..3).for_each(|_| note(&table, PAGE));
+                assert_ne!(table.due_for_scan(PAGE, told), Due::Now);
+                table.begin_anew();
+                assert_eq!(table.due_for_scan(PAGE, told), Due::Now);
+            }
+        }
     }
 
     #[test]
