@@ -122,7 +122,6 @@ fn guests_of_different_salts_never_share() {
     });
 }
 
-/// The share pools that a guest maps, by inode.
 /// Passes of a guest that is at rest are seconds apart: so long nothing would be found that is new to share.
 #[test]
 fn settled_guests_are_scanned_from_the_start_when_their_domains_change() {
@@ -159,6 +158,7 @@ fn settled_guests_are_scanned_from_the_start_when_their_domains_change() {
     });
 }
 
+/// The share pools that a guest maps, by inode.
 fn pools(guest: &TestGuest) -> BTreeSet<u64> {
     let all = mappings(guest.pid()).into_iter();
     all.filter(|map| map.path.contains("pool"))
