@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::Process;
+use nix::sys::signal::Signal;
 use rig::{Ends, Host, eventually, host_command, memvisor, scratch, start};
 
 /// Runs `memvisor` to its end in a directory of its own; expects `code` and `text`.
@@ -349,6 +350,12 @@ fn file_with_an_error_leaves_the_last_good_one_in_force() {
         ("[settings]\nMem.IdelTax = 5\n", "Mem.IdelTax"),
         ("[settings\n", "host.toml:1"),
         (contradiction, "reservation"),
+        // Only the running host can see these.
+        ("[vm.g]\nswap-dir = \"/no/such\"\n", "host.toml:2: VM `g`: "),
+        (
+            "\n[vm.g]\nreservation = \"6M\"\nlimit = \"9M\"\n",
+            "host.toml:4: VM `g`: limit 9.0 MiB",
+        ),
     ] {
         std::fs::write(&file, text).expect("write");
         refused(&host, "reload", 1, says);
@@ -359,6 +366,37 @@ fn file_with_an_error_leaves_the_last_good_one_in_force() {
     assert_ne!(settings(&host).0, before.0);
     guest.terminate();
     guest.reports(130);
+    host.stop();
+}
+
+#[test]
+fn hangup_reloads_the_file_and_ends_nobody() {
+    let dir = scratch();
+    let file = dir.path().join("host.toml");
+    std::fs::write(&file, "[host]\nmemory = \"64M\"\n").expect("write");
+    let path = file.to_str().expect("UTF-8");
+    let host = Host::start("auto", "64M", &["--config", path]);
+    host.process.signal(Signal::SIGHUP).expect("it runs");
+    eventually("the log says what was done", || {
+        let log = host.log();
+        let line = log.lines().find(|line| line.contains("reloaded"));
+        line.map(|line| assert!(log.contains("SIGHUP") && line.contains(path), "{log}"))
+    });
+    std::fs::write(&file, "[settings]\nMem.IdleTax = 100\n").expect("write");
+    host.process.signal(Signal::SIGHUP).expect("it runs");
+    eventually("the log says why the file is not used", || {
+        host.log()
+            .contains("host.toml:2: Mem.IdleTax")
+            .then_some(())
+    });
+    host.stop();
+    let host = Host::start("auto", "64M", &[]);
+    host.process.signal(Signal::SIGHUP).expect("it runs");
+    eventually("there is nothing to reload", || {
+        host.log()
+            .contains("without a configuration file")
+            .then_some(())
+    });
     host.stop();
 }
 

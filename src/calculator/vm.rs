@@ -94,6 +94,7 @@ impl WrittenVm {
         };
         self.settings
             .put(key, &text)
+            .map(drop)
             .map_err(|error| error.in_full())
     }
 

@@ -40,7 +40,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the daemon that owns a memory budget and backs the guests.
+    /// Run the daemon that owns a memory budget and backs the guests; SIGHUP reloads its
+    /// configuration file, SIGINT and SIGTERM end it.
     Host(host::HostArgs),
     /// Run a guest: a process with memory of its own, backed by the host.
     Guest(guest::GuestArgs),

@@ -107,8 +107,6 @@ impl control::Daemon for Host {
     }
 
     fn reload(&self) -> Result<ReloadReport, ControlError> {
-        let report = self.admission.reload()?;
-        self.governor.wake();
-        Ok(report)
+        Host::reload(self)
     }
 }

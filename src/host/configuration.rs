@@ -42,7 +42,8 @@ struct Stamp {
 impl Stamp {
     fn of(path: &Path) -> Option<Self> {
         let about = fs::metadata(path).ok()?;
-        Some(Self {
+        // What is no file cannot be followed: reading a pipe might take for ever.
+        about.is_file().then(|| Self {
             inode: about.ino(),
             size: about.size(),
             modified: (about.mtime(), about.mtime_nsec()),
@@ -97,6 +98,12 @@ impl Configuration {
         lock(&self.held).file.clone()
     }
 
+    /// The host's settings as another file would have them.
+    pub(super) fn settings_with(&self, new: &ConfigFile) -> HostSettings {
+        let layers = lock(&self.held).layers.with_file(new.settings.clone());
+        layers.effective()
+    }
+
     /// Puts another file in force; the host settings that have another value now.
     pub(super) fn replace_file(&self, new: ConfigFile) -> Vec<SettingView> {
         let mut held = lock(&self.held);
@@ -112,8 +119,7 @@ impl Configuration {
     pub(super) fn vm_in_file(&self, name: &str) -> VmPatch {
         let held = lock(&self.held);
         let file = held.file.as_ref();
-        file.and_then(|file| file.vms.get(name).cloned())
-            .unwrap_or_default()
+        file.map(|file| file.vm(name)).unwrap_or_default()
     }
 
     /// Where the swap file of a VM is to be.
@@ -137,8 +143,8 @@ impl Configuration {
         self.revision.load(Ordering::Relaxed)
     }
 
-    /// Whether the file is another one than when it was last looked at.
-    pub(super) fn is_file_new(&self) -> bool {
+    /// Looks at the file: whether it is another one than at the last look.
+    pub(super) fn look_at_file(&self) -> bool {
         let path = lock(&self.held).file.as_ref().map(|file| file.path.clone());
         let now = path.as_deref().and_then(Stamp::of);
         let mut seen = lock(&self.seen);
@@ -186,13 +192,13 @@ mod tests {
     fn file_is_new_once_for_each_of_its_versions() {
         let dir = tempfile::tempdir().expect("tempdir");
         let configuration = configured(dir.path(), "[vm.a]\nlimit = '1M'\n");
-        assert!(!configuration.is_file_new(), "it was read at the start");
+        assert!(!configuration.look_at_file(), "it was read at the start");
         let path = configuration.file().expect("there is one").path;
         fs::remove_file(&path).expect("ours");
-        assert!(!configuration.is_file_new(), "it may be on its way");
+        assert!(!configuration.look_at_file(), "it may be on its way");
         fs::write(&path, "[vm.a]\nlimit = '2M' # longer\n").expect("ours");
-        assert!(configuration.is_file_new());
-        assert!(!configuration.is_file_new());
+        assert!(configuration.look_at_file());
+        assert!(!configuration.look_at_file());
         assert_eq!(
             configuration.vm_in_file("a").limit.flatten(),
             Some(crate::units::Pages(256))

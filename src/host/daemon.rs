@@ -10,7 +10,9 @@ use super::governor::Governor;
 use super::members::Members;
 use super::options::{EngineChoice, HostOptions};
 use super::pools::Pools;
+use crate::control::{ControlError, ReloadReport};
 use crate::page::Budget;
+use crate::settings::SettingView;
 use crate::sys::map_large_allocations;
 use crate::units::Pages;
 
@@ -75,16 +77,21 @@ impl Host {
         self.governor.wake();
     }
 
-    /// Reloads the configuration file if it has changed.
-    pub(super) fn follow_file(&self) {
-        if !self.configuration.is_file_new() {
-            return;
-        }
-        match self.admission.reload() {
-            Ok(_) => self.governor.wake(),
-            Err(error) => {
-                tracing::error!(%error, "the configuration file is not used; the last good one holds");
-            }
+    /// Reloads the configuration file, and says in the log what has changed.
+    pub(super) fn reload(&self) -> Result<ReloadReport, ControlError> {
+        let report = self.admission.reload()?;
+        self.governor.wake();
+        let named = |view: &SettingView| format!("{}={}", view.name, view.value);
+        let settings: Vec<String> = report.settings.iter().map(named).collect();
+        let (settings, vms) = (settings.join(" "), report.vms.join(" "));
+        tracing::info!(file = report.file, settings, vms, "reloaded");
+        Ok(report)
+    }
+
+    /// The same when nobody waits for the answer.
+    pub(super) fn reload_unasked(&self) {
+        if let Err(error) = self.reload() {
+            tracing::error!(%error, "the configuration file is not used; the last good one holds");
         }
     }
 }

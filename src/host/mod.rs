@@ -68,7 +68,7 @@ pub use options::{EngineChoice, HostOptions};
 /// How often the configuration file is looked at.
 const FILE_PERIOD: Duration = Duration::from_secs(1);
 
-/// Runs the daemon until it is told to end by SIGINT, SIGTERM or SIGHUP. `ready` is called with the
+/// Runs the daemon until it is told to end by SIGINT or SIGTERM; SIGHUP reloads the configuration file. `ready` is called with the
 /// capability table when guests can be started.
 ///
 /// # Errors
@@ -125,15 +125,24 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Takes up each change of the configuration file until a signal comes.
+/// Takes up each change of the configuration file, and reloads it when SIGHUP asks for that, until a
+/// signal comes that ends the daemon.
 fn follow_until_signal(host: &Host, signals: &Signals) -> Result<Signal, HostError> {
     loop {
         let event = signals
             .wait(None, Instant::now() + FILE_PERIOD)
             .map_err(kernel("wait for signals"))?;
-        if let Event::Signal(signal) = event {
-            return Ok(signal);
+        match event {
+            Event::Signal(Signal::SIGHUP) => {
+                tracing::info!("SIGHUP: reloading the configuration file");
+                host.reload_unasked();
+            }
+            Event::Signal(signal) => return Ok(signal),
+            Event::Readable | Event::Timeout => {
+                if host.configuration.look_at_file() {
+                    host.reload_unasked();
+                }
+            }
         }
-        host.follow_file();
     }
 }

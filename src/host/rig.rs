@@ -29,7 +29,7 @@ use crate::vm::Vm;
 
 /// The owners below the governor, with the budget of a small host.
 pub(super) struct Rig {
-    _dir: TempDir,
+    pub(super) dir: TempDir,
     pub(super) budget: Arc<Budget>,
     pub(super) members: Arc<Members>,
     pub(super) configuration: Arc<Configuration>,
@@ -77,13 +77,19 @@ impl Rig {
         };
         let admission = Admission::new(engines, &budget, &members, &configuration, &pools);
         Self {
-            _dir: dir,
+            dir,
             budget,
             members,
             configuration,
             pools,
             admission,
         }
+    }
+
+    /// Writes another text to the configuration file.
+    pub(super) fn rewrite(&self, text: &str) {
+        let path = self.dir.path().join("memvisor.toml");
+        std::fs::write(path, text).expect("a directory of our own");
     }
 
     /// A VM that runs, with a worker and without a guest.

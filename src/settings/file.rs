@@ -21,6 +21,7 @@ use super::name::check_vm_name;
 use super::patch::VmPatch;
 use super::value::shown;
 use super::vm::VmSettings;
+use super::vm_table::VmTable;
 use crate::units::{Bytes, PAGE_SIZE, Pages};
 
 /// The most bytes of a file: a thousand VMs with all settings take a quarter of it.
@@ -73,14 +74,14 @@ pub struct ConfigFile {
     /// The table `[settings]`.
     pub settings: Layer,
     /// The tables `[vm.NAME]` by name.
-    pub vms: BTreeMap<String, VmPatch>,
+    pub vms: BTreeMap<String, VmTable>,
 }
 
 /// One thing that is wrong in a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Problem {
-    /// The line, from 1 on.
-    pub line: usize,
+    /// The line, from 1 on; `None` for what follows from something that is not there.
+    pub line: Option<usize>,
     /// What is wrong, and what would be right.
     pub text: String,
 }
@@ -129,8 +130,11 @@ impl fmt::Display for Problems<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.1.iter().enumerate() {
             let end = if index == 0 { "" } else { "\n" };
-            let (path, line) = (self.0.display(), problem.line);
-            write!(f, "{end}{path}:{line}: {}", problem.text)?;
+            write!(f, "{end}{}", self.0.display())?;
+            if let Some(line) = problem.line {
+                write!(f, ":{line}")?;
+            }
+            write!(f, ": {}", problem.text)?;
         }
         Ok(())
     }
@@ -179,15 +183,26 @@ impl ConfigFile {
             reading.wrong(at, error.message().to_owned());
         }
         reading.root(root.get_ref());
-        let Reading {
-            mut problems, file, ..
-        } = reading;
+        let Reading { problems, file, .. } = reading;
         if problems.is_empty() {
             return Ok(file);
         }
+        Err(file.invalid(problems))
+    }
+
+    /// The error of a file with these problems.
+    #[must_use]
+    pub fn invalid(self, mut problems: Vec<Problem>) -> ConfigError {
         problems.sort_by_key(|problem| problem.line);
-        let path = file.path;
-        Err(ConfigError::Invalid { path, problems })
+        let path = self.path;
+        ConfigError::Invalid { path, problems }
+    }
+
+    /// What it says of a VM.
+    #[must_use]
+    pub fn vm(&self, name: &str) -> VmPatch {
+        let table = self.vms.get(name);
+        table.map(|table| table.patch.clone()).unwrap_or_default()
     }
 
     /// Reads the file again, for a host that was started with this one.
@@ -224,9 +239,13 @@ struct Reading<'a> {
 type Leaf<'a, 'i> = (String, usize, &'a DeValue<'i>);
 
 impl Reading<'_> {
-    fn wrong(&mut self, at: usize, text: String) {
+    fn line(&self, at: usize) -> usize {
         let before = self.text.as_bytes().iter().take(at);
-        let line = 1 + before.filter(|byte| **byte == b'\n').count();
+        1 + before.filter(|byte| **byte == b'\n').count()
+    }
+
+    fn wrong(&mut self, at: usize, text: String) {
+        let line = Some(self.line(at));
         self.problems.push(Problem { line, text });
     }
 
@@ -312,26 +331,28 @@ impl Reading<'_> {
                 self.wrong(at, format!("`{name}` must be a table [vm.{name}]"));
                 continue;
             };
-            let patch = self.vm(at, table);
-            self.file.vms.insert(name.get_ref().to_string(), patch);
+            let table = self.vm(at, table);
+            self.file.vms.insert(name.get_ref().to_string(), table);
         }
     }
 
-    fn vm(&mut self, at: usize, table: &DeTable<'_>) -> VmPatch {
-        let mut patch = VmPatch::default();
+    fn vm(&mut self, at: usize, table: &DeTable<'_>) -> VmTable {
+        let mut found = VmTable::at(self.line(at));
         for (key, at, value) in leaves(table) {
             if let Some(text) = self.scalar(&key, at, value)
-                && let Err(error) = patch.put(&key, &text)
+                && let Err(error) = found.put(self.line(at), &key, &text)
             {
                 self.wrong(at, error.in_full());
             }
         }
         // How large the VM is only the VM knows; what can never fit is wrong already.
         let largest = Bytes(u64::MAX).pages();
-        if let Err(error) = patch.apply(&VmSettings::default(), largest) {
-            self.wrong(at, error.in_full());
+        if let Err(error) = found.patch.apply(&VmSettings::default(), largest) {
+            let line = Some(found.line_of(error.key().unwrap_or_default()));
+            let text = error.in_full();
+            self.problems.push(Problem { line, text });
         }
-        patch
+        found
     }
 
     /// The text of a value that is neither table nor array nor time.

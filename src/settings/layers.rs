@@ -166,11 +166,20 @@ impl Layers {
         Ok(self.view_of(key))
     }
 
+    /// These with another file.
+    #[must_use]
+    pub fn with_file(&self, file: Layer) -> Self {
+        Self {
+            file,
+            ..self.clone()
+        }
+    }
+
     /// Puts another file in the place of the one there was; the settings that are now in force with
     /// another value.
     pub fn replace_file(&mut self, file: Layer) -> Vec<SettingView> {
-        let before = self.clone();
-        self.file = file;
+        let new = self.with_file(file);
+        let before = std::mem::replace(self, new);
         let changed = TABLE.iter().map(|spec| spec.key);
         changed
             .filter(|key| before.decided(*key).0 != self.decided(*key).0)

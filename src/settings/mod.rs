@@ -9,7 +9,7 @@
 //! - `table.rs`, `host.rs`, `layers.rs`: host settings, their typed values, the four places where
 //!   they are given ([`Layers`]).
 //! - `vm.rs`, `patch.rs`, `domain.rs`: VM settings, changes of them, with whom a VM shares pages.
-//! - `file.rs`: the configuration file.
+//! - `file.rs`, `vm_table.rs`: the configuration file.
 //!
 //! Nothing here has an effect: whoever holds the settings reads them and acts.
 
@@ -22,6 +22,7 @@ mod patch;
 mod table;
 mod value;
 mod vm;
+mod vm_table;
 
 pub use domain::Domain;
 pub use file::{ConfigError, ConfigFile, EngineChoice, Problem, StartSettings};
@@ -33,6 +34,7 @@ pub use table::{Key, SettingError, Spec, TABLE};
 pub(crate) use value::shown;
 pub use value::{Kind, Scalar, TimeUnit, Value, Wrong, time};
 pub use vm::{SALT_MAX, VM_KEYS, VmKey, VmSettings, VmSettingsError};
+pub use vm_table::VmTable;
 
 #[cfg(test)]
 mod tests;

@@ -65,11 +65,11 @@ impl VmPatch {
         Ok(patch)
     }
 
-    /// Adds one setting.
+    /// Adds one setting; its short name.
     ///
     /// # Errors
     /// [`VmSettingsError`]; the patch is as before.
-    pub fn put(&mut self, key: &str, text: &str) -> Result<(), VmSettingsError> {
+    pub fn put(&mut self, key: &str, text: &str) -> Result<&'static str, VmSettingsError> {
         let is = |name: &str| name.eq_ignore_ascii_case(key);
         let found = VM_KEYS.iter().find(|known| is(known.name) || is(known.esx));
         let known = found.ok_or_else(|| VmSettingsError::Unknown {
@@ -80,7 +80,7 @@ impl VmPatch {
         let in_mb = known.is_size && is(known.esx) && text.parse::<u64>().is_ok();
         let in_mb = in_mb.then(|| format!("{text}M"));
         match (known.read)(self, in_mb.as_deref().unwrap_or(text)) {
-            Some(true) => Ok(()),
+            Some(true) => Ok(known.name),
             Some(false) => Err(VmSettingsError::Twice(known.name)),
             None => Err(VmSettingsError::Value {
                 key: known.name,

@@ -245,6 +245,17 @@ impl VmSettingsError {
         }
     }
 
+    /// The short name of the setting that is at fault, if it is one.
+    #[must_use]
+    pub fn key(&self) -> Option<&'static str> {
+        match self {
+            Self::Word(_) | Self::Unknown { .. } => None,
+            Self::Value { key, .. } | Self::Twice(key) => Some(key),
+            Self::Limit { .. } => Some("limit"),
+            Self::Reservation { .. } => Some("reservation"),
+        }
+    }
+
     /// What is wrong and what would be right, in one line.
     #[must_use]
     pub fn in_full(&self) -> String {

@@ -1,17 +1,73 @@
-//! Changes of settings of VMs that run.
+//! Changes of settings of VMs that run: of one by hand, of all by another configuration file.
 //!
-//! A change is checked as a whole and then carried out as a whole: what can be refused comes
-//! first, and is undone if something after it is refused.
+//! A reload that applied itself VM by VM would stop at the first that cannot be: a host on half of a
+//! file, and VMs whose next change fails because of what the file says. So changes are carried out
+//! together. First everything that can be refused: promises of memory, against each other and with
+//! the host's settings as they will be; then swap files that begin to move or grow. Every fault is found,
+//! and if there is one, what was begun is given up. Only then the settings change, and swap files
+//! shrink, which nobody refuses.
 
 use std::error::Error;
 
-use super::{Admission, vm_settings};
+use super::super::member::Member;
+use super::super::vm_settings::{Layered, swap_slots};
+use super::Admission;
 use crate::chain::chain;
 use crate::control::{ControlError, ReloadReport};
-use crate::host::member::Member;
-use crate::policy;
-use crate::settings::{VmPatch, VmSettings};
-use crate::units::{Pages, VmId};
+use crate::policy::{self, Config};
+use crate::settings::{ConfigFile, Problem, VmPatch, VmSettings};
+use crate::units::Pages;
+
+/// The settings of one VM on their way to others.
+struct Change<'a> {
+    member: &'a Member,
+    old: VmSettings,
+    new: Layered,
+}
+
+/// Why a change cannot be.
+struct Fault<'a> {
+    member: &'a Member,
+    /// The short name of the setting that asks for it.
+    key: &'static str,
+    text: String,
+}
+
+impl<'a> Change<'a> {
+    fn reservation(&self) -> Pages {
+        self.new.now.reservation
+    }
+
+    fn raises(&self) -> bool {
+        self.reservation() > self.old.reservation
+    }
+
+    /// Slots of its swap file, before and after.
+    fn slots(&self) -> (u32, u32) {
+        let slots = |settings| swap_slots(&self.member.vm.params, settings);
+        (slots(&self.old), slots(&self.new.now))
+    }
+
+    fn fault(&self, key: &'static str) -> impl Fn(&dyn Error) -> Fault<'a> {
+        let member = self.member;
+        move |error| Fault {
+            member,
+            key,
+            text: chain(error),
+        }
+    }
+}
+
+impl Fault<'_> {
+    /// For whoever wrote the file.
+    fn in_file(self, file: &ConfigFile) -> Problem {
+        let name = &self.member.vm.params.name;
+        Problem {
+            line: file.vms.get(name).map(|table| table.line_of(self.key)),
+            text: format!("VM `{name}`: {}", self.text),
+        }
+    }
+}
 
 impl Admission {
     /// Changes settings of a running VM, all of them or none.
@@ -25,39 +81,48 @@ impl Admission {
         let params = &member.vm.params;
         let file = self.configuration.vm_in_file(&params.name);
         let new = old.with_change(&file, patch, params)?;
-        self.carry_out(member, &old.now, &new.now)?;
-        member.set_layered(new);
-        self.configuration.note_change();
+        let changes = [Change {
+            member,
+            old: old.now,
+            new,
+        }];
+        let config = self.configuration.settings().policy();
+        if let Some(fault) = self.prepare(&changes, &config).into_iter().next() {
+            self.give_up(&changes);
+            return Err(ControlError::Refused(fault.text));
+        }
+        self.apply(changes);
         Ok(())
     }
 
-    /// Reads the configuration file again. A file with a fault changes nothing; neither does one that
-    /// asks of a VM what it cannot have, for that VM.
+    /// Reads the configuration file again and applies it, as a whole or not at all.
     pub(in crate::host) fn reload(&self) -> Result<ReloadReport, ControlError> {
+        let _alone = self.promising();
+        self.configuration.look_at_file();
         let file = self.configuration.file().ok_or(ControlError::NoConfig)?;
-        let new = file
-            .load_again()
-            .map_err(|error| ControlError::Config(chain(&error)))?;
+        let refused = |error: &dyn Error| ControlError::Config(chain(error));
+        let new = file.load_again().map_err(|error| refused(&error))?;
         let members = self.members.all();
-        let patch = |member: &Member| {
-            let patch = new.vms.get(&member.vm.params.name);
-            patch.cloned().unwrap_or_default()
-        };
-        // The VMs first, as far as that can be refused: then nothing is in force by half.
+        let (mut changes, mut faults) = (Vec::new(), Vec::new());
         for member in &members {
-            member
-                .layered()
-                .with_file(&patch(member), &member.vm.params)?;
-        }
-        let settings = self.configuration.replace_file(new.clone());
-        let mut vms = Vec::new();
-        for member in &members {
-            if self.reapply(member, &patch(member))? {
-                vms.push(member.vm.params.name.clone());
+            match change_by(&new, member) {
+                Ok(change) => changes.extend(change),
+                Err(fault) => faults.push(fault),
             }
         }
+        let config = self.configuration.settings_with(&new).policy();
+        faults.extend(self.prepare(&changes, &config));
+        if !faults.is_empty() {
+            self.give_up(&changes);
+            let problems = faults.into_iter().map(|fault| fault.in_file(&new));
+            let problems = problems.collect();
+            return Err(refused(&new.invalid(problems)));
+        }
+        let vms = changes.iter().map(|c| c.member.vm.params.name.clone());
+        let vms: Vec<String> = vms.collect();
         let file = new.path.display().to_string();
-        tracing::info!(file, settings = settings.len(), vms = vms.len(), "reloaded");
+        let settings = self.configuration.replace_file(new);
+        self.apply(changes);
         Ok(ReloadReport {
             file,
             settings,
@@ -65,63 +130,115 @@ impl Admission {
         })
     }
 
-    /// Applies what the configuration file says now; whether anything changed.
-    fn reapply(&self, member: &Member, file: &VmPatch) -> Result<bool, ControlError> {
-        let _alone = self.promising();
-        let old = member.layered();
-        let new = old.with_file(file, &member.vm.params)?;
-        let changed = new.now != old.now;
-        if changed {
-            self.carry_out(member, &old.now, &new.now)?;
-            member.set_layered(new);
-            self.configuration.note_change();
-        }
-        Ok(changed)
+    /// Does what can be refused; what was. Whoever gets anything gives the changes up.
+    fn prepare<'a>(&self, changes: &[Change<'a>], config: &Config) -> Vec<Fault<'a>> {
+        let mut faults = self.check_promises(changes, config);
+        let swap = changes.iter().map(|change| self.prepare_swap(change));
+        faults.extend(swap.filter_map(Result::err));
+        faults
     }
 
-    /// Does what a change of settings takes. After an error everything is as before.
-    fn carry_out(
-        &self,
-        member: &Member,
-        old: &VmSettings,
-        new: &VmSettings,
-    ) -> Result<(), ControlError> {
-        let vm = &member.vm;
-        let refused = |error: &dyn Error| ControlError::Refused(chain(error));
-        if new.reservation > old.reservation {
-            self.check_reservation(vm.id, new.reservation)
-                .map_err(|e| refused(&e))?;
+    /// Whether the VMs may be promised so much from now on.
+    fn check_promises<'a>(&self, changes: &[Change<'a>], config: &Config) -> Vec<Fault<'a>> {
+        let mut snapshot = self.with_promises();
+        let (raise, lower): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.raises());
+        let mut faults = Vec::new();
+        // First what is given up: others may have it.
+        for change in lower.into_iter().chain(raise) {
+            let id = change.member.vm.id;
+            let Some(at) = snapshot.vms.iter().position(|vm| vm.id == id) else {
+                continue;
+            };
+            let before = std::mem::replace(&mut snapshot.vms[at].reservation, Pages(0));
+            let asked = policy::VmParams {
+                size: snapshot.vms[at].size,
+                reservation: change.reservation(),
+                limit: None,
+                // It is charged already.
+                overhead: Pages(0),
+            };
+            let admitted = if change.raises() {
+                policy::admit(&snapshot, config, &asked)
+            } else {
+                Ok(())
+            };
+            snapshot.vms[at].reservation = match admitted {
+                Ok(()) => asked.reservation,
+                Err(error) => {
+                    faults.push(change.fault("reservation")(&error));
+                    before
+                }
+            };
         }
+        faults
+    }
+
+    /// Begins to move its swap file, and makes room for the slots that it gets.
+    fn prepare_swap<'a>(&self, change: &Change<'a>) -> Result<(), Fault<'a>> {
+        let swap = &change.member.vm.swap;
         let configuration = &self.configuration;
-        let (from, to) = (configuration.swap_dir(old), configuration.swap_dir(new));
-        if from != to {
-            vm.swap.begin_move(&to).map_err(|e| refused(&e))?;
+        let to = configuration.swap_dir(&change.new.now);
+        if configuration.swap_dir(&change.old) != to {
+            let moved = swap.begin_move(&to);
+            moved.map_err(|error| change.fault("swap-dir")(&error))?;
         }
-        if let Err(error) = vm.swap.resize(vm_settings::swap_slots(&vm.params, new)) {
-            // To where it is: a move that has begun is given up.
-            let _ = vm.swap.begin_move(&from);
-            return Err(refused(&error));
+        let (before, after) = change.slots();
+        if after > before {
+            let grown = swap.resize(after);
+            grown.map_err(|error| change.fault("reservation")(&error))?;
         }
-        // The worker goes on with the move. What else follows from settings, the policy thread applies when it looks.
         Ok(())
     }
 
-    /// Whether a VM that runs may be promised so much from now on.
-    fn check_reservation(&self, id: VmId, reservation: Pages) -> Result<(), policy::Refusal> {
-        let mut snapshot = self.with_promises();
-        let mut size = reservation;
-        for vm in snapshot.vms.iter_mut().filter(|vm| vm.id == id) {
-            vm.reservation = Pages(0);
-            size = vm.size;
+    /// Undoes what was prepared, as far as it was.
+    fn give_up(&self, changes: &[Change<'_>]) {
+        for change in changes {
+            let swap = &change.member.vm.swap;
+            let (before, after) = change.slots();
+            let there = self.configuration.swap_dir(&change.old);
+            let mut undone = Ok(());
+            if there != self.configuration.swap_dir(&change.new.now) {
+                undone = swap.begin_move(&there);
+            }
+            if after > before {
+                undone = undone.and(swap.resize(before));
+            }
+            log_leftover(change.member, undone);
         }
-        let asked = policy::VmParams {
-            size,
-            reservation,
-            limit: None,
-            // It is charged already.
-            overhead: Pages(0),
-        };
-        let config = self.configuration.settings().policy();
-        policy::admit(&snapshot, &config, &asked)
+    }
+
+    /// Puts changes that are prepared in force. The workers go on with moves of swap files; what else follows
+    /// from settings, the policy thread applies when it looks.
+    fn apply<'a>(&self, changes: impl IntoIterator<Item = Change<'a>>) {
+        for change in changes {
+            let (before, after) = change.slots();
+            if after < before {
+                log_leftover(change.member, change.member.vm.swap.resize(after));
+            }
+            change.member.set_layered(change.new);
+            self.configuration.note_change();
+        }
+    }
+}
+
+/// What a file changes of a VM, if anything.
+fn change_by<'a>(file: &ConfigFile, member: &'a Member) -> Result<Option<Change<'a>>, Fault<'a>> {
+    let params = &member.vm.params;
+    let layered = member.layered();
+    let new = layered.with_file(&file.vm(&params.name), params);
+    let new = new.map_err(|error| Fault {
+        member,
+        key: error.key().unwrap_or_default(),
+        text: error.in_full(),
+    })?;
+    let old = layered.now;
+    Ok((new.now != old).then_some(Change { member, old, new }))
+}
+
+/// The disk space of a swap file that could not be cut is given back later, or with the VM.
+fn log_leftover(member: &Member, cut: Result<(), crate::swap::SwapError>) {
+    if let Err(error) = cut {
+        let (vm, error): (_, &dyn Error) = (&member.vm.params.name, &error);
+        tracing::warn!(%vm, error, "its swap file is longer than it has to be");
     }
 }

@@ -106,3 +106,82 @@ fn change_of_a_running_vm_counts_as_promised_and_a_refused_one_changes_nothing()
     );
     assert_eq!(rig.configuration.revision(), revision + 1);
 }
+
+/// A reload is checked as a whole, whatever finds the fault how late.
+#[test]
+fn reload_with_faults_that_only_this_host_can_see_changes_nothing_and_names_them_all() {
+    let rig = Rig::new(Some("[settings]\n\"Mem.IdleTax\" = 10\n"));
+    let vms = ["a", "b", "c"].map(|name| rig.run(&hello(name, pages(48))));
+    let before = vms
+        .each_ref()
+        .map(|vm| (vm.settings(), vm.vm.swap.stats().slots));
+    rig.rewrite(
+        "[settings]\n\"Mem.IdleTax\" = 20\n\
+         [vm.a]\nreservation = \"40M\"\nshares = 7\n\
+         [vm.b]\nswap-dir = \"/nowhere\"\nreservation = \"40M\"\n\
+         [vm.c]\nlimit = \"49M\"\n",
+    );
+    let error = rig.admission.reload().expect_err("faults").to_string();
+    let lines: Vec<&str> = error.lines().collect();
+    let expected = [
+        ("memvisor.toml:7: VM `b`: ", "/nowhere"),
+        ("memvisor.toml:8: VM `b`: ", "40.0 MiB"),
+        ("memvisor.toml:10: VM `c`: ", "49.0 MiB"),
+    ];
+    assert_eq!(lines.len(), expected.len(), "{error}");
+    for (line, (place, what)) in lines.iter().zip(expected) {
+        assert!(line.contains(place) && line.contains(what), "{error}");
+    }
+    assert_eq!(rig.configuration.settings().idle_tax, 10);
+    let after = vms
+        .each_ref()
+        .map(|vm| (vm.settings(), vm.vm.swap.stats().slots));
+    assert_eq!(after, before);
+    // What holds is the old file, also below what is set by hand.
+    for vm in &vms {
+        let patch = crate::settings::VmPatch::from_words(["shares=high"]).expect("valid");
+        rig.admission
+            .change(vm, &patch)
+            .expect("nothing is wrong with it");
+    }
+}
+
+/// The sum is what counts, in whatever order the VMs come.
+#[test]
+fn reload_may_move_a_reservation_from_one_vm_to_another() {
+    let with = |a: &str, b: &str| {
+        format!("[vm.a]\nreservation = \"{a}\"\n[vm.b]\nreservation = \"{b}\"\n")
+    };
+    let rig = Rig::new(Some(&with("0", "40M")));
+    let (a, b) = (
+        rig.run(&hello("a", pages(48))),
+        rig.run(&hello("b", pages(48))),
+    );
+    rig.rewrite(&with("40M", "0"));
+    let report = rig.admission.reload().expect("the sum is as before");
+    assert_eq!(report.vms, ["a", "b"]);
+    assert_eq!(a.settings().reservation, Bytes::from_mib(40).pages());
+    assert_eq!(a.vm.swap.stats().slots, Bytes::from_mib(8).pages());
+    assert_eq!(b.vm.swap.stats().slots, Bytes::from_mib(48).pages());
+}
+
+#[test]
+fn reload_that_takes_a_vm_out_of_the_file_says_so_if_that_cannot_be() {
+    let rig = Rig::new(Some("[vm.a]\nreservation = \"1M\"\n"));
+    let wanting = Hello {
+        reservation: pages(40),
+        ..hello("a", pages(48))
+    };
+    let a = rig.run(&wanting);
+    let _b = rig.run(&Hello {
+        reservation: pages(40),
+        ..hello("b", pages(48))
+    });
+    rig.rewrite("");
+    let error = rig.admission.reload().expect_err("too much").to_string();
+    assert!(
+        error.contains("memvisor.toml: VM `a`: reservation 40.0 MiB"),
+        "{error}"
+    );
+    assert_eq!(a.settings().reservation, Bytes::from_mib(1).pages());
+}

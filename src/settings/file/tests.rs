@@ -39,9 +39,9 @@ fn file_has_start_settings_host_settings_and_vms() {
     assert_eq!(settings.sample_period.as_secs(), 30);
     assert_eq!(settings.evict_round, Pages(16));
     let words = ["shares=high", "limit=128M", "sharing=off"];
-    assert_eq!(file.vms["vm1"], VmPatch::from_words(words).expect("valid"));
+    assert_eq!(file.vm("vm1"), VmPatch::from_words(words).expect("valid"));
     let words = ["reservation=64M", "shares=77"];
-    assert_eq!(file.vms["db.1"], VmPatch::from_words(words).expect("valid"));
+    assert_eq!(file.vm("db.1"), VmPatch::from_words(words).expect("valid"));
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn all_faults_are_told_with_their_lines() {
         "host.toml:8: Mem.IdleTax cannot be this array",
         "host.toml:9: `a/b` is not a VM name",
         "host.toml:11: there is no VM setting `salz`; allowed: salt",
-        "host.toml:12: reservation 2.0 MiB is more than the 1.0 MiB",
+        "host.toml:13: reservation 2.0 MiB is more than the 1.0 MiB",
         "host.toml:15: there is no table [disk]",
     ];
     assert_eq!(found.lines().count(), expected.len(), "{found}");
