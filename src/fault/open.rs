@@ -24,7 +24,7 @@ pub(super) fn ask_open<'a>(
     } else {
         give_behind(vm, &mut pages, home, behind);
     }
-    vm.vmas.note(1);
+    vm.vmas.begin(1);
     let kept = pages.into_iter().map(PageGuard::keep).collect();
     Ok(ask(Reply::Open, kept))
 }

@@ -134,7 +134,7 @@ pub(super) fn resolve_row(
         Home::Shared(frame) if access == Access::Write => break_shared(vm, page, frame),
         // It stays marked until the guest has opened it: the mark says that it is closed.
         Home::Shared(_) if access == Access::Read && page.entry().is_sampled() => {
-            Ok(ask_reveal(page))
+            Ok(ask_reveal(vm, page))
         }
         // It was mapped since, or is to be asked for over a channel: either way, tried again.
         Home::Shared(_) => {
@@ -277,7 +277,7 @@ fn break_shared(vm: &Vm, page: PageGuard<'_>, frame: FrameId) -> Result<Outcome,
 }
 
 fn ask_private(vm: &Vm, kept: Vec<KeptPage>) -> Outcome {
-    vm.vmas.note(1);
+    vm.vmas.begin(1);
     ask(Reply::Private, kept)
 }
 
@@ -293,7 +293,8 @@ pub(super) fn ask(reply: impl FnOnce(GfnRun) -> Reply, kept: Vec<KeptPage>) -> O
 }
 
 /// Has the faulting thread open a frame that it may not even read.
-fn ask_reveal(page: PageGuard<'_>) -> Outcome {
+fn ask_reveal(vm: &Vm, page: PageGuard<'_>) -> Outcome {
+    vm.vmas.begin(1);
     let run = GfnRun::single(page.gfn());
     let pending = Pending {
         pages: vec![page.keep()],
@@ -360,4 +361,5 @@ pub fn complete(vm: &Vm, pending: Pending) {
         // populate it), and the fault that follows must be served.
         page.set_open(vm.engine.kind() == EngineKind::Mprotect);
     }
+    vm.vmas.end(1);
 }

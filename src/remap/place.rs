@@ -73,7 +73,7 @@ pub(crate) fn place<'a>(
 ) -> Result<Vec<PageGuard<'a>>, EngineError> {
     let (chosen, mut left) = choose(vm, matches);
     let runs: Vec<SharedRun> = chosen.iter().map(|run| run.shared).collect();
-    vm.vmas.note(runs.len());
+    let _change = vm.vmas.change(runs.len());
     let done = match vm.engine.map_shared(&runs) {
         Ok(done) => done,
         Err(error) => {
