@@ -58,9 +58,8 @@ pub(super) fn give<'a>(
         start: before.last().map_or(gfn, PageGuard::gfn),
         count: count(&before) + 1 + count(&behind),
     };
-    vm.vmas.note(1);
     let row = before.into_iter().rev().chain([requested]).chain(behind);
-    let pending = Pending::of(row.map(PageGuard::keep));
+    let pending = Pending::of(vm, row.map(PageGuard::keep));
     let reply = if is_break {
         Reply::Private
     } else {

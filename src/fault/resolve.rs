@@ -48,8 +48,10 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Pages that the faulting thread has been told to map or to open.
-    pub(super) fn of(pages: impl Iterator<Item = KeptPage>) -> Self {
+    /// Pages that the faulting thread is told to map or to open.
+    pub(super) fn of(vm: &Vm, pages: impl Iterator<Item = KeptPage>) -> Self {
+        // Ended when it has done so.
+        vm.vmas.begin(1);
         Self {
             pages: pages.collect(),
             revealed: false,
@@ -138,7 +140,7 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access, ahead: u32) -> Result<Outcome,
         Home::Shared(frame) if access == Access::Write => break_shared(vm, page, frame),
         // It stays marked until the guest has opened it: the mark says that it is closed.
         Home::Shared(_) if access == Access::Read && page.entry().is_sampled() => {
-            Ok(ask_reveal(page))
+            Ok(ask_reveal(vm, page))
         }
         // It was mapped since, or is to be asked for over a channel: either way, tried again.
         Home::Shared(_) => Ok(retry(vm, gfn)),
@@ -217,11 +219,11 @@ fn break_shared(vm: &Vm, page: PageGuard<'_>, frame: FrameId) -> Result<Outcome,
 }
 
 /// Has the faulting thread open a frame that it may not even read.
-fn ask_reveal(page: PageGuard<'_>) -> Outcome {
+fn ask_reveal(vm: &Vm, page: PageGuard<'_>) -> Outcome {
     let run = GfnRun::single(page.gfn());
     let pending = Pending {
-        pages: vec![page.keep()],
         revealed: true,
+        ..Pending::of(vm, [page.keep()].into_iter())
     };
     Outcome::Ask(Reply::Reveal(run), pending)
 }
@@ -249,4 +251,5 @@ pub fn complete(vm: &Vm, pending: Pending) {
         // populate it), and the fault that follows must be served.
         page.set_open(vm.engine.kind() == EngineKind::Mprotect);
     }
+    vm.vmas.end(1);
 }

@@ -25,7 +25,7 @@ pub(crate) fn freeze<'a>(
         EngineKind::Uffd => 0,
         EngineKind::Mprotect => runs.len(),
     };
-    vm.vmas.note(changed);
+    let _change = vm.vmas.change(changed);
     let frozen = unless_refused(vm.engine.freeze(&runs))?;
     if !frozen {
         vm.stats.vma_refused.add(runs.pages());
@@ -39,11 +39,13 @@ pub(crate) fn freeze<'a>(
 /// # Errors
 /// As [`freeze`].
 pub(crate) fn thaw(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineError> {
-    let thawed = command(vm, pages, |engine, runs| engine.thaw(runs))?;
-    if thawed && vm.engine.kind() == EngineKind::Mprotect {
-        pages.iter().for_each(|page| page.set_open(true));
-    }
-    Ok(thawed)
+    let opens = vm.engine.kind() == EngineKind::Mprotect;
+    command(
+        vm,
+        pages,
+        |engine, runs| engine.thaw(runs),
+        |page| page.set_open(opens),
+    )
 }
 
 /// Makes reads of shared pages, ascending, wait too. They are marked as sampled, whatever part of it the guest's kernel
@@ -53,7 +55,7 @@ pub(crate) fn thaw(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineError
 /// As [`freeze`].
 pub(crate) fn close(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<(), EngineError> {
     pages.iter().for_each(|page| page.set_sampled(true));
-    command(vm, pages, |engine, runs| engine.close(runs)).map(drop)
+    command(vm, pages, |engine, runs| engine.close(runs), |_| {}).map(drop)
 }
 
 /// Lets the guest read closed pages, ascending, and takes their marks away. `false`: its kernel refused, and the pages
@@ -62,21 +64,28 @@ pub(crate) fn close(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<(), EngineError>
 /// # Errors
 /// As [`freeze`].
 pub(crate) fn reveal(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineError> {
-    let revealed = command(vm, pages, |engine, runs| engine.reveal(runs))?;
-    if revealed {
-        pages.iter().for_each(|page| page.set_sampled(false));
-    }
-    Ok(revealed)
+    command(
+        vm,
+        pages,
+        |engine, runs| engine.reveal(runs),
+        |page| page.set_sampled(false),
+    )
 }
 
+/// Has the guest carry out a command, and notes in the page table what is so then; `false`: its kernel refused.
 fn command(
     vm: &Vm,
     pages: &[PageGuard<'_>],
     command: impl FnOnce(&dyn Engine, &[GfnRun]) -> Result<(), EngineError>,
+    note: impl FnMut(&PageGuard<'_>),
 ) -> Result<bool, EngineError> {
     let runs = runs_of(pages.iter().map(PageGuard::gfn));
-    vm.vmas.note(runs.len());
-    unless_refused(command(&*vm.engine, &runs))
+    let _change = vm.vmas.change(runs.len());
+    let done = unless_refused(command(&*vm.engine, &runs))?;
+    if done {
+        pages.iter().for_each(note);
+    }
+    Ok(done)
 }
 
 fn unless_refused(done: Result<(), EngineError>) -> Result<bool, EngineError> {

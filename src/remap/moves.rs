@@ -17,7 +17,7 @@ pub(crate) fn rehome(vm: &Vm, mut moves: Vec<(PageGuard<'_>, Home)>) -> Result<(
     moves.sort_unstable_by_key(|(page, _)| page.gfn());
     let is_shared = |(page, _): &&(PageGuard<'_>, Home)| matches!(page.home(), Home::Shared(_));
     let shared = runs_of(moves.iter().filter(is_shared).map(|(page, _)| page.gfn()));
-    vm.vmas.note(shared.len());
+    let _change = vm.vmas.change(shared.len());
     // The guest must not see a frame any more when its reference ends: the frame may be used again.
     if !shared.is_empty()
         && let Err(error) = vm.engine.map_private(&shared)

@@ -74,7 +74,7 @@ pub(crate) fn place<'a>(
 ) -> Result<Vec<PageGuard<'a>>, EngineError> {
     let (chosen, mut left) = choose(vm, matches);
     let runs: Vec<SharedRun> = chosen.iter().map(|run| run.shared).collect();
-    vm.vmas.note(runs.len());
+    let _change = vm.vmas.change(runs.len());
     if Seeded::EarlyPunch.is_sown() {
         let pages = chosen.iter().flat_map(|run| &run.matches).map(|m| &m.page);
         give_back(vm, pages.map(|page| (page.gfn(), page.home())))?;

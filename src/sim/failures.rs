@@ -475,7 +475,7 @@ fn broken_by_one_write(kind: EngineKind, count: u32, exceeded: bool) -> u64 {
     }
     if exceeded {
         guest.vm.vmas.set_budget(1);
-        guest.vm.vmas.note(1);
+        drop(guest.vm.vmas.change(1));
     }
     guest.write(14, noise(1));
     let broken = guest.vm.stats.breaks.get();

@@ -258,6 +258,10 @@ impl Guest {
         let counts = vm.table.counts();
         assert_eq!(vm.table.recount(), counts);
         assert_eq!(counts.iter().sum::<u64>(), u64::from(vm.table.pages()));
+        let mapped = vm
+            .table
+            .count_vmas(vm.engine.kind() == EngineKind::Mprotect);
+        assert!(vm.vmas.upper_bound() >= mapped, "{mapped} VMAs");
         for (gfn, home) in self.homes() {
             self.check_page(gfn, home);
         }

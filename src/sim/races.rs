@@ -91,7 +91,7 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
             .follow(&first.vm, &*host.peers, nudged)
             .expect("the session lives");
         assert_eq!(first.vm.table.count(Home::Shared(FrameId(0))), 6);
-        first.vm.vmas.note(1000);
+        drop(first.vm.vmas.change(1000));
 
         let vm = Arc::clone(&first.vm);
         let mut evictor = std::mem::replace(&mut first.evictor, Evictor::new(1));

@@ -42,11 +42,12 @@ impl Vm {
         let pool = self.pool();
         let page = page.settle()?;
         let old = page.home();
+        let is_shared = matches!(old, Home::Shared(_));
+        let _change = self.vmas.change(usize::from(is_shared));
         page.set_home(Home::Resident);
         if let Home::Shared(frame) = old {
             self.release_frame_of(&pool, frame);
             self.table.back_off(page.gfn());
-            self.vmas.note(1);
             self.stats.breaks.one();
             self.stats.inline_breaks.one();
             // It was counted as shared and as granted: the VM may hold a page more now.

@@ -3,10 +3,16 @@
 //! Every run of shared frames, and without userfaultfd every boundary between open and closed pages,
 //! costs the guest a VMA, and at `vm.max_map_count` its `mmap` fails. Keeping an exact count while two
 //! threads change mappings would cost more than it is worth. So: an exact count from time to time, and
-//! between two counts every remapped run is assumed to have split one VMA into three.
+//! since the latest one every remapped run is assumed to have split one VMA into three.
+//!
+//! A count walks the page table, while runs are being remapped: the guest's kernel maps first, the table tells a moment
+//! later. Whether the count has met a run that is under way, nobody knows. So a change has a begin and an end, and a
+//! count takes off only what had ended when it began; whatever had not is assumed to have split a VMA as before. Both
+//! numbers only grow. A count and how many changes it takes off are one word: of two threads that count at once either
+//! may be the last to store, and what it stores is right by itself.
 
 use crate::page::PageTable;
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// An exact count costs a nanosecond a page; it is made after so many changes as a part of the budget.
 const RECOUNT: u32 = 64;
@@ -16,8 +22,26 @@ const RECOUNT: u32 = 64;
 pub struct Vmas {
     budget: AtomicU32,
     opens: bool,
-    counted: AtomicU32,
-    changes: AtomicU32,
+    /// The latest count in the upper half, and in the lower how many changes had ended when it began.
+    counted: AtomicU64,
+    /// Runs that were or are being remapped.
+    begun: AtomicU32,
+    /// Those of them that the page table tells.
+    ended: AtomicU32,
+}
+
+/// Runs that are being remapped, until it is dropped.
+#[derive(Debug)]
+#[must_use = "a change lasts until the page table tells it"]
+pub struct Change<'a> {
+    vmas: &'a Vmas,
+    runs: usize,
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.vmas.end(self.runs);
+    }
 }
 
 impl Vmas {
@@ -27,8 +51,9 @@ impl Vmas {
         Self {
             budget: AtomicU32::new(budget),
             opens,
-            counted: AtomicU32::new(1),
-            changes: AtomicU32::new(0),
+            counted: AtomicU64::new(1 << u32::BITS),
+            begun: AtomicU32::new(0),
+            ended: AtomicU32::new(0),
         }
     }
 
@@ -47,27 +72,38 @@ impl Vmas {
     /// At most so many VMAs are in use.
     #[must_use]
     pub fn upper_bound(&self) -> u32 {
-        let changes = self.changes.load(Ordering::Relaxed);
-        self.counted
-            .load(Ordering::Relaxed)
-            .saturating_add(changes.saturating_mul(2))
+        // Before the changes, so that none of those that it takes off is missing from them.
+        let (count, taken_off) = self.latest_count();
+        let since = self.begun.load(Ordering::Relaxed).wrapping_sub(taken_off);
+        count.saturating_add(since.saturating_mul(2))
     }
 
-    /// Notes that `runs` runs were remapped.
-    pub fn note(&self, runs: usize) {
-        self.changes
-            .fetch_add(u32::try_from(runs).unwrap_or(u32::MAX), Ordering::Relaxed);
+    /// Begins to remap `runs` runs. It lasts while the guest does that and until the page table tells it.
+    pub fn change(&self, runs: usize) -> Change<'_> {
+        self.begin(runs);
+        Change { vmas: self, runs }
+    }
+
+    /// As [`change`](Self::change), of a remapping that the guest confirms later.
+    pub fn begin(&self, runs: usize) {
+        self.begun.fetch_add(number(runs), Ordering::Relaxed);
+    }
+
+    /// Ends what was [begun](Self::begin): the page table tells it.
+    pub fn end(&self, runs: usize) {
+        // Who counts and takes this off sees in the table what was written there before.
+        self.ended.fetch_add(number(runs), Ordering::Release);
     }
 
     /// How many more VMAs may be used; counts exactly when the bound says that few are left and
     /// enough has changed since the last count to be worth it.
     pub fn room(&self, table: &PageTable) -> u32 {
-        let worth = self.changes.load(Ordering::Relaxed) >= (self.budget() / RECOUNT).max(1);
+        let (_, taken_off) = self.latest_count();
+        let ended = self.ended.load(Ordering::Acquire);
+        let worth = ended.wrapping_sub(taken_off) >= (self.budget() / RECOUNT).max(1);
         if worth && self.upper_bound() > self.budget() / 2 {
-            // Changes first: what happens during the count is then counted twice, not lost.
-            self.changes.store(0, Ordering::Relaxed);
-            self.counted
-                .store(table.count_vmas(self.opens), Ordering::Relaxed);
+            let count = u64::from(table.count_vmas(self.opens)) << u32::BITS | u64::from(ended);
+            self.counted.store(count, Ordering::Release);
         }
         self.budget().saturating_sub(self.upper_bound())
     }
@@ -77,28 +113,79 @@ impl Vmas {
     pub fn is_exceeded(&self, table: &PageTable) -> bool {
         self.room(table) == 0
     }
+
+    /// The latest count, and how many changes it takes off. What is loaded later has begun and ended at least those.
+    fn latest_count(&self) -> (u32, u32) {
+        let counted = self.counted.load(Ordering::Acquire);
+        ((counted >> u32::BITS) as u32, counted as u32)
+    }
+}
+
+/// Whoever remaps more at once than can be counted is over any budget for ever.
+fn number(runs: usize) -> u32 {
+    u32::try_from(runs).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use shuttle::thread;
+
     use super::*;
-    use crate::page::Parking;
+    use crate::page::{Home, Parking};
+    use crate::sync;
+    use crate::units::{FrameId, Gfn};
 
     #[test]
     fn room_shrinks_by_the_bound_and_recovers_by_counting() {
         let table = PageTable::new(8, Arc::new(Parking::without_event()));
         let vmas = Vmas::new(10, false);
-        vmas.note(2);
+        drop(vmas.change(2));
         assert_eq!((vmas.upper_bound(), vmas.room(&table)), (5, 5));
-        vmas.note(1);
+        let change = vmas.change(1);
         assert_eq!(vmas.upper_bound(), 7);
-        assert_eq!(vmas.room(&table), 9, "counted: one mapping");
-        vmas.note(5);
+        assert_eq!(vmas.room(&table), 7, "counted: one, and the one under way");
+        drop(change);
+        drop(vmas.change(4));
         assert!(
             !vmas.is_exceeded(&table),
             "none of these changes has split a mapping"
         );
+        assert_eq!(vmas.upper_bound(), 1);
+    }
+
+    /// Two threads share pages that are no neighbours, two VMAs each, and count.
+    #[test]
+    fn bound_in_any_schedule_is_never_below_what_is_mapped() {
+        sync::model(4_000, || {
+            let table = PageTable::new(9, Arc::new(Parking::without_event()));
+            let world = Arc::new((table, Vmas::new(4, false), AtomicU32::new(1)));
+            let share = |world: &(PageTable, Vmas, AtomicU32), gfns: [u32; 2]| {
+                let (table, vmas, mapped) = world;
+                let check = || {
+                    let mapped = mapped.load(Ordering::SeqCst);
+                    let bound = vmas.upper_bound();
+                    assert!(bound >= mapped, "{bound} for {mapped}");
+                };
+                for gfn in gfns {
+                    let page = table.try_lock(Gfn(gfn)).expect("nobody else's");
+                    let change = vmas.change(1);
+                    mapped.fetch_add(2, Ordering::SeqCst);
+                    check();
+                    page.set_home(Home::Shared(FrameId(gfn)));
+                    drop((change, page));
+                    vmas.room(table);
+                    check();
+                }
+            };
+            let other = Arc::clone(&world);
+            let task = thread::spawn(move || share(&other, [1, 5]));
+            share(&world, [3, 7]);
+            task.join().expect("the task ends");
+            let (table, vmas, _) = &*world;
+            assert_eq!(table.count_vmas(false), 9);
+            assert_eq!(vmas.room(table), 0);
+        });
     }
 }
