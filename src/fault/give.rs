@@ -40,15 +40,15 @@ pub(super) fn give<'a>(
     let gfn = requested.gfn();
     let behind = lock_row(vm, range.iter().filter(|next| *next > gfn), wanted);
     let before = lock_row(vm, range.iter().rev().filter(|next| *next < gfn), wanted);
-    let mut contents = Contents::read(vm, &requested, &behind);
+    let swapped = Swapped::read(vm, &requested, &behind);
     let mut requested = requested;
     if asks {
-        requested = place(vm, requested, &mut contents)?;
+        requested = place(vm, requested, &swapped)?;
     }
-    let behind = place_row(vm, behind, &mut contents);
-    let before = place_row(vm, before, &mut contents);
+    let behind = place_row(vm, behind, &swapped);
+    let before = place_row(vm, before, &swapped);
     if !asks {
-        let page = place(vm, requested, &mut contents)?;
+        let page = place(vm, requested, &swapped)?;
         note_touch(vm, &page);
         return Ok(Outcome::Served {
             behind: count(&behind),
@@ -91,14 +91,10 @@ fn lock_row<'a>(
 }
 
 /// Places the pages one after the other, as far as there is memory and nothing is wrong; those that were placed.
-fn place_row<'a>(
-    vm: &'a Vm,
-    row: Vec<PageGuard<'a>>,
-    contents: &mut Contents,
-) -> Vec<PageGuard<'a>> {
+fn place_row<'a>(vm: &'a Vm, row: Vec<PageGuard<'a>>, swapped: &Swapped) -> Vec<PageGuard<'a>> {
     let place = |page: PageGuard<'a>| {
         charge(vm, page.home())
-            .then(|| place(vm, page, contents).ok())
+            .then(|| place(vm, page, swapped).ok())
             .flatten()
     };
     row.into_iter().map_while(place).collect()
@@ -119,10 +115,11 @@ fn charge(vm: &Vm, home: Home) -> bool {
 fn place<'a>(
     vm: &'a Vm,
     page: PageGuard<'a>,
-    contents: &mut Contents,
+    swapped: &Swapped,
 ) -> Result<PageGuard<'a>, FaultError> {
     let (gfn, home) = (page.gfn(), page.home());
-    let content = contents.load(vm, gfn, home);
+    let mut buffer = None;
+    let content = load(vm, gfn, home, swapped, &mut buffer);
     let placed = content.and_then(|content| {
         let placed = match (home, content) {
             (Home::Shared(_), Content::Bytes(bytes)) => vm.engine.write_back(gfn, bytes),
@@ -162,62 +159,79 @@ fn counter(vm: &Vm, home: Home) -> Option<&Counter> {
     }
 }
 
-/// What the pages of a row hold.
-struct Contents {
-    /// Swapped pages that were read together, and which is the first.
-    swapped: Vec<PageBuf>,
+/// Swapped pages that were read together: the first of a row, and those behind it.
+struct Swapped {
     first: Gfn,
-    /// Any other page, one at a time.
-    buffer: PageBuf,
+    pages: Vec<PageBuf>,
 }
 
-impl Contents {
+impl Swapped {
     /// Reads the page that was asked for and those behind it, as far as they lie side by side in the swap file. One
     /// read of eight pages takes hardly longer than of one.
     fn read(vm: &Vm, requested: &PageGuard<'_>, behind: &[PageGuard<'_>]) -> Self {
-        let mut contents = Self {
-            swapped: Vec::new(),
+        let mut swapped = Self {
             first: requested.gfn(),
-            buffer: PageBuf::zeroed(),
+            pages: Vec::new(),
         };
         let Home::Swapped(start) = requested.home() else {
-            return contents;
+            return swapped;
         };
         let slots = (1..).map_while(|step| start.0.checked_add(step));
         let follows =
             |(page, slot): &(&PageGuard<'_>, u32)| page.home() == Home::Swapped(SlotId(*slot));
         let more = behind.iter().zip(slots).take_while(follows).count();
         if more > 0 {
-            contents.swapped = vec![PageBuf::zeroed(); more + 1];
+            swapped.pages = vec![PageBuf::zeroed(); more + 1];
             let len = u32::try_from(more + 1).unwrap_or(u32::MAX);
-            let run = SlotRun { start, len };
-            if vm.swap.read_run(run, &mut contents.swapped).is_err() {
+            if vm
+                .swap
+                .read_run(SlotRun { start, len }, &mut swapped.pages)
+                .is_err()
+            {
                 // One of them is damaged: each is read when its turn comes.
-                contents.swapped.clear();
+                swapped.pages.clear();
             }
         }
-        contents
+        swapped
     }
 
-    fn load(&mut self, vm: &Vm, gfn: Gfn, home: Home) -> Result<Content<'_>, FaultError> {
-        let buffer = &mut self.buffer;
-        match home {
-            Home::Resident => return Ok(Content::Present),
-            Home::Untouched | Home::Zero | Home::Ballooned => return Ok(Content::Zero),
-            Home::Shared(frame) => vm.pool().read(frame, buffer),
-            Home::Compressed(slot) => {
-                let loaded = vm.zip.lock().load(slot, buffer);
-                loaded.map_err(|source| FaultError::Zip { gfn, source })?;
-            }
-            Home::Swapped(slot) => {
-                let at = gfn.0.checked_sub(self.first.0);
-                if let Some(page) = at.and_then(|at| self.swapped.get(at as usize)) {
-                    return Ok(Content::Bytes(page));
-                }
-                let read = vm.swap.read(slot, buffer);
-                read.map_err(|source| FaultError::Swap { gfn, source })?;
-            }
-        }
-        Ok(Content::Bytes(buffer))
+    fn get(&self, gfn: Gfn) -> Option<&PageBuf> {
+        self.pages.get(gfn.0.checked_sub(self.first.0)? as usize)
     }
+}
+
+/// What a page at this home holds; `buffer` is used if it has to be brought.
+fn load<'b>(
+    vm: &Vm,
+    gfn: Gfn,
+    home: Home,
+    swapped: &'b Swapped,
+    buffer: &'b mut Option<PageBuf>,
+) -> Result<Content<'b>, FaultError> {
+    if let Some(content) = swapped.get(gfn) {
+        return Ok(Content::Bytes(content));
+    }
+    // In each arm, so that the most frequent fault, a first touch, need not clear a buffer.
+    let content = match home {
+        Home::Resident => return Ok(Content::Present),
+        Home::Untouched | Home::Zero | Home::Ballooned => return Ok(Content::Zero),
+        Home::Shared(frame) => {
+            let content = buffer.insert(PageBuf::zeroed());
+            vm.pool().read(frame, content);
+            content
+        }
+        Home::Compressed(slot) => {
+            let content = buffer.insert(PageBuf::zeroed());
+            let loaded = vm.zip.lock().load(slot, content);
+            loaded.map_err(|source| FaultError::Zip { gfn, source })?;
+            content
+        }
+        Home::Swapped(slot) => {
+            let content = buffer.insert(PageBuf::zeroed());
+            let read = vm.swap.read(slot, content);
+            read.map_err(|source| FaultError::Swap { gfn, source })?;
+            content
+        }
+    };
+    Ok(Content::Bytes(content))
 }
