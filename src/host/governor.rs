@@ -207,7 +207,10 @@ impl Governor {
             // What its compression cache takes counts as well, and cannot be held in a fault.
             let ceiling = vm_plan.ceiling;
             let ceiling = ceiling.map(|pages| pages.saturating_sub(seen.zip_pages));
-            member.vm.orders.set_ceiling(ceiling);
+            if member.vm.orders.set_ceiling(ceiling) && member.vm.parking.is_starved() {
+                // What waits at the old ceiling may go on.
+                member.vm.parking.ring();
+            }
             give_orders(member, vm_plan, plan.stuck);
         }
     }

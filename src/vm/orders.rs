@@ -114,10 +114,10 @@ impl Orders {
         self.blocked.load(Ordering::SeqCst) == Blocked::All as u8
     }
 
-    /// Sets how many pages the VM may hold in RAM, its own and shared ones; `None`: all.
-    pub fn set_ceiling(&self, pages: Option<Pages>) {
+    /// Sets how many pages the VM may hold in RAM, its own and shared ones; `None`: all. Whether that is more than before.
+    pub fn set_ceiling(&self, pages: Option<Pages>) -> bool {
         let pages = pages.map_or(u64::MAX, |pages| pages.0);
-        self.ceiling.store(pages, Ordering::Relaxed);
+        self.ceiling.swap(pages, Ordering::Relaxed) < pages
     }
 
     /// How many pages the VM may hold in RAM.
