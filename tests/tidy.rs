@@ -441,10 +441,27 @@ fn documents_that_the_project_promises_are_there() {
         "docs/balloon-protocol.md",
         "docs/memory-protocol.md",
         "docs/policy.md",
+        "docs/security.md",
         "docs/settings.md",
         "docs/metrics.md",
     ] {
         assert!(root().join(name).is_file(), "{name} is missing");
+    }
+}
+
+#[test]
+fn promises_of_security_name_tests_that_are_there() {
+    let tests = read(Path::new("tests/isolation.rs"));
+    let document = read(Path::new("docs/security.md"));
+    let named: Vec<&str> = (document.split('`').skip(1).step_by(2))
+        .filter(|word| word.matches('_').count() > 3 && !word.contains('/'))
+        .collect();
+    assert!(
+        named.len() > 5,
+        "only {named:?} found: is the search right?"
+    );
+    for name in named {
+        assert!(tests.contains(&format!("fn {name}()")), "no test {name}");
     }
 }
 

@@ -91,7 +91,7 @@ impl ZipCache {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         // A mapping cannot be empty, and a VM whose cache is switched off still has one.
-        let memfd = Memfd::create(name, max_pages.max(1))?;
+        let memfd = Memfd::publish(name, max_pages.max(1))?;
         let mapping = Mapping::read_write(&memfd)?;
         Ok(Self {
             memfd,

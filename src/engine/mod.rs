@@ -174,6 +174,13 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// [`EngineError::Kernel`].
     fn punch(&self, run: GfnRun) -> Result<(), EngineError>;
 
+    /// Takes all RAM from whoever still maps it, for good: the VM has ended, and not every process that has its
+    /// memory need have ended with it.
+    ///
+    /// # Errors
+    /// [`EngineError::Kernel`].
+    fn revoke(&self) -> Result<(), EngineError>;
+
     /// Gives the guest a page that is not mapped from the pool.
     ///
     /// # Errors

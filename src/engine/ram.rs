@@ -20,7 +20,7 @@ impl Ram {
     /// # Errors
     /// What the kernel says: no address space, no descriptors.
     pub fn new(name: &str, pages: u32) -> io::Result<Self> {
-        let memfd = Memfd::create(&format!("memvisor-ram:{name}"), pages)?;
+        let memfd = Memfd::lend(&format!("memvisor-ram:{name}"), pages)?;
         let view = Mapping::read_only(&memfd)?;
         Ok(Self { memfd, view })
     }
@@ -65,6 +65,15 @@ impl Ram {
     pub fn punch(&self, run: GfnRun) -> Result<(), EngineError> {
         let punched = self.memfd.punch(run.start.0, run.count);
         punched.map_err(EngineError::kernel("punch a hole into guest RAM"))
+    }
+
+    /// Takes all of it from whoever still maps it, for good.
+    ///
+    /// # Errors
+    /// [`EngineError::Kernel`].
+    pub fn revoke(&self) -> Result<(), EngineError> {
+        let revoked = self.memfd.revoke();
+        revoked.map_err(EngineError::kernel("take guest RAM away"))
     }
 
     /// What the kernel counts for this RAM.

@@ -115,6 +115,10 @@ impl<P: Provider> Engine for ShimEngine<P> {
         self.ram.punch(run)
     }
 
+    fn revoke(&self) -> Result<(), EngineError> {
+        self.ram.revoke()
+    }
+
     fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError> {
         self.provider.provide(&self.ram, gfn, content)
     }

@@ -4,12 +4,14 @@ use std::fmt::Write;
 use std::fs;
 use std::io;
 
-use memvisor_guest_agent::shim::uffd;
+use memvisor_guest_agent::shim::{privacy, uffd};
+use nix::unistd::geteuid;
 
 use super::error::{EngineUnavailable, HostError};
 use super::options::{EngineChoice, HostOptions};
 use crate::engine::EngineKind;
 use crate::swap::{self, SwapDirReport};
+use crate::sys::readers_cannot_write;
 
 /// What Linux allows a process unless told otherwise.
 const DEFAULT_MAX_MAP_COUNT: u32 = 65_530;
@@ -112,6 +114,7 @@ impl Capabilities {
                 "written pages are known",
                 yes(tracks, "unchanged pages are hashed again"),
             ),
+            ("guests are isolated", isolation()),
             ("mappings a guest may have", vmas),
             (
                 "swap directory",
@@ -144,6 +147,21 @@ impl Capabilities {
             let _ = writeln!(table, "{name:<27}{value}");
         }
         table
+    }
+}
+
+/// Whether a guest can reach what other guests have, and how (docs/security.md).
+fn isolation() -> String {
+    if privacy::is_inspectable() {
+        let variable = privacy::INSPECTABLE;
+        return format!("no: {variable} is set, so processes of this user can read guests");
+    }
+    match readers_cannot_write() {
+        Err(error) => {
+            format!("no: guests of this user can write what they share: no mount ({error})")
+        }
+        Ok(()) if geteuid().is_root() => "yes, from guests that are not root's".to_owned(),
+        Ok(()) => "yes".to_owned(),
     }
 }
 

@@ -51,11 +51,13 @@ mod vm_settings;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use memvisor_guest_agent::shim::privacy;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::control;
 use crate::signals::{ENDING, Event, Signals, report_file_size_limit};
+use crate::sys::readers_cannot_write;
 
 pub use bare::{BareHost, BareVm};
 use capability::Capabilities;
@@ -82,6 +84,7 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     end_on_panic();
     raise_descriptor_limit();
     report_file_size_limit().map_err(kernel("block SIGXFSZ"))?;
+    close_to_others();
     let held = options.runtime_dir.clone().claim()?;
     held.remove_sockets()?;
     let capabilities = Capabilities::probe(options)?;
@@ -114,6 +117,16 @@ fn end_on_panic() {
         print(panic);
         std::process::abort();
     }));
+}
+
+/// Other processes of this user could reach all guests' memory by this one.
+fn close_to_others() {
+    // First what a process that is closed cannot do any more. The capability table tells of failures.
+    let _ = readers_cannot_write();
+    let closed = privacy::keep_out_of_dumps().and_then(|()| privacy::close_to_others());
+    if let Err(error) = closed {
+        tracing::warn!(%error, "this process stays open to others of its user");
+    }
 }
 
 /// A guest takes about 25 descriptors, and the usual soft limit of 1024 is for programs that select(2).

@@ -67,7 +67,7 @@ impl Pool {
     /// When the memfd cannot be created or mapped.
     pub fn new(name: &str, frames: u32, hints: &Arc<Hints>) -> io::Result<Self> {
         // A mapping cannot be empty.
-        let memfd = Memfd::create(name, frames.max(1))?;
+        let memfd = Memfd::publish(name, frames.max(1))?;
         let mapping = Mapping::read_write(&memfd)?;
         Ok(Self {
             memfd,
@@ -80,7 +80,7 @@ impl Pool {
         })
     }
 
-    /// A descriptor of the pool for a guest: it can map and read frames, and not write them.
+    /// A descriptor of the pool for a guest, to map and read frames.
     ///
     /// # Errors
     /// What opening `/proc/self/fd/N` says.

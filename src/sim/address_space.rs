@@ -435,6 +435,11 @@ impl Engine for Arc<AddressSpace> {
         Ok(())
     }
 
+    fn revoke(&self) -> Result<(), EngineError> {
+        self.pages().iter_mut().for_each(|page| page.content = None);
+        Ok(())
+    }
+
     fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError> {
         self.check_alive()?;
         let page = &mut self.pages()[gfn.index()];

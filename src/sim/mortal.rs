@@ -95,6 +95,10 @@ impl<E: Engine> Engine for Mortal<E> {
         self.engine.punch(run)
     }
 
+    fn revoke(&self) -> Result<(), EngineError> {
+        self.engine.revoke()
+    }
+
     fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError> {
         self.life.step()?;
         self.engine.provide(gfn, content)

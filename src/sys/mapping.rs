@@ -7,6 +7,7 @@ use std::ptr;
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::Memfd;
+use super::guard::Guard;
 use super::prefetch::prefetch_at;
 use crate::units::{PAGE_SIZE, PageBuf};
 
@@ -18,6 +19,8 @@ const AHEAD: usize = 16 * LINE;
 /// A shared mapping of a whole [`Memfd`].
 #[derive(Debug)]
 pub struct Mapping {
+    /// Before what it guards.
+    _guard: Guard,
     raw: MmapRaw,
     pages: u32,
     writable: bool,
@@ -30,11 +33,7 @@ impl Mapping {
     /// What `mmap(2)` says.
     pub fn read_only(memfd: &Memfd) -> io::Result<Self> {
         let raw = Self::options(memfd).map_raw_read_only(memfd.file())?;
-        Ok(Self {
-            raw,
-            pages: memfd.pages(),
-            writable: false,
-        })
+        Self::guarded(raw, memfd, false)
     }
 
     /// Maps `memfd` for reading and writing.
@@ -43,10 +42,15 @@ impl Mapping {
     /// What `mmap(2)` says.
     pub fn read_write(memfd: &Memfd) -> io::Result<Self> {
         let raw = Self::options(memfd).map_raw(memfd.file())?;
+        Self::guarded(raw, memfd, true)
+    }
+
+    fn guarded(raw: MmapRaw, memfd: &Memfd, writable: bool) -> io::Result<Self> {
         Ok(Self {
+            _guard: Guard::new(raw.as_ptr(), raw.len(), writable)?,
             raw,
             pages: memfd.pages(),
-            writable: true,
+            writable,
         })
     }
 

@@ -1,8 +1,14 @@
-//! Sparse anonymous files: guest RAM, the share pool, the compression arena.
+//! Sparse files in memory: guest RAM, the share pool, the compression arena, the claim table.
+//!
+//! Whoever has a descriptor or a mapping of such a file keeps its memory. A guest's process can be killed, but
+//! a child that it has forked, of which nobody knows, could go on filling holes with memory that is given to
+//! others by then. So the daemon cuts a file that it has lent down to nothing when it lets go of it, and
+//! nobody can make the file longer again. A guest can cut its own files short too, because a seal against
+//! that would hold the daemon as well: what the daemon maps is guarded against it ([`super::guard`]).
 
 use std::fs::{File, Permissions};
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open};
@@ -10,6 +16,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use nix::sys::uio::preadv;
 
+use super::private_tmpfs::PrivateTmpfs;
 use crate::units::{Bytes, PAGE_SIZE, PageBuf, Pages};
 
 /// A sparse file in memory of a fixed number of pages. A page that was never written, or was
@@ -18,10 +25,13 @@ use crate::units::{Bytes, PAGE_SIZE, PageBuf, Pages};
 pub struct Memfd {
     file: File,
     pages: u32,
+    /// What others get to read it, if that is not the same file opened again.
+    reader: Option<OwnedFd>,
+    is_lent: bool,
 }
 
 impl Memfd {
-    /// Creates a file of `pages` holes, whose length nobody can change. `name` is what `/proc/PID/maps` shows.
+    /// A file of `pages` holes that this process keeps to itself. `name` is what `/proc/PID/maps` shows.
     ///
     /// # Errors
     /// What `memfd_create(2)`, `ftruncate(2)` or `fcntl(2)` says.
@@ -29,13 +39,57 @@ impl Memfd {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = File::from(memfd_create(name, flags)?);
         // Anybody may open a new one again by `/proc`, to write it too: a guest of another user must
-        // not write the pool that it may read.
+        // not write what it may read.
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.set_len(u64::from(pages) * PAGE_SIZE as u64)?;
-        // A guest gets its RAM's descriptor: cutting the file short would end the daemon by SIGBUS.
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        // Nor may anybody seal it against being cut down to nothing.
+        let seals = SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-        Ok(Self { file, pages })
+        Ok(Self {
+            file,
+            pages,
+            reader: None,
+            is_lent: false,
+        })
+    }
+
+    /// A file that a guest gets to read and to write. Dropping it takes its memory away from whoever still
+    /// has a descriptor or a mapping of it.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create).
+    pub fn lend(name: &str, pages: u32) -> io::Result<Self> {
+        let mut memfd = Self::create(name, pages)?;
+        memfd.is_lent = true;
+        Ok(memfd)
+    }
+
+    /// A file that guests get [to read](Self::read_only), and cannot write where this process may mount
+    /// ([`readers_cannot_write`](super::readers_cannot_write)). Dropping it is as for [`lend`](Self::lend).
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create), and what `openat(2)` says.
+    pub fn publish(name: &str, pages: u32) -> io::Result<Self> {
+        let Ok(tmpfs) = PrivateTmpfs::get() else {
+            return Self::lend(name, pages);
+        };
+        let (file, reader) = tmpfs.create(name)?;
+        file.set_len(u64::from(pages) * PAGE_SIZE as u64)?;
+        Ok(Self {
+            file,
+            pages,
+            reader: Some(reader),
+            is_lent: true,
+        })
+    }
+
+    /// Takes all of its memory from every process that maps it, for good: what is accessed raises SIGBUS
+    /// there, and reads as zeroes here.
+    ///
+    /// # Errors
+    /// What `ftruncate(2)` says.
+    pub fn revoke(&self) -> io::Result<()> {
+        self.file.set_len(0)
     }
 
     pub(super) const fn file(&self) -> &File {
@@ -106,8 +160,8 @@ impl Memfd {
     /// # Errors
     /// What opening `/proc/self/fd/N` says.
     pub fn read_only(&self) -> io::Result<OwnedFd> {
-        use std::os::fd::AsRawFd;
-        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let reader = self.reader.as_ref().map_or(self.as_fd(), AsFd::as_fd);
+        let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
         Ok(open(
             path.as_str(),
             OFlag::O_RDONLY | OFlag::O_CLOEXEC,
@@ -122,6 +176,14 @@ impl AsFd for Memfd {
     }
 }
 
+impl Drop for Memfd {
+    fn drop(&mut self) {
+        if self.is_lent {
+            self.revoke().expect("an own file can be cut short");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,5 +194,27 @@ mod tests {
         let mode = memfd.file.metadata().expect("fstat").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(memfd.read_only().is_ok(), "the owner can still open it");
+    }
+
+    #[test]
+    fn memory_of_a_file_that_was_lent_ends_with_it_and_comes_back_to_nobody() {
+        for make in [Memfd::lend, Memfd::publish] {
+            let memfd = make("memvisor-lent", 4).expect("a file");
+            memfd
+                .write_page(3, &PageBuf([1; PAGE_SIZE]))
+                .expect("a page");
+            let other = File::from(memfd.as_fd().try_clone_to_owned().expect("a descriptor"));
+            assert_eq!(memfd.allocated().expect("fstat"), Pages(1));
+            drop(memfd);
+            let left = other.metadata().expect("fstat");
+            assert_eq!((left.len(), left.blocks()), (0, 0));
+        }
+        let memfd = Memfd::lend("memvisor-lent", 4).expect("a file");
+        memfd.revoke().expect("an own file");
+        assert!(memfd.file.set_len(4096).is_err(), "it is sealed");
+        assert!(
+            memfd.write_page(0, &PageBuf::zeroed()).is_err(),
+            "a write makes it longer"
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! A guest's process, held by a pidfd so that its number cannot be taken over by another.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use memvisor_guest_agent::shim::{PeerCredentials, SeqPacket, wait_readable};
@@ -17,7 +18,20 @@ const SO_PEERPIDFD: libc::c_int = 77;
 pub struct Process {
     pidfd: OwnedFd,
     credentials: PeerCredentials,
+    /// Opened before it is welcomed: from then on a guest is closed to others of its user.
+    files: io::Result<ProcFiles>,
 }
+
+/// What the kernel tells of a process to its owner.
+#[derive(Debug)]
+struct ProcFiles {
+    clear_refs: File,
+    smaps_rollup: File,
+    pagemap: File,
+}
+
+/// More than the text of `smaps_rollup`: some 25 lines of less than 40 bytes.
+const ROLLUP: usize = 4096;
 
 impl Process {
     /// The peer of `socket`.
@@ -27,7 +41,16 @@ impl Process {
     pub fn peer(socket: &SeqPacket) -> io::Result<Self> {
         let credentials = socket.peer()?;
         let pidfd = peer_pidfd(socket).or_else(|_| open_pidfd(credentials.pid))?;
-        Ok(Self { pidfd, credentials })
+        let process = Self {
+            pidfd,
+            files: ProcFiles::open(credentials.pid),
+            credentials,
+        };
+        // What was opened by its number belongs to it if it still lives.
+        if process.wait(Duration::ZERO) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(process)
     }
 
     /// Its number.
@@ -47,10 +70,7 @@ impl Process {
     /// # Errors
     /// What the kernel says: the process is gone, of another user, or `/proc` is not there.
     pub fn clear_accessed(&self) -> io::Result<()> {
-        let path = format!("/proc/{}/clear_refs", self.pid());
-        let mut file = OpenOptions::new().write(true).open(path)?;
-        self.check_alive()?;
-        file.write_all(b"1")
+        self.files()?.clear_refs.write_at(b"1", 0).map(drop)
     }
 
     /// How much of what it has mapped was accessed since [`clear_accessed`](Self::clear_accessed). The
@@ -59,9 +79,15 @@ impl Process {
     /// # Errors
     /// As there; `InvalidData` when the kernel does not tell.
     pub fn accessed(&self) -> io::Result<Bytes> {
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid()))?;
-        self.check_alive()?;
+        let mut text = [0; ROLLUP];
+        let len = self.files()?.smaps_rollup.read_at(&mut text, 0)?;
+        let rollup = String::from_utf8_lossy(&text[..len]);
         referenced(&rollup).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    fn files(&self) -> io::Result<&ProcFiles> {
+        let opened = self.files.as_ref();
+        opened.map_err(|error| io::Error::new(error.kind(), error.to_string()))
     }
 
     /// Its page map.
@@ -69,17 +95,7 @@ impl Process {
     /// # Errors
     /// As for [`clear_accessed`](Self::clear_accessed).
     pub(super) fn pagemap(&self) -> io::Result<File> {
-        let file = File::open(format!("/proc/{}/pagemap", self.pid()))?;
-        self.check_alive()?;
-        Ok(file)
-    }
-
-    /// What was opened by its number belongs to it if it still lives.
-    fn check_alive(&self) -> io::Result<()> {
-        if self.wait(Duration::ZERO) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Ok(())
+        self.files()?.pagemap.try_clone()
     }
 
     /// Ends it by SIGKILL and waits at most `timeout` until it is gone; whether it is. It may be
@@ -98,6 +114,17 @@ impl Process {
     #[must_use]
     pub fn wait(&self, timeout: Duration) -> bool {
         wait_readable([self.pidfd.as_fd()], Some(timeout)).is_ok_and(|[gone]| gone)
+    }
+}
+
+impl ProcFiles {
+    fn open(pid: i32) -> io::Result<Self> {
+        let path = |name| format!("/proc/{pid}/{name}");
+        Ok(Self {
+            clear_refs: File::options().write(true).open(path("clear_refs"))?,
+            smaps_rollup: File::open(path("smaps_rollup"))?,
+            pagemap: File::open(path("pagemap"))?,
+        })
     }
 }
 

@@ -8,11 +8,14 @@ use memmap2::{MmapOptions, MmapRaw};
 use memvisor_guest_agent::protocol::claims::Words;
 
 use super::Memfd;
+use super::guard::Guard;
 use crate::units::{Bytes, PAGE_SIZE};
 
 /// A memfd of 32-bit words, mapped. All are zero at first.
 #[derive(Debug)]
 pub struct SharedWords {
+    /// Before what it guards.
+    _guard: Guard,
     memfd: Memfd,
     raw: MmapRaw,
     count: u64,
@@ -26,11 +29,16 @@ impl SharedWords {
     pub fn new(name: &str, count: u64) -> io::Result<Self> {
         let pages = Bytes(count * 4 + PAGE_SIZE as u64 - 1).pages().0;
         let pages = u32::try_from(pages).map_err(io::Error::other)?;
-        let memfd = Memfd::create(name, pages)?;
+        let memfd = Memfd::lend(name, pages)?;
         let mut options = MmapOptions::new();
         options.len(pages as usize * PAGE_SIZE);
         let raw = options.map_raw(memfd.file())?;
-        Ok(Self { memfd, raw, count })
+        Ok(Self {
+            _guard: Guard::new(raw.as_ptr(), raw.len(), true)?,
+            memfd,
+            raw,
+            count,
+        })
     }
 
     fn word(&self, at: u32) -> &AtomicU32 {

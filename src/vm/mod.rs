@@ -35,7 +35,7 @@ use crate::page::{Budget, Claims, Home, PageTable, Parking, Urgency};
 use crate::pool::{Membership, Pool, Unref};
 use crate::swap::SwapFile;
 use crate::sync::Mutex;
-use crate::units::{FrameId, Gfn, GfnRun, Pages, SlotId, VmId};
+use crate::units::{FrameId, Gfn, Pages, SlotId, VmId};
 
 pub use activity::{Activity, Estimate};
 pub use inline::Unlocked;
@@ -352,8 +352,8 @@ impl Vm {
     }
 
     /// Gives back all memory of a VM whose guest is gone and whose threads have ended. Others may
-    /// hold the VM for a moment yet, so its memory is punched here: what the budget gets back must
-    /// be free.
+    /// hold the VM for a moment yet, and processes that its guest has left behind for as long as they like, so its
+    /// memory is taken away here: what the budget gets back must be free, and stay so.
     pub fn tear_down(&self) {
         let mut used = self.params.metadata().0;
         // What the guest has done by itself and nobody has looked at since was paid for in advance.
@@ -378,11 +378,7 @@ impl Vm {
         abandoned
             .into_iter()
             .for_each(|frame| self.release_frame(frame));
-        let ram = GfnRun {
-            start: Gfn(0),
-            count: self.table.pages(),
-        };
-        if let Err(error) = self.engine.punch(ram) {
+        if let Err(error) = self.engine.revoke() {
             tracing::warn!(vm = %self.params.name, %error, "its memory comes free a moment later");
         }
         // Others may still look at the VM for a moment.

@@ -8,10 +8,15 @@ use std::time::Duration;
 
 use memvisor::units::{PAGE_SIZE, Pages};
 
-/// How the kernel shows a file of memory that memvisor made.
-const MEMFD: &str = "/memfd:memvisor-";
+/// How the kernel shows a file of memory that memvisor made: a memfd, or a file of its own tmpfs.
+const FILES: [&str; 2] = ["/memfd:memvisor-", "/memvisor-"];
 /// Those of them that a host counts as metadata, whether they are filled or not.
 const METADATA: &str = "claims:";
+
+/// What follows in the name of such a file.
+fn memory_file(path: &str) -> Option<&str> {
+    FILES.iter().find_map(|start| path.strip_prefix(start))
+}
 
 /// Pages of the memory files that a host holds, as the kernel counts them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -33,7 +38,7 @@ impl Blocks {
             let (Ok(target), Ok(found)) = (fs::read_link(&path), fs::metadata(&path)) else {
                 continue;
             };
-            if let Some(name) = target.to_string_lossy().strip_prefix(MEMFD)
+            if let Some(name) = memory_file(&target.to_string_lossy())
                 && !name.starts_with(METADATA)
             {
                 let name = name.trim_end_matches(" (deleted)").to_owned();
@@ -75,7 +80,9 @@ pub fn mappings(pid: u32) -> Vec<MapLine> {
         let mut fields = line.split_ascii_whitespace().skip(4);
         let inode = fields.next()?.parse().ok()?;
         let path = fields.next()?.to_owned();
-        path.starts_with(MEMFD).then_some(MapLine { inode, path })
+        memory_file(&path)
+            .is_some()
+            .then_some(MapLine { inode, path })
     });
     lines.collect()
 }
@@ -96,7 +103,10 @@ pub fn private_bytes(pid: u32) -> u64 {
                 kib += number.parse::<u64>().expect("kB");
             }
             // The heading of a mapping: its address range.
-            _ if !key.ends_with(':') => of_guests = line.contains(MEMFD),
+            _ if !key.ends_with(':') => {
+                let path = line.split_ascii_whitespace().nth(5);
+                of_guests = path.and_then(memory_file).is_some();
+            }
             _ => {}
         }
     }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use memvisor_guest_agent::shim::privacy::INSPECTABLE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -41,6 +42,8 @@ impl Process {
         command
             // The write end of its standard input is ours alone: the kernel tells it of our end.
             .arg("--die-with-parent")
+            // Tests look into it by /proc.
+            .env(INSPECTABLE, "1")
             .env("MEMVISOR_LOG", "info")
             .env("NO_COLOR", "1");
         Self::spawn(dir, name, command)

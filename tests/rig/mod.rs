@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use memvisor::control::Client;
 use memvisor::telemetry::{GuestReport, HostStatus, VmStatus};
+use memvisor_guest_agent::shim::privacy::INSPECTABLE;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -40,6 +41,8 @@ pub(crate) fn memvisor() -> Command {
     for name in ["MEMVISOR_RUNTIME_DIR", "MEMVISOR_LOG", "XDG_RUNTIME_DIR"] {
         command.env_remove(name);
     }
+    // Tests look into it by /proc.
+    command.env(INSPECTABLE, "1");
     command
 }
 

@@ -84,7 +84,7 @@ impl RawGuest {
         self.receive_with_fds().0
     }
 
-    fn receive_with_fds(&self) -> (Message, Vec<OwnedFd>) {
+    pub(crate) fn receive_with_fds(&self) -> (Message, Vec<OwnedFd>) {
         let mut buffer = [0; MAX_MESSAGE];
         let ready =
             memvisor_guest_agent::shim::wait_readable([self.socket.as_fd()], Some(PATIENCE));
@@ -124,16 +124,18 @@ impl RawGuest {
     /// Says HELLO and takes WELCOME.
     pub(crate) fn hello(self, hello: Hello) -> Welcomed {
         self.send(&Message::Hello(hello));
-        let (message, fds) = self.receive_with_fds();
+        let (message, mut fds) = self.receive_with_fds();
         let Message::Welcome(welcome) = message else {
             panic!("no WELCOME: {message:?}");
         };
+        let inline = fds.split_off(2);
         let [ram, pool] = <[OwnedFd; 2]>::try_from(fds).expect("RAM and pool");
         Welcomed {
             guest: self,
             welcome,
             ram: File::from(ram),
             pool,
+            inline,
         }
     }
 }
@@ -169,6 +171,8 @@ pub(crate) struct Welcomed {
     pub(crate) welcome: Welcome,
     pub(crate) ram: File,
     pub(crate) pool: OwnedFd,
+    /// Of an inline guest: the claim table, and the arena of its compression cache.
+    pub(crate) inline: Vec<OwnedFd>,
 }
 
 impl Welcomed {

@@ -18,7 +18,7 @@ use super::memory_thread::{self, SessionEnd};
 use super::ram::RamMap;
 use super::segv::{self, Hardware};
 use super::seqpacket::{Received, SeqPacket};
-use super::{Memory, uffd};
+use super::{Memory, privacy, uffd};
 
 /// Why a guest could not be powered on.
 #[derive(Debug, Error)]
@@ -139,6 +139,8 @@ pub struct Attached {
 /// # Errors
 /// [`AttachError`]: no daemon, refused (the daemon's reason is the source), or the kernel's reason.
 pub fn attach(memory_socket: &Path, mut hello: Hello) -> Result<Attached, AttachError> {
+    // Where there is no /proc, whoever wants a dump gets a large one.
+    let _ = privacy::keep_out_of_dumps();
     let socket = SeqPacket::connect(memory_socket).map_err(AttachError::Connect)?;
     let uffd = uffd::open();
     hello.uffd = uffd.is_ok();
@@ -147,6 +149,8 @@ pub fn attach(memory_socket: &Path, mut hello: Hello) -> Result<Attached, Attach
         .send(&Message::Hello(hello).encode())
         .map_err(kernel("send HELLO"))?;
     let (welcome, mut fds) = welcome(&socket)?;
+    // Not before: a daemon of the same user has opened by now what it reads of this process.
+    privacy::close_to_others().map_err(kernel("close this process to others"))?;
     let shared = fds.split_off(2);
     let Ok([ram, pool]) = <[OwnedFd; 2]>::try_from(fds) else {
         return Err(NO_FDS);

@@ -26,6 +26,7 @@ mod doorbell;
 mod fds;
 mod inline;
 mod memory_thread;
+pub mod privacy;
 mod ram;
 mod segv;
 mod seqpacket;

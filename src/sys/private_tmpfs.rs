@@ -1,0 +1,261 @@
+//! A tmpfs of this process alone, with one mount to write and one to read.
+//!
+//! # The problem
+//! Guests map the share pool, to read it. A descriptor that can only be read does not hold a process of
+//! the same user: it opens `/proc/self/fd/N` once more, to write, and changes what all guests read. A memfd
+//! that is sealed against writing would hold it, but holes are not punched into that either, and a frame
+//! that nobody uses any more is freed by punching.
+//!
+//! # The structure
+//! Nobody opens a file to write through a read-only mount, whoever owns the file. So the files that guests
+//! may only read belong to a tmpfs with two mounts: the daemon makes and writes files through one, and
+//! descriptors for guests are opened through the other. Guests have descriptors of single files, never of a
+//! mount, and neither mount is part of a namespace: nobody can make the second writable, clone it, or bind
+//! a file of it elsewhere.
+//!
+//! Mounting takes privilege. Root has it; an ordinary user has it in a user namespace of its own, which no
+//! process with threads can enter. So a child enters it. The child shares this process's table of
+//! descriptors, leaves the directories of both mounts open there, and ends. Its namespaces end with it, and
+//! the mounts last as long as something in them is open.
+//!
+//! Where the kernel allows neither ([`readers_cannot_write`] says why), such files are memfds, which guests
+//! of other users cannot open again, and guests of the same user can.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::{Pid, getegid, geteuid, pipe2};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, open, openat, unlinkat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount,
+    open_tree,
+};
+
+/// See the module text.
+#[derive(Debug)]
+pub(super) struct PrivateTmpfs {
+    writable: OwnedFd,
+    read_only: OwnedFd,
+    /// Held while a file has a name, so that names need not differ.
+    naming: Mutex<()>,
+}
+
+static TMPFS: OnceLock<Result<PrivateTmpfs, Errno>> = OnceLock::new();
+
+/// Whether guests of this user cannot write what they are only given to read. The first question makes the
+/// mounts: ask it before this process is closed to others, which could enter no user namespace any more.
+///
+/// # Errors
+/// Why the kernel lets this process have no mount.
+pub fn readers_cannot_write() -> io::Result<()> {
+    PrivateTmpfs::get().map(drop)
+}
+
+impl PrivateTmpfs {
+    /// The one of this process.
+    ///
+    /// # Errors
+    /// Why there is none; the same at every call.
+    pub(super) fn get() -> io::Result<&'static Self> {
+        let tmpfs = TMPFS.get_or_init(mount);
+        tmpfs.as_ref().map_err(|errno| (*errno).into())
+    }
+
+    /// An empty file without a name, and a descriptor of it through which nobody can write it. `name` is what
+    /// `/proc/PID/maps` shows.
+    ///
+    /// # Errors
+    /// What `openat(2)` says.
+    pub(super) fn create(&self, name: &str) -> io::Result<(File, OwnedFd)> {
+        let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = openat(&self.writable, name, flags, Mode::RUSR | Mode::WUSR)?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let reader = openat(&self.read_only, name, flags, Mode::empty());
+        unlinkat(&self.writable, name, AtFlags::empty())?;
+        Ok((file.into(), reader?))
+    }
+}
+
+/// The files by which a user namespace gets its users, and what is to be written.
+type Maps = [(&'static CStr, String); 3];
+
+/// What the child says at its end: an errno or 0, and two descriptors.
+type Outcome = [i32; 3];
+
+fn mount() -> Result<PrivateTmpfs, Errno> {
+    let (from, to) = pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
+    let (uid, gid) = (geteuid(), getegid());
+    let maps = [
+        (c"/proc/self/setgroups", "deny".to_owned()),
+        (c"/proc/self/uid_map", format!("{uid} {uid} 1")),
+        (c"/proc/self/gid_map", format!("{gid} {gid} 1")),
+    ];
+    // No signal at its end: nobody else waits for this child.
+    let (flags, none) = (libc::CLONE_FILES as libc::c_ulong, 0 as libc::c_ulong);
+    // SAFETY: without CLONE_VM and a stack this is fork(2), but for the shared table of descriptors. Other
+    // threads may hold locks of the allocator and of the standard library at this moment, so the child only
+    // makes system calls on memory that is ready, and ends by `_exit`.
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
+    match i32::try_from(child) {
+        Ok(0) => in_child(to.as_fd(), &maps),
+        Ok(pid) if pid > 0 => await_child(Pid::from_raw(pid), from.into()),
+        _ => Err(Errno::last()),
+    }
+}
+
+fn await_child(child: Pid, mut from: File) -> Result<PrivateTmpfs, Errno> {
+    while waitpid(child, Some(WaitPidFlag::__WALL)) == Err(Errno::EINTR) {}
+    let mut bytes = [0; size_of::<Outcome>()];
+    // A child that was killed has said nothing.
+    from.read_exact(&mut bytes).map_err(|_| Errno::ECHILD)?;
+    let [errno, writable, read_only] = decode(bytes);
+    if errno != 0 {
+        return Err(Errno::from_raw(errno));
+    }
+    Ok(PrivateTmpfs {
+        writable: own(writable),
+        read_only: own(read_only),
+        naming: Mutex::default(),
+    })
+}
+
+fn decode(bytes: [u8; size_of::<Outcome>()]) -> Outcome {
+    let (words, _) = bytes.as_chunks::<4>();
+    std::array::from_fn(|at| i32::from_ne_bytes(words[at]))
+}
+
+fn own(fd: i32) -> OwnedFd {
+    // SAFETY: the child opened it in the table that it shared with this process, gave up ownership, and is
+    // gone: it is open, and nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// The child: nothing here allocates, locks or panics.
+fn in_child(to: BorrowedFd<'_>, maps: &Maps) -> ! {
+    let outcome = match make_mounts(maps) {
+        Ok((writable, read_only)) => [0, writable.into_raw_fd(), read_only.into_raw_fd()],
+        Err(errno) => [errno as i32, -1, -1],
+    };
+    let mut bytes = [0; size_of::<Outcome>()];
+    for (into, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(outcome) {
+        *into = word.to_ne_bytes();
+    }
+    // An empty pipe takes it; without it the parent knows that there is no mount.
+    let _ = rustix::io::write(to, &bytes);
+    // SAFETY: ends this process at once, without the handlers that belong to the parent.
+    unsafe { libc::_exit(0) }
+}
+
+fn make_mounts(maps: &Maps) -> Result<(OwnedFd, OwnedFd), Errno> {
+    // Root needs no user namespace, and may be denied one.
+    if unshare(CloneFlags::CLONE_NEWNS).is_err() {
+        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+        for (path, text) in maps {
+            let file = open(*path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+            rustix::io::write(file.map_err(raw)?, text.as_bytes()).map_err(raw)?;
+        }
+    }
+    mount_twice()
+}
+
+fn mount_twice() -> Result<(OwnedFd, OwnedFd), Errno> {
+    // Else what is mounted here would be mounted elsewhere too.
+    let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change(c"/", alone).map_err(raw)?;
+    let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(raw)?;
+    // No limits: the budget has one, and the kernel then need not count.
+    for (key, value) in [(c"size", c"0"), (c"nr_inodes", c"0"), (c"mode", c"0700")] {
+        fsconfig_set_string(&context, key, value).map_err(raw)?;
+    }
+    // Pages are punched one by one. A kernel that does not know the option has no large ones.
+    let _ = fsconfig_set_string(&context, c"huge", c"never");
+    fsconfig_create(&context).map_err(raw)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let writable = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(raw)?;
+    // Before Linux 6.15 only what is mounted somewhere can be mounted again.
+    let this = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&writable, c"", CWD, c"/", this).map_err(raw)?;
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let read_only = open_tree(&writable, c"", clone).map_err(raw)?;
+    make_read_only(read_only.as_fd())?;
+    // Of directories: descriptors of mounts would keep the second one in a namespace.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = |mount: OwnedFd| openat(mount, c".", flags, Mode::empty()).map_err(raw);
+    Ok((directory(writable)?, directory(read_only)?))
+}
+
+fn make_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the descriptor is open, the path an empty string, and the kernel reads as many bytes of
+    // `attributes` as it is told: all of them, which live to the end of the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+const fn raw(errno: rustix::io::Errno) -> Errno {
+    Errno::from_raw(errno.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+
+    /// Root may always mount.
+    fn tmpfs() -> Option<&'static PrivateTmpfs> {
+        let tmpfs = PrivateTmpfs::get();
+        assert!(tmpfs.is_ok() || !geteuid().is_root(), "{tmpfs:?}");
+        tmpfs.ok()
+    }
+
+    #[test]
+    fn file_is_written_by_its_maker_alone_whoever_opens_it_again() {
+        let Some(tmpfs) = tmpfs() else { return };
+        let (file, reader) = tmpfs.create("tmpfs-test").expect("a file");
+        let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        let to_write = File::options().write(true).open(&path);
+        let error = to_write.expect_err("the mount is read-only");
+        assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+        file.write_all_at(b"frame", 0).expect("a page");
+        let mut bytes = [0; 5];
+        let seen = File::open(&path).and_then(|again| again.read_exact_at(&mut bytes, 0));
+        assert_eq!((seen.is_ok(), &bytes), (true, b"frame"));
+        assert_eq!(file.metadata().expect("fstat").nlink(), 0, "it has no name");
+    }
+
+    #[test]
+    fn files_may_have_the_same_name() {
+        let Some(tmpfs) = tmpfs() else { return };
+        let files = [(); 2].map(|()| tmpfs.create("tmpfs-twin").expect("a file").0);
+        let inode = |file: &File| file.metadata().expect("fstat").ino();
+        assert_ne!(inode(&files[0]), inode(&files[1]));
+    }
+}

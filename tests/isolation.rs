@@ -1,0 +1,303 @@
+//! What a guest, or another process of the same user, cannot do to guests that it has nothing to do with:
+//! the promises of docs/security.md.
+
+mod common;
+mod rig;
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::Process;
+use memmap2::{MmapOptions, MmapRaw};
+use memvisor::settings::{Key, VmPatch};
+use memvisor::sys::readers_cannot_write;
+use memvisor_guest_agent::protocol::memory::Message;
+use memvisor_guest_agent::shim::privacy::INSPECTABLE;
+use nix::unistd::geteuid;
+use rig::raw::{Powered, RawGuest, hello};
+use rig::{Ends, Host, engines, host_command, scratch, start};
+
+/// How long the memory of a dead guest may stay in use.
+const AT_ONCE: Duration = Duration::from_secs(5);
+/// Pages of a scripted guest.
+const PAGES: u32 = 64;
+/// What every system has: nobody. Root's tests are of processes of this user.
+const NOBODY: u32 = 65534;
+
+/// Not a test: the process that stands for a scripted guest, see [`rig::raw`].
+#[test]
+#[ignore = "started by other tests"]
+fn connector() {
+    rig::raw::connector();
+}
+
+/// Whether this machine lets an ordinary user, or root, mount a tmpfs of its own.
+fn can_mount() -> bool {
+    let mounts = readers_cannot_write();
+    assert!(mounts.is_ok() || !geteuid().is_root(), "{mounts:?}");
+    if let Err(error) = &mounts {
+        eprintln!("SKIPPED: no mount of this user's own ({error})");
+    }
+    mounts.is_ok()
+}
+
+/// Tries what a hostile shim would to get something writable from a descriptor that it may read.
+#[track_caller]
+fn cannot_be_written(what: &str, fd: BorrowedFd<'_>) {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let again = File::options().write(true).open(&path);
+    let error = again.expect_err("it was opened again, to write");
+    assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{what}: {error}");
+    let file = File::from(fd.try_clone_to_owned().expect("a descriptor"));
+    assert!(file.set_len(0).is_err(), "{what} is cut short");
+    assert!(file.write_at(&[1], 0).is_err(), "{what} is written");
+    let open_to_all = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    assert!(
+        file.set_permissions(open_to_all).is_err(),
+        "{what} has another mode"
+    );
+    let mapped = MmapOptions::new().len(4096).map_raw(&file);
+    assert!(mapped.is_err(), "{what} is mapped to be written");
+    // It still is what it should be: readable.
+    assert!(File::open(&path).is_ok(), "{what}");
+}
+
+#[test]
+fn what_guests_may_read_they_cannot_write_by_opening_it_again() {
+    if !can_mount() {
+        return;
+    }
+    for engine in engines() {
+        let host = Host::start(engine, "32M", &[]);
+        let mut asks = hello("g", PAGES);
+        asks.inline = engine == "uffd";
+        let welcomed = RawGuest::connect(&host).hello(asks);
+        cannot_be_written("the pool", welcomed.pool.as_fd());
+        if engine == "uffd" {
+            cannot_be_written("the arena", welcomed.inline[1].as_fd());
+        }
+        let guest = welcomed.power_on();
+        // A VM that moves to another domain gets another pool.
+        let patch = VmPatch::from_words(["salt=other"].into_iter()).expect("a setting");
+        host.client().set_vm("g", &patch).expect("it moves");
+        let pool = next_pool(&guest);
+        cannot_be_written("the pool of its next domain", pool.as_fd());
+        drop(guest);
+        host.is_empty(AT_ONCE);
+        host.stop();
+    }
+}
+
+fn next_pool(guest: &Powered) -> OwnedFd {
+    loop {
+        if let (Message::Pool { .. }, mut fds) = guest.guest.receive_with_fds() {
+            return fds.pop().expect("the pool");
+        }
+    }
+}
+
+/// Writes by the kernel, which answers where the processor would raise a signal.
+fn poke(mapping: &MmapRaw, page: u32) -> std::io::Result<()> {
+    let memory = File::options().write(true).open("/proc/self/mem")?;
+    let address = mapping.as_ptr() as u64 + u64::from(page) * 4096;
+    memory.write_all_at(&[1], address)
+}
+
+/// The test maps the files of a guest, as a child does that the guest has forked and that outlives it.
+#[test]
+fn what_a_guest_leaves_behind_gets_no_memory_of_an_ended_vm() {
+    for engine in engines() {
+        let host = Host::start(engine, "32M", &[]);
+        let mut asks = hello("g", PAGES);
+        asks.inline = engine == "uffd";
+        let welcomed = RawGuest::connect(&host).hello(asks);
+        let inline: Vec<File> = (welcomed.inline.iter())
+            .map(|fd| fd.try_clone().expect("a descriptor").into())
+            .collect();
+        let pool = File::from(welcomed.pool.try_clone().expect("a descriptor"));
+        let mut guest = welcomed.power_on();
+        let ram = guest.ram.try_clone().expect("a descriptor");
+        let mapping = MmapOptions::new()
+            .len(PAGES as usize * 4096)
+            .map_raw(&ram)
+            .expect("a mapping");
+        host.client().kill("g").expect("it runs");
+        guest.guest.is_killed();
+        host.is_empty(AT_ONCE);
+        for page in 0..PAGES {
+            assert!(poke(&mapping, page).is_err(), "page {page} is written");
+        }
+        assert!(ram.set_len(4096).is_err(), "it is longer again");
+        for file in inline.iter().chain([&ram, &pool]) {
+            common::eventually("its memory is gone", AT_ONCE, || {
+                let left = file.metadata().expect("fstat");
+                ((left.len(), left.blocks()) == (0, 0)).then_some(())
+            });
+        }
+        host.stop();
+    }
+}
+
+/// Today's shim cuts nothing short, but the file is the guest's to write.
+#[test]
+fn guest_that_cuts_its_files_short_harms_itself_alone() {
+    for engine in engines() {
+        let host = Host::start(engine, "32M", &["--share-scan-time", "1s"]);
+        let mut good = host.guest("good", "--memory 8M --workload kv,size=4M");
+        host.await_vm("good", "runs", |vm| vm.scan.passes > 0);
+        let bad = host.guest("bad", "--memory 8M --workload kv,size=4M");
+        host.await_vm("bad", "is scanned", |vm| vm.scan.passes > 0);
+        for file in host.descriptors("memvisor-ram:bad") {
+            let ram = File::options()
+                .write(true)
+                .open(file)
+                .expect("a file of this user");
+            ram.set_len(0).expect("nothing forbids it");
+        }
+        let passes = host.vm("good").scan.passes;
+        host.await_vm("good", "is scanned again", |vm| vm.scan.passes > passes + 1);
+        drop(bad);
+        good.terminate();
+        good.reports(130);
+        host.is_empty(AT_ONCE);
+        host.stop();
+    }
+}
+
+/// The command of an ordinary user. `dir` becomes that user's.
+fn as_ordinary_user(inner: &Command, dir: &Path) -> Command {
+    let mut command = if geteuid().is_root() {
+        let (exe, id) = (dir.join("memvisor"), Some(NOBODY));
+        if !exe.exists() {
+            chown(dir, id, id).expect("root may");
+            fs::copy(inner.get_program(), &exe).expect("a copy that others may execute");
+        }
+        let mut command = Command::new(exe);
+        command.uid(NOBODY).gid(NOBODY);
+        command
+    } else {
+        Command::new(inner.get_program())
+    };
+    command.args(inner.get_args()).env("TMPDIR", dir);
+    command.env_remove(INSPECTABLE);
+    command
+}
+
+/// Whether another process of its user can see what it has open, and its memory.
+fn is_open(process: &Process) -> bool {
+    let opens = |words: [&str; 2]| {
+        let mut command = Command::new(words[0]);
+        if geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command.arg(format!("/proc/{}/{}", process.pid(), words[1]));
+        let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        status.expect("such a command").success()
+    };
+    let opened = [["ls", "fd/"], ["cat", "environ"], ["cat", "maps"]].map(opens);
+    assert!(opened.iter().all(|open| *open == opened[0]), "{opened:?}");
+    opened[0]
+}
+
+/// Whether a host that was started so is open, and its guest, and what it said of written pages.
+fn opened(engine: &str, inspectable: &str) -> ([bool; 2], String) {
+    let dir = scratch();
+    let mut command = as_ordinary_user(&host_command(&dir, engine, "32M", &[]), dir.path());
+    command.env(INSPECTABLE, inspectable);
+    let mut host = Host::over(start(command, "host", dir.path()), dir);
+    let inner = host.guest_command("g", "--memory 8M --workload kv,size=4M");
+    let mut command = as_ordinary_user(&inner, host.path());
+    command.env(INSPECTABLE, inspectable);
+    let mut guest = start(command, "g", host.path());
+    host.await_vm("g", "runs", |vm| vm.homes.resident_pages.0 > 100);
+    let log = host.log();
+    let tracks = log
+        .split("tracks_writes=")
+        .nth(1)
+        .expect("a line of the log");
+    let tracks = tracks.split_whitespace().next().expect("a word").to_owned();
+    // The host sampled nothing until now; the kernel counts while somebody asks.
+    let period = Key::find("Mem.SamplePeriod").expect("a setting");
+    host.client().set_setting(period, "1").expect("a period");
+    host.await_vm("g", "accessed pages are counted", |vm| {
+        vm.activity.referenced_pages.is_some()
+    });
+    let open = [is_open(host.process()), is_open(&guest)];
+    guest.terminate();
+    guest.reports(130);
+    host.stop();
+    (open, tracks)
+}
+
+#[test]
+fn host_and_guests_are_closed_to_others_of_their_user_and_lose_nothing_by_it() {
+    for engine in engines() {
+        let (open, tracked) = opened(engine, "1");
+        assert_eq!(
+            open,
+            [true, true],
+            "{engine}: nothing can be seen here anyway"
+        );
+        let (open, tracks) = opened(engine, "");
+        assert_eq!(open, [false, false], "{engine}: host, guest");
+        assert_eq!(
+            tracks, tracked,
+            "{engine}: written pages are known as before"
+        );
+    }
+}
+
+#[test]
+fn memory_of_guests_stays_out_of_core_dumps() {
+    let mut host = Host::start("mprotect", "32M", &[]);
+    let mut guest = host.guest("g", "--memory 8M --workload idle,size=4M");
+    host.await_vm("g", "runs", |vm| vm.homes.resident_pages.0 > 100);
+    for pid in [host.process().pid(), guest.pid()] {
+        let filter = fs::read_to_string(format!("/proc/{pid}/coredump_filter"));
+        let filter = filter.expect("the process runs");
+        // Bit 0 stands for private anonymous memory (core(5)).
+        assert_eq!(u32::from_str_radix(filter.trim(), 16), Ok(1), "{pid}");
+        // So what is mapped of guests must be neither private nor anonymous.
+        let smaps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the process runs");
+        let files = smaps.lines().filter(|line| line.contains("memvisor-ram:"));
+        assert!(files.clone().count() > 0, "{smaps}");
+        for line in files {
+            let mode = line.split_ascii_whitespace().nth(1).expect("a mode");
+            assert!(mode.ends_with('s'), "{line}");
+        }
+    }
+    guest.terminate();
+    guest.reports(130);
+    host.stop();
+}
+
+#[test]
+fn table_says_whether_guests_are_isolated() {
+    let mut host = Host::start("mprotect", "32M", &[]);
+    let row = |host: &mut Host| {
+        let table = host.process().stdout();
+        let row = table
+            .lines()
+            .find(|line| line.starts_with("guests are isolated"));
+        row.expect("a row").to_owned()
+    };
+    let inspectable = row(&mut host);
+    assert!(
+        inspectable.contains("no: MEMVISOR_INSPECTABLE is set"),
+        "{inspectable}"
+    );
+    host.stop();
+    let dir = scratch();
+    let mut command = host_command(&dir, "mprotect", "32M", &[]);
+    command.env_remove(INSPECTABLE);
+    let mut host = Host::over(start(command, "host", dir.path()), dir);
+    let closed = row(&mut host);
+    let is_isolated = closed.contains("  yes");
+    assert_eq!(is_isolated, readers_cannot_write().is_ok(), "{closed}");
+    host.stop();
+}
