@@ -24,11 +24,13 @@ mod attach;
 mod channels;
 mod doorbell;
 mod fds;
-mod inline;
+pub mod inline;
+pub mod mapping;
 mod memory_thread;
 mod ram;
 mod segv;
 mod seqpacket;
+mod table;
 pub mod uffd;
 
 pub use attach::{AttachError, Attached, Ram, attach};
