@@ -25,7 +25,7 @@ pub struct Rows {
 }
 
 /// A fault as [`Rows`] knows it now.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Touched {
     at: usize,
     gfn: Gfn,
@@ -37,6 +37,13 @@ impl Touched {
     #[must_use]
     pub const fn ahead(&self) -> u32 {
         self.ahead
+    }
+
+    /// The page to give next when so many behind it were given; `None` when it is not worth giving.
+    #[must_use]
+    pub fn behind(&self, given: u32) -> Option<Gfn> {
+        let next = self.gfn.checked_add(given.saturating_add(1));
+        next.filter(|_| given < self.ahead)
     }
 }
 

@@ -3,9 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::protocol::memory::{
-    Ack, Command, MAX_MESSAGE, MAX_RUNS, Message, Op, Remap,
-};
+use memvisor_guest_agent::protocol::memory::{Ack, Command, MAX_MESSAGE, Message, Op, Remap};
 use memvisor_guest_agent::shim::{Received, SeqPacket};
 use nix::sys::socket::{Shutdown, shutdown};
 
@@ -40,53 +38,19 @@ impl Link {
         waiting.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Has `runs` remapped; waits for the memory thread.
+    /// Has `runs` remapped, at most [`MAX_RUNS`](memvisor_guest_agent::protocol::memory::MAX_RUNS); waits
+    /// for the memory thread.
     ///
     /// # Errors
-    /// [`EngineError::Refused`] names the run that failed; with [`EngineError::Gone`] or
-    /// [`EngineError::Protocol`] the session is over.
-    pub fn command(&self, op: Op, runs: &[Remap]) -> Result<(), EngineError> {
-        for batch in runs.chunks(MAX_RUNS) {
-            self.send_batch(op, batch)?;
-        }
-        Ok(())
-    }
-
-    fn send_batch(&self, op: Op, runs: &[Remap]) -> Result<(), EngineError> {
+    /// [`EngineError::Gone`] or [`EngineError::Protocol`]; the session is over.
+    pub fn command(&self, op: Op, runs: &[Remap]) -> Result<Ack, EngineError> {
         let seq = self.seq.fetch_add(1, Ordering::Relaxed);
-        let command = Message::Command(Command {
-            seq,
-            op,
-            runs: runs.to_vec(),
-        });
+        let runs = runs.to_vec();
+        let command = Message::Command(Command { seq, op, runs });
         self.socket
             .send(&command.encode())
             .map_err(|_| EngineError::Gone)?;
-        let ack = self.receive(seq)?;
-        let done = usize::try_from(ack.done).unwrap_or(usize::MAX);
-        if ack.errno == 0 && done == runs.len() {
-            return Ok(());
-        }
-        let Some(failed) = runs.get(done).filter(|_| ack.errno != 0) else {
-            return Err(EngineError::Protocol {
-                got: format!("{ack:?}"),
-                seq,
-            });
-        };
-        Err(EngineError::Refused {
-            what: match op {
-                Op::Freeze => "freeze",
-                Op::MapShared => "map shared frames",
-                Op::MapPrivate => "map RAM back",
-                Op::Close => "close",
-                Op::Reveal => "reveal",
-                Op::Open => "open",
-            },
-            run: failed.run,
-            source: std::io::Error::from_raw_os_error(
-                i32::try_from(ack.errno).unwrap_or(libc::EIO),
-            ),
-        })
+        self.receive(seq)
     }
 
     /// Has the shim take frames from another pool from now on; no page may be mapped from the one it
@@ -171,7 +135,7 @@ mod tests {
         let link = Link::new(socket);
         assert_eq!(link.silence(), Duration::ZERO);
         std::thread::scope(|scope| {
-            let command = scope.spawn(|| link.send_batch(Op::Freeze, &[]));
+            let command = scope.spawn(|| link.command(Op::Freeze, &[]));
             let mut buffer = [0; MAX_MESSAGE];
             let received = guest.recv(&mut buffer).expect("receive");
             assert!(matches!(received, Received::Message { .. }));

@@ -26,7 +26,7 @@ mod uffd;
 
 use std::io;
 
-use memvisor_guest_agent::protocol::memory;
+use memvisor_guest_agent::protocol::memory::{self, Ack, MAX_RUNS, Op, Remap};
 use thiserror::Error;
 
 pub use link::Link;
@@ -52,6 +52,8 @@ pub enum EngineError {
         what: &'static str,
         /// At which pages.
         run: GfnRun,
+        /// How many runs before these it has done.
+        done: usize,
         /// What its kernel said; ENOMEM usually means the limit of VMAs.
         #[source]
         source: io::Error,
@@ -115,42 +117,73 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// Which of the two it is.
     fn kind(&self) -> EngineKind;
 
+    /// Has the guest's memory thread execute one command, of at most [`MAX_RUNS`] runs.
+    ///
+    /// # Errors
+    /// [`EngineError::Gone`] or [`EngineError::Protocol`]; the session is over.
+    fn command(&self, op: Op, runs: &[Remap]) -> Result<Ack, EngineError>;
+
     /// Makes accesses to these resident pages wait, so that their content stands still.
     ///
     /// # Errors
     /// [`EngineError`]; some runs may be frozen then.
-    fn freeze(&self, runs: &[GfnRun]) -> Result<(), EngineError>;
+    fn freeze(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        remap(self, Op::Freeze, &plain(runs))
+    }
 
     /// Maps pool frames over frozen pages, or over holes; how many runs were mapped before the guest's kernel
     /// refused one, which is at its limit of VMAs.
     ///
     /// # Errors
     /// [`EngineError`] other than a refusal.
-    fn map_shared(&self, runs: &[SharedRun]) -> Result<usize, EngineError>;
+    fn map_shared(&self, runs: &[SharedRun]) -> Result<usize, EngineError> {
+        let frame_of = |shared: &SharedRun| Remap {
+            run: shared.run,
+            frame: shared.frame.0,
+        };
+        let remaps: Vec<Remap> = runs.iter().map(frame_of).collect();
+        match remap(self, Op::MapShared, &remaps) {
+            Ok(()) => Ok(runs.len()),
+            Err(EngineError::Refused { done, .. }) => Ok(done),
+            Err(error) => Err(error),
+        }
+    }
 
     /// Maps RAM back over shared pages, holes, so that accesses fault.
     ///
     /// # Errors
     /// [`EngineError`].
-    fn map_private(&self, runs: &[GfnRun]) -> Result<(), EngineError>;
+    fn map_private(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        remap(self, Op::MapPrivate, &plain(runs))
+    }
 
     /// Makes accesses to shared pages wait too, reads included.
     ///
     /// # Errors
     /// [`EngineError`]; some runs may be closed then.
-    fn close(&self, runs: &[GfnRun]) -> Result<(), EngineError>;
+    fn close(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        remap(self, Op::Close, &plain(runs))
+    }
 
     /// Lets the guest read shared pages that were closed.
     ///
     /// # Errors
     /// [`EngineError`]; some runs may be open then.
-    fn reveal(&self, runs: &[GfnRun]) -> Result<(), EngineError>;
+    fn reveal(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        remap(self, Op::Reveal, &plain(runs))
+    }
 
     /// Lets the guest access resident pages that were frozen, as far as that saves it mappings.
     ///
     /// # Errors
     /// [`EngineError`]; some runs may be open then.
-    fn thaw(&self, runs: &[GfnRun]) -> Result<(), EngineError>;
+    fn thaw(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
+        match self.kind() {
+            // The next access is a minor fault, which costs no mapping.
+            EngineKind::Uffd => Ok(()),
+            EngineKind::Mprotect => remap(self, Op::Open, &plain(runs)),
+        }
+    }
 
     /// Copies a resident page out of the RAM file.
     fn read(&self, gfn: Gfn, into: &mut PageBuf);
@@ -201,4 +234,54 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// runs; other pages may be among them. Whatever is written from here on is told by the next call.
     /// `false`: the engine does not know, and any page may have been written.
     fn take_written(&self, run: GfnRun, each: &mut dyn FnMut(GfnRun)) -> bool;
+}
+
+fn plain(runs: &[GfnRun]) -> Vec<Remap> {
+    let plain = |run: &GfnRun| Remap {
+        run: *run,
+        frame: 0,
+    };
+    runs.iter().map(plain).collect()
+}
+
+/// Has all `runs` remapped, in as few commands as may be.
+///
+/// # Errors
+/// [`EngineError::Refused`] names the run that failed; with [`EngineError::Gone`] or
+/// [`EngineError::Protocol`] the session is over.
+fn remap(engine: &(impl Engine + ?Sized), op: Op, runs: &[Remap]) -> Result<(), EngineError> {
+    for (number, batch) in runs.chunks(MAX_RUNS).enumerate() {
+        let ack = engine.command(op, batch)?;
+        let done = usize::try_from(ack.done).unwrap_or(usize::MAX);
+        match batch.get(done) {
+            None if ack.errno == 0 && done == batch.len() => {}
+            Some(failed) if ack.errno != 0 => {
+                let errno = i32::try_from(ack.errno).unwrap_or(libc::EIO);
+                return Err(EngineError::Refused {
+                    what: name(op),
+                    run: failed.run,
+                    done: number * MAX_RUNS + done,
+                    source: io::Error::from_raw_os_error(errno),
+                });
+            }
+            _ => {
+                return Err(EngineError::Protocol {
+                    got: format!("{ack:?}"),
+                    seq: ack.seq,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+const fn name(op: Op) -> &'static str {
+    match op {
+        Op::Freeze => "freeze",
+        Op::MapShared => "map shared frames",
+        Op::MapPrivate => "map RAM back",
+        Op::Close => "close",
+        Op::Reveal => "reveal",
+        Op::Open => "open",
+    }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use memvisor_guest_agent::protocol::memory::{Op, Remap};
+use memvisor_guest_agent::protocol::memory::{Ack, Op, Remap};
 
-use super::{Content, Engine, EngineError, EngineKind, Link, Provided, Ram, SharedRun};
+use super::{Content, Engine, EngineError, EngineKind, Link, Provided, Ram};
 use crate::units::{Gfn, GfnRun, PageBuf};
 
 /// What the two engines do differently: how a page gets to the guest.
@@ -45,58 +45,13 @@ impl<P: Provider> ShimEngine<P> {
     }
 }
 
-fn plain(runs: &[GfnRun]) -> Vec<Remap> {
-    runs.iter()
-        .map(|run| Remap {
-            run: *run,
-            frame: 0,
-        })
-        .collect()
-}
-
 impl<P: Provider> Engine for ShimEngine<P> {
     fn kind(&self) -> EngineKind {
         self.provider.kind()
     }
 
-    fn freeze(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        self.link.command(Op::Freeze, &plain(runs))
-    }
-
-    fn map_shared(&self, runs: &[SharedRun]) -> Result<usize, EngineError> {
-        let remap = |shared: &SharedRun| Remap {
-            run: shared.run,
-            frame: shared.frame.0,
-        };
-        let remaps: Vec<Remap> = runs.iter().map(remap).collect();
-        match self.link.command(Op::MapShared, &remaps) {
-            Ok(()) => Ok(runs.len()),
-            Err(EngineError::Refused { run, .. }) => Ok(runs
-                .iter()
-                .position(|shared| shared.run == run)
-                .unwrap_or(0)),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn map_private(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        self.link.command(Op::MapPrivate, &plain(runs))
-    }
-
-    fn close(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        self.link.command(Op::Close, &plain(runs))
-    }
-
-    fn reveal(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        self.link.command(Op::Reveal, &plain(runs))
-    }
-
-    fn thaw(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        match self.kind() {
-            // The next access is a minor fault, which costs no mapping.
-            EngineKind::Uffd => Ok(()),
-            EngineKind::Mprotect => self.link.command(Op::Open, &plain(runs)),
-        }
+    fn command(&self, op: Op, runs: &[Remap]) -> Result<Ack, EngineError> {
+        self.link.command(op, runs)
     }
 
     fn read(&self, gfn: Gfn, into: &mut PageBuf) {

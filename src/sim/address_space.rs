@@ -1,13 +1,14 @@
 //! The memory of one simulated guest: what its page tables and its RAM file are to a real one.
 
-use std::io;
 use std::sync::Arc;
 
-use crate::engine::{Content, Engine, EngineError, EngineKind, Provided, Reply, SharedRun};
-use crate::fault::Access;
+use memvisor_guest_agent::protocol::memory::{Ack, Command, Fault, Op, Remap};
+use memvisor_guest_agent::shim::mapping::{Mapping, execute, obey};
+
+use crate::engine::{Content, Engine, EngineError, EngineKind, Provided, Reply};
 use crate::pool::Pool;
 use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
-use crate::units::{FrameId, Gfn, GfnRun, PageBuf, Pages};
+use crate::units::{FrameId, Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
 
 /// What the guest meets at a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,8 +35,8 @@ impl View {
 pub(super) enum Trap {
     /// The thread waits in the kernel until the page has been woken more often than this.
     Kernel { wakes: u64 },
-    /// The thread is in its signal handler and asks over its channel.
-    Signal(Access),
+    /// The thread is in its signal handler.
+    Signal,
 }
 
 #[derive(Debug)]
@@ -49,7 +50,7 @@ struct Page {
     wakes: u64,
 }
 
-/// No refusal is armed.
+/// What does not come.
 const NEVER: u32 = u32::MAX;
 
 /// See the [module text](super).
@@ -60,12 +61,14 @@ pub(super) struct AddressSpace {
     pages: Mutex<Vec<Page>>,
     /// Runs that the guest's kernel still maps before it refuses one for want of VMAs.
     accepts: AtomicU32,
+    /// How many it refused to threads that had claimed a page.
+    refused: AtomicU32,
     /// Nonzero while the guest gives pages up, which it may do with pages that it can access.
     giving_up: AtomicU32,
     /// Nonzero while the guest has pages attached, whose bytes it does not want.
     attaching: AtomicU32,
-    /// Nonzero: handing pages over fails.
-    dead: AtomicU32,
+    /// Operations that the guest still lives to see.
+    life: AtomicU32,
     /// Whether every fault is a signal.
     signals: bool,
 }
@@ -83,9 +86,10 @@ impl AddressSpace {
             pool,
             pages: Mutex::new((0..pages).map(page).collect()),
             accepts: AtomicU32::new(NEVER),
+            refused: AtomicU32::new(0),
             giving_up: AtomicU32::new(0),
             attaching: AtomicU32::new(0),
-            dead: AtomicU32::new(0),
+            life: AtomicU32::new(NEVER),
             signals,
         }
     }
@@ -108,25 +112,39 @@ impl AddressSpace {
         self.attaching.store(u32::from(attaching), Ordering::SeqCst);
     }
 
-    pub(super) fn set_dead(&self) {
-        self.dead.store(1, Ordering::SeqCst);
+    /// The guest lives to see so many more operations that need it.
+    pub(super) fn die_after(&self, operations: u32) {
+        self.life.store(operations, Ordering::SeqCst);
     }
 
-    fn is_refused(&self) -> bool {
-        match self.accepts.load(Ordering::SeqCst) {
-            NEVER => false,
-            0 => true,
-            left => {
-                self.accepts.store(left - 1, Ordering::SeqCst);
-                false
-            }
-        }
+    /// Whether the guest is dead.
+    pub(super) fn is_dead(&self) -> bool {
+        self.life.load(Ordering::SeqCst) == 0
+    }
+
+    /// How many remappings were refused to threads that had claimed a page.
+    pub(super) fn refused(&self) -> u32 {
+        self.refused.load(Ordering::SeqCst)
+    }
+
+    /// RAM as a thread of the guest maps it.
+    pub(super) const fn mapped_by(&self, who: Who) -> Mapped<'_> {
+        Mapped { space: self, who }
+    }
+
+    /// A faulting thread does what the daemon replied, and says this.
+    pub(super) fn obey(&self, reply: Reply) -> Option<Fault> {
+        obey(&self.mapped_by(Who::Asked), reply)
     }
 
     fn check_alive(&self) -> Result<(), EngineError> {
-        match self.dead.load(Ordering::SeqCst) {
-            0 => Ok(()),
-            _ => Err(EngineError::Gone),
+        match self.life.load(Ordering::SeqCst) {
+            NEVER => Ok(()),
+            0 => Err(EngineError::Gone),
+            left => {
+                self.life.store(left - 1, Ordering::SeqCst);
+                Ok(())
+            }
         }
     }
 
@@ -140,20 +158,25 @@ impl AddressSpace {
         let page = &mut pages[gfn.index()];
         match page.view {
             View::Open => into.copy_from_slice(&page.open_content(gfn).0[at..][..into.len()]),
-            View::Closed => return Err(self.trap(page, Access::Read)),
-            View::ClosedPool(_) => return Err(Trap::Signal(Access::Read)),
+            View::Closed => return Err(self.trap(page)),
+            View::ClosedPool(_) => return Err(Trap::Signal),
             View::Pool(frame) => {
-                assert!(
-                    self.pool.refs(frame) > 0,
-                    "{gfn} maps frame {}, which is free",
-                    frame.0
-                );
-                let mut content = PageBuf::zeroed();
-                self.pool.read(frame, &mut content);
-                into.copy_from_slice(&content.0[at..][..into.len()]);
+                into.copy_from_slice(&self.frame(gfn, frame).0[at..][..into.len()]);
             }
         }
         Ok(())
+    }
+
+    /// What a page reads that maps a frame.
+    fn frame(&self, gfn: Gfn, frame: FrameId) -> PageBuf {
+        let number = frame.0;
+        assert!(
+            self.pool.refs(frame) > 0,
+            "{gfn} maps frame {number}, which is free"
+        );
+        let mut content = PageBuf::zeroed();
+        self.pool.read(frame, &mut content);
+        content
     }
 
     /// The guest writes bytes of a page.
@@ -165,82 +188,17 @@ impl AddressSpace {
                 page.is_armed = false;
                 page.open_content(gfn).0[at..][..from.len()].copy_from_slice(from);
             }
-            View::Closed => return Err(self.trap(page, Access::Write)),
-            View::Pool(_) | View::ClosedPool(_) => return Err(Trap::Signal(Access::Write)),
+            View::Closed => return Err(self.trap(page)),
+            View::Pool(_) | View::ClosedPool(_) => return Err(Trap::Signal),
         }
         Ok(())
     }
 
-    fn trap(&self, page: &Page, access: Access) -> Trap {
+    fn trap(&self, page: &Page) -> Trap {
         match self.kind {
             EngineKind::Uffd if !self.signals => Trap::Kernel { wakes: page.wakes },
-            EngineKind::Uffd | EngineKind::Mprotect => Trap::Signal(access),
+            EngineKind::Uffd | EngineKind::Mprotect => Trap::Signal,
         }
-    }
-
-    /// The faulting thread does what the daemon replied.
-    pub(super) fn apply(&self, reply: Reply) {
-        let (run, from_pool) = match reply {
-            Reply::Retry => return,
-            Reply::Open(run) => (run, false),
-            Reply::Private(run) => (run, true),
-            Reply::Reveal(run) => return self.open_frames(run),
-            Reply::Attached(_) => panic!("{reply:?} answers a fault"),
-        };
-        for gfn in run.iter() {
-            let page = &mut self.pages()[gfn.index()];
-            if self.check_alive().is_err() {
-                // The whole of it, whatever is where.
-                page.content = None;
-                continue;
-            }
-            assert!(page.content.is_some(), "{gfn} is opened as a hole");
-            assert_eq!(
-                page.view.is_pool(),
-                from_pool,
-                "{reply:?} while {gfn} is {:?}",
-                page.view
-            );
-            page.view = View::Open;
-            page.is_armed &= !from_pool;
-        }
-    }
-
-    fn open_frames(&self, run: GfnRun) {
-        for gfn in run.iter() {
-            let page = &mut self.pages()[gfn.index()];
-            page.view = match page.view {
-                View::ClosedPool(frame) | View::Pool(frame) => View::Pool(frame),
-                view => panic!("{gfn} is {view:?} and is revealed"),
-            };
-        }
-    }
-
-    /// A thread puts the content of a page that it has claimed in place.
-    pub(super) fn install(&self, gfn: Gfn, content: PageBuf) {
-        let page = &mut self.pages()[gfn.index()];
-        assert_eq!(page.view, View::Closed, "{gfn} is brought and was there");
-        page.fill(gfn, content);
-        page.view = View::Open;
-    }
-
-    /// A thread gives a shared page that it has claimed a copy of its own.
-    pub(super) fn break_shared(&self, gfn: Gfn) {
-        let page = &mut self.pages()[gfn.index()];
-        let View::Pool(frame) = page.view else {
-            panic!("{gfn} is {:?} and is broken by its guest", page.view);
-        };
-        assert!(self.pool.refs(frame) > 0, "{gfn} is a copy of a free frame");
-        let mut content = PageBuf::zeroed();
-        self.pool.read(frame, &mut content);
-        page.fill(gfn, content);
-    }
-
-    /// The thread that gave a shared page a copy maps it.
-    pub(super) fn map_copy(&self, gfn: Gfn) {
-        let page = &mut self.pages()[gfn.index()];
-        assert!(page.view.is_pool() && page.content.is_some(), "{gfn}");
-        page.view = View::Open;
     }
 
     /// The guest's kernel drops its mapping of a page that it has, as it does when it moves or swaps
@@ -286,11 +244,169 @@ impl Page {
     }
 }
 
-fn refused(what: &'static str, run: GfnRun) -> EngineError {
-    EngineError::Refused {
-        what,
-        run,
-        source: io::Error::from_raw_os_error(libc::ENOMEM),
+/// Which thread of the guest remaps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Who {
+    /// The memory thread, which may be refused what takes VMAs.
+    MemoryThread,
+    /// A thread that has claimed a page; the same.
+    Claimer,
+    /// A thread that does what the daemon said; that it be refused ends its VM, so it never is.
+    Asked,
+}
+
+/// The mapping of RAM as one thread of the guest changes it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mapped<'a> {
+    space: &'a AddressSpace,
+    who: Who,
+}
+
+impl Mapped<'_> {
+    /// The guest's kernel may have no VMA for this.
+    fn take_vma(&self) -> Result<(), i32> {
+        let space = self.space;
+        match space.accepts.load(Ordering::SeqCst) {
+            _ if self.who == Who::Asked => Ok(()),
+            NEVER => Ok(()),
+            0 => {
+                if self.who == Who::Claimer {
+                    space.refused.fetch_add(1, Ordering::SeqCst);
+                }
+                Err(libc::ENOMEM)
+            }
+            left => {
+                space.accepts.store(left - 1, Ordering::SeqCst);
+                Ok(())
+            }
+        }
+    }
+
+    /// Does something with each page of a run; a model may switch tasks before each.
+    fn each(&self, run: GfnRun, mut change: impl FnMut(Gfn, &mut Page)) -> Result<(), i32> {
+        for gfn in run.iter() {
+            change(gfn, &mut self.space.pages()[gfn.index()]);
+        }
+        Ok(())
+    }
+}
+
+/// The contract of the engines: each step is one that is allowed with the page as it is.
+impl Mapping for Mapped<'_> {
+    fn pages(&self) -> u32 {
+        u32::try_from(self.space.pages().len()).expect("a few")
+    }
+
+    fn freeze(&self, run: GfnRun) -> Result<(), i32> {
+        // Dropping page-table entries takes no VMA, so with userfaultfd nothing is refused.
+        if self.space.kind == EngineKind::Mprotect {
+            self.take_vma()?;
+        }
+        self.each(run, |gfn, page| {
+            assert!(page.content.is_some(), "{gfn} is frozen as a hole");
+            assert!(!page.view.is_pool(), "{gfn} is frozen while it is shared");
+            page.view = View::Closed;
+        })
+    }
+
+    fn open(&self, run: GfnRun) -> Result<(), i32> {
+        self.take_vma()?;
+        self.each(run, |gfn, page| {
+            assert!(page.content.is_some(), "{gfn} is opened as a hole");
+            assert!(!page.view.is_pool(), "{gfn} is opened while it is shared");
+            page.view = View::Open;
+        })
+    }
+
+    fn close(&self, run: GfnRun) -> Result<(), i32> {
+        self.take_vma()?;
+        self.each(run, |gfn, page| {
+            page.view = match page.view {
+                View::Pool(frame) => View::ClosedPool(frame),
+                view => panic!("{gfn} is {view:?} and is closed"),
+            };
+        })
+    }
+
+    fn reveal(&self, run: GfnRun) -> Result<(), i32> {
+        self.take_vma()?;
+        self.each(run, |gfn, page| {
+            page.view = match page.view {
+                View::ClosedPool(frame) | View::Pool(frame) => View::Pool(frame),
+                view => panic!("{gfn} is {view:?} and is revealed"),
+            };
+        })
+    }
+
+    fn map_shared(&self, run: GfnRun, first: u32) -> Result<(), i32> {
+        self.take_vma()?;
+        let pool = &self.space.pool;
+        let is_wanted = self.space.attaching.load(Ordering::SeqCst) == 0;
+        let mut content = PageBuf::zeroed();
+        let mut frames = (first..).map(FrameId);
+        self.each(run, |gfn, page| {
+            let frame = frames.next().expect("as many as pages");
+            let number = frame.0;
+            assert_eq!(page.view, View::Closed, "{gfn} is shared and not frozen");
+            assert!(
+                pool.refs(frame) > 0,
+                "{gfn} is mapped to frame {number}, which is free"
+            );
+            pool.read(frame, &mut content);
+            assert!(
+                page.content.as_deref() == Some(&content) || !is_wanted,
+                "{gfn} is mapped to frame {number} of other bytes"
+            );
+            page.view = View::Pool(frame);
+            page.is_armed = false;
+        })
+    }
+
+    fn map_private(&self, run: GfnRun) -> Result<(), i32> {
+        self.each(run, |gfn, page| {
+            assert!(
+                page.view.is_pool(),
+                "{gfn} gets RAM back and was not shared"
+            );
+            page.view = View::Closed;
+        })
+    }
+
+    fn map_present(&self, run: GfnRun) -> Result<(), i32> {
+        self.take_vma()?;
+        self.each(run, |gfn, page| {
+            assert!(page.content.is_some(), "{gfn} gets a hole for its frame");
+            assert!(
+                page.view.is_pool(),
+                "{gfn} gets RAM back and was not shared"
+            );
+            page.view = View::Open;
+            page.is_armed = false;
+        })
+    }
+
+    fn install(&self, gfn: Gfn, content: &[u8; PAGE_SIZE]) -> Result<(), i32> {
+        self.each(GfnRun::single(gfn), |gfn, page| {
+            assert_eq!(page.view, View::Closed, "{gfn} is brought and was there");
+            page.fill(gfn, PageBuf(*content));
+            page.view = View::Open;
+        })
+    }
+
+    fn copy_to_ram(&self, gfn: Gfn) -> Result<(), i32> {
+        self.each(GfnRun::single(gfn), |gfn, page| {
+            let View::Pool(frame) = page.view else {
+                panic!("{gfn} is {:?} and is broken by its guest", page.view);
+            };
+            page.fill(gfn, self.space.frame(gfn, frame));
+        })
+    }
+
+    fn punch(&self, run: GfnRun) -> Result<(), i32> {
+        self.each(run, |gfn, page| {
+            assert!(page.view.is_pool(), "{gfn} is punched by its guest");
+            page.content = None;
+        })
     }
 }
 
@@ -299,104 +415,11 @@ impl Engine for Arc<AddressSpace> {
         self.kind
     }
 
-    fn freeze(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        for run in runs {
-            // Dropping page-table entries takes no VMA, so with userfaultfd nothing is refused.
-            if self.kind == EngineKind::Mprotect && self.is_refused() {
-                return Err(refused("freeze", *run));
-            }
-            for gfn in run.iter() {
-                let page = &mut self.pages()[gfn.index()];
-                assert!(page.content.is_some(), "{gfn} is frozen as a hole");
-                assert!(!page.view.is_pool(), "{gfn} is frozen while it is shared");
-                page.view = View::Closed;
-            }
-        }
-        Ok(())
-    }
-
-    fn map_shared(&self, runs: &[SharedRun]) -> Result<usize, EngineError> {
-        let mut content = PageBuf::zeroed();
-        let is_wanted = self.attaching.load(Ordering::SeqCst) == 0;
-        for (done, SharedRun { run, frame: first }) in runs.iter().enumerate() {
-            if self.is_refused() {
-                return Ok(done);
-            }
-            for (gfn, frame) in run.iter().zip((first.0..).map(FrameId)) {
-                let page = &mut self.pages()[gfn.index()];
-                assert_eq!(page.view, View::Closed, "{gfn} is shared and not frozen");
-                assert!(
-                    self.pool.refs(frame) > 0,
-                    "{gfn} is mapped to frame {}, which is free",
-                    frame.0
-                );
-                self.pool.read(frame, &mut content);
-                assert!(
-                    page.content.as_deref() == Some(&content) || !is_wanted,
-                    "{gfn} is mapped to frame {} of other bytes",
-                    frame.0
-                );
-                page.view = View::Pool(frame);
-                page.is_armed = false;
-            }
-        }
-        Ok(runs.len())
-    }
-
-    fn map_private(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        for gfn in runs.iter().flat_map(|run| run.iter()) {
-            let page = &mut self.pages()[gfn.index()];
-            assert!(
-                page.view.is_pool(),
-                "{gfn} gets RAM back and was not shared"
-            );
-            page.view = View::Closed;
-        }
-        Ok(())
-    }
-
-    fn close(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        for run in runs {
-            if self.is_refused() {
-                return Err(refused("close", *run));
-            }
-            for gfn in run.iter() {
-                let page = &mut self.pages()[gfn.index()];
-                page.view = match page.view {
-                    View::Pool(frame) => View::ClosedPool(frame),
-                    view => panic!("{gfn} is {view:?} and is closed"),
-                };
-            }
-        }
-        Ok(())
-    }
-
-    fn reveal(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        for run in runs {
-            if self.is_refused() {
-                return Err(refused("reveal", *run));
-            }
-            self.open_frames(*run);
-        }
-        Ok(())
-    }
-
-    fn thaw(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        if self.kind == EngineKind::Uffd {
-            return Ok(());
-        }
-        for run in runs {
-            if self.is_refused() {
-                return Err(refused("thaw", *run));
-            }
-            for gfn in run.iter() {
-                let page = &mut self.pages()[gfn.index()];
-                assert!(page.content.is_some(), "{gfn} is thawed as a hole");
-                assert!(!page.view.is_pool(), "{gfn} is thawed while it is shared");
-                page.view = View::Open;
-            }
-        }
-        Ok(())
+    fn command(&self, op: Op, runs: &[Remap]) -> Result<Ack, EngineError> {
+        self.check_alive()?;
+        let (seq, runs) = (0, runs.to_vec());
+        let command = Command { seq, op, runs };
+        Ok(execute(&self.mapped_by(Who::MemoryThread), &command))
     }
 
     fn prefetch(&self, _gfn: Gfn) {}
@@ -420,11 +443,6 @@ impl Engine for Arc<AddressSpace> {
             self.kind == EngineKind::Uffd && self.giving_up.load(Ordering::SeqCst) != 0;
         for gfn in run.iter() {
             let page = &mut self.pages()[gfn.index()];
-            if self.check_alive().is_err() {
-                // The whole of it, whatever is where.
-                page.content = None;
-                continue;
-            }
             assert!(page.content.is_some(), "{gfn} is punched and is a hole");
             if page.view == View::Open {
                 assert!(may_be_open, "{gfn} is punched while the guest can write it");

@@ -45,7 +45,13 @@ fn prologue(kind: EngineKind) -> (Host, [Guest; 2]) {
         }
         guest
     });
-    (host, guests)
+    let [first, mut second] = guests;
+    // It leaves hints, so that the other finds pages like its own.
+    for _ in 0..2 {
+        let found = second.scanner.scan(&second.vm, &*host.peers, PAGES);
+        found.expect("it lives");
+    }
+    (host, [first, second])
 }
 
 fn write(guest: &mut Guest, gfn: u32, page: PageBuf) {
@@ -62,8 +68,8 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
         guest.scanner.follow(&vm, &*host.peers, nudged)?;
     }
     guest.sampler.next_period(&vm)?;
-    for means in [Means::ALL; 4] {
-        guest.evictor.evict(&vm, Pages(5), means)?;
+    for _ in 0..8 {
+        guest.evictor.evict(&vm, Pages(3), Means::ALL)?;
     }
     guest.sampler.next_period(&vm)?;
     let (pages, source) = (GfnRun::new(Gfn(0), 3), Gfn(12));
@@ -97,9 +103,9 @@ fn read_all(guest: &mut Guest) {
 /// A guest that dies after so many steps leaves nothing, and the other keeps every byte. Whether it died.
 pub(super) fn die_after(kind: EngineKind, steps: u32) -> bool {
     let (host, [mut doomed, mut other]) = prologue(kind);
-    doomed.life.end_after(steps);
+    doomed.space.die_after(steps);
     let told = story(&host, &mut doomed);
-    let is_dead = doomed.life.is_over();
+    let is_dead = doomed.space.is_dead();
     assert!(is_dead || told.is_ok(), "{told:?}");
     host.bury(doomed);
     host.check(&[&other]);
@@ -116,7 +122,7 @@ fn guest_that_dies_at_any_step_leaves_nothing_and_takes_nothing_along() {
     for kind in KINDS {
         let lived = (0..ENDLESS).find(|steps| !die_after(kind, *steps));
         let steps = lived.expect("the story ends");
-        assert!(steps > 15, "only {steps} steps in {kind:?}");
+        assert!(steps > 10, "only {steps} steps in {kind:?}");
     }
 }
 

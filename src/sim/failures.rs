@@ -1,6 +1,7 @@
 //! What fails around the core: disks, memory, VMAs, guests. Each costs what it must and no more.
 
 use memvisor_guest_agent::protocol::balloon::PageStatus;
+use memvisor_guest_agent::protocol::memory::Fault;
 use nix::errno::Errno;
 
 use super::{Guest, Host, Op, Spec, View};
@@ -524,7 +525,7 @@ fn guest_that_dies_in_a_fault_costs_nothing_afterwards() {
         guest.write(5, noise(5));
         assert_eq!(guest.evict(1), 1);
         let used = host.budget.used();
-        guest.space.set_dead();
+        guest.space.die_after(0);
         for (gfn, access) in [(0, Access::Write), (5, Access::Any), (9, Access::Any)] {
             let error = resolve(&guest.vm, Gfn(gfn), access, 0).expect_err("it is dead");
             let FaultError::Engine { gfn: named, source } = error else {
@@ -550,7 +551,7 @@ fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
     assert_eq!(reply, Reply::Private(GfnRun::new(Gfn(2), 1)));
     guest.threads[0].begin(Gfn(2), Op::Write(Box::new(noise(8))));
     assert!(!guest.drive(0));
-    guest.space.apply(reply);
+    assert_eq!(guest.space.obey(reply), Some(Fault::Done(0)));
     complete(&guest.vm, pending);
     assert!(guest.drive(0), "the bell rang");
     end(&host, guest);

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
 
+use super::address_space::Who;
+use super::words::{SimTable, Sleeper};
 use super::{AddressSpace, Claims, Line, Trap};
-use memvisor_guest_agent::protocol::claims::{Attempt, Claim, State};
 use memvisor_guest_agent::protocol::memory::Fault;
+use memvisor_guest_agent::shim::inline::{Inline, Step, Work};
 
-use crate::engine::Reply;
-use crate::fault::Access;
 use crate::units::{Gfn, PAGE_SIZE, PageBuf};
 use crate::vm::Vm;
 
@@ -61,9 +61,9 @@ struct Running {
 enum Wait {
     Nothing,
     /// It has claimed a page and looks away for a moment.
-    Claimed(Claim, State),
+    Claimed(Work),
     /// Another thread has claimed the page.
-    Claim(Gfn),
+    Asleep(Sleeper),
     Kernel {
         gfn: Gfn,
         wakes: u64,
@@ -142,7 +142,7 @@ impl GuestThread {
 
     /// Whether it waits for nobody.
     pub(super) const fn can_go_on(&self) -> bool {
-        matches!(self.wait, Wait::Nothing | Wait::Claimed(..))
+        matches!(self.wait, Wait::Nothing | Wait::Claimed(_))
     }
 
     /// The page that the thread is at.
@@ -152,7 +152,9 @@ impl GuestThread {
 
     /// Goes on as far as possible; `true`: the thread has nothing to do any more.
     pub(super) fn poll(&mut self) -> bool {
-        if self.is_waiting() {
+        let wait = std::mem::replace(&mut self.wait, Wait::Nothing);
+        self.wait = self.go_on(wait);
+        if !matches!(self.wait, Wait::Nothing) {
             return false;
         }
         while let Some(mut running) = self.running.take() {
@@ -160,8 +162,8 @@ impl GuestThread {
                 Ok(()) if running.at == PAGE_SIZE => {}
                 Ok(()) => self.running = Some(running),
                 Err(trap) => {
-                    self.fault(running.gfn, trap);
                     self.running = Some(running);
+                    self.wait = self.fault(trap);
                     return false;
                 }
             }
@@ -169,101 +171,83 @@ impl GuestThread {
         true
     }
 
-    fn is_waiting(&mut self) -> bool {
-        match self.wait {
-            Wait::Nothing => {}
-            Wait::Kernel { gfn, wakes } => {
-                if self.space.wakes(gfn) == wakes {
-                    return true;
-                }
-            }
-            Wait::Claim(gfn) => {
-                if self
-                    .claims
-                    .as_ref()
-                    .is_some_and(|claims| claims.is_taken(gfn))
-                {
-                    return true;
-                }
-            }
-            Wait::Claimed(..) => self.end_claim(),
-            Wait::Reply => match self.line.reply(self.channel) {
-                None => return true,
-                Some(Reply::Retry) => {}
-                Some(reply) => {
-                    self.space.apply(reply);
-                    self.line.send(self.channel, Fault::Done(0));
-                }
-            },
-        }
-        self.wait = Wait::Nothing;
-        false
-    }
-
-    /// Does what was claimed.
-    fn end_claim(&mut self) {
-        let wait = std::mem::replace(&mut self.wait, Wait::Nothing);
-        let (Wait::Claimed(claim, offer), Some(claims)) = (wait, &self.claims) else {
-            return;
+    /// What it waits for now.
+    fn go_on(&self, wait: Wait) -> Wait {
+        let goes_on = match &wait {
+            Wait::Kernel { gfn, wakes } => self.space.wakes(*gfn) != *wakes,
+            Wait::Asleep(sleeper) => !self.inline().table().is_asleep(sleeper),
+            Wait::Nothing | Wait::Claimed(_) | Wait::Reply => true,
         };
-        let gfn = claim.gfn();
-        if offer == State::Zip {
-            self.space.install(gfn, claims.decompress(&claim));
-        } else {
-            self.space.break_shared(gfn);
-            self.space.map_copy(gfn);
-        }
-        claims.claimer().done(claim);
-    }
-
-    /// Serves a fault without the daemon, as far as that is offered; whether it need not be asked.
-    fn serve(&mut self, gfn: Gfn, access: Access) -> bool {
-        let Some(claims) = &self.claims else {
-            return false;
-        };
-        let claimer = claims.claimer();
-        let offer = claimer.look(gfn);
-        match offer {
-            State::Frame if access == Access::Read => return true,
-            State::Frame if !claimer.may_break() => return false,
-            State::Zip | State::Frame => {}
-            State::Taken { .. } => {
-                self.wait = Wait::Claim(gfn);
-                return true;
+        match wait {
+            _ if !goes_on => wait,
+            Wait::Claimed(work) => {
+                let map = self.space.mapped_by(Who::Claimer);
+                self.step(self.inline().go_on(&map, work))
             }
-            State::None | State::Done { .. } => return false,
-        }
-        match claimer.claim(gfn, offer) {
-            Attempt::Claimed(claim) => {
-                if claimer.should_tell(&claim) {
-                    self.line.send(self.channel, Fault::Credits);
+            Wait::Reply => {
+                let Some(reply) = self.line.reply(self.channel) else {
+                    return Wait::Reply;
+                };
+                if let Some(done) = self.space.obey(reply) {
+                    self.say(done);
                 }
-                self.wait = Wait::Claimed(claim, offer);
-                true
+                Wait::Nothing
             }
-            Attempt::NoCredit => false,
-            Attempt::Changed => true,
+            Wait::Nothing | Wait::Asleep(_) | Wait::Kernel { .. } => Wait::Nothing,
         }
     }
 
-    fn fault(&mut self, gfn: Gfn, trap: Trap) {
-        if let Trap::Signal(access) = trap
-            && self.serve(gfn, access)
-        {
-            return;
-        }
-        self.wait = match trap {
-            Trap::Kernel { wakes } => {
+    /// What it waits for after an access that did not go through.
+    fn fault(&self, trap: Trap) -> Wait {
+        let gfn = self.at().expect("it is at a page");
+        match (trap, &self.claims) {
+            (Trap::Kernel { wakes }, _) => {
                 self.line.fault(gfn);
                 Wait::Kernel { gfn, wakes }
             }
-            Trap::Signal(access) => {
-                let is_write = access == Access::Write;
-                let fault = if is_write { Fault::Write } else { Fault::Read };
-                self.line.send(self.channel, fault(gfn));
+            (Trap::Signal, None) => self.step(Step::Ask),
+            (Trap::Signal, Some(inline)) => {
+                let write = matches!(self.question(), Fault::Write(_));
+                self.step(inline.begin(gfn, write))
+            }
+        }
+    }
+
+    /// The driver of the signal handler.
+    fn step(&self, step: Step) -> Wait {
+        match step {
+            Step::Claimed(work) => Wait::Claimed(work),
+            Step::Sleep { at, word } => {
+                let sleeper = self.inline().table().sleep(at, word);
+                sleeper.map_or(Wait::Nothing, Wait::Asleep)
+            }
+            Step::Access => Wait::Nothing,
+            Step::Tell => {
+                self.say(Fault::Credits);
+                Wait::Nothing
+            }
+            Step::Ask => {
+                self.say(self.question());
                 Wait::Reply
             }
-        };
+        }
+    }
+
+    fn inline(&self) -> &Inline<SimTable> {
+        self.claims.as_ref().expect("only such a guest claims")
+    }
+
+    /// What it asks about its page.
+    fn question(&self) -> Fault {
+        let Running { gfn, op, .. } = self.running.as_ref().expect("it is at a page");
+        match op {
+            Op::Read => Fault::Read(*gfn),
+            Op::Write(_) => Fault::Write(*gfn),
+        }
+    }
+
+    fn say(&self, fault: Fault) {
+        self.line.send(self.channel, fault);
     }
 
     fn access(&self, running: &mut Running) -> Result<(), Trap> {

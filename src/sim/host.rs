@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::mortal::{Life, Mortal};
+use super::words;
 use super::{AddressSpace, Claims, FaultThread, GuestThread, Line, Memory, SimDisk, View};
 use crate::compress::ZipCache;
 use crate::engine::EngineKind;
@@ -72,7 +72,6 @@ pub(super) struct Guest {
     pub(super) salt: usize,
     pub(super) space: Arc<AddressSpace>,
     pub(super) disk: Arc<SimDisk>,
-    pub(super) life: Arc<Life>,
     pub(super) memory: Memory,
     pub(super) claims: Option<Claims>,
     pub(super) threads: Vec<GuestThread>,
@@ -120,23 +119,20 @@ impl Host {
         let space = Arc::new(space);
         let disk = Arc::new(SimDisk::default());
         let zip = ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd");
-        let claims = spec.inline.then(|| Claims::new(spec.pages, &zip));
+        let claims = spec.inline.then(|| words::share(spec.pages, &zip));
         let parts = Parts {
             budget: Arc::clone(&self.budget),
             pool,
-            words: claims.as_ref().map(|claims| Arc::clone(&claims.words) as _),
+            words: claims
+                .as_ref()
+                .map(|claims| Arc::new(claims.table().clone()) as _),
             zip,
             swap: SwapFile::over(Arc::clone(&disk) as _, spec.swap_slots, spec.pages),
             parking: Arc::new(Parking::new().expect("an eventfd")),
             vma_budget: spec.vma_budget,
         };
         self.budget.register(&parts.parking);
-        let life = Arc::new(Life::default());
-        let engine = Mortal {
-            engine: Arc::clone(&space),
-            life: Arc::clone(&life),
-        };
-        let vm = Arc::new(Vm::new(id, params, Box::new(engine), parts));
+        let vm = Arc::new(Vm::new(id, params, Box::new(Arc::clone(&space)), parts));
         self.peers.vms.lock().insert(id, Arc::clone(&vm));
         let line = Arc::new(Line::default());
         let memory = Memory::new(spec.pages);
@@ -156,7 +152,6 @@ impl Host {
             vm,
             space,
             disk,
-            life,
             memory,
         })
     }
@@ -166,7 +161,7 @@ impl Host {
         self.peers.vms.lock().remove(&guest.vm.id);
         self.peers.nudges.lock().remove(&guest.vm.id);
         guest.faults.end();
-        guest.space.set_dead();
+        guest.space.die_after(0);
         guest.vm.tear_down();
     }
 
@@ -242,7 +237,7 @@ impl Guest {
     pub(super) fn is_taken(&self, gfn: Gfn) -> bool {
         self.claims
             .as_ref()
-            .is_some_and(|claims| claims.is_taken(gfn))
+            .is_some_and(|claims| claims.table().is_taken(gfn))
     }
 
     fn frames(&self) -> impl Iterator<Item = FrameId> {
@@ -265,6 +260,12 @@ impl Guest {
         for (gfn, home) in self.homes() {
             self.check_page(gfn, home);
         }
+        let given_up = self.claims.as_ref().map_or(0, |it| it.table().given_up());
+        assert_eq!(
+            given_up,
+            self.space.refused(),
+            "claims given up, and refused"
+        );
         let zip = vm.zip.lock();
         assert_eq!(zip.stored().0, counts[4], "pages in the cache");
         let allocated = zip.allocated().expect("fstat works");
@@ -344,11 +345,7 @@ impl Guest {
                 self.turn();
                 return true;
             }
-            let served = self.turn();
-            if !served && !self.threads[thread].poll() {
-                if self.threads[thread].can_go_on() {
-                    continue;
-                }
+            if !self.turn() && !self.threads[thread].can_go_on() {
                 self.check_waits(thread);
                 return false;
             }

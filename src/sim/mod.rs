@@ -26,7 +26,6 @@ mod fault_thread;
 mod guest;
 mod host;
 mod interleaving;
-mod mortal;
 mod neighbours;
 mod races;
 mod random_steps;

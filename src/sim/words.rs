@@ -1,73 +1,107 @@
 //! What a simulated guest that serves some of its faults itself shares with the daemon.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use memvisor_guest_agent::protocol::claims::{Claim, Claimer, State, Words};
-use memvisor_guest_agent::protocol::payload;
+use memvisor_guest_agent::protocol::claims::{self, Claimer, State, Words};
+use memvisor_guest_agent::shim::inline::{Inline, Table};
 
 use crate::compress::ZipCache;
-use crate::sync::{AtomicU32, Ordering};
-use crate::units::{Gfn, PAGE_SIZE, PageBuf};
+use crate::sync::{AtomicU32, Mutex, Ordering};
+use crate::units::Gfn;
+
+/// What the threads of the guest share.
+pub(super) type Claims = Arc<Inline<SimTable>>;
 
 /// The claim table: each access is a point where a model may switch tasks.
-#[derive(Debug)]
-pub(super) struct SimWords(Vec<AtomicU32>);
+#[derive(Clone, Debug)]
+pub(super) struct SimTable(Arc<Shared>);
 
-impl Words for SimWords {
+#[derive(Debug)]
+struct Shared {
+    words: Vec<AtomicU32>,
+    /// How often those who sleep at a word have been woken.
+    wakes: Mutex<HashMap<u32, u32>>,
+    /// How many claims were given up.
+    given_up: AtomicU32,
+}
+
+/// A thread that sleeps at a word of the table.
+#[derive(Debug)]
+pub(super) struct Sleeper {
+    at: u32,
+    wakes: u32,
+}
+
+/// The table of a guest of so many pages, and the arena of its cache.
+pub(super) fn share(pages: u32, zip: &ZipCache) -> Claims {
+    let words = (0..claims::words(pages)).map(|_| AtomicU32::new(0));
+    let table = SimTable(Arc::new(Shared {
+        words: words.collect(),
+        wakes: Mutex::default(),
+        given_up: AtomicU32::new(0),
+    }));
+    let arena = zip.read_only_fd().expect("/proc is there");
+    Arc::new(Inline::new(table, File::from(arena), zip.arena_pages()))
+}
+
+impl SimTable {
+    /// Whether a thread of the guest has the page.
+    pub(super) fn is_taken(&self, gfn: Gfn) -> bool {
+        matches!(Claimer::new(self).look(gfn), State::Taken { .. })
+    }
+
+    /// How many claims were given up.
+    pub(super) fn given_up(&self) -> u32 {
+        self.0.given_up.load(Ordering::SeqCst)
+    }
+
+    /// As `futex(2)` does: falls asleep unless the word has changed by now.
+    pub(super) fn sleep(&self, at: u32, word: u32) -> Option<Sleeper> {
+        let wakes = self.0.wakes.lock();
+        let sleeper = Sleeper {
+            at,
+            wakes: wakes.get(&at).copied().unwrap_or_default(),
+        };
+        (self.load(at) == word).then_some(sleeper)
+    }
+
+    /// Whether nobody has woken it.
+    pub(super) fn is_asleep(&self, sleeper: &Sleeper) -> bool {
+        let wakes = self.0.wakes.lock();
+        wakes.get(&sleeper.at).copied().unwrap_or_default() == sleeper.wakes
+    }
+}
+
+impl Words for SimTable {
     fn load(&self, at: u32) -> u32 {
-        self.0[at as usize].load(Ordering::SeqCst)
+        self.0.words[at as usize].load(Ordering::SeqCst)
     }
 
     fn store(&self, at: u32, word: u32) {
-        self.0[at as usize].store(word, Ordering::SeqCst);
+        self.0.words[at as usize].store(word, Ordering::SeqCst);
     }
 
     fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
-        self.0[at as usize].compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst)
-    }
-}
-
-/// The claim table and the arena, as the guest has them.
-#[derive(Clone, Debug)]
-pub(super) struct Claims {
-    pub(super) words: Arc<SimWords>,
-    arena: Arc<File>,
-}
-
-impl Claims {
-    pub(super) fn new(pages: u32, zip: &ZipCache) -> Self {
-        let count = memvisor_guest_agent::protocol::claims::words(pages);
-        let arena = zip.read_only_fd().expect("/proc is there");
-        Self {
-            words: Arc::new(SimWords((0..count).map(|_| AtomicU32::new(0)).collect())),
-            arena: Arc::new(File::from(arena)),
+        let word = &self.0.words[at as usize];
+        let changed = word.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+        let [from, to] = [from, to].map(State::decode);
+        let is_row = at >= claims::HEADER_WORDS && changed.is_ok();
+        if is_row
+            && matches!(
+                (from, to),
+                (Some(State::Taken { .. }), Some(State::Zip | State::Frame))
+            )
+        {
+            self.0.given_up.fetch_add(1, Ordering::SeqCst);
         }
+        changed
     }
+}
 
-    pub(super) fn claimer(&self) -> Claimer<'_, SimWords> {
-        Claimer::new(&*self.words)
-    }
-
-    /// Whether a thread of the guest has the page.
-    pub(super) fn is_taken(&self, gfn: Gfn) -> bool {
-        matches!(self.claimer().look(gfn), State::Taken { .. })
-    }
-
-    /// The content of a page that is claimed in the cache.
-    pub(super) fn decompress(&self, claim: &Claim) -> PageBuf {
-        let place = self.claimer().place(claim);
-        let mut bytes = vec![0; usize::from(place.len)];
-        let at = u64::from(place.page) * PAGE_SIZE as u64 + u64::from(place.at);
-        let read = self.arena.read_exact_at(&mut bytes, at);
-        read.expect("the arena is as long as it was told");
-        let mut page = PageBuf::zeroed();
-        let whole = payload::decompress(&bytes, &mut page.0);
-        let gfn = claim.gfn();
-        assert!(whole, "{gfn} is claimed and gone");
-        let sum = payload::checksum(&page.0);
-        assert_eq!(sum, place.sum, "{gfn} is claimed and has other bytes");
-        page
+impl Table for SimTable {
+    fn wake(&self, at: u32) {
+        *self.0.wakes.lock().entry(at).or_default() += 1;
     }
 }

@@ -203,6 +203,12 @@ impl Claim {
     pub const fn gfn(&self) -> Gfn {
         self.gfn
     }
+
+    /// What was offered: [`State::Zip`] or [`State::Frame`].
+    #[must_use]
+    pub const fn offer(&self) -> State {
+        self.offer
+    }
 }
 
 /// How an attempt to claim a page ended.

@@ -14,10 +14,12 @@ use crate::protocol::{DecodeError, Gfn, GfnRun};
 
 use super::channels::Channels;
 use super::inline::Inline;
+use super::mapping::Mapping as _;
 use super::memory_thread::{self, SessionEnd};
 use super::ram::RamMap;
 use super::segv::{self, Hardware};
 use super::seqpacket::{Received, SeqPacket};
+use super::table::SharedTable;
 use super::{Memory, privacy, uffd};
 
 /// Why a guest could not be powered on.
@@ -155,7 +157,7 @@ pub fn attach(memory_socket: &Path, mut hello: Hello) -> Result<Attached, Attach
     let Ok([ram, pool]) = <[OwnedFd; 2]>::try_from(fds) else {
         return Err(NO_FDS);
     };
-    let inline = inline(pages, &welcome, &shared)?;
+    let inline = inline(pages, &welcome, shared)?;
     let uffd = match (welcome.engine, &inline) {
         (Engine::Uffd, None) => Some(uffd),
         (Engine::Uffd, Some(_)) => Some(uffd::open_for_signals()),
@@ -214,13 +216,19 @@ const NO_FDS: AttachError = AttachError::Order {
 fn inline(
     pages: u32,
     welcome: &Welcome,
-    shared: &[OwnedFd],
-) -> Result<Option<Inline>, AttachError> {
-    match (welcome.arena_pages, shared) {
-        (None, []) => Ok(None),
-        (Some(arena_pages), [claims, arena]) => Inline::new(pages, claims, arena, arena_pages)
-            .map(Some)
-            .map_err(kernel("map the claim table and the compressed pages")),
+    mut shared: Vec<OwnedFd>,
+) -> Result<Option<Inline<SharedTable>>, AttachError> {
+    match (
+        welcome.arena_pages,
+        shared.pop(),
+        shared.pop(),
+        shared.pop(),
+    ) {
+        (None, None, None, None) => Ok(None),
+        (Some(arena_pages), Some(arena), Some(claims), None) => {
+            let table = SharedTable::map(pages, &claims).map_err(kernel("map the claim table"))?;
+            Ok(Some(Inline::new(table, arena.into(), arena_pages)))
+        }
         _ => Err(NO_FDS),
     }
 }

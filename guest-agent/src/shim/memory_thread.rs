@@ -6,8 +6,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::protocol::DecodeError;
-use crate::protocol::memory::{Ack, Command, MAX_MESSAGE, Message, Op};
+use crate::protocol::memory::{Ack, MAX_MESSAGE, Message};
 
+use super::mapping::execute;
 use super::ram::RamMap;
 use super::seqpacket::{Received, SeqPacket};
 
@@ -77,32 +78,6 @@ pub(super) fn receive(socket: &SeqPacket) -> Result<(Message, Vec<OwnedFd>), Ses
     }
 }
 
-fn execute(map: &RamMap, command: &Command) -> Ack {
-    let mut ack = Ack {
-        seq: command.seq,
-        done: 0,
-        errno: 0,
-    };
-    for remap in &command.runs {
-        let result = match command.op {
-            Op::Freeze => map.freeze(remap.run),
-            Op::MapShared => map.map_shared(remap.run, remap.frame),
-            Op::MapPrivate => map.map_private(remap.run),
-            Op::Close => map.close(remap.run),
-            Op::Reveal => map.reveal(remap.run),
-            Op::Open => map.open(remap.run),
-        };
-        match result {
-            Ok(()) => ack.done += 1,
-            Err(errno) => {
-                ack.errno = errno.unsigned_abs();
-                break;
-            }
-        }
-    }
-    ack
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::{AsFd, AsRawFd};
@@ -111,6 +86,7 @@ mod tests {
     use nix::sys::socket::{Shutdown, shutdown};
 
     use super::*;
+    use crate::protocol::memory::{Command, Op};
 
     /// What a shim makes of a host that says `last`, if anything, and hangs up before a command that it
     /// gave is acknowledged.

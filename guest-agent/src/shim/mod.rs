@@ -24,12 +24,14 @@ mod attach;
 mod channels;
 mod doorbell;
 mod fds;
-mod inline;
+pub mod inline;
+pub mod mapping;
 mod memory_thread;
 pub mod privacy;
 mod ram;
 mod segv;
 mod seqpacket;
+mod table;
 pub mod uffd;
 
 pub use attach::{AttachError, Attached, Ram, attach};

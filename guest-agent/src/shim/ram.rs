@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use crate::protocol::memory::Engine;
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
-use super::uffd::Userfault;
+use super::mapping::Mapping;
+use super::uffd::{self, Userfault};
 
 /// The one linear mapping of guest RAM, and what is needed to remap parts of it.
 ///
@@ -113,113 +114,9 @@ impl RamMap {
         Ok((address as *mut libc::c_void, run.count as usize * PAGE_SIZE))
     }
 
-    /// Makes accesses wait for the daemon; the content stays in the file.
-    pub(super) fn freeze(&self, run: GfnRun) -> Result<(), i32> {
-        let (address, len) = self.range(run)?;
-        let done = match self.engine() {
-            // SAFETY: the range is page aligned and inside the RAM mapping (`range`). On a shared
-            // mapping this drops page-table entries only; the content stays in the memfd, and the
-            // next access is a minor fault that waits for the daemon.
-            Engine::Uffd => unsafe { libc::madvise(address, len, libc::MADV_DONTNEED) },
-            // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which belongs
-            // to the shim; accesses by the guest raise SIGSEGV, which our handler serves.
-            Engine::Mprotect => unsafe { libc::mprotect(address, len, libc::PROT_NONE) },
-        };
-        check(done)
-    }
-
-    /// Allows reading and writing of present RAM pages (mprotect engine).
-    pub(super) fn open(&self, run: GfnRun) -> Result<(), i32> {
-        let (address, len) = self.range(run)?;
-        // SAFETY: the range is page aligned and inside the RAM mapping (`range`); the daemon says
-        // this only of pages whose content is in place.
-        check(unsafe { libc::mprotect(address, len, libc::PROT_READ | libc::PROT_WRITE) })
-    }
-
-    /// Allows no access to frames of the pool that are mapped.
-    pub(super) fn close(&self, run: GfnRun) -> Result<(), i32> {
-        let (address, len) = self.range(run)?;
-        // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which belongs to the
-        // shim; accesses by the guest raise SIGSEGV, which our handler serves.
-        check(unsafe { libc::mprotect(address, len, libc::PROT_NONE) })
-    }
-
-    /// Allows reading of frames of the pool that are mapped.
-    pub(super) fn reveal(&self, run: GfnRun) -> Result<(), i32> {
-        let (address, len) = self.range(run)?;
-        // SAFETY: as in `close`; only reading is allowed, and writes raise SIGSEGV as before.
-        check(unsafe { libc::mprotect(address, len, libc::PROT_READ) })
-    }
-
-    /// Maps frames of the share pool, read-only, over RAM pages.
-    pub(super) fn map_shared(&self, run: GfnRun, frame: u32) -> Result<(), i32> {
-        if u64::from(frame) + u64::from(run.count) > u64::from(self.pool_frames) {
-            return Err(libc::EINVAL);
-        }
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        self.remap(run, libc::PROT_READ, flags, pool.as_fd(), frame)
-    }
-
     /// Takes frames from another pool from now on.
     pub(super) fn set_pool(&self, pool: OwnedFd) {
         *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = pool;
-    }
-
-    /// Maps RAM back over a run so that accesses fault to the daemon first.
-    pub(super) fn map_private(&self, run: GfnRun) -> Result<(), i32> {
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        match &self.uffd {
-            None => self.remap(run, libc::PROT_NONE, flags, self.ram.as_fd(), run.start.0),
-            Some(uffd) => {
-                // Closed first: between mapping and registering, an access would allocate a page
-                // behind the daemon's back. Without access it raises SIGSEGV, and the handler's
-                // question waits at the locked page.
-                self.remap(run, libc::PROT_NONE, flags, self.ram.as_fd(), run.start.0)?;
-                let (address, len) = self.range(run)?;
-                uffd.register(address as usize, len)?;
-                self.open(run)
-            }
-        }
-    }
-
-    /// Maps RAM back over a run whose content the daemon has put into RAM already.
-    pub(super) fn map_present(&self, run: GfnRun) -> Result<(), i32> {
-        // Present pages are mapped at once, which saves a minor fault for each.
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        self.remap(run, protection, flags, self.ram.as_fd(), run.start.0)?;
-        let Some(uffd) = &self.uffd else {
-            return Ok(());
-        };
-        let (address, len) = self.range(run)?;
-        uffd.register(address as usize, len)
-    }
-
-    /// Copies what a page reads now, a frame that is mapped there, to the page's place in RAM, a hole.
-    /// Async-signal-safe.
-    pub(super) fn copy_to_ram(&self, gfn: Gfn) -> Result<(), i32> {
-        let (address, len) = self.range(GfnRun::single(gfn))?;
-        let offset = i64::try_from(gfn.offset()).map_err(|_| libc::EINVAL)?;
-        // SAFETY: the range is one page inside the RAM mapping (`range`), from which the kernel reads on
-        // its own: a page that cannot be read is EFAULT. The file is open; nobody maps its hole.
-        let written = unsafe { libc::pwrite(self.ram.as_raw_fd(), address, len, offset) };
-        match usize::try_from(written) {
-            Ok(written) if written == len => Ok(()),
-            Ok(_) => Err(libc::EIO),
-            Err(_) => Err(nix::errno::Errno::last_raw()),
-        }
-    }
-
-    /// Gives the memory of RAM pages back. Async-signal-safe.
-    pub(super) fn punch(&self, run: GfnRun) -> Result<(), i32> {
-        let (_, len) = self.range(run)?;
-        let offset = i64::try_from(run.start.offset()).map_err(|_| libc::EINVAL)?;
-        let len = i64::try_from(len).map_err(|_| libc::EINVAL)?;
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: the call takes its arguments by value and touches no memory of this process but the
-        // mappings of these pages, which the caller has to itself.
-        check(unsafe { libc::fallocate(self.ram.as_raw_fd(), mode, offset, len) })
     }
 
     fn remap(
@@ -251,6 +148,111 @@ impl RamMap {
     }
 }
 
+impl Mapping for RamMap {
+    fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    fn freeze(&self, run: GfnRun) -> Result<(), i32> {
+        let (address, len) = self.range(run)?;
+        let done = match self.engine() {
+            // SAFETY: the range is page aligned and inside the RAM mapping (`range`). On a shared
+            // mapping this drops page-table entries only; the content stays in the memfd, and the
+            // next access is a minor fault that waits for the daemon.
+            Engine::Uffd => unsafe { libc::madvise(address, len, libc::MADV_DONTNEED) },
+            // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which belongs
+            // to the shim; accesses by the guest raise SIGSEGV, which our handler serves.
+            Engine::Mprotect => unsafe { libc::mprotect(address, len, libc::PROT_NONE) },
+        };
+        check(done)
+    }
+
+    fn open(&self, run: GfnRun) -> Result<(), i32> {
+        let (address, len) = self.range(run)?;
+        // SAFETY: the range is page aligned and inside the RAM mapping (`range`); the daemon says
+        // this only of pages whose content is in place.
+        check(unsafe { libc::mprotect(address, len, libc::PROT_READ | libc::PROT_WRITE) })
+    }
+
+    fn close(&self, run: GfnRun) -> Result<(), i32> {
+        let (address, len) = self.range(run)?;
+        // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which belongs to the
+        // shim; accesses by the guest raise SIGSEGV, which our handler serves.
+        check(unsafe { libc::mprotect(address, len, libc::PROT_NONE) })
+    }
+
+    fn reveal(&self, run: GfnRun) -> Result<(), i32> {
+        let (address, len) = self.range(run)?;
+        // SAFETY: as in `close`; only reading is allowed, and writes raise SIGSEGV as before.
+        check(unsafe { libc::mprotect(address, len, libc::PROT_READ) })
+    }
+
+    fn map_shared(&self, run: GfnRun, frame: u32) -> Result<(), i32> {
+        if u64::from(frame) + u64::from(run.count) > u64::from(self.pool_frames) {
+            return Err(libc::EINVAL);
+        }
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        self.remap(run, libc::PROT_READ, flags, pool.as_fd(), frame)
+    }
+
+    fn map_private(&self, run: GfnRun) -> Result<(), i32> {
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        match &self.uffd {
+            None => self.remap(run, libc::PROT_NONE, flags, self.ram.as_fd(), run.start.0),
+            Some(uffd) => {
+                // Closed first: between mapping and registering, an access would allocate a page
+                // behind the daemon's back. Without access it raises SIGSEGV, and the handler's
+                // question waits at the locked page.
+                self.remap(run, libc::PROT_NONE, flags, self.ram.as_fd(), run.start.0)?;
+                let (address, len) = self.range(run)?;
+                uffd.register(address as usize, len)?;
+                self.open(run)
+            }
+        }
+    }
+
+    fn map_present(&self, run: GfnRun) -> Result<(), i32> {
+        // Present pages are mapped at once, which saves a minor fault for each.
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        self.remap(run, protection, flags, self.ram.as_fd(), run.start.0)?;
+        let Some(uffd) = &self.uffd else {
+            return Ok(());
+        };
+        let (address, len) = self.range(run)?;
+        uffd.register(address as usize, len)
+    }
+
+    fn install(&self, gfn: Gfn, page: &[u8; PAGE_SIZE]) -> Result<(), i32> {
+        let uffd = self.uffd().ok_or(libc::ENOTTY)?;
+        uffd::copy(uffd, self.address(gfn), page)
+    }
+
+    fn copy_to_ram(&self, gfn: Gfn) -> Result<(), i32> {
+        let (address, len) = self.range(GfnRun::single(gfn))?;
+        let offset = i64::try_from(gfn.offset()).map_err(|_| libc::EINVAL)?;
+        // SAFETY: the range is one page inside the RAM mapping (`range`), from which the kernel reads on
+        // its own: a page that cannot be read is EFAULT. The file is open; nobody maps its hole.
+        let written = unsafe { libc::pwrite(self.ram.as_raw_fd(), address, len, offset) };
+        match usize::try_from(written) {
+            Ok(written) if written == len => Ok(()),
+            Ok(_) => Err(libc::EIO),
+            Err(_) => Err(nix::errno::Errno::last_raw()),
+        }
+    }
+
+    fn punch(&self, run: GfnRun) -> Result<(), i32> {
+        let (_, len) = self.range(run)?;
+        let offset = i64::try_from(run.start.offset()).map_err(|_| libc::EINVAL)?;
+        let len = i64::try_from(len).map_err(|_| libc::EINVAL)?;
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: the call takes its arguments by value and touches no memory of this process but the
+        // mappings of these pages, which the caller has to itself.
+        check(unsafe { libc::fallocate(self.ram.as_raw_fd(), mode, offset, len) })
+    }
+}
+
 fn check(returned: i32) -> Result<(), i32> {
     if returned == 0 {
         Ok(())
@@ -261,10 +263,6 @@ fn check(returned: i32) -> Result<(), i32> {
 
 /// Guest RAM as the kernel sees it, see [`Memory`](super::Memory).
 impl RamMap {
-    pub(super) const fn pages(&self) -> u32 {
-        self.pages
-    }
-
     pub(super) fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
         let from = self.byte(gfn, at, into.len()).cast_const();
         // SAFETY: `byte` checked that the range lies in one page of the RAM mapping, which is never

@@ -13,11 +13,13 @@ use std::ptr;
 use std::sync::{Mutex, OnceLock};
 
 use crate::protocol::Gfn;
-use crate::protocol::memory::{Fault, Reply};
+use crate::protocol::memory::Fault;
 
 use super::channels::Channels;
-use super::inline::{Inline, Served};
+use super::inline::{Inline, Step};
+use super::mapping::obey;
 use super::ram::RamMap;
+use super::table::SharedTable;
 
 /// What the handler needs. One guest is one process, so there is one for the process.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ pub(super) struct Hardware {
     /// Held by who asks for pages to be attached: the daemon does so for one thread at a time.
     pub(super) attaching: Mutex<()>,
     /// What its threads may do without the daemon.
-    pub(super) inline: Option<Inline>,
+    pub(super) inline: Option<Inline<SharedTable>>,
 }
 
 static HARDWARE: OnceLock<Hardware> = OnceLock::new();
@@ -125,18 +127,29 @@ fn die(signal: libc::c_int) {
     unsafe { libc::raise(signal) };
 }
 
-/// Gets access to `gfn`: by itself if it may, or else by asking the daemon and doing what it says.
+/// Gets access to `gfn`: by itself if it may, or else by asking the daemon.
 fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
-    let inline = hardware.inline.as_ref();
-    match inline.map_or(Served::No, |inline| inline.serve(&hardware.map, gfn, write)) {
-        Served::Yes => return,
-        Served::Low => {
-            // If the daemon is gone, the next question finds that out.
-            let _ = hardware.channels.take().send(Fault::Credits);
-            return;
-        }
-        Served::No => {}
+    let Some(inline) = &hardware.inline else {
+        return ask(hardware, gfn, write);
+    };
+    let mut step = inline.begin(gfn, write);
+    loop {
+        step = match step {
+            Step::Claimed(work) => inline.go_on(&hardware.map, work),
+            Step::Sleep { at, word } => return inline.table().sleep(at, word),
+            Step::Access => return,
+            Step::Tell => {
+                // If the daemon is gone, the next question finds that out.
+                let _ = hardware.channels.take().send(Fault::Credits);
+                return;
+            }
+            Step::Ask => return ask(hardware, gfn, write),
+        };
     }
+}
+
+/// Asks the daemon for access to `gfn` and does what it says.
+fn ask(hardware: &Hardware, gfn: Gfn, write: bool) {
     let channel = hardware.channels.take();
     let fault = if write {
         Fault::Write(gfn)
@@ -146,16 +159,12 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
     if !channel.send(fault) {
         wait_for_the_end();
     }
-    let result = match channel.reply() {
-        Some(Reply::Retry) => return,
-        Some(Reply::Open(run)) => hardware.map.open(run),
-        Some(Reply::Private(run)) => hardware.map.map_present(run),
-        Some(Reply::Reveal(run)) => hardware.map.reveal(run),
-        Some(Reply::Attached(_)) | None => wait_for_the_end(),
+    let Some(reply) = channel.reply() else {
+        wait_for_the_end();
     };
-    let errno = result.err().unwrap_or(0);
-    #[expect(clippy::cast_sign_loss, reason = "errno values are small and positive")]
-    if !channel.send(Fault::Done(errno as u32)) {
+    if let Some(done) = obey(&hardware.map, reply)
+        && !channel.send(done)
+    {
         wait_for_the_end();
     }
 }

@@ -1,0 +1,62 @@
+//! The claim table as this process maps it.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::protocol::claims::{Words, words};
+
+use super::channels::{futex_wait, futex_wake};
+use super::inline::Table;
+use super::ram::map_file;
+
+/// Shared with the daemon. It is never unmapped.
+#[derive(Debug)]
+pub(super) struct SharedTable {
+    base: usize,
+    count: u64,
+}
+
+impl SharedTable {
+    /// Maps the table of a guest of so many pages, which the daemon has passed on.
+    pub(super) fn map(pages: u32, claims: &OwnedFd) -> io::Result<Self> {
+        let count = words(pages);
+        let len = usize::try_from(count * 4).map_err(io::Error::other)?;
+        let base = map_file(claims.as_fd(), len, libc::PROT_READ | libc::PROT_WRITE)?;
+        Ok(Self { base, count })
+    }
+
+    fn word(&self, at: u32) -> &AtomicU32 {
+        assert!(u64::from(at) < self.count, "word {at} of {}", self.count);
+        let word = (self.base as *mut u32).wrapping_add(at as usize);
+        // SAFETY: the word lies inside the mapping (checked above), which is never unmapped and page
+        // aligned, so the word is aligned. All who use it, here and in the daemon, do so by atomics.
+        unsafe { AtomicU32::from_ptr(word) }
+    }
+
+    /// Sleeps while a word is `word`; may return for no reason. Async-signal-safe.
+    pub(super) fn sleep(&self, at: u32, word: u32) {
+        futex_wait(self.word(at), word);
+    }
+}
+
+impl Words for SharedTable {
+    fn load(&self, at: u32) -> u32 {
+        self.word(at).load(Ordering::Acquire)
+    }
+
+    fn store(&self, at: u32, word: u32) {
+        self.word(at).store(word, Ordering::Release);
+    }
+
+    fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
+        self.word(at)
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+    }
+}
+
+impl Table for SharedTable {
+    fn wake(&self, at: u32) {
+        futex_wake(self.word(at));
+    }
+}
