@@ -94,15 +94,6 @@ pub enum Content<'a> {
     Present,
 }
 
-/// What is left to do after a page was provided.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Provided {
-    /// Nothing: the guest can access the page.
-    Done,
-    /// The faulting thread must do this and confirm it; keep the page locked until then.
-    Ask(Reply),
-}
-
 /// Pages and the run of pool frames behind them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SharedRun {
@@ -214,11 +205,13 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// [`EngineError::Kernel`].
     fn revoke(&self) -> Result<(), EngineError>;
 
-    /// Gives the guest a page that is not mapped from the pool.
+    /// Gives the guest a page that is not mapped from the pool. With userfaultfd the guest can access it then, and
+    /// whoever waited is woken. In engine mprotect the faulting thread must open it and confirm that; keep the page
+    /// locked until then.
     ///
     /// # Errors
     /// [`EngineError`].
-    fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError>;
+    fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<(), EngineError>;
 
     /// Gives the guest private copies of pages that are mapped from the pool: `content` is written
     /// to RAM; mapping it is always left to the faulting thread.

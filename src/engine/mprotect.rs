@@ -1,7 +1,7 @@
 //! The engine of any Linux: page protection and SIGSEGV, no privilege, no userfaultfd.
 
 use super::shim::Provider;
-use super::{Content, EngineError, EngineKind, Provided, Ram, Reply};
+use super::{Content, EngineError, EngineKind, Ram};
 use crate::units::{Gfn, GfnRun};
 
 /// A page that is not open raises SIGSEGV; the handler asks the daemon and opens it when told to.
@@ -13,13 +13,12 @@ impl Provider for MprotectProvider {
         EngineKind::Mprotect
     }
 
-    fn provide(&self, ram: &Ram, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError> {
+    fn provide(&self, ram: &Ram, gfn: Gfn, content: Content<'_>) -> Result<(), EngineError> {
         match content {
             // The access that follows fills the hole with zeroes.
-            Content::Zero | Content::Present => {}
-            Content::Bytes(page) => ram.write(gfn, page)?,
+            Content::Zero | Content::Present => Ok(()),
+            Content::Bytes(page) => ram.write(gfn, page),
         }
-        Ok(Provided::Ask(Reply::Open(GfnRun::single(gfn))))
     }
 
     fn wake(&self, _run: GfnRun) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use memvisor_guest_agent::protocol::memory::{Ack, Op, Remap};
 
-use super::{Content, Engine, EngineError, EngineKind, Link, Provided, Ram};
+use super::{Content, Engine, EngineError, EngineKind, Link, Ram};
 use crate::units::{Gfn, GfnRun, PageBuf};
 
 /// What the two engines do differently: how a page gets to the guest.
@@ -16,7 +16,7 @@ pub trait Provider: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// [`EngineError`].
-    fn provide(&self, ram: &Ram, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError>;
+    fn provide(&self, ram: &Ram, gfn: Gfn, content: Content<'_>) -> Result<(), EngineError>;
 
     /// As [`Engine::wake`].
     fn wake(&self, run: GfnRun);
@@ -74,7 +74,7 @@ impl<P: Provider> Engine for ShimEngine<P> {
         self.ram.revoke()
     }
 
-    fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError> {
+    fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<(), EngineError> {
         self.provider.provide(&self.ram, gfn, content)
     }
 

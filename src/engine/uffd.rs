@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use super::shim::Provider;
-use super::{Content, EngineError, EngineKind, Provided, Ram};
+use super::{Content, EngineError, EngineKind, Ram};
 use crate::sys::{Filled, Pagemap, Uffd};
 use crate::units::{Gfn, GfnRun};
 
@@ -40,7 +40,7 @@ impl Provider for UffdProvider {
         EngineKind::Uffd
     }
 
-    fn provide(&self, _ram: &Ram, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError> {
+    fn provide(&self, _ram: &Ram, gfn: Gfn, content: Content<'_>) -> Result<(), EngineError> {
         let address = self.address(gfn);
         let (what, filled) = match content {
             Content::Zero => ("give the guest a zero page", self.uffd.zero(address)),
@@ -51,12 +51,12 @@ impl Provider for UffdProvider {
             ),
         };
         match filled.map_err(EngineError::kernel(what))? {
-            Filled::Done => Ok(Provided::Done),
+            Filled::Done => Ok(()),
             // Several threads faulted on one page, or it was mapped meanwhile, or it must be tried
             // once more: whoever waits accesses it again.
             Filled::Present if matches!(content, Content::Present) => {
                 self.wake(GfnRun::single(gfn));
-                Ok(Provided::Done)
+                Ok(())
             }
             // Mapping what is there would give the guest bytes that it did not write.
             Filled::Present => Err(EngineError::Kernel {

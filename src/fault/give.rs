@@ -123,7 +123,7 @@ fn place<'a>(
     let placed = content.and_then(|content| {
         let placed = match (home, content) {
             (Home::Shared(_), Content::Bytes(bytes)) => vm.engine.write_back(gfn, bytes),
-            (_, content) => vm.engine.provide(gfn, content).map(drop),
+            (_, content) => vm.engine.provide(gfn, content),
         };
         placed.map_err(|source| FaultError::Engine { gfn, source })
     });

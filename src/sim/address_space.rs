@@ -5,7 +5,7 @@ use std::sync::Arc;
 use memvisor_guest_agent::protocol::memory::{Ack, Command, Fault, Op, Remap};
 use memvisor_guest_agent::shim::mapping::{Mapping, execute, obey};
 
-use crate::engine::{Content, Engine, EngineError, EngineKind, Provided, Reply};
+use crate::engine::{Content, Engine, EngineError, EngineKind, Reply};
 use crate::pool::Pool;
 use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
 use crate::units::{FrameId, Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
@@ -458,7 +458,7 @@ impl Engine for Arc<AddressSpace> {
         Ok(())
     }
 
-    fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<Provided, EngineError> {
+    fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<(), EngineError> {
         self.check_alive()?;
         let page = &mut self.pages()[gfn.index()];
         assert!(!page.view.is_pool(), "{gfn} is provided while it is shared");
@@ -467,15 +467,12 @@ impl Engine for Arc<AddressSpace> {
             Content::Bytes(bytes) => page.fill(gfn, bytes.clone()),
             Content::Present => assert!(page.content.is_some(), "{gfn} is present as a hole"),
         }
-        match self.kind {
-            EngineKind::Uffd => {
-                page.view = View::Open;
-                page.is_armed = false;
-                page.wakes += 1;
-                Ok(Provided::Done)
-            }
-            EngineKind::Mprotect => Ok(Provided::Ask(Reply::Open(GfnRun::single(gfn)))),
+        if self.kind == EngineKind::Uffd {
+            page.view = View::Open;
+            page.is_armed = false;
+            page.wakes += 1;
         }
+        Ok(())
     }
 
     fn write_back(&self, gfn: Gfn, content: &PageBuf) -> Result<(), EngineError> {

@@ -143,24 +143,6 @@ fn swapped_pages_read_here_and_there_come_one_by_one() {
     }
 }
 
-#[test]
-fn damaged_page_in_a_row_is_the_loss_of_who_asks_for_it() {
-    for kind in KINDS {
-        let (host, mut guest) = swapped(kind);
-        let Home::Swapped(slot) = guest.vm.table.entry(Gfn(13)).home() else {
-            panic!("all are swapped");
-        };
-        guest.disk.damage(slot);
-        for gfn in (0..13).chain(14..PAGES) {
-            assert!(read(&mut guest, gfn), "{gfn} is whole");
-        }
-        assert_eq!(guest.vm.table.entry(Gfn(13)).home(), Home::Swapped(slot));
-        guest.disk.damage(slot);
-        assert!(read(&mut guest, 13), "whole again");
-        end(&host, guest);
-    }
-}
-
 /// The pages that have come back.
 fn resident(guest: &Guest) -> Vec<u32> {
     guest.vm.settle_done();
