@@ -241,16 +241,12 @@ impl Core {
 
     /// What came over a channel is to be answered.
     fn begin(&mut self, channel: usize) -> Result<(), Ended> {
-        match self.channels.get_mut(channel) {
-            Some(state @ Channel::Idle) => {
-                *state = Channel::Waiting;
-                Ok(())
-            }
-            _ => {
-                let error = "a second fault on a channel before the first was answered";
-                Err(Ended::Protocol(error.to_owned()))
-            }
+        if !matches!(self.channels[channel], Channel::Idle) {
+            let error = "a second fault on a channel before the first was answered";
+            return Err(Ended::Protocol(error.to_owned()));
         }
+        self.channels[channel] = Channel::Waiting;
+        Ok(())
     }
 
     fn tell_attached(
@@ -264,9 +260,8 @@ impl Core {
     }
 
     fn confirmed(&mut self, channel: usize, errno: u32) -> Result<(), Ended> {
-        let state = self.channels.get_mut(channel);
-        match state.map(|state| std::mem::replace(state, Channel::Idle)) {
-            Some(Channel::Confirming(pending)) => complete(&self.vm, pending),
+        match std::mem::replace(&mut self.channels[channel], Channel::Idle) {
+            Channel::Confirming(pending) => complete(&self.vm, pending),
             other => {
                 let error = format!("DONE on a channel that is {other:?}");
                 return Err(Ended::Protocol(error));
