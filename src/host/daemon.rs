@@ -169,12 +169,12 @@ impl Host {
     }
 
     pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// Ends all guests and lets the policy thread end.
     pub(super) fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
+        self.stopping.store(true, Ordering::Relaxed);
         self.budget.ring_alarm();
         for member in self.members.all() {
             member.end("the host shuts down");
@@ -221,7 +221,7 @@ impl control::Daemon for Host {
                     max,
                 });
             }
-            if !member.balloon.attached.load(Ordering::Acquire) {
+            if !member.balloon.attached.load(Ordering::Relaxed) {
                 return Err(ControlError::NoAgent {
                     name: name.to_owned(),
                 });

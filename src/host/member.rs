@@ -89,7 +89,7 @@ impl BalloonLine {
 
     /// Looks how far it has come; whether its agent just began or ceased to be worth waiting for.
     pub(super) fn look(&self, now: Instant, target: Pages, ballooned: Pages) -> Option<bool> {
-        let attached = self.attached.load(Ordering::Acquire);
+        let attached = self.attached.load(Ordering::Relaxed);
         let alive = lock(&self.progress).look(now, attached, target, ballooned);
         let before = self.waited_for.swap(alive, Ordering::Relaxed);
         (alive != before).then_some(alive)
@@ -154,7 +154,7 @@ impl Member {
     /// Ends the VM: its guest is told why, its session thread does the rest.
     pub(super) fn end(&self, why: &str) {
         self.vm.set_end_reason(why);
-        self.balloon.closing.store(true, Ordering::Release);
+        self.balloon.closing.store(true, Ordering::Relaxed);
         self.balloon.doorbell.ring();
         self.link.end(why);
     }
@@ -211,7 +211,7 @@ impl State {
             .find(|member| member.vm.params.name == name);
         member.is_none_or(|member| {
             let ended = member.process.wait(Duration::ZERO);
-            !ended && !member.balloon.closing.load(Ordering::Acquire)
+            !ended && !member.balloon.closing.load(Ordering::Relaxed)
         })
     }
 }
