@@ -53,7 +53,7 @@ impl control::Daemon for Host {
                     max,
                 });
             }
-            if !member.balloon.attached.load(Ordering::Acquire) {
+            if !member.balloon.attached.load(Ordering::Relaxed) {
                 return Err(ControlError::NoAgent {
                     name: name.to_owned(),
                 });

@@ -53,7 +53,8 @@ impl BalloonHost for Host {
                 actual,
             });
         }
-        if member.balloon.attached.swap(true, Ordering::AcqRel) {
+        // Acquire pairs with the Release of the agent before: its session has ended.
+        if member.balloon.attached.swap(true, Ordering::Acquire) {
             return Err(Refusal::Taken(vm));
         }
         tracing::info!(vm = %member.vm.params.name, agent = %start.name, "balloon agent connected");
@@ -70,6 +71,7 @@ struct Balloon<'a> {
 
 impl Drop for Balloon<'_> {
     fn drop(&mut self) {
+        // Release pairs with the Acquire of the next agent.
         self.member.balloon.attached.store(false, Ordering::Release);
     }
 }
@@ -135,11 +137,11 @@ impl BalloonVm for Balloon<'_> {
 
     fn take_reset(&self) -> bool {
         let pops = self.member.vm.stats.pops.get();
-        self.member.balloon.told_pops.swap(pops, Ordering::AcqRel) != pops
+        self.member.balloon.told_pops.swap(pops, Ordering::Relaxed) != pops
     }
 
     fn is_closing(&self) -> bool {
-        self.member.balloon.closing.load(Ordering::Acquire)
+        self.member.balloon.closing.load(Ordering::Relaxed)
     }
 
     fn report(&self, stats: &GuestStats) {

@@ -234,7 +234,7 @@ impl Governor {
 fn watch_balloon(member: &Member, now: Instant) {
     let (target, size) = (member.vm.orders.balloon_target(), member.ballooned());
     let changed = member.balloon.look(now, target, size);
-    let is_stuck = changed == Some(false) && member.balloon.attached.load(Ordering::Acquire);
+    let is_stuck = changed == Some(false) && member.balloon.attached.load(Ordering::Relaxed);
     let vm = &member.vm.params.name;
     if is_stuck {
         tracing::info!(
@@ -276,7 +276,7 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
     let orders = &vm.orders;
     let before = orders.balloon_target();
     orders.set_targets(plan.balloon_target, plan.target);
-    let popped = vm.stats.pops.get() != balloon.told_pops.load(Ordering::Acquire);
+    let popped = vm.stats.pops.get() != balloon.told_pops.load(Ordering::Relaxed);
     if orders.balloon_target() != before || popped {
         balloon.doorbell.ring();
     }

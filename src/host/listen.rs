@@ -77,7 +77,7 @@ fn accept(
         if host.members.is_closed() || ready.is_err() {
             return;
         }
-        if connections.load(Ordering::Acquire) < MAX_CONNECTIONS {
+        if connections.load(Ordering::Relaxed) < MAX_CONNECTIONS {
             match listener
                 .accept()
                 .and_then(|socket| spawn(host, name, socket, &connections, serve))
@@ -120,13 +120,13 @@ struct Connection(Arc<AtomicU32>);
 
 impl Connection {
     fn new(count: &Arc<AtomicU32>) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
+        count.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(count))
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -86,7 +86,7 @@ impl BalloonLine {
 
     /// Looks how far it has come; whether its agent just began or ceased to be worth waiting for.
     pub(super) fn look(&self, now: Instant, target: Pages, ballooned: Pages) -> Option<bool> {
-        let attached = self.attached.load(Ordering::Acquire);
+        let attached = self.attached.load(Ordering::Relaxed);
         let alive = lock(&self.progress).look(now, attached, target, ballooned);
         let before = self.waited_for.swap(alive, Ordering::Relaxed);
         (alive != before).then_some(alive)
@@ -151,7 +151,7 @@ impl Member {
     /// Ends the VM: its guest is told why, its session thread does the rest.
     pub(super) fn end(&self, why: &str) {
         self.vm.set_end_reason(why);
-        self.balloon.closing.store(true, Ordering::Release);
+        self.balloon.closing.store(true, Ordering::Relaxed);
         self.balloon.doorbell.ring();
         self.link.end(why);
     }
@@ -164,7 +164,7 @@ impl Member {
 
     /// Whether it is on its way to its end: told so, or its guest is gone.
     pub(super) fn is_ending(&self) -> bool {
-        self.balloon.closing.load(Ordering::Acquire) || self.process.wait(Duration::ZERO)
+        self.balloon.closing.load(Ordering::Relaxed) || self.process.wait(Duration::ZERO)
     }
 
     /// Whether its guest does not answer.

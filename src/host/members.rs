@@ -70,7 +70,8 @@ impl Members {
     /// Ends all VMs, those too that are on their way to be added: whoever adds one asks
     /// [`Members::is_closed`] after that.
     pub(super) fn close(&self, why: &str) {
-        self.closed.store(true, Ordering::Release);
+        // Relaxed: whoever adds a VM takes the lock of `all` before it asks. Either it adds in time, or it sees this.
+        self.closed.store(true, Ordering::Relaxed);
         for member in self.all() {
             member.end(why);
         }
@@ -78,7 +79,7 @@ impl Members {
 
     /// Whether the host ends.
     pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// Takes a name for a VM that is being powered on; `None` if it is in use. A name whose VM is just

@@ -339,7 +339,7 @@ fn power_off(host: &Host, member: &Member, worker: Worker, ended: &Ended) {
     } else {
         tracing::error!(vm = %vm.params.name, error, "VM powers off");
     }
-    member.balloon.closing.store(true, Ordering::Release);
+    member.balloon.closing.store(true, Ordering::Relaxed);
     member.balloon.doorbell.ring();
     member.link.end(&chain(ended));
     // Its frames may be reused only when it cannot see them any more.

@@ -182,7 +182,7 @@ fn activity(member: &Member, floor_percent: u32) -> ActivityStatus {
 
 fn balloon(member: &Member) -> BalloonStatus {
     BalloonStatus {
-        agent: member.balloon.attached.load(Ordering::Acquire),
+        agent: member.balloon.attached.load(Ordering::Relaxed),
         waited_for: member.balloon.is_waited_for(),
         size_pages: member.ballooned(),
         target_pages: member.vm.orders.balloon_target(),

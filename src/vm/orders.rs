@@ -97,21 +97,22 @@ impl Orders {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
-    /// Blocks or unblocks allocations; whether that changed.
+    /// Blocks or unblocks allocations; whether that changed. Who unblocks rings the VM's bell then, and the kernel
+    /// orders that: the fault thread, called, sees it.
     pub fn set_blocked(&self, blocked: Blocked) -> bool {
-        self.blocked.swap(blocked as u8, Ordering::SeqCst) != blocked as u8
+        self.blocked.swap(blocked as u8, Ordering::Relaxed) != blocked as u8
     }
 
     /// Whether some faults of the VM must wait now.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::SeqCst) != Blocked::No as u8
+        self.blocked.load(Ordering::Relaxed) != Blocked::No as u8
     }
 
     /// Whether all its faults must wait now, refills and breaks too.
     #[must_use]
     pub fn is_blocked_wholly(&self) -> bool {
-        self.blocked.load(Ordering::SeqCst) == Blocked::All as u8
+        self.blocked.load(Ordering::Relaxed) == Blocked::All as u8
     }
 
     /// Sets how many pages the VM may hold in RAM, its own and shared ones; `None`: all. Whether that is more than before.
@@ -138,12 +139,14 @@ impl Orders {
         if let Some(target) = target {
             self.manual_balloon.store(target.0, Ordering::Relaxed);
         }
+        // Release pairs with the Acquire of `manual`: the target comes first.
         self.manual.store(target.is_some(), Ordering::Release);
     }
 
     /// The target set by hand, if there is one.
     #[must_use]
     pub fn manual(&self) -> Option<Pages> {
+        // Acquire pairs with the Release of `set_manual`.
         let manual = self.manual.load(Ordering::Acquire);
         manual.then(|| Pages(self.manual_balloon.load(Ordering::Relaxed)))
     }

@@ -139,6 +139,7 @@ impl Drop for PageGuard<'_> {
             }
         }
         let word = &self.table.entries[self.gfn.index()];
+        // Release pairs with the Acquire of `attempt`: who locks the page next sees what we did.
         let before = word.fetch_and(!(LOCKED | WAITED), Ordering::Release);
         if before & WAITED != 0 && !Seeded::ForgottenWakeup.is_sown() {
             self.table.parking.unpark(self.gfn);
