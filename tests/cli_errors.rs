@@ -376,14 +376,14 @@ fn hangup_reloads_the_file_and_ends_nobody() {
     std::fs::write(&file, "[host]\nmemory = \"64M\"\n").expect("write");
     let path = file.to_str().expect("UTF-8");
     let host = Host::start("auto", "64M", &["--config", path]);
-    host.process.signal(Signal::SIGHUP).expect("it runs");
+    host.process().signal(Signal::SIGHUP).expect("it runs");
     eventually("the log says what was done", || {
         let log = host.log();
         let line = log.lines().find(|line| line.contains("reloaded"));
         line.map(|line| assert!(log.contains("SIGHUP") && line.contains(path), "{log}"))
     });
     std::fs::write(&file, "[settings]\nMem.IdleTax = 100\n").expect("write");
-    host.process.signal(Signal::SIGHUP).expect("it runs");
+    host.process().signal(Signal::SIGHUP).expect("it runs");
     eventually("the log says why the file is not used", || {
         host.log()
             .contains("host.toml:2: Mem.IdleTax")
@@ -391,7 +391,7 @@ fn hangup_reloads_the_file_and_ends_nobody() {
     });
     host.stop();
     let host = Host::start("auto", "64M", &[]);
-    host.process.signal(Signal::SIGHUP).expect("it runs");
+    host.process().signal(Signal::SIGHUP).expect("it runs");
     eventually("there is nothing to reload", || {
         host.log()
             .contains("without a configuration file")

@@ -11,6 +11,7 @@ const HOST: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("sync", &[]),
     ("chain", &[]),
+    ("throttle", &[]),
     ("signals", &[]),
     ("runtime_dir", &[]),
     ("digest", &["units"]),
@@ -56,6 +57,7 @@ const HOST: &[(&str, &[&str])] = &[
         &[
             "units",
             "chain",
+            "throttle",
             "signals",
             "runtime_dir",
             "sys",
