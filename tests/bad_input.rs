@@ -25,7 +25,7 @@ use memvisor_guest_agent::shim::{Received, SeqPacket};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use rig::raw::{BASE, HANDSHAKE, Powered, RawAgent, RawGuest, hello, start};
-use rig::{Ends, Host, PATIENCE, engines, eventually};
+use rig::{Ends, Host, PATIENCE, engines, eventually, memvisor};
 
 /// Not a test: the process that stands for a scripted guest, see [`rig::raw`].
 #[test]
@@ -71,6 +71,60 @@ fn told(socket: &SeqPacket, text: &str) {
     assert!(why.contains(text), "no `{text}` in: {why}");
     let end = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
     assert_eq!(end, Some(Received::Closed), "{why}");
+}
+
+/// Clients that open connections, begin a request or none at all, and let them be.
+#[test]
+fn operator_is_answered_beside_a_flood_of_connections_that_say_nothing() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    let body = "PATCH /v1/vms/good HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                content-length: 99\r\n\r\n{";
+    let _flood: Vec<UnixStream> = ["", "GET /v1/vms HTTP", body]
+        .iter()
+        .cycle()
+        .take(120)
+        .map(|beginning| {
+            let mut stream = UnixStream::connect(host.socket("control.sock")).expect("connect");
+            // It may be closed again already.
+            let _ = stream.write_all(beginning.as_bytes());
+            stream
+        })
+        .collect();
+    let mut command = memvisor();
+    let sockets = host.socket("");
+    command.args(["vm", "ls", "--runtime-dir"]).arg(sockets);
+    let answer = command.output().expect("start");
+    let shown = String::from_utf8_lossy(&answer.stdout);
+    assert!(
+        answer.status.success() && shown.contains("good"),
+        "{answer:?}"
+    );
+    end_well(host, good);
+}
+
+/// Whoever reads the log must be able to trust its lines, and to find them.
+#[test]
+fn guests_forge_no_lines_of_the_log_and_do_not_fill_it() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let forged = "x\nERROR host ends \x1b[2J";
+    let hello = Message::Hello(hello(forged, 64)).encode();
+    for _ in 0..100 {
+        refused(&host, &hello, "is not allowed");
+    }
+    // One more when a line may be written again, which tells of those that were not.
+    let unsaid = || {
+        refused(&host, &hello, "is not allowed");
+        host.log().contains("unsaid=").then_some(())
+    };
+    eventually("the log tells how many lines it does not have", unsaid);
+    let log = host.stop();
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("was not powered on"));
+    assert!(lines.count() < 40, "{log}");
+    assert!(!log.contains('\x1b'), "{log}");
+    assert!(!log.lines().any(|line| line.starts_with("ERROR")), "{log}");
 }
 
 #[test]

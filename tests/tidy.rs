@@ -12,6 +12,7 @@ const HOST: &[(&str, &[&str])] = &[
     ("sync", &[]),
     ("seeded", &[]),
     ("chain", &[]),
+    ("throttle", &[]),
     ("signals", &[]),
     ("runtime_dir", &[]),
     ("digest", &["units"]),
@@ -31,6 +32,7 @@ const HOST: &[(&str, &[&str])] = &[
         "fault",
         &[
             "units", "sys", "page", "engine", "compress", "swap", "pool", "vm", "seeded",
+            "throttle",
         ],
     ),
     (
@@ -61,6 +63,7 @@ const HOST: &[(&str, &[&str])] = &[
         &[
             "units",
             "chain",
+            "throttle",
             "signals",
             "runtime_dir",
             "sys",

@@ -42,10 +42,6 @@ use crate::units::{Bytes, Pages};
 /// The most bytes a request may carry: the largest sensible one has a path in it.
 const REQUEST_BODY_MAX: usize = 8192;
 
-/// The most connections served at once; more wait in the socket's backlog. A screen and a few
-/// scripts need less, and each costs the daemon a file descriptor that a guest might need.
-const CONNECTIONS_MAX: usize = 32;
-
 /// What the control API needs from the daemon.
 ///
 /// The methods run on the thread of the control server, one at a time. They should return within

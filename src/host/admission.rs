@@ -26,6 +26,7 @@ use crate::policy::{self, FreeState, HostSnapshot};
 use crate::settings::{VmSettings, VmSettingsError};
 use crate::swap::{SwapError, SwapFile};
 use crate::sys::SharedWords;
+use crate::throttle::Throttle;
 use crate::units::{Bytes, Pages, VmId};
 use crate::vm::{ParamsError, Parts, VmParams};
 
@@ -139,6 +140,9 @@ impl Drop for Metadata {
     }
 }
 
+/// Said of each guest, which may come and go.
+static FALLBACKS: Throttle = Throttle::new(20, Duration::from_secs(1));
+
 /// Which engines guests can have, and how many mappings each.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Engines {
@@ -155,7 +159,9 @@ impl Engines {
             EngineKind::Uffd if uffd => Ok(EngineKind::Uffd),
             EngineKind::Uffd if self.may_fall_back => {
                 let name = &params.name;
-                tracing::info!(vm = %name, "no userfaultfd in the guest's process: mprotect");
+                FALLBACKS.line(|unsaid| {
+                    tracing::info!(vm = %name, unsaid, "no userfaultfd in the guest's process: mprotect");
+                });
                 Ok(EngineKind::Mprotect)
             }
             EngineKind::Uffd => Err(Refusal::NoUffd),

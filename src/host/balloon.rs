@@ -14,10 +14,14 @@ use crate::balloon::{
 };
 use crate::policy::FreeState;
 use crate::reclaim::Job;
+use crate::throttle::Throttle;
 use crate::units::{GfnRun, Pages, VmId};
 
 /// ESX's agents ask for their target once a second.
 const POLL: Duration = Duration::from_secs(1);
+
+/// An agent can connect, break the rules and connect again as fast as it likes.
+static SESSIONS: Throttle = Throttle::new(50, Duration::from_secs(1));
 
 /// Serves one connection of an agent to its end.
 pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
@@ -29,7 +33,8 @@ pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
         }
         Err(error) => {
             let error: &dyn std::error::Error = &error;
-            tracing::info!(error, "balloon session ended by the host");
+            SESSIONS
+                .line(|unsaid| tracing::info!(error, unsaid, "balloon session ended by the host"));
         }
     }
     drop(socket);
@@ -57,7 +62,8 @@ impl BalloonHost for Host {
         if member.balloon.attached.swap(true, Ordering::Acquire) {
             return Err(Refusal::Taken(vm));
         }
-        tracing::info!(vm = %member.vm.params.name, agent = %start.name, "balloon agent connected");
+        let (vm, agent) = (&member.vm.params.name, &start.name);
+        SESSIONS.line(|unsaid| tracing::info!(%vm, agent, unsaid, "balloon agent connected"));
         Ok(Box::new(Balloon { host: self, member }))
     }
 }

@@ -21,6 +21,7 @@ use crate::page::Budget;
 use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
 use crate::reclaim::{Job, ScanSettings, host_ghz};
 use crate::settings::{Domain, HostSettings, VmSettings};
+use crate::throttle::Throttle;
 use crate::units::Pages;
 use crate::vm::{Blocked, Means};
 
@@ -28,6 +29,10 @@ use crate::vm::{Blocked, Means};
 const PERIOD: Duration = Duration::from_millis(250);
 /// The shortest time between two looks: a host that is out of memory rings the alarm at each fault.
 const MIN_PERIOD: Duration = Duration::from_millis(10);
+/// Guests that take and free memory make the state change, and block and unblock each other, as often as
+/// the policy looks.
+static STATES: Throttle = Throttle::new(100, Duration::from_secs(1));
+static BLOCKS: Throttle = Throttle::new(100, Duration::from_secs(1));
 /// How often the log says that nothing can be reclaimed.
 const STUCK_WARNING: Duration = Duration::from_secs(10);
 
@@ -198,7 +203,10 @@ impl Governor {
     ) {
         let before = std::mem::replace(&mut *lock(&self.state), plan.state);
         if before != plan.state {
-            tracing::info!(from = %before, to = %plan.state, free = self.budget.free().0, "free state");
+            let free = self.budget.free().0;
+            STATES.line(|unsaid| {
+                tracing::info!(from = %before, to = %plan.state, free, unsaid, "free state");
+            });
         }
         let total = self.budget.total();
         let below = Thresholds::of(total, config).below(plan.state);
@@ -294,7 +302,7 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
         (true, Some(_)) => Blocked::Touches,
     };
     if orders.set_blocked(blocked) {
-        tracing::info!(vm = %vm.params.name, ?blocked, "allocations");
+        BLOCKS.line(|unsaid| tracing::info!(vm = %vm.params.name, ?blocked, unsaid, "allocations"));
         // Faults that waited may go on, or look again in vain.
         vm.parking.ring();
     }
