@@ -1,12 +1,17 @@
 //! What the host says it uses is what the kernel counts, and it stays within the budget.
 
 mod common;
+mod rig;
 
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use common::{Blocks, TestGuest, TestHost, eventually, modes, private_bytes};
 use memvisor::telemetry::HostStatus;
-use memvisor::units::{Bytes, Pages};
+use memvisor::units::{Bytes, PAGE_SIZE, Pages};
+use nix::fcntl::{FallocateFlags, fallocate};
+use rig::raw::{RawGuest, hello};
+use rig::{Ends, Host};
 
 /// How long guests may take to load and to settle on an overcommitted host.
 const SETTLE: Duration = Duration::from_secs(40);
@@ -145,5 +150,53 @@ fn busy_overcommitted_host_stays_within_its_budget() {
             guest.stop(VERIFY);
         }
         host.stop(&[]);
+    });
+}
+
+/// What a scripted guest connects with: see [`rig::raw::connector`].
+#[test]
+#[ignore = "run by tests that script a guest"]
+fn connector() {
+    rig::raw::connector();
+}
+
+/// It has its RAM as a file, and needs nobody to fill that.
+#[test]
+fn guest_that_fills_memory_that_it_was_not_given_is_ended() {
+    common::engines(|engine| {
+        let host = Host::start(engine, "32M", &[]);
+        let mut honest = host.guest("honest", "--memory 16M --workload kv,size=8M");
+        host.await_vm("honest", "runs", |vm| vm.homes.resident_pages.0 > 1000);
+        let pages = 24 << 8;
+        for (name, how) in [("writes", 0), ("allocates", 1)] {
+            let mut thief = RawGuest::connect(&host)
+                .hello(hello(name, pages))
+                .power_on();
+            let bytes = u64::from(pages) * PAGE_SIZE as u64;
+            match how {
+                0 => thief
+                    .ram
+                    .write_all_at(&vec![7; bytes as usize], 0)
+                    .expect("its RAM"),
+                _ => {
+                    let flags = FallocateFlags::empty();
+                    fallocate(&thief.ram, flags, 0, bytes as i64).expect("its RAM");
+                }
+            }
+            let why =
+                format!("its RAM takes {pages} pages by the kernel's count, and it was given 0:");
+            thief.guest.is_told(&why);
+            thief.guest.is_killed();
+            host.forgets(name, SETTLE);
+            assert!(
+                host.log().contains("VM takes more than it was given"),
+                "{}",
+                host.log()
+            );
+        }
+        honest.terminate();
+        honest.reports(130);
+        host.is_empty(SETTLE);
+        host.stop();
     });
 }

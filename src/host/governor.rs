@@ -17,6 +17,7 @@ use super::members::Members;
 use super::pools::Pools;
 use super::snapshot::snapshot;
 use super::vm_settings;
+use super::watchdog::Watchdog;
 use crate::page::Budget;
 use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
 use crate::reclaim::{Job, ScanSettings, host_ghz};
@@ -94,9 +95,10 @@ impl Governor {
     fn run(&self) {
         let mut warned = None;
         let mut balance = Balance::default();
+        let mut watchdog = Watchdog::new();
         loop {
             let started = Instant::now();
-            let decision = self.decide(&mut balance, started);
+            let decision = self.decide(&mut balance, &mut watchdog, started);
             self.warn_stuck(decision.plan.stuck, &mut warned);
             *lock(&self.latest) = Some(decision);
             while !self.members.is_closed() && started.elapsed() < MIN_PERIOD {
@@ -125,7 +127,7 @@ impl Governor {
     }
 
     /// One look: what is seen is planned for, and the plan is handed out.
-    fn decide(&self, balance: &mut Balance, now: Instant) -> Decision {
+    fn decide(&self, balance: &mut Balance, watchdog: &mut Watchdog, now: Instant) -> Decision {
         let settings = self.configuration.settings();
         let members = self.members.all();
         for member in &members {
@@ -140,6 +142,7 @@ impl Governor {
         let config = settings.policy();
         let plan = plan(&snapshot, &config);
         self.carry_out(&members, &snapshot, (&config, &plan));
+        watchdog.look(&members, &snapshot, plan.state, now);
         Decision {
             snapshot,
             config,
@@ -323,8 +326,8 @@ mod tests {
         let rig = Rig::new(None);
         let vm = rig.run(&hello("a", 1024));
         let governor = governor(&rig);
-        let mut balance = Balance::default();
-        let decision = governor.decide(&mut balance, Instant::now());
+        let (mut balance, mut watchdog) = (Balance::default(), Watchdog::new());
+        let decision = governor.decide(&mut balance, &mut watchdog, Instant::now());
         assert_eq!(decision.snapshot.vms.len(), 1);
         assert_eq!(governor.state(), FreeState::High);
         assert_eq!(vm.balloon.max(), Pages(1024 * 65 / 100));
@@ -333,7 +336,7 @@ mod tests {
         rig.configuration
             .set("Mem.CtlMaxPercent", "10")
             .expect("in range");
-        let next = governor.decide(&mut balance, Instant::now());
+        let next = governor.decide(&mut balance, &mut watchdog, Instant::now());
         assert_eq!(governor.state(), FreeState::Low);
         assert_eq!(vm.balloon.max(), Pages(102));
         assert_ne!(next.snapshot.seed, decision.snapshot.seed);

@@ -47,6 +47,7 @@ mod session;
 mod snapshot;
 mod status;
 mod vm_settings;
+mod watchdog;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

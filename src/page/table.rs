@@ -149,6 +149,8 @@ impl View {
 pub struct PageTable {
     entries: Box<[AtomicU64]>,
     counts: [AtomicU64; KINDS],
+    /// Pages that are locked until their guest has confirmed a mapping.
+    kept: AtomicU64,
     history: History,
     parking: Arc<Parking>,
     /// What the guest may do by itself, if it can.
@@ -178,6 +180,7 @@ impl PageTable {
         Self {
             entries,
             counts,
+            kept: AtomicU64::new(0),
             history: History::new(),
             parking,
             claims: None,
@@ -310,6 +313,7 @@ impl PageTable {
         reason = "taking the token ends the keeping"
     )]
     pub fn resume(&self, kept: KeptPage) -> PageGuard<'_> {
+        self.kept.fetch_sub(1, Ordering::Relaxed);
         PageGuard {
             table: self,
             gfn: kept.0,

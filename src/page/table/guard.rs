@@ -122,8 +122,17 @@ impl PageGuard<'_> {
     /// Keeps the page locked beyond the life of this guard, until [`PageTable::resume`].
     pub fn keep(self) -> KeptPage {
         let gfn = self.gfn;
+        self.table.kept.fetch_add(1, Ordering::Relaxed);
         std::mem::forget(self);
         KeptPage(gfn)
+    }
+}
+
+impl PageTable {
+    /// How many pages are [kept](PageGuard::keep) locked now. A shared page that is, is filled in RAM and paid for.
+    #[must_use]
+    pub fn kept(&self) -> u64 {
+        self.kept.load(Ordering::Relaxed)
     }
 }
 
