@@ -12,9 +12,10 @@ use super::member::Member;
 use crate::balloon::{
     BalloonCounters, BalloonHost, BalloonVm, Doorbell, GuestStats, Refusal, SessionError, serve,
 };
+use crate::page::Home;
 use crate::policy::FreeState;
 use crate::reclaim::Job;
-use crate::units::{GfnRun, Pages, VmId};
+use crate::units::{Gfn, GfnRun, Pages, VmId};
 
 /// ESX's agents ask for their target once a second.
 const POLL: Duration = Duration::from_secs(1);
@@ -110,6 +111,10 @@ impl BalloonVm for Balloon<'_> {
 
     fn locked(&self) -> u64 {
         self.member.ballooned().0
+    }
+
+    fn holds(&self, gfn: Gfn) -> bool {
+        self.member.vm.table.entry(gfn).home() == Home::Ballooned
     }
 
     fn lock(&self, runs: &[GfnRun]) -> Vec<StatusRun> {
