@@ -101,12 +101,13 @@ impl BalloonVm for Balloon<'_> {
     fn target(&self) -> u64 {
         let orders = &self.member.vm.orders;
         // The latest plan may be older than the relief. A target set by hand is not relieved.
-        let target = orders.manual().unwrap_or_else(|| {
-            let target = orders.balloon_target().min(self.member.balloon.max());
-            let relief = self.member.balloon.relief();
-            relief.map_or(target, |most| target.min(most))
-        });
-        target.0
+        let target = self.member.balloon_target();
+        let relief = self
+            .member
+            .balloon
+            .relief()
+            .filter(|_| orders.manual().is_none());
+        relief.map_or(target, |most| target.min(most)).0
     }
 
     fn locked(&self) -> u64 {

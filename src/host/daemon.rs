@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
+use super::averages::Averages;
 use super::capability::Capabilities;
 use super::configuration::Configuration;
 use super::governor::Decision;
 use super::member::{Member, Members};
 use super::{EngineChoice, HostOptions, vm_settings};
-use crate::control::{self, ControlError, ReloadReport};
+use crate::control::{self, AgentToken, ControlError, ReloadReport};
 use crate::engine::EngineKind;
 use crate::page::{Budget, Urgency};
 use crate::policy::{self, FreeState};
@@ -50,6 +51,7 @@ pub(super) struct Host {
     /// Those of all pools.
     hints: Arc<Hints>,
     pub(super) configuration: Configuration,
+    pub(super) overcommit: Mutex<Averages>,
     /// What the policy thread decided last.
     latest: Mutex<Option<Decision>>,
     /// Changes with each snapshot, so that no VM always bears the odd page.
@@ -82,6 +84,7 @@ impl Host {
             state: Mutex::default(),
             domains: Mutex::default(),
             configuration: Configuration::new(options),
+            overcommit: Mutex::default(),
             latest: Mutex::default(),
             seed: AtomicU64::new(0),
             next_vm: AtomicU32::new(1),
@@ -251,6 +254,11 @@ impl control::Daemon for Host {
         vm_settings::change(self, &member, patch)?;
         tracing::info!(vm = name, "settings changed");
         Ok(self.vm_status(&member))
+    }
+
+    fn token(&self, name: &str) -> Result<AgentToken, ControlError> {
+        let token = format!("{:#018x}", self.find(name)?.balloon.token);
+        Ok(AgentToken { token })
     }
 
     fn why(&self, name: &str) -> Result<serde_json::Value, ControlError> {

@@ -77,6 +77,7 @@ fn decide(host: &Host, balance: &mut Balance, now: Instant) -> Decision {
         apply_settings(host, member, &settings, members.len());
         watch_balloon(member, now);
     }
+    host.note_overcommit(now, &members);
     let asked = (host.state(), host.revision());
     let floor = settings.sample_active_pct_min;
     balance.look(now, settings.balance_period, asked, &members, floor);
@@ -93,7 +94,7 @@ fn decide(host: &Host, balance: &mut Balance, now: Instant) -> Decision {
 
 /// Finds out whether its balloon is to be waited for.
 fn watch_balloon(member: &Member, now: Instant) {
-    let (target, size) = (member.vm.orders.balloon_target(), member.ballooned());
+    let (target, size) = (member.balloon_target(), member.ballooned());
     let changed = member.balloon.look(now, target, size);
     let is_stuck = changed == Some(false) && member.balloon.attached.load(Ordering::Acquire);
     let vm = &member.vm.params.name;
@@ -126,11 +127,7 @@ fn apply_settings(host: &Host, member: &Member, settings: &HostSettings, vms: us
     member.worker.set_scan_rate(rate);
     member.worker.set_sample_period(settings.sample_period);
     set_zip_max(member, zip_max(member, settings));
-    let pages = member.vm.params.pages;
-    let balloon_max = vm_settings::balloon_max(pages, &own, settings);
-    if member.balloon.set_max(balloon_max) {
-        member.balloon.doorbell.ring();
-    }
+    vm_settings::set_balloon_max(member, &own, settings);
     vm_settings::move_domain(host, member, &own);
 }
 
@@ -183,7 +180,7 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
     let (vm, balloon) = (&member.vm, &member.balloon);
     let orders = &vm.orders;
     let before = orders.balloon_target();
-    orders.set_targets(plan.balloon_target, plan.target);
+    orders.set_targets(plan.balloon_target, plan.target, plan.swap_target);
     let popped = vm.stats.pops.get() != balloon.told_pops.load(Ordering::Acquire);
     if orders.balloon_target() != before || popped {
         balloon.doorbell.ring();

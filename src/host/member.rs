@@ -105,6 +105,11 @@ impl BalloonLine {
         lock(&self.progress).inflates()
     }
 
+    /// The pages it can be expected to bring in time; `None`: not known.
+    pub(super) fn brings(&self) -> Option<Pages> {
+        lock(&self.progress).brings()
+    }
+
     pub(super) fn set_stats(&self, stats: &GuestStats) {
         lock(&self.stats).clone_from(stats);
     }
@@ -168,6 +173,11 @@ impl Member {
     /// Whether its guest does not answer.
     pub(super) fn is_mute(&self) -> bool {
         self.link.silence() >= MUTE
+    }
+
+    /// The size its balloon shall have, whoever says so: no more than it may hold.
+    pub(super) fn balloon_target(&self) -> Pages {
+        self.vm.orders.balloon_target().min(self.balloon.max())
     }
 
     /// Pages in its balloon.

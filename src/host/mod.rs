@@ -13,6 +13,7 @@
 //! then the sockets.
 
 mod admission;
+mod averages;
 mod balance;
 mod balloon;
 mod bare;

@@ -77,10 +77,26 @@ pub(super) fn swap_slots(params: &VmParams, settings: &VmSettings) -> u32 {
     params.pages.saturating_sub(reservation)
 }
 
-/// The most pages of the balloon of a VM with `pages`: by the host's setting and by its own.
+/// The most pages of the balloon of a VM with `pages`: by the host's setting and by its own, and none of
+/// its reservation, whoever asks for it.
 pub(super) fn balloon_max(pages: u32, own: &VmSettings, host: &HostSettings) -> Pages {
-    let by_host = Pages(u64::from(pages) * u64::from(host.ctl_max_percent) / 100);
-    own.balloon_max.map_or(by_host, |own| own.min(by_host))
+    let pages = u64::from(pages);
+    let by_host = Pages(pages * u64::from(host.ctl_max_percent) / 100);
+    let unreserved = Pages(pages).saturating_sub(own.reservation);
+    own.balloon_max
+        .unwrap_or(by_host)
+        .min(by_host)
+        .min(unreserved)
+}
+
+/// Lets the balloon of a VM hold what its settings and the host's say.
+pub(super) fn set_balloon_max(member: &Member, own: &VmSettings, host: &HostSettings) {
+    if member
+        .balloon
+        .set_max(balloon_max(member.vm.params.pages, own, host))
+    {
+        member.balloon.doorbell.ring();
+    }
 }
 
 /// Changes settings of a running VM, all of them or none.
@@ -90,6 +106,8 @@ pub(super) fn change(host: &Host, member: &Member, patch: &VmPatch) -> Result<()
     let file = host.vm_in_file(&member.vm.params.name);
     let new = old.with(&file, patch.over(&old.by_hand), &member.vm.params)?;
     carry_out(host, member, &old.now, &new.now)?;
+    // Who has set it is told what it is now.
+    set_balloon_max(member, &new.now, &host.settings());
     member.set_layered(new);
     host.settings_changed();
     Ok(())
