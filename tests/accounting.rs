@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use common::{Blocks, TestGuest, TestHost, eventually, modes, private_bytes};
-use memvisor::telemetry::HostStatus;
+use memvisor::telemetry::{HostStatus, Totals};
 use memvisor::units::{Bytes, PAGE_SIZE, Pages};
 use nix::fcntl::{FallocateFlags, fallocate};
 use rig::raw::{RawGuest, hello};
@@ -25,11 +25,25 @@ const HOST_OWN: Bytes = Bytes::from_mib(16);
 /// kernel is asked for it, and given back after it is punched.
 const SLACK: Pages = Pages(0);
 
-/// The homes of each VM must add up, in any status at any time.
-fn check_homes(status: &HostStatus) {
+/// What a status tells twice must be the same, in any status at any time: the homes of each VM add up to
+/// its size, and sums over the host to those over its VMs.
+fn check_sums(status: &HostStatus) {
     for vm in &status.vms {
-        assert_eq!(vm.homes.total(), vm.configured_pages, "{vm:#?}");
+        let homes = &vm.homes;
+        assert_eq!(homes.total(), vm.configured_pages, "{vm:#?}");
+        let granted = [homes.resident_pages, homes.shared_pages, homes.zero_pages];
+        let granted = Pages(granted.iter().map(|pages| pages.0).sum());
+        assert_eq!(vm.granted_pages, granted, "{vm:#?}");
+        assert_eq!(vm.balloon.size_pages, homes.ballooned_pages, "{vm:#?}");
     }
+    assert_eq!(status.totals, Totals::of(&status.vms));
+    assert_eq!(
+        status.used_pages.0 + status.free_pages.0,
+        status.budget_pages.0
+    );
+    let share = &status.share;
+    assert_eq!(share.shared_pages, status.totals.homes.shared_pages);
+    assert_eq!(share.frames.0 + share.saved_pages.0, share.shared_pages.0);
 }
 
 /// Waits until nothing moves: the same numbers before and after the kernel's were read, and no guest holds pages
@@ -41,7 +55,7 @@ fn quiescent(host: &TestHost) -> (HostStatus, Blocks) {
     };
     eventually("nothing moves", SETTLE, || {
         let before = host.status();
-        check_homes(&before);
+        check_sums(&before);
         let blocks = host.blocks_at_once();
         let is_still = still(&before) == still(&host.status());
         (is_still && before.totals.credit_pages == Pages(0)).then_some((before, blocks))
@@ -133,7 +147,7 @@ fn busy_overcommitted_host_stays_within_its_budget() {
         let (mut samples, mut most) = (0, Pages(0));
         while Instant::now() < end {
             let status = host.status();
-            check_homes(&status);
+            check_sums(&status);
             assert!(status.used_pages <= status.budget_pages, "{status:#?}");
             let blocks = host.blocks_at_once();
             let used = Pages(blocks.total().0 + status.metadata_pages.0);

@@ -106,6 +106,12 @@ impl Daemon for FakeDaemon {
         Ok(vm)
     }
 
+    fn token(&self, name: &str) -> Result<AgentToken, ControlError> {
+        self.find(name)?;
+        let token = "0x0123456789abcdef".to_owned();
+        Ok(AgentToken { token })
+    }
+
     fn why(&self, name: &str) -> Result<serde_json::Value, ControlError> {
         let vm = self.find(name)?;
         Ok(serde_json::json!({"name": vm.name, "target": {"pages": 7}}))
@@ -338,6 +344,8 @@ fn vm_settings_explanations_and_reloads_go_through() {
     let patch = VmPatch::from_words(["shares=high", "limit=none", "salt="]).expect("valid");
     setup.client.set_vm("web", &patch).expect("fits");
     assert_eq!(setup.daemon.asked(), [format!("vm web {patch:?}")]);
+    let token = setup.client.token("web").expect("runs").token;
+    assert_eq!(token, "0x0123456789abcdef");
     let why = setup.client.why("web").expect("runs");
     assert_eq!(why["target"]["pages"], 7);
     assert_eq!(setup.client.reload().expect("no fault").vms, ["web"]);

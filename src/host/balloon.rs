@@ -12,10 +12,11 @@ use super::member::Member;
 use crate::balloon::{
     BalloonCounters, BalloonHost, BalloonVm, Doorbell, GuestStats, Refusal, SessionError, serve,
 };
+use crate::page::Home;
 use crate::policy::FreeState;
 use crate::reclaim::Job;
 use crate::throttle::Throttle;
-use crate::units::{GfnRun, Pages, VmId};
+use crate::units::{Gfn, GfnRun, Pages, VmId};
 
 /// ESX's agents ask for their target once a second.
 const POLL: Duration = Duration::from_secs(1);
@@ -108,16 +109,21 @@ impl BalloonVm for Balloon<'_> {
     fn target(&self) -> u64 {
         let orders = &self.member.vm.orders;
         // The latest plan may be older than the relief. A target set by hand is not relieved.
-        let target = orders.manual().unwrap_or_else(|| {
-            let target = orders.balloon_target().min(self.member.balloon.max());
-            let relief = self.member.balloon.relief();
-            relief.map_or(target, |most| target.min(most))
-        });
-        target.0
+        let target = self.member.balloon_target();
+        let relief = self
+            .member
+            .balloon
+            .relief()
+            .filter(|_| orders.manual().is_none());
+        relief.map_or(target, |most| target.min(most)).0
     }
 
     fn locked(&self) -> u64 {
         self.member.ballooned().0
+    }
+
+    fn holds(&self, gfn: Gfn) -> bool {
+        self.member.vm.table.entry(gfn).home() == Home::Ballooned
     }
 
     fn lock(&self, runs: &[GfnRun]) -> Vec<StatusRun> {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::averages::Averages;
 use super::balance::Balance;
 use super::configuration::Configuration;
 use super::member::Member;
@@ -22,6 +23,7 @@ use crate::page::Budget;
 use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
 use crate::reclaim::{Job, ScanSettings, host_ghz};
 use crate::settings::{Domain, HostSettings, VmSettings};
+use crate::telemetry::{self, Overcommit};
 use crate::throttle::Throttle;
 use crate::units::Pages;
 use crate::vm::{Blocked, Means};
@@ -56,6 +58,7 @@ pub(super) struct Governor {
     state: Mutex<FreeState>,
     /// What was decided last.
     latest: Mutex<Option<Decision>>,
+    overcommit: Mutex<Averages>,
     /// Changes with each snapshot, so that no VM always bears the odd page.
     seed: AtomicU64,
 }
@@ -80,6 +83,7 @@ impl Governor {
             ghz: host_ghz(),
             state: Mutex::default(),
             latest: Mutex::default(),
+            overcommit: Mutex::default(),
             seed: AtomicU64::new(0),
         }
     }
@@ -126,6 +130,18 @@ impl Governor {
         lock(&self.latest).clone()
     }
 
+    /// How much more the running VMs are configured with than there is.
+    pub(super) fn overcommit(&self) -> Overcommit {
+        lock(&self.overcommit).status()
+    }
+
+    fn note_overcommit(&self, members: &[Arc<Member>], now: Instant) {
+        let sizes = members.iter().map(|member| member.vm.params.pages);
+        let requested = Pages(sizes.map(u64::from).sum());
+        let level = telemetry::overcommit(requested, self.budget.total());
+        lock(&self.overcommit).note(now, level);
+    }
+
     /// One look: what is seen is planned for, and the plan is handed out.
     fn decide(&self, balance: &mut Balance, watchdog: &mut Watchdog, now: Instant) -> Decision {
         let settings = self.configuration.settings();
@@ -134,6 +150,7 @@ impl Governor {
             self.apply_settings(member, &settings, members.len());
             watch_balloon(member, now);
         }
+        self.note_overcommit(&members, now);
         let asked = (self.state(), self.configuration.revision());
         let floor = settings.sample_active_pct_min;
         balance.look(now, settings.balance_period, asked, &members, floor);
@@ -168,10 +185,7 @@ impl Governor {
         member.worker.set_sample_period(settings.sample_period);
         set_zip_max(member, zip_max(member, settings));
         let pages = member.vm.params.pages;
-        let balloon_max = vm_settings::balloon_max(pages, &own, settings);
-        if member.balloon.set_max(balloon_max) {
-            member.balloon.doorbell.ring();
-        }
+        member.set_balloon_max(vm_settings::balloon_max(pages, &own, settings));
         self.move_domain(member, &own);
     }
 
@@ -243,7 +257,7 @@ impl Governor {
 
 /// Finds out whether its balloon is to be waited for.
 fn watch_balloon(member: &Member, now: Instant) {
-    let (target, size) = (member.vm.orders.balloon_target(), member.ballooned());
+    let (target, size) = (member.balloon_target(), member.ballooned());
     let changed = member.balloon.look(now, target, size);
     let is_stuck = changed == Some(false) && member.balloon.attached.load(Ordering::Relaxed);
     let vm = &member.vm.params.name;
@@ -286,7 +300,7 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
     let (vm, balloon) = (&member.vm, &member.balloon);
     let orders = &vm.orders;
     let before = orders.balloon_target();
-    orders.set_targets(plan.balloon_target, plan.target);
+    orders.set_targets(plan.balloon_target, plan.target, plan.swap_target);
     let popped = vm.stats.pops.get() != balloon.told_pops.load(Ordering::Relaxed);
     if orders.balloon_target() != before || popped {
         balloon.doorbell.ring();

@@ -102,6 +102,11 @@ impl BalloonLine {
         lock(&self.progress).inflates()
     }
 
+    /// The pages it can be expected to bring in time; `None`: not known.
+    pub(super) fn brings(&self) -> Option<Pages> {
+        lock(&self.progress).brings()
+    }
+
     pub(super) fn set_stats(&self, stats: &GuestStats) {
         lock(&self.stats).clone_from(stats);
     }
@@ -170,6 +175,18 @@ impl Member {
     /// Whether its guest does not answer.
     pub(super) fn is_mute(&self) -> bool {
         self.link.silence() >= MUTE
+    }
+
+    /// Lets its balloon hold at most so many pages.
+    pub(super) fn set_balloon_max(&self, pages: Pages) {
+        if self.balloon.set_max(pages) {
+            self.balloon.doorbell.ring();
+        }
+    }
+
+    /// The size its balloon shall have, whoever says so: no more than it may hold.
+    pub(super) fn balloon_target(&self) -> Pages {
+        self.vm.orders.balloon_target().min(self.balloon.max())
     }
 
     /// Pages in its balloon.

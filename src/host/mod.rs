@@ -28,6 +28,7 @@
 
 mod admission;
 mod api;
+mod averages;
 mod balance;
 mod balloon;
 mod bare;

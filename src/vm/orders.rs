@@ -49,6 +49,7 @@ pub struct Orders {
     ceiling: AtomicU64,
     balloon_target: AtomicU64,
     allocation_target: AtomicU64,
+    swap_target: AtomicU64,
     manual_balloon: AtomicU64,
     manual: AtomicBool,
 }
@@ -61,6 +62,7 @@ impl Default for Orders {
             ceiling: AtomicU64::new(u64::MAX),
             balloon_target: AtomicU64::new(0),
             allocation_target: AtomicU64::new(0),
+            swap_target: AtomicU64::new(0),
             manual_balloon: AtomicU64::new(0),
             manual: AtomicBool::new(false),
         }
@@ -127,8 +129,10 @@ impl Orders {
         Pages(self.ceiling.load(Ordering::Relaxed))
     }
 
-    /// Sets the size the policy wants the balloon to have, and the allocation behind it.
-    pub fn set_targets(&self, balloon: Pages, allocation: Pages) {
+    /// Sets the size the policy wants the balloon to have, the allocation behind it, and the pages that
+    /// are to be in the stores.
+    pub fn set_targets(&self, balloon: Pages, allocation: Pages, swap: Pages) {
+        self.swap_target.store(swap.0, Ordering::Relaxed);
         self.balloon_target.store(balloon.0, Ordering::Relaxed);
         self.allocation_target
             .store(allocation.0, Ordering::Relaxed);
@@ -156,6 +160,12 @@ impl Orders {
     pub fn balloon_target(&self) -> Pages {
         self.manual()
             .unwrap_or_else(|| Pages(self.balloon_target.load(Ordering::Relaxed)))
+    }
+
+    /// The pages that the policy wants in the compression cache and the swap file.
+    #[must_use]
+    pub fn swap_target(&self) -> Pages {
+        Pages(self.swap_target.load(Ordering::Relaxed))
     }
 
     /// The memory the policy thinks the VM should have.
