@@ -6,7 +6,7 @@ mod rig;
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt, chown};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -56,7 +56,7 @@ fn cannot_be_written(what: &str, fd: BorrowedFd<'_>) {
     let file = File::from(fd.try_clone_to_owned().expect("a descriptor"));
     assert!(file.set_len(0).is_err(), "{what} is cut short");
     assert!(file.write_at(&[1], 0).is_err(), "{what} is written");
-    let open_to_all = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let open_to_all = fs::Permissions::from_mode(0o666);
     assert!(
         file.set_permissions(open_to_all).is_err(),
         "{what} has another mode"
@@ -83,7 +83,7 @@ fn what_guests_may_read_they_cannot_write_by_opening_it_again() {
         }
         let guest = welcomed.power_on();
         // A VM that moves to another domain gets another pool.
-        let patch = VmPatch::from_words(["salt=other"].into_iter()).expect("a setting");
+        let patch = VmPatch::from_words(["salt=other"]).expect("a setting");
         host.client().set_vm("g", &patch).expect("it moves");
         let pool = next_pool(&guest);
         cannot_be_written("the pool of its next domain", pool.as_fd());
