@@ -351,9 +351,12 @@ fn file_with_an_error_leaves_the_last_good_one_in_force() {
         ("[settings\n", "host.toml:1"),
         (contradiction, "reservation"),
         // Only the running host can see these.
-        ("[vm.g]\nswap-dir = \"/no/such\"\n", "host.toml:2: VM `g`: "),
         (
-            "\n[vm.g]\nreservation = \"6M\"\nlimit = \"9M\"\n",
+            "[host]\nmemory = \"64M\"\n[vm.g]\nswap-dir = \"/no/such\"\n",
+            "host.toml:4: VM `g`: ",
+        ),
+        (
+            "[host]\nmemory = \"64M\"\n[vm.g]\nlimit = \"9M\"\n",
             "host.toml:4: VM `g`: limit 9.0 MiB",
         ),
     ] {
@@ -375,7 +378,7 @@ fn hangup_reloads_the_file_and_ends_nobody() {
     let file = dir.path().join("host.toml");
     std::fs::write(&file, "[host]\nmemory = \"64M\"\n").expect("write");
     let path = file.to_str().expect("UTF-8");
-    let host = Host::start("auto", "64M", &["--config", path]);
+    let mut host = Host::start("auto", "64M", &["--config", path]);
     host.process().signal(Signal::SIGHUP).expect("it runs");
     eventually("the log says what was done", || {
         let log = host.log();
@@ -390,7 +393,7 @@ fn hangup_reloads_the_file_and_ends_nobody() {
             .then_some(())
     });
     host.stop();
-    let host = Host::start("auto", "64M", &[]);
+    let mut host = Host::start("auto", "64M", &[]);
     host.process().signal(Signal::SIGHUP).expect("it runs");
     eventually("there is nothing to reload", || {
         host.log()
