@@ -351,9 +351,12 @@ fn file_with_an_error_leaves_the_last_good_one_in_force() {
         ("[settings\n", "host.toml:1"),
         (contradiction, "reservation"),
         // Only the running host can see these.
-        ("[vm.g]\nswap-dir = \"/no/such\"\n", "host.toml:2: VM `g`: "),
         (
-            "\n[vm.g]\nreservation = \"6M\"\nlimit = \"9M\"\n",
+            "[host]\nmemory = \"64M\"\n[vm.g]\nswap-dir = \"/no/such\"\n",
+            "host.toml:4: VM `g`: ",
+        ),
+        (
+            "[host]\nmemory = \"64M\"\n[vm.g]\nlimit = \"9M\"\n",
             "host.toml:4: VM `g`: limit 9.0 MiB",
         ),
     ] {

@@ -10,15 +10,14 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use thiserror::Error;
 use toml::de::{DeTable, DeValue};
 
-use super::host::Profile;
 use super::layers::Layer;
 use super::name::check_vm_name;
 use super::patch::VmPatch;
+use super::start::StartSettings;
 use super::value::shown;
 use super::vm::VmSettings;
 use super::vm_table::VmTable;
@@ -26,43 +25,6 @@ use crate::units::{Bytes, PAGE_SIZE, Pages};
 
 /// The most bytes of a file: a thousand VMs with all settings take a quarter of it.
 const FILE_MAX: u64 = 1 << 20;
-
-/// Which engine handles the faults of guests.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EngineChoice {
-    /// userfaultfd where the system allows it, else page protection.
-    Auto,
-    /// userfaultfd.
-    Uffd,
-    /// Page protection.
-    Mprotect,
-}
-
-impl FromStr for EngineChoice {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "uffd" => Ok(Self::Uffd),
-            "mprotect" => Ok(Self::Mprotect),
-            _ => Err(()),
-        }
-    }
-}
-
-/// What takes effect only when a host starts: the table `[host]`.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct StartSettings {
-    /// The set of defaults.
-    pub profile: Option<Profile>,
-    /// The budget.
-    pub memory: Option<Bytes>,
-    /// The engine.
-    pub engine: Option<EngineChoice>,
-    /// Where swap files are made.
-    pub swap_dir: Option<PathBuf>,
-}
 
 /// A configuration file without a fault.
 #[derive(Clone, PartialEq, Eq, Debug)]

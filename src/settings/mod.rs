@@ -9,7 +9,7 @@
 //! - `table.rs`, `host.rs`, `layers.rs`: host settings, their typed values, the four places where
 //!   they are given ([`Layers`]).
 //! - `vm.rs`, `patch.rs`, `domain.rs`: VM settings, changes of them, with whom a VM shares pages.
-//! - `file.rs`, `vm_table.rs`: the configuration file.
+//! - `file.rs`, `start.rs`, `vm_table.rs`: the configuration file.
 //!
 //! Nothing here has an effect: whoever holds the settings reads them and acts.
 
@@ -19,17 +19,19 @@ mod host;
 mod layers;
 mod name;
 mod patch;
+mod start;
 mod table;
 mod value;
 mod vm;
 mod vm_table;
 
 pub use domain::Domain;
-pub use file::{ConfigError, ConfigFile, EngineChoice, Problem, StartSettings};
+pub use file::{ConfigError, ConfigFile, Problem};
 pub use host::{ForceSalting, HostSettings, Profile, ProfileError};
 pub use layers::{DEFAULT, Layer, Layers, Origin, SettingView};
 pub use name::{NAME_MAX, NameError, check_vm_name};
 pub use patch::VmPatch;
+pub use start::{EngineChoice, StartSettings};
 pub use table::{Key, SettingError, Spec, TABLE};
 pub(crate) use value::shown;
 pub use value::{Kind, Scalar, TimeUnit, Value, Wrong, time};

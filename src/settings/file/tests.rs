@@ -1,5 +1,5 @@
 use super::*;
-use crate::settings::{HostSettings, Layers};
+use crate::settings::{EngineChoice, HostSettings, Layers, Profile};
 
 fn parse(text: &str) -> Result<ConfigFile, ConfigError> {
     ConfigFile::parse(Path::new("host.toml"), text)
