@@ -65,6 +65,12 @@ impl GuestError {
     pub const fn is_host_gone(&self) -> bool {
         matches!(self, Self::Guest(error) if error.is_host_gone())
     }
+
+    /// Whether a signal ended it before it ran.
+    #[must_use]
+    pub const fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Guest(error) if error.is_interrupted())
+    }
 }
 
 /// Runs a guest until its time is over or it is told to end. `host_gone` must end the process;

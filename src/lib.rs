@@ -30,6 +30,7 @@ pub mod swap;
 mod sync;
 pub mod sys;
 pub mod telemetry;
+pub mod throttle;
 pub mod top;
 pub mod units;
 pub mod vm;

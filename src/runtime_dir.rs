@@ -12,12 +12,16 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
 use thiserror::Error;
 
 /// The longest path of a Unix socket: `sun_path` has 108 bytes and ends with a zero (unix(7)).
 pub const SOCKET_PATH_MAX: usize = 107;
+
+/// The name of the file whose lock says that a daemon runs.
+const LOCK: &str = "lock";
 
 /// The longest file name this module appends to the directory.
 const LONGEST_SOCKET: &str = "control.sock";
@@ -50,6 +54,12 @@ pub enum RuntimeDirError {
     #[error("`{path}` is not a directory")]
     NotDirectory {
         /// The path.
+        path: PathBuf,
+    },
+    /// The lock file is a symbolic link, which no daemon makes.
+    #[error("`{path}` is a symbolic link, and the lock file must be a file: remove it")]
+    Link {
+        /// The lock file.
         path: PathBuf,
     },
     /// It belongs to somebody else.
@@ -155,8 +165,7 @@ impl RuntimeDir {
             .mode(0o700)
             .create(&self.path)
             .map_err(io_error("create", &self.path))?;
-        self.check()?;
-        let lock = self.lock()?;
+        let lock = self.lock(&self.open()?)?;
         Ok(HeldRuntimeDir { dir: self, lock })
     }
 
@@ -165,11 +174,22 @@ impl RuntimeDir {
     /// # Errors
     /// Any of [`RuntimeDirError`] but `TooLong` and `Held`.
     pub fn check(&self) -> Result<(), RuntimeDirError> {
+        self.open().map(drop)
+    }
+
+    /// The directory itself, checked: whatever its name leads to later, this is the one that was.
+    fn open(&self) -> Result<File, RuntimeDirError> {
         let path = || self.path.clone();
-        let found = fs::symlink_metadata(&self.path).map_err(io_error("examine", &self.path))?;
-        if !found.is_dir() {
-            return Err(RuntimeDirError::NotDirectory { path: path() });
-        }
+        let as_it_is = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        let dir = OpenOptions::new()
+            .read(true)
+            .custom_flags(as_it_is.bits())
+            .open(&self.path)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotADirectory => RuntimeDirError::NotDirectory { path: path() },
+                _ => io_error("examine", &self.path)(error),
+            })?;
+        let found = dir.metadata().map_err(io_error("examine", &self.path))?;
         let (owner, user) = (found.uid(), geteuid().as_raw());
         if owner != user {
             return Err(RuntimeDirError::Owner {
@@ -182,19 +202,19 @@ impl RuntimeDir {
         if mode & 0o077 != 0 {
             return Err(RuntimeDirError::Open { path: path(), mode });
         }
-        Ok(())
+        Ok(dir)
     }
 
-    fn lock(&self) -> Result<Flock<File>, RuntimeDirError> {
-        let path = self.path.join("lock");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(io_error("open", &path))?;
+    /// Takes the lock, on a file in `dir` itself: a link there would have another file emptied and locked.
+    fn lock(&self, dir: &File) -> Result<Flock<File>, RuntimeDirError> {
+        let path = self.path.join(LOCK);
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file: File = openat(dir, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+            .map_err(|errno| match errno {
+                Errno::ELOOP => RuntimeDirError::Link { path: path.clone() },
+                errno => io_error("open", &path)(errno.into()),
+            })?
+            .into();
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut lock) => {
                 write_pid(&mut lock).map_err(io_error("write", &path))?;
@@ -353,6 +373,22 @@ mod tests {
             matches!(error, RuntimeDirError::NotDirectory { .. }),
             "{error}"
         );
+    }
+
+    #[test]
+    fn lock_file_that_is_a_link_is_refused_and_what_it_leads_to_is_left_alone() {
+        let parent = tempfile::tempdir().expect("tempdir");
+        let dir = dir_in(&parent);
+        drop(dir.clone().claim().expect("claim"));
+        let precious = parent.path().join("precious");
+        fs::write(&precious, "content").expect("write");
+        let lock = dir.path().join("lock");
+        fs::remove_file(&lock).expect("there");
+        std::os::unix::fs::symlink(&precious, &lock).expect("symlink");
+        let error = dir.claim().expect_err("a link");
+        assert!(error.to_string().contains("is a symbolic link"), "{error}");
+        let content = fs::read_to_string(&precious).expect("still there");
+        assert_eq!(content, "content");
     }
 
     #[test]

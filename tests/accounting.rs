@@ -1,12 +1,17 @@
 //! What the host says it uses is what the kernel counts, and it stays within the budget.
 
 mod common;
+mod rig;
 
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use common::{Blocks, TestGuest, TestHost, eventually, modes, private_bytes};
-use memvisor::telemetry::HostStatus;
-use memvisor::units::{Bytes, Pages};
+use memvisor::telemetry::{HostStatus, Totals};
+use memvisor::units::{Bytes, PAGE_SIZE, Pages};
+use nix::fcntl::{FallocateFlags, fallocate};
+use rig::raw::{RawGuest, hello};
+use rig::{Ends, Host};
 
 /// How long guests may take to load and to settle on an overcommitted host.
 const SETTLE: Duration = Duration::from_secs(40);
@@ -20,11 +25,25 @@ const HOST_OWN: Bytes = Bytes::from_mib(16);
 /// kernel is asked for it, and given back after it is punched.
 const SLACK: Pages = Pages(0);
 
-/// The homes of each VM must add up, in any status at any time.
-fn check_homes(status: &HostStatus) {
+/// What a status tells twice must be the same, in any status at any time: the homes of each VM add up to
+/// its size, and sums over the host to those over its VMs.
+fn check_sums(status: &HostStatus) {
     for vm in &status.vms {
-        assert_eq!(vm.homes.total(), vm.configured_pages, "{vm:#?}");
+        let homes = &vm.homes;
+        assert_eq!(homes.total(), vm.configured_pages, "{vm:#?}");
+        let granted = [homes.resident_pages, homes.shared_pages, homes.zero_pages];
+        let granted = Pages(granted.iter().map(|pages| pages.0).sum());
+        assert_eq!(vm.granted_pages, granted, "{vm:#?}");
+        assert_eq!(vm.balloon.size_pages, homes.ballooned_pages, "{vm:#?}");
     }
+    assert_eq!(status.totals, Totals::of(&status.vms));
+    assert_eq!(
+        status.used_pages.0 + status.free_pages.0,
+        status.budget_pages.0
+    );
+    let share = &status.share;
+    assert_eq!(share.shared_pages, status.totals.homes.shared_pages);
+    assert_eq!(share.frames.0 + share.saved_pages.0, share.shared_pages.0);
 }
 
 /// Waits until nothing moves: the same numbers before and after the kernel's were read, and no guest holds pages
@@ -36,7 +55,7 @@ fn quiescent(host: &TestHost) -> (HostStatus, Blocks) {
     };
     eventually("nothing moves", SETTLE, || {
         let before = host.status();
-        check_homes(&before);
+        check_sums(&before);
         let blocks = host.blocks_at_once();
         let is_still = still(&before) == still(&host.status());
         (is_still && before.totals.credit_pages == Pages(0)).then_some((before, blocks))
@@ -128,7 +147,7 @@ fn busy_overcommitted_host_stays_within_its_budget() {
         let (mut samples, mut most) = (0, Pages(0));
         while Instant::now() < end {
             let status = host.status();
-            check_homes(&status);
+            check_sums(&status);
             assert!(status.used_pages <= status.budget_pages, "{status:#?}");
             let blocks = host.blocks_at_once();
             let used = Pages(blocks.total().0 + status.metadata_pages.0);
@@ -145,5 +164,53 @@ fn busy_overcommitted_host_stays_within_its_budget() {
             guest.stop(VERIFY);
         }
         host.stop(&[]);
+    });
+}
+
+/// What a scripted guest connects with: see [`rig::raw::connector`].
+#[test]
+#[ignore = "run by tests that script a guest"]
+fn connector() {
+    rig::raw::connector();
+}
+
+/// It has its RAM as a file, and needs nobody to fill that.
+#[test]
+fn guest_that_fills_memory_that_it_was_not_given_is_ended() {
+    common::engines(|engine| {
+        let host = Host::start(engine, "32M", &[]);
+        let mut honest = host.guest("honest", "--memory 16M --workload kv,size=8M");
+        host.await_vm("honest", "runs", |vm| vm.homes.resident_pages.0 > 1000);
+        let pages = 24 << 8;
+        for (name, how) in [("writes", 0), ("allocates", 1)] {
+            let mut thief = RawGuest::connect(&host)
+                .hello(hello(name, pages))
+                .power_on();
+            let bytes = u64::from(pages) * PAGE_SIZE as u64;
+            match how {
+                0 => thief
+                    .ram
+                    .write_all_at(&vec![7; bytes as usize], 0)
+                    .expect("its RAM"),
+                _ => {
+                    let flags = FallocateFlags::empty();
+                    fallocate(&thief.ram, flags, 0, bytes as i64).expect("its RAM");
+                }
+            }
+            let why =
+                format!("its RAM takes {pages} pages by the kernel's count, and it was given 0:");
+            thief.guest.is_told(&why);
+            thief.guest.is_killed();
+            host.forgets(name, SETTLE);
+            assert!(
+                host.log().contains("VM takes more than it was given"),
+                "{}",
+                host.log()
+            );
+        }
+        honest.terminate();
+        honest.reports(130);
+        host.is_empty(SETTLE);
+        host.stop();
     });
 }

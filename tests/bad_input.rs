@@ -4,6 +4,7 @@
 mod common;
 mod rig;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -18,14 +19,15 @@ use memvisor_guest_agent::protocol::balloon::{
     PageStatus, RangeBatch, Stat, StatTag, StatusRun, ToAgent, ToHost,
 };
 use memvisor_guest_agent::protocol::memory::{
-    Ack, Command, Fault, Hello, MAX_CHANNELS, Message, Op, Ready, Reply, VERSION,
+    Ack, Command, Engine, Fault, Hello, MAX_CHANNELS, Message, Op, Ready, Remap, Reply, VERSION,
+    Welcome,
 };
 use memvisor_guest_agent::protocol::{Gfn, GfnRun};
 use memvisor_guest_agent::shim::{Received, SeqPacket};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use rig::raw::{BASE, HANDSHAKE, Powered, RawAgent, RawGuest, hello, start};
-use rig::{Ends, Host, PATIENCE, engines, eventually};
+use rig::{Ends, Host, PATIENCE, engines, eventually, memvisor};
 
 /// Not a test: the process that stands for a scripted guest, see [`rig::raw`].
 #[test]
@@ -71,6 +73,60 @@ fn told(socket: &SeqPacket, text: &str) {
     assert!(why.contains(text), "no `{text}` in: {why}");
     let end = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
     assert_eq!(end, Some(Received::Closed), "{why}");
+}
+
+/// Clients that open connections, begin a request or none at all, and let them be.
+#[test]
+fn operator_is_answered_beside_a_flood_of_connections_that_say_nothing() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    let body = "PATCH /v1/vms/good HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                content-length: 99\r\n\r\n{";
+    let _flood: Vec<UnixStream> = ["", "GET /v1/vms HTTP", body]
+        .iter()
+        .cycle()
+        .take(120)
+        .map(|beginning| {
+            let mut stream = UnixStream::connect(host.socket("control.sock")).expect("connect");
+            // It may be closed again already.
+            let _ = stream.write_all(beginning.as_bytes());
+            stream
+        })
+        .collect();
+    let mut command = memvisor();
+    let sockets = host.socket("");
+    command.args(["vm", "ls", "--runtime-dir"]).arg(sockets);
+    let answer = command.output().expect("start");
+    let shown = String::from_utf8_lossy(&answer.stdout);
+    assert!(
+        answer.status.success() && shown.contains("good"),
+        "{answer:?}"
+    );
+    end_well(host, good);
+}
+
+/// Whoever reads the log must be able to trust its lines, and to find them.
+#[test]
+fn guests_forge_no_lines_of_the_log_and_do_not_fill_it() {
+    let host = Host::start("mprotect", "64M", &[]);
+    let forged = "x\nERROR host ends \x1b[2J";
+    let hello = Message::Hello(hello(forged, 64)).encode();
+    for _ in 0..100 {
+        refused(&host, &hello, "is not allowed");
+    }
+    // One more when a line may be written again, which tells of those that were not.
+    let unsaid = || {
+        refused(&host, &hello, "is not allowed");
+        host.log().contains("unsaid=").then_some(())
+    };
+    eventually("the log tells how many lines it does not have", unsaid);
+    let log = host.stop();
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("was not powered on"));
+    assert!(lines.count() < 40, "{log}");
+    assert!(!log.contains('\x1b'), "{log}");
+    assert!(!log.lines().any(|line| line.starts_with("ERROR")), "{log}");
 }
 
 #[test]
@@ -196,27 +252,21 @@ fn memory_socket_bad_ready_is_refused_with_the_reason() {
     }
 }
 
-#[test]
-fn random_bytes_end_only_their_own_connection() {
+/// Random numbers that can be had again: by the seed, which a failing test shows.
+fn random() -> StdRng {
     let seed = rand::random::<u64>();
     eprintln!("seed {seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    StdRng::seed_from_u64(seed)
+}
+
+#[test]
+fn random_bytes_end_only_their_own_connection() {
+    let mut random = random();
     let host = Host::start("mprotect", "64M", &[]);
     let good = bystander(&host);
-    for _ in 0..60 {
+    for _ in 0..30 {
         let mut bytes = vec![0; random.random_range(1..600)];
         random.fill_bytes(&mut bytes);
-        if random.random() {
-            // Past the version and into the types.
-            bytes[0] = u8::from(random.random::<bool>());
-            bytes.iter_mut().skip(1).take(1).for_each(|byte| *byte = 0);
-            bytes
-                .iter_mut()
-                .skip(2)
-                .take(1)
-                .for_each(|byte| *byte %= 10);
-            bytes.iter_mut().skip(3).take(1).for_each(|byte| *byte = 0);
-        }
         for name in ["memory.sock", "balloon.sock"] {
             let socket = SeqPacket::connect(&host.socket(name)).expect("connect");
             socket.send(&bytes).expect("send");
@@ -241,6 +291,233 @@ fn random_bytes_end_only_their_own_connection() {
     }
     assert_eq!(host.status().vms.len(), 1);
     end_well(host, good);
+}
+
+/// Bytes of version and type, which [`bent`] leaves alone so that the rest is looked at.
+const MEMORY_HEADER: usize = 4;
+const CHANNEL_HEADER: usize = 8;
+const BALLOON_HEADER: usize = 8;
+
+/// A message with up to three bytes behind its header changed, and now and then another length.
+fn bent(random: &mut StdRng, mut bytes: Vec<u8>, header: usize) -> Vec<u8> {
+    for _ in 0..random.random_range(1..=3) {
+        if bytes.len() > header {
+            let at = random.random_range(header..bytes.len());
+            bytes[at] = [0, 1, 0x7f, 0xff, random.random()][random.random_range(0..5)];
+        }
+    }
+    match random.random_range(0..6) {
+        0 => bytes.truncate(random.random_range(header..=bytes.len())),
+        1 => bytes.push(random.random()),
+        _ => {}
+    }
+    bytes
+}
+
+/// One of each kind.
+fn memory_messages() -> Vec<Message> {
+    let run = GfnRun::new(Gfn(8), 4);
+    let remap = |run| Remap { run, frame: 1 };
+    vec![
+        Message::Hello(hello("bad", 64)),
+        Message::Welcome(Welcome {
+            vm: 1,
+            engine: Engine::Mprotect,
+            token: 1,
+            pool_frames: 64,
+            arena_pages: Some(8),
+        }),
+        Message::Ready(Ready {
+            base: BASE,
+            channels: 1,
+        }),
+        Message::Go,
+        Message::Command(Command {
+            seq: 0,
+            op: Op::Freeze,
+            runs: vec![remap(run); 3],
+        }),
+        Message::Ack(Ack {
+            seq: 0,
+            done: 1,
+            errno: 0,
+        }),
+        Message::Error("enough".to_owned()),
+        Message::Pool { seq: 0 },
+    ]
+}
+
+/// What the host says to a message: the reason if it ends the connection, which it does then.
+fn answer(socket: &SeqPacket) -> Option<String> {
+    let mut buffer = [0; 16 * 1024];
+    let received = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
+    let len = match received {
+        Some(Received::Message { len, .. }) => len,
+        Some(Received::Closed) => return Some(String::new()),
+        None => panic!("the host says nothing"),
+    };
+    let why = match Message::decode(&buffer[..len]) {
+        Ok(Message::Error(why)) => why,
+        Ok(_) => return None,
+        Err(error) => panic!("{error}"),
+    };
+    let end = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
+    assert_eq!(end, Some(Received::Closed), "{why}");
+    Some(why)
+}
+
+/// None was refused for its version, and the reasons are many: the messages were read.
+#[track_caller]
+fn were_read(reasons: &[String], least: usize) {
+    for why in reasons {
+        assert!(!why.contains("peer speaks version"), "{why}");
+    }
+    let different: BTreeSet<_> = reasons.iter().collect();
+    assert!(different.len() >= least, "{different:?}");
+}
+
+/// Every kind of message with the right version and a few wrong bytes: first on its socket, and as
+/// the answer to a command.
+#[test]
+fn bent_memory_messages_of_every_kind_end_only_their_own_guest() {
+    let mut random = random();
+    // No scanner: the only commands are those of the balloon.
+    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let good = bystander(&host);
+    let mut reasons = Vec::new();
+    for message in memory_messages().iter().cycle().take(40) {
+        let guest = RawGuest::connect(&host);
+        let bytes = bent(&mut random, message.encode(), MEMORY_HEADER);
+        guest.socket.send(&bytes).expect("send");
+        // A HELLO may still be all right.
+        reasons.extend(answer(&guest.socket));
+    }
+    were_read(&reasons, 8);
+    reasons.clear();
+    for message in memory_messages().iter().cycle().take(16) {
+        let (mut guest, _agent, command) = with_command_under_way(&host, "bent");
+        let bytes = bent(&mut random, message.encode(), MEMORY_HEADER);
+        let right = Ack {
+            seq: command.seq,
+            done: 1,
+            errno: 0,
+        };
+        if bytes == Message::Ack(right).encode() {
+            drop(guest);
+            host.forgets("bent", PATIENCE);
+            continue;
+        }
+        guest.guest.socket.send(&bytes).expect("send");
+        reasons.push(answer(&guest.guest.socket).expect("no answer to the command"));
+        guest.guest.is_killed();
+        host.forgets("bent", PATIENCE);
+    }
+    were_read(&reasons, 4);
+    assert_eq!(host.status().vms.len(), 1);
+    end_well(host, good);
+}
+
+/// The same on fault channels: what is still right is served, what is not ends the guest.
+#[test]
+fn bent_faults_of_every_kind_end_only_their_own_guest() {
+    let mut random = random();
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    let mut reasons = Vec::new();
+    let pages = GfnRun::new(Gfn(8), 4);
+    let source = Gfn(1);
+    let faults = [
+        Fault::Read(Gfn(3)),
+        Fault::Write(Gfn(3)),
+        Fault::Done(0),
+        Fault::History(Gfn(3)),
+        Fault::Credits,
+        Fault::Attach { pages, source },
+    ];
+    for _ in 0..4 {
+        let guest = Powered::on(&host, "bent", 64);
+        // Until one ends it. The kernel takes what nobody reads any more, or says that nobody does.
+        for (fault, channel) in faults.iter().zip(&guest.channels) {
+            let bytes = bent(&mut random, fault.encode(1).to_vec(), CHANNEL_HEADER);
+            let _ = channel.send(&bytes);
+        }
+        // This ends it for certain.
+        let _ = guest.channels[0].send(&[1; 3]);
+        let why = answer(&guest.guest.socket).expect("the guest is ended");
+        reasons.push(why);
+        host.forgets("bent", PATIENCE);
+    }
+    were_read(&reasons, 1);
+    assert_eq!(host.status().vms.len(), 1);
+    end_well(host, good);
+}
+
+fn balloon_messages(token: u64) -> Vec<Vec<u8>> {
+    let batch = || RangeBatch::new(vec![GfnRun::new(Gfn(8), 4), GfnRun::new(Gfn(20), 1)]);
+    let to_host = [
+        ToHost::Start(rig::raw::start(token, 64)),
+        ToHost::GetTarget {
+            total_pages: 64,
+            balloon_pages: 0,
+        },
+        ToHost::Lock(batch().expect("by the rules")),
+        ToHost::Unlock(batch().expect("by the rules")),
+        ToHost::Stats(vec![Stat::new(StatTag::FREE_MEMORY, 4096)]),
+        ToHost::Relief { pages: 8 },
+        ToHost::Stop,
+    ];
+    let to_agent = [ToAgent::Target { pages: 1 }, ToAgent::Reset];
+    let to_host = to_host.iter().map(|message| message.encode(7));
+    to_host
+        .chain(to_agent.iter().map(|message| message.encode(7)))
+        .collect()
+}
+
+/// The same on the balloon socket, first and of an agent that is welcome.
+#[test]
+fn bent_balloon_messages_of_every_kind_end_only_their_own_agent() {
+    let mut random = random();
+    let host = Host::start("mprotect", "64M", &[]);
+    let good = bystander(&host);
+    let guest = Powered::on(&host, "vm", 64);
+    let messages = balloon_messages(guest.token);
+    let mut reasons = Vec::new();
+    for (round, message) in messages.iter().cycle().take(60).enumerate() {
+        let mut agent = RawAgent::connect(&host);
+        let is_first = round % 2 == 0;
+        if !is_first {
+            agent.start(guest.token, 64);
+        }
+        let bytes = bent(&mut random, message.clone(), BALLOON_HEADER);
+        agent.socket.send(&bytes).expect("send");
+        // Statistics have no answer; this has, unless the host has ended it.
+        let question = ToHost::GetTarget {
+            total_pages: 64,
+            balloon_pages: 0,
+        };
+        let _ = agent.socket.send(&question.encode(9));
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match agent.socket.recv_timeout(&mut buffer, PATIENCE) {
+                Ok(Some(Received::Message { len, .. })) => match ToAgent::decode(&buffer[..len]) {
+                    Ok((9, _)) => break,
+                    Ok((_, ToAgent::Error { text, .. })) => reasons.push(text),
+                    Ok(_) => {}
+                    Err(error) => panic!("{error}"),
+                },
+                Ok(Some(Received::Closed)) => break,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+                other => panic!("{other:?}: {bytes:?}"),
+            }
+        }
+        drop(agent);
+        eventually("the place of the agent is free", || {
+            (!host.vm("vm").balloon.agent).then_some(())
+        });
+    }
+    were_read(&reasons, 8);
+    assert_eq!(host.status().vms.len(), 2);
+    end_well_with(host, good, guest);
 }
 
 /// Sends a whole HTTP request; the answer.

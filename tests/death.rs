@@ -12,11 +12,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::Process;
+use memvisor::settings::VmPatch;
 use memvisor::telemetry::FreeState;
 use memvisor::units::Bytes;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use rig::raw::{RawGuest, hello};
 use rig::{Ends, Host, PATIENCE, engines, eventually, host_command, memvisor, scratch, start};
 
 /// How long the memory of a dead guest may stay in use.
@@ -105,6 +108,120 @@ fn guest_that_is_stopped_does_not_stop_others_and_goes_on_unharmed() {
         host.is_empty(AT_ONCE);
         host.stop();
     }
+}
+
+/// How long a guest may not answer while another one has less than its reservation, and a little.
+const OVERDUE: Duration = Duration::from_secs(12);
+
+#[test]
+fn guest_that_is_stopped_ends_when_it_keeps_another_from_its_reservation() {
+    for engine in engines() {
+        let host = Host::start(engine, "48M", &[]);
+        let words = "--memory 44M --workload toucher,size=38M,content=random";
+        let mut stopped = host.guest("stopped", words);
+        host.await_vm("stopped", "is full", |vm| {
+            vm.configured_pages.0 - vm.homes.untouched_pages.0 > 38 * 256
+        });
+        stopped.send(Signal::SIGSTOP);
+        let words = "--memory 24M --reservation 16M --workload kv,size=16M,content=random";
+        let mut other = host.guest("other", words);
+        stopped.dies_by(Signal::SIGKILL);
+        let log = host.log();
+        let why = "VM `other` has less than its reservation";
+        assert!(log.contains("its guest has not answered for 1"), "{log}");
+        assert!(log.contains(why), "{log}");
+        host.await_vm("other", "has what was promised", |vm| {
+            vm.homes.resident_pages.0 >= 16 * 256
+        });
+        other.send(Signal::SIGINT);
+        other.reports(130);
+        host.is_empty(AT_ONCE);
+        host.stop();
+    }
+}
+
+#[test]
+fn guest_that_is_stopped_is_left_alone_where_nobody_goes_without() {
+    let stop = |engine| {
+        let host = Host::start(engine, "96M", &[]);
+        let words = "--memory 32M --no-agent --workload kv,size=24M,content=random";
+        let mut stopped = host.guest("stopped", words);
+        host.await_vm("stopped", "is full", |vm| vm.homes.resident_pages.0 > 5000);
+        stopped.send(Signal::SIGSTOP);
+        // It owes the host an answer from then on.
+        let mut patch = VmPatch::default();
+        patch.limit = Some(Some(Bytes::from_mib(8).pages()));
+        host.client().set_vm("stopped", &patch).expect("a limit");
+        let words = "--memory 24M --reservation 16M --workload kv,size=16M,content=random";
+        let mut other = host.guest("other", words);
+        host.await_vm("other", "has what was promised", |vm| {
+            vm.homes.resident_pages.0 >= 16 * 256
+        });
+        // That nothing happens is what is tested.
+        thread::sleep(OVERDUE);
+        for guest in [&mut stopped, &mut other] {
+            assert_eq!(guest.ended(), None);
+            guest.send(Signal::SIGCONT);
+            guest.send(Signal::SIGINT);
+            guest.reports(130);
+        }
+        host.is_empty(AT_ONCE);
+        host.stop();
+    };
+    thread::scope(|scope| {
+        for engine in engines() {
+            scope.spawn(move || stop(engine));
+        }
+    });
+}
+
+/// Its host's fault thread would wait in a read for ever: nobody else could end the VM.
+#[test]
+fn guest_whose_userfaultfd_waits_can_be_ended() {
+    if !engines().contains(&"uffd") {
+        eprintln!("SKIPPED: needs userfaultfd");
+        return;
+    }
+    let host = Host::start("uffd", "64M", &[]);
+    let guest = RawGuest::connect(&host).hello(hello("g", 1024));
+    let mut guest = guest.power_on_while(|uffd| {
+        fcntl(uffd, FcntlArg::F_SETFL(OFlag::empty())).expect("its own flags");
+    });
+    // Or it is found out before that.
+    let _ = host.client().kill("g");
+    guest.guest.is_killed();
+    host.forgets("g", AT_ONCE);
+    host.is_empty(AT_ONCE);
+    host.stop();
+}
+
+/// What a scripted guest connects with: see [`rig::raw::connector`].
+#[test]
+#[ignore = "run by tests that script a guest"]
+fn connector() {
+    rig::raw::connector();
+}
+
+#[test]
+fn guest_beside_a_stopped_host_says_so_and_ends_by_a_signal_or_goes_on_with_the_host() {
+    let mut host = Host::start("auto", "64M", &[]);
+    host.process().send(Signal::SIGSTOP);
+    let words = "--memory 8M --workload kv,size=4M --duration 200ms";
+    let [mut waits, mut interrupted] = ["waits", "interrupted"].map(|name| host.guest(name, words));
+    for guest in [&waits, &interrupted] {
+        eventually("the guest says that it waits", || {
+            let said = guest.stderr();
+            said.contains("the host does not answer; waiting for it for up to 60s")
+                .then_some(())
+        });
+    }
+    interrupted.send(Signal::SIGINT);
+    interrupted.fails(130, "interrupted while the host did not answer");
+    assert_eq!(waits.ended(), None);
+    host.process().send(Signal::SIGCONT);
+    waits.verifies();
+    host.is_empty(AT_ONCE);
+    host.stop();
 }
 
 #[test]
@@ -370,15 +487,16 @@ fn swap_directory_that_vanishes_or_is_full_refuses_the_next_guest_only() {
     host.stop();
 }
 
-#[test]
-fn swap_directory_on_a_full_disk_refuses_the_guest_with_the_sizes() {
+/// A host whose swap files are on a disk of `size`; none without leave to mount one.
+fn on_small_disk(size: &str) -> Option<Host> {
     // A mount of its own, for this host alone, which needs leave to make one.
     let dir = scratch();
     let disk = dir.path().join("disk");
     fs::create_dir(&disk).expect("create");
     let mut command = Command::new("unshare");
     command.args(["--mount", "--map-root-user", "sh", "-c"]);
-    command.arg("mount -t tmpfs -o size=8m none \"$0\" && exec \"$@\"");
+    let mount = format!("mount -t tmpfs -o size={size} none \"$0\" && exec \"$@\"");
+    command.arg(mount);
     command.arg(&disk).arg(env!("CARGO_BIN_EXE_memvisor"));
     command.args([
         "host",
@@ -399,9 +517,35 @@ fn swap_directory_on_a_full_disk_refuses_the_guest_with_the_sizes() {
         .output();
     if !probe.is_ok_and(|output| output.status.success()) {
         eprintln!("SKIPPED: no leave to mount a small disk");
-        return;
+        return None;
     }
-    let host = Host::over(start(command, "host", dir.path()), dir);
+    Some(Host::over(start(command, "host", dir.path()), dir))
+}
+
+/// Its guest is stopped, so that its end takes a moment, in which the next one comes.
+#[test]
+fn swap_of_a_vm_that_is_ending_is_free_for_the_next_guest() {
+    let Some(host) = on_small_disk("24m") else {
+        return;
+    };
+    for name in ["first", "second"] {
+        let mut guest = host.guest(name, "--memory 16M --workload kv,size=8M");
+        host.await_vm(name, "runs", |vm| vm.homes.resident_pages.0 > 500);
+        guest.send(Signal::SIGSTOP);
+        host.client().kill(name).expect("the host answers");
+        let words = "--memory 16M --workload kv,size=8M --duration 200ms";
+        host.guest(&format!("after-{name}"), words).verifies();
+        guest.dies_by(Signal::SIGKILL);
+    }
+    host.is_empty(AT_ONCE);
+    host.stop();
+}
+
+#[test]
+fn swap_directory_on_a_full_disk_refuses_the_guest_with_the_sizes() {
+    let Some(host) = on_small_disk("8m") else {
+        return;
+    };
     let mut fits = host.guest("fits", "--memory 4M --workload kv,size=2M --duration 1s");
     let mut large = host.guest("large", "--memory 16M --workload kv,size=8M");
     large.fails(1, "a swap file of 16.0 MiB does not fit into");

@@ -23,7 +23,7 @@ Exit codes:
     1  failed; the reason is on standard error
     2  the command line is wrong
     3  it read back other data than it had written
-    4  the host is not running, or went away
+    4  the host is not running, does not answer, or went away
   130  interrupted by a signal";
 
 const FAILED: u8 = 1;
@@ -198,9 +198,12 @@ fn main() -> ExitCode {
         Ok(code) => code.into(),
         Err(error) => {
             complain(&format!("{error:#}"));
-            let gone = |error: &GuestError| error.is_host_gone();
-            let gone = error.downcast_ref().is_some_and(gone);
-            if gone { HOST_GONE } else { FAILED }.into()
+            match error.downcast_ref::<GuestError>() {
+                Some(error) if error.is_host_gone() => HOST_GONE,
+                Some(error) if error.is_interrupted() => INTERRUPTED,
+                _ => FAILED,
+            }
+            .into()
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The one place where the pages that an agent names are checked.
 //!
 //! The form of a batch is checked when it is decoded ([`RangeBatch`]). Here its pages meet the VM:
-//! those outside RAM are `INVALID`, those the balloon has no room for `NOT_NEEDED`, and only the
+//! those outside RAM are `INVALID`, those the balloon has no room for `NOT_NEEDED` (but for those that
+//! are in it, which an agent must not take for its own again), and only the
 //! rest reaches the page table.
 
 use memvisor_guest_agent::protocol::balloon::{PageStatus, RangeBatch, StatusRun, covers};
@@ -26,7 +27,19 @@ pub(super) fn lock(vm: &dyn BalloonVm, batch: &RangeBatch) -> Vec<StatusRun> {
     let (offered, excess) = split_at_page(&inside, room);
     let mut answer = ask(&offered, |runs| vm.lock(runs));
     add(&vm.counters().inflated_pages, pages_ok(&answer));
-    answer.extend(all(&excess, PageStatus::NotNeeded));
+    answer.extend(
+        excess
+            .iter()
+            .flat_map(|run| run.iter())
+            .map(|gfn| StatusRun {
+                run: GfnRun::single(gfn),
+                status: if vm.holds(gfn) {
+                    PageStatus::AlreadyLocked
+                } else {
+                    PageStatus::NotNeeded
+                },
+            }),
+    );
     finish(vm, batch, answer, &outside)
 }
 

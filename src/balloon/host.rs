@@ -4,7 +4,7 @@ use memvisor_guest_agent::protocol::balloon::{Start, StatusRun};
 use thiserror::Error;
 
 use super::{BalloonCounters, Doorbell, GuestStats};
-use crate::units::{GfnRun, VmId};
+use crate::units::{Gfn, GfnRun, VmId};
 
 /// Why an agent may not balloon a VM. The text goes to the agent.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -63,6 +63,9 @@ pub trait BalloonVm {
 
     /// The pages the balloon holds now, by the page table.
     fn locked(&self) -> u64;
+
+    /// Whether the balloon holds a page, which lies in RAM.
+    fn holds(&self, gfn: Gfn) -> bool;
 
     /// Takes pages into the balloon and drops their content. The runs ascend, are disjoint and lie
     /// in RAM. The answer speaks of exactly these pages in this order: `Ok`, `AlreadyLocked`, or

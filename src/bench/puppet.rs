@@ -112,7 +112,7 @@ pub fn run(
         workload: "benchmark".to_owned(),
         inline: options.inline,
     };
-    let attached = attach(&options.memory_socket, hello)?;
+    let attached = attach(&options.memory_socket, hello, |_| Ok(()))?;
     let ram = attached.ram;
     std::thread::Builder::new()
         .name("memory".to_owned())

@@ -23,7 +23,7 @@ Exit codes:
     1  failed; the reason is on standard error
     2  the command line is wrong
     3  a guest read back other data than it had written
-    4  the host is not running, or went away
+    4  the host is not running, does not answer, or went away
   130  interrupted by a signal";
 
 /// How a command ended.
@@ -83,7 +83,8 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         return Some(Exit::Corrupt);
     }
     if let Some(error) = cause.downcast_ref::<GuestError>() {
-        return error.is_host_gone().then_some(Exit::HostGone);
+        let gone = error.is_host_gone().then_some(Exit::HostGone);
+        return gone.or(error.is_interrupted().then_some(Exit::Interrupted));
     }
     if let Some(error) = cause.downcast_ref::<ClientError>() {
         return error.is_gone().then_some(Exit::HostGone);
@@ -98,6 +99,8 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use anyhow::Context;
     use memvisor_guest_agent::shim::AttachError;
 
@@ -119,6 +122,13 @@ mod tests {
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
         let gone = memvisor_guest_agent::guest::GuestError::from(AttachError::Connect(refused));
         check(GuestError::from(gone), Exit::HostGone);
+        for (silent, exit) in [
+            (AttachError::Silent(Duration::ZERO), Exit::HostGone),
+            (AttachError::Interrupted, Exit::Interrupted),
+        ] {
+            let silent = memvisor_guest_agent::guest::GuestError::from(silent);
+            check(GuestError::from(silent), exit);
+        }
         check(DemoError::Interrupted, Exit::Interrupted);
         check(DemoError::Client(ClientError::Timeout), Exit::Failure);
         let source = io::ErrorKind::BrokenPipe.into();

@@ -175,12 +175,16 @@ fn balloon(why: &Explanation) -> String {
         BalloonBound::Reservation => "its reservation, which no balloon touches",
     };
     let mut text = "Its balloon\n".to_owned();
-    let agent = if balloon.agent_alive {
-        "alive"
-    } else {
-        "does not move, so the balloon is not waited for"
+    let agent = match (balloon.agent, balloon.agent_alive, balloon.brings) {
+        (false, _, _) => "none, so nothing can be had from a balloon".to_owned(),
+        (true, false, _) => "does not move, so the balloon is not waited for".to_owned(),
+        (true, true, None) => "alive".to_owned(),
+        (true, true, Some(brings)) => format!("alive; brings {} in 10 s at its pace", size(brings)),
     };
-    text += &row("agent", agent);
+    text += &row("agent", &agent);
+    if let Some(by_hand) = balloon.by_hand {
+        text += &row("set by hand", &size(by_hand));
+    }
     let capped = if why.plan.balloon_target == balloon.cap && balloon.cap > Pages(0) {
         ", and the target is there"
     } else {
@@ -281,6 +285,7 @@ fn sentence(change: &Change, why: &Explanation) -> String {
         Input::NoTax => "Without the idle memory tax (Mem.IdleTax 0)".to_owned(),
         Input::NoLimit => "Without its limit".to_owned(),
         Input::AgentAlive => "With a balloon agent that moves".to_owned(),
+        Input::NotByHand => "With its balloon left to the policy".to_owned(),
         Input::Free { pages, state } => {
             format!("With {} more free, the state would be {state}", size(pages))
         }
@@ -337,7 +342,7 @@ mod tests {
             "evicted now    16.0 MiB, by sharing, compression and swap",
             "idle tax       none: only shares count",
             "may hold       0 B (reserved) to 512.0 MiB",
-            "agent          does not move",
+            "agent          none, so nothing can be had",
             "Without its limit: target ",
         ] {
             assert!(a.contains(part), "no `{part}` in:\n{a}");

@@ -35,7 +35,7 @@ impl Lifeline {
                 // The signal below is for the thread that waits for signals, never for this one.
                 let _ = SigSet::all().thread_block();
                 wait_for_end();
-                seen.store(true, Ordering::Release);
+                seen.store(true, Ordering::Relaxed);
                 let _ = kill(getpid(), Signal::SIGTERM);
                 thread::sleep(GRACE);
                 let _ = kill(getpid(), Signal::SIGKILL);
@@ -45,7 +45,7 @@ impl Lifeline {
 
     /// Whether the parent is gone.
     pub(super) fn is_cut(&self) -> bool {
-        self.cut.load(Ordering::Acquire)
+        self.cut.load(Ordering::Relaxed)
     }
 }
 

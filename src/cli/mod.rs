@@ -11,6 +11,7 @@ mod get;
 mod guest;
 mod host;
 mod lifeline;
+mod log;
 mod plan;
 mod show;
 mod table;
@@ -20,12 +21,11 @@ mod vm;
 mod why;
 mod words;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
 
 use self::exit::Exit;
 use crate::signals;
@@ -110,21 +110,10 @@ fn run(command: Command) -> anyhow::Result<Exit> {
 }
 
 fn log_to_stderr(command: &Command) -> anyhow::Result<()> {
-    let level = match command {
+    log::to_stderr(match command {
         Command::Host(_) => LevelFilter::INFO,
         _ => LevelFilter::WARN,
-    };
-    let filter = EnvFilter::builder()
-        .with_default_directive(level.into())
-        .with_env_var("MEMVISOR_LOG")
-        .from_env()
-        .map_err(|error| exit::UsageError(format!("MEMVISOR_LOG: {error}")))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
-    Ok(())
+    })
 }
 
 /// Says on standard error what is wrong.

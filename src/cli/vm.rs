@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::exit::{Exit, UsageError};
 use super::values::{self, BalloonSize};
@@ -12,6 +13,7 @@ use crate::control::Client;
 use crate::runtime_dir::RuntimeDir;
 use crate::settings::VmPatch;
 use crate::telemetry::VmStatus;
+use crate::units::Bytes;
 
 #[derive(Debug, Args)]
 pub(super) struct VmArgs {
@@ -74,6 +76,12 @@ enum Request {
         #[arg(value_name = "KEY=VALUE", required = true)]
         settings: Vec<String>,
     },
+    /// Print the token by which a balloon agent of a VM is known, for an agent of your own.
+    Token {
+        /// The VM.
+        #[arg(value_parser = values::name)]
+        name: String,
+    },
     /// End a VM.
     Kill {
         /// The VM.
@@ -87,7 +95,17 @@ pub(super) fn run(args: VmArgs) -> anyhow::Result<Exit> {
     let client = args.common.client()?;
     match args.request {
         Request::Set { name, .. } => {
-            output(&client.set_vm(&name, &patch)?, args.json, settings)?;
+            let vm = client.set_vm(&name, &patch)?;
+            if args.json {
+                output(&vm, true, settings)?;
+            } else {
+                print(&format!(
+                    "{}: {}\n{}",
+                    vm.name,
+                    changed(&patch),
+                    settings(&vm)
+                ))?;
+            }
         }
         Request::Ls => {
             let vms = client.vms()?;
@@ -97,6 +115,11 @@ pub(super) fn run(args: VmArgs) -> anyhow::Result<Exit> {
         Request::Balloon { name, size } => {
             let vm = client.set_balloon(&name, size.0)?;
             output(&vm, args.json, balloon_set)?;
+        }
+        Request::Token { name } => {
+            output(&client.token(&name)?, args.json, |it| {
+                format!("{}\n", it.token)
+            })?;
         }
         Request::Kill { name } => client.kill(&name)?,
     }
@@ -114,10 +137,28 @@ impl Request {
     }
 }
 
+/// What a patch sets, a key and its value each.
+fn changed(patch: &VmPatch) -> String {
+    let fields = serde_json::to_value(patch).unwrap_or_default();
+    let word = |(key, value): (&String, &Value)| {
+        let is_size = key != "shares";
+        let value = match value {
+            Value::Null => "none".to_owned(),
+            Value::Number(bytes) if is_size => Bytes(bytes.as_u64().unwrap_or(0)).to_string(),
+            Value::String(text) => text.escape_debug().to_string(),
+            value => value.to_string(),
+        };
+        format!("{key} {value}")
+    };
+    let words: Vec<String> = fields.as_object().into_iter().flatten().map(word).collect();
+    format!("set {}", words.join(", "))
+}
+
+/// Those in force that say how much memory it may have.
 fn settings(vm: &VmStatus) -> String {
     let limit = vm.allocation.limit_pages;
     format!(
-        "{}: {} shares, reservation {}, limit {}, balloon at most {}\n",
+        "{}: has {} shares, reservation {}, limit {}, balloon at most {}\n",
         vm.name,
         vm.allocation.shares,
         vm.allocation.reservation_pages.bytes(),
@@ -148,4 +189,30 @@ pub(super) fn output<T: Serialize>(
         print(&text(data))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changed_settings_are_named_with_what_they_are_set_to() {
+        let words = [
+            "shares=300",
+            "sched.mem.min=16",
+            "limit=none",
+            "sharing=false",
+        ];
+        let patch = VmPatch::from_words(words).expect("valid");
+        let text = changed(&patch);
+        for part in [
+            "shares 300",
+            "reservation 16.0 MiB",
+            "limit none",
+            "sharing false",
+        ] {
+            assert!(text.contains(part), "no `{part}` in {text}");
+        }
+        assert!(!text.contains("salt"), "{text}");
+    }
 }

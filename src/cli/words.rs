@@ -13,10 +13,12 @@ pub(super) const fn word(why: Why) -> &'static str {
     match why {
         Why::Fits => "fits",
         Why::OverLimit => "over-limit",
+        Why::AtLimit => "at-limit",
         Why::NoShares => "no-shares",
         Why::OverFairPart => "over-fair-part",
         Why::NoBalloon => "no-balloon",
         Why::HostShort => "host-short",
+        Why::ByHand => "by-hand",
         Why::Ballooned => "ballooned",
         Why::Deflating => "deflating",
     }
@@ -27,12 +29,16 @@ pub(super) const fn reason(why: Why) -> &'static str {
     match why {
         Why::Fits => "it holds no more than its target; nothing is taken, nothing given back",
         Why::OverLimit => "it is above its limit, which binds even when memory is free",
+        Why::AtLimit => {
+            "it holds all that its limit allows; what it touches next waits until it loses something"
+        }
         Why::NoShares => "it has no shares, so its reservation is its limit",
         Why::OverFairPart => "it is above its fair part, and its balloon is to bring the rest",
         Why::NoBalloon => {
             "it is above its fair part, and no balloon will bring the rest: pages are evicted"
         }
         Why::HostShort => "the host is too short to wait for balloons: pages are evicted",
+        Why::ByHand => "its balloon is set by hand, and not by the policy",
         Why::Ballooned => "its balloon stands where it is to stand",
         Why::Deflating => "its balloon shrinks, since there is memory for it",
     }

@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
-use super::{BalloonRequest, ErrorBody, ReloadReport, SettingRequest};
+use super::{AgentToken, BalloonRequest, ErrorBody, ReloadReport, SettingRequest};
 use crate::settings::{DEFAULT, Key, NameError, Scalar, SettingView, VmPatch, check_vm_name};
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::Bytes;
@@ -163,6 +163,16 @@ impl Client {
     /// [`ClientError::Refused`] if the values contradict each other, else as any.
     pub fn set_vm(&self, name: &str, patch: &VmPatch) -> Result<VmStatus, ClientError> {
         self.request(Method::PATCH, &vm_path(name)?, Some(patch))
+            .and_then(|answer| answer.decode())
+    }
+
+    /// What a balloon agent of a VM says in its `START`.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with status 404 if it is not running, else as any.
+    pub fn token(&self, name: &str) -> Result<AgentToken, ClientError> {
+        let path = format!("{}/token", vm_path(name)?);
+        self.request(Method::GET, &path, None::<&()>)
             .and_then(|answer| answer.decode())
     }
 

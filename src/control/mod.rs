@@ -8,6 +8,7 @@
 //! | `PUT /v1/vms/{name}/balloon` with `{"target_bytes": N}` or `null` | [`VmStatus`] |
 //! | `PATCH /v1/vms/{name}` with an object of [`VmPatch`] | [`VmStatus`] |
 //! | `GET /v1/vms/{name}/why` | an object: what the policy decided about the VM, and why |
+//! | `GET /v1/vms/{name}/token` | [`AgentToken`], for a balloon agent that is not ours |
 //! | `DELETE /v1/vms/{name}` | 204 |
 //! | `GET /v1/settings` | array of [`SettingView`] |
 //! | `GET /v1/settings/{name}` | [`SettingView`] |
@@ -41,10 +42,6 @@ use crate::units::{Bytes, Pages};
 
 /// The most bytes a request may carry: the largest sensible one has a path in it.
 const REQUEST_BODY_MAX: usize = 8192;
-
-/// The most connections served at once; more wait in the socket's backlog. A screen and a few
-/// scripts need less, and each costs the daemon a file descriptor that a guest might need.
-const CONNECTIONS_MAX: usize = 32;
 
 /// What the control API needs from the daemon.
 ///
@@ -90,11 +87,25 @@ pub trait Daemon: Send + Sync + 'static {
     /// [`ControlError`] if there is no such VM.
     fn why(&self, name: &str) -> Result<serde_json::Value, ControlError>;
 
+    /// What a balloon agent of a VM says in its `START`.
+    ///
+    /// # Errors
+    /// [`ControlError`] if there is no such VM.
+    fn token(&self, name: &str) -> Result<AgentToken, ControlError>;
+
     /// Reads the configuration file again and applies it, as a whole or not at all.
     ///
     /// # Errors
     /// [`ControlError::NoConfig`] or [`ControlError::Config`]; everything is as before.
     fn reload(&self) -> Result<ReloadReport, ControlError>;
+}
+
+/// The secret by which a balloon agent of a VM is known. Whoever may ask for it may end the VM as well.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct AgentToken {
+    /// 64 bits as 16 hexadecimal digits after `0x`: a number of JSON need not hold so many.
+    pub token: String,
 }
 
 /// Why the daemon refuses a request.

@@ -95,6 +95,14 @@ fn vm_operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
         Operation {
             errors: &[NO_VM],
             ..operation(
+                "GET /v1/vms/{name}/token",
+                "What a balloon agent of a VM says in its START.",
+                schema::<AgentToken>(schemas),
+            )
+        },
+        Operation {
+            errors: &[NO_VM],
+            ..operation(
                 "GET /v1/vms/{name}/why",
                 "What the policy decided about a VM, and why.",
                 why,
@@ -339,6 +347,8 @@ const REQUESTS: &[(&str, &str, &str, u16)] = &[
         "{}",
         422,
     ),
+    ("GET /v1/vms/{name}/token", "/v1/vms/web/token", "", 200),
+    ("GET /v1/vms/{name}/token", "/v1/vms/nope/token", "", 404),
     ("GET /v1/vms/{name}/why", "/v1/vms/web/why", "", 200),
     ("GET /v1/vms/{name}/why", "/v1/vms/nope/why", "", 404),
     ("GET /v1/settings", "/v1/settings", "", 200),

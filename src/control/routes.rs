@@ -12,7 +12,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
 
 use super::{
-    BalloonRequest, ControlError, Daemon, ErrorBody, REQUEST_BODY_MAX, ReloadReport, SettingRequest,
+    AgentToken, BalloonRequest, ControlError, Daemon, ErrorBody, REQUEST_BODY_MAX, ReloadReport,
+    SettingRequest,
 };
 use crate::settings::{DEFAULT, Key, SettingError, SettingView, VmPatch};
 use crate::telemetry::{HostStatus, VmStatus};
@@ -56,6 +57,7 @@ pub(super) fn routes() -> Vec<Route> {
         route(Method::DELETE, VM, kill),
         route(Method::PUT, "/v1/vms/{name}/balloon", set_balloon),
         route(Method::GET, "/v1/vms/{name}/why", why),
+        route(Method::GET, "/v1/vms/{name}/token", token),
         route(Method::GET, "/v1/settings", settings),
         route(Method::GET, SETTING, setting),
         route(Method::PUT, SETTING, set_setting),
@@ -142,6 +144,13 @@ async fn why(
     Path(name): Path<String>,
 ) -> Result<Json<serde_json::Value>, Refusal> {
     Ok(Json(daemon.why(&name)?))
+}
+
+async fn token(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+) -> Result<Json<AgentToken>, Refusal> {
+    Ok(Json(daemon.token(&name)?))
 }
 
 async fn settings(State(daemon): Shared) -> Json<Vec<SettingView>> {

@@ -2,23 +2,33 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use memvisor_guest_agent::shim::listen_privately;
 use nix::sys::signal::SigSet;
+use nix::sys::socket::SockType;
 use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::runtime;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::limit::LimitedListener;
+use super::Daemon;
+use super::limit::{LimitedListener, Limits};
 use super::routes::router;
-use super::{CONNECTIONS_MAX, Daemon};
+
+/// A screen and a few scripts need less, and each connection costs the daemon a file descriptor that a guest
+/// might need. A client sends what it wants when it connects, and reads the answer when it comes: seconds are
+/// for one that was stopped in between.
+const LIMITS: Limits = Limits {
+    connections: 32,
+    patience: Duration::from_secs(10),
+};
 
 /// How long answers under way may take once the server is told to stop.
 const STOP_GRACE: Duration = Duration::from_secs(1);
@@ -66,10 +76,18 @@ impl Server {
     /// # Errors
     /// [`ServeError`] if the socket or the thread cannot be made.
     pub fn start(path: &Path, daemon: Arc<dyn Daemon>) -> Result<Self, ServeError> {
+        Self::within(LIMITS, path, daemon)
+    }
+
+    pub(super) fn within(
+        limits: Limits,
+        path: &Path,
+        daemon: Arc<dyn Daemon>,
+    ) -> Result<Self, ServeError> {
         let failed = |action| io_error(action, path);
         clear(path)?;
-        let listener = StdListener::bind(path).map_err(failed("bind"))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed("protect"))?;
+        let listener = listen_privately(path, SockType::Stream).map_err(failed("listen at"))?;
+        let listener = StdListener::from(listener);
         listener.set_nonblocking(true).map_err(failed("set up"))?;
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
@@ -81,7 +99,7 @@ impl Server {
             .spawn(move || {
                 // Signals belong to the thread that waits for them.
                 let _ = SigSet::all().thread_block();
-                if let Err(error) = runtime.block_on(serve(listener, daemon, stopped)) {
+                if let Err(error) = runtime.block_on(serve(listener, limits, daemon, stopped)) {
                     tracing::error!(%error, "the control API has ended");
                 }
             })
@@ -109,10 +127,11 @@ impl Drop for Server {
 
 async fn serve(
     listener: StdListener,
+    limits: Limits,
     daemon: Arc<dyn Daemon>,
     stopped: oneshot::Receiver<()>,
 ) -> io::Result<()> {
-    let listener = LimitedListener::new(UnixListener::from_std(listener)?, CONNECTIONS_MAX);
+    let listener = LimitedListener::new(UnixListener::from_std(listener)?, limits);
     let (begin, begun) = oneshot::channel();
     let graceful = axum::serve(listener, router(daemon)).with_graceful_shutdown(async {
         let _ = begun.await;

@@ -1,9 +1,12 @@
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
+use super::limit::Limits;
 use super::*;
 use crate::settings::{Key, Layers, VmSettings};
 use crate::telemetry::fixture;
@@ -101,6 +104,12 @@ impl Daemon for FakeDaemon {
         }
         self.note(format!("vm {name} {patch:?}"));
         Ok(vm)
+    }
+
+    fn token(&self, name: &str) -> Result<AgentToken, ControlError> {
+        self.find(name)?;
+        let token = "0x0123456789abcdef".to_owned();
+        Ok(AgentToken { token })
     }
 
     fn why(&self, name: &str) -> Result<serde_json::Value, ControlError> {
@@ -335,6 +344,8 @@ fn vm_settings_explanations_and_reloads_go_through() {
     let patch = VmPatch::from_words(["shares=high", "limit=none", "salt="]).expect("valid");
     setup.client.set_vm("web", &patch).expect("fits");
     assert_eq!(setup.daemon.asked(), [format!("vm web {patch:?}")]);
+    let token = setup.client.token("web").expect("runs").token;
+    assert_eq!(token, "0x0123456789abcdef");
     let why = setup.client.why("web").expect("runs");
     assert_eq!(why["target"]["pages"], 7);
     assert_eq!(setup.client.reload().expect("no fault").vms, ["web"]);
@@ -353,37 +364,64 @@ fn client_refuses_names_that_would_change_the_path() {
     assert!(matches!(error, ClientError::Name(_)), "{error}");
 }
 
-#[test]
-fn connections_over_the_limit_wait_for_a_free_place() {
-    let setup = setup();
-    let mut idle: Vec<UnixStream> = (0..CONNECTIONS_MAX)
-        .map(|_| UnixStream::connect(&setup.socket).expect("connect"))
-        .collect();
-    let mut waiting = UnixStream::connect(&setup.socket).expect("queued by the kernel");
-    waiting
-        .write_all(request("GET /v1/vms", "").as_bytes())
-        .expect("queued");
-    // The last of the others is answered and stays open, so the server has accepted all of them.
-    let last = idle.last_mut().expect("some");
-    last.write_all(b"GET /v1/vms HTTP/1.1\r\nhost: x\r\n\r\n")
-        .expect("send");
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"]") {
-        let mut part = [0; 4096];
-        let length = last.read(&mut part).expect("answered");
-        assert_ne!(length, 0, "ended early");
-        answer.extend_from_slice(&part[..length]);
-    }
-    waiting.set_nonblocking(true).expect("nonblocking");
-    let early = waiting.read(&mut [0]).expect_err("no place yet");
-    assert_eq!(early.kind(), std::io::ErrorKind::WouldBlock);
+/// Opens a connection that sends the beginning of a request, or nothing.
+fn idle(socket: &Path, beginning: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).expect("connect");
+    // It may have been closed already, for another.
+    let _ = stream.write_all(beginning.as_bytes());
+    stream
+}
 
-    idle.pop();
-    waiting.set_nonblocking(false).expect("blocking");
+/// Beginnings of requests of which more is to come.
+const BEGINNINGS: [&str; 4] = [
+    "",
+    "GET /v1/vms HT",
+    "GET /v1/vms HTTP/1.1\r\nhost: x\r\n",
+    "PATCH /v1/vms/web HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+     content-length: 99\r\n\r\n{",
+];
+
+#[test]
+fn client_is_answered_beside_more_idle_connections_than_there_may_be() {
+    let setup = setup();
+    let _idle: Vec<UnixStream> = BEGINNINGS
+        .iter()
+        .cycle()
+        .take(200)
+        .map(|beginning| idle(&setup.socket, beginning))
+        .collect();
+    assert_eq!(setup.client.vms().expect("answered"), fixture::host().vms);
+}
+
+#[test]
+fn connection_whose_client_lets_it_wait_is_closed() {
+    let limits = Limits {
+        connections: 32,
+        patience: Duration::from_millis(50),
+    };
+    let dir = tempfile::tempdir().expect("tempdir");
+    let socket = dir.path().join("control.sock");
+    let _server = Server::within(limits, &socket, Arc::new(FakeDaemon::default())).expect("server");
+    for beginning in BEGINNINGS {
+        let mut stream = idle(&socket, beginning);
+        // One that goes on byte by byte is no better. It ends when there is nobody to write to.
+        let mut slow = stream.try_clone().expect("a descriptor");
+        let pace = Duration::from_millis(5);
+        let writer = thread::spawn(move || {
+            while slow.write_all(b"x").is_ok() {
+                thread::sleep(pace);
+            }
+        });
+        let mut answer = Vec::new();
+        let end = stream.read_to_end(&mut answer);
+        let reset = end.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
+        assert!(reset || answer.len() < 1000, "{beginning}");
+        writer.join().expect("it ends");
+    }
+    // One that was answered and is kept for later.
+    let mut kept = idle(&socket, "GET /v1/vms HTTP/1.1\r\nhost: x\r\n\r\n");
     let mut answer = String::new();
-    waiting
-        .read_to_string(&mut answer)
-        .expect("served in the end");
+    kept.read_to_string(&mut answer).expect("an end");
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
 }
 

@@ -24,6 +24,7 @@ use super::waiting::{Asker, Waiter, Waiting};
 use crate::engine::Reply;
 use crate::page::Claims;
 use crate::seeded::Seeded;
+use crate::throttle::Throttle;
 use crate::units::Gfn;
 use crate::vm::Vm;
 
@@ -31,6 +32,9 @@ use crate::vm::Vm;
 const STARVED_LOOK: Duration = Duration::from_millis(200);
 /// After how long faults that wait for memory are worth a line in the log, and how often.
 const STARVED_WARNING: Duration = Duration::from_secs(5);
+
+/// A guest that finds wrong bytes asks once and ends; others may ask as often as they like.
+static REPORTS: Throttle = Throttle::new(8, Duration::from_secs(1));
 
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -219,7 +223,10 @@ impl Core {
             Fault::History(gfn) => {
                 let mut text = self.vm.table.history().of(gfn);
                 text.truncate(MAX_REPORT);
-                tracing::error!(vm = %self.vm.params.name, %gfn, "the guest found wrong bytes; {text}");
+                REPORTS.line(|unsaid| {
+                    let vm = &self.vm.params.name;
+                    tracing::error!(vm, %gfn, unsaid, "the guest found wrong bytes; {text}");
+                });
                 return driver.act(Action::History { channel, text });
             }
             Fault::Credits => {
@@ -241,16 +248,12 @@ impl Core {
 
     /// What came over a channel is to be answered.
     fn begin(&mut self, channel: usize) -> Result<(), Ended> {
-        match self.channels.get_mut(channel) {
-            Some(state @ Channel::Idle) => {
-                *state = Channel::Waiting;
-                Ok(())
-            }
-            _ => {
-                let error = "a second fault on a channel before the first was answered";
-                Err(Ended::Protocol(error.to_owned()))
-            }
+        if !matches!(self.channels[channel], Channel::Idle) {
+            let error = "a second fault on a channel before the first was answered";
+            return Err(Ended::Protocol(error.to_owned()));
         }
+        self.channels[channel] = Channel::Waiting;
+        Ok(())
     }
 
     fn tell_attached(
@@ -264,9 +267,8 @@ impl Core {
     }
 
     fn confirmed(&mut self, channel: usize, errno: u32) -> Result<(), Ended> {
-        let state = self.channels.get_mut(channel);
-        match state.map(|state| std::mem::replace(state, Channel::Idle)) {
-            Some(Channel::Confirming(pending)) => complete(&self.vm, pending),
+        match std::mem::replace(&mut self.channels[channel], Channel::Idle) {
+            Channel::Confirming(pending) => complete(&self.vm, pending),
             other => {
                 let error = format!("DONE on a channel that is {other:?}");
                 return Err(Ended::Protocol(error));

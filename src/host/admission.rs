@@ -26,6 +26,7 @@ use crate::policy::{self, FreeState, HostSnapshot};
 use crate::settings::{VmSettings, VmSettingsError};
 use crate::swap::{SwapError, SwapFile};
 use crate::sys::SharedWords;
+use crate::throttle::Throttle;
 use crate::units::{Bytes, Pages, VmId};
 use crate::vm::{ParamsError, Parts, VmParams};
 
@@ -139,6 +140,9 @@ impl Drop for Metadata {
     }
 }
 
+/// Said of each guest, which may come and go.
+static FALLBACKS: Throttle = Throttle::new(20, Duration::from_secs(1));
+
 /// Which engines guests can have, and how many mappings each.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Engines {
@@ -155,7 +159,9 @@ impl Engines {
             EngineKind::Uffd if uffd => Ok(EngineKind::Uffd),
             EngineKind::Uffd if self.may_fall_back => {
                 let name = &params.name;
-                tracing::info!(vm = %name, "no userfaultfd in the guest's process: mprotect");
+                FALLBACKS.line(|unsaid| {
+                    tracing::info!(vm = %name, unsaid, "no userfaultfd in the guest's process: mprotect");
+                });
                 Ok(EngineKind::Mprotect)
             }
             EngineKind::Uffd => Err(Refusal::NoUffd),
@@ -208,7 +214,8 @@ impl Admission {
         let settings = &layered.now;
         let engine = self.engines.choose(hello.uffd, &params)?;
         params.inline &= engine == EngineKind::Uffd;
-        let name = self.promise(&params, settings)?;
+        let name = self.take_name(&params)?;
+        self.after_endings(|| self.promise(&name, &params, settings))?;
         let parking = Parking::new().map_err(|errno| kernel("make an eventfd")(errno.into()))?;
         let parking = Arc::new(parking);
         self.budget.register(&parking);
@@ -216,7 +223,8 @@ impl Admission {
         let ram = Ram::new(&params.name, params.pages).map_err(kernel("make guest RAM"))?;
         let id = self.members.next_id();
         let claims = claims(&params)?;
-        let mut parts = self.parts(id, &params, settings, parking)?;
+        let parts = || self.parts(id, &params, settings, Arc::clone(&parking));
+        let mut parts = self.after_endings(parts)?;
         parts.words = claims.clone().map(|words| words as Arc<dyn Words>);
         Ok(Admitted {
             id,
@@ -231,12 +239,30 @@ impl Admission {
         })
     }
 
-    /// Takes the name of a VM, and promises it the memory that its settings guarantee.
-    fn promise(&self, params: &VmParams, settings: &VmSettings) -> Result<Name, Refusal> {
-        let name = self
-            .members
-            .take_name(&params.name)
-            .ok_or_else(|| Refusal::NameTaken(params.name.clone()))?;
+    /// Tries once more what was refused, if VMs were ending and have ended since: what is theirs until then is
+    /// counted as free only afterwards.
+    fn after_endings<T>(&self, attempt: impl Fn() -> Result<T, Refusal>) -> Result<T, Refusal> {
+        attempt().or_else(|refusal| {
+            if self.members.await_endings() {
+                attempt()
+            } else {
+                Err(refusal)
+            }
+        })
+    }
+
+    fn take_name(&self, params: &VmParams) -> Result<Name, Refusal> {
+        let name = self.members.take_name(&params.name);
+        name.ok_or_else(|| Refusal::NameTaken(params.name.clone()))
+    }
+
+    /// Promises a VM the memory that its settings guarantee.
+    fn promise(
+        &self,
+        name: &Name,
+        params: &VmParams,
+        settings: &VmSettings,
+    ) -> Result<(), Refusal> {
         let _alone = self.promising();
         let asked = policy::VmParams {
             size: Pages(u64::from(params.pages)),
@@ -247,7 +273,7 @@ impl Admission {
         let config = self.configuration.settings().policy();
         policy::admit(&self.with_promises(), &config, &asked)?;
         name.promise(asked.size, asked.reservation);
-        Ok(name)
+        Ok(())
     }
 
     /// The host with the guests that are being powered on: what they were promised is promised.

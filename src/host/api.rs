@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::daemon::Host;
 use super::governor::Decision;
 use super::member::Member;
-use crate::control::{self, ControlError, ReloadReport};
+use crate::control::{self, AgentToken, ControlError, ReloadReport};
 use crate::policy;
 use crate::settings::{SettingView, VmPatch};
 use crate::telemetry::{HostStatus, VmStatus};
@@ -53,7 +53,7 @@ impl control::Daemon for Host {
                     max,
                 });
             }
-            if !member.balloon.attached.load(Ordering::Acquire) {
+            if !member.balloon.attached.load(Ordering::Relaxed) {
                 return Err(ControlError::NoAgent {
                     name: name.to_owned(),
                 });
@@ -87,6 +87,11 @@ impl control::Daemon for Host {
         self.governor.wake();
         tracing::info!(vm = name, "settings changed");
         Ok(self.vm_status(&member))
+    }
+
+    fn token(&self, name: &str) -> Result<AgentToken, ControlError> {
+        let token = format!("{:#018x}", self.find(name)?.balloon.token);
+        Ok(AgentToken { token })
     }
 
     fn why(&self, name: &str) -> Result<serde_json::Value, ControlError> {

@@ -12,12 +12,17 @@ use super::member::Member;
 use crate::balloon::{
     BalloonCounters, BalloonHost, BalloonVm, Doorbell, GuestStats, Refusal, SessionError, serve,
 };
+use crate::page::Home;
 use crate::policy::FreeState;
 use crate::reclaim::Job;
-use crate::units::{GfnRun, Pages, VmId};
+use crate::throttle::Throttle;
+use crate::units::{Gfn, GfnRun, Pages, VmId};
 
 /// ESX's agents ask for their target once a second.
 const POLL: Duration = Duration::from_secs(1);
+
+/// An agent can connect, break the rules and connect again as fast as it likes.
+static SESSIONS: Throttle = Throttle::new(50, Duration::from_secs(1));
 
 /// Serves one connection of an agent to its end.
 pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
@@ -29,7 +34,8 @@ pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
         }
         Err(error) => {
             let error: &dyn std::error::Error = &error;
-            tracing::info!(error, "balloon session ended by the host");
+            SESSIONS
+                .line(|unsaid| tracing::info!(error, unsaid, "balloon session ended by the host"));
         }
     }
     drop(socket);
@@ -53,10 +59,12 @@ impl BalloonHost for Host {
                 actual,
             });
         }
-        if member.balloon.attached.swap(true, Ordering::AcqRel) {
+        // Acquire pairs with the Release of the agent before: its session has ended.
+        if member.balloon.attached.swap(true, Ordering::Acquire) {
             return Err(Refusal::Taken(vm));
         }
-        tracing::info!(vm = %member.vm.params.name, agent = %start.name, "balloon agent connected");
+        let (vm, agent) = (&member.vm.params.name, &start.name);
+        SESSIONS.line(|unsaid| tracing::info!(%vm, agent, unsaid, "balloon agent connected"));
         Ok(Box::new(Balloon { host: self, member }))
     }
 }
@@ -70,6 +78,7 @@ struct Balloon<'a> {
 
 impl Drop for Balloon<'_> {
     fn drop(&mut self) {
+        // Release pairs with the Acquire of the next agent.
         self.member.balloon.attached.store(false, Ordering::Release);
     }
 }
@@ -100,16 +109,21 @@ impl BalloonVm for Balloon<'_> {
     fn target(&self) -> u64 {
         let orders = &self.member.vm.orders;
         // The latest plan may be older than the relief. A target set by hand is not relieved.
-        let target = orders.manual().unwrap_or_else(|| {
-            let target = orders.balloon_target().min(self.member.balloon.max());
-            let relief = self.member.balloon.relief();
-            relief.map_or(target, |most| target.min(most))
-        });
-        target.0
+        let target = self.member.balloon_target();
+        let relief = self
+            .member
+            .balloon
+            .relief()
+            .filter(|_| orders.manual().is_none());
+        relief.map_or(target, |most| target.min(most)).0
     }
 
     fn locked(&self) -> u64 {
         self.member.ballooned().0
+    }
+
+    fn holds(&self, gfn: Gfn) -> bool {
+        self.member.vm.table.entry(gfn).home() == Home::Ballooned
     }
 
     fn lock(&self, runs: &[GfnRun]) -> Vec<StatusRun> {
@@ -135,11 +149,11 @@ impl BalloonVm for Balloon<'_> {
 
     fn take_reset(&self) -> bool {
         let pops = self.member.vm.stats.pops.get();
-        self.member.balloon.told_pops.swap(pops, Ordering::AcqRel) != pops
+        self.member.balloon.told_pops.swap(pops, Ordering::Relaxed) != pops
     }
 
     fn is_closing(&self) -> bool {
-        self.member.balloon.closing.load(Ordering::Acquire)
+        self.member.balloon.closing.load(Ordering::Relaxed)
     }
 
     fn report(&self, stats: &GuestStats) {

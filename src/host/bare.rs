@@ -104,7 +104,7 @@ impl BareVm {
     /// Whether its balloon agent is connected.
     #[must_use]
     pub fn has_agent(&self) -> bool {
-        self.0.balloon.attached.load(Ordering::Acquire)
+        self.0.balloon.attached.load(Ordering::Relaxed)
     }
 
     /// Asks its balloon for so many pages.

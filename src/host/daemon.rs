@@ -90,8 +90,9 @@ impl Host {
 
     /// The same when nobody waits for the answer.
     pub(super) fn reload_unasked(&self) {
-        if let Err(error) = self.reload() {
-            tracing::error!(%error, "the configuration file is not used; the last good one holds");
+        let Err(error) = self.reload() else { return };
+        for fault in error.to_string().lines() {
+            tracing::error!(%fault, "the configuration file is not used; the last good one holds");
         }
     }
 }

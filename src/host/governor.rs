@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::averages::Averages;
 use super::balance::Balance;
 use super::configuration::Configuration;
 use super::member::Member;
@@ -17,10 +18,13 @@ use super::members::Members;
 use super::pools::Pools;
 use super::snapshot::snapshot;
 use super::vm_settings;
+use super::watchdog::Watchdog;
 use crate::page::Budget;
 use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
 use crate::reclaim::{Job, ScanSettings, host_ghz};
 use crate::settings::{Domain, HostSettings, VmSettings};
+use crate::telemetry::{self, Overcommit};
+use crate::throttle::Throttle;
 use crate::units::Pages;
 use crate::vm::{Blocked, Means};
 
@@ -28,6 +32,10 @@ use crate::vm::{Blocked, Means};
 const PERIOD: Duration = Duration::from_millis(250);
 /// The shortest time between two looks: a host that is out of memory rings the alarm at each fault.
 const MIN_PERIOD: Duration = Duration::from_millis(10);
+/// Guests that take and free memory make the state change, and block and unblock each other, as often as
+/// the policy looks.
+static STATES: Throttle = Throttle::new(100, Duration::from_secs(1));
+static BLOCKS: Throttle = Throttle::new(100, Duration::from_secs(1));
 /// How often the log says that nothing can be reclaimed.
 const STUCK_WARNING: Duration = Duration::from_secs(10);
 
@@ -50,6 +58,7 @@ pub(super) struct Governor {
     state: Mutex<FreeState>,
     /// What was decided last.
     latest: Mutex<Option<Decision>>,
+    overcommit: Mutex<Averages>,
     /// Changes with each snapshot, so that no VM always bears the odd page.
     seed: AtomicU64,
 }
@@ -74,6 +83,7 @@ impl Governor {
             ghz: host_ghz(),
             state: Mutex::default(),
             latest: Mutex::default(),
+            overcommit: Mutex::default(),
             seed: AtomicU64::new(0),
         }
     }
@@ -89,9 +99,10 @@ impl Governor {
     fn run(&self) {
         let mut warned = None;
         let mut balance = Balance::default();
+        let mut watchdog = Watchdog::new();
         loop {
             let started = Instant::now();
-            let decision = self.decide(&mut balance, started);
+            let decision = self.decide(&mut balance, &mut watchdog, started);
             self.warn_stuck(decision.plan.stuck, &mut warned);
             *lock(&self.latest) = Some(decision);
             while !self.members.is_closed() && started.elapsed() < MIN_PERIOD {
@@ -119,14 +130,27 @@ impl Governor {
         lock(&self.latest).clone()
     }
 
+    /// How much more the running VMs are configured with than there is.
+    pub(super) fn overcommit(&self) -> Overcommit {
+        lock(&self.overcommit).status()
+    }
+
+    fn note_overcommit(&self, members: &[Arc<Member>], now: Instant) {
+        let sizes = members.iter().map(|member| member.vm.params.pages);
+        let requested = Pages(sizes.map(u64::from).sum());
+        let level = telemetry::overcommit(requested, self.budget.total());
+        lock(&self.overcommit).note(now, level);
+    }
+
     /// One look: what is seen is planned for, and the plan is handed out.
-    fn decide(&self, balance: &mut Balance, now: Instant) -> Decision {
+    fn decide(&self, balance: &mut Balance, watchdog: &mut Watchdog, now: Instant) -> Decision {
         let settings = self.configuration.settings();
         let members = self.members.all();
         for member in &members {
             self.apply_settings(member, &settings, members.len());
             watch_balloon(member, now);
         }
+        self.note_overcommit(&members, now);
         let asked = (self.state(), self.configuration.revision());
         let floor = settings.sample_active_pct_min;
         balance.look(now, settings.balance_period, asked, &members, floor);
@@ -135,6 +159,7 @@ impl Governor {
         let config = settings.policy();
         let plan = plan(&snapshot, &config);
         self.carry_out(&members, &snapshot, (&config, &plan));
+        watchdog.look(&members, &snapshot, plan.state, now);
         Decision {
             snapshot,
             config,
@@ -160,10 +185,7 @@ impl Governor {
         member.worker.set_sample_period(settings.sample_period);
         set_zip_max(member, zip_max(member, settings));
         let pages = member.vm.params.pages;
-        let balloon_max = vm_settings::balloon_max(pages, &own, settings);
-        if member.balloon.set_max(balloon_max) {
-            member.balloon.doorbell.ring();
-        }
+        member.set_balloon_max(vm_settings::balloon_max(pages, &own, settings));
         self.move_domain(member, &own);
     }
 
@@ -198,7 +220,10 @@ impl Governor {
     ) {
         let before = std::mem::replace(&mut *lock(&self.state), plan.state);
         if before != plan.state {
-            tracing::info!(from = %before, to = %plan.state, free = self.budget.free().0, "free state");
+            let free = self.budget.free().0;
+            STATES.line(|unsaid| {
+                tracing::info!(from = %before, to = %plan.state, free, unsaid, "free state");
+            });
         }
         let total = self.budget.total();
         let below = Thresholds::of(total, config).below(plan.state);
@@ -232,9 +257,9 @@ impl Governor {
 
 /// Finds out whether its balloon is to be waited for.
 fn watch_balloon(member: &Member, now: Instant) {
-    let (target, size) = (member.vm.orders.balloon_target(), member.ballooned());
+    let (target, size) = (member.balloon_target(), member.ballooned());
     let changed = member.balloon.look(now, target, size);
-    let is_stuck = changed == Some(false) && member.balloon.attached.load(Ordering::Acquire);
+    let is_stuck = changed == Some(false) && member.balloon.attached.load(Ordering::Relaxed);
     let vm = &member.vm.params.name;
     if is_stuck {
         tracing::info!(
@@ -275,8 +300,8 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
     let (vm, balloon) = (&member.vm, &member.balloon);
     let orders = &vm.orders;
     let before = orders.balloon_target();
-    orders.set_targets(plan.balloon_target, plan.target);
-    let popped = vm.stats.pops.get() != balloon.told_pops.load(Ordering::Acquire);
+    orders.set_targets(plan.balloon_target, plan.target, plan.swap_target);
+    let popped = vm.stats.pops.get() != balloon.told_pops.load(Ordering::Relaxed);
     if orders.balloon_target() != before || popped {
         balloon.doorbell.ring();
     }
@@ -294,7 +319,7 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
         (true, Some(_)) => Blocked::Touches,
     };
     if orders.set_blocked(blocked) {
-        tracing::info!(vm = %vm.params.name, ?blocked, "allocations");
+        BLOCKS.line(|unsaid| tracing::info!(vm = %vm.params.name, ?blocked, unsaid, "allocations"));
         // Faults that waited may go on, or look again in vain.
         vm.parking.ring();
     }
@@ -315,8 +340,8 @@ mod tests {
         let rig = Rig::new(None);
         let vm = rig.run(&hello("a", 1024));
         let governor = governor(&rig);
-        let mut balance = Balance::default();
-        let decision = governor.decide(&mut balance, Instant::now());
+        let (mut balance, mut watchdog) = (Balance::default(), Watchdog::new());
+        let decision = governor.decide(&mut balance, &mut watchdog, Instant::now());
         assert_eq!(decision.snapshot.vms.len(), 1);
         assert_eq!(governor.state(), FreeState::High);
         assert_eq!(vm.balloon.max(), Pages(1024 * 65 / 100));
@@ -325,7 +350,7 @@ mod tests {
         rig.configuration
             .set("Mem.CtlMaxPercent", "10")
             .expect("in range");
-        let next = governor.decide(&mut balance, Instant::now());
+        let next = governor.decide(&mut balance, &mut watchdog, Instant::now());
         assert_eq!(governor.state(), FreeState::Low);
         assert_eq!(vm.balloon.max(), Pages(102));
         assert_ne!(next.snapshot.seed, decision.snapshot.seed);

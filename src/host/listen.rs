@@ -14,12 +14,16 @@ use super::daemon::Host;
 use super::session;
 use crate::balloon::Doorbell;
 use crate::runtime_dir::RuntimeDir;
+use crate::throttle::Throttle;
 
 /// Connections served at once on one socket. Each has a thread and a handful of descriptors; a
 /// toy host runs dozens of guests, and a flood of connections must not take the machine's threads.
 const MAX_CONNECTIONS: u32 = 1024;
 /// How long to leave accepting alone when the daemon is out of descriptors or connections.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Tried again each [`PAUSE`], for as long as the daemon is short.
+static REFUSALS: Throttle = Throttle::new(1, Duration::from_secs(10));
 
 /// The threads that accept.
 #[derive(Debug)]
@@ -71,26 +75,20 @@ fn accept(
     serve: Serve,
 ) {
     let connections = Arc::new(AtomicU32::new(0));
-    let mut complained = false;
     loop {
         let ready = wait_readable([bell.as_fd(), listener.as_fd()], None);
         if host.members.is_closed() || ready.is_err() {
             return;
         }
-        if connections.load(Ordering::Acquire) < MAX_CONNECTIONS {
+        if connections.load(Ordering::Relaxed) < MAX_CONNECTIONS {
             match listener
                 .accept()
                 .and_then(|socket| spawn(host, name, socket, &connections, serve))
             {
-                Ok(()) => {
-                    complained = false;
-                    continue;
-                }
-                Err(error) if !complained => {
-                    complained = true;
-                    tracing::error!(socket = name, %error, "cannot take a connection");
-                }
-                Err(_) => {}
+                Ok(()) => continue,
+                Err(error) => REFUSALS.line(|unsaid| {
+                    tracing::error!(socket = name, %error, unsaid, "cannot take a connection");
+                }),
             }
         }
         // Full: leave the rest in the backlog for a moment. The bell may interrupt.
@@ -120,13 +118,13 @@ struct Connection(Arc<AtomicU32>);
 
 impl Connection {
     fn new(count: &Arc<AtomicU32>) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
+        count.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(count))
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

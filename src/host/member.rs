@@ -86,7 +86,7 @@ impl BalloonLine {
 
     /// Looks how far it has come; whether its agent just began or ceased to be worth waiting for.
     pub(super) fn look(&self, now: Instant, target: Pages, ballooned: Pages) -> Option<bool> {
-        let attached = self.attached.load(Ordering::Acquire);
+        let attached = self.attached.load(Ordering::Relaxed);
         let alive = lock(&self.progress).look(now, attached, target, ballooned);
         let before = self.waited_for.swap(alive, Ordering::Relaxed);
         (alive != before).then_some(alive)
@@ -100,6 +100,11 @@ impl BalloonLine {
     /// Whether the balloon is below its target and moves.
     pub(super) fn inflates(&self) -> bool {
         lock(&self.progress).inflates()
+    }
+
+    /// The pages it can be expected to bring in time; `None`: not known.
+    pub(super) fn brings(&self) -> Option<Pages> {
+        lock(&self.progress).brings()
     }
 
     pub(super) fn set_stats(&self, stats: &GuestStats) {
@@ -151,7 +156,7 @@ impl Member {
     /// Ends the VM: its guest is told why, its session thread does the rest.
     pub(super) fn end(&self, why: &str) {
         self.vm.set_end_reason(why);
-        self.balloon.closing.store(true, Ordering::Release);
+        self.balloon.closing.store(true, Ordering::Relaxed);
         self.balloon.doorbell.ring();
         self.link.end(why);
     }
@@ -164,12 +169,24 @@ impl Member {
 
     /// Whether it is on its way to its end: told so, or its guest is gone.
     pub(super) fn is_ending(&self) -> bool {
-        self.balloon.closing.load(Ordering::Acquire) || self.process.wait(Duration::ZERO)
+        self.balloon.closing.load(Ordering::Relaxed) || self.process.wait(Duration::ZERO)
     }
 
     /// Whether its guest does not answer.
     pub(super) fn is_mute(&self) -> bool {
         self.link.silence() >= MUTE
+    }
+
+    /// Lets its balloon hold at most so many pages.
+    pub(super) fn set_balloon_max(&self, pages: Pages) {
+        if self.balloon.set_max(pages) {
+            self.balloon.doorbell.ring();
+        }
+    }
+
+    /// The size its balloon shall have, whoever says so: no more than it may hold.
+    pub(super) fn balloon_target(&self) -> Pages {
+        self.vm.orders.balloon_target().min(self.balloon.max())
     }
 
     /// Pages in its balloon.

@@ -13,11 +13,11 @@ use crate::reclaim::Job;
 use crate::share::Peers;
 use crate::units::{Gfn, Pages, VmId};
 
-/// How long a new guest waits for its name while the VM that has it is ending.
+/// How long a new guest waits for what a VM that is ending still has: its name, its place, its disk space.
 const ENDING: Duration = Duration::from_secs(3);
 
 /// The registry: all VMs, and the names that are taken. One lock, held for a look or a change of the
-/// lists and never across anything that waits, but for a name.
+/// lists and never across anything that waits, but for VMs that end.
 #[derive(Debug, Default)]
 pub(super) struct Members {
     state: Mutex<State>,
@@ -70,7 +70,8 @@ impl Members {
     /// Ends all VMs, those too that are on their way to be added: whoever adds one asks
     /// [`Members::is_closed`] after that.
     pub(super) fn close(&self, why: &str) {
-        self.closed.store(true, Ordering::Release);
+        // Relaxed: whoever adds a VM takes the lock of `all` before it asks. Either it adds in time, or it sees this.
+        self.closed.store(true, Ordering::Relaxed);
         for member in self.all() {
             member.end(why);
         }
@@ -78,7 +79,7 @@ impl Members {
 
     /// Whether the host ends.
     pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// Takes a name for a VM that is being powered on; `None` if it is in use. A name whose VM is just
@@ -100,6 +101,15 @@ impl Members {
             members: Arc::clone(self),
             name: name.to_owned(),
         })
+    }
+
+    /// Waits until no VM is ending; `false` if none is.
+    pub(super) fn await_endings(&self) -> bool {
+        let is_any = |state: &mut State| state.members.iter().any(|member| member.is_ending());
+        let mut state = lock(&self.state);
+        let found = is_any(&mut state);
+        drop(self.emptied.wait_timeout_while(state, ENDING, is_any));
+        found
     }
 
     /// The VM runs: from here on its settings say what it is promised.

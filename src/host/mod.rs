@@ -28,6 +28,7 @@
 
 mod admission;
 mod api;
+mod averages;
 mod balance;
 mod balloon;
 mod bare;
@@ -47,6 +48,7 @@ mod session;
 mod snapshot;
 mod status;
 mod vm_settings;
+mod watchdog;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -25,6 +25,7 @@ use crate::sample::Sampler;
 use crate::settings::Domain;
 use crate::share::AttachRequest;
 use crate::sys::{Pagemap, Process, Uffd};
+use crate::throttle::Throttle;
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, Pages, VmId};
 use crate::vm::Vm;
 
@@ -34,6 +35,11 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const END_GRACE: Duration = Duration::from_millis(700);
 /// How long the kernel may take to end a killed guest.
 const KILL_GRACE: Duration = Duration::from_secs(2);
+
+/// Anybody of the same user can be refused as often as a socket can be opened.
+static REFUSALS: Throttle = Throttle::new(20, Duration::from_secs(1));
+/// Three lines a VM: of some dozen at once, and then three VMs a second.
+static POWER: Throttle = Throttle::new(200, Duration::from_millis(100));
 
 /// Why a handshake failed.
 #[derive(Debug, Error)]
@@ -80,7 +86,7 @@ pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
     match power_on(host, &socket) {
         Ok(powered) => powered.live(host, socket),
         Err(error) => {
-            tracing::warn!(%error, "a guest was not powered on");
+            REFUSALS.line(|unsaid| tracing::warn!(%error, unsaid, "a guest was not powered on"));
             // The guest may be gone; then there is nobody to tell.
             let _ = socket.send(&Message::Error(chain(&error)).encode());
         }
@@ -308,11 +314,13 @@ impl Powered {
             domain: Mutex::new(domain),
         });
         host.members.add(Arc::clone(&member));
-        tracing::info!(
-            vm = %vm.params.name, id = self.id.0, pid = member.process.pid(),
-            engine = vm.engine.kind().name(), pages = vm.params.pages,
-            tracks_writes, "VM powered on"
-        );
+        POWER.line(|unsaid| {
+            tracing::info!(
+                vm = %vm.params.name, id = self.id.0, pid = member.process.pid(),
+                engine = vm.engine.kind().name(), pages = vm.params.pages,
+                tracks_writes, unsaid, "VM powered on"
+            );
+        });
         let ended = if link.go() && !host.members.is_closed() {
             faults.run()
         } else {
@@ -334,12 +342,14 @@ fn power_off(host: &Host, member: &Member, worker: Worker, ended: &Ended) {
     let vm = &member.vm;
     let orderly = matches!(ended, Ended::GuestGone | Ended::Asked(_));
     let error: &dyn Error = ended;
-    if orderly {
-        tracing::info!(vm = %vm.params.name, why = %ended, "VM powers off");
-    } else {
-        tracing::error!(vm = %vm.params.name, error, "VM powers off");
-    }
-    member.balloon.closing.store(true, Ordering::Release);
+    POWER.line(|unsaid| {
+        if orderly {
+            tracing::info!(vm = %vm.params.name, why = %ended, unsaid, "VM powers off");
+        } else {
+            tracing::error!(vm = %vm.params.name, error, unsaid, "VM powers off");
+        }
+    });
+    member.balloon.closing.store(true, Ordering::Relaxed);
     member.balloon.doorbell.ring();
     member.link.end(&chain(ended));
     // Its frames may be reused only when it cannot see them any more.
@@ -350,5 +360,6 @@ fn power_off(host: &Host, member: &Member, worker: Worker, ended: &Ended) {
     vm.tear_down();
     // After its memory is back: who sees no VM any more sees no memory of one either.
     host.members.remove(vm.id);
-    tracing::info!(vm = %vm.params.name, used_pages = host.budget.used().0, "VM is gone");
+    let used_pages = host.budget.used().0;
+    POWER.line(|unsaid| tracing::info!(vm = %vm.params.name, used_pages, unsaid, "VM is gone"));
 }

@@ -1,6 +1,7 @@
 //! The host as the policy sees it: counts, gathered from everywhere.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::member::Member;
 use crate::page::{Budget, Home};
@@ -43,7 +44,10 @@ pub(super) fn only_promised((size, reservation): (Pages, Pages)) -> VmSnapshot {
         ballooned: Pages(0),
         zero: Pages(0),
         untouched: size,
+        agent: false,
         agent_alive: false,
+        balloon_brings: None,
+        balloon_by_hand: None,
         balloon_max: Pages(0),
         relief: None,
         active: None,
@@ -73,7 +77,6 @@ fn vm_snapshot(member: &Member, active: Option<Pages>) -> VmSnapshot {
     };
     let swap = vm.swap.stats();
     let exhausted = vm.exhausted();
-    let max = member.balloon.max();
     let room = |pages: u64, exhausted: bool| Pages(if exhausted { 0 } else { pages });
     VmSnapshot {
         id: vm.id,
@@ -91,9 +94,11 @@ fn vm_snapshot(member: &Member, active: Option<Pages>) -> VmSnapshot {
         ballooned,
         zero,
         untouched,
+        agent: member.balloon.attached.load(Ordering::Relaxed),
         agent_alive: member.balloon.is_waited_for(),
-        // What is set by hand is all that comes, however long it is waited for.
-        balloon_max: (vm.orders.manual()).map_or(max, |by_hand| by_hand.min(max)),
+        balloon_brings: member.balloon.brings(),
+        balloon_by_hand: vm.orders.manual(),
+        balloon_max: member.balloon.max(),
         relief: member.balloon.relief(),
         active,
         swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),

@@ -1,6 +1,7 @@
 //! The daemon as [`crate::telemetry`] tells it.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::daemon::Host;
 use super::member::Member;
@@ -26,14 +27,17 @@ impl Host {
         let metadata = self.pools.metadata().0 + tables.sum::<u64>();
         let thresholds =
             policy::Thresholds::of(self.budget.total(), &self.configuration.settings().policy());
+        let totals = Totals::of(&vms);
+        // Read once, as everything of which two numbers are told: pages move while they are counted.
+        let used = self.budget.used();
         HostStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             engine: self.engines.first.name().to_owned(),
             uptime_ms: millis(self.since),
             budget_pages: self.budget.total(),
-            used_pages: self.budget.used(),
-            free_pages: self.budget.free(),
+            used_pages: used,
+            free_pages: self.budget.total().saturating_sub(used),
             metadata_pages: Pages(metadata),
             free_state: free_state(self.governor.state()),
             thresholds: Thresholds {
@@ -42,28 +46,32 @@ impl Host {
                 hard_pages: thresholds.hard,
                 low_pages: thresholds.low,
             },
-            share: self.share_status(&vms),
-            totals: Totals::of(&vms),
+            overcommit: self.governor.overcommit(),
+            share: self.share_status(&vms, totals.homes.shared_pages),
+            totals,
             vms,
         }
     }
 
-    fn share_status(&self, vms: &[VmStatus]) -> ShareStatus {
+    /// `shared` are the pages of all VMs that are on frames, as the VMs tell it.
+    fn share_status(&self, vms: &[VmStatus], shared: Pages) -> ShareStatus {
         let settled = vms.iter().filter(|vm| vm.scan.settled).count();
         let mut sum = ShareStatus {
             settled_vms: settled as u64,
             settled: settled > 0 && settled == vms.len(),
+            shared_pages: shared,
             ..ShareStatus::default()
         };
         for pool in self.pools.all() {
             let counts = pool.counts();
-            sum.shared_pages.0 += counts.refs.0;
             sum.frames.0 += counts.frames.0;
-            sum.saved_pages.0 += counts.saved().0;
             sum.hints += counts.hints.0;
             // What cannot be asked counts as what we think it is.
             sum.pool_pages.0 += pool.allocated().unwrap_or(counts.frames).0;
         }
+        // A frame that is being filled has no page yet.
+        sum.frames = sum.frames.min(shared);
+        sum.saved_pages = shared.saturating_sub(sum.frames);
         sum
     }
 
@@ -94,7 +102,7 @@ impl Host {
             kernel_pages: Pages(ram.0 + zip_allocated.0),
             allocation: allocation(member),
             activity: activity(member, self.configuration.settings().sample_active_pct_min),
-            balloon: balloon(member),
+            balloon: balloon(member, homes.ballooned_pages),
             guest: guest(member),
             swap: swap(vm),
             faults: faults(vm),
@@ -109,7 +117,7 @@ impl Host {
     }
 }
 
-fn millis(since: std::time::Instant) -> u64 {
+fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -180,12 +188,14 @@ fn activity(member: &Member, floor_percent: u32) -> ActivityStatus {
     }
 }
 
-fn balloon(member: &Member) -> BalloonStatus {
+fn balloon(member: &Member, size: Pages) -> BalloonStatus {
+    let agent = member.balloon.attached.load(Ordering::Relaxed);
     BalloonStatus {
-        agent: member.balloon.attached.load(Ordering::Acquire),
+        agent,
         waited_for: member.balloon.is_waited_for(),
-        size_pages: member.ballooned(),
-        target_pages: member.vm.orders.balloon_target(),
+        size_pages: size,
+        // An agent that has just left takes its target with it, before the next plan.
+        target_pages: if agent { member.balloon_target() } else { size },
         max_pages: member.balloon.max(),
         manual_pages: member.vm.orders.manual(),
         double_paged: member.vm.stats.double_paged.get(),
@@ -211,7 +221,7 @@ fn swap(vm: &Vm) -> SwapStatus {
     let stats = vm.swap.stats();
     SwapStatus {
         slots: stats.used.0,
-        target_pages: Pages(stats.used.0 + vm.orders.evict().0.0),
+        target_pages: vm.orders.swap_target(),
         reads: stats.read.0,
         writes: stats.written.0,
         in_bytes: stats.read.bytes(),

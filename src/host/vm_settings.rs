@@ -87,8 +87,14 @@ pub(super) fn swap_slots(params: &VmParams, settings: &VmSettings) -> u32 {
     params.pages.saturating_sub(reservation)
 }
 
-/// The most pages of the balloon of a VM with `pages`: by the host's setting and by its own.
+/// The most pages of the balloon of a VM with `pages`: by the host's setting and by its own, and none of
+/// its reservation, whoever asks for it.
 pub(super) fn balloon_max(pages: u32, own: &VmSettings, host: &HostSettings) -> Pages {
-    let by_host = Pages(u64::from(pages) * u64::from(host.ctl_max_percent) / 100);
-    own.balloon_max.map_or(by_host, |own| own.min(by_host))
+    let pages = u64::from(pages);
+    let by_host = Pages(pages * u64::from(host.ctl_max_percent) / 100);
+    let unreserved = Pages(pages).saturating_sub(own.reservation);
+    own.balloon_max
+        .unwrap_or(by_host)
+        .min(by_host)
+        .min(unreserved)
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex as StdMutex, Weak};
 use std::time::Duration;
 
 use super::parking::Parking;
-use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 use crate::units::Pages;
 
 /// What pages are wanted for; it decides how deep into the reserve it may reach.
@@ -93,9 +93,10 @@ impl Budget {
                 self.ring_alarm();
                 return false;
             };
+            // Acquire pairs with the Release of `give`: the kernel has the pages back before they are used again.
             match self
                 .used
-                .compare_exchange(used, next, Ordering::SeqCst, Ordering::Relaxed)
+                .compare_exchange(used, next, Ordering::Acquire, Ordering::Relaxed)
             {
                 Ok(_) => {
                     let alarm_at = self.alarm_at.load(Ordering::Relaxed);
@@ -114,12 +115,16 @@ impl Budget {
         if count == 0 {
             return;
         }
-        let before = self.used.fetch_sub(count, Ordering::SeqCst);
+        // Release: who takes these pages does so after what was done to free them.
+        let before = self.used.fetch_sub(count, Ordering::Release);
         assert!(
             before >= count,
             "gave back {count} pages of {before} that were taken"
         );
-        if self.starving.load(Ordering::SeqCst) > 0 {
+        // SeqCst: between what came free and this load. Pairs with the fence of `Parking::set_starved`, behind
+        // which a VM that starves tries once more.
+        fence(Ordering::SeqCst);
+        if self.starving.load(Ordering::Relaxed) > 0 {
             self.call_starved();
         }
     }
@@ -134,21 +139,22 @@ impl Budget {
     /// Says that faults of this VM wait for memory, or no longer do. After saying so the VM must
     /// try once more: memory may have come free in between.
     pub fn starve(&self, parking: &Parking, starved: bool) {
-        if parking.is_starved() == starved {
+        if parking.says_starved() == starved {
             return;
         }
-        parking.set_starved(starved);
         if starved {
-            self.starving.fetch_add(1, Ordering::SeqCst);
+            self.starving.fetch_add(1, Ordering::Relaxed);
         } else {
-            self.starving.fetch_sub(1, Ordering::SeqCst);
+            self.starving.fetch_sub(1, Ordering::Relaxed);
         }
+        // Last: its fence stands between both and the next try.
+        parking.set_starved(starved);
     }
 
     /// How many VMs have faults that wait for memory.
     #[must_use]
     pub fn starving(&self) -> u64 {
-        self.starving.load(Ordering::SeqCst)
+        self.starving.load(Ordering::Relaxed)
     }
 
     fn call_starved(&self) {

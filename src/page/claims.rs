@@ -144,18 +144,36 @@ impl Claims {
 
     fn is_granted(&self, credit: u32) -> bool {
         let (word, bit) = Self::bit(credit);
-        self.granted[word].load(Ordering::Acquire) & bit != 0
+        // Relaxed: who asks for one credit has seen its word, which is stored after the bit is set.
+        self.granted[word].load(Ordering::Relaxed) & bit != 0
     }
 
     fn ungrant(&self, credit: u32) -> bool {
         let (word, bit) = Self::bit(credit);
-        self.granted[word].fetch_and(!bit, Ordering::AcqRel) & bit != 0
+        // Release: who sees the bit clear sees the credit's word taken away. Pairs with the Acquire of `credits`.
+        self.granted[word].fetch_and(!bit, Ordering::Release) & bit != 0
+    }
+
+    /// The credits that are granted, or those that are not. Each 64 of them are looked at when the first of them
+    /// is reached, and not again.
+    fn credits(&self, granted: bool) -> impl Iterator<Item = u32> {
+        let flip = if granted { 0 } else { u64::MAX };
+        let words = (0..).zip(&self.granted);
+        words.flat_map(move |(word, bits)| {
+            // Acquire pairs with the Release of `ungrant`.
+            let mut rest = bits.load(Ordering::Acquire) ^ flip;
+            std::iter::from_fn(move || {
+                let bit = rest.trailing_zeros();
+                rest &= rest.wrapping_sub(1);
+                (bit < BITS).then_some(word * BITS + bit)
+            })
+        })
     }
 
     /// How many pages of the budget the guest has for its own use, whether it has used them or not.
     #[must_use]
     pub fn held(&self) -> u64 {
-        let ones = |word: &AtomicU64| u64::from(word.load(Ordering::Acquire).count_ones());
+        let ones = |word: &AtomicU64| u64::from(word.load(Ordering::Relaxed).count_ones());
         self.granted.iter().map(ones).sum()
     }
 
@@ -164,16 +182,13 @@ impl Claims {
     pub fn grant(&self, want: u32, mut pay: impl FnMut() -> bool) {
         let want = want.min(CREDITS);
         let mut missing = u64::from(want).saturating_sub(self.held());
-        for credit in 0..CREDITS {
-            // Once: a credit that is granted now may be settled at any moment, and would not be paid for.
-            if self.is_granted(credit) {
-                continue;
-            }
+        for credit in self.credits(false) {
             if missing == 0 || !pay() {
                 break;
             }
             let (word, bit) = Self::bit(credit);
-            self.granted[word].fetch_or(bit, Ordering::AcqRel);
+            // Relaxed: the credit's word, stored next, tells of it.
+            self.granted[word].fetch_or(bit, Ordering::Relaxed);
             self.words.store(credit_word(credit), CREDIT);
             missing -= 1;
         }
@@ -186,23 +201,18 @@ impl Claims {
     #[must_use]
     pub fn take_back(&self) -> u64 {
         let unused = |credit: &u32| {
-            self.is_granted(*credit)
-                && self
-                    .words
-                    .compare_exchange(credit_word(*credit), CREDIT, NO_CREDIT)
-                    .is_ok()
-                && self.ungrant(*credit)
+            let at = credit_word(*credit);
+            let taken = self.words.compare_exchange(at, CREDIT, NO_CREDIT);
+            taken.is_ok() && self.ungrant(*credit)
         };
-        (0..CREDITS).filter(unused).count() as u64
+        self.credits(true).filter(unused).count() as u64
     }
 
     /// Looks for credits that the guest has made itself. Only the thread that grants may look: nobody else
     /// makes a credit, and whoever ends one takes the word away before the bit.
     pub fn look_for_forged(&self) {
-        let is_forged = |credit: &u32| {
-            !self.is_granted(*credit) && self.words.load(credit_word(*credit)) != NO_CREDIT
-        };
-        if let Some(credit) = (0..CREDITS).find(is_forged) {
+        let is_forged = |credit: &u32| self.words.load(credit_word(*credit)) != NO_CREDIT;
+        if let Some(credit) = self.credits(false).find(is_forged) {
             self.lied(format!("it has credit {credit}, which was not granted"));
         }
     }
@@ -218,10 +228,7 @@ impl Claims {
             let state = State::decode(self.words.load(row(*gfn)));
             matches!(state, Some(State::Done { .. }))
         };
-        (0..CREDITS)
-            .filter(|credit| self.is_granted(*credit))
-            .filter_map(used)
-            .filter(is_done)
+        self.credits(true).filter_map(used).filter(is_done)
     }
 
     /// Allows or forbids to break shared pages without asking.
@@ -246,21 +253,39 @@ mod tests {
     use memvisor_guest_agent::protocol::claims::{Attempt, Claimer, words};
 
     use super::*;
-    use crate::sys::SharedWords;
+    use crate::sync::{AtomicU32, zeroes};
     use crate::units::SlotId;
 
     const PAGES: u32 = 8;
     const GFN: Gfn = Gfn(5);
 
-    fn claims() -> (Claims, Arc<SharedWords>) {
-        let table = SharedWords::new("claims-test", words(PAGES)).expect("a small memfd");
-        let table = Arc::new(table);
+    /// Memory of one thread.
+    #[derive(Debug)]
+    struct Table(Box<[AtomicU32]>);
+
+    impl Words for Table {
+        fn load(&self, at: u32) -> u32 {
+            self.0[at as usize].load(Ordering::Relaxed)
+        }
+
+        fn store(&self, at: u32, word: u32) {
+            self.0[at as usize].store(word, Ordering::Relaxed);
+        }
+
+        fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
+            self.0[at as usize].compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
+        }
+    }
+
+    fn claims() -> (Claims, Arc<Table>) {
+        let count = usize::try_from(words(PAGES)).expect("a few pages");
+        let table = Arc::new(Table(zeroes(count)));
         let parking = Arc::new(Parking::without_event());
         (Claims::new(Arc::clone(&table) as _, PAGES, parking), table)
     }
 
     /// The guest brings a page that is offered.
-    fn bring(claims: &Claims, table: &SharedWords, gfn: Gfn) {
+    fn bring(claims: &Claims, table: &Table, gfn: Gfn) {
         claims.offer(gfn, State::Zip);
         let claimer = Claimer::new(table);
         let Attempt::Claimed(claim) = claimer.claim(gfn, State::Zip) else {

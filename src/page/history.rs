@@ -1,9 +1,10 @@
 //! The latest moves of pages, so that a report of wrong bytes can say where the page has been.
 
 use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::home::Home;
-use crate::sync::{AtomicU64, Ordering, zeroes};
+use crate::sync::zeroes;
 use crate::units::Gfn;
 
 /// Moves that are remembered: enough for the last seconds of a busy guest, at 64 KiB a VM.
@@ -12,7 +13,8 @@ const MOVES: usize = 8192;
 const REPORTED: usize = 16;
 
 /// A ring of (page, home). Writers only take a ticket and store, so a report made while pages move
-/// may miss or mix moves of *other* pages; it is a help for people, never an input.
+/// may miss or mix moves of *other* pages; it is a help for people, never an input. So no schedule of
+/// it is worth a model's time, and its atomics are plain ones.
 #[derive(Debug)]
 pub struct History {
     ring: Box<[AtomicU64]>,

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crossbeam::queue::SegQueue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, Ordering, fence};
 use crate::units::Gfn;
 
 /// Pages whose waiting faults shall be served again, and the bell that calls the fault thread.
@@ -72,14 +72,26 @@ impl Parking {
         self.unlocked.pop()
     }
 
-    /// Notes whether faults of this VM wait for memory.
+    /// Notes whether faults of this VM wait for memory. Who says that they do must try once more: the fences
+    /// here and in [`is_starved`](Self::is_starved) make sure of one of two, that the try sees what came free,
+    /// or that who freed it sees that somebody waits.
     pub fn set_starved(&self, starved: bool) {
-        self.starved.store(u32::from(starved), Ordering::SeqCst);
+        self.starved.store(u32::from(starved), Ordering::Relaxed);
+        // SeqCst: between this store and the loads of the next try. Pairs with the fence of `is_starved`, and
+        // with that of `Budget::give`.
+        fence(Ordering::SeqCst);
     }
 
-    /// Whether faults of this VM wait for memory.
+    /// Whether faults of this VM wait for memory. Who asks because memory came free has said so before.
     #[must_use]
     pub fn is_starved(&self) -> bool {
-        self.starved.load(Ordering::SeqCst) != 0
+        // SeqCst: between what the caller gave back and this load. Pairs with the fence of `set_starved`.
+        fence(Ordering::SeqCst);
+        self.says_starved()
+    }
+
+    /// The same for the thread that says it.
+    pub(super) fn says_starved(&self) -> bool {
+        self.starved.load(Ordering::Relaxed) != 0
     }
 }

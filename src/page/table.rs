@@ -149,6 +149,8 @@ impl View {
 pub struct PageTable {
     entries: Box<[AtomicU64]>,
     counts: [AtomicU64; KINDS],
+    /// Pages that are locked until their guest has confirmed a mapping.
+    kept: AtomicU64,
     history: History,
     parking: Arc<Parking>,
     /// What the guest may do by itself, if it can.
@@ -178,6 +180,7 @@ impl PageTable {
         Self {
             entries,
             counts,
+            kept: AtomicU64::new(0),
             history: History::new(),
             parking,
             claims: None,
@@ -216,6 +219,7 @@ impl PageTable {
     /// When `gfn` is outside the VM; what a guest says is checked before.
     #[must_use]
     pub fn entry(&self, gfn: Gfn) -> Entry {
+        // Acquire pairs with the Release of `update`: who sees a home sees what was put there before.
         Entry(self.entries[gfn.index()].load(Ordering::Acquire))
     }
 
@@ -254,6 +258,7 @@ impl PageTable {
 
     /// Locks a page, or says who is moving it.
     pub fn attempt(&self, gfn: Gfn) -> Attempt<'_> {
+        // Acquire pairs with the Release of the unlock: what the last holder did is done.
         let before = self.entries[gfn.index()].fetch_or(LOCKED, Ordering::Acquire);
         if before & LOCKED != 0 {
             return Attempt::Busy;
@@ -290,10 +295,11 @@ impl PageTable {
     #[must_use]
     pub fn park(&self, gfn: Gfn) -> bool {
         let word = &self.entries[gfn.index()];
+        // Relaxed: WAITED hands nothing over. Who is called, or finds the page free, locks it then.
         let mut entry = word.load(Ordering::Relaxed);
         while entry & LOCKED != 0 || Seeded::MissedUnlock.is_sown() {
             let parked = entry | WAITED;
-            match word.compare_exchange(entry, parked, Ordering::AcqRel, Ordering::Relaxed) {
+            match word.compare_exchange(entry, parked, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => entry = now,
             }
@@ -307,6 +313,7 @@ impl PageTable {
         reason = "taking the token ends the keeping"
     )]
     pub fn resume(&self, kept: KeptPage) -> PageGuard<'_> {
+        self.kept.fetch_sub(1, Ordering::Relaxed);
         PageGuard {
             table: self,
             gfn: kept.0,
@@ -342,11 +349,12 @@ impl PageTable {
     fn update(&self, gfn: Gfn, clear: u64, set: u64) {
         let word = &self.entries[gfn.index()];
         let mut entry = word.load(Ordering::Relaxed);
-        // Only WAITED can change under us: the caller holds the lock.
+        // Only WAITED and the scanner's notes can change under us: the caller holds the lock. Release pairs with the
+        // Acquire of `entry` and of `begin_look`: the bytes come before the home that has them.
         while let Err(now) = word.compare_exchange(
             entry,
             entry & !clear | set,
-            Ordering::AcqRel,
+            Ordering::Release,
             Ordering::Relaxed,
         ) {
             entry = now;

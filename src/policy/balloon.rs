@@ -20,19 +20,26 @@ use super::{Config, percent_of, total};
 use crate::units::Pages;
 
 /// The guest pages that the balloon of a VM is to hold: no part of its reservation, and no more
-/// than its own and the host-wide maximum.
+/// than its own and the host-wide maximum, also if somebody has set it by hand. One without an agent
+/// stays as it is.
 pub(super) fn target(
     vm: &VmSnapshot,
     allotment: Allotment,
     rules: &Rules,
     config: &Config,
 ) -> Pages {
+    if !vm.agent {
+        return vm.ballooned;
+    }
+    let cap = cap(vm, config);
+    if let Some(by_hand) = vm.balloon_by_hand {
+        return by_hand.min(cap);
+    }
     let asked = if rules.mechanisms.inflate {
         asked(vm, allotment, rules)
     } else {
         asked_by_limit(vm)
     };
-    let cap = cap(vm, config);
     if rules.gives() {
         // A guest that asked for relief is pressed no further.
         let most = vm.relief.unwrap_or(cap).min(cap);
@@ -104,10 +111,10 @@ pub(super) fn bound(vm: &VmSnapshot, config: &Config) -> (Pages, BalloonBound) {
     let reservation = vm.size.saturating_sub(vm.min());
     if host <= vm.balloon_max && host <= reservation {
         (host, BalloonBound::Host)
-    } else if vm.balloon_max <= reservation {
-        (vm.balloon_max, BalloonBound::Vm)
-    } else {
+    } else if reservation <= vm.balloon_max {
         (reservation, BalloonBound::Reservation)
+    } else {
+        (vm.balloon_max, BalloonBound::Vm)
     }
 }
 
@@ -123,11 +130,11 @@ pub enum BalloonBound {
     Reservation,
 }
 
-/// The pages that the balloon of a VM is still expected to bring.
+/// The pages that the balloon of a VM is still expected to bring, in time.
 pub(super) fn pending(vm: &VmSnapshot, plan: &VmPlan) -> Pages {
-    if vm.agent_alive {
-        plan.balloon_target.saturating_sub(vm.ballooned)
-    } else {
-        Pages(0)
+    if !vm.agent || !vm.agent_alive {
+        return Pages(0);
     }
+    let owed = plan.balloon_target.saturating_sub(vm.ballooned);
+    vm.balloon_brings.map_or(owed, |brings| owed.min(brings))
 }

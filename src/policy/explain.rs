@@ -124,8 +124,14 @@ pub struct FairPart {
 /// What the balloon of a VM can do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BalloonPart {
+    /// Whether it has an agent.
+    pub agent: bool,
     /// Whether its agent lives and moves.
     pub agent_alive: bool,
+    /// The pages that its agent can be expected to bring in time; None: as many as it is asked for.
+    pub brings: Option<Pages>,
+    /// The size that somebody has set by hand.
+    pub by_hand: Option<Pages>,
     /// The most it may hold.
     pub cap: Pages,
     /// What says so.
@@ -151,7 +157,10 @@ pub fn explain(host: &HostSnapshot, config: &Config, plan: &Plan, id: VmId) -> O
         memory: memory_part(vm),
         fairness: fair_part(&host, config, plan, at),
         balloon: BalloonPart {
+            agent: vm.agent,
             agent_alive: vm.agent_alive,
+            brings: vm.balloon_brings,
+            by_hand: vm.balloon_by_hand,
             cap,
             bound,
             relief: vm.relief,

@@ -46,9 +46,11 @@ pub(super) enum Met {
     Balloons,
 }
 
-/// The pages that a VM can touch without its balloon and that cost nothing yet.
-pub(super) fn room(vm: &VmSnapshot) -> Pages {
-    total([vm.untouched, vm.zero])
+/// The pages that a VM can still fill without its balloon: those it never touched. Zero pages cost nothing
+/// either, but its guest has them in use. Counted as room, they would say of a guest whose memory is
+/// all zeroes that it needs none of its balloon back, while it pages.
+pub(super) const fn room(vm: &VmSnapshot) -> Pages {
+    vm.untouched
 }
 
 /// The pages beyond its allocation that a VM with a balloon is presumed to want at once. As long as its

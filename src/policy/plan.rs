@@ -44,10 +44,10 @@ pub struct VmPlan {
     pub target: Pages,
     /// The guest pages its balloon is to hold.
     pub balloon_target: Pages,
-    /// The guest pages that would be in its compression cache and its swap file if it held its target
-    /// and its balloon held what it holds now. Above what is there now: evicted when the
-    /// state says so. Below: nothing is brought back but what the guest touches. It falls as the
-    /// balloon grows (esxtop: SWTGT).
+    /// The guest pages that are to be in its compression cache and its swap file: those that would be if
+    /// it held its target and its balloon what it holds now, as long as the host is short or the VM wants
+    /// more than its limit; else none. Above what is there now: evicted when the state says so. Below:
+    /// nothing is brought back but what the guest touches. It falls as the balloon grows (esxtop: SWTGT).
     pub swap_target: Pages,
     /// The guest pages to evict in this round, by share, compress and swap in that order. Resident
     /// pages come first: each frees a host page.
@@ -73,6 +73,8 @@ pub enum Why {
     Fits,
     /// It is above its own limit: its balloon grows, or it is evicted from, in every state.
     OverLimit,
+    /// It holds exactly what its limit allows: what it touches next must wait until it loses something.
+    AtLimit,
     /// It has no shares and is above its reservation: as if that were its limit.
     NoShares,
     /// It is above its fair part: its balloon grows.
@@ -81,6 +83,8 @@ pub enum Why {
     NoBalloon,
     /// The state does not wait for balloons: it is evicted from.
     HostShort,
+    /// Its balloon is set by hand.
+    ByHand,
     /// Its balloon stands where it is to stand.
     Ballooned,
     /// Its balloon shrinks.
@@ -115,8 +119,7 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
             id: vm.id,
             target: allotment.target,
             balloon_target: balloon::target(vm, *for_balloon, &rules, config),
-            swap_target: total([vm.allocation(), vm.compressed, vm.swapped])
-                .saturating_sub(allotment.target),
+            swap_target: swap_target(vm, allotment.target, &rules),
             evict: Pages(0),
             means: Means::default(),
             ceiling: None,
@@ -164,18 +167,37 @@ fn available(host: &HostSnapshot, state: FreeState, thresholds: &Thresholds) -> 
     total([host.budget, host.sharing_saved()]).saturating_sub(total([host.overhead(), keep_free]))
 }
 
+fn swap_target(vm: &VmSnapshot, target: Pages, rules: &Rules) -> Pages {
+    let wanted = total([vm.allocation(), vm.compressed, vm.swapped]);
+    if rules.state.is_short() || wanted > vm.max() {
+        wanted.saturating_sub(target)
+    } else {
+        Pages(0)
+    }
+}
+
+/// What keeps a VM from holding more, if that is its own limit.
+fn at_its_limit(vm: &VmSnapshot, plan: &VmPlan) -> Option<Why> {
+    // At its size it is not kept from anything.
+    let is_full = vm.allocation() == vm.max() && plan.target == vm.max() && vm.max() < vm.size;
+    match (vm.allocation() > vm.max(), vm.shares) {
+        (true, 0) => Some(Why::NoShares),
+        (true, _) => Some(Why::OverLimit),
+        (false, 0) if is_full => Some(Why::NoShares),
+        (false, _) if is_full => Some(Why::AtLimit),
+        (false, _) => None,
+    }
+}
+
 fn why(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Why {
-    let reclaimed = plan.evict > Pages(0) || plan.balloon_target > vm.ballooned;
-    if reclaimed && vm.allocation() > vm.max() {
-        if vm.shares == 0 {
-            Why::NoShares
-        } else {
-            Why::OverLimit
-        }
+    if let Some(why) = at_its_limit(vm, plan) {
+        why
     } else if plan.evict > Pages(0) && (!rules.waits() || !plan.means.swap) {
         Why::HostShort
     } else if plan.evict > Pages(0) {
         Why::NoBalloon
+    } else if vm.agent && vm.balloon_by_hand.is_some() {
+        Why::ByHand
     } else if plan.balloon_target > vm.ballooned {
         Why::OverFairPart
     } else if plan.balloon_target < vm.ballooned {
@@ -202,5 +224,93 @@ fn stuck(host: &HostSnapshot, rules: &Rules, shortfall: Pages, plans: &[VmPlan])
         Some(Stuck::NoRoom)
     } else {
         Some(Stuck::Reserved)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host of 10 000 pages with 200 of metadata.
+    fn planned(state: FreeState, vms: Vec<VmSnapshot>) -> Plan {
+        let used = 200 + vms.iter().map(|vm| vm.backing().0).sum::<u64>();
+        let host = HostSnapshot {
+            budget: Pages(10_000),
+            used: Pages(used),
+            state,
+            vms,
+            seed: 0,
+        };
+        plan(&host, &Config::default())
+    }
+
+    fn row(plan: &Plan) -> (u64, Why) {
+        (plan.vms[0].balloon_target.0, plan.vms[0].why)
+    }
+
+    #[test]
+    fn balloon_set_by_hand_takes_what_it_may_and_nothing_reserved() {
+        for (reservation, by_hand, expected) in [(0, 900, 650), (0, 300, 300), (900, 500, 100)] {
+            let vm = VmSnapshot {
+                reservation: Pages(reservation),
+                balloon_by_hand: Some(Pages(by_hand)),
+                ..VmSnapshot::sample(1000, 800)
+            };
+            let plan = planned(FreeState::High, vec![vm]);
+            assert_eq!(row(&plan), (expected, Why::ByHand));
+        }
+    }
+
+    #[test]
+    fn balloon_without_an_agent_has_no_target_and_is_evicted_instead() {
+        for ballooned in [0, 100] {
+            let vm = VmSnapshot {
+                agent: false,
+                ballooned: Pages(ballooned),
+                untouched: Pages(0),
+                ..VmSnapshot::sample(9700 + ballooned, 9700)
+            };
+            let plan = planned(FreeState::Soft, vec![vm]);
+            assert_eq!(row(&plan), (ballooned, Why::NoBalloon));
+            assert_eq!(plan.vms[0].evict, plan.shortfall);
+        }
+    }
+
+    #[test]
+    fn vm_exactly_at_its_limit_is_told_so_also_while_its_faults_get_room() {
+        for pressing in [false, true] {
+            let vm = VmSnapshot {
+                limit: Some(Pages(800)),
+                balloon_max: Pages(0),
+                pressing,
+                ..VmSnapshot::sample(1000, 800)
+            };
+            let plan = planned(FreeState::High, vec![vm]);
+            assert_eq!(row(&plan), (0, Why::AtLimit));
+            assert_eq!(plan.vms[0].evict > Pages(0), pressing);
+        }
+        let whole = planned(FreeState::High, vec![VmSnapshot::sample(800, 800)]);
+        assert_eq!(row(&whole).1, Why::Fits, "its size keeps it from nothing");
+    }
+
+    /// Half of it was swapped under pressure.
+    #[test]
+    fn swap_target_falls_to_nothing_when_the_pressure_ends() {
+        let swap_target = |state, limit, resident| {
+            let vm = VmSnapshot {
+                limit,
+                swapped: Pages(4000),
+                agent: false,
+                ..VmSnapshot::sample(20_000, resident)
+            };
+            planned(state, vec![vm]).vms[0].swap_target
+        };
+        assert!(swap_target(FreeState::Soft, None, 9500) > Pages(4000));
+        assert_eq!(swap_target(FreeState::High, None, 4000), Pages(0));
+        // A limit goes on to ask for it.
+        let limit = Some(Pages(4000));
+        assert_eq!(swap_target(FreeState::High, limit, 4000), Pages(4000));
+        let limit = Some(Pages(9000));
+        assert_eq!(swap_target(FreeState::High, limit, 4000), Pages(0));
     }
 }

@@ -79,11 +79,22 @@ pub struct VmSnapshot {
     /// Guest pages that were never written; they cost nothing.
     #[serde(default)]
     pub untouched: Pages,
-    /// Whether a balloon agent is attached and has come closer to its target within the last few
-    /// polls, or is at it. False: the balloon is not waited for.
+    /// Whether a balloon agent is attached. Without one its balloon stays as it is, and has no target.
+    #[serde(default = "yes")]
+    pub agent: bool,
+    /// Whether its agent has come closer to its target within the last few polls, or is at it. False: the
+    /// balloon is not waited for.
     pub agent_alive: bool,
+    /// Guest pages that its balloon can be expected to bring in time, at the pace it has shown; what it owes
+    /// beyond that is not waited for. None: not known, so it is all that it is asked for.
+    #[serde(default)]
+    pub balloon_brings: Option<Pages>,
     /// The most guest pages its balloon may hold; the host-wide maximum holds as well.
     pub balloon_max: Pages,
+    /// The size of its balloon that somebody has set by hand: its target, as far as the maxima and its
+    /// reservation allow. None: the policy decides.
+    #[serde(default)]
+    pub balloon_by_hand: Option<Pages>,
     /// While its guest has asked for relief, because it is short of memory itself: the most that its
     /// balloon is to hold. None: it has not. Ignored in hard and low.
     #[serde(default)]
@@ -105,6 +116,10 @@ pub struct VmSnapshot {
     /// [ceiling](super::VmPlan::ceiling), and its balloon does not move.
     #[serde(default)]
     pub pressing: bool,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// The most pages that any address space has: a page less than 16 EiB. Sums of two of them do not
@@ -226,7 +241,11 @@ impl VmSnapshot {
             Pages(0)
         };
         // A host page of the cache takes at least two guest pages, so each page of room frees one.
-        let zip_room = means.compress.then_some(self.zip_room).unwrap_or_default();
+        let zip_room = if means.compress {
+            self.zip_room
+        } else {
+            Pages(0)
+        };
         let mapped = total([swap_room, zip_room]).min(total([self.resident, self.shared]));
         let left = swap_room.saturating_sub(mapped).min(self.compressed);
         // Rounded up: a last page that has room moves, though another may still share its host page.
@@ -256,7 +275,10 @@ impl VmSnapshot {
             ballooned: Pages(0),
             zero: Pages(0),
             untouched: Pages(size - resident),
+            agent: true,
             agent_alive: true,
+            balloon_by_hand: None,
+            balloon_brings: None,
             balloon_max: Pages(size),
             relief: None,
             active: None,

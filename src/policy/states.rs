@@ -6,10 +6,9 @@
 //! threshold by a margin. In 2002, soft is entered below 4 % and left above 6 % plus the margin.
 //!
 //! Until 5.0 what is kept free (`minFree`) is the threshold of high. 6.0 put a state between: below
-//! `minFree` it is *clear*, and high is reached again only at four times as much. Targets aim at
-//! `minFree` in every generation: nobody reclaims to get from clear to high. On the way down a 6.0 host
-//! stays high until `minFree`, as every generation stays high until the next lower threshold. (In
-//! ESX, 400 % is also where large pages begin to be broken, which memvisor has none of.) High never
+//! four times `minFree` it is *clear*. (An esxtop of such a host shows 2397 MB free, 939 MB `minFree`, and
+//! clear.) Targets aim at `minFree` in every generation: nobody reclaims to get from clear to high. (In
+//! ESX, 400 % is where large pages begin to be broken, which memvisor has none of.) High never
 //! needs more than half of the budget free, whatever is set, unless `minFree` itself is as much.
 
 use std::fmt;
@@ -30,7 +29,7 @@ pub enum FreeState {
     /// Balloons already grow when less than `minFree` is free.
     #[default]
     High,
-    /// As high, but less than `minFree` is free, or was and four times as much is not yet. In 6.0 only.
+    /// As high, but less than four times `minFree` is free. In 6.0 only.
     Clear,
     /// Balloons grow; VMs that cannot balloon are evicted from.
     Soft,
@@ -71,7 +70,7 @@ pub struct Thresholds {
     pub min_free: Pages,
     /// The threshold of high: `min_free`, in 6.0 four times as much.
     pub high: Pages,
-    /// Under this the state is clear or worse: `min_free`. None where there is no such state.
+    /// Under this the state is clear or worse: `high`. None where there is no such state.
     pub clear: Option<Pages>,
     /// Under this the state is soft or worse.
     pub soft: Pages,
@@ -112,7 +111,7 @@ impl Thresholds {
         Self {
             min_free,
             high: high.unwrap_or(min_free),
-            clear: high.is_some().then_some(min_free),
+            clear: high,
             soft,
             hard,
             low,
@@ -231,7 +230,7 @@ mod tests {
         assert_eq!(thresholds(Generation::G50), parts);
         let clear = Thresholds {
             high: Pages(24_000),
-            clear: Some(Pages(6000)),
+            clear: Some(Pages(24_000)),
             to_high: Pages(27_600),
             ..parts
         };
@@ -258,8 +257,9 @@ mod tests {
             (Generation::G2002, 3999, FreeState::Soft),
             (Generation::G2002, 1999, FreeState::Hard),
             (Generation::G2002, 999, FreeState::Low),
-            (Generation::G60, 6000, FreeState::High),
-            (Generation::G60, 5999, FreeState::Clear),
+            (Generation::G60, 24_000, FreeState::High),
+            (Generation::G60, 23_999, FreeState::Clear),
+            (Generation::G60, 3840, FreeState::Clear),
             (Generation::G60, 3839, FreeState::Soft),
             (Generation::G60, 959, FreeState::Low),
         ] {

@@ -117,8 +117,9 @@ impl Pool {
         let refs = self.refs_of(frame);
         let mut seen = refs.load(Ordering::Relaxed);
         while seen > 0 {
+            // Relaxed: the caller found the frame under the lock under which it was published, or holds a reference.
             let taken =
-                refs.compare_exchange_weak(seen, seen + 1, Ordering::Acquire, Ordering::Relaxed);
+                refs.compare_exchange_weak(seen, seen + 1, Ordering::Relaxed, Ordering::Relaxed);
             match taken {
                 Ok(_) => {
                     self.refs_total.fetch_add(1, Ordering::Relaxed);
@@ -253,8 +254,8 @@ impl<'a> NewFrame<'a> {
             self.frame.0
         );
         let (pool, frame) = (self.pool, self.frame);
-        // Release pairs with the Acquire of try_ref: who takes a reference sees the content.
-        pool.refs_of(frame).store(1, Ordering::Release);
+        // Relaxed: nobody finds the frame before it is in the index, whose lock orders the content too.
+        pool.refs_of(frame).store(1, Ordering::Relaxed);
         let is_live = |other| pool.refs(other) > 0;
         let Ok(known) = pool.index.insert_frame(hash, frame, is_live) else {
             pool.refs_of(frame).store(0, Ordering::Relaxed);

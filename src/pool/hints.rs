@@ -32,11 +32,11 @@ use crate::sys::prefetch;
 use crate::units::{Bytes, Gfn, Pages, VmId};
 
 /// Hints in a bucket: a cache line. In tests fewer, so that buckets are full now and then.
-const BUCKET: usize = if cfg!(test) { 2 } else { 8 };
+const BUCKET: usize = if cfg!(any(test, loom)) { 2 } else { 8 };
 /// Hints for each page of the host, in eighths. A host keeps a part of its memory free.
 const EIGHTHS_PER_PAGE: u64 = 9;
 /// The bits of a tag. In tests few, so that tags collide all the time.
-const TAG_BITS: u32 = if cfg!(test) { 2 } else { 20 };
+const TAG_BITS: u32 = if cfg!(any(test, loom)) { 2 } else { 20 };
 const TAG: u32 = (1 << TAG_BITS) - 1;
 const TAG_SHIFT: u32 = 44;
 const SEAT_SHIFT: u32 = 28;
@@ -274,6 +274,7 @@ impl Hints {
         for (start, seen) in place.starts.into_iter().zip(&mut seen) {
             let words = &self.words[start..start + BUCKET];
             for (seen, word) in seen.iter_mut().zip(words) {
+                // Acquire pairs with the Release of `exchange`: who sees a hint sees whose seat it names.
                 *seen = word.load(Ordering::Acquire);
             }
         }
@@ -334,7 +335,8 @@ impl Hints {
     }
 
     fn exchange(&self, at: usize, old: u64, new: u64) -> bool {
-        let done = self.words[at].compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed);
+        // Release pairs with the Acquire of `read`. Of a hint that goes nobody reads on.
+        let done = self.words[at].compare_exchange(old, new, Ordering::Release, Ordering::Relaxed);
         if done.is_err() {
             return false;
         }

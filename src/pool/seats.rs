@@ -9,7 +9,7 @@ use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, zeroes};
 use crate::units::VmId;
 
 /// Seats, and the one that nobody has. In tests few, so that they run out.
-pub(super) const SEATS: usize = if cfg!(test) { 8 } else { 1 << 16 };
+pub(super) const SEATS: usize = if cfg!(any(test, loom)) { 8 } else { 1 << 16 };
 /// Of VMs that have none.
 pub(super) const NOBODY: u16 = 0;
 
@@ -32,7 +32,8 @@ impl DomainId {
 #[derive(Debug)]
 pub(super) struct Seats {
     lists: Mutex<Lists>,
-    /// For each seat the domain in the upper half and the VM in the lower; 0 when nobody has it.
+    /// For each seat the domain in the upper half and the VM in the lower; 0 when nobody has it. Relaxed is enough:
+    /// who sees a hint sees the seat that its VM had before, and sweeps see what was given back under the lock.
     owners: Box<[AtomicU64]>,
     /// Hints of each seat.
     counts: Box<[AtomicU32]>,
@@ -72,14 +73,14 @@ impl Seats {
             return NOBODY;
         };
         let owner = u64::from(domain.0) << 32 | u64::from(vm.0);
-        self.owners[usize::from(seat)].store(owner, Ordering::Release);
+        self.owners[usize::from(seat)].store(owner, Ordering::Relaxed);
         seat
     }
 
     pub(super) fn give(&self, seat: u16) {
         if seat != NOBODY {
             let mut lists = self.lists.lock();
-            self.owners[usize::from(seat)].store(0, Ordering::Release);
+            self.owners[usize::from(seat)].store(0, Ordering::Relaxed);
             lists.left.push(seat);
         }
     }
@@ -87,7 +88,7 @@ impl Seats {
     /// Who has the seat.
     #[expect(clippy::cast_possible_truncation, reason = "two halves of a word")]
     pub(super) fn owner(&self, seat: usize) -> Option<(DomainId, VmId)> {
-        let owner = self.owners[seat].load(Ordering::Acquire);
+        let owner = self.owners[seat].load(Ordering::Relaxed);
         (owner != 0).then_some((DomainId((owner >> 32) as u32), VmId(owner as u32)))
     }
 

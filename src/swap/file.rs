@@ -225,6 +225,17 @@ impl SwapFile {
         Ok(())
     }
 
+    /// Gives all of the disk space back. Whoever still holds the file must neither write nor read it any more.
+    ///
+    /// # Errors
+    /// [`SwapError::Resize`]: the space comes free with the last who holds the file.
+    pub fn give_back(&self) -> Result<(), SwapError> {
+        let mut moving = self.writer.lock();
+        moving.cancel();
+        let place = self.place.lock().clone();
+        place.truncate(&self.vm, 0)
+    }
+
     /// Begins to move the file to `dir`, which [`step_move`](Self::step_move) goes on with. Nothing
     /// happens if it is there or on its way already; a move to elsewhere that was under way is given
     /// up.

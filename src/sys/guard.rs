@@ -45,10 +45,11 @@ impl Guard {
         let slot = free.pop().unwrap_or_else(|| {
             let slot: &'static mut Slot = Box::leak(Box::default());
             slot.next = AtomicPtr::new(SLOTS.load(Ordering::Relaxed));
-            // Release pairs with the handler's Acquire: it sees a slot that is whole. The lock keeps others out.
+            // Release pairs with the Acquire of the handler: it sees a slot that is whole. The lock keeps others out.
             SLOTS.store(slot, Ordering::Release);
             slot
         });
+        // Release pairs with the Acquire of `range_with` and `replace`: a start that is not 0 comes with its end.
         slot.writable.store(writable, Ordering::Release);
         slot.end.store(start as usize + len, Ordering::Release);
         slot.start.store(start as usize, Ordering::Release);
@@ -58,6 +59,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        // Release pairs with the Acquire of `range_with`.
         self.0.start.store(0, Ordering::Release);
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         free.push(self.0);
@@ -67,9 +69,10 @@ impl Drop for Guard {
 impl Slot {
     /// Its mapping, if `address` is in it.
     fn range_with(&self, address: usize) -> Option<(usize, usize)> {
+        // Acquire pairs with the Release of `Guard::new`.
         let start = self.start.load(Ordering::Acquire);
         let end = self.end.load(Ordering::Acquire);
-        // Else it is another mapping's by now, and the end may be that one's.
+        // Acquire as above. Another start is another mapping's, and then the end may be that one's too.
         let is_same = self.start.load(Ordering::Acquire) == start;
         (start != 0 && is_same && (start..end).contains(&address)).then_some((start, end))
     }
@@ -79,6 +82,7 @@ impl Slot {
         let Some((start, end)) = self.range_with(address) else {
             return false;
         };
+        // Acquire pairs with the Release of `Guard::new`.
         let write = if self.writable.load(Ordering::Acquire) {
             libc::PROT_WRITE
         } else {
@@ -116,13 +120,15 @@ extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc:
     // SAFETY: a siginfo of SIGBUS that the kernel raised holds an address; of any other it is not used.
     let address = unsafe { info.si_addr() } as usize;
     let is_raised = info.si_code > 0;
+    // Acquire pairs with the Release of `Guard::new`: a slot that is seen is whole.
     let mut next = SLOTS.load(Ordering::Acquire);
     // SAFETY: slots are leaked, never freed, and changed through atomics only.
     while let Some(slot) = unsafe { next.as_ref() } {
         if is_raised && slot.replace(address) {
             return;
         }
-        next = slot.next.load(Ordering::Acquire);
+        // Relaxed: a slot's successor never changes once the slot can be seen.
+        next = slot.next.load(Ordering::Relaxed);
     }
     // Not ours to mend: the access is made again, and ends the process as it would have.
     // SAFETY: the default action has no preconditions.

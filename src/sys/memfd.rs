@@ -6,7 +6,7 @@
 //! nobody can make the file longer again. A guest can cut its own files short too, because a seal against
 //! that would hold the daemon as well: what the daemon maps is guarded against it ([`super::guard`]).
 
-use std::fs::{File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -18,6 +18,17 @@ use nix::sys::uio::preadv;
 
 use super::private_tmpfs::PrivateTmpfs;
 use crate::units::{Bytes, PAGE_SIZE, PageBuf, Pages};
+
+/// Whether the kernel may back such files with huge pages, of which one written byte fills a whole one.
+#[must_use]
+pub fn files_in_memory_are_huge() -> bool {
+    let path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    // A kernel without huge pages has no such file.
+    let choices = fs::read_to_string(path).unwrap_or_default();
+    ["[always]", "[within_size]", "[force]"]
+        .iter()
+        .any(|chosen| choices.contains(chosen))
+}
 
 /// A sparse file in memory of a fixed number of pages. A page that was never written, or was
 /// punched, is a hole: it reads as zeroes and costs nothing.

@@ -29,7 +29,7 @@ pub use allocator::map_large_allocations;
 pub use direct_file::DirectFile;
 pub use filesystem::Filesystem;
 pub use mapping::Mapping;
-pub use memfd::Memfd;
+pub use memfd::{Memfd, files_in_memory_are_huge};
 pub use pagemap::Pagemap;
 pub use plain::{Advice, PlainMemory};
 pub use prefetch::prefetch;

@@ -62,14 +62,17 @@ impl SharedWords {
 
 impl Words for SharedWords {
     fn load(&self, at: u32) -> u32 {
+        // Acquire pairs with the Release of the other process, as all three promise.
         self.word(at).load(Ordering::Acquire)
     }
 
     fn store(&self, at: u32, word: u32) {
+        // Release: see `load`.
         self.word(at).store(word, Ordering::Release);
     }
 
     fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
+        // AcqRel, or Acquire alone when nothing is stored: see `load`.
         self.word(at)
             .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
     }

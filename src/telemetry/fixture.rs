@@ -61,7 +61,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             agent: id == 1,
             waited_for: id == 1,
             size_pages: homes.ballooned_pages,
-            target_pages: Pages(homes.ballooned_pages.0 + 2560),
+            target_pages: Pages(homes.ballooned_pages.0 + if id == 1 { 2560 } else { 0 }),
             max_pages: mib(166),
             manual_pages: None,
             double_paged: 6,
@@ -133,6 +133,12 @@ pub(crate) fn host() -> HostStatus {
             soft_pages: mib(10),
             hard_pages: mib(5),
             low_pages: mib(2),
+        },
+        overcommit: Overcommit {
+            now_percent: 50,
+            one_minute_percent: 48,
+            five_minutes_percent: 31,
+            fifteen_minutes_percent: 12,
         },
         share: ShareStatus {
             shared_pages: Pages(15_872),

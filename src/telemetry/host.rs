@@ -14,7 +14,7 @@ use crate::units::Pages;
 pub enum FreeState {
     /// Enough: only background sharing runs.
     High,
-    /// As high, but it takes four times the usual to be high again. In generation 6.0 only.
+    /// As high, but less than four times what is to be kept is free. In generation 6.0 only.
     Clear,
     /// Balloons are inflated.
     Soft,
@@ -68,6 +68,21 @@ pub struct ShareStatus {
     pub settled_vms: u64,
     /// Whether all VMs are settled, and there are some.
     pub settled: bool,
+}
+
+/// How much more memory the running VMs are configured with than the host may use: their sizes by the
+/// budget, less 1; 0 where they fit (ESX: MEM overcommit avg).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Overcommit {
+    /// Now.
+    pub now_percent: u64,
+    /// On average over the latest minute.
+    pub one_minute_percent: u64,
+    /// On average over the latest five minutes.
+    pub five_minutes_percent: u64,
+    /// On average over the latest fifteen minutes.
+    pub fifteen_minutes_percent: u64,
 }
 
 /// Sums over the running VMs.
@@ -138,6 +153,8 @@ pub struct HostStatus {
     pub free_state: FreeState,
     /// Where the states begin.
     pub thresholds: Thresholds,
+    /// How much more was configured than there is.
+    pub overcommit: Overcommit,
     /// Page sharing.
     pub share: ShareStatus,
     /// Sums over `vms`.

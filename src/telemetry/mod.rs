@@ -20,7 +20,7 @@ mod vm;
 
 pub use memvisor_guest_agent::guest::{GuestReport, WorkloadReport};
 
-pub use host::{FreeState, HostStatus, ShareStatus, Thresholds, Totals};
+pub use host::{FreeState, HostStatus, Overcommit, ShareStatus, Thresholds, Totals};
 pub use model::{Rates, Savings, VmRates, overcommit};
 pub use vm::{
     ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, GuestClaims, Homes,

@@ -167,22 +167,15 @@ impl Savings {
     }
 }
 
-impl HostStatus {
-    /// Configured guest memory for each byte of the budget: above 1.0 the host is overcommitted.
-    #[must_use]
-    pub fn overcommit(&self) -> f64 {
-        overcommit(self.totals.configured_pages, self.budget_pages)
-    }
-}
-
-/// Configured guest memory for each byte of a budget.
+/// How far a host is overcommitted, as esxtop counts it: configured guest memory by the budget, less 1;
+/// 0 where it fits.
 #[must_use]
 #[expect(
     clippy::cast_precision_loss,
     reason = "a ratio is read by people; 53 bits are plenty"
 )]
 pub fn overcommit(configured: Pages, budget: Pages) -> f64 {
-    configured.0 as f64 / budget.0.max(1) as f64
+    (configured.0 as f64 / budget.0.max(1) as f64 - 1.0).max(0.0)
 }
 
 #[cfg(test)]
@@ -241,7 +234,15 @@ mod tests {
         assert_eq!(savings.swap_pages, Pages(1_024));
         assert_eq!(savings.balloon_pages, Pages(25_600));
         assert_eq!(savings.total(), Pages(44_928));
-        assert_eq!(status.overcommit(), 1.5);
+        let totals = &status.totals;
+        assert_eq!(
+            overcommit(totals.configured_pages, status.budget_pages),
+            0.5
+        );
+        assert_eq!(
+            overcommit(status.budget_pages, totals.configured_pages),
+            0.0
+        );
     }
 
     #[test]

@@ -100,9 +100,9 @@ pub struct BalloonStatus {
     pub waited_for: bool,
     /// Pages in the balloon now (ESX: MCTLSZ).
     pub size_pages: Pages,
-    /// Size the agent is asked to reach (ESX: MCTLTGT).
+    /// Size the agent is asked to reach; without an agent, the size it has (ESX: MCTLTGT).
     pub target_pages: Pages,
-    /// The most the balloon may take (ESX: MCTLMAX).
+    /// The most the balloon may take: nothing of the reservation (ESX: MCTLMAX).
     pub max_pages: Pages,
     /// The target an operator set by hand; `None` while the policy decides.
     pub manual_pages: Option<Pages>,
@@ -143,7 +143,8 @@ pub struct GuestClaims {
 pub struct SwapStatus {
     /// Slots of the file in use (ESX: SWCUR).
     pub slots: u64,
-    /// Pages the policy wants reclaimed by compression and swap (ESX: SWTGT).
+    /// Pages the policy wants in the compression cache and the swap file; 0 when nothing is to be taken
+    /// (ESX: SWTGT).
     pub target_pages: Pages,
     /// Read operations so far.
     pub reads: u64,

@@ -60,9 +60,19 @@ fn header(status: &HostStatus, rates: Option<&Rates>, screen: Screen) -> Vec<Str
     lines
 }
 
-fn memory(status: &HostStatus) -> [String; 2] {
+fn memory(status: &HostStatus) -> [String; 3] {
     let thresholds = &status.thresholds;
+    let over = &status.overcommit;
+    let average = |percent: u64| format!("{}.{:02}", percent / 100, percent % 100);
     [
+        line(
+            "OVERCOM avg",
+            &[
+                (average(over.one_minute_percent), "1 min"),
+                (average(over.five_minutes_percent), "5 min"),
+                (average(over.fifteen_minutes_percent), "15 min"),
+            ],
+        ),
         line(
             "MEM    /MiB",
             &[
@@ -146,14 +156,13 @@ fn title(status: &HostStatus, screen: Screen) -> String {
         screen.colour,
     );
     format!(
-        "memvisor {} ({}), up {}:{:02}:{:02}, {} VMs, overcommit {:.2}, state {state}",
+        "memvisor {} ({}), up {}:{:02}:{:02}, {} VMs, state {state}",
         plain(&status.version),
         plain(&status.engine),
         seconds / 3600,
         seconds / 60 % 60,
         seconds % 60,
         status.vms.len(),
-        status.overcommit(),
     )
 }
 
@@ -271,7 +280,7 @@ mod tests {
         let drawn = render(&status, None, screen);
         assert_eq!(drawn.lines().count(), 23);
         let last = drawn.lines().last().expect("some");
-        assert!(last.starts_with("... 53 more lines"), "{last}");
+        assert!(last.starts_with("... 54 more lines"), "{last}");
     }
 
     #[test]

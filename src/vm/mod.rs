@@ -381,6 +381,11 @@ impl Vm {
         if let Err(error) = self.engine.revoke() {
             tracing::warn!(vm = %self.params.name, %error, "its memory comes free a moment later");
         }
+        // The next guest may need it at once.
+        if let Err(error) = self.swap.give_back() {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(vm = %self.params.name, error, "its disk space comes free a moment later");
+        }
         // Others may still look at the VM for a moment.
         self.membership().leave();
         self.budget.starve(&self.parking, false);

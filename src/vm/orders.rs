@@ -49,6 +49,7 @@ pub struct Orders {
     ceiling: AtomicU64,
     balloon_target: AtomicU64,
     allocation_target: AtomicU64,
+    swap_target: AtomicU64,
     manual_balloon: AtomicU64,
     manual: AtomicBool,
 }
@@ -61,6 +62,7 @@ impl Default for Orders {
             ceiling: AtomicU64::new(u64::MAX),
             balloon_target: AtomicU64::new(0),
             allocation_target: AtomicU64::new(0),
+            swap_target: AtomicU64::new(0),
             manual_balloon: AtomicU64::new(0),
             manual: AtomicBool::new(false),
         }
@@ -97,21 +99,22 @@ impl Orders {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
-    /// Blocks or unblocks allocations; whether that changed.
+    /// Blocks or unblocks allocations; whether that changed. Who unblocks rings the VM's bell then, and the kernel
+    /// orders that: the fault thread, called, sees it.
     pub fn set_blocked(&self, blocked: Blocked) -> bool {
-        self.blocked.swap(blocked as u8, Ordering::SeqCst) != blocked as u8
+        self.blocked.swap(blocked as u8, Ordering::Relaxed) != blocked as u8
     }
 
     /// Whether some faults of the VM must wait now.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::SeqCst) != Blocked::No as u8
+        self.blocked.load(Ordering::Relaxed) != Blocked::No as u8
     }
 
     /// Whether all its faults must wait now, refills and breaks too.
     #[must_use]
     pub fn is_blocked_wholly(&self) -> bool {
-        self.blocked.load(Ordering::SeqCst) == Blocked::All as u8
+        self.blocked.load(Ordering::Relaxed) == Blocked::All as u8
     }
 
     /// Sets how many pages the VM may hold in RAM, its own and shared ones; `None`: all. Whether that is more than before.
@@ -126,8 +129,10 @@ impl Orders {
         Pages(self.ceiling.load(Ordering::Relaxed))
     }
 
-    /// Sets the size the policy wants the balloon to have, and the allocation behind it.
-    pub fn set_targets(&self, balloon: Pages, allocation: Pages) {
+    /// Sets the size the policy wants the balloon to have, the allocation behind it, and the pages that
+    /// are to be in the stores.
+    pub fn set_targets(&self, balloon: Pages, allocation: Pages, swap: Pages) {
+        self.swap_target.store(swap.0, Ordering::Relaxed);
         self.balloon_target.store(balloon.0, Ordering::Relaxed);
         self.allocation_target
             .store(allocation.0, Ordering::Relaxed);
@@ -138,12 +143,14 @@ impl Orders {
         if let Some(target) = target {
             self.manual_balloon.store(target.0, Ordering::Relaxed);
         }
+        // Release pairs with the Acquire of `manual`: the target comes first.
         self.manual.store(target.is_some(), Ordering::Release);
     }
 
     /// The target set by hand, if there is one.
     #[must_use]
     pub fn manual(&self) -> Option<Pages> {
+        // Acquire pairs with the Release of `set_manual`.
         let manual = self.manual.load(Ordering::Acquire);
         manual.then(|| Pages(self.manual_balloon.load(Ordering::Relaxed)))
     }
@@ -153,6 +160,12 @@ impl Orders {
     pub fn balloon_target(&self) -> Pages {
         self.manual()
             .unwrap_or_else(|| Pages(self.balloon_target.load(Ordering::Relaxed)))
+    }
+
+    /// The pages that the policy wants in the compression cache and the swap file.
+    #[must_use]
+    pub fn swap_target(&self) -> Pages {
+        Pages(self.swap_target.load(Ordering::Relaxed))
     }
 
     /// The memory the policy thinks the VM should have.

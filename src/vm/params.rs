@@ -28,7 +28,7 @@ pub struct VmParams {
 #[non_exhaustive]
 pub enum ParamsError {
     /// A name that would not do as part of a file name or a table row.
-    #[error("name `{0}` is not allowed: 1 to 64 letters, digits, `-`, `_` or `.`, no leading `.`")]
+    #[error("name `{}` is not allowed: 1 to 64 letters, digits, `-`, `_` or `.`, no leading `.`", .0.escape_debug())]
     Name(String),
     /// No memory, or more than memvisor can map.
     #[error("{0} of memory are not allowed: a guest has from 4.0 KiB to {max}", max = Bytes(u64::from(MAX_PAGES) * PAGE_SIZE as u64))]
@@ -111,6 +111,7 @@ mod tests {
         };
         assert!(bad(|h| h.name = "../x".to_owned()).contains("`../x`"));
         assert!(bad(|h| h.name = String::new()).contains("``"));
+        assert!(bad(|h| h.name = "a\nb".to_owned()).contains("`a\\nb`"));
         assert!(bad(|h| h.pages = 0).contains("0 B of memory"));
         assert!(bad(|h| h.pages = u32::MAX).contains("16384.00 GiB of memory"));
     }

@@ -91,7 +91,7 @@ impl Vmas {
 
     /// Ends what was [begun](Self::begin): the page table tells it.
     pub fn end(&self, runs: usize) {
-        // Who counts and takes this off sees in the table what was written there before.
+        // Release pairs with the Acquire of `room`: who counts and takes this off sees in the table what was written there before.
         self.ended.fetch_add(number(runs), Ordering::Release);
     }
 
@@ -99,10 +99,12 @@ impl Vmas {
     /// enough has changed since the last count to be worth it.
     pub fn room(&self, table: &PageTable) -> u32 {
         let (_, taken_off) = self.latest_count();
+        // Acquire pairs with the Release of `end`.
         let ended = self.ended.load(Ordering::Acquire);
         let worth = ended.wrapping_sub(taken_off) >= (self.budget() / RECOUNT).max(1);
         if worth && self.upper_bound() > self.budget() / 2 {
             let count = u64::from(table.count_vmas(self.opens)) << u32::BITS | u64::from(ended);
+            // Release pairs with the Acquire of `latest_count`: whoever sees the count sees the changes that it takes off.
             self.counted.store(count, Ordering::Release);
         }
         self.budget().saturating_sub(self.upper_bound())
@@ -116,6 +118,7 @@ impl Vmas {
 
     /// The latest count, and how many changes it takes off. What is loaded later has begun and ended at least those.
     fn latest_count(&self) -> (u32, u32) {
+        // Acquire pairs with the Release of `room`.
         let counted = self.counted.load(Ordering::Acquire);
         ((counted >> u32::BITS) as u32, counted as u32)
     }

@@ -28,7 +28,9 @@ mod common;
 
 mod active;
 mod agents;
+mod balloons;
 mod boot;
+mod caches;
 mod changes;
 mod limits;
 mod tax;

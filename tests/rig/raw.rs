@@ -17,7 +17,7 @@ use memvisor_guest_agent::protocol::memory::{
     Ack, Command as Order, Fault, Hello, MAX_CHANNELS, MAX_MESSAGE, MAX_REPORT, Message,
     REPLY_BYTES, Ready, Reply, Welcome,
 };
-use memvisor_guest_agent::shim::{Received, SeqPacket, uffd};
+use memvisor_guest_agent::shim::{Received, SeqPacket, uffd, wait_readable};
 use nix::sys::signal::Signal;
 
 use super::{Host, PATIENCE, eventually};
@@ -86,8 +86,7 @@ impl RawGuest {
 
     pub(crate) fn receive_with_fds(&self) -> (Message, Vec<OwnedFd>) {
         let mut buffer = [0; MAX_MESSAGE];
-        let ready =
-            memvisor_guest_agent::shim::wait_readable([self.socket.as_fd()], Some(PATIENCE));
+        let ready = wait_readable([self.socket.as_fd()], Some(PATIENCE));
         assert_eq!(ready.expect("poll"), [true], "the host says nothing");
         let (received, fds) = self.socket.recv_with_fds(&mut buffer).expect("receive");
         let Received::Message { len, .. } = received else {
@@ -184,6 +183,12 @@ impl Welcomed {
 
     /// Finishes the handshake as it should be.
     pub(crate) fn power_on(self) -> Powered {
+        self.power_on_while(|_| {})
+    }
+
+    /// The same. `meanwhile` is called with the guest's userfaultfd, if there is one, again and again until the host
+    /// lets the guest run.
+    pub(crate) fn power_on_while(self, meanwhile: impl Fn(BorrowedFd<'_>)) -> Powered {
         let (channels, theirs): (Vec<_>, Vec<_>) = (0..MAX_CHANNELS)
             .map(|_| SeqPacket::pair().expect("a pair"))
             .unzip();
@@ -198,6 +203,10 @@ impl Welcomed {
             .chain(theirs.iter().map(AsFd::as_fd))
             .collect();
         self.ready(BASE, MAX_CHANNELS as u16, &fds);
+        let go = || wait_readable([self.guest.socket.as_fd()], Some(Duration::ZERO));
+        while let (Some(uffd), [false]) = (&uffd, go().expect("poll")) {
+            meanwhile(uffd.as_fd());
+        }
         assert_eq!(self.guest.receive(), Message::Go);
         Powered {
             guest: self.guest,

@@ -84,7 +84,7 @@ struct Shared {
 
 impl Shared {
     fn is_stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
+        self.stop.load(Ordering::Relaxed)
     }
 }
 
@@ -133,7 +133,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
+        self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.bell.ring();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()

@@ -5,6 +5,7 @@ mod shares;
 mod summary;
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -26,6 +27,11 @@ pub use summary::{GuestReport, WorkloadReport};
 
 /// How often a running guest looks whether something is wrong.
 const LOOK: Duration = Duration::from_millis(200);
+/// After how long a guest says that its host does not answer. One that does needs milliseconds, and some seconds if
+/// it has no memory for another guest.
+const SILENCE: Duration = Duration::from_secs(1);
+/// After how long a guest gives up. A swap file may have to be written in full before the host answers.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a guest is powered on with.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -99,8 +105,18 @@ impl GuestError {
     pub const fn is_host_gone(&self) -> bool {
         matches!(
             self,
-            Self::Attach(AttachError::Connect(_) | AttachError::Session(SessionEnd::Closed))
+            Self::Attach(
+                AttachError::Connect(_)
+                    | AttachError::Silent(_)
+                    | AttachError::Session(SessionEnd::Closed)
+            )
         )
+    }
+
+    /// Whether a signal ended it before it ran.
+    #[must_use]
+    pub const fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Attach(AttachError::Interrupted))
     }
 }
 
@@ -159,7 +175,9 @@ pub fn run(
         .iter()
         .map(|text| text.parse())
         .collect::<Result<_, _>>()?;
-    let attached = attach(&options.memory_socket, hello(options))?;
+    let attached = attach(&options.memory_socket, hello(options), |host| {
+        await_host(host, signals, SILENCE, PATIENCE)
+    })?;
     let (ram, token) = (attached.ram, attached.welcome.token);
     serve(attached, host_gone)?;
     let kernel_options = KernelOptions {
@@ -189,6 +207,30 @@ pub fn run(
         interrupted,
         ran,
     })
+}
+
+/// Waits until the host says something, and says so itself after `silence`; gives up after `patience` or when a
+/// signal comes.
+fn await_host(
+    host: BorrowedFd<'_>,
+    signals: &Signals,
+    silence: Duration,
+    patience: Duration,
+) -> Result<(), AttachError> {
+    let since = Instant::now();
+    for (until, is_last) in [(silence, false), (patience, true)] {
+        let event = signals.wait(Some(host), since + until);
+        let what = "wait for the host";
+        match event.map_err(|source| AttachError::Kernel { what, source })? {
+            Event::Readable => return Ok(()),
+            Event::Signal(_) => return Err(AttachError::Interrupted),
+            Event::Timeout if is_last => break,
+            Event::Timeout => {
+                tracing::warn!("the host does not answer; waiting for it for up to {patience:?}");
+            }
+        }
+    }
+    Err(AttachError::Silent(patience))
 }
 
 fn hello(options: &GuestOptions) -> Hello {
@@ -269,5 +311,32 @@ fn with_history(ram: Ram, mismatch: &Mismatch) -> WrongBytes {
     WrongBytes {
         mismatch: mismatch.clone(),
         history,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    use nix::sys::signal::{Signal, raise};
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(5);
+    const LONG: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn host_is_waited_for_until_it_answers_or_patience_or_a_signal_ends_that() {
+        let signals = Signals::block([Signal::SIGUSR1]).expect("block");
+        let (host, mut says) = std::io::pipe().expect("a pipe");
+        let wait = |patience| await_host(host.as_fd(), &signals, SHORT, patience);
+        let silent = wait(2 * SHORT);
+        assert!(matches!(silent, Err(AttachError::Silent(_))), "{silent:?}");
+        raise(Signal::SIGUSR1).expect("raise");
+        let ended = wait(LONG);
+        assert!(matches!(ended, Err(AttachError::Interrupted)), "{ended:?}");
+        says.write_all(b"WELCOME").expect("room");
+        wait(LONG).expect("it answers");
     }
 }

@@ -168,7 +168,7 @@ impl PageAllocator {
         let gfn = books.free.take_one()?;
         books.change(gfn, PageUse::Free, page_use);
         self.referenced[gfn.index()].store(true, Ordering::Relaxed);
-        self.owners[gfn.index()].store(owner.pack(), Ordering::Release);
+        self.owners[gfn.index()].store(owner.pack(), Ordering::Relaxed);
         Some(gfn)
     }
 
@@ -189,7 +189,7 @@ impl PageAllocator {
             books.change(gfn, PageUse::Free, page_use);
             self.referenced[gfn.index()].store(true, Ordering::Relaxed);
             let packed = owner.map_or(Owner::NOBODY, |owner| Owner { page, ..owner }.pack());
-            self.owners[gfn.index()].store(packed, Ordering::Release);
+            self.owners[gfn.index()].store(packed, Ordering::Relaxed);
         }
         Some(run)
     }
@@ -200,7 +200,7 @@ impl PageAllocator {
     /// When the page is not in use as `page_use`: it would have two owners.
     pub(super) fn release(&self, gfn: Gfn, page_use: PageUse) {
         let mut books = lock(&self.books);
-        self.owners[gfn.index()].store(Owner::NOBODY, Ordering::Release);
+        self.owners[gfn.index()].store(Owner::NOBODY, Ordering::Relaxed);
         books.change(gfn, page_use, PageUse::Free);
         books.free.insert(GfnRun::single(gfn));
         self.tell_waiting(&books);
@@ -276,9 +276,10 @@ impl PageAllocator {
         }
     }
 
-    /// Who has the page, if it is behind a mapping or a file.
+    /// Who has the page, if it is behind a mapping or a file. A moment later it may be somebody else's: who wants
+    /// to evict it asks the owner, under the owner's lock.
     pub(super) fn owner(&self, gfn: Gfn) -> Option<Owner> {
-        Owner::unpack(self.owners[gfn.index()].load(Ordering::Acquire))
+        Owner::unpack(self.owners[gfn.index()].load(Ordering::Relaxed))
     }
 
     /// Notes an access. Reads first: the bit is mostly set, and a store would pull the cache line.

@@ -53,6 +53,9 @@ pub const CREDIT: u32 = 1;
 pub const USED: u32 = 2;
 
 /// Memory of which several processes read and write single words at once.
+///
+/// All of the protocol rests on these three: an offer comes after the place that it offers, a page is done after
+/// its bytes are there and its credit is named, a credit is granted again after it was taken away.
 pub trait Words: Send + Sync + std::fmt::Debug {
     /// Reads a word; what was stored before it by who stored it is seen too.
     fn load(&self, at: u32) -> u32;
@@ -60,7 +63,8 @@ pub trait Words: Send + Sync + std::fmt::Debug {
     /// Writes a word, after all that was stored before.
     fn store(&self, at: u32, word: u32);
 
-    /// Changes a word from `from` to `to`, or says what it is.
+    /// Changes a word from `from` to `to`, or says what it is: both at once, [`load`](Self::load) and
+    /// [`store`](Self::store).
     ///
     /// # Errors
     /// The word, if it is not `from`.

@@ -1,9 +1,10 @@
 //! Power-on: the handshake with the daemon, then RAM is there.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -32,6 +33,12 @@ pub enum AttachError {
     /// The daemon refused the guest or ended the handshake.
     #[error("power-on failed")]
     Session(#[source] SessionEnd),
+    /// A daemon listens and says nothing: it is stopped, or hangs.
+    #[error("the host does not answer: nothing came within {0:?}")]
+    Silent(Duration),
+    /// A signal came before the daemon's answer.
+    #[error("interrupted while the host did not answer")]
+    Interrupted,
     /// The daemon's message came at the wrong time or without what belongs to it.
     #[error("the host sent {got} where {wanted} is expected")]
     Order {
@@ -135,12 +142,17 @@ pub struct Attached {
 
 /// Powers a guest on: connects to the daemon at `memory_socket` and maps RAM.
 ///
-/// `Hello::uffd` is set here. From the return on, threads may touch RAM, provided that
+/// `Hello::uffd` is set here. Before each word of the daemon, `wait` is called with the socket on which it will come,
+/// and must wait for it or fail. From the return on, threads may touch RAM, provided that
 /// [`Attached::serve`] runs in a thread of its own.
 ///
 /// # Errors
 /// [`AttachError`]: no daemon, refused (the daemon's reason is the source), or the kernel's reason.
-pub fn attach(memory_socket: &Path, mut hello: Hello) -> Result<Attached, AttachError> {
+pub fn attach(
+    memory_socket: &Path,
+    mut hello: Hello,
+    wait: impl Fn(BorrowedFd<'_>) -> Result<(), AttachError>,
+) -> Result<Attached, AttachError> {
     // Where there is no /proc, whoever wants a dump gets a large one.
     let _ = privacy::keep_out_of_dumps();
     let socket = SeqPacket::connect(memory_socket).map_err(AttachError::Connect)?;
@@ -150,6 +162,7 @@ pub fn attach(memory_socket: &Path, mut hello: Hello) -> Result<Attached, Attach
     socket
         .send(&Message::Hello(hello).encode())
         .map_err(kernel("send HELLO"))?;
+    wait(socket.as_fd())?;
     let (welcome, mut fds) = welcome(&socket)?;
     // Not before: a daemon of the same user has opened by now what it reads of this process.
     privacy::close_to_others().map_err(kernel("close this process to others"))?;
@@ -188,6 +201,7 @@ pub fn attach(memory_socket: &Path, mut hello: Hello) -> Result<Attached, Attach
     socket
         .send_with_fds(&Message::Ready(ready).encode(), &fds)
         .map_err(kernel("send READY"))?;
+    wait(socket.as_fd())?;
     let (message, _) = memory_thread::receive(&socket).map_err(AttachError::Session)?;
     match message {
         Message::Go => Ok(Attached {

@@ -41,17 +41,18 @@ impl Channels {
     /// Takes a free channel; sleeps while there is none. Async-signal-safe.
     pub(super) fn take(&self) -> Channel<'_> {
         loop {
-            let free = self.free.load(Ordering::Acquire);
+            let free = self.free.load(Ordering::Relaxed);
             if free == 0 {
                 futex_wait(&self.free, 0);
                 continue;
             }
             let index = free.trailing_zeros();
             let left = free & !(1 << index);
-            // A failure means that another thread took or gave back a channel: look again.
+            // A failure means that another thread took or gave back a channel: look again. Acquire pairs with the
+            // Release of who gave this one back: it has read its answer.
             if self
                 .free
-                .compare_exchange(free, left, Ordering::AcqRel, Ordering::Relaxed)
+                .compare_exchange(free, left, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok()
             {
                 return Channel {
@@ -110,6 +111,7 @@ impl Channel<'_> {
 
 impl Drop for Channel<'_> {
     fn drop(&mut self) {
+        // Release pairs with the Acquire of `take`.
         let before = self
             .channels
             .free

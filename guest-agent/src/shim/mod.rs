@@ -40,7 +40,9 @@ pub use memory_thread::SessionEnd;
 use crate::protocol::{Gfn, GfnRun};
 pub use doorbell::Doorbell;
 
-pub use seqpacket::{PeerCredentials, Received, SeqPacket, SeqPacketListener, wait_readable};
+pub use seqpacket::{
+    PeerCredentials, Received, SeqPacket, SeqPacketListener, listen_privately, wait_readable,
+};
 
 /// Guest RAM as the toy kernel sees it: pages it can read and write.
 ///

@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, connect,
     getsockopt, listen, recv, send, setsockopt, socket, socketpair, sockopt,
 };
+use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
 use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
 
 /// A day: [`TimeVal`] has a range, and nobody waits longer for a peer than this.
@@ -61,7 +63,7 @@ impl SeqPacket {
     /// # Errors
     /// What `connect(2)` says, with the path: nobody listens, or the path is too long (107 bytes).
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let fd = new_socket()?;
+        let fd = new_socket(SockType::SeqPacket)?;
         UnixAddr::new(path)
             .and_then(|addr| retry(|| connect(fd.as_raw_fd(), &addr)))
             .map_err(|errno| at_path(errno, "connect to", path))?;
@@ -199,22 +201,14 @@ pub struct SeqPacketListener {
 }
 
 impl SeqPacketListener {
-    /// Listens at `path`, which must not exist: whether a socket left there is stale is for the
-    /// owner of the directory to know.
+    /// [`listen_privately`] at `path`.
     ///
     /// # Errors
     /// What `bind(2)` says, with the path.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        let fd = new_socket()?;
-        UnixAddr::new(path)
-            .and_then(|addr| bind(fd.as_raw_fd(), &addr))
-            .map_err(|errno| at_path(errno, "listen at", path))?;
-        let listener = Self {
-            fd,
-            path: path.to_owned(),
-        };
-        listen(&listener.fd, Backlog::MAXCONN)?;
-        Ok(listener)
+        let fd = listen_privately(path, SockType::SeqPacket)?;
+        let path = path.to_owned();
+        Ok(Self { fd, path })
     }
 
     /// Waits for the next connection. To wait for other things as well, first ask
@@ -234,6 +228,28 @@ impl SeqPacketListener {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Listens at `path`, where only this user can connect. It must not exist: whether a socket left there is
+/// stale is for the owner of the directory to know.
+///
+/// A new socket has the mode of its descriptor without the bits of the umask, which belongs to the whole process
+/// and may say anything. So the descriptor's mode is set first: at no time is more allowed. What the umask has
+/// taken away from the user itself is given back.
+///
+/// # Errors
+/// What `bind(2)` and `chmod(2)` say, with the path.
+pub fn listen_privately(path: &Path, kind: SockType) -> io::Result<OwnedFd> {
+    let private = Mode::S_IRUSR | Mode::S_IWUSR;
+    let failed = |errno| at_path(errno, "listen at", path);
+    let fd = new_socket(kind)?;
+    fchmod(&fd, private)?;
+    UnixAddr::new(path)
+        .and_then(|addr| bind(fd.as_raw_fd(), &addr))
+        .map_err(failed)?;
+    fchmodat(AT_FDCWD, path, private, FchmodatFlags::FollowSymlink).map_err(failed)?;
+    listen(&fd, Backlog::MAXCONN)?;
+    Ok(fd)
 }
 
 impl AsFd for SeqPacketListener {
@@ -267,10 +283,10 @@ pub fn wait_readable<const N: usize>(
     Ok(polled.map(|fd| fd.any().unwrap_or(true)))
 }
 
-fn new_socket() -> io::Result<OwnedFd> {
+fn new_socket(kind: SockType) -> io::Result<OwnedFd> {
     Ok(socket(
         AddressFamily::Unix,
-        SockType::SeqPacket,
+        kind,
         SockFlag::SOCK_CLOEXEC,
         None,
     )?)
@@ -295,6 +311,9 @@ fn at_path(errno: Errno, what: &str, path: &Path) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
     use super::*;
 
     const SHORT: Duration = Duration::from_millis(1);
@@ -393,6 +412,36 @@ mod tests {
         assert!(!path.exists());
         let error = SeqPacket::connect(&path).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    /// The umask is the whole process's: a process of its own has another.
+    #[test]
+    fn sockets_are_private_whatever_the_umask() {
+        const WHERE: &str = "MEMVISOR_TEST_SOCKET_DIR";
+        if let Some(dir) = std::env::var_os(WHERE) {
+            let path = Path::new(&dir).join("socket");
+            let fd = listen_privately(&path, SockType::Stream).unwrap();
+            let mode = fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            drop(fd);
+            return;
+        }
+        for umask in ["0000", "0022", "0177", "0777"] {
+            let dir = tempfile::tempdir().unwrap();
+            let test = "shim::seqpacket::tests::sockets_are_private_whatever_the_umask";
+            let script = format!("umask {umask} && exec \"$0\" --exact {test}");
+            let output = Command::new("sh")
+                .args(["-c", &script])
+                .arg(std::env::current_exe().unwrap())
+                .env(WHERE, dir.path())
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(
+                output.status.success() && text.contains("1 passed"),
+                "{umask}: {text}"
+            );
+        }
     }
 
     #[test]

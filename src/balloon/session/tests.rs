@@ -162,6 +162,9 @@ impl BalloonVm for FakeVm<'_> {
     fn locked(&self) -> u64 {
         self.0.look(|state| state.balloon.len() as u64)
     }
+    fn holds(&self, gfn: Gfn) -> bool {
+        self.0.look(|state| state.balloon.contains(&gfn.0))
+    }
     fn lock(&self, runs: &[GfnRun]) -> Vec<StatusRun> {
         let state = &mut *self.0.state.lock();
         FakeHost::each(runs, |gfn| {
@@ -389,13 +392,16 @@ fn lying_agent_gets_statuses_and_takes_nothing() {
 
 #[test]
 fn lock_beyond_target_or_maximum_is_not_needed() {
-    use PageStatus::{NotNeeded, Ok};
+    use PageStatus::{AlreadyLocked, NotNeeded, Ok};
     let slack = SLACK_PAGES as u32;
     let host = FakeHost::new(100);
     started(&host, |client| {
         let lock = ToHost::Lock(batch(&[(0, 1000)]));
         let room = 100 + slack;
         let expected = [(0, room, Ok), (room, 1000 - room, NotNeeded)];
+        assert_eq!(client.statuses(&lock), expected);
+        // The balloon is full: who offers again what is in it must not take it for its own.
+        let expected = [(0, room, AlreadyLocked), (room, 1000 - room, NotNeeded)];
         assert_eq!(client.statuses(&lock), expected);
         host.prepare(|state| state.target = MAX);
         let mut at = room;

@@ -43,7 +43,7 @@ impl Running {
         self.line.show(&format!("{bench}: {text}"));
         let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
         *step = Some((bench, text.to_owned()));
-        !self.stop.load(Ordering::Acquire)
+        !self.stop.load(Ordering::Relaxed)
     }
 
     /// Has a thread `measure` to its end, or until a signal comes. Then it ends before its next step; if that
@@ -70,7 +70,7 @@ impl Running {
             event = wait(FAR)?;
         }
         if matches!(event, Event::Signal(_)) {
-            self.stop.store(true, Ordering::Release);
+            self.stop.store(true, Ordering::Relaxed);
             if wait(GRACE)? != Event::Readable {
                 return Ok(Exit::Interrupted);
             }
@@ -89,7 +89,7 @@ impl Running {
     fn is_interruption(&self, error: &anyhow::Error) -> bool {
         match error.downcast_ref() {
             Some(BenchError::Interrupted) => true,
-            Some(BenchError::GuestEnded(_)) => self.stop.load(Ordering::Acquire),
+            Some(BenchError::GuestEnded(_)) => self.stop.load(Ordering::Relaxed),
             _ => false,
         }
     }
@@ -148,7 +148,7 @@ mod tests {
         let ended = || BenchError::GuestEnded("scanned".to_owned()).into();
         assert!(!running.is_interruption(&ended()));
         assert!(running.step(Bench::Scan, "random, round 1"));
-        running.stop.store(true, Ordering::Release);
+        running.stop.store(true, Ordering::Relaxed);
         assert!(!running.step(Bench::Scan, "random, round 2"));
         assert!(running.is_interruption(&ended()));
         assert!(running.is_interruption(&BenchError::Interrupted.into()));

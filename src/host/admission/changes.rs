@@ -10,7 +10,7 @@
 use std::error::Error;
 
 use super::super::member::Member;
-use super::super::vm_settings::{Layered, swap_slots};
+use super::super::vm_settings::{Layered, balloon_max, swap_slots};
 use super::Admission;
 use crate::chain::chain;
 use crate::control::{ControlError, ReloadReport};
@@ -215,6 +215,12 @@ impl Admission {
             if after < before {
                 log_leftover(change.member, change.member.vm.swap.resize(after));
             }
+            // Whoever has set it is told what it is now.
+            let host = self.configuration.settings();
+            let pages = change.member.vm.params.pages;
+            change
+                .member
+                .set_balloon_max(balloon_max(pages, &change.new.now, &host));
             change.member.set_layered(change.new);
             self.configuration.note_change();
         }

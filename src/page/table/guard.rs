@@ -122,8 +122,17 @@ impl PageGuard<'_> {
     /// Keeps the page locked beyond the life of this guard, until [`PageTable::resume`].
     pub fn keep(self) -> KeptPage {
         let gfn = self.gfn;
+        self.table.kept.fetch_add(1, Ordering::Relaxed);
         std::mem::forget(self);
         KeptPage(gfn)
+    }
+}
+
+impl PageTable {
+    /// How many pages are [kept](PageGuard::keep) locked now. A shared page that is, is filled in RAM and paid for.
+    #[must_use]
+    pub fn kept(&self) -> u64 {
+        self.kept.load(Ordering::Relaxed)
     }
 }
 
@@ -139,6 +148,7 @@ impl Drop for PageGuard<'_> {
             }
         }
         let word = &self.table.entries[self.gfn.index()];
+        // Release pairs with the Acquire of `attempt`: who locks the page next sees what we did.
         let before = word.fetch_and(!(LOCKED | WAITED), Ordering::Release);
         if before & WAITED != 0 && !Seeded::ForgottenWakeup.is_sown() {
             self.table.parking.unpark(self.gfn);

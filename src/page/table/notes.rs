@@ -56,7 +56,8 @@ impl PageTable {
         let word = &self.entries[gfn.index()];
         // A page that becomes resident later is unseen by that.
         if word.load(Ordering::Relaxed) & KIND == RESIDENT {
-            word.fetch_or(UNSEEN, Ordering::Relaxed);
+            // Release pairs with the Acquire of `begin_look`: the look that takes this note away reads the bytes.
+            word.fetch_or(UNSEEN, Ordering::Release);
         }
     }
 
@@ -78,8 +79,9 @@ impl PageTable {
 
     /// Notes that the scanner is about to read the page: whatever is written from here on is unseen.
     pub fn begin_look(&self, gfn: Gfn) {
-        // Before the read: what is noted while it goes on must stay.
-        self.entries[gfn.index()].fetch_and(!UNSEEN, Ordering::AcqRel);
+        // Before the read: what is noted while it goes on must stay. Acquire pairs with the Release of
+        // `note_written`, and of the `update` that made the page resident.
+        self.entries[gfn.index()].fetch_and(!UNSEEN, Ordering::Acquire);
     }
 
     /// Notes the low half of the hash that a look at a resident page found; the one before, or 0. A page that
@@ -105,7 +107,8 @@ impl PageTable {
     /// then. Both change the entry, so one of them comes after the other, and that one sees what the other did.
     #[must_use]
     pub fn known_hash(&self, gfn: Gfn) -> Option<u32> {
-        let entry = self.entries[gfn.index()].fetch_or(0, Ordering::AcqRel);
+        // Release pairs with the Acquire of `change`: a hash that is noted later is noted by who sees the hint gone.
+        let entry = self.entries[gfn.index()].fetch_or(0, Ordering::Release);
         let hash = Entry(entry).last_hash();
         (entry & KIND == RESIDENT && hash != 0).then_some(hash)
     }
@@ -146,8 +149,9 @@ impl PageTable {
     fn change(&self, gfn: Gfn, next: impl Fn(u64) -> u64) -> u64 {
         let word = &self.entries[gfn.index()];
         let mut entry = word.load(Ordering::Relaxed);
+        // Acquire pairs with the Release of `known_hash`.
         while let Err(now) =
-            word.compare_exchange(entry, next(entry), Ordering::AcqRel, Ordering::Relaxed)
+            word.compare_exchange(entry, next(entry), Ordering::Acquire, Ordering::Relaxed)
         {
             entry = now;
         }

@@ -40,6 +40,8 @@ pub enum Input {
     NoLimit,
     /// Its balloon agent: alive.
     AgentAlive,
+    /// Its balloon: left to the policy.
+    NotByHand,
     /// The host's free memory: so many pages more, for a better state.
     Free {
         /// How many more.
@@ -76,7 +78,10 @@ fn inputs(host: &HostSnapshot, config: &Config, now: &Plan, at: usize) -> Vec<In
     if vm.limit.is_some_and(|limit| limit < vm.size) {
         inputs.push(Input::NoLimit);
     }
-    if !vm.agent_alive {
+    if vm.balloon_by_hand.is_some() {
+        inputs.push(Input::NotByHand);
+    }
+    if !vm.agent || !vm.agent_alive {
         inputs.push(Input::AgentAlive);
     }
     let thresholds = Thresholds::of(host.budget, config);
@@ -108,7 +113,8 @@ fn with(
         Input::Reservation(pages) => vm.reservation = pages,
         Input::NoTax => config.idle_tax_percent = 0,
         Input::NoLimit => vm.limit = None,
-        Input::AgentAlive => vm.agent_alive = true,
+        Input::AgentAlive => (vm.agent, vm.agent_alive) = (true, true),
+        Input::NotByHand => vm.balloon_by_hand = None,
         Input::Free { pages, .. } => {
             host.used = host.used.min(host.budget).saturating_sub(pages);
             host.state = now.state;
@@ -152,6 +158,7 @@ impl fmt::Display for Input {
             Self::NoTax => f.write_str("no idle memory tax"),
             Self::NoLimit => f.write_str("no limit"),
             Self::AgentAlive => f.write_str("a balloon agent that moves"),
+            Self::NotByHand => f.write_str("the balloon left to the policy"),
             Self::Free { pages, state } => {
                 write!(f, "{} more free memory: state {state}", pages.bytes())
             }

@@ -30,8 +30,8 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
         any::<u32>(),
     );
     let stores = proptest::collection::vec(pages(), 5);
-    let asked = (proptest::option::of(pages()), proptest::option::of(pages()));
-    let does = proptest::array::uniform4(any::<bool>());
+    let asked = proptest::array::uniform4(proptest::option::of(pages()));
+    let does = proptest::array::uniform5(any::<bool>());
     (homes, rules, stores, asked, does).prop_map(|(homes, rules, stores, asked, does)| VmSnapshot {
         id: VmId(7),
         size: rules.0,
@@ -48,10 +48,13 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
         ballooned: homes[4],
         zero: homes[5],
         untouched: homes[6],
+        agent: does[4],
         agent_alive: does[0],
+        balloon_brings: asked[2],
+        balloon_by_hand: asked[3],
         balloon_max: stores[3],
-        relief: asked.0,
-        active: asked.1,
+        relief: asked[0],
+        active: asked[1],
         swap_room: stores[4],
         swap_failing: does[1],
         mute: does[2],

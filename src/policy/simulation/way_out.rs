@@ -51,6 +51,7 @@ fn any_guest() -> impl Strategy<Value = Guest> {
         vm.swap_room = Pages(stores.2).min(Pages(size - swapped));
         vm.swap_failing = stores.3;
         vm.agent_alive = agent.0;
+        vm.balloon_brings = agent.2.then_some(Pages(4 * agent.1));
         (guest.pace, guest.untouched_first) = (agent.1, agent.2);
         guest.zip_max = (size * stores.0 / 100).max(vm.zip_pages.0);
         guest.compresses = stores.1;

@@ -139,6 +139,7 @@ proptest! {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "looks at a hundred thousand pages")]
     fn split_loses_no_page_and_keeps_the_limits(
         gaps in vec((0..9_u32, 0..9000_u32), 0..60),
         max_ranges in 0..20_u32,

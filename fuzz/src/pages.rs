@@ -1,0 +1,44 @@
+//! Compressed pages, which a guest reads out of memory that its host could change.
+
+use arbitrary::{Result, Unstructured};
+use memvisor::compress::Compressor;
+use memvisor::units::PageBuf;
+use memvisor_guest_agent::protocol::PAGE_SIZE;
+use memvisor_guest_agent::protocol::payload::{checksum, decompress};
+
+use super::mutate;
+
+pub(crate) fn payloads(u: &mut Unstructured<'_>) -> Result<()> {
+    let page = page(u)?;
+    let mut compressor = Compressor::new();
+    let mut back = [0; PAGE_SIZE];
+    let mut payload = match compressor.compress(&page) {
+        Some(payload) => {
+            assert!(decompress(payload, &mut back), "our own payload");
+            assert_eq!(checksum(&back), checksum(&page.0));
+            payload.to_vec()
+        }
+        None => u.arbitrary()?,
+    };
+    mutate(u, &mut payload)?;
+    // Whatever it makes of it, it stays inside the page; the checksum tells who asked.
+    let _ = decompress(&payload, &mut back);
+    Ok(())
+}
+
+/// Pieces of a few bytes each, one after the other and again and again.
+fn page(u: &mut Unstructured<'_>) -> Result<PageBuf> {
+    let mut page = PageBuf::zeroed();
+    let mut rest = &mut page.0[..];
+    while !rest.is_empty() {
+        let piece: [u8; 8] = u.arbitrary()?;
+        let piece = &piece[..u.int_in_range(1..=8)?];
+        let len = u.int_in_range(1..=1024)?.min(rest.len());
+        let (now, later) = rest.split_at_mut(len);
+        now.iter_mut()
+            .zip(piece.iter().cycle())
+            .for_each(|(byte, new)| *byte = *new);
+        rest = later;
+    }
+    Ok(page)
+}

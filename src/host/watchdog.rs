@@ -1,0 +1,150 @@
+//! Guests that others suffer from, and that no order reaches, are ended here.
+//!
+//! Reclaim needs the guest's help: its shim acknowledges each command. And the budget needs its honesty: a shim
+//! holds its RAM as a file, which it can fill without asking anybody. Nothing can force either, so a guest
+//! that takes what it was not given ([`overdraft`]), or keeps what others are promised by not answering
+//! ([`overdue`]), is ended. Each is told why, and so is the log.
+//!
+//! The policy thread looks each time it has handed out a plan. A look costs one `fstat(2)` for each VM.
+
+mod overdraft;
+mod overdue;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::member::Member;
+use crate::page::{Claims, Home};
+use crate::policy::{FreeState, HostSnapshot, VmSnapshot};
+use crate::sys::files_in_memory_are_huge;
+use crate::units::{Pages, VmId};
+use overdraft::Overdraft;
+use overdue::{Debtor, Need, Why, overdue};
+
+/// The shortest time between two looks at what the kernel counts: the policy looks more often when memory
+/// runs short, and what is under way must have had time to end.
+const COUNT_PERIOD: Duration = Duration::from_millis(200);
+
+/// What is remembered from look to look.
+#[derive(Debug)]
+pub(super) struct Watchdog {
+    need: Need,
+    overdrafts: HashMap<VmId, Overdraft>,
+    counted: Option<Instant>,
+    /// Whether the kernel gives out pages one by one, so that its count can be compared with ours.
+    counts: bool,
+}
+
+impl Watchdog {
+    pub(super) fn new() -> Self {
+        let counts = !files_in_memory_are_huge();
+        if !counts {
+            tracing::warn!(
+                "the kernel backs files in memory with huge pages (transparent_hugepage/shmem_enabled): more \
+                 memory is used than is counted, and guests that take more than they were given go unseen"
+            );
+        }
+        Self {
+            need: Need::default(),
+            overdrafts: HashMap::new(),
+            counted: None,
+            counts,
+        }
+    }
+
+    /// Looks at all VMs, which `snapshot` is of, in the state that was planned.
+    pub(super) fn look(
+        &mut self,
+        members: &[Arc<Member>],
+        snapshot: &HostSnapshot,
+        state: FreeState,
+        now: Instant,
+    ) {
+        if self.counts && self.counted.is_none_or(|at| now - at >= COUNT_PERIOD) {
+            self.counted = Some(now);
+            self.look_at_counts(members);
+        }
+        self.look_at_answers(members, snapshot, state, now);
+    }
+
+    fn look_at_counts(&mut self, members: &[Arc<Member>]) {
+        let is_there = |id: &VmId| members.iter().any(|member| member.vm.id == *id);
+        self.overdrafts.retain(|id, _| is_there(id));
+        for member in members.iter().filter(|member| !member.is_ending()) {
+            let before = paid(member);
+            let Ok(filled) = member.ram.allocated() else {
+                continue;
+            };
+            // Pages came and went meanwhile.
+            let paid = before.max(paid(member));
+            let overdraft = self.overdrafts.entry(member.vm.id).or_default();
+            if overdraft.look(filled, paid) {
+                let (filled, paid) = (filled.0, paid.0);
+                let why = format!(
+                    "its RAM takes {filled} pages by the kernel's count, and it was given {paid}: it has \
+                     filled memory that it did not ask for"
+                );
+                tracing::error!(vm = %member.vm.params.name, filled, paid, "VM takes more than it was given");
+                member.end(&why);
+            }
+        }
+    }
+
+    fn look_at_answers(
+        &mut self,
+        members: &[Arc<Member>],
+        snapshot: &HostSnapshot,
+        state: FreeState,
+        now: Instant,
+    ) {
+        let vms = || members.iter().zip(&snapshot.vms);
+        let unmet = vms().find(|(member, seen)| is_unmet(member, seen));
+        self.need.look(now, unmet.is_some(), state);
+        let debtors: Vec<Debtor> = vms().map(|(member, seen)| debtor(member, seen)).collect();
+        let Some((index, why)) = overdue(&self.need, now, &debtors) else {
+            return;
+        };
+        // What it held must have come to the others before the next one is ended.
+        self.need = Need::default();
+        let (member, Debtor { silence, spare }) = (&members[index], debtors[index]);
+        let other = unmet.map_or("", |(member, _)| member.vm.params.name.as_str());
+        let needed = match why {
+            Why::Unmet => format!("VM `{other}` has less than its reservation"),
+            Why::Short => format!("the host is {state} on memory"),
+        };
+        let silence_s = silence.as_secs();
+        tracing::error!(
+            vm = %member.vm.params.name, silence_s, spare_pages = spare.0,
+            "VM does not answer, and {needed}: it is ended"
+        );
+        let why = format!("its guest has not answered for {silence_s} s, and {needed}");
+        member.end(&why);
+    }
+}
+
+/// What of its RAM may be filled: what is resident, what waits for its guest to confirm that it is mapped,
+/// and what the guest may bring by itself. All of it is charged.
+fn paid(member: &Member) -> Pages {
+    let table = &member.vm.table;
+    let credits = table.claims().map_or(0, Claims::held);
+    Pages(table.count(Home::Resident) + table.kept() + credits)
+}
+
+/// Whether a VM has less than its reservation and waits for more.
+fn is_unmet(member: &Member, seen: &VmSnapshot) -> bool {
+    seen.allocation() < seen.min() && member.vm.parking.is_starved()
+}
+
+fn debtor(member: &Member, seen: &VmSnapshot) -> Debtor {
+    // One that is on its way out owes nothing more.
+    let silence = if member.is_ending() {
+        Duration::ZERO
+    } else {
+        member.link.silence()
+    };
+    Debtor {
+        silence,
+        spare: seen.allocation().saturating_sub(seen.min()),
+    }
+}

@@ -1,0 +1,7 @@
+//! Says to this package alone that its atomics are loom's. As a flag for all packages `cfg(loom)` would change
+//! others that know the word (tokio then has no sockets), and build each of them a second time.
+
+fn main() {
+    println!("cargo::rustc-cfg=loom");
+    println!("cargo::rerun-if-changed=build.rs");
+}

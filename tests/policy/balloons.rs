@@ -1,0 +1,84 @@
+//! Balloons: what is given back to guests that need it, and what no balloon may take.
+
+use std::time::Instant;
+
+use memvisor::units::Pages;
+
+use super::common::{TestHost, eventually};
+use super::{PATIENCE, check, end, filled, host, line, mib, of, touched};
+
+in_both_engines!(
+    balloons_of_guests_full_of_zeroes_are_given_back,
+    balloon_set_by_hand_takes_nothing_of_a_reservation,
+);
+
+/// The host cannot know that it is all zeroes before it has looked, so it takes balloons at first. Then it
+/// has half of its memory free, and its guests page in what balloons they have left.
+fn balloons_of_guests_full_of_zeroes_are_given_back(engine: &str) {
+    let host = TestHost::start(&["--engine", engine, "--memory", "64M"]);
+    let names = ["a", "b"];
+    let workload = ["toucher,size=60M,active=60M,write=0,content=zero,rate=8M"];
+    let guests = names.map(|name| host.guest(name, "64M", &workload, &[]));
+    let since = Instant::now();
+    let what = "there were balloons";
+    eventually(what, PATIENCE, || {
+        let status = host.status();
+        check(&status);
+        (status.totals.homes.ballooned_pages > mib(8)).then_some(())
+    });
+    let what = "all memory is in use and no balloon is left";
+    let status = eventually(what, PATIENCE, || {
+        let status = host.status();
+        check(&status);
+        let used = |name: &str| of(&status, name).is_some_and(|vm| touched(vm) >= mib(56));
+        let returned = status.totals.homes.ballooned_pages < mib(8);
+        (names.iter().all(|name| used(name)) && returned).then_some(status)
+    });
+    eprintln!(
+        "{engine}: {what} after {:.1?}: {}",
+        since.elapsed(),
+        line(&status)
+    );
+    end(host, guests, &["wait for memory"]);
+}
+
+/// A guest that has reserved three quarters: its balloon may have the last one, and `why` says so.
+fn balloon_set_by_hand_takes_nothing_of_a_reservation(engine: &str) {
+    let host = host(engine, "128M", &[]);
+    let workload = ["toucher,size=28M,rate=40M,content=random"];
+    let guest = host.guest("g", "32M", &workload, &["--reservation", "24M"]);
+    filled(&host, "g", 28);
+    eventually("its agent is there", PATIENCE, || {
+        host.vm("g").balloon.agent.then_some(())
+    });
+    let client = host.client();
+    assert_eq!(host.vm("g").balloon.max_pages, mib(8));
+    client
+        .set_balloon("g", Some(mib(9).bytes()))
+        .expect_err("that is reserved");
+    client
+        .set_balloon("g", Some(mib(8).bytes()))
+        .expect("it may");
+    let full = |size: Pages| {
+        eventually("its balloon has what was set", PATIENCE, || {
+            let vm = host.vm("g");
+            assert!(vm.balloon.size_pages <= vm.balloon.max_pages, "{vm:#?}");
+            (vm.balloon.size_pages == size).then_some(())
+        });
+    };
+    full(mib(8));
+    let why = eventually("the plan knows of it", PATIENCE, || {
+        let why = client.why("g").ok()?;
+        (why["plan"]["why"] == "by-hand").then_some(why)
+    });
+    assert_eq!(why["balloon"]["by_hand"], mib(8).0, "{why:#}");
+    assert_eq!(why["balloon"]["bound"], "reservation", "{why:#}");
+    assert_eq!(why["plan"]["balloon_target"], mib(8).0, "{why:#}");
+    // What was set stays, and gives way to what is reserved now.
+    host.set_vm("g", "reservation=30M");
+    assert_eq!(host.vm("g").balloon.max_pages, mib(2));
+    eventually("it gives way", PATIENCE, || {
+        (host.vm("g").balloon.size_pages <= mib(4)).then_some(())
+    });
+    end(host, [guest], &[]);
+}
