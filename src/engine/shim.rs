@@ -55,23 +55,27 @@ impl<P: Provider> Engine for ShimEngine<P> {
     }
 
     fn read(&self, gfn: Gfn, into: &mut PageBuf) {
-        self.ram.read(gfn, into);
+        self.ram.view.read(gfn.0, into);
     }
 
     fn read_out(&self, run: GfnRun, into: &mut [PageBuf]) -> Result<(), EngineError> {
-        self.ram.read_out(run, into)
+        assert_eq!(run.count as usize, into.len(), "a buffer a page");
+        let read = self.ram.memfd.read_pages(run.start.0, into);
+        read.map_err(EngineError::kernel("read guest RAM"))
     }
 
     fn prefetch(&self, gfn: Gfn) {
-        self.ram.prefetch(gfn);
+        self.ram.view.prefetch(gfn.0);
     }
 
     fn punch(&self, run: GfnRun) -> Result<(), EngineError> {
-        self.ram.punch(run)
+        let punched = self.ram.memfd.punch(run.start.0, run.count);
+        punched.map_err(EngineError::kernel("punch a hole into guest RAM"))
     }
 
     fn revoke(&self) -> Result<(), EngineError> {
-        self.ram.revoke()
+        let revoked = self.ram.memfd.revoke();
+        revoked.map_err(EngineError::kernel("take guest RAM away"))
     }
 
     fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<(), EngineError> {

@@ -297,78 +297,32 @@ impl Mapping for Mapped<'_> {
         u32::try_from(self.space.pages().len()).expect("a few")
     }
 
-    fn freeze(&self, run: GfnRun) -> Result<(), i32> {
-        // Dropping page-table entries takes no VMA, so with userfaultfd nothing is refused.
-        if self.space.kind == EngineKind::Mprotect {
-            self.take_vma()?;
+    fn remap(&self, op: Op, Remap { run, frame }: Remap) -> Result<(), i32> {
+        let space = self.space;
+        let is_wanted = space.attaching.load(Ordering::SeqCst) == 0;
+        match (op, space.kind) {
+            // Dropping page-table entries takes no VMA.
+            (Op::Freeze, EngineKind::Uffd) | (Op::MapPrivate, _) => {}
+            _ => self.take_vma()?,
         }
-        self.each(run, |gfn, page| {
-            assert!(page.content.is_some(), "{gfn} is frozen as a hole");
-            assert!(!page.view.is_pool(), "{gfn} is frozen while it is shared");
-            page.view = View::Closed;
-        })
-    }
-
-    fn open(&self, run: GfnRun) -> Result<(), i32> {
-        self.take_vma()?;
-        self.each(run, |gfn, page| {
-            assert!(page.content.is_some(), "{gfn} is opened as a hole");
-            assert!(!page.view.is_pool(), "{gfn} is opened while it is shared");
-            page.view = View::Open;
-        })
-    }
-
-    fn close(&self, run: GfnRun) -> Result<(), i32> {
-        self.take_vma()?;
-        self.each(run, |gfn, page| {
-            page.view = match page.view {
-                View::Pool(frame) => View::ClosedPool(frame),
-                view => panic!("{gfn} is {view:?} and is closed"),
-            };
-        })
-    }
-
-    fn reveal(&self, run: GfnRun) -> Result<(), i32> {
-        self.take_vma()?;
-        self.each(run, |gfn, page| {
-            page.view = match page.view {
-                View::ClosedPool(frame) | View::Pool(frame) => View::Pool(frame),
-                view => panic!("{gfn} is {view:?} and is revealed"),
-            };
-        })
-    }
-
-    fn map_shared(&self, run: GfnRun, first: u32) -> Result<(), i32> {
-        self.take_vma()?;
-        let pool = &self.space.pool;
-        let is_wanted = self.space.attaching.load(Ordering::SeqCst) == 0;
-        let mut content = PageBuf::zeroed();
-        let mut frames = (first..).map(FrameId);
+        let mut frames = (frame..).map(FrameId);
         self.each(run, |gfn, page| {
             let frame = frames.next().expect("as many as pages");
-            let number = frame.0;
-            assert_eq!(page.view, View::Closed, "{gfn} is shared and not frozen");
-            assert!(
-                pool.refs(frame) > 0,
-                "{gfn} is mapped to frame {number}, which is free"
-            );
-            pool.read(frame, &mut content);
-            assert!(
-                page.content.as_deref() == Some(&content) || !is_wanted,
-                "{gfn} is mapped to frame {number} of other bytes"
-            );
-            page.view = View::Pool(frame);
-            page.is_armed = false;
-        })
-    }
-
-    fn map_private(&self, run: GfnRun) -> Result<(), i32> {
-        self.each(run, |gfn, page| {
-            assert!(
-                page.view.is_pool(),
-                "{gfn} gets RAM back and was not shared"
-            );
-            page.view = View::Closed;
+            let is_hole = page.content.is_none();
+            page.view = match (op, page.view) {
+                (Op::Freeze, View::Closed | View::Open) if !is_hole => View::Closed,
+                (Op::Open, View::Closed | View::Open) if !is_hole => View::Open,
+                (Op::MapShared, View::Closed) => {
+                    let is_same = page.content.as_deref() == Some(&space.frame(gfn, frame));
+                    assert!(is_same || !is_wanted, "{gfn} gets other bytes by {frame:?}");
+                    page.is_armed = false;
+                    View::Pool(frame)
+                }
+                (Op::MapPrivate, View::Pool(_) | View::ClosedPool(_)) => View::Closed,
+                (Op::Close, View::Pool(frame)) => View::ClosedPool(frame),
+                (Op::Reveal, View::Pool(frame) | View::ClosedPool(frame)) => View::Pool(frame),
+                (_, view) => panic!("{op:?} of {gfn}, which is {view:?}, a hole: {is_hole}"),
+            };
         })
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
 
 use super::address_space::Who;
-use super::words::{SimTable, Sleeper};
+use super::words::SimTable;
 use super::{AddressSpace, Claims, Line, Trap};
 use memvisor_guest_agent::protocol::memory::Fault;
 use memvisor_guest_agent::shim::inline::{Inline, Step, Work};
@@ -63,7 +63,10 @@ enum Wait {
     /// It has claimed a page and looks away for a moment.
     Claimed(Work),
     /// Another thread has claimed the page.
-    Asleep(Sleeper),
+    Asleep {
+        at: u32,
+        wakes: u32,
+    },
     Kernel {
         gfn: Gfn,
         wakes: u64,
@@ -175,7 +178,7 @@ impl GuestThread {
     fn go_on(&self, wait: Wait) -> Wait {
         let goes_on = match &wait {
             Wait::Kernel { gfn, wakes } => self.space.wakes(*gfn) != *wakes,
-            Wait::Asleep(sleeper) => !self.inline().table().is_asleep(sleeper),
+            Wait::Asleep { at, wakes } => self.inline().table().wakes(*at) != *wakes,
             Wait::Nothing | Wait::Claimed(_) | Wait::Reply => true,
         };
         match wait {
@@ -189,11 +192,11 @@ impl GuestThread {
                     return Wait::Reply;
                 };
                 if let Some(done) = self.space.obey(reply) {
-                    self.say(done);
+                    self.line.send(self.channel, done);
                 }
                 Wait::Nothing
             }
-            Wait::Nothing | Wait::Asleep(_) | Wait::Kernel { .. } => Wait::Nothing,
+            Wait::Nothing | Wait::Asleep { .. } | Wait::Kernel { .. } => Wait::Nothing,
         }
     }
 
@@ -218,16 +221,16 @@ impl GuestThread {
         match step {
             Step::Claimed(work) => Wait::Claimed(work),
             Step::Sleep { at, word } => {
-                let sleeper = self.inline().table().sleep(at, word);
-                sleeper.map_or(Wait::Nothing, Wait::Asleep)
+                let wakes = self.inline().table().sleep(at, word);
+                wakes.map_or(Wait::Nothing, |wakes| Wait::Asleep { at, wakes })
             }
             Step::Access => Wait::Nothing,
             Step::Tell => {
-                self.say(Fault::Credits);
+                self.line.send(self.channel, Fault::Credits);
                 Wait::Nothing
             }
             Step::Ask => {
-                self.say(self.question());
+                self.line.send(self.channel, self.question());
                 Wait::Reply
             }
         }
@@ -244,10 +247,6 @@ impl GuestThread {
             Op::Read => Fault::Read(*gfn),
             Op::Write(_) => Fault::Write(*gfn),
         }
-    }
-
-    fn say(&self, fault: Fault) {
-        self.line.send(self.channel, fault);
     }
 
     fn access(&self, running: &mut Running) -> Result<(), Trap> {

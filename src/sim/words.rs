@@ -27,13 +27,6 @@ struct Shared {
     given_up: AtomicU32,
 }
 
-/// A thread that sleeps at a word of the table.
-#[derive(Debug)]
-pub(super) struct Sleeper {
-    at: u32,
-    wakes: u32,
-}
-
 /// The table of a guest of so many pages, and the arena of its cache.
 pub(super) fn share(pages: u32, zip: &ZipCache) -> Claims {
     let words = (0..claims::words(pages)).map(|_| AtomicU32::new(0));
@@ -57,20 +50,17 @@ impl SimTable {
         self.0.given_up.load(Ordering::SeqCst)
     }
 
-    /// As `futex(2)` does: falls asleep unless the word has changed by now.
-    pub(super) fn sleep(&self, at: u32, word: u32) -> Option<Sleeper> {
-        let wakes = self.0.wakes.lock();
-        let sleeper = Sleeper {
-            at,
-            wakes: wakes.get(&at).copied().unwrap_or_default(),
-        };
-        (self.load(at) == word).then_some(sleeper)
+    /// How often those who sleep at a word have been woken.
+    pub(super) fn wakes(&self, at: u32) -> u32 {
+        self.0.wakes.lock().get(&at).copied().unwrap_or_default()
     }
 
-    /// Whether nobody has woken it.
-    pub(super) fn is_asleep(&self, sleeper: &Sleeper) -> bool {
+    /// As `futex(2)` does: unless the word has changed by now, a thread sleeps at it until it has been woken
+    /// more often than this.
+    pub(super) fn sleep(&self, at: u32, word: u32) -> Option<u32> {
         let wakes = self.0.wakes.lock();
-        wakes.get(&sleeper.at).copied().unwrap_or_default() == sleeper.wakes
+        let is_same = self.load(at) == word;
+        is_same.then(|| wakes.get(&at).copied().unwrap_or_default())
     }
 }
 

@@ -230,19 +230,13 @@ const NO_FDS: AttachError = AttachError::Order {
 fn inline(
     pages: u32,
     welcome: &Welcome,
-    mut shared: Vec<OwnedFd>,
+    shared: Vec<OwnedFd>,
 ) -> Result<Option<Inline<SharedTable>>, AttachError> {
-    match (
-        welcome.arena_pages,
-        shared.pop(),
-        shared.pop(),
-        shared.pop(),
-    ) {
-        (None, None, None, None) => Ok(None),
-        (Some(arena_pages), Some(arena), Some(claims), None) => {
-            let table = SharedTable::map(pages, &claims).map_err(kernel("map the claim table"))?;
-            Ok(Some(Inline::new(table, arena.into(), arena_pages)))
-        }
+    match (welcome.arena_pages, <[OwnedFd; 2]>::try_from(shared)) {
+        (None, Err(none)) if none.is_empty() => Ok(None),
+        (Some(arena_pages), Ok([claims, arena])) => SharedTable::map(pages, &claims)
+            .map(|table| Some(Inline::new(table, arena.into(), arena_pages)))
+            .map_err(kernel("map the claim table")),
         _ => Err(NO_FDS),
     }
 }

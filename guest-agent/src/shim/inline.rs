@@ -67,18 +67,12 @@ pub enum Step {
     Ask,
 }
 
-/// A page that is claimed: the one that is asked for, or one of the row behind it.
+/// A page that is claimed.
 #[derive(PartialEq, Eq, Debug)]
 pub struct Work {
     claim: Claim,
-    row: Option<Row>,
-}
-
-/// A page that was asked for and is there, and how many behind it are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Row {
-    touched: Touched,
-    brought: u32,
+    /// It is asked for by nobody, but behind this page, with which so many have come.
+    behind: Option<(Touched, u32)>,
 }
 
 impl<T: Table> Inline<T> {
@@ -118,7 +112,12 @@ impl<T: Table> Inline<T> {
                 State::Frame | State::None | State::Done { .. } => return Step::Ask,
             }
             match claimer.claim(gfn, offer) {
-                Attempt::Claimed(claim) => return Step::Claimed(Work { claim, row: None }),
+                Attempt::Claimed(claim) => {
+                    return Step::Claimed(Work {
+                        claim,
+                        behind: None,
+                    });
+                }
                 Attempt::NoCredit => return Step::Ask,
                 Attempt::Changed => {}
             }
@@ -126,45 +125,31 @@ impl<T: Table> Inline<T> {
         Step::Ask
     }
 
-    /// Does what a page was claimed for, and claims the next one of its row.
-    pub fn go_on(&self, map: &impl Mapping, work: Work) -> Step {
-        let (gfn, offer, row) = (work.claim.gfn(), work.claim.offer(), work.row);
-        let is_low = self.claimer().should_tell(&work.claim);
+    /// Does what a page was claimed for, and claims the next one of its row. A page ahead that does not
+    /// come ends the row and nothing else.
+    pub fn go_on(&self, map: &impl Mapping, Work { claim, behind }: Work) -> Step {
+        let (gfn, offer) = (claim.gfn(), claim.offer());
+        let is_low = self.claimer().should_tell(&claim);
         let access = if is_low { Step::Tell } else { Step::Access };
-        let is_done = self.carry_out(map, work.claim);
-        let row = match (row, is_done) {
-            (None, false) => return Step::Ask,
-            (None, true) if offer == State::Frame => return access,
-            (None, true) => Row {
-                touched: self.rows.touched(gfn),
-                brought: 0,
-            },
-            (Some(row), _) => Row {
-                brought: row.brought + u32::from(is_done),
-                ..row
-            },
+        let is_done = self.carry_out(map, claim);
+        let (touched, brought) = match behind {
+            Some((touched, brought)) => (touched, brought + u32::from(is_done)),
+            None if !is_done => return Step::Ask,
+            None if offer == State::Frame => return access,
+            None => (self.rows.touched(gfn), 0),
         };
-        // Nobody has asked for what is left of the row: it ends with what cannot be brought.
-        let next = Some(row).filter(|_| is_done && !is_low);
-        if let Some(claim) = next.and_then(|row| self.claim_behind(map, row)) {
-            let row = Some(row);
-            return Step::Claimed(Work { claim, row });
+        if is_done
+            && !is_low
+            && let Some(next) = touched.behind(brought)
+            && next.0 < map.pages()
+            && self.claimer().look(next) == State::Zip
+            && let Attempt::Claimed(claim) = self.claimer().claim(next, State::Zip)
+        {
+            let behind = Some((touched, brought));
+            return Step::Claimed(Work { claim, behind });
         }
-        self.rows.gave(row.touched, row.brought);
+        self.rows.gave(touched, brought);
         access
-    }
-
-    /// Claims the next page of a row, as long as it is worth bringing, is offered, and there is a credit.
-    fn claim_behind(&self, map: &impl Mapping, row: Row) -> Option<Claim> {
-        let next = row.touched.behind(row.brought);
-        let next = next.filter(|next| next.0 < map.pages())?;
-        if self.claimer().look(next) != State::Zip {
-            return None;
-        }
-        match self.claimer().claim(next, State::Zip) {
-            Attempt::Claimed(claim) => Some(claim),
-            Attempt::NoCredit | Attempt::Changed => None,
-        }
     }
 
     /// Does what a page was claimed for, or gives it up; whether it is there.

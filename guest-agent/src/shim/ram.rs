@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::{Mutex, PoisonError};
 
-use crate::protocol::memory::Engine;
+use crate::protocol::memory::{Engine, Op, Remap};
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
 use super::mapping::Mapping;
@@ -119,7 +119,47 @@ impl RamMap {
         *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = pool;
     }
 
-    fn remap(
+    fn drop_entries(&self, run: GfnRun) -> Result<(), i32> {
+        let (address, len) = self.range(run)?;
+        // SAFETY: the range is page aligned and inside the RAM mapping (`range`). On a shared mapping this
+        // drops page-table entries only; the content stays in the memfd, and the next access is a minor
+        // fault that waits for the daemon.
+        check(unsafe { libc::madvise(address, len, libc::MADV_DONTNEED) })
+    }
+
+    fn protect(&self, run: GfnRun, protection: i32) -> Result<(), i32> {
+        let (address, len) = self.range(run)?;
+        // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which belongs to the shim.
+        // An access by the guest that is not allowed raises SIGSEGV, which our handler serves; the daemon
+        // allows only what is in place.
+        check(unsafe { libc::mprotect(address, len, protection) })
+    }
+
+    /// Maps frames of the share pool, read-only, over RAM pages.
+    fn map_shared(&self, run: GfnRun, frame: u32) -> Result<(), i32> {
+        if u64::from(frame) + u64::from(run.count) > u64::from(self.pool_frames) {
+            return Err(libc::EINVAL);
+        }
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        self.map(run, libc::PROT_READ, 0, pool.as_fd(), frame)
+    }
+
+    /// Maps RAM back over a run so that accesses fault to the daemon first.
+    fn map_private(&self, run: GfnRun) -> Result<(), i32> {
+        // Closed first: between mapping and registering, an access would allocate a page behind the
+        // daemon's back. Without access it raises SIGSEGV, and the handler's question waits at the locked
+        // page.
+        self.map(run, libc::PROT_NONE, 0, self.ram.as_fd(), run.start.0)?;
+        let Some(uffd) = &self.uffd else {
+            return Ok(());
+        };
+        let (address, len) = self.range(run)?;
+        uffd.register(address as usize, len)?;
+        self.protect(run, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// Maps a part of a file over a run, shared, with these flags beside.
+    fn map(
         &self,
         run: GfnRun,
         protection: i32,
@@ -129,6 +169,7 @@ impl RamMap {
     ) -> Result<(), i32> {
         let (address, len) = self.range(run)?;
         let offset = i64::from(page) * PAGE_SIZE as i64;
+        let flags = flags | libc::MAP_SHARED | libc::MAP_FIXED;
         // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which only the
         // shim manages, so MAP_FIXED replaces nothing else; the file is open and at least as long
         // as offset + len (RAM: same page numbers; pool: checked by `map_shared`).
@@ -153,70 +194,21 @@ impl Mapping for RamMap {
         self.pages
     }
 
-    fn freeze(&self, run: GfnRun) -> Result<(), i32> {
-        let (address, len) = self.range(run)?;
-        let done = match self.engine() {
-            // SAFETY: the range is page aligned and inside the RAM mapping (`range`). On a shared
-            // mapping this drops page-table entries only; the content stays in the memfd, and the
-            // next access is a minor fault that waits for the daemon.
-            Engine::Uffd => unsafe { libc::madvise(address, len, libc::MADV_DONTNEED) },
-            // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which belongs
-            // to the shim; accesses by the guest raise SIGSEGV, which our handler serves.
-            Engine::Mprotect => unsafe { libc::mprotect(address, len, libc::PROT_NONE) },
-        };
-        check(done)
-    }
-
-    fn open(&self, run: GfnRun) -> Result<(), i32> {
-        let (address, len) = self.range(run)?;
-        // SAFETY: the range is page aligned and inside the RAM mapping (`range`); the daemon says
-        // this only of pages whose content is in place.
-        check(unsafe { libc::mprotect(address, len, libc::PROT_READ | libc::PROT_WRITE) })
-    }
-
-    fn close(&self, run: GfnRun) -> Result<(), i32> {
-        let (address, len) = self.range(run)?;
-        // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which belongs to the
-        // shim; accesses by the guest raise SIGSEGV, which our handler serves.
-        check(unsafe { libc::mprotect(address, len, libc::PROT_NONE) })
-    }
-
-    fn reveal(&self, run: GfnRun) -> Result<(), i32> {
-        let (address, len) = self.range(run)?;
-        // SAFETY: as in `close`; only reading is allowed, and writes raise SIGSEGV as before.
-        check(unsafe { libc::mprotect(address, len, libc::PROT_READ) })
-    }
-
-    fn map_shared(&self, run: GfnRun, frame: u32) -> Result<(), i32> {
-        if u64::from(frame) + u64::from(run.count) > u64::from(self.pool_frames) {
-            return Err(libc::EINVAL);
-        }
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        self.remap(run, libc::PROT_READ, flags, pool.as_fd(), frame)
-    }
-
-    fn map_private(&self, run: GfnRun) -> Result<(), i32> {
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        match &self.uffd {
-            None => self.remap(run, libc::PROT_NONE, flags, self.ram.as_fd(), run.start.0),
-            Some(uffd) => {
-                // Closed first: between mapping and registering, an access would allocate a page
-                // behind the daemon's back. Without access it raises SIGSEGV, and the handler's
-                // question waits at the locked page.
-                self.remap(run, libc::PROT_NONE, flags, self.ram.as_fd(), run.start.0)?;
-                let (address, len) = self.range(run)?;
-                uffd.register(address as usize, len)?;
-                self.open(run)
-            }
+    fn remap(&self, op: Op, Remap { run, frame }: Remap) -> Result<(), i32> {
+        match (op, self.engine()) {
+            (Op::Freeze, Engine::Uffd) => self.drop_entries(run),
+            (Op::Freeze, Engine::Mprotect) | (Op::Close, _) => self.protect(run, libc::PROT_NONE),
+            (Op::Open, _) => self.protect(run, libc::PROT_READ | libc::PROT_WRITE),
+            (Op::Reveal, _) => self.protect(run, libc::PROT_READ),
+            (Op::MapShared, _) => self.map_shared(run, frame),
+            (Op::MapPrivate, _) => self.map_private(run),
         }
     }
 
     fn map_present(&self, run: GfnRun) -> Result<(), i32> {
         // Present pages are mapped at once, which saves a minor fault for each.
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        self.remap(run, protection, flags, self.ram.as_fd(), run.start.0)?;
+        let (flags, protection) = (libc::MAP_POPULATE, libc::PROT_READ | libc::PROT_WRITE);
+        self.map(run, protection, flags, self.ram.as_fd(), run.start.0)?;
         let Some(uffd) = &self.uffd else {
             return Ok(());
         };
