@@ -145,24 +145,24 @@ impl Core {
         &mut self,
         event: Event,
         now: Instant,
-        driver: &mut dyn Driver,
+        out: &mut dyn Driver,
     ) -> Result<(), Ended> {
         match event {
             Event::Userfault(gfn) => {
                 let fault = Waiter::new(gfn, Access::Any, Asker::Kernel, now);
-                self.serve(fault, now, driver)
+                self.serve(fault, now, out)
             }
-            Event::Message(channel, fault) => self.message(channel, fault, now, driver),
+            Event::Message(channel, fault) => self.message(channel, fault, now, out),
             Event::Bell => {
                 if let Some((channel, count)) = self.attaching.answered() {
-                    self.tell_attached(channel, count, driver)?;
+                    self.tell_attached(channel, count, out)?;
                 }
                 while let Some(gfn) = self.vm.parking.pop() {
                     for fault in self.waiting.unlocked(gfn) {
-                        self.serve(fault, now, driver)?;
+                        self.serve(fault, now, out)?;
                     }
                 }
-                self.feed(now, driver)
+                self.feed(now, out)
             }
         }
     }
@@ -171,13 +171,13 @@ impl Core {
     ///
     /// # Errors
     /// As [`handle`](Self::handle).
-    pub fn tick(&mut self, now: Instant, driver: &mut dyn Driver) -> Result<(), Ended> {
+    pub fn tick(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
         self.credits.look(&self.vm, now);
         if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
             return Err(Ended::Protocol(lie.to_owned()));
         }
         if self.waiting.starved().is_some() && now >= self.look {
-            self.feed(now, driver)?;
+            self.feed(now, out)?;
         }
         Ok(())
     }
@@ -213,7 +213,7 @@ impl Core {
         channel: usize,
         fault: Fault,
         now: Instant,
-        driver: &mut dyn Driver,
+        out: &mut dyn Driver,
     ) -> Result<(), Ended> {
         let (gfn, access) = match fault {
             Fault::Read(gfn) => (gfn, Access::Read),
@@ -227,7 +227,7 @@ impl Core {
                     let vm = &self.vm.params.name;
                     tracing::error!(vm, %gfn, unsaid, "the guest found wrong bytes; {text}");
                 });
-                return driver.act(Action::History { channel, text });
+                return out.act(Action::History { channel, text });
             }
             Fault::Credits => {
                 self.credits.top_up(&self.vm, now);
@@ -237,13 +237,13 @@ impl Core {
                 self.begin(channel)?;
                 return match self.attaching.begin(&self.vm, channel, pages, source)? {
                     true => Ok(()),
-                    false => self.tell_attached(channel, 0, driver),
+                    false => self.tell_attached(channel, 0, out),
                 };
             }
         };
         self.begin(channel)?;
         let fault = Waiter::new(gfn, access, Asker::Channel(channel), now);
-        self.serve(fault, now, driver)
+        self.serve(fault, now, out)
     }
 
     /// What came over a channel is to be answered.
@@ -260,10 +260,10 @@ impl Core {
         &mut self,
         channel: usize,
         count: u32,
-        driver: &mut dyn Driver,
+        out: &mut dyn Driver,
     ) -> Result<(), Ended> {
         self.channels[channel] = Channel::Idle;
-        driver.act(Action::Attached { channel, count })
+        out.act(Action::Attached { channel, count })
     }
 
     fn confirmed(&mut self, channel: usize, errno: u32) -> Result<(), Ended> {
@@ -280,16 +280,16 @@ impl Core {
         }
     }
 
-    fn serve(&mut self, fault: Waiter, now: Instant, driver: &mut dyn Driver) -> Result<(), Ended> {
+    fn serve(&mut self, fault: Waiter, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
         let were_missing = Credits::were_missing(&self.vm, fault.gfn, fault.access);
         let outcome = self.ahead.resolve(&self.vm, fault.gfn, fault.access);
         match outcome.map_err(|error| Ended::of_fault(&self.vm, fault.gfn, error))? {
-            Outcome::Served { .. } => self.answer(fault, Reply::Retry, Channel::Idle, driver)?,
+            Outcome::Served { .. } => self.answer(fault, Reply::Retry, Channel::Idle, out)?,
             Outcome::Ask(reply, mut pending) => {
                 if Seeded::EarlyUnlock.is_sown() {
                     complete(&self.vm, std::mem::take(&mut pending));
                 }
-                self.answer(fault, reply, Channel::Confirming(pending), driver)?;
+                self.answer(fault, reply, Channel::Confirming(pending), out)?;
             }
             Outcome::Busy => {
                 self.vm.stats.parked.one();
@@ -313,13 +313,13 @@ impl Core {
         fault: Waiter,
         reply: Reply,
         next: Channel,
-        driver: &mut dyn Driver,
+        out: &mut dyn Driver,
     ) -> Result<(), Ended> {
         let since = fault.since;
         match (fault.asker, next) {
             (Asker::Channel(channel), next) => {
                 self.channels[channel] = next;
-                driver.act(Action::Answer {
+                out.act(Action::Answer {
                     channel,
                     reply,
                     since,
@@ -331,9 +331,7 @@ impl Core {
                 Err(Ended::Protocol(error.to_owned()))
             }
             // The kernel was answered by providing the page.
-            (Asker::Kernel, Channel::Idle | Channel::Waiting) => {
-                driver.act(Action::Woken { since })
-            }
+            (Asker::Kernel, Channel::Idle | Channel::Waiting) => out.act(Action::Woken { since }),
         }
     }
 
@@ -350,10 +348,10 @@ impl Core {
     }
 
     /// Serves again what waits for memory, in the order in which it came.
-    fn feed(&mut self, now: Instant, driver: &mut dyn Driver) -> Result<(), Ended> {
+    fn feed(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
         self.look = now + STARVED_LOOK;
         for fault in self.waiting.take_starved() {
-            self.serve(fault, now, driver)?;
+            self.serve(fault, now, out)?;
         }
         match self.waiting.starved() {
             None => self.vm.budget.starve(&self.vm.parking, false),
