@@ -12,6 +12,7 @@
 //! scheduler interleaves operations, it does not delay stores. Why an ordering is enough is said
 //! where it is used.
 
+use std::io;
 use std::sync::{self, atomic};
 
 pub(crate) use std::sync::MutexGuard;
@@ -19,12 +20,17 @@ pub(crate) use std::sync::atomic::Ordering;
 
 use zerocopy::FromZeros;
 
-/// A table of `count` zeroes. It costs memory only where it is touched.
+/// A table of `count` zeroes. It costs memory only where it is touched. Tables grow with budgets and guests:
+/// one that there is no room for fails what it is for, and nothing else.
 ///
-/// # Panics
-/// When there is no address space for it.
-pub(crate) fn zeroes<T: FromZeros>(count: usize) -> Box<[T]> {
-    <[T]>::new_box_zeroed_with_elems(count).expect("address space for a table")
+/// # Errors
+/// [`io::ErrorKind::OutOfMemory`] when there is no address space for it, with its size.
+pub(crate) fn zeroes<T: FromZeros>(count: usize) -> io::Result<Box<[T]>> {
+    <[T]>::new_box_zeroed_with_elems(count).map_err(|_| {
+        let kib = count.saturating_mul(size_of::<T>()).div_ceil(1024);
+        let text = format!("no memory for a table of {kib} KiB");
+        io::Error::new(io::ErrorKind::OutOfMemory, text)
+    })
 }
 
 macro_rules! atomic {

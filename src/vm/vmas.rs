@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn room_shrinks_by_the_bound_and_recovers_by_counting() {
-        let table = PageTable::new(8, Arc::new(Parking::without_event()));
+        let table = PageTable::new(8, Arc::new(Parking::without_event())).expect("memory");
         let vmas = Vmas::new(10, false);
         vmas.note(2);
         assert_eq!((vmas.upper_bound(), vmas.room(&table)), (5, 5));
