@@ -54,7 +54,7 @@ fn looking(criterion: &mut Criterion) {
         group.bench_function("hash", |bencher| bencher.iter(|| digest(next())));
         let mut next = in_turn(&zero);
         group.bench_function("zero check", |bencher| bencher.iter(|| next().is_zero()));
-        let hints = Arc::new(Hints::new(Pages(count.into())));
+        let hints = Arc::new(Hints::new(Pages(count.into())).expect("memory"));
         let pool = Pool::new("memvisor-bench", count, &hints).expect("a pool");
         let mut frames = Vec::new();
         for (hash, page) in (1..).zip(&random) {
@@ -119,7 +119,7 @@ fn compressing(criterion: &mut Criterion) {
 }
 
 fn looking_up(criterion: &mut Criterion) {
-    let hints = Arc::new(Hints::new(Pages(HINTS.into())));
+    let hints = Arc::new(Hints::new(Pages(HINTS.into())).expect("memory"));
     let pool = Pool::new("memvisor-bench", 16, &hints).expect("a pool");
     let pool = Arc::new(pool);
     let [one, two] = [1, 2].map(|vm| Membership::new(Arc::clone(&pool), VmId(vm)));
@@ -145,7 +145,7 @@ fn looking_up(criterion: &mut Criterion) {
 
 fn moving(criterion: &mut Criterion) {
     let parking = Arc::new(Parking::without_event());
-    let table = PageTable::new(IN_MEMORY, parking);
+    let table = PageTable::new(IN_MEMORY, parking).expect("memory");
     let mut gfns = (0..IN_MEMORY).map(Gfn).cycle();
     let mut group = criterion.benchmark_group("page table");
     group.bench_function("read an entry", |bencher| {
@@ -178,7 +178,7 @@ const HELD: u32 = 16;
 fn offered() -> (PageTable, Arc<SharedWords>) {
     let words = SharedWords::new("memvisor-bench", claims::words(IN_MEMORY)).expect("a memfd");
     let words = Arc::new(words);
-    let table = PageTable::new(IN_MEMORY, Arc::new(Parking::without_event()));
+    let table = PageTable::new(IN_MEMORY, Arc::new(Parking::without_event())).expect("memory");
     let table = table.offering(Arc::clone(&words) as _);
     for gfn in (0..IN_MEMORY).map(Gfn) {
         let page = table.try_lock(gfn).expect("nobody else has it");

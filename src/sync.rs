@@ -15,6 +15,8 @@
 //! sets that for itself and builds this file and those of the protocols once more. What loom
 //! knows of `SeqCst` is the fence, so the code uses no other. Why an ordering is enough is said where it is used.
 
+use std::io;
+
 #[cfg(loom)]
 use loom::sync::{self, atomic};
 #[cfg(not(loom))]
@@ -26,19 +28,24 @@ pub(crate) use sync::MutexGuard;
 #[cfg(not(loom))]
 use zerocopy::FromZeros;
 
-/// A table of `count` zeroes. It costs memory only where it is touched.
+/// A table of `count` zeroes. It costs memory only where it is touched. Tables grow with budgets and guests:
+/// one that there is no room for fails what it is for, and nothing else.
 ///
-/// # Panics
-/// When there is no address space for it.
+/// # Errors
+/// [`io::ErrorKind::OutOfMemory`] when there is no address space for it, with its size.
 #[cfg(not(loom))]
-pub(crate) fn zeroes<T: FromZeros>(count: usize) -> Box<[T]> {
-    <[T]>::new_box_zeroed_with_elems(count).expect("address space for a table")
+pub(crate) fn zeroes<T: FromZeros>(count: usize) -> io::Result<Box<[T]>> {
+    <[T]>::new_box_zeroed_with_elems(count).map_err(|_| {
+        let kib = count.saturating_mul(size_of::<T>()).div_ceil(1024);
+        let text = format!("no memory for a table of {kib} KiB");
+        io::Error::new(io::ErrorKind::OutOfMemory, text)
+    })
 }
 
 /// A table of `count` zeroes.
 #[cfg(loom)]
-pub(crate) fn zeroes<T: Default>(count: usize) -> Box<[T]> {
-    std::iter::repeat_with(T::default).take(count).collect()
+pub(crate) fn zeroes<T: Default>(count: usize) -> io::Result<Box<[T]>> {
+    Ok(std::iter::repeat_with(T::default).take(count).collect())
 }
 
 macro_rules! atomic {

@@ -28,6 +28,11 @@ fn host_sizes_that_make_no_sense_are_refused() {
         1,
         "a budget of 1.0 MiB is too small: at least 4.0 MiB",
     );
+    fails(
+        "host --memory 16000000T",
+        1,
+        "a budget of 16384000000.00 GiB is too large for the daemon's tables; up to ",
+    );
     fails("host --memory 5000", 2, "multiple of 4096");
     fails("host --memory 12Q", 2, "12Q");
     fails("host --memory -1", 2, "--memory");

@@ -140,6 +140,7 @@ const HOST: &[(&str, &[&str])] = &[
 const HOST_FILES: &[&str] = &[
     "error",
     "options",
+    "machine",
     "capability",
     "vm_settings",
     "member",

@@ -38,7 +38,9 @@ impl Words for Table {
 pub(crate) fn hostile_guest(u: &mut Unstructured<'_>) -> Result<()> {
     let shared: Arc<Table> = Arc::new(Table((0..words(PAGES)).map(|_| 0.into()).collect()));
     let parking = Arc::new(Parking::without_event());
-    let table = PageTable::new(PAGES, parking).offering(Arc::clone(&shared) as _);
+    let table = PageTable::new(PAGES, parking)
+        .expect("memory")
+        .offering(Arc::clone(&shared) as _);
     let claims = table.claims().expect("it offers");
     let (mut paid, mut settled, mut taken) = (0, 0, 0);
     for _ in 0..u.int_in_range(0..=STEPS)? {

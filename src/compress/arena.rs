@@ -91,6 +91,14 @@ impl<T> Arena<T> {
         self.partial[class.0].is_empty() && self.emptied.is_empty()
     }
 
+    /// Makes room in the tables for one more arena page, which a slot may then take; whether there is memory
+    /// for that.
+    pub(super) fn make_room(&mut self) -> bool {
+        // Each page may be emptied, and that must not fail.
+        let emptied = self.pages.len() + 1 - self.emptied.len();
+        self.pages.try_reserve(1).is_ok() && self.emptied.try_reserve(emptied).is_ok()
+    }
+
     /// How many pages have memory and no taken slots.
     #[expect(clippy::cast_possible_truncation, reason = "pages are numbered by u32")]
     pub(super) const fn emptied(&self) -> u32 {

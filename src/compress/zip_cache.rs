@@ -142,7 +142,7 @@ impl ZipCache {
         Ok(slot)
     }
 
-    fn check_growth(&self, len: usize, may_grow: bool) -> Result<(), StoreRefused> {
+    fn check_growth(&mut self, len: usize, may_grow: bool) -> Result<(), StoreRefused> {
         let (pages, cap) = (self.pages_used(), self.cap);
         if pages >= cap {
             return Err(StoreRefused::Full { pages, cap });
@@ -150,7 +150,11 @@ impl ZipCache {
         if !may_grow {
             return Err(StoreRefused::NeedsPage { len });
         }
-        Ok(())
+        // A cache whose tables cannot grow is as full as it gets.
+        let has_room = self.arena.make_room();
+        has_room
+            .then_some(())
+            .ok_or(StoreRefused::Full { pages, cap })
     }
 
     /// Whether a payload of `len` bytes would take another arena page.

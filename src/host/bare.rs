@@ -39,7 +39,7 @@ impl BareHost {
         let held = options.runtime_dir.clone().claim()?;
         held.remove_sockets()?;
         let capabilities = Capabilities::probe(options)?;
-        let host = Arc::new(Host::new(options, &capabilities));
+        let host = Arc::new(Host::new(options, &capabilities)?);
         let listeners = Listeners::start(&host, held.dir()).map_err(kernel("listen for guests"))?;
         Ok(Self {
             host,

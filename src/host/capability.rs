@@ -8,6 +8,7 @@ use memvisor_guest_agent::shim::{privacy, uffd};
 use nix::unistd::geteuid;
 
 use super::error::{EngineUnavailable, HostError};
+use super::machine::Machine;
 use super::options::{EngineChoice, HostOptions};
 use crate::engine::EngineKind;
 use crate::swap::{self, SwapDirReport};
@@ -27,6 +28,7 @@ pub(super) struct Capabilities {
     uffd: Result<bool, String>,
     max_map_count: Result<u32, String>,
     pub(super) vma_budget: u32,
+    pub(super) machine: Machine,
     swap: SwapDirReport,
 }
 
@@ -83,6 +85,7 @@ impl Capabilities {
             uffd,
             max_map_count,
             vma_budget,
+            machine: Machine::probe(),
             swap,
         }
     }
@@ -105,9 +108,14 @@ impl Capabilities {
             Err(error) => format!("no: {error}"),
         };
         let tracks = self.engine == EngineKind::Uffd && self.uffd == Ok(true);
+        let objection = self.machine.objection(options.memory);
+        let fits = objection.map_or("yes".to_owned(), |why| {
+            format!("no: {why}; the kernel may end guests or the host")
+        });
         let swap = &self.swap;
         let rows = [
             ("budget", options.memory.to_string()),
+            ("  fits into memory", fits),
             ("engine", format!("{}: {}", self.engine.name(), self.why)),
             ("userfaultfd", uffd),
             (

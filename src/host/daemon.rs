@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::admission::{Admission, Engines};
 use super::capability::Capabilities;
 use super::configuration::Configuration;
+use super::error::HostError;
 use super::governor::Governor;
 use super::members::Members;
 use super::options::{EngineChoice, HostOptions};
@@ -44,14 +45,22 @@ fn reserve(total: Pages) -> Pages {
 }
 
 impl Host {
-    pub(super) fn new(options: &HostOptions, capabilities: &Capabilities) -> Self {
+    pub(super) fn new(
+        options: &HostOptions,
+        capabilities: &Capabilities,
+    ) -> Result<Self, HostError> {
         // Before the first table.
         map_large_allocations();
         let total = options.memory.pages();
         let budget = Arc::new(Budget::new(total, reserve(total)));
         let members = Arc::new(Members::default());
         let configuration = Arc::new(Configuration::new(options));
-        let pools = Arc::new(Pools::new(&budget));
+        let pools = Pools::new(&budget).map_err(|source| HostError::Tables {
+            memory: options.memory,
+            machine: capabilities.machine.memory(),
+            source,
+        })?;
+        let pools = Arc::new(pools);
         let engines = Engines {
             first: capabilities.engine,
             may_fall_back: options.engine == EngineChoice::Auto,
@@ -59,7 +68,7 @@ impl Host {
         };
         let admission = Admission::new(engines, &budget, &members, &configuration, &pools);
         let governor = Governor::new(&budget, &members, &configuration, &pools);
-        Self {
+        Ok(Self {
             engines,
             budget,
             members,
@@ -68,7 +77,7 @@ impl Host {
             admission,
             governor: Arc::new(governor),
             since: Instant::now(),
-        }
+        })
     }
 
     /// Ends all guests and lets the policy thread end.
@@ -91,6 +100,10 @@ impl Host {
     /// The same when nobody waits for the answer.
     pub(super) fn reload_unasked(&self) {
         let Err(error) = self.reload() else { return };
+        if error == ControlError::NoConfig {
+            tracing::info!(%error, "there is nothing to reload");
+            return;
+        }
         for fault in error.to_string().lines() {
             tracing::error!(%fault, "the configuration file is not used; the last good one holds");
         }

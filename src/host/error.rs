@@ -24,6 +24,19 @@ pub enum HostError {
     /// The budget does not even hold the reserve.
     #[error("a budget of {0} is too small: at least {MIN_MEMORY} is needed")]
     Memory(Bytes),
+    /// The budget is larger than what the daemon can keep tables for.
+    #[error(
+        "a budget of {memory} is too large for the daemon's tables; {} is sure to work",
+        machine.map_or("less".to_owned(), |memory| format!("up to {memory}, what this machine gives it,"))
+    )]
+    Tables {
+        /// The budget.
+        memory: Bytes,
+        /// The memory of the machine, or the less that the daemon's cgroup may use.
+        machine: Option<Bytes>,
+        /// Which table there is no memory for.
+        source: io::Error,
+    },
     /// The engine that was asked for does not work here.
     #[error(transparent)]
     Engine(#[from] EngineUnavailable),

@@ -17,13 +17,13 @@
 //! | owner | owns |
 //! |---|---|
 //! | [`Budget`](crate::page::Budget) | the memory |
-//! | `members.rs` | the registry of VMs ([`member.rs`](member)): names, and what each runs with |
+//! | `members.rs` | the registry of VMs (`member.rs`): names, and what each runs with |
 //! | `configuration.rs` | the settings in force, of the host and in the file |
 //! | `pools.rs` | the share pool of each sharing domain |
 //! | `admission.rs` | promises of memory: power-on and changes of settings, one at a time |
 //! | `governor.rs` | the free state, the latest plan, the policy thread |
 //!
-//! [`Host`] puts them together. On it stand the API (`api.rs`, `status.rs`), the sessions of guests
+//! `daemon.rs` puts them together. On it stand the API (`api.rs`, `status.rs`), the sessions of guests
 //! (`session.rs`) and agents (`balloon.rs`), the listeners, and this file.
 
 mod admission;
@@ -38,6 +38,7 @@ mod daemon;
 mod error;
 mod governor;
 mod listen;
+mod machine;
 mod member;
 mod members;
 mod options;
@@ -90,7 +91,11 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     let held = options.runtime_dir.clone().claim()?;
     held.remove_sockets()?;
     let capabilities = Capabilities::probe(options)?;
-    let host = Arc::new(Host::new(options, &capabilities));
+    if let Some(why) = capabilities.machine.objection(options.memory) {
+        let budget = options.memory;
+        tracing::warn!(%budget, %why, "the budget does not fit: the kernel may end guests or the host");
+    }
+    let host = Arc::new(Host::new(options, &capabilities)?);
     let policy = (host.governor.start()).map_err(kernel("start the policy thread"))?;
     let listeners = Listeners::start(&host, held.dir()).map_err(kernel("listen for guests"))?;
     let daemon: Arc<dyn control::Daemon> = Arc::<Host>::clone(&host);

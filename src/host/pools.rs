@@ -27,21 +27,25 @@ pub(super) struct Pools {
 
 impl Pools {
     /// No pools yet; the table of hints is charged to `budget`, of which nobody else has taken any.
-    pub(super) fn new(budget: &Budget) -> Self {
+    ///
+    /// # Errors
+    /// When there is no memory for that table.
+    pub(super) fn new(budget: &Budget) -> io::Result<Self> {
         let total = budget.total();
+        let hints = Arc::new(Hints::new(total)?);
         // A quarter of a percent: it is there.
         let _ = budget.take(Hints::metadata(total).0, Urgency::Reclaim);
-        Self {
+        Ok(Self {
             total,
-            hints: Arc::new(Hints::new(total)),
+            hints,
             domains: Mutex::default(),
-        }
+        })
     }
 
     /// The pool of a sharing domain. A VM that shares with nobody has one of its own that stays empty.
     ///
     /// # Errors
-    /// What the kernel says to another memfd.
+    /// What the kernel says to another memfd, or when there is no memory for its tables.
     pub(super) fn get(&self, id: VmId, domain: &Domain) -> io::Result<Arc<Pool>> {
         let mut domains = self.domains();
         domains.retain(|_, pool| pool.strong_count() > 0);
@@ -83,7 +87,7 @@ mod tests {
     use super::*;
 
     fn pools(total: u64) -> Pools {
-        Pools::new(&Budget::new(Pages(total), Pages(0)))
+        Pools::new(&Budget::new(Pages(total), Pages(0))).expect("memory")
     }
 
     #[test]
@@ -110,7 +114,7 @@ mod tests {
     #[test]
     fn hints_are_charged_and_frames_are_within_what_a_guest_can_map() {
         let budget = Budget::new(Pages(1 << 20), Pages(0));
-        let pools = Pools::new(&budget);
+        let pools = Pools::new(&budget).expect("memory");
         assert_eq!(budget.used(), pools.metadata());
         assert_eq!(pools.frames(), 4 << 20);
         assert_eq!(self::pools(1024).frames(), 1 << 16);

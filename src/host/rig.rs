@@ -69,7 +69,7 @@ impl Rig {
         let budget = Arc::new(Budget::new(options.memory.pages(), Pages(16)));
         let members = Arc::new(Members::default());
         let configuration = Arc::new(Configuration::new(&options));
-        let pools = Arc::new(Pools::new(&budget));
+        let pools = Arc::new(Pools::new(&budget).expect("memory"));
         let engines = Engines {
             first: engine,
             may_fall_back: false,
@@ -132,12 +132,8 @@ impl<'a> Running<'a> {
         let link = Arc::new(Link::new(socket));
         let ram = admitted.ram;
         let engine = ShimEngine::new(Arc::clone(&ram), Arc::clone(&link), MprotectProvider);
-        let vm = Vm::new(
-            admitted.id,
-            admitted.params,
-            Box::new(engine),
-            admitted.parts,
-        );
+        let (id, params) = (admitted.id, admitted.params);
+        let vm = Vm::new(id, params, Box::new(engine), admitted.parts).expect("memory");
         let vm = Arc::new(vm);
         admitted.metadata.taken_over();
         let peers = Arc::clone(&rig.members) as Arc<dyn Peers>;

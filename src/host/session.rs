@@ -27,7 +27,7 @@ use crate::share::AttachRequest;
 use crate::sys::{Pagemap, Process, Uffd};
 use crate::throttle::Throttle;
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, Pages, VmId};
-use crate::vm::Vm;
+use crate::vm::{Parts, Vm, VmParams};
 
 /// How long a guest may take for each step of the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -270,7 +270,9 @@ impl Powered {
         let engine = engine(&ram, &link, self.uffd.as_ref(), base, pagemap.ok());
         let balloon_max =
             vm_settings::balloon_max(params.pages, &layered.now, &host.configuration.settings());
-        let vm = Arc::new(Vm::new(self.id, params, engine, parts));
+        let Some(vm) = put_together(self.id, params, engine, parts, &link) else {
+            return;
+        };
         // Until the policy has seen it.
         vm.orders.set_ceiling(layered.now.limit);
         metadata.taken_over();
@@ -314,13 +316,7 @@ impl Powered {
             domain: Mutex::new(domain),
         });
         host.members.add(Arc::clone(&member));
-        POWER.line(|unsaid| {
-            tracing::info!(
-                vm = %vm.params.name, id = self.id.0, pid = member.process.pid(),
-                engine = vm.engine.kind().name(), pages = vm.params.pages,
-                tracks_writes, unsaid, "VM powered on"
-            );
-        });
+        log_power_on(&member, tracks_writes);
         let ended = if link.go() && !host.members.is_closed() {
             faults.run()
         } else {
@@ -329,6 +325,35 @@ impl Powered {
         power_off(host, &member, worker, &ended);
         drop(name);
     }
+}
+
+/// The VM; `None` if there is no memory for its tables, which its guest is told.
+fn put_together(
+    id: VmId,
+    params: VmParams,
+    engine: Box<dyn Engine>,
+    parts: Parts,
+    link: &Link,
+) -> Option<Arc<Vm>> {
+    let name = params.name.clone();
+    let made = Vm::new(id, params, engine, parts).inspect_err(|error| {
+        tracing::error!(vm = %name, %error, "a guest was not powered on");
+        link.end(&format!(
+            "the host cannot make the VM's page table: {error}"
+        ));
+    });
+    made.ok().map(Arc::new)
+}
+
+fn log_power_on(member: &Member, tracks_writes: bool) {
+    let vm = &member.vm;
+    POWER.line(|unsaid| {
+        tracing::info!(
+            vm = %vm.params.name, id = vm.id.0, pid = member.process.pid(),
+            engine = vm.engine.kind().name(), pages = vm.params.pages,
+            tracks_writes, unsaid, "VM powered on"
+        );
+    });
 }
 
 impl Attacher for WorkerHandle {

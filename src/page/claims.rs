@@ -279,7 +279,7 @@ mod tests {
 
     fn claims() -> (Claims, Arc<Table>) {
         let count = usize::try_from(words(PAGES)).expect("a few pages");
-        let table = Arc::new(Table(zeroes(count)));
+        let table = Arc::new(Table(zeroes(count).expect("memory")));
         let parking = Arc::new(Parking::without_event());
         (Claims::new(Arc::clone(&table) as _, PAGES, parking), table)
     }

@@ -1,6 +1,7 @@
 //! The latest moves of pages, so that a report of wrong bytes can say where the page has been.
 
 use std::fmt::Write;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::home::Home;
@@ -22,11 +23,11 @@ pub struct History {
 }
 
 impl History {
-    pub(super) fn new() -> Self {
-        Self {
-            ring: zeroes(MOVES),
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            ring: zeroes(MOVES)?,
             next: AtomicU64::new(0),
-        }
+        })
     }
 
     pub(super) fn record(&self, gfn: Gfn, home: Home) {
@@ -73,7 +74,7 @@ mod tests {
 
     #[test]
     fn history_names_the_homes_of_one_page_in_order() {
-        let history = History::new();
+        let history = History::new().expect("memory");
         history.record(Gfn(5), Home::Resident);
         history.record(Gfn(6), Home::Resident);
         history.record(Gfn(5), Home::Swapped(SlotId(3)));
@@ -85,7 +86,7 @@ mod tests {
 
     #[test]
     fn history_forgets_the_oldest() {
-        let history = History::new();
+        let history = History::new().expect("memory");
         history.record(Gfn(1), Home::Resident);
         for _ in 0..MOVES {
             history.record(Gfn(2), Home::Resident);

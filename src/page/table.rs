@@ -31,6 +31,7 @@
 mod guard;
 mod notes;
 
+use std::io;
 use std::sync::Arc;
 
 use memvisor_guest_agent::protocol::claims::{State, Words};
@@ -172,19 +173,20 @@ pub enum Attempt<'a> {
 
 impl PageTable {
     /// A table of `pages` untouched pages. Faults that wait for a page are woken over `parking`.
-    #[must_use]
-    pub fn new(pages: u32, parking: Arc<Parking>) -> Self {
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new(pages: u32, parking: Arc<Parking>) -> io::Result<Self> {
         let counts: [AtomicU64; KINDS] = Default::default();
         counts[Home::Untouched.kind()].store(u64::from(pages), Ordering::Relaxed);
-        let entries = zeroes(pages as usize);
-        Self {
-            entries,
+        Ok(Self {
+            entries: zeroes(pages as usize)?,
             counts,
             kept: AtomicU64::new(0),
-            history: History::new(),
+            history: History::new()?,
             parking,
             claims: None,
-        }
+        })
     }
 
     /// The same for a guest that may take pages that are offered in `words`, which are all zero.
@@ -381,7 +383,7 @@ mod tests {
     use crate::units::SlotId;
 
     fn table(pages: u32) -> PageTable {
-        PageTable::new(pages, Arc::new(Parking::without_event()))
+        PageTable::new(pages, Arc::new(Parking::without_event())).expect("memory")
     }
 
     #[test]
@@ -451,7 +453,8 @@ mod tests {
     fn parked_fault_is_never_forgotten_in_any_schedule() {
         sync::model(2_000, || {
             let parking = Arc::new(Parking::without_event());
-            let table = Arc::new(PageTable::new(1, Arc::clone(&parking)));
+            let table = PageTable::new(1, Arc::clone(&parking)).expect("memory");
+            let table = Arc::new(table);
             let kept = table.try_lock(Gfn(0)).expect("free").keep();
             let mover = {
                 let table = Arc::clone(&table);

@@ -1,5 +1,8 @@
 //! Which frames of a pool are free, and where runs of them can grow.
 
+use std::io;
+
+use crate::sync::zeroes;
 use crate::units::FrameId;
 
 /// Frames in a word of the map, and the smallest piece that an extent starts in.
@@ -9,25 +12,25 @@ const WORD: u32 = u64::BITS;
 #[derive(Debug)]
 pub(super) struct FreeFrames {
     /// Bit `f % 64` of word `f / 64`: frame `f` is free.
-    free: Vec<u64>,
+    free: Box<[u64]>,
     /// Bit `w % 64` of word `w / 64`: all frames of word `w` of `free` are free.
-    whole: Vec<u64>,
+    whole: Box<[u64]>,
     /// No word of `free` below this one has a free frame.
     lowest: usize,
 }
 
 impl FreeFrames {
-    pub(super) fn new(frames: u32) -> Self {
+    pub(super) fn new(frames: u32) -> io::Result<Self> {
         let words = frames.div_ceil(WORD) as usize;
         let mut map = Self {
-            free: vec![0; words],
-            whole: vec![0; words.div_ceil(WORD as usize)],
+            free: zeroes(words)?,
+            whole: zeroes(words.div_ceil(WORD as usize))?,
             lowest: 0,
         };
         for frame in 0..frames {
             map.give(FrameId(frame));
         }
-        map
+        Ok(map)
     }
 
     /// Takes `wanted` if it is free, else the start of an extent with room behind it, else any
@@ -116,7 +119,7 @@ mod tests {
 
     #[test]
     fn take_near_runs_that_grow_in_turn_stay_contiguous() {
-        let mut free = FreeFrames::new(4 * 4096);
+        let mut free = FreeFrames::new(4 * 4096).expect("memory");
         let starts = [(); 4].map(|()| take(&mut free, None).unwrap());
         assert_eq!(starts, [0, 4096, 8192, 12288]);
         for step in 1..4096 {
@@ -130,7 +133,7 @@ mod tests {
 
     #[test]
     fn take_near_without_empty_groups_starts_in_the_largest_piece_left() {
-        let mut free = FreeFrames::new(4096);
+        let mut free = FreeFrames::new(4096).expect("memory");
         let starts: Vec<_> = (0..4).filter_map(|_| take(&mut free, None)).collect();
         assert_eq!(starts, [0, 512, 1024, 1536]);
         for _ in 4..8 {
@@ -141,7 +144,7 @@ mod tests {
 
     #[test]
     fn take_near_a_taken_frame_starts_elsewhere() {
-        let mut free = FreeFrames::new(128);
+        let mut free = FreeFrames::new(128).expect("memory");
         assert_eq!(take(&mut free, None), Some(0));
         assert_eq!(take(&mut free, Some(0)), Some(64));
         assert_eq!(
@@ -153,17 +156,17 @@ mod tests {
 
     #[test]
     fn take_near_a_frame_that_is_not_there_is_any_other() {
-        let mut free = FreeFrames::new(2);
+        let mut free = FreeFrames::new(2).expect("memory");
         assert_eq!(take(&mut free, Some(2)), Some(0));
         assert_eq!(take(&mut free, Some(u32::MAX)), Some(1));
         assert_eq!(take(&mut free, None), None);
-        assert_eq!(take(&mut FreeFrames::new(0), None), None);
+        assert_eq!(take(&mut FreeFrames::new(0).expect("memory"), None), None);
     }
 
     #[test]
     #[should_panic(expected = "frame 7 was freed twice")]
     fn give_twice_panics() {
-        FreeFrames::new(8).give(FrameId(7));
+        FreeFrames::new(8).expect("memory").give(FrameId(7));
     }
 
     #[derive(Clone, Debug)]
@@ -187,7 +190,7 @@ mod tests {
         /// piece is free if there is such a piece, else any; and none twice.
         #[test]
         fn frames_any_steps_agree_with_the_model(steps in steps()) {
-            let mut free = FreeFrames::new(FRAMES);
+            let mut free = FreeFrames::new(FRAMES).expect("memory");
             let mut model: BTreeSet<u32> = (0..FRAMES).collect();
             let mut taken = Vec::new();
             for step in steps {

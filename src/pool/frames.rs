@@ -64,7 +64,7 @@ impl Pool {
     /// what `/proc/PID/maps` shows.
     ///
     /// # Errors
-    /// When the memfd cannot be created or mapped.
+    /// When the memfd cannot be created or mapped, or there is no memory for the tables.
     pub fn new(name: &str, frames: u32, hints: &Arc<Hints>) -> io::Result<Self> {
         // A mapping cannot be empty.
         let memfd = Memfd::publish(name, frames.max(1))?;
@@ -72,9 +72,9 @@ impl Pool {
         Ok(Self {
             memfd,
             mapping,
-            free: Mutex::new(FreeFrames::new(frames)),
-            index: Index::new(frames, hints),
-            refs: zeroes(frames as usize),
+            free: Mutex::new(FreeFrames::new(frames)?),
+            index: Index::new(frames, hints)?,
+            refs: zeroes(frames as usize)?,
             frames_used: AtomicU64::new(0),
             refs_total: AtomicU64::new(0),
         })
@@ -242,7 +242,8 @@ impl<'a> NewFrame<'a> {
     /// any more.
     ///
     /// `None` when another frame was published under that hash meanwhile and is in use: this one
-    /// is free again, and [`Pool::lookup_frame`] finds the other, of equal content or not.
+    /// is free again, and [`Pool::lookup_frame`] finds the other, of equal content or not. `None` too when the index
+    /// finds no memory to grow: less is shared then.
     ///
     /// # Panics
     /// When it was not filled.
@@ -257,7 +258,7 @@ impl<'a> NewFrame<'a> {
         // Relaxed: nobody finds the frame before it is in the index, whose lock orders the content too.
         pool.refs_of(frame).store(1, Ordering::Relaxed);
         let is_live = |other| pool.refs(other) > 0;
-        let Ok(known) = pool.index.insert_frame(hash, frame, is_live) else {
+        let Some(known) = pool.index.insert_frame(hash, frame, is_live) else {
             pool.refs_of(frame).store(0, Ordering::Relaxed);
             return None;
         };
@@ -398,7 +399,8 @@ mod tests {
     use crate::units::PAGE_SIZE;
 
     fn pool(frames: u32) -> Pool {
-        Pool::new("pool-test", frames, &Arc::new(Hints::new(Pages(16)))).unwrap()
+        let hints = Arc::new(Hints::new(Pages(16)).unwrap());
+        Pool::new("pool-test", frames, &hints).unwrap()
     }
 
     fn tagged(tag: u64) -> PageBuf {

@@ -26,6 +26,8 @@
 //! Entries change by compare-and-exchange. That a hint and a frame of one content are looked for in one step is
 //! the matter of the index: its shard is locked around what is done here for one digest.
 
+use std::io;
+
 use super::seats::{DomainId, NOBODY, Seats};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, zeroes};
 use crate::sys::prefetch;
@@ -130,20 +132,22 @@ struct Place {
 
 impl Hints {
     /// A table for a host of so many pages. It takes [`metadata`](Self::metadata).
-    #[must_use]
-    pub fn new(resident: Pages) -> Self {
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new(resident: Pages) -> io::Result<Self> {
         let buckets = buckets(resident);
-        let words = zeroes::<AtomicU64>(words(buckets));
+        let words = zeroes::<AtomicU64>(words(buckets))?;
         // Elsewhere than on cache lines it would be slower, not wrong.
         let first = words.as_ptr().align_offset(LINE).min(LINE / 8);
-        Self {
+        Ok(Self {
             words,
             first,
             buckets,
-            seats: Seats::new(),
+            seats: Seats::new()?,
             domains: AtomicU32::new(0),
             turn: AtomicU32::new(0),
-        }
+        })
     }
 
     /// The memory that the table for a host of so many pages takes.
@@ -415,7 +419,7 @@ mod tests {
 
     /// A table with one domain and seats for VMs 1 and 2.
     fn table(resident: u64) -> (Hints, DomainId, [u16; 2]) {
-        let hints = Hints::new(Pages(resident));
+        let hints = Hints::new(Pages(resident)).expect("memory");
         let domain = hints.new_domain();
         let seats = [1, 2].map(|vm| hints.sit_down(domain, VmId(vm)));
         (hints, domain, seats)
@@ -599,7 +603,7 @@ mod tests {
         /// found is always one.
         #[test]
         fn hints_any_steps_agree_with_the_model(steps in steps(), resident in 6..60u64) {
-            let hints = Hints::new(Pages(resident));
+            let hints = Hints::new(Pages(resident)).expect("memory");
             let domain = hints.new_domain();
             let mut vms = [1, 2, 3].map(|vm| (vm, hints.sit_down(domain, VmId(vm))));
             let mut pages: HashMap<(u32, u32), u64> = HashMap::new();

@@ -1,5 +1,6 @@
 //! From the digest of a page to the frame of that content, or to pages that may have it.
 
+use std::io;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
@@ -28,13 +29,13 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub(super) fn new(frames: u32, hints: &Arc<Hints>) -> Self {
-        Self {
+    pub(super) fn new(frames: u32, hints: &Arc<Hints>) -> io::Result<Self> {
+        Ok(Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            digests: zeroes(frames as usize),
+            digests: zeroes(frames as usize)?,
             hints: Arc::clone(hints),
             domain: hints.new_domain(),
-        }
+        })
     }
 
     /// Gives a VM its seat.
@@ -97,24 +98,26 @@ impl Index {
         self.hints.drop_claim(claim);
     }
 
-    /// Makes `frame` the one of this digest, and takes away the hints that it had; `Err` when another frame
-    /// is that `is_live`.
+    /// Makes `frame` the one of this digest, and takes away the hints that it had; `None` when another frame
+    /// is that `is_live`, or when there is no memory for one more entry.
     pub(super) fn insert_frame(
         &self,
         digest: u64,
         frame: FrameId,
         is_live: impl FnOnce(FrameId) -> bool,
-    ) -> Result<Vec<(VmId, Gfn)>, FrameId> {
+    ) -> Option<Vec<(VmId, Gfn)>> {
         let mut frames = self.shard(digest).lock();
         if let Some(other) = self.find(&frames, digest) {
             if is_live(other) {
-                return Err(other);
+                return None;
             }
             remove(&mut frames, digest, other);
         }
         self.digests[frame.index()].store(digest, Ordering::Relaxed);
-        frames.insert_unique(digest, frame, |frame| self.digest_of(*frame));
-        Ok(self.hints.take(self.domain, digest))
+        let digest_of = |frame: &FrameId| self.digest_of(*frame);
+        frames.try_reserve(1, digest_of).ok()?;
+        frames.insert_unique(digest, frame, digest_of);
+        Some(self.hints.take(self.domain, digest))
     }
 
     /// Removes the entry of this frame.

@@ -3,7 +3,7 @@
 //! Hints outlive the VM they name. So a seat that is given back is kept until all have been given out, and only
 //! then, after a sweep over all hints, do they go to others.
 
-use std::mem;
+use std::{io, mem};
 
 use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, zeroes};
 use crate::units::VmId;
@@ -49,15 +49,15 @@ struct Lists {
 
 impl Seats {
     #[expect(clippy::cast_possible_truncation, reason = "as many as have 16 bits")]
-    pub(super) fn new() -> Self {
-        Self {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
             lists: Mutex::new(Lists {
                 free: (NOBODY + 1..=(SEATS - 1) as u16).rev().collect(),
                 left: Vec::new(),
             }),
-            owners: zeroes(SEATS),
-            counts: zeroes(SEATS),
-        }
+            owners: zeroes(SEATS)?,
+            counts: zeroes(SEATS)?,
+        })
     }
 
     /// A seat for a VM; [`NOBODY`] when all are taken. `sweep` takes away all hints of seats without owner.

@@ -179,7 +179,7 @@ pub(super) fn frame_of<'a>(
     };
     new.fill(content);
     let Some((published, known)) = new.publish(digest) else {
-        // Somebody else was faster.
+        // Somebody else was faster, or the index cannot grow.
         vm.budget.give(1);
         return find().filter(equal);
     };

@@ -93,7 +93,7 @@ impl Host {
     /// A host without guests, with one pool of `frames` frames for each salt.
     pub(super) fn new(total: u64, reserve: u64, salts: usize, frames: u32) -> Self {
         // Roomy, so that no hint has to go that is true.
-        let hints = Arc::new(Hints::new(Pages(HINTED)));
+        let hints = Arc::new(Hints::new(Pages(HINTED)).expect("memory"));
         let pool = |salt| Pool::new(&format!("sim-{salt}"), frames, &hints).expect("a small memfd");
         Self {
             budget: Arc::new(Budget::new(Pages(total), Pages(reserve))),
@@ -132,7 +132,8 @@ impl Host {
             vma_budget: spec.vma_budget,
         };
         self.budget.register(&parts.parking);
-        let vm = Arc::new(Vm::new(id, params, Box::new(Arc::clone(&space)), parts));
+        let vm = Vm::new(id, params, Box::new(Arc::clone(&space)), parts).expect("memory");
+        let vm = Arc::new(vm);
         self.peers.vms.lock().insert(id, Arc::clone(&vm));
         let line = Arc::new(Line::default());
         let memory = Memory::new(spec.pages);

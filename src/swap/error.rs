@@ -40,6 +40,14 @@ pub enum SwapError {
         /// What the filesystem had left.
         available: Bytes,
     },
+    /// There is no memory for its digests.
+    #[error("VM `{vm}`: cannot keep the digests of its swap file")]
+    Digests {
+        /// The VM it was for.
+        vm: String,
+        /// What there is no memory for.
+        source: io::Error,
+    },
     /// The length of the file could not be changed, for another reason than want of room.
     #[error("VM `{vm}`: cannot make its swap file in {} {len} long", dir.display())]
     Resize {

@@ -56,30 +56,36 @@ impl SwapFile {
     /// [resized](Self::resize) to at most `max_slots`, for each of which 8 bytes are set aside.
     ///
     /// # Errors
-    /// [`SwapError::NoSpace`] when it does not fit, else [`SwapError::Create`].
+    /// [`SwapError::NoSpace`] when it does not fit, [`SwapError::Digests`] when the memory does not, else
+    /// [`SwapError::Create`].
     pub fn create(dir: &Path, vm: &str, slots: u32, max_slots: u32) -> Result<Self, SwapError> {
         let place = Place::create(dir, vm, slots)?;
-        Ok(Self::at(place, vm, slots, max_slots))
+        Self::at(place, vm, slots, max_slots)
     }
 
     /// A swap file of `slots` pages on any storage of this length.
     #[cfg(test)]
     pub(crate) fn over(storage: Arc<dyn Storage>, slots: u32, max_slots: u32) -> Self {
         let dir = PathBuf::from("first");
-        Self::at(Place { dir, storage }, "test", slots, max_slots)
+        Self::at(Place { dir, storage }, "test", slots, max_slots).expect("memory")
     }
 
-    fn at(place: Place, vm: &str, slots: u32, max_slots: u32) -> Self {
-        Self {
-            vm: vm.to_owned(),
+    fn at(place: Place, vm: &str, slots: u32, max_slots: u32) -> Result<Self, SwapError> {
+        let vm = vm.to_owned();
+        let digests = match zeroes(max_slots as usize) {
+            Ok(digests) => digests,
+            Err(source) => return Err(SwapError::Digests { vm, source }),
+        };
+        Ok(Self {
+            vm,
             place: Mutex::new(place),
             slots: Mutex::new(Slots::new(slots)),
             writer: Mutex::default(),
-            digests: zeroes(max_slots as usize),
+            digests,
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
             clusters: AtomicU64::new(0),
-        }
+        })
     }
 
     /// The directory of the file in use.

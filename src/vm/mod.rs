@@ -22,6 +22,7 @@ mod settled;
 mod stats;
 mod vmas;
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -127,14 +128,22 @@ pub struct Latency {
 
 impl Vm {
     /// Puts a VM together: every page untouched.
-    #[must_use]
-    pub fn new(id: VmId, params: VmParams, engine: Box<dyn Engine>, parts: Parts) -> Self {
+    ///
+    /// # Errors
+    /// When there is no memory for its page table.
+    pub fn new(
+        id: VmId,
+        params: VmParams,
+        engine: Box<dyn Engine>,
+        parts: Parts,
+    ) -> io::Result<Self> {
         let opens = engine.kind() == EngineKind::Mprotect;
-        let mut table = PageTable::new(params.pages, Arc::clone(&parts.parking));
+        let latency = Histogram::new_with_max(LATENCY_MAX_US, LATENCY_DIGITS);
+        let mut table = PageTable::new(params.pages, Arc::clone(&parts.parking))?;
         if let Some(words) = parts.words {
             table = table.offering(words);
         }
-        Self {
+        Ok(Self {
             id,
             since: Instant::now(),
             table,
@@ -155,11 +164,8 @@ impl Vm {
             end_reason: OnceLock::new(),
             nothing_left: StdMutex::default(),
             abandoned: StdMutex::default(),
-            latency: StdMutex::new(
-                Histogram::new_with_max(LATENCY_MAX_US, LATENCY_DIGITS)
-                    .expect("the bounds are constants that the library allows"),
-            ),
-        }
+            latency: StdMutex::new(latency.expect("bounds that the library allows")),
+        })
     }
 
     /// Says why the VM is to end; the first reason counts.

@@ -183,7 +183,7 @@ mod tests {
     const PAGE: Gfn = Gfn(0);
 
     fn table() -> PageTable {
-        let table = PageTable::new(1, Arc::new(Parking::without_event()));
+        let table = PageTable::new(1, Arc::new(Parking::without_event())).expect("memory");
         table.try_lock(PAGE).expect("free").set_home(Home::Resident);
         table
     }

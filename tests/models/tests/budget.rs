@@ -64,7 +64,7 @@ fn vm_that_no_longer_starves_does_not_hide_another() {
 fn vm_at_its_ceiling_is_called_when_it_holds_less() {
     explore(|| {
         let parking = Arc::new(Parking::new().expect("an eventfd"));
-        let table = Arc::new(PageTable::new(1, Arc::clone(&parking)));
+        let table = Arc::new(PageTable::new(1, Arc::clone(&parking)).expect("memory"));
         let page = table.try_lock(Gfn(0)).expect("free");
         page.set_home(Home::Resident);
         drop(page);

@@ -76,7 +76,9 @@ impl Host {
     fn new(credits: u32) -> Arc<Self> {
         let parking = Arc::new(Parking::without_event());
         let words = Arc::new(Table::default());
-        let table = PageTable::new(1, Arc::clone(&parking)).offering(Arc::clone(&words) as _);
+        let table = PageTable::new(1, Arc::clone(&parking))
+            .expect("memory")
+            .offering(Arc::clone(&words) as _);
         let host = Self {
             table,
             words,

@@ -7,7 +7,7 @@ use memvisor_models::units::{FrameId, PageBuf, Pages};
 use memvisor_models::{explore, join, spawn};
 
 fn pool(frames: u32) -> Arc<Pool> {
-    let hints = Arc::new(Hints::new(Pages(1)));
+    let hints = Arc::new(Hints::new(Pages(1)).expect("memory"));
     Arc::new(Pool::new("model", frames, &hints).expect("a model's memory"))
 }
 

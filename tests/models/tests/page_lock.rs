@@ -11,7 +11,10 @@ const PAGE: Gfn = Gfn(0);
 
 fn table() -> (Arc<PageTable>, Arc<Parking>) {
     let parking = Arc::new(Parking::without_event());
-    (Arc::new(PageTable::new(1, Arc::clone(&parking))), parking)
+    (
+        Arc::new(PageTable::new(1, Arc::clone(&parking)).expect("memory")),
+        parking,
+    )
 }
 
 /// Moves the page under its lock, if that is free: `content` stands for bytes that only the lock protects.
