@@ -1,8 +1,18 @@
 //! Power-on: what is promised, made and given back.
 
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::{env, fs};
+
+use memvisor_guest_agent::shim::SeqPacket;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use super::super::rig::{Rig, hello};
 use super::*;
 use crate::chain::chain;
+use crate::engine::{Link, MprotectProvider, ShimEngine};
+use crate::units::PAGE_SIZE;
+use crate::vm::Vm;
 
 fn pages(mib: u64) -> u32 {
     u32::try_from(Bytes::from_mib(mib).pages().0).expect("small")
@@ -184,4 +194,89 @@ fn reload_that_takes_a_vm_out_of_the_file_says_so_if_that_cannot_be() {
         "{error}"
     );
     assert_eq!(a.settings().reservation, Bytes::from_mib(1).pages());
+}
+
+/// A VM put together as far as that takes tables: why it could not be, or that it could.
+fn put_together(rig: &Rig, hello: &Hello) -> Result<(), String> {
+    let admitted = rig.admission.admit(hello).map_err(|error| chain(&error))?;
+    let (_guest, socket) = SeqPacket::pair().map_err(|error| error.to_string())?;
+    let (ram, link) = (admitted.ram, Arc::new(Link::new(socket)));
+    let engine = Box::new(ShimEngine::new(ram, link, MprotectProvider));
+    let vm = Vm::new(admitted.id, admitted.params, engine, admitted.parts);
+    vm.map(drop).map_err(|error| error.to_string())
+}
+
+/// With ever more address space, in steps smaller than the tables: each is the one that fails once.
+/// In a process of its own, since others would not find any memory either.
+#[test]
+fn power_on_that_finds_no_memory_is_refused_and_leaves_nothing() {
+    const CHILD: &str = "MEMVISOR_TEST_SHORT_OF_MEMORY";
+    const STEP: usize = 50 << 10;
+    const COARSE: u64 = 16 << 20;
+    if env::var_os(CHILD).is_none() {
+        let test =
+            "host::admission::tests::power_on_that_finds_no_memory_is_refused_and_leaves_nothing";
+        let output = Command::new(env::current_exe().expect("this one"))
+            .args(["--exact", test])
+            .env(CHILD, "1")
+            // All of the heap is one, and every table is mapped on its own.
+            .env("MALLOC_ARENA_MAX", "1")
+            .env("MALLOC_MMAP_THRESHOLD_", "65536")
+            .env("MALLOC_TRIM_THRESHOLD_", "65536")
+            .env("MALLOC_TOP_PAD_", "4096")
+            .output()
+            .expect("start");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let passed = output.status.success() && text.contains("1 passed");
+        assert!(passed, "{}: {text}{errors}", output.status);
+        return;
+    }
+    let rig = Rig::new(None);
+    let hello = Hello {
+        reservation: pages(56),
+        ..hello("a", pages(64))
+    };
+    put_together(&rig, &hello).expect("nothing is short yet");
+    let before = rig.budget.used();
+    // What is small has room in the heap: pieces that no table fits into.
+    let (_kept, freed): (Vec<_>, Vec<_>) = (0..256)
+        .map(|_| (vec![1_u8; 64], vec![1_u8; 32 << 10]))
+        .unzip();
+    drop(freed);
+    // And no larger ones are left: these take those, or are mapped.
+    let _taken = [(); 64].map(|()| vec![1_u8; 60 << 10]);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_AS).expect("a limit");
+    let attempt = |more: u64| {
+        let statm = fs::read_to_string("/proc/self/statm").expect("of this process");
+        let size = statm.split(' ').next().and_then(|n| n.parse().ok());
+        let size: u64 = size.expect("a number of pages");
+        let limit = size * PAGE_SIZE as u64 + more;
+        setrlimit(Resource::RLIMIT_AS, limit, hard).expect("less is always allowed");
+        let result = put_together(&rig, &hello);
+        setrlimit(Resource::RLIMIT_AS, soft, hard).expect("as it was");
+        assert_eq!(rig.budget.used(), before, "{result:?}");
+        result
+    };
+    // Coarse steps as long as the same fails, and where that changes fine ones.
+    let mut refusals = BTreeSet::new();
+    let mut last = attempt(0);
+    for step in 1.. {
+        let result = attempt(step * COARSE);
+        if result != last {
+            let fine = ((step - 1) * COARSE..step * COARSE).step_by(STEP);
+            refusals.extend(fine.filter_map(|more| attempt(more).err()));
+        }
+        if result.is_ok() {
+            break;
+        }
+        last = result;
+    }
+    eprintln!("{refusals:#?}");
+    let tables = refusals
+        .iter()
+        .filter(|why| why.contains("no memory for a table"));
+    assert!(tables.count() >= 4, "{refusals:#?}");
+    let of_swap = |why: &String| why.contains("the digests of its swap file");
+    assert!(refusals.iter().any(of_swap), "{refusals:#?}");
 }
