@@ -149,8 +149,10 @@ fn guest_that_is_stopped_is_left_alone_where_nobody_goes_without() {
         host.await_vm("stopped", "is full", |vm| vm.homes.resident_pages.0 > 5000);
         stopped.send(Signal::SIGSTOP);
         // It owes the host an answer from then on.
-        let mut patch = VmPatch::default();
-        patch.limit = Some(Some(Bytes::from_mib(8).pages()));
+        let patch = VmPatch {
+            limit: Some(Some(Bytes::from_mib(8).pages())),
+            ..VmPatch::default()
+        };
         host.client().set_vm("stopped", &patch).expect("a limit");
         let words = "--memory 24M --reservation 16M --workload kv,size=16M,content=random";
         let mut other = host.guest("other", words);

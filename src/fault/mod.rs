@@ -22,7 +22,7 @@
 //! are attached ([`Attacher`]), which the worker does.
 //!
 //! A guest may serve some of its faults itself ([`crate::page::Claims`]), as long as it holds memory for
-//! that in advance ([`Credits`]); what reaches the daemon then is what it cannot.
+//! that in advance (`credits.rs`); what reaches the daemon then is what it cannot.
 //!
 //! Where a mapping of the guest must change (a copy-on-write break; any page, without userfaultfd),
 //! the faulting thread itself does it: it gets a [`Reply`](crate::engine::Reply) and confirms. Until

@@ -125,7 +125,7 @@ impl Uffd {
     }
 
     /// Appends the waiting faults to `faults`; none when none wait. Never waits for one, whatever the guest
-    /// does; before Linux 6.10 it may take as long as [`end_sleeps`] says.
+    /// does; before Linux 6.10 a read that sleeps is interrupted after a second.
     ///
     /// # Errors
     /// `InvalidInput` when the guest has taken `O_NONBLOCK` away, `InvalidData` when it asked the kernel for other
