@@ -1,7 +1,10 @@
 //! The memory of one simulated guest: what its page tables and its RAM file are to a real one.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+
+use nix::sys::stat::fstat;
 
 use crate::engine::{Content, Engine, EngineError, EngineKind, Provided, Reply, SharedRun};
 use crate::fault::Access;
@@ -47,6 +50,8 @@ struct Page {
     /// Whether its next write is noted, because nothing was written or mapped since it was asked about.
     is_armed: bool,
     wakes: u64,
+    /// How often its guest has asked for something else in its place: what it holds does not matter.
+    unwanted: u32,
 }
 
 /// No refusal is armed.
@@ -56,14 +61,11 @@ const NEVER: u32 = u32::MAX;
 #[derive(Debug)]
 pub(super) struct AddressSpace {
     kind: EngineKind,
-    pool: Arc<Pool>,
+    pools: Vec<Arc<Pool>>,
+    pool: Mutex<Arc<Pool>>,
     pages: Mutex<Vec<Page>>,
     /// Runs that the guest's kernel still maps before it refuses one for want of VMAs.
     accepts: AtomicU32,
-    /// Nonzero while the guest gives pages up, which it may do with pages that it can access.
-    giving_up: AtomicU32,
-    /// Nonzero while the guest has pages attached, whose bytes it does not want.
-    attaching: AtomicU32,
     /// Nonzero: handing pages over fails.
     dead: AtomicU32,
     /// Whether every fault is a signal.
@@ -71,20 +73,27 @@ pub(super) struct AddressSpace {
 }
 
 impl AddressSpace {
-    pub(super) fn new(kind: EngineKind, pages: u32, pool: Arc<Pool>, signals: bool) -> Self {
+    /// The memory of a guest that shares in the pool of this number.
+    pub(super) fn new(
+        kind: EngineKind,
+        pages: u32,
+        pools: &[Arc<Pool>],
+        pool: usize,
+        signals: bool,
+    ) -> Self {
         let page = |_| Page {
             view: View::Closed,
             content: None,
             is_armed: false,
             wakes: 0,
+            unwanted: 0,
         };
         Self {
             kind,
-            pool,
+            pools: pools.to_vec(),
+            pool: Mutex::new(Arc::clone(&pools[pool])),
             pages: Mutex::new((0..pages).map(page).collect()),
             accepts: AtomicU32::new(NEVER),
-            giving_up: AtomicU32::new(0),
-            attaching: AtomicU32::new(0),
             dead: AtomicU32::new(0),
             signals,
         }
@@ -100,12 +109,13 @@ impl AddressSpace {
         self.accepts.store(NEVER, Ordering::SeqCst);
     }
 
-    pub(super) fn set_giving_up(&self, giving_up: bool) {
-        self.giving_up.store(u32::from(giving_up), Ordering::SeqCst);
-    }
-
-    pub(super) fn set_attaching(&self, attaching: bool) {
-        self.attaching.store(u32::from(attaching), Ordering::SeqCst);
+    /// The guest asks for pages to be taken or attached, or has the answer.
+    pub(super) fn set_unwanted(&self, run: GfnRun, unwanted: bool) {
+        let mut pages = self.pages();
+        for gfn in run.iter() {
+            let count = &mut pages[gfn.index()].unwanted;
+            *count = if unwanted { *count + 1 } else { *count - 1 };
+        }
     }
 
     pub(super) fn set_dead(&self) {
@@ -130,6 +140,10 @@ impl AddressSpace {
         }
     }
 
+    fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.pool.lock())
+    }
+
     fn pages(&self) -> MutexGuard<'_, Vec<Page>> {
         self.pages.lock()
     }
@@ -144,12 +158,12 @@ impl AddressSpace {
             View::ClosedPool(_) => return Err(Trap::Signal(Access::Read)),
             View::Pool(frame) => {
                 assert!(
-                    self.pool.refs(frame) > 0,
+                    self.pool().refs(frame) > 0,
                     "{gfn} maps frame {}, which is free",
                     frame.0
                 );
                 let mut content = PageBuf::zeroed();
-                self.pool.read(frame, &mut content);
+                self.pool().read(frame, &mut content);
                 into.copy_from_slice(&content.0[at..][..into.len()]);
             }
         }
@@ -230,9 +244,12 @@ impl AddressSpace {
         let View::Pool(frame) = page.view else {
             panic!("{gfn} is {:?} and is broken by its guest", page.view);
         };
-        assert!(self.pool.refs(frame) > 0, "{gfn} is a copy of a free frame");
+        assert!(
+            self.pool().refs(frame) > 0,
+            "{gfn} is a copy of a free frame"
+        );
         let mut content = PageBuf::zeroed();
-        self.pool.read(frame, &mut content);
+        self.pool().read(frame, &mut content);
         page.fill(gfn, content);
     }
 
@@ -317,7 +334,6 @@ impl Engine for Arc<AddressSpace> {
 
     fn map_shared(&self, runs: &[SharedRun]) -> Result<usize, EngineError> {
         let mut content = PageBuf::zeroed();
-        let is_wanted = self.attaching.load(Ordering::SeqCst) == 0;
         for (done, SharedRun { run, frame: first }) in runs.iter().enumerate() {
             if self.is_refused() {
                 return Ok(done);
@@ -326,13 +342,13 @@ impl Engine for Arc<AddressSpace> {
                 let page = &mut self.pages()[gfn.index()];
                 assert_eq!(page.view, View::Closed, "{gfn} is shared and not frozen");
                 assert!(
-                    self.pool.refs(frame) > 0,
+                    self.pool().refs(frame) > 0,
                     "{gfn} is mapped to frame {}, which is free",
                     frame.0
                 );
-                self.pool.read(frame, &mut content);
+                self.pool().read(frame, &mut content);
                 assert!(
-                    page.content.as_deref() == Some(&content) || !is_wanted,
+                    page.content.as_deref() == Some(&content) || page.unwanted > 0,
                     "{gfn} is mapped to frame {} of other bytes",
                     frame.0
                 );
@@ -399,6 +415,19 @@ impl Engine for Arc<AddressSpace> {
         Ok(())
     }
 
+    fn set_pool(&self, pool: BorrowedFd<'_>) -> Result<(), EngineError> {
+        let file = |fd: BorrowedFd<'_>| fstat(fd).expect("it is open").st_ino;
+        let is_it = |known: &&Arc<Pool>| {
+            let fd = known.read_only_fd().expect("/proc is there");
+            file(fd.as_fd()) == file(pool)
+        };
+        let pool = self.pools.iter().find(is_it).expect("a pool of the host");
+        let shares = self.pages().iter().any(|page| page.view.is_pool());
+        assert!(!shares, "the guest still maps the pool that it leaves");
+        *self.pool.lock() = Arc::clone(pool);
+        Ok(())
+    }
+
     fn prefetch(&self, _gfn: Gfn) {}
 
     fn read(&self, gfn: Gfn, into: &mut PageBuf) {
@@ -416,8 +445,6 @@ impl Engine for Arc<AddressSpace> {
     }
 
     fn punch(&self, run: GfnRun) -> Result<(), EngineError> {
-        let may_be_open =
-            self.kind == EngineKind::Uffd && self.giving_up.load(Ordering::SeqCst) != 0;
         for gfn in run.iter() {
             let page = &mut self.pages()[gfn.index()];
             if self.check_alive().is_err() {
@@ -427,6 +454,7 @@ impl Engine for Arc<AddressSpace> {
             }
             assert!(page.content.is_some(), "{gfn} is punched and is a hole");
             if page.view == View::Open {
+                let may_be_open = self.kind == EngineKind::Uffd && page.unwanted > 0;
                 assert!(may_be_open, "{gfn} is punched while the guest can write it");
                 page.view = View::Closed;
             }

@@ -4,7 +4,7 @@ use super::{Guest, Host, Op, Spec, View};
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::Home;
-use crate::units::{Gfn, Pages, VmId};
+use crate::units::{Gfn, VmId};
 use crate::vm::Means;
 
 const PAGES: u32 = 64;
@@ -42,8 +42,7 @@ fn swapped(kind: EngineKind) -> (Host, Guest) {
         swap: true,
     };
     while guest.vm.table.count(Home::Resident) > 0 {
-        let evicted = guest.evictor.evict(&guest.vm, Pages(32), means);
-        assert!(evicted.expect("the session lives") > Pages(0));
+        assert!(guest.evict_by(32, means) > 0);
     }
     (host, guest)
 }
