@@ -25,6 +25,7 @@ mod shim;
 mod uffd;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use memvisor_guest_agent::protocol::memory::{self, Ack, MAX_RUNS, Op, Remap};
 use thiserror::Error;
@@ -175,6 +176,12 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
             EngineKind::Mprotect => remap(self, Op::Open, &plain(runs)),
         }
     }
+
+    /// Has the guest take frames from another pool from now on; no page may be mapped from the one it has.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn set_pool(&self, pool: BorrowedFd<'_>) -> Result<(), EngineError>;
 
     /// Copies a resident page out of the RAM file.
     fn read(&self, gfn: Gfn, into: &mut PageBuf);

@@ -1,5 +1,6 @@
 //! What both engines do in the same way: commands to the shim, and the RAM file.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use memvisor_guest_agent::protocol::memory::{Ack, Op, Remap};
@@ -52,6 +53,10 @@ impl<P: Provider> Engine for ShimEngine<P> {
 
     fn command(&self, op: Op, runs: &[Remap]) -> Result<Ack, EngineError> {
         self.link.command(op, runs)
+    }
+
+    fn set_pool(&self, pool: BorrowedFd<'_>) -> Result<(), EngineError> {
+        self.link.set_pool(pool)
     }
 
     fn read(&self, gfn: Gfn, into: &mut PageBuf) {

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::{EngineError, Link};
+use crate::engine::EngineError;
 use crate::pool::Pool;
 use crate::share::{Leaver, Left};
 use crate::vm::Vm;
@@ -27,11 +27,13 @@ pub(super) struct Joining {
 
 impl Joining {
     /// Begins a move; a later one replaces an earlier one.
-    pub(super) fn begin(vm: &Vm, pool: Option<Arc<Pool>>) -> Self {
+    pub(super) fn begin(vm: &Vm, pool: Option<Arc<Pool>>, now: Instant) -> Self {
         vm.set_sharing(false);
-        let leaver = Leaver::default();
-        let due = Instant::now();
-        Self { leaver, pool, due }
+        Self {
+            leaver: Leaver::default(),
+            pool,
+            due: now,
+        }
     }
 
     /// When the next step is due.
@@ -43,19 +45,19 @@ impl Joining {
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
-    pub(super) fn step(&mut self, vm: &Vm, link: &Link) -> Result<bool, EngineError> {
-        if Instant::now() < self.due {
+    pub(super) fn step(&mut self, vm: &Vm, now: Instant) -> Result<bool, EngineError> {
+        if now < self.due {
             return Ok(false);
         }
         match self.leaver.step(vm)? {
             Left::Some => Ok(false),
-            Left::Starved => {
-                self.due = Instant::now() + PAUSE;
+            Left::Waits => {
+                self.due = now + PAUSE;
                 Ok(false)
             }
             Left::Everything => {
                 if let Some(pool) = &self.pool {
-                    enter(vm, link, pool)?;
+                    enter(vm, pool)?;
                 }
                 Ok(true)
             }
@@ -63,13 +65,13 @@ impl Joining {
     }
 }
 
-fn enter(vm: &Vm, link: &Link, pool: &Arc<Pool>) -> Result<(), EngineError> {
+fn enter(vm: &Vm, pool: &Arc<Pool>) -> Result<(), EngineError> {
     if !Arc::ptr_eq(pool, &vm.pool()) {
         let what = "open a pool to read";
         let fd = pool
             .read_only_fd()
             .map_err(|source| EngineError::Kernel { what, source })?;
-        link.set_pool(fd.as_fd())?;
+        vm.engine.set_pool(fd.as_fd())?;
         vm.set_pool(Arc::clone(pool));
     }
     vm.set_sharing(true);

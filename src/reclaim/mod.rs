@@ -18,14 +18,21 @@
 //! the digest, the comparison with a frame and the compressor look at that copy while it is in cache.
 
 mod evict;
+mod job;
 mod join;
 mod pace;
 mod stash;
 mod stores;
+mod turn;
 mod victims;
 mod worker;
 
 pub use evict::Evictor;
+pub use job::{Job, WorkerHandle};
+#[cfg(test)]
+pub(crate) use job::{Queue, queue};
 pub use pace::{ScanSettings, host_ghz};
 pub use stash::trim_cache;
-pub use worker::{Job, Worker, WorkerHandle};
+#[cfg(test)]
+pub(crate) use turn::Core;
+pub use worker::Worker;

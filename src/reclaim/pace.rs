@@ -26,8 +26,8 @@ pub struct ScanSettings {
 
 /// Slices a second at full rate.
 const SLICES: u32 = 10;
-/// The least pages of a slice: below, waking up costs more than looking.
-const MIN_SLICE: u32 = 256;
+/// The least pages of a slice: below, waking up costs more than looking. In tests fewer, so that a small VM has several.
+const MIN_SLICE: u32 = if cfg!(test) { 5 } else { 256 };
 /// The most that passes of a VM that is not quiet are apart.
 const MAX_APART: Duration = Duration::from_secs(3);
 /// The passes of a quiet VM are up to this much further apart.

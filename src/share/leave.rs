@@ -18,10 +18,10 @@ const BATCH: usize = 64;
 pub enum Left {
     /// No page is shared any more.
     Everything,
-    /// Some pages were moved, and there are more, or some are busy.
+    /// Some pages were moved, and there are more.
     Some,
-    /// There is no memory for the pages that are left.
-    Starved,
+    /// None could be moved: there is no memory for those that are left, or they are busy.
+    Waits,
 }
 
 /// The walk of a VM that leaves its pool; belongs to its worker. Sharing must be forbidden first.
@@ -56,10 +56,8 @@ impl Leaver {
         let moved = !copied.is_empty();
         // Also after a failure: what is in RAM is paid for.
         rehome(vm, copied)?;
-        Ok(match ended? {
-            false if !moved => Left::Starved,
-            _ => Left::Some,
-        })
+        ended?;
+        Ok(if moved { Left::Some } else { Left::Waits })
     }
 }
 

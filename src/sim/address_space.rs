@@ -1,9 +1,11 @@
 //! The memory of one simulated guest: what its page tables and its RAM file are to a real one.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use memvisor_guest_agent::protocol::memory::{Ack, Command, Fault, Op, Remap};
 use memvisor_guest_agent::shim::mapping::{Mapping, execute, obey};
+use nix::sys::stat::fstat;
 
 use crate::engine::{Content, Engine, EngineError, EngineKind, Reply};
 use crate::pool::Pool;
@@ -48,6 +50,8 @@ struct Page {
     /// Whether its next write is noted, because nothing was written or mapped since it was asked about.
     is_armed: bool,
     wakes: u64,
+    /// How often its guest has asked for something else in its place: what it holds does not matter.
+    unwanted: u32,
 }
 
 /// What does not come.
@@ -57,16 +61,13 @@ const NEVER: u32 = u32::MAX;
 #[derive(Debug)]
 pub(super) struct AddressSpace {
     kind: EngineKind,
-    pool: Arc<Pool>,
+    pools: Vec<Arc<Pool>>,
+    pool: Mutex<Arc<Pool>>,
     pages: Mutex<Vec<Page>>,
     /// Runs that the guest's kernel still maps before it refuses one for want of VMAs.
     accepts: AtomicU32,
     /// How many it refused to threads that had claimed a page.
     refused: AtomicU32,
-    /// Nonzero while the guest gives pages up, which it may do with pages that it can access.
-    giving_up: AtomicU32,
-    /// Nonzero while the guest has pages attached, whose bytes it does not want.
-    attaching: AtomicU32,
     /// Operations that the guest still lives to see.
     life: AtomicU32,
     /// Whether every fault is a signal.
@@ -74,21 +75,28 @@ pub(super) struct AddressSpace {
 }
 
 impl AddressSpace {
-    pub(super) fn new(kind: EngineKind, pages: u32, pool: Arc<Pool>, signals: bool) -> Self {
+    /// The memory of a guest that shares in the pool of this number.
+    pub(super) fn new(
+        kind: EngineKind,
+        pages: u32,
+        pools: &[Arc<Pool>],
+        pool: usize,
+        signals: bool,
+    ) -> Self {
         let page = |_| Page {
             view: View::Closed,
             content: None,
             is_armed: false,
             wakes: 0,
+            unwanted: 0,
         };
         Self {
             kind,
-            pool,
+            pools: pools.to_vec(),
+            pool: Mutex::new(Arc::clone(&pools[pool])),
             pages: Mutex::new((0..pages).map(page).collect()),
             accepts: AtomicU32::new(NEVER),
             refused: AtomicU32::new(0),
-            giving_up: AtomicU32::new(0),
-            attaching: AtomicU32::new(0),
             life: AtomicU32::new(NEVER),
             signals,
         }
@@ -104,12 +112,13 @@ impl AddressSpace {
         self.accepts.store(NEVER, Ordering::SeqCst);
     }
 
-    pub(super) fn set_giving_up(&self, giving_up: bool) {
-        self.giving_up.store(u32::from(giving_up), Ordering::SeqCst);
-    }
-
-    pub(super) fn set_attaching(&self, attaching: bool) {
-        self.attaching.store(u32::from(attaching), Ordering::SeqCst);
+    /// The guest asks for pages to be taken or attached, or has the answer.
+    pub(super) fn set_unwanted(&self, run: GfnRun, unwanted: bool) {
+        let mut pages = self.pages();
+        for gfn in run.iter() {
+            let count = &mut pages[gfn.index()].unwanted;
+            *count = if unwanted { *count + 1 } else { *count - 1 };
+        }
     }
 
     /// The guest lives to see so many more operations that need it.
@@ -148,6 +157,10 @@ impl AddressSpace {
         }
     }
 
+    fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.pool.lock())
+    }
+
     fn pages(&self) -> MutexGuard<'_, Vec<Page>> {
         self.pages.lock()
     }
@@ -171,11 +184,11 @@ impl AddressSpace {
     fn frame(&self, gfn: Gfn, frame: FrameId) -> PageBuf {
         let number = frame.0;
         assert!(
-            self.pool.refs(frame) > 0,
+            self.pool().refs(frame) > 0,
             "{gfn} maps frame {number}, which is free"
         );
         let mut content = PageBuf::zeroed();
-        self.pool.read(frame, &mut content);
+        self.pool().read(frame, &mut content);
         content
     }
 
@@ -299,7 +312,6 @@ impl Mapping for Mapped<'_> {
 
     fn remap(&self, op: Op, Remap { run, frame }: Remap) -> Result<(), i32> {
         let space = self.space;
-        let is_wanted = space.attaching.load(Ordering::SeqCst) == 0;
         match (op, space.kind) {
             // Dropping page-table entries takes no VMA.
             (Op::Freeze, EngineKind::Uffd) | (Op::MapPrivate, _) => {}
@@ -314,7 +326,11 @@ impl Mapping for Mapped<'_> {
                 (Op::Open, View::Closed | View::Open) if !is_hole => View::Open,
                 (Op::MapShared, View::Closed) => {
                     let is_same = page.content.as_deref() == Some(&space.frame(gfn, frame));
-                    assert!(is_same || !is_wanted, "{gfn} gets other bytes by {frame:?}");
+                    let is_unwanted = page.unwanted > 0;
+                    assert!(
+                        is_same || is_unwanted,
+                        "{gfn} gets other bytes by {frame:?}"
+                    );
                     page.is_armed = false;
                     View::Pool(frame)
                 }
@@ -376,6 +392,19 @@ impl Engine for Arc<AddressSpace> {
         Ok(execute(&self.mapped_by(Who::MemoryThread), &command))
     }
 
+    fn set_pool(&self, pool: BorrowedFd<'_>) -> Result<(), EngineError> {
+        let file = |fd: BorrowedFd<'_>| fstat(fd).expect("it is open").st_ino;
+        let is_it = |known: &&Arc<Pool>| {
+            let fd = known.read_only_fd().expect("/proc is there");
+            file(fd.as_fd()) == file(pool)
+        };
+        let pool = self.pools.iter().find(is_it).expect("a pool of the host");
+        let shares = self.pages().iter().any(|page| page.view.is_pool());
+        assert!(!shares, "the guest still maps the pool that it leaves");
+        *self.pool.lock() = Arc::clone(pool);
+        Ok(())
+    }
+
     fn prefetch(&self, _gfn: Gfn) {}
 
     fn read(&self, gfn: Gfn, into: &mut PageBuf) {
@@ -393,12 +422,11 @@ impl Engine for Arc<AddressSpace> {
     }
 
     fn punch(&self, run: GfnRun) -> Result<(), EngineError> {
-        let may_be_open =
-            self.kind == EngineKind::Uffd && self.giving_up.load(Ordering::SeqCst) != 0;
         for gfn in run.iter() {
             let page = &mut self.pages()[gfn.index()];
             assert!(page.content.is_some(), "{gfn} is punched and is a hole");
             if page.view == View::Open {
+                let may_be_open = self.kind == EngineKind::Uffd && page.unwanted > 0;
                 assert!(may_be_open, "{gfn} is punched while the guest can write it");
                 page.view = View::Closed;
             }

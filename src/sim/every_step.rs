@@ -1,14 +1,17 @@
 //! One story of a host with two guests, told again and again, in which something fails at each step in turn: the guest
 //! dies, or the disk under its swap file takes a write no more.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use nix::errno::Errno;
 
+use super::worker::{FAST, PAUSE, ask};
 use super::{Guest, Host, Op, Spec};
-use crate::balloon;
 use crate::compress::samples;
 use crate::engine::{EngineError, EngineKind};
-use crate::reclaim::trim_cache;
-use crate::share::{self, AttachRequest, Leaver};
+use crate::reclaim::Job;
+use crate::share::AttachRequest;
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
 use crate::vm::Means;
 
@@ -47,10 +50,7 @@ fn prologue(kind: EngineKind) -> (Host, [Guest; 2]) {
     });
     let [first, mut second] = guests;
     // It leaves hints, so that the other finds pages like its own.
-    for _ in 0..2 {
-        let found = second.scanner.scan(&second.vm, &*host.peers, PAGES);
-        found.expect("it lives");
-    }
+    second.scan();
     (host, [first, second])
 }
 
@@ -61,36 +61,47 @@ fn write(guest: &mut Guest, gfn: u32, page: PageBuf) {
 
 /// All that a worker does with its guest.
 fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
-    let vm = std::sync::Arc::clone(&guest.vm);
+    let (vm, handle) = (Arc::clone(&guest.vm), guest.worker.handle.clone());
+    handle.set_scan_rate(FAST);
+    handle.set_sample_period(PAUSE);
     for _ in 0..3 {
-        guest.scanner.scan(&vm, &*host.peers, PAGES)?;
-        let nudged = host.peers.nudged(vm.id);
-        guest.scanner.follow(&vm, &*host.peers, nudged)?;
+        guest.worker.try_wait(PAUSE)?;
     }
-    guest.sampler.next_period(&vm)?;
+    handle.set_scan_rate(0);
     for _ in 0..8 {
-        guest.evictor.evict(&vm, Pages(3), Means::ALL)?;
+        vm.orders.set_evict(Pages(3), Means::ALL);
+        guest.worker.try_wait(PAUSE)?;
     }
-    guest.sampler.next_period(&vm)?;
     let (pages, source) = (GfnRun::new(Gfn(0), 3), Gfn(12));
-    guest.space.set_attaching(true);
-    let attached = share::attach(&vm, &*host.peers, AttachRequest { pages, source });
-    guest.space.set_attaching(false);
-    let attached = pages.iter().take(attached? as usize);
-    attached.for_each(|gfn| guest.memory.copy(Gfn(gfn.0 + source.0), gfn));
+    guest.space.set_unwanted(pages, true);
+    let request = AttachRequest { pages, source };
+    let attached = ask(&handle, |answer| Job::Attach(request, answer));
+    guest.worker.try_wait(PAUSE)?;
+    guest.space.set_unwanted(pages, false);
+    let count = attached.try_recv().expect("answered");
+    for gfn in pages.iter().take(count as usize) {
+        guest.memory.copy(Gfn(gfn.0 + source.0), gfn);
+    }
     for run in [GfnRun::new(Gfn(3), 3), GfnRun::new(Gfn(16), 4)] {
-        guest.space.set_giving_up(true);
-        let given_up = balloon::inflate(&vm, &[run]);
-        guest.space.set_giving_up(false);
-        given_up?;
+        guest.space.set_unwanted(run, true);
+        let taken = ask(&handle, |answer| Job::Inflate(vec![run], answer));
+        let given = ask(&handle, |answer| Job::Deflate(vec![run], answer));
+        guest.worker.try_wait(PAUSE)?;
+        guest.space.set_unwanted(run, false);
+        assert!(taken.try_recv().is_ok() && given.try_recv().is_ok());
         run.iter().for_each(|gfn| guest.memory.forget(gfn));
     }
-    let _ = balloon::deflate(&vm, &[GfnRun::new(Gfn(3), 2)]);
     vm.zip.lock().set_max_pages(1);
-    trim_cache(&vm, 8);
-    Leaver::default().step(&vm)?;
-    guest.evictor.evict(&vm, Pages(8), Means::ALL)?;
-    Ok(())
+    guest.worker.try_wait(PAUSE)?;
+    for pool in [None, Some(Arc::clone(&host.pools[0]))] {
+        assert!(handle.suggest(Job::Join(pool)), "a queue with room");
+        guest.worker.try_wait(PAUSE)?;
+    }
+    vm.orders.set_evict(Pages(8), Means::ALL);
+    guest.worker.try_wait(PAUSE)?;
+    vm.orders.set_evict(Pages(0), Means::ALL);
+    handle.set_sample_period(Duration::ZERO);
+    guest.worker.try_wait(PAUSE)
 }
 
 fn read_all(guest: &mut Guest) {

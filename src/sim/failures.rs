@@ -66,23 +66,6 @@ impl Guest {
     fn home(&self, gfn: u32) -> Home {
         self.vm.table.entry(Gfn(gfn)).home()
     }
-
-    fn evict(&mut self, pages: u64) -> u64 {
-        self.evict_by(pages, Means::ALL)
-    }
-
-    fn evict_by(&mut self, pages: u64, means: Means) -> u64 {
-        let evicted = self.evictor.evict(&self.vm, Pages(pages), means);
-        evicted.expect("the session lives").0
-    }
-
-    /// A scan of all pages, and a look at those that were the first of their content.
-    fn share(&mut self, host: &Host) -> u64 {
-        let found = self.scanner.scan(&self.vm, &*host.peers, PAGES);
-        let nudged = host.peers.nudged(self.vm.id);
-        let followed = self.scanner.follow(&self.vm, &*host.peers, nudged);
-        found.expect("the session lives").shared + followed.expect("the session lives")
-    }
 }
 
 fn noise(seed: u32) -> PageBuf {
@@ -260,7 +243,7 @@ fn failing_swap_file_leaves_pages_in_memory() {
 fn failing_swap_file_leaves_shared_pages_shared() {
     let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
     (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
-    assert_eq!(guest.share(&host), 4);
+    assert_eq!(guest.scan(), 4);
     guest.disk.set_failing(Some(Errno::EIO));
     assert_eq!(guest.evict(64), 0);
     guest.read_all();
@@ -272,7 +255,7 @@ fn failing_swap_file_leaves_shared_pages_shared() {
 fn guest_of_all_kinds(kind: EngineKind) -> (Host, Guest) {
     let (host, mut guest) = host_and_guest(kind, 1000);
     (10..12).for_each(|gfn| guest.write(gfn, noise(99)));
-    assert_eq!(guest.share(&host), 2);
+    assert_eq!(guest.scan(), 2);
     (0..4).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 500)));
     (4..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
     (8..10).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
@@ -350,7 +333,7 @@ fn refused_freeze_leaves_pages_to_their_guest() {
     host.check(&[&guest]);
     guest.read_all();
     guest.space.refuse_after(3);
-    assert_eq!(guest.share(&host), 0);
+    assert_eq!(guest.scan(), 0);
     let statuses = balloon::inflate(&guest.vm, &[GfnRun::new(Gfn(0), 1)]).expect("it lives");
     assert_eq!(statuses[0].status, PageStatus::Busy);
     guest.space.accept();
@@ -372,9 +355,9 @@ fn frames_that_cannot_be_mapped_are_given_back() {
         // them takes VMAs where they are closed by protection.
         let freezes = if kind == EngineKind::Mprotect { 7 } else { 0 };
         guest.space.refuse_after(freezes + 3);
-        let found = guest.scanner.scan(&guest.vm, &*host.peers, PAGES);
+        let shared = guest.scan();
         guest.space.accept();
-        assert_eq!(found.expect("it lives").shared, 3);
+        assert_eq!(shared, 3);
         host.check(&[&guest]);
         guest.read_all();
         end(&host, guest);
@@ -425,7 +408,7 @@ fn guest_blocked_from_growing_still_gets_its_own_pages() {
     let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
     (0..2).for_each(|gfn| guest.write(gfn, noise(gfn)));
     (2..4).for_each(|gfn| guest.write(gfn, noise(9)));
-    assert_eq!(guest.share(&host), 2);
+    assert_eq!(guest.scan(), 2);
     assert_eq!(guest.evict(2), 2);
     guest.vm.orders.set_blocked(Blocked::Touches);
     (0..2).for_each(|gfn| guest.read(gfn));
@@ -466,9 +449,9 @@ fn broken_by_one_write(kind: EngineKind, count: u32, exceeded: bool) -> u64 {
     for gfn in run.clone() {
         other.write(gfn, PageBuf([gfn as u8; PAGE_SIZE]));
     }
-    other.share(&host);
-    guest.share(&host);
-    other.share(&host);
+    other.scan();
+    guest.scan();
+    other.scan();
     for gfn in run.clone() {
         let expected = matches!((guest.home(10), guest.home(gfn)),
             (Home::Shared(first), Home::Shared(frame)) if frame.0 == first.0 + gfn - 10);
@@ -506,7 +489,7 @@ fn break_over_the_budget_of_vmas_takes_the_rest_of_the_run() {
 fn break_without_memory_for_the_whole_run_breaks_what_it_can() {
     let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
     (10..18).for_each(|gfn| guest.write(gfn, noise(7)));
-    assert_eq!(guest.share(&host), 8);
+    assert_eq!(guest.scan(), 8);
     let taken = host.budget.free().0 - RESERVE / 2;
     assert!(host.budget.take(taken, Urgency::Refill));
     let broken = resolve(&guest.vm, Gfn(12), Access::Write, 0).expect("not its fault");
@@ -521,7 +504,7 @@ fn guest_that_dies_in_a_fault_costs_nothing_afterwards() {
     for kind in BOTH {
         let (host, mut guest) = host_and_guest(kind, 1000);
         (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
-        assert_eq!(guest.share(&host), 4);
+        assert_eq!(guest.scan(), 4);
         guest.write(5, noise(5));
         assert_eq!(guest.evict(1), 1);
         let used = host.budget.used();
@@ -543,7 +526,7 @@ fn guest_that_dies_in_a_fault_costs_nothing_afterwards() {
 fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
     let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
     (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
-    assert_eq!(guest.share(&host), 4);
+    assert_eq!(guest.scan(), 4);
     let first = resolve(&guest.vm, Gfn(2), Access::Write, 0).expect("it lives");
     let Outcome::Ask(reply, pending) = first else {
         panic!("{first:?}")

@@ -1,18 +1,18 @@
 //! A simulated host: budget, pools, guests, and the comparison of all that is counted.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::words;
-use super::{AddressSpace, Claims, FaultThread, GuestThread, Line, Memory, SimDisk, View};
+use super::{
+    AddressSpace, Claims, Clock, FaultThread, GuestThread, Line, Memory, SimDisk, View, Worker,
+};
 use crate::compress::ZipCache;
 use crate::engine::EngineKind;
 use crate::page::{Budget, Home, Parking, Urgency};
 use crate::pool::{Hints, Pool};
-use crate::reclaim::Evictor;
-use crate::sample::Sampler;
-use crate::share::{Peers, Scanner};
+use crate::reclaim::{Job, WorkerHandle};
+use crate::share::Peers;
 use crate::swap::SwapFile;
 use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, PageBuf, Pages, VmId};
@@ -38,30 +38,27 @@ pub(super) struct Spec {
     pub(super) ahead: u32,
 }
 
-/// The other VMs as a scanner sees them, and what scanners told them.
+/// The other VMs as a scanner sees them, and their workers.
 #[derive(Debug, Default)]
-pub(super) struct Switchboard {
-    vms: Mutex<HashMap<VmId, Arc<Vm>>>,
-    nudges: Mutex<HashMap<VmId, VecDeque<Gfn>>>,
-}
+pub(super) struct Switchboard(Mutex<HashMap<VmId, (Arc<Vm>, WorkerHandle)>>);
 
 impl Switchboard {
-    /// The pages that others have found to equal theirs.
-    pub(super) fn nudged(&self, vm: VmId) -> Vec<Gfn> {
-        let mut nudges = self.nudges.lock();
-        nudges.remove(&vm).unwrap_or_default().into()
+    fn get(&self, vm: VmId) -> Option<(Arc<Vm>, WorkerHandle)> {
+        self.0.lock().get(&vm).cloned()
     }
 }
 
 impl Peers for Switchboard {
     fn known_hash(&self, vm: VmId, gfn: Gfn) -> Option<u32> {
-        let vm = self.vms.lock().get(&vm).cloned()?;
-        vm.table.known_hash(gfn)
+        self.get(vm)?.0.table.known_hash(gfn)
     }
 
     fn nudge(&self, vm: VmId, gfn: Gfn) {
-        let mut nudges = self.nudges.lock();
-        nudges.entry(vm).or_default().push_back(gfn);
+        if let Some((vm, worker)) = self.get(vm)
+            && !worker.suggest(Job::Look(gfn))
+        {
+            vm.table.note_written(gfn);
+        }
     }
 }
 
@@ -69,16 +66,13 @@ impl Peers for Switchboard {
 #[derive(Debug)]
 pub(super) struct Guest {
     pub(super) vm: Arc<Vm>,
-    pub(super) salt: usize,
     pub(super) space: Arc<AddressSpace>,
     pub(super) disk: Arc<SimDisk>,
     pub(super) memory: Memory,
     pub(super) claims: Option<Claims>,
     pub(super) threads: Vec<GuestThread>,
     pub(super) faults: FaultThread,
-    pub(super) scanner: Scanner,
-    pub(super) evictor: Evictor,
-    pub(super) sampler: Sampler,
+    pub(super) worker: Worker,
 }
 
 /// The host. See the [module text](super).
@@ -87,6 +81,7 @@ pub(super) struct Host {
     pub(super) budget: Arc<Budget>,
     pub(super) pools: Vec<Arc<Pool>>,
     pub(super) peers: Arc<Switchboard>,
+    pub(super) clock: Clock,
 }
 
 impl Host {
@@ -99,6 +94,7 @@ impl Host {
             budget: Arc::new(Budget::new(Pages(total), Pages(reserve))),
             pools: (0..salts).map(|salt| Arc::new(pool(salt))).collect(),
             peers: Arc::default(),
+            clock: Clock::new(),
         }
     }
 
@@ -115,7 +111,7 @@ impl Host {
             return None;
         }
         let pool = Arc::clone(&self.pools[spec.salt]);
-        let space = AddressSpace::new(spec.kind, spec.pages, Arc::clone(&pool), spec.inline);
+        let space = AddressSpace::new(spec.kind, spec.pages, &self.pools, spec.salt, spec.inline);
         let space = Arc::new(space);
         let disk = Arc::new(SimDisk::default());
         let zip = ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd");
@@ -134,7 +130,10 @@ impl Host {
         self.budget.register(&parts.parking);
         let vm = Vm::new(id, params, Box::new(Arc::clone(&space)), parts).expect("memory");
         let vm = Arc::new(vm);
-        self.peers.vms.lock().insert(id, Arc::clone(&vm));
+        let peers = Arc::clone(&self.peers) as Arc<dyn Peers>;
+        let worker = Worker::new(&vm, peers, self.clock.clone());
+        let member = (Arc::clone(&vm), worker.handle.clone());
+        self.peers.0.lock().insert(id, member);
         let line = Arc::new(Line::default());
         let memory = Memory::new(spec.pages);
         let thread = |channel| {
@@ -143,13 +142,10 @@ impl Host {
             GuestThread::new(vm, space, line, memory.clone(), channel, claims)
         };
         Some(Guest {
-            salt: spec.salt,
             threads: (0..spec.threads).map(thread).collect(),
             faults: FaultThread::new(Arc::clone(&vm), Arc::clone(&line), spec.threads, spec.ahead),
             claims: claims.clone(),
-            scanner: Scanner::default(),
-            evictor: Evictor::new(u64::from(id.0)),
-            sampler: Sampler::new(u64::from(id.0), Instant::now(), None),
+            worker,
             vm,
             space,
             disk,
@@ -159,8 +155,7 @@ impl Host {
 
     /// The guest's process has ended, whatever its threads were doing.
     pub(super) fn bury(&self, guest: Guest) {
-        self.peers.vms.lock().remove(&guest.vm.id);
-        self.peers.nudges.lock().remove(&guest.vm.id);
+        self.peers.0.lock().remove(&guest.vm.id);
         guest.faults.end();
         guest.space.die_after(0);
         guest.vm.tear_down();
@@ -180,8 +175,9 @@ impl Host {
             private += guest.credits();
         }
         let mut frames_used = 0;
-        for (salt, pool) in self.pools.iter().enumerate() {
-            let users = guests.iter().filter(|guest| guest.salt == salt);
+        for pool in &self.pools {
+            let is_user = |guest: &&&Guest| Arc::ptr_eq(&guest.vm.pool(), pool);
+            let users = guests.iter().filter(is_user);
             frames_used += check_pool(pool, users.flat_map(|guest| guest.frames()));
         }
         assert_eq!(

@@ -1,22 +1,24 @@
-//! Guests, fault threads and workers as tasks, in any schedule.
+//! Guests, fault threads, workers and the policy as tasks, in any schedule.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex as StdMutex};
+use std::time::Duration;
 
+use crossbeam::channel::Receiver;
 use memvisor_guest_agent::protocol::balloon::{PageStatus, StatusRun};
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::thread::{self, JoinHandle, yield_now};
 
-use super::host::Switchboard;
-use super::{AddressSpace, FaultThread, Guest, GuestThread, Host, Memory, Op, Spec, scanning};
-use crate::balloon;
+use super::worker::{FAST, ask};
+use super::{
+    AddressSpace, FaultThread, Guest, GuestThread, Host, Memory, Op, Spec, Worker, scanning,
+};
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::Urgency;
-use crate::reclaim::{Evictor, trim_cache};
-use crate::sample::Sampler;
-use crate::share::{self, AttachRequest, Leaver, Scanner};
-use crate::sync::{self, AtomicU32, Mutex, Ordering};
+use crate::reclaim::{Job, WorkerHandle};
+use crate::share::AttachRequest;
+use crate::sync::{self, AtomicU32, Ordering};
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
 use crate::vm::{Means, Vm};
 
@@ -28,37 +30,21 @@ const METADATA: u64 = 17;
 const LEFT: u64 = 3 + RESERVE;
 const RESERVE: u64 = 2;
 const VMA_BUDGET: u32 = 100;
-/// What each thread of a guest does in a schedule, and at least each worker.
+/// What each thread of a guest does in a schedule, and what the policy wants of both.
 const OPS: usize = 6;
-const JOBS: usize = 6;
+const ORDERS: usize = 12;
 /// A thread that was not served after so many turns of all others never will be.
 const PATIENCE: usize = 20_000;
 
-/// What the agents of a guest ask of its worker.
-#[derive(Debug, Default)]
-struct Desk {
-    jobs: Mutex<VecDeque<(usize, Job)>>,
-    answers: Mutex<HashMap<usize, Vec<StatusRun>>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Job {
-    Inflate(GfnRun),
-    Deflate(GfnRun),
-    Attach(AttachRequest),
-}
-
-impl Desk {
-    fn ask(&self, asker: usize, job: Job) -> Vec<StatusRun> {
-        self.jobs.lock().push_back((asker, job));
-        for _ in 0..PATIENCE {
-            if let Some(answer) = self.answers.lock().remove(&asker) {
-                return answer;
-            }
-            yield_now();
+/// Waits for an answer of a worker.
+fn answer<T>(wait: &Receiver<T>) -> T {
+    for _ in 0..PATIENCE {
+        if let Ok(answer) = wait.try_recv() {
+            return answer;
         }
-        panic!("{job:?} was not answered");
+        yield_now();
     }
+    panic!("the worker does not answer");
 }
 
 /// How many threads of guests still run. Until there are none, all fault threads and workers do: memory
@@ -79,35 +65,67 @@ fn content() -> PageBuf {
     }
 }
 
-/// A thread of a guest: it owns every `threads`th page, so what it reads must be what it wrote.
-fn run_thread(mut guest: GuestThread, number: u32, threads: u32, memory: &Memory, desk: &Desk) {
-    for _ in 0..OPS {
-        let gfn = Gfn(thread_rng().gen_range(0..PAGES / threads) * threads + number);
-        match thread_rng().gen_range(0..14) {
-            0..6 => finish(&mut guest, gfn, Op::Write(Box::new(content()))),
-            6..9 => finish(&mut guest, gfn, Op::Read),
-            12.. => {
-                let source = Gfn(thread_rng().gen_range(0..PAGES / threads) * threads + number);
-                let pages = GfnRun::single(gfn);
-                let job = Job::Attach(AttachRequest { pages, source });
-                if !desk.ask(number as usize, job).is_empty() {
-                    memory.copy(source, gfn);
+/// A thread of a guest, with what its agents do for it.
+struct Program {
+    guest: GuestThread,
+    number: u32,
+    threads: u32,
+    memory: Memory,
+    space: Arc<AddressSpace>,
+    worker: WorkerHandle,
+}
+
+impl Program {
+    /// It owns every `threads`th page, so what it reads must be what it wrote.
+    fn page(&self) -> Gfn {
+        Gfn(thread_rng().gen_range(0..PAGES / self.threads) * self.threads + self.number)
+    }
+
+    fn run(mut self) {
+        for _ in 0..OPS {
+            let gfn = self.page();
+            match thread_rng().gen_range(0..14) {
+                0..6 => finish(&mut self.guest, gfn, Op::Write(Box::new(content()))),
+                6..9 => finish(&mut self.guest, gfn, Op::Read),
+                9 => self.guest.forget_mapping(gfn),
+                10 => self.inflate(gfn),
+                11 => {
+                    answer(&self.deflate(gfn));
                 }
-            }
-            9 => guest.forget_mapping(gfn),
-            10 => {
-                let answer = desk.ask(number as usize, Job::Inflate(GfnRun::single(gfn)));
-                if answer
-                    .first()
-                    .is_some_and(|run| run.status == PageStatus::Ok)
-                {
-                    memory.forget(gfn);
-                }
-            }
-            _ => {
-                desk.ask(number as usize, Job::Deflate(GfnRun::single(gfn)));
+                _ => self.attach(gfn),
             }
         }
+    }
+
+    /// Sometimes the agent wants the page back before it has the answer.
+    fn inflate(&self, gfn: Gfn) {
+        let run = GfnRun::single(gfn);
+        self.space.set_unwanted(run, true);
+        let inflated = ask(&self.worker, |answer| Job::Inflate(vec![run], answer));
+        let deflated = thread_rng().gen_bool(0.3).then(|| self.deflate(gfn));
+        let status = answer(&inflated).first().map(|run| run.status);
+        if status == Some(PageStatus::Ok) {
+            self.memory.forget(gfn);
+        }
+        self.space.set_unwanted(run, false);
+        if let Some(deflated) = &deflated {
+            answer(deflated);
+        }
+    }
+
+    fn deflate(&self, gfn: Gfn) -> Receiver<Vec<StatusRun>> {
+        let run = GfnRun::single(gfn);
+        ask(&self.worker, |answer| Job::Deflate(vec![run], answer))
+    }
+
+    fn attach(&self, gfn: Gfn) {
+        let (pages, source) = (GfnRun::single(gfn), self.page());
+        self.space.set_unwanted(pages, true);
+        let request = AttachRequest { pages, source };
+        if answer(&ask(&self.worker, |answer| Job::Attach(request, answer))) > 0 {
+            self.memory.copy(source, gfn);
+        }
+        self.space.set_unwanted(pages, false);
     }
 }
 
@@ -136,103 +154,83 @@ fn run_faults(mut faults: FaultThread, running: &Running) -> FaultThread {
     }
 }
 
-struct Worker {
-    vm: Arc<Vm>,
-    space: Arc<AddressSpace>,
-    peers: Arc<Switchboard>,
-    desk: Arc<Desk>,
-    scanner: Scanner,
-    evictor: Evictor,
-    sampler: Sampler,
-    is_short_of_vmas: bool,
-}
-
-impl Worker {
-    fn run(mut self, running: &Running) -> Self {
-        for job in 0..JOBS {
-            self.answer();
-            if self.is_short_of_vmas {
-                self.vm
-                    .vmas
-                    .set_budget(if job % 2 == 0 { 1 } else { VMA_BUDGET });
-            }
-            self.something();
-        }
-        while running.load(Ordering::SeqCst) > 0 {
-            self.answer();
-            // Not each time: in a schedule of equal turns it could take every page back before the
-            // guest has used it.
-            if self.vm.budget.starving() > 0 && thread_rng().gen_bool(0.5) {
-                self.evict(2);
+fn run_worker(mut worker: Worker, running: &Running) -> Worker {
+    loop {
+        let over = running.load(Ordering::SeqCst) == 0;
+        if !worker.step() {
+            if over {
+                return worker;
             }
             yield_now();
         }
-        self
     }
+}
 
-    fn something(&mut self) {
-        match thread_rng().gen_range(0..8) {
-            // As when the cap of its cache falls for a moment.
-            5 => {
-                self.vm.zip.lock().set_max_pages(0);
-                trim_cache(&self.vm, 2);
-                self.vm.zip.lock().set_max_pages(1);
-            }
-            0..2 => {
-                let found = self.scanner.scan(&self.vm, &*self.peers, PAGES);
-                found.expect("the session lives");
-            }
-            2 => {
-                let nudged = self.peers.nudged(self.vm.id);
-                self.scanner
-                    .follow(&self.vm, &*self.peers, nudged)
-                    .expect("the session lives");
-            }
-            4 => {
-                let mut leaver = Leaver::default();
-                leaver.step(&self.vm).expect("the session lives");
-            }
-            3 => self
-                .sampler
-                .next_period(&self.vm)
-                .expect("the session lives"),
-            _ => self.evict(thread_rng().gen_range(1..4)),
+/// The policy and the operator: what they want of two guests, and the time that passes.
+struct Governor {
+    host: Host,
+    vms: Vec<(Arc<Vm>, WorkerHandle)>,
+    is_short_of_vmas: bool,
+}
+
+impl Governor {
+    fn run(self, running: &Running) {
+        for (_, worker) in &self.vms {
+            worker.set_scan_rate(FAST);
+        }
+        for _ in 0..ORDERS {
+            let (vm, worker) = &self.vms[thread_rng().gen_range(0..self.vms.len())];
+            self.order(vm, worker);
+            self.host
+                .clock
+                .pass(Duration::from_millis(thread_rng().gen_range(0..100)));
+            yield_now();
+        }
+        for (vm, worker) in &self.vms {
+            vm.zip.lock().set_max_pages(1);
+            worker.set_scan_rate(0);
+            worker.set_sample_period(Duration::ZERO);
+            self.join(worker, Some(0));
+        }
+        while running.load(Ordering::SeqCst) > 0 {
+            // Not each time: in a schedule of equal turns every page could be taken back before the guest has
+            // used it.
+            let (vm, _) = &self.vms[thread_rng().gen_range(0..self.vms.len())];
+            let is_short = self.host.budget.starving() > 0 && thread_rng().gen_bool(0.5);
+            vm.orders
+                .set_evict(Pages(if is_short { 2 } else { 0 }), Means::ALL);
+            self.host.clock.pass(Duration::from_millis(20));
+            yield_now();
         }
     }
 
-    fn evict(&mut self, pages: u64) {
-        let evicted = self.evictor.evict(&self.vm, Pages(pages), Means::ALL);
-        evicted.expect("the session lives");
+    fn order(&self, vm: &Vm, worker: &WorkerHandle) {
+        match thread_rng().gen_range(0..10) {
+            0 => {
+                let rate = if thread_rng().gen_bool(0.7) { FAST } else { 0 };
+                worker.set_scan_rate(rate);
+            }
+            1 => worker.set_sample_period(Duration::from_millis(50)),
+            2 => vm.zip.lock().set_max_pages(thread_rng().gen_range(0..2)),
+            3 => self.join(
+                worker,
+                [None, Some(0), Some(1)][thread_rng().gen_range(0..3)],
+            ),
+            4 if self.is_short_of_vmas => {
+                vm.vmas
+                    .set_budget([1, VMA_BUDGET][thread_rng().gen_range(0..2)]);
+            }
+            5..8 => vm
+                .orders
+                .set_evict(Pages(thread_rng().gen_range(0..4)), Means::ALL),
+            // Only time passes.
+            _ => {}
+        }
     }
 
-    fn answer(&self) {
-        let job = self.desk.jobs.lock().pop_front();
-        let Some((asker, job)) = job else { return };
-        let answer = match job {
-            Job::Inflate(run) => {
-                self.space.set_giving_up(true);
-                let statuses = balloon::inflate(&self.vm, &[run]).expect("the session lives");
-                self.space.set_giving_up(false);
-                statuses
-            }
-            Job::Deflate(run) => balloon::deflate(&self.vm, &[run]),
-            Job::Attach(request) => {
-                self.space.set_attaching(true);
-                let attached = share::attach(&self.vm, &*self.peers, request);
-                self.space.set_attaching(false);
-                let run = GfnRun {
-                    count: attached.expect("the session lives"),
-                    ..request.pages
-                };
-                let status = PageStatus::Ok;
-                let is_any = run.count > 0;
-                is_any
-                    .then_some(StatusRun { run, status })
-                    .into_iter()
-                    .collect()
-            }
-        };
-        self.desk.answers.lock().insert(asker, answer);
+    fn join(&self, worker: &WorkerHandle, pool: Option<usize>) {
+        let pool = pool.map(|pool| Arc::clone(&self.host.pools[pool]));
+        assert!(worker.suggest(Job::Join(pool)), "a queue with room");
     }
 }
 
@@ -245,64 +243,49 @@ struct Tasks {
 }
 
 impl Tasks {
-    fn start(
-        guest: Guest,
-        peers: &Arc<Switchboard>,
-        running: &Running,
-        is_short_of_vmas: bool,
-    ) -> Self {
+    fn start(guest: Guest, running: &Running) -> Self {
         let Guest {
             vm,
-            salt,
             space,
             disk,
             memory,
             claims,
             threads,
             faults,
-            scanner,
-            evictor,
-            sampler,
+            worker,
         } = guest;
-        let desk = Arc::new(Desk::default());
         let count = u32::try_from(threads.len()).expect("a few");
         running.fetch_add(count, Ordering::SeqCst);
         let threads = (0..).zip(threads).map(|(number, guest)| {
-            let (memory, desk) = (memory.clone(), Arc::clone(&desk));
+            let program = Program {
+                guest,
+                number,
+                threads: count,
+                memory: memory.clone(),
+                space: Arc::clone(&space),
+                worker: worker.handle.clone(),
+            };
             let running = Arc::clone(running);
             thread::spawn(move || {
-                run_thread(guest, number, count, &memory, &desk);
+                program.run();
                 running.fetch_sub(1, Ordering::SeqCst);
             })
         });
         let threads = threads.collect();
-        let worker = Worker {
-            vm: Arc::clone(&vm),
-            space: Arc::clone(&space),
-            peers: Arc::clone(peers),
-            desk,
-            scanner,
-            evictor,
-            sampler,
-            is_short_of_vmas,
-        };
         let (of_faults, of_worker) = (Arc::clone(running), Arc::clone(running));
         Self {
             threads,
             faults: thread::spawn(move || run_faults(faults, &of_faults)),
-            worker: thread::spawn(move || worker.run(&of_worker)),
+            worker: thread::spawn(move || run_worker(worker, &of_worker)),
             rest: Box::new(move |faults, worker| Guest {
                 vm,
-                salt,
                 space,
                 disk,
                 memory,
                 claims,
                 threads: Vec::new(),
                 faults,
-                scanner: worker.scanner,
-                evictor: worker.evictor,
-                sampler: worker.sampler,
+                worker,
             }),
         }
     }
@@ -401,19 +384,39 @@ impl Scene {
         let doomed = guests.split_off(self.specs.len());
         let death = thread::spawn({
             let host = host.clone();
-            move || doomed.into_iter().for_each(|guest| host.bury(guest))
+            move || {
+                // Its memory comes free: not before the others have been short of some.
+                for _ in 0..thread_rng().gen_range(0..30) {
+                    yield_now();
+                }
+                doomed.into_iter().for_each(|guest| host.bury(guest));
+            }
         });
         let running = Running::default();
-        let start = |guest| Tasks::start(guest, &host.peers, &running, self.is_short_of_vmas);
-        let tasks: Vec<Tasks> = guests.into_iter().map(start).collect();
+        let governor = Governor {
+            host: host.clone(),
+            vms: guests
+                .iter()
+                .map(|guest| (Arc::clone(&guest.vm), guest.worker.handle.clone()))
+                .collect(),
+            is_short_of_vmas: self.is_short_of_vmas,
+        };
+        let tasks: Vec<Tasks> = guests
+            .into_iter()
+            .map(|guest| Tasks::start(guest, &running))
+            .collect();
+        let governor = thread::spawn(move || governor.run(&running));
         let mut guests: Vec<Guest> = tasks.into_iter().map(Tasks::join).collect();
+        governor.join().expect("the policy ends");
         death.join().expect("a guest can die");
         host.budget.give(elsewhere);
         host.check(&guests.iter().collect::<Vec<_>>());
-        guests.iter().for_each(|guest| witness.note(&guest.vm));
-        let vmas = guests.iter().map(|guest| &guest.vm.vmas);
-        vmas.for_each(|vmas| vmas.set_budget(VMA_BUDGET));
-        scanning::settle(&host, guests.iter_mut().collect());
+        for guest in &mut guests {
+            guest.vm.orders.set_evict(Pages(0), Means::ALL);
+            guest.vm.vmas.set_budget(VMA_BUDGET);
+            witness.note(&guest.vm);
+        }
+        scanning::settle(&host, guests.iter_mut().collect(), FAST);
         guests.into_iter().for_each(|guest| host.bury(guest));
         host.check_empty();
     }
@@ -423,29 +426,24 @@ impl Scene {
         let third = self.is_fatal.then_some(self.specs[0]);
         let count = 2 + u64::from(self.is_fatal);
         let room = count * (METADATA + u64::from(PAGES)) + 4 + RESERVE;
-        let host = Host::new(room, RESERVE, 1, 64);
+        let host = Host::new(room, RESERVE, 2, 64);
         let mut guests: Vec<Guest> = Vec::new();
         for (id, spec) in (1..).zip(self.specs.into_iter().chain(third)) {
             let guest = host.power_on(VmId(id), spec);
             let mut guest = guest.expect("memory for its page table");
-            prepare(&host, &mut guest);
+            prepare(&mut guest);
             guests.push(guest);
         }
         for guest in &mut guests {
-            let nudged = host.peers.nudged(guest.vm.id);
-            guest
-                .scanner
-                .follow(&guest.vm, &*host.peers, nudged)
-                .expect("the session lives");
-            let evicted = guest.evictor.evict(&guest.vm, Pages(2), Means::ALL);
-            evicted.expect("the session lives");
+            guest.worker.turn();
+            guest.evict(2);
         }
         (host, guests)
     }
 }
 
 /// Gives the guest pages to fight over: a run that the other has too, others for the cache.
-fn prepare(host: &Host, guest: &mut Guest) {
+fn prepare(guest: &mut Guest) {
     let threads = guest.threads.len();
     for gfn in 0..PAGES {
         let page = match gfn {
@@ -456,10 +454,8 @@ fn prepare(host: &Host, guest: &mut Guest) {
         guest.threads[thread].begin(Gfn(gfn), Op::Write(Box::new(page)));
         assert!(guest.drive(thread), "there is memory");
     }
-    for _ in 0..2 {
-        let found = guest.scanner.scan(&guest.vm, &*host.peers, PAGES);
-        found.expect("the session lives");
-    }
+    guest.scan();
+    guest.scan();
 }
 
 fn scene(first: EngineKind, second: EngineKind) -> Scene {

@@ -12,7 +12,8 @@
 //! that the guest can still write, a frame mapped that is free or has other bytes, a hole read. Each of
 //! its operations is a point where a model may switch tasks. Guests access memory through it and wait
 //! as threads do, in the kernel or at a fault channel; a [`FaultThread`] without descriptors looks only
-//! when its bell rings, so a wake-up that is forgotten is a hang that the tests see. Pools, compression
+//! when its bell rings, so a wake-up that is forgotten is a hang that the tests see. A [`Worker`] is the core of the real
+//! one with the real queue, and a clock that passes when it is told to. Pools, compression
 //! caches and page tables are the real ones.
 //!
 //! [`Host::check`] compares everything that is counted with everything that is there, and every page
@@ -33,6 +34,7 @@ mod rows;
 mod scanning;
 mod seeded;
 mod words;
+mod worker;
 
 use address_space::{AddressSpace, Trap, View};
 use disk::SimDisk;
@@ -40,3 +42,4 @@ use fault_thread::{FaultThread, Line};
 use guest::{GuestThread, Memory, Op};
 use host::{Guest, Host, Spec};
 use words::Claims;
+use worker::{Clock, Worker};

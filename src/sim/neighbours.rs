@@ -1,13 +1,17 @@
 //! Pages that come with the one that was asked for: what is wrong with them is no loss, and nobody has touched them.
 
+use std::time::Duration;
+
 use super::{Guest, Host, Op, Spec};
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::Home;
-use crate::units::{Gfn, Pages, VmId};
+use crate::units::{Gfn, VmId};
 use crate::vm::Means;
 
 const PAGES: u32 = 32;
+/// Of sampling.
+const PERIOD: Duration = Duration::from_millis(50);
 const KINDS: [EngineKind; 2] = [EngineKind::Uffd, EngineKind::Mprotect];
 
 /// A guest that has written all its pages, which have left by these means.
@@ -31,8 +35,7 @@ fn evicted(kind: EngineKind, means: Means) -> (Host, Guest) {
         assert!(guest.drive(0), "there is memory");
     }
     while guest.vm.table.count(Home::Resident) > 0 {
-        let left = guest.evictor.evict(&guest.vm, Pages(8), means);
-        assert!(left.expect("the session lives") > Pages(0));
+        assert!(guest.evict_by(8, means) > 0);
     }
     (host, guest)
 }
@@ -108,8 +111,8 @@ fn sampled_page_waits_for_its_own_access() {
     {
         let (host, mut guest) = evicted(kind, means);
         // The whole guest is smaller than a sample.
-        let marked = guest.sampler.next_period(&guest.vm);
-        marked.expect("the session lives");
+        guest.worker.handle.set_sample_period(PERIOD);
+        guest.worker.wait(PERIOD);
         let is_sampled = |guest: &Guest, gfn| guest.vm.table.entry(Gfn(gfn)).is_sampled();
         for gfn in 0..PAGES {
             assert!(is_sampled(&guest, gfn), "{gfn} was not touched: {kind:?}");

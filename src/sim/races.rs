@@ -45,11 +45,6 @@ fn guests(content: fn(u32) -> u8, inline: bool, threads: usize) -> (Host, [Guest
     (host, guests)
 }
 
-fn scan(host: &Host, guest: &mut Guest) -> u64 {
-    let found = guest.scanner.scan(&guest.vm, &*host.peers, PAGES);
-    found.expect("the session lives").shared
-}
-
 fn end(host: &Host, guests: [Guest; 2]) {
     host.check(&guests.each_ref());
     guests.into_iter().for_each(|guest| host.bury(guest));
@@ -63,10 +58,9 @@ fn workers_with_equal_pages_in_any_schedule_make_one_frame() {
         let (host, guests) = two_guests(|_| 7);
         // Each finds a page that is like another of its own, and nothing shared.
         let workers = guests.map(|mut guest| {
-            let host = host.clone();
             thread::spawn(move || {
-                scan(&host, &mut guest);
-                scan(&host, &mut guest);
+                guest.scan();
+                guest.scan();
                 guest
             })
         });
@@ -82,19 +76,15 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
     // The eviction must come between two steps of the fault thread that follow each other.
     sync::model(4 * SCHEDULES, || {
         let (host, [mut first, mut second]) = two_guests(|gfn| gfn as u8 + 1);
-        scan(&host, &mut first);
-        scan(&host, &mut second);
-        scan(&host, &mut second);
-        let nudged = host.peers.nudged(first.vm.id);
-        first
-            .scanner
-            .follow(&first.vm, &*host.peers, nudged)
-            .expect("the session lives");
+        first.scan();
+        second.scan();
+        second.scan();
+        first.scan();
         assert_eq!(first.vm.table.count(Home::Shared(FrameId(0))), 6);
         drop(first.vm.vmas.change(1000));
 
         let vm = Arc::clone(&first.vm);
-        let mut evictor = std::mem::replace(&mut first.evictor, Evictor::new(1));
+        let mut evictor = Evictor::new(1);
         let ended = Arc::new(AtomicU32::new(0));
         let worker = thread::spawn({
             let ended = Arc::clone(&ended);
@@ -126,8 +116,7 @@ fn threads_at_one_page_in_any_schedule_bring_it_once() {
             compress: true,
             swap: false,
         };
-        let evicted = first.evictor.evict(&first.vm, Pages(6), means);
-        assert_eq!(evicted.expect("the session lives"), Pages(6));
+        assert_eq!(first.evict_by(6, means), 6);
         first.vm.grant_credits(4);
         let ended = Arc::new(AtomicU32::new(0));
         let worker = thread::spawn({

@@ -5,7 +5,7 @@ use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::fault::{Ended, FaultError};
 use crate::page::Home;
-use crate::units::{Gfn, Pages, VmId};
+use crate::units::{Gfn, VmId};
 use crate::vm::Means;
 
 const PAGES: u32 = 64;
@@ -39,8 +39,7 @@ fn evicted(kind: EngineKind, inline: bool, means: Means, bytes: usize) -> (Host,
         assert!(guest.drive(0), "there is memory");
     }
     while guest.vm.table.count(Home::Resident) > 0 {
-        let evicted = guest.evictor.evict(&guest.vm, Pages(32), means);
-        assert!(evicted.expect("the session lives") > Pages(0));
+        assert!(guest.evict_by(32, means) > 0);
     }
     (host, guest)
 }

@@ -4,13 +4,17 @@
 //! is written. So one that is forgotten on any of the ways a page can take is never shared.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use super::random_steps::{Step, World, steps};
+use super::random_steps::{SCAN_RATE, Step, World, salt_of, steps};
+use super::worker::PAUSE;
 use super::{Guest, Host};
 use crate::page::Home;
+use crate::pool::Pool;
+use crate::reclaim::Job;
 use crate::units::{Gfn, PageBuf};
 use crate::vm::Blocked;
 
@@ -19,27 +23,25 @@ const CASES: u32 = 96;
 const QUIET: u32 = 32;
 /// Passes in which everything is found: a few that wait for each other, each as long as the back-off.
 const PASSES: u32 = 10 * QUIET;
+/// Turns of a worker in which it comes to the end of a pass, if a slice has not more than a page.
+const TURNS: u32 = 100;
 
 /// One pass over a VM; whether anything was new, was shared, or waits.
-fn pass(host: &Host, guest: &mut Guest) -> bool {
-    let vm = std::sync::Arc::clone(&guest.vm);
-    let mut news = false;
-    loop {
-        let found = guest.scanner.scan(&vm, &*host.peers, 7);
-        let found = found.expect("the session lives");
-        news |= found.changed > 0 || found.shared > 0 || found.waiting > 0;
-        if found.pass_ended {
-            break;
-        }
-    }
-    let nudged = host.peers.nudged(vm.id);
-    let followed = guest.scanner.follow(&vm, &*host.peers, nudged);
-    news | (followed.expect("the session lives") > 0)
+fn pass(guest: &mut Guest) -> bool {
+    let before = guest.vm.stats.passes.get();
+    let ends = (0..TURNS).any(|_| {
+        guest.worker.wait(PAUSE);
+        guest.vm.stats.passes.get() > before
+    });
+    assert!(ends, "nobody scans");
+    !guest.vm.settled.is(guest.vm.stats.served())
 }
 
 /// Nothing stands in the way of sharing any more, and no guest does anything.
-fn calm(guest: &mut Guest) {
+fn calm(host: &Host, place: usize, guest: &mut Guest) {
     guest.space.accept();
+    let pool = Arc::clone(&host.pools[salt_of(place)]);
+    assert!(guest.worker.handle.suggest(Job::Join(Some(pool))));
     guest.vm.orders.set_blocked(Blocked::No);
     guest.vm.parking.ring();
     for thread in 0..guest.threads.len() {
@@ -52,24 +54,29 @@ fn calm(guest: &mut Guest) {
 ///
 /// # Panics
 /// When that is not so, or when the scanner does not come to rest.
-pub(super) fn settle(host: &Host, mut guests: Vec<&mut Guest>) {
+pub(super) fn settle(host: &Host, mut guests: Vec<&mut Guest>, rate: u32) {
     let mut quiet = 0;
+    for guest in &guests {
+        guest.worker.handle.set_scan_rate(rate);
+    }
     for _ in 0..PASSES {
         let mut news = false;
         for guest in &mut guests {
-            news |= pass(host, guest);
+            news |= pass(guest);
         }
         quiet = if news { 0 } else { quiet + 1 };
         if quiet == QUIET {
-            return check_all_found(&guests);
+            return check_all_found(host, &guests);
         }
     }
     panic!("the scanner does not come to rest");
 }
 
-fn check_all_found(guests: &[&mut Guest]) {
+fn check_all_found(host: &Host, guests: &[&mut Guest]) {
     let mut seen: HashMap<(usize, [u8; 4096]), (u32, Gfn, Home)> = HashMap::new();
     for guest in guests {
+        let is_its = |pool: &Arc<Pool>| Arc::ptr_eq(pool, &guest.vm.pool());
+        let domain = host.pools.iter().position(is_its).expect("it has one");
         for gfn in (0..guest.vm.table.pages()).map(Gfn) {
             let home = guest.vm.table.entry(gfn).home();
             if !matches!(home, Home::Resident | Home::Shared(_)) {
@@ -78,7 +85,7 @@ fn check_all_found(guests: &[&mut Guest]) {
             let content = guest.content_of(gfn, home);
             assert!(content != PageBuf::zeroed(), "{gfn} is zero and {home:?}");
             let here = (guest.vm.id.0, gfn, home);
-            if let Some(there) = seen.insert((guest.salt, content.0), here) {
+            if let Some(there) = seen.insert((domain, content.0), here) {
                 let shared = (there.2, here.2);
                 assert!(
                     matches!(shared, (Home::Shared(a), Home::Shared(b)) if a == b),
@@ -106,8 +113,13 @@ fn scanner_after_any_steps_finds_all_that_is_equal_and_comes_to_rest() {
                     world.step(place, step);
                 }
             }
-            world.guests.iter_mut().flatten().for_each(calm);
-            settle(&world.host, world.guests.iter_mut().flatten().collect());
+            let places = world.guests.iter_mut().enumerate();
+            for (place, guest) in places.filter_map(|(place, guest)| Some((place, guest.as_mut()?)))
+            {
+                calm(&world.host, place, guest);
+            }
+            let guests = world.guests.iter_mut().flatten().collect();
+            settle(&world.host, guests, SCAN_RATE);
         }
         let merged = |guest: &Guest| guest.vm.stats.merged.get();
         let merged: u64 = world.guests.iter().flatten().map(merged).sum();

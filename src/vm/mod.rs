@@ -247,7 +247,11 @@ impl Vm {
     pub fn set_pool(&self, pool: Arc<Pool>) {
         assert_eq!(self.table.count(Home::Shared(FrameId(0))), 0);
         let membership = Arc::new(Membership::new(pool, self.id));
-        *self.pool.write().unwrap_or_else(PoisonError::into_inner) = membership;
+        let mut pool = self.pool.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *pool, membership);
+        drop(pool);
+        // Only now: it gives its seat back, and nobody who asks for the pool waits for that.
+        drop(old);
     }
 
     /// Whether pages may be shared now.
@@ -332,8 +336,8 @@ impl Vm {
     }
 
     /// Notes that an eviction by these means found nothing that could leave, or that pages left.
-    pub fn note_evicted(&self, evicted: Pages, means: Means) {
-        let now = (evicted == Pages(0)).then(|| (Instant::now(), means));
+    pub fn note_evicted(&self, evicted: Pages, means: Means, now: Instant) {
+        let now = (evicted == Pages(0)).then_some((now, means));
         *self
             .nothing_left
             .lock()

@@ -1,0 +1,203 @@
+//! What a worker does next: its turn, without a thread, a queue or a clock of its own.
+//!
+//! The worker of a VM is the only one that takes pages away and that commands the shim. Everything it does comes in small
+//! pieces, taken in this order: what the balloon's session and the guest ask
+//! for (they wait for the answer), eviction that the policy has ordered, pages that other VMs
+//! found to equal theirs, a slice of scanning or a new period of sampling when it is due, and what
+//! settings that have changed ask of the stores and of sharing.
+//!
+//! When a piece is due depends on the time, and so do pauses after something that could not be done. The time comes in
+//! with each step, and until when nothing is due goes out: a thread with a queue sleeps until then
+//! ([`Worker`](super::Worker)), and a simulation with a clock of its own sees every schedule of the same steps.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::evict::Evictor;
+use super::job::{Job, Queue, Speeds};
+use super::join::Joining;
+use super::pace::Pace;
+use super::stores::Stores;
+use crate::balloon;
+use crate::engine::EngineError;
+use crate::sample::Sampler;
+use crate::share::{self, Peers, Scanner};
+use crate::units::{Gfn, Pages};
+use crate::vm::Vm;
+
+/// Looks at single pages that are taken together.
+const LOOKS: usize = 512;
+/// The longest sleep of a worker that has nothing to do.
+const IDLE: Duration = Duration::from_secs(10);
+/// How long to leave eviction alone when nothing could be evicted.
+const EVICT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The state of one worker. See the module text.
+pub(crate) struct Core {
+    vm: Arc<Vm>,
+    peers: Arc<dyn Peers>,
+    speeds: Arc<Speeds>,
+    evictor: Evictor,
+    scanner: Scanner,
+    sampler: Sampler,
+    pace: Pace,
+    evict_after: Instant,
+    joining: Option<Joining>,
+    stores: Stores,
+}
+
+impl Core {
+    /// The worker of `vm`, which goes by the rates that are set over the handle of `queue`.
+    pub(crate) fn new(
+        vm: Arc<Vm>,
+        peers: Arc<dyn Peers>,
+        sampler: Sampler,
+        queue: &Queue,
+        now: Instant,
+    ) -> Self {
+        Self {
+            evictor: Evictor::new(u64::from(vm.id.0) << 32 | 0x9e37_79b9),
+            scanner: Scanner::default(),
+            sampler,
+            pace: Pace::new(vm.table.pages(), now),
+            evict_after: now,
+            joining: None,
+            stores: Stores::default(),
+            speeds: Arc::clone(&queue.speeds),
+            vm,
+            peers,
+        }
+    }
+
+    /// Does the next of `jobs`, and a piece of each of what is due at `now`; until when it may sleep, unless there are
+    /// more jobs. `None`: the worker is no longer wanted.
+    ///
+    /// # Errors
+    /// [`EngineError`]: the VM cannot go on.
+    pub(crate) fn step(
+        &mut self,
+        now: Instant,
+        jobs: &mut impl Iterator<Item = Job>,
+    ) -> Result<Option<Instant>, EngineError> {
+        let (looks, job) = next(jobs);
+        self.look(looks)?;
+        match job {
+            Some(Job::End) => return Ok(None),
+            Some(job) => self.job(job, now)?,
+            None => {}
+        }
+        if self.evict_due().is_some_and(|due| now >= due) {
+            self.evict(now)?;
+        }
+        let rate = self.speeds.scan();
+        if self.scan_due(rate).is_some_and(|due| now >= due) {
+            self.scan(now, rate)?;
+        }
+        self.sampler.tick(&self.vm, now, self.speeds.sample())?;
+        if let Some(joining) = &mut self.joining
+            && joining.step(&self.vm, now)?
+        {
+            self.joining = None;
+            self.scanner = Scanner::default();
+            self.pace = Pace::new(self.vm.table.pages(), now);
+        }
+        self.stores.step(&self.vm, now);
+        self.vm.give_back_emptied();
+        Ok(Some(self.due(now)))
+    }
+
+    /// When there is something to do, if nobody asks for anything.
+    fn due(&self, now: Instant) -> Instant {
+        let period = self.speeds.sample();
+        let sample = (!period.is_zero()).then(|| self.sampler.due(now, period));
+        let joining = self.joining.as_ref().map(Joining::due);
+        let scan = self.scan_due(self.speeds.scan());
+        let all = [self.evict_due(), scan, sample, joining, self.stores.due()];
+        all.into_iter().flatten().fold(now + IDLE, Instant::min)
+    }
+
+    fn evict_due(&self) -> Option<Instant> {
+        (self.vm.orders.evict().0 > Pages(0)).then_some(self.evict_after)
+    }
+
+    fn scan_due(&self, rate: u32) -> Option<Instant> {
+        (rate > 0).then(|| self.pace.due(rate, self.vm.stats.served()))
+    }
+
+    fn job(&mut self, job: Job, now: Instant) -> Result<(), EngineError> {
+        let vm = &self.vm;
+        // An asker that is gone needs no answer.
+        match job {
+            Job::Inflate(runs, answer) => {
+                let _ = answer.send(balloon::inflate(vm, &runs)?);
+            }
+            Job::Deflate(runs, answer) => {
+                let _ = answer.send(balloon::deflate(vm, &runs));
+            }
+            Job::ReleaseAll(answer) => {
+                balloon::release_all(vm);
+                let _ = answer.send(());
+            }
+            Job::Attach(request, answer) => {
+                let attached = share::attach(vm, &*self.peers, request)?;
+                // The pages that the bytes came from are to be looked at again.
+                vm.settled.note(None);
+                let _ = answer.send(attached);
+                vm.parking.ring();
+            }
+            Job::Join(pool) => {
+                self.joining = Some(Joining::begin(vm, pool, now));
+                vm.settled.note(None);
+            }
+            // Those were taken before.
+            Job::Look(_) | Job::End | Job::Wake => {}
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, gfns: Vec<Gfn>) -> Result<(), EngineError> {
+        if !gfns.is_empty() && self.scanner.follow(&self.vm, &*self.peers, gfns)? > 0 {
+            self.vm.settled.note(None);
+        }
+        Ok(())
+    }
+
+    fn evict(&mut self, now: Instant) -> Result<(), EngineError> {
+        let (pages, means) = self.vm.orders.evict();
+        let evicted = self.evictor.evict(&self.vm, pages, means)?;
+        self.vm.orders.evicted(evicted);
+        self.vm.note_evicted(evicted, means, now);
+        if evicted == Pages(0) {
+            self.evict_after = now + EVICT_PAUSE;
+        }
+        Ok(())
+    }
+
+    fn scan(&mut self, now: Instant, rate: u32) -> Result<(), EngineError> {
+        let vm = &self.vm;
+        let faults = vm.stats.served();
+        let found = self.scanner.scan(vm, &*self.peers, Pace::slice(rate))?;
+        if found.changed > 0 || found.shared > 0 {
+            vm.settled.note(None);
+        }
+        if let Some(pass) = self.pace.note(now, found, rate, faults) {
+            vm.stats.passes.one();
+            // What was found while nothing may be shared says nothing of the new pool.
+            vm.settled
+                .note(pass.settled.filter(|_| self.joining.is_none()));
+        }
+        Ok(())
+    }
+}
+
+/// The looks that wait, together, and the job behind them if there is one.
+fn next(jobs: &mut impl Iterator<Item = Job>) -> (Vec<Gfn>, Option<Job>) {
+    let mut looks = Vec::new();
+    while looks.len() < LOOKS {
+        match jobs.next() {
+            Some(Job::Look(gfn)) => looks.push(gfn),
+            other => return (looks, other),
+        }
+    }
+    (looks, None)
+}

@@ -1,0 +1,145 @@
+//! The worker of a simulated guest: the core that ships, its queue, and a clock that passes when it is told to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+
+use super::Guest;
+use crate::engine::EngineError;
+use crate::reclaim::{Core, Job, Queue, WorkerHandle, queue};
+use crate::sample::Sampler;
+use crate::share::Peers;
+use crate::units::Pages;
+use crate::vm::{Means, Vm};
+
+/// Steps after which a worker that has something to do at one time always will have.
+const PATIENCE: u32 = 10_000;
+/// Longer than any pause of a worker after something that could not be done.
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
+/// Pages a second at which a slice is a whole guest.
+pub(super) const FAST: u32 = 100_000;
+
+/// The time on a simulated host. Looking at it is no point to switch tasks at.
+#[derive(Clone, Debug)]
+pub(super) struct Clock {
+    began: Instant,
+    millis: Arc<AtomicU64>,
+}
+
+impl Clock {
+    pub(super) fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            millis: Arc::default(),
+        }
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.began + Duration::from_millis(self.millis.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn pass(&self, time: Duration) {
+        let millis = u64::try_from(time.as_millis()).expect("not for ever");
+        self.millis.fetch_add(millis, Ordering::Relaxed);
+    }
+}
+
+/// A worker without a thread.
+pub(super) struct Worker {
+    core: Core,
+    queue: Queue,
+    clock: Clock,
+    pub(super) handle: WorkerHandle,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.queue.fmt(f)
+    }
+}
+
+impl Worker {
+    pub(super) fn new(vm: &Arc<Vm>, peers: Arc<dyn Peers>, clock: Clock) -> Self {
+        let (handle, queue) = queue();
+        let now = clock.now();
+        let sampler = Sampler::new(u64::from(vm.id.0), now, None);
+        Self {
+            core: Core::new(Arc::clone(vm), peers, sampler, &queue, now),
+            queue,
+            clock,
+            handle,
+        }
+    }
+
+    /// One step; whether there is more to do at this time.
+    pub(super) fn step(&mut self) -> bool {
+        self.try_step().expect("the session lives")
+    }
+
+    fn try_step(&mut self) -> Result<bool, EngineError> {
+        let now = self.clock.now();
+        let until = self.core.step(now, &mut self.queue.jobs.try_iter())?;
+        let until = until.expect("it is wanted");
+        Ok(until <= now || !self.queue.jobs.is_empty())
+    }
+
+    /// Does all that there is to do at this time.
+    pub(super) fn turn(&mut self) {
+        self.wait(Duration::ZERO);
+    }
+
+    /// Lets time pass, and does what that makes due.
+    pub(super) fn wait(&mut self, time: Duration) {
+        self.try_wait(time).expect("the session lives");
+    }
+
+    /// The same with a guest that may die.
+    ///
+    /// # Panics
+    /// When that never ends: a worker that must wait for somebody would keep a processor busy.
+    pub(super) fn try_wait(&mut self, time: Duration) -> Result<(), EngineError> {
+        self.clock.pass(time);
+        for _ in 0..PATIENCE {
+            if !self.try_step()? {
+                return Ok(());
+            }
+        }
+        panic!("the worker does not come to rest: {:?}", self.queue);
+    }
+}
+
+/// Asks a worker for something; where the answer comes.
+pub(super) fn ask<T>(worker: &WorkerHandle, job: impl FnOnce(Sender<T>) -> Job) -> Receiver<T> {
+    let (answer, wait) = bounded(1);
+    assert!(worker.suggest(job(answer)), "a queue with room");
+    wait
+}
+
+impl Guest {
+    /// Has a batch evicted, whatever was tried before; how many pages left.
+    pub(super) fn evict_by(&mut self, pages: u64, means: Means) -> u64 {
+        self.worker.clock.pass(PAUSE);
+        self.vm.orders.set_evict(Pages(pages), means);
+        self.worker.step();
+        let (left, _) = self.vm.orders.evict();
+        self.vm.orders.set_evict(Pages(0), means);
+        pages - left.0
+    }
+
+    pub(super) fn evict(&mut self, pages: u64) -> u64 {
+        self.evict_by(pages, Means::ALL)
+    }
+
+    /// Has all pages scanned, and those that are to be looked at for it; how many were shared or dropped.
+    pub(super) fn scan(&mut self) -> u64 {
+        let shared = |vm: &Vm| vm.stats.merged.get() + vm.stats.zeroed.get();
+        let before = shared(&self.vm);
+        self.worker.handle.set_scan_rate(FAST);
+        self.worker.wait(PAUSE);
+        self.worker.handle.set_scan_rate(0);
+        self.worker.turn();
+        shared(&self.vm) - before
+    }
+}
