@@ -533,10 +533,11 @@ fn swap_of_a_vm_that_is_ending_is_free_for_the_next_guest() {
     for name in ["first", "second"] {
         let mut guest = host.guest(name, "--memory 16M --workload kv,size=8M");
         host.await_vm(name, "runs", |vm| vm.homes.resident_pages.0 > 500);
-        guest.send(Signal::SIGSTOP);
+        let stopped = guest.suspend();
         host.client().kill(name).expect("the host answers");
         let words = "--memory 16M --workload kv,size=8M --duration 200ms";
         host.guest(&format!("after-{name}"), words).verifies();
+        drop(stopped);
         guest.dies_by(Signal::SIGKILL);
     }
     host.is_empty(AT_ONCE);
