@@ -185,14 +185,17 @@ fn guest_whose_userfaultfd_waits_can_be_ended() {
         return;
     }
     let host = Host::start("uffd", "64M", &[]);
-    let guest = RawGuest::connect(&host).hello(hello("g", 1024));
-    let mut guest = guest.power_on_while(|uffd| {
-        fcntl(uffd, FcntlArg::F_SETFL(OFlag::empty())).expect("its own flags");
-    });
-    // Or it is found out before that.
-    let _ = host.client().kill("g");
-    guest.guest.is_killed();
-    host.forgets("g", AT_ONCE);
+    // Each may come too late to be in the way of the fault thread's first look.
+    for _ in 0..10 {
+        let guest = RawGuest::connect(&host).hello(hello("g", 1024));
+        let mut guest = guest.power_on_while(|uffd| {
+            fcntl(uffd, FcntlArg::F_SETFL(OFlag::empty())).expect("its own flags");
+        });
+        // Or it is found out before that.
+        let _ = host.client().kill("g");
+        guest.guest.is_killed();
+        host.forgets("g", AT_ONCE);
+    }
     host.is_empty(AT_ONCE);
     host.stop();
 }
@@ -533,10 +536,11 @@ fn swap_of_a_vm_that_is_ending_is_free_for_the_next_guest() {
     for name in ["first", "second"] {
         let mut guest = host.guest(name, "--memory 16M --workload kv,size=8M");
         host.await_vm(name, "runs", |vm| vm.homes.resident_pages.0 > 500);
-        guest.send(Signal::SIGSTOP);
+        let stopped = guest.suspend();
         host.client().kill(name).expect("the host answers");
         let words = "--memory 16M --workload kv,size=8M --duration 200ms";
         host.guest(&format!("after-{name}"), words).verifies();
+        drop(stopped);
         guest.dies_by(Signal::SIGKILL);
     }
     host.is_empty(AT_ONCE);
