@@ -16,6 +16,7 @@
 
 mod activity;
 mod inline;
+mod latency;
 mod orders;
 mod params;
 mod settled;
@@ -27,7 +28,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use memvisor_guest_agent::protocol::claims::Words;
 
 use crate::compress::ZipCache;
@@ -40,6 +40,8 @@ use crate::units::{FrameId, Gfn, Pages, SlotId, VmId};
 
 pub use activity::{Activity, Estimate};
 pub use inline::Unlocked;
+use latency::Latencies;
+pub use latency::Latency;
 pub use orders::{Blocked, Means, Orders};
 pub use params::{MAX_PAGES, ParamsError, VmParams};
 pub use settled::Settled;
@@ -106,25 +108,13 @@ pub struct Vm {
     /// When eviction last found nothing that could leave, and by what it tried.
     nothing_left: StdMutex<Option<(Instant, Means)>>,
     abandoned: StdMutex<Vec<FrameId>>,
-    latency: StdMutex<Histogram<u64>>,
+    latency: Latencies,
 }
 
 /// How long nothing is expected of an eviction that found nothing.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// The most arena pages that a compression cache keeps though they hold nothing: a MiB.
 const MAX_EMPTIED: u32 = 256;
-/// Fault latencies are kept from 1 us to a minute, to two digits.
-const LATENCY_MAX_US: u64 = 60_000_000;
-const LATENCY_DIGITS: u8 = 2;
-
-/// Fault latencies of one VM so far.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Latency {
-    /// Half of all faults were served within so many microseconds.
-    pub p50_us: u64,
-    /// 99 of 100 were.
-    pub p99_us: u64,
-}
 
 impl Vm {
     /// Puts a VM together: every page untouched.
@@ -138,7 +128,6 @@ impl Vm {
         parts: Parts,
     ) -> io::Result<Self> {
         let opens = engine.kind() == EngineKind::Mprotect;
-        let latency = Histogram::new_with_max(LATENCY_MAX_US, LATENCY_DIGITS);
         let mut table = PageTable::new(params.pages, Arc::clone(&parts.parking))?;
         if let Some(words) = parts.words {
             table = table.offering(words);
@@ -164,7 +153,7 @@ impl Vm {
             end_reason: OnceLock::new(),
             nothing_left: StdMutex::default(),
             abandoned: StdMutex::default(),
-            latency: StdMutex::new(latency.expect("bounds that the library allows")),
+            latency: Latencies::default(),
         })
     }
 
@@ -181,19 +170,13 @@ impl Vm {
 
     /// Notes how long a fault took, from reading it to answering it.
     pub fn note_latency(&self, took: Duration) {
-        if let Ok(mut latency) = self.latency.lock() {
-            latency.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
-        }
+        self.latency.note(took);
     }
 
     /// How long faults took so far; `None` before the first.
     #[must_use]
     pub fn latency(&self) -> Option<Latency> {
-        let latency = self.latency.lock().ok()?;
-        (!latency.is_empty()).then(|| Latency {
-            p50_us: latency.value_at_quantile(0.5),
-            p99_us: latency.value_at_quantile(0.99),
-        })
+        self.latency.so_far()
     }
 
     /// Takes a page of host memory for this VM; `false` when it must wait.
