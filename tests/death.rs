@@ -188,9 +188,9 @@ fn guest_whose_userfaultfd_waits_can_be_ended() {
     // Each may come too late to be in the way of the fault thread's first look.
     for _ in 0..10 {
         let guest = RawGuest::connect(&host).hello(hello("g", 1024));
-        let mut guest = guest.power_on_while(|uffd| {
+        let mut guest = guest.power_on_while(Some(&|uffd| {
             fcntl(uffd, FcntlArg::F_SETFL(OFlag::empty())).expect("its own flags");
-        });
+        }));
         // Or it is found out before that.
         let _ = host.client().kill("g");
         guest.guest.is_killed();

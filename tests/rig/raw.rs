@@ -10,6 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, TryRecvError};
+use std::thread;
 use std::time::Duration;
 
 use memvisor_guest_agent::protocol::balloon::{Capabilities, Start, Started, ToAgent, ToHost};
@@ -183,12 +185,15 @@ impl Welcomed {
 
     /// Finishes the handshake as it should be.
     pub(crate) fn power_on(self) -> Powered {
-        self.power_on_while(|_| {})
+        self.power_on_while(None)
     }
 
-    /// The same. `meanwhile` is called with the guest's userfaultfd, if there is one, again and again until the host
-    /// lets the guest run.
-    pub(crate) fn power_on_while(self, meanwhile: impl Fn(BorrowedFd<'_>)) -> Powered {
+    /// The same. `meanwhile` is called with the guest's userfaultfd, if there is one, by a thread of its own, again
+    /// and again until the host has let the guest run.
+    pub(crate) fn power_on_while(
+        self,
+        meanwhile: Option<&(dyn Fn(BorrowedFd<'_>) + Sync)>,
+    ) -> Powered {
         let (channels, theirs): (Vec<_>, Vec<_>) = (0..MAX_CHANNELS)
             .map(|_| SeqPacket::pair().expect("a pair"))
             .unzip();
@@ -202,12 +207,21 @@ impl Welcomed {
             .map(AsFd::as_fd)
             .chain(theirs.iter().map(AsFd::as_fd))
             .collect();
-        self.ready(BASE, MAX_CHANNELS as u16, &fds);
-        let go = || wait_readable([self.guest.socket.as_fd()], Some(Duration::ZERO));
-        while let (Some(uffd), [false]) = (&uffd, go().expect("poll")) {
-            meanwhile(uffd.as_fd());
-        }
-        assert_eq!(self.guest.receive(), Message::Go);
+        let (go, runs) = mpsc::channel();
+        let message = thread::scope(|scope| {
+            if let (Some(meanwhile), Some(uffd)) = (meanwhile, &uffd) {
+                scope.spawn(move || {
+                    while runs.try_recv() == Err(TryRecvError::Empty) {
+                        meanwhile(uffd.as_fd());
+                    }
+                });
+            }
+            // However this ends, the thread above ends with it.
+            let _go: mpsc::Sender<()> = go;
+            self.ready(BASE, MAX_CHANNELS as u16, &fds);
+            self.guest.receive()
+        });
+        assert_eq!(message, Message::Go);
         Powered {
             guest: self.guest,
             ram: self.ram,
