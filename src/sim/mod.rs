@@ -11,10 +11,12 @@
 //! the RAM file, and it panics at the step that breaks the contract of the engines: a page punched
 //! that the guest can still write, a frame mapped that is free or has other bytes, a hole read. Each of
 //! its operations is a point where a model may switch tasks. Guests access memory through it and wait
-//! as threads do, in the kernel or at a fault channel; a [`FaultThread`] without descriptors looks only
-//! when its bell rings, so a wake-up that is forgotten is a hang that the tests see. A [`Worker`] is the core of the real
-//! one with the real queue, and a clock that passes when it is told to. Pools, compression
-//! caches and page tables are the real ones.
+//! as threads do, in the kernel or at a fault channel.
+//!
+//! Everything else is the code that ships. A [`FaultThread`] drives the fault core, a [`Worker`] the worker's core with the
+//! real queue, and a [`GuestThread`] the steps of the shim's handler. Pools, compression caches and page tables are the real
+//! ones. The clocks pass only when a test says so, and the fault core is called by events alone, so a wake-up that is
+//! forgotten is a hang that the tests see.
 //!
 //! [`Host::check`] compares everything that is counted with everything that is there, and every page
 //! with what its guest last wrote.
