@@ -13,7 +13,7 @@ use crate::engine::{EngineError, EngineKind};
 use crate::reclaim::Job;
 use crate::share::AttachRequest;
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
-use crate::vm::Means;
+use crate::vm::{Eviction, Means};
 
 const KINDS: [EngineKind; 2] = [EngineKind::Uffd, EngineKind::Mprotect];
 const PAGES: u32 = 24;
@@ -69,7 +69,7 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
     }
     handle.set_scan_rate(0);
     for _ in 0..8 {
-        vm.orders.set_evict(Pages(3), Means::ALL);
+        vm.orders.set_evict(Eviction::at_once(Pages(3), Means::ALL));
         guest.worker.try_wait(PAUSE)?;
     }
     let (pages, source) = (GfnRun::new(Gfn(0), 3), Gfn(12));
@@ -97,9 +97,9 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
         assert!(handle.suggest(Job::Join(pool)), "a queue with room");
         guest.worker.try_wait(PAUSE)?;
     }
-    vm.orders.set_evict(Pages(8), Means::ALL);
+    vm.orders.set_evict(Eviction::at_once(Pages(8), Means::ALL));
     guest.worker.try_wait(PAUSE)?;
-    vm.orders.set_evict(Pages(0), Means::ALL);
+    vm.orders.set_evict(Eviction::at_once(Pages(0), Means::ALL));
     handle.set_sample_period(Duration::ZERO);
     guest.worker.try_wait(PAUSE)
 }

@@ -20,7 +20,7 @@ use crate::reclaim::{Job, WorkerHandle};
 use crate::share::AttachRequest;
 use crate::sync::{self, AtomicU32, Ordering};
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
-use crate::vm::{Means, Vm};
+use crate::vm::{Eviction, Means, Vm};
 
 /// Schedules of each test; `MEMVISOR_MODEL_ITERATIONS` replaces it.
 const SCHEDULES: usize = 1_800;
@@ -197,8 +197,10 @@ impl Governor {
             // used it.
             let (vm, _) = &self.vms[thread_rng().gen_range(0..self.vms.len())];
             let is_short = self.host.budget.starving() > 0 && thread_rng().gen_bool(0.5);
-            vm.orders
-                .set_evict(Pages(if is_short { 2 } else { 0 }), Means::ALL);
+            vm.orders.set_evict(Eviction::at_once(
+                Pages(if is_short { 2 } else { 0 }),
+                Means::ALL,
+            ));
             self.host.clock.pass(Duration::from_millis(20));
             yield_now();
         }
@@ -220,9 +222,10 @@ impl Governor {
                 vm.vmas
                     .set_budget([1, VMA_BUDGET][thread_rng().gen_range(0..2)]);
             }
-            5..8 => vm
-                .orders
-                .set_evict(Pages(thread_rng().gen_range(0..4)), Means::ALL),
+            5..8 => vm.orders.set_evict(Eviction::at_once(
+                Pages(thread_rng().gen_range(0..4)),
+                Means::ALL,
+            )),
             // Only time passes.
             _ => {}
         }
@@ -412,7 +415,10 @@ impl Scene {
         host.budget.give(elsewhere);
         host.check(&guests.iter().collect::<Vec<_>>());
         for guest in &mut guests {
-            guest.vm.orders.set_evict(Pages(0), Means::ALL);
+            guest
+                .vm
+                .orders
+                .set_evict(Eviction::at_once(Pages(0), Means::ALL));
             guest.vm.vmas.set_budget(VMA_BUDGET);
             witness.note(&guest.vm);
         }
