@@ -144,8 +144,11 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access, ahead: u32) -> Result<Outcome,
         }
         // It was mapped since, or is to be asked for over a channel: either way, tried again.
         Home::Shared(_) => Ok(retry(vm, gfn)),
-        // Another thread's fault brought it.
-        Home::Resident if page.entry().is_open() => Ok(Outcome::Served { behind: 0 }),
+        // Another thread's fault brought it. With userfaultfd a mapping can be lost behind our back (the kernel swaps,
+        // or could not populate it), and the fault that follows must be served.
+        Home::Resident if page.entry().is_open() && vm.engine.kind() == EngineKind::Mprotect => {
+            Ok(Outcome::Served { behind: 0 })
+        }
         _ if vm.engine.kind() == EngineKind::Mprotect && vm.vmas.is_exceeded(&vm.table) => {
             give_block(vm, page)
         }
@@ -247,9 +250,7 @@ pub fn complete(vm: &Vm, pending: Pending) {
             vm.table.back_off(page.gfn());
             vm.stats.breaks.one();
         }
-        // With userfaultfd a mapping can be lost behind our back (the kernel swaps, or could not
-        // populate it), and the fault that follows must be served.
-        page.set_open(vm.engine.kind() == EngineKind::Mprotect);
+        page.set_open(true);
     }
     vm.vmas.end(1);
 }

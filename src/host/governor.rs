@@ -21,7 +21,7 @@ use super::vm_settings;
 use super::watchdog::Watchdog;
 use crate::page::Budget;
 use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
-use crate::reclaim::{Job, ScanSettings, host_ghz};
+use crate::reclaim::{Job, ScanSettings, Selection, host_ghz};
 use crate::settings::{Domain, HostSettings, VmSettings};
 use crate::telemetry::{self, Overcommit};
 use crate::throttle::Throttle;
@@ -183,6 +183,10 @@ impl Governor {
         };
         member.worker.set_scan_rate(rate);
         member.worker.set_sample_period(settings.sample_period);
+        member.worker.set_selection(match settings.second_chance {
+            true => Selection::SecondChance,
+            false => Selection::Random,
+        });
         set_zip_max(member, zip_max(member, settings));
         let pages = member.vm.params.pages;
         member.set_balloon_max(vm_settings::balloon_max(pages, &own, settings));

@@ -35,4 +35,5 @@ pub use pace::{ScanSettings, host_ghz};
 pub use stash::trim_cache;
 #[cfg(test)]
 pub(crate) use turn::Core;
+pub use victims::Selection;
 pub use worker::Worker;

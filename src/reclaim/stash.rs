@@ -23,6 +23,15 @@ pub(super) struct Stash {
     compressor: Compressor,
 }
 
+/// Why a page is not in the compression cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NotZipped {
+    /// It does not reach half its size.
+    Dense,
+    /// The cache is full of pages that nothing else takes, or there is no memory for it to grow.
+    NoRoom,
+}
+
 /// Pages that wait to be written to the swap file in one cluster. Its owner uses it again and again: a
 /// buffer of so many pages that is allocated for each batch is new memory each time, which the kernel
 /// clears and maps a page at a time.
@@ -93,27 +102,29 @@ impl Stash {
         }
     }
 
-    /// Compresses a page into the cache; where it `may_spill`, the oldest there make room for it. `None`: it
-    /// does not reach half its size, or the cache is full of pages that nothing else takes, or there
-    /// is no memory for it to grow.
+    /// Compresses a page into the cache; where it `may_spill`, the oldest there make room for it.
+    ///
+    /// # Errors
+    /// [`NotZipped`] says why it is not there.
     pub(super) fn zip(
         &mut self,
         vm: &Vm,
         gfn: Gfn,
         content: &PageBuf,
         may_spill: bool,
-    ) -> Option<SlotId> {
+    ) -> Result<SlotId, NotZipped> {
         let Some(payload) = self.compressor.compress(content) else {
             vm.stats.incompressible.one();
-            return None;
+            return Err(NotZipped::Dense);
         };
         let sum = checksum(&content.0);
-        match store(vm, gfn, payload, sum) {
+        let stored = match store(vm, gfn, payload, sum) {
             Err(StoreRefused::Full { .. }) if may_spill && spill(vm, SPILL) > Pages(0) => {
-                store(vm, gfn, payload, sum).ok()
+                store(vm, gfn, payload, sum)
             }
-            stored => stored.ok(),
-        }
+            stored => stored,
+        };
+        stored.map_err(|_| NotZipped::NoRoom)
     }
 }
 

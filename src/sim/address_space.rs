@@ -355,6 +355,14 @@ impl Mapping for Mapped<'_> {
         })
     }
 
+    fn open(&self, gfn: Gfn) -> Result<(), i32> {
+        self.each(GfnRun::single(gfn), |gfn, page| {
+            assert!(page.content.is_some(), "{gfn} is opened and is a hole");
+            assert!(!page.view.is_pool(), "{gfn} is opened and is shared");
+            page.view = View::Open;
+        })
+    }
+
     fn install(&self, gfn: Gfn, content: &[u8; PAGE_SIZE]) -> Result<(), i32> {
         self.each(GfnRun::single(gfn), |gfn, page| {
             assert_eq!(page.view, View::Closed, "{gfn} is brought and was there");

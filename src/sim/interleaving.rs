@@ -438,6 +438,7 @@ impl Scene {
             let guest = host.power_on(VmId(id), spec);
             let mut guest = guest.expect("memory for its page table");
             prepare(&mut guest);
+            guest.vm.take_back_credits();
             guests.push(guest);
         }
         for guest in &mut guests {

@@ -60,6 +60,7 @@ fn compressed(credits: u32) -> (Host, Guest) {
         swap: false,
     };
     let (host, guest) = evicted(EngineKind::Uffd, true, means, 500);
+    guest.vm.take_back_credits();
     guest.vm.grant_credits(credits);
     (host, guest)
 }

@@ -81,7 +81,10 @@ impl Words for SimTable {
         if is_row
             && matches!(
                 (from, to),
-                (Some(State::Taken { .. }), Some(State::Zip | State::Frame))
+                (
+                    Some(State::Taken { .. }),
+                    Some(State::Zip | State::Frame | State::Empty | State::Frozen)
+                )
             )
         {
             self.0.given_up.fetch_add(1, Ordering::SeqCst);

@@ -1,8 +1,9 @@
 //! The claim table: how a thread of the guest takes a page by itself, and the daemon learns of it.
 //!
-//! A fault that only brings a page back from the compression cache, or copies a shared frame, needs
-//! nothing that the faulting thread could not do, except the daemon's leave: to move this page, and to
-//! use one more page of memory. Asking for it costs two wake-ups, more than the work. So the daemon
+//! A fault that only brings a page back from the compression cache, copies a shared frame, touches a page for the first
+//! time or wants one back that is frozen, needs
+//! nothing that the faulting thread could not do, except the daemon's leave: to move this page, and, but for a frozen one,
+//! to use one more page of memory. Asking for it costs two wake-ups, more than the work. So the daemon
 //! gives its leave beforehand, in memory that it shares with this one guest:
 //!
 //! - a *row* for each page says what the daemon *offers*. A thread *claims* the page by changing that
@@ -18,12 +19,14 @@
 //!
 //! ```text
 //!            daemon unlocks the page                daemon locks the page
-//!   NONE ----------------------------> ZIP, FRAME ------------------------> NONE
+//!   NONE -------------------> EMPTY, ZIP, FRAME, FROZEN ------------------> NONE
 //!     ^                                 |      ^
 //!     | daemon locks the page    claims |      | gives up
 //!     |                                 v      |
 //!   DONE <----------------------------- TAKEN -+
 //! ```
+//!
+//! A table of zeroes is that of a guest that has not touched a page yet, and may touch them all.
 //!
 //! Here is the guest's half, which runs in a signal handler: no allocation, no lock, no wait. The
 //! daemon believes none of it.
@@ -51,6 +54,8 @@ pub const NO_CREDIT: u32 = 0;
 pub const CREDIT: u32 = 1;
 /// A credit that was taken for page `gfn` is `gfn + USED`.
 pub const USED: u32 = 2;
+/// In place of the number of a credit: none was needed.
+pub const FREE: u32 = CREDITS;
 
 /// Memory of which several processes read and write single words at once.
 ///
@@ -102,6 +107,10 @@ pub enum State {
     Zip,
     /// The shared page may be given a copy of its own.
     Frame,
+    /// The page holds nothing, and may be given a page of zeroes.
+    Empty,
+    /// The page is in RAM, not mapped, and may be mapped. That needs no credit.
+    Frozen,
     /// A thread of the guest does so.
     Taken {
         /// The credit it uses.
@@ -121,7 +130,9 @@ impl State {
     #[must_use]
     pub const fn encode(self) -> u32 {
         match self {
-            Self::None => 0,
+            Self::Empty => 0,
+            Self::None => 5,
+            Self::Frozen => 6,
             Self::Zip => 1,
             Self::Frame => 2,
             Self::Taken { credit, waited } => {
@@ -136,7 +147,9 @@ impl State {
     pub const fn decode(word: u32) -> Option<Self> {
         let credit = word >> CREDIT_SHIFT;
         let state = match word & KIND {
-            0 => Self::None,
+            0 => Self::Empty,
+            5 => Self::None,
+            6 => Self::Frozen,
             1 => Self::Zip,
             2 => Self::Frame,
             3 => Self::Taken {
@@ -146,7 +159,7 @@ impl State {
             4 => Self::Done { credit },
             _ => return None,
         };
-        if state.encode() == word && credit < CREDITS {
+        if state.encode() == word && credit <= FREE {
             Some(state)
         } else {
             None
@@ -208,7 +221,7 @@ impl Claim {
         self.gfn
     }
 
-    /// What was offered: [`State::Zip`] or [`State::Frame`].
+    /// What was offered.
     #[must_use]
     pub const fn offer(&self) -> State {
         self.offer
@@ -248,7 +261,11 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
     pub fn claim(&self, gfn: Gfn, offer: State) -> Attempt {
         // First the credit: it can be given back, and an offer that was taken away for nothing too,
         // but this way a guest without credits leaves its offers alone.
-        let Some(credit) = self.take_credit(gfn) else {
+        let credit = match offer {
+            State::Frozen => Some(FREE),
+            _ => self.take_credit(gfn),
+        };
+        let Some(credit) = credit else {
             return Attempt::NoCredit;
         };
         let taken = State::Taken {
@@ -259,10 +276,16 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
             .0
             .compare_exchange(row(gfn), offer.encode(), taken.encode());
         if claimed.is_err() {
-            self.0.store(credit_word(credit), CREDIT);
+            self.give_credit_back(credit);
             return Attempt::Changed;
         }
         Attempt::Claimed(Claim { gfn, credit, offer })
+    }
+
+    fn give_credit_back(&self, credit: u32) {
+        if credit != FREE {
+            self.0.store(credit_word(credit), CREDIT);
+        }
     }
 
     fn take_credit(&self, gfn: Gfn) -> Option<u32> {
@@ -289,7 +312,7 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
     /// The page is as it was: the credit comes back, the offer too. Whether other threads must be woken.
     #[expect(clippy::needless_pass_by_value, reason = "the claim ends here")]
     pub fn give_up(&self, claim: Claim) -> bool {
-        self.0.store(credit_word(claim.credit), CREDIT);
+        self.give_credit_back(claim.credit);
         self.end(claim.gfn, claim.offer)
     }
 
@@ -308,7 +331,9 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
     #[must_use]
     pub fn should_tell(&self, claim: &Claim) -> bool {
         let mark = self.0.load(MARK);
-        claim.credit >= mark && self.0.compare_exchange(MARK, mark, TOLD).is_ok()
+        claim.credit != FREE
+            && claim.credit >= mark
+            && self.0.compare_exchange(MARK, mark, TOLD).is_ok()
     }
 
     /// Marks that this thread waits for the end of another's claim; the word to wait on, `None` when
@@ -371,8 +396,14 @@ mod tests {
 
     #[test]
     fn every_state_survives_its_word_and_no_other_word_is_one() {
-        let mut states = vec![State::None, State::Zip, State::Frame];
-        for credit in [0, 1, CREDITS - 1] {
+        let mut states = vec![
+            State::None,
+            State::Zip,
+            State::Frame,
+            State::Empty,
+            State::Frozen,
+        ];
+        for credit in [0, 1, CREDITS - 1, FREE] {
             let waited = [false, true];
             states.extend(waited.map(|waited| State::Taken { credit, waited }));
             states.push(State::Done { credit });
@@ -380,8 +411,8 @@ mod tests {
         for state in states {
             assert_eq!(State::decode(state.encode()), Some(state));
         }
-        let of_no_credit = State::Done { credit: CREDITS }.encode();
-        for garbage in [5, 7, 8, 9, 1 << 8, 4 | 8, of_no_credit, u32::MAX] {
+        let of_no_credit = State::Done { credit: FREE + 1 }.encode();
+        for garbage in [7, 8, 9, 13, 1 << 8, 4 | 8, of_no_credit, u32::MAX] {
             assert_eq!(State::decode(garbage), None, "{garbage:#x}");
         }
     }

@@ -23,6 +23,8 @@ use super::mapping::Mapping;
 
 /// The longest compressed page.
 const MAX_PAYLOAD: usize = PAGE_SIZE / 2;
+/// What a page holds that nobody has touched.
+const ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 /// The most pages brought back behind one that is asked for: the thread waits for them.
 const AHEAD: u32 = 7;
 /// How often an offer that changes while it is claimed is looked at again before the daemon is asked.
@@ -102,7 +104,7 @@ impl<T: Table> Inline<T> {
         for _ in 0..LOOKS {
             let offer = claimer.look(gfn);
             match offer {
-                State::Zip => {}
+                State::Zip | State::Empty | State::Frozen => {}
                 State::Frame if !write => return Step::Access,
                 State::Frame if claimer.may_break() => {}
                 State::Taken { .. } => {
@@ -135,15 +137,15 @@ impl<T: Table> Inline<T> {
         let (touched, brought) = match behind {
             Some((touched, brought)) => (touched, brought + u32::from(is_done)),
             None if !is_done => return Step::Ask,
-            None if offer == State::Frame => return access,
+            None if matches!(offer, State::Frame | State::Frozen) => return access,
             None => (self.rows.touched(gfn), 0),
         };
         if is_done
             && !is_low
             && let Some(next) = touched.behind(brought)
             && next.0 < map.pages()
-            && self.claimer().look(next) == State::Zip
-            && let Attempt::Claimed(claim) = self.claimer().claim(next, State::Zip)
+            && self.claimer().look(next) == offer
+            && let Attempt::Claimed(claim) = self.claimer().claim(next, offer)
         {
             let behind = Some((touched, brought));
             return Step::Claimed(Work { claim, behind });
@@ -157,6 +159,8 @@ impl<T: Table> Inline<T> {
         let gfn = claim.gfn();
         let done = match claim.offer() {
             State::Zip => self.refill(map, &claim),
+            State::Empty => map.install(gfn, &ZEROES).ok(),
+            State::Frozen => map.open(gfn).ok(),
             _ => break_shared(map, gfn),
         };
         let waited = match done {

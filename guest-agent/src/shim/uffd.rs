@@ -51,6 +51,14 @@ struct UffdioCopy {
     copied: i64,
 }
 
+#[repr(C)]
+struct UffdioContinue {
+    start: u64,
+    len: u64,
+    mode: u64,
+    mapped: i64,
+}
+
 /// `_IOWR(0xAA, number, size)` as the kernel's headers build it.
 const fn iowr(number: u64, size: usize) -> u64 {
     (3 << 30) | ((size as u64) << 16) | (0xaa << 8) | number
@@ -58,6 +66,7 @@ const fn iowr(number: u64, size: usize) -> u64 {
 
 const UFFDIO_API: u64 = iowr(0x3f, size_of::<UffdioApi>());
 const UFFDIO_COPY: u64 = iowr(0x03, size_of::<UffdioCopy>());
+const UFFDIO_CONTINUE: u64 = iowr(0x07, size_of::<UffdioContinue>());
 const UFFDIO_REGISTER: u64 = iowr(0x00, size_of::<UffdioRegister>());
 
 // The values every program on x86-64 and aarch64 uses; a wrong struct size would change them.
@@ -208,4 +217,34 @@ pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Res
         std::thread::yield_now();
     }
     Err(last)
+}
+
+/// Maps the page of the file that is at `address`.
+///
+/// Safe to call from a signal handler.
+///
+/// # Errors
+/// The errno: `EFAULT` when the file has a hole there. A page that is mapped already is none.
+pub fn map_present(uffd: BorrowedFd<'_>, address: usize) -> Result<(), i32> {
+    let mut range = UffdioContinue {
+        start: address as u64,
+        len: PAGE_SIZE as u64,
+        mode: 0,
+        mapped: 0,
+    };
+    // SAFETY: `uffd` is open for the life of the borrow; UFFDIO_CONTINUE reads and writes exactly one
+    // `UffdioContinue` (size asserted above). It maps what the file holds and changes no byte; the kernel checks the
+    // address.
+    let done = unsafe {
+        libc::ioctl(
+            uffd.as_raw_fd(),
+            UFFDIO_CONTINUE as libc::Ioctl,
+            &raw mut range,
+        )
+    };
+    match nix::errno::Errno::last_raw() {
+        _ if done == 0 => Ok(()),
+        libc::EEXIST => Ok(()),
+        errno => Err(errno),
+    }
 }
