@@ -133,9 +133,11 @@ fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRef
     let before = zip.pages_used();
     let granted = zip.would_grow(payload.len()) && vm.budget.take(1, Urgency::Reclaim);
     let stored = zip.store(gfn, payload, sum, granted);
-    let grown = zip.pages_used() - before;
+    let after = zip.pages_used();
     drop(zip);
-    vm.budget.give(u64::from(granted) - u64::from(grown));
+    // It may have fewer now.
+    vm.budget
+        .give(u64::from(before) + u64::from(granted) - u64::from(after));
     if let Ok(slot) = stored
         && !Seeded::StaleSlot.is_sown()
     {
@@ -148,7 +150,7 @@ fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRef
 /// its oldest pages to the swap file, at most one cluster. How many moved; none when the cache is
 /// within its cap, or when the swap file takes nothing.
 ///
-/// A page that moves frees memory only with the last page that shares its arena page, so a step may
+/// A page that moves frees an arena page only with the last other one that touches it, so a step may
 /// free none. The pages of one arena page came at about the same time: a few steps free most of what
 /// they moved.
 pub fn trim_cache(vm: &Vm, limit: u32) -> Pages {

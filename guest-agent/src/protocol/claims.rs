@@ -14,8 +14,8 @@
 //!
 //! Words are 32 bits, of the machine's byte order. The table begins with the words of
 //! [`HEADER_WORDS`]: the [`MARK`], whether [`BREAKS`] are allowed, then [`CREDITS`] credits; the rows
-//! follow, [`ROW_WORDS`] for each page: the state, the checksum of the compressed page, its arena page,
-//! and where in it and how long.
+//! follow, [`ROW_WORDS`] for each page: the state, the checksum of the compressed page, the arena page in
+//! which it begins, and where in it and how long.
 //!
 //! ```text
 //!            daemon unlocks the page                daemon locks the page
@@ -167,10 +167,10 @@ impl State {
     }
 }
 
-/// Where a compressed page is, in the arena of its VM.
+/// Where a compressed page is, in the arena of its VM: it may go on in the next arena page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
-    /// The arena page.
+    /// The arena page in which it begins.
     pub page: u32,
     /// The first byte in it.
     pub at: u16,

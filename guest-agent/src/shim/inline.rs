@@ -187,12 +187,12 @@ impl<T: Table> Inline<T> {
 
     /// Copies compressed bytes out of the arena; `None` when the place is not inside it.
     fn read<'a>(&self, place: Place, into: &'a mut [u8; MAX_PAYLOAD]) -> Option<&'a [u8]> {
-        let (at, len) = (usize::from(place.at), usize::from(place.len));
-        if place.page >= self.arena_pages || at + len > PAGE_SIZE {
+        let len = usize::from(place.len);
+        let into = into.get_mut(..len)?;
+        let offset = u64::from(place.page) * PAGE_SIZE as u64 + u64::from(place.at);
+        if offset + len as u64 > u64::from(self.arena_pages) * PAGE_SIZE as u64 {
             return None;
         }
-        let into = into.get_mut(..len)?;
-        let offset = u64::from(place.page) * PAGE_SIZE as u64 + at as u64;
         // Nobody writes these bytes while the page is claimed, and if the daemon did, the checksum would tell.
         let read = self.arena.read_at(into, offset).ok()?;
         (read == len).then_some(into)
