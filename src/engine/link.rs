@@ -100,10 +100,12 @@ impl Link {
         }
     }
 
-    /// Lets the guest run; whether it could be told.
+    /// Lets the guest run with its ends of the fault channels; whether it could be told.
     #[must_use]
-    pub fn go(&self) -> bool {
-        self.socket.send(&Message::Go.encode()).is_ok()
+    pub fn go(&self, channels: &[SeqPacket]) -> bool {
+        let fds: Vec<_> = channels.iter().map(AsFd::as_fd).collect();
+        let go = Message::Go.encode();
+        self.socket.send_with_fds(&go, &fds).is_ok()
     }
 
     /// Tells the guest why its session ends and hangs up, which also frees a worker that waits for

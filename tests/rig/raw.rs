@@ -194,21 +194,14 @@ impl Welcomed {
         self,
         meanwhile: Option<&(dyn Fn(BorrowedFd<'_>) + Sync)>,
     ) -> Powered {
-        let (channels, theirs): (Vec<_>, Vec<_>) = (0..MAX_CHANNELS)
-            .map(|_| SeqPacket::pair().expect("a pair"))
-            .unzip();
         let uffd = matches!(
             self.welcome.engine,
             memvisor_guest_agent::protocol::memory::Engine::Uffd
         )
         .then(|| uffd::open().expect("it worked before"));
-        let fds: Vec<_> = uffd
-            .iter()
-            .map(AsFd::as_fd)
-            .chain(theirs.iter().map(AsFd::as_fd))
-            .collect();
+        let fds: Vec<_> = uffd.iter().map(AsFd::as_fd).collect();
         let (go, runs) = mpsc::channel();
-        let message = thread::scope(|scope| {
+        let (message, fds) = thread::scope(|scope| {
             if let (Some(meanwhile), Some(uffd)) = (meanwhile, &uffd) {
                 scope.spawn(move || {
                     while runs.try_recv() == Err(TryRecvError::Empty) {
@@ -219,14 +212,15 @@ impl Welcomed {
             // However this ends, the thread above ends with it.
             let _go: mpsc::Sender<()> = go;
             self.ready(BASE, MAX_CHANNELS as u16, &fds);
-            self.guest.receive()
+            self.guest.receive_with_fds()
         });
         assert_eq!(message, Message::Go);
+        assert_eq!(fds.len(), MAX_CHANNELS);
         Powered {
             guest: self.guest,
             ram: self.ram,
             token: self.welcome.token,
-            channels,
+            channels: fds.into_iter().map(SeqPacket::from).collect(),
             _uffd: uffd,
         }
     }
