@@ -183,6 +183,51 @@ fn guest_cannot_hold_the_hosts_end_of_a_fault_channel() {
     }
 }
 
+/// A guest with shared pages that keeps its RAM file locked, so that the host's thread waits for it in the kernel: it
+/// has to copy a page that the guest has written. `None` where no guest can do that.
+fn with_host_waiting(host: &mut Host) -> Option<Powered> {
+    let guest = Powered::on(host, "g", PAGES);
+    (0..8).for_each(|page| guest.write_page(page, 1));
+    host.await_vm("g", "its pages are shared", |vm| {
+        let socket = guest.guest.socket.as_fd();
+        while wait_readable([socket], Some(Duration::ZERO)).expect("poll") == [true] {
+            let command = guest.command();
+            guest.ack(command.seq, command.runs.len() as u32, 0);
+        }
+        vm.homes.shared_pages.0 == 8
+    });
+    guest.guest.lock(&guest.ram).then(|| {
+        guest.fault(0, Fault::Write(Gfn(3)));
+        let tasks = format!("/proc/{}/task", host.process().pid());
+        common::eventually("a thread of the host waits in the kernel", AT_ONCE, || {
+            let mut tasks = fs::read_dir(&tasks).expect("it runs").flatten();
+            tasks.find_map(|task| {
+                let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+                stat.contains("(memory-conn) D").then_some(())
+            })
+        });
+        guest
+    })
+}
+
+#[test]
+fn guest_that_keeps_the_hosts_thread_waiting_in_the_kernel_is_killed() {
+    let mut host = Host::start("mprotect", "32M", &["--share-scan-time", "120ms"]);
+    let Some(mut guest) = with_host_waiting(&mut host) else {
+        return;
+    };
+    host.client().kill("g").expect("it runs");
+    guest.guest.is_killed();
+    host.forgets("g", AT_ONCE);
+    // The end of the host is for all of them.
+    let Some(mut guest) = with_host_waiting(&mut host) else {
+        return;
+    };
+    let log = host.end();
+    guest.guest.is_killed();
+    assert!(!log.contains("still ending"), "{log}");
+}
+
 /// Today's shim cuts nothing short, but the file is its to write.
 #[test]
 fn guest_that_cuts_its_files_short_harms_itself_alone() {
