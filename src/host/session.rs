@@ -319,7 +319,7 @@ impl Powered {
         host.members.add(Arc::clone(&member));
         log_power_on(&member, tracks_writes);
         let runs = link.go(&theirs) && !host.members.is_closed();
-        // With the last of them the guest's ends are closed, which nobody has to notice: its link tells.
+        // The guest has its own descriptors of them now.
         drop(theirs);
         let ended = if runs { faults.run() } else { Ended::GuestGone };
         power_off(host, &member, worker, &ended);

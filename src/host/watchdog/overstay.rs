@@ -1,8 +1,8 @@
 //! Whether a guest that was told to end has had its time.
 //!
-//! The thread that serves a VM sees its end, waits for the guest a little and kills it. But that thread may wait in
-//! the kernel for this very guest, which holds a lock there ([`crate::engine::Ram`] is a file that it can write, from
-//! memory that nobody brings). Then only the end of the guest's process gives the lock back.
+//! The thread that serves a VM sees its end, gives the guest a moment and kills it. But that thread may wait in the
+//! kernel for this very guest, which holds a lock there: its RAM is a file, which it can write from memory that nobody
+//! brings. Then only the end of the guest's process gives the lock back.
 
 use std::time::{Duration, Instant};
 
