@@ -193,7 +193,6 @@ impl FaultThread {
         };
         let mut bytes = [0; FAULT_BYTES];
         let len = match socket.try_recv(&mut bytes) {
-            // The shim may hold this end too, and have read it first.
             Ok(None) => return Ok(()),
             Ok(Some(Received::Message {
                 len,

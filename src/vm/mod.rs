@@ -333,16 +333,16 @@ impl Vm {
             .unwrap_or_else(PoisonError::into_inner) = now;
     }
 
-    /// By what eviction has just found that nothing could leave: the swap file fails or is full, or
+    /// By what eviction has found shortly before `now` that nothing could leave: the swap file fails or is full, or
     /// what is left does not compress. It is worth another try a little later.
     #[must_use]
-    pub fn exhausted(&self) -> Means {
+    pub fn exhausted(&self, now: Instant) -> Means {
         let nothing_left = *self
             .nothing_left
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         match nothing_left {
-            Some((since, means)) if since.elapsed() < TRY_AGAIN => means,
+            Some((since, means)) if now.saturating_duration_since(since) < TRY_AGAIN => means,
             _ => Means {
                 compress: false,
                 swap: false,
