@@ -1,11 +1,21 @@
 //! What the searches have in common: hosts and guests that are short of nothing, what guests are told to do, and how it
 //! must end.
 
-use super::{Guest, Host, Op, Spec};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::Mutex as StdMutex;
+
+use proptest::prelude::ProptestConfig;
+use proptest::strategy::Strategy;
+use proptest::test_runner::TestRunner;
+use shuttle::thread::yield_now;
+
+use super::{Guest, GuestThread, Host, Op, Spec};
 use crate::engine::EngineKind;
 use crate::page::Home;
+use crate::sync::{AtomicU32, Ordering};
 use crate::units::{Gfn, PageBuf, VmId};
-use crate::vm::Means;
+use crate::vm::{Means, Vm};
 
 /// Both engines.
 pub(super) const KINDS: [EngineKind; 2] = [EngineKind::Uffd, EngineKind::Mprotect];
@@ -124,5 +134,76 @@ impl Guest {
             Home::Swapped(slot) => self.disk.damage(slot),
             home => panic!("{gfn} is {home:?}"),
         }
+    }
+}
+
+/// A task that was not served after so many turns of all others never will be.
+const PATIENCE: usize = 20_000;
+
+/// Lets other tasks run until somebody has what it waits for.
+pub(super) fn wait_for<W: Display, T>(mut who: W, look: impl Fn(&mut W) -> Option<T>) -> T {
+    for _ in 0..PATIENCE {
+        if let Some(it) = look(&mut who) {
+            return it;
+        }
+        yield_now();
+    }
+    panic!("{who} waits, and nobody serves it");
+}
+
+/// Lets a thread do something while other tasks serve its faults.
+pub(super) fn finish(guest: &mut GuestThread, gfn: Gfn, op: Op) {
+    guest.begin(gfn, op);
+    wait_for(guest, |guest| guest.poll().then_some(()));
+}
+
+/// Takes step after step, as a thread of the daemon does, until no thread of a guest is running and there is none left.
+pub(super) fn serve(running: &AtomicU32, mut step: impl FnMut() -> bool) {
+    loop {
+        // Read first: what the last thread said before it ended is still served.
+        let over = running.load(Ordering::SeqCst) == 0;
+        if !step() {
+            if over {
+                return;
+            }
+            yield_now();
+        }
+    }
+}
+
+/// Tries so many values, and panics at the smallest that fails.
+pub(super) fn search<S: Strategy>(cases: u32, values: S, test: impl Fn(S::Value)) {
+    let mut runner = TestRunner::new(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(cases)
+    });
+    let result = runner.run(&values, |value| {
+        test(value);
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// What happened to all guests of a search together; what never happened was not tested.
+#[derive(Debug, Default)]
+pub(super) struct Witness(StdMutex<BTreeMap<&'static str, u64>>);
+
+impl Witness {
+    pub(super) fn note(&self, vm: &Vm) {
+        let estimate = vm.activity.estimate();
+        let estimates = u64::from(estimate.is_some_and(|e| e.fast > 0.0));
+        let mut seen = self.0.lock().expect("no holder panicked");
+        for (name, count) in vm.stats.all().into_iter().chain([("estimates", estimates)]) {
+            *seen.entry(name).or_default() += count;
+        }
+    }
+
+    /// # Panics
+    /// When something never happened that is not among these.
+    pub(super) fn check(&self, never: &[&str]) {
+        let seen = self.0.lock().expect("no holder panicked");
+        let is_missing = |(name, count): &(&&str, &u64)| **count == 0 && !never.contains(name);
+        let missing: Vec<_> = seen.iter().filter(is_missing).collect();
+        assert!(missing.is_empty(), "never tested: {missing:?}");
     }
 }
