@@ -43,7 +43,10 @@ fn workers_with_equal_pages_in_any_schedule_make_one_frame() {
         // Each finds a page that is like another of its own, and nothing shared.
         thread::scope(|scope| {
             for guest in &mut guests {
-                scope.spawn(|| (0..2).for_each(|_| drop(guest.scan())));
+                scope.spawn(|| {
+                    guest.scan();
+                    guest.scan();
+                });
             }
         });
         assert_eq!(host.pools[0].counts().frames, Pages(1));
@@ -109,7 +112,9 @@ fn threads_at_one_page_in_any_schedule_bring_it_once() {
             });
             for reader in threads {
                 scope.spawn(move || {
-                    [0, 1].map(|gfn| finish(reader, Gfn(gfn), Op::Read));
+                    for gfn in [Gfn(0), Gfn(1)] {
+                        finish(reader, gfn, Op::Read);
+                    }
                     running.fetch_sub(1, Ordering::SeqCst);
                 });
             }

@@ -62,14 +62,7 @@ impl SeqPacket {
             let error = "a message was cut off: this process can hold no more descriptors";
             return Err(io::Error::other(error));
         }
-        let received = match bytes {
-            0 => Received::Closed,
-            len => Received::Message {
-                len,
-                truncated: len > capacity,
-            },
-        };
-        Ok((received, fds))
+        Ok((Received::of(bytes, capacity), fds))
     }
 }
 

@@ -38,6 +38,19 @@ pub enum Received {
     Closed,
 }
 
+impl Received {
+    /// A datagram of this length, which was put where there is room for so much.
+    pub(super) const fn of(len: usize, room: usize) -> Self {
+        match len {
+            0 => Self::Closed,
+            len => Self::Message {
+                len,
+                truncated: len > room,
+            },
+        }
+    }
+}
+
 /// Who is at the other end, as the kernel vouches for it: recorded at connect or pair time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerCredentials {
@@ -90,12 +103,7 @@ impl SeqPacket {
     /// `BrokenPipe` when the peer is gone; `WouldBlock` when a [send
     /// timeout](Self::set_send_timeout) passed; what else `send(2)` says.
     pub fn send(&self, message: &[u8]) -> io::Result<()> {
-        match retry(|| send(self.0.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL)) {
-            Ok(_) => Ok(()),
-            // Says that the peer left with messages unread; the peer is gone all the same.
-            Err(Errno::ECONNRESET) => Err(Errno::EPIPE.into()),
-            Err(errno) => Err(errno.into()),
-        }
+        self.send_with(message, MsgFlags::empty())
     }
 
     /// As [`send`](Self::send), but never waits, whatever flags and options the peer may have set on
@@ -104,9 +112,14 @@ impl SeqPacket {
     /// # Errors
     /// `WouldBlock` when the peer's queue is full; else as [`send`](Self::send).
     pub fn try_send(&self, message: &[u8]) -> io::Result<()> {
-        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        self.send_with(message, MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn send_with(&self, message: &[u8], flags: MsgFlags) -> io::Result<()> {
+        let flags = flags | MsgFlags::MSG_NOSIGNAL;
         match retry(|| send(self.0.as_raw_fd(), message, flags)) {
             Ok(_) => Ok(()),
+            // Says that the peer left with messages unread; the peer is gone all the same.
             Err(Errno::ECONNRESET) => Err(Errno::EPIPE.into()),
             Err(errno) => Err(errno.into()),
         }
@@ -146,12 +159,8 @@ impl SeqPacket {
     fn recv_with(&self, into: &mut [u8], flags: MsgFlags) -> nix::Result<Received> {
         // MSG_TRUNC makes the kernel return the true length of a datagram that did not fit.
         match retry(|| recv(self.0.as_raw_fd(), into, flags | MsgFlags::MSG_TRUNC)) {
-            Ok(0) | Err(Errno::ECONNRESET) => Ok(Received::Closed),
-            Ok(len) => Ok(Received::Message {
-                len,
-                truncated: len > into.len(),
-            }),
-            Err(errno) => Err(errno),
+            Err(Errno::ECONNRESET) => Ok(Received::Closed),
+            len => Ok(Received::of(len?, into.len())),
         }
     }
 
