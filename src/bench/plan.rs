@@ -111,6 +111,7 @@ pub fn crowd(vms: u32, percent: u64, state: FreeState) -> HostSnapshot {
         _ => backing * 100 / percent,
     };
     HostSnapshot {
+        least_free: None,
         budget: Pages(budget),
         used: Pages(backing),
         state,

@@ -205,6 +205,7 @@ impl Reading {
         Ok(Scenario {
             profile,
             host: HostSnapshot {
+                least_free: None,
                 budget: memory,
                 used,
                 state: host.state.unwrap_or_default(),

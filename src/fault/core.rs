@@ -372,7 +372,7 @@ impl Core {
             faults = count,
             waited_s = waited.as_secs(),
             free_pages = self.vm.budget.free().0,
-            blocked = self.vm.orders.is_blocked(),
+            blocked = self.vm.is_blocked(),
             swap_failing = self.vm.is_swap_failing(),
             "guest threads wait for memory"
         );

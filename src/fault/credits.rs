@@ -101,7 +101,7 @@ impl Credits {
         }
         let is_short = vm.budget.free() <= vm.budget.reserve();
         let is_due = now >= self.due;
-        if !is_due && !is_short && !vm.orders.is_blocked() {
+        if !is_due && !is_short && !vm.is_blocked() {
             return;
         }
         if let Some(claims) = vm.table.claims() {
@@ -109,7 +109,7 @@ impl Credits {
         }
         vm.settle_done();
         let used = used(vm);
-        if is_short || vm.orders.is_blocked() || is_due && used == self.rested {
+        if is_short || vm.is_blocked() || is_due && used == self.rested {
             vm.take_back_credits();
             self.want = FIRST;
         }

@@ -26,7 +26,7 @@ use crate::settings::{Domain, HostSettings, VmSettings};
 use crate::telemetry::{self, Overcommit};
 use crate::throttle::Throttle;
 use crate::units::Pages;
-use crate::vm::{Blocked, Means};
+use crate::vm::{Blocked, Eviction, Means};
 
 /// How often the policy looks without being called.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -225,9 +225,9 @@ impl Governor {
                 tracing::info!(from = %before, to = %plan.state, free, unsaid, "free state");
             });
         }
-        let total = self.budget.total();
-        let below = Thresholds::of(total, config).below(plan.state);
-        self.budget.set_alarm(total.saturating_sub(below));
+        let thresholds = Thresholds::of(self.budget.total(), config);
+        let below = thresholds.below(plan.state);
+        self.budget.set_marks(below, plan.aim, thresholds.low);
         for ((member, vm_plan), seen) in members.iter().zip(&plan.vms).zip(&snapshot.vms) {
             // What its compression cache takes counts as well, and cannot be held in a fault.
             let ceiling = vm_plan.ceiling;
@@ -309,7 +309,11 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
         compress: plan.means.compress,
         swap: plan.means.swap,
     };
-    orders.set_evict(plan.evict, means);
+    orders.set_evict(Eviction {
+        pages: plan.evict,
+        means,
+        always: plan.by_limit,
+    });
     if plan.evict > Pages(0) {
         member.worker.suggest(Job::Wake);
     }

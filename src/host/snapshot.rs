@@ -20,6 +20,7 @@ pub(super) fn snapshot(
     HostSnapshot {
         budget: budget.total(),
         used: budget.used(),
+        least_free: Some(budget.take_least_free()),
         state,
         vms: members.iter().map(vm).collect(),
         seed,

@@ -110,7 +110,7 @@ impl Host {
             evict: evict(vm),
             vmas: u64::from(vm.vmas.upper_bound()),
             vma_budget: u64::from(vm.vmas.budget()),
-            blocked: vm.orders.is_blocked(),
+            blocked: vm.is_blocked(),
             salt_set: member.settings().salt.is_some(),
             homes,
         }

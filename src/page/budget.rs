@@ -6,6 +6,7 @@
 //! on; and reclaim itself needs a page for a moment (a frame, an arena page) before it frees one.
 //! Without the reserve the host could fill up so that nothing can be freed any more.
 
+use std::sync::atomic::AtomicU64 as Mark;
 use std::sync::{Arc, Condvar, Mutex as StdMutex, Weak};
 use std::time::Duration;
 
@@ -25,13 +26,21 @@ pub enum Urgency {
 }
 
 /// The host's memory. See the module text.
+///
+/// The marks order nothing: who reads one late acts a little late. So they are no part of the models.
 #[derive(Debug)]
 pub struct Budget {
     total: u64,
     reserve: u64,
     used: AtomicU64,
+    /// The most that was used since the policy last looked.
+    peak: Mark,
     /// When used memory rises over this, the policy is called at once.
-    alarm_at: AtomicU64,
+    alarm_at: Mark,
+    /// Reclaim goes on while more than this is used; the policy is called when it is exceeded.
+    aim_at: Mark,
+    /// While more than this is used, VMs above their targets wait.
+    wait_at: Mark,
     alarm: StdMutex<bool>,
     alarmed: Condvar,
     parkings: Mutex<Vec<Weak<Parking>>>,
@@ -46,7 +55,10 @@ impl Budget {
             total: total.0,
             reserve: reserve.0.min(total.0),
             used: AtomicU64::new(0),
-            alarm_at: AtomicU64::new(u64::MAX),
+            peak: Mark::new(0),
+            alarm_at: Mark::new(u64::MAX),
+            aim_at: Mark::new(u64::MAX),
+            wait_at: Mark::new(0),
             alarm: StdMutex::new(false),
             alarmed: Condvar::new(),
             parkings: Mutex::default(),
@@ -99,15 +111,34 @@ impl Budget {
                 .compare_exchange(used, next, Ordering::Acquire, Ordering::Relaxed)
             {
                 Ok(_) => {
-                    let alarm_at = self.alarm_at.load(Ordering::Relaxed);
-                    if used <= alarm_at && next > alarm_at {
-                        self.ring_alarm();
-                    }
+                    self.note_taken(used, next);
                     return true;
                 }
                 Err(now) => used = now,
             }
         }
+    }
+
+    fn note_taken(&self, before: u64, now: u64) {
+        // Most takes are below the peak, and a word that many threads only read costs nothing.
+        if now > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(now, Ordering::Relaxed);
+        }
+        let passed = |at: &Mark| {
+            let at = at.load(Ordering::Relaxed);
+            before <= at && now > at
+        };
+        if passed(&self.alarm_at) || passed(&self.aim_at) {
+            self.ring_alarm();
+        }
+    }
+
+    /// The least that was free since this was last asked.
+    #[must_use]
+    pub fn take_least_free(&self) -> Pages {
+        let used = self.used.load(Ordering::Relaxed);
+        let peak = self.peak.swap(used, Ordering::Relaxed).max(used);
+        Pages(self.total).saturating_sub(Pages(peak))
     }
 
     /// Gives pages back and calls the VMs whose faults wait for some.
@@ -165,9 +196,30 @@ impl Budget {
         }
     }
 
-    /// Sets the level of used memory above which [`Budget::wait_alarm`] returns at once.
-    pub fn set_alarm(&self, used: Pages) {
-        self.alarm_at.store(used.0, Ordering::Relaxed);
+    /// Sets the amounts of free memory, in pages: below `alarm` the policy is called at once ([`Budget::wait_alarm`]
+    /// returns), below `aim` too, and reclaim goes on; below `wait` VMs above their targets wait.
+    pub fn set_marks(&self, alarm: Pages, aim: Pages, wait: Pages) {
+        let total = self.total();
+        for (mark, free) in [
+            (&self.alarm_at, alarm),
+            (&self.aim_at, aim),
+            (&self.wait_at, wait),
+        ] {
+            mark.store(total.saturating_sub(free).0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether less is free than reclaim aims at.
+    #[must_use]
+    pub fn is_below_aim(&self) -> bool {
+        self.used().0 > self.aim_at.load(Ordering::Relaxed)
+    }
+
+    /// Whether so little is free that VMs above their targets wait; always so until somebody has set the marks.
+    #[must_use]
+    pub fn is_scarce(&self) -> bool {
+        let wait_at = self.wait_at.load(Ordering::Relaxed);
+        wait_at == 0 || self.used().0 > wait_at
     }
 
     /// Makes [`Budget::wait_alarm`] return.
@@ -213,13 +265,30 @@ mod tests {
     #[test]
     fn alarm_rings_when_the_level_is_passed() {
         let budget = Budget::new(Pages(100), Pages(0));
-        budget.set_alarm(Pages(50));
+        budget.set_marks(Pages(50), Pages(0), Pages(0));
         assert!(budget.take(50, Urgency::Touch));
         assert!(!*budget.alarm.lock().unwrap());
         assert!(budget.take(1, Urgency::Touch));
         assert!(*budget.alarm.lock().unwrap());
         budget.wait_alarm(Duration::ZERO);
         assert!(!*budget.alarm.lock().unwrap());
+    }
+
+    #[test]
+    fn marks_say_whether_reclaim_goes_on_and_who_waits() {
+        let budget = Budget::new(Pages(100), Pages(0));
+        assert!(!budget.is_below_aim());
+        budget.set_marks(Pages(0), Pages(30), Pages(10));
+        assert!(budget.take(70, Urgency::Touch));
+        assert!(!budget.is_below_aim() && !*budget.alarm.lock().unwrap());
+        assert!(budget.take(1, Urgency::Touch));
+        assert!(budget.is_below_aim() && !budget.is_scarce());
+        assert!(*budget.alarm.lock().unwrap(), "the policy is called");
+        assert!(budget.take(20, Urgency::Touch));
+        assert!(budget.is_scarce());
+        budget.give(41);
+        assert_eq!(budget.take_least_free(), Pages(9));
+        assert_eq!(budget.take_least_free(), Pages(50));
     }
 
     #[test]

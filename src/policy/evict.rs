@@ -11,7 +11,8 @@
 //! on their way: what they will bring it may compress, and no more. What they will not bring is taken by
 //! every means that there is, in every state, so that no generation's table leaves a host without a way out.
 //!
-//! One round is bounded, so the orders of one plan are small and the next plan sees their effect.
+//! One round is bounded, so the orders of one plan are small and the next plan, which is made as soon as one of them is
+//! carried out and memory is still short, sees their effect. How fast pages leave is not the policy's business.
 
 use super::mechanisms::{Means, Rules};
 use super::plan::VmPlan;
@@ -25,16 +26,16 @@ use crate::units::Pages;
 pub(super) struct Order {
     pub pages: Pages,
     pub means: Means,
+    pub by_limit: bool,
 }
 
-/// The host pages that eviction must free now to leave the state.
-pub(super) fn shortfall(rules: &Rules, free: Pages, thresholds: &Thresholds) -> Pages {
-    let aim = match rules.state {
+/// The free memory from which the state is left: eviction goes on until there is so much.
+pub(super) fn aim(rules: &Rules, thresholds: &Thresholds) -> Pages {
+    match rules.state {
         FreeState::High | FreeState::Clear => Pages(0),
         FreeState::Hard | FreeState::Low if rules.mechanisms.inflate => thresholds.to_soft,
         FreeState::Soft | FreeState::Hard | FreeState::Low => thresholds.aim,
-    };
-    aim.saturating_sub(free)
+    }
 }
 
 /// What each VM loses in this round, in the order of the snapshot: at most `evict_round` pages together, and
@@ -78,6 +79,7 @@ pub(super) fn orders(
         _ if *first > Pages(0) => Order {
             pages,
             means: rules.all,
+            by_limit: true,
         },
         _ => Order { pages, ..due },
     };
@@ -158,7 +160,11 @@ fn due(vm: &VmSnapshot, plan: &VmPlan, first: Pages, rules: &Rules) -> Order {
         return Order::default();
     }
     let pages = pages.min(vm.evictable(means)).saturating_sub(first);
-    Order { pages, means }
+    Order {
+        pages,
+        means,
+        by_limit: false,
+    }
 }
 
 /// Divides `pages` in proportion to `wants`, nobody getting more than it wants. The remainder goes
@@ -201,6 +207,7 @@ mod tests {
             ..VmSnapshot::sample(1000, 500)
         };
         let host = HostSnapshot {
+            least_free: None,
             budget: Pages(1500),
             used: Pages(1500),
             state: FreeState::Low,
@@ -228,6 +235,7 @@ mod tests {
         };
         for state in [FreeState::Soft, FreeState::Hard, FreeState::Low] {
             let host = |mute| HostSnapshot {
+                least_free: None,
                 budget: Pages(9600),
                 used: Pages(9560),
                 state,

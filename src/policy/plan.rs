@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::fair;
 use super::mechanisms::{Means, Mechanisms, Rules};
 use super::snapshot::{HostSnapshot, VmSnapshot};
-use super::states::{FreeState, Thresholds, next_state};
+use super::states::{FreeState, Thresholds};
 use super::{Config, balloon, evict, total};
 use crate::units::{Pages, VmId};
 
@@ -19,6 +19,8 @@ pub struct Plan {
     pub mechanisms: Mechanisms,
     /// What all VMs together may hold, shared pages counted in full.
     pub available: Pages,
+    /// The free memory, in host pages, up to which eviction goes on. Zero in high and clear.
+    pub aim: Pages,
     /// The host pages that eviction must free to leave the state; balloons aim further. Zero in
     /// high and clear.
     pub shortfall: Pages,
@@ -54,6 +56,9 @@ pub struct VmPlan {
     pub evict: Pages,
     /// By what else than sharing they may leave. None when nothing is evicted.
     pub means: Means,
+    /// Whether they leave whatever memory is free, because of the VM's own limit; else only while less is
+    /// free than [`Plan::aim`].
+    pub by_limit: bool,
     /// The most it may hold, shared pages counted in full: faults that would make it larger wait until
     /// some of it is evicted. Its limit, or somewhat more while it comes down to that; `None` where no
     /// limit binds, or nothing can be evicted.
@@ -107,10 +112,11 @@ pub enum Stuck {
 pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
     let host = &host.believable();
     let thresholds = Thresholds::of(host.budget, config);
-    let state = next_state(host.state, host.free(), &thresholds);
+    let state = host.next_state(&thresholds);
     let mut rules = Rules::of(state, config);
     let available = available(host, state, &thresholds);
-    let shortfall = evict::shortfall(&rules, host.free(), &thresholds);
+    let aim = evict::aim(&rules, &thresholds);
+    let shortfall = aim.saturating_sub(host.free());
 
     let allotments = fair::divide(host, available, config);
     let balloons = fair::for_balloons(host, available, config, &allotments);
@@ -122,6 +128,7 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
             swap_target: swap_target(vm, allotment.target, &rules),
             evict: Pages(0),
             means: Means::default(),
+            by_limit: false,
             ceiling: None,
             blocked: rules.mechanisms.block && vm.allocation() > allotment.target,
             why: Why::Fits,
@@ -138,6 +145,7 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
     }
     for ((vm, plan), order) in host.vms.iter().zip(&mut vms).zip(orders) {
         (plan.evict, plan.means) = (order.pages, order.means);
+        plan.by_limit = order.by_limit;
         plan.ceiling = evict::ceiling(vm, order.pages, rules.all);
         plan.why = why(vm, plan, &rules);
     }
@@ -146,6 +154,7 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
         state,
         mechanisms: rules.mechanisms,
         available,
+        aim,
         shortfall,
         vms,
         stuck,
@@ -238,6 +247,7 @@ mod tests {
             budget: Pages(10_000),
             used: Pages(used),
             state,
+            least_free: None,
             vms,
             seed: 0,
         };

@@ -102,6 +102,7 @@ fn host_of(vms: Vec<VmSnapshot>, budget: u64, state: FreeState, seed: u64) -> Ho
         .map(|(id, vm)| VmSnapshot { id: VmId(id), ..vm });
     let vms: Vec<VmSnapshot> = numbered.collect();
     HostSnapshot {
+        least_free: None,
         budget: Pages(budget),
         used: Pages(500 + vms.iter().map(|vm| vm.backing().0).sum::<u64>()),
         state,

@@ -198,6 +198,7 @@ impl Host {
             ..guest.snapshot(self.round)
         });
         HostSnapshot {
+            least_free: None,
             budget: Pages(self.budget),
             used: Pages(self.budget - self.free()),
             state: self.state,

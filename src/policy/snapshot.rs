@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::states::{Thresholds, next_state};
 use super::{FreeState, Means, total};
 use crate::units::{Pages, VmId};
 
@@ -18,6 +19,10 @@ pub struct HostSnapshot {
     /// The host pages in use, metadata included. More than the budget means that nothing is free and
     /// that more is wanted than there is.
     pub used: Pages,
+    /// The least that was free since the last plan: a state is left when there was enough all the time, and not for the
+    /// moment between an eviction and the faults that wait for it. None: what is free now.
+    #[serde(default)]
+    pub least_free: Option<Pages>,
     /// The state that the last plan or allocation left.
     #[serde(default)]
     pub state: FreeState,
@@ -144,6 +149,16 @@ impl HostSnapshot {
             vms: self.vms.iter().map(VmSnapshot::believable).collect(),
             ..*self
         }
+    }
+
+    /// The state from now on.
+    pub(super) fn next_state(&self, thresholds: &Thresholds) -> FreeState {
+        let next = next_state(self.state, self.free(), thresholds);
+        let least = self.least_free.unwrap_or(MOST).min(self.free());
+        if next < self.state && next_state(self.state, least, thresholds) >= self.state {
+            return self.state;
+        }
+        next
     }
 
     /// Host pages not in use.

@@ -23,7 +23,7 @@ use crate::engine::EngineError;
 use crate::sample::Sampler;
 use crate::share::{self, Peers, Scanner};
 use crate::units::{Gfn, Pages};
-use crate::vm::Vm;
+use crate::vm::{Eviction, Vm};
 
 /// Looks at single pages that are taken together.
 const LOOKS: usize = 512;
@@ -117,7 +117,9 @@ impl Core {
     }
 
     fn evict_due(&self) -> Option<Instant> {
-        (self.vm.orders.evict().0 > Pages(0)).then_some(self.evict_after)
+        let Eviction { pages, always, .. } = self.vm.orders.evict();
+        let is_due = pages > Pages(0) && (always || self.vm.budget.is_below_aim());
+        is_due.then_some(self.evict_after)
     }
 
     fn scan_due(&self, rate: u32) -> Option<Instant> {
@@ -163,12 +165,15 @@ impl Core {
     }
 
     fn evict(&mut self, now: Instant) -> Result<(), EngineError> {
-        let (pages, means) = self.vm.orders.evict();
+        let Eviction { pages, means, .. } = self.vm.orders.evict();
         let evicted = self.evictor.evict(&self.vm, pages, means)?;
         self.vm.orders.evicted(evicted);
         self.vm.note_evicted(evicted, means, now);
         if evicted == Pages(0) {
             self.evict_after = now + EVICT_PAUSE;
+        } else if evicted >= pages && self.vm.budget.is_below_aim() {
+            // The order is carried out, and memory was taken faster than it foresaw: the next one, at once.
+            self.vm.budget.ring_alarm();
         }
         Ok(())
     }

@@ -119,7 +119,7 @@ impl Sampler {
             }
             return Ok(false);
         }
-        if !vm.orders.is_blocked() {
+        if !vm.is_blocked() {
             self.ran += passed;
         }
         if self.began && self.ran < period {

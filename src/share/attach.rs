@@ -127,7 +127,7 @@ fn attach_batch(
 /// Locks pages and finds or makes their frames, until one is not to be had.
 fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> Vec<Held<'a>> {
     let mut held: Vec<Held<'_>> = Vec::with_capacity(batch.len());
-    if !vm.is_sharing() || vm.orders.is_blocked() || vm.vmas.is_exceeded(&vm.table) {
+    if !vm.is_sharing() || vm.is_blocked() || vm.vmas.is_exceeded(&vm.table) {
         return held;
     }
     let mut room = vm.orders.ceiling().0.saturating_sub(vm.held().0);

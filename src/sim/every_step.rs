@@ -6,15 +6,14 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::scenario::KINDS;
+use super::scenario::{KINDS, order};
 use super::worker::{FAST, PAUSE, ask};
 use super::{Guest, Host, Spec};
 use crate::compress::samples;
 use crate::engine::{EngineError, EngineKind};
 use crate::reclaim::Job;
 use crate::share::AttachRequest;
-use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
-use crate::vm::Means;
+use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf};
 
 const PAGES: u32 = 24;
 /// More steps than the story has; the tests say how many there were.
@@ -57,7 +56,7 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
     }
     handle.set_scan_rate(0);
     for _ in 0..8 {
-        vm.orders.set_evict(Pages(3), Means::ALL);
+        order(&vm, 3);
         guest.worker.try_wait(PAUSE)?;
     }
     let (pages, source) = (GfnRun::new(Gfn(0), 3), Gfn(12));
@@ -85,9 +84,9 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
         assert!(handle.suggest(Job::Join(pool)), "a queue with room");
         guest.worker.try_wait(PAUSE)?;
     }
-    vm.orders.set_evict(Pages(8), Means::ALL);
+    order(&vm, 8);
     guest.worker.try_wait(PAUSE)?;
-    vm.orders.set_evict(Pages(0), Means::ALL);
+    order(&vm, 0);
     handle.set_sample_period(Duration::ZERO);
     guest.worker.try_wait(PAUSE)
 }

@@ -357,7 +357,7 @@ impl Guest {
     fn check_waits(&self, thread: usize) {
         let vm = &self.vm;
         let gfn = self.threads[thread].at().expect("it is at a page");
-        let stopped = vm.orders.is_blocked() || vm.is_at_ceiling();
+        let stopped = vm.is_blocked() || vm.is_at_ceiling();
         let short = stopped || vm.budget.free() <= vm.budget.reserve();
         let waits = self.faults.is_starved(gfn) && short
             || self.faults.is_busy(gfn) && vm.table.entry(gfn).is_locked()

@@ -8,7 +8,7 @@ use memvisor_guest_agent::protocol::balloon::{PageStatus, StatusRun};
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::thread::{self, Scope, yield_now};
 
-use super::scenario::{Witness, finish, serve, wait_for};
+use super::scenario::{Witness, finish, order, serve, wait_for};
 use super::worker::{FAST, ask};
 use super::{AddressSpace, Guest, GuestThread, Host, Memory, Op, Spec, scanning};
 use crate::compress::samples;
@@ -17,8 +17,8 @@ use crate::page::Urgency;
 use crate::reclaim::{Job, WorkerHandle};
 use crate::share::AttachRequest;
 use crate::sync::{self, AtomicU32, Ordering};
-use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
-use crate::vm::{Means, Vm};
+use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf};
+use crate::vm::Vm;
 
 /// Schedules of each test; `MEMVISOR_MODEL_ITERATIONS` replaces it.
 const SCHEDULES: usize = 1_800;
@@ -148,8 +148,7 @@ impl Governor<'_> {
             // used it.
             let (vm, _) = &self.vms[thread_rng().gen_range(0..self.vms.len())];
             let is_short = self.host.budget.starving() > 0 && thread_rng().gen_bool(0.5);
-            vm.orders
-                .set_evict(Pages(if is_short { 2 } else { 0 }), Means::ALL);
+            order(vm, if is_short { 2 } else { 0 });
             self.host.clock.pass(Duration::from_millis(20));
             yield_now();
         }
@@ -171,9 +170,7 @@ impl Governor<'_> {
                 vm.vmas
                     .set_budget([1, VMA_BUDGET][thread_rng().gen_range(0..2)]);
             }
-            5..8 => vm
-                .orders
-                .set_evict(Pages(thread_rng().gen_range(0..4)), Means::ALL),
+            5..8 => order(vm, thread_rng().gen_range(0..4)),
             // Only time passes.
             _ => {}
         }
@@ -278,7 +275,7 @@ impl Scene {
         host.budget.give(elsewhere);
         host.check(&guests.iter().collect::<Vec<_>>());
         for guest in &mut guests {
-            guest.vm.orders.set_evict(Pages(0), Means::ALL);
+            order(&guest.vm, 0);
             guest.vm.vmas.set_budget(VMA_BUDGET);
             witness.note(&guest.vm);
         }

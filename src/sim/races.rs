@@ -2,13 +2,12 @@
 
 use shuttle::thread::{self, yield_now};
 
-use super::scenario::{ZIP, finish, serve};
+use super::scenario::{ZIP, finish, order, serve};
 use super::{Guest, Host, Op, Spec};
 use crate::engine::EngineKind;
 use crate::page::Home;
 use crate::sync::{self, AtomicU32, Ordering};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages};
-use crate::vm::Means;
 
 const SCHEDULES: usize = 1_000;
 const PAGES: u32 = 6;
@@ -68,7 +67,7 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
         first.vm.vmas.set_budget(1);
         drop(first.vm.vmas.change(1));
         // One, so that the run has a gap and goes on behind it.
-        first.vm.orders.set_evict(Pages(1), Means::ALL);
+        order(&first.vm, 1);
         let Guest {
             threads,
             faults,

@@ -14,8 +14,8 @@ use super::{Guest, GuestThread, Host, Op, Spec};
 use crate::engine::EngineKind;
 use crate::page::Home;
 use crate::sync::{AtomicU32, Ordering};
-use crate::units::{Gfn, PageBuf, VmId};
-use crate::vm::{Means, Vm};
+use crate::units::{Gfn, PageBuf, Pages, VmId};
+use crate::vm::{Eviction, Means, Vm};
 
 /// Both engines.
 pub(super) const KINDS: [EngineKind; 2] = [EngineKind::Uffd, EngineKind::Mprotect];
@@ -74,6 +74,12 @@ impl Host {
         guests.into_iter().for_each(|guest| self.bury(guest));
         self.check_empty();
     }
+}
+
+/// Has a VM's worker evict so many pages by all means from now on.
+pub(super) fn order(vm: &Vm, pages: u64) {
+    let eviction = Eviction::at_once(Pages(pages), Means::ALL);
+    vm.orders.set_evict(eviction);
 }
 
 /// Has a guest live through something with its host to itself, without losing anything.

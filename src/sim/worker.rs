@@ -12,7 +12,7 @@ use crate::reclaim::{Core, Job, Queue, WorkerHandle, queue};
 use crate::sample::Sampler;
 use crate::share::Peers;
 use crate::units::Pages;
-use crate::vm::{Means, Vm};
+use crate::vm::{Eviction, Means, Vm};
 
 /// Steps after which a worker that has something to do at one time always will have.
 const PATIENCE: u32 = 10_000;
@@ -121,10 +121,12 @@ impl Guest {
     /// Has a batch evicted, whatever was tried before; how many pages left.
     pub(super) fn evict_by(&mut self, pages: u64, means: Means) -> u64 {
         self.worker.clock.pass(PAUSE);
-        self.vm.orders.set_evict(Pages(pages), means);
+        self.vm
+            .orders
+            .set_evict(Eviction::at_once(Pages(pages), means));
         self.worker.step();
-        let (left, _) = self.vm.orders.evict();
-        self.vm.orders.set_evict(Pages(0), means);
+        let left = self.vm.orders.evict().pages;
+        self.vm.orders.set_evict(Eviction::at_once(Pages(0), means));
         pages - left.0
     }
 

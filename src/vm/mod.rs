@@ -42,7 +42,7 @@ pub use activity::{Activity, Estimate};
 pub use inline::Unlocked;
 use latency::Latencies;
 pub use latency::Latency;
-pub use orders::{Blocked, Means, Orders};
+pub use orders::{Blocked, Eviction, Means, Orders};
 pub use params::{MAX_PAGES, ParamsError, VmParams};
 pub use settled::Settled;
 pub use stats::{Counter, Stats};
@@ -187,7 +187,7 @@ impl Vm {
             Urgency::Refill => self.orders.is_blocked_wholly(),
             Urgency::Reclaim => false,
         };
-        if blocked {
+        if blocked && self.budget.is_scarce() {
             return false;
         }
         if urgency != Urgency::Reclaim && self.is_at_ceiling() {
@@ -196,6 +196,12 @@ impl Vm {
             return false;
         }
         self.budget.take(1, urgency)
+    }
+
+    /// Whether some of its faults must wait now because of the state of the host.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.orders.is_blocked() && self.budget.is_scarce()
     }
 
     /// Whether it may not become larger now.

@@ -21,11 +21,36 @@ impl Means {
     };
 }
 
-/// The means of an order to evict are its lowest bits, so that its pages are never evicted by the means
-/// of another order.
+/// An order to evict: how many pages, by what, and when.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Eviction {
+    /// How many pages.
+    pub pages: Pages,
+    /// By what else than sharing.
+    pub means: Means,
+    /// Whatever memory is free, because the VM's own limit asks for it. Else only while less is free than the policy
+    /// aims at.
+    pub always: bool,
+}
+
+impl Eviction {
+    /// So many pages, whatever memory is free.
+    #[must_use]
+    pub const fn at_once(pages: Pages, means: Means) -> Self {
+        Self {
+            pages,
+            means,
+            always: true,
+        }
+    }
+}
+
+/// The lowest bits of an order to evict say how, so that its pages are never evicted by the means of another order.
 const COMPRESS: u64 = 1;
 const SWAP: u64 = 2;
-const PAGES_SHIFT: u32 = 2;
+const ALWAYS: u64 = 4;
+const PAGES_SHIFT: u32 = 3;
+const HOW: u64 = (1 << PAGES_SHIFT) - 1;
 
 /// Which faults of a VM must wait whatever memory there is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -70,29 +95,42 @@ impl Default for Orders {
 }
 
 impl Orders {
-    /// Sets how many pages the worker shall evict from now on, and by what.
-    pub fn set_evict(&self, pages: Pages, means: Means) {
-        let bits = u64::from(means.compress) * COMPRESS + u64::from(means.swap) * SWAP;
+    /// Sets what the worker shall evict from now on.
+    pub fn set_evict(&self, eviction: Eviction) {
+        let Eviction {
+            pages,
+            means,
+            always,
+        } = eviction;
+        let how = [
+            (means.compress, COMPRESS),
+            (means.swap, SWAP),
+            (always, ALWAYS),
+        ];
+        let how: u64 = how.iter().filter(|(is, _)| *is).map(|(_, bit)| bit).sum();
         self.evict
-            .store(pages.0 << PAGES_SHIFT | bits, Ordering::Relaxed);
+            .store(pages.0 << PAGES_SHIFT | how, Ordering::Relaxed);
     }
 
-    /// How many pages are still to be evicted, and by what.
+    /// What is still to be evicted.
     #[must_use]
-    pub fn evict(&self) -> (Pages, Means) {
+    pub fn evict(&self) -> Eviction {
         let order = self.evict.load(Ordering::Relaxed);
-        let means = Means {
-            compress: order & COMPRESS != 0,
-            swap: order & SWAP != 0,
-        };
-        (Pages(order >> PAGES_SHIFT), means)
+        Eviction {
+            pages: Pages(order >> PAGES_SHIFT),
+            means: Means {
+                compress: order & COMPRESS != 0,
+                swap: order & SWAP != 0,
+            },
+            always: order & ALWAYS != 0,
+        }
     }
 
     /// Notes that `pages` were freed.
     pub fn evicted(&self, pages: Pages) {
         let less = |order: u64| {
             let left = (order >> PAGES_SHIFT).saturating_sub(pages.0);
-            Some(left << PAGES_SHIFT | order & (COMPRESS | SWAP))
+            Some(left << PAGES_SHIFT | order & HOW)
         };
         let _ = self
             .evict
@@ -105,13 +143,13 @@ impl Orders {
         self.blocked.swap(blocked as u8, Ordering::Relaxed) != blocked as u8
     }
 
-    /// Whether some faults of the VM must wait now.
+    /// Whether some faults of the VM must wait while memory is scarce.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed) != Blocked::No as u8
     }
 
-    /// Whether all its faults must wait now, refills and breaks too.
+    /// Whether all its faults must then, refills and breaks too.
     #[must_use]
     pub fn is_blocked_wholly(&self) -> bool {
         self.blocked.load(Ordering::Relaxed) == Blocked::All as u8
@@ -183,13 +221,17 @@ mod tests {
     fn order_to_evict_keeps_its_means_while_it_is_carried_out() {
         for means in [(true, false), (false, true), (false, false), (true, true)] {
             let (compress, swap) = means;
-            let means = Means { compress, swap };
+            let order = |pages| Eviction {
+                pages: Pages(pages),
+                means: Means { compress, swap },
+                always: compress,
+            };
             let orders = Orders::default();
-            orders.set_evict(Pages(70), means);
+            orders.set_evict(order(70));
             orders.evicted(Pages(64));
-            assert_eq!(orders.evict(), (Pages(6), means));
+            assert_eq!(orders.evict(), order(6));
             orders.evicted(Pages(64));
-            assert_eq!(orders.evict(), (Pages(0), means));
+            assert_eq!(orders.evict(), order(0));
         }
     }
 }

@@ -10,6 +10,7 @@ fn host() -> HostSnapshot {
         ..VmSnapshot::sample(size, resident)
     };
     HostSnapshot {
+        least_free: None,
         budget: Pages(100_000),
         used: Pages(97_000),
         state: FreeState::High,

@@ -66,6 +66,7 @@ fn host() -> impl Strategy<Value = HostSnapshot> {
     let vms = proptest::collection::vec(vm(), 0..6);
     (pages(), pages(), state(), vms, any::<u64>()).prop_map(|(budget, used, state, vms, seed)| {
         HostSnapshot {
+            least_free: None,
             budget,
             used,
             state,

@@ -20,6 +20,7 @@ fn worked_host() -> HostSnapshot {
         ..VmSnapshot::sample(size, resident)
     };
     HostSnapshot {
+        least_free: None,
         budget: Pages(100_000),
         used: Pages(97_000),
         state: FreeState::High,
@@ -240,6 +241,7 @@ fn worked_example_figure_7() {
         let aim = Thresholds::of(budget, &config).aim;
         let overhead = budget.0 - aim.0 - mib(available).0;
         let host = HostSnapshot {
+            least_free: None,
             budget,
             used: Pages(overhead + mib(2 * 179).0),
             state: FreeState::Soft,
@@ -266,6 +268,7 @@ fn worked_example_boche() {
         ..VmSnapshot::sample(gib(8), gib(8))
     };
     let host = HostSnapshot {
+        least_free: None,
         budget: Pages(gib(8)),
         used: Pages(gib(8) * 97 / 100),
         state: FreeState::Soft,

@@ -153,6 +153,7 @@ fn balloon_that_moves_a_little_keeps_its_target() {
     let host = |budget, vms: Vec<VmSnapshot>| {
         let used = METADATA + vms.iter().map(|vm| vm.backing().0).sum::<u64>();
         HostSnapshot {
+            least_free: None,
             budget: Pages(budget),
             used: Pages(used),
             state: FreeState::High,
