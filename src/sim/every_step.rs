@@ -118,7 +118,7 @@ fn guest_that_dies_at_any_step_leaves_nothing_and_takes_nothing_along() {
 /// The disk takes so many writes and then fails for `writes` of them. Whether it failed at all.
 fn fail_after(kind: EngineKind, steps: u32, writes: u32, errno: Errno) -> bool {
     let (host, [mut guest, other]) = prologue(kind);
-    guest.disk.fail_after(steps, writes, errno);
+    guest.disk.fail_after(steps, writes, Some(errno));
     story(&host, &mut guest).expect("a disk is no guest");
     host.check(&[&guest, &other]);
     (0..PAGES).for_each(|gfn| guest.read(gfn));

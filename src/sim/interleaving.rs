@@ -75,7 +75,7 @@ impl Program<'_> {
             match thread_rng().gen_range(0..14) {
                 0..6 => finish(self.guest, gfn, Op::Write(Box::new(content()))),
                 6..9 => finish(self.guest, gfn, Op::Read),
-                9 => self.guest.forget_mapping(gfn),
+                9 => self.space.forget_mapping(gfn),
                 10 => self.inflate(gfn),
                 11 => {
                     answer(&self.deflate(gfn));

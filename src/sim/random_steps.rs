@@ -8,6 +8,7 @@ use memvisor_guest_agent::protocol::balloon::{PageStatus, StatusRun};
 use nix::errno::Errno;
 use proptest::prelude::*;
 
+use super::address_space;
 use super::scenario::{KINDS, Witness, search};
 use super::worker::ask;
 use super::{Guest, Host, Op, Spec};
@@ -68,9 +69,8 @@ fn contents() -> impl Strategy<Value = Content> {
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Read(u32),
-    Write(u32, Content),
-    /// Writes a run of pages, as programs do.
-    WriteRun(u32, u32, Content),
+    /// Writes a run of pages, as programs do, or one.
+    Write(GfnRun, Content),
     /// Begins a write and leaves it when the fault has been answered.
     WriteAndPause(u32, Content),
     /// So many milliseconds pass: scanning, sampling, stores and pauses become due.
@@ -81,8 +81,8 @@ pub(super) enum Step {
     SwapFails(Option<bool>),
     ZipCap(u32),
     SwapSlots(u32),
-    RefuseVmas(u32),
-    AcceptVmas,
+    /// So many more runs are mapped before the guest's kernel refuses one.
+    Vmas(u32),
     /// The guest's kernel drops mappings of its own accord, and the guest goes on.
     ForgetMappings(u32, u32),
     /// A guest with memory of its own has not used it for a while.
@@ -135,8 +135,8 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
     let gfn = || prop_oneof![0..PAGES, 0..HOT];
     let step = prop_oneof![
         10 => gfn().prop_map(Step::Read),
-        14 => (gfn(), contents()).prop_map(|(gfn, content)| Step::Write(gfn, content)),
-        5 => (gfn(), 2..20u32, contents()).prop_map(|(gfn, n, c)| Step::WriteRun(gfn, n, c)),
+        14 => (gfn(), contents()).prop_map(|(gfn, content)| Step::Write(run(gfn, 1), content)),
+        5 => (gfn(), 2..20u32, contents()).prop_map(|(gfn, n, c)| Step::Write(run(gfn, n), c)),
         3 => (gfn(), contents()).prop_map(|(gfn, content)| Step::WriteAndPause(gfn, content)),
         16 => (1..1500u64).prop_map(Step::Wait),
         9 => prop::collection::vec(requests(), 1..4).prop_map(Step::Ask),
@@ -144,8 +144,8 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         1 => prop::option::of(any::<bool>()).prop_map(Step::SwapFails),
         1 => (0..5u32).prop_map(Step::ZipCap),
         1 => (0..=PAGES).prop_map(Step::SwapSlots),
-        1 => (0..4u32).prop_map(Step::RefuseVmas),
-        2 => Just(Step::AcceptVmas),
+        1 => (0..4u32).prop_map(Step::Vmas),
+        2 => Just(Step::Vmas(address_space::NEVER)),
         2 => (gfn(), 1..12u32).prop_map(|(gfn, count)| Step::ForgetMappings(gfn, count)),
         1 => Just(Step::Rest),
         1 => prop::sample::select(vec![Blocked::No, Blocked::Touches, Blocked::All])
@@ -266,9 +266,8 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
     let vm = Arc::clone(&guest.vm);
     match step {
         Step::Read(gfn) => access(guest, gfn, Op::Read),
-        Step::Write(gfn, content) => access(guest, gfn, Op::Write(Box::new(content.page()))),
-        Step::WriteRun(gfn, count, content) => {
-            for gfn in run(gfn, count).iter() {
+        Step::Write(run, content) => {
+            for gfn in run.iter() {
                 access(guest, gfn.0, Op::Write(Box::new(content.page())));
             }
         }
@@ -285,8 +284,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         }
         Step::ZipCap(pages) => vm.zip.lock().set_max_pages(pages),
         Step::SwapSlots(slots) => vm.swap.resize(slots).expect("a disk with room"),
-        Step::RefuseVmas(after) => guest.space.refuse_after(after),
-        Step::AcceptVmas => guest.space.accept(),
+        Step::Vmas(runs) => guest.space.refuse_after(runs),
         Step::ForgetMappings(gfn, count) => {
             for gfn in run(gfn, count).iter() {
                 guest.space.forget_mapping(gfn);
