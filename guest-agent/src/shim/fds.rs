@@ -51,8 +51,8 @@ impl SeqPacket {
         let socket = self.as_fd().as_raw_fd();
         let message = loop {
             match recvmsg::<UnixAddr>(socket, &mut iov, Some(&mut control), flags) {
-                Err(Errno::EINTR) => {}
-                Err(Errno::ECONNRESET) => return Ok((Received::Closed, Vec::new())),
+                // A reset is said once, ahead of what the peer sent before it left.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
                 result => break result?,
             }
         };

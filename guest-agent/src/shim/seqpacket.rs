@@ -139,7 +139,7 @@ impl SeqPacket {
     /// Waits for one datagram and puts it at the start of `into`.
     ///
     /// # Errors
-    /// What `recv(2)` says. A reset connection is [`Received::Closed`].
+    /// What `recv(2)` says. A peer that has left is [`Received::Closed`], behind all that it has sent.
     pub fn recv(&self, into: &mut [u8]) -> io::Result<Received> {
         Ok(self.recv_with(into, MsgFlags::empty())?)
     }
@@ -158,10 +158,13 @@ impl SeqPacket {
 
     fn recv_with(&self, into: &mut [u8], flags: MsgFlags) -> nix::Result<Received> {
         // MSG_TRUNC makes the kernel return the true length of a datagram that did not fit.
-        match retry(|| recv(self.0.as_raw_fd(), into, flags | MsgFlags::MSG_TRUNC)) {
-            Err(Errno::ECONNRESET) => Ok(Received::Closed),
-            len => Ok(Received::of(len?, into.len())),
-        }
+        let flags = flags | MsgFlags::MSG_TRUNC;
+        let len = retry(|| match recv(self.0.as_raw_fd(), into, flags) {
+            // Said once of a peer that has left with messages unread, ahead of what it sent before.
+            Err(Errno::ECONNRESET) => Err(Errno::EINTR),
+            received => received,
+        })?;
+        Ok(Received::of(len, into.len()))
     }
 
     /// Whether it is a socket that keeps message boundaries; a descriptor that came in a message may
@@ -352,6 +355,23 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         }
         assert_eq!(other.recv(&mut [0; 6]).unwrap(), Received::Closed);
+    }
+
+    #[test]
+    fn last_words_of_a_peer_that_left_with_messages_unread_are_heard() {
+        let receive: [fn(&SeqPacket) -> Received; 2] = [
+            |socket| socket.recv(&mut [0; 6]).unwrap(),
+            |socket| socket.recv_with_fds(&mut [0; 6]).unwrap().0,
+        ];
+        for receive in receive {
+            let (one, other) = SeqPacket::pair().unwrap();
+            other.send(b"never read").unwrap();
+            one.send(b"why").unwrap();
+            drop(one);
+            let (len, truncated) = (3, false);
+            assert_eq!(receive(&other), Received::Message { len, truncated });
+            assert_eq!(receive(&other), Received::Closed);
+        }
     }
 
     #[test]
