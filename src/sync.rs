@@ -238,11 +238,11 @@ mod model {
     /// one task to stand still while another goes all its way. A task that waits for another in a
     /// loop must call [`shuttle::thread::yield_now`] there, or the second kind never ends.
     ///
-    /// A failure prints the seed; `SHUTTLE_RANDOM_SEED` repeats it.
-    pub(crate) fn model(iterations: usize, body: impl Fn() + Send + Sync + 'static) {
+    /// A failure prints the seed; `SHUTTLE_RANDOM_SEED` repeats it. Returned is how many times it was run.
+    pub(crate) fn model(iterations: usize, body: impl Fn() + Send + Sync + 'static) -> usize {
         // Shuttle's coroutines change stacks by instructions that miri does not know.
         if cfg!(miri) {
-            return;
+            return 0;
         }
         let iterations = env::var(ITERATIONS).map_or(iterations, |text| {
             let wrong = |_| panic!("{ITERATIONS}=`{text}` is not a number of iterations");
@@ -254,6 +254,7 @@ mod model {
         let half = iterations.div_ceil(2);
         Runner::new(RandomScheduler::new(half), config()).run(move || random());
         Runner::new(PctScheduler::new(PREEMPTIONS, half), config()).run(move || body());
+        iterations
     }
 
     fn config() -> Config {

@@ -20,55 +20,31 @@ use crate::vm::Vm;
 /// # Errors
 /// [`EngineError`] when the guest or its session is gone.
 pub fn inflate(vm: &Vm, runs: &[GfnRun]) -> Result<Vec<StatusRun>, EngineError> {
-    let mut statuses = Vec::new();
-    let (mut resident, mut taken) = (Vec::new(), Vec::new());
-    for gfn in runs.iter().flat_map(|run| run.iter()) {
-        let status = match vm.try_lock(gfn) {
-            None => PageStatus::Busy,
-            Some(page) => match page.home() {
-                Home::Ballooned => PageStatus::AlreadyLocked,
-                home => {
-                    let pages = match home {
-                        Home::Resident => &mut resident,
-                        _ => &mut taken,
-                    };
-                    pages.push(page);
-                    PageStatus::Ok
-                }
-            },
-        };
-        push(&mut statuses, gfn, status);
-    }
+    let gfns = || runs.iter().flat_map(|run| run.iter());
+    let pages: Vec<Option<PageGuard<'_>>> = gfns().map(|gfn| vm.try_lock(gfn)).collect();
+    let is_resident = |page: &&PageGuard<'_>| page.home() == Home::Resident;
+    let resident = pages.iter().flatten().filter(is_resident);
     // With userfaultfd the hole takes the mappings with it, and the next access faults. Without it
     // an open page would be filled by the kernel, behind our back.
-    if vm.engine.kind() == EngineKind::Uffd || freeze(vm, resident.iter())? {
-        let refilled = resident.iter().filter(|page| page.entry().is_refilled());
-        vm.stats.double_paged.add(refilled.count() as u64);
-        taken.append(&mut resident);
-    } else {
-        let refused: Vec<Gfn> = resident.iter().map(PageGuard::gfn).collect();
-        statuses = refuse(&statuses, &refused);
+    let is_frozen = vm.engine.kind() == EngineKind::Uffd || freeze(vm, resident)?;
+    let (mut statuses, mut moves) = (Vec::new(), Vec::new());
+    for (gfn, page) in gfns().zip(pages) {
+        let status = match page.as_ref().map(PageGuard::home) {
+            None => PageStatus::Busy,
+            Some(Home::Ballooned) => PageStatus::AlreadyLocked,
+            Some(Home::Resident) if !is_frozen => PageStatus::Busy,
+            Some(_) => PageStatus::Ok,
+        };
+        push(&mut statuses, gfn, status);
+        let taken = page.filter(|_| status == PageStatus::Ok);
+        moves.extend(taken.map(|page| (page, Home::Ballooned)));
     }
-    vm.stats.inflated.add(taken.len() as u64);
-    let moves = taken.into_iter().map(|page| (page, Home::Ballooned));
-    rehome(vm, moves.collect())?;
+    let is_refilled = |page: &PageGuard<'_>| is_resident(&page) && page.entry().is_refilled();
+    let refilled = moves.iter().filter(|(page, _)| is_refilled(page));
+    vm.stats.double_paged.add(refilled.count() as u64);
+    vm.stats.inflated.add(moves.len() as u64);
+    rehome(vm, moves)?;
     Ok(statuses)
-}
-
-/// The statuses with `refused` pages, ascending, made busy.
-fn refuse(statuses: &[StatusRun], refused: &[Gfn]) -> Vec<StatusRun> {
-    let mut changed = Vec::new();
-    for StatusRun { run, status } in statuses {
-        for gfn in run.iter() {
-            let busy = refused.binary_search(&gfn).is_ok();
-            push(
-                &mut changed,
-                gfn,
-                if busy { PageStatus::Busy } else { *status },
-            );
-        }
-    }
-    changed
 }
 
 /// Gives pages back, ascending and inside RAM; what became of each. They read as zeroes.

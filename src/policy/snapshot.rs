@@ -266,9 +266,12 @@ impl VmSnapshot {
         };
         let mapped = total([swap_room, zip_room]).min(total([self.resident, self.shared]));
         let left = swap_room.saturating_sub(mapped).min(self.compressed);
+        if left == Pages(0) {
+            return mapped;
+        }
         // Rounded up: a last page that has room moves, though another may still share its host page.
         let from_cache = (u128::from(self.zip_pages.0) * u128::from(left.0))
-            .div_ceil(u128::from(self.compressed.0.max(1)));
+            .div_ceil(u128::from(self.compressed.0));
         total([mapped, Pages(u64::try_from(from_cache).unwrap_or(u64::MAX))])
     }
 }

@@ -39,50 +39,48 @@ impl Leaver {
         if vm.table.count(Home::Shared(FrameId(0))) == 0 {
             return Ok(Left::Everything);
         }
-        let (mut copied, mut ended) = (Vec::new(), Ok(true));
-        for _ in 0..vm.table.pages() {
-            if copied.len() == BATCH || !matches!(ended, Ok(true)) {
-                break;
-            }
-            let gfn = Gfn(self.cursor);
-            self.cursor = (self.cursor + 1) % vm.table.pages();
-            if !matches!(vm.table.entry(gfn).home(), Home::Shared(_)) {
-                continue;
-            }
-            if let Some(page) = vm.try_lock(gfn) {
-                ended = copy_back(vm, page, &mut copied);
-            }
-        }
-        let moved = !copied.is_empty();
+        let mut copied = Vec::new();
+        let ended = self.copy_back(vm, &mut copied);
+        let left = if copied.is_empty() {
+            Left::Waits
+        } else {
+            Left::Some
+        };
         // Also after a failure: what is in RAM is paid for.
         rehome(vm, copied)?;
-        ended?;
-        Ok(if moved { Left::Some } else { Left::Waits })
+        ended.map(|()| left)
     }
-}
 
-/// Copies the frame of a locked page into RAM; `false` when there is no memory for it.
-fn copy_back<'a>(
-    vm: &Vm,
-    page: PageGuard<'a>,
-    copied: &mut Vec<(PageGuard<'a>, Home)>,
-) -> Result<bool, EngineError> {
-    let Home::Shared(frame) = page.home() else {
-        return Ok(true);
-    };
-    if !vm.budget.take(1, Urgency::Touch) {
-        return Ok(false);
-    }
-    let mut content = PageBuf::zeroed();
-    vm.pool().read(frame, &mut content);
-    match vm.engine.write_back(page.gfn(), &content) {
-        Ok(()) => {
+    /// Copies the frames of the next shared pages into RAM, as far as there is memory.
+    fn copy_back<'a>(
+        &mut self,
+        vm: &'a Vm,
+        copied: &mut Vec<(PageGuard<'a>, Home)>,
+    ) -> Result<(), EngineError> {
+        let is_shared = |gfn: &Gfn| matches!(vm.table.entry(*gfn).home(), Home::Shared(_));
+        let mut content = PageBuf::zeroed();
+        for _ in 0..vm.table.pages() {
+            let gfn = Gfn(self.cursor);
+            self.cursor = (self.cursor + 1) % vm.table.pages();
+            let Some(page) = Some(gfn).filter(is_shared).and_then(|gfn| vm.try_lock(gfn)) else {
+                continue;
+            };
+            let Home::Shared(frame) = page.home() else {
+                continue;
+            };
+            if !vm.budget.take(1, Urgency::Touch) {
+                break;
+            }
+            vm.pool().read(frame, &mut content);
+            if let Err(error) = vm.engine.write_back(gfn, &content) {
+                vm.budget.give(1);
+                return Err(error);
+            }
             copied.push((page, Home::Resident));
-            Ok(true)
+            if copied.len() == BATCH {
+                break;
+            }
         }
-        Err(error) => {
-            vm.budget.give(1);
-            Err(error)
-        }
+        Ok(())
     }
 }

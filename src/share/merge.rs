@@ -26,11 +26,8 @@ pub(crate) struct Candidate<'a> {
     pub(crate) guess: Guess<'a>,
 }
 
-struct Held<'a> {
-    page: PageGuard<'a>,
-    digest: u64,
-    guess: Guess<'a>,
-}
+/// A candidate whose page is locked.
+type Held<'a> = (PageGuard<'a>, Candidate<'a>);
 
 /// Shares those of the candidates, ascending, that are what the scanner thought; how many. Pages that have
 /// seemed to have the content of a new frame are added to `nudges`.
@@ -47,22 +44,21 @@ pub(crate) fn merge(
     if held.is_empty() {
         return Ok(0);
     }
-    if !freeze(vm, held.iter().map(|held| &held.page))? {
-        let gfns = held.iter().map(|held| held.page.gfn());
-        gfns.for_each(|gfn| vm.table.refuse(gfn));
+    if !freeze(vm, held.iter().map(|(page, _)| page))? {
+        held.iter()
+            .for_each(|(page, _)| vm.table.refuse(page.gfn()));
         return Ok(0);
     }
     let mut zeroes = Vec::new();
     let mut matches: Vec<Match<'_>> = Vec::new();
     let mut content = PageBuf::zeroed();
     let pool = vm.pool();
-    for Held {
-        page,
-        digest,
-        guess,
-    } in held
-    {
-        let gfn = page.gfn();
+    for (page, candidate) in held {
+        let Candidate {
+            gfn,
+            digest: expected,
+            guess,
+        } = candidate;
         vm.engine.read(gfn, &mut content);
         let hold = match guess {
             Guess::Zero if content.is_zero() => {
@@ -71,10 +67,11 @@ pub(crate) fn merge(
             }
             Guess::Zero => None,
             Guess::Frame(hold) => pool.equals(hold.frame(), &content).then_some(hold),
+            Guess::First if digest(&content) != expected => None,
             Guess::First => {
                 let before = matches.last().map(|m| (m.page.gfn(), m.hold.frame()));
                 let near = wanted_frame(vm, gfn, before);
-                first_user(vm, digest, &content, near, nudges)
+                frame_of(vm, expected, &content, near, Urgency::Reclaim, nudges)
             }
         };
         match hold {
@@ -94,11 +91,7 @@ fn hold<'a>(vm: &'a Vm, candidate: Candidate<'a>) -> Option<Held<'a>> {
         vm.table.note_written(candidate.gfn);
         return None;
     };
-    (page.home() == Home::Resident).then_some(Held {
-        page,
-        digest: candidate.digest,
-        guess: candidate.guess,
-    })
+    (page.home() == Home::Resident).then_some((page, candidate))
 }
 
 /// Those that may be frozen. Without userfaultfd a frozen run takes a VMA of its own, shared or not,
@@ -107,11 +100,11 @@ fn affordable<'a>(vm: &Vm, mut held: Vec<Held<'a>>) -> Vec<Held<'a>> {
     if vm.engine.kind() != EngineKind::Mprotect {
         return held;
     }
-    let runs = runs_of(held.iter().map(|held| held.page.gfn()));
+    let runs = runs_of(held.iter().map(|(page, _)| page.gfn()));
     // As many are left for mapping them.
     let (_, dropped) = afford(vm, runs, room(vm) / 2, |run| *run);
-    held.retain(|held| {
-        let gfn = held.page.gfn();
+    held.retain(|(page, _)| {
+        let gfn = page.gfn();
         let has = |run: &GfnRun| run.start <= gfn && u64::from(gfn.0) < run.end();
         let is_dropped = dropped.iter().any(has);
         if is_dropped {
@@ -139,23 +132,8 @@ fn share<'a>(vm: &'a Vm, matches: Vec<Match<'a>>) -> Result<u64, EngineError> {
     Ok(shared)
 }
 
-/// A frame for a page that is the first of its content to be shared, or the frame that somebody else
-/// has made meanwhile. `None`: the page changed, or there is no memory or no frame.
-fn first_user<'a>(
-    vm: &'a Vm,
-    expected: u64,
-    content: &PageBuf,
-    near: Option<FrameId>,
-    nudges: &mut Vec<(VmId, Gfn)>,
-) -> Option<FrameHold<'a>> {
-    if digest(content) != expected {
-        return None;
-    }
-    frame_of(vm, expected, content, near, Urgency::Reclaim, nudges)
-}
-
-/// The frame with this content, whose digest it is, or a new one, at `near` if that is free. `None`: another content
-/// has this digest, or there is no memory or no frame.
+/// The frame with this content, whose digest it is, or a new one, at `near` if that is free; the frame of
+/// somebody else who has made one meanwhile. `None`: another content has this digest, or there is no memory or no frame.
 pub(super) fn frame_of<'a>(
     vm: &'a Vm,
     digest: u64,

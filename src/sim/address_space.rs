@@ -55,7 +55,30 @@ struct Page {
 }
 
 /// What does not come.
-const NEVER: u32 = u32::MAX;
+pub(super) const NEVER: u32 = u32::MAX;
+
+/// How many more times something goes well.
+#[derive(Debug)]
+struct Countdown(AtomicU32);
+
+impl Countdown {
+    fn set(&self, times: u32) {
+        self.0.store(times, Ordering::SeqCst);
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether it goes well this time.
+    fn step(&self) -> bool {
+        let left = self.0.load(Ordering::SeqCst);
+        if left != NEVER {
+            self.set(left.saturating_sub(1));
+        }
+        left > 0
+    }
+}
 
 /// See the [module text](super).
 #[derive(Debug)]
@@ -65,11 +88,11 @@ pub(super) struct AddressSpace {
     pool: Mutex<Arc<Pool>>,
     pages: Mutex<Vec<Page>>,
     /// Runs that the guest's kernel still maps before it refuses one for want of VMAs.
-    accepts: AtomicU32,
+    accepts: Countdown,
     /// How many it refused to threads that had claimed a page.
     refused: AtomicU32,
     /// Operations that the guest still lives to see.
-    life: AtomicU32,
+    life: Countdown,
     /// Whether every fault is a signal.
     signals: bool,
 }
@@ -95,21 +118,21 @@ impl AddressSpace {
             pools: pools.to_vec(),
             pool: Mutex::new(Arc::clone(&pools[pool])),
             pages: Mutex::new((0..pages).map(page).collect()),
-            accepts: AtomicU32::new(NEVER),
+            accepts: Countdown(AtomicU32::new(NEVER)),
             refused: AtomicU32::new(0),
-            life: AtomicU32::new(NEVER),
+            life: Countdown(AtomicU32::new(NEVER)),
             signals,
         }
     }
 
     /// The guest's kernel maps so many more runs and then refuses one.
     pub(super) fn refuse_after(&self, runs: u32) {
-        self.accepts.store(runs, Ordering::SeqCst);
+        self.accepts.set(runs);
     }
 
     /// The guest's kernel has VMAs again.
     pub(super) fn accept(&self) {
-        self.accepts.store(NEVER, Ordering::SeqCst);
+        self.accepts.set(NEVER);
     }
 
     /// The guest asks for pages to be taken or attached, or has the answer.
@@ -123,12 +146,12 @@ impl AddressSpace {
 
     /// The guest lives to see so many more operations that need it.
     pub(super) fn die_after(&self, operations: u32) {
-        self.life.store(operations, Ordering::SeqCst);
+        self.life.set(operations);
     }
 
     /// Whether the guest is dead.
     pub(super) fn is_dead(&self) -> bool {
-        self.life.load(Ordering::SeqCst) == 0
+        self.life.is_over()
     }
 
     /// How many remappings were refused to threads that had claimed a page.
@@ -147,14 +170,7 @@ impl AddressSpace {
     }
 
     fn check_alive(&self) -> Result<(), EngineError> {
-        match self.life.load(Ordering::SeqCst) {
-            NEVER => Ok(()),
-            0 => Err(EngineError::Gone),
-            left => {
-                self.life.store(left - 1, Ordering::SeqCst);
-                Ok(())
-            }
-        }
+        self.life.step().then_some(()).ok_or(EngineError::Gone)
     }
 
     fn pool(&self) -> Arc<Pool> {
@@ -278,21 +294,13 @@ pub(super) struct Mapped<'a> {
 impl Mapped<'_> {
     /// The guest's kernel may have no VMA for this.
     fn take_vma(&self) -> Result<(), i32> {
-        let space = self.space;
-        match space.accepts.load(Ordering::SeqCst) {
-            _ if self.who == Who::Asked => Ok(()),
-            NEVER => Ok(()),
-            0 => {
-                if self.who == Who::Claimer {
-                    space.refused.fetch_add(1, Ordering::SeqCst);
-                }
-                Err(libc::ENOMEM)
-            }
-            left => {
-                space.accepts.store(left - 1, Ordering::SeqCst);
-                Ok(())
-            }
+        if self.who == Who::Asked || self.space.accepts.step() {
+            return Ok(());
         }
+        if self.who == Who::Claimer {
+            self.space.refused.fetch_add(1, Ordering::SeqCst);
+        }
+        Err(libc::ENOMEM)
     }
 
     /// Does something with each page of a run; a model may switch tasks before each.

@@ -30,14 +30,14 @@ pub(super) struct SimDisk {
 
 impl Failing {
     fn step(&mut self) -> io::Result<()> {
-        if self.after > 0 {
-            self.after -= 1;
-            return Ok(());
+        match (&mut self.after, &mut self.count) {
+            (0, 0) => return Ok(()),
+            (0, left) => *left -= 1,
+            (left, _) => {
+                *left -= 1;
+                return Ok(());
+            }
         }
-        let Some(left) = self.count.checked_sub(1) else {
-            return Ok(());
-        };
-        self.count = left;
         self.errno.map_or(Ok(()), |errno| Err(errno.into()))
     }
 }
@@ -45,19 +45,15 @@ impl Failing {
 impl SimDisk {
     /// Makes every write fail from now on, or work again.
     pub(super) fn set_failing(&self, errno: Option<Errno>) {
-        *self.failing.lock() = Failing {
-            after: 0,
-            count: errno.map_or(0, |_| u32::MAX),
-            errno,
-        };
+        self.fail_after(0, u32::MAX, errno);
     }
 
     /// Lets the next `after` writes go well, and the `count` behind them fail.
-    pub(super) fn fail_after(&self, after: u32, count: u32, errno: Errno) {
+    pub(super) fn fail_after(&self, after: u32, count: u32, errno: Option<Errno>) {
         *self.failing.lock() = Failing {
             after,
             count,
-            errno: Some(errno),
+            errno,
         };
     }
 

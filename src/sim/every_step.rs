@@ -6,16 +6,15 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::scenario::{KINDS, order};
 use super::worker::{FAST, PAUSE, ask};
-use super::{Guest, Host, Op, Spec};
+use super::{Guest, Host, Spec};
 use crate::compress::samples;
 use crate::engine::{EngineError, EngineKind};
 use crate::reclaim::Job;
 use crate::share::AttachRequest;
-use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
-use crate::vm::{Eviction, Means};
+use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf};
 
-const KINDS: [EngineKind; 2] = [EngineKind::Uffd, EngineKind::Mprotect];
 const PAGES: u32 = 24;
 /// More steps than the story has; the tests say how many there were.
 const ENDLESS: u32 = 1000;
@@ -23,20 +22,13 @@ const ENDLESS: u32 = 1000;
 /// A host on which both guests have written all their pages: some zero, some equal to others, some that compress and some
 /// that do not.
 fn prologue(kind: EngineKind) -> (Host, [Guest; 2]) {
-    let host = Host::new(400, 4, 1, 128);
+    let host = Host::roomy();
     let guests = [1, 2].map(|id| {
         let spec = Spec {
-            kind,
-            pages: PAGES,
-            salt: 0,
-            swap_slots: PAGES,
             zip_pages: 3,
-            vma_budget: 1000,
-            threads: 1,
-            inline: false,
-            ahead: 15,
+            ..Spec::of(kind, PAGES)
         };
-        let mut guest = host.power_on(VmId(id), spec).expect("there is memory");
+        let mut guest = host.start(id, spec);
         for gfn in 0..PAGES {
             let page = match gfn {
                 0..4 => PageBuf::zeroed(),
@@ -44,7 +36,7 @@ fn prologue(kind: EngineKind) -> (Host, [Guest; 2]) {
                 12..18 => samples::mixed(u64::from(gfn + id * PAGES), 1800),
                 _ => samples::random(u64::from(gfn + id * PAGES)),
             };
-            write(&mut guest, gfn, page);
+            guest.write(gfn, page);
         }
         guest
     });
@@ -52,11 +44,6 @@ fn prologue(kind: EngineKind) -> (Host, [Guest; 2]) {
     // It leaves hints, so that the other finds pages like its own.
     second.scan();
     (host, [first, second])
-}
-
-fn write(guest: &mut Guest, gfn: u32, page: PageBuf) {
-    guest.threads[0].begin(Gfn(gfn), Op::Write(Box::new(page)));
-    assert!(guest.drive(0), "there is memory");
 }
 
 /// All that a worker does with its guest.
@@ -69,7 +56,7 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
     }
     handle.set_scan_rate(0);
     for _ in 0..8 {
-        vm.orders.set_evict(Eviction::at_once(Pages(3), Means::ALL));
+        order(&vm, 3);
         guest.worker.try_wait(PAUSE)?;
     }
     let (pages, source) = (GfnRun::new(Gfn(0), 3), Gfn(12));
@@ -97,18 +84,11 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
         assert!(handle.suggest(Job::Join(pool)), "a queue with room");
         guest.worker.try_wait(PAUSE)?;
     }
-    vm.orders.set_evict(Eviction::at_once(Pages(8), Means::ALL));
+    order(&vm, 8);
     guest.worker.try_wait(PAUSE)?;
-    vm.orders.set_evict(Eviction::at_once(Pages(0), Means::ALL));
+    order(&vm, 0);
     handle.set_sample_period(Duration::ZERO);
     guest.worker.try_wait(PAUSE)
-}
-
-fn read_all(guest: &mut Guest) {
-    for gfn in (0..PAGES).map(Gfn) {
-        guest.threads[0].begin(gfn, Op::Read);
-        assert!(guest.drive(0), "{gfn} cannot be read");
-    }
 }
 
 /// A guest that dies after so many steps leaves nothing, and the other keeps every byte. Whether it died.
@@ -121,10 +101,8 @@ pub(super) fn die_after(kind: EngineKind, steps: u32) -> bool {
     host.bury(doomed);
     host.check(&[&other]);
     story(&host, &mut other).expect("it lives");
-    read_all(&mut other);
-    host.check(&[&other]);
-    host.bury(other);
-    host.check_empty();
+    (0..PAGES).for_each(|gfn| other.read(gfn));
+    host.end([other]);
     is_dead
 }
 
@@ -140,16 +118,12 @@ fn guest_that_dies_at_any_step_leaves_nothing_and_takes_nothing_along() {
 /// The disk takes so many writes and then fails for `writes` of them. Whether it failed at all.
 fn fail_after(kind: EngineKind, steps: u32, writes: u32, errno: Errno) -> bool {
     let (host, [mut guest, other]) = prologue(kind);
-    guest.disk.fail_after(steps, writes, errno);
+    guest.disk.fail_after(steps, writes, Some(errno));
     story(&host, &mut guest).expect("a disk is no guest");
     host.check(&[&guest, &other]);
-    read_all(&mut guest);
+    (0..PAGES).for_each(|gfn| guest.read(gfn));
     let has_failed = guest.vm.stats.swap_errors.get() > 0;
-    host.check(&[&guest, &other]);
-    [guest, other]
-        .into_iter()
-        .for_each(|guest| host.bury(guest));
-    host.check_empty();
+    host.end([guest, other]);
     has_failed
 }
 

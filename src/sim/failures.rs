@@ -4,189 +4,130 @@ use memvisor_guest_agent::protocol::balloon::PageStatus;
 use memvisor_guest_agent::protocol::memory::Fault;
 use nix::errno::Errno;
 
+use super::scenario::{KINDS, RESERVE, SWAP, ZIP, alone, ways};
+use super::worker::PAUSE;
 use super::{Guest, Host, Op, Spec, View};
 use crate::balloon;
 use crate::compress::{ZipError, samples};
 use crate::engine::{EngineError, EngineKind, Reply};
 use crate::fault::{Access, FaultError, Outcome, complete, resolve};
 use crate::page::{Home, Urgency};
-use crate::reclaim::trim_cache;
 use crate::swap::SwapError;
-use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
+use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
 use crate::vm::{Blocked, Means};
 
-const BOTH: [EngineKind; 2] = [EngineKind::Uffd, EngineKind::Mprotect];
 const PAGES: u32 = 64;
-const RESERVE: u64 = 4;
 
-/// A host with room for one guest, and that guest.
-fn host_and_guest(kind: EngineKind, vma_budget: u32) -> (Host, Guest) {
-    let host = Host::new(200, RESERVE, 1, 128);
-    let spec = Spec {
-        kind,
-        pages: PAGES,
-        salt: 0,
-        swap_slots: PAGES,
-        zip_pages: 16,
-        vma_budget,
-        threads: 1,
-        inline: false,
+/// A guest that gets what it asks for and no more.
+fn spec(kind: EngineKind) -> Spec {
+    Spec {
         ahead: 0,
-    };
-    let guest = host.power_on(VmId(1), spec).expect("there is memory");
-    (host, guest)
-}
-
-fn end(host: &Host, guest: Guest) {
-    host.check(&[&guest]);
-    host.bury(guest);
-    host.check_empty();
-}
-
-impl Guest {
-    fn write(&mut self, gfn: u32, page: PageBuf) {
-        self.threads[0].begin(Gfn(gfn), Op::Write(Box::new(page)));
-        assert!(self.drive(0), "gfn {gfn} cannot be written");
-    }
-
-    fn read(&mut self, gfn: u32) {
-        self.threads[0].begin(Gfn(gfn), Op::Read);
-        assert!(self.drive(0), "gfn {gfn} cannot be read");
-    }
-
-    /// Reads every page that was written.
-    fn read_all(&mut self) {
-        for gfn in 0..PAGES {
-            if self.home(gfn) != Home::Untouched {
-                self.read(gfn);
-            }
-        }
-    }
-
-    fn home(&self, gfn: u32) -> Home {
-        self.vm.table.entry(Gfn(gfn)).home()
+        ..Spec::of(kind, PAGES)
     }
 }
 
+/// Has a guest of each kind live through something; then it still has all that it wrote.
+fn each(story: impl Fn(&Host, &mut Guest)) {
+    for kind in KINDS {
+        alone(spec(kind), |host, guest| {
+            story(host, guest);
+            guest.read_all();
+        });
+    }
+}
+
+/// What does not compress.
 fn noise(seed: u32) -> PageBuf {
     samples::random(u64::from(seed) + 1)
 }
 
-#[test]
-fn damaged_swap_slot_ends_the_guest_and_loses_nothing_else() {
-    for kind in BOTH {
-        let (host, mut guest) = host_and_guest(kind, 1000);
-        (0..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
-        assert_eq!(guest.evict(64), 8);
-        let Home::Swapped(slot) = guest.home(3) else {
-            panic!("noise goes to swap")
-        };
-        guest.disk.damage(slot);
-        let used = host.budget.used();
-        let error = resolve(&guest.vm, Gfn(3), Access::Any, 0).expect_err("damaged");
-        let FaultError::Swap {
-            gfn: Gfn(3),
-            source,
-        } = error
-        else {
-            panic!("{error:?}")
-        };
-        assert!(matches!(source, SwapError::Corrupt { slot: it, .. } if it == slot));
-        assert_eq!(host.budget.used(), used);
-        [0, 1, 2, 4, 5, 6, 7]
-            .into_iter()
-            .for_each(|gfn| guest.read(gfn));
-        assert_eq!(guest.home(3), Home::Swapped(slot), "it can be looked at");
-        guest.disk.damage(slot);
-        end(&host, guest);
-    }
+/// What takes half an arena page.
+fn half(seed: u32) -> PageBuf {
+    samples::mixed(seed.into(), 1900)
+}
+
+/// Pages of which none is the neighbour of another.
+fn apart() -> impl Iterator<Item = u32> {
+    (0..16).step_by(2)
 }
 
 #[test]
-fn damaged_zip_slot_ends_the_guest_and_loses_nothing_else() {
-    for kind in BOTH {
-        let (host, mut guest) = host_and_guest(kind, 1000);
-        (0..8).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 500)));
-        assert_eq!(guest.evict(64), 8);
-        let Home::Compressed(slot) = guest.home(3) else {
-            panic!("it compresses")
-        };
-        guest.vm.zip.lock().damage(slot);
-        let used = host.budget.used();
-        let error = resolve(&guest.vm, Gfn(3), Access::Any, 0).expect_err("damaged");
-        let FaultError::Zip {
-            gfn: Gfn(3),
-            source,
-        } = error
-        else {
-            panic!("{error:?}")
-        };
-        assert_eq!(source, ZipError::Corrupt { slot, gfn: Gfn(3) });
-        assert_eq!(host.budget.used(), used);
-        [0, 1, 2, 4, 5, 6, 7]
-            .into_iter()
-            .for_each(|gfn| guest.read(gfn));
-        guest.vm.zip.lock().damage(slot);
-        end(&host, guest);
+fn damaged_page_ends_the_guest_and_loses_nothing_else() {
+    for (kind, means) in ways() {
+        alone(spec(kind), |host, guest| {
+            (0..8).for_each(|gfn| guest.write(gfn, samples::mixed(gfn.into(), 500)));
+            assert_eq!(guest.evict_by(64, means), 8);
+            guest.damage(3);
+            let (home, used) = (guest.home(3), host.budget.used());
+            let error = resolve(&guest.vm, Gfn(3), Access::Any, 0).expect_err("damaged");
+            let is_told = match (home, &error) {
+                (Home::Compressed(slot), FaultError::Zip { gfn, source }) => {
+                    *gfn == Gfn(3) && *source == ZipError::Corrupt { slot, gfn: *gfn }
+                }
+                (Home::Swapped(at), FaultError::Swap { gfn, source }) => {
+                    *gfn == Gfn(3)
+                        && matches!(source, SwapError::Corrupt { slot, .. } if *slot == at)
+                }
+                _ => false,
+            };
+            assert!(is_told, "{error:?}");
+            assert_eq!(host.budget.used(), used);
+            (0..3).chain(4..8).for_each(|gfn| guest.read(gfn));
+            assert_eq!(guest.home(3), home, "it can be looked at");
+            guest.damage(3);
+        });
     }
 }
 
 #[test]
 fn damaged_zip_slot_is_not_spilled_as_if_it_were_whole() {
-    let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
-    (0..2).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 1900)));
-    assert_eq!(guest.evict(64), 2);
-    let Home::Compressed(slot) = guest.home(0) else {
-        panic!("it compresses")
-    };
-    guest.vm.zip.lock().damage(slot);
-    guest.vm.zip.lock().set_max_pages(1);
-    guest.write(2, samples::mixed(2, 1900));
-    assert_eq!(guest.evict(64), 1);
-    assert_eq!(guest.vm.stats.spilled.get(), 1);
-    assert!(matches!(guest.home(1), Home::Swapped(_)));
-    assert_eq!(guest.home(0), Home::Compressed(slot));
-    guest.vm.zip.lock().damage(slot);
-    end(&host, guest);
+    each(|_, guest| {
+        (0..2).for_each(|gfn| guest.write(gfn, half(gfn)));
+        assert_eq!(guest.evict(64), 2);
+        let damaged = guest.home(0);
+        guest.damage(0);
+        guest.vm.zip.lock().set_max_pages(1);
+        guest.write(2, half(2));
+        assert_eq!(guest.evict(64), 1);
+        assert_eq!(guest.vm.stats.spilled.get(), 1);
+        assert!(matches!(guest.home(1), Home::Swapped(_)));
+        assert_eq!(guest.home(0), damaged);
+        guest.damage(0);
+    });
 }
 
-/// The cap falls while the cache is full: its oldest pages move on to swap, a few at a time, and the
-/// memory is really given back.
+/// The cap falls while the cache is full: its oldest pages move on to swap, and the memory is really given back.
 #[test]
 fn lowered_cap_trims_the_oldest_pages_of_the_cache() {
-    for kind in BOTH {
-        let (host, mut guest) = host_and_guest(kind, 1000);
-        (0..32).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 1900)));
-        assert_eq!(trim_cache(&guest.vm, 8), Pages(0), "there is no cache");
-        // One at a time: the order of arrival is theirs.
-        (0..32).for_each(|_| assert_eq!(guest.evict(1), 1));
-        let oldest: Vec<Gfn> = guest.vm.zip.lock().by_age().map(|(gfn, _)| gfn).collect();
-        assert_eq!((oldest.len(), guest.vm.zip.lock().pages_used()), (32, 16));
-        assert_eq!(trim_cache(&guest.vm, 8), Pages(0), "it is within its cap");
-        let used = host.budget.used().0;
-        guest.vm.zip.lock().set_max_pages(4);
-        guest.disk.set_failing(Some(Errno::ENOSPC));
-        assert_eq!(trim_cache(&guest.vm, 5), Pages(0));
-        host.check(&[&guest]);
-        guest.disk.set_failing(None);
-        let mut moved = 0;
-        loop {
-            let step = trim_cache(&guest.vm, 5).0;
-            assert!(step <= 5);
-            host.check(&[&guest]);
-            if step == 0 {
-                break;
+    for kind in KINDS {
+        let spec = Spec {
+            zip_pages: PAGES / 2,
+            ..spec(kind)
+        };
+        alone(spec, |host, guest| {
+            (0..PAGES).for_each(|gfn| guest.write(gfn, half(gfn)));
+            // One at a time: the order of arrival is theirs.
+            (0..PAGES).for_each(|_| assert_eq!(guest.evict(1), 1));
+            let zip = &guest.vm.zip;
+            let by_age: Vec<Gfn> = zip.lock().by_age().map(|(gfn, _)| gfn).collect();
+            assert_eq!((by_age.len(), zip.lock().pages_used()), (64, 32));
+            let used = host.budget.used().0;
+            guest.disk.set_failing(Some(Errno::ENOSPC));
+            zip.lock().set_max_pages(16);
+            guest.worker.wait(PAUSE);
+            assert_eq!(guest.vm.stats.spilled.get(), 0);
+            host.check(&[guest]);
+            guest.disk.set_failing(None);
+            guest.worker.wait(PAUSE);
+            assert_eq!(guest.vm.stats.spilled.get(), 32);
+            assert_eq!(guest.vm.zip.lock().pages_used(), 16);
+            assert_eq!(host.budget.used().0, used - 16);
+            for (at, gfn) in by_age.iter().enumerate() {
+                let is_swapped = matches!(guest.home(gfn.0), Home::Swapped(_));
+                assert_eq!(is_swapped, at < 32, "the oldest go first");
             }
-            moved += step as usize;
-        }
-        assert_eq!(guest.vm.zip.lock().pages_used(), 4);
-        assert_eq!(host.budget.used().0, used - 12);
-        for (at, gfn) in oldest.iter().enumerate() {
-            let is_swapped = matches!(guest.home(gfn.0), Home::Swapped(_));
-            assert_eq!(is_swapped, at < moved, "the oldest go first");
-        }
-        guest.read_all();
-        end(&host, guest);
+            guest.read_all();
+        });
     }
 }
 
@@ -194,36 +135,28 @@ fn lowered_cap_trims_the_oldest_pages_of_the_cache() {
 /// go to swap.
 #[test]
 fn guest_whose_pages_are_all_compressed_is_evicted_from_its_cache() {
-    for kind in BOTH {
-        let (host, mut guest) = host_and_guest(kind, 1000);
-        (0..32).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 1900)));
+    each(|host, guest| {
+        (0..32).for_each(|gfn| guest.write(gfn, half(gfn)));
         (0..32).for_each(|_| assert_eq!(guest.evict(1), 1));
         let oldest = guest.vm.zip.lock().oldest().expect("all are there").0;
         let rest = host.budget.free().0;
         assert!(host.budget.take(rest, Urgency::Reclaim));
-        let compress = Means {
-            compress: true,
-            swap: false,
-        };
-        assert_eq!(guest.evict_by(64, compress), 0, "they are compressed");
+        assert_eq!(guest.evict_by(64, ZIP), 0, "they are compressed");
         assert_eq!(guest.evict(8), 8);
-        assert!(matches!(guest.home(oldest.0), Home::Swapped(_)), "{kind:?}");
+        assert!(matches!(guest.home(oldest.0), Home::Swapped(_)));
         assert_eq!(host.budget.free(), Pages(4), "two to a page");
         while guest.evict(64) > 0 {}
         guest.vm.give_back_emptied();
         assert_eq!(host.budget.free(), Pages(16));
         host.budget.give(rest);
-        guest.read_all();
-        end(&host, guest);
-    }
+    });
 }
 
 /// The cache is full, and what leaves it empties pages of blocks that are still in use: they are of no use to
 /// a page of another length, and pay for the one that it takes.
 #[test]
 fn pages_emptied_in_a_block_pay_for_a_page_of_another() {
-    for kind in BOTH {
-        let (host, mut guest) = host_and_guest(kind, 1000);
+    each(|host, guest| {
         (0..52).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 1200)));
         (0..52).for_each(|_| assert_eq!(guest.evict(1), 1));
         // In the first slot of the first block, and the last to leave.
@@ -234,107 +167,89 @@ fn pages_emptied_in_a_block_pay_for_a_page_of_another() {
             let zip = guest.vm.zip.lock();
             (zip.stored(), zip.pages_used())
         };
-        assert_eq!(zip(&guest), (Pages(52), 16));
+        assert_eq!(zip(guest), (Pages(52), 16));
         guest.write(52, samples::mixed(52, 900));
         let used = host.budget.used().0;
         assert_eq!(guest.evict(1), 1);
         assert!(matches!(guest.home(52), Home::Compressed(_)));
         assert_eq!(guest.vm.stats.spilled.get(), 32);
         // A page of the first block, six of the second, and that of the new one.
-        assert_eq!(zip(&guest), (Pages(21), 8));
+        assert_eq!(zip(guest), (Pages(21), 8));
         assert_eq!(host.budget.used().0, used - 1 - 16 + 8);
-        guest.read_all();
-        end(&host, guest);
-    }
+    });
 }
 
 #[test]
 fn failing_swap_file_leaves_pages_in_memory() {
-    for kind in BOTH {
-        let (host, mut guest) = host_and_guest(kind, 1000);
+    each(|host, guest| {
         (0..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
         for errno in [Errno::ENOSPC, Errno::EIO] {
             guest.disk.set_failing(Some(errno));
             assert_eq!(guest.evict(64), 0);
             assert!(guest.vm.is_swap_failing());
             assert!((0..8).all(|gfn| guest.home(gfn) == Home::Resident));
-            host.check(&[&guest]);
+            host.check(&[guest]);
             guest.read_all();
         }
         assert_eq!(guest.vm.stats.evict_failed.get(), 16);
         guest.disk.set_failing(None);
         assert_eq!(guest.evict(8), 8);
         assert!(!guest.vm.is_swap_failing());
-        end(&host, guest);
-    }
+    });
 }
 
 #[test]
 fn failing_swap_file_leaves_shared_pages_shared() {
-    let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
-    (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
-    assert_eq!(guest.scan(), 4);
-    guest.disk.set_failing(Some(Errno::EIO));
-    assert_eq!(guest.evict(64), 0);
-    guest.read_all();
-    guest.disk.set_failing(None);
-    end(&host, guest);
+    each(|_, guest| {
+        (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
+        assert_eq!(guest.scan(), 4);
+        guest.disk.set_failing(Some(Errno::EIO));
+        assert_eq!(guest.evict(64), 0);
+        guest.read_all();
+        guest.disk.set_failing(None);
+    });
 }
 
 /// Pages 0 to 3 compress, 4 to 7 do not, 8 and 9 are zero, 10 and 11 are equal and shared.
-fn guest_of_all_kinds(kind: EngineKind) -> (Host, Guest) {
-    let (host, mut guest) = host_and_guest(kind, 1000);
+fn write_all_kinds(guest: &mut Guest) {
     (10..12).for_each(|gfn| guest.write(gfn, noise(99)));
     assert_eq!(guest.scan(), 2);
-    (0..4).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 500)));
+    (0..4).for_each(|gfn| guest.write(gfn, samples::mixed(gfn.into(), 500)));
     (4..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
     (8..10).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
-    (host, guest)
 }
 
 #[test]
 fn eviction_without_swap_leaves_what_does_not_compress() {
-    for kind in BOTH {
-        let (host, mut guest) = guest_of_all_kinds(kind);
-        let means = Means {
-            compress: true,
-            swap: false,
-        };
-        assert_eq!(guest.evict_by(64, means), 6);
+    each(|_, guest| {
+        write_all_kinds(guest);
+        assert_eq!(guest.evict_by(64, ZIP), 6);
         assert!((0..4).all(|gfn| matches!(guest.home(gfn), Home::Compressed(_))));
         assert!((4..8).all(|gfn| guest.home(gfn) == Home::Resident));
         assert_eq!(guest.vm.stats.evict_failed.get(), 4);
         // A full cache makes no room either.
         guest.vm.zip.lock().set_max_pages(1);
-        guest.write(20, samples::mixed(20, 1900));
-        assert_eq!(guest.evict_by(64, means), 0);
+        guest.write(20, half(20));
+        assert_eq!(guest.evict_by(64, ZIP), 0);
         assert_eq!(guest.vm.stats.spilled.get(), 0);
-        guest.read_all();
-        end(&host, guest);
-    }
+    });
 }
 
 #[test]
 fn eviction_without_compression_swaps_all_that_has_content() {
-    for kind in BOTH {
-        let (host, mut guest) = guest_of_all_kinds(kind);
-        let means = Means {
-            compress: false,
-            swap: true,
-        };
-        assert_eq!(guest.evict_by(64, means), 10);
+    each(|_, guest| {
+        write_all_kinds(guest);
+        assert_eq!(guest.evict_by(64, SWAP), 10);
         assert!((0..8).all(|gfn| matches!(guest.home(gfn), Home::Swapped(_))));
-        assert_eq!(guest.evict_by(64, means), 2);
+        assert_eq!(guest.evict_by(64, SWAP), 2);
         assert!(matches!(guest.home(10), Home::Swapped(_)));
-        guest.read_all();
-        end(&host, guest);
-    }
+    });
 }
 
 #[test]
 fn eviction_by_no_means_still_shares() {
-    for kind in BOTH {
-        let (host, mut guest) = guest_of_all_kinds(kind);
+    each(|_, guest| {
+        write_all_kinds(guest);
         guest.write(12, noise(99));
         let means = Means {
             compress: false,
@@ -346,59 +261,50 @@ fn eviction_by_no_means_still_shares() {
         (0..8).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
         assert_eq!(guest.evict_by(64, means), 8);
         assert_eq!(guest.evict_by(64, means), 0, "shared pages stay");
-        guest.read_all();
-        end(&host, guest);
-    }
+    });
 }
 
 #[test]
 fn refused_freeze_leaves_pages_to_their_guest() {
-    let (host, mut guest) = host_and_guest(EngineKind::Mprotect, 1000);
-    // Every second page, so that each is a run and some freeze before one is refused.
-    (0..16)
-        .step_by(2)
-        .for_each(|gfn| guest.write(gfn, noise(7)));
-    guest.space.refuse_after(3);
-    assert_eq!(guest.evict(64), 0);
-    host.check(&[&guest]);
-    guest.read_all();
-    guest.space.refuse_after(3);
-    assert_eq!(guest.scan(), 0);
-    let statuses = balloon::inflate(&guest.vm, &[GfnRun::new(Gfn(0), 1)]).expect("it lives");
-    assert_eq!(statuses[0].status, PageStatus::Busy);
-    guest.space.accept();
-    (0..16)
-        .step_by(2)
-        .for_each(|gfn| assert_eq!(guest.home(gfn), Home::Resident));
-    guest.read_all();
-    end(&host, guest);
+    alone(spec(EngineKind::Mprotect), |host, guest| {
+        // Each is a run, and some freeze before one is refused.
+        apart().for_each(|gfn| guest.write(gfn, noise(7)));
+        guest.space.refuse_after(3);
+        assert_eq!(guest.evict(64), 0);
+        host.check(&[guest]);
+        guest.read_all();
+        guest.space.refuse_after(3);
+        assert_eq!(guest.scan(), 0);
+        let statuses = balloon::inflate(&guest.vm, &[GfnRun::new(Gfn(0), 1)]).expect("it lives");
+        assert_eq!(statuses[0].status, PageStatus::Busy);
+        guest.space.accept();
+        apart().for_each(|gfn| assert_eq!(guest.home(gfn), Home::Resident));
+        guest.read_all();
+    });
 }
 
 #[test]
 fn frames_that_cannot_be_mapped_are_given_back() {
-    for kind in BOTH {
-        let (host, mut guest) = host_and_guest(kind, 1000);
-        (0..16)
-            .step_by(2)
-            .for_each(|gfn| guest.write(gfn, noise(7)));
+    each(|host, guest| {
+        apart().for_each(|gfn| guest.write(gfn, noise(7)));
         // One page is the hint, seven single pages are candidates, and three of them are mapped. Freezing
         // them takes VMAs where they are closed by protection.
-        let freezes = if kind == EngineKind::Mprotect { 7 } else { 0 };
+        let freezes = match guest.vm.engine.kind() {
+            EngineKind::Mprotect => 7,
+            EngineKind::Uffd => 0,
+        };
         guest.space.refuse_after(freezes + 3);
         let shared = guest.scan();
         guest.space.accept();
         assert_eq!(shared, 3);
-        host.check(&[&guest]);
-        guest.read_all();
-        end(&host, guest);
-    }
+        host.check(&[guest]);
+    });
 }
 
 /// The reserve: first touches stop before refills do, and nothing that waits is lost.
 #[test]
 fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
-    for kind in BOTH {
-        let (host, mut guest) = host_and_guest(kind, 1000);
+    each(|host, guest| {
         guest.write(0, samples::mixed(1, 500));
         assert_eq!(guest.evict(64), 1);
         let taken = host.budget.free().0 - RESERVE;
@@ -415,74 +321,59 @@ fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
         host.budget.give(taken + RESERVE / 2);
         assert!(guest.drive(0), "the bell rang");
         assert_eq!(host.budget.starving(), 0);
-        end(&host, guest);
-    }
+    });
 }
 
-#[test]
-fn blocked_guest_waits_though_there_is_memory() {
-    let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
-    guest.vm.orders.set_blocked(Blocked::All);
-    guest.threads[0].begin(Gfn(0), Op::Read);
+/// A first touch waits while the policy says so.
+fn touch_blocked(guest: &mut Guest, gfn: u32) {
+    guest.threads[0].begin(Gfn(gfn), Op::Read);
     assert!(!guest.drive(0));
     guest.vm.orders.set_blocked(Blocked::No);
     guest.vm.parking.ring();
     assert!(guest.drive(0));
-    end(&host, guest);
+}
+
+#[test]
+fn blocked_guest_waits_though_there_is_memory() {
+    each(|_, guest| {
+        guest.vm.orders.set_blocked(Blocked::All);
+        touch_blocked(guest, 0);
+    });
 }
 
 /// Where nothing can be evicted from anybody, a guest goes on with what it has: only then its balloon
 /// agent can help.
 #[test]
 fn guest_blocked_from_growing_still_gets_its_own_pages() {
-    let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
-    (0..2).for_each(|gfn| guest.write(gfn, noise(gfn)));
-    (2..4).for_each(|gfn| guest.write(gfn, noise(9)));
-    assert_eq!(guest.scan(), 2);
-    assert_eq!(guest.evict(2), 2);
-    guest.vm.orders.set_blocked(Blocked::Touches);
-    (0..2).for_each(|gfn| guest.read(gfn));
-    guest.write(2, noise(3));
-    guest.threads[0].begin(Gfn(20), Op::Read);
-    assert!(!guest.drive(0), "a first touch waits");
-    guest.vm.orders.set_blocked(Blocked::No);
-    guest.vm.parking.ring();
-    assert!(guest.drive(0));
-    end(&host, guest);
+    each(|_, guest| {
+        (0..2).for_each(|gfn| guest.write(gfn, noise(gfn)));
+        (2..4).for_each(|gfn| guest.write(gfn, noise(9)));
+        assert_eq!(guest.scan(), 2);
+        assert_eq!(guest.evict(2), 2);
+        guest.vm.orders.set_blocked(Blocked::Touches);
+        (0..2).for_each(|gfn| guest.read(gfn));
+        guest.write(2, noise(3));
+        touch_blocked(guest, 20);
+    });
 }
 
 /// Shares a run of `count` pages from page 10 on and writes to its fifth page; how many pages that
 /// broke out.
 fn broken_by_one_write(kind: EngineKind, count: u32, exceeded: bool) -> u64 {
-    let (host, mut guest) = host_and_guest(kind, 1000);
+    let host = Host::roomy();
     let run = 10..10 + count;
     // Two of each: the second finds the frame that the first made.
-    for gfn in run.clone() {
-        guest.write(gfn, PageBuf([gfn as u8; PAGE_SIZE]));
-    }
+    let [mut guest, mut other] = [1, 2].map(|id| {
+        let mut guest = host.start(id, spec(kind));
+        let bytes = |gfn| PageBuf([gfn as u8; PAGE_SIZE]);
+        run.clone().for_each(|gfn| guest.write(gfn, bytes(gfn)));
+        guest
+    });
     guest.write(0, PageBuf::zeroed());
-    let other = host.power_on(
-        VmId(2),
-        Spec {
-            kind,
-            pages: PAGES,
-            salt: 0,
-            swap_slots: PAGES,
-            zip_pages: 16,
-            vma_budget: 1000,
-            threads: 1,
-            inline: false,
-            ahead: 0,
-        },
-    );
-    let mut other = other.expect("there is memory");
-    for gfn in run.clone() {
-        other.write(gfn, PageBuf([gfn as u8; PAGE_SIZE]));
-    }
     other.scan();
     guest.scan();
     other.scan();
-    for gfn in run.clone() {
+    for gfn in run {
         let expected = matches!((guest.home(10), guest.home(gfn)),
             (Home::Shared(first), Home::Shared(frame)) if frame.0 == first.0 + gfn - 10);
         assert!(expected, "gfn {gfn} does not continue the run");
@@ -499,14 +390,13 @@ fn broken_by_one_write(kind: EngineKind, count: u32, exceeded: bool) -> u64 {
     }
     host.check(&[&guest, &other]);
     guest.read_all();
-    host.bury(other);
-    end(&host, guest);
+    host.end([guest, other]);
     broken
 }
 
 #[test]
 fn break_over_the_budget_of_vmas_takes_the_rest_of_the_run() {
-    for kind in BOTH {
+    for kind in KINDS {
         assert_eq!(broken_by_one_write(kind, 12, false), 1);
         assert_eq!(broken_by_one_write(kind, 12, true), 8);
         // Of more than 32 pages behind it, the rest is worth its VMAs.
@@ -517,69 +407,64 @@ fn break_over_the_budget_of_vmas_takes_the_rest_of_the_run() {
 
 #[test]
 fn break_without_memory_for_the_whole_run_breaks_what_it_can() {
-    let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
-    (10..18).for_each(|gfn| guest.write(gfn, noise(7)));
-    assert_eq!(guest.scan(), 8);
-    let taken = host.budget.free().0 - RESERVE / 2;
-    assert!(host.budget.take(taken, Urgency::Refill));
-    let broken = resolve(&guest.vm, Gfn(12), Access::Write, 0).expect("not its fault");
-    assert!(matches!(broken, Outcome::Starved), "{broken:?}");
-    assert!(!guest.vm.table.entry(Gfn(12)).is_locked());
-    host.budget.give(taken);
-    end(&host, guest);
+    each(|host, guest| {
+        (10..18).for_each(|gfn| guest.write(gfn, noise(7)));
+        assert_eq!(guest.scan(), 8);
+        let taken = host.budget.free().0 - RESERVE / 2;
+        assert!(host.budget.take(taken, Urgency::Refill));
+        let broken = resolve(&guest.vm, Gfn(12), Access::Write, 0).expect("not its fault");
+        assert!(matches!(broken, Outcome::Starved), "{broken:?}");
+        assert!(!guest.vm.table.entry(Gfn(12)).is_locked());
+        host.budget.give(taken);
+    });
 }
 
 #[test]
 fn guest_that_dies_in_a_fault_costs_nothing_afterwards() {
-    for kind in BOTH {
-        let (host, mut guest) = host_and_guest(kind, 1000);
-        (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
-        assert_eq!(guest.scan(), 4);
-        guest.write(5, noise(5));
-        assert_eq!(guest.evict(1), 1);
-        let used = host.budget.used();
-        guest.space.die_after(0);
-        for (gfn, access) in [(0, Access::Write), (5, Access::Any), (9, Access::Any)] {
-            let error = resolve(&guest.vm, Gfn(gfn), access, 0).expect_err("it is dead");
-            let FaultError::Engine { gfn: named, source } = error else {
-                panic!("{error:?}")
-            };
-            assert_eq!(named, Gfn(gfn));
-            assert!(matches!(source, EngineError::Gone));
-        }
-        assert_eq!(host.budget.used(), used);
-        end(&host, guest);
+    for kind in KINDS {
+        alone(spec(kind), |host, guest| {
+            (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
+            assert_eq!(guest.scan(), 4);
+            guest.write(5, noise(5));
+            assert_eq!(guest.evict(1), 1);
+            let used = host.budget.used();
+            guest.space.die_after(0);
+            for (at, access) in [(0, Access::Write), (5, Access::Any), (9, Access::Any)] {
+                let error = resolve(&guest.vm, Gfn(at), access, 0).expect_err("it is dead");
+                let is_told = matches!(error, FaultError::Engine { gfn, source: EngineError::Gone } if gfn == Gfn(at));
+                assert!(is_told, "{error:?}");
+            }
+            assert_eq!(host.budget.used(), used);
+        });
     }
 }
 
 #[test]
 fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
-    let (host, mut guest) = host_and_guest(EngineKind::Uffd, 1000);
-    (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
-    assert_eq!(guest.scan(), 4);
-    let first = resolve(&guest.vm, Gfn(2), Access::Write, 0).expect("it lives");
-    let Outcome::Ask(reply, pending) = first else {
-        panic!("{first:?}")
-    };
-    assert_eq!(reply, Reply::Private(GfnRun::new(Gfn(2), 1)));
-    guest.threads[0].begin(Gfn(2), Op::Write(Box::new(noise(8))));
-    assert!(!guest.drive(0));
-    assert_eq!(guest.space.obey(reply), Some(Fault::Done(0)));
-    complete(&guest.vm, pending);
-    assert!(guest.drive(0), "the bell rang");
-    end(&host, guest);
+    each(|_, guest| {
+        (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
+        assert_eq!(guest.scan(), 4);
+        let first = resolve(&guest.vm, Gfn(2), Access::Write, 0).expect("it lives");
+        let Outcome::Ask(reply, pending) = first else {
+            panic!("{first:?}")
+        };
+        assert_eq!(reply, Reply::Private(GfnRun::new(Gfn(2), 1)));
+        guest.threads[0].begin(Gfn(2), Op::Write(Box::new(noise(8))));
+        assert!(!guest.drive(0));
+        assert_eq!(guest.space.obey(reply), Some(Fault::Done(0)));
+        complete(&guest.vm, pending);
+        assert!(guest.drive(0), "the bell rang");
+    });
 }
 
 #[test]
 fn page_outside_ram_is_refused() {
-    let (host, guest) = host_and_guest(EngineKind::Uffd, 1000);
-    let error = resolve(&guest.vm, Gfn(PAGES), Access::Any, 0).expect_err("outside");
-    assert!(matches!(
-        error,
-        FaultError::Outside {
-            gfn: Gfn(PAGES),
-            pages: PAGES
-        }
-    ));
-    end(&host, guest);
+    each(|_, guest| {
+        let error = resolve(&guest.vm, Gfn(PAGES), Access::Any, 0).expect_err("outside");
+        let (gfn, pages) = (Gfn(PAGES), PAGES);
+        assert_eq!(
+            format!("{error:?}"),
+            format!("Outside {{ gfn: {gfn:?}, pages: {pages} }}")
+        );
+    });
 }

@@ -90,24 +90,16 @@ pub(super) struct GuestThread {
 
 impl fmt::Display for GuestThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            vm, channel, wait, ..
-        } = self;
-        let gfn = self.at().unwrap_or_default();
-        let (entry, view) = (vm.table.entry(gfn), self.space.view(gfn));
+        let Self { vm, wait, .. } = self;
+        let (channel, gfn) = (self.channel, self.at().unwrap_or_default());
+        let (entry, view, homes) = (vm.table.entry(gfn), self.space.view(gfn), vm.table.counts());
+        let (starved, free) = (vm.parking.is_starved(), vm.budget.free());
+        let (vm, starving) = (vm.id, vm.budget.starving());
         write!(
             f,
-            "thread {channel} of VM {} at {gfn} ({wait:?}, {entry:?}, {view:?}; ",
-            vm.id
-        )?;
-        let (free, starving) = (vm.budget.free(), vm.budget.starving());
-        write!(
-            f,
-            "starved {}; homes {:?}; ",
-            vm.parking.is_starved(),
-            vm.table.counts()
-        )?;
-        write!(f, "{free:?} free, {starving} VMs starving)")
+            "thread {channel} of VM {vm} at {gfn} ({wait:?}, {entry:?}, {view:?}; starved {starved}; \
+             homes {homes:?}; {free:?} free, {starving} VMs starving)"
+        )
     }
 }
 
@@ -136,11 +128,6 @@ impl GuestThread {
     pub(super) fn begin(&mut self, gfn: Gfn, op: Op) {
         assert!(self.running.is_none(), "a thread does one thing at a time");
         self.running = Some(Running { gfn, op, at: 0 });
-    }
-
-    /// The guest's kernel drops its mapping of a page.
-    pub(super) fn forget_mapping(&self, gfn: Gfn) {
-        self.space.forget_mapping(gfn);
     }
 
     /// Whether it waits for nobody.
@@ -254,9 +241,9 @@ impl GuestThread {
         let range = *at..*at + HALF;
         match op {
             Op::Write(content) => {
-                self.space.store(*gfn, *at, &content.0[range.clone()])?;
-                self.memory.pages()[gfn.index()].0[range.clone()]
-                    .copy_from_slice(&content.0[range]);
+                let half = &content.0[range.clone()];
+                self.space.store(*gfn, *at, half)?;
+                self.memory.pages()[gfn.index()].0[range].copy_from_slice(half);
             }
             Op::Read => {
                 let mut bytes = [0; HALF];

@@ -258,11 +258,8 @@ impl Guest {
             self.check_page(gfn, home);
         }
         let given_up = self.claims.as_ref().map_or(0, |it| it.table().given_up());
-        assert_eq!(
-            given_up,
-            self.space.refused(),
-            "claims given up, and refused"
-        );
+        let refused = self.space.refused();
+        assert_eq!(given_up, refused, "claims given up, and refused");
         let zip = vm.zip.lock();
         assert_eq!(zip.stored().0, counts[4], "pages in the cache");
         let allocated = zip.allocated().expect("fstat works");
@@ -271,45 +268,29 @@ impl Guest {
     }
 
     fn check_page(&self, gfn: Gfn, home: Home) {
-        let entry = self.vm.table.entry(gfn);
-        let view = self.space.view(gfn);
+        let (entry, view) = (self.vm.table.entry(gfn), self.space.view(gfn));
         let text = || format!("VM {}: {gfn} {entry:?} {view:?}", self.vm.id);
         // What a thread is in the middle of has the content of its home, and nothing else is known.
         if !self.is_taken(gfn) {
-            self.check_view(gfn, home);
+            let is_present = self.space.content(gfn).is_some();
+            let breaking = entry.is_locked() && matches!(home, Home::Shared(_));
+            assert_eq!(is_present, home == Home::Resident || breaking, "{}", text());
+            let is_right = match home {
+                Home::Shared(frame) => {
+                    let closed = entry.is_sampled() && view == View::ClosedPool(frame);
+                    closed || view == View::Pool(frame)
+                }
+                Home::Resident => !view.is_pool(),
+                _ => view == View::Closed,
+            };
+            assert!(is_right, "{}", text());
+            // Or its fault would be told to retry for ever. With userfaultfd a mapping can be lost behind our back.
+            let is_told = entry.is_open() && self.vm.engine.kind() == EngineKind::Mprotect;
+            assert!(!is_told || view == View::Open, "{}", text());
         }
-        let content = self.content_of(gfn, home);
-        assert!(
-            content == self.memory.pages()[gfn.index()],
-            "{} lost bytes; {}",
-            text(),
-            self.vm.table.history().of(gfn)
-        );
-    }
-
-    fn check_view(&self, gfn: Gfn, home: Home) {
-        let entry = self.vm.table.entry(gfn);
-        let view = self.space.view(gfn);
-        let text = || format!("VM {}: {gfn} {entry:?} {view:?}", self.vm.id);
-        let is_present = self.space.content(gfn).is_some();
-        let breaking = entry.is_locked() && matches!(home, Home::Shared(_));
-        assert_eq!(is_present, home == Home::Resident || breaking, "{}", text());
-        match home {
-            Home::Shared(frame) => {
-                let closed = entry.is_sampled() && view == View::ClosedPool(frame);
-                assert!(closed || view == View::Pool(frame), "{}", text());
-            }
-            Home::Resident => assert!(!view.is_pool(), "{}", text()),
-            _ => assert_eq!(view, View::Closed, "{}", text()),
-        }
-        // With userfaultfd a mapping can be lost behind our back.
-        if entry.is_open() && self.vm.engine.kind() == EngineKind::Mprotect {
-            assert_eq!(
-                view,
-                View::Open,
-                "its fault would be told to retry for ever"
-            );
-        }
+        let history = || self.vm.table.history().of(gfn);
+        let is_whole = self.content_of(gfn, home) == self.memory.pages()[gfn.index()];
+        assert!(is_whole, "{} lost bytes; {}", text(), history());
     }
 
     /// What the guest would read, found without a fault.

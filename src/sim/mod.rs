@@ -34,6 +34,7 @@ mod races;
 mod random_steps;
 mod rows;
 mod scanning;
+mod scenario;
 mod seeded;
 mod words;
 mod worker;

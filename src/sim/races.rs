@@ -1,16 +1,13 @@
 //! Meetings that guests and workers left to themselves seldom have, in any schedule.
 
-use std::sync::Arc;
-
 use shuttle::thread::{self, yield_now};
 
+use super::scenario::{ZIP, finish, order, serve};
 use super::{Guest, Host, Op, Spec};
 use crate::engine::EngineKind;
 use crate::page::Home;
-use crate::reclaim::{Evictor, trim_cache};
 use crate::sync::{self, AtomicU32, Ordering};
-use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages, VmId};
-use crate::vm::Means;
+use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages};
 
 const SCHEDULES: usize = 1_000;
 const PAGES: u32 = 6;
@@ -21,52 +18,38 @@ fn two_guests(content: fn(u32) -> u8) -> (Host, [Guest; 2]) {
 }
 
 fn guests(content: fn(u32) -> u8, inline: bool, threads: usize) -> (Host, [Guest; 2]) {
-    let host = Host::new(100, 2, 1, 64);
+    let host = Host::roomy();
     let guests = [(1, EngineKind::Uffd), (2, EngineKind::Mprotect)].map(|(id, kind)| {
         let spec = Spec {
-            kind,
-            pages: PAGES,
-            salt: 0,
-            swap_slots: PAGES,
             zip_pages: 2,
-            vma_budget: 100,
             threads,
             inline: inline && kind == EngineKind::Uffd,
             ahead: 0,
+            ..Spec::of(kind, PAGES)
         };
-        let mut guest = host.power_on(VmId(id), spec).expect("there is memory");
-        for gfn in 0..PAGES {
-            let page = Box::new(PageBuf([content(gfn); PAGE_SIZE]));
-            guest.threads[0].begin(Gfn(gfn), Op::Write(page));
-            assert!(guest.drive(0), "there is memory");
-        }
+        let mut guest = host.start(id, spec);
+        (0..PAGES).for_each(|gfn| guest.write(gfn, PageBuf([content(gfn); PAGE_SIZE])));
         guest
     });
     (host, guests)
-}
-
-fn end(host: &Host, guests: [Guest; 2]) {
-    host.check(&guests.each_ref());
-    guests.into_iter().for_each(|guest| host.bury(guest));
-    host.check_empty();
 }
 
 /// Both workers make a frame of the same content; one of them is too late.
 #[test]
 fn workers_with_equal_pages_in_any_schedule_make_one_frame() {
     sync::model(SCHEDULES, || {
-        let (host, guests) = two_guests(|_| 7);
+        let (host, mut guests) = two_guests(|_| 7);
         // Each finds a page that is like another of its own, and nothing shared.
-        let workers = guests.map(|mut guest| {
-            thread::spawn(move || {
-                guest.scan();
-                guest.scan();
-                guest
-            })
+        thread::scope(|scope| {
+            for guest in &mut guests {
+                scope.spawn(|| {
+                    guest.scan();
+                    guest.scan();
+                });
+            }
         });
-        let guests = workers.map(|worker| worker.join().expect("a worker ends"));
         assert_eq!(host.pools[0].counts().frames, Pages(1));
-        end(&host, guests);
+        host.end(guests);
     });
 }
 
@@ -81,29 +64,26 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
         second.scan();
         first.scan();
         assert_eq!(first.vm.table.count(Home::Shared(FrameId(0))), 6);
-        drop(first.vm.vmas.change(1000));
-
-        let vm = Arc::clone(&first.vm);
-        let mut evictor = Evictor::new(1);
-        let ended = Arc::new(AtomicU32::new(0));
-        let worker = thread::spawn({
-            let ended = Arc::clone(&ended);
-            move || {
-                // One, so that the run has a gap and goes on behind it.
-                evictor
-                    .evict(&vm, Pages(1), Means::ALL)
-                    .expect("the session lives");
-                ended.store(1, Ordering::SeqCst);
+        first.vm.vmas.set_budget(1);
+        drop(first.vm.vmas.change(1));
+        // One, so that the run has a gap and goes on behind it.
+        order(&first.vm, 1);
+        let Guest {
+            threads,
+            faults,
+            worker,
+            ..
+        } = &mut first;
+        threads[0].begin(Gfn(0), Op::Write(Box::new(PageBuf([9; PAGE_SIZE]))));
+        thread::scope(|scope| {
+            scope.spawn(|| worker.step());
+            while !threads[0].poll() {
+                faults.turn().expect("the guest can go on");
+                yield_now();
             }
         });
-        first.threads[0].begin(Gfn(0), Op::Write(Box::new(PageBuf([9; PAGE_SIZE]))));
-        while !first.threads[0].poll() || ended.load(Ordering::SeqCst) == 0 {
-            first.turn();
-            yield_now();
-        }
-        worker.join().expect("a worker ends");
         first.turn();
-        end(&host, [first, second]);
+        host.end([first, second]);
     });
 }
 
@@ -112,50 +92,36 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
 fn threads_at_one_page_in_any_schedule_bring_it_once() {
     sync::model(SCHEDULES, || {
         let (host, [mut first, second]) = guests(|gfn| gfn as u8 + 1, true, 2);
-        let means = Means {
-            compress: true,
-            swap: false,
-        };
-        assert_eq!(first.evict_by(6, means), 6);
+        assert_eq!(first.evict_by(6, ZIP), 6);
         first.vm.grant_credits(4);
-        let ended = Arc::new(AtomicU32::new(0));
-        let worker = thread::spawn({
-            let (vm, ended) = (Arc::clone(&first.vm), Arc::clone(&ended));
-            move || {
-                vm.zip.lock().set_max_pages(0);
-                trim_cache(&vm, 6);
+        first.vm.zip.lock().set_max_pages(0);
+        let running = &AtomicU32::new(3);
+        let Guest {
+            vm,
+            threads,
+            faults,
+            worker,
+            ..
+        } = &mut first;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                worker.step();
                 vm.take_back_credits();
-                ended.fetch_add(1, Ordering::SeqCst);
-            }
-        });
-        let readers: Vec<_> = first
-            .threads
-            .drain(..)
-            .map(|mut reader| {
-                let ended = Arc::clone(&ended);
-                thread::spawn(move || {
+                running.fetch_sub(1, Ordering::SeqCst);
+            });
+            for reader in threads {
+                scope.spawn(move || {
                     for gfn in [Gfn(0), Gfn(1)] {
-                        reader.begin(gfn, Op::Read);
-                        while !reader.poll() {
-                            yield_now();
-                        }
+                        finish(reader, gfn, Op::Read);
                     }
-                    ended.fetch_add(1, Ordering::SeqCst);
-                })
-            })
-            .collect();
-        while ended.load(Ordering::SeqCst) < 3 {
-            first.turn();
-            yield_now();
-        }
-        worker.join().expect("a worker ends");
-        for reader in readers {
-            reader.join().expect("a thread ends");
-        }
-        first.turn();
+                    running.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+            serve(running, || faults.turn().expect("the guest can go on"));
+        });
         first.vm.take_back_credits();
         first.vm.settle_done();
         assert_eq!(first.vm.table.entry(Gfn(0)).home(), Home::Resident);
-        end(&host, [first, second]);
+        host.end([first, second]);
     });
 }

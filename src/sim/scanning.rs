@@ -3,13 +3,12 @@
 //! Where the engine tells which pages were written, a page is looked at once and then not again before it
 //! is written. So one that is forgotten on any of the ways a page can take is never shared.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
-
 use super::random_steps::{SCAN_RATE, Step, World, salt_of, steps};
+use super::scenario::search;
 use super::worker::PAUSE;
 use super::{Guest, Host};
 use crate::page::Home;
@@ -99,12 +98,8 @@ fn check_all_found(host: &Host, guests: &[&mut Guest]) {
 
 #[test]
 fn scanner_after_any_steps_finds_all_that_is_equal_and_comes_to_rest() {
-    let mut runner = TestRunner::new(ProptestConfig {
-        failure_persistence: None,
-        ..ProptestConfig::with_cases(CASES)
-    });
-    let shared = std::cell::Cell::new(0);
-    let result = runner.run(&(steps(), steps()), |(first, then)| {
+    let shared = Cell::new(0);
+    search(CASES, (steps(), steps()), |(first, then)| {
         let mut world = World::roomy();
         for steps in [first, then] {
             for (place, step) in steps {
@@ -113,10 +108,10 @@ fn scanner_after_any_steps_finds_all_that_is_equal_and_comes_to_rest() {
                     world.step(place, step);
                 }
             }
-            let places = world.guests.iter_mut().enumerate();
-            for (place, guest) in places.filter_map(|(place, guest)| Some((place, guest.as_mut()?)))
-            {
-                calm(&world.host, place, guest);
+            for (place, guest) in world.guests.iter_mut().enumerate() {
+                guest
+                    .iter_mut()
+                    .for_each(|guest| calm(&world.host, place, guest));
             }
             let guests = world.guests.iter_mut().flatten().collect();
             settle(&world.host, guests, SCAN_RATE);
@@ -125,10 +120,6 @@ fn scanner_after_any_steps_finds_all_that_is_equal_and_comes_to_rest() {
         let merged: u64 = world.guests.iter().flatten().map(merged).sum();
         shared.set(shared.get() + merged);
         world.end();
-        Ok(())
     });
-    if let Err(error) = result {
-        panic!("{error}");
-    }
     assert!(shared.get() > 0, "nothing was ever shared");
 }

@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use memvisor_guest_agent::shim::uffd;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -25,15 +26,6 @@ use crate::units::{PAGE_SIZE, PageBuf};
 struct Range {
     start: u64,
     len: u64,
-}
-
-#[repr(C)]
-struct Copy {
-    dst: u64,
-    src: u64,
-    len: u64,
-    mode: u64,
-    copied: i64,
 }
 
 /// `UFFDIO_ZEROPAGE` and `UFFDIO_CONTINUE` have the same layout.
@@ -56,29 +48,21 @@ struct Message {
     _reserved_too: u32,
 }
 
-/// `_IOWR(0xAA, number, size)`, or `_IOR` with direction 2, as the kernel's headers build them.
-const fn ioc(direction: u64, number: u64, size: usize) -> u64 {
-    (direction << 30) | ((size as u64) << 16) | (0xaa << 8) | number
-}
-
-const WAKE: u64 = ioc(2, 0x02, size_of::<Range>());
-const COPY: u64 = ioc(3, 0x03, size_of::<Copy>());
-const ZEROPAGE: u64 = ioc(3, 0x04, size_of::<Fill>());
-const CONTINUE: u64 = ioc(3, 0x07, size_of::<Fill>());
-
-const _: () = assert!(WAKE == 0x8010_aa02);
-const _: () = assert!(COPY == 0xc028_aa03);
-const _: () = assert!(ZEROPAGE == 0xc020_aa04);
-const _: () = assert!(CONTINUE == 0xc020_aa07);
+// A wrong size would make another call of it.
+const _: () = assert!(size_of::<Range>() == 16);
+const _: () = assert!(size_of::<Fill>() == 32);
 const _: () = assert!(size_of::<Message>() == 32);
 
+/// Each call reads exactly one structure, and those that fill write it too.
+mod call {
+    use super::{Fill, Range};
+
+    nix::ioctl_read!(wake, 0xaa, 0x02, Range);
+    nix::ioctl_readwrite!(zero, 0xaa, 0x04, Fill);
+    nix::ioctl_readwrite!(present, 0xaa, 0x07, Fill);
+}
+
 const EVENT_PAGEFAULT: u8 = 0x12;
-/// How often a page is put into a hole before it counts as no hole.
-///
-/// The kernel may say EEXIST not only for a page that is there: a page table that is freed between its
-/// allocation and its use by `COPY` or `ZEROPAGE` makes them fail in the same way, and since Linux 6.14
-/// the `madvise(DONTNEED)` of our freezes frees page tables that it empties.
-const ATTEMPTS: u32 = 100;
 /// Faults read by one system call; more would only delay the first of them.
 const BATCH: usize = 32;
 
@@ -190,22 +174,8 @@ impl Uffd {
     /// # Errors
     /// An unexpected errno, such as ENOMEM when the machine itself is out of memory.
     pub fn copy(&self, address: u64, content: &PageBuf) -> io::Result<Filled> {
-        into_hole(|| self.try_copy(address, content))
-    }
-
-    fn try_copy(&self, address: u64, content: &PageBuf) -> io::Result<Filled> {
-        let src = content.0.as_ptr() as u64;
-        let mut arg = Copy {
-            dst: address,
-            src,
-            len: PAGE_SIZE as u64,
-            mode: 0,
-            copied: 0,
-        };
-        // SAFETY: COPY reads and writes one `Copy` (size asserted above) which outlives the call, and
-        // reads 4096 bytes at `src`, a live `PageBuf`. It writes only the guest's address space.
-        let done = unsafe { libc::ioctl(self.raw(), COPY as libc::Ioctl, &raw mut arg) };
-        filled(done)
+        let address = usize::try_from(address).map_err(io::Error::other)?;
+        filled(uffd::copy(self.as_fd(), address, &content.0).map_err(Errno::from_raw))
     }
 
     /// Puts a page of zeroes at `address` and wakes who waits for it.
@@ -213,7 +183,14 @@ impl Uffd {
     /// # Errors
     /// As [`Uffd::copy`].
     pub fn zero(&self, address: u64) -> io::Result<Filled> {
-        into_hole(|| self.fill(ZEROPAGE, address))
+        // The same for a moment as of a page that is there, see `uffd::copy`.
+        for _ in 1..uffd::ATTEMPTS {
+            match self.fill(call::zero, address)? {
+                Filled::Present => std::thread::yield_now(),
+                filled => return Ok(filled),
+            }
+        }
+        self.fill(call::zero, address)
     }
 
     /// Maps the page that is in the file already at `address` and wakes who waits for it.
@@ -221,19 +198,23 @@ impl Uffd {
     /// # Errors
     /// As [`Uffd::copy`].
     pub fn map_present(&self, address: u64) -> io::Result<Filled> {
-        self.fill(CONTINUE, address)
+        self.fill(call::present, address)
     }
 
-    fn fill(&self, operation: u64, address: u64) -> io::Result<Filled> {
+    fn fill(
+        &self,
+        call: unsafe fn(i32, *mut Fill) -> nix::Result<i32>,
+        address: u64,
+    ) -> io::Result<Filled> {
         let mut arg = Fill {
             start: address,
             len: PAGE_SIZE as u64,
             mode: 0,
             filled: 0,
         };
-        // SAFETY: ZEROPAGE and CONTINUE read and write one `Fill` (size asserted above) which
-        // outlives the call; they change only the guest's address space.
-        let done = unsafe { libc::ioctl(self.raw(), operation as libc::Ioctl, &raw mut arg) };
+        // SAFETY: the calls that fill read and write one `Fill`, which outlives them; they change only the guest's
+        // address space.
+        let done = unsafe { call(self.raw(), &raw mut arg) };
         filled(done)
     }
 
@@ -246,9 +227,8 @@ impl Uffd {
             start: address,
             len: u64::from(pages) * PAGE_SIZE as u64,
         };
-        // SAFETY: WAKE reads one `Range` (size asserted above) which outlives the call; it writes
-        // nothing.
-        let done = unsafe { libc::ioctl(self.raw(), WAKE as libc::Ioctl, &raw mut arg) };
+        // SAFETY: the call reads one `Range`, which outlives it; it writes nothing.
+        let done = unsafe { call::wake(self.raw(), &raw mut arg) };
         filled(done).map(drop)
     }
 
@@ -257,27 +237,14 @@ impl Uffd {
     }
 }
 
-/// Repeats what fills a hole while it is told, for a moment, that there is none.
-fn into_hole(mut fill: impl FnMut() -> io::Result<Filled>) -> io::Result<Filled> {
-    for _ in 1..ATTEMPTS {
-        match fill()? {
-            Filled::Present => std::thread::yield_now(),
-            filled => return Ok(filled),
-        }
-    }
-    fill()
-}
-
-fn filled(returned: i32) -> io::Result<Filled> {
-    if returned == 0 {
-        return Ok(Filled::Done);
-    }
-    match Errno::last() {
-        Errno::EEXIST => Ok(Filled::Present),
+fn filled<T: Copy>(done: nix::Result<T>) -> io::Result<Filled> {
+    match done {
+        Ok(_) => Ok(Filled::Done),
+        Err(Errno::EEXIST) => Ok(Filled::Present),
         // ESRCH: the address space is being torn down. ENOENT: the range is no longer registered,
         // which an honest shim never causes under a page lock; a lying one harms its own guest.
-        Errno::ESRCH | Errno::ENOENT => Ok(Filled::Gone),
-        errno => Err(errno.into()),
+        Err(Errno::ESRCH | Errno::ENOENT) => Ok(Filled::Gone),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -291,8 +258,6 @@ impl AsFd for Uffd {
 mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
-
-    use memvisor_guest_agent::shim::uffd;
 
     use super::*;
 

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 use memvisor_guest_agent::protocol::claims::Words;
+use memvisor_guest_agent::shim::table::SharedTable;
 
 use super::Memfd;
 use super::guard::Guard;
@@ -17,8 +17,8 @@ pub struct SharedWords {
     /// Before what it guards.
     _guard: Guard,
     memfd: Memfd,
-    raw: MmapRaw,
-    count: u64,
+    _raw: MmapRaw,
+    words: SharedTable,
 }
 
 impl SharedWords {
@@ -36,45 +36,25 @@ impl SharedWords {
         Ok(Self {
             _guard: Guard::new(raw.as_ptr(), raw.len(), true)?,
             memfd,
-            raw,
-            count,
+            // SAFETY: the mapping has room for them and is page aligned, and lives as long as this. Nobody else in
+            // this process knows its address.
+            words: unsafe { SharedTable::at(raw.as_mut_ptr() as usize, count) },
+            _raw: raw,
         })
-    }
-
-    fn word(&self, at: u32) -> &AtomicU32 {
-        assert!(
-            u64::from(at) < self.count,
-            "word {at} of {} that are shared",
-            self.count
-        );
-        let word = self
-            .raw
-            .as_mut_ptr()
-            .cast::<u32>()
-            .wrapping_add(at as usize);
-        // SAFETY: the word lies inside the mapping (checked above), which lives as long as `self` and is
-        // page aligned, so the word is aligned. Nobody in this process makes another reference to it.
-        // The other process may write it at any moment: an atomic allows that, and it is the one kind
-        // of reference that does.
-        unsafe { AtomicU32::from_ptr(word) }
     }
 }
 
 impl Words for SharedWords {
     fn load(&self, at: u32) -> u32 {
-        // Acquire pairs with the Release of the other process, as all three promise.
-        self.word(at).load(Ordering::Acquire)
+        self.words.load(at)
     }
 
     fn store(&self, at: u32, word: u32) {
-        // Release: see `load`.
-        self.word(at).store(word, Ordering::Release);
+        self.words.store(at, word);
     }
 
     fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
-        // AcqRel, or Acquire alone when nothing is stored: see `load`.
-        self.word(at)
-            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+        self.words.compare_exchange(at, from, to)
     }
 }
 

@@ -11,6 +11,14 @@ macro_rules! counters {
         pub struct $name {
             $($(#[$field_doc])* pub $field: Counter,)*
         }
+
+        #[cfg(test)]
+        impl $name {
+            /// All of them, by name.
+            pub(crate) fn all(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($field), self.$field.get()),)*]
+            }
+        }
     };
 }
 

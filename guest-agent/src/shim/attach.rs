@@ -9,10 +9,9 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::protocol::memory::{
-    Engine, Fault, Hello, MAX_ATTACH, MAX_CHANNELS, MAX_MESSAGE, MAX_REPORT, Message, Ready, Reply,
-    Welcome,
+    Engine, Fault, Hello, MAX_ATTACH, MAX_CHANNELS, MAX_REPORT, Message, Ready, Reply, Welcome,
 };
-use crate::protocol::{DecodeError, Gfn, GfnRun};
+use crate::protocol::{Gfn, GfnRun};
 
 use super::channels::Channels;
 use super::inline::Inline;
@@ -20,7 +19,7 @@ use super::mapping::Mapping as _;
 use super::memory_thread::{self, SessionEnd};
 use super::ram::RamMap;
 use super::segv::{self, Hardware};
-use super::seqpacket::{Received, SeqPacket};
+use super::seqpacket::SeqPacket;
 use super::table::SharedTable;
 use super::{Memory, privacy, uffd};
 
@@ -57,12 +56,6 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
-}
-
-impl From<DecodeError> for AttachError {
-    fn from(error: DecodeError) -> Self {
-        Self::Session(SessionEnd::Message(error))
-    }
 }
 
 fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> AttachError {
@@ -206,14 +199,12 @@ pub fn attach(
 
 /// The answer to READY, with the fault channels.
 fn go(socket: &SeqPacket) -> Result<Channels, AttachError> {
-    let (message, fds) = memory_thread::receive(socket).map_err(AttachError::Session)?;
-    match message {
-        Message::Go => Channels::over(fds).ok_or(AttachError::Order {
+    match memory_thread::receive(socket).map_err(AttachError::Session)? {
+        (Message::Go, fds) => Channels::over(fds).ok_or(AttachError::Order {
             got: "GO with another number of descriptors",
             wanted: "GO with the fault channels",
         }),
-        Message::Error(text) => Err(AttachError::Session(SessionEnd::Ended(text))),
-        other => Err(AttachError::Order {
+        (other, _) => Err(AttachError::Order {
             got: other.name(),
             wanted: "GO",
         }),
@@ -242,19 +233,10 @@ fn inline(
 
 /// The answer to HELLO, and at least the two descriptors of every guest.
 fn welcome(socket: &SeqPacket) -> Result<(Welcome, Vec<OwnedFd>), AttachError> {
-    let mut buffer = [0; MAX_MESSAGE];
-    let (received, fds) = socket
-        .recv_with_fds(&mut buffer)
-        .map_err(kernel("receive WELCOME"))?;
-    let len = match received {
-        Received::Message { len, .. } => len.min(MAX_MESSAGE),
-        Received::Closed => return Err(AttachError::Session(SessionEnd::Closed)),
-    };
-    match Message::decode(&buffer[..len])? {
-        Message::Welcome(welcome) if fds.len() >= 2 => Ok((welcome, fds)),
-        Message::Welcome(_) => Err(NO_FDS),
-        Message::Error(text) => Err(AttachError::Session(SessionEnd::Ended(text))),
-        other => Err(AttachError::Order {
+    match memory_thread::receive(socket).map_err(AttachError::Session)? {
+        (Message::Welcome(welcome), fds) if fds.len() >= 2 => Ok((welcome, fds)),
+        (Message::Welcome(_), _) => Err(NO_FDS),
+        (other, _) => Err(AttachError::Order {
             got: other.name(),
             wanted: "WELCOME",
         }),

@@ -51,8 +51,8 @@ impl SeqPacket {
         let socket = self.as_fd().as_raw_fd();
         let message = loop {
             match recvmsg::<UnixAddr>(socket, &mut iov, Some(&mut control), flags) {
-                Err(Errno::EINTR) => {}
-                Err(Errno::ECONNRESET) => return Ok((Received::Closed, Vec::new())),
+                // A reset is said once, ahead of what the peer sent before it left.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
                 result => break result?,
             }
         };
@@ -62,14 +62,7 @@ impl SeqPacket {
             let error = "a message was cut off: this process can hold no more descriptors";
             return Err(io::Error::other(error));
         }
-        let received = match bytes {
-            0 => Received::Closed,
-            len => Received::Message {
-                len,
-                truncated: len > capacity,
-            },
-        };
-        Ok((received, fds))
+        Ok((Received::of(bytes, capacity), fds))
     }
 }
 

@@ -49,7 +49,6 @@ pub(super) fn run(socket: &SeqPacket, map: &RamMap) -> SessionEnd {
                     errno: 0,
                 }
             }
-            Ok((Message::Error(text), _)) => return SessionEnd::Ended(text),
             Ok((other, _)) => return SessionEnd::Order(other.name()),
             Err(end) => return end,
         };
@@ -64,17 +63,18 @@ pub(super) fn run(socket: &SeqPacket, map: &RamMap) -> SessionEnd {
     }
 }
 
-/// Waits for one message of the connection, and the descriptors that come with it.
+/// Waits for one message of the connection, and the descriptors that come with it. The daemon's last words end it.
 pub(super) fn receive(socket: &SeqPacket) -> Result<(Message, Vec<OwnedFd>), SessionEnd> {
     let mut buffer = [0; MAX_MESSAGE];
     let (received, fds) = socket
         .recv_with_fds(&mut buffer)
         .map_err(SessionEnd::Socket)?;
-    match received {
-        Received::Message { len, .. } => Message::decode(&buffer[..len.min(MAX_MESSAGE)])
-            .map(|message| (message, fds))
-            .map_err(SessionEnd::Message),
-        Received::Closed => Err(SessionEnd::Closed),
+    let Received::Message { len, .. } = received else {
+        return Err(SessionEnd::Closed);
+    };
+    match Message::decode(&buffer[..len.min(MAX_MESSAGE)]) {
+        Ok(Message::Error(text)) => Err(SessionEnd::Ended(text)),
+        message => Ok((message.map_err(SessionEnd::Message)?, fds)),
     }
 }
 

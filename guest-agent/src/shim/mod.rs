@@ -31,7 +31,7 @@ pub mod privacy;
 mod ram;
 mod segv;
 mod seqpacket;
-mod table;
+pub mod table;
 pub mod uffd;
 
 pub use attach::{AttachError, Attached, Ram, attach};

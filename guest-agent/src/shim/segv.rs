@@ -9,8 +9,9 @@
 //! access that could fault again, so the process is ended by the signal at once.
 
 use std::io;
-use std::ptr;
 use std::sync::{Mutex, OnceLock};
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 
 use crate::protocol::Gfn;
 use crate::protocol::memory::Fault;
@@ -33,12 +34,10 @@ pub(super) struct Hardware {
 }
 
 static HARDWARE: OnceLock<Hardware> = OnceLock::new();
-static PREVIOUS: [OnceLock<Saved>; SIGNALS.len()] = [const { OnceLock::new() }; SIGNALS.len()];
+static PREVIOUS: [OnceLock<SigAction>; SIGNALS.len()] = [const { OnceLock::new() }; SIGNALS.len()];
 
 /// What an access that is not allowed raises.
-const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
-
-struct Saved(libc::sigaction);
+const SIGNALS: [Signal; 2] = [Signal::SIGSEGV, Signal::SIGBUS];
 
 /// Hands the hardware to the handler and installs it.
 ///
@@ -53,35 +52,22 @@ pub(super) fn install(hardware: Hardware) -> io::Result<&'static Hardware> {
         .get()
         .ok_or_else(|| io::Error::other("set just above"))?;
     let signals = if hardware.inline.is_some() { 2 } else { 1 };
+    // SA_NODEFER: several threads fault at once, and each waits inside its own handler.
+    let flags = SaFlags::SA_SIGINFO | SaFlags::SA_NODEFER;
+    let action = SigAction::new(SigHandler::SigAction(on_fault), flags, SigSet::empty());
     for (signal, previous) in SIGNALS.into_iter().zip(&PREVIOUS).take(signals) {
-        previous.get_or_init(|| Saved(current_action(signal)));
-        let mut action = current_action(signal);
-        action.sa_sigaction = on_fault as *const () as usize;
-        // SA_NODEFER: several threads fault at once, and each waits inside its own handler.
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
-        set_action(signal, &action)?;
+        // In between, an access that is not ours is tried again and again.
+        let before = set_action(signal, &action)?;
+        previous.get_or_init(|| before);
     }
     Ok(hardware)
 }
 
-fn current_action(signal: libc::c_int) -> libc::sigaction {
-    // SAFETY: all-zero bytes are a valid `sigaction`: SIG_DFL, no flags, an empty mask.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: with a null new action the call only writes the current one into `action`, which is
-    // a valid place for it. It can fail only for a bad signal number, and then leaves SIG_DFL.
-    unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) };
-    action
-}
-
-fn set_action(signal: libc::c_int, action: &libc::sigaction) -> io::Result<()> {
-    // SAFETY: `action` is valid and outlives the call; a null old action is allowed. The handler it
-    // names is async-signal-safe (module text) or was installed before us.
-    let done = unsafe { libc::sigaction(signal, action, ptr::null_mut()) };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+/// Sets what a signal does; what it did before.
+fn set_action(signal: Signal, action: &SigAction) -> nix::Result<SigAction> {
+    // SAFETY: the handler of the action is async-signal-safe (module text), was installed before us, or is the
+    // kernel's.
+    unsafe { sigaction(signal, action) }
 }
 
 extern "C" fn on_fault(
@@ -90,6 +76,9 @@ extern "C" fn on_fault(
     context: *mut libc::c_void,
 ) {
     let errno = nix::errno::Errno::last_raw();
+    let Ok(signal) = Signal::try_from(signal) else {
+        return;
+    };
     // SAFETY: the kernel passes an SA_SIGINFO handler a siginfo that is valid until it returns.
     let info = unsafe { &*info };
     if info.si_code <= 0 {
@@ -98,7 +87,7 @@ extern "C" fn on_fault(
     // SAFETY: a siginfo of a SIGSEGV or SIGBUS that the kernel raised holds an address.
     let address = unsafe { info.si_addr() } as usize;
     // Other codes of SIGBUS tell of broken memory.
-    let is_access = signal == libc::SIGSEGV || info.si_code == libc::BUS_ADRERR;
+    let is_access = signal == Signal::SIGSEGV || info.si_code == libc::BUS_ADRERR;
     let fault = HARDWARE
         .get()
         .filter(|_| is_access)
@@ -108,7 +97,7 @@ extern "C" fn on_fault(
         // Not ours. Returning retries the access, now under the previous handler.
         None => {
             for (ours, previous) in SIGNALS.into_iter().zip(&PREVIOUS) {
-                if let Some(Saved(previous)) = previous.get().filter(|_| ours == signal) {
+                if let Some(previous) = previous.get().filter(|_| ours == signal) {
                     let _ = set_action(signal, previous);
                 }
             }
@@ -119,12 +108,11 @@ extern "C" fn on_fault(
 
 /// Ends the process by a signal that was sent (`si_code` of 0 and below), as it would without a
 /// handler. The signal is raised again, because there is no access that could raise it.
-fn die(signal: libc::c_int) {
-    // SAFETY: all-zero bytes are a valid `sigaction`: SIG_DFL, no flags, an empty mask.
-    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+fn die(signal: Signal) {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // Neither fails with a signal that there is.
     let _ = set_action(signal, &default);
-    // SAFETY: raise(3) is async-signal-safe and touches no memory of ours.
-    unsafe { libc::raise(signal) };
+    let _ = raise(signal);
 }
 
 /// Gets access to `gfn`: by itself if it may, or else by asking the daemon.

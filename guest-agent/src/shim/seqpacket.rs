@@ -38,6 +38,19 @@ pub enum Received {
     Closed,
 }
 
+impl Received {
+    /// A datagram of this length, which was put where there is room for so much.
+    pub(super) const fn of(len: usize, room: usize) -> Self {
+        match len {
+            0 => Self::Closed,
+            len => Self::Message {
+                len,
+                truncated: len > room,
+            },
+        }
+    }
+}
+
 /// Who is at the other end, as the kernel vouches for it: recorded at connect or pair time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerCredentials {
@@ -90,12 +103,7 @@ impl SeqPacket {
     /// `BrokenPipe` when the peer is gone; `WouldBlock` when a [send
     /// timeout](Self::set_send_timeout) passed; what else `send(2)` says.
     pub fn send(&self, message: &[u8]) -> io::Result<()> {
-        match retry(|| send(self.0.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL)) {
-            Ok(_) => Ok(()),
-            // Says that the peer left with messages unread; the peer is gone all the same.
-            Err(Errno::ECONNRESET) => Err(Errno::EPIPE.into()),
-            Err(errno) => Err(errno.into()),
-        }
+        self.send_with(message, MsgFlags::empty())
     }
 
     /// As [`send`](Self::send), but never waits.
@@ -103,9 +111,14 @@ impl SeqPacket {
     /// # Errors
     /// `WouldBlock` when the peer's queue is full; else as [`send`](Self::send).
     pub fn try_send(&self, message: &[u8]) -> io::Result<()> {
-        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        self.send_with(message, MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn send_with(&self, message: &[u8], flags: MsgFlags) -> io::Result<()> {
+        let flags = flags | MsgFlags::MSG_NOSIGNAL;
         match retry(|| send(self.0.as_raw_fd(), message, flags)) {
             Ok(_) => Ok(()),
+            // Says that the peer left with messages unread; the peer is gone all the same.
             Err(Errno::ECONNRESET) => Err(Errno::EPIPE.into()),
             Err(errno) => Err(errno.into()),
         }
@@ -125,7 +138,7 @@ impl SeqPacket {
     /// Waits for one datagram and puts it at the start of `into`.
     ///
     /// # Errors
-    /// What `recv(2)` says. A reset connection is [`Received::Closed`].
+    /// What `recv(2)` says. A peer that has left is [`Received::Closed`], behind all that it has sent.
     pub fn recv(&self, into: &mut [u8]) -> io::Result<Received> {
         Ok(self.recv_with(into, MsgFlags::empty())?)
     }
@@ -144,14 +157,13 @@ impl SeqPacket {
 
     fn recv_with(&self, into: &mut [u8], flags: MsgFlags) -> nix::Result<Received> {
         // MSG_TRUNC makes the kernel return the true length of a datagram that did not fit.
-        match retry(|| recv(self.0.as_raw_fd(), into, flags | MsgFlags::MSG_TRUNC)) {
-            Ok(0) | Err(Errno::ECONNRESET) => Ok(Received::Closed),
-            Ok(len) => Ok(Received::Message {
-                len,
-                truncated: len > into.len(),
-            }),
-            Err(errno) => Err(errno),
-        }
+        let flags = flags | MsgFlags::MSG_TRUNC;
+        let len = retry(|| match recv(self.0.as_raw_fd(), into, flags) {
+            // Said once of a peer that has left with messages unread, ahead of what it sent before.
+            Err(Errno::ECONNRESET) => Err(Errno::EINTR),
+            received => received,
+        })?;
+        Ok(Received::of(len, into.len()))
     }
 
     /// As [`recv`](Self::recv), but waits at most `timeout`; `None` when nothing came.
@@ -335,6 +347,23 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         }
         assert_eq!(other.recv(&mut [0; 6]).unwrap(), Received::Closed);
+    }
+
+    #[test]
+    fn last_words_of_a_peer_that_left_with_messages_unread_are_heard() {
+        let receive: [fn(&SeqPacket) -> Received; 2] = [
+            |socket| socket.recv(&mut [0; 6]).unwrap(),
+            |socket| socket.recv_with_fds(&mut [0; 6]).unwrap().0,
+        ];
+        for receive in receive {
+            let (one, other) = SeqPacket::pair().unwrap();
+            other.send(b"never read").unwrap();
+            one.send(b"why").unwrap();
+            drop(one);
+            let (len, truncated) = (3, false);
+            assert_eq!(receive(&other), Received::Message { len, truncated });
+            assert_eq!(receive(&other), Received::Closed);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The claim table as this process maps it.
+//! The claim table as guest and daemon map it, each for itself: either may write any of its words at any moment.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,15 +10,25 @@ use super::channels::{futex_wait, futex_wake};
 use super::inline::Table;
 use super::ram::map_file;
 
-/// Shared with the daemon. It is never unmapped.
+/// Words of 32 bits in shared memory.
 #[derive(Debug)]
-pub(super) struct SharedTable {
+pub struct SharedTable {
     base: usize,
     count: u64,
 }
 
 impl SharedTable {
-    /// Maps the table of a guest of so many pages, which the daemon has passed on.
+    /// So many words from the address `base` on.
+    ///
+    /// # Safety
+    /// They are mapped, to be read and written, as long as this is used, and aligned. All who use them, in this process
+    /// and others, do so by atomics.
+    #[must_use]
+    pub const unsafe fn at(base: usize, count: u64) -> Self {
+        Self { base, count }
+    }
+
+    /// Maps the table of a guest of so many pages, which the daemon has passed on, for ever.
     pub(super) fn map(pages: u32, claims: &OwnedFd) -> io::Result<Self> {
         let count = words(pages);
         let len = usize::try_from(count * 4).map_err(io::Error::other)?;
@@ -29,8 +39,8 @@ impl SharedTable {
     fn word(&self, at: u32) -> &AtomicU32 {
         assert!(u64::from(at) < self.count, "word {at} of {}", self.count);
         let word = (self.base as *mut u32).wrapping_add(at as usize);
-        // SAFETY: the word lies inside the mapping (checked above), which is never unmapped and page
-        // aligned, so the word is aligned. All who use it, here and in the daemon, do so by atomics.
+        // SAFETY: the word is one of those that are mapped (checked above), which are aligned and are used by
+        // atomics alone, as `at` demands. A mapping of `map` is page aligned and never unmapped.
         unsafe { AtomicU32::from_ptr(word) }
     }
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use nix::errno::Errno;
+
 use crate::protocol::PAGE_SIZE;
 
 /// Faults of user code only: the one kind that needs no privilege, and all that a guest which never
@@ -59,20 +61,21 @@ struct UffdioContinue {
     mapped: i64,
 }
 
-/// `_IOWR(0xAA, number, size)` as the kernel's headers build it.
-const fn iowr(number: u64, size: usize) -> u64 {
-    (3 << 30) | ((size as u64) << 16) | (0xaa << 8) | number
+// A wrong size would make another call of it.
+const _: () = assert!(size_of::<UffdioApi>() == 24);
+const _: () = assert!(size_of::<UffdioRegister>() == 32);
+const _: () = assert!(size_of::<UffdioCopy>() == 40);
+const _: () = assert!(size_of::<UffdioContinue>() == 32);
+
+/// Each call reads and writes exactly one structure.
+mod call {
+    use super::{UffdioApi, UffdioContinue, UffdioCopy, UffdioRegister};
+
+    nix::ioctl_readwrite!(register, 0xaa, 0x00, UffdioRegister);
+    nix::ioctl_readwrite!(copy, 0xaa, 0x03, UffdioCopy);
+    nix::ioctl_readwrite!(map_present, 0xaa, 0x07, UffdioContinue);
+    nix::ioctl_readwrite!(api, 0xaa, 0x3f, UffdioApi);
 }
-
-const UFFDIO_API: u64 = iowr(0x3f, size_of::<UffdioApi>());
-const UFFDIO_COPY: u64 = iowr(0x03, size_of::<UffdioCopy>());
-const UFFDIO_CONTINUE: u64 = iowr(0x07, size_of::<UffdioContinue>());
-const UFFDIO_REGISTER: u64 = iowr(0x00, size_of::<UffdioRegister>());
-
-// The values every program on x86-64 and aarch64 uses; a wrong struct size would change them.
-const _: () = assert!(UFFDIO_API == 0xc018_aa3f);
-const _: () = assert!(UFFDIO_COPY == 0xc028_aa03);
-const _: () = assert!(UFFDIO_REGISTER == 0xc020_aa00);
 
 /// A userfaultfd of this process.
 #[derive(Debug)]
@@ -122,14 +125,9 @@ fn negotiate(uffd: &OwnedFd, features: u64) -> io::Result<()> {
         features,
         ioctls: 0,
     };
-    // SAFETY: `uffd` is open; UFFDIO_API reads and writes exactly one `UffdioApi`, which `api` is
-    // and which outlives the call (its size is part of the number, asserted above).
-    let done = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_API as libc::Ioctl, &raw mut api) };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    // SAFETY: `uffd` is open, and `api` outlives the call.
+    unsafe { call::api(uffd.as_raw_fd(), &raw mut api) }?;
+    Ok(())
 }
 
 impl Userfault {
@@ -158,21 +156,10 @@ impl Userfault {
             mode,
             ioctls: 0,
         };
-        // SAFETY: the descriptor is open as long as `self`; UFFDIO_REGISTER reads and writes exactly
-        // one `UffdioRegister` (size asserted above). The kernel checks the range itself; registering
-        // changes when accesses wait, never what they read.
-        let done = unsafe {
-            libc::ioctl(
-                self.fd.as_raw_fd(),
-                UFFDIO_REGISTER as libc::Ioctl,
-                &raw mut register,
-            )
-        };
-        if done == 0 {
-            Ok(())
-        } else {
-            Err(nix::errno::Errno::last_raw())
-        }
+        // SAFETY: the descriptor is open as long as `self`, and `register` outlives the call. The kernel checks
+        // the range itself; registering changes when accesses wait, never what they read.
+        let done = unsafe { call::register(self.fd.as_raw_fd(), &raw mut register) };
+        done.map(drop).map_err(|errno| errno as i32)
     }
 }
 
@@ -182,9 +169,12 @@ impl AsFd for Userfault {
     }
 }
 
-/// How often a page is put into a hole before it counts as no hole: while the kernel frees page tables
-/// it may say so of a hole too.
-const ATTEMPTS: u32 = 100;
+/// How often a page is put into a hole before it counts as no hole.
+///
+/// The kernel may say EEXIST not only for a page that is there: a page table that is freed between its
+/// allocation and its use makes the call fail in the same way, and since Linux 6.14
+/// the `madvise(DONTNEED)` of our freezes frees page tables that it empties.
+pub const ATTEMPTS: u32 = 100;
 
 /// Puts a copy of `page` at `address`, where there is a hole.
 ///
@@ -193,7 +183,7 @@ const ATTEMPTS: u32 = 100;
 /// # Errors
 /// The errno: `EEXIST` when there is no hole.
 pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Result<(), i32> {
-    let mut last = libc::EEXIST;
+    let mut last = Errno::EEXIST;
     for _ in 0..ATTEMPTS {
         let mut copy = UffdioCopy {
             dst: address as u64,
@@ -202,21 +192,17 @@ pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Res
             mode: 0,
             copied: 0,
         };
-        // SAFETY: `uffd` is open for the life of the borrow; UFFDIO_COPY reads and writes exactly one
-        // `UffdioCopy` (size asserted above) and reads the live `page`. It fills a page that is absent
-        // and never changes one that is there; the kernel checks the address.
-        let done =
-            unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_COPY as libc::Ioctl, &raw mut copy) };
-        if done == 0 {
-            return Ok(());
-        }
-        last = nix::errno::Errno::last_raw();
-        if last != libc::EEXIST && last != libc::EAGAIN {
-            break;
+        // SAFETY: `uffd` is open for the life of the borrow, and `copy` outlives the call, which also reads the
+        // live `page`. It fills a page that is absent and never changes one that is there; the kernel checks the
+        // address.
+        match unsafe { call::copy(uffd.as_raw_fd(), &raw mut copy) } {
+            Ok(_) => return Ok(()),
+            Err(errno @ (Errno::EEXIST | Errno::EAGAIN)) => last = errno,
+            Err(errno) => return Err(errno as i32),
         }
         std::thread::yield_now();
     }
-    Err(last)
+    Err(last as i32)
 }
 
 /// Maps the page of the file that is at `address`.
@@ -232,19 +218,10 @@ pub fn map_present(uffd: BorrowedFd<'_>, address: usize) -> Result<(), i32> {
         mode: 0,
         mapped: 0,
     };
-    // SAFETY: `uffd` is open for the life of the borrow; UFFDIO_CONTINUE reads and writes exactly one
-    // `UffdioContinue` (size asserted above). It maps what the file holds and changes no byte; the kernel checks the
-    // address.
-    let done = unsafe {
-        libc::ioctl(
-            uffd.as_raw_fd(),
-            UFFDIO_CONTINUE as libc::Ioctl,
-            &raw mut range,
-        )
-    };
-    match nix::errno::Errno::last_raw() {
-        _ if done == 0 => Ok(()),
-        libc::EEXIST => Ok(()),
-        errno => Err(errno),
+    // SAFETY: `uffd` is open for the life of the borrow, and `range` outlives the call. It maps what the file holds and
+    // changes no byte; the kernel checks the address.
+    match unsafe { call::map_present(uffd.as_raw_fd(), &raw mut range) } {
+        Ok(_) | Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(errno as i32),
     }
 }

@@ -1,0 +1,215 @@
+//! What the searches have in common: hosts and guests that are short of nothing, what guests are told to do, and how it
+//! must end.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::Mutex as StdMutex;
+
+use proptest::prelude::ProptestConfig;
+use proptest::strategy::Strategy;
+use proptest::test_runner::TestRunner;
+use shuttle::thread::yield_now;
+
+use super::{Guest, GuestThread, Host, Op, Spec};
+use crate::engine::EngineKind;
+use crate::page::Home;
+use crate::sync::{AtomicU32, Ordering};
+use crate::units::{Gfn, PageBuf, Pages, VmId};
+use crate::vm::{Eviction, Means, Vm};
+
+/// Both engines.
+pub(super) const KINDS: [EngineKind; 2] = [EngineKind::Uffd, EngineKind::Mprotect];
+/// Eviction into the cache alone.
+pub(super) const ZIP: Means = Means {
+    compress: true,
+    swap: false,
+};
+/// Eviction into the swap file alone.
+pub(super) const SWAP: Means = Means {
+    compress: false,
+    swap: true,
+};
+
+/// Each engine with each store alone.
+pub(super) fn ways() -> impl Iterator<Item = (EngineKind, Means)> {
+    let both = |kind| [(kind, ZIP), (kind, SWAP)];
+    KINDS.into_iter().flat_map(both)
+}
+
+/// Pages of the host that are for refills and reclaim.
+pub(super) const RESERVE: u64 = 4;
+
+impl Spec {
+    /// A guest with one thread that is short of nothing.
+    pub(super) const fn of(kind: EngineKind, pages: u32) -> Self {
+        Self {
+            kind,
+            pages,
+            salt: 0,
+            swap_slots: pages,
+            zip_pages: 16,
+            vma_budget: 1000,
+            threads: 1,
+            inline: false,
+            ahead: 15,
+        }
+    }
+}
+
+impl Host {
+    /// A host with memory for a few guests.
+    pub(super) fn roomy() -> Self {
+        Self::new(400, RESERVE, 2, 128)
+    }
+
+    /// Powers a guest on for which there is memory.
+    pub(super) fn start(&self, id: u32, spec: Spec) -> Guest {
+        self.power_on(VmId(id), spec).expect("there is memory")
+    }
+
+    /// Guests that have lost nothing end, and leave nothing.
+    pub(super) fn end(&self, guests: impl IntoIterator<Item = Guest>) {
+        let guests: Vec<Guest> = guests.into_iter().collect();
+        self.check(&guests.iter().collect::<Vec<_>>());
+        guests.into_iter().for_each(|guest| self.bury(guest));
+        self.check_empty();
+    }
+}
+
+/// Has a VM's worker evict so many pages by all means from now on.
+pub(super) fn order(vm: &Vm, pages: u64) {
+    let eviction = Eviction::at_once(Pages(pages), Means::ALL);
+    vm.orders.set_evict(eviction);
+}
+
+/// Has a guest live through something with its host to itself, without losing anything.
+pub(super) fn alone(spec: Spec, story: impl FnOnce(&Host, &mut Guest)) {
+    let host = Host::roomy();
+    let mut guest = host.start(1, spec);
+    story(&host, &mut guest);
+    host.end([guest]);
+}
+
+impl Guest {
+    pub(super) fn write(&mut self, gfn: u32, page: PageBuf) {
+        self.run(gfn, Op::Write(Box::new(page)));
+    }
+
+    pub(super) fn read(&mut self, gfn: u32) {
+        self.run(gfn, Op::Read);
+    }
+
+    fn run(&mut self, gfn: u32, op: Op) {
+        let thread = gfn as usize % self.threads.len();
+        self.threads[thread].begin(Gfn(gfn), op);
+        assert!(self.drive(thread), "{gfn} waits");
+    }
+
+    /// Reads every page that was written.
+    pub(super) fn read_all(&mut self) {
+        for gfn in 0..self.vm.table.pages() {
+            if self.home(gfn) != Home::Untouched {
+                self.read(gfn);
+            }
+        }
+    }
+
+    /// Writes all its pages, and has them leave by these means.
+    pub(super) fn write_and_evict(&mut self, means: Means, content: impl Fn(u32) -> PageBuf) {
+        (0..self.vm.table.pages()).for_each(|gfn| self.write(gfn, content(gfn)));
+        while self.vm.table.count(Home::Resident) > 0 {
+            assert!(self.evict_by(32, means) > 0);
+        }
+    }
+
+    pub(super) fn home(&self, gfn: u32) -> Home {
+        self.vm.table.entry(Gfn(gfn)).home()
+    }
+
+    /// The pages in its RAM.
+    pub(super) fn resident(&self) -> Vec<u32> {
+        self.vm.settle_done();
+        let resident = self.homes().filter(|(_, home)| *home == Home::Resident);
+        resident.map(|(gfn, _)| gfn.0).collect()
+    }
+
+    /// Damages a page in its store; a second time it is whole again.
+    pub(super) fn damage(&self, gfn: u32) {
+        match self.home(gfn) {
+            Home::Compressed(slot) => self.vm.zip.lock().damage(slot),
+            Home::Swapped(slot) => self.disk.damage(slot),
+            home => panic!("{gfn} is {home:?}"),
+        }
+    }
+}
+
+/// A task that was not served after so many turns of all others never will be.
+const PATIENCE: usize = 20_000;
+
+/// Lets other tasks run until somebody has what it waits for.
+pub(super) fn wait_for<W: Display, T>(mut who: W, look: impl Fn(&mut W) -> Option<T>) -> T {
+    for _ in 0..PATIENCE {
+        if let Some(it) = look(&mut who) {
+            return it;
+        }
+        yield_now();
+    }
+    panic!("{who} waits, and nobody serves it");
+}
+
+/// Lets a thread do something while other tasks serve its faults.
+pub(super) fn finish(guest: &mut GuestThread, gfn: Gfn, op: Op) {
+    guest.begin(gfn, op);
+    wait_for(guest, |guest| guest.poll().then_some(()));
+}
+
+/// Takes step after step, as a thread of the daemon does, until no thread of a guest is running and there is none left.
+pub(super) fn serve(running: &AtomicU32, mut step: impl FnMut() -> bool) {
+    loop {
+        // Read first: what the last thread said before it ended is still served.
+        let over = running.load(Ordering::SeqCst) == 0;
+        if !step() {
+            if over {
+                return;
+            }
+            yield_now();
+        }
+    }
+}
+
+/// Tries so many values, and panics at the smallest that fails.
+pub(super) fn search<S: Strategy>(cases: u32, values: S, test: impl Fn(S::Value)) {
+    let mut runner = TestRunner::new(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(cases)
+    });
+    let result = runner.run(&values, |value| {
+        test(value);
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// What happened to all guests of a search together; what never happened was not tested.
+#[derive(Debug, Default)]
+pub(super) struct Witness(StdMutex<BTreeMap<&'static str, u64>>);
+
+impl Witness {
+    pub(super) fn note(&self, vm: &Vm) {
+        let estimate = vm.activity.estimate();
+        let estimates = u64::from(estimate.is_some_and(|e| e.fast > 0.0));
+        let mut seen = self.0.lock().expect("no holder panicked");
+        for (name, count) in vm.stats.all().into_iter().chain([("estimates", estimates)]) {
+            *seen.entry(name).or_default() += count;
+        }
+    }
+
+    /// # Panics
+    /// When something never happened that is not among these.
+    pub(super) fn check(&self, never: &[&str]) {
+        let seen = self.0.lock().expect("no holder panicked");
+        let is_missing = |(name, count): &(&&str, &u64)| **count == 0 && !never.contains(name);
+        let missing: Vec<_> = seen.iter().filter(is_missing).collect();
+        assert!(missing.is_empty(), "never tested: {missing:?}");
+    }
+}
