@@ -35,6 +35,7 @@ mod random_steps;
 mod rows;
 mod scanning;
 mod seeded;
+mod stalls;
 mod words;
 mod worker;
 
