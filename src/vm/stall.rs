@@ -314,6 +314,17 @@ impl State {
 }
 
 impl Vm {
+    /// For how long its threads have stood still by `now`. `threads` says how many its guest has, if that is to be
+    /// known. The shares are of use if this is asked for all the time.
+    #[must_use]
+    pub fn stalled(&self, threads: impl FnOnce() -> u32, now: Instant) -> Stalled {
+        let claimed = self.table.claims().map(|claims| Claimed {
+            words: claims.stood(),
+            threads: threads(),
+        });
+        self.stalls.so_far(claimed, now)
+    }
+
     /// What a fault waits for that was served for `cause` until a page was [refused](Self::charge) to it.
     #[must_use]
     pub fn refused(&self, cause: Cause) -> Cause {
