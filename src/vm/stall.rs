@@ -108,7 +108,7 @@ pub struct Stall {
 impl Stall {
     /// What for.
     #[must_use]
-    pub const fn cause(&self) -> Cause {
+    pub(crate) const fn cause(&self) -> Cause {
         self.cause
     }
 }
@@ -182,7 +182,7 @@ impl Stalls {
             standing: ByCause::default(),
             spent: ByCause::default(),
             any: Duration::ZERO,
-            words: [0; _],
+            words: Default::default(),
             looked: mark,
             begun: mark,
             latest: None,
