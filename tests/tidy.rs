@@ -13,6 +13,7 @@ const HOST: &[(&str, &[&str])] = &[
     ("seeded", &[]),
     ("chain", &[]),
     ("throttle", &[]),
+    ("average", &[]),
     ("signals", &[]),
     ("runtime_dir", &[]),
     ("digest", &["units"]),
@@ -25,7 +26,7 @@ const HOST: &[(&str, &[&str])] = &[
     (
         "vm",
         &[
-            "units", "sync", "page", "engine", "compress", "swap", "pool",
+            "units", "average", "sync", "page", "engine", "compress", "swap", "pool",
         ],
     ),
     (
@@ -64,6 +65,7 @@ const HOST: &[(&str, &[&str])] = &[
             "units",
             "chain",
             "throttle",
+            "average",
             "signals",
             "runtime_dir",
             "sys",

@@ -9,7 +9,7 @@ use crate::page::{Entry, Home, KeptPage, PageGuard};
 use crate::seeded::Seeded;
 use crate::swap::SwapError;
 use crate::units::{FrameId, Gfn, GfnRun, SlotId};
-use crate::vm::{Unlocked, Vm};
+use crate::vm::{Cause, Unlocked, Vm};
 
 /// What the guest tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,6 +112,21 @@ pub enum FaultError {
         #[source]
         source: EngineError,
     },
+}
+
+/// What a thread stands still for whose access to `gfn` is served.
+pub(super) fn cause(vm: &Vm, gfn: Gfn, access: Access) -> Cause {
+    if !vm.table.contains(gfn) {
+        // Which ends the VM.
+        return Cause::Open;
+    }
+    match vm.table.entry(gfn).home() {
+        Home::Untouched | Home::Zero | Home::Ballooned => Cause::FirstTouch,
+        Home::Compressed(_) => Cause::RefillZip,
+        Home::Swapped(_) => Cause::RefillSwap,
+        Home::Shared(_) if access == Access::Write => Cause::Break,
+        Home::Shared(_) | Home::Resident => Cause::Open,
+    }
 }
 
 /// Serves a fault, or says what it waits for; up to `ahead` pages behind one that is not there come with it. Never

@@ -149,6 +149,8 @@ impl Governor {
         for member in &members {
             self.apply_settings(member, &settings, members.len());
             watch_balloon(member, now);
+            // Its shares are of intervals, whether anybody looks at them or not.
+            let _ = member.stalled();
         }
         self.note_overcommit(&members, now);
         let asked = (self.state(), self.configuration.revision());

@@ -12,7 +12,7 @@ use crate::reclaim::WorkerHandle;
 use crate::settings::{Domain, VmSettings};
 use crate::sys::Process;
 use crate::units::Pages;
-use crate::vm::Vm;
+use crate::vm::{Stalled, Vm};
 
 /// How long a guest may owe the answer to a command before nothing is expected of it. A good one takes a
 /// millisecond; on a machine that is busy, some hundred.
@@ -186,6 +186,13 @@ impl Member {
     /// Whether its guest does not answer.
     pub(super) fn is_mute(&self) -> bool {
         self.link.silence() >= MUTE
+    }
+
+    /// For how long its threads have stood still.
+    pub(super) fn stalled(&self) -> Stalled {
+        // Where the kernel does not tell, a guest cannot prove that it has more than one.
+        let threads = || self.process.threads().unwrap_or(1);
+        self.vm.stalled(threads, Instant::now())
     }
 
     /// Lets its balloon hold at most so many pages.

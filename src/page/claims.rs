@@ -15,8 +15,8 @@
 use std::sync::{Arc, OnceLock};
 
 use memvisor_guest_agent::protocol::claims::{
-    BREAKS, CREDIT, CREDITS, FREE, MARK, NO_CREDIT, Place, State, TOLD, USED, Words, credit_word,
-    row,
+    BREAKS, CREDIT, CREDITS, FREE, MARK, NO_CREDIT, Place, State, Stood, TOLD, USED, Words,
+    credit_word, row,
 };
 
 use super::parking::Parking;
@@ -242,6 +242,12 @@ impl Claims {
             matches!(state, Some(State::Done { .. }))
         };
         self.credits(true).filter_map(used).filter(is_done)
+    }
+
+    /// For how long threads of the guest say that they stood still: the words of [`Stood::ALL`].
+    #[must_use]
+    pub fn stood(&self) -> [u32; Stood::ALL.len()] {
+        Stood::ALL.map(|stood| self.words.load(stood.word()))
     }
 
     /// Allows or forbids to break shared pages without asking.

@@ -13,8 +13,8 @@
 //!   it was used for names it: what was used for what is never a matter of counting.
 //!
 //! Words are 32 bits, of the machine's byte order. The table begins with the words of
-//! [`HEADER_WORDS`]: the [`MARK`], whether [`BREAKS`] are allowed, then [`CREDITS`] credits; the rows
-//! follow, [`ROW_WORDS`] for each page: the state, the checksum of the compressed page, the arena page in
+//! [`HEADER_WORDS`]: the [`MARK`], whether [`BREAKS`] are allowed, then [`CREDITS`] credits, and for how long threads
+//! [`Stood`] still; the rows follow, [`ROW_WORDS`] for each page: the state, the checksum of the compressed page, the arena page in
 //! which it begins, and where in it and how long.
 //!
 //! ```text
@@ -31,6 +31,8 @@
 //! Here is the guest's half, which runs in a signal handler: no allocation, no lock, no wait. The
 //! daemon believes none of it.
 
+use std::time::Duration;
+
 use super::Gfn;
 
 /// Words before the first row: a page of them.
@@ -45,6 +47,9 @@ pub const MARK: u32 = 0;
 pub const BREAKS: u32 = 1;
 /// The word of the first credit.
 pub const FIRST_CREDIT: u32 = 2;
+/// The first of the words in which threads of the guest add up for how long they stood still, in microseconds modulo
+/// 2^32: the word of each [`Stood`].
+pub const FIRST_STOOD: u32 = FIRST_CREDIT + CREDITS;
 /// Value of [`MARK`] when the daemon has been told.
 pub const TOLD: u32 = u32::MAX;
 
@@ -92,6 +97,38 @@ pub const fn row(gfn: Gfn) -> u32 {
 #[must_use]
 pub const fn credit_word(credit: u32) -> u32 {
     FIRST_CREDIT + credit
+}
+
+/// What a thread of the guest did while it stood still without the daemon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stood {
+    /// It brought a page back.
+    Refill,
+    /// It gave itself a copy of a shared page.
+    Break,
+    /// It waited for another thread that had claimed the page.
+    Asleep,
+    /// It gave itself a page of zeroes.
+    Touch,
+    /// It had a frozen page back.
+    Open,
+}
+
+impl Stood {
+    /// All there are.
+    pub const ALL: [Self; 5] = [
+        Self::Refill,
+        Self::Break,
+        Self::Asleep,
+        Self::Touch,
+        Self::Open,
+    ];
+
+    /// The word of it.
+    #[must_use]
+    pub const fn word(self) -> u32 {
+        FIRST_STOOD + self as u32
+    }
 }
 
 const KIND: u32 = 0b111;
@@ -326,6 +363,17 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
         word & WAITED != 0
     }
 
+    /// A thread stood still for so long.
+    pub fn stood(&self, stood: Stood, took: Duration) {
+        // To the nearest, or a microsecond in ten would be lost.
+        let micros = (took + Duration::from_nanos(500)).as_micros() as u32;
+        let at = stood.word();
+        let mut word = self.0.load(at);
+        while let Err(now) = self.0.compare_exchange(at, word, word.wrapping_add(micros)) {
+            word = now;
+        }
+    }
+
     /// Whether the daemon should be told that credits run out; `true` to one of all threads. `claim`
     /// has just been made.
     #[must_use]
@@ -481,5 +529,18 @@ mod tests {
             claimer.done(claim);
         }
         assert_eq!(told, [false, true, false]);
+    }
+
+    #[test]
+    fn time_adds_up_in_a_word_for_each_cause_and_wraps() {
+        let table = table();
+        let claimer = Claimer::new(&table);
+        claimer.stood(Stood::Refill, Duration::from_nanos(9_500));
+        claimer.stood(Stood::Refill, Duration::from_nanos(9_499));
+        claimer.stood(Stood::Asleep, Duration::from_micros(u64::from(u32::MAX)));
+        claimer.stood(Stood::Asleep, Duration::from_micros(8));
+        let words = Stood::ALL.map(|stood| table.load(stood.word()));
+        assert_eq!(words, [19, 0, 7, 0, 0]);
+        assert!(Stood::Asleep.word() < HEADER_WORDS);
     }
 }

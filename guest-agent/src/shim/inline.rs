@@ -13,8 +13,9 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
-use crate::protocol::claims::{Attempt, Claim, Claimer, Place, State, Words, row};
+use crate::protocol::claims::{Attempt, Claim, Claimer, Place, State, Stood, Words, row};
 use crate::protocol::payload::{checksum, decompress};
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 use crate::rows::{Rows, Touched};
@@ -77,6 +78,18 @@ pub struct Work {
     behind: Option<(Touched, u32)>,
 }
 
+impl Work {
+    /// What its thread stands still for.
+    pub(super) fn stood(&self) -> Stood {
+        match self.claim.offer() {
+            State::Frame => Stood::Break,
+            State::Empty => Stood::Touch,
+            State::Frozen => Stood::Open,
+            _ => Stood::Refill,
+        }
+    }
+}
+
 impl<T: Table> Inline<T> {
     /// By a claim table and an arena of so many pages, holes included.
     #[must_use]
@@ -92,6 +105,11 @@ impl<T: Table> Inline<T> {
     /// The claim table.
     pub const fn table(&self) -> &T {
         &self.table
+    }
+
+    /// Notes for how long a thread stood still that the daemon knows nothing of.
+    pub(super) fn stood(&self, stood: Stood, took: Duration) {
+        self.claimer().stood(stood, took);
     }
 
     const fn claimer(&self) -> Claimer<'_, T> {
