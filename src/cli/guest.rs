@@ -72,6 +72,13 @@ pub(super) struct GuestArgs {
     #[arg(long)]
     inline: bool,
 
+    /// Run without a host, on memory of this process, which the kernel may merge and page out unless
+    /// --no-sharing forbids the merging: what a host can be compared with.
+    #[arg(long, conflicts_with_all = [
+        "salt", "reservation", "limit", "shares", "balloon_max", "no_agent", "inline", "runtime_dir",
+    ])]
+    bare: bool,
+
     /// Where the host's sockets are.
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
@@ -115,6 +122,7 @@ impl GuestArgs {
             sharing: !self.no_sharing,
             agent: !self.no_agent,
             inline: self.inline,
+            bare: self.bare,
             runtime_dir: RuntimeDir::locate(self.runtime_dir)?,
         })
     }
