@@ -108,5 +108,12 @@ fn bare_guest_needs_no_host_and_reports_as_others_do() {
     assert_eq!((report.name.as_str(), report.mismatches), ("a", 0));
     assert!(report.pages_verified >= 1024, "{report:?}");
     assert_eq!(report.workloads.len(), 3);
-    assert!(report.workloads.iter().all(|one| one.operations > 0));
+    assert!(report.peak_bytes >= 4 << 20, "{report:?}");
+    assert!(report.own_bytes >= 4 << 20, "{report:?}");
+    for workload in &report.workloads {
+        assert!(workload.operations > 0, "{report:?}");
+        let latency = workload.latency;
+        assert!(latency.p50_us > 0.0, "{report:?}");
+        assert!(latency.p50_us <= latency.p99_us && latency.p99_us <= latency.max_us);
+    }
 }

@@ -1,6 +1,7 @@
 //! A guest, put together: virtual hardware, kernel, balloon agent, workloads.
 
 mod pages;
+mod process;
 mod shares;
 mod summary;
 
@@ -22,6 +23,7 @@ use crate::signals::{Event, Signals};
 use crate::workload::{Mismatch, Progress, Report, Runner, SpecError, StartError, WorkloadSpec};
 use pages::{KernelPages, Relief};
 
+pub use process::ProcessUse;
 pub use shares::{Shares, SharesError};
 pub use summary::{GuestReport, WorkloadReport};
 
@@ -138,6 +140,8 @@ pub struct Outcome {
     pub interrupted: bool,
     /// From power-on until it was told to end.
     pub ran: Duration,
+    /// What its process had used by then.
+    pub used: ProcessUse,
 }
 
 /// A page that did not hold what the guest had written.
@@ -197,7 +201,7 @@ pub fn run(
     let started = Instant::now();
     let runner = Runner::start(&kernel, &specs, options.seed)?;
     let interrupted = wait(options.duration, signals, &runner)?;
-    let ran = started.elapsed();
+    let (ran, used) = (started.elapsed(), ProcessUse::now());
     let report = runner.stop(progress);
     let wrong = report
         .mismatches
@@ -210,6 +214,7 @@ pub fn run(
         wrong,
         interrupted,
         ran,
+        used,
     })
 }
 

@@ -19,6 +19,7 @@
 
 mod build;
 mod churn;
+mod clocked;
 mod content;
 mod files;
 mod image;
