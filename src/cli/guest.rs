@@ -87,6 +87,10 @@ pub(super) struct GuestArgs {
     #[arg(long)]
     json: bool,
 
+    /// Enter this cgroup before anything is touched; for programs that start guests.
+    #[arg(long, hide = true, value_name = "DIR", requires = "bare")]
+    cgroup: Option<PathBuf>,
+
     /// End when standard input does; for programs that start guests.
     #[arg(long, hide = true)]
     die_with_parent: bool,
@@ -135,6 +139,11 @@ pub(super) fn run(args: GuestArgs) -> anyhow::Result<Exit> {
         .then(Lifeline::watch)
         .transpose()
         .context("cannot watch the parent process")?;
+    if let Some(dir) = &args.cgroup {
+        // Zero is the process that writes.
+        std::fs::write(dir.join("cgroup.procs"), "0")
+            .with_context(|| format!("cannot enter the cgroup `{}`", dir.display()))?;
+    }
     let options = args.options()?;
     let name = options.name.clone();
     let told = name.clone();

@@ -248,7 +248,7 @@ impl Thread {
                 self.ended = Some(end);
                 self.pace.wait_after(work.written + work.verified, end)
             }
-            Ok(None) => return self.board.orders.wait(Order::Run, None),
+            Ok(None) => return self.board.orders.wait(Order::Run, worker.idle_for()),
             Err(failure) => {
                 self.count_failure(failure);
                 RETRY_WAIT
