@@ -201,3 +201,89 @@ impl Source<'_> {
         Ok(size)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Fleet, FleetError> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("mine.toml");
+        std::fs::write(&path, text).expect("write");
+        Fleet::load(&path)
+    }
+
+    #[test]
+    fn file_becomes_guests_with_names_seeds_and_what_they_want() {
+        let text = "[[guest]]\nname = \"db\"\nmemory = \"384M\"\nworkloads = [\"kv,size=320M\"]\ncount = 2\n\
+                    [[guest]]\nname = \"batch\"\nmemory = \"64M\"\nwants = \"32M\"\nseed = 9\n\
+                    workloads = [\"stream,size=16M\", \"idle\"]\n";
+        let fleet = load(text).expect("right");
+        assert_eq!(fleet.name, "mine");
+        assert_eq!(fleet.wants(), Bytes::from_mib(672));
+        let guests: Vec<_> = fleet
+            .guests
+            .iter()
+            .map(|guest| (guest.name.as_str(), guest.seed, guest.memory.0 >> 20))
+            .collect();
+        assert_eq!(
+            guests,
+            [("db-1", 1, 384), ("db-2", 2, 384), ("batch", 9, 64)]
+        );
+        assert_eq!(fleet.guests[2].workloads, ["stream,size=16M", "idle"]);
+        let named = load(&format!("name = \"other\"\n{text}")).expect("right");
+        assert_eq!(named.name, "other");
+    }
+
+    #[test]
+    fn mistake_is_told_with_its_line_and_key() {
+        let good = "[[guest]]\nname = \"a\"\nmemory = \"8M\"\nworkloads = [\"kv,size=4M\"]\n";
+        load(good).expect("right");
+        let changed = |from: &str, to: &str| good.replacen(from, to, 1);
+        for (text, at, part) in [
+            (changed("memory", "size"), ":3: size: ", "`memory`"),
+            (changed("\"8M\"", "\"8Q\""), ":3: memory: ", "`8Q`"),
+            (changed("\"8M\"", "\"5000\""), ":3: memory: ", "whole pages"),
+            (changed("\"8M\"", "8"), ":3: memory: ", "expected a string"),
+            (
+                changed("\"8M\"", "\"2M\""),
+                ":3: memory: ",
+                "less than the 4.0 MiB",
+            ),
+            (changed("\"a\"", "\"a/b\""), ":2: name: ", "a/b"),
+            (changed("kv,", "kvs,"), ":4: workloads: ", "`kvs`"),
+            (changed(",size=4M", ""), ":4: workloads: ", "needs a size="),
+            (
+                changed("\"kv,size=4M\"", ""),
+                ":4: workloads: ",
+                "needs a workload",
+            ),
+            (format!("{good}count = 65\n"), ":5: count: ", "1 to 64"),
+            (format!("{good}seed = -1\n"), ":5: seed: ", "-1"),
+            (
+                format!("{good}wants = \"0\"\n"),
+                ":5: wants: ",
+                "whole pages",
+            ),
+            (format!("{good}{good}"), ":5: ", "two guests `a`"),
+            (
+                format!("name = \"\"\n{good}"),
+                ":1: name: ",
+                "at least one letter",
+            ),
+            (changed("name = \"a\"\n", ""), ":1: ", "`name`"),
+            ("guest = []\n".to_owned(), ":1: ", "1 to 64"),
+            (String::new(), ":1: ", "`guest`"),
+            (changed("]]", "]"), ":1: ", ""),
+        ] {
+            let error = load(&text).expect_err(&text).to_string();
+            assert!(error.contains("mine.toml"), "{error}");
+            assert!(
+                error.contains(at) && error.contains(part),
+                "{text}\n{error}"
+            );
+        }
+        let error = Fleet::load(Path::new("/no/such")).expect_err("not there");
+        assert!(error.to_string().contains("`/no/such`"));
+    }
+}

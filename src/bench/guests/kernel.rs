@@ -19,6 +19,15 @@ use crate::units::Bytes;
 /// for zram, where a page costs as much as any other.
 const PAGE_CLUSTER: (&str, &str) = ("/proc/sys/vm/page-cluster", "0");
 
+/// Why the fleet did not run.
+#[derive(Debug)]
+pub(super) enum Hindrance {
+    /// This system has not what it takes, or somebody uses it.
+    Missing(String),
+    /// The cgroup had no memory left for a process, which the kernel ended.
+    TooLittle,
+}
+
 /// Runs the fleet in memory without any limit.
 pub(super) fn unlimited(setup: &Setup<'_>, part: &Part<'_>, dir: &Path) -> Result<Ran, BenchError> {
     let crew = Crew::start(setup, part, dir, &["--bare".to_owned()])?;
@@ -33,13 +42,13 @@ pub(super) fn unlimited(setup: &Setup<'_>, part: &Part<'_>, dir: &Path) -> Resul
 }
 
 /// Runs the fleet in a cgroup, with KSM, zram and what else it is given; everything is as it was afterwards. The
-/// inner error says why that cannot be.
+/// inner error says what came in between.
 pub(super) fn run(
     setup: &Setup<'_>,
     part: &Part<'_>,
     dir: &Path,
     given: Given,
-) -> Result<Result<(Ran, Used), String>, BenchError> {
+) -> Result<Result<(Ran, Used), Hindrance>, BenchError> {
     let file = dir.join("swap");
     let done = setup
         .guard
@@ -55,24 +64,25 @@ fn prepared(
     dir: &Path,
     given: Given,
     file: &Path,
-) -> Result<Result<(Ran, Used), String>, BenchError> {
+) -> Result<Result<(Ran, Used), Hindrance>, BenchError> {
     let guard = setup.guard;
+    let missing = |why| Ok(Err(Hindrance::Missing(why)));
     let ksm = match Ksm::open(guard, Pace::Usual)? {
         Ok(ksm) => ksm,
-        Err(why) => return Ok(Err(format!("ksm: {why}"))),
+        Err(why) => return missing(format!("ksm: {why}")),
     };
     let zram = match zram::claim(guard).and_then(|()| zram::nobody_swaps()) {
-        Err(why) => return Ok(Err(format!("zram: {why}"))),
+        Err(why) => return missing(format!("zram: {why}")),
         Ok(()) if given.zram == 0.0 => None,
         Ok(()) => match Zram::make(guard, bytes(given.zram))? {
             Ok(zram) => Some(zram),
-            Err(why) => return Ok(Err(format!("zram: {why}"))),
+            Err(why) => return missing(format!("zram: {why}")),
         },
     };
     if given.file > 0.0
         && let Err(why) = swap_file::open(guard, file, bytes(given.file))?
     {
-        return Ok(Err(why));
+        return missing(why);
     }
     if zram.is_some() {
         set_page_cluster(setup)?;
@@ -80,10 +90,10 @@ fn prepared(
     // Last of all, so that its processes are gone first.
     let cgroup = match Cgroup::open(guard, bytes(given.limit).0)? {
         Ok(cgroup) => cgroup,
-        Err(why) => return Ok(Err(format!("memory cgroup: {why}"))),
+        Err(why) => return missing(format!("memory cgroup: {why}")),
     };
     ksm.start()?;
-    measured(setup, part, dir, (&ksm, zram.as_ref(), &cgroup)).map(Ok)
+    measured(setup, part, dir, (&ksm, zram.as_ref(), &cgroup))
 }
 
 fn measured(
@@ -91,7 +101,7 @@ fn measured(
     part: &Part<'_>,
     dir: &Path,
     (ksm, zram, cgroup): (&Ksm<'_>, Option<&Zram<'_>>, &Cgroup<'_>),
-) -> Result<(Ran, Used), BenchError> {
+) -> Result<Result<(Ran, Used), Hindrance>, BenchError> {
     let before = ksm.cpu()?;
     let words = ["--bare", "--cgroup", &cgroup.dir().display().to_string()].map(str::to_owned);
     let crew = Crew::start(setup, part, dir, &words)?;
@@ -106,9 +116,8 @@ fn measured(
         Ok(())
     });
     let reports = match reports {
-        Err(BenchError::Failed { name, how, .. }) if cgroup.killed()? > 0 => {
-            let message = "its cgroup had no memory left for it".to_owned();
-            return Err(BenchError::Failed { name, how, message });
+        Err(BenchError::Failed { .. }) if cgroup.killed()? > 0 => {
+            return Ok(Err(Hindrance::TooLittle));
         }
         reports => reports?,
     };
@@ -124,7 +133,7 @@ fn measured(
         cpu: ksm.cpu()?.saturating_sub(before),
         own: 0,
     };
-    Ok((ran, used))
+    Ok(Ok((ran, used)))
 }
 
 fn set_page_cluster(setup: &Setup<'_>) -> Result<(), BenchError> {

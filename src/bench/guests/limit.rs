@@ -5,19 +5,19 @@
 //! looked for: runs are made until the peak of the cgroup and the most that zram took are the target together.
 //!
 //! The less the cgroup may have the more is in zram, at the price of its compressed size: the sum is about linear, and
-//! each run says how steep. Where even a quarter of the target is too much for the cgroup, not all can be in memory:
-//! then cgroup and zram get half of it each, and what is left goes to a swap file behind them. Content that
+//! each run says how steep. Where even a small part of the target is too much for the cgroup, not all can be in
+//! memory: then cgroup and zram get half of it each, and what is left goes to a swap file behind them. Content that
 //! zram makes hardly smaller is kept out of it: there the swap file alone is faster.
 
 /// How far from the target the sum may be.
 pub(super) const TOLERANCE: f64 = 0.05;
 
 /// Memory that a page takes in zram, of its size, before anything is known: about that of text.
-const FIRST_COST: f64 = 0.45;
+const FIRST_COST: f64 = 0.4;
 /// Content that takes more than this of its size is not worth zram.
 const NO_GAIN: f64 = 0.8;
 /// The part of the target that the cgroup has at least where zram takes all that does not fit.
-const LEAST_PART: f64 = 0.25;
+const LEAST_PART: f64 = 0.15;
 /// The part that zram may take where there is a file behind it.
 const ZRAM_PART: f64 = 0.5;
 /// A device of which so much was used was full at some time.
@@ -67,7 +67,6 @@ pub(super) struct Search {
 impl Search {
     /// The start of one for guests that want `wants`, and shall use `target` together.
     pub(super) fn new(target: f64, wants: f64) -> Self {
-        let limit = (target - FIRST_COST * wants) / (1.0 - FIRST_COST);
         let mut search = Self {
             target,
             wants,
@@ -78,8 +77,21 @@ impl Search {
             },
             before: None,
         };
-        search.limit_to(limit, FIRST_COST);
+        search.limit_to(search.limit_for(FIRST_COST), FIRST_COST);
         search
+    }
+
+    /// The limit with which all that does not fit is in zram, if it takes so much of its size.
+    fn limit_for(&self, cost: f64) -> f64 {
+        // Content that does not compress is there as a whole, whatever the limit.
+        (self.target - cost * self.wants) / (1.0 - cost).max(0.01)
+    }
+
+    /// The cgroup had so little that the kernel ended a process: it gets more, zram less.
+    pub(super) fn had_too_little(&mut self) {
+        self.given.limit = f64::midpoint(self.given.limit, self.target);
+        self.given.file = self.wants * ROOM;
+        self.given.zram = (self.target - self.given.limit) / FIRST_COST;
     }
 
     /// What to try next.
@@ -96,11 +108,20 @@ impl Search {
     pub(super) fn has_found(&mut self, used: &Used) -> bool {
         let miss = self.miss(used);
         let has_all = self.given.limit >= self.target * (1.0 - TOLERANCE / 2.0);
+        let cost = used.cost.unwrap_or(FIRST_COST);
+        let is_needless = self.given.file > 0.0
+            && self.given.zram > 0.0
+            && self.limit_for(cost) > self.target * LEAST_PART;
+        if is_needless {
+            // What compresses better than was thought is in memory as a whole.
+            (self.given.zram, self.given.file) = (self.wants * ROOM, 0.0);
+            self.given.limit = self.limit_for(cost).min(self.target);
+            return false;
+        }
         // With all memory there is, less was needed.
         if miss.abs() <= TOLERANCE || (miss < 0.0 && has_all) {
             return true;
         }
-        let cost = used.cost.unwrap_or(FIRST_COST);
         if self.given.zram == 0.0 {
             // The cgroup alone: what is over comes from the way its peak is counted.
             self.given.limit *= self.target / used.total();
@@ -205,6 +226,28 @@ mod tests {
         let next = search.given();
         assert_eq!((next.zram, next.limit), (0.0, 1e9));
         assert!(next.file >= 3e9);
+    }
+
+    #[test]
+    fn content_that_compresses_well_is_all_in_memory() {
+        // At the first guess it would not fit.
+        let mut search = Search::new(1e9, 2.8e9);
+        assert!(search.given().file > 0.0);
+        let used = run(search.given(), 2.8e9, 0.3, 0.0);
+        assert!(!search.has_found(&used), "{used:?}");
+        assert_eq!(search.given().file, 0.0);
+        let used = run(search.given(), 2.8e9, 0.3, 0.0);
+        assert!(search.has_found(&used), "{used:?}");
+    }
+
+    #[test]
+    fn cgroup_without_memory_for_its_processes_gets_more_and_zram_less() {
+        let mut search = Search::new(1e9, 3e9);
+        let before = search.given();
+        search.had_too_little();
+        let after = search.given();
+        assert!(after.limit > before.limit && after.limit < 1e9);
+        assert!(after.zram < before.zram && after.file > 0.0);
     }
 
     #[test]

@@ -36,6 +36,7 @@ use std::time::Duration;
 pub use file::FleetError;
 pub use fleet::{Builtin, Fleet, FleetGuest, MAX_GUESTS};
 
+use self::kernel::Hindrance;
 use self::limit::{Search, TOLERANCE};
 use self::outcome::{Means, Side};
 use super::report::Report;
@@ -266,10 +267,14 @@ impl Pair<'_> {
             let given = search.given();
             let (ran, used) = match kernel::run(self.setup, part, self.dir, given)? {
                 Ok(ran) => ran,
-                Err(why) => {
+                Err(Hindrance::TooLittle) => {
+                    search.had_too_little();
+                    continue;
+                }
+                Err(Hindrance::Missing(why)) => {
                     self.missing = true;
-                    self.report
-                        .remark(format!("not compared with kernel: {why}"));
+                    let text = format!("not compared with kernel: {why}");
+                    self.report.remark(text);
                     return Ok(None);
                 }
             };
@@ -295,6 +300,10 @@ impl Pair<'_> {
                 return Ok(Some(ran));
             }
         }
+        self.report.remark(format!(
+            "{name}: not compared with kernel: {} are not enough for it",
+            Bytes(target)
+        ));
         Ok(None)
     }
 }
