@@ -13,6 +13,11 @@
 //! No slot is larger than half a page, so each page of a block holds one from end to end. A payload in a well
 //! chosen slot therefore never takes more than one new page.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "pages and blocks are numbered by u32"
+)]
+
 use std::collections::BTreeSet;
 use std::iter;
 use std::ops::RangeInclusive;
@@ -253,7 +258,6 @@ impl<T> Arena<T> {
     }
 
     /// How many pages have memory and no payloads.
-    #[expect(clippy::cast_possible_truncation, reason = "pages are numbered by u32")]
     pub(super) fn emptied(&self) -> u32 {
         self.emptied.len() as u32
     }
@@ -273,8 +277,8 @@ impl<T> Arena<T> {
         emptied
     }
 
-    /// Takes a slot for `value` and its `len` bytes: in the lowest block of the class that needs no memory for it, or else
-    /// in one that still has some, or else wherever one page does.
+    /// Takes a slot for `value` and its `len` bytes: in the lowest block of the class that needs no memory for
+    /// it, or else in one that is not open and still has some, or else where one page is enough.
     pub(super) fn take(&mut self, class: Class, len: u16, value: T) -> (SlotId, Place) {
         let number = self.choose(class);
         let block = &mut self.blocks[number as usize];
@@ -364,8 +368,8 @@ impl<T> Arena<T> {
     }
 }
 
-/// The blocks of an arena of so many pages with memory: twice what they fill, and one for each class. Blocks run
-/// out before pages only where most of them have lost most of their payloads and none is stored that fits.
+/// The blocks for so many pages with memory: twice what they fill, and one for each class. Blocks run out before
+/// pages only where most of them have lost most of their payloads, and what is stored is of another class.
 const fn blocks(most_pages: u32) -> u32 {
     let blocks = 2 * most_pages.div_ceil(PAGES) + SLOTS_PER_BLOCK.len() as u32;
     let most = MAX_ARENA_PAGES / PAGES;

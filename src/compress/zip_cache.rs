@@ -84,7 +84,7 @@ impl ZipCache {
     ///
     /// # Errors
     /// When the memfd cannot be created or mapped, or `max_pages` is more than slots can number
-    /// (2^28 - 1, which is a TiB).
+    /// (2^28, which is a TiB).
     pub fn new(name: &str, max_pages: u32) -> io::Result<Self> {
         if max_pages > MAX_ARENA_PAGES {
             let message = format!("{max_pages} arena pages, at most {MAX_ARENA_PAGES} are allowed");
