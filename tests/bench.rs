@@ -14,6 +14,7 @@ use common::Process;
 use memvisor::bench::Bench;
 use memvisor::bench::content::Class;
 use memvisor::bench::report::Entry;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use rig::{Ends, eventually, memvisor, scratch, start};
@@ -379,6 +380,25 @@ fn guests_of_the_kernel_have_as_much_memory_and_leave_the_machine_as_it_was() {
     );
 }
 
+#[test]
+fn guests_are_measured_alone_where_somebody_else_has_the_kernels_means() {
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    // As another benchmark does. Without root, or without KSM, there is another reason.
+    let taken = fs::File::open(Path::new(KSM).join("run")).ok();
+    let taken = taken.map(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).expect("free"));
+    let before = state();
+    let words = "guests --fleet kv-text,kv-mixed --size 16M --time 500ms --rounds 1 --overcommit 2 --vs kernel";
+    let (entries, log) = measured(words);
+    assert_eq!(state(), before);
+    assert!(entries.iter().all(|entry| entry.peer.is_none()), "{log}");
+    of_guests(&entries, "kv-mixed at 2x, kv-4", "operations");
+    let said = log.matches("not compared with kernel: ksm: ").count();
+    assert_eq!(said, 1, "once for all fleets: {log}");
+    if geteuid().is_root() && taken.is_some() {
+        assert!(log.contains("another benchmark uses it"), "{log}");
+    }
+}
+
 /// Starts a benchmark and waits until it says that it is at `step`.
 #[track_caller]
 fn at_step(words: &str, step: &str, dir: &Path) -> Process {
@@ -565,6 +585,10 @@ fn guests_that_make_no_sense_are_refused_by_name() {
     refused("guests --set Mem.IdelTax=1", &["Mem.IdelTax"]);
     refused("guests --size 900T", &["kv-text", "allowed: up to"]);
     refused("scan --fleet kv-text", &["--fleet", "`guests`"]);
+    refused(
+        "scan --vs kernel",
+        &["kernel", "`guests`", "ksm, zram, lz4"],
+    );
     refused("scan --inline", &["--inline", "`guests`"]);
     let dir = scratch();
     let file = dir.path().join("fleet.toml");

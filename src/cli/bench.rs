@@ -134,6 +134,10 @@ impl BenchArgs {
         };
         let benches = self.benches();
         let wants_guests = benches.contains(&Bench::Guests);
+        if !wants_guests && self.vs.contains(&Peer::Kernel) {
+            let text = "--vs kernel is for the benchmark `guests` alone; allowed: ksm, zram, lz4";
+            return Err(UsageError(text.to_owned()).into());
+        }
         let guests = self
             .guests
             .options((self.size, self.rounds), self.quick, wants_guests)?;

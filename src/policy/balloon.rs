@@ -56,7 +56,8 @@ pub(super) fn target(
 /// and leaves the guest its headroom: a guest that pages for its balloon is slower than a host that compresses for it.
 /// A guest that does not say what it has free keeps it.
 fn spare(vm: &VmSnapshot, config: &Config) -> Pages {
-    let costs_nothing = total([vm.untouched, vm.zero]);
+    // What it holds already was free as well, and may have cost nothing.
+    let costs_nothing = total([vm.untouched, vm.zero, vm.ballooned]);
     let kept = percent_of(vm.size, config.headroom_percent).max(costs_nothing);
     vm.balloon_free.unwrap_or_default().saturating_sub(kept)
 }

@@ -14,6 +14,7 @@
 //! Nothing here has an effect: whoever holds the settings reads them and acts.
 
 mod domain;
+mod error;
 mod file;
 mod host;
 mod layers;
@@ -26,13 +27,14 @@ mod vm;
 mod vm_table;
 
 pub use domain::Domain;
+pub use error::SettingError;
 pub use file::{ConfigError, ConfigFile, Problem};
 pub use host::{ForceSalting, HostSettings, Profile, ProfileError};
 pub use layers::{DEFAULT, Layer, Layers, Origin, SettingView};
 pub use name::{NAME_MAX, NameError, check_vm_name};
 pub use patch::VmPatch;
 pub use start::{EngineChoice, StartSettings};
-pub use table::{Key, SettingError, Spec, TABLE};
+pub use table::{Key, Spec, TABLE};
 pub(crate) use value::shown;
 pub use value::{Kind, Scalar, TimeUnit, Value, Wrong, time};
 pub use vm::{SALT_MAX, VM_KEYS, VmKey, VmSettings, VmSettingsError};

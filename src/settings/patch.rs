@@ -7,7 +7,7 @@ use memvisor_guest_agent::guest::Shares;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::table::nearest;
+use super::error::nearest;
 use super::value::{Scalar, shown};
 use super::vm::{VM_KEYS, VmSettings, VmSettingsError};
 use crate::units::Pages;

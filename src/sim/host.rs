@@ -11,7 +11,7 @@ use crate::compress::ZipCache;
 use crate::engine::EngineKind;
 use crate::page::{Budget, Home, Parking, Urgency};
 use crate::pool::{Hints, Pool};
-use crate::reclaim::{Job, WorkerHandle};
+use crate::reclaim::{Job, Selection, WorkerHandle};
 use crate::share::Peers;
 use crate::swap::SwapFile;
 use crate::sync::Mutex;
@@ -132,6 +132,11 @@ impl Host {
         let vm = Arc::new(vm);
         let peers = Arc::clone(&self.peers) as Arc<dyn Peers>;
         let worker = Worker::new(&vm, peers, self.clock.clone());
+        // Whatever is searched for is searched for with both.
+        worker.handle.set_selection(match id.0 % 2 {
+            0 => Selection::SecondChance,
+            _ => Selection::Random,
+        });
         let member = (Arc::clone(&vm), worker.handle.clone());
         self.peers.0.lock().insert(id, member);
         let line = Arc::new(Line::default());
@@ -226,8 +231,10 @@ impl Guest {
         let Some(claims) = self.vm.table.claims() else {
             return 0;
         };
-        let is_filled =
-            |(gfn, _): &(Gfn, Home)| self.is_taken(*gfn) && self.space.content(*gfn).is_some();
+        // A frozen page has its memory, and no credit is used for it.
+        let is_filled = |(gfn, home): &(Gfn, Home)| {
+            *home != Home::Resident && self.is_taken(*gfn) && self.space.content(*gfn).is_some()
+        };
         claims.held() - self.homes().filter(is_filled).count() as u64
     }
 

@@ -239,7 +239,7 @@ impl Scene {
         let schedules = sync::model(SCHEDULES, move || self.play(&inside));
         let mut never = NEVER.to_vec();
         if !self.specs[0].inline {
-            never.extend(["inline_refills", "inline_breaks"]);
+            never.extend(["inline_touches", "inline_refills", "inline_breaks"]);
         }
         if !self.is_short_of_vmas {
             never.push("vma_refused");

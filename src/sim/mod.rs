@@ -30,6 +30,7 @@ mod guest;
 mod host;
 mod interleaving;
 mod neighbours;
+mod pressure;
 mod races;
 mod random_steps;
 mod rows;

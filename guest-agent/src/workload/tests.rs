@@ -183,6 +183,23 @@ fn workloads_that_pause_stop_at_once() {
 }
 
 #[test]
+fn toucher_without_an_active_set_waits_for_its_time_and_can_be_stopped_meanwhile() {
+    let guest = guest(512, 0);
+    let later = guest.start(&["toucher,size=100K,active=0,then=40K@20ms,then=0@1h"]);
+    let later = later.expect("it fits");
+    wait_for(&later, "it begins", |workload| workload.operations > 0);
+    assert!(later.stop(|_| ()).is_clean());
+    let never = guest.start(&["toucher,size=100K,active=0,then=40K@1h"]);
+    let never = never.expect("it fits");
+    wait_for(&never, "it waits", |workload| {
+        workload.phase == Phase::Running
+    });
+    let report = never.stop(|_| ());
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.workloads[0].operations, 0);
+}
+
+#[test]
 fn runner_that_is_dropped_ends_its_threads_without_the_last_pass() {
     let guest = guest(512, 0);
     let runner = guest.start(&["kv,pause=1h", "churn"]).expect("they fit");

@@ -94,6 +94,11 @@ impl Search {
         self.given.zram = (self.target - self.given.limit) / FIRST_COST;
     }
 
+    /// The memory that shall be used.
+    pub(super) const fn target(&self) -> f64 {
+        self.target
+    }
+
     /// What to try next.
     pub(super) const fn given(&self) -> Given {
         self.given

@@ -37,7 +37,7 @@ pub use file::FleetError;
 pub use fleet::{Builtin, Fleet, FleetGuest, MAX_GUESTS};
 
 use self::kernel::Hindrance;
-use self::limit::{Search, TOLERANCE};
+use self::limit::{Given, Search, TOLERANCE, Used};
 use self::outcome::{Means, Side};
 use super::report::Report;
 use super::{Bench, BenchError, Setup, Vs};
@@ -178,8 +178,8 @@ impl Ran {
 pub(super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
     let options = &setup.options.guests;
     let dir = setup.subdirectory("guests")?;
-    // Said once for all fleets; without it the other fleets would say the same.
-    let mut missing = !setup.wants(Vs::Kernel);
+    // Said once: the other fleets would say the same.
+    let mut missing = false;
     for overcommit in &options.overcommit {
         let mut means = Means::default();
         for chosen in &options.fleets {
@@ -197,13 +197,13 @@ pub(super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> 
                 fleet: &fleet,
                 overcommit: *overcommit,
                 search: None,
-                missing,
+                // What the kernel lacks under pressure is not needed without.
+                missing: !setup.wants(Vs::Kernel) || (missing && overcommit.is_pressure()),
             };
             for round in 1..=options.rounds {
                 pair.round(round, &mut means)?;
             }
-            // What the kernel lacks under pressure it may have without.
-            missing |= pair.missing && overcommit.is_pressure();
+            missing |= pair.missing;
         }
         means.note(report, *overcommit);
     }
@@ -252,59 +252,60 @@ impl Pair<'_> {
 
     /// A round of the kernel with as much memory as ours; `None` where that cannot be, which a remark explains.
     fn kernel(&mut self, part: &Part<'_>, overhead: u64) -> Result<Option<Ran>, BenchError> {
-        let guests = self.fleet.guests.len() as u64;
-        let target = part.budget.0 + overhead;
-        let wants = self.fleet.wants().0 + overhead;
-        let name = format!(
-            "{} at {}x, round {}",
-            self.fleet.name, self.overcommit, part.round
-        );
-        let mut search = self
-            .search
-            .take()
-            .unwrap_or_else(|| Search::new(target as f64, wants as f64));
+        let with = |size: Bytes| (size.0 + overhead) as f64;
+        let (target, wants) = (with(part.budget), with(self.fleet.wants()));
+        let mut search = (self.search.take()).unwrap_or_else(|| Search::new(target, wants));
         for tries in 1..=TRIES {
             let given = search.given();
-            let (ran, used) = match kernel::run(self.setup, part, self.dir, given)? {
-                Ok(ran) => ran,
-                Err(Hindrance::TooLittle) => {
-                    search.had_too_little();
-                    continue;
-                }
+            match kernel::run(self.setup, part, self.dir, given)? {
+                Err(Hindrance::TooLittle) => search.had_too_little(),
                 Err(Hindrance::Missing(why)) => {
                     self.missing = true;
                     let text = format!("not compared with kernel: {why}");
                     self.report.remark(text);
                     return Ok(None);
                 }
-            };
-            let miss = search.miss(&used);
-            if search.has_found(&used) || tries == TRIES {
-                let each = Bytes(overhead / guests.max(1));
-                let off = if miss.abs() > TOLERANCE {
-                    ", which is not what was looked for"
-                } else {
-                    ""
-                };
-                self.report.remark(format!(
-                    "{name}: budget {} and {each} a process; kernel: {} in its cgroup, zram of {} took {}, swap file \
-                     {}; together {:+.1} %{off}, after {tries} tries",
-                    part.budget,
-                    Bytes(used.cgroup as u64),
-                    Bytes(given.zram as u64),
-                    Bytes(used.zram as u64),
-                    if given.file > 0.0 { "behind it" } else { "none" },
-                    miss * 100.0,
-                ));
-                self.search = Some(search);
-                return Ok(Some(ran));
+                Ok((ran, used)) => {
+                    if search.has_found(&used) || tries == TRIES {
+                        self.say(part, &search, (given, used), tries);
+                        self.search = Some(search);
+                        return Ok(Some(ran));
+                    }
+                }
             }
         }
+        let (name, target) = (&self.fleet.name, Bytes(search.target() as u64));
         self.report.remark(format!(
-            "{name}: not compared with kernel: {} are not enough for it",
-            Bytes(target)
+            "not compared with kernel: {name} at {}x does not run in {target}",
+            self.overcommit
         ));
         Ok(None)
+    }
+
+    /// Says what the kernel had, and how that compares.
+    fn say(&self, part: &Part<'_>, search: &Search, (given, used): (Given, Used), tries: u32) {
+        let size = |bytes: f64| Bytes(bytes as u64);
+        let budget = part.budget;
+        let each = (search.target() - budget.0 as f64) / self.fleet.guests.len() as f64;
+        let miss = search.miss(&used);
+        let off = if miss.abs() > TOLERANCE {
+            ", which is not the same"
+        } else {
+            ""
+        };
+        let file = if given.file > 0.0 { "a" } else { "no" };
+        self.report.remark(format!(
+            "{} at {}x, round {}: budget {budget} and {} a process; kernel: {} in its cgroup, zram for {} took {}, \
+             {file} swap file; together {:+.1} %{off}, after {tries} tries",
+            self.fleet.name,
+            self.overcommit,
+            part.round,
+            size(each),
+            size(used.cgroup),
+            size(given.zram),
+            size(used.zram),
+            miss * 100.0,
+        ));
     }
 }
 

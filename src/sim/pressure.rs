@@ -1,0 +1,118 @@
+//! Reclaim under pressure: when a worker carries its orders out, and which pages it takes.
+
+use super::scenario::{KINDS, alone, order};
+use super::worker::PAUSE;
+use super::{Guest, Spec};
+use crate::compress::samples;
+use crate::page::{Home, Urgency};
+use crate::reclaim::Selection;
+use crate::units::Pages;
+use crate::vm::{Eviction, Means};
+
+const PAGES: u32 = 64;
+
+/// What guests there are: of each engine, and one that serves itself.
+fn specs() -> impl Iterator<Item = Spec> {
+    let itself = Spec {
+        inline: true,
+        ..Spec::of(KINDS[0], PAGES)
+    };
+    KINDS
+        .map(|kind| Spec::of(kind, PAGES))
+        .into_iter()
+        .chain([itself])
+}
+
+/// Lets the worker do what is due.
+fn work(guest: &mut Guest) {
+    guest.worker.try_wait(PAUSE).expect("the guest is well");
+}
+
+fn fill(guest: &mut Guest, dense: impl Fn(u32) -> bool) {
+    for gfn in 0..PAGES {
+        let page = match dense(gfn) {
+            true => samples::random(u64::from(gfn) + 1),
+            false => samples::mixed(gfn.into(), 500),
+        };
+        guest.write(gfn, page);
+    }
+}
+
+/// The pages that were evicted.
+fn left(guest: &Guest) -> Vec<u32> {
+    guest.vm.settle_done();
+    let gone = |gfn: &u32| guest.home(*gfn) != Home::Resident;
+    (0..PAGES).filter(gone).collect()
+}
+
+#[test]
+fn order_is_carried_out_while_less_is_free_than_the_aim_and_no_further() {
+    for spec in specs() {
+        alone(spec, |host, guest| {
+            fill(guest, |_| false);
+            let eviction = Eviction {
+                pages: Pages(60),
+                means: Means::ALL,
+                always: false,
+            };
+            guest.vm.orders.set_evict(eviction);
+            work(guest);
+            assert_eq!(left(guest), Vec::<u32>::new(), "no aim is set");
+            let aim = host.budget.free();
+            host.budget.set_marks(Pages(0), aim, Pages(0));
+            assert!(host.budget.take(8, Urgency::Reclaim));
+            work(guest);
+            // The order is for one batch, and frees more than the pages of the cache cost.
+            assert!(host.budget.free() >= aim);
+            assert!(!host.budget.is_below_aim());
+            let evicted = left(guest).len();
+            work(guest);
+            assert_eq!(left(guest).len(), evicted, "the aim is reached");
+            host.budget.give(8);
+            guest.read_all();
+        });
+    }
+}
+
+#[test]
+fn page_that_is_wanted_back_while_it_is_frozen_stays() {
+    for spec in specs() {
+        alone(spec, |_, guest| {
+            fill(guest, |_| false);
+            guest.worker.handle.set_selection(Selection::SecondChance);
+            order(&guest.vm, 16);
+            work(guest);
+            assert_eq!(left(guest), Vec::from_iter(0..16), "the first of the hand");
+            (16..24).for_each(|gfn| guest.read(gfn));
+            order(&guest.vm, 8);
+            work(guest);
+            let others = (0..16).chain(24..32);
+            assert_eq!(left(guest), Vec::from_iter(others));
+            guest.read_all();
+        });
+    }
+}
+
+#[test]
+fn page_that_does_not_compress_goes_when_nothing_else_does() {
+    for spec in specs() {
+        alone(spec, |host, guest| {
+            host.budget.set_marks(Pages(0), Pages(0), Pages(1));
+            fill(guest, |gfn| gfn % 4 == 0);
+            guest.worker.handle.set_selection(Selection::SecondChance);
+            for _ in 0..3 {
+                order(&guest.vm, 8);
+                work(guest);
+            }
+            assert_eq!(left(guest).len(), 24);
+            let gone = left(guest);
+            assert!(gone.iter().all(|gfn| gfn % 4 != 0), "{gone:?}");
+            assert_eq!(guest.vm.stats.evict_swap.get(), 0);
+            order(&guest.vm, 40);
+            work(guest);
+            assert_eq!(left(guest).len() as u32, PAGES);
+            assert_eq!(guest.vm.stats.evict_swap.get(), u64::from(PAGES / 4));
+            guest.read_all();
+        });
+    }
+}
