@@ -43,7 +43,7 @@ pub(super) struct Spec {
 pub(super) struct Switchboard(Mutex<HashMap<VmId, (Arc<Vm>, WorkerHandle)>>);
 
 impl Switchboard {
-    fn get(&self, vm: VmId) -> Option<(Arc<Vm>, WorkerHandle)> {
+    pub(super) fn get(&self, vm: VmId) -> Option<(Arc<Vm>, WorkerHandle)> {
         self.0.lock().get(&vm).cloned()
     }
 }
@@ -63,7 +63,6 @@ impl Peers for Switchboard {
 }
 
 /// One guest with all its threads, and the daemon's threads for it.
-#[derive(Debug)]
 pub(super) struct Guest {
     pub(super) vm: Arc<Vm>,
     pub(super) space: Arc<AddressSpace>,
