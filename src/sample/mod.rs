@@ -122,10 +122,10 @@ impl Sampler {
         if !vm.is_blocked() {
             self.ran += passed;
         }
-        if self.began && self.ran < period {
-            return Ok(());
-        }
         if self.began {
+            if self.ran < period {
+                return Ok(());
+            }
             let untouched = self.unmark(vm)?;
             vm.activity.end(untouched);
         }
