@@ -1,5 +1,6 @@
 //! memvisor: memory overcommitment as VMware ESX does it, in user space, on stock Linux.
 
+mod average;
 pub mod balloon;
 pub mod bench;
 pub mod calculator;

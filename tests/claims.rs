@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use common::Process;
 use memvisor_guest_agent::protocol::Gfn;
-use memvisor_guest_agent::protocol::claims::{CREDIT, CREDITS, State, credit_word, row, words};
+use memvisor_guest_agent::protocol::claims::{
+    CREDIT, CREDITS, State, Stood, credit_word, row, words,
+};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
@@ -143,6 +145,46 @@ fn guest_that_erases_its_offers_goes_on() {
             }
         });
     }
+    scene.liar.terminate();
+    scene.liar.wait_long();
+    scene.end();
+}
+
+/// What it says of itself is counted as far as it can be true.
+#[test]
+fn guest_that_lies_about_its_time_gains_no_more_than_its_threads_had() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let said = |scene: &Scene, stood: Stood| {
+        let (mut word, at) = ([0; 4], u64::from(stood.word()) * 4);
+        scene.table.read_exact_at(&mut word, at).expect("a table");
+        u32::from_ne_bytes(word)
+    };
+    assert!(said(&scene, Stood::Refill) > 0, "it served itself");
+    // Each time some 18 minutes more.
+    for lie in 1..=8_u32 {
+        let looked = scene.host.vm(LIAR).uptime_ms;
+        for stood in Stood::ALL {
+            scene.write(stood.word(), lie << 30);
+        }
+        scene
+            .host
+            .await_vm(LIAR, "is looked at", |vm| vm.uptime_ms > looked + 300);
+    }
+    let vm = scene.host.vm(LIAR);
+    let tasks = format!("/proc/{}/task", scene.liar.pid());
+    let threads = std::fs::read_dir(tasks).expect("it lives").count() as u64;
+    let sum: u64 = vm.stalls.each().iter().map(|(_, time)| time).sum();
+    let uptime = (vm.uptime_ms + 50) * 1000;
+    assert!(sum <= threads * uptime, "{:?} in {uptime} us", vm.stalls);
+    assert!(
+        vm.stalls.stalled_us <= uptime,
+        "{:?} in {uptime} us",
+        vm.stalls
+    );
+    // It had itself believed for as long as it lied.
+    assert!(vm.stalls.stalled_us > 1_000_000, "{:?}", vm.stalls);
     scene.liar.terminate();
     scene.liar.wait_long();
     scene.end();

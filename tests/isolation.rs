@@ -10,16 +10,20 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use common::Process;
 use memmap2::{MmapOptions, MmapRaw};
 use memvisor::settings::{Key, VmPatch};
 use memvisor::sys::readers_cannot_write;
-use memvisor_guest_agent::protocol::memory::{Message, Op};
+use memvisor_guest_agent::protocol::Gfn;
+use memvisor_guest_agent::protocol::memory::{Fault, Message, Op};
 use memvisor_guest_agent::shim::privacy::INSPECTABLE;
+use memvisor_guest_agent::shim::{SeqPacket, wait_readable};
 use nix::unistd::geteuid;
 use rig::raw::{Powered, RawGuest, hello};
+use rig::sys::{Faults, unanswered};
 use rig::{Ends, Host, engines, host_command, scratch, start};
 
 /// How long the memory of a dead guest may stay in use.
@@ -141,6 +145,87 @@ fn what_a_guest_leaves_behind_gets_no_memory_of_an_ended_vm() {
         }
         host.stop();
     }
+}
+
+/// Has a thread receive from `socket` into a page that nobody brings. Whoever else wants to receive there waits for as
+/// long, in the kernel.
+fn receives_for_ever(socket: &SeqPacket) -> Option<(Faults, JoinHandle<()>)> {
+    let (faults, mut page) = unanswered()
+        .inspect_err(|error| eprintln!("SKIPPED: no faults of the kernel for this user ({error})"))
+        .ok()?;
+    let socket = SeqPacket::from(socket.as_fd().try_clone_to_owned().expect("a descriptor"));
+    let thread = thread::spawn(move || drop(socket.recv(&mut page)));
+    Some((faults, thread))
+}
+
+#[test]
+fn guest_cannot_hold_the_hosts_end_of_a_fault_channel() {
+    for engine in engines() {
+        let host = Host::start(engine, "32M", &[]);
+        let mut guest = Powered::on(&host, "g", PAGES);
+        // It has no other than its own.
+        let Some((faults, thread)) = receives_for_ever(&guest.channels[0]) else {
+            return;
+        };
+        common::eventually("an answer is received", AT_ONCE, || {
+            guest.fault(0, Fault::History(Gfn(0)));
+            let [held] = wait_readable([faults.as_fd()], Some(Duration::ZERO)).expect("poll");
+            held.then_some(())
+        });
+        guest.fault(0, Fault::History(Gfn(0)));
+        host.client().kill("g").expect("it runs");
+        guest.guest.is_killed();
+        host.forgets("g", AT_ONCE);
+        drop(faults);
+        thread.join().expect("it ends");
+        host.is_empty(AT_ONCE);
+        host.stop();
+    }
+}
+
+/// A guest with shared pages that keeps its RAM file locked, so that the host's thread waits for it in the kernel: it
+/// has to copy a page that the guest has written. `None` where no guest can do that.
+fn with_host_waiting(host: &mut Host) -> Option<Powered> {
+    let guest = Powered::on(host, "g", PAGES);
+    (0..8).for_each(|page| guest.write_page(page, 1));
+    host.await_vm("g", "its pages are shared", |vm| {
+        let socket = guest.guest.socket.as_fd();
+        while wait_readable([socket], Some(Duration::ZERO)).expect("poll") == [true] {
+            let command = guest.command();
+            guest.ack(command.seq, command.runs.len() as u32, 0);
+        }
+        vm.homes.shared_pages.0 == 8
+    });
+    guest.guest.lock(&guest.ram).then(|| {
+        guest.fault(0, Fault::Write(Gfn(3)));
+        let tasks = format!("/proc/{}/task", host.process().pid());
+        common::eventually("a thread of the host waits in the kernel", AT_ONCE, || {
+            let mut tasks = fs::read_dir(&tasks).expect("it runs").flatten();
+            tasks.find_map(|task| {
+                let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+                stat.contains("(memory-conn) D").then_some(())
+            })
+        });
+        guest
+    })
+}
+
+#[test]
+fn guest_that_keeps_the_hosts_thread_waiting_in_the_kernel_is_killed() {
+    let mut host = Host::start("mprotect", "32M", &["--share-scan-time", "120ms"]);
+    let Some(mut guest) = with_host_waiting(&mut host) else {
+        return;
+    };
+    host.client().kill("g").expect("it runs");
+    guest.guest.is_killed();
+    host.forgets("g", AT_ONCE);
+    // The end of the host is for all of them.
+    let Some(mut guest) = with_host_waiting(&mut host) else {
+        return;
+    };
+    let log = host.end();
+    guest.guest.is_killed();
+    assert!(!log.contains("still ending"), "{log}");
 }
 
 /// Today's shim cuts nothing short, but the file is its to write.

@@ -76,6 +76,8 @@ fn write(u: &mut Unstructured<'_>, shared: &Table) -> Result<()> {
     let believable = [
         State::Zip.encode(),
         State::Frame.encode(),
+        State::Empty.encode(),
+        State::Frozen.encode(),
         State::Taken { credit, waited }.encode(),
         State::Done { credit }.encode(),
         CREDIT,
@@ -94,7 +96,7 @@ fn honest(u: &mut Unstructured<'_>, shared: &Table, gfn: Gfn) -> Result<()> {
     let claimer = Claimer::new(shared);
     let offer = claimer.look(gfn);
     let _ = (claimer.may_break(), claimer.wait_word(gfn));
-    if let State::Zip | State::Frame = offer
+    if let State::Zip | State::Frame | State::Empty | State::Frozen = offer
         && let Claimed::Claimed(claim) = claimer.claim(gfn, offer)
     {
         let _ = (claimer.place(&claim), claimer.should_tell(&claim));

@@ -30,6 +30,8 @@ pub struct GuestStats {
     pub minor_faults: Option<u64>,
     /// Processes killed for want of memory, since boot.
     pub oom_kills: Option<u64>,
+    /// Microseconds that its threads waited for its own swap device, since boot.
+    pub swap_wait_us: Option<u64>,
 }
 
 impl GuestStats {
@@ -49,6 +51,7 @@ impl GuestStats {
                 StatTag::MAJOR_FAULTS => stats.major_faults = Some(value),
                 StatTag::MINOR_FAULTS => stats.minor_faults = Some(value),
                 StatTag::OOM_KILLS => stats.oom_kills = Some(value),
+                StatTag::SWAP_WAIT => stats.swap_wait_us = Some(value),
                 _ => {}
             }
         }

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use memvisor_guest_agent::protocol::payload::checksum;
 
 use super::clock::timed;
-use super::content::{Class, Content, Maker, Source};
+use super::content::{Class, Content, Dice, Maker, Source};
 use super::peer::lz4;
 use super::report::{Case, Report};
 use super::{Bench, BenchError, Setup, Vs};
@@ -88,7 +88,39 @@ fn ours(source: &Source, pages: &[PageBuf], report: &Report) -> Result<(), Bench
             pages: (stored.len() - loaded) as u64,
         });
     }
+    let [thinned, refilled] = churn(&mut cache, &mut compressor, pages, stored);
+    for (metric, percent) in [
+        ("cache after half left at random", thinned),
+        ("cache after others came", refilled),
+    ] {
+        report.ours(
+            &Case::less(Bench::Compress, source, metric, "% of its size"),
+            percent,
+        );
+    }
     Ok(())
+}
+
+/// What the cache costs when half of its pages have been touched, and when as many others have been stored.
+fn churn(
+    cache: &mut ZipCache,
+    compressor: &mut Compressor,
+    pages: &[PageBuf],
+    mut stored: Vec<SlotId>,
+) -> [f64; 2] {
+    let all = stored.len();
+    let mut dice = Dice::new(1, 0);
+    while stored.len() > all / 2 {
+        cache.free(stored.swap_remove(dice.below(stored.len())));
+    }
+    // No budget counts it.
+    let _given = cache.give_back();
+    let thinned = percent(cache.pages_used() as usize, stored.len());
+    while stored.len() < all {
+        let page = &pages[dice.below(pages.len())..][..1];
+        stored.extend(store(cache, compressor, page));
+    }
+    [thinned, percent(cache.pages_used() as usize, stored.len())]
 }
 
 fn store(cache: &mut ZipCache, compressor: &mut Compressor, pages: &[PageBuf]) -> Vec<SlotId> {

@@ -90,6 +90,7 @@ fn vm(id: u32, numbers: &mut Numbers) -> VmSnapshot {
         balloon_by_hand: None,
         balloon_max: percent(65),
         relief: None,
+        balloon_free: None,
         active: (numbers.below(8) > 0).then(|| percent(numbers.below(100))),
         swap_room: percent(90),
         swap_failing: false,

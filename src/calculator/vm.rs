@@ -230,6 +230,7 @@ const fn nothing() -> VmSnapshot {
         mute: false,
         pressing: false,
         relief: None,
+        balloon_free: None,
         active: None,
         swap_room: Pages(0),
         swap_failing: false,

@@ -157,14 +157,14 @@ mod tests {
     fn all_settings_are_grouped_with_value_default_range_and_origin() {
         let text = groups(&views());
         for line in [
-            "                          VALUE            DEFAULT          RANGE                       \
+            "                          VALUE            DEFAULT          RANGE                         \
              FROM",
             "sharing",
-            "  Mem.ShareScanTime       0.05 min         0.05 min         0.002 to 600                \
+            "  Mem.ShareScanTime       0.05 min         0.05 min         0.002 to 600                  \
              profile",
-            "  Mem.IdleTax             50 %             75 %             0 to 99                     \
+            "  Mem.IdleTax             50 %             75 %             0 to 99                       \
              set",
-            "  Memvisor.FreeStates     5.0              5.0              one of 2002, 4.1, 5.0, 6.0  \
+            "  Memvisor.FreeStates     5.0              5.0              one of 2002, 4.1, 5.0, 6.0    \
              profile",
         ] {
             assert!(

@@ -53,6 +53,8 @@ pub(super) fn vm(vm: &VmStatus) -> String {
     row("swap", &swap(vm));
     row("faults", &faults(vm));
     row("latency", &latency(vm));
+    row("stalled", &stalled(vm));
+    row("  threads", &stalls(vm));
     row("scanned", &scanned(vm));
     row("evicted", &evicted(vm));
     row("mappings", &format!("{} of {}", vm.vmas, vm.vma_budget));
@@ -155,6 +157,35 @@ fn latency(vm: &VmStatus) -> String {
     )
 }
 
+/// Microseconds as seconds.
+#[expect(clippy::cast_precision_loss, reason = "milliseconds are shown")]
+fn seconds(micros: u64) -> String {
+    format!("{:.3} s", micros as f64 / 1e6)
+}
+
+fn stalled(vm: &VmStatus) -> String {
+    let stalls = &vm.stalls;
+    format!(
+        "{}, {:.2} % of the latest seconds, {:.2} % of a minute",
+        seconds(stalls.stalled_us),
+        stalls.latency_percent,
+        stalls.latency_minute_percent,
+    )
+}
+
+/// What its threads stood still for, each by itself.
+fn stalls(vm: &VmStatus) -> String {
+    let causes = vm
+        .stalls
+        .each()
+        .map(|(cause, micros)| format!("{} {cause}", seconds(micros)));
+    let own = vm
+        .guest
+        .swap_wait_us
+        .map_or_else(|| "?".to_owned(), seconds);
+    format!("{}; {own} at its own swap disk, it says", causes.join(", "))
+}
+
 fn scanned(vm: &VmStatus) -> String {
     let scan = &vm.scan;
     format!(
@@ -205,6 +236,9 @@ mod tests {
             "p50 11 us, p99 240 us",
             "2000 compressed, 1000 swapped; 900 incompressible, 100 spilled",
             "mappings     120 of 8000",
+            "stalled      2.800 s, 12.34 % of the latest seconds, 5.06 % of a minute",
+            "0.331 s first touch, 0.004 s from zip, 0.000 s from swap, 0.001 s copy-on-write",
+            "2.500 s blocked, 0.061 s no memory, 0.001 s busy; ? at its own swap disk",
         ] {
             assert!(text.contains(part), "no `{part}` in\n{text}");
         }

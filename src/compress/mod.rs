@@ -8,11 +8,11 @@
 //!
 //! So, as ESX does it:
 //! * A [`Compressor`] takes only pages that fit half a page ([`MAX_PAYLOAD`]); the others go to swap.
-//! * A [`ZipCache`], one for each VM, keeps them in slots of five sizes, of which 16, 8, 4, 3 or 2
-//!   share one arena page. A slot never crosses an arena page and an arena page holds slots of one
-//!   size, so an arena page is empty as soon as its last slot is freed. Among the partly used pages the
-//!   lowest is filled first: that empties the high ones. Emptied pages are given back together
-//!   ([`ZipCache::give_back`]), because each alone would interrupt other processors.
+//! * A [`ZipCache`], one for each VM, keeps them in slots of 23 sizes. Eight adjacent arena pages are
+//!   divided into slots of one size, some of which cross from one page into the next. Memory is had and given
+//!   back page by page, so an arena page is empty as soon as the last slot that touches it is freed. Among the
+//!   partly used blocks the lowest is filled first: that empties the high ones. Emptied pages are given back
+//!   together ([`ZipCache::give_back`]), because each alone would interrupt other processors.
 //! * The size of the cache is counted in arena pages, which is what it costs, never in payload.
 //! * The cache has a cap. When it is reached, the oldest entries go to swap. An entry leaves the cache
 //!   when its guest touches it, so the order of arrival is the order of last use. A cap that falls

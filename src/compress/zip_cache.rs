@@ -56,7 +56,6 @@ pub enum ZipError {
 #[derive(Debug)]
 struct Entry {
     gfn: Gfn,
-    len: u16,
     sum: u32,
     /// Its key in [`ZipCache::by_age`].
     birth: u64,
@@ -74,6 +73,7 @@ pub struct ZipCache {
     by_age: BTreeMap<u64, SlotId>,
     births: u64,
     bytes_stored: u64,
+    most_pages: u32,
     cap: u32,
 }
 
@@ -90,22 +90,25 @@ impl ZipCache {
             let message = format!("{max_pages} arena pages, at most {MAX_ARENA_PAGES} are allowed");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        // A mapping cannot be empty, and a VM whose cache is switched off still has one.
-        let memfd = Memfd::publish(name, max_pages.max(1))?;
+        let arena = Arena::new(max_pages);
+        let memfd = Memfd::publish(name, arena.file_pages())?;
         let mapping = Mapping::read_write(&memfd)?;
         Ok(Self {
             memfd,
             mapping,
-            arena: Arena::new(),
+            arena,
             by_age: BTreeMap::new(),
             births: 0,
             bytes_stored: 0,
+            most_pages: max_pages,
             cap: max_pages,
         })
     }
 
     /// Stores the compressed page `gfn`. `sum` is the [checksum](payload::checksum) of the page as
-    /// it was. A new arena page is taken only if `may_grow`: that is an allocation of host memory.
+    /// it was. The cache gets another arena page only if `may_grow`: that is an allocation of host memory.
+    /// Where emptied pages are of no use for the payload, they are given back for the one that it takes,
+    /// so that [`pages_used`](Self::pages_used) falls, whatever the result.
     ///
     /// # Errors
     /// [`StoreRefused::Full`] before [`StoreRefused::NeedsPage`].
@@ -123,47 +126,47 @@ impl ZipCache {
         sum: u32,
         may_grow: bool,
     ) -> Result<SlotId, StoreRefused> {
-        let class = class_of(payload.len());
-        if self.arena.needs_page(class) {
-            self.check_growth(payload.len(), may_grow)?;
+        let (class, len) = (class_of(payload.len()), payload.len() as u16);
+        if self.arena.needs_page(class, len) {
+            self.make_way(class, len, may_grow)?;
         }
         let birth = self.births;
         self.births += 1;
-        let entry = Entry {
-            gfn,
-            len: payload.len() as u16,
-            sum,
-            birth,
-        };
-        let (slot, place) = self.arena.take(class, entry);
+        let entry = Entry { gfn, sum, birth };
+        let (slot, place) = self.arena.take(class, len, entry);
         self.mapping.write_part(place.page, place.at, payload);
         self.by_age.insert(birth, slot);
         self.bytes_stored += payload.len() as u64;
         Ok(slot)
     }
 
-    fn check_growth(&mut self, len: usize, may_grow: bool) -> Result<(), StoreRefused> {
+    fn make_way(&mut self, class: Class, len: u16, may_grow: bool) -> Result<(), StoreRefused> {
+        let may_take = self.give_back() > 0 || may_grow;
         let (pages, cap) = (self.pages_used(), self.cap);
         if pages >= cap {
             return Err(StoreRefused::Full { pages, cap });
         }
-        if !may_grow {
-            return Err(StoreRefused::NeedsPage { len });
+        if !may_take {
+            return Err(StoreRefused::NeedsPage { len: len.into() });
         }
         // A cache whose tables cannot grow is as full as it gets.
-        let has_room = self.arena.make_room();
+        let has_room = self.arena.make_room(class);
         has_room
             .then_some(())
             .ok_or(StoreRefused::Full { pages, cap })
     }
 
-    /// Whether a payload of `len` bytes would take another arena page.
+    /// Whether the cache would have one more arena page with a payload of `len` bytes; it never takes two.
     ///
     /// # Panics
     /// When `len` is more than [`MAX_PAYLOAD`].
     #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a payload is at most half a page"
+    )]
     pub fn would_grow(&self, len: usize) -> bool {
-        self.arena.needs_page(class_of(len))
+        self.emptied() == 0 && self.arena.needs_page(class_of(len), len as u16)
     }
 
     /// Decompresses a stored page and verifies it. The slot stays as it is; what `into` holds after
@@ -174,7 +177,7 @@ impl ZipCache {
     pub fn load(&self, slot: SlotId, into: &mut PageBuf) -> Result<(), ZipError> {
         let (entry, place) = self.arena.get(slot).ok_or(ZipError::NotStored { slot })?;
         let mut payload = [0; MAX_PAYLOAD];
-        let payload = &mut payload[..usize::from(entry.len)];
+        let payload = &mut payload[..usize::from(place.len)];
         self.mapping.read_part(place.page, place.at, payload);
         if payload::decompress(payload, &mut into.0) && payload::checksum(&into.0) == entry.sum {
             return Ok(());
@@ -189,14 +192,14 @@ impl ZipCache {
     #[must_use]
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "a place is inside one page"
+        reason = "a place begins inside a page"
     )]
     pub fn place(&self, slot: SlotId) -> Option<claims::Place> {
         let (entry, place) = self.arena.get(slot)?;
         Some(claims::Place {
             page: place.page,
             at: place.at as u16,
-            len: entry.len,
+            len: place.len,
             sum: entry.sum,
         })
     }
@@ -209,13 +212,13 @@ impl ZipCache {
         self.memfd.read_only()
     }
 
-    /// The length of the arena in pages, most of which are holes.
+    /// The length of the arena file in pages, most of which are holes.
     #[must_use]
     pub const fn arena_pages(&self) -> u32 {
         self.memfd.pages()
     }
 
-    /// Frees a slot. An arena page whose last slot it was keeps its memory until it is used again or
+    /// Frees a slot. An arena page that no other slot touches keeps its memory until it is used again or
     /// [given back](Self::give_back): punching it interrupts every processor that has seen it, which
     /// costs more than bringing a page back.
     ///
@@ -223,14 +226,14 @@ impl ZipCache {
     /// When the slot is free already: the page table named one slot twice.
     pub fn free(&mut self, slot: SlotId) {
         let freed = self.arena.free(slot);
-        let entry = freed.expect("a slot is freed by the one page table entry it has");
+        let (entry, len) = freed.expect("a slot is freed by the one page table entry it has");
         self.by_age.remove(&entry.birth);
-        self.bytes_stored -= u64::from(entry.len);
+        self.bytes_stored -= u64::from(len);
     }
 
     /// Arena pages that have memory and hold nothing.
     #[must_use]
-    pub const fn emptied(&self) -> u32 {
+    pub fn emptied(&self) -> u32 {
         self.arena.emptied()
     }
 
@@ -241,8 +244,8 @@ impl ZipCache {
     #[must_use = "so many pages are to be given back to the budget"]
     #[expect(clippy::cast_possible_truncation, reason = "pages are numbered by u32")]
     pub fn give_back(&mut self) -> u32 {
-        let pages = self.arena.emptied();
         let emptied = self.arena.take_emptied();
+        let pages = emptied.len() as u32;
         if pages >= FORGET {
             self.mapping.forget();
         }
@@ -256,7 +259,7 @@ impl ZipCache {
 
     /// Arena pages that have memory, which is what the cache costs the host.
     #[must_use]
-    pub fn pages_used(&self) -> u32 {
+    pub const fn pages_used(&self) -> u32 {
         self.arena.pages_used()
     }
 
@@ -282,7 +285,7 @@ impl ZipCache {
     /// Changes the cap; at most what [`new`](Self::new) was told counts. A cache that is over a
     /// lowered cap keeps its pages until the caller evicts the oldest.
     pub fn set_max_pages(&mut self, max_pages: u32) {
-        self.cap = max_pages.min(self.memfd.pages());
+        self.cap = max_pages.min(self.most_pages);
     }
 
     /// Whether it has more arena pages than it may have since the cap was lowered.
@@ -395,6 +398,32 @@ mod tests {
     }
 
     #[test]
+    fn emptied_pages_of_a_block_are_given_back_for_a_page_of_another() {
+        let mut cache = cache(2);
+        let slots = [0, 1, 2, 3].map(|gfn| cache.store(Gfn(gfn), &[1; 2048], 0, true).unwrap());
+        cache.free(slots[2]);
+        assert!(cache.would_grow(1000));
+        let refused = cache.store(Gfn(4), &[2; 1000], 0, true);
+        assert_eq!(refused, Err(StoreRefused::Full { pages: 2, cap: 2 }));
+        cache.free(slots[3]);
+        assert_eq!((cache.emptied(), cache.would_grow(1000)), (1, false));
+        cache.store(Gfn(4), &[2; 1000], 0, false).unwrap();
+        assert_eq!((cache.emptied(), cache.pages_used()), (0, 2));
+        assert_eq!(cache.allocated().unwrap(), Pages(2));
+    }
+
+    #[test]
+    fn cap_of_one_page_is_filled() {
+        let mut cache = cache(1);
+        let slots = [0, 1, 2].map(|gfn| cache.store(Gfn(gfn), &[1; 1200], 0, true).unwrap());
+        let refused = cache.store(Gfn(3), &[1; 1200], 0, true);
+        assert_eq!(refused, Err(StoreRefused::Full { pages: 1, cap: 1 }));
+        slots.into_iter().for_each(|slot| cache.free(slot));
+        cache.store(Gfn(3), &[1; 8], 0, false).unwrap();
+        assert_eq!(cache.allocated().unwrap(), Pages(1));
+    }
+
+    #[test]
     fn cap_lowered_keeps_pages_and_refuses_growth() {
         let mut cache = cache(4);
         let slot = store(&mut cache, 0, &PageBuf::zeroed()).unwrap();
@@ -431,8 +460,8 @@ mod tests {
         let mut cache = cache(4);
         let page = samples::text(3);
         let slot = store(&mut cache, 9, &page).unwrap();
-        let (entry, place) = cache.arena.get(slot).unwrap();
-        let len = usize::from(entry.len);
+        let (_, place) = cache.arena.get(slot).unwrap();
+        let len = usize::from(place.len);
         let mut found = 0;
         for bit in 0..len * 8 {
             let (at, mask) = (place.at + bit / 8, 1 << (bit % 8));
@@ -508,7 +537,9 @@ mod tests {
                         let grows = cache.would_grow(payload.len());
                         match cache.store(Gfn(number), payload, sum(&page), may_grow) {
                             Ok(slot) => {
-                                prop_assert_eq!(cache.pages_used(), before + u32::from(grows));
+                                let after = cache.pages_used();
+                                let is_as_said = if grows { after == before + 1 } else { after <= before };
+                                prop_assert!(is_as_said, "{} pages, then {}", before, after);
                                 model.push((Gfn(number), slot, page, payload.len()));
                             }
                             Err(StoreRefused::Full { pages, cap }) => {

@@ -17,6 +17,8 @@ pub struct Link {
     seq: AtomicU32,
     /// Since when an answer is waited for.
     waiting: Mutex<Option<Instant>>,
+    /// When the guest was told to end.
+    ended: Mutex<Option<Instant>>,
 }
 
 impl Link {
@@ -27,6 +29,7 @@ impl Link {
             socket,
             seq: AtomicU32::new(0),
             waiting: Mutex::default(),
+            ended: Mutex::default(),
         }
     }
 
@@ -100,15 +103,24 @@ impl Link {
         }
     }
 
-    /// Lets the guest run; whether it could be told.
+    /// Lets the guest run with its ends of the fault channels; whether it could be told.
     #[must_use]
-    pub fn go(&self) -> bool {
-        self.socket.send(&Message::Go.encode()).is_ok()
+    pub fn go(&self, channels: &[SeqPacket]) -> bool {
+        let fds: Vec<_> = channels.iter().map(AsFd::as_fd).collect();
+        let go = Message::Go.encode();
+        self.socket.send_with_fds(&go, &fds).is_ok()
+    }
+
+    /// When the guest was first told to [end](Self::end), if it was.
+    #[must_use]
+    pub fn ended(&self) -> Option<Instant> {
+        *self.ended.lock()
     }
 
     /// Tells the guest why its session ends and hangs up, which also frees a worker that waits for
     /// an answer.
     pub fn end(&self, why: &str) {
+        self.ended.lock().get_or_insert_with(Instant::now);
         // The guest may be gone or deaf; then there is nobody to tell, and who ends a VM waits for none.
         let _ = self
             .socket

@@ -15,11 +15,9 @@ use crate::vm::Vm;
 /// The most pages given ahead, 64 KiB: what a guest stops short of is found zero and taken back.
 pub(super) const MOST: u32 = 15;
 
-/// First touches are given ahead while at least so large a part of the budget is free: an eighth.
-const FREE_PART: u64 = 8;
-/// Pages that came back are, while so large a part is free beside the reserve: where pages leave, an
-/// eighth seldom is.
-const FREE_PART_TO_COME_BACK: u64 = 64;
+/// Pages are given ahead while so large a part of the budget is free beside the reserve. Reclaim keeps more than that
+/// free as long as it keeps up with what guests ask for.
+const FREE_PART: u64 = 256;
 
 /// The latest rows of faults of one VM.
 #[derive(Debug)]
@@ -55,12 +53,10 @@ impl Ahead {
 fn may_give(vm: &Vm, home: Home) -> bool {
     let (free, most) = (vm.budget.free().0, u64::from(MOST));
     let is_below_ceiling = vm.held().0.saturating_add(most) < vm.orders.ceiling().0;
-    is_below_ceiling
-        && match home {
-            Home::Untouched => free >= vm.budget.total().0 / FREE_PART,
-            Home::Compressed(_) | Home::Swapped(_) => {
-                free >= vm.budget.reserve().0 + vm.budget.total().0 / FREE_PART_TO_COME_BACK
-            }
-            _ => false,
-        }
+    let is_free = free >= vm.budget.reserve().0 + vm.budget.total().0 / FREE_PART;
+    let is_worth_it = matches!(
+        home,
+        Home::Untouched | Home::Compressed(_) | Home::Swapped(_)
+    );
+    is_worth_it && is_free && is_below_ceiling
 }

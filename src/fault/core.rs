@@ -18,15 +18,16 @@ use memvisor_guest_agent::protocol::memory::{Fault, MAX_REPORT};
 use super::ahead::Ahead;
 use super::attach::{Attacher, Attaching};
 use super::credits::Credits;
+use super::driver::{Action, Driver, Event};
 use super::ended::Ended;
-use super::resolve::{Access, Outcome, Pending, complete};
+use super::resolve::{Access, Outcome, Pending, cause, complete};
 use super::waiting::{Asker, Waiter, Waiting};
 use crate::engine::Reply;
 use crate::page::Claims;
 use crate::seeded::Seeded;
 use crate::throttle::Throttle;
 use crate::units::Gfn;
-use crate::vm::Vm;
+use crate::vm::{Cause, Stall, Vm};
 
 /// While faults wait for memory, how often to look without being called.
 const STARVED_LOOK: Duration = Duration::from_millis(200);
@@ -36,68 +37,14 @@ const STARVED_WARNING: Duration = Duration::from_secs(5);
 /// A guest that finds wrong bytes asks once and ends; others may ask as often as they like.
 static REPORTS: Throttle = Throttle::new(8, Duration::from_secs(1));
 
-/// What happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Event {
-    /// A thread accessed this page and waits in the kernel.
-    Userfault(Gfn),
-    /// A thread of the guest says this over the fault channel of this number.
-    Message(usize, Fault),
-    /// The bell of the VM rang. Whoever hears it answers it first
-    /// ([`Parking::answer`](crate::page::Parking::answer)).
-    Bell,
-}
-
-/// What is to be done.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Action {
-    /// Nothing more: a userfault that was read at `since` is served, and the kernel has woken its threads.
-    Woken {
-        /// When the fault was read.
-        since: Instant,
-    },
-    /// Answer a fault that was read at `since`.
-    Answer {
-        /// On which channel.
-        channel: usize,
-        /// With what.
-        reply: Reply,
-        /// When the fault was read.
-        since: Instant,
-    },
-    /// Say how many of the pages that a thread asked for are attached.
-    Attached {
-        /// On which channel.
-        channel: usize,
-        /// How many, from the first on.
-        count: u32,
-    },
-    /// Tell the homes that a page has had.
-    History {
-        /// On which channel.
-        channel: usize,
-        /// The text, at most [`MAX_REPORT`] bytes.
-        text: String,
-    },
-}
-
-/// Who carries actions out.
-pub trait Driver {
-    /// Does it at once: the thread of the guest waits.
-    ///
-    /// # Errors
-    /// [`Ended`]: the guest cannot be told.
-    fn act(&mut self, action: Action) -> Result<(), Ended>;
-}
-
 /// What a channel is in the middle of.
 #[derive(Debug)]
 enum Channel {
     Idle,
     /// Its fault is parked, or its pages are being attached.
     Waiting,
-    /// Its thread has been told to change a mapping.
-    Confirming(Pending),
+    /// Its thread has been told to change a mapping, and stands still until it has.
+    Confirming(Pending, Stall),
 }
 
 /// See the module text. The VM's pages are whole whenever no method runs.
@@ -149,7 +96,7 @@ impl Core {
     ) -> Result<(), Ended> {
         match event {
             Event::Userfault(gfn) => {
-                let fault = Waiter::new(gfn, Access::Any, Asker::Kernel, now);
+                let fault = self.begin(gfn, Access::Any, Asker::Kernel, now);
                 self.serve(fault, now, out)
             }
             Event::Message(channel, fault) => self.message(channel, fault, now, out),
@@ -196,7 +143,7 @@ impl Core {
     /// home when the VM is torn down.
     pub fn end(self) {
         for channel in self.channels {
-            if let Channel::Confirming(pending) = channel {
+            if let Channel::Confirming(pending, _) = channel {
                 complete(&self.vm, pending);
             }
         }
@@ -219,7 +166,7 @@ impl Core {
             Fault::Read(gfn) => (gfn, Access::Read),
             Fault::Write(gfn) => (gfn, Access::Write),
             Fault::Done(_) if Seeded::LostDone.is_sown() => return Ok(()),
-            Fault::Done(errno) => return self.confirmed(channel, errno),
+            Fault::Done(errno) => return self.confirmed(channel, errno, now),
             Fault::History(gfn) => {
                 let mut text = self.vm.table.history().of(gfn);
                 text.truncate(MAX_REPORT);
@@ -234,20 +181,32 @@ impl Core {
                 return Ok(());
             }
             Fault::Attach { pages, source } => {
-                self.begin(channel)?;
+                self.claim(channel)?;
                 return match self.attaching.begin(&self.vm, channel, pages, source)? {
                     true => Ok(()),
                     false => self.tell_attached(channel, 0, out),
                 };
             }
         };
-        self.begin(channel)?;
-        let fault = Waiter::new(gfn, access, Asker::Channel(channel), now);
+        self.claim(channel)?;
+        let fault = self.begin(gfn, access, Asker::Channel(channel), now);
         self.serve(fault, now, out)
     }
 
+    /// A fault that was read at `since`: from then on its thread stands still.
+    fn begin(&self, gfn: Gfn, access: Access, asker: Asker, since: Instant) -> Waiter {
+        let cause = cause(&self.vm, gfn, access);
+        Waiter {
+            gfn,
+            access,
+            asker,
+            since,
+            stall: self.vm.stalls.begin(cause, since),
+        }
+    }
+
     /// What came over a channel is to be answered.
-    fn begin(&mut self, channel: usize) -> Result<(), Ended> {
+    fn claim(&mut self, channel: usize) -> Result<(), Ended> {
         if !matches!(self.channels[channel], Channel::Idle) {
             let error = "a second fault on a channel before the first was answered";
             return Err(Ended::Protocol(error.to_owned()));
@@ -266,9 +225,12 @@ impl Core {
         out.act(Action::Attached { channel, count })
     }
 
-    fn confirmed(&mut self, channel: usize, errno: u32) -> Result<(), Ended> {
+    fn confirmed(&mut self, channel: usize, errno: u32, now: Instant) -> Result<(), Ended> {
         match std::mem::replace(&mut self.channels[channel], Channel::Idle) {
-            Channel::Confirming(pending) => complete(&self.vm, pending),
+            Channel::Confirming(pending, stall) => {
+                self.vm.stalls.end(stall, now);
+                complete(&self.vm, pending);
+            }
             other => {
                 let error = format!("DONE on a channel that is {other:?}");
                 return Err(Ended::Protocol(error));
@@ -280,20 +242,28 @@ impl Core {
         }
     }
 
-    fn serve(&mut self, fault: Waiter, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
+    fn serve(
+        &mut self,
+        mut fault: Waiter,
+        now: Instant,
+        out: &mut dyn Driver,
+    ) -> Result<(), Ended> {
+        let cause = cause(&self.vm, fault.gfn, fault.access);
+        self.vm.stalls.change(&mut fault.stall, cause, now);
         let were_missing = Credits::were_missing(&self.vm, fault.gfn, fault.access);
         let outcome = self.ahead.resolve(&self.vm, fault.gfn, fault.access);
         match outcome.map_err(|error| Ended::of_fault(&self.vm, fault.gfn, error))? {
-            Outcome::Served { .. } => self.answer(fault, Reply::Retry, Channel::Idle, out)?,
+            Outcome::Served { .. } => self.answer(fault, Reply::Retry, None, out)?,
             Outcome::Ask(reply, mut pending) => {
                 if Seeded::EarlyUnlock.is_sown() {
                     complete(&self.vm, std::mem::take(&mut pending));
                 }
-                self.answer(fault, reply, Channel::Confirming(pending), out)?;
+                self.answer(fault, reply, Some(pending), out)?;
             }
             Outcome::Busy => {
                 self.vm.stats.parked.one();
-                self.waiting.park_busy(fault);
+                self.vm.stalls.change(&mut fault.stall, Cause::Busy, now);
+                self.waiting.park_busy(fault, &self.vm.stalls);
                 return Ok(());
             }
             Outcome::Starved => {
@@ -312,32 +282,44 @@ impl Core {
         &mut self,
         fault: Waiter,
         reply: Reply,
-        next: Channel,
+        pending: Option<Pending>,
         out: &mut dyn Driver,
     ) -> Result<(), Ended> {
-        let since = fault.since;
-        match (fault.asker, next) {
-            (Asker::Channel(channel), next) => {
-                self.channels[channel] = next;
+        let now = out.now();
+        let took = now.saturating_duration_since(fault.since);
+        match (fault.asker, pending) {
+            (Asker::Channel(channel), pending) => {
+                self.channels[channel] = match pending {
+                    Some(pending) => Channel::Confirming(pending, fault.stall),
+                    None => {
+                        self.vm.stalls.end(fault.stall, now);
+                        Channel::Idle
+                    }
+                };
                 out.act(Action::Answer {
                     channel,
                     reply,
-                    since,
+                    took,
                 })
             }
-            (Asker::Kernel, Channel::Confirming(pending)) => {
+            (Asker::Kernel, Some(pending)) => {
                 complete(&self.vm, pending);
                 let error = "a userfault on a page without userfaultfd";
                 Err(Ended::Protocol(error.to_owned()))
             }
             // The kernel was answered by providing the page.
-            (Asker::Kernel, Channel::Idle | Channel::Waiting) => out.act(Action::Woken { since }),
+            (Asker::Kernel, None) => {
+                self.vm.stalls.end(fault.stall, now);
+                out.act(Action::Woken { took })
+            }
         }
     }
 
-    fn starve(&mut self, fault: Waiter, now: Instant) {
+    fn starve(&mut self, mut fault: Waiter, now: Instant) {
         self.vm.take_back_credits();
-        self.waiting.park_starved(fault);
+        let cause = self.vm.refused(fault.stall.cause());
+        self.vm.stalls.change(&mut fault.stall, cause, now);
+        self.waiting.park_starved(fault, &self.vm.stalls);
         if !self.vm.parking.is_starved() {
             self.look = now + STARVED_LOOK;
             self.vm.stats.starved.one();

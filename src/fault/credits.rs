@@ -16,8 +16,8 @@ use super::Access;
 
 /// Pages that a guest holds at first.
 const FIRST: u32 = 16;
-/// What a guest holds at most is this part of the budget, beside the limit of the table.
-const PART: u64 = 64;
+/// What a guest holds at most is this part of what is free beside the reserve, and of the table: others touch pages too.
+const PART: u64 = 8;
 /// How long pages that are held may lie unused.
 const REST: Duration = Duration::from_millis(250);
 /// How much longer a guest that holds nothing is left alone.
@@ -35,7 +35,8 @@ pub(super) struct Credits {
 }
 
 fn used(vm: &Vm) -> u64 {
-    vm.stats.inline_refills.get() + vm.stats.inline_breaks.get()
+    let stats = &vm.stats;
+    stats.inline_touches.get() + stats.inline_refills.get() + stats.inline_breaks.get()
 }
 
 impl Credits {
@@ -55,7 +56,7 @@ impl Credits {
             return false;
         }
         match vm.table.entry(gfn).home() {
-            Home::Compressed(_) => true,
+            Home::Untouched | Home::Zero | Home::Compressed(_) => true,
             Home::Shared(_) => access == Access::Write,
             _ => false,
         }
@@ -73,7 +74,8 @@ impl Credits {
             (self.rested, self.due) = (used, now + REST);
         }
         if used - self.used >= u64::from(self.want / 2) {
-            let most = (vm.budget.total().0 / PART).min(u64::from(CREDITS));
+            let spare = vm.budget.free().saturating_sub(vm.budget.reserve());
+            let most = (spare.0 / PART).min(u64::from(CREDITS));
             let most = u32::try_from(most).unwrap_or(CREDITS);
             self.want = (self.want * 2).min(most).max(FIRST);
         }

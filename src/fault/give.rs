@@ -143,6 +143,10 @@ fn place<'a>(
         vm.release(home);
         counter.one();
     }
+    // Where its thread must map it, it is open when that is confirmed.
+    if vm.engine.kind() == EngineKind::Uffd && page.home() == Home::Resident {
+        page.set_open(true);
+    }
     Ok(page)
 }
 

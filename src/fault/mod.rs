@@ -32,6 +32,7 @@ mod ahead;
 mod attach;
 mod core;
 mod credits;
+mod driver;
 mod ended;
 mod give;
 mod near;
@@ -40,8 +41,9 @@ mod thread;
 mod waiting;
 mod watch;
 
-pub use self::core::{Action, Core, Driver, Event};
+pub use self::core::Core;
 pub use attach::Attacher;
+pub use driver::{Action, Driver, Event};
 pub use ended::Ended;
 pub use resolve::{Access, FaultError, Outcome, Pending, complete, resolve};
 pub use thread::{FaultThread, Faulter};

@@ -9,7 +9,7 @@ use crate::page::{Entry, Home, KeptPage, PageGuard};
 use crate::seeded::Seeded;
 use crate::swap::SwapError;
 use crate::units::{FrameId, Gfn, GfnRun, SlotId};
-use crate::vm::{Unlocked, Vm};
+use crate::vm::{Cause, Unlocked, Vm};
 
 /// What the guest tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,6 +114,21 @@ pub enum FaultError {
     },
 }
 
+/// What a thread stands still for whose access to `gfn` is served.
+pub(super) fn cause(vm: &Vm, gfn: Gfn, access: Access) -> Cause {
+    if !vm.table.contains(gfn) {
+        // Which ends the VM.
+        return Cause::Open;
+    }
+    match vm.table.entry(gfn).home() {
+        Home::Untouched | Home::Zero | Home::Ballooned => Cause::FirstTouch,
+        Home::Compressed(_) => Cause::RefillZip,
+        Home::Swapped(_) => Cause::RefillSwap,
+        Home::Shared(_) if access == Access::Write => Cause::Break,
+        Home::Shared(_) | Home::Resident => Cause::Open,
+    }
+}
+
 /// Serves a fault, or says what it waits for; up to `ahead` pages behind one that is not there come with it. Never
 /// blocks, except to read the swap file.
 ///
@@ -144,8 +159,11 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access, ahead: u32) -> Result<Outcome,
         }
         // It was mapped since, or is to be asked for over a channel: either way, tried again.
         Home::Shared(_) => Ok(retry(vm, gfn)),
-        // Another thread's fault brought it.
-        Home::Resident if page.entry().is_open() => Ok(Outcome::Served { behind: 0 }),
+        // Another thread's fault brought it. With userfaultfd a mapping can be lost behind our back (the kernel swaps,
+        // or could not populate it), and the fault that follows must be served.
+        Home::Resident if page.entry().is_open() && vm.engine.kind() == EngineKind::Mprotect => {
+            Ok(Outcome::Served { behind: 0 })
+        }
         _ if vm.engine.kind() == EngineKind::Mprotect && vm.vmas.is_exceeded(&vm.table) => {
             give_block(vm, page)
         }
@@ -247,9 +265,7 @@ pub fn complete(vm: &Vm, pending: Pending) {
             vm.table.back_off(page.gfn());
             vm.stats.breaks.one();
         }
-        // With userfaultfd a mapping can be lost behind our back (the kernel swaps, or could not
-        // populate it), and the fault that follows must be served.
-        page.set_open(vm.engine.kind() == EngineKind::Mprotect);
+        page.set_open(true);
     }
     vm.vmas.end(1);
 }

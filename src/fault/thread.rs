@@ -11,7 +11,8 @@ use nix::sys::epoll::EpollTimeout;
 
 use super::ahead::MOST;
 use super::attach::Attacher;
-use super::core::{Action, Core, Driver, Event};
+use super::core::Core;
+use super::driver::{Action, Driver, Event};
 use super::ended::Ended;
 use super::near::Near;
 use super::watch::{Wakeup, Watch};
@@ -73,18 +74,22 @@ impl Guest {
 }
 
 impl Driver for Guest {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
     fn act(&mut self, action: Action) -> Result<(), Ended> {
         match action {
-            Action::Woken { since } => {
-                self.vm.note_latency(since.elapsed());
+            Action::Woken { took } => {
+                self.vm.note_latency(took);
                 Ok(())
             }
             Action::Answer {
                 channel,
                 reply,
-                since,
+                took,
             } => {
-                self.vm.note_latency(since.elapsed());
+                self.vm.note_latency(took);
                 self.send(channel, &reply.encode())
             }
             Action::Attached { channel, count } => {
@@ -176,10 +181,11 @@ impl FaultThread {
         let what = "read faults";
         uffd.read_faults(&mut faults)
             .map_err(|source| Ended::Kernel { what, source })?;
+        // Of all of them: the last waits while those before are served.
+        let since = Instant::now();
         for UserFault { address, thread } in faults {
             let page = address.wrapping_sub(self.base) / PAGE_SIZE as u64;
             let gfn = Gfn(u32::try_from(page).unwrap_or(u32::MAX));
-            let since = Instant::now();
             self.handle(Event::Userfault(gfn), since)?;
             // Only now: the thread that faulted runs meanwhile.
             self.near.note(thread, since);
@@ -193,7 +199,6 @@ impl FaultThread {
         };
         let mut bytes = [0; FAULT_BYTES];
         let len = match socket.try_recv(&mut bytes) {
-            // The shim may hold this end too, and have read it first.
             Ok(None) => return Ok(()),
             Ok(Some(Received::Message {
                 len,

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::Access;
 use crate::units::Gfn;
+use crate::vm::{Stall, Stalls};
 
 /// Where the answer to a fault goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,24 +17,15 @@ pub(crate) enum Asker {
 }
 
 /// One fault.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Waiter {
     pub(super) gfn: Gfn,
     pub(super) access: Access,
     pub(super) asker: Asker,
     /// When it was read.
     pub(super) since: Instant,
-}
-
-impl Waiter {
-    pub(super) const fn new(gfn: Gfn, access: Access, asker: Asker, since: Instant) -> Self {
-        Self {
-            gfn,
-            access,
-            asker,
-            since,
-        }
-    }
+    /// What its thread stands still for.
+    pub(super) stall: Stall,
 }
 
 /// The faults of one VM that are parked.
@@ -48,13 +40,13 @@ pub(crate) struct Waiting {
 
 impl Waiting {
     /// The page of this fault is being moved.
-    pub(super) fn park_busy(&mut self, waiter: Waiter) {
-        add(self.busy.entry(waiter.gfn).or_default(), waiter);
+    pub(super) fn park_busy(&mut self, waiter: Waiter, stalls: &Stalls) {
+        add(self.busy.entry(waiter.gfn).or_default(), waiter, stalls);
     }
 
     /// There is no memory for this fault.
-    pub(super) fn park_starved(&mut self, waiter: Waiter) {
-        add(&mut self.starved, waiter);
+    pub(super) fn park_starved(&mut self, waiter: Waiter, stalls: &Stalls) {
+        add(&mut self.starved, waiter, stalls);
     }
 
     /// Takes out the faults that waited for a page.
@@ -86,25 +78,34 @@ impl Waiting {
     }
 }
 
-fn add(waiters: &mut Vec<Waiter>, waiter: Waiter) {
-    let woken_with = |other: &Waiter| {
+fn add(waiters: &mut Vec<Waiter>, waiter: Waiter, stalls: &Stalls) {
+    let woken_with = |other: &&mut Waiter| {
         other.asker == Asker::Kernel && waiter.asker == Asker::Kernel && other.gfn == waiter.gfn
     };
-    if !waiters.iter().any(woken_with) {
-        waiters.push(waiter);
+    match waiters.iter_mut().find(woken_with) {
+        Some(other) => stalls.join(&mut other.stall, waiter.stall),
+        None => waiters.push(waiter),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
 
-    fn waiter(gfn: u32, asker: Asker) -> Waiter {
-        Waiter::new(Gfn(gfn), Access::Any, asker, Instant::now())
-    }
+    use super::*;
+    use crate::vm::Cause;
 
     #[test]
     fn uffd_faults_on_one_page_are_kept_once_and_channels_each() {
+        let start = Instant::now();
+        let stalls = Stalls::new(start);
+        let waiter = |gfn, asker| Waiter {
+            gfn: Gfn(gfn),
+            access: Access::Any,
+            asker,
+            since: start,
+            stall: stalls.begin(Cause::Memory, start),
+        };
         let mut waiting = Waiting::default();
         for asker in [
             Asker::Kernel,
@@ -112,10 +113,12 @@ mod tests {
             Asker::Channel(0),
             Asker::Channel(1),
         ] {
-            waiting.park_busy(waiter(5, asker));
-            waiting.park_starved(waiter(5, asker));
+            waiting.park_busy(waiter(5, asker), &stalls);
+            waiting.park_starved(waiter(5, asker), &stalls);
         }
-        waiting.park_starved(waiter(6, Asker::Kernel));
+        waiting.park_starved(waiter(6, Asker::Kernel), &stalls);
+        let second = stalls.so_far(None, start + Duration::from_secs(1));
+        assert_eq!(second.threads[Cause::Memory].as_secs(), 9, "each thread");
         assert_eq!(waiting.unlocked(Gfn(5)).len(), 3);
         assert_eq!(waiting.unlocked(Gfn(5)).len(), 0);
         assert_eq!(waiting.starved().map(|(count, _)| count), Some(4));

@@ -279,8 +279,14 @@ impl Admission {
     /// The host with the guests that are being powered on: what they were promised is promised.
     fn with_promises(&self) -> HostSnapshot {
         // Promises do not depend on how short memory is just now.
-        let now = (FreeState::default(), 0);
-        let mut snapshot = snapshot(&self.budget, &self.members.all(), now, |_| None);
+        let seen = (FreeState::default(), 0);
+        let mut snapshot = snapshot(
+            &self.budget,
+            &self.members.all(),
+            seen,
+            Instant::now(),
+            |_| None,
+        );
         let promised = self.members.promised();
         snapshot.vms.extend(promised.into_iter().map(only_promised));
         snapshot

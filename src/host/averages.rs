@@ -1,38 +1,35 @@
 //! Averages of a level over the latest 1, 5 and 15 minutes, as esxtop shows them of the overcommitment.
-//!
-//! Each is an exponential average, as a load average is: it costs a number and no history. One that began
-//! at zero would tell too little for as long as it averages over, so each is divided by the weight of
-//! the time that it has seen.
 
 use std::time::{Duration, Instant};
 
+use crate::average::Average;
 use crate::telemetry::Overcommit;
 
-/// What is averaged over.
-const SPANS: [Duration; 3] = [
-    Duration::from_secs(60),
-    Duration::from_secs(5 * 60),
-    Duration::from_secs(15 * 60),
-];
-
 /// The averages of one level.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Averages {
     /// When the level was noted last, and what it was.
     latest: Option<(Instant, f64)>,
-    /// For each span the sum, and the weight of what is in it: 0 to 1.
-    spans: [(f64, f64); SPANS.len()],
+    spans: [Average; 3],
+}
+
+impl Default for Averages {
+    fn default() -> Self {
+        let minutes = |minutes: u64| Average::over(Duration::from_secs(60 * minutes));
+        Self {
+            latest: None,
+            spans: [1, 5, 15].map(minutes),
+        }
+    }
 }
 
 impl Averages {
     /// Notes the level from now on.
     pub(super) fn note(&mut self, now: Instant, level: f64) {
         if let Some((since, was)) = self.latest {
-            let passed = now.saturating_duration_since(since).as_secs_f64();
-            for ((sum, weight), span) in self.spans.iter_mut().zip(SPANS) {
-                let kept = (-passed / span.as_secs_f64()).exp();
-                *sum = *sum * kept + was * (1.0 - kept);
-                *weight = *weight * kept + (1.0 - kept);
+            let passed = now.saturating_duration_since(since);
+            for average in &mut self.spans {
+                average.note(was, passed);
             }
         }
         self.latest = Some((now, level));
@@ -41,7 +38,7 @@ impl Averages {
     /// The level now and its averages, in percent.
     pub(super) fn status(&self) -> Overcommit {
         let now = self.latest.map_or(0.0, |(_, level)| level);
-        let mean = |(sum, weight): (f64, f64)| if weight > 0.0 { sum / weight } else { now };
+        let mean = |average: Average| average.mean().unwrap_or(now);
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,

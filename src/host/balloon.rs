@@ -157,7 +157,8 @@ impl BalloonVm for Balloon<'_> {
     }
 
     fn report(&self, stats: &GuestStats) {
-        self.member.balloon.set_stats(stats);
+        let ballooned = self.member.ballooned();
+        self.member.balloon.set_stats(stats, ballooned);
     }
 
     fn relief(&self, pages: u64) {

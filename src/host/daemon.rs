@@ -19,6 +19,8 @@ use crate::units::Pages;
 
 /// How long guests get to end when the daemon does.
 pub(super) const GUESTS_GRACE: Duration = Duration::from_secs(8);
+/// How long what is left of them may take after their processes were killed.
+pub(super) const KILLED_GRACE: Duration = Duration::from_secs(2);
 
 /// The reserve: so much of the budget, within bounds. Half of the low threshold of 1 %: first touches
 /// go on until low is entered, and what a reclaim batch needs for a moment is a few pages. In any case it

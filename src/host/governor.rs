@@ -21,7 +21,7 @@ use super::vm_settings;
 use super::watchdog::Watchdog;
 use crate::page::Budget;
 use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
-use crate::reclaim::{Job, ScanSettings, host_ghz};
+use crate::reclaim::{Job, ScanSettings, Selection, host_ghz};
 use crate::settings::{Domain, HostSettings, VmSettings};
 use crate::telemetry::{self, Overcommit};
 use crate::throttle::Throttle;
@@ -149,13 +149,15 @@ impl Governor {
         for member in &members {
             self.apply_settings(member, &settings, members.len());
             watch_balloon(member, now);
+            // Its shares are of intervals, whether anybody looks at them or not.
+            let _ = member.stalled();
         }
         self.note_overcommit(&members, now);
         let asked = (self.state(), self.configuration.revision());
         let floor = settings.sample_active_pct_min;
         balance.look(now, settings.balance_period, asked, &members, floor);
         let seen = (asked.0, self.seed.fetch_add(1, Ordering::Relaxed));
-        let snapshot = snapshot(&self.budget, &members, seen, |vm| balance.active(vm));
+        let snapshot = snapshot(&self.budget, &members, seen, now, |vm| balance.active(vm));
         let config = settings.policy();
         let plan = plan(&snapshot, &config);
         self.carry_out(&members, &snapshot, (&config, &plan));
@@ -183,6 +185,10 @@ impl Governor {
         };
         member.worker.set_scan_rate(rate);
         member.worker.set_sample_period(settings.sample_period);
+        member.worker.set_selection(match settings.second_chance {
+            true => Selection::SecondChance,
+            false => Selection::Random,
+        });
         set_zip_max(member, zip_max(member, settings));
         let pages = member.vm.params.pages;
         member.set_balloon_max(vm_settings::balloon_max(pages, &own, settings));

@@ -12,7 +12,7 @@ use crate::reclaim::WorkerHandle;
 use crate::settings::{Domain, VmSettings};
 use crate::sys::Process;
 use crate::units::Pages;
-use crate::vm::Vm;
+use crate::vm::{Stalled, Vm};
 
 /// How long a guest may owe the answer to a command before nothing is expected of it. A good one takes a
 /// millisecond; on a machine that is busy, some hundred.
@@ -49,6 +49,8 @@ pub(super) struct BalloonLine {
     progress: Mutex<AgentProgress>,
     waited_for: AtomicBool,
     stats: Mutex<GuestStats>,
+    /// Its size and what the guest had free beside it, when the guest last told.
+    free: Mutex<Option<Pages>>,
     relief: Mutex<Relief>,
 }
 
@@ -70,6 +72,7 @@ impl BalloonLine {
             progress: Mutex::default(),
             waited_for: AtomicBool::new(false),
             stats: Mutex::default(),
+            free: Mutex::default(),
             relief: Mutex::default(),
         }
     }
@@ -107,8 +110,16 @@ impl BalloonLine {
         lock(&self.progress).brings()
     }
 
-    pub(super) fn set_stats(&self, stats: &GuestStats) {
+    /// The guest, which has given so many pages up, says this about itself.
+    pub(super) fn set_stats(&self, stats: &GuestStats, ballooned: Pages) {
+        let free = stats.free.map(|free| Pages(ballooned.0 + free.pages().0));
+        *lock(&self.free) = free;
         lock(&self.stats).clone_from(stats);
+    }
+
+    /// The size up to which it takes only pages that its guest has free; `None`: not known.
+    pub(super) fn free(&self) -> Option<Pages> {
+        *lock(&self.free)
     }
 
     /// What the guest said about itself last.
@@ -175,6 +186,13 @@ impl Member {
     /// Whether its guest does not answer.
     pub(super) fn is_mute(&self) -> bool {
         self.link.silence() >= MUTE
+    }
+
+    /// For how long its threads have stood still.
+    pub(super) fn stalled(&self) -> Stalled {
+        // Where the kernel does not tell, a guest cannot prove that it has more than one.
+        let threads = || self.process.threads().unwrap_or(1);
+        self.vm.stalled(threads, Instant::now())
     }
 
     /// Lets its balloon hold at most so many pages.

@@ -77,6 +77,13 @@ impl Members {
         }
     }
 
+    /// Ends the processes of all guests: one may keep the thread waiting that should see to its end.
+    pub(super) fn kill(&self) {
+        for member in self.all() {
+            let _ = member.process.kill(Duration::ZERO);
+        }
+    }
+
     /// Whether the host ends.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)

@@ -64,7 +64,7 @@ use crate::sys::readers_cannot_write;
 
 pub use bare::{BareHost, BareVm};
 use capability::Capabilities;
-use daemon::{GUESTS_GRACE, Host};
+use daemon::{GUESTS_GRACE, Host, KILLED_GRACE};
 use error::kernel;
 pub use error::{EngineUnavailable, HostError, MIN_MEMORY};
 use listen::Listeners;
@@ -107,7 +107,12 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     tracing::info!(signal = ended_by.as_str(), "host ends");
     host.stop();
     listeners.stop();
-    if !host.members.wait_until_empty(GUESTS_GRACE) {
+    let mut all_ended = host.members.wait_until_empty(GUESTS_GRACE);
+    if !all_ended {
+        host.members.kill();
+        all_ended = host.members.wait_until_empty(KILLED_GRACE);
+    }
+    if !all_ended {
         tracing::warn!("guests are still ending; they are left to the kernel");
     }
     drop(server);

@@ -62,10 +62,6 @@ enum HandshakeError {
     Channels { channels: u16 },
     #[error("READY comes with {got} descriptors; {wanted} belong to it")]
     Descriptors { got: usize, wanted: usize },
-    #[error(
-        "descriptor {index} of READY is no SOCK_SEQPACKET socket, as a fault channel has to be"
-    )]
-    Channel { index: usize },
     #[error("READY maps RAM at {base:#x}: not page aligned, or it leaves the address space")]
     Base { base: u64 },
     #[error(transparent)]
@@ -93,6 +89,21 @@ pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
     }
 }
 
+/// The fault channels of a guest. Nobody but the daemon ever holds its ends: who has a descriptor of a socket can
+/// have the kernel hold its lock for ever, by receiving into a page that is never brought.
+struct Channels {
+    ours: Vec<SeqPacket>,
+    theirs: Vec<SeqPacket>,
+}
+
+impl Channels {
+    fn new(count: u16) -> io::Result<Self> {
+        let pairs: io::Result<Vec<_>> = (0..count).map(|_| SeqPacket::pair()).collect();
+        let (ours, theirs) = pairs?.into_iter().unzip();
+        Ok(Self { ours, theirs })
+    }
+}
+
 /// A guest whose handshake is done but for the last word.
 struct Powered {
     id: VmId,
@@ -101,7 +112,7 @@ struct Powered {
     process: Process,
     ready: Ready,
     uffd: Option<Arc<Uffd>>,
-    channels: Vec<SeqPacket>,
+    channels: Channels,
     doorbell: Doorbell,
 }
 
@@ -127,7 +138,8 @@ fn power_on(host: &Arc<Host>, socket: &SeqPacket) -> Result<Powered, HandshakeEr
             wanted: "READY",
         });
     };
-    let (uffd, channels) = check_ready(&admitted, &ready, fds)?;
+    let uffd = check_ready(&admitted, &ready, fds)?;
+    let channels = Channels::new(ready.channels).map_err(kernel("make the fault channels"))?;
     let doorbell = Doorbell::new().map_err(kernel("make an eventfd"))?;
     Ok(Powered {
         id,
@@ -197,40 +209,28 @@ fn welcome(
         .map_err(kernel("send WELCOME"))
 }
 
-type Descriptors = (Option<Arc<Uffd>>, Vec<SeqPacket>);
-
 fn check_ready(
     admitted: &Admitted,
     ready: &Ready,
     mut fds: Vec<OwnedFd>,
-) -> Result<Descriptors, HandshakeError> {
-    let channels = usize::from(ready.channels);
-    if channels == 0 || channels > MAX_CHANNELS {
-        return Err(HandshakeError::Channels {
-            channels: ready.channels,
-        });
+) -> Result<Option<Arc<Uffd>>, HandshakeError> {
+    let channels = ready.channels;
+    if channels == 0 || usize::from(channels) > MAX_CHANNELS {
+        return Err(HandshakeError::Channels { channels });
     }
     let size = Pages(u64::from(admitted.params.pages)).bytes().0;
     if !ready.base.is_multiple_of(PAGE_SIZE as u64) || ready.base.checked_add(size).is_none() {
         return Err(HandshakeError::Base { base: ready.base });
     }
-    let uffds = usize::from(admitted.engine == EngineKind::Uffd);
-    let (got, wanted) = (fds.len(), uffds + channels);
+    let wanted = usize::from(admitted.engine == EngineKind::Uffd);
+    let got = fds.len();
     if got != wanted {
         return Err(HandshakeError::Descriptors { got, wanted });
     }
-    let sockets: Vec<SeqPacket> = fds.split_off(uffds).into_iter().map(Into::into).collect();
-    if let Some(index) = sockets.iter().position(|socket| !socket.is_seqpacket()) {
-        return Err(HandshakeError::Channel {
-            index: uffds + index,
-        });
-    }
-    let uffd = fds
-        .pop()
+    fds.pop()
         .map(|fd| Uffd::from_guest(fd).map(Arc::new))
         .transpose()
-        .map_err(kernel("take over the guest's userfaultfd"))?;
-    Ok((uffd, sockets))
+        .map_err(kernel("take over the guest's userfaultfd"))
 }
 
 fn engine(
@@ -262,6 +262,7 @@ impl Powered {
             metadata,
             ..
         } = self.admitted;
+        let Channels { ours, theirs } = self.channels;
         let link = Arc::new(Link::new(socket));
         let base = self.ready.base;
         // Without it every page that is due is hashed, which costs time and nothing else.
@@ -289,7 +290,7 @@ impl Powered {
                 pid: process.pid(),
                 base,
                 uffd: self.uffd,
-                sockets: self.channels,
+                sockets: ours,
             };
             FaultThread::new(vm, link, guest, attacher)
         });
@@ -317,11 +318,10 @@ impl Powered {
         });
         host.members.add(Arc::clone(&member));
         log_power_on(&member, tracks_writes);
-        let ended = if link.go() && !host.members.is_closed() {
-            faults.run()
-        } else {
-            Ended::GuestGone
-        };
+        let runs = link.go(&theirs) && !host.members.is_closed();
+        // The guest has its own descriptors of them now.
+        drop(theirs);
+        let ended = if runs { faults.run() } else { Ended::GuestGone };
         power_off(host, &member, worker, &ended);
         drop(name);
     }

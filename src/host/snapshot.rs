@@ -2,21 +2,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::member::Member;
 use crate::page::{Budget, Home};
 use crate::policy::{FreeState, HostSnapshot, VmSnapshot};
 use crate::units::{FrameId, Pages, VmId};
 
-/// The whole host. `active` tells what each VM is estimated to use, `seed` differs from snapshot to
+/// The whole host, at the time `now`. `active` tells what each VM is estimated to use, `seed` differs from snapshot to
 /// snapshot.
 pub(super) fn snapshot(
     budget: &Budget,
     members: &[Arc<Member>],
     (state, seed): (FreeState, u64),
+    now: Instant,
     active: impl Fn(VmId) -> Option<Pages>,
 ) -> HostSnapshot {
-    let vm = |member: &Arc<Member>| vm_snapshot(member, active(member.vm.id));
+    let vm = |member: &Arc<Member>| vm_snapshot(member, now, active(member.vm.id));
     HostSnapshot {
         budget: budget.total(),
         used: budget.used(),
@@ -51,6 +53,7 @@ pub(super) fn only_promised((size, reservation): (Pages, Pages)) -> VmSnapshot {
         balloon_by_hand: None,
         balloon_max: Pages(0),
         relief: None,
+        balloon_free: None,
         active: None,
         swap_room: Pages(0),
         swap_failing: false,
@@ -59,7 +62,7 @@ pub(super) fn only_promised((size, reservation): (Pages, Pages)) -> VmSnapshot {
     }
 }
 
-fn vm_snapshot(member: &Member, active: Option<Pages>) -> VmSnapshot {
+fn vm_snapshot(member: &Member, now: Instant, active: Option<Pages>) -> VmSnapshot {
     let vm = &member.vm;
     let settings = member.settings();
     let size = Pages(u64::from(vm.params.pages));
@@ -77,7 +80,7 @@ fn vm_snapshot(member: &Member, active: Option<Pages>) -> VmSnapshot {
         (u64::from(zip.pages_used()), u64::from(zip.max_pages()))
     };
     let swap = vm.swap.stats();
-    let exhausted = vm.exhausted();
+    let exhausted = vm.exhausted(now);
     let room = |pages: u64, exhausted: bool| Pages(if exhausted { 0 } else { pages });
     VmSnapshot {
         id: vm.id,
@@ -101,6 +104,7 @@ fn vm_snapshot(member: &Member, active: Option<Pages>) -> VmSnapshot {
         balloon_by_hand: vm.orders.manual(),
         balloon_max: member.balloon.max(),
         relief: member.balloon.relief(),
+        balloon_free: member.balloon.free(),
         active,
         swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
         swap_failing: vm.is_swap_failing(),
@@ -118,4 +122,41 @@ pub(super) fn sharing_saved(member: &Member) -> Pages {
     let shared = member.vm.table.count(Home::Shared(FrameId(0)));
     let saved = counts.saved().0;
     Pages(shared.min(shared * saved / counts.refs.0.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::rig::{Rig, hello};
+    use super::*;
+    use crate::vm::Means;
+
+    /// The room that the swap file and the compression cache of the only VM have at this time.
+    fn room(rig: &Rig, now: Instant) -> [Pages; 2] {
+        let seen = (FreeState::High, 0);
+        let host = snapshot(&rig.budget, &rig.members.all(), seen, now, |_| None);
+        [host.vms[0].swap_room, host.vms[0].zip_room]
+    }
+
+    #[test]
+    fn eviction_that_found_nothing_is_worth_another_try_a_second_later() {
+        let rig = Rig::new(None);
+        let vm = rig.run(&hello("a", 1024));
+        vm.vm.zip.lock().set_max_pages(100);
+        let now = Instant::now();
+        let all = room(&rig, now);
+        assert!(all[0] > Pages(0) && all[1] > Pages(0), "{all:?}");
+        let swap = Means {
+            compress: false,
+            swap: true,
+        };
+        vm.vm.note_evicted(Pages(0), swap, now);
+        assert_eq!(room(&rig, now), [Pages(0), all[1]]);
+        let almost = Duration::from_millis(999);
+        assert_eq!(room(&rig, now + almost), [Pages(0), all[1]]);
+        assert_eq!(room(&rig, now + Duration::from_secs(1)), all);
+        vm.vm.note_evicted(Pages(1), swap, now);
+        assert_eq!(room(&rig, now), all);
+    }
 }

@@ -1,7 +1,7 @@
 //! The daemon as [`crate::telemetry`] tells it.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::daemon::Host;
 use super::member::Member;
@@ -10,11 +10,11 @@ use crate::page::Claims;
 use crate::policy;
 use crate::telemetry::{
     ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, FreeState,
-    GuestClaims, Homes, HostStatus, LatencyStatus, ScanStatus, ShareStatus, SwapStatus, Thresholds,
-    Totals, VmStatus,
+    GuestClaims, Homes, HostStatus, LatencyStatus, ScanStatus, ShareStatus, StallStatus,
+    SwapStatus, Thresholds, Totals, VmStatus,
 };
 use crate::units::Pages;
-use crate::vm::Vm;
+use crate::vm::{Cause, Stalled, Vm};
 
 impl Host {
     pub(super) fn host_status(&self) -> HostStatus {
@@ -106,6 +106,7 @@ impl Host {
             guest: guest(member),
             swap: swap(vm),
             faults: faults(vm),
+            stalls: stalls(&member.stalled()),
             scan: scan(vm),
             evict: evict(vm),
             vmas: u64::from(vm.vmas.upper_bound()),
@@ -214,6 +215,7 @@ fn guest(member: &Member) -> GuestClaims {
         major_faults: stats.major_faults,
         minor_faults: stats.minor_faults,
         oom_kills: stats.oom_kills,
+        swap_wait_us: stats.swap_wait_us,
     }
 }
 
@@ -236,13 +238,32 @@ fn faults(vm: &Vm) -> FaultStatus {
         refill_zip: stats.refill_zip.get(),
         refill_swap: stats.refill_swap.get(),
         cow_break: stats.breaks.get(),
-        inline: stats.inline_refills.get() + stats.inline_breaks.get(),
+        inline: stats.inline_touches.get() + stats.inline_refills.get() + stats.inline_breaks.get(),
         pop: stats.pops.get(),
         parked: stats.parked.get() + stats.starved.get(),
         latency: vm.latency().map(|latency| LatencyStatus {
             p50_us: latency.p50_us,
             p99_us: latency.p99_us,
         }),
+    }
+}
+
+fn stalls(stalled: &Stalled) -> StallStatus {
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let of = |cause| micros(stalled.threads[cause]);
+    let percent = |share: f64| (share * 10_000.0).round() / 100.0;
+    StallStatus {
+        first_touch_us: of(Cause::FirstTouch),
+        refill_zip_us: of(Cause::RefillZip),
+        refill_swap_us: of(Cause::RefillSwap),
+        cow_break_us: of(Cause::Break),
+        open_us: of(Cause::Open),
+        blocked_us: of(Cause::Blocked),
+        memory_us: of(Cause::Memory),
+        busy_us: of(Cause::Busy),
+        stalled_us: micros(stalled.any),
+        latency_percent: percent(stalled.latest),
+        latency_minute_percent: percent(stalled.minute),
     }
 }
 

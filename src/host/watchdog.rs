@@ -3,12 +3,14 @@
 //! Reclaim needs the guest's help: its shim acknowledges each command. And the budget needs its honesty: a shim
 //! holds its RAM as a file, which it can fill without asking anybody. Nothing can force either, so a guest
 //! that takes what it was not given ([`overdraft`]), or keeps what others are promised by not answering
-//! ([`overdue`]), is ended. Each is told why, and so is the log.
+//! ([`overdue`]), is ended. Each is told why, and so is the log. One that was told to end, and keeps the VM's own
+//! thread from seeing to it ([`overstay`]), is killed.
 //!
 //! The policy thread looks each time it has handed out a plan. A look costs one `fstat(2)` for each VM.
 
 mod overdraft;
 mod overdue;
+mod overstay;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,13 +20,18 @@ use super::member::Member;
 use crate::page::{Claims, Home};
 use crate::policy::{FreeState, HostSnapshot, VmSnapshot};
 use crate::sys::files_in_memory_are_huge;
+use crate::throttle::Throttle;
 use crate::units::{Pages, VmId};
 use overdraft::Overdraft;
 use overdue::{Debtor, Need, Why, overdue};
+use overstay::overstays;
 
 /// The shortest time between two looks at what the kernel counts: the policy looks more often when memory
 /// runs short, and what is under way must have had time to end.
 const COUNT_PERIOD: Duration = Duration::from_millis(200);
+
+/// A process that does not die is killed at each look.
+static KILLS: Throttle = Throttle::new(20, Duration::from_secs(1));
 
 /// What is remembered from look to look.
 #[derive(Debug)]
@@ -61,6 +68,7 @@ impl Watchdog {
         state: FreeState,
         now: Instant,
     ) {
+        look_at_ends(members, now);
         if self.counts && self.counted.is_none_or(|at| now - at >= COUNT_PERIOD) {
             self.counted = Some(now);
             self.look_at_counts(members);
@@ -120,6 +128,22 @@ impl Watchdog {
         );
         let why = format!("its guest has not answered for {silence_s} s, and {needed}");
         member.end(&why);
+    }
+}
+
+fn look_at_ends(members: &[Arc<Member>], now: Instant) {
+    let over = |member: &&Arc<Member>| overstays(member.link.ended(), now);
+    for Member { vm, process, .. } in members.iter().filter(over).map(Arc::as_ref) {
+        if !process.wait(Duration::ZERO) {
+            KILLS.line(|unsaid| {
+                tracing::error!(
+                    vm = %vm.params.name, pid = process.pid(), unsaid,
+                    "VM was told to end and has not: its guest is killed"
+                );
+            });
+            // The VM's own thread notices, as soon as it runs again.
+            let _ = process.kill(Duration::ZERO);
+        }
     }
 }
 

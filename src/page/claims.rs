@@ -15,11 +15,12 @@
 use std::sync::{Arc, OnceLock};
 
 use memvisor_guest_agent::protocol::claims::{
-    BREAKS, CREDIT, CREDITS, MARK, NO_CREDIT, Place, State, TOLD, USED, Words, credit_word, row,
+    BREAKS, CREDIT, CREDITS, FREE, MARK, NO_CREDIT, Place, State, Stood, TOLD, USED, Words,
+    credit_word, row,
 };
 
-use super::Home;
 use super::parking::Parking;
+use super::{Entry, Home};
 use crate::seeded::Seeded;
 use crate::sync::{AtomicU64, Ordering};
 use crate::units::Gfn;
@@ -64,14 +65,15 @@ impl Claims {
         }
     }
 
-    /// What may be offered of a page at this home. The next access to a sampled page is to be counted: it is for
-    /// the daemon to see.
-    pub(super) const fn offer_of(home: Home, is_sampled: bool) -> State {
-        match home {
-            _ if is_sampled => State::None,
+    /// What may be offered of a page. The next access to a sampled page is to be counted: it is for the daemon to see.
+    pub(super) const fn offer_of(entry: Entry) -> State {
+        match entry.home() {
+            _ if entry.is_sampled() => State::None,
             Home::Compressed(_) => State::Zip,
             Home::Shared(_) => State::Frame,
-            _ => State::None,
+            Home::Untouched | Home::Zero => State::Empty,
+            Home::Resident if !entry.is_open() => State::Frozen,
+            Home::Resident | Home::Swapped(_) | Home::Ballooned => State::None,
         }
     }
 
@@ -95,7 +97,7 @@ impl Claims {
             match State::decode(word) {
                 // A guest may destroy its own offers.
                 Some(State::None) => return Revoked::Yes,
-                Some(State::Zip | State::Frame) => {
+                Some(State::Zip | State::Frame | State::Empty | State::Frozen) => {
                     match self.words.compare_exchange(at, word, State::None.encode()) {
                         Ok(_) => return Revoked::Yes,
                         Err(now) => word = now,
@@ -115,9 +117,20 @@ impl Claims {
         Revoked::Claimed
     }
 
-    /// The guest used `credit` for the locked page `gfn`: from here on that is the page's memory.
+    /// The guest used `credit` for the locked page `gfn`: from here on that is the page's memory. A resident page has
+    /// memory and takes none.
     /// `false`: it had no such credit.
-    pub(super) fn settle(&self, gfn: Gfn, credit: u32) -> bool {
+    pub(super) fn settle(&self, gfn: Gfn, home: Home, credit: u32) -> bool {
+        if (credit == FREE) != (home == Home::Resident) {
+            self.lied(format!(
+                "it says that it used credit {credit} for {gfn}, which is {home:?}"
+            ));
+            return false;
+        }
+        if credit == FREE {
+            self.words.store(row(gfn), State::None.encode());
+            return true;
+        }
         let at = credit_word(credit);
         let word = self.words.load(at);
         // The word first: once the bit is clear, the credit may be granted again.
@@ -231,6 +244,12 @@ impl Claims {
         self.credits(true).filter_map(used).filter(is_done)
     }
 
+    /// For how long threads of the guest say that they stood still: the words of [`Stood::ALL`].
+    #[must_use]
+    pub fn stood(&self) -> [u32; Stood::ALL.len()] {
+        Stood::ALL.map(|stood| self.words.load(stood.word()))
+    }
+
     /// Allows or forbids to break shared pages without asking.
     pub fn allow_breaks(&self, allowed: bool) {
         self.words.store(BREAKS, u32::from(allowed));
@@ -258,6 +277,7 @@ mod tests {
 
     const PAGES: u32 = 8;
     const GFN: Gfn = Gfn(5);
+    const ZIP: Home = Home::Compressed(SlotId(1));
 
     /// Memory of one thread.
     #[derive(Debug)]
@@ -295,18 +315,6 @@ mod tests {
     }
 
     #[test]
-    fn offers_follow_the_home() {
-        let offers = |home| Claims::offer_of(home, false);
-        assert_eq!(offers(Home::Compressed(SlotId(1))), State::Zip);
-        assert_eq!(offers(Home::Shared(crate::units::FrameId(1))), State::Frame);
-        let sampled = Claims::offer_of(Home::Shared(crate::units::FrameId(1)), true);
-        assert_eq!(sampled, State::None, "its mapping is closed");
-        for home in [Home::Untouched, Home::Resident, Home::Ballooned] {
-            assert_eq!(offers(home), State::None);
-        }
-    }
-
-    #[test]
     fn credits_are_paid_for_and_come_back_unless_they_were_used() {
         let (claims, table) = claims();
         let mut left = 3;
@@ -319,7 +327,7 @@ mod tests {
         assert_eq!(claims.done().collect::<Vec<_>>(), [GFN]);
         assert_eq!(claims.revoke(GFN), Revoked::Done(0));
         assert_eq!(claims.take_back(), 1);
-        assert!(claims.settle(GFN, 0));
+        assert!(claims.settle(GFN, ZIP, 0));
         assert_eq!((claims.held(), claims.lie()), (0, None));
         assert_eq!(claims.revoke(GFN), Revoked::Yes);
     }
@@ -331,7 +339,7 @@ mod tests {
         bring(&claims, &table, GFN);
         claims.look_for_forged();
         assert_eq!(claims.lie(), None, "one is used, two are not");
-        assert!(claims.settle(GFN, 0));
+        assert!(claims.settle(GFN, ZIP, 0));
         assert_eq!(claims.take_back(), 2);
         claims.look_for_forged();
         assert_eq!(claims.lie(), None, "none is left");
@@ -362,7 +370,7 @@ mod tests {
     fn credit_that_was_not_granted_or_is_used_twice_is_a_lie() {
         let (first, table) = claims();
         table.store(credit_word(9), GFN.0 + USED);
-        assert!(!first.settle(GFN, 9));
+        assert!(!first.settle(GFN, ZIP, 9));
         assert!(
             first
                 .lie()
@@ -372,8 +380,8 @@ mod tests {
         let (second, table) = claims();
         second.grant(1, || true);
         bring(&second, &table, GFN);
-        assert!(second.settle(GFN, 0));
-        assert!(!second.settle(Gfn(1), 0));
+        assert!(second.settle(GFN, ZIP, 0));
+        assert!(!second.settle(Gfn(1), ZIP, 0));
         assert!(second.lie().is_some());
         assert_eq!(second.held(), 0);
     }

@@ -6,7 +6,7 @@
 //! bit  0..3   kind of home
 //!      3      LOCKED   somebody is moving the page; its home may only be changed by them
 //!      4      WAITED   a fault waits for the lock; whoever unlocks must wake it
-//!      5      OPEN     the guest may read and write the RAM page (mprotect engine)
+//!      5      OPEN     the guest was given the RAM page, to read and write, and it was not frozen since
 //!      6      SAMPLED  the next access is to be counted; a shared page is closed meanwhile
 //!      7      REFILLED came back from a store, and the scanner has not looked since
 //!      8..16  back-off of the scanner: passes to skip (5 bits), exponent (3 bits)
@@ -82,7 +82,8 @@ impl Entry {
         self.0 & LOCKED != 0
     }
 
-    /// Whether the guest may access the RAM page without asking (mprotect engine only).
+    /// Whether the guest was given the RAM page and it was not frozen since. A resident page that is not open is not
+    /// mapped; one that is may have lost its mapping to the guest's kernel, in engine uffd.
     #[must_use]
     pub const fn is_open(self) -> bool {
         self.0 & OPEN != 0
@@ -108,7 +109,7 @@ impl Entry {
 
     /// What is offered of the page while it is unlocked.
     const fn offer(self) -> State {
-        Claims::offer_of(self.home(), self.is_sampled())
+        Claims::offer_of(self)
     }
 
     /// The low half of the hash that a resident page had at the last scan; zero if there was none.

@@ -40,6 +40,9 @@ pub(super) fn target(
     } else {
         asked_by_limit(vm)
     };
+    if config.balloon_takes_free_only {
+        return asked.min(spare(vm, config)).min(cap);
+    }
     if rules.gives() {
         // A guest that asked for relief is pressed no further.
         let most = vm.relief.unwrap_or(cap).min(cap);
@@ -47,6 +50,15 @@ pub(super) fn target(
     } else {
         asked.max(vm.ballooned).min(cap)
     }
+}
+
+/// The size up to which the balloon of a VM takes only pages that its guest has free and that cost the host something,
+/// and leaves the guest its headroom: a guest that pages for its balloon is slower than a host that compresses for it.
+/// A guest that does not say what it has free keeps it.
+fn spare(vm: &VmSnapshot, config: &Config) -> Pages {
+    let costs_nothing = total([vm.untouched, vm.zero]);
+    let kept = percent_of(vm.size, config.headroom_percent).max(costs_nothing);
+    vm.balloon_free.unwrap_or_default().saturating_sub(kept)
 }
 
 /// The pages that the balloon of a VM must hold because the VM wants more than it may have.

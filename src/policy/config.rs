@@ -83,6 +83,8 @@ pub struct Config {
     /// 30 ms of writing to a fast disk), at least 1: a round must end before the next snapshot is
     /// worth taking. Our choice.
     pub evict_round: Pages,
+    /// Whether balloons take no more than what their guests have free. Default false, as in ESX. Our choice.
+    pub balloon_takes_free_only: bool,
 }
 
 impl Default for Config {
@@ -97,6 +99,7 @@ impl Default for Config {
             idle_tax_type: IdleTaxType::default(),
             zip_enabled: true,
             evict_round: Pages(4096),
+            balloon_takes_free_only: false,
         }
     }
 }

@@ -55,6 +55,7 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
             balloon_by_hand: None,
             balloon_max: Pages(size * means.1 / 100),
             relief: None,
+            balloon_free: None,
             active: active.map(|percent| Pages(size * percent / 100)),
             swap_room: Pages(means.2),
             swap_failing: means.3,

@@ -104,6 +104,9 @@ pub struct VmSnapshot {
     /// balloon is to hold. None: it has not. Ignored in hard and low.
     #[serde(default)]
     pub relief: Option<Pages>,
+    /// The size up to which its balloon takes only pages that its guest has free, as the guest says. None: not known.
+    #[serde(default)]
+    pub balloon_free: Option<Pages>,
     /// Guest pages it is estimated to be using; more than its size counts as its size. None: not known yet.
     #[serde(default)]
     pub active: Option<Pages>,
@@ -299,6 +302,7 @@ impl VmSnapshot {
             balloon_brings: None,
             balloon_max: Pages(size),
             relief: None,
+            balloon_free: None,
             active: None,
             swap_room: Pages(size),
             swap_failing: false,

@@ -2,8 +2,8 @@
 
 use std::iter::Peekable;
 
-use super::stash::{Cluster, Stash, spill};
-use super::victims::{Dice, choose};
+use super::stash::{Cluster, NotZipped, Stash, spill};
+use super::victims::{Dice, SecondChance, Selection, choose};
 use crate::digest::digest;
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard};
@@ -24,6 +24,10 @@ pub struct Evictor {
     stash: Stash,
     cluster: Cluster,
     dice: Dice,
+    selection: Selection,
+    second_chance: SecondChance,
+    /// Pages that did not compress and wait on, of the latest batch.
+    deferred: Vec<Gfn>,
     contents: Vec<PageBuf>,
 }
 
@@ -35,8 +39,16 @@ impl Evictor {
             stash: Stash::new(),
             cluster: Cluster::default(),
             dice: Dice::new(seed),
+            selection: Selection::default(),
+            second_chance: SecondChance::default(),
+            deferred: Vec::new(),
             contents: Vec::new(),
         }
+    }
+
+    /// Chooses victims so from now on.
+    pub const fn select(&mut self, selection: Selection) {
+        self.selection = selection;
     }
 
     /// Evicts up to `want` pages, at most a batch; how many left. Pages that are zero or equal to a
@@ -54,9 +66,19 @@ impl Evictor {
         vm.settle_done();
         vm.give_back_emptied();
         let want = usize::try_from(want.0).unwrap_or(BATCH).min(BATCH);
+        if self.selection == Selection::SecondChance {
+            let evicted = self.evict_unwanted(vm, want, means)?;
+            if evicted > Pages(0) || self.has_deferred() {
+                return Ok(evicted);
+            }
+        }
+        // Nothing is watched, or everything that was is used.
         let victims = choose(vm, &mut self.dice, want, |home| home == Home::Resident);
         if !victims.is_empty() {
-            return self.evict_resident(vm, victims, means);
+            if !freeze(vm, victims.iter())? {
+                return Ok(Pages(0));
+            }
+            return self.evict_frozen(vm, victims, means, false);
         }
         // A shared page has no other place to go to.
         if !means.compress && !means.swap {
@@ -77,18 +99,43 @@ impl Evictor {
         Ok(spill(vm, want))
     }
 
-    fn evict_resident<'a>(
+    /// Whether pages of the latest batch wait on that did not compress: there is something to evict, later.
+    #[must_use]
+    pub const fn has_deferred(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+
+    /// Pages that nobody wanted back. Those that only the swap file would take wait on, unless memory is scarce.
+    fn evict_unwanted(&mut self, vm: &Vm, want: usize, means: Means) -> Result<Pages, EngineError> {
+        self.deferred.clear();
+        let victims = self.second_chance.choose(vm, want)?;
+        let waits = means.compress && means.swap && !vm.budget.is_scarce();
+        let evicted = self.evict_frozen(vm, victims, means, waits)?;
+        self.second_chance.defer(&self.deferred);
+        let dense = self.second_chance.choose_dense(vm, want);
+        let means = Means {
+            compress: false,
+            ..means
+        };
+        let swapped = self.evict_frozen(vm, dense, means, false)?;
+        Ok(Pages(evicted.0 + swapped.0))
+    }
+
+    /// What does not compress is deferred if it `waits`.
+    fn evict_frozen<'a>(
         &mut self,
         vm: &'a Vm,
         victims: Vec<PageGuard<'a>>,
         means: Means,
+        waits: bool,
     ) -> Result<Pages, EngineError> {
-        if !freeze(vm, victims.iter())? {
+        if victims.is_empty() {
             return Ok(Pages(0));
         }
         // Only now: many a VM is never evicted.
         self.contents.resize_with(AT_ONCE, PageBuf::zeroed);
-        let mut leaving = Leaving::new(victims.len(), means, &mut self.cluster);
+        let deferred = waits.then_some(&mut self.deferred);
+        let mut leaving = Leaving::new(victims.len(), means, &mut self.cluster, deferred);
         let mut matches = Vec::new();
         let mut victims = victims.into_iter().peekable();
         while let Some(run) = next_run(&mut victims) {
@@ -136,7 +183,7 @@ impl Evictor {
         means: Means,
     ) -> Result<Pages, EngineError> {
         let pool = vm.pool();
-        let mut leaving = Leaving::new(victims.len(), means, &mut self.cluster);
+        let mut leaving = Leaving::new(victims.len(), means, &mut self.cluster, None);
         let mut content = PageBuf::zeroed();
         for page in victims {
             let Home::Shared(frame) = page.home() else {
@@ -156,10 +203,17 @@ struct Leaving<'a, 'c> {
     queued: Vec<PageGuard<'a>>,
     cluster: &'c mut Cluster,
     means: Means,
+    /// Where pages go that do not compress and wait on.
+    deferred: Option<&'c mut Vec<Gfn>>,
 }
 
 impl<'a, 'c> Leaving<'a, 'c> {
-    fn new(pages: usize, means: Means, cluster: &'c mut Cluster) -> Self {
+    fn new(
+        pages: usize,
+        means: Means,
+        cluster: &'c mut Cluster,
+        deferred: Option<&'c mut Vec<Gfn>>,
+    ) -> Self {
         // A batch that was given up may have left something.
         cluster.clear();
         let stored = Vec::with_capacity(pages);
@@ -168,6 +222,7 @@ impl<'a, 'c> Leaving<'a, 'c> {
             queued: Vec::new(),
             cluster,
             means,
+            deferred,
         }
     }
 
@@ -176,16 +231,20 @@ impl<'a, 'c> Leaving<'a, 'c> {
         let zipped = if compress {
             stash.zip(vm, page.gfn(), content, swap)
         } else {
-            None
+            Err(NotZipped::NoRoom)
         };
-        if let Some(slot) = zipped {
-            vm.stats.evict_zip.one();
-            self.stored.push((page, Home::Compressed(slot)));
-        } else if swap {
-            self.cluster.push(content);
-            self.queued.push(page);
-        } else {
-            vm.stats.evict_failed.one();
+        match (zipped, &mut self.deferred) {
+            (Ok(slot), _) => {
+                vm.stats.evict_zip.one();
+                self.stored.push((page, Home::Compressed(slot)));
+            }
+            // It stays frozen, and is unlocked here.
+            (Err(NotZipped::Dense), Some(deferred)) => deferred.push(page.gfn()),
+            (Err(_), _) if swap => {
+                self.cluster.push(content);
+                self.queued.push(page);
+            }
+            (Err(_), _) => vm.stats.evict_failed.one(),
         }
     }
 

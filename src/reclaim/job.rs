@@ -2,13 +2,14 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use crossbeam::select;
 use memvisor_guest_agent::protocol::balloon::StatusRun;
 
+use super::victims::Selection;
 use crate::pool::Pool;
 use crate::share::AttachRequest;
 use crate::units::{Gfn, GfnRun};
@@ -79,6 +80,7 @@ pub(crate) fn queue() -> (WorkerHandle, Queue) {
 pub(super) struct Speeds {
     scan: AtomicU32,
     sample: AtomicU32,
+    second_chance: AtomicBool,
 }
 
 impl Speeds {
@@ -90,6 +92,14 @@ impl Speeds {
     /// A period of sampling; zero for none.
     pub(super) fn sample(&self) -> Duration {
         Duration::from_millis(self.sample.load(Ordering::Relaxed).into())
+    }
+
+    /// How victims are chosen.
+    pub(super) fn selection(&self) -> Selection {
+        match self.second_chance.load(Ordering::Relaxed) {
+            true => Selection::SecondChance,
+            false => Selection::Random,
+        }
     }
 }
 
@@ -123,6 +133,14 @@ impl WorkerHandle {
         if self.speeds.sample.swap(millis, Ordering::Relaxed) != millis {
             self.suggest(Job::Wake);
         }
+    }
+
+    /// Sets how victims are chosen.
+    pub fn set_selection(&self, selection: Selection) {
+        let second_chance = selection == Selection::SecondChance;
+        self.speeds
+            .second_chance
+            .store(second_chance, Ordering::Relaxed);
     }
 
     /// Has the worker end when it has done what it was asked for before.

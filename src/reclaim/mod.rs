@@ -34,4 +34,5 @@ pub(crate) use job::{Queue, queue};
 pub use pace::{ScanSettings, host_ghz};
 #[cfg(test)]
 pub(crate) use turn::Core;
+pub use victims::Selection;
 pub use worker::Worker;

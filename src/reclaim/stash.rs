@@ -23,6 +23,15 @@ pub(super) struct Stash {
     compressor: Compressor,
 }
 
+/// Why a page is not in the compression cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NotZipped {
+    /// It does not reach half its size.
+    Dense,
+    /// The cache is full of pages that nothing else takes, or there is no memory for it to grow.
+    NoRoom,
+}
+
 /// Pages that wait to be written to the swap file in one cluster. Its owner uses it again and again: a
 /// buffer of so many pages that is allocated for each batch is new memory each time, which the kernel
 /// clears and maps a page at a time.
@@ -93,27 +102,29 @@ impl Stash {
         }
     }
 
-    /// Compresses a page into the cache; where it `may_spill`, the oldest there make room for it. `None`: it
-    /// does not reach half its size, or the cache is full of pages that nothing else takes, or there
-    /// is no memory for it to grow.
+    /// Compresses a page into the cache; where it `may_spill`, the oldest there make room for it.
+    ///
+    /// # Errors
+    /// [`NotZipped`] says why it is not there.
     pub(super) fn zip(
         &mut self,
         vm: &Vm,
         gfn: Gfn,
         content: &PageBuf,
         may_spill: bool,
-    ) -> Option<SlotId> {
+    ) -> Result<SlotId, NotZipped> {
         let Some(payload) = self.compressor.compress(content) else {
             vm.stats.incompressible.one();
-            return None;
+            return Err(NotZipped::Dense);
         };
         let sum = checksum(&content.0);
-        match store(vm, gfn, payload, sum) {
+        let stored = match store(vm, gfn, payload, sum) {
             Err(StoreRefused::Full { .. }) if may_spill && spill(vm, SPILL) > Pages(0) => {
-                store(vm, gfn, payload, sum).ok()
+                store(vm, gfn, payload, sum)
             }
-            stored => stored.ok(),
-        }
+            stored => stored,
+        };
+        stored.map_err(|_| NotZipped::NoRoom)
     }
 }
 
@@ -122,9 +133,11 @@ fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRef
     let before = zip.pages_used();
     let granted = zip.would_grow(payload.len()) && vm.budget.take(1, Urgency::Reclaim);
     let stored = zip.store(gfn, payload, sum, granted);
-    let grown = zip.pages_used() - before;
+    let after = zip.pages_used();
     drop(zip);
-    vm.budget.give(u64::from(granted) - u64::from(grown));
+    // It may have fewer now.
+    vm.budget
+        .give(u64::from(before) + u64::from(granted) - u64::from(after));
     if let Ok(slot) = stored
         && !Seeded::StaleSlot.is_sown()
     {
@@ -137,7 +150,7 @@ fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRef
 /// its oldest pages to the swap file, at most one cluster. How many moved; none when the cache is
 /// within its cap, or when the swap file takes nothing.
 ///
-/// A page that moves frees memory only with the last page that shares its arena page, so a step may
+/// A page that moves frees an arena page only with the last other one that touches it, so a step may
 /// free none. The pages of one arena page came at about the same time: a few steps free most of what
 /// they moved.
 pub(super) fn trim_cache(vm: &Vm, limit: u32) -> Pages {

@@ -166,8 +166,12 @@ impl Core {
 
     fn evict(&mut self, now: Instant) -> Result<(), EngineError> {
         let Eviction { pages, means, .. } = self.vm.orders.evict();
+        self.evictor.select(self.speeds.selection());
         let evicted = self.evictor.evict(&self.vm, pages, means)?;
         self.vm.orders.evicted(evicted);
+        if evicted == Pages(0) && self.evictor.has_deferred() {
+            return Ok(());
+        }
         self.vm.note_evicted(evicted, means, now);
         if evicted == Pages(0) {
             self.evict_after = now + EVICT_PAUSE;

@@ -1,10 +1,27 @@
-//! Which pages of a VM are evicted: random ones, as in ESX, in short runs.
+//! Which resident pages of a VM are evicted.
 //!
-//! Random because any other order can be the worst one: a guest that pages by least-recent use and a
-//! host that does the same chase each other. In runs because a run of neighbours freezes, punches and
-//! swaps for little more than one page.
+//! *Random* ones, as in ESX, because any other order can be the worst one: a guest that pages by least-recent use and a
+//! host that does the same chase each other. In short runs, because a run of neighbours freezes, punches and swaps for
+//! little more than one page.
+//!
+//! But the pages of most guests are not used alike, and a random choice takes the used ones as often as the others: each
+//! costs a refill at once. So the other choice is a *second chance*. A hand goes round the VM and freezes resident
+//! pages ahead of need. They wait in a queue, in which a guest that wants one has it back for a minor fault, and what
+//! nobody wanted back until it comes to the head of the queue is evicted. Of a page that is used the guest loses one
+//! minor fault for each round of the hand; the longer the queue, the more pages are found to be used.
+//!
+//! A victim that does not compress would have to go to the swap file, from where it comes back in ten times the time of a
+//! compressed page. So it waits on in a second queue of the same length, and goes only when it was not wanted until it
+//! comes to the head of that.
+//!
+//! The page table knows which of them are still frozen: whoever gives one back marks it open, under its lock. So a victim
+//! need not be frozen again.
 
-use crate::page::{Home, PageGuard};
+use std::collections::VecDeque;
+
+use crate::engine::EngineError;
+use crate::page::{Entry, Home, PageGuard};
+use crate::remap::freeze;
 use crate::units::Gfn;
 use crate::vm::Vm;
 
@@ -35,6 +52,123 @@ impl Dice {
     }
 }
 
+/// How victims are chosen: `Memvisor.Victims`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum Selection {
+    /// Random pages.
+    #[default]
+    Random,
+    /// Pages that nobody wanted back while they were frozen.
+    SecondChance,
+}
+
+/// The part of the resident pages that waits frozen for its second chance: a quarter, as a kernel that keeps two lists has
+/// between a half and a tenth of its pages on the inactive one.
+const WATCHED_PART: u64 = 4;
+/// Pages frozen at once: the cost of a command to the shim, divided by so many.
+const FREEZE: usize = 128;
+/// Freezes of one call. The queue need not be full before the first eviction.
+const FREEZES: u32 = 8;
+
+/// The queue of a VM's pages that have a second chance. See the module text.
+#[derive(Debug, Default)]
+pub(super) struct SecondChance {
+    hand: u32,
+    watched: VecDeque<Gfn>,
+    /// Those of them that did not compress.
+    dense: VecDeque<Gfn>,
+}
+
+fn is_frozen(entry: Entry) -> bool {
+    entry.home() == Home::Resident && !entry.is_open()
+}
+
+impl SecondChance {
+    /// Locks up to `want` resident pages that are frozen and that nobody wanted back since, in ascending order.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the guest or its session is gone.
+    pub(super) fn choose<'a>(
+        &mut self,
+        vm: &'a Vm,
+        want: usize,
+    ) -> Result<Vec<PageGuard<'a>>, EngineError> {
+        let resident = vm.table.count(Home::Resident);
+        let watch = usize::try_from(resident / WATCHED_PART).unwrap_or(usize::MAX);
+        // The last of them are looked for by the other way: the hand would go round for each.
+        let watch = if watch < want { 0 } else { watch };
+        let mut chosen = Vec::with_capacity(want);
+        for _ in 0..FREEZES {
+            if self.watched.len() < watch && !self.freeze(vm)? {
+                break;
+            }
+            take_frozen(vm, &mut self.watched, want, &mut chosen);
+            if chosen.len() == want {
+                break;
+            }
+        }
+        chosen.sort_unstable_by_key(PageGuard::gfn);
+        Ok(chosen)
+    }
+
+    /// The same of the pages that did not compress, as far as more of them wait than may.
+    pub(super) fn choose_dense<'a>(&mut self, vm: &'a Vm, want: usize) -> Vec<PageGuard<'a>> {
+        let watch = usize::try_from(vm.table.count(Home::Resident) / WATCHED_PART);
+        let spare = self.dense.len().saturating_sub(watch.unwrap_or(usize::MAX));
+        let mut chosen = Vec::new();
+        take_frozen(vm, &mut self.dense, want.min(spare), &mut chosen);
+        chosen.sort_unstable_by_key(PageGuard::gfn);
+        chosen
+    }
+
+    /// Has frozen pages that did not compress wait on.
+    pub(super) fn defer(&mut self, pages: &[Gfn]) {
+        self.dense.extend(pages);
+    }
+
+    /// Freezes the next resident pages before the hand; whether there were any, and the guest's kernel allowed it.
+    fn freeze(&mut self, vm: &Vm) -> Result<bool, EngineError> {
+        let mut pages = Vec::with_capacity(FREEZE);
+        let resident = |entry: Entry| entry.home() == Home::Resident && entry.is_open();
+        let all = vm.table.pages();
+        let start = self.hand.min(all);
+        take(vm, start..all, FREEZE, &resident, &mut pages);
+        if pages.len() < FREEZE {
+            take(vm, 0..start, FREEZE, &resident, &mut pages);
+        }
+        let Some(last) = pages.last() else {
+            return Ok(false);
+        };
+        self.hand = last.gfn().0 + 1;
+        pages.sort_unstable_by_key(PageGuard::gfn);
+        let frozen = freeze(vm, pages.iter())?;
+        if frozen {
+            self.watched.extend(pages.iter().map(PageGuard::gfn));
+        }
+        Ok(frozen)
+    }
+}
+
+/// Locks those at the head of a queue that are still frozen.
+fn take_frozen<'a>(
+    vm: &'a Vm,
+    queue: &mut VecDeque<Gfn>,
+    want: usize,
+    chosen: &mut Vec<PageGuard<'a>>,
+) {
+    while chosen.len() < want
+        && let Some(gfn) = queue.pop_front()
+    {
+        if is_frozen(vm.table.entry(gfn))
+            && let Some(page) = vm.try_lock(gfn)
+            && is_frozen(page.entry())
+        {
+            chosen.push(page);
+        }
+    }
+}
+
 /// Locks up to `want` pages whose home `qualifies`, in ascending order.
 pub(super) fn choose<'a>(
     vm: &'a Vm,
@@ -42,6 +176,7 @@ pub(super) fn choose<'a>(
     want: usize,
     qualifies: impl Fn(Home) -> bool,
 ) -> Vec<PageGuard<'a>> {
+    let qualifies = |entry: Entry| qualifies(entry.home());
     let pages = vm.table.pages();
     let run = if vm.vmas.is_exceeded(&vm.table) {
         RUN_SHORT_OF_VMAS
@@ -75,16 +210,16 @@ fn take<'a>(
     vm: &'a Vm,
     range: std::ops::Range<u32>,
     want: usize,
-    qualifies: &impl Fn(Home) -> bool,
+    qualifies: &impl Fn(Entry) -> bool,
     chosen: &mut Vec<PageGuard<'a>>,
 ) {
     for gfn in range.map(Gfn) {
         if chosen.len() == want {
             return;
         }
-        if qualifies(vm.table.entry(gfn).home())
+        if qualifies(vm.table.entry(gfn))
             && let Some(page) = vm.try_lock(gfn)
-            && qualifies(page.home())
+            && qualifies(page.entry())
         {
             chosen.push(page);
         }

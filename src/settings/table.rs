@@ -27,6 +27,8 @@ pub enum Key {
     StateMargin,
     Headroom,
     EvictRound,
+    BalloonTakes,
+    Victims,
 }
 
 /// What is known about a host setting.
@@ -44,6 +46,8 @@ pub struct Spec {
     pub lab: Value,
     /// The default of profile `esx`.
     pub esx: Value,
+    /// The default of profile `throughput`, where it is not that of `lab`.
+    pub throughput: Option<Value>,
     /// What it does.
     pub effect: &'static str,
     /// Where and why it is other than in ESX, or `lab` other than `esx`; empty if nowhere.
@@ -62,7 +66,7 @@ const fn millis(millis: u64) -> Value {
 
 /// All host settings, in the order of [`Key`]. Names, defaults and ranges of `Mem.` are those of
 /// ESXi 6 and later, as its advanced options tell them.
-pub const TABLE: [Spec; 18] = [
+pub const TABLE: [Spec; 20] = [
     Spec {
         key: Key::ShareScanTime,
         name: "Mem.ShareScanTime",
@@ -70,6 +74,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::time(TimeUnit::Minutes, 120, 36_000_000),
         lab: millis(3000),
         esx: millis(3_600_000),
+        throughput: None,
         effect: "time in which a whole VM is scanned once for pages to share",
         deviation: "ESX allows 10 to 600 min; `lab` is short, so that one can watch",
     },
@@ -80,6 +85,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole("MB/s per GHz", 0, 32),
         lab: whole(32),
         esx: whole(4),
+        throughput: None,
         effect: "the most that is scanned of all VMs together, by the clock of the host's \
                  processors; 0 turns scanning off",
         deviation: "`lab` must not bind below `Mem.ShareScanTime`",
@@ -91,6 +97,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole("pages/s", 0, 32_768),
         lab: whole(32_768),
         esx: whole(1024),
+        throughput: None,
         effect: "the most that is scanned of one VM; 0 turns scanning off",
         deviation: "`lab` must not bind below `Mem.ShareScanTime`",
     },
@@ -101,6 +108,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole("", 0, 2),
         lab: whole(1),
         esx: whole(2),
+        throughput: None,
         effect: "who shares with whom. 0: all VMs; 1: VMs of the same salt, and those without \
                  one; 2: VMs of the same salt, one without only within itself",
         deviation: "`lab` shares between VMs, as ESX did before 2014; VMs of different owners \
@@ -113,6 +121,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole(PERCENT, 0, 99),
         lab: whole(75),
         esx: whole(75),
+        throughput: None,
         effect: "the largest part of the pages a VM holds and does not use that others may \
                  take; 0: only shares count",
         deviation: "",
@@ -124,6 +133,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole("", 0, 1),
         lab: whole(1),
         esx: whole(1),
+        throughput: None,
         effect: "how idle memory is taken. 0: flat, by paging; 1: variable, by the balloon",
         deviation: "ESX publishes the names flat and variable only",
     },
@@ -134,6 +144,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::time(TimeUnit::Seconds, 0, 180_000),
         lab: millis(2000),
         esx: millis(60_000),
+        throughput: None,
         effect: "time in which the active memory of a VM is sampled once; 0 turns sampling off",
         deviation: "ESX counts whole seconds; `lab` is short, so that one can watch",
     },
@@ -144,6 +155,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole(PERCENT, 0, 10),
         lab: whole(1),
         esx: whole(1),
+        throughput: None,
         effect: "the least part of a VM that counts as active",
         deviation: "",
     },
@@ -154,6 +166,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::time(TimeUnit::Seconds, 100, 180_000),
         lab: millis(1000),
         esx: millis(15_000),
+        throughput: None,
         effect: "time after which memory is divided anew if nothing else gives cause",
         deviation: "ESX publishes no range; `lab` is short, so that one can watch",
     },
@@ -164,6 +177,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole(PERCENT, 0, 99),
         lab: whole(65),
         esx: whole(65),
+        throughput: None,
         effect: "the most of a VM's size that its balloon may take; 0 turns ballooning off",
         deviation: "",
     },
@@ -174,6 +188,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole(PERCENT, 0, 50),
         lab: whole(0),
         esx: whole(0),
+        throughput: Some(whole(2)),
         effect: "the part of the host's memory that is kept free; 0: as `Memvisor.FreeStates` \
                  has it",
         deviation: "",
@@ -185,6 +200,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole("", 0, 1),
         lab: whole(1),
         esx: whole(1),
+        throughput: None,
         effect: "1: a page that is to be swapped is compressed if it can be; 0: it is swapped",
         deviation: "",
     },
@@ -195,6 +211,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole(PERCENT, 5, 100),
         lab: whole(10),
         esx: whole(10),
+        throughput: Some(whole(50)),
         effect: "the most of a VM's size that its compression cache may take",
         deviation: "",
     },
@@ -205,6 +222,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole(PERCENT, 5, 100),
         lab: whole(50),
         esx: whole(50),
+        throughput: Some(whole(80)),
         effect: "the most of a VM's allocated memory that its compression cache may take",
         deviation: "",
     },
@@ -215,6 +233,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::Choice(&["2002", "4.1", "5.0", "6.0"]),
         lab: Value::Choice("5.0"),
         esx: Value::Choice("6.0"),
+        throughput: None,
         effect: "the free-memory states and their thresholds, by the version of ESX that had \
                  them (2002: the paper)",
         deviation: "no setting in ESX. 6.0 acts below 4 times the free memory that 5.0 keeps, \
@@ -227,6 +246,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole(PERCENT, 10, 25),
         lab: whole(20),
         esx: whole(20),
+        throughput: None,
         effect: "how far free memory must exceed a threshold before the state improves, of the \
                  gap to the threshold below it",
         deviation: "no setting in ESX, which does not publish its margin",
@@ -238,6 +258,7 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole(PERCENT, 1, 100),
         lab: whole(10),
         esx: whole(10),
+        throughput: None,
         effect: "how much of its balloon a VM is presumed to want back in one step, of its size",
         deviation: "no setting in ESX, which does not publish its headroom",
     },
@@ -248,8 +269,33 @@ pub const TABLE: [Spec; 18] = [
         kind: Kind::whole("pages", 1, 1 << 20),
         lab: whole(4096),
         esx: whole(4096),
+        throughput: None,
         effect: "the most that is ordered to be evicted at once, of all VMs together",
         deviation: "no setting in ESX",
+    },
+    Spec {
+        key: Key::BalloonTakes,
+        name: "Memvisor.BalloonTakes",
+        group: "balloon",
+        kind: Kind::Choice(&["all", "free"]),
+        lab: Value::Choice("all"),
+        esx: Value::Choice("all"),
+        throughput: Some(Value::Choice("free")),
+        effect: "what balloons take. all: as much as memory is to be had, whatever the guest must page \
+                 out for it; free: no more than the guest has free, by its own statistics",
+        deviation: "no setting in ESX, whose balloons take all",
+    },
+    Spec {
+        key: Key::Victims,
+        name: "Memvisor.Victims",
+        group: "eviction",
+        kind: Kind::Choice(&["random", "second-chance"]),
+        lab: Value::Choice("random"),
+        esx: Value::Choice("random"),
+        throughput: Some(Value::Choice("second-chance")),
+        effect: "which pages are evicted. random: any; second-chance: those that nobody wanted back \
+                 while they were frozen",
+        deviation: "no setting in ESX, which takes random ones",
     },
 ];
 

@@ -40,6 +40,7 @@ fn row(spec: &Spec) -> String {
         format!("`{}`", spec.name),
         shown(spec.lab),
         shown(spec.esx),
+        shown(Profile::Throughput.default_of(spec)),
         range,
         unit,
         spec.effect.to_owned(),
@@ -83,7 +84,7 @@ fn document_has_the_table_of_vm_settings() {
 fn document_names_each_setting_in_which_the_profiles_differ() {
     let text = section("\n### Profiles\n").join("\n");
     for spec in &TABLE {
-        let differs = spec.lab != spec.esx;
+        let differs = spec.lab != spec.esx || spec.throughput.is_some();
         assert_eq!(
             text.contains(&format!("`{}`", spec.name)),
             differs,

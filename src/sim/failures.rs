@@ -152,6 +152,33 @@ fn guest_whose_pages_are_all_compressed_is_evicted_from_its_cache() {
     });
 }
 
+/// The cache is full, and what leaves it empties pages of blocks that are still in use: they are of no use to
+/// a page of another length, and pay for the one that it takes.
+#[test]
+fn pages_emptied_in_a_block_pay_for_a_page_of_another() {
+    each(|host, guest| {
+        (0..52).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 1200)));
+        (0..52).for_each(|_| assert_eq!(guest.evict(1), 1));
+        // In the first slot of the first block, and the last to leave.
+        let first = guest.vm.zip.lock().oldest().expect("all are there").0;
+        guest.read(first.0);
+        assert_eq!(guest.evict(1), 1);
+        let zip = |guest: &Guest| {
+            let zip = guest.vm.zip.lock();
+            (zip.stored(), zip.pages_used())
+        };
+        assert_eq!(zip(guest), (Pages(52), 16));
+        guest.write(52, samples::mixed(52, 900));
+        let used = host.budget.used().0;
+        assert_eq!(guest.evict(1), 1);
+        assert!(matches!(guest.home(52), Home::Compressed(_)));
+        assert_eq!(guest.vm.stats.spilled.get(), 32);
+        // A page of the first block, six of the second, and that of the new one.
+        assert_eq!(zip(guest), (Pages(21), 8));
+        assert_eq!(host.budget.used().0, used - 1 - 16 + 8);
+    });
+}
+
 #[test]
 fn failing_swap_file_leaves_pages_in_memory() {
     each(|host, guest| {

@@ -42,7 +42,17 @@ impl Line {
     }
 }
 
-impl Driver for &Line {
+/// How the core answers at a moment of the simulated clock.
+struct Answers<'a> {
+    line: &'a Line,
+    now: Instant,
+}
+
+impl Driver for Answers<'_> {
+    fn now(&self) -> Instant {
+        self.now
+    }
+
     fn act(&mut self, action: Action) -> Result<(), Ended> {
         let (channel, reply) = match action {
             Action::Woken { .. } => return Ok(()),
@@ -50,7 +60,7 @@ impl Driver for &Line {
             Action::Attached { channel, count } => (channel, Reply::Attached(count)),
             Action::History { text, .. } => panic!("a guest has found wrong bytes; {text}"),
         };
-        let unread = self.replies.lock().insert(channel, reply);
+        let unread = self.line.replies.lock().insert(channel, reply);
         assert_eq!(unread, None, "a second reply on channel {channel}");
         Ok(())
     }
@@ -74,6 +84,8 @@ pub(super) struct FaultThread {
     vm: Arc<Vm>,
     line: Arc<Line>,
     now: Instant,
+    /// How long the core is at each event.
+    pub(super) takes: Duration,
 }
 
 impl FaultThread {
@@ -85,6 +97,7 @@ impl FaultThread {
             vm,
             line,
             now,
+            takes: Duration::ZERO,
         }
     }
 
@@ -93,15 +106,33 @@ impl FaultThread {
         let mut busy = false;
         while let Some(event) = self.line.receive() {
             busy = true;
-            self.core.handle(event, self.now, &mut &*self.line)?;
+            self.handle(event)?;
         }
         if self.bell_rings() {
             busy = true;
             self.vm.parking.answer();
-            self.core.handle(Event::Bell, self.now, &mut &*self.line)?;
+            self.handle(Event::Bell)?;
         }
-        self.core.tick(self.now, &mut &*self.line)?;
+        self.tick()?;
         Ok(busy)
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), Ended> {
+        let read = self.now;
+        self.now += self.takes;
+        let mut answers = Answers {
+            line: &self.line,
+            now: self.now,
+        };
+        self.core.handle(event, read, &mut answers)
+    }
+
+    fn tick(&mut self) -> Result<(), Ended> {
+        let mut answers = Answers {
+            line: &self.line,
+            now: self.now,
+        };
+        self.core.tick(self.now, &mut answers)
     }
 
     fn bell_rings(&self) -> bool {
@@ -112,8 +143,18 @@ impl FaultThread {
 
     /// A while passes.
     pub(super) fn rest(&mut self) -> Result<(), Ended> {
-        self.now += Duration::from_secs(1);
-        self.core.tick(self.now, &mut &*self.line)
+        self.pass(Duration::from_secs(1));
+        self.tick()
+    }
+
+    /// Time passes in which nothing is done.
+    pub(super) fn pass(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    /// The time.
+    pub(super) const fn now(&self) -> Instant {
+        self.now
     }
 
     /// Whether a fault on this page waits for memory.

@@ -281,6 +281,7 @@ impl Scene {
         for (id, spec) in (1..).zip(self.specs.into_iter().chain(third)) {
             let mut guest = host.start(id, spec);
             prepare(&mut guest);
+            guest.vm.take_back_credits();
             guests.push(guest);
         }
         for guest in &mut guests {

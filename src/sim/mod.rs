@@ -36,6 +36,7 @@ mod rows;
 mod scanning;
 mod scenario;
 mod seeded;
+mod stalls;
 mod words;
 mod worker;
 

@@ -33,6 +33,7 @@ fn compressed(host: &Host, credits: u32) -> Guest {
     };
     let mut guest = host.start(1, spec);
     guest.write_and_evict(ZIP, |gfn| samples::mixed(gfn.into(), 500));
+    guest.vm.take_back_credits();
     guest.vm.grant_credits(credits);
     guest
 }

@@ -78,7 +78,10 @@ impl Words for SimTable {
         let changed = word.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
         let is_given_up = matches!(
             [from, to].map(State::decode),
-            [Some(State::Taken { .. }), Some(State::Zip | State::Frame)]
+            [
+                Some(State::Taken { .. }),
+                Some(State::Zip | State::Frame | State::Empty | State::Frozen)
+            ]
         );
         if at >= claims::HEADER_WORDS && changed.is_ok() && is_given_up {
             self.0.given_up.fetch_add(1, Ordering::SeqCst);

@@ -71,6 +71,17 @@ impl Mapping {
             .wrapping_add(page as usize * PAGE_SIZE)
     }
 
+    /// The start of `len` bytes from byte `at` of a page on.
+    fn part(&self, page: u32, at: usize, len: usize) -> *mut u8 {
+        let rest = (self.pages.saturating_sub(page)) as usize * PAGE_SIZE;
+        assert!(
+            at.checked_add(len).is_some_and(|end| end <= rest),
+            "{at}+{len} of page {page} leave a mapping of {} pages",
+            self.pages
+        );
+        self.page(page).wrapping_add(at)
+    }
+
     /// Copies one page out.
     ///
     /// Reading a hole makes the kernel allocate a page of zeroes there: read only pages that are
@@ -120,35 +131,26 @@ impl Mapping {
         unsafe { ptr::copy_nonoverlapping(from.0.as_ptr(), into, PAGE_SIZE) };
     }
 
-    /// Copies `into.len()` bytes out of one page, from byte `at` on.
+    /// Copies `into.len()` bytes out, from byte `at` of a page on, perhaps into the next one.
     ///
     /// # Panics
-    /// When the range leaves the page or the page the mapping.
+    /// When the range leaves the mapping.
     pub fn read_part(&self, page: u32, at: usize, into: &mut [u8]) {
-        assert!(
-            at + into.len() <= PAGE_SIZE,
-            "{at}+{} leaves the page",
-            into.len()
-        );
-        let from = self.page(page).wrapping_add(at).cast_const();
-        // SAFETY: the range lies inside one page of the mapping (checked above and by `page`);
+        let from = self.part(page, at, into.len()).cast_const();
+        // SAFETY: the range lies inside the mapping (checked by `part`), which lives as long as `self`;
         // `into` is private and does not overlap it; bytes have no invalid values.
         unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
     }
 
-    /// Copies `from` into one page, from byte `at` on. Only for [`Mapping::read_write`].
+    /// Copies `from` in, from byte `at` of a page on, perhaps into the next one. Only for
+    /// [`Mapping::read_write`].
     ///
     /// # Panics
-    /// When the range leaves the page or the page the mapping.
+    /// When the range leaves the mapping.
     pub fn write_part(&self, page: u32, at: usize, from: &[u8]) {
-        assert!(
-            at + from.len() <= PAGE_SIZE,
-            "{at}+{} leaves the page",
-            from.len()
-        );
         assert!(self.writable, "the mapping is read-only");
-        let into = self.page(page).wrapping_add(at);
-        // SAFETY: the range lies inside one page of the mapping (checked above and by `page`), which
+        let into = self.part(page, at, from.len());
+        // SAFETY: the range lies inside the mapping (checked by `part`), which lives as long as `self` and
         // is writable (asserted); `from` is private and does not overlap it.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
     }

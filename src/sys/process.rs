@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
 use memvisor_guest_agent::shim::{PeerCredentials, SeqPacket, wait_readable};
@@ -28,6 +28,7 @@ struct ProcFiles {
     clear_refs: File,
     smaps_rollup: File,
     pagemap: File,
+    task: File,
 }
 
 /// More than the text of `smaps_rollup`: some 25 lines of less than 40 bytes.
@@ -85,6 +86,16 @@ impl Process {
         referenced(&rollup).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
+    /// How many threads it has.
+    ///
+    /// # Errors
+    /// As for [`clear_accessed`](Self::clear_accessed).
+    pub fn threads(&self) -> io::Result<u32> {
+        // A directory for each, beside the two that every directory has.
+        let links = self.files()?.task.metadata()?.nlink();
+        Ok(u32::try_from(links.saturating_sub(2)).unwrap_or(u32::MAX))
+    }
+
     fn files(&self) -> io::Result<&ProcFiles> {
         let opened = self.files.as_ref();
         opened.map_err(|error| io::Error::new(error.kind(), error.to_string()))
@@ -124,6 +135,7 @@ impl ProcFiles {
             clear_refs: File::options().write(true).open(path("clear_refs"))?,
             smaps_rollup: File::open(path("smaps_rollup"))?,
             pagemap: File::open(path("pagemap"))?,
+            task: File::open(path("task"))?,
         })
     }
 }
@@ -173,6 +185,18 @@ mod tests {
         assert_eq!(referenced(rollup), Some(Bytes(764 << 10)));
         assert_eq!(referenced("Rss: 900 kB\n"), None);
         assert_eq!(referenced("Referenced: many kB\n"), None);
+    }
+
+    #[test]
+    fn threads_of_this_process_are_one_more_with_each() {
+        let (socket, _other) = SeqPacket::pair().expect("a pair of sockets");
+        let this = Process::peer(&socket).expect("this process");
+        let (wait, end) = std::sync::mpsc::channel::<()>();
+        let more = std::thread::spawn(move || end.recv());
+        // Other tests have threads too.
+        assert!(this.threads().expect("/proc is there") >= 2);
+        drop(wait);
+        let _ = more.join();
     }
 
     #[test]

@@ -35,6 +35,22 @@ fn faults() -> FaultStatus {
     }
 }
 
+fn stalls() -> StallStatus {
+    StallStatus {
+        first_touch_us: 331_000,
+        refill_zip_us: 4_200,
+        refill_swap_us: 390,
+        cow_break_us: 1_040,
+        open_us: 77,
+        blocked_us: 2_500_000,
+        memory_us: 61_000,
+        busy_us: 820,
+        stalled_us: 2_800_000,
+        latency_percent: 12.34,
+        latency_minute_percent: 5.06,
+    }
+}
+
 fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
     VmStatus {
         id: VmId(id),
@@ -76,6 +92,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             out_bytes: Bytes::from_mib(4),
         },
         faults: faults(),
+        stalls: stalls(),
         scan: ScanStatus {
             pages_scanned: 70_000,
             merged: 9_000,

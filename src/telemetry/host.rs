@@ -130,7 +130,7 @@ impl Totals {
 }
 
 /// The whole host at one moment.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HostStatus {
     /// Version of the daemon.

@@ -21,8 +21,8 @@ mod vm;
 pub use memvisor_guest_agent::guest::{GuestReport, WorkloadReport};
 
 pub use host::{FreeState, HostStatus, Overcommit, ShareStatus, Thresholds, Totals};
-pub use model::{Rates, Savings, VmRates, overcommit};
+pub use model::{Rates, Savings, StallRates, VmRates, overcommit};
 pub use vm::{
     ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, GuestClaims, Homes,
-    LatencyStatus, ScanStatus, SwapStatus, VmStatus,
+    LatencyStatus, ScanStatus, StallStatus, SwapStatus, VmStatus,
 };

@@ -27,6 +27,66 @@ pub struct VmRates {
     pub swap_in_bytes_per_s: f64,
     /// Written to swap files, in bytes a second (ESX: SWW/s).
     pub swap_out_bytes_per_s: f64,
+    /// Time in which at least one thread stood still because of the host, in percent: of one VM at most 100.
+    pub stalled_percent: f64,
+    /// For how long threads stood still in a second, by cause.
+    pub stalls: StallRates,
+}
+
+/// For how long threads stood still, in milliseconds a second of all threads, each by itself.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+pub struct StallRates {
+    /// They were given pages of zeroes.
+    pub first_touch_ms_per_s: f64,
+    /// Pages were brought back from compression caches.
+    pub refill_zip_ms_per_s: f64,
+    /// Pages were brought back from swap files.
+    pub refill_swap_ms_per_s: f64,
+    /// Shared pages were copied.
+    pub cow_break_ms_per_s: f64,
+    /// Pages that were there were opened, or were being moved.
+    pub moved_ms_per_s: f64,
+    /// The state of the host, or a limit, had them wait.
+    pub blocked_ms_per_s: f64,
+    /// No page of the host was free.
+    pub memory_ms_per_s: f64,
+    /// They waited for the swap devices of their guests, as these say.
+    pub guest_swap_ms_per_s: f64,
+}
+
+impl StallRates {
+    fn between(old: &VmStatus, new: &VmStatus, interval_ms: u64) -> Self {
+        let rate = |counter: fn(&VmStatus) -> u64| {
+            per_second(counter(new).saturating_sub(counter(old)), interval_ms) / 1000.0
+        };
+        // What a guest says for the first time is since its boot.
+        let said = (old.guest.swap_wait_us, new.guest.swap_wait_us);
+        let guest_swap = match said {
+            (Some(old), Some(new)) => per_second(new.saturating_sub(old), interval_ms) / 1000.0,
+            _ => 0.0,
+        };
+        Self {
+            first_touch_ms_per_s: rate(|vm| vm.stalls.first_touch_us),
+            refill_zip_ms_per_s: rate(|vm| vm.stalls.refill_zip_us),
+            refill_swap_ms_per_s: rate(|vm| vm.stalls.refill_swap_us),
+            cow_break_ms_per_s: rate(|vm| vm.stalls.cow_break_us),
+            moved_ms_per_s: rate(|vm| vm.stalls.open_us + vm.stalls.busy_us),
+            blocked_ms_per_s: rate(|vm| vm.stalls.blocked_us),
+            memory_ms_per_s: rate(|vm| vm.stalls.memory_us),
+            guest_swap_ms_per_s: guest_swap,
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.first_touch_ms_per_s += other.first_touch_ms_per_s;
+        self.refill_zip_ms_per_s += other.refill_zip_ms_per_s;
+        self.refill_swap_ms_per_s += other.refill_swap_ms_per_s;
+        self.cow_break_ms_per_s += other.cow_break_ms_per_s;
+        self.moved_ms_per_s += other.moved_ms_per_s;
+        self.blocked_ms_per_s += other.blocked_ms_per_s;
+        self.memory_ms_per_s += other.memory_ms_per_s;
+        self.guest_swap_ms_per_s += other.guest_swap_ms_per_s;
+    }
 }
 
 /// The rates between two snapshots of one daemon.
@@ -82,6 +142,9 @@ impl VmRates {
             unzip_bytes_per_s: rate(|vm| vm.faults.refill_zip) * page,
             swap_in_bytes_per_s: rate(|vm| vm.swap.in_bytes.0),
             swap_out_bytes_per_s: rate(|vm| vm.swap.out_bytes.0),
+            // Of a second, a million microseconds.
+            stalled_percent: rate(|vm| vm.stalls.stalled_us) / 10_000.0,
+            stalls: StallRates::between(old, new, interval_ms),
         }
     }
 
@@ -94,6 +157,8 @@ impl VmRates {
         self.unzip_bytes_per_s += other.unzip_bytes_per_s;
         self.swap_in_bytes_per_s += other.swap_in_bytes_per_s;
         self.swap_out_bytes_per_s += other.swap_out_bytes_per_s;
+        self.stalled_percent += other.stalled_percent;
+        self.stalls.add(&other.stalls);
     }
 }
 
@@ -186,13 +251,20 @@ mod tests {
 
     #[test]
     fn rates_of_two_snapshots_are_differences_by_time() {
-        let old = fixture::host();
+        let mut old = fixture::host();
+        old.vms[1].guest.swap_wait_us = Some(1_000);
         let mut new = old.clone();
         new.uptime_ms += 2000;
+        new.vms[0].guest.swap_wait_us = Some(9_000);
         new.vms[0].faults.cow_break += 10;
         new.vms[0].faults.first_touch += 30;
         new.vms[1].swap.in_bytes.0 += 8192;
         new.vms[1].evict.to_zip += 4;
+        new.vms[0].stalls.stalled_us += 500_000;
+        new.vms[1].stalls.stalled_us += 1_000_000;
+        new.vms[0].stalls.blocked_us += 600_000;
+        new.vms[0].stalls.busy_us += 2_000;
+        new.vms[1].guest.swap_wait_us = Some(5_000);
         let rates = Rates::between(&old, &new);
         assert_eq!(rates.interval_ms, 2000);
         assert_eq!(rates.vms[&VmId(1)].faults_per_s, 20.0);
@@ -200,6 +272,12 @@ mod tests {
         assert_eq!(rates.total.swap_in_bytes_per_s, 4096.0);
         assert_eq!(rates.total.zip_bytes_per_s, 8192.0);
         assert_eq!(rates.total.faults_per_s, 20.0);
+        assert_eq!(rates.vms[&VmId(1)].stalled_percent, 25.0);
+        assert_eq!(rates.total.stalled_percent, 75.0);
+        let stalls = rates.total.stalls;
+        assert_eq!(stalls.blocked_ms_per_s, 300.0);
+        assert_eq!(stalls.moved_ms_per_s, 1.0);
+        assert_eq!(stalls.guest_swap_ms_per_s, 2.0);
     }
 
     #[test]

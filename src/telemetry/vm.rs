@@ -135,6 +135,8 @@ pub struct GuestClaims {
     pub minor_faults: Option<u64>,
     /// Its processes that were killed for want of memory.
     pub oom_kills: Option<u64>,
+    /// Microseconds that its threads waited for its own swap device.
+    pub swap_wait_us: Option<u64>,
 }
 
 /// The swap file of one VM.
@@ -196,6 +198,52 @@ impl FaultStatus {
     }
 }
 
+/// For how long threads of one VM stood still so far because of the host: microseconds of all threads, each by itself,
+/// of stalls under way too.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct StallStatus {
+    /// They were given pages of zeroes.
+    pub first_touch_us: u64,
+    /// Pages were brought back from the compression cache.
+    pub refill_zip_us: u64,
+    /// Pages were brought back from the swap file.
+    pub refill_swap_us: u64,
+    /// Shared pages were copied.
+    pub cow_break_us: u64,
+    /// Pages were opened that were there: closed to sample them, or for a move that was given up.
+    pub open_us: u64,
+    /// The state of the host, or the limit of the VM, had them wait.
+    pub blocked_us: u64,
+    /// No page of the host was free.
+    pub memory_us: u64,
+    /// Their pages were being moved.
+    pub busy_us: u64,
+    /// Time in which at least one of them stood still: never more than has passed.
+    pub stalled_us: u64,
+    /// `stalled_us` in percent of the latest five seconds (vCenter: memory latency).
+    pub latency_percent: f64,
+    /// The same on average over the latest minute.
+    pub latency_minute_percent: f64,
+}
+
+impl StallStatus {
+    /// Every cause's name and time.
+    #[must_use]
+    pub const fn each(&self) -> [(&'static str, u64); 8] {
+        [
+            ("first touch", self.first_touch_us),
+            ("from zip", self.refill_zip_us),
+            ("from swap", self.refill_swap_us),
+            ("copy-on-write", self.cow_break_us),
+            ("opened", self.open_us),
+            ("blocked", self.blocked_us),
+            ("no memory", self.memory_us),
+            ("busy", self.busy_us),
+        ]
+    }
+}
+
 /// How pages of one VM came to be shared so far, and what the sharing scanner did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -238,7 +286,7 @@ pub struct EvictStatus {
 }
 
 /// One VM.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VmStatus {
     /// The number of the VM, unique in the life of the daemon.
@@ -280,6 +328,8 @@ pub struct VmStatus {
     pub swap: SwapStatus,
     /// Its faults.
     pub faults: FaultStatus,
+    /// For how long they had its threads stand still.
+    pub stalls: StallStatus,
     /// How its pages came to be shared, and what the sharing scanner did.
     pub scan: ScanStatus,
     /// Where its reclaimed pages went.

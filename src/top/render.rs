@@ -57,6 +57,7 @@ fn header(status: &HostStatus, rates: Option<&Rates>, screen: Screen) -> Vec<Str
     let mut lines = vec![title(status, screen)];
     lines.extend(memory(status));
     lines.extend(mechanisms(status, total));
+    lines.extend(stalls(total));
     lines
 }
 
@@ -89,6 +90,48 @@ fn memory(status: &HostStatus) -> [String; 3] {
                 (mib(thresholds.soft_pages), "soft"),
                 (mib(thresholds.hard_pages), "hard"),
                 (mib(thresholds.low_pages), "low"),
+            ],
+        ),
+    ]
+}
+
+/// Where a second of the guests' threads goes.
+fn stalls(total: Option<&VmRates>) -> [String; 2] {
+    [
+        line(
+            "STALL  ms/s",
+            &[
+                (
+                    count(total, |total| total.stalls.first_touch_ms_per_s),
+                    "touch",
+                ),
+                (
+                    count(total, |total| total.stalls.refill_zip_ms_per_s),
+                    "zip",
+                ),
+                (
+                    count(total, |total| total.stalls.refill_swap_ms_per_s),
+                    "swap",
+                ),
+                (
+                    count(total, |total| total.stalls.cow_break_ms_per_s),
+                    "broken",
+                ),
+            ],
+        ),
+        line(
+            "WAIT   ms/s",
+            &[
+                (
+                    count(total, |total| total.stalls.blocked_ms_per_s),
+                    "blocked",
+                ),
+                (count(total, |total| total.stalls.memory_ms_per_s), "memory"),
+                (count(total, |total| total.stalls.moved_ms_per_s), "moved"),
+                (
+                    count(total, |total| total.stalls.guest_swap_ms_per_s),
+                    "own swap",
+                ),
             ],
         ),
     ]
@@ -237,6 +280,9 @@ mod tests {
         new.vms[0].faults.cow_break += 10;
         new.vms[0].scan.pages_scanned += 2048;
         new.vms[1].swap.out_bytes.0 += 3 << 20;
+        new.vms[0].stalls.first_touch_us += 246_000;
+        new.vms[1].stalls.blocked_us += 1_800_000;
+        new.vms[1].stalls.stalled_us += 1_500_000;
         let rates = Rates::between(&old, &new);
         (new, rates)
     }
@@ -280,7 +326,7 @@ mod tests {
         let drawn = render(&status, None, screen);
         assert_eq!(drawn.lines().count(), 23);
         let last = drawn.lines().last().expect("some");
-        assert!(last.starts_with("... 54 more lines"), "{last}");
+        assert!(last.starts_with("... 56 more lines"), "{last}");
     }
 
     #[test]

@@ -34,7 +34,7 @@ const fn column(
 }
 
 /// The titles are esxtop's where it has the quantity. All sizes in MiB, rates in MiB/s unless said.
-const COLUMNS: [Column; 15] = [
+const COLUMNS: [Column; 16] = [
     column("MEMSZ", 7, 0, |vm, _| mib(vm.configured_pages)),
     column("GRANT", 7, 0, |vm, _| mib(vm.granted_pages)),
     column("CNSM", 7, 0, |vm, _| mib(vm.consumed_pages)),
@@ -44,8 +44,9 @@ const COLUMNS: [Column; 15] = [
     column("SWCUR", 7, 0, |vm, _| mib(vm.homes.swapped_pages)),
     column("MCTLSZ", 7, 0, balloon_size),
     column("%ACTV", 7, 90, |vm, _| active(vm)),
+    column("%LAT", 7, 90, latency),
     column("MCTLTGT", 8, 100, |vm, _| mib(vm.balloon.target_pages)),
-    column("FLT/s", 7, 100, |_, rates| count(rates, |r| r.faults_per_s)),
+    column("FLT/s", 7, 110, |_, rates| count(rates, |r| r.faults_per_s)),
     column("SZTGT", 7, 120, |vm, _| mib(vm.allocation.target_pages)),
     column("COW/s", 7, 140, |_, rates| count(rates, |r| r.breaks_per_s)),
     column("SWR/s", 7, 140, |_, rates| {
@@ -97,6 +98,12 @@ fn active(vm: &VmStatus) -> String {
         Some(_) => vm.activity.active_percent.to_string(),
         None => "-".to_owned(),
     }
+}
+
+/// Between two snapshots; of a single one, what the daemon says of the latest seconds.
+fn latency(vm: &VmStatus, rates: Option<&VmRates>) -> String {
+    let percent = rates.map_or(vm.stalls.latency_percent, |rates| rates.stalled_percent);
+    format!("{percent:.1}")
 }
 
 fn balloon_size(vm: &VmStatus, _: Option<&VmRates>) -> String {

@@ -42,9 +42,14 @@ impl Vm {
         let pool = self.pool();
         let page = page.settle()?;
         let old = page.home();
+        if old == Home::Resident {
+            page.set_open(true);
+            return Some(page);
+        }
         let is_shared = matches!(old, Home::Shared(_));
         let _change = self.vmas.change(usize::from(is_shared));
         page.set_home(Home::Resident);
+        page.set_open(true);
         if let Home::Shared(frame) = old {
             self.release_frame_of(&pool, frame);
             self.table.back_off(page.gfn());
@@ -54,6 +59,9 @@ impl Vm {
             if self.parking.is_starved() {
                 self.parking.ring();
             }
+        } else if matches!(old, Home::Untouched | Home::Zero) {
+            self.stats.first_touch.one();
+            self.stats.inline_touches.one();
         } else {
             page.set_refilled();
             self.release(old);

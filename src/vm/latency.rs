@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::Vm;
+
 /// Fault latencies are kept from 1 us to a minute, to two digits.
 const MAX_US: u64 = 60_000_000;
 const DIGITS: u8 = 2;
@@ -42,5 +44,18 @@ impl Latencies {
             p50_us: counts.value_at_quantile(0.5),
             p99_us: counts.value_at_quantile(0.99),
         })
+    }
+}
+
+impl Vm {
+    /// Notes how long a fault took, from reading it to answering it.
+    pub fn note_latency(&self, took: Duration) {
+        self.latency.note(took);
+    }
+
+    /// How long faults took so far; `None` before the first.
+    #[must_use]
+    pub fn latency(&self) -> Option<Latency> {
+        self.latency.so_far()
     }
 }

@@ -20,6 +20,7 @@ mod latency;
 mod orders;
 mod params;
 mod settled;
+mod stall;
 mod stats;
 mod vmas;
 
@@ -45,6 +46,7 @@ pub use latency::Latency;
 pub use orders::{Blocked, Eviction, Means, Orders};
 pub use params::{MAX_PAGES, ParamsError, VmParams};
 pub use settled::Settled;
+pub use stall::{ByCause, Cause, Claimed, Stall, Stalled, Stalls};
 pub use stats::{Counter, Stats};
 pub use vmas::Vmas;
 
@@ -96,6 +98,8 @@ pub struct Vm {
     pub orders: Orders,
     /// What happened so far.
     pub stats: Stats,
+    /// For how long its threads stood still because of us.
+    pub stalls: Stalls,
     /// How much of its memory it uses.
     pub activity: Activity,
     /// Whether its scanner has anything left to do.
@@ -132,9 +136,10 @@ impl Vm {
         if let Some(words) = parts.words {
             table = table.offering(words);
         }
+        let since = Instant::now();
         Ok(Self {
             id,
-            since: Instant::now(),
+            since,
             table,
             params,
             engine,
@@ -146,6 +151,7 @@ impl Vm {
             parking: parts.parking,
             orders: Orders::default(),
             stats: Stats::default(),
+            stalls: Stalls::new(since),
             activity: Activity::default(),
             settled: Settled::default(),
             vmas: Vmas::new(parts.vma_budget, opens),
@@ -168,26 +174,10 @@ impl Vm {
         self.end_reason.get().cloned()
     }
 
-    /// Notes how long a fault took, from reading it to answering it.
-    pub fn note_latency(&self, took: Duration) {
-        self.latency.note(took);
-    }
-
-    /// How long faults took so far; `None` before the first.
-    #[must_use]
-    pub fn latency(&self) -> Option<Latency> {
-        self.latency.so_far()
-    }
-
     /// Takes a page of host memory for this VM; `false` when it must wait.
     #[must_use]
     pub fn charge(&self, urgency: Urgency) -> bool {
-        let blocked = match urgency {
-            Urgency::Touch => self.orders.is_blocked(),
-            Urgency::Refill => self.orders.is_blocked_wholly(),
-            Urgency::Reclaim => false,
-        };
-        if blocked && self.budget.is_scarce() {
+        if self.waits_with(urgency) {
             return false;
         }
         if urgency != Urgency::Reclaim && self.is_at_ceiling() {
@@ -202,6 +192,15 @@ impl Vm {
     #[must_use]
     pub fn is_blocked(&self) -> bool {
         self.orders.is_blocked() && self.budget.is_scarce()
+    }
+
+    fn waits_with(&self, urgency: Urgency) -> bool {
+        let blocked = match urgency {
+            Urgency::Touch => self.orders.is_blocked(),
+            Urgency::Refill => self.orders.is_blocked_wholly(),
+            Urgency::Reclaim => false,
+        };
+        blocked && self.budget.is_scarce()
     }
 
     /// Whether it may not become larger now.
@@ -333,16 +332,16 @@ impl Vm {
             .unwrap_or_else(PoisonError::into_inner) = now;
     }
 
-    /// By what eviction has just found that nothing could leave: the swap file fails or is full, or
+    /// By what eviction has found shortly before `now` that nothing could leave: the swap file fails or is full, or
     /// what is left does not compress. It is worth another try a little later.
     #[must_use]
-    pub fn exhausted(&self) -> Means {
+    pub fn exhausted(&self, now: Instant) -> Means {
         let nothing_left = *self
             .nothing_left
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         match nothing_left {
-            Some((since, means)) if since.elapsed() < TRY_AGAIN => means,
+            Some((since, means)) if now.saturating_duration_since(since) < TRY_AGAIN => means,
             _ => Means {
                 compress: false,
                 swap: false,

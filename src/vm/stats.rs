@@ -55,6 +55,8 @@ counters!(
         refill_swap,
         /// Shared pages that the guest wrote, and so got a copy of its own.
         breaks,
+        /// Those of the first touches that the guest did by itself.
+        inline_touches,
         /// Those of the refills from the cache that the guest did by itself.
         inline_refills,
         /// Those of the breaks that the guest did by itself.

@@ -1,11 +1,19 @@
-//! What becomes of memory whose guest cannot be asked for it: one without an agent, one that stands still.
+//! What becomes of memory whose guest cannot be asked for it: one without an agent, one that stands still, one
+//! whose balloon crawls.
 
-use std::time::Instant;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
-use memvisor::telemetry::VmStatus;
+use memvisor::telemetry::{FreeState, VmStatus};
 use memvisor::units::Pages;
+use memvisor_guest_agent::protocol::balloon::{RangeBatch, ToHost};
+use memvisor_guest_agent::protocol::{Gfn, GfnRun};
+use memvisor_guest_agent::shim::wait_readable;
 
 use super::common::eventually;
+use super::rig::Host;
+use super::rig::raw::{Powered, RawAgent};
 use super::{PATIENCE, check, end, filled, host, line, mib, of, pair};
 
 in_both_engines!(
@@ -91,4 +99,104 @@ fn guest_that_stands_still_holds_up_nobody_and_is_ballooned_when_it_goes_on(engi
         others.into_iter().chain([still]),
         &["wait for memory"],
     );
+}
+
+/// The pages that a crawling balloon takes in each [`POLL`] of its agent: 40 a second.
+const STEP: u32 = 10;
+const POLL: Duration = Duration::from_millis(250);
+
+/// A scripted guest with an agent whose balloon crawls.
+struct Crawler {
+    guest: Powered,
+    agent: RawAgent,
+    /// The last of the pages that it has written and not given away.
+    last: u32,
+}
+
+impl Crawler {
+    /// Takes what is there of its memory thread's commands and does them, and of its agent's answers.
+    fn obey(&mut self, until: Instant) {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let sockets = [&self.guest.guest.socket, &self.agent.socket].map(AsFd::as_fd);
+            let [command, answer] = wait_readable(sockets, Some(left)).expect("poll");
+            if command {
+                let command = self.guest.command();
+                self.guest.ack(command.seq, command.runs.len() as u32, 0);
+            }
+            if answer {
+                self.agent.receive();
+            }
+            if !command && !answer {
+                return;
+            }
+        }
+    }
+
+    /// Gives away a few of the pages that it uses.
+    fn crawl(&mut self) {
+        self.last -= STEP;
+        let pages = RangeBatch::new(vec![GfnRun::new(Gfn(self.last), STEP)]);
+        self.agent.send(&ToHost::Lock(pages.expect("a batch")));
+    }
+}
+
+fn write(guest: &Powered, pages: Range<u64>) {
+    for page in pages {
+        guest.write_page(page as u32, page as u8);
+    }
+}
+
+/// A balloon that gave a few pages now and then was taken for one at work: its host stayed short for more than a
+/// minute, and nothing was evicted.
+#[test]
+fn balloon_that_crawls_is_not_waited_for() {
+    let settings = ["Mem.MemMinFreePct=50", "Mem.ShareRateMax=0"];
+    let settings = settings.map(|setting| ["--set", setting]).concat();
+    let host = Host::start("mprotect", "64M", &settings);
+    let guest = Powered::on(&host, "g", 16384);
+    let status = host.status();
+    let [soft, hard] =
+        [&status.thresholds.soft_pages, &status.thresholds.hard_pages].map(|at| at.0);
+    // Its agent is there when it has what the host can spare, and a moment later the host is short.
+    let spare = status.free_pages.0 - soft - 64;
+    write(&guest, 0..spare);
+    let mut agent = RawAgent::connect(&host);
+    agent.start(guest.token, 16384);
+    let written = spare + 64 + (soft - hard) / 2;
+    write(&guest, spare..written);
+    let since = Instant::now();
+    let short = host.status();
+    assert_eq!(short.free_state, FreeState::Soft, "{}", line(&short));
+    let last = written as u32;
+    let mut crawler = Crawler { guest, agent, last };
+    let mut owed = 0;
+    let status = loop {
+        crawler.crawl();
+        crawler.obey(Instant::now() + POLL);
+        let status = host.status();
+        if status.free_state < FreeState::Soft {
+            break status;
+        }
+        let balloon = &status.vms[0].balloon;
+        owed = owed.max(balloon.target_pages.saturating_sub(balloon.size_pages).0);
+        assert!(since.elapsed() < PATIENCE / 2, "{}", line(&status));
+    };
+    let passed = since.elapsed();
+    eprintln!(
+        "{} pages are free again after {passed:.1?}: {}",
+        status.free_pages.0 - short.free_pages.0,
+        line(&status)
+    );
+    let vm = &status.vms[0];
+    let brought = vm.balloon.size_pages;
+    assert!(
+        brought > Pages(0) && brought <= Pages(written - u64::from(crawler.last)),
+        "{vm:#?}"
+    );
+    assert!(owed > 3000, "{vm:#?}");
+    assert!(stored(vm) > Pages(1000), "{vm:#?}");
+    drop(crawler);
+    host.is_empty(PATIENCE);
+    host.stop();
 }

@@ -25,6 +25,8 @@ macro_rules! in_both_engines {
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../rig/mod.rs"]
+mod rig;
 
 mod active;
 mod agents;
@@ -40,6 +42,13 @@ use std::time::Duration;
 use common::{TestGuest, TestHost, engines, eventually};
 use memvisor::telemetry::{HostStatus, VmStatus};
 use memvisor::units::Pages;
+
+/// Not a test: the process that stands for a scripted guest, see [`rig::raw`].
+#[test]
+#[ignore = "started by other tests"]
+fn connector() {
+    rig::raw::connector();
+}
 
 /// How long the host may take for what it is asked, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub(crate) mod raw;
+pub(crate) mod sys;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -22,6 +22,7 @@ use memvisor_guest_agent::protocol::memory::{
 use memvisor_guest_agent::shim::{Received, SeqPacket, uffd, wait_readable};
 use nix::sys::signal::Signal;
 
+use super::sys::unanswered;
 use super::{Host, PATIENCE, eventually};
 
 const SOCKET: &str = "MEMVISOR_TEST_CONNECT";
@@ -42,14 +43,32 @@ pub(crate) fn connector() {
         .expect("pass on");
     drop(connection);
     // Until the test lets go.
-    let _ = parent.recv(&mut [0; 1]);
+    let asked = parent.recv_with_fds(&mut [0; 1]);
+    if let Some(file) = asked.ok().and_then(|(_, mut fds)| fds.pop()) {
+        keep_locked(&parent, file.into());
+    }
+}
+
+/// Writes to `file` what never comes, so that the kernel keeps it locked, and says so.
+fn keep_locked(parent: &SeqPacket, file: File) {
+    let said = match unanswered() {
+        Ok((faults, page)) => {
+            thread::spawn(move || file.write_at(&page, 0));
+            wait_readable([faults.as_fd()], None).expect("poll");
+            parent.send(b"locked").expect("say so");
+            let _ = parent.recv(&mut [0; 1]);
+            return;
+        }
+        Err(error) => error.to_string(),
+    };
+    parent.send(said.as_bytes()).expect("say so");
 }
 
 /// A guest whose shim is the test.
 #[derive(Debug)]
 pub(crate) struct RawGuest {
     process: Child,
-    _line: SeqPacket,
+    line: SeqPacket,
     pub(crate) socket: SeqPacket,
 }
 
@@ -72,13 +91,30 @@ impl RawGuest {
         let socket = SeqPacket::from(fds.pop().expect("the connection"));
         Self {
             process,
-            _line: line,
+            line,
             socket,
         }
     }
 
     pub(crate) fn send(&self, message: &Message) {
         self.socket.send(&message.encode()).expect("send");
+    }
+
+    /// Has the guest's process keep `file` locked for as long as it lives; whether it can.
+    pub(crate) fn lock(&self, file: &File) -> bool {
+        let asked = self.line.send_with_fds(&[1], &[file.as_fd()]);
+        asked.expect("ask");
+        let mut said = [0; 64];
+        let received = self.line.recv_timeout(&mut said, PATIENCE);
+        let Some(Received::Message { len, .. }) = received.expect("receive") else {
+            panic!("the connector failed");
+        };
+        let said = String::from_utf8_lossy(&said[..len]);
+        let locked = said == "locked";
+        if !locked {
+            eprintln!("SKIPPED: no faults of the kernel for this user ({said})");
+        }
+        locked
     }
 
     /// The next message; panics at the end of the connection.
@@ -194,21 +230,14 @@ impl Welcomed {
         self,
         meanwhile: Option<&(dyn Fn(BorrowedFd<'_>) + Sync)>,
     ) -> Powered {
-        let (channels, theirs): (Vec<_>, Vec<_>) = (0..MAX_CHANNELS)
-            .map(|_| SeqPacket::pair().expect("a pair"))
-            .unzip();
         let uffd = matches!(
             self.welcome.engine,
             memvisor_guest_agent::protocol::memory::Engine::Uffd
         )
         .then(|| uffd::open().expect("it worked before"));
-        let fds: Vec<_> = uffd
-            .iter()
-            .map(AsFd::as_fd)
-            .chain(theirs.iter().map(AsFd::as_fd))
-            .collect();
+        let fds: Vec<_> = uffd.iter().map(AsFd::as_fd).collect();
         let (go, runs) = mpsc::channel();
-        let message = thread::scope(|scope| {
+        let (message, fds) = thread::scope(|scope| {
             if let (Some(meanwhile), Some(uffd)) = (meanwhile, &uffd) {
                 scope.spawn(move || {
                     while runs.try_recv() == Err(TryRecvError::Empty) {
@@ -219,14 +248,15 @@ impl Welcomed {
             // However this ends, the thread above ends with it.
             let _go: mpsc::Sender<()> = go;
             self.ready(BASE, MAX_CHANNELS as u16, &fds);
-            self.guest.receive()
+            self.guest.receive_with_fds()
         });
         assert_eq!(message, Message::Go);
+        assert_eq!(fds.len(), MAX_CHANNELS);
         Powered {
             guest: self.guest,
             ram: self.ram,
             token: self.welcome.token,
-            channels,
+            channels: fds.into_iter().map(SeqPacket::from).collect(),
             _uffd: uffd,
         }
     }

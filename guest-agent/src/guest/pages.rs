@@ -54,6 +54,7 @@ impl PageSource for KernelPages {
             Stat::new(StatTag::AVAILABLE_MEMORY, bytes(stats.available)),
             Stat::new(StatTag::DISK_CACHES, bytes(stats.caches)),
             Stat::new(StatTag::OOM_KILLS, stats.oom),
+            Stat::new(StatTag::SWAP_WAIT, stats.swap_wait_us),
         ]
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use super::object::{Eviction, Object};
 use super::pages::{Owner, PageUse};
@@ -42,12 +43,14 @@ impl Object for AnonMap {
         }
         let mut bounce = Bounce::zeroed();
         kernel.memory.read(gfn, 0, &mut bounce.0);
+        let began = Instant::now();
         match kernel.swap.write(&bounce) {
             Ok(Some(slot)) => {
+                let wrote = began.elapsed();
                 *place = Place::Disk(slot);
                 kernel.counters.swap_out.add(1);
                 kernel.pages.release(gfn, PageUse::Anon);
-                Eviction::Freed
+                Eviction::Freed { wrote }
             }
             Ok(None) => Eviction::Kept,
             Err(_) => {
@@ -228,7 +231,9 @@ impl AnonRegion {
     fn swap_in(&self, place: &mut Place, page: u32, slot: SwapSlot) -> Result<Gfn, KernelError> {
         let kernel = &self.kernel;
         let mut bounce = Bounce::zeroed();
+        let began = Instant::now();
         kernel.swap.read(slot, &mut bounce)?;
+        kernel.counters.swap_wait_us.add_time(began.elapsed());
         let gfn = self.allocate(page)?;
         kernel.write_page(gfn, &bounce);
         *place = Place::Ram(gfn);

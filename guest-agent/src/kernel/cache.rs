@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::object::{Eviction, Object};
 use super::pages::{Owner, PageUse};
@@ -41,7 +42,9 @@ impl Object for FileMap {
         }
         *entry = None;
         kernel.pages.release(gfn, PageUse::Cache);
-        Eviction::Freed
+        Eviction::Freed {
+            wrote: Duration::ZERO,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use super::Kernel;
 use crate::protocol::Gfn;
@@ -11,7 +12,10 @@ use crate::protocol::Gfn;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Eviction {
     /// It is free now.
-    Freed,
+    Freed {
+        /// For so long it was written to the swap disk.
+        wrote: Duration,
+    },
     /// Somebody is at it right now, so it may be free or evictable in a moment.
     Busy,
     /// It has to stay: there is no room on the swap disk.

@@ -53,6 +53,8 @@ pub(super) struct Reclaimed {
     pub(super) busy: u32,
     /// Pages looked at.
     scanned: u32,
+    /// How long the swap disk took for it.
+    wrote: Duration,
 }
 
 impl Kernel {
@@ -75,6 +77,7 @@ impl Kernel {
         let mut ask_until = None;
         loop {
             let found = self.reclaim_now(DIRECT_BATCH);
+            self.counters.swap_wait_us.add_time(found.wrote);
             if let Some(gfn) = self.pages.take(owner, page_use) {
                 return Ok(gfn);
             }
@@ -112,6 +115,7 @@ impl Kernel {
     fn keep_watermark(&self) {
         if self.pages.usage().free < self.pages.low_watermark() {
             let found = self.turn_clock(WATERMARK_BATCH, WATERMARK_SCAN, false);
+            self.counters.swap_wait_us.add_time(found.wrote);
             self.count(
                 found,
                 &self.counters.async_scan,
@@ -136,7 +140,10 @@ impl Kernel {
                 continue;
             }
             match self.evict(gfn, owner) {
-                Eviction::Freed => found.freed += 1,
+                Eviction::Freed { wrote } => {
+                    found.freed += 1;
+                    found.wrote += wrote;
+                }
                 Eviction::Busy => found.busy += 1,
                 Eviction::Kept => {}
             }

@@ -1,10 +1,13 @@
 //! What the kernel counts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Kernel;
+
+const HALF: Duration = Duration::from_nanos(500);
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -13,6 +16,11 @@ pub(super) struct Counter(AtomicU64);
 impl Counter {
     pub(super) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Adds microseconds, rounded to whole ones.
+    pub(super) fn add_time(&self, time: Duration) {
+        self.add((time + HALF).as_micros() as u64);
     }
 
     fn get(&self) -> u64 {
@@ -26,6 +34,7 @@ pub(super) struct Counters {
     pub(super) swap_in: Counter,
     pub(super) swap_out: Counter,
     pub(super) swap_errors: Counter,
+    pub(super) swap_wait_us: Counter,
     pub(super) major_faults: Counter,
     pub(super) minor_faults: Counter,
     pub(super) oom: Counter,
@@ -84,6 +93,9 @@ pub struct KernelStats {
     pub swap_errors: u64,
     /// How often the kernel asked for relief because nothing could be reclaimed.
     pub relief: u64,
+    /// For how many microseconds threads waited for the swap disk, each by itself: to read a page back, or to write
+    /// others in order to have one. What is written for the balloon keeps none of them waiting.
+    pub swap_wait_us: u64,
 }
 
 impl Kernel {
@@ -115,6 +127,7 @@ impl Kernel {
             swap_used: u64::from(self.swap.used()),
             swap_errors: counters.swap_errors.get(),
             relief: counters.relief.get(),
+            swap_wait_us: counters.swap_wait_us.get(),
         }
     }
 }

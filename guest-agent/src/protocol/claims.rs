@@ -1,8 +1,9 @@
 //! The claim table: how a thread of the guest takes a page by itself, and the daemon learns of it.
 //!
-//! A fault that only brings a page back from the compression cache, or copies a shared frame, needs
-//! nothing that the faulting thread could not do, except the daemon's leave: to move this page, and to
-//! use one more page of memory. Asking for it costs two wake-ups, more than the work. So the daemon
+//! A fault that only brings a page back from the compression cache, copies a shared frame, touches a page for the first
+//! time or wants one back that is frozen, needs
+//! nothing that the faulting thread could not do, except the daemon's leave: to move this page, and, but for a frozen one,
+//! to use one more page of memory. Asking for it costs two wake-ups, more than the work. So the daemon
 //! gives its leave beforehand, in memory that it shares with this one guest:
 //!
 //! - a *row* for each page says what the daemon *offers*. A thread *claims* the page by changing that
@@ -12,21 +13,25 @@
 //!   it was used for names it: what was used for what is never a matter of counting.
 //!
 //! Words are 32 bits, of the machine's byte order. The table begins with the words of
-//! [`HEADER_WORDS`]: the [`MARK`], whether [`BREAKS`] are allowed, then [`CREDITS`] credits; the rows
-//! follow, [`ROW_WORDS`] for each page: the state, the checksum of the compressed page, its arena page,
-//! and where in it and how long.
+//! [`HEADER_WORDS`]: the [`MARK`], whether [`BREAKS`] are allowed, then [`CREDITS`] credits, and for how long threads
+//! [`Stood`] still; the rows follow, [`ROW_WORDS`] for each page: the state, the checksum of the compressed page, the arena page in
+//! which it begins, and where in it and how long.
 //!
 //! ```text
 //!            daemon unlocks the page                daemon locks the page
-//!   NONE ----------------------------> ZIP, FRAME ------------------------> NONE
+//!   NONE -------------------> EMPTY, ZIP, FRAME, FROZEN ------------------> NONE
 //!     ^                                 |      ^
 //!     | daemon locks the page    claims |      | gives up
 //!     |                                 v      |
 //!   DONE <----------------------------- TAKEN -+
 //! ```
 //!
+//! A table of zeroes is that of a guest that has not touched a page yet, and may touch them all.
+//!
 //! Here is the guest's half, which runs in a signal handler: no allocation, no lock, no wait. The
 //! daemon believes none of it.
+
+use std::time::Duration;
 
 use super::Gfn;
 
@@ -42,6 +47,9 @@ pub const MARK: u32 = 0;
 pub const BREAKS: u32 = 1;
 /// The word of the first credit.
 pub const FIRST_CREDIT: u32 = 2;
+/// The first of the words in which threads of the guest add up for how long they stood still, in microseconds modulo
+/// 2^32: the word of each [`Stood`].
+pub const FIRST_STOOD: u32 = FIRST_CREDIT + CREDITS;
 /// Value of [`MARK`] when the daemon has been told.
 pub const TOLD: u32 = u32::MAX;
 
@@ -51,6 +59,8 @@ pub const NO_CREDIT: u32 = 0;
 pub const CREDIT: u32 = 1;
 /// A credit that was taken for page `gfn` is `gfn + USED`.
 pub const USED: u32 = 2;
+/// In place of the number of a credit: none was needed.
+pub const FREE: u32 = CREDITS;
 
 /// Memory of which several processes read and write single words at once.
 ///
@@ -89,6 +99,38 @@ pub const fn credit_word(credit: u32) -> u32 {
     FIRST_CREDIT + credit
 }
 
+/// What a thread of the guest did while it stood still without the daemon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stood {
+    /// It brought a page back.
+    Refill,
+    /// It gave itself a copy of a shared page.
+    Break,
+    /// It waited for another thread that had claimed the page.
+    Asleep,
+    /// It gave itself a page of zeroes.
+    Touch,
+    /// It had a frozen page back.
+    Open,
+}
+
+impl Stood {
+    /// All there are.
+    pub const ALL: [Self; 5] = [
+        Self::Refill,
+        Self::Break,
+        Self::Asleep,
+        Self::Touch,
+        Self::Open,
+    ];
+
+    /// The word of it.
+    #[must_use]
+    pub const fn word(self) -> u32 {
+        FIRST_STOOD + self as u32
+    }
+}
+
 const KIND: u32 = 0b111;
 const WAITED: u32 = 1 << 3;
 const CREDIT_SHIFT: u32 = 8;
@@ -102,6 +144,10 @@ pub enum State {
     Zip,
     /// The shared page may be given a copy of its own.
     Frame,
+    /// The page holds nothing, and may be given a page of zeroes.
+    Empty,
+    /// The page is in RAM, not mapped, and may be mapped. That needs no credit.
+    Frozen,
     /// A thread of the guest does so.
     Taken {
         /// The credit it uses.
@@ -121,7 +167,9 @@ impl State {
     #[must_use]
     pub const fn encode(self) -> u32 {
         match self {
-            Self::None => 0,
+            Self::Empty => 0,
+            Self::None => 5,
+            Self::Frozen => 6,
             Self::Zip => 1,
             Self::Frame => 2,
             Self::Taken { credit, waited } => {
@@ -136,7 +184,9 @@ impl State {
     pub const fn decode(word: u32) -> Option<Self> {
         let credit = word >> CREDIT_SHIFT;
         let state = match word & KIND {
-            0 => Self::None,
+            0 => Self::Empty,
+            5 => Self::None,
+            6 => Self::Frozen,
             1 => Self::Zip,
             2 => Self::Frame,
             3 => Self::Taken {
@@ -146,7 +196,7 @@ impl State {
             4 => Self::Done { credit },
             _ => return None,
         };
-        if state.encode() == word && credit < CREDITS {
+        if state.encode() == word && credit <= FREE {
             Some(state)
         } else {
             None
@@ -154,10 +204,10 @@ impl State {
     }
 }
 
-/// Where a compressed page is, in the arena of its VM.
+/// Where a compressed page is, in the arena of its VM: it may go on in the next arena page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
-    /// The arena page.
+    /// The arena page in which it begins.
     pub page: u32,
     /// The first byte in it.
     pub at: u16,
@@ -208,7 +258,7 @@ impl Claim {
         self.gfn
     }
 
-    /// What was offered: [`State::Zip`] or [`State::Frame`].
+    /// What was offered.
     #[must_use]
     pub const fn offer(&self) -> State {
         self.offer
@@ -248,7 +298,11 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
     pub fn claim(&self, gfn: Gfn, offer: State) -> Attempt {
         // First the credit: it can be given back, and an offer that was taken away for nothing too,
         // but this way a guest without credits leaves its offers alone.
-        let Some(credit) = self.take_credit(gfn) else {
+        let credit = match offer {
+            State::Frozen => Some(FREE),
+            _ => self.take_credit(gfn),
+        };
+        let Some(credit) = credit else {
             return Attempt::NoCredit;
         };
         let taken = State::Taken {
@@ -259,10 +313,16 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
             .0
             .compare_exchange(row(gfn), offer.encode(), taken.encode());
         if claimed.is_err() {
-            self.0.store(credit_word(credit), CREDIT);
+            self.give_credit_back(credit);
             return Attempt::Changed;
         }
         Attempt::Claimed(Claim { gfn, credit, offer })
+    }
+
+    fn give_credit_back(&self, credit: u32) {
+        if credit != FREE {
+            self.0.store(credit_word(credit), CREDIT);
+        }
     }
 
     fn take_credit(&self, gfn: Gfn) -> Option<u32> {
@@ -289,7 +349,7 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
     /// The page is as it was: the credit comes back, the offer too. Whether other threads must be woken.
     #[expect(clippy::needless_pass_by_value, reason = "the claim ends here")]
     pub fn give_up(&self, claim: Claim) -> bool {
-        self.0.store(credit_word(claim.credit), CREDIT);
+        self.give_credit_back(claim.credit);
         self.end(claim.gfn, claim.offer)
     }
 
@@ -303,12 +363,25 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
         word & WAITED != 0
     }
 
+    /// A thread stood still for so long.
+    pub fn stood(&self, stood: Stood, took: Duration) {
+        // To the nearest, or a microsecond in ten would be lost.
+        let micros = (took + Duration::from_nanos(500)).as_micros() as u32;
+        let at = stood.word();
+        let mut word = self.0.load(at);
+        while let Err(now) = self.0.compare_exchange(at, word, word.wrapping_add(micros)) {
+            word = now;
+        }
+    }
+
     /// Whether the daemon should be told that credits run out; `true` to one of all threads. `claim`
     /// has just been made.
     #[must_use]
     pub fn should_tell(&self, claim: &Claim) -> bool {
         let mark = self.0.load(MARK);
-        claim.credit >= mark && self.0.compare_exchange(MARK, mark, TOLD).is_ok()
+        claim.credit != FREE
+            && claim.credit >= mark
+            && self.0.compare_exchange(MARK, mark, TOLD).is_ok()
     }
 
     /// Marks that this thread waits for the end of another's claim; the word to wait on, `None` when
@@ -371,8 +444,14 @@ mod tests {
 
     #[test]
     fn every_state_survives_its_word_and_no_other_word_is_one() {
-        let mut states = vec![State::None, State::Zip, State::Frame];
-        for credit in [0, 1, CREDITS - 1] {
+        let mut states = vec![
+            State::None,
+            State::Zip,
+            State::Frame,
+            State::Empty,
+            State::Frozen,
+        ];
+        for credit in [0, 1, CREDITS - 1, FREE] {
             let waited = [false, true];
             states.extend(waited.map(|waited| State::Taken { credit, waited }));
             states.push(State::Done { credit });
@@ -380,8 +459,8 @@ mod tests {
         for state in states {
             assert_eq!(State::decode(state.encode()), Some(state));
         }
-        let of_no_credit = State::Done { credit: CREDITS }.encode();
-        for garbage in [5, 7, 8, 9, 1 << 8, 4 | 8, of_no_credit, u32::MAX] {
+        let of_no_credit = State::Done { credit: FREE + 1 }.encode();
+        for garbage in [7, 8, 9, 13, 1 << 8, 4 | 8, of_no_credit, u32::MAX] {
             assert_eq!(State::decode(garbage), None, "{garbage:#x}");
         }
     }
@@ -450,5 +529,18 @@ mod tests {
             claimer.done(claim);
         }
         assert_eq!(told, [false, true, false]);
+    }
+
+    #[test]
+    fn time_adds_up_in_a_word_for_each_cause_and_wraps() {
+        let table = table();
+        let claimer = Claimer::new(&table);
+        claimer.stood(Stood::Refill, Duration::from_nanos(9_500));
+        claimer.stood(Stood::Refill, Duration::from_nanos(9_499));
+        claimer.stood(Stood::Asleep, Duration::from_micros(u64::from(u32::MAX)));
+        claimer.stood(Stood::Asleep, Duration::from_micros(8));
+        let words = Stood::ALL.map(|stood| table.load(stood.word()));
+        assert_eq!(words, [19, 0, 7, 0, 0]);
+        assert!(Stood::Asleep.word() < HEADER_WORDS);
     }
 }

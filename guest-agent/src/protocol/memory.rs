@@ -8,13 +8,13 @@
 //!  | HELLO name, pages, wishes ----------> |  refuses with ERROR, or makes a VM
 //!  | <---- WELCOME engine, token + fds     |  fds: RAM (read-write), share pool (read-only);
 //!  |                                       |       inline: claim table, arena (read-only)
-//!  | READY base, channels + fds ---------> |  fds: userfaultfd (uffd engine only), fault channels
-//!  | <------------------------------- GO   |  from here on guest threads may touch RAM
+//!  | READY base, channels + fd ----------> |  fd: userfaultfd (uffd engine only)
+//!  | <------------------------- GO + fds   |  fds: fault channels; from here on guest threads may touch RAM
 //! ```
 //!
 //! and then carries [`Command`]s to the shim's memory thread, one at a time, each answered by an
 //! [`Ack`]. Faults that the kernel reports by SIGSEGV travel over the *fault channels*, socket pairs
-//! that the shim made: the faulting thread takes a free one, sends [`Fault`], waits for [`Reply`],
+//! that the daemon made: the faulting thread takes a free one, sends [`Fault`], waits for [`Reply`],
 //! does what it says and, if that changed a mapping, sends [`Fault::Done`]. The three are of fixed size
 //! and encode without allocating, because a signal handler does it.
 
@@ -27,7 +27,7 @@ pub use command::{Ack, Command, Op, Remap};
 use super::codec::{DecodeError, Reader, Writer};
 
 /// The version of this protocol. Both sides come from one build, so it must match exactly.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// The longest message: a command of [`MAX_RUNS`] runs, rounded up.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Runs in one command. 1 024 system calls keep the memory thread busy for about 3 ms.
@@ -131,7 +131,7 @@ pub struct Welcome {
 pub struct Ready {
     /// Where RAM starts in the guest process.
     pub base: u64,
-    /// How many fault channels follow as descriptors, after the userfaultfd if there is one.
+    /// How many fault channels it wants to have.
     pub channels: u16,
 }
 
@@ -144,7 +144,7 @@ pub enum Message {
     Welcome(Welcome),
     /// Shim to daemon: RAM is mapped.
     Ready(Ready),
-    /// Daemon to shim: run.
+    /// Daemon to shim, with the shim's ends of the fault channels: run.
     Go,
     /// Daemon to shim: remap.
     Command(Command),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::protocol::memory::{
-    Engine, Fault, Hello, MAX_ATTACH, MAX_REPORT, Message, Ready, Reply, Welcome,
+    Engine, Fault, Hello, MAX_ATTACH, MAX_CHANNELS, MAX_REPORT, Message, Ready, Reply, Welcome,
 };
 use crate::protocol::{Gfn, GfnRun};
 
@@ -174,43 +174,41 @@ pub fn attach(
     let map = RamMap::new(pages, welcome.pool_frames, ram, pool, uffd).map_err(kernel(
         "map guest RAM (is the guest larger than the address space?)",
     ))?;
-    let (channels, theirs) = Channels::new().map_err(kernel("make the fault channels"))?;
     let ready = Ready {
         base: map.base() as u64,
-        channels: count(&theirs),
+        channels: MAX_CHANNELS as u16,
     };
-    let hardware = segv::install(Hardware {
-        map,
-        channels,
-        attaching: Mutex::default(),
-        inline,
-    })
-    .map_err(kernel("handle SIGSEGV"))?;
-    let fds: Vec<_> = hardware
-        .map
-        .uffd()
-        .into_iter()
-        .chain(theirs.iter().map(AsFd::as_fd))
-        .collect();
+    let fds: Vec<_> = map.uffd().into_iter().collect();
     socket
         .send_with_fds(&Message::Ready(ready).encode(), &fds)
         .map_err(kernel("send READY"))?;
     wait(socket.as_fd())?;
-    match memory_thread::receive(&socket).map_err(AttachError::Session)? {
-        (Message::Go, _) => Ok(Attached {
-            ram: Ram(hardware),
-            welcome,
-            socket,
+    let hardware = segv::install(Hardware {
+        map,
+        channels: go(&socket)?,
+        attaching: Mutex::default(),
+        inline,
+    })
+    .map_err(kernel("handle SIGSEGV"))?;
+    Ok(Attached {
+        ram: Ram(hardware),
+        welcome,
+        socket,
+    })
+}
+
+/// The answer to READY, with the fault channels.
+fn go(socket: &SeqPacket) -> Result<Channels, AttachError> {
+    match memory_thread::receive(socket).map_err(AttachError::Session)? {
+        (Message::Go, fds) => Channels::over(fds).ok_or(AttachError::Order {
+            got: "GO with another number of descriptors",
+            wanted: "GO with the fault channels",
         }),
         (other, _) => Err(AttachError::Order {
             got: other.name(),
             wanted: "GO",
         }),
     }
-}
-
-fn count(channels: &[SeqPacket]) -> u16 {
-    u16::try_from(channels.len()).unwrap_or(u16::MAX)
 }
 
 const NO_FDS: AttachError = AttachError::Order {

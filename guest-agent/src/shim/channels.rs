@@ -4,7 +4,7 @@
 //! atomic bitmap: take a bit, talk, put it back. More faulting threads than channels sleep on a
 //! futex until one comes back.
 
-use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::protocol::memory::{Fault, MAX_CHANNELS, REPLY_BYTES, Reply};
@@ -20,22 +20,12 @@ pub(super) struct Channels {
 }
 
 impl Channels {
-    /// Makes all channels; the second list are the daemon's ends.
-    pub(super) fn new() -> io::Result<(Self, Vec<SeqPacket>)> {
-        let mut sockets = Vec::with_capacity(MAX_CHANNELS);
-        let mut theirs = Vec::with_capacity(MAX_CHANNELS);
-        for _ in 0..MAX_CHANNELS {
-            let (ours, other) = SeqPacket::pair()?;
-            sockets.push(ours);
-            theirs.push(other);
-        }
-        Ok((
-            Self {
-                sockets,
-                free: AtomicU32::new((1 << MAX_CHANNELS) - 1),
-            },
-            theirs,
-        ))
+    /// Takes over the ends that came from the daemon; `None` if they are not as many as there are to be.
+    pub(super) fn over(fds: Vec<OwnedFd>) -> Option<Self> {
+        (fds.len() == MAX_CHANNELS).then(|| Self {
+            sockets: fds.into_iter().map(SeqPacket::from).collect(),
+            free: AtomicU32::new((1 << MAX_CHANNELS) - 1),
+        })
     }
 
     /// Takes a free channel; sleeps while there is none. Async-signal-safe.
@@ -141,11 +131,20 @@ pub(super) fn futex_wake(word: &AtomicU32) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
     fn channels_are_exclusive_and_waiters_get_the_next_free_one() {
-        let (channels, _theirs) = Channels::new().unwrap();
+        let pairs = (0..MAX_CHANNELS).map(|_| SeqPacket::pair().unwrap());
+        let (ours, _theirs): (Vec<_>, Vec<_>) = pairs.unzip();
+        let fds = |some: &[SeqPacket]| {
+            let copy = |socket: &SeqPacket| socket.as_fd().try_clone_to_owned().unwrap();
+            some.iter().map(copy).collect()
+        };
+        assert!(Channels::over(fds(&ours[1..])).is_none());
+        let channels = Channels::over(fds(&ours)).unwrap();
         let mut held: Vec<_> = (0..MAX_CHANNELS).map(|_| channels.take()).collect();
         let mut indices: Vec<_> = held.iter().map(|channel| channel.index).collect();
         indices.sort_unstable();

@@ -13,8 +13,9 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
-use crate::protocol::claims::{Attempt, Claim, Claimer, Place, State, Words, row};
+use crate::protocol::claims::{Attempt, Claim, Claimer, Place, State, Stood, Words, row};
 use crate::protocol::payload::{checksum, decompress};
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 use crate::rows::{Rows, Touched};
@@ -23,6 +24,8 @@ use super::mapping::Mapping;
 
 /// The longest compressed page.
 const MAX_PAYLOAD: usize = PAGE_SIZE / 2;
+/// What a page holds that nobody has touched.
+const ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 /// The most pages brought back behind one that is asked for: the thread waits for them.
 const AHEAD: u32 = 7;
 /// How often an offer that changes while it is claimed is looked at again before the daemon is asked.
@@ -75,6 +78,18 @@ pub struct Work {
     behind: Option<(Touched, u32)>,
 }
 
+impl Work {
+    /// What its thread stands still for.
+    pub(super) fn stood(&self) -> Stood {
+        match self.claim.offer() {
+            State::Frame => Stood::Break,
+            State::Empty => Stood::Touch,
+            State::Frozen => Stood::Open,
+            _ => Stood::Refill,
+        }
+    }
+}
+
 impl<T: Table> Inline<T> {
     /// By a claim table and an arena of so many pages, holes included.
     #[must_use]
@@ -92,6 +107,11 @@ impl<T: Table> Inline<T> {
         &self.table
     }
 
+    /// Notes for how long a thread stood still that the daemon knows nothing of.
+    pub(super) fn stood(&self, stood: Stood, took: Duration) {
+        self.claimer().stood(stood, took);
+    }
+
     const fn claimer(&self) -> Claimer<'_, T> {
         Claimer::new(&self.table)
     }
@@ -102,7 +122,7 @@ impl<T: Table> Inline<T> {
         for _ in 0..LOOKS {
             let offer = claimer.look(gfn);
             match offer {
-                State::Zip => {}
+                State::Zip | State::Empty | State::Frozen => {}
                 State::Frame if !write => return Step::Access,
                 State::Frame if claimer.may_break() => {}
                 State::Taken { .. } => {
@@ -135,15 +155,15 @@ impl<T: Table> Inline<T> {
         let (touched, brought) = match behind {
             Some((touched, brought)) => (touched, brought + u32::from(is_done)),
             None if !is_done => return Step::Ask,
-            None if offer == State::Frame => return access,
+            None if matches!(offer, State::Frame | State::Frozen) => return access,
             None => (self.rows.touched(gfn), 0),
         };
         if is_done
             && !is_low
             && let Some(next) = touched.behind(brought)
             && next.0 < map.pages()
-            && self.claimer().look(next) == State::Zip
-            && let Attempt::Claimed(claim) = self.claimer().claim(next, State::Zip)
+            && self.claimer().look(next) == offer
+            && let Attempt::Claimed(claim) = self.claimer().claim(next, offer)
         {
             let behind = Some((touched, brought));
             return Step::Claimed(Work { claim, behind });
@@ -157,6 +177,8 @@ impl<T: Table> Inline<T> {
         let gfn = claim.gfn();
         let done = match claim.offer() {
             State::Zip => self.refill(map, &claim),
+            State::Empty => map.install(gfn, &ZEROES).ok(),
+            State::Frozen => map.open(gfn).ok(),
             _ => break_shared(map, gfn),
         };
         let waited = match done {
@@ -183,12 +205,12 @@ impl<T: Table> Inline<T> {
 
     /// Copies compressed bytes out of the arena; `None` when the place is not inside it.
     fn read<'a>(&self, place: Place, into: &'a mut [u8; MAX_PAYLOAD]) -> Option<&'a [u8]> {
-        let (at, len) = (usize::from(place.at), usize::from(place.len));
-        if place.page >= self.arena_pages || at + len > PAGE_SIZE {
+        let len = usize::from(place.len);
+        let into = into.get_mut(..len)?;
+        let offset = u64::from(place.page) * PAGE_SIZE as u64 + u64::from(place.at);
+        if offset + len as u64 > u64::from(self.arena_pages) * PAGE_SIZE as u64 {
             return None;
         }
-        let into = into.get_mut(..len)?;
-        let offset = u64::from(place.page) * PAGE_SIZE as u64 + at as u64;
         // Nobody writes these bytes while the page is claimed, and if the daemon did, the checksum would tell.
         let read = self.arena.read_at(into, offset).ok()?;
         (read == len).then_some(into)

@@ -19,6 +19,9 @@ pub trait Mapping {
     /// Maps RAM back over a run whose content is in RAM already.
     fn map_present(&self, run: GfnRun) -> Result<(), i32>;
 
+    /// Maps a page that is in RAM and frozen.
+    fn open(&self, gfn: Gfn) -> Result<(), i32>;
+
     /// Puts a copy of `page` where RAM has a hole, and maps it.
     fn install(&self, gfn: Gfn, page: &[u8; PAGE_SIZE]) -> Result<(), i32>;
 

@@ -221,6 +221,11 @@ impl Mapping for RamMap {
         uffd::copy(uffd, self.address(gfn), page)
     }
 
+    fn open(&self, gfn: Gfn) -> Result<(), i32> {
+        let uffd = self.uffd().ok_or(libc::ENOTTY)?;
+        uffd::map_present(uffd, self.address(gfn))
+    }
+
     fn copy_to_ram(&self, gfn: Gfn) -> Result<(), i32> {
         let (address, len) = self.range(GfnRun::single(gfn))?;
         let offset = i64::try_from(gfn.offset()).map_err(|_| libc::EINVAL)?;

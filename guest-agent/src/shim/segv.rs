@@ -10,10 +10,12 @@
 
 use std::io;
 use std::sync::{Mutex, OnceLock};
+use std::time::Instant;
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 
 use crate::protocol::Gfn;
+use crate::protocol::claims::Stood;
 use crate::protocol::memory::Fault;
 
 use super::channels::Channels;
@@ -115,24 +117,36 @@ fn die(signal: Signal) {
     let _ = raise(signal);
 }
 
-/// Gets access to `gfn`: by itself if it may, or else by asking the daemon.
+/// Gets access to `gfn`: by itself if it may, or else by asking the daemon, which sees for how long then.
 fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
     let Some(inline) = &hardware.inline else {
         return ask(hardware, gfn, write);
     };
+    let began = Instant::now();
+    let mut stood = None;
     let mut step = inline.begin(gfn, write);
     loop {
         step = match step {
-            Step::Claimed(work) => inline.go_on(&hardware.map, work),
-            Step::Sleep { at, word } => return inline.table().sleep(at, word),
-            Step::Access => return,
+            Step::Claimed(work) => {
+                stood = Some(work.stood());
+                inline.go_on(&hardware.map, work)
+            }
+            Step::Sleep { at, word } => {
+                inline.table().sleep(at, word);
+                stood = Some(Stood::Asleep);
+                Step::Access
+            }
             Step::Tell => {
                 // If the daemon is gone, the next question finds that out.
                 let _ = hardware.channels.take().send(Fault::Credits);
-                return;
+                Step::Access
             }
+            Step::Access => break,
             Step::Ask => return ask(hardware, gfn, write),
         };
+    }
+    if let Some(stood) = stood {
+        inline.stood(stood, began.elapsed());
     }
 }
 

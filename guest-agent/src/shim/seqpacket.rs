@@ -106,8 +106,7 @@ impl SeqPacket {
         self.send_with(message, MsgFlags::empty())
     }
 
-    /// As [`send`](Self::send), but never waits, whatever flags and options the peer may have set on
-    /// a socket that it made and passed on.
+    /// As [`send`](Self::send), but never waits.
     ///
     /// # Errors
     /// `WouldBlock` when the peer's queue is full; else as [`send`](Self::send).
@@ -165,13 +164,6 @@ impl SeqPacket {
             received => received,
         })?;
         Ok(Received::of(len, into.len()))
-    }
-
-    /// Whether it is a socket that keeps message boundaries; a descriptor that came in a message may
-    /// be anything.
-    #[must_use]
-    pub fn is_seqpacket(&self) -> bool {
-        getsockopt(&self.0, sockopt::SockType) == Ok(SockType::SeqPacket)
     }
 
     /// As [`recv`](Self::recv), but waits at most `timeout`; `None` when nothing came.
@@ -399,17 +391,6 @@ mod tests {
         let error = one.try_send(b"more").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         assert_eq!(one.try_recv(&mut buffer).unwrap(), Some(Received::Closed));
-    }
-
-    #[test]
-    fn other_descriptors_are_no_seqpacket() {
-        let (one, _other) = SeqPacket::pair().unwrap();
-        assert!(one.is_seqpacket());
-        let (stream, _end) = std::os::unix::net::UnixStream::pair().unwrap();
-        let null = fs::File::open("/dev/null").unwrap();
-        for fd in [OwnedFd::from(stream), OwnedFd::from(null)] {
-            assert!(!SeqPacket::from(fd).is_seqpacket());
-        }
     }
 
     #[test]

@@ -53,17 +53,27 @@ struct UffdioCopy {
     copied: i64,
 }
 
+#[repr(C)]
+struct UffdioContinue {
+    start: u64,
+    len: u64,
+    mode: u64,
+    mapped: i64,
+}
+
 // A wrong size would make another call of it.
 const _: () = assert!(size_of::<UffdioApi>() == 24);
 const _: () = assert!(size_of::<UffdioRegister>() == 32);
 const _: () = assert!(size_of::<UffdioCopy>() == 40);
+const _: () = assert!(size_of::<UffdioContinue>() == 32);
 
 /// Each call reads and writes exactly one structure.
 mod call {
-    use super::{UffdioApi, UffdioCopy, UffdioRegister};
+    use super::{UffdioApi, UffdioContinue, UffdioCopy, UffdioRegister};
 
     nix::ioctl_readwrite!(register, 0xaa, 0x00, UffdioRegister);
     nix::ioctl_readwrite!(copy, 0xaa, 0x03, UffdioCopy);
+    nix::ioctl_readwrite!(map_present, 0xaa, 0x07, UffdioContinue);
     nix::ioctl_readwrite!(api, 0xaa, 0x3f, UffdioApi);
 }
 
@@ -193,4 +203,25 @@ pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Res
         std::thread::yield_now();
     }
     Err(last as i32)
+}
+
+/// Maps the page of the file that is at `address`.
+///
+/// Safe to call from a signal handler.
+///
+/// # Errors
+/// The errno: `EFAULT` when the file has a hole there. A page that is mapped already is none.
+pub fn map_present(uffd: BorrowedFd<'_>, address: usize) -> Result<(), i32> {
+    let mut range = UffdioContinue {
+        start: address as u64,
+        len: PAGE_SIZE as u64,
+        mode: 0,
+        mapped: 0,
+    };
+    // SAFETY: `uffd` is open for the life of the borrow, and `range` outlives the call. It maps what the file holds and
+    // changes no byte; the kernel checks the address.
+    match unsafe { call::map_present(uffd.as_raw_fd(), &raw mut range) } {
+        Ok(_) | Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(errno as i32),
+    }
 }

@@ -35,7 +35,7 @@ impl<'a> DonePage<'a> {
     #[must_use]
     pub fn settle(mut self) -> Option<PageGuard<'a>> {
         let claims = self.guard.table.claims.as_ref()?;
-        let settled = claims.settle(self.guard.gfn, self.credit);
+        let settled = claims.settle(self.guard.gfn, self.guard.home(), self.credit);
         self.guard.offers = settled;
         settled.then_some(self.guard)
     }
@@ -99,7 +99,7 @@ impl PageGuard<'_> {
         self.table.history.record(self.gfn, home);
     }
 
-    /// Notes whether the guest may access the RAM page without asking.
+    /// Notes that the guest was given the RAM page, or that it is frozen.
     pub fn set_open(&self, open: bool) {
         self.set_flag(OPEN, open);
     }

@@ -30,7 +30,7 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
         any::<u32>(),
     );
     let stores = proptest::collection::vec(pages(), 5);
-    let asked = proptest::array::uniform4(proptest::option::of(pages()));
+    let asked = proptest::array::uniform5(proptest::option::of(pages()));
     let does = proptest::array::uniform5(any::<bool>());
     (homes, rules, stores, asked, does).prop_map(|(homes, rules, stores, asked, does)| VmSnapshot {
         id: VmId(7),
@@ -54,6 +54,7 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
         balloon_by_hand: asked[3],
         balloon_max: stores[3],
         relief: asked[0],
+        balloon_free: asked[4],
         active: asked[1],
         swap_room: stores[4],
         swap_failing: does[1],

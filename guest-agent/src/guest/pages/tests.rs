@@ -205,10 +205,12 @@ fn guest_of_a_host_that_is_short_pages_by_itself_and_says_so() {
     assert_eq!((stats.oom, stats.relief, stats.balloon), (0, 0, BALLOON));
     let (out, back) = (stats.swap_out, stats.swap_in);
     assert!(out > 0 && back > 0, "{stats:?}");
+    assert!(stats.swap_wait_us > 0, "{stats:?}");
     let expected = [
         Stat::new(StatTag::SWAP_IN, back * PAGE_SIZE as u64),
         Stat::new(StatTag::SWAP_OUT, out * PAGE_SIZE as u64),
         Stat::new(StatTag::OOM_KILLS, 0),
+        Stat::new(StatTag::SWAP_WAIT, stats.swap_wait_us),
     ];
     guest.host.wait("its statistics", |books| {
         expected.iter().all(|stat| books.stats.contains(stat))

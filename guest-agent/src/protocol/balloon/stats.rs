@@ -3,7 +3,7 @@
 use super::{DecodeError, MAX_STATS, Reader, Writer, value};
 
 /// What a statistic is about. The numbers are those of virtio-balloon (VIRTIO 1.3, 5.5.6.4), so
-/// that an agent can hand through what its kernel counts. Sizes are in bytes.
+/// that an agent can hand through what its kernel counts; from 0x8000 on they are ours. Sizes are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StatTag(pub u16);
 
@@ -26,6 +26,9 @@ impl StatTag {
     pub const DISK_CACHES: Self = Self(7);
     /// Times the guest killed a process for want of memory, since boot.
     pub const OOM_KILLS: Self = Self(10);
+    /// Microseconds that threads of the guest waited for its own swap device, each by itself, since boot. Not one of
+    /// virtio-balloon's.
+    pub const SWAP_WAIT: Self = Self(0x8000);
 }
 
 /// One statistic.

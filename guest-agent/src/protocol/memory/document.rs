@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::protocol::claims::{
-    BREAKS, CREDITS, FIRST_CREDIT, HEADER_WORDS, MARK, ROW_WORDS, State, USED,
+    BREAKS, CREDITS, FIRST_CREDIT, FREE, HEADER_WORDS, MARK, ROW_WORDS, State, USED,
 };
 use crate::protocol::{Gfn, GfnRun};
 
@@ -194,6 +194,8 @@ fn document_states_the_words_of_the_claim_table() {
         format!("| {HEADER_WORDS} + {ROW_WORDS} * gfn | state of the page |"),
         format!("the gfn + {USED} for which it was taken"),
         format!("| {} | NONE |", State::None.encode()),
+        format!("| {} | EMPTY |", State::Empty.encode()),
+        format!("| {} | FROZEN |", State::Frozen.encode()),
         format!("| {} | ZIP |", State::Zip.encode()),
         format!("| {} | FRAME |", State::Frame.encode()),
         format!("| {:#x} | TAKEN with credit {credit:#x} |", taken(false)),
@@ -202,6 +204,11 @@ fn document_states_the_words_of_the_claim_table() {
             "| {:#x} | DONE with credit {credit:#x} |",
             State::Done { credit }.encode()
         ),
+        format!(
+            "| {:#x} | DONE without a credit |",
+            State::Done { credit: FREE }.encode()
+        ),
+        format!("in place of the number of a\n   credit stands {FREE}"),
         format!("| credits | {CREDITS} |"),
     ] {
         assert!(DOCUMENT.contains(&row), "missing: {row}");

@@ -1,0 +1,227 @@
+//! For how long threads stand still, and what for, by a clock that is made up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::scenario::{KINDS, SWAP, ZIP};
+use super::{Guest, Host, Op, Spec};
+use crate::compress::samples;
+use crate::engine::EngineKind;
+use crate::page::{Home, Urgency};
+use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages};
+use crate::vm::{Blocked, Cause};
+
+const PAGES: u32 = 8;
+/// How long the fault thread is at each event that it serves, in microseconds.
+const STEP: u64 = 100;
+const SECOND: u64 = 1_000_000;
+
+/// A guest that has touched nothing.
+fn fresh(kind: EngineKind) -> (Host, Guest) {
+    let host = Host::roomy();
+    let spec = Spec {
+        threads: 3,
+        ahead: 0,
+        ..Spec::of(kind, PAGES)
+    };
+    let guest = host.start(1, spec);
+    (host, guest)
+}
+
+fn write(guest: &mut Guest, thread: usize, gfn: u32) -> bool {
+    let page = Box::new(samples::mixed(gfn.into(), 500));
+    guest.threads[thread].begin(Gfn(gfn), Op::Write(page));
+    guest.drive(thread)
+}
+
+/// Lets `act` happen while the fault thread takes its time.
+fn timed(guest: &mut Guest, act: impl FnOnce(&mut Guest)) {
+    guest.faults.takes = Duration::from_micros(STEP);
+    act(guest);
+    guest.faults.takes = Duration::ZERO;
+}
+
+fn pass(guest: &mut Guest, micros: u64) {
+    guest.faults.pass(Duration::from_micros(micros));
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).expect("no age of the world")
+}
+
+/// What each cause has cost so far that has cost anything, and for how long the VM was stalled.
+fn seen(guest: &Guest) -> (Vec<(Cause, u64)>, u64) {
+    let stalled = guest.vm.stalls.so_far(None, guest.faults.now());
+    let causes = Cause::ALL.map(|cause| (cause, micros(stalled.threads[cause])));
+    let causes = causes.into_iter().filter(|(_, time)| *time > 0);
+    (causes.collect(), micros(stalled.any))
+}
+
+/// What `act` has cost by each cause.
+fn cost(guest: &mut Guest, act: impl FnOnce(&mut Guest)) -> Vec<(Cause, u64)> {
+    let (before, _) = seen(guest);
+    timed(guest, act);
+    let (after, _) = seen(guest);
+    let new = after.iter().filter(|it| !before.contains(it));
+    let old = |cause| before.iter().find(|it| it.0 == cause).map_or(0, |it| it.1);
+    new.map(|(cause, time)| (*cause, time - old(*cause)))
+        .collect()
+}
+
+#[test]
+fn service_counts_for_the_home_that_the_page_had() {
+    for kind in KINDS {
+        let (host, mut guest) = fresh(kind);
+        let touch = |guest: &mut Guest| cost(guest, |guest| assert!(write(guest, 0, 0)));
+        assert_eq!(touch(&mut guest), [(Cause::FirstTouch, STEP)], "{kind:?}");
+        for (means, cause) in [(ZIP, Cause::RefillZip), (SWAP, Cause::RefillSwap)] {
+            assert_eq!(guest.evict_by(1, means), 1);
+            assert_eq!(touch(&mut guest), [(cause, STEP)], "{kind:?}");
+        }
+        let period = Duration::from_millis(50);
+        guest.worker.handle.set_sample_period(period);
+        guest.worker.wait(period);
+        assert!(guest.vm.table.entry(Gfn(0)).is_sampled());
+        assert_eq!(touch(&mut guest), [(Cause::Open, STEP)], "{kind:?}");
+        host.end([guest]);
+    }
+}
+
+#[test]
+fn break_counts_until_its_thread_has_mapped_the_copy() {
+    for kind in KINDS {
+        let (host, mut guest) = fresh(kind);
+        for gfn in [0, 1] {
+            let page = Box::new(PageBuf([7; PAGE_SIZE]));
+            guest.threads[0].begin(Gfn(gfn), Op::Write(page));
+            assert!(guest.drive(0));
+        }
+        guest.scan();
+        guest.scan();
+        assert_eq!(guest.vm.table.count(Home::Shared(FrameId(0))), 2);
+        let cost = cost(&mut guest, |guest| {
+            let page = Box::new(PageBuf([8; PAGE_SIZE]));
+            guest.threads[0].begin(Gfn(0), Op::Write(page));
+            assert!(!guest.threads[0].poll());
+            guest.turn();
+            // So long it takes to map it.
+            pass(guest, 40);
+            assert!(guest.drive(0));
+            pass(guest, SECOND);
+        });
+        assert_eq!(cost, [(Cause::Break, STEP + 40)], "{kind:?}");
+        host.end([guest]);
+    }
+}
+
+#[test]
+fn threads_of_a_blocked_vm_count_each_while_they_wait() {
+    for kind in KINDS {
+        let (host, mut guest) = fresh(kind);
+        guest.vm.orders.set_blocked(Blocked::Touches);
+        let mut stalled = Vec::new();
+        for thread in 0..3 {
+            assert!(!write(&mut guest, thread, thread as u32));
+            pass(&mut guest, SECOND);
+            stalled.push(seen(&guest).1);
+        }
+        assert_eq!(
+            stalled,
+            [1, 2, 3].map(|seconds| seconds * SECOND),
+            "under way"
+        );
+        let (causes, any) = seen(&guest);
+        assert_eq!(
+            (causes, any),
+            (vec![(Cause::Blocked, 6 * SECOND)], 3 * SECOND)
+        );
+        guest.vm.orders.set_blocked(Blocked::No);
+        guest.vm.parking.ring();
+        timed(&mut guest, |guest| assert!(guest.turn()));
+        (0..3).for_each(|thread| assert!(guest.drive(thread)));
+        pass(&mut guest, SECOND);
+        // Uffd wakes each when it is served, for which the others wait. Otherwise all of them can go on when they have
+        // read their answers, after that one call.
+        let (served, waited) = match kind {
+            EngineKind::Uffd => (STEP, 2 * STEP),
+            EngineKind::Mprotect => (3 * STEP, 0),
+        };
+        let served = (Cause::FirstTouch, served);
+        let blocked = (Cause::Blocked, 6 * SECOND + waited);
+        assert_eq!(
+            seen(&guest),
+            (vec![served, blocked], 3 * SECOND + STEP),
+            "{kind:?}"
+        );
+        host.end([guest]);
+    }
+}
+
+#[test]
+fn wait_for_memory_is_told_from_one_by_order_whenever_that_changes() {
+    for kind in KINDS {
+        let (host, mut guest) = fresh(kind);
+        let free = host.budget.free().0;
+        assert!(host.budget.take(free, Urgency::Reclaim));
+        assert!(!write(&mut guest, 0, 0));
+        pass(&mut guest, 2 * SECOND);
+        guest.vm.orders.set_blocked(Blocked::All);
+        guest.vm.parking.ring();
+        guest.turn();
+        pass(&mut guest, 3 * SECOND);
+        let memory = (Cause::Memory, 2 * SECOND);
+        let blocked = (Cause::Blocked, 3 * SECOND);
+        assert_eq!(seen(&guest).0, [blocked, memory], "{kind:?}");
+        guest.vm.orders.set_blocked(Blocked::No);
+        host.budget.give(free);
+        guest.vm.parking.ring();
+        timed(&mut guest, |guest| assert!(guest.drive(0)));
+        let touched = (Cause::FirstTouch, STEP);
+        assert_eq!(seen(&guest).0, [touched, blocked, memory], "{kind:?}");
+        host.end([guest]);
+    }
+}
+
+#[test]
+fn ceiling_is_an_order_to_wait() {
+    let (host, mut guest) = fresh(EngineKind::Uffd);
+    guest.vm.orders.set_ceiling(Some(Pages(1)));
+    assert!(write(&mut guest, 0, 0));
+    assert!(!write(&mut guest, 1, 1));
+    pass(&mut guest, SECOND);
+    assert_eq!(seen(&guest).0, [(Cause::Blocked, SECOND)]);
+    guest.vm.orders.set_ceiling(None);
+    guest.vm.parking.ring();
+    assert!(guest.drive(1));
+    host.end([guest]);
+}
+
+#[test]
+fn threads_that_wait_for_one_page_that_is_moved_count_each() {
+    for kind in KINDS {
+        let (host, mut guest) = fresh(kind);
+        let vm = Arc::clone(&guest.vm);
+        let moved = vm.try_lock(Gfn(0)).expect("nobody is at it");
+        for thread in 0..2 {
+            guest.threads[thread].begin(Gfn(0), Op::Read);
+            assert!(!guest.drive(thread));
+        }
+        pass(&mut guest, SECOND);
+        let busy = (Cause::Busy, 2 * SECOND);
+        assert_eq!(seen(&guest), (vec![busy], SECOND), "{kind:?}");
+        drop(moved);
+        timed(&mut guest, |guest| {
+            (0..2).for_each(|thread| assert!(guest.drive(thread)));
+        });
+        pass(&mut guest, SECOND);
+        let (causes, any) = seen(&guest);
+        // One read for both, and one answer; or the first opens the page while the second waits, and is told so.
+        let (last, both) = match kind {
+            EngineKind::Uffd => (STEP, 2 * STEP),
+            EngineKind::Mprotect => (3 * STEP, 4 * STEP),
+        };
+        let all: u64 = causes.iter().map(|it| it.1).sum();
+        assert_eq!((any, all), (SECOND + last, 2 * SECOND + both), "{causes:?}");
+        host.end([guest]);
+    }
+}
