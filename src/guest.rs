@@ -41,6 +41,8 @@ pub struct GuestOptions {
     pub agent: bool,
     /// Whether it serves some of its faults itself, where the host allows it.
     pub inline: bool,
+    /// Whether it runs without a host, on memory of its own process.
+    pub bare: bool,
     /// Where the host's sockets are.
     pub runtime_dir: RuntimeDir,
 }
@@ -116,6 +118,7 @@ fn agent_options(options: &GuestOptions) -> Result<guest::GuestOptions, GuestErr
         sharing: options.sharing,
         agent: options.agent,
         inline: options.inline,
+        bare: options.bare,
         memory_socket: options.runtime_dir.memory_socket(),
         balloon_socket: options.runtime_dir.balloon_socket(),
         // A guest can be asked to page out all that the host may balloon.

@@ -5,6 +5,7 @@ pub mod balloon;
 pub mod bench;
 pub mod calculator;
 pub mod chain;
+mod child;
 pub mod cli;
 pub mod compress;
 pub mod control;

@@ -120,7 +120,11 @@ fn scan_looks_at_all_pages_and_compares_with_reading_them() {
 fn every_benchmark_takes_every_class_of_content() {
     for class in Class::ALL {
         let (entries, _) = measured(&format!("all --size 1M --rounds 1 --content {class}"));
-        for bench in Bench::ALL {
+        // All of the mechanisms: guests take long and have content of their own.
+        for bench in Bench::ALL
+            .into_iter()
+            .filter(|bench| *bench != Bench::Guests)
+        {
             let has = entries.iter().any(|entry| entry.bench == bench.name());
             assert!(has, "{bench} of {class}: {entries:#?}");
         }
@@ -302,6 +306,79 @@ fn peers_of_the_kernel_are_compared_with_or_named() {
     }
 }
 
+fn of_guests<'a>(entries: &'a [Entry], case: &str, metric: &str) -> &'a Entry {
+    let found = entries
+        .iter()
+        .find(|entry| entry.case == case && entry.metric == metric);
+    found.unwrap_or_else(|| panic!("{case}, {metric}: {entries:#?}"))
+}
+
+#[test]
+fn guests_run_on_a_host_of_their_own_beside_bare_ones_where_memory_is_not_short() {
+    let dir = scratch();
+    let file = dir.path().join("mine.toml");
+    let text = "[[guest]]\nname = \"store\"\nmemory = \"8M\"\nworkloads = [\"kv,size=4M\"]\ncount = 2\n\
+                [[guest]]\nname = \"asleep\"\nmemory = \"4M\"\nworkloads = [\"idle,size=2M\"]\n";
+    fs::write(&file, text).expect("a file");
+    let words = format!(
+        "guests --fleet {} --time 1100ms --rounds 2 --overcommit 0.5 --vs kernel",
+        file.display()
+    );
+    let (entries, log) = measured(&words);
+    assert!(entries.iter().all(|entry| entry.bench == "guests"));
+    for guest in ["store-1", "store-2"] {
+        let case = format!("mine at 0.5x, {guest}");
+        for metric in [
+            "operations",
+            "an operation, longest",
+            "done in the worst second",
+        ] {
+            let entry = of_guests(&entries, &case, metric);
+            assert!(entry.ours > 0.0 && entry.runs == 2, "{entry:?} {log}");
+            assert_eq!(entry.peer.as_deref(), Some("bare"));
+            assert!(entry.peer_value > Some(0.0), "{entry:?}");
+        }
+    }
+    let asleep = of_guests(&entries, "mine at 0.5x, asleep", "operations");
+    assert_eq!((asleep.ours, asleep.peer_value), (0.0, Some(0.0)));
+    // Who has nothing to do is no part of the mean.
+    let mean = of_guests(
+        &entries,
+        "mine at 0.5x, all guests",
+        "operations, geometric mean",
+    );
+    assert!(mean.ours > 1.0, "{mean:?}");
+}
+
+#[test]
+fn guests_of_the_kernel_have_as_much_memory_and_leave_the_machine_as_it_was() {
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = state();
+    let words = "guests --fleet kv-text --size 32M --time 2s --rounds 1 --overcommit 2 --vs kernel";
+    let (entries, log) = measured(words);
+    assert_eq!(state(), before);
+    let all = "kv-text at 2x, all guests";
+    let mean = of_guests(&entries, all, "operations, geometric mean");
+    if log.contains("not compared with kernel: ") {
+        assert_eq!(mean.peer, None);
+        if geteuid().is_root() {
+            eprintln!("SKIPPED: the kernel cannot be compared with here: {log}");
+        }
+        return;
+    }
+    assert_eq!(mean.peer.as_deref(), Some("kernel"), "{log}");
+    let worst = of_guests(&entries, "kv-text at 2x, kv-1", "operations");
+    assert!(worst.peer_value > Some(0.0), "{worst:?}");
+    let memory = of_guests(&entries, all, "memory in use at most");
+    let kernel = memory.peer_value.expect("it was measured");
+    // The budget is 16 MiB; beside it a process has a MiB or two.
+    assert!((10.0..40.0).contains(&kernel), "{memory:?} {log}");
+    assert!(
+        log.contains("kv-text at 2x, round 1: budget 16.0 MiB and "),
+        "{log}"
+    );
+}
+
 /// Starts a benchmark and waits until it says that it is at `step`.
 #[track_caller]
 fn at_step(words: &str, step: &str, dir: &Path) -> Process {
@@ -396,22 +473,38 @@ fn state() -> Vec<String> {
         .collect();
     disks.sort();
     state.extend(disks);
+    state.extend(fs::read_to_string("/proc/sys/vm/page-cluster").ok());
+    state.extend(cgroups(Path::new("/sys/fs/cgroup")));
     state
 }
 
-/// Starts a benchmark that goes on for long, ends it by `signal` when it has changed the machine, and
-/// waits until that is as it was.
-fn restores_after(signal: Signal) {
+/// The cgroups of benchmarks.
+fn cgroups(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            found.extend(name.starts_with("memvisor-bench-").then_some(name));
+            found.extend(cgroups(&entry.path()));
+        }
+    }
+    found
+}
+
+/// Starts a benchmark that goes on for long, ends it by `signal` when it has changed the machine as far as `changed`
+/// says, and waits until that is as it was.
+fn restores_after(signal: Signal, words: &str, changed: impl Fn(&[String]) -> bool) {
     let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let before = state();
     let dir = scratch();
     let mut command = memvisor();
-    command.args("bench scan --vs ksm,zram --size 16M --rounds 1000".split(' '));
+    command.args(words.split(' '));
     command.env("TMPDIR", dir.path());
     let mut process = start(command, "bench", dir.path());
     eventually("the benchmark has changed the machine", || {
         assert_eq!(process.ended(), None, "{}", process.stderr());
-        (state() != before).then_some(())
+        let now = state();
+        (now != before && changed(&now)).then_some(())
     });
     // Some of it is half done: that has to be undone as well.
     process.send(signal);
@@ -439,6 +532,43 @@ fn machine_is_restored_when_the_benchmark_is_killed_or_interrupted() {
         return;
     }
     for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT] {
-        restores_after(signal);
+        let words = "bench scan --vs ksm,zram --size 16M --rounds 1000";
+        restores_after(signal, words, |_| true);
     }
+}
+
+#[test]
+fn machine_is_restored_when_guests_on_the_kernel_are_killed_or_interrupted() {
+    if !geteuid().is_root() || !Path::new(KSM).exists() {
+        eprintln!("SKIPPED: KSM and zram cannot be changed here: not root, or not in this kernel");
+        return;
+    }
+    let words = "bench guests --vs kernel --fleet kv-text --size 32M --time 1s --rounds 1000 --overcommit 2";
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        // The cgroup is made last, just before guests run in it.
+        restores_after(signal, words, |state| {
+            state.iter().any(|one| one.starts_with("memvisor-bench-"))
+        });
+    }
+}
+
+#[test]
+fn guests_that_make_no_sense_are_refused_by_name() {
+    refused(
+        "guests --fleet kv",
+        &["`kv`", "kv-text, kv-mixed", "or a file"],
+    );
+    refused("guests --overcommit 0", &["`0`", "0.1 to 100"]);
+    refused("guests --overcommit 2,many", &["`many`"]);
+    refused("guests --time 0s", &["`0s`"]);
+    refused("guests --profile esxi", &["esxi"]);
+    refused("guests --set Mem.IdelTax=1", &["Mem.IdelTax"]);
+    refused("guests --size 900T", &["kv-text", "allowed: up to"]);
+    refused("scan --fleet kv-text", &["--fleet", "`guests`"]);
+    refused("scan --inline", &["--inline", "`guests`"]);
+    let dir = scratch();
+    let file = dir.path().join("fleet.toml");
+    fs::write(&file, "[[guest]]\nname = \"a\"\nmemroy = \"8M\"\n").expect("a file");
+    let words = format!("guests --fleet {}", file.display());
+    refused(&words, &["fleet.toml:3: memroy: ", "`memory`"]);
 }

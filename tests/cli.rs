@@ -2,6 +2,8 @@
 
 use std::process::{Command, Output};
 
+use memvisor::telemetry::GuestReport;
+
 fn memvisor(args: &[&str]) -> Output {
     let dir = tempfile::tempdir().expect("tempdir");
     Command::new(env!("CARGO_BIN_EXE_memvisor"))
@@ -50,6 +52,18 @@ fn wrong_command_lines_exit_with_2() {
             "--workload",
             "idle",
         ],
+        &[
+            "guest",
+            "--name",
+            "a",
+            "--memory",
+            "1M",
+            "--bare",
+            "--reservation",
+            "0",
+            "--workload",
+            "idle",
+        ],
         &["nonsense"],
     ] {
         let output = memvisor(args);
@@ -80,4 +94,26 @@ fn help_goes_to_standard_output_with_the_exit_codes() {
     assert_eq!(output.status.code(), Some(0));
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(help.contains("Exit codes:"), "{help}");
+}
+
+#[test]
+fn bare_guest_needs_no_host_and_reports_as_others_do() {
+    let words = "guest --name a --memory 16M --bare --json --duration 300ms --seed 7 \
+                 --workload kv,size=4M files:Cargo.lock image:Cargo.lock";
+    let output = memvisor(&words.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+    let report = GuestReport::last_in(&String::from_utf8_lossy(&output.stdout));
+    let report = report.expect("a report");
+    assert_eq!((report.name.as_str(), report.mismatches), ("a", 0));
+    assert!(report.pages_verified >= 1024, "{report:?}");
+    assert_eq!(report.workloads.len(), 3);
+    assert!(report.peak_bytes >= 4 << 20, "{report:?}");
+    assert!(report.own_bytes >= 4 << 20, "{report:?}");
+    for workload in &report.workloads {
+        assert!(workload.operations > 0, "{report:?}");
+        let latency = workload.latency;
+        assert!(latency.p50_us > 0.0, "{report:?}");
+        assert!(latency.p50_us <= latency.p99_us && latency.p99_us <= latency.max_us);
+    }
 }

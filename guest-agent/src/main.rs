@@ -88,6 +88,14 @@ struct Args {
     #[arg(long)]
     inline: bool,
 
+    /// Run without a host, on memory of this process, which the kernel may merge and page out unless
+    /// --no-sharing forbids the merging.
+    #[arg(long, conflicts_with_all = [
+        "salt", "reservation", "limit", "shares", "balloon_max", "no_agent", "inline", "runtime_dir",
+        "memory_socket", "balloon_socket",
+    ])]
+    bare: bool,
+
     /// Where the host's sockets are.
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
@@ -177,6 +185,7 @@ impl Args {
             sharing: !self.no_sharing,
             agent: !self.no_agent,
             inline: self.inline,
+            bare: self.bare,
             // A guest can be asked to page out all that the host may balloon.
             swap_pages: self.memory,
             swap_directory: env::temp_dir(),
@@ -294,6 +303,8 @@ mod tests {
             ("--memory 4097", "`4097`"),
             ("--memory 1M --shares many", "`many`"),
             ("--memory 1M --duration 0s", "`0s`"),
+            ("--memory 1M --bare --inline", "'--bare'"),
+            ("--memory 1M --bare --balloon-socket /b", "'--bare'"),
         ] {
             let line = format!("agent --name a --workload idle {wrong}");
             let error = parse(&line).expect_err(wrong).to_string();

@@ -53,12 +53,35 @@ pub fn process_cpu(pid: u32) -> io::Result<Duration> {
     Ok(Duration::from_nanos(total))
 }
 
+/// Processor time of a process so far, also of threads that have ended.
+///
+/// # Errors
+/// There is no such process.
+pub fn whole_cpu(pid: u32) -> io::Result<Duration> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Behind the name, which may hold anything and is in brackets: user and system time are fields 14 and 15 of
+    // all, 12 and 13 from there on (proc(5)).
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let times = fields.split_whitespace().skip(11).take(2);
+    let ticks: u64 = times.filter_map(|time| time.parse::<u64>().ok()).sum();
+    let second = rustix::param::clock_ticks_per_second().max(1);
+    Ok(Duration::from_millis(ticks * 1000 / second))
+}
+
 /// Anonymous memory of this process, in bytes.
 ///
 /// # Errors
 /// What reading `/proc/self/status` says.
 pub fn anonymous_bytes() -> io::Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
+    anonymous_bytes_of(std::process::id())
+}
+
+/// Anonymous memory of a process, in bytes.
+///
+/// # Errors
+/// There is no such process.
+pub fn anonymous_bytes_of(pid: u32) -> io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("RssAnon:"));
     let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
     Ok(kib.unwrap_or(0) * 1024)

@@ -19,6 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 
+use super::peer::cgroup;
 use crate::sys::swap_off;
 
 /// How the names of directories begin that a guard may remove.
@@ -45,6 +46,8 @@ pub enum Undo {
     RemoveZram(u32),
     /// Remove this directory of a benchmark.
     RemoveDir(PathBuf),
+    /// End what is left in this cgroup of a benchmark, and remove it.
+    RemoveCgroup(PathBuf),
 }
 
 /// What a guard is told.
@@ -57,10 +60,22 @@ enum Order {
     AddZram,
     /// Keep other benchmarks away from what this file stands for, until all is restored.
     Claim(PathBuf),
+    /// Say how much there is to be done now.
+    Mark,
+    /// Do now what came after this mark.
+    Restore(u32),
 }
 
-/// The answer to each order: a number, which only [`Order::AddZram`] has a use for, or what is wrong.
+/// The answer to each order: a number, which only [`Order::AddZram`] and [`Order::Mark`] have a use for, or what is
+/// wrong.
 type Answer = Result<u32, String>;
+
+/// What a guard has to do in the end.
+enum Task {
+    Undo(Undo),
+    /// The lock is given up.
+    Release(#[expect(dead_code, reason = "it is held")] Flock<File>),
+}
 
 /// A guard that runs.
 #[derive(Debug)]
@@ -121,6 +136,17 @@ impl Guard {
         self.order(&Order::Claim(path.to_owned())).map(drop)
     }
 
+    /// Has `work` change the machine, and all that it told the guard undone when it is done, whatever came of it.
+    ///
+    /// # Errors
+    /// The inner one is that of `work`, the outer one says what could not be undone.
+    pub fn within<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        let mark = self.order(&Order::Mark)?;
+        let done = work();
+        self.order(&Order::Restore(mark))?;
+        Ok(done)
+    }
+
     fn order(&self, order: &Order) -> io::Result<u32> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let gone =
@@ -169,23 +195,11 @@ impl Drop for Guard {
 pub fn run(orders: impl BufRead, mut answers: impl Write, mut complain: impl FnMut(&str)) -> bool {
     // Signals that end a terminal's processes must not end the one that cleans up behind them.
     let _ = SigSet::all().thread_block();
-    let mut undos: Vec<Undo> = Vec::new();
-    // Dropped when everything below is undone.
-    let mut claims: Vec<Flock<File>> = Vec::new();
+    let mut tasks: Vec<Task> = Vec::new();
     for line in orders.lines() {
         let Ok(line) = line else { break };
         let answer: Answer = match serde_json::from_str(&line) {
-            Ok(Order::Undo(undo)) => {
-                undos.push(undo);
-                Ok(0)
-            }
-            Ok(Order::AddZram) => add_zram()
-                .inspect(|number| undos.push(Undo::RemoveZram(*number)))
-                .map_err(|error| error.to_string()),
-            Ok(Order::Claim(path)) => claim(&path)
-                .map(|claim| claims.push(claim))
-                .map(|()| 0)
-                .map_err(|error| error.to_string()),
+            Ok(order) => obey(order, &mut tasks, &mut complain),
             Err(error) => Err(error.to_string()),
         };
         let mut text = serde_json::to_string(&answer).unwrap_or_default();
@@ -198,9 +212,39 @@ pub fn run(orders: impl BufRead, mut answers: impl Write, mut complain: impl FnM
             break;
         }
     }
+    restore(&mut tasks, 0, &mut complain)
+}
+
+fn obey(order: Order, tasks: &mut Vec<Task>, complain: &mut impl FnMut(&str)) -> Answer {
+    let done = match order {
+        Order::Undo(undo) => {
+            tasks.push(Task::Undo(undo));
+            Ok(0)
+        }
+        Order::AddZram => {
+            add_zram().inspect(|number| tasks.push(Task::Undo(Undo::RemoveZram(*number))))
+        }
+        Order::Claim(path) => claim(&path).map(|claim| {
+            tasks.push(Task::Release(claim));
+            0
+        }),
+        Order::Mark => u32::try_from(tasks.len()).map_err(io::Error::other),
+        Order::Restore(mark) => match restore(tasks, mark as usize, complain) {
+            true => Ok(0),
+            false => Err(io::Error::other("not everything could be restored")),
+        },
+    };
+    done.map_err(|error| error.to_string())
+}
+
+/// Does all tasks but the first `kept`, the latest first; whether all could be done.
+fn restore(tasks: &mut Vec<Task>, kept: usize, complain: &mut impl FnMut(&str)) -> bool {
     let mut all = true;
-    for undo in undos.iter().rev() {
-        if let Err(error) = patiently(|| revert(undo)) {
+    while tasks.len() > kept {
+        // A claim is given up when everything that came after it is undone.
+        if let Some(Task::Undo(undo)) = tasks.pop()
+            && let Err(error) = patiently(|| revert(&undo))
+        {
             complain(&format!("cannot restore {undo:?}: {error}"));
             all = false;
         }
@@ -254,15 +298,22 @@ fn revert(undo: &Undo) -> io::Result<()> {
             fs::write("/sys/class/zram-control/hot_remove", number.to_string())
         }
         Undo::RemoveDir(path) => remove_dir(path),
+        Undo::RemoveCgroup(path) => cgroup::remove(path),
     }
 }
 
-fn remove_dir(path: &Path) -> io::Result<()> {
+/// Refuses what no benchmark has made.
+pub(super) fn check_name(path: &Path) -> io::Result<()> {
     let name = path.file_name().and_then(|name| name.to_str());
-    if !name.is_some_and(|name| name.starts_with(SCRATCH_PREFIX)) {
-        let why = format!("`{}` is no directory of a benchmark", path.display());
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    if name.is_some_and(|name| name.starts_with(SCRATCH_PREFIX)) {
+        return Ok(());
     }
+    let why = format!("`{}` is no directory of a benchmark", path.display());
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+}
+
+fn remove_dir(path: &Path) -> io::Result<()> {
+    check_name(path)?;
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,
@@ -319,6 +370,37 @@ mod tests {
         assert!(!run(&orders[..], io::sink(), |text| told.push(text.to_owned())));
         assert!(told[0].contains("no directory of a benchmark"), "{told:?}");
         assert_eq!(fs::read_to_string(&setting).expect("there"), "back");
+    }
+
+    #[test]
+    fn what_came_after_a_mark_is_put_back_at_once_and_the_rest_in_the_end() {
+        let place = tempfile::tempdir().expect("tempdir");
+        let file = |name: &str| place.path().join(name);
+        let undo = |name: &str| {
+            fs::write(file(name), "changed").expect("a file");
+            let (path, text) = (file(name), "as it was".to_owned());
+            Order::Undo(Undo::Write { path, text })
+        };
+        let orders = lines(&[undo("early"), Order::Mark, undo("late"), Order::Restore(1)]);
+        let read = |name: &str| fs::read_to_string(file(name)).expect("there");
+        // Answers to orders are written one by one: the last one shows what was done by then.
+        struct Answers<F>(F);
+        impl<F: FnMut()> io::Write for Answers<F> {
+            fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+                self.0();
+                Ok(text.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut seen = Vec::new();
+        let answers = Answers(|| seen.push((read("early"), read("late"))));
+        assert!(run(&orders[..], answers, |text| panic!("{text}")));
+        let (changed, back) = ("changed".to_owned(), "as it was".to_owned());
+        assert_eq!(seen[2], (changed.clone(), changed.clone()));
+        assert_eq!(seen[3], (changed, back.clone()));
+        assert_eq!((read("early"), read("late")), (back.clone(), back));
     }
 
     #[test]

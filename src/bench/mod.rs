@@ -12,7 +12,8 @@
 //! peer's, and so on; what counts is the ratio of the medians, and the spread is shown beside it. What is
 //! measured is the product: its sessions, scanner, evictor, stores and fault thread, with guests that are
 //! processes of their own (`stage`, [`puppet`]); a guest that reads other bytes than it wrote ends the
-//! benchmark as an error. Only the policy is left out, because it would move pages in between.
+//! benchmark as an error. Only the policy is left out, because it would move pages in between. All of it together,
+//! with real guests and beside the kernel with as much memory, is what [`guests`] measures.
 //!
 //! KSM and zram are settings of the whole machine. They are left alone where somebody else uses them, and
 //! restored by a process of its own, however this one ends ([`guard`]).
@@ -25,6 +26,7 @@ mod compress;
 pub mod content;
 mod fault;
 pub mod guard;
+pub mod guests;
 pub mod html;
 mod machine;
 mod merge;
@@ -50,7 +52,9 @@ pub use machine::Machine;
 
 use self::content::{Class, Content, Source};
 use self::guard::Guard;
+use self::guests::GuestsOptions;
 use self::report::Report;
+use crate::control::ClientError;
 use crate::engine::EngineError;
 use crate::host::{EngineChoice, HostError};
 use crate::units::Bytes;
@@ -72,11 +76,13 @@ pub enum Bench {
     Balloon,
     /// A plan of the policy.
     Plan,
+    /// What guests get done when memory is short.
+    Guests,
 }
 
 impl Bench {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Scan,
         Self::Merge,
         Self::Compress,
@@ -84,6 +90,7 @@ impl Bench {
         Self::Swap,
         Self::Balloon,
         Self::Plan,
+        Self::Guests,
     ];
 
     /// Its name.
@@ -97,6 +104,7 @@ impl Bench {
             Self::Swap => "swap",
             Self::Balloon => "balloon",
             Self::Plan => "plan",
+            Self::Guests => "guests",
         }
     }
 }
@@ -116,6 +124,8 @@ pub enum Vs {
     Zram,
     /// The C library of LZ4.
     Lz4,
+    /// The kernel with all it has: KSM, zram, swap, a memory cgroup.
+    Kernel,
 }
 
 /// What to measure.
@@ -133,6 +143,8 @@ pub struct BenchOptions {
     pub vs: Vec<Vs>,
     /// The engine of the host.
     pub engine: EngineChoice,
+    /// What to measure of guests.
+    pub guests: GuestsOptions,
 }
 
 /// Why a benchmark failed.
@@ -156,6 +168,19 @@ pub enum BenchError {
     /// A guest cannot attach.
     #[error(transparent)]
     Attach(AttachError),
+    /// A process failed.
+    #[error("{name} ended with {how}: {message}")]
+    Failed {
+        /// The host or a guest.
+        name: String,
+        /// Its exit code or signal.
+        how: String,
+        /// The end of what it logged.
+        message: String,
+    },
+    /// The host does not answer.
+    #[error("the host does not answer")]
+    Client(#[from] ClientError),
     /// The host cannot be started.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -281,6 +306,7 @@ pub fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
             Bench::Swap => swap::run(setup, &peers, report)?,
             Bench::Balloon => balloon::run(setup, report)?,
             Bench::Plan => plan::run(setup, report)?,
+            Bench::Guests => guests::run(setup, report)?,
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! `memvisor bench`, and the processes it starts.
 
+mod guests;
 mod running;
 
 use std::env;
@@ -39,8 +40,8 @@ pub(super) struct BenchArgs {
     #[arg(value_name = "BENCH", required = true, num_args = 1..)]
     benches: Vec<Chosen>,
 
-    /// Compare with the kernel's KSM or zram, or with LZ4 of the C library; may be given more than
-    /// once. The first two need root.
+    /// Compare with the kernel's KSM or zram, or with LZ4 of the C library, or, as for guests, with the
+    /// kernel as a whole; may be given more than once. All but lz4 need root.
     #[arg(long, value_name = "PEER", value_delimiter = ',')]
     vs: Vec<Peer>,
 
@@ -49,17 +50,20 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "CLASS|PATH")]
     content: Option<String>,
 
-    /// Memory of the guests of a benchmark together [default: 256M].
+    /// Memory of the guests of a benchmark together [default: 256M; of fleets 1280M].
     #[arg(long, value_name = "SIZE", value_parser = values::memory)]
     size: Option<Bytes>,
 
-    /// How often each is measured, turn by turn with its peers [default: 5].
+    /// How often each is measured, turn by turn with its peers [default: 5; fleets 3].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
 
-    /// 32M and 2 rounds, unless told otherwise.
+    /// 32M and 2 rounds, of fleets 320M, 2 rounds and 5 s, unless told otherwise.
     #[arg(long)]
     quick: bool,
+
+    #[command(flatten)]
+    guests: guests::Args,
 
     /// How guest memory is controlled.
     #[arg(long, value_enum, default_value = "auto")]
@@ -90,7 +94,9 @@ enum Chosen {
     Balloon,
     /// A plan of the policy.
     Plan,
-    /// All of them.
+    /// What guests get done when memory is short.
+    Guests,
+    /// All of them but guests.
     All,
 }
 
@@ -105,7 +111,8 @@ impl Chosen {
                 Self::Swap => Bench::Swap,
                 Self::Balloon => Bench::Balloon,
                 Self::Plan => Bench::Plan,
-                Self::All => return true,
+                Self::Guests => Bench::Guests,
+                Self::All => return bench != Bench::Guests,
             }
     }
 }
@@ -115,6 +122,7 @@ enum Peer {
     Ksm,
     Zram,
     Lz4,
+    Kernel,
 }
 
 impl BenchArgs {
@@ -124,8 +132,14 @@ impl BenchArgs {
         } else {
             (SIZE, ROUNDS)
         };
+        let benches = self.benches();
+        let wants_guests = benches.contains(&Bench::Guests);
+        let guests = self
+            .guests
+            .options((self.size, self.rounds), self.quick, wants_guests)?;
         Ok(BenchOptions {
-            benches: self.benches(),
+            guests,
+            benches,
             size: fitting(self.size.unwrap_or(size), Machine::available())?,
             rounds: self.rounds.unwrap_or(rounds),
             source: self.content.as_deref().map(source).transpose()?,
@@ -144,6 +158,7 @@ impl BenchArgs {
             Peer::Ksm => Vs::Ksm,
             Peer::Zram => Vs::Zram,
             Peer::Lz4 => Vs::Lz4,
+            Peer::Kernel => Vs::Kernel,
         };
         self.vs.iter().map(vs).collect()
     }

@@ -72,6 +72,13 @@ pub(super) struct GuestArgs {
     #[arg(long)]
     inline: bool,
 
+    /// Run without a host, on memory of this process, which the kernel may merge and page out unless
+    /// --no-sharing forbids the merging: what a host can be compared with.
+    #[arg(long, conflicts_with_all = [
+        "salt", "reservation", "limit", "shares", "balloon_max", "no_agent", "inline", "runtime_dir",
+    ])]
+    bare: bool,
+
     /// Where the host's sockets are.
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
@@ -79,6 +86,10 @@ pub(super) struct GuestArgs {
     /// Print the report as a line of JSON.
     #[arg(long)]
     json: bool,
+
+    /// Enter this cgroup before anything is touched; for programs that start guests.
+    #[arg(long, hide = true, value_name = "DIR", requires = "bare")]
+    cgroup: Option<PathBuf>,
 
     /// End when standard input does; for programs that start guests.
     #[arg(long, hide = true)]
@@ -115,6 +126,7 @@ impl GuestArgs {
             sharing: !self.no_sharing,
             agent: !self.no_agent,
             inline: self.inline,
+            bare: self.bare,
             runtime_dir: RuntimeDir::locate(self.runtime_dir)?,
         })
     }
@@ -127,6 +139,11 @@ pub(super) fn run(args: GuestArgs) -> anyhow::Result<Exit> {
         .then(Lifeline::watch)
         .transpose()
         .context("cannot watch the parent process")?;
+    if let Some(dir) = &args.cgroup {
+        // Zero is the process that writes.
+        std::fs::write(dir.join("cgroup.procs"), "0")
+            .with_context(|| format!("cannot enter the cgroup `{}`", dir.display()))?;
+    }
     let options = args.options()?;
     let name = options.name.clone();
     let told = name.clone();

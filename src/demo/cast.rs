@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::DemoError;
 use super::content::write_file;
-use super::{DemoError, DemoOptions};
 use crate::units::Bytes;
 
 /// The number of files for the guests that read files.
@@ -12,11 +12,11 @@ const FILES: u64 = 16;
 
 /// One guest.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Role {
+pub(crate) struct Role {
     /// Its name.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// What it runs, as text.
-    pub(super) workload: String,
+    pub(crate) workload: String,
 }
 
 /// The guests of a demo in `dir`, whose files [`write_files`] has written.
@@ -24,8 +24,8 @@ pub(super) struct Role {
 /// Half of them load the same image or files, as VMs of one template do: that is what sharing lives
 /// on. Sizes are fractions of a guest, chosen so that the default six guests want more than the host
 /// has left after sharing, which brings the balloon, compression and swap into play.
-pub(super) fn roles(options: &DemoOptions, dir: &Path) -> Vec<Role> {
-    let part = |sixteenths: u64| Bytes(options.guest_memory.pages().0 * sixteenths / 16 * 4096);
+pub(crate) fn roles(guests: u32, guest_memory: Bytes, dir: &Path) -> Vec<Role> {
+    let part = |sixteenths: u64| Bytes(guest_memory.pages().0 * sixteenths / 16 * 4096);
     // Copied, as by a guest that does not know its host: what is shared the host has found.
     let image = format!("image:{},attach=no", image_path(dir).display());
     let workloads = [
@@ -39,7 +39,7 @@ pub(super) fn roles(options: &DemoOptions, dir: &Path) -> Vec<Role> {
         ),
         ("idle", format!("idle,size={},content=zero", part(4).0)),
     ];
-    (1..=options.guests)
+    (1..=guests)
         .zip(workloads.iter().cycle())
         .map(|(number, (kind, workload))| Role {
             name: format!("{kind}-{number}"),
@@ -49,8 +49,8 @@ pub(super) fn roles(options: &DemoOptions, dir: &Path) -> Vec<Role> {
 }
 
 /// Writes the image, 3/8 of a guest large, and the files, together 1/4, unless `may_go_on` fails.
-pub(super) fn write_files(
-    options: &DemoOptions,
+pub(crate) fn write_files(
+    guest_memory: Bytes,
     dir: &Path,
     mut may_go_on: impl FnMut() -> Result<(), DemoError>,
 ) -> Result<(), DemoError> {
@@ -59,7 +59,7 @@ pub(super) fn write_files(
         let source = std::io::Error::other("TMPDIR must not contain a comma");
         return Err(DemoError::io("name files for the guests")(source));
     }
-    let pages = options.guest_memory.pages().0;
+    let pages = guest_memory.pages().0;
     let image = Bytes(pages * 3 / 8 * 4096);
     let mut write = |path: PathBuf, size, seed| {
         write_file::<Stop>(&path, size, seed, || may_go_on().map_err(Stop))
@@ -99,11 +99,10 @@ impl From<Stop> for DemoError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::tests::options;
 
     #[test]
     fn roles_of_six_guests_are_all_kinds_with_two_of_one_image() {
-        let roles = roles(&options("/bin/false"), Path::new("/d"));
+        let roles = roles(6, Bytes::from_mib(256), Path::new("/d"));
         let names: Vec<_> = roles.iter().map(|role| role.name.as_str()).collect();
         let all = [
             "image-1",
@@ -122,17 +121,14 @@ mod tests {
     #[test]
     fn files_are_written_in_full_and_an_interruption_is_passed_on() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let options = DemoOptions {
-            guest_memory: Bytes::from_mib(16),
-            ..options("/bin/false")
-        };
-        write_files(&options, dir.path(), || Ok(())).expect("written");
+        let size = Bytes::from_mib(16);
+        write_files(size, dir.path(), || Ok(())).expect("written");
         let length = |path: PathBuf| fs::metadata(path).expect("there").len();
         assert_eq!(length(image_path(dir.path())), 6 << 20);
         assert_eq!(length(files_dir(dir.path()).join("file-16")), 256 << 10);
 
         let dir = tempfile::tempdir().expect("tempdir");
-        let stopped = write_files(&options, dir.path(), || Err(DemoError::Interrupted));
+        let stopped = write_files(size, dir.path(), || Err(DemoError::Interrupted));
         assert!(matches!(stopped, Err(DemoError::Interrupted)));
     }
 }

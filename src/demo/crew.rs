@@ -3,15 +3,21 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::child::{Child, await_child, end_all, in_words};
+use nix::sys::signal::Signal;
+
 use super::scratch::Scratch;
 use super::{DemoError, DemoOptions, cast};
+use crate::child::{Child, end_all, in_words};
 use crate::host::EngineChoice;
-use crate::signals::Signals;
+use crate::signals::{Event, Signals};
 use crate::telemetry::GuestReport;
 
 /// How long guests, and then the host, may take to end when asked; then they are killed.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// How often children are looked at in case that SIGCHLD, which merges with another that is still
+/// pending, has told of fewer ends than there were.
+const CHECK: Duration = Duration::from_millis(50);
 
 /// The exit code of a guest that found corrupt memory.
 const CORRUPT: i32 = 3;
@@ -50,7 +56,11 @@ impl<'a> Crew<'a> {
         options: &DemoOptions,
         scratch: &Scratch,
     ) -> Result<(), DemoError> {
-        for (seed, role) in (1u64..).zip(cast::roles(options, scratch.path())) {
+        for (seed, role) in (1u64..).zip(cast::roles(
+            options.guests,
+            options.guest_memory,
+            scratch.path(),
+        )) {
             let args = guest_args(options, scratch, &role, seed);
             self.guests
                 .push(start(&role.name, options, scratch, &args)?);
@@ -131,7 +141,7 @@ impl<'a> Crew<'a> {
 
     fn end_host(&mut self) {
         let host = std::slice::from_mut(&mut self.host);
-        end_all(host, self.signals, Instant::now() + GRACE);
+        end_in_time(host, self.signals);
     }
 
     /// The error that the host does not come up.
@@ -148,8 +158,24 @@ impl<'a> Crew<'a> {
 
 impl Drop for Crew<'_> {
     fn drop(&mut self) {
-        end_all(&mut self.guests, self.signals, Instant::now() + GRACE);
+        end_in_time(&mut self.guests, self.signals);
         self.end_host();
+    }
+}
+
+/// Gives children some time to end; less if another signal to end comes.
+fn end_in_time(children: &mut [Child], signals: &Signals) {
+    let deadline = Instant::now() + GRACE;
+    end_all(children, || await_child(signals, deadline));
+}
+
+/// Waits until a child may have ended; false after `deadline` or a signal to end.
+pub(super) fn await_child(signals: &Signals, deadline: Instant) -> bool {
+    let now = Instant::now();
+    match signals.wait(None, deadline.min(now + CHECK)) {
+        Ok(Event::Signal(Signal::SIGCHLD)) => true,
+        Ok(Event::Timeout) => now < deadline,
+        _ => false,
     }
 }
 

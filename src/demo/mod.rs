@@ -12,8 +12,7 @@
 //! process is killed. Ctrl-C reaches only this process, since the children have process groups of
 //! their own, so they end in order: guests, then host.
 
-mod cast;
-mod child;
+pub(crate) mod cast;
 mod content;
 mod crew;
 mod outcome;
@@ -147,7 +146,9 @@ pub fn run(options: &DemoOptions) -> Result<DemoOutcome, DemoError> {
     let news = News::of(options);
     let scratch = Scratch::new()?;
     news.tell("writing a boot image and files for the guests")?;
-    cast::write_files(options, scratch.path(), || stop_if_asked(&signals))?;
+    cast::write_files(options.guest_memory, scratch.path(), || {
+        stop_if_asked(&signals)
+    })?;
     news.tell("starting the host")?;
     let mut crew = Crew::start_host(options, &scratch, &signals)?;
     let client = Client::new(scratch.runtime_dir().control_socket())?;

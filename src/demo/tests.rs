@@ -2,8 +2,9 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use super::child::{Child, await_child, end_all, in_words};
+use super::crew::await_child;
 use super::*;
+use crate::child::{Child, end_all, in_words};
 use crate::telemetry::GuestReport;
 
 /// The options of the default demo, with another program.
@@ -42,11 +43,8 @@ fn end_all_lets_children_end_by_themselves() {
     let script = "trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done";
     let mut children = [shell("a", script, dir.path())];
     await_line(&children[0]);
-    end_all(
-        &mut children,
-        &signals,
-        Instant::now() + Duration::from_secs(10),
-    );
+    let limit = Instant::now() + Duration::from_secs(10);
+    end_all(&mut children, || await_child(&signals, limit));
     let status = children[0].ended().expect("wait").expect("ended");
     assert_eq!(in_words(status), "code 7");
     assert_eq!(children[0].output().expect("readable"), "up\nbye\n");
@@ -58,11 +56,8 @@ fn end_all_kills_what_does_not_end_in_time() {
     let script = "trap '' TERM; echo up; while :; do sleep 0.01; done";
     let mut children = [shell("stubborn", script, dir.path())];
     await_line(&children[0]);
-    end_all(
-        &mut children,
-        &signals,
-        Instant::now() + Duration::from_millis(50),
-    );
+    let limit = Instant::now() + Duration::from_millis(50);
+    end_all(&mut children, || await_child(&signals, limit));
     let status = children[0].ended().expect("wait").expect("ended");
     assert_eq!(in_words(status), "SIGKILL");
 }

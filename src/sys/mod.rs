@@ -37,6 +37,6 @@ pub use private_tmpfs::readers_cannot_write;
 pub use process::Process;
 pub use processor::{Processors, processor_of};
 pub use self_served::SelfServed;
-pub use swap_device::{swap_off, swap_on};
+pub use swap_device::{SwapPriority, swap_off, swap_on};
 pub use uffd::{Filled, Uffd, UserFault};
 pub use words::SharedWords;

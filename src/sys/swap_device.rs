@@ -1,4 +1,4 @@
-//! Swapping of the kernel's own onto a block device.
+//! Swapping of the kernel's own onto a block device or a file.
 
 use std::ffi::CString;
 use std::io;
@@ -14,14 +14,27 @@ fn name(device: &Path) -> io::Result<CString> {
     Ok(CString::new(device.as_os_str().as_bytes())?)
 }
 
-/// Has the kernel swap onto `device` before any other.
+/// Where the kernel swaps to first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SwapPriority {
+    /// Before all others.
+    First,
+    /// When all others are full.
+    Last,
+}
+
+/// Has the kernel swap onto `device`, a block device or a file without holes.
 ///
 /// # Errors
 /// What `swapon(2)` says: `EPERM` without privilege, `EINVAL` without a swap header.
-pub fn swap_on(device: &Path) -> io::Result<()> {
+pub fn swap_on(device: &Path, priority: SwapPriority) -> io::Result<()> {
     let name = name(device)?;
+    let priority = match priority {
+        SwapPriority::First => FIRST,
+        SwapPriority::Last => 0,
+    };
     // SAFETY: `name` is a string that ends with a zero and outlives the call, which only reads it.
-    let done = unsafe { libc::swapon(name.as_ptr(), PREFER | FIRST) };
+    let done = unsafe { libc::swapon(name.as_ptr(), PREFER | priority) };
     result(done)
 }
 
@@ -51,7 +64,7 @@ mod tests {
     #[test]
     fn what_is_no_swap_device_is_refused() {
         let path = Path::new("/proc/self/status");
-        assert!(swap_on(path).is_err());
+        assert!(swap_on(path, SwapPriority::Last).is_err());
         assert!(swap_off(path).is_err());
     }
 }

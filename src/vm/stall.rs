@@ -376,7 +376,9 @@ mod tests {
             [seen.threads[cause], seen.threads.sum(), seen.any].map(|time| time.as_secs())
         }
 
-        fn believed(&self, words: [u32; 3], threads: u32, at: u32) -> Stalled {
+        fn believed(&self, said: [u32; 3], threads: u32, at: u32) -> Stalled {
+            let mut words = [0; 5];
+            words[..3].copy_from_slice(&said);
             let claimed = Claimed { words, threads };
             self.1.so_far(Some(claimed), self.at(at))
         }

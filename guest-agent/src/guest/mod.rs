@@ -1,6 +1,7 @@
 //! A guest, put together: virtual hardware, kernel, balloon agent, workloads.
 
 mod pages;
+mod process;
 mod shares;
 mod summary;
 
@@ -17,11 +18,12 @@ use crate::balloon::{Agent, AgentSettings, PageSource};
 use crate::kernel::{Kernel, KernelError, KernelOptions, PressureHook};
 use crate::protocol::Gfn;
 use crate::protocol::memory::{Hello, MAX_TEXT};
-use crate::shim::{AttachError, Attached, Memory, Ram, SeqPacket, SessionEnd, attach};
+use crate::shim::{AttachError, Attached, BareRam, Memory, Ram, SeqPacket, SessionEnd, attach};
 use crate::signals::{Event, Signals};
 use crate::workload::{Mismatch, Progress, Report, Runner, SpecError, StartError, WorkloadSpec};
 use pages::{KernelPages, Relief};
 
+pub use process::ProcessUse;
 pub use shares::{Shares, SharesError};
 pub use summary::{GuestReport, WorkloadReport};
 
@@ -62,6 +64,9 @@ pub struct GuestOptions {
     pub agent: bool,
     /// Whether it serves some of its faults itself, where the host allows it.
     pub inline: bool,
+    /// Whether it runs without a host, on memory of its own process, which the kernel may merge if `sharing`. Of
+    /// the rest only size, workloads, seed, duration and swap disk count then.
+    pub bare: bool,
     /// The host's memory socket.
     pub memory_socket: PathBuf,
     /// The host's balloon socket.
@@ -135,6 +140,8 @@ pub struct Outcome {
     pub interrupted: bool,
     /// From power-on until it was told to end.
     pub ran: Duration,
+    /// What its process had used by then.
+    pub used: ProcessUse,
 }
 
 /// A page that did not hold what the guest had written.
@@ -175,30 +182,31 @@ pub fn run(
         .iter()
         .map(|text| text.parse())
         .collect::<Result<_, _>>()?;
-    let attached = attach(&options.memory_socket, hello(options), |host| {
-        await_host(host, signals, SILENCE, PATIENCE)
-    })?;
-    let (ram, token) = (attached.ram, attached.welcome.token);
-    serve(attached, host_gone)?;
+    let (memory, host) = if options.bare {
+        let ram = BareRam::map(options.pages, options.sharing).map_err(system("map guest RAM"))?;
+        (Arc::new(ram) as Arc<dyn Memory>, None)
+    } else {
+        let (ram, token) = power_on(options, signals, host_gone)?;
+        (Arc::new(ram) as Arc<dyn Memory>, Some((ram, token)))
+    };
     let kernel_options = KernelOptions {
         swap_pages: options.swap_pages,
         swap_directory: options.swap_directory.clone(),
     };
-    let memory: Arc<dyn Memory> = Arc::new(ram);
     let kernel = Kernel::new(memory, &kernel_options)?;
-    let relief = options
-        .agent
-        .then(|| start_agent(options, token, &kernel))
-        .transpose()?;
+    let relief = match host {
+        Some((_, token)) if options.agent => Some(start_agent(options, token, &kernel)?),
+        _ => None,
+    };
     let started = Instant::now();
     let runner = Runner::start(&kernel, &specs, options.seed)?;
     let interrupted = wait(options.duration, signals, &runner)?;
-    let ran = started.elapsed();
+    let (ran, used) = (started.elapsed(), ProcessUse::now());
     let report = runner.stop(progress);
     let wrong = report
         .mismatches
         .iter()
-        .map(|mismatch| with_history(ram, mismatch))
+        .map(|mismatch| with_history(host.map(|(ram, _)| ram), mismatch))
         .collect();
     drop(relief);
     Ok(Outcome {
@@ -206,7 +214,22 @@ pub fn run(
         wrong,
         interrupted,
         ran,
+        used,
     })
+}
+
+/// Attaches to the host, which backs the RAM from now on; the RAM, and the token for the balloon.
+fn power_on(
+    options: &GuestOptions,
+    signals: &Signals,
+    host_gone: impl FnOnce(SessionEnd) + Send + 'static,
+) -> Result<(Ram, u64), GuestError> {
+    let attached = attach(&options.memory_socket, hello(options), |host| {
+        await_host(host, signals, SILENCE, PATIENCE)
+    })?;
+    let powered = (attached.ram, attached.welcome.token);
+    serve(attached, host_gone)?;
+    Ok(powered)
 }
 
 /// Waits until the host says something, and says so itself after `silence`; gives up after `patience` or when a
@@ -306,8 +329,8 @@ fn wait(
     }
 }
 
-fn with_history(ram: Ram, mismatch: &Mismatch) -> WrongBytes {
-    let history = mismatch.gfn.and_then(|gfn| ram.history(Gfn(gfn)));
+fn with_history(ram: Option<Ram>, mismatch: &Mismatch) -> WrongBytes {
+    let history = (ram.zip(mismatch.gfn)).and_then(|(ram, gfn)| ram.history(Gfn(gfn)));
     WrongBytes {
         mismatch: mismatch.clone(),
         history,

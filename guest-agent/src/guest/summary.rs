@@ -1,12 +1,13 @@
 //! What a guest says about itself when it ends: one line of JSON on its standard output.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::Outcome;
-use crate::workload;
+use crate::workload::{self, Latency};
 
 /// The report of one guest.
 ///
@@ -19,6 +20,13 @@ pub struct GuestReport {
     pub name: String,
     /// How long it ran in milliseconds.
     pub duration_ms: u64,
+    /// Processor time of its process until then, in milliseconds.
+    pub cpu_ms: u64,
+    /// The most memory its process had at a time, RAM included.
+    pub peak_bytes: u64,
+    /// Anonymous memory and page tables of its process when its time was over. RAM is part of it only without
+    /// a host.
+    pub own_bytes: u64,
     /// Pages whose content was compared with what the guest had written.
     pub pages_verified: u64,
     /// Pages that differed; anything but 0 means that memory was corrupted.
@@ -44,6 +52,12 @@ pub struct WorkloadReport {
     pub pages_verified: u64,
     /// Pages that differed.
     pub mismatches: u64,
+    /// Seconds it took to fill its memory.
+    pub loading_seconds: f64,
+    /// How long operations took.
+    pub latency: Latency,
+    /// In each full second from its start until it was stopped, the pages that were filled and the operations.
+    pub each_second: Vec<u32>,
     /// Whatever else it said.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -55,7 +69,15 @@ impl WorkloadReport {
             Value::Object(fields) => fields,
             _ => Map::new(),
         };
-        for told in ["name", "operations", "pages_verified", "mismatches"] {
+        for told in [
+            "name",
+            "operations",
+            "pages_verified",
+            "mismatches",
+            "loading_seconds",
+            "latency",
+            "each_second",
+        ] {
             other.remove(told);
         }
         Self {
@@ -63,6 +85,9 @@ impl WorkloadReport {
             operations: workload.operations,
             pages_verified: workload.pages_verified,
             mismatches: workload.mismatches,
+            loading_seconds: workload.loading_seconds,
+            latency: workload.latency,
+            each_second: workload.each_second.clone(),
             other,
         }
     }
@@ -85,9 +110,16 @@ impl fmt::Display for GuestReport {
             self.mismatches,
         )?;
         for workload in &self.workloads {
+            let Latency {
+                p50_us,
+                p99_us,
+                max_us,
+                ..
+            } = workload.latency;
             writeln!(
                 f,
-                "  {}: {} operations, {} pages verified, {} corrupt",
+                "  {}: {} operations of {p50_us:.1} us (p99 {p99_us:.1}, longest {max_us:.1}), {} pages \
+                 verified, {} corrupt",
                 workload.workload,
                 workload.operations,
                 workload.pages_verified,
@@ -106,7 +138,10 @@ impl GuestReport {
         let workloads: Vec<_> = workloads.iter().map(WorkloadReport::of).collect();
         Self {
             name: name.to_owned(),
-            duration_ms: u64::try_from(outcome.ran.as_millis()).unwrap_or(u64::MAX),
+            duration_ms: millis(outcome.ran),
+            cpu_ms: millis(outcome.used.cpu),
+            peak_bytes: outcome.used.peak_bytes,
+            own_bytes: outcome.used.own_bytes,
             pages_verified: workloads.iter().map(|one| one.pages_verified).sum(),
             mismatches: workloads.iter().map(|one| one.mismatches).sum(),
             interrupted: outcome.interrupted,
@@ -124,6 +159,10 @@ impl GuestReport {
             .filter(|line| line.trim_start().starts_with('{'))
             .find_map(|line| serde_json::from_str(line).ok())
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //!   page: a write to a shared page in both engines, any access to a closed page without userfaultfd.
 //! - A guest that was powered on *inline* gets a signal for every fault: its handler brings compressed
 //!   pages back and copies shared ones itself, as far as the daemon has offered them, and asks for the rest.
+//! - [`BareRam`] is RAM without a daemon, for a guest that others are compared with.
 //!
 //! None of them ever touches guest RAM, or it could wait for itself; the one exception is a page that the
 //! handler has claimed, which it knows to be readable.
@@ -21,6 +22,7 @@
 )]
 
 mod attach;
+mod bare;
 mod channels;
 mod doorbell;
 mod fds;
@@ -35,6 +37,7 @@ pub mod table;
 pub mod uffd;
 
 pub use attach::{AttachError, Attached, Ram, attach};
+pub use bare::BareRam;
 pub use memory_thread::SessionEnd;
 
 use crate::protocol::{Gfn, GfnRun};
@@ -46,7 +49,7 @@ pub use seqpacket::{
 
 /// Guest RAM as the toy kernel sees it: pages it can read and write.
 ///
-/// The shim implements it over the mapped RAM; tests over a plain vector. A call touches the
+/// The shim implements it over the mapped RAM and over memory of the process alone; tests over a plain vector. A call touches the
 /// memory with ordinary user-space loads and stores (never a system call into guest RAM: the host
 /// may have protected the page, and the kernel would answer EFAULT instead of waiting). A call can
 /// block for as long as the host needs to bring the page back.

@@ -19,6 +19,7 @@
 
 mod build;
 mod churn;
+mod clocked;
 mod content;
 mod files;
 mod image;
@@ -39,6 +40,7 @@ mod zipf;
 
 use std::ops::Add;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -116,6 +118,11 @@ trait Worker: Send {
 
     /// One operation; `None` when there is nothing to do, now or ever.
     fn step(&mut self) -> Result<Option<Work>, Failure>;
+
+    /// How long there is nothing to do after a step that did nothing; `None`: for ever.
+    fn idle_for(&self) -> Option<Duration> {
+        None
+    }
 
     /// How many pieces the last pass of this thread has to verify.
     fn to_verify(&self) -> u32;

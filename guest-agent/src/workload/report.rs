@@ -1,18 +1,13 @@
 //! What workloads report: how much they did, how fast, and what they found wrong.
 
 use std::fmt;
-use std::time::Duration;
 
-use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{Gfn, PAGE_SIZE};
 
 /// Bytes of a page that a [`Mismatch`] shows.
 const WINDOW: usize = 32;
-
-/// The longest latency that is told from longer ones, in nanoseconds: ten minutes.
-const LONGEST_NS: u64 = 600_000_000_000;
 
 /// A page that does not hold what was written to it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -133,6 +128,8 @@ pub struct WorkloadReport {
     pub phase: Phase,
     /// Pages it works on.
     pub pages: u64,
+    /// Seconds that it took to fill its memory, or until it was stopped while it did.
+    pub loading_seconds: f64,
     /// Seconds since its memory was filled, until it was stopped.
     pub seconds: f64,
     /// Operations, without filling and the final pass.
@@ -155,6 +152,9 @@ pub struct WorkloadReport {
     pub last_error: Option<String>,
     /// How long operations took.
     pub latency: Latency,
+    /// In each full second from its start until it was stopped, the pages that were filled and the operations;
+    /// of the first hour.
+    pub each_second: Vec<u32>,
 }
 
 /// What all workloads of a guest did.
@@ -173,42 +173,6 @@ impl Report {
         let clean =
             |workload: &WorkloadReport| workload.mismatches == 0 && workload.pages_unverified == 0;
         self.workloads.iter().all(clean)
-    }
-}
-
-/// The latencies that one thread recorded, or several together.
-#[derive(Debug)]
-pub(super) struct Latencies(Histogram<u64>);
-
-impl Latencies {
-    pub(super) fn new() -> Self {
-        let histogram = Histogram::new_with_bounds(1, LONGEST_NS, 2);
-        Self(histogram.expect("the bounds are legal: 1 < 2 * 1 <= the longest, 2 <= 5 digits"))
-    }
-
-    pub(super) fn record(&mut self, latency: Duration) {
-        let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-        self.0.saturating_record(nanoseconds);
-    }
-
-    pub(super) fn add(&mut self, other: &Self) {
-        self.0
-            .add(&other.0)
-            .expect("all histograms have the same bounds");
-    }
-
-    pub(super) fn summary(&self) -> Latency {
-        if self.0.is_empty() {
-            return Latency::default();
-        }
-        let microseconds = |nanoseconds: u64| nanoseconds as f64 / 1000.0;
-        let at = |quantile| microseconds(self.0.value_at_quantile(quantile));
-        Latency {
-            p50_us: at(0.5),
-            p99_us: at(0.99),
-            p999_us: at(0.999),
-            max_us: microseconds(self.0.max()),
-        }
     }
 }
 
@@ -245,20 +209,6 @@ mod tests {
             assert_eq!(mismatch.expected.len(), mismatch.found.len());
             assert!(mismatch.found.contains(&1));
         }
-    }
-
-    #[test]
-    fn latencies_of_threads_are_merged() {
-        let (mut all, mut other) = (Latencies::new(), Latencies::new());
-        assert_eq!(all.summary(), Latency::default());
-        for _ in 0..99 {
-            all.record(Duration::from_micros(10));
-        }
-        other.record(Duration::from_secs(3600));
-        all.add(&other);
-        let summary = all.summary();
-        assert!((summary.p50_us - 10.0).abs() < 0.2, "{summary:?}");
-        assert!(summary.p999_us > 5e8, "{summary:?}");
     }
 
     #[test]

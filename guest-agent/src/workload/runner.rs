@@ -100,6 +100,7 @@ impl Runner {
                 tally: Arc::clone(&tally),
                 number,
                 pace: Pace::new(&spec, Instant::now()),
+                ended: None,
             };
             *lock(&self.board.running) += 1;
             let spawned = std::thread::Builder::new()
@@ -194,6 +195,8 @@ struct Thread {
     tally: Arc<Tally>,
     number: usize,
     pace: Pace,
+    /// When the operation before the next one ended, unless the thread has waited since.
+    ended: Option<Instant>,
 }
 
 impl Drop for Thread {
@@ -222,6 +225,7 @@ impl Thread {
                 match worker.load(number) {
                     Ok(work) => {
                         self.tally.count_work(work);
+                        self.tally.count_piece(self.number, Instant::now());
                         break;
                     }
                     Err(failure) => {
@@ -235,21 +239,23 @@ impl Thread {
     }
 
     fn operate(&mut self, worker: &mut dyn Worker) {
-        let begin = Instant::now();
+        let begin = self.ended.take().unwrap_or_else(Instant::now);
         let wait = match worker.step() {
             Ok(Some(work)) => {
                 let end = Instant::now();
                 self.tally.count_work(work);
-                self.tally.count_operation(self.number, end - begin);
+                self.tally.count_operation(self.number, begin, end);
+                self.ended = Some(end);
                 self.pace.wait_after(work.written + work.verified, end)
             }
-            Ok(None) => return self.board.orders.wait(Order::Run, None),
+            Ok(None) => return self.board.orders.wait(Order::Run, worker.idle_for()),
             Err(failure) => {
                 self.count_failure(failure);
                 RETRY_WAIT
             }
         };
         if !wait.is_zero() {
+            self.ended = None;
             self.board.orders.wait(Order::Run, Some(wait));
         }
     }

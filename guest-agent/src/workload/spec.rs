@@ -248,7 +248,7 @@ impl WorkloadSpec {
     fn set_of_kind(&mut self, name: &str, text: &str) -> Option<Result<(), String>> {
         let done = match (name, &mut self.kind) {
             ("active", Kind::Toucher { active, .. }) => {
-                parse_pages(text).map(|pages| *active = Some(pages))
+                parse_active(text).map(|pages| *active = Some(pages))
             }
             ("then", Kind::Toucher { then, .. }) => parse_change(text)
                 .filter(|(at, _)| then.last().is_none_or(|(last, _)| last < at))
@@ -297,7 +297,8 @@ impl WorkloadSpec {
 
 fn allowed_values(name: &str) -> String {
     match name {
-        "size" | "active" => SIZES.to_owned(),
+        "size" => SIZES.to_owned(),
+        "active" => format!("0, or {SIZES}"),
         "rate" => "bytes per second, such as 200M".to_owned(),
         "pause" => DURATIONS.to_owned(),
         "threads" => format!("1 to {MAX_THREADS}"),
@@ -317,7 +318,15 @@ fn parse_number(text: &str, range: std::ops::RangeInclusive<u32>) -> Option<u32>
 
 fn parse_change(text: &str) -> Option<(Duration, u32)> {
     let (size, at) = text.split_once('@')?;
-    Some((parse_duration(at)?, parse_pages(size)?))
+    Some((parse_duration(at)?, parse_active(size)?))
+}
+
+/// An active set can be empty: then nothing is done until it grows.
+fn parse_active(text: &str) -> Option<u32> {
+    if text == "0" {
+        return Some(0);
+    }
+    parse_pages(text)
 }
 
 #[cfg(test)]
@@ -362,6 +371,7 @@ mod tests {
             "idle,size=1M,content=zero",
             "stream,size=64M,rate=200M",
             "toucher,write=0",
+            "toucher,active=0,then=4K@1s,then=0@2s",
             "kv",
             "files:/usr/lib,zipf=0,size=1G",
             "image:disk.img,rate=1M",

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::report::Latencies;
+use super::clocked::Clocked;
 use super::{Phase, Work, WorkloadReport};
 
 /// Counters that the threads of one workload write and anybody reads.
@@ -15,6 +15,7 @@ pub(super) struct Tally {
     threads: u32,
     loaded: AtomicU32,
     done: AtomicU32,
+    began: Instant,
     running_since: OnceLock<Instant>,
     stopped_at: OnceLock<Instant>,
     operations: AtomicU64,
@@ -25,7 +26,7 @@ pub(super) struct Tally {
     mismatches: AtomicU64,
     errors: AtomicU64,
     last_error: Mutex<Option<String>>,
-    latencies: Vec<Mutex<Latencies>>,
+    clocked: Vec<Mutex<Clocked>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -44,6 +45,7 @@ impl Tally {
             threads,
             loaded: AtomicU32::new(0),
             done: AtomicU32::new(0),
+            began: Instant::now(),
             running_since: OnceLock::new(),
             stopped_at: OnceLock::new(),
             operations: AtomicU64::new(0),
@@ -54,7 +56,7 @@ impl Tally {
             mismatches: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             last_error: Mutex::new(None),
-            latencies: (0..threads).map(|_| Mutex::new(Latencies::new())).collect(),
+            clocked: (0..threads).map(|_| Mutex::new(Clocked::new())).collect(),
         };
         if threads == 0 {
             tally.running_since.get_or_init(Instant::now);
@@ -89,10 +91,19 @@ impl Tally {
         add(&self.pages_verified, work.pages_verified);
     }
 
-    pub(super) fn count_operation(&self, thread: usize, latency: Duration) {
+    /// A thread has filled one more piece of its memory.
+    pub(super) fn count_piece(&self, thread: usize, end: Instant) {
+        if let Some(clocked) = self.clocked.get(thread) {
+            lock(clocked).progress(end.saturating_duration_since(self.began));
+        }
+    }
+
+    pub(super) fn count_operation(&self, thread: usize, begin: Instant, end: Instant) {
         add(&self.operations, 1);
-        if let Some(latencies) = self.latencies.get(thread) {
-            lock(latencies).record(latency);
+        if let Some(clocked) = self.clocked.get(thread) {
+            let mut clocked = lock(clocked);
+            clocked.record(end.saturating_duration_since(begin));
+            clocked.progress(end.saturating_duration_since(self.began));
         }
     }
 
@@ -127,26 +138,33 @@ impl Tally {
         }
     }
 
-    fn running_time(&self) -> Duration {
-        let end = self.stopped_at.get().copied();
-        self.running_since.get().map_or(Duration::ZERO, |since| {
-            end.unwrap_or_else(Instant::now)
-                .saturating_duration_since(*since)
-        })
+    /// How long it loaded and how long it ran, until now or until it was stopped.
+    fn times(&self) -> (Duration, Duration) {
+        let end = self.stopped_at.get().copied().unwrap_or_else(Instant::now);
+        let loaded = self
+            .running_since
+            .get()
+            .map_or(end, |since| end.min(*since));
+        (
+            loaded.saturating_duration_since(self.began),
+            end.saturating_duration_since(loaded),
+        )
     }
 
     pub(super) fn report(&self) -> WorkloadReport {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let mut all = Latencies::new();
-        for latencies in &self.latencies {
-            all.add(&lock(latencies));
+        let mut all = Clocked::new();
+        for clocked in &self.clocked {
+            all.add(&lock(clocked));
         }
-        let seconds = self.running_time().as_secs_f64();
+        let (loading, running) = self.times();
+        let seconds = running.as_secs_f64();
         let operations = read(&self.operations);
         WorkloadReport {
             name: self.name.clone(),
             phase: self.phase(),
             pages: self.pages.into(),
+            loading_seconds: loading.as_secs_f64(),
             seconds,
             operations,
             operations_per_second: if seconds > 0.0 {
@@ -162,6 +180,7 @@ impl Tally {
             errors: read(&self.errors),
             last_error: lock(&self.last_error).clone(),
             latency: all.summary(),
+            each_second: all.each_second(loading + running),
         }
     }
 }

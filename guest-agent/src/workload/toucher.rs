@@ -43,6 +43,9 @@ impl Worker for Toucher {
     fn step(&mut self) -> Result<Option<Work>, Failure> {
         let started = *self.started.get_or_insert_with(Instant::now);
         let active = self.active_at(started.elapsed()).min(self.set.pages());
+        if active == 0 {
+            return Ok(None);
+        }
         let count = self.share.count(active);
         if count == 0 && self.then.is_empty() {
             return Ok(None);
@@ -58,6 +61,12 @@ impl Worker for Toucher {
             false => self.set.verify(page),
         };
         done.map(Some)
+    }
+
+    fn idle_for(&self) -> Option<Duration> {
+        let elapsed = self.started?.elapsed();
+        let next = self.then.iter().map(|(at, _)| *at).find(|at| *at > elapsed);
+        next.map(|at| at.saturating_sub(elapsed))
     }
 
     fn to_verify(&self) -> u32 {

@@ -1,8 +1,8 @@
-//! KSM: the kernel's own merging of equal pages, unthrottled.
+//! KSM: the kernel's own merging of equal pages.
 //!
 //! It has one thread for the machine, ksmd, and merges private anonymous memory that asks for it. Its
-//! pages a wake-up, its sleep and its heuristics are set so that nothing holds it back; all of that is
-//! restored by the guard. Where somebody else has merged pages it is left alone.
+//! pages a wake-up, its sleep and its heuristics are set; all of that is restored by the guard. Where somebody
+//! else has merged pages it is left alone.
 
 use std::fs;
 use std::io;
@@ -18,15 +18,40 @@ const DIR: &str = "/sys/kernel/mm/ksm";
 const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_micros(500);
 
+/// How hard it works.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pace {
+    /// Nothing holds it back, and its heuristics are off.
+    Unthrottled,
+    /// As on a host of virtual machines: 1000 pages each 20 ms, zeroes merged with the kernel's zero page.
+    Usual,
+}
+
 /// What is set, in this order; restored in the opposite one, so that it is running again last.
-const SETTINGS: [(&str, &str); 6] = [
-    ("run", "2"),
-    ("advisor_mode", "none"),
-    ("smart_scan", "0"),
-    ("use_zero_pages", "0"),
-    ("sleep_millisecs", "0"),
-    ("pages_to_scan", "100000"),
-];
+type Settings = [(&'static str, &'static str); 6];
+
+impl Pace {
+    const fn settings(self) -> Settings {
+        match self {
+            Self::Unthrottled => [
+                ("run", "2"),
+                ("advisor_mode", "none"),
+                ("smart_scan", "0"),
+                ("use_zero_pages", "0"),
+                ("sleep_millisecs", "0"),
+                ("pages_to_scan", "100000"),
+            ],
+            Self::Usual => [
+                ("run", "2"),
+                ("advisor_mode", "none"),
+                ("smart_scan", "1"),
+                ("use_zero_pages", "1"),
+                ("sleep_millisecs", "20"),
+                ("pages_to_scan", "1000"),
+            ],
+        }
+    }
+}
 
 /// The kernel's KSM, for this benchmark alone.
 #[derive(Debug)]
@@ -70,7 +95,7 @@ impl<'a> Ksm<'a> {
     ///
     /// # Errors
     /// The guard is gone.
-    pub(crate) fn open(guard: &'a Guard) -> Result<Result<Self, String>, BenchError> {
+    pub(crate) fn open(guard: &'a Guard, pace: Pace) -> Result<Result<Self, String>, BenchError> {
         if !Path::new(DIR).exists() {
             return Ok(Err("this kernel has none".to_owned()));
         }
@@ -89,7 +114,7 @@ impl<'a> Ksm<'a> {
         let Some(ksmd) = find_thread("ksmd") else {
             return Ok(Err("its thread cannot be found".to_owned()));
         };
-        for (name, _) in SETTINGS {
+        for (name, _) in pace.settings() {
             // Not every kernel has every setting.
             if let Ok(text) = read(name) {
                 let path = file(name);
@@ -102,7 +127,7 @@ impl<'a> Ksm<'a> {
             _guard: guard,
             ksmd,
         };
-        for (name, value) in SETTINGS {
+        for (name, value) in pace.settings() {
             if file(name).exists() {
                 set(name, value)?;
             }

@@ -1,8 +1,10 @@
 //! Who memvisor is compared with.
 
+pub(crate) mod cgroup;
 pub(crate) mod ksm;
 pub(crate) mod lz4;
 pub(crate) mod signal;
+pub(crate) mod swap_file;
 pub(crate) mod uffd;
 pub(crate) mod zram;
 
@@ -27,7 +29,7 @@ impl<'a> Peers<'a> {
         let missing = |why: String| report.remark(format!("not compared with {why}"));
         let mut ksm = None;
         if setup.wants(Vs::Ksm) {
-            match Ksm::open(setup.guard)? {
+            match Ksm::open(setup.guard, ksm::Pace::Unthrottled)? {
                 Ok(ready) => ksm = Some(ready),
                 Err(why) => missing(format!("ksm: {why}")),
             }

@@ -13,7 +13,7 @@ use super::super::clock::timed;
 use super::super::content::{Content, Maker};
 use super::super::guard::{Guard, Undo};
 use super::super::puppet::{Touches, nanoseconds};
-use crate::sys::{Advice, Memfd, PlainMemory, swap_on};
+use crate::sys::{Advice, Memfd, PlainMemory, SwapPriority, swap_on};
 use crate::units::{Bytes, PAGE_SIZE, PageBuf};
 
 const CONTROL: &str = "/sys/class/zram-control/hot_add";
@@ -29,26 +29,51 @@ pub(crate) struct Zram<'a> {
     device: PathBuf,
 }
 
+/// What a device holds, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Usage {
+    /// Before compression.
+    pub(crate) stored: u64,
+    /// The memory that takes.
+    pub(crate) taken: u64,
+    /// The most memory it took so far.
+    pub(crate) most: u64,
+}
+
+/// Keeps other benchmarks away from zram; the error says why it cannot be used.
+pub(crate) fn claim(guard: &Guard) -> Result<(), String> {
+    if !Path::new(CONTROL).exists() {
+        return Err("this kernel has none, or its module is not loaded".to_owned());
+    }
+    if let Err(error) = OpenOptions::new().read(true).open(CONTROL) {
+        return Err(format!("its devices are for root: {error}"));
+    }
+    // Reading that makes a device; opening it does not.
+    guard
+        .claim(Path::new(CONTROL))
+        .map_err(|why| why.to_string())
+}
+
+/// Nothing is compared where the machine swaps already: its pages would end up on ours.
+pub(crate) fn nobody_swaps() -> Result<(), String> {
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    swaps.lines().nth(1).map_or(Ok(()), |other| {
+        let name = other.split_whitespace().next().unwrap_or_default();
+        Err(format!("this machine swaps already, to {name}"))
+    })
+}
+
 impl<'a> Zram<'a> {
-    /// Makes a device of `size` and swaps to it; the inner error says why that cannot be.
+    /// Makes a device of `size` and swaps to it, where nobody swaps; the inner error says why that cannot be.
     pub(crate) fn open(guard: &'a Guard, size: Bytes) -> Result<Result<Self, String>, BenchError> {
-        if !Path::new(CONTROL).exists() {
-            return Ok(Err(
-                "this kernel has none, or its module is not loaded".to_owned()
-            ));
+        match claim(guard).and_then(|()| nobody_swaps()) {
+            Ok(()) => Self::make(guard, size),
+            Err(why) => Ok(Err(why)),
         }
-        if let Err(error) = OpenOptions::new().read(true).open(CONTROL) {
-            return Ok(Err(format!("its devices are for root: {error}")));
-        }
-        // Reading that makes a device; opening it does not.
-        if let Err(why) = guard.claim(Path::new(CONTROL)) {
-            return Ok(Err(why.to_string()));
-        }
-        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-        if let Some(other) = swaps.lines().nth(1) {
-            let name = other.split_whitespace().next().unwrap_or_default();
-            return Ok(Err(format!("this machine swaps already, to {name}")));
-        }
+    }
+
+    /// The same once both were asked.
+    pub(crate) fn make(guard: &'a Guard, size: Bytes) -> Result<Result<Self, String>, BenchError> {
         let number = match guard.add_zram() {
             Ok(number) => number,
             Err(error) => return Ok(Err(format!("no device can be made: {error}"))),
@@ -63,6 +88,25 @@ impl<'a> Zram<'a> {
                 device,
             })),
             Err(error) => Ok(Err(format!("{}: {error}", device.display()))),
+        }
+    }
+
+    /// What it holds.
+    pub(crate) fn usage(&self) -> Result<Usage, BenchError> {
+        let name = self.device.file_name().and_then(|name| name.to_str());
+        let path = format!("/sys/block/{}/mm_stat", name.unwrap_or_default());
+        let text = fs::read_to_string(path).map_err(BenchError::io("read a counter of zram"))?;
+        let numbers: Vec<u64> = text.split_whitespace().flat_map(str::parse).collect();
+        // The order of the kernel's documentation: stored, compressed, taken, limit, taken at most.
+        match numbers[..] {
+            [stored, _, taken, _, most, ..] => Ok(Usage {
+                stored,
+                taken,
+                most,
+            }),
+            _ => Err(BenchError::io("understand a counter of zram")(
+                io::Error::other(text),
+            )),
         }
     }
 
@@ -145,11 +189,11 @@ fn prepare(number: u32, device: &Path, size: Bytes) -> io::Result<()> {
     file.write_all(&header(size)?.0)?;
     file.sync_all()?;
     drop(file);
-    swap_on(device)
+    swap_on(device, SwapPriority::First)
 }
 
 /// The first page of a swap device, as mkswap(8) writes it.
-fn header(size: Bytes) -> io::Result<PageBuf> {
+pub(super) fn header(size: Bytes) -> io::Result<PageBuf> {
     const MAGIC: &[u8; 10] = b"SWAPSPACE2";
     const VERSION_AT: usize = 1024;
     let last = u32::try_from(size.pages().0.saturating_sub(1)).map_err(io::Error::other)?;

@@ -1,4 +1,5 @@
-//! A process of the demo, from its start to its end.
+//! Processes of this executable that another one starts and watches: a host and guests of a demo or of a
+//! benchmark.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -6,16 +7,9 @@ use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-use crate::signals::{Event, Signals};
-
-/// How often children are looked at in case that SIGCHLD, which merges with another that is still
-/// pending, has told of fewer ends than there were.
-const CHECK: Duration = Duration::from_millis(50);
 
 /// The most bytes of a log that are repeated in an error.
 const TAIL: usize = 2000;
@@ -25,7 +19,7 @@ const TAIL: usize = 2000;
 /// Its standard input is a pipe that nothing is written to: it ends when this process does, and the
 /// child, started with `--die-with-parent`, with it.
 #[derive(Debug)]
-pub(super) struct Child {
+pub(crate) struct Child {
     name: String,
     process: process::Child,
     ended: Option<ExitStatus>,
@@ -35,7 +29,7 @@ pub(super) struct Child {
 
 impl Child {
     /// Starts `program` with `args`; its output goes to `NAME.out` and `NAME.log` in `dir`.
-    pub(super) fn start<S: AsRef<OsStr>>(
+    pub(crate) fn start<S: AsRef<OsStr>>(
         name: &str,
         program: &Path,
         args: impl IntoIterator<Item = S>,
@@ -61,25 +55,30 @@ impl Child {
     }
 
     /// Its name.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// How it ended; `None` while it runs.
-    pub(super) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+    pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         if self.ended.is_none() {
             self.ended = self.process.try_wait()?;
         }
         Ok(self.ended)
     }
 
+    /// Its pid, which is no other's until its end was seen.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// What it has printed.
-    pub(super) fn output(&self) -> io::Result<String> {
+    pub(crate) fn output(&self) -> io::Result<String> {
         Ok(String::from_utf8_lossy(&fs::read(&self.out)?).into_owned())
     }
 
     /// The end of what it has logged, for an error message.
-    pub(super) fn log_tail(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let tail = log.get(log.len().saturating_sub(TAIL)..).unwrap_or(&log);
         let text = String::from_utf8_lossy(tail);
@@ -112,8 +111,9 @@ impl Drop for Child {
     }
 }
 
-/// Asks `children` to end, and kills those that have not until `deadline` or the next signal to end.
-pub(super) fn end_all(children: &mut [Child], signals: &Signals, deadline: Instant) {
+/// Asks `children` to end, and kills those that have not when `may_wait` says so. It waits a moment, or until a
+/// child may have ended.
+pub(crate) fn end_all(children: &mut [Child], mut may_wait: impl FnMut() -> bool) {
     for child in children.iter_mut() {
         child.signal(Signal::SIGTERM);
     }
@@ -121,7 +121,7 @@ pub(super) fn end_all(children: &mut [Child], signals: &Signals, deadline: Insta
         .iter_mut()
         .any(|child| matches!(child.ended(), Ok(None)))
     {
-        if !await_child(signals, deadline) {
+        if !may_wait() {
             break;
         }
     }
@@ -133,18 +133,8 @@ pub(super) fn end_all(children: &mut [Child], signals: &Signals, deadline: Insta
     }
 }
 
-/// Waits until a child may have ended; false after `deadline` or a signal to end.
-pub(super) fn await_child(signals: &Signals, deadline: Instant) -> bool {
-    let now = Instant::now();
-    match signals.wait(None, deadline.min(now + CHECK)) {
-        Ok(Event::Signal(Signal::SIGCHLD)) => true,
-        Ok(Event::Timeout) => now < deadline,
-        _ => false,
-    }
-}
-
 /// An exit status in words.
-pub(super) fn in_words(status: ExitStatus) -> String {
+pub(crate) fn in_words(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("code {code}"),
         (None, Some(number)) => Signal::try_from(number)

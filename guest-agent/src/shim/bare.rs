@@ -1,0 +1,138 @@
+//! RAM of a guest without a host: private memory of its process, which is for the kernel to merge, to
+//! page out and to bring back. What a host is compared with.
+
+use std::io;
+use std::ptr;
+
+use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
+
+use super::Memory;
+
+/// Private anonymous memory, unmapped when it is dropped.
+#[derive(Debug)]
+pub struct BareRam {
+    base: usize,
+    pages: u32,
+}
+
+impl BareRam {
+    /// Maps so many pages, which read as zeroes. If they are `mergeable`, KSM may merge them with equal
+    /// ones, where the kernel has it and somebody has started it.
+    ///
+    /// # Errors
+    /// What `mmap(2)` says: the guest is larger than the address space, or than what may be promised.
+    pub fn map(pages: u32, mergeable: bool) -> io::Result<Self> {
+        let len = pages as usize * PAGE_SIZE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a null hint lets the kernel choose free address space, so no existing mapping is
+        // touched; anonymous memory takes no descriptor and no offset.
+        let base = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        if mergeable {
+            // SAFETY: the range is exactly the mapping made above; the advice changes no byte of it. A
+            // kernel without KSM refuses, which leaves the memory as it is.
+            unsafe { libc::madvise(base, len, libc::MADV_MERGEABLE) };
+        }
+        Ok(Self {
+            base: base as usize,
+            pages,
+        })
+    }
+
+    fn byte(&self, gfn: Gfn, at: usize, len: usize) -> *mut u8 {
+        let pages = self.pages;
+        assert!(gfn.0 < pages, "{gfn} of a guest with {pages} pages");
+        assert!(at + len <= PAGE_SIZE, "bytes {at}+{len} leave the page");
+        (self.base + gfn.index() * PAGE_SIZE + at) as *mut u8
+    }
+}
+
+impl Drop for BareRam {
+    fn drop(&mut self) {
+        let len = self.pages as usize * PAGE_SIZE;
+        // SAFETY: the range is exactly the mapping of `map`, and its only pointers are made by `byte` for
+        // the length of a call that borrows `self`.
+        unsafe { libc::munmap(self.base as *mut libc::c_void, len) };
+    }
+}
+
+impl Memory for BareRam {
+    fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
+        let from = self.byte(gfn, at, into.len()).cast_const();
+        // SAFETY: `byte` checked that the range lies in the mapping, which lives as long as `self` and may
+        // be read; `into` is other memory. The trait's contract keeps writers from the same bytes.
+        unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
+    }
+
+    fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
+        let into = self.byte(gfn, at, from.len());
+        // SAFETY: as for `read`; the mapping may be written.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
+    }
+
+    /// There is no host to ask.
+    fn attach(&self, _pages: GfnRun, _source: Gfn) -> u32 {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_keeps_what_is_written_and_its_neighbours_stay_zero() {
+        let ram = BareRam::map(3, true).expect("memory");
+        assert_eq!(ram.pages(), 3);
+        ram.write(Gfn(1), PAGE_SIZE - 4, &[1, 2, 3, 4]);
+        let mut page = [9; PAGE_SIZE];
+        ram.read(Gfn(1), 0, &mut page);
+        assert_eq!(page[PAGE_SIZE - 5..], [0, 1, 2, 3, 4]);
+        for gfn in [Gfn(0), Gfn(2)] {
+            ram.read(gfn, 0, &mut page);
+            assert_eq!(page, [0; PAGE_SIZE]);
+        }
+        assert_eq!(ram.attach(GfnRun::single(Gfn(0)), Gfn(1)), 0);
+    }
+
+    #[test]
+    fn ram_is_mergeable_when_that_is_asked_for_and_not_otherwise() {
+        let has_flag = |ram: &BareRam| {
+            let maps = std::fs::read_to_string("/proc/self/smaps").expect("proc");
+            let contains_ram = |line: &&str| {
+                let range = line
+                    .split(' ')
+                    .next()
+                    .and_then(|range| range.split_once('-'));
+                let number = |text| usize::from_str_radix(text, 16).ok();
+                range.is_some_and(|(start, end)| {
+                    number(start).is_some_and(|start| start <= ram.base)
+                        && number(end).is_some_and(|end| ram.base < end)
+                })
+            };
+            let of_ram = maps.lines().skip_while(|line| !contains_ram(line));
+            let mut flags = of_ram.filter(|line| line.starts_with("VmFlags:"));
+            let flags = flags.next().expect("the mapping is there");
+            flags.split_whitespace().any(|flag| flag == "mg")
+        };
+        let plain = BareRam::map(2, false).expect("memory");
+        let asked = BareRam::map(2, true).expect("memory");
+        assert!(!has_flag(&plain));
+        let has_ksm = std::path::Path::new("/sys/kernel/mm/ksm").exists();
+        assert_eq!(has_flag(&asked), has_ksm);
+    }
+
+    #[test]
+    #[should_panic(expected = "leave the page")]
+    fn access_beyond_a_page_is_refused() {
+        let ram = BareRam::map(2, false).expect("memory");
+        ram.write(Gfn(0), PAGE_SIZE - 1, &[1, 2]);
+    }
+}

@@ -1,0 +1,121 @@
+//! What the clock says of operations: how long they took, and how many ended in each second.
+//!
+//! A guest that makes as many operations as another one may still be the worse one, if it stands still for
+//! seconds in between. So every operation is timed, not a sample of them: the longest one is what matters most,
+//! and a sample misses it. It costs one reading of the clock (some 25 ns), because the end of an operation is
+//! the beginning of the next, and a record that only its own thread writes.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::Latency;
+
+/// The longest latency that is told from longer ones, in nanoseconds: ten minutes.
+const LONGEST_NS: u64 = 600_000_000_000;
+
+/// Seconds whose progress is kept, an hour: the record of a guest that runs for days must not grow.
+const SECONDS_KEPT: usize = 3600;
+
+/// What the clock said of one thread, or of several together.
+#[derive(Debug)]
+pub(super) struct Clocked {
+    latencies: Histogram<u64>,
+    seconds: Vec<u32>,
+}
+
+impl Clocked {
+    pub(super) fn new() -> Self {
+        let histogram = Histogram::new_with_bounds(1, LONGEST_NS, 2);
+        Self {
+            latencies: histogram
+                .expect("the bounds are legal: 1 < 2 * 1 <= the longest, 2 <= 5 digits"),
+            seconds: Vec::new(),
+        }
+    }
+
+    /// An operation took so long.
+    pub(super) fn record(&mut self, latency: Duration) {
+        let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.latencies.saturating_record(nanoseconds);
+    }
+
+    /// A piece of work was done so long after the start.
+    pub(super) fn progress(&mut self, at: Duration) {
+        let second = usize::try_from(at.as_secs()).unwrap_or(usize::MAX);
+        if second >= SECONDS_KEPT {
+            return;
+        }
+        if second >= self.seconds.len() {
+            self.seconds.resize(second + 1, 0);
+        }
+        self.seconds[second] += 1;
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.latencies
+            .add(&other.latencies)
+            .expect("all histograms have the same bounds");
+        let length = self.seconds.len().max(other.seconds.len());
+        self.seconds.resize(length, 0);
+        for (sum, count) in self.seconds.iter_mut().zip(&other.seconds) {
+            *sum += count;
+        }
+    }
+
+    /// Pieces of work done in each full second of so long a time.
+    pub(super) fn each_second(mut self, of: Duration) -> Vec<u32> {
+        let full = usize::try_from(of.as_secs()).unwrap_or(usize::MAX);
+        self.seconds.resize(full.min(SECONDS_KEPT), 0);
+        self.seconds
+    }
+
+    pub(super) fn summary(&self) -> Latency {
+        if self.latencies.is_empty() {
+            return Latency::default();
+        }
+        let microseconds = |nanoseconds: u64| nanoseconds as f64 / 1000.0;
+        let at = |quantile| microseconds(self.latencies.value_at_quantile(quantile));
+        Latency {
+            p50_us: at(0.5),
+            p99_us: at(0.99),
+            p999_us: at(0.999),
+            max_us: microseconds(self.latencies.max()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies_of_threads_are_merged() {
+        let (mut all, mut other) = (Clocked::new(), Clocked::new());
+        assert_eq!(all.summary(), Latency::default());
+        for _ in 0..99 {
+            all.record(Duration::from_micros(10));
+        }
+        other.record(Duration::from_secs(3600));
+        all.add(&other);
+        let summary = all.summary();
+        assert!((summary.p50_us - 10.0).abs() < 0.2, "{summary:?}");
+        assert!(summary.p999_us > 5e8, "{summary:?}");
+    }
+
+    #[test]
+    fn seconds_without_progress_are_there_and_the_last_unfinished_one_is_not() {
+        let (mut all, mut other) = (Clocked::new(), Clocked::new());
+        for millis in [0, 999, 2500] {
+            all.progress(Duration::from_millis(millis));
+        }
+        other.progress(Duration::from_millis(100));
+        other.progress(Duration::from_millis(4200));
+        all.add(&other);
+        assert_eq!(all.each_second(Duration::from_millis(4900)), [3, 0, 1, 0]);
+        let mut late = Clocked::new();
+        late.progress(Duration::from_secs(1 << 40));
+        let kept = late.each_second(Duration::from_secs(1 << 40));
+        assert_eq!(kept, vec![0; SECONDS_KEPT]);
+    }
+}

@@ -1,0 +1,369 @@
+//! Fleets: guests that run at the same time, with what they want.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use memvisor_guest_agent::workload::{Kind, WorkloadSpec};
+
+use super::super::{BenchError, Setup};
+use crate::demo::cast;
+use crate::units::{Bytes, PAGE_SIZE};
+
+/// The most guests of a fleet: each is a process on both sides.
+pub const MAX_GUESTS: usize = 64;
+
+/// Guests of the demo.
+const DEMO_GUESTS: u32 = 6;
+
+/// Guests that run at the same time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fleet {
+    /// Its name in reports.
+    pub name: String,
+    /// Its guests, each with a name of its own.
+    pub guests: Vec<FleetGuest>,
+}
+
+/// One guest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FleetGuest {
+    /// Its name.
+    pub name: String,
+    /// Its configured size.
+    pub memory: Bytes,
+    /// What it runs.
+    pub workloads: Vec<String>,
+    /// Where its randomness begins.
+    pub seed: u64,
+    /// Memory that its workloads work on.
+    pub wants: Bytes,
+}
+
+impl Fleet {
+    /// What all guests want together.
+    #[must_use]
+    pub fn wants(&self) -> Bytes {
+        Bytes(self.guests.iter().map(|guest| guest.wants.0).sum())
+    }
+
+    /// Whether all guests are alike, so that none of them has a reason to get more done than another.
+    #[must_use]
+    pub fn is_equal(&self) -> bool {
+        let alike = |pair: &[FleetGuest]| {
+            pair[0].memory == pair[1].memory && pair[0].workloads == pair[1].workloads
+        };
+        self.guests.len() > 1 && self.guests.windows(2).all(alike)
+    }
+}
+
+/// The fleets that come with memvisor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Builtin {
+    /// Four equal key-value stores whose content compresses.
+    Text,
+    /// Four equal ones with content as guests have it.
+    Mixed,
+    /// Four equal ones whose content does not compress.
+    Random,
+    /// Four guests of one image, each with a store of its own.
+    Clones,
+    /// The guests of the demo without its pacing.
+    Demo,
+    /// The active set moves from guest to guest.
+    Phases,
+    /// One that rewrites all its memory again and again, beside three small stores.
+    Bully,
+}
+
+impl Builtin {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Text,
+        Self::Mixed,
+        Self::Random,
+        Self::Clones,
+        Self::Demo,
+        Self::Phases,
+        Self::Bully,
+    ];
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "kv-text",
+            Self::Mixed => "kv-mixed",
+            Self::Random => "kv-random",
+            Self::Clones => "clones",
+            Self::Demo => "demo",
+            Self::Phases => "phases",
+            Self::Bully => "bully",
+        }
+    }
+
+    /// Writes the files that its guests read into `dir`, unless they are there; `may_go_on` is asked now and then.
+    pub(super) fn write_files(self, setup: &Setup<'_>, size: Bytes) -> Result<(), BenchError> {
+        if !matches!(self, Self::Clones | Self::Demo) {
+            return Ok(());
+        }
+        let dir = setup.subdirectory(self.name())?;
+        let io = BenchError::io("write files for the guests");
+        if fs::read_dir(&dir).map_err(&io)?.next().is_some() {
+            return Ok(());
+        }
+        // Of a guest as large as the demo's the image is 3/8, as large as this fleet's shall be.
+        let guest = match self {
+            Self::Clones => share(image_of_clone(size), 8, 3),
+            _ => demo_guest(size),
+        };
+        cast::write_files(guest, &dir, || Ok(())).map_err(|error| io(std::io::Error::other(error)))
+    }
+
+    /// The fleet whose guests want about `size` together and run for `time`; its files are in a directory of `scratch`.
+    #[must_use]
+    pub fn fleet(self, size: Bytes, time: Duration, scratch: &Path) -> Fleet {
+        let dir = scratch.join(self.name());
+        let quarter = share(size, 1, 4);
+        let kv = |content: &str| {
+            let workload = format!("kv,size={},write=10,content={content}", quarter.0);
+            four("kv", |_| vec![workload.clone()], quarter)
+        };
+        let guests = match self {
+            Self::Text => kv("text"),
+            Self::Mixed => kv("mixed"),
+            Self::Random => kv("random"),
+            Self::Clones => clones(size, &dir),
+            Self::Demo => demo(size, &dir),
+            Self::Phases => phases(quarter, time),
+            Self::Bully => bully(size),
+        };
+        let name = self.name().to_owned();
+        Fleet { name, guests }
+    }
+}
+
+impl fmt::Display for Builtin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Builtin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|one| one.name() == text);
+        found.ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("there is no fleet `{text}`; allowed: {names}, all, or a file")
+        })
+    }
+}
+
+/// So many parts of so many, in whole pages.
+fn share(size: Bytes, part: u64, of: u64) -> Bytes {
+    (size.pages().0 * part / of).max(1).pages()
+}
+
+/// A number of pages in bytes.
+trait AsPages {
+    fn pages(self) -> Bytes;
+}
+
+impl AsPages for u64 {
+    fn pages(self) -> Bytes {
+        Bytes(self * PAGE_SIZE as u64)
+    }
+}
+
+/// RAM for a guest that wants so much: a fifth more, and what its kernel keeps for itself.
+fn memory_for(wants: Bytes) -> Bytes {
+    Bytes(share(wants, 6, 5).0 + Bytes::from_mib(1).0)
+}
+
+fn guest(name: String, workloads: Vec<String>, seed: u64, wants: Bytes) -> FleetGuest {
+    FleetGuest {
+        name,
+        memory: memory_for(wants),
+        workloads,
+        seed,
+        wants,
+    }
+}
+
+/// Four guests that want as much.
+fn four(name: &str, workloads: impl Fn(u64) -> Vec<String>, wants: Bytes) -> Vec<FleetGuest> {
+    (1..=4)
+        .map(|number| guest(format!("{name}-{number}"), workloads(number), number, wants))
+        .collect()
+}
+
+/// The image is three quarters of what a clone wants.
+fn image_of_clone(size: Bytes) -> Bytes {
+    share(size, 3, 16)
+}
+
+fn clones(size: Bytes, dir: &Path) -> Vec<FleetGuest> {
+    let image = image_of_clone(size);
+    let own = share(size, 1, 16);
+    let workloads = vec![
+        format!("image:{},rate=100G", dir.join("boot.img").display()),
+        format!("kv,size={},write=10,content=text", own.0),
+    ];
+    let wants = Bytes(image.0 + own.0);
+    four("clone", |_| workloads.clone(), wants)
+}
+
+/// Six guests that want 3/8, 3/8, 1/4, 5/8, 3/4 and 1/4 of a guest.
+fn demo_guest(size: Bytes) -> Bytes {
+    share(size, 8, 21)
+}
+
+fn demo(size: Bytes, dir: &Path) -> Vec<FleetGuest> {
+    let memory = demo_guest(size);
+    let roles = cast::roles(DEMO_GUESTS, memory, dir);
+    (1..)
+        .zip(roles.into_iter().zip([6, 6, 4, 10, 12, 4]))
+        .map(|(seed, (role, sixteenths))| {
+            let parts = role.workload.split(',');
+            let unpaced: Vec<&str> = parts.filter(|part| !part.starts_with("rate=")).collect();
+            FleetGuest {
+                name: role.name,
+                memory,
+                workloads: vec![unpaced.join(",")],
+                seed,
+                wants: share(memory, sixteenths, 16),
+            }
+        })
+        .collect()
+}
+
+fn phases(quarter: Bytes, time: Duration) -> Vec<FleetGuest> {
+    let phase = time.as_millis() / 4;
+    let workload = |number: u64| {
+        let start = phase * u128::from(number - 1);
+        let end = start + phase;
+        let begins = match number {
+            1 => format!("active={}", quarter.0),
+            _ => format!("active=0,then={}@{start}ms", quarter.0),
+        };
+        vec![format!(
+            "toucher,size={},{begins},then=0@{end}ms,content=text",
+            quarter.0
+        )]
+    };
+    four("phase", workload, quarter)
+}
+
+fn bully(size: Bytes) -> Vec<FleetGuest> {
+    let half = share(size, 1, 2);
+    let small = share(size, 1, 6);
+    let stream = format!("stream,size={}", half.0);
+    let mut guests = vec![guest("bully".to_owned(), vec![stream], 1, half)];
+    guests.extend((1..=3).map(|number| {
+        let kv = format!("kv,size={},write=10", small.0);
+        guest(format!("kv-{number}"), vec![kv], number + 1, small)
+    }));
+    guests
+}
+
+/// Memory that workloads work on; the text says why that is not known.
+pub(super) fn wants(workloads: &[String]) -> Result<Bytes, String> {
+    let mut sum = 0;
+    for text in workloads {
+        let spec: WorkloadSpec = text.parse().map_err(|error| format!("{error}"))?;
+        let length = |path: &Path| {
+            let file = fs::metadata(path).map_err(|error| format!("`{}`: {error}", path.display()));
+            file.map(|file| file.is_file().then_some(file.len()))
+        };
+        let file = match &spec.kind {
+            Kind::Image { path, .. } | Kind::Files { path, .. } => length(path)?,
+            Kind::Idle => Some(0),
+            _ => None,
+        };
+        let pages = match (spec.pages, file) {
+            (Some(pages), _) => u64::from(pages),
+            (None, Some(length)) => length.div_ceil(PAGE_SIZE as u64),
+            (None, None) => return Err(format!("`{text}` needs a size=")),
+        };
+        sum += pages.pages().0;
+    }
+    Ok(Bytes(sum))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIME: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn builtin_fleets_want_what_was_asked_for_and_fit_their_guests() {
+        let place = tempfile::tempdir().expect("tempdir");
+        for builtin in Builtin::ALL {
+            assert_eq!(builtin.name().parse(), Ok(builtin));
+            let size = Bytes::from_mib(42);
+            let fleet = builtin.fleet(size, TIME, place.path());
+            let (found, asked) = (fleet.wants().0 as f64, size.0 as f64);
+            assert!((found / asked - 1.0).abs() < 0.01, "{fleet:?}");
+            let mut names: Vec<&String> = fleet.guests.iter().map(|guest| &guest.name).collect();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), fleet.guests.len(), "{fleet:?}");
+            for guest in &fleet.guests {
+                assert!(guest.wants < guest.memory, "{guest:?}");
+                assert!(guest.memory.0.is_multiple_of(4096), "{guest:?}");
+                for workload in &guest.workloads {
+                    let parsed: Result<WorkloadSpec, _> = workload.parse();
+                    assert!(parsed.is_ok(), "{workload}: {parsed:?}");
+                }
+            }
+            let equal = matches!(
+                builtin,
+                Builtin::Text | Builtin::Mixed | Builtin::Random | Builtin::Clones
+            );
+            assert_eq!(fleet.is_equal(), equal, "{fleet:?}");
+        }
+        let error = "kv".parse::<Builtin>().expect_err("no fleet");
+        assert!(error.contains("`kv`") && error.contains("kv-text, kv-mixed"));
+    }
+
+    #[test]
+    fn active_set_is_in_one_guest_at_a_time() {
+        let fleet = Builtin::Phases.fleet(Bytes::from_mib(4), TIME, Path::new("/x"));
+        let texts: Vec<&str> = fleet
+            .guests
+            .iter()
+            .map(|guest| guest.workloads[0].as_str())
+            .collect();
+        let size = "toucher,size=1048576";
+        let expected = [
+            format!("{size},active=1048576,then=0@5000ms,content=text"),
+            format!("{size},active=0,then=1048576@5000ms,then=0@10000ms,content=text"),
+            format!("{size},active=0,then=1048576@10000ms,then=0@15000ms,content=text"),
+            format!("{size},active=0,then=1048576@15000ms,then=0@20000ms,content=text"),
+        ];
+        assert_eq!(texts, expected);
+    }
+
+    #[test]
+    fn what_workloads_want_is_their_size_or_that_of_their_file() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        file.as_file().set_len(5000).expect("room");
+        let image = format!("image:{}", file.path().display());
+        let all = ["kv,size=1M", &image, "idle"].map(str::to_owned);
+        assert_eq!(wants(&all), Ok(Bytes((1 << 20) + 8192)));
+        for (workload, part) in [
+            ("kv", "`kv` needs a size="),
+            ("files:/", "needs a size="),
+            ("image:/no/such", "/no/such"),
+            ("kvs", "`kvs`"),
+        ] {
+            let error = wants(&[workload.to_owned()]).expect_err(workload);
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Guests on a host of ours: the daemon as a process of its own, as a user has it.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::super::clock::{anonymous_bytes_of, whole_cpu};
+use super::super::{BenchError, Setup};
+use super::crew::Crew;
+use super::{Part, Ran};
+use crate::child::{Child, end_all, in_words};
+use crate::control::{Client, ClientError};
+use crate::host::EngineChoice;
+use crate::runtime_dir::RuntimeDir;
+
+/// How long the host may take until it answers.
+const START: Duration = Duration::from_secs(10);
+/// How long it may take to end when its guests have.
+const END: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(20);
+/// How often the host's state is read.
+const STATUS: Duration = Duration::from_millis(500);
+
+/// Runs the fleet on a host with the budget.
+pub(super) fn run(setup: &Setup<'_>, part: &Part<'_>, dir: &Path) -> Result<Ran, BenchError> {
+    let runtime = RuntimeDir::new(dir.join("run"))
+        .map_err(|error| BenchError::io("use a directory")(std::io::Error::other(error)))?;
+    let mut host = Host::start(setup, part, dir, &runtime)?;
+    let mut words = vec![
+        "--runtime-dir".to_owned(),
+        runtime.path().display().to_string(),
+    ];
+    words.extend(setup.options.guests.inline.then(|| "--inline".to_owned()));
+    let crew = Crew::start(setup, part, dir, &words)?;
+    let (mut used, mut own, mut due) = (0, 0, Instant::now());
+    let reports = crew.finish(setup, part, || {
+        host.check()?;
+        if Instant::now() < due {
+            return Ok(());
+        }
+        due = Instant::now() + STATUS;
+        // A host that is just ending says so at the next look.
+        if let Ok(status) = host.client.status() {
+            used = used.max(status.used_pages.bytes().0);
+        }
+        own = own.max(anonymous_bytes_of(host.child.pid()).unwrap_or(0));
+        Ok(())
+    });
+    // Why a guest failed the host knows better, if it is the host that did.
+    let reports = reports.or_else(|error| host.check().and(Err(error)))?;
+    let cpu = whole_cpu(host.child.pid()).map_err(BenchError::io("read processor time"))?;
+    host.end()?;
+    let guests: u64 = reports.iter().map(|report| report.own_bytes).sum();
+    Ok(Ran {
+        reports,
+        memory: used + guests,
+        cpu,
+        own,
+    })
+}
+
+struct Host {
+    child: Child,
+    client: Client,
+}
+
+impl Host {
+    fn start(
+        setup: &Setup<'_>,
+        part: &Part<'_>,
+        dir: &Path,
+        runtime: &RuntimeDir,
+    ) -> Result<Self, BenchError> {
+        let options = &setup.options.guests;
+        let engine = match setup.options.engine {
+            EngineChoice::Auto => "auto",
+            EngineChoice::Uffd => "uffd",
+            EngineChoice::Mprotect => "mprotect",
+        };
+        let mut args = vec!["host".to_owned(), "--die-with-parent".to_owned()];
+        let pairs = [
+            ("--memory", part.budget.0.to_string()),
+            ("--engine", engine.to_owned()),
+            ("--profile", options.profile.to_string()),
+            ("--runtime-dir", runtime.path().display().to_string()),
+            ("--swap-dir", dir.display().to_string()),
+        ];
+        args.extend(
+            pairs
+                .into_iter()
+                .flat_map(|(key, value)| [key.to_owned(), value]),
+        );
+        for (key, value) in &options.settings {
+            let pair = format!("{}={value}", key.spec().name);
+            args.extend(["--set".to_owned(), pair]);
+        }
+        let child = Child::start("host", &setup.program, args, dir);
+        let mut host = Self {
+            child: child.map_err(BenchError::io("start a host"))?,
+            client: Client::new(runtime.control_socket())?,
+        };
+        let limit = Instant::now() + START;
+        loop {
+            match host.client.status() {
+                Err(ClientError::NotRunning { .. }) if Instant::now() < limit => {}
+                Err(ClientError::NotRunning { .. }) => {
+                    return Err(BenchError::Overtime {
+                        what: "the host to answer".to_owned(),
+                        limit: START,
+                    });
+                }
+                answer => {
+                    answer?;
+                    return Ok(host);
+                }
+            }
+            host.check()?;
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Fails if the host has ended.
+    fn check(&mut self) -> Result<(), BenchError> {
+        match self
+            .child
+            .ended()
+            .map_err(BenchError::io("wait for the host"))?
+        {
+            None => Ok(()),
+            Some(status) => Err(BenchError::Failed {
+                name: "host".to_owned(),
+                how: in_words(status),
+                message: self.child.log_tail(),
+            }),
+        }
+    }
+
+    /// Ends it in order.
+    fn end(mut self) -> Result<(), BenchError> {
+        let limit = Instant::now() + END;
+        end_all(std::slice::from_mut(&mut self.child), || {
+            thread::sleep(LOOK);
+            Instant::now() < limit
+        });
+        match self.child.ended() {
+            Ok(Some(status)) if status.success() => Ok(()),
+            _ => self.check(),
+        }
+    }
+}
