@@ -61,17 +61,14 @@ impl Attaching {
 
 fn check(vm: &Vm, pages: GfnRun, source: Gfn) -> Result<(), Ended> {
     let GfnRun { start, count } = pages;
-    if count == 0 || count > MAX_ATTACH {
-        return Err(Ended::Protocol(format!(
-            "{count} pages to be attached; 1 to {MAX_ATTACH} are allowed"
-        )));
-    }
     let size = vm.table.pages();
-    let is_inside = |run: GfnRun| run.end() <= u64::from(size);
-    if !is_inside(pages) || !is_inside(GfnRun::new(source, count)) {
-        return Err(Ended::Protocol(format!(
-            "{count} pages to be attached at {start} from {source}, and it has {size} pages"
-        )));
-    }
-    Ok(())
+    let is_inside = |start: Gfn| u64::from(start.0) + u64::from(count) <= u64::from(size);
+    let error = if !(1..=MAX_ATTACH).contains(&count) {
+        format!("{count} pages to be attached; 1 to {MAX_ATTACH} are allowed")
+    } else if !is_inside(start) || !is_inside(source) {
+        format!("{count} pages to be attached at {start} from {source}, and it has {size} pages")
+    } else {
+        return Ok(());
+    };
+    Err(Ended::Protocol(error))
 }

@@ -98,17 +98,15 @@ impl Credits {
     /// Takes back what was not used since the last look, if one is due, and everything at once where
     /// memory is short or the VM must wait.
     pub(super) fn look(&mut self, vm: &Vm, now: Instant) {
-        if vm.table.claims().is_none() {
+        let Some(claims) = vm.table.claims() else {
             return;
-        }
+        };
         let is_short = vm.budget.free() <= vm.budget.reserve();
         let is_due = now >= self.due;
         if !is_due && !is_short && !vm.is_blocked() {
             return;
         }
-        if let Some(claims) = vm.table.claims() {
-            claims.look_for_forged();
-        }
+        claims.look_for_forged();
         vm.settle_done();
         let used = used(vm);
         if is_short || vm.is_blocked() || is_due && used == self.rested {

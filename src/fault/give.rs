@@ -40,15 +40,15 @@ pub(super) fn give<'a>(
     let gfn = requested.gfn();
     let behind = lock_row(vm, range.iter().filter(|next| *next > gfn), wanted);
     let before = lock_row(vm, range.iter().rev().filter(|next| *next < gfn), wanted);
-    let swapped = Swapped::read(vm, &requested, &behind);
+    let swapped = read_together(vm, &requested, &behind);
     let mut requested = requested;
     if asks {
-        requested = place(vm, requested, &swapped)?;
+        requested = place(vm, requested, swapped.first())?;
     }
-    let behind = place_row(vm, behind, &swapped);
-    let before = place_row(vm, before, &swapped);
+    let behind = place_row(vm, behind, swapped.get(1..).unwrap_or_default());
+    let before = place_row(vm, before, &[]);
     if !asks {
-        let page = place(vm, requested, &swapped)?;
+        let page = place(vm, requested, swapped.first())?;
         note_touch(vm, &page);
         return Ok(Outcome::Served {
             behind: count(&behind),
@@ -90,14 +90,15 @@ fn lock_row<'a>(
     gfns.map_while(lock).collect()
 }
 
-/// Places the pages one after the other, as far as there is memory and nothing is wrong; those that were placed.
-fn place_row<'a>(vm: &'a Vm, row: Vec<PageGuard<'a>>, swapped: &Swapped) -> Vec<PageGuard<'a>> {
-    let place = |page: PageGuard<'a>| {
+/// Places the pages one after the other, as far as there is memory and nothing is wrong; those that were placed. The
+/// first of them have been read.
+fn place_row<'a>(vm: &'a Vm, row: Vec<PageGuard<'a>>, read: &[PageBuf]) -> Vec<PageGuard<'a>> {
+    let place = |(at, page): (usize, PageGuard<'a>)| {
         charge(vm, page.home())
-            .then(|| place(vm, page, swapped).ok())
+            .then(|| place(vm, page, read.get(at)).ok())
             .flatten()
     };
-    row.into_iter().map_while(place).collect()
+    row.into_iter().enumerate().map_while(place).collect()
 }
 
 /// Takes the memory that a page at this home needs to become resident.
@@ -109,17 +110,17 @@ fn charge(vm: &Vm, home: Home) -> bool {
     }
 }
 
-/// Puts the content of a charged page in its place in RAM, and gives the charge back if that fails.
+/// Puts the content of a charged page, which may have been read, in its place in RAM, and gives the charge back if that fails.
 ///
 /// A shared page keeps its home until the guest has mapped the copy, because until then the guest reads the frame.
 fn place<'a>(
     vm: &'a Vm,
     page: PageGuard<'a>,
-    swapped: &Swapped,
+    read: Option<&PageBuf>,
 ) -> Result<PageGuard<'a>, FaultError> {
     let (gfn, home) = (page.gfn(), page.home());
     let mut buffer = None;
-    let content = load(vm, gfn, home, swapped, &mut buffer);
+    let content = load(vm, gfn, home, read, &mut buffer);
     let placed = content.and_then(|content| {
         let placed = match (home, content) {
             (Home::Shared(_), Content::Bytes(bytes)) => vm.engine.write_back(gfn, bytes),
@@ -163,44 +164,25 @@ fn counter(vm: &Vm, home: Home) -> Option<&Counter> {
     }
 }
 
-/// Swapped pages that were read together: the first of a row, and those behind it.
-struct Swapped {
-    first: Gfn,
-    pages: Vec<PageBuf>,
-}
-
-impl Swapped {
-    /// Reads the page that was asked for and those behind it, as far as they lie side by side in the swap file. One
-    /// read of eight pages takes hardly longer than of one.
-    fn read(vm: &Vm, requested: &PageGuard<'_>, behind: &[PageGuard<'_>]) -> Self {
-        let mut swapped = Self {
-            first: requested.gfn(),
-            pages: Vec::new(),
-        };
-        let Home::Swapped(start) = requested.home() else {
-            return swapped;
-        };
-        let slots = (1..).map_while(|step| start.0.checked_add(step));
-        let follows =
-            |(page, slot): &(&PageGuard<'_>, u32)| page.home() == Home::Swapped(SlotId(*slot));
-        let more = behind.iter().zip(slots).take_while(follows).count();
-        if more > 0 {
-            swapped.pages = vec![PageBuf::zeroed(); more + 1];
-            let len = u32::try_from(more + 1).unwrap_or(u32::MAX);
-            if vm
-                .swap
-                .read_run(SlotRun { start, len }, &mut swapped.pages)
-                .is_err()
-            {
-                // One of them is damaged: each is read when its turn comes.
-                swapped.pages.clear();
-            }
-        }
-        swapped
+/// Reads a swapped page that was asked for and those behind it, as far as they lie side by side in the swap file. One
+/// read of eight pages takes hardly longer than of one. None where each is read when its turn comes.
+fn read_together(vm: &Vm, requested: &PageGuard<'_>, behind: &[PageGuard<'_>]) -> Vec<PageBuf> {
+    let Home::Swapped(start) = requested.home() else {
+        return Vec::new();
+    };
+    let slots = (1..).map_while(|step| start.0.checked_add(step));
+    let follows =
+        |(page, slot): &(&PageGuard<'_>, u32)| page.home() == Home::Swapped(SlotId(*slot));
+    let more = behind.iter().zip(slots).take_while(follows).count();
+    if more == 0 {
+        return Vec::new();
     }
-
-    fn get(&self, gfn: Gfn) -> Option<&PageBuf> {
-        self.pages.get(gfn.0.checked_sub(self.first.0)? as usize)
+    let mut pages = vec![PageBuf::zeroed(); more + 1];
+    let len = u32::try_from(more + 1).unwrap_or(u32::MAX);
+    // One of them may be damaged, which is no loss for the others.
+    match vm.swap.read_run(SlotRun { start, len }, &mut pages) {
+        Ok(()) => pages,
+        Err(_) => Vec::new(),
     }
 }
 
@@ -209,10 +191,10 @@ fn load<'b>(
     vm: &Vm,
     gfn: Gfn,
     home: Home,
-    swapped: &'b Swapped,
+    read: Option<&'b PageBuf>,
     buffer: &'b mut Option<PageBuf>,
 ) -> Result<Content<'b>, FaultError> {
-    if let Some(content) = swapped.get(gfn) {
+    if let Some(content) = read {
         return Ok(Content::Bytes(content));
     }
     // In each arm, so that the most frequent fault, a first touch, need not clear a buffer.

@@ -172,10 +172,7 @@ impl Evictor {
             vm.engine.read(page.gfn(), &mut content);
             leaving.store(vm, &mut self.stash, page, &content);
         }
-        let stored = leaving.finish(vm);
-        let evicted = Pages(stored.len() as u64 + shared);
-        rehome(vm, stored)?;
-        Ok(evicted)
+        Ok(Pages(leaving.leave(vm)? + shared))
     }
 
     /// Pages that only refer to a frame: nobody can write it, so there is nothing to freeze.
@@ -195,10 +192,7 @@ impl Evictor {
             pool.read(frame, &mut content);
             leaving.store(vm, &mut self.stash, page, &content);
         }
-        let stored = leaving.finish(vm);
-        let evicted = Pages(stored.len() as u64);
-        rehome(vm, stored)?;
-        Ok(evicted)
+        leaving.leave(vm).map(Pages)
     }
 }
 
@@ -265,9 +259,9 @@ impl<'a, 'c> Leaving<'a, 'c> {
         )
     }
 
-    /// Writes what waits for the swap file. The pages that are stored and where; the others are
+    /// Writes what waits for the swap file, and moves the pages that are stored; how many. The others are
     /// unlocked and stay where they were.
-    fn finish(mut self, vm: &Vm) -> Vec<(PageGuard<'a>, Home)> {
+    fn leave(mut self, vm: &Vm) -> Result<u64, EngineError> {
         for (page, slot) in self.queued.into_iter().zip(self.cluster.write(vm)) {
             if let Some(slot) = slot {
                 vm.stats.evict_swap.one();
@@ -276,7 +270,9 @@ impl<'a, 'c> Leaving<'a, 'c> {
                 vm.stats.evict_failed.one();
             }
         }
-        self.stored
+        let count = self.stored.len() as u64;
+        rehome(vm, self.stored)?;
+        Ok(count)
     }
 }
 

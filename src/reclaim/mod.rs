@@ -32,7 +32,6 @@ pub use job::{Job, WorkerHandle};
 #[cfg(test)]
 pub(crate) use job::{Queue, queue};
 pub use pace::{ScanSettings, host_ghz};
-pub use stash::trim_cache;
 #[cfg(test)]
 pub(crate) use turn::Core;
 pub use victims::Selection;

@@ -153,7 +153,7 @@ fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRef
 /// A page that moves frees an arena page only with the last other one that touches it, so a step may
 /// free none. The pages of one arena page came at about the same time: a few steps free most of what
 /// they moved.
-pub fn trim_cache(vm: &Vm, limit: u32) -> Pages {
+pub(super) fn trim_cache(vm: &Vm, limit: u32) -> Pages {
     vm.give_back_emptied();
     if !vm.zip.lock().is_above_cap() {
         return Pages(0);

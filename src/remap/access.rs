@@ -40,12 +40,7 @@ pub(crate) fn freeze<'a>(
 /// As [`freeze`].
 pub(crate) fn thaw(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineError> {
     let opens = vm.engine.kind() == EngineKind::Mprotect;
-    command(
-        vm,
-        pages,
-        |engine, runs| engine.thaw(runs),
-        |page| page.set_open(opens),
-    )
+    command(vm, pages, <dyn Engine>::thaw, |page| page.set_open(opens))
 }
 
 /// Makes reads of shared pages, ascending, wait too. They are marked as sampled, whatever part of it the guest's kernel
@@ -55,7 +50,7 @@ pub(crate) fn thaw(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineError
 /// As [`freeze`].
 pub(crate) fn close(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<(), EngineError> {
     pages.iter().for_each(|page| page.set_sampled(true));
-    command(vm, pages, |engine, runs| engine.close(runs), |_| {}).map(drop)
+    command(vm, pages, <dyn Engine>::close, |_| {}).map(drop)
 }
 
 /// Lets the guest read closed pages, ascending, and takes their marks away. `false`: its kernel refused, and the pages
@@ -64,19 +59,15 @@ pub(crate) fn close(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<(), EngineError>
 /// # Errors
 /// As [`freeze`].
 pub(crate) fn reveal(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineError> {
-    command(
-        vm,
-        pages,
-        |engine, runs| engine.reveal(runs),
-        |page| page.set_sampled(false),
-    )
+    let unmark = |page: &PageGuard<'_>| page.set_sampled(false);
+    command(vm, pages, <dyn Engine>::reveal, unmark)
 }
 
 /// Has the guest carry out a command, and notes in the page table what is so then; `false`: its kernel refused.
 fn command(
     vm: &Vm,
     pages: &[PageGuard<'_>],
-    command: impl FnOnce(&dyn Engine, &[GfnRun]) -> Result<(), EngineError>,
+    command: fn(&(dyn Engine + 'static), &[GfnRun]) -> Result<(), EngineError>,
     note: impl FnMut(&PageGuard<'_>),
 ) -> Result<bool, EngineError> {
     let runs = runs_of(pages.iter().map(PageGuard::gfn));

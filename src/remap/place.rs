@@ -73,23 +73,23 @@ pub(crate) fn place<'a>(
     matches: Vec<Match<'a>>,
 ) -> Result<Vec<PageGuard<'a>>, EngineError> {
     let (chosen, mut left) = choose(vm, matches);
-    let runs: Vec<SharedRun> = chosen.iter().map(|run| run.shared).collect();
+    let runs: Vec<SharedRun> = chosen.iter().map(shared).collect();
     let _change = vm.vmas.change(runs.len());
     if Seeded::EarlyPunch.is_sown() {
-        let pages = chosen.iter().flat_map(|run| &run.matches).map(|m| &m.page);
+        let pages = chosen.iter().flatten().map(|m| &m.page);
         give_back(vm, pages.map(|page| (page.gfn(), page.home())))?;
     }
     let done = match vm.engine.map_shared(&runs) {
         Ok(done) => done,
         Err(error) => {
-            let matches = chosen.into_iter().flat_map(|run| run.matches);
+            let matches = chosen.into_iter().flatten();
             matches.for_each(|matched| matched.hold.abandon());
             return Err(error);
         }
     };
     let (mut mapped, mut homes) = (Vec::new(), Vec::new());
     for (index, run) in chosen.into_iter().enumerate() {
-        for Match { page, hold } in run.matches {
+        for Match { page, hold } in run {
             if index < done {
                 homes.push(move_to(&page, Home::Shared(hold.frame())));
                 hold.taken_over();
@@ -108,40 +108,35 @@ pub(crate) fn place<'a>(
     Ok(left)
 }
 
-#[derive(Debug)]
-struct Run<'a> {
-    shared: SharedRun,
-    matches: Vec<Match<'a>>,
+/// Matches whose pages follow each other, and their frames too: one mapping.
+type Run<'a> = Vec<Match<'a>>;
+
+fn shared(run: &Run<'_>) -> SharedRun {
+    let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
+    SharedRun {
+        run: GfnRun::new(run[0].page.gfn(), count),
+        frame: run[0].hold.frame(),
+    }
 }
 
 /// Joins matches to runs, as many as the budget of VMAs allows; the pages of the others.
 fn choose<'a>(vm: &'a Vm, matches: Vec<Match<'a>>) -> (Vec<Run<'a>>, Vec<PageGuard<'a>>) {
-    let (runs, dropped) = afford(vm, join(matches), room(vm), |run| run.shared.run);
-    let left = dropped.into_iter().flat_map(|run| run.matches);
+    let (runs, dropped) = afford(vm, join(matches), room(vm), |run| shared(run).run);
+    let left = dropped.into_iter().flatten();
     (runs, left.map(|Match { page, .. }| page).collect())
 }
 
 fn join(matches: Vec<Match<'_>>) -> Vec<Run<'_>> {
     let mut runs: Vec<Run<'_>> = Vec::new();
     for matched in matches {
-        let (gfn, frame) = (matched.page.gfn(), matched.hold.frame());
-        match runs.last_mut() {
-            Some(Run {
-                shared: SharedRun { run, frame: first },
-                matches,
-            }) if run.end() == u64::from(gfn.0)
-                && first.0.checked_add(run.count) == Some(frame.0) =>
-            {
-                run.count += 1;
-                matches.push(matched);
-            }
-            _ => runs.push(Run {
-                shared: SharedRun {
-                    run: GfnRun::single(gfn),
-                    frame,
-                },
-                matches: vec![matched],
-            }),
+        let (gfn, frame) = (matched.page.gfn().0, matched.hold.frame().0);
+        let follows = |run: &&mut Run<'_>| {
+            let SharedRun { run, frame: first } = shared(run);
+            run.end() == u64::from(gfn) && first.0.checked_add(run.count) == Some(frame)
+        };
+        match runs.last_mut().filter(follows) {
+            Some(run) => run.push(matched),
+            None => runs.push(vec![matched]),
         }
     }
     runs

@@ -101,14 +101,14 @@ impl Sampler {
         now + period.saturating_sub(self.ran)
     }
 
-    /// Lets time pass; when the period is over, closes it and begins the next. Whether it did. A period
-    /// of zero switches sampling off.
+    /// Lets time pass; when the period is over, closes it and begins the next. A period of zero switches
+    /// sampling off.
     ///
     /// A gap longer than a period counts as one period: whoever slept that long saw nothing of it.
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
-    pub fn tick(&mut self, vm: &Vm, now: Instant, period: Duration) -> Result<bool, EngineError> {
+    pub fn tick(&mut self, vm: &Vm, now: Instant, period: Duration) -> Result<(), EngineError> {
         let passed = now.saturating_duration_since(self.seen).min(period);
         self.seen = now;
         if period.is_zero() {
@@ -117,24 +117,15 @@ impl Sampler {
                 vm.activity.forget();
                 self.began = false;
             }
-            return Ok(false);
+            return Ok(());
         }
         if !vm.is_blocked() {
             self.ran += passed;
         }
-        if self.began && self.ran < period {
-            return Ok(false);
-        }
-        self.next_period(vm)?;
-        Ok(true)
-    }
-
-    /// Closes the period that runs, if there is one, and begins another.
-    ///
-    /// # Errors
-    /// [`EngineError`] when the guest or its session is gone.
-    pub fn next_period(&mut self, vm: &Vm) -> Result<(), EngineError> {
         if self.began {
+            if self.ran < period {
+                return Ok(());
+            }
             let untouched = self.unmark(vm)?;
             vm.activity.end(untouched);
         }

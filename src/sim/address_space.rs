@@ -7,6 +7,7 @@ use memvisor_guest_agent::protocol::memory::{Ack, Command, Fault, Op, Remap};
 use memvisor_guest_agent::shim::mapping::{Mapping, execute, obey};
 use nix::sys::stat::fstat;
 
+use super::Spec;
 use crate::engine::{Content, Engine, EngineError, EngineKind, Reply};
 use crate::pool::Pool;
 use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
@@ -98,14 +99,8 @@ pub(super) struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// The memory of a guest that shares in the pool of this number.
-    pub(super) fn new(
-        kind: EngineKind,
-        pages: u32,
-        pools: &[Arc<Pool>],
-        pool: usize,
-        signals: bool,
-    ) -> Self {
+    /// The memory of a guest like this.
+    pub(super) fn new(spec: &Spec, pools: &[Arc<Pool>]) -> Self {
         let page = |_| Page {
             view: View::Closed,
             content: None,
@@ -114,14 +109,14 @@ impl AddressSpace {
             unwanted: 0,
         };
         Self {
-            kind,
+            kind: spec.kind,
             pools: pools.to_vec(),
-            pool: Mutex::new(Arc::clone(&pools[pool])),
-            pages: Mutex::new((0..pages).map(page).collect()),
+            pool: Mutex::new(Arc::clone(&pools[spec.salt])),
+            pages: Mutex::new((0..spec.pages).map(page).collect()),
             accepts: Countdown(AtomicU32::new(NEVER)),
             refused: AtomicU32::new(0),
             life: Countdown(AtomicU32::new(NEVER)),
-            signals,
+            signals: spec.inline,
         }
     }
 

@@ -43,7 +43,7 @@ pub(super) struct Spec {
 pub(super) struct Switchboard(Mutex<HashMap<VmId, (Arc<Vm>, WorkerHandle)>>);
 
 impl Switchboard {
-    fn get(&self, vm: VmId) -> Option<(Arc<Vm>, WorkerHandle)> {
+    pub(super) fn get(&self, vm: VmId) -> Option<(Arc<Vm>, WorkerHandle)> {
         self.0.lock().get(&vm).cloned()
     }
 }
@@ -63,7 +63,6 @@ impl Peers for Switchboard {
 }
 
 /// One guest with all its threads, and the daemon's threads for it.
-#[derive(Debug)]
 pub(super) struct Guest {
     pub(super) vm: Arc<Vm>,
     pub(super) space: Arc<AddressSpace>,
@@ -111,8 +110,7 @@ impl Host {
             return None;
         }
         let pool = Arc::clone(&self.pools[spec.salt]);
-        let space = AddressSpace::new(spec.kind, spec.pages, &self.pools, spec.salt, spec.inline);
-        let space = Arc::new(space);
+        let space = Arc::new(AddressSpace::new(&spec, &self.pools));
         let disk = Arc::new(SimDisk::default());
         let zip = ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd");
         let claims = spec.inline.then(|| words::share(spec.pages, &zip));

@@ -17,7 +17,7 @@ use crate::page::Urgency;
 use crate::reclaim::{Job, WorkerHandle};
 use crate::share::AttachRequest;
 use crate::sync::{self, AtomicU32, Ordering};
-use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf};
+use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, VmId};
 use crate::vm::Vm;
 
 /// Schedules of each test; `MEMVISOR_MODEL_ITERATIONS` replaces it.
@@ -120,24 +120,23 @@ impl Program<'_> {
 /// The policy and the operator: what they want of two guests, and the time that passes.
 struct Governor<'a> {
     host: &'a Host,
-    vms: Vec<(Arc<Vm>, WorkerHandle)>,
     is_short_of_vmas: bool,
 }
 
 impl Governor<'_> {
     fn run(self, running: &AtomicU32) {
-        for (_, worker) in &self.vms {
-            worker.set_scan_rate(FAST);
-        }
+        let vms = [VmId(1), VmId(2)].map(|id| self.host.peers.get(id).expect("it lives"));
+        let any = || &vms[thread_rng().gen_range(0..vms.len())];
+        let pass = |millis| self.host.clock.pass(Duration::from_millis(millis));
+        vms.iter()
+            .for_each(|(_, worker)| worker.set_scan_rate(FAST));
         for _ in 0..ORDERS {
-            let (vm, worker) = &self.vms[thread_rng().gen_range(0..self.vms.len())];
+            let (vm, worker) = any();
             self.order(vm, worker);
-            self.host
-                .clock
-                .pass(Duration::from_millis(thread_rng().gen_range(0..100)));
+            pass(thread_rng().gen_range(0..100));
             yield_now();
         }
-        for (vm, worker) in &self.vms {
+        for (vm, worker) in &vms {
             vm.zip.lock().set_max_pages(1);
             worker.set_scan_rate(0);
             worker.set_sample_period(Duration::ZERO);
@@ -146,26 +145,19 @@ impl Governor<'_> {
         while running.load(Ordering::SeqCst) > 0 {
             // Not each time: in a schedule of equal turns every page could be taken back before the guest has
             // used it.
-            let (vm, _) = &self.vms[thread_rng().gen_range(0..self.vms.len())];
             let is_short = self.host.budget.starving() > 0 && thread_rng().gen_bool(0.5);
-            order(vm, if is_short { 2 } else { 0 });
-            self.host.clock.pass(Duration::from_millis(20));
+            order(&any().0, if is_short { 2 } else { 0 });
+            pass(20);
             yield_now();
         }
     }
 
     fn order(&self, vm: &Vm, worker: &WorkerHandle) {
         match thread_rng().gen_range(0..10) {
-            0 => {
-                let rate = if thread_rng().gen_bool(0.7) { FAST } else { 0 };
-                worker.set_scan_rate(rate);
-            }
+            0 => worker.set_scan_rate(FAST * u32::from(thread_rng().gen_bool(0.7))),
             1 => worker.set_sample_period(Duration::from_millis(50)),
             2 => vm.zip.lock().set_max_pages(thread_rng().gen_range(0..2)),
-            3 => self.join(
-                worker,
-                [None, Some(0), Some(1)][thread_rng().gen_range(0..3)],
-            ),
+            3 => self.join(worker, thread_rng().gen_range(0..3_usize).checked_sub(1)),
             4 if self.is_short_of_vmas => {
                 vm.vmas
                     .set_budget([1, VMA_BUDGET][thread_rng().gen_range(0..2)]);
@@ -257,10 +249,6 @@ impl Scene {
         let doomed = guests.split_off(self.specs.len());
         let governor = Governor {
             host: &host,
-            vms: guests
-                .iter()
-                .map(|guest| (Arc::clone(&guest.vm), guest.worker.handle.clone()))
-                .collect(),
             is_short_of_vmas: self.is_short_of_vmas,
         };
         let threads: usize = guests.iter().map(|guest| guest.threads.len()).sum();

@@ -78,13 +78,13 @@ pub(super) enum Step {
     /// The worker is asked for all of these at once.
     Ask(Vec<Request>),
     Evict(u64, Means),
-    SwapFails(Option<bool>),
+    SwapFails(Option<Errno>),
     ZipCap(u32),
     SwapSlots(u32),
     /// So many more runs are mapped before the guest's kernel refuses one.
     Vmas(u32),
     /// The guest's kernel drops mappings of its own accord, and the guest goes on.
-    ForgetMappings(u32, u32),
+    ForgetMappings(GfnRun),
     /// A guest with memory of its own has not used it for a while.
     Rest,
     Block(Blocked),
@@ -105,18 +105,24 @@ pub(super) enum Request {
 }
 
 fn requests() -> impl Strategy<Value = Request> {
-    let gfn = || prop_oneof![0..PAGES, 0..HOT];
-    let run = || (gfn(), 1..12u32).prop_map(|(gfn, n)| run(gfn, n));
     prop_oneof![
-        6 => run().prop_map(Request::Inflate),
-        6 => run().prop_map(Request::Deflate),
+        6 => runs().prop_map(Request::Inflate),
+        6 => runs().prop_map(Request::Deflate),
         1 => Just(Request::ReleaseAll),
-        8 => (run(), gfn()).prop_map(|(pages, source)| {
+        8 => (runs(), gfn()).prop_map(|(pages, source)| {
             let pages = GfnRun::new(pages.start, pages.count.min(PAGES - source));
             Request::Attach(AttachRequest { pages, source: Gfn(source) })
         }),
         1 => prop::option::of(0..POOLS).prop_map(Request::Join),
     ]
+}
+
+fn gfn() -> impl Strategy<Value = u32> {
+    prop_oneof![0..PAGES, 0..HOT]
+}
+
+fn runs() -> impl Strategy<Value = GfnRun> {
+    (gfn(), 1..12u32).prop_map(|(gfn, n)| run(gfn, n))
 }
 
 fn run(gfn: u32, count: u32) -> GfnRun {
@@ -132,7 +138,6 @@ fn means() -> impl Strategy<Value = Means> {
 }
 
 pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
-    let gfn = || prop_oneof![0..PAGES, 0..HOT];
     let step = prop_oneof![
         10 => gfn().prop_map(Step::Read),
         14 => (gfn(), contents()).prop_map(|(gfn, content)| Step::Write(run(gfn, 1), content)),
@@ -141,12 +146,13 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         16 => (1..1500u64).prop_map(Step::Wait),
         9 => prop::collection::vec(requests(), 1..4).prop_map(Step::Ask),
         9 => (1..30u64, means()).prop_map(|(want, means)| Step::Evict(want, means)),
-        1 => prop::option::of(any::<bool>()).prop_map(Step::SwapFails),
+        1 => prop::sample::select(vec![None, Some(Errno::ENOSPC), Some(Errno::EIO)])
+            .prop_map(Step::SwapFails),
         1 => (0..5u32).prop_map(Step::ZipCap),
         1 => (0..=PAGES).prop_map(Step::SwapSlots),
         1 => (0..4u32).prop_map(Step::Vmas),
         2 => Just(Step::Vmas(address_space::NEVER)),
-        2 => (gfn(), 1..12u32).prop_map(|(gfn, count)| Step::ForgetMappings(gfn, count)),
+        2 => runs().prop_map(Step::ForgetMappings),
         1 => Just(Step::Rest),
         1 => prop::sample::select(vec![Blocked::No, Blocked::Touches, Blocked::All])
             .prop_map(Step::Block),
@@ -241,20 +247,17 @@ const fn thread_of(gfn: u32) -> usize {
     gfn as usize % THREADS
 }
 
-/// Lets the thread of the page end what it does; `false`: it must wait.
-fn is_free(guest: &mut Guest, gfn: u32) -> bool {
-    guest.threads.len() > thread_of(gfn) && guest.drive(thread_of(gfn))
-}
-
+/// Does something, unless the thread of the page still waits.
 fn access(guest: &mut Guest, gfn: u32, op: Op) {
-    if is_free(guest, gfn) {
+    if guest.drive(thread_of(gfn)) {
         guest.threads[thread_of(gfn)].begin(Gfn(gfn), op);
         guest.drive(thread_of(gfn));
     }
 }
 
+/// The same with a write that is left when its fault has been answered.
 fn begin(guest: &mut Guest, gfn: u32, content: Content) {
-    if is_free(guest, gfn) {
+    if guest.drive(thread_of(gfn)) {
         let thread = &mut guest.threads[thread_of(gfn)];
         thread.begin(Gfn(gfn), Op::Write(Box::new(content.page())));
         thread.poll();
@@ -278,15 +281,12 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         }
         Step::Ask(requests) => serve(host, guest, requests),
         Step::Evict(want, means) => evict(guest, want, means),
-        Step::SwapFails(how) => {
-            let errno = how.map(|full| if full { Errno::ENOSPC } else { Errno::EIO });
-            guest.disk.set_failing(errno);
-        }
+        Step::SwapFails(errno) => guest.disk.set_failing(errno),
         Step::ZipCap(pages) => vm.zip.lock().set_max_pages(pages),
         Step::SwapSlots(slots) => vm.swap.resize(slots).expect("a disk with room"),
         Step::Vmas(runs) => guest.space.refuse_after(runs),
-        Step::ForgetMappings(gfn, count) => {
-            for gfn in run(gfn, count).iter() {
+        Step::ForgetMappings(run) => {
+            for gfn in run.iter() {
                 guest.space.forget_mapping(gfn);
                 access(guest, gfn.0, Op::Read);
             }

@@ -105,14 +105,19 @@ fn read_alone(guest: &mut Guest, gfn: u32) -> bool {
     }
 }
 
+/// Reads pages without the daemon, after each of which all pages up to another one are there.
+fn bring_rows(guest: &mut Guest, rows: &[(u32, u32)]) {
+    for (gfn, next) in rows {
+        assert!(read_alone(guest, *gfn));
+        assert_eq!(guest.resident(), Vec::from_iter(0..*next));
+    }
+}
+
 #[test]
 fn row_that_a_guest_serves_itself_brings_pages_ahead_and_scattered_ones_do_not() {
     let host = Host::roomy();
     let mut guest = compressed(&host, 64);
-    for (gfn, next) in [(0, 1), (1, 3), (3, 7), (7, 15), (15, 23)] {
-        assert!(read_alone(&mut guest, gfn));
-        assert_eq!(guest.resident(), Vec::from_iter(0..next));
-    }
+    bring_rows(&mut guest, &[(0, 1), (1, 3), (3, 7), (7, 15), (15, 23)]);
     assert!(read_alone(&mut guest, 50) && read_alone(&mut guest, 40));
     assert_eq!(guest.resident(), Vec::from_iter((0..23).chain([40, 50])));
     host.end([guest]);
@@ -138,10 +143,7 @@ fn row_that_a_guest_serves_itself_ends_where_credits_are_low_and_without_any_the
     let host = Host::roomy();
     let mut guest = compressed(&host, 12);
     // The mark is at three quarters.
-    for (gfn, next) in [(0, 1), (1, 3), (3, 7), (7, 10), (10, 12)] {
-        assert!(read_alone(&mut guest, gfn));
-        assert_eq!(guest.resident(), Vec::from_iter(0..next));
-    }
+    bring_rows(&mut guest, &[(0, 1), (1, 3), (3, 7), (7, 10), (10, 12)]);
     assert!(!read_alone(&mut guest, 12), "no credit is left");
     assert!(guest.drive(0));
     let stats = &guest.vm.stats;

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::scenario::{KINDS, SWAP, ZIP};
 use super::{Guest, Host, Op, Spec};
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::{Home, Urgency};
-use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages, VmId};
-use crate::vm::{Blocked, Cause, Means};
+use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages};
+use crate::vm::{Blocked, Cause};
 
-const KINDS: [EngineKind; 2] = [EngineKind::Uffd, EngineKind::Mprotect];
 const PAGES: u32 = 8;
 /// How long the fault thread is at each event that it serves, in microseconds.
 const STEP: u64 = 100;
@@ -18,26 +18,14 @@ const SECOND: u64 = 1_000_000;
 
 /// A guest that has touched nothing.
 fn fresh(kind: EngineKind) -> (Host, Guest) {
-    let host = Host::new(100, 4, 1, 64);
+    let host = Host::roomy();
     let spec = Spec {
-        kind,
-        pages: PAGES,
-        salt: 0,
-        swap_slots: PAGES,
-        zip_pages: 4,
-        vma_budget: 100,
         threads: 3,
-        inline: false,
         ahead: 0,
+        ..Spec::of(kind, PAGES)
     };
-    let guest = host.power_on(VmId(1), spec).expect("there is memory");
+    let guest = host.start(1, spec);
     (host, guest)
-}
-
-fn end(host: &Host, guest: Guest) {
-    host.check(&[&guest]);
-    host.bury(guest);
-    host.check_empty();
 }
 
 fn write(guest: &mut Guest, thread: usize, gfn: u32) -> bool {
@@ -86,11 +74,8 @@ fn service_counts_for_the_home_that_the_page_had() {
         let (host, mut guest) = fresh(kind);
         let touch = |guest: &mut Guest| cost(guest, |guest| assert!(write(guest, 0, 0)));
         assert_eq!(touch(&mut guest), [(Cause::FirstTouch, STEP)], "{kind:?}");
-        for (compress, swap, cause) in [
-            (true, false, Cause::RefillZip),
-            (false, true, Cause::RefillSwap),
-        ] {
-            assert_eq!(guest.evict_by(1, Means { compress, swap }), 1);
+        for (means, cause) in [(ZIP, Cause::RefillZip), (SWAP, Cause::RefillSwap)] {
+            assert_eq!(guest.evict_by(1, means), 1);
             assert_eq!(touch(&mut guest), [(cause, STEP)], "{kind:?}");
         }
         let period = Duration::from_millis(50);
@@ -98,7 +83,7 @@ fn service_counts_for_the_home_that_the_page_had() {
         guest.worker.wait(period);
         assert!(guest.vm.table.entry(Gfn(0)).is_sampled());
         assert_eq!(touch(&mut guest), [(Cause::Open, STEP)], "{kind:?}");
-        end(&host, guest);
+        host.end([guest]);
     }
 }
 
@@ -125,7 +110,7 @@ fn break_counts_until_its_thread_has_mapped_the_copy() {
             pass(guest, SECOND);
         });
         assert_eq!(cost, [(Cause::Break, STEP + 40)], "{kind:?}");
-        end(&host, guest);
+        host.end([guest]);
     }
 }
 
@@ -168,7 +153,7 @@ fn threads_of_a_blocked_vm_count_each_while_they_wait() {
             (vec![served, blocked], 3 * SECOND + STEP),
             "{kind:?}"
         );
-        end(&host, guest);
+        host.end([guest]);
     }
 }
 
@@ -193,7 +178,7 @@ fn wait_for_memory_is_told_from_one_by_order_whenever_that_changes() {
         timed(&mut guest, |guest| assert!(guest.drive(0)));
         let touched = (Cause::FirstTouch, STEP);
         assert_eq!(seen(&guest).0, [touched, blocked, memory], "{kind:?}");
-        end(&host, guest);
+        host.end([guest]);
     }
 }
 
@@ -208,7 +193,7 @@ fn ceiling_is_an_order_to_wait() {
     guest.vm.orders.set_ceiling(None);
     guest.vm.parking.ring();
     assert!(guest.drive(1));
-    end(&host, guest);
+    host.end([guest]);
 }
 
 #[test]
@@ -237,6 +222,6 @@ fn threads_that_wait_for_one_page_that_is_moved_count_each() {
         };
         let all: u64 = causes.iter().map(|it| it.1).sum();
         assert_eq!((any, all), (SECOND + last, 2 * SECOND + both), "{causes:?}");
-        end(&host, guest);
+        host.end([guest]);
     }
 }

@@ -76,17 +76,14 @@ impl Words for SimTable {
     fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
         let word = &self.0.words[at as usize];
         let changed = word.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
-        let [from, to] = [from, to].map(State::decode);
-        let is_row = at >= claims::HEADER_WORDS && changed.is_ok();
-        if is_row
-            && matches!(
-                (from, to),
-                (
-                    Some(State::Taken { .. }),
-                    Some(State::Zip | State::Frame | State::Empty | State::Frozen)
-                )
-            )
-        {
+        let is_given_up = matches!(
+            [from, to].map(State::decode),
+            [
+                Some(State::Taken { .. }),
+                Some(State::Zip | State::Frame | State::Empty | State::Frozen)
+            ]
+        );
+        if at >= claims::HEADER_WORDS && changed.is_ok() && is_given_up {
             self.0.given_up.fetch_add(1, Ordering::SeqCst);
         }
         changed

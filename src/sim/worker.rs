@@ -54,12 +54,6 @@ pub(super) struct Worker {
     pub(super) handle: WorkerHandle,
 }
 
-impl std::fmt::Debug for Worker {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.queue.fmt(f)
-    }
-}
-
 impl Worker {
     pub(super) fn new(vm: &Arc<Vm>, peers: Arc<dyn Peers>, clock: Clock) -> Self {
         let (handle, queue) = queue();

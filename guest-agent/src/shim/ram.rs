@@ -70,10 +70,8 @@ impl RamMap {
             pool: Mutex::new(pool),
             uffd,
         };
-        if let Some(uffd) = &map.uffd {
-            uffd.register(map.base, len)
-                .map_err(io::Error::from_raw_os_error)?;
-        }
+        map.register(GfnRun::new(Gfn(0), pages))
+            .map_err(io::Error::from_raw_os_error)?;
         Ok(map)
     }
 
@@ -150,12 +148,18 @@ impl RamMap {
         // daemon's back. Without access it raises SIGSEGV, and the handler's question waits at the locked
         // page.
         self.map(run, libc::PROT_NONE, 0, self.ram.as_fd(), run.start.0)?;
-        let Some(uffd) = &self.uffd else {
+        if self.uffd.is_none() {
             return Ok(());
-        };
-        let (address, len) = self.range(run)?;
-        uffd.register(address as usize, len)?;
+        }
+        self.register(run)?;
         self.protect(run, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// Has faults on a run that was mapped anew reported again, where there is a userfaultfd.
+    fn register(&self, run: GfnRun) -> Result<(), i32> {
+        let (address, len) = self.range(run)?;
+        let register = |uffd: &Userfault| uffd.register(address as usize, len);
+        self.uffd.as_ref().map_or(Ok(()), register)
     }
 
     /// Maps a part of a file over a run, shared, with these flags beside.
@@ -209,11 +213,7 @@ impl Mapping for RamMap {
         // Present pages are mapped at once, which saves a minor fault for each.
         let (flags, protection) = (libc::MAP_POPULATE, libc::PROT_READ | libc::PROT_WRITE);
         self.map(run, protection, flags, self.ram.as_fd(), run.start.0)?;
-        let Some(uffd) = &self.uffd else {
-            return Ok(());
-        };
-        let (address, len) = self.range(run)?;
-        uffd.register(address as usize, len)
+        self.register(run)
     }
 
     fn install(&self, gfn: Gfn, page: &[u8; PAGE_SIZE]) -> Result<(), i32> {
