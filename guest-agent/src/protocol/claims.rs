@@ -33,7 +33,11 @@
 
 use std::time::Duration;
 
+mod stood;
+
 use super::Gfn;
+
+pub use stood::Stood;
 
 /// Words before the first row: a page of them.
 pub const HEADER_WORDS: u32 = 1024;
@@ -97,38 +101,6 @@ pub const fn row(gfn: Gfn) -> u32 {
 #[must_use]
 pub const fn credit_word(credit: u32) -> u32 {
     FIRST_CREDIT + credit
-}
-
-/// What a thread of the guest did while it stood still without the daemon.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stood {
-    /// It brought a page back.
-    Refill,
-    /// It gave itself a copy of a shared page.
-    Break,
-    /// It waited for another thread that had claimed the page.
-    Asleep,
-    /// It gave itself a page of zeroes.
-    Touch,
-    /// It had a frozen page back.
-    Open,
-}
-
-impl Stood {
-    /// All there are.
-    pub const ALL: [Self; 5] = [
-        Self::Refill,
-        Self::Break,
-        Self::Asleep,
-        Self::Touch,
-        Self::Open,
-    ];
-
-    /// The word of it.
-    #[must_use]
-    pub const fn word(self) -> u32 {
-        FIRST_STOOD + self as u32
-    }
 }
 
 const KIND: u32 = 0b111;

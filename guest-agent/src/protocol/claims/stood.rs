@@ -1,0 +1,35 @@
+//! What threads of a guest say for how long they stood still.
+
+use super::FIRST_STOOD;
+
+/// What a thread of the guest did while it stood still without the daemon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stood {
+    /// It brought a page back.
+    Refill,
+    /// It gave itself a copy of a shared page.
+    Break,
+    /// It waited for another thread that had claimed the page.
+    Asleep,
+    /// It gave itself a page of zeroes.
+    Touch,
+    /// It had a frozen page back.
+    Open,
+}
+
+impl Stood {
+    /// All there are.
+    pub const ALL: [Self; 5] = [
+        Self::Refill,
+        Self::Break,
+        Self::Asleep,
+        Self::Touch,
+        Self::Open,
+    ];
+
+    /// The word of it.
+    #[must_use]
+    pub const fn word(self) -> u32 {
+        FIRST_STOOD + self as u32
+    }
+}
