@@ -75,7 +75,7 @@ fn serve(listener: &SeqPacketListener, pages: u32, stop: &Doorbell) -> io::Resul
         return Ok(());
     }
     let socket = listener.accept()?;
-    let uffd = handshake(&socket, pages)?;
+    let (uffd, _channels) = handshake(&socket, pages)?;
     let page = PageBuf([0x5a; crate::units::PAGE_SIZE]);
     let mut faults = Vec::new();
     loop {
@@ -90,8 +90,8 @@ fn serve(listener: &SeqPacketListener, pages: u32, stop: &Doorbell) -> io::Resul
     }
 }
 
-/// The daemon's side of a power-on, for a guest that is ours.
-fn handshake(socket: &SeqPacket, pages: u32) -> io::Result<Uffd> {
+/// The daemon's side of a power-on, for a guest that is ours. The fault channels are kept open and never used.
+fn handshake(socket: &SeqPacket, pages: u32) -> io::Result<(Uffd, Vec<SeqPacket>)> {
     let mut buffer = [0; MAX_MESSAGE];
     let wrong = |what: &str| io::Error::other(format!("{what} of a guest is not as expected"));
     socket.recv_with_fds(&mut buffer)?;
@@ -110,14 +110,16 @@ fn handshake(socket: &SeqPacket, pages: u32) -> io::Result<Uffd> {
     let Received::Message { len, .. } = received else {
         return Err(wrong("READY"));
     };
-    if !matches!(
+    let (Ok(Message::Ready(ready)), false) = (
         Message::decode(&buffer[..len.min(MAX_MESSAGE)]),
-        Ok(Message::Ready(_))
-    ) || fds.is_empty()
-    {
+        fds.is_empty(),
+    ) else {
         return Err(wrong("READY"));
-    }
+    };
     let uffd = Uffd::from_guest(fds.swap_remove(0))?;
-    socket.send(&Message::Go.encode())?;
-    Ok(uffd)
+    let pairs: io::Result<Vec<_>> = (0..ready.channels).map(|_| SeqPacket::pair()).collect();
+    let (ours, theirs): (Vec<_>, Vec<_>) = pairs?.into_iter().unzip();
+    let theirs: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
+    socket.send_with_fds(&Message::Go.encode(), &theirs)?;
+    Ok((uffd, ours))
 }
