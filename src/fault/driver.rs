@@ -48,7 +48,7 @@ pub enum Action {
     History {
         /// On which channel.
         channel: usize,
-        /// The text, at most [`MAX_REPORT`] bytes.
+        /// The text, at most [`MAX_REPORT`](memvisor_guest_agent::protocol::memory::MAX_REPORT) bytes.
         text: String,
     },
 }

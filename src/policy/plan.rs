@@ -287,6 +287,39 @@ mod tests {
     }
 
     #[test]
+    fn balloon_that_takes_free_pages_only_leaves_the_guest_its_headroom_and_what_costs_nothing() {
+        let target = |ballooned: u64, untouched: u64, free: Option<u64>| {
+            let vm = VmSnapshot {
+                ballooned: Pages(ballooned),
+                untouched: Pages(untouched),
+                // What it holds is what it has free beside the untouched pages, and more.
+                balloon_free: free.map(|free| Pages(ballooned + free)),
+                ..VmSnapshot::sample(12_000, 12_000 - ballooned - untouched)
+            };
+            let host = HostSnapshot {
+                budget: Pages(10_000),
+                used: Pages(9_800),
+                state: FreeState::Soft,
+                least_free: None,
+                vms: vec![vm],
+                seed: 0,
+            };
+            let config = Config {
+                balloon_takes_free_only: true,
+                ..Config::default()
+            };
+            plan(&host, &config).vms[0].balloon_target.0
+        };
+        assert_eq!(target(0, 2000, None), 0, "it does not say");
+        assert_eq!(target(0, 2000, Some(2000)), 0, "all of that costs nothing");
+        assert_eq!(target(0, 2000, Some(2500)), 500);
+        // Whatever it took first, the target stands still.
+        assert_eq!(target(500, 1500, Some(2000)), 500);
+        assert_eq!(target(500, 2000, Some(2000)), 0);
+        assert_eq!(target(0, 0, Some(1500)), 300, "a tenth is its headroom");
+    }
+
+    #[test]
     fn vm_exactly_at_its_limit_is_told_so_also_while_its_faults_get_room() {
         for pressing in [false, true] {
             let vm = VmSnapshot {

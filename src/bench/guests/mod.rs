@@ -10,10 +10,10 @@
 //! # The structure
 //!
 //! So the same guests run on both sides: same executable, kernel, workloads, seeds, size, and time from their
-//! power-on. On our side a daemon of its own has a budget, policy and all ([`ours`]). On the other one guests
+//! power-on. On our side a daemon of its own has a budget, policy and all (`ours`). On the other one guests
 //! run `--bare`, on private memory of their processes, in one memory cgroup, with KSM, with swap on zram, and where
-//! that is not enough on a file behind it ([`kernel`]). The memory of that side is made equal by a search
-//! ([`limit`]): the peak of the cgroup and the most that zram took are together our budget and what the processes of
+//! that is not enough on a file behind it (`kernel`). The memory of that side is made equal by a search
+//! (`limit`): the peak of the cgroup and the most that zram took are together our budget and what the processes of
 //! guests have beside RAM, which the guests of our side tell: heaps, stacks, page tables. With an overcommitment below 1
 //! there is no pressure, and the other side is not held to anything.
 //!
