@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{TestGuest, TestHost, eventually, image, modes, seconds};
 use memvisor::control::{Client, ClientError};
+use memvisor::settings::Key;
 use memvisor::telemetry::{HostStatus, VmStatus};
 use memvisor::units::{Bytes, PAGE_SIZE, Pages};
 use rand::rngs::StdRng;
@@ -89,11 +90,16 @@ fn paths(seen: &BTreeMap<String, Seen>) -> Vec<(&'static str, u64)> {
     ]
 }
 
-/// Sets balloons by hand, to random sizes and back, until told to stop; how often.
+/// Sets balloons by hand, to random sizes and back, and how victims are chosen, until told to stop; how often balloons.
 fn chaos(client: &Client, seed: u64, stop: &AtomicBool) -> u64 {
     let mut random = StdRng::seed_from_u64(seed);
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
+        if random.random_bool(0.3) {
+            let victims = ["random", "second-chance"][random.random_range(0..2)];
+            let set = client.set_setting(Key::Victims, victims);
+            set.expect("a choice of the setting");
+        }
         for vm in client.vms().expect("the host answers") {
             let target = random.random_bool(0.6).then(|| {
                 let most = vm.balloon.max_pages.0;

@@ -1,8 +1,8 @@
 //! Reclaim: the worker of each VM, which takes pages away from its guest.
 //!
-//! What has to be freed, and whose, is the policy's decision; here it is carried out, in bounded
-//! batches. A page leaves RAM for the cheapest home that will take it, in ESX's order: nothing at all
-//! (zero), a frame that exists already (share before swap), the compression cache, the swap file.
+//! What has to be freed, and whose, is the policy's decision; here it is carried out, in bounded batches, for as long as
+//! less memory is free than the policy aims at (ADR 17). A page leaves RAM for the cheapest home that will take it, in
+//! ESX's order: nothing at all (zero), a frame that exists already (share before swap), the compression cache, the swap file.
 //!
 //! Always in this order: lock, freeze, copy out, store, switch the home, give the memory back, unlock.
 //! At every instant one valid copy exists. A page that nothing takes stays where it is: its guest

@@ -141,6 +141,8 @@ fn deck(random: &mut StdRng, dirs: &[PathBuf]) -> Vec<Change> {
             one_of(&["2002", "4.1", "5.0", "6.0"]),
         ),
         ("Mem.ShareScanTime", one_of(&["1s", "1s", "10m"])),
+        ("Memvisor.Victims", one_of(&["random", "second-chance"])),
+        ("Memvisor.BalloonTakes", one_of(&["all", "all", "free"])),
     ];
     let mut between = |from: u64, to: u64| random.random_range(from..=to);
     let numbers = [
