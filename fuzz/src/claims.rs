@@ -115,6 +115,11 @@ fn lock(u: &mut Unstructured<'_>, table: &PageTable, gfn: Gfn) -> Result<bool> {
         Attempt::Busy => panic!("nobody else locks"),
         Attempt::Claimed => return Ok(false),
         Attempt::Done(page) => match page.settle() {
+            // It was frozen, and its guest has opened it.
+            Some(page) if page.home() == Home::Resident => {
+                page.set_open(true);
+                (page, false)
+            }
             Some(page) => {
                 page.set_home(Home::Resident);
                 (page, true)
