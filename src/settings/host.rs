@@ -248,10 +248,9 @@ mod tests {
     }
 
     #[test]
-    fn profile_throughput_is_lab_but_for_five_settings() {
+    fn profile_throughput_is_lab_but_for_four_settings() {
         let throughput = HostSettings::profile(Profile::Throughput);
         let expected = HostSettings {
-            mem_min_free_pct: 2,
             mem_zip_max_pct: 50,
             mem_zip_max_alloc_pct: 80,
             balloon_takes_free_only: true,

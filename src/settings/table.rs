@@ -186,7 +186,7 @@ pub const TABLE: [Spec; 20] = [
         kind: Kind::whole(PERCENT, 0, 50),
         lab: whole(0),
         esx: whole(0),
-        throughput: Some(whole(2)),
+        throughput: None,
         effect: "the part of the host's memory that is kept free; 0: as `Memvisor.FreeStates` \
                  has it",
         deviation: "",
