@@ -62,6 +62,7 @@ impl Evictor {
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
     pub fn evict(&mut self, vm: &Vm, want: Pages, means: Means) -> Result<Pages, EngineError> {
+        self.deferred.clear();
         // What the guest has made resident itself can be evicted too.
         vm.settle_done();
         vm.give_back_emptied();
@@ -107,7 +108,6 @@ impl Evictor {
 
     /// Pages that nobody wanted back. Those that only the swap file would take wait on, unless memory is scarce.
     fn evict_unwanted(&mut self, vm: &Vm, want: usize, means: Means) -> Result<Pages, EngineError> {
-        self.deferred.clear();
         let victims = self.second_chance.choose(vm, want)?;
         let waits = means.compress && means.swap && !vm.budget.is_scarce();
         let evicted = self.evict_frozen(vm, victims, means, waits)?;

@@ -1,5 +1,7 @@
 //! Reclaim under pressure: when a worker carries its orders out, and which pages it takes.
 
+use nix::errno::Errno;
+
 use super::scenario::{KINDS, alone, order};
 use super::worker::PAUSE;
 use super::{Guest, Spec};
@@ -112,6 +114,29 @@ fn page_that_does_not_compress_goes_when_nothing_else_does() {
             work(guest);
             assert_eq!(left(guest).len() as u32, PAGES);
             assert_eq!(guest.vm.stats.evict_swap.get(), u64::from(PAGES / 4));
+            guest.read_all();
+        });
+    }
+}
+
+/// What waited by the one choice of victims is nothing to try at once by the other.
+#[test]
+fn worker_that_finds_nothing_rests_after_the_choice_of_victims_has_changed() {
+    for spec in specs() {
+        alone(spec, |host, guest| {
+            host.budget.set_marks(Pages(0), Pages(0), Pages(1));
+            fill(guest, |_| true);
+            guest.worker.handle.set_selection(Selection::SecondChance);
+            order(&guest.vm, 8);
+            work(guest);
+            assert_eq!(left(guest).len(), 8);
+            guest.worker.handle.set_selection(Selection::Random);
+            guest.disk.set_failing(Some(Errno::EIO));
+            order(&guest.vm, 8);
+            work(guest);
+            assert_eq!(left(guest).len(), 8);
+            guest.disk.set_failing(None);
+            order(&guest.vm, 0);
             guest.read_all();
         });
     }
