@@ -16,7 +16,8 @@ use super::Access;
 
 /// Pages that a guest holds at first.
 const FIRST: u32 = 16;
-/// What a guest holds at most is this part of what is free beside the reserve, and of the table: others touch pages too.
+/// A guest holds at most this part of what is free beside the reserve, because others touch pages too, and never more than
+/// the table has credits.
 const PART: u64 = 8;
 /// How long pages that are held may lie unused.
 const REST: Duration = Duration::from_millis(250);

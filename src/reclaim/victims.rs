@@ -10,8 +10,8 @@
 //! nobody wanted back until it comes to the head of the queue is evicted. Of a page that is used the guest loses one
 //! minor fault for each round of the hand; the longer the queue, the more pages are found to be used.
 //!
-//! A victim that does not compress would have to go to the swap file, from where it comes back in ten times the time of a
-//! compressed page. So it waits on in a second queue of the same length, and goes only when it was not wanted until it
+//! A victim that does not compress would have to go to the swap file, from where a page comes back more slowly than from
+//! the cache. So it waits on in a second queue of the same length, and goes only when it was not wanted until it
 //! comes to the head of that.
 //!
 //! The page table knows which of them are still frozen: whoever gives one back marks it open, under its lock. So a victim
@@ -54,7 +54,6 @@ impl Dice {
 
 /// How victims are chosen: `Memvisor.Victims`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(u8)]
 pub enum Selection {
     /// Random pages.
     #[default]
@@ -63,8 +62,8 @@ pub enum Selection {
     SecondChance,
 }
 
-/// The part of the resident pages that waits frozen for its second chance: a quarter, as a kernel that keeps two lists has
-/// between a half and a tenth of its pages on the inactive one.
+/// The part of the resident pages that waits frozen for its second chance, in each of the two queues. The longer they are,
+/// the more used pages are found, and the more minor faults those cost.
 const WATCHED_PART: u64 = 4;
 /// Pages frozen at once: the cost of a command to the shim, divided by so many.
 const FREEZE: usize = 128;
