@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | provide a page | `UFFDIO_ZEROPAGE` / `COPY` / `CONTINUE` | write it to the file; the guest thread opens it |
 //! | freeze | shim: `madvise(DONTNEED)`, the next access is a minor fault | shim: `mprotect(NONE)` |
-//! | thaw | nothing | shim: `mprotect(READ, WRITE)` |
+//! | thaw | not needed: the next access maps the page | shim: `mprotect(READ, WRITE)` |
 //! | share, attach | shim: map pool frames read-only over RAM | the same |
 //! | close, reveal | shim: `mprotect(NONE)`, `mprotect(READ)` of frames | the same |
 //! | break | write the copy to the file; the guest thread maps RAM back | the same |
@@ -165,16 +165,12 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
         remap(self, Op::Reveal, &plain(runs))
     }
 
-    /// Lets the guest access resident pages that were frozen, as far as that saves it mappings.
+    /// Lets the guest access resident pages that were frozen.
     ///
     /// # Errors
     /// [`EngineError`]; some runs may be open then.
     fn thaw(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
-        match self.kind() {
-            // The next access is a minor fault, which costs no mapping.
-            EngineKind::Uffd => Ok(()),
-            EngineKind::Mprotect => remap(self, Op::Open, &plain(runs)),
-        }
+        remap(self, Op::Open, &plain(runs))
     }
 
     /// Has the guest take frames from another pool from now on; no page may be mapped from the one it has.

@@ -145,7 +145,7 @@ fn place<'a>(
     }
     // Where its thread must map it, it is open when that is confirmed.
     if vm.engine.kind() == EngineKind::Uffd && page.home() == Home::Resident {
-        page.set_open(true);
+        page.set_open();
     }
     Ok(page)
 }

@@ -265,7 +265,7 @@ pub fn complete(vm: &Vm, pending: Pending) {
             vm.table.back_off(page.gfn());
             vm.stats.breaks.one();
         }
-        page.set_open(true);
+        page.set_open();
     }
     vm.vmas.end(1);
 }

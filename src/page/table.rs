@@ -12,6 +12,7 @@
 //!      8..16  back-off of the scanner: passes to skip (5 bits), exponent (3 bits)
 //!     16      UNSEEN   a resident page may have other bytes than the scanner has seen
 //!     17      QUIET    the scanner did not find it changed when it last looked
+//!     18      FROZEN   the guest's accesses to the RAM page are known to wait
 //!     32..64  frame or slot; for a resident page the low half of its hash at the last scan
 //! ```
 //!
@@ -59,6 +60,7 @@ const BACKOFF_SHIFT: u32 = 13;
 const BACKOFF_MASK: u64 = 0b111;
 const UNSEEN: u64 = 1 << 16;
 const QUIET: u64 = 1 << 17;
+const FROZEN: u64 = 1 << 18;
 const PAYLOAD_SHIFT: u32 = 32;
 
 /// Looks at counters that move; a look takes nanoseconds, and one page in the middle of its move
@@ -82,11 +84,18 @@ impl Entry {
         self.0 & LOCKED != 0
     }
 
-    /// Whether the guest was given the RAM page and it was not frozen since. A resident page that is not open is not
-    /// mapped; one that is may have lost its mapping to the guest's kernel, in engine uffd.
+    /// Whether the guest was given the RAM page and nobody tried to freeze it since. A page that is open may have lost
+    /// its mapping to the guest's kernel, in engine uffd.
     #[must_use]
     pub const fn is_open(self) -> bool {
         self.0 & OPEN != 0
+    }
+
+    /// Whether the guest's accesses to the RAM page are known to wait. A resident page is neither open nor frozen when
+    /// the guest's kernel refused to freeze it: then the guest may or may not have it.
+    #[must_use]
+    pub const fn is_frozen(self) -> bool {
+        self.0 & FROZEN != 0
     }
 
     /// Whether the next access to the page is to be counted. A shared page that is sampled is closed
@@ -440,7 +449,7 @@ mod tests {
         assert_eq!(table.count_vmas(false), 4);
         let guard = table.try_lock(Gfn(0)).expect("free");
         guard.set_home(Home::Resident);
-        guard.set_open(true);
+        guard.set_open();
         assert_eq!(
             table.count_vmas(true),
             5,

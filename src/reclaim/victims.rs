@@ -14,8 +14,8 @@
 //! the cache. So it waits on in a second queue of the same length, and goes only when it was not wanted until it
 //! comes to the head of that.
 //!
-//! The page table knows which of them are still frozen: whoever gives one back marks it open, under its lock. So a victim
-//! need not be frozen again.
+//! The page table knows which of them are still frozen: whoever gives one back marks it open, under its lock, and where the
+//! guest's kernel refused a freeze or a thaw none is marked frozen. So a victim need not be frozen again.
 
 use std::collections::VecDeque;
 
@@ -80,7 +80,7 @@ pub(super) struct SecondChance {
 }
 
 fn is_frozen(entry: Entry) -> bool {
-    entry.home() == Home::Resident && !entry.is_open()
+    entry.home() == Home::Resident && entry.is_frozen()
 }
 
 impl SecondChance {
@@ -129,7 +129,7 @@ impl SecondChance {
     /// Freezes the next resident pages before the hand; whether there were any, and the guest's kernel allowed it.
     fn freeze(&mut self, vm: &Vm) -> Result<bool, EngineError> {
         let mut pages = Vec::with_capacity(FREEZE);
-        let resident = |entry: Entry| entry.home() == Home::Resident && entry.is_open();
+        let resident = |entry: Entry| entry.home() == Home::Resident && !entry.is_frozen();
         let all = vm.table.pages();
         let start = self.hand.min(all);
         take(vm, start..all, FREEZE, &resident, &mut pages);

@@ -17,9 +17,9 @@ pub(crate) fn freeze<'a>(
     pages: impl Iterator<Item = &'a PageGuard<'a>> + Clone,
 ) -> Result<bool, EngineError> {
     let runs = runs_of(pages.clone().map(PageGuard::gfn));
-    // Before the freeze, so that whatever part of it succeeds, a page that the guest may not access
-    // is never marked open: its fault would be answered by "try again" for ever.
-    pages.for_each(|page| page.set_open(false));
+    // Part of it may succeed. A page marked open that the guest may not access would have its fault answered by
+    // "try again" for ever; one marked frozen that the guest may write would lose what is written while it leaves.
+    pages.clone().for_each(PageGuard::set_unsure);
     // With userfaultfd the mapping stays, without entries.
     let changed = match vm.engine.kind() {
         EngineKind::Uffd => 0,
@@ -27,7 +27,9 @@ pub(crate) fn freeze<'a>(
     };
     let _change = vm.vmas.change(changed);
     let frozen = unless_refused(vm.engine.freeze(&runs))?;
-    if !frozen {
+    if frozen {
+        pages.for_each(PageGuard::set_frozen);
+    } else {
         vm.stats.vma_refused.add(runs.pages());
     }
     Ok(frozen)
@@ -39,8 +41,13 @@ pub(crate) fn freeze<'a>(
 /// # Errors
 /// As [`freeze`].
 pub(crate) fn thaw(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineError> {
-    let opens = vm.engine.kind() == EngineKind::Mprotect;
-    command(vm, pages, <dyn Engine>::thaw, |page| page.set_open(opens))
+    // With userfaultfd there are none to save: the next access maps the page.
+    if vm.engine.kind() == EngineKind::Uffd {
+        return Ok(true);
+    }
+    // Part of it may succeed.
+    pages.iter().for_each(PageGuard::set_unsure);
+    command(vm, pages, <dyn Engine>::thaw, |page| page.set_open())
 }
 
 /// Makes reads of shared pages, ascending, wait too. They are marked as sampled, whatever part of it the guest's kernel

@@ -6,6 +6,7 @@ use super::scenario::{KINDS, alone, order};
 use super::worker::PAUSE;
 use super::{Guest, Spec};
 use crate::compress::samples;
+use crate::engine::EngineKind;
 use crate::page::{Home, Urgency};
 use crate::reclaim::Selection;
 use crate::units::Pages;
@@ -93,6 +94,32 @@ fn page_that_is_wanted_back_while_it_is_frozen_stays() {
             guest.read_all();
         });
     }
+}
+
+/// Its queue has pages that their guest has back, and that nothing froze since. Were one of them taken, what
+/// the guest writes meanwhile would be lost.
+#[test]
+fn page_that_a_guest_refused_to_freeze_is_not_taken_for_frozen() {
+    alone(Spec::of(EngineKind::Mprotect, PAGES), |_, guest| {
+        fill(guest, |_| false);
+        guest.worker.handle.set_selection(Selection::SecondChance);
+        order(&guest.vm, 16);
+        work(guest);
+        assert_eq!(left(guest).len(), 16);
+        guest.read_all();
+        guest.worker.handle.set_selection(Selection::Random);
+        guest.space.refuse_after(0);
+        order(&guest.vm, PAGES.into());
+        work(guest);
+        assert_eq!(left(guest), Vec::<u32>::new(), "no page could be frozen");
+        assert!(guest.vm.stats.vma_refused.get() > 0);
+        guest.space.accept();
+        guest.worker.handle.set_selection(Selection::SecondChance);
+        order(&guest.vm, 16);
+        work(guest);
+        assert_eq!(left(guest).len(), 16);
+        guest.read_all();
+    });
 }
 
 #[test]

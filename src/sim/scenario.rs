@@ -177,8 +177,13 @@ pub(super) fn serve(running: &AtomicU32, mut step: impl FnMut() -> bool) {
     }
 }
 
+/// Multiplies the cases of every search: with 100 they take an hour, and find what a change has broken more rarely.
+const SEARCH_FACTOR: &str = "MEMVISOR_SEARCH_FACTOR";
+
 /// Tries so many values, and panics at the smallest that fails.
 pub(super) fn search<S: Strategy>(cases: u32, values: S, test: impl Fn(S::Value)) {
+    let factor = std::env::var(SEARCH_FACTOR).map_or(1, |it| it.parse().expect("a whole number"));
+    let cases = cases.saturating_mul(factor);
     let mut runner = TestRunner::new(ProptestConfig {
         failure_persistence: None,
         ..ProptestConfig::with_cases(cases)

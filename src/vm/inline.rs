@@ -43,13 +43,13 @@ impl Vm {
         let page = page.settle()?;
         let old = page.home();
         if old == Home::Resident {
-            page.set_open(true);
+            page.set_open();
             return Some(page);
         }
         let is_shared = matches!(old, Home::Shared(_));
         let _change = self.vmas.change(usize::from(is_shared));
         page.set_home(Home::Resident);
-        page.set_open(true);
+        page.set_open();
         if let Home::Shared(frame) = old {
             self.release_frame_of(&pool, frame);
             self.table.back_off(page.gfn());

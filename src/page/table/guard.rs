@@ -3,7 +3,7 @@
 use memvisor_guest_agent::protocol::claims::State;
 
 use super::{
-    Entry, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED, UNSEEN, WAITED,
+    Entry, FROZEN, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED, UNSEEN, WAITED,
 };
 use crate::page::home::Home;
 use crate::seeded::Seeded;
@@ -90,7 +90,8 @@ impl PageGuard<'_> {
             Home::Shared(_) => SAMPLED,
             _ => 0,
         };
-        let clear = KIND | OPEN | REFILLED | UNSEEN | lost | u64::from(u32::MAX) << PAYLOAD_SHIFT;
+        let clear =
+            KIND | OPEN | FROZEN | REFILLED | UNSEEN | lost | u64::from(u32::MAX) << PAYLOAD_SHIFT;
         let unseen = if home == Home::Resident { UNSEEN } else { 0 };
         let set = home.kind() as u64 | unseen | u64::from(home.payload()) << PAYLOAD_SHIFT;
         self.table.update(self.gfn, clear, set);
@@ -99,9 +100,19 @@ impl PageGuard<'_> {
         self.table.history.record(self.gfn, home);
     }
 
-    /// Notes that the guest was given the RAM page, or that it is frozen.
-    pub fn set_open(&self, open: bool) {
-        self.set_flag(OPEN, open);
+    /// Notes that the guest was given the RAM page.
+    pub fn set_open(&self) {
+        self.table.update(self.gfn, FROZEN, OPEN);
+    }
+
+    /// Notes that the guest's accesses to the RAM page wait.
+    pub fn set_frozen(&self) {
+        self.table.update(self.gfn, OPEN, FROZEN);
+    }
+
+    /// Notes that the guest may have the RAM page or not, which [`Self::set_open`] or [`Self::set_frozen`] will say.
+    pub fn set_unsure(&self) {
+        self.table.update(self.gfn, OPEN | FROZEN, 0);
     }
 
     /// Notes whether the next access to the page is to be counted.
