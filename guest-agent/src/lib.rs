@@ -16,4 +16,5 @@ pub mod protocol;
 pub mod rows;
 pub mod shim;
 pub mod signals;
+mod sys;
 pub mod workload;

@@ -1,18 +1,24 @@
 //! Signals as something to wait for, beside a timer and a keyboard.
 //!
-//! A handler may do next to nothing, and what it interrupts is any line of the program. So the signals
-//! are blocked and read from a descriptor where the program is ready for them. Blocking is inherited:
-//! by threads, so it must happen before any is started, and by child processes, so each of our own
-//! begins with [`unblock_all`].
+//! A handler may do next to nothing, and what it interrupts is any line of the program. So the signals are blocked, and
+//! let through only while the program waits for them: then a handler notes which one came. Blocking is inherited: by
+//! threads, so it must happen before any is started, and by child processes, so each of our own begins with
+//! [`unblock_all`].
+//!
+//! A `signalfd` would do without a handler. But whoever polls one is woken by *every* signal of the process, and a guest
+//! that serves its own faults has a SIGSEGV for each of them: tens of thousands of wake-ups a second for nothing.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::signal::{SigAction, SigSet, SigmaskHow, Signal};
+use nix::sys::time::TimeSpec;
+
+use crate::sys::{note_signal, restore_signal, take_noted};
 
 /// The signals that ask a program to end: Ctrl-C, kill, and a terminal that closes.
 pub const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
@@ -20,9 +26,13 @@ pub const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP
 /// A set of blocked signals that can be waited for.
 #[derive(Debug)]
 pub struct Signals {
-    fd: SignalFd,
+    set: SigSet,
+    /// What was blocked before.
     before: SigSet,
 }
+
+/// The signals that are noted, by how many sets, and what was to be done on them before.
+static NOTED: Mutex<Vec<(Signal, u32, SigAction)>> = Mutex::new(Vec::new());
 
 /// What a wait ended with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,48 +49,76 @@ impl Signals {
     /// Blocks `signals` for this thread and those it starts.
     ///
     /// # Errors
-    /// What the kernel says if there is no descriptor left.
+    /// What `sigaction(2)` says of a signal that cannot be caught.
     pub fn block(signals: impl IntoIterator<Item = Signal>) -> io::Result<Self> {
         let set: SigSet = signals.into_iter().collect();
-        let before = set.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
-        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Self { fd, before })
+        let before = set.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        set.iter().try_for_each(begin_noting)?;
+        Ok(Self { set, before })
     }
 
     /// Waits until `deadline` for a signal or for `other` to become readable, signals first.
     ///
     /// # Errors
-    /// What poll(2) or read(2) says; interruptions are retried.
+    /// What ppoll(2) says.
     pub fn wait(&self, other: Option<BorrowedFd<'_>>, deadline: Instant) -> io::Result<Event> {
+        let mut fds: Vec<_> = other
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .into_iter()
+            .collect();
+        // One that is pending comes first, whatever else there is.
+        self.let_through(&mut [], Duration::ZERO)?;
         loop {
-            if let Some(signal) = self.pending()? {
+            if let Some(signal) = take_noted(&self.set) {
                 return Ok(Event::Signal(signal));
             }
-            let mut fds = vec![PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
-            fds.extend(other.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-            match poll(&mut fds, timeout_until(deadline)) {
-                Ok(0) => return Ok(Event::Timeout),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-                Ok(_) if fds[0].any().unwrap_or(false) => {}
-                Ok(_) => return Ok(Event::Readable),
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.let_through(&mut fds, left)? {
+                Some(0) => return Ok(Event::Timeout),
+                Some(_) => return Ok(Event::Readable),
+                None => {}
             }
         }
     }
 
-    fn pending(&self) -> io::Result<Option<Signal>> {
-        let info = self.fd.read_signal()?;
-        Ok(info.and_then(|info| {
-            let number = i32::try_from(info.ssi_signo).ok()?;
-            Signal::try_from(number).ok()
-        }))
+    /// Polls with the signals let through; `None` when one came.
+    fn let_through(&self, fds: &mut [PollFd<'_>], time: Duration) -> io::Result<Option<i32>> {
+        let blocked = SigSet::thread_get_mask()?;
+        let others = blocked.iter().filter(|signal| !self.set.contains(*signal));
+        match ppoll(fds, Some(TimeSpec::from(time)), Some(others.collect())) {
+            Ok(ready) => Ok(Some(ready)),
+            Err(Errno::EINTR) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
     }
+}
+
+fn begin_noting(signal: Signal) -> io::Result<()> {
+    let mut noted = NOTED.lock().unwrap_or_else(PoisonError::into_inner);
+    match noted.iter_mut().find(|(other, ..)| *other == signal) {
+        Some((_, sets, _)) => *sets += 1,
+        None => noted.push((signal, 1, note_signal(signal)?)),
+    }
+    Ok(())
+}
+
+fn end_noting(signal: Signal) {
+    let mut noted = NOTED.lock().unwrap_or_else(PoisonError::into_inner);
+    noted.retain_mut(|(other, sets, before)| {
+        *sets -= u32::from(*other == signal);
+        if *sets == 0 {
+            restore_signal(signal, before);
+        }
+        *sets > 0
+    });
 }
 
 impl Drop for Signals {
     fn drop(&mut self) {
-        // A signal that came meanwhile is read, not delivered: it was for the work that is now over.
-        while matches!(self.pending(), Ok(Some(_))) {}
+        // A signal that came meanwhile is noted, not delivered: it was for the work that is now over.
+        while matches!(self.let_through(&mut [], Duration::ZERO), Ok(None)) {}
+        while take_noted(&self.set).is_some() {}
+        self.set.iter().for_each(end_noting);
         let _ = self.before.thread_set_mask();
     }
 }
@@ -99,13 +137,6 @@ pub fn report_file_size_limit() -> io::Result<()> {
 /// Lets every signal through to this thread, whatever the parent process had blocked.
 pub fn unblock_all() {
     let _ = SigSet::empty().thread_set_mask();
-}
-
-fn timeout_until(deadline: Instant) -> PollTimeout {
-    let left = deadline.saturating_duration_since(Instant::now());
-    // Rounded up: a wait that ends a moment early would spin until the deadline is there.
-    let left = left + Duration::from_micros(999);
-    PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX)
 }
 
 #[cfg(test)]
