@@ -381,12 +381,9 @@ fn bent_memory_messages_of_every_kind_end_only_their_own_guest() {
     for message in memory_messages().iter().cycle().take(16) {
         let (mut guest, _agent, command) = with_command_under_way(&host, "bent");
         let bytes = bent(&mut random, message.encode(), MEMORY_HEADER);
-        let right = Ack {
-            seq: command.seq,
-            done: 1,
-            errno: 0,
-        };
-        if bytes == Message::Ack(right).encode() {
+        // Whatever it says of what was done may be true.
+        let is_true = |ack: Ack| ack.seq == command.seq && ack.done <= 1;
+        if matches!(Message::decode(&bytes), Ok(Message::Ack(ack)) if is_true(ack)) {
             drop(guest);
             host.forgets("bent", PATIENCE);
             continue;
