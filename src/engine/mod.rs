@@ -195,6 +195,10 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// Begins to fetch a resident page that is to be read next.
     fn prefetch(&self, gfn: Gfn);
 
+    /// Drops what the daemon maps of RAM. Before many holes are punched: each of a page that it maps interrupts every
+    /// processor that the daemon runs on.
+    fn forget(&self);
+
     /// Punches holes where pages were; their memory is free and every mapping of them is gone.
     ///
     /// # Errors

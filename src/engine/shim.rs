@@ -73,6 +73,10 @@ impl<P: Provider> Engine for ShimEngine<P> {
         self.ram.view.prefetch(gfn.0);
     }
 
+    fn forget(&self) {
+        self.ram.view.forget();
+    }
+
     fn punch(&self, run: GfnRun) -> Result<(), EngineError> {
         let punched = self.ram.memfd.punch(run.start.0, run.count);
         punched.map_err(EngineError::kernel("punch a hole into guest RAM"))

@@ -41,6 +41,9 @@ pub(super) fn move_to(page: &PageGuard<'_>, home: Home) -> (Gfn, Home) {
     (page.gfn(), old)
 }
 
+/// So many holes are punched one after the other more cheaply if the daemon maps none of the pages.
+const FORGET: usize = 4;
+
 /// Frees what `homes` of locked pages hold: homes that they have left, or did not move to.
 ///
 /// # Errors
@@ -59,9 +62,17 @@ pub(crate) fn give_back(
         }
     }
     resident.sort_unstable();
-    for run in runs_of(resident) {
-        vm.engine.punch(run)?;
-        vm.budget.give(u64::from(run.count));
+    let runs = runs_of(resident);
+    if runs.len() > FORGET {
+        vm.engine.forget();
     }
-    Ok(())
+    let mut punched = 0;
+    let done = runs.into_iter().try_for_each(|run| {
+        vm.engine.punch(run)?;
+        punched += u64::from(run.count);
+        Ok(())
+    });
+    // Together: whoever waits for memory is called once.
+    vm.budget.give(punched);
+    done
 }

@@ -418,6 +418,8 @@ impl Engine for Arc<AddressSpace> {
 
     fn prefetch(&self, _gfn: Gfn) {}
 
+    fn forget(&self) {}
+
     fn read(&self, gfn: Gfn, into: &mut PageBuf) {
         let pages = self.pages();
         let content = pages[gfn.index()].content.as_deref();
