@@ -51,9 +51,8 @@ impl Ahead {
 
 /// Whether pages of this home are worth giving ahead now.
 fn may_give(vm: &Vm, home: Home) -> bool {
-    let (free, most) = (vm.budget.free().0, u64::from(MOST));
-    let is_below_ceiling = vm.held().0.saturating_add(most) < vm.orders.ceiling().0;
-    let is_free = free >= vm.budget.reserve().0 + vm.budget.total().0 / FREE_PART;
+    let is_below_ceiling = vm.held().0.saturating_add(MOST.into()) < vm.orders.ceiling().0;
+    let is_free = vm.budget.spare().0 >= vm.budget.total().0 / FREE_PART;
     let is_worth_it = matches!(
         home,
         Home::Untouched | Home::Compressed(_) | Home::Swapped(_)

@@ -2,7 +2,7 @@
 //!
 //! A page that it holds is a page that nobody else has, and a fault that finds none asks the daemon, as
 //! every fault of other guests does. So what a guest holds begins small, doubles each time it has been
-//! used up, and is taken back whole when it was not touched for a while or memory is short.
+//! used up, and is taken back whole when little of it was used for a while or the VM must wait.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ use super::Access;
 
 /// Pages that a guest holds at first.
 const FIRST: u32 = 16;
-/// A guest holds at most this part of what is free beside the reserve, because others touch pages too, and never more than
-/// the table has credits.
+/// A guest holds at most this part of what faults may take, because others touch pages too, and never more than the
+/// table has credits. Where faults wait for each page it holds [`FIRST`], so that they come once for so many.
 const PART: u64 = 8;
 /// How long pages that are held may lie unused.
 const REST: Duration = Duration::from_millis(250);
@@ -75,8 +75,7 @@ impl Credits {
             (self.rested, self.due) = (used, now + REST);
         }
         if used - self.used >= u64::from(self.want / 2) {
-            let spare = vm.budget.free().saturating_sub(vm.budget.reserve());
-            let most = (spare.0 / PART).min(u64::from(CREDITS));
+            let most = (vm.budget.spare().0 / PART).min(u64::from(CREDITS));
             let most = u32::try_from(most).unwrap_or(CREDITS);
             self.want = (self.want * 2).min(most).max(FIRST);
         }
@@ -96,21 +95,20 @@ impl Credits {
         Some(self.due.saturating_duration_since(now) + later)
     }
 
-    /// Takes back what was not used since the last look, if one is due, and everything at once where
-    /// memory is short or the VM must wait.
+    /// Takes back what the guest holds if the VM must wait, or, when a look is due, if it was hardly used since the last.
     pub(super) fn look(&mut self, vm: &Vm, now: Instant) {
         let Some(claims) = vm.table.claims() else {
             return;
         };
-        let is_short = vm.budget.free() <= vm.budget.reserve();
         let is_due = now >= self.due;
-        if !is_due && !is_short && !vm.is_blocked() {
+        if !is_due && !vm.is_blocked() {
             return;
         }
         claims.look_for_forged();
         vm.settle_done();
         let used = used(vm);
-        if is_short || vm.is_blocked() || is_due && used == self.rested {
+        let is_idle = used - self.rested < u64::from(self.want / 2);
+        if vm.is_blocked() || is_idle {
             vm.take_back_credits();
             self.want = FIRST;
         }

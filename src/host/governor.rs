@@ -234,6 +234,9 @@ impl Governor {
         let thresholds = Thresholds::of(self.budget.total(), config);
         let below = thresholds.below(plan.state);
         self.budget.set_marks(below, plan.aim, thresholds.low);
+        if self.budget.set_floor(plan.floor) {
+            self.budget.call_starved();
+        }
         for ((member, vm_plan), seen) in members.iter().zip(&plan.vms).zip(&snapshot.vms) {
             // What its compression cache takes counts as well, and cannot be held in a fault.
             let ceiling = vm_plan.ceiling;

@@ -41,6 +41,8 @@ pub struct Budget {
     aim_at: Mark,
     /// While more than this is used, VMs above their targets wait.
     wait_at: Mark,
+    /// What faults leave free, if that is more than the reserve.
+    floor: Mark,
     alarm: StdMutex<bool>,
     alarmed: Condvar,
     parkings: Mutex<Vec<Weak<Parking>>>,
@@ -59,6 +61,7 @@ impl Budget {
             alarm_at: Mark::new(u64::MAX),
             aim_at: Mark::new(u64::MAX),
             wait_at: Mark::new(0),
+            floor: Mark::new(0),
             alarm: StdMutex::new(false),
             alarmed: Condvar::new(),
             parkings: Mutex::default(),
@@ -90,15 +93,25 @@ impl Budget {
         Pages(self.total).saturating_sub(self.used())
     }
 
+    /// What there is for first touches.
+    #[must_use]
+    pub fn spare(&self) -> Pages {
+        self.free().saturating_sub(Pages(self.kept(Urgency::Touch)))
+    }
+
+    fn kept(&self, urgency: Urgency) -> u64 {
+        let floor = self.floor.load(Ordering::Relaxed);
+        match urgency {
+            Urgency::Touch => self.reserve.max(floor),
+            Urgency::Refill => (self.reserve / 2).max(floor),
+            Urgency::Reclaim => 0,
+        }
+    }
+
     /// Takes `count` pages, or none. `false`: not now; see [`Budget::starve`].
     #[must_use]
     pub fn take(&self, count: u64, urgency: Urgency) -> bool {
-        let kept = match urgency {
-            Urgency::Touch => self.reserve,
-            Urgency::Refill => self.reserve / 2,
-            Urgency::Reclaim => 0,
-        };
-        let limit = self.total - kept;
+        let limit = self.total - self.kept(urgency);
         let mut used = self.used.load(Ordering::Relaxed);
         loop {
             let Some(next) = used.checked_add(count).filter(|next| *next <= limit) else {
@@ -188,7 +201,8 @@ impl Budget {
         self.starving.load(Ordering::Relaxed)
     }
 
-    fn call_starved(&self) {
+    /// Calls the VMs whose faults wait for memory.
+    pub fn call_starved(&self) {
         for parking in self.parkings.lock().iter().filter_map(Weak::upgrade) {
             if parking.is_starved() {
                 parking.ring();
@@ -207,6 +221,12 @@ impl Budget {
         ] {
             mark.store(total.saturating_sub(free).0, Ordering::Relaxed);
         }
+    }
+
+    /// Sets the pages that faults leave free, beside the reserve. Whether there is more for them than before.
+    pub fn set_floor(&self, floor: Pages) -> bool {
+        let floor = floor.min(self.total()).0;
+        self.floor.swap(floor, Ordering::Relaxed) > floor
     }
 
     /// Whether less is free than reclaim aims at.
@@ -260,6 +280,22 @@ mod tests {
         assert!(!budget.take(1, Urgency::Reclaim));
         budget.give(100);
         assert_eq!(budget.free(), Pages(100));
+    }
+
+    #[test]
+    fn floor_is_left_by_faults_and_not_by_reclaim() {
+        let budget = Budget::new(Pages(100), Pages(20));
+        assert!(!budget.set_floor(Pages(30)), "there is less for them");
+        assert_eq!(budget.spare(), Pages(70));
+        assert!(budget.take(70, Urgency::Touch));
+        assert!(!budget.take(1, Urgency::Refill));
+        assert!(budget.take(25, Urgency::Reclaim));
+        budget.give(25);
+        // The reserve stays.
+        assert!(budget.set_floor(Pages(0)), "there is more");
+        assert_eq!(budget.spare(), Pages(10));
+        assert!(budget.take(10, Urgency::Touch));
+        assert!(!budget.take(1, Urgency::Touch));
     }
 
     #[test]

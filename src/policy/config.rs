@@ -85,6 +85,8 @@ pub struct Config {
     pub evict_round: Pages,
     /// Whether balloons take no more than what their guests have free. Default false, as in ESX. Our choice.
     pub balloon_takes_free_only: bool,
+    /// Whether faults wait for reclaim before the state is low. Default false, as in ESX. Our choice.
+    pub faults_wait_early: bool,
 }
 
 impl Default for Config {
@@ -100,6 +102,7 @@ impl Default for Config {
             zip_enabled: true,
             evict_round: Pages(4096),
             balloon_takes_free_only: false,
+            faults_wait_early: false,
         }
     }
 }

@@ -21,6 +21,9 @@ pub struct Plan {
     pub available: Pages,
     /// The free memory, in host pages, up to which eviction goes on. Zero in high and clear.
     pub aim: Pages,
+    /// The free memory, in host pages, that faults leave: those that find no more wait for pages that eviction
+    /// frees. Zero where the reserve alone is left.
+    pub floor: Pages,
     /// The host pages that eviction must free to leave the state; balloons aim further. Zero in
     /// high and clear.
     pub shortfall: Pages,
@@ -155,9 +158,21 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
         mechanisms: rules.mechanisms,
         available,
         aim,
+        floor: floor(config, &thresholds, aim, &vms),
         shortfall,
         vms,
         stuck,
+    }
+}
+
+/// Faults can only wait for what eviction frees, so without any they take what there is. Above the floor low is
+/// left: a host whose guests ask for memory faster than it is reclaimed neither becomes low nor stays so.
+fn floor(config: &Config, thresholds: &Thresholds, aim: Pages, vms: &[VmPlan]) -> Pages {
+    let is_freed = vms.iter().any(|vm| vm.evict > Pages(0) && !vm.by_limit);
+    if config.faults_wait_early && is_freed {
+        thresholds.to_hard.min(aim)
+    } else {
+        Pages(0)
     }
 }
 
@@ -317,6 +332,35 @@ mod tests {
         assert_eq!(target(500, 1500, Some(2000)), 500);
         assert_eq!(target(500, 2000, Some(2000)), 0);
         assert_eq!(target(0, 0, Some(1500)), 300, "a tenth is its headroom");
+    }
+
+    #[test]
+    fn faults_leave_what_keeps_the_host_out_of_low_as_long_as_eviction_frees_some() {
+        let config = Config {
+            faults_wait_early: true,
+            ..Config::default()
+        };
+        let floor = |swap_room: u64, config: &Config| {
+            let vm = VmSnapshot {
+                swap_room: Pages(swap_room),
+                agent: false,
+                ..VmSnapshot::sample(12_000, 9_600)
+            };
+            let host = HostSnapshot {
+                budget: Pages(10_000),
+                used: Pages(9_800),
+                state: FreeState::Hard,
+                least_free: None,
+                vms: vec![vm],
+                seed: 0,
+            };
+            let thresholds = Thresholds::of(host.budget, config);
+            (plan(&host, config).floor, thresholds.to_hard)
+        };
+        let (with, to_hard) = floor(5000, &config);
+        assert_eq!(with, to_hard);
+        assert_eq!(floor(0, &config).0, Pages(0), "nothing can be evicted");
+        assert_eq!(floor(5000, &Config::default()).0, Pages(0));
     }
 
     #[test]

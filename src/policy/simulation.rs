@@ -221,7 +221,7 @@ impl Host {
                 self.guests[at].follow_balloon(order.balloon_target);
             }
             if !order.blocked {
-                let free = self.free();
+                let free = self.free().saturating_sub(plan.floor.0);
                 self.guests[at].run(free);
                 // As the daemon does it: an allocation can only make the state worse.
                 let now = next_state(self.state, Pages(self.free()), &thresholds);
@@ -395,10 +395,12 @@ fn stuck_host_recovers_by_the_balloon_of_a_blocked_guest() {
 fn config() -> impl Strategy<Value = Config> {
     let generation = prop::sample::select(Generation::ALL.to_vec());
     let tax_type = prop::sample::select(vec![IdleTaxType::Flat, IdleTaxType::Variable]);
-    (generation, tax_type, any::<bool>()).prop_map(|(generation, tax_type, zip_enabled)| Config {
+    let choices = (any::<bool>(), any::<bool>());
+    (generation, tax_type, choices).prop_map(|(generation, tax_type, choices)| Config {
         generation,
         idle_tax_type: tax_type,
-        zip_enabled,
+        zip_enabled: choices.0,
+        faults_wait_early: choices.1,
         balloon_max_percent: 99,
         ..Config::default()
     })

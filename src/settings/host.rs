@@ -121,6 +121,8 @@ pub struct HostSettings {
     pub evict_round: Pages,
     /// `Memvisor.BalloonTakes`: whether balloons take free pages of their guests only.
     pub balloon_takes_free_only: bool,
+    /// `Memvisor.FaultsWait`: whether faults wait for reclaim before the state is low.
+    pub faults_wait_early: bool,
     /// `Memvisor.Victims`: whether victims have a second chance.
     pub second_chance: bool,
 }
@@ -170,6 +172,7 @@ impl HostSettings {
             headroom: whole(Key::Headroom),
             evict_round: Pages(whole(Key::EvictRound).into()),
             balloon_takes_free_only: value(Key::BalloonTakes) == Value::Choice("free"),
+            faults_wait_early: value(Key::FaultsWait) == Value::Choice("hard"),
             second_chance: value(Key::Victims) == Value::Choice("second-chance"),
         }
     }
@@ -188,6 +191,7 @@ impl HostSettings {
             zip_enabled: self.mem_zip_enable,
             evict_round: self.evict_round,
             balloon_takes_free_only: self.balloon_takes_free_only,
+            faults_wait_early: self.faults_wait_early,
         }
     }
 
@@ -225,6 +229,7 @@ mod tests {
             headroom: 10,
             evict_round: Pages(4096),
             balloon_takes_free_only: false,
+            faults_wait_early: false,
             second_chance: false,
         };
         assert_eq!(esx, expected);
@@ -248,12 +253,13 @@ mod tests {
     }
 
     #[test]
-    fn profile_throughput_is_lab_but_for_four_settings() {
+    fn profile_throughput_is_lab_but_for_five_settings() {
         let throughput = HostSettings::profile(Profile::Throughput);
         let expected = HostSettings {
             mem_zip_max_pct: 50,
             mem_zip_max_alloc_pct: 80,
             balloon_takes_free_only: true,
+            faults_wait_early: true,
             second_chance: true,
             ..HostSettings::profile(Profile::Lab)
         };

@@ -26,6 +26,7 @@ pub enum Key {
     Headroom,
     EvictRound,
     BalloonTakes,
+    FaultsWait,
     Victims,
 }
 
@@ -64,7 +65,7 @@ const fn millis(millis: u64) -> Value {
 
 /// All host settings, in the order of [`Key`]. Names, defaults and ranges of `Mem.` are those of
 /// ESXi 6 and later, as its advanced options tell them.
-pub const TABLE: [Spec; 20] = [
+pub const TABLE: [Spec; 21] = [
     Spec {
         key: Key::ShareScanTime,
         name: "Mem.ShareScanTime",
@@ -282,6 +283,18 @@ pub const TABLE: [Spec; 20] = [
         effect: "what balloons take. all: as much as memory is to be had, whatever the guest must page \
                  out for it; free: no more than the guest has free, by its own statistics",
         deviation: "no setting in ESX, whose balloons take all",
+    },
+    Spec {
+        key: Key::FaultsWait,
+        name: "Memvisor.FaultsWait",
+        group: "eviction",
+        kind: Kind::Choice(&["low", "hard"]),
+        lab: Value::Choice("low"),
+        esx: Value::Choice("low"),
+        throughput: Some(Value::Choice("hard")),
+        effect: "when guests that ask for memory faster than it is reclaimed wait for what is freed. low: in low, \
+                 if they are above their targets; hard: all, so that low is not reached",
+        deviation: "no setting in ESX, where guests wait in low",
     },
     Spec {
         key: Key::Victims,

@@ -345,7 +345,7 @@ impl Guest {
         let vm = &self.vm;
         let gfn = self.threads[thread].at().expect("it is at a page");
         let stopped = vm.is_blocked() || vm.is_at_ceiling();
-        let short = stopped || vm.budget.free() <= vm.budget.reserve();
+        let short = stopped || vm.budget.spare() == Pages(0);
         let waits = self.faults.is_starved(gfn) && short
             || self.faults.is_busy(gfn) && vm.table.entry(gfn).is_locked()
             || self.is_taken(gfn);

@@ -4,12 +4,12 @@ use nix::errno::Errno;
 
 use super::scenario::{KINDS, alone, order};
 use super::worker::PAUSE;
-use super::{Guest, Spec};
+use super::{Guest, Op, Spec};
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::{Home, Urgency};
 use crate::reclaim::Selection;
-use crate::units::Pages;
+use crate::units::{Gfn, Pages};
 use crate::vm::{Eviction, Means};
 
 const PAGES: u32 = 64;
@@ -72,6 +72,33 @@ fn order_is_carried_out_while_less_is_free_than_the_aim_and_no_further() {
             work(guest);
             assert_eq!(left(guest).len(), evicted, "the aim is reached");
             host.budget.give(8);
+            guest.read_all();
+        });
+    }
+}
+
+/// They wait for what is evicted, with memory left that is not theirs to take, and a guest that serves itself is given
+/// some of that memory in advance.
+#[test]
+fn faults_wait_at_the_floor_and_go_on_with_what_is_evicted() {
+    for spec in specs() {
+        alone(spec, |host, guest| {
+            (0..PAGES / 2).for_each(|gfn| guest.write(gfn, samples::mixed(gfn.into(), 500)));
+            guest.vm.take_back_credits();
+            let free = host.budget.free();
+            host.budget.set_floor(free);
+            let content = samples::mixed(1, 500);
+            // None that came ahead.
+            guest.threads[0].begin(Gfn(PAGES - 1), Op::Write(Box::new(content)));
+            assert!(!guest.drive(0), "nothing is free for faults");
+            order(&guest.vm, 16);
+            work(guest);
+            assert!(guest.drive(0), "it waits though pages were evicted");
+            assert!(host.budget.free() >= free, "the floor is left");
+            if let Some(claims) = guest.vm.table.claims() {
+                assert!(claims.held() > 1, "it must ask for each page");
+            }
+            host.budget.set_floor(Pages(0));
             guest.read_all();
         });
     }

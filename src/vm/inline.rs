@@ -4,7 +4,7 @@ use memvisor_guest_agent::protocol::claims::Place;
 
 use super::Vm;
 use crate::page::{Attempt, DonePage, Home, PageGuard, Urgency};
-use crate::units::{Gfn, SlotId};
+use crate::units::{Gfn, Pages, SlotId};
 
 /// Why a page is not locked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,7 +96,7 @@ impl Vm {
             let is_there = || {
                 let below = self.held().0.saturating_add(1) < self.orders.ceiling().0;
                 // One more, or memory would be short by what was granted.
-                below && self.budget.free().0 > self.budget.reserve().0 + 1
+                below && self.budget.spare() > Pages(1)
             };
             claims.grant(want, || is_there() && self.charge(Urgency::Touch));
             claims.allow_breaks(!self.vmas.is_exceeded(&self.table));

@@ -287,7 +287,7 @@ impl Vm {
     pub fn release_zip(&self, slot: SlotId) {
         let mut zip = self.zip.lock();
         zip.free(slot);
-        let is_short = self.budget.free() <= self.budget.reserve();
+        let is_short = self.budget.spare() == Pages(0);
         let is_much = zip.emptied() >= MAX_EMPTIED;
         drop(zip);
         if is_short || is_much {

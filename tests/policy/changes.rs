@@ -142,6 +142,7 @@ fn deck(random: &mut StdRng, dirs: &[PathBuf]) -> Vec<Change> {
         ),
         ("Mem.ShareScanTime", one_of(&["1s", "1s", "10m"])),
         ("Memvisor.Victims", one_of(&["random", "second-chance"])),
+        ("Memvisor.FaultsWait", one_of(&["low", "hard"])),
         ("Memvisor.BalloonTakes", one_of(&["all", "all", "free"])),
     ];
     let mut between = |from: u64, to: u64| random.random_range(from..=to);
