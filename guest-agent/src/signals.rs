@@ -142,6 +142,7 @@ pub fn unblock_all() {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::fd::AsFd;
 
     use nix::sys::signal::raise;
 
