@@ -29,8 +29,10 @@
 //! two. Where every closed page costs a mapping and none is left, nothing is sampled: the estimate stays
 //! what it was.
 //!
-//! *Running time* is time in which the policy let the VM run: a blocked guest touches nothing, and that
-//! says nothing about what it needs.
+//! *Running time* is time in which no thread of the VM stood still because of us: a guest that waits touches nothing, and
+//! that says nothing about what it needs. Else a guest that is short of memory would look idle, be taxed for
+//! it and become shorter still. But of a guest of many threads one always waits for something. So at least a
+//! quarter of the time counts as running.
 //!
 //! # A second opinion
 //!
@@ -64,6 +66,9 @@ use crate::vm::Activity;
 /// Pages drawn for each period. OSDI 2002 section 5.3.
 pub const SAMPLES: u32 = 100;
 
+/// One in so much of the time counts as running time, however long the VM stood still.
+const SLOWEST: u32 = 4;
+
 /// The samples of one VM; belongs to its worker. See the module text.
 #[derive(Debug)]
 pub struct Sampler {
@@ -77,6 +82,8 @@ pub struct Sampler {
     /// Running time of the period so far.
     ran: Duration,
     seen: Instant,
+    /// For how long the VM had stood still then.
+    stood: Duration,
     began: bool,
 }
 
@@ -91,6 +98,7 @@ impl Sampler {
             marked: Vec::new(),
             ran: Duration::ZERO,
             seen: now,
+            stood: Duration::ZERO,
             began: false,
         }
     }
@@ -98,7 +106,13 @@ impl Sampler {
     /// When the sampler wants to be called again.
     #[must_use]
     pub fn due(&self, now: Instant, period: Duration) -> Instant {
-        now + period.saturating_sub(self.ran)
+        let left = period.saturating_sub(self.ran);
+        // Of a VM that stands still little is left for long.
+        now + if left.is_zero() {
+            left
+        } else {
+            left.max(period / 16)
+        }
     }
 
     /// Lets time pass; when the period is over, closes it and begins the next. A period of zero switches
@@ -119,9 +133,10 @@ impl Sampler {
             }
             return Ok(());
         }
-        if !vm.is_blocked() {
-            self.ran += passed;
-        }
+        let stood = vm.stalls.stood_still();
+        let ran = passed.saturating_sub(stood.saturating_sub(self.stood));
+        self.ran += ran.max(passed / SLOWEST);
+        self.stood = stood;
         if self.began {
             if self.ran < period {
                 return Ok(());

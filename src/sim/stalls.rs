@@ -225,3 +225,37 @@ fn threads_that_wait_for_one_page_that_is_moved_count_each() {
         host.end([guest]);
     }
 }
+
+/// A guest that waits touches nothing, which says nothing about what it uses.
+#[test]
+fn time_in_which_a_guest_stood_still_is_no_time_of_sampling() {
+    let period = Duration::from_millis(80);
+    let (host, mut guest) = fresh(EngineKind::Uffd);
+    guest.worker.handle.set_sample_period(period);
+    guest.worker.turn();
+    let ends = |guest: &mut Guest, time| {
+        guest.worker.wait(time);
+        guest.vm.activity.estimate().is_some()
+    };
+    let start = guest.worker.clock.now();
+    let stall = guest.vm.stalls.begin(Cause::Memory, start);
+    guest.vm.stalls.end(stall, start + period * 3 / 4);
+    assert!(!ends(&mut guest, period), "a quarter was running time");
+    assert!(!ends(&mut guest, period / 2));
+    assert!(ends(&mut guest, period / 4));
+    // However long it stands still, something is sampled now and then.
+    let fast = |guest: &Guest| guest.vm.activity.estimate();
+    let before = fast(&guest);
+    let _stall = guest
+        .vm
+        .stalls
+        .begin(Cause::Memory, guest.worker.clock.now());
+    write(&mut guest, 0, 0);
+    for _ in 0..4 {
+        let now = guest.worker.clock.now() + period;
+        let _ = guest.vm.stalls.so_far(None, now);
+        guest.worker.wait(period);
+    }
+    assert_ne!(fast(&guest), before, "no period ended");
+    host.end([guest]);
+}

@@ -50,7 +50,7 @@ impl Clock {
 pub(super) struct Worker {
     core: Core,
     queue: Queue,
-    clock: Clock,
+    pub(super) clock: Clock,
     pub(super) handle: WorkerHandle,
 }
 

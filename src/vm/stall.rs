@@ -260,6 +260,12 @@ impl Stalls {
         }
     }
 
+    /// The time in which at least one thread stood still, by the moment when that was noted last.
+    #[must_use]
+    pub fn stood_still(&self) -> Duration {
+        self.state().any
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Plain numbers, whole whatever happened to who held it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
