@@ -17,8 +17,8 @@ const fn bit(signal: libc::c_int) -> u64 {
 }
 
 extern "C" fn note(signal: libc::c_int) {
-    // SeqCst orders nothing that is not ordered already: what interrupts a thread is seen by it.
-    NOTED.fetch_or(bit(signal), Ordering::SeqCst);
+    // Relaxed: whom it interrupts sees it, and nothing else is told by it.
+    NOTED.fetch_or(bit(signal), Ordering::Relaxed);
 }
 
 /// Has `signal` be noted when it is delivered, and end the call that it interrupts; what was to be done before.
@@ -42,6 +42,6 @@ pub(crate) fn restore_signal(signal: Signal, before: &SigAction) {
 pub(crate) fn take_noted(signals: &SigSet) -> Option<Signal> {
     signals.iter().find(|signal| {
         let bit = bit(*signal as libc::c_int);
-        NOTED.fetch_and(!bit, Ordering::SeqCst) & bit != 0
+        NOTED.fetch_and(!bit, Ordering::Relaxed) & bit != 0
     })
 }
