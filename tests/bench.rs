@@ -589,7 +589,7 @@ fn guests_that_make_no_sense_are_refused_by_name() {
         "scan --vs kernel",
         &["kernel", "`guests`", "ksm, zram, lz4"],
     );
-    refused("scan --inline", &["--inline", "`guests`"]);
+    refused("scan --no-inline", &["--no-inline", "`guests`"]);
     let dir = scratch();
     let file = dir.path().join("fleet.toml");
     fs::write(&file, "[[guest]]\nname = \"a\"\nmemroy = \"8M\"\n").expect("a file");

@@ -42,7 +42,7 @@ impl Scene {
     fn new() -> Option<Self> {
         engines().contains(&"uffd").then(|| {
             let host = Host::start("uffd", "48M", &["--share-scan-time", "1s"]);
-            let args = "--inline --no-agent --memory 48M";
+            let args = "--no-agent --memory 48M";
             let good = host.guest(
                 "good",
                 &format!("{args} --limit 12M --workload kv,size=16M"),

@@ -83,15 +83,15 @@ struct Args {
     #[arg(long)]
     no_agent: bool,
 
-    /// Bring compressed pages back and copy shared ones in the thread that needs them, without asking the
-    /// host for each; only where userfaultfd works.
+    /// Ask the host for every page. Else, where userfaultfd works, the thread that needs a page touches it first, brings it
+    /// back from the compression cache or copies it by itself.
     #[arg(long)]
-    inline: bool,
+    no_inline: bool,
 
     /// Run without a host, on memory of this process, which the kernel may merge and page out unless
     /// --no-sharing forbids the merging.
     #[arg(long, conflicts_with_all = [
-        "salt", "reservation", "limit", "shares", "balloon_max", "no_agent", "inline", "runtime_dir",
+        "salt", "reservation", "limit", "shares", "balloon_max", "no_agent", "no_inline", "runtime_dir",
         "memory_socket", "balloon_socket",
     ])]
     bare: bool,
@@ -184,7 +184,7 @@ impl Args {
             balloon_max: self.balloon_max,
             sharing: !self.no_sharing,
             agent: !self.no_agent,
-            inline: self.inline,
+            inline: !self.no_inline,
             bare: self.bare,
             // A guest can be asked to page out all that the host may balloon.
             swap_pages: self.memory,
@@ -303,7 +303,7 @@ mod tests {
             ("--memory 4097", "`4097`"),
             ("--memory 1M --shares many", "`many`"),
             ("--memory 1M --duration 0s", "`0s`"),
-            ("--memory 1M --bare --inline", "'--bare'"),
+            ("--memory 1M --bare --no-inline", "'--bare'"),
             ("--memory 1M --bare --balloon-socket /b", "'--bare'"),
         ] {
             let line = format!("agent --name a --workload idle {wrong}");

@@ -67,15 +67,15 @@ pub(super) struct GuestArgs {
     #[arg(long)]
     no_agent: bool,
 
-    /// Bring compressed pages back and copy shared ones in the thread that needs them, without asking the
-    /// host for each; only where userfaultfd works.
+    /// Ask the host for every page. Else, where userfaultfd works, the thread that needs a page touches it first, brings it
+    /// back from the compression cache or copies it by itself.
     #[arg(long)]
-    inline: bool,
+    no_inline: bool,
 
     /// Run without a host, on memory of this process, which the kernel may merge and page out unless
     /// --no-sharing forbids the merging: what a host can be compared with.
     #[arg(long, conflicts_with_all = [
-        "salt", "reservation", "limit", "shares", "balloon_max", "no_agent", "inline", "runtime_dir",
+        "salt", "reservation", "limit", "shares", "balloon_max", "no_agent", "no_inline", "runtime_dir",
     ])]
     bare: bool,
 
@@ -125,7 +125,7 @@ impl GuestArgs {
             balloon_max: self.balloon_max,
             sharing: !self.no_sharing,
             agent: !self.no_agent,
-            inline: self.inline,
+            inline: !self.no_inline,
             bare: self.bare,
             runtime_dir: RuntimeDir::locate(self.runtime_dir)?,
         })

@@ -80,9 +80,9 @@ pub fn mappings(pid: u32) -> Vec<MapLine> {
         let mut fields = line.split_ascii_whitespace().skip(4);
         let inode = fields.next()?.parse().ok()?;
         let path = fields.next()?.to_owned();
-        memory_file(&path)
-            .is_some()
-            .then_some(MapLine { inode, path })
+        // The claim table of an inline guest is no RAM.
+        let is_ram = memory_file(&path).is_some_and(|_| !path.contains("claims"));
+        is_ram.then_some(MapLine { inode, path })
     });
     lines.collect()
 }

@@ -64,7 +64,7 @@ pub fn modes(mut body: impl FnMut(&str, &[&str])) {
     engines(|engine| {
         body(engine, &[]);
         if engine == "uffd" {
-            body(engine, &["--inline"]);
+            body(engine, &["--no-inline"]);
         }
     });
 }

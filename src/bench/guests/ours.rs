@@ -30,7 +30,7 @@ pub(super) fn run(setup: &Setup<'_>, part: &Part<'_>, dir: &Path) -> Result<Ran,
         "--runtime-dir".to_owned(),
         runtime.path().display().to_string(),
     ];
-    words.extend(setup.options.guests.inline.then(|| "--inline".to_owned()));
+    words.extend((!setup.options.guests.inline).then(|| "--no-inline".to_owned()));
     let crew = Crew::start(setup, part, dir, &words)?;
     let (mut used, mut own, mut due) = (0, 0, Instant::now());
     let reports = crew.finish(setup, part, || {

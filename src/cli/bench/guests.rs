@@ -45,9 +45,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME=VALUE", value_parser = values::pair)]
     set: Vec<(Key, String)>,
 
-    /// Guests serve some of their faults themselves, as with `memvisor guest --inline`.
+    /// Guests ask for every page, as with `memvisor guest --no-inline`.
     #[arg(long)]
-    inline: bool,
+    no_inline: bool,
 }
 
 impl Args {
@@ -87,7 +87,7 @@ impl Args {
             size,
             profile: self.profile.unwrap_or_default(),
             settings: self.set.clone(),
-            inline: self.inline,
+            inline: !self.no_inline,
         })
     }
 
@@ -98,7 +98,7 @@ impl Args {
             ("time", self.time.is_some()),
             ("profile", self.profile.is_some()),
             ("set", !self.set.is_empty()),
-            ("inline", self.inline),
+            ("no-inline", self.no_inline),
         ];
         given
             .iter()
