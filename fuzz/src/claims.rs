@@ -117,7 +117,7 @@ fn lock(u: &mut Unstructured<'_>, table: &PageTable, gfn: Gfn) -> Result<bool> {
         Attempt::Done(page) => match page.settle() {
             // It was frozen, and its guest has opened it.
             Some(page) if page.home() == Home::Resident => {
-                page.set_open(true);
+                page.set_open();
                 (page, false)
             }
             Some(page) => {
