@@ -33,6 +33,17 @@ const SLOTS_PER_BLOCK: [usize; 23] = [
     128, 96, 80, 64, 58, 52, 48, 44, 40, 36, 32, 30, 28, 26, 24, 23, 22, 21, 20, 19, 18, 17, 16,
 ];
 
+/// The size of each. Looked up for each slot that is looked at, which a division is too slow for.
+const SLOT_BYTES: [usize; SLOTS_PER_BLOCK.len()] = {
+    let mut sizes = SLOTS_PER_BLOCK;
+    let mut class = 0;
+    while class < sizes.len() {
+        sizes[class] = BLOCK_PAGES * PAGE_SIZE / SLOTS_PER_BLOCK[class];
+        class += 1;
+    }
+    sizes
+};
+
 /// A [`SlotId`] is `block * STRIDE + slot in the block`, whatever the size of the slots.
 const STRIDE: u32 = 128;
 
@@ -58,7 +69,7 @@ impl Class {
     }
 
     const fn slot_bytes(self) -> usize {
-        BLOCK_PAGES * PAGE_SIZE / self.slots()
+        SLOT_BYTES[self.0]
     }
 
     /// The pages of the block that `len` bytes in a slot touch.
@@ -140,14 +151,30 @@ impl<T> Block<T> {
                 State::Spare
             };
         }
-        let whole = self.class.slot_bytes();
         if self.free == 0 {
             State::Full
-        } else if self.memory == u8::MAX || self.best(whole).holes == 0 {
+        } else if self.memory == u8::MAX || self.free_slots().any(|slot| self.has_memory(slot)) {
             State::Ready(self.class)
         } else {
             State::Thin(self.class)
         }
+    }
+
+    /// The free slots of an open block, ascending.
+    fn free_slots(&self) -> impl Iterator<Item = usize> {
+        let mut free = self.free;
+        iter::from_fn(move || {
+            let slot = free.trailing_zeros() as usize;
+            // Takes out the lowest bit; of none, there is none left.
+            free &= free.checked_sub(1)?;
+            Some(slot)
+        })
+    }
+
+    /// Whether all pages of a slot have memory. Asked with every payload that comes or goes.
+    fn has_memory(&self, slot: usize) -> bool {
+        let mut pages = self.class.touches(slot, self.class.slot_bytes());
+        pages.all(|page| self.memory & 1 << page != 0)
     }
 
     /// What `len` bytes in a slot would take.
@@ -169,15 +196,8 @@ impl<T> Block<T> {
 
     /// The free slot of an open block in which `len` bytes cost least.
     fn best(&self, len: usize) -> Cost {
-        let mut free = self.free;
-        let slots = iter::from_fn(|| {
-            let slot = free.trailing_zeros() as usize;
-            // Takes out the lowest bit; of none, there is none left.
-            free &= free.checked_sub(1)?;
-            Some(slot)
-        });
         let mut best = None;
-        for cost in slots.map(|slot| self.cost(slot, len)) {
+        for cost in self.free_slots().map(|slot| self.cost(slot, len)) {
             if best.is_none_or(|best| cost < best) {
                 best = Some(cost);
             }

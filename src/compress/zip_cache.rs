@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::MAX_PAYLOAD;
 use super::arena::{Arena, Class, MAX_ARENA_PAGES};
-use crate::sys::{Mapping, Memfd};
+use crate::sys::Published;
 use crate::units::{Bytes, Gfn, PageBuf, Pages, SlotId};
 
 /// Why a payload did not enter the cache; nothing was changed.
@@ -67,8 +67,8 @@ const FORGET: u32 = 8;
 /// The compressed pages of one VM.
 #[derive(Debug)]
 pub struct ZipCache {
-    memfd: Memfd,
-    mapping: Mapping,
+    /// The pages of `arena`.
+    file: Published,
     arena: Arena<Entry>,
     by_age: BTreeMap<u64, SlotId>,
     births: u64,
@@ -83,7 +83,7 @@ impl ZipCache {
     /// `name` is what `/proc/PID/maps` shows.
     ///
     /// # Errors
-    /// When the memfd cannot be created or mapped, or `max_pages` is more than slots can number
+    /// When the arena file cannot be created or mapped, or `max_pages` is more than slots can number
     /// (2^28, which is a TiB).
     pub fn new(name: &str, max_pages: u32) -> io::Result<Self> {
         if max_pages > MAX_ARENA_PAGES {
@@ -91,11 +91,8 @@ impl ZipCache {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         let arena = Arena::new(max_pages);
-        let memfd = Memfd::publish(name, arena.file_pages())?;
-        let mapping = Mapping::read_write(&memfd)?;
         Ok(Self {
-            memfd,
-            mapping,
+            file: Published::new(name, arena.file_pages())?,
             arena,
             by_age: BTreeMap::new(),
             births: 0,
@@ -134,7 +131,7 @@ impl ZipCache {
         self.births += 1;
         let entry = Entry { gfn, sum, birth };
         let (slot, place) = self.arena.take(class, len, entry);
-        self.mapping.write_part(place.page, place.at, payload);
+        self.file.write(place.page, place.at, payload);
         self.by_age.insert(birth, slot);
         self.bytes_stored += payload.len() as u64;
         Ok(slot)
@@ -176,10 +173,9 @@ impl ZipCache {
     /// [`ZipError`]: the page is lost.
     pub fn load(&self, slot: SlotId, into: &mut PageBuf) -> Result<(), ZipError> {
         let (entry, place) = self.arena.get(slot).ok_or(ZipError::NotStored { slot })?;
-        let mut payload = [0; MAX_PAYLOAD];
-        let payload = &mut payload[..usize::from(place.len)];
-        self.mapping.read_part(place.page, place.at, payload);
-        if payload::decompress(payload, &mut into.0) && payload::checksum(&into.0) == entry.sum {
+        // Where it is: a copy takes longer than the way to a payload that was not stored beside the last one.
+        let payload = self.file.bytes(place.page, place.at, place.len.into());
+        if payload::decompress(&payload, &mut into.0) && payload::checksum(&into.0) == entry.sum {
             return Ok(());
         }
         Err(ZipError::Corrupt {
@@ -209,13 +205,13 @@ impl ZipCache {
     /// # Errors
     /// What opening it again says.
     pub fn read_only_fd(&self) -> io::Result<OwnedFd> {
-        self.memfd.read_only()
+        self.file.read_only()
     }
 
     /// The length of the arena file in pages, most of which are holes.
     #[must_use]
     pub const fn arena_pages(&self) -> u32 {
-        self.memfd.pages()
+        self.file.pages()
     }
 
     /// Frees a slot. An arena page that no other slot touches keeps its memory until it is used again or
@@ -247,10 +243,10 @@ impl ZipCache {
         let emptied = self.arena.take_emptied();
         let pages = emptied.len() as u32;
         if pages >= FORGET {
-            self.mapping.forget();
+            self.file.forget();
         }
         for run in emptied.chunk_by(|page, next| page + 1 == *next) {
-            self.memfd
+            self.file
                 .punch(run[0], run.len() as u32)
                 .expect("an own memfd can be punched inside its length");
         }
@@ -312,10 +308,8 @@ impl ZipCache {
     #[cfg(test)]
     pub(crate) fn damage(&mut self, slot: SlotId) {
         let (_, place) = self.arena.get(slot).expect("the slot is in use");
-        let mut byte = [0];
-        self.mapping.read_part(place.page, place.at, &mut byte);
-        let damaged = [byte[0] ^ 0x10];
-        self.mapping.write_part(place.page, place.at, &damaged);
+        let damaged = self.file.bytes(place.page, place.at, 1)[0] ^ 0x10;
+        self.file.write(place.page, place.at, &[damaged]);
     }
 
     /// The memory the kernel counts for the arena; equals [`pages_used`](Self::pages_used).
@@ -323,7 +317,7 @@ impl ZipCache {
     /// # Errors
     /// What `fstat(2)` says.
     pub fn allocated(&self) -> io::Result<Pages> {
-        self.memfd.allocated()
+        self.file.allocated()
     }
 }
 
@@ -465,9 +459,8 @@ mod tests {
         let mut found = 0;
         for bit in 0..len * 8 {
             let (at, mask) = (place.at + bit / 8, 1 << (bit % 8));
-            let mut byte = [0];
-            cache.mapping.read_part(place.page, at, &mut byte);
-            cache.mapping.write_part(place.page, at, &[byte[0] ^ mask]);
+            let byte = cache.file.bytes(place.page, at, 1)[0];
+            cache.file.write(place.page, at, &[byte ^ mask]);
             let mut back = PageBuf::zeroed();
             match cache.load(slot, &mut back) {
                 // A match may copy from another place with the same bytes: the page is intact.
@@ -477,7 +470,7 @@ mod tests {
                     found += 1;
                 }
             }
-            cache.mapping.write_part(place.page, at, &byte);
+            cache.file.write(place.page, at, &[byte]);
         }
         assert!(
             found > len * 7,

@@ -146,16 +146,16 @@ pub struct BalloonPart {
 /// something else.
 #[must_use]
 pub fn explain(host: &HostSnapshot, config: &Config, plan: &Plan, id: VmId) -> Option<Explanation> {
-    let host = host.believable();
+    let host = &*host.believable();
     let at = host.vms.iter().position(|vm| vm.id == id)?;
     let now = *plan.vms.get(at).filter(|plan| plan.id == id)?;
     let vm = &host.vms[at];
     let (cap, bound) = balloon::bound(vm, config);
     Some(Explanation {
         plan: now,
-        host: host_part(&host, config, plan),
+        host: host_part(host, config, plan),
         memory: memory_part(vm),
-        fairness: fair_part(&host, config, plan, at),
+        fairness: fair_part(host, config, plan, at),
         balloon: BalloonPart {
             agent: vm.agent,
             agent_alive: vm.agent_alive,
@@ -165,7 +165,7 @@ pub fn explain(host: &HostSnapshot, config: &Config, plan: &Plan, id: VmId) -> O
             bound,
             relief: vm.relief,
         },
-        changes: changes::changes(&host, config, plan, at),
+        changes: changes::changes(host, config, plan, at),
     })
 }
 

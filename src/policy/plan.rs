@@ -113,7 +113,7 @@ pub enum Stuck {
 /// Decides what is to happen, from a snapshot alone.
 #[must_use]
 pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
-    let host = &host.believable();
+    let host = &*host.believable();
     let thresholds = Thresholds::of(host.budget, config);
     let state = host.next_state(&thresholds);
     let mut rules = Rules::of(state, config);

@@ -4,6 +4,8 @@
 //! as ESX does: a VM is not entitled to more because its neighbours run the same system. The
 //! budget counts host pages: a page with n sharers is one page, and each sharer bears 1/n of it.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::states::{Thresholds, next_state};
@@ -143,15 +145,19 @@ impl HostSnapshot {
     /// swapped, ballooned, zero, untouched, to what those before leave of its size; what sharing saves
     /// it to what it shares, its compression cache to the pages in it, what it uses and what its balloon
     /// may hold to its size. Reservation and limit are settings: see [`VmSnapshot::min`] and [`VmSnapshot::max`].
-    #[must_use]
-    pub(super) fn believable(&self) -> Self {
-        let budget = self.budget.min(MOST);
-        Self {
-            budget,
+    ///
+    /// Nearly all snapshots are true as they are, and those of many VMs are too large to be copied for nothing.
+    pub(super) fn believable(&self) -> Cow<'_, Self> {
+        let is_true = |vm: &VmSnapshot| vm.believable() == *vm;
+        if self.budget <= MOST && self.used <= MOST && self.vms.iter().all(is_true) {
+            return Cow::Borrowed(self);
+        }
+        Cow::Owned(Self {
+            budget: self.budget.min(MOST),
             used: self.used.min(MOST),
             vms: self.vms.iter().map(VmSnapshot::believable).collect(),
             ..*self
-        }
+        })
     }
 
     /// The state from now on.

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::ptr;
+use std::slice;
 
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -112,7 +113,7 @@ impl Mapping {
 
     /// Drops what of the file is mapped now; it is mapped again where it is accessed. Before many holes are
     /// punched: each would else interrupt every processor that this process ran on.
-    pub fn forget(&self) {
+    pub(super) fn forget(&self) {
         let (start, len) = (self.raw.as_mut_ptr(), self.raw.len());
         // SAFETY: the range is the whole mapping, which lives as long as `self`; it is shared, so that only page
         // table entries go, and the content stays in the file. The advice can only fail for other ranges.
@@ -135,11 +136,25 @@ impl Mapping {
     ///
     /// # Panics
     /// When the range leaves the mapping.
-    pub fn read_part(&self, page: u32, at: usize, into: &mut [u8]) {
+    pub(super) fn read_part(&self, page: u32, at: usize, into: &mut [u8]) {
         let from = self.part(page, at, into.len()).cast_const();
         // SAFETY: the range lies inside the mapping (checked by `part`), which lives as long as `self`;
         // `into` is private and does not overlap it; bytes have no invalid values.
         unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
+    }
+
+    /// `len` bytes from byte `at` of a page on, perhaps going on in the next one.
+    ///
+    /// # Panics
+    /// When the range leaves the mapping.
+    ///
+    /// # Safety
+    /// Nobody, in any process, writes or punches these bytes or cuts the file short as long as they are borrowed.
+    pub(super) unsafe fn slice(&self, page: u32, at: usize, len: usize) -> &[u8] {
+        let from = self.part(page, at, len).cast_const();
+        // SAFETY: the range lies inside the mapping (checked by `part`), which lives as long as `self` and can be
+        // read; bytes have no alignment and no invalid values; that they do not change is the caller's duty.
+        unsafe { slice::from_raw_parts(from, len) }
     }
 
     /// Copies `from` in, from byte `at` of a page on, perhaps into the next one. Only for
@@ -147,7 +162,7 @@ impl Mapping {
     ///
     /// # Panics
     /// When the range leaves the mapping.
-    pub fn write_part(&self, page: u32, at: usize, from: &[u8]) {
+    pub(super) fn write_part(&self, page: u32, at: usize, from: &[u8]) {
         assert!(self.writable, "the mapping is read-only");
         let into = self.part(page, at, from.len());
         // SAFETY: the range lies inside the mapping (checked by `part`), which lives as long as `self` and

@@ -103,6 +103,11 @@ impl Memfd {
         self.file.set_len(0)
     }
 
+    /// Whether a process that got it [to read](Self::read_only) might write it.
+    pub(super) const fn readers_can_write(&self) -> bool {
+        self.reader.is_none()
+    }
+
     pub(super) const fn file(&self) -> &File {
         &self.file
     }
