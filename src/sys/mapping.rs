@@ -113,7 +113,7 @@ impl Mapping {
 
     /// Drops what of the file is mapped now; it is mapped again where it is accessed. Before many holes are
     /// punched: each would else interrupt every processor that this process ran on.
-    pub(super) fn forget(&self) {
+    pub fn forget(&self) {
         let (start, len) = (self.raw.as_mut_ptr(), self.raw.len());
         // SAFETY: the range is the whole mapping, which lives as long as `self`; it is shared, so that only page
         // table entries go, and the content stays in the file. The advice can only fail for other ranges.
