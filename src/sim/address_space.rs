@@ -14,9 +14,10 @@ use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
 use crate::units::{FrameId, Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
 
 /// What the guest meets at a page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum View {
     /// RAM that it must ask for.
+    #[default]
     Closed,
     /// RAM that it reads and writes.
     Open,
@@ -42,7 +43,7 @@ pub(super) enum Trap {
     Signal,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Page {
     view: View,
     /// What the RAM file holds; `None`: a hole. A hole that the mprotect engine has opened counts as
@@ -101,18 +102,11 @@ pub(super) struct AddressSpace {
 impl AddressSpace {
     /// The memory of a guest like this.
     pub(super) fn new(spec: &Spec, pools: &[Arc<Pool>]) -> Self {
-        let page = |_| Page {
-            view: View::Closed,
-            content: None,
-            is_armed: false,
-            wakes: 0,
-            unwanted: 0,
-        };
         Self {
             kind: spec.kind,
             pools: pools.to_vec(),
             pool: Mutex::new(Arc::clone(&pools[spec.salt])),
-            pages: Mutex::new((0..spec.pages).map(page).collect()),
+            pages: Mutex::new((0..spec.pages).map(|_| Page::default()).collect()),
             accepts: Countdown(AtomicU32::new(NEVER)),
             refused: AtomicU32::new(0),
             life: Countdown(AtomicU32::new(NEVER)),
@@ -178,15 +172,29 @@ impl AddressSpace {
 
     /// The guest reads bytes of a page.
     pub(super) fn load(&self, gfn: Gfn, at: usize, into: &mut [u8]) -> Result<(), Trap> {
+        self.access(gfn, false, |page| {
+            into.copy_from_slice(&page.0[at..][..into.len()]);
+        })
+    }
+
+    /// The guest writes bytes of a page.
+    pub(super) fn store(&self, gfn: Gfn, at: usize, from: &[u8]) -> Result<(), Trap> {
+        self.access(gfn, true, |page| {
+            page.0[at..][..from.len()].copy_from_slice(from);
+        })
+    }
+
+    fn access(&self, gfn: Gfn, write: bool, touch: impl FnOnce(&mut PageBuf)) -> Result<(), Trap> {
         let mut pages = self.pages();
         let page = &mut pages[gfn.index()];
         match page.view {
-            View::Open => into.copy_from_slice(&page.open_content(gfn).0[at..][..into.len()]),
-            View::Closed => return Err(self.trap(page)),
-            View::ClosedPool(_) => return Err(Trap::Signal),
-            View::Pool(frame) => {
-                into.copy_from_slice(&self.frame(gfn, frame).0[at..][..into.len()]);
+            View::Open => {
+                page.is_armed &= !write;
+                touch(page.open_content(gfn));
             }
+            View::Pool(frame) if !write => touch(&mut self.frame(gfn, frame)),
+            View::Closed => return Err(self.trap(page)),
+            View::Pool(_) | View::ClosedPool(_) => return Err(Trap::Signal),
         }
         Ok(())
     }
@@ -201,21 +209,6 @@ impl AddressSpace {
         let mut content = PageBuf::zeroed();
         self.pool().read(frame, &mut content);
         content
-    }
-
-    /// The guest writes bytes of a page.
-    pub(super) fn store(&self, gfn: Gfn, at: usize, from: &[u8]) -> Result<(), Trap> {
-        let mut pages = self.pages();
-        let page = &mut pages[gfn.index()];
-        match page.view {
-            View::Open => {
-                page.is_armed = false;
-                page.open_content(gfn).0[at..][..from.len()].copy_from_slice(from);
-            }
-            View::Closed => return Err(self.trap(page)),
-            View::Pool(_) | View::ClosedPool(_) => return Err(Trap::Signal),
-        }
-        Ok(())
     }
 
     fn trap(&self, page: &Page) -> Trap {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 
 use nix::errno::Errno;
 
@@ -9,37 +10,21 @@ use crate::swap::Storage;
 use crate::sync::{AtomicU32, Mutex, Ordering};
 use crate::units::{Bytes, PAGE_SIZE, PageBuf, SlotId};
 
-/// Which of the writes to come fail.
+/// Which writes fail, counted from when that was said.
 #[derive(Debug, Default)]
 struct Failing {
-    /// So many go well first.
-    after: u32,
-    /// Then so many fail.
-    count: u32,
+    seen: u32,
+    these: Range<u32>,
     errno: Option<Errno>,
 }
 
 /// Whole pages in memory. Writes fail while a test says so, and pages can be damaged.
 #[derive(Debug, Default)]
 pub(super) struct SimDisk {
-    pages: Mutex<HashMap<u64, Box<PageBuf>>>,
+    pages: Mutex<HashMap<u64, PageBuf>>,
     failing: Mutex<Failing>,
     /// How often it was read, however much at once.
     reads: AtomicU32,
-}
-
-impl Failing {
-    fn step(&mut self) -> io::Result<()> {
-        match (&mut self.after, &mut self.count) {
-            (0, 0) => return Ok(()),
-            (0, left) => *left -= 1,
-            (left, _) => {
-                *left -= 1;
-                return Ok(());
-            }
-        }
-        self.errno.map_or(Ok(()), |errno| Err(errno.into()))
-    }
 }
 
 impl SimDisk {
@@ -50,9 +35,10 @@ impl SimDisk {
 
     /// Lets the next `after` writes go well, and the `count` behind them fail.
     pub(super) fn fail_after(&self, after: u32, count: u32, errno: Option<Errno>) {
+        let these = after..after.saturating_add(count);
         *self.failing.lock() = Failing {
-            after,
-            count,
+            seen: 0,
+            these,
             errno,
         };
     }
@@ -72,9 +58,14 @@ impl SimDisk {
 
 impl Storage for SimDisk {
     fn write_at(&self, pages: &[PageBuf], offset: u64) -> io::Result<usize> {
-        self.failing.lock().step()?;
+        let mut failing = self.failing.lock();
+        let number = failing.seen;
+        failing.seen += 1;
+        if let Some(errno) = failing.errno.filter(|_| failing.these.contains(&number)) {
+            return Err(errno.into());
+        }
         for (number, page) in (offset / PAGE_SIZE as u64..).zip(pages) {
-            self.pages.lock().insert(number, Box::new(page.clone()));
+            self.pages.lock().insert(number, page.clone());
         }
         Ok(pages.len() * PAGE_SIZE)
     }
@@ -83,10 +74,7 @@ impl Storage for SimDisk {
         self.reads.fetch_add(1, Ordering::SeqCst);
         let stored = self.pages.lock();
         for (number, page) in (offset / PAGE_SIZE as u64..).zip(pages.iter_mut()) {
-            match stored.get(&number) {
-                Some(stored) => page.clone_from(stored),
-                None => *page = PageBuf::zeroed(),
-            }
+            *page = stored.get(&number).cloned().unwrap_or_else(PageBuf::zeroed);
         }
         Ok(pages.len() * PAGE_SIZE)
     }

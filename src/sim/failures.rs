@@ -315,8 +315,10 @@ fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
         assert_eq!(guest.home(0), Home::Resident);
         assert_eq!(guest.evict(64), 1);
         assert!(host.budget.take(RESERVE / 2, Urgency::Refill));
-        guest.threads[0].begin(Gfn(0), Op::Read);
-        assert!(!guest.drive(0), "half of the reserve is for reclaim");
+        assert!(
+            !guest.attempt(0, 0, Op::Read),
+            "half of the reserve is for reclaim"
+        );
         assert_eq!(host.budget.starving(), 1);
         host.budget.give(taken + RESERVE / 2);
         assert!(guest.drive(0), "the bell rang");
@@ -326,10 +328,8 @@ fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
 
 /// A first touch waits while the policy says so.
 fn touch_blocked(guest: &mut Guest, gfn: u32) {
-    guest.threads[0].begin(Gfn(gfn), Op::Read);
-    assert!(!guest.drive(0));
-    guest.vm.orders.set_blocked(Blocked::No);
-    guest.vm.parking.ring();
+    assert!(!guest.attempt(0, gfn, Op::Read));
+    guest.block(Blocked::No);
     assert!(guest.drive(0));
 }
 
@@ -449,8 +449,7 @@ fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
             panic!("{first:?}")
         };
         assert_eq!(reply, Reply::Private(GfnRun::new(Gfn(2), 1)));
-        guest.threads[0].begin(Gfn(2), Op::Write(Box::new(noise(8))));
-        assert!(!guest.drive(0));
+        assert!(!guest.attempt(0, 2, Op::Write(Box::new(noise(8)))));
         assert_eq!(guest.space.obey(reply), Some(Fault::Done(0)));
         complete(&guest.vm, pending);
         assert!(guest.drive(0), "the bell rang");
@@ -461,10 +460,10 @@ fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
 fn page_outside_ram_is_refused() {
     each(|_, guest| {
         let error = resolve(&guest.vm, Gfn(PAGES), Access::Any, 0).expect_err("outside");
-        let (gfn, pages) = (Gfn(PAGES), PAGES);
-        assert_eq!(
-            format!("{error:?}"),
-            format!("Outside {{ gfn: {gfn:?}, pages: {pages} }}")
-        );
+        let outside = FaultError::Outside {
+            gfn: Gfn(PAGES),
+            pages: PAGES,
+        };
+        assert_eq!(format!("{error:?}"), format!("{outside:?}"));
     });
 }

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::guest::Common;
 use super::words;
 use super::{
-    AddressSpace, Claims, Clock, FaultThread, GuestThread, Line, Memory, SimDisk, View, Worker,
+    AddressSpace, Claims, Clock, FaultThread, GuestThread, Memory, Op, SimDisk, View, Worker,
 };
 use crate::compress::ZipCache;
 use crate::engine::EngineKind;
@@ -16,7 +17,7 @@ use crate::share::Peers;
 use crate::swap::SwapFile;
 use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, PageBuf, Pages, VmId};
-use crate::vm::{Parts, Vm, VmParams};
+use crate::vm::{Blocked, Parts, Vm, VmParams};
 
 /// Pages that the table of hints has room for.
 const HINTED: u64 = 4096;
@@ -137,22 +138,23 @@ impl Host {
         });
         let member = (Arc::clone(&vm), worker.handle.clone());
         self.peers.0.lock().insert(id, member);
-        let line = Arc::new(Line::default());
-        let memory = Memory::new(spec.pages);
-        let thread = |channel| {
-            let (space, line) = (Arc::clone(&space), Arc::clone(&line));
-            let (vm, claims) = (Arc::clone(&vm), claims.clone());
-            GuestThread::new(vm, space, line, memory.clone(), channel, claims)
-        };
-        Some(Guest {
-            threads: (0..spec.threads).map(thread).collect(),
-            faults: FaultThread::new(Arc::clone(&vm), Arc::clone(&line), spec.threads, spec.ahead),
-            claims: claims.clone(),
-            worker,
+        let common = Common {
             vm,
             space,
+            line: Arc::default(),
+            memory: Memory::new(spec.pages),
+            claims,
+        };
+        let thread = |channel| GuestThread::new(common.clone(), channel);
+        Some(Guest {
+            threads: (0..spec.threads).map(thread).collect(),
+            faults: FaultThread::new(&common, &worker.handle, &spec),
+            claims: common.claims,
+            worker,
+            vm: common.vm,
+            space: common.space,
             disk,
-            memory,
+            memory: common.memory,
         })
     }
 
@@ -162,6 +164,12 @@ impl Host {
         guest.faults.end();
         guest.space.die_after(0);
         guest.vm.tear_down();
+    }
+
+    /// Has a worker share in the pool of this number from now on, or with nobody.
+    pub(super) fn join(&self, worker: &WorkerHandle, pool: Option<usize>) {
+        let pool = pool.map(|pool| Arc::clone(&self.pools[pool]));
+        assert!(worker.suggest(Job::Join(pool)), "a queue with room");
     }
 
     /// Compares all that is counted with what is there, and every page with what its guest wrote.
@@ -336,9 +344,21 @@ impl Guest {
         }
     }
 
+    /// Has a thread begin something and go on as far as it can; whether it has ended.
+    pub(super) fn attempt(&mut self, thread: usize, gfn: u32, op: Op) -> bool {
+        self.threads[thread].begin(Gfn(gfn), op);
+        self.drive(thread)
+    }
+
     /// Lets the fault thread serve what it can.
     pub(super) fn turn(&mut self) -> bool {
         self.faults.turn().expect("the guest can go on")
+    }
+
+    /// The policy says what waits; what need not any more is served.
+    pub(super) fn block(&self, blocked: Blocked) {
+        self.vm.orders.set_blocked(blocked);
+        self.vm.parking.ring();
     }
 
     fn check_waits(&self, thread: usize) {

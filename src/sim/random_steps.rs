@@ -250,8 +250,7 @@ const fn thread_of(gfn: u32) -> usize {
 /// Does something, unless the thread of the page still waits.
 fn access(guest: &mut Guest, gfn: u32, op: Op) {
     if guest.drive(thread_of(gfn)) {
-        guest.threads[thread_of(gfn)].begin(Gfn(gfn), op);
-        guest.drive(thread_of(gfn));
+        guest.attempt(thread_of(gfn), gfn, op);
     }
 }
 
@@ -292,10 +291,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
             }
         }
         Step::Rest => guest.faults.rest().expect("the guest can go on"),
-        Step::Block(blocked) => {
-            vm.orders.set_blocked(blocked);
-            vm.parking.ring();
-        }
+        Step::Block(blocked) => guest.block(blocked),
         Step::Ceiling(pages) => {
             vm.orders.set_ceiling(pages.map(Pages));
             vm.parking.ring();
@@ -384,8 +380,7 @@ impl Request {
             }
             Self::ReleaseAll => when(ask(worker, Job::ReleaseAll), |_, _, ()| {}),
             Self::Join(pool) => {
-                let pool = pool.map(|pool| Arc::clone(&host.pools[pool]));
-                assert!(worker.suggest(Job::Join(pool)));
+                host.join(worker, pool);
                 Box::new(|_, _| true)
             }
         }

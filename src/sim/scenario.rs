@@ -101,8 +101,7 @@ impl Guest {
 
     fn run(&mut self, gfn: u32, op: Op) {
         let thread = gfn as usize % self.threads.len();
-        self.threads[thread].begin(Gfn(gfn), op);
-        assert!(self.drive(thread), "{gfn} waits");
+        assert!(self.attempt(thread, gfn, op), "{gfn} waits");
     }
 
     /// Reads every page that was written.
