@@ -90,10 +90,13 @@ extern "C" fn on_fault(
     let address = unsafe { info.si_addr() } as usize;
     // Other codes of SIGBUS tell of broken memory.
     let is_access = signal == Signal::SIGSEGV || info.si_code == libc::BUS_ADRERR;
-    let fault = HARDWARE
-        .get()
-        .filter(|_| is_access)
-        .and_then(|hardware| hardware.map.gfn_of(address).map(|gfn| (hardware, gfn)));
+    let fault = HARDWARE.get().filter(|_| is_access).and_then(|hardware| {
+        hardware
+            .map
+            .linear
+            .gfn_of(address)
+            .map(|gfn| (hardware, gfn))
+    });
     match fault {
         Some((hardware, gfn)) => serve(hardware, gfn, is_write(context)),
         // Not ours. Returning retries the access, now under the previous handler.
