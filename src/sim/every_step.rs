@@ -29,15 +29,12 @@ fn prologue(kind: EngineKind) -> (Host, [Guest; 2]) {
             ..Spec::of(kind, PAGES)
         };
         let mut guest = host.start(id, spec);
-        for gfn in 0..PAGES {
-            let page = match gfn {
-                0..4 => PageBuf::zeroed(),
-                4..12 => PageBuf([gfn as u8; PAGE_SIZE]),
-                12..18 => samples::mixed(u64::from(gfn + id * PAGES), 1800),
-                _ => samples::random(u64::from(gfn + id * PAGES)),
-            };
-            guest.write(gfn, page);
-        }
+        guest.write_all(|gfn| match gfn {
+            0..4 => PageBuf::zeroed(),
+            4..12 => PageBuf([gfn as u8; PAGE_SIZE]),
+            12..18 => samples::mixed(u64::from(gfn + id * PAGES), 1800),
+            _ => samples::random(u64::from(gfn + id * PAGES)),
+        });
         guest
     });
     let [first, mut second] = guests;
@@ -94,9 +91,9 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
 /// A guest that dies after so many steps leaves nothing, and the other keeps every byte. Whether it died.
 pub(super) fn die_after(kind: EngineKind, steps: u32) -> bool {
     let (host, [mut doomed, mut other]) = prologue(kind);
-    doomed.space.die_after(steps);
+    doomed.space.life.set(steps);
     let told = story(&host, &mut doomed);
-    let is_dead = doomed.space.is_dead();
+    let is_dead = doomed.space.life.is_over();
     assert!(is_dead || told.is_ok(), "{told:?}");
     host.bury(doomed);
     host.check(&[&other]);

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::scenario::{KINDS, RESERVE, SWAP, ZIP, alone, ways};
 use super::worker::PAUSE;
-use super::{Guest, Host, Op, Spec, View};
+use super::{Countdown, Guest, Host, Op, Spec, View};
 use crate::balloon;
 use crate::compress::{ZipError, samples};
 use crate::engine::{EngineError, EngineKind, Reply};
@@ -269,15 +269,15 @@ fn refused_freeze_leaves_pages_to_their_guest() {
     alone(spec(EngineKind::Mprotect), |host, guest| {
         // Each is a run, and some freeze before one is refused.
         apart().for_each(|gfn| guest.write(gfn, noise(7)));
-        guest.space.refuse_after(3);
+        guest.space.accepts.set(3);
         assert_eq!(guest.evict(64), 0);
         host.check(&[guest]);
         guest.read_all();
-        guest.space.refuse_after(3);
+        guest.space.accepts.set(3);
         assert_eq!(guest.scan(), 0);
         let statuses = balloon::inflate(&guest.vm, &[GfnRun::new(Gfn(0), 1)]).expect("it lives");
         assert_eq!(statuses[0].status, PageStatus::Busy);
-        guest.space.accept();
+        guest.space.accepts.set(Countdown::NEVER);
         apart().for_each(|gfn| assert_eq!(guest.home(gfn), Home::Resident));
         guest.read_all();
     });
@@ -293,9 +293,9 @@ fn frames_that_cannot_be_mapped_are_given_back() {
             EngineKind::Mprotect => 7,
             EngineKind::Uffd => 0,
         };
-        guest.space.refuse_after(freezes + 3);
+        guest.space.accepts.set(freezes + 3);
         let shared = guest.scan();
-        guest.space.accept();
+        guest.space.accepts.set(Countdown::NEVER);
         assert_eq!(shared, 3);
         host.check(&[guest]);
     });
@@ -428,7 +428,7 @@ fn guest_that_dies_in_a_fault_costs_nothing_afterwards() {
             guest.write(5, noise(5));
             assert_eq!(guest.evict(1), 1);
             let used = host.budget.used();
-            guest.space.die_after(0);
+            guest.space.life.set(0);
             for (at, access) in [(0, Access::Write), (5, Access::Any), (9, Access::Any)] {
                 let error = resolve(&guest.vm, Gfn(at), access, 0).expect_err("it is dead");
                 let is_told = matches!(error, FaultError::Engine { gfn, source: EngineError::Gone } if gfn == Gfn(at));

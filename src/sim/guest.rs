@@ -158,27 +158,22 @@ impl GuestThread {
 
     /// What it waits for now.
     fn go_on(&self, wait: Wait) -> Wait {
-        let goes_on = match &wait {
-            Wait::Kernel { wakes } => self.guest.space.wakes(self.page().0) != *wakes,
-            Wait::Asleep { at, wakes } => self.inline().table().wakes(*at) != *wakes,
-            Wait::Nothing | Wait::Claimed(_) | Wait::Reply => true,
-        };
         match wait {
-            _ if !goes_on => wait,
+            Wait::Kernel { wakes } if self.guest.space.wakes(self.page().0) == wakes => wait,
+            Wait::Asleep { at, wakes } if self.inline().table().wakes(at) == wakes => wait,
+            Wait::Nothing | Wait::Asleep { .. } | Wait::Kernel { .. } => Wait::Nothing,
             Wait::Claimed(work) => {
                 let map = self.guest.space.mapped_by(Who::Claimer);
                 self.step(self.inline().go_on(&map, work))
             }
-            Wait::Reply => {
-                let Some(reply) = self.guest.line.reply(self.channel) else {
-                    return Wait::Reply;
-                };
-                if let Some(done) = self.guest.space.obey(reply) {
-                    self.say(done);
+            Wait::Reply => match self.guest.line.reply(self.channel) {
+                None => wait,
+                Some(reply) => {
+                    let done = self.guest.space.obey(reply);
+                    done.into_iter().for_each(|done| self.say(done));
+                    Wait::Nothing
                 }
-                Wait::Nothing
-            }
-            Wait::Nothing | Wait::Asleep { .. } | Wait::Kernel { .. } => Wait::Nothing,
+            },
         }
     }
 

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use super::guest::Common;
 use super::words;
-use super::{
-    AddressSpace, Claims, Clock, FaultThread, GuestThread, Memory, Op, SimDisk, View, Worker,
-};
+use super::{AddressSpace, Claims, Clock, FaultThread, GuestThread, Memory, Op, View, Worker};
 use crate::compress::ZipCache;
 use crate::engine::EngineKind;
 use crate::page::{Budget, Home, Parking, Urgency};
@@ -15,6 +13,7 @@ use crate::pool::{Hints, Pool};
 use crate::reclaim::{Job, Selection, WorkerHandle};
 use crate::share::Peers;
 use crate::swap::SwapFile;
+use crate::swap::faulty::FaultyStorage;
 use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, PageBuf, Pages, VmId};
 use crate::vm::{Blocked, Parts, Vm, VmParams};
@@ -67,7 +66,7 @@ impl Peers for Switchboard {
 pub(super) struct Guest {
     pub(super) vm: Arc<Vm>,
     pub(super) space: Arc<AddressSpace>,
-    pub(super) disk: Arc<SimDisk>,
+    pub(super) disk: Arc<FaultyStorage>,
     pub(super) memory: Memory,
     pub(super) claims: Option<Claims>,
     pub(super) threads: Vec<GuestThread>,
@@ -112,7 +111,7 @@ impl Host {
         }
         let pool = Arc::clone(&self.pools[spec.salt]);
         let space = Arc::new(AddressSpace::new(&spec, &self.pools));
-        let disk = Arc::new(SimDisk::default());
+        let disk = Arc::new(FaultyStorage::of(spec.swap_slots, u32::MAX));
         let zip = ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd");
         let claims = spec.inline.then(|| words::share(spec.pages, &zip));
         let parts = Parts {
@@ -122,7 +121,7 @@ impl Host {
                 .as_ref()
                 .map(|claims| Arc::new(claims.table().clone()) as _),
             zip,
-            swap: SwapFile::over(Arc::clone(&disk) as _, spec.swap_slots, spec.pages),
+            swap: SwapFile::over(Arc::new(Arc::clone(&disk)), spec.swap_slots, spec.pages),
             parking: Arc::new(Parking::new().expect("an eventfd")),
             vma_budget: spec.vma_budget,
         };
@@ -162,7 +161,7 @@ impl Host {
     pub(super) fn bury(&self, guest: Guest) {
         self.peers.0.lock().remove(&guest.vm.id);
         guest.faults.end();
-        guest.space.die_after(0);
+        guest.space.life.set(0);
         guest.vm.tear_down();
     }
 
@@ -271,7 +270,7 @@ impl Guest {
             self.check_page(gfn, home);
         }
         let given_up = self.claims.as_ref().map_or(0, |it| it.table().given_up());
-        let refused = self.space.refused();
+        let refused = self.space.refused.get();
         assert_eq!(given_up, refused, "claims given up, and refused");
         let zip = vm.zip.lock();
         assert_eq!(zip.stored().0, counts[4], "pages in the cache");

@@ -300,13 +300,11 @@ fn die(host: &Host, doomed: Vec<Guest>) {
 
 /// Gives the guest pages to fight over: a run that the other has too, others for the cache.
 fn prepare(guest: &mut Guest) {
-    for gfn in 0..PAGES {
-        let page = match gfn {
-            0..4 => common(gfn),
-            _ => samples::mixed(u64::from(guest.vm.id.0 * PAGES + gfn), 1800),
-        };
-        guest.write(gfn, page);
-    }
+    let first = guest.vm.id.0 * PAGES;
+    guest.write_all(|gfn| match gfn {
+        0..4 => common(gfn),
+        _ => samples::mixed(u64::from(first + gfn), 1800),
+    });
     guest.scan();
     guest.scan();
 }

@@ -8,10 +8,9 @@ use memvisor_guest_agent::protocol::balloon::{PageStatus, StatusRun};
 use nix::errno::Errno;
 use proptest::prelude::*;
 
-use super::address_space;
 use super::scenario::{KINDS, Witness, search};
 use super::worker::ask;
-use super::{Guest, Host, Op, Spec};
+use super::{Countdown, Guest, Host, Op, Spec};
 use crate::compress::samples;
 use crate::page::Home;
 use crate::reclaim::Job;
@@ -151,7 +150,7 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         1 => (0..5u32).prop_map(Step::ZipCap),
         1 => (0..=PAGES).prop_map(Step::SwapSlots),
         1 => (0..4u32).prop_map(Step::Vmas),
-        2 => Just(Step::Vmas(address_space::NEVER)),
+        2 => Just(Step::Vmas(Countdown::NEVER)),
         2 => runs().prop_map(Step::ForgetMappings),
         1 => Just(Step::Rest),
         1 => prop::sample::select(vec![Blocked::No, Blocked::Touches, Blocked::All])
@@ -283,7 +282,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         Step::SwapFails(errno) => guest.disk.set_failing(errno),
         Step::ZipCap(pages) => vm.zip.lock().set_max_pages(pages),
         Step::SwapSlots(slots) => vm.swap.resize(slots).expect("a disk with room"),
-        Step::Vmas(runs) => guest.space.refuse_after(runs),
+        Step::Vmas(runs) => guest.space.accepts.set(runs),
         Step::ForgetMappings(run) => {
             for gfn in run.iter() {
                 guest.space.forget_mapping(gfn);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::random_steps::{SCAN_RATE, Step, World, salt_of, steps};
 use super::scenario::search;
 use super::worker::PAUSE;
-use super::{Guest, Host};
+use super::{Countdown, Guest, Host};
 use crate::page::Home;
 use crate::pool::Pool;
 use crate::units::{Gfn, PageBuf};
@@ -37,7 +37,7 @@ fn pass(guest: &mut Guest) -> bool {
 
 /// Nothing stands in the way of sharing any more, and no guest does anything.
 fn calm(host: &Host, place: usize, guest: &mut Guest) {
-    guest.space.accept();
+    guest.space.accepts.set(Countdown::NEVER);
     host.join(&guest.worker.handle, Some(salt_of(place)));
     guest.block(Blocked::No);
     for thread in 0..guest.threads.len() {

@@ -32,25 +32,20 @@ impl Channels {
 
     /// Takes a free channel; sleeps while there is none. Async-signal-safe.
     pub(super) fn take(&self) -> Channel<'_> {
+        let without_lowest = |free: u32| (free != 0).then(|| free & (free - 1));
         loop {
-            let free = self.free.load(Ordering::Relaxed);
-            if free == 0 {
-                futex_wait(&self.free, 0);
-                continue;
-            }
-            let index = free.trailing_zeros();
-            let left = free & !(1 << index);
-            // A failure means that another thread took or gave back a channel: look again. Acquire pairs with the
-            // Release of who gave this one back: it has read its answer.
-            if self
-                .free
-                .compare_exchange(free, left, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
-            {
-                return Channel {
-                    channels: self,
-                    index,
-                };
+            // Acquire pairs with the Release of who gave this one back: it has read its answer.
+            let taken =
+                self.free
+                    .fetch_update(Ordering::Acquire, Ordering::Relaxed, without_lowest);
+            match taken {
+                Ok(free) => {
+                    return Channel {
+                        channels: self,
+                        index: free.trailing_zeros(),
+                    };
+                }
+                Err(none) => futex_wait(&self.free, none),
             }
         }
     }
