@@ -83,7 +83,7 @@ impl Link {
         let received = self.socket.recv(&mut buffer);
         *self.waiting.lock() = None;
         let received = received.map_err(|_| EngineError::Gone)?;
-        let Received::Message { len, .. } = received else {
+        let Received::Message { len } = received else {
             return Err(EngineError::Gone);
         };
         match Message::decode(&buffer[..len.min(MAX_MESSAGE)]) {

@@ -12,10 +12,10 @@ use nix::sys::epoll::EpollTimeout;
 use super::ahead::MOST;
 use super::attach::Attacher;
 use super::core::Core;
-use super::driver::{Action, Driver, Event};
+use super::driver::{Driver, Event};
 use super::ended::Ended;
 use super::near::Near;
-use super::watch::{Wakeup, Watch};
+use super::watch::{BELL, FIRST_CHANNEL, LINK, UFFD, Watch};
 use crate::engine::{Link, Reply};
 use crate::sys::{Uffd, UserFault};
 use crate::units::{Gfn, PAGE_SIZE};
@@ -78,25 +78,12 @@ impl Driver for Guest {
         Instant::now()
     }
 
-    fn act(&mut self, action: Action) -> Result<(), Ended> {
-        match action {
-            Action::Woken { took } => {
-                self.vm.note_latency(took);
-                Ok(())
-            }
-            Action::Answer {
-                channel,
-                reply,
-                took,
-            } => {
-                self.vm.note_latency(took);
-                self.send(channel, &reply.encode())
-            }
-            Action::Attached { channel, count } => {
-                self.send(channel, &Reply::Attached(count).encode())
-            }
-            Action::History { channel, text } => self.send(channel, text.as_bytes()),
-        }
+    fn reply(&mut self, channel: usize, reply: Reply) -> Result<(), Ended> {
+        self.send(channel, &reply.encode())
+    }
+
+    fn history(&mut self, channel: usize, text: &str) -> Result<(), Ended> {
+        self.send(channel, text.as_bytes())
     }
 }
 
@@ -144,15 +131,15 @@ impl FaultThread {
     }
 
     fn turn(&mut self) -> Result<(), Ended> {
-        for wakeup in self.watch.wait(self.timeout())? {
-            match wakeup {
-                Wakeup::Bell => {
+        for descriptor in self.watch.wait(self.timeout())? {
+            match descriptor {
+                BELL => {
                     self.guest.vm.parking.answer();
                     self.handle(Event::Bell, Instant::now())?;
                 }
-                Wakeup::HangUp => return Err(self.guest.hung_up()),
-                Wakeup::Faults => self.read_uffd()?,
-                Wakeup::Message(channel) => self.read_channel(channel)?,
+                LINK => return Err(self.guest.hung_up()),
+                UFFD => self.read_uffd()?,
+                channel => self.read_channel(channel - FIRST_CHANNEL)?,
             }
         }
         let now = Instant::now();
@@ -200,14 +187,8 @@ impl FaultThread {
         let mut bytes = [0; FAULT_BYTES];
         let len = match socket.try_recv(&mut bytes) {
             Ok(None) => return Ok(()),
-            Ok(Some(Received::Message {
-                len,
-                truncated: false,
-            })) => len,
-            Ok(Some(Received::Message {
-                len,
-                truncated: true,
-            })) => {
+            Ok(Some(Received::Message { len })) if len <= FAULT_BYTES => len,
+            Ok(Some(Received::Message { len })) => {
                 let error = format!("{len} bytes on a fault channel, {FAULT_BYTES} are allowed");
                 return Err(Ended::Protocol(error));
             }

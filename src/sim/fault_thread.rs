@@ -9,7 +9,7 @@ use memvisor_guest_agent::shim::wait_readable;
 use super::Spec;
 use super::guest::Common;
 use crate::engine::Reply;
-use crate::fault::{Action, Core, Driver, Ended, Event};
+use crate::fault::{Core, Driver, Ended, Event};
 use crate::reclaim::WorkerHandle;
 use crate::sync::Mutex;
 use crate::units::Gfn;
@@ -50,16 +50,14 @@ impl Driver for SimDriver {
         self.now
     }
 
-    fn act(&mut self, action: Action) -> Result<(), Ended> {
-        let (channel, reply) = match action {
-            Action::Woken { .. } => return Ok(()),
-            Action::Answer { channel, reply, .. } => (channel, reply),
-            Action::Attached { channel, count } => (channel, Reply::Attached(count)),
-            Action::History { text, .. } => panic!("a guest has found wrong bytes; {text}"),
-        };
+    fn reply(&mut self, channel: usize, reply: Reply) -> Result<(), Ended> {
         let unread = self.line.replies.lock().insert(channel, reply);
         assert_eq!(unread, None, "a second reply on channel {channel}");
         Ok(())
+    }
+
+    fn history(&mut self, _channel: usize, text: &str) -> Result<(), Ended> {
+        panic!("a guest has found wrong bytes; {text}")
     }
 }
 

@@ -82,7 +82,7 @@ impl Channel<'_> {
     /// Waits for an answer of any kind that fits; `None` when the daemon is gone. Async-signal-safe.
     pub(super) fn answer<'a>(&self, into: &'a mut [u8]) -> Option<&'a [u8]> {
         match self.socket().recv(into) {
-            Ok(Received::Message { len, .. }) => into.get(..len),
+            Ok(Received::Message { len }) => into.get(..len),
             _ => None,
         }
     }

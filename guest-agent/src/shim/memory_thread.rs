@@ -78,7 +78,7 @@ pub(super) fn receive(socket: &SeqPacket) -> Result<(Message, Vec<OwnedFd>), Ses
     let (received, fds) = socket
         .recv_with_fds(&mut buffer)
         .map_err(SessionEnd::Socket)?;
-    let Received::Message { len, .. } = received else {
+    let Received::Message { len } = received else {
         return Err(SessionEnd::Closed);
     };
     match Message::decode(&buffer[..len.min(MAX_MESSAGE)]) {

@@ -30,10 +30,8 @@ const BACKLOG: i32 = i32::MAX;
 pub enum Received {
     /// A datagram.
     Message {
-        /// The length the peer sent, also when the buffer was shorter.
+        /// The length the peer sent. Where the buffer was shorter, only as much arrived as it has room for.
         len: usize,
-        /// Whether the buffer was too short, so that only its length in bytes arrived.
-        truncated: bool,
     },
     /// The peer has closed its end. The kernel reports an empty datagram in the same way, so an
     /// empty datagram ends a connection too; no message of ours is empty.
@@ -41,14 +39,10 @@ pub enum Received {
 }
 
 impl Received {
-    /// A datagram of this length, which was put where there is room for so much.
-    pub(super) const fn of(len: usize, room: usize) -> Self {
+    pub(super) const fn of(len: usize) -> Self {
         match len {
             0 => Self::Closed,
-            len => Self::Message {
-                len,
-                truncated: len > room,
-            },
+            len => Self::Message { len },
         }
     }
 }
@@ -144,7 +138,7 @@ impl SeqPacket {
             Err(Errno::CONNRESET) => Err(Errno::INTR),
             received => received,
         })?;
-        Ok(Received::of(len, into.len()))
+        Ok(Received::of(len))
     }
 
     /// As [`recv`](Self::recv), but waits at most `timeout`; `None` when nothing came.
@@ -298,10 +292,15 @@ mod tests {
         one.send(b"the second").unwrap();
 
         let mut buffer = [0; 6];
-        let message = |len, truncated| Received::Message { len, truncated };
-        assert_eq!(other.recv(&mut buffer).unwrap(), message(5, false));
+        assert_eq!(
+            other.recv(&mut buffer).unwrap(),
+            Received::Message { len: 5 }
+        );
         assert_eq!(&buffer[..5], b"first");
-        assert_eq!(other.recv(&mut buffer).unwrap(), message(10, true));
+        assert_eq!(
+            other.recv(&mut buffer).unwrap(),
+            Received::Message { len: 10 }
+        );
         assert_eq!(&buffer, b"the se");
     }
 
@@ -329,8 +328,7 @@ mod tests {
             other.send(b"never read").unwrap();
             one.send(b"why").unwrap();
             drop(one);
-            let (len, truncated) = (3, false);
-            assert_eq!(receive(&other), Received::Message { len, truncated });
+            assert_eq!(receive(&other), Received::Message { len: 3 });
             assert_eq!(receive(&other), Received::Closed);
         }
     }
