@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::random_steps::{Request, serve};
 use super::scenario::{KINDS, order};
-use super::worker::{FAST, PAUSE, ask};
+use super::worker::{FAST, PAUSE};
 use super::{Guest, Host, Spec};
 use crate::compress::samples;
 use crate::engine::{EngineError, EngineKind};
-use crate::reclaim::Job;
 use crate::share::AttachRequest;
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf};
 
@@ -57,24 +57,17 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
         guest.worker.try_wait(PAUSE)?;
     }
     let (pages, source) = (GfnRun::new(Gfn(0), 3), Gfn(12));
-    guest.space.set_unwanted(pages, true);
-    let request = AttachRequest { pages, source };
-    let attached = ask(&handle, |answer| Job::Attach(request, answer));
-    guest.worker.try_wait(PAUSE)?;
-    guest.space.set_unwanted(pages, false);
-    let count = attached.try_recv().expect("answered");
-    for gfn in pages.iter().take(count as usize) {
-        guest.memory.copy(Gfn(gfn.0 + source.0), gfn);
-    }
+    let attach = Request::Attach(AttachRequest { pages, source });
+    serve(host, guest, vec![attach])?;
     for run in [GfnRun::new(Gfn(3), 3), GfnRun::new(Gfn(16), 4)] {
-        guest.space.set_unwanted(run, true);
-        let taken = ask(&handle, |answer| Job::Inflate(vec![run], answer));
-        let given = ask(&handle, |answer| Job::Deflate(vec![run], answer));
         guest.worker.try_wait(PAUSE)?;
-        guest.space.set_unwanted(run, false);
-        assert!(taken.try_recv().is_ok() && given.try_recv().is_ok());
-        run.iter().for_each(|gfn| guest.memory.forget(gfn));
+        serve(
+            host,
+            guest,
+            vec![Request::Inflate(run), Request::Deflate(run)],
+        )?;
     }
+    guest.worker.try_wait(PAUSE)?;
     vm.zip.lock().set_max_pages(1);
     guest.worker.try_wait(PAUSE)?;
     for pool in [None, Some(0)] {

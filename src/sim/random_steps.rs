@@ -12,6 +12,7 @@ use super::scenario::{KINDS, Witness, search};
 use super::worker::ask;
 use super::{Countdown, Guest, Host, Op, Spec};
 use crate::compress::samples;
+use crate::engine::EngineError;
 use crate::page::Home;
 use crate::reclaim::Job;
 use crate::share::AttachRequest;
@@ -277,7 +278,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
             guest.worker.wait(Duration::from_millis(millis));
             check_trimmed(guest);
         }
-        Step::Ask(requests) => serve(host, guest, requests),
+        Step::Ask(requests) => serve(host, guest, requests).expect("the session lives"),
         Step::Evict(want, means) => evict(guest, want, means),
         Step::SwapFails(errno) => guest.disk.set_failing(errno),
         Step::ZipCap(pages) => vm.zip.lock().set_max_pages(pages),
@@ -335,13 +336,17 @@ fn when<T: 'static>(answer: Receiver<T>, check: impl Fn(&Guest, &[Home], T) + 's
 }
 
 /// Asks for everything at once, and lets the worker go on step by step: it answers one thing at a time.
-fn serve(host: &Host, guest: &mut Guest, requests: Vec<Request>) {
+pub(super) fn serve(
+    host: &Host,
+    guest: &mut Guest,
+    requests: Vec<Request>,
+) -> Result<(), EngineError> {
     let asked = requests.into_iter();
     let mut asked: Vec<Asked> = asked.map(|request| request.ask(host, guest)).collect();
     loop {
         let before: Vec<Home> = guest.homes().map(|(_, home)| home).collect();
         let may_hold = guest.vm.held().max(guest.vm.orders.ceiling());
-        let goes_on = guest.worker.step();
+        let goes_on = guest.worker.try_step()?;
         assert!(guest.vm.held() <= may_hold, "{:?}", guest.vm.held());
         asked.retain(|is_answered| !is_answered(guest, &before));
         if !goes_on {
@@ -349,6 +354,7 @@ fn serve(host: &Host, guest: &mut Guest, requests: Vec<Request>) {
         }
     }
     assert!(asked.is_empty(), "the worker rests and has not answered");
+    Ok(())
 }
 
 impl Request {

@@ -64,7 +64,7 @@ impl Worker {
         self.try_step().expect("the session lives")
     }
 
-    fn try_step(&mut self) -> Result<bool, EngineError> {
+    pub(super) fn try_step(&mut self) -> Result<bool, EngineError> {
         let now = self.clock.now();
         let until = self.core.step(now, &mut self.queue.jobs.try_iter())?;
         let until = until.expect("it is wanted");

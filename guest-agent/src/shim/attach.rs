@@ -96,23 +96,16 @@ impl Ram {
     /// wrong bytes. `None` when the daemon is gone.
     #[must_use]
     pub fn history(&self, gfn: Gfn) -> Option<String> {
-        let channel = self.0.channels.take();
-        if !channel.send(Fault::History(gfn)) {
-            return None;
-        }
         let mut text = [0; MAX_REPORT];
-        let text = channel.answer(&mut text)?;
+        let channel = self.0.channels.take();
+        let text = channel.ask_into(Fault::History(gfn), &mut text)?;
         Some(String::from_utf8_lossy(text).into_owned())
     }
 
     /// Asks for as many pages as one question can; 0 when the daemon is gone, which the memory thread
     /// will say.
     fn ask_to_attach(&self, pages: GfnRun, source: Gfn) -> u32 {
-        let channel = self.0.channels.take();
-        if !channel.send(Fault::Attach { pages, source }) {
-            return 0;
-        }
-        match channel.reply() {
+        match self.0.channels.take().ask(Fault::Attach { pages, source }) {
             Some(Reply::Attached(count)) => count.min(pages.count),
             _ => 0,
         }
@@ -152,14 +145,14 @@ pub fn attach(
         .send(&Message::Hello(hello).encode())
         .map_err(kernel("send HELLO"))?;
     wait(socket.as_fd())?;
-    let (welcome, mut fds) = welcome(&socket)?;
+    let (welcome, fds) = welcome(&socket)?;
     // Not before: a daemon of the same user has opened by now what it reads of this process.
     privacy::close_to_others().map_err(kernel("close this process to others"))?;
-    let shared = fds.split_off(2);
-    let Ok([ram, pool]) = <[OwnedFd; 2]>::try_from(fds) else {
+    let mut fds = fds.into_iter();
+    let (Some(ram), Some(pool)) = (fds.next(), fds.next()) else {
         return Err(NO_FDS);
     };
-    let inline = inline(pages, &welcome, shared)?;
+    let inline = inline(pages, &welcome, fds.collect())?;
     let uffd = match (welcome.engine, &inline) {
         (Engine::Uffd, None) => Some(uffd),
         (Engine::Uffd, Some(_)) => Some(uffd::open_for_signals()),
@@ -223,11 +216,10 @@ fn inline(
     }
 }
 
-/// The answer to HELLO, and at least the two descriptors of every guest.
+/// The answer to HELLO, and its descriptors.
 fn welcome(socket: &SeqPacket) -> Result<(Welcome, Vec<OwnedFd>), AttachError> {
     match memory_thread::receive(socket).map_err(AttachError::Session)? {
-        (Message::Welcome(welcome), fds) if fds.len() >= 2 => Ok((welcome, fds)),
-        (Message::Welcome(_), _) => Err(NO_FDS),
+        (Message::Welcome(welcome), fds) => Ok((welcome, fds)),
         (other, _) => Err(order(other.name(), "WELCOME")),
     }
 }

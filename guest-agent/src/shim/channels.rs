@@ -73,14 +73,17 @@ impl Channel<'_> {
         self.socket().send(&fault.encode(this_thread())).is_ok()
     }
 
-    /// Waits for the answer; `None` when the daemon is gone or talks nonsense. Async-signal-safe.
-    pub(super) fn reply(&self) -> Option<Reply> {
+    /// Asks, and waits for the answer; `None` when the daemon is gone or talks nonsense. Async-signal-safe.
+    pub(super) fn ask(&self, question: Fault) -> Option<Reply> {
         let mut bytes = [0; REPLY_BYTES];
-        Reply::decode(self.answer(&mut bytes)?).ok()
+        Reply::decode(self.ask_into(question, &mut bytes)?).ok()
     }
 
-    /// Waits for an answer of any kind that fits; `None` when the daemon is gone. Async-signal-safe.
-    pub(super) fn answer<'a>(&self, into: &'a mut [u8]) -> Option<&'a [u8]> {
+    /// As [`ask`](Self::ask), for an answer of any kind that fits.
+    pub(super) fn ask_into<'a>(&self, question: Fault, into: &'a mut [u8]) -> Option<&'a [u8]> {
+        if !self.send(question) {
+            return None;
+        }
         match self.socket().recv(into) {
             Ok(Received::Message { len }) => into.get(..len),
             _ => None,

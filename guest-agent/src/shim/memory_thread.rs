@@ -52,11 +52,7 @@ pub(super) fn run(socket: &SeqPacket, map: &RamMap) -> SessionEnd {
                     return order("POOL without a descriptor");
                 };
                 map.set_pool(pool);
-                Ack {
-                    seq,
-                    done: 0,
-                    errno: 0,
-                }
+                Ack::of(seq)
             }
             Ok((other, _)) => return order(other.name()),
             Err(end) => return end,

@@ -161,10 +161,7 @@ fn ask(hardware: &Hardware, gfn: Gfn, write: bool) {
     } else {
         Fault::Read(gfn)
     };
-    if !channel.send(fault) {
-        wait_for_the_end();
-    }
-    let Some(reply) = channel.reply() else {
+    let Some(reply) = channel.ask(fault) else {
         wait_for_the_end();
     };
     if let Some(done) = obey(&hardware.map, reply)
