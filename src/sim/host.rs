@@ -109,14 +109,13 @@ impl Host {
         if !self.budget.take(params.metadata().0, Urgency::Touch) {
             return None;
         }
-        let pool = Arc::clone(&self.pools[spec.salt]);
         let space = Arc::new(AddressSpace::new(&spec, &self.pools));
         let disk = Arc::new(FaultyStorage::of(spec.swap_slots, u32::MAX));
         let zip = ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd");
         let claims = spec.inline.then(|| words::share(spec.pages, &zip));
         let parts = Parts {
             budget: Arc::clone(&self.budget),
-            pool,
+            pool: Arc::clone(&self.pools[spec.salt]),
             words: claims
                 .as_ref()
                 .map(|claims| Arc::new(claims.table().clone()) as _),
@@ -128,8 +127,7 @@ impl Host {
         self.budget.register(&parts.parking);
         let vm = Vm::new(id, params, Box::new(Arc::clone(&space)), parts).expect("memory");
         let vm = Arc::new(vm);
-        let peers = Arc::clone(&self.peers) as Arc<dyn Peers>;
-        let worker = Worker::new(&vm, peers, self.clock.clone());
+        let worker = Worker::new(&vm, Arc::clone(&self.peers) as _, self.clock.clone());
         // Whatever is searched for is searched for with both.
         worker.handle.set_selection(match id.0 % 2 {
             0 => Selection::SecondChance,

@@ -409,19 +409,22 @@ fn check_attached(guest: &Guest, request: AttachRequest, attached: u32) {
     }
 }
 
-fn pages_of(statuses: &[StatusRun]) -> impl Iterator<Item = (Gfn, PageStatus)> {
-    let pages = |run: &StatusRun| {
-        let status = run.status;
-        run.run.iter().map(move |gfn| (gfn, status))
+/// What has become of each page of a run.
+fn statuses_of(run: GfnRun, statuses: &[StatusRun]) -> Vec<(Gfn, PageStatus)> {
+    let pages = |it: &StatusRun| {
+        let status = it.status;
+        it.run.iter().map(move |gfn| (gfn, status))
     };
-    statuses.iter().flat_map(pages)
+    let pages: Vec<_> = statuses.iter().flat_map(pages).collect();
+    assert!(
+        pages.iter().map(|(gfn, _)| *gfn).eq(run.iter()),
+        "each once"
+    );
+    pages
 }
 
 fn check_inflated(guest: &Guest, run: GfnRun, statuses: &[StatusRun], before: &[Home]) {
-    let mut pages = pages_of(statuses);
-    for gfn in run.iter() {
-        let (named, status) = pages.next().expect("every page has a status");
-        assert_eq!(named, gfn);
+    for (gfn, status) in statuses_of(run, statuses) {
         let home = guest.vm.table.entry(gfn).home();
         match status {
             PageStatus::Ok => {
@@ -433,12 +436,10 @@ fn check_inflated(guest: &Guest, run: GfnRun, statuses: &[StatusRun], before: &[
             other => panic!("{gfn} is {other:?}"),
         }
     }
-    assert_eq!(pages.next(), None);
 }
 
 fn check_deflated(guest: &Guest, run: GfnRun, statuses: &[StatusRun], before: &[Home]) {
-    assert_eq!(pages_of(statuses).count(), run.count as usize);
-    for (gfn, status) in pages_of(statuses) {
+    for (gfn, status) in statuses_of(run, statuses) {
         let (before, entry) = (before[gfn.index()], guest.vm.table.entry(gfn));
         match status {
             PageStatus::Ok => {

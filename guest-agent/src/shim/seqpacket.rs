@@ -201,12 +201,6 @@ impl SeqPacketListener {
         let accepted = retry_on_intr(|| accept_with(&self.fd, SocketFlags::CLOEXEC))?;
         Ok(SeqPacket(accepted))
     }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 /// Listens at `path`, where only this user can connect. It must not exist: whether a socket left there is
