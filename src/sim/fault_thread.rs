@@ -12,7 +12,6 @@ use crate::engine::Reply;
 use crate::fault::{Core, Driver, Ended, Event};
 use crate::reclaim::WorkerHandle;
 use crate::sync::Mutex;
-use crate::units::Gfn;
 use crate::vm::Vm;
 
 /// The userfaultfd and the fault channels of one guest.
@@ -65,7 +64,7 @@ impl Driver for SimDriver {
 /// parked is looked at again by chance: a wake-up that is forgotten is a fault that waits for ever.
 #[derive(Debug)]
 pub(super) struct FaultThread {
-    core: Core,
+    pub(super) core: Core,
     vm: Arc<Vm>,
     driver: SimDriver,
     /// How long the core is at each event.
@@ -130,20 +129,5 @@ impl FaultThread {
     /// The time.
     pub(super) const fn now(&self) -> Instant {
         self.driver.now
-    }
-
-    /// Whether a fault on this page waits for memory.
-    pub(super) fn is_starved(&self, gfn: Gfn) -> bool {
-        self.core.waiting().is_starved(gfn)
-    }
-
-    /// Whether a fault on this page waits for the page.
-    pub(super) fn is_busy(&self, gfn: Gfn) -> bool {
-        self.core.waiting().is_busy(gfn)
-    }
-
-    /// The guest is gone.
-    pub(super) fn end(self) {
-        self.core.end();
     }
 }

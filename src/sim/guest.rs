@@ -143,14 +143,13 @@ impl GuestThread {
             return false;
         }
         while let Some(mut running) = self.running.take() {
-            match self.access(&mut running) {
-                Ok(()) if running.at == PAGE_SIZE => {}
-                Ok(()) => self.running = Some(running),
-                Err(trap) => {
-                    self.running = Some(running);
-                    self.wait = self.fault(trap);
-                    return false;
-                }
+            let accessed = self.access(&mut running);
+            if running.at < PAGE_SIZE {
+                self.running = Some(running);
+            }
+            if let Err(trap) = accessed {
+                self.wait = self.fault(trap);
+                return false;
             }
         }
         true

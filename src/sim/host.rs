@@ -158,7 +158,7 @@ impl Host {
     /// The guest's process has ended, whatever its threads were doing.
     pub(super) fn bury(&self, guest: Guest) {
         self.peers.0.lock().remove(&guest.vm.id);
-        guest.faults.end();
+        guest.faults.core.end();
         guest.space.life.set(0);
         guest.vm.tear_down();
     }
@@ -363,8 +363,9 @@ impl Guest {
         let gfn = self.threads[thread].at().expect("it is at a page");
         let stopped = vm.is_blocked() || vm.is_at_ceiling();
         let short = stopped || vm.budget.spare() == Pages(0);
-        let waits = self.faults.is_starved(gfn) && short
-            || self.faults.is_busy(gfn) && vm.table.entry(gfn).is_locked()
+        let waiting = self.faults.core.waiting();
+        let waits = waiting.is_starved(gfn) && short
+            || waiting.is_busy(gfn) && vm.table.entry(gfn).is_locked()
             || self.is_taken(gfn);
         assert!(
             waits,
