@@ -33,7 +33,7 @@ impl BareRam {
             // kernel without KSM refuses, which leaves the memory as it is.
             let _ = unsafe { madvise(base, len, Advice::LinuxMergeable) };
         }
-        // SAFETY: just mapped, so long, and unmapped only when it is dropped; every access is allowed.
+        // SAFETY: just mapped, that long, and unmapped only when it is dropped; every access is allowed.
         Ok(Self(unsafe { Linear::at(base as usize, pages) }))
     }
 }
@@ -41,8 +41,8 @@ impl BareRam {
 impl Drop for BareRam {
     fn drop(&mut self) {
         let (base, len) = (self.0.address(Gfn(0)), self.0.pages() as usize * PAGE_SIZE);
-        // SAFETY: the range is exactly the mapping of `map`, and pointers into it live only for the length of a call that
-        // borrows `self`.
+        // SAFETY: the range is exactly the mapping of `map`, and pointers into it live only for the length of a call
+        // that borrows `self`.
         let _ = unsafe { munmap(base as *mut libc::c_void, len) };
     }
 }

@@ -1,4 +1,4 @@
-//! Memory of this process, page after page, as the guest's: reading and writing bytes of a page.
+//! A guest's pages in the memory of this process: where each is, and reading and writing its bytes.
 
 use std::ptr;
 
@@ -15,8 +15,8 @@ impl Linear {
     /// So many pages from the address `base` on.
     ///
     /// # Safety
-    /// They are mapped as long as this is used, for the guest alone. An access that is not allowed raises a fault, and
-    /// is tried again when somebody has resolved that.
+    /// They are mapped as long as this is used, for the guest alone. An access that is not allowed raises a fault,
+    /// and is tried again when somebody has resolved that.
     pub(super) const unsafe fn at(base: usize, pages: u32) -> Self {
         Self { base, pages }
     }
@@ -40,8 +40,8 @@ impl Linear {
     /// As [`Memory::read`](super::Memory::read).
     pub(super) fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
         let from = self.byte(gfn, at, into.len()).cast_const();
-        // SAFETY: `byte` checked that the range lies in one of the pages, which are mapped as `at` demands; `into` is other
-        // memory. The trait's contract keeps writers from the same bytes.
+        // SAFETY: `byte` checked that the range lies in one of the pages, which are mapped as `at` demands; `into` is
+        // other memory. The trait's contract keeps writers from the same bytes.
         unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
     }
 

@@ -53,7 +53,7 @@ impl RamMap {
         let len = pages as usize * PAGE_SIZE;
         let access = uffd.as_ref().map_or(ProtFlags::empty(), |_| READ_WRITE);
         let base = map_file(ram.as_fd(), len, access)?;
-        // SAFETY: just mapped, so long, and never unmapped; the handler or the daemon resolves its faults.
+        // SAFETY: just mapped, that long, and never unmapped; the handler or the daemon resolves its faults.
         let linear = unsafe { Linear::at(base, pages) };
         let map = Self {
             linear,

@@ -46,10 +46,10 @@ const SIGNALS: [Signal; 2] = [Signal::SIGSEGV, Signal::SIGBUS];
 /// # Errors
 /// `AlreadyExists` when the process is a guest already; what `sigaction(2)` says.
 pub(super) fn install(hardware: Hardware) -> io::Result<&'static Hardware> {
-    if HARDWARE.set(hardware).is_err() {
-        let error = "this process is a guest already: one process can be one guest";
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, error));
-    }
+    let error = "this process is a guest already: one process can be one guest";
+    HARDWARE
+        .set(hardware)
+        .map_err(|_| io::Error::new(io::ErrorKind::AlreadyExists, error))?;
     let hardware = HARDWARE
         .get()
         .ok_or_else(|| io::Error::other("set just above"))?;
@@ -149,7 +149,8 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
         };
     }
     if let Some(stood) = stood {
-        inline.stood(stood, began.elapsed());
+        // Of which the daemon knows nothing.
+        inline.claimer().stood(stood, began.elapsed());
     }
 }
 
