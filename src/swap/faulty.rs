@@ -24,18 +24,12 @@ pub(crate) enum Fault {
     Lost,
 }
 
-/// Which writes fail, counted from when that was said.
-#[derive(Debug, Default)]
-struct Failing {
-    seen: u32,
-    these: Range<u32>,
-    errno: Option<Errno>,
-}
-
 #[derive(Debug)]
 struct State {
     faults: HashMap<usize, Fault>,
-    failing: Failing,
+    /// Which writes fail, and how.
+    failing: Option<(Range<u32>, Errno)>,
+    writes: u32,
     bytes: Vec<u8>,
     calls: usize,
     reads: u32,
@@ -53,7 +47,8 @@ impl FaultyStorage {
     pub(crate) fn new(faults: impl IntoIterator<Item = (usize, Fault)>) -> Self {
         Self(Mutex::new(State {
             faults: faults.into_iter().collect(),
-            failing: Failing::default(),
+            failing: None,
+            writes: 0,
             bytes: Vec::new(),
             calls: 0,
             reads: 0,
@@ -77,8 +72,9 @@ impl FaultyStorage {
 
     /// Lets the next `after` writes go well, and the `count` behind them fail.
     pub(crate) fn fail_after(&self, after: u32, count: u32, errno: Option<Errno>) {
-        let (seen, these) = (0, after..after.saturating_add(count));
-        self.state().failing = Failing { seen, these, errno };
+        let mut state = self.state();
+        let first = state.writes + after;
+        state.failing = errno.map(|errno| (first..first.saturating_add(count), errno));
     }
 
     /// How often it was read so far, however much at once.
@@ -154,12 +150,12 @@ impl Storage for Arc<FaultyStorage> {
         let mut state = self.state();
         let mut bytes: Vec<u8> = pages.iter().flat_map(|page| page.0).collect();
         state.check_inside(offset, bytes.len());
-        let number = state.failing.seen;
-        state.failing.seen += 1;
-        if state.failing.these.contains(&number)
-            && let Some(errno) = state.failing.errno
+        let number = state.writes;
+        state.writes += 1;
+        if let Some((these, errno)) = &state.failing
+            && these.contains(&number)
         {
-            return Err(errno.into());
+            return Err((*errno).into());
         }
         match state.next_fault() {
             None => {}
