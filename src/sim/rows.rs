@@ -13,10 +13,6 @@ fn spec(kind: EngineKind) -> Spec {
     Spec::of(kind, PAGES)
 }
 
-fn read_in_a_row(guest: &mut Guest, gfns: &[u32]) {
-    gfns.iter().for_each(|gfn| guest.read(*gfn));
-}
-
 fn dense(gfn: u32) -> PageBuf {
     samples::mixed(gfn.into(), 4096)
 }
@@ -57,10 +53,11 @@ fn first_touches_in_a_row_bring_more_and_more_pages() {
 #[test]
 fn row_of_an_mprotect_guest_ends_at_pages_that_are_there_and_at_the_end_of_ram() {
     alone(spec(EngineKind::Mprotect), |_, guest| {
-        read_in_a_row(guest, &[5, 0, 1, 3]);
+        [5, 0, 1, 3].into_iter().for_each(|gfn| guest.read(gfn));
         assert_eq!(guest.vm.stats.first_touch.get(), 6);
         assert_eq!(guest.space.view(Gfn(6)), View::Closed);
-        read_in_a_row(guest, &[PAGES - 4, PAGES - 3, PAGES - 1]);
+        let last = [PAGES - 4, PAGES - 3, PAGES - 1];
+        last.into_iter().for_each(|gfn| guest.read(gfn));
         assert_eq!(guest.vm.stats.first_touch.get(), 10);
     });
 }

@@ -9,7 +9,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mprotect};
 
-use crate::protocol::memory::{Engine, Op, Remap};
+use crate::protocol::memory::{Op, Remap};
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
 use super::linear::Linear;
@@ -69,14 +69,6 @@ impl RamMap {
 
     pub(super) fn uffd(&self) -> Option<BorrowedFd<'_>> {
         self.uffd.as_ref().map(AsFd::as_fd)
-    }
-
-    pub(super) const fn engine(&self) -> Engine {
-        if self.uffd.is_some() {
-            Engine::Uffd
-        } else {
-            Engine::Mprotect
-        }
     }
 
     /// The address range of a run, or EINVAL if it leaves RAM.
@@ -167,11 +159,9 @@ impl Mapping for RamMap {
     }
 
     fn remap(&self, op: Op, Remap { run, frame }: Remap) -> Result<(), i32> {
-        match (op, self.engine()) {
-            (Op::Freeze, Engine::Uffd) => self.drop_entries(run),
-            (Op::Freeze, Engine::Mprotect) | (Op::Close, _) => {
-                self.protect(run, MprotectFlags::empty())
-            }
+        match (op, &self.uffd) {
+            (Op::Freeze, Some(_)) => self.drop_entries(run),
+            (Op::Freeze, None) | (Op::Close, _) => self.protect(run, MprotectFlags::empty()),
             (Op::Open, _) => self.protect(run, MprotectFlags::READ | MprotectFlags::WRITE),
             (Op::Reveal, _) => self.protect(run, MprotectFlags::READ),
             (Op::MapShared, _) => self.map_shared(run, frame),
