@@ -63,7 +63,7 @@ fn refused(host: &Host, datagram: &[u8], text: &str) {
 fn told(socket: &SeqPacket, text: &str) {
     let mut buffer = [0; 8192];
     let received = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
-    let Some(Received::Message { len, .. }) = received else {
+    let Some(Received::Message { len }) = received else {
         panic!("no message that names `{text}`: {received:?}");
     };
     let message = Message::decode(&buffer[..len]).expect("a message");
@@ -336,7 +336,7 @@ fn answer(socket: &SeqPacket) -> Option<String> {
     let mut buffer = [0; 16 * 1024];
     let received = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
     let len = match received {
-        Some(Received::Message { len, .. }) => len,
+        Some(Received::Message { len }) => len,
         Some(Received::Closed) => return Some(String::new()),
         None => panic!("the host says nothing"),
     };
@@ -480,7 +480,7 @@ fn bent_balloon_messages_of_every_kind_end_only_their_own_agent() {
         let mut buffer = vec![0; 64 * 1024];
         loop {
             match agent.socket.recv_timeout(&mut buffer, PATIENCE) {
-                Ok(Some(Received::Message { len, .. })) => match ToAgent::decode(&buffer[..len]) {
+                Ok(Some(Received::Message { len })) => match ToAgent::decode(&buffer[..len]) {
                     Ok((9, _)) => break,
                     Ok((_, ToAgent::Error { text, .. })) => reasons.push(text),
                     Ok(_) => {}

@@ -81,8 +81,10 @@ fn guest_sent_sigsegv_dies_by_it() {
 fn guest_told_to_end_verifies_and_reports_before_it_does() {
     let host = Host::start("auto", "64M", &[]);
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let mut guest = host.guest("g", "--memory 16M --workload kv,size=8M");
-        host.await_vm("g", "runs", |vm| vm.homes.resident_pages.0 > 1000);
+        // By another name: the one before may be listed still.
+        let name = signal.as_str();
+        let mut guest = host.guest(name, "--memory 16M --workload kv,size=8M");
+        host.await_vm(name, "runs", |vm| vm.homes.resident_pages.0 > 1000);
         guest.send(signal);
         assert!(guest.reports(130).interrupted);
     }

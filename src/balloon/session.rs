@@ -148,11 +148,10 @@ impl<'s> Connection<'s> {
     fn receive(&mut self) -> Result<Option<(u32, ToHost)>, SessionError> {
         let len = match self.socket.recv(&mut self.buffer)? {
             Received::Closed => return Ok(None),
-            Received::Message {
-                len,
-                truncated: true,
-            } => return Err(protocol::oversized(len).into()),
-            Received::Message { len, .. } => len,
+            Received::Message { len } if len > self.buffer.len() => {
+                return Err(protocol::oversized(len).into());
+            }
+            Received::Message { len } => len,
         };
         let (seq, message) = ToHost::decode(&self.buffer[..len])?;
         let pages = match &message {

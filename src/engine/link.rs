@@ -67,9 +67,7 @@ impl Link {
             .send_with_fds(&Message::Pool { seq }.encode(), &[pool])
             .map_err(|_| EngineError::Gone)?;
         match self.receive(seq)? {
-            Ack {
-                done: 0, errno: 0, ..
-            } => Ok(()),
+            ack if ack == Ack::of(seq) => Ok(()),
             ack => Err(EngineError::Protocol {
                 got: format!("{ack:?}"),
                 seq,
@@ -83,7 +81,7 @@ impl Link {
         let received = self.socket.recv(&mut buffer);
         *self.waiting.lock() = None;
         let received = received.map_err(|_| EngineError::Gone)?;
-        let Received::Message { len, .. } = received else {
+        let Received::Message { len } = received else {
             return Err(EngineError::Gone);
         };
         match Message::decode(&buffer[..len.min(MAX_MESSAGE)]) {
@@ -158,12 +156,8 @@ mod tests {
             while link.silence() == before {
                 std::thread::yield_now();
             }
-            let ack = Ack {
-                seq: 0,
-                done: 0,
-                errno: 0,
-            };
-            guest.send(&Message::Ack(ack).encode()).expect("send");
+            let ack = Message::Ack(Ack::of(0));
+            guest.send(&ack.encode()).expect("send");
             command.join().expect("no panic").expect("all is done");
         });
         assert_eq!(link.silence(), Duration::ZERO);

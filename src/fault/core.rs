@@ -18,7 +18,7 @@ use memvisor_guest_agent::protocol::memory::{Fault, MAX_REPORT};
 use super::ahead::Ahead;
 use super::attach::{Attacher, Attaching};
 use super::credits::Credits;
-use super::driver::{Action, Driver, Event};
+use super::driver::{Driver, Event};
 use super::ended::Ended;
 use super::resolve::{Access, Outcome, Pending, cause, complete};
 use super::waiting::{Asker, Waiter, Waiting};
@@ -174,7 +174,7 @@ impl Core {
                     let vm = &self.vm.params.name;
                     tracing::error!(vm, %gfn, unsaid, "the guest found wrong bytes; {text}");
                 });
-                return out.act(Action::History { channel, text });
+                return out.history(channel, &text);
             }
             Fault::Credits => {
                 self.credits.top_up(&self.vm, now);
@@ -222,7 +222,7 @@ impl Core {
         out: &mut dyn Driver,
     ) -> Result<(), Ended> {
         self.channels[channel] = Channel::Idle;
-        out.act(Action::Attached { channel, count })
+        out.reply(channel, Reply::Attached(count))
     }
 
     fn confirmed(&mut self, channel: usize, errno: u32, now: Instant) -> Result<(), Ended> {
@@ -287,20 +287,16 @@ impl Core {
     ) -> Result<(), Ended> {
         let now = out.now();
         let took = now.saturating_duration_since(fault.since);
+        self.vm.note_latency(took);
         match (fault.asker, pending) {
-            (Asker::Channel(channel), pending) => {
-                self.channels[channel] = match pending {
-                    Some(pending) => Channel::Confirming(pending, fault.stall),
-                    None => {
-                        self.vm.stalls.end(fault.stall, now);
-                        Channel::Idle
-                    }
-                };
-                out.act(Action::Answer {
-                    channel,
-                    reply,
-                    took,
-                })
+            (Asker::Channel(channel), Some(pending)) => {
+                self.channels[channel] = Channel::Confirming(pending, fault.stall);
+                out.reply(channel, reply)
+            }
+            (Asker::Channel(channel), None) => {
+                self.channels[channel] = Channel::Idle;
+                self.vm.stalls.end(fault.stall, now);
+                out.reply(channel, reply)
             }
             (Asker::Kernel, Some(pending)) => {
                 complete(&self.vm, pending);
@@ -310,7 +306,7 @@ impl Core {
             // The kernel was answered by providing the page.
             (Asker::Kernel, None) => {
                 self.vm.stalls.end(fault.stall, now);
-                out.act(Action::Woken { took })
+                Ok(())
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What the fault core is told, and what it has done: its line to whoever drives it.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use memvisor_guest_agent::protocol::memory::Fault;
 
@@ -20,47 +20,21 @@ pub enum Event {
     Bell,
 }
 
-/// What is to be done.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Action {
-    /// Nothing more: a userfault is served, and the kernel has woken its threads.
-    Woken {
-        /// For how long after it was read.
-        took: Duration,
-    },
-    /// Answer a fault.
-    Answer {
-        /// On which channel.
-        channel: usize,
-        /// With what.
-        reply: Reply,
-        /// How long after it was read.
-        took: Duration,
-    },
-    /// Say how many of the pages that a thread asked for are attached.
-    Attached {
-        /// On which channel.
-        channel: usize,
-        /// How many, from the first on.
-        count: u32,
-    },
-    /// Tell the homes that a page has had.
-    History {
-        /// On which channel.
-        channel: usize,
-        /// The text, at most [`MAX_REPORT`](memvisor_guest_agent::protocol::memory::MAX_REPORT) bytes.
-        text: String,
-    },
-}
-
-/// Who carries actions out.
+/// Who answers the guest, at once: its thread waits.
 pub trait Driver {
     /// The time: what the core does after an event was read takes some too.
     fn now(&self) -> Instant;
 
-    /// Does it at once: the thread of the guest waits.
+    /// Answers what came over a channel.
     ///
     /// # Errors
     /// [`Ended`]: the guest cannot be told.
-    fn act(&mut self, action: Action) -> Result<(), Ended>;
+    fn reply(&mut self, channel: usize, reply: Reply) -> Result<(), Ended>;
+
+    /// Tells the homes that a page has had, in at most
+    /// [`MAX_REPORT`](memvisor_guest_agent::protocol::memory::MAX_REPORT) bytes.
+    ///
+    /// # Errors
+    /// As [`reply`](Self::reply).
+    fn history(&mut self, channel: usize, text: &str) -> Result<(), Ended>;
 }

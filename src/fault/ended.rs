@@ -3,7 +3,6 @@
 use std::io;
 
 use memvisor_guest_agent::protocol::DecodeError;
-use nix::errno::Errno;
 use thiserror::Error;
 
 use super::resolve::FaultError;
@@ -70,9 +69,9 @@ impl From<DecodeError> for Ended {
     }
 }
 
-pub(super) fn kernel(what: &'static str) -> impl Fn(Errno) -> Ended {
-    move |errno| Ended::Kernel {
+pub(super) fn kernel<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Ended {
+    move |error| Ended::Kernel {
         what,
-        source: errno.into(),
+        source: error.into(),
     }
 }

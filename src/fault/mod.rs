@@ -43,7 +43,7 @@ mod watch;
 
 pub use self::core::Core;
 pub use attach::Attacher;
-pub use driver::{Action, Driver, Event};
+pub use driver::{Driver, Event};
 pub use ended::Ended;
 pub use resolve::{Access, FaultError, Outcome, Pending, complete, resolve};
 pub use thread::{FaultThread, Faulter};

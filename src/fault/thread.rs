@@ -12,10 +12,10 @@ use nix::sys::epoll::EpollTimeout;
 use super::ahead::MOST;
 use super::attach::Attacher;
 use super::core::Core;
-use super::driver::{Action, Driver, Event};
-use super::ended::Ended;
+use super::driver::{Driver, Event};
+use super::ended::{Ended, kernel};
 use super::near::Near;
-use super::watch::{Wakeup, Watch};
+use super::watch::{BELL, FIRST_CHANNEL, LINK, UFFD, Watch};
 use crate::engine::{Link, Reply};
 use crate::sys::{Uffd, UserFault};
 use crate::units::{Gfn, PAGE_SIZE};
@@ -40,8 +40,6 @@ pub struct FaultThread {
     core: Core,
     near: Near,
     watch: Watch,
-    uffd: Option<Arc<Uffd>>,
-    base: u64,
     guest: Guest,
 }
 
@@ -49,7 +47,7 @@ pub struct FaultThread {
 #[derive(Debug)]
 struct Guest {
     vm: Arc<Vm>,
-    sockets: Vec<SeqPacket>,
+    faulter: Faulter,
     /// Kept open as long as the epoll watches it.
     _link: Arc<Link>,
 }
@@ -62,7 +60,7 @@ impl Guest {
 
     /// Never waits: a shim that asks and does not read must not be able to hold this thread.
     fn send(&self, channel: usize, message: &[u8]) -> Result<(), Ended> {
-        self.sockets[channel]
+        self.faulter.sockets[channel]
             .try_send(message)
             .map_err(|error| match error.kind() {
                 io::ErrorKind::WouldBlock => {
@@ -78,25 +76,12 @@ impl Driver for Guest {
         Instant::now()
     }
 
-    fn act(&mut self, action: Action) -> Result<(), Ended> {
-        match action {
-            Action::Woken { took } => {
-                self.vm.note_latency(took);
-                Ok(())
-            }
-            Action::Answer {
-                channel,
-                reply,
-                took,
-            } => {
-                self.vm.note_latency(took);
-                self.send(channel, &reply.encode())
-            }
-            Action::Attached { channel, count } => {
-                self.send(channel, &Reply::Attached(count).encode())
-            }
-            Action::History { channel, text } => self.send(channel, text.as_bytes()),
-        }
+    fn reply(&mut self, channel: usize, reply: Reply) -> Result<(), Ended> {
+        self.send(channel, &reply.encode())
+    }
+
+    fn history(&mut self, channel: usize, text: &str) -> Result<(), Ended> {
+        self.send(channel, text.as_bytes())
     }
 }
 
@@ -111,22 +96,15 @@ impl FaultThread {
         faulter: Faulter,
         attacher: Box<dyn Attacher>,
     ) -> Result<Self, Ended> {
-        let Faulter {
-            pid,
-            base,
-            uffd,
-            sockets,
-        } = faulter;
         let now = Instant::now();
+        let Faulter { uffd, sockets, .. } = &faulter;
         Ok(Self {
-            watch: Watch::new(vm.parking.bell(), &link, uffd.as_deref(), &sockets)?,
+            watch: Watch::new(vm.parking.bell(), &link, uffd.as_deref(), sockets)?,
             core: Core::new(Arc::clone(&vm), sockets.len(), attacher, MOST, now),
-            near: Near::new(pid, now),
-            uffd,
-            base,
+            near: Near::new(faulter.pid, now),
             guest: Guest {
                 vm,
-                sockets,
+                faulter,
                 _link: link,
             },
         })
@@ -144,15 +122,15 @@ impl FaultThread {
     }
 
     fn turn(&mut self) -> Result<(), Ended> {
-        for wakeup in self.watch.wait(self.timeout())? {
-            match wakeup {
-                Wakeup::Bell => {
+        for descriptor in self.watch.wait(self.timeout())? {
+            match descriptor {
+                BELL => {
                     self.guest.vm.parking.answer();
                     self.handle(Event::Bell, Instant::now())?;
                 }
-                Wakeup::HangUp => return Err(self.guest.hung_up()),
-                Wakeup::Faults => self.read_uffd()?,
-                Wakeup::Message(channel) => self.read_channel(channel)?,
+                LINK => return Err(self.guest.hung_up()),
+                UFFD => self.read_uffd()?,
+                channel => self.read_channel(channel - FIRST_CHANNEL)?,
             }
         }
         let now = Instant::now();
@@ -174,17 +152,17 @@ impl FaultThread {
     }
 
     fn read_uffd(&mut self) -> Result<(), Ended> {
-        let Some(uffd) = self.uffd.clone() else {
+        let Faulter { uffd, base, .. } = &self.guest.faulter;
+        let (Some(uffd), base) = (uffd, *base) else {
             return Ok(());
         };
         let mut faults = Vec::new();
-        let what = "read faults";
         uffd.read_faults(&mut faults)
-            .map_err(|source| Ended::Kernel { what, source })?;
+            .map_err(kernel("read faults"))?;
         // Of all of them: the last waits while those before are served.
         let since = Instant::now();
         for UserFault { address, thread } in faults {
-            let page = address.wrapping_sub(self.base) / PAGE_SIZE as u64;
+            let page = address.wrapping_sub(base) / PAGE_SIZE as u64;
             let gfn = Gfn(u32::try_from(page).unwrap_or(u32::MAX));
             self.handle(Event::Userfault(gfn), since)?;
             // Only now: the thread that faulted runs meanwhile.
@@ -194,20 +172,14 @@ impl FaultThread {
     }
 
     fn read_channel(&mut self, channel: usize) -> Result<(), Ended> {
-        let Some(socket) = self.guest.sockets.get(channel) else {
+        let Some(socket) = self.guest.faulter.sockets.get(channel) else {
             return Ok(());
         };
         let mut bytes = [0; FAULT_BYTES];
         let len = match socket.try_recv(&mut bytes) {
             Ok(None) => return Ok(()),
-            Ok(Some(Received::Message {
-                len,
-                truncated: false,
-            })) => len,
-            Ok(Some(Received::Message {
-                len,
-                truncated: true,
-            })) => {
+            Ok(Some(Received::Message { len })) if len <= FAULT_BYTES => len,
+            Ok(Some(Received::Message { len })) => {
                 let error = format!("{len} bytes on a fault channel, {FAULT_BYTES} are allowed");
                 return Err(Ended::Protocol(error));
             }

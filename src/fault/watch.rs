@@ -10,26 +10,17 @@ use super::ended::{Ended, kernel};
 use crate::engine::Link;
 use crate::sys::Uffd;
 
-const BELL: u64 = 0;
-const LINK: u64 = 1;
-const UFFD: u64 = 2;
-const FIRST_CHANNEL: u64 = 3;
+/// The bell of the VM, when it was rung.
+pub(super) const BELL: usize = 0;
+/// The socket of the memory thread, when it is closed.
+pub(super) const LINK: usize = 1;
+/// The userfaultfd, when there are faults.
+pub(super) const UFFD: usize = 2;
+/// The first of the fault channels, when there is a message.
+pub(super) const FIRST_CHANNEL: usize = 3;
 
 /// Events taken from the kernel at once: more than one guest's descriptors.
 const EVENTS: usize = 32;
-
-/// What there is to do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Wakeup {
-    /// The bell of the VM was rung.
-    Bell,
-    /// The socket of the memory thread is closed.
-    HangUp,
-    /// There are faults on the userfaultfd.
-    Faults,
-    /// There is a message on the channel of this number.
-    Message(usize),
-}
 
 /// The descriptors of one guest; who made it keeps them open.
 #[derive(Debug)]
@@ -46,7 +37,7 @@ impl Watch {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(kernel("make an epoll"))?;
         let watch = |fd: BorrowedFd<'_>, flags, token| {
             epoll
-                .add(fd, EpollEvent::new(flags, token))
+                .add(fd, EpollEvent::new(flags, token as u64))
                 .map_err(kernel("watch a guest"))
         };
         if let Some(bell) = bell {
@@ -63,29 +54,18 @@ impl Watch {
         Ok(Self(epoll))
     }
 
-    /// Waits until there is something to do, or for `timeout`: then there is nothing.
+    /// Waits until there is something to do, or for `timeout`; at which descriptors.
     pub(super) fn wait(
         &self,
         timeout: EpollTimeout,
-    ) -> Result<impl Iterator<Item = Wakeup> + use<>, Ended> {
+    ) -> Result<impl Iterator<Item = usize> + use<>, Ended> {
         let mut events = [EpollEvent::empty(); EVENTS];
         let count = match self.0.wait(&mut events, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(kernel("wait for faults")(errno)),
         };
-        Ok(events
-            .into_iter()
-            .take(count)
-            .map(|event| wakeup_of(event.data())))
-    }
-}
-
-fn wakeup_of(token: u64) -> Wakeup {
-    match token {
-        BELL => Wakeup::Bell,
-        LINK => Wakeup::HangUp,
-        UFFD => Wakeup::Faults,
-        token => Wakeup::Message(usize::try_from(token - FIRST_CHANNEL).unwrap_or(usize::MAX)),
+        let events = events.into_iter().take(count);
+        Ok(events.map(|event| event.data() as usize))
     }
 }

@@ -168,11 +168,8 @@ fn receive(
         .map_err(kernel("receive from the guest"))?;
     match received {
         Received::Closed => Err(HandshakeError::Closed),
-        Received::Message {
-            len,
-            truncated: true,
-        } => Err(HandshakeError::TooLong { len }),
-        Received::Message { len, .. } => Ok((Message::decode(&buffer[..len])?, fds)),
+        Received::Message { len } if len > MAX_MESSAGE => Err(HandshakeError::TooLong { len }),
+        Received::Message { len } => Ok((Message::decode(&buffer[..len])?, fds)),
     }
 }
 

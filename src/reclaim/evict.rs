@@ -2,8 +2,9 @@
 
 use std::iter::Peekable;
 
-use super::stash::{Cluster, NotZipped, Stash, spill};
+use super::stash::{Cluster, NotZipped, spill, zip};
 use super::victims::{Dice, SecondChance, Selection, choose};
+use crate::compress::Compressor;
 use crate::digest::digest;
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard};
@@ -21,7 +22,7 @@ const AT_ONCE: usize = 16;
 /// Evicts pages of one VM; belongs to its worker.
 #[derive(Debug)]
 pub struct Evictor {
-    stash: Stash,
+    compressor: Compressor,
     cluster: Cluster,
     dice: Dice,
     selection: Selection,
@@ -36,7 +37,7 @@ impl Evictor {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self {
-            stash: Stash::new(),
+            compressor: Compressor::new(),
             cluster: Cluster::default(),
             dice: Dice::new(seed),
             selection: Selection::default(),
@@ -153,7 +154,7 @@ impl Evictor {
                 } else if let Some(hold) = equal_frame(vm, content) {
                     matches.push(Match { page, hold });
                 } else {
-                    leaving.store(vm, &mut self.stash, page, content);
+                    leaving.store(vm, &mut self.compressor, page, content);
                 }
             }
         }
@@ -170,7 +171,7 @@ impl Evictor {
         let mut content = PageBuf::zeroed();
         for page in refused {
             vm.engine.read(page.gfn(), &mut content);
-            leaving.store(vm, &mut self.stash, page, &content);
+            leaving.store(vm, &mut self.compressor, page, &content);
         }
         Ok(Pages(leaving.leave(vm)? + shared))
     }
@@ -190,7 +191,7 @@ impl Evictor {
                 continue;
             };
             pool.read(frame, &mut content);
-            leaving.store(vm, &mut self.stash, page, &content);
+            leaving.store(vm, &mut self.compressor, page, &content);
         }
         leaving.leave(vm).map(Pages)
     }
@@ -226,10 +227,10 @@ impl<'a, 'c> Leaving<'a, 'c> {
         }
     }
 
-    fn store(&mut self, vm: &Vm, stash: &mut Stash, page: PageGuard<'a>, content: &PageBuf) {
+    fn store(&mut self, vm: &Vm, zipper: &mut Compressor, page: PageGuard<'a>, content: &PageBuf) {
         let Means { compress, swap } = self.means;
         let zipped = if compress {
-            stash.zip(vm, page.gfn(), content, swap)
+            zip(vm, zipper, page.gfn(), content, swap)
         } else {
             Err(NotZipped::NoRoom)
         };
@@ -283,17 +284,14 @@ fn next_run<'a>(
     let mut run = Vec::with_capacity(AT_ONCE);
     run.push(victims.next()?);
     while run.len() < AT_ONCE {
-        let follows = |page: &PageGuard<'_>| run.last().map(next_to) == Some(Some(page.gfn()));
+        let next = run.last().and_then(|last| last.gfn().checked_add(1));
+        let follows = |page: &PageGuard<'_>| Some(page.gfn()) == next;
         let Some(page) = victims.next_if(follows) else {
             break;
         };
         run.push(page);
     }
     Some(run)
-}
-
-fn next_to(page: &PageGuard<'_>) -> Option<Gfn> {
-    page.gfn().checked_add(1)
 }
 
 /// The frame with these bytes, if there is one.

@@ -17,12 +17,6 @@ const SPILL: usize = 32;
 /// Old pages looked at for that: some may be locked by a fault just now.
 const SPILL_LOOKS: usize = 2 * SPILL;
 
-/// The state of one worker for storing pages: buffers that are reused.
-#[derive(Debug)]
-pub(super) struct Stash {
-    compressor: Compressor,
-}
-
 /// Why a page is not in the compression cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum NotZipped {
@@ -95,37 +89,29 @@ fn note_written(vm: &Vm, run: SlotRun, written: Result<(), SwapError>) {
     }
 }
 
-impl Stash {
-    pub(super) fn new() -> Self {
-        Self {
-            compressor: Compressor::new(),
+/// Compresses a page into the cache; where it `may_spill`, the oldest there make room for it.
+///
+/// # Errors
+/// [`NotZipped`] says why it is not there.
+pub(super) fn zip(
+    vm: &Vm,
+    compressor: &mut Compressor,
+    gfn: Gfn,
+    content: &PageBuf,
+    may_spill: bool,
+) -> Result<SlotId, NotZipped> {
+    let Some(payload) = compressor.compress(content) else {
+        vm.stats.incompressible.one();
+        return Err(NotZipped::Dense);
+    };
+    let sum = checksum(&content.0);
+    let stored = match store(vm, gfn, payload, sum) {
+        Err(StoreRefused::Full { .. }) if may_spill && spill(vm, SPILL) > Pages(0) => {
+            store(vm, gfn, payload, sum)
         }
-    }
-
-    /// Compresses a page into the cache; where it `may_spill`, the oldest there make room for it.
-    ///
-    /// # Errors
-    /// [`NotZipped`] says why it is not there.
-    pub(super) fn zip(
-        &mut self,
-        vm: &Vm,
-        gfn: Gfn,
-        content: &PageBuf,
-        may_spill: bool,
-    ) -> Result<SlotId, NotZipped> {
-        let Some(payload) = self.compressor.compress(content) else {
-            vm.stats.incompressible.one();
-            return Err(NotZipped::Dense);
-        };
-        let sum = checksum(&content.0);
-        let stored = match store(vm, gfn, payload, sum) {
-            Err(StoreRefused::Full { .. }) if may_spill && spill(vm, SPILL) > Pages(0) => {
-                store(vm, gfn, payload, sum)
-            }
-            stored => stored,
-        };
-        stored.map_err(|_| NotZipped::NoRoom)
-    }
+        stored => stored,
+    };
+    stored.map_err(|_| NotZipped::NoRoom)
 }
 
 fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRefused> {

@@ -12,11 +12,13 @@ use crate::engine::{Content, Engine, EngineError, EngineKind, Reply};
 use crate::pool::Pool;
 use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
 use crate::units::{FrameId, Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
+use crate::vm::Counter;
 
 /// What the guest meets at a page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum View {
     /// RAM that it must ask for.
+    #[default]
     Closed,
     /// RAM that it reads and writes.
     Open,
@@ -42,7 +44,7 @@ pub(super) enum Trap {
     Signal,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Page {
     view: View,
     /// What the RAM file holds; `None`: a hole. A hole that the mprotect engine has opened counts as
@@ -55,26 +57,26 @@ struct Page {
     unwanted: u32,
 }
 
-/// What does not come.
-pub(super) const NEVER: u32 = u32::MAX;
-
 /// How many more times something goes well.
 #[derive(Debug)]
-struct Countdown(AtomicU32);
+pub(super) struct Countdown(AtomicU32);
 
 impl Countdown {
-    fn set(&self, times: u32) {
+    /// It always goes well.
+    pub(super) const NEVER: u32 = u32::MAX;
+
+    pub(super) fn set(&self, times: u32) {
         self.0.store(times, Ordering::SeqCst);
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.0.load(Ordering::SeqCst) == 0
     }
 
     /// Whether it goes well this time.
     fn step(&self) -> bool {
         let left = self.0.load(Ordering::SeqCst);
-        if left != NEVER {
+        if left != Self::NEVER {
             self.set(left.saturating_sub(1));
         }
         left > 0
@@ -89,11 +91,11 @@ pub(super) struct AddressSpace {
     pool: Mutex<Arc<Pool>>,
     pages: Mutex<Vec<Page>>,
     /// Runs that the guest's kernel still maps before it refuses one for want of VMAs.
-    accepts: Countdown,
+    pub(super) accepts: Countdown,
     /// How many it refused to threads that had claimed a page.
-    refused: AtomicU32,
-    /// Operations that the guest still lives to see.
-    life: Countdown,
+    pub(super) refused: Counter,
+    /// Operations that need the guest, which it still lives to see.
+    pub(super) life: Countdown,
     /// Whether every fault is a signal.
     signals: bool,
 }
@@ -101,33 +103,16 @@ pub(super) struct AddressSpace {
 impl AddressSpace {
     /// The memory of a guest like this.
     pub(super) fn new(spec: &Spec, pools: &[Arc<Pool>]) -> Self {
-        let page = |_| Page {
-            view: View::Closed,
-            content: None,
-            is_armed: false,
-            wakes: 0,
-            unwanted: 0,
-        };
         Self {
             kind: spec.kind,
             pools: pools.to_vec(),
             pool: Mutex::new(Arc::clone(&pools[spec.salt])),
-            pages: Mutex::new((0..spec.pages).map(page).collect()),
-            accepts: Countdown(AtomicU32::new(NEVER)),
-            refused: AtomicU32::new(0),
-            life: Countdown(AtomicU32::new(NEVER)),
+            pages: Mutex::new((0..spec.pages).map(|_| Page::default()).collect()),
+            accepts: Countdown(AtomicU32::new(Countdown::NEVER)),
+            refused: Counter::default(),
+            life: Countdown(AtomicU32::new(Countdown::NEVER)),
             signals: spec.inline,
         }
-    }
-
-    /// The guest's kernel maps so many more runs and then refuses one.
-    pub(super) fn refuse_after(&self, runs: u32) {
-        self.accepts.set(runs);
-    }
-
-    /// The guest's kernel has VMAs again.
-    pub(super) fn accept(&self) {
-        self.accepts.set(NEVER);
     }
 
     /// The guest asks for pages to be taken or attached, or has the answer.
@@ -137,21 +122,6 @@ impl AddressSpace {
             let count = &mut pages[gfn.index()].unwanted;
             *count = if unwanted { *count + 1 } else { *count - 1 };
         }
-    }
-
-    /// The guest lives to see so many more operations that need it.
-    pub(super) fn die_after(&self, operations: u32) {
-        self.life.set(operations);
-    }
-
-    /// Whether the guest is dead.
-    pub(super) fn is_dead(&self) -> bool {
-        self.life.is_over()
-    }
-
-    /// How many remappings were refused to threads that had claimed a page.
-    pub(super) fn refused(&self) -> u32 {
-        self.refused.load(Ordering::SeqCst)
     }
 
     /// RAM as a thread of the guest maps it.
@@ -178,15 +148,29 @@ impl AddressSpace {
 
     /// The guest reads bytes of a page.
     pub(super) fn load(&self, gfn: Gfn, at: usize, into: &mut [u8]) -> Result<(), Trap> {
+        self.access(gfn, false, |page| {
+            into.copy_from_slice(&page.0[at..][..into.len()]);
+        })
+    }
+
+    /// The guest writes bytes of a page.
+    pub(super) fn store(&self, gfn: Gfn, at: usize, from: &[u8]) -> Result<(), Trap> {
+        self.access(gfn, true, |page| {
+            page.0[at..][..from.len()].copy_from_slice(from);
+        })
+    }
+
+    fn access(&self, gfn: Gfn, write: bool, touch: impl FnOnce(&mut PageBuf)) -> Result<(), Trap> {
         let mut pages = self.pages();
         let page = &mut pages[gfn.index()];
         match page.view {
-            View::Open => into.copy_from_slice(&page.open_content(gfn).0[at..][..into.len()]),
-            View::Closed => return Err(self.trap(page)),
-            View::ClosedPool(_) => return Err(Trap::Signal),
-            View::Pool(frame) => {
-                into.copy_from_slice(&self.frame(gfn, frame).0[at..][..into.len()]);
+            View::Open => {
+                page.is_armed &= !write;
+                touch(page.open_content(gfn));
             }
+            View::Pool(frame) if !write => touch(&mut self.frame(gfn, frame)),
+            View::Closed => return Err(self.trap(page)),
+            View::Pool(_) | View::ClosedPool(_) => return Err(Trap::Signal),
         }
         Ok(())
     }
@@ -201,21 +185,6 @@ impl AddressSpace {
         let mut content = PageBuf::zeroed();
         self.pool().read(frame, &mut content);
         content
-    }
-
-    /// The guest writes bytes of a page.
-    pub(super) fn store(&self, gfn: Gfn, at: usize, from: &[u8]) -> Result<(), Trap> {
-        let mut pages = self.pages();
-        let page = &mut pages[gfn.index()];
-        match page.view {
-            View::Open => {
-                page.is_armed = false;
-                page.open_content(gfn).0[at..][..from.len()].copy_from_slice(from);
-            }
-            View::Closed => return Err(self.trap(page)),
-            View::Pool(_) | View::ClosedPool(_) => return Err(Trap::Signal),
-        }
-        Ok(())
     }
 
     fn trap(&self, page: &Page) -> Trap {
@@ -293,7 +262,7 @@ impl Mapped<'_> {
             return Ok(());
         }
         if self.who == Who::Claimer {
-            self.space.refused.fetch_add(1, Ordering::SeqCst);
+            self.space.refused.one();
         }
         Err(libc::ENOMEM)
     }

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::random_steps::{Request, serve};
 use super::scenario::{KINDS, order};
-use super::worker::{FAST, PAUSE, ask};
+use super::worker::{FAST, PAUSE};
 use super::{Guest, Host, Spec};
 use crate::compress::samples;
 use crate::engine::{EngineError, EngineKind};
-use crate::reclaim::Job;
 use crate::share::AttachRequest;
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf};
 
@@ -29,15 +29,12 @@ fn prologue(kind: EngineKind) -> (Host, [Guest; 2]) {
             ..Spec::of(kind, PAGES)
         };
         let mut guest = host.start(id, spec);
-        for gfn in 0..PAGES {
-            let page = match gfn {
-                0..4 => PageBuf::zeroed(),
-                4..12 => PageBuf([gfn as u8; PAGE_SIZE]),
-                12..18 => samples::mixed(u64::from(gfn + id * PAGES), 1800),
-                _ => samples::random(u64::from(gfn + id * PAGES)),
-            };
-            guest.write(gfn, page);
-        }
+        guest.write_all(|gfn| match gfn {
+            0..4 => PageBuf::zeroed(),
+            4..12 => PageBuf([gfn as u8; PAGE_SIZE]),
+            12..18 => samples::mixed(u64::from(gfn + id * PAGES), 1800),
+            _ => samples::random(u64::from(gfn + id * PAGES)),
+        });
         guest
     });
     let [first, mut second] = guests;
@@ -60,28 +57,21 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
         guest.worker.try_wait(PAUSE)?;
     }
     let (pages, source) = (GfnRun::new(Gfn(0), 3), Gfn(12));
-    guest.space.set_unwanted(pages, true);
-    let request = AttachRequest { pages, source };
-    let attached = ask(&handle, |answer| Job::Attach(request, answer));
-    guest.worker.try_wait(PAUSE)?;
-    guest.space.set_unwanted(pages, false);
-    let count = attached.try_recv().expect("answered");
-    for gfn in pages.iter().take(count as usize) {
-        guest.memory.copy(Gfn(gfn.0 + source.0), gfn);
-    }
+    let attach = Request::Attach(AttachRequest { pages, source });
+    serve(host, guest, vec![attach])?;
     for run in [GfnRun::new(Gfn(3), 3), GfnRun::new(Gfn(16), 4)] {
-        guest.space.set_unwanted(run, true);
-        let taken = ask(&handle, |answer| Job::Inflate(vec![run], answer));
-        let given = ask(&handle, |answer| Job::Deflate(vec![run], answer));
         guest.worker.try_wait(PAUSE)?;
-        guest.space.set_unwanted(run, false);
-        assert!(taken.try_recv().is_ok() && given.try_recv().is_ok());
-        run.iter().for_each(|gfn| guest.memory.forget(gfn));
+        serve(
+            host,
+            guest,
+            vec![Request::Inflate(run), Request::Deflate(run)],
+        )?;
     }
+    guest.worker.try_wait(PAUSE)?;
     vm.zip.lock().set_max_pages(1);
     guest.worker.try_wait(PAUSE)?;
-    for pool in [None, Some(Arc::clone(&host.pools[0]))] {
-        assert!(handle.suggest(Job::Join(pool)), "a queue with room");
+    for pool in [None, Some(0)] {
+        host.join(&handle, pool);
         guest.worker.try_wait(PAUSE)?;
     }
     order(&vm, 8);
@@ -94,9 +84,9 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
 /// A guest that dies after so many steps leaves nothing, and the other keeps every byte. Whether it died.
 pub(super) fn die_after(kind: EngineKind, steps: u32) -> bool {
     let (host, [mut doomed, mut other]) = prologue(kind);
-    doomed.space.die_after(steps);
+    doomed.space.life.set(steps);
     let told = story(&host, &mut doomed);
-    let is_dead = doomed.space.is_dead();
+    let is_dead = doomed.space.life.is_over();
     assert!(is_dead || told.is_ok(), "{told:?}");
     host.bury(doomed);
     host.check(&[&other]);

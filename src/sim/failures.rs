@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::scenario::{KINDS, RESERVE, SWAP, ZIP, alone, ways};
 use super::worker::PAUSE;
-use super::{Guest, Host, Op, Spec, View};
+use super::{Countdown, Guest, Host, Op, Spec, View};
 use crate::balloon;
 use crate::compress::{ZipError, samples};
 use crate::engine::{EngineError, EngineKind, Reply};
@@ -269,15 +269,15 @@ fn refused_freeze_leaves_pages_to_their_guest() {
     alone(spec(EngineKind::Mprotect), |host, guest| {
         // Each is a run, and some freeze before one is refused.
         apart().for_each(|gfn| guest.write(gfn, noise(7)));
-        guest.space.refuse_after(3);
+        guest.space.accepts.set(3);
         assert_eq!(guest.evict(64), 0);
         host.check(&[guest]);
         guest.read_all();
-        guest.space.refuse_after(3);
+        guest.space.accepts.set(3);
         assert_eq!(guest.scan(), 0);
         let statuses = balloon::inflate(&guest.vm, &[GfnRun::new(Gfn(0), 1)]).expect("it lives");
         assert_eq!(statuses[0].status, PageStatus::Busy);
-        guest.space.accept();
+        guest.space.accepts.set(Countdown::NEVER);
         apart().for_each(|gfn| assert_eq!(guest.home(gfn), Home::Resident));
         guest.read_all();
     });
@@ -293,9 +293,9 @@ fn frames_that_cannot_be_mapped_are_given_back() {
             EngineKind::Mprotect => 7,
             EngineKind::Uffd => 0,
         };
-        guest.space.refuse_after(freezes + 3);
+        guest.space.accepts.set(freezes + 3);
         let shared = guest.scan();
-        guest.space.accept();
+        guest.space.accepts.set(Countdown::NEVER);
         assert_eq!(shared, 3);
         host.check(&[guest]);
     });
@@ -315,8 +315,10 @@ fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
         assert_eq!(guest.home(0), Home::Resident);
         assert_eq!(guest.evict(64), 1);
         assert!(host.budget.take(RESERVE / 2, Urgency::Refill));
-        guest.threads[0].begin(Gfn(0), Op::Read);
-        assert!(!guest.drive(0), "half of the reserve is for reclaim");
+        assert!(
+            !guest.attempt(0, 0, Op::Read),
+            "half of the reserve is for reclaim"
+        );
         assert_eq!(host.budget.starving(), 1);
         host.budget.give(taken + RESERVE / 2);
         assert!(guest.drive(0), "the bell rang");
@@ -326,10 +328,8 @@ fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
 
 /// A first touch waits while the policy says so.
 fn touch_blocked(guest: &mut Guest, gfn: u32) {
-    guest.threads[0].begin(Gfn(gfn), Op::Read);
-    assert!(!guest.drive(0));
-    guest.vm.orders.set_blocked(Blocked::No);
-    guest.vm.parking.ring();
+    assert!(!guest.attempt(0, gfn, Op::Read));
+    guest.block(Blocked::No);
     assert!(guest.drive(0));
 }
 
@@ -428,7 +428,7 @@ fn guest_that_dies_in_a_fault_costs_nothing_afterwards() {
             guest.write(5, noise(5));
             assert_eq!(guest.evict(1), 1);
             let used = host.budget.used();
-            guest.space.die_after(0);
+            guest.space.life.set(0);
             for (at, access) in [(0, Access::Write), (5, Access::Any), (9, Access::Any)] {
                 let error = resolve(&guest.vm, Gfn(at), access, 0).expect_err("it is dead");
                 let is_told = matches!(error, FaultError::Engine { gfn, source: EngineError::Gone } if gfn == Gfn(at));
@@ -449,8 +449,7 @@ fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
             panic!("{first:?}")
         };
         assert_eq!(reply, Reply::Private(GfnRun::new(Gfn(2), 1)));
-        guest.threads[0].begin(Gfn(2), Op::Write(Box::new(noise(8))));
-        assert!(!guest.drive(0));
+        assert!(!guest.attempt(0, 2, Op::Write(Box::new(noise(8)))));
         assert_eq!(guest.space.obey(reply), Some(Fault::Done(0)));
         complete(&guest.vm, pending);
         assert!(guest.drive(0), "the bell rang");
@@ -461,10 +460,10 @@ fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
 fn page_outside_ram_is_refused() {
     each(|_, guest| {
         let error = resolve(&guest.vm, Gfn(PAGES), Access::Any, 0).expect_err("outside");
-        let (gfn, pages) = (Gfn(PAGES), PAGES);
-        assert_eq!(
-            format!("{error:?}"),
-            format!("Outside {{ gfn: {gfn:?}, pages: {pages} }}")
-        );
+        let outside = FaultError::Outside {
+            gfn: Gfn(PAGES),
+            pages: PAGES,
+        };
+        assert_eq!(format!("{error:?}"), format!("{outside:?}"));
     });
 }

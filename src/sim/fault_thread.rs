@@ -4,14 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::Sender;
-use memvisor_guest_agent::protocol::memory::Fault;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use memvisor_guest_agent::shim::wait_readable;
 
+use super::Spec;
+use super::guest::Common;
 use crate::engine::Reply;
-use crate::fault::{Action, Attacher, Core, Driver, Ended, Event};
+use crate::fault::{Core, Driver, Ended, Event};
+use crate::reclaim::WorkerHandle;
 use crate::sync::Mutex;
-use crate::units::{Gfn, GfnRun};
 use crate::vm::Vm;
 
 /// The userfaultfd and the fault channels of one guest.
@@ -22,14 +22,9 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// A guest's thread says something over a channel.
-    pub(super) fn send(&self, channel: usize, fault: Fault) {
-        self.events.lock().push_back(Event::Message(channel, fault));
-    }
-
-    /// A guest's thread waits for a page in the kernel.
-    pub(super) fn fault(&self, gfn: Gfn) {
-        self.events.lock().push_back(Event::Userfault(gfn));
+    /// A guest's thread waits for a page in the kernel, or says something over a channel.
+    pub(super) fn send(&self, event: Event) {
+        self.events.lock().push_back(event);
     }
 
     /// The reply on a channel, if there is one by now.
@@ -42,37 +37,26 @@ impl Line {
     }
 }
 
-/// How the core answers at a moment of the simulated clock.
-struct Answers<'a> {
-    line: &'a Line,
+/// Where the core reads the time and answers.
+#[derive(Debug)]
+struct SimDriver {
+    line: Arc<Line>,
     now: Instant,
 }
 
-impl Driver for Answers<'_> {
+impl Driver for SimDriver {
     fn now(&self) -> Instant {
         self.now
     }
 
-    fn act(&mut self, action: Action) -> Result<(), Ended> {
-        let (channel, reply) = match action {
-            Action::Woken { .. } => return Ok(()),
-            Action::Answer { channel, reply, .. } => (channel, reply),
-            Action::Attached { channel, count } => (channel, Reply::Attached(count)),
-            Action::History { text, .. } => panic!("a guest has found wrong bytes; {text}"),
-        };
+    fn reply(&mut self, channel: usize, reply: Reply) -> Result<(), Ended> {
         let unread = self.line.replies.lock().insert(channel, reply);
         assert_eq!(unread, None, "a second reply on channel {channel}");
         Ok(())
     }
-}
 
-/// Simulated guests ask their worker themselves.
-#[derive(Debug)]
-struct NoAttacher;
-
-impl Attacher for NoAttacher {
-    fn attach(&self, _: GfnRun, _: Gfn, _: Sender<u32>) -> bool {
-        false
+    fn history(&mut self, _channel: usize, text: &str) -> Result<(), Ended> {
+        panic!("a guest has found wrong bytes; {text}")
     }
 }
 
@@ -80,23 +64,22 @@ impl Attacher for NoAttacher {
 /// parked is looked at again by chance: a wake-up that is forgotten is a fault that waits for ever.
 #[derive(Debug)]
 pub(super) struct FaultThread {
-    core: Core,
+    pub(super) core: Core,
     vm: Arc<Vm>,
-    line: Arc<Line>,
-    now: Instant,
+    driver: SimDriver,
     /// How long the core is at each event.
     pub(super) takes: Duration,
 }
 
 impl FaultThread {
-    /// A fault thread of a guest with so many threads, which is given at most `ahead` pages ahead.
-    pub(super) fn new(vm: Arc<Vm>, line: Arc<Line>, threads: usize, ahead: u32) -> Self {
-        let now = Instant::now();
+    /// The fault thread of a guest like this.
+    pub(super) fn new(guest: &Common, worker: &WorkerHandle, spec: &Spec) -> Self {
+        let (vm, line) = (Arc::clone(&guest.vm), Arc::clone(&guest.line));
+        let (attacher, now) = (Box::new(worker.clone()), Instant::now());
         Self {
-            core: Core::new(Arc::clone(&vm), threads, Box::new(NoAttacher), ahead, now),
+            core: Core::new(Arc::clone(&vm), spec.threads, attacher, spec.ahead, now),
             vm,
-            line,
-            now,
+            driver: SimDriver { line, now },
             takes: Duration::ZERO,
         }
     }
@@ -104,7 +87,7 @@ impl FaultThread {
     /// Serves what there is to serve; whether there was anything.
     pub(super) fn turn(&mut self) -> Result<bool, Ended> {
         let mut busy = false;
-        while let Some(event) = self.line.receive() {
+        while let Some(event) = self.driver.line.receive() {
             busy = true;
             self.handle(event)?;
         }
@@ -118,27 +101,18 @@ impl FaultThread {
     }
 
     fn handle(&mut self, event: Event) -> Result<(), Ended> {
-        let read = self.now;
-        self.now += self.takes;
-        let mut answers = Answers {
-            line: &self.line,
-            now: self.now,
-        };
-        self.core.handle(event, read, &mut answers)
+        let read = self.driver.now;
+        self.pass(self.takes);
+        self.core.handle(event, read, &mut self.driver)
     }
 
     fn tick(&mut self) -> Result<(), Ended> {
-        let mut answers = Answers {
-            line: &self.line,
-            now: self.now,
-        };
-        self.core.tick(self.now, &mut answers)
+        self.core.tick(self.driver.now, &mut self.driver)
     }
 
     fn bell_rings(&self) -> bool {
         let bell = self.vm.parking.bell().expect("made with a bell");
-        let mut fds = [PollFd::new(bell, PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).expect("an eventfd can be polled") > 0
+        wait_readable([bell], Some(Duration::ZERO)).expect("an eventfd can be polled") == [true]
     }
 
     /// A while passes.
@@ -149,26 +123,11 @@ impl FaultThread {
 
     /// Time passes in which nothing is done.
     pub(super) fn pass(&mut self, time: Duration) {
-        self.now += time;
+        self.driver.now += time;
     }
 
     /// The time.
     pub(super) const fn now(&self) -> Instant {
-        self.now
-    }
-
-    /// Whether a fault on this page waits for memory.
-    pub(super) fn is_starved(&self, gfn: Gfn) -> bool {
-        self.core.waiting().is_starved(gfn)
-    }
-
-    /// Whether a fault on this page waits for the page.
-    pub(super) fn is_busy(&self, gfn: Gfn) -> bool {
-        self.core.waiting().is_busy(gfn)
-    }
-
-    /// The guest is gone.
-    pub(super) fn end(self) {
-        self.core.end();
+        self.driver.now
     }
 }

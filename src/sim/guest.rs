@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
 
-use super::address_space::Who;
-use super::words::SimTable;
-use super::{AddressSpace, Claims, Line, Trap};
 use memvisor_guest_agent::protocol::memory::Fault;
 use memvisor_guest_agent::shim::inline::{Inline, Step, Work};
 
+use super::address_space::Who;
+use super::words::SimTable;
+use super::{AddressSpace, Claims, Line, Trap};
+use crate::fault::Event;
 use crate::units::{Gfn, PAGE_SIZE, PageBuf};
 use crate::vm::Vm;
 
@@ -68,31 +69,36 @@ enum Wait {
         wakes: u32,
     },
     Kernel {
-        gfn: Gfn,
         wakes: u64,
     },
     Reply,
+}
+
+/// What the threads of a guest have in common.
+#[derive(Clone, Debug)]
+pub(super) struct Common {
+    pub(super) vm: Arc<Vm>,
+    pub(super) space: Arc<AddressSpace>,
+    pub(super) line: Arc<Line>,
+    pub(super) memory: Memory,
+    pub(super) claims: Option<Claims>,
 }
 
 /// A thread; it runs as far as it can each time it is polled. Two threads of one guest must not use
 /// the same pages.
 #[derive(Debug)]
 pub(super) struct GuestThread {
-    vm: Arc<Vm>,
-    space: Arc<AddressSpace>,
-    line: Arc<Line>,
-    memory: Memory,
+    guest: Common,
     channel: usize,
     running: Option<Running>,
     wait: Wait,
-    claims: Option<Claims>,
 }
 
 impl fmt::Display for GuestThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vm, wait, .. } = self;
-        let (channel, gfn) = (self.channel, self.at().unwrap_or_default());
-        let (entry, view, homes) = (vm.table.entry(gfn), self.space.view(gfn), vm.table.counts());
+        let Common { vm, space, .. } = &self.guest;
+        let (channel, wait, gfn) = (self.channel, &self.wait, self.at().unwrap_or_default());
+        let (entry, view, homes) = (vm.table.entry(gfn), space.view(gfn), vm.table.counts());
         let (starved, free) = (vm.parking.is_starved(), vm.budget.free());
         let (vm, starving) = (vm.id, vm.budget.starving());
         write!(
@@ -104,23 +110,12 @@ impl fmt::Display for GuestThread {
 }
 
 impl GuestThread {
-    pub(super) fn new(
-        vm: Arc<Vm>,
-        space: Arc<AddressSpace>,
-        line: Arc<Line>,
-        memory: Memory,
-        channel: usize,
-        claims: Option<Claims>,
-    ) -> Self {
+    pub(super) const fn new(guest: Common, channel: usize) -> Self {
         Self {
-            vm,
-            space,
-            line,
-            memory,
+            guest,
             channel,
             running: None,
             wait: Wait::Nothing,
-            claims,
         }
     }
 
@@ -148,14 +143,13 @@ impl GuestThread {
             return false;
         }
         while let Some(mut running) = self.running.take() {
-            match self.access(&mut running) {
-                Ok(()) if running.at == PAGE_SIZE => {}
-                Ok(()) => self.running = Some(running),
-                Err(trap) => {
-                    self.running = Some(running);
-                    self.wait = self.fault(trap);
-                    return false;
-                }
+            let accessed = self.access(&mut running);
+            if running.at < PAGE_SIZE {
+                self.running = Some(running);
+            }
+            if let Err(trap) = accessed {
+                self.wait = self.fault(trap);
+                return false;
             }
         }
         true
@@ -163,43 +157,35 @@ impl GuestThread {
 
     /// What it waits for now.
     fn go_on(&self, wait: Wait) -> Wait {
-        let goes_on = match &wait {
-            Wait::Kernel { gfn, wakes } => self.space.wakes(*gfn) != *wakes,
-            Wait::Asleep { at, wakes } => self.inline().table().wakes(*at) != *wakes,
-            Wait::Nothing | Wait::Claimed(_) | Wait::Reply => true,
-        };
         match wait {
-            _ if !goes_on => wait,
+            Wait::Kernel { wakes } if self.guest.space.wakes(self.page().0) == wakes => wait,
+            Wait::Asleep { at, wakes } if self.inline().table().wakes(at) == wakes => wait,
+            Wait::Nothing | Wait::Asleep { .. } | Wait::Kernel { .. } => Wait::Nothing,
             Wait::Claimed(work) => {
-                let map = self.space.mapped_by(Who::Claimer);
+                let map = self.guest.space.mapped_by(Who::Claimer);
                 self.step(self.inline().go_on(&map, work))
             }
-            Wait::Reply => {
-                let Some(reply) = self.line.reply(self.channel) else {
-                    return Wait::Reply;
-                };
-                if let Some(done) = self.space.obey(reply) {
-                    self.line.send(self.channel, done);
+            Wait::Reply => match self.guest.line.reply(self.channel) {
+                None => wait,
+                Some(reply) => {
+                    let done = self.guest.space.obey(reply);
+                    done.into_iter().for_each(|done| self.say(done));
+                    Wait::Nothing
                 }
-                Wait::Nothing
-            }
-            Wait::Nothing | Wait::Asleep { .. } | Wait::Kernel { .. } => Wait::Nothing,
+            },
         }
     }
 
     /// What it waits for after an access that did not go through.
     fn fault(&self, trap: Trap) -> Wait {
-        let gfn = self.at().expect("it is at a page");
-        match (trap, &self.claims) {
+        let (gfn, write) = self.page();
+        match (trap, &self.guest.claims) {
             (Trap::Kernel { wakes }, _) => {
-                self.line.fault(gfn);
-                Wait::Kernel { gfn, wakes }
+                self.guest.line.send(Event::Userfault(gfn));
+                Wait::Kernel { wakes }
             }
             (Trap::Signal, None) => self.step(Step::Ask),
-            (Trap::Signal, Some(inline)) => {
-                let write = matches!(self.question(), Fault::Write(_));
-                self.step(inline.begin(gfn, write))
-            }
+            (Trap::Signal, Some(inline)) => self.step(inline.begin(gfn, write)),
         }
     }
 
@@ -213,46 +199,54 @@ impl GuestThread {
             }
             Step::Access => Wait::Nothing,
             Step::Tell => {
-                self.line.send(self.channel, Fault::Credits);
+                self.say(Fault::Credits);
                 Wait::Nothing
             }
             Step::Ask => {
-                self.line.send(self.channel, self.question());
+                self.say(match self.page() {
+                    (gfn, true) => Fault::Write(gfn),
+                    (gfn, false) => Fault::Read(gfn),
+                });
                 Wait::Reply
             }
         }
     }
 
-    fn inline(&self) -> &Inline<SimTable> {
-        self.claims.as_ref().expect("only such a guest claims")
+    fn say(&self, fault: Fault) {
+        self.guest.line.send(Event::Message(self.channel, fault));
     }
 
-    /// What it asks about its page.
-    fn question(&self) -> Fault {
-        let Running { gfn, op, .. } = self.running.as_ref().expect("it is at a page");
-        match op {
-            Op::Read => Fault::Read(*gfn),
-            Op::Write(_) => Fault::Write(*gfn),
-        }
+    fn inline(&self) -> &Inline<SimTable> {
+        let claims = self.guest.claims.as_ref();
+        claims.expect("only such a guest claims")
+    }
+
+    /// The page that it accesses, and whether it writes.
+    fn page(&self) -> (Gfn, bool) {
+        let running = self.running.as_ref().expect("it is at a page");
+        (running.gfn, matches!(running.op, Op::Write(_)))
     }
 
     fn access(&self, running: &mut Running) -> Result<(), Trap> {
         let Running { gfn, op, at } = running;
         let range = *at..*at + HALF;
+        let Common {
+            vm, space, memory, ..
+        } = &self.guest;
         match op {
             Op::Write(content) => {
                 let half = &content.0[range.clone()];
-                self.space.store(*gfn, *at, half)?;
-                self.memory.pages()[gfn.index()].0[range].copy_from_slice(half);
+                space.store(*gfn, *at, half)?;
+                memory.pages()[gfn.index()].0[range].copy_from_slice(half);
             }
             Op::Read => {
                 let mut bytes = [0; HALF];
-                self.space.load(*gfn, *at, &mut bytes)?;
+                space.load(*gfn, *at, &mut bytes)?;
                 assert!(
-                    bytes == self.memory.pages()[gfn.index()].0[range],
+                    bytes == memory.pages()[gfn.index()].0[range],
                     "VM {}: {gfn} has other bytes at {at} than were written; {}",
-                    self.vm.id,
-                    self.vm.table.history().of(*gfn)
+                    vm.id,
+                    vm.table.history().of(*gfn)
                 );
             }
         }

@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::guest::Common;
 use super::words;
-use super::{
-    AddressSpace, Claims, Clock, FaultThread, GuestThread, Line, Memory, SimDisk, View, Worker,
-};
+use super::{AddressSpace, Claims, Clock, FaultThread, GuestThread, Memory, Op, View, Worker};
 use crate::compress::ZipCache;
 use crate::engine::EngineKind;
 use crate::page::{Budget, Home, Parking, Urgency};
@@ -14,9 +13,10 @@ use crate::pool::{Hints, Pool};
 use crate::reclaim::{Job, Selection, WorkerHandle};
 use crate::share::Peers;
 use crate::swap::SwapFile;
+use crate::swap::faulty::FaultyStorage;
 use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, PageBuf, Pages, VmId};
-use crate::vm::{Parts, Vm, VmParams};
+use crate::vm::{Blocked, Parts, Vm, VmParams};
 
 /// Pages that the table of hints has room for.
 const HINTED: u64 = 4096;
@@ -66,7 +66,7 @@ impl Peers for Switchboard {
 pub(super) struct Guest {
     pub(super) vm: Arc<Vm>,
     pub(super) space: Arc<AddressSpace>,
-    pub(super) disk: Arc<SimDisk>,
+    pub(super) disk: Arc<FaultyStorage>,
     pub(super) memory: Memory,
     pub(super) claims: Option<Claims>,
     pub(super) threads: Vec<GuestThread>,
@@ -109,27 +109,25 @@ impl Host {
         if !self.budget.take(params.metadata().0, Urgency::Touch) {
             return None;
         }
-        let pool = Arc::clone(&self.pools[spec.salt]);
         let space = Arc::new(AddressSpace::new(&spec, &self.pools));
-        let disk = Arc::new(SimDisk::default());
+        let disk = Arc::new(FaultyStorage::of(spec.swap_slots, u32::MAX));
         let zip = ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd");
         let claims = spec.inline.then(|| words::share(spec.pages, &zip));
         let parts = Parts {
             budget: Arc::clone(&self.budget),
-            pool,
+            pool: Arc::clone(&self.pools[spec.salt]),
             words: claims
                 .as_ref()
                 .map(|claims| Arc::new(claims.table().clone()) as _),
             zip,
-            swap: SwapFile::over(Arc::clone(&disk) as _, spec.swap_slots, spec.pages),
+            swap: SwapFile::over(Arc::new(Arc::clone(&disk)), spec.swap_slots, spec.pages),
             parking: Arc::new(Parking::new().expect("an eventfd")),
             vma_budget: spec.vma_budget,
         };
         self.budget.register(&parts.parking);
         let vm = Vm::new(id, params, Box::new(Arc::clone(&space)), parts).expect("memory");
         let vm = Arc::new(vm);
-        let peers = Arc::clone(&self.peers) as Arc<dyn Peers>;
-        let worker = Worker::new(&vm, peers, self.clock.clone());
+        let worker = Worker::new(&vm, Arc::clone(&self.peers) as _, self.clock.clone());
         // Whatever is searched for is searched for with both.
         worker.handle.set_selection(match id.0 % 2 {
             0 => Selection::SecondChance,
@@ -137,31 +135,38 @@ impl Host {
         });
         let member = (Arc::clone(&vm), worker.handle.clone());
         self.peers.0.lock().insert(id, member);
-        let line = Arc::new(Line::default());
-        let memory = Memory::new(spec.pages);
-        let thread = |channel| {
-            let (space, line) = (Arc::clone(&space), Arc::clone(&line));
-            let (vm, claims) = (Arc::clone(&vm), claims.clone());
-            GuestThread::new(vm, space, line, memory.clone(), channel, claims)
-        };
-        Some(Guest {
-            threads: (0..spec.threads).map(thread).collect(),
-            faults: FaultThread::new(Arc::clone(&vm), Arc::clone(&line), spec.threads, spec.ahead),
-            claims: claims.clone(),
-            worker,
+        let common = Common {
             vm,
             space,
+            line: Arc::default(),
+            memory: Memory::new(spec.pages),
+            claims,
+        };
+        let thread = |channel| GuestThread::new(common.clone(), channel);
+        Some(Guest {
+            threads: (0..spec.threads).map(thread).collect(),
+            faults: FaultThread::new(&common, &worker.handle, &spec),
+            claims: common.claims,
+            worker,
+            vm: common.vm,
+            space: common.space,
             disk,
-            memory,
+            memory: common.memory,
         })
     }
 
     /// The guest's process has ended, whatever its threads were doing.
     pub(super) fn bury(&self, guest: Guest) {
         self.peers.0.lock().remove(&guest.vm.id);
-        guest.faults.end();
-        guest.space.die_after(0);
+        guest.faults.core.end();
+        guest.space.life.set(0);
         guest.vm.tear_down();
+    }
+
+    /// Has a worker share in the pool of this number from now on, or with nobody.
+    pub(super) fn join(&self, worker: &WorkerHandle, pool: Option<usize>) {
+        let pool = pool.map(|pool| Arc::clone(&self.pools[pool]));
+        assert!(worker.suggest(Job::Join(pool)), "a queue with room");
     }
 
     /// Compares all that is counted with what is there, and every page with what its guest wrote.
@@ -263,7 +268,7 @@ impl Guest {
             self.check_page(gfn, home);
         }
         let given_up = self.claims.as_ref().map_or(0, |it| it.table().given_up());
-        let refused = self.space.refused();
+        let refused = self.space.refused.get();
         assert_eq!(given_up, refused, "claims given up, and refused");
         let zip = vm.zip.lock();
         assert_eq!(zip.stored().0, counts[4], "pages in the cache");
@@ -336,9 +341,21 @@ impl Guest {
         }
     }
 
+    /// Has a thread begin something and go on as far as it can; whether it has ended.
+    pub(super) fn attempt(&mut self, thread: usize, gfn: u32, op: Op) -> bool {
+        self.threads[thread].begin(Gfn(gfn), op);
+        self.drive(thread)
+    }
+
     /// Lets the fault thread serve what it can.
     pub(super) fn turn(&mut self) -> bool {
         self.faults.turn().expect("the guest can go on")
+    }
+
+    /// The policy says what waits; what need not any more is served.
+    pub(super) fn block(&self, blocked: Blocked) {
+        self.vm.orders.set_blocked(blocked);
+        self.vm.parking.ring();
     }
 
     fn check_waits(&self, thread: usize) {
@@ -346,8 +363,9 @@ impl Guest {
         let gfn = self.threads[thread].at().expect("it is at a page");
         let stopped = vm.is_blocked() || vm.is_at_ceiling();
         let short = stopped || vm.budget.spare() == Pages(0);
-        let waits = self.faults.is_starved(gfn) && short
-            || self.faults.is_busy(gfn) && vm.table.entry(gfn).is_locked()
+        let waiting = self.faults.core.waiting();
+        let waits = waiting.is_starved(gfn) && short
+            || waiting.is_busy(gfn) && vm.table.entry(gfn).is_locked()
             || self.is_taken(gfn);
         assert!(
             waits,

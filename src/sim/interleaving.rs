@@ -140,7 +140,7 @@ impl Governor<'_> {
             vm.zip.lock().set_max_pages(1);
             worker.set_scan_rate(0);
             worker.set_sample_period(Duration::ZERO);
-            self.join(worker, Some(0));
+            self.host.join(worker, Some(0));
         }
         while running.load(Ordering::SeqCst) > 0 {
             // Not each time: in a schedule of equal turns every page could be taken back before the guest has
@@ -157,7 +157,10 @@ impl Governor<'_> {
             0 => worker.set_scan_rate(FAST * u32::from(thread_rng().gen_bool(0.7))),
             1 => worker.set_sample_period(Duration::from_millis(50)),
             2 => vm.zip.lock().set_max_pages(thread_rng().gen_range(0..2)),
-            3 => self.join(worker, thread_rng().gen_range(0..3_usize).checked_sub(1)),
+            3 => {
+                let pool = thread_rng().gen_range(0..3_usize).checked_sub(1);
+                self.host.join(worker, pool);
+            }
             4 if self.is_short_of_vmas => {
                 vm.vmas
                     .set_budget([1, VMA_BUDGET][thread_rng().gen_range(0..2)]);
@@ -166,11 +169,6 @@ impl Governor<'_> {
             // Only time passes.
             _ => {}
         }
-    }
-
-    fn join(&self, worker: &WorkerHandle, pool: Option<usize>) {
-        let pool = pool.map(|pool| Arc::clone(&self.host.pools[pool]));
-        assert!(worker.suggest(Job::Join(pool)), "a queue with room");
     }
 }
 
@@ -302,13 +300,11 @@ fn die(host: &Host, doomed: Vec<Guest>) {
 
 /// Gives the guest pages to fight over: a run that the other has too, others for the cache.
 fn prepare(guest: &mut Guest) {
-    for gfn in 0..PAGES {
-        let page = match gfn {
-            0..4 => common(gfn),
-            _ => samples::mixed(u64::from(guest.vm.id.0 * PAGES + gfn), 1800),
-        };
-        guest.write(gfn, page);
-    }
+    let first = guest.vm.id.0 * PAGES;
+    guest.write_all(|gfn| match gfn {
+        0..4 => common(gfn),
+        _ => samples::mixed(u64::from(first + gfn), 1800),
+    });
     guest.scan();
     guest.scan();
 }

@@ -22,7 +22,6 @@
 //! with what its guest last wrote.
 
 mod address_space;
-mod disk;
 mod every_step;
 mod failures;
 mod fault_thread;
@@ -41,8 +40,7 @@ mod stalls;
 mod words;
 mod worker;
 
-use address_space::{AddressSpace, Trap, View};
-use disk::SimDisk;
+use address_space::{AddressSpace, Countdown, Trap, View};
 use fault_thread::{FaultThread, Line};
 use guest::{GuestThread, Memory, Op};
 use host::{Guest, Host, Spec};

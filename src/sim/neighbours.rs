@@ -2,29 +2,24 @@
 
 use std::time::Duration;
 
-use super::scenario::{SWAP, ZIP, alone, ways};
+use super::scenario::{SWAP, ZIP, evicted, ways};
 use super::{Guest, Spec};
 use crate::compress::samples;
 use crate::engine::EngineKind;
-use crate::units::Gfn;
-use crate::vm::Means;
+use crate::units::{Gfn, PageBuf};
 
 const PAGES: u32 = 32;
 /// Of sampling.
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// Has a guest live through something that has written all its pages, which have left by these means.
-fn evicted(kind: EngineKind, means: Means, story: impl FnOnce(&mut Guest)) {
-    alone(Spec::of(kind, PAGES), |_, guest| {
-        guest.write_and_evict(means, |gfn| samples::mixed(gfn.into(), 1800));
-        story(guest);
-    });
+fn content(gfn: u32) -> PageBuf {
+    samples::mixed(gfn.into(), 1800)
 }
 
 #[test]
 fn damaged_page_in_a_row_ends_nothing_until_somebody_asks_for_it() {
     for (kind, means) in ways() {
-        evicted(kind, means, |guest| {
+        evicted(Spec::of(kind, PAGES), means, content, |guest| {
             guest.damage(13);
             let home = guest.home(13);
             (0..13).chain(14..PAGES).for_each(|gfn| guest.read(gfn));
@@ -38,24 +33,29 @@ fn damaged_page_in_a_row_ends_nothing_until_somebody_asks_for_it() {
 #[test]
 fn damaged_page_in_a_block_ends_nothing_until_somebody_asks_for_it() {
     for means in [ZIP, SWAP] {
-        evicted(EngineKind::Mprotect, means, |guest| {
-            guest.vm.vmas.set_budget(1);
-            [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
-            guest.read(5);
-            assert_eq!(
-                guest.resident(),
-                [4, 5, 6],
-                "the block as far as it is whole"
-            );
-            [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
-        });
+        evicted(
+            Spec::of(EngineKind::Mprotect, PAGES),
+            means,
+            content,
+            |guest| {
+                guest.vm.vmas.set_budget(1);
+                [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
+                guest.read(5);
+                assert_eq!(
+                    guest.resident(),
+                    [4, 5, 6],
+                    "the block as far as it is whole"
+                );
+                [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
+            },
+        );
     }
 }
 
 #[test]
 fn sampled_page_waits_for_its_own_access() {
     for (kind, means) in ways() {
-        evicted(kind, means, |guest| {
+        evicted(Spec::of(kind, PAGES), means, content, |guest| {
             // The whole guest is smaller than a sample.
             guest.worker.handle.set_sample_period(PERIOD);
             guest.worker.wait(PERIOD);

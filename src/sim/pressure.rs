@@ -4,7 +4,7 @@ use nix::errno::Errno;
 
 use super::scenario::{KINDS, alone, order};
 use super::worker::PAUSE;
-use super::{Guest, Op, Spec};
+use super::{Countdown, Guest, Op, Spec};
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::{Home, Urgency};
@@ -135,12 +135,12 @@ fn page_that_a_guest_refused_to_freeze_is_not_taken_for_frozen() {
         assert_eq!(left(guest).len(), 16);
         guest.read_all();
         guest.worker.handle.set_selection(Selection::Random);
-        guest.space.refuse_after(0);
+        guest.space.accepts.set(0);
         order(&guest.vm, PAGES.into());
         work(guest);
         assert_eq!(left(guest), Vec::<u32>::new(), "no page could be frozen");
         assert!(guest.vm.stats.vma_refused.get() > 0);
-        guest.space.accept();
+        guest.space.accepts.set(Countdown::NEVER);
         guest.worker.handle.set_selection(Selection::SecondChance);
         order(&guest.vm, 16);
         work(guest);

@@ -12,23 +12,20 @@ use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages};
 const SCHEDULES: usize = 1_000;
 const PAGES: u32 = 6;
 
-/// Two guests whose pages hold what `content` says, with memory for all.
-fn two_guests(content: fn(u32) -> u8) -> (Host, [Guest; 2]) {
-    guests(content, false, 1)
+fn spec(kind: EngineKind) -> Spec {
+    Spec {
+        zip_pages: 2,
+        ahead: 0,
+        ..Spec::of(kind, PAGES)
+    }
 }
 
-fn guests(content: fn(u32) -> u8, inline: bool, threads: usize) -> (Host, [Guest; 2]) {
+/// Two guests whose pages hold what `content` says, with memory for all.
+fn guests(first: Spec, content: fn(u32) -> u8) -> (Host, [Guest; 2]) {
     let host = Host::roomy();
-    let guests = [(1, EngineKind::Uffd), (2, EngineKind::Mprotect)].map(|(id, kind)| {
-        let spec = Spec {
-            zip_pages: 2,
-            threads,
-            inline: inline && kind == EngineKind::Uffd,
-            ahead: 0,
-            ..Spec::of(kind, PAGES)
-        };
+    let guests = [(1, first), (2, spec(EngineKind::Mprotect))].map(|(id, spec)| {
         let mut guest = host.start(id, spec);
-        (0..PAGES).for_each(|gfn| guest.write(gfn, PageBuf([content(gfn); PAGE_SIZE])));
+        guest.write_all(|gfn| PageBuf([content(gfn); PAGE_SIZE]));
         guest
     });
     (host, guests)
@@ -38,7 +35,7 @@ fn guests(content: fn(u32) -> u8, inline: bool, threads: usize) -> (Host, [Guest
 #[test]
 fn workers_with_equal_pages_in_any_schedule_make_one_frame() {
     sync::model(SCHEDULES, || {
-        let (host, mut guests) = two_guests(|_| 7);
+        let (host, mut guests) = guests(spec(EngineKind::Uffd), |_| 7);
         // Each finds a page that is like another of its own, and nothing shared.
         thread::scope(|scope| {
             for guest in &mut guests {
@@ -58,7 +55,7 @@ fn workers_with_equal_pages_in_any_schedule_make_one_frame() {
 fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
     // The eviction must come between two steps of the fault thread that follow each other.
     sync::model(4 * SCHEDULES, || {
-        let (host, [mut first, mut second]) = two_guests(|gfn| gfn as u8 + 1);
+        let (host, [mut first, mut second]) = guests(spec(EngineKind::Uffd), |gfn| gfn as u8 + 1);
         first.scan();
         second.scan();
         second.scan();
@@ -91,7 +88,12 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
 #[test]
 fn threads_at_one_page_in_any_schedule_bring_it_once() {
     sync::model(SCHEDULES, || {
-        let (host, [mut first, second]) = guests(|gfn| gfn as u8 + 1, true, 2);
+        let itself = Spec {
+            threads: 2,
+            inline: true,
+            ..spec(EngineKind::Uffd)
+        };
+        let (host, [mut first, second]) = guests(itself, |gfn| gfn as u8 + 1);
         assert_eq!(first.evict_by(6, ZIP), 6);
         first.vm.grant_credits(4);
         first.vm.zip.lock().set_max_pages(0);

@@ -8,11 +8,11 @@ use memvisor_guest_agent::protocol::balloon::{PageStatus, StatusRun};
 use nix::errno::Errno;
 use proptest::prelude::*;
 
-use super::address_space;
 use super::scenario::{KINDS, Witness, search};
 use super::worker::ask;
-use super::{Guest, Host, Op, Spec};
+use super::{Countdown, Guest, Host, Op, Spec};
 use crate::compress::samples;
+use crate::engine::EngineError;
 use crate::page::Home;
 use crate::reclaim::Job;
 use crate::share::AttachRequest;
@@ -151,7 +151,7 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         1 => (0..5u32).prop_map(Step::ZipCap),
         1 => (0..=PAGES).prop_map(Step::SwapSlots),
         1 => (0..4u32).prop_map(Step::Vmas),
-        2 => Just(Step::Vmas(address_space::NEVER)),
+        2 => Just(Step::Vmas(Countdown::NEVER)),
         2 => runs().prop_map(Step::ForgetMappings),
         1 => Just(Step::Rest),
         1 => prop::sample::select(vec![Blocked::No, Blocked::Touches, Blocked::All])
@@ -250,8 +250,7 @@ const fn thread_of(gfn: u32) -> usize {
 /// Does something, unless the thread of the page still waits.
 fn access(guest: &mut Guest, gfn: u32, op: Op) {
     if guest.drive(thread_of(gfn)) {
-        guest.threads[thread_of(gfn)].begin(Gfn(gfn), op);
-        guest.drive(thread_of(gfn));
+        guest.attempt(thread_of(gfn), gfn, op);
     }
 }
 
@@ -279,12 +278,12 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
             guest.worker.wait(Duration::from_millis(millis));
             check_trimmed(guest);
         }
-        Step::Ask(requests) => serve(host, guest, requests),
+        Step::Ask(requests) => serve(host, guest, requests).expect("the session lives"),
         Step::Evict(want, means) => evict(guest, want, means),
         Step::SwapFails(errno) => guest.disk.set_failing(errno),
         Step::ZipCap(pages) => vm.zip.lock().set_max_pages(pages),
         Step::SwapSlots(slots) => vm.swap.resize(slots).expect("a disk with room"),
-        Step::Vmas(runs) => guest.space.refuse_after(runs),
+        Step::Vmas(runs) => guest.space.accepts.set(runs),
         Step::ForgetMappings(run) => {
             for gfn in run.iter() {
                 guest.space.forget_mapping(gfn);
@@ -292,10 +291,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
             }
         }
         Step::Rest => guest.faults.rest().expect("the guest can go on"),
-        Step::Block(blocked) => {
-            vm.orders.set_blocked(blocked);
-            vm.parking.ring();
-        }
+        Step::Block(blocked) => guest.block(blocked),
         Step::Ceiling(pages) => {
             vm.orders.set_ceiling(pages.map(Pages));
             vm.parking.ring();
@@ -305,7 +301,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
     // Whatever came free is found by who waits for it.
     for thread in 0..THREADS {
         let at = guest.threads[thread].at();
-        if at.is_some_and(|at| guest.faults.is_starved(at)) {
+        if at.is_some_and(|at| guest.faults.core.waiting().is_starved(at)) {
             guest.drive(thread);
         }
     }
@@ -340,13 +336,17 @@ fn when<T: 'static>(answer: Receiver<T>, check: impl Fn(&Guest, &[Home], T) + 's
 }
 
 /// Asks for everything at once, and lets the worker go on step by step: it answers one thing at a time.
-fn serve(host: &Host, guest: &mut Guest, requests: Vec<Request>) {
+pub(super) fn serve(
+    host: &Host,
+    guest: &mut Guest,
+    requests: Vec<Request>,
+) -> Result<(), EngineError> {
     let asked = requests.into_iter();
     let mut asked: Vec<Asked> = asked.map(|request| request.ask(host, guest)).collect();
     loop {
         let before: Vec<Home> = guest.homes().map(|(_, home)| home).collect();
         let may_hold = guest.vm.held().max(guest.vm.orders.ceiling());
-        let goes_on = guest.worker.step();
+        let goes_on = guest.worker.try_step()?;
         assert!(guest.vm.held() <= may_hold, "{:?}", guest.vm.held());
         asked.retain(|is_answered| !is_answered(guest, &before));
         if !goes_on {
@@ -354,6 +354,7 @@ fn serve(host: &Host, guest: &mut Guest, requests: Vec<Request>) {
         }
     }
     assert!(asked.is_empty(), "the worker rests and has not answered");
+    Ok(())
 }
 
 impl Request {
@@ -384,8 +385,7 @@ impl Request {
             }
             Self::ReleaseAll => when(ask(worker, Job::ReleaseAll), |_, _, ()| {}),
             Self::Join(pool) => {
-                let pool = pool.map(|pool| Arc::clone(&host.pools[pool]));
-                assert!(worker.suggest(Job::Join(pool)));
+                host.join(worker, pool);
                 Box::new(|_, _| true)
             }
         }
@@ -409,19 +409,22 @@ fn check_attached(guest: &Guest, request: AttachRequest, attached: u32) {
     }
 }
 
-fn pages_of(statuses: &[StatusRun]) -> impl Iterator<Item = (Gfn, PageStatus)> {
-    let pages = |run: &StatusRun| {
-        let status = run.status;
-        run.run.iter().map(move |gfn| (gfn, status))
+/// What has become of each page of a run.
+fn statuses_of(run: GfnRun, statuses: &[StatusRun]) -> Vec<(Gfn, PageStatus)> {
+    let pages = |it: &StatusRun| {
+        let status = it.status;
+        it.run.iter().map(move |gfn| (gfn, status))
     };
-    statuses.iter().flat_map(pages)
+    let pages: Vec<_> = statuses.iter().flat_map(pages).collect();
+    assert!(
+        pages.iter().map(|(gfn, _)| *gfn).eq(run.iter()),
+        "each once"
+    );
+    pages
 }
 
 fn check_inflated(guest: &Guest, run: GfnRun, statuses: &[StatusRun], before: &[Home]) {
-    let mut pages = pages_of(statuses);
-    for gfn in run.iter() {
-        let (named, status) = pages.next().expect("every page has a status");
-        assert_eq!(named, gfn);
+    for (gfn, status) in statuses_of(run, statuses) {
         let home = guest.vm.table.entry(gfn).home();
         match status {
             PageStatus::Ok => {
@@ -433,12 +436,10 @@ fn check_inflated(guest: &Guest, run: GfnRun, statuses: &[StatusRun], before: &[
             other => panic!("{gfn} is {other:?}"),
         }
     }
-    assert_eq!(pages.next(), None);
 }
 
 fn check_deflated(guest: &Guest, run: GfnRun, statuses: &[StatusRun], before: &[Home]) {
-    assert_eq!(pages_of(statuses).count(), run.count as usize);
-    for (gfn, status) in pages_of(statuses) {
+    for (gfn, status) in statuses_of(run, statuses) {
         let (before, entry) = (before[gfn.index()], guest.vm.table.entry(gfn));
         match status {
             PageStatus::Ok => {

@@ -1,11 +1,11 @@
 //! Pages that are touched in a row come ahead.
 
-use super::scenario::{KINDS, SWAP, ZIP, alone};
+use super::scenario::{KINDS, SWAP, ZIP, alone, evicted};
 use super::{Guest, Host, Op, Spec, View};
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::fault::{Ended, FaultError};
-use crate::units::Gfn;
+use crate::units::{Gfn, PageBuf};
 
 const PAGES: u32 = 64;
 
@@ -13,16 +13,8 @@ fn spec(kind: EngineKind) -> Spec {
     Spec::of(kind, PAGES)
 }
 
-fn read_in_a_row(guest: &mut Guest, gfns: &[u32]) {
-    gfns.iter().for_each(|gfn| guest.read(*gfn));
-}
-
-/// A guest all of whose pages are in its swap file.
-fn swapped(kind: EngineKind, story: impl FnOnce(&mut Guest)) {
-    alone(spec(kind), |_, guest| {
-        guest.write_and_evict(SWAP, |gfn| samples::mixed(gfn.into(), 4096));
-        story(guest);
-    });
+fn dense(gfn: u32) -> PageBuf {
+    samples::mixed(gfn.into(), 4096)
 }
 
 /// A guest that serves itself, all of whose pages are in its cache, and that has so many credits.
@@ -61,10 +53,11 @@ fn first_touches_in_a_row_bring_more_and_more_pages() {
 #[test]
 fn row_of_an_mprotect_guest_ends_at_pages_that_are_there_and_at_the_end_of_ram() {
     alone(spec(EngineKind::Mprotect), |_, guest| {
-        read_in_a_row(guest, &[5, 0, 1, 3]);
+        [5, 0, 1, 3].into_iter().for_each(|gfn| guest.read(gfn));
         assert_eq!(guest.vm.stats.first_touch.get(), 6);
         assert_eq!(guest.space.view(Gfn(6)), View::Closed);
-        read_in_a_row(guest, &[PAGES - 4, PAGES - 3, PAGES - 1]);
+        let last = [PAGES - 4, PAGES - 3, PAGES - 1];
+        last.into_iter().for_each(|gfn| guest.read(gfn));
         assert_eq!(guest.vm.stats.first_touch.get(), 10);
     });
 }
@@ -72,7 +65,7 @@ fn row_of_an_mprotect_guest_ends_at_pages_that_are_there_and_at_the_end_of_ram()
 #[test]
 fn swapped_pages_read_in_a_row_come_with_few_reads_of_the_disk() {
     for kind in KINDS {
-        swapped(kind, |guest| {
+        evicted(spec(kind), SWAP, dense, |guest| {
             guest.read_all();
             assert_eq!(guest.vm.stats.refill_swap.get(), u64::from(PAGES));
             let reads = guest.disk.reads();
@@ -84,7 +77,7 @@ fn swapped_pages_read_in_a_row_come_with_few_reads_of_the_disk() {
 #[test]
 fn swapped_pages_read_here_and_there_come_one_by_one() {
     for kind in KINDS {
-        swapped(kind, |guest| {
+        evicted(spec(kind), SWAP, dense, |guest| {
             let scattered = (0..PAGES).step_by(2).rev();
             scattered.for_each(|gfn| guest.read(gfn));
             assert_eq!(guest.vm.stats.refill_swap.get(), u64::from(PAGES / 2));

@@ -10,10 +10,9 @@ use std::sync::Arc;
 use super::random_steps::{SCAN_RATE, Step, World, salt_of, steps};
 use super::scenario::search;
 use super::worker::PAUSE;
-use super::{Guest, Host};
+use super::{Countdown, Guest, Host};
 use crate::page::Home;
 use crate::pool::Pool;
-use crate::reclaim::Job;
 use crate::units::{Gfn, PageBuf};
 use crate::vm::Blocked;
 
@@ -38,11 +37,9 @@ fn pass(guest: &mut Guest) -> bool {
 
 /// Nothing stands in the way of sharing any more, and no guest does anything.
 fn calm(host: &Host, place: usize, guest: &mut Guest) {
-    guest.space.accept();
-    let pool = Arc::clone(&host.pools[salt_of(place)]);
-    assert!(guest.worker.handle.suggest(Job::Join(Some(pool))));
-    guest.vm.orders.set_blocked(Blocked::No);
-    guest.vm.parking.ring();
+    guest.space.accepts.set(Countdown::NEVER);
+    host.join(&guest.worker.handle, Some(salt_of(place)));
+    guest.block(Blocked::No);
     for thread in 0..guest.threads.len() {
         assert!(guest.drive(thread), "there is memory for everybody");
     }

@@ -76,6 +76,19 @@ impl Host {
     }
 }
 
+/// Has a guest live through something that has written all its pages, which have left by these means.
+pub(super) fn evicted(
+    spec: Spec,
+    means: Means,
+    content: impl Fn(u32) -> PageBuf,
+    story: impl FnOnce(&mut Guest),
+) {
+    alone(spec, |_, guest| {
+        guest.write_and_evict(means, content);
+        story(guest);
+    });
+}
+
 /// Has a VM's worker evict so many pages by all means from now on.
 pub(super) fn order(vm: &Vm, pages: u64) {
     let eviction = Eviction::at_once(Pages(pages), Means::ALL);
@@ -101,8 +114,7 @@ impl Guest {
 
     fn run(&mut self, gfn: u32, op: Op) {
         let thread = gfn as usize % self.threads.len();
-        self.threads[thread].begin(Gfn(gfn), op);
-        assert!(self.drive(thread), "{gfn} waits");
+        assert!(self.attempt(thread, gfn, op), "{gfn} waits");
     }
 
     /// Reads every page that was written.
@@ -114,9 +126,13 @@ impl Guest {
         }
     }
 
+    pub(super) fn write_all(&mut self, content: impl Fn(u32) -> PageBuf) {
+        (0..self.vm.table.pages()).for_each(|gfn| self.write(gfn, content(gfn)));
+    }
+
     /// Writes all its pages, and has them leave by these means.
     pub(super) fn write_and_evict(&mut self, means: Means, content: impl Fn(u32) -> PageBuf) {
-        (0..self.vm.table.pages()).for_each(|gfn| self.write(gfn, content(gfn)));
+        self.write_all(content);
         while self.vm.table.count(Home::Resident) > 0 {
             assert!(self.evict_by(32, means) > 0);
         }

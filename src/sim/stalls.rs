@@ -30,8 +30,7 @@ fn fresh(kind: EngineKind) -> (Host, Guest) {
 
 fn write(guest: &mut Guest, thread: usize, gfn: u32) -> bool {
     let page = Box::new(samples::mixed(gfn.into(), 500));
-    guest.threads[thread].begin(Gfn(gfn), Op::Write(page));
-    guest.drive(thread)
+    guest.attempt(thread, gfn, Op::Write(page))
 }
 
 /// Lets `act` happen while the fault thread takes its time.
@@ -93,8 +92,7 @@ fn break_counts_until_its_thread_has_mapped_the_copy() {
         let (host, mut guest) = fresh(kind);
         for gfn in [0, 1] {
             let page = Box::new(PageBuf([7; PAGE_SIZE]));
-            guest.threads[0].begin(Gfn(gfn), Op::Write(page));
-            assert!(guest.drive(0));
+            assert!(guest.attempt(0, gfn, Op::Write(page)));
         }
         guest.scan();
         guest.scan();
@@ -135,8 +133,7 @@ fn threads_of_a_blocked_vm_count_each_while_they_wait() {
             (causes, any),
             (vec![(Cause::Blocked, 6 * SECOND)], 3 * SECOND)
         );
-        guest.vm.orders.set_blocked(Blocked::No);
-        guest.vm.parking.ring();
+        guest.block(Blocked::No);
         timed(&mut guest, |guest| assert!(guest.turn()));
         (0..3).for_each(|thread| assert!(guest.drive(thread)));
         pass(&mut guest, SECOND);
@@ -165,8 +162,7 @@ fn wait_for_memory_is_told_from_one_by_order_whenever_that_changes() {
         assert!(host.budget.take(free, Urgency::Reclaim));
         assert!(!write(&mut guest, 0, 0));
         pass(&mut guest, 2 * SECOND);
-        guest.vm.orders.set_blocked(Blocked::All);
-        guest.vm.parking.ring();
+        guest.block(Blocked::All);
         guest.turn();
         pass(&mut guest, 3 * SECOND);
         let memory = (Cause::Memory, 2 * SECOND);
@@ -203,8 +199,7 @@ fn threads_that_wait_for_one_page_that_is_moved_count_each() {
         let vm = Arc::clone(&guest.vm);
         let moved = vm.try_lock(Gfn(0)).expect("nobody is at it");
         for thread in 0..2 {
-            guest.threads[thread].begin(Gfn(0), Op::Read);
-            assert!(!guest.drive(thread));
+            assert!(!guest.attempt(thread, 0, Op::Read));
         }
         pass(&mut guest, SECOND);
         let busy = (Cause::Busy, 2 * SECOND);

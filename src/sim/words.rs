@@ -10,6 +10,7 @@ use memvisor_guest_agent::shim::inline::{Inline, Table};
 use crate::compress::ZipCache;
 use crate::sync::{AtomicU32, Mutex, Ordering};
 use crate::units::Gfn;
+use crate::vm::Counter;
 
 /// What the threads of the guest share.
 pub(super) type Claims = Arc<Inline<SimTable>>;
@@ -24,7 +25,7 @@ struct Shared {
     /// How often those who sleep at a word have been woken.
     wakes: Mutex<HashMap<u32, u32>>,
     /// How many claims were given up.
-    given_up: AtomicU32,
+    given_up: Counter,
 }
 
 /// The table of a guest of so many pages, and the arena of its cache.
@@ -33,7 +34,7 @@ pub(super) fn share(pages: u32, zip: &ZipCache) -> Claims {
     let table = SimTable(Arc::new(Shared {
         words: words.collect(),
         wakes: Mutex::default(),
-        given_up: AtomicU32::new(0),
+        given_up: Counter::default(),
     }));
     let arena = zip.read_only_fd().expect("/proc is there");
     Arc::new(Inline::new(table, File::from(arena), zip.arena_pages()))
@@ -46,8 +47,8 @@ impl SimTable {
     }
 
     /// How many claims were given up.
-    pub(super) fn given_up(&self) -> u32 {
-        self.0.given_up.load(Ordering::SeqCst)
+    pub(super) fn given_up(&self) -> u64 {
+        self.0.given_up.get()
     }
 
     /// How often those who sleep at a word have been woken.
@@ -84,7 +85,7 @@ impl Words for SimTable {
             ]
         );
         if at >= claims::HEADER_WORDS && changed.is_ok() && is_given_up {
-            self.0.given_up.fetch_add(1, Ordering::SeqCst);
+            self.0.given_up.one();
         }
         changed
     }

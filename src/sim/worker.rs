@@ -1,7 +1,6 @@
 //! The worker of a simulated guest: the core that ships, its queue, and a clock that passes when it is told to.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as StdMutex};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -23,26 +22,19 @@ pub(super) const FAST: u32 = 100_000;
 
 /// The time on a simulated host. Looking at it is no point to switch tasks at.
 #[derive(Clone, Debug)]
-pub(super) struct Clock {
-    began: Instant,
-    millis: Arc<AtomicU64>,
-}
+pub(super) struct Clock(Arc<StdMutex<Instant>>);
 
 impl Clock {
     pub(super) fn new() -> Self {
-        Self {
-            began: Instant::now(),
-            millis: Arc::default(),
-        }
+        Self(Arc::new(StdMutex::new(Instant::now())))
     }
 
     pub(super) fn now(&self) -> Instant {
-        self.began + Duration::from_millis(self.millis.load(Ordering::Relaxed))
+        *self.0.lock().expect("no holder panicked")
     }
 
     pub(super) fn pass(&self, time: Duration) {
-        let millis = u64::try_from(time.as_millis()).expect("not for ever");
-        self.millis.fetch_add(millis, Ordering::Relaxed);
+        *self.0.lock().expect("no holder panicked") += time;
     }
 }
 
@@ -72,7 +64,7 @@ impl Worker {
         self.try_step().expect("the session lives")
     }
 
-    fn try_step(&mut self) -> Result<bool, EngineError> {
+    pub(super) fn try_step(&mut self) -> Result<bool, EngineError> {
         let now = self.clock.now();
         let until = self.core.step(now, &mut self.queue.jobs.try_iter())?;
         let until = until.expect("it is wanted");

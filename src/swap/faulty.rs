@@ -1,14 +1,15 @@
-//! A storage in memory that fails where a test says so.
+//! A storage in memory that fails where a test says so: the disk of tests of swap files and of the simulated machine.
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use super::Storage;
 use crate::sync::{Mutex, MutexGuard};
-use crate::units::{Bytes, PAGE_SIZE, PageBuf};
+use crate::units::{Bytes, PAGE_SIZE, PageBuf, SlotId};
 
 /// What happens to one call.
 #[derive(Clone, Copy, Debug)]
@@ -26,8 +27,12 @@ pub(crate) enum Fault {
 #[derive(Debug)]
 struct State {
     faults: HashMap<usize, Fault>,
-    bytes: HashMap<u64, u8>,
+    /// Which writes fail, and how.
+    failing: Option<(Range<u32>, Errno)>,
+    writes: u32,
+    bytes: Vec<u8>,
     calls: usize,
+    reads: u32,
     len: u64,
     available: u64,
 }
@@ -42,8 +47,11 @@ impl FaultyStorage {
     pub(crate) fn new(faults: impl IntoIterator<Item = (usize, Fault)>) -> Self {
         Self(Mutex::new(State {
             faults: faults.into_iter().collect(),
-            bytes: HashMap::new(),
+            failing: None,
+            writes: 0,
+            bytes: Vec::new(),
             calls: 0,
+            reads: 0,
             len: u64::MAX,
             available: 0,
         }))
@@ -55,6 +63,28 @@ impl FaultyStorage {
         storage.state().len = u64::from(pages) * PAGE_SIZE as u64;
         storage.state().available = u64::from(available) * PAGE_SIZE as u64;
         storage
+    }
+
+    /// Makes every write fail from now on, or work again.
+    pub(crate) fn set_failing(&self, errno: Option<Errno>) {
+        self.fail_after(0, u32::MAX, errno);
+    }
+
+    /// Lets the next `after` writes go well, and the `count` behind them fail.
+    pub(crate) fn fail_after(&self, after: u32, count: u32, errno: Option<Errno>) {
+        let mut state = self.state();
+        let first = state.writes + after;
+        state.failing = errno.map(|errno| (first..first.saturating_add(count), errno));
+    }
+
+    /// How often it was read so far, however much at once.
+    pub(crate) fn reads(&self) -> u32 {
+        self.state().reads
+    }
+
+    /// Flips a bit of what a slot holds; a second time it is whole again.
+    pub(crate) fn damage(&self, slot: SlotId) {
+        self.state().bytes[slot.0 as usize * PAGE_SIZE + 1000] ^= 4;
     }
 
     /// Adds a fault to the next call.
@@ -103,9 +133,10 @@ impl State {
     }
 
     fn copy_out(&self, into: &mut [u8], offset: u64) {
-        for (at, byte) in (offset..).zip(into) {
-            *byte = self.bytes.get(&at).copied().unwrap_or(0);
-        }
+        let stored = self.bytes.get(offset as usize..).unwrap_or_default();
+        let (there, hole) = into.split_at_mut(stored.len().min(into.len()));
+        there.copy_from_slice(&stored[..there.len()]);
+        hole.fill(0);
     }
 
     fn check_inside(&self, offset: u64, len: usize) {
@@ -119,6 +150,13 @@ impl Storage for Arc<FaultyStorage> {
         let mut state = self.state();
         let mut bytes: Vec<u8> = pages.iter().flat_map(|page| page.0).collect();
         state.check_inside(offset, bytes.len());
+        let number = state.writes;
+        state.writes += 1;
+        if let Some((these, errno)) = &state.failing
+            && these.contains(&number)
+        {
+            return Err((*errno).into());
+        }
         match state.next_fault() {
             None => {}
             Some(Fault::Fail(errno)) => return Err(errno.into()),
@@ -129,13 +167,17 @@ impl Storage for Arc<FaultyStorage> {
             }
             Some(Fault::Lost) => return Ok(bytes.len()),
         }
-        let len = bytes.len();
-        state.bytes.extend((offset..).zip(bytes));
-        Ok(len)
+        let (start, end) = (offset as usize, offset as usize + bytes.len());
+        if state.bytes.len() < end {
+            state.bytes.resize(end, 0);
+        }
+        state.bytes[start..end].copy_from_slice(&bytes);
+        Ok(bytes.len())
     }
 
     fn read_at(&self, pages: &mut [PageBuf], offset: u64) -> io::Result<usize> {
         let mut state = self.state();
+        state.reads += 1;
         let all = pages.len() * PAGE_SIZE;
         state.check_inside(offset, all);
         let mut len = all;
@@ -183,7 +225,7 @@ impl Storage for Arc<FaultyStorage> {
         }
         state.available += state.len - len.0;
         state.len = len.0;
-        state.bytes.retain(|at, _| *at < len.0);
+        state.bytes.truncate(len.0 as usize);
         Ok(())
     }
 }

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
-use memvisor_guest_agent::shim::{PeerCredentials, SeqPacket, wait_readable};
+use memvisor_guest_agent::shim::{SeqPacket, wait_readable};
+use nix::sys::socket::UnixCredentials;
 
 use crate::units::Bytes;
 
@@ -17,7 +18,7 @@ const SO_PEERPIDFD: libc::c_int = 77;
 #[derive(Debug)]
 pub struct Process {
     pidfd: OwnedFd,
-    credentials: PeerCredentials,
+    credentials: UnixCredentials,
     /// Opened before it is welcomed: from then on a guest is closed to others of its user.
     files: io::Result<ProcFiles>,
 }
@@ -41,10 +42,10 @@ impl Process {
     /// What `getsockopt(2)` or `pidfd_open(2)` says: the process is gone already.
     pub fn peer(socket: &SeqPacket) -> io::Result<Self> {
         let credentials = socket.peer()?;
-        let pidfd = peer_pidfd(socket).or_else(|_| open_pidfd(credentials.pid))?;
+        let pidfd = peer_pidfd(socket).or_else(|_| open_pidfd(credentials.pid()))?;
         let process = Self {
             pidfd,
-            files: ProcFiles::open(credentials.pid),
+            files: ProcFiles::open(credentials.pid()),
             credentials,
         };
         // What was opened by its number belongs to it if it still lives.
@@ -56,14 +57,14 @@ impl Process {
 
     /// Its number.
     #[must_use]
-    pub const fn pid(&self) -> i32 {
-        self.credentials.pid
+    pub fn pid(&self) -> i32 {
+        self.credentials.pid()
     }
 
     /// Its user.
     #[must_use]
-    pub const fn uid(&self) -> u32 {
-        self.credentials.uid
+    pub fn uid(&self) -> u32 {
+        self.credentials.uid()
     }
 
     /// Clears the accessed bits of all its mapped pages.

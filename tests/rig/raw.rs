@@ -106,7 +106,7 @@ impl RawGuest {
         asked.expect("ask");
         let mut said = [0; 64];
         let received = self.line.recv_timeout(&mut said, PATIENCE);
-        let Some(Received::Message { len, .. }) = received.expect("receive") else {
+        let Some(Received::Message { len }) = received.expect("receive") else {
             panic!("the connector failed");
         };
         let said = String::from_utf8_lossy(&said[..len]);
@@ -127,7 +127,7 @@ impl RawGuest {
         let ready = wait_readable([self.socket.as_fd()], Some(PATIENCE));
         assert_eq!(ready.expect("poll"), [true], "the host says nothing");
         let (received, fds) = self.socket.recv_with_fds(&mut buffer).expect("receive");
-        let Received::Message { len, .. } = received else {
+        let Received::Message { len } = received else {
             panic!("the host hung up");
         };
         (Message::decode(&buffer[..len]).expect("a message"), fds)
@@ -352,7 +352,7 @@ impl RawAgent {
     pub(crate) fn receive(&self) -> (u32, ToAgent) {
         let mut buffer = vec![0; 64 * 1024];
         match self.socket.recv_timeout(&mut buffer, PATIENCE) {
-            Ok(Some(Received::Message { len, .. })) => {
+            Ok(Some(Received::Message { len })) => {
                 ToAgent::decode(&buffer[..len]).expect("a message")
             }
             other => panic!("no message: {other:?}"),

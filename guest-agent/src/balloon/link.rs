@@ -187,7 +187,7 @@ impl Link {
             None => return Err(LinkError::Silent { question }),
             Some(Received::Closed) => return Err(LinkError::Closed),
             // A cut message is longer than the buffer, and decoding says how much is missing.
-            Some(Received::Message { len, .. }) => len.min(self.buffer.len()),
+            Some(Received::Message { len }) => len.min(self.buffer.len()),
         };
         match ToAgent::decode(&self.buffer[..len])? {
             (_, ToAgent::Reset) => Err(LinkError::Reset),

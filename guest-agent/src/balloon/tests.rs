@@ -176,7 +176,7 @@ impl ScriptedHost {
     fn next(&self) -> (u32, ToHost) {
         let mut buffer = vec![0; MAX_MESSAGE_BYTES];
         match self.0.recv_timeout(&mut buffer, PATIENCE).unwrap() {
-            Some(Received::Message { len, .. }) => ToHost::decode(&buffer[..len]).unwrap(),
+            Some(Received::Message { len }) => ToHost::decode(&buffer[..len]).unwrap(),
             other => panic!("no message: {other:?}"),
         }
     }

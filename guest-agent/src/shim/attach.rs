@@ -15,7 +15,6 @@ use crate::protocol::{Gfn, GfnRun};
 
 use super::channels::Channels;
 use super::inline::Inline;
-use super::mapping::Mapping as _;
 use super::memory_thread::{self, SessionEnd};
 use super::ram::RamMap;
 use super::segv::{self, Hardware};
@@ -39,14 +38,6 @@ pub enum AttachError {
     /// A signal came before the daemon's answer.
     #[error("interrupted while the host did not answer")]
     Interrupted,
-    /// The daemon's message came at the wrong time or without what belongs to it.
-    #[error("the host sent {got} where {wanted} is expected")]
-    Order {
-        /// What came.
-        got: &'static str,
-        /// What should have come.
-        wanted: &'static str,
-    },
     /// The kernel denied something the guest needs.
     #[error("cannot {what}")]
     Kernel {
@@ -62,21 +53,25 @@ fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> AttachError {
     move |source| AttachError::Kernel { what, source }
 }
 
+const fn order(got: &'static str, wanted: &'static str) -> AttachError {
+    AttachError::Session(SessionEnd::Order { got, wanted })
+}
+
 /// Guest RAM, backed by the host. Cheap to copy; lives as long as the process.
 #[derive(Clone, Copy, Debug)]
 pub struct Ram(&'static Hardware);
 
 impl Memory for Ram {
     fn pages(&self) -> u32 {
-        self.0.map.pages()
+        self.0.map.linear.pages()
     }
 
     fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
-        self.0.map.read(gfn, at, into);
+        self.0.map.linear.read(gfn, at, into);
     }
 
     fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
-        self.0.map.write(gfn, at, from);
+        self.0.map.linear.write(gfn, at, from);
     }
 
     fn attach(&self, pages: GfnRun, source: Gfn) -> u32 {
@@ -101,23 +96,16 @@ impl Ram {
     /// wrong bytes. `None` when the daemon is gone.
     #[must_use]
     pub fn history(&self, gfn: Gfn) -> Option<String> {
-        let channel = self.0.channels.take();
-        if !channel.send(Fault::History(gfn)) {
-            return None;
-        }
         let mut text = [0; MAX_REPORT];
-        let len = channel.text(&mut text)?;
-        Some(String::from_utf8_lossy(&text[..len]).into_owned())
+        let channel = self.0.channels.take();
+        let text = channel.ask_into(Fault::History(gfn), &mut text)?;
+        Some(String::from_utf8_lossy(text).into_owned())
     }
 
     /// Asks for as many pages as one question can; 0 when the daemon is gone, which the memory thread
     /// will say.
     fn ask_to_attach(&self, pages: GfnRun, source: Gfn) -> u32 {
-        let channel = self.0.channels.take();
-        if !channel.send(Fault::Attach { pages, source }) {
-            return 0;
-        }
-        match channel.reply() {
+        match self.0.channels.take().ask(Fault::Attach { pages, source }) {
             Some(Reply::Attached(count)) => count.min(pages.count),
             _ => 0,
         }
@@ -157,14 +145,14 @@ pub fn attach(
         .send(&Message::Hello(hello).encode())
         .map_err(kernel("send HELLO"))?;
     wait(socket.as_fd())?;
-    let (welcome, mut fds) = welcome(&socket)?;
+    let (welcome, fds) = welcome(&socket)?;
     // Not before: a daemon of the same user has opened by now what it reads of this process.
     privacy::close_to_others().map_err(kernel("close this process to others"))?;
-    let shared = fds.split_off(2);
-    let Ok([ram, pool]) = <[OwnedFd; 2]>::try_from(fds) else {
+    let mut fds = fds.into_iter();
+    let (Some(ram), Some(pool)) = (fds.next(), fds.next()) else {
         return Err(NO_FDS);
     };
-    let inline = inline(pages, &welcome, shared)?;
+    let inline = inline(pages, &welcome, fds.collect())?;
     let uffd = match (welcome.engine, &inline) {
         (Engine::Uffd, None) => Some(uffd),
         (Engine::Uffd, Some(_)) => Some(uffd::open_for_signals()),
@@ -175,7 +163,7 @@ pub fn attach(
         "map guest RAM (is the guest larger than the address space?)",
     ))?;
     let ready = Ready {
-        base: map.base() as u64,
+        base: map.linear.address(Gfn(0)) as u64,
         channels: MAX_CHANNELS as u16,
     };
     let fds: Vec<_> = map.uffd().into_iter().collect();
@@ -200,21 +188,18 @@ pub fn attach(
 /// The answer to READY, with the fault channels.
 fn go(socket: &SeqPacket) -> Result<Channels, AttachError> {
     match memory_thread::receive(socket).map_err(AttachError::Session)? {
-        (Message::Go, fds) => Channels::over(fds).ok_or(AttachError::Order {
-            got: "GO with another number of descriptors",
-            wanted: "GO with the fault channels",
-        }),
-        (other, _) => Err(AttachError::Order {
-            got: other.name(),
-            wanted: "GO",
-        }),
+        (Message::Go, fds) => Channels::over(fds).ok_or(order(
+            "GO with another number of descriptors",
+            "GO with the fault channels",
+        )),
+        (other, _) => Err(order(other.name(), "GO")),
     }
 }
 
-const NO_FDS: AttachError = AttachError::Order {
-    got: "WELCOME with another number of descriptors",
-    wanted: "WELCOME with RAM and pool, and for an inline guest claim table and arena",
-};
+const NO_FDS: AttachError = order(
+    "WELCOME with another number of descriptors",
+    "WELCOME with RAM and pool, and for an inline guest claim table and arena",
+);
 
 /// What the threads of the guest may do by themselves, if the daemon lets them.
 fn inline(
@@ -231,15 +216,11 @@ fn inline(
     }
 }
 
-/// The answer to HELLO, and at least the two descriptors of every guest.
+/// The answer to HELLO, and its descriptors.
 fn welcome(socket: &SeqPacket) -> Result<(Welcome, Vec<OwnedFd>), AttachError> {
     match memory_thread::receive(socket).map_err(AttachError::Session)? {
-        (Message::Welcome(welcome), fds) if fds.len() >= 2 => Ok((welcome, fds)),
-        (Message::Welcome(_), _) => Err(NO_FDS),
-        (other, _) => Err(AttachError::Order {
-            got: other.name(),
-            wanted: "WELCOME",
-        }),
+        (Message::Welcome(welcome), fds) => Ok((welcome, fds)),
+        (other, _) => Err(order(other.name(), "WELCOME")),
     }
 }
 

@@ -4,16 +4,16 @@
 use std::io;
 use std::ptr;
 
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
 use super::Memory;
+use super::linear::Linear;
 
 /// Private anonymous memory, unmapped when it is dropped.
 #[derive(Debug)]
-pub struct BareRam {
-    base: usize,
-    pages: u32,
-}
+pub struct BareRam(Linear);
 
 impl BareRam {
     /// Maps so many pages, which read as zeroes. If they are `mergeable`, KSM may merge them with equal
@@ -23,58 +23,41 @@ impl BareRam {
     /// What `mmap(2)` says: the guest is larger than the address space, or than what may be promised.
     pub fn map(pages: u32, mergeable: bool) -> io::Result<Self> {
         let len = pages as usize * PAGE_SIZE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a null hint lets the kernel choose free address space, so no existing mapping is
-        // touched; anonymous memory takes no descriptor and no offset.
-        let base = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        // touched.
+        let base = unsafe { mmap_anonymous(ptr::null_mut(), len, access, flags) }?;
         if mergeable {
             // SAFETY: the range is exactly the mapping made above; the advice changes no byte of it. A
             // kernel without KSM refuses, which leaves the memory as it is.
-            unsafe { libc::madvise(base, len, libc::MADV_MERGEABLE) };
+            let _ = unsafe { madvise(base, len, Advice::LinuxMergeable) };
         }
-        Ok(Self {
-            base: base as usize,
-            pages,
-        })
-    }
-
-    fn byte(&self, gfn: Gfn, at: usize, len: usize) -> *mut u8 {
-        let pages = self.pages;
-        assert!(gfn.0 < pages, "{gfn} of a guest with {pages} pages");
-        assert!(at + len <= PAGE_SIZE, "bytes {at}+{len} leave the page");
-        (self.base + gfn.index() * PAGE_SIZE + at) as *mut u8
+        // SAFETY: just mapped, that long, and unmapped only when it is dropped; every access is allowed.
+        Ok(Self(unsafe { Linear::at(base as usize, pages) }))
     }
 }
 
 impl Drop for BareRam {
     fn drop(&mut self) {
-        let len = self.pages as usize * PAGE_SIZE;
-        // SAFETY: the range is exactly the mapping of `map`, and its only pointers are made by `byte` for
-        // the length of a call that borrows `self`.
-        unsafe { libc::munmap(self.base as *mut libc::c_void, len) };
+        let (base, len) = (self.0.address(Gfn(0)), self.0.pages() as usize * PAGE_SIZE);
+        // SAFETY: the range is exactly the mapping of `map`, and pointers into it live only for the length of a call
+        // that borrows `self`.
+        let _ = unsafe { munmap(base as *mut libc::c_void, len) };
     }
 }
 
 impl Memory for BareRam {
     fn pages(&self) -> u32 {
-        self.pages
+        self.0.pages()
     }
 
     fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
-        let from = self.byte(gfn, at, into.len()).cast_const();
-        // SAFETY: `byte` checked that the range lies in the mapping, which lives as long as `self` and may
-        // be read; `into` is other memory. The trait's contract keeps writers from the same bytes.
-        unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
+        self.0.read(gfn, at, into);
     }
 
     fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
-        let into = self.byte(gfn, at, from.len());
-        // SAFETY: as for `read`; the mapping may be written.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
+        self.0.write(gfn, at, from);
     }
 
     /// There is no host to ask.
@@ -105,6 +88,7 @@ mod tests {
     #[test]
     fn ram_is_mergeable_when_that_is_asked_for_and_not_otherwise() {
         let has_flag = |ram: &BareRam| {
+            let base = ram.0.address(Gfn(0));
             let maps = std::fs::read_to_string("/proc/self/smaps").expect("proc");
             let contains_ram = |line: &&str| {
                 let range = line
@@ -113,8 +97,8 @@ mod tests {
                     .and_then(|range| range.split_once('-'));
                 let number = |text| usize::from_str_radix(text, 16).ok();
                 range.is_some_and(|(start, end)| {
-                    number(start).is_some_and(|start| start <= ram.base)
-                        && number(end).is_some_and(|end| ram.base < end)
+                    number(start).is_some_and(|start| start <= base)
+                        && number(end).is_some_and(|end| base < end)
                 })
             };
             let of_ram = maps.lines().skip_while(|line| !contains_ram(line));

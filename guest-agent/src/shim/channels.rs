@@ -7,6 +7,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::thread::futex;
+
 use crate::protocol::memory::{Fault, MAX_CHANNELS, REPLY_BYTES, Reply};
 
 use super::seqpacket::{Received, SeqPacket};
@@ -30,25 +32,20 @@ impl Channels {
 
     /// Takes a free channel; sleeps while there is none. Async-signal-safe.
     pub(super) fn take(&self) -> Channel<'_> {
+        let without_lowest = |free: u32| (free != 0).then(|| free & (free - 1));
         loop {
-            let free = self.free.load(Ordering::Relaxed);
-            if free == 0 {
-                futex_wait(&self.free, 0);
-                continue;
-            }
-            let index = free.trailing_zeros();
-            let left = free & !(1 << index);
-            // A failure means that another thread took or gave back a channel: look again. Acquire pairs with the
-            // Release of who gave this one back: it has read its answer.
-            if self
-                .free
-                .compare_exchange(free, left, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
-            {
-                return Channel {
-                    channels: self,
-                    index,
-                };
+            // Acquire pairs with the Release of who gave this one back: it has read its answer.
+            let taken =
+                self.free
+                    .fetch_update(Ordering::Acquire, Ordering::Relaxed, without_lowest);
+            match taken {
+                Ok(free) => {
+                    return Channel {
+                        channels: self,
+                        index: free.trailing_zeros(),
+                    };
+                }
+                Err(none) => futex_wait(&self.free, none),
             }
         }
     }
@@ -76,24 +73,19 @@ impl Channel<'_> {
         self.socket().send(&fault.encode(this_thread())).is_ok()
     }
 
-    /// Waits for the answer; `None` when the daemon is gone or talks nonsense. Async-signal-safe.
-    pub(super) fn reply(&self) -> Option<Reply> {
+    /// Asks, and waits for the answer; `None` when the daemon is gone or talks nonsense. Async-signal-safe.
+    pub(super) fn ask(&self, question: Fault) -> Option<Reply> {
         let mut bytes = [0; REPLY_BYTES];
-        match self.socket().recv(&mut bytes) {
-            Ok(Received::Message {
-                len: REPLY_BYTES, ..
-            }) => Reply::decode(&bytes).ok(),
-            _ => None,
-        }
+        Reply::decode(self.ask_into(question, &mut bytes)?).ok()
     }
 
-    /// Waits for an answer of text, into `into`; its length, or `None` when the daemon is gone.
-    pub(super) fn text(&self, into: &mut [u8]) -> Option<usize> {
+    /// As [`ask`](Self::ask), for an answer of any kind that fits.
+    pub(super) fn ask_into<'a>(&self, question: Fault, into: &'a mut [u8]) -> Option<&'a [u8]> {
+        if !self.send(question) {
+            return None;
+        }
         match self.socket().recv(into) {
-            Ok(Received::Message {
-                len,
-                truncated: false,
-            }) => Some(len),
+            Ok(Received::Message { len }) => into.get(..len),
             _ => None,
         }
     }
@@ -112,21 +104,19 @@ impl Drop for Channel<'_> {
     }
 }
 
+/// The most that the kernel counts to.
+const ALL: u32 = i32::MAX.unsigned_abs();
+
 /// Sleeps while `word` is `expected`; may return for no reason. Async-signal-safe.
 pub(super) fn futex_wait(word: &AtomicU32, expected: u32) {
-    let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-    let forever = std::ptr::null::<libc::timespec>();
-    // SAFETY: `word` is an aligned u32 that outlives the call; a null timeout means for ever. A
-    // spurious return is fine, the caller looks again.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, expected, forever) };
+    // Whatever it returns for, the caller looks again.
+    let _ = futex::wait(word, futex::Flags::PRIVATE, expected, None);
 }
 
 /// Wakes all threads of this process that sleep on `word`. Async-signal-safe.
 pub(super) fn futex_wake(word: &AtomicU32) {
-    let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
-    // SAFETY: `word` is an aligned u32 that outlives the call; waking reads no other memory. All
-    // are woken because whatever they wait for may be there several times.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, i32::MAX) };
+    // All, because whatever they wait for may be there several times. It fails for no aligned word.
+    let _ = futex::wake(word, futex::Flags::PRIVATE, ALL);
 }
 
 #[cfg(test)]

@@ -2,41 +2,37 @@
 //! hands.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
-use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use rustix::cmsg_space;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 
 use super::seqpacket::{Received, SeqPacket};
 
 /// What the kernel lets one message carry (`SCM_MAX_FD`), so that there is always room for all of them.
 /// Yet a process that may open no more descriptors gets only some.
 const MAX_FDS: usize = 253;
-
-impl From<OwnedFd> for SeqPacket {
-    /// Takes over a descriptor that came in a message. If it is no such socket, every call says so.
-    fn from(fd: OwnedFd) -> Self {
-        Self::over(fd)
-    }
-}
+const CONTROL_BYTES: usize = cmsg_space!(ScmRights(MAX_FDS));
 
 impl SeqPacket {
     /// Sends one datagram with descriptors; the peer gets duplicates.
     ///
     /// # Errors
-    /// What `sendmsg(2)` says.
+    /// `InvalidInput` when they are too many; what else `sendmsg(2)` says.
     pub fn send_with_fds(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let rights = [ControlMessage::ScmRights(&raw)];
-        let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
-        loop {
-            let iov = [IoSlice::new(message)];
-            let socket = self.as_fd().as_raw_fd();
-            match sendmsg::<UnixAddr>(socket, &iov, control, MsgFlags::MSG_NOSIGNAL, None) {
-                Err(Errno::EINTR) => {}
-                result => return result.map(drop).map_err(io::Error::from),
-            }
+        let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
+        let iov = [IoSlice::new(message)];
+        retry_on_intr(|| sendmsg(self, &iov, &mut control, SendFlags::NOSIGNAL))?;
+        Ok(())
     }
 
     /// Waits for one datagram and takes over the descriptors that came with it.
@@ -44,59 +40,33 @@ impl SeqPacket {
     /// # Errors
     /// What `recvmsg(2)` says.
     pub fn recv_with_fds(&self, into: &mut [u8]) -> io::Result<(Received, Vec<OwnedFd>)> {
-        let capacity = into.len();
-        let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+        let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut iov = [IoSliceMut::new(into)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_TRUNC;
-        let socket = self.as_fd().as_raw_fd();
-        let message = loop {
-            match recvmsg::<UnixAddr>(socket, &mut iov, Some(&mut control), flags) {
-                // A reset is said once, ahead of what the peer sent before it left.
-                Err(Errno::EINTR | Errno::ECONNRESET) => {}
-                result => break result?,
-            }
-        };
-        let (bytes, flags) = (message.bytes, message.flags);
-        let fds = take_over(&control);
-        if flags.contains(MsgFlags::MSG_CTRUNC) {
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
+        let message = retry_on_intr(|| match recvmsg(self, &mut iov, &mut control, flags) {
+            // Said once of a peer that has left, ahead of what it sent before.
+            Err(Errno::CONNRESET) => Err(Errno::INTR),
+            received => received,
+        })?;
+        if message.flags.contains(ReturnFlags::CTRUNC) {
             let error = "a message was cut off: this process can hold no more descriptors";
             return Err(io::Error::other(error));
         }
-        Ok((Received::of(bytes, capacity), fds))
+        let rights = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        let fds = rights.flatten().collect();
+        Ok((Received::of(message.bytes), fds))
     }
-}
-
-/// Takes over the descriptors that the kernel has told of in `control`, which was zero before: also those
-/// of a message that was cut off, which `nix` does not name.
-fn take_over(control: &[u8]) -> Vec<OwnedFd> {
-    const WORD: usize = size_of::<usize>();
-    let rights = [Some(libc::SOL_SOCKET), Some(libc::SCM_RIGHTS)];
-    let mut fds = Vec::new();
-    let mut rest = control;
-    // As `cmsghdr`: a word, the length of all; level and type; then here descriptors.
-    while let Some((word, _)) = rest.split_first_chunk() {
-        let len = usize::from_ne_bytes(*word);
-        let (numbers, _) = rest.get(WORD..len).unwrap_or_default().as_chunks();
-        let mut numbers = numbers.iter().map(|bytes| RawFd::from_ne_bytes(*bytes));
-        if [numbers.next(), numbers.next()] == rights {
-            for fd in numbers {
-                // SAFETY: the kernel has just installed this descriptor for this message, so it is open
-                // and nobody else owns it.
-                fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
-            }
-        }
-        if len < WORD {
-            break;
-        }
-        rest = rest.get(len.next_multiple_of(WORD)..).unwrap_or_default();
-    }
-    fds
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::io::{Read, Write};
+    use std::os::fd::{AsFd, AsRawFd};
 
     use nix::sys::socket::{setsockopt, sockopt};
 
@@ -114,13 +84,7 @@ mod tests {
 
         let mut buffer = [0; 16];
         let (received, mut fds) = other.recv_with_fds(&mut buffer).unwrap();
-        assert_eq!(
-            received,
-            Received::Message {
-                len: 3,
-                truncated: false
-            }
-        );
+        assert_eq!(received, Received::Message { len: 3 });
         assert_eq!(fds.len(), 2);
         File::from(fds.remove(0)).write_all(b"b").unwrap();
 

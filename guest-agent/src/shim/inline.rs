@@ -13,7 +13,6 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 use crate::protocol::claims::{Attempt, Claim, Claimer, Place, State, Stood, Words, row};
 use crate::protocol::payload::{checksum, decompress};
@@ -107,12 +106,7 @@ impl<T: Table> Inline<T> {
         &self.table
     }
 
-    /// Notes for how long a thread stood still that the daemon knows nothing of.
-    pub(super) fn stood(&self, stood: Stood, took: Duration) {
-        self.claimer().stood(stood, took);
-    }
-
-    const fn claimer(&self) -> Claimer<'_, T> {
+    pub(super) const fn claimer(&self) -> Claimer<'_, T> {
         Claimer::new(&self.table)
     }
 

@@ -34,11 +34,7 @@ pub trait Mapping {
 
 /// Executes a command, run by run until one fails.
 pub fn execute(map: &impl Mapping, command: &Command) -> Ack {
-    let mut ack = Ack {
-        seq: command.seq,
-        done: 0,
-        errno: 0,
-    };
+    let mut ack = Ack::of(command.seq);
     for remap in &command.runs {
         if let Err(errno) = map.remap(command.op, *remap) {
             ack.errno = errno.unsigned_abs();

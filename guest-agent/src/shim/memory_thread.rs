@@ -25,9 +25,14 @@ pub enum SessionEnd {
     /// The daemon sent what it must not send.
     #[error("the host sent a message that cannot be understood")]
     Message(#[source] DecodeError),
-    /// The daemon sent a message that has no place here.
-    #[error("the host sent {0} where COMMAND or POOL is expected")]
-    Order(&'static str),
+    /// The daemon sent a message at the wrong time or without what belongs to it.
+    #[error("the host sent {got} where {wanted} is expected")]
+    Order {
+        /// What came.
+        got: &'static str,
+        /// What should have come.
+        wanted: &'static str,
+    },
     /// The socket failed.
     #[error("the socket to the host failed")]
     Socket(#[source] io::Error),
@@ -35,21 +40,21 @@ pub enum SessionEnd {
 
 /// Serves commands until the session ends.
 pub(super) fn run(socket: &SeqPacket, map: &RamMap) -> SessionEnd {
+    let order = |got| SessionEnd::Order {
+        got,
+        wanted: "COMMAND or POOL",
+    };
     loop {
         let ack = match receive(socket) {
             Ok((Message::Command(command), _)) => execute(map, &command),
             Ok((Message::Pool { seq }, mut fds)) => {
                 let Some(pool) = fds.pop() else {
-                    return SessionEnd::Order("POOL without a descriptor");
+                    return order("POOL without a descriptor");
                 };
                 map.set_pool(pool);
-                Ack {
-                    seq,
-                    done: 0,
-                    errno: 0,
-                }
+                Ack::of(seq)
             }
-            Ok((other, _)) => return SessionEnd::Order(other.name()),
+            Ok((other, _)) => return order(other.name()),
             Err(end) => return end,
         };
         let ack = Message::Ack(ack);
@@ -69,7 +74,7 @@ pub(super) fn receive(socket: &SeqPacket) -> Result<(Message, Vec<OwnedFd>), Ses
     let (received, fds) = socket
         .recv_with_fds(&mut buffer)
         .map_err(SessionEnd::Socket)?;
-    let Received::Message { len, .. } = received else {
+    let Received::Message { len } = received else {
         return Err(SessionEnd::Closed);
     };
     match Message::decode(&buffer[..len.min(MAX_MESSAGE)]) {

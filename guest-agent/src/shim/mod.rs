@@ -27,6 +27,7 @@ mod channels;
 mod doorbell;
 mod fds;
 pub mod inline;
+mod linear;
 pub mod mapping;
 mod memory_thread;
 pub mod privacy;
@@ -43,9 +44,7 @@ pub use memory_thread::SessionEnd;
 use crate::protocol::{Gfn, GfnRun};
 pub use doorbell::Doorbell;
 
-pub use seqpacket::{
-    PeerCredentials, Received, SeqPacket, SeqPacketListener, listen_privately, wait_readable,
-};
+pub use seqpacket::{Received, SeqPacket, SeqPacketListener, listen_privately, wait_readable};
 
 /// Guest RAM as the toy kernel sees it: pages it can read and write.
 ///

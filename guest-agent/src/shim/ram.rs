@@ -5,19 +5,26 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::{Mutex, PoisonError};
 
-use crate::protocol::memory::{Engine, Op, Remap};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mprotect};
+
+use crate::protocol::memory::{Op, Remap};
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
+use super::linear::Linear;
 use super::mapping::Mapping;
 use super::uffd::{self, Userfault};
+
+/// What the guest may do with a page of its own.
+const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 
 /// The one linear mapping of guest RAM, and what is needed to remap parts of it.
 ///
 /// It is never unmapped: threads of the guest may be inside it until the process ends.
 #[derive(Debug)]
 pub(super) struct RamMap {
-    base: usize,
-    pages: u32,
+    pub(super) linear: Linear,
     pool_frames: u32,
     ram: OwnedFd,
     /// Only the memory thread uses it.
@@ -26,22 +33,10 @@ pub(super) struct RamMap {
 }
 
 /// Maps the first `len` bytes of a file, shared; where.
-pub(super) fn map_file(file: BorrowedFd<'_>, len: usize, protection: i32) -> io::Result<usize> {
+pub(super) fn map_file(file: BorrowedFd<'_>, len: usize, access: ProtFlags) -> io::Result<usize> {
     // SAFETY: a null hint lets the kernel choose free address space, so no existing mapping is
     // touched; the descriptor is open; offset 0 is page aligned.
-    let base = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            len,
-            protection,
-            libc::MAP_SHARED,
-            file.as_raw_fd(),
-            0,
-        )
-    };
-    if base == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
+    let base = unsafe { mmap(ptr::null_mut(), len, access, MapFlags::SHARED, file, 0) }?;
     Ok(base as usize)
 }
 
@@ -56,15 +51,12 @@ impl RamMap {
         uffd: Option<Userfault>,
     ) -> io::Result<Self> {
         let len = pages as usize * PAGE_SIZE;
-        let protection = if uffd.is_some() {
-            libc::PROT_READ | libc::PROT_WRITE
-        } else {
-            libc::PROT_NONE
-        };
-        let base = map_file(ram.as_fd(), len, protection)?;
+        let access = uffd.as_ref().map_or(ProtFlags::empty(), |_| READ_WRITE);
+        let base = map_file(ram.as_fd(), len, access)?;
+        // SAFETY: just mapped, that long, and never unmapped; the handler or the daemon resolves its faults.
+        let linear = unsafe { Linear::at(base, pages) };
         let map = Self {
-            base,
-            pages,
+            linear,
             pool_frames,
             ram,
             pool: Mutex::new(pool),
@@ -75,40 +67,16 @@ impl RamMap {
         Ok(map)
     }
 
-    pub(super) const fn base(&self) -> usize {
-        self.base
-    }
-
     pub(super) fn uffd(&self) -> Option<BorrowedFd<'_>> {
         self.uffd.as_ref().map(AsFd::as_fd)
     }
 
-    pub(super) const fn engine(&self) -> Engine {
-        if self.uffd.is_some() {
-            Engine::Uffd
-        } else {
-            Engine::Mprotect
-        }
-    }
-
-    /// The address of a page.
-    pub(super) const fn address(&self, gfn: Gfn) -> usize {
-        self.base + gfn.index() * PAGE_SIZE
-    }
-
-    /// The page behind an address, or `None` outside RAM.
-    pub(super) fn gfn_of(&self, address: usize) -> Option<Gfn> {
-        let page = address.checked_sub(self.base)? / PAGE_SIZE;
-        let gfn = u32::try_from(page).ok()?;
-        (gfn < self.pages).then_some(Gfn(gfn))
-    }
-
     /// The address range of a run, or EINVAL if it leaves RAM.
     fn range(&self, run: GfnRun) -> Result<(*mut libc::c_void, usize), i32> {
-        if run.count == 0 || run.end() > u64::from(self.pages) {
+        if run.count == 0 || run.end() > u64::from(self.linear.pages()) {
             return Err(libc::EINVAL);
         }
-        let address = self.address(run.start);
+        let address = self.linear.address(run.start);
         Ok((address as *mut libc::c_void, run.count as usize * PAGE_SIZE))
     }
 
@@ -122,15 +90,17 @@ impl RamMap {
         // SAFETY: the range is page aligned and inside the RAM mapping (`range`). On a shared mapping this
         // drops page-table entries only; the content stays in the memfd, and the next access is a minor
         // fault that waits for the daemon.
-        check(unsafe { libc::madvise(address, len, libc::MADV_DONTNEED) })
+        let dropped = unsafe { madvise(address, len, Advice::LinuxDontNeed) };
+        dropped.map_err(Errno::raw_os_error)
     }
 
-    fn protect(&self, run: GfnRun, protection: i32) -> Result<(), i32> {
+    fn protect(&self, run: GfnRun, access: MprotectFlags) -> Result<(), i32> {
         let (address, len) = self.range(run)?;
         // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which belongs to the shim.
         // An access by the guest that is not allowed raises SIGSEGV, which our handler serves; the daemon
         // allows only what is in place.
-        check(unsafe { libc::mprotect(address, len, protection) })
+        let protected = unsafe { mprotect(address, len, access) };
+        protected.map_err(Errno::raw_os_error)
     }
 
     /// Maps frames of the share pool, read-only, over RAM pages.
@@ -139,7 +109,7 @@ impl RamMap {
             return Err(libc::EINVAL);
         }
         let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        self.map(run, libc::PROT_READ, 0, pool.as_fd(), frame)
+        self.map(run, ProtFlags::READ, MapFlags::empty(), pool.as_fd(), frame)
     }
 
     /// Maps RAM back over a run so that accesses fault to the daemon first.
@@ -147,12 +117,13 @@ impl RamMap {
         // Closed first: between mapping and registering, an access would allocate a page behind the
         // daemon's back. Without access it raises SIGSEGV, and the handler's question waits at the locked
         // page.
-        self.map(run, libc::PROT_NONE, 0, self.ram.as_fd(), run.start.0)?;
+        let (access, flags) = (ProtFlags::empty(), MapFlags::empty());
+        self.map(run, access, flags, self.ram.as_fd(), run.start.0)?;
         if self.uffd.is_none() {
             return Ok(());
         }
         self.register(run)?;
-        self.protect(run, libc::PROT_READ | libc::PROT_WRITE)
+        self.protect(run, MprotectFlags::READ | MprotectFlags::WRITE)
     }
 
     /// Has faults on a run that was mapped anew reported again, where there is a userfaultfd.
@@ -166,44 +137,33 @@ impl RamMap {
     fn map(
         &self,
         run: GfnRun,
-        protection: i32,
-        flags: i32,
+        access: ProtFlags,
+        flags: MapFlags,
         file: BorrowedFd<'_>,
         page: u32,
     ) -> Result<(), i32> {
         let (address, len) = self.range(run)?;
-        let offset = i64::from(page) * PAGE_SIZE as i64;
-        let flags = flags | libc::MAP_SHARED | libc::MAP_FIXED;
+        let offset = u64::from(page) * PAGE_SIZE as u64;
+        let flags = flags | MapFlags::SHARED | MapFlags::FIXED;
         // SAFETY: the range is page aligned and inside the RAM mapping (`range`), which only the
         // shim manages, so MAP_FIXED replaces nothing else; the file is open and at least as long
         // as offset + len (RAM: same page numbers; pool: checked by `map_shared`).
-        let mapped =
-            unsafe { libc::mmap(address, len, protection, flags, file.as_raw_fd(), offset) };
-        check(if mapped == libc::MAP_FAILED { -1 } else { 0 })
-    }
-
-    fn byte(&self, gfn: Gfn, at: usize, len: usize) -> *mut u8 {
-        assert!(
-            gfn.0 < self.pages,
-            "{gfn} of a guest with {} pages",
-            self.pages
-        );
-        assert!(at + len <= PAGE_SIZE, "bytes {at}+{len} leave the page");
-        (self.address(gfn) + at) as *mut u8
+        let mapped = unsafe { mmap(address, len, access, flags, file, offset) };
+        mapped.map(drop).map_err(Errno::raw_os_error)
     }
 }
 
 impl Mapping for RamMap {
     fn pages(&self) -> u32 {
-        self.pages
+        self.linear.pages()
     }
 
     fn remap(&self, op: Op, Remap { run, frame }: Remap) -> Result<(), i32> {
-        match (op, self.engine()) {
-            (Op::Freeze, Engine::Uffd) => self.drop_entries(run),
-            (Op::Freeze, Engine::Mprotect) | (Op::Close, _) => self.protect(run, libc::PROT_NONE),
-            (Op::Open, _) => self.protect(run, libc::PROT_READ | libc::PROT_WRITE),
-            (Op::Reveal, _) => self.protect(run, libc::PROT_READ),
+        match (op, &self.uffd) {
+            (Op::Freeze, Some(_)) => self.drop_entries(run),
+            (Op::Freeze, None) | (Op::Close, _) => self.protect(run, MprotectFlags::empty()),
+            (Op::Open, _) => self.protect(run, MprotectFlags::READ | MprotectFlags::WRITE),
+            (Op::Reveal, _) => self.protect(run, MprotectFlags::READ),
             (Op::MapShared, _) => self.map_shared(run, frame),
             (Op::MapPrivate, _) => self.map_private(run),
         }
@@ -211,19 +171,19 @@ impl Mapping for RamMap {
 
     fn map_present(&self, run: GfnRun) -> Result<(), i32> {
         // Present pages are mapped at once, which saves a minor fault for each.
-        let (flags, protection) = (libc::MAP_POPULATE, libc::PROT_READ | libc::PROT_WRITE);
-        self.map(run, protection, flags, self.ram.as_fd(), run.start.0)?;
+        let (file, page) = (self.ram.as_fd(), run.start.0);
+        self.map(run, READ_WRITE, MapFlags::POPULATE, file, page)?;
         self.register(run)
     }
 
     fn install(&self, gfn: Gfn, page: &[u8; PAGE_SIZE]) -> Result<(), i32> {
         let uffd = self.uffd().ok_or(libc::ENOTTY)?;
-        uffd::copy(uffd, self.address(gfn), page)
+        uffd::copy(uffd, self.linear.address(gfn), page)
     }
 
     fn open(&self, gfn: Gfn) -> Result<(), i32> {
         let uffd = self.uffd().ok_or(libc::ENOTTY)?;
-        uffd::map_present(uffd, self.address(gfn))
+        uffd::map_present(uffd, self.linear.address(gfn))
     }
 
     fn copy_to_ram(&self, gfn: Gfn) -> Result<(), i32> {
@@ -241,36 +201,8 @@ impl Mapping for RamMap {
 
     fn punch(&self, run: GfnRun) -> Result<(), i32> {
         let (_, len) = self.range(run)?;
-        let offset = i64::try_from(run.start.offset()).map_err(|_| libc::EINVAL)?;
-        let len = i64::try_from(len).map_err(|_| libc::EINVAL)?;
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: the call takes its arguments by value and touches no memory of this process but the
-        // mappings of these pages, which the caller has to itself.
-        check(unsafe { libc::fallocate(self.ram.as_raw_fd(), mode, offset, len) })
-    }
-}
-
-fn check(returned: i32) -> Result<(), i32> {
-    if returned == 0 {
-        Ok(())
-    } else {
-        Err(nix::errno::Errno::last_raw())
-    }
-}
-
-/// Guest RAM as the kernel sees it, see [`Memory`](super::Memory).
-impl RamMap {
-    pub(super) fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
-        let from = self.byte(gfn, at, into.len()).cast_const();
-        // SAFETY: `byte` checked that the range lies in one page of the RAM mapping, which is never
-        // unmapped; an access that is not allowed raises a fault that the handler or the daemon
-        // resolves before the load is retried; `into` is private memory and does not overlap RAM.
-        unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
-    }
-
-    pub(super) fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
-        let into = self.byte(gfn, at, from.len());
-        // SAFETY: as for `read`; the trait's contract keeps two threads from writing the same bytes.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let punched = fallocate(&self.ram, hole, run.start.offset(), len as u64);
+        punched.map_err(Errno::raw_os_error)
     }
 }

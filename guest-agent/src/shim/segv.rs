@@ -46,10 +46,10 @@ const SIGNALS: [Signal; 2] = [Signal::SIGSEGV, Signal::SIGBUS];
 /// # Errors
 /// `AlreadyExists` when the process is a guest already; what `sigaction(2)` says.
 pub(super) fn install(hardware: Hardware) -> io::Result<&'static Hardware> {
-    if HARDWARE.set(hardware).is_err() {
-        let error = "this process is a guest already: one process can be one guest";
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, error));
-    }
+    let error = "this process is a guest already: one process can be one guest";
+    HARDWARE
+        .set(hardware)
+        .map_err(|_| io::Error::new(io::ErrorKind::AlreadyExists, error))?;
     let hardware = HARDWARE
         .get()
         .ok_or_else(|| io::Error::other("set just above"))?;
@@ -90,10 +90,13 @@ extern "C" fn on_fault(
     let address = unsafe { info.si_addr() } as usize;
     // Other codes of SIGBUS tell of broken memory.
     let is_access = signal == Signal::SIGSEGV || info.si_code == libc::BUS_ADRERR;
-    let fault = HARDWARE
-        .get()
-        .filter(|_| is_access)
-        .and_then(|hardware| hardware.map.gfn_of(address).map(|gfn| (hardware, gfn)));
+    let fault = HARDWARE.get().filter(|_| is_access).and_then(|hardware| {
+        hardware
+            .map
+            .linear
+            .gfn_of(address)
+            .map(|gfn| (hardware, gfn))
+    });
     match fault {
         Some((hardware, gfn)) => serve(hardware, gfn, is_write(context)),
         // Not ours. Returning retries the access, now under the previous handler.
@@ -146,7 +149,8 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
         };
     }
     if let Some(stood) = stood {
-        inline.stood(stood, began.elapsed());
+        // Of which the daemon knows nothing.
+        inline.claimer().stood(stood, began.elapsed());
     }
 }
 
@@ -158,10 +162,7 @@ fn ask(hardware: &Hardware, gfn: Gfn, write: bool) {
     } else {
         Fault::Read(gfn)
     };
-    if !channel.send(fault) {
-        wait_for_the_end();
-    }
-    let Some(reply) = channel.reply() else {
+    let Some(reply) = channel.ask(fault) else {
         wait_for_the_end();
     };
     if let Some(done) = obey(&hardware.map, reply)

@@ -6,32 +6,32 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::AT_FDCWD;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, connect,
-    getsockopt, listen, recv, send, setsockopt, socket, socketpair, sockopt,
+use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, chmod, fchmod};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with,
+    bind, connect, listen, recv, send, socket_with, socketpair,
 };
-use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
-use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
 
-/// A day: [`TimeVal`] has a range, and nobody waits longer for a peer than this.
-const MAX_TIMEOUT_US: i64 = 24 * 3600 * 1_000_000;
+/// The kernel's timeouts have a range, and nobody waits longer for a peer than this.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// Connections that wait to be accepted: as many as the kernel allows.
+const BACKLOG: i32 = i32::MAX;
 
 /// What [`SeqPacket::recv`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
     /// A datagram.
     Message {
-        /// The length the peer sent, also when the buffer was shorter.
+        /// The length the peer sent. Where the buffer was shorter, only as much arrived as it has room for.
         len: usize,
-        /// Whether the buffer was too short, so that only its length in bytes arrived.
-        truncated: bool,
     },
     /// The peer has closed its end. The kernel reports an empty datagram in the same way, so an
     /// empty datagram ends a connection too; no message of ours is empty.
@@ -39,27 +39,12 @@ pub enum Received {
 }
 
 impl Received {
-    /// A datagram of this length, which was put where there is room for so much.
-    pub(super) const fn of(len: usize, room: usize) -> Self {
+    pub(super) const fn of(len: usize) -> Self {
         match len {
             0 => Self::Closed,
-            len => Self::Message {
-                len,
-                truncated: len > room,
-            },
+            len => Self::Message { len },
         }
     }
-}
-
-/// Who is at the other end, as the kernel vouches for it: recorded at connect or pair time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerCredentials {
-    /// The process that connected.
-    pub pid: i32,
-    /// Its effective user.
-    pub uid: u32,
-    /// Its effective group.
-    pub gid: u32,
 }
 
 /// One end of a connection. Every call is safe from several threads at once.
@@ -67,18 +52,14 @@ pub struct PeerCredentials {
 pub struct SeqPacket(OwnedFd);
 
 impl SeqPacket {
-    pub(super) const fn over(fd: OwnedFd) -> Self {
-        Self(fd)
-    }
-
     /// Connects to the socket at `path`.
     ///
     /// # Errors
     /// What `connect(2)` says, with the path: nobody listens, or the path is too long (107 bytes).
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let fd = new_socket(SockType::SeqPacket)?;
-        UnixAddr::new(path)
-            .and_then(|addr| retry(|| connect(fd.as_raw_fd(), &addr)))
+        let fd = new_socket(SocketType::SEQPACKET)?;
+        SocketAddrUnix::new(path)
+            .and_then(|addr| retry_on_intr(|| connect(&fd, &addr)))
             .map_err(|errno| at_path(errno, "connect to", path))?;
         Ok(Self(fd))
     }
@@ -88,12 +69,8 @@ impl SeqPacket {
     /// # Errors
     /// What `socketpair(2)` says: no descriptors left.
     pub fn pair() -> io::Result<(Self, Self)> {
-        let (one, other) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )?;
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let (one, other) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
         Ok((Self(one), Self(other)))
     }
 
@@ -103,7 +80,7 @@ impl SeqPacket {
     /// `BrokenPipe` when the peer is gone; `WouldBlock` when a [send
     /// timeout](Self::set_send_timeout) passed; what else `send(2)` says.
     pub fn send(&self, message: &[u8]) -> io::Result<()> {
-        self.send_with(message, MsgFlags::empty())
+        self.send_with(message, SendFlags::empty())
     }
 
     /// As [`send`](Self::send), but never waits.
@@ -111,15 +88,14 @@ impl SeqPacket {
     /// # Errors
     /// `WouldBlock` when the peer's queue is full; else as [`send`](Self::send).
     pub fn try_send(&self, message: &[u8]) -> io::Result<()> {
-        self.send_with(message, MsgFlags::MSG_DONTWAIT)
+        self.send_with(message, SendFlags::DONTWAIT)
     }
 
-    fn send_with(&self, message: &[u8], flags: MsgFlags) -> io::Result<()> {
-        let flags = flags | MsgFlags::MSG_NOSIGNAL;
-        match retry(|| send(self.0.as_raw_fd(), message, flags)) {
+    fn send_with(&self, message: &[u8], flags: SendFlags) -> io::Result<()> {
+        match retry_on_intr(|| send(&self.0, message, flags | SendFlags::NOSIGNAL)) {
             Ok(_) => Ok(()),
             // Says that the peer left with messages unread; the peer is gone all the same.
-            Err(Errno::ECONNRESET) => Err(Errno::EPIPE.into()),
+            Err(Errno::CONNRESET) => Err(Errno::PIPE.into()),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -130,9 +106,8 @@ impl SeqPacket {
     /// What `setsockopt(2)` says.
     pub fn set_send_timeout(&self, timeout: Duration) -> io::Result<()> {
         // The kernel reads zero as "for ever".
-        let micros = i64::try_from(timeout.as_micros()).unwrap_or(i64::MAX);
-        let timeout = TimeVal::microseconds(micros.clamp(1, MAX_TIMEOUT_US));
-        Ok(setsockopt(&self.0, sockopt::SendTimeout, &timeout)?)
+        let timeout = timeout.clamp(Duration::from_micros(1), MAX_TIMEOUT);
+        Ok(set_socket_timeout(&self.0, Timeout::Send, Some(timeout))?)
     }
 
     /// Waits for one datagram and puts it at the start of `into`.
@@ -140,7 +115,7 @@ impl SeqPacket {
     /// # Errors
     /// What `recv(2)` says. A peer that has left is [`Received::Closed`], behind all that it has sent.
     pub fn recv(&self, into: &mut [u8]) -> io::Result<Received> {
-        Ok(self.recv_with(into, MsgFlags::empty())?)
+        Ok(self.recv_with(into, RecvFlags::empty())?)
     }
 
     /// As [`recv`](Self::recv), but never waits; `None` when nothing has come.
@@ -148,22 +123,22 @@ impl SeqPacket {
     /// # Errors
     /// As [`recv`](Self::recv).
     pub fn try_recv(&self, into: &mut [u8]) -> io::Result<Option<Received>> {
-        match self.recv_with(into, MsgFlags::MSG_DONTWAIT) {
+        match self.recv_with(into, RecvFlags::DONTWAIT) {
             Ok(received) => Ok(Some(received)),
-            Err(Errno::EAGAIN) => Ok(None),
+            Err(Errno::AGAIN) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    fn recv_with(&self, into: &mut [u8], flags: MsgFlags) -> nix::Result<Received> {
-        // MSG_TRUNC makes the kernel return the true length of a datagram that did not fit.
-        let flags = flags | MsgFlags::MSG_TRUNC;
-        let len = retry(|| match recv(self.0.as_raw_fd(), into, flags) {
+    fn recv_with(&self, into: &mut [u8], flags: RecvFlags) -> rustix::io::Result<Received> {
+        // TRUNC makes the kernel return the true length of a datagram that did not fit.
+        let flags = flags | RecvFlags::TRUNC;
+        let (_, len) = retry_on_intr(|| match recv(&self.0, &mut *into, flags) {
             // Said once of a peer that has left with messages unread, ahead of what it sent before.
-            Err(Errno::ECONNRESET) => Err(Errno::EINTR),
+            Err(Errno::CONNRESET) => Err(Errno::INTR),
             received => received,
         })?;
-        Ok(Received::of(len, into.len()))
+        Ok(Received::of(len))
     }
 
     /// As [`recv`](Self::recv), but waits at most `timeout`; `None` when nothing came.
@@ -177,17 +152,19 @@ impl SeqPacket {
         }
     }
 
-    /// Who is at the other end.
+    /// Who is at the other end, as the kernel vouches for it: recorded at connect or pair time.
     ///
     /// # Errors
     /// What `getsockopt(2)` says.
-    pub fn peer(&self) -> io::Result<PeerCredentials> {
-        let peer = getsockopt(&self.0, sockopt::PeerCredentials)?;
-        Ok(PeerCredentials {
-            pid: peer.pid(),
-            uid: peer.uid(),
-            gid: peer.gid(),
-        })
+    pub fn peer(&self) -> io::Result<UnixCredentials> {
+        Ok(getsockopt(&self.0, sockopt::PeerCredentials)?)
+    }
+}
+
+impl From<OwnedFd> for SeqPacket {
+    /// Takes over a descriptor that came in a message. If it is no such socket, every call says so.
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
     }
 }
 
@@ -210,7 +187,7 @@ impl SeqPacketListener {
     /// # Errors
     /// What `bind(2)` says, with the path.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        let fd = listen_privately(path, SockType::SeqPacket)?;
+        let fd = listen_privately(path, SocketType::SEQPACKET)?;
         let path = path.to_owned();
         Ok(Self { fd, path })
     }
@@ -221,16 +198,8 @@ impl SeqPacketListener {
     /// # Errors
     /// What `accept(2)` says: no descriptors left.
     pub fn accept(&self) -> io::Result<SeqPacket> {
-        let raw = retry(|| accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC))?;
-        // SAFETY: accept4 has just returned this descriptor, so it is open and nobody else owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        Ok(SeqPacket(fd))
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+        let accepted = retry_on_intr(|| accept_with(&self.fd, SocketFlags::CLOEXEC))?;
+        Ok(SeqPacket(accepted))
     }
 }
 
@@ -243,16 +212,16 @@ impl SeqPacketListener {
 ///
 /// # Errors
 /// What `bind(2)` and `chmod(2)` say, with the path.
-pub fn listen_privately(path: &Path, kind: SockType) -> io::Result<OwnedFd> {
-    let private = Mode::S_IRUSR | Mode::S_IWUSR;
+pub fn listen_privately(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
+    let private = Mode::RUSR | Mode::WUSR;
     let failed = |errno| at_path(errno, "listen at", path);
     let fd = new_socket(kind)?;
     fchmod(&fd, private)?;
-    UnixAddr::new(path)
-        .and_then(|addr| bind(fd.as_raw_fd(), &addr))
+    SocketAddrUnix::new(path)
+        .and_then(|addr| bind(&fd, &addr))
         .map_err(failed)?;
-    fchmodat(AT_FDCWD, path, private, FchmodatFlags::FollowSymlink).map_err(failed)?;
-    listen(&fd, Backlog::MAXCONN)?;
+    chmod(path, private).map_err(failed)?;
+    listen(&fd, BACKLOG)?;
     Ok(fd)
 }
 
@@ -279,30 +248,18 @@ pub fn wait_readable<const N: usize>(
     timeout: Option<Duration>,
 ) -> io::Result<[bool; N]> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-    retry(|| {
+    let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    retry_on_intr(|| {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        ppoll(&mut polled, left.map(TimeSpec::from_duration), None)
+        // What the kernel has no number for is for ever.
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        poll(&mut polled, left.as_ref())
     })?;
-    Ok(polled.map(|fd| fd.any().unwrap_or(true)))
+    Ok(polled.map(|fd| !fd.revents().is_empty()))
 }
 
-fn new_socket(kind: SockType) -> io::Result<OwnedFd> {
-    Ok(socket(
-        AddressFamily::Unix,
-        kind,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?)
-}
-
-fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
-    loop {
-        match call() {
-            Err(Errno::EINTR) => {}
-            result => return result,
-        }
-    }
+fn new_socket(kind: SocketType) -> rustix::io::Result<OwnedFd> {
+    socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
 }
 
 fn at_path(errno: Errno, what: &str, path: &Path) -> io::Error {
@@ -329,10 +286,15 @@ mod tests {
         one.send(b"the second").unwrap();
 
         let mut buffer = [0; 6];
-        let message = |len, truncated| Received::Message { len, truncated };
-        assert_eq!(other.recv(&mut buffer).unwrap(), message(5, false));
+        assert_eq!(
+            other.recv(&mut buffer).unwrap(),
+            Received::Message { len: 5 }
+        );
         assert_eq!(&buffer[..5], b"first");
-        assert_eq!(other.recv(&mut buffer).unwrap(), message(10, true));
+        assert_eq!(
+            other.recv(&mut buffer).unwrap(),
+            Received::Message { len: 10 }
+        );
         assert_eq!(&buffer, b"the se");
     }
 
@@ -360,8 +322,7 @@ mod tests {
             other.send(b"never read").unwrap();
             one.send(b"why").unwrap();
             drop(one);
-            let (len, truncated) = (3, false);
-            assert_eq!(receive(&other), Received::Message { len, truncated });
+            assert_eq!(receive(&other), Received::Message { len: 3 });
             assert_eq!(receive(&other), Received::Closed);
         }
     }
@@ -414,7 +375,7 @@ mod tests {
 
         let client = SeqPacket::connect(&path).unwrap();
         let server = listener.accept().unwrap();
-        assert_eq!(server.peer().unwrap().pid, nix::unistd::getpid().as_raw());
+        assert_eq!(server.peer().unwrap().pid(), nix::unistd::getpid().as_raw());
         client.send(b"hello").unwrap();
         assert!(server.recv_timeout(&mut [0; 8], SHORT).unwrap().is_some());
 
@@ -430,7 +391,7 @@ mod tests {
         const WHERE: &str = "MEMVISOR_TEST_SOCKET_DIR";
         if let Some(dir) = std::env::var_os(WHERE) {
             let path = Path::new(&dir).join("socket");
-            let fd = listen_privately(&path, SockType::Stream).unwrap();
+            let fd = listen_privately(&path, SocketType::STREAM).unwrap();
             let mode = fs::metadata(&path).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
             drop(fd);

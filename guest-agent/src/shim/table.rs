@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::mm::ProtFlags;
+
 use crate::protocol::claims::{Words, words};
 
 use super::channels::{futex_wait, futex_wake};
@@ -32,7 +34,7 @@ impl SharedTable {
     pub(super) fn map(pages: u32, claims: &OwnedFd) -> io::Result<Self> {
         let count = words(pages);
         let len = usize::try_from(count * 4).map_err(io::Error::other)?;
-        let base = map_file(claims.as_fd(), len, libc::PROT_READ | libc::PROT_WRITE)?;
+        let base = map_file(claims.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE)?;
         Ok(Self { base, count })
     }
 

@@ -1,80 +1,31 @@
 //! The guest's half of userfaultfd: open, negotiate, register. The daemon resolves the faults.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use linux_raw_sys::general::{self as kernel, uffdio_range};
 use nix::errno::Errno;
+use rustix::mm::{UserfaultfdFlags, userfaultfd};
 
 use crate::protocol::PAGE_SIZE;
 
-/// Faults of user code only: the one kind that needs no privilege, and all that a guest which never
-/// passes its RAM to a system call can cause.
-const UFFD_USER_MODE_ONLY: libc::c_int = 1;
-
-const UFFD_API: u64 = 0xaa;
-const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
-/// A fault raises SIGBUS on its thread instead of waiting for whoever reads the descriptor.
-const FEATURE_SIGBUS: u64 = 1 << 7;
-/// The daemon is told which thread faults.
-const FEATURE_THREAD_ID: u64 = 1 << 8;
-const FEATURE_MINOR_SHMEM: u64 = 1 << 10;
-/// What the engine cannot do without, and what every kernel has that has these.
-const NEEDED: u64 = FEATURE_MISSING_SHMEM | FEATURE_MINOR_SHMEM | FEATURE_THREAD_ID;
-const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
-const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
-const FEATURE_WP_ASYNC: u64 = 1 << 15;
+/// What the engine cannot do without, and what every kernel has that has these: the daemon is told which thread faults.
+const NEEDED: u32 = kernel::UFFD_FEATURE_MISSING_SHMEM
+    | kernel::UFFD_FEATURE_MINOR_SHMEM
+    | kernel::UFFD_FEATURE_THREAD_ID;
 /// With these, Linux 6.7, the kernel notes which pages were written. No write ever waits for that.
-const TRACKING: u64 = FEATURE_WP_HUGETLBFS_SHMEM | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC;
-const REGISTER_MODE_MISSING: u64 = 1 << 0;
-const REGISTER_MODE_WP: u64 = 1 << 1;
-const REGISTER_MODE_MINOR: u64 = 1 << 2;
-
-#[repr(C)]
-struct UffdioApi {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-struct UffdioRegister {
-    start: u64,
-    len: u64,
-    mode: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-struct UffdioCopy {
-    dst: u64,
-    src: u64,
-    len: u64,
-    mode: u64,
-    copied: i64,
-}
-
-#[repr(C)]
-struct UffdioContinue {
-    start: u64,
-    len: u64,
-    mode: u64,
-    mapped: i64,
-}
-
-// A wrong size would make another call of it.
-const _: () = assert!(size_of::<UffdioApi>() == 24);
-const _: () = assert!(size_of::<UffdioRegister>() == 32);
-const _: () = assert!(size_of::<UffdioCopy>() == 40);
-const _: () = assert!(size_of::<UffdioContinue>() == 32);
+const TRACKING: u32 = kernel::UFFD_FEATURE_WP_HUGETLBFS_SHMEM
+    | kernel::UFFD_FEATURE_WP_UNPOPULATED
+    | kernel::UFFD_FEATURE_WP_ASYNC;
 
 /// Each call reads and writes exactly one structure.
 mod call {
-    use super::{UffdioApi, UffdioContinue, UffdioCopy, UffdioRegister};
+    use linux_raw_sys::general::*;
 
-    nix::ioctl_readwrite!(register, 0xaa, 0x00, UffdioRegister);
-    nix::ioctl_readwrite!(copy, 0xaa, 0x03, UffdioCopy);
-    nix::ioctl_readwrite!(map_present, 0xaa, 0x07, UffdioContinue);
-    nix::ioctl_readwrite!(api, 0xaa, 0x3f, UffdioApi);
+    nix::ioctl_readwrite!(register, UFFDIO, _UFFDIO_REGISTER, uffdio_register);
+    nix::ioctl_readwrite!(copy, UFFDIO, _UFFDIO_COPY, uffdio_copy);
+    nix::ioctl_readwrite!(map_present, UFFDIO, _UFFDIO_CONTINUE, uffdio_continue);
+    nix::ioctl_readwrite!(api, UFFDIO, _UFFDIO_API, uffdio_api);
 }
 
 /// A userfaultfd of this process.
@@ -98,19 +49,16 @@ pub fn open() -> io::Result<Userfault> {
 /// # Errors
 /// As [`open`].
 pub fn open_for_signals() -> io::Result<Userfault> {
-    open_with(NEEDED | FEATURE_SIGBUS)
+    open_with(NEEDED | kernel::UFFD_FEATURE_SIGBUS)
 }
 
-fn open_with(features: u64) -> io::Result<Userfault> {
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY;
-    // SAFETY: the system call takes flags by value and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call above just returned this descriptor, so it is open and nobody else owns it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+fn open_with(features: u32) -> io::Result<Userfault> {
+    // Faults of user code only: the one kind that needs no privilege, and all that a guest which never
+    // passes its RAM to a system call can cause.
+    let user_mode = UserfaultfdFlags::from_bits_retain(kernel::UFFD_USER_MODE_ONLY);
+    let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK | user_mode;
+    // SAFETY: the call touches no memory; what is done by the descriptor is said where it is done.
+    let fd = unsafe { userfaultfd(flags) }?;
     // After a refusal the descriptor is as new.
     let tracks_writes = negotiate(&fd, features | TRACKING).is_ok();
     if !tracks_writes {
@@ -119,15 +67,20 @@ fn open_with(features: u64) -> io::Result<Userfault> {
     Ok(Userfault { fd, tracks_writes })
 }
 
-fn negotiate(uffd: &OwnedFd, features: u64) -> io::Result<()> {
-    let mut api = UffdioApi {
-        api: UFFD_API,
-        features,
+fn negotiate(uffd: &OwnedFd, features: u32) -> io::Result<()> {
+    let mut api = kernel::uffdio_api {
+        api: kernel::UFFD_API.into(),
+        features: features.into(),
         ioctls: 0,
     };
     // SAFETY: `uffd` is open, and `api` outlives the call.
     unsafe { call::api(uffd.as_raw_fd(), &raw mut api) }?;
     Ok(())
+}
+
+const fn range(start: usize, len: usize) -> uffdio_range {
+    let (start, len) = (start as u64, len as u64);
+    uffdio_range { start, len }
 }
 
 impl Userfault {
@@ -145,15 +98,14 @@ impl Userfault {
     /// The errno: `EINVAL` when the range is not mapped, or not of shared memory.
     pub fn register(&self, start: usize, len: usize) -> Result<(), i32> {
         let tracking = if self.tracks_writes {
-            REGISTER_MODE_WP
+            kernel::UFFDIO_REGISTER_MODE_WP
         } else {
             0
         };
-        let mode = REGISTER_MODE_MISSING | REGISTER_MODE_MINOR | tracking;
-        let mut register = UffdioRegister {
-            start: start as u64,
-            len: len as u64,
-            mode,
+        let absent = kernel::UFFDIO_REGISTER_MODE_MISSING | kernel::UFFDIO_REGISTER_MODE_MINOR;
+        let mut register = kernel::uffdio_register {
+            range: range(start, len),
+            mode: (absent | tracking).into(),
             ioctls: 0,
         };
         // SAFETY: the descriptor is open as long as `self`, and `register` outlives the call. The kernel checks
@@ -185,12 +137,12 @@ pub const ATTEMPTS: u32 = 100;
 pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Result<(), i32> {
     let mut last = Errno::EEXIST;
     for _ in 0..ATTEMPTS {
-        let mut copy = UffdioCopy {
+        let mut copy = kernel::uffdio_copy {
             dst: address as u64,
             src: page.as_ptr() as u64,
             len: PAGE_SIZE as u64,
             mode: 0,
-            copied: 0,
+            copy: 0,
         };
         // SAFETY: `uffd` is open for the life of the borrow, and `copy` outlives the call, which also reads the
         // live `page`. It fills a page that is absent and never changes one that is there; the kernel checks the
@@ -212,9 +164,8 @@ pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Res
 /// # Errors
 /// The errno: `EFAULT` when the file has a hole there. A page that is mapped already is none.
 pub fn map_present(uffd: BorrowedFd<'_>, address: usize) -> Result<(), i32> {
-    let mut range = UffdioContinue {
-        start: address as u64,
-        len: PAGE_SIZE as u64,
+    let mut range = kernel::uffdio_continue {
+        range: range(address, PAGE_SIZE),
         mode: 0,
         mapped: 0,
     };

@@ -236,7 +236,7 @@ impl Client {
             .expect("an answer in time")
         {
             Received::Closed => None,
-            Received::Message { len, .. } => Some(ToAgent::decode(&buffer[..len]).unwrap()),
+            Received::Message { len } => Some(ToAgent::decode(&buffer[..len]).unwrap()),
         }
     }
 

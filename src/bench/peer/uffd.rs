@@ -107,7 +107,7 @@ fn handshake(socket: &SeqPacket, pages: u32) -> io::Result<(Uffd, Vec<SeqPacket>
     });
     socket.send_with_fds(&welcome.encode(), &[ram.as_fd(), pool_fd.as_fd()])?;
     let (received, mut fds) = socket.recv_with_fds(&mut buffer)?;
-    let Received::Message { len, .. } = received else {
+    let Received::Message { len } = received else {
         return Err(wrong("READY"));
     };
     let (Ok(Message::Ready(ready)), false) = (

@@ -83,7 +83,7 @@ struct Host {
 impl Host {
     fn serve(&self, socket: &SeqPacket) {
         let mut buffer = vec![0; MAX_MESSAGE_BYTES];
-        while let Ok(Received::Message { len, .. }) = socket.recv(&mut buffer) {
+        while let Ok(Received::Message { len }) = socket.recv(&mut buffer) {
             let (seq, message) = ToHost::decode(&buffer[..len]).expect("a good message");
             let answer = self.books.lock().expect("no panic").answer(message);
             self.changed.notify_all();

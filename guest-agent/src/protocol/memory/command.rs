@@ -52,6 +52,15 @@ pub struct Ack {
     pub errno: u32,
 }
 
+impl Ack {
+    /// Nothing was done, and nothing has failed.
+    #[must_use]
+    pub const fn of(seq: u32) -> Self {
+        let (done, errno) = (0, 0);
+        Self { seq, done, errno }
+    }
+}
+
 impl Command {
     pub(super) fn write(&self, w: &mut Writer) {
         let op = match self.op {
