@@ -76,8 +76,6 @@ impl Host {
     }
 
     pub(super) fn vm_status(&self, member: &Member) -> VmStatus {
-        // What its threads have done by themselves is in the numbers then.
-        member.vm.settle_done();
         let vm = &member.vm;
         let homes = homes(vm);
         let zip = vm.zip.lock();

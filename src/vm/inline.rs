@@ -71,7 +71,8 @@ impl Vm {
         Some(page)
     }
 
-    /// Moves all pages in the page table that the guest has brought.
+    /// Moves all pages in the page table that the guest has brought. For the VM's own threads, which have ended when it is
+    /// torn down.
     pub fn settle_done(&self) {
         if let Some(claims) = self.table.claims() {
             claims.done().for_each(|gfn| drop(self.try_lock(gfn)));
