@@ -90,15 +90,21 @@ fn paths(seen: &BTreeMap<String, Seen>) -> Vec<(&'static str, u64)> {
     ]
 }
 
-/// Sets balloons by hand, to random sizes and back, and how victims are chosen, until told to stop; how often balloons.
+/// Sets balloons by hand, to random sizes and back, and settings of reclaim, until told to stop; how often balloons.
 fn chaos(client: &Client, seed: u64, stop: &AtomicBool) -> u64 {
     let mut random = StdRng::seed_from_u64(seed);
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
         if random.random_bool(0.3) {
-            let victims = ["random", "second-chance"][random.random_range(0..2)];
-            let set = client.set_setting(Key::Victims, victims);
-            set.expect("a choice of the setting");
+            let choices = [
+                (Key::Victims, ["random", "second-chance"]),
+                (Key::FaultsWait, ["low", "hard"]),
+                (Key::BalloonTakes, ["all", "free"]),
+            ];
+            for (key, choices) in choices {
+                let set = client.set_setting(key, choices[random.random_range(0..2)]);
+                set.expect("a choice of the setting");
+            }
         }
         for vm in client.vms().expect("the host answers") {
             let target = random.random_bool(0.6).then(|| {
