@@ -178,6 +178,11 @@ impl Governor {
                 scan_time: settings.share_scan_time,
                 scan_ghz: settings.share_scan_ghz,
                 rate_max: settings.share_rate_max,
+                part: if self.rests(settings) {
+                    settings.scan_at_rest
+                } else {
+                    100
+                },
             };
             scan.rate(member.vm.params.pages, self.ghz, vms)
         } else {
@@ -193,6 +198,12 @@ impl Governor {
         let pages = member.vm.params.pages;
         member.set_balloon_max(vm_settings::balloon_max(pages, &own, settings));
         self.move_domain(member, &own);
+    }
+
+    /// Whether nobody needs memory.
+    fn rests(&self, settings: &HostSettings) -> bool {
+        let thresholds = Thresholds::of(self.budget.total(), &settings.policy());
+        !self.state().is_short() && self.budget.free() >= thresholds.min_free
     }
 
     /// Lets the VM share with whom its settings and the host's say.
@@ -354,10 +365,14 @@ mod tests {
         let vm = rig.run(&hello("a", 1024));
         let governor = governor(&rig);
         let (mut balance, mut watchdog) = (Balance::default(), Watchdog::new());
+        rig.configuration
+            .set("Memvisor.ScanAtRest", "5")
+            .expect("in range");
         let decision = governor.decide(&mut balance, &mut watchdog, Instant::now());
         assert_eq!(decision.snapshot.vms.len(), 1);
         assert_eq!(governor.state(), FreeState::High);
         assert_eq!(vm.balloon.max(), Pages(1024 * 65 / 100));
+        assert_eq!(vm.worker.scan_rate(), 17, "nobody needs memory");
 
         assert!(rig.budget.take(rig.budget.free().0, Urgency::Reclaim));
         rig.configuration
@@ -367,6 +382,7 @@ mod tests {
         assert_eq!(governor.state(), FreeState::Low);
         assert_eq!(vm.balloon.max(), Pages(102));
         assert_ne!(next.snapshot.seed, decision.snapshot.seed);
+        assert_eq!(vm.worker.scan_rate(), 341, "1024 pages in 3 s");
         rig.budget
             .give(rig.budget.used().0 - vm.vm.params.metadata().0);
     }

@@ -120,6 +120,12 @@ impl WorkerHandle {
         }
     }
 
+    /// How many pages a second are scanned.
+    #[cfg(test)]
+    pub(crate) fn scan_rate(&self) -> u32 {
+        self.speeds.scan()
+    }
+
     /// Sets how many pages a second are scanned; zero for none.
     pub fn set_scan_rate(&self, pages_per_s: u32) {
         if self.speeds.scan.swap(pages_per_s, Ordering::Relaxed) != pages_per_s {

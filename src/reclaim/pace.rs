@@ -22,6 +22,8 @@ pub struct ScanSettings {
     pub scan_ghz: u32,
     /// `Mem.ShareRateMax`: pages a second of one VM; 0 switches sharing off. ESX: 1024.
     pub rate_max: u32,
+    /// The percentage of the rate that these bounds give at which is scanned now.
+    pub part: u32,
 }
 
 /// Slices a second at full rate.
@@ -51,7 +53,7 @@ impl ScanSettings {
             clippy::cast_sign_loss,
             reason = "not negative and at most rate_max, a u32"
         )]
-        let rate = rate.round() as u32;
+        let rate = (rate * f64::from(self.part) / 100.0).round() as u32;
         if self.rate_max == 0 || self.scan_ghz == 0 {
             0
         } else {
@@ -175,6 +177,7 @@ mod tests {
         scan_time: Duration::from_secs(3600),
         scan_ghz: 4,
         rate_max: 1024,
+        part: 100,
     };
 
     #[test]
@@ -186,6 +189,9 @@ mod tests {
         assert_eq!(ESX.rate(1 << 20, 2.0, 8), 256);
         assert_eq!(ScanSettings { rate_max: 0, ..ESX }.rate(1 << 20, 2.0, 1), 0);
         assert_eq!(ScanSettings { scan_ghz: 0, ..ESX }.rate(1 << 20, 2.0, 1), 0);
+        // At rest it goes on, however slowly.
+        assert_eq!(ScanSettings { part: 5, ..ESX }.rate(16 << 18, 100.0, 1), 51);
+        assert_eq!(ScanSettings { part: 1, ..ESX }.rate(1 << 12, 100.0, 1), 1);
     }
 
     const PAGES: u32 = 65_536;

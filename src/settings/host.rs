@@ -123,6 +123,8 @@ pub struct HostSettings {
     pub balloon_takes_free_only: bool,
     /// `Memvisor.FaultsWait`: whether faults wait for reclaim before the state is low.
     pub faults_wait_early: bool,
+    /// `Memvisor.ScanAtRest`, in percent.
+    pub scan_at_rest: u32,
     /// `Memvisor.Victims`: whether victims have a second chance.
     pub second_chance: bool,
 }
@@ -173,6 +175,7 @@ impl HostSettings {
             evict_round: Pages(whole(Key::EvictRound).into()),
             balloon_takes_free_only: value(Key::BalloonTakes) == Value::Choice("free"),
             faults_wait_early: value(Key::FaultsWait) == Value::Choice("hard"),
+            scan_at_rest: whole(Key::ScanAtRest),
             second_chance: value(Key::Victims) == Value::Choice("second-chance"),
         }
     }
@@ -230,6 +233,7 @@ mod tests {
             evict_round: Pages(4096),
             balloon_takes_free_only: false,
             faults_wait_early: false,
+            scan_at_rest: 100,
             second_chance: false,
         };
         assert_eq!(esx, expected);
@@ -253,13 +257,14 @@ mod tests {
     }
 
     #[test]
-    fn profile_throughput_is_lab_but_for_five_settings() {
+    fn profile_throughput_is_lab_but_for_six_settings() {
         let throughput = HostSettings::profile(Profile::Throughput);
         let expected = HostSettings {
             mem_zip_max_pct: 50,
             mem_zip_max_alloc_pct: 80,
             balloon_takes_free_only: true,
             faults_wait_early: true,
+            scan_at_rest: 5,
             second_chance: true,
             ..HostSettings::profile(Profile::Lab)
         };

@@ -27,6 +27,7 @@ pub enum Key {
     EvictRound,
     BalloonTakes,
     FaultsWait,
+    ScanAtRest,
     Victims,
 }
 
@@ -65,7 +66,7 @@ const fn millis(millis: u64) -> Value {
 
 /// All host settings, in the order of [`Key`]. Names, defaults and ranges of `Mem.` are those of
 /// ESXi 6 and later, as its advanced options tell them.
-pub const TABLE: [Spec; 21] = [
+pub const TABLE: [Spec; 22] = [
     Spec {
         key: Key::ShareScanTime,
         name: "Mem.ShareScanTime",
@@ -295,6 +296,18 @@ pub const TABLE: [Spec; 21] = [
         effect: "when guests that ask for memory faster than it is reclaimed wait for what is freed. low: in low, \
                  if they are above their targets; hard: all, so that low is not reached",
         deviation: "no setting in ESX, where guests wait in low",
+    },
+    Spec {
+        key: Key::ScanAtRest,
+        name: "Memvisor.ScanAtRest",
+        group: "sharing",
+        kind: Kind::whole(PERCENT, 1, 100),
+        lab: whole(100),
+        esx: whole(100),
+        throughput: Some(whole(5)),
+        effect: "the part of their rate at which VMs are scanned while the host is high or clear and has all free \
+                 memory that it wants",
+        deviation: "no setting in ESX, which scans at the same rate in every state",
     },
     Spec {
         key: Key::Victims,
