@@ -140,10 +140,6 @@ fn place<'a>(
         if matches!(home, Home::Compressed(_) | Home::Swapped(_)) {
             page.set_refilled();
         }
-        if home == Home::Zero {
-            // The scanner dropped it, and that did not last.
-            vm.table.back_off(gfn);
-        }
         vm.release(home);
         counter.one();
     }

@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::random_steps::{SCAN_RATE, Step, World, salt_of, steps};
-use super::scenario::{KINDS, alone, search};
+use super::scenario::search;
 use super::worker::PAUSE;
-use super::{Countdown, Guest, Host, Spec};
+use super::{Countdown, Guest, Host};
 use crate::page::Home;
 use crate::pool::Pool;
 use crate::units::{Gfn, PageBuf};
@@ -90,37 +90,6 @@ fn check_all_found(host: &Host, guests: &[&mut Guest]) {
                 );
             }
         }
-    }
-}
-
-/// Passes in which a page is written each time.
-const CHURN: u32 = 64;
-
-/// Dropped in each pass, pages that are zero would be touched again at once.
-#[test]
-fn zero_page_that_is_written_again_is_dropped_ever_more_seldom() {
-    let specs = KINDS.map(|kind| (kind, false));
-    for (kind, inline) in specs.into_iter().chain([(KINDS[0], true)]) {
-        // What is given ahead is zero, and nobody writes it.
-        let spec = Spec {
-            inline,
-            ahead: 0,
-            ..Spec::of(kind, 16)
-        };
-        alone(spec, |host, guest| {
-            guest.worker.handle.set_scan_rate(SCAN_RATE);
-            for _ in 0..CHURN {
-                (0..8).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
-                // As the policy has it done.
-                guest.vm.settle_done();
-                pass(guest);
-            }
-            // Each page at once, and then after 1, 3, 7, 15 and 31 passes and one more; an inline guest brings neighbours.
-            let often = u64::from(spec.pages * (CHURN.ilog2() + 1));
-            let dropped = guest.vm.stats.zeroed.get();
-            assert!((8..=often).contains(&dropped), "{kind:?}: {dropped}");
-            settle(host, vec![guest], SCAN_RATE);
-        });
     }
 }
 

@@ -60,9 +60,6 @@ impl Vm {
                 self.parking.ring();
             }
         } else if matches!(old, Home::Untouched | Home::Zero) {
-            if old == Home::Zero {
-                self.table.back_off(page.gfn());
-            }
             self.stats.first_touch.one();
             self.stats.inline_touches.one();
         } else {
