@@ -41,7 +41,7 @@ pub(crate) fn freeze<'a>(
 /// # Errors
 /// As [`freeze`].
 pub(crate) fn thaw(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineError> {
-    // With userfaultfd there are none to save: the next access maps the page.
+    // With userfaultfd there are no VMAs to save: the next access maps the page.
     if vm.engine.kind() == EngineKind::Uffd {
         return Ok(true);
     }

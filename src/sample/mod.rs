@@ -66,7 +66,7 @@ use crate::vm::Activity;
 /// Pages drawn for each period. OSDI 2002 section 5.3.
 pub const SAMPLES: u32 = 100;
 
-/// One in so much of the time counts as running time, however long the VM stood still.
+/// At least the time that passed, divided by this, counts as running time, however long the VM stood still.
 const SLOWEST: u32 = 4;
 
 /// The samples of one VM; belongs to its worker. See the module text.
