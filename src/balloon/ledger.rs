@@ -42,8 +42,9 @@ pub fn inflate(vm: &Vm, runs: &[GfnRun]) -> Result<Vec<StatusRun>, EngineError> 
     let is_refilled = |page: &PageGuard<'_>| is_resident(&page) && page.entry().is_refilled();
     let refilled = moves.iter().filter(|(page, _)| is_refilled(page));
     vm.stats.double_paged.add(refilled.count() as u64);
-    vm.stats.inflated.add(moves.len() as u64);
+    let inflated = moves.len() as u64;
     rehome(vm, moves)?;
+    vm.stats.inflated.add(inflated);
     Ok(statuses)
 }
 

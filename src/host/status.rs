@@ -77,6 +77,8 @@ impl Host {
 
     pub(super) fn vm_status(&self, member: &Member) -> VmStatus {
         let vm = &member.vm;
+        // Before the homes: what a counter has counted is in the homes that are read after it.
+        let (faults, scan, evict) = (faults(vm), scan(vm), evict(vm));
         let homes = homes(vm);
         let zip = vm.zip.lock();
         let zip_pages = Pages(u64::from(zip.pages_used()));
@@ -105,10 +107,10 @@ impl Host {
             balloon: balloon(member, homes.ballooned_pages),
             guest: guest(member),
             swap: swap(vm),
-            faults: faults(vm),
+            faults,
             stalls: stalls(&member.stalled()),
-            scan: scan(vm),
-            evict: evict(vm),
+            scan,
+            evict,
             vmas: u64::from(vm.vmas.upper_bound()),
             vma_budget: u64::from(vm.vmas.budget()),
             blocked: vm.is_blocked(),

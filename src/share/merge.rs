@@ -117,9 +117,9 @@ fn affordable<'a>(vm: &Vm, mut held: Vec<Held<'a>>) -> Vec<Held<'a>> {
 
 pub(super) fn drop_zeroes(vm: &Vm, zeroes: Vec<PageGuard<'_>>) -> Result<u64, EngineError> {
     let count = zeroes.len() as u64;
-    vm.stats.zeroed.add(count);
     let moves = zeroes.into_iter().map(|page| (page, Home::Zero)).collect();
     rehome(vm, moves)?;
+    vm.stats.zeroed.add(count);
     Ok(count)
 }
 

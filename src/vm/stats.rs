@@ -1,6 +1,8 @@
 //! What happened to the pages of one VM, counted where it happens.
 //!
-//! Relaxed atomics: each counter is exact, a set of them read together may be a moment apart.
+//! Each counter is exact; a set of them read together may be a moment apart. Pages move first and are counted then,
+//! so whoever reads a counter and then the page table finds there what was counted. Evictions are counted when the
+//! page is stored, which is before it moves.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -34,13 +36,15 @@ impl Counter {
 
     /// Counts `count` more.
     pub fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
+        // Release: whoever sees the count sees what was done before it.
+        self.0.fetch_add(count, Ordering::Release);
     }
 
     /// The number so far.
     #[must_use]
     pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        // Acquire: what was done before the count is seen.
+        self.0.load(Ordering::Acquire)
     }
 }
 
