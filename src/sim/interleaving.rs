@@ -263,6 +263,8 @@ impl Scene {
         for guest in &mut guests {
             order(&guest.vm, 0);
             guest.vm.vmas.set_budget(VMA_BUDGET);
+            // Its fault thread would, after a rest; who leaves a pool needs memory.
+            guest.vm.take_back_credits();
             witness.note(&guest.vm);
         }
         scanning::settle(&host, guests.iter_mut().collect(), FAST);
