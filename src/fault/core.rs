@@ -106,7 +106,7 @@ impl Core {
                 }
                 while let Some(gfn) = self.vm.parking.pop() {
                     for fault in self.waiting.unlocked(gfn) {
-                        self.serve(fault, now, out)?;
+                        self.serve_again(fault, now, out)?;
                     }
                 }
                 self.feed(now, out)
@@ -242,7 +242,8 @@ impl Core {
         }
     }
 
-    fn serve(
+    /// Serves a fault that has waited: what its thread stands still for may be something else by now.
+    fn serve_again(
         &mut self,
         mut fault: Waiter,
         now: Instant,
@@ -250,6 +251,15 @@ impl Core {
     ) -> Result<(), Ended> {
         let cause = cause(&self.vm, fault.gfn, fault.access);
         self.vm.stalls.change(&mut fault.stall, cause, now);
+        self.serve(fault, now, out)
+    }
+
+    fn serve(
+        &mut self,
+        mut fault: Waiter,
+        now: Instant,
+        out: &mut dyn Driver,
+    ) -> Result<(), Ended> {
         let were_missing = Credits::were_missing(&self.vm, fault.gfn, fault.access);
         let outcome = self.ahead.resolve(&self.vm, fault.gfn, fault.access);
         match outcome.map_err(|error| Ended::of_fault(&self.vm, fault.gfn, error))? {
@@ -329,7 +339,7 @@ impl Core {
     fn feed(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
         self.look = now + STARVED_LOOK;
         for fault in self.waiting.take_starved() {
-            self.serve(fault, now, out)?;
+            self.serve_again(fault, now, out)?;
         }
         match self.waiting.starved() {
             None => self.vm.budget.starve(&self.vm.parking, false),

@@ -41,6 +41,10 @@ pub struct FaultThread {
     near: Near,
     watch: Watch,
     guest: Guest,
+    /// The faults that were read last; kept because a fault costs hardly more than an allocation.
+    faults: Vec<UserFault>,
+    /// When the latest turn was over: now, hardly later, it is time to wait.
+    now: Instant,
 }
 
 /// How the guest is answered.
@@ -107,6 +111,8 @@ impl FaultThread {
                 faulter,
                 _link: link,
             },
+            faults: Vec::new(),
+            now,
         })
     }
 
@@ -133,9 +139,9 @@ impl FaultThread {
                 channel => self.read_channel(channel - FIRST_CHANNEL)?,
             }
         }
-        let now = Instant::now();
-        self.near.rest(now);
-        self.core.tick(now, &mut self.guest)
+        self.now = Instant::now();
+        self.near.rest(self.now);
+        self.core.tick(self.now, &mut self.guest)
     }
 
     fn handle(&mut self, event: Event, now: Instant) -> Result<(), Ended> {
@@ -143,8 +149,7 @@ impl FaultThread {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let now = Instant::now();
-        let due = [self.core.due(now), self.near.due(now)];
+        let due = [self.core.due(self.now), self.near.due(self.now)];
         let due = due.into_iter().flatten().min();
         // Rounded up, or the last millisecond would be spent in a loop.
         let millis = due.map(|due| u16::try_from(due.as_millis() + 1).unwrap_or(u16::MAX));
@@ -156,12 +161,13 @@ impl FaultThread {
         let (Some(uffd), base) = (uffd, *base) else {
             return Ok(());
         };
-        let mut faults = Vec::new();
-        uffd.read_faults(&mut faults)
+        self.faults.clear();
+        uffd.read_faults(&mut self.faults)
             .map_err(kernel("read faults"))?;
         // Of all of them: the last waits while those before are served.
         let since = Instant::now();
-        for UserFault { address, thread } in faults {
+        for at in 0..self.faults.len() {
+            let UserFault { address, thread } = self.faults[at];
             let page = address.wrapping_sub(base) / PAGE_SIZE as u64;
             let gfn = Gfn(u32::try_from(page).unwrap_or(u32::MAX));
             self.handle(Event::Userfault(gfn), since)?;
