@@ -1,11 +1,15 @@
 //! What the guest may do with pages where they are, and what that costs it in VMAs.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 
 use crate::engine::{Engine, EngineError, EngineKind};
-use crate::page::PageGuard;
-use crate::units::{GfnRun, RunsExt, runs_of};
+use crate::page::{Home, PageGuard};
+use crate::units::{Gfn, GfnRun, RunsExt, runs_of};
 use crate::vm::Vm;
+
+/// Runs are joined over so many pages that are not mapped, 2 MiB: what one page table of the guest's kernel maps.
+pub(crate) const BRIDGE: usize = 512;
 
 /// Makes resident pages, ascending, stand still: from here on their guest waits when it touches them.
 /// `false`: the guest's kernel refused, at its limit of VMAs; the pages are as good as before.
@@ -26,13 +30,44 @@ pub(crate) fn freeze<'a>(
         EngineKind::Mprotect => runs.len(),
     };
     let _change = vm.vmas.change(changed);
-    let frozen = unless_refused(vm.engine.freeze(&runs))?;
+    let frozen = match vm.engine.kind() {
+        EngineKind::Uffd => vm.engine.freeze(&bridged(vm, &runs)),
+        EngineKind::Mprotect => vm.engine.freeze(&runs),
+    };
+    let frozen = unless_refused(frozen)?;
     if frozen {
         pages.for_each(PageGuard::set_frozen);
     } else {
         vm.stats.vma_refused.add(runs.pages());
     }
     Ok(frozen)
+}
+
+/// The runs, joined where the guest has nothing mapped in between.
+///
+/// With userfaultfd a freeze drops entries of the guest's page tables. Where there are none there is nothing to drop, but
+/// each run more is a system call of the guest, which interrupts the processors that its threads run on. A page in between
+/// that its guest brings meanwhile loses its mapping, as any page may to the guest's kernel: the next access maps it again.
+pub(crate) fn bridged(vm: &Vm, runs: &[GfnRun]) -> Vec<GfnRun> {
+    let is_mapped = |gfn: u32| {
+        let entry = vm.table.entry(Gfn(gfn));
+        match entry.home() {
+            Home::Resident => !entry.is_frozen(),
+            Home::Shared(_) => true,
+            _ => false,
+        }
+    };
+    let is_bridge = |gap: Range<u32>| gap.len() <= BRIDGE && !gap.into_iter().any(is_mapped);
+    let mut joined: Vec<GfnRun> = Vec::with_capacity(runs.len());
+    for &run in runs {
+        match joined.last_mut() {
+            Some(last) if is_bridge(last.start.0 + last.count..run.start.0) => {
+                last.count = run.start.0 + run.count - last.start.0;
+            }
+            _ => joined.push(run),
+        }
+    }
+    joined
 }
 
 /// Lets the guest access frozen pages, ascending, as far as that saves it VMAs. `false`: its kernel refused, and

@@ -23,6 +23,10 @@
 //! reference to a frame, a slot. A home whose memory goes another way (a page that the guest's own process holds, which
 //! no hole in a file frees) is one more arm there, and a command of its [`Engine`](crate::engine::Engine) before it.
 //!
+//! *Runs.* Each run of a command is a system call of the guest, and interrupts the processors that its threads run on. With
+//! userfaultfd a freeze drops entries of page tables, so its runs are joined over pages that have none: of 128 pages that
+//! second chance freezes at 2x overcommit, 110 runs become one or two.
+//!
 //! *VMAs.* A run of pages that is mapped differently from its neighbours splits a VMA: two more. Each step says how
 //! many runs it is about to change ([`Vmas`](crate::vm::Vmas)) before the guest does it, until the page table tells so too.
 //! [`room`] says how many more there may be, and [`afford`] drops the shortest runs when there are too many: one long
@@ -38,6 +42,8 @@ mod access;
 mod moves;
 mod place;
 
+#[cfg(test)]
+pub(crate) use access::{BRIDGE, bridged};
 pub(crate) use access::{afford, close, freeze, reveal, room, thaw};
 pub(crate) use moves::{give_back, rehome};
 pub(crate) use place::{FrameHold, Match, place};

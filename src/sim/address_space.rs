@@ -295,6 +295,8 @@ impl Mapping for Mapped<'_> {
             let is_hole = page.content.is_none();
             page.view = match (op, page.view) {
                 (Op::Freeze, View::Closed | View::Open) if !is_hole => View::Closed,
+                // Runs are joined over holes.
+                (Op::Freeze, View::Closed) if space.kind == EngineKind::Uffd => View::Closed,
                 (Op::Open, View::Closed | View::Open) if !is_hole => View::Open,
                 (Op::MapShared, View::Closed) => {
                     let is_same = page.content.as_deref() == Some(&space.frame(gfn, frame));

@@ -22,6 +22,7 @@
 //! with what its guest last wrote.
 
 mod address_space;
+mod bridges;
 mod every_step;
 mod failures;
 mod fault_thread;
