@@ -29,7 +29,6 @@ mod fault_thread;
 mod guest;
 mod host;
 mod interleaving;
-mod neighbours;
 mod pressure;
 mod races;
 mod random_steps;

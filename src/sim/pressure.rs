@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-use super::scenario::{KINDS, alone, order};
+use super::scenario::{KINDS, alone, each, order};
 use super::worker::PAUSE;
 use super::{Countdown, Guest, Op, Spec};
 use crate::compress::samples;
@@ -26,9 +26,10 @@ fn specs() -> impl Iterator<Item = Spec> {
         .chain([itself])
 }
 
-/// Lets the worker do what is due.
-fn work(guest: &mut Guest) {
-    guest.worker.try_wait(PAUSE).expect("the guest is well");
+/// Has the worker evict so many pages from now on, as far as it can at once.
+fn reclaim(guest: &mut Guest, pages: u64) {
+    order(&guest.vm, pages);
+    guest.worker.wait(PAUSE);
 }
 
 fn fill(guest: &mut Guest, dense: impl Fn(u32) -> bool) {
@@ -50,77 +51,65 @@ fn left(guest: &Guest) -> Vec<u32> {
 
 #[test]
 fn order_is_carried_out_while_less_is_free_than_the_aim_and_no_further() {
-    for spec in specs() {
-        alone(spec, |host, guest| {
-            fill(guest, |_| false);
-            let eviction = Eviction {
-                pages: Pages(60),
-                means: Means::ALL,
-                always: false,
-            };
-            guest.vm.orders.set_evict(eviction);
-            work(guest);
-            assert_eq!(left(guest), Vec::<u32>::new(), "no aim is set");
-            let aim = host.budget.free();
-            host.budget.set_marks(Pages(0), aim, Pages(0));
-            assert!(host.budget.take(8, Urgency::Reclaim));
-            work(guest);
-            // The order is for one batch, and frees more than the pages of the cache cost.
-            assert!(host.budget.free() >= aim);
-            assert!(!host.budget.is_below_aim());
-            let evicted = left(guest).len();
-            work(guest);
-            assert_eq!(left(guest).len(), evicted, "the aim is reached");
-            host.budget.give(8);
-            guest.read_all();
-        });
-    }
+    each(specs(), |host, guest| {
+        fill(guest, |_| false);
+        let eviction = Eviction {
+            pages: Pages(60),
+            means: Means::ALL,
+            always: false,
+        };
+        guest.vm.orders.set_evict(eviction);
+        guest.worker.wait(PAUSE);
+        assert_eq!(left(guest), Vec::<u32>::new(), "no aim is set");
+        let aim = host.budget.free();
+        host.budget.set_marks(Pages(0), aim, Pages(0));
+        assert!(host.budget.take(8, Urgency::Reclaim));
+        guest.worker.wait(PAUSE);
+        // The order is for one batch, and frees more than the pages of the cache cost.
+        assert!(host.budget.free() >= aim);
+        assert!(!host.budget.is_below_aim());
+        let evicted = left(guest).len();
+        guest.worker.wait(PAUSE);
+        assert_eq!(left(guest).len(), evicted, "the aim is reached");
+        host.budget.give(8);
+    });
 }
 
 /// They wait for what is evicted, with memory left that is not theirs to take, and a guest that serves itself is given
 /// some of that memory in advance.
 #[test]
 fn faults_wait_at_the_floor_and_go_on_with_what_is_evicted() {
-    for spec in specs() {
-        alone(spec, |host, guest| {
-            (0..PAGES / 2).for_each(|gfn| guest.write(gfn, samples::mixed(gfn.into(), 500)));
-            guest.vm.take_back_credits();
-            let free = host.budget.free();
-            host.budget.set_floor(free);
-            let content = samples::mixed(1, 500);
-            // None that came ahead.
-            guest.threads[0].begin(Gfn(PAGES - 1), Op::Write(Box::new(content)));
-            assert!(!guest.drive(0), "nothing is free for faults");
-            order(&guest.vm, 16);
-            work(guest);
-            assert!(guest.drive(0), "it waits though pages were evicted");
-            assert!(host.budget.free() >= free, "the floor is left");
-            if let Some(claims) = guest.vm.table.claims() {
-                assert!(claims.held() > 1, "it must ask for each page");
-            }
-            host.budget.set_floor(Pages(0));
-            guest.read_all();
-        });
-    }
+    each(specs(), |host, guest| {
+        (0..PAGES / 2).for_each(|gfn| guest.write(gfn, samples::mixed(gfn.into(), 500)));
+        guest.vm.take_back_credits();
+        let free = host.budget.free();
+        host.budget.set_floor(free);
+        let content = samples::mixed(1, 500);
+        // None that came ahead.
+        guest.threads[0].begin(Gfn(PAGES - 1), Op::Write(Box::new(content)));
+        assert!(!guest.drive(0), "nothing is free for faults");
+        reclaim(guest, 16);
+        assert!(guest.drive(0), "it waits though pages were evicted");
+        assert!(host.budget.free() >= free, "the floor is left");
+        if let Some(claims) = guest.vm.table.claims() {
+            assert!(claims.held() > 1, "it must ask for each page");
+        }
+        host.budget.set_floor(Pages(0));
+    });
 }
 
 #[test]
 fn page_that_is_wanted_back_while_it_is_frozen_stays() {
-    for spec in specs() {
-        alone(spec, |_, guest| {
-            fill(guest, |_| false);
-            guest.worker.handle.set_selection(Selection::SecondChance);
-            order(&guest.vm, 16);
-            work(guest);
-            assert_eq!(left(guest), Vec::from_iter(0..16), "the first of the hand");
-            (16..24).for_each(|gfn| guest.read(gfn));
-            order(&guest.vm, 8);
-            work(guest);
-            let others = (0..16).chain(24..32);
-            assert_eq!(left(guest), Vec::from_iter(others));
-            guest.read_all();
-        });
-    }
+    each(specs(), |_, guest| {
+        fill(guest, |_| false);
+        guest.worker.handle.set_selection(Selection::SecondChance);
+        reclaim(guest, 16);
+        assert_eq!(left(guest), Vec::from_iter(0..16), "the first of the hand");
+        (16..24).for_each(|gfn| guest.read(gfn));
+        reclaim(guest, 8);
+        let others = (0..16).chain(24..32);
+        assert_eq!(left(guest), Vec::from_iter(others));
+    });
 }
 
 /// Its queue has pages that their guest has back, and that nothing froze since. Were one of them taken, what
@@ -130,68 +119,54 @@ fn page_that_a_guest_refused_to_freeze_is_not_taken_for_frozen() {
     alone(Spec::of(EngineKind::Mprotect, PAGES), |_, guest| {
         fill(guest, |_| false);
         guest.worker.handle.set_selection(Selection::SecondChance);
-        order(&guest.vm, 16);
-        work(guest);
+        reclaim(guest, 16);
         assert_eq!(left(guest).len(), 16);
         guest.read_all();
         guest.worker.handle.set_selection(Selection::Random);
         guest.space.accepts.set(0);
-        order(&guest.vm, PAGES.into());
-        work(guest);
+        reclaim(guest, PAGES.into());
         assert_eq!(left(guest), Vec::<u32>::new(), "no page could be frozen");
         assert!(guest.vm.stats.vma_refused.get() > 0);
         guest.space.accepts.set(Countdown::NEVER);
         guest.worker.handle.set_selection(Selection::SecondChance);
-        order(&guest.vm, 16);
-        work(guest);
+        reclaim(guest, 16);
         assert_eq!(left(guest).len(), 16);
-        guest.read_all();
     });
 }
 
 #[test]
 fn page_that_does_not_compress_goes_when_nothing_else_does() {
-    for spec in specs() {
-        alone(spec, |host, guest| {
-            host.budget.set_marks(Pages(0), Pages(0), Pages(1));
-            fill(guest, |gfn| gfn % 4 == 0);
-            guest.worker.handle.set_selection(Selection::SecondChance);
-            for _ in 0..3 {
-                order(&guest.vm, 8);
-                work(guest);
-            }
-            assert_eq!(left(guest).len(), 24);
-            let gone = left(guest);
-            assert!(gone.iter().all(|gfn| gfn % 4 != 0), "{gone:?}");
-            assert_eq!(guest.vm.stats.evict_swap.get(), 0);
-            order(&guest.vm, 40);
-            work(guest);
-            assert_eq!(left(guest).len() as u32, PAGES);
-            assert_eq!(guest.vm.stats.evict_swap.get(), u64::from(PAGES / 4));
-            guest.read_all();
-        });
-    }
+    each(specs(), |host, guest| {
+        host.budget.set_marks(Pages(0), Pages(0), Pages(1));
+        fill(guest, |gfn| gfn % 4 == 0);
+        guest.worker.handle.set_selection(Selection::SecondChance);
+        for _ in 0..3 {
+            reclaim(guest, 8);
+        }
+        assert_eq!(left(guest).len(), 24);
+        let gone = left(guest);
+        assert!(gone.iter().all(|gfn| gfn % 4 != 0), "{gone:?}");
+        assert_eq!(guest.vm.stats.evict_swap.get(), 0);
+        reclaim(guest, 40);
+        assert_eq!(left(guest).len() as u32, PAGES);
+        assert_eq!(guest.vm.stats.evict_swap.get(), u64::from(PAGES / 4));
+    });
 }
 
 /// What waited by the one choice of victims is nothing to try at once by the other.
 #[test]
 fn worker_that_finds_nothing_rests_after_the_choice_of_victims_has_changed() {
-    for spec in specs() {
-        alone(spec, |host, guest| {
-            host.budget.set_marks(Pages(0), Pages(0), Pages(1));
-            fill(guest, |_| true);
-            guest.worker.handle.set_selection(Selection::SecondChance);
-            order(&guest.vm, 8);
-            work(guest);
-            assert_eq!(left(guest).len(), 8);
-            guest.worker.handle.set_selection(Selection::Random);
-            guest.disk.set_failing(Some(Errno::EIO));
-            order(&guest.vm, 8);
-            work(guest);
-            assert_eq!(left(guest).len(), 8);
-            guest.disk.set_failing(None);
-            order(&guest.vm, 0);
-            guest.read_all();
-        });
-    }
+    each(specs(), |host, guest| {
+        host.budget.set_marks(Pages(0), Pages(0), Pages(1));
+        fill(guest, |_| true);
+        guest.worker.handle.set_selection(Selection::SecondChance);
+        reclaim(guest, 8);
+        assert_eq!(left(guest).len(), 8);
+        guest.worker.handle.set_selection(Selection::Random);
+        guest.disk.set_failing(Some(Errno::EIO));
+        reclaim(guest, 8);
+        assert_eq!(left(guest).len(), 8);
+        guest.disk.set_failing(None);
+        order(&guest.vm, 0);
+    });
 }

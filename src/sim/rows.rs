@@ -1,13 +1,19 @@
-//! Pages that are touched in a row come ahead.
+//! Pages that come with the one that was asked for: how many do, what is wrong with them is no loss, and nobody has
+//! touched them.
 
-use super::scenario::{KINDS, SWAP, ZIP, alone, evicted};
+use std::time::Duration;
+
+use super::scenario::{KINDS, SWAP, ZIP, alone, each};
 use super::{Guest, Host, Op, Spec, View};
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::fault::{Ended, FaultError};
 use crate::units::{Gfn, PageBuf};
+use crate::vm::Means;
 
 const PAGES: u32 = 64;
+/// Of sampling.
+const PERIOD: Duration = Duration::from_millis(50);
 
 fn spec(kind: EngineKind) -> Spec {
     Spec::of(kind, PAGES)
@@ -17,6 +23,25 @@ fn dense(gfn: u32) -> PageBuf {
     samples::mixed(gfn.into(), 4096)
 }
 
+fn small(gfn: u32) -> PageBuf {
+    samples::mixed(gfn.into(), 500)
+}
+
+/// Has guests of these kinds live through something, all of whose pages have left by each of these means.
+fn evicted(
+    kinds: &[EngineKind],
+    means: &[Means],
+    content: fn(u32) -> PageBuf,
+    story: impl Fn(&mut Guest),
+) {
+    for means in means {
+        each(kinds.iter().copied().map(spec), |_, guest| {
+            guest.write_and_evict(*means, content);
+            story(guest);
+        });
+    }
+}
+
 /// A guest that serves itself, all of whose pages are in its cache, and that has so many credits.
 fn compressed(host: &Host, credits: u32) -> Guest {
     let spec = Spec {
@@ -24,7 +49,7 @@ fn compressed(host: &Host, credits: u32) -> Guest {
         ..spec(EngineKind::Uffd)
     };
     let mut guest = host.start(1, spec);
-    guest.write_and_evict(ZIP, |gfn| samples::mixed(gfn.into(), 500));
+    guest.write_and_evict(ZIP, small);
     guest.vm.take_back_credits();
     guest.vm.grant_credits(credits);
     guest
@@ -32,22 +57,21 @@ fn compressed(host: &Host, credits: u32) -> Guest {
 
 #[test]
 fn first_touches_in_a_row_bring_more_and_more_pages() {
-    for kind in KINDS {
-        alone(spec(kind), |_, guest| {
-            for (gfn, touched) in [(0, 1), (1, 3), (3, 7), (7, 15), (15, 31)] {
-                guest.read(gfn);
-                assert_eq!(guest.vm.stats.first_touch.get(), touched, "{kind:?}");
-            }
-            assert_eq!(guest.resident(), Vec::from_iter(0..31));
-            for gfn in (0..31).map(Gfn) {
-                let is_open = guest.space.view(gfn) == View::Open;
-                assert!(is_open || kind == EngineKind::Uffd, "{gfn} of {kind:?}");
-            }
-            // Touched one by one, they need no more.
-            (0..31).for_each(|gfn| guest.read(gfn));
-            assert_eq!(guest.vm.stats.first_touch.get(), 31);
-        });
-    }
+    each(KINDS.map(spec), |_, guest| {
+        let kind = guest.vm.engine.kind();
+        for (gfn, touched) in [(0, 1), (1, 3), (3, 7), (7, 15), (15, 31)] {
+            guest.read(gfn);
+            assert_eq!(guest.vm.stats.first_touch.get(), touched);
+        }
+        assert_eq!(guest.resident(), Vec::from_iter(0..31));
+        for gfn in (0..31).map(Gfn) {
+            let is_open = guest.space.view(gfn) == View::Open;
+            assert!(is_open || kind == EngineKind::Uffd, "{gfn}");
+        }
+        // Touched one by one, they need no more.
+        (0..31).for_each(|gfn| guest.read(gfn));
+        assert_eq!(guest.vm.stats.first_touch.get(), 31);
+    });
 }
 
 #[test]
@@ -64,26 +88,22 @@ fn row_of_an_mprotect_guest_ends_at_pages_that_are_there_and_at_the_end_of_ram()
 
 #[test]
 fn swapped_pages_read_in_a_row_come_with_few_reads_of_the_disk() {
-    for kind in KINDS {
-        evicted(spec(kind), SWAP, dense, |guest| {
-            guest.read_all();
-            assert_eq!(guest.vm.stats.refill_swap.get(), u64::from(PAGES));
-            let reads = guest.disk.reads();
-            assert!(reads <= PAGES / 3, "{reads} reads for {PAGES} pages");
-        });
-    }
+    evicted(&KINDS, &[SWAP], dense, |guest| {
+        guest.read_all();
+        assert_eq!(guest.vm.stats.refill_swap.get(), u64::from(PAGES));
+        let reads = guest.disk.reads();
+        assert!(reads <= PAGES / 3, "{reads} reads for {PAGES} pages");
+    });
 }
 
 #[test]
 fn swapped_pages_read_here_and_there_come_one_by_one() {
-    for kind in KINDS {
-        evicted(spec(kind), SWAP, dense, |guest| {
-            let scattered = (0..PAGES).step_by(2).rev();
-            scattered.for_each(|gfn| guest.read(gfn));
-            assert_eq!(guest.vm.stats.refill_swap.get(), u64::from(PAGES / 2));
-            assert_eq!(guest.disk.reads(), PAGES / 2);
-        });
-    }
+    evicted(&KINDS, &[SWAP], dense, |guest| {
+        let scattered = (0..PAGES).step_by(2).rev();
+        scattered.for_each(|gfn| guest.read(gfn));
+        assert_eq!(guest.vm.stats.refill_swap.get(), u64::from(PAGES / 2));
+        assert_eq!(guest.disk.reads(), PAGES / 2);
+    });
 }
 
 /// Lets the thread read a page without the daemon; whether it could.
@@ -165,4 +185,46 @@ fn damaged_page_is_given_up_by_its_guest_and_ends_it_only_when_it_is_asked_for()
     ));
     host.bury(guest);
     host.check_empty();
+}
+
+#[test]
+fn damaged_page_in_a_row_ends_nothing_until_somebody_asks_for_it() {
+    evicted(&KINDS, &[ZIP, SWAP], small, |guest| {
+        guest.damage(13);
+        let home = guest.home(13);
+        (0..13).chain(14..PAGES).for_each(|gfn| guest.read(gfn));
+        assert_eq!(guest.home(13), home);
+        guest.damage(13);
+        guest.read(13);
+    });
+}
+
+#[test]
+fn damaged_page_in_a_block_ends_nothing_until_somebody_asks_for_it() {
+    evicted(&[EngineKind::Mprotect], &[ZIP, SWAP], small, |guest| {
+        guest.vm.vmas.set_budget(1);
+        [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
+        guest.read(5);
+        assert_eq!(
+            guest.resident(),
+            [4, 5, 6],
+            "the block as far as it is whole"
+        );
+        [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
+    });
+}
+
+#[test]
+fn sampled_page_waits_for_its_own_access() {
+    evicted(&KINDS, &[ZIP, SWAP], small, |guest| {
+        // The whole guest is smaller than a sample.
+        guest.worker.handle.set_sample_period(PERIOD);
+        guest.worker.wait(PERIOD);
+        let is_sampled = |guest: &Guest, gfn| guest.vm.table.entry(Gfn(gfn)).is_sampled();
+        for gfn in 0..PAGES {
+            assert!(is_sampled(guest, gfn), "{gfn} was not touched");
+            guest.read(gfn);
+            assert!(!is_sampled(guest, gfn), "{gfn} was touched");
+        }
+    });
 }

@@ -30,12 +30,6 @@ pub(super) const SWAP: Means = Means {
     swap: true,
 };
 
-/// Each engine with each store alone.
-pub(super) fn ways() -> impl Iterator<Item = (EngineKind, Means)> {
-    let both = |kind| [(kind, ZIP), (kind, SWAP)];
-    KINDS.into_iter().flat_map(both)
-}
-
 /// Pages of the host that are for refills and reclaim.
 pub(super) const RESERVE: u64 = 4;
 
@@ -76,31 +70,26 @@ impl Host {
     }
 }
 
-/// Has a guest live through something that has written all its pages, which have left by these means.
-pub(super) fn evicted(
-    spec: Spec,
-    means: Means,
-    content: impl Fn(u32) -> PageBuf,
-    story: impl FnOnce(&mut Guest),
-) {
-    alone(spec, |_, guest| {
-        guest.write_and_evict(means, content);
-        story(guest);
-    });
-}
-
 /// Has a VM's worker evict so many pages by all means from now on.
 pub(super) fn order(vm: &Vm, pages: u64) {
     let eviction = Eviction::at_once(Pages(pages), Means::ALL);
     vm.orders.set_evict(eviction);
 }
 
-/// Has a guest live through something with its host to itself, without losing anything.
+/// Has a guest live through something with its host to itself. Then it can read all that it wrote, and has lost nothing.
 pub(super) fn alone(spec: Spec, story: impl FnOnce(&Host, &mut Guest)) {
+    // Shown only if the test fails.
+    println!("{spec:?}");
     let host = Host::roomy();
     let mut guest = host.start(1, spec);
     story(&host, &mut guest);
+    guest.read_all();
     host.end([guest]);
+}
+
+/// The same with one guest after the other.
+pub(super) fn each(specs: impl IntoIterator<Item = Spec>, story: impl Fn(&Host, &mut Guest)) {
+    specs.into_iter().for_each(|spec| alone(spec, &story));
 }
 
 impl Guest {

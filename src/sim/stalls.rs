@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::scenario::{KINDS, SWAP, ZIP};
+use super::scenario::{self, KINDS, SWAP, ZIP, alone};
 use super::{Guest, Host, Op, Spec};
 use crate::compress::samples;
 use crate::engine::EngineKind;
@@ -16,16 +16,17 @@ const PAGES: u32 = 8;
 const STEP: u64 = 100;
 const SECOND: u64 = 1_000_000;
 
-/// A guest that has touched nothing.
-fn fresh(kind: EngineKind) -> (Host, Guest) {
-    let host = Host::roomy();
-    let spec = Spec {
+fn spec(kind: EngineKind) -> Spec {
+    Spec {
         threads: 3,
         ahead: 0,
         ..Spec::of(kind, PAGES)
-    };
-    let guest = host.start(1, spec);
-    (host, guest)
+    }
+}
+
+/// Has a guest of each kind live through something, which has touched nothing.
+fn each(story: impl Fn(&Host, &mut Guest)) {
+    scenario::each(KINDS.map(spec), story);
 }
 
 fn write(guest: &mut Guest, thread: usize, gfn: u32) -> bool {
@@ -69,27 +70,24 @@ fn cost(guest: &mut Guest, act: impl FnOnce(&mut Guest)) -> Vec<(Cause, u64)> {
 
 #[test]
 fn service_counts_for_the_home_that_the_page_had() {
-    for kind in KINDS {
-        let (host, mut guest) = fresh(kind);
+    each(|_, guest| {
         let touch = |guest: &mut Guest| cost(guest, |guest| assert!(write(guest, 0, 0)));
-        assert_eq!(touch(&mut guest), [(Cause::FirstTouch, STEP)], "{kind:?}");
+        assert_eq!(touch(guest), [(Cause::FirstTouch, STEP)]);
         for (means, cause) in [(ZIP, Cause::RefillZip), (SWAP, Cause::RefillSwap)] {
             assert_eq!(guest.evict_by(1, means), 1);
-            assert_eq!(touch(&mut guest), [(cause, STEP)], "{kind:?}");
+            assert_eq!(touch(guest), [(cause, STEP)]);
         }
         let period = Duration::from_millis(50);
         guest.worker.handle.set_sample_period(period);
         guest.worker.wait(period);
         assert!(guest.vm.table.entry(Gfn(0)).is_sampled());
-        assert_eq!(touch(&mut guest), [(Cause::Open, STEP)], "{kind:?}");
-        host.end([guest]);
-    }
+        assert_eq!(touch(guest), [(Cause::Open, STEP)]);
+    });
 }
 
 #[test]
 fn break_counts_until_its_thread_has_mapped_the_copy() {
-    for kind in KINDS {
-        let (host, mut guest) = fresh(kind);
+    each(|_, guest| {
         for gfn in [0, 1] {
             let page = Box::new(PageBuf([7; PAGE_SIZE]));
             assert!(guest.attempt(0, gfn, Op::Write(page)));
@@ -97,7 +95,7 @@ fn break_counts_until_its_thread_has_mapped_the_copy() {
         guest.scan();
         guest.scan();
         assert_eq!(guest.vm.table.count(Home::Shared(FrameId(0))), 2);
-        let cost = cost(&mut guest, |guest| {
+        let cost = cost(guest, |guest| {
             let page = Box::new(PageBuf([8; PAGE_SIZE]));
             guest.threads[0].begin(Gfn(0), Op::Write(page));
             assert!(!guest.threads[0].poll());
@@ -107,150 +105,139 @@ fn break_counts_until_its_thread_has_mapped_the_copy() {
             assert!(guest.drive(0));
             pass(guest, SECOND);
         });
-        assert_eq!(cost, [(Cause::Break, STEP + 40)], "{kind:?}");
-        host.end([guest]);
-    }
+        assert_eq!(cost, [(Cause::Break, STEP + 40)]);
+    });
 }
 
 #[test]
 fn threads_of_a_blocked_vm_count_each_while_they_wait() {
-    for kind in KINDS {
-        let (host, mut guest) = fresh(kind);
+    each(|_, guest| {
         guest.vm.orders.set_blocked(Blocked::Touches);
         let mut stalled = Vec::new();
         for thread in 0..3 {
-            assert!(!write(&mut guest, thread, thread as u32));
-            pass(&mut guest, SECOND);
-            stalled.push(seen(&guest).1);
+            assert!(!write(guest, thread, thread as u32));
+            pass(guest, SECOND);
+            stalled.push(seen(guest).1);
         }
         assert_eq!(
             stalled,
             [1, 2, 3].map(|seconds| seconds * SECOND),
             "under way"
         );
-        let (causes, any) = seen(&guest);
+        let (causes, any) = seen(guest);
         assert_eq!(
             (causes, any),
             (vec![(Cause::Blocked, 6 * SECOND)], 3 * SECOND)
         );
         guest.block(Blocked::No);
-        timed(&mut guest, |guest| assert!(guest.turn()));
+        timed(guest, |guest| assert!(guest.turn()));
         (0..3).for_each(|thread| assert!(guest.drive(thread)));
-        pass(&mut guest, SECOND);
+        pass(guest, SECOND);
         // Uffd wakes each when it is served, for which the others wait. Otherwise all of them can go on when they have
         // read their answers, after that one call.
-        let (served, waited) = match kind {
+        let (served, waited) = match guest.vm.engine.kind() {
             EngineKind::Uffd => (STEP, 2 * STEP),
             EngineKind::Mprotect => (3 * STEP, 0),
         };
         let served = (Cause::FirstTouch, served);
         let blocked = (Cause::Blocked, 6 * SECOND + waited);
-        assert_eq!(
-            seen(&guest),
-            (vec![served, blocked], 3 * SECOND + STEP),
-            "{kind:?}"
-        );
-        host.end([guest]);
-    }
+        assert_eq!(seen(guest), (vec![served, blocked], 3 * SECOND + STEP));
+    });
 }
 
 #[test]
 fn wait_for_memory_is_told_from_one_by_order_whenever_that_changes() {
-    for kind in KINDS {
-        let (host, mut guest) = fresh(kind);
+    each(|host, guest| {
         let free = host.budget.free().0;
         assert!(host.budget.take(free, Urgency::Reclaim));
-        assert!(!write(&mut guest, 0, 0));
-        pass(&mut guest, 2 * SECOND);
+        assert!(!write(guest, 0, 0));
+        pass(guest, 2 * SECOND);
         guest.block(Blocked::All);
         guest.turn();
-        pass(&mut guest, 3 * SECOND);
+        pass(guest, 3 * SECOND);
         let memory = (Cause::Memory, 2 * SECOND);
         let blocked = (Cause::Blocked, 3 * SECOND);
-        assert_eq!(seen(&guest).0, [blocked, memory], "{kind:?}");
+        assert_eq!(seen(guest).0, [blocked, memory]);
         guest.vm.orders.set_blocked(Blocked::No);
         host.budget.give(free);
         guest.vm.parking.ring();
-        timed(&mut guest, |guest| assert!(guest.drive(0)));
+        timed(guest, |guest| assert!(guest.drive(0)));
         let touched = (Cause::FirstTouch, STEP);
-        assert_eq!(seen(&guest).0, [touched, blocked, memory], "{kind:?}");
-        host.end([guest]);
-    }
+        assert_eq!(seen(guest).0, [touched, blocked, memory]);
+    });
 }
 
 #[test]
 fn ceiling_is_an_order_to_wait() {
-    let (host, mut guest) = fresh(EngineKind::Uffd);
-    guest.vm.orders.set_ceiling(Some(Pages(1)));
-    assert!(write(&mut guest, 0, 0));
-    assert!(!write(&mut guest, 1, 1));
-    pass(&mut guest, SECOND);
-    assert_eq!(seen(&guest).0, [(Cause::Blocked, SECOND)]);
-    guest.vm.orders.set_ceiling(None);
-    guest.vm.parking.ring();
-    assert!(guest.drive(1));
-    host.end([guest]);
+    alone(spec(EngineKind::Uffd), |_, guest| {
+        guest.vm.orders.set_ceiling(Some(Pages(1)));
+        assert!(write(guest, 0, 0));
+        assert!(!write(guest, 1, 1));
+        pass(guest, SECOND);
+        assert_eq!(seen(guest).0, [(Cause::Blocked, SECOND)]);
+        guest.vm.orders.set_ceiling(None);
+        guest.vm.parking.ring();
+        assert!(guest.drive(1));
+    });
 }
 
 #[test]
 fn threads_that_wait_for_one_page_that_is_moved_count_each() {
-    for kind in KINDS {
-        let (host, mut guest) = fresh(kind);
+    each(|_, guest| {
         let vm = Arc::clone(&guest.vm);
         let moved = vm.try_lock(Gfn(0)).expect("nobody is at it");
         for thread in 0..2 {
             assert!(!guest.attempt(thread, 0, Op::Read));
         }
-        pass(&mut guest, SECOND);
+        pass(guest, SECOND);
         let busy = (Cause::Busy, 2 * SECOND);
-        assert_eq!(seen(&guest), (vec![busy], SECOND), "{kind:?}");
+        assert_eq!(seen(guest), (vec![busy], SECOND));
         drop(moved);
-        timed(&mut guest, |guest| {
+        timed(guest, |guest| {
             (0..2).for_each(|thread| assert!(guest.drive(thread)));
         });
-        pass(&mut guest, SECOND);
-        let (causes, any) = seen(&guest);
+        pass(guest, SECOND);
+        let (causes, any) = seen(guest);
         // One read for both, and one answer; or the first opens the page while the second waits, and is told so.
-        let (last, both) = match kind {
+        let (last, both) = match guest.vm.engine.kind() {
             EngineKind::Uffd => (STEP, 2 * STEP),
             EngineKind::Mprotect => (3 * STEP, 4 * STEP),
         };
         let all: u64 = causes.iter().map(|it| it.1).sum();
         assert_eq!((any, all), (SECOND + last, 2 * SECOND + both), "{causes:?}");
-        host.end([guest]);
-    }
+    });
 }
 
 /// A guest that waits touches nothing, which says nothing about what it uses.
 #[test]
 fn time_in_which_a_guest_stood_still_is_no_time_of_sampling() {
     let period = Duration::from_millis(80);
-    let (host, mut guest) = fresh(EngineKind::Uffd);
-    guest.worker.handle.set_sample_period(period);
-    guest.worker.turn();
-    let ends = |guest: &mut Guest, time| {
-        guest.worker.wait(time);
-        guest.vm.activity.estimate().is_some()
-    };
-    let start = guest.worker.clock.now();
-    let stall = guest.vm.stalls.begin(Cause::Memory, start);
-    guest.vm.stalls.end(stall, start + period * 3 / 4);
-    assert!(!ends(&mut guest, period), "a quarter was running time");
-    assert!(!ends(&mut guest, period / 2));
-    assert!(ends(&mut guest, period / 4));
-    // However long it stands still, something is sampled now and then.
-    let fast = |guest: &Guest| guest.vm.activity.estimate();
-    let before = fast(&guest);
-    let _stall = guest
-        .vm
-        .stalls
-        .begin(Cause::Memory, guest.worker.clock.now());
-    write(&mut guest, 0, 0);
-    for _ in 0..4 {
-        let now = guest.worker.clock.now() + period;
-        let _ = guest.vm.stalls.so_far(None, now);
-        guest.worker.wait(period);
-    }
-    assert_ne!(fast(&guest), before, "no period ended");
-    host.end([guest]);
+    alone(spec(EngineKind::Uffd), |_, guest| {
+        guest.worker.handle.set_sample_period(period);
+        guest.worker.turn();
+        let ends = |guest: &mut Guest, time| {
+            guest.worker.wait(time);
+            guest.vm.activity.estimate().is_some()
+        };
+        let start = guest.worker.clock.now();
+        let stall = guest.vm.stalls.begin(Cause::Memory, start);
+        guest.vm.stalls.end(stall, start + period * 3 / 4);
+        assert!(!ends(guest, period), "a quarter was running time");
+        assert!(!ends(guest, period / 2));
+        assert!(ends(guest, period / 4));
+        // However long it stands still, something is sampled now and then.
+        let fast = |guest: &Guest| guest.vm.activity.estimate();
+        let before = fast(guest);
+        let _stall = guest
+            .vm
+            .stalls
+            .begin(Cause::Memory, guest.worker.clock.now());
+        write(guest, 0, 0);
+        for _ in 0..4 {
+            let now = guest.worker.clock.now() + period;
+            let _ = guest.vm.stalls.so_far(None, now);
+            guest.worker.wait(period);
+        }
+        assert_ne!(fast(guest), before, "no period ended");
+    });
 }
