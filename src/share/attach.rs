@@ -55,23 +55,8 @@ pub struct AttachRequest {
 /// When the request names pages that the VM has not.
 pub fn attach(vm: &Vm, peers: &dyn Peers, request: AttachRequest) -> Result<u32, EngineError> {
     let AttachRequest { pages, source } = request;
-    let pairs: Vec<(Gfn, Gfn)> = pages.iter().zip((source.0..).map(Gfn)).collect();
     let mut nudges = Vec::new();
-    let mut attached = Ok(0);
-    for batch in pairs.chunks(BATCH) {
-        match (attached, attach_batch(vm, batch, &mut nudges)) {
-            (Ok(before), Ok(count)) => {
-                attached = Ok(before + count);
-                if (count as usize) < batch.len() {
-                    break;
-                }
-            }
-            (_, failed) => {
-                attached = failed;
-                break;
-            }
-        }
-    }
+    let attached = attach_all(vm, request, &mut nudges);
     // Also after a failure: nobody knows these pages by their content any more.
     for (id, gfn) in nudges {
         let is_source = id == vm.id && (source..Gfn(source.0 + pages.count)).contains(&gfn);
@@ -90,6 +75,23 @@ struct Held<'a> {
     page: PageGuard<'a>,
     /// Where its bytes are; `None`: they are zero.
     hold: Option<FrameHold<'a>>,
+}
+
+fn attach_all(
+    vm: &Vm,
+    AttachRequest { pages, source }: AttachRequest,
+    nudges: &mut Vec<(VmId, Gfn)>,
+) -> Result<u32, EngineError> {
+    let pairs: Vec<(Gfn, Gfn)> = pages.iter().zip((source.0..).map(Gfn)).collect();
+    let mut attached = 0;
+    for batch in pairs.chunks(BATCH) {
+        let count = attach_batch(vm, batch, nudges)?;
+        attached += count;
+        if (count as usize) < batch.len() {
+            break;
+        }
+    }
+    Ok(attached)
 }
 
 fn attach_batch(

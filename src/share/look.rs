@@ -30,9 +30,8 @@ pub(super) struct Look<'a> {
     candidates: Vec<Candidate<'a>>,
     nudges: Vec<(VmId, Gfn)>,
     changed: u32,
+    shared: u64,
     content: PageBuf,
-    /// Digests of the pages that were read; `None` of zeroes.
-    read: Vec<(Gfn, Option<u64>)>,
 }
 
 impl<'a> Look<'a> {
@@ -47,21 +46,17 @@ impl<'a> Look<'a> {
             candidates: Vec::new(),
             nudges: Vec::new(),
             changed: 0,
+            shared: 0,
             content: PageBuf::zeroed(),
-            read: Vec::new(),
         }
     }
 
-    /// Pages whose content was new or had changed.
-    pub(super) const fn changed(&self) -> u32 {
-        self.changed
-    }
-
-    /// Looks at pages that the caller found resident, ascending.
-    pub(super) fn at(&mut self, gfns: &[Gfn]) {
+    /// Looks at pages that the caller found resident, ascending, and merges when there are enough candidates.
+    pub(super) fn at(&mut self, gfns: &[Gfn]) -> Result<(), EngineError> {
         let (vm, table) = (self.vm, &self.vm.table);
         vm.stats.scanned.add(gfns.len() as u64);
-        let mut read = std::mem::take(&mut self.read);
+        // Their digests; `None` of zeroes.
+        let mut read = Vec::with_capacity(gfns.len());
         for (at, &gfn) in gfns.iter().enumerate() {
             table.begin_look(gfn);
             // The guest may be writing: whatever follows is a hint until the page stands still.
@@ -75,7 +70,7 @@ impl<'a> Look<'a> {
             }
             read.push((gfn, digest));
         }
-        for (gfn, digest) in read.drain(..) {
+        for (gfn, digest) in read {
             match digest {
                 Some(digest) => self.look_up(gfn, digest),
                 // Not a change: it counts when it is dropped, and may be refused for ever.
@@ -86,7 +81,10 @@ impl<'a> Look<'a> {
                 }),
             }
         }
-        self.read = read;
+        if self.candidates.len() < BATCH {
+            return Ok(());
+        }
+        self.merge()
     }
 
     fn look_up(&mut self, gfn: Gfn, digest: u64) {
@@ -155,17 +153,13 @@ impl<'a> Look<'a> {
         true
     }
 
-    /// Merges when there are enough candidates; how many pages were shared.
-    pub(super) fn merge_if_full(&mut self) -> Result<u64, EngineError> {
-        if self.candidates.len() < BATCH {
-            Ok(0)
-        } else {
-            self.finish()
-        }
+    /// Merges what there is; how many pages were new or had changed, and how many were shared.
+    pub(super) fn finish(mut self) -> Result<(u32, u64), EngineError> {
+        self.merge()?;
+        Ok((self.changed, self.shared))
     }
 
-    /// Merges what there is.
-    pub(super) fn finish(&mut self) -> Result<u64, EngineError> {
+    fn merge(&mut self) -> Result<(), EngineError> {
         let candidates = std::mem::take(&mut self.candidates);
         let shared = merge(self.vm, candidates, &mut self.nudges);
         // Only now are the frames in use that the others shall find. Also after a failure: nobody knows these
@@ -173,6 +167,7 @@ impl<'a> Look<'a> {
         for (vm, gfn) in self.nudges.drain(..) {
             self.peers.nudge(vm, gfn);
         }
-        shared
+        self.shared += shared?;
+        Ok(())
     }
 }

@@ -61,31 +61,8 @@ impl Scanner {
         let mut look = Look::new(vm, peers, self.told);
         let mut due = Vec::with_capacity(AT_ONCE);
         while u64::from(self.cursor) < part.end() && found.looked < count {
-            self.collect(vm, part, count, &mut due, &mut found);
-            look.at(&due);
-            due.clear();
-            found.shared += look.merge_if_full()?;
-        }
-        found.shared += look.finish()?;
-        found.changed = look.changed();
-        if self.cursor == vm.table.pages() {
-            found.pass_ended = true;
-            self.cursor = 0;
-        }
-        Ok(found)
-    }
-
-    /// Walks on until there are enough pages that are due.
-    fn collect(
-        &mut self,
-        vm: &Vm,
-        part: GfnRun,
-        count: u32,
-        due: &mut Vec<Gfn>,
-        found: &mut Found,
-    ) {
-        while u64::from(self.cursor) < part.end() && found.looked < count && due.len() < AT_ONCE {
             let gfn = Gfn(self.cursor);
+            self.cursor += 1;
             match vm.table.due_for_scan(gfn, self.told) {
                 Due::Now => {
                     found.looked += 1;
@@ -94,8 +71,18 @@ impl Scanner {
                 Due::Later => found.waiting += 1,
                 Due::No => {}
             }
-            self.cursor += 1;
+            if due.len() == AT_ONCE {
+                look.at(&due)?;
+                due.clear();
+            }
         }
+        look.at(&due)?;
+        (found.changed, found.shared) = look.finish()?;
+        if self.cursor == vm.table.pages() {
+            found.pass_ended = true;
+            self.cursor = 0;
+        }
+        Ok(found)
     }
 
     /// Looks at single pages that others have found to be equal to theirs; how many were shared.
@@ -113,13 +100,10 @@ impl Scanner {
         let is_resident =
             |gfn| vm.table.contains(gfn) && vm.table.entry(gfn).home() == Home::Resident;
         gfns.retain(|gfn| is_resident(*gfn));
-        let mut shared = 0;
         let mut look = Look::new(vm, peers, self.told);
-        for gfns in gfns.chunks(AT_ONCE) {
-            look.at(gfns);
-            shared += look.merge_if_full()?;
-        }
-        Ok(shared + look.finish()?)
+        gfns.chunks(AT_ONCE).try_for_each(|gfns| look.at(gfns))?;
+        let (_, shared) = look.finish()?;
+        Ok(shared)
     }
 }
 
