@@ -19,7 +19,6 @@
 
 mod evict;
 mod job;
-mod join;
 mod pace;
 mod stash;
 mod stores;

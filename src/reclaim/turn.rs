@@ -15,13 +15,12 @@ use std::time::{Duration, Instant};
 
 use super::evict::Evictor;
 use super::job::{Job, Queue, Speeds};
-use super::join::Joining;
 use super::pace::Pace;
 use super::stores::Stores;
 use crate::balloon;
 use crate::engine::EngineError;
 use crate::sample::Sampler;
-use crate::share::{self, Peers, Scanner};
+use crate::share::{self, Joining, Peers, Scanner};
 use crate::units::{Gfn, Pages};
 use crate::vm::{Eviction, Vm};
 

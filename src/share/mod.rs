@@ -45,11 +45,11 @@
 //! map from frames to pages (as in ESX, a count is enough: a page finds its frame, never the other way).
 
 mod attach;
-mod leave;
+mod join;
 mod look;
 mod merge;
 mod scan;
 
 pub use attach::{AttachRequest, attach};
-pub use leave::{Leaver, Left};
+pub use join::Joining;
 pub use scan::{Found, Peers, Scanner};

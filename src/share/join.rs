@@ -1,0 +1,122 @@
+//! Moving a VM to another sharing domain while it runs, or out of all.
+//!
+//! No frame of the old pool may be mapped when the shim gets the new one, or the daemon would look for
+//! a page's frame in the wrong pool. So sharing stops, and the shared pages get memory of their own again before the
+//! guest asks for it, batch by batch between the other jobs of the worker. Then the pools change.
+//!
+//! The guest goes on meanwhile: until a page is mapped back it reads its frame, and afterwards the same
+//! bytes in its own RAM.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::engine::EngineError;
+use crate::page::{Home, PageGuard, Urgency};
+use crate::pool::Pool;
+use crate::remap::rehome;
+use crate::units::{FrameId, Gfn, PageBuf};
+use crate::vm::Vm;
+
+/// Pages that are moved at once.
+const BATCH: usize = 64;
+/// How long to wait when there is no memory for the pages, or some of them are busy.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A move that is under way; belongs to the VM's worker.
+#[derive(Debug)]
+pub struct Joining {
+    /// The pool to share in afterwards; none: sharing stays forbidden.
+    pool: Option<Arc<Pool>>,
+    cursor: u32,
+    due: Instant,
+}
+
+impl Joining {
+    /// Begins a move; a later one replaces an earlier one.
+    #[must_use]
+    pub fn begin(vm: &Vm, pool: Option<Arc<Pool>>, now: Instant) -> Self {
+        vm.set_sharing(false);
+        Self {
+            pool,
+            cursor: 0,
+            due: now,
+        }
+    }
+
+    /// When the next step is due.
+    #[must_use]
+    pub const fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Takes a step if it is due; whether the move is over.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the guest or its session is gone.
+    pub fn step(&mut self, vm: &Vm, now: Instant) -> Result<bool, EngineError> {
+        if now < self.due {
+            return Ok(false);
+        }
+        if vm.table.count(Home::Shared(FrameId(0))) == 0 {
+            if let Some(pool) = &self.pool {
+                enter(vm, pool)?;
+            }
+            return Ok(true);
+        }
+        let mut copied = Vec::new();
+        let ended = self.copy_back(vm, &mut copied);
+        if copied.is_empty() {
+            self.due = now + PAUSE;
+        }
+        // Also after a failure: what is in RAM is paid for.
+        rehome(vm, copied)?;
+        ended.map(|()| false)
+    }
+
+    /// Copies the frames of the next shared pages into RAM, as far as there is memory.
+    fn copy_back<'a>(
+        &mut self,
+        vm: &'a Vm,
+        copied: &mut Vec<(PageGuard<'a>, Home)>,
+    ) -> Result<(), EngineError> {
+        let is_shared = |gfn: &Gfn| matches!(vm.table.entry(*gfn).home(), Home::Shared(_));
+        let mut content = PageBuf::zeroed();
+        for _ in 0..vm.table.pages() {
+            let gfn = Gfn(self.cursor);
+            self.cursor = (self.cursor + 1) % vm.table.pages();
+            let Some(page) = Some(gfn).filter(is_shared).and_then(|gfn| vm.try_lock(gfn)) else {
+                continue;
+            };
+            let Home::Shared(frame) = page.home() else {
+                continue;
+            };
+            if !vm.budget.take(1, Urgency::Touch) {
+                break;
+            }
+            vm.pool().read(frame, &mut content);
+            if let Err(error) = vm.engine.write_back(gfn, &content) {
+                vm.budget.give(1);
+                return Err(error);
+            }
+            copied.push((page, Home::Resident));
+            if copied.len() == BATCH {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn enter(vm: &Vm, pool: &Arc<Pool>) -> Result<(), EngineError> {
+    if !Arc::ptr_eq(pool, &vm.pool()) {
+        let what = "open a pool to read";
+        let fd = pool
+            .read_only_fd()
+            .map_err(|source| EngineError::Kernel { what, source })?;
+        vm.engine.set_pool(fd.as_fd())?;
+        vm.set_pool(Arc::clone(pool));
+    }
+    vm.set_sharing(true);
+    Ok(())
+}
