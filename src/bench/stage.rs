@@ -196,7 +196,7 @@ impl Actor {
         let (mut all, mut in_vain) = (0, 0);
         // What these means do not take stays: a batch may be of nothing else.
         while vm.table.count(Home::Resident) > 0 && in_vain < IN_VAIN {
-            let evicted = evictor.evict(vm, Pages(u64::MAX), means)?.0;
+            let evicted = evictor.evict(vm, Pages(u64::MAX), means, false)?.0;
             in_vain = if evicted == 0 { in_vain + 1 } else { 0 };
             all += evicted;
         }

@@ -21,7 +21,7 @@ use super::vm_settings;
 use super::watchdog::Watchdog;
 use crate::page::Budget;
 use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
-use crate::reclaim::{Job, ScanSettings, Selection, host_ghz};
+use crate::reclaim::{Job, Routine, ScanSettings, host_ghz};
 use crate::settings::{Domain, HostSettings, VmSettings};
 use crate::telemetry::{self, Overcommit};
 use crate::throttle::Throttle;
@@ -172,7 +172,7 @@ impl Governor {
     /// Lets a VM's own threads know what the settings are now.
     fn apply_settings(&self, member: &Member, settings: &HostSettings, vms: usize) {
         let own = member.settings();
-        let rate = if own.sharing {
+        let scan_rate = if own.sharing {
             let vms = u32::try_from(vms).unwrap_or(u32::MAX);
             let scan = ScanSettings {
                 scan_time: settings.share_scan_time,
@@ -188,11 +188,12 @@ impl Governor {
         } else {
             0
         };
-        member.worker.set_scan_rate(rate);
-        member.worker.set_sample_period(settings.sample_period);
-        member.worker.set_selection(match settings.second_chance {
-            true => Selection::SecondChance,
-            false => Selection::Random,
+        member.worker.change(|routine| {
+            *routine = Routine {
+                scan_rate,
+                sample_period: settings.sample_period,
+                second_chance: settings.second_chance,
+            }
         });
         set_zip_max(member, zip_max(member, settings));
         let pages = member.vm.params.pages;
@@ -372,7 +373,7 @@ mod tests {
         assert_eq!(decision.snapshot.vms.len(), 1);
         assert_eq!(governor.state(), FreeState::High);
         assert_eq!(vm.balloon.max(), Pages(1024 * 65 / 100));
-        assert_eq!(vm.worker.scan_rate(), 17, "nobody needs memory");
+        assert_eq!(vm.worker.routine().scan_rate, 17, "nobody needs memory");
 
         assert!(rig.budget.take(rig.budget.free().0, Urgency::Reclaim));
         rig.configuration
@@ -382,7 +383,7 @@ mod tests {
         assert_eq!(governor.state(), FreeState::Low);
         assert_eq!(vm.balloon.max(), Pages(102));
         assert_ne!(next.snapshot.seed, decision.snapshot.seed);
-        assert_eq!(vm.worker.scan_rate(), 341, "1024 pages in 3 s");
+        assert_eq!(vm.worker.routine().scan_rate, 341, "1024 pages in 3 s");
         rig.budget
             .give(rig.budget.used().0 - vm.vm.params.metadata().0);
     }

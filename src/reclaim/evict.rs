@@ -3,7 +3,7 @@
 use std::iter::Peekable;
 
 use super::stash::{Cluster, NotZipped, spill, zip};
-use super::victims::{Dice, SecondChance, Selection, choose};
+use super::victims::{Dice, SecondChance, choose};
 use crate::compress::Compressor;
 use crate::digest::digest;
 use crate::engine::EngineError;
@@ -25,7 +25,6 @@ pub struct Evictor {
     compressor: Compressor,
     cluster: Cluster,
     dice: Dice,
-    selection: Selection,
     second_chance: SecondChance,
     /// Pages that did not compress and wait on, of the latest batch.
     deferred: Vec<Gfn>,
@@ -40,20 +39,15 @@ impl Evictor {
             compressor: Compressor::new(),
             cluster: Cluster::default(),
             dice: Dice::new(seed),
-            selection: Selection::default(),
             second_chance: SecondChance::default(),
             deferred: Vec::new(),
             contents: Vec::new(),
         }
     }
 
-    /// Chooses victims so from now on.
-    pub const fn select(&mut self, selection: Selection) {
-        self.selection = selection;
-    }
-
     /// Evicts up to `want` pages, at most a batch; how many left. Pages that are zero or equal to a
-    /// frame need no means; what the others may not or cannot use stays.
+    /// frame need no means; what the others may not or cannot use stays. With a `second_chance` pages go that nobody
+    /// wanted back while they were frozen; without one, random pages.
     ///
     /// Resident pages go first. A shared page frees memory only with the last page that shares its
     /// frame, so those that are alone with their frame follow, and the others when nothing else is
@@ -62,13 +56,19 @@ impl Evictor {
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
-    pub fn evict(&mut self, vm: &Vm, want: Pages, means: Means) -> Result<Pages, EngineError> {
+    pub fn evict(
+        &mut self,
+        vm: &Vm,
+        want: Pages,
+        means: Means,
+        second_chance: bool,
+    ) -> Result<Pages, EngineError> {
         self.deferred.clear();
         // What the guest has made resident itself can be evicted too.
         vm.settle_done();
         vm.give_back_emptied();
         let want = usize::try_from(want.0).unwrap_or(BATCH).min(BATCH);
-        if self.selection == Selection::SecondChance {
+        if second_chance {
             let evicted = self.evict_unwanted(vm, want, means)?;
             if evicted > Pages(0) || self.has_deferred() {
                 return Ok(evicted);
@@ -136,44 +136,18 @@ impl Evictor {
         // Only now: many a VM is never evicted.
         self.contents.resize_with(AT_ONCE, PageBuf::zeroed);
         let deferred = waits.then_some(&mut self.deferred);
-        let mut leaving = Leaving::new(victims.len(), means, &mut self.cluster, deferred);
-        let mut matches = Vec::new();
-        let mut victims = victims.into_iter().peekable();
-        while let Some(run) = next_run(&mut victims) {
-            let contents = &mut self.contents[..run.len()];
-            #[expect(clippy::cast_possible_truncation, reason = "AT_ONCE at most")]
-            let gfns = GfnRun::new(run[0].gfn(), run.len() as u32);
-            if let Err(error) = vm.engine.read_out(gfns, contents) {
-                leaving.undo(vm)?;
-                return Err(error);
-            }
-            for (page, content) in run.into_iter().zip(contents.iter()) {
-                if content.is_zero() {
-                    vm.stats.evict_zero.one();
-                    leaving.stored.push((page, Home::Zero));
-                } else if let Some(hold) = equal_frame(vm, content) {
-                    matches.push(Match { page, hold });
-                } else {
-                    leaving.store(vm, &mut self.compressor, page, content);
-                }
-            }
-        }
-        let shared = matches.len();
-        let refused = match place(vm, matches) {
-            Ok(refused) => refused,
+        let mut leaving = Leaving::new(means, &mut self.compressor, &mut self.cluster, deferred);
+        match leaving.take_frozen(vm, victims, &mut self.contents) {
+            Ok(shared) => Ok(Pages(leaving.leave(vm)? + shared)),
             Err(error) => {
-                leaving.undo(vm)?;
-                return Err(error);
+                // The pages stay where they were.
+                if !Seeded::LostCharge.is_sown() {
+                    let stored = leaving.stored.iter();
+                    give_back(vm, stored.map(|(page, home)| (page.gfn(), *home)))?;
+                }
+                Err(error)
             }
-        };
-        let shared = (shared - refused.len()) as u64;
-        vm.stats.evict_shared.add(shared);
-        let mut content = PageBuf::zeroed();
-        for page in refused {
-            vm.engine.read(page.gfn(), &mut content);
-            leaving.store(vm, &mut self.compressor, page, &content);
         }
-        Ok(Pages(leaving.leave(vm)? + shared))
     }
 
     /// Pages that only refer to a frame: nobody can write it, so there is nothing to freeze.
@@ -184,14 +158,14 @@ impl Evictor {
         means: Means,
     ) -> Result<Pages, EngineError> {
         let pool = vm.pool();
-        let mut leaving = Leaving::new(victims.len(), means, &mut self.cluster, None);
+        let mut leaving = Leaving::new(means, &mut self.compressor, &mut self.cluster, None);
         let mut content = PageBuf::zeroed();
         for page in victims {
             let Home::Shared(frame) = page.home() else {
                 continue;
             };
             pool.read(frame, &mut content);
-            leaving.store(vm, &mut self.compressor, page, &content);
+            leaving.store(vm, page, &content);
         }
         leaving.leave(vm).map(Pages)
     }
@@ -202,6 +176,7 @@ impl Evictor {
 struct Leaving<'a, 'c> {
     stored: Vec<(PageGuard<'a>, Home)>,
     queued: Vec<PageGuard<'a>>,
+    compressor: &'c mut Compressor,
     cluster: &'c mut Cluster,
     means: Means,
     /// Where pages go that do not compress and wait on.
@@ -210,27 +185,63 @@ struct Leaving<'a, 'c> {
 
 impl<'a, 'c> Leaving<'a, 'c> {
     fn new(
-        pages: usize,
         means: Means,
+        compressor: &'c mut Compressor,
         cluster: &'c mut Cluster,
         deferred: Option<&'c mut Vec<Gfn>>,
     ) -> Self {
         // A batch that was given up may have left something.
         cluster.clear();
-        let stored = Vec::with_capacity(pages);
         Self {
-            stored,
+            stored: Vec::with_capacity(BATCH),
             queued: Vec::new(),
+            compressor,
             cluster,
             means,
             deferred,
         }
     }
 
-    fn store(&mut self, vm: &Vm, zipper: &mut Compressor, page: PageGuard<'a>, content: &PageBuf) {
+    /// Finds a place for each of the pages that there is one for, and shares those for which there is a frame; how many.
+    fn take_frozen(
+        &mut self,
+        vm: &'a Vm,
+        victims: Vec<PageGuard<'a>>,
+        contents: &mut [PageBuf],
+    ) -> Result<u64, EngineError> {
+        let mut matches = Vec::new();
+        let mut victims = victims.into_iter().peekable();
+        while let Some(run) = next_run(&mut victims) {
+            let contents = &mut contents[..run.len()];
+            #[expect(clippy::cast_possible_truncation, reason = "AT_ONCE at most")]
+            let gfns = GfnRun::new(run[0].gfn(), run.len() as u32);
+            vm.engine.read_out(gfns, contents)?;
+            for (page, content) in run.into_iter().zip(contents.iter()) {
+                if content.is_zero() {
+                    vm.stats.evict_zero.one();
+                    self.stored.push((page, Home::Zero));
+                } else if let Some(hold) = equal_frame(vm, content) {
+                    matches.push(Match { page, hold });
+                } else {
+                    self.store(vm, page, content);
+                }
+            }
+        }
+        let equal = matches.len();
+        let refused = place(vm, matches)?;
+        let shared = (equal - refused.len()) as u64;
+        vm.stats.evict_shared.add(shared);
+        for page in refused {
+            vm.engine.read(page.gfn(), &mut contents[0]);
+            self.store(vm, page, &contents[0]);
+        }
+        Ok(shared)
+    }
+
+    fn store(&mut self, vm: &Vm, page: PageGuard<'a>, content: &PageBuf) {
         let Means { compress, swap } = self.means;
         let zipped = if compress {
-            zip(vm, zipper, page.gfn(), content, swap)
+            zip(vm, self.compressor, page.gfn(), content, swap)
         } else {
             Err(NotZipped::NoRoom)
         };
@@ -247,17 +258,6 @@ impl<'a, 'c> Leaving<'a, 'c> {
             }
             (Err(_), _) => vm.stats.evict_failed.one(),
         }
-    }
-
-    /// Gives the new places up: the pages stay where they were.
-    fn undo(self, vm: &Vm) -> Result<(), EngineError> {
-        if Seeded::LostCharge.is_sown() {
-            return Ok(());
-        }
-        give_back(
-            vm,
-            self.stored.iter().map(|(page, home)| (page.gfn(), *home)),
-        )
     }
 
     /// Writes what waits for the swap file, and moves the pages that are stored; how many. The others are

@@ -2,14 +2,13 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use crossbeam::atomic::AtomicCell;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use crossbeam::select;
 use memvisor_guest_agent::protocol::balloon::StatusRun;
 
-use super::victims::Selection;
 use crate::pool::Pool;
 use crate::share::AttachRequest;
 use crate::units::{Gfn, GfnRun};
@@ -32,7 +31,7 @@ pub enum Job {
     Look(Gfn),
     /// Share in this pool from now on, or with nobody.
     Join(Option<Arc<Pool>>),
-    /// The orders of the policy or the rate of scanning have changed.
+    /// The orders of the policy or the [`Routine`] have changed.
     Wake,
     /// The VM ends.
     End,
@@ -45,14 +44,14 @@ pub struct WorkerHandle {
     /// Disconnected when the worker has ended. What then lies in its queue may stay there as long as
     /// somebody could send to it, and who waits for the answer could.
     ended: Receiver<Infallible>,
-    speeds: Arc<Speeds>,
+    routine: Arc<AtomicCell<Routine>>,
 }
 
 /// Where a worker finds what others ask of it. Dropped, it tells askers that the worker has ended.
 #[derive(Debug)]
 pub(crate) struct Queue {
     pub(crate) jobs: Receiver<Job>,
-    pub(super) speeds: Arc<Speeds>,
+    pub(super) routine: Arc<AtomicCell<Routine>>,
     _runs: Sender<Infallible>,
 }
 
@@ -61,46 +60,30 @@ pub(crate) fn queue() -> (WorkerHandle, Queue) {
     // One with a bound would take memory for all that it could hold, a quarter of a MiB for each VM.
     let (jobs, taken) = unbounded();
     let (runs, ended) = bounded(0);
-    let speeds = Arc::default();
+    let routine = Arc::default();
     let queue = Queue {
         jobs: taken,
-        speeds: Arc::clone(&speeds),
+        routine: Arc::clone(&routine),
         _runs: runs,
     };
     let handle = WorkerHandle {
         jobs,
         ended,
-        speeds,
+        routine,
     };
     (handle, queue)
 }
 
-/// What the worker goes by in what nobody asks for.
-#[derive(Debug, Default)]
-pub(super) struct Speeds {
-    scan: AtomicU32,
-    sample: AtomicU32,
-    second_chance: AtomicBool,
-}
-
-impl Speeds {
+/// What a worker does without being asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Routine {
     /// Pages that are scanned in a second; zero for none.
-    pub(super) fn scan(&self) -> u32 {
-        self.scan.load(Ordering::Relaxed)
-    }
-
-    /// A period of sampling; zero for none.
-    pub(super) fn sample(&self) -> Duration {
-        Duration::from_millis(self.sample.load(Ordering::Relaxed).into())
-    }
-
-    /// How victims are chosen.
-    pub(super) fn selection(&self) -> Selection {
-        match self.second_chance.load(Ordering::Relaxed) {
-            true => Selection::SecondChance,
-            false => Selection::Random,
-        }
-    }
+    pub scan_rate: u32,
+    /// The period of sampling, in running time of the VM; zero for none.
+    pub sample_period: Duration,
+    /// Whether it evicts pages that nobody wanted back while they were frozen, and not random ones:
+    /// `Memvisor.Victims`.
+    pub second_chance: bool,
 }
 
 impl WorkerHandle {
@@ -120,33 +103,22 @@ impl WorkerHandle {
         }
     }
 
-    /// How many pages a second are scanned.
-    #[cfg(test)]
-    pub(crate) fn scan_rate(&self) -> u32 {
-        self.speeds.scan()
+    /// What it does without being asked.
+    #[must_use]
+    pub fn routine(&self) -> Routine {
+        self.routine.load()
     }
 
-    /// Sets how many pages a second are scanned; zero for none.
-    pub fn set_scan_rate(&self, pages_per_s: u32) {
-        if self.speeds.scan.swap(pages_per_s, Ordering::Relaxed) != pages_per_s {
+    /// Changes what it does without being asked.
+    pub fn change(&self, change: impl Fn(&mut Routine)) {
+        let changed = self.routine.fetch_update(|before| {
+            let mut routine = before;
+            change(&mut routine);
+            (routine != before).then_some(routine)
+        });
+        if changed.is_ok() {
             self.suggest(Job::Wake);
         }
-    }
-
-    /// Sets the period of sampling, in running time of the VM; zero for none.
-    pub fn set_sample_period(&self, period: Duration) {
-        let millis = u32::try_from(period.as_millis()).unwrap_or(u32::MAX);
-        if self.speeds.sample.swap(millis, Ordering::Relaxed) != millis {
-            self.suggest(Job::Wake);
-        }
-    }
-
-    /// Sets how victims are chosen.
-    pub fn set_selection(&self, selection: Selection) {
-        let second_chance = selection == Selection::SecondChance;
-        self.speeds
-            .second_chance
-            .store(second_chance, Ordering::Relaxed);
     }
 
     /// Has the worker end when it has done what it was asked for before.

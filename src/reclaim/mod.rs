@@ -27,11 +27,10 @@ mod victims;
 mod worker;
 
 pub use evict::Evictor;
-pub use job::{Job, WorkerHandle};
+pub use job::{Job, Routine, WorkerHandle};
 #[cfg(test)]
 pub(crate) use job::{Queue, queue};
 pub use pace::{ScanSettings, host_ghz};
 #[cfg(test)]
 pub(crate) use turn::Core;
-pub use victims::Selection;
 pub use worker::Worker;

@@ -13,8 +13,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam::atomic::AtomicCell;
+
 use super::evict::Evictor;
-use super::job::{Job, Queue, Speeds};
+use super::job::{Job, Queue, Routine};
 use super::pace::Pace;
 use super::stores::Stores;
 use crate::balloon;
@@ -35,7 +37,7 @@ const EVICT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Core {
     vm: Arc<Vm>,
     peers: Arc<dyn Peers>,
-    speeds: Arc<Speeds>,
+    routine: Arc<AtomicCell<Routine>>,
     evictor: Evictor,
     scanner: Scanner,
     sampler: Sampler,
@@ -46,7 +48,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// The worker of `vm`, which goes by the rates that are set over the handle of `queue`.
+    /// The worker of `vm`, with the routine that is set over the handle of `queue`.
     pub(crate) fn new(
         vm: Arc<Vm>,
         peers: Arc<dyn Peers>,
@@ -62,7 +64,7 @@ impl Core {
             evict_after: now,
             joining: None,
             stores: Stores::default(),
-            speeds: Arc::clone(&queue.speeds),
+            routine: Arc::clone(&queue.routine),
             vm,
             peers,
         }
@@ -85,14 +87,15 @@ impl Core {
             Some(job) => self.job(job, now)?,
             None => {}
         }
+        let routine = self.routine.load();
         if self.evict_due().is_some_and(|due| now >= due) {
-            self.evict(now)?;
+            self.evict(now, routine.second_chance)?;
         }
-        let rate = self.speeds.scan();
+        let rate = routine.scan_rate;
         if self.scan_due(rate).is_some_and(|due| now >= due) {
             self.scan(now, rate)?;
         }
-        self.sampler.tick(&self.vm, now, self.speeds.sample())?;
+        self.sampler.tick(&self.vm, now, routine.sample_period)?;
         if let Some(joining) = &mut self.joining
             && joining.step(&self.vm, now)?
         {
@@ -102,15 +105,15 @@ impl Core {
         }
         self.stores.step(&self.vm, now);
         self.vm.give_back_emptied();
-        Ok(Some(self.due(now)))
+        Ok(Some(self.due(now, routine)))
     }
 
     /// When there is something to do, if nobody asks for anything.
-    fn due(&self, now: Instant) -> Instant {
-        let period = self.speeds.sample();
+    fn due(&self, now: Instant, routine: Routine) -> Instant {
+        let period = routine.sample_period;
         let sample = (!period.is_zero()).then(|| self.sampler.due(now, period));
         let joining = self.joining.as_ref().map(Joining::due);
-        let scan = self.scan_due(self.speeds.scan());
+        let scan = self.scan_due(routine.scan_rate);
         let all = [self.evict_due(), scan, sample, joining, self.stores.due()];
         all.into_iter().flatten().fold(now + IDLE, Instant::min)
     }
@@ -163,10 +166,9 @@ impl Core {
         Ok(())
     }
 
-    fn evict(&mut self, now: Instant) -> Result<(), EngineError> {
+    fn evict(&mut self, now: Instant, second_chance: bool) -> Result<(), EngineError> {
         let Eviction { pages, means, .. } = self.vm.orders.evict();
-        self.evictor.select(self.speeds.selection());
-        let evicted = self.evictor.evict(&self.vm, pages, means)?;
+        let evicted = self.evictor.evict(&self.vm, pages, means, second_chance)?;
         self.vm.orders.evicted(evicted);
         if evicted == Pages(0) && self.evictor.has_deferred() {
             return Ok(());

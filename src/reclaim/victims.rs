@@ -18,6 +18,7 @@
 //! guest's kernel refused a freeze or a thaw none is marked frozen. So a victim need not be frozen again.
 
 use std::collections::VecDeque;
+use std::iter::from_fn;
 
 use crate::engine::EngineError;
 use crate::page::{Entry, Home, PageGuard};
@@ -50,16 +51,6 @@ impl Dice {
         let high = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
         ((high * u64::from(end)) >> 32) as u32
     }
-}
-
-/// How victims are chosen: `Memvisor.Victims`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Selection {
-    /// Random pages.
-    #[default]
-    Random,
-    /// Pages that nobody wanted back while they were frozen.
-    SecondChance,
 }
 
 /// The part of the resident pages that waits frozen for its second chance, in each of the two queues. The longer they are,
@@ -102,7 +93,8 @@ impl SecondChance {
             if self.watched.len() < watch && !self.freeze(vm)? {
                 break;
             }
-            take_frozen(vm, &mut self.watched, want, &mut chosen);
+            let watched = from_fn(|| self.watched.pop_front());
+            take(vm, watched, want, is_frozen, &mut chosen);
             if chosen.len() == want {
                 break;
             }
@@ -116,7 +108,8 @@ impl SecondChance {
         let watch = usize::try_from(vm.table.count(Home::Resident) / WATCHED_PART);
         let spare = self.dense.len().saturating_sub(watch.unwrap_or(usize::MAX));
         let mut chosen = Vec::new();
-        take_frozen(vm, &mut self.dense, want.min(spare), &mut chosen);
+        let dense = from_fn(|| self.dense.pop_front());
+        take(vm, dense, want.min(spare), is_frozen, &mut chosen);
         chosen.sort_unstable_by_key(PageGuard::gfn);
         chosen
     }
@@ -130,12 +123,7 @@ impl SecondChance {
     fn freeze(&mut self, vm: &Vm) -> Result<bool, EngineError> {
         let mut pages = Vec::with_capacity(FREEZE);
         let resident = |entry: Entry| entry.home() == Home::Resident && !entry.is_frozen();
-        let all = vm.table.pages();
-        let start = self.hand.min(all);
-        take(vm, start..all, FREEZE, &resident, &mut pages);
-        if pages.len() < FREEZE {
-            take(vm, 0..start, FREEZE, &resident, &mut pages);
-        }
+        take(vm, round(vm, self.hand), FREEZE, resident, &mut pages);
         let Some(last) = pages.last() else {
             return Ok(false);
         };
@@ -149,31 +137,12 @@ impl SecondChance {
     }
 }
 
-/// Locks those at the head of a queue that are still frozen.
-fn take_frozen<'a>(
-    vm: &'a Vm,
-    queue: &mut VecDeque<Gfn>,
-    want: usize,
-    chosen: &mut Vec<PageGuard<'a>>,
-) {
-    while chosen.len() < want
-        && let Some(gfn) = queue.pop_front()
-    {
-        if is_frozen(vm.table.entry(gfn))
-            && let Some(page) = vm.try_lock(gfn)
-            && is_frozen(page.entry())
-        {
-            chosen.push(page);
-        }
-    }
-}
-
 /// Locks up to `want` pages whose home `qualifies`, in ascending order.
 pub(super) fn choose<'a>(
     vm: &'a Vm,
     dice: &mut Dice,
     want: usize,
-    qualifies: impl Fn(Home) -> bool,
+    qualifies: impl Fn(Home) -> bool + Copy,
 ) -> Vec<PageGuard<'a>> {
     let qualifies = |entry: Entry| qualifies(entry.home());
     let pages = vm.table.pages();
@@ -185,37 +154,37 @@ pub(super) fn choose<'a>(
     let mut chosen = Vec::with_capacity(want);
     for _ in 0..TRIES {
         let start = dice.below(pages) / run * run;
-        take(
-            vm,
-            start..start.saturating_add(run).min(pages),
-            want,
-            &qualifies,
-            &mut chosen,
-        );
+        let end = start.saturating_add(run).min(pages);
+        take(vm, (start..end).map(Gfn), want, qualifies, &mut chosen);
         if chosen.len() == want {
             break;
         }
     }
     if chosen.len() < want {
-        let start = dice.below(pages);
-        take(vm, start..pages, want, &qualifies, &mut chosen);
-        take(vm, 0..start, want, &qualifies, &mut chosen);
+        let all = round(vm, dice.below(pages));
+        take(vm, all, want, qualifies, &mut chosen);
     }
     chosen.sort_unstable_by_key(PageGuard::gfn);
     chosen
 }
 
+/// All pages of the VM, from one on.
+fn round(vm: &Vm, start: u32) -> impl Iterator<Item = Gfn> {
+    let pages = vm.table.pages();
+    (start..pages).chain(0..start.min(pages)).map(Gfn)
+}
+
+/// Locks pages that qualify, until there are `want`; of the others it takes no more than it must.
 fn take<'a>(
     vm: &'a Vm,
-    range: std::ops::Range<u32>,
+    mut gfns: impl Iterator<Item = Gfn>,
     want: usize,
-    qualifies: &impl Fn(Entry) -> bool,
+    qualifies: impl Fn(Entry) -> bool,
     chosen: &mut Vec<PageGuard<'a>>,
 ) {
-    for gfn in range.map(Gfn) {
-        if chosen.len() == want {
-            return;
-        }
+    while chosen.len() < want
+        && let Some(gfn) = gfns.next()
+    {
         if qualifies(vm.table.entry(gfn))
             && let Some(page) = vm.try_lock(gfn)
             && qualifies(page.entry())

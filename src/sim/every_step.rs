@@ -46,12 +46,12 @@ fn prologue(kind: EngineKind) -> (Host, [Guest; 2]) {
 /// All that a worker does with its guest.
 fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
     let (vm, handle) = (Arc::clone(&guest.vm), guest.worker.handle.clone());
-    handle.set_scan_rate(FAST);
-    handle.set_sample_period(PAUSE);
+    handle.change(|it| it.scan_rate = FAST);
+    handle.change(|it| it.sample_period = PAUSE);
     for _ in 0..3 {
         guest.worker.try_wait(PAUSE)?;
     }
-    handle.set_scan_rate(0);
+    handle.change(|it| it.scan_rate = 0);
     for _ in 0..8 {
         order(&vm, 3);
         guest.worker.try_wait(PAUSE)?;
@@ -77,7 +77,7 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
     order(&vm, 8);
     guest.worker.try_wait(PAUSE)?;
     order(&vm, 0);
-    handle.set_sample_period(Duration::ZERO);
+    handle.change(|it| it.sample_period = Duration::ZERO);
     guest.worker.try_wait(PAUSE)
 }
 

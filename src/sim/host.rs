@@ -10,7 +10,7 @@ use crate::compress::ZipCache;
 use crate::engine::EngineKind;
 use crate::page::{Budget, Home, Parking, Urgency};
 use crate::pool::{Hints, Pool};
-use crate::reclaim::{Job, Selection, WorkerHandle};
+use crate::reclaim::{Job, WorkerHandle};
 use crate::share::Peers;
 use crate::swap::SwapFile;
 use crate::swap::faulty::FaultyStorage;
@@ -129,10 +129,7 @@ impl Host {
         let vm = Arc::new(vm);
         let worker = Worker::new(&vm, Arc::clone(&self.peers) as _, self.clock.clone());
         // Whatever is searched for is searched for with both.
-        worker.handle.set_selection(match id.0 % 2 {
-            0 => Selection::SecondChance,
-            _ => Selection::Random,
-        });
+        worker.handle.change(|it| it.second_chance = id.0 % 2 == 0);
         let member = (Arc::clone(&vm), worker.handle.clone());
         self.peers.0.lock().insert(id, member);
         let common = Common {

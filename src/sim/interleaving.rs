@@ -129,7 +129,7 @@ impl Governor<'_> {
         let any = || &vms[thread_rng().gen_range(0..vms.len())];
         let pass = |millis| self.host.clock.pass(Duration::from_millis(millis));
         vms.iter()
-            .for_each(|(_, worker)| worker.set_scan_rate(FAST));
+            .for_each(|(_, worker)| worker.change(|it| it.scan_rate = FAST));
         for _ in 0..ORDERS {
             let (vm, worker) = any();
             self.order(vm, worker);
@@ -138,8 +138,8 @@ impl Governor<'_> {
         }
         for (vm, worker) in &vms {
             vm.zip.lock().set_max_pages(1);
-            worker.set_scan_rate(0);
-            worker.set_sample_period(Duration::ZERO);
+            worker.change(|it| it.scan_rate = 0);
+            worker.change(|it| it.sample_period = Duration::ZERO);
             self.host.join(worker, Some(0));
         }
         while running.load(Ordering::SeqCst) > 0 {
@@ -154,8 +154,8 @@ impl Governor<'_> {
 
     fn order(&self, vm: &Vm, worker: &WorkerHandle) {
         match thread_rng().gen_range(0..10) {
-            0 => worker.set_scan_rate(FAST * u32::from(thread_rng().gen_bool(0.7))),
-            1 => worker.set_sample_period(Duration::from_millis(50)),
+            0 => worker.change(|it| it.scan_rate = FAST * u32::from(thread_rng().gen_bool(0.7))),
+            1 => worker.change(|it| it.sample_period = Duration::from_millis(50)),
             2 => vm.zip.lock().set_max_pages(thread_rng().gen_range(0..2)),
             3 => {
                 let pool = thread_rng().gen_range(0..3_usize).checked_sub(1);

@@ -8,7 +8,6 @@ use super::{Countdown, Guest, Op, Spec};
 use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::{Home, Urgency};
-use crate::reclaim::Selection;
 use crate::units::{Gfn, Pages};
 use crate::vm::{Eviction, Means};
 
@@ -102,7 +101,7 @@ fn faults_wait_at_the_floor_and_go_on_with_what_is_evicted() {
 fn page_that_is_wanted_back_while_it_is_frozen_stays() {
     each(specs(), |_, guest| {
         fill(guest, |_| false);
-        guest.worker.handle.set_selection(Selection::SecondChance);
+        guest.worker.handle.change(|it| it.second_chance = true);
         reclaim(guest, 16);
         assert_eq!(left(guest), Vec::from_iter(0..16), "the first of the hand");
         (16..24).for_each(|gfn| guest.read(gfn));
@@ -118,17 +117,17 @@ fn page_that_is_wanted_back_while_it_is_frozen_stays() {
 fn page_that_a_guest_refused_to_freeze_is_not_taken_for_frozen() {
     alone(Spec::of(EngineKind::Mprotect, PAGES), |_, guest| {
         fill(guest, |_| false);
-        guest.worker.handle.set_selection(Selection::SecondChance);
+        guest.worker.handle.change(|it| it.second_chance = true);
         reclaim(guest, 16);
         assert_eq!(left(guest).len(), 16);
         guest.read_all();
-        guest.worker.handle.set_selection(Selection::Random);
+        guest.worker.handle.change(|it| it.second_chance = false);
         guest.space.accepts.set(0);
         reclaim(guest, PAGES.into());
         assert_eq!(left(guest), Vec::<u32>::new(), "no page could be frozen");
         assert!(guest.vm.stats.vma_refused.get() > 0);
         guest.space.accepts.set(Countdown::NEVER);
-        guest.worker.handle.set_selection(Selection::SecondChance);
+        guest.worker.handle.change(|it| it.second_chance = true);
         reclaim(guest, 16);
         assert_eq!(left(guest).len(), 16);
     });
@@ -139,7 +138,7 @@ fn page_that_does_not_compress_goes_when_nothing_else_does() {
     each(specs(), |host, guest| {
         host.budget.set_marks(Pages(0), Pages(0), Pages(1));
         fill(guest, |gfn| gfn % 4 == 0);
-        guest.worker.handle.set_selection(Selection::SecondChance);
+        guest.worker.handle.change(|it| it.second_chance = true);
         for _ in 0..3 {
             reclaim(guest, 8);
         }
@@ -159,10 +158,10 @@ fn worker_that_finds_nothing_rests_after_the_choice_of_victims_has_changed() {
     each(specs(), |host, guest| {
         host.budget.set_marks(Pages(0), Pages(0), Pages(1));
         fill(guest, |_| true);
-        guest.worker.handle.set_selection(Selection::SecondChance);
+        guest.worker.handle.change(|it| it.second_chance = true);
         reclaim(guest, 8);
         assert_eq!(left(guest).len(), 8);
-        guest.worker.handle.set_selection(Selection::Random);
+        guest.worker.handle.change(|it| it.second_chance = false);
         guest.disk.set_failing(Some(Errno::EIO));
         reclaim(guest, 8);
         assert_eq!(left(guest).len(), 8);

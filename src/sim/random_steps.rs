@@ -209,8 +209,11 @@ impl World {
             ..Spec::of(KINDS[place % 2], PAGES)
         };
         let guest = self.host.power_on(VmId(self.powered_on), spec)?;
-        guest.worker.handle.set_scan_rate(SCAN_RATE);
-        guest.worker.handle.set_sample_period(SAMPLE_PERIOD);
+        guest.worker.handle.change(|it| it.scan_rate = SCAN_RATE);
+        guest
+            .worker
+            .handle
+            .change(|it| it.sample_period = SAMPLE_PERIOD);
         Some(guest)
     }
 

@@ -218,7 +218,7 @@ fn damaged_page_in_a_block_ends_nothing_until_somebody_asks_for_it() {
 fn sampled_page_waits_for_its_own_access() {
     evicted(&KINDS, &[ZIP, SWAP], small, |guest| {
         // The whole guest is smaller than a sample.
-        guest.worker.handle.set_sample_period(PERIOD);
+        guest.worker.handle.change(|it| it.sample_period = PERIOD);
         guest.worker.wait(PERIOD);
         let is_sampled = |guest: &Guest, gfn| guest.vm.table.entry(Gfn(gfn)).is_sampled();
         for gfn in 0..PAGES {

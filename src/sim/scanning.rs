@@ -55,7 +55,7 @@ fn calm(host: &Host, place: usize, guest: &mut Guest) {
 pub(super) fn settle(host: &Host, mut guests: Vec<&mut Guest>, rate: u32) {
     let mut quiet = 0;
     for guest in &guests {
-        guest.worker.handle.set_scan_rate(rate);
+        guest.worker.handle.change(|it| it.scan_rate = rate);
     }
     for _ in 0..PASSES {
         let mut news = false;

@@ -78,7 +78,7 @@ fn service_counts_for_the_home_that_the_page_had() {
             assert_eq!(touch(guest), [(cause, STEP)]);
         }
         let period = Duration::from_millis(50);
-        guest.worker.handle.set_sample_period(period);
+        guest.worker.handle.change(|it| it.sample_period = period);
         guest.worker.wait(period);
         assert!(guest.vm.table.entry(Gfn(0)).is_sampled());
         assert_eq!(touch(guest), [(Cause::Open, STEP)]);
@@ -213,7 +213,7 @@ fn threads_that_wait_for_one_page_that_is_moved_count_each() {
 fn time_in_which_a_guest_stood_still_is_no_time_of_sampling() {
     let period = Duration::from_millis(80);
     alone(spec(EngineKind::Uffd), |_, guest| {
-        guest.worker.handle.set_sample_period(period);
+        guest.worker.handle.change(|it| it.sample_period = period);
         guest.worker.turn();
         let ends = |guest: &mut Guest, time| {
             guest.worker.wait(time);

@@ -124,9 +124,9 @@ impl Guest {
     pub(super) fn scan(&mut self) -> u64 {
         let shared = |vm: &Vm| vm.stats.merged.get() + vm.stats.zeroed.get();
         let before = shared(&self.vm);
-        self.worker.handle.set_scan_rate(FAST);
+        self.worker.handle.change(|it| it.scan_rate = FAST);
         self.worker.wait(PAUSE);
-        self.worker.handle.set_scan_rate(0);
+        self.worker.handle.change(|it| it.scan_rate = 0);
         self.worker.turn();
         shared(&self.vm) - before
     }
