@@ -1,4 +1,5 @@
-//! The memory of one simulated guest: what its page tables and its RAM file are to a real one.
+//! One simulated guest as its host sees it: its memory, what its page tables and its RAM file are to a real one, and
+//! what its threads have in common.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use memvisor_guest_agent::protocol::memory::{Ack, Command, Fault, Op, Remap};
 use memvisor_guest_agent::shim::mapping::{Mapping, execute, obey};
 use nix::sys::stat::fstat;
 
-use super::Spec;
+use super::{Claims, Line, Memory, Spec};
 use crate::engine::{Content, Engine, EngineError, EngineKind, Reply};
 use crate::pool::Pool;
 use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
@@ -96,13 +97,16 @@ pub(super) struct AddressSpace {
     pub(super) refused: Counter,
     /// Operations that need the guest, which it still lives to see.
     pub(super) life: Countdown,
-    /// Whether every fault is a signal.
-    signals: bool,
+    /// What its pages must hold.
+    pub(super) memory: Memory,
+    /// What its threads serve themselves, if they do.
+    pub(super) claims: Option<Claims>,
+    pub(super) line: Line,
 }
 
 impl AddressSpace {
-    /// The memory of a guest like this.
-    pub(super) fn new(spec: &Spec, pools: &[Arc<Pool>]) -> Self {
+    /// A guest like this, all of whose pages are holes.
+    pub(super) fn new(spec: &Spec, pools: &[Arc<Pool>], claims: Option<Claims>) -> Self {
         Self {
             kind: spec.kind,
             pools: pools.to_vec(),
@@ -111,7 +115,9 @@ impl AddressSpace {
             accepts: Countdown(AtomicU32::new(Countdown::NEVER)),
             refused: Counter::default(),
             life: Countdown(AtomicU32::new(Countdown::NEVER)),
-            signals: spec.inline,
+            memory: Memory::new(spec.pages),
+            claims,
+            line: Line::default(),
         }
     }
 
@@ -166,7 +172,10 @@ impl AddressSpace {
         match page.view {
             View::Open => {
                 page.is_armed &= !write;
-                touch(page.open_content(gfn));
+                let Some(content) = page.content.as_deref_mut() else {
+                    panic!("{gfn} is a hole that the guest fills unseen");
+                };
+                touch(content);
             }
             View::Pool(frame) if !write => touch(&mut self.frame(gfn, frame)),
             View::Closed => return Err(self.trap(page)),
@@ -189,7 +198,7 @@ impl AddressSpace {
 
     fn trap(&self, page: &Page) -> Trap {
         match self.kind {
-            EngineKind::Uffd if !self.signals => Trap::Kernel { wakes: page.wakes },
+            EngineKind::Uffd if self.claims.is_none() => Trap::Kernel { wakes: page.wakes },
             EngineKind::Uffd | EngineKind::Mprotect => Trap::Signal,
         }
     }
@@ -206,6 +215,12 @@ impl AddressSpace {
     /// How often threads that wait for a page in the kernel have been woken.
     pub(super) fn wakes(&self, gfn: Gfn) -> u64 {
         self.pages()[gfn.index()].wakes
+    }
+
+    /// Whether a thread of the guest has claimed a page.
+    pub(super) fn is_taken(&self, gfn: Gfn) -> bool {
+        let claims = self.claims.as_ref();
+        claims.is_some_and(|claims| claims.table().is_taken(gfn))
     }
 
     /// What the guest meets at a page.
@@ -226,11 +241,6 @@ impl AddressSpace {
 }
 
 impl Page {
-    fn open_content(&mut self, gfn: Gfn) -> &mut PageBuf {
-        let content = self.content.as_deref_mut();
-        content.unwrap_or_else(|| panic!("{gfn} is a hole that the guest fills unseen"))
-    }
-
     fn fill(&mut self, gfn: Gfn, content: PageBuf) {
         assert!(self.content.is_none(), "{gfn} is filled and is no hole");
         self.content = Some(Box::new(content));

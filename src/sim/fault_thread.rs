@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::shim::wait_readable;
 
-use super::Spec;
-use super::guest::Common;
+use super::{AddressSpace, Spec};
 use crate::engine::Reply;
 use crate::fault::{Core, Driver, Ended, Event};
 use crate::reclaim::WorkerHandle;
@@ -40,7 +39,7 @@ impl Line {
 /// Where the core reads the time and answers.
 #[derive(Debug)]
 struct SimDriver {
-    line: Arc<Line>,
+    space: Arc<AddressSpace>,
     now: Instant,
 }
 
@@ -50,7 +49,7 @@ impl Driver for SimDriver {
     }
 
     fn reply(&mut self, channel: usize, reply: Reply) -> Result<(), Ended> {
-        let unread = self.line.replies.lock().insert(channel, reply);
+        let unread = self.space.line.replies.lock().insert(channel, reply);
         assert_eq!(unread, None, "a second reply on channel {channel}");
         Ok(())
     }
@@ -73,13 +72,18 @@ pub(super) struct FaultThread {
 
 impl FaultThread {
     /// The fault thread of a guest like this.
-    pub(super) fn new(guest: &Common, worker: &WorkerHandle, spec: &Spec) -> Self {
-        let (vm, line) = (Arc::clone(&guest.vm), Arc::clone(&guest.line));
+    pub(super) fn new(
+        vm: &Arc<Vm>,
+        space: &Arc<AddressSpace>,
+        worker: &WorkerHandle,
+        spec: &Spec,
+    ) -> Self {
         let (attacher, now) = (Box::new(worker.clone()), Instant::now());
+        let (vm, space) = (Arc::clone(vm), Arc::clone(space));
         Self {
             core: Core::new(Arc::clone(&vm), spec.threads, attacher, spec.ahead, now),
             vm,
-            driver: SimDriver { line, now },
+            driver: SimDriver { space, now },
             takes: Duration::ZERO,
         }
     }
@@ -87,11 +91,13 @@ impl FaultThread {
     /// Serves what there is to serve; whether there was anything.
     pub(super) fn turn(&mut self) -> Result<bool, Ended> {
         let mut busy = false;
-        while let Some(event) = self.driver.line.receive() {
+        while let Some(event) = self.driver.space.line.receive() {
             busy = true;
             self.handle(event)?;
         }
-        if self.bell_rings() {
+        let bell = self.vm.parking.bell().expect("made with a bell");
+        let rings = wait_readable([bell], Some(Duration::ZERO)).expect("an eventfd can be polled");
+        if rings == [true] {
             busy = true;
             self.vm.parking.answer();
             self.handle(Event::Bell)?;
@@ -108,11 +114,6 @@ impl FaultThread {
 
     fn tick(&mut self) -> Result<(), Ended> {
         self.core.tick(self.driver.now, &mut self.driver)
-    }
-
-    fn bell_rings(&self) -> bool {
-        let bell = self.vm.parking.bell().expect("made with a bell");
-        wait_readable([bell], Some(Duration::ZERO)).expect("an eventfd can be polled") == [true]
     }
 
     /// A while passes.

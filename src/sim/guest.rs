@@ -8,7 +8,7 @@ use memvisor_guest_agent::shim::inline::{Inline, Step, Work};
 
 use super::address_space::Who;
 use super::words::SimTable;
-use super::{AddressSpace, Claims, Line, Trap};
+use super::{AddressSpace, Trap};
 use crate::fault::Event;
 use crate::units::{Gfn, PAGE_SIZE, PageBuf};
 use crate::vm::Vm;
@@ -17,13 +17,13 @@ use crate::vm::Vm;
 const HALF: usize = PAGE_SIZE / 2;
 
 /// What the pages of a guest must hold: what it last wrote.
-#[derive(Clone, Debug)]
-pub(super) struct Memory(Arc<StdMutex<Vec<PageBuf>>>);
+#[derive(Debug)]
+pub(super) struct Memory(StdMutex<Vec<PageBuf>>);
 
 impl Memory {
     pub(super) fn new(pages: u32) -> Self {
         let pages = (0..pages).map(|_| PageBuf::zeroed()).collect();
-        Self(Arc::new(StdMutex::new(pages)))
+        Self(StdMutex::new(pages))
     }
 
     pub(super) fn pages(&self) -> MutexGuard<'_, Vec<PageBuf>> {
@@ -74,21 +74,12 @@ enum Wait {
     Reply,
 }
 
-/// What the threads of a guest have in common.
-#[derive(Clone, Debug)]
-pub(super) struct Common {
-    pub(super) vm: Arc<Vm>,
-    pub(super) space: Arc<AddressSpace>,
-    pub(super) line: Arc<Line>,
-    pub(super) memory: Memory,
-    pub(super) claims: Option<Claims>,
-}
-
 /// A thread; it runs as far as it can each time it is polled. Two threads of one guest must not use
 /// the same pages.
 #[derive(Debug)]
 pub(super) struct GuestThread {
-    guest: Common,
+    vm: Arc<Vm>,
+    space: Arc<AddressSpace>,
     channel: usize,
     running: Option<Running>,
     wait: Wait,
@@ -96,7 +87,7 @@ pub(super) struct GuestThread {
 
 impl fmt::Display for GuestThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Common { vm, space, .. } = &self.guest;
+        let Self { vm, space, .. } = self;
         let (channel, wait, gfn) = (self.channel, &self.wait, self.at().unwrap_or_default());
         let (entry, view, homes) = (vm.table.entry(gfn), space.view(gfn), vm.table.counts());
         let (starved, free) = (vm.parking.is_starved(), vm.budget.free());
@@ -110,9 +101,10 @@ impl fmt::Display for GuestThread {
 }
 
 impl GuestThread {
-    pub(super) const fn new(guest: Common, channel: usize) -> Self {
+    pub(super) fn new(vm: &Arc<Vm>, space: &Arc<AddressSpace>, channel: usize) -> Self {
         Self {
-            guest,
+            vm: Arc::clone(vm),
+            space: Arc::clone(space),
             channel,
             running: None,
             wait: Wait::Nothing,
@@ -158,17 +150,17 @@ impl GuestThread {
     /// What it waits for now.
     fn go_on(&self, wait: Wait) -> Wait {
         match wait {
-            Wait::Kernel { wakes } if self.guest.space.wakes(self.page().0) == wakes => wait,
+            Wait::Kernel { wakes } if self.space.wakes(self.page().0) == wakes => wait,
             Wait::Asleep { at, wakes } if self.inline().table().wakes(at) == wakes => wait,
             Wait::Nothing | Wait::Asleep { .. } | Wait::Kernel { .. } => Wait::Nothing,
             Wait::Claimed(work) => {
-                let map = self.guest.space.mapped_by(Who::Claimer);
+                let map = self.space.mapped_by(Who::Claimer);
                 self.step(self.inline().go_on(&map, work))
             }
-            Wait::Reply => match self.guest.line.reply(self.channel) {
+            Wait::Reply => match self.space.line.reply(self.channel) {
                 None => wait,
                 Some(reply) => {
-                    let done = self.guest.space.obey(reply);
+                    let done = self.space.obey(reply);
                     done.into_iter().for_each(|done| self.say(done));
                     Wait::Nothing
                 }
@@ -179,9 +171,9 @@ impl GuestThread {
     /// What it waits for after an access that did not go through.
     fn fault(&self, trap: Trap) -> Wait {
         let (gfn, write) = self.page();
-        match (trap, &self.guest.claims) {
+        match (trap, &self.space.claims) {
             (Trap::Kernel { wakes }, _) => {
-                self.guest.line.send(Event::Userfault(gfn));
+                self.space.line.send(Event::Userfault(gfn));
                 Wait::Kernel { wakes }
             }
             (Trap::Signal, None) => self.step(Step::Ask),
@@ -213,11 +205,11 @@ impl GuestThread {
     }
 
     fn say(&self, fault: Fault) {
-        self.guest.line.send(Event::Message(self.channel, fault));
+        self.space.line.send(Event::Message(self.channel, fault));
     }
 
     fn inline(&self) -> &Inline<SimTable> {
-        let claims = self.guest.claims.as_ref();
+        let claims = self.space.claims.as_ref();
         claims.expect("only such a guest claims")
     }
 
@@ -230,9 +222,7 @@ impl GuestThread {
     fn access(&self, running: &mut Running) -> Result<(), Trap> {
         let Running { gfn, op, at } = running;
         let range = *at..*at + HALF;
-        let Common {
-            vm, space, memory, ..
-        } = &self.guest;
+        let (space, memory) = (&self.space, &self.space.memory);
         match op {
             Op::Write(content) => {
                 let half = &content.0[range.clone()];
@@ -245,8 +235,8 @@ impl GuestThread {
                 assert!(
                     bytes == memory.pages()[gfn.index()].0[range],
                     "VM {}: {gfn} has other bytes at {at} than were written; {}",
-                    vm.id,
-                    vm.table.history().of(*gfn)
+                    self.vm.id,
+                    self.vm.table.history().of(*gfn)
                 );
             }
         }

@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::guest::Common;
 use super::words;
-use super::{AddressSpace, Claims, Clock, FaultThread, GuestThread, Memory, Op, View, Worker};
+use super::{AddressSpace, Clock, FaultThread, GuestThread, Op, View, Worker};
 use crate::compress::ZipCache;
 use crate::engine::EngineKind;
 use crate::page::{Budget, Home, Parking, Urgency};
@@ -67,8 +66,6 @@ pub(super) struct Guest {
     pub(super) vm: Arc<Vm>,
     pub(super) space: Arc<AddressSpace>,
     pub(super) disk: Arc<FaultyStorage>,
-    pub(super) memory: Memory,
-    pub(super) claims: Option<Claims>,
     pub(super) threads: Vec<GuestThread>,
     pub(super) faults: FaultThread,
     pub(super) worker: Worker,
@@ -109,16 +106,15 @@ impl Host {
         if !self.budget.take(params.metadata().0, Urgency::Touch) {
             return None;
         }
-        let space = Arc::new(AddressSpace::new(&spec, &self.pools));
         let disk = Arc::new(FaultyStorage::of(spec.swap_slots, u32::MAX));
         let zip = ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd");
         let claims = spec.inline.then(|| words::share(spec.pages, &zip));
+        let words = claims.as_ref().map(|it| Arc::new(it.table().clone()));
+        let space = Arc::new(AddressSpace::new(&spec, &self.pools, claims));
         let parts = Parts {
             budget: Arc::clone(&self.budget),
             pool: Arc::clone(&self.pools[spec.salt]),
-            words: claims
-                .as_ref()
-                .map(|claims| Arc::new(claims.table().clone()) as _),
+            words: words.map(|words| words as _),
             zip,
             swap: SwapFile::over(Arc::new(Arc::clone(&disk)), spec.swap_slots, spec.pages),
             parking: Arc::new(Parking::new().expect("an eventfd")),
@@ -132,23 +128,14 @@ impl Host {
         worker.handle.change(|it| it.second_chance = id.0 % 2 == 0);
         let member = (Arc::clone(&vm), worker.handle.clone());
         self.peers.0.lock().insert(id, member);
-        let common = Common {
-            vm,
-            space,
-            line: Arc::default(),
-            memory: Memory::new(spec.pages),
-            claims,
-        };
-        let thread = |channel| GuestThread::new(common.clone(), channel);
+        let thread = |channel| GuestThread::new(&vm, &space, channel);
         Some(Guest {
             threads: (0..spec.threads).map(thread).collect(),
-            faults: FaultThread::new(&common, &worker.handle, &spec),
-            claims: common.claims,
+            faults: FaultThread::new(&vm, &space, &worker.handle, &spec),
             worker,
-            vm: common.vm,
-            space: common.space,
+            vm,
+            space,
             disk,
-            memory: common.memory,
         })
     }
 
@@ -233,15 +220,11 @@ impl Guest {
         };
         // A frozen page has its memory, and no credit is used for it.
         let is_filled = |(gfn, home): &(Gfn, Home)| {
-            *home != Home::Resident && self.is_taken(*gfn) && self.space.content(*gfn).is_some()
+            *home != Home::Resident
+                && self.space.is_taken(*gfn)
+                && self.space.content(*gfn).is_some()
         };
         claims.held() - self.homes().filter(is_filled).count() as u64
-    }
-
-    pub(super) fn is_taken(&self, gfn: Gfn) -> bool {
-        self.claims
-            .as_ref()
-            .is_some_and(|claims| claims.table().is_taken(gfn))
     }
 
     fn frames(&self) -> impl Iterator<Item = FrameId> {
@@ -264,7 +247,8 @@ impl Guest {
         for (gfn, home) in self.homes() {
             self.check_page(gfn, home);
         }
-        let given_up = self.claims.as_ref().map_or(0, |it| it.table().given_up());
+        let claims = self.space.claims.as_ref();
+        let given_up = claims.map_or(0, |it| it.table().given_up());
         let refused = self.space.refused.get();
         assert_eq!(given_up, refused, "claims given up, and refused");
         let zip = vm.zip.lock();
@@ -278,7 +262,7 @@ impl Guest {
         let (entry, view) = (self.vm.table.entry(gfn), self.space.view(gfn));
         let text = || format!("VM {}: {gfn} {entry:?} {view:?}", self.vm.id);
         // What a thread is in the middle of has the content of its home, and nothing else is known.
-        if !self.is_taken(gfn) {
+        if !self.space.is_taken(gfn) {
             let is_present = self.space.content(gfn).is_some();
             let breaking = entry.is_locked() && matches!(home, Home::Shared(_));
             assert_eq!(is_present, home == Home::Resident || breaking, "{}", text());
@@ -296,7 +280,7 @@ impl Guest {
             assert!(!is_told || view == View::Open, "{}", text());
         }
         let history = || self.vm.table.history().of(gfn);
-        let is_whole = self.content_of(gfn, home) == self.memory.pages()[gfn.index()];
+        let is_whole = self.content_of(gfn, home) == self.space.memory.pages()[gfn.index()];
         assert!(is_whole, "{} lost bytes; {}", text(), history());
     }
 
@@ -363,7 +347,7 @@ impl Guest {
         let waiting = self.faults.core.waiting();
         let waits = waiting.is_starved(gfn) && short
             || waiting.is_busy(gfn) && vm.table.entry(gfn).is_locked()
-            || self.is_taken(gfn);
+            || self.space.is_taken(gfn);
         assert!(
             waits,
             "VM {}: thread {thread} waits for {gfn} and nobody will wake it: {:?} {:?}",

@@ -10,7 +10,7 @@ use shuttle::thread::{self, Scope, yield_now};
 
 use super::scenario::{Witness, finish, order, serve, wait_for};
 use super::worker::{FAST, ask};
-use super::{AddressSpace, Guest, GuestThread, Host, Memory, Op, Spec, scanning};
+use super::{AddressSpace, Guest, GuestThread, Host, Op, Spec, scanning};
 use crate::compress::samples;
 use crate::engine::EngineKind::{self, Mprotect, Uffd};
 use crate::page::Urgency;
@@ -58,7 +58,6 @@ struct Program<'a> {
     guest: &'a mut GuestThread,
     number: u32,
     threads: u32,
-    memory: &'a Memory,
     space: &'a AddressSpace,
     worker: WorkerHandle,
 }
@@ -93,7 +92,7 @@ impl Program<'_> {
         let deflated = thread_rng().gen_bool(0.3).then(|| self.deflate(gfn));
         let status = answer(&inflated).first().map(|run| run.status);
         if status == Some(PageStatus::Ok) {
-            self.memory.forget(gfn);
+            self.space.memory.forget(gfn);
         }
         self.space.set_unwanted(run, false);
         if let Some(deflated) = &deflated {
@@ -111,7 +110,7 @@ impl Program<'_> {
         self.space.set_unwanted(pages, true);
         let request = AttachRequest { pages, source };
         if answer(&ask(&self.worker, |answer| Job::Attach(request, answer))) > 0 {
-            self.memory.copy(source, gfn);
+            self.space.memory.copy(source, gfn);
         }
         self.space.set_unwanted(pages, false);
     }
@@ -176,7 +175,6 @@ impl Governor<'_> {
 /// go on until there are none: memory that one guest waits for may be another's.
 fn start<'a>(scope: &'a Scope<'a, '_>, guest: &'a mut Guest, running: &'a AtomicU32) {
     let Guest {
-        memory,
         space,
         threads,
         faults,
@@ -189,7 +187,6 @@ fn start<'a>(scope: &'a Scope<'a, '_>, guest: &'a mut Guest, running: &'a Atomic
             guest,
             number,
             threads: count,
-            memory,
             space,
             worker: worker.handle.clone(),
         };

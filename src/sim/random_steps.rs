@@ -400,10 +400,10 @@ fn check_attached(guest: &Guest, request: AttachRequest, attached: u32) {
     assert!(attached <= pages.count);
     // What the guest has brought by itself is in its RAM, whatever its home says.
     guest.vm.settle_done();
-    let sources = guest.memory.pages()[source.index()..][..pages.count as usize].to_vec();
+    let sources = guest.space.memory.pages()[source.index()..][..pages.count as usize].to_vec();
     for ((at, gfn), source) in (0..).zip(pages.iter()).zip(sources) {
         let content = guest.content_of(gfn, guest.vm.table.entry(gfn).home());
-        let page = &mut guest.memory.pages()[gfn.index()];
+        let page = &mut guest.space.memory.pages()[gfn.index()];
         // Pages behind those that are told of have the bytes, or are as they were.
         if at < attached || content != *page {
             assert!(content == source, "{gfn} has neither bytes");
@@ -432,7 +432,7 @@ fn check_inflated(guest: &Guest, run: GfnRun, statuses: &[StatusRun], before: &[
         match status {
             PageStatus::Ok => {
                 assert_eq!(home, Home::Ballooned);
-                guest.memory.forget(gfn);
+                guest.space.memory.forget(gfn);
             }
             PageStatus::AlreadyLocked => assert_eq!(before[gfn.index()], Home::Ballooned),
             PageStatus::Busy => assert_ne!(home, Home::Ballooned),
@@ -449,7 +449,7 @@ fn check_deflated(guest: &Guest, run: GfnRun, statuses: &[StatusRun], before: &[
                 assert_eq!((before, entry.home()), (Home::Ballooned, Home::Untouched));
             }
             PageStatus::NotLocked => assert_ne!(before, Home::Ballooned),
-            PageStatus::Busy => assert!(entry.is_locked() || guest.is_taken(gfn)),
+            PageStatus::Busy => assert!(entry.is_locked() || guest.space.is_taken(gfn)),
             other => panic!("{gfn} is {other:?}"),
         }
     }
@@ -461,7 +461,7 @@ fn check_trimmed(guest: &mut Guest) {
     guest.worker.wait(super::worker::PAUSE);
     let vm = &guest.vm;
     let swap = vm.swap.stats();
-    let is_taking = guest.homes().any(|(gfn, _)| guest.is_taken(gfn));
+    let is_taking = guest.homes().any(|(gfn, _)| guest.space.is_taken(gfn));
     let is_refused = vm.is_swap_failing() || swap.used >= swap.slots;
     assert!(!vm.zip.lock().is_above_cap() || is_refused || is_taking);
 }

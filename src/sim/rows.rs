@@ -175,7 +175,7 @@ fn damaged_page_is_given_up_by_its_guest_and_ends_it_only_when_it_is_asked_for()
     }
     assert_eq!(guest.resident(), Vec::from_iter(0..4));
     assert!(!read_alone(&mut guest, 4));
-    let claims = guest.claims.as_ref().expect("it serves itself");
+    let claims = guest.space.claims.as_ref().expect("it serves itself");
     assert_eq!(claims.table().given_up(), 2);
     assert_eq!(guest.vm.take_back_credits(), 60, "none is lost");
     let error = guest.faults.turn().expect_err("it is damaged");
