@@ -65,19 +65,15 @@ impl Rows {
     /// Notes a fault on `gfn`. Async-signal-safe.
     #[must_use]
     pub fn touched(&self, gfn: Gfn) -> Touched {
-        for (at, row) in self.rows.iter().enumerate() {
+        let known = self.rows.iter().enumerate().find_map(|(at, row)| {
             let word = row.load(Ordering::Relaxed);
-            if word >> 32 == u64::from(gfn.0) {
-                #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
-                let ahead = (word as u32).saturating_mul(2).saturating_add(1);
-                let ahead = ahead.min(self.most);
-                let touched = Touched { at, gfn, ahead };
-                self.gave(touched, 0);
-                return touched;
-            }
-        }
-        let at = self.oldest.fetch_add(1, Ordering::Relaxed) as usize % ROWS;
-        let touched = Touched { at, gfn, ahead: 0 };
+            #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+            let ahead = (word as u32).saturating_mul(2).saturating_add(1);
+            (word >> 32 == u64::from(gfn.0)).then(|| (at, ahead.min(self.most)))
+        });
+        let oldest = || self.oldest.fetch_add(1, Ordering::Relaxed) as usize % ROWS;
+        let (at, ahead) = known.unwrap_or_else(|| (oldest(), 0));
+        let touched = Touched { at, gfn, ahead };
         self.gave(touched, 0);
         touched
     }

@@ -81,8 +81,13 @@ impl Memory for Ram {
         while attached < pages.count {
             let part = (pages.count - attached).min(MAX_ATTACH);
             let at = |gfn: Gfn| Gfn(gfn.0.saturating_add(attached));
-            let got = self.ask_to_attach(GfnRun::new(at(pages.start), part), at(source));
-            attached += got;
+            let (pages, source) = (GfnRun::new(at(pages.start), part), at(source));
+            let question = Fault::Attach { pages, source };
+            let Some(Reply::Attached(got)) = self.0.channels.take().ask(question) else {
+                // The daemon is gone, which the memory thread will say.
+                break;
+            };
+            attached += got.min(part);
             if got < part {
                 break;
             }
@@ -100,15 +105,6 @@ impl Ram {
         let channel = self.0.channels.take();
         let text = channel.ask_into(Fault::History(gfn), &mut text)?;
         Some(String::from_utf8_lossy(text).into_owned())
-    }
-
-    /// Asks for as many pages as one question can; 0 when the daemon is gone, which the memory thread
-    /// will say.
-    fn ask_to_attach(&self, pages: GfnRun, source: Gfn) -> u32 {
-        match self.0.channels.take().ask(Fault::Attach { pages, source }) {
-            Some(Reply::Attached(count)) => count.min(pages.count),
-            _ => 0,
-        }
     }
 }
 

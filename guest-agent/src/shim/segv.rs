@@ -36,10 +36,13 @@ pub(super) struct Hardware {
 }
 
 static HARDWARE: OnceLock<Hardware> = OnceLock::new();
-static PREVIOUS: [OnceLock<SigAction>; SIGNALS.len()] = [const { OnceLock::new() }; SIGNALS.len()];
+/// What a signal did before.
+static PREVIOUS: [OnceLock<SigAction>; 2] = [const { OnceLock::new() }; 2];
 
-/// What an access that is not allowed raises.
-const SIGNALS: [Signal; 2] = [Signal::SIGSEGV, Signal::SIGBUS];
+/// Where it is kept what this signal did, one of the two that an access raises which is not allowed.
+fn previous_of(signal: Signal) -> &'static OnceLock<SigAction> {
+    &PREVIOUS[usize::from(signal == Signal::SIGBUS)]
+}
 
 /// Hands the hardware to the handler and installs it.
 ///
@@ -53,14 +56,14 @@ pub(super) fn install(hardware: Hardware) -> io::Result<&'static Hardware> {
     let hardware = HARDWARE
         .get()
         .ok_or_else(|| io::Error::other("set just above"))?;
-    let signals = if hardware.inline.is_some() { 2 } else { 1 };
+    let bus = hardware.inline.as_ref().map(|_| Signal::SIGBUS);
     // SA_NODEFER: several threads fault at once, and each waits inside its own handler.
     let flags = SaFlags::SA_SIGINFO | SaFlags::SA_NODEFER;
     let action = SigAction::new(SigHandler::SigAction(on_fault), flags, SigSet::empty());
-    for (signal, previous) in SIGNALS.into_iter().zip(&PREVIOUS).take(signals) {
+    for signal in [Signal::SIGSEGV].into_iter().chain(bus) {
         // In between, an access that is not ours is tried again and again.
         let before = set_action(signal, &action)?;
-        previous.get_or_init(|| before);
+        previous_of(signal).get_or_init(|| before);
     }
     Ok(hardware)
 }
@@ -90,23 +93,14 @@ extern "C" fn on_fault(
     let address = unsafe { info.si_addr() } as usize;
     // Other codes of SIGBUS tell of broken memory.
     let is_access = signal == Signal::SIGSEGV || info.si_code == libc::BUS_ADRERR;
-    let fault = HARDWARE.get().filter(|_| is_access).and_then(|hardware| {
-        hardware
-            .map
-            .linear
-            .gfn_of(address)
-            .map(|gfn| (hardware, gfn))
-    });
-    match fault {
-        Some((hardware, gfn)) => serve(hardware, gfn, is_write(context)),
+    if is_access
+        && let Some(hardware) = HARDWARE.get()
+        && let Some(gfn) = hardware.map.linear.gfn_of(address)
+    {
+        serve(hardware, gfn, is_write(context));
+    } else if let Some(previous) = previous_of(signal).get() {
         // Not ours. Returning retries the access, now under the previous handler.
-        None => {
-            for (ours, previous) in SIGNALS.into_iter().zip(&PREVIOUS) {
-                if let Some(previous) = previous.get().filter(|_| ours == signal) {
-                    let _ = set_action(signal, previous);
-                }
-            }
-        }
+        let _ = set_action(signal, previous);
     }
     nix::errno::Errno::set_raw(errno);
 }
