@@ -70,12 +70,8 @@ pub fn attach(vm: &Vm, peers: &dyn Peers, request: AttachRequest) -> Result<u32,
     attached
 }
 
-/// A page that can be attached.
-struct Held<'a> {
-    page: PageGuard<'a>,
-    /// Where its bytes are; `None`: they are zero.
-    hold: Option<FrameHold<'a>>,
-}
+/// A page that can be attached, and where its bytes are; `None`: they are zero.
+type Held<'a> = (PageGuard<'a>, Option<FrameHold<'a>>);
 
 fn attach_all(
     vm: &Vm,
@@ -102,14 +98,14 @@ fn attach_batch(
     let held = hold(vm, batch, nudges);
     let reached = held.len();
     let resident = || {
-        let pages = held.iter().map(|held| &held.page);
+        let pages = held.iter().map(|(page, _)| page);
         pages.filter(|page| page.home() == Home::Resident)
     };
     if !freeze(vm, resident())? {
         return Ok(0);
     }
     let (mut zeroes, mut matches) = (Vec::new(), Vec::new());
-    for Held { page, hold } in held {
+    for (page, hold) in held {
         match hold {
             Some(hold) => matches.push(Match { page, hold }),
             None if page.home() == Home::Resident => zeroes.push(page),
@@ -155,7 +151,7 @@ fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> 
             before = Some((gfn, frame.frame()));
             hold = Some(frame);
         }
-        held.push(Held { page, hold });
+        held.push((page, hold));
     }
     held
 }

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use super::Peers;
-use super::merge::{Candidate, Guess, merge};
+use super::merge::{Guess, merge};
 use crate::digest::{digest, low_half};
 use crate::engine::EngineError;
 use crate::pool::{Claim, Doubts, Hint, Membership};
@@ -27,7 +27,7 @@ pub(super) struct Look<'a> {
     peers: &'a dyn Peers,
     told: bool,
     membership: Arc<Membership>,
-    candidates: Vec<Candidate<'a>>,
+    candidates: Vec<(Gfn, Guess<'a>)>,
     nudges: Vec<(VmId, Gfn)>,
     changed: u32,
     shared: u64,
@@ -74,11 +74,7 @@ impl<'a> Look<'a> {
             match digest {
                 Some(digest) => self.look_up(gfn, digest),
                 // Not a change: it counts when it is dropped, and may be refused for ever.
-                None => self.candidates.push(Candidate {
-                    gfn,
-                    digest: 0,
-                    guess: Guess::Zero,
-                }),
+                None => self.candidates.push((gfn, Guess::Zero)),
             }
         }
         if self.candidates.len() < BATCH {
@@ -101,7 +97,7 @@ impl<'a> Look<'a> {
             return;
         }
         if let Some(guess) = self.guess(gfn, digest, low) {
-            self.candidates.push(Candidate { gfn, digest, guess });
+            self.candidates.push((gfn, guess));
         } else if last == low {
             table.settle(gfn, self.told);
         }
@@ -116,7 +112,7 @@ impl<'a> Look<'a> {
         loop {
             match self.membership.lookup(digest, gfn, &doubts) {
                 Ok(frame) => return Some(Guess::Frame(FrameHold::new(self.vm, frame))),
-                Err(Hint::Other(claim)) if has(&claim) => return Some(Guess::First),
+                Err(Hint::Other(claim)) if has(&claim) => return Some(Guess::First(digest)),
                 Err(Hint::Other(claim)) => {
                     if !self.drop_if_stale(&claim) {
                         doubts.add(claim);
@@ -130,7 +126,8 @@ impl<'a> Look<'a> {
                 }
                 // A page that got this content after it was asked has found its own hint there, and not ours.
                 Err(Hint::Inserted | Hint::Same) => {
-                    return doubts.others().iter().any(has).then_some(Guess::First);
+                    let is_there = doubts.others().iter().any(has);
+                    return is_there.then_some(Guess::First(digest));
                 }
             }
         }

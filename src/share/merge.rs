@@ -9,38 +9,31 @@ use crate::vm::Vm;
 
 /// What the scanner thinks a page is, from bytes that were not standing still.
 #[derive(Debug)]
-pub(crate) enum Guess<'a> {
+pub(super) enum Guess<'a> {
     /// All zero.
     Zero,
     /// Equal to this frame.
     Frame(FrameHold<'a>),
-    /// Equal to a page somewhere else that is not shared yet: a frame is to be made.
-    First,
+    /// Equal to a page somewhere else that is not shared yet, by its digest: a frame is to be made.
+    First(u64),
 }
 
-/// A page that may be worth sharing.
-#[derive(Debug)]
-pub(crate) struct Candidate<'a> {
-    pub(crate) gfn: Gfn,
-    pub(crate) digest: u64,
-    pub(crate) guess: Guess<'a>,
-}
-
-/// A candidate whose page is locked.
-type Held<'a> = (PageGuard<'a>, Candidate<'a>);
+/// A page that may be worth sharing, locked.
+type Held<'a> = (PageGuard<'a>, Guess<'a>);
 
 /// Shares those of the candidates, ascending, that are what the scanner thought; how many. Pages that have
 /// seemed to have the content of a new frame are added to `nudges`.
 ///
 /// # Errors
 /// [`EngineError`] when the guest or its session is gone.
-pub(crate) fn merge(
+pub(super) fn merge(
     vm: &Vm,
-    candidates: Vec<Candidate<'_>>,
+    candidates: Vec<(Gfn, Guess<'_>)>,
     nudges: &mut Vec<(VmId, Gfn)>,
 ) -> Result<u64, EngineError> {
-    let held: Vec<Held<'_>> = candidates.into_iter().filter_map(|c| hold(vm, c)).collect();
-    let held = affordable(vm, held);
+    let held = candidates.into_iter();
+    let held = held.filter_map(|(gfn, guess)| Some((hold(vm, gfn)?, guess)));
+    let held = affordable(vm, held.collect());
     if held.is_empty() {
         return Ok(0);
     }
@@ -53,12 +46,8 @@ pub(crate) fn merge(
     let mut matches: Vec<Match<'_>> = Vec::new();
     let mut content = PageBuf::zeroed();
     let pool = vm.pool();
-    for (page, candidate) in held {
-        let Candidate {
-            gfn,
-            digest: expected,
-            guess,
-        } = candidate;
+    for (page, guess) in held {
+        let gfn = page.gfn();
         vm.engine.read(gfn, &mut content);
         let hold = match guess {
             Guess::Zero if content.is_zero() => {
@@ -67,8 +56,8 @@ pub(crate) fn merge(
             }
             Guess::Zero => None,
             Guess::Frame(hold) => pool.equals(hold.frame(), &content).then_some(hold),
-            Guess::First if digest(&content) != expected => None,
-            Guess::First => {
+            Guess::First(expected) if digest(&content) != expected => None,
+            Guess::First(expected) => {
                 let before = matches.last().map(|m| (m.page.gfn(), m.hold.frame()));
                 let near = wanted_frame(vm, gfn, before);
                 frame_of(vm, expected, &content, near, Urgency::Reclaim, nudges)
@@ -86,12 +75,12 @@ pub(crate) fn merge(
     Ok(shared)
 }
 
-fn hold<'a>(vm: &'a Vm, candidate: Candidate<'a>) -> Option<Held<'a>> {
-    let Some(page) = vm.try_lock(candidate.gfn) else {
-        vm.table.note_written(candidate.gfn);
-        return None;
-    };
-    (page.home() == Home::Resident).then_some((page, candidate))
+fn hold(vm: &Vm, gfn: Gfn) -> Option<PageGuard<'_>> {
+    let page = vm.try_lock(gfn);
+    if page.is_none() {
+        vm.table.note_written(gfn);
+    }
+    page.filter(|page| page.home() == Home::Resident)
 }
 
 /// Those that may be frozen. Without userfaultfd a frozen run takes a VMA of its own, shared or not,
