@@ -276,7 +276,7 @@ fn refused_freeze_leaves_pages_to_their_guest() {
 
 #[test]
 fn frames_that_cannot_be_mapped_are_given_back() {
-    each(|host, guest| {
+    each(|_, guest| {
         apart().for_each(|gfn| guest.write(gfn, noise(7)));
         // One page is the hint, seven single pages are candidates, and three of them are mapped. Freezing
         // them takes VMAs where they are closed by protection.
@@ -288,7 +288,6 @@ fn frames_that_cannot_be_mapped_are_given_back() {
         let shared = guest.scan();
         guest.space.accepts.set(Countdown::NEVER);
         assert_eq!(shared, 3);
-        host.check(&[guest]);
     });
 }
 

@@ -79,7 +79,7 @@ enum Wait {
 #[derive(Debug)]
 pub(super) struct GuestThread {
     vm: Arc<Vm>,
-    space: Arc<AddressSpace>,
+    pub(super) space: Arc<AddressSpace>,
     channel: usize,
     running: Option<Running>,
     wait: Wait,

@@ -10,7 +10,7 @@ use shuttle::thread::{self, Scope, yield_now};
 
 use super::scenario::{Witness, finish, order, serve, wait_for};
 use super::worker::{FAST, ask};
-use super::{AddressSpace, Guest, GuestThread, Host, Op, Spec, scanning};
+use super::{Guest, GuestThread, Host, Op, Spec, scanning};
 use crate::compress::samples;
 use crate::engine::EngineKind::{self, Mprotect, Uffd};
 use crate::page::Urgency;
@@ -58,7 +58,6 @@ struct Program<'a> {
     guest: &'a mut GuestThread,
     number: u32,
     threads: u32,
-    space: &'a AddressSpace,
     worker: WorkerHandle,
 }
 
@@ -74,7 +73,7 @@ impl Program<'_> {
             match thread_rng().gen_range(0..14) {
                 0..6 => finish(self.guest, gfn, Op::Write(Box::new(content()))),
                 6..9 => finish(self.guest, gfn, Op::Read),
-                9 => self.space.forget_mapping(gfn),
+                9 => self.guest.space.forget_mapping(gfn),
                 10 => self.inflate(gfn),
                 11 => {
                     answer(&self.deflate(gfn));
@@ -87,14 +86,14 @@ impl Program<'_> {
     /// Sometimes the agent wants the page back before it has the answer.
     fn inflate(&self, gfn: Gfn) {
         let run = GfnRun::single(gfn);
-        self.space.set_unwanted(run, true);
+        self.guest.space.set_unwanted(run, true);
         let inflated = ask(&self.worker, |answer| Job::Inflate(vec![run], answer));
         let deflated = thread_rng().gen_bool(0.3).then(|| self.deflate(gfn));
         let status = answer(&inflated).first().map(|run| run.status);
         if status == Some(PageStatus::Ok) {
-            self.space.memory.forget(gfn);
+            self.guest.space.memory.forget(gfn);
         }
-        self.space.set_unwanted(run, false);
+        self.guest.space.set_unwanted(run, false);
         if let Some(deflated) = &deflated {
             answer(deflated);
         }
@@ -107,12 +106,12 @@ impl Program<'_> {
 
     fn attach(&self, gfn: Gfn) {
         let (pages, source) = (GfnRun::single(gfn), self.page());
-        self.space.set_unwanted(pages, true);
+        self.guest.space.set_unwanted(pages, true);
         let request = AttachRequest { pages, source };
         if answer(&ask(&self.worker, |answer| Job::Attach(request, answer))) > 0 {
-            self.space.memory.copy(source, gfn);
+            self.guest.space.memory.copy(source, gfn);
         }
-        self.space.set_unwanted(pages, false);
+        self.guest.space.set_unwanted(pages, false);
     }
 }
 
@@ -175,7 +174,6 @@ impl Governor<'_> {
 /// go on until there are none: memory that one guest waits for may be another's.
 fn start<'a>(scope: &'a Scope<'a, '_>, guest: &'a mut Guest, running: &'a AtomicU32) {
     let Guest {
-        space,
         threads,
         faults,
         worker,
@@ -187,7 +185,6 @@ fn start<'a>(scope: &'a Scope<'a, '_>, guest: &'a mut Guest, running: &'a Atomic
             guest,
             number,
             threads: count,
-            space,
             worker: worker.handle.clone(),
         };
         scope.spawn(move || {

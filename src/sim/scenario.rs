@@ -83,6 +83,7 @@ pub(super) fn alone(spec: Spec, story: impl FnOnce(&Host, &mut Guest)) {
     let host = Host::roomy();
     let mut guest = host.start(1, spec);
     story(&host, &mut guest);
+    host.check(&[&guest]);
     guest.read_all();
     host.end([guest]);
 }
