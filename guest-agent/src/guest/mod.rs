@@ -18,7 +18,7 @@ use crate::balloon::{Agent, AgentSettings, PageSource};
 use crate::kernel::{Kernel, KernelError, KernelOptions, PressureHook};
 use crate::protocol::Gfn;
 use crate::protocol::memory::{Hello, MAX_TEXT};
-use crate::shim::{AttachError, Attached, BareRam, Memory, Ram, SeqPacket, SessionEnd, attach};
+use crate::shim::{AttachError, Attached, Memory, Ram, SeqPacket, SessionEnd, attach, map_bare};
 use crate::signals::{Event, Signals};
 use crate::workload::{Mismatch, Progress, Report, Runner, SpecError, StartError, WorkloadSpec};
 use pages::{KernelPages, Relief};
@@ -183,7 +183,7 @@ pub fn run(
         .map(|text| text.parse())
         .collect::<Result<_, _>>()?;
     let (memory, host) = if options.bare {
-        let ram = BareRam::map(options.pages, options.sharing).map_err(system("map guest RAM"))?;
+        let ram = map_bare(options.pages, options.sharing).map_err(system("map guest RAM"))?;
         (Arc::new(ram) as Arc<dyn Memory>, None)
     } else {
         let (ram, token) = power_on(options, signals, host_gone)?;

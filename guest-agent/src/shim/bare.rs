@@ -4,75 +4,42 @@
 use std::io;
 use std::ptr;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
-use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
+use crate::protocol::PAGE_SIZE;
 
-use super::Memory;
 use super::linear::Linear;
 
-/// Private anonymous memory, unmapped when it is dropped.
-#[derive(Debug)]
-pub struct BareRam(Linear);
-
-impl BareRam {
-    /// Maps so many pages, which read as zeroes. If they are `mergeable`, KSM may merge them with equal
-    /// ones, where the kernel has it and somebody has started it.
-    ///
-    /// # Errors
-    /// What `mmap(2)` says: the guest is larger than the address space, or than what may be promised.
-    pub fn map(pages: u32, mergeable: bool) -> io::Result<Self> {
-        let len = pages as usize * PAGE_SIZE;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a null hint lets the kernel choose free address space, so no existing mapping is
-        // touched.
-        let base = unsafe { mmap_anonymous(ptr::null_mut(), len, access, flags) }?;
-        if mergeable {
-            // SAFETY: the range is exactly the mapping made above; the advice changes no byte of it. A
-            // kernel without KSM refuses, which leaves the memory as it is.
-            let _ = unsafe { madvise(base, len, Advice::LinuxMergeable) };
-        }
-        // SAFETY: just mapped, that long, and unmapped only when it is dropped; every access is allowed.
-        Ok(Self(unsafe { Linear::at(base as usize, pages) }))
+/// Maps so many pages of private anonymous memory for the life of this process, which read as zeroes. If they are
+/// `mergeable`, KSM may merge them with equal ones, where the kernel has it and somebody has started it.
+///
+/// # Errors
+/// What `mmap(2)` says: the guest is larger than the address space, or than what may be promised.
+pub fn map_bare(pages: u32, mergeable: bool) -> io::Result<Linear> {
+    let len = pages as usize * PAGE_SIZE;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a null hint lets the kernel choose free address space, so no existing mapping is
+    // touched.
+    let base = unsafe { mmap_anonymous(ptr::null_mut(), len, access, flags) }?;
+    if mergeable {
+        // SAFETY: the range is exactly the mapping made above; the advice changes no byte of it. A
+        // kernel without KSM refuses, which leaves the memory as it is.
+        let _ = unsafe { madvise(base, len, Advice::LinuxMergeable) };
     }
-}
-
-impl Drop for BareRam {
-    fn drop(&mut self) {
-        let (base, len) = (self.0.address(Gfn(0)), self.0.pages() as usize * PAGE_SIZE);
-        // SAFETY: the range is exactly the mapping of `map`, and pointers into it live only for the length of a call
-        // that borrows `self`.
-        let _ = unsafe { munmap(base as *mut libc::c_void, len) };
-    }
-}
-
-impl Memory for BareRam {
-    fn pages(&self) -> u32 {
-        self.0.pages()
-    }
-
-    fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
-        self.0.read(gfn, at, into);
-    }
-
-    fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
-        self.0.write(gfn, at, from);
-    }
-
-    /// There is no host to ask.
-    fn attach(&self, _pages: GfnRun, _source: Gfn) -> u32 {
-        0
-    }
+    // SAFETY: just mapped, that long, and never unmapped; every access is allowed.
+    Ok(unsafe { Linear::at(base as usize, pages) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::{Gfn, GfnRun};
+    use crate::shim::Memory;
 
     #[test]
     fn page_keeps_what_is_written_and_its_neighbours_stay_zero() {
-        let ram = BareRam::map(3, true).expect("memory");
+        let ram = map_bare(3, true).expect("memory");
         assert_eq!(ram.pages(), 3);
         ram.write(Gfn(1), PAGE_SIZE - 4, &[1, 2, 3, 4]);
         let mut page = [9; PAGE_SIZE];
@@ -87,8 +54,8 @@ mod tests {
 
     #[test]
     fn ram_is_mergeable_when_that_is_asked_for_and_not_otherwise() {
-        let has_flag = |ram: &BareRam| {
-            let base = ram.0.address(Gfn(0));
+        let has_flag = |ram: &Linear| {
+            let base = ram.address(Gfn(0));
             let maps = std::fs::read_to_string("/proc/self/smaps").expect("proc");
             let contains_ram = |line: &&str| {
                 let range = line
@@ -106,8 +73,8 @@ mod tests {
             let flags = flags.next().expect("the mapping is there");
             flags.split_whitespace().any(|flag| flag == "mg")
         };
-        let plain = BareRam::map(2, false).expect("memory");
-        let asked = BareRam::map(2, true).expect("memory");
+        let plain = map_bare(2, false).expect("memory");
+        let asked = map_bare(2, true).expect("memory");
         assert!(!has_flag(&plain));
         let has_ksm = std::path::Path::new("/sys/kernel/mm/ksm").exists();
         assert_eq!(has_flag(&asked), has_ksm);
@@ -116,7 +83,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "leave the page")]
     fn access_beyond_a_page_is_refused() {
-        let ram = BareRam::map(2, false).expect("memory");
+        let ram = map_bare(2, false).expect("memory");
         ram.write(Gfn(0), PAGE_SIZE - 1, &[1, 2]);
     }
 }

@@ -4,9 +4,11 @@ use std::ptr;
 
 use crate::protocol::{Gfn, PAGE_SIZE};
 
+use super::Memory;
+
 /// A guest's pages in a row.
 #[derive(Debug)]
-pub(super) struct Linear {
+pub struct Linear {
     base: usize,
     pages: u32,
 }
@@ -21,10 +23,6 @@ impl Linear {
         Self { base, pages }
     }
 
-    pub(super) const fn pages(&self) -> u32 {
-        self.pages
-    }
-
     /// The address of a page.
     pub(super) const fn address(&self, gfn: Gfn) -> usize {
         self.base + gfn.index() * PAGE_SIZE
@@ -37,25 +35,29 @@ impl Linear {
         (gfn < self.pages).then_some(Gfn(gfn))
     }
 
-    /// As [`Memory::read`](super::Memory::read).
-    pub(super) fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
+    fn byte(&self, gfn: Gfn, at: usize, len: usize) -> *mut u8 {
+        let pages = self.pages;
+        assert!(gfn.0 < pages, "{gfn} of a guest with {pages} pages");
+        assert!(at + len <= PAGE_SIZE, "bytes {at}+{len} leave the page");
+        (self.address(gfn) + at) as *mut u8
+    }
+}
+
+impl Memory for Linear {
+    fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    fn read(&self, gfn: Gfn, at: usize, into: &mut [u8]) {
         let from = self.byte(gfn, at, into.len()).cast_const();
         // SAFETY: `byte` checked that the range lies in one of the pages, which are mapped as `at` demands; `into` is
         // other memory. The trait's contract keeps writers from the same bytes.
         unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
     }
 
-    /// As [`Memory::write`](super::Memory::write).
-    pub(super) fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
+    fn write(&self, gfn: Gfn, at: usize, from: &[u8]) {
         let into = self.byte(gfn, at, from.len());
         // SAFETY: as for `read`; the trait's contract keeps two threads from writing the same bytes.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
-    }
-
-    fn byte(&self, gfn: Gfn, at: usize, len: usize) -> *mut u8 {
-        let pages = self.pages;
-        assert!(gfn.0 < pages, "{gfn} of a guest with {pages} pages");
-        assert!(at + len <= PAGE_SIZE, "bytes {at}+{len} leave the page");
-        (self.address(gfn) + at) as *mut u8
     }
 }

@@ -12,7 +12,7 @@
 //!   page: a write to a shared page in both engines, any access to a closed page without userfaultfd.
 //! - A guest that was powered on *inline* gets a signal for every fault: its handler brings compressed
 //!   pages back and copies shared ones itself, as far as the daemon has offered them, and asks for the rest.
-//! - [`BareRam`] is RAM without a daemon, for a guest that others are compared with.
+//! - [`map_bare`] makes RAM without a daemon, for a guest that others are compared with.
 //!
 //! None of them ever touches guest RAM, or it could wait for itself; the one exception is a page that the
 //! handler has claimed, which it knows to be readable.
@@ -38,7 +38,7 @@ pub mod table;
 pub mod uffd;
 
 pub use attach::{AttachError, Attached, Ram, attach};
-pub use bare::BareRam;
+pub use bare::map_bare;
 pub use memory_thread::SessionEnd;
 
 use crate::protocol::{Gfn, GfnRun};
@@ -70,8 +70,10 @@ pub trait Memory: Send + Sync {
     /// When the range leaves the page or the page the RAM.
     fn write(&self, gfn: Gfn, at: usize, from: &[u8]);
 
-    /// Asks the host that `pages`, which hold nothing, get the bytes of as many pages from `source` on, and
+    /// Asks the host, if there is one, that `pages`, which hold nothing, get the bytes of as many pages from `source` on, and
     /// share them with other guests; how many of them, from the first on, have these bytes now. A host may
     /// always say none. Until the return nobody may use any of these pages.
-    fn attach(&self, pages: GfnRun, source: Gfn) -> u32;
+    fn attach(&self, _pages: GfnRun, _source: Gfn) -> u32 {
+        0
+    }
 }

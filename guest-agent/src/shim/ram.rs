@@ -12,6 +12,7 @@ use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mpro
 use crate::protocol::memory::{Op, Remap};
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
+use super::Memory;
 use super::linear::Linear;
 use super::mapping::Mapping;
 use super::uffd::{self, Userfault};
