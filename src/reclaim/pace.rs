@@ -150,7 +150,7 @@ impl Pace {
         self.news += u64::from(found.changed) + found.shared;
         self.waiting += u64::from(found.waiting);
         // A slice that did not use up its share need not be waited for as long.
-        self.within_rate = now + slice_time(rate) * found.looked / Self::slice(rate);
+        self.within_rate = now + Duration::from_secs(1) * found.looked / rate.max(1);
         self.is_in_pass = !found.pass_ended;
         if !found.pass_ended {
             return None;
@@ -162,11 +162,6 @@ impl Pace {
         (self.news, self.waiting, self.faults) = (0, 0, faults);
         Some(Pass { settled })
     }
-}
-
-/// The time that a slice may take at a rate.
-fn slice_time(rate: u32) -> Duration {
-    Duration::from_secs(1) * Pace::slice(rate) / rate.max(1)
 }
 
 #[cfg(test)]
