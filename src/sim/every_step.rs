@@ -46,8 +46,7 @@ fn prologue(kind: EngineKind) -> (Host, [Guest; 2]) {
 /// All that a worker does with its guest.
 fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
     let (vm, handle) = (Arc::clone(&guest.vm), guest.worker.handle.clone());
-    handle.change(|it| it.scan_rate = FAST);
-    handle.change(|it| it.sample_period = PAUSE);
+    handle.change(|it| (it.scan_rate, it.sample_period) = (FAST, PAUSE));
     for _ in 0..3 {
         guest.worker.try_wait(PAUSE)?;
     }

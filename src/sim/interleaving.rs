@@ -115,61 +115,6 @@ impl Program<'_> {
     }
 }
 
-/// The policy and the operator: what they want of two guests, and the time that passes.
-struct Governor<'a> {
-    host: &'a Host,
-    is_short_of_vmas: bool,
-}
-
-impl Governor<'_> {
-    fn run(self, running: &AtomicU32) {
-        let vms = [VmId(1), VmId(2)].map(|id| self.host.peers.get(id).expect("it lives"));
-        let any = || &vms[thread_rng().gen_range(0..vms.len())];
-        let pass = |millis| self.host.clock.pass(Duration::from_millis(millis));
-        vms.iter()
-            .for_each(|(_, worker)| worker.change(|it| it.scan_rate = FAST));
-        for _ in 0..ORDERS {
-            let (vm, worker) = any();
-            self.order(vm, worker);
-            pass(thread_rng().gen_range(0..100));
-            yield_now();
-        }
-        for (vm, worker) in &vms {
-            vm.zip.lock().set_max_pages(1);
-            worker.change(|it| it.scan_rate = 0);
-            worker.change(|it| it.sample_period = Duration::ZERO);
-            self.host.join(worker, Some(0));
-        }
-        while running.load(Ordering::SeqCst) > 0 {
-            // Not each time: in a schedule of equal turns every page could be taken back before the guest has
-            // used it.
-            let is_short = self.host.budget.starving() > 0 && thread_rng().gen_bool(0.5);
-            order(&any().0, if is_short { 2 } else { 0 });
-            pass(20);
-            yield_now();
-        }
-    }
-
-    fn order(&self, vm: &Vm, worker: &WorkerHandle) {
-        match thread_rng().gen_range(0..10) {
-            0 => worker.change(|it| it.scan_rate = FAST * u32::from(thread_rng().gen_bool(0.7))),
-            1 => worker.change(|it| it.sample_period = Duration::from_millis(50)),
-            2 => vm.zip.lock().set_max_pages(thread_rng().gen_range(0..2)),
-            3 => {
-                let pool = thread_rng().gen_range(0..3_usize).checked_sub(1);
-                self.host.join(worker, pool);
-            }
-            4 if self.is_short_of_vmas => {
-                vm.vmas
-                    .set_budget([1, VMA_BUDGET][thread_rng().gen_range(0..2)]);
-            }
-            5..8 => order(vm, thread_rng().gen_range(0..4)),
-            // Only time passes.
-            _ => {}
-        }
-    }
-}
-
 /// Starts the tasks of one guest: its threads, of which so many run in all, its fault thread and its worker. These two
 /// go on until there are none: memory that one guest waits for may be another's.
 fn start<'a>(scope: &'a Scope<'a, '_>, guest: &'a mut Guest, running: &'a AtomicU32) {
@@ -239,10 +184,6 @@ impl Scene {
         let elsewhere = host.budget.free().0 - LEFT;
         assert!(host.budget.take(elsewhere, Urgency::Touch));
         let doomed = guests.split_off(self.specs.len());
-        let governor = Governor {
-            host: &host,
-            is_short_of_vmas: self.is_short_of_vmas,
-        };
         let threads: usize = guests.iter().map(|guest| guest.threads.len()).sum();
         let running = AtomicU32::new(u32::try_from(threads).expect("a few"));
         thread::scope(|scope| {
@@ -250,7 +191,7 @@ impl Scene {
             for guest in &mut guests {
                 start(scope, guest, &running);
             }
-            governor.run(&running);
+            self.govern(&host, &running);
         });
         host.budget.give(elsewhere);
         host.check(&guests.iter().collect::<Vec<_>>());
@@ -265,7 +206,55 @@ impl Scene {
         host.end(guests);
     }
 
-    /// A host on which the guests share what they can, and have the rest in their caches.
+    /// The policy and the operator: what they want of two guests, and the time that passes.
+    fn govern(self, host: &Host, running: &AtomicU32) {
+        let vms = [VmId(1), VmId(2)].map(|id| host.peers.get(id).expect("it lives"));
+        let any = || &vms[thread_rng().gen_range(0..vms.len())];
+        let pass = |millis| host.clock.pass(Duration::from_millis(millis));
+        vms.iter()
+            .for_each(|(_, worker)| worker.change(|it| it.scan_rate = FAST));
+        for _ in 0..ORDERS {
+            let (vm, worker) = any();
+            self.order(host, vm, worker);
+            pass(thread_rng().gen_range(0..100));
+            yield_now();
+        }
+        for (vm, worker) in &vms {
+            vm.zip.lock().set_max_pages(1);
+            worker.change(|it| it.scan_rate = 0);
+            worker.change(|it| it.sample_period = Duration::ZERO);
+            host.join(worker, Some(0));
+        }
+        while running.load(Ordering::SeqCst) > 0 {
+            // Not each time: in a schedule of equal turns every page could be taken back before the guest has
+            // used it.
+            let is_short = host.budget.starving() > 0 && thread_rng().gen_bool(0.5);
+            order(&any().0, if is_short { 2 } else { 0 });
+            pass(20);
+            yield_now();
+        }
+    }
+
+    fn order(self, host: &Host, vm: &Vm, worker: &WorkerHandle) {
+        match thread_rng().gen_range(0..10) {
+            0 => worker.change(|it| it.scan_rate = FAST * u32::from(thread_rng().gen_bool(0.7))),
+            1 => worker.change(|it| it.sample_period = Duration::from_millis(50)),
+            2 => vm.zip.lock().set_max_pages(thread_rng().gen_range(0..2)),
+            3 => {
+                let pool = thread_rng().gen_range(0..3_usize).checked_sub(1);
+                host.join(worker, pool);
+            }
+            4 if self.is_short_of_vmas => {
+                vm.vmas
+                    .set_budget([1, VMA_BUDGET][thread_rng().gen_range(0..2)]);
+            }
+            5..8 => order(vm, thread_rng().gen_range(0..4)),
+            // Only time passes.
+            _ => {}
+        }
+    }
+
+    /// A host on which the guests share what they can, and have the rest in their caches: pages to fight over.
     fn prepare(self) -> (Host, Vec<Guest>) {
         let third = self.is_fatal.then_some(self.specs[0]);
         let count = 2 + u64::from(self.is_fatal);
@@ -274,7 +263,13 @@ impl Scene {
         let mut guests: Vec<Guest> = Vec::new();
         for (id, spec) in (1..).zip(self.specs.into_iter().chain(third)) {
             let mut guest = host.start(id, spec);
-            prepare(&mut guest);
+            // A run that the others have too, and what is its own.
+            guest.write_all(|gfn| match gfn {
+                0..4 => common(gfn),
+                _ => samples::mixed(u64::from(id * PAGES + gfn), 1800),
+            });
+            guest.scan();
+            guest.scan();
             guest.vm.take_back_credits();
             guests.push(guest);
         }
@@ -292,17 +287,6 @@ fn die(host: &Host, doomed: Vec<Guest>) {
         yield_now();
     }
     doomed.into_iter().for_each(|guest| host.bury(guest));
-}
-
-/// Gives the guest pages to fight over: a run that the other has too, others for the cache.
-fn prepare(guest: &mut Guest) {
-    let first = guest.vm.id.0 * PAGES;
-    guest.write_all(|gfn| match gfn {
-        0..4 => common(gfn),
-        _ => samples::mixed(u64::from(first + gfn), 1800),
-    });
-    guest.scan();
-    guest.scan();
 }
 
 /// A scene with guests of these engines, of which so many serve themselves.

@@ -209,11 +209,9 @@ impl World {
             ..Spec::of(KINDS[place % 2], PAGES)
         };
         let guest = self.host.power_on(VmId(self.powered_on), spec)?;
-        guest.worker.handle.change(|it| it.scan_rate = SCAN_RATE);
-        guest
-            .worker
-            .handle
-            .change(|it| it.sample_period = SAMPLE_PERIOD);
+        let rates = (SCAN_RATE, SAMPLE_PERIOD);
+        let worker = &guest.worker.handle;
+        worker.change(|it| (it.scan_rate, it.sample_period) = rates);
         Some(guest)
     }
 
