@@ -2,8 +2,11 @@
 
 use std::iter::Peekable;
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
 use super::stash::{Cluster, NotZipped, spill, zip};
-use super::victims::{Dice, SecondChance, choose};
+use super::victims::{SecondChance, choose};
 use crate::compress::Compressor;
 use crate::digest::digest;
 use crate::engine::EngineError;
@@ -24,7 +27,7 @@ const AT_ONCE: usize = 16;
 pub struct Evictor {
     compressor: Compressor,
     cluster: Cluster,
-    dice: Dice,
+    dice: StdRng,
     second_chance: SecondChance,
     /// Pages that did not compress and wait on, of the latest batch.
     deferred: Vec<Gfn>,
@@ -38,7 +41,7 @@ impl Evictor {
         Self {
             compressor: Compressor::new(),
             cluster: Cluster::default(),
-            dice: Dice::new(seed),
+            dice: StdRng::seed_from_u64(seed),
             second_chance: SecondChance::default(),
             deferred: Vec::new(),
             contents: Vec::new(),

@@ -20,6 +20,9 @@
 use std::collections::VecDeque;
 use std::iter::from_fn;
 
+use rand::RngExt;
+use rand::rngs::StdRng;
+
 use crate::engine::EngineError;
 use crate::page::{Entry, Home, PageGuard};
 use crate::remap::freeze;
@@ -33,25 +36,6 @@ const RUN_SHORT_OF_VMAS: u32 = 128;
 /// Random places tried before the rest is looked for one by one: enough to fill a batch of 64 when a
 /// tenth of the pages qualify.
 const TRIES: u32 = 96;
-
-/// xorshift64*: victims need to be spread, not to be unpredictable.
-#[derive(Debug)]
-pub(super) struct Dice(u64);
-
-impl Dice {
-    pub(super) const fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    /// A number below `end`, which must not be zero.
-    pub(super) fn below(&mut self, end: u32) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        ((high * u64::from(end)) >> 32) as u32
-    }
-}
 
 /// The part of the resident pages that waits frozen for its second chance, in each of the two queues. The longer they are,
 /// the more used pages are found, and the more minor faults those cost.
@@ -140,7 +124,7 @@ impl SecondChance {
 /// Locks up to `want` pages whose home `qualifies`, in ascending order.
 pub(super) fn choose<'a>(
     vm: &'a Vm,
-    dice: &mut Dice,
+    dice: &mut StdRng,
     want: usize,
     qualifies: impl Fn(Home) -> bool + Copy,
 ) -> Vec<PageGuard<'a>> {
@@ -153,7 +137,7 @@ pub(super) fn choose<'a>(
     };
     let mut chosen = Vec::with_capacity(want);
     for _ in 0..TRIES {
-        let start = dice.below(pages) / run * run;
+        let start = dice.random_range(0..pages) / run * run;
         let end = start.saturating_add(run).min(pages);
         take(vm, (start..end).map(Gfn), want, qualifies, &mut chosen);
         if chosen.len() == want {
@@ -161,7 +145,7 @@ pub(super) fn choose<'a>(
         }
     }
     if chosen.len() < want {
-        let all = round(vm, dice.below(pages));
+        let all = round(vm, dice.random_range(0..pages));
         take(vm, all, want, qualifies, &mut chosen);
     }
     chosen.sort_unstable_by_key(PageGuard::gfn);
@@ -191,23 +175,5 @@ fn take<'a>(
         {
             chosen.push(page);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dice_reach_every_side_about_equally() {
-        let mut dice = Dice::new(7);
-        let mut sides = [0u32; 6];
-        for _ in 0..6_000 {
-            sides[dice.below(6) as usize] += 1;
-        }
-        assert!(
-            sides.iter().all(|count| (800..1200).contains(count)),
-            "{sides:?}"
-        );
     }
 }
