@@ -11,8 +11,7 @@ use crate::compress::Compressor;
 use crate::digest::digest;
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard};
-use crate::remap::{FrameHold, Match, freeze, give_back, place, rehome};
-use crate::seeded::Seeded;
+use crate::remap::{FrameHold, Match, freeze, give_up, place, rehome};
 use crate::units::{Gfn, GfnRun, PageBuf, Pages};
 use crate::vm::{Means, Vm};
 
@@ -142,14 +141,7 @@ impl Evictor {
         let mut leaving = Leaving::new(means, &mut self.compressor, &mut self.cluster, deferred);
         match leaving.take_frozen(vm, victims, &mut self.contents) {
             Ok(shared) => Ok(Pages(leaving.leave(vm)? + shared)),
-            Err(error) => {
-                // The pages stay where they were.
-                if !Seeded::LostCharge.is_sown() {
-                    let stored = leaving.stored.iter();
-                    give_back(vm, stored.map(|(page, home)| (page.gfn(), *home)))?;
-                }
-                Err(error)
-            }
+            Err(error) => Err(give_up(vm, &leaving.stored, error)),
         }
     }
 

@@ -19,7 +19,7 @@
 //! | [`place`] | frozen or nothing | shared with a frame that has its bytes |
 //! | [`rehome`] | any | any other but shared: what the guest has mapped goes first, then the home, then the memory |
 //!
-//! [`give_back`] is the only one that knows how the memory behind a home is freed: a hole in the RAM file, a
+//! [`give_back`](moves::give_back) is the only one that knows how the memory behind a home is freed: a hole in the RAM file, a
 //! reference to a frame, a slot. A home whose memory goes another way (a page that the guest's own process holds, which
 //! no hole in a file frees) is one more arm there, and a command of its [`Engine`](crate::engine::Engine) before it.
 //!
@@ -33,8 +33,8 @@
 //! run is worth as much as many short ones and costs a fraction.
 //!
 //! **When a command fails.** A guest whose kernel refuses is at its limit of VMAs: its pages stay as good as they were, and
-//! the step says so. Any other failure ends the VM. Until its process is dead it may see every frame that it ever saw, so
-//! pages stay shared, or the reference is abandoned.
+//! the step says so. Any other failure ends the VM, and [`give_up`] frees what its pages were to move to. Until its process
+//! is dead it may see every frame that it ever saw, so pages stay shared, or the reference is abandoned.
 //!
 //! Lock order: the locks of the pages, which the caller holds; inside them those of the stores that are freed.
 
@@ -45,5 +45,5 @@ mod place;
 #[cfg(test)]
 pub(crate) use access::{BRIDGE, bridged};
 pub(crate) use access::{afford, close, freeze, reveal, room, thaw};
-pub(crate) use moves::{give_back, rehome};
+pub(crate) use moves::{give_up, rehome};
 pub(crate) use place::{FrameHold, Match, place};

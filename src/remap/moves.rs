@@ -22,16 +22,23 @@ pub(crate) fn rehome(vm: &Vm, mut moves: Vec<(PageGuard<'_>, Home)>) -> Result<(
     if !shared.is_empty()
         && let Err(error) = vm.engine.map_private(&shared)
     {
-        if !Seeded::LostCharge.is_sown() {
-            give_back(vm, moves.iter().map(|(page, home)| (page.gfn(), *home)))?;
-        }
-        return Err(error);
+        return Err(give_up(vm, &moves, error));
     }
     let left: Vec<(Gfn, Home)> = moves
         .iter()
         .map(|(page, home)| move_to(page, *home))
         .collect();
     give_back(vm, left)
+}
+
+/// Frees the homes that pages were to move to, which stay where they are because of an error. Returned is why the VM
+/// cannot go on.
+pub(crate) fn give_up(vm: &Vm, moves: &[(PageGuard<'_>, Home)], error: EngineError) -> EngineError {
+    let homes = moves.iter().map(|(page, home)| (page.gfn(), *home));
+    let lost = Seeded::LostCharge.is_sown();
+    give_back(vm, homes.filter(|_| !lost))
+        .err()
+        .unwrap_or(error)
 }
 
 /// Moves a page; what it has left.
