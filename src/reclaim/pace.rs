@@ -94,13 +94,6 @@ pub(super) struct Pace {
     faults_before: u64,
 }
 
-/// A pass that has ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Pass {
-    /// The faults of the VM at its begin, if nothing was new and nothing is left to be looked at or merged.
-    pub(super) settled: Option<u64>,
-}
-
 impl Pace {
     /// The pace of a VM of `pages`.
     pub(super) const fn new(pages: u32, now: Instant) -> Self {
@@ -135,15 +128,15 @@ impl Pace {
         (rate / SLICES).max(MIN_SLICE)
     }
 
-    /// Notes what a slice found that began at `now`, when the VM had had `faults`; the pass if it has
-    /// ended.
+    /// Notes what a slice found that began at `now`, when the VM had had `faults`. If the pass ends with it, and found
+    /// nothing new and left nothing to be looked at or merged: the faults of the VM when it began.
     pub(super) fn note(
         &mut self,
         now: Instant,
         found: Found,
         rate: u32,
         faults: u64,
-    ) -> Option<Pass> {
+    ) -> Option<u64> {
         if !self.is_in_pass {
             (self.pass_began, self.faults_before) = (now, faults);
         }
@@ -160,7 +153,7 @@ impl Pace {
         self.slowdown = if quiet { slower } else { 1 };
         let settled = (self.news == 0 && self.waiting == 0).then_some(self.faults_before);
         (self.news, self.waiting, self.faults) = (0, 0, faults);
-        Some(Pass { settled })
+        settled
     }
 }
 
@@ -219,8 +212,7 @@ mod tests {
             looked: 200,
             ..QUIET_PASS
         };
-        let settled = None;
-        assert_eq!(pace.note(second, last, RATE, 0), Some(Pass { settled }));
+        assert_eq!(pace.note(second, last, RATE, 0), None);
         assert_eq!(pace.due(RATE, 0), start + PASS, "1000 pages were new");
         let fast = Duration::from_millis(500);
         assert_eq!(pace.due(2 * PAGES, 0), start + fast, "a whole VM");
@@ -229,7 +221,7 @@ mod tests {
             looked: 256,
             ..QUIET_PASS
         };
-        pace.note(second, slice, 1, 0).expect("it ended");
+        pace.note(second, slice, 1, 0);
         assert_eq!(pace.due(1, 0), second + Duration::from_secs(256));
     }
 
@@ -239,9 +231,9 @@ mod tests {
         let mut apart = |found, faults| {
             let now = Instant::now();
             pace.is_in_pass = false;
-            let pass = pace.note(now, found, RATE, faults).expect("it ended");
+            let settled = pace.note(now, found, RATE, faults);
             let next = pace.due(RATE, faults).duration_since(now).as_nanos();
-            (pass.settled.is_some(), next / PASS.as_nanos())
+            (settled.is_some(), next / PASS.as_nanos())
         };
         let settled: Vec<_> = (0..5).map(|_| apart(QUIET_PASS, 0)).collect();
         assert_eq!(
@@ -269,7 +261,7 @@ mod tests {
         };
         pace.is_in_pass = false;
         assert_eq!(pace.note(now, part, RATE, 7), None);
-        let pass = pace.note(now, QUIET_PASS, RATE, 9).expect("it ended");
-        assert_eq!(pass.settled, Some(7), "what came since may be unseen");
+        let settled = pace.note(now, QUIET_PASS, RATE, 9);
+        assert_eq!(settled, Some(7), "what came since may be unseen");
     }
 }

@@ -190,11 +190,11 @@ impl Core {
         if found.changed > 0 || found.shared > 0 {
             vm.settled.note(None);
         }
-        if let Some(pass) = self.pace.note(now, found, rate, faults) {
+        let settled = self.pace.note(now, found, rate, faults);
+        if found.pass_ended {
             vm.stats.passes.one();
             // What was found while nothing may be shared says nothing of the new pool.
-            vm.settled
-                .note(pass.settled.filter(|_| self.joining.is_none()));
+            vm.settled.note(settled.filter(|_| self.joining.is_none()));
         }
         Ok(())
     }

@@ -132,7 +132,10 @@ fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> 
     let mut before: Option<(Gfn, FrameId)> = None;
     let mut content = PageBuf::zeroed();
     for &(gfn, source) in batch {
-        let Some(page) = empty(vm, gfn) else { break };
+        // What it holds need not be kept anywhere.
+        let is_empty = |home| matches!(home, Home::Untouched | Home::Zero | Home::Resident);
+        let page = vm.try_lock(gfn).filter(|page| is_empty(page.home()));
+        let Some(page) = page else { break };
         if !copy_out(vm, source, &mut content) {
             break;
         }
@@ -154,13 +157,6 @@ fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> 
         held.push((page, hold));
     }
     held
-}
-
-/// Locks a page whose bytes need not be kept anywhere.
-fn empty(vm: &Vm, gfn: Gfn) -> Option<PageGuard<'_>> {
-    let page = vm.try_lock(gfn)?;
-    let is_empty = matches!(page.home(), Home::Untouched | Home::Zero | Home::Resident);
-    is_empty.then_some(page)
 }
 
 /// Copies what a page of the guest holds, unless it is busy or in no memory; whether it did.
