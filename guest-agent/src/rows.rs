@@ -47,10 +47,6 @@ impl Touched {
     }
 }
 
-const fn encode(next: u32, ahead: u32) -> u64 {
-    (next as u64) << 32 | ahead as u64
-}
-
 impl Rows {
     /// No row yet; at most `most` pages are worth giving ahead.
     #[must_use]
@@ -81,7 +77,8 @@ impl Rows {
     /// Notes how many pages behind that of a fault were given with it. Async-signal-safe.
     pub fn gave(&self, touched: Touched, count: u32) {
         let next = touched.gfn.0.saturating_add(1).saturating_add(count);
-        self.rows[touched.at].store(encode(next, touched.ahead), Ordering::Relaxed);
+        let word = u64::from(next) << 32 | u64::from(touched.ahead);
+        self.rows[touched.at].store(word, Ordering::Relaxed);
     }
 }
 

@@ -51,11 +51,6 @@ impl Channels {
     }
 }
 
-/// The id of the calling thread: the daemon serves its faults where it runs.
-fn this_thread() -> u32 {
-    nix::unistd::gettid().as_raw().unsigned_abs()
-}
-
 /// One channel, held by one thread.
 #[derive(Debug)]
 pub(super) struct Channel<'a> {
@@ -70,7 +65,9 @@ impl Channel<'_> {
 
     /// Sends a message; `false` when the daemon is gone. Async-signal-safe.
     pub(super) fn send(&self, fault: Fault) -> bool {
-        self.socket().send(&fault.encode(this_thread())).is_ok()
+        // The daemon serves the faults of a thread where it runs.
+        let thread = nix::unistd::gettid().as_raw().unsigned_abs();
+        self.socket().send(&fault.encode(thread)).is_ok()
     }
 
     /// Asks, and waits for the answer; `None` when the daemon is gone or talks nonsense. Async-signal-safe.
