@@ -178,8 +178,10 @@ impl AddressSpace {
                 touch(content);
             }
             View::Pool(frame) if !write => touch(&mut self.frame(gfn, frame)),
-            View::Closed => return Err(self.trap(page)),
-            View::Pool(_) | View::ClosedPool(_) => return Err(Trap::Signal),
+            View::Closed if self.kind == EngineKind::Uffd && self.claims.is_none() => {
+                return Err(Trap::Kernel { wakes: page.wakes });
+            }
+            View::Closed | View::Pool(_) | View::ClosedPool(_) => return Err(Trap::Signal),
         }
         Ok(())
     }
@@ -194,13 +196,6 @@ impl AddressSpace {
         let mut content = PageBuf::zeroed();
         self.pool().read(frame, &mut content);
         content
-    }
-
-    fn trap(&self, page: &Page) -> Trap {
-        match self.kind {
-            EngineKind::Uffd if self.claims.is_none() => Trap::Kernel { wakes: page.wakes },
-            EngineKind::Uffd | EngineKind::Mprotect => Trap::Signal,
-        }
     }
 
     /// The guest's kernel drops its mapping of a page that it has, as it does when it moves or swaps

@@ -80,7 +80,7 @@ enum Wait {
 pub(super) struct GuestThread {
     vm: Arc<Vm>,
     pub(super) space: Arc<AddressSpace>,
-    channel: usize,
+    pub(super) channel: usize,
     running: Option<Running>,
     wait: Wait,
 }

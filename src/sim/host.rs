@@ -125,7 +125,9 @@ impl Host {
         let vm = Arc::new(vm);
         let worker = Worker::new(&vm, Arc::clone(&self.peers) as _, self.clock.clone());
         // Whatever is searched for is searched for with both.
-        worker.handle.change(|it| it.second_chance = id.0 % 2 == 0);
+        worker
+            .handle
+            .change(|it| it.second_chance = id.0.is_multiple_of(2));
         let member = (Arc::clone(&vm), worker.handle.clone());
         self.peers.0.lock().insert(id, member);
         let thread = |channel| GuestThread::new(&vm, &space, channel);

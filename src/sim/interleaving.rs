@@ -56,7 +56,6 @@ fn content() -> PageBuf {
 /// A thread of a guest, with what its agents do for it.
 struct Program<'a> {
     guest: &'a mut GuestThread,
-    number: u32,
     threads: u32,
     worker: WorkerHandle,
 }
@@ -64,7 +63,8 @@ struct Program<'a> {
 impl Program<'_> {
     /// It owns every `threads`th page, so what it reads must be what it wrote.
     fn page(&self) -> Gfn {
-        Gfn(thread_rng().gen_range(0..PAGES / self.threads) * self.threads + self.number)
+        let row = thread_rng().gen_range(0..PAGES / self.threads);
+        Gfn(row * self.threads + self.guest.channel as u32)
     }
 
     fn run(self) {
@@ -125,10 +125,9 @@ fn start<'a>(scope: &'a Scope<'a, '_>, guest: &'a mut Guest, running: &'a Atomic
         ..
     } = guest;
     let count = u32::try_from(threads.len()).expect("a few");
-    for (number, guest) in (0..).zip(threads) {
+    for guest in threads {
         let program = Program {
             guest,
-            number,
             threads: count,
             worker: worker.handle.clone(),
         };
@@ -274,7 +273,7 @@ impl Scene {
             guests.push(guest);
         }
         for guest in &mut guests {
-            guest.worker.turn();
+            guest.worker.wait(Duration::ZERO);
             guest.evict(2);
         }
         (host, guests)

@@ -316,7 +316,7 @@ fn evict(guest: &mut Guest, want: u64, means: Means) {
         (stats.evict_zip.get(), swapped)
     };
     // A cache above its cap is trimmed by swapping, whatever the order says.
-    guest.worker.turn();
+    guest.worker.wait(Duration::ZERO);
     let trims = guest.vm.zip.lock().is_above_cap();
     let before = by_means(guest);
     assert!(guest.evict_by(want, means) <= want);

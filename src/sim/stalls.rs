@@ -12,9 +12,9 @@ use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages};
 use crate::vm::{Blocked, Cause};
 
 const PAGES: u32 = 8;
-/// How long the fault thread is at each event that it serves, in microseconds.
-const STEP: u64 = 100;
-const SECOND: u64 = 1_000_000;
+/// How long the fault thread is at each event that it serves.
+const STEP: Duration = Duration::from_micros(100);
+const SECOND: Duration = Duration::from_secs(1);
 
 fn spec(kind: EngineKind) -> Spec {
     Spec {
@@ -36,34 +36,31 @@ fn write(guest: &mut Guest, thread: usize, gfn: u32) -> bool {
 
 /// Lets `act` happen while the fault thread takes its time.
 fn timed(guest: &mut Guest, act: impl FnOnce(&mut Guest)) {
-    guest.faults.takes = Duration::from_micros(STEP);
+    guest.faults.takes = STEP;
     act(guest);
     guest.faults.takes = Duration::ZERO;
 }
 
-fn pass(guest: &mut Guest, micros: u64) {
-    guest.faults.pass(Duration::from_micros(micros));
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).expect("no age of the world")
-}
-
 /// What each cause has cost so far that has cost anything, and for how long the VM was stalled.
-fn seen(guest: &Guest) -> (Vec<(Cause, u64)>, u64) {
+fn seen(guest: &Guest) -> (Vec<(Cause, Duration)>, Duration) {
     let stalled = guest.vm.stalls.so_far(None, guest.faults.now());
-    let causes = Cause::ALL.map(|cause| (cause, micros(stalled.threads[cause])));
-    let causes = causes.into_iter().filter(|(_, time)| *time > 0);
-    (causes.collect(), micros(stalled.any))
+    let causes = Cause::ALL.map(|cause| (cause, stalled.threads[cause]));
+    let causes = causes.into_iter().filter(|(_, time)| !time.is_zero());
+    (causes.collect(), stalled.any)
 }
 
 /// What `act` has cost by each cause.
-fn cost(guest: &mut Guest, act: impl FnOnce(&mut Guest)) -> Vec<(Cause, u64)> {
+fn cost(guest: &mut Guest, act: impl FnOnce(&mut Guest)) -> Vec<(Cause, Duration)> {
     let (before, _) = seen(guest);
     timed(guest, act);
     let (after, _) = seen(guest);
     let new = after.iter().filter(|it| !before.contains(it));
-    let old = |cause| before.iter().find(|it| it.0 == cause).map_or(0, |it| it.1);
+    let old = |cause| {
+        before
+            .iter()
+            .find(|it| it.0 == cause)
+            .map_or(Duration::ZERO, |it| it.1)
+    };
     new.map(|(cause, time)| (*cause, time - old(*cause)))
         .collect()
 }
@@ -87,11 +84,9 @@ fn service_counts_for_the_home_that_the_page_had() {
 
 #[test]
 fn break_counts_until_its_thread_has_mapped_the_copy() {
+    const MAPPING: Duration = Duration::from_micros(40);
     each(|_, guest| {
-        for gfn in [0, 1] {
-            let page = Box::new(PageBuf([7; PAGE_SIZE]));
-            assert!(guest.attempt(0, gfn, Op::Write(page)));
-        }
+        (0..2).for_each(|gfn| guest.write(gfn, PageBuf([7; PAGE_SIZE])));
         guest.scan();
         guest.scan();
         assert_eq!(guest.vm.table.count(Home::Shared(FrameId(0))), 2);
@@ -100,12 +95,11 @@ fn break_counts_until_its_thread_has_mapped_the_copy() {
             guest.threads[0].begin(Gfn(0), Op::Write(page));
             assert!(!guest.threads[0].poll());
             guest.turn();
-            // So long it takes to map it.
-            pass(guest, 40);
+            guest.faults.pass(MAPPING);
             assert!(guest.drive(0));
-            pass(guest, SECOND);
+            guest.faults.pass(SECOND);
         });
-        assert_eq!(cost, [(Cause::Break, STEP + 40)]);
+        assert_eq!(cost, [(Cause::Break, STEP + MAPPING)]);
     });
 }
 
@@ -116,7 +110,7 @@ fn threads_of_a_blocked_vm_count_each_while_they_wait() {
         let mut stalled = Vec::new();
         for thread in 0..3 {
             assert!(!write(guest, thread, thread as u32));
-            pass(guest, SECOND);
+            guest.faults.pass(SECOND);
             stalled.push(seen(guest).1);
         }
         assert_eq!(
@@ -132,12 +126,12 @@ fn threads_of_a_blocked_vm_count_each_while_they_wait() {
         guest.block(Blocked::No);
         timed(guest, |guest| assert!(guest.turn()));
         (0..3).for_each(|thread| assert!(guest.drive(thread)));
-        pass(guest, SECOND);
+        guest.faults.pass(SECOND);
         // Uffd wakes each when it is served, for which the others wait. Otherwise all of them can go on when they have
         // read their answers, after that one call.
         let (served, waited) = match guest.vm.engine.kind() {
             EngineKind::Uffd => (STEP, 2 * STEP),
-            EngineKind::Mprotect => (3 * STEP, 0),
+            EngineKind::Mprotect => (3 * STEP, Duration::ZERO),
         };
         let served = (Cause::FirstTouch, served);
         let blocked = (Cause::Blocked, 6 * SECOND + waited);
@@ -151,10 +145,10 @@ fn wait_for_memory_is_told_from_one_by_order_whenever_that_changes() {
         let free = host.budget.free().0;
         assert!(host.budget.take(free, Urgency::Reclaim));
         assert!(!write(guest, 0, 0));
-        pass(guest, 2 * SECOND);
+        guest.faults.pass(2 * SECOND);
         guest.block(Blocked::All);
         guest.turn();
-        pass(guest, 3 * SECOND);
+        guest.faults.pass(3 * SECOND);
         let memory = (Cause::Memory, 2 * SECOND);
         let blocked = (Cause::Blocked, 3 * SECOND);
         assert_eq!(seen(guest).0, [blocked, memory]);
@@ -173,7 +167,7 @@ fn ceiling_is_an_order_to_wait() {
         guest.vm.orders.set_ceiling(Some(Pages(1)));
         assert!(write(guest, 0, 0));
         assert!(!write(guest, 1, 1));
-        pass(guest, SECOND);
+        guest.faults.pass(SECOND);
         assert_eq!(seen(guest).0, [(Cause::Blocked, SECOND)]);
         guest.vm.orders.set_ceiling(None);
         guest.vm.parking.ring();
@@ -189,21 +183,21 @@ fn threads_that_wait_for_one_page_that_is_moved_count_each() {
         for thread in 0..2 {
             assert!(!guest.attempt(thread, 0, Op::Read));
         }
-        pass(guest, SECOND);
+        guest.faults.pass(SECOND);
         let busy = (Cause::Busy, 2 * SECOND);
         assert_eq!(seen(guest), (vec![busy], SECOND));
         drop(moved);
         timed(guest, |guest| {
             (0..2).for_each(|thread| assert!(guest.drive(thread)));
         });
-        pass(guest, SECOND);
+        guest.faults.pass(SECOND);
         let (causes, any) = seen(guest);
         // One read for both, and one answer; or the first opens the page while the second waits, and is told so.
         let (last, both) = match guest.vm.engine.kind() {
             EngineKind::Uffd => (STEP, 2 * STEP),
             EngineKind::Mprotect => (3 * STEP, 4 * STEP),
         };
-        let all: u64 = causes.iter().map(|it| it.1).sum();
+        let all: Duration = causes.iter().map(|it| it.1).sum();
         assert_eq!((any, all), (SECOND + last, 2 * SECOND + both), "{causes:?}");
     });
 }
@@ -214,7 +208,7 @@ fn time_in_which_a_guest_stood_still_is_no_time_of_sampling() {
     let period = Duration::from_millis(80);
     alone(spec(EngineKind::Uffd), |_, guest| {
         guest.worker.handle.change(|it| it.sample_period = period);
-        guest.worker.turn();
+        guest.worker.wait(Duration::ZERO);
         let ends = |guest: &mut Guest, time| {
             guest.worker.wait(time);
             guest.vm.activity.estimate().is_some()

@@ -77,14 +77,12 @@ impl Words for SimTable {
     fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
         let word = &self.0.words[at as usize];
         let changed = word.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
-        let is_given_up = matches!(
-            [from, to].map(State::decode),
-            [
-                Some(State::Taken { .. }),
-                Some(State::Zip | State::Frame | State::Empty | State::Frozen)
-            ]
+        let was_taken = matches!(State::decode(from), Some(State::Taken { .. }));
+        let is_kept = matches!(
+            State::decode(to),
+            Some(State::Taken { .. } | State::Done { .. })
         );
-        if at >= claims::HEADER_WORDS && changed.is_ok() && is_given_up {
+        if at >= claims::HEADER_WORDS && changed.is_ok() && was_taken && !is_kept {
             self.0.given_up.one();
         }
         changed

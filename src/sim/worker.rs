@@ -71,11 +71,6 @@ impl Worker {
         Ok(until <= now || !self.queue.jobs.is_empty())
     }
 
-    /// Does all that there is to do at this time.
-    pub(super) fn turn(&mut self) {
-        self.wait(Duration::ZERO);
-    }
-
     /// Lets time pass, and does what that makes due.
     pub(super) fn wait(&mut self, time: Duration) {
         self.try_wait(time).expect("the session lives");
@@ -127,7 +122,7 @@ impl Guest {
         self.worker.handle.change(|it| it.scan_rate = FAST);
         self.worker.wait(PAUSE);
         self.worker.handle.change(|it| it.scan_rate = 0);
-        self.worker.turn();
+        self.worker.wait(Duration::ZERO);
         shared(&self.vm) - before
     }
 }
