@@ -81,7 +81,9 @@ impl Core {
         jobs: &mut impl Iterator<Item = Job>,
     ) -> Result<Option<Instant>, EngineError> {
         let (looks, job) = next(jobs);
-        self.look(looks)?;
+        if !looks.is_empty() && self.scanner.follow(&self.vm, &*self.peers, looks)? > 0 {
+            self.vm.settled.note(None);
+        }
         match job {
             Some(Job::End) => return Ok(None),
             Some(job) => self.job(job, now)?,
@@ -155,13 +157,6 @@ impl Core {
             }
             // Those were taken before.
             Job::Look(_) | Job::End | Job::Wake => {}
-        }
-        Ok(())
-    }
-
-    fn look(&mut self, gfns: Vec<Gfn>) -> Result<(), EngineError> {
-        if !gfns.is_empty() && self.scanner.follow(&self.vm, &*self.peers, gfns)? > 0 {
-            self.vm.settled.note(None);
         }
         Ok(())
     }

@@ -71,8 +71,7 @@ pub(super) fn merge(
             }
         }
     }
-    let shared = drop_zeroes(vm, zeroes)? + share(vm, matches)?;
-    Ok(shared)
+    Ok(drop_zeroes(vm, zeroes)? + share(vm, matches)?)
 }
 
 fn hold(vm: &Vm, gfn: Gfn) -> Option<PageGuard<'_>> {

@@ -60,11 +60,8 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
     serve(host, guest, vec![attach])?;
     for run in [GfnRun::new(Gfn(3), 3), GfnRun::new(Gfn(16), 4)] {
         guest.worker.try_wait(PAUSE)?;
-        serve(
-            host,
-            guest,
-            vec![Request::Inflate(run), Request::Deflate(run)],
-        )?;
+        let both = vec![Request::Inflate(run), Request::Deflate(run)];
+        serve(host, guest, both)?;
     }
     guest.worker.try_wait(PAUSE)?;
     vm.zip.lock().set_max_pages(1);

@@ -109,12 +109,12 @@ impl Host {
         let disk = Arc::new(FaultyStorage::of(spec.swap_slots, u32::MAX));
         let zip = ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd");
         let claims = spec.inline.then(|| words::share(spec.pages, &zip));
-        let words = claims.as_ref().map(|it| Arc::new(it.table().clone()));
+        let words = claims.as_ref().map(|it| Arc::new(it.table().clone()) as _);
         let space = Arc::new(AddressSpace::new(&spec, &self.pools, claims));
         let parts = Parts {
             budget: Arc::clone(&self.budget),
             pool: Arc::clone(&self.pools[spec.salt]),
-            words: words.map(|words| words as _),
+            words,
             zip,
             swap: SwapFile::over(Arc::new(Arc::clone(&disk)), spec.swap_slots, spec.pages),
             parking: Arc::new(Parking::new().expect("an eventfd")),

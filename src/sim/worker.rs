@@ -102,12 +102,11 @@ impl Guest {
     /// Has a batch evicted, whatever was tried before; how many pages left.
     pub(super) fn evict_by(&mut self, pages: u64, means: Means) -> u64 {
         self.worker.clock.pass(PAUSE);
-        self.vm
-            .orders
-            .set_evict(Eviction::at_once(Pages(pages), means));
+        let orders = &self.vm.orders;
+        orders.set_evict(Eviction::at_once(Pages(pages), means));
         self.worker.step();
-        let left = self.vm.orders.evict().pages;
-        self.vm.orders.set_evict(Eviction::at_once(Pages(0), means));
+        let left = orders.evict().pages;
+        orders.set_evict(Eviction::at_once(Pages(0), means));
         pages - left.0
     }
 
