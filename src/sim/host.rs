@@ -352,10 +352,8 @@ impl Guest {
             || self.space.is_taken(gfn);
         assert!(
             waits,
-            "VM {}: thread {thread} waits for {gfn} and nobody will wake it: {:?} {:?}",
-            vm.id,
-            vm.table.entry(gfn),
-            self.space.view(gfn)
+            "{} waits and nobody will wake it",
+            self.threads[thread]
         );
     }
 }
