@@ -95,9 +95,7 @@ impl FaultThread {
             busy = true;
             self.handle(event)?;
         }
-        let bell = self.vm.parking.bell().expect("made with a bell");
-        let rings = wait_readable([bell], Some(Duration::ZERO)).expect("an eventfd can be polled");
-        if rings == [true] {
+        if self.bell_rings() {
             busy = true;
             self.vm.parking.answer();
             self.handle(Event::Bell)?;
@@ -114,6 +112,11 @@ impl FaultThread {
 
     fn tick(&mut self) -> Result<(), Ended> {
         self.core.tick(self.driver.now, &mut self.driver)
+    }
+
+    fn bell_rings(&self) -> bool {
+        let bell = self.vm.parking.bell().expect("made with a bell");
+        wait_readable([bell], Some(Duration::ZERO)).expect("an eventfd can be polled") == [true]
     }
 
     /// A while passes.
