@@ -1,6 +1,6 @@
 //! Faults that tests sow, to show that other tests find them.
 //!
-//! A simulator that finds nothing says little: perhaps there is nothing, perhaps it cannot see. So ten faults of the
+//! A simulator that finds nothing says little: perhaps there is nothing, perhaps it cannot see. So eleven faults of the
 //! kinds that this program must never have stand in the code that ships, each at the line where somebody could
 //! make it, and each asleep: outside test builds [`Seeded::is_sown`] is the constant `false`, and the compiler leaves
 //! nothing of it. `src/sim/seeded.rs` sows them one by one and says which search finds each, and how soon.
@@ -29,6 +29,8 @@ pub(crate) enum Seeded {
     LostCharge,
     /// A page goes into the balloon and keeps its slot.
     KeptSlot,
+    /// What a VM was granted in its turn is not given back when its guest dies.
+    LostGrant,
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! is the simulated machine ([`crate::sim`]), so that what is tested in any order of events is what ships.
 //!
 //! What waits goes on by an event and not by looking again: the bell of the VM rings when a page that a fault waits for
-//! is unlocked, when memory comes free and when an attachment has ended. Only faults that wait for memory are
+//! is unlocked, when the VM was granted memory in its turn and when an attachment has ended. Only faults that wait for memory are
 //! looked at from time to time too, in case a change of the policy went unnoticed.
 
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::engine::Reply;
 use crate::page::Claims;
 use crate::seeded::Seeded;
 use crate::throttle::Throttle;
-use crate::units::Gfn;
+use crate::units::{Gfn, Pages};
 use crate::vm::{Cause, Stall, Vm};
 
 /// While faults wait for memory, how often to look without being called.
@@ -45,6 +45,15 @@ enum Channel {
     Waiting,
     /// Its thread has been told to change a mapping, and stands still until it has.
     Confirming(Pending, Stall),
+}
+
+/// What is left to do when a fault has been looked at.
+enum Then {
+    Nothing,
+    /// The guest asked because it had no credit.
+    TopUp,
+    /// The fault waits for memory.
+    LineUp,
 }
 
 /// See the module text. The VM's pages are whole whenever no method runs.
@@ -104,10 +113,18 @@ impl Core {
                 if let Some((channel, count)) = self.attaching.answered() {
                     self.tell_attached(channel, count, out)?;
                 }
+                let mut unlocked = false;
                 while let Some(gfn) = self.vm.parking.pop() {
+                    unlocked = true;
                     for fault in self.waiting.unlocked(gfn) {
-                        self.serve_again(fault, now, out)?;
+                        let fault = self.note_cause(fault, now);
+                        self.serve(fault, now, out)?;
                     }
+                }
+                // Whose turn it is not yet need not try.
+                let granted = self.vm.begin_turn();
+                if granted == Pages(0) && unlocked && !self.vm.parking.is_barred() {
+                    return Ok(());
                 }
                 self.feed(now, out)
             }
@@ -124,6 +141,7 @@ impl Core {
             return Err(Ended::Protocol(lie.to_owned()));
         }
         if self.waiting.starved().is_some() && now >= self.look {
+            self.vm.begin_turn();
             self.feed(now, out)?;
         }
         Ok(())
@@ -242,24 +260,29 @@ impl Core {
         }
     }
 
-    /// Serves a fault that has waited: what its thread stands still for may be something else by now.
-    fn serve_again(
-        &mut self,
-        mut fault: Waiter,
-        now: Instant,
-        out: &mut dyn Driver,
-    ) -> Result<(), Ended> {
-        let cause = cause(&self.vm, fault.gfn, fault.access);
-        self.vm.stalls.change(&mut fault.stall, cause, now);
-        self.serve(fault, now, out)
+    fn serve(&mut self, fault: Waiter, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
+        match self.try_serve(fault, now, out)? {
+            Then::Nothing => {}
+            Then::TopUp => self.credits.top_up(&self.vm, now),
+            Then::LineUp => self.waiting.line_up(&self.vm),
+        }
+        Ok(())
     }
 
-    fn serve(
+    /// Notes what the thread of a fault that has waited stands still for now.
+    fn note_cause(&self, mut fault: Waiter, now: Instant) -> Waiter {
+        let cause = cause(&self.vm, fault.gfn, fault.access);
+        self.vm.stalls.change(&mut fault.stall, cause, now);
+        fault
+    }
+
+    /// Serves a fault or parks it.
+    fn try_serve(
         &mut self,
         mut fault: Waiter,
         now: Instant,
         out: &mut dyn Driver,
-    ) -> Result<(), Ended> {
+    ) -> Result<Then, Ended> {
         let were_missing = Credits::were_missing(&self.vm, fault.gfn, fault.access);
         let outcome = self.ahead.resolve(&self.vm, fault.gfn, fault.access);
         match outcome.map_err(|error| Ended::of_fault(&self.vm, fault.gfn, error))? {
@@ -274,18 +297,19 @@ impl Core {
                 self.vm.stats.parked.one();
                 self.vm.stalls.change(&mut fault.stall, Cause::Busy, now);
                 self.waiting.park_busy(fault, &self.vm.stalls);
-                return Ok(());
+                return Ok(Then::Nothing);
             }
             Outcome::Starved => {
                 self.starve(fault, now);
-                return Ok(());
+                return Ok(Then::LineUp);
             }
         }
-        // Only now: the thread that asked runs meanwhile.
-        if were_missing {
-            self.credits.top_up(&self.vm, now);
-        }
-        Ok(())
+        // Only then: the thread that asked runs meanwhile.
+        Ok(if were_missing {
+            Then::TopUp
+        } else {
+            Then::Nothing
+        })
     }
 
     fn answer(
@@ -329,21 +353,28 @@ impl Core {
         if !self.vm.parking.is_starved() {
             self.look = now + STARVED_LOOK;
             self.vm.stats.starved.one();
-            self.vm.budget.starve(&self.vm.parking, true);
-            // Memory may have come free before we said that we wait for some: look once more.
-            self.vm.parking.ring();
         }
     }
 
-    /// Serves again what waits for memory, in the order in which it came.
+    /// Serves again what waits for memory, in the order in which it came, with what is at hand for this turn.
     fn feed(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
         self.look = now + STARVED_LOOK;
-        for fault in self.waiting.take_starved() {
-            self.serve_again(fault, now, out)?;
+        if self.waiting.starved().is_none() {
+            return Ok(());
         }
-        match self.waiting.starved() {
-            None => self.vm.budget.starve(&self.vm.parking, false),
-            Some((count, since)) => self.warn_starved(count, now, since),
+        let mut were_missing = false;
+        for fault in self.waiting.take_starved() {
+            let fault = self.note_cause(fault, now);
+            were_missing |= matches!(self.try_serve(fault, now, out)?, Then::TopUp);
+        }
+        if were_missing {
+            self.credits.top_up(&self.vm, now);
+        }
+        // First, or what is given back could come back here.
+        self.waiting.line_up(&self.vm);
+        self.vm.end_turn();
+        if let Some((count, since)) = self.waiting.starved() {
+            self.warn_starved(count, now, since);
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::vm::Vm;
 use super::Access;
 
 /// Pages that a guest holds at first.
-const FIRST: u32 = 16;
+pub(super) const FIRST: u32 = 16;
 /// A guest holds at most this part of what faults may take, because others touch pages too, and never more than the
 /// table has credits. Where faults wait for each page it holds [`FIRST`], so that they come once for so many.
 const PART: u64 = 8;

@@ -4,8 +4,11 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::Access;
+use super::credits::{Credits, FIRST};
+use super::resolve::cause;
+use crate::page::{Need, Urgency};
 use crate::units::Gfn;
-use crate::vm::{Stall, Stalls};
+use crate::vm::{Stall, Stalls, Vm};
 
 /// Where the answer to a fault goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +60,45 @@ impl Waiting {
     /// Takes out the faults that waited for memory, in the order in which they came.
     pub(super) fn take_starved(&mut self) -> Vec<Waiter> {
         std::mem::take(&mut self.starved)
+    }
+
+    /// Says what the faults want that wait for memory.
+    pub(super) fn line_up(&self, vm: &Vm) {
+        if self.starved.is_empty() {
+            return vm.budget.leave(&vm.parking);
+        }
+        let is_promised = vm.held() < vm.orders.promised();
+        let (need, barred) = self.need(vm);
+        vm.budget.wait(&vm.parking, need, barred, is_promised);
+        // What keeps them from having memory calls them when it changes, and may have changed before it was known that
+        // they wait.
+        if barred && self.need(vm) != (need, barred) {
+            vm.parking.ring();
+        }
+    }
+
+    /// The pages that the faults want that wait for memory, those in advance for a guest that serves itself included, and
+    /// whether there are others, which may have none now.
+    fn need(&self, vm: &Vm) -> (Need, bool) {
+        let mut need = Need::default();
+        let mut is_missing = false;
+        for fault in &self.starved {
+            let urgency = cause(vm, fault.gfn, fault.access).urgency();
+            match urgency {
+                _ if !vm.may_have(urgency) => {}
+                Urgency::Touch => need.touch += 1,
+                _ => need.refill += 1,
+            }
+            is_missing |= Credits::were_missing(vm, fault.gfn, fault.access);
+        }
+        let room = vm.below_ceiling().0;
+        need.refill = need.refill.min(room);
+        need.touch = need.touch.min(room - need.refill);
+        let barred = need.pages() < self.starved.len() as u64;
+        if is_missing && !barred {
+            need.touch += u64::from(FIRST).min(room - need.pages());
+        }
+        (need, barred)
     }
 
     /// Whether a fault on this page waits for the page.

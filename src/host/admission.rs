@@ -21,7 +21,7 @@ use super::snapshot::{only_promised, snapshot};
 use super::vm_settings::{self, Layered};
 use crate::compress::ZipCache;
 use crate::engine::{EngineKind, Ram};
-use crate::page::{Budget, Parking, Urgency};
+use crate::page::{Budget, Need, Parking};
 use crate::policy::{self, FreeState, HostSnapshot};
 use crate::settings::{VmSettings, VmSettingsError};
 use crate::swap::{SwapError, SwapFile};
@@ -91,16 +91,21 @@ pub(super) struct Metadata {
 const WAIT: Duration = Duration::from_secs(3);
 
 impl Metadata {
-    /// Takes the pages, or waits for them at `parking`, which is registered with the budget.
-    fn charge(host: &Admission, parking: &Parking, pages: Pages) -> Result<Self, Refusal> {
-        host.budget.starve(parking, true);
-        let taken = Self::wait(host, parking, pages);
-        host.budget.starve(parking, false);
-        if taken {
-            return Ok(Self {
-                budget: Arc::clone(&host.budget),
-                pages,
-            });
+    /// Takes the pages, or waits for them at `parking` in its turn.
+    fn charge(host: &Admission, parking: &Arc<Parking>, pages: Pages) -> Result<Self, Refusal> {
+        let mut metadata = Self {
+            budget: Arc::clone(&host.budget),
+            pages: Pages(0),
+        };
+        let need = Need {
+            touch: pages.0,
+            refill: 0,
+        };
+        host.budget.wait(parking, need, false, false);
+        let is_whole = metadata.wait(host, parking, pages);
+        host.budget.leave(parking);
+        if is_whole {
+            return Ok(metadata);
         }
         Err(Refusal::Metadata {
             need: pages.bytes(),
@@ -109,11 +114,12 @@ impl Metadata {
         })
     }
 
-    fn wait(host: &Admission, parking: &Parking, pages: Pages) -> bool {
+    fn wait(&mut self, host: &Admission, parking: &Parking, pages: Pages) -> bool {
         let until = Instant::now() + WAIT;
         loop {
             parking.answer();
-            if host.budget.take(pages.0, Urgency::Touch) {
+            self.pages.0 += host.budget.collect(parking).pages();
+            if self.pages == pages {
                 return true;
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -218,7 +224,6 @@ impl Admission {
         self.after_endings(|| self.promise(&name, &params, settings))?;
         let parking = Parking::new().map_err(|errno| kernel("make an eventfd")(errno.into()))?;
         let parking = Arc::new(parking);
-        self.budget.register(&parking);
         let metadata = Metadata::charge(self, &parking, params.metadata())?;
         let ram = Ram::new(&params.name, params.pages).map_err(kernel("make guest RAM"))?;
         let id = self.members.next_id();

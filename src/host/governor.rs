@@ -246,16 +246,15 @@ impl Governor {
         let thresholds = Thresholds::of(self.budget.total(), config);
         let below = thresholds.below(plan.state);
         self.budget.set_marks(below, plan.aim, thresholds.low);
-        if self.budget.set_floor(plan.floor) {
-            self.budget.call_starved();
-        }
+        self.budget.set_floor(plan.floor);
         for ((member, vm_plan), seen) in members.iter().zip(&plan.vms).zip(&snapshot.vms) {
             // What its compression cache takes counts as well, and cannot be held in a fault.
-            let ceiling = vm_plan.ceiling;
-            let ceiling = ceiling.map(|pages| pages.saturating_sub(seen.zip_pages));
-            if member.vm.orders.set_ceiling(ceiling) && member.vm.parking.is_starved() {
+            let beside_cache = |pages: Pages| pages.saturating_sub(seen.zip_pages);
+            let orders = &member.vm.orders;
+            orders.set_promised(beside_cache(seen.min()));
+            if orders.set_ceiling(vm_plan.ceiling.map(beside_cache)) {
                 // What waits at the old ceiling may go on.
-                member.vm.parking.ring();
+                member.vm.call_barred();
             }
             give_orders(member, vm_plan, plan.stuck);
         }

@@ -5,12 +5,16 @@
 //! touches may not use it, so that a break or a refill of a page that a guest already owns can go
 //! on; and reclaim itself needs a page for a moment (a frame, an arena page) before it frees one.
 //! Without the reserve the host could fill up so that nothing can be freed any more.
+//!
+//! Taking a page is one atomic operation. Faults for which there is none wait in a [queue](super::queue).
 
 use std::sync::atomic::AtomicU64 as Mark;
-use std::sync::{Arc, Condvar, Mutex as StdMutex, Weak};
+use std::sync::{Arc, Condvar, Mutex as StdMutex};
 use std::time::Duration;
 
-use super::parking::Parking;
+use super::parking::{Parking, Waits};
+use super::queue::{Need, Queue};
+use crate::seeded::Seeded;
 use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 use crate::units::Pages;
 
@@ -45,8 +49,11 @@ pub struct Budget {
     floor: Mark,
     alarm: StdMutex<bool>,
     alarmed: Condvar,
-    parkings: Mutex<Vec<Weak<Parking>>>,
+    queue: Mutex<Queue>,
+    /// What the queue says, for who does not want its lock: how many VMs wait, and for what.
     starving: AtomicU64,
+    touches_awaited: AtomicU64,
+    refills_awaited: AtomicU64,
 }
 
 impl Budget {
@@ -64,8 +71,10 @@ impl Budget {
             floor: Mark::new(0),
             alarm: StdMutex::new(false),
             alarmed: Condvar::new(),
-            parkings: Mutex::default(),
+            queue: Mutex::default(),
             starving: AtomicU64::new(0),
+            touches_awaited: AtomicU64::new(0),
+            refills_awaited: AtomicU64::new(0),
         }
     }
 
@@ -108,24 +117,35 @@ impl Budget {
         }
     }
 
-    /// Takes `count` pages, or none. `false`: not now; see [`Budget::starve`].
+    /// Takes `count` pages, or none, whoever waits for some ([`Budget::is_awaited`]). `false`: not now; see [`Budget::wait`].
     #[must_use]
     pub fn take(&self, count: u64, urgency: Urgency) -> bool {
+        let taken = self.take_some(count, count, urgency);
+        if taken.is_none() {
+            self.ring_alarm();
+        }
+        taken.is_some()
+    }
+
+    /// Takes as many pages as there are, from `least` to `most`; how many.
+    fn take_some(&self, least: u64, most: u64, urgency: Urgency) -> Option<u64> {
         let limit = self.total - self.kept(urgency);
         let mut used = self.used.load(Ordering::Relaxed);
         loop {
-            let Some(next) = used.checked_add(count).filter(|next| *next <= limit) else {
-                self.ring_alarm();
-                return false;
-            };
+            let count = limit.saturating_sub(used).min(most);
+            if count < least {
+                return None;
+            }
             // Acquire pairs with the Release of `give`: the kernel has the pages back before they are used again.
-            match self
-                .used
-                .compare_exchange(used, next, Ordering::Acquire, Ordering::Relaxed)
-            {
+            match self.used.compare_exchange(
+                used,
+                used + count,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => {
-                    self.note_taken(used, next);
-                    return true;
+                    self.note_taken(used, used + count);
+                    return Some(count);
                 }
                 Err(now) => used = now,
             }
@@ -154,7 +174,7 @@ impl Budget {
         Pages(self.total).saturating_sub(Pages(peak))
     }
 
-    /// Gives pages back and calls the VMs whose faults wait for some.
+    /// Gives pages back, to the VMs whose faults wait for some if there are any.
     pub fn give(&self, count: u64) {
         if count == 0 {
             return;
@@ -165,34 +185,72 @@ impl Budget {
             before >= count,
             "gave back {count} pages of {before} that were taken"
         );
-        // SeqCst: between what came free and this load. Pairs with the fence of `Parking::set_starved`, behind
-        // which a VM that starves tries once more.
+        // SeqCst: between what came free and this load. Pairs with the fence of `Parking::set_waits`, behind
+        // which who waits looks once more what there is.
         fence(Ordering::SeqCst);
-        if self.starving.load(Ordering::Relaxed) > 0 {
-            self.call_starved();
-        }
-    }
-
-    /// Makes `parking` one of those that are called when memory comes free.
-    pub fn register(&self, parking: &Arc<Parking>) {
-        let mut parkings = self.parkings.lock();
-        parkings.retain(|other| other.strong_count() > 0);
-        parkings.push(Arc::downgrade(parking));
-    }
-
-    /// Says that faults of this VM wait for memory, or no longer do. After saying so the VM must
-    /// try once more: memory may have come free in between.
-    pub fn starve(&self, parking: &Parking, starved: bool) {
-        if parking.says_starved() == starved {
+        if self.starving.load(Ordering::Relaxed) == 0 {
             return;
         }
-        if starved {
-            self.starving.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.starving.fetch_sub(1, Ordering::Relaxed);
+        self.hand_out();
+        let wait_at = self.wait_at.load(Ordering::Relaxed);
+        if before > wait_at && before - count <= wait_at {
+            self.call_barred();
         }
-        // Last: its fence stands between both and the next try.
-        parking.set_starved(starved);
+    }
+
+    /// Says that faults of a VM wait and what they want, and has them served in their turn: the bell of the parking rings
+    /// when there is something to [collect](Self::collect). Faults that are `barred` are not in the need: an order of
+    /// the policy keeps them from having memory. What that goes by is to be looked at once more after saying so: it may have
+    /// changed in between.
+    pub fn wait(&self, parking: &Arc<Parking>, need: Need, barred: bool, is_promised: bool) {
+        let mut queue = self.queue.lock();
+        queue.want(parking, need, is_promised);
+        self.publish(&queue);
+        // Last: its fence stands between all of it and the look at what there is.
+        parking.set_waits(if barred { Waits::Barred } else { Waits::Queued });
+        let called = self.hand_out_to(&mut queue);
+        let is_short = queue.wants().pages() > 0;
+        drop(queue);
+        called.iter().for_each(|parking| parking.ring());
+        if is_short {
+            self.ring_alarm();
+        }
+    }
+
+    /// Takes what a VM that waits was granted.
+    #[must_use]
+    pub fn collect(&self, parking: &Parking) -> Need {
+        self.queue.lock().collect(parking)
+    }
+
+    /// Faults of a VM no longer wait. What it was granted and has not collected is given back.
+    pub fn leave(&self, parking: &Parking) {
+        if parking.waits() == Waits::Not {
+            return;
+        }
+        let mut queue = self.queue.lock();
+        let granted = queue.leave(parking);
+        self.publish(&queue);
+        parking.set_waits(Waits::Not);
+        drop(queue);
+        if !Seeded::LostGrant.is_sown() {
+            self.give(granted.pages());
+        }
+    }
+
+    /// Whether somebody waits who could use a page that is taken now: whoever can wait goes to the end.
+    #[must_use]
+    pub fn is_awaited(&self, urgency: Urgency) -> bool {
+        let touches = || self.touches_awaited.load(Ordering::Relaxed) > 0;
+        let refills = || self.refills_awaited.load(Ordering::Relaxed) > 0;
+        match urgency {
+            Urgency::Touch => touches() || refills(),
+            Urgency::Refill => {
+                let is_same = || self.kept(Urgency::Touch) == self.kept(Urgency::Refill);
+                refills() || (touches() && is_same())
+            }
+            Urgency::Reclaim => false,
+        }
     }
 
     /// How many VMs have faults that wait for memory.
@@ -201,10 +259,41 @@ impl Budget {
         self.starving.load(Ordering::Relaxed)
     }
 
-    /// Calls the VMs whose faults wait for memory.
-    pub fn call_starved(&self) {
-        for parking in self.parkings.lock().iter().filter_map(Weak::upgrade) {
-            if parking.is_starved() {
+    /// What is granted and not collected; it is charged.
+    #[cfg(test)]
+    pub(crate) fn granted(&self) -> Pages {
+        Pages(self.queue.lock().granted().pages())
+    }
+
+    /// Hands out what there is to those who wait, in their order.
+    fn hand_out(&self) {
+        let mut queue = self.queue.lock();
+        let called = self.hand_out_to(&mut queue);
+        drop(queue);
+        // Only now: whoever is called needs the lock.
+        called.iter().for_each(|parking| parking.ring());
+    }
+
+    fn hand_out_to(&self, queue: &mut Queue) -> Vec<Arc<Parking>> {
+        let called = queue.hand_out(|most, urgency| match most {
+            0 => 0,
+            most => self.take_some(1, most, urgency).unwrap_or(0),
+        });
+        self.publish(queue);
+        called
+    }
+
+    fn publish(&self, queue: &Queue) {
+        let Need { refill, touch } = queue.wants();
+        self.refills_awaited.store(refill, Ordering::Relaxed);
+        self.touches_awaited.store(touch, Ordering::Relaxed);
+        self.starving.store(queue.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Calls the VMs of which faults wait for an order.
+    fn call_barred(&self) {
+        for parking in self.queue.lock().parkings() {
+            if parking.is_barred() {
                 parking.ring();
             }
         }
@@ -223,10 +312,13 @@ impl Budget {
         }
     }
 
-    /// Sets the pages that faults leave free, beside the reserve. Whether there is more for them than before.
-    pub fn set_floor(&self, floor: Pages) -> bool {
+    /// Sets the pages that faults leave free, beside the reserve. What there is more for them than before goes to those
+    /// who wait.
+    pub fn set_floor(&self, floor: Pages) {
         let floor = floor.min(self.total()).0;
-        self.floor.swap(floor, Ordering::Relaxed) > floor
+        if self.floor.swap(floor, Ordering::Relaxed) > floor {
+            self.hand_out();
+        }
     }
 
     /// Whether less is free than reclaim aims at.
@@ -238,8 +330,14 @@ impl Budget {
     /// Whether so little is free that VMs above their targets wait; always so until somebody has set the marks.
     #[must_use]
     pub fn is_scarce(&self) -> bool {
+        self.is_scarce_beside(Pages(0))
+    }
+
+    /// The same as if so many of the used pages were free.
+    #[must_use]
+    pub fn is_scarce_beside(&self, pages: Pages) -> bool {
         let wait_at = self.wait_at.load(Ordering::Relaxed);
-        wait_at == 0 || self.used().0 > wait_at
+        wait_at == 0 || self.used().saturating_sub(pages).0 > wait_at
     }
 
     /// Makes [`Budget::wait_alarm`] return.
@@ -266,6 +364,9 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use memvisor_guest_agent::shim::wait_readable;
+    use proptest::prelude::*;
+
     use super::*;
     use crate::sync;
 
@@ -285,14 +386,14 @@ mod tests {
     #[test]
     fn floor_is_left_by_faults_and_not_by_reclaim() {
         let budget = Budget::new(Pages(100), Pages(20));
-        assert!(!budget.set_floor(Pages(30)), "there is less for them");
+        budget.set_floor(Pages(30));
         assert_eq!(budget.spare(), Pages(70));
         assert!(budget.take(70, Urgency::Touch));
         assert!(!budget.take(1, Urgency::Refill));
         assert!(budget.take(25, Urgency::Reclaim));
         budget.give(25);
         // The reserve stays.
-        assert!(budget.set_floor(Pages(0)), "there is more");
+        budget.set_floor(Pages(0));
         assert_eq!(budget.spare(), Pages(10));
         assert!(budget.take(10, Urgency::Touch));
         assert!(!budget.take(1, Urgency::Touch));
@@ -347,5 +448,175 @@ mod tests {
                 .for_each(|task| task.join().expect("the task ends"));
             assert_eq!(budget.used(), Pages(0));
         });
+    }
+
+    fn touches(count: u64) -> Need {
+        Need {
+            touch: count,
+            refill: 0,
+        }
+    }
+
+    fn parking() -> Arc<Parking> {
+        Arc::new(Parking::new().expect("an eventfd"))
+    }
+
+    /// Whether its bell rang since this was last asked.
+    fn rang(parking: &Parking) -> bool {
+        let bell = parking.bell().expect("it has one");
+        let rings = wait_readable([bell], Some(Duration::ZERO)).expect("an eventfd can be polled");
+        parking.answer();
+        rings == [true]
+    }
+
+    #[test]
+    fn refills_do_not_wait_behind_touches_that_must_leave_more() {
+        let budget = Budget::new(Pages(10), Pages(4));
+        assert!(budget.take(6, Urgency::Touch));
+        budget.wait(&parking(), touches(1), false, false);
+        assert!(budget.is_awaited(Urgency::Touch));
+        assert!(!budget.is_awaited(Urgency::Refill));
+        budget.set_floor(Pages(4));
+        assert!(budget.is_awaited(Urgency::Refill), "both leave as much");
+        assert!(!budget.is_awaited(Urgency::Reclaim));
+    }
+
+    #[test]
+    fn place_is_good_for_what_was_wanted_when_it_was_taken() {
+        let budget = Budget::new(Pages(10), Pages(0));
+        assert!(budget.take(10, Urgency::Touch));
+        let [first, second] = [parking(), parking()];
+        budget.wait(&first, touches(2), false, false);
+        budget.wait(&second, touches(3), false, false);
+        budget.wait(&first, touches(9), false, false);
+        budget.give(4);
+        assert!(rang(&first) && rang(&second));
+        assert_eq!(budget.collect(&first), touches(2));
+        assert_eq!(budget.collect(&second), touches(2));
+        budget.wait(&first, touches(7), false, false);
+        budget.give(1);
+        assert!(!rang(&first) && rang(&second));
+        assert_eq!(budget.collect(&second), touches(1));
+        budget.leave(&second);
+        budget.give(1);
+        assert_eq!(budget.collect(&first), touches(1));
+        budget.leave(&first);
+        assert_eq!((budget.starving(), budget.free()), (0, Pages(0)));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Move {
+        Take(u64, bool),
+        Give(u64),
+        Wait(usize, Need, bool, bool),
+        Collect(usize),
+        Leave(usize),
+        Floor(u64),
+    }
+
+    const VMS: usize = 4;
+
+    fn moves() -> impl Strategy<Value = Vec<Move>> {
+        let need = || (0_u64..6, 0_u64..6).prop_map(|(refill, touch)| Need { refill, touch });
+        let one = prop_oneof![
+            (0_u64..8, any::<bool>()).prop_map(|(count, touch)| Move::Take(count, touch)),
+            (0_u64..8).prop_map(Move::Give),
+            (0..VMS, need(), any::<bool>(), any::<bool>())
+                .prop_map(|(vm, need, barred, first)| Move::Wait(vm, need, barred, first)),
+            (0..VMS).prop_map(Move::Collect),
+            (0..VMS).prop_map(Move::Leave),
+            (0_u64..40).prop_map(Move::Floor),
+        ];
+        proptest::collection::vec(one, 0..80)
+    }
+
+    proptest! {
+        /// What is used is what somebody has; nobody waits for a page that is there; who was granted something was called.
+        #[test]
+        fn every_page_is_in_one_hand_and_none_lies_idle_while_somebody_waits(moves in moves()) {
+            let budget = Budget::new(Pages(40), Pages(8));
+            let parkings: Vec<_> = (0..VMS).map(|_| parking()).collect();
+            let mut held = 0;
+            let mut called = [false; VMS];
+            for step in moves {
+                match step {
+                    Move::Take(count, is_touch) => {
+                        let urgency = if is_touch { Urgency::Touch } else { Urgency::Refill };
+                        held += if budget.take(count, urgency) { count } else { 0 };
+                    }
+                    Move::Give(count) => {
+                        budget.give(count.min(held));
+                        held -= count.min(held);
+                    }
+                    Move::Wait(vm, need, barred, first) => {
+                        budget.wait(&parkings[vm], need, barred, first);
+                    }
+                    Move::Collect(vm) => {
+                        let granted = budget.collect(&parkings[vm]).pages();
+                        prop_assert!(granted == 0 || rang(&parkings[vm]) || called[vm]);
+                        called[vm] = false;
+                        held += granted;
+                    }
+                    Move::Leave(vm) => budget.leave(&parkings[vm]),
+                    Move::Floor(pages) => budget.set_floor(Pages(pages)),
+                }
+                for (parking, called) in parkings.iter().zip(&mut called) {
+                    *called |= rang(parking);
+                }
+                prop_assert_eq!(budget.used().0, held + budget.granted().0);
+                let refills = budget.refills_awaited.load(Ordering::Relaxed);
+                let touches = budget.touches_awaited.load(Ordering::Relaxed);
+                let free = |urgency| budget.total - budget.kept(urgency) > budget.used().0;
+                prop_assert!(refills == 0 || !free(Urgency::Refill));
+                prop_assert!(touches == 0 || !free(Urgency::Touch));
+            }
+            parkings.iter().for_each(|parking| budget.leave(parking));
+            budget.give(held);
+            prop_assert_eq!((budget.used(), budget.starving()), (Pages(0), 0));
+        }
+    }
+
+    /// Each takes a page if nobody waits before it, or waits for its turn; one leaves without having collected.
+    #[test]
+    fn everybody_gets_a_page_in_any_schedule() {
+        sync::model(2000, || {
+            let budget = Arc::new(Budget::new(Pages(1), Pages(0)));
+            let tasks: Vec<_> = (0..4)
+                .map(|number| {
+                    let budget = Arc::clone(&budget);
+                    shuttle::thread::spawn(move || visit(&budget, number == 3))
+                })
+                .collect();
+            tasks
+                .into_iter()
+                .for_each(|task| task.join().expect("the task ends"));
+            assert_eq!((budget.used(), budget.starving()), (Pages(0), 0));
+        });
+    }
+
+    fn visit(budget: &Budget, is_impatient: bool) {
+        let parking = parking();
+        let at_once = !budget.is_awaited(Urgency::Touch) && budget.take(1, Urgency::Touch);
+        if !at_once {
+            budget.wait(&parking, touches(1), false, false);
+            while !is_impatient && !rang(&parking) {
+                shuttle::thread::yield_now();
+            }
+            let granted = if is_impatient {
+                Need::default()
+            } else {
+                budget.collect(&parking)
+            };
+            assert_eq!(
+                granted.pages(),
+                u64::from(!is_impatient),
+                "called for nothing"
+            );
+            budget.leave(&parking);
+        }
+        if at_once || !is_impatient {
+            assert_eq!(budget.used(), Pages(1));
+            budget.give(1);
+        }
     }
 }

@@ -5,6 +5,7 @@ mod claims;
 mod history;
 mod home;
 mod parking;
+mod queue;
 mod table;
 
 pub use budget::{Budget, Urgency};
@@ -12,4 +13,5 @@ pub use claims::Claims;
 pub use history::History;
 pub use home::{Home, KIND_NAMES, KINDS};
 pub use parking::Parking;
+pub use queue::Need;
 pub use table::{Attempt, DonePage, Due, Entry, KeptPage, PageGuard, PageTable};

@@ -8,11 +8,23 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::units::Gfn;
 
+/// What faults of a VM wait for, as far as that is memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(super) enum Waits {
+    /// None does.
+    Not = 0,
+    /// Their turn.
+    Queued = 1,
+    /// Some of them for an order of the policy, others perhaps for their turn.
+    Barred = 2,
+}
+
 /// Pages whose waiting faults shall be served again, and the bell that calls the fault thread.
 #[derive(Debug)]
 pub struct Parking {
     unlocked: SegQueue<Gfn>,
-    starved: AtomicU32,
+    waits: AtomicU32,
     bell: Option<EventFd>,
 }
 
@@ -34,7 +46,7 @@ impl Parking {
     pub fn without_event() -> Self {
         Self {
             unlocked: SegQueue::new(),
-            starved: AtomicU32::new(0),
+            waits: AtomicU32::new(Waits::Not as u32),
             bell: None,
         }
     }
@@ -72,26 +84,36 @@ impl Parking {
         self.unlocked.pop()
     }
 
-    /// Notes whether faults of this VM wait for memory. Who says that they do must try once more: the fences
-    /// here and in [`is_starved`](Self::is_starved) make sure of one of two, that the try sees what came free,
-    /// or that who freed it sees that somebody waits.
-    pub fn set_starved(&self, starved: bool) {
-        self.starved.store(u32::from(starved), Ordering::Relaxed);
-        // SeqCst: between this store and the loads of the next try. Pairs with the fence of `is_starved`, and
+    /// Notes what faults of this VM wait for. Who says that they wait must look once more whether they have to: the fences
+    /// here and in [`is_barred`](Self::is_barred) make sure of one of two, that the look sees what has changed,
+    /// or that who changed it sees that somebody waits.
+    pub(super) fn set_waits(&self, waits: Waits) {
+        self.waits.store(waits as u32, Ordering::Relaxed);
+        // SeqCst: between this store and the loads of the next look. Pairs with the fence of `is_barred`, and
         // with that of `Budget::give`.
         fence(Ordering::SeqCst);
     }
 
-    /// Whether faults of this VM wait for memory. Who asks because memory came free has said so before.
-    #[must_use]
-    pub fn is_starved(&self) -> bool {
-        // SeqCst: between what the caller gave back and this load. Pairs with the fence of `set_starved`.
-        fence(Ordering::SeqCst);
-        self.says_starved()
+    /// What the thread that serves the faults has noted.
+    pub(super) fn waits(&self) -> Waits {
+        match self.waits.load(Ordering::Relaxed) {
+            0 => Waits::Not,
+            1 => Waits::Queued,
+            _ => Waits::Barred,
+        }
     }
 
-    /// The same for the thread that says it.
-    pub(super) fn says_starved(&self) -> bool {
-        self.starved.load(Ordering::Relaxed) != 0
+    /// Whether faults of this VM wait for memory, or for an order to have it.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        self.waits() != Waits::Not
+    }
+
+    /// Whether faults of this VM wait until it may have memory. Who asks because it may now has done before what allows it.
+    #[must_use]
+    pub fn is_barred(&self) -> bool {
+        // SeqCst: between what the caller did and this load. Pairs with the fence of `set_waits`.
+        fence(Ordering::SeqCst);
+        self.waits() == Waits::Barred
     }
 }

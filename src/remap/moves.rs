@@ -81,5 +81,6 @@ pub(crate) fn give_back(
     });
     // Together: whoever waits for memory is called once.
     vm.budget.give(punched);
+    vm.call_barred();
     done
 }

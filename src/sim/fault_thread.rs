@@ -95,7 +95,7 @@ impl FaultThread {
             busy = true;
             self.handle(event)?;
         }
-        if self.bell_rings() {
+        if self.is_called() {
             busy = true;
             self.vm.parking.answer();
             self.handle(Event::Bell)?;
@@ -114,7 +114,8 @@ impl FaultThread {
         self.core.tick(self.driver.now, &mut self.driver)
     }
 
-    fn bell_rings(&self) -> bool {
+    /// Whether its bell rings.
+    pub(super) fn is_called(&self) -> bool {
         let bell = self.vm.parking.bell().expect("made with a bell");
         wait_readable([bell], Some(Duration::ZERO)).expect("an eventfd can be polled") == [true]
     }

@@ -120,7 +120,6 @@ impl Host {
             parking: Arc::new(Parking::new().expect("an eventfd")),
             vma_budget: spec.vma_budget,
         };
-        self.budget.register(&parts.parking);
         let vm = Vm::new(id, params, Box::new(Arc::clone(&space)), parts).expect("memory");
         let vm = Arc::new(vm);
         let worker = Worker::new(&vm, Arc::clone(&self.peers) as _, self.clock.clone());
@@ -168,6 +167,7 @@ impl Host {
             private += guest.vm.params.metadata().0 + zip_pages + guest.space.allocated().0;
             private += guest.credits();
         }
+        private += self.budget.granted().0;
         let mut frames_used = 0;
         for pool in &self.pools {
             let is_user = |guest: &&&Guest| Arc::ptr_eq(&guest.vm.pool(), pool);

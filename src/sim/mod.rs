@@ -37,6 +37,7 @@ mod scanning;
 mod scenario;
 mod seeded;
 mod stalls;
+mod turns;
 mod words;
 mod worker;
 

@@ -82,6 +82,7 @@ fn faults_that_steps_can_show_are_found_by_random_steps() {
         Seeded::CreditSpentTwice,
         Seeded::StaleSlot,
         Seeded::KeptSlot,
+        Seeded::LostGrant,
     ] {
         find(fault, "random steps", "step", random_steps);
     }

@@ -55,10 +55,8 @@ impl Vm {
             self.table.back_off(page.gfn());
             self.stats.breaks.one();
             self.stats.inline_breaks.one();
-            // It was counted as shared and as granted: the VM may hold a page more now.
-            if self.parking.is_starved() {
-                self.parking.ring();
-            }
+            // It was counted as shared and as granted.
+            self.call_barred();
         } else if matches!(old, Home::Untouched | Home::Zero) {
             self.stats.first_touch.one();
             self.stats.inline_touches.one();
@@ -97,7 +95,9 @@ impl Vm {
             let is_there = || {
                 let below = self.held().0.saturating_add(1) < self.orders.ceiling().0;
                 // One more, or memory would be short by what was granted.
-                below && self.budget.spare() > Pages(1)
+                let is_free =
+                    || !self.budget.is_awaited(Urgency::Touch) && self.budget.spare() > Pages(1);
+                below && (self.has_page_at_hand() || is_free())
             };
             claims.grant(want, || is_there() && self.charge(Urgency::Touch));
             claims.allow_breaks(!self.vmas.is_exceeded(&self.table));

@@ -22,6 +22,7 @@ mod params;
 mod settled;
 mod stall;
 mod stats;
+mod turn;
 mod vmas;
 
 use std::io;
@@ -48,6 +49,7 @@ pub use params::{MAX_PAGES, ParamsError, VmParams};
 pub use settled::Settled;
 pub use stall::{ByCause, Cause, Claimed, Stall, Stalled, Stalls};
 pub use stats::{Counter, Stats};
+use turn::Hand;
 pub use vmas::Vmas;
 
 /// What a VM is made of.
@@ -94,6 +96,8 @@ pub struct Vm {
     pub budget: Arc<Budget>,
     /// Where its faults wait.
     pub parking: Arc<Parking>,
+    /// What it was granted there and has not used yet.
+    hand: Hand,
     /// What the policy wants.
     pub orders: Orders,
     /// What happened so far.
@@ -149,6 +153,7 @@ impl Vm {
             sharing: AtomicBool::new(true),
             budget: parts.budget,
             parking: parts.parking,
+            hand: Hand::default(),
             orders: Orders::default(),
             stats: Stats::default(),
             stalls: Stalls::new(since),
@@ -174,7 +179,7 @@ impl Vm {
         self.end_reason.get().cloned()
     }
 
-    /// Takes a page of host memory for this VM; `false` when it must wait.
+    /// Takes a page of host memory for this VM; `false` when it must wait: others have waited before it, too.
     #[must_use]
     pub fn charge(&self, urgency: Urgency) -> bool {
         if self.waits_with(urgency) {
@@ -185,7 +190,8 @@ impl Vm {
             self.budget.ring_alarm();
             return false;
         }
-        self.budget.take(1, urgency)
+        self.hand.take(urgency)
+            || (!self.budget.is_awaited(urgency) && self.budget.take(1, urgency))
     }
 
     /// Whether some of its faults must wait now because of the state of the host.
@@ -200,7 +206,8 @@ impl Vm {
             Urgency::Refill => self.orders.is_blocked_wholly(),
             Urgency::Reclaim => false,
         };
-        blocked && self.budget.is_scarce()
+        // What is at hand it has not used yet, and must not be kept from using it by that alone.
+        blocked && self.budget.is_scarce_beside(self.hand.pages())
     }
 
     /// Whether it may not become larger now.
@@ -266,10 +273,8 @@ impl Vm {
     pub fn release_frame_of(&self, pool: &Pool, frame: FrameId) {
         if pool.unref(frame) == Unref::Freed {
             self.budget.give(1);
-        } else if self.parking.is_starved() {
-            // No memory came free, but this VM may hold a page more.
-            self.parking.ring();
         }
+        self.call_barred();
     }
 
     /// Keeps the reference to a frame that no page names any more until the VM is torn down: its
@@ -386,7 +391,8 @@ impl Vm {
         }
         // Others may still look at the VM for a moment.
         self.membership().leave();
-        self.budget.starve(&self.parking, false);
+        self.budget.leave(&self.parking);
+        self.end_turn();
         self.budget.give(used);
     }
 }

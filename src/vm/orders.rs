@@ -72,6 +72,7 @@ pub struct Orders {
     evict: AtomicU64,
     blocked: AtomicU8,
     ceiling: AtomicU64,
+    promised: AtomicU64,
     balloon_target: AtomicU64,
     allocation_target: AtomicU64,
     swap_target: AtomicU64,
@@ -85,6 +86,7 @@ impl Default for Orders {
             evict: AtomicU64::new(0),
             blocked: AtomicU8::new(Blocked::No as u8),
             ceiling: AtomicU64::new(u64::MAX),
+            promised: AtomicU64::new(0),
             balloon_target: AtomicU64::new(0),
             allocation_target: AtomicU64::new(0),
             swap_target: AtomicU64::new(0),
@@ -165,6 +167,18 @@ impl Orders {
     #[must_use]
     pub fn ceiling(&self) -> Pages {
         Pages(self.ceiling.load(Ordering::Relaxed))
+    }
+
+    /// Sets how many pages the VM is promised, its own and shared ones: what it holds by its reservation beside what
+    /// its compression cache takes.
+    pub fn set_promised(&self, pages: Pages) {
+        self.promised.store(pages.0, Ordering::Relaxed);
+    }
+
+    /// How many pages the VM is promised.
+    #[must_use]
+    pub fn promised(&self) -> Pages {
+        Pages(self.promised.load(Ordering::Relaxed))
     }
 
     /// Sets the size the policy wants the balloon to have, the allocation behind it, and the pages that

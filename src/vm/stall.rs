@@ -69,6 +69,15 @@ impl Cause {
         Self::Memory,
         Self::Busy,
     ];
+
+    /// How urgently a fault wants memory that is served for this.
+    #[must_use]
+    pub const fn urgency(self) -> Urgency {
+        match self {
+            Self::FirstTouch => Urgency::Touch,
+            _ => Urgency::Refill,
+        }
+    }
 }
 
 /// So much for each cause.
@@ -341,14 +350,10 @@ impl Vm {
     /// What a fault waits for that was served for `cause` until a page was [refused](Self::charge) to it.
     #[must_use]
     pub fn refused(&self, cause: Cause) -> Cause {
-        let urgency = match cause {
-            Cause::FirstTouch => Urgency::Touch,
-            _ => Urgency::Refill,
-        };
-        if self.waits_with(urgency) || self.is_at_ceiling() {
-            Cause::Blocked
-        } else {
+        if self.may_have(cause.urgency()) {
             Cause::Memory
+        } else {
+            Cause::Blocked
         }
     }
 }

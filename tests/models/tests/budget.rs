@@ -1,9 +1,9 @@
-//! The budget: a VM that starves is called when memory comes free.
+//! The budget: a VM that waits for memory is called when there is some for it.
 
 use std::sync::Arc;
 
 use loom::sync::atomic::{AtomicBool, Ordering};
-use memvisor_models::page::{Budget, Home, PageTable, Parking, Urgency};
+use memvisor_models::page::{Budget, Home, Need, PageTable, Parking, Urgency};
 use memvisor_models::units::{Gfn, Pages, SlotId};
 use memvisor_models::{explore, join, spawn};
 
@@ -13,57 +13,93 @@ fn rang(parking: &Parking) -> bool {
     nix::unistd::read(bell, &mut [0; 8]).is_ok()
 }
 
-/// One VM says that it starves and tries once more, as the fault thread does, while another gives the page back:
-/// the first gets it, or its bell rings.
+/// One first touch.
+const TOUCH: Need = Need {
+    refill: 0,
+    touch: 1,
+};
+
+/// The parkings of two VMs.
+fn parkings() -> [Arc<Parking>; 2] {
+    [(); 2].map(|()| Arc::new(Parking::new().expect("an eventfd")))
+}
+
+/// Waits in its turn.
+fn wait(budget: &Budget, parking: &Arc<Parking>) {
+    budget.wait(parking, TOUCH, false, false);
+}
+
+/// One VM says that it waits while another gives the page back: it is granted the page, and called.
 #[test]
-fn starving_vm_gets_the_page_that_comes_free_or_is_called() {
+fn waiting_vm_is_granted_the_page_that_comes_free() {
     explore(|| {
         let budget = Arc::new(Budget::new(Pages(1), Pages(0)));
-        let parking = Arc::new(Parking::new().expect("an eventfd"));
-        budget.register(&parking);
+        let [parking, _] = parkings();
         assert!(budget.take(1, Urgency::Touch));
         let giver = {
             let budget = Arc::clone(&budget);
             spawn(move || budget.give(1))
         };
-        budget.starve(&parking, true);
-        let taken = budget.take(1, Urgency::Touch);
+        wait(&budget, &parking);
         join(giver);
-        assert!(taken || rang(&parking), "it starves beside a free page");
+        assert!(rang(&parking), "it starves beside a free page");
+        assert_eq!(budget.collect(&parking), TOUCH);
+        budget.leave(&parking);
+        budget.give(1);
+        assert_eq!((budget.used(), budget.starving()), (Pages(0), 0));
     });
 }
 
-/// Two VMs starve at once; neither stops the call of the other when it has what it wanted.
+/// Two VMs wait, and the first dies, with or without a grant: the page is the other's.
 #[test]
-fn vm_that_no_longer_starves_does_not_hide_another() {
+fn grant_of_a_vm_that_leaves_goes_to_the_next() {
     explore(|| {
-        let budget = Arc::new(Budget::new(Pages(2), Pages(0)));
-        let [first, second] = [(); 2].map(|()| Arc::new(Parking::new().expect("an eventfd")));
-        budget.register(&first);
-        budget.register(&second);
-        assert!(budget.take(2, Urgency::Touch));
-        budget.starve(&second, true);
+        let budget = Arc::new(Budget::new(Pages(1), Pages(0)));
+        let [first, second] = parkings();
+        assert!(budget.take(1, Urgency::Touch));
+        wait(&budget, &first);
         let giver = {
             let budget = Arc::clone(&budget);
             spawn(move || budget.give(1))
         };
-        let served = {
+        let leaver = {
             let budget = Arc::clone(&budget);
-            spawn(move || budget.starve(&second, false))
+            spawn(move || budget.leave(&first))
         };
-        budget.starve(&first, true);
-        let taken = budget.take(1, Urgency::Touch);
+        wait(&budget, &second);
         join(giver);
-        join(served);
-        assert!(taken || rang(&first), "it starves beside a free page");
+        join(leaver);
+        assert!(rang(&second), "it starves beside a free page");
+        assert_eq!(budget.collect(&second), TOUCH);
+        assert_eq!(budget.used(), Pages(1));
     });
 }
 
-/// A VM at its ceiling starves; what makes it smaller gives no memory back, but calls it.
+/// A VM may have no memory while that is scarce. It finds that it is scarce no more, or is called.
+#[test]
+fn barred_vm_is_called_when_memory_is_scarce_no_more() {
+    explore(|| {
+        let budget = Arc::new(Budget::new(Pages(3), Pages(0)));
+        let [parking, _] = parkings();
+        budget.set_marks(Pages(0), Pages(0), Pages(2));
+        assert!(budget.take(2, Urgency::Touch));
+        let giver = {
+            let budget = Arc::clone(&budget);
+            spawn(move || budget.give(1))
+        };
+        budget.wait(&parking, Need::default(), true, false);
+        let is_scarce = budget.is_scarce();
+        join(giver);
+        assert!(!is_scarce || rang(&parking), "it waits for nothing");
+    });
+}
+
+/// A VM at its ceiling waits; what makes it smaller gives no memory back, but calls it.
 #[test]
 fn vm_at_its_ceiling_is_called_when_it_holds_less() {
     explore(|| {
-        let parking = Arc::new(Parking::new().expect("an eventfd"));
+        let budget = Budget::new(Pages(1), Pages(0));
+        let [parking, _] = parkings();
         let table = Arc::new(PageTable::new(1, Arc::clone(&parking)).expect("memory"));
         let page = table.try_lock(Gfn(0)).expect("free");
         page.set_home(Home::Resident);
@@ -73,12 +109,12 @@ fn vm_at_its_ceiling_is_called_when_it_holds_less() {
             spawn(move || {
                 let page = table.try_lock(Gfn(0)).expect("nobody else locks");
                 page.set_home(Home::Swapped(SlotId(1)));
-                if parking.is_starved() {
+                if parking.is_barred() {
                     parking.ring();
                 }
             })
         };
-        parking.set_starved(true);
+        budget.wait(&parking, Need::default(), true, false);
         let is_below = table.count(Home::Resident) == 0;
         join(worker);
         assert!(is_below || rang(&parking), "it starves below its ceiling");

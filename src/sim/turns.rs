@@ -1,0 +1,313 @@
+//! Guests that wait for memory: who gets what comes free, and who is called for it.
+
+use super::scenario::{KINDS, RESERVE, alone};
+use super::{Guest, Host, Op, Spec};
+use crate::compress::samples;
+use crate::engine::EngineKind;
+use crate::page::{Home, Urgency};
+use crate::units::Pages;
+use crate::vm::Blocked;
+
+const PAGES: u32 = 64;
+
+/// A guest that is given nothing ahead.
+const fn spec(kind: EngineKind, threads: usize) -> Spec {
+    Spec {
+        ahead: 0,
+        threads,
+        ..Spec::of(kind, PAGES)
+    }
+}
+
+/// Has guests of both engines live through something on a host that has no memory left for first touches. The last
+/// argument of the story is what was taken of it.
+fn short<const N: usize>(threads: [usize; N], story: impl Fn(&Host, &mut [Guest; N], u64)) {
+    for kind in KINDS {
+        let host = Host::roomy();
+        let mut ids = 1..;
+        let mut guests = threads.map(|threads| {
+            let id = ids.next().expect("as many as one likes");
+            host.start(id, spec(kind, threads))
+        });
+        let taken = host.budget.free().0 - RESERVE;
+        assert!(host.budget.take(taken, Urgency::Touch));
+        story(&host, &mut guests, taken);
+        host.budget.give(host.budget.used().0 - charged(&guests));
+        for guest in &mut guests {
+            let count = guest.threads.len();
+            let waits = |guest: &Guest, thread: usize| guest.threads[thread].at().is_some();
+            assert!((0..count).all(|thread| !waits(guest, thread) || guest.drive(thread)));
+            guest.read_all();
+        }
+        host.end(guests);
+    }
+}
+
+/// What guests hold of the budget, nothing of it granted.
+fn charged(guests: &[Guest]) -> u64 {
+    let of = |guest: &Guest| {
+        let zip = guest.vm.zip.lock().pages_used();
+        guest.vm.params.metadata().0 + u64::from(zip) + guest.space.allocated().0
+    };
+    guests.iter().map(of).sum()
+}
+
+/// A thread touches a page for the first time, and waits.
+fn wait(guest: &mut Guest, thread: usize, gfn: u32) {
+    assert!(!guest.attempt(thread, gfn, Op::Read), "there is memory");
+}
+
+/// Whether the thread of each guest has what it waited for, the guests being called in this order.
+fn served<const N: usize>(guests: &mut [Guest; N]) -> [bool; N] {
+    std::array::from_fn(|at| guests[at].threads[0].at().is_some() && guests[at].drive(0))
+}
+
+/// The fault threads run in the same order each time, so that one of them is always the first. Those that are called
+/// for nothing would take the processor from guests.
+#[test]
+fn equal_guests_are_served_in_turn_and_none_is_called_for_nothing() {
+    short([1; 4], |host, guests, _| {
+        let mut counts = [0_u32; 4];
+        guests.iter_mut().for_each(|guest| wait(guest, 0, 0));
+        for page in 1..=40 {
+            host.budget.give(1);
+            let called = guests.iter().filter(|guest| guest.faults.is_called());
+            assert_eq!(called.count(), 1, "for one page");
+            for (guest, count) in guests.iter_mut().zip(&mut counts) {
+                if guest.drive(0) {
+                    *count += 1;
+                    wait(guest, 0, *count);
+                }
+            }
+            let (least, most) = (counts.iter().min(), counts.iter().max());
+            assert!(most <= least.map(|least| least + 1).as_ref(), "{counts:?}");
+            assert_eq!(
+                counts.iter().sum::<u32>(),
+                page,
+                "one page serves one fault"
+            );
+        }
+    });
+}
+
+#[test]
+fn fault_that_comes_later_does_not_take_what_is_granted() {
+    short([1; 2], |host, [first, second], _| {
+        wait(first, 0, 0);
+        host.budget.give(1);
+        wait(second, 0, 0);
+        assert!(first.drive(0));
+        host.budget.give(1);
+        assert!(second.drive(0));
+    });
+}
+
+/// It was there with one thread when its turn was noted. What the others want is for its next.
+#[test]
+fn guest_of_many_threads_does_not_stay_at_the_front() {
+    short([4, 1], |host, [many, one], _| {
+        wait(many, 0, 0);
+        wait(one, 0, 0);
+        (1..4).for_each(|thread| wait(many, thread, thread as u32));
+        host.budget.give(1);
+        assert!(many.drive(0));
+        host.budget.give(1);
+        assert!(
+            (1..4).all(|thread| !many.drive(thread)),
+            "it is not its turn"
+        );
+        assert!(one.drive(0));
+        host.budget.give(3);
+        assert!(
+            (1..4).all(|thread| many.drive(thread)),
+            "three waited before"
+        );
+    });
+}
+
+#[test]
+fn guest_that_dies_with_a_grant_gives_it_back() {
+    for kind in KINDS {
+        let host = Host::roomy();
+        let [mut doomed, mut other] = [1, 2].map(|id| host.start(id, spec(kind, 1)));
+        let taken = host.budget.free().0 - RESERVE;
+        assert!(host.budget.take(taken, Urgency::Touch));
+        wait(&mut doomed, 0, 0);
+        host.budget.give(1);
+        // What its death frees beside that is for somebody else.
+        let rest = doomed.vm.params.metadata().0;
+        host.bury(doomed);
+        assert!(host.budget.take(rest, Urgency::Touch));
+        assert!(other.attempt(0, 0, Op::Read), "the page is lost");
+        wait(&mut other, 0, 1);
+        host.budget.give(taken - 1 + rest);
+        assert!(other.drive(0));
+        host.end([other]);
+    }
+}
+
+#[test]
+fn guest_that_is_blocked_is_passed_over_and_gives_back_what_it_was_granted() {
+    short([1; 3], |host, guests, _| {
+        guests.iter_mut().for_each(|guest| wait(guest, 0, 0));
+        host.budget.give(1);
+        guests[0].block(Blocked::All);
+        assert_eq!(
+            served(guests),
+            [false, true, false],
+            "with the page of the first"
+        );
+        wait(&mut guests[1], 0, 1);
+        host.budget.give(2);
+        assert_eq!(served(guests), [false, true, true]);
+        guests[0].block(Blocked::No);
+        host.budget.give(1);
+        assert_eq!(served(guests), [true, false, false]);
+    });
+}
+
+/// It was granted two pages, and by then may hold one more. Later it may hold more, or holds less.
+#[test]
+fn grant_above_a_ceiling_goes_to_the_next() {
+    short([2, 1], |host, [first, second], _| {
+        (0..2).for_each(|thread| wait(first, thread, thread as u32));
+        // It was there for one page at first.
+        host.budget.give(1);
+        assert!(first.drive(0));
+        wait(second, 0, 0);
+        first.vm.orders.set_ceiling(Some(Pages(1)));
+        host.budget.give(1);
+        assert!(!first.drive(1), "it is at its ceiling");
+        assert!(second.drive(0));
+        host.budget.give(2);
+        assert!(!first.drive(1));
+        assert_eq!(first.evict(1), 1);
+        assert!(first.drive(1), "it holds less, and is not called");
+        first.vm.orders.set_ceiling(None);
+    });
+}
+
+/// Both threads wait for the same page, so that one of the two that were granted is left over.
+#[test]
+fn grant_that_is_not_used_goes_to_the_next() {
+    short([2, 1], |host, [first, second], taken| {
+        assert_eq!(host.budget.free(), Pages(RESERVE), "{taken} are taken");
+        (0..2).for_each(|thread| wait(first, thread, 5));
+        wait(second, 0, 0);
+        host.budget.give(2);
+        assert!((0..2).all(|thread| first.drive(thread)));
+        // With userfaultfd the kernel wakes both, and one page was asked for. Else the second thread comes next.
+        while !second.drive(0) {
+            assert!(host.budget.spare() > Pages(0), "nothing is left over");
+        }
+    });
+}
+
+#[test]
+fn lower_floor_serves_those_who_wait() {
+    short([1; 2], |host, guests, _| {
+        host.budget.give(2);
+        host.budget.set_floor(host.budget.free());
+        guests.iter_mut().for_each(|guest| wait(guest, 0, 0));
+        host.budget.set_floor(Pages(RESERVE + 1));
+        assert_eq!(served(guests), [true, false]);
+        host.budget.set_floor(Pages(0));
+        assert_eq!(served(guests), [false, true]);
+    });
+}
+
+#[test]
+fn guest_below_its_reservation_comes_first() {
+    short([1; 3], |host, guests, _| {
+        guests[2].vm.orders.set_promised(Pages(1));
+        guests.iter_mut().for_each(|guest| wait(guest, 0, 0));
+        host.budget.give(1);
+        assert_eq!(served(guests), [false, false, true]);
+        wait(&mut guests[2], 0, 1);
+        host.budget.give(2);
+        assert_eq!(
+            served(guests),
+            [true, true, false],
+            "it has what it was promised"
+        );
+    });
+}
+
+/// Half of the reserve is for refills alone. Where there is a floor, nothing is.
+#[test]
+fn refill_waits_behind_touches_only_for_what_they_could_have() {
+    short([1; 2], |host, [first, second], _| {
+        host.budget.give(1);
+        second.write(0, samples::mixed(1, 500));
+        assert_eq!(second.evict(1), 1);
+        let more = host.budget.spare().0;
+        assert!(host.budget.take(more, Urgency::Touch));
+        wait(first, 0, 0);
+        second.read(0);
+        assert_eq!(second.home(0), Home::Resident, "from the reserve");
+        host.budget.give(1);
+        assert_eq!(second.evict(1), 1);
+        assert!(first.drive(0));
+        host.budget.set_floor(host.budget.free());
+        wait(first, 0, 1);
+        host.budget.give(1);
+        wait(second, 0, 0);
+        assert!(first.drive(0));
+        host.budget.give(1);
+        assert!(second.drive(0));
+        host.budget.set_floor(Pages(0));
+    });
+}
+
+/// It is blocked while memory is scarce, which it is by what the guest was granted.
+#[test]
+fn grant_that_makes_memory_scarce_is_used_up_to_there() {
+    let spec = Spec {
+        inline: true,
+        ..spec(EngineKind::Uffd, 1)
+    };
+    alone(spec, |host, guest| {
+        guest.vm.take_back_credits();
+        let free = host.budget.free();
+        host.budget.set_floor(free);
+        let low = free.saturating_sub(Pages(4));
+        host.budget.set_marks(Pages(0), Pages(0), low);
+        guest.vm.orders.set_blocked(Blocked::All);
+        wait(guest, 0, 0);
+        host.budget.set_floor(Pages(0));
+        assert!(guest.drive(0), "it may have four pages");
+        assert_eq!(host.budget.starving(), 0);
+        guest.vm.orders.set_blocked(Blocked::No);
+    });
+}
+
+/// Its fault and the credits with which it goes on are one turn.
+#[test]
+fn guest_that_serves_itself_is_granted_credits_in_its_turn() {
+    let spec = Spec {
+        inline: true,
+        ..spec(EngineKind::Uffd, 1)
+    };
+    alone(spec, |host, itself| {
+        let mut other = host.start(2, Spec::of(EngineKind::Uffd, PAGES));
+        itself.vm.take_back_credits();
+        let taken = host.budget.free().0 - RESERVE;
+        assert!(host.budget.take(taken, Urgency::Touch));
+        wait(itself, 0, 0);
+        wait(&mut other, 0, 0);
+        host.budget.give(18);
+        assert!(itself.drive(0));
+        assert_eq!(
+            itself.vm.table.claims().map(|claims| claims.held()),
+            Some(16)
+        );
+        assert!(other.drive(0));
+        wait(&mut other, 0, 1);
+        host.budget.give(taken - 18);
+        assert!(other.drive(0));
+        itself.vm.take_back_credits();
+        other.read_all();
+        host.check(&[itself, &other]);
+        host.bury(other);
+    });
+}

@@ -1,0 +1,83 @@
+//! A VM's turn in the queue for memory: what it was granted, and what it may have.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Vm;
+use crate::page::{Need, Urgency};
+use crate::units::Pages;
+
+/// Pages that a VM was granted in its turn and has not used yet. Only its fault thread is at them, and only while
+/// it serves the faults that waited.
+#[derive(Debug, Default)]
+pub(super) struct Hand {
+    refill: AtomicU64,
+    touch: AtomicU64,
+}
+
+impl Hand {
+    /// Whether there was a page for this. First touches leave those alone that were granted for refills.
+    pub(super) fn take(&self, urgency: Urgency) -> bool {
+        let take = |pages: &AtomicU64| {
+            let left = pages.load(Ordering::Relaxed);
+            pages.store(left.saturating_sub(1), Ordering::Relaxed);
+            left > 0
+        };
+        (urgency == Urgency::Refill && take(&self.refill)) || take(&self.touch)
+    }
+
+    fn add(&self, need: Need) {
+        for (pages, more) in [(&self.refill, need.refill), (&self.touch, need.touch)] {
+            pages.store(pages.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn pages(&self) -> Pages {
+        Pages(self.refill.load(Ordering::Relaxed) + self.touch.load(Ordering::Relaxed))
+    }
+
+    fn take_all(&self) -> u64 {
+        self.refill.swap(0, Ordering::Relaxed) + self.touch.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl Vm {
+    /// Has what was granted to this VM at hand for [`charge`](Self::charge); how much.
+    pub fn begin_turn(&self) -> Pages {
+        if !self.parking.is_starved() {
+            return Pages(0);
+        }
+        let granted = self.budget.collect(&self.parking);
+        self.hand.add(granted);
+        Pages(granted.pages())
+    }
+
+    /// Gives back what is left at hand, to the next who waits.
+    pub fn end_turn(&self) {
+        self.budget.give(self.hand.take_all());
+    }
+
+    /// Whether a page for a first touch is at hand.
+    pub(super) fn has_page_at_hand(&self) -> bool {
+        self.hand.touch.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether the VM may have memory for this now, if there is some.
+    #[must_use]
+    pub fn may_have(&self, urgency: Urgency) -> bool {
+        !self.waits_with(urgency) && !self.is_at_ceiling()
+    }
+
+    /// How many pages it may have until it is at its ceiling.
+    #[must_use]
+    pub fn below_ceiling(&self) -> Pages {
+        self.orders.ceiling().saturating_sub(self.held())
+    }
+
+    /// The VM may hold a page more than before: its faults that waited for that are served again.
+    pub fn call_barred(&self) {
+        if self.parking.is_barred() {
+            self.parking.ring();
+        }
+    }
+}
