@@ -123,8 +123,11 @@ impl Sampler {
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
     pub fn tick(&mut self, vm: &Vm, now: Instant, period: Duration) -> Result<(), EngineError> {
+        // Of the same moment: whoever calls has done other things since `now`.
+        let (stood, now) = vm.stalls.stood_still(now);
         let passed = now.saturating_duration_since(self.seen).min(period);
         self.seen = now;
+        let still = stood.saturating_sub(std::mem::replace(&mut self.stood, stood));
         if period.is_zero() {
             if self.began {
                 self.unmark(vm)?;
@@ -133,10 +136,7 @@ impl Sampler {
             }
             return Ok(());
         }
-        let stood = vm.stalls.stood_still();
-        let ran = passed.saturating_sub(stood.saturating_sub(self.stood));
-        self.ran += ran.max(passed / SLOWEST);
-        self.stood = stood;
+        self.ran += passed.saturating_sub(still).max(passed / SLOWEST);
         if self.began {
             if self.ran < period {
                 return Ok(());

@@ -269,10 +269,12 @@ impl Stalls {
         }
     }
 
-    /// The time in which at least one thread stood still, by the moment when that was noted last.
+    /// The time in which at least one thread stood still, and by when: `now`, or later, where something was noted since.
     #[must_use]
-    pub fn stood_still(&self) -> Duration {
-        self.state().any
+    pub fn stood_still(&self, now: Instant) -> (Duration, Instant) {
+        let mut state = self.state();
+        state.advance(now);
+        (state.any, state.at)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

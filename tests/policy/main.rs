@@ -35,12 +35,13 @@ mod boot;
 mod caches;
 mod changes;
 mod limits;
+mod pressed;
 mod tax;
 
 use std::time::Duration;
 
 use common::{TestGuest, TestHost, engines, eventually};
-use memvisor::telemetry::{HostStatus, VmStatus};
+use memvisor::telemetry::{GuestReport, HostStatus, VmStatus};
 use memvisor::units::Pages;
 
 /// Not a test: the process that stands for a scripted guest, see [`rig::raw`].
@@ -123,16 +124,28 @@ fn check(status: &HostStatus) {
 
 /// Ends guests, which verify all that they own, and then the host, which must have nothing left.
 fn end(host: TestHost, guests: impl IntoIterator<Item = TestGuest>, expected: &[&str]) {
+    ended(host, guests, expected);
+}
+
+/// The same; what guests reported.
+fn ended(
+    host: TestHost,
+    guests: impl IntoIterator<Item = TestGuest>,
+    expected: &[&str],
+) -> Vec<GuestReport> {
     check(&host.status());
     let mut guests: Vec<TestGuest> = guests.into_iter().collect();
     // All at once: each of them verifies for a while.
     guests.iter_mut().for_each(TestGuest::terminate);
-    for guest in guests {
+    let reports = guests.into_iter().map(|guest| {
         let report = guest.interrupted(PATIENCE);
         assert!(report.pages_verified > 0, "{report:#?}");
-    }
+        report
+    });
+    let reports = reports.collect();
     host.is_empty(PATIENCE);
     host.stop(expected);
+    reports
 }
 
 /// One line about where a host is.
