@@ -122,10 +122,7 @@ fn every_benchmark_takes_every_class_of_content() {
     for class in Class::ALL {
         let (entries, _) = measured(&format!("all --size 1M --rounds 1 --content {class}"));
         // All of the mechanisms: guests take long and have content of their own.
-        for bench in Bench::ALL
-            .into_iter()
-            .filter(|bench| *bench != Bench::Guests)
-        {
+        for bench in Bench::ALL.into_iter().filter(|bench| !bench.runs_guests()) {
             let has = entries.iter().any(|entry| entry.bench == bench.name());
             assert!(has, "{bench} of {class}: {entries:#?}");
         }
@@ -399,6 +396,72 @@ fn guests_are_measured_alone_where_somebody_else_has_the_kernels_means() {
     }
 }
 
+#[test]
+fn victims_are_compared_by_what_the_same_guests_fault() {
+    let words = "victims --size 16M --time 4s --rounds 1 --overcommit 2 --profile throughput";
+    let (entries, log) = measured(words);
+    for (access, dear) in [("zipf at 2x", false), ("uniform at 2x", true)] {
+        let figure = |metric| of_guests(&entries, access, metric);
+        let faults = figure("faults");
+        assert_eq!(faults.peer.as_deref(), Some("random"), "{faults:?} {log}");
+        // An operation touches one page, of which half are not there.
+        for value in [Some(faults.ours), faults.peer_value] {
+            let expected = if dear { 0.25..1.5 } else { 0.01..1.0 };
+            assert!(
+                value.is_some_and(|value| expected.contains(&value)),
+                "{faults:?}"
+            );
+        }
+        let parts = ["faults that the daemon serves", "faults that guests serve"];
+        let parts: f64 = parts.iter().map(|metric| figure(metric).ours).sum();
+        assert!((parts - faults.ours).abs() < 1e-9, "{entries:#?}");
+        assert!(figure("operations").ours > 0.0 && figure("operations").peer_value > Some(0.0));
+        // Only a second chance closes pages that may stay.
+        let closed = figure("threads wait for closed pages");
+        assert!(closed.ours > 0.0, "{closed:?}");
+    }
+}
+
+#[test]
+fn stalls_and_sampling_are_measured_on_real_guests() {
+    let (entries, _) = measured("stalls --size 16M --time 4s --rounds 1 --overcommit 2");
+    let (daemon, guest) = (
+        "a fault that the daemon serves",
+        "a fault that a guest serves",
+    );
+    let metrics = [
+        (daemon, "accounting"),
+        (guest, "accounting"),
+        ("kv-4", "faults"),
+    ];
+    check(&entries, "stalls", 1, &metrics);
+    let share = of_guests(&entries, "zipf at 2x, kv-1", "accounting");
+    assert!(
+        (0.0..50.0).contains(&share.ours) && share.ours > 0.0,
+        "{share:?}"
+    );
+
+    let (entries, log) = measured("sample --size 16M --rounds 1 --quick");
+    let case = "zipf without pressure, sampled each 2 s";
+    let operations = of_guests(&entries, case, "operations");
+    assert_eq!(operations.peer.as_deref(), Some("off"), "{log}");
+    let takes = of_guests(&entries, case, "what sampling takes");
+    let part = 100.0 - operations.ours / operations.peer_value.expect("measured") * 100.0;
+    assert!((takes.ours - part).abs() < 1e-6, "{takes:?} {operations:?}");
+}
+
+#[test]
+fn guests_without_time_for_what_is_measured_are_named() {
+    let (entries, log) = measured("victims sample --size 8M --time 1s --rounds 1");
+    assert_eq!(entries, [], "{log}");
+    for text in [
+        "not measured: zipf at 2x, round 1: ",
+        "not measured: round 1: --time 1s",
+    ] {
+        assert!(log.contains(text), "no `{text}` in {log}");
+    }
+}
+
 /// Starts a benchmark and waits until it says that it is at `step`.
 #[track_caller]
 fn at_step(words: &str, step: &str, dir: &Path) -> Process {
@@ -590,6 +653,12 @@ fn guests_that_make_no_sense_are_refused_by_name() {
         &["kernel", "`guests`", "ksm, zram, lz4"],
     );
     refused("scan --no-inline", &["--no-inline", "`guests`"]);
+    refused("victims --fleet kv-text", &["--fleet", "`guests` alone"]);
+    refused(
+        "sample --overcommit 2",
+        &["`guests`, `victims`, `stalls` alone"],
+    );
+    refused("stalls --size 900T", &["stalls", "allowed: up to"]);
     let dir = scratch();
     let file = dir.path().join("fleet.toml");
     fs::write(&file, "[[guest]]\nname = \"a\"\nmemroy = \"8M\"\n").expect("a file");

@@ -78,11 +78,17 @@ pub enum Bench {
     Plan,
     /// What guests get done when memory is short.
     Guests,
+    /// Faults of guests under both choices of victims.
+    Victims,
+    /// What it costs guests to account for their stalls.
+    Stalls,
+    /// What it costs a guest to be sampled.
+    Sample,
 }
 
 impl Bench {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Scan,
         Self::Merge,
         Self::Compress,
@@ -91,7 +97,19 @@ impl Bench {
         Self::Balloon,
         Self::Plan,
         Self::Guests,
+        Self::Victims,
+        Self::Stalls,
+        Self::Sample,
     ];
+
+    /// Whether it runs real guests on a daemon, for long and with content of their own.
+    #[must_use]
+    pub const fn runs_guests(self) -> bool {
+        matches!(
+            self,
+            Self::Guests | Self::Victims | Self::Stalls | Self::Sample
+        )
+    }
 
     /// Its name.
     #[must_use]
@@ -105,6 +123,9 @@ impl Bench {
             Self::Balloon => "balloon",
             Self::Plan => "plan",
             Self::Guests => "guests",
+            Self::Victims => "victims",
+            Self::Stalls => "stalls",
+            Self::Sample => "sample",
         }
     }
 }
@@ -307,6 +328,9 @@ pub fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
             Bench::Balloon => balloon::run(setup, report)?,
             Bench::Plan => plan::run(setup, report)?,
             Bench::Guests => guests::run(setup, report)?,
+            Bench::Victims => guests::victims::run(setup, report)?,
+            Bench::Stalls => guests::stalls::run(setup, report)?,
+            Bench::Sample => guests::sample::run(setup, report)?,
         }
     }
     Ok(())

@@ -139,6 +139,10 @@ pub struct Entry {
     pub peer: Option<String>,
     /// The peer's median.
     pub peer_value: Option<f64>,
+    /// The peer's least value.
+    pub peer_min: Option<f64>,
+    /// The peer's largest value.
+    pub peer_max: Option<f64>,
     /// How many times better memvisor is; `null` where one of the two has nothing.
     pub ratio: Option<f64>,
     /// How often memvisor was measured.
@@ -160,6 +164,8 @@ impl From<&Row> for Entry {
             ours: ours.median(),
             peer: peer.as_ref().map(|(name, _)| (*name).to_owned()),
             peer_value: peer.as_ref().map(|(_, series)| series.median()),
+            peer_min: peer.as_ref().map(|(_, series)| series.min()),
+            peer_max: peer.as_ref().map(|(_, series)| series.max()),
             ratio: row.ratio(),
             runs: ours.runs(),
             min: ours.min(),
@@ -376,7 +382,7 @@ mod tests {
         let json = serde_json::to_value(report.entries()).expect("plain data");
         let expected = serde_json::json!([{
             "bench": "scan", "case": "random", "metric": "cold scan", "unit": "pages/s",
-            "ours": 2.0, "peer": "ksm", "peer_value": 1.0, "ratio": 2.0, "runs": 3,
+            "ours": 2.0, "peer": "ksm", "peer_value": 1.0, "peer_min": 1.0, "peer_max": 1.0, "ratio": 2.0, "runs": 3,
             "min": 1.0, "max": 3.0,
         }]);
         assert_eq!(json, expected);

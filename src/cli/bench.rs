@@ -58,7 +58,7 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
 
-    /// 32M and 2 rounds, of fleets 320M, 2 rounds and 5 s, unless told otherwise.
+    /// 32M and 2 rounds, of fleets 320M, 2 rounds and 5 s (sample: 12 s), unless told otherwise.
     #[arg(long)]
     quick: bool,
 
@@ -96,7 +96,13 @@ enum Chosen {
     Plan,
     /// What guests get done when memory is short.
     Guests,
-    /// All of them but guests.
+    /// Faults of guests under both choices of victims, random and second chance.
+    Victims,
+    /// What it costs guests to account for their stalls.
+    Stalls,
+    /// What it costs a guest to be sampled.
+    Sample,
+    /// All of them up to plan: those that run no guests for long.
     All,
 }
 
@@ -112,7 +118,10 @@ impl Chosen {
                 Self::Balloon => Bench::Balloon,
                 Self::Plan => Bench::Plan,
                 Self::Guests => Bench::Guests,
-                Self::All => return bench != Bench::Guests,
+                Self::Victims => Bench::Victims,
+                Self::Stalls => Bench::Stalls,
+                Self::Sample => Bench::Sample,
+                Self::All => return !bench.runs_guests(),
             }
     }
 }
@@ -133,14 +142,13 @@ impl BenchArgs {
             (SIZE, ROUNDS)
         };
         let benches = self.benches();
-        let wants_guests = benches.contains(&Bench::Guests);
-        if !wants_guests && self.vs.contains(&Peer::Kernel) {
+        if !benches.contains(&Bench::Guests) && self.vs.contains(&Peer::Kernel) {
             let text = "--vs kernel is for the benchmark `guests` alone; allowed: ksm, zram, lz4";
             return Err(UsageError(text.to_owned()).into());
         }
         let guests = self
             .guests
-            .options((self.size, self.rounds), self.quick, wants_guests)?;
+            .options((self.size, self.rounds), self.quick, &benches)?;
         Ok(BenchOptions {
             guests,
             benches,

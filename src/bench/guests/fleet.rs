@@ -194,6 +194,16 @@ fn guest(name: String, workloads: Vec<String>, seed: u64, wants: Bytes) -> Fleet
     }
 }
 
+/// Stores of so much memory each whose content compresses, read with Zipf popularity of this exponent; 0 is uniform.
+pub(super) fn stores(name: &str, count: u64, each: Bytes, zipf: &str) -> Fleet {
+    let workload = format!("kv,size={},write=10,content=text,zipf={zipf}", each.0);
+    let store = |number| guest(format!("kv-{number}"), vec![workload.clone()], number, each);
+    Fleet {
+        name: name.to_owned(),
+        guests: (1..=count).map(store).collect(),
+    }
+}
+
 /// Four guests that want as much.
 fn four(name: &str, workloads: impl Fn(u64) -> Vec<String>, wants: Bytes) -> Vec<FleetGuest> {
     (1..=4)

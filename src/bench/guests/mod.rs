@@ -27,6 +27,10 @@ mod kernel;
 mod limit;
 mod ours;
 mod outcome;
+pub(super) mod sample;
+pub(super) mod stalls;
+mod steady;
+pub(super) mod victims;
 
 use std::fmt;
 use std::path::Path;
@@ -110,6 +114,8 @@ pub struct GuestsOptions {
     pub overcommit: Vec<Overcommit>,
     /// How long guests run.
     pub time: Duration,
+    /// How long the guest runs that is sampled.
+    pub sample_time: Duration,
     /// How often each side runs.
     pub rounds: u32,
     /// What the guests of a fleet want together, unless that comes from a file.
@@ -125,15 +131,38 @@ pub struct GuestsOptions {
 /// One run of one side.
 #[derive(Clone, Copy, Debug)]
 struct Part<'a> {
+    bench: Bench,
     fleet: &'a Fleet,
     overcommit: Overcommit,
     budget: Bytes,
     time: Duration,
     round: u32,
     side: Side,
+    /// Settings of our host.
+    settings: &'a [(Key, String)],
 }
 
-impl Part<'_> {
+impl<'a> Part<'a> {
+    /// A run of ours with what `setup` says.
+    fn of_ours(
+        setup: &Setup<'a>,
+        bench: Bench,
+        (fleet, overcommit): (&'a Fleet, Overcommit),
+        round: u32,
+    ) -> Self {
+        let options = &setup.options.guests;
+        Self {
+            bench,
+            fleet,
+            overcommit,
+            budget: overcommit.budget(fleet.wants()),
+            time: options.time,
+            round,
+            side: Side::Ours,
+            settings: &options.settings,
+        }
+    }
+
     /// Says how far it is; whether to go on.
     fn tell(&self, setup: &Setup<'_>, elapsed: Duration) -> Result<(), BenchError> {
         let Self {
@@ -150,7 +179,7 @@ impl Part<'_> {
             Some(_) => format!("verifying, {} s", elapsed.as_secs()),
         };
         let text = format!("{name} at {overcommit}x, round {round} of {rounds}, {side}: {now}");
-        setup.step(Bench::Guests, &text)
+        setup.step(self.bench, &text)
     }
 }
 
@@ -224,15 +253,10 @@ struct Pair<'a> {
 
 impl Pair<'_> {
     fn round(&mut self, round: u32, means: &mut Means) -> Result<(), BenchError> {
-        let part = |side| Part {
-            fleet: self.fleet,
-            overcommit: self.overcommit,
-            budget: self.overcommit.budget(self.fleet.wants()),
-            time: self.setup.options.guests.time,
-            round,
-            side,
-        };
-        let ours = ours::run(self.setup, &part(Side::Ours), self.dir)?;
+        let fleet = (self.fleet, self.overcommit);
+        let ours = Part::of_ours(self.setup, Bench::Guests, fleet, round);
+        let part = |side| Part { side, ..ours };
+        let ours = ours::run(self.setup, &part(Side::Ours), self.dir, |_| ())?;
         outcome::note(self.report, &part(Side::Ours), &ours, means);
         if self.missing {
             return Ok(());

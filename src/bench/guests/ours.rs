@@ -12,6 +12,7 @@ use crate::child::{Child, end_all, in_words};
 use crate::control::{Client, ClientError};
 use crate::host::EngineChoice;
 use crate::runtime_dir::RuntimeDir;
+use crate::telemetry::{GuestReport, HostStatus};
 
 /// How long the host may take until it answers.
 const START: Duration = Duration::from_secs(10);
@@ -21,8 +22,44 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How often the host's state is read.
 const STATUS: Duration = Duration::from_millis(500);
 
-/// Runs the fleet on a host with the budget.
-pub(super) fn run(setup: &Setup<'_>, part: &Part<'_>, dir: &Path) -> Result<Ran, BenchError> {
+/// Runs the fleet on a host with the budget; `see` is shown the host's state now and then.
+pub(super) fn run(
+    setup: &Setup<'_>,
+    part: &Part<'_>,
+    dir: &Path,
+    mut see: impl FnMut(&HostStatus),
+) -> Result<Ran, BenchError> {
+    let (mut used, mut own, mut due) = (0, 0, Instant::now());
+    let (reports, cpu) = serve(setup, part, dir, |client, pid| {
+        if Instant::now() < due {
+            return Ok(());
+        }
+        due = Instant::now() + STATUS;
+        // A host that is just ending says so at the next look.
+        if let Ok(status) = client.status() {
+            used = used.max(status.used_pages.bytes().0);
+            see(&status);
+        }
+        own = own.max(anonymous_bytes_of(pid).unwrap_or(0));
+        Ok(())
+    })?;
+    let guests: u64 = reports.iter().map(|report| report.own_bytes).sum();
+    Ok(Ran {
+        reports,
+        memory: used + guests,
+        cpu,
+        own,
+    })
+}
+
+/// Runs the fleet on a host with the budget; what its guests reported, and the host's processor time. `watch` is called
+/// often meanwhile, with the host's control API and pid.
+pub(super) fn serve(
+    setup: &Setup<'_>,
+    part: &Part<'_>,
+    dir: &Path,
+    mut watch: impl FnMut(&Client, u32) -> Result<(), BenchError>,
+) -> Result<(Vec<GuestReport>, Duration), BenchError> {
     let runtime = RuntimeDir::new(dir.join("run"))
         .map_err(|error| BenchError::io("use a directory")(std::io::Error::other(error)))?;
     let mut host = Host::start(setup, part, dir, &runtime)?;
@@ -32,31 +69,15 @@ pub(super) fn run(setup: &Setup<'_>, part: &Part<'_>, dir: &Path) -> Result<Ran,
     ];
     words.extend((!setup.options.guests.inline).then(|| "--no-inline".to_owned()));
     let crew = Crew::start(setup, part, dir, &words)?;
-    let (mut used, mut own, mut due) = (0, 0, Instant::now());
     let reports = crew.finish(setup, part, || {
         host.check()?;
-        if Instant::now() < due {
-            return Ok(());
-        }
-        due = Instant::now() + STATUS;
-        // A host that is just ending says so at the next look.
-        if let Ok(status) = host.client.status() {
-            used = used.max(status.used_pages.bytes().0);
-        }
-        own = own.max(anonymous_bytes_of(host.child.pid()).unwrap_or(0));
-        Ok(())
+        watch(&host.client, host.child.pid())
     });
     // Why a guest failed the host knows better, if it is the host that did.
     let reports = reports.or_else(|error| host.check().and(Err(error)))?;
     let cpu = whole_cpu(host.child.pid()).map_err(BenchError::io("read processor time"))?;
     host.end()?;
-    let guests: u64 = reports.iter().map(|report| report.own_bytes).sum();
-    Ok(Ran {
-        reports,
-        memory: used + guests,
-        cpu,
-        own,
-    })
+    Ok((reports, cpu))
 }
 
 struct Host {
@@ -90,7 +111,7 @@ impl Host {
                 .into_iter()
                 .flat_map(|(key, value)| [key.to_owned(), value]),
         );
-        for (key, value) in &options.settings {
+        for (key, value) in part.settings {
             let pair = format!("{}={value}", key.spec().name);
             args.extend(["--set".to_owned(), pair]);
         }

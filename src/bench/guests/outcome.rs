@@ -21,14 +21,17 @@ pub(super) enum Side {
     Kernel,
     /// The kernel with all memory there is.
     Bare,
+    /// A host of ours with another setting, by which it is called.
+    With(&'static str),
 }
 
 impl Side {
-    const fn peer(self) -> Option<&'static str> {
+    pub(super) const fn peer(self) -> Option<&'static str> {
         match self {
             Self::Ours => None,
             Self::Kernel => Some("kernel"),
             Self::Bare => Some("bare"),
+            Self::With(setting) => Some(setting),
         }
     }
 }
@@ -229,12 +232,14 @@ mod tests {
         let mut means = Means::default();
         for (side, factor) in [(Side::Ours, 1), (Side::Kernel, 10)] {
             let part = Part {
+                bench: Bench::Guests,
                 fleet: &fleet,
                 overcommit: "2".parse().expect("a number"),
                 budget: Bytes::from_mib(4),
                 time: Duration::from_secs(2),
                 round: 1,
                 side,
+                settings: &[],
             };
             let ran = Ran {
                 reports: [0, 1000, 1000, 2000]

@@ -1,12 +1,12 @@
-//! The options of `memvisor bench guests`.
+//! The options of `memvisor bench guests` and of the other benchmarks that run guests.
 
 use std::path::Path;
 use std::time::Duration;
 
 use super::super::exit::UsageError;
 use super::super::values;
-use crate::bench::Machine;
 use crate::bench::guests::{Builtin, Chosen, Fleet, GuestsOptions, Overcommit};
+use crate::bench::{Bench, Machine};
 use crate::chain::chain;
 use crate::settings::{Key, Profile};
 use crate::units::Bytes;
@@ -16,6 +16,9 @@ const SIZE: Bytes = Bytes::from_mib(1280);
 const QUICK_SIZE: Bytes = Bytes::from_mib(320);
 const TIME: Duration = Duration::from_secs(20);
 const QUICK_TIME: Duration = Duration::from_secs(5);
+/// The same of `sample`, which has sampling on and off for four seconds each.
+const SAMPLE_TIME: Duration = Duration::from_secs(36);
+const QUICK_SAMPLE_TIME: Duration = Duration::from_secs(12);
 const ROUNDS: u32 = 3;
 const QUICK_ROUNDS: u32 = 2;
 /// A fleet's memory is there at most twice at a time: in use, and in swap or in files.
@@ -33,7 +36,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_delimiter = ',')]
     overcommit: Vec<Overcommit>,
 
-    /// How long guests run [default: 20s].
+    /// How long guests run [default: 20s; sample 36s].
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     time: Option<Duration>,
 
@@ -51,30 +54,43 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// The options, if `wanted`, or the defaults if none is given.
+    /// The options, if they are of one of `benches`, or the defaults if none is given.
     pub(super) fn options(
         &self,
         (size, rounds): (Option<Bytes>, Option<u32>),
         quick: bool,
-        wanted: bool,
+        benches: &[Bench],
     ) -> anyhow::Result<GuestsOptions> {
-        if let (false, Some(option)) = (wanted, self.first_given()) {
-            return Err(
-                UsageError(format!("--{option} is for the benchmark `guests` alone")).into(),
-            );
+        if let Some((option, of)) = self.first_astray(benches) {
+            let names: Vec<String> = of.iter().map(|bench| format!("`{bench}`")).collect();
+            let text = format!("--{option} is for {} alone", names.join(", "));
+            return Err(UsageError(text).into());
         }
-        let (usual_size, usual_time, usual_rounds) = if quick {
-            (QUICK_SIZE, QUICK_TIME, QUICK_ROUNDS)
+        let (usual_size, usual_rounds) = if quick {
+            (QUICK_SIZE, QUICK_ROUNDS)
         } else {
-            (SIZE, TIME, ROUNDS)
+            (SIZE, ROUNDS)
         };
         let size = size.unwrap_or(usual_size);
         let fleets = self.fleets()?;
-        if wanted {
+        if benches.contains(&Bench::Guests) {
             for fleet in &fleets {
-                fits(fleet, size, Machine::available())?;
+                let (name, wants) = match fleet {
+                    Chosen::Builtin(builtin) => (builtin.name(), size),
+                    Chosen::File(fleet) => (fleet.name.as_str(), fleet.wants()),
+                };
+                fits(name, wants, Machine::available())?;
             }
         }
+        let others = |bench: &&Bench| bench.runs_guests() && **bench != Bench::Guests;
+        for bench in benches.iter().filter(others) {
+            fits(bench.name(), size, Machine::available())?;
+        }
+        let (time, sample_time) = if quick {
+            (QUICK_TIME, QUICK_SAMPLE_TIME)
+        } else {
+            (TIME, SAMPLE_TIME)
+        };
         let two = || "2".parse().map_err(UsageError);
         Ok(GuestsOptions {
             fleets,
@@ -82,7 +98,8 @@ impl Args {
                 [] => vec![two()?],
                 given => given.to_vec(),
             },
-            time: self.time.unwrap_or(usual_time),
+            time: self.time.unwrap_or(time),
+            sample_time: self.time.unwrap_or(sample_time),
             rounds: rounds.unwrap_or(usual_rounds),
             size,
             profile: self.profile.unwrap_or_default(),
@@ -91,19 +108,21 @@ impl Args {
         })
     }
 
-    fn first_given(&self) -> Option<&'static str> {
+    /// The first option that is given and of none of `benches`, and of which it is.
+    fn first_astray(&self, benches: &[Bench]) -> Option<(&'static str, &'static [Bench])> {
+        const ALL: &[Bench] = &[Bench::Guests, Bench::Victims, Bench::Stalls, Bench::Sample];
+        const UNDER_PRESSURE: &[Bench] = &[Bench::Guests, Bench::Victims, Bench::Stalls];
         let given = [
-            ("fleet", !self.fleet.is_empty()),
-            ("overcommit", !self.overcommit.is_empty()),
-            ("time", self.time.is_some()),
-            ("profile", self.profile.is_some()),
-            ("set", !self.set.is_empty()),
-            ("no-inline", self.no_inline),
+            ("fleet", &[Bench::Guests][..], !self.fleet.is_empty()),
+            ("overcommit", UNDER_PRESSURE, !self.overcommit.is_empty()),
+            ("time", ALL, self.time.is_some()),
+            ("profile", ALL, self.profile.is_some()),
+            ("set", ALL, !self.set.is_empty()),
+            ("no-inline", ALL, self.no_inline),
         ];
-        given
-            .iter()
-            .find(|(_, given)| *given)
-            .map(|(name, _)| *name)
+        let mut given = given.into_iter().filter(|(_, _, given)| *given);
+        let astray = given.find(|(_, of, _)| !of.iter().any(|bench| benches.contains(bench)));
+        astray.map(|(option, of, _)| (option, of))
     }
 
     fn fleets(&self) -> anyhow::Result<Vec<Chosen>> {
@@ -129,15 +148,11 @@ impl Args {
     }
 }
 
-fn fits(fleet: &Chosen, size: Bytes, available: Bytes) -> Result<(), UsageError> {
-    let (name, wants) = match fleet {
-        Chosen::Builtin(builtin) => (builtin.name(), size),
-        Chosen::File(fleet) => (fleet.name.as_str(), fleet.wants()),
-    };
+fn fits(name: &str, wants: Bytes, available: Bytes) -> Result<(), UsageError> {
     let most = Bytes(available.0 / COPIES);
     if wants > most {
         return Err(UsageError(format!(
-            "the guests of fleet {name} want {wants}, which is too much: {available} of memory are free, of which \
+            "the guests of {name} want {wants}, which is too much: {available} of memory are free, of which \
              {COPIES} times as much is needed; allowed: up to {most}"
         )));
     }
@@ -150,10 +165,9 @@ mod tests {
 
     #[test]
     fn fleet_that_does_not_fit_is_refused_with_what_does() {
-        let text = Chosen::Builtin(Builtin::Text);
         let size = Bytes::from_mib(512);
-        assert!(fits(&text, size, Bytes::from_mib(1024)).is_ok());
-        let error = fits(&text, size, Bytes::from_mib(1000)).expect_err("too much");
+        assert!(fits("kv-text", size, Bytes::from_mib(1024)).is_ok());
+        let error = fits("kv-text", size, Bytes::from_mib(1000)).expect_err("too much");
         for part in ["kv-text", "512.0 MiB", "up to 500.0 MiB"] {
             assert!(error.0.contains(part), "{error}");
         }

@@ -1,0 +1,168 @@
+//! What guests do once their memory is filled, beside what the host counts in the same time.
+//!
+//! A guest tells its operations when it has ended, second by second; the host tells its counters while the guest runs, at
+//! moments that it chooses. While a guest fills its memory, and while it verifies it at the end, it faults but makes no
+//! operations. So of each guest the second half of its time counts, in whole seconds and without the last one, and counters
+//! are interpolated between the two looks around each end of that.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::time::Duration;
+
+use super::super::report::Report;
+use super::super::{BenchError, Setup};
+use super::{Part, ours};
+use crate::telemetry::{GuestReport, HostStatus, VmStatus};
+
+/// Counters of a VM.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub(super) struct Counts {
+    /// Faults that were answered, by the daemon or by the guest.
+    pub(super) faults: f64,
+    /// Those of them that the guest answered itself.
+    pub(super) inline: f64,
+    /// Microseconds in which threads had pages opened that were there.
+    pub(super) open_us: f64,
+    /// Microseconds in which the VM was stalled.
+    pub(super) stalled_us: f64,
+}
+
+impl Counts {
+    fn of(vm: &VmStatus) -> Self {
+        Self {
+            faults: vm.faults.served() as f64,
+            inline: vm.faults.inline as f64,
+            open_us: vm.stalls.open_us as f64,
+            stalled_us: vm.stalls.stalled_us as f64,
+        }
+    }
+
+    fn with(self, other: Self, of: impl Fn(f64, f64) -> f64) -> Self {
+        Self {
+            faults: of(self.faults, other.faults),
+            inline: of(self.inline, other.inline),
+            open_us: of(self.open_us, other.open_us),
+            stalled_us: of(self.stalled_us, other.stalled_us),
+        }
+    }
+
+    /// Both together.
+    pub(super) fn plus(self, other: Self) -> Self {
+        self.with(other, |one, two| one + two)
+    }
+}
+
+/// What one guest did.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub(super) struct Did {
+    pub(super) seconds: f64,
+    pub(super) operations: f64,
+    pub(super) counts: Counts,
+}
+
+/// Runs the fleet on a host of ours; what each guest did. `None` where one had not filled its memory in half of its time,
+/// or had too little of it, which a remark says.
+pub(super) fn run(
+    setup: &Setup<'_>,
+    part: &Part<'_>,
+    dir: &Path,
+    report: &Report,
+) -> Result<Option<Vec<Did>>, BenchError> {
+    let mut looks = BTreeMap::<String, Vec<(Duration, Counts)>>::new();
+    let ran = ours::run(setup, part, dir, |status: &HostStatus| {
+        for vm in &status.vms {
+            let look = (Duration::from_millis(vm.uptime_ms), Counts::of(vm));
+            looks.entry(vm.name.clone()).or_default().push(look);
+        }
+    })?;
+    let second_half = second_half(part.time);
+    let guests = part.fleet.guests.iter().zip(&ran.reports);
+    let did = guests.map(|(guest, said)| {
+        let looks = looks.get(&guest.name).map_or(&[][..], Vec::as_slice);
+        did(said, looks, second_half.clone())
+    });
+    let did: Option<Vec<Did>> = did.collect();
+    if did.is_none() {
+        report.remark(format!(
+            "not measured: {} at {}x, round {}: a guest had not filled its memory by half of its time, {:?}",
+            part.fleet.name, part.overcommit, part.round, part.time,
+        ));
+    }
+    Ok(did)
+}
+
+/// In whole seconds, without the last one.
+fn second_half(time: Duration) -> Range<u64> {
+    time.as_millis().div_ceil(2000) as u64..time.as_secs().saturating_sub(1)
+}
+
+fn did(said: &GuestReport, looks: &[(Duration, Counts)], seconds: Range<u64>) -> Option<Did> {
+    let is_filled = |at: f64| said.workloads.iter().all(|one| one.loading_seconds <= at);
+    if seconds.is_empty() || !is_filled(seconds.start as f64) {
+        return None;
+    }
+    let range = seconds.start as usize..seconds.end as usize;
+    let each = said.workloads.iter();
+    let operations = each.filter_map(|one| one.each_second.get(range.clone()));
+    let counts = |second| at(looks, Duration::from_secs(second));
+    let (before, after) = (counts(seconds.start)?, counts(seconds.end)?);
+    Some(Did {
+        seconds: (seconds.end - seconds.start) as f64,
+        operations: operations.flatten().copied().map(f64::from).sum(),
+        counts: after.with(before, |after, before| after - before),
+    })
+}
+
+/// What the counters were at some time after the power-on; `None` if nobody looked later.
+fn at(looks: &[(Duration, Counts)], time: Duration) -> Option<Counts> {
+    let later = looks.partition_point(|(at, _)| *at < time);
+    let (end, after) = *looks.get(later)?;
+    let (begin, before) = match later.checked_sub(1) {
+        Some(earlier) => looks[earlier],
+        None => (Duration::ZERO, Counts::default()),
+    };
+    let part = (time - begin).div_duration_f64((end - begin).max(Duration::from_nanos(1)));
+    Some(after.with(before, |after, before| {
+        (after - before).mul_add(part, before)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::WorkloadReport;
+
+    fn look(millis: u64, faults: f64) -> (Duration, Counts) {
+        let counts = Counts {
+            faults,
+            ..Counts::default()
+        };
+        (Duration::from_millis(millis), counts)
+    }
+
+    #[test]
+    fn faults_and_operations_are_of_the_same_seconds() {
+        assert_eq!(second_half(Duration::from_secs(8)), 4..7);
+        assert_eq!(second_half(Duration::from_millis(5100)), 3..4);
+        let workload = WorkloadReport {
+            loading_seconds: 1.5,
+            each_second: vec![900, 40, 5, 6, 900],
+            ..WorkloadReport::default()
+        };
+        let said = GuestReport {
+            workloads: vec![workload],
+            ..GuestReport::default()
+        };
+        // 100 a second until 2.5 s, from then on 20.
+        let looks = [look(500, 50.0), look(2500, 250.0), look(4500, 290.0)];
+        let seen = did(&said, &looks, 2..4).expect("it ran for long enough");
+        assert_eq!((seen.seconds, seen.operations), (2.0, 11.0));
+        assert!((seen.counts.faults - 80.0).abs() < 1e-9, "{seen:?}");
+        let first = did(&said, &looks, 2..3).expect("it ran for long enough");
+        assert!((first.counts.faults - 60.0).abs() < 1e-9, "{first:?}");
+        assert_eq!(did(&said, &looks, 1..4), None, "memory is not filled");
+        assert_eq!(did(&said, &looks, 3..5), None, "nobody looked after 5 s");
+        assert_eq!(did(&said, &looks, 3..3), None, "no time at all");
+    }
+}
