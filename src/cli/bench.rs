@@ -58,7 +58,7 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
 
-    /// 32M and 2 rounds, of fleets 320M, 2 rounds and 5 s (sample: 12 s), unless told otherwise.
+    /// 32M and 2 rounds, of fleets 320M, 2 rounds and 5 s (sample: 16 s), unless told otherwise.
     #[arg(long)]
     quick: bool,
 

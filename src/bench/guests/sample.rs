@@ -2,8 +2,8 @@
 //!
 //! Sampling takes less than a guest's speed differs from one run to the next. So it is switched off and on while one guest
 //! runs, without pressure, for a few seconds each, and what the guest got done is compared within its life. Pages are
-//! marked when a period begins, so what is compared are whole numbers of periods. The host is not asked for its state
-//! meanwhile: who looks has page tables walked as well.
+//! marked when a period begins, so what is compared are whole numbers of periods. The host is asked for its state only once,
+//! at the start: who looks has page tables walked as well for ten seconds.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -21,8 +21,9 @@ const NO_PRESSURE: Overcommit = Overcommit(50);
 const PERIOD: u64 = 2;
 /// Seconds for which sampling is on or off: whole periods.
 const SLICE: u64 = 2 * PERIOD;
-/// Seconds until a guest has filled its memory, at least.
-const FILLING: u64 = 4;
+/// Seconds until a guest has filled its memory, at least; sampling is first on a slice later, when the one look at the
+/// host's state is forgotten.
+const FILLING: u64 = 8;
 /// The part of the size that the guest wants, as one of the four of a fleet.
 const PART: u64 = 4;
 const OFF: &str = "off";
@@ -126,14 +127,14 @@ mod tests {
 
     #[test]
     fn slices_alternate_and_only_pairs_of_them_count() {
-        let on: String = (0..24)
+        let on: String = (0..28)
             .map(|second| match is_on(second) {
                 None => '-',
                 Some(true) => '1',
                 Some(false) => '0',
             })
             .collect();
-        assert_eq!(on, "----00001111111100000000");
+        assert_eq!(on, "--------00001111111100000000");
         let said = |each_second: Vec<u32>| GuestReport {
             workloads: vec![WorkloadReport {
                 loading_seconds: 1.0,
@@ -142,11 +143,11 @@ mod tests {
             }],
             ..GuestReport::default()
         };
-        let mut seconds = vec![1; 4];
+        let mut seconds = vec![1; 8];
         seconds.extend([10; 4]);
         seconds.extend([8; 4]);
         assert_eq!(means(&said(seconds.clone())), Some((8.0, 10.0)));
-        assert_eq!(means(&said(seconds[..11].to_vec())), None);
+        assert_eq!(means(&said(seconds[..15].to_vec())), None);
         // The third slice has no partner yet.
         seconds.extend([80; 4]);
         assert_eq!(means(&said(seconds.clone())), Some((8.0, 10.0)));

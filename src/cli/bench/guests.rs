@@ -17,8 +17,8 @@ const QUICK_SIZE: Bytes = Bytes::from_mib(320);
 const TIME: Duration = Duration::from_secs(20);
 const QUICK_TIME: Duration = Duration::from_secs(5);
 /// The same of `sample`, which has sampling on and off for four seconds each.
-const SAMPLE_TIME: Duration = Duration::from_secs(36);
-const QUICK_SAMPLE_TIME: Duration = Duration::from_secs(12);
+const SAMPLE_TIME: Duration = Duration::from_secs(40);
+const QUICK_SAMPLE_TIME: Duration = Duration::from_secs(16);
 const ROUNDS: u32 = 3;
 const QUICK_ROUNDS: u32 = 2;
 /// A fleet's memory is there at most twice at a time: in use, and in swap or in files.
@@ -36,7 +36,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_delimiter = ',')]
     overcommit: Vec<Overcommit>,
 
-    /// How long guests run [default: 20s; sample 36s].
+    /// How long guests run [default: 20s; sample 40s].
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     time: Option<Duration>,
 
