@@ -448,6 +448,11 @@ fn stalls_and_sampling_are_measured_on_real_guests() {
     let takes = of_guests(&entries, case, "what sampling takes");
     let part = 100.0 - operations.ours / operations.peer_value.expect("measured") * 100.0;
     assert!((takes.ours - part).abs() < 1e-6, "{takes:?} {operations:?}");
+    let waited = of_guests(&entries, case, "threads wait for closed pages");
+    assert!(
+        (0.0..50.0).contains(&waited.ours) && waited.ours > 0.0,
+        "{waited:?}"
+    );
 }
 
 #[test]

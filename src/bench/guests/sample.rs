@@ -2,8 +2,10 @@
 //!
 //! Sampling takes less than a guest's speed differs from one run to the next. So it is switched off and on while one guest
 //! runs, without pressure, for a few seconds each, and what the guest got done is compared within its life. Pages are
-//! marked when a period begins, so what is compared are whole numbers of periods. The host is asked for its state only once,
-//! at the start: who looks has page tables walked as well for ten seconds.
+//! marked when a period begins, so what is compared are whole numbers of periods. Nothing is shared, because that closes pages
+//! too: so all time for which threads wait for closed pages is due to sampling. That time is shown beside it: it leaves out
+//! the way into the kernel and back, but differs less from run to run. The host is asked for its state only at the start and
+//! at the end: who looks has page tables walked as well for ten seconds.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,7 +24,7 @@ const PERIOD: u64 = 2;
 /// Seconds for which sampling is on or off: whole periods.
 const SLICE: u64 = 2 * PERIOD;
 /// Seconds until a guest has filled its memory, at least; sampling is first on a slice later, when the one look at the
-/// host's state is forgotten.
+/// host's state at the start is forgotten.
 const FILLING: u64 = 8;
 /// The part of the size that the guest wants, as one of the four of a fleet.
 const PART: u64 = 4;
@@ -34,14 +36,16 @@ pub(in super::super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), Be
     let wants = Bytes(options.size.0 / PART).pages().bytes();
     let fleet = fleet::stores("zipf", 1, wants, "0.99");
     let mut settings = options.settings.clone();
-    settings.push((Key::SamplePeriod, "0".to_owned()));
+    for key in [Key::SamplePeriod, Key::ShareRateMax] {
+        settings.push((key, "0".to_owned()));
+    }
     for round in 1..=options.rounds {
         let part = Part {
             settings: &settings,
             time: options.sample_time,
             ..Part::of_ours(setup, Bench::Sample, (&fleet, NO_PRESSURE), round)
         };
-        let said = switched(setup, &part, &dir)?;
+        let (said, waited) = switched(setup, &part, &dir)?;
         let Some((on, off)) = said.first().and_then(means) else {
             report.remark(format!(
                 "not measured: round {round}: --time {:?} has no room for {FILLING} s to fill memory, then {SLICE} s with \
@@ -56,6 +60,9 @@ pub(in super::super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), Be
         report.peer(&case, OFF, off);
         let case = Case::less(Bench::Sample, &on_what, "what sampling takes", "%");
         report.ours(&case, (1.0 - on / off) * 100.0);
+        let metric = "threads wait for closed pages";
+        let case = Case::less(Bench::Sample, &on_what, metric, "% of the time");
+        report.ours(&case, waited * 100.0);
     }
     Ok(())
 }
@@ -67,13 +74,15 @@ fn is_on(second: u64) -> Option<bool> {
     Some(matches!(slice % 4, 1 | 2))
 }
 
-/// Runs the guest while sampling is switched on and off; what it reported.
+/// Runs the guest while sampling is switched on and off; what it reported, and for which part of the time that it was
+/// sampled threads waited for closed pages.
 fn switched(
     setup: &Setup<'_>,
     part: &Part<'_>,
     dir: &Path,
-) -> Result<Vec<GuestReport>, BenchError> {
-    let (mut began, mut is_sampled) = (None, false);
+) -> Result<(Vec<GuestReport>, f64), BenchError> {
+    let (mut began, mut is_sampled, mut waited) = (None, false, None);
+    let last = part.time.as_secs().saturating_sub(1);
     let (reports, _) = ours::serve(setup, part, dir, |client, _| {
         let Some(began) = began else {
             let status = client.status()?;
@@ -84,7 +93,12 @@ fn switched(
             began = uptime.and_then(|uptime| Instant::now().checked_sub(uptime));
             return Ok(());
         };
-        let wanted = is_on(began.elapsed().as_secs()).unwrap_or(false);
+        let second = began.elapsed().as_secs();
+        if second >= last && waited.is_none() {
+            let status = client.status()?;
+            waited = status.vms.first().map(|vm| vm.stalls.open_us as f64);
+        }
+        let wanted = is_on(second).unwrap_or(false);
         if wanted != is_sampled {
             let period = if wanted { PERIOD } else { 0 };
             client.set_setting(Key::SamplePeriod, &period.to_string())?;
@@ -92,7 +106,9 @@ fn switched(
         }
         Ok(())
     })?;
-    Ok(reports)
+    let sampled = (0..last).filter(|second| is_on(*second) == Some(true));
+    let sampled = sampled.count().max(1) as f64;
+    Ok((reports, waited.unwrap_or(0.0) / (sampled * 1e6)))
 }
 
 /// Operations a second with sampling and without, of as many slices each; `None` if there was no time for one of each.
