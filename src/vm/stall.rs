@@ -272,9 +272,11 @@ impl Stalls {
     /// The time in which at least one thread stood still, and by when: `now`, or later, where something was noted since.
     #[must_use]
     pub fn stood_still(&self, now: Instant) -> (Duration, Instant) {
-        let mut state = self.state();
-        state.advance(now);
-        (state.any, state.at)
+        let state = self.state();
+        let since = now.saturating_duration_since(state.at);
+        let is_stalled = state.standing.0.iter().any(|threads| *threads > 0);
+        let more = if is_stalled { since } else { Duration::ZERO };
+        (state.any + more, state.at + since)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

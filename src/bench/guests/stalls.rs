@@ -115,18 +115,20 @@ impl Sums {
     }
 }
 
-// As strong as those of the table itself.
 impl Words for Sums {
     fn load(&self, at: u32) -> u32 {
+        // Acquire, as of the table itself: it is its cost that is measured.
         self.at(at).load(Ordering::Acquire)
     }
 
     fn store(&self, at: u32, word: u32) {
+        // Release, as of the table itself.
         self.at(at).store(word, Ordering::Release);
     }
 
     fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
         let word = self.at(at);
+        // AcqRel and Acquire, as of the table itself.
         word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
     }
 }
