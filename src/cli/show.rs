@@ -43,7 +43,7 @@ pub(super) fn vm(vm: &VmStatus) -> String {
     }
     row("granted", &sized(vm.granted_pages));
     row("consumed", &sized(vm.consumed_pages));
-    row("zip cache", &sized(vm.zip_pages));
+    row("zip cache", &zip(vm));
     row("credits", &sized(vm.credit_pages));
     row("kernel says", &sized(vm.kernel_pages));
     row("allocation", &allocation(vm));
@@ -122,6 +122,19 @@ fn guest(vm: &VmStatus) -> String {
         said(guest.swap_out_bytes),
         (guest.oom_kills).map_or("?".to_owned(), |kills| kills.to_string()),
     )
+}
+
+fn zip(vm: &VmStatus) -> String {
+    let zip = &vm.zip;
+    let (limit, cap) = (zip.limit_pages.bytes(), zip.cap_pages.bytes());
+    let mut text = format!("{}, limit {limit} of {cap}", sized(vm.zip_pages));
+    if zip.oldest_save_us > 0 || zip.ram_saves_us > 0 {
+        text += &format!(
+            ": a MiB of its oldest saves {} us/s, of RAM {} us/s",
+            zip.oldest_save_us, zip.ram_saves_us
+        );
+    }
+    text
 }
 
 fn swap(vm: &VmStatus) -> String {
@@ -233,6 +246,7 @@ mod tests {
         for part in [
             "  resident   70.0 MiB (17920 pages)",
             "target 110.0 MiB set by the policy, max 166.0 MiB, agent connected",
+            "(1280 pages), limit 12.0 MiB of 64.0 MiB: a MiB of its oldest saves 4 us/s, of RAM 920 us/s",
             "p50 11 us, p99 240 us",
             "2000 compressed, 1000 swapped; 900 incompressible, 100 spilled",
             "mappings     120 of 8000",

@@ -17,6 +17,8 @@
 //! * The cache has a cap. When it is reached, the oldest entries go to swap. An entry leaves the cache
 //!   when its guest touches it, so the order of arrival is the order of last use. A cap that falls
 //!   below what the cache has is brought about in the same way, a few pages at a time.
+//! * It may also have a *limit* below that, when its oldest pages save less than their memory would elsewhere
+//!   ([`Worth`]). A cache above its limit still takes pages; the worker moves its oldest on, if the swap file takes them.
 //!
 //! The caller gives a 32-bit checksum of the page with it; length and checksum live in a table beside
 //! the arena, so that two payloads of 2048 bytes fill a page exactly. A stray write into the arena
@@ -32,9 +34,13 @@
 
 mod arena;
 mod compressor;
+mod ghosts;
+mod worth;
 mod zip_cache;
 
 #[cfg(test)]
 pub(crate) use compressor::samples;
 pub use compressor::{Compressor, MAX_PAYLOAD};
-pub use zip_cache::{StoreRefused, ZipCache, ZipError};
+pub use ghosts::Ghosts;
+pub use worth::{Refills, Saves, Seen, Worth};
+pub use zip_cache::{Edge, StoreRefused, ZipCache, ZipError};

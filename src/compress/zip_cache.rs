@@ -61,6 +61,22 @@ struct Entry {
     birth: u64,
 }
 
+/// The oldest of the stored pages, about one in [`EDGE`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Edge {
+    /// How many there are.
+    pub pages: Pages,
+    /// The bytes of their payloads.
+    pub bytes: u64,
+    /// How many that belonged to it were brought back since the cache was made.
+    pub wanted: u64,
+}
+
+/// Which part of the stored pages is the edge.
+const EDGE: u64 = 4;
+/// How many pages the edge may grow by when one is stored: it keeps up, and no store takes long.
+const EDGE_STEP: usize = 2;
+
 /// So many pages are punched one after the other more cheaply if none is mapped.
 const FORGET: u32 = 8;
 
@@ -72,9 +88,13 @@ pub struct ZipCache {
     arena: Arena<Entry>,
     by_age: BTreeMap<u64, SlotId>,
     births: u64,
+    /// Those that were born before `edge_end`.
+    edge: Edge,
+    edge_end: u64,
     bytes_stored: u64,
     most_pages: u32,
     cap: u32,
+    limit: Option<u32>,
 }
 
 impl ZipCache {
@@ -96,9 +116,12 @@ impl ZipCache {
             arena,
             by_age: BTreeMap::new(),
             births: 0,
+            edge: Edge::default(),
+            edge_end: 0,
             bytes_stored: 0,
             most_pages: max_pages,
             cap: max_pages,
+            limit: None,
         })
     }
 
@@ -134,7 +157,20 @@ impl ZipCache {
         self.file.write(place.page, place.at, payload);
         self.by_age.insert(birth, slot);
         self.bytes_stored += payload.len() as u64;
+        self.follow_edge();
         Ok(slot)
+    }
+
+    /// Takes the next pages into the edge, if that has become small. One that is too large shrinks as its pages leave.
+    fn follow_edge(&mut self) {
+        let missing = (self.stored().0 / EDGE).saturating_sub(self.edge.pages.0);
+        let steps = EDGE_STEP.min(usize::try_from(missing).unwrap_or(EDGE_STEP));
+        for (&birth, &slot) in self.by_age.range(self.edge_end..).take(steps) {
+            let (_, place) = self.arena.get(slot).expect("a slot with an age is in use");
+            self.edge.pages.0 += 1;
+            self.edge.bytes += u64::from(place.len);
+            self.edge_end = birth + 1;
+        }
     }
 
     fn make_way(&mut self, class: Class, len: u16, may_grow: bool) -> Result<(), StoreRefused> {
@@ -225,6 +261,24 @@ impl ZipCache {
         let (entry, len) = freed.expect("a slot is freed by the one page table entry it has");
         self.by_age.remove(&entry.birth);
         self.bytes_stored -= u64::from(len);
+        if entry.birth < self.edge_end {
+            self.edge.pages.0 -= 1;
+            self.edge.bytes -= u64::from(len);
+        }
+    }
+
+    /// Notes that a stored page is wanted by its guest, which is to be freed next.
+    pub fn note_wanted(&mut self, slot: SlotId) {
+        let entry = self.arena.get(slot).map(|(entry, _)| entry);
+        if entry.is_some_and(|entry| entry.birth < self.edge_end) {
+            self.edge.wanted += 1;
+        }
+    }
+
+    /// The oldest of the stored pages.
+    #[must_use]
+    pub const fn edge(&self) -> Edge {
+        self.edge
     }
 
     /// Arena pages that have memory and hold nothing.
@@ -284,10 +338,22 @@ impl ZipCache {
         self.cap = max_pages.min(self.most_pages);
     }
 
-    /// Whether it has more arena pages than it may have since the cap was lowered.
+    /// Changes the number of arena pages above which its oldest are to move on, within the cap; `None`: that is the cap.
+    /// Pages are stored up to the cap all the same.
+    pub const fn set_limit(&mut self, pages: Option<u32>) {
+        self.limit = pages;
+    }
+
+    /// See [`set_limit`](Self::set_limit).
     #[must_use]
-    pub fn is_above_cap(&self) -> bool {
-        self.pages_used() > self.cap
+    pub const fn limit(&self) -> Option<u32> {
+        self.limit
+    }
+
+    /// Whether it has more arena pages than its limit or its cap allows.
+    #[must_use]
+    pub fn is_above_limit(&self) -> bool {
+        self.pages_used() > self.limit.map_or(self.cap, |limit| limit.min(self.cap))
     }
 
     /// The stored pages in the order of arrival, which is that of eviction.
@@ -421,19 +487,36 @@ mod tests {
     fn cap_lowered_keeps_pages_and_refuses_growth() {
         let mut cache = cache(4);
         let slot = store(&mut cache, 0, &PageBuf::zeroed()).unwrap();
-        assert!(!cache.is_above_cap());
+        assert!(!cache.is_above_limit());
         cache.set_max_pages(0);
-        assert!(cache.is_above_cap());
+        assert!(cache.is_above_limit());
         assert_eq!(cache.pages_used(), 1);
         let refused = cache.store(Gfn(1), &[0; 2048], 0, true);
         assert_eq!(refused, Err(StoreRefused::Full { pages: 1, cap: 0 }));
         assert_eq!(cache.oldest(), Some((Gfn(0), slot)));
         cache.free(slot);
-        assert!(cache.is_above_cap(), "its memory is still there");
+        assert!(cache.is_above_limit(), "its memory is still there");
         assert_eq!(cache.give_back(), 1);
-        assert!(!cache.is_above_cap());
+        assert!(!cache.is_above_limit());
         cache.set_max_pages(u32::MAX);
         assert_eq!(cache.max_pages(), 4);
+    }
+
+    #[test]
+    fn limit_refuses_no_page_and_is_no_more_than_the_cap() {
+        let mut cache = cache(4);
+        cache.set_limit(Some(1));
+        for gfn in 0..4 {
+            cache.store(Gfn(gfn), &[1; 2048], 0, true).unwrap();
+        }
+        assert!(cache.is_above_limit());
+        cache.set_limit(Some(2));
+        assert!(!cache.is_above_limit());
+        cache.set_max_pages(1);
+        assert!(cache.is_above_limit());
+        cache.set_max_pages(4);
+        cache.set_limit(None);
+        assert!(!cache.is_above_limit());
     }
 
     #[test]
@@ -486,6 +569,35 @@ mod tests {
         cache.free(slot);
         let error = cache.load(slot, &mut PageBuf::zeroed());
         assert_eq!(error, Err(ZipError::NotStored { slot }));
+    }
+
+    #[test]
+    fn edge_is_the_oldest_quarter_and_counts_what_is_wanted_of_it() {
+        let mut cache = cache(16);
+        let mut store = |gfn| cache.store(Gfn(gfn), &[1; 100], 0, true).unwrap();
+        let slots: Vec<SlotId> = (0..40).map(&mut store).collect();
+        let edge = |pages: u64, wanted| Edge {
+            pages: Pages(pages),
+            bytes: 100 * pages,
+            wanted,
+        };
+        assert_eq!(cache.edge(), edge(10, 0));
+        [slots[3], slots[9], slots[10], slots[39]].map(|slot| {
+            cache.note_wanted(slot);
+            cache.free(slot);
+        });
+        assert_eq!(cache.edge(), edge(8, 2));
+        // What is freed otherwise does not count, and the edge grows again when something is stored.
+        cache.free(slots[0]);
+        assert_eq!(cache.edge(), edge(7, 2));
+        for gfn in 40..42 {
+            cache.store(Gfn(gfn), &[1; 100], 0, true).unwrap();
+        }
+        assert_eq!(cache.edge(), edge(9, 2));
+        cache.note_wanted(slots[11]);
+        assert_eq!(cache.edge(), edge(9, 3), "the next after those that left");
+        cache.note_wanted(slots[13]);
+        assert_eq!(cache.edge(), edge(9, 3));
     }
 
     #[derive(Clone, Debug)]
@@ -572,6 +684,9 @@ mod tests {
             prop_assert_eq!(cache.stored(), Pages(model.len() as u64));
             let bytes: usize = model.iter().map(|(.., len)| len).sum();
             prop_assert_eq!(cache.bytes_stored(), Bytes(bytes as u64));
+            let edge = cache.edge();
+            let oldest = model.iter().take(edge.pages.0 as usize);
+            prop_assert_eq!(edge.bytes, oldest.map(|(.., len)| *len as u64).sum::<u64>());
         }
     }
 }

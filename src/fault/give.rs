@@ -140,7 +140,7 @@ fn place<'a>(
         if matches!(home, Home::Compressed(_) | Home::Swapped(_)) {
             page.set_refilled();
         }
-        vm.release(home);
+        vm.release_wanted(gfn, home);
         counter.one();
     }
     // Where its thread must map it, it is open when that is confirmed.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::averages::Averages;
 use super::balance::Balance;
+use super::caches;
 use super::configuration::Configuration;
 use super::member::Member;
 use super::members::Members;
@@ -150,7 +151,8 @@ impl Governor {
             self.apply_settings(member, &settings, members.len());
             watch_balloon(member, now);
             // Its shares are of intervals, whether anybody looks at them or not.
-            let _ = member.stalled();
+            let stalled = member.stalled();
+            caches::apply(member, &settings, &stalled, now);
         }
         self.note_overcommit(&members, now);
         let asked = (self.state(), self.configuration.revision());
@@ -195,7 +197,6 @@ impl Governor {
                 second_chance: settings.second_chance,
             }
         });
-        set_zip_max(member, zip_max(member, settings));
         let pages = member.vm.params.pages;
         member.set_balloon_max(vm_settings::balloon_max(pages, &own, settings));
         self.move_domain(member, &own);
@@ -291,29 +292,6 @@ fn watch_balloon(member: &Member, now: Instant) {
     } else if changed == Some(true) {
         tracing::debug!(vm, "its balloon is waited for");
     }
-}
-
-fn set_zip_max(member: &Member, pages: u32) {
-    let mut zip = member.vm.zip.lock();
-    if zip.max_pages() != pages {
-        zip.set_max_pages(pages);
-    }
-    let above = zip.is_above_cap();
-    drop(zip);
-    if above {
-        member.worker.suggest(Job::Wake);
-    }
-}
-
-/// The most pages of a VM's compression cache: a part of its size (`Mem.MemZipMaxPct`) and of what it
-/// holds (`Mem.MemZipMaxAllocPct`).
-fn zip_max(member: &Member, settings: &HostSettings) -> u32 {
-    let size = u64::from(member.vm.params.pages);
-    let vm = &member.vm;
-    let held = vm.held().0 + u64::from(vm.zip.lock().pages_used());
-    let by_size = size * u64::from(settings.mem_zip_max_pct) / 100;
-    let by_held = held * u64::from(settings.mem_zip_max_alloc_pct) / 100;
-    u32::try_from(by_size.min(by_held)).unwrap_or(u32::MAX)
 }
 
 fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {

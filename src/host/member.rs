@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::vm_settings::Layered;
 use crate::balloon::{AgentProgress, BalloonCounters, Doorbell, GuestStats, Relief};
+use crate::compress::Worth;
 use crate::engine::{Link, Ram};
 use crate::page::Home;
 use crate::reclaim::WorkerHandle;
@@ -31,6 +32,8 @@ pub(super) struct Member {
     pub(super) layered: Mutex<Layered>,
     /// The sharing domain it is in, or on its way to.
     pub(super) domain: Mutex<Domain>,
+    /// How much of its compression cache is worth its memory.
+    pub(super) worth: Mutex<Worth>,
 }
 
 /// The host's side of a VM's balloon.
@@ -162,6 +165,11 @@ impl Member {
     /// Notes its sharing domain.
     pub(super) fn set_domain(&self, domain: Domain) {
         *lock(&self.domain) = domain;
+    }
+
+    /// How much of its compression cache is worth its memory.
+    pub(super) fn worth(&self) -> MutexGuard<'_, Worth> {
+        lock(&self.worth)
     }
 
     /// Ends the VM: its guest is told why, its session thread does the rest.

@@ -32,6 +32,7 @@ mod averages;
 mod balance;
 mod balloon;
 mod bare;
+mod caches;
 mod capability;
 mod configuration;
 mod daemon;

@@ -150,6 +150,7 @@ impl<'a> Running<'a> {
             balloon: BalloonLine::new(1, Pages(0), bell),
             layered: Mutex::new(admitted.layered),
             domain: Mutex::new(Domain::Common),
+            worth: Mutex::default(),
         });
         rig.members.add(Arc::clone(&member));
         Self {

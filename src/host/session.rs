@@ -312,6 +312,7 @@ impl Powered {
             balloon: BalloonLine::new(self.token, balloon_max, self.doorbell),
             layered: Mutex::new(layered),
             domain: Mutex::new(domain),
+            worth: Mutex::default(),
         });
         host.members.add(Arc::clone(&member));
         log_power_on(&member, tracks_writes);

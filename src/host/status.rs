@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::caches;
 use super::daemon::Host;
 use super::member::Member;
 use super::snapshot::sharing_saved;
@@ -100,6 +101,7 @@ impl Host {
             ),
             consumed_pages: Pages(consumed).saturating_sub(sharing_saved(member)),
             zip_pages,
+            zip: caches::status(member),
             credit_pages: Pages(credits),
             kernel_pages: Pages(ram.0 + zip_allocated.0),
             allocation: allocation(member),

@@ -132,19 +132,26 @@ fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRef
     stored
 }
 
-/// Brings a cache that is above its cap, because that has fallen, down to it: moves up to `limit` of
-/// its oldest pages to the swap file, at most one cluster. How many moved; none when the cache is
-/// within its cap, or when the swap file takes nothing.
+/// Brings a cache that is above its cap or its limit, because that has fallen or it has grown, down to it: moves up to
+/// `most` of its oldest pages to the swap file, a cluster at a time. How many moved; none when the cache is
+/// within both, or when the swap file takes nothing.
 ///
 /// A page that moves frees an arena page only with the last other one that touches it, so a step may
 /// free none. The pages of one arena page came at about the same time: a few steps free most of what
 /// they moved.
-pub(super) fn trim_cache(vm: &Vm, limit: u32) -> Pages {
-    vm.give_back_emptied();
-    if !vm.zip.lock().is_above_cap() {
-        return Pages(0);
+pub(super) fn trim_cache(vm: &Vm, most: usize) -> Pages {
+    let mut moved = 0;
+    while moved < most {
+        vm.give_back_emptied();
+        if !vm.zip.lock().is_above_limit() {
+            break;
+        }
+        match spill(vm, most - moved).0 {
+            0 => break,
+            pages => moved += usize::try_from(pages).unwrap_or(SPILL),
+        }
     }
-    spill(vm, limit as usize)
+    Pages(moved as u64)
 }
 
 /// Moves up to `want` of the oldest pages of the cache to the swap file, decompressed, as ESX does, at
@@ -168,9 +175,17 @@ pub(super) fn spill(vm: &Vm, want: usize) -> Pages {
             pages.push((page, slot));
         }
     }
+    let (stored, limit) = {
+        let zip = vm.zip.lock();
+        (zip.stored(), zip.limit())
+    };
     let mut spilled = 0;
     for ((page, old), new) in pages.into_iter().zip(cluster.write(vm)) {
         if let Some(slot) = new {
+            // Before anybody can bring it back.
+            if limit.is_some() {
+                vm.ghosts.note(page.gfn(), stored);
+            }
             page.set_home(Home::Swapped(slot));
             vm.release_zip(old);
             spilled += 1;

@@ -1,4 +1,4 @@
-//! What settings that change ask of a VM's stores: a cache whose cap has fallen shrinks, a swap file
+//! What settings that change ask of a VM's stores: a cache that is above its cap or its limit shrinks, a swap file
 //! moves to another directory, disk space behind its end is given back.
 //!
 //! All of it is done by the worker, because only it writes to the stores, and in small steps, because
@@ -12,7 +12,7 @@ use crate::units::Pages;
 use crate::vm::Vm;
 
 /// Pages that one step moves from the cache or copies to another swap file.
-const STEP: u32 = 64;
+const STEP: u16 = 64;
 /// How long to wait when the swap file takes nothing, or somebody still reads from the old one.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -32,9 +32,9 @@ impl Stores {
         if self.due.is_some_and(|due| now < due) {
             return;
         }
-        let trimmed = trim_cache(vm, STEP);
-        let waits = trimmed == Pages(0) && vm.zip.lock().is_above_cap();
-        let copying = match vm.swap.step_move(STEP) {
+        let trimmed = trim_cache(vm, STEP.into());
+        let waits = trimmed == Pages(0) && vm.zip.lock().is_above_limit();
+        let copying = match vm.swap.step_move(STEP.into()) {
             Ok(Progress::Moving { left }) => Some(left),
             Ok(Progress::Done) => {
                 let dir = vm.swap.dir();

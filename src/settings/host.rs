@@ -121,6 +121,8 @@ pub struct HostSettings {
     pub evict_round: Pages,
     /// `Memvisor.BalloonTakes`: whether balloons take free pages of their guests only.
     pub balloon_takes_free_only: bool,
+    /// `Memvisor.CacheKeeps`: whether compression caches keep only what is worth its memory.
+    pub cache_keeps_paying: bool,
     /// `Memvisor.FaultsWait`: whether faults wait for reclaim before the state is low.
     pub faults_wait_early: bool,
     /// `Memvisor.ScanAtRest`, in percent.
@@ -174,6 +176,7 @@ impl HostSettings {
             headroom: whole(Key::Headroom),
             evict_round: Pages(whole(Key::EvictRound).into()),
             balloon_takes_free_only: value(Key::BalloonTakes) == Value::Choice("free"),
+            cache_keeps_paying: value(Key::CacheKeeps) == Value::Choice("paying"),
             faults_wait_early: value(Key::FaultsWait) == Value::Choice("hard"),
             scan_at_rest: whole(Key::ScanAtRest),
             second_chance: value(Key::Victims) == Value::Choice("second-chance"),
@@ -232,6 +235,7 @@ mod tests {
             headroom: 10,
             evict_round: Pages(4096),
             balloon_takes_free_only: false,
+            cache_keeps_paying: false,
             faults_wait_early: false,
             scan_at_rest: 100,
             second_chance: false,
@@ -257,12 +261,13 @@ mod tests {
     }
 
     #[test]
-    fn profile_throughput_is_lab_but_for_six_settings() {
+    fn profile_throughput_is_lab_but_for_seven_settings() {
         let throughput = HostSettings::profile(Profile::Throughput);
         let expected = HostSettings {
             mem_zip_max_pct: 50,
             mem_zip_max_alloc_pct: 80,
             balloon_takes_free_only: true,
+            cache_keeps_paying: true,
             faults_wait_early: true,
             scan_at_rest: 5,
             second_chance: true,

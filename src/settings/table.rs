@@ -26,6 +26,7 @@ pub enum Key {
     Headroom,
     EvictRound,
     BalloonTakes,
+    CacheKeeps,
     FaultsWait,
     ScanAtRest,
     Victims,
@@ -66,7 +67,7 @@ const fn millis(millis: u64) -> Value {
 
 /// All host settings, in the order of [`Key`]. Names, defaults and ranges of `Mem.` are those of
 /// ESXi 6 and later, as its advanced options tell them.
-pub const TABLE: [Spec; 22] = [
+pub const TABLE: [Spec; 23] = [
     Spec {
         key: Key::ShareScanTime,
         name: "Mem.ShareScanTime",
@@ -284,6 +285,18 @@ pub const TABLE: [Spec; 22] = [
         effect: "what balloons take. all: as much as memory is to be had, whatever the guest must page \
                  out for it; free: no more than the guest has free, by its own statistics",
         deviation: "no setting in ESX, whose balloons take all",
+    },
+    Spec {
+        key: Key::CacheKeeps,
+        name: "Memvisor.CacheKeeps",
+        group: "compression",
+        kind: Kind::Choice(&["all", "paying"]),
+        lab: Value::Choice("all"),
+        esx: Value::Choice("all"),
+        throughput: Some(Value::Choice("paying")),
+        effect: "which pages a compression cache keeps. all: those that its cap has room for; paying: of these, those \
+                 whose memory would save no more time as RAM of the VM",
+        deviation: "no setting in ESX, where a cache keeps all",
     },
     Spec {
         key: Key::FaultsWait,

@@ -8,7 +8,7 @@ use super::scenario::{self, KINDS, RESERVE, SWAP, ZIP, alone};
 use super::worker::PAUSE;
 use super::{Countdown, Guest, Host, Op, Spec, View};
 use crate::balloon;
-use crate::compress::{ZipError, samples};
+use crate::compress::{ZipCache, ZipError, samples};
 use crate::engine::{EngineError, EngineKind, Reply};
 use crate::fault::{Access, FaultError, Outcome, complete, resolve};
 use crate::page::{Home, Urgency};
@@ -91,36 +91,43 @@ fn damaged_zip_slot_is_not_spilled_as_if_it_were_whole() {
     });
 }
 
-/// The cap falls while the cache is full: its oldest pages move on to swap, and the memory is really given back.
+/// The cap or the limit falls while the cache is full: its oldest pages move on to swap, and the memory is really given
+/// back.
 #[test]
-fn lowered_cap_trims_the_oldest_pages_of_the_cache() {
+fn lowered_cap_or_limit_trims_the_oldest_pages_of_the_cache() {
+    let limit = |zip: &mut ZipCache, pages| zip.set_limit(Some(pages));
+    let lowered: [(fn(&mut ZipCache, u32), u64); 2] = [(ZipCache::set_max_pages, 0), (limit, 32)];
     let spec = |kind| Spec {
         zip_pages: PAGES / 2,
         ..spec(kind)
     };
-    scenario::each(KINDS.map(spec), |host, guest| {
-        (0..PAGES).for_each(|gfn| guest.write(gfn, half(gfn)));
-        // One at a time: the order of arrival is theirs.
-        (0..PAGES).for_each(|_| assert_eq!(guest.evict(1), 1));
-        let zip = &guest.vm.zip;
-        let by_age: Vec<Gfn> = zip.lock().by_age().map(|(gfn, _)| gfn).collect();
-        assert_eq!((by_age.len(), zip.lock().pages_used()), (64, 32));
-        let used = host.budget.used().0;
-        guest.disk.set_failing(Some(Errno::ENOSPC));
-        zip.lock().set_max_pages(16);
-        guest.worker.wait(PAUSE);
-        assert_eq!(guest.vm.stats.spilled.get(), 0);
-        host.check(&[guest]);
-        guest.disk.set_failing(None);
-        guest.worker.wait(PAUSE);
-        assert_eq!(guest.vm.stats.spilled.get(), 32);
-        assert_eq!(guest.vm.zip.lock().pages_used(), 16);
-        assert_eq!(host.budget.used().0, used - 16);
-        for (at, gfn) in by_age.iter().enumerate() {
-            let is_swapped = matches!(guest.home(gfn.0), Home::Swapped(_));
-            assert_eq!(is_swapped, at < 32, "the oldest go first");
-        }
-    });
+    for (lower, ghosts) in lowered {
+        scenario::each(KINDS.map(spec), |host, guest| {
+            (0..PAGES).for_each(|gfn| guest.write(gfn, half(gfn)));
+            // One at a time: the order of arrival is theirs.
+            (0..PAGES).for_each(|_| assert_eq!(guest.evict(1), 1));
+            let zip = &guest.vm.zip;
+            let by_age: Vec<Gfn> = zip.lock().by_age().map(|(gfn, _)| gfn).collect();
+            assert_eq!((by_age.len(), zip.lock().pages_used()), (64, 32));
+            let used = host.budget.used().0;
+            guest.disk.set_failing(Some(Errno::ENOSPC));
+            lower(&mut zip.lock(), 16);
+            guest.worker.wait(PAUSE);
+            assert_eq!(guest.vm.stats.spilled.get(), 0);
+            host.check(&[guest]);
+            guest.disk.set_failing(None);
+            guest.worker.wait(PAUSE);
+            assert_eq!(guest.vm.stats.spilled.get(), 32);
+            assert_eq!(guest.vm.zip.lock().pages_used(), 16);
+            assert_eq!(host.budget.used().0, used - 16);
+            for (at, gfn) in by_age.iter().enumerate() {
+                let is_swapped = matches!(guest.home(gfn.0), Home::Swapped(_));
+                assert_eq!(is_swapped, at < 32, "the oldest go first");
+            }
+            guest.read_all();
+            assert_eq!(guest.vm.ghosts.returned(), ghosts);
+        });
+    }
 }
 
 /// Nothing is mapped, the cache has all of it and the host has not a page left: the oldest of the cache

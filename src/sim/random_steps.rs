@@ -282,7 +282,11 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         Step::Ask(requests) => serve(host, guest, requests).expect("the session lives"),
         Step::Evict(want, means) => evict(guest, want, means),
         Step::SwapFails(errno) => guest.disk.set_failing(errno),
-        Step::ZipCap(pages) => vm.zip.lock().set_max_pages(pages),
+        Step::ZipCap(pages) => {
+            let mut zip = vm.zip.lock();
+            zip.set_max_pages(pages);
+            zip.set_limit((pages % 2 == 1).then_some(pages / 2));
+        }
         Step::SwapSlots(slots) => vm.swap.resize(slots).expect("a disk with room"),
         Step::Vmas(runs) => guest.space.accepts.set(runs),
         Step::ForgetMappings(run) => {
@@ -315,9 +319,12 @@ fn evict(guest: &mut Guest, want: u64, means: Means) {
         let swapped = stats.evict_swap.get() + stats.spilled.get();
         (stats.evict_zip.get(), swapped)
     };
-    // A cache above its cap is trimmed by swapping, whatever the order says.
+    // A cache above its cap or its limit is trimmed by swapping, whatever the order says.
     guest.worker.wait(Duration::ZERO);
-    let trims = guest.vm.zip.lock().is_above_cap();
+    let trims = {
+        let zip = guest.vm.zip.lock();
+        zip.is_above_limit() || zip.limit().is_some()
+    };
     let before = by_means(guest);
     assert!(guest.evict_by(want, means) <= want);
     let after = by_means(guest);
@@ -458,7 +465,7 @@ fn check_trimmed(guest: &mut Guest) {
     let swap = vm.swap.stats();
     let is_taking = guest.homes().any(|(gfn, _)| guest.space.is_taken(gfn));
     let is_refused = vm.is_swap_failing() || swap.used >= swap.slots;
-    assert!(!vm.zip.lock().is_above_cap() || is_refused || is_taking);
+    assert!(!vm.zip.lock().is_above_limit() || is_refused || is_taking);
 }
 
 /// What needs two threads at once.

@@ -63,6 +63,12 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
         granted_pages: Pages(homes.resident_pages.0 + homes.shared_pages.0 + homes.zero_pages.0),
         consumed_pages: homes.resident_pages,
         zip_pages: Pages(homes.compressed_pages.0 / 2),
+        zip: ZipStatus {
+            cap_pages: mib(64),
+            limit_pages: mib(12),
+            oldest_save_us: 4,
+            ram_saves_us: 920,
+        },
         credit_pages: Pages(0),
         kernel_pages: homes.resident_pages,
         homes,

@@ -24,5 +24,5 @@ pub use host::{FreeState, HostStatus, Overcommit, ShareStatus, Thresholds, Total
 pub use model::{Rates, Savings, StallRates, VmRates, overcommit};
 pub use vm::{
     ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, GuestClaims, Homes,
-    LatencyStatus, ScanStatus, StallStatus, SwapStatus, VmStatus,
+    LatencyStatus, ScanStatus, StallStatus, SwapStatus, VmStatus, ZipStatus,
 };

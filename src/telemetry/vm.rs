@@ -139,6 +139,21 @@ pub struct GuestClaims {
     pub swap_wait_us: Option<u64>,
 }
 
+/// How large the compression cache of one VM may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ZipStatus {
+    /// The most host pages that the settings let it have.
+    pub cap_pages: Pages,
+    /// The host pages above which its oldest pages move on to the swap file.
+    pub limit_pages: Pages,
+    /// Microseconds of standing still that a MiB of the cache saves its VM each second if it holds the oldest pages, or
+    /// pages that have left; 0 unless the cache keeps only pages that pay.
+    pub oldest_save_us: u64,
+    /// The same of a MiB of RAM for pages that are in the cache. The cache shrinks while this is more than twice as much.
+    pub ram_saves_us: u64,
+}
+
 /// The swap file of one VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -279,7 +294,7 @@ pub struct EvictStatus {
     pub to_swap: u64,
     /// Pages that did not compress to half a page or less.
     pub incompressible: u64,
-    /// Old compressed pages moved on to the swap file because the cache was full.
+    /// Old compressed pages moved on to the swap file because the cache was full or too large.
     pub spilled: u64,
     /// Pages that stayed because the guest touched them meanwhile or storing them failed.
     pub given_up: u64,
@@ -312,6 +327,8 @@ pub struct VmStatus {
     pub consumed_pages: Pages,
     /// Host pages of its compression cache (ESX: CACHEUSD).
     pub zip_pages: Pages,
+    /// How large that may be.
+    pub zip: ZipStatus,
     /// Pages that an inline guest holds in advance, for faults that it serves itself.
     pub credit_pages: Pages,
     /// Pages of its RAM file as the kernel counts them; equals `homes.resident_pages` when idle.

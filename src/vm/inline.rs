@@ -62,7 +62,7 @@ impl Vm {
             self.stats.inline_touches.one();
         } else {
             page.set_refilled();
-            self.release(old);
+            self.release_wanted(page.gfn(), old);
             self.stats.refill_zip.one();
             self.stats.inline_refills.one();
         }

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::protocol::claims::Words;
 
-use crate::compress::ZipCache;
+use crate::compress::{Ghosts, ZipCache};
 use crate::engine::{Engine, EngineKind};
 use crate::page::{Budget, Claims, Home, PageTable, Parking, Urgency};
 use crate::pool::{Membership, Pool, Unref};
@@ -86,6 +86,8 @@ pub struct Vm {
     pub engine: Box<dyn Engine>,
     /// Its compression cache.
     pub(crate) zip: Mutex<ZipCache>,
+    /// Which pages left that lately.
+    pub(crate) ghosts: Ghosts,
     /// Its swap file.
     pub swap: SwapFile,
     /// The share pool of its sharing domain. Changed by the worker, while no page is shared.
@@ -140,6 +142,7 @@ impl Vm {
         if let Some(words) = parts.words {
             table = table.offering(words);
         }
+        let ghosts = Ghosts::new(params.pages);
         let since = Instant::now();
         Ok(Self {
             id,
@@ -148,6 +151,7 @@ impl Vm {
             params,
             engine,
             zip: Mutex::new(parts.zip),
+            ghosts,
             swap: parts.swap,
             pool: RwLock::new(Arc::new(Membership::new(parts.pool, id))),
             sharing: AtomicBool::new(true),
@@ -290,7 +294,14 @@ impl Vm {
     /// Frees a slot of the compression cache. Memory comes free with it where memory is short, and else
     /// when there is more of it or the worker looks.
     pub fn release_zip(&self, slot: SlotId) {
+        self.free_zip(slot, false);
+    }
+
+    fn free_zip(&self, slot: SlotId, wanted: bool) {
         let mut zip = self.zip.lock();
+        if wanted {
+            zip.note_wanted(slot);
+        }
         zip.free(slot);
         let is_short = self.budget.spare() == Pages(0);
         let is_much = zip.emptied() >= MAX_EMPTIED;
@@ -304,6 +315,18 @@ impl Vm {
     pub fn give_back_emptied(&self) {
         let pages = self.zip.lock().give_back();
         self.budget.give(u64::from(pages));
+    }
+
+    /// As [`release`](Self::release), of a page that its guest wanted.
+    pub fn release_wanted(&self, gfn: Gfn, old: Home) {
+        if let Home::Compressed(slot) = old {
+            self.free_zip(slot, true);
+            return;
+        }
+        if let Home::Swapped(_) = old {
+            self.ghosts.came_back(gfn);
+        }
+        self.release(old);
     }
 
     /// Frees what a home that a page has left behind still holds. Not for resident pages: their

@@ -1,14 +1,18 @@
-//! Compression caches that may hold all there is: what is in them must not be out of reach.
+//! Compression caches: what is in them must not be out of reach, and what is kept there must be worth its memory.
 
 use std::time::Instant;
 
 use memvisor::telemetry::VmStatus;
 use memvisor::units::Pages;
 
-use super::common::{TestGuest, eventually};
-use super::{PATIENCE, check, end, host, line, mib, of, touched};
+use super::common::{TestGuest, TestHost, eventually};
+use super::{PATIENCE, check, end, filled, host, line, mib, of, shown, touched};
 
-in_both_engines!(host_whose_memory_is_all_in_caches_goes_on);
+in_both_engines!(
+    host_whose_memory_is_all_in_caches_goes_on,
+    cold_pages_leave_the_cache_and_hot_ones_are_brought_back_less,
+    cache_that_is_used_keeps_what_its_cap_has_room_for,
+);
 
 /// More than the host has even if all of it is compressed to a half, and nobody can be asked for any.
 fn host_whose_memory_is_all_in_caches_goes_on(engine: &str) {
@@ -53,4 +57,82 @@ fn host_whose_memory_is_all_in_caches_goes_on(engine: &str) {
         line(&status)
     );
     end(host, guests, &["wait for memory"]);
+}
+
+/// Refills of either kind a second, between two statuses.
+fn refills(before: &VmStatus, now: &VmStatus) -> f64 {
+    let of = |vm: &VmStatus| vm.faults.refill_zip + vm.faults.refill_swap;
+    let count = u32::try_from(of(now) - of(before)).expect("a few thousand");
+    let millis = u32::try_from(now.uptime_ms - before.uptime_ms).expect("seconds");
+    f64::from(count) * 1000.0 / f64::from(millis.max(1))
+}
+
+/// A guest of 128 MiB that is allowed 40, and has two sets of pages, neither of which fits beside the other.
+fn guest_in_throughput(engine: &str, workloads: &[&str]) -> (TestHost, TestGuest) {
+    let host = host(engine, "64M", &["Memvisor.CacheKeeps=paying"]);
+    for (name, value) in [
+        ("Mem.MemZipMaxPct", "50"),
+        ("Mem.MemZipMaxAllocPct", "80"),
+        ("Memvisor.Victims", "second-chance"),
+    ] {
+        host.set(name, value);
+    }
+    let guest = host.guest("g", "128M", workloads, &["--no-agent", "--limit", "40M"]);
+    (host, guest)
+}
+
+/// Most of its memory is written once. What it works on would fit beside a small cache, and does not beside that.
+fn cold_pages_leave_the_cache_and_hot_ones_are_brought_back_less(engine: &str) {
+    let works = "toucher,size=26M,content=text,write=20,rate=24M";
+    let (host, guest) = guest_in_throughput(engine, &["idle,size=64M,content=text", works]);
+    filled(&host, "g", 90);
+    let full = eventually("its memory is full", PATIENCE, || {
+        let vm = host.vm("g");
+        (vm.homes.compressed_pages.0 > mib(40).0).then_some(vm)
+    });
+    let mut before = full.clone();
+    let mut most = 0.0_f64;
+    let what = "the cache is a half, and a third of the refills are left";
+    let small = eventually(what, PATIENCE, || {
+        let now = host.vm("g");
+        check(&host.status());
+        if now.uptime_ms - before.uptime_ms < 2000 {
+            return None;
+        }
+        let rate = refills(&before, &now);
+        eprintln!(
+            "{engine}: {rate:.0} refills/s, cache {:.1} MiB, {:?}",
+            shown(now.zip_pages),
+            now.zip
+        );
+        before = now.clone();
+        most = most.max(rate);
+        let is_small = now.zip_pages.0 * 2 < full.zip_pages.0;
+        (is_small && rate * 3.0 < most).then_some(now)
+    });
+    assert!(small.zip.limit_pages < small.zip.cap_pages, "{small:#?}");
+    assert!(small.evict.spilled > mib(20).0, "{small:#?}");
+    // Whoever does not want it gets the whole cache back.
+    host.set("Memvisor.CacheKeeps", "all");
+    eventually("its limit is its cap", PATIENCE, || {
+        let zip = host.vm("g").zip;
+        (zip.limit_pages == zip.cap_pages).then_some(())
+    });
+    end(host, [guest], &[]);
+}
+
+/// Each page is as good as the other, so none of the cache is worth less than RAM.
+fn cache_that_is_used_keeps_what_its_cap_has_room_for(engine: &str) {
+    let works = "toucher,size=80M,content=text,write=20";
+    let (host, guest) = guest_in_throughput(engine, &[works]);
+    filled(&host, "g", 80);
+    let full = host.vm("g");
+    eventually("it has been through its cache", PATIENCE, || {
+        let now = host.vm("g");
+        check(&host.status());
+        assert_eq!(now.zip.limit_pages, now.zip.cap_pages, "{now:#?}");
+        let count = |vm: &VmStatus| vm.faults.refill_zip;
+        (count(&now) > count(&full) + 4 * mib(80).0 && now.zip.oldest_save_us > 0).then_some(())
+    });
+    end(host, [guest], &[]);
 }

@@ -143,6 +143,7 @@ fn deck(random: &mut StdRng, dirs: &[PathBuf]) -> Vec<Change> {
         ("Mem.ShareScanTime", one_of(&["1s", "1s", "10m"])),
         ("Memvisor.Victims", one_of(&["random", "second-chance"])),
         ("Memvisor.ScanAtRest", one_of(&["5", "100"])),
+        ("Memvisor.CacheKeeps", one_of(&["all", "paying"])),
         ("Memvisor.FaultsWait", one_of(&["low", "hard"])),
         ("Memvisor.BalloonTakes", one_of(&["all", "all", "free"])),
     ];

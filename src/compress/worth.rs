@@ -1,0 +1,548 @@
+//! How much of a compression cache is worth its memory.
+//!
+//! A cache of compressed pages competes with the pages in use for the same memory. If it keeps whatever fits its cap,
+//! data that a guest wrote once and never reads again keeps a quarter of its size for ever, while pages that the guest
+//! needs all the time come and go. A smaller cap is no answer: where the cache is what the guest works on, each page
+//! that leaves it for the swap file comes back ten times as slowly.
+//!
+//! So the cache is priced at the margin. In the order of their last use, a guest's pages lie in RAM, in the cache and in
+//! the swap file, and there are two borders:
+//! * A page of memory more for RAM would keep one page out of the cache, one of those that left RAM last. It saves the
+//!   refills of such a page, at what a refill from the cache costs. They are counted over all of the cache that is not
+//!   its edge.
+//! * A page of memory less for the cache moves what it holds, several pages, from the *edge* of the cache, its oldest
+//!   quarter, to the swap file. Each of their refills then costs the difference between both kinds. The same
+//!   difference would be saved by a cache that had kept the pages that left it last: their refills are told from
+//!   those of other swapped pages by [`Ghosts`](super::Ghosts).
+//!
+//! While RAM saves more than twice as much as the edge, the cache shrinks, by an eighth. While the edge saves more than
+//! twice as much as RAM, it grows by as much, and while what left does, it doubles: a cache that is too small costs
+//! more than one that is too large. Between the two it stays. Each time that it had to grow it waits longer before it
+//! shrinks again.
+//!
+//! What a refill costs is measured: the time for which threads of the guest stood still for it. The eviction that
+//! each refill causes is not in it, so RAM saves more than is told here. Until refills from the swap file were seen, they are
+//! taken to be slow. Where there is nothing to learn from because hardly anything is refilled,
+//! the cache stays as it is, and where the swap file takes nothing, it keeps what fits its cap.
+//!
+//! Everything here is about one VM. Its cache counts as its own memory, so what the cache gives up goes to its own pages.
+//!
+//! Absent on purpose: the time that moving a page takes. It is the worker's, once, and bounded by the steps.
+
+use std::time::{Duration, Instant};
+
+use super::Edge;
+use crate::units::{PAGE_SIZE, Pages};
+
+/// The shortest time between two looks that count.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Nothing is decided by what happened in less than this.
+const SETTLE: Duration = Duration::from_secs(2);
+/// What happened longer ago says nothing: guests change what they work on.
+const WINDOW: Duration = Duration::from_secs(8);
+/// So many refills are needed to tell what RAM would save.
+const EVIDENCE: f64 = 64.0;
+/// Where none were seen, it may be by chance that there were not so many: in one case of 20, of refills that come at
+/// random.
+const CHANCE: f64 = 3.0;
+/// How much more one side must save than the other before memory goes there.
+const MARGIN: f64 = 2.0;
+/// A step down takes one page in so many, and so does one up, unless pages that left come back: that one doubles.
+const STEP: u32 = 8;
+/// What always stays, to learn from: one page in so many of the cap, and a MiB.
+const LEAST_PART: u32 = 8;
+const LEAST: u32 = 256;
+/// How long a cache that had to grow does not shrink: at first, and at most.
+const PATIENCE: Duration = Duration::from_secs(8);
+const MOST_PATIENCE: Duration = Duration::from_secs(256);
+/// What a refill from the swap file is taken to cost before one was seen: ten times what a fast disk takes.
+const SLOW_REFILL: f64 = 0.001;
+/// What a refill costs is a mean over so many pages, or twice as many.
+const COSTED: f64 = 4096.0;
+
+/// Refills of one kind since power-on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Refills {
+    /// How many pages were brought back.
+    pub pages: u64,
+    /// For how long threads stood still for them.
+    pub stood: Duration,
+}
+
+/// A cache and what happened to its VM since power-on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Seen {
+    /// Arena pages of the cache, and the most that it may have.
+    pub used: u32,
+    /// See `used`.
+    pub cap: u32,
+    /// Compressed pages in it.
+    pub stored: Pages,
+    /// The oldest of them.
+    pub edge: Edge,
+    /// Pages that left it lately and were told from others, and how many of such came back since power-on.
+    pub left: Pages,
+    /// See `left`.
+    pub returned: u64,
+    /// Refills from the cache.
+    pub zip: Refills,
+    /// Refills from the swap file.
+    pub swap: Refills,
+    /// Whether the swap file takes pages.
+    pub swap_takes: bool,
+}
+
+/// What a page of memory saves: the part of each second for which threads would stand still without it.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Saves {
+    /// As a page of the cache's edge.
+    pub edge: f64,
+    /// The same, if it was by chance that it did not save more.
+    edge_at_most: f64,
+    /// As a page of the cache, if that had kept what left it lately.
+    pub left: f64,
+    /// As a page of RAM.
+    pub ram: f64,
+}
+
+/// The size that is wanted of one VM's cache. See the module text.
+#[derive(Debug, Default)]
+pub struct Worth {
+    latest: Option<(Instant, Seen)>,
+    recent: Recent,
+    zip: Cost,
+    swap: Cost,
+    saves: Saves,
+    limit: Option<u32>,
+    /// When it had to grow last, and for how long it does not shrink after that.
+    grown: Option<Instant>,
+    patience: Duration,
+}
+
+impl Worth {
+    /// Looks at the cache.
+    pub fn look(&mut self, now: Instant, seen: Seen) {
+        let Some((at, before)) = self.latest else {
+            self.latest = Some((now, seen));
+            return;
+        };
+        let passed = now.saturating_duration_since(at);
+        if passed >= INTERVAL {
+            self.latest = Some((now, seen));
+            self.recent.note(passed, &before, &seen);
+            self.zip.note(before.zip, seen.zip);
+            self.swap.note(before.swap, seen.swap);
+            let costs = [self.zip.mean(0.0), self.swap.mean(SLOW_REFILL)];
+            self.saves = self.recent.saves(&seen, costs);
+            self.step(now, &seen);
+        }
+        if !seen.swap_takes {
+            self.limit = None;
+        }
+    }
+
+    /// The most arena pages that it should have; `None`: as many as it may.
+    #[must_use]
+    pub const fn limit(&self) -> Option<u32> {
+        self.limit
+    }
+
+    /// What was found at the latest look.
+    #[must_use]
+    pub const fn saves(&self) -> Saves {
+        self.saves
+    }
+
+    fn step(&mut self, now: Instant, seen: &Seen) {
+        if self.recent.time < SETTLE.as_secs_f64() {
+            return;
+        }
+        let limit = if let Some(more) = self.missing(seen) {
+            self.stay(now);
+            self.limit
+                .map(|limit| limit.saturating_add(more))
+                .filter(|limit| *limit < seen.cap)
+        } else if self.may_shrink(now, seen) {
+            Some((seen.used - seen.used / STEP).max(least(seen.cap)))
+        } else {
+            return;
+        };
+        self.limit = limit;
+        self.recent = Recent::default();
+    }
+
+    /// How much larger a cache must be that is full and keeps too little: what left it has come back, or would.
+    fn missing(&self, seen: &Seen) -> Option<u32> {
+        let Saves {
+            edge, left, ram, ..
+        } = self.saves;
+        let limit = self
+            .limit
+            .filter(|limit| seen.used >= limit - limit / STEP)?;
+        let pays =
+            |saves: f64, wanted: f64| saves * (1.0 - CHANCE / wanted.max(CHANCE)) > MARGIN * ram;
+        if pays(left, self.recent.returned) {
+            Some(limit)
+        } else {
+            pays(edge, self.recent.edge).then_some(limit.div_ceil(STEP))
+        }
+    }
+
+    /// Has a cache that grows now not shrink for a while.
+    fn stay(&mut self, now: Instant) {
+        let again = |at: Instant| now.saturating_duration_since(at) < 2 * MOST_PATIENCE;
+        self.patience = match self.grown {
+            Some(at) if again(at) => (self.patience * 2).min(MOST_PATIENCE),
+            _ => PATIENCE,
+        };
+        self.grown = Some(now);
+    }
+
+    /// Whether a cache that is no larger than it was meant to be keeps too much.
+    fn may_shrink(&self, now: Instant, seen: &Seen) -> bool {
+        let Saves {
+            edge_at_most,
+            left,
+            ram,
+            ..
+        } = self.saves;
+        let most = self.limit.unwrap_or(seen.cap);
+        seen.swap_takes
+            && seen.used > least(seen.cap)
+            && seen.used <= most
+            && self.grown.is_none_or(|at| now >= at + self.patience)
+            && self.recent.young >= EVIDENCE
+            && edge_at_most.max(left) * MARGIN < ram
+    }
+}
+
+/// What always stays.
+fn least(cap: u32) -> u32 {
+    (cap / LEAST_PART).max(LEAST)
+}
+
+/// What happened since the latest step, or since the window began: seconds, and refills of the edge, of the rest of the
+/// cache, and of pages that had left it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recent {
+    time: f64,
+    edge: f64,
+    young: f64,
+    returned: f64,
+}
+
+impl Recent {
+    fn note(&mut self, passed: Duration, before: &Seen, seen: &Seen) {
+        if self.time >= WINDOW.as_secs_f64() {
+            *self = Self::default();
+        }
+        let edge = seen.edge.wanted - before.edge.wanted;
+        let all = seen.zip.pages - before.zip.pages;
+        self.time += passed.as_secs_f64();
+        self.edge += number(edge);
+        // The counters are read one after the other.
+        self.young += number(all.saturating_sub(edge));
+        self.returned += number(seen.returned - before.returned);
+    }
+
+    fn saves(&self, seen: &Seen, [zip, swap]: [f64; 2]) -> Saves {
+        let dearer = (swap - zip).max(0.0);
+        let each = f64::from(seen.used) / number(seen.stored.0).max(1.0);
+        let edge = number(seen.edge.bytes) / number(PAGE_SIZE as u64);
+        let left = number(seen.left.0) * each;
+        let young = number(seen.stored.0.saturating_sub(seen.edge.pages.0));
+        // At least a page: of fewer nothing is known.
+        let per = |saved: f64, pages: f64| saved / (pages.max(1.0) * self.time);
+        Saves {
+            edge: per(self.edge * dearer, edge),
+            edge_at_most: per((self.edge + CHANCE) * dearer, edge),
+            left: per(self.returned * dearer, left),
+            ram: per(self.young * zip, young),
+        }
+    }
+}
+
+/// What a refill costs, on average over the latest.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cost {
+    pages: f64,
+    stood: f64,
+}
+
+impl Cost {
+    fn note(&mut self, before: Refills, now: Refills) {
+        self.pages += number(now.pages - before.pages);
+        self.stood += now.stood.saturating_sub(before.stood).as_secs_f64();
+        if self.pages > 2.0 * COSTED {
+            self.stood *= COSTED / self.pages;
+            self.pages = COSTED;
+        }
+    }
+
+    /// In seconds, as if one had been seen that cost `first`.
+    fn mean(&self, first: f64) -> f64 {
+        (first + self.stood) / (1.0 + self.pages)
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "numbers of pages are far below 2^52"
+)]
+fn number(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const CAP: u32 = 40_000;
+
+    /// A guest with so much memory that takes pages by their last use: the hottest are in RAM, the next in the cache, the
+    /// others in the swap file.
+    #[derive(Debug)]
+    struct Model {
+        /// How many pages are used how often a second, the most used first.
+        uses: Vec<(f64, f64)>,
+        memory: f64,
+        /// How many pages a page of the cache holds.
+        ratio: f64,
+        /// What a refill costs, in seconds.
+        costs: [f64; 2],
+        swap_takes: bool,
+        worth: Worth,
+        now: Instant,
+        totals: [f64; 4],
+        changes: u32,
+    }
+
+    /// Where its pages are by some limit: the ends of RAM and cache in the order of use, and the pages of the cache.
+    struct Places {
+        ram: f64,
+        cached: f64,
+        used: f64,
+    }
+
+    impl Model {
+        fn new(uses: &[(f64, f64)], memory: f64) -> Self {
+            Self {
+                uses: uses.to_vec(),
+                memory,
+                ratio: 3.0,
+                costs: [10e-6, 100e-6],
+                swap_takes: true,
+                worth: Worth::default(),
+                now: Instant::now(),
+                totals: [0.0; 4],
+                changes: 0,
+            }
+        }
+
+        fn all(&self) -> f64 {
+            self.uses.iter().map(|(pages, _)| pages).sum()
+        }
+
+        fn places(&self, limit: Option<u32>) -> Places {
+            let missing = (self.all() - self.memory).max(0.0) / (self.ratio - 1.0);
+            let used = missing.min(limit.unwrap_or(CAP).min(CAP).into());
+            let ram = self.memory - used;
+            Places {
+                ram,
+                cached: ram + self.ratio * used,
+                used,
+            }
+        }
+
+        /// How often a second pages between these two are used.
+        fn rate(&self, from: f64, to: f64) -> f64 {
+            let mut start = 0.0;
+            let mut sum = 0.0;
+            for (pages, rate) in &self.uses {
+                let end = start + pages;
+                sum += (to.min(end) - from.max(start)).max(0.0) * rate;
+                start = end;
+            }
+            sum
+        }
+
+        /// The part of a second that threads stand still.
+        fn stands(&self, limit: Option<u32>) -> f64 {
+            let Places { ram, cached, .. } = self.places(limit);
+            self.rate(ram, cached) * self.costs[0] + self.rate(cached, self.all()) * self.costs[1]
+        }
+
+        fn seen(&self, limit: Option<u32>) -> Seen {
+            let Places { ram, cached, used } = self.places(limit);
+            let left = self.left(limit);
+            let pages = |pages: f64| Pages(whole(pages));
+            let [zip, swap, wanted, returned] = self.totals.map(whole);
+            let refills = |pages: u64, cost| Refills {
+                pages,
+                stood: Duration::from_secs_f64(number(pages) * cost),
+            };
+            Seen {
+                used: u32::try_from(whole(used)).expect("less than the cap"),
+                cap: CAP,
+                stored: pages(cached - ram),
+                edge: Edge {
+                    pages: pages((cached - ram) / 4.0),
+                    bytes: whole(used / 4.0) * PAGE_SIZE as u64,
+                    wanted,
+                },
+                left: pages(left - cached),
+                returned,
+                zip: refills(zip, self.costs[0]),
+                swap: refills(swap, self.costs[1]),
+                swap_takes: self.swap_takes,
+            }
+        }
+
+        /// The end of the pages that have left the cache and are remembered.
+        fn left(&self, limit: Option<u32>) -> f64 {
+            let Places { ram, cached, .. } = self.places(limit);
+            limit.map_or(cached, |_| (2.0 * cached - ram).min(self.all()))
+        }
+
+        fn run(&mut self, seconds: u32) -> &mut Self {
+            for _ in 0..seconds {
+                let limit = self.worth.limit();
+                let Places { ram, cached, .. } = self.places(limit);
+                let edge = cached - (cached - ram) / 4.0;
+                let happens = [
+                    self.rate(ram, cached),
+                    self.rate(cached, self.all()),
+                    self.rate(edge, cached),
+                    self.rate(cached, self.left(limit)),
+                ];
+                for (total, more) in self.totals.iter_mut().zip(happens) {
+                    *total += more;
+                }
+                self.now += SECOND;
+                self.worth.look(self.now, self.seen(limit));
+                self.changes += u32::from(self.worth.limit() != limit);
+            }
+            self
+        }
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "small numbers"
+    )]
+    fn whole(number: f64) -> u64 {
+        number as u64
+    }
+
+    /// Used, and not used at all; neither fits.
+    const HOT_AND_COLD: [(f64, f64); 2] = [(20_000.0, 1.0), (60_000.0, 0.0)];
+
+    #[test]
+    fn cold_pages_go_to_the_swap_file_until_ram_has_room_for_the_others() {
+        let mut model = Model::new(&HOT_AND_COLD, 30_000.0);
+        assert!(model.stands(None) > 0.14);
+        model.run(120);
+        assert!(model.stands(model.worth.limit()) < 0.014, "{model:?}");
+        // Nothing is left to be gained.
+        let (limit, changes) = (model.worth.limit(), model.changes);
+        model.run(600);
+        assert_eq!((model.worth.limit(), model.changes), (limit, changes));
+    }
+
+    #[test]
+    fn cache_whose_oldest_pages_are_used_like_the_others_stays() {
+        let mut model = Model::new(&[(80_000.0, 1.0)], 30_000.0);
+        model.run(600);
+        assert_eq!((model.worth.limit(), model.changes), (None, 0));
+        let Saves { edge, ram, .. } = model.worth.saves();
+        assert!(edge > 10.0 * ram, "{model:?}");
+    }
+
+    #[test]
+    fn cold_pages_stay_where_the_swap_file_is_too_slow_for_how_cold_they_are() {
+        let uses = [(20_000.0, 1.0), (60_000.0, 0.0003)];
+        let mut model = Model::new(&uses, 30_000.0);
+        model.costs[1] = 0.000_05;
+        model.run(120);
+        assert!(model.worth.limit().is_some(), "{model:?}");
+        let mut model = Model::new(&uses, 30_000.0);
+        model.costs[1] = 0.05;
+        // Some is tried, and found to be too much.
+        model.run(600);
+        let (now, whole) = (model.stands(model.worth.limit()), model.stands(None));
+        assert!(now < 1.05 * whole, "{now} {whole} {model:?}");
+    }
+
+    #[test]
+    fn cache_grows_back_when_what_left_it_is_used() {
+        let mut model = Model::new(&HOT_AND_COLD, 30_000.0);
+        model.run(120);
+        assert!(model.worth.limit().is_some_and(|limit| limit < 15_000));
+        model.uses[1].1 = 1.0;
+        model.run(30);
+        let stood = model.stands(model.worth.limit());
+        assert!(stood <= model.stands(None), "{model:?}");
+    }
+
+    #[test]
+    fn cache_that_had_to_grow_is_in_no_hurry_to_shrink() {
+        let mut model = Model::new(&HOT_AND_COLD, 30_000.0);
+        model.run(60).uses[1].1 = 1.0;
+        let changes = model.changes;
+        while model.run(1).changes == changes {}
+        model.uses[1].1 = 0.0;
+        model.run(7);
+        assert_eq!(model.changes, changes + 1, "{model:?}");
+        model.run(20);
+        assert!(model.changes > changes + 1, "{model:?}");
+    }
+
+    #[test]
+    fn cache_stays_where_there_is_nothing_to_learn_from_and_nothing_takes_its_pages() {
+        let mut idle = Model::new(&[(20_000.0, 0.0), (60_000.0, 0.0)], 30_000.0);
+        idle.run(600);
+        assert_eq!((idle.worth.limit(), idle.changes), (None, 0));
+        let mut full = Model::new(&HOT_AND_COLD, 30_000.0);
+        full.run(20);
+        assert!(full.worth.limit().is_some(), "{full:?}");
+        full.swap_takes = false;
+        full.run(1);
+        assert_eq!(full.worth.limit(), None);
+        full.run(60);
+        assert_eq!(full.worth.limit(), None);
+    }
+
+    /// Pages of three degrees of use, memory for some of them, and any costs.
+    fn models() -> impl Strategy<Value = Model> {
+        let part = || (0_u32..60_000, prop::option::weighted(0.8, -3.0..1.0));
+        let swap = prop::sample::select(vec![0.000_02, 0.000_1, 0.001, 0.02]);
+        (prop::array::uniform3(part()), 0.2..0.9, 2.0..8.0, swap).prop_map(
+            |(parts, memory, ratio, swap)| {
+                let rate = |exponent: Option<f64>| exponent.map_or(0.0, |e| 10.0_f64.powf(e));
+                let mut uses = parts.map(|(pages, exponent)| (f64::from(pages), rate(exponent)));
+                uses.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+                let mut model = Model::new(&uses, 0.0);
+                model.memory = model.all() * memory;
+                (model.ratio, model.costs[1]) = (ratio, swap);
+                model
+            },
+        )
+    }
+
+    proptest! {
+        /// Whatever the guest does, it stands still no longer than with the whole cache, and the limit comes to rest.
+        #[test]
+        fn limit_does_no_harm_and_does_not_flap(mut model in models()) {
+            model.run(300);
+            let changes = model.changes;
+            model.run(600);
+            let (now, whole) = (model.stands(model.worth.limit()), model.stands(None));
+            prop_assert!(now <= 1.02 * whole + 1e-4, "{now} for {whole}: {model:?}");
+            prop_assert!(model.changes - changes <= 12, "{} changes: {model:?}", model.changes);
+        }
+    }
+}

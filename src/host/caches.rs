@@ -1,0 +1,143 @@
+//! How large the compression cache of each VM may be: its cap, by the settings, and its limit, by what it is worth.
+
+use std::time::Instant;
+
+use super::member::Member;
+use crate::compress::{Refills, Saves, Seen};
+use crate::reclaim::Job;
+use crate::settings::HostSettings;
+use crate::telemetry::ZipStatus;
+use crate::units::Pages;
+use crate::vm::{Cause, Stalled};
+
+/// Lets the cache know what it may have now. The worker makes it smaller if it has more.
+pub(super) fn apply(member: &Member, settings: &HostSettings, stalled: &Stalled, now: Instant) {
+    let cap = cap(member, settings);
+    member.vm.zip.lock().set_max_pages(cap);
+    let mut worth = member.worth();
+    if settings.cache_keeps_paying {
+        worth.look(now, seen(member, stalled));
+    } else {
+        *worth = Default::default();
+    }
+    let limit = worth.limit();
+    drop(worth);
+    let mut zip = member.vm.zip.lock();
+    zip.set_limit(limit);
+    let above = zip.is_above_limit();
+    drop(zip);
+    if above {
+        member.worker.suggest(Job::Wake);
+    }
+}
+
+/// The most pages that it may have: a part of the VM's size (`Mem.MemZipMaxPct`) and of what it
+/// holds (`Mem.MemZipMaxAllocPct`).
+fn cap(member: &Member, settings: &HostSettings) -> u32 {
+    let size = u64::from(member.vm.params.pages);
+    let vm = &member.vm;
+    let held = vm.held().0 + u64::from(vm.zip.lock().pages_used());
+    let by_size = size * u64::from(settings.mem_zip_max_pct) / 100;
+    let by_held = held * u64::from(settings.mem_zip_max_alloc_pct) / 100;
+    u32::try_from(by_size.min(by_held)).unwrap_or(u32::MAX)
+}
+
+fn seen(member: &Member, stalled: &Stalled) -> Seen {
+    let vm = &member.vm;
+    let refills = |pages, cause| Refills {
+        pages,
+        stood: stalled.threads[cause],
+    };
+    let zip = refills(vm.stats.refill_zip.get(), Cause::RefillZip);
+    let swap = refills(vm.stats.refill_swap.get(), Cause::RefillSwap);
+    let file = vm.swap.stats();
+    let cache = vm.zip.lock();
+    Seen {
+        used: cache.pages_used(),
+        cap: cache.max_pages(),
+        stored: cache.stored(),
+        edge: cache.edge(),
+        left: vm.ghosts.left(),
+        returned: vm.ghosts.returned(),
+        zip,
+        swap,
+        swap_takes: !vm.is_swap_failing() && file.used < file.slots,
+    }
+}
+
+/// The cache as it is told, with so many pages.
+pub(super) fn status(member: &Member) -> ZipStatus {
+    let (cap, limit) = {
+        let zip = member.vm.zip.lock();
+        (zip.max_pages(), zip.limit())
+    };
+    let Saves {
+        edge, left, ram, ..
+    } = member.worth().saves();
+    ZipStatus {
+        cap_pages: Pages(cap.into()),
+        limit_pages: Pages(limit.unwrap_or(cap).min(cap).into()),
+        oldest_save_us: each_mib(edge.max(left)),
+        ram_saves_us: each_mib(ram),
+    }
+}
+
+/// Microseconds that a MiB saves each second, if a page saves this part of it.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "not negative, and a float that is too large becomes the most"
+)]
+fn each_mib(page: f64) -> u64 {
+    (page * 256.0 * 1e6).round() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::rig::{Rig, hello};
+    use super::*;
+    use crate::page::Urgency;
+    use crate::settings::Profile;
+    use crate::units::Gfn;
+
+    /// Arena pages of the cache, which two payloads fill each.
+    const USED: u32 = 300;
+
+    #[test]
+    fn limit_follows_what_is_measured_while_the_setting_says_so() {
+        let rig = Rig::new(None);
+        let vm = rig.run(&hello("a", 4096));
+        assert!(rig.budget.take(USED.into(), Urgency::Reclaim));
+        for gfn in 0..2 * USED {
+            let stored = vm.vm.zip.lock().store(Gfn(gfn), &[1; 2048], 0, true);
+            stored.expect("room");
+        }
+        let mut settings = HostSettings::profile(Profile::Throughput);
+        settings.mem_zip_max_alloc_pct = 100;
+        let mut stalled = vm.stalled();
+        let start = Instant::now();
+        let look = |after, settings: &HostSettings, stalled: &Stalled| {
+            apply(&vm, settings, stalled, start + Duration::from_secs(after));
+            let limit = vm.vm.zip.lock().limit();
+            let told = status(&vm);
+            assert_eq!(told.cap_pages, Pages(USED.into()));
+            assert_eq!(told.limit_pages, Pages(limit.unwrap_or(USED).into()));
+            (limit, told)
+        };
+        assert_eq!(look(0, &settings, &stalled).0, None);
+        // All of the cache but its edge is wanted again and again.
+        vm.vm.stats.refill_zip.add(10_000);
+        stalled.threads[Cause::RefillZip] += Duration::from_secs(1);
+        let (limit, told) = look(3, &settings, &stalled);
+        assert_eq!(limit, Some(USED - USED / 8));
+        // 450 pages are wanted for 1 s in 3 s.
+        assert_eq!((told.oldest_save_us, told.ram_saves_us / 1000), (0, 189));
+        settings.cache_keeps_paying = false;
+        let (limit, told) = look(6, &settings, &stalled);
+        assert_eq!((limit, told.ram_saves_us), (None, 0));
+        vm.vm.zip.lock().set_max_pages(0);
+        rig.budget.give(USED.into());
+    }
+}
