@@ -582,10 +582,10 @@ mod tests {
             wanted,
         };
         assert_eq!(cache.edge(), edge(10, 0));
-        [slots[3], slots[9], slots[10], slots[39]].map(|slot| {
+        for slot in [slots[3], slots[9], slots[10], slots[39]] {
             cache.note_wanted(slot);
             cache.free(slot);
-        });
+        }
         assert_eq!(cache.edge(), edge(8, 2));
         // What is freed otherwise does not count, and the edge grows again when something is stored.
         cache.free(slots[0]);
