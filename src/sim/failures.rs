@@ -95,8 +95,9 @@ fn damaged_zip_slot_is_not_spilled_as_if_it_were_whole() {
 /// back.
 #[test]
 fn lowered_cap_or_limit_trims_the_oldest_pages_of_the_cache() {
+    type Lower = fn(&mut ZipCache, u32);
     let limit = |zip: &mut ZipCache, pages| zip.set_limit(Some(pages));
-    let lowered: [(fn(&mut ZipCache, u32), u64); 2] = [(ZipCache::set_max_pages, 0), (limit, 32)];
+    let lowered: [(Lower, u64); 2] = [(ZipCache::set_max_pages, 0), (limit, 32)];
     let spec = |kind| Spec {
         zip_pages: PAGES / 2,
         ..spec(kind)

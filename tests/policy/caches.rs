@@ -86,13 +86,9 @@ fn cold_pages_leave_the_cache_and_hot_ones_are_brought_back_less(engine: &str) {
     let works = "toucher,size=26M,content=text,write=20,rate=24M";
     let (host, guest) = guest_in_throughput(engine, &["idle,size=64M,content=text", works]);
     filled(&host, "g", 90);
-    let full = eventually("its memory is full", PATIENCE, || {
-        let vm = host.vm("g");
-        (vm.homes.compressed_pages.0 > mib(40).0).then_some(vm)
-    });
-    let mut before = full.clone();
-    let mut most = 0.0_f64;
-    let what = "the cache is a half, and a third of the refills are left";
+    let mut before = host.vm("g");
+    let (mut most, mut largest) = (0.0_f64, Pages(0));
+    let what = "a quarter of the cache is gone, and two thirds of the refills";
     let small = eventually(what, PATIENCE, || {
         let now = host.vm("g");
         check(&host.status());
@@ -107,11 +103,12 @@ fn cold_pages_leave_the_cache_and_hot_ones_are_brought_back_less(engine: &str) {
         );
         before = now.clone();
         most = most.max(rate);
-        let is_small = now.zip_pages.0 * 2 < full.zip_pages.0;
+        largest = largest.max(now.zip_pages);
+        let is_small = now.zip_pages.0 * 4 < largest.0 * 3;
         (is_small && rate * 3.0 < most).then_some(now)
     });
     assert!(small.zip.limit_pages < small.zip.cap_pages, "{small:#?}");
-    assert!(small.evict.spilled > mib(20).0, "{small:#?}");
+    assert!(small.evict.spilled > mib(10).0, "{small:#?}");
     // Whoever does not want it gets the whole cache back.
     host.set("Memvisor.CacheKeeps", "all");
     eventually("its limit is its cap", PATIENCE, || {
