@@ -61,7 +61,7 @@ struct Entry {
     birth: u64,
 }
 
-/// The oldest of the stored pages, about one in [`EDGE`].
+/// The oldest of the stored pages, about a quarter of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Edge {
     /// How many there are.

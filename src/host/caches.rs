@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::member::Member;
-use crate::compress::{Refills, Saves, Seen};
+use crate::compress::{Refills, Saves, Seen, Worth};
 use crate::reclaim::Job;
 use crate::settings::HostSettings;
 use crate::telemetry::ZipStatus;
@@ -14,14 +14,15 @@ use crate::vm::{Cause, Stalled};
 pub(super) fn apply(member: &Member, settings: &HostSettings, stalled: &Stalled, now: Instant) {
     let cap = cap(member, settings);
     member.vm.zip.lock().set_max_pages(cap);
-    let mut worth = member.worth();
-    if settings.cache_keeps_paying {
-        worth.look(now, seen(member, stalled));
+    let limit = if settings.cache_keeps_paying {
+        let seen = seen(member, stalled);
+        let mut worth = member.worth();
+        worth.look(now, seen);
+        worth.limit()
     } else {
-        *worth = Default::default();
-    }
-    let limit = worth.limit();
-    drop(worth);
+        *member.worth() = Worth::default();
+        None
+    };
     let mut zip = member.vm.zip.lock();
     zip.set_limit(limit);
     let above = zip.is_above_limit();
@@ -65,7 +66,7 @@ fn seen(member: &Member, stalled: &Stalled) -> Seen {
     }
 }
 
-/// The cache as it is told, with so many pages.
+/// Its bounds as they are told.
 pub(super) fn status(member: &Member) -> ZipStatus {
     let (cap, limit) = {
         let zip = member.vm.zip.lock();
