@@ -161,6 +161,7 @@ const HOST_FILES: &[&str] = &[
     "averages",
     "balance",
     "watchdog",
+    "caches",
     "governor",
     "daemon",
     "status",
