@@ -25,7 +25,7 @@
 //!
 //! *Runs.* Each run of a command is a system call of the guest, and interrupts the processors that its threads run on. With
 //! userfaultfd a freeze drops entries of page tables, so its runs are joined over pages that have none: of 128 pages that
-//! second chance freezes at 2x overcommit, 110 runs become one or two.
+//! second chance freezes at 2x overcommit, some hundred runs become one or two.
 //!
 //! *VMAs.* A run of pages that is mapped differently from its neighbours splits a VMA: two more. Each step says how
 //! many runs it is about to change ([`Vmas`](crate::vm::Vmas)) before the guest does it, until the page table tells so too.
