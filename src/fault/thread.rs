@@ -41,7 +41,7 @@ pub struct FaultThread {
     near: Near,
     watch: Watch,
     guest: Guest,
-    /// The faults that were read last; kept because a fault costs hardly more than an allocation.
+    /// The faults that were read last; kept, so that a fault needs no allocation.
     faults: Vec<UserFault>,
     /// When the latest turn was over: now, hardly later, it is time to wait.
     now: Instant,
