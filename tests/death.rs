@@ -122,7 +122,7 @@ fn guest_that_is_stopped_ends_when_it_keeps_another_from_its_reservation() {
         let words = "--memory 44M --workload toucher,size=38M,content=random";
         let mut stopped = host.guest("stopped", words);
         host.await_vm("stopped", "is full", |vm| {
-            vm.configured_pages.0 - vm.homes.untouched_pages.0 > 38 * 256
+            vm.configured_pages.0 - vm.homes.untouched_pages.0 >= 38 * 256
         });
         stopped.send(Signal::SIGSTOP);
         let words = "--memory 24M --reservation 16M --workload kv,size=16M,content=random";
