@@ -10,6 +10,9 @@
 //! of its block. That is how the kernel counts too, and a small cache uses a part of a block. The price is a file
 //! that is longer than its memory.
 //!
+//! The order in which slots were taken is a list through what is kept for them: payloads leave from its middle
+//! with each refill, which a sorted map would search for and rebalance after.
+//!
 //! No slot is larger than half a page, so each page of a block holds one from end to end. A payload in a well
 //! chosen slot therefore never takes more than one new page.
 
@@ -94,10 +97,13 @@ pub(super) struct Place {
 /// The allocator of slots; keeps a `T` for each taken one.
 ///
 /// Invariants: each block is in the list of its state. A page has memory if a payload touches it or if it is
-/// in `emptied`.
+/// in `emptied`. Each taken slot is in the list from `oldest` to `newest`, once.
 #[derive(Debug)]
 pub(super) struct Arena<T> {
     blocks: Vec<Block<T>>,
+    taken: u64,
+    oldest: Option<SlotId>,
+    newest: Option<SlotId>,
     most_blocks: u32,
     ready: [BTreeSet<u32>; SLOTS_PER_BLOCK.len()],
     thin: [BTreeSet<u32>; SLOTS_PER_BLOCK.len()],
@@ -112,6 +118,9 @@ impl<T> Arena<T> {
     pub(super) fn new(most_pages: u32) -> Self {
         Self {
             blocks: Vec::new(),
+            taken: 0,
+            oldest: None,
+            newest: None,
             most_blocks: blocks(most_pages),
             ready: [const { BTreeSet::new() }; SLOTS_PER_BLOCK.len()],
             thin: [const { BTreeSet::new() }; SLOTS_PER_BLOCK.len()],
@@ -187,10 +196,19 @@ impl<T> Arena<T> {
             }
             block.touched[page] += 1;
         }
-        block.slots[slot] = Some(Taken { len, value });
+        let id = slot_id(number, slot);
+        block.slots[slot] = Some(Taken {
+            len,
+            older: None,
+            newer: None,
+            value,
+        });
         block.free &= !(1 << slot);
         self.enlist(number);
-        (slot_id(number, slot), place(class, number, slot, len))
+        self.taken += 1;
+        self.join(self.newest, Some(id));
+        self.newest = Some(id);
+        (id, place(class, number, slot, len))
     }
 
     fn choose(&mut self, class: Class) -> u32 {
@@ -239,12 +257,66 @@ impl<T> Arena<T> {
         Some((&taken.value, place(block.class, number, slot, taken.len)))
     }
 
+    /// The same, to be changed.
+    pub(super) fn get_mut(&mut self, id: SlotId) -> Option<&mut T> {
+        Some(&mut self.slot_mut(id)?.value)
+    }
+
+    /// How many slots are taken.
+    pub(super) const fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// The slot that has been taken longest.
+    pub(super) const fn oldest(&self) -> Option<SlotId> {
+        self.oldest
+    }
+
+    /// The slot that was taken next before this one, of those that are; `None` for a free one too.
+    pub(super) fn older(&self, id: SlotId) -> Option<SlotId> {
+        self.slot(id)?.older
+    }
+
+    /// The slot that was taken next after this one, of those that are; `None` for a free one too.
+    pub(super) fn newer(&self, id: SlotId) -> Option<SlotId> {
+        self.slot(id)?.newer
+    }
+
+    fn slot(&self, id: SlotId) -> Option<&Taken<T>> {
+        let (number, slot) = split(id);
+        self.blocks.get(number as usize)?.slots.get(slot)?.as_ref()
+    }
+
+    fn slot_mut(&mut self, id: SlotId) -> Option<&mut Taken<T>> {
+        let (number, slot) = split(id);
+        let block = self.blocks.get_mut(number as usize)?;
+        block.slots.get_mut(slot)?.as_mut()
+    }
+
+    /// Makes two slots neighbours in the list; the ends of the list are beside `None`.
+    fn join(&mut self, older: Option<SlotId>, newer: Option<SlotId>) {
+        const LISTED: &str = "a slot in the list is taken";
+        match older {
+            Some(older) => self.slot_mut(older).expect(LISTED).newer = newer,
+            None => self.oldest = newer,
+        }
+        match newer {
+            Some(newer) => self.slot_mut(newer).expect(LISTED).older = older,
+            None => self.newest = older,
+        }
+    }
+
     /// Frees a slot, which leaves pages emptied that no other payload touches. Returns what was kept for it
     /// and its length; `None` for a free slot.
     pub(super) fn free(&mut self, id: SlotId) -> Option<(T, u16)> {
         let (number, slot) = split(id);
         let block = self.blocks.get_mut(number as usize)?;
-        let Taken { len, value } = block.slots.get_mut(slot)?.take()?;
+        let Taken {
+            len,
+            older,
+            newer,
+            value,
+        } = block.slots.get_mut(slot)?.take()?;
         block.free |= 1 << slot;
         for page in block.class.touches(slot, usize::from(len)) {
             block.touched[page] -= 1;
@@ -256,6 +328,8 @@ impl<T> Arena<T> {
             block.slots = Box::default();
         }
         self.enlist(number);
+        self.taken -= 1;
+        self.join(older, newer);
         Some((value, len))
     }
 }

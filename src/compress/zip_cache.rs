@@ -1,7 +1,7 @@
 //! The compression cache of one VM.
 
-use std::collections::BTreeMap;
 use std::io;
+use std::iter;
 use std::os::fd::OwnedFd;
 
 use memvisor_guest_agent::protocol::{claims, payload};
@@ -57,8 +57,7 @@ pub enum ZipError {
 struct Entry {
     gfn: Gfn,
     sum: u32,
-    /// Its key in [`ZipCache::by_age`].
-    birth: u64,
+    is_in_edge: bool,
 }
 
 /// The oldest of the stored pages, about a quarter of them.
@@ -77,6 +76,8 @@ const EDGE: u64 = 4;
 /// How many pages the edge may grow by when one is stored: it keeps up, and no store takes long.
 const EDGE_STEP: usize = 2;
 
+const AGED: &str = "a slot that has an age is in use";
+
 /// So many pages are punched one after the other more cheaply if none is mapped.
 const FORGET: u32 = 8;
 
@@ -86,11 +87,9 @@ pub struct ZipCache {
     /// The pages of `arena`.
     file: Published,
     arena: Arena<Entry>,
-    by_age: BTreeMap<u64, SlotId>,
-    births: u64,
-    /// Those that were born before `edge_end`.
     edge: Edge,
-    edge_end: u64,
+    /// The newest page of the edge.
+    edge_end: Option<SlotId>,
     bytes_stored: u64,
     most_pages: u32,
     cap: u32,
@@ -114,10 +113,8 @@ impl ZipCache {
         Ok(Self {
             file: Published::new(name, arena.file_pages())?,
             arena,
-            by_age: BTreeMap::new(),
-            births: 0,
             edge: Edge::default(),
-            edge_end: 0,
+            edge_end: None,
             bytes_stored: 0,
             most_pages: max_pages,
             cap: max_pages,
@@ -150,12 +147,13 @@ impl ZipCache {
         if self.arena.needs_page(class, len) {
             self.make_way(class, len, may_grow)?;
         }
-        let birth = self.births;
-        self.births += 1;
-        let entry = Entry { gfn, sum, birth };
+        let entry = Entry {
+            gfn,
+            sum,
+            is_in_edge: false,
+        };
         let (slot, place) = self.arena.take(class, len, entry);
         self.file.write(place.page, place.at, payload);
-        self.by_age.insert(birth, slot);
         self.bytes_stored += payload.len() as u64;
         self.follow_edge();
         Ok(slot)
@@ -163,13 +161,20 @@ impl ZipCache {
 
     /// Takes the next pages into the edge, if that has become small. One that is too large shrinks as its pages leave.
     fn follow_edge(&mut self) {
-        let missing = (self.stored().0 / EDGE).saturating_sub(self.edge.pages.0);
-        let steps = EDGE_STEP.min(usize::try_from(missing).unwrap_or(EDGE_STEP));
-        for (&birth, &slot) in self.by_age.range(self.edge_end..).take(steps) {
-            let (_, place) = self.arena.get(slot).expect("a slot with an age is in use");
+        for _ in 0..EDGE_STEP {
+            if self.edge.pages.0 >= self.stored().0 / EDGE {
+                return;
+            }
+            let next = match self.edge_end {
+                Some(newest) => self.arena.newer(newest),
+                None => self.arena.oldest(),
+            };
+            let slot = next.expect("less than all stored pages are in the edge");
+            let (_, place) = self.arena.get(slot).expect(AGED);
             self.edge.pages.0 += 1;
             self.edge.bytes += u64::from(place.len);
-            self.edge_end = birth + 1;
+            self.arena.get_mut(slot).expect(AGED).is_in_edge = true;
+            self.edge_end = Some(slot);
         }
     }
 
@@ -257,11 +262,13 @@ impl ZipCache {
     /// # Panics
     /// When the slot is free already: the page table named one slot twice.
     pub fn free(&mut self, slot: SlotId) {
+        if self.edge_end == Some(slot) {
+            self.edge_end = self.arena.older(slot);
+        }
         let freed = self.arena.free(slot);
         let (entry, len) = freed.expect("a slot is freed by the one page table entry it has");
-        self.by_age.remove(&entry.birth);
         self.bytes_stored -= u64::from(len);
-        if entry.birth < self.edge_end {
+        if entry.is_in_edge {
             self.edge.pages.0 -= 1;
             self.edge.bytes -= u64::from(len);
         }
@@ -270,7 +277,7 @@ impl ZipCache {
     /// Notes that a stored page is wanted by its guest, which is to be freed next.
     pub fn note_wanted(&mut self, slot: SlotId) {
         let entry = self.arena.get(slot).map(|(entry, _)| entry);
-        if entry.is_some_and(|entry| entry.birth < self.edge_end) {
+        if entry.is_some_and(|entry| entry.is_in_edge) {
             self.edge.wanted += 1;
         }
     }
@@ -315,8 +322,8 @@ impl ZipCache {
 
     /// Compressed pages in the cache.
     #[must_use]
-    pub fn stored(&self) -> Pages {
-        Pages(self.by_age.len() as u64)
+    pub const fn stored(&self) -> Pages {
+        Pages(self.arena.taken())
     }
 
     /// The bytes of all payloads; less than [`pages_used`](Self::pages_used) pages by what slots
@@ -358,8 +365,8 @@ impl ZipCache {
 
     /// The stored pages in the order of arrival, which is that of eviction.
     pub fn by_age(&self) -> impl Iterator<Item = (Gfn, SlotId)> {
-        self.by_age.values().map(|&slot| {
-            let (entry, _) = self.arena.get(slot).expect("a slot with an age is in use");
+        iter::successors(self.arena.oldest(), |slot| self.arena.newer(*slot)).map(|slot| {
+            let (entry, _) = self.arena.get(slot).expect(AGED);
             (entry.gfn, slot)
         })
     }

@@ -3,6 +3,7 @@
 use std::iter;
 
 use super::{BLOCK_PAGES, Class};
+use crate::units::SlotId;
 
 /// What a block is good for. An open one has taken slots, all of its class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,6 +23,9 @@ pub(super) enum State {
 #[derive(Debug)]
 pub(super) struct Taken<T> {
     pub(super) len: u16,
+    /// The slots that were taken next before and after this one, of those that are taken.
+    pub(super) older: Option<SlotId>,
+    pub(super) newer: Option<SlotId>,
     pub(super) value: T,
 }
 
