@@ -69,6 +69,9 @@ pub const SAMPLES: u32 = 100;
 /// At least the time that passed, divided by this, counts as running time, however long the VM stood still.
 const SLOWEST: u32 = 4;
 
+/// What an inline guest says of its stalls is heard so late at most: it is no running time of what passes next.
+const HEARSAY: Duration = Duration::from_millis(500);
+
 /// The samples of one VM; belongs to its worker. See the module text.
 #[derive(Debug)]
 pub struct Sampler {
@@ -84,6 +87,8 @@ pub struct Sampler {
     seen: Instant,
     /// For how long the VM had stood still then.
     stood: Duration,
+    /// How much of that has counted as running time before it was heard of.
+    owed: Duration,
     began: bool,
 }
 
@@ -99,6 +104,7 @@ impl Sampler {
             ran: Duration::ZERO,
             seen: now,
             stood: Duration::ZERO,
+            owed: Duration::ZERO,
             began: false,
         }
     }
@@ -136,7 +142,10 @@ impl Sampler {
             }
             return Ok(());
         }
-        self.ran += passed.saturating_sub(still).max(passed / SLOWEST);
+        let still = still + self.owed;
+        let ran = passed.saturating_sub(still).max(passed / SLOWEST);
+        self.owed = still.saturating_sub(passed - ran).min(HEARSAY);
+        self.ran += ran;
         if self.began {
             if self.ran < period {
                 return Ok(());

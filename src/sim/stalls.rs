@@ -9,7 +9,7 @@ use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::{Home, Urgency};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages};
-use crate::vm::{Blocked, Cause};
+use crate::vm::{Blocked, Cause, Claimed};
 
 const PAGES: u32 = 8;
 /// How long the fault thread is at each event that it serves.
@@ -222,5 +222,33 @@ fn time_in_which_a_guest_stood_still_is_no_time_of_sampling() {
             guest.worker.wait(period);
         }
         assert_ne!(fast(guest), before, "no period ended");
+    });
+}
+
+/// What an inline guest says is looked at from time to time, and is about more time than has passed since the sampler looked.
+#[test]
+fn stalls_that_an_inline_guest_tells_of_late_are_no_time_of_sampling() {
+    let (period, look) = (Duration::from_millis(80), Duration::from_millis(5));
+    alone(spec(EngineKind::Uffd), |_, guest| {
+        guest.worker.handle.change(|it| it.sample_period = period);
+        guest.worker.wait(Duration::ZERO);
+        let mut claimed = Claimed {
+            threads: 1,
+            ..Claimed::default()
+        };
+        for at in 1..=40 {
+            if at % 4 == 0 {
+                // All of it.
+                claimed.words[0] += 4 * 5000;
+                let now = guest.worker.clock.now() + look;
+                let _ = guest.vm.stalls.so_far(Some(claimed), now);
+            }
+            guest.worker.wait(look);
+        }
+        assert_eq!(
+            guest.vm.activity.estimate(),
+            None,
+            "a quarter of 200 ms is less"
+        );
     });
 }
