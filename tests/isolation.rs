@@ -17,6 +17,7 @@ use common::Process;
 use memmap2::{MmapOptions, MmapRaw};
 use memvisor::settings::{Key, VmPatch};
 use memvisor::sys::readers_cannot_write;
+use memvisor::telemetry::VmStatus;
 use memvisor_guest_agent::protocol::Gfn;
 use memvisor_guest_agent::protocol::memory::{Fault, Message, Op};
 use memvisor_guest_agent::shim::privacy::INSPECTABLE;
@@ -243,6 +244,46 @@ fn guest_that_cuts_its_files_short_harms_itself_alone() {
     let command = guest.command();
     assert_eq!(command.op, Op::Freeze, "{command:?}");
     drop(guest);
+    host.is_empty(AT_ONCE);
+    host.stop();
+}
+
+/// What a guest reads itself it gets to be read only, but a process of the host's user can open it again.
+#[test]
+fn guest_that_writes_its_swap_file_harms_itself_alone() {
+    if !engines().contains(&"uffd") {
+        return;
+    }
+    let host = Host::start("uffd", "48M", &[]);
+    let start = |name: &str| {
+        let args = "--no-agent --memory 16M --limit 6M --workload kv,size=10M,content=random";
+        let guest = host.guest(name, args);
+        let reads = |vm: &VmStatus| vm.faults.refill_swap > 200 && vm.stalls.refill_swap_us > 0;
+        host.await_vm(name, "reads its swap file", reads);
+        guest
+    };
+    let (mut good, mut liar) = (start("good"), start("liar"));
+    let dir = host.path().join("run").display().to_string();
+    let open = fs::read_dir(format!("/proc/{}/fd", liar.pid())).expect("it lives");
+    let swap = open.flatten().map(|entry| entry.path()).find(|path| {
+        let target = fs::read_link(path).expect("it is open");
+        target.display().to_string().starts_with(&dir)
+            && fs::metadata(path).is_ok_and(|file| file.is_file())
+    });
+    let swap = swap.expect("it has its swap file");
+    let file = File::options().write(true).open(&swap);
+    let file = file.expect("a file of the same user");
+    let garbage = vec![0xa5; 1 << 20];
+    for at in 0..16 {
+        let written = file.write_all_at(&garbage, at << 20);
+        written.expect("room on the disk");
+    }
+    liar.fails(4, "swap slot");
+    host.forgets("liar", AT_ONCE);
+    let before = host.vm("good").faults.refill_swap;
+    host.await_vm("good", "goes on", |vm| vm.faults.refill_swap > before + 100);
+    good.terminate();
+    good.reports(130);
     host.is_empty(AT_ONCE);
     host.stop();
 }

@@ -75,6 +75,7 @@ fn write(u: &mut Unstructured<'_>, shared: &Table) -> Result<()> {
     let waited = u.arbitrary()?;
     let believable = [
         State::Zip.encode(),
+        State::Swap.encode(),
         State::Frame.encode(),
         State::Empty.encode(),
         State::Frozen.encode(),
@@ -96,7 +97,7 @@ fn honest(u: &mut Unstructured<'_>, shared: &Table, gfn: Gfn) -> Result<()> {
     let claimer = Claimer::new(shared);
     let offer = claimer.look(gfn);
     let _ = (claimer.may_break(), claimer.wait_word(gfn));
-    if let State::Zip | State::Frame | State::Empty | State::Frozen = offer
+    if let State::Zip | State::Swap | State::Frame | State::Empty | State::Frozen = offer
         && let Claimed::Claimed(claim) = claimer.claim(gfn, offer)
     {
         let _ = (claimer.place(&claim), claimer.should_tell(&claim));

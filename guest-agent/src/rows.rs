@@ -39,6 +39,12 @@ impl Touched {
         self.ahead
     }
 
+    /// The page that was touched.
+    #[must_use]
+    pub const fn gfn(&self) -> Gfn {
+        self.gfn
+    }
+
     /// The page to give next when so many behind it were given; `None` when it is not worth giving.
     #[must_use]
     pub fn behind(&self, given: u32) -> Option<Gfn> {

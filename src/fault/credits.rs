@@ -35,11 +35,6 @@ pub(super) struct Credits {
     due: Instant,
 }
 
-fn used(vm: &Vm) -> u64 {
-    let stats = &vm.stats;
-    stats.inline_touches.get() + stats.inline_refills.get() + stats.inline_breaks.get()
-}
-
 impl Credits {
     /// Nothing is held yet.
     pub(super) fn new(now: Instant) -> Self {
@@ -57,7 +52,7 @@ impl Credits {
             return false;
         }
         match vm.table.entry(gfn).home() {
-            Home::Untouched | Home::Zero | Home::Compressed(_) => true,
+            Home::Untouched | Home::Zero | Home::Compressed(_) | Home::Swapped(_) => true,
             Home::Shared(_) => access == Access::Write,
             _ => false,
         }
@@ -66,7 +61,7 @@ impl Credits {
     /// Gives the guest what it needs, more than before if that was used up.
     pub(super) fn top_up(&mut self, vm: &Vm, now: Instant) {
         vm.settle_done();
-        let used = used(vm);
+        let used = vm.stats.inline();
         if let Some(claims) = vm.table.claims()
             && claims.held() == 0
         {
@@ -106,7 +101,7 @@ impl Credits {
         }
         claims.look_for_forged();
         vm.settle_done();
-        let used = used(vm);
+        let used = vm.stats.inline();
         let is_idle = used - self.rested < u64::from(self.want / 2);
         if vm.is_blocked() || is_idle {
             vm.take_back_credits();

@@ -189,6 +189,11 @@ fn welcome(
     let arena = zip
         .read_only_fd()
         .map_err(kernel("open the compression cache to read"))?;
+    let swap = admitted
+        .parts
+        .swap
+        .read_only_fd()
+        .map_err(kernel("open the swap file to read"))?;
     let claims = admitted.claims.as_deref();
     let welcome = Message::Welcome(Welcome {
         vm: id.0,
@@ -199,7 +204,7 @@ fn welcome(
     });
     let mut fds = vec![admitted.ram.as_fd(), pool.as_fd()];
     if let Some(claims) = claims {
-        fds.extend([claims.as_fd(), arena.as_fd()]);
+        fds.extend([claims.as_fd(), arena.as_fd(), swap.as_fd()]);
     }
     socket
         .send_with_fds(&welcome.encode(), &fds)

@@ -242,7 +242,7 @@ fn faults(vm: &Vm) -> FaultStatus {
         refill_zip: stats.refill_zip.get(),
         refill_swap: stats.refill_swap.get(),
         cow_break: stats.breaks.get(),
-        inline: stats.inline_touches.get() + stats.inline_refills.get() + stats.inline_breaks.get(),
+        inline: stats.inline(),
         pop: stats.pops.get(),
         parked: stats.parked.get() + stats.starved.get(),
         latency: vm.latency().map(|latency| LatencyStatus {

@@ -70,14 +70,15 @@ impl Claims {
         match entry.home() {
             _ if entry.is_sampled() => State::None,
             Home::Compressed(_) => State::Zip,
+            Home::Swapped(_) => State::Swap,
             Home::Shared(_) => State::Frame,
             Home::Untouched | Home::Zero => State::Empty,
             Home::Resident if !entry.is_open() => State::Frozen,
-            Home::Resident | Home::Swapped(_) | Home::Ballooned => State::None,
+            Home::Resident | Home::Ballooned => State::None,
         }
     }
 
-    /// Says where the compressed page `gfn` is; its page is locked.
+    /// Says where the page `gfn` is, which is compressed or swapped, and locked.
     pub fn describe(&self, gfn: Gfn, place: Place) {
         for (word, at) in place.encode().into_iter().zip(row(gfn) + 1..) {
             self.words.store(at, word);
@@ -97,7 +98,7 @@ impl Claims {
             match State::decode(word) {
                 // A guest may destroy its own offers.
                 Some(State::None) => return Revoked::Yes,
-                Some(State::Zip | State::Frame | State::Empty | State::Frozen) => {
+                Some(State::Zip | State::Swap | State::Frame | State::Empty | State::Frozen) => {
                     match self.words.compare_exchange(at, word, State::None.encode()) {
                         Ok(_) => return Revoked::Yes,
                         Err(now) => word = now,
@@ -389,12 +390,12 @@ mod tests {
     #[test]
     fn word_that_is_no_state_is_a_lie() {
         let (claims, table) = claims();
-        table.store(row(GFN), 7);
+        table.store(row(GFN), 15);
         assert_eq!(claims.revoke(GFN), Revoked::Claimed);
         assert!(
             claims
                 .lie()
-                .is_some_and(|lie| lie.contains("gfn 0x5 is 0x7"))
+                .is_some_and(|lie| lie.contains("gfn 0x5 is 0xf"))
         );
     }
 }

@@ -248,7 +248,7 @@ impl<'a, 'c> Leaving<'a, 'c> {
             // It stays frozen, and is unlocked here.
             (Err(NotZipped::Dense), Some(deferred)) => deferred.push(page.gfn()),
             (Err(_), _) if swap => {
-                self.cluster.push(content);
+                self.cluster.push(page.gfn(), content);
                 self.queued.push(page);
             }
             (Err(_), _) => vm.stats.evict_failed.one(),

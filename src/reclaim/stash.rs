@@ -31,6 +31,7 @@ pub(super) enum NotZipped {
 /// clears and maps a page at a time.
 #[derive(Debug, Default)]
 pub(super) struct Cluster {
+    gfns: Vec<Gfn>,
     contents: Vec<PageBuf>,
     digests: Vec<u64>,
 }
@@ -38,12 +39,14 @@ pub(super) struct Cluster {
 impl Cluster {
     /// Forgets what waits, for a new batch.
     pub(super) fn clear(&mut self) {
+        self.gfns.clear();
         self.contents.clear();
         self.digests.clear();
     }
 
-    /// Adds a page.
-    pub(super) fn push(&mut self, content: &PageBuf) {
+    /// Adds a page, which stays locked until it is [written](Self::write).
+    pub(super) fn push(&mut self, gfn: Gfn, content: &PageBuf) {
+        self.gfns.push(gfn);
         self.contents.push(content.clone());
         self.digests.push(digest(content));
     }
@@ -59,10 +62,17 @@ impl Cluster {
         };
         for run in runs {
             let range = slots.len()..slots.len() + run.len as usize;
-            let written = vm
-                .swap
-                .write(run, &self.contents[range.clone()], &self.digests[range]);
+            let written = vm.swap.write(
+                run,
+                &self.contents[range.clone()],
+                &self.digests[range.clone()],
+            );
             slots.extend(run.slots().map(|slot| written.is_ok().then_some(slot)));
+            if written.is_ok() {
+                for (slot, at) in run.slots().zip(range) {
+                    vm.describe_swap(self.gfns[at], slot, &self.contents[at]);
+                }
+            }
             note_written(vm, run, written);
         }
         slots.resize(self.contents.len(), None);
@@ -127,7 +137,7 @@ fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRef
     if let Ok(slot) = stored
         && !Seeded::StaleSlot.is_sown()
     {
-        vm.describe(gfn, slot);
+        vm.describe_zip(gfn, slot);
     }
     stored
 }
@@ -171,7 +181,7 @@ pub(super) fn spill(vm: &Vm, want: usize) -> Pages {
         };
         // A page that is damaged here stays: the fault that needs it reports it.
         if page.home() == Home::Compressed(slot) && vm.zip.lock().load(slot, &mut content).is_ok() {
-            cluster.push(&content);
+            cluster.push(gfn, &content);
             pages.push((page, slot));
         }
     }

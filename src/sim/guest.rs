@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
 
 use memvisor_guest_agent::protocol::memory::Fault;
+use memvisor_guest_agent::rows::Touched;
 use memvisor_guest_agent::shim::inline::{Inline, Step, Work};
 
 use super::address_space::Who;
@@ -71,7 +72,8 @@ enum Wait {
     Kernel {
         wakes: u64,
     },
-    Reply,
+    /// The daemon's, of a page whose row may go on.
+    Reply(Option<Touched>),
 }
 
 /// A thread; it runs as far as it can each time it is polled. Two threads of one guest must not use
@@ -157,11 +159,14 @@ impl GuestThread {
                 let map = self.space.mapped_by(Who::Claimer);
                 self.step(self.inline().go_on(&map, work))
             }
-            Wait::Reply => match self.space.line.reply(self.channel) {
+            Wait::Reply(row) => match self.space.line.reply(self.channel) {
                 None => wait,
                 Some(reply) => {
                     let done = self.space.obey(reply);
                     done.into_iter().for_each(|done| self.say(done));
+                    if let Some(touched) = row {
+                        self.inline().was_served(touched, self.vm.table.pages());
+                    }
                     Wait::Nothing
                 }
             },
@@ -176,7 +181,7 @@ impl GuestThread {
                 self.space.line.send(Event::Userfault(gfn));
                 Wait::Kernel { wakes }
             }
-            (Trap::Signal, None) => self.step(Step::Ask),
+            (Trap::Signal, None) => self.step(Step::Ask(None)),
             (Trap::Signal, Some(inline)) => self.step(inline.begin(gfn, write)),
         }
     }
@@ -194,12 +199,12 @@ impl GuestThread {
                 self.say(Fault::Credits);
                 Wait::Nothing
             }
-            Step::Ask => {
+            Step::Ask(row) => {
                 self.say(match self.page() {
                     (gfn, true) => Fault::Write(gfn),
                     (gfn, false) => Fault::Read(gfn),
                 });
-                Wait::Reply
+                Wait::Reply(row)
             }
         }
     }

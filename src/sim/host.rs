@@ -108,7 +108,7 @@ impl Host {
         }
         let disk = Arc::new(FaultyStorage::of(spec.swap_slots, u32::MAX));
         let zip = ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd");
-        let claims = spec.inline.then(|| words::share(spec.pages, &zip));
+        let claims = spec.inline.then(|| words::share(spec.pages, &disk, &zip));
         let words = claims.as_ref().map(|it| Arc::new(it.table().clone()) as _);
         let space = Arc::new(AddressSpace::new(&spec, &self.pools, claims));
         let parts = Parts {

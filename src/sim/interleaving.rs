@@ -34,6 +34,14 @@ const ORDERS: usize = 12;
 /// What does not happen while disks work, or too seldom to be relied on.
 const NEVER: [&str; 3] = ["evict_failed", "swap_errors", "mismatched"];
 
+/// What happens only to guests that serve themselves.
+const INLINE: [&str; 4] = [
+    "inline_touches",
+    "inline_refills",
+    "inline_swap_ins",
+    "inline_breaks",
+];
+
 /// Waits for an answer of a worker.
 fn answer<T>(wait: &Receiver<T>) -> T {
     wait_for("who has asked a worker", |_| wait.try_recv().ok())
@@ -167,7 +175,7 @@ impl Scene {
         let schedules = sync::model(SCHEDULES, move || self.play(&inside));
         let mut never = NEVER.to_vec();
         if !self.specs[0].inline {
-            never.extend(["inline_touches", "inline_refills", "inline_breaks"]);
+            never.extend(INLINE);
         }
         if !self.is_short_of_vmas {
             never.push("vma_refused");

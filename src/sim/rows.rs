@@ -44,12 +44,21 @@ fn evicted(
 
 /// A guest that serves itself, all of whose pages are in its cache, and that has so many credits.
 fn compressed(host: &Host, credits: u32) -> Guest {
+    inline(host, ZIP, small, credits)
+}
+
+/// The same, all of whose pages are in its swap file.
+fn swapped(host: &Host, credits: u32) -> Guest {
+    inline(host, SWAP, dense, credits)
+}
+
+fn inline(host: &Host, means: Means, content: fn(u32) -> PageBuf, credits: u32) -> Guest {
     let spec = Spec {
         inline: true,
         ..spec(EngineKind::Uffd)
     };
     let mut guest = host.start(1, spec);
-    guest.write_and_evict(ZIP, small);
+    guest.write_and_evict(means, content);
     guest.vm.take_back_credits();
     guest.vm.grant_credits(credits);
     guest
@@ -163,6 +172,56 @@ fn row_that_a_guest_serves_itself_ends_where_credits_are_low_and_without_any_the
     let refills = (stats.refill_zip.get(), stats.inline_refills.get());
     assert_eq!(refills, (13, 12));
     host.end([guest]);
+}
+
+#[test]
+fn swapped_pages_here_and_there_are_read_by_the_guest_itself() {
+    let host = Host::roomy();
+    let mut guest = swapped(&host, 64);
+    for gfn in (0..PAGES).step_by(2).rev() {
+        assert!(read_alone(&mut guest, gfn), "{gfn}");
+    }
+    guest.vm.settle_done();
+    let stats = &guest.vm.stats;
+    let refills = (stats.refill_swap.get(), stats.inline_swap_ins.get());
+    let all = u64::from(PAGES / 2);
+    assert_eq!(refills, (all, all));
+    assert_eq!(
+        (guest.vm.swap.stats().read.0, guest.disk.reads()),
+        (all, PAGES / 2)
+    );
+    host.end([guest]);
+}
+
+#[test]
+fn swapped_pages_in_a_row_are_asked_for_and_come_with_few_reads_of_the_disk() {
+    let host = Host::roomy();
+    let mut guest = swapped(&host, 64);
+    guest.read_all();
+    let stats = &guest.vm.stats;
+    assert_eq!(stats.refill_swap.get(), u64::from(PAGES));
+    assert!(stats.inline_swap_ins.get() <= 2, "{stats:?}");
+    let reads = guest.disk.reads();
+    assert!(reads <= PAGES / 3, "{reads} reads for {PAGES} pages");
+    host.end([guest]);
+}
+
+/// As it is when its swap file has moved, and the one that the guest reads holds something else.
+#[test]
+fn swapped_page_that_reads_otherwise_is_given_up_by_its_guest_and_asked_for() {
+    let host = Host::roomy();
+    let mut guest = swapped(&host, 64);
+    guest.damage(4);
+    assert!(!read_alone(&mut guest, 4));
+    let claims = guest.space.claims.as_ref().expect("it serves itself");
+    assert_eq!(claims.table().given_up(), 1);
+    guest.damage(4);
+    assert!(guest.drive(0), "the daemon reads it where it is whole");
+    let stats = &guest.vm.stats;
+    let refills = (stats.refill_swap.get(), stats.inline_swap_ins.get());
+    assert_eq!(refills, (1, 0));
+    host.bury(guest);
+    host.check_empty();
 }
 
 #[test]

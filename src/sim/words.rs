@@ -5,11 +5,13 @@ use std::fs::File;
 use std::sync::Arc;
 
 use memvisor_guest_agent::protocol::claims::{self, Claimer, State, Words};
-use memvisor_guest_agent::shim::inline::{Inline, Table};
+use memvisor_guest_agent::shim::inline::{AlignedPage, Inline, SwapSlots, Table};
 
 use crate::compress::ZipCache;
+use crate::swap::Storage;
+use crate::swap::faulty::FaultyStorage;
 use crate::sync::{AtomicU32, Mutex, Ordering};
-use crate::units::Gfn;
+use crate::units::{Gfn, PAGE_SIZE, PageBuf};
 use crate::vm::Counter;
 
 /// What the threads of the guest share.
@@ -28,8 +30,8 @@ struct Shared {
     given_up: Counter,
 }
 
-/// The table of a guest of so many pages, and the arena of its cache.
-pub(super) fn share(pages: u32, zip: &ZipCache) -> Claims {
+/// The table of a guest of so many pages, its swap file, and the arena of its cache.
+pub(super) fn share(pages: u32, swap: &Arc<FaultyStorage>, zip: &ZipCache) -> Claims {
     let words = (0..claims::words(pages)).map(|_| AtomicU32::new(0));
     let table = SimTable(Arc::new(Shared {
         words: words.collect(),
@@ -37,7 +39,25 @@ pub(super) fn share(pages: u32, zip: &ZipCache) -> Claims {
         given_up: Counter::default(),
     }));
     let arena = zip.read_only_fd().expect("/proc is there");
-    Arc::new(Inline::new(table, File::from(arena), zip.arena_pages()))
+    let swap = Box::new(SimSwap(Arc::clone(swap)));
+    let arena = File::from(arena);
+    Arc::new(Inline::new(table, swap, arena, zip.arena_pages()))
+}
+
+/// The swap file as a guest reads it.
+#[derive(Debug)]
+struct SimSwap(Arc<FaultyStorage>);
+
+impl SwapSlots for SimSwap {
+    fn read(&self, slot: u32, into: &mut AlignedPage) -> Option<()> {
+        let mut page = [PageBuf::zeroed()];
+        let read = self
+            .0
+            .read_at(&mut page, u64::from(slot) * PAGE_SIZE as u64)
+            .ok()?;
+        into.0 = page[0].0;
+        (read == PAGE_SIZE).then_some(())
+    }
 }
 
 impl SimTable {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -198,6 +199,10 @@ impl Storage for Arc<FaultyStorage> {
             page.0[..read.len()].copy_from_slice(read);
         }
         Ok(len)
+    }
+
+    fn read_only(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     fn available(&self) -> io::Result<Bytes> {

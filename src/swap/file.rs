@@ -1,6 +1,8 @@
 //! The swap file of one VM.
 
+use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::slice::from_mut;
 use std::sync::Arc;
@@ -92,6 +94,20 @@ impl SwapFile {
     #[must_use]
     pub fn dir(&self) -> PathBuf {
         self.place.lock().dir.clone()
+    }
+
+    /// The file as it is now, for a guest that reads its pages itself. When it has moved, what is read there is not to be
+    /// believed.
+    ///
+    /// # Errors
+    /// What opening it again says.
+    pub fn read_only_fd(&self) -> io::Result<OwnedFd> {
+        self.storage().read_only()
+    }
+
+    /// Notes that the guest has read a page itself.
+    pub fn note_read(&self) {
+        self.read.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Allocates `count` slots in as few runs as possible; fewer when fewer are free.

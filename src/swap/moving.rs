@@ -9,7 +9,7 @@ use super::file::{SwapFile, offset};
 use super::place::Place;
 use super::slots::SlotRun;
 use super::storage::{Storage, write_whole};
-use crate::units::{PageBuf, Pages};
+use crate::units::{Bytes, PageBuf, Pages};
 
 /// Pages copied by one write, 256 KiB of buffer.
 const CLUSTER: u32 = 64;
@@ -131,8 +131,9 @@ impl Moving {
             .old
             .as_ref()
             .is_some_and(|old| Arc::strong_count(old) == 1);
-        if free {
-            self.old = None;
+        if free && let Some(old) = self.old.take() {
+            // A guest that reads its pages itself has it open until it ends. If it cannot be cut, its space comes free then.
+            let _ = old.truncate(Bytes(0));
         }
         free
     }

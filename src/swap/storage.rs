@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use crate::sys::DirectFile;
 use crate::units::{Bytes, PAGE_SIZE, PageBuf};
@@ -20,6 +21,12 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// As `preadv(2)`.
     fn read_at(&self, pages: &mut [PageBuf], offset: u64) -> io::Result<usize>;
+
+    /// The same storage for a process that may read it and no more, by reads like ours.
+    ///
+    /// # Errors
+    /// As `openat(2)`.
+    fn read_only(&self) -> io::Result<OwnedFd>;
 
     /// What may still be written where this storage is.
     ///
@@ -48,6 +55,10 @@ impl Storage for DirectFile {
 
     fn read_at(&self, pages: &mut [PageBuf], offset: u64) -> io::Result<usize> {
         self.read_pages(pages, offset)
+    }
+
+    fn read_only(&self) -> io::Result<OwnedFd> {
+        self.read_only()
     }
 
     fn available(&self) -> io::Result<Bytes> {

@@ -2,11 +2,13 @@
 
 use std::fs::{File, Permissions};
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl, open};
+use nix::sys::stat::Mode;
 use nix::sys::statvfs::fstatvfs;
 use nix::sys::uio::{preadv, pwritev};
 
@@ -59,6 +61,21 @@ impl DirectFile {
     #[must_use]
     pub const fn is_reserved(&self) -> bool {
         self.reserved
+    }
+
+    /// The file opened once more, to be read only, past the page cache if we do.
+    ///
+    /// # Errors
+    /// What opening `/proc/self/fd/N` says.
+    pub fn read_only(&self) -> io::Result<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let direct = if self.direct {
+            OFlag::O_DIRECT
+        } else {
+            OFlag::empty()
+        };
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | direct;
+        Ok(open(path.as_str(), flags, Mode::empty())?)
     }
 
     /// What may still be written to the filesystem of this file.

@@ -1,10 +1,11 @@
 //! Pages that the guest makes resident by itself: locking pages of such a guest, and its credits.
 
 use memvisor_guest_agent::protocol::claims::Place;
+use memvisor_guest_agent::protocol::payload::checksum;
 
 use super::Vm;
 use crate::page::{Attempt, DonePage, Home, PageGuard, Urgency};
-use crate::units::{Gfn, Pages, SlotId};
+use crate::units::{Gfn, PAGE_SIZE, PageBuf, Pages, SlotId};
 
 /// Why a page is not locked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,8 +64,14 @@ impl Vm {
         } else {
             page.set_refilled();
             self.release_wanted(page.gfn(), old);
-            self.stats.refill_zip.one();
-            self.stats.inline_refills.one();
+            if matches!(old, Home::Swapped(_)) {
+                self.swap.note_read();
+                self.stats.refill_swap.one();
+                self.stats.inline_swap_ins.one();
+            } else {
+                self.stats.refill_zip.one();
+                self.stats.inline_refills.one();
+            }
         }
         Some(page)
     }
@@ -78,13 +85,24 @@ impl Vm {
     }
 
     /// Says to the guest where its locked page is compressed.
-    pub fn describe(&self, gfn: Gfn, slot: SlotId) {
+    pub fn describe_zip(&self, gfn: Gfn, slot: SlotId) {
         let Some(claims) = self.table.claims() else {
             return;
         };
         let place: Option<Place> = self.zip.lock().place(slot);
         if let Some(place) = place {
             claims.describe(gfn, place);
+        }
+    }
+
+    /// Says to the guest in which slot of the swap file its locked page is that has this content.
+    pub fn describe_swap(&self, gfn: Gfn, slot: SlotId, content: &PageBuf) {
+        if let Some(claims) = self.table.claims() {
+            let (page, sum) = (slot.0, checksum(&content.0));
+            #[expect(clippy::cast_possible_truncation, reason = "a page is shorter")]
+            let len = PAGE_SIZE as u16;
+            let at = 0;
+            claims.describe(gfn, Place { page, at, len, sum });
         }
     }
 

@@ -125,21 +125,22 @@ impl Stall {
 /// What threads of an inline guest say for how long they stood still by their own account since power-on, by what they did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Claimed {
-    /// Microseconds modulo 2^32 of refills, of breaks, of waiting for one another, of first touches, and of opening frozen
-    /// pages.
-    pub words: [u32; 5],
+    /// Microseconds modulo 2^32 of refills from the cache, of breaks, of waiting for one another, of first touches, of
+    /// opening frozen pages, and of refills from the swap file.
+    pub words: [u32; 6],
     /// How many threads the guest has.
     pub threads: u32,
 }
 
 impl Claimed {
     /// What the words are about.
-    const CAUSES: [Cause; 5] = [
+    const CAUSES: [Cause; 6] = [
         Cause::RefillZip,
         Cause::Break,
         Cause::Busy,
         Cause::FirstTouch,
         Cause::Open,
+        Cause::RefillSwap,
     ];
 }
 
@@ -392,7 +393,7 @@ mod tests {
         }
 
         fn believed(&self, said: [u32; 3], threads: u32, at: u32) -> Stalled {
-            let mut words = [0; 5];
+            let mut words = [0; 6];
             words[..3].copy_from_slice(&said);
             let claimed = Claimed { words, threads };
             self.1.so_far(Some(claimed), self.at(at))

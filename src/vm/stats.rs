@@ -63,6 +63,8 @@ counters!(
         inline_touches,
         /// Those of the refills from the cache that the guest did by itself.
         inline_refills,
+        /// Those of the refills from the swap file that the guest did by itself.
+        inline_swap_ins,
         /// Those of the breaks that the guest did by itself.
         inline_breaks,
         /// Ballooned pages that the guest accessed.
@@ -116,6 +118,15 @@ counters!(
 );
 
 impl Stats {
+    /// Faults that the guest served by itself.
+    #[must_use]
+    pub fn inline(&self) -> u64 {
+        self.inline_touches.get()
+            + self.inline_refills.get()
+            + self.inline_swap_ins.get()
+            + self.inline_breaks.get()
+    }
+
     /// Faults that made a page resident.
     #[must_use]
     pub fn served(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! The claim table: how a thread of the guest takes a page by itself, and the daemon learns of it.
 //!
-//! A fault that only brings a page back from the compression cache, copies a shared frame, touches a page for the first
+//! A fault that only brings a page back from the compression cache or the swap file, copies a shared frame, touches a page for the first
 //! time or wants one back that is frozen, needs
 //! nothing that the faulting thread could not do, except the daemon's leave: to move this page, and, but for a frozen one,
 //! to use one more page of memory. Asking for it costs two wake-ups, more than the work. So the daemon
@@ -15,11 +15,11 @@
 //! Words are 32 bits, of the machine's byte order. The table begins with the words of
 //! [`HEADER_WORDS`]: the [`MARK`], whether [`BREAKS`] are allowed, then [`CREDITS`] credits, and for how long threads
 //! [`Stood`] still; the rows follow, [`ROW_WORDS`] for each page: the state, the checksum of the compressed page, the arena page in
-//! which it begins, and where in it and how long.
+//! which it begins, and where in it and how long. Of a swapped page, the second of them is its slot.
 //!
 //! ```text
 //!            daemon unlocks the page                daemon locks the page
-//!   NONE -------------------> EMPTY, ZIP, FRAME, FROZEN ------------------> NONE
+//!   NONE ----------------> EMPTY, ZIP, SWAP, FRAME, FROZEN ---------------> NONE
 //!     ^                                 |      ^
 //!     | daemon locks the page    claims |      | gives up
 //!     |                                 v      |
@@ -114,6 +114,8 @@ pub enum State {
     None,
     /// The page may be brought back from the compression cache.
     Zip,
+    /// The page may be brought back from the swap file.
+    Swap,
     /// The shared page may be given a copy of its own.
     Frame,
     /// The page holds nothing, and may be given a page of zeroes.
@@ -144,6 +146,7 @@ impl State {
             Self::Frozen => 6,
             Self::Zip => 1,
             Self::Frame => 2,
+            Self::Swap => 7,
             Self::Taken { credit, waited } => {
                 3 | if waited { WAITED } else { 0 } | credit << CREDIT_SHIFT
             }
@@ -166,7 +169,7 @@ impl State {
                 waited: word & WAITED != 0,
             },
             4 => Self::Done { credit },
-            _ => return None,
+            _ => Self::Swap,
         };
         if state.encode() == word && credit <= FREE {
             Some(state)
@@ -176,10 +179,10 @@ impl State {
     }
 }
 
-/// Where a compressed page is, in the arena of its VM: it may go on in the next arena page.
+/// Where a compressed page is, in the arena of its VM: it may go on in the next arena page. Or where a swapped page is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
-    /// The arena page in which it begins.
+    /// The arena page in which it begins; the slot of the swap file.
     pub page: u32,
     /// The first byte in it.
     pub at: u16,
@@ -304,7 +307,7 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
         })
     }
 
-    /// Where the compressed page is that was claimed.
+    /// Where the page is that was claimed, which is compressed or swapped.
     #[must_use]
     pub fn place(&self, claim: &Claim) -> Place {
         let at = row(claim.gfn) + 1;
@@ -419,6 +422,7 @@ mod tests {
         let mut states = vec![
             State::None,
             State::Zip,
+            State::Swap,
             State::Frame,
             State::Empty,
             State::Frozen,
@@ -432,7 +436,7 @@ mod tests {
             assert_eq!(State::decode(state.encode()), Some(state));
         }
         let of_no_credit = State::Done { credit: FREE + 1 }.encode();
-        for garbage in [7, 8, 9, 13, 1 << 8, 4 | 8, of_no_credit, u32::MAX] {
+        for garbage in [15, 8, 9, 13, 1 << 8, 4 | 8, of_no_credit, u32::MAX] {
             assert_eq!(State::decode(garbage), None, "{garbage:#x}");
         }
     }
@@ -512,7 +516,7 @@ mod tests {
         claimer.stood(Stood::Asleep, Duration::from_micros(u64::from(u32::MAX)));
         claimer.stood(Stood::Asleep, Duration::from_micros(8));
         let words = Stood::ALL.map(|stood| table.load(stood.word()));
-        assert_eq!(words, [19, 0, 7, 0, 0]);
+        assert_eq!(words, [19, 0, 7, 0, 0, 0]);
         assert!(Stood::Asleep.word() < HEADER_WORDS);
     }
 }

@@ -27,7 +27,7 @@ pub use command::{Ack, Command, Op, Remap};
 use super::codec::{DecodeError, Reader, Writer};
 
 /// The version of this protocol. Both sides come from one build, so it must match exactly.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// The longest message: a command of [`MAX_RUNS`] runs, rounded up.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Runs in one command. 1 024 system calls keep the memory thread busy for about 3 ms.

@@ -1,5 +1,6 @@
 //! Power-on: the handshake with the daemon, then RAM is there.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -194,7 +195,7 @@ fn go(socket: &SeqPacket) -> Result<Channels, AttachError> {
 
 const NO_FDS: AttachError = order(
     "WELCOME with another number of descriptors",
-    "WELCOME with RAM and pool, and for an inline guest claim table and arena",
+    "WELCOME with RAM and pool, and for an inline guest claim table, arena and swap file",
 );
 
 /// What the threads of the guest may do by themselves, if the daemon lets them.
@@ -203,10 +204,13 @@ fn inline(
     welcome: &Welcome,
     shared: Vec<OwnedFd>,
 ) -> Result<Option<Inline<SharedTable>>, AttachError> {
-    match (welcome.arena_pages, <[OwnedFd; 2]>::try_from(shared)) {
+    match (welcome.arena_pages, <[OwnedFd; 3]>::try_from(shared)) {
         (None, Err(none)) if none.is_empty() => Ok(None),
-        (Some(arena_pages), Ok([claims, arena])) => SharedTable::map(pages, &claims)
-            .map(|table| Some(Inline::new(table, arena.into(), arena_pages)))
+        (Some(arena_pages), Ok([claims, arena, swap])) => SharedTable::map(pages, &claims)
+            .map(|table| {
+                let swap = Box::new(File::from(swap));
+                Some(Inline::new(table, swap, arena.into(), arena_pages))
+            })
             .map_err(kernel("map the claim table")),
         _ => Err(NO_FDS),
     }

@@ -20,7 +20,7 @@ use crate::protocol::memory::Fault;
 
 use super::channels::Channels;
 use super::inline::{Inline, Step};
-use super::mapping::obey;
+use super::mapping::{Mapping, obey};
 use super::ram::RamMap;
 use super::table::SharedTable;
 
@@ -139,7 +139,13 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
                 Step::Access
             }
             Step::Access => break,
-            Step::Ask => return ask(hardware, gfn, write),
+            Step::Ask(row) => {
+                ask(hardware, gfn, write);
+                if let Some(touched) = row {
+                    inline.was_served(touched, Mapping::pages(&hardware.map));
+                }
+                return;
+            }
         };
     }
     if let Some(stood) = stood {

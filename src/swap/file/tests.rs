@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
-use std::fs::read_dir;
+use std::fs::{File, read_dir};
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use proptest::prelude::*;
@@ -289,6 +290,10 @@ fn move_between_directories_on_disk_loses_no_page() {
     let pages: Vec<_> = (0..60).map(samples::random).collect();
     let run = put(&file, &pages).unwrap();
     (20..30).for_each(|slot| file.free(SlotId(slot)));
+    let mut page = PageBuf::zeroed();
+    let guests = File::from(file.read_only_fd().unwrap());
+    guests.read_exact_at(&mut page.0, 7 * 4096).unwrap();
+    assert!(page == pages[7]);
     file.begin_move(to.path()).unwrap();
     file.begin_move(to.path()).unwrap();
     assert_eq!(
@@ -304,8 +309,9 @@ fn move_between_directories_on_disk_loses_no_page() {
     assert_eq!(file.step_move(7).unwrap(), Progress::Idle);
     assert_eq!(file.dir(), to.path());
     assert_eq!(read_dir(to.path()).unwrap().count(), 0, "it has a name");
+    let left = guests.metadata().unwrap().len();
+    assert_eq!(left, 0, "its space is free, whoever has it open");
     drop(from);
-    let mut page = PageBuf::zeroed();
     for (slot, content) in run.slots().zip(&pages) {
         if !(20..30).contains(&slot.0) {
             file.read(slot, &mut page).unwrap();
@@ -713,6 +719,9 @@ impl Storage for ClosedBy {
     }
     fn read_at(&self, pages: &mut [PageBuf], offset: u64) -> io::Result<usize> {
         self.0.read_at(pages, offset)
+    }
+    fn read_only(&self) -> io::Result<std::os::fd::OwnedFd> {
+        self.0.read_only()
     }
     fn available(&self) -> io::Result<Bytes> {
         self.0.available()

@@ -5,7 +5,7 @@ use super::FIRST_STOOD;
 /// What a thread of the guest did while it stood still without the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stood {
-    /// It brought a page back.
+    /// It brought a page back from the compression cache.
     Refill,
     /// It gave itself a copy of a shared page.
     Break,
@@ -15,16 +15,19 @@ pub enum Stood {
     Touch,
     /// It had a frozen page back.
     Open,
+    /// It brought a page back from the swap file.
+    SwapIn,
 }
 
 impl Stood {
     /// All there are.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Refill,
         Self::Break,
         Self::Asleep,
         Self::Touch,
         Self::Open,
+        Self::SwapIn,
     ];
 
     /// The word of it.

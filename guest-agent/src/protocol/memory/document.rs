@@ -197,6 +197,7 @@ fn document_states_the_words_of_the_claim_table() {
         format!("| {} | EMPTY |", State::Empty.encode()),
         format!("| {} | FROZEN |", State::Frozen.encode()),
         format!("| {} | ZIP |", State::Zip.encode()),
+        format!("| {} | SWAP |", State::Swap.encode()),
         format!("| {} | FRAME |", State::Frame.encode()),
         format!("| {:#x} | TAKEN with credit {credit:#x} |", taken(false)),
         format!("| {:#x} | TAKEN, and others wait |", taken(true)),
