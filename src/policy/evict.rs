@@ -71,7 +71,7 @@ pub(super) fn orders(
         .collect();
     // A state that does not swap gets worse if it must; then those who are above their targets
     // have been asked by every means.
-    if !rules.waits() && pages.iter().all(|pages| *pages == Pages(0)) {
+    if rules.mechanisms.swap && pages.iter().all(|pages| *pages == Pages(0)) {
         pages = last_resort(host, shortfall.min(config.evict_round), rules.all);
     }
     let order = |((pages, due), first): ((Pages, Order), &Pages)| match pages {
@@ -219,6 +219,38 @@ mod tests {
         assert_eq!(
             last_resort(&host, Pages(900), means),
             [0, 100, 300].map(Pages)
+        );
+    }
+
+    /// A balloon that takes what its guest has never used brings nothing, and meanwhile free memory would go to the faults, until
+    /// the state is low.
+    #[test]
+    fn balloon_is_not_waited_for_while_faults_wait_for_eviction() {
+        let evicted = |state, faults_wait_early| {
+            let host = HostSnapshot {
+                least_free: None,
+                budget: Pages(10_000),
+                used: Pages(9_800),
+                state,
+                vms: vec![VmSnapshot::sample(12_000, 9_600)],
+                seed: 0,
+            };
+            let config = Config {
+                faults_wait_early,
+                ..Config::default()
+            };
+            let plan = crate::policy::plan(&host, &config);
+            assert_eq!(plan.state, state);
+            (plan.vms[0].evict, plan.vms[0].means, plan.floor)
+        };
+        let all = Means::all(&Config::default());
+        let (pages, means, floor) = evicted(FreeState::Hard, true);
+        assert!(pages > Pages(0) && floor > Pages(0), "{pages:?} {floor:?}");
+        assert_eq!(means, all);
+        assert_eq!(
+            evicted(FreeState::Hard, false).1,
+            Means::default(),
+            "ESX waits"
         );
     }
 

@@ -66,6 +66,8 @@ pub(super) struct Rules {
     pub mechanisms: Mechanisms,
     /// [`Means::all`].
     pub all: Means,
+    /// Whether faults wait for what eviction frees ([`Config::faults_wait_early`]).
+    faults_wait: bool,
 }
 
 impl Rules {
@@ -74,6 +76,7 @@ impl Rules {
             state,
             mechanisms: Mechanisms::of(state, config),
             all: Means::all(config),
+            faults_wait: config.faults_wait_early && state >= FreeState::Hard,
         }
     }
 
@@ -83,9 +86,10 @@ impl Rules {
         self.state <= FreeState::Soft
     }
 
-    /// Whether what balloons are to bring is waited for.
+    /// Whether what balloons are to bring is waited for: not while faults wait for eviction. What a balloon takes may be
+    /// memory that its guest has never used, and bring nothing.
     pub(super) const fn waits(&self) -> bool {
-        !self.mechanisms.swap
+        !self.mechanisms.swap && !self.faults_wait
     }
 }
 

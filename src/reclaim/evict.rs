@@ -115,7 +115,9 @@ impl Evictor {
         let waits = means.compress && means.swap && !vm.budget.is_scarce();
         let evicted = self.evict_frozen(vm, victims, means, waits)?;
         self.second_chance.defer(&self.deferred);
-        let dense = self.second_chance.choose_dense(vm, want);
+        // While faults wait, one batch after the other to find that none of it compresses would have them wait longer.
+        let hurry = evicted == Pages(0) && vm.budget.starving() > 0;
+        let dense = self.second_chance.choose_dense(vm, want, hurry);
         let means = Means {
             compress: false,
             ..means

@@ -87,9 +87,15 @@ impl SecondChance {
         Ok(chosen)
     }
 
-    /// The same of the pages that did not compress, as far as more of them wait than may.
-    pub(super) fn choose_dense<'a>(&mut self, vm: &'a Vm, want: usize) -> Vec<PageGuard<'a>> {
-        let watch = usize::try_from(vm.table.count(Home::Resident) / WATCHED_PART);
+    /// The same of the pages that did not compress, as far as more of them wait than may; in a `hurry` of all of them.
+    pub(super) fn choose_dense<'a>(
+        &mut self,
+        vm: &'a Vm,
+        want: usize,
+        hurry: bool,
+    ) -> Vec<PageGuard<'a>> {
+        let part = if hurry { u64::MAX } else { WATCHED_PART };
+        let watch = usize::try_from(vm.table.count(Home::Resident) / part);
         let spare = self.dense.len().saturating_sub(watch.unwrap_or(usize::MAX));
         let mut chosen = Vec::new();
         let dense = from_fn(|| self.dense.pop_front());

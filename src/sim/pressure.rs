@@ -133,6 +133,27 @@ fn page_that_a_guest_refused_to_freeze_is_not_taken_for_frozen() {
     });
 }
 
+/// The first round of the hand finds out of each page whether it compresses, and frees none. Who waits is not to wait for that.
+#[test]
+fn pages_that_do_not_compress_go_at_once_while_a_fault_waits_and_nothing_else_goes() {
+    each(specs(), |host, guest| {
+        host.budget.set_marks(Pages(0), Pages(0), Pages(1));
+        (0..PAGES / 2).for_each(|gfn| guest.write(gfn, samples::random(u64::from(gfn) + 1)));
+        guest.worker.handle.change(|it| it.second_chance = true);
+        guest.vm.take_back_credits();
+        host.budget.set_floor(host.budget.free());
+        let content = samples::mixed(1, 500);
+        guest.threads[0].begin(Gfn(PAGES - 1), Op::Write(Box::new(content)));
+        assert!(!guest.drive(0), "nothing is free for faults");
+        reclaim(guest, 2);
+        let stats = &guest.vm.stats;
+        let (gone, tried) = (stats.evict_swap.get(), stats.incompressible.get());
+        assert_eq!((gone, tried), (2, 2), "others were tried first");
+        assert!(guest.drive(0), "it waits though pages were evicted");
+        host.budget.set_floor(Pages(0));
+    });
+}
+
 #[test]
 fn page_that_does_not_compress_goes_when_nothing_else_does() {
     each(specs(), |host, guest| {
