@@ -23,6 +23,7 @@
 
 mod address_space;
 mod bridges;
+mod churn;
 mod every_step;
 mod failures;
 mod fault_thread;
