@@ -14,7 +14,7 @@ use rig::raw::{RawGuest, hello};
 use rig::{Ends, Host};
 
 /// How long guests may take to load and to settle on an overcommitted host.
-const SETTLE: Duration = Duration::from_secs(40);
+const SETTLE: Duration = Duration::from_secs(60);
 /// How long guests may take to verify what they own.
 const VERIFY: Duration = Duration::from_secs(60);
 /// How long samples are taken of a busy host.
@@ -46,19 +46,25 @@ fn check_sums(status: &HostStatus) {
     assert_eq!(share.frames.0 + share.saved_pages.0, share.shared_pages.0);
 }
 
-/// Waits until nothing moves: the same numbers before and after the kernel's were read, and no guest holds pages
+/// Looks after which nothing is said to move: the punching of a large batch, after which its pages are given back, takes
+/// longer than one.
+const STILL: u32 = 10;
+
+/// Waits until nothing moves: the same numbers of the host and of the kernel in so many looks, and no guest holds pages
 /// in advance, which the kernel has not given out yet.
 fn quiescent(host: &TestHost) -> (HostStatus, Blocks) {
-    let still = |status: &HostStatus| {
-        let homes = status.vms.iter().map(|vm| vm.homes.each());
-        (status.used_pages, homes.collect::<Vec<_>>())
-    };
+    let mut last = None;
+    let mut still = 0;
     eventually("nothing moves", SETTLE, || {
-        let before = host.status();
-        check_sums(&before);
+        let status = host.status();
+        check_sums(&status);
         let blocks = host.blocks_at_once();
-        let is_still = still(&before) == still(&host.status());
-        (is_still && before.totals.credit_pages == Pages(0)).then_some((before, blocks))
+        let homes: Vec<_> = status.vms.iter().map(|vm| vm.homes.each()).collect();
+        let seen = Some((status.used_pages, homes, blocks.total()));
+        still = if seen == last { still + 1 } else { 0 };
+        last = seen;
+        let is_still = still >= STILL && status.totals.credit_pages == Pages(0);
+        is_still.then_some((status, blocks))
     })
 }
 
