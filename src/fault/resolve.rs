@@ -262,6 +262,7 @@ pub fn complete(vm: &Vm, pending: Pending) {
             if !Seeded::EarlyRelease.is_sown() {
                 vm.release_frame_of(&pool, frame);
             }
+            vm.table.back_off(page.gfn());
             vm.stats.breaks.one();
         }
         page.set_open();

@@ -174,14 +174,17 @@ impl Governor {
     /// Lets a VM's own threads know what the settings are now.
     fn apply_settings(&self, member: &Member, settings: &HostSettings, vms: usize) {
         let own = member.settings();
-        let at_rest = self.rests(settings);
         let scan_rate = if own.sharing {
             let vms = u32::try_from(vms).unwrap_or(u32::MAX);
             let scan = ScanSettings {
                 scan_time: settings.share_scan_time,
                 scan_ghz: settings.share_scan_ghz,
                 rate_max: settings.share_rate_max,
-                part: if at_rest { settings.scan_at_rest } else { 100 },
+                part: if self.rests(settings) {
+                    settings.scan_at_rest
+                } else {
+                    100
+                },
             };
             scan.rate(member.vm.params.pages, self.ghz, vms)
         } else {
@@ -190,7 +193,6 @@ impl Governor {
         member.worker.change(|routine| {
             *routine = Routine {
                 scan_rate,
-                at_rest,
                 sample_period: settings.sample_period,
                 second_chance: settings.second_chance,
             }

@@ -14,4 +14,4 @@ pub use history::History;
 pub use home::{Home, KIND_NAMES, KINDS};
 pub use parking::Parking;
 pub use queue::Need;
-pub use table::{Attempt, DonePage, Due, Entry, KeptPage, PageGuard, PageTable, Takings};
+pub use table::{Attempt, DonePage, Due, Entry, KeptPage, PageGuard, PageTable};

@@ -13,7 +13,6 @@
 //!     16      UNSEEN   a resident page may have other bytes than the scanner has seen
 //!     17      QUIET    the scanner did not find it changed when it last looked
 //!     18      FROZEN   the guest's accesses to the RAM page are known to wait
-//!     19      HELD     the scanner left a page that it could have taken, to see whether it is written
 //!     32..64  frame or slot; for a resident page the low half of its hash at the last scan
 //! ```
 //!
@@ -47,7 +46,7 @@ use crate::sync::{AtomicU64, Ordering, zeroes};
 use crate::units::{FrameId, Gfn};
 
 pub use guard::{DonePage, KeptPage, PageGuard};
-pub use notes::{Due, Takings};
+pub use notes::Due;
 
 const KIND: u64 = 0b111;
 const LOCKED: u64 = 1 << 3;
@@ -62,7 +61,6 @@ const BACKOFF_MASK: u64 = 0b111;
 const UNSEEN: u64 = 1 << 16;
 const QUIET: u64 = 1 << 17;
 const FROZEN: u64 = 1 << 18;
-const HELD: u64 = 1 << 19;
 const PAYLOAD_SHIFT: u32 = 32;
 
 /// Looks at counters that move; a look takes nanoseconds, and one page in the middle of its move
@@ -112,12 +110,6 @@ impl Entry {
     #[must_use]
     pub const fn is_refilled(self) -> bool {
         self.0 & REFILLED != 0
-    }
-
-    /// Whether the scanner could have taken the page when it last looked, and does not know it to have been written since.
-    #[must_use]
-    pub const fn is_held(self) -> bool {
-        self.0 & HELD != 0
     }
 
     const fn payload(self) -> u32 {
@@ -170,8 +162,6 @@ pub struct PageTable {
     counts: [AtomicU64; KINDS],
     /// Pages that are locked until their guest has confirmed a mapping.
     kept: AtomicU64,
-    /// Pages that were taken, and that came back: [`Takings`].
-    takings: [AtomicU64; 2],
     history: History,
     parking: Arc<Parking>,
     /// What the guest may do by itself, if it can.
@@ -203,7 +193,6 @@ impl PageTable {
             entries: zeroes(pages as usize)?,
             counts,
             kept: AtomicU64::new(0),
-            takings: Default::default(),
             history: History::new()?,
             parking,
             claims: None,

@@ -79,8 +79,6 @@ pub(crate) fn queue() -> (WorkerHandle, Queue) {
 pub struct Routine {
     /// Pages that are scanned in a second; zero for none.
     pub scan_rate: u32,
-    /// Whether nobody needs memory, so that the scanner need not hurry to take pages.
-    pub at_rest: bool,
     /// The period of sampling, in running time of the VM; zero for none.
     pub sample_period: Duration,
     /// Whether it evicts pages that nobody wanted back while they were frozen, and not random ones:

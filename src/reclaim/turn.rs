@@ -95,7 +95,7 @@ impl Core {
         }
         let rate = routine.scan_rate;
         if self.scan_due(rate).is_some_and(|due| now >= due) {
-            self.scan(now, routine)?;
+            self.scan(now, rate)?;
         }
         self.sampler.tick(&self.vm, now, routine.sample_period)?;
         if let Some(joining) = &mut self.joining
@@ -178,10 +178,9 @@ impl Core {
         Ok(())
     }
 
-    fn scan(&mut self, now: Instant, routine: Routine) -> Result<(), EngineError> {
-        let (vm, rate) = (&self.vm, routine.scan_rate);
+    fn scan(&mut self, now: Instant, rate: u32) -> Result<(), EngineError> {
+        let vm = &self.vm;
         let faults = vm.stats.served();
-        self.scanner.set_at_rest(routine.at_rest);
         let found = self.scanner.scan(vm, &*self.peers, Pace::slice(rate))?;
         if found.changed > 0 || found.shared > 0 {
             vm.settled.note(None);

@@ -26,7 +26,6 @@ pub(super) struct Look<'a> {
     vm: &'a Vm,
     peers: &'a dyn Peers,
     told: bool,
-    wary: bool,
     membership: Arc<Membership>,
     candidates: Vec<(Gfn, Guess<'a>)>,
     nudges: Vec<(VmId, Gfn)>,
@@ -36,13 +35,12 @@ pub(super) struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    /// `told`: the engine tells which pages were written. `wary`: pages are held before they are taken.
-    pub(super) fn new(vm: &'a Vm, peers: &'a dyn Peers, told: bool, wary: bool) -> Self {
+    /// `told`: the engine tells which pages were written.
+    pub(super) fn new(vm: &'a Vm, peers: &'a dyn Peers, told: bool) -> Self {
         Self {
             vm,
             peers,
             told,
-            wary,
             // Only the worker, who scans, takes its VM to another pool.
             membership: vm.membership(),
             candidates: Vec::new(),
@@ -60,7 +58,7 @@ impl<'a> Look<'a> {
         // Their digests; `None` of zeroes.
         let mut read = Vec::with_capacity(gfns.len());
         for (at, &gfn) in gfns.iter().enumerate() {
-            let still = table.begin_look(gfn);
+            table.begin_look(gfn);
             // The guest may be writing: whatever follows is a hint until the page stands still.
             vm.engine.read(gfn, &mut self.content);
             if let Some(next) = gfns.get(at + 1) {
@@ -70,18 +68,13 @@ impl<'a> Look<'a> {
             if let Some(digest) = digest {
                 self.membership.prefetch(digest);
             }
-            read.push((gfn, digest, still));
+            read.push((gfn, digest));
         }
-        for (gfn, digest, still) in read {
-            let guess = match digest {
+        for (gfn, digest) in read {
+            match digest {
                 Some(digest) => self.look_up(gfn, digest),
                 // Not a change: it counts when it is dropped, and may be refused for ever.
-                None => Some(Guess::Zero),
-            };
-            match guess {
-                Some(_) if self.wary && !still => table.hold(gfn),
-                Some(guess) => self.candidates.push((gfn, guess)),
-                None => {}
+                None => self.candidates.push((gfn, Guess::Zero)),
             }
         }
         if self.candidates.len() < BATCH {
@@ -90,8 +83,7 @@ impl<'a> Look<'a> {
         self.merge()
     }
 
-    /// What the page could be shared as, if it has not changed.
-    fn look_up(&mut self, gfn: Gfn, digest: u64) -> Option<Guess<'a>> {
+    fn look_up(&mut self, gfn: Gfn, digest: u64) {
         let table = &self.vm.table;
         // Zero means "never looked at"; one page in four billion is looked at once more for it.
         let low = low_half(digest).max(1);
@@ -102,13 +94,13 @@ impl<'a> Look<'a> {
         if last != 0 && last != low {
             self.vm.stats.volatile.one();
             table.back_off(gfn);
-            return None;
+            return;
         }
-        let guess = self.guess(gfn, digest, low);
-        if guess.is_none() && last == low {
+        if let Some(guess) = self.guess(gfn, digest, low) {
+            self.candidates.push((gfn, guess));
+        } else if last == low {
             table.settle(gfn, self.told);
         }
-        guess
     }
 
     fn guess(&self, gfn: Gfn, digest: u64, low: u32) -> Option<Guess<'a>> {

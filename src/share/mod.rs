@@ -31,9 +31,8 @@
 //! *Attaching*: a guest that boots says itself what it is going to have in common with others, and shares
 //! that without having had it. `attach.rs` tells how.
 //!
-//! *Volatile pages*: a page that changed between two looks, or was taken and wanted back, as a zero page or out of
-//! sharing, is left alone for a growing number of passes. A guest in which that happens to many pages is treated with
-//! care while nobody needs memory: `regret.rs` tells how.
+//! *Volatile pages*: a page that changed between two looks, or was broken out of sharing, is left
+//! alone for a growing number of passes.
 //!
 //! *Hints may be wrong* in three ways. The page has changed since: it does not know that hash any more, and the
 //! hint is dropped. It has another content whose hint looks alike: the hint stays, and ours is put beside it. It
@@ -49,7 +48,6 @@ mod attach;
 mod join;
 mod look;
 mod merge;
-mod regret;
 mod scan;
 
 pub use attach::{AttachRequest, attach};

@@ -1,7 +1,6 @@
 //! The scanner of one VM: walks its pages, looks at the resident ones, finds candidates.
 
 use super::look::Look;
-use super::regret::Regret;
 use crate::engine::EngineError;
 use crate::page::{Due, Home};
 use crate::units::{Gfn, GfnRun, VmId};
@@ -45,26 +44,9 @@ pub struct Scanner {
     cursor: u32,
     /// Whether the engine has told which pages of the part that is walked were written.
     told: bool,
-    /// Whether nobody needs memory.
-    at_rest: bool,
-    regret: Regret,
 }
 
 impl Scanner {
-    /// Says whether nobody needs memory now: then a page that is taken and wanted back is taken for nothing.
-    pub const fn set_at_rest(&mut self, at_rest: bool) {
-        self.at_rest = at_rest;
-    }
-
-    fn look<'a>(&self, vm: &'a Vm, peers: &'a dyn Peers) -> Look<'a> {
-        Look::new(vm, peers, self.told, self.is_wary())
-    }
-
-    /// Whether pages are held before they are taken.
-    const fn is_wary(&self) -> bool {
-        self.at_rest && self.regret.is_felt()
-    }
-
     /// Walks on, looks at up to `count` pages that are due, and shares what can be shared.
     ///
     /// # Errors
@@ -75,9 +57,8 @@ impl Scanner {
             // Before any of it is looked at: what is written after a look is told by the next pass.
             self.told = take_written(vm, part);
         }
-        self.regret.note(vm.table.takings());
         let mut found = Found::default();
-        let mut look = self.look(vm, peers);
+        let mut look = Look::new(vm, peers, self.told);
         let mut due = Vec::with_capacity(AT_ONCE);
         while u64::from(self.cursor) < part.end() && found.looked < count {
             let gfn = Gfn(self.cursor);
@@ -116,13 +97,10 @@ impl Scanner {
     ) -> Result<u64, EngineError> {
         gfns.sort_unstable();
         gfns.dedup();
-        // One that is held is looked at when it has waited.
-        let is_ready = |gfn| {
-            let entry = vm.table.entry(gfn);
-            entry.home() == Home::Resident && !(self.is_wary() && entry.is_held())
-        };
-        gfns.retain(|gfn| vm.table.contains(*gfn) && is_ready(*gfn));
-        let mut look = self.look(vm, peers);
+        let is_resident =
+            |gfn| vm.table.contains(gfn) && vm.table.entry(gfn).home() == Home::Resident;
+        gfns.retain(|gfn| is_resident(*gfn));
+        let mut look = Look::new(vm, peers, self.told);
         gfns.chunks(AT_ONCE).try_for_each(|gfns| look.at(gfns))?;
         let (_, shared) = look.finish()?;
         Ok(shared)

@@ -126,7 +126,7 @@ impl Host {
         // Whatever is searched for is searched for with both.
         worker
             .handle
-            .change(|it| (it.second_chance, it.at_rest) = (id.0 & 1 == 0, id.0 & 2 == 0));
+            .change(|it| it.second_chance = id.0.is_multiple_of(2));
         let member = (Arc::clone(&vm), worker.handle.clone());
         self.peers.0.lock().insert(id, member);
         let thread = |channel| GuestThread::new(&vm, &space, channel);

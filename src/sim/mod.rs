@@ -23,7 +23,6 @@
 
 mod address_space;
 mod bridges;
-mod churn;
 mod every_step;
 mod failures;
 mod fault_thread;

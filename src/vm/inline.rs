@@ -53,6 +53,7 @@ impl Vm {
         page.set_open();
         if let Home::Shared(frame) = old {
             self.release_frame_of(&pool, frame);
+            self.table.back_off(page.gfn());
             self.stats.breaks.one();
             self.stats.inline_breaks.one();
             // It was counted as shared and as granted.

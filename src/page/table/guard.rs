@@ -3,8 +3,7 @@
 use memvisor_guest_agent::protocol::claims::State;
 
 use super::{
-    Entry, FROZEN, HELD, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED, UNSEEN,
-    WAITED,
+    Entry, FROZEN, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED, UNSEEN, WAITED,
 };
 use crate::page::home::Home;
 use crate::seeded::Seeded;
@@ -91,15 +90,14 @@ impl PageGuard<'_> {
             Home::Shared(_) => SAMPLED,
             _ => 0,
         };
-        let notes = REFILLED | UNSEEN | HELD;
-        let clear = KIND | OPEN | FROZEN | notes | lost | u64::from(u32::MAX) << PAYLOAD_SHIFT;
+        let clear =
+            KIND | OPEN | FROZEN | REFILLED | UNSEEN | lost | u64::from(u32::MAX) << PAYLOAD_SHIFT;
         let unseen = if home == Home::Resident { UNSEEN } else { 0 };
         let set = home.kind() as u64 | unseen | u64::from(home.payload()) << PAYLOAD_SHIFT;
         self.table.update(self.gfn, clear, set);
         self.table.counts[from.kind()].fetch_sub(1, Ordering::Relaxed);
         self.table.counts[home.kind()].fetch_add(1, Ordering::Relaxed);
         self.table.history.record(self.gfn, home);
-        self.table.note_taking(self.gfn, from, home);
     }
 
     /// Notes that the guest was given the RAM page.

@@ -5,14 +5,14 @@
 //! away *before* it reads. Whoever sets it later is right to do so.
 
 use super::{
-    BACKOFF_MASK, BACKOFF_SHIFT, Entry, HELD, KIND, LOCKED, PAYLOAD_SHIFT, PageTable, QUIET,
-    REFILLED, SKIP_MASK, SKIP_SHIFT, UNSEEN,
+    BACKOFF_MASK, BACKOFF_SHIFT, Entry, KIND, LOCKED, PAYLOAD_SHIFT, PageTable, QUIET, REFILLED,
+    SKIP_MASK, SKIP_SHIFT, UNSEEN,
 };
 use crate::page::home::Home;
 use crate::sync::Ordering;
 use crate::units::{Gfn, GfnRun};
 
-/// 2^5 - 1 passes: a page that is wanted back again and again is tried every 31st pass.
+/// 2^5 - 1 passes: a page that is broken again and again is tried every 31st pass.
 const BACKOFF_MAX: u64 = 5;
 /// 2^3 - 1 passes: a page that never changes is hashed every 8th pass where nobody tells writes.
 const REST_MAX: u64 = 3;
@@ -30,35 +30,7 @@ pub enum Due {
     No,
 }
 
-/// Pages of a VM that were taken since it began, because they were zero or shared, and those that came back: nearly all
-/// because the guest wanted them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Takings {
-    /// Pages that became zero or shared.
-    pub taken: u64,
-    /// Those that became resident again.
-    pub returned: u64,
-}
-
 impl PageTable {
-    /// How often pages were taken by sharing or as zero, and how often the guest wanted them back.
-    #[must_use]
-    pub fn takings(&self) -> Takings {
-        let [taken, returned] = [0, 1].map(|it: usize| self.takings[it].load(Ordering::Relaxed));
-        Takings { taken, returned }
-    }
-
-    /// Counts a move by which a page is taken or comes back; one that comes back is left alone for some passes.
-    pub(super) fn note_taking(&self, gfn: Gfn, from: Home, home: Home) {
-        let is_taken = |home| matches!(home, Home::Zero | Home::Shared(_));
-        if is_taken(home) && !is_taken(from) {
-            self.takings[0].fetch_add(1, Ordering::Relaxed);
-        } else if is_taken(from) && home == Home::Resident {
-            self.takings[1].fetch_add(1, Ordering::Relaxed);
-            self.back_off(gfn);
-        }
-    }
-
     /// What the scanner shall do with the page in this pass; counts the pass. `told`: the engine tells which
     /// pages were written, so that the others need no look.
     pub fn due_for_scan(&self, gfn: Gfn, told: bool) -> Due {
@@ -83,12 +55,7 @@ impl PageTable {
     pub fn note_written(&self, gfn: Gfn) {
         let word = &self.entries[gfn.index()];
         // A page that becomes resident later is unseen by that.
-        let entry = word.load(Ordering::Relaxed);
-        if entry & KIND == RESIDENT {
-            // Only the pass before its next look counts: what was written before it was held may be told after.
-            if entry & HELD != 0 && entry >> SKIP_SHIFT & SKIP_MASK == 0 {
-                word.fetch_and(!HELD, Ordering::Relaxed);
-            }
+        if word.load(Ordering::Relaxed) & KIND == RESIDENT {
             // Release pairs with the Acquire of `begin_look`: the look that takes this note away reads the bytes.
             word.fetch_or(UNSEEN, Ordering::Release);
         }
@@ -110,13 +77,11 @@ impl PageTable {
         })
     }
 
-    /// Notes that the scanner is about to read the page: whatever is written from here on is unseen. Whether the page
-    /// was [held](Self::hold) and is not known to have been written since.
-    pub fn begin_look(&self, gfn: Gfn) -> bool {
+    /// Notes that the scanner is about to read the page: whatever is written from here on is unseen.
+    pub fn begin_look(&self, gfn: Gfn) {
         // Before the read: what is noted while it goes on must stay. Acquire pairs with the Release of
         // `note_written`, and of the `update` that made the page resident.
-        let entry = self.entries[gfn.index()].fetch_and(!(UNSEEN | HELD), Ordering::Acquire);
-        Entry(entry).is_held()
+        self.entries[gfn.index()].fetch_and(!UNSEEN, Ordering::Acquire);
     }
 
     /// Notes the low half of the hash that a look at a resident page found; the one before, or 0. A page that
@@ -148,17 +113,15 @@ impl PageTable {
         (entry & KIND == RESIDENT && hash != 0).then_some(hash)
     }
 
-    /// Notes that the page changed between two looks, was taken and wanted back, or could not be merged
+    /// Notes that the page changed between two looks, was broken out of sharing, or could not be merged
     /// for another reason that will pass: it stays unseen, and the next looks come ever later, up to
     /// every 31st pass.
     pub fn back_off(&self, gfn: Gfn) {
-        self.change(gfn, backed_off);
-    }
-
-    /// Backs a page off that could be taken, to see first whether it is written: the next
-    /// [`begin_look`](Self::begin_look) tells, as far as writes are told.
-    pub fn hold(&self, gfn: Gfn) {
-        self.change(gfn, |entry| backed_off(entry) | HELD);
+        self.change(gfn, |entry| {
+            // Of a page that was quiet for long, the first change means little.
+            let before = if entry & QUIET == 0 { entry } else { 0 };
+            wait(entry, before, BACKOFF_MAX) & !QUIET | unseen(entry)
+        });
     }
 
     /// Notes that the guest has no VMA left for merging the page: it stays unseen, and is tried ever
@@ -204,13 +167,6 @@ const fn wait(entry: u64, before: u64, most: u64) -> u64 {
     entry & !BACKOFF | passes << SKIP_SHIFT | exponent << BACKOFF_SHIFT
 }
 
-/// The entry of a page whose next looks come ever later.
-const fn backed_off(entry: u64) -> u64 {
-    // Of a page that was quiet for long, the first change means little.
-    let before = if entry & QUIET == 0 { entry } else { 0 };
-    wait(entry, before, BACKOFF_MAX) & !QUIET | unseen(entry)
-}
-
 /// UNSEEN of a resident page; of others it has no meaning.
 const fn unseen(entry: u64) -> u64 {
     if entry & KIND == RESIDENT { UNSEEN } else { 0 }
@@ -222,7 +178,7 @@ mod tests {
 
     use super::*;
     use crate::page::Parking;
-    use crate::units::{FrameId, SlotId};
+    use crate::units::FrameId;
 
     const PAGE: Gfn = Gfn(0);
 
@@ -253,61 +209,6 @@ mod tests {
         table.begin_look(PAGE);
         table.settle(PAGE, true);
         assert_eq!(change(0), 1);
-    }
-
-    #[test]
-    fn page_that_is_wanted_back_is_counted_and_backs_off() {
-        let table = table();
-        let page = table.try_lock(PAGE).expect("free");
-        let round = |home| {
-            page.set_home(home);
-            page.set_home(Home::Resident);
-            skipped(&table, true)
-        };
-        let shared = Home::Shared(FrameId(3));
-        let rounds = [Home::Zero, shared, Home::Zero, shared].map(round);
-        assert_eq!(rounds, [1, 3, 7, 15]);
-        let store = Home::Compressed(SlotId(0));
-        assert_eq!(round(store), 0, "evicted, which says nothing");
-        page.set_home(Home::Zero);
-        page.set_home(shared);
-        let (taken, returned) = (5, 4);
-        assert_eq!(table.takings(), Takings { taken, returned });
-    }
-
-    #[test]
-    fn held_page_stood_still_unless_it_was_written_in_the_pass_before_its_look() {
-        let table = table();
-        // Whether it is written before each of the passes until it is due.
-        let hold = |written: &[bool]| {
-            table.begin_look(PAGE);
-            table.hold(PAGE);
-            for written in written {
-                if *written {
-                    table.note_written(PAGE);
-                }
-                assert_eq!(table.due_for_scan(PAGE, true), Due::Later);
-            }
-        };
-        let look = |written| {
-            if written {
-                table.note_written(PAGE);
-            }
-            assert_eq!(table.due_for_scan(PAGE, true), Due::Now);
-            table.begin_look(PAGE)
-        };
-        hold(&[true]);
-        assert!(look(false), "written before it was held");
-        hold(&[false; 3]);
-        assert!(!look(true));
-        hold(&[true; 7]);
-        assert!(look(false));
-        assert!(!table.begin_look(PAGE), "not held again");
-        table.hold(PAGE);
-        let page = table.try_lock(PAGE).expect("free");
-        page.set_home(Home::Zero);
-        page.set_home(Home::Resident);
-        assert!(!table.entry(PAGE).is_held());
     }
 
     #[test]
