@@ -111,7 +111,7 @@ fn another_version_is_named() {
     let error = Message::decode(&bytes).expect_err("version 9");
     assert_eq!(
         error.to_string(),
-        "peer speaks version 9 of the memory protocol, this side speaks 5"
+        format!("peer speaks version 9 of the memory protocol, this side speaks {VERSION}")
     );
 }
 
