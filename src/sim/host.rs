@@ -160,25 +160,16 @@ impl Host {
     /// # Panics
     /// When something differs.
     pub(super) fn check(&self, guests: &[&Guest]) {
-        let mut private = 0;
-        for guest in guests {
-            guest.check();
-            let zip_pages = u64::from(guest.vm.zip.lock().pages_used());
-            private += guest.vm.params.metadata().0 + zip_pages + guest.space.allocated().0;
-            private += guest.credits();
-        }
-        private += self.budget.granted().0;
+        guests.iter().for_each(|guest| guest.check());
+        let private: u64 = guests.iter().map(|guest| guest.charged()).sum();
         let mut frames_used = 0;
         for pool in &self.pools {
             let is_user = |guest: &&&Guest| Arc::ptr_eq(&guest.vm.pool(), pool);
             let users = guests.iter().filter(is_user);
             frames_used += check_pool(pool, users.flat_map(|guest| guest.frames()));
         }
-        assert_eq!(
-            self.budget.used().0,
-            private + frames_used,
-            "charged, and in use"
-        );
+        let in_use = private + frames_used + self.budget.granted().0;
+        assert_eq!(self.budget.used().0, in_use, "charged, and in use");
         assert!(self.budget.used() <= self.budget.total());
     }
 
@@ -213,6 +204,13 @@ impl Guest {
     pub(super) fn homes(&self) -> impl Iterator<Item = (Gfn, Home)> {
         let gfns = (0..self.vm.table.pages()).map(Gfn);
         gfns.map(|gfn| (gfn, self.vm.table.entry(gfn).home()))
+    }
+
+    /// What it holds of the budget, but for frames and for what is granted to it.
+    pub(super) fn charged(&self) -> u64 {
+        self.vm.settle_done();
+        let zip = u64::from(self.vm.zip.lock().pages_used());
+        self.vm.params.metadata().0 + zip + self.space.allocated().0 + self.credits()
     }
 
     /// Pages that the guest holds and that are not in its RAM yet.
