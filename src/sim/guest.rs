@@ -31,12 +31,6 @@ impl Memory {
         self.0.lock().expect("no holder panicked")
     }
 
-    /// The guest was told that a page has the bytes of another.
-    pub(super) fn copy(&self, from: Gfn, to: Gfn) {
-        let mut pages = self.pages();
-        pages[to.index()] = pages[from.index()].clone();
-    }
-
     /// The guest has given the page up: it will read zeroes.
     pub(super) fn forget(&self, gfn: Gfn) {
         self.pages()[gfn.index()] = PageBuf::zeroed();

@@ -117,7 +117,8 @@ impl Program<'_> {
         self.guest.space.set_unwanted(pages, true);
         let request = AttachRequest { pages, source };
         if answer(&ask(&self.worker, |answer| Job::Attach(request, answer))) > 0 {
-            self.guest.space.memory.copy(source, gfn);
+            let mut pages = self.guest.space.memory.pages();
+            pages[gfn.index()] = pages[source.index()].clone();
         }
         self.guest.space.set_unwanted(pages, false);
     }
@@ -126,26 +127,24 @@ impl Program<'_> {
 /// Starts the tasks of one guest: its threads, of which so many run in all, its fault thread and its worker. These two
 /// go on until there are none: memory that one guest waits for may be another's.
 fn start<'a>(scope: &'a Scope<'a, '_>, guest: &'a mut Guest, running: &'a AtomicU32) {
-    let Guest {
-        threads,
-        faults,
-        worker,
-        ..
-    } = guest;
-    let count = u32::try_from(threads.len()).expect("a few");
-    for guest in threads {
+    let threads = u32::try_from(guest.threads.len()).expect("a few");
+    for thread in &mut guest.threads {
         let program = Program {
-            guest,
-            threads: count,
-            worker: worker.handle.clone(),
+            guest: thread,
+            threads,
+            worker: guest.worker.handle.clone(),
         };
         scope.spawn(move || {
             program.run();
             running.fetch_sub(1, Ordering::SeqCst);
         });
     }
-    scope.spawn(move || serve(running, || faults.turn().expect("the guest can go on")));
-    scope.spawn(move || serve(running, || worker.step()));
+    scope.spawn(|| {
+        serve(running, || {
+            guest.faults.turn().expect("the guest can go on")
+        })
+    });
+    scope.spawn(|| serve(running, || guest.worker.step()));
 }
 
 fn spec(kind: EngineKind, threads: usize) -> Spec {
