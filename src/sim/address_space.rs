@@ -279,21 +279,10 @@ impl Mapped<'_> {
         }
         Ok(())
     }
-}
 
-/// The contract of the engines: each step is one that is allowed with the page as it is.
-impl Mapping for Mapped<'_> {
-    fn pages(&self) -> u32 {
-        u32::try_from(self.space.pages().len()).expect("a few")
-    }
-
-    fn remap(&self, op: Op, Remap { run, frame }: Remap) -> Result<(), i32> {
+    /// Changes what the guest meets at pages, for which its kernel has the VMAs.
+    fn change(&self, op: Op, run: GfnRun, frame: u32) -> Result<(), i32> {
         let space = self.space;
-        match (op, space.kind) {
-            // Dropping page-table entries takes no VMA.
-            (Op::Freeze, EngineKind::Uffd) | (Op::MapPrivate, _) => {}
-            _ => self.take_vma()?,
-        }
         let mut frames = (frame..).map(FrameId);
         self.each(run, |gfn, page| {
             let frame = frames.next().expect("as many as pages");
@@ -320,6 +309,23 @@ impl Mapping for Mapped<'_> {
             };
         })
     }
+}
+
+/// The contract of the engines: each step is one that is allowed with the page as it is.
+impl Mapping for Mapped<'_> {
+    fn pages(&self) -> u32 {
+        u32::try_from(self.space.pages().len()).expect("a few")
+    }
+
+    fn remap(&self, op: Op, Remap { run, frame }: Remap) -> Result<(), i32> {
+        let space = self.space;
+        match (op, space.kind) {
+            // Dropping page-table entries takes no VMA.
+            (Op::Freeze, EngineKind::Uffd) | (Op::MapPrivate, _) => {}
+            _ => self.take_vma()?,
+        }
+        self.change(op, run, frame)
+    }
 
     fn map_present(&self, run: GfnRun) -> Result<(), i32> {
         self.take_vma()?;
@@ -335,11 +341,7 @@ impl Mapping for Mapped<'_> {
     }
 
     fn open(&self, gfn: Gfn) -> Result<(), i32> {
-        self.each(GfnRun::single(gfn), |gfn, page| {
-            assert!(page.content.is_some(), "{gfn} is opened and is a hole");
-            assert!(!page.view.is_pool(), "{gfn} is opened and is shared");
-            page.view = View::Open;
-        })
+        self.change(Op::Open, GfnRun::single(gfn), 0)
     }
 
     fn install(&self, gfn: Gfn, content: &[u8; PAGE_SIZE]) -> Result<(), i32> {
