@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::shim::wait_readable;
 
-use super::{AddressSpace, Spec};
+use super::{AddressSpace, Clock, Spec};
 use crate::engine::Reply;
 use crate::fault::{Core, Driver, Ended, Event};
 use crate::reclaim::WorkerHandle;
@@ -40,12 +40,12 @@ impl Line {
 #[derive(Debug)]
 struct SimDriver {
     space: Arc<AddressSpace>,
-    now: Instant,
+    clock: Clock,
 }
 
 impl Driver for SimDriver {
     fn now(&self) -> Instant {
-        self.now
+        self.clock.now()
     }
 
     fn reply(&mut self, channel: usize, reply: Reply) -> Result<(), Ended> {
@@ -66,6 +66,7 @@ pub(super) struct FaultThread {
     pub(super) core: Core,
     vm: Arc<Vm>,
     driver: SimDriver,
+    pub(super) clock: Clock,
     /// How long the core is at each event.
     pub(super) takes: Duration,
 }
@@ -78,12 +79,17 @@ impl FaultThread {
         worker: &WorkerHandle,
         spec: &Spec,
     ) -> Self {
-        let (attacher, now) = (Box::new(worker.clone()), Instant::now());
+        let (attacher, clock) = (Box::new(worker.clone()), Clock::new());
         let (vm, space) = (Arc::clone(vm), Arc::clone(space));
+        let (count, ahead, now) = (spec.threads, spec.ahead, clock.now());
         Self {
-            core: Core::new(Arc::clone(&vm), spec.threads, attacher, spec.ahead, now),
+            core: Core::new(Arc::clone(&vm), count, attacher, ahead, now),
             vm,
-            driver: SimDriver { space, now },
+            driver: SimDriver {
+                space,
+                clock: clock.clone(),
+            },
+            clock,
             takes: Duration::ZERO,
         }
     }
@@ -100,39 +106,19 @@ impl FaultThread {
             self.vm.parking.answer();
             self.handle(Event::Bell)?;
         }
-        self.tick()?;
+        self.core.tick(self.clock.now(), &mut self.driver)?;
         Ok(busy)
     }
 
     fn handle(&mut self, event: Event) -> Result<(), Ended> {
-        let read = self.driver.now;
-        self.pass(self.takes);
+        let read = self.clock.now();
+        self.clock.pass(self.takes);
         self.core.handle(event, read, &mut self.driver)
-    }
-
-    fn tick(&mut self) -> Result<(), Ended> {
-        self.core.tick(self.driver.now, &mut self.driver)
     }
 
     /// Whether its bell rings.
     pub(super) fn is_called(&self) -> bool {
         let bell = self.vm.parking.bell().expect("made with a bell");
         wait_readable([bell], Some(Duration::ZERO)).expect("an eventfd can be polled") == [true]
-    }
-
-    /// A while passes.
-    pub(super) fn rest(&mut self) -> Result<(), Ended> {
-        self.pass(Duration::from_secs(1));
-        self.tick()
-    }
-
-    /// Time passes in which nothing is done.
-    pub(super) fn pass(&mut self, time: Duration) {
-        self.driver.now += time;
-    }
-
-    /// The time.
-    pub(super) const fn now(&self) -> Instant {
-        self.driver.now
     }
 }
