@@ -18,6 +18,9 @@ fn spec(kind: EngineKind) -> Spec {
     Spec::of(kind, PAGES)
 }
 
+/// Has a guest read a page.
+type Read = fn(&mut Guest, u32);
+
 /// Has all pages of a guest leave by these means. If it serves itself, it has a credit for each.
 fn leave(guest: &mut Guest, means: Means, content: fn(u32) -> PageBuf) {
     guest.write_and_evict(means, content);
@@ -45,6 +48,14 @@ fn compressed(story: impl Fn(&mut Guest)) {
     evicted(&[Spec::inline(PAGES)], &[ZIP], small, story);
 }
 
+/// Reads pages, after each of which all pages up to another one are there.
+fn bring_rows(guest: &mut Guest, read: Read, rows: &[(u32, u32)]) {
+    for (gfn, next) in rows {
+        read(guest, *gfn);
+        assert_eq!(guest.resident(), Vec::from_iter(0..*next));
+    }
+}
+
 /// Lets the thread read a page without the daemon; whether it could.
 fn read_alone(guest: &mut Guest, gfn: u32) -> bool {
     let thread = &mut guest.threads[0];
@@ -57,14 +68,16 @@ fn read_alone(guest: &mut Guest, gfn: u32) -> bool {
     }
 }
 
+/// It reads the page, and nobody helps.
+fn unaided(guest: &mut Guest, gfn: u32) {
+    assert!(read_alone(guest, gfn), "{gfn}");
+}
+
 #[test]
 fn first_touches_in_a_row_bring_more_and_more_pages() {
     each(KINDS.map(spec), |_, guest| {
-        for (gfn, touched) in [(0, 1), (1, 3), (3, 7), (7, 15), (15, 31)] {
-            guest.read(gfn);
-            assert_eq!(guest.vm.stats.first_touch.get(), touched);
-        }
-        assert_eq!(guest.resident(), Vec::from_iter(0..31));
+        let rows = [(0, 1), (1, 3), (3, 7), (7, 15), (15, 31)];
+        bring_rows(guest, Guest::read, &rows);
         for gfn in (0..31).map(Gfn) {
             assert_eq!(guest.space.view(gfn), View::Open, "{gfn}");
         }
@@ -76,14 +89,14 @@ fn first_touches_in_a_row_bring_more_and_more_pages() {
 
 #[test]
 fn row_ends_at_pages_that_are_there_and_at_the_end_of_ram() {
-    let story = |guest: &mut Guest, read: fn(&mut Guest, u32)| {
+    let story = |guest: &mut Guest, read: Read| {
         [5, 0, 1, 3].into_iter().for_each(|gfn| read(guest, gfn));
         assert_eq!(guest.resident(), Vec::from_iter(0..6));
         [60, 61, 63].into_iter().for_each(|gfn| read(guest, gfn));
         assert_eq!(guest.resident(), Vec::from_iter((0..6).chain(60..64)));
     };
     each(KINDS.map(spec), |_, guest| story(guest, Guest::read));
-    compressed(|guest| story(guest, |guest, gfn| assert!(read_alone(guest, gfn))));
+    compressed(|guest| story(guest, unaided));
 }
 
 /// A guest that serves itself leaves that to the daemon.
@@ -116,19 +129,11 @@ fn swapped_pages_read_here_and_there_come_one_by_one() {
     });
 }
 
-/// Reads pages without the daemon, after each of which all pages up to another one are there.
-fn bring_rows(guest: &mut Guest, rows: &[(u32, u32)]) {
-    for (gfn, next) in rows {
-        assert!(read_alone(guest, *gfn));
-        assert_eq!(guest.resident(), Vec::from_iter(0..*next));
-    }
-}
-
 #[test]
 fn row_that_a_guest_serves_itself_brings_pages_ahead_and_scattered_ones_do_not() {
     compressed(|guest| {
-        bring_rows(guest, &[(0, 1), (1, 3), (3, 7), (7, 15), (15, 23)]);
-        assert!(read_alone(guest, 50) && read_alone(guest, 40));
+        bring_rows(guest, unaided, &[(0, 1), (1, 3), (3, 7), (7, 15), (15, 23)]);
+        [50, 40].into_iter().for_each(|gfn| unaided(guest, gfn));
         assert_eq!(guest.resident(), Vec::from_iter((0..23).chain([40, 50])));
     });
 }
@@ -139,7 +144,7 @@ fn row_that_a_guest_serves_itself_ends_where_credits_are_low_and_without_any_the
         guest.vm.take_back_credits();
         guest.vm.grant_credits(12);
         // The mark is at three quarters.
-        bring_rows(guest, &[(0, 1), (1, 3), (3, 7), (7, 10), (10, 12)]);
+        bring_rows(guest, unaided, &[(0, 1), (1, 3), (3, 7), (7, 10), (10, 12)]);
         assert!(!read_alone(guest, 12), "no credit is left");
         assert!(guest.drive(0));
         let stats = &guest.vm.stats;
@@ -182,10 +187,7 @@ fn swapped_page_that_reads_otherwise_is_given_up_by_its_guest_and_asked_for() {
 fn damaged_page_is_given_up_by_its_guest_and_ends_it_only_when_it_is_asked_for() {
     let host = Host::roomy();
     let mut guest = damaged(&host, ZIP);
-    for gfn in [0, 1, 3] {
-        assert!(read_alone(&mut guest, gfn), "{gfn} is whole");
-    }
-    assert_eq!(guest.resident(), Vec::from_iter(0..4));
+    bring_rows(&mut guest, unaided, &[(0, 1), (1, 3), (3, 4)]);
     assert!(!read_alone(&mut guest, 4));
     assert_eq!(given_up(&guest), 2);
     assert_eq!(guest.vm.take_back_credits(), 60, "none is lost");
