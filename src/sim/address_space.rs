@@ -152,21 +152,13 @@ impl AddressSpace {
         self.pages.lock()
     }
 
-    /// The guest reads bytes of a page.
-    pub(super) fn load(&self, gfn: Gfn, at: usize, into: &mut [u8]) -> Result<(), Trap> {
-        self.access(gfn, false, |page| {
-            into.copy_from_slice(&page.0[at..][..into.len()]);
-        })
-    }
-
-    /// The guest writes bytes of a page.
-    pub(super) fn store(&self, gfn: Gfn, at: usize, from: &[u8]) -> Result<(), Trap> {
-        self.access(gfn, true, |page| {
-            page.0[at..][..from.len()].copy_from_slice(from);
-        })
-    }
-
-    fn access(&self, gfn: Gfn, write: bool, touch: impl FnOnce(&mut PageBuf)) -> Result<(), Trap> {
+    /// The guest reads a page or writes it, as far as it may.
+    pub(super) fn access(
+        &self,
+        gfn: Gfn,
+        write: bool,
+        touch: impl FnOnce(&mut PageBuf),
+    ) -> Result<(), Trap> {
         let mut pages = self.pages();
         let page = &mut pages[gfn.index()];
         match page.view {

@@ -18,6 +18,8 @@ use crate::vm::Vm;
 pub(super) struct Line {
     events: Mutex<VecDeque<Event>>,
     replies: Mutex<HashMap<usize, Reply>>,
+    /// The time of who serves it.
+    pub(super) clock: Clock,
 }
 
 impl Line {
@@ -37,19 +39,13 @@ impl Line {
 }
 
 /// Where the core reads the time and answers.
-#[derive(Debug)]
-struct SimDriver {
-    space: Arc<AddressSpace>,
-    clock: Clock,
-}
-
-impl Driver for SimDriver {
+impl Driver for Arc<AddressSpace> {
     fn now(&self) -> Instant {
-        self.clock.now()
+        self.line.clock.now()
     }
 
     fn reply(&mut self, channel: usize, reply: Reply) -> Result<(), Ended> {
-        let unread = self.space.line.replies.lock().insert(channel, reply);
+        let unread = self.line.replies.lock().insert(channel, reply);
         assert_eq!(unread, None, "a second reply on channel {channel}");
         Ok(())
     }
@@ -65,8 +61,7 @@ impl Driver for SimDriver {
 pub(super) struct FaultThread {
     pub(super) core: Core,
     vm: Arc<Vm>,
-    driver: SimDriver,
-    pub(super) clock: Clock,
+    space: Arc<AddressSpace>,
     /// How long the core is at each event.
     pub(super) takes: Duration,
 }
@@ -79,17 +74,15 @@ impl FaultThread {
         worker: &WorkerHandle,
         spec: &Spec,
     ) -> Self {
-        let (attacher, clock) = (Box::new(worker.clone()), Clock::new());
-        let (vm, space) = (Arc::clone(vm), Arc::clone(space));
-        let (count, ahead, now) = (spec.threads, spec.ahead, clock.now());
+        let (vm, attacher) = (Arc::clone(vm), Box::new(worker.clone()));
+        let clock = &space.line.clock;
+        // The VM counts from when it was made, which is later than the clock was.
+        clock.pass(clock.now().elapsed());
+        let now = clock.now();
         Self {
-            core: Core::new(Arc::clone(&vm), count, attacher, ahead, now),
+            core: Core::new(Arc::clone(&vm), spec.threads, attacher, spec.ahead, now),
             vm,
-            driver: SimDriver {
-                space,
-                clock: clock.clone(),
-            },
-            clock,
+            space: Arc::clone(space),
             takes: Duration::ZERO,
         }
     }
@@ -97,7 +90,7 @@ impl FaultThread {
     /// Serves what there is to serve; whether there was anything.
     pub(super) fn turn(&mut self) -> Result<bool, Ended> {
         let mut busy = false;
-        while let Some(event) = self.driver.space.line.receive() {
+        while let Some(event) = self.space.line.receive() {
             busy = true;
             self.handle(event)?;
         }
@@ -106,14 +99,14 @@ impl FaultThread {
             self.vm.parking.answer();
             self.handle(Event::Bell)?;
         }
-        self.core.tick(self.clock.now(), &mut self.driver)?;
+        self.core.tick(self.space.now(), &mut self.space)?;
         Ok(busy)
     }
 
     fn handle(&mut self, event: Event) -> Result<(), Ended> {
-        let read = self.clock.now();
-        self.clock.pass(self.takes);
-        self.core.handle(event, read, &mut self.driver)
+        let read = self.space.now();
+        self.space.line.clock.pass(self.takes);
+        self.core.handle(event, read, &mut self.space)
     }
 
     /// Whether its bell rings.

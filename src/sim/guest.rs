@@ -225,12 +225,14 @@ impl GuestThread {
         match op {
             Op::Write(content) => {
                 let half = &content.0[range.clone()];
-                space.store(*gfn, *at, half)?;
+                let store = |page: &mut PageBuf| page.0[range.clone()].copy_from_slice(half);
+                space.access(*gfn, true, store)?;
                 memory.pages()[gfn.index()].0[range].copy_from_slice(half);
             }
             Op::Read => {
                 let mut bytes = [0; HALF];
-                space.load(*gfn, *at, &mut bytes)?;
+                let load = |page: &mut PageBuf| bytes.copy_from_slice(&page.0[range.clone()]);
+                space.access(*gfn, false, load)?;
                 assert!(
                     bytes == memory.pages()[gfn.index()].0[range],
                     "VM {}: {gfn} has other bytes at {at} than were written; {}",

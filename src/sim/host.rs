@@ -90,7 +90,7 @@ impl Host {
             budget: Arc::new(Budget::new(Pages(total), Pages(reserve))),
             pools: (0..salts).map(|salt| Arc::new(pool(salt))).collect(),
             peers: Arc::default(),
-            clock: Clock::new(),
+            clock: Clock::default(),
         }
     }
 

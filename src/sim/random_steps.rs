@@ -296,7 +296,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
             }
         }
         Step::Rest => {
-            guest.faults.clock.pass(Duration::from_secs(1));
+            guest.space.line.clock.pass(Duration::from_secs(1));
             guest.turn();
         }
         Step::Block(blocked) => guest.block(blocked),

@@ -32,6 +32,11 @@ fn write(guest: &mut Guest, thread: usize, gfn: u32) -> bool {
     guest.attempt(thread, gfn, Op::Write(Box::new(small(gfn))))
 }
 
+/// Time passes in which nothing is done.
+fn pass(guest: &Guest, time: Duration) {
+    guest.space.line.clock.pass(time);
+}
+
 /// Lets `act` happen while the fault thread takes its time.
 fn timed(guest: &mut Guest, act: impl FnOnce(&mut Guest)) {
     guest.faults.takes = STEP;
@@ -41,7 +46,7 @@ fn timed(guest: &mut Guest, act: impl FnOnce(&mut Guest)) {
 
 /// For how long threads of the VM have stood still so far, and for how long the VM was stalled.
 fn stalled(guest: &Guest) -> Stalled {
-    guest.vm.stalls.so_far(None, guest.faults.clock.now())
+    guest.vm.stalls.so_far(None, guest.space.line.clock.now())
 }
 
 /// What each cause has cost that has cost anything.
@@ -95,9 +100,9 @@ fn break_counts_until_its_thread_has_mapped_the_copy() {
             guest.threads[0].begin(Gfn(0), Op::Write(page));
             assert!(!guest.threads[0].poll());
             guest.turn();
-            guest.faults.clock.pass(MAPPING);
+            pass(guest, MAPPING);
             assert!(guest.drive(0));
-            guest.faults.clock.pass(SECOND);
+            pass(guest, SECOND);
         });
         assert_eq!(cost, [(Cause::Break, STEP + MAPPING)]);
     });
@@ -110,7 +115,7 @@ fn threads_of_a_blocked_vm_count_each_while_they_wait() {
         let mut stalled = Vec::new();
         for thread in 0..3 {
             assert!(!write(guest, thread, thread as u32));
-            guest.faults.clock.pass(SECOND);
+            pass(guest, SECOND);
             stalled.push(seen(guest).1);
         }
         let expected = [1, 2, 3].map(|seconds| seconds * SECOND);
@@ -120,7 +125,7 @@ fn threads_of_a_blocked_vm_count_each_while_they_wait() {
         guest.block(Blocked::No);
         timed(guest, |guest| assert!(guest.turn()));
         (0..3).for_each(|thread| assert!(guest.drive(thread)));
-        guest.faults.clock.pass(SECOND);
+        pass(guest, SECOND);
         // Uffd wakes each when it is served, for which the others wait. Otherwise all of them can go on when they have
         // read their answers, after that one call.
         let (served, waited) = match guest.vm.engine.kind() {
@@ -139,33 +144,24 @@ fn wait_for_memory_is_told_from_one_by_order_whenever_that_changes() {
         let free = host.budget.free().0;
         assert!(host.budget.take(free, Urgency::Reclaim));
         assert!(!write(guest, 0, 0));
-        guest.faults.clock.pass(2 * SECOND);
+        pass(guest, 2 * SECOND);
         guest.block(Blocked::All);
         guest.turn();
-        guest.faults.clock.pass(3 * SECOND);
+        pass(guest, 3 * SECOND);
+        // A ceiling is an order too.
+        guest.vm.orders.set_ceiling(Some(Pages(0)));
+        guest.block(Blocked::No);
+        guest.turn();
+        pass(guest, SECOND);
         let memory = (Cause::Memory, 2 * SECOND);
-        let blocked = (Cause::Blocked, 3 * SECOND);
+        let blocked = (Cause::Blocked, 4 * SECOND);
         assert_eq!(seen(guest).0, [blocked, memory]);
-        guest.vm.orders.set_blocked(Blocked::No);
+        guest.vm.orders.set_ceiling(None);
         host.budget.give(free);
         guest.vm.parking.ring();
         timed(guest, |guest| assert!(guest.drive(0)));
         let touched = (Cause::FirstTouch, STEP);
         assert_eq!(seen(guest).0, [touched, blocked, memory]);
-    });
-}
-
-#[test]
-fn ceiling_is_an_order_to_wait() {
-    alone(spec(EngineKind::Uffd), |_, guest| {
-        guest.vm.orders.set_ceiling(Some(Pages(1)));
-        assert!(write(guest, 0, 0));
-        assert!(!write(guest, 1, 1));
-        guest.faults.clock.pass(SECOND);
-        assert_eq!(seen(guest).0, [(Cause::Blocked, SECOND)]);
-        guest.vm.orders.set_ceiling(None);
-        guest.vm.parking.ring();
-        assert!(guest.drive(1));
     });
 }
 
@@ -177,21 +173,21 @@ fn threads_that_wait_for_one_page_that_is_moved_count_each() {
         for thread in 0..2 {
             assert!(!guest.attempt(thread, 0, Op::Read));
         }
-        guest.faults.clock.pass(SECOND);
+        pass(guest, SECOND);
         let busy = (Cause::Busy, 2 * SECOND);
         assert_eq!(seen(guest), (vec![busy], SECOND));
         drop(moved);
         timed(guest, |guest| {
             (0..2).for_each(|thread| assert!(guest.drive(thread)));
         });
-        guest.faults.clock.pass(SECOND);
+        pass(guest, SECOND);
         let (causes, any) = seen(guest);
         // One read for both, and one answer; or the first opens the page while the second waits, and is told so.
         let (last, both) = match guest.vm.engine.kind() {
             EngineKind::Uffd => (STEP, 2 * STEP),
             EngineKind::Mprotect => (3 * STEP, 4 * STEP),
         };
-        let all: Duration = causes.iter().map(|it| it.1).sum();
+        let all = stalled(guest).threads.sum();
         assert_eq!((any, all), (SECOND + last, 2 * SECOND + both), "{causes:?}");
     });
 }
