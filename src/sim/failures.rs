@@ -36,6 +36,14 @@ fn half(seed: u32) -> PageBuf {
     samples::mixed(seed.into(), 1900)
 }
 
+/// Writes pages that leave for the cache one at a time; they in the order in which they did.
+fn fill_cache(guest: &mut Guest, pages: u32, content: fn(u32) -> PageBuf) -> Vec<Gfn> {
+    (0..pages).for_each(|gfn| guest.write(gfn, content(gfn)));
+    (0..pages).for_each(|_| assert_eq!(guest.evict(1), 1));
+    let zip = guest.vm.zip.lock();
+    zip.by_age().map(|(gfn, _)| gfn).collect()
+}
+
 /// Pages of which none is the neighbour of another.
 fn apart() -> impl Iterator<Item = u32> {
     (0..16).step_by(2)
@@ -79,6 +87,8 @@ fn damaged_zip_slot_is_not_spilled_as_if_it_were_whole() {
         guest.damage(0);
         guest.vm.zip.lock().set_max_pages(1);
         guest.write(2, half(2));
+        assert_eq!(guest.evict_by(64, ZIP), 0, "it is full");
+        assert_eq!(guest.vm.stats.spilled.get(), 0);
         assert_eq!(guest.evict(64), 1);
         assert_eq!(guest.vm.stats.spilled.get(), 1);
         assert!(matches!(guest.home(1), Home::Swapped(_)));
@@ -100,11 +110,8 @@ fn lowered_cap_or_limit_trims_the_oldest_pages_of_the_cache() {
     };
     for (lower, ghosts) in lowered {
         scenario::each(KINDS.map(spec), |host, guest| {
-            (0..PAGES).for_each(|gfn| guest.write(gfn, half(gfn)));
-            // One at a time: the order of arrival is theirs.
-            (0..PAGES).for_each(|_| assert_eq!(guest.evict(1), 1));
+            let by_age = fill_cache(guest, PAGES, half);
             let zip = &guest.vm.zip;
-            let by_age: Vec<Gfn> = zip.lock().by_age().map(|(gfn, _)| gfn).collect();
             assert_eq!((by_age.len(), zip.lock().pages_used()), (64, 32));
             let used = host.budget.used().0;
             guest.disk.set_failing(Some(Errno::ENOSPC));
@@ -132,9 +139,7 @@ fn lowered_cap_or_limit_trims_the_oldest_pages_of_the_cache() {
 #[test]
 fn guest_whose_pages_are_all_compressed_is_evicted_from_its_cache() {
     each(|host, guest| {
-        (0..32).for_each(|gfn| guest.write(gfn, half(gfn)));
-        (0..32).for_each(|_| assert_eq!(guest.evict(1), 1));
-        let oldest = guest.vm.zip.lock().oldest().expect("all are there").0;
+        let oldest = fill_cache(guest, 32, half)[0];
         let rest = host.budget.free().0;
         assert!(host.budget.take(rest, Urgency::Reclaim));
         assert_eq!(guest.evict_by(64, ZIP), 0, "they are compressed");
@@ -153,10 +158,8 @@ fn guest_whose_pages_are_all_compressed_is_evicted_from_its_cache() {
 #[test]
 fn pages_emptied_in_a_block_pay_for_a_page_of_another() {
     each(|host, guest| {
-        (0..52).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 1200)));
-        (0..52).for_each(|_| assert_eq!(guest.evict(1), 1));
         // In the first slot of the first block, and the last to leave.
-        let first = guest.vm.zip.lock().oldest().expect("all are there").0;
+        let first = fill_cache(guest, 52, |gfn| samples::mixed(gfn.into(), 1200))[0];
         guest.read(first.0);
         assert_eq!(guest.evict(1), 1);
         let zip = |guest: &Guest| {
@@ -201,58 +204,51 @@ fn failing_swap_file_leaves_pages_where_they_are() {
     });
 }
 
-/// Pages 0 to 3 compress, 4 to 7 do not, 8 and 9 are zero, 10 and 11 are equal and shared.
-fn write_all_kinds(guest: &mut Guest) {
-    (10..12).for_each(|gfn| guest.write(gfn, noise(99)));
-    assert_eq!(guest.scan(), 2);
-    (0..4).for_each(|gfn| guest.write(gfn, small(gfn)));
-    (4..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
-    (8..10).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
+/// Where the first pages of a guest are, by a letter each.
+fn places(guest: &Guest) -> String {
+    let letter = |(_, home)| match home {
+        Home::Resident => 'R',
+        Home::Compressed(_) => 'C',
+        Home::Swapped(_) => 'W',
+        Home::Shared(_) => 'S',
+        Home::Zero => '0',
+        Home::Untouched | Home::Ballooned => '-',
+    };
+    guest.homes().take(13).map(letter).collect()
 }
 
+/// Four pages compress, four do not, two are zero, and three are equal, of which two are shared before: those need no
+/// means to be shared, and no other place to go to.
 #[test]
-fn eviction_without_swap_leaves_what_does_not_compress() {
-    each(|_, guest| {
-        write_all_kinds(guest);
-        assert_eq!(guest.evict_by(64, ZIP), 6);
-        assert!((0..4).all(|gfn| matches!(guest.home(gfn), Home::Compressed(_))));
-        assert!((4..8).all(|gfn| guest.home(gfn) == Home::Resident));
-        assert_eq!(guest.vm.stats.evict_failed.get(), 4);
-        // A full cache makes no room either.
-        guest.vm.zip.lock().set_max_pages(1);
-        guest.write(20, half(20));
-        assert_eq!(guest.evict_by(64, ZIP), 0);
-        assert_eq!(guest.vm.stats.spilled.get(), 0);
-    });
-}
-
-#[test]
-fn eviction_without_compression_swaps_all_that_has_content() {
-    each(|_, guest| {
-        write_all_kinds(guest);
-        assert_eq!(guest.evict_by(64, SWAP), 10);
-        assert!((0..8).all(|gfn| matches!(guest.home(gfn), Home::Swapped(_))));
-        assert_eq!(guest.evict_by(64, SWAP), 2);
-        assert!(matches!(guest.home(10), Home::Swapped(_)));
-    });
-}
-
-#[test]
-fn eviction_by_no_means_still_shares() {
-    each(|_, guest| {
-        write_all_kinds(guest);
-        guest.write(12, noise(99));
-        let means = Means {
-            compress: false,
-            swap: false,
-        };
-        assert_eq!(guest.evict_by(64, means), 3);
-        assert!((8..10).all(|gfn| guest.home(gfn) == Home::Zero));
-        assert!((10..13).all(|gfn| matches!(guest.home(gfn), Home::Shared(_))));
-        (0..8).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
-        assert_eq!(guest.evict_by(64, means), 8);
-        assert_eq!(guest.evict_by(64, means), 0, "shared pages stay");
-    });
+fn eviction_keeps_to_its_means() {
+    const NEITHER: Means = Means {
+        compress: false,
+        swap: false,
+    };
+    for (means, first, then) in [
+        (ZIP, (7, "CCCCRRRR00SSS"), (0, "CCCCRRRR00SSS")),
+        (SWAP, (11, "WWWWWWWW00SSS"), (3, "WWWWWWWW00WWW")),
+        (NEITHER, (3, "RRRRRRRR00SSS"), (0, "RRRRRRRR00SSS")),
+    ] {
+        each(|_, guest| {
+            (10..12).for_each(|gfn| guest.write(gfn, noise(99)));
+            assert_eq!(guest.scan(), 2);
+            (0..4).for_each(|gfn| guest.write(gfn, small(gfn)));
+            (4..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
+            (8..10).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
+            guest.write(12, noise(99));
+            let mut failed = 0;
+            for (count, left) in [first, then] {
+                assert_eq!(guest.evict_by(64, means), count);
+                assert_eq!(places(guest), left);
+                failed += left.matches('R').count() as u64;
+                assert_eq!(guest.vm.stats.evict_failed.get(), failed);
+            }
+            (0..8).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
+            assert_eq!(guest.evict_by(64, means), 8);
+            assert_eq!(guest.evict_by(64, means), 0, "shared pages stay");
+        });
+    }
 }
 
 #[test]
@@ -304,10 +300,8 @@ fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
         assert_eq!(guest.home(0), Home::Resident);
         assert_eq!(guest.evict(64), 1);
         assert!(host.budget.take(RESERVE / 2, Urgency::Refill));
-        assert!(
-            !guest.attempt(0, 0, Op::Read),
-            "half of the reserve is for reclaim"
-        );
+        let is_served = guest.attempt(0, 0, Op::Read);
+        assert!(!is_served, "half of the reserve is for reclaim");
         assert_eq!(host.budget.starving(), 1);
         host.budget.give(taken + RESERVE / 2);
         assert!(guest.drive(0), "the bell rang");
