@@ -2,13 +2,13 @@
 //! what its threads have in common.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex};
 
 use memvisor_guest_agent::protocol::memory::{Ack, Command, Fault, Op, Remap};
 use memvisor_guest_agent::shim::mapping::{Mapping, execute, obey};
 use nix::sys::stat::fstat;
 
-use super::{Claims, Line, Memory, Spec};
+use super::{Claims, Line, Spec};
 use crate::engine::{Content, Engine, EngineError, EngineKind, Reply};
 use crate::pool::Pool;
 use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
@@ -97,8 +97,8 @@ pub(super) struct AddressSpace {
     pub(super) refused: Counter,
     /// Operations that need the guest, which it still lives to see.
     pub(super) life: Countdown,
-    /// What its pages must hold.
-    pub(super) memory: Memory,
+    /// To look at it is no point to switch tasks at.
+    memory: StdMutex<Vec<PageBuf>>,
     /// What its threads serve themselves, if they do.
     pub(super) claims: Option<Claims>,
     pub(super) line: Line,
@@ -115,7 +115,7 @@ impl AddressSpace {
             accepts: Countdown(AtomicU32::new(Countdown::NEVER)),
             refused: Counter::default(),
             life: Countdown(AtomicU32::new(Countdown::NEVER)),
-            memory: Memory::new(spec.pages),
+            memory: StdMutex::new(vec![PageBuf::zeroed(); spec.pages as usize]),
             claims,
             line: Line::default(),
         }
@@ -152,6 +152,11 @@ impl AddressSpace {
         self.pages.lock()
     }
 
+    /// What its pages must hold: what the guest last wrote, or zeroes.
+    pub(super) fn memory(&self) -> MutexGuard<'_, Vec<PageBuf>> {
+        self.memory.lock().expect("no holder panicked")
+    }
+
     /// The guest reads a page or writes it, as far as it may.
     pub(super) fn access(
         &self,
@@ -180,11 +185,8 @@ impl AddressSpace {
 
     /// What a page reads that maps a frame.
     fn frame(&self, gfn: Gfn, frame: FrameId) -> PageBuf {
-        let number = frame.0;
-        assert!(
-            self.pool().refs(frame) > 0,
-            "{gfn} maps frame {number}, which is free"
-        );
+        let refs = self.pool().refs(frame);
+        assert!(refs > 0, "{gfn} maps {frame:?}, which is free");
         let mut content = PageBuf::zeroed();
         self.pool().read(frame, &mut content);
         content
@@ -286,11 +288,7 @@ impl Mapped<'_> {
                 (Op::Open, View::Closed | View::Open) if !is_hole => View::Open,
                 (Op::MapShared, View::Closed) => {
                     let is_same = page.content.as_deref() == Some(&space.frame(gfn, frame));
-                    let is_unwanted = page.unwanted > 0;
-                    assert!(
-                        is_same || is_unwanted,
-                        "{gfn} gets other bytes by {frame:?}"
-                    );
+                    assert!(is_same || page.unwanted > 0, "{gfn} gets other bytes");
                     page.is_armed = false;
                     View::Pool(frame)
                 }
@@ -323,10 +321,7 @@ impl Mapping for Mapped<'_> {
         self.take_vma()?;
         self.each(run, |gfn, page| {
             assert!(page.content.is_some(), "{gfn} gets a hole for its frame");
-            assert!(
-                page.view.is_pool(),
-                "{gfn} gets RAM back and was not shared"
-            );
+            assert!(page.view.is_pool(), "{gfn} gets RAM and was not shared");
             page.view = View::Open;
             page.is_armed = false;
         })

@@ -280,7 +280,7 @@ impl Guest {
             assert!(!is_told || view == View::Open, "{}", text());
         }
         let history = || self.vm.table.history().of(gfn);
-        let is_whole = self.content_of(gfn, home) == self.space.memory.pages()[gfn.index()];
+        let is_whole = self.content_of(gfn, home) == self.space.memory()[gfn.index()];
         assert!(is_whole, "{} lost bytes; {}", text(), history());
     }
 
@@ -348,10 +348,7 @@ impl Guest {
         let waits = waiting.is_starved(gfn) && short
             || waiting.is_busy(gfn) && vm.table.entry(gfn).is_locked()
             || self.space.is_taken(gfn);
-        assert!(
-            waits,
-            "{} waits and nobody will wake it",
-            self.threads[thread]
-        );
+        let who = &self.threads[thread];
+        assert!(waits, "{who} waits and nobody will wake it");
     }
 }

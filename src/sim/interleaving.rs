@@ -99,7 +99,7 @@ impl Program<'_> {
         let deflated = thread_rng().gen_bool(0.3).then(|| self.deflate(gfn));
         let status = answer(&inflated).first().map(|run| run.status);
         if status == Some(PageStatus::Ok) {
-            self.guest.space.memory.forget(gfn);
+            self.guest.space.memory()[gfn.index()] = PageBuf::zeroed();
         }
         self.guest.space.set_unwanted(run, false);
         if let Some(deflated) = &deflated {
@@ -117,7 +117,7 @@ impl Program<'_> {
         self.guest.space.set_unwanted(pages, true);
         let request = AttachRequest { pages, source };
         if answer(&ask(&self.worker, |answer| Job::Attach(request, answer))) > 0 {
-            let mut pages = self.guest.space.memory.pages();
+            let mut pages = self.guest.space.memory();
             pages[gfn.index()] = pages[source.index()].clone();
         }
         self.guest.space.set_unwanted(pages, false);

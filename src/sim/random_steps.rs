@@ -408,10 +408,10 @@ fn check_attached(guest: &Guest, request: AttachRequest, attached: u32) {
     assert!(attached <= pages.count);
     // What the guest has brought by itself is in its RAM, whatever its home says.
     guest.vm.settle_done();
-    let sources = guest.space.memory.pages()[source.index()..][..pages.count as usize].to_vec();
+    let sources = guest.space.memory()[source.index()..][..pages.count as usize].to_vec();
     for ((at, gfn), source) in (0..).zip(pages.iter()).zip(sources) {
         let content = guest.content_of(gfn, guest.vm.table.entry(gfn).home());
-        let page = &mut guest.space.memory.pages()[gfn.index()];
+        let page = &mut guest.space.memory()[gfn.index()];
         // Pages behind those that are told of have the bytes, or are as they were.
         if at < attached || content != *page {
             assert!(content == source, "{gfn} has neither bytes");
@@ -435,7 +435,7 @@ fn check_ballooned(
         let (before, entry) = (before[gfn.index()], guest.vm.table.entry(gfn));
         let is_right = match (status, inflated) {
             (PageStatus::Ok, true) => {
-                guest.space.memory.forget(gfn);
+                guest.space.memory()[gfn.index()] = PageBuf::zeroed();
                 entry.home() == Home::Ballooned
             }
             (PageStatus::Ok, false) => (before, entry.home()) == (Home::Ballooned, Home::Untouched),

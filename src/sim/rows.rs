@@ -222,11 +222,8 @@ fn damaged_page_in_a_block_ends_nothing_until_somebody_asks_for_it() {
             guest.vm.vmas.set_budget(1);
             [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
             guest.read(5);
-            assert_eq!(
-                guest.resident(),
-                [4, 5, 6],
-                "the block as far as it is whole"
-            );
+            // The block as far as it is whole.
+            assert_eq!(guest.resident(), [4, 5, 6]);
             [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
         },
     );

@@ -192,13 +192,20 @@ fn threads_that_wait_for_one_page_that_is_moved_count_each() {
     });
 }
 
+/// Has a guest live through something that is sampled in periods of this length.
+fn sampled(period: Duration, story: impl FnOnce(&mut Guest)) {
+    alone(spec(EngineKind::Uffd), |_, guest| {
+        guest.worker.handle.change(|it| it.sample_period = period);
+        guest.worker.wait(Duration::ZERO);
+        story(guest);
+    });
+}
+
 /// A guest that waits touches nothing, which says nothing about what it uses.
 #[test]
 fn time_in_which_a_guest_stood_still_is_no_time_of_sampling() {
     let period = Duration::from_millis(80);
-    alone(spec(EngineKind::Uffd), |_, guest| {
-        guest.worker.handle.change(|it| it.sample_period = period);
-        guest.worker.wait(Duration::ZERO);
+    sampled(period, |guest| {
         let ends = |guest: &mut Guest, time| {
             guest.worker.wait(time);
             guest.vm.activity.estimate().is_some()
@@ -228,9 +235,7 @@ fn time_in_which_a_guest_stood_still_is_no_time_of_sampling() {
 #[test]
 fn stalls_that_an_inline_guest_tells_of_late_are_no_time_of_sampling() {
     let (period, look) = (Duration::from_millis(80), Duration::from_millis(5));
-    alone(spec(EngineKind::Uffd), |_, guest| {
-        guest.worker.handle.change(|it| it.sample_period = period);
-        guest.worker.wait(Duration::ZERO);
+    sampled(period, |guest| {
         let mut claimed = Claimed {
             threads: 1,
             ..Claimed::default()
@@ -244,10 +249,7 @@ fn stalls_that_an_inline_guest_tells_of_late_are_no_time_of_sampling() {
             }
             guest.worker.wait(look);
         }
-        assert_eq!(
-            guest.vm.activity.estimate(),
-            None,
-            "a quarter of 200 ms is less"
-        );
+        // A quarter of 200 ms is less than a period.
+        assert_eq!(guest.vm.activity.estimate(), None);
     });
 }

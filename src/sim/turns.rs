@@ -84,11 +84,8 @@ fn equal_guests_are_served_in_turn_and_none_is_called_for_nothing() {
             }
             let (least, most) = (counts.iter().min(), counts.iter().max());
             assert!(most <= least.map(|least| least + 1).as_ref(), "{counts:?}");
-            assert_eq!(
-                counts.iter().sum::<u32>(),
-                page,
-                "one page serves one fault"
-            );
+            let served: u32 = counts.iter().sum();
+            assert_eq!(served, page, "one page serves one fault");
         }
     });
 }
@@ -115,16 +112,10 @@ fn guest_of_many_threads_does_not_stay_at_the_front() {
         host.budget.give(1);
         assert!(many.drive(0));
         host.budget.give(1);
-        assert!(
-            (1..4).all(|thread| !many.drive(thread)),
-            "it is not its turn"
-        );
+        assert!((1..4).all(|it| !many.drive(it)), "it is not its turn");
         assert!(one.drive(0));
         host.budget.give(3);
-        assert!(
-            (1..4).all(|thread| many.drive(thread)),
-            "three waited before"
-        );
+        assert!((1..4).all(|it| many.drive(it)), "three waited before");
     });
 }
 
@@ -150,11 +141,8 @@ fn guest_that_is_blocked_is_passed_over_and_gives_back_what_it_was_granted() {
         guests.iter_mut().for_each(|guest| wait(guest, 0, 0));
         host.budget.give(1);
         guests[0].block(Blocked::All);
-        assert_eq!(
-            served(guests),
-            [false, true, false],
-            "with the page of the first"
-        );
+        // With the page of the first.
+        assert_eq!(served(guests), [false, true, false]);
         wait(&mut guests[1], 0, 1);
         host.budget.give(2);
         assert_eq!(served(guests), [false, true, true]);
@@ -222,11 +210,8 @@ fn guest_below_its_reservation_comes_first() {
         assert_eq!(served(guests), [false, false, true]);
         wait(&mut guests[2], 0, 1);
         host.budget.give(2);
-        assert_eq!(
-            served(guests),
-            [true, true, false],
-            "it has what it was promised"
-        );
+        // The third has what it was promised.
+        assert_eq!(served(guests), [true, true, false]);
     });
 }
 
