@@ -212,6 +212,12 @@ impl AddressSpace {
         claims.is_some_and(|claims| claims.table().is_taken(gfn))
     }
 
+    /// How many claims its threads gave up.
+    pub(super) fn given_up(&self) -> u64 {
+        let claims = self.claims.as_ref();
+        claims.map_or(0, |claims| claims.table().given_up())
+    }
+
     /// What the guest meets at a page.
     pub(super) fn view(&self, gfn: Gfn) -> View {
         self.pages()[gfn.index()].view

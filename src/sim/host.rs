@@ -240,16 +240,13 @@ impl Guest {
         let counts = vm.table.counts();
         assert_eq!(vm.table.recount(), counts);
         assert_eq!(counts.iter().sum::<u64>(), u64::from(vm.table.pages()));
-        let mapped = vm
-            .table
-            .count_vmas(vm.engine.kind() == EngineKind::Mprotect);
+        let opens = vm.engine.kind() == EngineKind::Mprotect;
+        let mapped = vm.table.count_vmas(opens);
         assert!(vm.vmas.upper_bound() >= mapped, "{mapped} VMAs");
         for (gfn, home) in self.homes() {
             self.check_page(gfn, home);
         }
-        let claims = self.space.claims.as_ref();
-        let given_up = claims.map_or(0, |it| it.table().given_up());
-        let refused = self.space.refused.get();
+        let (given_up, refused) = (self.space.given_up(), self.space.refused.get());
         assert_eq!(given_up, refused, "claims given up, and refused");
         let zip = vm.zip.lock();
         assert_eq!(zip.stored().0, counts[4], "pages in the cache");

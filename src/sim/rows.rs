@@ -95,7 +95,10 @@ fn row_ends_at_pages_that_are_there_and_at_the_end_of_ram() {
         [60, 61, 63].into_iter().for_each(|gfn| read(guest, gfn));
         assert_eq!(guest.resident(), Vec::from_iter((0..6).chain(60..64)));
     };
-    each(KINDS.map(spec), |_, guest| story(guest, Guest::read));
+    each(KINDS.map(spec), |_, guest| {
+        story(guest, Guest::read);
+        assert_eq!(guest.vm.stats.first_touch.get(), 10);
+    });
     compressed(|guest| story(guest, unaided));
 }
 
@@ -161,19 +164,13 @@ fn damaged(host: &Host, means: Means) -> Guest {
     guest
 }
 
-/// How many claims a guest gave up.
-fn given_up(guest: &Guest) -> u64 {
-    let claims = guest.space.claims.as_ref().expect("it serves itself");
-    claims.table().given_up()
-}
-
 /// As it is when its swap file has moved, and the one that the guest reads holds something else.
 #[test]
 fn swapped_page_that_reads_otherwise_is_given_up_by_its_guest_and_asked_for() {
     let host = Host::roomy();
     let mut guest = damaged(&host, SWAP);
     assert!(!read_alone(&mut guest, 4));
-    assert_eq!(given_up(&guest), 1);
+    assert_eq!(guest.space.given_up(), 1);
     guest.damage(4);
     assert!(guest.drive(0), "the daemon reads it where it is whole");
     let stats = &guest.vm.stats;
@@ -189,7 +186,7 @@ fn damaged_page_is_given_up_by_its_guest_and_ends_it_only_when_it_is_asked_for()
     let mut guest = damaged(&host, ZIP);
     bring_rows(&mut guest, unaided, &[(0, 1), (1, 3), (3, 4)]);
     assert!(!read_alone(&mut guest, 4));
-    assert_eq!(given_up(&guest), 2);
+    assert_eq!(guest.space.given_up(), 2);
     assert_eq!(guest.vm.take_back_credits(), 60, "none is lost");
     let error = guest.faults.turn().expect_err("it is damaged");
     assert!(matches!(
@@ -214,19 +211,15 @@ fn damaged_page_in_a_row_ends_nothing_until_somebody_asks_for_it() {
 
 #[test]
 fn damaged_page_in_a_block_ends_nothing_until_somebody_asks_for_it() {
-    evicted(
-        &[spec(EngineKind::Mprotect)],
-        &[ZIP, SWAP],
-        small,
-        |guest| {
-            guest.vm.vmas.set_budget(1);
-            [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
-            guest.read(5);
-            // The block as far as it is whole.
-            assert_eq!(guest.resident(), [4, 5, 6]);
-            [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
-        },
-    );
+    let specs = [spec(EngineKind::Mprotect)];
+    evicted(&specs, &[ZIP, SWAP], small, |guest| {
+        guest.vm.vmas.set_budget(1);
+        [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
+        guest.read(5);
+        // The block as far as it is whole.
+        assert_eq!(guest.resident(), [4, 5, 6]);
+        [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
+    });
 }
 
 #[test]
