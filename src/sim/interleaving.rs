@@ -83,9 +83,7 @@ impl Program<'_> {
                 6..9 => finish(self.guest, gfn, Op::Read),
                 9 => self.guest.space.forget_mapping(gfn),
                 10 => self.inflate(gfn),
-                11 => {
-                    answer(&self.deflate(gfn));
-                }
+                11 => drop(answer(&self.deflate(gfn))),
                 _ => self.attach(gfn),
             }
         }
@@ -139,12 +137,9 @@ fn start<'a>(scope: &'a Scope<'a, '_>, guest: &'a mut Guest, running: &'a Atomic
             running.fetch_sub(1, Ordering::SeqCst);
         });
     }
-    scope.spawn(|| {
-        serve(running, || {
-            guest.faults.turn().expect("the guest can go on")
-        })
-    });
-    scope.spawn(|| serve(running, || guest.worker.step()));
+    let (faults, worker) = (&mut guest.faults, &mut guest.worker);
+    scope.spawn(|| serve(running, || faults.turn().expect("the guest can go on")));
+    scope.spawn(|| serve(running, || worker.step()));
 }
 
 fn spec(kind: EngineKind, threads: usize) -> Spec {
