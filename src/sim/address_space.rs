@@ -2,13 +2,13 @@
 //! what its threads have in common.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex};
 
 use memvisor_guest_agent::protocol::memory::{Ack, Command, Fault, Op, Remap};
 use memvisor_guest_agent::shim::mapping::{Mapping, execute, obey};
 use nix::sys::stat::fstat;
 
-use super::{Claims, Line, Memory, Spec};
+use super::{Claims, Line, Spec};
 use crate::engine::{Content, Engine, EngineError, EngineKind, Reply};
 use crate::pool::Pool;
 use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
@@ -97,8 +97,8 @@ pub(super) struct AddressSpace {
     pub(super) refused: Counter,
     /// Operations that need the guest, which it still lives to see.
     pub(super) life: Countdown,
-    /// What its pages must hold.
-    pub(super) memory: Memory,
+    /// To look at it is no point to switch tasks at.
+    memory: StdMutex<Vec<PageBuf>>,
     /// What its threads serve themselves, if they do.
     pub(super) claims: Option<Claims>,
     pub(super) line: Line,
@@ -115,7 +115,7 @@ impl AddressSpace {
             accepts: Countdown(AtomicU32::new(Countdown::NEVER)),
             refused: Counter::default(),
             life: Countdown(AtomicU32::new(Countdown::NEVER)),
-            memory: Memory::new(spec.pages),
+            memory: StdMutex::new(vec![PageBuf::zeroed(); spec.pages as usize]),
             claims,
             line: Line::default(),
         }
@@ -152,21 +152,18 @@ impl AddressSpace {
         self.pages.lock()
     }
 
-    /// The guest reads bytes of a page.
-    pub(super) fn load(&self, gfn: Gfn, at: usize, into: &mut [u8]) -> Result<(), Trap> {
-        self.access(gfn, false, |page| {
-            into.copy_from_slice(&page.0[at..][..into.len()]);
-        })
+    /// What its pages must hold: what the guest last wrote, or zeroes.
+    pub(super) fn memory(&self) -> MutexGuard<'_, Vec<PageBuf>> {
+        self.memory.lock().expect("no holder panicked")
     }
 
-    /// The guest writes bytes of a page.
-    pub(super) fn store(&self, gfn: Gfn, at: usize, from: &[u8]) -> Result<(), Trap> {
-        self.access(gfn, true, |page| {
-            page.0[at..][..from.len()].copy_from_slice(from);
-        })
-    }
-
-    fn access(&self, gfn: Gfn, write: bool, touch: impl FnOnce(&mut PageBuf)) -> Result<(), Trap> {
+    /// The guest reads a page or writes it, as far as it may.
+    pub(super) fn access(
+        &self,
+        gfn: Gfn,
+        write: bool,
+        touch: impl FnOnce(&mut PageBuf),
+    ) -> Result<(), Trap> {
         let mut pages = self.pages();
         let page = &mut pages[gfn.index()];
         match page.view {
@@ -188,11 +185,8 @@ impl AddressSpace {
 
     /// What a page reads that maps a frame.
     fn frame(&self, gfn: Gfn, frame: FrameId) -> PageBuf {
-        let number = frame.0;
-        assert!(
-            self.pool().refs(frame) > 0,
-            "{gfn} maps frame {number}, which is free"
-        );
+        let refs = self.pool().refs(frame);
+        assert!(refs > 0, "{gfn} maps {frame:?}, which is free");
         let mut content = PageBuf::zeroed();
         self.pool().read(frame, &mut content);
         content
@@ -216,6 +210,12 @@ impl AddressSpace {
     pub(super) fn is_taken(&self, gfn: Gfn) -> bool {
         let claims = self.claims.as_ref();
         claims.is_some_and(|claims| claims.table().is_taken(gfn))
+    }
+
+    /// How many claims its threads gave up.
+    pub(super) fn given_up(&self) -> u64 {
+        let claims = self.claims.as_ref();
+        claims.map_or(0, |claims| claims.table().given_up())
     }
 
     /// What the guest meets at a page.
@@ -279,6 +279,32 @@ impl Mapped<'_> {
         }
         Ok(())
     }
+
+    /// Changes what the guest meets at pages, for which its kernel has the VMAs.
+    fn change(&self, op: Op, run: GfnRun, frame: u32) -> Result<(), i32> {
+        let space = self.space;
+        let mut frames = (frame..).map(FrameId);
+        self.each(run, |gfn, page| {
+            let frame = frames.next().expect("as many as pages");
+            let is_hole = page.content.is_none();
+            page.view = match (op, page.view) {
+                (Op::Freeze, View::Closed | View::Open) if !is_hole => View::Closed,
+                // Runs are joined over holes.
+                (Op::Freeze, View::Closed) if space.kind == EngineKind::Uffd => View::Closed,
+                (Op::Open, View::Closed | View::Open) if !is_hole => View::Open,
+                (Op::MapShared, View::Closed) => {
+                    let is_same = page.content.as_deref() == Some(&space.frame(gfn, frame));
+                    assert!(is_same || page.unwanted > 0, "{gfn} gets other bytes");
+                    page.is_armed = false;
+                    View::Pool(frame)
+                }
+                (Op::MapPrivate, View::Pool(_) | View::ClosedPool(_)) => View::Closed,
+                (Op::Close, View::Pool(frame)) => View::ClosedPool(frame),
+                (Op::Reveal, View::Pool(frame) | View::ClosedPool(frame)) => View::Pool(frame),
+                (_, view) => panic!("{op:?} of {gfn}, which is {view:?}, a hole: {is_hole}"),
+            };
+        })
+    }
 }
 
 /// The contract of the engines: each step is one that is allowed with the page as it is.
@@ -294,52 +320,21 @@ impl Mapping for Mapped<'_> {
             (Op::Freeze, EngineKind::Uffd) | (Op::MapPrivate, _) => {}
             _ => self.take_vma()?,
         }
-        let mut frames = (frame..).map(FrameId);
-        self.each(run, |gfn, page| {
-            let frame = frames.next().expect("as many as pages");
-            let is_hole = page.content.is_none();
-            page.view = match (op, page.view) {
-                (Op::Freeze, View::Closed | View::Open) if !is_hole => View::Closed,
-                // Runs are joined over holes.
-                (Op::Freeze, View::Closed) if space.kind == EngineKind::Uffd => View::Closed,
-                (Op::Open, View::Closed | View::Open) if !is_hole => View::Open,
-                (Op::MapShared, View::Closed) => {
-                    let is_same = page.content.as_deref() == Some(&space.frame(gfn, frame));
-                    let is_unwanted = page.unwanted > 0;
-                    assert!(
-                        is_same || is_unwanted,
-                        "{gfn} gets other bytes by {frame:?}"
-                    );
-                    page.is_armed = false;
-                    View::Pool(frame)
-                }
-                (Op::MapPrivate, View::Pool(_) | View::ClosedPool(_)) => View::Closed,
-                (Op::Close, View::Pool(frame)) => View::ClosedPool(frame),
-                (Op::Reveal, View::Pool(frame) | View::ClosedPool(frame)) => View::Pool(frame),
-                (_, view) => panic!("{op:?} of {gfn}, which is {view:?}, a hole: {is_hole}"),
-            };
-        })
+        self.change(op, run, frame)
     }
 
     fn map_present(&self, run: GfnRun) -> Result<(), i32> {
         self.take_vma()?;
         self.each(run, |gfn, page| {
             assert!(page.content.is_some(), "{gfn} gets a hole for its frame");
-            assert!(
-                page.view.is_pool(),
-                "{gfn} gets RAM back and was not shared"
-            );
+            assert!(page.view.is_pool(), "{gfn} gets RAM and was not shared");
             page.view = View::Open;
             page.is_armed = false;
         })
     }
 
     fn open(&self, gfn: Gfn) -> Result<(), i32> {
-        self.each(GfnRun::single(gfn), |gfn, page| {
-            assert!(page.content.is_some(), "{gfn} is opened and is a hole");
-            assert!(!page.view.is_pool(), "{gfn} is opened and is shared");
-            page.view = View::Open;
-        })
+        self.change(Op::Open, GfnRun::single(gfn), 0)
     }
 
     fn install(&self, gfn: Gfn, content: &[u8; PAGE_SIZE]) -> Result<(), i32> {

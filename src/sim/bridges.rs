@@ -1,11 +1,11 @@
 //! Runs that are frozen together are joined over pages that are not mapped.
 
-use super::scenario::{ZIP, alone};
+use super::scenario::{ZIP, alone, small};
 use super::{Guest, Spec};
 use crate::engine::EngineKind;
 use crate::page::Home;
 use crate::remap::{BRIDGE, bridged, freeze};
-use crate::units::{Gfn, PageBuf, runs_of};
+use crate::units::{Gfn, runs_of};
 
 /// The first page behind the longest gap behind page 0, and the first behind a longer one.
 const NEAR: u32 = 1 + BRIDGE as u32;
@@ -18,10 +18,6 @@ fn runs(guest: &Guest, pages: &[u32]) -> Vec<(u32, u32)> {
     runs.iter().map(|run| (run.start.0, run.count)).collect()
 }
 
-fn common() -> PageBuf {
-    PageBuf([7; 4096])
-}
-
 #[test]
 fn runs_are_joined_over_what_is_not_mapped_and_over_nothing_else() {
     let spec = Spec {
@@ -30,7 +26,7 @@ fn runs_are_joined_over_what_is_not_mapped_and_over_nothing_else() {
     };
     alone(spec, |_, guest| {
         assert_eq!(runs(guest, &[0, NEAR, FAR]), [(0, NEAR + 1), (FAR, 1)]);
-        guest.write(4, common());
+        guest.write(4, small(0));
         let apart = vec![(0, 1), (8, 1)];
         assert_eq!(runs(guest, &[0, 8]), apart, "the guest has page 4");
         let page = guest.vm.try_lock(Gfn(4)).expect("nobody has it");
@@ -39,11 +35,11 @@ fn runs_are_joined_over_what_is_not_mapped_and_over_nothing_else() {
         assert_eq!(runs(guest, &[0, 8]), [(0, 9)], "frozen");
         guest.read(4);
         assert_eq!(runs(guest, &[0, 8]), apart, "opened");
-        guest.write(12, common());
+        guest.write(12, small(0));
         let merged = guest.scan() + guest.scan();
         assert!(merged > 0 && matches!(guest.home(4), Home::Shared(_)));
         assert_eq!(runs(guest, &[0, 8]), apart, "a frame is mapped");
-        guest.write(4, PageBuf([8; 4096]));
+        guest.write(4, small(4));
         assert_eq!(guest.evict_by(1, ZIP), 1);
         assert!(matches!(guest.home(4), Home::Compressed(_)));
         assert_eq!(runs(guest, &[0, 8]), [(0, 9)], "compressed");

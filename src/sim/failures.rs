@@ -4,7 +4,7 @@ use memvisor_guest_agent::protocol::balloon::PageStatus;
 use memvisor_guest_agent::protocol::memory::Fault;
 use nix::errno::Errno;
 
-use super::scenario::{self, KINDS, RESERVE, SWAP, ZIP, alone};
+use super::scenario::{self, KINDS, RESERVE, SWAP, ZIP, alone, noise, small};
 use super::worker::PAUSE;
 use super::{Countdown, Guest, Host, Op, Spec, View};
 use crate::balloon;
@@ -13,7 +13,7 @@ use crate::engine::{EngineError, EngineKind, Reply};
 use crate::fault::{Access, FaultError, Outcome, complete, resolve};
 use crate::page::{Home, Urgency};
 use crate::swap::SwapError;
-use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
+use crate::units::{FrameId, Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
 use crate::vm::{Blocked, Means};
 
 const PAGES: u32 = 64;
@@ -31,14 +31,17 @@ fn each(story: impl Fn(&Host, &mut Guest)) {
     scenario::each(KINDS.map(spec), story);
 }
 
-/// What does not compress.
-fn noise(seed: u32) -> PageBuf {
-    samples::random(u64::from(seed) + 1)
-}
-
 /// What takes half an arena page.
 fn half(seed: u32) -> PageBuf {
     samples::mixed(seed.into(), 1900)
+}
+
+/// Writes pages that leave for the cache one at a time; they in the order in which they did.
+fn fill_cache(guest: &mut Guest, pages: u32, content: fn(u32) -> PageBuf) -> Vec<Gfn> {
+    (0..pages).for_each(|gfn| guest.write(gfn, content(gfn)));
+    (0..pages).for_each(|_| assert_eq!(guest.evict(1), 1));
+    let zip = guest.vm.zip.lock();
+    zip.by_age().map(|(gfn, _)| gfn).collect()
 }
 
 /// Pages of which none is the neighbour of another.
@@ -50,22 +53,23 @@ fn apart() -> impl Iterator<Item = u32> {
 fn damaged_page_ends_the_guest_and_loses_nothing_else() {
     for means in [ZIP, SWAP] {
         each(|host, guest| {
-            (0..8).for_each(|gfn| guest.write(gfn, samples::mixed(gfn.into(), 500)));
+            (0..8).for_each(|gfn| guest.write(gfn, small(gfn)));
             assert_eq!(guest.evict_by(64, means), 8);
             guest.damage(3);
             let (home, used) = (guest.home(3), host.budget.used());
             let error = resolve(&guest.vm, Gfn(3), Access::Any, 0).expect_err("damaged");
-            let is_told = match (home, &error) {
-                (Home::Compressed(slot), FaultError::Zip { gfn, source }) => {
-                    *gfn == Gfn(3) && *source == ZipError::Corrupt { slot, gfn: *gfn }
-                }
-                (Home::Swapped(at), FaultError::Swap { gfn, source }) => {
-                    *gfn == Gfn(3)
-                        && matches!(source, SwapError::Corrupt { slot, .. } if *slot == at)
-                }
-                _ => false,
+            let told = match &error {
+                FaultError::Zip {
+                    gfn,
+                    source: ZipError::Corrupt { slot, .. },
+                } => (*gfn, Home::Compressed(*slot)),
+                FaultError::Swap {
+                    gfn,
+                    source: SwapError::Corrupt { slot, .. },
+                } => (*gfn, Home::Swapped(*slot)),
+                _ => panic!("{error:?}"),
             };
-            assert!(is_told, "{error:?}");
+            assert_eq!(told, (Gfn(3), home));
             assert_eq!(host.budget.used(), used);
             (0..3).chain(4..8).for_each(|gfn| guest.read(gfn));
             assert_eq!(guest.home(3), home, "it can be looked at");
@@ -83,6 +87,8 @@ fn damaged_zip_slot_is_not_spilled_as_if_it_were_whole() {
         guest.damage(0);
         guest.vm.zip.lock().set_max_pages(1);
         guest.write(2, half(2));
+        assert_eq!(guest.evict_by(64, ZIP), 0, "it is full");
+        assert_eq!(guest.vm.stats.spilled.get(), 0);
         assert_eq!(guest.evict(64), 1);
         assert_eq!(guest.vm.stats.spilled.get(), 1);
         assert!(matches!(guest.home(1), Home::Swapped(_)));
@@ -104,11 +110,8 @@ fn lowered_cap_or_limit_trims_the_oldest_pages_of_the_cache() {
     };
     for (lower, ghosts) in lowered {
         scenario::each(KINDS.map(spec), |host, guest| {
-            (0..PAGES).for_each(|gfn| guest.write(gfn, half(gfn)));
-            // One at a time: the order of arrival is theirs.
-            (0..PAGES).for_each(|_| assert_eq!(guest.evict(1), 1));
+            let by_age = fill_cache(guest, PAGES, half);
             let zip = &guest.vm.zip;
-            let by_age: Vec<Gfn> = zip.lock().by_age().map(|(gfn, _)| gfn).collect();
             assert_eq!((by_age.len(), zip.lock().pages_used()), (64, 32));
             let used = host.budget.used().0;
             guest.disk.set_failing(Some(Errno::ENOSPC));
@@ -136,9 +139,7 @@ fn lowered_cap_or_limit_trims_the_oldest_pages_of_the_cache() {
 #[test]
 fn guest_whose_pages_are_all_compressed_is_evicted_from_its_cache() {
     each(|host, guest| {
-        (0..32).for_each(|gfn| guest.write(gfn, half(gfn)));
-        (0..32).for_each(|_| assert_eq!(guest.evict(1), 1));
-        let oldest = guest.vm.zip.lock().oldest().expect("all are there").0;
+        let oldest = fill_cache(guest, 32, half)[0];
         let rest = host.budget.free().0;
         assert!(host.budget.take(rest, Urgency::Reclaim));
         assert_eq!(guest.evict_by(64, ZIP), 0, "they are compressed");
@@ -157,10 +158,8 @@ fn guest_whose_pages_are_all_compressed_is_evicted_from_its_cache() {
 #[test]
 fn pages_emptied_in_a_block_pay_for_a_page_of_another() {
     each(|host, guest| {
-        (0..52).for_each(|gfn| guest.write(gfn, samples::mixed(u64::from(gfn), 1200)));
-        (0..52).for_each(|_| assert_eq!(guest.evict(1), 1));
         // In the first slot of the first block, and the last to leave.
-        let first = guest.vm.zip.lock().oldest().expect("all are there").0;
+        let first = fill_cache(guest, 52, |gfn| samples::mixed(gfn.into(), 1200))[0];
         guest.read(first.0);
         assert_eq!(guest.evict(1), 1);
         let zip = |guest: &Guest| {
@@ -180,88 +179,76 @@ fn pages_emptied_in_a_block_pay_for_a_page_of_another() {
 }
 
 #[test]
-fn failing_swap_file_leaves_pages_in_memory() {
+fn failing_swap_file_leaves_pages_where_they_are() {
     each(|host, guest| {
-        (0..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
-        for errno in [Errno::ENOSPC, Errno::EIO] {
+        let fail = |guest: &mut Guest, errno| {
+            let homes = Vec::from_iter(guest.homes());
             guest.disk.set_failing(Some(errno));
             assert_eq!(guest.evict(64), 0);
             assert!(guest.vm.is_swap_failing());
-            assert!((0..8).all(|gfn| guest.home(gfn) == Home::Resident));
+            assert_eq!(Vec::from_iter(guest.homes()), homes);
             host.check(&[guest]);
             guest.read_all();
-        }
-        assert_eq!(guest.vm.stats.evict_failed.get(), 16);
+        };
+        (8..12).for_each(|gfn| guest.write(gfn, noise(99)));
+        assert_eq!(guest.scan(), 4);
+        fail(guest, Errno::EIO);
+        // They go first.
+        (0..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
+        fail(guest, Errno::ENOSPC);
+        fail(guest, Errno::EIO);
+        assert_eq!(guest.vm.stats.evict_failed.get(), 4 + 16);
         guest.disk.set_failing(None);
         assert_eq!(guest.evict(8), 8);
         assert!(!guest.vm.is_swap_failing());
     });
 }
 
-#[test]
-fn failing_swap_file_leaves_shared_pages_shared() {
-    each(|_, guest| {
-        (0..4).for_each(|gfn| guest.write(gfn, noise(7)));
-        assert_eq!(guest.scan(), 4);
-        guest.disk.set_failing(Some(Errno::EIO));
-        assert_eq!(guest.evict(64), 0);
-        guest.read_all();
-        guest.disk.set_failing(None);
-    });
+/// Where the first pages of a guest are, by a letter each.
+fn places(guest: &Guest) -> String {
+    let letter = |(_, home)| match home {
+        Home::Resident => 'R',
+        Home::Compressed(_) => 'C',
+        Home::Swapped(_) => 'W',
+        Home::Shared(_) => 'S',
+        Home::Zero => '0',
+        Home::Untouched | Home::Ballooned => '-',
+    };
+    guest.homes().take(13).map(letter).collect()
 }
 
-/// Pages 0 to 3 compress, 4 to 7 do not, 8 and 9 are zero, 10 and 11 are equal and shared.
-fn write_all_kinds(guest: &mut Guest) {
-    (10..12).for_each(|gfn| guest.write(gfn, noise(99)));
-    assert_eq!(guest.scan(), 2);
-    (0..4).for_each(|gfn| guest.write(gfn, samples::mixed(gfn.into(), 500)));
-    (4..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
-    (8..10).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
-}
-
+/// Four pages compress, four do not, two are zero, and three are equal, of which two are shared before: those need no
+/// means to be shared, and no other place to go to.
 #[test]
-fn eviction_without_swap_leaves_what_does_not_compress() {
-    each(|_, guest| {
-        write_all_kinds(guest);
-        assert_eq!(guest.evict_by(64, ZIP), 6);
-        assert!((0..4).all(|gfn| matches!(guest.home(gfn), Home::Compressed(_))));
-        assert!((4..8).all(|gfn| guest.home(gfn) == Home::Resident));
-        assert_eq!(guest.vm.stats.evict_failed.get(), 4);
-        // A full cache makes no room either.
-        guest.vm.zip.lock().set_max_pages(1);
-        guest.write(20, half(20));
-        assert_eq!(guest.evict_by(64, ZIP), 0);
-        assert_eq!(guest.vm.stats.spilled.get(), 0);
-    });
-}
-
-#[test]
-fn eviction_without_compression_swaps_all_that_has_content() {
-    each(|_, guest| {
-        write_all_kinds(guest);
-        assert_eq!(guest.evict_by(64, SWAP), 10);
-        assert!((0..8).all(|gfn| matches!(guest.home(gfn), Home::Swapped(_))));
-        assert_eq!(guest.evict_by(64, SWAP), 2);
-        assert!(matches!(guest.home(10), Home::Swapped(_)));
-    });
-}
-
-#[test]
-fn eviction_by_no_means_still_shares() {
-    each(|_, guest| {
-        write_all_kinds(guest);
-        guest.write(12, noise(99));
-        let means = Means {
-            compress: false,
-            swap: false,
-        };
-        assert_eq!(guest.evict_by(64, means), 3);
-        assert!((8..10).all(|gfn| guest.home(gfn) == Home::Zero));
-        assert!((10..13).all(|gfn| matches!(guest.home(gfn), Home::Shared(_))));
-        (0..8).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
-        assert_eq!(guest.evict_by(64, means), 8);
-        assert_eq!(guest.evict_by(64, means), 0, "shared pages stay");
-    });
+fn eviction_keeps_to_its_means() {
+    const NEITHER: Means = Means {
+        compress: false,
+        swap: false,
+    };
+    for (means, first, then) in [
+        (ZIP, (7, "CCCCRRRR00SSS"), (0, "CCCCRRRR00SSS")),
+        (SWAP, (11, "WWWWWWWW00SSS"), (3, "WWWWWWWW00WWW")),
+        (NEITHER, (3, "RRRRRRRR00SSS"), (0, "RRRRRRRR00SSS")),
+    ] {
+        each(|_, guest| {
+            (10..12).for_each(|gfn| guest.write(gfn, noise(99)));
+            assert_eq!(guest.scan(), 2);
+            (0..4).for_each(|gfn| guest.write(gfn, small(gfn)));
+            (4..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
+            (8..10).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
+            guest.write(12, noise(99));
+            let mut failed = 0;
+            for (count, left) in [first, then] {
+                assert_eq!(guest.evict_by(64, means), count);
+                assert_eq!(places(guest), left);
+                failed += left.matches('R').count() as u64;
+                assert_eq!(guest.vm.stats.evict_failed.get(), failed);
+            }
+            (0..8).for_each(|gfn| guest.write(gfn, PageBuf::zeroed()));
+            assert_eq!(guest.evict_by(64, means), 8);
+            assert_eq!(guest.evict_by(64, means), 0, "shared pages stay");
+        });
+    }
 }
 
 #[test]
@@ -303,7 +290,7 @@ fn frames_that_cannot_be_mapped_are_given_back() {
 #[test]
 fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
     each(|host, guest| {
-        guest.write(0, samples::mixed(1, 500));
+        guest.write(0, small(1));
         assert_eq!(guest.evict(64), 1);
         let taken = host.budget.free().0 - RESERVE;
         assert!(host.budget.take(taken, Urgency::Touch));
@@ -313,10 +300,8 @@ fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
         assert_eq!(guest.home(0), Home::Resident);
         assert_eq!(guest.evict(64), 1);
         assert!(host.budget.take(RESERVE / 2, Urgency::Refill));
-        assert!(
-            !guest.attempt(0, 0, Op::Read),
-            "half of the reserve is for reclaim"
-        );
+        let is_served = guest.attempt(0, 0, Op::Read);
+        assert!(!is_served, "half of the reserve is for reclaim");
         assert_eq!(host.budget.starving(), 1);
         host.budget.give(taken + RESERVE / 2);
         assert!(guest.drive(0), "the bell rang");
@@ -324,25 +309,10 @@ fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
     });
 }
 
-/// A first touch waits while the policy says so.
-fn touch_blocked(guest: &mut Guest, gfn: u32) {
-    assert!(!guest.attempt(0, gfn, Op::Read));
-    guest.block(Blocked::No);
-    assert!(guest.drive(0));
-}
-
+/// First touches wait while the policy says so, though there is memory. Where nothing can be evicted from anybody, a guest
+/// goes on with what it has: only then its balloon agent can help.
 #[test]
-fn blocked_guest_waits_though_there_is_memory() {
-    each(|_, guest| {
-        guest.vm.orders.set_blocked(Blocked::All);
-        touch_blocked(guest, 0);
-    });
-}
-
-/// Where nothing can be evicted from anybody, a guest goes on with what it has: only then its balloon
-/// agent can help.
-#[test]
-fn guest_blocked_from_growing_still_gets_its_own_pages() {
+fn blocked_guest_waits_and_one_blocked_from_growing_still_gets_its_own_pages() {
     each(|_, guest| {
         (0..2).for_each(|gfn| guest.write(gfn, noise(gfn)));
         (2..4).for_each(|gfn| guest.write(gfn, noise(9)));
@@ -351,7 +321,12 @@ fn guest_blocked_from_growing_still_gets_its_own_pages() {
         guest.vm.orders.set_blocked(Blocked::Touches);
         (0..2).for_each(|gfn| guest.read(gfn));
         guest.write(2, noise(3));
-        touch_blocked(guest, 20);
+        for (gfn, blocked) in [(20, Blocked::Touches), (21, Blocked::All)] {
+            guest.vm.orders.set_blocked(blocked);
+            assert!(!guest.attempt(0, gfn, Op::Read));
+            guest.block(Blocked::No);
+            assert!(guest.drive(0));
+        }
     });
 }
 
@@ -371,10 +346,11 @@ fn broken_by_one_write(kind: EngineKind, count: u32, exceeded: bool) -> u64 {
     other.scan();
     guest.scan();
     other.scan();
-    for gfn in run {
-        let expected = matches!((guest.home(10), guest.home(gfn)),
-            (Home::Shared(first), Home::Shared(frame)) if frame.0 == first.0 + gfn - 10);
-        assert!(expected, "gfn {gfn} does not continue the run");
+    let Home::Shared(first) = guest.home(10) else {
+        panic!("gfn 10 is not shared")
+    };
+    for (gfn, frame) in run.zip(first.0..) {
+        assert_eq!(guest.home(gfn), Home::Shared(FrameId(frame)));
     }
     if exceeded {
         guest.vm.vmas.set_budget(1);
@@ -382,7 +358,7 @@ fn broken_by_one_write(kind: EngineKind, count: u32, exceeded: bool) -> u64 {
     }
     guest.write(14, noise(1));
     let broken = guest.vm.stats.breaks.get();
-    for gfn in 14..14 + u32::try_from(broken).expect("a few") {
+    for gfn in 14..14 + broken as u32 {
         assert_eq!(guest.space.view(Gfn(gfn)), View::Open);
         assert_eq!(guest.home(gfn), Home::Resident);
     }
@@ -458,10 +434,8 @@ fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
 fn page_outside_ram_is_refused() {
     each(|_, guest| {
         let error = resolve(&guest.vm, Gfn(PAGES), Access::Any, 0).expect_err("outside");
-        let outside = FaultError::Outside {
-            gfn: Gfn(PAGES),
-            pages: PAGES,
-        };
-        assert_eq!(format!("{error:?}"), format!("{outside:?}"));
+        let is_told =
+            matches!(error, FaultError::Outside { gfn, pages: PAGES } if gfn == Gfn(PAGES));
+        assert!(is_told, "{error:?}");
     });
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::shim::wait_readable;
 
-use super::{AddressSpace, Spec};
+use super::{AddressSpace, Clock, Spec};
 use crate::engine::Reply;
 use crate::fault::{Core, Driver, Ended, Event};
 use crate::reclaim::WorkerHandle;
@@ -18,6 +18,8 @@ use crate::vm::Vm;
 pub(super) struct Line {
     events: Mutex<VecDeque<Event>>,
     replies: Mutex<HashMap<usize, Reply>>,
+    /// The time of who serves it.
+    pub(super) clock: Clock,
 }
 
 impl Line {
@@ -37,19 +39,13 @@ impl Line {
 }
 
 /// Where the core reads the time and answers.
-#[derive(Debug)]
-struct SimDriver {
-    space: Arc<AddressSpace>,
-    now: Instant,
-}
-
-impl Driver for SimDriver {
+impl Driver for Arc<AddressSpace> {
     fn now(&self) -> Instant {
-        self.now
+        self.line.clock.now()
     }
 
     fn reply(&mut self, channel: usize, reply: Reply) -> Result<(), Ended> {
-        let unread = self.space.line.replies.lock().insert(channel, reply);
+        let unread = self.line.replies.lock().insert(channel, reply);
         assert_eq!(unread, None, "a second reply on channel {channel}");
         Ok(())
     }
@@ -65,7 +61,7 @@ impl Driver for SimDriver {
 pub(super) struct FaultThread {
     pub(super) core: Core,
     vm: Arc<Vm>,
-    driver: SimDriver,
+    space: Arc<AddressSpace>,
     /// How long the core is at each event.
     pub(super) takes: Duration,
 }
@@ -78,12 +74,15 @@ impl FaultThread {
         worker: &WorkerHandle,
         spec: &Spec,
     ) -> Self {
-        let (attacher, now) = (Box::new(worker.clone()), Instant::now());
-        let (vm, space) = (Arc::clone(vm), Arc::clone(space));
+        let (vm, attacher) = (Arc::clone(vm), Box::new(worker.clone()));
+        let clock = &space.line.clock;
+        // The VM counts from when it was made, which is later than the clock was.
+        clock.pass(clock.now().elapsed());
+        let now = clock.now();
         Self {
             core: Core::new(Arc::clone(&vm), spec.threads, attacher, spec.ahead, now),
             vm,
-            driver: SimDriver { space, now },
+            space: Arc::clone(space),
             takes: Duration::ZERO,
         }
     }
@@ -91,7 +90,7 @@ impl FaultThread {
     /// Serves what there is to serve; whether there was anything.
     pub(super) fn turn(&mut self) -> Result<bool, Ended> {
         let mut busy = false;
-        while let Some(event) = self.driver.space.line.receive() {
+        while let Some(event) = self.space.line.receive() {
             busy = true;
             self.handle(event)?;
         }
@@ -100,39 +99,19 @@ impl FaultThread {
             self.vm.parking.answer();
             self.handle(Event::Bell)?;
         }
-        self.tick()?;
+        self.core.tick(self.space.now(), &mut self.space)?;
         Ok(busy)
     }
 
     fn handle(&mut self, event: Event) -> Result<(), Ended> {
-        let read = self.driver.now;
-        self.pass(self.takes);
-        self.core.handle(event, read, &mut self.driver)
-    }
-
-    fn tick(&mut self) -> Result<(), Ended> {
-        self.core.tick(self.driver.now, &mut self.driver)
+        let read = self.space.now();
+        self.space.line.clock.pass(self.takes);
+        self.core.handle(event, read, &mut self.space)
     }
 
     /// Whether its bell rings.
     pub(super) fn is_called(&self) -> bool {
         let bell = self.vm.parking.bell().expect("made with a bell");
         wait_readable([bell], Some(Duration::ZERO)).expect("an eventfd can be polled") == [true]
-    }
-
-    /// A while passes.
-    pub(super) fn rest(&mut self) -> Result<(), Ended> {
-        self.pass(Duration::from_secs(1));
-        self.tick()
-    }
-
-    /// Time passes in which nothing is done.
-    pub(super) fn pass(&mut self, time: Duration) {
-        self.driver.now += time;
-    }
-
-    /// The time.
-    pub(super) const fn now(&self) -> Instant {
-        self.driver.now
     }
 }

@@ -1,7 +1,7 @@
 //! One thread of a simulated guest.
 
 use std::fmt;
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
+use std::sync::Arc;
 
 use memvisor_guest_agent::protocol::memory::Fault;
 use memvisor_guest_agent::rows::Touched;
@@ -16,32 +16,6 @@ use crate::vm::Vm;
 
 /// A page is accessed in two halves, so that it can move between them.
 const HALF: usize = PAGE_SIZE / 2;
-
-/// What the pages of a guest must hold: what it last wrote.
-#[derive(Debug)]
-pub(super) struct Memory(StdMutex<Vec<PageBuf>>);
-
-impl Memory {
-    pub(super) fn new(pages: u32) -> Self {
-        let pages = (0..pages).map(|_| PageBuf::zeroed()).collect();
-        Self(StdMutex::new(pages))
-    }
-
-    pub(super) fn pages(&self) -> MutexGuard<'_, Vec<PageBuf>> {
-        self.0.lock().expect("no holder panicked")
-    }
-
-    /// The guest was told that a page has the bytes of another.
-    pub(super) fn copy(&self, from: Gfn, to: Gfn) {
-        let mut pages = self.pages();
-        pages[to.index()] = pages[from.index()].clone();
-    }
-
-    /// The guest has given the page up: it will read zeroes.
-    pub(super) fn forget(&self, gfn: Gfn) {
-        self.pages()[gfn.index()] = PageBuf::zeroed();
-    }
-}
 
 /// What a thread does with a page.
 #[derive(Clone, Debug)]
@@ -227,18 +201,20 @@ impl GuestThread {
     fn access(&self, running: &mut Running) -> Result<(), Trap> {
         let Running { gfn, op, at } = running;
         let range = *at..*at + HALF;
-        let (space, memory) = (&self.space, &self.space.memory);
+        let space = &self.space;
         match op {
             Op::Write(content) => {
                 let half = &content.0[range.clone()];
-                space.store(*gfn, *at, half)?;
-                memory.pages()[gfn.index()].0[range].copy_from_slice(half);
+                let store = |page: &mut PageBuf| page.0[range.clone()].copy_from_slice(half);
+                space.access(*gfn, true, store)?;
+                space.memory()[gfn.index()].0[range].copy_from_slice(half);
             }
             Op::Read => {
                 let mut bytes = [0; HALF];
-                space.load(*gfn, *at, &mut bytes)?;
+                let load = |page: &mut PageBuf| bytes.copy_from_slice(&page.0[range.clone()]);
+                space.access(*gfn, false, load)?;
                 assert!(
-                    bytes == memory.pages()[gfn.index()].0[range],
+                    bytes == space.memory()[gfn.index()].0[range],
                     "VM {}: {gfn} has other bytes at {at} than were written; {}",
                     self.vm.id,
                     self.vm.table.history().of(*gfn)

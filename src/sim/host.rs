@@ -90,7 +90,7 @@ impl Host {
             budget: Arc::new(Budget::new(Pages(total), Pages(reserve))),
             pools: (0..salts).map(|salt| Arc::new(pool(salt))).collect(),
             peers: Arc::default(),
-            clock: Clock::new(),
+            clock: Clock::default(),
         }
     }
 
@@ -160,25 +160,16 @@ impl Host {
     /// # Panics
     /// When something differs.
     pub(super) fn check(&self, guests: &[&Guest]) {
-        let mut private = 0;
-        for guest in guests {
-            guest.check();
-            let zip_pages = u64::from(guest.vm.zip.lock().pages_used());
-            private += guest.vm.params.metadata().0 + zip_pages + guest.space.allocated().0;
-            private += guest.credits();
-        }
-        private += self.budget.granted().0;
+        guests.iter().for_each(|guest| guest.check());
+        let private: u64 = guests.iter().map(|guest| guest.charged()).sum();
         let mut frames_used = 0;
         for pool in &self.pools {
             let is_user = |guest: &&&Guest| Arc::ptr_eq(&guest.vm.pool(), pool);
             let users = guests.iter().filter(is_user);
             frames_used += check_pool(pool, users.flat_map(|guest| guest.frames()));
         }
-        assert_eq!(
-            self.budget.used().0,
-            private + frames_used,
-            "charged, and in use"
-        );
+        let in_use = private + frames_used + self.budget.granted().0;
+        assert_eq!(self.budget.used().0, in_use, "charged, and in use");
         assert!(self.budget.used() <= self.budget.total());
     }
 
@@ -215,6 +206,13 @@ impl Guest {
         gfns.map(|gfn| (gfn, self.vm.table.entry(gfn).home()))
     }
 
+    /// What it holds of the budget, but for frames and for what is granted to it.
+    pub(super) fn charged(&self) -> u64 {
+        self.vm.settle_done();
+        let zip = u64::from(self.vm.zip.lock().pages_used());
+        self.vm.params.metadata().0 + zip + self.space.allocated().0 + self.credits()
+    }
+
     /// Pages that the guest holds and that are not in its RAM yet.
     fn credits(&self) -> u64 {
         let Some(claims) = self.vm.table.claims() else {
@@ -242,16 +240,13 @@ impl Guest {
         let counts = vm.table.counts();
         assert_eq!(vm.table.recount(), counts);
         assert_eq!(counts.iter().sum::<u64>(), u64::from(vm.table.pages()));
-        let mapped = vm
-            .table
-            .count_vmas(vm.engine.kind() == EngineKind::Mprotect);
+        let opens = vm.engine.kind() == EngineKind::Mprotect;
+        let mapped = vm.table.count_vmas(opens);
         assert!(vm.vmas.upper_bound() >= mapped, "{mapped} VMAs");
         for (gfn, home) in self.homes() {
             self.check_page(gfn, home);
         }
-        let claims = self.space.claims.as_ref();
-        let given_up = claims.map_or(0, |it| it.table().given_up());
-        let refused = self.space.refused.get();
+        let (given_up, refused) = (self.space.given_up(), self.space.refused.get());
         assert_eq!(given_up, refused, "claims given up, and refused");
         let zip = vm.zip.lock();
         assert_eq!(zip.stored().0, counts[4], "pages in the cache");
@@ -282,7 +277,7 @@ impl Guest {
             assert!(!is_told || view == View::Open, "{}", text());
         }
         let history = || self.vm.table.history().of(gfn);
-        let is_whole = self.content_of(gfn, home) == self.space.memory.pages()[gfn.index()];
+        let is_whole = self.content_of(gfn, home) == self.space.memory()[gfn.index()];
         assert!(is_whole, "{} lost bytes; {}", text(), history());
     }
 
@@ -350,10 +345,7 @@ impl Guest {
         let waits = waiting.is_starved(gfn) && short
             || waiting.is_busy(gfn) && vm.table.entry(gfn).is_locked()
             || self.space.is_taken(gfn);
-        assert!(
-            waits,
-            "{} waits and nobody will wake it",
-            self.threads[thread]
-        );
+        let who = &self.threads[thread];
+        assert!(waits, "{who} waits and nobody will wake it");
     }
 }

@@ -83,9 +83,7 @@ impl Program<'_> {
                 6..9 => finish(self.guest, gfn, Op::Read),
                 9 => self.guest.space.forget_mapping(gfn),
                 10 => self.inflate(gfn),
-                11 => {
-                    answer(&self.deflate(gfn));
-                }
+                11 => drop(answer(&self.deflate(gfn))),
                 _ => self.attach(gfn),
             }
         }
@@ -99,7 +97,7 @@ impl Program<'_> {
         let deflated = thread_rng().gen_bool(0.3).then(|| self.deflate(gfn));
         let status = answer(&inflated).first().map(|run| run.status);
         if status == Some(PageStatus::Ok) {
-            self.guest.space.memory.forget(gfn);
+            self.guest.space.memory()[gfn.index()] = PageBuf::zeroed();
         }
         self.guest.space.set_unwanted(run, false);
         if let Some(deflated) = &deflated {
@@ -117,7 +115,8 @@ impl Program<'_> {
         self.guest.space.set_unwanted(pages, true);
         let request = AttachRequest { pages, source };
         if answer(&ask(&self.worker, |answer| Job::Attach(request, answer))) > 0 {
-            self.guest.space.memory.copy(source, gfn);
+            let mut pages = self.guest.space.memory();
+            pages[gfn.index()] = pages[source.index()].clone();
         }
         self.guest.space.set_unwanted(pages, false);
     }
@@ -126,26 +125,21 @@ impl Program<'_> {
 /// Starts the tasks of one guest: its threads, of which so many run in all, its fault thread and its worker. These two
 /// go on until there are none: memory that one guest waits for may be another's.
 fn start<'a>(scope: &'a Scope<'a, '_>, guest: &'a mut Guest, running: &'a AtomicU32) {
-    let Guest {
-        threads,
-        faults,
-        worker,
-        ..
-    } = guest;
-    let count = u32::try_from(threads.len()).expect("a few");
-    for guest in threads {
+    let threads = u32::try_from(guest.threads.len()).expect("a few");
+    for thread in &mut guest.threads {
         let program = Program {
-            guest,
-            threads: count,
-            worker: worker.handle.clone(),
+            guest: thread,
+            threads,
+            worker: guest.worker.handle.clone(),
         };
         scope.spawn(move || {
             program.run();
             running.fetch_sub(1, Ordering::SeqCst);
         });
     }
-    scope.spawn(move || serve(running, || faults.turn().expect("the guest can go on")));
-    scope.spawn(move || serve(running, || worker.step()));
+    let (faults, worker) = (&mut guest.faults, &mut guest.worker);
+    scope.spawn(|| serve(running, || faults.turn().expect("the guest can go on")));
+    scope.spawn(|| serve(running, || worker.step()));
 }
 
 fn spec(kind: EngineKind, threads: usize) -> Spec {

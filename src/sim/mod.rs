@@ -43,7 +43,7 @@ mod worker;
 
 use address_space::{AddressSpace, Countdown, Trap, View};
 use fault_thread::{FaultThread, Line};
-use guest::{GuestThread, Memory, Op};
+use guest::{GuestThread, Op};
 use host::{Guest, Host, Spec};
 use words::Claims;
 use worker::{Clock, Worker};

@@ -65,17 +65,11 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
         drop(first.vm.vmas.change(1));
         // One, so that the run has a gap and goes on behind it.
         order(&first.vm, 1);
-        let Guest {
-            threads,
-            faults,
-            worker,
-            ..
-        } = &mut first;
-        threads[0].begin(Gfn(0), Op::Write(Box::new(PageBuf([9; PAGE_SIZE]))));
+        first.threads[0].begin(Gfn(0), Op::Write(Box::new(PageBuf([9; PAGE_SIZE]))));
         thread::scope(|scope| {
-            scope.spawn(|| worker.step());
-            while !threads[0].poll() {
-                faults.turn().expect("the guest can go on");
+            scope.spawn(|| first.worker.step());
+            while !first.threads[0].poll() {
+                first.faults.turn().expect("the guest can go on");
                 yield_now();
             }
         });
@@ -98,20 +92,13 @@ fn threads_at_one_page_in_any_schedule_bring_it_once() {
         first.vm.grant_credits(4);
         first.vm.zip.lock().set_max_pages(0);
         let running = &AtomicU32::new(3);
-        let Guest {
-            vm,
-            threads,
-            faults,
-            worker,
-            ..
-        } = &mut first;
         thread::scope(|scope| {
             scope.spawn(|| {
-                worker.step();
-                vm.take_back_credits();
+                first.worker.step();
+                first.vm.take_back_credits();
                 running.fetch_sub(1, Ordering::SeqCst);
             });
-            for reader in threads {
+            for reader in &mut first.threads {
                 scope.spawn(move || {
                     for gfn in [Gfn(0), Gfn(1)] {
                         finish(reader, gfn, Op::Read);
@@ -119,7 +106,9 @@ fn threads_at_one_page_in_any_schedule_bring_it_once() {
                     running.fetch_sub(1, Ordering::SeqCst);
                 });
             }
-            serve(running, || faults.turn().expect("the guest can go on"));
+            serve(running, || {
+                first.faults.turn().expect("the guest can go on")
+            });
         });
         first.vm.take_back_credits();
         first.vm.settle_done();

@@ -295,7 +295,10 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
                 access(guest, gfn.0, Op::Read);
             }
         }
-        Step::Rest => guest.faults.rest().expect("the guest can go on"),
+        Step::Rest => {
+            guest.space.line.clock.pass(Duration::from_secs(1));
+            guest.turn();
+        }
         Step::Block(blocked) => guest.block(blocked),
         Step::Ceiling(pages) => {
             vm.orders.set_ceiling(pages.map(Pages));
@@ -405,10 +408,10 @@ fn check_attached(guest: &Guest, request: AttachRequest, attached: u32) {
     assert!(attached <= pages.count);
     // What the guest has brought by itself is in its RAM, whatever its home says.
     guest.vm.settle_done();
-    let sources = guest.space.memory.pages()[source.index()..][..pages.count as usize].to_vec();
+    let sources = guest.space.memory()[source.index()..][..pages.count as usize].to_vec();
     for ((at, gfn), source) in (0..).zip(pages.iter()).zip(sources) {
         let content = guest.content_of(gfn, guest.vm.table.entry(gfn).home());
-        let page = &mut guest.space.memory.pages()[gfn.index()];
+        let page = &mut guest.space.memory()[gfn.index()];
         // Pages behind those that are told of have the bytes, or are as they were.
         if at < attached || content != *page {
             assert!(content == source, "{gfn} has neither bytes");
@@ -417,21 +420,7 @@ fn check_attached(guest: &Guest, request: AttachRequest, attached: u32) {
     }
 }
 
-/// What has become of each page of a run.
-fn statuses_of(run: GfnRun, statuses: &[StatusRun]) -> Vec<(Gfn, PageStatus)> {
-    let pages = |it: &StatusRun| {
-        let status = it.status;
-        it.run.iter().map(move |gfn| (gfn, status))
-    };
-    let pages: Vec<_> = statuses.iter().flat_map(pages).collect();
-    assert!(
-        pages.iter().map(|(gfn, _)| *gfn).eq(run.iter()),
-        "each once"
-    );
-    pages
-}
-
-/// Whether pages went into the balloon or came out of it as the answer says.
+/// Whether each page of a run went into the balloon or came out of it as the answer says.
 fn check_ballooned(
     guest: &Guest,
     run: GfnRun,
@@ -439,11 +428,14 @@ fn check_ballooned(
     before: &[Home],
     inflated: bool,
 ) {
-    for (gfn, status) in statuses_of(run, statuses) {
+    let told = statuses.iter().flat_map(|it| it.run.iter());
+    assert!(told.eq(run.iter()), "each once");
+    let of_each = |it: &StatusRun| vec![it.status; it.run.count as usize];
+    for (gfn, status) in run.iter().zip(statuses.iter().flat_map(of_each)) {
         let (before, entry) = (before[gfn.index()], guest.vm.table.entry(gfn));
         let is_right = match (status, inflated) {
             (PageStatus::Ok, true) => {
-                guest.space.memory.forget(gfn);
+                guest.space.memory()[gfn.index()] = PageBuf::zeroed();
                 entry.home() == Home::Ballooned
             }
             (PageStatus::Ok, false) => (before, entry.home()) == (Home::Ballooned, Home::Untouched),

@@ -11,6 +11,7 @@ use proptest::test_runner::TestRunner;
 use shuttle::thread::yield_now;
 
 use super::{Guest, GuestThread, Host, Op, Spec};
+use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::Home;
 use crate::sync::{AtomicU32, Ordering};
@@ -48,6 +49,30 @@ impl Spec {
             ahead: 15,
         }
     }
+
+    /// The same of engine uffd that serves some of its faults itself.
+    pub(super) const fn inline(pages: u32) -> Self {
+        Self {
+            inline: true,
+            ..Self::of(EngineKind::Uffd, pages)
+        }
+    }
+
+    /// Guests of all kinds: of each engine, and one that serves itself.
+    pub(super) fn all(pages: u32) -> [Self; 3] {
+        let [uffd, mprotect] = KINDS.map(|kind| Self::of(kind, pages));
+        [uffd, mprotect, Self::inline(pages)]
+    }
+}
+
+/// What compresses well; different for each page.
+pub(super) fn small(gfn: u32) -> PageBuf {
+    samples::mixed(gfn.into(), 500)
+}
+
+/// What does not compress; different for each page.
+pub(super) fn noise(gfn: u32) -> PageBuf {
+    samples::random(u64::from(gfn) + 1)
 }
 
 impl Host {

@@ -62,8 +62,8 @@ fn find(fault: Seeded, name: &str, unit: &str, search: Search) {
     let tried = Arc::new(AtomicU64::new(0));
     let since = Instant::now();
     let found = fault.sow(|| catch_unwind(AssertUnwindSafe(|| search(&tried))));
-    let (tried, took) = (tried.load(Ordering::Relaxed), since.elapsed());
-    let seconds = took.as_secs_f64();
+    let seconds = since.elapsed().as_secs_f64();
+    let tried = tried.load(Ordering::Relaxed);
     let panic = found.expect_err(&format!("{name} did not find {fault:?} in {tried} {unit}s"));
     let said = panic.downcast_ref::<String>().map(String::as_str);
     let said = said.or_else(|| panic.downcast_ref::<&str>().copied());

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::scenario::{self, KINDS, SWAP, ZIP, alone};
+use super::scenario::{self, KINDS, SWAP, ZIP, alone, small};
 use super::{Guest, Host, Op, Spec};
-use crate::compress::samples;
 use crate::engine::EngineKind;
 use crate::page::{Home, Urgency};
 use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages};
-use crate::vm::{Blocked, Cause, Claimed};
+use crate::vm::{Blocked, Cause, Claimed, Stalled};
 
 const PAGES: u32 = 8;
 /// How long the fault thread is at each event that it serves.
@@ -30,8 +29,12 @@ fn each(story: impl Fn(&Host, &mut Guest)) {
 }
 
 fn write(guest: &mut Guest, thread: usize, gfn: u32) -> bool {
-    let page = Box::new(samples::mixed(gfn.into(), 500));
-    guest.attempt(thread, gfn, Op::Write(page))
+    guest.attempt(thread, gfn, Op::Write(Box::new(small(gfn))))
+}
+
+/// Time passes in which nothing is done.
+fn pass(guest: &Guest, time: Duration) {
+    guest.space.line.clock.pass(time);
 }
 
 /// Lets `act` happen while the fault thread takes its time.
@@ -41,25 +44,30 @@ fn timed(guest: &mut Guest, act: impl FnOnce(&mut Guest)) {
     guest.faults.takes = Duration::ZERO;
 }
 
-/// What each cause has cost so far that has cost anything, and for how long the VM was stalled.
+/// For how long threads of the VM have stood still so far, and for how long the VM was stalled.
+fn stalled(guest: &Guest) -> Stalled {
+    guest.vm.stalls.so_far(None, guest.space.line.clock.now())
+}
+
+/// What each cause has cost that has cost anything.
+fn costs(of: impl Fn(Cause) -> Duration) -> Vec<(Cause, Duration)> {
+    let costs = Cause::ALL.map(|cause| (cause, of(cause)));
+    let costs = costs.into_iter().filter(|(_, time)| !time.is_zero());
+    costs.collect()
+}
+
+/// The same so far, and for how long the VM was stalled.
 fn seen(guest: &Guest) -> (Vec<(Cause, Duration)>, Duration) {
-    let stalled = guest.vm.stalls.so_far(None, guest.faults.now());
-    let causes = Cause::ALL.map(|cause| (cause, stalled.threads[cause]));
-    let causes = causes.into_iter().filter(|(_, time)| !time.is_zero());
-    (causes.collect(), stalled.any)
+    let stalled = stalled(guest);
+    (costs(|cause| stalled.threads[cause]), stalled.any)
 }
 
 /// What `act` has cost by each cause.
 fn cost(guest: &mut Guest, act: impl FnOnce(&mut Guest)) -> Vec<(Cause, Duration)> {
-    let (before, _) = seen(guest);
+    let before = stalled(guest);
     timed(guest, act);
-    let (mut after, _) = seen(guest);
-    for (cause, time) in &mut after {
-        let old = before.iter().filter(|it| it.0 == *cause);
-        *time -= old.map(|it| it.1).sum();
-    }
-    after.retain(|(_, time)| !time.is_zero());
-    after
+    let after = stalled(guest);
+    costs(|cause| after.threads[cause] - before.threads[cause])
 }
 
 #[test]
@@ -92,9 +100,9 @@ fn break_counts_until_its_thread_has_mapped_the_copy() {
             guest.threads[0].begin(Gfn(0), Op::Write(page));
             assert!(!guest.threads[0].poll());
             guest.turn();
-            guest.faults.pass(MAPPING);
+            pass(guest, MAPPING);
             assert!(guest.drive(0));
-            guest.faults.pass(SECOND);
+            pass(guest, SECOND);
         });
         assert_eq!(cost, [(Cause::Break, STEP + MAPPING)]);
     });
@@ -104,20 +112,17 @@ fn break_counts_until_its_thread_has_mapped_the_copy() {
 fn threads_of_a_blocked_vm_count_each_while_they_wait() {
     each(|_, guest| {
         guest.vm.orders.set_blocked(Blocked::Touches);
-        let mut stalled = Vec::new();
         for thread in 0..3 {
-            assert!(!write(guest, thread, thread as u32));
-            guest.faults.pass(SECOND);
-            stalled.push(seen(guest).1);
+            assert!(!write(guest, thread as usize, thread));
+            pass(guest, SECOND);
+            assert_eq!(seen(guest).1, (thread + 1) * SECOND, "under way");
         }
-        let expected = [1, 2, 3].map(|seconds| seconds * SECOND);
-        assert_eq!(stalled, expected, "under way");
         let blocked = vec![(Cause::Blocked, 6 * SECOND)];
         assert_eq!(seen(guest), (blocked, 3 * SECOND));
         guest.block(Blocked::No);
         timed(guest, |guest| assert!(guest.turn()));
         (0..3).for_each(|thread| assert!(guest.drive(thread)));
-        guest.faults.pass(SECOND);
+        pass(guest, SECOND);
         // Uffd wakes each when it is served, for which the others wait. Otherwise all of them can go on when they have
         // read their answers, after that one call.
         let (served, waited) = match guest.vm.engine.kind() {
@@ -136,33 +141,24 @@ fn wait_for_memory_is_told_from_one_by_order_whenever_that_changes() {
         let free = host.budget.free().0;
         assert!(host.budget.take(free, Urgency::Reclaim));
         assert!(!write(guest, 0, 0));
-        guest.faults.pass(2 * SECOND);
+        pass(guest, 2 * SECOND);
         guest.block(Blocked::All);
         guest.turn();
-        guest.faults.pass(3 * SECOND);
+        pass(guest, 3 * SECOND);
+        // A ceiling is an order too.
+        guest.vm.orders.set_ceiling(Some(Pages(0)));
+        guest.block(Blocked::No);
+        guest.turn();
+        pass(guest, SECOND);
         let memory = (Cause::Memory, 2 * SECOND);
-        let blocked = (Cause::Blocked, 3 * SECOND);
+        let blocked = (Cause::Blocked, 4 * SECOND);
         assert_eq!(seen(guest).0, [blocked, memory]);
-        guest.vm.orders.set_blocked(Blocked::No);
+        guest.vm.orders.set_ceiling(None);
         host.budget.give(free);
         guest.vm.parking.ring();
         timed(guest, |guest| assert!(guest.drive(0)));
         let touched = (Cause::FirstTouch, STEP);
         assert_eq!(seen(guest).0, [touched, blocked, memory]);
-    });
-}
-
-#[test]
-fn ceiling_is_an_order_to_wait() {
-    alone(spec(EngineKind::Uffd), |_, guest| {
-        guest.vm.orders.set_ceiling(Some(Pages(1)));
-        assert!(write(guest, 0, 0));
-        assert!(!write(guest, 1, 1));
-        guest.faults.pass(SECOND);
-        assert_eq!(seen(guest).0, [(Cause::Blocked, SECOND)]);
-        guest.vm.orders.set_ceiling(None);
-        guest.vm.parking.ring();
-        assert!(guest.drive(1));
     });
 }
 
@@ -174,22 +170,31 @@ fn threads_that_wait_for_one_page_that_is_moved_count_each() {
         for thread in 0..2 {
             assert!(!guest.attempt(thread, 0, Op::Read));
         }
-        guest.faults.pass(SECOND);
+        pass(guest, SECOND);
         let busy = (Cause::Busy, 2 * SECOND);
         assert_eq!(seen(guest), (vec![busy], SECOND));
         drop(moved);
         timed(guest, |guest| {
             (0..2).for_each(|thread| assert!(guest.drive(thread)));
         });
-        guest.faults.pass(SECOND);
+        pass(guest, SECOND);
         let (causes, any) = seen(guest);
         // One read for both, and one answer; or the first opens the page while the second waits, and is told so.
         let (last, both) = match guest.vm.engine.kind() {
             EngineKind::Uffd => (STEP, 2 * STEP),
             EngineKind::Mprotect => (3 * STEP, 4 * STEP),
         };
-        let all: Duration = causes.iter().map(|it| it.1).sum();
+        let all = stalled(guest).threads.sum();
         assert_eq!((any, all), (SECOND + last, 2 * SECOND + both), "{causes:?}");
+    });
+}
+
+/// Has a guest live through something that is sampled in periods of this length.
+fn sampled(period: Duration, story: impl FnOnce(&mut Guest)) {
+    alone(spec(EngineKind::Uffd), |_, guest| {
+        guest.worker.handle.change(|it| it.sample_period = period);
+        guest.worker.wait(Duration::ZERO);
+        story(guest);
     });
 }
 
@@ -197,9 +202,7 @@ fn threads_that_wait_for_one_page_that_is_moved_count_each() {
 #[test]
 fn time_in_which_a_guest_stood_still_is_no_time_of_sampling() {
     let period = Duration::from_millis(80);
-    alone(spec(EngineKind::Uffd), |_, guest| {
-        guest.worker.handle.change(|it| it.sample_period = period);
-        guest.worker.wait(Duration::ZERO);
+    sampled(period, |guest| {
         let ends = |guest: &mut Guest, time| {
             guest.worker.wait(time);
             guest.vm.activity.estimate().is_some()
@@ -229,9 +232,7 @@ fn time_in_which_a_guest_stood_still_is_no_time_of_sampling() {
 #[test]
 fn stalls_that_an_inline_guest_tells_of_late_are_no_time_of_sampling() {
     let (period, look) = (Duration::from_millis(80), Duration::from_millis(5));
-    alone(spec(EngineKind::Uffd), |_, guest| {
-        guest.worker.handle.change(|it| it.sample_period = period);
-        guest.worker.wait(Duration::ZERO);
+    sampled(period, |guest| {
         let mut claimed = Claimed {
             threads: 1,
             ..Claimed::default()
@@ -245,10 +246,7 @@ fn stalls_that_an_inline_guest_tells_of_late_are_no_time_of_sampling() {
             }
             guest.worker.wait(look);
         }
-        assert_eq!(
-            guest.vm.activity.estimate(),
-            None,
-            "a quarter of 200 ms is less"
-        );
+        // A quarter of 200 ms is less than a period.
+        assert_eq!(guest.vm.activity.estimate(), None);
     });
 }

@@ -10,6 +10,12 @@ use crate::vm::Blocked;
 
 const PAGES: u32 = 64;
 
+/// One that serves itself, but is given nothing ahead.
+const ITSELF: Spec = Spec {
+    ahead: 0,
+    ..Spec::inline(PAGES)
+};
+
 /// A guest that is given nothing ahead.
 const fn spec(kind: EngineKind, threads: usize) -> Spec {
     Spec {
@@ -19,37 +25,34 @@ const fn spec(kind: EngineKind, threads: usize) -> Spec {
     }
 }
 
-/// Has guests of both engines live through something on a host that has no memory left for first touches. The last
-/// argument of the story is what was taken of it.
-fn short<const N: usize>(threads: [usize; N], story: impl Fn(&Host, &mut [Guest; N], u64)) {
-    for kind in KINDS {
-        let host = Host::roomy();
-        let mut ids = 1..;
-        let mut guests = threads.map(|threads| {
-            let id = ids.next().expect("as many as one likes");
-            host.start(id, spec(kind, threads))
-        });
-        let taken = host.budget.free().0 - RESERVE;
-        assert!(host.budget.take(taken, Urgency::Touch));
-        story(&host, &mut guests, taken);
-        host.budget.give(host.budget.used().0 - charged(&guests));
-        for guest in &mut guests {
-            let count = guest.threads.len();
-            let waits = |guest: &Guest, thread: usize| guest.threads[thread].at().is_some();
-            assert!((0..count).all(|thread| !waits(guest, thread) || guest.drive(thread)));
-            guest.read_all();
-        }
-        host.end(guests);
+/// Has guests live through something on a host that has no memory left for first touches.
+fn scarce<const N: usize>(specs: [Spec; N], story: impl Fn(&Host, &mut [Guest; N])) {
+    let host = Host::roomy();
+    let mut ids = 1..;
+    let mut guests = specs.map(|spec| {
+        let id = ids.next().expect("as many as one likes");
+        let guest = host.start(id, spec);
+        guest.vm.take_back_credits();
+        guest
+    });
+    let taken = host.budget.free().0 - RESERVE;
+    assert!(host.budget.take(taken, Urgency::Touch));
+    story(&host, &mut guests);
+    let theirs: u64 = guests.iter().map(Guest::charged).sum();
+    host.budget.give(host.budget.used().0 - theirs);
+    for guest in &mut guests {
+        let mut threads = 0..guest.threads.len();
+        assert!(threads.all(|thread| guest.drive(thread)));
+        guest.read_all();
     }
+    host.end(guests);
 }
 
-/// What guests hold of the budget, nothing of it granted.
-fn charged(guests: &[Guest]) -> u64 {
-    let of = |guest: &Guest| {
-        let zip = guest.vm.zip.lock().pages_used();
-        guest.vm.params.metadata().0 + u64::from(zip) + guest.space.allocated().0
-    };
-    guests.iter().map(of).sum()
+/// The same with guests of each engine, with so many threads each.
+fn short<const N: usize>(threads: [usize; N], story: impl Fn(&Host, &mut [Guest; N])) {
+    for kind in KINDS {
+        scarce(threads.map(|threads| spec(kind, threads)), &story);
+    }
 }
 
 /// A thread touches a page for the first time, and waits.
@@ -66,7 +69,7 @@ fn served<const N: usize>(guests: &mut [Guest; N]) -> [bool; N] {
 /// for nothing would take the processor from guests.
 #[test]
 fn equal_guests_are_served_in_turn_and_none_is_called_for_nothing() {
-    short([1; 4], |host, guests, _| {
+    short([1; 4], |host, guests| {
         let mut counts = [0_u32; 4];
         guests.iter_mut().for_each(|guest| wait(guest, 0, 0));
         for page in 1..=40 {
@@ -81,18 +84,15 @@ fn equal_guests_are_served_in_turn_and_none_is_called_for_nothing() {
             }
             let (least, most) = (counts.iter().min(), counts.iter().max());
             assert!(most <= least.map(|least| least + 1).as_ref(), "{counts:?}");
-            assert_eq!(
-                counts.iter().sum::<u32>(),
-                page,
-                "one page serves one fault"
-            );
+            let served: u32 = counts.iter().sum();
+            assert_eq!(served, page, "one page serves one fault");
         }
     });
 }
 
 #[test]
 fn fault_that_comes_later_does_not_take_what_is_granted() {
-    short([1; 2], |host, [first, second], _| {
+    short([1; 2], |host, [first, second]| {
         wait(first, 0, 0);
         host.budget.give(1);
         wait(second, 0, 0);
@@ -105,58 +105,44 @@ fn fault_that_comes_later_does_not_take_what_is_granted() {
 /// It was there with one thread when its turn was noted. What the others want is for its next.
 #[test]
 fn guest_of_many_threads_does_not_stay_at_the_front() {
-    short([4, 1], |host, [many, one], _| {
+    short([4, 1], |host, [many, one]| {
         wait(many, 0, 0);
         wait(one, 0, 0);
         (1..4).for_each(|thread| wait(many, thread, thread as u32));
         host.budget.give(1);
         assert!(many.drive(0));
         host.budget.give(1);
-        assert!(
-            (1..4).all(|thread| !many.drive(thread)),
-            "it is not its turn"
-        );
+        assert!((1..4).all(|it| !many.drive(it)), "it is not its turn");
         assert!(one.drive(0));
         host.budget.give(3);
-        assert!(
-            (1..4).all(|thread| many.drive(thread)),
-            "three waited before"
-        );
+        assert!((1..4).all(|it| many.drive(it)), "three waited before");
     });
 }
 
 #[test]
 fn guest_that_dies_with_a_grant_gives_it_back() {
-    for kind in KINDS {
-        let host = Host::roomy();
-        let [mut doomed, mut other] = [1, 2].map(|id| host.start(id, spec(kind, 1)));
-        let taken = host.budget.free().0 - RESERVE;
-        assert!(host.budget.take(taken, Urgency::Touch));
+    short([1], |host, [other]| {
+        let table = other.vm.params.metadata().0;
+        host.budget.give(table);
+        let mut doomed = host.start(2, spec(other.vm.engine.kind(), 1));
         wait(&mut doomed, 0, 0);
         host.budget.give(1);
-        // What its death frees beside that is for somebody else.
-        let rest = doomed.vm.params.metadata().0;
         host.bury(doomed);
-        assert!(host.budget.take(rest, Urgency::Touch));
+        // What its death frees beside that is for somebody else.
+        assert!(host.budget.take(table, Urgency::Touch));
         assert!(other.attempt(0, 0, Op::Read), "the page is lost");
-        wait(&mut other, 0, 1);
-        host.budget.give(taken - 1 + rest);
-        assert!(other.drive(0));
-        host.end([other]);
-    }
+        wait(other, 0, 1);
+    });
 }
 
 #[test]
 fn guest_that_is_blocked_is_passed_over_and_gives_back_what_it_was_granted() {
-    short([1; 3], |host, guests, _| {
+    short([1; 3], |host, guests| {
         guests.iter_mut().for_each(|guest| wait(guest, 0, 0));
         host.budget.give(1);
         guests[0].block(Blocked::All);
-        assert_eq!(
-            served(guests),
-            [false, true, false],
-            "with the page of the first"
-        );
+        // With the page of the first.
+        assert_eq!(served(guests), [false, true, false]);
         wait(&mut guests[1], 0, 1);
         host.budget.give(2);
         assert_eq!(served(guests), [false, true, true]);
@@ -169,7 +155,7 @@ fn guest_that_is_blocked_is_passed_over_and_gives_back_what_it_was_granted() {
 /// It was granted two pages, and by then may hold one more. Later it may hold more, or holds less.
 #[test]
 fn grant_above_a_ceiling_goes_to_the_next() {
-    short([2, 1], |host, [first, second], _| {
+    short([2, 1], |host, [first, second]| {
         (0..2).for_each(|thread| wait(first, thread, thread as u32));
         // It was there for one page at first.
         host.budget.give(1);
@@ -190,8 +176,7 @@ fn grant_above_a_ceiling_goes_to_the_next() {
 /// Both threads wait for the same page, so that one of the two that were granted is left over.
 #[test]
 fn grant_that_is_not_used_goes_to_the_next() {
-    short([2, 1], |host, [first, second], taken| {
-        assert_eq!(host.budget.free(), Pages(RESERVE), "{taken} are taken");
+    short([2, 1], |host, [first, second]| {
         (0..2).for_each(|thread| wait(first, thread, 5));
         wait(second, 0, 0);
         host.budget.give(2);
@@ -205,7 +190,7 @@ fn grant_that_is_not_used_goes_to_the_next() {
 
 #[test]
 fn lower_floor_serves_those_who_wait() {
-    short([1; 2], |host, guests, _| {
+    short([1; 2], |host, guests| {
         host.budget.give(2);
         host.budget.set_floor(host.budget.free());
         guests.iter_mut().for_each(|guest| wait(guest, 0, 0));
@@ -218,25 +203,22 @@ fn lower_floor_serves_those_who_wait() {
 
 #[test]
 fn guest_below_its_reservation_comes_first() {
-    short([1; 3], |host, guests, _| {
+    short([1; 3], |host, guests| {
         guests[2].vm.orders.set_promised(Pages(1));
         guests.iter_mut().for_each(|guest| wait(guest, 0, 0));
         host.budget.give(1);
         assert_eq!(served(guests), [false, false, true]);
         wait(&mut guests[2], 0, 1);
         host.budget.give(2);
-        assert_eq!(
-            served(guests),
-            [true, true, false],
-            "it has what it was promised"
-        );
+        // The third has what it was promised.
+        assert_eq!(served(guests), [true, true, false]);
     });
 }
 
 /// Half of the reserve is for refills alone. Where there is a floor, nothing is.
 #[test]
 fn refill_waits_behind_touches_only_for_what_they_could_have() {
-    short([1; 2], |host, [first, second], _| {
+    short([1; 2], |host, [first, second]| {
         host.budget.give(1);
         second.write(0, samples::mixed(1, 500));
         assert_eq!(second.evict(1), 1);
@@ -262,11 +244,7 @@ fn refill_waits_behind_touches_only_for_what_they_could_have() {
 /// It is blocked while memory is scarce, which it is by what the guest was granted.
 #[test]
 fn grant_that_makes_memory_scarce_is_used_up_to_there() {
-    let spec = Spec {
-        inline: true,
-        ..spec(EngineKind::Uffd, 1)
-    };
-    alone(spec, |host, guest| {
+    alone(ITSELF, |host, guest| {
         guest.vm.take_back_credits();
         let free = host.budget.free();
         host.budget.set_floor(free);
@@ -284,30 +262,17 @@ fn grant_that_makes_memory_scarce_is_used_up_to_there() {
 /// Its fault and the credits with which it goes on are one turn.
 #[test]
 fn guest_that_serves_itself_is_granted_credits_in_its_turn() {
-    let spec = Spec {
-        inline: true,
-        ..spec(EngineKind::Uffd, 1)
-    };
-    alone(spec, |host, itself| {
-        let mut other = host.start(2, Spec::of(EngineKind::Uffd, PAGES));
-        itself.vm.take_back_credits();
-        let taken = host.budget.free().0 - RESERVE;
-        assert!(host.budget.take(taken, Urgency::Touch));
-        wait(itself, 0, 0);
-        wait(&mut other, 0, 0);
-        host.budget.give(18);
-        assert!(itself.drive(0));
-        assert_eq!(
-            itself.vm.table.claims().map(|claims| claims.held()),
-            Some(16)
-        );
-        assert!(other.drive(0));
-        wait(&mut other, 0, 1);
-        host.budget.give(taken - 18);
-        assert!(other.drive(0));
-        itself.vm.take_back_credits();
-        other.read_all();
-        host.check(&[itself, &other]);
-        host.bury(other);
-    });
+    scarce(
+        [ITSELF, spec(EngineKind::Uffd, 1)],
+        |host, [itself, other]| {
+            wait(itself, 0, 0);
+            wait(other, 0, 0);
+            host.budget.give(18);
+            assert!(itself.drive(0));
+            let held = itself.vm.table.claims().map(|claims| claims.held());
+            assert_eq!(held, Some(16));
+            assert!(other.drive(0));
+            wait(other, 0, 1);
+        },
+    );
 }

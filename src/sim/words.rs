@@ -97,12 +97,10 @@ impl Words for SimTable {
     fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
         let word = &self.0.words[at as usize];
         let changed = word.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
-        let was_taken = matches!(State::decode(from), Some(State::Taken { .. }));
-        let is_kept = matches!(
-            State::decode(to),
-            Some(State::Taken { .. } | State::Done { .. })
-        );
-        if at >= claims::HEADER_WORDS && changed.is_ok() && was_taken && !is_kept {
+        let is_taken = |word| matches!(State::decode(word), Some(State::Taken { .. }));
+        let is_done = matches!(State::decode(to), Some(State::Done { .. }));
+        let ends = at >= claims::HEADER_WORDS && is_taken(from) && !is_taken(to);
+        if changed.is_ok() && ends && !is_done {
             self.0.given_up.one();
         }
         changed

@@ -24,11 +24,13 @@ pub(super) const FAST: u32 = 100_000;
 #[derive(Clone, Debug)]
 pub(super) struct Clock(Arc<StdMutex<Instant>>);
 
-impl Clock {
-    pub(super) fn new() -> Self {
+impl Default for Clock {
+    fn default() -> Self {
         Self(Arc::new(StdMutex::new(Instant::now())))
     }
+}
 
+impl Clock {
     pub(super) fn now(&self) -> Instant {
         *self.0.lock().expect("no holder panicked")
     }
