@@ -3,6 +3,7 @@
 use std::io;
 
 use memvisor_guest_agent::protocol::DecodeError;
+use memvisor_guest_agent::system_error::SystemError;
 use thiserror::Error;
 
 use super::resolve::FaultError;
@@ -30,14 +31,8 @@ pub enum Ended {
     #[error("the guest cannot map its own page: {0} (out of VMAs? see vm.max_map_count)")]
     Mapping(io::Error),
     /// The kernel failed the daemon.
-    #[error("cannot {what}")]
-    Kernel {
-        /// What was tried.
-        what: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Kernel(#[from] SystemError),
 }
 
 impl Ended {
@@ -66,12 +61,5 @@ impl Ended {
 impl From<DecodeError> for Ended {
     fn from(error: DecodeError) -> Self {
         Self::Protocol(error.to_string())
-    }
-}
-
-pub(super) fn kernel<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Ended {
-    move |error| Ended::Kernel {
-        what,
-        source: error.into(),
     }
 }

@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use memvisor_guest_agent::protocol::memory::{FAULT_BYTES, Fault};
 use memvisor_guest_agent::shim::{Received, SeqPacket};
+use memvisor_guest_agent::system_error::cannot;
 use nix::sys::epoll::EpollTimeout;
 
 use super::ahead::MOST;
 use super::attach::Attacher;
 use super::core::Core;
 use super::driver::{Driver, Event};
-use super::ended::{Ended, kernel};
+use super::ended::Ended;
 use super::near::Near;
 use super::watch::{BELL, FIRST_CHANNEL, LINK, UFFD, Watch};
 use crate::engine::{Link, Reply};
@@ -163,7 +164,7 @@ impl FaultThread {
         };
         self.faults.clear();
         uffd.read_faults(&mut self.faults)
-            .map_err(kernel("read faults"))?;
+            .map_err(cannot("read faults"))?;
         // Of all of them: the last waits while those before are served.
         let since = Instant::now();
         for at in 0..self.faults.len() {

@@ -5,13 +5,13 @@
 
 mod changes;
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::protocol::claims::{Words, words};
 use memvisor_guest_agent::protocol::memory::Hello;
 use memvisor_guest_agent::shim::wait_readable;
+use memvisor_guest_agent::system_error::{SystemError, cannot};
 use thiserror::Error;
 
 use super::configuration::Configuration;
@@ -55,15 +55,8 @@ pub(super) enum Refusal {
     },
     #[error("no swap file")]
     Swap(#[from] SwapError),
-    #[error("cannot {what}")]
-    Kernel {
-        what: &'static str,
-        source: io::Error,
-    },
-}
-
-fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> Refusal {
-    move |source| Refusal::Kernel { what, source }
+    #[error(transparent)]
+    Kernel(#[from] SystemError),
 }
 
 /// A guest that may be powered on, and everything it needs on this side.
@@ -222,10 +215,10 @@ impl Admission {
         params.inline &= engine == EngineKind::Uffd;
         let name = self.take_name(&params)?;
         self.after_endings(|| self.promise(&name, &params, settings))?;
-        let parking = Parking::new().map_err(|errno| kernel("make an eventfd")(errno.into()))?;
+        let parking = Parking::new().map_err(cannot("make an eventfd"))?;
         let parking = Arc::new(parking);
         let metadata = Metadata::charge(self, &parking, params.metadata())?;
-        let ram = Ram::new(&params.name, params.pages).map_err(kernel("make guest RAM"))?;
+        let ram = Ram::new(&params.name, params.pages).map_err(cannot("make guest RAM"))?;
         let id = self.members.next_id();
         let claims = claims(&params)?;
         let parts = || self.parts(id, &params, settings, Arc::clone(&parking));
@@ -306,7 +299,7 @@ impl Admission {
     ) -> Result<Parts, Refusal> {
         // Nothing is held yet, and the cap is a part of that: the policy raises it.
         let zip = ZipCache::new(&format!("memvisor-zip:{}", params.name), params.pages)
-            .map_err(kernel("make the compression cache"))?;
+            .map_err(cannot("make the compression cache"))?;
         // ESX: what may ever be taken from the guest has a place from the start.
         let slots = vm_settings::swap_slots(params, settings);
         let dir = self.configuration.swap_dir(settings);
@@ -315,7 +308,7 @@ impl Admission {
         let pool = self.pools.get(id, &domain);
         Ok(Parts {
             budget: Arc::clone(&self.budget),
-            pool: pool.map_err(kernel("make the share pool"))?,
+            pool: pool.map_err(cannot("make the share pool"))?,
             zip,
             swap,
             parking,
@@ -332,7 +325,7 @@ fn claims(params: &VmParams) -> Result<Option<Arc<SharedWords>>, Refusal> {
     }
     let name = format!("memvisor-claims:{}", params.name);
     let words = SharedWords::new(&name, words(params.pages));
-    let words = words.map_err(kernel("make the claim table"))?;
+    let words = words.map_err(cannot("make the claim table"))?;
     Ok(Some(Arc::new(words)))
 }
 
