@@ -30,7 +30,7 @@ pub(super) struct Watch(Epoll);
 impl Watch {
     /// Watches all of them.
     pub(super) fn new(
-        bell: Option<BorrowedFd<'_>>,
+        bell: BorrowedFd<'_>,
         link: &Link,
         uffd: Option<&Uffd>,
         sockets: &[SeqPacket],
@@ -41,9 +41,7 @@ impl Watch {
                 .add(fd, EpollEvent::new(flags, token as u64))
                 .map_err(cannot("watch a guest"))
         };
-        if let Some(bell) = bell {
-            watch(bell, EpollFlags::EPOLLIN, BELL)?;
-        }
+        watch(bell, EpollFlags::EPOLLIN, BELL)?;
         // The worker reads the answers on this socket; here only its end is of interest.
         watch(link.as_fd(), EpollFlags::EPOLLRDHUP, LINK)?;
         if let Some(uffd) = uffd {

@@ -119,9 +119,8 @@ impl Metadata {
             if left.is_zero() || host.members.is_closed() {
                 return false;
             }
-            // Without a bell, or if it cannot be waited for, the end of the time is near enough.
-            let bell = parking.bell().map(|bell| wait_readable([bell], Some(left)));
-            if !matches!(bell, Some(Ok(_))) {
+            // If the bell cannot be waited for, the end of the time is near enough.
+            if wait_readable([parking.bell()], Some(left)).is_err() {
                 return false;
             }
         }
