@@ -22,8 +22,13 @@ pub enum Ended {
     #[error("{0}")]
     Asked(String),
     /// A fault cannot be served, ever.
-    #[error("a fault cannot be served")]
-    Fault(#[source] FaultError),
+    #[error("a fault on {gfn} cannot be served")]
+    Fault {
+        /// Which page was asked for.
+        gfn: Gfn,
+        /// Why it cannot be given.
+        source: FaultError,
+    },
     /// The shim broke the protocol.
     #[error("the shim broke the protocol: {0}")]
     Protocol(String),
@@ -37,18 +42,14 @@ pub enum Ended {
 
 impl Ended {
     /// A fault of `vm` on `gfn` failed for good.
-    pub(super) fn of_fault(vm: &Vm, gfn: Gfn, error: FaultError) -> Self {
+    pub(super) fn of_fault(vm: &Vm, gfn: Gfn, source: FaultError) -> Self {
         // It died between asking and being answered.
-        if let FaultError::Engine {
-            source: EngineError::Gone,
-            ..
-        } = error
-        {
+        if let FaultError::Engine(EngineError::Gone) = source {
             return Self::GuestGone;
         }
         let homes = vm.table.history().of(gfn);
         tracing::error!(vm = %vm.params.name, "a page cannot be served; {homes}");
-        Self::Fault(error)
+        Self::Fault { gfn, source }
     }
 
     /// The guest could not change a mapping, and says why.

@@ -120,13 +120,10 @@ fn place<'a>(
 ) -> Result<PageGuard<'a>, FaultError> {
     let (gfn, home) = (page.gfn(), page.home());
     let mut buffer = None;
-    let content = load(vm, gfn, home, read, &mut buffer);
-    let placed = content.and_then(|content| {
-        let placed = match (home, content) {
-            (Home::Shared(_), Content::Bytes(bytes)) => vm.engine.write_back(gfn, bytes),
-            (_, content) => vm.engine.provide(gfn, content),
-        };
-        placed.map_err(|source| FaultError::Engine { gfn, source })
+    let content = load(vm, home, read, &mut buffer);
+    let placed = content.and_then(|content| match (home, content) {
+        (Home::Shared(_), Content::Bytes(bytes)) => Ok(vm.engine.write_back(gfn, bytes)?),
+        (_, content) => Ok(vm.engine.provide(gfn, content)?),
     });
     if let Err(error) = placed {
         vm.budget.give(u64::from(home != Home::Resident));
@@ -189,7 +186,6 @@ fn read_together(vm: &Vm, requested: &PageGuard<'_>, behind: &[PageGuard<'_>]) -
 /// What a page at this home holds; `buffer` is used if it has to be brought.
 fn load<'b>(
     vm: &Vm,
-    gfn: Gfn,
     home: Home,
     read: Option<&'b PageBuf>,
     buffer: &'b mut Option<PageBuf>,
@@ -208,14 +204,12 @@ fn load<'b>(
         }
         Home::Compressed(slot) => {
             let content = buffer.insert(PageBuf::zeroed());
-            let loaded = vm.zip.lock().load(slot, content);
-            loaded.map_err(|source| FaultError::Zip { gfn, source })?;
+            vm.zip.lock().load(slot, content)?;
             content
         }
         Home::Swapped(slot) => {
             let content = buffer.insert(PageBuf::zeroed());
-            let read = vm.swap.read(slot, content);
-            read.map_err(|source| FaultError::Swap { gfn, source })?;
+            vm.swap.read(slot, content)?;
             content
         }
     };

@@ -86,32 +86,14 @@ pub enum FaultError {
         pages: u32,
     },
     /// A page of the compression cache is damaged.
-    #[error("{gfn} is lost")]
-    Zip {
-        /// Which page.
-        gfn: Gfn,
-        /// What is wrong with it.
-        #[source]
-        source: ZipError,
-    },
+    #[error("the page is lost")]
+    Zip(#[from] ZipError),
     /// A page of the swap file is damaged or cannot be read.
-    #[error("{gfn} is lost")]
-    Swap {
-        /// Which page.
-        gfn: Gfn,
-        /// What is wrong with it.
-        #[source]
-        source: SwapError,
-    },
+    #[error("the page is lost")]
+    Swap(#[from] SwapError),
     /// The page could not be handed over.
-    #[error("{gfn} cannot be given to the guest")]
-    Engine {
-        /// Which page.
-        gfn: Gfn,
-        /// Why.
-        #[source]
-        source: EngineError,
-    },
+    #[error("the page cannot be given to the guest")]
+    Engine(#[from] EngineError),
 }
 
 /// What a thread stands still for whose access to `gfn` is served.
