@@ -13,10 +13,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::{Receiver, bounded};
 use memvisor_guest_agent::protocol::memory::{Fault, MAX_REPORT};
 
 use super::ahead::Ahead;
-use super::attach::{Attacher, Attaching};
+use super::attach::{Attacher, check};
 use super::credits::Credits;
 use super::driver::{Driver, Event};
 use super::ended::Ended;
@@ -26,7 +27,7 @@ use crate::engine::Reply;
 use crate::page::Claims;
 use crate::seeded::Seeded;
 use crate::throttle::Throttle;
-use crate::units::{Gfn, Pages};
+use crate::units::{Gfn, GfnRun, Pages};
 use crate::vm::{Cause, Stall, Vm};
 
 /// While faults wait for memory, how often to look without being called.
@@ -41,8 +42,10 @@ static REPORTS: Throttle = Throttle::new(8, Duration::from_secs(1));
 #[derive(Debug)]
 enum Channel {
     Idle,
-    /// Its fault is parked, or its pages are being attached.
+    /// Its fault is parked.
     Waiting,
+    /// Its pages are being attached. How many were comes here.
+    Attaching(Receiver<u32>),
     /// Its thread has been told to change a mapping, and stands still until it has.
     Confirming(Pending, Stall),
 }
@@ -64,7 +67,7 @@ pub struct Core {
     waiting: Waiting,
     ahead: Ahead,
     credits: Credits,
-    attaching: Attaching,
+    attacher: Box<dyn Attacher>,
     /// When to look at faults that wait for memory.
     look: Instant,
     warned: Instant,
@@ -87,7 +90,7 @@ impl Core {
             waiting: Waiting::default(),
             ahead: Ahead::new(ahead),
             credits: Credits::new(now),
-            attaching: Attaching::new(attacher),
+            attacher,
             look: now,
             warned: now,
         }
@@ -110,9 +113,7 @@ impl Core {
             }
             Event::Message(channel, fault) => self.message(channel, fault, now, out),
             Event::Bell => {
-                if let Some((channel, count)) = self.attaching.answered() {
-                    self.tell_attached(channel, count, out)?;
-                }
+                self.tell_attached(out)?;
                 let mut unlocked = false;
                 while let Some(gfn) = self.vm.parking.pop() {
                     unlocked = true;
@@ -198,13 +199,7 @@ impl Core {
                 self.credits.top_up(&self.vm, now);
                 return Ok(());
             }
-            Fault::Attach { pages, source } => {
-                self.claim(channel)?;
-                return match self.attaching.begin(&self.vm, channel, pages, source)? {
-                    true => Ok(()),
-                    false => self.tell_attached(channel, 0, out),
-                };
-            }
+            Fault::Attach { pages, source } => return self.attach(channel, pages, source, out),
         };
         self.claim(channel)?;
         let fault = self.begin(gfn, access, Asker::Channel(channel), now);
@@ -233,27 +228,48 @@ impl Core {
         Ok(())
     }
 
-    fn tell_attached(
+    /// Has the worker attach pages, of one channel at a time: others that ask meanwhile get none.
+    fn attach(
         &mut self,
         channel: usize,
-        count: u32,
+        pages: GfnRun,
+        source: Gfn,
         out: &mut dyn Driver,
     ) -> Result<(), Ended> {
+        self.claim(channel)?;
+        check(&self.vm, pages, source)?;
+        let is_attaching = |channel: &Channel| matches!(channel, Channel::Attaching(_));
+        let (answer, wait) = bounded(1);
+        if !self.channels.iter().any(is_attaching) && self.attacher.attach(pages, source, answer) {
+            self.channels[channel] = Channel::Attaching(wait);
+            return Ok(());
+        }
         self.channels[channel] = Channel::Idle;
-        out.reply(channel, Reply::Attached(count))
+        out.reply(channel, Reply::Attached(0))
+    }
+
+    /// Answers who had pages attached, when that has ended.
+    fn tell_attached(&mut self, out: &mut dyn Driver) -> Result<(), Ended> {
+        for (number, channel) in self.channels.iter_mut().enumerate() {
+            // A worker that has ended does not answer: then the VM ends.
+            if let Channel::Attaching(wait) = channel
+                && let Ok(count) = wait.try_recv()
+            {
+                *channel = Channel::Idle;
+                out.reply(number, Reply::Attached(count))?;
+            }
+        }
+        Ok(())
     }
 
     fn confirmed(&mut self, channel: usize, errno: u32, now: Instant) -> Result<(), Ended> {
-        match std::mem::replace(&mut self.channels[channel], Channel::Idle) {
-            Channel::Confirming(pending, stall) => {
-                self.vm.stalls.end(stall, now);
-                complete(&self.vm, pending);
-            }
-            other => {
-                let error = format!("DONE on a channel that is {other:?}");
-                return Err(Ended::Protocol(error));
-            }
-        }
+        let told = std::mem::replace(&mut self.channels[channel], Channel::Idle);
+        let Channel::Confirming(pending, stall) = told else {
+            let error = format!("DONE on a channel that is {told:?}");
+            return Err(Ended::Protocol(error));
+        };
+        self.vm.stalls.end(stall, now);
+        complete(&self.vm, pending);
         match errno {
             0 => Ok(()),
             errno => Err(Ended::mapping(errno)),
@@ -322,27 +338,24 @@ impl Core {
         let now = out.now();
         let took = now.saturating_duration_since(fault.since);
         self.vm.note_latency(took);
-        match (fault.asker, pending) {
-            (Asker::Channel(channel), Some(pending)) => {
-                self.channels[channel] = Channel::Confirming(pending, fault.stall);
-                out.reply(channel, reply)
-            }
-            (Asker::Channel(channel), None) => {
-                self.channels[channel] = Channel::Idle;
+        let Asker::Channel(channel) = fault.asker else {
+            self.vm.stalls.end(fault.stall, now);
+            // It was answered by providing the page.
+            let Some(pending) = pending else {
+                return Ok(());
+            };
+            complete(&self.vm, pending);
+            let error = "a userfault on a page without userfaultfd";
+            return Err(Ended::Protocol(error.to_owned()));
+        };
+        self.channels[channel] = match pending {
+            Some(pending) => Channel::Confirming(pending, fault.stall),
+            None => {
                 self.vm.stalls.end(fault.stall, now);
-                out.reply(channel, reply)
+                Channel::Idle
             }
-            (Asker::Kernel, Some(pending)) => {
-                complete(&self.vm, pending);
-                let error = "a userfault on a page without userfaultfd";
-                Err(Ended::Protocol(error.to_owned()))
-            }
-            // The kernel was answered by providing the page.
-            (Asker::Kernel, None) => {
-                self.vm.stalls.end(fault.stall, now);
-                Ok(())
-            }
-        }
+        };
+        out.reply(channel, reply)
     }
 
     fn starve(&mut self, mut fault: Waiter, now: Instant) {
