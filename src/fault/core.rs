@@ -10,13 +10,15 @@
 //! is unlocked, when the VM was granted memory in its turn and when an attachment has ended. Only faults that wait for memory are
 //! looked at from time to time too, in case a change of the policy went unnoticed.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, bounded};
 use memvisor_guest_agent::protocol::memory::{Fault, MAX_REPORT};
+use memvisor_guest_agent::rows::Rows;
 
-use super::ahead::Ahead;
+use super::ahead::resolve_in_row;
 use super::attach::{Attacher, check};
 use super::credits::Credits;
 use super::driver::{Driver, Event};
@@ -64,8 +66,8 @@ enum Then {
 pub struct Core {
     vm: Arc<Vm>,
     channels: Vec<Channel>,
-    waiting: Waiting,
-    ahead: Ahead,
+    pub(crate) waiting: Waiting,
+    rows: Rows,
     credits: Credits,
     attacher: Box<dyn Attacher>,
     /// When to look at faults that wait for memory.
@@ -88,7 +90,7 @@ impl Core {
             vm,
             channels: (0..channels).map(|_| Channel::Idle).collect(),
             waiting: Waiting::default(),
-            ahead: Ahead::new(ahead),
+            rows: Rows::new(ahead),
             credits: Credits::new(now),
             attacher,
             look: now,
@@ -166,12 +168,6 @@ impl Core {
                 complete(&self.vm, pending);
             }
         }
-    }
-
-    /// The faults that wait.
-    #[cfg(test)]
-    pub(crate) const fn waiting(&self) -> &Waiting {
-        &self.waiting
     }
 
     fn message(
@@ -270,9 +266,9 @@ impl Core {
         };
         self.vm.stalls.end(stall, now);
         complete(&self.vm, pending);
-        match errno {
+        match i32::try_from(errno).unwrap_or(libc::EIO) {
             0 => Ok(()),
-            errno => Err(Ended::mapping(errno)),
+            errno => Err(Ended::Mapping(io::Error::from_raw_os_error(errno))),
         }
     }
 
@@ -300,7 +296,7 @@ impl Core {
         out: &mut dyn Driver,
     ) -> Result<Then, Ended> {
         let were_missing = Credits::were_missing(&self.vm, fault.gfn, fault.access);
-        let outcome = self.ahead.resolve(&self.vm, fault.gfn, fault.access);
+        let outcome = resolve_in_row(&self.rows, &self.vm, fault.gfn, fault.access);
         match outcome.map_err(|error| Ended::of_fault(&self.vm, fault.gfn, error))? {
             Outcome::Served { .. } => self.answer(fault, Reply::Retry, None, out)?,
             Outcome::Ask(reply, mut pending) => {

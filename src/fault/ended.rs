@@ -2,7 +2,6 @@
 
 use std::io;
 
-use memvisor_guest_agent::protocol::DecodeError;
 use memvisor_guest_agent::system_error::SystemError;
 use thiserror::Error;
 
@@ -50,17 +49,5 @@ impl Ended {
         let homes = vm.table.history().of(gfn);
         tracing::error!(vm = %vm.params.name, "a page cannot be served; {homes}");
         Self::Fault { gfn, source }
-    }
-
-    /// The guest could not change a mapping, and says why.
-    pub(super) fn mapping(errno: u32) -> Self {
-        let errno = i32::try_from(errno).unwrap_or(libc::EIO);
-        Self::Mapping(io::Error::from_raw_os_error(errno))
-    }
-}
-
-impl From<DecodeError> for Ended {
-    fn from(error: DecodeError) -> Self {
-        Self::Protocol(error.to_string())
     }
 }

@@ -47,18 +47,6 @@ pub struct Pending {
     revealed: bool,
 }
 
-impl Pending {
-    /// Pages that the faulting thread is told to map or to open.
-    pub(super) fn of(vm: &Vm, pages: impl Iterator<Item = KeptPage>) -> Self {
-        // Ended when it has done so.
-        vm.vmas.begin(1);
-        Self {
-            pages: pages.collect(),
-            revealed: false,
-        }
-    }
-}
-
 impl Outcome {
     /// How many pages behind `gfn`, the page of the fault, came with it.
     pub(super) fn behind(&self, gfn: Gfn) -> u32 {
@@ -102,7 +90,12 @@ pub(super) fn cause(vm: &Vm, gfn: Gfn, access: Access) -> Cause {
         // Which ends the VM.
         return Cause::Open;
     }
-    match vm.table.entry(gfn).home() {
+    cause_at(vm.table.entry(gfn).home(), access)
+}
+
+/// The same of an access to a page at this home.
+pub(super) fn cause_at(home: Home, access: Access) -> Cause {
+    match home {
         Home::Untouched | Home::Zero | Home::Ballooned => Cause::FirstTouch,
         Home::Compressed(_) => Cause::RefillZip,
         Home::Swapped(_) => Cause::RefillSwap,
@@ -137,7 +130,7 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access, ahead: u32) -> Result<Outcome,
         Home::Shared(frame) if access == Access::Write => break_shared(vm, page, frame),
         // It stays marked until the guest has opened it: the mark says that it is closed.
         Home::Shared(_) if access == Access::Read && page.entry().is_sampled() => {
-            Ok(ask_reveal(vm, page))
+            Ok(ask(vm, Reply::Reveal(GfnRun::single(gfn)), [page]))
         }
         // It was mapped since, or is to be asked for over a channel: either way, tried again.
         Home::Shared(_) => Ok(retry(vm, gfn)),
@@ -218,14 +211,17 @@ fn break_shared(vm: &Vm, page: PageGuard<'_>, frame: FrameId) -> Result<Outcome,
     give(vm, page, run_from(vm, start, count), &continues)
 }
 
-/// Has the faulting thread open a frame that it may not even read.
-fn ask_reveal(vm: &Vm, page: PageGuard<'_>) -> Outcome {
-    let run = GfnRun::single(page.gfn());
-    let pending = Pending {
-        revealed: true,
-        ..Pending::of(vm, [page.keep()].into_iter())
-    };
-    Outcome::Ask(Reply::Reveal(run), pending)
+/// Has the faulting thread map or open pages, which stay locked until it has confirmed that.
+pub(super) fn ask<'a>(
+    vm: &Vm,
+    reply: Reply,
+    pages: impl IntoIterator<Item = PageGuard<'a>>,
+) -> Outcome {
+    // Ended when it has done so.
+    vm.vmas.begin(1);
+    let pages = pages.into_iter().map(PageGuard::keep).collect();
+    let revealed = matches!(reply, Reply::Reveal(_));
+    Outcome::Ask(reply, Pending { pages, revealed })
 }
 
 /// The faulting thread has confirmed its mapping (or is gone): the pages are resident and open, and

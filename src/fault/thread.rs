@@ -193,7 +193,8 @@ impl FaultThread {
             Ok(Some(Received::Closed)) | Err(_) => return Err(self.guest.hung_up()),
         };
         let since = Instant::now();
-        let (fault, thread) = Fault::decode(&bytes[..len])?;
+        let decoded = Fault::decode(&bytes[..len]);
+        let (fault, thread) = decoded.map_err(|error| Ended::Protocol(error.to_string()))?;
         self.handle(Event::Message(channel, fault), since)?;
         // A guest that serves itself runs while what it did is noted: that is better done elsewhere.
         if matches!(fault, Fault::Read(_) | Fault::Write(_))
