@@ -33,7 +33,7 @@ pub(super) fn resolve_in_row(
         return resolve(vm, gfn, access, 0);
     }
     let touched = rows.touched(gfn);
-    let outcome = resolve(vm, gfn, access, touched.ahead())?;
+    let outcome = resolve(vm, gfn, access, touched.ahead)?;
     rows.gave(touched, outcome.behind(gfn));
     Ok(outcome)
 }
