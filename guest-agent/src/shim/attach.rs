@@ -33,7 +33,7 @@ pub enum AttachError {
     Connect(#[source] io::Error),
     /// The daemon refused the guest or ended the handshake.
     #[error("power-on failed")]
-    Session(#[source] SessionEnd),
+    Session(#[from] SessionEnd),
     /// A daemon listens and says nothing: it is stopped, or hangs.
     #[error("the host does not answer: nothing came within {0:?}")]
     Silent(Duration),
@@ -175,7 +175,7 @@ pub fn attach(
 
 /// The answer to READY, with the fault channels.
 fn go(socket: &SeqPacket) -> Result<Channels, AttachError> {
-    match memory_thread::receive(socket).map_err(AttachError::Session)? {
+    match memory_thread::receive(socket)? {
         (Message::Go, fds) => Channels::over(fds).ok_or(order(
             "GO with another number of descriptors",
             "GO with the fault channels",
@@ -208,7 +208,7 @@ fn inline(
 
 /// The answer to HELLO, and its descriptors.
 fn welcome(socket: &SeqPacket) -> Result<(Welcome, Vec<OwnedFd>), AttachError> {
-    match memory_thread::receive(socket).map_err(AttachError::Session)? {
+    match memory_thread::receive(socket)? {
         (Message::Welcome(welcome), fds) => Ok((welcome, fds)),
         (other, _) => Err(order(other.name(), "WELCOME")),
     }

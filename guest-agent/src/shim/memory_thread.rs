@@ -57,13 +57,12 @@ pub(super) fn run(socket: &SeqPacket, map: &RamMap) -> SessionEnd {
             Ok((other, _)) => return order(other.name()),
             Err(end) => return end,
         };
-        let ack = Message::Ack(ack);
-        match socket.send(&ack.encode()) {
-            Ok(()) => {}
-            // A host that hangs up in the middle of a command may have said why: what is still to be
-            // received tells, or that there is nothing more.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            Err(error) => return SessionEnd::Socket(error),
+        // A host that hangs up in the middle of a command may have said why: what is still to be
+        // received tells, or that there is nothing more.
+        if let Err(error) = socket.send(&Message::Ack(ack).encode())
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            return SessionEnd::Socket(error);
         }
     }
 }
