@@ -29,7 +29,7 @@ pub(super) fn resolve_in_row(
     gfn: Gfn,
     access: Access,
 ) -> Result<Outcome, FaultError> {
-    if !vm.table.contains(gfn) || !may_give(vm, vm.table.entry(gfn).home()) {
+    if !may_give(vm, vm.table.entry(gfn).home()) {
         return resolve(vm, gfn, access, 0);
     }
     let touched = rows.touched(gfn);

@@ -110,7 +110,7 @@ impl Core {
     ) -> Result<(), Ended> {
         match event {
             Event::Userfault(gfn) => {
-                let fault = self.begin(gfn, Access::Any, Asker::Kernel, now);
+                let fault = self.begin(gfn, Access::Any, Asker::Kernel, now)?;
                 self.serve(fault, now, out)
             }
             Event::Message(channel, fault) => self.message(channel, fault, now, out),
@@ -198,20 +198,31 @@ impl Core {
             Fault::Attach { pages, source } => return self.attach(channel, pages, source, out),
         };
         self.claim(channel)?;
-        let fault = self.begin(gfn, access, Asker::Channel(channel), now);
+        let fault = self.begin(gfn, access, Asker::Channel(channel), now)?;
         self.serve(fault, now, out)
     }
 
     /// A fault that was read at `since`: from then on its thread stands still.
-    fn begin(&self, gfn: Gfn, access: Access, asker: Asker, since: Instant) -> Waiter {
+    fn begin(
+        &self,
+        gfn: Gfn,
+        access: Access,
+        asker: Asker,
+        since: Instant,
+    ) -> Result<Waiter, Ended> {
+        let table = &self.vm.table;
+        if !table.contains(gfn) {
+            let error = format!("a fault on {gfn}, and it has {} pages", table.pages());
+            return Err(Ended::Protocol(error));
+        }
         let cause = cause(&self.vm, gfn, access);
-        Waiter {
+        Ok(Waiter {
             gfn,
             access,
             asker,
             since,
             stall: self.vm.stalls.begin(cause, since),
-        }
+        })
     }
 
     /// What came over a channel is to be answered.

@@ -65,14 +65,6 @@ impl Outcome {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum FaultError {
-    /// The guest touched what is not its RAM.
-    #[error("the guest asked for {gfn}, and it has {pages} pages")]
-    Outside {
-        /// The page it asked for.
-        gfn: Gfn,
-        /// How many it has.
-        pages: u32,
-    },
     /// A page of the compression cache is damaged.
     #[error("the page is lost")]
     Zip(#[from] ZipError),
@@ -86,10 +78,6 @@ pub enum FaultError {
 
 /// What a thread stands still for whose access to `gfn` is served.
 pub(super) fn cause(vm: &Vm, gfn: Gfn, access: Access) -> Cause {
-    if !vm.table.contains(gfn) {
-        // Which ends the VM.
-        return Cause::Open;
-    }
     cause_at(vm.table.entry(gfn).home(), access)
 }
 
@@ -109,13 +97,10 @@ pub(super) fn cause_at(home: Home, access: Access) -> Cause {
 ///
 /// # Errors
 /// [`FaultError`]: the guest cannot go on.
+///
+/// # Panics
+/// When `gfn` is not RAM of the guest.
 pub fn resolve(vm: &Vm, gfn: Gfn, access: Access, ahead: u32) -> Result<Outcome, FaultError> {
-    if !vm.table.contains(gfn) {
-        return Err(FaultError::Outside {
-            gfn,
-            pages: vm.table.pages(),
-        });
-    }
     let page = loop {
         match vm.lock(gfn) {
             Ok(page) => break page,

@@ -10,7 +10,7 @@ use super::{Countdown, Guest, Host, Op, Spec, View};
 use crate::balloon;
 use crate::compress::{ZipCache, ZipError, samples};
 use crate::engine::{EngineError, EngineKind, Reply};
-use crate::fault::{Access, FaultError, Outcome, complete, resolve};
+use crate::fault::{Access, Ended, Event, FaultError, Outcome, complete, resolve};
 use crate::page::{Home, Urgency};
 use crate::swap::SwapError;
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
@@ -454,13 +454,14 @@ fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
 }
 
 #[test]
-fn page_outside_ram_is_refused() {
+fn fault_outside_ram_ends_the_guest() {
     each(|_, guest| {
-        let error = resolve(&guest.vm, Gfn(PAGES), Access::Any, 0).expect_err("outside");
-        let outside = FaultError::Outside {
-            gfn: Gfn(PAGES),
-            pages: PAGES,
-        };
-        assert_eq!(format!("{error:?}"), format!("{outside:?}"));
+        guest.space.line.send(Event::Userfault(Gfn(PAGES)));
+        let ended = guest.faults.turn().expect_err("outside");
+        let text = format!("a fault on {}, and it has {PAGES} pages", Gfn(PAGES));
+        assert!(
+            matches!(&ended, Ended::Protocol(why) if *why == text),
+            "{ended:?}"
+        );
     });
 }

@@ -17,7 +17,7 @@ use crate::system_error::{SystemError, cannot};
 
 use super::channels::Channels;
 use super::inline::Inline;
-use super::memory_thread::{self, SessionEnd};
+use super::memory_thread::{self, SessionEnd, order};
 use super::ram::RamMap;
 use super::segv::{self, Hardware};
 use super::seqpacket::SeqPacket;
@@ -43,10 +43,6 @@ pub enum AttachError {
     /// The kernel denied something the guest needs.
     #[error(transparent)]
     Kernel(#[from] SystemError),
-}
-
-const fn order(got: &'static str, wanted: &'static str) -> AttachError {
-    AttachError::Session(SessionEnd::Order { got, wanted })
 }
 
 /// Guest RAM, backed by the host. Cheap to copy; lives as long as the process.
@@ -138,7 +134,7 @@ pub fn attach(
     privacy::close_to_others().map_err(cannot("close this process to others"))?;
     let mut fds = fds.into_iter();
     let (Some(ram), Some(pool)) = (fds.next(), fds.next()) else {
-        return Err(NO_FDS);
+        return Err(NO_FDS.into());
     };
     let inline = inline(pages, &welcome, fds.collect())?;
     let uffd = match (welcome.engine, &inline) {
@@ -174,7 +170,7 @@ pub fn attach(
 }
 
 /// The answer to READY, with the fault channels.
-fn go(socket: &SeqPacket) -> Result<Channels, AttachError> {
+fn go(socket: &SeqPacket) -> Result<Channels, SessionEnd> {
     match memory_thread::receive(socket)? {
         (Message::Go, fds) => Channels::over(fds).ok_or(order(
             "GO with another number of descriptors",
@@ -184,7 +180,7 @@ fn go(socket: &SeqPacket) -> Result<Channels, AttachError> {
     }
 }
 
-const NO_FDS: AttachError = order(
+const NO_FDS: SessionEnd = order(
     "WELCOME with another number of descriptors",
     "WELCOME with RAM and pool, and for an inline guest claim table, arena and swap file",
 );
@@ -202,12 +198,12 @@ fn inline(
             let swap = Box::new(File::from(swap));
             Ok(Some(Inline::new(table, swap, arena.into(), arena_pages)))
         }
-        _ => Err(NO_FDS),
+        _ => Err(NO_FDS.into()),
     }
 }
 
 /// The answer to HELLO, and its descriptors.
-fn welcome(socket: &SeqPacket) -> Result<(Welcome, Vec<OwnedFd>), AttachError> {
+fn welcome(socket: &SeqPacket) -> Result<(Welcome, Vec<OwnedFd>), SessionEnd> {
     match memory_thread::receive(socket)? {
         (Message::Welcome(welcome), fds) => Ok((welcome, fds)),
         (other, _) => Err(order(other.name(), "WELCOME")),
