@@ -38,6 +38,7 @@ pub enum SessionEnd {
     Socket(#[source] io::Error),
 }
 
+/// The end when something came that was not its turn.
 pub(super) const fn order(got: &'static str, wanted: &'static str) -> SessionEnd {
     SessionEnd::Order { got, wanted }
 }
