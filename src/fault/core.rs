@@ -14,12 +14,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, bounded};
+use crossbeam::channel::Receiver;
 use memvisor_guest_agent::protocol::memory::{Fault, MAX_REPORT};
 use memvisor_guest_agent::rows::Rows;
 
 use super::ahead::resolve_in_row;
-use super::attach::{Attacher, check};
+use super::attach::Attacher;
 use super::credits::Credits;
 use super::driver::{Driver, Event};
 use super::ended::Ended;
@@ -29,7 +29,7 @@ use crate::engine::Reply;
 use crate::page::Claims;
 use crate::seeded::Seeded;
 use crate::throttle::Throttle;
-use crate::units::{Gfn, GfnRun, Pages};
+use crate::units::{Gfn, Pages};
 use crate::vm::{Cause, Stall, Vm};
 
 /// While faults wait for memory, how often to look without being called.
@@ -42,7 +42,7 @@ static REPORTS: Throttle = Throttle::new(8, Duration::from_secs(1));
 
 /// What a channel is in the middle of.
 #[derive(Debug)]
-enum Channel {
+pub(super) enum Channel {
     Idle,
     /// Its fault is parked.
     Waiting,
@@ -64,12 +64,12 @@ enum Then {
 /// See the module text. The VM's pages are whole whenever no method runs.
 #[derive(Debug)]
 pub struct Core {
-    vm: Arc<Vm>,
-    channels: Vec<Channel>,
+    pub(super) vm: Arc<Vm>,
+    pub(super) channels: Vec<Channel>,
     pub(crate) waiting: Waiting,
     rows: Rows,
     credits: Credits,
-    attacher: Box<dyn Attacher>,
+    pub(super) attacher: Box<dyn Attacher>,
     /// When to look at faults that wait for memory.
     look: Instant,
     warned: Instant,
@@ -226,46 +226,12 @@ impl Core {
     }
 
     /// What came over a channel is to be answered.
-    fn claim(&mut self, channel: usize) -> Result<(), Ended> {
+    pub(super) fn claim(&mut self, channel: usize) -> Result<(), Ended> {
         if !matches!(self.channels[channel], Channel::Idle) {
             let error = "a second fault on a channel before the first was answered";
             return Err(Ended::Protocol(error.to_owned()));
         }
         self.channels[channel] = Channel::Waiting;
-        Ok(())
-    }
-
-    /// Has the worker attach pages, of one channel at a time: others that ask meanwhile get none.
-    fn attach(
-        &mut self,
-        channel: usize,
-        pages: GfnRun,
-        source: Gfn,
-        out: &mut dyn Driver,
-    ) -> Result<(), Ended> {
-        self.claim(channel)?;
-        check(&self.vm, pages, source)?;
-        let is_attaching = |channel: &Channel| matches!(channel, Channel::Attaching(_));
-        let (answer, wait) = bounded(1);
-        if !self.channels.iter().any(is_attaching) && self.attacher.attach(pages, source, answer) {
-            self.channels[channel] = Channel::Attaching(wait);
-            return Ok(());
-        }
-        self.channels[channel] = Channel::Idle;
-        out.reply(channel, Reply::Attached(0))
-    }
-
-    /// Answers who had pages attached, when that has ended.
-    fn tell_attached(&mut self, out: &mut dyn Driver) -> Result<(), Ended> {
-        for (number, channel) in self.channels.iter_mut().enumerate() {
-            // A worker that has ended does not answer: then the VM ends.
-            if let Channel::Attaching(wait) = channel
-                && let Ok(count) = wait.try_recv()
-            {
-                *channel = Channel::Idle;
-                out.reply(number, Reply::Attached(count))?;
-            }
-        }
         Ok(())
     }
 
