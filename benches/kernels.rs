@@ -144,7 +144,7 @@ fn looking_up(criterion: &mut Criterion) {
 }
 
 fn moving(criterion: &mut Criterion) {
-    let parking = Arc::new(Parking::without_event());
+    let parking = Arc::new(Parking::new().expect("an eventfd"));
     let table = PageTable::new(IN_MEMORY, parking).expect("memory");
     let mut gfns = (0..IN_MEMORY).map(Gfn).cycle();
     let mut group = criterion.benchmark_group("page table");
@@ -178,7 +178,8 @@ const HELD: u32 = 16;
 fn offered() -> (PageTable, Arc<SharedWords>) {
     let words = SharedWords::new("memvisor-bench", claims::words(IN_MEMORY)).expect("a memfd");
     let words = Arc::new(words);
-    let table = PageTable::new(IN_MEMORY, Arc::new(Parking::without_event())).expect("memory");
+    let table =
+        PageTable::new(IN_MEMORY, Arc::new(Parking::new().expect("an eventfd"))).expect("memory");
     let table = table.offering(Arc::clone(&words) as _);
     for gfn in (0..IN_MEMORY).map(Gfn) {
         let page = table.try_lock(gfn).expect("nobody else has it");

@@ -176,17 +176,24 @@ const HOST_FILES: &[&str] = &[
 /// The same of what runs in a guest.
 const GUEST: &[(&str, &[&str])] = &[
     ("sys", &[]),
+    ("system_error", &[]),
     ("protocol", &[]),
     ("signals", &["sys"]),
     ("rows", &["protocol"]),
-    ("shim", &["protocol", "rows"]),
+    ("shim", &["system_error", "protocol", "rows"]),
     ("kernel", &["protocol", "shim"]),
     ("balloon", &["protocol", "shim"]),
     ("workload", &["protocol", "kernel"]),
     (
         "guest",
         &[
-            "protocol", "signals", "shim", "kernel", "balloon", "workload",
+            "system_error",
+            "protocol",
+            "signals",
+            "shim",
+            "kernel",
+            "balloon",
+            "workload",
         ],
     ),
 ];

@@ -37,7 +37,7 @@ impl Words for Table {
 
 pub(crate) fn hostile_guest(u: &mut Unstructured<'_>) -> Result<()> {
     let shared: Arc<Table> = Arc::new(Table((0..words(PAGES)).map(|_| 0.into()).collect()));
-    let parking = Arc::new(Parking::without_event());
+    let parking = Arc::new(Parking::new().expect("an eventfd"));
     let table = PageTable::new(PAGES, parking)
         .expect("memory")
         .offering(Arc::clone(&shared) as _);

@@ -7,6 +7,7 @@
 //! - [`kernel`]: the toy guest OS: pages, mappings, page cache, reclaim, its own swap disk.
 //! - [`guest`]: all of these put together; [`signals`]: how it is told to end.
 //! - [`rows`]: which pages a guest is going to touch next.
+//! - [`system_error`]: what is said where the kernel denies something.
 //! - [`workload`]: what guests run; each verifies every byte it reads.
 
 pub mod balloon;
@@ -17,4 +18,5 @@ pub mod rows;
 pub mod shim;
 pub mod signals;
 mod sys;
+pub mod system_error;
 pub mod workload;

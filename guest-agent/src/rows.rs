@@ -28,23 +28,13 @@ pub struct Rows {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Touched {
     at: usize,
-    gfn: Gfn,
-    ahead: u32,
+    /// The page that was touched.
+    pub gfn: Gfn,
+    /// How many pages behind it are worth giving with it.
+    pub ahead: u32,
 }
 
 impl Touched {
-    /// How many pages behind it are worth giving with it.
-    #[must_use]
-    pub const fn ahead(&self) -> u32 {
-        self.ahead
-    }
-
-    /// The page that was touched.
-    #[must_use]
-    pub const fn gfn(&self) -> Gfn {
-        self.gfn
-    }
-
     /// The page to give next when so many behind it were given; `None` when it is not worth giving.
     #[must_use]
     pub fn behind(&self, given: u32) -> Option<Gfn> {
@@ -96,9 +86,9 @@ mod tests {
     fn row(rows: &Rows, gfn: &mut u32, faults: usize) -> Vec<u32> {
         let fault = |_| {
             let touched = rows.touched(Gfn(*gfn));
-            rows.gave(touched, touched.ahead());
-            *gfn += 1 + touched.ahead();
-            touched.ahead()
+            rows.gave(touched, touched.ahead);
+            *gfn += 1 + touched.ahead;
+            touched.ahead
         };
         (0..faults).map(fault).collect()
     }
@@ -108,7 +98,7 @@ mod tests {
         let rows = Rows::new(15);
         assert_eq!(row(&rows, &mut 100, 7), [0, 1, 3, 7, 15, 15, 15]);
         for gfn in [5000, 70, 9000, 301, 0] {
-            assert_eq!(rows.touched(Gfn(gfn)).ahead(), 0);
+            assert_eq!(rows.touched(Gfn(gfn)).ahead, 0);
         }
     }
 
@@ -117,9 +107,9 @@ mod tests {
         let rows = Rows::new(15);
         assert_eq!(row(&rows, &mut 100, 4), [0, 1, 3, 7]);
         let touched = rows.touched(Gfn(115));
-        assert_eq!(touched.ahead(), 15);
+        assert_eq!(touched.ahead, 15);
         rows.gave(touched, 2);
-        assert_eq!(rows.touched(Gfn(118)).ahead(), 15);
+        assert_eq!(rows.touched(Gfn(118)).ahead, 15);
     }
 
     #[test]
@@ -138,7 +128,7 @@ mod tests {
     fn row_at_the_last_page_number_ends_there() {
         let rows = Rows::new(7);
         let _ = rows.touched(Gfn(u32::MAX - 1));
-        assert_eq!(rows.touched(Gfn(u32::MAX)).ahead(), 1);
+        assert_eq!(rows.touched(Gfn(u32::MAX)).ahead, 1);
     }
 
     #[test]
@@ -150,8 +140,8 @@ mod tests {
                 scope.spawn(move || {
                     for gfn in (0..1000).map(|gfn| gfn / 4 + start) {
                         let touched = rows.touched(Gfn(gfn));
-                        assert!(touched.ahead() <= 7);
-                        rows.gave(touched, touched.ahead() / 2);
+                        assert!(touched.ahead <= 7);
+                        rows.gave(touched, touched.ahead / 2);
                     }
                 });
             }

@@ -28,6 +28,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use memvisor_guest_agent::protocol::memory::{self, Ack, MAX_RUNS, Op, Remap};
+use memvisor_guest_agent::system_error::SystemError;
 use thiserror::Error;
 
 pub use link::Link;
@@ -68,20 +69,8 @@ pub enum EngineError {
         seq: u32,
     },
     /// A system call of the daemon failed.
-    #[error("cannot {what}")]
-    Kernel {
-        /// What was tried.
-        what: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl EngineError {
-    fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Kernel { what, source }
-    }
+    #[error(transparent)]
+    Kernel(#[from] SystemError),
 }
 
 /// What a page shall hold when the guest gets it.

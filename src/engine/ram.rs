@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use memvisor_guest_agent::system_error::cannot;
+
 use super::EngineError;
 use crate::sys::{Mapping, Memfd};
 use crate::units::{Gfn, PageBuf, Pages};
@@ -30,9 +32,8 @@ impl Ram {
     /// # Errors
     /// [`EngineError::Kernel`] when the machine is out of memory.
     pub fn write(&self, gfn: Gfn, content: &PageBuf) -> Result<(), EngineError> {
-        self.memfd
-            .write_page(gfn.0, content)
-            .map_err(EngineError::kernel("write guest RAM"))
+        let written = self.memfd.write_page(gfn.0, content);
+        Ok(written.map_err(cannot("write guest RAM"))?)
     }
 
     /// What the kernel counts for this RAM.

@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use memvisor_guest_agent::protocol::memory::{Ack, Op, Remap};
+use memvisor_guest_agent::system_error::cannot;
 
 use super::{Content, Engine, EngineError, EngineKind, Link, Ram};
 use crate::units::{Gfn, GfnRun, PageBuf};
@@ -66,7 +67,7 @@ impl<P: Provider> Engine for ShimEngine<P> {
     fn read_out(&self, run: GfnRun, into: &mut [PageBuf]) -> Result<(), EngineError> {
         assert_eq!(run.count as usize, into.len(), "a buffer a page");
         let read = self.ram.memfd.read_pages(run.start.0, into);
-        read.map_err(EngineError::kernel("read guest RAM"))
+        Ok(read.map_err(cannot("read guest RAM"))?)
     }
 
     fn prefetch(&self, gfn: Gfn) {
@@ -79,12 +80,12 @@ impl<P: Provider> Engine for ShimEngine<P> {
 
     fn punch(&self, run: GfnRun) -> Result<(), EngineError> {
         let punched = self.ram.memfd.punch(run.start.0, run.count);
-        punched.map_err(EngineError::kernel("punch a hole into guest RAM"))
+        Ok(punched.map_err(cannot("punch a hole into guest RAM"))?)
     }
 
     fn revoke(&self) -> Result<(), EngineError> {
         let revoked = self.ram.memfd.revoke();
-        revoked.map_err(EngineError::kernel("take guest RAM away"))
+        Ok(revoked.map_err(cannot("take guest RAM away"))?)
     }
 
     fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<(), EngineError> {

@@ -3,6 +3,8 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
+use memvisor_guest_agent::system_error::cannot;
+
 use super::shim::Provider;
 use super::{Content, EngineError, EngineKind, Ram};
 use crate::sys::{Filled, Pagemap, Uffd};
@@ -50,7 +52,7 @@ impl Provider for UffdProvider {
                 self.uffd.map_present(address),
             ),
         };
-        match filled.map_err(EngineError::kernel(what))? {
+        match filled.map_err(cannot(what))? {
             Filled::Done => Ok(()),
             // Several threads faulted on one page, or it was mapped meanwhile, or it must be tried
             // once more: whoever waits accesses it again.
@@ -59,10 +61,7 @@ impl Provider for UffdProvider {
                 Ok(())
             }
             // Mapping what is there would give the guest bytes that it did not write.
-            Filled::Present => Err(EngineError::Kernel {
-                what,
-                source: ErrorKind::AlreadyExists.into(),
-            }),
+            Filled::Present => Err(cannot(what)(ErrorKind::AlreadyExists).into()),
             Filled::Gone => Err(EngineError::Gone),
         }
     }

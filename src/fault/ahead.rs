@@ -19,34 +19,23 @@ pub(super) const MOST: u32 = 15;
 /// free as long as it keeps up with what guests ask for.
 const FREE_PART: u64 = 256;
 
-/// The latest rows of faults of one VM.
-#[derive(Debug)]
-pub(super) struct Ahead(Rows);
-
-impl Ahead {
-    /// No row yet. At most `most` pages are given ahead.
-    pub(super) const fn new(most: u32) -> Self {
-        Self(Rows::new(most))
+/// Serves a fault, and gives pages behind it if it is one of a row.
+///
+/// # Errors
+/// As [`resolve`].
+pub(super) fn resolve_in_row(
+    rows: &Rows,
+    vm: &Vm,
+    gfn: Gfn,
+    access: Access,
+) -> Result<Outcome, FaultError> {
+    if !may_give(vm, vm.table.entry(gfn).home()) {
+        return resolve(vm, gfn, access, 0);
     }
-
-    /// Serves a fault, and gives pages behind it if it is one of a row.
-    ///
-    /// # Errors
-    /// As [`resolve`].
-    pub(super) fn resolve(
-        &mut self,
-        vm: &Vm,
-        gfn: Gfn,
-        access: Access,
-    ) -> Result<Outcome, FaultError> {
-        if !vm.table.contains(gfn) || !may_give(vm, vm.table.entry(gfn).home()) {
-            return resolve(vm, gfn, access, 0);
-        }
-        let touched = self.0.touched(gfn);
-        let outcome = resolve(vm, gfn, access, touched.ahead())?;
-        self.0.gave(touched, outcome.behind(gfn));
-        Ok(outcome)
-    }
+    let touched = rows.touched(gfn);
+    let outcome = resolve(vm, gfn, access, touched.ahead)?;
+    rows.gave(touched, outcome.behind(gfn));
+    Ok(outcome)
 }
 
 /// Whether pages of this home are worth giving ahead now.

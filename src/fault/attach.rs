@@ -1,10 +1,13 @@
 //! Questions of the guest to attach pages: they come over a fault channel as faults do, and the answer goes back
 //! there; in between they are the worker's, which alone commands the shim.
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Sender, bounded};
 use memvisor_guest_agent::protocol::memory::MAX_ATTACH;
 
+use super::core::{Channel, Core};
+use super::driver::Driver;
 use super::ended::Ended;
+use crate::engine::Reply;
 use crate::units::{Gfn, GfnRun};
 use crate::vm::Vm;
 
@@ -15,50 +18,46 @@ pub trait Attacher: Send + std::fmt::Debug {
     fn attach(&self, pages: GfnRun, source: Gfn, answer: Sender<u32>) -> bool;
 }
 
-/// The one question of a VM that is under way.
-#[derive(Debug)]
-pub(super) struct Attaching {
-    attacher: Box<dyn Attacher>,
-    /// Over which channel it came, and where its answer comes.
-    under_way: Option<(usize, Receiver<u32>)>,
-}
-
-impl Attaching {
-    pub(super) fn new(attacher: Box<dyn Attacher>) -> Self {
-        Self {
-            attacher,
-            under_way: None,
-        }
-    }
-
-    /// Begins with a question that came over `channel`. `false`: it is to be answered by none.
-    pub(super) fn begin(
+impl Core {
+    /// Has the worker attach pages, of one channel at a time: others that ask meanwhile get none.
+    pub(super) fn attach(
         &mut self,
-        vm: &Vm,
         channel: usize,
         pages: GfnRun,
         source: Gfn,
-    ) -> Result<bool, Ended> {
-        check(vm, pages, source)?;
-        if self.under_way.is_some() {
-            return Ok(false);
-        }
+        out: &mut dyn Driver,
+    ) -> Result<(), Ended> {
+        self.claim(channel)?;
+        check(&self.vm, pages, source)?;
+        let is_attaching = |channel: &Channel| matches!(channel, Channel::Attaching(_));
         let (answer, wait) = bounded(1);
-        let begun = self.attacher.attach(pages, source, answer);
-        self.under_way = begun.then_some((channel, wait));
-        Ok(begun)
+        if !self.channels.iter().any(is_attaching) && self.attacher.attach(pages, source, answer) {
+            self.channels[channel] = Channel::Attaching(wait);
+            return Ok(());
+        }
+        self.channels[channel] = Channel::Idle;
+        out.reply(channel, Reply::Attached(0))
     }
 
-    /// The answer and the channel that it belongs to, when it has come.
-    pub(super) fn answered(&mut self) -> Option<(usize, u32)> {
-        let (channel, wait) = self.under_way.as_ref()?;
-        // A worker that has ended does not answer: then the VM ends.
-        let answer = (*channel, wait.try_recv().ok()?);
-        self.under_way = None;
-        Some(answer)
+    /// Answers who had pages attached, when that has ended.
+    pub(super) fn tell_attached(&mut self, out: &mut dyn Driver) -> Result<(), Ended> {
+        for (number, channel) in self.channels.iter_mut().enumerate() {
+            // A worker that has ended does not answer: then the VM ends.
+            if let Channel::Attaching(wait) = channel
+                && let Ok(count) = wait.try_recv()
+            {
+                *channel = Channel::Idle;
+                out.reply(number, Reply::Attached(count))?;
+            }
+        }
+        Ok(())
     }
 }
 
+/// Whether the guest may ask for this.
+///
+/// # Errors
+/// [`Ended::Protocol`]: it names what is not its RAM, or none or too many pages.
 fn check(vm: &Vm, pages: GfnRun, source: Gfn) -> Result<(), Ended> {
     let GfnRun { start, count } = pages;
     let size = vm.table.pages();

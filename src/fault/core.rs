@@ -10,13 +10,16 @@
 //! is unlocked, when the VM was granted memory in its turn and when an attachment has ended. Only faults that wait for memory are
 //! looked at from time to time too, in case a change of the policy went unnoticed.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::Receiver;
 use memvisor_guest_agent::protocol::memory::{Fault, MAX_REPORT};
+use memvisor_guest_agent::rows::Rows;
 
-use super::ahead::Ahead;
-use super::attach::{Attacher, Attaching};
+use super::ahead::resolve_in_row;
+use super::attach::Attacher;
 use super::credits::Credits;
 use super::driver::{Driver, Event};
 use super::ended::Ended;
@@ -39,10 +42,12 @@ static REPORTS: Throttle = Throttle::new(8, Duration::from_secs(1));
 
 /// What a channel is in the middle of.
 #[derive(Debug)]
-enum Channel {
+pub(super) enum Channel {
     Idle,
-    /// Its fault is parked, or its pages are being attached.
+    /// Its fault is parked.
     Waiting,
+    /// Its pages are being attached. How many were comes here.
+    Attaching(Receiver<u32>),
     /// Its thread has been told to change a mapping, and stands still until it has.
     Confirming(Pending, Stall),
 }
@@ -59,12 +64,12 @@ enum Then {
 /// See the module text. The VM's pages are whole whenever no method runs.
 #[derive(Debug)]
 pub struct Core {
-    vm: Arc<Vm>,
-    channels: Vec<Channel>,
-    waiting: Waiting,
-    ahead: Ahead,
+    pub(super) vm: Arc<Vm>,
+    pub(super) channels: Vec<Channel>,
+    pub(crate) waiting: Waiting,
+    rows: Rows,
     credits: Credits,
-    attaching: Attaching,
+    pub(super) attacher: Box<dyn Attacher>,
     /// When to look at faults that wait for memory.
     look: Instant,
     warned: Instant,
@@ -85,9 +90,9 @@ impl Core {
             vm,
             channels: (0..channels).map(|_| Channel::Idle).collect(),
             waiting: Waiting::default(),
-            ahead: Ahead::new(ahead),
+            rows: Rows::new(ahead),
             credits: Credits::new(now),
-            attaching: Attaching::new(attacher),
+            attacher,
             look: now,
             warned: now,
         }
@@ -105,14 +110,12 @@ impl Core {
     ) -> Result<(), Ended> {
         match event {
             Event::Userfault(gfn) => {
-                let fault = self.begin(gfn, Access::Any, Asker::Kernel, now);
+                let fault = self.begin(gfn, Access::Any, Asker::Kernel, now)?;
                 self.serve(fault, now, out)
             }
             Event::Message(channel, fault) => self.message(channel, fault, now, out),
             Event::Bell => {
-                if let Some((channel, count)) = self.attaching.answered() {
-                    self.tell_attached(channel, count, out)?;
-                }
+                self.tell_attached(out)?;
                 let mut unlocked = false;
                 while let Some(gfn) = self.vm.parking.pop() {
                     unlocked = true;
@@ -167,12 +170,6 @@ impl Core {
         }
     }
 
-    /// The faults that wait.
-    #[cfg(test)]
-    pub(crate) const fn waiting(&self) -> &Waiting {
-        &self.waiting
-    }
-
     fn message(
         &mut self,
         channel: usize,
@@ -198,33 +195,38 @@ impl Core {
                 self.credits.top_up(&self.vm, now);
                 return Ok(());
             }
-            Fault::Attach { pages, source } => {
-                self.claim(channel)?;
-                return match self.attaching.begin(&self.vm, channel, pages, source)? {
-                    true => Ok(()),
-                    false => self.tell_attached(channel, 0, out),
-                };
-            }
+            Fault::Attach { pages, source } => return self.attach(channel, pages, source, out),
         };
         self.claim(channel)?;
-        let fault = self.begin(gfn, access, Asker::Channel(channel), now);
+        let fault = self.begin(gfn, access, Asker::Channel(channel), now)?;
         self.serve(fault, now, out)
     }
 
     /// A fault that was read at `since`: from then on its thread stands still.
-    fn begin(&self, gfn: Gfn, access: Access, asker: Asker, since: Instant) -> Waiter {
+    fn begin(
+        &self,
+        gfn: Gfn,
+        access: Access,
+        asker: Asker,
+        since: Instant,
+    ) -> Result<Waiter, Ended> {
+        let table = &self.vm.table;
+        if !table.contains(gfn) {
+            let error = format!("a fault on {gfn}, and it has {} pages", table.pages());
+            return Err(Ended::Protocol(error));
+        }
         let cause = cause(&self.vm, gfn, access);
-        Waiter {
+        Ok(Waiter {
             gfn,
             access,
             asker,
             since,
             stall: self.vm.stalls.begin(cause, since),
-        }
+        })
     }
 
     /// What came over a channel is to be answered.
-    fn claim(&mut self, channel: usize) -> Result<(), Ended> {
+    pub(super) fn claim(&mut self, channel: usize) -> Result<(), Ended> {
         if !matches!(self.channels[channel], Channel::Idle) {
             let error = "a second fault on a channel before the first was answered";
             return Err(Ended::Protocol(error.to_owned()));
@@ -233,30 +235,17 @@ impl Core {
         Ok(())
     }
 
-    fn tell_attached(
-        &mut self,
-        channel: usize,
-        count: u32,
-        out: &mut dyn Driver,
-    ) -> Result<(), Ended> {
-        self.channels[channel] = Channel::Idle;
-        out.reply(channel, Reply::Attached(count))
-    }
-
     fn confirmed(&mut self, channel: usize, errno: u32, now: Instant) -> Result<(), Ended> {
-        match std::mem::replace(&mut self.channels[channel], Channel::Idle) {
-            Channel::Confirming(pending, stall) => {
-                self.vm.stalls.end(stall, now);
-                complete(&self.vm, pending);
-            }
-            other => {
-                let error = format!("DONE on a channel that is {other:?}");
-                return Err(Ended::Protocol(error));
-            }
-        }
-        match errno {
+        let told = std::mem::replace(&mut self.channels[channel], Channel::Idle);
+        let Channel::Confirming(pending, stall) = told else {
+            let error = format!("DONE on a channel that is {told:?}");
+            return Err(Ended::Protocol(error));
+        };
+        self.vm.stalls.end(stall, now);
+        complete(&self.vm, pending);
+        match i32::try_from(errno).unwrap_or(libc::EIO) {
             0 => Ok(()),
-            errno => Err(Ended::mapping(errno)),
+            errno => Err(Ended::Mapping(io::Error::from_raw_os_error(errno))),
         }
     }
 
@@ -284,7 +273,7 @@ impl Core {
         out: &mut dyn Driver,
     ) -> Result<Then, Ended> {
         let were_missing = Credits::were_missing(&self.vm, fault.gfn, fault.access);
-        let outcome = self.ahead.resolve(&self.vm, fault.gfn, fault.access);
+        let outcome = resolve_in_row(&self.rows, &self.vm, fault.gfn, fault.access);
         match outcome.map_err(|error| Ended::of_fault(&self.vm, fault.gfn, error))? {
             Outcome::Served { .. } => self.answer(fault, Reply::Retry, None, out)?,
             Outcome::Ask(reply, mut pending) => {
@@ -322,27 +311,24 @@ impl Core {
         let now = out.now();
         let took = now.saturating_duration_since(fault.since);
         self.vm.note_latency(took);
-        match (fault.asker, pending) {
-            (Asker::Channel(channel), Some(pending)) => {
-                self.channels[channel] = Channel::Confirming(pending, fault.stall);
-                out.reply(channel, reply)
-            }
-            (Asker::Channel(channel), None) => {
-                self.channels[channel] = Channel::Idle;
+        let Asker::Channel(channel) = fault.asker else {
+            self.vm.stalls.end(fault.stall, now);
+            // It was answered by providing the page.
+            let Some(pending) = pending else {
+                return Ok(());
+            };
+            complete(&self.vm, pending);
+            let error = "a userfault on a page without userfaultfd";
+            return Err(Ended::Protocol(error.to_owned()));
+        };
+        self.channels[channel] = match pending {
+            Some(pending) => Channel::Confirming(pending, fault.stall),
+            None => {
                 self.vm.stalls.end(fault.stall, now);
-                out.reply(channel, reply)
+                Channel::Idle
             }
-            (Asker::Kernel, Some(pending)) => {
-                complete(&self.vm, pending);
-                let error = "a userfault on a page without userfaultfd";
-                Err(Ended::Protocol(error.to_owned()))
-            }
-            // The kernel was answered by providing the page.
-            (Asker::Kernel, None) => {
-                self.vm.stalls.end(fault.stall, now);
-                Ok(())
-            }
-        }
+        };
+        out.reply(channel, reply)
     }
 
     fn starve(&mut self, mut fault: Waiter, now: Instant) {

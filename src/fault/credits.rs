@@ -10,9 +10,9 @@ use memvisor_guest_agent::protocol::claims::CREDITS;
 
 use crate::page::Home;
 use crate::units::Gfn;
-use crate::vm::Vm;
+use crate::vm::{Cause, Vm};
 
-use super::Access;
+use super::resolve::{Access, cause};
 
 /// Pages that a guest holds at first.
 pub(super) const FIRST: u32 = 16;
@@ -48,14 +48,10 @@ impl Credits {
 
     /// Whether the guest would not have asked for this if it had had a credit.
     pub(super) fn were_missing(vm: &Vm, gfn: Gfn, access: Access) -> bool {
-        if vm.table.claims().is_none() || !vm.table.contains(gfn) {
-            return false;
-        }
-        match vm.table.entry(gfn).home() {
-            Home::Untouched | Home::Zero | Home::Compressed(_) | Home::Swapped(_) => true,
-            Home::Shared(_) => access == Access::Write,
-            _ => false,
-        }
+        vm.table.claims().is_some()
+            && cause(vm, gfn, access) != Cause::Open
+            // A page of the balloon has to be asked for in any case.
+            && vm.table.entry(gfn).home() != Home::Ballooned
     }
 
     /// Gives the guest what it needs, more than before if that was used up.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use memvisor_guest_agent::protocol::DecodeError;
+use memvisor_guest_agent::system_error::SystemError;
 use thiserror::Error;
 
 use super::resolve::FaultError;
@@ -21,8 +21,13 @@ pub enum Ended {
     #[error("{0}")]
     Asked(String),
     /// A fault cannot be served, ever.
-    #[error("a fault cannot be served")]
-    Fault(#[source] FaultError),
+    #[error("a fault on {gfn} cannot be served")]
+    Fault {
+        /// Which page was asked for.
+        gfn: Gfn,
+        /// Why it cannot be given.
+        source: FaultError,
+    },
     /// The shim broke the protocol.
     #[error("the shim broke the protocol: {0}")]
     Protocol(String),
@@ -30,48 +35,19 @@ pub enum Ended {
     #[error("the guest cannot map its own page: {0} (out of VMAs? see vm.max_map_count)")]
     Mapping(io::Error),
     /// The kernel failed the daemon.
-    #[error("cannot {what}")]
-    Kernel {
-        /// What was tried.
-        what: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Kernel(#[from] SystemError),
 }
 
 impl Ended {
     /// A fault of `vm` on `gfn` failed for good.
-    pub(super) fn of_fault(vm: &Vm, gfn: Gfn, error: FaultError) -> Self {
+    pub(super) fn of_fault(vm: &Vm, gfn: Gfn, source: FaultError) -> Self {
         // It died between asking and being answered.
-        if let FaultError::Engine {
-            source: EngineError::Gone,
-            ..
-        } = error
-        {
+        if let FaultError::Engine(EngineError::Gone) = source {
             return Self::GuestGone;
         }
         let homes = vm.table.history().of(gfn);
         tracing::error!(vm = %vm.params.name, "a page cannot be served; {homes}");
-        Self::Fault(error)
-    }
-
-    /// The guest could not change a mapping, and says why.
-    pub(super) fn mapping(errno: u32) -> Self {
-        let errno = i32::try_from(errno).unwrap_or(libc::EIO);
-        Self::Mapping(io::Error::from_raw_os_error(errno))
-    }
-}
-
-impl From<DecodeError> for Ended {
-    fn from(error: DecodeError) -> Self {
-        Self::Protocol(error.to_string())
-    }
-}
-
-pub(super) fn kernel<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Ended {
-    move |error| Ended::Kernel {
-        what,
-        source: error.into(),
+        Self::Fault { gfn, source }
     }
 }

@@ -13,9 +13,9 @@
 //! With userfaultfd the page that was asked for is given last: its thread goes on at once, and would ask for the
 //! neighbours. Where the faulting thread must change a mapping, all pages stay locked until it has confirmed that.
 
-use super::resolve::{FaultError, Outcome, Pending, note_touch};
+use super::resolve::{Access, FaultError, Outcome, ask, cause_at, note_touch};
 use crate::engine::{Content, EngineKind, Reply};
-use crate::page::{Entry, Home, PageGuard, Urgency};
+use crate::page::{Entry, Home, PageGuard};
 use crate::seeded::Seeded;
 use crate::swap::SlotRun;
 use crate::units::{Gfn, GfnRun, PageBuf, SlotId};
@@ -59,13 +59,11 @@ pub(super) fn give<'a>(
         count: count(&before) + 1 + count(&behind),
     };
     let row = before.into_iter().rev().chain([requested]).chain(behind);
-    let pending = Pending::of(vm, row.map(PageGuard::keep));
-    let reply = if is_break {
-        Reply::Private
-    } else {
-        Reply::Open
+    let reply = match is_break {
+        true => Reply::Private(run),
+        false => Reply::Open(run),
     };
-    Ok(Outcome::Ask(reply(run), pending))
+    Ok(ask(vm, reply, row))
 }
 
 fn count(pages: &[PageGuard<'_>]) -> u32 {
@@ -101,13 +99,9 @@ fn place_row<'a>(vm: &'a Vm, row: Vec<PageGuard<'a>>, read: &[PageBuf]) -> Vec<P
     row.into_iter().enumerate().map_while(place).collect()
 }
 
-/// Takes the memory that a page at this home needs to become resident.
+/// Takes the memory that a page at this home needs to become resident, a shared one for its copy.
 fn charge(vm: &Vm, home: Home) -> bool {
-    match home {
-        Home::Resident => true,
-        Home::Untouched | Home::Zero | Home::Ballooned => vm.charge(Urgency::Touch),
-        Home::Compressed(_) | Home::Swapped(_) | Home::Shared(_) => vm.charge(Urgency::Refill),
-    }
+    home == Home::Resident || vm.charge(cause_at(home, Access::Write).urgency())
 }
 
 /// Puts the content of a charged page, which may have been read, in its place in RAM, and gives the charge back if that fails.
@@ -120,13 +114,10 @@ fn place<'a>(
 ) -> Result<PageGuard<'a>, FaultError> {
     let (gfn, home) = (page.gfn(), page.home());
     let mut buffer = None;
-    let content = load(vm, gfn, home, read, &mut buffer);
-    let placed = content.and_then(|content| {
-        let placed = match (home, content) {
-            (Home::Shared(_), Content::Bytes(bytes)) => vm.engine.write_back(gfn, bytes),
-            (_, content) => vm.engine.provide(gfn, content),
-        };
-        placed.map_err(|source| FaultError::Engine { gfn, source })
+    let content = load(vm, home, read, &mut buffer);
+    let placed = content.and_then(|content| match (home, content) {
+        (Home::Shared(_), Content::Bytes(bytes)) => Ok(vm.engine.write_back(gfn, bytes)?),
+        (_, content) => Ok(vm.engine.provide(gfn, content)?),
     });
     if let Err(error) = placed {
         vm.budget.give(u64::from(home != Home::Resident));
@@ -189,7 +180,6 @@ fn read_together(vm: &Vm, requested: &PageGuard<'_>, behind: &[PageGuard<'_>]) -
 /// What a page at this home holds; `buffer` is used if it has to be brought.
 fn load<'b>(
     vm: &Vm,
-    gfn: Gfn,
     home: Home,
     read: Option<&'b PageBuf>,
     buffer: &'b mut Option<PageBuf>,
@@ -208,14 +198,12 @@ fn load<'b>(
         }
         Home::Compressed(slot) => {
             let content = buffer.insert(PageBuf::zeroed());
-            let loaded = vm.zip.lock().load(slot, content);
-            loaded.map_err(|source| FaultError::Zip { gfn, source })?;
+            vm.zip.lock().load(slot, content)?;
             content
         }
         Home::Swapped(slot) => {
             let content = buffer.insert(PageBuf::zeroed());
-            let read = vm.swap.read(slot, content);
-            read.map_err(|source| FaultError::Swap { gfn, source })?;
+            vm.swap.read(slot, content)?;
             content
         }
     };

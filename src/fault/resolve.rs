@@ -47,18 +47,6 @@ pub struct Pending {
     revealed: bool,
 }
 
-impl Pending {
-    /// Pages that the faulting thread is told to map or to open.
-    pub(super) fn of(vm: &Vm, pages: impl Iterator<Item = KeptPage>) -> Self {
-        // Ended when it has done so.
-        vm.vmas.begin(1);
-        Self {
-            pages: pages.collect(),
-            revealed: false,
-        }
-    }
-}
-
 impl Outcome {
     /// How many pages behind `gfn`, the page of the fault, came with it.
     pub(super) fn behind(&self, gfn: Gfn) -> u32 {
@@ -77,50 +65,25 @@ impl Outcome {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum FaultError {
-    /// The guest touched what is not its RAM.
-    #[error("the guest asked for {gfn}, and it has {pages} pages")]
-    Outside {
-        /// The page it asked for.
-        gfn: Gfn,
-        /// How many it has.
-        pages: u32,
-    },
     /// A page of the compression cache is damaged.
-    #[error("{gfn} is lost")]
-    Zip {
-        /// Which page.
-        gfn: Gfn,
-        /// What is wrong with it.
-        #[source]
-        source: ZipError,
-    },
+    #[error("the page is lost")]
+    Zip(#[from] ZipError),
     /// A page of the swap file is damaged or cannot be read.
-    #[error("{gfn} is lost")]
-    Swap {
-        /// Which page.
-        gfn: Gfn,
-        /// What is wrong with it.
-        #[source]
-        source: SwapError,
-    },
+    #[error("the page is lost")]
+    Swap(#[from] SwapError),
     /// The page could not be handed over.
-    #[error("{gfn} cannot be given to the guest")]
-    Engine {
-        /// Which page.
-        gfn: Gfn,
-        /// Why.
-        #[source]
-        source: EngineError,
-    },
+    #[error("the page cannot be given to the guest")]
+    Engine(#[from] EngineError),
 }
 
 /// What a thread stands still for whose access to `gfn` is served.
 pub(super) fn cause(vm: &Vm, gfn: Gfn, access: Access) -> Cause {
-    if !vm.table.contains(gfn) {
-        // Which ends the VM.
-        return Cause::Open;
-    }
-    match vm.table.entry(gfn).home() {
+    cause_at(vm.table.entry(gfn).home(), access)
+}
+
+/// The same of an access to a page at this home.
+pub(super) fn cause_at(home: Home, access: Access) -> Cause {
+    match home {
         Home::Untouched | Home::Zero | Home::Ballooned => Cause::FirstTouch,
         Home::Compressed(_) => Cause::RefillZip,
         Home::Swapped(_) => Cause::RefillSwap,
@@ -134,13 +97,10 @@ pub(super) fn cause(vm: &Vm, gfn: Gfn, access: Access) -> Cause {
 ///
 /// # Errors
 /// [`FaultError`]: the guest cannot go on.
+///
+/// # Panics
+/// When `gfn` is not RAM of the guest.
 pub fn resolve(vm: &Vm, gfn: Gfn, access: Access, ahead: u32) -> Result<Outcome, FaultError> {
-    if !vm.table.contains(gfn) {
-        return Err(FaultError::Outside {
-            gfn,
-            pages: vm.table.pages(),
-        });
-    }
     let page = loop {
         match vm.lock(gfn) {
             Ok(page) => break page,
@@ -155,7 +115,7 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access, ahead: u32) -> Result<Outcome,
         Home::Shared(frame) if access == Access::Write => break_shared(vm, page, frame),
         // It stays marked until the guest has opened it: the mark says that it is closed.
         Home::Shared(_) if access == Access::Read && page.entry().is_sampled() => {
-            Ok(ask_reveal(vm, page))
+            Ok(ask(vm, Reply::Reveal(GfnRun::single(gfn)), [page]))
         }
         // It was mapped since, or is to be asked for over a channel: either way, tried again.
         Home::Shared(_) => Ok(retry(vm, gfn)),
@@ -236,14 +196,17 @@ fn break_shared(vm: &Vm, page: PageGuard<'_>, frame: FrameId) -> Result<Outcome,
     give(vm, page, run_from(vm, start, count), &continues)
 }
 
-/// Has the faulting thread open a frame that it may not even read.
-fn ask_reveal(vm: &Vm, page: PageGuard<'_>) -> Outcome {
-    let run = GfnRun::single(page.gfn());
-    let pending = Pending {
-        revealed: true,
-        ..Pending::of(vm, [page.keep()].into_iter())
-    };
-    Outcome::Ask(Reply::Reveal(run), pending)
+/// Has the faulting thread map or open pages, which stay locked until it has confirmed that.
+pub(super) fn ask<'a>(
+    vm: &Vm,
+    reply: Reply,
+    pages: impl IntoIterator<Item = PageGuard<'a>>,
+) -> Outcome {
+    // Ended when it has done so.
+    vm.vmas.begin(1);
+    let pages = pages.into_iter().map(PageGuard::keep).collect();
+    let revealed = matches!(reply, Reply::Reveal(_));
+    Outcome::Ask(reply, Pending { pages, revealed })
 }
 
 /// The faulting thread has confirmed its mapping (or is gone): the pages are resident and open, and

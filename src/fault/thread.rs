@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use memvisor_guest_agent::protocol::memory::{FAULT_BYTES, Fault};
 use memvisor_guest_agent::shim::{Received, SeqPacket};
+use memvisor_guest_agent::system_error::cannot;
 use nix::sys::epoll::EpollTimeout;
 
 use super::ahead::MOST;
 use super::attach::Attacher;
 use super::core::Core;
 use super::driver::{Driver, Event};
-use super::ended::{Ended, kernel};
+use super::ended::Ended;
 use super::near::Near;
 use super::watch::{BELL, FIRST_CHANNEL, LINK, UFFD, Watch};
 use crate::engine::{Link, Reply};
@@ -163,7 +164,7 @@ impl FaultThread {
         };
         self.faults.clear();
         uffd.read_faults(&mut self.faults)
-            .map_err(kernel("read faults"))?;
+            .map_err(cannot("read faults"))?;
         // Of all of them: the last waits while those before are served.
         let since = Instant::now();
         for at in 0..self.faults.len() {
@@ -178,9 +179,7 @@ impl FaultThread {
     }
 
     fn read_channel(&mut self, channel: usize) -> Result<(), Ended> {
-        let Some(socket) = self.guest.faulter.sockets.get(channel) else {
-            return Ok(());
-        };
+        let socket = &self.guest.faulter.sockets[channel];
         let mut bytes = [0; FAULT_BYTES];
         let len = match socket.try_recv(&mut bytes) {
             Ok(None) => return Ok(()),
@@ -192,7 +191,8 @@ impl FaultThread {
             Ok(Some(Received::Closed)) | Err(_) => return Err(self.guest.hung_up()),
         };
         let since = Instant::now();
-        let (fault, thread) = Fault::decode(&bytes[..len])?;
+        let decoded = Fault::decode(&bytes[..len]);
+        let (fault, thread) = decoded.map_err(|error| Ended::Protocol(error.to_string()))?;
         self.handle(Event::Message(channel, fault), since)?;
         // A guest that serves itself runs while what it did is noted: that is better done elsewhere.
         if matches!(fault, Fault::Read(_) | Fault::Write(_))

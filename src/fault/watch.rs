@@ -3,10 +3,11 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use memvisor_guest_agent::shim::SeqPacket;
+use memvisor_guest_agent::system_error::cannot;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::ended::{Ended, kernel};
+use super::ended::Ended;
 use crate::engine::Link;
 use crate::sys::Uffd;
 
@@ -29,20 +30,18 @@ pub(super) struct Watch(Epoll);
 impl Watch {
     /// Watches all of them.
     pub(super) fn new(
-        bell: Option<BorrowedFd<'_>>,
+        bell: BorrowedFd<'_>,
         link: &Link,
         uffd: Option<&Uffd>,
         sockets: &[SeqPacket],
     ) -> Result<Self, Ended> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(kernel("make an epoll"))?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(cannot("make an epoll"))?;
         let watch = |fd: BorrowedFd<'_>, flags, token| {
             epoll
                 .add(fd, EpollEvent::new(flags, token as u64))
-                .map_err(kernel("watch a guest"))
+                .map_err(cannot("watch a guest"))
         };
-        if let Some(bell) = bell {
-            watch(bell, EpollFlags::EPOLLIN, BELL)?;
-        }
+        watch(bell, EpollFlags::EPOLLIN, BELL)?;
         // The worker reads the answers on this socket; here only its end is of interest.
         watch(link.as_fd(), EpollFlags::EPOLLRDHUP, LINK)?;
         if let Some(uffd) = uffd {
@@ -63,7 +62,7 @@ impl Watch {
         let count = match self.0.wait(&mut events, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
-            Err(errno) => return Err(kernel("wait for faults")(errno)),
+            Err(errno) => return Err(cannot("wait for faults")(errno).into()),
         };
         let events = events.into_iter().take(count);
         Ok(events.map(|event| event.data() as usize))

@@ -5,13 +5,13 @@
 
 mod changes;
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::protocol::claims::{Words, words};
 use memvisor_guest_agent::protocol::memory::Hello;
 use memvisor_guest_agent::shim::wait_readable;
+use memvisor_guest_agent::system_error::{SystemError, cannot};
 use thiserror::Error;
 
 use super::configuration::Configuration;
@@ -55,15 +55,8 @@ pub(super) enum Refusal {
     },
     #[error("no swap file")]
     Swap(#[from] SwapError),
-    #[error("cannot {what}")]
-    Kernel {
-        what: &'static str,
-        source: io::Error,
-    },
-}
-
-fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> Refusal {
-    move |source| Refusal::Kernel { what, source }
+    #[error(transparent)]
+    Kernel(#[from] SystemError),
 }
 
 /// A guest that may be powered on, and everything it needs on this side.
@@ -126,9 +119,8 @@ impl Metadata {
             if left.is_zero() || host.members.is_closed() {
                 return false;
             }
-            // Without a bell, or if it cannot be waited for, the end of the time is near enough.
-            let bell = parking.bell().map(|bell| wait_readable([bell], Some(left)));
-            if !matches!(bell, Some(Ok(_))) {
+            // If the bell cannot be waited for, the end of the time is near enough.
+            if wait_readable([parking.bell()], Some(left)).is_err() {
                 return false;
             }
         }
@@ -222,10 +214,10 @@ impl Admission {
         params.inline &= engine == EngineKind::Uffd;
         let name = self.take_name(&params)?;
         self.after_endings(|| self.promise(&name, &params, settings))?;
-        let parking = Parking::new().map_err(|errno| kernel("make an eventfd")(errno.into()))?;
+        let parking = Parking::new().map_err(cannot("make an eventfd"))?;
         let parking = Arc::new(parking);
         let metadata = Metadata::charge(self, &parking, params.metadata())?;
-        let ram = Ram::new(&params.name, params.pages).map_err(kernel("make guest RAM"))?;
+        let ram = Ram::new(&params.name, params.pages).map_err(cannot("make guest RAM"))?;
         let id = self.members.next_id();
         let claims = claims(&params)?;
         let parts = || self.parts(id, &params, settings, Arc::clone(&parking));
@@ -306,7 +298,7 @@ impl Admission {
     ) -> Result<Parts, Refusal> {
         // Nothing is held yet, and the cap is a part of that: the policy raises it.
         let zip = ZipCache::new(&format!("memvisor-zip:{}", params.name), params.pages)
-            .map_err(kernel("make the compression cache"))?;
+            .map_err(cannot("make the compression cache"))?;
         // ESX: what may ever be taken from the guest has a place from the start.
         let slots = vm_settings::swap_slots(params, settings);
         let dir = self.configuration.swap_dir(settings);
@@ -315,7 +307,7 @@ impl Admission {
         let pool = self.pools.get(id, &domain);
         Ok(Parts {
             budget: Arc::clone(&self.budget),
-            pool: pool.map_err(kernel("make the share pool"))?,
+            pool: pool.map_err(cannot("make the share pool"))?,
             zip,
             swap,
             parking,
@@ -332,7 +324,7 @@ fn claims(params: &VmParams) -> Result<Option<Arc<SharedWords>>, Refusal> {
     }
     let name = format!("memvisor-claims:{}", params.name);
     let words = SharedWords::new(&name, words(params.pages));
-    let words = words.map_err(kernel("make the claim table"))?;
+    let words = words.map_err(cannot("make the claim table"))?;
     Ok(Some(Arc::new(words)))
 }
 

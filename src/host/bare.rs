@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use memvisor_guest_agent::system_error::cannot;
+
 use super::capability::Capabilities;
 use super::daemon::{GUESTS_GRACE, Host};
-use super::error::{HostError, kernel};
+use super::error::HostError;
 use super::listen::Listeners;
 use super::member::Member;
 use super::options::HostOptions;
@@ -40,7 +42,7 @@ impl BareHost {
         held.remove_sockets()?;
         let capabilities = Capabilities::probe(options)?;
         let host = Arc::new(Host::new(options, &capabilities)?);
-        let listeners = Listeners::start(&host, held.dir()).map_err(kernel("listen for guests"))?;
+        let listeners = Listeners::start(&host, held.dir()).map_err(cannot("listen for guests"))?;
         Ok(Self {
             host,
             listeners: Some(listeners),

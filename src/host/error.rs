@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use memvisor_guest_agent::system_error::SystemError;
 use thiserror::Error;
 
 use crate::control::ServeError;
@@ -55,18 +56,8 @@ pub enum HostError {
     #[error(transparent)]
     Control(#[from] ServeError),
     /// The kernel refused something else.
-    #[error("cannot {what}")]
-    Kernel {
-        /// What was tried.
-        what: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-/// The error of a call that failed while the daemon did `what`.
-pub(super) fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> HostError {
-    move |source| HostError::Kernel { what, source }
+    #[error(transparent)]
+    Kernel(#[from] SystemError),
 }
 
 #[cfg(test)]

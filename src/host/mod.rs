@@ -56,6 +56,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::shim::privacy;
+use memvisor_guest_agent::system_error::cannot;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
@@ -66,7 +67,6 @@ use crate::sys::readers_cannot_write;
 pub use bare::{BareHost, BareVm};
 use capability::Capabilities;
 use daemon::{GUESTS_GRACE, Host, KILLED_GRACE};
-use error::kernel;
 pub use error::{EngineUnavailable, HostError, MIN_MEMORY};
 use listen::Listeners;
 pub use options::{EngineChoice, HostOptions};
@@ -84,10 +84,10 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
         return Err(HostError::Memory(options.memory));
     }
     // Before any thread starts: threads inherit what is blocked.
-    let signals = Signals::block(ENDING).map_err(kernel("wait for signals"))?;
+    let signals = Signals::block(ENDING).map_err(cannot("wait for signals"))?;
     end_on_panic();
     raise_descriptor_limit();
-    report_file_size_limit().map_err(kernel("block SIGXFSZ"))?;
+    report_file_size_limit().map_err(cannot("block SIGXFSZ"))?;
     close_to_others();
     let held = options.runtime_dir.clone().claim()?;
     held.remove_sockets()?;
@@ -97,8 +97,8 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
         tracing::warn!(%budget, %why, "the budget does not fit: the kernel may end guests or the host");
     }
     let host = Arc::new(Host::new(options, &capabilities)?);
-    let policy = (host.governor.start()).map_err(kernel("start the policy thread"))?;
-    let listeners = Listeners::start(&host, held.dir()).map_err(kernel("listen for guests"))?;
+    let policy = (host.governor.start()).map_err(cannot("start the policy thread"))?;
+    let listeners = Listeners::start(&host, held.dir()).map_err(cannot("listen for guests"))?;
     let daemon: Arc<dyn control::Daemon> = Arc::<Host>::clone(&host);
     let server = control::Server::start(&held.dir().control_socket(), daemon)?;
     ready(&capabilities.table(options));
@@ -157,7 +157,7 @@ fn follow_until_signal(host: &Host, signals: &Signals) -> Result<Signal, HostErr
     loop {
         let event = signals
             .wait(None, Instant::now() + FILE_PERIOD)
-            .map_err(kernel("wait for signals"))?;
+            .map_err(cannot("wait for signals"))?;
         match event {
             Event::Signal(Signal::SIGHUP) => {
                 tracing::info!("SIGHUP: reloading the configuration file");

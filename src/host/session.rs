@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Sender;
 use memvisor_guest_agent::protocol::memory::{MAX_CHANNELS, MAX_MESSAGE, Message, Ready, Welcome};
 use memvisor_guest_agent::shim::{Received, SeqPacket, wait_readable};
+use memvisor_guest_agent::system_error::{SystemError, cannot};
 use thiserror::Error;
 
 use super::admission::{Admitted, Refusal};
@@ -66,15 +67,8 @@ enum HandshakeError {
     Base { base: u64 },
     #[error(transparent)]
     Refused(#[from] Refusal),
-    #[error("cannot {what}")]
-    Kernel {
-        what: &'static str,
-        source: io::Error,
-    },
-}
-
-fn kernel(what: &'static str) -> impl Fn(io::Error) -> HandshakeError {
-    move |source| HandshakeError::Kernel { what, source }
+    #[error(transparent)]
+    Kernel(#[from] SystemError),
 }
 
 /// Serves one connection on the memory socket to its end.
@@ -119,8 +113,8 @@ struct Powered {
 fn power_on(host: &Arc<Host>, socket: &SeqPacket) -> Result<Powered, HandshakeError> {
     socket
         .set_send_timeout(HANDSHAKE)
-        .map_err(kernel("bound the time of sending"))?;
-    let process = Process::peer(socket).map_err(kernel("identify the guest's process"))?;
+        .map_err(cannot("bound the time of sending"))?;
+    let process = Process::peer(socket).map_err(cannot("identify the guest's process"))?;
     let (hello, _) = receive(socket, "HELLO")?;
     let Message::Hello(hello) = hello else {
         return Err(HandshakeError::Order {
@@ -139,8 +133,8 @@ fn power_on(host: &Arc<Host>, socket: &SeqPacket) -> Result<Powered, HandshakeEr
         });
     };
     let uffd = check_ready(&admitted, &ready, fds)?;
-    let channels = Channels::new(ready.channels).map_err(kernel("make the fault channels"))?;
-    let doorbell = Doorbell::new().map_err(kernel("make an eventfd"))?;
+    let channels = Channels::new(ready.channels).map_err(cannot("make the fault channels"))?;
+    let doorbell = Doorbell::new().map_err(cannot("make an eventfd"))?;
     Ok(Powered {
         id,
         token,
@@ -158,14 +152,14 @@ fn receive(
     wanted: &'static str,
 ) -> Result<(Message, Vec<OwnedFd>), HandshakeError> {
     let [readable] =
-        wait_readable([socket.as_fd()], Some(HANDSHAKE)).map_err(kernel("wait for the guest"))?;
+        wait_readable([socket.as_fd()], Some(HANDSHAKE)).map_err(cannot("wait for the guest"))?;
     if !readable {
         return Err(HandshakeError::Timeout(wanted));
     }
     let mut buffer = [0; MAX_MESSAGE];
     let (received, fds) = socket
         .recv_with_fds(&mut buffer)
-        .map_err(kernel("receive from the guest"))?;
+        .map_err(cannot("receive from the guest"))?;
     match received {
         Received::Closed => Err(HandshakeError::Closed),
         Received::Message { len } if len > MAX_MESSAGE => Err(HandshakeError::TooLong { len }),
@@ -184,16 +178,16 @@ fn welcome(
         .parts
         .pool
         .read_only_fd()
-        .map_err(kernel("open the pool to read"))?;
+        .map_err(cannot("open the pool to read"))?;
     let zip = &admitted.parts.zip;
     let arena = zip
         .read_only_fd()
-        .map_err(kernel("open the compression cache to read"))?;
+        .map_err(cannot("open the compression cache to read"))?;
     let swap = admitted
         .parts
         .swap
         .read_only_fd()
-        .map_err(kernel("open the swap file to read"))?;
+        .map_err(cannot("open the swap file to read"))?;
     let claims = admitted.claims.as_deref();
     let welcome = Message::Welcome(Welcome {
         vm: id.0,
@@ -208,7 +202,8 @@ fn welcome(
     }
     socket
         .send_with_fds(&welcome.encode(), &fds)
-        .map_err(kernel("send WELCOME"))
+        .map_err(cannot("send WELCOME"))?;
+    Ok(())
 }
 
 fn check_ready(
@@ -229,10 +224,9 @@ fn check_ready(
     if got != wanted {
         return Err(HandshakeError::Descriptors { got, wanted });
     }
-    fds.pop()
-        .map(|fd| Uffd::from_guest(fd).map(Arc::new))
-        .transpose()
-        .map_err(kernel("take over the guest's userfaultfd"))
+    let uffd = fds.pop().map(Uffd::from_guest).transpose();
+    let uffd = uffd.map_err(cannot("take over the guest's userfaultfd"))?;
+    Ok(uffd.map(Arc::new))
 }
 
 fn engine(

@@ -301,7 +301,7 @@ mod tests {
     fn claims() -> (Claims, Arc<Table>) {
         let count = usize::try_from(words(PAGES)).expect("a few pages");
         let table = Arc::new(Table(zeroes(count).expect("memory")));
-        let parking = Arc::new(Parking::without_event());
+        let parking = Arc::new(Parking::new().expect("an eventfd"));
         (Claims::new(Arc::clone(&table) as _, PAGES, parking), table)
     }
 

@@ -1,9 +1,10 @@
 //! Where faults wait without holding a thread.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crossbeam::queue::SegQueue;
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use memvisor_guest_agent::shim::Doorbell;
 
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::units::Gfn;
@@ -25,52 +26,37 @@ pub(super) enum Waits {
 pub struct Parking {
     unlocked: SegQueue<Gfn>,
     waits: AtomicU32,
-    bell: Option<EventFd>,
+    bell: Doorbell,
 }
 
 impl Parking {
-    /// A parking with a bell that an epoll can watch.
+    /// A parking where nobody waits yet.
     ///
     /// # Errors
     /// What `eventfd(2)` says.
-    pub fn new() -> nix::Result<Self> {
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    pub fn new() -> io::Result<Self> {
         Ok(Self {
-            bell: Some(bell),
-            ..Self::without_event()
-        })
-    }
-
-    /// A parking that nobody waits at; whoever serves the faults looks by itself.
-    #[must_use]
-    pub fn without_event() -> Self {
-        Self {
             unlocked: SegQueue::new(),
             waits: AtomicU32::new(Waits::Not as u32),
-            bell: None,
-        }
+            bell: Doorbell::new()?,
+        })
     }
 
     /// The descriptor that becomes readable when the fault thread shall look.
     #[must_use]
-    pub fn bell(&self) -> Option<BorrowedFd<'_>> {
-        self.bell.as_ref().map(AsFd::as_fd)
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
     }
 
     /// Calls the fault thread.
     pub fn ring(&self) {
-        if let Some(bell) = &self.bell {
-            // It can fail only when 2^64 rings are unanswered; then the bell is ringing anyway.
-            let _ = bell.write(1);
-        }
+        self.bell.ring();
     }
 
     /// Silences the bell before the fault thread looks.
     pub fn answer(&self) {
-        if let Some(bell) = &self.bell {
-            // Failing means that it was not ringing.
-            let _ = bell.read();
-        }
+        // A bell that is not silenced has the thread look once more.
+        let _ = self.bell.silence();
     }
 
     /// The page was unlocked and a fault waits for it.

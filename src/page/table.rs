@@ -393,7 +393,7 @@ mod tests {
     use crate::units::SlotId;
 
     fn table(pages: u32) -> PageTable {
-        PageTable::new(pages, Arc::new(Parking::without_event())).expect("memory")
+        PageTable::new(pages, Arc::new(Parking::new().expect("an eventfd"))).expect("memory")
     }
 
     #[test]
@@ -462,7 +462,7 @@ mod tests {
     #[test]
     fn parked_fault_is_never_forgotten_in_any_schedule() {
         sync::model(2_000, || {
-            let parking = Arc::new(Parking::without_event());
+            let parking = Arc::new(Parking::new().expect("an eventfd"));
             let table = PageTable::new(1, Arc::clone(&parking)).expect("memory");
             let table = Arc::new(table);
             let kept = table.try_lock(Gfn(0)).expect("free").keep();

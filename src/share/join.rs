@@ -11,6 +11,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use memvisor_guest_agent::system_error::cannot;
+
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard, Urgency};
 use crate::pool::Pool;
@@ -110,10 +112,7 @@ impl Joining {
 
 fn enter(vm: &Vm, pool: &Arc<Pool>) -> Result<(), EngineError> {
     if !Arc::ptr_eq(pool, &vm.pool()) {
-        let what = "open a pool to read";
-        let fd = pool
-            .read_only_fd()
-            .map_err(|source| EngineError::Kernel { what, source })?;
+        let fd = pool.read_only_fd().map_err(cannot("open a pool to read"))?;
         vm.engine.set_pool(fd.as_fd())?;
         vm.set_pool(Arc::clone(pool));
     }

@@ -10,7 +10,7 @@ use super::{Countdown, Guest, Host, Op, Spec, View};
 use crate::balloon;
 use crate::compress::{ZipCache, ZipError, samples};
 use crate::engine::{EngineError, EngineKind, Reply};
-use crate::fault::{Access, FaultError, Outcome, complete, resolve};
+use crate::fault::{Access, Ended, Event, FaultError, Outcome, complete, resolve};
 use crate::page::{Home, Urgency};
 use crate::swap::SwapError;
 use crate::units::{FrameId, Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
@@ -59,17 +59,11 @@ fn damaged_page_ends_the_guest_and_loses_nothing_else() {
             let (home, used) = (guest.home(3), host.budget.used());
             let error = resolve(&guest.vm, Gfn(3), Access::Any, 0).expect_err("damaged");
             let told = match &error {
-                FaultError::Zip {
-                    gfn,
-                    source: ZipError::Corrupt { slot, .. },
-                } => (*gfn, Home::Compressed(*slot)),
-                FaultError::Swap {
-                    gfn,
-                    source: SwapError::Corrupt { slot, .. },
-                } => (*gfn, Home::Swapped(*slot)),
+                FaultError::Zip(ZipError::Corrupt { slot, .. }) => Home::Compressed(*slot),
+                FaultError::Swap(SwapError::Corrupt { slot, .. }) => Home::Swapped(*slot),
                 _ => panic!("{error:?}"),
             };
-            assert_eq!(told, (Gfn(3), home));
+            assert_eq!(told, home);
             assert_eq!(host.budget.used(), used);
             (0..3).chain(4..8).for_each(|gfn| guest.read(gfn));
             assert_eq!(guest.home(3), home, "it can be looked at");
@@ -404,7 +398,7 @@ fn guest_that_dies_in_a_fault_costs_nothing_afterwards() {
         guest.space.life.set(0);
         for (at, access) in [(0, Access::Write), (5, Access::Any), (9, Access::Any)] {
             let error = resolve(&guest.vm, Gfn(at), access, 0).expect_err("it is dead");
-            let is_told = matches!(error, FaultError::Engine { gfn, source: EngineError::Gone } if gfn == Gfn(at));
+            let is_told = matches!(error, FaultError::Engine(EngineError::Gone));
             assert!(is_told, "{error:?}");
         }
         assert_eq!(host.budget.used(), used);
@@ -431,11 +425,12 @@ fn second_fault_on_an_unconfirmed_page_waits_for_the_first() {
 }
 
 #[test]
-fn page_outside_ram_is_refused() {
+fn fault_outside_ram_ends_the_guest() {
     each(|_, guest| {
-        let error = resolve(&guest.vm, Gfn(PAGES), Access::Any, 0).expect_err("outside");
-        let is_told =
-            matches!(error, FaultError::Outside { gfn, pages: PAGES } if gfn == Gfn(PAGES));
-        assert!(is_told, "{error:?}");
+        guest.space.line.send(Event::Userfault(Gfn(PAGES)));
+        let ended = guest.faults.turn().expect_err("outside");
+        let text = format!("a fault on {}, and it has {PAGES} pages", Gfn(PAGES));
+        let is_told = matches!(&ended, Ended::Protocol(why) if *why == text);
+        assert!(is_told, "{ended:?}");
     });
 }

@@ -341,7 +341,7 @@ impl Guest {
         let gfn = self.threads[thread].at().expect("it is at a page");
         let stopped = vm.is_blocked() || vm.is_at_ceiling();
         let short = stopped || vm.budget.spare() == Pages(0);
-        let waiting = self.faults.core.waiting();
+        let waiting = &self.faults.core.waiting;
         let waits = waiting.is_starved(gfn) && short
             || waiting.is_busy(gfn) && vm.table.entry(gfn).is_locked()
             || self.space.is_taken(gfn);

@@ -309,7 +309,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
     // Whatever came free is found by who waits for it.
     for thread in 0..THREADS {
         let at = guest.threads[thread].at();
-        if at.is_some_and(|at| guest.faults.core.waiting().is_starved(at)) {
+        if at.is_some_and(|at| guest.faults.core.waiting.is_starved(at)) {
             guest.drive(thread);
         }
     }

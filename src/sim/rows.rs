@@ -191,7 +191,10 @@ fn damaged_page_is_given_up_by_its_guest_and_ends_it_only_when_it_is_asked_for()
     let error = guest.faults.turn().expect_err("it is damaged");
     assert!(matches!(
         error,
-        Ended::Fault(FaultError::Zip { gfn: Gfn(4), .. })
+        Ended::Fault {
+            gfn: Gfn(4),
+            source: FaultError::Zip(_)
+        }
     ));
     host.bury(guest);
     host.check_empty();

@@ -142,7 +142,8 @@ mod tests {
 
     #[test]
     fn room_shrinks_by_the_bound_and_recovers_by_counting() {
-        let table = PageTable::new(8, Arc::new(Parking::without_event())).expect("memory");
+        let table =
+            PageTable::new(8, Arc::new(Parking::new().expect("an eventfd"))).expect("memory");
         let vmas = Vmas::new(10, false);
         drop(vmas.change(2));
         assert_eq!((vmas.upper_bound(), vmas.room(&table)), (5, 5));
@@ -162,7 +163,8 @@ mod tests {
     #[test]
     fn bound_in_any_schedule_is_never_below_what_is_mapped() {
         sync::model(4_000, || {
-            let table = PageTable::new(9, Arc::new(Parking::without_event())).expect("memory");
+            let table =
+                PageTable::new(9, Arc::new(Parking::new().expect("an eventfd"))).expect("memory");
             let world = Arc::new((table, Vmas::new(4, false), AtomicU32::new(1)));
             let share = |world: &(PageTable, Vmas, AtomicU32), gfns: [u32; 2]| {
                 let (table, vmas, mapped) = world;

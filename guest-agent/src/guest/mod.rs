@@ -20,6 +20,7 @@ use crate::protocol::Gfn;
 use crate::protocol::memory::{Hello, MAX_TEXT};
 use crate::shim::{AttachError, Attached, Memory, Ram, SeqPacket, SessionEnd, attach, map_bare};
 use crate::signals::{Event, Signals};
+use crate::system_error::{SystemError, cannot};
 use crate::workload::{Mismatch, Progress, Report, Runner, SpecError, StartError, WorkloadSpec};
 use pages::{KernelPages, Relief};
 
@@ -94,14 +95,8 @@ pub enum GuestError {
     #[error("the workloads cannot start")]
     Workload(#[from] StartError),
     /// A thread or descriptor could not be had.
-    #[error("cannot {what}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    System(#[from] SystemError),
 }
 
 impl GuestError {
@@ -123,10 +118,6 @@ impl GuestError {
     pub const fn is_interrupted(&self) -> bool {
         matches!(self, Self::Attach(AttachError::Interrupted))
     }
-}
-
-fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> GuestError {
-    move |source| GuestError::System { what, source }
 }
 
 /// What came of a guest.
@@ -183,7 +174,7 @@ pub fn run(
         .map(|text| text.parse())
         .collect::<Result<_, _>>()?;
     let (memory, host) = if options.bare {
-        let ram = map_bare(options.pages, options.sharing).map_err(system("map guest RAM"))?;
+        let ram = map_bare(options.pages, options.sharing).map_err(cannot("map guest RAM"))?;
         (Arc::new(ram) as Arc<dyn Memory>, None)
     } else {
         let (ram, token) = power_on(options, signals, host_gone)?;
@@ -243,8 +234,7 @@ fn await_host(
     let since = Instant::now();
     for (until, is_last) in [(silence, false), (patience, true)] {
         let event = signals.wait(Some(host), since + until);
-        let what = "wait for the host";
-        match event.map_err(|source| AttachError::Kernel { what, source })? {
+        match event.map_err(cannot("wait for the host"))? {
             Event::Readable => return Ok(()),
             Event::Signal(_) => return Err(AttachError::Interrupted),
             Event::Timeout if is_last => break,
@@ -281,8 +271,8 @@ fn serve(
     thread::Builder::new()
         .name("memory".to_owned())
         .spawn(move || host_gone(attached.serve()))
-        .map(drop)
-        .map_err(system("start the memory thread"))
+        .map_err(cannot("start the memory thread"))?;
+    Ok(())
 }
 
 fn start_agent(
@@ -297,7 +287,7 @@ fn start_agent(
     let source: Arc<dyn PageSource> = Arc::new(KernelPages::new(Arc::clone(kernel)));
     let socket = options.balloon_socket.clone();
     let agent = Agent::start(settings, source, move || SeqPacket::connect(&socket))
-        .map_err(system("start the balloon agent"))?;
+        .map_err(cannot("start the balloon agent"))?;
     let relief = Arc::new(Relief::new(agent));
     let hook: Arc<dyn PressureHook> = Arc::<Relief>::clone(&relief);
     kernel.set_pressure_hook(Arc::downgrade(&hook));
@@ -317,7 +307,7 @@ fn wait(
         let until = end.map_or(look, |end| end.min(look));
         match signals
             .wait(None, until)
-            .map_err(system("wait for signals"))?
+            .map_err(cannot("wait for signals"))?
         {
             Event::Signal(_) => return Ok(true),
             Event::Readable | Event::Timeout => {}

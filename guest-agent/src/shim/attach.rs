@@ -13,10 +13,11 @@ use crate::protocol::memory::{
     Engine, Fault, Hello, MAX_ATTACH, MAX_CHANNELS, MAX_REPORT, Message, Ready, Reply, Welcome,
 };
 use crate::protocol::{Gfn, GfnRun};
+use crate::system_error::{SystemError, cannot};
 
 use super::channels::Channels;
 use super::inline::Inline;
-use super::memory_thread::{self, SessionEnd};
+use super::memory_thread::{self, SessionEnd, order};
 use super::ram::RamMap;
 use super::segv::{self, Hardware};
 use super::seqpacket::SeqPacket;
@@ -32,7 +33,7 @@ pub enum AttachError {
     Connect(#[source] io::Error),
     /// The daemon refused the guest or ended the handshake.
     #[error("power-on failed")]
-    Session(#[source] SessionEnd),
+    Session(#[from] SessionEnd),
     /// A daemon listens and says nothing: it is stopped, or hangs.
     #[error("the host does not answer: nothing came within {0:?}")]
     Silent(Duration),
@@ -40,22 +41,8 @@ pub enum AttachError {
     #[error("interrupted while the host did not answer")]
     Interrupted,
     /// The kernel denied something the guest needs.
-    #[error("cannot {what}")]
-    Kernel {
-        /// What was tried.
-        what: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-}
-
-fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> AttachError {
-    move |source| AttachError::Kernel { what, source }
-}
-
-const fn order(got: &'static str, wanted: &'static str) -> AttachError {
-    AttachError::Session(SessionEnd::Order { got, wanted })
+    #[error(transparent)]
+    Kernel(#[from] SystemError),
 }
 
 /// Guest RAM, backed by the host. Cheap to copy; lives as long as the process.
@@ -140,14 +127,14 @@ pub fn attach(
     let pages = hello.pages;
     socket
         .send(&Message::Hello(hello).encode())
-        .map_err(kernel("send HELLO"))?;
+        .map_err(cannot("send HELLO"))?;
     wait(socket.as_fd())?;
     let (welcome, fds) = welcome(&socket)?;
     // Not before: a daemon of the same user has opened by now what it reads of this process.
-    privacy::close_to_others().map_err(kernel("close this process to others"))?;
+    privacy::close_to_others().map_err(cannot("close this process to others"))?;
     let mut fds = fds.into_iter();
     let (Some(ram), Some(pool)) = (fds.next(), fds.next()) else {
-        return Err(NO_FDS);
+        return Err(NO_FDS.into());
     };
     let inline = inline(pages, &welcome, fds.collect())?;
     let uffd = match (welcome.engine, &inline) {
@@ -155,8 +142,8 @@ pub fn attach(
         (Engine::Uffd, Some(_)) => Some(uffd::open_for_signals()),
         (Engine::Mprotect, _) => None,
     };
-    let uffd = uffd.transpose().map_err(kernel("open a userfaultfd"))?;
-    let map = RamMap::new(pages, welcome.pool_frames, ram, pool, uffd).map_err(kernel(
+    let uffd = uffd.transpose().map_err(cannot("open a userfaultfd"))?;
+    let map = RamMap::new(pages, welcome.pool_frames, ram, pool, uffd).map_err(cannot(
         "map guest RAM (is the guest larger than the address space?)",
     ))?;
     let ready = Ready {
@@ -166,7 +153,7 @@ pub fn attach(
     let fds: Vec<_> = map.uffd().into_iter().collect();
     socket
         .send_with_fds(&Message::Ready(ready).encode(), &fds)
-        .map_err(kernel("send READY"))?;
+        .map_err(cannot("send READY"))?;
     wait(socket.as_fd())?;
     let hardware = segv::install(Hardware {
         map,
@@ -174,7 +161,7 @@ pub fn attach(
         attaching: Mutex::default(),
         inline,
     })
-    .map_err(kernel("handle SIGSEGV"))?;
+    .map_err(cannot("handle SIGSEGV"))?;
     Ok(Attached {
         ram: Ram(hardware),
         welcome,
@@ -183,8 +170,8 @@ pub fn attach(
 }
 
 /// The answer to READY, with the fault channels.
-fn go(socket: &SeqPacket) -> Result<Channels, AttachError> {
-    match memory_thread::receive(socket).map_err(AttachError::Session)? {
+fn go(socket: &SeqPacket) -> Result<Channels, SessionEnd> {
+    match memory_thread::receive(socket)? {
         (Message::Go, fds) => Channels::over(fds).ok_or(order(
             "GO with another number of descriptors",
             "GO with the fault channels",
@@ -193,7 +180,7 @@ fn go(socket: &SeqPacket) -> Result<Channels, AttachError> {
     }
 }
 
-const NO_FDS: AttachError = order(
+const NO_FDS: SessionEnd = order(
     "WELCOME with another number of descriptors",
     "WELCOME with RAM and pool, and for an inline guest claim table, arena and swap file",
 );
@@ -206,19 +193,18 @@ fn inline(
 ) -> Result<Option<Inline<SharedTable>>, AttachError> {
     match (welcome.arena_pages, <[OwnedFd; 3]>::try_from(shared)) {
         (None, Err(none)) if none.is_empty() => Ok(None),
-        (Some(arena_pages), Ok([claims, arena, swap])) => SharedTable::map(pages, &claims)
-            .map(|table| {
-                let swap = Box::new(File::from(swap));
-                Some(Inline::new(table, swap, arena.into(), arena_pages))
-            })
-            .map_err(kernel("map the claim table")),
-        _ => Err(NO_FDS),
+        (Some(arena_pages), Ok([claims, arena, swap])) => {
+            let table = SharedTable::map(pages, &claims).map_err(cannot("map the claim table"))?;
+            let swap = Box::new(File::from(swap));
+            Ok(Some(Inline::new(table, swap, arena.into(), arena_pages)))
+        }
+        _ => Err(NO_FDS.into()),
     }
 }
 
 /// The answer to HELLO, and its descriptors.
-fn welcome(socket: &SeqPacket) -> Result<(Welcome, Vec<OwnedFd>), AttachError> {
-    match memory_thread::receive(socket).map_err(AttachError::Session)? {
+fn welcome(socket: &SeqPacket) -> Result<(Welcome, Vec<OwnedFd>), SessionEnd> {
+    match memory_thread::receive(socket)? {
         (Message::Welcome(welcome), fds) => Ok((welcome, fds)),
         (other, _) => Err(order(other.name(), "WELCOME")),
     }

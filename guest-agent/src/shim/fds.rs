@@ -6,13 +6,13 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::cmsg_space;
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use super::seqpacket::{Received, SeqPacket};
+use super::seqpacket::{Received, SeqPacket, hear};
 
 /// What the kernel lets one message carry (`SCM_MAX_FD`), so that there is always room for all of them.
 /// Yet a process that may open no more descriptors gets only some.
@@ -44,11 +44,7 @@ impl SeqPacket {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut iov = [IoSliceMut::new(into)];
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
-        let message = retry_on_intr(|| match recvmsg(self, &mut iov, &mut control, flags) {
-            // Said once of a peer that has left, ahead of what it sent before.
-            Err(Errno::CONNRESET) => Err(Errno::INTR),
-            received => received,
-        })?;
+        let message = hear(|| recvmsg(self, &mut iov, &mut control, flags))?;
         if message.flags.contains(ReturnFlags::CTRUNC) {
             let error = "a message was cut off: this process can hold no more descriptors";
             return Err(io::Error::other(error));

@@ -150,7 +150,7 @@ impl<T: Table> Inline<T> {
                 State::Zip | State::Empty | State::Frozen => {}
                 State::Swap => {
                     let row = touched.get_or_insert_with(|| self.rows.touched(gfn));
-                    if row.ahead() > 0 {
+                    if row.ahead > 0 {
                         return Step::Ask(touched);
                     }
                 }
@@ -180,7 +180,7 @@ impl<T: Table> Inline<T> {
     /// The daemon has served a page that was asked for: its row goes on behind those that came with it.
     pub fn was_served(&self, touched: Touched, pages: u32) {
         let came = |next: &u32| {
-            let gfn = touched.gfn().checked_add(next + 1);
+            let gfn = touched.gfn.checked_add(next + 1);
             gfn.is_some_and(|gfn| gfn.0 < pages && self.claimer().look(gfn) == State::None)
         };
         let came = (0..CAME).take_while(came).count();

@@ -38,32 +38,33 @@ pub enum SessionEnd {
     Socket(#[source] io::Error),
 }
 
+/// The end when something came that was not its turn.
+pub(super) const fn order(got: &'static str, wanted: &'static str) -> SessionEnd {
+    SessionEnd::Order { got, wanted }
+}
+
 /// Serves commands until the session ends.
 pub(super) fn run(socket: &SeqPacket, map: &RamMap) -> SessionEnd {
-    let order = |got| SessionEnd::Order {
-        got,
-        wanted: "COMMAND or POOL",
-    };
+    let wanted = "COMMAND or POOL";
     loop {
         let ack = match receive(socket) {
             Ok((Message::Command(command), _)) => execute(map, &command),
             Ok((Message::Pool { seq }, mut fds)) => {
                 let Some(pool) = fds.pop() else {
-                    return order("POOL without a descriptor");
+                    return order("POOL without a descriptor", wanted);
                 };
                 map.set_pool(pool);
                 Ack::of(seq)
             }
-            Ok((other, _)) => return order(other.name()),
+            Ok((other, _)) => return order(other.name(), wanted),
             Err(end) => return end,
         };
-        let ack = Message::Ack(ack);
-        match socket.send(&ack.encode()) {
-            Ok(()) => {}
-            // A host that hangs up in the middle of a command may have said why: what is still to be
-            // received tells, or that there is nothing more.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            Err(error) => return SessionEnd::Socket(error),
+        // A host that hangs up in the middle of a command may have said why: what is still to be
+        // received tells, or that there is nothing more.
+        if let Err(error) = socket.send(&Message::Ack(ack).encode())
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            return SessionEnd::Socket(error);
         }
     }
 }

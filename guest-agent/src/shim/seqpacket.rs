@@ -133,11 +133,7 @@ impl SeqPacket {
     fn recv_with(&self, into: &mut [u8], flags: RecvFlags) -> rustix::io::Result<Received> {
         // TRUNC makes the kernel return the true length of a datagram that did not fit.
         let flags = flags | RecvFlags::TRUNC;
-        let (_, len) = retry_on_intr(|| match recv(&self.0, &mut *into, flags) {
-            // Said once of a peer that has left with messages unread, ahead of what it sent before.
-            Err(Errno::CONNRESET) => Err(Errno::INTR),
-            received => received,
-        })?;
+        let (_, len) = hear(|| recv(&self.0, &mut *into, flags))?;
         Ok(Received::of(len))
     }
 
@@ -256,6 +252,17 @@ pub fn wait_readable<const N: usize>(
         poll(&mut polled, left.as_ref())
     })?;
     Ok(polled.map(|fd| !fd.revents().is_empty()))
+}
+
+/// Receives, again if a signal came, or if the peer has left with messages unread: that is said once, ahead of what it
+/// sent before.
+pub(super) fn hear<T>(mut receive: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match receive() {
+            Err(Errno::INTR | Errno::CONNRESET) => {}
+            received => return received,
+        }
+    }
 }
 
 fn new_socket(kind: SocketType) -> rustix::io::Result<OwnedFd> {

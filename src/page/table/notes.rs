@@ -183,7 +183,8 @@ mod tests {
     const PAGE: Gfn = Gfn(0);
 
     fn table() -> PageTable {
-        let table = PageTable::new(1, Arc::new(Parking::without_event())).expect("memory");
+        let table =
+            PageTable::new(1, Arc::new(Parking::new().expect("an eventfd"))).expect("memory");
         table.try_lock(PAGE).expect("free").set_home(Home::Resident);
         table
     }

@@ -74,7 +74,7 @@ const BROUGHT: u64 = 42;
 impl Host {
     /// The page is compressed and offered, and there are so many credits.
     fn new(credits: u32) -> Arc<Self> {
-        let parking = Arc::new(Parking::without_event());
+        let parking = Arc::new(Parking::new().expect("an eventfd"));
         let words = Arc::new(Table::default());
         let table = PageTable::new(1, Arc::clone(&parking))
             .expect("memory")

@@ -10,7 +10,7 @@ use memvisor_models::{explore, join, spawn};
 const PAGE: Gfn = Gfn(0);
 
 fn table() -> (Arc<PageTable>, Arc<Parking>) {
-    let parking = Arc::new(Parking::without_event());
+    let parking = Arc::new(Parking::new().expect("an eventfd"));
     (
         Arc::new(PageTable::new(1, Arc::clone(&parking)).expect("memory")),
         parking,
