@@ -145,8 +145,19 @@ impl RawGuest {
             }
         };
         assert!(why.contains(text), "no `{text}` in: {why}");
-        let end = self.socket.recv_timeout(&mut [0; 64], PATIENCE);
-        assert_eq!(end.expect("receive"), Some(Received::Closed), "{why}");
+        let mut buffer = [0; MAX_MESSAGE];
+        let end = loop {
+            let next = self.socket.recv_timeout(&mut buffer, PATIENCE);
+            // The worker may send one more before the host hangs up.
+            match next.expect("receive") {
+                Some(Received::Message { len }) => {
+                    let late = Message::decode(&buffer[..len]).expect("a message");
+                    assert!(matches!(late, Message::Command(_)), "{late:?} behind {why}");
+                }
+                end => break end,
+            }
+        };
+        assert_eq!(end, Some(Received::Closed), "{why}");
     }
 
     /// Expects the host to have ended the guest's process, which never ends by itself.
