@@ -62,8 +62,7 @@ impl Credits {
         if let Some(claims) = vm.table.claims()
             && claims.held() == 0
         {
-            // A guest at its limit comes here often and holds nothing when it does, so `look` would never be due for
-            // it.
+            // The next `look` is put off here. For a guest at its limit, which comes here often, it would never be due.
             claims.look_for_forged();
             (self.rested, self.due) = (used, now + REST);
         }
