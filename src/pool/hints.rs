@@ -38,8 +38,8 @@ use crate::units::{Bytes, Gfn, Pages, VmId};
 
 /// Hints in a bucket: a cache line. Fewer in tests, so that buckets are full now and then.
 const BUCKET: usize = if cfg!(any(test, loom)) { 2 } else { 8 };
-/// Hints for each page of the host, in eighths. It is the room that leaves the buckets of a busy host emptier than
-/// full: a host keeps a part of its memory free.
+/// Hints for each page of the host, in eighths: one eighth more than there are pages. A host also keeps a part of its
+/// memory free, so the table is less full than that.
 const EIGHTHS_PER_PAGE: u64 = 9;
 /// The bits of a tag. Few in tests, so that tags collide all the time.
 const TAG_BITS: u32 = if cfg!(any(test, loom)) { 2 } else { 20 };
