@@ -1,7 +1,7 @@
 //! The digest of a page: one function for all code that compares content which it does not hold.
 //!
 //! The scanner finds equal pages by their digests, and the swap file verifies by them that a page comes back as
-//! it went. It protects against accident, not against an adversary: pages are never merged for equal digests,
+//! it went. The digest protects against accident, not against an adversary: pages are never merged for equal digests,
 //! their bytes are compared.
 //!
 //! Everybody can compute XXH3 without a secret. Then a guest could write pages whose digests all fall into one place
