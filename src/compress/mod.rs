@@ -9,16 +9,17 @@
 //! So, as ESX does it:
 //! * A [`Compressor`] takes only pages that fit half a page ([`MAX_PAYLOAD`]); the others go to swap.
 //! * A [`ZipCache`], one for each VM, keeps them in slots of 23 sizes. Eight adjacent arena pages are
-//! divided into slots of one size, some of which cross from one page into the next. Memory is taken and given back
-//!   page by page, so an arena page is empty as soon as the last slot that touches it is freed. Among the partly used
-//!   blocks the lowest is filled first, so that the high ones empty. Emptied pages are given back together
-//!   ([`ZipCache::give_back`]), because giving back each alone would interrupt other processors each time. * The size
-//!   of the cache is counted in arena pages, which is what it costs, never in payload. * The cache has a cap. When
-//!   the cap is reached, the oldest entries go to swap. An entry leaves the cache when its guest touches it, so the
-//!   order of arrival is the order of last use. When the cap falls below the size of the cache, the cache shrinks in
-//!   the same way, a few pages at a time. * The cache may also have a *limit* below the cap, when its oldest pages
-//!   save less than their memory would elsewhere ([`Worth`]). A cache above its limit still takes pages; the worker
-//!   moves the oldest on if the swap file takes them.
+//!   divided into slots of one size, some of which cross from one page into the next. Memory is taken and given
+//!   back page by page, so an arena page is empty as soon as the last slot that touches it is freed. Among the
+//!   partly used blocks the lowest is filled first, so that the high ones empty. Emptied pages are given back
+//!   together ([`ZipCache::give_back`]), because giving back each alone would interrupt other processors each time.
+//! * The size of the cache is counted in arena pages, which is what it costs, never in payload.
+//! * The cache has a cap. When the cap is reached, the oldest entries go to swap. An entry leaves the cache
+//!   when its guest touches it, so the order of arrival is the order of last use. When the cap falls below the
+//!   size of the cache, the cache shrinks in the same way, a few pages at a time.
+//! * The cache may also have a *limit* below the cap, when its oldest pages save less than their memory would
+//!   elsewhere ([`Worth`]). A cache above its limit still takes pages; the worker moves the oldest on if the swap
+//!   file takes them.
 //!
 //! The caller stores a 32-bit checksum with each page. Length and checksum live in a table beside
 //! the arena, so that two payloads of 2048 bytes fill a page exactly. A stray write into the arena

@@ -6,13 +6,14 @@
 //! that leaves for the swap file comes back ten times as slowly.
 //!
 //! So the cache is priced at the margin. In the order of their last use, a guest's pages lie in RAM, in the cache and
-//! in the swap file, and there are two borders: * One more page of memory for RAM would keep one page out of the
-//! cache, one of those that left RAM last. That saves
-//! the refills of such a page, each at the cost of a refill from the cache. These refills are counted over all of the
-//!   cache except its edge. * One page of memory less for the cache moves the several pages that it holds from the
-//!   *edge* of the cache, its oldest quarter, to the swap file. Each of their refills then costs the difference
-//!   between the two kinds of refill. A cache that had kept the pages that left it last would save the same
-//!   difference: [`Ghosts`](super::Ghosts) tells their refills from those of other swapped pages.
+//! in the swap file, and there are two borders:
+//! * One more page of memory for RAM would keep one page out of the cache, one of those that left RAM last. That saves
+//!   the refills of such a page, each at the cost of a refill from the cache. These refills are counted over all of the
+//!   cache except its edge.
+//! * One page of memory less for the cache moves the several pages that it holds from the *edge* of the cache, its
+//!   oldest quarter, to the swap file. Each of their refills then costs the difference between the two kinds of refill.
+//!   A cache that had kept the pages that left it last would save the same difference: [`Ghosts`](super::Ghosts) tells
+//!   their refills from those of other swapped pages.
 //!
 //! While RAM saves more than twice as much as the edge, the cache shrinks by an eighth. While the edge saves more
 //! than twice as much as RAM, the cache grows by an eighth. While the pages that left would save that much, it
