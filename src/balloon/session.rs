@@ -230,6 +230,7 @@ impl Session<'_> {
 
     /// Looks what is new, and returns what the agent must be told at once.
     fn doorbell(&mut self) -> Result<Option<ToAgent>, SessionError> {
+        // Before the looks: what changes after them rings again.
         self.vm.doorbell().silence()?;
         if self.vm.is_closing() {
             return Err(SessionError::Closing);

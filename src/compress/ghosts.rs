@@ -54,6 +54,7 @@ impl Map {
     /// Takes a note away; whether there was one.
     fn take(&self, gfn: Gfn) -> bool {
         let (word, bit) = self.bit(gfn);
+        // The load first: most pages have no note, and a load is cheaper than an atomic change.
         word.load(Ordering::Relaxed) & bit != 0
             && word.fetch_and(!bit, Ordering::Relaxed) & bit != 0
     }

@@ -252,6 +252,7 @@ fn remap(engine: &(impl Engine + ?Sized), op: Op, runs: &[Remap]) -> Result<(), 
                     source: io::Error::from_raw_os_error(errno),
                 });
             }
+            // Runs left without an error, or an error without a run that it is about: the shim contradicts itself.
             _ => {
                 return Err(EngineError::Protocol {
                     got: format!("{ack:?}"),

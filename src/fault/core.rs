@@ -142,6 +142,7 @@ impl Core {
     /// As [`handle`](Self::handle).
     pub fn tick(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
         self.credits.look(&self.vm, now);
+        // After the look, which finds forged credits.
         if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
             return Err(Ended::Protocol(lie.to_owned()));
         }
@@ -244,6 +245,7 @@ impl Core {
             return Err(Ended::Protocol(error));
         };
         self.vm.stalls.end(stall, now);
+        // Even after an error, which ends the VM: every page must have one home when it is torn down.
         complete(&self.vm, pending);
         match i32::try_from(errno).unwrap_or(libc::EIO) {
             0 => Ok(()),
@@ -335,6 +337,7 @@ impl Core {
     }
 
     fn starve(&mut self, mut fault: Waiter, now: Instant) {
+        // Credits that the guest has not used are memory too: it must not wait for pages that it holds itself.
         self.vm.take_back_credits();
         let cause = self.vm.refused(fault.stall.cause());
         self.vm.stalls.change(&mut fault.stall, cause, now);

@@ -57,6 +57,7 @@ impl Credits {
 
     /// Tops the guest's credits up, to more than before if most of those were used.
     pub(super) fn top_up(&mut self, vm: &Vm, now: Instant) {
+        // Credits count as used only once the pages that the guest has brought with them are settled.
         vm.settle_done();
         let used = vm.stats.inline();
         if let Some(claims) = vm.table.claims()

@@ -279,6 +279,8 @@ impl PageTable {
             Some(claims) if Entry(before).offer() != State::None => claims.revoke(gfn),
             _ => Revoked::Yes,
         };
+        // Offers only once the offer is revoked: the drop of the guard of a page that its guest has claimed would
+        // overwrite the claim.
         let mut guard = PageGuard {
             table: self,
             gfn,

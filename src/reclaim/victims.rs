@@ -177,6 +177,7 @@ fn take<'a>(
     while chosen.len() < want
         && let Some(gfn) = gfns.next()
     {
+        // Asked before the lock, because a look is cheaper than a lock, and again under it, when it cannot change.
         if qualifies(vm.table.entry(gfn))
             && let Some(page) = vm.try_lock(gfn)
             && qualifies(page.entry())
