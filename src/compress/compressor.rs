@@ -26,7 +26,7 @@ pub const MAX_PAYLOAD: usize = PAGE_SIZE / 2;
 /// What LZ4 may need for a page that does not compress. The library refuses a smaller buffer.
 const OUTPUT_BYTES: usize = get_maximum_output_size(PAGE_SIZE);
 
-/// A page is sampled at the begin of each part of this many bytes.
+/// A page is sampled at the start of each part of this many bytes.
 const SAMPLE_EVERY: usize = 512;
 const SAMPLE: usize = 32;
 /// From this number of different values on, a sample of 256 bytes looks like noise. Noise has 162 of them, and

@@ -30,7 +30,7 @@ const SLICES: u32 = 10;
 /// The fewest pages of a slice: with fewer, waking up costs more than looking. In tests a slice is smaller, so that a
 /// small VM has several.
 const MIN_SLICE: u32 = if cfg!(test) { 5 } else { 256 };
-/// The longest time from the begin of one pass to the next, for a VM that is not quiet.
+/// The longest time from the start of one pass to the start of the next, for a VM that is not quiet.
 const MAX_APART: Duration = Duration::from_secs(3);
 /// The passes of a quiet VM are up to this many times as far apart.
 const MAX_SLOWDOWN: u32 = 8;

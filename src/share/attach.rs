@@ -131,7 +131,7 @@ fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> 
     let mut before: Option<(Gfn, FrameId)> = None;
     let mut content = PageBuf::zeroed();
     for &(gfn, source) in batch {
-        // Only a page with one of these homes can be replaced without giving up a slot or a frame.
+        // A page with one of these homes has no slot or frame that would have to be given up.
         let is_empty = |home| matches!(home, Home::Untouched | Home::Zero | Home::Resident);
         let page = vm.try_lock(gfn).filter(|page| is_empty(page.home()));
         let Some(page) = page else { break };

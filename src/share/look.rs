@@ -1,7 +1,7 @@
 //! One look at pages: reads them, and finds out what is known about their contents.
 //!
 //! A lookup costs two or three cache misses, each half as long as hashing a page takes. So many pages are read
-//! before any of them is looked up. While one page is hashed, the begin of the next page is fetched, and so is what
+//! before any of them is looked up. While one page is hashed, the start of the next page is fetched, and so is what
 //! the lookups of the pages before it will need.
 //!
 //! Half of the time of a first look at a page goes into the kernel, which maps pages into the daemon's view, 16 in
@@ -86,7 +86,7 @@ impl<'a> Look<'a> {
 
     fn look_up(&mut self, gfn: Gfn, digest: u64) {
         let table = &self.vm.table;
-        // Zero means "never looked at", so a digest with a low half of zero, one in four billion, is noted as one.
+        // Zero means "never looked at", so a digest with a low half of zero, one in four billion, is noted as 1.
         let low = low_half(digest).max(1);
         let last = table.note_hash(gfn, low);
         if last != low {

@@ -36,8 +36,9 @@ impl Vm {
         self.lock(gfn).ok()
     }
 
-    /// Makes a page that its guest has brought resident in the page table. The credit has paid for its memory, so
-    /// nothing more is charged. A guest that lied has a hole there, which stays charged as if it were a page.
+    /// Settles a page that its guest has brought: it becomes resident in the page table. The credit has paid for its
+    /// memory, so nothing more is charged. A guest that lied has a hole there, which stays charged as if it were a
+    /// page.
     fn settle<'a>(&self, page: DonePage<'a>) -> Option<PageGuard<'a>> {
         // Before the page changes its home: once its last shared page is gone, the VM may leave this pool at any
         // moment.
@@ -77,8 +78,8 @@ impl Vm {
         Some(page)
     }
 
-    /// Moves all pages that the guest has brought in the page table. Only for the VM's own threads: these have ended
-    /// when the VM is torn down.
+    /// Settles all pages that the guest has brought: they become resident in the page table. Only for the VM's own
+    /// threads: these have ended when the VM is torn down.
     pub fn settle_done(&self) {
         if let Some(claims) = self.table.claims() {
             claims.done().for_each(|gfn| drop(self.try_lock(gfn)));

@@ -6,7 +6,7 @@
 //! every run that was remapped since the latest count is assumed to have split one VMA into three.
 //!
 //! A count walks the page table while runs are being remapped: the guest's kernel maps a run first, and the table shows
-//! it a moment later. Nobody knows whether a count has met a run that is under way. So a change has a begin and an end,
+//! it a moment later. Nobody knows whether a count has met a run that is under way. So a change has a start and an end,
 //! and a count covers only the changes that had ended when it began; the others are still assumed to have split a VMA.
 //! Both numbers of changes only grow. A count and the number of changes that it covers are one word: when two threads
 //! count at once, either may store last, and what it stores is consistent.
