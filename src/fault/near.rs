@@ -103,8 +103,8 @@ impl Near {
         let all = match &self.follow {
             Some(follow) if follow.one == one && now == one => return,
             Some(follow) if now == follow.one => follow.all,
-            // We follow nobody yet, or somebody else has chosen processors for this thread since: that set is gone
-            // back to.
+            // We follow nobody yet, or somebody else has chosen processors for this thread since. The present set
+            // is the one to go back to.
             _ => now,
         };
         self.follow = None;

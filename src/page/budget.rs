@@ -242,8 +242,8 @@ impl Budget {
         }
     }
 
-    /// Whether a VM waits that could use the page which the caller wants to take now. A caller that can wait then
-    /// joins the end of the queue.
+    /// Whether some VM that waits could use the page that the caller wants to take now. If so, a caller that can wait
+    /// goes to the end of the queue.
     #[must_use]
     pub fn is_awaited(&self, urgency: Urgency) -> bool {
         let touches = || self.touches_awaited.load(Ordering::Relaxed) > 0;

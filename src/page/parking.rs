@@ -9,7 +9,7 @@ use memvisor_guest_agent::shim::Doorbell;
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::units::Gfn;
 
-/// What those faults of a VM wait for that have no memory.
+/// What the faults of a VM that have no memory wait for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub(super) enum Waits {

@@ -269,7 +269,7 @@ impl Vm {
         }
     }
 
-    /// Notes whether the swap file refuses pages. Whether that has changed.
+    /// Notes whether the swap file refuses pages, and returns whether that is a change.
     pub fn set_swap_failing(&self, failing: bool) -> bool {
         self.swap_failing.swap(failing, Ordering::Relaxed) != failing
     }

@@ -140,8 +140,8 @@ impl Orders {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
-    /// Blocks or unblocks allocations. Whether that has changed. A caller that unblocks then rings the VM's bell;
-    /// that is a system call, which orders the two, so the fault thread that is called sees the change.
+    /// Blocks or unblocks allocations, and returns whether that is a change. A caller that unblocks then rings the VM's
+    /// bell; that is a system call, which orders the two, so the fault thread that is called sees the change.
     pub fn set_blocked(&self, blocked: Blocked) -> bool {
         self.blocked.swap(blocked as u8, Ordering::Relaxed) != blocked as u8
     }
@@ -158,8 +158,8 @@ impl Orders {
         self.blocked.load(Ordering::Relaxed) == Blocked::All as u8
     }
 
-    /// Sets how many pages the VM may hold in RAM, its own and shared ones; `None`: any number. Whether that is more
-    /// than before.
+    /// Sets how many pages the VM may hold in RAM, its own and shared ones; `None`: any number. Returns whether that is
+    /// more than before.
     pub fn set_ceiling(&self, pages: Option<Pages>) -> bool {
         let pages = pages.map_or(u64::MAX, |pages| pages.0);
         self.ceiling.swap(pages, Ordering::Relaxed) < pages
