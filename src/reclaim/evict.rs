@@ -68,6 +68,7 @@ impl Evictor {
         self.deferred.clear();
         // Pages that the guest has made resident itself can be evicted only once the page table knows them.
         vm.settle_done();
+        // Arena pages that hold nothing go before any page of the guest.
         vm.give_back_emptied();
         let want = usize::try_from(want.0).unwrap_or(BATCH).min(BATCH);
         if second_chance {

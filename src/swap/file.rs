@@ -206,6 +206,7 @@ impl SwapFile {
         let moving = self.writer.lock();
         let len = self.slots.lock().len();
         if slots > len {
+            // The file before its slots: no slot may be given out that has no room on the disk.
             self.extend(&moving, len, slots)?;
             self.slots.lock().extend(slots);
         }

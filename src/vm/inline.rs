@@ -121,6 +121,7 @@ impl Vm {
                 below && (self.has_page_at_hand() || is_free())
             };
             claims.grant(want, || is_there() && self.charge(Urgency::Touch));
+            // A break in the middle of a run costs two VMAs. Near the limit the daemon breaks the rest of the run too.
             claims.allow_breaks(!self.vmas.is_exceeded(&self.table));
         }
     }
