@@ -1,6 +1,6 @@
 //! The exponential average of a level over a span of time, as a load average is: it costs two numbers and no history.
 //!
-//! One that began at zero would tell too little for as long as it averages over. So it is divided by the weight of the
+//! An average that begins at zero is too low until about one span has passed. So it is divided by the weight of the
 //! time that it has seen.
 
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 pub(crate) struct Average {
     span: Duration,
     sum: f64,
-    /// Of what is in the sum: 0 to 1.
+    /// The weight of what is in the sum: 0 to 1.
     weight: f64,
 }
 
@@ -25,7 +25,7 @@ impl Average {
         }
     }
 
-    /// Notes what the level was while so much time passed.
+    /// Notes what the level was while `passed` went by.
     pub(crate) fn note(&mut self, level: f64, passed: Duration) {
         let kept = (-passed.as_secs_f64() / self.span.as_secs_f64()).exp();
         self.sum = self.sum * kept + level * (1.0 - kept);

@@ -1,17 +1,17 @@
-//! The digest of a page: one function for everybody who compares content without holding it.
+//! The digest of a page: one function for all code that compares content which it does not hold.
 //!
-//! The scanner looks for equal pages by it, the swap file and the compression cache verify with it
-//! that a page comes back as it went. It protects against accident, not against an adversary: equal digests never
-//! merge pages, bytes are compared.
+//! The scanner finds equal pages by their digests, and the swap file verifies by them that a page comes back as
+//! it went. The digest protects against accident, not against an adversary: pages are never merged for equal digests,
+//! their bytes are compared.
 //!
-//! XXH3 without a secret is known to everybody: a guest could write pages whose digests fall into one place of a
-//! table, or are those of pages it knows others to have, and so keep them from being shared. So each process has a
-//! secret of its own, and no digest outlives it. Guests see no digests, and what they write does not decide where
-//! in a table it is found.
+//! Everybody can compute XXH3 without a secret. Then a guest could write pages whose digests all fall into one place
+//! of a table, or equal the digests of pages that it knows others to have, and so keep those from being shared. So each
+//! process has a secret of its own, and no digest outlives the process. Guests see no digests, and cannot decide by
+//! what they write where in a table it goes.
 //!
-//! The scanner is as fast as its hash. xxhash-rust chooses its instructions when it is compiled, so a
-//! program that runs everywhere would hash at half the speed of the processor; twox-hash computes the same
-//! function and chooses when it runs, and is taken where that is worth it.
+//! The scanner is as fast as its hash. xxhash-rust chooses its instructions at compile time, so a program that is
+//! to run everywhere would hash at half the speed that the processor allows. twox-hash computes the same function
+//! and chooses at run time; it is used where that is worth it.
 
 use std::sync::LazyLock;
 
@@ -24,10 +24,10 @@ use rand::{RngExt, SeedableRng};
 
 use crate::units::PageBuf;
 
-/// The length of XXH3's own secret; any that is long enough would do.
+/// The length of XXH3's own secret; any length that XXH3 accepts would do.
 const SECRET_LEN: usize = 192;
 
-/// Tests are to find the same digests each time.
+/// Random, but fixed in tests, so that they get the same digests each time.
 static SECRET: LazyLock<[u8; SECRET_LEN]> = LazyLock::new(|| {
     let mut secret = [0; SECRET_LEN];
     if cfg!(test) {

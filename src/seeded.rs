@@ -1,9 +1,9 @@
 //! Faults that tests sow, to show that other tests find them.
 //!
-//! A simulator that finds nothing says little: perhaps there is nothing, perhaps it cannot see. So eleven faults of the
-//! kinds that this program must never have stand in the code that ships, each at the line where somebody could
-//! make it, and each asleep: outside test builds [`Seeded::is_sown`] is the constant `false`, and the compiler leaves
-//! nothing of it. `src/sim/seeded.rs` sows them one by one and says which search finds each, and how soon.
+//! A simulator that finds nothing says little: perhaps there is nothing to find, perhaps it cannot see it. So eleven
+//! faults of kinds that this program must never have are part of its code, each at the line where somebody could make
+//! it by mistake. They are asleep: outside test builds [`Seeded::is_sown`] is the constant `false`, and the compiler
+//! leaves nothing of them. `src/sim/seeded.rs` sows them one by one and says which search finds each, and how soon.
 
 /// One fault.
 #[cfg_attr(not(test), allow(dead_code, reason = "only tests list them"))]
@@ -23,13 +23,13 @@ pub(crate) enum Seeded {
     EarlyRelease,
     /// A credit stays good after it was used.
     CreditSpentTwice,
-    /// The guest is not told that its page is in another slot than the last time.
+    /// The guest is not told that its page is in another slot than before.
     StaleSlot,
-    /// What an eviction took is not given back when its guest dies.
+    /// Memory that an eviction has taken for new homes is not given back when its guest dies.
     LostCharge,
     /// A page goes into the balloon and keeps its slot.
     KeptSlot,
-    /// What a VM was granted in its turn is not given back when its guest dies.
+    /// Memory that a VM was granted in its turn is not given back when its guest dies.
     LostGrant,
 }
 
@@ -45,14 +45,14 @@ impl Seeded {
         SOWN.get() == Some(self)
     }
 
-    /// Whether the fault is there: never in what ships.
+    /// Whether the fault is there: never in a build that ships.
     #[cfg(not(test))]
     #[inline]
     pub(crate) const fn is_sown(self) -> bool {
         false
     }
 
-    /// Does something with the fault in place. Models run on the thread that calls them, so they have it too.
+    /// Runs something with the fault in place. Models run on the thread that calls them, so they have the fault too.
     #[cfg(test)]
     pub(crate) fn sow<T>(self, run: impl FnOnce() -> T) -> T {
         struct Weed;

@@ -1,19 +1,19 @@
 //! The only door to atomics and locks for protocol code.
 //!
-//! A protocol of two atomics and a lock is right or wrong by the order in which threads meet, and a
+//! Whether a protocol of two atomics and a lock is right depends on the order in which threads meet, and a
 //! test on real threads sees few of those orders. So the types here are those of [`std::sync`] with
 //! one addition: in test builds each operation first calls [`preempt`], and inside `model` that
 //! hands over to one of shuttle's schedulers, which may let any other task go first. Outside a model,
-//! and in every other build, `preempt` is nothing and the types cost what those of `std` cost.
+//! and in every other build, `preempt` does nothing and the types cost what those of `std` cost.
 //!
-//! Shuttle's tasks are coroutines on one OS thread. A lock of `std` that is taken would therefore
-//! block all of them for ever, and [`Mutex::lock`] spins with a yield there; a deadlock shows as
-//! shuttle's "exceeded max_steps".
+//! Shuttle's tasks are coroutines on one OS thread. Waiting for a lock of `std` would block all of them
+//! for ever, so inside a model [`Mutex::lock`] spins and yields. A deadlock shows as shuttle's "exceeded
+//! max_steps".
 //!
-//! Shuttle is sequentially consistent: the scheduler interleaves operations, it does not delay stores. Whether
-//! an ordering is enough is asked of loom, whose types stand here under `cfg(loom)`. The package `tests/models`
-//! sets that for itself and builds this file and those of the protocols once more. What loom
-//! knows of `SeqCst` is the fence, so the code uses no other. Why an ordering is enough is said where it is used.
+//! Shuttle is sequentially consistent: its schedulers interleave operations and do not delay stores. Whether
+//! an ordering is enough is checked by loom, whose types are used here under `cfg(loom)`. The package `tests/models`
+//! sets that for itself and builds this file and those of the protocols once more. Of `SeqCst`, loom models only
+//! fences, so the code uses it only there. Each use of an ordering says why the ordering is enough.
 
 use std::io;
 
@@ -28,11 +28,11 @@ pub(crate) use sync::MutexGuard;
 #[cfg(not(loom))]
 use zerocopy::FromZeros;
 
-/// A table of `count` zeroes. It costs memory only where it is touched. Tables grow with budgets and guests:
-/// one that there is no room for fails what it is for, and nothing else.
+/// A table of `count` zeroes. It costs memory only where it is touched. Tables grow with budgets and guests, so an
+/// allocation that fails is an error for the one that needs the table, and does not abort the daemon.
 ///
 /// # Errors
-/// [`io::ErrorKind::OutOfMemory`] when there is no address space for it, with its size.
+/// [`io::ErrorKind::OutOfMemory`], naming the size, when there is no address space for the table.
 #[cfg(not(loom))]
 pub(crate) fn zeroes<T: FromZeros>(count: usize) -> io::Result<Box<[T]>> {
     <[T]>::new_box_zeroed_with_elems(count).map_err(|_| {
@@ -152,8 +152,8 @@ atomic!(
     u8
 );
 
-/// [`sync::Mutex`] without poisoning results: a thread that panicked while it held the lock left
-/// the state half changed, so whoever comes next panics too instead of going on with it.
+/// [`sync::Mutex`] without poisoning results: a thread that panicked while it held the lock may have left
+/// the state half changed, so whoever locks it next panics too instead of going on.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(sync::Mutex<T>);
 
@@ -194,7 +194,7 @@ impl<T> Mutex<T> {
     }
 }
 
-/// Where a model may switch to another task; nothing elsewhere.
+/// A point at which a model may switch to another task; does nothing elsewhere.
 #[inline]
 fn preempt() {
     #[cfg(test)]
@@ -219,26 +219,26 @@ mod model {
         static RUNNING: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// A number here replaces the iterations of every model: `MEMVISOR_MODEL_ITERATIONS=1000000`.
+    /// A number in this variable replaces the iterations of every model: `MEMVISOR_MODEL_ITERATIONS=1000000`.
     const ITERATIONS: &str = "MEMVISOR_MODEL_ITERATIONS";
 
-    /// How often the second scheduler of a model interrupts a task for good: a use after free takes
+    /// How often the second scheduler of a model interrupts a task for long: to find a use after free takes
     /// one interruption at the use and one before the reuse.
     const PREEMPTIONS: usize = 3;
 
-    /// Bytes of a task's stack: the core keeps copies of pages there, and shuttle's default of 60 KiB
-    /// is too little for a few of them.
+    /// Bytes of a task's stack: the code keeps copies of pages on it, and shuttle's default of 60 KiB
+    /// is too small for several of them.
     const STACK: usize = 512 << 10;
 
-    /// Runs `body` so many times, each time under another schedule of its tasks (two or more, which
-    /// it starts by [`shuttle::thread::spawn`]).
+    /// Runs `body` `iterations` times, each time under another schedule of its tasks (two or more, which
+    /// `body` starts by [`shuttle::thread::spawn`]).
     ///
-    /// Half of the schedules switch at random before every operation, which finds what is a step or
-    /// two apart. The other half interrupt only a few times but for long (PCT), which finds what needs
+    /// Half of the schedules switch at random before every operation. They find races between tasks that are a
+    /// step or two apart. The other half interrupt only a few times but for long (PCT). They find races that need
     /// one task to stand still while another goes all its way. A task that waits for another in a
-    /// loop must call [`shuttle::thread::yield_now`] there, or the second kind never ends.
+    /// loop must call [`shuttle::thread::yield_now`] there, or schedules of the second kind never end.
     ///
-    /// A failure prints the seed; `SHUTTLE_RANDOM_SEED` repeats it. Returned is how many times it was run.
+    /// A failure prints the seed; `SHUTTLE_RANDOM_SEED` repeats it. Returns how many times `body` was run.
     pub(crate) fn model(iterations: usize, body: impl Fn() + Send + Sync + 'static) -> usize {
         // Shuttle's coroutines change stacks by instructions that miri does not know.
         if cfg!(miri) {
@@ -268,10 +268,10 @@ mod model {
     }
 
     pub(super) fn preempt() {
-        // A failed schedule is unwound task by task; the scheduler is gone by then.
+        // After a failure the tasks are unwound one by one, when the scheduler is gone already.
         if is_running() && !std::thread::panicking() {
-            // An operation of shuttle's own is a point to switch at. Its `yield_now` is more: it asks
-            // to be interrupted, and would make every operation an interruption.
+            // An operation of shuttle's own types is a point at which it may switch. `yield_now` would not do: it asks
+            // to be interrupted, and would turn every operation into an interruption.
             AtomicBool::new(false).load(Ordering::SeqCst);
         }
     }

@@ -1,13 +1,13 @@
-//! Lines of the log that guests, agents and strangers can cause, kept within bounds.
+//! Bounds for log lines that guests, agents and strangers can cause.
 //!
 //! A log that a guest fills hides what matters, and fills a disk. Dropping such lines altogether would hide
-//! the guest. So each such place in the code has a [`Throttle`]: a number of lines may come at once, then one
-//! in a while, and each tells how many were not written since the one before.
+//! the guest. So each place in the code that writes such lines has a [`Throttle`]: a number of lines may come at
+//! once, then one now and then, and each says how many were suppressed since the line before.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A bound of the lines from one place in the code.
+/// A bound for the lines from one place in the code.
 #[derive(Debug)]
 pub struct Throttle {
     burst: u32,
@@ -17,7 +17,7 @@ pub struct Throttle {
 
 #[derive(Debug)]
 struct State {
-    /// When the lines so far will have been paid for, at one a period; `None` before the first.
+    /// When the lines so far will have been paid for, at one line in each period; `None` before the first line.
     paid: Option<Instant>,
     suppressed: u64,
 }
@@ -37,14 +37,16 @@ impl Throttle {
         }
     }
 
-    /// Has a line written, if one may be now. It is told how many were not since the one before, if any.
+    /// Calls `write` if a line may be written now. `write` is told how many lines were suppressed since the last one,
+    /// if any.
     pub fn line(&self, write: impl FnOnce(Option<u64>)) {
         if let Some(suppressed) = self.ready_at(Instant::now()) {
             write((suppressed > 0).then_some(suppressed));
         }
     }
 
-    /// Whether a line may be written: how many were not since the latest, or `None` if this is another.
+    /// How many lines were suppressed since the last one, if a line may be written now. `None`: this one is
+    /// suppressed too.
     fn ready_at(&self, now: Instant) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let paid = state.paid.map_or(now, |paid| paid.max(now)) + self.period;
@@ -72,7 +74,7 @@ mod tests {
         assert_eq!([at(0), at(999)], [None; 2]);
         assert_eq!(at(1000), Some(2));
         assert_eq!([at(1000), at(1500)], [None; 2]);
-        // Quiet for long: a burst again, and no more than that.
+        // After a long quiet time there may be a burst again, and no more than that.
         assert_eq!(
             [at(60_000), at(60_000), at(60_000)],
             [Some(2), Some(0), Some(0)]

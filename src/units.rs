@@ -1,4 +1,4 @@
-//! The numbers memvisor counts in, one type each so that they cannot be mixed.
+//! The units in which memvisor counts, each a type of its own so that they cannot be mixed up.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ use thiserror::Error;
 pub struct FrameId(pub u32);
 
 impl FrameId {
-    /// The index of this frame in an array with one element a frame.
+    /// The index of this frame in an array with one element for each frame.
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -44,7 +44,7 @@ impl fmt::Display for VmId {
 pub struct Pages(pub u64);
 
 impl Pages {
-    /// The size of so many pages; of more than there can be, the largest size there is.
+    /// The size of these pages; saturates at the largest size there is.
     #[must_use]
     pub const fn bytes(self) -> Bytes {
         Bytes(self.0.saturating_mul(PAGE_SIZE as u64))
@@ -66,13 +66,13 @@ impl Pages {
 pub struct Bytes(pub u64);
 
 impl Bytes {
-    /// The whole pages in so many bytes; a rest is dropped.
+    /// The whole pages in these bytes; a remainder is dropped.
     #[must_use]
     pub const fn pages(self) -> Pages {
         Pages(self.0 / PAGE_SIZE as u64)
     }
 
-    /// So many MiB.
+    /// `mib` MiB.
     #[must_use]
     pub const fn from_mib(mib: u64) -> Self {
         Self(mib << 20)
@@ -134,8 +134,8 @@ impl FromStr for Bytes {
 
 /// The content of one page, in memory that only this process can write.
 ///
-/// Pages that a guest may be writing are copied into one of these before anything looks at them.
-/// It is aligned to its size because direct I/O asks for that.
+/// Pages that a guest may be writing are copied into a `PageBuf` before anything looks at them.
+/// It is aligned to its size because direct I/O needs that.
 #[derive(Clone, PartialEq, Eq)]
 #[repr(C, align(4096))]
 pub struct PageBuf(pub [u8; PAGE_SIZE]);

@@ -1,9 +1,9 @@
-//! The one place where the pages that an agent names are checked.
+//! The only place where the pages that an agent names are checked.
 //!
-//! The form of a batch is checked when it is decoded ([`RangeBatch`]). Here its pages meet the VM:
-//! those outside RAM are `INVALID`, those the balloon has no room for `NOT_NEEDED` (but for those that
-//! are in it, which an agent must not take for its own again), and only the
-//! rest reaches the page table.
+//! The form of a batch is checked when it is decoded ([`RangeBatch`]). Here its pages are checked against the VM.
+//! Pages outside RAM are `INVALID`. Pages for which the balloon has no room are `NOT_NEEDED`, or `ALREADY_LOCKED`
+//! if the balloon holds them, so that the agent does not take those for its own again. Only the other pages reach
+//! the page table.
 
 use memvisor_guest_agent::protocol::balloon::{PageStatus, RangeBatch, StatusRun, covers};
 
@@ -12,10 +12,10 @@ use super::counters::add;
 use crate::units::{Gfn, GfnRun, RunsExt};
 
 /// How far a balloon may grow past its target, 2 MiB: the target may have fallen while the agent
-/// was allocating, and it does not deflate a gap of this size either.
+/// was allocating, and an agent does not deflate for a gap of this size either.
 pub const SLACK_PAGES: u64 = 512;
 
-/// Takes as many pages of `batch` as the VM has and its balloon has room for.
+/// Takes those pages of `batch` that are in the VM's RAM, as far as its balloon has room.
 pub(super) fn lock(vm: &dyn BalloonVm, batch: &RangeBatch) -> Vec<StatusRun> {
     let most = vm
         .target()
@@ -67,7 +67,7 @@ fn finish(
     join(answer)
 }
 
-/// The same answer in the fewest runs: a page table answers page by page.
+/// The same answer in the fewest runs: the VM may answer page by page.
 fn join(answer: Vec<StatusRun>) -> Vec<StatusRun> {
     let mut joined: Vec<StatusRun> = Vec::new();
     for part in answer {
@@ -99,12 +99,12 @@ fn pages_ok(answer: &[StatusRun]) -> u64 {
     ok.map(|part| u64::from(part.run.count)).sum()
 }
 
-/// The pages below `end`, and the others.
+/// Splits runs into the pages below `end` and the others.
 fn split_at_gfn(runs: &[GfnRun], end: u64) -> (Vec<GfnRun>, Vec<GfnRun>) {
     split(runs, |run| end.saturating_sub(u64::from(run.start.0)))
 }
 
-/// The first `pages` pages, and the others.
+/// Splits runs into the first `pages` pages and the others.
 fn split_at_page(runs: &[GfnRun], pages: u64) -> (Vec<GfnRun>, Vec<GfnRun>) {
     let mut left = pages;
     split(runs, |run| {
@@ -114,7 +114,7 @@ fn split_at_page(runs: &[GfnRun], pages: u64) -> (Vec<GfnRun>, Vec<GfnRun>) {
     })
 }
 
-/// Splits each run behind as many pages as `take` says.
+/// Splits each run after the number of pages that `take` returns for it.
 fn split(runs: &[GfnRun], mut take: impl FnMut(GfnRun) -> u64) -> (Vec<GfnRun>, Vec<GfnRun>) {
     let (mut head, mut tail) = (Vec::new(), Vec::new());
     for &run in runs {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counters of one VM since it was powered on. A guest can drive each of them as fast as it likes,
-/// which is why they are counters and not log lines. Each stands alone, so `Relaxed` suffices.
+/// which is why they are counters and not log lines. No counter depends on another, so `Relaxed` is enough.
 #[derive(Debug, Default)]
 pub struct BalloonCounters {
     /// Pages taken into the balloon.
@@ -12,7 +12,7 @@ pub struct BalloonCounters {
     pub deflated_pages: AtomicU64,
     /// Pages of `LOCK` and `UNLOCK` that were answered with anything but `OK`.
     pub refused_pages: AtomicU64,
-    /// Pages named that the VM does not have: an agent that lies or is broken.
+    /// Pages outside RAM that the agent named: it lies or is broken.
     pub invalid_pages: AtomicU64,
     /// Resets after a popped page.
     pub resets: AtomicU64,

@@ -11,7 +11,7 @@ use super::Refusal;
 /// How a session ended in good order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionEnd {
-    /// The agent said `STOP`; its balloon is empty.
+    /// The agent sent `STOP`; its balloon is empty.
     Stopped,
     /// The agent went away; its balloon is as it was.
     Closed,
@@ -24,7 +24,7 @@ pub enum SessionError {
     /// A message breaks the format or a limit.
     #[error("malformed message: {0}")]
     Malformed(#[from] DecodeError),
-    /// There is no common version.
+    /// The agent and the host have no common version of the protocol.
     #[error(
         "the agent speaks versions {min} to {max} of the balloon protocol, this host speaks {}",
         protocol::VERSION

@@ -10,7 +10,7 @@ use crate::units::{Gfn, GfnRun, VmId};
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// No VM has this token. The token itself is a secret and not repeated.
+    /// No VM has this token. The token is a secret, so the message does not repeat it.
     #[error("no VM has the token of this START")]
     UnknownToken,
     /// The VM has a live session already.
@@ -24,7 +24,7 @@ pub enum Refusal {
     TooLarge {
         /// The VM.
         vm: VmId,
-        /// What the agent says.
+        /// What the agent claims.
         claimed: u64,
         /// What is configured.
         actual: u64,
@@ -37,7 +37,7 @@ pub enum Refusal {
 /// The daemon, as far as a new session sees it.
 pub trait BalloonHost: Sync {
     /// Finds the VM of an agent and reserves its balloon for one session. Dropping the result ends
-    /// the reservation; it must not touch the balloon, see the module's essay.
+    /// the reservation. It must not touch the balloon: see [the module](super).
     ///
     /// # Errors
     /// [`Refusal`], which ends the session.
@@ -52,23 +52,22 @@ pub trait BalloonVm {
     /// The pages of guest RAM, at most 2^32.
     fn total_pages(&self) -> u64;
 
-    /// The most pages the balloon may hold now: 65 % of the VM unless configured otherwise. It may
-    /// change; whoever changes it rings the doorbell. With 0 the balloon is emptied and the session
-    /// stays.
+    /// The most pages that the balloon may hold now: 65 % of the VM unless configured otherwise. Whoever changes
+    /// the number rings the doorbell. When it is 0, the balloon is emptied and the session stays.
     fn balloon_max(&self) -> u64;
 
-    /// The pages the balloon should hold now. The session keeps to
-    /// [`balloon_max`](Self::balloon_max) whatever this says.
+    /// The pages that the balloon should hold now. The session keeps to [`balloon_max`](Self::balloon_max) even
+    /// if this is more.
     fn target(&self) -> u64;
 
-    /// The pages the balloon holds now, by the page table.
+    /// The pages that the balloon holds now, by the page table.
     fn locked(&self) -> u64;
 
-    /// Whether the balloon holds a page, which lies in RAM.
+    /// Whether the balloon holds a page. `gfn` lies in RAM.
     fn holds(&self, gfn: Gfn) -> bool;
 
     /// Takes pages into the balloon and drops their content. The runs ascend, are disjoint and lie
-    /// in RAM. The answer speaks of exactly these pages in this order: `Ok`, `AlreadyLocked`, or
+    /// in RAM. The answer has a status for exactly these pages, in this order: `Ok`, `AlreadyLocked`, or
     /// `Busy` for a page that cannot be taken without waiting.
     fn lock(&self, runs: &[GfnRun]) -> Vec<StatusRun>;
 
@@ -85,12 +84,12 @@ pub trait BalloonVm {
     /// Whether the VM or the daemon is going away. Whoever sets it rings the doorbell.
     fn is_closing(&self) -> bool;
 
-    /// What the guest says about itself, clamped to what can be.
+    /// Takes what the guest says about itself, clamped to what is possible.
     fn report(&self, stats: &GuestStats);
 
-    /// The guest is short of memory and wants `pages` pages back, at most those in its balloon. Lower
-    /// the target below what the balloon holds if the host can afford it, see [`Relief`]; the session
-    /// then tells the agent the target.
+    /// The guest is short of memory and wants `pages` pages back, at most those in its balloon. If the host can
+    /// afford it, this lowers the target below what the balloon holds (see [`Relief`]). The session then tells the
+    /// agent the target.
     ///
     /// [`Relief`]: super::Relief
     fn relief(&self, pages: u64);

@@ -1,10 +1,10 @@
-//! Taking pages into the balloon and giving them back: moves in the page table.
+//! Takes pages into the balloon and gives them back: moves in the page table, made by the worker of the VM.
 //!
-//! Run by the worker of the VM. A page goes without being read: whatever home it had is dropped, so
-//! ballooning a page that was swapped out costs no swap-in.
+//! A page is ballooned without being read: whatever home it had is dropped, so ballooning a page that
+//! was swapped out costs no swap-in.
 //!
-//! What it costs is the kernel's: 0.8 us and more to unmap and free a page, in holes as long as the
-//! runs that the agent names; all that is done here is a twentieth of that. A second thread would
+//! Most of the cost is the kernel's: 0.8 us and more to unmap and free a page, in holes as long as the
+//! runs that the agent names. The work done here takes a twentieth of that. A second thread would
 //! not help, because the kernel locks the file for each hole.
 
 use memvisor_guest_agent::protocol::balloon::{PageStatus, StatusRun};
@@ -15,7 +15,7 @@ use crate::remap::{freeze, rehome};
 use crate::units::{Gfn, GfnRun};
 use crate::vm::Vm;
 
-/// Takes pages, ascending and inside RAM; what became of each.
+/// Takes pages, ascending and inside RAM, into the balloon. Returns what became of each.
 ///
 /// # Errors
 /// [`EngineError`] when the guest or its session is gone.
@@ -24,8 +24,8 @@ pub fn inflate(vm: &Vm, runs: &[GfnRun]) -> Result<Vec<StatusRun>, EngineError> 
     let pages: Vec<Option<PageGuard<'_>>> = gfns().map(|gfn| vm.try_lock(gfn)).collect();
     let is_resident = |page: &&PageGuard<'_>| page.home() == Home::Resident;
     let resident = pages.iter().flatten().filter(is_resident);
-    // With userfaultfd the hole takes the mappings with it, and the next access faults. Without it
-    // an open page would be filled by the kernel, behind our back.
+    // With userfaultfd the hole takes the mappings with it, and the next access faults. Without userfaultfd
+    // the kernel would fill the hole at an access to an open page, behind our back.
     let is_frozen = vm.engine.kind() == EngineKind::Uffd || freeze(vm, resident)?;
     let (mut statuses, mut moves) = (Vec::new(), Vec::new());
     for (gfn, page) in gfns().zip(pages) {
@@ -48,7 +48,7 @@ pub fn inflate(vm: &Vm, runs: &[GfnRun]) -> Result<Vec<StatusRun>, EngineError> 
     Ok(statuses)
 }
 
-/// Gives pages back, ascending and inside RAM; what became of each. They read as zeroes.
+/// Gives pages, ascending and inside RAM, back to the guest; they read as zeroes. Returns what became of each.
 #[must_use]
 pub fn deflate(vm: &Vm, runs: &[GfnRun]) -> Vec<StatusRun> {
     let mut statuses = Vec::new();
@@ -70,8 +70,8 @@ fn deflate_page(vm: &Vm, gfn: Gfn) -> PageStatus {
     PageStatus::Ok
 }
 
-/// Empties the balloon: both sides start from nothing. A page that a fault is just popping leaves
-/// the balloon by that.
+/// Empties the balloon, so that both sides start from nothing. A busy page is skipped: the fault that pops it takes it
+/// out of the balloon.
 pub fn release_all(vm: &Vm) {
     for gfn in (0..vm.table.pages()).map(Gfn) {
         if vm.table.entry(gfn).home() == Home::Ballooned {

@@ -1,26 +1,27 @@
 //! Whether a balloon is worth waiting for.
 //!
-//! The policy frees memory by balloons first, because a guest knows best what it can spare, and what a
-//! balloon still has to bring it does not evict. That an agent is connected says little: its process
-//! may be stopped, its guest may be out of memory itself, it may never have meant to give anything.
-//! Then the host would wait for ever. So what counts is that the balloon comes closer to its target.
+//! The policy frees memory by balloons first, because a guest knows best what it can spare. What a balloon still
+//! has to bring, the policy does not evict. That an agent is connected says little: its process may be stopped,
+//! its guest may be out of memory itself, or it may never have meant to give anything. Then the host would wait
+//! for ever. So what counts is that the balloon comes closer to its target.
 //!
-//! An agent polls once a second, and it may give little: a guest that has to push its own memory out
-//! first is slow, not dead. A single page in [`WINDOW`], four polls, shows that it is at work. The
-//! target may move meanwhile as it likes; only when it asks for the other direction the agent gets a
-//! new window, because what it did before says nothing then. A balloon that is not waited for keeps
-//! its target, so the page that shows it alive again can come at any time.
+//! An agent polls once a second, and it may give little: a guest that has to push its own memory out first is
+//! slow, not dead. A single page in [`WINDOW`], four polls, shows that the agent is at work. The target may move
+//! meanwhile. Only when it asks for the other direction does the agent get a new window, because then its
+//! earlier work says nothing. A balloon that is not waited for keeps its target, so the page that shows it alive
+//! again can come at any time.
 //!
-//! Alive is not enough. A balloon of 3000 pages that brings 40 a second is there in more than a minute, in
-//! which the host stays short, and nothing is taken elsewhere because this balloon moves. So a balloon is
-//! good for what it brings within [`IN_TIME`] at the pace it has shown, pages by time over a window in
-//! which it owed some; what it owes beyond that the policy takes by other means. One that has just been
-//! asked, or has brought all it owed, has shown nothing yet and is believed for a window.
+//! Being alive is not enough. A balloon that is to bring 3000 pages and brings 40 a second needs more than a
+//! minute. The host stays short for that time, and nothing is taken elsewhere because this balloon moves. So a
+//! balloon is expected to bring what it can bring within [`IN_TIME`] at the pace that it has shown: pages by
+//! time, over a window in which it owed some. The policy takes by other means what the balloon owes beyond that.
+//! A balloon that has just been asked, or has brought all that it owed, has shown no pace yet and is believed
+//! for a window.
 //!
-//! What counts against an agent is the time for which it owed pages and moved none, all such times
-//! together: a target that comes and goes does not give a stuck agent a window each time it is asked
-//! anew. Only after [`FORGIVEN`] at its target it is trusted again without having shown anything, since
-//! by then nobody knows.
+//! What counts against an agent is the time for which it owed pages and moved none. All such times add up: a
+//! target that comes and goes does not give a stuck agent a window each time it is asked anew. Only after
+//! [`FORGIVEN`] at its target is an agent trusted again without having shown anything, because by then nobody
+//! knows how it is.
 
 use std::time::{Duration, Instant};
 
@@ -29,12 +30,12 @@ use crate::units::Pages;
 
 /// How long a balloon may stand still before it is not waited for: four polls of a second.
 const WINDOW: Duration = Duration::from_secs(4);
-/// How long a guest at its limit waits for its own balloon to move before it is evicted from: a poll.
+/// How long a balloon may stand still before its guest, if at its limit, is evicted from: a poll.
 const AT_WORK: Duration = Duration::from_secs(1);
-/// The time in which a balloon is to bring what it owes. ESX publishes none; an agent that must push its
-/// guest's memory out first brings 20 to 80 MiB in so long, a good one 640.
+/// The time in which a balloon is to bring what it owes. ESX publishes none. In this time an agent that must push
+/// its guest's memory out first brings 20 to 80 MiB, a good one 640.
 const IN_TIME: Duration = Duration::from_secs(10);
-/// The shortest time that says anything about a pace: agents come once a second.
+/// The shortest time that says anything about a pace: agents poll once a second.
 const PACE_SEEN: Duration = Duration::from_secs(1);
 /// How long an agent must have owed nothing to be trusted again.
 const FORGIVEN: Duration = Duration::from_secs(30);
@@ -47,8 +48,8 @@ enum Way {
 }
 
 impl Way {
-    /// `None` when nothing is to be waited for. A balloon below its target owes every page: the policy
-    /// would wait for the last few as well. One a little above is left alone by its agent
+    /// `None` when there is nothing to wait for. A balloon below its target owes every page, because the policy
+    /// waits for the last few as well. A balloon a little above its target is left alone by its agent
     /// ([`SLACK_PAGES`]).
     fn to(target: Pages, ballooned: Pages) -> Option<Self> {
         if ballooned < target {
@@ -68,26 +69,26 @@ impl Way {
     }
 }
 
-/// What is known of an agent that is connected.
+/// What is known about a connected agent.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     at: Instant,
     ballooned: Pages,
-    /// The way it last had to go.
+    /// The way that the balloon last had to go.
     way: Option<Way>,
-    /// How long it has owed pages, the same way, without moving one.
+    /// How long it has owed pages in that direction without moving one.
     still: Duration,
-    /// How long it has owed none.
+    /// How long it has owed no pages.
     idle: Duration,
     pace: Pace,
 }
 
-/// How fast a balloon has come closer, while it owed pages.
+/// How fast a balloon has come closer to its target while it owed pages.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pace {
-    /// What it brings in time, by the latest window that has ended.
+    /// The pages that it brings in [`IN_TIME`], by the latest window that has ended.
     shown: Option<u64>,
-    /// The time in which it owed pages since, and the pages it moved.
+    /// The time for which it has owed pages since that window, and the pages that it has moved.
     owed: Duration,
     moved: u64,
 }
@@ -104,14 +105,14 @@ impl Pace {
         }
     }
 
-    /// What it would bring in time at the pace of the window that runs.
+    /// The pages that it would bring in [`IN_TIME`] at the pace of the current window; `None` while that is too short.
     fn now(&self) -> Option<u64> {
         let moved = u128::from(self.moved) * IN_TIME.as_millis();
         let pages = moved / self.owed.as_millis().max(1);
         (self.owed >= PACE_SEEN).then(|| u64::try_from(pages).unwrap_or(u64::MAX))
     }
 
-    /// What it can be expected to bring in time. Who becomes faster is believed at once.
+    /// The pages that it can be expected to bring in [`IN_TIME`]. A balloon that becomes faster is believed at once.
     fn brings(&self) -> Option<Pages> {
         let shown = self.shown?;
         Some(Pages(self.now().map_or(shown, |now| shown.max(now))))
@@ -119,7 +120,7 @@ impl Pace {
 }
 
 impl Seen {
-    /// `passed` went by, and the balloon has to go this way now.
+    /// Notes that `passed` went by, and that the balloon, which holds `ballooned`, has to go this way now.
     fn note(&mut self, passed: Duration, way: Option<Way>, ballooned: Pages) {
         let came_closer = |way: Way| way.is_closer(ballooned, self.ballooned);
         let moved = self.way.is_some_and(came_closer);
@@ -149,7 +150,7 @@ impl Seen {
 pub struct AgentProgress(Option<Seen>);
 
 impl AgentProgress {
-    /// Whether the balloon was found to be below its target, and moved within the last second.
+    /// Whether the balloon was below its target at the latest look, and has moved within the last second.
     #[must_use]
     pub fn inflates(&self) -> bool {
         self.0.is_some_and(|seen| {
@@ -157,16 +158,16 @@ impl AgentProgress {
         })
     }
 
-    /// The pages that the balloon can be expected to bring in time; `None`: it has shown no pace, so that
-    /// what it is asked for is expected.
+    /// The pages that the balloon can be expected to bring in ten seconds; `None`: it has shown no pace yet, so it
+    /// is expected to bring all that it is asked for.
     #[must_use]
     pub fn brings(&self) -> Option<Pages> {
         self.0.and_then(|seen| seen.pace.brings())
     }
 
-    /// Looks at the balloon; whether it is to be waited for. Called at every look of the policy, which
-    /// must come more often than once in four seconds: what happened in a longer gap, in which the
-    /// machine may have slept, is not held against the agent.
+    /// Looks at the balloon, and returns whether it is to be waited for. To be called at every look of the policy,
+    /// more often than once in four seconds: a longer gap, in which the machine may have slept, is not held
+    /// against the agent.
     pub fn look(&mut self, now: Instant, attached: bool, target: Pages, ballooned: Pages) -> bool {
         if !attached {
             self.0 = None;
@@ -225,7 +226,7 @@ mod tests {
             self.after(POLICY, target, ballooned)
         }
 
-        /// The same at every look, until the answer changes; how long that took.
+        /// Looks with the same numbers while the answer stays the same, and returns how long that was.
         fn stands(&mut self, target: u64, ballooned: u64, answer: bool) -> Duration {
             let start = self.now;
             while self.look(target, ballooned) == answer {
@@ -281,8 +282,8 @@ mod tests {
         assert_eq!(rig.stands(1000, 100, true) + 2 * POLICY, WINDOW + POLICY);
     }
 
-    /// 10 pages a look are 40 a second, 400 in ten; it is believed for a window, and again when it has
-    /// brought what it owed.
+    /// 10 pages at each look are 40 a second and 400 in ten seconds. The balloon is believed for a window, and again
+    /// when it has brought what it owed.
     #[test]
     fn balloon_that_crawls_is_good_for_what_it_brings_in_time() {
         let mut rig = Rig::new();
@@ -381,7 +382,7 @@ mod tests {
     }
 
     proptest! {
-        /// An agent that moves when its target changes, and any page in time, is alive at every look,
+        /// An agent that moves a page when its target changes, and one in each window, is alive at every look,
         /// whatever the target does and however unevenly the policy looks.
         #[test]
         fn agent_that_moves_in_time_is_always_alive(
@@ -407,7 +408,7 @@ mod tests {
         }
 
         /// A dead agent whose target only ever asks for more, or for nothing, is waited for at most
-        /// a window in each time after which it is forgiven.
+        /// one window in each span after which it is forgiven.
         #[test]
         fn dead_agent_is_hardly_waited_for(
             targets in prop::collection::vec((1..20u32, 0..3000u64), 1..200),

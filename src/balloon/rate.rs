@@ -1,9 +1,9 @@
 //! How much work an agent may cause.
 //!
 //! Each message costs a fixed price plus its pages, paid from an allowance that refills with time.
-//! A message is served before it is paid, so the allowance can go into debt, and the session reads
-//! nothing more until the debt is gone. The kernel's queue fills, and the agent waits in its own
-//! `send`. It is not disconnected: too eager is not malformed.
+//! A message is served before it is paid for, so the allowance can go into debt. The session reads
+//! nothing more until the debt is gone: the kernel's queue fills, and the agent waits in its own
+//! `send`. It is not disconnected, because an eager agent is not a malformed one.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ const PAGES_PER_SECOND: f64 = 2_097_152.0;
 /// The price of a message in pages: 4096 empty messages a second cost the host a few per cent of a
 /// core.
 const MESSAGE_PRICE: f64 = 512.0;
-/// What may be saved up: an eighth of a second, so that an honest agent never notices.
+/// The most that may be saved up: an eighth of a second, so that an honest agent never notices the limit.
 const BURST: f64 = PAGES_PER_SECOND / 8.0;
 
 /// The allowance of one session.

@@ -1,26 +1,26 @@
 //! Relief: a guest that is short of memory itself gets pages of its balloon back at once.
 //!
-//! The host takes pages because it is short, so whatever it gives back it wants again. Lowering the
-//! target once leads to a swing: the guest takes its pages, the policy asks for them a moment later,
-//! the guest pushes other pages out to give them, needs those, and asks again. Both sides pay for each
-//! turn, and it never ends while the host is short and the guest needs what it has.
+//! The host takes pages because it is short, so it wants again whatever it gives back. Lowering the
+//! target once leads to a swing: the guest takes its pages, the policy asks for them a moment later, the
+//! guest pushes other pages out to give these, needs the others, and asks again. Both sides pay for each
+//! turn, and the swing never ends while the host is short and the guest needs what it has.
 //!
 //! So relief is a *ceiling* on the balloon, which holds for a time:
-//! - The ceiling is what the balloon holds when the guest asks, less what it asks for. (Counted from
-//!   the target, relief would give nothing while a balloon is still growing towards it.) Asked for
-//!   again while it holds, it falls further and holds anew.
-//! - The policy sees it as the most the balloon may hold. What it cannot get from this balloon it takes
-//!   from other VMs or, if this one holds more than its part, by compression and swap. That chooses
+//! - The ceiling is what the balloon holds when the guest asks, less what the guest asks for. (Counted from
+//!   the target, relief would give nothing while a balloon is still growing towards it.) When the guest asks
+//!   again while the ceiling holds, the ceiling falls further and its time begins anew.
+//! - The policy takes the ceiling as the most that the balloon may hold. What it cannot get from this balloon it
+//!   takes from other VMs or, if this VM holds more than its part, by compression and swap. These choose
 //!   worse than the guest would, but the guest has just said that it has no choice left.
-//! - It holds for [`HOLD`]. A guest that asks again within [`MEMORY`] after it ended needs the
-//!   pages, as it seems: this time it holds twice as long, and so on up to [`HOLD_MAX`]. So a guest
-//!   that needs its memory for good loses it seven times, then once in eleven minutes, while one that
-//!   had a bad moment gives it back after ten seconds. Asking again *while* it holds does not make it
-//!   longer: a guest that allocates a lot asks many times a second.
+//! - The ceiling holds for [`HOLD`]. A guest that asks again within [`MEMORY`] after it ended seems to need the
+//!   pages: this time the ceiling holds twice as long, and so on up to [`HOLD_MAX`]. So a guest
+//!   that needs its memory for good loses it seven times, then once in eleven minutes, while a guest that
+//!   had a bad moment gives it back after ten seconds. Asking again *while* the ceiling holds does not double the
+//!   time: a guest that allocates a lot asks many times a second.
 //!
-//! A host in the hard or low state gives none ([`Relief`] is not asked): it would have to take the same
-//! pages from this guest or another in the same moment. The guest then pages by itself, to its own swap
-//! disk. A guest that asks without need gains nothing by it: its balloon gets smaller, and the host
+//! A host in the hard or low state gives no relief ([`Relief`] is not asked): it would have to take as many
+//! pages from this guest or another at the same moment. The guest then pages by itself, to its own swap
+//! disk. A guest that asks without need gains nothing: its balloon gets smaller, and the host
 //! swaps its pages instead.
 
 use std::time::{Duration, Instant};
@@ -29,9 +29,9 @@ use crate::units::Pages;
 
 /// How long relief holds at first.
 const HOLD: Duration = Duration::from_secs(10);
-/// The longest that it holds without being asked for again: `HOLD` doubled six times.
+/// The longest time for which relief holds without being asked for again: `HOLD` doubled six times.
 const HOLD_MAX: Duration = Duration::from_secs(640);
-/// Asked for within this time after it ended, relief was too short.
+/// Relief that is asked for again within this time after it ended was too short.
 const MEMORY: Duration = HOLD_MAX;
 
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +46,7 @@ struct Given {
 pub struct Relief(Option<Given>);
 
 impl Relief {
-    /// The guest asks for `pages` of the `ballooned` pages that its balloon holds.
+    /// Notes that the guest asks for `pages` of the `ballooned` pages that its balloon holds.
     pub fn ask(&mut self, now: Instant, ballooned: Pages, pages: Pages) {
         let wanted = ballooned.saturating_sub(pages);
         let (ceiling, hold) = match self.0 {
@@ -121,8 +121,8 @@ mod tests {
         assert_eq!(relief.ceiling(after(now, 10)), None);
     }
 
-    /// A guest that needs `need` of its `size` pages for good, beside a host that is short all the
-    /// time and wants `wanted` of them; by the second.
+    /// A guest that needs `need` of its `size` pages for good, on a host that is short all the
+    /// time and wants `wanted` of them. Time passes by the second.
     struct Swing {
         size: u64,
         need: u64,
@@ -133,7 +133,7 @@ mod tests {
     }
 
     impl Swing {
-        /// How often the guest had to ask in so many seconds.
+        /// How often the guest had to ask in this many seconds.
         fn run(&mut self, seconds: u64) -> u32 {
             let mut asked = 0;
             for _ in 0..seconds {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     proptest! {
-        /// The swing dies down: however much is wanted and needed, the guest is bothered a few times,
+        /// The swing dies down: however much is wanted and needed, the guest has to ask a few times only,
         /// and in the second hour six times at most.
         #[test]
         fn guest_that_needs_its_memory_is_left_in_peace(
@@ -177,7 +177,7 @@ mod tests {
             let needs = swing.size - swing.wanted < swing.need;
             let first = swing.run(3600);
             let second = swing.run(3600);
-            // Growing back takes up to `size / 2048` seconds a time, in which it may be asked anew.
+            // The balloon takes up to `size / 2048` seconds to grow back each time, and the guest may ask meanwhile.
             prop_assert!(first <= 14, "{first} times in the first hour");
             prop_assert!(second <= 6, "{second} times in the second hour");
             prop_assert_eq!(first > 0, needs);

@@ -7,8 +7,8 @@
 //!     v  5 s                v                       v STOP
 //!   ERROR                (ended)                 (ended)
 //! ```
-//! Requests that were under way when the host sent `RESET` arrive in the resetting state. They
-//! speak of a balloon that no longer exists, and are dropped unanswered.
+//! Requests that were under way when the host sent `RESET` arrive in the resetting state. They are
+//! about a balloon that no longer exists, and are dropped without an answer.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -25,19 +25,19 @@ use super::rate::Allowance;
 use super::{BalloonHost, BalloonVm, GuestStats, Refusal, SessionEnd, SessionError, batch};
 use crate::units::Pages;
 
-/// How long a new connection may be silent: an agent sends `START` at once, and a thread waits.
+/// How long a new connection may be silent. An agent sends `START` at once, and a thread waits for it.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an agent may leave its replies unread before the host gives up on it.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// Targets pushed while the agent says nothing: an agent that sleeps must not fill its queue and
-/// lose its session for it. The next reply carries the newest target anyway.
+/// The most targets that are pushed while the agent sends nothing: an agent that sleeps must not lose its
+/// session because its queue is full. The next reply carries the newest target anyway.
 const MAX_UNANSWERED_PUSHES: u32 = 16;
 
-/// Serves one connection to its end, on this thread. `poll_interval` is what agents are asked to
-/// keep between two `GET_TARGET`; ESX has one second.
+/// Serves one connection to its end, on this thread. `poll_interval` is the time that agents are asked to
+/// leave between two `GET_TARGET`; in ESX it is one second.
 ///
 /// # Errors
-/// [`SessionError`] when the host ended it. The agent has been told why.
+/// [`SessionError`] when the host ended the session. The agent has been told why, if it could be reached.
 pub fn serve(
     socket: &SeqPacket,
     host: &dyn BalloonHost,
@@ -62,7 +62,7 @@ pub fn serve(
     ended
 }
 
-/// The socket of a session and what is read from it.
+/// The socket of a session, a buffer for what is read from it, and the allowance for that.
 struct Connection<'s> {
     socket: &'s SeqPacket,
     poll_interval: Duration,
@@ -144,7 +144,7 @@ impl<'s> Connection<'s> {
         })
     }
 
-    /// The next message, `None` when the agent is gone.
+    /// The next message and its sequence number; `None` when the agent is gone.
     fn receive(&mut self) -> Result<Option<(u32, ToHost)>, SessionError> {
         let len = match self.socket.recv(&mut self.buffer)? {
             Received::Closed => return Ok(None),
@@ -167,7 +167,7 @@ impl<'s> Connection<'s> {
     }
 }
 
-/// Which of the two a session waits for is there.
+/// Which of the two things for which a session waits is there.
 struct Ready {
     doorbell: bool,
     message: bool,
@@ -176,7 +176,7 @@ struct Ready {
 /// A reset that the agent has not answered with `START` yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reset {
-    /// The agent has no doorbell: the `RESET` takes the place of the next reply.
+    /// The agent has no doorbell, so the `RESET` will take the place of the next reply.
     Owed,
     /// The agent has been sent the `RESET`.
     Sent,
@@ -187,9 +187,9 @@ struct Session<'v> {
     vm: &'v dyn BalloonVm,
     token: u64,
     capabilities: Capabilities,
-    /// The target the agent knows.
+    /// The target that the agent knows.
     told: u64,
-    /// Targets pushed since the agent last said something.
+    /// Targets pushed since the agent's latest message.
     unanswered: u32,
     resetting: Option<Reset>,
 }
@@ -212,7 +212,7 @@ impl Session<'_> {
             .into());
         }
         self.vm.release_all();
-        // A page of the balloon that has just been emptied may have popped; that is settled.
+        // A page of the old balloon may have popped. That balloon is empty now, so it needs no reset any more.
         self.vm.take_reset();
         self.resetting = None;
         self.told = 0;
@@ -228,8 +228,9 @@ impl Session<'_> {
         }))
     }
 
-    /// Looks what is new; what the agent must be told at once.
+    /// Looks what is new, and returns what the agent must be told at once.
     fn doorbell(&mut self) -> Result<Option<ToAgent>, SessionError> {
+        // Before the looks: what changes after them rings again.
         self.vm.doorbell().silence()?;
         if self.vm.is_closing() {
             return Err(SessionError::Closing);
@@ -294,8 +295,8 @@ impl Session<'_> {
         Ok(Some(reply))
     }
 
-    /// The first request after a reset gets the `RESET` if it is still owed. `STATS` has no reply
-    /// that a `RESET` could take the place of.
+    /// The first request after a reset is answered by the `RESET` if that is still owed. `STATS` has no reply
+    /// whose place a `RESET` could take.
     fn answer_resetting(&mut self, message: &ToHost) -> Option<ToAgent> {
         if self.resetting == Some(Reset::Sent) || matches!(message, ToHost::Stats(_)) {
             return None;

@@ -1,4 +1,4 @@
-//! What a guest says about itself, as far as it can be true.
+//! What a guest says about itself, clamped to what can be true.
 
 use memvisor_guest_agent::protocol::balloon::{Stat, StatTag};
 
@@ -7,16 +7,16 @@ use crate::units::{Bytes, Pages};
 /// The statistics of one `STATS` message. `None`: the guest did not say.
 ///
 /// All of it is an allegation. Sizes are clamped: the total to the RAM of the VM, the parts to the
-/// total. Counters (since the guest's boot) cannot be checked; whoever takes differences must take
-/// a counter that went back as a reboot. They may steer which guest gives memory first, and nothing
-/// that must hold.
+/// total. Counters (since the guest's boot) cannot be checked; whoever takes differences must treat
+/// a counter that went back as a reboot. The numbers may decide which guest gives memory first, and nothing
+/// that must be right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct GuestStats {
     /// Memory the guest can use, without its balloon.
     pub total: Option<Bytes>,
     /// Memory that holds nothing.
     pub free: Option<Bytes>,
-    /// Memory that could be had without swapping.
+    /// Memory that could be freed without swapping.
     pub available: Option<Bytes>,
     /// File cache.
     pub caches: Option<Bytes>,
@@ -28,15 +28,15 @@ pub struct GuestStats {
     pub major_faults: Option<u64>,
     /// Page faults that did not, since boot.
     pub minor_faults: Option<u64>,
-    /// Processes killed for want of memory, since boot.
+    /// Processes killed for lack of memory, since boot.
     pub oom_kills: Option<u64>,
     /// Microseconds that its threads waited for its own swap device, since boot.
     pub swap_wait_us: Option<u64>,
 }
 
 impl GuestStats {
-    /// Sorts and clamps what a guest with `ram` pages claims. Unknown tags are skipped; of a tag
-    /// given twice the last one counts.
+    /// Sorts and clamps what a guest with `ram` pages claims. Unknown tags are skipped. When a tag is
+    /// given twice, the last value counts.
     #[must_use]
     pub fn from_claims(claims: &[Stat], ram: Pages) -> Self {
         let mut stats = Self::default();

@@ -1,20 +1,20 @@
-//! Which slot of which block of arena pages is taken, and which pages have memory; no bytes.
+//! Which slot of which block of arena pages is taken, and which pages have memory. The bytes are elsewhere.
 //!
-//! Slots that divide one page are far apart in size: of payloads of 1380 bytes it holds two, and loses a third. So
-//! slots lie in *blocks* of [`BLOCK_PAGES`] adjacent pages and cross from one into the next: from half a KiB up,
-//! sizes are 5 to 12 % apart.
+//! Slots that divide a single page are far apart in size: a page holds two payloads of 1380 bytes, and a third of it is
+//! lost. So slots divide *blocks* of [`BLOCK_PAGES`] adjacent pages, and may cross from one page into the next: from
+//! half a KiB up, sizes are 5 to 12 % apart.
 //!
-//! But a block of which one slot is taken must not keep all of its pages. So a block is a range of the
-//! arena file and no more, and memory goes by the page: a page has some as soon as a payload touches it, is
-//! *emptied* when the last payload that touches it goes, and can then be given back, whatever lies in the rest
-//! of its block. That is how the kernel counts too, and a small cache uses a part of a block. The price is a file
-//! that is longer than its memory.
+//! But a block with one taken slot must not keep all of its pages. So a block is only a range of the arena
+//! file, and memory is kept by the page. A page gets memory as soon as a payload touches it. It is *emptied* when
+//! the last payload that touches it goes, and can then be given back, whatever lies in the rest of its block. The
+//! kernel counts in the same way, and a small cache uses a part of a block. The price is a file that is longer
+//! than its memory.
 //!
-//! The order in which slots were taken is a list through what is kept for them: payloads leave from its middle
-//! with each refill, which a sorted map would search for and rebalance after.
+//! The order in which slots were taken is a linked list through the entries of the slots. Payloads leave from its
+//! middle with each refill; a sorted map would have to search for each and rebalance afterwards.
 //!
-//! No slot is larger than half a page, so each page of a block holds one from end to end. A payload in a well
-//! chosen slot therefore never takes more than one new page.
+//! No slot is larger than half a page, so each page of a block holds one slot from end to end. A payload in a
+//! well chosen slot therefore never takes more than one new page.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -29,8 +29,8 @@ use std::ops::RangeInclusive;
 use self::block::{Block, State, Taken};
 use crate::units::{PAGE_SIZE, SlotId};
 
-/// How many pages are divided into slots together. With four, steps would be 10 % above 1.5 KiB, where many
-/// payloads of programs are, and the cache up to 4 % larger.
+/// How many pages are divided into slots together. With four, steps would be 10 % above 1.5 KiB, a frequent size
+/// of payloads of programs, and the cache up to 4 % larger.
 const BLOCK_PAGES: usize = 8;
 
 /// How many slots share a block, smallest slots first: 256 bytes to half a page.
@@ -38,7 +38,8 @@ const SLOTS_PER_BLOCK: [usize; 23] = [
     128, 96, 80, 64, 58, 52, 48, 44, 40, 36, 32, 30, 28, 26, 24, 23, 22, 21, 20, 19, 18, 17, 16,
 ];
 
-/// The size of each. Looked up for each slot that is looked at, which a division is too slow for.
+/// The size of the slots of each class. A table, because it is needed for each slot that is looked at, and a division
+/// would be too slow.
 const SLOT_BYTES: [usize; SLOTS_PER_BLOCK.len()] = {
     let mut sizes = SLOTS_PER_BLOCK;
     let mut class = 0;
@@ -52,7 +53,7 @@ const SLOT_BYTES: [usize; SLOTS_PER_BLOCK.len()] = {
 /// A [`SlotId`] is `block * STRIDE + slot in the block`, whatever the size of the slots.
 const STRIDE: u32 = 128;
 
-/// The most pages that an arena file can have, for [`SlotId`]s to tell its slots apart: a TiB.
+/// The most pages of an arena file whose slots a [`SlotId`] can number: a TiB.
 pub(super) const MAX_ARENA_PAGES: u32 = (u32::MAX / STRIDE + 1) * PAGES;
 
 const PAGES: u32 = BLOCK_PAGES as u32;
@@ -62,7 +63,7 @@ const PAGES: u32 = BLOCK_PAGES as u32;
 pub(super) struct Class(usize);
 
 impl Class {
-    /// The smallest slots that hold `len` bytes; `None` when no slot does.
+    /// The class of the smallest slots that hold `len` bytes; `None` when no slot does.
     pub(super) fn of(len: usize) -> Option<Self> {
         (0..SLOTS_PER_BLOCK.len())
             .map(Self)
@@ -77,24 +78,24 @@ impl Class {
         SLOT_BYTES[self.0]
     }
 
-    /// The pages of the block that `len` bytes in a slot touch.
+    /// The pages of its block that a payload of `len` bytes in a slot touches.
     fn touches(self, slot: usize, len: usize) -> RangeInclusive<usize> {
         let at = slot * self.slot_bytes();
         at / PAGE_SIZE..=(at + len.max(1) - 1) / PAGE_SIZE
     }
 }
 
-/// The bytes of a payload, which may go on in the next page.
+/// Where the bytes of a payload are; they may go on in the next page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Place {
-    /// The arena page in which they begin.
+    /// The arena page in which the bytes begin.
     pub(super) page: u32,
     /// The first byte in it.
     pub(super) at: usize,
     pub(super) len: u16,
 }
 
-/// The allocator of slots; keeps a `T` for each taken one.
+/// The allocator of slots. It keeps a `T` for each taken slot.
 ///
 /// Invariants: each block is in the list of its state. A page has memory if a payload touches it or if it is
 /// in `emptied`. Each taken slot is in the list from `oldest` to `newest`, once.
@@ -114,7 +115,7 @@ pub(super) struct Arena<T> {
 }
 
 impl<T> Arena<T> {
-    /// Nothing is taken, and up to `most_pages` pages may be.
+    /// An arena without taken slots, which may have memory for up to `most_pages` pages.
     pub(super) fn new(most_pages: u32) -> Self {
         Self {
             blocks: Vec::new(),
@@ -141,7 +142,7 @@ impl<T> Arena<T> {
         self.pages_used
     }
 
-    /// Whether `len` bytes take a page that has no memory; one, and no more.
+    /// Whether `len` bytes need a page that has no memory yet. They never need two.
     pub(super) fn needs_page(&self, class: Class, len: u16) -> bool {
         if !self.ready[class.0].is_empty() || !self.spare.is_empty() {
             return false;
@@ -150,20 +151,20 @@ impl<T> Arena<T> {
         thin.is_none_or(|block| self.blocks[*block as usize].best(len.into()).holes > 0)
     }
 
-    /// Makes room in the tables for a slot of this class that [needs a page](Self::needs_page); whether
-    /// there is memory for that, and a block left.
+    /// Makes room in the tables for a slot of this class that [needs a page](Self::needs_page). `false`: there is
+    /// no memory for the tables, or no block is left.
     pub(super) fn make_room(&mut self, class: Class) -> bool {
         let has_block = !self.thin[class.0].is_empty() || !self.unused.is_empty();
         let may_have = self.blocks.len() < self.most_blocks as usize;
         has_block || may_have && self.blocks.try_reserve(1).is_ok()
     }
 
-    /// How many pages have memory and no payloads.
+    /// How many pages have memory and hold no payload.
     pub(super) fn emptied(&self) -> u32 {
         self.emptied.len() as u32
     }
 
-    /// The emptied pages, ascending, whose memory the caller gives back to the machine.
+    /// Takes out the emptied pages, ascending. The caller must give their memory back to the machine.
     pub(super) fn take_emptied(&mut self) -> Vec<u32> {
         let emptied: Vec<u32> = std::mem::take(&mut self.emptied).into_iter().collect();
         self.pages_used -= emptied.len() as u32;
@@ -178,8 +179,8 @@ impl<T> Arena<T> {
         emptied
     }
 
-    /// Takes a slot for `value` and its `len` bytes: in the lowest block of the class that needs no memory for
-    /// it, or else in one that is not open and still has some, or else where one page is enough.
+    /// Takes a slot for `value` and its `len` bytes: in the lowest block of the class that needs no more memory, else
+    /// in a block that is not open and still has memory, else where one page more is enough.
     pub(super) fn take(&mut self, class: Class, len: u16, value: T) -> (SlotId, Place) {
         let number = self.choose(class);
         let block = &mut self.blocks[number as usize];
@@ -257,7 +258,7 @@ impl<T> Arena<T> {
         Some((&taken.value, place(block.class, number, slot, taken.len)))
     }
 
-    /// The same, to be changed.
+    /// What is kept for a taken slot, to be changed.
     pub(super) fn get_mut(&mut self, id: SlotId) -> Option<&mut T> {
         Some(&mut self.slot_mut(id)?.value)
     }
@@ -267,17 +268,17 @@ impl<T> Arena<T> {
         self.taken
     }
 
-    /// The slot that has been taken longest.
+    /// The slot that has been taken for longest.
     pub(super) const fn oldest(&self) -> Option<SlotId> {
         self.oldest
     }
 
-    /// The slot that was taken next before this one, of those that are; `None` for a free one too.
+    /// Of the taken slots, the one that was taken last before this one. Also `None` when this slot is free.
     pub(super) fn older(&self, id: SlotId) -> Option<SlotId> {
         self.slot(id)?.older
     }
 
-    /// The slot that was taken next after this one, of those that are; `None` for a free one too.
+    /// Of the taken slots, the one that was taken first after this one. Also `None` when this slot is free.
     pub(super) fn newer(&self, id: SlotId) -> Option<SlotId> {
         self.slot(id)?.newer
     }
@@ -293,7 +294,7 @@ impl<T> Arena<T> {
         block.slots.get_mut(slot)?.as_mut()
     }
 
-    /// Makes two slots neighbours in the list; the ends of the list are beside `None`.
+    /// Makes two slots neighbours in the list; `None` stands for what is beyond an end of the list.
     fn join(&mut self, older: Option<SlotId>, newer: Option<SlotId>) {
         const LISTED: &str = "a slot in the list is taken";
         match older {
@@ -306,8 +307,8 @@ impl<T> Arena<T> {
         }
     }
 
-    /// Frees a slot, which leaves pages emptied that no other payload touches. Returns what was kept for it
-    /// and its length; `None` for a free slot.
+    /// Frees a slot. Pages that no other payload touches are emptied by that. Returns what was kept for the slot, and
+    /// the length of its payload; `None` for a free slot.
     pub(super) fn free(&mut self, id: SlotId) -> Option<(T, u16)> {
         let (number, slot) = split(id);
         let block = self.blocks.get_mut(number as usize)?;
@@ -334,8 +335,9 @@ impl<T> Arena<T> {
     }
 }
 
-/// The blocks for so many pages with memory: twice what they fill, and one for each class. Blocks run out before
-/// pages only where most of them have lost most of their payloads, and what is stored is of another class.
+/// How many blocks an arena of `most_pages` with memory has: twice as many as these pages fill, and one for each class.
+/// Blocks run out before pages only when most blocks have lost most of their payloads, and new payloads are of another
+/// class.
 const fn blocks(most_pages: u32) -> u32 {
     let blocks = 2 * most_pages.div_ceil(PAGES) + SLOTS_PER_BLOCK.len() as u32;
     let most = MAX_ARENA_PAGES / PAGES;
@@ -392,7 +394,7 @@ mod tests {
         assert_eq!(Class::of(PAGE_SIZE / 2 + 1), None);
     }
 
-    /// Or a payload could take two new pages at once, which nobody has paid for.
+    /// Otherwise a payload could take two new pages at once, and only one is charged.
     #[test]
     fn each_page_of_a_block_holds_a_slot_from_end_to_end() {
         for class in (0..SLOTS_PER_BLOCK.len()).map(Class) {
@@ -522,9 +524,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against a map of byte ranges and a set of pages with memory: no two payloads overlap, none takes
-        /// more than one page, nor one where an emptied page would do, and an emptied page keeps its
-        /// memory until that is taken.
+        /// Against a map of byte ranges and a set of pages with memory: no two payloads overlap, no payload takes
+        /// more than one new page, or a new page where an emptied one would do, and an emptied page keeps its
+        /// memory until that is taken back.
         #[test]
         fn arena_any_steps_agree_with_the_model(steps in steps()) {
             let mut arena = Arena::new(1 << 20);

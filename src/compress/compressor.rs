@@ -1,16 +1,16 @@
-//! One thread's compressor. What undoes its work is [`payload`](memvisor_guest_agent::protocol::payload),
-//! which guests share.
+//! One thread's compressor. [`payload`](memvisor_guest_agent::protocol::payload) undoes its work; guests use
+//! that too.
 //!
-//! What it makes of a page is 8 bytes, the word of which a page of one word consists ([`filled`]), or an
-//! LZ4 block. The length tells them apart: a block of a whole page has more than 16 bytes of lengths alone.
+//! A payload is either 8 bytes, the word that a page repeats from end to end ([`filled`]), or an LZ4 block. The
+//! length tells the two apart: in the block of a whole page the lengths alone take more than 16 bytes.
 //!
-//! Most pages of programs do not halve, and finding that out should cost little. lz4_flex has no bound on
-//! its output to give up at; it skips faster the longer it finds nothing, so pages without any structure
-//! cost it a microsecond. These are seen beforehand by their bytes: a sample of them that has nearly as
-//! many different values as a sample of noise will not halve. Where pages halve that would be for nothing;
-//! neighbours are alike, so a page is sampled only if the one before it did not halve. For pages between,
-//! such as machine code, no test was found that is cheaper than the work it saves: one that is right about
-//! them is half a compressor itself.
+//! Most pages of programs do not halve, and finding that out should cost little. lz4_flex cannot be told to give
+//! up at a bound on its output. But it skips faster the longer it finds nothing, so a page without any structure
+//! costs it a microsecond. Even that is saved by a sample of the page's bytes: a page whose sample has nearly as
+//! many different values as a sample of noise will not halve. Where pages halve the sample would be wasted.
+//! Neighbouring pages are alike, so a page is sampled only if the one before it did not halve. For pages in
+//! between, such as machine code, no test was found that is cheaper than the work it saves: a test that is right
+//! about them is half a compressor itself.
 
 use std::fmt;
 
@@ -19,18 +19,18 @@ use memvisor_guest_agent::protocol::filled;
 
 use crate::units::{PAGE_SIZE, PageBuf};
 
-/// The largest payload worth keeping, in bytes: two of them share an arena page, so a page is
-/// saved only from here down (ESX accepts a page that compresses to 50 % or less).
+/// The largest payload worth keeping, in bytes: two of these fill an arena page, so larger ones would not save
+/// a page (ESX accepts a page that compresses to 50 % or less).
 pub const MAX_PAYLOAD: usize = PAGE_SIZE / 2;
 
-/// What LZ4 may need for a page that does not compress; the compressor refuses a smaller buffer.
+/// What LZ4 may need for a page that does not compress. The library refuses a smaller buffer.
 const OUTPUT_BYTES: usize = get_maximum_output_size(PAGE_SIZE);
 
-/// Where a page is sampled: the first bytes of each so long a part.
+/// A page is sampled at the start of each part of this many bytes.
 const SAMPLE_EVERY: usize = 512;
 const SAMPLE: usize = 32;
-/// Different values in a sample of 256 bytes from which on it looks like noise, which has 162 and hardly
-/// ever less than this. Half a page of noise and half of anything else has about 115.
+/// From this number of different values on, a sample of 256 bytes looks like noise. Noise has 162 of them, and
+/// hardly ever fewer than this. A page of half noise and half anything else has about 115.
 const NOISE_VALUES: u32 = 145;
 
 /// Compresses pages for one thread: the hash table and the output buffer are reused, so that a page
@@ -38,12 +38,12 @@ const NOISE_VALUES: u32 = 145;
 pub struct Compressor {
     table: CompressTable,
     output: Box<[u8; OUTPUT_BYTES]>,
-    /// Whether the latest page did not halve: neighbours are alike, so only then the next is sampled.
+    /// Whether the latest page did not halve. Neighbours are alike, so only then is the next page sampled.
     refused: bool,
 }
 
 impl Compressor {
-    /// A compressor; about 12 KiB.
+    /// A compressor; it takes about 12 KiB.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -53,8 +53,8 @@ impl Compressor {
         }
     }
 
-    /// The page in fewer bytes, which a [`ZipCache`](super::ZipCache) undoes, or `None` where that takes
-    /// more than [`MAX_PAYLOAD`] or seems to.
+    /// The page in fewer bytes, which a [`ZipCache`](super::ZipCache) can decompress; `None` when they are or seem to
+    /// be more than [`MAX_PAYLOAD`].
     pub fn compress(&mut self, page: &PageBuf) -> Option<&[u8]> {
         if let Some(word) = filled::word_of(&page.0) {
             let payload = &mut self.output[..filled::WORD_BYTES];
@@ -71,8 +71,8 @@ impl Compressor {
     }
 }
 
-/// Whether the page has no structure that would make it half as large. Wrong for a page of noise that has
-/// the same noise twice, which programs do not have.
+/// Whether the page seems to have no structure by which it would halve. Wrong for a page that has the same noise
+/// twice, which programs do not have.
 fn is_noise(page: &PageBuf) -> bool {
     let mut seen = [0u8; 256];
     let (parts, _) = page.0.as_chunks::<SAMPLE_EVERY>();
@@ -218,7 +218,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
-        /// Whatever a page holds: what is kept comes back, and is at most half of it.
+        /// Whatever a page holds, a payload that is kept decompresses to it, and is at most half as long.
         #[test]
         fn what_is_kept_comes_back(
             seed: u64,

@@ -1,12 +1,12 @@
-//! Which pages left a compression cache lately.
+//! Which pages have left a compression cache lately.
 //!
-//! Pages come back from the swap file for two reasons: they did not compress, or the cache did not keep them. Only the
-//! second says that the cache is too small, and only of pages that left not long ago. So each page that leaves is noted,
-//! in one of two maps with a bit for each page of the VM. When one has as many notes as the cache has pages, the other is
-//! cleared and takes its place.
+//! A page that comes back from the swap file was there for one of two reasons: it did not compress, or the cache did
+//! not keep it. Only the second says that the cache is too small, and only if the page left not long ago. So each
+//! page that leaves is noted in the current one of two maps, which have a bit for each page of the VM. When the
+//! current map has as many notes as the cache has pages, the other map is cleared and becomes the current one.
 //!
-//! The worker notes, the fault thread takes notes away, and neither waits: a note that is taken while its map is cleared
-//! counts or does not.
+//! The worker makes notes, the fault thread takes them away, and neither waits. A note that is taken away while its map
+//! is being cleared may count or not.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -17,9 +17,9 @@ use crate::units::{Gfn, Pages};
 #[derive(Debug)]
 pub struct Ghosts {
     pages: u32,
-    /// Made for the first page: most VMs never note one.
+    /// Made with the first note: most VMs never make one.
     maps: OnceLock<[Map; 2]>,
-    /// Which of them takes notes.
+    /// The map that gets new notes.
     current: AtomicUsize,
     returned: AtomicU64,
 }
@@ -27,7 +27,7 @@ pub struct Ghosts {
 #[derive(Debug)]
 struct Map {
     words: Box<[AtomicU64]>,
-    /// Notes made, whether they are still there or not.
+    /// How many notes were made, whether they are still there or not.
     noted: AtomicU64,
 }
 
@@ -51,9 +51,10 @@ impl Map {
         self.noted.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Whether there was a note.
+    /// Takes a note away; whether there was one.
     fn take(&self, gfn: Gfn) -> bool {
         let (word, bit) = self.bit(gfn);
+        // The load first: most pages have no note, and a load is cheaper than an atomic change.
         word.load(Ordering::Relaxed) & bit != 0
             && word.fetch_and(!bit, Ordering::Relaxed) & bit != 0
     }
@@ -67,7 +68,7 @@ impl Map {
 }
 
 impl Ghosts {
-    /// No page of a VM of so many has left.
+    /// For a VM of `pages`, of which none has left the cache yet.
     #[must_use]
     pub const fn new(pages: u32) -> Self {
         Self {
@@ -78,7 +79,7 @@ impl Ghosts {
         }
     }
 
-    /// A page leaves a cache that keeps `stored`. For one thread.
+    /// Notes that a page leaves a cache that keeps `stored` pages. Only one thread may call this.
     pub fn note(&self, gfn: Gfn, stored: Pages) {
         let maps = self
             .maps
@@ -90,7 +91,7 @@ impl Ghosts {
         }
     }
 
-    /// A page has come back from the swap file.
+    /// Notes that a page has come back from the swap file.
     pub fn came_back(&self, gfn: Gfn) {
         let Some(maps) = self.maps.get() else {
             return;
@@ -111,7 +112,7 @@ impl Ghosts {
         Pages(self.maps.get().map_or(0, noted))
     }
 
-    /// How many of those have come back since power-on.
+    /// How many pages have come back since power-on that had left lately.
     #[must_use]
     pub fn returned(&self) -> u64 {
         self.returned.load(Ordering::Relaxed)

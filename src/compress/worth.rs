@@ -2,32 +2,34 @@
 //!
 //! A cache of compressed pages competes with the pages in use for the same memory. If it keeps whatever fits its cap,
 //! data that a guest wrote once and never reads again keeps a quarter of its size for ever, while pages that the guest
-//! needs all the time come and go. A smaller cap is no answer: where the cache is what the guest works on, each page
-//! that leaves it for the swap file comes back ten times as slowly.
+//! needs all the time come and go. A smaller cap is no answer: where the guest works on what is in the cache, each page
+//! that leaves for the swap file comes back ten times as slowly.
 //!
-//! So the cache is priced at the margin. In the order of their last use, a guest's pages lie in RAM, in the cache and in
-//! the swap file, and there are two borders:
-//! * A page of memory more for RAM would keep one page out of the cache, one of those that left RAM last. It saves the
-//!   refills of such a page, at what a refill from the cache costs. They are counted over all of the cache that is not
-//!   its edge.
-//! * A page of memory less for the cache moves what it holds, several pages, from the *edge* of the cache, its oldest
-//!   quarter, to the swap file. Each of their refills then costs the difference between both kinds. The same
-//!   difference would be saved by a cache that had kept the pages that left it last: their refills are told from
-//!   those of other swapped pages by [`Ghosts`](super::Ghosts).
+//! So the cache is priced at the margin. In the order of their last use, a guest's pages lie in RAM, in the cache and
+//! in the swap file, and there are two borders:
+//! * One more page of memory for RAM would keep one page out of the cache, one of those that left RAM last. That saves
+//!   the refills of such a page, each at the cost of a refill from the cache. These refills are counted over all of the
+//!   cache except its edge.
+//! * One page of memory less for the cache moves the several pages that it holds from the *edge* of the cache, its
+//!   oldest quarter, to the swap file. Each of their refills then costs the difference between the two kinds of refill.
+//!   A cache that had kept the pages that left it last would save the same difference: [`Ghosts`](super::Ghosts) tells
+//!   their refills from those of other swapped pages.
 //!
-//! While RAM saves more than twice as much as the edge, the cache shrinks, by an eighth. While the edge saves more than
-//! twice as much as RAM, it grows by as much, and while what left does, it doubles: a cache that is too small costs
-//! more than one that is too large. Between the two it stays. Each time that it had to grow it waits longer before it
-//! shrinks again.
+//! While RAM saves more than twice as much as the edge, the cache shrinks by an eighth. While the edge saves more
+//! than twice as much as RAM, the cache grows by an eighth. While the pages that left would save that much, it
+//! doubles: a cache that is too small costs more than one that is too large. In between it stays as it is. Each time
+//! that the cache had to grow, it waits longer before it shrinks again.
 //!
-//! What a refill costs is measured: the time for which threads of the guest stood still for it. The eviction that
-//! each refill causes is not in it, so RAM saves more than is told here. Until refills from the swap file were seen, they are
-//! taken to be slow. Where there is nothing to learn from because hardly anything is refilled,
-//! the cache stays as it is, and where the swap file takes nothing, it keeps what fits its cap.
+//! The cost of a refill is measured: the time for which threads of the guest stood still for it. The eviction that
+//! each refill causes is not included, so RAM saves more than is reckoned here. Until refills from the swap file have
+//! been seen, they are taken to be slow. Where hardly anything is refilled there is nothing to learn from, and the
+//! cache stays as it is. Where the swap file takes nothing, the cache keeps what fits its cap.
 //!
-//! Everything here is about one VM. Its cache counts as its own memory, so what the cache gives up goes to its own pages.
+//! Everything here is about one VM. Its cache counts as its own memory, so what the cache gives up goes to its own
+//! pages.
 //!
-//! Absent on purpose: the time that moving a page takes. It is the worker's, once, and bounded by the steps.
+//! Absent on purpose: the time that moving a page takes. The worker spends it, once for each page, and the steps
+//! bound it.
 
 use std::time::{Duration, Instant};
 
@@ -36,28 +38,30 @@ use crate::units::{PAGE_SIZE, Pages};
 
 /// The shortest time between two looks that count.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Nothing is decided by what happened in less than this.
+/// No decision is based on less time than this.
 const SETTLE: Duration = Duration::from_secs(2);
-/// What happened longer ago says nothing: guests change what they work on.
+/// Older events are forgotten, because guests change what they work on.
 const WINDOW: Duration = Duration::from_secs(8);
-/// So many refills are needed to tell what RAM would save.
+/// How many refills are needed to tell what RAM would save.
 const EVIDENCE: f64 = 64.0;
-/// Where none were seen, it may be by chance that there were not so many: in one case of 20, of refills that come at
-/// random.
+/// Refills that may have been missed by chance. Where none is seen although this many are expected, chance is the
+/// reason in one case of 20, if refills come at random.
 const CHANCE: f64 = 3.0;
 /// How much more one side must save than the other before memory goes there.
 const MARGIN: f64 = 2.0;
-/// A step down takes one page in so many, and so does one up, unless pages that left come back: that one doubles.
+/// A step down takes one page in so many away, and a step up adds as many. A step up because pages that left come back
+/// doubles the cache instead.
 const STEP: u32 = 8;
-/// What always stays, to learn from: one page in so many of the cap, and a MiB.
+/// What always stays, to learn from: one page in so many of the cap, and at least a MiB.
 const LEAST_PART: u32 = 8;
 const LEAST: u32 = 256;
 /// How long a cache that had to grow does not shrink: at first, and at most.
 const PATIENCE: Duration = Duration::from_secs(8);
 const MOST_PATIENCE: Duration = Duration::from_secs(256);
-/// What a refill from the swap file is taken to cost before one was seen: ten times what a fast disk takes.
+/// What a refill from the swap file is taken to cost, in seconds, before one was seen: ten times what a fast disk
+/// takes.
 const SLOW_REFILL: f64 = 0.001;
-/// What a refill costs is a mean over so many pages, or twice as many.
+/// The cost of a refill is a mean over this many pages, up to twice as many.
 const COSTED: f64 = 4096.0;
 
 /// Refills of one kind since power-on.
@@ -65,7 +69,7 @@ const COSTED: f64 = 4096.0;
 pub struct Refills {
     /// How many pages were brought back.
     pub pages: u64,
-    /// For how long threads stood still for them.
+    /// For how long threads stood still for these pages.
     pub stood: Duration,
 }
 
@@ -80,7 +84,7 @@ pub struct Seen {
     pub stored: Pages,
     /// The oldest of them.
     pub edge: Edge,
-    /// Pages that left it lately and were told from others, and how many of such came back since power-on.
+    /// Pages that have left the cache lately, and how many of such have come back since power-on.
     pub left: Pages,
     /// See `left`.
     pub returned: u64,
@@ -92,14 +96,14 @@ pub struct Seen {
     pub swap_takes: bool,
 }
 
-/// What a page of memory saves: the part of each second for which threads would stand still without it.
+/// What a page of memory saves: the part of each second for which threads would stand still without the page.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Saves {
     /// As a page of the cache's edge.
     pub edge: f64,
-    /// The same, if it was by chance that it did not save more.
+    /// The same, as much as it could be if chance has hidden refills.
     edge_at_most: f64,
-    /// As a page of the cache, if that had kept what left it lately.
+    /// As a page of a cache that had kept what has left it lately.
     pub left: f64,
     /// As a page of RAM.
     pub ram: f64,
@@ -114,7 +118,7 @@ pub struct Worth {
     swap: Cost,
     saves: Saves,
     limit: Option<u32>,
-    /// When it had to grow last, and for how long it does not shrink after that.
+    /// When the cache last had to grow, and for how long it does not shrink after that.
     grown: Option<Instant>,
     patience: Duration,
 }
@@ -141,7 +145,7 @@ impl Worth {
         }
     }
 
-    /// The most arena pages that it should have; `None`: as many as it may.
+    /// The most arena pages that the cache should have; `None`: as many as its cap allows.
     #[must_use]
     pub const fn limit(&self) -> Option<u32> {
         self.limit
@@ -171,7 +175,8 @@ impl Worth {
         self.recent = Recent::default();
     }
 
-    /// How much larger a cache must be that is full and keeps too little: what left it has come back, or would.
+    /// By how much the limit must rise if the cache is full and keeps too little, because pages that left it came
+    /// back or pages of its edge would; `None`: it need not rise.
     fn missing(&self, seen: &Seen) -> Option<u32> {
         let Saves {
             edge, left, ram, ..
@@ -188,7 +193,7 @@ impl Worth {
         }
     }
 
-    /// Has a cache that grows now not shrink for a while.
+    /// Keeps a cache that grows now from shrinking for a while.
     fn stay(&mut self, now: Instant) {
         let again = |at: Instant| now.saturating_duration_since(at) < 2 * MOST_PATIENCE;
         self.patience = match self.grown {
@@ -198,7 +203,7 @@ impl Worth {
         self.grown = Some(now);
     }
 
-    /// Whether a cache that is no larger than it was meant to be keeps too much.
+    /// Whether the cache keeps too much and may shrink. A cache that is still above its limit shrinks already.
     fn may_shrink(&self, now: Instant, seen: &Seen) -> bool {
         let Saves {
             edge_at_most,
@@ -216,13 +221,13 @@ impl Worth {
     }
 }
 
-/// What always stays.
+/// The arena pages that a cache always keeps.
 fn least(cap: u32) -> u32 {
     (cap / LEAST_PART).max(LEAST)
 }
 
-/// What happened since the latest step, or since the window began: seconds, and refills of the edge, of the rest of the
-/// cache, and of pages that had left it.
+/// What happened since the latest step, or since the window began: seconds that passed, and refills from the edge, from
+/// the rest of the cache, and of pages that had left it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Recent {
     time: f64,
@@ -240,7 +245,7 @@ impl Recent {
         let all = seen.zip.pages - before.zip.pages;
         self.time += passed.as_secs_f64();
         self.edge += number(edge);
-        // The counters are read one after the other.
+        // Saturating, because the counters are read one after the other.
         self.young += number(all.saturating_sub(edge));
         self.returned += number(seen.returned - before.returned);
     }
@@ -251,7 +256,7 @@ impl Recent {
         let edge = number(seen.edge.bytes) / number(PAGE_SIZE as u64);
         let left = number(seen.left.0) * each;
         let young = number(seen.stored.0.saturating_sub(seen.edge.pages.0));
-        // At least a page: of fewer nothing is known.
+        // At least one page, because a part of a page says nothing.
         let per = |saved: f64, pages: f64| saved / (pages.max(1.0) * self.time);
         Saves {
             edge: per(self.edge * dearer, edge),
@@ -262,7 +267,7 @@ impl Recent {
     }
 }
 
-/// What a refill costs, on average over the latest.
+/// What a refill costs, on average over the latest ones.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cost {
     pages: f64,
@@ -279,7 +284,7 @@ impl Cost {
         }
     }
 
-    /// In seconds, as if one had been seen that cost `first`.
+    /// The mean in seconds, as if one refill had been seen before the others, and had cost `first`.
     fn mean(&self, first: f64) -> f64 {
         (first + self.stood) / (1.0 + self.pages)
     }
@@ -302,11 +307,11 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const CAP: u32 = 40_000;
 
-    /// A guest with so much memory that takes pages by their last use: the hottest are in RAM, the next in the cache, the
-    /// others in the swap file.
+    /// A guest whose pages lie in the order of their last use: the hottest in RAM, the next in the cache, the others
+    /// in the swap file.
     #[derive(Debug)]
     struct Model {
-        /// How many pages are used how often a second, the most used first.
+        /// How many pages are used, and how often a second; the most used first.
         uses: Vec<(f64, f64)>,
         memory: f64,
         /// How many pages a page of the cache holds.
@@ -320,7 +325,8 @@ mod tests {
         changes: u32,
     }
 
-    /// Where its pages are by some limit: the ends of RAM and cache in the order of use, and the pages of the cache.
+    /// Where the guest's pages are under some limit: the ends of RAM and cache in the order of use, and the pages of
+    /// the cache.
     struct Places {
         ram: f64,
         cached: f64,
@@ -357,7 +363,7 @@ mod tests {
             }
         }
 
-        /// How often a second pages between these two are used.
+        /// How often a second the pages between these two are used.
         fn rate(&self, from: f64, to: f64) -> f64 {
             let mut start = 0.0;
             let mut sum = 0.0;
@@ -369,7 +375,7 @@ mod tests {
             sum
         }
 
-        /// The part of a second that threads stand still.
+        /// The part of a second for which threads stand still.
         fn stands(&self, limit: Option<u32>) -> f64 {
             let Places { ram, cached, .. } = self.places(limit);
             self.rate(ram, cached) * self.costs[0] + self.rate(cached, self.all()) * self.costs[1]
@@ -401,7 +407,7 @@ mod tests {
             }
         }
 
-        /// The end of the pages that have left the cache and are remembered.
+        /// The end, in the order of use, of the pages that have left the cache and are remembered.
         fn left(&self, limit: Option<u32>) -> f64 {
             let Places { ram, cached, .. } = self.places(limit);
             limit.map_or(cached, |_| (2.0 * cached - ram).min(self.all()))
@@ -438,7 +444,7 @@ mod tests {
         number as u64
     }
 
-    /// Used, and not used at all; neither fits.
+    /// Pages that are used and pages that are not used at all; neither kind fits into RAM.
     const HOT_AND_COLD: [(f64, f64); 2] = [(20_000.0, 1.0), (60_000.0, 0.0)];
 
     #[test]
@@ -471,7 +477,7 @@ mod tests {
         assert!(model.worth.limit().is_some(), "{model:?}");
         let mut model = Model::new(&uses, 30_000.0);
         model.costs[1] = 0.05;
-        // Some is tried, and found to be too much.
+        // A smaller cache is tried, and found to be too small.
         model.run(600);
         let (now, whole) = (model.stands(model.worth.limit()), model.stands(None));
         assert!(now < 1.05 * whole, "{now} {whole} {model:?}");

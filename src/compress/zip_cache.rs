@@ -16,7 +16,7 @@ use crate::units::{Bytes, Gfn, PageBuf, Pages, SlotId};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum StoreRefused {
-    /// It needs another arena page and the cache has as many as it may: evict its oldest.
+    /// It needs another arena page, and the cache has as many as it may have: evict the oldest entries.
     #[error("the compression cache is full: {pages} arena pages, the cap is {cap}")]
     Full {
         /// Arena pages in use.
@@ -32,7 +32,7 @@ pub enum StoreRefused {
     },
 }
 
-/// Why a compressed page cannot be had back.
+/// Why a compressed page cannot be brought back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum ZipError {
@@ -52,7 +52,7 @@ pub enum ZipError {
     },
 }
 
-/// What is known of a stored payload besides its bytes.
+/// What is kept for a stored payload besides its bytes.
 #[derive(Debug)]
 struct Entry {
     gfn: Gfn,
@@ -67,24 +67,24 @@ pub struct Edge {
     pub pages: Pages,
     /// The bytes of their payloads.
     pub bytes: u64,
-    /// How many that belonged to it were brought back since the cache was made.
+    /// How many pages of the edge the guest has brought back since the cache was made.
     pub wanted: u64,
 }
 
-/// Which part of the stored pages is the edge.
+/// The part of the stored pages that is the edge: one in so many.
 const EDGE: u64 = 4;
-/// How many pages the edge may grow by when one is stored: it keeps up, and no store takes long.
+/// By how many pages the edge may grow when a page is stored: enough to keep up, and no store takes long.
 const EDGE_STEP: usize = 2;
 
 const AGED: &str = "a slot that has an age is in use";
 
-/// So many pages are punched one after the other more cheaply if none is mapped.
+/// From this many pages on, punching is cheaper if the daemon's own mapping of the arena is dropped first.
 const FORGET: u32 = 8;
 
 /// The compressed pages of one VM.
 #[derive(Debug)]
 pub struct ZipCache {
-    /// The pages of `arena`.
+    /// The bytes of the pages of `arena`.
     file: Published,
     arena: Arena<Entry>,
     edge: Edge,
@@ -97,8 +97,8 @@ pub struct ZipCache {
 }
 
 impl ZipCache {
-    /// An empty cache that may ever have up to `max_pages` arena pages; unused ones cost nothing,
-    /// so this can be generous and [`set_max_pages`](Self::set_max_pages) hold the cap in force.
+    /// An empty cache that can never have more than `max_pages` arena pages. Unused pages cost nothing,
+    /// so this number can be generous, and [`set_max_pages`](Self::set_max_pages) sets the cap in force.
     /// `name` is what `/proc/PID/maps` shows.
     ///
     /// # Errors
@@ -122,10 +122,10 @@ impl ZipCache {
         })
     }
 
-    /// Stores the compressed page `gfn`. `sum` is the [checksum](payload::checksum) of the page as
-    /// it was. The cache gets another arena page only if `may_grow`: that is an allocation of host memory.
-    /// Where emptied pages are of no use for the payload, they are given back for the one that it takes,
-    /// so that [`pages_used`](Self::pages_used) falls, whatever the result.
+    /// Stores the compressed page `gfn`. `sum` is the [checksum](payload::checksum) of the uncompressed
+    /// page. The cache gets another arena page only if `may_grow`, because that takes host memory. If the
+    /// payload needs a page and cannot use the emptied ones, all emptied pages are given back, and it takes one
+    /// of them for its own. Then [`pages_used`](Self::pages_used) may fall, even if the store fails.
     ///
     /// # Errors
     /// [`StoreRefused::Full`] before [`StoreRefused::NeedsPage`].
@@ -159,7 +159,8 @@ impl ZipCache {
         Ok(slot)
     }
 
-    /// Takes the next pages into the edge, if that has become small. One that is too large shrinks as its pages leave.
+    /// Takes the next pages into the edge if it has become too small. An edge that is too large shrinks as its pages
+    /// leave.
     fn follow_edge(&mut self) {
         for _ in 0..EDGE_STEP {
             if self.edge.pages.0 >= self.stored().0 / EDGE {
@@ -187,14 +188,15 @@ impl ZipCache {
         if !may_take {
             return Err(StoreRefused::NeedsPage { len: len.into() });
         }
-        // A cache whose tables cannot grow is as full as it gets.
+        // A cache whose tables cannot grow counts as full: then the oldest pages make room.
         let has_room = self.arena.make_room(class);
         has_room
             .then_some(())
             .ok_or(StoreRefused::Full { pages, cap })
     }
 
-    /// Whether the cache would have one more arena page with a payload of `len` bytes; it never takes two.
+    /// Whether the cache would have more arena pages after storing a payload of `len` bytes. It never takes more than
+    /// one.
     ///
     /// # Panics
     /// When `len` is more than [`MAX_PAYLOAD`].
@@ -207,14 +209,15 @@ impl ZipCache {
         self.emptied() == 0 && self.arena.needs_page(class_of(len), len as u16)
     }
 
-    /// Decompresses a stored page and verifies it. The slot stays as it is; what `into` holds after
-    /// an error means nothing.
+    /// Decompresses a stored page and verifies it. The slot stays as it is. After an error, what `into` holds
+    /// means nothing.
     ///
     /// # Errors
     /// [`ZipError`]: the page is lost.
     pub fn load(&self, slot: SlotId, into: &mut PageBuf) -> Result<(), ZipError> {
         let (entry, place) = self.arena.get(slot).ok_or(ZipError::NotStored { slot })?;
-        // Where it is: a copy takes longer than the way to a payload that was not stored beside the last one.
+        // Decompressed from where it lies: a copy takes longer than the way to a payload that was not stored beside the
+        // last one.
         let payload = self.file.bytes(place.page, place.at, place.len.into());
         if payload::decompress(&payload, &mut into.0) && payload::checksum(&into.0) == entry.sum {
             return Ok(());
@@ -225,7 +228,7 @@ impl ZipCache {
         })
     }
 
-    /// Where a stored page is, for who decompresses it without us; `None` for a free slot.
+    /// Where a stored page is, for a guest that decompresses it itself; `None` for a free slot.
     #[must_use]
     #[expect(
         clippy::cast_possible_truncation,
@@ -241,7 +244,7 @@ impl ZipCache {
         })
     }
 
-    /// The arena for who decompresses pages without us: it can be mapped and not be written.
+    /// The arena for a guest that decompresses pages itself: the descriptor can be mapped, but only to be read.
     ///
     /// # Errors
     /// What opening it again says.
@@ -256,7 +259,7 @@ impl ZipCache {
     }
 
     /// Frees a slot. An arena page that no other slot touches keeps its memory until it is used again or
-    /// [given back](Self::give_back): punching it interrupts every processor that has seen it, which
+    /// [given back](Self::give_back). To punch it at once would interrupt every processor that has used it, which
     /// costs more than bringing a page back.
     ///
     /// # Panics
@@ -274,7 +277,7 @@ impl ZipCache {
         }
     }
 
-    /// Notes that a stored page is wanted by its guest, which is to be freed next.
+    /// Notes that its guest wants a stored page. The slot is to be freed next.
     pub fn note_wanted(&mut self, slot: SlotId) {
         let entry = self.arena.get(slot).map(|(entry, _)| entry);
         if entry.is_some_and(|entry| entry.is_in_edge) {
@@ -282,7 +285,7 @@ impl ZipCache {
         }
     }
 
-    /// The oldest of the stored pages.
+    /// The edge: the oldest of the stored pages.
     #[must_use]
     pub const fn edge(&self) -> Edge {
         self.edge
@@ -294,7 +297,7 @@ impl ZipCache {
         self.arena.emptied()
     }
 
-    /// Gives the memory of the emptied arena pages back to the machine; how many pages.
+    /// Gives the memory of the emptied arena pages back to the machine, and returns how many pages.
     ///
     /// # Panics
     /// When the kernel refuses to punch an own file inside its length.
@@ -326,27 +329,27 @@ impl ZipCache {
         Pages(self.arena.taken())
     }
 
-    /// The bytes of all payloads; less than [`pages_used`](Self::pages_used) pages by what slots
-    /// and pages leave unused.
+    /// The bytes of all payloads: [`pages_used`](Self::pages_used) pages, less what slots and pages leave
+    /// unused.
     #[must_use]
     pub const fn bytes_stored(&self) -> Bytes {
         Bytes(self.bytes_stored)
     }
 
-    /// The most arena pages the cache may have now.
+    /// The most arena pages that the cache may have now.
     #[must_use]
     pub const fn max_pages(&self) -> u32 {
         self.cap
     }
 
-    /// Changes the cap; at most what [`new`](Self::new) was told counts. A cache that is over a
-    /// lowered cap keeps its pages until the caller evicts the oldest.
+    /// Changes the cap, to at most what [`new`](Self::new) was given. A cache that is above a lowered cap keeps
+    /// its pages until the caller evicts the oldest.
     pub fn set_max_pages(&mut self, max_pages: u32) {
         self.cap = max_pages.min(self.most_pages);
     }
 
-    /// Changes the number of arena pages above which its oldest are to move on, within the cap; `None`: that is the cap.
-    /// Pages are stored up to the cap all the same.
+    /// Changes the number of arena pages above which the oldest pages are to move on; `None`: it is the cap. Pages are
+    /// still stored up to the cap.
     pub const fn set_limit(&mut self, pages: Option<u32>) {
         self.limit = pages;
     }
@@ -357,13 +360,13 @@ impl ZipCache {
         self.limit
     }
 
-    /// Whether it has more arena pages than its limit or its cap allows.
+    /// Whether the cache has more arena pages than its limit or its cap allows.
     #[must_use]
     pub fn is_above_limit(&self) -> bool {
         self.pages_used() > self.limit.map_or(self.cap, |limit| limit.min(self.cap))
     }
 
-    /// The stored pages in the order of arrival, which is that of eviction.
+    /// The stored pages in the order of arrival, which is the order of eviction.
     pub fn by_age(&self) -> impl Iterator<Item = (Gfn, SlotId)> {
         iter::successors(self.arena.oldest(), |slot| self.arena.newer(*slot)).map(|slot| {
             let (entry, _) = self.arena.get(slot).expect(AGED);
@@ -385,7 +388,7 @@ impl ZipCache {
         self.file.write(place.page, place.at, &[damaged]);
     }
 
-    /// The memory the kernel counts for the arena; equals [`pages_used`](Self::pages_used).
+    /// The memory that the kernel counts for the arena; equals [`pages_used`](Self::pages_used).
     ///
     /// # Errors
     /// What `fstat(2)` says.
@@ -594,7 +597,7 @@ mod tests {
             cache.free(slot);
         }
         assert_eq!(cache.edge(), edge(8, 2));
-        // What is freed otherwise does not count, and the edge grows again when something is stored.
+        // Pages that are freed unwanted do not count, and the edge grows again when a page is stored.
         cache.free(slots[0]);
         assert_eq!(cache.edge(), edge(7, 2));
         for gfn in 40..42 {

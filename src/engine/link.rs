@@ -10,12 +10,12 @@ use nix::sys::socket::{Shutdown, shutdown};
 use super::EngineError;
 use crate::sync::{AtomicU32, Mutex, Ordering};
 
-/// Commands go out one at a time: only the worker of the VM gives them, and waits for the answer.
+/// Commands go out one at a time: only the worker of the VM sends them, and it waits for each answer.
 #[derive(Debug)]
 pub struct Link {
     socket: SeqPacket,
     seq: AtomicU32,
-    /// Since when an answer is waited for.
+    /// Since when the worker has waited for an answer.
     waiting: Mutex<Option<Instant>>,
     /// When the guest was told to end.
     ended: Mutex<Option<Instant>>,
@@ -33,15 +33,15 @@ impl Link {
         }
     }
 
-    /// For how long the guest has owed an answer to a command; zero when it owes none. A guest that is
-    /// stopped, or swapped out by its own kernel, may owe it for as long as it likes.
+    /// For how long the guest has owed the answer to a command; zero when it owes none. A guest that is
+    /// stopped, or swapped out by its own kernel, may owe it without limit.
     #[must_use]
     pub fn silence(&self) -> Duration {
         let waiting = *self.waiting.lock();
         waiting.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Has `runs` remapped, at most [`MAX_RUNS`](memvisor_guest_agent::protocol::memory::MAX_RUNS); waits
+    /// Has `runs` remapped, at most [`MAX_RUNS`](memvisor_guest_agent::protocol::memory::MAX_RUNS), and waits
     /// for the memory thread.
     ///
     /// # Errors
@@ -56,7 +56,7 @@ impl Link {
         self.receive(seq)
     }
 
-    /// Has the shim take frames from another pool from now on; no page may be mapped from the one it
+    /// Has the shim map frames from another pool from now on. No page may be mapped from the pool that it
     /// has.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl Link {
         }
     }
 
-    /// Lets the guest run with its ends of the fault channels; whether it could be told.
+    /// Lets the guest run, and gives it its ends of the fault channels. `false`: it could not be told.
     #[must_use]
     pub fn go(&self, channels: &[SeqPacket]) -> bool {
         let fds: Vec<_> = channels.iter().map(AsFd::as_fd).collect();
@@ -119,7 +119,8 @@ impl Link {
     /// an answer.
     pub fn end(&self, why: &str) {
         self.ended.lock().get_or_insert_with(Instant::now);
-        // The guest may be gone or deaf; then there is nobody to tell, and who ends a VM waits for none.
+        // Failures are ignored: the guest may be gone, or not read. Never waits, so that ending a VM does not depend
+        // on it.
         let _ = self
             .socket
             .try_send(&Message::Error(why.to_owned()).encode());

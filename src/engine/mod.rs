@@ -1,4 +1,4 @@
-//! How the daemon gets a hand on guest memory: one trait, two engines.
+//! How the daemon controls guest memory: one trait, two engines.
 //!
 //! | step | uffd | mprotect |
 //! |---|---|---|
@@ -11,12 +11,11 @@
 //! | take away | punch a hole into the file | the same |
 //! | written pages | the kernel tells, where it can | unknown |
 //!
-//! Who calls what: the *worker* of the VM is the only one that commands the shim (freeze, map shared,
-//! map private) and that punches; the *fault thread* is the only one that provides. Both do so only
-//! with the page locked. Hence a page that the worker saw resident stays resident while the worker
-//! looks at it, locked or not.
+//! Who calls what: only the *worker* of the VM commands the shim (freeze, map shared, map private) and
+//! punches holes; only the *fault thread* provides pages. Both do so only with the page locked. Hence a
+//! page that the worker has seen resident stays resident while the worker looks at it, locked or not.
 //!
-//! Nobody reads a page of the RAM file that is not resident: the kernel would allocate it.
+//! Nobody may read a page of the RAM file that is not resident, because the kernel would allocate it.
 
 mod link;
 mod mprotect;
@@ -52,20 +51,20 @@ pub enum EngineError {
     Refused {
         /// What it was told to do.
         what: &'static str,
-        /// At which pages.
+        /// The pages at which it failed.
         run: GfnRun,
-        /// How many runs before these it has done.
+        /// How many runs it has done before that one.
         done: usize,
-        /// What its kernel said; ENOMEM usually means the limit of VMAs.
+        /// What the guest's kernel said; ENOMEM usually means the limit of VMAs.
         #[source]
         source: io::Error,
     },
     /// The shim broke the protocol.
     #[error("the shim answered {got} to command {seq}")]
     Protocol {
-        /// What came.
+        /// The answer that came.
         got: String,
-        /// To which command.
+        /// The command that it should have answered.
         seq: u32,
     },
     /// A system call of the daemon failed.
@@ -73,12 +72,12 @@ pub enum EngineError {
     Kernel(#[from] SystemError),
 }
 
-/// What a page shall hold when the guest gets it.
+/// What a page is to hold when the guest gets it.
 #[derive(Clone, Copy, Debug)]
 pub enum Content<'a> {
-    /// Zeroes; the page is a hole now.
+    /// Zeroes. The page is a hole so far.
     Zero,
-    /// These bytes; the page is a hole now.
+    /// These bytes. The page is a hole so far.
     Bytes(&'a PageBuf),
     /// What the RAM file holds already.
     Present,
@@ -89,13 +88,13 @@ pub enum Content<'a> {
 pub struct SharedRun {
     /// The pages of the guest.
     pub run: GfnRun,
-    /// The frame behind the first; the others follow in order.
+    /// The frame behind the first page; the other frames follow in order.
     pub frame: FrameId,
 }
 
-/// A hand on the memory of one guest. See the module text for who may call what.
+/// Control over the memory of one guest. See the module text for who may call what.
 pub trait Engine: Send + Sync + std::fmt::Debug {
-    /// Which of the two it is.
+    /// Which of the two engines it is.
     fn kind(&self) -> EngineKind;
 
     /// Has the guest's memory thread execute one command, of at most [`MAX_RUNS`] runs.
@@ -112,8 +111,8 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
         remap(self, Op::Freeze, &plain(runs))
     }
 
-    /// Maps pool frames over frozen pages, or over holes; how many runs were mapped before the guest's kernel
-    /// refused one, which is at its limit of VMAs.
+    /// Maps pool frames over frozen pages or holes. Returns how many runs were mapped; fewer than all if the guest's
+    /// kernel refused one at its limit of VMAs.
     ///
     /// # Errors
     /// [`EngineError`] other than a refusal.
@@ -130,7 +129,7 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
         }
     }
 
-    /// Maps RAM back over shared pages, holes, so that accesses fault.
+    /// Maps RAM back over shared pages. Their RAM is holes, so accesses fault.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -162,7 +161,7 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
         remap(self, Op::Open, &plain(runs))
     }
 
-    /// Has the guest take frames from another pool from now on; no page may be mapped from the one it has.
+    /// Has the guest map frames from another pool from now on. No page may be mapped from the pool that it has.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -171,8 +170,8 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// Copies a resident page out of the RAM file.
     fn read(&self, gfn: Gfn, into: &mut PageBuf);
 
-    /// Copies resident pages out that are about to be punched: they are not mapped for that, which would have
-    /// to be undone.
+    /// Copies out resident pages that are about to be punched. It does not map them into the daemon, because the punch
+    /// would have to undo that.
     ///
     /// # Errors
     /// [`EngineError::Kernel`].
@@ -184,44 +183,44 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// Begins to fetch a resident page that is to be read next.
     fn prefetch(&self, gfn: Gfn);
 
-    /// Drops what the daemon maps of RAM. Before many holes are punched: each of a page that it maps interrupts every
-    /// processor that the daemon runs on.
+    /// Drops the daemon's own mapping of RAM. To be called before many holes are punched: each hole at a page that the
+    /// daemon maps interrupts every processor on which the daemon runs.
     fn forget(&self);
 
-    /// Punches holes where pages were; their memory is free and every mapping of them is gone.
+    /// Punches a hole where pages were. Their memory is free then, and every mapping of them is gone.
     ///
     /// # Errors
     /// [`EngineError::Kernel`].
     fn punch(&self, run: GfnRun) -> Result<(), EngineError>;
 
-    /// Takes all RAM from whoever still maps it, for good: the VM has ended, and not every process that has its
-    /// memory need have ended with it.
+    /// Takes all RAM from every process that still maps it, for good: the VM has ended, but processes that have its
+    /// memory may not have ended with it.
     ///
     /// # Errors
     /// [`EngineError::Kernel`].
     fn revoke(&self) -> Result<(), EngineError>;
 
-    /// Gives the guest a page that is not mapped from the pool. With userfaultfd the guest can access it then, and
-    /// whoever waited is woken. In engine mprotect the faulting thread must open it and confirm that; keep the page
-    /// locked until then.
+    /// Gives the guest a page that is not mapped from the pool. With userfaultfd the guest can access the page then,
+    /// and threads that waited for it are woken. In engine mprotect the faulting thread must open the page and
+    /// confirm that; the caller keeps the page locked until then.
     ///
     /// # Errors
     /// [`EngineError`].
     fn provide(&self, gfn: Gfn, content: Content<'_>) -> Result<(), EngineError>;
 
-    /// Gives the guest private copies of pages that are mapped from the pool: `content` is written
-    /// to RAM; mapping it is always left to the faulting thread.
+    /// Writes to RAM the private copy of a page that is mapped from the pool. Mapping the copy is always left to the
+    /// faulting thread.
     ///
     /// # Errors
     /// [`EngineError::Kernel`].
     fn write_back(&self, gfn: Gfn, content: &PageBuf) -> Result<(), EngineError>;
 
-    /// Lets faults on pages access them again.
+    /// Has threads that wait in the kernel for these pages access them again.
     fn wake(&self, run: GfnRun);
 
-    /// Tells `each` which resident pages of `run` the guest may have written since the last call, in
-    /// runs; other pages may be among them. Whatever is written from here on is told by the next call.
-    /// `false`: the engine does not know, and any page may have been written.
+    /// Tells `each`, in runs, which resident pages of `run` the guest may have written since the last call. Other
+    /// pages may be among them. What is written from here on is told by the next call. `false`: the engine cannot
+    /// tell, and any page may have been written.
     fn take_written(&self, run: GfnRun, each: &mut dyn FnMut(GfnRun)) -> bool;
 }
 
@@ -233,7 +232,7 @@ fn plain(runs: &[GfnRun]) -> Vec<Remap> {
     runs.iter().map(plain).collect()
 }
 
-/// Has all `runs` remapped, in as few commands as may be.
+/// Has all `runs` remapped, in as few commands as possible.
 ///
 /// # Errors
 /// [`EngineError::Refused`] names the run that failed; with [`EngineError::Gone`] or
@@ -253,6 +252,7 @@ fn remap(engine: &(impl Engine + ?Sized), op: Op, runs: &[Remap]) -> Result<(), 
                     source: io::Error::from_raw_os_error(errno),
                 });
             }
+            // Runs left without an error, or an error without a run that it is about: the shim contradicts itself.
             _ => {
                 return Err(EngineError::Protocol {
                     got: format!("{ack:?}"),

@@ -1,10 +1,10 @@
-//! The engine of any Linux: page protection and SIGSEGV, no privilege, no userfaultfd.
+//! The engine for any Linux: page protection and SIGSEGV, without privileges and without userfaultfd.
 
 use super::shim::Provider;
 use super::{Content, EngineError, EngineKind, Ram};
 use crate::units::{Gfn, GfnRun};
 
-/// A page that is not open raises SIGSEGV; the handler asks the daemon and opens it when told to.
+/// An access to a page that is not open raises SIGSEGV. The handler asks the daemon, and opens the page when told to.
 #[derive(Clone, Copy, Debug)]
 pub struct MprotectProvider;
 

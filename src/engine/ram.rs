@@ -36,7 +36,7 @@ impl Ram {
         Ok(written.map_err(cannot("write guest RAM"))?)
     }
 
-    /// What the kernel counts for this RAM.
+    /// The memory that the kernel counts for this RAM.
     ///
     /// # Errors
     /// What `fstat(2)` says.

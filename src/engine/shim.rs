@@ -1,4 +1,4 @@
-//! What both engines do in the same way: commands to the shim, and the RAM file.
+//! What both engines do in the same way: commands to the shim, and work on the RAM file.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::units::{Gfn, GfnRun, PageBuf};
 
 /// What the two engines do differently: how a page gets to the guest.
 pub trait Provider: Send + Sync + std::fmt::Debug {
-    /// Which engine this makes.
+    /// Which engine it belongs to.
     fn kind(&self) -> EngineKind;
 
     /// As [`Engine::provide`].

@@ -10,8 +10,8 @@ use super::{Content, EngineError, EngineKind, Ram};
 use crate::sys::{Filled, Pagemap, Uffd};
 use crate::units::{Gfn, GfnRun};
 
-/// Faults come over the guest's userfaultfd and are resolved in its address space by ioctl; only
-/// writes to shared pages need the faulting thread's hands.
+/// Faults come over the guest's userfaultfd and are resolved in its address space by ioctl. Only
+/// writes to shared pages need the help of the faulting thread.
 #[derive(Debug)]
 pub struct UffdProvider {
     uffd: Arc<Uffd>,
@@ -21,8 +21,8 @@ pub struct UffdProvider {
 }
 
 impl UffdProvider {
-    /// A provider for a guest that maps its RAM at `base`, and whose `pagemap` tells writes if there is
-    /// one.
+    /// A provider for a guest that maps its RAM at `base`. Its `pagemap`, if there is one, tells which pages were
+    /// written.
     #[must_use]
     pub const fn new(uffd: Arc<Uffd>, base: u64, pagemap: Option<Pagemap>) -> Self {
         Self {
@@ -54,27 +54,27 @@ impl Provider for UffdProvider {
         };
         match filled.map_err(cannot(what))? {
             Filled::Done => Ok(()),
-            // Several threads faulted on one page, or it was mapped meanwhile, or it must be tried
-            // once more: whoever waits accesses it again.
+            // Several threads faulted on one page, or it was mapped meanwhile, or the ioctl must be tried
+            // once more: in each case the threads that wait access the page again.
             Filled::Present if matches!(content, Content::Present) => {
                 self.wake(GfnRun::single(gfn));
                 Ok(())
             }
-            // Mapping what is there would give the guest bytes that it did not write.
+            // A hole was expected. To map what is there instead would give the guest bytes that it did not write.
             Filled::Present => Err(cannot(what)(ErrorKind::AlreadyExists).into()),
             Filled::Gone => Err(EngineError::Gone),
         }
     }
 
     fn wake(&self, run: GfnRun) {
-        // It can fail only for a range outside the address space, that is for a shim that lied
-        // about its base and whose threads wait elsewhere.
+        // It fails only for a range outside the address space, that is for a shim that lied about its base.
+        // Then the threads that wait are elsewhere.
         let _ = self.uffd.wake(self.address(run.start), run.count);
     }
 
     fn take_written(&self, run: GfnRun, each: &mut dyn FnMut(GfnRun)) -> bool {
-        // It fails when the guest is gone, or when its shim mapped RAM anew and did not register it:
-        // then its pages are hashed, as elsewhere.
+        // It fails when the guest is gone, or when its shim has mapped RAM anew and not registered it.
+        // Then pages are hashed again and again, as where the kernel cannot tell.
         let told = self
             .pagemap
             .as_ref()

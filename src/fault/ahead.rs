@@ -1,9 +1,9 @@
-//! Faults in a row: how many pages behind them are given before they are asked for.
+//! Faults in a row: how many of the pages behind a fault are given with it, before the guest asks for them.
 //!
-//! A fault costs two wake-ups, of the daemon and of the guest's thread, and on an idle machine each of
-//! them is dearer than everything else together. A guest that touches page after page is going to
-//! touch the next ones too. So the granule of a fault grows with the length of the row ([`Rows`]), and is one
-//! page again for whatever is not a row. Memory that is short is for pages that somebody asks for.
+//! A fault costs two wake-ups, one of the daemon and one of the guest's thread. On an idle machine each of them
+//! costs more than everything else together. A guest that touches page after page is going to touch the next
+//! ones too. So a fault brings more pages the longer its row is ([`Rows`]), and one page when it is not part of a
+//! row. When memory is short, it is kept for pages that somebody asks for.
 
 use memvisor_guest_agent::rows::Rows;
 
@@ -12,14 +12,15 @@ use crate::page::Home;
 use crate::units::Gfn;
 use crate::vm::Vm;
 
-/// The most pages given ahead, 64 KiB: what a guest stops short of is found zero and taken back.
+/// The most pages given ahead; 64 KiB with the page of the fault. Pages that the guest then does not touch are found
+/// to be zero and taken back.
 pub(super) const MOST: u32 = 15;
 
-/// Pages are given ahead while so large a part of the budget is free beside the reserve. Reclaim keeps more than that
-/// free as long as it keeps up with what guests ask for.
+/// The part of the budget, one page in so many, that must be free beside the reserve for pages to be given ahead.
+/// Reclaim keeps more than that free as long as it keeps up with the guests.
 const FREE_PART: u64 = 256;
 
-/// Serves a fault, and gives pages behind it if it is one of a row.
+/// Serves a fault, and gives pages behind it if it is part of a row.
 ///
 /// # Errors
 /// As [`resolve`].

@@ -1,5 +1,5 @@
-//! Questions of the guest to attach pages: they come over a fault channel as faults do, and the answer goes back
-//! there; in between they are the worker's, which alone commands the shim.
+//! Requests of the guest to attach pages. A request comes over a fault channel, as a fault does, and the answer goes
+//! back over it. The worker does the attaching, because only the worker commands the shim.
 
 use crossbeam::channel::{Sender, bounded};
 use memvisor_guest_agent::protocol::memory::MAX_ATTACH;
@@ -11,15 +11,17 @@ use crate::engine::Reply;
 use crate::units::{Gfn, GfnRun};
 use crate::vm::Vm;
 
-/// Who attaches pages.
+/// What attaches pages: the worker of the VM.
 pub trait Attacher: Send + std::fmt::Debug {
-    /// Has `pages` attached to frames with the bytes of as many pages from `source` on. How many were, from the
-    /// first on, goes to `answer`, and then the bell of the VM is rung. `false`: not now, and there is no answer.
+    /// Has `pages` attached to frames that hold the bytes of the pages from `source` on. The number of pages that
+    /// were attached, counted from the first, is sent to `answer`, and then the bell of the VM rings. `false`: this
+    /// cannot be done now, and no answer comes.
     fn attach(&self, pages: GfnRun, source: Gfn, answer: Sender<u32>) -> bool;
 }
 
 impl Core {
-    /// Has the worker attach pages, of one channel at a time: others that ask meanwhile get none.
+    /// Has the worker attach pages, for one channel at a time. Channels that ask meanwhile are told that none were
+    /// attached.
     pub(super) fn attach(
         &mut self,
         channel: usize,
@@ -39,10 +41,10 @@ impl Core {
         out.reply(channel, Reply::Attached(0))
     }
 
-    /// Answers who had pages attached, when that has ended.
+    /// Answers the guest's thread when the pages that it asked for have been attached.
     pub(super) fn tell_attached(&mut self, out: &mut dyn Driver) -> Result<(), Ended> {
         for (number, channel) in self.channels.iter_mut().enumerate() {
-            // A worker that has ended does not answer: then the VM ends.
+            // A worker that has ended never answers; the VM ends with it.
             if let Channel::Attaching(wait) = channel
                 && let Ok(count) = wait.try_recv()
             {
@@ -54,10 +56,10 @@ impl Core {
     }
 }
 
-/// Whether the guest may ask for this.
+/// Checks that the guest may ask for this.
 ///
 /// # Errors
-/// [`Ended::Protocol`]: it names what is not its RAM, or none or too many pages.
+/// [`Ended::Protocol`]: the request names pages outside the guest's RAM, or no pages, or too many.
 fn check(vm: &Vm, pages: GfnRun, source: Gfn) -> Result<(), Ended> {
     let GfnRun { start, count } = pages;
     let size = vm.table.pages();

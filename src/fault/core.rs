@@ -1,14 +1,14 @@
 //! The fault path of one VM as a state machine: events and the time go in, actions come out.
 //!
-//! It decides everything about a fault between the moment that it is read and the moment that it is answered: whether it
-//! is served, which neighbours come with it, what it waits for, in which order those that wait go on, and what ends the
-//! VM. It reads no clock and no descriptor. Pages are put in place through the VM's [`Engine`](crate::engine::Engine);
-//! what is to be said to the guest goes to a [`Driver`]. One driver is the fault thread ([`super::thread`]), the other
-//! is the simulated machine ([`crate::sim`]), so that what is tested in any order of events is what ships.
+//! It decides everything about a fault from the moment it is read to the moment it is answered: whether it is served,
+//! which neighbours come with it, what it waits for, in which order waiting faults go on, and what ends the VM. It
+//! reads no clock and no descriptor. It puts pages in place through the VM's [`Engine`](crate::engine::Engine), and
+//! hands answers for the guest to a [`Driver`]. One driver is the fault thread ([`super::thread`]), the other is the
+//! simulated machine ([`crate::sim`]): the code that is tested in any order of events is the code that ships.
 //!
-//! What waits goes on by an event and not by looking again: the bell of the VM rings when a page that a fault waits for
-//! is unlocked, when the VM was granted memory in its turn and when an attachment has ended. Only faults that wait for memory are
-//! looked at from time to time too, in case a change of the policy went unnoticed.
+//! Waiting faults go on when an event says so; they are not polled. The bell of the VM rings when a page that a fault
+//! waits for is unlocked, when the VM has been granted memory, and when an attachment has ended. Only faults that wait
+//! for memory are also looked at from time to time, in case a change of the policy went unnoticed.
 
 use std::io;
 use std::sync::Arc;
@@ -32,12 +32,13 @@ use crate::throttle::Throttle;
 use crate::units::{Gfn, Pages};
 use crate::vm::{Cause, Stall, Vm};
 
-/// While faults wait for memory, how often to look without being called.
+/// How often faults that wait for memory are looked at without a call.
 const STARVED_LOOK: Duration = Duration::from_millis(200);
-/// After how long faults that wait for memory are worth a line in the log, and how often.
+/// How long a fault has waited for memory before the log gets a warning, and the time between two such warnings.
 const STARVED_WARNING: Duration = Duration::from_secs(5);
 
-/// A guest that finds wrong bytes asks once and ends; others may ask as often as they like.
+/// Limits log lines about wrong bytes. A guest that really finds some asks once and ends; a malicious one could flood
+/// the log.
 static REPORTS: Throttle = Throttle::new(8, Duration::from_secs(1));
 
 /// What a channel is in the middle of.
@@ -46,22 +47,22 @@ pub(super) enum Channel {
     Idle,
     /// Its fault is parked.
     Waiting,
-    /// Its pages are being attached. How many were comes here.
+    /// Its pages are being attached. The receiver gets how many were.
     Attaching(Receiver<u32>),
-    /// Its thread has been told to change a mapping, and stands still until it has.
+    /// Its thread has been told to change a mapping and stands still until it has done so.
     Confirming(Pending, Stall),
 }
 
-/// What is left to do when a fault has been looked at.
+/// What is left to do after an attempt to serve a fault.
 enum Then {
     Nothing,
-    /// The guest asked because it had no credit.
+    /// The guest asked because it had no credit: it gets some.
     TopUp,
-    /// The fault waits for memory.
+    /// The fault waits for memory: the VM joins the queue.
     LineUp,
 }
 
-/// See the module text. The VM's pages are whole whenever no method runs.
+/// See the module text. Between calls, every page of the VM is in a consistent state.
 #[derive(Debug)]
 pub struct Core {
     pub(super) vm: Arc<Vm>,
@@ -70,14 +71,14 @@ pub struct Core {
     rows: Rows,
     credits: Credits,
     pub(super) attacher: Box<dyn Attacher>,
-    /// When to look at faults that wait for memory.
+    /// When to look at faults that wait for memory next.
     look: Instant,
     warned: Instant,
 }
 
 impl Core {
-    /// The fault path of `vm`, which has so many fault channels, and whose pages are attached by `attacher`. At most
-    /// `ahead` pages are given before they are asked for.
+    /// The fault path of `vm`, which has `channels` fault channels. `attacher` attaches its pages. At most `ahead`
+    /// pages are given before they are asked for.
     #[must_use]
     pub fn new(
         vm: Arc<Vm>,
@@ -124,7 +125,8 @@ impl Core {
                         self.serve(fault, now, out)?;
                     }
                 }
-                // Whose turn it is not yet need not try.
+                // Nothing was granted: the call was for unlocked pages alone, and faults that wait for their turn
+                // need not try.
                 let granted = self.vm.begin_turn();
                 if granted == Pages(0) && unlocked && !self.vm.parking.is_barred() {
                     return Ok(());
@@ -134,12 +136,13 @@ impl Core {
         }
     }
 
-    /// Does what is due. To be called when [`due`](Self::due) says so and after events.
+    /// Does what is due. It must be called when [`due`](Self::due) says so, and after events.
     ///
     /// # Errors
     /// As [`handle`](Self::handle).
     pub fn tick(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
         self.credits.look(&self.vm, now);
+        // After the look, which finds forged credits.
         if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
             return Err(Ended::Protocol(lie.to_owned()));
         }
@@ -160,8 +163,8 @@ impl Core {
             .min()
     }
 
-    /// The guest is gone and will not confirm any more. What it was told counts as done, so that every page has one
-    /// home when the VM is torn down.
+    /// Ends the fault path of a guest that is gone and will not confirm any more. Mappings that it was told to change
+    /// count as changed, so that every page has one home when the VM is torn down.
     pub fn end(self) {
         for channel in self.channels {
             if let Channel::Confirming(pending, _) = channel {
@@ -202,7 +205,7 @@ impl Core {
         self.serve(fault, now, out)
     }
 
-    /// A fault that was read at `since`: from then on its thread stands still.
+    /// A fault that was read at `since`. Its thread counts as standing still from then on.
     fn begin(
         &self,
         gfn: Gfn,
@@ -225,7 +228,7 @@ impl Core {
         })
     }
 
-    /// What came over a channel is to be answered.
+    /// Marks a channel as waiting for an answer. A guest that asks twice before it was answered breaks the protocol.
     pub(super) fn claim(&mut self, channel: usize) -> Result<(), Ended> {
         if !matches!(self.channels[channel], Channel::Idle) {
             let error = "a second fault on a channel before the first was answered";
@@ -242,6 +245,7 @@ impl Core {
             return Err(Ended::Protocol(error));
         };
         self.vm.stalls.end(stall, now);
+        // Even after an error, which ends the VM: every page must have one home when it is torn down.
         complete(&self.vm, pending);
         match i32::try_from(errno).unwrap_or(libc::EIO) {
             0 => Ok(()),
@@ -258,7 +262,8 @@ impl Core {
         Ok(())
     }
 
-    /// Notes what the thread of a fault that has waited stands still for now.
+    /// Notes what the thread of a fault that has waited stands still for now: its page may have another home than
+    /// before.
     fn note_cause(&self, mut fault: Waiter, now: Instant) -> Waiter {
         let cause = cause(&self.vm, fault.gfn, fault.access);
         self.vm.stalls.change(&mut fault.stall, cause, now);
@@ -293,7 +298,7 @@ impl Core {
                 return Ok(Then::LineUp);
             }
         }
-        // Only then: the thread that asked runs meanwhile.
+        // After the answer: the thread that asked already runs while credits are granted.
         Ok(if were_missing {
             Then::TopUp
         } else {
@@ -313,7 +318,7 @@ impl Core {
         self.vm.note_latency(took);
         let Asker::Channel(channel) = fault.asker else {
             self.vm.stalls.end(fault.stall, now);
-            // It was answered by providing the page.
+            // Providing the page has woken the thread: a userfault needs no other answer.
             let Some(pending) = pending else {
                 return Ok(());
             };
@@ -332,6 +337,7 @@ impl Core {
     }
 
     fn starve(&mut self, mut fault: Waiter, now: Instant) {
+        // Credits that the guest has not used are memory too: it must not wait for pages that it holds itself.
         self.vm.take_back_credits();
         let cause = self.vm.refused(fault.stall.cause());
         self.vm.stalls.change(&mut fault.stall, cause, now);
@@ -342,7 +348,8 @@ impl Core {
         }
     }
 
-    /// Serves again what waits for memory, in the order in which it came, with what is at hand for this turn.
+    /// Serves the faults that wait for memory again, in the order in which they came, with the pages granted for this
+    /// turn.
     fn feed(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
         self.look = now + STARVED_LOOK;
         if self.waiting.starved().is_none() {
@@ -356,7 +363,7 @@ impl Core {
         if were_missing {
             self.credits.top_up(&self.vm, now);
         }
-        // First, or what is given back could come back here.
+        // Before the turn ends: otherwise the pages that it gives back could be granted to this VM again.
         self.waiting.line_up(&self.vm);
         self.vm.end_turn();
         if let Some((count, since)) = self.waiting.starved() {

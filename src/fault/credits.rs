@@ -1,8 +1,8 @@
 //! How much memory a guest that serves some of its faults itself holds in advance.
 //!
-//! A page that it holds is a page that nobody else has, and a fault that finds none asks the daemon, as
-//! every fault of other guests does. So what a guest holds begins small, doubles each time it has been
-//! used up, and is taken back whole when little of it was used for a while or the VM must wait.
+//! A page that a guest holds in advance is a page that no other guest can have. A fault that finds no credit asks
+//! the daemon, as every fault of other guests does. So a guest holds few pages at first. The number doubles each
+//! time they have been used up, and all unused ones are taken back when few were used for a while or the VM must wait.
 
 use std::time::{Duration, Instant};
 
@@ -16,21 +16,22 @@ use super::resolve::{Access, cause};
 
 /// Pages that a guest holds at first.
 pub(super) const FIRST: u32 = 16;
-/// A guest holds at most this part of what faults may take, because others touch pages too, and never more than the
-/// table has credits. Where faults wait for each page it holds [`FIRST`], so that they come once for so many.
+/// A guest holds at most one of this many of the pages that first touches may take, because others touch pages too, and
+/// never more than the table has credits. Where memory is short it still holds [`FIRST`], so that not every page costs
+/// a fault.
 const PART: u64 = 8;
-/// How long pages that are held may lie unused.
+/// How long held pages may lie unused.
 const REST: Duration = Duration::from_millis(250);
-/// How much longer a guest that holds nothing is left alone.
+/// How much later a guest that holds nothing is looked at.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// The credits of one VM; belongs to its fault thread.
 #[derive(Debug)]
 pub(super) struct Credits {
     want: u32,
-    /// What it had used when it was looked at last.
+    /// How many credits the guest had used when they were last topped up.
     used: u64,
-    /// The same, when it last rested.
+    /// How many it had used when a look was last due.
     rested: u64,
     due: Instant,
 }
@@ -46,22 +47,23 @@ impl Credits {
         }
     }
 
-    /// Whether the guest would not have asked for this if it had had a credit.
+    /// Whether the guest asked for this page only because it had no credit.
     pub(super) fn were_missing(vm: &Vm, gfn: Gfn, access: Access) -> bool {
         vm.table.claims().is_some()
             && cause(vm, gfn, access) != Cause::Open
-            // A page of the balloon has to be asked for in any case.
+            // Pages of the balloon are never offered: the guest has to ask for them in any case.
             && vm.table.entry(gfn).home() != Home::Ballooned
     }
 
-    /// Gives the guest what it needs, more than before if that was used up.
+    /// Tops the guest's credits up, to more than before if most of those were used.
     pub(super) fn top_up(&mut self, vm: &Vm, now: Instant) {
+        // Credits count as used only once the pages that the guest has brought with them are settled.
         vm.settle_done();
         let used = vm.stats.inline();
         if let Some(claims) = vm.table.claims()
             && claims.held() == 0
         {
-            // A guest at its limit comes here often and never holds one, so that the look is never due.
+            // The next `look` is put off here. For a guest at its limit, which comes here often, it would never be due.
             claims.look_for_forged();
             (self.rested, self.due) = (used, now + REST);
         }
@@ -77,7 +79,7 @@ impl Credits {
     /// How long it may take until [`look`](Self::look) is due; `None` for a guest that asks for everything.
     pub(super) fn due(&self, vm: &Vm, now: Instant) -> Option<Duration> {
         let claims = vm.table.claims()?;
-        // Who holds nothing is looked at for what it may have made itself.
+        // A guest that holds nothing is looked at too, for credits that it may have forged.
         let later = if claims.held() > 0 {
             Duration::ZERO
         } else {
@@ -86,7 +88,7 @@ impl Credits {
         Some(self.due.saturating_duration_since(now) + later)
     }
 
-    /// Takes back what the guest holds if the VM must wait, or, when a look is due, if it was hardly used since the last.
+    /// Takes back what the guest holds if the VM must wait, or if a look is due and little was used since the last one.
     pub(super) fn look(&mut self, vm: &Vm, now: Instant) {
         let Some(claims) = vm.table.claims() else {
             return;

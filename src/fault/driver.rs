@@ -1,4 +1,4 @@
-//! What the fault core is told, and what it has done: its line to whoever drives it.
+//! What goes into the fault core and what comes out of it: the interface to its driver.
 
 use std::time::Instant;
 
@@ -13,16 +13,16 @@ use crate::units::Gfn;
 pub enum Event {
     /// A thread accessed this page and waits in the kernel.
     Userfault(Gfn),
-    /// A thread of the guest says this over the fault channel of this number.
+    /// A thread of the guest sent this message over the fault channel with this number.
     Message(usize, Fault),
-    /// The bell of the VM rang. Whoever hears it answers it first
+    /// The bell of the VM rang. The driver has silenced it before it hands this event over
     /// ([`Parking::answer`](crate::page::Parking::answer)).
     Bell,
 }
 
-/// Who answers the guest, at once: its thread waits.
+/// What answers the guest. It must do so at once, because the guest's thread waits.
 pub trait Driver {
-    /// The time: what the core does after an event was read takes some too.
+    /// The time now. The core needs it beside the time of the event, because serving a fault takes time too.
     fn now(&self) -> Instant;
 
     /// Answers what came over a channel.
@@ -31,7 +31,7 @@ pub trait Driver {
     /// [`Ended`]: the guest cannot be told.
     fn reply(&mut self, channel: usize, reply: Reply) -> Result<(), Ended>;
 
-    /// Tells the homes that a page has had, in at most
+    /// Tells the guest which homes a page has had, in at most
     /// [`MAX_REPORT`](memvisor_guest_agent::protocol::memory::MAX_REPORT) bytes.
     ///
     /// # Errors

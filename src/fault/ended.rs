@@ -17,7 +17,7 @@ pub enum Ended {
     /// The guest's process is gone or has hung up.
     #[error("the guest is gone")]
     GuestGone,
-    /// Somebody asked for it.
+    /// Somebody asked for the end.
     #[error("{0}")]
     Asked(String),
     /// A fault cannot be served, ever.
@@ -34,7 +34,7 @@ pub enum Ended {
     /// The guest's kernel refused a mapping that the guest cannot go on without.
     #[error("the guest cannot map its own page: {0} (out of VMAs? see vm.max_map_count)")]
     Mapping(io::Error),
-    /// The kernel failed the daemon.
+    /// A system call of the daemon failed.
     #[error(transparent)]
     Kernel(#[from] SystemError),
 }
@@ -42,7 +42,7 @@ pub enum Ended {
 impl Ended {
     /// A fault of `vm` on `gfn` failed for good.
     pub(super) fn of_fault(vm: &Vm, gfn: Gfn, source: FaultError) -> Self {
-        // It died between asking and being answered.
+        // The guest died between its fault and the answer.
         if let FaultError::Engine(EngineError::Gone) = source {
             return Self::GuestGone;
         }

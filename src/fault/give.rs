@@ -1,17 +1,18 @@
 //! Giving a guest a page, and its neighbours with it.
 //!
-//! A fault costs far more than the page that it is about. Where neighbours are worth having too (the pages behind one
-//! of a row, the rest of a shared run, a block where every mapping counts), one fault brings them all.
-//! [`resolve`](super::resolve()) says which neighbours are wanted. What happens to a neighbour is said here, once:
+//! A fault costs far more than the page that it is about. Where neighbours are worth having too (the pages behind a
+//! fault in a row, the rest of a shared run, a block where every mapping counts), one fault brings them all.
+//! [`resolve`](super::resolve()) says which neighbours are wanted. What happens to a neighbour is decided here:
 //!
-//! - It is *locked* by trying. A page that is busy, that is not wanted or that is sampled ends the row, because the row
-//!   is in one piece. An access to a sampled page is to be counted, and nobody has accessed this one yet.
+//! - It is *locked*, if that succeeds at once. A page that is busy, not wanted or sampled ends the row, because the row
+//!   must be in one piece. The next access to a sampled page is to be counted, and the guest has not accessed this one.
 //! - It is *charged* like the page that was asked for. Where memory is short, the row ends.
 //! - Its content is *read* like that of the page that was asked for. Swapped pages side by side come with one read.
-//! - What is wrong with it is no loss yet: the row ends, and the page stays as it is until somebody asks for it.
+//! - If it cannot be read, nothing is lost yet: the row ends, and the page stays as it is until somebody asks for it.
 //!
-//! With userfaultfd the page that was asked for is given last: its thread goes on at once, and would ask for the
-//! neighbours. Where the faulting thread must change a mapping, all pages stay locked until it has confirmed that.
+//! With userfaultfd the page that was asked for is given last. Its thread goes on as soon as it has that page, and
+//! would fault on neighbours that are not there yet. Where the faulting thread must change a mapping, all pages stay
+//! locked until it has confirmed that.
 
 use super::resolve::{Access, FaultError, Outcome, ask, cause_at, note_touch};
 use crate::engine::{Content, EngineKind, Reply};
@@ -21,8 +22,8 @@ use crate::swap::SlotRun;
 use crate::units::{Gfn, GfnRun, PageBuf, SlotId};
 use crate::vm::{Counter, Vm};
 
-/// Gives the guest the page `requested`, and those in `range` around it that are `wanted`. Shared pages get a copy of
-/// their own; then the whole row is shared, and else no page of it is.
+/// Gives the guest the page `requested`, and the pages of `range` around it that are `wanted`. Either all pages of the
+/// row are shared, and each gets a copy of its own, or none is.
 ///
 /// # Errors
 /// [`FaultError`]: the page that was asked for is lost, or cannot be handed over.
@@ -70,7 +71,7 @@ fn count(pages: &[PageGuard<'_>]) -> u32 {
     u32::try_from(pages.len()).unwrap_or(u32::MAX)
 }
 
-/// Locks pages one after the other, up to the first that ends the row.
+/// Locks pages one after the other, up to the first one that ends the row.
 fn lock_row<'a>(
     vm: &'a Vm,
     gfns: impl Iterator<Item = Gfn>,
@@ -80,7 +81,7 @@ fn lock_row<'a>(
         let entry = vm.table.entry(gfn);
         wanted(gfn, entry) && !entry.is_sampled()
     };
-    // Looked at before it is locked, which is cheap, and again when nobody can change it.
+    // Before the lock, because a look is cheaper than a lock; and again under it, when the page cannot change any more.
     let lock = |gfn| {
         let page = is_wanted(gfn).then(|| vm.try_lock(gfn)).flatten();
         page.filter(|page| is_wanted(page.gfn()))
@@ -88,8 +89,8 @@ fn lock_row<'a>(
     gfns.map_while(lock).collect()
 }
 
-/// Places the pages one after the other, as far as there is memory and nothing is wrong; those that were placed. The
-/// first of them have been read.
+/// Places pages one after the other until memory runs out or a page cannot be placed, and returns those that were
+/// placed. `read` holds the contents of the first ones, as far as these have been read.
 fn place_row<'a>(vm: &'a Vm, row: Vec<PageGuard<'a>>, read: &[PageBuf]) -> Vec<PageGuard<'a>> {
     let place = |(at, page): (usize, PageGuard<'a>)| {
         charge(vm, page.home())
@@ -99,12 +100,13 @@ fn place_row<'a>(vm: &'a Vm, row: Vec<PageGuard<'a>>, read: &[PageBuf]) -> Vec<P
     row.into_iter().enumerate().map_while(place).collect()
 }
 
-/// Takes the memory that a page at this home needs to become resident, a shared one for its copy.
+/// Charges the memory that a page with this home needs to become resident. A shared page needs it for its copy.
 fn charge(vm: &Vm, home: Home) -> bool {
     home == Home::Resident || vm.charge(cause_at(home, Access::Write).urgency())
 }
 
-/// Puts the content of a charged page, which may have been read, in its place in RAM, and gives the charge back if that fails.
+/// Puts the content of a charged page in its place in RAM, and gives the charge back if that fails. `read` is the
+/// content if it has been read already.
 ///
 /// A shared page keeps its home until the guest has mapped the copy, because until then the guest reads the frame.
 fn place<'a>(
@@ -134,29 +136,29 @@ fn place<'a>(
         vm.release_wanted(gfn, home);
         counter.one();
     }
-    // Where its thread must map it, it is open when that is confirmed.
+    // Otherwise the guest's thread must map the page, and `complete` opens it when that is confirmed.
     if vm.engine.kind() == EngineKind::Uffd && page.home() == Home::Resident {
         page.set_open();
     }
     Ok(page)
 }
 
-/// What counts the pages that become resident from this home when they are placed.
+/// The counter for pages that become resident from this home when they are placed; `None` for homes that they keep.
 fn counter(vm: &Vm, home: Home) -> Option<&Counter> {
     let stats = &vm.stats;
     match home {
         Home::Untouched | Home::Zero => Some(&stats.first_touch),
-        // The guest's agent does not know its own pages any more, which its session will tell it.
+        // The guest accessed a page that its balloon holds. The balloon's session will tell the agent of it.
         Home::Ballooned => Some(&stats.pops),
         Home::Compressed(_) => Some(&stats.refill_zip),
         Home::Swapped(_) => Some(&stats.refill_swap),
-        // Frozen, and the move was given up; or mapped by its thread later.
+        // A resident page was frozen for a move that was given up. A shared page becomes resident in `complete`.
         Home::Resident | Home::Shared(_) => None,
     }
 }
 
-/// Reads a swapped page that was asked for and those behind it, as far as they lie side by side in the swap file. One
-/// read of eight pages takes hardly longer than of one. None where each is read when its turn comes.
+/// Reads a swapped page that was asked for together with those behind it that follow it in the swap file: reading eight
+/// pages takes hardly longer than reading one. Returns nothing where each page is to be read in its turn.
 fn read_together(vm: &Vm, requested: &PageGuard<'_>, behind: &[PageGuard<'_>]) -> Vec<PageBuf> {
     let Home::Swapped(start) = requested.home() else {
         return Vec::new();
@@ -170,14 +172,14 @@ fn read_together(vm: &Vm, requested: &PageGuard<'_>, behind: &[PageGuard<'_>]) -
     }
     let mut pages = vec![PageBuf::zeroed(); more + 1];
     let len = u32::try_from(more + 1).unwrap_or(u32::MAX);
-    // One of them may be damaged, which is no loss for the others.
+    // One of them may be damaged. Then each is read alone, so that the others are not lost with it.
     match vm.swap.read_run(SlotRun { start, len }, &mut pages) {
         Ok(()) => pages,
         Err(_) => Vec::new(),
     }
 }
 
-/// What a page at this home holds; `buffer` is used if it has to be brought.
+/// The content of a page with this home. `read` is that content if it was read before; otherwise `buffer` receives it.
 fn load<'b>(
     vm: &Vm,
     home: Home,
@@ -187,7 +189,7 @@ fn load<'b>(
     if let Some(content) = read {
         return Ok(Content::Bytes(content));
     }
-    // In each arm, so that the most frequent fault, a first touch, need not clear a buffer.
+    // Each arm makes the buffer itself, so that a first touch, the most frequent fault, does not clear one in vain.
     let content = match home {
         Home::Resident => return Ok(Content::Present),
         Home::Untouched | Home::Zero | Home::Ballooned => return Ok(Content::Zero),

@@ -1,31 +1,32 @@
 //! Serving faults on the processor on which they happen.
 //!
 //! A thread that faults waits until it is served, and its processor has nothing to do meanwhile. A fault that
-//! another processor serves costs two wake-ups from one to the other, and where they are halted these are most of
-//! its time; on the same processor it costs two switches. So the fault thread goes to the guest: where a single
-//! thread faults again and again, it looks from time to time where that is, and stays there.
+//! another processor serves costs two wake-ups across processors, and where these are halted the wake-ups take most
+//! of the fault's time. On the same processor the fault costs two context switches. So the fault thread goes to the
+//! guest: where a single thread faults again and again, the fault thread looks from time to time on which processor
+//! that thread runs, and moves there.
 //!
-//! That helps guests that are confined to a processor, as virtual processors often are, and hosts on which none is
-//! idle. Otherwise the scheduler wakes the guest on an idle one, away from who has just served it; to keep it would be
-//! to choose processors for a guest, which is not ours to do.
+//! That helps guests that are confined to a processor, as virtual processors often are, and hosts on which no processor
+//! is idle. Otherwise the scheduler wakes the guest's thread on an idle processor, away from the fault thread. To keep
+//! it would mean to choose processors for the guest, which is not the daemon's to do.
 //!
-//! It goes back as soon as another thread of the guest faults: those that compute while one waits would be
-//! in the way of the fault thread, and who serves several is best placed by the scheduler. It goes back too when
-//! nothing has faulted for a while: the processor may be somebody else's by the next fault.
+//! The fault thread goes back as soon as another thread of the guest faults. Threads that compute while one waits
+//! would be in its way, and a thread that serves several is best placed by the scheduler. It also goes back when
+//! nothing has faulted for a while: by the next fault somebody else may use the processor.
 
 use std::time::{Duration, Instant};
 
 use crate::sys::{Processors, processor_of};
 
-/// Faults of one thread in a row before it is followed.
+/// Faults of one thread in a row after which the thread is followed.
 const ROW: u32 = 32;
-/// How often to look where it is. It costs as much as one fault.
+/// The least time between two looks where the thread runs. A look costs as much as one fault.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Without a fault for so long, nobody is followed.
+/// After this time without a fault, the thread is followed no longer.
 const REST: Duration = Duration::from_millis(20);
 
-/// Where the fault thread of a VM runs; belongs to it.
+/// Where the fault thread of a VM runs; belongs to that thread.
 #[derive(Debug)]
 pub(super) struct Near {
     /// The guest's process.
@@ -39,7 +40,7 @@ pub(super) struct Near {
 
 #[derive(Debug)]
 struct Follow {
-    /// What the thread could use before, and gets back.
+    /// The processors that the fault thread could use before, and gets back.
     all: Processors,
     one: Processors,
 }
@@ -57,7 +58,7 @@ impl Near {
         }
     }
 
-    /// A thread of the guest has faulted; 0 is no thread.
+    /// Notes that a thread of the guest has faulted; 0: the thread is not known.
     pub(super) fn note(&mut self, thread: u32, now: Instant) {
         if thread == 0 {
             return;
@@ -85,7 +86,7 @@ impl Near {
             .map(|_| due.saturating_duration_since(now))
     }
 
-    /// Follows nobody any more if there was no fault for a while.
+    /// Stops following if there was no fault for a while.
     pub(super) fn rest(&mut self, now: Instant) {
         if self.follow.is_some() && now >= self.last + REST {
             self.row = 0;
@@ -93,8 +94,8 @@ impl Near {
         }
     }
 
-    /// Runs on `processor` from here on, if this thread may. What cannot be done is left as it is: faults are served
-    /// anywhere.
+    /// Moves this thread to `processor`, if it may run there. A failure changes nothing, because faults can be served
+    /// on any processor.
     fn go(&mut self, processor: usize) {
         let (Ok(now), Ok(one)) = (Processors::of_this_thread(), Processors::only(processor)) else {
             return;
@@ -102,7 +103,8 @@ impl Near {
         let all = match &self.follow {
             Some(follow) if follow.one == one && now == one => return,
             Some(follow) if now == follow.one => follow.all,
-            // Somebody else has chosen processors for this thread: that holds.
+            // We follow nobody yet, or somebody else has chosen processors for this thread since. The present set
+            // is the one to go back to.
             _ => now,
         };
         self.follow = None;
@@ -115,7 +117,7 @@ impl Near {
         if let Some(Follow { all, one }) = self.follow.take()
             && Processors::of_this_thread().is_ok_and(|now| now == one)
         {
-            // Those that are gone meanwhile are no loss.
+            // A failure leaves this thread where it is, which only costs time.
             let _ = all.take();
         }
     }
@@ -125,10 +127,10 @@ impl Near {
 mod tests {
     use super::*;
 
-    /// More than the kernel counts threads to: those beside this one are other tests.
+    /// A number above any that the kernel gives to threads: the real threads beside this one run other tests.
     const NO_THREAD: u32 = i32::MAX.unsigned_abs();
 
-    /// This thread plays the guest's and the host's at once: it is always near itself.
+    /// This thread plays the guest's thread and the fault thread at once, so it is always near itself.
     fn faults(near: &mut Near, thread: u32, count: u32, now: Instant) {
         (0..count).for_each(|_| near.note(thread, now));
     }

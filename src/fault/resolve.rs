@@ -1,4 +1,4 @@
-//! One fault, served by the home its page has now.
+//! Serves one fault, by the home that its page has now.
 
 use thiserror::Error;
 
@@ -14,11 +14,11 @@ use crate::vm::{Cause, Unlocked, Vm};
 /// What the guest tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// An access that waits in the kernel, which does not say what it was: the page was not there.
+    /// An access to a page that was not there. It waits in the kernel, which does not say whether it reads or writes.
     Any,
-    /// A read of a page that the guest may not read; its thread asks over a channel.
+    /// A read of a page that the guest may not read. Its thread asks over a channel.
     Read,
-    /// A write to a page that the guest may not write.
+    /// A write to a page that the guest may not write. Its thread asks over a channel.
     Write,
 }
 
@@ -27,10 +27,10 @@ pub enum Access {
 pub enum Outcome {
     /// The guest can access the page.
     Served {
-        /// So many pages behind it were given with it.
+        /// How many pages behind it were given with it.
         behind: u32,
     },
-    /// The faulting thread must do this and confirm it.
+    /// The faulting thread must change a mapping as this reply says, and confirm that.
     Ask(Reply, Pending),
     /// The page is being moved; its unlock calls the fault thread.
     Busy,
@@ -43,7 +43,7 @@ pub enum Outcome {
 #[must_use = "complete it, or its pages are locked for ever"]
 pub struct Pending {
     pages: Vec<KeptPage>,
-    /// Whether they stay shared: they were only closed.
+    /// Whether the pages were only closed, and stay shared.
     revealed: bool,
 }
 
@@ -76,12 +76,12 @@ pub enum FaultError {
     Engine(#[from] EngineError),
 }
 
-/// What a thread stands still for whose access to `gfn` is served.
+/// What a thread stands still for while its access to `gfn` is served.
 pub(super) fn cause(vm: &Vm, gfn: Gfn, access: Access) -> Cause {
     cause_at(vm.table.entry(gfn).home(), access)
 }
 
-/// The same of an access to a page at this home.
+/// The same for an access to a page with this home.
 pub(super) fn cause_at(home: Home, access: Access) -> Cause {
     match home {
         Home::Untouched | Home::Zero | Home::Ballooned => Cause::FirstTouch,
@@ -92,8 +92,8 @@ pub(super) fn cause_at(home: Home, access: Access) -> Cause {
     }
 }
 
-/// Serves a fault, or says what it waits for; up to `ahead` pages behind one that is not there come with it. Never
-/// blocks, except to read the swap file.
+/// Serves a fault, or says what it waits for. If its page is not there, up to `ahead` pages behind it come with it.
+/// Never blocks, except to read the swap file.
 ///
 /// # Errors
 /// [`FaultError`]: the guest cannot go on.
@@ -104,23 +104,25 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access, ahead: u32) -> Result<Outcome,
     let page = loop {
         match vm.lock(gfn) {
             Ok(page) => break page,
-            // Tried again, the access finds the page there or waits for the thread that brings it.
+            // A thread of the guest is bringing the page. The access that is tried again finds the page, or waits for
+            // that thread.
             Err(Unlocked::Claimed) => return Ok(retry(vm, gfn)),
             Err(Unlocked::Busy) if vm.table.park(gfn) => return Ok(Outcome::Busy),
-            // It was unlocked in between.
+            // It was unlocked in between: lock it again.
             Err(Unlocked::Busy) => {}
         }
     };
     match page.home() {
         Home::Shared(frame) if access == Access::Write => break_shared(vm, page, frame),
-        // It stays marked until the guest has opened it: the mark says that it is closed.
+        // The sampling mark says that the page is closed, so it stays until the guest has opened the page.
         Home::Shared(_) if access == Access::Read && page.entry().is_sampled() => {
             Ok(ask(vm, Reply::Reveal(GfnRun::single(gfn)), [page]))
         }
-        // It was mapped since, or is to be asked for over a channel: either way, tried again.
+        // The page has been mapped since, or its thread must ask over a channel: in both cases the access is tried
+        // again.
         Home::Shared(_) => Ok(retry(vm, gfn)),
-        // Another thread's fault brought it. With userfaultfd a mapping can be lost behind our back (the kernel swaps,
-        // or could not populate it), and the fault that follows must be served.
+        // Another thread's fault has brought it. Not so with userfaultfd: there an open page can lose its mapping
+        // behind our back (the kernel swaps it, or could not populate it), and the fault that follows must be served.
         Home::Resident if page.entry().is_open() && vm.engine.kind() == EngineKind::Mprotect => {
             Ok(Outcome::Served { behind: 0 })
         }
@@ -136,7 +138,7 @@ fn retry(vm: &Vm, gfn: Gfn) -> Outcome {
     Outcome::Served { behind: 0 }
 }
 
-/// Counts the access to a sampled page.
+/// Counts the access if the page is sampled.
 pub(super) fn note_touch(vm: &Vm, page: &PageGuard<'_>) {
     if page.entry().is_sampled() {
         page.set_sampled(false);
@@ -144,27 +146,27 @@ pub(super) fn note_touch(vm: &Vm, page: &PageGuard<'_>) {
     }
 }
 
-/// Up to `count` pages from `start` on, as far as there are so many.
+/// `count` pages from `start` on, cut at the end of RAM.
 fn run_from(vm: &Vm, start: Gfn, count: u32) -> GfnRun {
     GfnRun::new(start, count.min(vm.table.pages() - start.0))
 }
 
-/// Gives a page and up to `ahead` pages behind it that are like it. Swapped ones must lie side by side, so that they cost
-/// no further read.
+/// Gives a page and up to `ahead` pages behind it that have the same kind of home. Swapped pages must lie side by
+/// side in the swap file, so that they cost no further read.
 fn give_row(vm: &Vm, page: PageGuard<'_>, home: Home, ahead: u32) -> Result<Outcome, FaultError> {
     let start = page.gfn();
     let is_alike = |gfn: Gfn, entry: Entry| match (home, entry.home()) {
         (Home::Swapped(first), Home::Swapped(slot)) => {
             slot == SlotId(first.0.wrapping_add(gfn.0 - start.0))
         }
-        // One that is open needs nothing.
+        // A page that is open already needs nothing.
         (home, other) => home.kind() == other.kind() && !entry.is_open(),
     };
     let range = run_from(vm, start, ahead.saturating_add(1));
     give(vm, page, range, &is_alike)
 }
 
-/// Pages that are opened together near the limit of VMAs, aligned: 64 KiB.
+/// Pages that are opened together near the limit of VMAs: an aligned block of 64 KiB.
 const BLOCK: u32 = 16;
 
 /// Without userfaultfd each boundary between open and closed pages is a VMA, and a guest that touches
@@ -175,13 +177,13 @@ fn give_block(vm: &Vm, page: PageGuard<'_>) -> Result<Outcome, FaultError> {
     give(vm, page, block, &is_ram)
 }
 
-/// The longest end of a run that is broken at once, 128 KiB.
+/// The longest rest of a run that is broken together, 128 KiB.
 const MAX_BREAK: u32 = 32;
 
 /// Gives a page that the guest wrote a copy of its own.
 ///
-/// Near the limit of VMAs, a page broken out of the middle of a run would cost two more. Breaking
-/// everything behind it too costs none. A longer rest is left: then the split is worth it.
+/// A page that is broken out of the middle of a run costs two more VMAs. Breaking everything behind it too costs none,
+/// so near the limit of VMAs the rest of the run is broken too, unless it is so long that the split is worth its VMAs.
 fn break_shared(vm: &Vm, page: PageGuard<'_>, frame: FrameId) -> Result<Outcome, FaultError> {
     let start = page.gfn();
     let continues = |gfn: Gfn, entry: Entry| {
@@ -202,17 +204,17 @@ pub(super) fn ask<'a>(
     reply: Reply,
     pages: impl IntoIterator<Item = PageGuard<'a>>,
 ) -> Outcome {
-    // Ended when it has done so.
+    // Ended by `complete`.
     vm.vmas.begin(1);
     let pages = pages.into_iter().map(PageGuard::keep).collect();
     let revealed = matches!(reply, Reply::Reveal(_));
     Outcome::Ask(reply, Pending { pages, revealed })
 }
 
-/// The faulting thread has confirmed its mapping (or is gone): the pages are resident and open, and
-/// what they shared is released. Dropping the locks wakes who waits for them.
+/// Ends what was pending, when the faulting thread has confirmed its mapping or is gone. The pages become resident and
+/// open, and the frames that they shared are released. Dropping the locks wakes the faults that wait for the pages.
 pub fn complete(vm: &Vm, pending: Pending) {
-    // With its last shared page gone, the VM may leave the pool at any moment.
+    // Before the loop: once its last shared page is gone, the VM may leave this pool at any moment.
     let pool = vm.pool();
     for kept in pending.pages {
         let page = vm.table.resume(kept);

@@ -1,5 +1,5 @@
-//! The fault thread of one VM: the driver of its fault path ([`Core`]). It reads faults and the clock, sends answers, and
-//! notices when the guest ends.
+//! The fault thread of one VM: the driver of its fault path ([`Core`]). It reads faults and the clock, sends answers,
+//! and notices when the guest ends.
 
 use std::io;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct Faulter {
     pub pid: i32,
     /// Where its shim maps RAM.
     pub base: u64,
-    /// What reports its faults, where it has that.
+    /// The userfaultfd that reports its faults, in engine uffd.
     pub uffd: Option<Arc<Uffd>>,
     /// The daemon's ends of the fault channels.
     pub sockets: Vec<SeqPacket>,
@@ -42,9 +42,9 @@ pub struct FaultThread {
     near: Near,
     watch: Watch,
     guest: Guest,
-    /// The faults that were read last; kept, so that a fault needs no allocation.
+    /// The faults that were read last. The buffer is kept, so that a fault needs no allocation.
     faults: Vec<UserFault>,
-    /// When the latest turn was over: now, hardly later, it is time to wait.
+    /// When the latest turn ended. Timeouts are reckoned from it: the next wait begins hardly later.
     now: Instant,
 }
 
@@ -53,17 +53,17 @@ pub struct FaultThread {
 struct Guest {
     vm: Arc<Vm>,
     faulter: Faulter,
-    /// Kept open as long as the epoll watches it.
+    /// Keeps the socket open as long as the epoll watches it.
     _link: Arc<Link>,
 }
 
 impl Guest {
-    /// The socket is closed: by the guest's death, or by us because somebody asked for it.
+    /// Why a socket is closed: the guest died, or the daemon closed it because somebody asked for the VM's end.
     fn hung_up(&self) -> Ended {
         self.vm.end_reason().map_or(Ended::GuestGone, Ended::Asked)
     }
 
-    /// Never waits: a shim that asks and does not read must not be able to hold this thread.
+    /// Never waits: a shim that asks and does not read the answers must not hold this thread up.
     fn send(&self, channel: usize, message: &[u8]) -> Result<(), Ended> {
         self.faulter.sockets[channel]
             .try_send(message)
@@ -91,7 +91,7 @@ impl Driver for Guest {
 }
 
 impl FaultThread {
-    /// A thread for the faults of `vm`, whose pages are attached by `attacher`.
+    /// A thread for the faults of `vm`. `attacher` attaches its pages.
     ///
     /// # Errors
     /// [`Ended::Kernel`] when no epoll can be made.
@@ -152,7 +152,7 @@ impl FaultThread {
     fn timeout(&self) -> EpollTimeout {
         let due = [self.core.due(self.now), self.near.due(self.now)];
         let due = due.into_iter().flatten().min();
-        // Rounded up, or the last millisecond would be spent in a loop.
+        // Rounded up: otherwise the last fraction of a millisecond would be spent in a busy loop.
         let millis = due.map(|due| u16::try_from(due.as_millis() + 1).unwrap_or(u16::MAX));
         millis.map_or(EpollTimeout::NONE, EpollTimeout::from)
     }
@@ -165,14 +165,15 @@ impl FaultThread {
         self.faults.clear();
         uffd.read_faults(&mut self.faults)
             .map_err(cannot("read faults"))?;
-        // Of all of them: the last waits while those before are served.
+        // One time for all of them: the last one waits while those before it are served, and that counts as its
+        // latency.
         let since = Instant::now();
         for at in 0..self.faults.len() {
             let UserFault { address, thread } = self.faults[at];
             let page = address.wrapping_sub(base) / PAGE_SIZE as u64;
             let gfn = Gfn(u32::try_from(page).unwrap_or(u32::MAX));
             self.handle(Event::Userfault(gfn), since)?;
-            // Only now: the thread that faulted runs meanwhile.
+            // After the answer: the thread that faulted already runs while we look where it is.
             self.near.note(thread, since);
         }
         Ok(())
@@ -194,7 +195,8 @@ impl FaultThread {
         let decoded = Fault::decode(&bytes[..len]);
         let (fault, thread) = decoded.map_err(|error| Ended::Protocol(error.to_string()))?;
         self.handle(Event::Message(channel, fault), since)?;
-        // A guest that serves itself runs while what it did is noted: that is better done elsewhere.
+        // A guest that serves faults itself runs on while the daemon notes what it did, so the daemon is better off on
+        // another processor.
         if matches!(fault, Fault::Read(_) | Fault::Write(_))
             && self.guest.vm.table.claims().is_none()
         {

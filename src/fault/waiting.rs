@@ -1,4 +1,4 @@
-//! Faults that have been read and not been served.
+//! Faults that have been read and not yet served.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::vm::{Stall, Stalls, Vm};
 /// Where the answer to a fault goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Asker {
-    /// The kernel: whoever waits for the page is woken when it is provided.
+    /// The kernel: it wakes all threads that wait for the page when the page is provided.
     Kernel,
     /// The thread at the other end of a fault channel.
     Channel(usize),
@@ -33,8 +33,8 @@ pub(crate) struct Waiter {
 
 /// The faults of one VM that are parked.
 ///
-/// Its size is bounded: a fault channel has one fault at a time, and of faults on the userfaultfd
-/// one a page is kept, as all threads that wait for a page are woken together.
+/// Its size is bounded: a fault channel has one fault at a time. Of faults on the userfaultfd one for each
+/// page is kept, because all threads that wait for a page are woken together.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     busy: HashMap<Gfn, Vec<Waiter>>,
@@ -42,12 +42,12 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// The page of this fault is being moved.
+    /// Parks a fault whose page is being moved.
     pub(super) fn park_busy(&mut self, waiter: Waiter, stalls: &Stalls) {
         add(self.busy.entry(waiter.gfn).or_default(), waiter, stalls);
     }
 
-    /// There is no memory for this fault.
+    /// Parks a fault for which there is no memory.
     pub(super) fn park_starved(&mut self, waiter: Waiter, stalls: &Stalls) {
         add(&mut self.starved, waiter, stalls);
     }
@@ -62,7 +62,7 @@ impl Waiting {
         std::mem::take(&mut self.starved)
     }
 
-    /// Says what the faults want that wait for memory.
+    /// Tells the budget what the faults that wait for memory want; gives the VM's place up if there are none.
     pub(super) fn line_up(&self, vm: &Vm) {
         if self.starved.is_empty() {
             return vm.budget.leave(&vm.parking);
@@ -70,15 +70,15 @@ impl Waiting {
         let is_promised = vm.held() < vm.orders.promised();
         let (need, barred) = self.need(vm);
         vm.budget.wait(&vm.parking, need, barred, is_promised);
-        // What keeps them from having memory calls them when it changes, and may have changed before it was known that
-        // they wait.
+        // When the order that bars them changes, the VM is called. But the order may have changed before it was known
+        // that they wait: then nobody calls, so we do.
         if barred && self.need(vm) != (need, barred) {
             vm.parking.ring();
         }
     }
 
-    /// The pages that the faults want that wait for memory, those in advance for a guest that serves itself included, and
-    /// whether there are others, which may have none now.
+    /// How many pages the faults that wait for memory want, credits for a guest that serves itself included, and
+    /// whether there are other faults, which may have no memory now.
     fn need(&self, vm: &Vm) -> (Need, bool) {
         let mut need = Need::default();
         let mut is_missing = false;
@@ -113,7 +113,7 @@ impl Waiting {
         self.starved.iter().any(|waiter| waiter.gfn == gfn)
     }
 
-    /// How many faults wait for memory, and since when the first of them.
+    /// How many faults wait for memory, and since when the first of them has waited.
     pub(super) fn starved(&self) -> Option<(usize, Instant)> {
         let first = self.starved.iter().map(|waiter| waiter.since).min()?;
         Some((self.starved.len(), first))

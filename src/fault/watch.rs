@@ -11,24 +11,24 @@ use super::ended::Ended;
 use crate::engine::Link;
 use crate::sys::Uffd;
 
-/// The bell of the VM, when it was rung.
+/// The bell of the VM rang.
 pub(super) const BELL: usize = 0;
-/// The socket of the memory thread, when it is closed.
+/// The socket of the memory thread is closed.
 pub(super) const LINK: usize = 1;
-/// The userfaultfd, when there are faults.
+/// There are faults on the userfaultfd.
 pub(super) const UFFD: usize = 2;
-/// The first of the fault channels, when there is a message.
+/// There is a message on the first fault channel; the numbers of the other channels follow.
 pub(super) const FIRST_CHANNEL: usize = 3;
 
-/// Events taken from the kernel at once: more than one guest's descriptors.
+/// Events taken from the kernel at once: more than a guest has descriptors.
 const EVENTS: usize = 32;
 
-/// The descriptors of one guest; who made it keeps them open.
+/// An epoll over the descriptors of one guest. Its owner keeps them open.
 #[derive(Debug)]
 pub(super) struct Watch(Epoll);
 
 impl Watch {
-    /// Watches all of them.
+    /// Watches all descriptors of a guest.
     pub(super) fn new(
         bell: BorrowedFd<'_>,
         link: &Link,
@@ -53,7 +53,7 @@ impl Watch {
         Ok(Self(epoll))
     }
 
-    /// Waits until there is something to do, or for `timeout`; at which descriptors.
+    /// Waits until there is something to do, or for `timeout`, and returns the descriptors by the numbers above.
     pub(super) fn wait(
         &self,
         timeout: EpollTimeout,

@@ -1,12 +1,12 @@
-//! The host's memory: one number of pages, taken before a page is used and given back after.
+//! The host's memory: one count of pages. A page is taken from it before it is used and given back afterwards.
 //!
 //! Every page of guest RAM, pool, compression arena and metadata is charged here before the kernel
-//! is asked for it, so used memory can not pass the budget. The last pages are a *reserve*: first
-//! touches may not use it, so that a break or a refill of a page that a guest already owns can go
-//! on; and reclaim itself needs a page for a moment (a frame, an arena page) before it frees one.
-//! Without the reserve the host could fill up so that nothing can be freed any more.
+//! is asked for it, so used memory cannot exceed the budget. The last pages are a *reserve*. First
+//! touches may not use the reserve, so that a break or a refill of a page that a guest already owns
+//! can go on. Reclaim itself needs a page for a moment (a frame, an arena page) before it frees one:
+//! without the reserve the host could become so full that nothing could be freed any more.
 //!
-//! Taking a page is one atomic operation. Faults for which there is none wait in a [queue](super::queue).
+//! Taking a page is one atomic operation. Faults for which no page is left wait in a [queue](super::queue).
 
 use std::sync::atomic::AtomicU64 as Mark;
 use std::sync::{Arc, Condvar, Mutex as StdMutex};
@@ -18,46 +18,47 @@ use crate::seeded::Seeded;
 use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 use crate::units::Pages;
 
-/// What pages are wanted for; it decides how deep into the reserve it may reach.
+/// What pages are wanted for. It decides how much of the reserve may be used for them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Urgency {
-    /// A first touch: the guest has nothing there yet. Leaves the whole reserve.
+    /// A first touch: the guest has nothing there yet. It leaves the whole reserve.
     Touch,
-    /// A refill or a copy-on-write break: the guest's own content. Leaves half of the reserve.
+    /// A refill or a copy-on-write break: the guest's own content. It leaves half of the reserve.
     Refill,
-    /// Reclaim needs a page for a moment to free more. Leaves nothing.
+    /// Reclaim, which needs a page for a moment to free more. It leaves nothing.
     Reclaim,
 }
 
 /// The host's memory. See the module text.
 ///
-/// The marks order nothing: who reads one late acts a little late. So they are no part of the models.
+/// No memory ordering depends on the marks: a thread that reads one late acts a little late. So the models leave them
+/// out.
 #[derive(Debug)]
 pub struct Budget {
     total: u64,
     reserve: u64,
     used: AtomicU64,
-    /// The most that was used since the policy last looked.
+    /// The most pages that were used at once since the policy last looked.
     peak: Mark,
-    /// When used memory rises over this, the policy is called at once.
+    /// When used memory rises above this, the policy is called at once.
     alarm_at: Mark,
-    /// Reclaim goes on while more than this is used; the policy is called when it is exceeded.
+    /// Reclaim goes on while more than this is used. The policy is called when used memory rises above it.
     aim_at: Mark,
     /// While more than this is used, VMs above their targets wait.
     wait_at: Mark,
-    /// What faults leave free, if that is more than the reserve.
+    /// What faults leave free, where that is more than the part of the reserve that they must leave.
     floor: Mark,
     alarm: StdMutex<bool>,
     alarmed: Condvar,
     queue: Mutex<Queue>,
-    /// What the queue says, for who does not want its lock: how many VMs wait, and for what.
+    /// Copies of what the queue says, to be read without its lock: how many VMs wait, and for how many pages.
     starving: AtomicU64,
     touches_awaited: AtomicU64,
     refills_awaited: AtomicU64,
 }
 
 impl Budget {
-    /// A budget of `total` pages of which `reserve` are kept for what cannot wait.
+    /// A budget of `total` pages, of which `reserve` are kept for what cannot wait.
     #[must_use]
     pub fn new(total: Pages, reserve: Pages) -> Self {
         Self {
@@ -102,7 +103,7 @@ impl Budget {
         Pages(self.total).saturating_sub(self.used())
     }
 
-    /// What there is for first touches.
+    /// How many pages first touches may take now.
     #[must_use]
     pub fn spare(&self) -> Pages {
         self.free().saturating_sub(Pages(self.kept(Urgency::Touch)))
@@ -117,7 +118,8 @@ impl Budget {
         }
     }
 
-    /// Takes `count` pages, or none, whoever waits for some ([`Budget::is_awaited`]). `false`: not now; see [`Budget::wait`].
+    /// Takes `count` pages or none, even if others wait for some ([`Budget::is_awaited`]). `false`: there are not
+    /// enough now; see [`Budget::wait`].
     #[must_use]
     pub fn take(&self, count: u64, urgency: Urgency) -> bool {
         let taken = self.take_some(count, count, urgency);
@@ -127,7 +129,7 @@ impl Budget {
         taken.is_some()
     }
 
-    /// Takes as many pages as there are, from `least` to `most`; how many.
+    /// Takes what is there, from `least` to `most` pages, and returns how many; `None` if there are fewer than `least`.
     fn take_some(&self, least: u64, most: u64, urgency: Urgency) -> Option<u64> {
         let limit = self.total - self.kept(urgency);
         let mut used = self.used.load(Ordering::Relaxed);
@@ -153,7 +155,7 @@ impl Budget {
     }
 
     fn note_taken(&self, before: u64, now: u64) {
-        // Most takes are below the peak, and a word that many threads only read costs nothing.
+        // Most takes stay below the peak, and a word that is only read stays in the cache of every processor.
         if now > self.peak.load(Ordering::Relaxed) {
             self.peak.fetch_max(now, Ordering::Relaxed);
         }
@@ -166,7 +168,7 @@ impl Budget {
         }
     }
 
-    /// The least that was free since this was last asked.
+    /// The fewest pages that were free at once since the last call.
     #[must_use]
     pub fn take_least_free(&self) -> Pages {
         let used = self.used.load(Ordering::Relaxed);
@@ -174,19 +176,19 @@ impl Budget {
         Pages(self.total).saturating_sub(Pages(peak))
     }
 
-    /// Gives pages back, to the VMs whose faults wait for some if there are any.
+    /// Gives pages back. VMs whose faults wait for pages are the first to get them.
     pub fn give(&self, count: u64) {
         if count == 0 {
             return;
         }
-        // Release: who takes these pages does so after what was done to free them.
+        // Release pairs with the Acquire of `take_some`: whoever takes these pages does so after they were freed.
         let before = self.used.fetch_sub(count, Ordering::Release);
         assert!(
             before >= count,
             "gave back {count} pages of {before} that were taken"
         );
-        // SeqCst: between what came free and this load. Pairs with the fence of `Parking::set_waits`, behind
-        // which who waits looks once more what there is.
+        // SeqCst: between the pages that came free and this load. Pairs with the fence of `Parking::set_waits`, after
+        // which a VM that waits looks once more for free pages: either it sees these, or we see that it waits.
         fence(Ordering::SeqCst);
         if self.starving.load(Ordering::Relaxed) == 0 {
             return;
@@ -198,15 +200,17 @@ impl Budget {
         }
     }
 
-    /// Says that faults of a VM wait and what they want, and has them served in their turn: the bell of the parking rings
-    /// when there is something to [collect](Self::collect). Faults that are `barred` are not in the need: an order of
-    /// the policy keeps them from having memory. What that goes by is to be looked at once more after saying so: it may have
-    /// changed in between.
+    /// Says that faults of a VM wait and how many pages they need. The VM gets them in its turn: the bell of
+    /// `parking` rings when there is something to [collect](Self::collect).
+    ///
+    /// `barred`: the VM also has faults that an order of the policy keeps from having memory; their pages are not
+    /// part of `need`. After such a call the caller must check the order once more, because it may have changed in
+    /// between.
     pub fn wait(&self, parking: &Arc<Parking>, need: Need, barred: bool, is_promised: bool) {
         let mut queue = self.queue.lock();
         queue.want(parking, need, is_promised);
         self.publish(&queue);
-        // Last: its fence stands between all of it and the look at what there is.
+        // After everything else is stored: the fence in it separates those stores from the look for free pages.
         parking.set_waits(if barred { Waits::Barred } else { Waits::Queued });
         let called = self.hand_out_to(&mut queue);
         let is_short = queue.wants().pages() > 0;
@@ -217,13 +221,13 @@ impl Budget {
         }
     }
 
-    /// Takes what a VM that waits was granted.
+    /// Takes what has been granted to a VM that waits.
     #[must_use]
     pub fn collect(&self, parking: &Parking) -> Need {
         self.queue.lock().collect(parking)
     }
 
-    /// Faults of a VM no longer wait. What it was granted and has not collected is given back.
+    /// Faults of a VM no longer wait. Pages that it was granted and has not collected are given back.
     pub fn leave(&self, parking: &Parking) {
         if parking.waits() == Waits::Not {
             return;
@@ -238,7 +242,8 @@ impl Budget {
         }
     }
 
-    /// Whether somebody waits who could use a page that is taken now: whoever can wait goes to the end.
+    /// Whether some VM that waits could use the page that the caller wants to take now. If so, a caller that can wait
+    /// goes to the end of the queue.
     #[must_use]
     pub fn is_awaited(&self, urgency: Urgency) -> bool {
         let touches = || self.touches_awaited.load(Ordering::Relaxed) > 0;
@@ -259,18 +264,18 @@ impl Budget {
         self.starving.load(Ordering::Relaxed)
     }
 
-    /// What is granted and not collected; it is charged.
+    /// Pages that are granted and not collected. They are charged.
     #[cfg(test)]
     pub(crate) fn granted(&self) -> Pages {
         Pages(self.queue.lock().granted().pages())
     }
 
-    /// Hands out what there is to those who wait, in their order.
+    /// Hands out free pages to the VMs that wait, in order.
     fn hand_out(&self) {
         let mut queue = self.queue.lock();
         let called = self.hand_out_to(&mut queue);
         drop(queue);
-        // Only now: whoever is called needs the lock.
+        // After the lock is dropped: the thread that is called needs it.
         called.iter().for_each(|parking| parking.ring());
     }
 
@@ -290,7 +295,7 @@ impl Budget {
         self.starving.store(queue.len() as u64, Ordering::Relaxed);
     }
 
-    /// Calls the VMs of which faults wait for an order.
+    /// Calls the VMs that have barred faults.
     fn call_barred(&self) {
         for parking in self.queue.lock().parkings() {
             if parking.is_barred() {
@@ -299,8 +304,9 @@ impl Budget {
         }
     }
 
-    /// Sets the amounts of free memory, in pages: below `alarm` the policy is called at once ([`Budget::wait_alarm`]
-    /// returns), below `aim` too, and reclaim goes on; below `wait` VMs above their targets wait.
+    /// Sets the marks, as amounts of free memory. When it falls below `alarm` or `aim`, the policy is called at once
+    /// ([`Budget::wait_alarm`] returns). While it is below `aim`, reclaim goes on; while it is below `wait`, VMs
+    /// above their targets wait.
     pub fn set_marks(&self, alarm: Pages, aim: Pages, wait: Pages) {
         let total = self.total();
         for (mark, free) in [
@@ -312,8 +318,8 @@ impl Budget {
         }
     }
 
-    /// Sets the pages that faults leave free, beside the reserve. What there is more for them than before goes to those
-    /// who wait.
+    /// Sets the pages that faults leave free where that is more than the reserve. If it falls, the VMs that wait get
+    /// what they may have now.
     pub fn set_floor(&self, floor: Pages) {
         let floor = floor.min(self.total()).0;
         if self.floor.swap(floor, Ordering::Relaxed) > floor {
@@ -327,13 +333,13 @@ impl Budget {
         self.used().0 > self.aim_at.load(Ordering::Relaxed)
     }
 
-    /// Whether so little is free that VMs above their targets wait; always so until somebody has set the marks.
+    /// Whether so little is free that VMs above their targets wait. Always true until the marks have been set.
     #[must_use]
     pub fn is_scarce(&self) -> bool {
         self.is_scarce_beside(Pages(0))
     }
 
-    /// The same as if so many of the used pages were free.
+    /// [`is_scarce`](Self::is_scarce), as if `pages` of the used pages were free.
     #[must_use]
     pub fn is_scarce_beside(&self, pages: Pages) -> bool {
         let wait_at = self.wait_at.load(Ordering::Relaxed);
@@ -461,7 +467,7 @@ mod tests {
         Arc::new(Parking::new().expect("an eventfd"))
     }
 
-    /// Whether its bell rang since this was last asked.
+    /// Whether the bell rang since the last call.
     fn rang(parking: &Parking) -> bool {
         let rings = wait_readable([parking.bell()], Some(Duration::ZERO))
             .expect("an eventfd can be polled");
@@ -531,7 +537,8 @@ mod tests {
     }
 
     proptest! {
-        /// What is used is what somebody has; nobody waits for a page that is there; who was granted something was called.
+        /// Every used page is in somebody's hands, nobody waits while a page is free, and every VM with a grant was
+        /// called.
         #[test]
         fn every_page_is_in_one_hand_and_none_lies_idle_while_somebody_waits(moves in moves()) {
             let budget = Budget::new(Pages(40), Pages(8));
@@ -576,7 +583,7 @@ mod tests {
         }
     }
 
-    /// Each takes a page if nobody waits before it, or waits for its turn; one leaves without having collected.
+    /// Each task takes a page if nobody waits before it, or waits for its turn. One leaves without having collected.
     #[test]
     fn everybody_gets_a_page_in_any_schedule() {
         sync::model(2000, || {

@@ -1,16 +1,17 @@
-//! What is offered to a guest that serves some of its faults itself, and what it has taken.
+//! Which pages are offered to a guest that serves some of its faults itself, and which it has taken.
 //!
 //! The layout of the table, and the guest's half, are in [`memvisor_guest_agent::protocol::claims`].
-//! Here is the daemon's half. The page table stays the truth: a row means something only while its
-//! page is offered, which the page's own entry says, and a page that a guest says it has brought is
-//! moved in the page table by us, under its lock, when we see it.
+//! This is the daemon's half. The page table stays the truth. A row of the table of claims means something
+//! only while its page is offered, and whether it is follows from the page's entry. When a guest says that it
+//! has brought a page, the daemon moves the page in the page table, under its lock, once it sees that.
 //!
-//! Who locks a page revokes its offer, who unlocks it makes the offer again ([`super::PageTable`]), so
-//! no other code knows of claims. A page that its guest has claimed cannot be locked; nobody waits for
-//! it but other threads of that guest.
+//! Locking a page revokes its offer, and unlocking the page offers it again ([`super::PageTable`]), so
+//! no other code knows of claims. A page that its guest has claimed cannot be locked; only other threads of
+//! that guest wait for it.
 //!
-//! Each credit is a page of the budget. Which are granted is known here, in private memory: a guest can
-//! use one only once, and one that was not granted not at all. Either ends it: [`Claims::lie`].
+//! Each credit is a page of the budget. Which credits are granted is recorded here, in the daemon's private
+//! memory. So a guest cannot use a credit twice, or one that was not granted: the attempt is noted as a
+//! [lie](Claims::lie) and ends the VM.
 
 use std::sync::{Arc, OnceLock};
 
@@ -25,8 +26,8 @@ use crate::seeded::Seeded;
 use crate::sync::{AtomicU64, Ordering};
 use crate::units::Gfn;
 
-/// A row changes under us once when it is claimed and once when that is done; a guest that changes it
-/// more often while we look is playing with us.
+/// How often a revocation is tried. An honest guest changes a row under us at most twice: when it claims the
+/// page and when it has brought it.
 const TRIES: u32 = 16;
 const BITS: u32 = u64::BITS;
 
@@ -35,7 +36,7 @@ const BITS: u32 = u64::BITS;
 pub struct Claims {
     words: Arc<dyn Words>,
     pages: u32,
-    /// A bit for each credit that the guest may have used or not.
+    /// A bit for each credit, set while the credit is granted, whether the guest has used it or not.
     granted: [AtomicU64; (CREDITS / BITS) as usize],
     lie: OnceLock<String>,
     parking: Arc<Parking>,
@@ -44,16 +45,16 @@ pub struct Claims {
 /// What became of an offer that was to be revoked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Revoked {
-    /// The guest cannot claim the page.
+    /// It is revoked: the guest cannot claim the page.
     Yes,
-    /// A thread of the guest has it.
+    /// A thread of the guest has claimed the page.
     Claimed,
     /// The guest has brought the page with this credit.
     Done(u32),
 }
 
 impl Claims {
-    /// Nothing offered, nothing granted. `words` are zero, and long enough for so many pages.
+    /// Nothing is offered, nothing is granted. `words` are zero, and there are enough of them for `pages`.
     pub(super) fn new(words: Arc<dyn Words>, pages: u32, parking: Arc<Parking>) -> Self {
         words.store(MARK, TOLD);
         Self {
@@ -65,7 +66,8 @@ impl Claims {
         }
     }
 
-    /// What may be offered of a page. The next access to a sampled page is to be counted: it is for the daemon to see.
+    /// What a page may be offered as. A sampled page is not offered: its next access is to be counted, so the daemon
+    /// must see it.
     pub(super) const fn offer_of(entry: Entry) -> State {
         match entry.home() {
             _ if entry.is_sampled() => State::None,
@@ -78,25 +80,25 @@ impl Claims {
         }
     }
 
-    /// Says where the page `gfn` is, which is compressed or swapped, and locked.
+    /// Tells the guest where the content of page `gfn` is. The page is compressed or swapped, and locked.
     pub fn describe(&self, gfn: Gfn, place: Place) {
         for (word, at) in place.encode().into_iter().zip(row(gfn) + 1..) {
             self.words.store(at, word);
         }
     }
 
-    /// Makes an offer; the page is locked, and none is made.
+    /// Offers a page, which is locked and not offered yet.
     pub(super) fn offer(&self, gfn: Gfn, offer: State) {
         self.words.store(row(gfn), offer.encode());
     }
 
-    /// Takes the offer of a locked page away that was offered when it was unlocked.
+    /// Revokes the offer of a page that has just been locked and was offered until then.
     pub(super) fn revoke(&self, gfn: Gfn) -> Revoked {
         let at = row(gfn);
         let mut word = self.words.load(at);
         for _ in 0..TRIES {
             match State::decode(word) {
-                // A guest may destroy its own offers.
+                // The guest has overwritten the offer itself. That harms nobody else.
                 Some(State::None) => return Revoked::Yes,
                 Some(State::Zip | State::Swap | State::Frame | State::Empty | State::Frozen) => {
                     match self.words.compare_exchange(at, word, State::None.encode()) {
@@ -118,9 +120,9 @@ impl Claims {
         Revoked::Claimed
     }
 
-    /// The guest used `credit` for the locked page `gfn`: from here on that is the page's memory. A resident page has
-    /// memory and takes none.
-    /// `false`: it had no such credit.
+    /// The guest has used `credit` for the locked page `gfn`: from here on the credit's page of the budget pays for
+    /// it. A page that is resident already has memory and takes no credit ([`FREE`]). `false`: the guest lied about
+    /// the credit.
     pub(super) fn settle(&self, gfn: Gfn, home: Home, credit: u32) -> bool {
         if (credit == FREE) != (home == Home::Resident) {
             self.lied(format!(
@@ -134,7 +136,7 @@ impl Claims {
         }
         let at = credit_word(credit);
         let word = self.words.load(at);
-        // The word first: once the bit is clear, the credit may be granted again.
+        // The word before the bit: once the bit is clear, the credit may be granted again.
         if word != gfn.0.saturating_add(USED) || !self.is_granted(credit) {
             self.lied(format!(
                 "it says that it used credit {credit} for {gfn}, which was not granted for that"
@@ -158,18 +160,19 @@ impl Claims {
 
     fn is_granted(&self, credit: u32) -> bool {
         let (word, bit) = Self::bit(credit);
-        // Relaxed: who asks for one credit has seen its word, which is stored after the bit is set.
+        // Relaxed: the caller has seen the credit's word, which is stored after the bit is set.
         self.granted[word].load(Ordering::Relaxed) & bit != 0
     }
 
     fn ungrant(&self, credit: u32) -> bool {
         let (word, bit) = Self::bit(credit);
-        // Release: who sees the bit clear sees the credit's word taken away. Pairs with the Acquire of `credits`.
+        // Release pairs with the Acquire of `credits`: whoever sees the bit clear sees that the credit's word is
+        // taken away.
         self.granted[word].fetch_and(!bit, Ordering::Release) & bit != 0
     }
 
-    /// The credits that are granted, or those that are not. Each 64 of them are looked at when the first of them
-    /// is reached, and not again.
+    /// The credits that are granted, or those that are not. They are looked at in groups of 64, each when the iterator
+    /// reaches it, and only once.
     fn credits(&self, granted: bool) -> impl Iterator<Item = u32> {
         let flip = if granted { 0 } else { u64::MAX };
         let words = (0..).zip(&self.granted);
@@ -184,15 +187,16 @@ impl Claims {
         })
     }
 
-    /// How many pages of the budget the guest has for its own use, whether it has used them or not.
+    /// How many credits, each a page of the budget, the guest has been granted, used ones that are not yet settled
+    /// included.
     #[must_use]
     pub fn held(&self) -> u64 {
         let ones = |word: &AtomicU64| u64::from(word.load(Ordering::Relaxed).count_ones());
         self.granted.iter().map(ones).sum()
     }
 
-    /// Grants credits until the guest holds `want`; each is paid for by `pay`, until that says no. One
-    /// thread does this.
+    /// Grants credits until the guest holds `want`. `pay` charges each of them; granting ends when it returns `false`.
+    /// Only one thread may call this.
     pub fn grant(&self, want: u32, mut pay: impl FnMut() -> bool) {
         let want = want.min(CREDITS);
         let mut missing = u64::from(want).saturating_sub(self.held());
@@ -201,17 +205,18 @@ impl Claims {
                 break;
             }
             let (word, bit) = Self::bit(credit);
-            // Relaxed: the credit's word, stored next, tells of it.
+            // Relaxed: the guest learns of the credit by its word, which is stored next.
             self.granted[word].fetch_or(bit, Ordering::Relaxed);
             self.words.store(credit_word(credit), CREDIT);
             missing -= 1;
         }
-        // Threads take the lowest: who takes one of the upper quarter finds the others gone. The daemon needs
-        // less time to come than they for the rest, and being told costs a thread more than a page.
+        // Threads take the lowest credit there is, so one that takes a credit of the upper quarter knows that the
+        // others are gone, and tells the daemon. A quarter lasts until the daemon has come; a lower mark would have
+        // threads tell more often, and telling costs a thread more than a page does.
         self.words.store(MARK, want / 4 * 3);
     }
 
-    /// Takes back what the guest has not used; how many pages.
+    /// Takes back the credits that the guest has not used, and returns how many.
     #[must_use]
     pub fn take_back(&self) -> u64 {
         let unused = |credit: &u32| {
@@ -222,8 +227,8 @@ impl Claims {
         self.credits(true).filter(unused).count() as u64
     }
 
-    /// Looks for credits that the guest has made itself. Only the thread that grants may look: nobody else
-    /// makes a credit, and whoever ends one takes the word away before the bit.
+    /// Looks for credits that the guest has forged. Only the thread that grants may look. Then a word without its bit
+    /// is forged: nobody else makes a credit, and whoever ends one clears the word before the bit.
     pub fn look_for_forged(&self) {
         let is_forged = |credit: &u32| self.words.load(credit_word(*credit)) != NO_CREDIT;
         if let Some(credit) = self.credits(false).find(is_forged) {
@@ -245,13 +250,13 @@ impl Claims {
         self.credits(true).filter_map(used).filter(is_done)
     }
 
-    /// For how long threads of the guest say that they stood still: the words of [`Stood::ALL`].
+    /// How long threads of the guest stood still, as they say themselves: the words of [`Stood::ALL`].
     #[must_use]
     pub fn stood(&self) -> [u32; Stood::ALL.len()] {
         Stood::ALL.map(|stood| self.words.load(stood.word()))
     }
 
-    /// Allows or forbids to break shared pages without asking.
+    /// Allows or forbids the guest to break shared pages without asking.
     pub fn allow_breaks(&self, allowed: bool) {
         self.words.store(BREAKS, u32::from(allowed));
     }
@@ -261,7 +266,7 @@ impl Claims {
         self.parking.ring();
     }
 
-    /// What the guest did that ends it.
+    /// What the guest lied about first, for which its VM ends; `None` for an honest guest.
     #[must_use]
     pub fn lie(&self) -> Option<&str> {
         self.lie.get().map(String::as_str)
@@ -280,7 +285,7 @@ mod tests {
     const GFN: Gfn = Gfn(5);
     const ZIP: Home = Home::Compressed(SlotId(1));
 
-    /// Memory of one thread.
+    /// A table of claims for one thread.
     #[derive(Debug)]
     struct Table(Box<[AtomicU32]>);
 
@@ -305,7 +310,7 @@ mod tests {
         (Claims::new(Arc::clone(&table) as _, PAGES, parking), table)
     }
 
-    /// The guest brings a page that is offered.
+    /// Brings an offered page, as a thread of the guest does.
     fn bring(claims: &Claims, table: &Table, gfn: Gfn) {
         claims.offer(gfn, State::Zip);
         let claimer = Claimer::new(table);

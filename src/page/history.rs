@@ -1,4 +1,4 @@
-//! The latest moves of pages, so that a report of wrong bytes can say where the page has been.
+//! The latest moves of pages, so that a report about wrong bytes can say where the page has been.
 
 use std::fmt::Write;
 use std::io;
@@ -8,14 +8,14 @@ use super::home::Home;
 use crate::sync::zeroes;
 use crate::units::Gfn;
 
-/// Moves that are remembered: enough for the last seconds of a busy guest, at 64 KiB a VM.
+/// Moves that are remembered: enough for the last seconds of a busy guest, in 64 KiB for each VM.
 const MOVES: usize = 8192;
 /// Moves of one page that a report names.
 const REPORTED: usize = 16;
 
-/// A ring of (page, home). Writers only take a ticket and store, so a report made while pages move
-/// may miss or mix moves of *other* pages; it is a help for people, never an input. So no schedule of
-/// it is worth a model's time, and its atomics are plain ones.
+/// A ring of (page, home). Writers only take a ticket and store, so a report that is made while pages move
+/// may miss or mix moves of *other* pages. It is a help for people, never an input. So its schedules are not
+/// worth modelling, and its atomics are those of `std`.
 #[derive(Debug)]
 pub struct History {
     ring: Box<[AtomicU64]>,
@@ -32,7 +32,7 @@ impl History {
 
     pub(super) fn record(&self, gfn: Gfn, home: Home) {
         let ticket = self.next.fetch_add(1, Ordering::Relaxed);
-        // 29 bits of payload tell slots and frames apart for any reader; the top bit says "used".
+        // 28 bits of the payload are enough to tell slots and frames apart; the top bit marks a used word.
         let word = 1 << 63
             | (home.kind() as u64) << 60
             | (u64::from(home.payload()) & 0x0fff_ffff) << 32

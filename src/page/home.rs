@@ -7,7 +7,7 @@ use crate::units::{FrameId, SlotId};
 pub enum Home {
     /// Nowhere: never written, reads as zeroes.
     Untouched,
-    /// Nowhere: was written, was found all zero, reads as zeroes.
+    /// Nowhere: it was found to be all zero, and reads as zeroes.
     Zero,
     /// In the VM's RAM file at the page's own offset.
     Resident,
@@ -50,7 +50,7 @@ impl Home {
         }
     }
 
-    /// The slot or frame, zero where there is none.
+    /// The number of the slot or frame; zero for homes that have none.
     pub(super) const fn payload(self) -> u32 {
         match self {
             Self::Shared(frame) => frame.0,
@@ -72,22 +72,22 @@ impl Home {
     }
 
     /// Whether a page may move from this home to `next`. The table is the design's list of
-    /// transitions; everything else is a bug of ours.
+    /// transitions; any other move is a bug in the daemon.
     #[must_use]
     pub const fn may_become(self, next: Self) -> bool {
         use Home::{Ballooned, Compressed, Resident, Shared, Swapped, Untouched, Zero};
         match (self, next) {
-            // First touch; refill; copy-on-write break; balloon popped by an access.
+            // First touch, refill, copy-on-write break, or an access that takes a page out of the balloon.
             (_, Resident) => !matches!(self, Resident),
-            // A guest asked for it to be attached, before it held anything.
+            // Attached at its guest's request, before it held anything.
             (Untouched | Zero, Shared(_)) => true,
-            // Evict, share, and evict of a page that was the last user of its frame.
+            // A resident page is evicted or shared; a shared page is evicted.
             (Resident, Zero | Shared(_)) | (Resident | Shared(_), Compressed(_) | Swapped(_)) => {
                 true
             }
             // The cache is full: its oldest page leaves for the swap file.
             (Compressed(_), Swapped(_)) => true,
-            // Inflate takes any page; deflate gives it back unwritten.
+            // Inflating takes any page; deflating gives it back as untouched.
             (_, Ballooned) => !matches!(self, Ballooned),
             (Ballooned, Untouched) => true,
             _ => false,

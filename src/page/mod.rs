@@ -1,4 +1,4 @@
-//! Pages of guests: where each lives, who is moving it, who waits for it, what memory they cost.
+//! Pages of guests: where each page lives, who is moving it, who waits for it, and what memory the pages cost.
 
 mod budget;
 mod claims;

@@ -9,19 +9,19 @@ use memvisor_guest_agent::shim::Doorbell;
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::units::Gfn;
 
-/// What faults of a VM wait for, as far as that is memory.
+/// What the faults of a VM that have no memory wait for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub(super) enum Waits {
-    /// None does.
+    /// No fault waits for memory.
     Not = 0,
-    /// Their turn.
+    /// All of them wait for their turn.
     Queued = 1,
-    /// Some of them for an order of the policy, others perhaps for their turn.
+    /// Some wait for an order of the policy, others perhaps for their turn.
     Barred = 2,
 }
 
-/// Pages whose waiting faults shall be served again, and the bell that calls the fault thread.
+/// Pages whose waiting faults are to be served again, and the bell that calls the fault thread.
 #[derive(Debug)]
 pub struct Parking {
     unlocked: SegQueue<Gfn>,
@@ -30,7 +30,7 @@ pub struct Parking {
 }
 
 impl Parking {
-    /// A parking where nobody waits yet.
+    /// A parking in which no fault waits yet.
     ///
     /// # Errors
     /// What `eventfd(2)` says.
@@ -42,7 +42,7 @@ impl Parking {
         })
     }
 
-    /// The descriptor that becomes readable when the fault thread shall look.
+    /// The descriptor that becomes readable when the bell rings.
     #[must_use]
     pub fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
@@ -55,32 +55,32 @@ impl Parking {
 
     /// Silences the bell before the fault thread looks.
     pub fn answer(&self) {
-        // A bell that is not silenced has the thread look once more.
+        // A bell that could not be silenced only makes the thread look once more.
         let _ = self.bell.silence();
     }
 
-    /// The page was unlocked and a fault waits for it.
+    /// Has the faults that wait for this page served again, now that it is unlocked.
     pub fn unpark(&self, gfn: Gfn) {
         self.unlocked.push(gfn);
         self.ring();
     }
 
-    /// The next page whose faults shall be served again.
+    /// The next page whose faults are to be served again.
     pub fn pop(&self) -> Option<Gfn> {
         self.unlocked.pop()
     }
 
-    /// Notes what faults of this VM wait for. Who says that they wait must look once more whether they have to: the fences
-    /// here and in [`is_barred`](Self::is_barred) make sure of one of two, that the look sees what has changed,
-    /// or that who changed it sees that somebody waits.
+    /// Notes what faults of this VM wait for. A caller that says they wait must then check once more that they have
+    /// to. The fences here and in [`is_barred`](Self::is_barred) guarantee one of two things: the check sees what has
+    /// changed, or the thread that changed it sees that faults wait.
     pub(super) fn set_waits(&self, waits: Waits) {
         self.waits.store(waits as u32, Ordering::Relaxed);
-        // SeqCst: between this store and the loads of the next look. Pairs with the fence of `is_barred`, and
-        // with that of `Budget::give`.
+        // SeqCst: between this store and the loads of the caller's check. Pairs with the fences of `is_barred` and
+        // `Budget::give`.
         fence(Ordering::SeqCst);
     }
 
-    /// What the thread that serves the faults has noted.
+    /// What the fault thread has noted.
     pub(super) fn waits(&self) -> Waits {
         match self.waits.load(Ordering::Relaxed) {
             0 => Waits::Not,
@@ -89,16 +89,17 @@ impl Parking {
         }
     }
 
-    /// Whether faults of this VM wait for memory, or for an order to have it.
+    /// Whether faults of this VM wait for memory, or for an order that lets them have it.
     #[must_use]
     pub fn is_starved(&self) -> bool {
         self.waits() != Waits::Not
     }
 
-    /// Whether faults of this VM wait until it may have memory. Who asks because it may now has done before what allows it.
+    /// Whether faults of this VM wait until an order lets it have memory. A caller that has just made that possible has
+    /// stored its change before it asks.
     #[must_use]
     pub fn is_barred(&self) -> bool {
-        // SeqCst: between what the caller did and this load. Pairs with the fence of `set_waits`.
+        // SeqCst: between the caller's change and this load. Pairs with the fence of `set_waits`.
         fence(Ordering::SeqCst);
         self.waits() == Waits::Barred
     }

@@ -1,24 +1,24 @@
 //! The VMs whose faults wait for memory, and the order in which they get it.
 //!
-//! When memory comes free while faults of several VMs wait, all of them could be called to try again. But a page goes to
-//! whoever comes first: the others were called for nothing, as often as a page is freed, and a fault that has just
-//! come takes what one waits for that came long before. Nobody says who is served last, and it can be the same VM again
-//! and again.
+//! The naive way: when memory comes free while faults of several VMs wait, call all of them to try again. Then a page
+//! goes to whichever comes first. The others are called for nothing, for each page that is freed, and a new fault
+//! takes a page for which an older one has waited long. The same VM can be served last again and again.
 //!
-//! So each VM that waits has a *place* in this queue, and says how many pages it wants ([`Need`]). What comes free is
-//! *granted* to the places in order by whoever frees it: charged to the budget at once, so that nobody else can take it, and the
-//! VM is called only then. Its fault thread collects the grant, serves its faults, and gives back what it did not use,
-//! which goes to the next. While somebody waits, newcomers do too ([`Budget::is_awaited`](super::Budget::is_awaited)).
+//! So each VM that waits has a *place* in this queue, and says how many pages it wants ([`Need`]). The thread that
+//! frees pages *grants* them to the places in order. It charges them to the budget at once, so that nobody else can
+//! take them, and only then calls the VM. The VM's fault thread collects the grant, serves its faults, and gives back
+//! what is left, which goes to the next place. While a VM waits, newcomers wait too
+//! ([`Budget::is_awaited`](super::Budget::is_awaited)).
 //!
-//! - A place is good for as many pages as were wanted when it was taken. Who wants more then goes to the end, so that
-//!   a VM of many threads cannot stay at the front.
+//! - A place is good for the number of pages that were wanted when it was taken. A VM that wants more after that goes
+//!   to the end, so a VM of many threads cannot stay at the front.
 //! - VMs below their reservation come before all others: that memory is promised to them.
-//! - A VM that may not have memory now, by order of the policy, wants none: it keeps its place and is passed over. What
-//!   changes that calls it.
-//! - First touches leave more of the budget alone than refills, which do not wait behind them for pages that touches may
-//!   not have.
+//! - A VM that may not have memory now, by order of the policy, wants none: it keeps its place and is passed over. It
+//!   is called when that changes.
+//! - First touches must leave more of the budget free than refills. So refills do not wait behind touches for pages
+//!   that touches may not have.
 //!
-//! The queue is plain data; [`Budget`](super::Budget) has it behind a lock, which is taken only while somebody waits.
+//! The queue is plain data. [`Budget`](super::Budget) keeps it behind a lock, which is taken only while a VM waits.
 
 use std::collections::VecDeque;
 use std::ops::AddAssign;
@@ -37,13 +37,13 @@ pub struct Need {
 }
 
 impl Need {
-    /// How many in all.
+    /// How many pages in all.
     #[must_use]
     pub const fn pages(self) -> u64 {
         self.refill + self.touch
     }
 
-    /// The part of it that so many pages are enough for.
+    /// The part of it that `pages` can satisfy, refills first.
     fn at_most(self, pages: u64) -> Self {
         let refill = self.refill.min(pages);
         Self {
@@ -64,9 +64,9 @@ impl AddAssign for Need {
 #[derive(Debug)]
 struct Place {
     parking: Arc<Parking>,
-    /// Whether it comes before those that are not.
+    /// Whether it is below its reservation, and so comes before all that are not.
     is_promised: bool,
-    /// So many pages more may it have before it goes to the end; never less than it wants.
+    /// How many more pages it may have before it goes to the end; never less than it wants.
     left: u64,
     wants: Need,
     /// What it has been given and has not collected.
@@ -78,13 +78,13 @@ struct Place {
 pub(super) struct Queue(VecDeque<Place>);
 
 impl Queue {
-    /// What a VM wants now. It keeps its place as long as that is good for something, and else gets one at the end; one that
-    /// `is_promised` memory gets it before all that are not.
+    /// Sets what a VM wants. It keeps its place while the place is good for more pages; otherwise it gets one at the
+    /// end. A VM that `is_promised` memory is placed before all that are not.
     pub(super) fn want(&mut self, parking: &Arc<Parking>, need: Need, is_promised: bool) {
         let mut granted = Need::default();
         if let Some(at) = self.find(parking) {
             let place = &mut self.0[at];
-            // What it has not collected belongs to the place, too.
+            // A grant that is not collected yet keeps the place alive.
             let is_over = place.left == 0 && place.granted == Need::default();
             if !is_over && place.is_promised >= is_promised {
                 place.wants = need.at_most(place.left);
@@ -111,8 +111,8 @@ impl Queue {
         self.0.insert(end, place);
     }
 
-    /// Hands out pages in order, as far as `take` has so many; who is to be called for that. A VM that has not collected
-    /// what it was given before has been called.
+    /// Hands out the pages that `take` can give, in order, and returns whom to call for them. A VM that has not
+    /// collected an earlier grant has been called already.
     pub(super) fn hand_out(
         &mut self,
         mut take: impl FnMut(u64, Urgency) -> u64,
@@ -134,7 +134,7 @@ impl Queue {
         called
     }
 
-    /// What a VM has been given since it last asked.
+    /// Takes what a VM has been granted since it last collected.
     pub(super) fn collect(&mut self, parking: &Parking) -> Need {
         let place = self.find(parking).map(|at| &mut self.0[at]);
         place
@@ -142,7 +142,7 @@ impl Queue {
             .unwrap_or_default()
     }
 
-    /// Gives a place up; what was granted there and not collected.
+    /// Gives a place up, and returns what was granted there and not collected.
     pub(super) fn leave(&mut self, parking: &Parking) -> Need {
         let place = self.find(parking).and_then(|at| self.0.remove(at));
         place.map(|place| place.granted).unwrap_or_default()
@@ -168,7 +168,7 @@ impl Queue {
         sum
     }
 
-    /// Where all of them wait.
+    /// The parkings of all VMs that wait.
     pub(super) fn parkings(&self) -> impl Iterator<Item = &Arc<Parking>> {
         self.0.iter().map(|place| &place.parking)
     }

@@ -20,14 +20,14 @@
 //! that finds its page busy sets WAITED and is *parked*: it holds no thread, and the unlock hands
 //! the page number to the [`Parking`] of the VM, whose fault thread serves it again from the start.
 //! Setting WAITED and unlocking are both atomic steps on the same word, so no wake-up is lost: either
-//! the unlock sees the flag, or the parker sees the page unlocked and does not park.
+//! the unlock sees the flag, or the thread that wants to park sees the page unlocked and does not park.
 //!
-//! Whoever locks several pages takes them in ascending order; as nobody waits, that is for
+//! Whoever locks several pages takes them in ascending order. As nobody waits for a lock, that is for
 //! predictability, not against deadlock.
 //!
-//! A guest that serves some of its faults itself is offered the pages it may take, as long as nobody
-//! has them locked ([`Claims`]): the lock revokes the offer, the unlock makes it, by the home that the
-//! page has then. A page that the guest has claimed cannot be locked.
+//! A guest that serves some of its faults itself is offered the pages that it may take ([`Claims`]), as
+//! long as the daemon has not locked them. Locking a page revokes its offer; unlocking it makes a new
+//! offer, by the home that the page has then. A page that the guest has claimed cannot be locked.
 
 mod guard;
 mod notes;
@@ -63,8 +63,8 @@ const QUIET: u64 = 1 << 17;
 const FROZEN: u64 = 1 << 18;
 const PAYLOAD_SHIFT: u32 = 32;
 
-/// Looks at counters that move; a look takes nanoseconds, and one page in the middle of its move
-/// spoils it.
+/// How often [`PageTable::counts`] reads the counters until they add up. One page in the middle of its move
+/// spoils a reading, and a reading takes nanoseconds.
 const COUNT_TRIES: u32 = 1000;
 
 /// A copy of one entry, as it was at one moment.
@@ -84,15 +84,15 @@ impl Entry {
         self.0 & LOCKED != 0
     }
 
-    /// Whether the guest was given the RAM page and nobody tried to freeze it since. A page that is open may have lost
-    /// its mapping to the guest's kernel, in engine uffd.
+    /// Whether the guest was given the RAM page and nobody has tried to freeze it since. In engine uffd, the guest's
+    /// kernel may have dropped the mapping of an open page all the same.
     #[must_use]
     pub const fn is_open(self) -> bool {
         self.0 & OPEN != 0
     }
 
-    /// Whether the guest's accesses to the RAM page are known to wait. A resident page is neither open nor frozen when
-    /// the guest's kernel refused to freeze it: then the guest may or may not have it.
+    /// Whether the guest's accesses to the RAM page are known to wait. When the guest's kernel has refused to freeze a
+    /// resident page, the page is neither open nor frozen: the guest may be able to access it or not.
     #[must_use]
     pub const fn is_frozen(self) -> bool {
         self.0 & FROZEN != 0
@@ -105,8 +105,8 @@ impl Entry {
         self.0 & SAMPLED != 0
     }
 
-    /// Whether the page came back from the compression cache or the swap file, and neither moved on
-    /// nor was looked at by the scanner since.
+    /// Whether the page came back from the compression cache or the swap file, and has neither moved on
+    /// nor been looked at by the scanner since.
     #[must_use]
     pub const fn is_refilled(self) -> bool {
         self.0 & REFILLED != 0
@@ -116,7 +116,7 @@ impl Entry {
         (self.0 >> PAYLOAD_SHIFT) as u32
     }
 
-    /// What is offered of the page while it is unlocked.
+    /// What the page is offered to its guest as while it is unlocked.
     const fn offer(self) -> State {
         Claims::offer_of(self)
     }
@@ -128,7 +128,7 @@ impl Entry {
     }
 }
 
-/// What of the guest's address space a page uses; neighbours that continue each other share a VMA.
+/// What a page is mapped to in the guest's address space. Neighbours that continue each other share a VMA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum View {
     Ram { open: bool },
@@ -136,7 +136,7 @@ enum View {
 }
 
 impl View {
-    /// Whether `self` directly before `next` needs no second VMA.
+    /// Whether a page with this view, directly before a page with the view `next`, shares a VMA with it.
     const fn continues(self, next: Self) -> bool {
         match (self, next) {
             (Self::Ram { open: a }, Self::Ram { open: b }) => a == b,
@@ -160,7 +160,7 @@ impl View {
 pub struct PageTable {
     entries: Box<[AtomicU64]>,
     counts: [AtomicU64; KINDS],
-    /// Pages that are locked until their guest has confirmed a mapping.
+    /// How many pages are locked until their guest has confirmed a mapping.
     kept: AtomicU64,
     history: History,
     parking: Arc<Parking>,
@@ -173,16 +173,16 @@ pub struct PageTable {
 pub enum Attempt<'a> {
     /// It is locked.
     Locked(PageGuard<'a>),
-    /// Somebody else of the daemon is moving it.
+    /// Another thread of the daemon is moving it.
     Busy,
     /// Its guest is moving it.
     Claimed,
-    /// Its guest has made it resident. It is locked, but no home tells so yet.
+    /// Its guest has made it resident. It is locked, but its home in the table is still the old one.
     Done(DonePage<'a>),
 }
 
 impl PageTable {
-    /// A table of `pages` untouched pages. Faults that wait for a page are woken over `parking`.
+    /// A table of `pages` untouched pages. `parking` wakes the faults that wait for a page.
     ///
     /// # Errors
     /// When there is no memory for it.
@@ -199,7 +199,7 @@ impl PageTable {
         })
     }
 
-    /// The same for a guest that may take pages that are offered in `words`, which are all zero.
+    /// The same table for a guest that serves some faults itself: its pages are offered in `words`, which are all zero.
     #[must_use]
     pub fn offering(mut self, words: Arc<dyn Words>) -> Self {
         let claims = Claims::new(words, self.pages(), Arc::clone(&self.parking));
@@ -228,14 +228,14 @@ impl PageTable {
     /// The entry as it is now; unless the caller holds the lock it may be old a moment later.
     ///
     /// # Panics
-    /// When `gfn` is outside the VM; what a guest says is checked before.
+    /// When `gfn` is outside the VM. Page numbers that a guest sends are checked before they come here.
     #[must_use]
     pub fn entry(&self, gfn: Gfn) -> Entry {
-        // Acquire pairs with the Release of `update`: who sees a home sees what was put there before.
+        // Acquire pairs with the Release of `update`: whoever sees a home sees what was put there before.
         Entry(self.entries[gfn.index()].load(Ordering::Acquire))
     }
 
-    /// How many pages have each kind of home. While pages move, the counts may be a moment apart,
+    /// How many pages have each kind of home. While pages move, the counts may be of different moments,
     /// but no page is missing or counted twice: they add up to all pages.
     #[must_use]
     pub fn counts(&self) -> [u64; KINDS] {
@@ -245,10 +245,10 @@ impl PageTable {
             if counts.iter().sum::<u64>() == u64::from(self.pages()) {
                 break;
             }
-            // Whoever is in the middle of a move may have lost the processor there.
+            // A thread in the middle of a move may have lost its processor there.
             std::thread::yield_now();
         }
-        // Still there: its page counts as where most are.
+        // It is still in the middle of the move. Its page counts as one of the most frequent kind.
         let missing = u64::from(self.pages()).wrapping_sub(counts.iter().sum());
         if let Some(most) = counts.iter_mut().max() {
             *most = most.wrapping_add(missing);
@@ -279,6 +279,8 @@ impl PageTable {
             Some(claims) if Entry(before).offer() != State::None => claims.revoke(gfn),
             _ => Revoked::Yes,
         };
+        // Offers only once the offer is revoked: the drop of the guard of a page that its guest has claimed would
+        // overwrite the claim.
         let mut guard = PageGuard {
             table: self,
             gfn,
@@ -294,7 +296,7 @@ impl PageTable {
         }
     }
 
-    /// Locks a page, or `None` if somebody else is moving or its guest has moved it.
+    /// Locks a page; `None` if somebody else is moving it or its guest has moved it.
     pub fn try_lock(&self, gfn: Gfn) -> Option<PageGuard<'_>> {
         match self.attempt(gfn) {
             Attempt::Locked(page) => Some(page),
@@ -302,12 +304,12 @@ impl PageTable {
         }
     }
 
-    /// Asks to be woken over the parking when the page is unlocked. `false`: it is not locked (any
-    /// more), try again at once.
+    /// Asks for a wake-up by the parking when the page is unlocked. `false`: it is not locked (any
+    /// more), so try again at once.
     #[must_use]
     pub fn park(&self, gfn: Gfn) -> bool {
         let word = &self.entries[gfn.index()];
-        // Relaxed: WAITED hands nothing over. Who is called, or finds the page free, locks it then.
+        // Relaxed: WAITED hands nothing over. A thread that is called, or finds the page free, then locks it.
         let mut entry = word.load(Ordering::Relaxed);
         while entry & LOCKED != 0 || Seeded::MissedUnlock.is_sown() {
             let parked = entry | WAITED;
@@ -319,7 +321,7 @@ impl PageTable {
         false
     }
 
-    /// Takes a lock over that was kept by [`PageGuard::keep`].
+    /// Takes over a lock that was kept by [`PageGuard::keep`].
     #[expect(
         clippy::needless_pass_by_value,
         reason = "taking the token ends the keeping"
@@ -333,7 +335,8 @@ impl PageTable {
         }
     }
 
-    /// How many VMAs the guest's RAM takes now, counted page by page.
+    /// How many VMAs the guest's RAM takes now, counted page by page. `opens`: open pages are mapped differently from
+    /// others.
     #[must_use]
     pub fn count_vmas(&self, opens: bool) -> u32 {
         let entries = self.entries.iter();
@@ -361,8 +364,8 @@ impl PageTable {
     fn update(&self, gfn: Gfn, clear: u64, set: u64) {
         let word = &self.entries[gfn.index()];
         let mut entry = word.load(Ordering::Relaxed);
-        // Only WAITED and the scanner's notes can change under us: the caller holds the lock. Release pairs with the
-        // Acquire of `entry` and of `begin_look`: the bytes come before the home that has them.
+        // The caller holds the lock, so only WAITED and the scanner's notes can change under us. Release pairs with the
+        // Acquire of `entry` and of `begin_look`: the bytes are in place before the home that says so.
         while let Err(now) = word.compare_exchange(
             entry,
             entry & !clear | set,
@@ -457,8 +460,7 @@ mod tests {
         );
     }
 
-    /// A fault that parks and a mover that unlocks race; whatever the order, the fault is woken or
-    /// sees the page free.
+    /// A fault that parks races with a mover that unlocks. In any order, the fault is woken or sees the page free.
     #[test]
     fn parked_fault_is_never_forgotten_in_any_schedule() {
         sync::model(2_000, || {

@@ -5,7 +5,7 @@ use std::io;
 use crate::sync::zeroes;
 use crate::units::FrameId;
 
-/// Frames in a word of the map, and the smallest piece that an extent starts in.
+/// Frames in a word of the map. It is also the smallest free piece in which an extent starts.
 const WORD: u32 = u64::BITS;
 
 /// The free frames, one bit each, and above them one bit for each word that is entirely free.
@@ -67,7 +67,7 @@ impl FreeFrames {
 
     /// The first frame of an aligned free piece: of 64 words if there is one, else of 8, else of 1.
     ///
-    /// A scan of one bit for 64 frames: 8 KiB for a pool of 16 GiB, and only at the start of a run.
+    /// It scans one bit for 64 frames, 8 KiB for a pool of 16 GiB, and is needed only at the start of a run.
     fn roomiest(&self) -> Option<FrameId> {
         let group = || self.find_whole(|word| (word == u64::MAX).then_some(0));
         let eighth = || {
@@ -186,8 +186,8 @@ mod tests {
     const FRAMES: u32 = 64 * 3 + 10;
 
     proptest! {
-        /// Against the set of free frames: a free wanted frame is given, else one whose whole aligned
-        /// piece is free if there is such a piece, else any; and none twice.
+        /// Against the set of free frames: a wanted frame is given if it is free, else a frame whose whole aligned
+        /// piece is free if there is such a piece, else any; and no frame is given twice.
         #[test]
         fn frames_any_steps_agree_with_the_model(steps in steps()) {
             let mut free = FreeFrames::new(FRAMES).expect("memory");

@@ -13,10 +13,10 @@ use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, zeroes};
 use crate::sys::{Mapping, Memfd};
 use crate::units::{FrameId, Gfn, PageBuf, Pages, VmId};
 
-/// What came of giving a reference back.
+/// What happened to a frame when a reference to it was given back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unref {
-    /// It was the last one: the frame's memory is the machine's again.
+    /// The reference was the last one: the frame's memory is given back to the machine.
     Freed,
     /// Others still refer to the frame.
     StillUsed,
@@ -27,7 +27,7 @@ pub enum Unref {
 pub struct PoolCounts {
     /// Frames that cost memory (ESX: `common`).
     pub frames: Pages,
-    /// References to them; equals the guest pages in Shared while nothing is in flight (ESX:
+    /// References to the frames; equals the number of shared guest pages while nothing is in flight (ESX:
     /// `shared`).
     pub refs: Pages,
     /// Pages known to the scanner that are not shared (ESX: hint frames).
@@ -59,9 +59,9 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of up to `frames` frames, all free; they cost no memory before they are used, and then 24 bytes
-    /// of metadata each at most. What its scanners see is kept in `hints`, which other pools use too. `name` is
-    /// what `/proc/PID/maps` shows.
+    /// A pool of up to `frames` frames, all free. A frame costs no memory before it is used, and then at most
+    /// 24 bytes of metadata. `hints`, which other pools use too, keeps what the scanners see. `name` is what
+    /// `/proc/PID/maps` shows.
     ///
     /// # Errors
     /// When the memfd cannot be created or mapped, or there is no memory for the tables.
@@ -89,7 +89,7 @@ impl Pool {
     }
 
     /// A free frame to be filled and published: `wanted` itself if it is free, else the start of a
-    /// new extent with room to grow, else any; `None` when the pool is full.
+    /// new extent with room to grow, else any free frame; `None` when the pool is full.
     ///
     /// `wanted` is the frame after that of the guest page before this one.
     pub fn allocate_near(&self, wanted: Option<FrameId>) -> Option<NewFrame<'_>> {
@@ -103,13 +103,13 @@ impl Pool {
 
     /// The shared frame that was published under this hash, with a reference taken.
     ///
-    /// Its bytes are most probably those of a page of this hash; [`equals`](Self::equals) decides.
+    /// Its bytes are most probably those of the page with this hash; [`equals`](Self::equals) decides.
     pub fn lookup_frame(&self, hash: u64) -> Option<FrameRef<'_>> {
         let frame = self.index.find_frame(hash, |frame| self.try_ref(frame))?;
         Some(FrameRef { pool: self, frame })
     }
 
-    /// Takes another reference; `false` when there is none, and the frame is free or about to be.
+    /// Takes another reference; `false` when the frame has none: it is new, free or about to be free.
     ///
     /// The caller must know that the frame is still the one it means: a number that was only
     /// remembered may name another content by now.
@@ -131,14 +131,14 @@ impl Pool {
         false
     }
 
-    /// Gives a reference back that the caller held. After the last one nothing maps the frame: a guest
-    /// that did was told to map something else, and has confirmed that.
+    /// Gives back a reference that the caller held. When the last one ends, nothing maps the frame any more: a guest
+    /// that mapped it was told to map something else, and has confirmed that.
     ///
     /// # Panics
     /// When the frame had none.
     pub fn unref(&self, frame: FrameId) -> Unref {
-        // Release: what this holder read of the frame comes before its end. Acquire: the end comes
-        // after what all the other holders read.
+        // Release: this holder has read the frame before it ends. Acquire: the frame ends after all the other
+        // holders have read it.
         let before = self.refs_of(frame).fetch_sub(1, Ordering::AcqRel);
         assert!(
             before > 0,
@@ -154,7 +154,7 @@ impl Pool {
         Unref::Freed
     }
 
-    /// The references to a frame; 0 means that it is free or new.
+    /// The number of references to a frame; 0 means that it is free or new.
     #[must_use]
     pub fn refs(&self, frame: FrameId) -> u32 {
         self.refs_of(frame).load(Ordering::Relaxed)
@@ -184,13 +184,13 @@ impl Pool {
         }
     }
 
-    /// Whether no frame is in use. Others may be taking the first one.
+    /// Whether no frame is in use. Another thread may be taking the first one.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.frames_used.load(Ordering::Relaxed) == 0
     }
 
-    /// The memory the kernel counts for the pool; equals the frames of [`counts`](Self::counts).
+    /// The memory that the kernel counts for the pool; equals the frames of [`counts`](Self::counts).
     ///
     /// # Errors
     /// What `fstat(2)` says.
@@ -214,7 +214,7 @@ impl Pool {
     }
 }
 
-/// A frame that only its owner knows of; dropped unpublished, it is free again.
+/// A frame that only its owner knows of. If it is dropped unpublished, it is free again.
 #[derive(Debug)]
 pub struct NewFrame<'a> {
     pool: &'a Pool,
@@ -237,16 +237,16 @@ impl<'a> NewFrame<'a> {
         }
     }
 
-    /// Makes the frame findable under `hash`, the digest of its content, and immutable. With it come the
-    /// pages that may have had this content: nobody else will tell them of the frame, and they are not known
-    /// any more.
+    /// Makes the frame immutable, and findable under `hash`, the digest of its content. Returned with it are the
+    /// pages that may have this content. Their hints are gone, so nobody but the caller can tell their workers of
+    /// the frame.
     ///
     /// `None` when another frame was published under that hash meanwhile and is in use: this one
-    /// is free again, and [`Pool::lookup_frame`] finds the other, of equal content or not. `None` too when the index
-    /// finds no memory to grow: less is shared then.
+    /// is free again, and [`Pool::lookup_frame`] finds the other, of equal content or not. Also `None` when the index
+    /// finds no memory to grow; then less is shared.
     ///
     /// # Panics
-    /// When it was not filled.
+    /// When the frame was not filled.
     #[must_use]
     pub fn publish(self, hash: u64) -> Option<(FrameRef<'a>, Vec<(VmId, Gfn)>)> {
         assert!(
@@ -255,7 +255,7 @@ impl<'a> NewFrame<'a> {
             self.frame.0
         );
         let (pool, frame) = (self.pool, self.frame);
-        // Relaxed: nobody finds the frame before it is in the index, whose lock orders the content too.
+        // Relaxed: nobody finds the frame before it is in the index, and the index's lock orders this and the content.
         pool.refs_of(frame).store(1, Ordering::Relaxed);
         let is_live = |other| pool.refs(other) > 0;
         let Some(known) = pool.index.insert_frame(hash, frame, is_live) else {
@@ -268,8 +268,8 @@ impl<'a> NewFrame<'a> {
     }
 }
 
-/// The place of one VM in the pool of its sharing domain; left when dropped, if not before. What is known of its
-/// pages is then worth nothing.
+/// The place of one VM in the pool of its sharing domain. The VM leaves when this is dropped, if not before; its hints
+/// then count for nothing.
 #[derive(Debug)]
 pub struct Membership {
     pool: Arc<Pool>,
@@ -277,14 +277,14 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Lets a VM take part.
+    /// Lets a VM take part in a pool.
     #[must_use]
     pub fn new(pool: Arc<Pool>, vm: VmId) -> Self {
         let seat = AtomicU32::new(pool.index.sit_down(vm).into());
         Self { pool, seat }
     }
 
-    /// Leaves; whoever still has the membership finds frames, and leaves no hints.
+    /// Leaves the pool. Whoever still has the membership can find frames, but leaves no hints.
     pub fn leave(&self) {
         let seat = self.seat.swap(NOBODY.into(), Ordering::Relaxed);
         self.pool.index.stand_up(seat_number(seat));
@@ -296,12 +296,12 @@ impl Membership {
         &self.pool
     }
 
-    /// [`Pool::lookup_frame`] for the content of a page of the VM; if there is none, who else may have had it,
-    /// apart from those in `doubt`, or the page becomes one that is known by it. Whoever makes a frame of that
-    /// content later learns of it.
+    /// [`Pool::lookup_frame`] for the content of a page of the VM. If there is no frame, the [`Hint`] names another
+    /// page that may have the content, apart from those in `doubts`; if there is none either, it makes this page the
+    /// known one, and whoever makes a frame of that content later learns of the page.
     ///
     /// # Errors
-    /// The [`Hint`], when there is no frame.
+    /// The [`Hint`] when there is no frame.
     pub fn lookup(&self, hash: u64, gfn: Gfn, doubts: &Doubts) -> Result<FrameRef<'_>, Hint> {
         let pool = &*self.pool;
         let take = |frame| pool.try_ref(frame);
@@ -310,13 +310,13 @@ impl Membership {
         Ok(FrameRef { pool, frame })
     }
 
-    /// Brings to the processor what a lookup of this hash will need.
+    /// Fetches into the processor's cache what a lookup of this hash will need.
     pub fn prefetch(&self, hash: u64) {
         self.pool.index.prefetch(hash);
     }
 
-    /// Drops a hint whose page seems to have other content than the hint says. The page may be looked at just
-    /// now, and its scanner find it still known: whoever drops it asks the page once more.
+    /// Drops a hint whose page seems to have other content than the hint says. The page's scanner may be looking
+    /// just now and may still have found the hint, so whoever drops a hint must ask its page once more.
     pub fn drop_hint(&self, claim: &Claim) {
         self.pool.index.drop_hint(claim);
     }
@@ -328,7 +328,7 @@ impl Drop for Membership {
     }
 }
 
-/// Seats have 16 bits.
+/// The seat in the word of an atomic, which is wider than a seat.
 #[expect(clippy::cast_possible_truncation, reason = "made of 16 bits")]
 const fn seat_number(seat: u32) -> u16 {
     seat as u16
@@ -344,7 +344,7 @@ impl Drop for NewFrame<'_> {
     }
 }
 
-/// A reference to a shared frame, given back when dropped; a clone is another reference.
+/// A reference to a shared frame, which is given back when dropped. A clone is another reference.
 #[derive(Debug)]
 pub struct FrameRef<'a> {
     pool: &'a Pool,
@@ -416,7 +416,7 @@ mod tests {
         frame.publish(hash).map(|(frame, _)| frame)
     }
 
-    /// Rebuilds from the counts what the pool keeps besides them, and compares.
+    /// Derives from the counts of references what else the pool keeps, and compares.
     fn verify(pool: &Pool) {
         let shared: Vec<_> = (0..pool.refs.len() as u32)
             .map(FrameId)
@@ -613,8 +613,8 @@ mod tests {
         }
     }
 
-    /// One pass of what scanner and breaks do: find a frame of the hash or make one, look at its
-    /// bytes, and give one reference back but keep another.
+    /// What scanner and breaks do in one pass: find a frame with the hash or make one, look at its
+    /// bytes, give one reference back and keep another.
     fn find_or_share(pool: &Pool, hash: u64) -> Option<FrameId> {
         let found = pool.lookup_frame(hash);
         let frame = found.or_else(|| share(pool, &tagged(hash), hash))?;
@@ -631,8 +631,8 @@ mod tests {
         Some(kept)
     }
 
-    /// Three tasks share two contents in two frames, so that frames die and are reused while others
-    /// look for them; what they hold at the end is all there, and found.
+    /// Three tasks share two contents in two frames, so that frames die and are reused while other tasks
+    /// look for them. All frames that are held at the end are there, and are found.
     #[test]
     fn tasks_that_race_never_see_a_frame_of_other_content() {
         model(4000, || {
@@ -661,7 +661,7 @@ mod tests {
         });
     }
 
-    /// The holder of a reference never loses the frame, however others come and go.
+    /// The holder of a reference never loses the frame, however other references come and go.
     #[test]
     fn tasks_that_race_for_a_held_frame_never_free_it() {
         model(500, || {

@@ -1,8 +1,8 @@
-//! Where pages of some content may be found: one table for the host, of 8 bytes a hint.
+//! Where pages of some content may be found: one table for the host, with 8 bytes for each hint.
 //!
 //! There are as many hints as pages, so each byte of a hint is a byte lost for every page of every guest. A map
-//! from digests to pages takes 40 bytes and more. So the table keeps a *tag*, 20 bits of the digest, and the
-//! place of the entry tells most of the rest:
+//! from digests to pages takes 40 bytes and more for each entry. So an entry of the table keeps only a *tag*, 20
+//! bits of the digest; most of the rest follows from where the entry is:
 //!
 //! ```text
 //! bits  0..28   the page
@@ -10,21 +10,24 @@
 //!      44..64   the tag: the lowest bits of the digest
 //! ```
 //!
-//! A hint belongs into one of two *buckets* of 8, a cache line each, and goes into the emptier one. In a table that
-//! is five sixths full, one of a thousand finds both of them full. It never grows, and nothing is moved.
+//! A hint belongs into one of two *buckets* of 8 hints, a cache line each, and goes into the emptier one. In a table
+//! that is five sixths full, one hint of a thousand finds both buckets full. The table never grows, and no hint is
+//! moved.
 //!
-//! *Tags collide*: what is found may be a page of other content. The page itself keeps 32 bits of its digest, so
-//! whoever asks can tell, see [`Claim::fits`]. It must not drop such a hint for it: the page may not be looked at
-//! again before it is written, and would never be shared.
+//! *Tags collide*: a hint that is found may name a page of other content. The entry of that page in its page table
+//! keeps 32 bits of its digest, so the finder can tell ([`Claim::fits`]). But it must not drop a hint that is true
+//! for other content: the page may not be looked at again before it is written, and without its hint it would never
+//! be shared.
 //!
-//! *Seats* are the VMs' short numbers. One that is given back is not given out again before all have been; then
-//! one sweep clears what the VMs that are gone have left.
+//! *Seats* are short numbers of VMs. A seat that is given back is not given out again before all others have been;
+//! then one sweep clears the hints that VMs have left behind.
 //!
-//! *Domains* share the table, so that a small one costs nothing of its own. Each mixes the digests with a number
-//! of its own, so that equal contents do not crowd, and finds hints of its own pages only.
+//! *Domains* share the table, so that a small domain costs nothing of its own. Each domain mixes the digests with its
+//! own number, so that equal contents of several domains do not crowd into the same buckets, and finds only hints of
+//! its own pages.
 //!
-//! Entries change by compare-and-exchange. That a hint and a frame of one content are looked for in one step is
-//! the matter of the index: its shard is locked around what is done here for one digest.
+//! Entries change by compare-and-exchange. Looking for a frame and for a hint of one content must be one step. The
+//! index sees to that: it holds the lock of its shard around everything that is done here for one digest.
 
 use std::io;
 
@@ -33,11 +36,12 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, zeroes};
 use crate::sys::prefetch;
 use crate::units::{Bytes, Gfn, Pages, VmId};
 
-/// Hints in a bucket: a cache line. In tests fewer, so that buckets are full now and then.
+/// Hints in a bucket: a cache line. Fewer in tests, so that buckets are full now and then.
 const BUCKET: usize = if cfg!(any(test, loom)) { 2 } else { 8 };
-/// Hints for each page of the host, in eighths. A host keeps a part of its memory free.
+/// Hints for each page of the host, in eighths: one eighth more than there are pages. A host also keeps a part of its
+/// memory free, so the table is less full than that.
 const EIGHTHS_PER_PAGE: u64 = 9;
-/// The bits of a tag. In tests few, so that tags collide all the time.
+/// The bits of a tag. Few in tests, so that tags collide all the time.
 const TAG_BITS: u32 = if cfg!(any(test, loom)) { 2 } else { 20 };
 const TAG: u32 = (1 << TAG_BITS) - 1;
 const TAG_SHIFT: u32 = 44;
@@ -49,18 +53,18 @@ const EMPTY: u64 = 0;
 /// The table. See the module text.
 #[derive(Debug)]
 pub struct Hints {
-    /// Buckets one after the other, and room to begin at a cache line.
+    /// The buckets, one after the other, and some words more, so that the first bucket can begin at a cache line.
     words: Box<[AtomicU64]>,
     /// The first word of the first bucket.
     first: usize,
     buckets: u64,
     seats: Seats,
     domains: AtomicU32,
-    /// Changes with each hint that has to go for another.
+    /// Changes with each hint that has to make room for another, so that not always the same one has to go.
     turn: AtomicU32,
 }
 
-/// A page that is said to have some content.
+/// A page that a hint says has some content.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Claim {
     /// Its VM.
@@ -72,15 +76,15 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Whether the hint may be true of a page whose digest has this low half. A hint that is not is stale; one
-    /// that is and was asked for by another digest is of another content, and must stay.
+    /// Whether the hint may be true, if its page has a digest with this low half. A hint that does not fit is stale.
+    /// A hint that fits and was found by another digest is true for another content, and must stay.
     #[must_use]
     pub const fn fits(&self, low_digest: u32) -> bool {
         (self.word >> TAG_SHIFT) as u32 == low_digest & TAG
     }
 }
 
-/// What was found out about hints of one digest so far.
+/// What a lookup of one digest has found out about hints so far.
 #[derive(Debug, Default)]
 pub struct Doubts {
     others: Vec<Claim>,
@@ -93,12 +97,12 @@ impl Doubts {
         self.others.push(claim);
     }
 
-    /// Notes that every hint in the way seems true.
+    /// Notes that every hint that is in the way seems to be true.
     pub const fn set_crowded(&mut self) {
         self.crowded = true;
     }
 
-    /// The hints that are of other contents.
+    /// The hints whose pages have other contents.
     #[must_use]
     pub fn others(&self) -> &[Claim] {
         &self.others
@@ -109,21 +113,21 @@ impl Doubts {
     }
 }
 
-/// What the table knows of a content, but for the doubts.
+/// What the table knows about a content, apart from the doubted hints.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Hint {
-    /// Nothing; now it knows this page. A hint may have had to go for it.
+    /// It knew nothing, and now knows this page. Another hint may have had to make room for it.
     Inserted,
-    /// This page.
+    /// It knows this page already.
     Same,
-    /// Another page, which may have this content. It is still the one that is known.
+    /// It knows another page, which may have this content. The table is unchanged.
     Other(Claim),
-    /// Nothing, and there is no room: these pages are in the way. One that has another content than its hint says
-    /// can be dropped.
+    /// It knows nothing and has no room: the hints for these pages are in the way. A hint whose page has another
+    /// content than it says can be dropped.
     Full(Vec<Claim>),
 }
 
-/// Where hints of one digest are.
+/// Where hints for one digest are.
 #[derive(Clone, Copy)]
 struct Place {
     starts: [usize; 2],
@@ -131,14 +135,14 @@ struct Place {
 }
 
 impl Hints {
-    /// A table for a host of so many pages. It takes [`metadata`](Self::metadata).
+    /// A table for a host of `resident` pages. It takes [`metadata`](Self::metadata) pages of memory.
     ///
     /// # Errors
     /// When there is no memory for it.
     pub fn new(resident: Pages) -> io::Result<Self> {
         let buckets = buckets(resident);
         let words = zeroes::<AtomicU64>(words(buckets))?;
-        // Elsewhere than on cache lines it would be slower, not wrong.
+        // Buckets that do not begin at cache lines would be slower, not wrong.
         let first = words.as_ptr().align_offset(LINE).min(LINE / 8);
         Ok(Self {
             words,
@@ -150,23 +154,23 @@ impl Hints {
         })
     }
 
-    /// The memory that the table for a host of so many pages takes.
+    /// The memory that the table for a host of `resident` pages takes.
     #[must_use]
     pub fn metadata(resident: Pages) -> Pages {
         Bytes(words(buckets(resident)) as u64 * 8 + 4095).pages()
     }
 
     pub(super) fn new_domain(&self) -> DomainId {
-        // Not 0, which is nobody's.
+        // From 1 on: 0 is no domain.
         DomainId::new(self.domains.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    /// Gives the VM a seat in a domain; [`NOBODY`], whose hints are not kept, when all are taken.
+    /// Gives the VM a seat in a domain; [`NOBODY`] when all seats are taken. Hints of [`NOBODY`] are not kept.
     pub(super) fn sit_down(&self, domain: DomainId, vm: VmId) -> u16 {
         self.seats.take(domain, vm, || self.sweep())
     }
 
-    /// Gives a seat back; what it has left is known to be nobody's.
+    /// Gives a seat back. The hints that its VM has left behind count for nothing from then on.
     pub(super) fn stand_up(&self, seat: u16) {
         self.seats.give(seat);
     }
@@ -180,12 +184,12 @@ impl Hints {
         }
     }
 
-    /// Hints of one domain, stale ones too.
+    /// How many hints one domain has, stale ones included.
     pub(super) fn count(&self, domain: DomainId) -> u64 {
         self.seats.count(domain)
     }
 
-    /// Brings to the processor what [`offer`](Self::offer) will look at.
+    /// Fetches into the processor's cache what [`offer`](Self::offer) will look at.
     pub(super) fn prefetch(&self, domain: DomainId, digest: u64) {
         let place = self.place(domain, digest);
         place
@@ -194,7 +198,7 @@ impl Hints {
             .for_each(|start| prefetch(&self.words[*start]));
     }
 
-    /// Says that page `gfn` of the VM in `seat` has this digest.
+    /// Says that page `gfn` of the VM in `seat` has this digest, and returns what the table knows about the digest.
     pub(super) fn offer(
         &self,
         domain: DomainId,
@@ -202,7 +206,7 @@ impl Hints {
         (seat, gfn): (u16, Gfn),
         doubts: &Doubts,
     ) -> Hint {
-        // An entry has no room for pages beyond a TiB: they are found by others only once shared.
+        // An entry has no room for page numbers beyond a TiB. Others find such pages only once they are shared.
         let seat = if gfn.0 >> SEAT_SHIFT == 0 {
             seat
         } else {
@@ -235,7 +239,7 @@ impl Hints {
         }
     }
 
-    /// Takes all hints away that may be of this digest; the pages they named.
+    /// Takes away all hints that may be for this digest, and returns the pages that they named.
     pub(super) fn take(&self, domain: DomainId, digest: u64) -> Vec<(VmId, Gfn)> {
         let place = self.place(domain, digest);
         let mut taken = Vec::new();
@@ -248,14 +252,14 @@ impl Hints {
         taken
     }
 
-    /// Drops a hint, if it is still there.
+    /// Drops a hint; `false` if it is no longer there.
     pub(super) fn drop_claim(&self, claim: &Claim) -> bool {
         self.exchange(claim.at, claim.word, EMPTY)
     }
 
-    /// Two buckets and a tag. Digests are as good as random and nobody outside knows them (see
-    /// [`crate::digest`]), so they are only mixed with the domain. The tag is of the low half, so that what a
-    /// page keeps of its digest tells whether its hint is true.
+    /// The two buckets and the tag for a digest. Digests are as good as random and nobody outside knows them (see
+    /// [`crate::digest`]), so mixing them with the domain is enough. The tag comes from the low half: that is what the
+    /// page table keeps of a digest, so it can tell whether a hint is true.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "numbers of buckets, which are in memory"
@@ -278,7 +282,7 @@ impl Hints {
         for (start, seen) in place.starts.into_iter().zip(&mut seen) {
             let words = &self.words[start..start + BUCKET];
             for (seen, word) in seen.iter_mut().zip(words) {
-                // Acquire pairs with the Release of `exchange`: who sees a hint sees whose seat it names.
+                // Acquire pairs with the Release of `exchange`: whoever sees a hint sees whose seat it names.
                 *seen = word.load(Ordering::Acquire);
             }
         }
@@ -307,7 +311,7 @@ impl Hints {
         })
     }
 
-    /// The domain of a hint, and what it says; `None` when the VM is gone.
+    /// The domain of a hint, and what the hint says; `None` when its VM is gone.
     fn claim(&self, at: usize, word: u64) -> Option<(DomainId, Claim)> {
         let (domain, vm) = self.owner(word)?;
         let gfn = Gfn((word & ((1 << SEAT_SHIFT) - 1)) as u32);
@@ -323,7 +327,7 @@ impl Hints {
         self.seats.owner(seat_of(word))
     }
 
-    /// An empty entry of the emptier bucket, or one that a VM that is gone has left.
+    /// An empty entry of the emptier bucket, or an entry of a VM that is gone.
     fn room(&self, place: Place, seen: &[[u64; BUCKET]; 2]) -> Option<(usize, u64)> {
         let empty = |bucket: &[u64; BUCKET]| bucket.iter().filter(|word| **word == EMPTY).count();
         let emptier = usize::from(empty(&seen[1]) > empty(&seen[0]));
@@ -339,7 +343,7 @@ impl Hints {
     }
 
     fn exchange(&self, at: usize, old: u64, new: u64) -> bool {
-        // Release pairs with the Acquire of `read`. Of a hint that goes nobody reads on.
+        // Release pairs with the Acquire of `read`. Relaxed on failure: what a failed exchange has seen is not used.
         let done = self.words[at].compare_exchange(old, new, Ordering::Release, Ordering::Relaxed);
         if done.is_err() {
             return false;
@@ -356,7 +360,7 @@ impl Hints {
 
 const fn buckets(resident: Pages) -> u64 {
     let hints = resident.0.saturating_mul(EIGHTHS_PER_PAGE) / 8;
-    // Half of a digest chooses the bucket; so many would be for 100 TiB.
+    // 32 bits of the mixed digest choose a bucket, so there can be no more of them: enough for 100 TiB.
     let buckets = hints.div_ceil(BUCKET as u64);
     if buckets > u32::MAX as u64 {
         u32::MAX as u64
@@ -369,7 +373,8 @@ const fn words(buckets: u64) -> usize {
     buckets as usize * BUCKET + LINE / 8
 }
 
-/// The tag of a digest: of the low half, where a zero is for pages that have none, as in the page table.
+/// The tag of a digest. It comes from the low half as the page table keeps it, which has 1 for 0, because there 0 means
+/// that a page has no digest.
 const fn low_tag(digest: u64) -> u32 {
     let low = (digest & u32::MAX as u64) as u32;
     (if low == 0 { 1 } else { low }) & TAG
@@ -379,10 +384,10 @@ const fn seat_of(word: u64) -> usize {
     (word >> SEAT_SHIFT & 0xffff) as usize
 }
 
-/// Whether any hint has the tag: mostly none has, and this is the whole lookup.
+/// Whether any hint has the tag. Mostly none has, and then this is the whole lookup.
 fn may_have(place: Place, seen: &[[u64; BUCKET]; 2]) -> bool {
     let has = |word: &u64| word >> TAG_SHIFT == place.tag;
-    // All of them, without a branch for each.
+    // A fold over all words, not `any`: it needs no branch for each word.
     seen.as_flattened()
         .iter()
         .fold(false, |any, word| any | has(word))
@@ -450,7 +455,7 @@ mod tests {
     #[test]
     fn full_buckets_name_what_is_in_the_way_and_give_up_one_when_told() {
         let (hints, domain, [a, b]) = table(0);
-        // One place in all, and contents whose tags differ from the one that is looked up.
+        // There is one place in all, and the contents have other tags than the one that is looked up.
         let page = |gfn| (a, Gfn(gfn));
         for gfn in 0..2 * BUCKET as u32 {
             let hint = hints.offer(domain, u64::from(4 * gfn + 2), page(gfn), &doubts_of_all());
@@ -480,7 +485,7 @@ mod tests {
         );
     }
 
-    /// As if every hint of a content were known to be of another.
+    /// Doubts as they are when every hint is known to be true for another content.
     fn doubts_of_all() -> Doubts {
         let vm = VmId(1);
         let claim = |gfn| Claim {
@@ -566,7 +571,7 @@ mod tests {
         prop::collection::vec(step, 0..200)
     }
 
-    /// What a scanner does that looks at a page alone; the page it finds, and whether a hint had to go.
+    /// What a scanner does with one page. Returns the page that it finds, and whether a hint had to go.
     fn look(
         hints: &Hints,
         domain: DomainId,
@@ -587,7 +592,7 @@ mod tests {
                 Hint::Full(claims) => {
                     let stale: Vec<_> = claims.iter().filter(|claim| !fits(claim)).collect();
                     for claim in &stale {
-                        // Both buckets may be one, and name it twice.
+                        // Both buckets may be the same one, which then names a hint twice.
                         hints.drop_claim(claim);
                     }
                     doubts.crowded = stale.is_empty();
@@ -599,8 +604,8 @@ mod tests {
 
     proptest! {
         /// Pages of three VMs get one content after the other, with tags that collide all the time. Until
-        /// buckets are full of true hints, a page of equal content is found whenever there is one; what is
-        /// found is always one.
+        /// buckets are full of true hints, a page of equal content is found whenever there is one. A page that is
+        /// found always has equal content.
         #[test]
         fn hints_any_steps_agree_with_the_model(steps in steps(), resident in 6..60u64) {
             let hints = Hints::new(Pages(resident)).expect("memory");

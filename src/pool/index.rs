@@ -1,4 +1,4 @@
-//! From the digest of a page to the frame of that content, or to pages that may have it.
+//! Finds by the digest of a page the frame with that content, or pages that may have it.
 
 use std::io;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use super::seats::DomainId;
 use crate::sync::{AtomicU64, Mutex, Ordering, zeroes};
 use crate::units::{FrameId, Gfn, VmId};
 
-/// Locks that the index is divided by: enough that scanner, reclaim workers and breaks seldom meet.
+/// How many locks the index is divided among: enough that scanners, reclaim and breaks seldom meet.
 const SHARDS: u64 = 64;
-/// The bits of a digest that choose the shard, not those that the tables of frames use.
+/// Where the bits of a digest begin that choose the shard. The tables of frames use other bits.
 const SHARD_SHIFT: u32 = 40;
 
-/// The digests of shared frames, and of pages seen by the scanner.
+/// The digests of shared frames, and of pages that scanners have seen.
 ///
-/// Tables use digests as they are: nobody outside knows them, see [`crate::digest`].
+/// The tables use digests without hashing them again, because nobody outside knows them: see [`crate::digest`].
 #[derive(Debug)]
 pub(super) struct Index {
     shards: Box<[Mutex<HashTable<FrameId>>]>,
-    /// The digest a shared frame was published under. Relaxed is enough: it is written before the
-    /// first reference exists and read under the lock of the shard, or by who gave the last one back.
+    /// The digest under which each shared frame was published. Relaxed is enough: it is written under the lock of the
+    /// shard, and read under that lock or by whoever gave the last reference back.
     digests: Box<[AtomicU64]>,
     hints: Arc<Hints>,
     domain: DomainId,
@@ -43,28 +43,28 @@ impl Index {
         self.hints.sit_down(self.domain, vm)
     }
 
-    /// Takes it back.
+    /// Takes a seat back.
     pub(super) fn stand_up(&self, seat: u16) {
         self.hints.stand_up(seat);
     }
 
-    /// How many hints there are.
+    /// How many hints this domain has.
     pub(super) fn hints(&self) -> u64 {
         self.hints.count(self.domain)
     }
 
-    /// Brings near what a lookup of this digest needs.
+    /// Fetches into the processor's cache what a lookup of this digest needs.
     pub(super) fn prefetch(&self, digest: u64) {
         self.hints.prefetch(self.domain, digest);
     }
 
-    /// The digest that a frame was published under last.
+    /// The digest under which a frame was last published.
     pub(super) fn digest_of(&self, frame: FrameId) -> u64 {
         self.digests[frame.index()].load(Ordering::Relaxed)
     }
 
-    /// The frame of this digest, if `take_reference` to it succeeds. It is called under the lock that
-    /// [`remove_frame`](Self::remove_frame) waits for, so the frame is still the one of the digest.
+    /// The frame with this digest, if `take_reference` to it succeeds. That is called under the lock for which
+    /// [`remove_frame`](Self::remove_frame) waits, so the frame still has the digest then.
     pub(super) fn find_frame(
         &self,
         digest: u64,
@@ -75,8 +75,8 @@ impl Index {
         frame.filter(|&frame| take_reference(frame))
     }
 
-    /// The same, or if there is none what the hints say of `page`, the seat of its VM and its number. Nobody
-    /// can make a frame between the two.
+    /// The same; if there is no frame, what [`Hints::offer`] says for `page`, which is the seat of its VM and its
+    /// number. Both happen under one lock, so nobody can make a frame in between.
     pub(super) fn find_frame_or_hint(
         &self,
         digest: u64,
@@ -92,14 +92,14 @@ impl Index {
         }
     }
 
-    /// Drops a hint that turned out false. Its page may be looked at just now, and find it still there: the
-    /// caller asks the page once more.
+    /// Drops a hint that turned out to be false. A scanner may just now have found it still there, so the caller asks
+    /// the hint's page once more.
     pub(super) fn drop_hint(&self, claim: &Claim) {
         self.hints.drop_claim(claim);
     }
 
-    /// Makes `frame` the one of this digest, and takes away the hints that it had; `None` when another frame
-    /// is that `is_live`, or when there is no memory for one more entry.
+    /// Makes `frame` the one with this digest, and takes the digest's hints away. `None`: the digest has another frame
+    /// that `is_live`, or there is no memory for one more entry.
     pub(super) fn insert_frame(
         &self,
         digest: u64,
@@ -120,7 +120,7 @@ impl Index {
         Some(self.hints.take(self.domain, digest))
     }
 
-    /// Removes the entry of this frame.
+    /// Removes the entry of this frame, if no other frame has replaced it.
     pub(super) fn remove_frame(&self, frame: FrameId) {
         let digest = self.digest_of(frame);
         remove(&mut self.shard(digest).lock(), digest, frame);

@@ -1,19 +1,19 @@
 //! Short numbers of VMs, for hints.
 //!
-//! Hints outlive the VM they name. So a seat that is given back is kept until all have been given out, and only
-//! then, after a sweep over all hints, do they go to others.
+//! Hints outlive the VM that they name. So seats that are given back are kept until no other seat is free. Only
+//! then, after a sweep over all hints, do they go to other VMs.
 
 use std::{io, mem};
 
 use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, zeroes};
 use crate::units::VmId;
 
-/// Seats, and the one that nobody has. In tests few, so that they run out.
+/// The number of seats, [`NOBODY`] included. Few in tests, so that they run out.
 pub(super) const SEATS: usize = if cfg!(any(test, loom)) { 8 } else { 1 << 16 };
-/// Of VMs that have none.
+/// Stands for VMs that have no seat.
 pub(super) const NOBODY: u16 = 0;
 
-/// A sharing domain as the table of hints knows it; never 0.
+/// The number of a sharing domain in the table of hints; never 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct DomainId(u32);
 
@@ -22,7 +22,7 @@ impl DomainId {
         Self(number)
     }
 
-    /// Different for each domain, to be mixed with digests.
+    /// A value that differs for each domain, to be mixed with digests.
     pub(super) const fn mix(self) -> u64 {
         (self.0 as u64) << 17
     }
@@ -32,8 +32,9 @@ impl DomainId {
 #[derive(Debug)]
 pub(super) struct Seats {
     lists: Mutex<Lists>,
-    /// For each seat the domain in the upper half and the VM in the lower; 0 when nobody has it. Relaxed is enough:
-    /// who sees a hint sees the seat that its VM had before, and sweeps see what was given back under the lock.
+    /// For each seat its domain in the upper half and its VM in the lower; 0 when nobody has it. Relaxed is enough:
+    /// whoever sees a hint sees the owner that was stored before the hint was made, and sweeps run under the lock under
+    /// which seats are given back.
     owners: Box<[AtomicU64]>,
     /// Hints of each seat.
     counts: Box<[AtomicU32]>,
@@ -41,9 +42,9 @@ pub(super) struct Seats {
 
 #[derive(Debug)]
 struct Lists {
-    /// Of these there are no hints.
+    /// Free seats; no hints name them.
     free: Vec<u16>,
-    /// Seats that were given back since the last sweep.
+    /// Seats that were given back since the last sweep; hints may still name them.
     left: Vec<u16>,
 }
 
@@ -60,7 +61,7 @@ impl Seats {
         })
     }
 
-    /// A seat for a VM; [`NOBODY`] when all are taken. `sweep` takes away all hints of seats without owner.
+    /// A seat for a VM; [`NOBODY`] when all are taken. `sweep` takes away all hints of seats without an owner.
     pub(super) fn take(&self, domain: DomainId, vm: VmId, sweep: impl FnOnce()) -> u16 {
         let mut lists = self.lists.lock();
         if lists.free.is_empty() {
@@ -92,17 +93,17 @@ impl Seats {
         (owner != 0).then_some((DomainId((owner >> 32) as u32), VmId(owner as u32)))
     }
 
-    /// There is one hint more of this seat.
+    /// Notes that one more hint names this seat.
     pub(super) fn gained(&self, seat: usize) {
         self.counts[seat].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// There is one less.
+    /// Notes that one hint less names this seat.
     pub(super) fn lost(&self, seat: usize) {
         self.counts[seat].fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Hints of a domain.
+    /// How many hints a domain has.
     pub(super) fn count(&self, domain: DomainId) -> u64 {
         let mine = |owner: &AtomicU64| owner.load(Ordering::Relaxed) >> 32 == u64::from(domain.0);
         let seats = self.owners.iter().zip(&self.counts);

@@ -15,10 +15,10 @@ use crate::remap::{FrameHold, Match, freeze, give_up, place, rehome};
 use crate::units::{Gfn, GfnRun, PageBuf, Pages};
 use crate::vm::{Means, Vm};
 
-/// Pages evicted at once: the guest's accesses to them wait meanwhile, for about a millisecond.
+/// Pages evicted at once. The guest's accesses to them wait meanwhile, for about a millisecond.
 const BATCH: usize = 64;
 
-/// Pages read at once: as many as are taken from one place.
+/// Pages read at once: the length of a run of random victims.
 const AT_ONCE: usize = 16;
 
 /// Evicts pages of one VM; belongs to its worker.
@@ -28,7 +28,7 @@ pub struct Evictor {
     cluster: Cluster,
     dice: StdRng,
     second_chance: SecondChance,
-    /// Pages that did not compress and wait on, of the latest batch.
+    /// Pages of the latest batch that did not compress and go on waiting.
     deferred: Vec<Gfn>,
     contents: Vec<PageBuf>,
 }
@@ -47,14 +47,14 @@ impl Evictor {
         }
     }
 
-    /// Evicts up to `want` pages, at most a batch; how many left. Pages that are zero or equal to a
-    /// frame need no means; what the others may not or cannot use stays. With a `second_chance` pages go that nobody
-    /// wanted back while they were frozen; without one, random pages.
+    /// Evicts up to `want` pages, at most a batch, and returns how many left RAM. Pages that are zero or equal to a
+    /// frame can always go; the others go to a store that `means` allows, and stay where none takes them. With
+    /// `second_chance` the victims are pages that nobody wanted back while they were frozen, otherwise random pages.
     ///
     /// Resident pages go first. A shared page frees memory only with the last page that shares its
-    /// frame, so those that are alone with their frame follow, and the others when nothing else is
-    /// left. When nothing is mapped at all, the oldest of the compression cache move on to swap, each
-    /// of which frees a part of a page.
+    /// frame, so pages that have their frame to themselves go second, and other shared pages when
+    /// nothing else is left. When nothing is mapped at all, the oldest pages of the compression cache
+    /// move to the swap file; each of them frees a part of a page.
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
@@ -66,8 +66,9 @@ impl Evictor {
         second_chance: bool,
     ) -> Result<Pages, EngineError> {
         self.deferred.clear();
-        // What the guest has made resident itself can be evicted too.
+        // Pages that the guest has made resident itself can be evicted only once the page table knows them.
         vm.settle_done();
+        // Arena pages that hold nothing go before any page of the guest.
         vm.give_back_emptied();
         let want = usize::try_from(want.0).unwrap_or(BATCH).min(BATCH);
         if second_chance {
@@ -76,7 +77,7 @@ impl Evictor {
                 return Ok(evicted);
             }
         }
-        // Nothing is watched, or everything that was is used.
+        // No page is watched, or the guest wanted all of them back.
         let victims = choose(vm, &mut self.dice, want, |home| home == Home::Resident);
         if !victims.is_empty() {
             if !freeze(vm, victims.iter())? {
@@ -84,7 +85,7 @@ impl Evictor {
             }
             return self.evict_frozen(vm, victims, means, false);
         }
-        // A shared page has no other place to go to.
+        // A shared page can only go to a store.
         if !means.compress && !means.swap {
             return Ok(Pages(0));
         }
@@ -103,19 +104,21 @@ impl Evictor {
         Ok(spill(vm, want))
     }
 
-    /// Whether pages of the latest batch wait on that did not compress: there is something to evict, later.
+    /// Whether pages of the latest batch did not compress and go on waiting: then there is something to evict later.
     #[must_use]
     pub const fn has_deferred(&self) -> bool {
         !self.deferred.is_empty()
     }
 
-    /// Pages that nobody wanted back. Those that only the swap file would take wait on, unless memory is scarce.
+    /// Evicts pages that nobody wanted back. Those that only the swap file would take go on waiting, unless memory is
+    /// scarce.
     fn evict_unwanted(&mut self, vm: &Vm, want: usize, means: Means) -> Result<Pages, EngineError> {
         let victims = self.second_chance.choose(vm, want)?;
         let waits = means.compress && means.swap && !vm.budget.is_scarce();
         let evicted = self.evict_frozen(vm, victims, means, waits)?;
         self.second_chance.defer(&self.deferred);
-        // While faults wait, one batch after the other to find that none of it compresses would have them wait longer.
+        // Faults wait and this batch freed nothing: to find in batch after batch that nothing compresses would have
+        // them wait longer.
         let hurry = evicted == Pages(0) && vm.budget.starving() > 0;
         let dense = self.second_chance.choose_dense(vm, want, hurry);
         let means = Means {
@@ -126,7 +129,7 @@ impl Evictor {
         Ok(Pages(evicted.0 + swapped.0))
     }
 
-    /// What does not compress is deferred if it `waits`.
+    /// Evicts frozen pages. `waits`: those that do not compress are deferred.
     fn evict_frozen<'a>(
         &mut self,
         vm: &'a Vm,
@@ -137,7 +140,7 @@ impl Evictor {
         if victims.is_empty() {
             return Ok(Pages(0));
         }
-        // Only now: many a VM is never evicted.
+        // Allocated only here, because many VMs are never evicted from.
         self.contents.resize_with(AT_ONCE, PageBuf::zeroed);
         let deferred = waits.then_some(&mut self.deferred);
         let mut leaving = Leaving::new(means, &mut self.compressor, &mut self.cluster, deferred);
@@ -147,7 +150,7 @@ impl Evictor {
         }
     }
 
-    /// Pages that only refer to a frame: nobody can write it, so there is nothing to freeze.
+    /// Evicts shared pages. Nobody can write their frames, so there is nothing to freeze.
     fn evict_shared<'a>(
         &mut self,
         vm: &'a Vm,
@@ -168,15 +171,15 @@ impl Evictor {
     }
 }
 
-/// Locked pages that are stored in a new place, and those that wait for the swap file. Their homes
-/// are still the old ones.
+/// Locked pages on their way out: those that are stored in a new place and those that wait for the
+/// swap file. All of them still have their old homes.
 struct Leaving<'a, 'c> {
     stored: Vec<(PageGuard<'a>, Home)>,
     queued: Vec<PageGuard<'a>>,
     compressor: &'c mut Compressor,
     cluster: &'c mut Cluster,
     means: Means,
-    /// Where pages go that do not compress and wait on.
+    /// Receives the pages that do not compress and go on waiting; `None`: they go to the swap file.
     deferred: Option<&'c mut Vec<Gfn>>,
 }
 
@@ -187,7 +190,7 @@ impl<'a, 'c> Leaving<'a, 'c> {
         cluster: &'c mut Cluster,
         deferred: Option<&'c mut Vec<Gfn>>,
     ) -> Self {
-        // A batch that was given up may have left something.
+        // A batch that was given up may have left pages in it.
         cluster.clear();
         Self {
             stored: Vec::with_capacity(BATCH),
@@ -199,7 +202,8 @@ impl<'a, 'c> Leaving<'a, 'c> {
         }
     }
 
-    /// Finds a place for each of the pages that there is one for, and shares those for which there is a frame; how many.
+    /// Stores frozen pages in new places, as far as some place takes them. Pages that equal a frame are shared at once;
+    /// returns how many.
     fn take_frozen(
         &mut self,
         vm: &'a Vm,
@@ -247,7 +251,7 @@ impl<'a, 'c> Leaving<'a, 'c> {
                 vm.stats.evict_zip.one();
                 self.stored.push((page, Home::Compressed(slot)));
             }
-            // It stays frozen, and is unlocked here.
+            // The page stays frozen. Dropping its guard here unlocks it.
             (Err(NotZipped::Dense), Some(deferred)) => deferred.push(page.gfn()),
             (Err(_), _) if swap => {
                 self.cluster.push(page.gfn(), content);
@@ -257,8 +261,8 @@ impl<'a, 'c> Leaving<'a, 'c> {
         }
     }
 
-    /// Writes what waits for the swap file, and moves the pages that are stored; how many. The others are
-    /// unlocked and stay where they were.
+    /// Writes the pages that wait for the swap file, moves all pages that are stored to their new homes, and returns
+    /// how many. The others are unlocked and stay where they were.
     fn leave(mut self, vm: &Vm) -> Result<u64, EngineError> {
         for (page, slot) in self.queued.into_iter().zip(self.cluster.write(vm)) {
             if let Some(slot) = slot {
@@ -274,7 +278,7 @@ impl<'a, 'c> Leaving<'a, 'c> {
     }
 }
 
-/// The next victims that are neighbours, as many as are read at once.
+/// The next victims that are neighbours, at most [`AT_ONCE`].
 fn next_run<'a>(
     victims: &mut Peekable<impl Iterator<Item = PageGuard<'a>>>,
 ) -> Option<Vec<PageGuard<'a>>> {
@@ -294,7 +298,7 @@ fn next_run<'a>(
 /// The frame with these bytes, if there is one.
 fn equal_frame<'a>(vm: &'a Vm, content: &PageBuf) -> Option<FrameHold<'a>> {
     let pool = vm.pool();
-    // A host that shares nothing need not hash what it evicts.
+    // Saves a host that shares nothing the hashing of everything that it evicts.
     if pool.is_empty() {
         return None;
     }

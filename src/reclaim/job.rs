@@ -1,4 +1,4 @@
-//! What others ask of a worker, and the queue in which that waits.
+//! The jobs that others give a worker, and the queue in which the jobs wait.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::pool::Pool;
 use crate::share::AttachRequest;
 use crate::units::{Gfn, GfnRun};
 
-/// Jobs that wait. Looks at single pages are dropped when it is full: the next pass finds them.
+/// The most jobs that wait. Looks at single pages are dropped beyond that, because the next pass looks at them anyway.
 const QUEUE: usize = 4096;
 
-/// What others ask of a worker.
+/// A job for a worker.
 #[derive(Debug)]
 pub enum Job {
     /// Take pages into the balloon.
@@ -25,11 +25,11 @@ pub enum Job {
     Deflate(Vec<GfnRun>, Sender<Vec<StatusRun>>),
     /// Empty the balloon.
     ReleaseAll(Sender<()>),
-    /// Attach pages of the guest, and ring when it is answered.
+    /// Attach pages of the guest, and ring the bell of the VM after the answer.
     Attach(AttachRequest, Sender<u32>),
-    /// A frame with the content that this page had exists now.
+    /// Look at this page: a frame with the content that it had exists now.
     Look(Gfn),
-    /// Share in this pool from now on, or with nobody.
+    /// Share in this pool from now on; `None`: share with nobody.
     Join(Option<Arc<Pool>>),
     /// The orders of the policy or the [`Routine`] have changed.
     Wake,
@@ -41,13 +41,13 @@ pub enum Job {
 #[derive(Clone, Debug)]
 pub struct WorkerHandle {
     jobs: Sender<Job>,
-    /// Disconnected when the worker has ended. What then lies in its queue may stay there as long as
-    /// somebody could send to it, and who waits for the answer could.
+    /// Disconnected when the worker has ended. Without it an asker could wait for ever: a job that the worker never
+    /// took may stay in the queue, with the sender of its answer, as long as any handle exists, the asker's included.
     ended: Receiver<Infallible>,
     routine: Arc<AtomicCell<Routine>>,
 }
 
-/// Where a worker finds what others ask of it. Dropped, it tells askers that the worker has ended.
+/// The worker's end of its queue. Dropping it tells askers that the worker has ended.
 #[derive(Debug)]
 pub(crate) struct Queue {
     pub(crate) jobs: Receiver<Job>,
@@ -57,7 +57,8 @@ pub(crate) struct Queue {
 
 /// The two ends of a queue.
 pub(crate) fn queue() -> (WorkerHandle, Queue) {
-    // One with a bound would take memory for all that it could hold, a quarter of a MiB for each VM.
+    // A bounded channel would allocate room for all its jobs at once, a quarter of a MiB for each VM. `suggest` keeps
+    // the bound instead.
     let (jobs, taken) = unbounded();
     let (runs, ended) = bounded(0);
     let routine = Arc::default();
@@ -77,39 +78,39 @@ pub(crate) fn queue() -> (WorkerHandle, Queue) {
 /// What a worker does without being asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Routine {
-    /// Pages that are scanned in a second; zero for none.
+    /// Pages to scan in a second; zero: do not scan.
     pub scan_rate: u32,
-    /// The period of sampling, in running time of the VM; zero for none.
+    /// The period of sampling, in running time of the VM; zero: do not sample.
     pub sample_period: Duration,
-    /// Whether it evicts pages that nobody wanted back while they were frozen, and not random ones:
+    /// Whether eviction takes pages that nobody wanted back while they were frozen, instead of random pages:
     /// `Memvisor.Victims`.
     pub second_chance: bool,
 }
 
 impl WorkerHandle {
-    /// Asks for something that need not happen: dropped when the worker is behind. Whether it was not.
+    /// Sends a job that need not be done: it is dropped when the worker is behind. Whether it was sent.
     pub fn suggest(&self, job: Job) -> bool {
         self.jobs.len() < QUEUE && self.jobs.send(job).is_ok()
     }
 
-    /// Asks for something and waits for the answer; `None` when the worker has ended.
+    /// Sends a job and waits for the answer; `None` when the worker has ended.
     pub fn ask<T>(&self, job: impl FnOnce(Sender<T>) -> Job) -> Option<T> {
         let (answer, wait) = bounded(1);
         self.jobs.send(job(answer)).ok()?;
         select! {
             recv(wait) -> answer => answer.ok(),
-            // It may have answered before it ended.
+            // The worker may have answered before it ended.
             recv(self.ended) -> _ => wait.try_recv().ok(),
         }
     }
 
-    /// What it does without being asked.
+    /// What the worker does without being asked.
     #[must_use]
     pub fn routine(&self) -> Routine {
         self.routine.load()
     }
 
-    /// Changes what it does without being asked.
+    /// Changes what the worker does without being asked.
     pub fn change(&self, change: impl Fn(&mut Routine)) {
         let changed = self.routine.fetch_update(|before| {
             let mut routine = before;
@@ -121,9 +122,9 @@ impl WorkerHandle {
         }
     }
 
-    /// Has the worker end when it has done what it was asked for before.
+    /// Has the worker end after the jobs that were sent before.
     pub(super) fn end(&self) {
-        // Failing means that it has ended already.
+        // A failure means that the worker has ended already.
         let _ = self.jobs.send(Job::End);
     }
 }
@@ -134,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    /// More than any machine needs to notice.
+    /// Longer than any machine needs to notice.
     const PATIENCE: Duration = Duration::from_secs(60);
 
     /// Asks for the balloon to be emptied, on a thread of its own.

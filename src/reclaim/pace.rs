@@ -1,11 +1,10 @@
 //! How fast a VM is scanned.
 //!
-//! ESX's settings bound the rate three ways: the time in which a whole VM is scanned, a rate for each
-//! VM, and a rate for the host by its clock. The rate counts pages that are looked at. Passes are as far apart
-//! as a whole VM takes at that rate, or some seconds if that is less: so a VM in which little is due
-//! sleeps between its passes, and one that is scanned slowly does not wait for an hour before its new pages
-//! are begun with. A VM that does not change is passed ever more seldom; anything that happens in it brings
-//! the full pace back.
+//! ESX's settings bound the rate in three ways: the time in which a whole VM is scanned, a rate for each VM, and a
+//! rate for the host by its clock. The rate counts pages that are looked at. One pass begins after another in the
+//! time that a whole VM takes at that rate, but after some seconds at most. So a VM in which little is due sleeps
+//! between its passes, and in a VM that is scanned slowly new pages do not wait for an hour until a pass begins. A
+//! VM that does not change is passed ever more seldom; anything that happens in it brings the full pace back.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -22,25 +21,26 @@ pub struct ScanSettings {
     pub scan_ghz: u32,
     /// `Mem.ShareRateMax`: pages a second of one VM; 0 switches sharing off. ESX: 1024.
     pub rate_max: u32,
-    /// The percentage of the rate that these bounds give at which is scanned now.
+    /// The percentage of the rate within these bounds at which VMs are scanned now.
     pub part: u32,
 }
 
 /// Slices a second at full rate.
 const SLICES: u32 = 10;
-/// The least pages of a slice: below, waking up costs more than looking. In tests fewer, so that a small VM has several.
+/// The fewest pages of a slice: with fewer, waking up costs more than looking. In tests a slice is smaller, so that a
+/// small VM has several.
 const MIN_SLICE: u32 = if cfg!(test) { 5 } else { 256 };
-/// The most that passes of a VM that is not quiet are apart.
+/// The longest time from the start of one pass to the start of the next, for a VM that is not quiet.
 const MAX_APART: Duration = Duration::from_secs(3);
-/// The passes of a quiet VM are up to this much further apart.
+/// The passes of a quiet VM are up to this many times as far apart.
 const MAX_SLOWDOWN: u32 = 8;
-/// A pass that finds at most one page in so many changed is a quiet one.
+/// A pass is quiet if it finds at most one page in so many new, changed or shared.
 const QUIET: u32 = 512;
-/// So many faults since the last pass, as a part of the VM, end the quiet: one page in so many.
+/// More faults since the last pass than one for so many pages of the VM end the quiet.
 const ACTIVE: u32 = 256;
 
 impl ScanSettings {
-    /// Pages a second for a VM of `pages` on a host of so many GHz (all cores) and VMs; zero when
+    /// Pages a second for a VM of `pages` on a host with `ghz` (all cores together) and `vms`; zero when
     /// sharing is off.
     #[must_use]
     pub fn rate(&self, pages: u32, ghz: f64, vms: u32) -> u32 {
@@ -82,15 +82,15 @@ pub(super) struct Pace {
     slowdown: u32,
     pass_began: Instant,
     is_in_pass: bool,
-    /// When what was looked at so far is no more than the rate allows.
+    /// From when on another slice is within the rate.
     within_rate: Instant,
     /// Pages that this pass found new, changed or shared.
     news: u64,
-    /// Pages that this pass left alone though they changed or could not be merged.
+    /// Pages that this pass left alone because they changed before or could not be merged.
     waiting: u64,
     /// Faults of the VM when its latest pass ended.
     faults: u64,
-    /// Faults of the VM when this pass began: what was brought later it may have walked past.
+    /// Faults of the VM when this pass began. The pass may have walked past pages that were brought later.
     faults_before: u64,
 }
 
@@ -110,7 +110,7 @@ impl Pace {
         }
     }
 
-    /// When to scan next, at a rate that is not zero, if the VM has had `faults` so far.
+    /// When to scan next at `rate`, which is not zero, if the VM has had `faults` so far.
     pub(super) fn due(&self, rate: u32, faults: u64) -> Instant {
         let apart = (Duration::from_secs(1) * self.pages / rate.max(1)).min(MAX_APART);
         let is_active = faults.saturating_sub(self.faults) > u64::from(self.pages / ACTIVE);
@@ -128,8 +128,9 @@ impl Pace {
         (rate / SLICES).max(MIN_SLICE)
     }
 
-    /// Notes what a slice found that began at `now`, when the VM had had `faults`. If the pass ends with it, and found
-    /// nothing new and left nothing to be looked at or merged: the faults of the VM when it began.
+    /// Notes what a slice found. The slice began at `now`, when the VM had had `faults`. If the pass ends with this
+    /// slice, found nothing new and left nothing to be looked at or merged, returns the faults that the VM had had
+    /// when it began.
     pub(super) fn note(
         &mut self,
         now: Instant,
@@ -142,7 +143,7 @@ impl Pace {
         }
         self.news += u64::from(found.changed) + found.shared;
         self.waiting += u64::from(found.waiting);
-        // A slice that did not use up its share need not be waited for as long.
+        // By the pages that were looked at, so the wait after a slice that found few of them due is short.
         self.within_rate = now + Duration::from_secs(1) * found.looked / rate.max(1);
         self.is_in_pass = !found.pass_ended;
         if !found.pass_ended {
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(ESX.rate(1 << 20, 2.0, 8), 256);
         assert_eq!(ScanSettings { rate_max: 0, ..ESX }.rate(1 << 20, 2.0, 1), 0);
         assert_eq!(ScanSettings { scan_ghz: 0, ..ESX }.rate(1 << 20, 2.0, 1), 0);
-        // At rest it goes on, however slowly.
+        // At the small part of the rate that is left at rest, scanning goes on, however slowly.
         assert_eq!(ScanSettings { part: 5, ..ESX }.rate(16 << 18, 100.0, 1), 51);
         assert_eq!(ScanSettings { part: 1, ..ESX }.rate(1 << 12, 100.0, 1), 1);
     }

@@ -1,4 +1,4 @@
-//! Putting the content of pages where it costs less: the compression cache, else the swap file.
+//! Moves the content of pages to where it costs less: into the compression cache, else into the swap file.
 
 use std::error::Error;
 
@@ -12,23 +12,23 @@ use crate::swap::{SlotRun, SwapError};
 use crate::units::{Gfn, PageBuf, Pages, SlotId};
 use crate::vm::Vm;
 
-/// Oldest pages of a full cache that leave at once, so that their swap write is one cluster.
+/// The oldest pages of a full cache leave in groups of this many, so that they are written to swap as one cluster.
 const SPILL: usize = 32;
-/// Old pages looked at for that: some may be locked by a fault just now.
+/// Old pages that are looked at to find so many: some may be locked by a fault.
 const SPILL_LOOKS: usize = 2 * SPILL;
 
 /// Why a page is not in the compression cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum NotZipped {
-    /// It does not reach half its size.
+    /// It does not compress to half its size.
     Dense,
-    /// The cache is full of pages that nothing else takes, or there is no memory for it to grow.
+    /// The cache is full and its pages cannot move on to the swap file, or there is no memory for it to grow.
     NoRoom,
 }
 
-/// Pages that wait to be written to the swap file in one cluster. Its owner uses it again and again: a
-/// buffer of so many pages that is allocated for each batch is new memory each time, which the kernel
-/// clears and maps a page at a time.
+/// Pages that wait to be written to the swap file in one cluster. Its owner keeps it and uses it again: a
+/// buffer of this size that is allocated for each batch would be new memory each time, which the kernel
+/// clears and maps page by page.
 #[derive(Debug, Default)]
 pub(super) struct Cluster {
     gfns: Vec<Gfn>,
@@ -51,7 +51,7 @@ impl Cluster {
         self.digests.push(digest(content));
     }
 
-    /// Writes the pages; the slot of each, `None` for those that the swap file did not take.
+    /// Writes the pages, and returns the slot of each; `None` for those that the swap file did not take.
     pub(super) fn write(&self, vm: &Vm) -> Vec<Option<SlotId>> {
         let mut slots = Vec::with_capacity(self.contents.len());
         let count = u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
@@ -80,7 +80,7 @@ impl Cluster {
     }
 }
 
-/// A failed write is said once, not once a batch; the pages stay where they were.
+/// Takes note of a write. A failure is logged once, not once for each batch, and the pages stay where they were.
 fn note_written(vm: &Vm, run: SlotRun, written: Result<(), SwapError>) {
     match written {
         Ok(()) => {
@@ -99,10 +99,10 @@ fn note_written(vm: &Vm, run: SlotRun, written: Result<(), SwapError>) {
     }
 }
 
-/// Compresses a page into the cache; where it `may_spill`, the oldest there make room for it.
+/// Compresses a page into the cache. `may_spill`: the oldest pages of a full cache make room for it.
 ///
 /// # Errors
-/// [`NotZipped`] says why it is not there.
+/// [`NotZipped`]: why it is not in the cache.
 pub(super) fn zip(
     vm: &Vm,
     compressor: &mut Compressor,
@@ -131,7 +131,7 @@ fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRef
     let stored = zip.store(gfn, payload, sum, granted);
     let after = zip.pages_used();
     drop(zip);
-    // It may have fewer now.
+    // The granted page may not have been needed, and the cache may even have fewer pages than before.
     vm.budget
         .give(u64::from(before) + u64::from(granted) - u64::from(after));
     if let Ok(slot) = stored
@@ -142,13 +142,12 @@ fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRef
     stored
 }
 
-/// Brings a cache that is above its cap or its limit, because that has fallen or it has grown, down to it: moves up to
-/// `most` of its oldest pages to the swap file, a cluster at a time. How many moved; none when the cache is
+/// Shrinks a cache that is above its cap or its limit, because either has fallen or the cache has grown. Moves up to
+/// `most` of its oldest pages to the swap file, a cluster at a time, and returns how many. None move when the cache is
 /// within both, or when the swap file takes nothing.
 ///
-/// A page that moves frees an arena page only with the last other one that touches it, so a step may
-/// free none. The pages of one arena page came at about the same time: a few steps free most of what
-/// they moved.
+/// A page that moves frees its arena page only if no other page is left in it, so a step may free no memory. But the
+/// pages of one arena page came at about the same time, so a few steps free most of the memory that they moved out.
 pub(super) fn trim_cache(vm: &Vm, most: usize) -> Pages {
     let mut moved = 0;
     while moved < most {
@@ -164,8 +163,8 @@ pub(super) fn trim_cache(vm: &Vm, most: usize) -> Pages {
     Pages(moved as u64)
 }
 
-/// Moves up to `want` of the oldest pages of the cache to the swap file, decompressed, as ESX does, at
-/// most one cluster; how many. It takes no memory and needs nothing of the guest.
+/// Moves up to `want` of the oldest pages of the cache to the swap file, at most one cluster, and returns how many.
+/// They are written decompressed, as in ESX. This takes no memory and needs nothing of the guest.
 pub(super) fn spill(vm: &Vm, want: usize) -> Pages {
     let want = want.min(SPILL);
     let oldest: Vec<(Gfn, SlotId)> = vm.zip.lock().by_age().take(SPILL_LOOKS).collect();
@@ -179,7 +178,7 @@ pub(super) fn spill(vm: &Vm, want: usize) -> Pages {
         let Some(page) = vm.try_lock(gfn) else {
             continue;
         };
-        // A page that is damaged here stays: the fault that needs it reports it.
+        // A page that is damaged in the cache stays there: the fault that needs it reports the damage.
         if page.home() == Home::Compressed(slot) && vm.zip.lock().load(slot, &mut content).is_ok() {
             cluster.push(gfn, &content);
             pages.push((page, slot));
@@ -192,7 +191,7 @@ pub(super) fn spill(vm: &Vm, want: usize) -> Pages {
     let mut spilled = 0;
     for ((page, old), new) in pages.into_iter().zip(cluster.write(vm)) {
         if let Some(slot) = new {
-            // Before anybody can bring it back.
+            // Before the page is unlocked, when a fault can bring it back.
             if limit.is_some() {
                 vm.ghosts.note(page.gfn(), stored);
             }

@@ -1,7 +1,7 @@
-//! What settings that change ask of a VM's stores: a cache that is above its cap or its limit shrinks, a swap file
-//! moves to another directory, disk space behind its end is given back.
+//! Adapts a VM's stores to settings that have changed: shrinks a cache that is above its cap or its limit, moves the
+//! swap file to another directory, gives back disk space behind its end.
 //!
-//! All of it is done by the worker, because only it writes to the stores, and in small steps, because
+//! The worker does all of this, because only the worker writes to the stores. It does so in small steps, because
 //! it has other things to do.
 
 use std::time::{Duration, Instant};
@@ -13,10 +13,10 @@ use crate::vm::Vm;
 
 /// Pages that one step moves from the cache or copies to another swap file.
 const STEP: u16 = 64;
-/// How long to wait when the swap file takes nothing, or somebody still reads from the old one.
+/// How long to wait when the swap file takes nothing, or the old one is still being read.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// When the next step is due; nothing is until something was found to do.
+/// When the next step is due; `None`: at the worker's next turn, whenever that is.
 #[derive(Debug, Default)]
 pub(super) struct Stores {
     due: Option<Instant>,

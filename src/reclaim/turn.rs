@@ -1,14 +1,13 @@
 //! What a worker does next: its turn, without a thread, a queue or a clock of its own.
 //!
-//! The worker of a VM is the only one that takes pages away and that commands the shim. Everything it does comes in small
-//! pieces, taken in this order: what the balloon's session and the guest ask
-//! for (they wait for the answer), eviction that the policy has ordered, pages that other VMs
-//! found to equal theirs, a slice of scanning or a new period of sampling when it is due, and what
-//! settings that have changed ask of the stores and of sharing.
+//! Only the worker of a VM takes pages away from it and commands its shim. It works in small pieces, in this order: a
+//! look at pages that other VMs found to equal theirs; one job of the balloon's session or the guest, which wait for
+//! the answer; eviction that the policy has ordered; a slice of scanning and a step of sampling when they are due; and
+//! what changed settings ask of sharing and of the stores.
 //!
-//! When a piece is due depends on the time, and so do pauses after something that could not be done. The time comes in
-//! with each step, and until when nothing is due goes out: a thread with a queue sleeps until then
-//! ([`Worker`](super::Worker)), and a simulation with a clock of its own sees every schedule of the same steps.
+//! When a piece is due depends on the time, as do the pauses after something that could not be done. Each step is
+//! given the time, and returns until when nothing is due. A thread with a queue sleeps until then
+//! ([`Worker`](super::Worker)); a simulation with a clock of its own runs the same steps in every schedule.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +25,7 @@ use crate::share::{self, Joining, Peers, Scanner};
 use crate::units::{Gfn, Pages};
 use crate::vm::{Eviction, Vm};
 
-/// Looks at single pages that are taken together.
+/// The most single pages that are looked at together.
 const LOOKS: usize = 512;
 /// The longest sleep of a worker that has nothing to do.
 const IDLE: Duration = Duration::from_secs(10);
@@ -48,7 +47,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// The worker of `vm`, with the routine that is set over the handle of `queue`.
+    /// The worker of `vm`. Its routine is the one that the handle of `queue` sets.
     pub(crate) fn new(
         vm: Arc<Vm>,
         peers: Arc<dyn Peers>,
@@ -70,8 +69,8 @@ impl Core {
         }
     }
 
-    /// Does the next of `jobs`, and a piece of each of what is due at `now`; until when it may sleep, unless there are
-    /// more jobs. `None`: the worker is no longer wanted.
+    /// Does the next of `jobs`, and a piece of everything that is due at `now`. Returns until when the worker may
+    /// sleep if no job comes; `None`: the worker is no longer wanted.
     ///
     /// # Errors
     /// [`EngineError`]: the VM cannot go on.
@@ -110,7 +109,7 @@ impl Core {
         Ok(Some(self.due(now, routine)))
     }
 
-    /// When there is something to do, if nobody asks for anything.
+    /// When there is something to do again if no job comes.
     fn due(&self, now: Instant, routine: Routine) -> Instant {
         let period = routine.sample_period;
         let sample = (!period.is_zero()).then(|| self.sampler.due(now, period));
@@ -132,7 +131,7 @@ impl Core {
 
     fn job(&mut self, job: Job, now: Instant) -> Result<(), EngineError> {
         let vm = &self.vm;
-        // An asker that is gone needs no answer.
+        // Failed sends are ignored: an asker that is gone needs no answer.
         match job {
             Job::Inflate(runs, answer) => {
                 let _ = answer.send(balloon::inflate(vm, &runs)?);
@@ -146,7 +145,7 @@ impl Core {
             }
             Job::Attach(request, answer) => {
                 let attached = share::attach(vm, &*self.peers, request)?;
-                // The pages that the bytes came from are to be looked at again.
+                // The source pages are to be looked at again, so the VM is not settled.
                 vm.settled.note(None);
                 let _ = answer.send(attached);
                 vm.parking.ring();
@@ -155,7 +154,7 @@ impl Core {
                 self.joining = Some(Joining::begin(vm, pool, now));
                 vm.settled.note(None);
             }
-            // Those were taken before.
+            // `step` has done these already.
             Job::Look(_) | Job::End | Job::Wake => {}
         }
         Ok(())
@@ -172,7 +171,8 @@ impl Core {
         if evicted == Pages(0) {
             self.evict_after = now + EVICT_PAUSE;
         } else if evicted >= pages && self.vm.budget.is_below_aim() {
-            // The order is carried out, and memory was taken faster than it foresaw: the next one, at once.
+            // The order is carried out, yet memory is short: guests took more than it foresaw. Get the next order at
+            // once.
             self.vm.budget.ring_alarm();
         }
         Ok(())
@@ -188,14 +188,14 @@ impl Core {
         let settled = self.pace.note(now, found, rate, faults);
         if found.pass_ended {
             vm.stats.passes.one();
-            // What was found while nothing may be shared says nothing of the new pool.
+            // A pass during a move, when nothing may be shared, says nothing about the new pool.
             vm.settled.note(settled.filter(|_| self.joining.is_none()));
         }
         Ok(())
     }
 }
 
-/// The looks that wait, together, and the job behind them if there is one.
+/// The single pages to look at that are next in the queue, together, and the job behind them if there is one.
 fn next(jobs: &mut impl Iterator<Item = Job>) -> (Vec<Gfn>, Option<Job>) {
     let mut looks = Vec::new();
     while looks.len() < LOOKS {

@@ -1,21 +1,22 @@
 //! Which resident pages of a VM are evicted.
 //!
-//! *Random* ones, as in ESX, because any other order can be the worst one: a guest that pages by least-recent use and a
-//! host that does the same chase each other. In short runs, because a run of neighbours freezes, punches and swaps for
-//! little more than one page.
+//! *Random* pages, as in ESX, because any other order can be the worst one: a guest that pages by least-recent use
+//! and a host that does the same chase each other. They come in short runs, because to freeze, punch and swap a run
+//! of neighbours costs little more than one page.
 //!
-//! But the pages of most guests are not used alike, and a random choice takes the used ones as often as the others: each
-//! costs a refill at once. So the other choice is a *second chance*. A hand goes round the VM and freezes resident
-//! pages ahead of need. They wait in a queue, in which a guest that wants one has it back for a minor fault, and what
-//! nobody wanted back until it comes to the head of the queue is evicted. Of a page that is used the guest loses one
-//! minor fault for each round of the hand; the longer the queue, the more pages are found to be used.
+//! But most guests use some pages much more than others, and a random choice takes a used page as often as any other;
+//! each then costs a refill at once. So the other choice is a *second chance*. A hand goes round the VM and freezes
+//! resident pages ahead of need. They wait in a queue. A page that the guest wants meanwhile comes back for a minor
+//! fault; a page that nobody has wanted back when it reaches the head of the queue is evicted. A used page costs the
+//! guest one minor fault for each round of the hand. The longer the queue, the more pages are found to be used.
 //!
-//! A victim that does not compress would have to go to the swap file, from where a page comes back more slowly than from
-//! the cache. So it waits on in a second queue of the same length, and goes only when it was not wanted until it
-//! comes to the head of that.
+//! A victim that does not compress would have to go to the swap file, from where pages come back more slowly than from
+//! the cache. So it goes on waiting, in a second queue of the same length, and is swapped only if nobody has wanted it
+//! back when it reaches the head of that one.
 //!
-//! The page table knows which of them are still frozen: whoever gives one back marks it open, under its lock, and where the
-//! guest's kernel refused a freeze or a thaw none is marked frozen. So a victim need not be frozen again.
+//! The page table knows which victims are still frozen: whoever gives a page back marks it open, under its lock, and
+//! where the guest's kernel has refused a freeze or a thaw, no page is marked frozen. So a victim need not be frozen
+//! again.
 
 use std::collections::VecDeque;
 use std::iter::from_fn;
@@ -29,20 +30,20 @@ use crate::remap::freeze;
 use crate::units::Gfn;
 use crate::vm::Vm;
 
-/// Pages taken from one random place: each run costs one step of the freeze, one read and one hole.
+/// Pages taken from one random place. Each run costs one step of the freeze, one read and one hole.
 const RUN: u32 = 16;
-/// The same when the guest is short of VMAs and its protection must not be cut any finer.
+/// The same when the guest is short of VMAs: its mappings must not be split more than needed.
 const RUN_SHORT_OF_VMAS: u32 = 128;
-/// Random places tried before the rest is looked for one by one: enough to fill a batch of 64 when a
-/// tenth of the pages qualify.
+/// Random places tried before the missing victims are searched for page by page: enough to fill a batch of 64
+/// when a tenth of the pages qualify.
 const TRIES: u32 = 96;
 
-/// The part of the resident pages that waits frozen for its second chance, in each of the two queues. The longer they are,
-/// the more used pages are found, and the more minor faults those cost.
+/// The part of the resident pages, one in so many, that waits frozen for its second chance in each of the two queues.
+/// The longer the queues, the more used pages are found, and the more minor faults these cost.
 const WATCHED_PART: u64 = 4;
-/// Pages frozen at once: the cost of a command to the shim, divided by so many.
+/// Pages frozen at once: they share the cost of one command to the shim.
 const FREEZE: usize = 128;
-/// Freezes of one call. The queue need not be full before the first eviction.
+/// The most freezes in one call of [`SecondChance::choose`]. The queue need not be full before the first eviction.
 const FREEZES: u32 = 8;
 
 /// The queue of a VM's pages that have a second chance. See the module text.
@@ -50,7 +51,7 @@ const FREEZES: u32 = 8;
 pub(super) struct SecondChance {
     hand: u32,
     watched: VecDeque<Gfn>,
-    /// Those of them that did not compress.
+    /// Frozen pages that did not compress.
     dense: VecDeque<Gfn>,
 }
 
@@ -59,7 +60,7 @@ fn is_frozen(entry: Entry) -> bool {
 }
 
 impl SecondChance {
-    /// Locks up to `want` resident pages that are frozen and that nobody wanted back since, in ascending order.
+    /// Locks up to `want` resident pages that were frozen and that nobody has wanted back since, in ascending order.
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
@@ -70,7 +71,7 @@ impl SecondChance {
     ) -> Result<Vec<PageGuard<'a>>, EngineError> {
         let resident = vm.table.count(Home::Resident);
         let watch = usize::try_from(resident / WATCHED_PART).unwrap_or(usize::MAX);
-        // The last of them are looked for by the other way: the hand would go round for each.
+        // With so few resident pages left, the hand would go round the VM for each victim. Random choice finds them.
         let watch = if watch < want { 0 } else { watch };
         let mut chosen = Vec::with_capacity(want);
         for _ in 0..FREEZES {
@@ -87,7 +88,8 @@ impl SecondChance {
         Ok(chosen)
     }
 
-    /// The same of the pages that did not compress, as far as more of them wait than may; in a `hurry` of all of them.
+    /// The same for the pages that did not compress, as far as their queue is longer than it may be; in a `hurry`,
+    /// for all of them.
     pub(super) fn choose_dense<'a>(
         &mut self,
         vm: &'a Vm,
@@ -104,12 +106,12 @@ impl SecondChance {
         chosen
     }
 
-    /// Has frozen pages that did not compress wait on.
+    /// Has frozen pages that did not compress go on waiting.
     pub(super) fn defer(&mut self, pages: &[Gfn]) {
         self.dense.extend(pages);
     }
 
-    /// Freezes the next resident pages before the hand; whether there were any, and the guest's kernel allowed it.
+    /// Freezes the next resident pages before the hand. `false`: there are none, or the guest's kernel refused.
     fn freeze(&mut self, vm: &Vm) -> Result<bool, EngineError> {
         let mut pages = Vec::with_capacity(FREEZE);
         let resident = |entry: Entry| entry.home() == Home::Resident && !entry.is_frozen();
@@ -158,13 +160,13 @@ pub(super) fn choose<'a>(
     chosen
 }
 
-/// All pages of the VM, from one on.
+/// All pages of the VM once, from `start` on and round.
 fn round(vm: &Vm, start: u32) -> impl Iterator<Item = Gfn> {
     let pages = vm.table.pages();
     (start..pages).chain(0..start.min(pages)).map(Gfn)
 }
 
-/// Locks pages that qualify, until there are `want`; of the others it takes no more than it must.
+/// Locks pages that qualify, until there are `want`. It takes no more out of `gfns` than it needs: that drains a queue.
 fn take<'a>(
     vm: &'a Vm,
     mut gfns: impl Iterator<Item = Gfn>,
@@ -175,6 +177,7 @@ fn take<'a>(
     while chosen.len() < want
         && let Some(gfn) = gfns.next()
     {
+        // Asked before the lock, because a look is cheaper than a lock, and again under it, when it cannot change.
         if qualifies(vm.table.entry(gfn))
             && let Some(page) = vm.try_lock(gfn)
             && qualifies(page.entry())

@@ -1,4 +1,4 @@
-//! The worker thread of one VM: the core with a queue, a clock and the end of its guest's link.
+//! The worker thread of one VM: gives the core its queue and a clock, and ends the guest's link when the core fails.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::sample::Sampler;
 use crate::share::Peers;
 use crate::vm::Vm;
 
-/// A worker that runs.
+/// A running worker.
 #[derive(Debug)]
 pub struct Worker {
     handle: WorkerHandle,
@@ -22,7 +22,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the worker of `vm`, which neither scans nor samples until it is told how fast.
+    /// Starts the worker of `vm`. It neither scans nor samples until it is told how fast.
     ///
     /// # Errors
     /// When no thread can be started.
@@ -45,7 +45,7 @@ impl Worker {
                     vm.set_end_reason(&format!("its worker failed: {error}"));
                 }
             }
-            // The fault thread sees the end of the link and ends the VM; until then askers get no answer.
+            // The fault thread sees the end of the link and ends the VM.
             link.end(&vm.end_reason().unwrap_or_default());
         })?;
         Ok(Self { handle, thread })
@@ -57,7 +57,8 @@ impl Worker {
         &self.handle
     }
 
-    /// Ends it and waits until it has. The link must have ended, or it may wait for its guest.
+    /// Ends the worker and waits until it has ended. The link must have ended before: otherwise the worker may wait
+    /// for its guest.
     ///
     /// # Panics
     /// When the worker panicked: the VM's pages may be in any state, and the daemon must not go on.

@@ -1,4 +1,4 @@
-//! What the guest may do with pages where they are, and what that costs it in VMAs.
+//! Changes what the guest may do with pages that stay where they are, and counts what that costs it in VMAs.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -8,11 +8,11 @@ use crate::page::{Home, PageGuard};
 use crate::units::{Gfn, GfnRun, RunsExt, runs_of};
 use crate::vm::Vm;
 
-/// Runs are joined over so many pages that are not mapped, 2 MiB: what one page table of the guest's kernel maps.
+/// Runs are joined over gaps of up to this many unmapped pages, 2 MiB: what one page table of the guest's kernel maps.
 pub(crate) const BRIDGE: usize = 512;
 
-/// Makes resident pages, ascending, stand still: from here on their guest waits when it touches them.
-/// `false`: the guest's kernel refused, at its limit of VMAs; the pages are as good as before.
+/// Makes resident pages, ascending, stand still: from here on the guest waits when it touches them.
+/// `false`: the guest's kernel refused at its limit of VMAs. The pages still hold all that they held.
 ///
 /// # Errors
 /// [`EngineError`] when the guest or its session is gone.
@@ -21,10 +21,11 @@ pub(crate) fn freeze<'a>(
     pages: impl Iterator<Item = &'a PageGuard<'a>> + Clone,
 ) -> Result<bool, EngineError> {
     let runs = runs_of(pages.clone().map(PageGuard::gfn));
-    // Part of it may succeed. A page marked open that the guest may not access would have its fault answered by
-    // "try again" for ever; one marked frozen that the guest may write would lose what is written while it leaves.
+    // The freeze may succeed for some of the pages only, so until it is known nothing is claimed about any of them. A
+    // fault on a page that is marked open and cannot be accessed would be answered by "try again" for ever; a page that
+    // is marked frozen and can be written would lose what is written while it is moved.
     pages.clone().for_each(PageGuard::set_unsure);
-    // With userfaultfd the mapping stays, without entries.
+    // With userfaultfd a freeze drops page-table entries and keeps the mapping: no VMA changes.
     let changed = match vm.engine.kind() {
         EngineKind::Uffd => 0,
         EngineKind::Mprotect => runs.len(),
@@ -43,11 +44,12 @@ pub(crate) fn freeze<'a>(
     Ok(frozen)
 }
 
-/// The runs, joined where the guest has nothing mapped in between.
+/// The runs, joined where the guest has nothing mapped between them.
 ///
-/// With userfaultfd a freeze drops entries of the guest's page tables. Where there are none there is nothing to drop, but
-/// each run more is a system call of the guest, which interrupts the processors that its threads run on. A page in between
-/// that its guest brings meanwhile loses its mapping, as any page may to the guest's kernel: the next access maps it again.
+/// With userfaultfd a freeze drops entries of the guest's page tables. Where there are none it does nothing, while
+/// each further run is a system call of the guest and interrupts the processors that its threads run on. A page
+/// between two runs that the guest brings meanwhile loses its mapping. That can happen to any page, and the next
+/// access maps it again.
 pub(crate) fn bridged(vm: &Vm, runs: &[GfnRun]) -> Vec<GfnRun> {
     let is_mapped = |gfn: u32| {
         let entry = vm.table.entry(Gfn(gfn));
@@ -70,8 +72,8 @@ pub(crate) fn bridged(vm: &Vm, runs: &[GfnRun]) -> Vec<GfnRun> {
     joined
 }
 
-/// Lets the guest access frozen pages, ascending, as far as that saves it VMAs. `false`: its kernel refused, and
-/// their faults are served as ever.
+/// Lets the guest access frozen pages, ascending, where that saves it VMAs. `false`: the guest's kernel refused, and
+/// faults on the pages are served as usual.
 ///
 /// # Errors
 /// As [`freeze`].
@@ -80,13 +82,13 @@ pub(crate) fn thaw(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineError
     if vm.engine.kind() == EngineKind::Uffd {
         return Ok(true);
     }
-    // Part of it may succeed.
+    // As in `freeze`: the command may succeed for some of the pages only.
     pages.iter().for_each(PageGuard::set_unsure);
     command(vm, pages, <dyn Engine>::thaw, |page| page.set_open())
 }
 
-/// Makes reads of shared pages, ascending, wait too. They are marked as sampled, whatever part of it the guest's kernel
-/// refuses: a page that is closed is known to be.
+/// Makes reads of shared pages, ascending, wait as well. All of them are marked as sampled, even where the guest's
+/// kernel refuses, so no page is closed without its mark.
 ///
 /// # Errors
 /// As [`freeze`].
@@ -95,8 +97,8 @@ pub(crate) fn close(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<(), EngineError>
     command(vm, pages, <dyn Engine>::close, |_| {}).map(drop)
 }
 
-/// Lets the guest read closed pages, ascending, and takes their marks away. `false`: its kernel refused, and the pages
-/// stay marked.
+/// Lets the guest read closed pages, ascending, and removes their marks. `false`: the guest's kernel refused, and the
+/// pages stay marked.
 ///
 /// # Errors
 /// As [`freeze`].
@@ -105,7 +107,7 @@ pub(crate) fn reveal(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineErr
     command(vm, pages, <dyn Engine>::reveal, unmark)
 }
 
-/// Has the guest carry out a command, and notes in the page table what is so then; `false`: its kernel refused.
+/// Has the guest carry out a command, and notes the result in the page table; `false`: the guest's kernel refused.
 fn command(
     vm: &Vm,
     pages: &[PageGuard<'_>],
@@ -129,12 +131,12 @@ fn unless_refused(done: Result<(), EngineError>) -> Result<bool, EngineError> {
     }
 }
 
-/// How many runs may be remapped by choice. One in the middle of a mapping splits it: two more VMAs.
+/// How many runs may be remapped that need not be. A run in the middle of a mapping splits it: two more VMAs.
 pub(crate) fn room(vm: &Vm) -> usize {
     vm.vmas.room(&vm.table) as usize / 2
 }
 
-/// The longest of `runs`, at most so many, ascending, and the others, which are counted as refused.
+/// Splits `runs` into the longest ones, at most `allowed`, ascending, and the others, which are counted as refused.
 pub(crate) fn afford<R>(
     vm: &Vm,
     mut runs: Vec<R>,

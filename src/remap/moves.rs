@@ -1,4 +1,4 @@
-//! Moving pages to homes in which their guest has nothing mapped, and freeing what they leave behind.
+//! Moves pages to homes in which the guest has no frame mapped, and frees what the pages leave behind.
 
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard};
@@ -6,19 +6,19 @@ use crate::seeded::Seeded;
 use crate::units::{Gfn, runs_of};
 use crate::vm::Vm;
 
-/// Moves locked pages to other homes, which have their content already or need none, and frees what the old ones held.
-/// None may become shared ([`place`](super::place)), and those that are resident must be frozen, unless a hole takes the
-/// guest's mapping with it and the guest has given the page up.
+/// Moves locked pages to other homes, which already have the content or need none, and frees what the old homes held.
+/// No page may become shared here ([`place`](super::place) does that). Resident pages must be frozen, except pages that
+/// the guest has given up, where the hole takes the guest's mapping with it.
 ///
 /// # Errors
-/// [`EngineError`] when the guest or its session is gone. If that is so before the first page has moved, none does,
-/// and the new homes are given back.
+/// [`EngineError`] when the guest or its session is gone. If that is found before the first page has moved, no page
+/// moves, and the new homes are given back.
 pub(crate) fn rehome(vm: &Vm, mut moves: Vec<(PageGuard<'_>, Home)>) -> Result<(), EngineError> {
     moves.sort_unstable_by_key(|(page, _)| page.gfn());
     let is_shared = |(page, _): &&(PageGuard<'_>, Home)| matches!(page.home(), Home::Shared(_));
     let shared = runs_of(moves.iter().filter(is_shared).map(|(page, _)| page.gfn()));
     let _change = vm.vmas.change(shared.len());
-    // The guest must not see a frame any more when its reference ends: the frame may be used again.
+    // Before any reference ends: the guest must not see a frame after that, because the frame may be used again.
     if !shared.is_empty()
         && let Err(error) = vm.engine.map_private(&shared)
     {
@@ -31,8 +31,7 @@ pub(crate) fn rehome(vm: &Vm, mut moves: Vec<(PageGuard<'_>, Home)>) -> Result<(
     give_back(vm, left)
 }
 
-/// Frees the homes that pages were to move to, which stay where they are because of an error. Returned is why the VM
-/// cannot go on.
+/// Frees the new homes of pages that stay where they are because of `error`. Returns why the VM cannot go on.
 pub(crate) fn give_up(vm: &Vm, moves: &[(PageGuard<'_>, Home)], error: EngineError) -> EngineError {
     let homes = moves.iter().map(|(page, home)| (page.gfn(), *home));
     let lost = Seeded::LostCharge.is_sown();
@@ -41,20 +40,20 @@ pub(crate) fn give_up(vm: &Vm, moves: &[(PageGuard<'_>, Home)], error: EngineErr
         .unwrap_or(error)
 }
 
-/// Moves a page; what it has left.
+/// Moves a page, and returns the home that it has left.
 pub(super) fn move_to(page: &PageGuard<'_>, home: Home) -> (Gfn, Home) {
     let old = page.home();
     page.set_home(home);
     (page.gfn(), old)
 }
 
-/// So many holes are punched one after the other more cheaply if the daemon maps none of the pages.
+/// More holes than this are punched more cheaply if the daemon's own mapping of the pages is dropped first.
 const FORGET: usize = 4;
 
-/// Frees what `homes` of locked pages hold: homes that they have left, or did not move to.
+/// Frees what `homes` of locked pages hold: homes that the pages have left, or were to move to and did not.
 ///
 /// # Errors
-/// [`EngineError::Kernel`]: some of it may be freed.
+/// [`EngineError::Kernel`]: only a part may have been freed.
 pub(crate) fn give_back(
     vm: &Vm,
     homes: impl IntoIterator<Item = (Gfn, Home)>,
@@ -79,7 +78,7 @@ pub(crate) fn give_back(
         punched += u64::from(run.count);
         Ok(())
     });
-    // Together: whoever waits for memory is called once.
+    // All pages together, so that faults that wait for memory are called once.
     vm.budget.give(punched);
     vm.call_barred();
     done

@@ -1,4 +1,4 @@
-//! Mapping frames over pages that stand still and are known to equal them.
+//! Maps frames over pages that stand still and are known to equal them.
 
 use super::access::{afford, room};
 use super::moves::{give_back, move_to};
@@ -9,7 +9,7 @@ use crate::seeded::Seeded;
 use crate::units::{FrameId, GfnRun, runs_of};
 use crate::vm::Vm;
 
-/// A reference to a frame, given back unless a page takes it over.
+/// A reference to a frame, which is given back unless a page takes it over.
 #[derive(Debug)]
 pub(crate) struct FrameHold<'a> {
     vm: &'a Vm,
@@ -17,7 +17,7 @@ pub(crate) struct FrameHold<'a> {
 }
 
 impl<'a> FrameHold<'a> {
-    /// Takes over a reference of the pool: from here on its end is charged to the budget.
+    /// Takes over a reference of the pool. When it ends and frees the frame, the page goes back to the budget.
     pub(crate) fn new(vm: &'a Vm, frame: FrameRef<'_>) -> Self {
         Self {
             vm,
@@ -39,13 +39,13 @@ impl<'a> FrameHold<'a> {
         self.frame
     }
 
-    /// A guest whose session ended may see the frame until it is dead.
+    /// Keeps the frame until the guest is dead: a guest whose session ended may still see it.
     fn abandon(self) {
         self.vm.abandon_frame(self.frame);
         self.taken_over();
     }
 
-    /// Somebody else, mostly the page table, has the reference now.
+    /// Ends this hold without giving the reference back: somebody else, mostly the page table, has it now.
     fn taken_over(self) {
         std::mem::forget(self);
     }
@@ -57,7 +57,7 @@ impl Drop for FrameHold<'_> {
     }
 }
 
-/// A frozen page and a frame with equal bytes, or a page that holds nothing and the frame that it shall share.
+/// A frozen page and a frame with equal bytes, or a page that holds nothing and the frame that it is to share.
 #[derive(Debug)]
 pub(crate) struct Match<'a> {
     pub(crate) page: PageGuard<'a>,
@@ -66,8 +66,8 @@ pub(crate) struct Match<'a> {
 
 /// Maps frames over the pages that equal them, ascending, as far as the budget of VMAs goes.
 ///
-/// The pages that were mapped are [`Home::Shared`], the memory of those that were resident is given back and
-/// their locks are dropped; the pages that were not are returned, frozen and locked as they came.
+/// Pages that were mapped become [`Home::Shared`]; if they were resident, their memory is given back. Their locks are
+/// dropped. Pages that were not mapped are returned, as frozen and locked as they came.
 pub(crate) fn place<'a>(
     vm: &'a Vm,
     matches: Vec<Match<'a>>,
@@ -101,14 +101,14 @@ pub(crate) fn place<'a>(
     }
     homes.retain(|_| !Seeded::EarlyPunch.is_sown());
     give_back(vm, homes)?;
-    // Who waited in the kernel for a page reads the frame now.
+    // Threads that waited in the kernel for these pages now read the frames.
     for run in runs_of(mapped.iter().map(PageGuard::gfn)) {
         vm.engine.wake(run);
     }
     Ok(left)
 }
 
-/// Matches whose pages follow each other, and their frames too: one mapping.
+/// Matches whose pages are neighbours and whose frames are neighbours too: they need one mapping.
 type Run<'a> = Vec<Match<'a>>;
 
 fn shared(run: &Run<'_>) -> SharedRun {
@@ -119,7 +119,7 @@ fn shared(run: &Run<'_>) -> SharedRun {
     }
 }
 
-/// Joins matches to runs, as many as the budget of VMAs allows; the pages of the others.
+/// Joins matches to runs. Returns the runs that the budget of VMAs allows, and the pages of the others.
 fn choose<'a>(vm: &'a Vm, matches: Vec<Match<'a>>) -> (Vec<Run<'a>>, Vec<PageGuard<'a>>) {
     let (runs, dropped) = afford(vm, join(matches), room(vm), |run| shared(run).run);
     let left = dropped.into_iter().flatten();

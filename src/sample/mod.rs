@@ -2,15 +2,15 @@
 //!
 //! # The problem
 //!
-//! A host that must take memory from somebody wants to take it from who does not use it. It does not
-//! see the guest's loads and stores, a guest that is asked answers what it likes, and looking at the
+//! A host that must take memory from a guest wants to take it from one that does not use it. But it cannot
+//! see a guest's loads and stores, a guest that is asked answers what it likes, and looking at the
 //! accessed bits of all page tables costs time in proportion to memory.
 //!
 //! # The structure
 //!
 //! So a few pages stand for all, as in ESX (OSDI 2002 section 5.3). In each period of the VM's running time
-//! 100 of its pages are drawn, uniformly from all of them whatever their homes, and marked in the page
-//! table. The mark says: count the next access. How an access becomes visible depends on the home:
+//! 100 of its pages are drawn uniformly, whatever their homes, and marked in the page table. The mark
+//! says: count the next access. How an access becomes visible depends on the home:
 //!
 //! | home | what the next access meets |
 //! |---|---|
@@ -19,9 +19,9 @@
 //! | untouched, zero, compressed, swapped | the fault that it meets anyway |
 //! | ballooned | nothing: a guest that gave a page away does not use it |
 //!
-//! The fault thread clears the mark and counts ([`Activity`]). At the end of the period what is still
-//! marked was not touched; it is unmarked, and opened again where a page that stays closed would cost a
-//! mapping. A mark that got lost on the way, because the page was merged or came with its neighbours,
+//! The fault thread clears the mark and counts ([`Activity`]). Pages that are still marked at the end of the
+//! period were not touched. They are unmarked, and opened again where a page that stays closed would cost a
+//! mapping. A mark that was lost on the way, because the page was merged or came with its neighbours,
 //! counts neither way. The fraction that was touched, times the size of the VM, is a sample of its
 //! working set: within 10 percentage points in 19 of 20 periods.
 //!
@@ -29,17 +29,17 @@
 //! two. Where every closed page costs a mapping and none is left, nothing is sampled: the estimate stays
 //! what it was.
 //!
-//! *Running time* is time in which no thread of the VM stood still because of us: a guest that waits touches nothing, and
-//! that says nothing about what it needs. Else a guest that is short of memory would look idle, be taxed for
-//! it and become shorter still. But of a guest of many threads one always waits for something. So at least a
-//! quarter of the time counts as running.
+//! *Running time* is time in which no thread of the VM stood still because of the daemon. A guest that waits touches
+//! nothing, and that says nothing about what it needs: if such time counted, a guest that is short of memory would look
+//! idle, be taxed for it and become shorter still. But in a guest of many threads one thread always waits for
+//! something. So at least a quarter of the time counts as running.
 //!
 //! # A second opinion
 //!
-//! The kernel keeps an accessed bit for each page that a process has mapped. Clearing all of them and
+//! The kernel keeps an accessed bit for each page that a process has mapped. Clearing all of these bits and
 //! counting them a period later says exactly what was touched, at the price of walking the guest's page
-//! tables twice; so it is done only while somebody looks ([`Process::accessed`]), and the policy does not
-//! use it. It counts the whole process: the few MiB of the guest's own program, too.
+//! tables twice. So it is done only while somebody asks for the number ([`Process::accessed`]), and the policy
+//! does not use it. It counts the whole process, including the few MiB of the guest's own program.
 //!
 //! # Locks
 //!
@@ -66,28 +66,29 @@ use crate::vm::Activity;
 /// Pages drawn for each period. OSDI 2002 section 5.3.
 pub const SAMPLES: u32 = 100;
 
-/// At least the time that passed, divided by this, counts as running time, however long the VM stood still.
+/// At least this part of the time that passed, one in so many, counts as running time, however long the VM stood still.
 const SLOWEST: u32 = 4;
 
-/// What an inline guest says of its stalls is heard so late at most: it is no running time of what passes next.
+/// What an inline guest says about its stalls is heard at most this much later. Such stalls have counted as running
+/// time by then, so up to this much is taken off the running time that follows.
 const HEARSAY: Duration = Duration::from_millis(500);
 
 /// The samples of one VM; belongs to its worker. See the module text.
 #[derive(Debug)]
 pub struct Sampler {
     rng: StdRng,
-    /// Whose page tables are asked, if there are any.
+    /// The process whose page tables are asked, if there is one.
     process: Option<Arc<Process>>,
     /// Whether the accessed bits were cleared when the period began.
     cleared: bool,
-    /// What was marked in the period that runs, ascending.
+    /// The pages that were marked in the current period, ascending.
     marked: Vec<Gfn>,
     /// Running time of the period so far.
     ran: Duration,
     seen: Instant,
-    /// For how long the VM had stood still then.
+    /// For how long the VM had stood still at `seen`.
     stood: Duration,
-    /// How much of that has counted as running time before it was heard of.
+    /// How much of that time has counted as running time, before it was heard of.
     owed: Duration,
     began: bool,
 }
@@ -113,7 +114,8 @@ impl Sampler {
     #[must_use]
     pub fn due(&self, now: Instant, period: Duration) -> Instant {
         let left = period.saturating_sub(self.ran);
-        // Of a VM that stands still little is left for long.
+        // A VM that stands still hardly comes closer to the end of its period: look again after a sixteenth at the
+        // earliest.
         now + if left.is_zero() {
             left
         } else {
@@ -121,15 +123,15 @@ impl Sampler {
         }
     }
 
-    /// Lets time pass; when the period is over, closes it and begins the next. A period of zero switches
+    /// Lets time pass. When the period is over, ends it and begins the next one. A period of zero switches
     /// sampling off.
     ///
-    /// A gap longer than a period counts as one period: whoever slept that long saw nothing of it.
+    /// A gap longer than a period counts as one period: a worker that slept that long has seen nothing of it.
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
     pub fn tick(&mut self, vm: &Vm, now: Instant, period: Duration) -> Result<(), EngineError> {
-        // Of the same moment: whoever calls has done other things since `now`.
+        // Both of one moment: the caller has done other things since its `now`, and stalls may have been noted later.
         let (stood, now) = vm.stalls.stood_still(now);
         let passed = now.saturating_duration_since(self.seen).min(period);
         self.seen = now;
@@ -170,13 +172,13 @@ impl Sampler {
         };
         let size = Pages(u64::from(vm.table.pages()));
         let accessed = self.cleared.then(|| process.accessed());
-        // A guest that ends, or a /proc that may not be read, leaves the estimate alone.
+        // An error, because the guest ends or /proc may not be read, only leaves the number unknown.
         let pages = accessed.and_then(|bytes| Some(bytes.ok()?.pages().min(size)));
         vm.activity.set_referenced(pages);
         self.cleared = process.clear_accessed().is_ok();
     }
 
-    /// Draws and marks pages; how many. Pages that are busy are left out.
+    /// Draws and marks pages, and returns how many. Busy pages are left out.
     fn mark(&mut self, vm: &Vm) -> Result<u32, EngineError> {
         let pages = vm.table.pages();
         let count = pages.min(SAMPLES);
@@ -189,7 +191,7 @@ impl Sampler {
         let (mut resident, mut shared) = (Vec::new(), Vec::new());
         for page in gfns.into_iter().filter_map(|gfn| vm.try_lock(gfn)) {
             match page.home() {
-                // Left over from the period before, and noted already.
+                // It is left over from an earlier period, and is in `marked` already.
                 _ if page.entry().is_sampled() => {}
                 Home::Resident => resident.push(page),
                 Home::Shared(_) => shared.push(page),
@@ -211,8 +213,8 @@ impl Sampler {
         Ok(u32::try_from(self.marked.len()).unwrap_or(u32::MAX))
     }
 
-    /// Takes the marks away that are left; how many there were. Pages that are busy, or that the
-    /// guest's kernel refuses to open, stay marked for the next time: their faults are served as ever.
+    /// Removes the marks that are left, and returns how many there were. Pages that are busy, or that the
+    /// guest's kernel refuses to open, stay marked until the next time; faults on them are served as usual.
     fn unmark(&mut self, vm: &Vm) -> Result<u32, EngineError> {
         let mut untouched = 0;
         let mut busy = Vec::new();

@@ -1,27 +1,26 @@
-//! Attaching: a guest asks that pages of its get the bytes of others, as shared pages from the start.
+//! Attaching: a guest asks that some of its pages get the bytes of others, as shared pages from the start.
 //!
-//! A guest that boots copies an image into its memory, and so does the next one with the same image. Each page
-//! costs a fault and a page of the host, until a scanner has found it and taken it back; while guests boot, a
-//! host needs memory that it has again a minute later. A guest that reads an image knows better: it puts a part
-//! of it on pages of its own and asks that others, which hold nothing, get the same bytes. Page by page the
-//! worker
+//! A guest that boots copies an image into its memory, and so does the next guest with the same image. Each page
+//! costs a fault and a page of the host, until a scanner has found the page and shared it. So while guests boot, a
+//! host needs memory that is free again a minute later. A guest that reads an image can avoid that: it reads a part
+//! of the image into pages of its own, and asks that other pages, which hold nothing, get the same bytes. For each
+//! page the worker
 //!
-//! 1. locks the page and copies the source out. What follows is about this copy, whatever the guest does;
-//! 2. finds the frame with these bytes, every one compared, or makes one, next to the frame of the page before;
+//! 1. locks the page and copies its source out. The next steps use this copy, whatever the guest does meanwhile;
+//! 2. finds the frame with these bytes, comparing every byte, or makes one, next to the frame of the page before;
 //! 3. maps runs of pages onto runs of frames, all by one command, as [`place`] does for every shared page.
 //!
 //! The first guest brings the frames into the pool, and all others find them there. Frames are found by what
-//! they hold and not by the name of a file, so nothing can be out of date: an image that was changed is one of
-//! other pages.
+//! they hold and not by the name of a file, so nothing can be out of date: a changed image has other pages.
 //!
-//! The source is guest memory, which is charged already and which can be read without waiting for anybody. No
-//! guest passes a file to the daemon: to close one can take as long as whoever serves it likes, see ADR 14.
+//! The source is guest memory, which is charged already and which can be read without waiting for anybody. Guests
+//! do not pass files to the daemon, because closing a file can take as long as whoever serves it likes (ADR 14).
 //!
-//! It is a favour. It ends at the first page for which it cannot be done (the page is busy or in a store, its
-//! source is, there is no memory), and says how many there were before that one; the guest copies the rest, and
-//! waits for memory there.
+//! Attaching is a favour. It ends at the first page for which it cannot be done (the page or its source is busy or
+//! in a store, or there is no memory), and the answer says how many pages came before that one. The guest copies
+//! the rest itself; there it can wait for memory.
 //!
-//! A page that is resident may be attached too. Its guest has said that it holds nothing: a guest's kernel does
+//! A resident page may be attached too, because its guest has said that the page holds nothing. A guest's kernel does
 //! not know which of its free pages the host backs, and faults in a row are given pages ahead.
 
 use super::Peers;
@@ -33,10 +32,10 @@ use crate::remap::{FrameHold, Match, freeze, place};
 use crate::units::{FrameId, Gfn, GfnRun, PageBuf, VmId};
 use crate::vm::Vm;
 
-/// Pages that are locked at once, as when candidates are merged.
+/// Pages that are locked at once; as many as when candidates are merged.
 const BATCH: usize = 256;
 
-/// What a guest asks for: that `pages` get the bytes of as many pages from `source` on.
+/// What a guest asks for: that `pages` get the bytes of the pages from `source` on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AttachRequest {
     /// The pages that hold nothing.
@@ -45,8 +44,8 @@ pub struct AttachRequest {
     pub source: Gfn,
 }
 
-/// Attaches pages of the VM as far as that can be done now; how many, from the first on, hold their bytes.
-/// Pages behind them may, too.
+/// Attaches pages of the VM as far as that can be done now. Returns how many pages, counted from the first, hold their
+/// bytes; some pages behind those may hold theirs too.
 ///
 /// # Errors
 /// [`EngineError`] when the guest or its session is gone.
@@ -57,11 +56,11 @@ pub fn attach(vm: &Vm, peers: &dyn Peers, request: AttachRequest) -> Result<u32,
     let AttachRequest { pages, source } = request;
     let mut nudges = Vec::new();
     let attached = attach_all(vm, request, &mut nudges);
-    // Also after a failure: nobody knows these pages by their content any more.
+    // After a failure too: the hints for these pages are gone, so nothing else leads to the new frames.
     for (id, gfn) in nudges {
         let is_source = id == vm.id && (source..Gfn(source.0 + pages.count)).contains(&gfn);
         if is_source {
-            // Its guest is going to write it again, so merging it now would be for nothing.
+            // The guest is going to overwrite its source pages, so merging this one now would be wasted work.
             vm.table.note_written(gfn);
         } else {
             peers.nudge(id, gfn);
@@ -70,7 +69,7 @@ pub fn attach(vm: &Vm, peers: &dyn Peers, request: AttachRequest) -> Result<u32,
     attached
 }
 
-/// A page that can be attached, and where its bytes are; `None`: they are zero.
+/// A page that can be attached, and the frame with its bytes; `None`: they are zero.
 type Held<'a> = (PageGuard<'a>, Option<FrameHold<'a>>);
 
 fn attach_all(
@@ -122,7 +121,7 @@ fn attach_batch(
     Ok(u32::try_from(attached).unwrap_or(u32::MAX))
 }
 
-/// Locks pages and finds or makes their frames, until one is not to be had.
+/// Locks pages and finds or makes their frames, up to the first page for which that fails.
 fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> Vec<Held<'a>> {
     let mut held: Vec<Held<'_>> = Vec::with_capacity(batch.len());
     if !vm.is_sharing() || vm.is_blocked() || vm.vmas.is_exceeded(&vm.table) {
@@ -132,7 +131,7 @@ fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> 
     let mut before: Option<(Gfn, FrameId)> = None;
     let mut content = PageBuf::zeroed();
     for &(gfn, source) in batch {
-        // What it holds need not be kept anywhere.
+        // A page with one of these homes has no slot or frame that would have to be given up.
         let is_empty = |home| matches!(home, Home::Untouched | Home::Zero | Home::Resident);
         let page = vm.try_lock(gfn).filter(|page| is_empty(page.home()));
         let Some(page) = page else { break };
@@ -141,7 +140,7 @@ fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> 
         }
         let mut hold = None;
         if !content.is_zero() {
-            // A page in RAM is counted as held already.
+            // A resident page already counts as held by the VM.
             if page.home() != Home::Resident {
                 match room.checked_sub(1) {
                     Some(left) => room = left,
@@ -159,7 +158,7 @@ fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> 
     held
 }
 
-/// Copies what a page of the guest holds, unless it is busy or in no memory; whether it did.
+/// Copies what a page of the guest holds. `false`: the page is busy, in a store or in the balloon.
 fn copy_out(vm: &Vm, gfn: Gfn, into: &mut PageBuf) -> bool {
     let Some(page) = vm.try_lock(gfn) else {
         return false;

@@ -1,10 +1,10 @@
-//! Moving a VM to another sharing domain while it runs, or out of all.
+//! Moves a running VM to another sharing domain, or out of all domains.
 //!
-//! No frame of the old pool may be mapped when the shim gets the new one, or the daemon would look for
-//! a page's frame in the wrong pool. So sharing stops, and the shared pages get memory of their own again before the
-//! guest asks for it, batch by batch between the other jobs of the worker. Then the pools change.
+//! No frame of the old pool may be mapped when the shim gets the new pool, because the daemon would look for
+//! a page's frame in the wrong one. So sharing stops, and the shared pages get memory of their own without being
+//! asked for, batch by batch between the other jobs of the worker. Then the new pool replaces the old one.
 //!
-//! The guest goes on meanwhile: until a page is mapped back it reads its frame, and afterwards the same
+//! The guest goes on meanwhile. Until a page is mapped back the guest reads the frame, and afterwards the same
 //! bytes in its own RAM.
 
 use std::os::fd::AsFd;
@@ -20,7 +20,7 @@ use crate::remap::rehome;
 use crate::units::{FrameId, Gfn, PageBuf};
 use crate::vm::Vm;
 
-/// Pages that are moved at once.
+/// Pages that are copied back at once.
 const BATCH: usize = 64;
 /// How long to wait when there is no memory for the pages, or some of them are busy.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -28,14 +28,14 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// A move that is under way; belongs to the VM's worker.
 #[derive(Debug)]
 pub struct Joining {
-    /// The pool to share in afterwards; none: sharing stays forbidden.
+    /// The pool to share in afterwards; `None`: sharing stays forbidden.
     pool: Option<Arc<Pool>>,
     cursor: u32,
     due: Instant,
 }
 
 impl Joining {
-    /// Begins a move; a later one replaces an earlier one.
+    /// Begins a move. A later move replaces an earlier one.
     #[must_use]
     pub fn begin(vm: &Vm, pool: Option<Arc<Pool>>, now: Instant) -> Self {
         vm.set_sharing(false);
@@ -71,7 +71,7 @@ impl Joining {
         if copied.is_empty() {
             self.due = now + PAUSE;
         }
-        // Also after a failure: what is in RAM is paid for.
+        // After a failure too: the copies that are in RAM are charged, and become the pages' homes.
         rehome(vm, copied)?;
         ended.map(|()| false)
     }

@@ -1,11 +1,11 @@
-//! One look at pages: reads them, and finds out what is known of their contents.
+//! One look at pages: reads them, and finds out what is known about their contents.
 //!
-//! A lookup is two or three misses of the processor's caches, each half as long as hashing a page takes. So many
-//! pages are read before any is looked up: while one is hashed, the begin of the next is fetched, and what the
-//! lookups of those before it will need.
+//! A lookup costs two or three cache misses, each half as long as hashing a page takes. So many pages are read
+//! before any of them is looked up. While one page is hashed, the start of the next page is fetched, and so is what
+//! the lookups of the pages before it will need.
 //!
-//! Half of the first look at a page is the kernel's, which maps it into the daemon's view 16 pages at a fault.
-//! `MADV_POPULATE_READ` of a whole block takes longer, and `pread` longer still: they go page by page.
+//! Half of the time of a first look at a page goes into the kernel, which maps pages into the daemon's view, 16 in
+//! each fault. `MADV_POPULATE_READ` of a whole block takes longer, and `pread` longer still: they go page by page.
 
 use std::sync::Arc;
 
@@ -18,10 +18,10 @@ use crate::remap::FrameHold;
 use crate::units::{Gfn, PageBuf, VmId};
 use crate::vm::Vm;
 
-/// Candidates that are frozen and compared at once, or a few more: their guests' accesses wait meanwhile.
+/// Candidates that are frozen and compared at once, or a few more. The guest's accesses to them wait meanwhile.
 const BATCH: usize = 256;
 
-/// One walk's candidates and the pages that are to be told of new frames.
+/// The candidates of one walk, and the pages whose workers are to be told of new frames.
 pub(super) struct Look<'a> {
     vm: &'a Vm,
     peers: &'a dyn Peers,
@@ -41,7 +41,7 @@ impl<'a> Look<'a> {
             vm,
             peers,
             told,
-            // Only the worker, who scans, takes its VM to another pool.
+            // Stays right during the look: only the worker moves its VM to another pool, and the worker is here.
             membership: vm.membership(),
             candidates: Vec::new(),
             nudges: Vec::new(),
@@ -51,15 +51,15 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Looks at pages that the caller found resident, ascending, and merges when there are enough candidates.
+    /// Looks at pages that the caller has found resident, ascending, and merges once there are enough candidates.
     pub(super) fn at(&mut self, gfns: &[Gfn]) -> Result<(), EngineError> {
         let (vm, table) = (self.vm, &self.vm.table);
         vm.stats.scanned.add(gfns.len() as u64);
-        // Their digests; `None` of zeroes.
+        // The pages with their digests; `None` for a page of zeroes.
         let mut read = Vec::with_capacity(gfns.len());
         for (at, &gfn) in gfns.iter().enumerate() {
             table.begin_look(gfn);
-            // The guest may be writing: whatever follows is a hint until the page stands still.
+            // The guest may be writing, so everything learned from this copy is a hint until the page stands still.
             vm.engine.read(gfn, &mut self.content);
             if let Some(next) = gfns.get(at + 1) {
                 vm.engine.prefetch(*next);
@@ -73,7 +73,8 @@ impl<'a> Look<'a> {
         for (gfn, digest) in read {
             match digest {
                 Some(digest) => self.look_up(gfn, digest),
-                // Not a change: it counts when it is dropped, and may be refused for ever.
+                // Not counted as a change: it counts when it is dropped, and a page whose merge is always refused
+                // would count in every pass.
                 None => self.candidates.push((gfn, Guess::Zero)),
             }
         }
@@ -85,7 +86,7 @@ impl<'a> Look<'a> {
 
     fn look_up(&mut self, gfn: Gfn, digest: u64) {
         let table = &self.vm.table;
-        // Zero means "never looked at"; one page in four billion is looked at once more for it.
+        // Zero means "never looked at", so a digest with a low half of zero, one in four billion, is noted as 1.
         let low = low_half(digest).max(1);
         let last = table.note_hash(gfn, low);
         if last != low {
@@ -124,7 +125,8 @@ impl<'a> Look<'a> {
                         doubts.set_crowded();
                     }
                 }
-                // A page that got this content after it was asked has found its own hint there, and not ours.
+                // A doubted page may have got this content after it was asked. Then its scanner found its own hint, not
+                // ours, so nobody but us can notice that the two are equal: ask once more.
                 Err(Hint::Inserted | Hint::Same) => {
                     let is_there = doubts.others().iter().any(has);
                     return is_there.then_some(Guess::First(digest));
@@ -133,7 +135,7 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Drops a hint whose page has another content than the hint says; `false` when it may be true.
+    /// Drops a hint whose page has another content than the hint says; `false` if the hint may be true.
     fn drop_if_stale(&self, claim: &Claim) -> bool {
         let fits = || {
             let known = self.peers.known_hash(claim.vm, claim.gfn);
@@ -144,13 +146,13 @@ impl<'a> Look<'a> {
         }
         self.membership.drop_hint(claim);
         if fits() {
-            // It has got that content again, and its scanner may have found the hint just before.
+            // The page has that content again, and its scanner may have found the hint just before it was dropped.
             self.peers.nudge(claim.vm, claim.gfn);
         }
         true
     }
 
-    /// Merges what there is; how many pages were new or had changed, and how many were shared.
+    /// Merges the candidates that are left. Returns how many pages were new or had changed, and how many were shared.
     pub(super) fn finish(mut self) -> Result<(u32, u64), EngineError> {
         self.merge()?;
         Ok((self.changed, self.shared))
@@ -159,8 +161,8 @@ impl<'a> Look<'a> {
     fn merge(&mut self) -> Result<(), EngineError> {
         let candidates = std::mem::take(&mut self.candidates);
         let shared = merge(self.vm, candidates, &mut self.nudges);
-        // Only now are the frames in use that the others shall find. Also after a failure: nobody knows these
-        // pages by their content any more.
+        // After the merge: only now are the frames in use that the other workers are to find. After a failure too: the
+        // hints for these pages are gone, so nothing else leads their workers to the frames.
         for (vm, gfn) in self.nudges.drain(..) {
             self.peers.nudge(vm, gfn);
         }

@@ -1,4 +1,4 @@
-//! The first half of sharing: candidates are locked and frozen, and only then compared.
+//! The second step of sharing: candidates are locked and frozen, and only then compared and mapped.
 
 use crate::digest::digest;
 use crate::engine::{EngineError, EngineKind};
@@ -7,22 +7,22 @@ use crate::remap::{FrameHold, Match, afford, freeze, place, rehome, room};
 use crate::units::{FrameId, Gfn, GfnRun, PageBuf, VmId, runs_of};
 use crate::vm::Vm;
 
-/// What the scanner thinks a page is, from bytes that were not standing still.
+/// What the scanner thinks a page holds, from bytes that may have changed while it read them.
 #[derive(Debug)]
 pub(super) enum Guess<'a> {
     /// All zero.
     Zero,
     /// Equal to this frame.
     Frame(FrameHold<'a>),
-    /// Equal to a page somewhere else that is not shared yet, by its digest: a frame is to be made.
+    /// Equal, by this digest, to another page that is not shared yet: a frame is to be made.
     First(u64),
 }
 
 /// A page that may be worth sharing, locked.
 type Held<'a> = (PageGuard<'a>, Guess<'a>);
 
-/// Shares those of the candidates, ascending, that are what the scanner thought; how many. Pages that have
-/// seemed to have the content of a new frame are added to `nudges`.
+/// Shares those candidates, ascending, that hold what the scanner thought, and returns how many. Pages that seemed to
+/// have the content of a new frame are added to `nudges`.
 ///
 /// # Errors
 /// [`EngineError`] when the guest or its session is gone.
@@ -77,19 +77,20 @@ pub(super) fn merge(
 fn hold(vm: &Vm, gfn: Gfn) -> Option<PageGuard<'_>> {
     let page = vm.try_lock(gfn);
     if page.is_none() {
+        // The look has taken UNSEEN away, so without this note a busy page would not be looked at again.
         vm.table.note_written(gfn);
     }
     page.filter(|page| page.home() == Home::Resident)
 }
 
-/// Those that may be frozen. Without userfaultfd a frozen run takes a VMA of its own, shared or not,
-/// so the budget of VMAs has to be kept here already.
+/// The candidates that may be frozen. Without userfaultfd a frozen run takes a VMA of its own, whether it is shared
+/// later or not, so the budget of VMAs must be kept here already.
 fn affordable<'a>(vm: &Vm, mut held: Vec<Held<'a>>) -> Vec<Held<'a>> {
     if vm.engine.kind() != EngineKind::Mprotect {
         return held;
     }
     let runs = runs_of(held.iter().map(|(page, _)| page.gfn()));
-    // As many are left for mapping them.
+    // Half of the room is left for mapping frames over them.
     let (_, dropped) = afford(vm, runs, room(vm) / 2, |run| *run);
     held.retain(|(page, _)| {
         let gfn = page.gfn();
@@ -120,8 +121,9 @@ fn share<'a>(vm: &'a Vm, matches: Vec<Match<'a>>) -> Result<u64, EngineError> {
     Ok(shared)
 }
 
-/// The frame with this content, whose digest it is, or a new one, at `near` if that is free; the frame of
-/// somebody else who has made one meanwhile. `None`: another content has this digest, or there is no memory or no frame.
+/// The frame with this content, which has this digest; if there is none, a new one, at `near` if that frame is free;
+/// if somebody else is faster, theirs. `None`: a frame of other content has this digest, or there is no memory or no
+/// frame.
 pub(super) fn frame_of<'a>(
     vm: &'a Vm,
     digest: u64,
@@ -154,8 +156,8 @@ pub(super) fn frame_of<'a>(
     Some(FrameHold::new(vm, published))
 }
 
-/// The frame that would continue the run of a neighbour: then both need one VMA. `before` is the last page
-/// that is going to be shared, and its frame.
+/// The frame that would continue the run of a neighbouring page, so that both share a VMA. `before` is the last page
+/// that is about to be shared, and its frame.
 pub(super) fn wanted_frame(vm: &Vm, gfn: Gfn, before: Option<(Gfn, FrameId)>) -> Option<FrameId> {
     let previous = gfn.0.checked_sub(1).map(Gfn)?;
     if let Some((_, frame)) = before.filter(|(page, _)| *page == previous) {

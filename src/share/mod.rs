@@ -1,9 +1,9 @@
 //! Page sharing: one frame behind many guest pages of equal content.
 //!
 //! Guests write at any moment, so neither a hash nor a comparison of a live page means anything a
-//! microsecond later. The naive way, comparing two pages and mapping one for both, loses the write
-//! that falls between the two steps. Protecting every page that is looked at instead would cost a fault
-//! for each later write, and most pages are never shared. So sharing goes in two steps, as in ESX:
+//! microsecond later. The naive way, comparing two pages and mapping one for both, loses a write
+//! that falls between the two steps. Protecting every page that is looked at would cost a fault
+//! for each later write, and most pages are never shared. So sharing takes two steps, as in ESX:
 //!
 //! 1. *Scan* (no locks, no protection): copy the page out, hash the copy. A hash is looked up among the
 //!    *shared frames* and then among the *hints*, "page G of VM V had this hash". All of this
@@ -12,34 +12,34 @@
 //!    touches them, and compare every byte with the frame. Frames never change while anybody refers to
 //!    them. Equal pages are mapped onto the pool, switch their home and give their memory back.
 //!
-//! A page that matches a hint makes a new frame from *its own* frozen bytes. The frame replaces the hint, and
-//! the worker of the VM whose page that was is *nudged*: it looks at its page and finds the frame. So no VM
-//! is ever stopped for another: each worker freezes pages of its own guest only.
+//! When a page matches a hint, a new frame is made from *that page's own* frozen bytes. The frame replaces the hint,
+//! and the worker of the VM whose page the hint named is *nudged*: it looks at its page and finds the frame.
+//! So no VM is ever stopped for another: each worker freezes pages of its own guest only.
 //!
-//! *Which pages*: looking at everything again and again costs time in proportion to memory, for guests that
-//! sleep as well. Where the engine tells which pages were written, a page is looked at when it was written or
-//! became resident, and not again. So none may be forgotten: a page is *unseen* until a look at it has
-//! come to an end, as a shared page, as the known one of its content, or as one to be tried again later.
+//! *Which pages*: looking at everything again and again costs time in proportion to memory, even for guests that
+//! sleep. Where the engine tells which pages were written, a page is looked at after it was written or became
+//! resident, and then not again. So no page may be forgotten: it is *unseen* until a look has found it shared, or
+//! has made it the known page of its content; a page that is to be tried again later stays unseen.
 //! Where nobody tells, a page that does not change is looked at ever more seldom.
 //!
 //! All-zero pages need no frame: they become [`Zero`](crate::page::Home::Zero), a hole.
 //!
-//! *Extents*: each run of shared pages costs the guest a VMA, and there are 65 530. A frame is
-//! allocated next to the frame of the page's neighbour, so that runs of pages map runs of frames; when
+//! *Extents*: each run of shared pages costs the guest a VMA, and a process can have 65 530. A frame is
+//! allocated next to the frame of the page's neighbour, so that runs of pages map runs of frames. When
 //! the budget of VMAs runs short, the longest runs are mapped and the shortest wait.
 //!
-//! *Attaching*: a guest that boots says itself what it is going to have in common with others, and shares
-//! that without having had it. `attach.rs` tells how.
+//! *Attaching*: a guest that boots says itself which pages it will have in common with others, and shares
+//! them without ever having had pages of its own for them. `attach.rs` tells how.
 //!
 //! *Volatile pages*: a page that changed between two looks, or was broken out of sharing, is left
 //! alone for a growing number of passes.
 //!
-//! *Hints may be wrong* in three ways. The page has changed since: it does not know that hash any more, and the
-//! hint is dropped. It has another content whose hint looks alike: the hint stays, and ours is put beside it. It
-//! changes just now: the page notes its hash before it looks for hints, and whoever drops a hint or leaves one beside
-//! another asks once more afterwards. So of two pages that get equal contents, one finds the other.
+//! *A hint may be wrong* in three ways. Its page has changed since: the page's entry has another hash, and the hint is
+//! dropped. Its page has another content whose hint looks the same: the hint stays, and ours is put beside it. Its page
+//! is changing just now: a scanner notes a page's hash before it looks for hints, and whoever drops a hint, or puts one
+//! beside another, asks that page once more afterwards. So of two pages that get equal contents, one finds the other.
 //!
-//! Lock order: page locks of one VM, ascending, tried only; inside them the index of the pool.
+//! Lock order: page locks of one VM, ascending, never waited for; inside them the index of the pool.
 //!
 //! Absent on purpose: a merge without a comparison of bytes; sharing across sharing domains; a back
 //! map from frames to pages (as in ESX, a count is enough: a page finds its frame, never the other way).

@@ -6,17 +6,18 @@ use crate::page::{Due, Home};
 use crate::units::{Gfn, GfnRun, VmId};
 use crate::vm::Vm;
 
-/// Pages that are read before any of them is looked up: what the first ones need is fetched meanwhile.
+/// Pages that are read before any of them is looked up: what the lookups of the first ones need is fetched meanwhile.
 const AT_ONCE: usize = 128;
-/// Pages that are walked at once, 1 GiB: the worker has other things to do.
+/// The part of a VM about which the engine is asked at once, 1 GiB. A slice ends with it: the worker has other things
+/// to do.
 const PART: u32 = 1 << 18;
-/// Pages of one page table of the kernel, if RAM is aligned to it.
+/// Pages that one page table of the kernel maps, if RAM is aligned to it.
 const BLOCK: u32 = 512;
 
 /// The other VMs, as far as a scanner needs them.
 pub trait Peers: Send + Sync {
-    /// What [`PageTable::known_hash`](crate::page::PageTable::known_hash) says of page `gfn` of `vm`; `None`
-    /// also when there is no such page.
+    /// What [`PageTable::known_hash`](crate::page::PageTable::known_hash) says about page `gfn` of `vm`; also `None`
+    /// when there is no such page.
     fn known_hash(&self, vm: VmId, gfn: Gfn) -> Option<u32>;
 
     /// Tells the worker of `vm` that a frame with the content of its page `gfn` exists now.
@@ -42,7 +43,7 @@ pub struct Found {
 #[derive(Debug, Default)]
 pub struct Scanner {
     cursor: u32,
-    /// Whether the engine has told which pages of the part that is walked were written.
+    /// Whether the engine has told which pages of the current part were written.
     told: bool,
 }
 
@@ -54,7 +55,7 @@ impl Scanner {
     pub fn scan(&mut self, vm: &Vm, peers: &dyn Peers, count: u32) -> Result<Found, EngineError> {
         let part = part_of(vm, self.cursor);
         if part.start.0 == self.cursor {
-            // Before any of it is looked at: what is written after a look is told by the next pass.
+            // Before any page of the part is looked at: a write after the look is then told in the next pass.
             self.told = take_written(vm, part);
         }
         let mut found = Found::default();
@@ -85,7 +86,7 @@ impl Scanner {
         Ok(found)
     }
 
-    /// Looks at single pages that others have found to be equal to theirs; how many were shared.
+    /// Looks at single pages that others have found to be equal to theirs, and returns how many were shared.
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
@@ -107,15 +108,15 @@ impl Scanner {
     }
 }
 
-/// The part of a VM that is walked at once.
+/// The part of a VM in which the cursor is.
 fn part_of(vm: &Vm, cursor: u32) -> GfnRun {
     let start = cursor / PART * PART;
     GfnRun::new(Gfn(start), PART.min(vm.table.pages() - start))
 }
 
-/// Notes which pages of `part` were written; `false`: nobody knows.
+/// Notes which pages of `part` were written; `false`: the engine cannot tell.
 ///
-/// Asked are only blocks in which something is resident: the kernel makes page tables for what it is
+/// Only blocks in which a page is resident are asked about, because the kernel makes page tables for whatever it is
 /// asked about.
 fn take_written(vm: &Vm, part: GfnRun) -> bool {
     let blocks = (part.start.0..part.start.0 + part.count).step_by(BLOCK as usize);

@@ -17,13 +17,13 @@ pub enum SwapError {
     Create {
         /// The VM it was for.
         vm: String,
-        /// Where it was to be.
+        /// Where the file was to be.
         dir: PathBuf,
         /// What the kernel said.
         source: io::Error,
     },
     /// The disk has not enough room for the whole file: the VM cannot be powered on, its reservation
-    /// not be lowered, or its file not be moved there.
+    /// cannot be lowered, or its file cannot be moved there.
     #[error(
         "VM `{vm}`: a swap file of {len} does not fit into {}: {wanted} wanted, {available} available",
         dir.display()
@@ -31,24 +31,24 @@ pub enum SwapError {
     NoSpace {
         /// The VM it was for.
         vm: String,
-        /// Where it was to be.
+        /// Where the file was to be.
         dir: PathBuf,
         /// The length of the whole file: configured memory - reservation.
         len: Bytes,
-        /// What of it was still to be reserved: all of a new file, the new part of one that grows.
+        /// How much of it was still to be reserved: all of a new file, the new part of a file that grows.
         wanted: Bytes,
         /// What the filesystem had left.
         available: Bytes,
     },
-    /// There is no memory for its digests.
+    /// There is no memory for the digests of its slots.
     #[error("VM `{vm}`: cannot keep the digests of its swap file")]
     Digests {
         /// The VM it was for.
         vm: String,
-        /// What there is no memory for.
+        /// The allocation that failed.
         source: io::Error,
     },
-    /// The length of the file could not be changed, for another reason than want of room.
+    /// The length of the file could not be changed, for another reason than lack of room.
     #[error("VM `{vm}`: cannot make its swap file in {} {len} long", dir.display())]
     Resize {
         /// The VM.
@@ -77,7 +77,7 @@ pub enum SwapError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// A read failed: the page cannot be had.
+    /// A read failed: the page cannot be brought back.
     #[error("swap slot {}: read failed", slot.0)]
     Read {
         /// What was being read.
@@ -108,7 +108,7 @@ impl SwapError {
     }
 }
 
-/// Whether something failed for want of room, which is no fault of the disk.
+/// Whether something failed for lack of room, which is no fault of the disk.
 pub(super) fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)

@@ -1,4 +1,4 @@
-//! A storage in memory that fails where a test says so: the disk of tests of swap files and of the simulated machine.
+//! A storage in memory that fails where a test says so. Tests of swap files and the simulated machine use it as disk.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,7 +17,7 @@ use crate::units::{Bytes, PAGE_SIZE, PageBuf, SlotId};
 pub(crate) enum Fault {
     /// It fails and does nothing.
     Fail(Errno),
-    /// It moves only so many bytes and says so.
+    /// It moves only this many bytes and says so.
     Short(usize),
     /// It moves everything, but this byte of what it moved is wrong.
     Flip(usize),
@@ -38,8 +38,8 @@ struct State {
     available: u64,
 }
 
-/// Counts its calls from 0 and looks each up in its faults. Unwritten bytes are zero. It panics when
-/// somebody reads or writes behind its end.
+/// Counts its calls from 0 and looks up each call in its faults. Unwritten bytes are zero. It panics at a
+/// read or write behind its end.
 #[derive(Debug)]
 pub(crate) struct FaultyStorage(Mutex<State>);
 
@@ -58,7 +58,7 @@ impl FaultyStorage {
         }))
     }
 
-    /// A storage of so many pages that can get so many more.
+    /// A storage of `pages` pages that can grow by `available` pages.
     pub(crate) fn of(pages: u32, available: u32) -> Self {
         let storage = Self::new([]);
         storage.state().len = u64::from(pages) * PAGE_SIZE as u64;
@@ -71,19 +71,19 @@ impl FaultyStorage {
         self.fail_after(0, u32::MAX, errno);
     }
 
-    /// Lets the next `after` writes go well, and the `count` behind them fail.
+    /// Lets the next `after` writes succeed and the `count` writes after them fail.
     pub(crate) fn fail_after(&self, after: u32, count: u32, errno: Option<Errno>) {
         let mut state = self.state();
         let first = state.writes + after;
         state.failing = errno.map(|errno| (first..first.saturating_add(count), errno));
     }
 
-    /// How often it was read so far, however much at once.
+    /// How many reads there were so far, of any length.
     pub(crate) fn reads(&self) -> u32 {
         self.state().reads
     }
 
-    /// Flips a bit of what a slot holds; a second time it is whole again.
+    /// Flips a bit of what a slot holds. A second call repairs it.
     pub(crate) fn damage(&self, slot: SlotId) {
         self.state().bytes[slot.0 as usize * PAGE_SIZE + 1000] ^= 4;
     }
@@ -184,7 +184,7 @@ impl Storage for Arc<FaultyStorage> {
         let mut len = all;
         let mut flip = None;
         match state.next_fault() {
-            // Nothing is lost when it is read.
+            // `Lost` is a fault of writes only.
             None | Some(Fault::Lost) => {}
             Some(Fault::Fail(errno)) => return Err(errno.into()),
             Some(Fault::Short(short)) => len = short.min(all),

@@ -16,16 +16,17 @@ use crate::digest::digest;
 use crate::sync::{AtomicU64, Mutex, Ordering, zeroes};
 use crate::units::{PAGE_SIZE, PageBuf, Pages, SlotId};
 
-/// The digest of a slot that holds no page: the zero that [`zeroes`] fills tables with. A page whose digest this is has [`ZERO`] instead.
+/// The digest of a slot that holds no page: the zero with which [`zeroes`] fills tables. A page that has this digest is
+/// given [`ZERO`] instead.
 const EMPTY: u64 = 0;
 const ZERO: u64 = 1;
 
-/// What a swap file holds and did. The parts are read one after the other, not in one instant.
+/// What a swap file holds and has done. The parts are read one after the other, not in one instant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SwapStats {
     /// Slots that may be in use.
     pub slots: Pages,
-    /// Slots that are allocated; more than `slots` for a while after that fell.
+    /// Slots that are allocated; for a while more than `slots`, after `slots` has fallen.
     pub used: Pages,
     /// Pages read and verified for the guest since power-on.
     pub read: Pages,
@@ -42,10 +43,10 @@ pub struct SwapFile {
     /// The file in use. Readers take a reference and read without the lock.
     pub(super) place: Mutex<Place>,
     slots: Mutex<Slots>,
-    /// Held by whoever writes, across the write: the copy of a move and the writes of pages must not
-    /// overlap, nor a change of the length with either. No reader takes it.
+    /// Held across each write by whoever writes: the copying of a move, the writes of pages and changes of
+    /// the length must not overlap. No reader takes it.
     writer: Mutex<Moving>,
-    /// The digest of each slot's page, or [`EMPTY`]. Relaxed is enough: who reads a slot learnt of
+    /// The digest of each slot's page, or [`EMPTY`]. Relaxed is enough: whoever reads a slot has learnt of
     /// it from the page table, whose entry was published after the digest.
     digests: Box<[AtomicU64]>,
     read: AtomicU64,
@@ -55,11 +56,11 @@ pub struct SwapFile {
 
 impl SwapFile {
     /// Creates the file of `slots` pages for the VM `vm` in `dir`, without a name. It can be
-    /// [resized](Self::resize) to at most `max_slots`, for each of which 8 bytes are set aside.
+    /// [resized](Self::resize) to at most `max_slots`, for each of which 8 bytes of memory are set aside.
     ///
     /// # Errors
-    /// [`SwapError::NoSpace`] when it does not fit, [`SwapError::Digests`] when the memory does not, else
-    /// [`SwapError::Create`].
+    /// [`SwapError::NoSpace`] when the file does not fit, [`SwapError::Digests`] when there is no memory for the
+    /// digests, else [`SwapError::Create`].
     pub fn create(dir: &Path, vm: &str, slots: u32, max_slots: u32) -> Result<Self, SwapError> {
         let place = Place::create(dir, vm, slots)?;
         Self::at(place, vm, slots, max_slots)
@@ -96,8 +97,8 @@ impl SwapFile {
         self.place.lock().dir.clone()
     }
 
-    /// The file as it is now, for a guest that reads its pages itself. When it has moved, what is read there is not to be
-    /// believed.
+    /// The file as it is now, for a guest that reads its pages itself. After the file has moved, what the guest reads
+    /// here may be wrong.
     ///
     /// # Errors
     /// What opening it again says.
@@ -110,7 +111,7 @@ impl SwapFile {
         self.read.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Allocates `count` slots in as few runs as possible; fewer when fewer are free.
+    /// Allocates `count` slots in as few runs as possible; fewer slots when fewer are free.
     #[must_use]
     pub fn allocate(&self, count: u32) -> Vec<SlotRun> {
         self.slots.lock().take(count)
@@ -160,8 +161,8 @@ impl SwapFile {
         )
     }
 
-    /// The same for neighbouring slots, with one system call. An error is that of the first slot that has
-    /// one, and all of them count as not read.
+    /// The same for neighbouring slots, with one system call. The error is that of the first slot that fails;
+    /// then all of them count as not read.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -180,22 +181,22 @@ impl SwapFile {
     /// # Panics
     /// When it is free already: the page table named one slot twice.
     pub fn free(&self, slot: SlotId) {
-        // First, because from the next line on the slot may be somebody else's.
+        // Before the slot is freed: from the next line on it may be somebody else's.
         self.digest_of(slot).store(EMPTY, Ordering::Relaxed);
         let freed = self.slots.lock().give(slot);
         assert!(freed, "swap slot {} was freed twice", slot.0);
     }
 
     /// Changes how many slots may be in use: configured memory - reservation. It waits for a write that
-    /// is under way, so it is not for fault threads; the same goes for all that changes the file.
+    /// is under way, so fault threads must not call it, nor anything else that changes the file.
     ///
     /// A larger number makes the file longer, on disk space that is reserved as at creation. A smaller
-    /// one takes effect at once for what is allocated; pages behind the new end stay where they are,
-    /// and the file is cut as far as it can be then and by each [`trim`](Self::trim).
+    /// number takes effect at once for allocations. Pages behind the new end stay where they are, and
+    /// the file is cut as far as it can be, now and by each [`trim`](Self::trim).
     ///
     /// # Errors
-    /// [`SwapError::NoSpace`] when the new part does not fit: all is as before. [`SwapError::Resize`]
-    /// when the disk fails: a larger number is not in force then, a smaller one is.
+    /// [`SwapError::NoSpace`] when the new part does not fit; nothing has changed. [`SwapError::Resize`]
+    /// when the disk fails; then a smaller number is in force, a larger one is not.
     ///
     /// # Panics
     /// When `slots` is more than the file was made for.
@@ -205,6 +206,7 @@ impl SwapFile {
         let moving = self.writer.lock();
         let len = self.slots.lock().len();
         if slots > len {
+            // The file before its slots: no slot may be given out that has no room on the disk.
             self.extend(&moving, len, slots)?;
             self.slots.lock().extend(slots);
         }
@@ -213,7 +215,7 @@ impl SwapFile {
         self.trim()
     }
 
-    /// Both files during a move, or none.
+    /// Makes the file longer; during a move, both files or neither.
     fn extend(&self, moving: &Moving, len: u32, slots: u32) -> Result<(), SwapError> {
         let place = self.place.lock().clone();
         place.extend(&self.vm, len, slots)?;
@@ -221,13 +223,13 @@ impl SwapFile {
             return Ok(());
         };
         to.extend(&self.vm, len, slots).inspect_err(|_| {
-            // What cannot be given back now is not used, and given back by a later cut.
+            // Space that cannot be given back now is not used, and a later cut gives it back.
             let _ = place.truncate(&self.vm, len);
         })
     }
 
-    /// Gives back the disk space behind the last slot that is in use or may be. To be called now and
-    /// then, because the guest frees slots at any time. Costs nothing when there is none.
+    /// Gives back the disk space behind the last slot that is in use or may be used. To be called now and
+    /// then, because the guest frees slots at any time. It costs nothing when there is no such space.
     ///
     /// # Errors
     /// [`SwapError::Resize`]: the space is still taken.
@@ -250,7 +252,7 @@ impl SwapFile {
     /// Gives all of the disk space back. Whoever still holds the file must neither write nor read it any more.
     ///
     /// # Errors
-    /// [`SwapError::Resize`]: the space comes free with the last who holds the file.
+    /// [`SwapError::Resize`]: the space comes free when the last holder closes the file.
     pub fn give_back(&self) -> Result<(), SwapError> {
         let mut moving = self.writer.lock();
         moving.cancel();
@@ -258,12 +260,12 @@ impl SwapFile {
         place.truncate(&self.vm, 0)
     }
 
-    /// Begins to move the file to `dir`, which [`step_move`](Self::step_move) goes on with. Nothing
-    /// happens if it is there or on its way already; a move to elsewhere that was under way is given
-    /// up.
+    /// Begins to move the file to `dir`; [`step_move`](Self::step_move) goes on with the move. Nothing
+    /// happens if the file is there or on its way there already. A move to another directory that was
+    /// under way is given up.
     ///
     /// # Errors
-    /// [`SwapError::NoSpace`] or [`SwapError::Create`]: all is as before.
+    /// [`SwapError::NoSpace`] or [`SwapError::Create`]; nothing has changed.
     pub fn begin_move(&self, dir: &Path) -> Result<(), SwapError> {
         let mut moving = self.writer.lock();
         if self.dir() == dir {
@@ -275,25 +277,25 @@ impl SwapFile {
         Ok(())
     }
 
-    /// Begins a move to any storage, as long as the file is.
+    /// Begins a move to any storage of the file's length.
     #[cfg(test)]
     pub(super) fn begin_move_to(&self, storage: Arc<dyn Storage>) {
         let dir = PathBuf::from("second");
         self.writer.lock().begin(Place { dir, storage });
     }
 
-    /// Copies up to `pages` pages to the new directory; when all are there, the new file is in use.
+    /// Copies up to `pages` pages to the new directory. When all pages are there, the new file is in use.
     /// Readers go on meanwhile.
     ///
     /// # Errors
-    /// What failed, reading or writing: the move is given up and the file stays where it was.
+    /// The read or write that failed: the move is given up and the file stays where it was.
     pub fn step_move(&self, pages: u32) -> Result<Progress, SwapError> {
         let mut moving = self.writer.lock();
         let len = self.slots.lock().len();
         moving.step(self, len, pages)
     }
 
-    /// What the file holds and did.
+    /// What the file holds and has done.
     #[must_use]
     pub fn stats(&self) -> SwapStats {
         let (limit, used) = {
@@ -314,7 +316,8 @@ impl SwapFile {
         Arc::clone(&self.place.lock().storage)
     }
 
-    /// Reads and verifies a slot that may be freed at any time; if it was, `into` means nothing.
+    /// Reads and verifies a slot that may be freed at any time. If it was freed, that is no error, and `into` means
+    /// nothing.
     pub(super) fn read_if_held(
         &self,
         from: &dyn Storage,
@@ -333,7 +336,7 @@ impl SwapFile {
         })
     }
 
-    /// The first run of slots that hold a page in `slots`, at most `most` long.
+    /// The first run in `slots` of slots that hold a page; at most `most` slots.
     pub(super) fn next_run(&self, slots: Range<u32>, most: u32) -> Option<SlotRun> {
         let mut slots = slots.map(SlotId);
         let start = slots.find(|slot| self.holds(*slot))?;

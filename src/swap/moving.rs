@@ -14,28 +14,28 @@ use crate::units::{Bytes, PageBuf, Pages};
 /// Pages copied by one write, 256 KiB of buffer.
 const CLUSTER: u32 = 64;
 
-/// How far a move is.
+/// How far a move has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Progress {
     /// Nothing is being moved.
     Idle,
-    /// Go on: so many slots have not been looked at yet. None left means that somebody still reads
+    /// The move is under way: `left` slots have not been looked at yet. Zero means that somebody still reads
     /// from the old file.
     Moving {
         /// Slots to look at.
         left: Pages,
     },
-    /// The new file is in use and the old one is closed. Said once.
+    /// The new file is in use and the old one is closed. This is returned once.
     Done,
 }
 
-/// What the writer of a swap file keeps of a move.
+/// What the writer of a swap file keeps for a move.
 #[derive(Debug, Default)]
 pub(super) struct Moving {
     copy: Option<Target>,
-    /// The file that was in use before. A reader may still have it, and the last one to let go of it
-    /// closes it, which can take its time: that must not be a fault thread.
+    /// The file that was in use before. A reader may still hold it. Whoever drops it last closes it, which can
+    /// take long, so that must not be a fault thread.
     old: Option<Arc<dyn Storage>>,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Moving {
 #[derive(Debug)]
 struct Target {
     to: Place,
-    /// The pages of all slots below are in both files.
+    /// The pages of all slots below this one are in both files.
     cursor: u32,
     /// A write to the new file failed.
     failed: Option<SwapError>,
@@ -55,7 +55,7 @@ impl Moving {
         self.copy.as_ref().map(|copy| &copy.to)
     }
 
-    /// Begins a move into a file as long as the present one; one that was under way ends.
+    /// Begins a move into a file as long as the one in use. A move that was under way ends.
     pub(super) fn begin(&mut self, to: Place) {
         self.copy = Some(Target {
             to,
@@ -64,7 +64,7 @@ impl Moving {
         });
     }
 
-    /// Gives the new file up.
+    /// Gives up the new file.
     pub(super) fn cancel(&mut self) {
         self.copy = None;
     }
@@ -74,7 +74,7 @@ impl Moving {
         self.target().is_some_and(|to| to.dir == dir)
     }
 
-    /// Pages were written to the file in use.
+    /// Writes pages that were written to the file in use to the new file too, if the copying has passed their slots.
     pub(super) fn written(&mut self, run: SlotRun, pages: &[PageBuf]) {
         if let Some(copy) = &mut self.copy
             && run.start.0 < copy.cursor
@@ -84,7 +84,7 @@ impl Moving {
         }
     }
 
-    /// The file in use was cut to `slots`, behind which nothing is in use; so is the new one.
+    /// Cuts the new file to `slots`, as the file in use was cut; no slot behind them is in use.
     pub(super) fn cut(&mut self, vm: &str, slots: u32) {
         if let Some(copy) = &mut self.copy
             && let Err(error) = copy.to.truncate(vm, slots)
@@ -93,7 +93,7 @@ impl Moving {
         }
     }
 
-    /// Copies up to `pages` pages of a file of `len` slots, and switches when there are no more.
+    /// Copies up to `pages` pages of a file of `len` slots, and switches files when there are no more.
     pub(super) fn step(
         &mut self,
         file: &SwapFile,
@@ -124,15 +124,16 @@ impl Moving {
         self.step(file, len, 0)
     }
 
-    /// Closes the old file if nobody reads from it any more; whether it did. Nobody can begin to: the
-    /// file in use is another one.
+    /// Closes the old file if nobody reads from it any more; whether it did. No new reader can come, because
+    /// another file is in use.
     fn close_old(&mut self) -> bool {
         let free = self
             .old
             .as_ref()
             .is_some_and(|old| Arc::strong_count(old) == 1);
         if free && let Some(old) = self.old.take() {
-            // A guest that reads its pages itself has it open until it ends. If it cannot be cut, its space comes free then.
+            // A guest that reads its pages itself keeps the file open until it ends, so the file is cut to give its
+            // space back now. If that fails, the space comes free when the guest ends.
             let _ = old.truncate(Bytes(0));
         }
         free
@@ -158,8 +159,8 @@ impl Target {
         Ok(())
     }
 
-    /// Copies neighbouring slots, verifies what was read, and what can be read from the new file:
-    /// here a bad disk costs nothing yet. A slot that is freed meanwhile may hold anything.
+    /// Copies neighbouring slots. Verifies what was read, and then what the new file returns, because at this
+    /// point a bad disk costs nothing yet. A slot that is freed meanwhile may hold anything.
     fn copy_run(&self, file: &SwapFile, from: &dyn Storage, run: SlotRun) -> Result<(), SwapError> {
         let mut pages = vec![PageBuf::zeroed(); run.len as usize];
         for (slot, page) in run.slots().zip(&mut pages) {

@@ -1,4 +1,4 @@
-//! Where a swap file is: its storage, and the directory for messages.
+//! Where a swap file is: its storage, and its directory, for messages.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub(super) struct Place {
     pub(super) storage: Arc<dyn Storage>,
 }
 
-/// The bytes of so many slots.
+/// The length of a file of `slots` slots.
 pub(super) fn bytes(slots: u32) -> Bytes {
     Pages(u64::from(slots)).bytes()
 }
@@ -25,7 +25,7 @@ impl Place {
     /// A new file without a name, whose whole length is reserved.
     ///
     /// # Errors
-    /// [`SwapError::NoSpace`] when it does not fit, else [`SwapError::Create`].
+    /// [`SwapError::NoSpace`] when the file does not fit, else [`SwapError::Create`].
     pub(super) fn create(dir: &Path, vm: &str, slots: u32) -> Result<Self, SwapError> {
         let len = bytes(slots);
         let failed = |source| SwapError::Create {
@@ -40,7 +40,7 @@ impl Place {
             wanted: len,
             available,
         };
-        // Asked first, because a reservation that fails has filled the disk for a moment.
+        // Asked before reserving, because a reservation that fails has filled the disk for a moment.
         let available = Filesystem::of(dir).map_err(failed)?.available;
         if len > available {
             return Err(no_space(available));
@@ -58,7 +58,7 @@ impl Place {
         })
     }
 
-    /// Makes the file longer, as [`create`](Self::create) would have made it. After an error it is
+    /// Makes the file longer, with its space reserved as by [`create`](Self::create). After an error the file is
     /// as it was.
     ///
     /// # Errors

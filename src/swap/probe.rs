@@ -1,4 +1,4 @@
-//! What a directory is good for as a place of swap files.
+//! How well a directory is suited for swap files.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ pub struct SwapDirReport {
     /// Whether files there can bypass the page cache. If not, memory that was swapped out may stay in
     /// use as page cache.
     pub direct_io: bool,
-    /// Whether files there can have their space set aside. If not, a disk that fills up later
+    /// Whether files there can have their space reserved. If not, a disk that fills up later
     /// shows as failed swap-outs instead of a refused power-on.
     pub reserves: bool,
     /// Whether files there live in memory. If so, swapping to them frees none.
@@ -23,10 +23,10 @@ pub struct SwapDirReport {
     pub filesystem: String,
 }
 
-/// Finds out by making a swap file of one page in `dir`; nothing is left of it.
+/// Probes `dir` by making a swap file of one page there. Nothing is left of the file.
 ///
 /// # Errors
-/// When `dir` is no directory that this user can make a file in, or has no room for a page.
+/// When `dir` is no directory in which this user can make a file, or has no room for a page.
 pub fn probe(dir: &Path) -> io::Result<SwapDirReport> {
     let filesystem = Filesystem::of(dir)?;
     let file = DirectFile::create(dir, Bytes(PAGE_SIZE as u64))?;

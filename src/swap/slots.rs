@@ -33,12 +33,12 @@ impl fmt::Display for SlotRun {
     }
 }
 
-/// The slots of a file that changes its length while it is in use.
+/// The slots of a file whose length changes while it is in use.
 ///
-/// The file has `len` slots, those below `limit` may be given out, and `limit <= len`. A limit that
-/// falls leaves slots behind it in use; as they are freed they are *retired*, and once there is
-/// nothing else at the end of the file it can be cut. As many slots are given out as keep all that
-/// are in use within the limit, wherever they are: who lowers the limit wants less to be swapped.
+/// The file has `len` slots. Those below `limit` may be given out, and `limit <= len`. When the limit
+/// falls, slots behind it may be in use. Once freed they are *retired*, and when only retired slots are
+/// left at the end of the file, it can be cut. A slot is given out only if no more than `limit` slots are
+/// in use afterwards, wherever they are: whoever lowers the limit wants less to be swapped.
 #[derive(Debug)]
 pub(super) struct Slots {
     /// Free, below the limit.
@@ -72,12 +72,12 @@ impl Slots {
         self.len
     }
 
-    /// Slots in use; for a while more than the limit after that fell.
+    /// Slots in use; for a while more than the limit, after the limit has fallen.
     pub(super) const fn used(&self) -> u32 {
         self.len - self.free.slots - self.retired.slots
     }
 
-    /// Takes `count` slots in few runs; fewer when fewer may be had.
+    /// Takes `count` slots in few runs; fewer slots when fewer may be given out.
     pub(super) fn take(&mut self, count: u32) -> Vec<SlotRun> {
         let most = self.limit.saturating_sub(self.used());
         self.free.take(count.min(most))
@@ -93,9 +93,9 @@ impl Slots {
         runs.give(slot)
     }
 
-    /// Changes how many slots may be in use, at most to as many as the file has.
+    /// Changes how many slots may be in use; at most the number that the file has.
     ///
-    /// It costs as much as there are free runs between the old limit and the new one.
+    /// The cost is proportional to the number of free runs between the old limit and the new one.
     pub(super) fn set_limit(&mut self, limit: u32) {
         assert!(limit <= self.len, "{limit} of {} slots", self.len);
         let (from, to, range) = if limit < self.limit {
@@ -109,13 +109,13 @@ impl Slots {
         self.limit = limit;
     }
 
-    /// The file has more slots now; they are retired until the limit is raised.
+    /// Notes that the file has `len` slots now, more than before. The new ones are retired until the limit is raised.
     pub(super) fn extend(&mut self, len: u32) {
         self.retired.join(self.len, len - self.len);
         self.len = len;
     }
 
-    /// So many slots the file needs: up to the limit, or to the last one in use.
+    /// How many slots the file needs: up to the limit, or up to the last slot in use if that is further.
     pub(super) fn needed(&self) -> u32 {
         match self.retired.by_start.last_key_value() {
             Some((&start, &len)) if start + len == self.len => start,
@@ -123,7 +123,7 @@ impl Slots {
         }
     }
 
-    /// The file has only `len` slots any more, which were [`needed`](Self::needed) a moment ago.
+    /// Notes that the file has been cut to `len` slots, the number that was [`needed`](Self::needed) a moment ago.
     pub(super) fn cut(&mut self, len: u32) {
         self.retired.cut_out(len..self.len);
         self.len = len;
@@ -133,7 +133,7 @@ impl Slots {
 /// The free slots as runs that neither overlap nor touch.
 ///
 /// Both indexes hold the same runs: by start to join neighbours, by length to find room. Best fit
-/// keeps the long runs long, which is what clustered writes live on.
+/// keeps the long runs long, and clustered writes depend on long runs.
 #[derive(Debug, Default)]
 struct FreeRuns {
     by_start: BTreeMap<u32, u32>,
@@ -142,8 +142,8 @@ struct FreeRuns {
 }
 
 impl FreeRuns {
-    /// Takes `count` slots in as few runs as there can be without searching all ways to combine
-    /// them: the tightest single run, else the longest ones first. Fewer when fewer are free.
+    /// Takes `count` slots, or fewer when fewer are free, in as few runs as possible without searching all
+    /// combinations: the tightest single run that fits, else the longest runs first.
     fn take(&mut self, count: u32) -> Vec<SlotRun> {
         let mut runs = Vec::new();
         let mut wanted = count;
@@ -307,8 +307,8 @@ mod tests {
     const SLOTS: u32 = 100;
 
     proptest! {
-        /// Against the set of free slots: what is taken was free, as much as there was, the runs are
-        /// maximal, and no single run would have done where several were given.
+        /// Against the set of free slots: what is taken was free, and as much is taken as there was. The runs are
+        /// maximal, and where several are given no single run would have been enough.
         #[test]
         fn slots_any_steps_agree_with_the_model(steps in steps()) {
             let mut free = runs_to(SLOTS);
@@ -359,8 +359,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against the set of slots in use: whatever the limit does, a slot is given out once, below
-        /// the limit, and never beyond the limit in number; the file keeps all that are in use.
+        /// Against the set of slots in use: whatever the limit does, a slot is given out once and below the
+        /// limit, and never so that more slots than the limit are in use. The file keeps all slots in use.
         #[test]
         fn slots_of_a_file_that_is_resized_agree_with_the_model(steps in resizes()) {
             let mut slots = Slots::new(SLOTS / 2);

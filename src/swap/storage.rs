@@ -1,4 +1,4 @@
-//! What a swap file stands on.
+//! What is below a swap file: reads and writes of pages, and a length.
 
 use std::fmt;
 use std::io;
@@ -22,26 +22,26 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// As `preadv(2)`.
     fn read_at(&self, pages: &mut [PageBuf], offset: u64) -> io::Result<usize>;
 
-    /// The same storage for a process that may read it and no more, by reads like ours.
+    /// The same storage for a process that may only read it. It reads as this process does.
     ///
     /// # Errors
     /// As `openat(2)`.
     fn read_only(&self) -> io::Result<OwnedFd>;
 
-    /// What may still be written where this storage is.
+    /// How much may still be written where this storage is.
     ///
     /// # Errors
     /// As `fstatvfs(3)`.
     fn available(&self) -> io::Result<Bytes>;
 
-    /// Makes it longer, from `from` bytes, which it has, to `to`, and sets the room for that aside.
-    /// After an error it is as it was.
+    /// Makes the storage longer, from `from` bytes, its present length, to `to` bytes, and reserves the space.
+    /// After an error the storage is as it was.
     ///
     /// # Errors
     /// As `fallocate(2)`.
     fn extend(&self, from: Bytes, to: Bytes) -> io::Result<()>;
 
-    /// Cuts it to `len` bytes and gives the room behind them back.
+    /// Cuts the storage to `len` bytes and gives the space behind them back.
     ///
     /// # Errors
     /// As `ftruncate(2)`.
@@ -76,8 +76,8 @@ impl Storage for DirectFile {
 
 /// Writes all pages.
 ///
-/// A short write goes on from the last whole page, because direct I/O refuses what is not aligned.
-/// One that wrote no whole page is tried once more: the next call has the error that stopped it.
+/// A short write goes on from the last whole page, because direct I/O refuses offsets that are not aligned.
+/// A write that wrote no whole page is tried once more, because the next call returns the error that stopped it.
 pub(super) fn write_whole(
     storage: &dyn Storage,
     mut pages: &[PageBuf],
@@ -100,8 +100,8 @@ pub(super) fn write_whole(
     Ok(())
 }
 
-/// Reads pages in full. A short read goes on from the last whole page; one that read no whole page is tried
-/// once more and is an end of file then.
+/// Reads all pages. A short read goes on from the last whole page. A read that read no whole page is tried
+/// once more; if it does so again, that is the end of the file.
 pub(super) fn read_whole(
     storage: &dyn Storage,
     mut pages: &mut [PageBuf],

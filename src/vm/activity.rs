@@ -1,10 +1,10 @@
-//! How much of its memory a VM uses: the averages over what sampling found.
+//! How much of its memory a VM uses: averages over what sampling has found.
 //!
-//! Three averages of the touched fraction, as ESX keeps them: a slow one, a fast one, and a fast one that
-//! takes the unfinished period in as if it ended now. The estimate is the greatest of the three, so it
-//! rises within a period and falls with the slow one: memory taken from a VM that has just begun to
-//! work costs more than memory left to one that has just ceased. OSDI 2002 section 5.3 has the three;
-//! the weights are read off its figure 6.
+//! There are three averages of the touched fraction, as in ESX: a slow one, a fast one, and a fast one that
+//! includes the unfinished period as if it ended now. The estimate is the greatest of the three. So it
+//! rises within a period and falls with the slow average: taking memory from a VM that has just begun to
+//! work costs more than leaving memory to one that has just stopped. The three averages are from OSDI 2002
+//! section 5.3; the weights are read off its figure 6.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,38 +16,38 @@ use crate::units::Pages;
 const SLOW: f64 = 0.25;
 /// The weight of a new period in the fast averages.
 const FAST: f64 = 0.75;
-/// How long a look at the accessed pages makes the next one worth its price.
+/// For how long after somebody asked for the accessed pages they go on being counted.
 const WATCHED: Duration = Duration::from_secs(10);
 
-/// What sampling found so far. The fault thread counts, the worker opens and closes periods, the
+/// What sampling has found so far. The fault thread counts, the worker begins and ends periods, the
 /// policy reads.
 #[derive(Debug, Default)]
 pub struct Activity {
-    /// Sampled pages that were touched in the period that runs.
+    /// Sampled pages that were touched in the current period.
     touched: AtomicU32,
     state: Mutex<State>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
-    /// Pages sampled in the period that runs.
+    /// Pages sampled in the current period.
     sampled: u32,
     /// Slow and fast average; `None` before the first period has ended.
     averages: Option<(f64, f64)>,
     /// Pages that the guest's page tables say were accessed in the latest period.
     referenced: Option<Pages>,
-    /// When somebody last wanted to know that.
+    /// When somebody last asked for `referenced`.
     watched: Option<Instant>,
 }
 
-/// The parts of a VM that it is estimated to use, from 0 to 1.
+/// The part of its memory that a VM is estimated to use, from 0 to 1, by each average.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Estimate {
-    /// Falls slowly.
+    /// The slow average.
     pub slow: f64,
-    /// Follows the latest periods.
+    /// The fast average.
     pub fast: f64,
-    /// The fast average if the period that runs ended now.
+    /// The fast average as if the current period ended now.
     pub next: f64,
 }
 
@@ -65,14 +65,14 @@ impl Activity {
         self.touched.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A period begins with so many sampled pages.
+    /// Begins a period with `sampled` sampled pages.
     pub fn begin(&self, sampled: u32) {
         self.touched.store(0, Ordering::Relaxed);
         self.state().sampled = sampled;
     }
 
-    /// The period ends, and so many sampled pages were not touched. Pages that are neither among them
-    /// nor among the touched got lost on the way and do not count. Nothing sampled, nothing learnt.
+    /// Ends the period: `untouched` sampled pages were not touched. Sampled pages that are neither among these
+    /// nor among the touched ones have lost their mark and do not count. A period without samples changes nothing.
     pub fn end(&self, untouched: u32) {
         let touched = self.touched.swap(0, Ordering::Relaxed);
         let mut state = self.state();
@@ -124,8 +124,8 @@ impl Activity {
         self.state().referenced = pages;
     }
 
-    /// Pages that the guest's page tables say were accessed in the latest period. Asking is what has
-    /// them counted: `None` the first time.
+    /// Pages that the guest's page tables say were accessed in the latest period. They are counted only because
+    /// somebody asks: the first call returns `None`.
     #[must_use]
     pub fn referenced(&self) -> Option<Pages> {
         let mut state = self.state();
@@ -133,7 +133,7 @@ impl Activity {
         state.referenced
     }
 
-    /// Whether somebody wants to know what the page tables say.
+    /// Whether somebody has asked lately what the page tables say.
     #[must_use]
     pub fn is_watched(&self) -> bool {
         self.state()
@@ -142,7 +142,7 @@ impl Activity {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        // Plain numbers, whole whatever happened to who held it.
+        // The state is plain numbers, which are consistent even if a holder of the lock panicked.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(period(&activity, 0), 169);
     }
 
-    /// OSDI 2002 figure 6: from 182.5 MB on the slow average falls by a quarter each period.
+    /// OSDI 2002 figure 6: from 182.5 MB on, the slow average falls by a quarter in each period.
     #[test]
     fn slow_average_falls_as_in_figure_6() {
         let activity = Activity::default();

@@ -1,4 +1,4 @@
-//! Pages that the guest makes resident by itself: locking pages of such a guest, and its credits.
+//! Guests that make pages resident by themselves: locking their pages, and granting them credits.
 
 use memvisor_guest_agent::protocol::claims::Place;
 use memvisor_guest_agent::protocol::payload::checksum;
@@ -10,17 +10,17 @@ use crate::units::{Gfn, PAGE_SIZE, PageBuf, Pages, SlotId};
 /// Why a page is not locked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unlocked {
-    /// Another thread of the daemon is moving it; its unlock can be waited for.
+    /// Another thread of the daemon is moving it. Its unlock can be waited for.
     Busy,
-    /// A thread of the guest has it; other threads of the guest wait for that one.
+    /// A thread of the guest has it. Only other threads of the guest wait for that thread.
     Claimed,
 }
 
 impl Vm {
-    /// Locks a page. What its guest has done with it is in its home then.
+    /// Locks a page. If its guest has brought it, the page table says so afterwards.
     ///
     /// # Errors
-    /// [`Unlocked`] says who has it.
+    /// [`Unlocked`]: who has the page.
     pub fn lock(&self, gfn: Gfn) -> Result<PageGuard<'_>, Unlocked> {
         match self.table.attempt(gfn) {
             Attempt::Locked(page) => Ok(page),
@@ -30,16 +30,18 @@ impl Vm {
         }
     }
 
-    /// As [`lock`](Self::lock), for who does not ask why not.
+    /// As [`lock`](Self::lock), for callers that need no reason for a failure.
     #[must_use]
     pub fn try_lock(&self, gfn: Gfn) -> Option<PageGuard<'_>> {
         self.lock(gfn).ok()
     }
 
-    /// Makes a page resident that its guest has brought. Its memory is that of the credit, so nothing is
-    /// charged; a guest that lied has a hole there, which is charged too.
+    /// Settles a page that its guest has brought: it becomes resident in the page table. The credit has paid for its
+    /// memory, so nothing more is charged. A guest that lied has a hole there, which stays charged as if it were a
+    /// page.
     fn settle<'a>(&self, page: DonePage<'a>) -> Option<PageGuard<'a>> {
-        // With its last shared page gone, the VM may leave the pool at any moment.
+        // Before the page changes its home: once its last shared page is gone, the VM may leave this pool at any
+        // moment.
         let pool = self.pool();
         let page = page.settle()?;
         let old = page.home();
@@ -56,7 +58,7 @@ impl Vm {
             self.table.back_off(page.gfn());
             self.stats.breaks.one();
             self.stats.inline_breaks.one();
-            // It was counted as shared and as granted.
+            // Until now the page counted twice, as shared and as a credit: the VM holds one page less.
             self.call_barred();
         } else if matches!(old, Home::Untouched | Home::Zero) {
             self.stats.first_touch.one();
@@ -76,15 +78,15 @@ impl Vm {
         Some(page)
     }
 
-    /// Moves all pages in the page table that the guest has brought. For the VM's own threads, which have ended when it is
-    /// torn down.
+    /// Settles all pages that the guest has brought: they become resident in the page table. Only for the VM's own
+    /// threads: these have ended when the VM is torn down.
     pub fn settle_done(&self) {
         if let Some(claims) = self.table.claims() {
             claims.done().for_each(|gfn| drop(self.try_lock(gfn)));
         }
     }
 
-    /// Says to the guest where its locked page is compressed.
+    /// Tells the guest where its locked page lies in the compression cache.
     pub fn describe_zip(&self, gfn: Gfn, slot: SlotId) {
         let Some(claims) = self.table.claims() else {
             return;
@@ -95,7 +97,7 @@ impl Vm {
         }
     }
 
-    /// Says to the guest in which slot of the swap file its locked page is that has this content.
+    /// Tells the guest in which slot of the swap file its locked page is; `content` is the page's content.
     pub fn describe_swap(&self, gfn: Gfn, slot: SlotId, content: &PageBuf) {
         if let Some(claims) = self.table.claims() {
             let (page, sum) = (slot.0, checksum(&content.0));
@@ -106,23 +108,25 @@ impl Vm {
         }
     }
 
-    /// Lets the guest hold `want` pages of memory for its own use, as far as there are some.
+    /// Grants the guest credits until it holds `want`, as far as there is memory.
     pub fn grant_credits(&self, want: u32) {
         if let Some(claims) = self.table.claims() {
-            // Asking for what is not there would call the policy, and so would reaching the ceiling.
+            // Checked before charging: a charge that fails for want of memory, or at the ceiling, would call the
+            // policy.
             let is_there = || {
                 let below = self.held().0.saturating_add(1) < self.orders.ceiling().0;
-                // One more, or memory would be short by what was granted.
+                // One page must be left, or the credits alone would make memory short.
                 let is_free =
                     || !self.budget.is_awaited(Urgency::Touch) && self.budget.spare() > Pages(1);
                 below && (self.has_page_at_hand() || is_free())
             };
             claims.grant(want, || is_there() && self.charge(Urgency::Touch));
+            // A break in the middle of a run costs two VMAs. Near the limit the daemon breaks the rest of the run too.
             claims.allow_breaks(!self.vmas.is_exceeded(&self.table));
         }
     }
 
-    /// Takes back what the guest holds and has not used; how many pages.
+    /// Takes back the credits that the guest holds and has not used, and returns how many.
     pub fn take_back_credits(&self) -> u64 {
         self.settle_done();
         let pages = self.table.claims().map_or(0, |claims| claims.take_back());

@@ -7,20 +7,20 @@ use hdrhistogram::Histogram;
 
 use super::Vm;
 
-/// Fault latencies are kept from 1 us to a minute, to two digits.
+/// Fault latencies are kept from 1 us to a minute, with two significant digits.
 const MAX_US: u64 = 60_000_000;
 const DIGITS: u8 = 2;
 
 /// Fault latencies of one VM so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Latency {
-    /// Half of all faults were served within so many microseconds.
+    /// Half of all faults were served within this time, in microseconds.
     pub p50_us: u64,
-    /// 99 of 100 were.
+    /// 99 of 100 faults were served within this time, in microseconds.
     pub p99_us: u64,
 }
 
-/// The same as they are counted.
+/// Counts the fault latencies of one VM.
 #[derive(Debug)]
 pub(super) struct Latencies(Mutex<Histogram<u64>>);
 

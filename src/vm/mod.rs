@@ -1,16 +1,16 @@
-//! One guest as the host sees it: its page table, its memory, its stores, what the policy wants of it.
+//! One guest as the host sees it: its page table, its memory, its stores, and what the policy wants of it.
 //!
-//! Two threads work on a VM, and the page locks are all there is between them:
+//! Two threads work on a VM, and only the page locks keep them apart:
 //!
-//! - the *fault thread* ([`crate::fault`]) gives pages to the guest: it is the only one that makes a
-//!   page resident;
+//! - the *fault thread* ([`crate::fault`]) gives pages to the guest: it is the only thread that makes
+//!   pages resident;
 //! - the *worker* ([`crate::reclaim`]) takes pages away: it scans, shares, evicts and fills the
-//!   balloon, and is the only one that makes a resident page something else.
+//!   balloon, and is the only thread that gives resident pages another home.
 //!
-//! Threads of the guest itself may make pages resident, as far as they were offered and paid for
-//! ([`crate::page::Claims`]); whoever locks such a page next moves it in the page table.
+//! Threads of the guest itself may make pages resident, if the pages were offered and paid for
+//! ([`crate::page::Claims`]). Whoever locks such a page next moves it in the page table.
 //!
-//! Lock order: page locks (tried, never waited for), then the compression cache, then inside the
+//! Lock order: page locks (tried, never waited for), then the compression cache, then the locks inside the
 //! stores. No store lock is held across a system call that can wait, except the memory copies and
 //! hole punches of the cache itself.
 
@@ -68,7 +68,7 @@ pub struct Parts {
     pub parking: Arc<Parking>,
     /// The most VMAs its RAM may take.
     pub vma_budget: u32,
-    /// Memory that it shares with its guest, if that serves some of its faults itself.
+    /// Memory that is shared with the guest, if the guest serves some of its faults itself.
     pub words: Option<Arc<dyn Words>>,
 }
 
@@ -83,11 +83,11 @@ pub struct Vm {
     pub since: Instant,
     /// Where each page lives.
     pub table: PageTable,
-    /// The hand on its memory.
+    /// The engine that works on its memory.
     pub engine: Box<dyn Engine>,
     /// Its compression cache.
     pub(crate) zip: Mutex<ZipCache>,
-    /// Which pages left that lately.
+    /// Which pages have left the compression cache lately.
     pub(crate) ghosts: Ghosts,
     /// Its swap file.
     pub swap: SwapFile,
@@ -99,13 +99,13 @@ pub struct Vm {
     pub budget: Arc<Budget>,
     /// Where its faults wait.
     pub parking: Arc<Parking>,
-    /// What it was granted there and has not used yet.
+    /// Pages that it was granted there and has not used yet.
     hand: Hand,
     /// What the policy wants.
     pub orders: Orders,
     /// What happened so far.
     pub stats: Stats,
-    /// For how long its threads stood still because of us.
+    /// For how long its threads stood still because of the daemon.
     pub stalls: Stalls,
     /// How much of its memory it uses.
     pub activity: Activity,
@@ -116,13 +116,13 @@ pub struct Vm {
     /// Whether the swap file refused the latest write.
     swap_failing: AtomicBool,
     end_reason: OnceLock<String>,
-    /// When eviction last found nothing that could leave, and by what it tried.
+    /// When eviction last found nothing that could leave, and which means it tried.
     nothing_left: StdMutex<Option<(Instant, Means)>>,
     abandoned: StdMutex<Vec<FrameId>>,
     latency: Latencies,
 }
 
-/// How long nothing is expected of an eviction that found nothing.
+/// For how long nothing is expected of eviction after it has found nothing.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 impl Vm {
@@ -171,7 +171,7 @@ impl Vm {
         })
     }
 
-    /// Says why the VM is to end; the first reason counts.
+    /// Says why the VM is to end. Only the first reason counts.
     pub fn set_end_reason(&self, why: &str) {
         let _ = self.end_reason.set(why.to_owned());
     }
@@ -182,14 +182,15 @@ impl Vm {
         self.end_reason.get().cloned()
     }
 
-    /// Takes a page of host memory for this VM; `false` when it must wait: others have waited before it, too.
+    /// Takes a page of host memory for this VM; `false` when the VM must wait: for an order, for memory, or behind
+    /// others.
     #[must_use]
     pub fn charge(&self, urgency: Urgency) -> bool {
         if self.waits_with(urgency) {
             return false;
         }
         if urgency != Urgency::Reclaim && self.is_at_ceiling() {
-            // The policy is to make room at once.
+            // Calls the policy, which is to make room at once.
             self.budget.ring_alarm();
             return false;
         }
@@ -197,7 +198,7 @@ impl Vm {
             || (!self.budget.is_awaited(urgency) && self.budget.take(1, urgency))
     }
 
-    /// Whether some of its faults must wait now because of the state of the host.
+    /// Whether some of its faults must wait now: the policy blocks the VM, and memory is scarce.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
         self.orders.is_blocked() && self.budget.is_scarce()
@@ -209,17 +210,18 @@ impl Vm {
             Urgency::Refill => self.orders.is_blocked_wholly(),
             Urgency::Reclaim => false,
         };
-        // What is at hand it has not used yet, and must not be kept from using it by that alone.
+        // Pages at hand count as used, though the VM has not used them yet. They alone must not make memory so scarce
+        // that the VM may not use them.
         blocked && self.budget.is_scarce_beside(self.hand.pages())
     }
 
-    /// Whether it may not become larger now.
+    /// Whether the VM may not become larger now.
     #[must_use]
     pub fn is_at_ceiling(&self) -> bool {
         self.held() >= self.orders.ceiling()
     }
 
-    /// Its pages in RAM, its own and shared ones, and those that it was granted in advance.
+    /// How many pages the VM holds: those in RAM, its own and shared ones, and its credits.
     #[must_use]
     pub fn held(&self) -> Pages {
         let pages = self.table.count(Home::Resident) + self.table.count(Home::Shared(FrameId(0)));
@@ -241,14 +243,15 @@ impl Vm {
     /// Moves the VM to another sharing domain. Nobody may hold a frame of the old pool for it.
     ///
     /// # Panics
-    /// When a page is shared: its frame would be looked for in the wrong pool.
+    /// When a page is shared, because its frame would be looked for in the wrong pool.
     pub fn set_pool(&self, pool: Arc<Pool>) {
         assert_eq!(self.table.count(Home::Shared(FrameId(0))), 0);
         let membership = Arc::new(Membership::new(pool, self.id));
         let mut pool = self.pool.write().unwrap_or_else(PoisonError::into_inner);
         let old = std::mem::replace(&mut *pool, membership);
         drop(pool);
-        // Only now: it gives its seat back, and nobody who asks for the pool waits for that.
+        // After the lock is dropped: the old membership gives its seat back, and nobody who asks for the pool should
+        // wait for that.
         drop(old);
     }
 
@@ -258,15 +261,15 @@ impl Vm {
         self.sharing.load(Ordering::Relaxed)
     }
 
-    /// Allows or forbids sharing; what is shared stays so.
+    /// Allows or forbids sharing. Pages that are shared stay shared.
     pub fn set_sharing(&self, sharing: bool) {
         if !self.sharing.swap(sharing, Ordering::Relaxed) && sharing {
-            // What the scanner saw meanwhile it did not look up, and others are there to share with.
+            // The scanner did not look up what it saw meanwhile, and there are other VMs to share with now.
             self.table.begin_anew();
         }
     }
 
-    /// Notes whether the swap file takes pages; whether that changed.
+    /// Notes whether the swap file refuses pages, and returns whether that is a change.
     pub fn set_swap_failing(&self, failing: bool) -> bool {
         self.swap_failing.swap(failing, Ordering::Relaxed) != failing
     }
@@ -277,7 +280,7 @@ impl Vm {
         self.swap_failing.load(Ordering::Relaxed)
     }
 
-    /// Notes that an eviction by these means found nothing that could leave, or that pages left.
+    /// Notes the result of an eviction by these means: that nothing could leave, or that pages left.
     pub fn note_evicted(&self, evicted: Pages, means: Means, now: Instant) {
         let now = (evicted == Pages(0)).then_some((now, means));
         *self
@@ -286,8 +289,8 @@ impl Vm {
             .unwrap_or_else(PoisonError::into_inner) = now;
     }
 
-    /// By what eviction has found shortly before `now` that nothing could leave: the swap file fails or is full, or
-    /// what is left does not compress. It is worth another try a little later.
+    /// The means by which eviction found shortly before `now` that nothing could leave: the swap file fails or is
+    /// full, or what is left does not compress. A little later they are worth another try.
     #[must_use]
     pub fn exhausted(&self, now: Instant) -> Means {
         let nothing_left = *self
@@ -303,12 +306,12 @@ impl Vm {
         }
     }
 
-    /// Gives back all memory of a VM whose guest is gone and whose threads have ended. Others may
-    /// hold the VM for a moment yet, and processes that its guest has left behind for as long as they like, so its
-    /// memory is taken away here: what the budget gets back must be free, and stay so.
+    /// Gives back all memory of a VM whose guest is gone and whose threads have ended. Other threads may still
+    /// hold the VM for a moment, and processes that the guest has left behind may hold its memory for as long as they
+    /// like. So the memory is taken away here: what the budget gets back must be free, and stay free.
     pub fn tear_down(&self) {
         let mut used = self.params.metadata().0;
-        // What the guest has done by itself and nobody has looked at since was paid for in advance.
+        // Pages that the guest has brought itself and that are not settled yet are paid for by credits.
         used += self.table.claims().map_or(0, Claims::held);
         let mut zip = self.zip.lock();
         for gfn in (0..self.table.pages()).map(Gfn) {
@@ -333,12 +336,12 @@ impl Vm {
         if let Err(error) = self.engine.revoke() {
             tracing::warn!(vm = %self.params.name, %error, "its memory comes free a moment later");
         }
-        // The next guest may need it at once.
+        // Not left to the drop of the file: the next guest may need the disk space at once.
         if let Err(error) = self.swap.give_back() {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(vm = %self.params.name, error, "its disk space comes free a moment later");
         }
-        // Others may still look at the VM for a moment.
+        // Not left to the drop of the VM: other threads may still hold it for a moment.
         self.membership().leave();
         self.budget.leave(&self.parking);
         self.end_turn();

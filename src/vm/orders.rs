@@ -1,20 +1,20 @@
-//! What the policy wants of one VM: written by the policy, carried out by the VM's own threads.
+//! What the policy wants of one VM. The policy writes these orders, and the VM's own threads carry them out.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use crate::units::Pages;
 
-/// By what else than sharing pages may be evicted.
+/// By which means pages may be evicted, besides being shared or found zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Means {
     /// Into the compression cache.
     pub compress: bool,
-    /// Into the swap file, also from the compression cache to make room there.
+    /// Into the swap file. This includes moving pages there from the compression cache, to make room in it.
     pub swap: bool,
 }
 
 impl Means {
-    /// All there are.
+    /// All means there are.
     pub const ALL: Self = Self {
         compress: true,
         swap: true,
@@ -26,15 +26,15 @@ impl Means {
 pub struct Eviction {
     /// How many pages.
     pub pages: Pages,
-    /// By what else than sharing.
+    /// By which means.
     pub means: Means,
-    /// Whatever memory is free, because the VM's own limit asks for it. Else only while less is free than the policy
-    /// aims at.
+    /// Evict however much memory is free, because the VM's own limit asks for it. Otherwise evict only while less is
+    /// free than the policy aims at.
     pub always: bool,
 }
 
 impl Eviction {
-    /// So many pages, whatever memory is free.
+    /// An order to evict `pages`, however much memory is free.
     #[must_use]
     pub const fn at_once(pages: Pages, means: Means) -> Self {
         Self {
@@ -45,22 +45,23 @@ impl Eviction {
     }
 }
 
-/// The lowest bits of an order to evict say how, so that its pages are never evicted by the means of another order.
+/// The lowest bits of an order to evict say how. They share a word with the number of pages, so that pages are never
+/// evicted by the means of another order.
 const COMPRESS: u64 = 1;
 const SWAP: u64 = 2;
 const ALWAYS: u64 = 4;
 const PAGES_SHIFT: u32 = 3;
 const HOW: u64 = (1 << PAGES_SHIFT) - 1;
 
-/// Which faults of a VM must wait whatever memory there is.
+/// Which faults of a VM must wait while memory is scarce.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u8)]
 pub enum Blocked {
     /// None.
     #[default]
     No,
-    /// First touches, which make the VM larger. Nothing can be taken from anybody, so it must run on what
-    /// it has, or its balloon agent could not help.
+    /// First touches, which make the VM larger. Nothing can be taken from any VM now, so this one must run on with
+    /// what it has: otherwise its balloon agent could not help.
     Touches,
     /// All.
     All,
@@ -97,7 +98,7 @@ impl Default for Orders {
 }
 
 impl Orders {
-    /// Sets what the worker shall evict from now on.
+    /// Sets what the worker is to evict from now on.
     pub fn set_evict(&self, eviction: Eviction) {
         let Eviction {
             pages,
@@ -139,8 +140,8 @@ impl Orders {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
-    /// Blocks or unblocks allocations; whether that changed. Who unblocks rings the VM's bell then, and the kernel
-    /// orders that: the fault thread, called, sees it.
+    /// Blocks or unblocks allocations, and returns whether that is a change. A caller that unblocks then rings the VM's
+    /// bell; that is a system call, which orders the two, so the fault thread that is called sees the change.
     pub fn set_blocked(&self, blocked: Blocked) -> bool {
         self.blocked.swap(blocked as u8, Ordering::Relaxed) != blocked as u8
     }
@@ -151,13 +152,14 @@ impl Orders {
         self.blocked.load(Ordering::Relaxed) != Blocked::No as u8
     }
 
-    /// Whether all its faults must then, refills and breaks too.
+    /// Whether all its faults must wait then, refills and breaks too.
     #[must_use]
     pub fn is_blocked_wholly(&self) -> bool {
         self.blocked.load(Ordering::Relaxed) == Blocked::All as u8
     }
 
-    /// Sets how many pages the VM may hold in RAM, its own and shared ones; `None`: all. Whether that is more than before.
+    /// Sets how many pages the VM may hold in RAM, its own and shared ones; `None`: any number. Returns whether that is
+    /// more than before.
     pub fn set_ceiling(&self, pages: Option<Pages>) -> bool {
         let pages = pages.map_or(u64::MAX, |pages| pages.0);
         self.ceiling.swap(pages, Ordering::Relaxed) < pages
@@ -169,8 +171,8 @@ impl Orders {
         Pages(self.ceiling.load(Ordering::Relaxed))
     }
 
-    /// Sets how many pages the VM is promised, its own and shared ones: what it holds by its reservation beside what
-    /// its compression cache takes.
+    /// Sets how many pages the VM is promised, its own and shared ones: its reservation, less what its compression
+    /// cache takes.
     pub fn set_promised(&self, pages: Pages) {
         self.promised.store(pages.0, Ordering::Relaxed);
     }
@@ -181,8 +183,8 @@ impl Orders {
         Pages(self.promised.load(Ordering::Relaxed))
     }
 
-    /// Sets the size the policy wants the balloon to have, the allocation behind it, and the pages that
-    /// are to be in the stores.
+    /// Sets what the policy wants: the size of the balloon, the allocation from which it follows, and the number of
+    /// pages in the stores.
     pub fn set_targets(&self, balloon: Pages, allocation: Pages, swap: Pages) {
         self.swap_target.store(swap.0, Ordering::Relaxed);
         self.balloon_target.store(balloon.0, Ordering::Relaxed);
@@ -195,7 +197,7 @@ impl Orders {
         if let Some(target) = target {
             self.manual_balloon.store(target.0, Ordering::Relaxed);
         }
-        // Release pairs with the Acquire of `manual`: the target comes first.
+        // Release pairs with the Acquire of `manual`: whoever sees the flag sees the target.
         self.manual.store(target.is_some(), Ordering::Release);
     }
 
@@ -207,7 +209,7 @@ impl Orders {
         manual.then(|| Pages(self.manual_balloon.load(Ordering::Relaxed)))
     }
 
-    /// The size the balloon shall have.
+    /// The size that the balloon is to have.
     #[must_use]
     pub fn balloon_target(&self) -> Pages {
         self.manual()
@@ -220,7 +222,7 @@ impl Orders {
         Pages(self.swap_target.load(Ordering::Relaxed))
     }
 
-    /// The memory the policy thinks the VM should have.
+    /// The memory that the policy thinks the VM should have.
     #[must_use]
     pub fn allocation_target(&self) -> Pages {
         Pages(self.allocation_target.load(Ordering::Relaxed))

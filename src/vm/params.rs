@@ -1,4 +1,4 @@
-//! What a VM is powered on with and keeps, checked. Its settings, which may change, are the daemon's.
+//! What a VM is powered on with and keeps for life, checked. Its settings, which may change, are kept elsewhere.
 
 use memvisor_guest_agent::protocol::claims::words;
 use memvisor_guest_agent::protocol::memory::Hello;
@@ -6,11 +6,11 @@ use thiserror::Error;
 
 use crate::units::{Bytes, PAGE_SIZE, Pages};
 
-/// The largest guest: its RAM must fit the address space of the guest and of the daemon, and the
-/// daemon maps all of them.
+/// The largest guest, a TiB. Its RAM must fit into the guest's address space and into the daemon's, which maps
+/// the RAM of all guests.
 pub const MAX_PAGES: u32 = 1 << 28;
 
-/// What one VM is, as long as it lives.
+/// What one VM is for as long as it lives.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VmParams {
     /// Unique on its host.
@@ -27,10 +27,10 @@ pub struct VmParams {
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ParamsError {
-    /// A name that would not do as part of a file name or a table row.
+    /// The name cannot be part of a file name or of a row in a table.
     #[error("name `{}` is not allowed: 1 to 64 letters, digits, `-`, `_` or `.`, no leading `.`", .0.escape_debug())]
     Name(String),
-    /// No memory, or more than memvisor can map.
+    /// The VM has no memory, or more than memvisor can map.
     #[error("{0} of memory are not allowed: a guest has from 4.0 KiB to {max}", max = Bytes(u64::from(MAX_PAGES) * PAGE_SIZE as u64))]
     Size(Bytes),
 }
@@ -57,8 +57,8 @@ impl VmParams {
         })
     }
 
-    /// The daemon's own memory for this VM, charged to the budget: 8 bytes a page for the page
-    /// table, 8 for the sum of each swap slot, 64 KiB for the history, and the claim table.
+    /// The daemon's own memory for this VM, which is charged to the budget: for each page 8 bytes of page table and
+    /// 8 for the digest of a swap slot, 64 KiB of history, and the claim table.
     #[must_use]
     pub const fn metadata(&self) -> Pages {
         let claims = if self.inline {

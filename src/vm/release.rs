@@ -1,4 +1,4 @@
-//! Giving up what pages have held that live elsewhere now: frames, slots, and the memory that comes free with them.
+//! Frees what pages have left behind that live elsewhere now: frames, slots, and the memory that comes free with them.
 
 use std::sync::PoisonError;
 
@@ -7,7 +7,7 @@ use crate::page::Home;
 use crate::pool::{Pool, Unref};
 use crate::units::{FrameId, Gfn, Pages, SlotId};
 
-/// The most arena pages that a compression cache keeps though they hold nothing: a MiB.
+/// The most emptied arena pages that a compression cache keeps: a MiB.
 const MAX_EMPTIED: u32 = 256;
 
 impl Vm {
@@ -16,7 +16,7 @@ impl Vm {
         self.release_frame_of(&self.pool(), frame);
     }
 
-    /// As [`release_frame`](Self::release_frame), for who has taken the last shared page away and so
+    /// As [`release_frame`](Self::release_frame), for callers that may have unshared the VM's last shared page, and so
     /// cannot be sure that the VM still uses the pool.
     pub fn release_frame_of(&self, pool: &Pool, frame: FrameId) {
         if pool.unref(frame) == Unref::Freed {
@@ -25,8 +25,8 @@ impl Vm {
         self.call_barred();
     }
 
-    /// Keeps the reference to a frame that no page names any more until the VM is torn down: its
-    /// session ended in the middle of a command, so its guest may see the frame until it is dead.
+    /// Keeps a reference to a frame that no page names any more until the VM is torn down. Its session ended in
+    /// the middle of a command, so the guest may still see the frame until it is dead.
     pub fn abandon_frame(&self, frame: FrameId) {
         let mut abandoned = self
             .abandoned
@@ -35,8 +35,8 @@ impl Vm {
         abandoned.push(frame);
     }
 
-    /// Frees a slot of the compression cache. Memory comes free with it where memory is short, and else
-    /// when there is more of it or the worker looks.
+    /// Frees a slot of the compression cache. Pages that this empties are given back at once where memory is short,
+    /// else when there are many of them or the worker comes by.
     pub fn release_zip(&self, slot: SlotId) {
         self.free_zip(slot, false);
     }
@@ -55,14 +55,14 @@ impl Vm {
         }
     }
 
-    /// Gives back what the compression cache has emptied.
+    /// Gives the emptied pages of the compression cache back.
     pub fn give_back_emptied(&self) {
         let pages = self.zip.lock().give_back();
         self.budget.give(u64::from(pages));
     }
 
-    /// Frees what a home that a page has left behind still holds. Not for resident pages: their
-    /// hole is punched in runs.
+    /// Frees what is held by a home that a page has left. It does nothing for resident pages: their
+    /// holes are punched in runs.
     pub fn release(&self, old: Home) {
         match old {
             Home::Shared(frame) => self.release_frame(frame),
@@ -72,7 +72,7 @@ impl Vm {
         }
     }
 
-    /// As [`release`](Self::release), of a page that its guest wanted.
+    /// As [`release`](Self::release), for a page that left its home because the guest wanted it.
     pub fn release_wanted(&self, gfn: Gfn, old: Home) {
         if let Home::Compressed(slot) = old {
             self.free_zip(slot, true);

@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Not settled.
+/// A number of faults that is never reached: the VM is not settled.
 const NOT: u64 = u64::MAX;
 
-/// A VM is settled when the latest pass of its scanner found nothing new, nothing is left to be looked at or
+/// A VM is settled when the latest pass of its scanner found nothing new and left nothing to be looked at or
 /// merged, and no page has become resident since.
 #[derive(Debug)]
 pub struct Settled(AtomicU64);
@@ -17,7 +17,7 @@ impl Default for Settled {
 }
 
 impl Settled {
-    /// Notes that the VM was settled when it had had so many faults, or that it is not.
+    /// Notes that the VM was settled when it had had `faults` faults; `None`: it is not settled.
     pub fn note(&self, faults: Option<u64>) {
         self.0.store(faults.unwrap_or(NOT), Ordering::Relaxed);
     }

@@ -1,26 +1,27 @@
-//! For how long threads of a VM stood still because of us, and why.
+//! For how long threads of a VM stood still because of the daemon, and why.
 //!
-//! A guest that does little may be idle, may compute, or may wait for its memory; from outside all three look alike,
-//! and what it waits for says what is to be made better. Faults do not tell: a thousand of ten microseconds are nothing,
-//! one that waits for ten seconds is an outage. So time is counted, for each [`Cause`]. To add up what a fault took
-//! when it ends would not do: a VM that is blocked for ten seconds would show nothing until it goes on.
+//! A guest that does little may be idle, may compute, or may wait for its memory. From outside these look alike, and
+//! what a guest waits for says what to improve. The number of faults does not tell: a thousand faults of ten
+//! microseconds are nothing, one that waits for ten seconds is an outage. So time is counted, for each [`Cause`]. To
+//! add up the time of a fault when it ends would not do: a VM that is blocked for ten seconds would show nothing
+//! until it goes on.
 //!
-//! So it is known how many threads stand still for each cause at this moment. Whenever that changes, and whenever
-//! somebody asks, each cause gets its number of threads times what has passed since the last change, which is exact for
-//! any number of threads and for stalls under way. The VM as a whole *is stalled* while at least one thread is;
-//! that time never exceeds what has passed, so it is the one to take a share of, and the one to decide by.
+//! So the number of threads that stand still now is kept for each cause. Whenever it changes, and whenever somebody
+//! asks, each cause is credited with its number of threads times the time since the last change. That is exact for
+//! any number of threads and for stalls under way. The VM as a whole *is stalled* while at least one thread is. That
+//! time never exceeds the time that has passed, so shares are taken of it, and decisions go by it.
 //!
-//! *What is seen*: a stall begins when the fault is read, and ends when its thread is woken, or, where it is to change a
-//! mapping, when its `DONE` is read. What passes between the access and the read, and between the waking and the next
-//! instruction of the guest, is not seen: two wake-ups, some 10 to 60 us for each fault. A thread that a signal interrupts
-//! while it waits in the kernel faults again, and counts once more until its page comes.
+//! *What is seen*: a stall begins when the fault is read. It ends when the thread is woken or, if the thread is to
+//! change a mapping, when its `DONE` is read. The time from the access to the read, and from the wake-up to the
+//! guest's next instruction, is not seen: two wake-ups, some 10 to 60 us for each fault. A thread that a signal
+//! interrupts while it waits in the kernel faults again, and counts once more until its page comes.
 //!
 //! *What is believed*: threads of an inline guest that serve themselves add up their own time in the claim table. It is
-//! an allegation. Of what is claimed between two looks no more counts than so many threads as the guest has can
-//! have waited in that time. Which of them waited at the same time is not known: the VM counts as stalled for all of
-//! it, as far as there was so much time.
+//! an allegation. Of the time claimed between two looks, only so much counts as the guest's threads can have waited
+//! together, less what the daemon has seen itself. Which threads waited at the same time is not known, so the VM counts
+//! as stalled for all of that time, up to the time that has passed.
 //!
-//! One lock, of plain numbers, held for nanoseconds; it is inside of all others.
+//! There is one lock, over plain numbers, held for nanoseconds. It is the innermost lock.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,15 +30,15 @@ use super::Vm;
 use crate::average::Average;
 use crate::page::Urgency;
 
-/// The latest share is that of the latest whole interval of this length, that of esxtop.
+/// The latest share is the share of the latest whole interval of this length, which is that of esxtop.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// What the other share is averaged over.
+/// The time over which the other share is averaged.
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// What a thread of the guest waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cause {
-    /// A page of zeroes is given to it: the page was untouched, zero or ballooned.
+    /// It is given a page of zeroes: the page was untouched, zero or ballooned.
     FirstTouch,
     /// Its page is brought back from the compression cache.
     RefillZip,
@@ -45,7 +46,7 @@ pub enum Cause {
     RefillSwap,
     /// It has written a shared page, which is copied.
     Break,
-    /// Its page is there and was closed: to sample it, to see whether it is wanted, or to move it, which was given up.
+    /// Its page is there but was closed: to sample it, to see whether it is wanted, or for a move that was given up.
     Open,
     /// The orders of the VM say that it must wait, or that it may not become larger.
     Blocked,
@@ -58,7 +59,7 @@ pub enum Cause {
 const CAUSES: usize = Cause::ALL.len();
 
 impl Cause {
-    /// All there are, as they are shown.
+    /// All causes, in the order in which they are shown.
     pub const ALL: [Self; 8] = [
         Self::FirstTouch,
         Self::RefillZip,
@@ -70,7 +71,7 @@ impl Cause {
         Self::Busy,
     ];
 
-    /// How urgently a fault wants memory that is served for this.
+    /// How urgently a fault with this cause wants memory.
     #[must_use]
     pub const fn urgency(self) -> Urgency {
         match self {
@@ -80,7 +81,7 @@ impl Cause {
     }
 }
 
-/// So much for each cause.
+/// A value for each cause.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ByCause<T>([T; CAUSES]);
 
@@ -115,14 +116,14 @@ pub struct Stall {
 }
 
 impl Stall {
-    /// What for.
+    /// What it stands still for.
     #[must_use]
     pub(crate) const fn cause(&self) -> Cause {
         self.cause
     }
 }
 
-/// What threads of an inline guest say for how long they stood still by their own account since power-on, by what they did.
+/// For how long threads of an inline guest stood still since power-on, by their own account and by what they did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Claimed {
     /// Microseconds modulo 2^32 of refills from the cache, of breaks, of waiting for one another, of first touches, of
@@ -133,7 +134,7 @@ pub struct Claimed {
 }
 
 impl Claimed {
-    /// What the words are about.
+    /// The causes that the words are about, in their order.
     const CAUSES: [Cause; 6] = [
         Cause::RefillZip,
         Cause::Break,
@@ -149,9 +150,10 @@ impl Claimed {
 pub struct Stalled {
     /// The time of all threads, each by itself.
     pub threads: ByCause<Duration>,
-    /// The time in which at least one of them stood still.
+    /// The time in which at least one thread stood still.
     pub any: Duration,
-    /// Which part of the latest interval that was, 0 to 1; before the first has ended, of the time since power-on.
+    /// `any` as a part of the latest whole interval, 0 to 1; before the first interval has ended, of the time since
+    /// power-on.
     pub latest: f64,
     /// The same, averaged over a minute.
     pub minute: f64,
@@ -163,21 +165,21 @@ pub struct Stalls(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// Everything before is counted.
+    /// Everything before this moment is counted.
     at: Instant,
     standing: ByCause<u32>,
     spent: ByCause<Duration>,
     any: Duration,
-    /// What the guest had claimed when that was looked at last.
+    /// What the guest had claimed at the last look.
     words: [u32; Claimed::CAUSES.len()],
     looked: Mark,
-    /// Where the interval begins that is under way.
+    /// Where the current interval begins.
     begun: Mark,
     latest: Option<f64>,
     minute: Average,
 }
 
-/// What there was at some moment.
+/// What had been counted at some moment.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     at: Instant,
@@ -186,7 +188,7 @@ struct Mark {
 }
 
 impl Stalls {
-    /// Nobody has stood still by `now`.
+    /// No thread has stood still by `now`.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         let mark = Mark {
@@ -207,10 +209,10 @@ impl Stalls {
         }))
     }
 
-    /// A thread stands still since `since`, which may be before what was noted last.
+    /// Notes that a thread has stood still since `since`, which may be before the time that is already counted.
     pub fn begin(&self, cause: Cause, since: Instant) -> Stall {
         let mut state = self.state();
-        // One of several faults that were read together, which has waited for the others.
+        // It is one of several faults that were read together, and has waited while the others were served.
         let before = state.at.saturating_duration_since(since);
         state.spent[cause] += before;
         state.advance(since);
@@ -218,7 +220,7 @@ impl Stalls {
         Stall { cause, threads: 1 }
     }
 
-    /// From now on it stands still for another cause.
+    /// Notes that from `now` on the thread stands still for another cause.
     pub fn change(&self, stall: &mut Stall, cause: Cause, now: Instant) {
         if stall.cause == cause {
             return;
@@ -230,7 +232,7 @@ impl Stalls {
         stall.cause = cause;
     }
 
-    /// Lets `other` go on together with `stall`, and for the same cause.
+    /// Joins `other` to `stall`: from here on it has the same cause and ends together with it.
     #[expect(clippy::needless_pass_by_value, reason = "it goes on as the first")]
     pub fn join(&self, stall: &mut Stall, other: Stall) {
         let mut state = self.state();
@@ -239,7 +241,7 @@ impl Stalls {
         stall.threads += other.threads;
     }
 
-    /// It is over.
+    /// Ends a stall.
     #[expect(clippy::needless_pass_by_value, reason = "it is no more")]
     pub fn end(&self, stall: Stall, now: Instant) {
         let mut state = self.state();
@@ -247,8 +249,8 @@ impl Stalls {
         state.standing[stall.cause] -= stall.threads;
     }
 
-    /// What there was by `now`; `claimed` is what an inline guest says by now. To be asked at least every few minutes,
-    /// or what it says is lost.
+    /// What has been counted by `now`. `claimed` is what an inline guest has claimed by then. This must be called at
+    /// least every few minutes for such a guest, because its counters wrap.
     #[must_use]
     pub fn so_far(&self, claimed: Option<Claimed>, now: Instant) -> Stalled {
         let mut state = self.state();
@@ -270,7 +272,8 @@ impl Stalls {
         }
     }
 
-    /// The time in which at least one thread stood still, and by when: `now`, or later, where something was noted since.
+    /// The time in which at least one thread has stood still, and the moment for which that is true: `now`, or later if
+    /// something later was noted already.
     #[must_use]
     pub fn stood_still(&self, now: Instant) -> (Duration, Instant) {
         let state = self.state();
@@ -281,13 +284,13 @@ impl Stalls {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Plain numbers, whole whatever happened to who held it.
+        // The state is plain numbers, which are consistent even if a holder of the lock panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// Counts up to `now`, unless somebody has looked since.
+    /// Counts up to `now`, unless more than that is counted already.
     fn advance(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.at);
         self.at += passed;
@@ -311,7 +314,7 @@ impl State {
         }
     }
 
-    /// How long the interval that is under way has been, and which part of it the VM was stalled.
+    /// How long the current interval has lasted, and for which part of it the VM was stalled.
     fn interval(&self) -> (Duration, f64) {
         let passed = self.at - self.begun.at;
         let share =
@@ -319,7 +322,7 @@ impl State {
         (passed, share)
     }
 
-    /// Counts what threads of the guest say, as far as it can be true: see the module text.
+    /// Counts what threads of the guest claim, as far as it can be true: see the module text.
     fn believe(&mut self, claimed: Claimed) {
         let passed = self.at - self.looked.at;
         let seen = self.spent.sum() - self.looked.all;
@@ -341,8 +344,8 @@ impl State {
 }
 
 impl Vm {
-    /// For how long its threads have stood still by `now`. `threads` says how many its guest has, if that is to be
-    /// known. The shares are of use if this is asked for all the time.
+    /// For how long its threads have stood still by `now`. `threads` is called for an inline guest, and says how many
+    /// threads the guest has. The shares are meaningful only if this is called regularly.
     #[must_use]
     pub fn stalled(&self, threads: impl FnOnce() -> u32, now: Instant) -> Stalled {
         let claimed = self.table.claims().map(|claims| Claimed {
@@ -352,7 +355,7 @@ impl Vm {
         self.stalls.so_far(claimed, now)
     }
 
-    /// What a fault waits for that was served for `cause` until a page was [refused](Self::charge) to it.
+    /// What a fault waits for whose cause was `cause` until a page was [refused](Self::charge) to it.
     #[must_use]
     pub fn refused(&self, cause: Cause) -> Cause {
         if self.may_have(cause.urgency()) {
@@ -448,7 +451,7 @@ mod tests {
         assert_eq!(clock.seconds(Cause::RefillSwap, 4), [3, 3, 2]);
     }
 
-    /// Whoever asks reads the clock before the fault thread, and the lock after it.
+    /// One thread reads the clock before the fault thread does, and takes the lock after it.
     #[test]
     fn numbers_never_fall_whatever_the_order_in_which_clocks_are_read() {
         let clock = Clock::new();

@@ -1,8 +1,8 @@
 //! What happened to the pages of one VM, counted where it happens.
 //!
-//! Each counter is exact; a set of them read together may be a moment apart. Pages move first and are counted then,
-//! so whoever reads a counter and then the page table finds there what was counted. Evictions are counted when the
-//! page is stored, which is before it moves.
+//! Each counter is exact; counters that are read together may be of different moments. Pages first move and are then
+//! counted, so whoever reads a counter and then the page table finds there what was counted. Evictions are the
+//! exception: they are counted when the page is stored, which is before it moves.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -36,14 +36,14 @@ impl Counter {
 
     /// Counts `count` more.
     pub fn add(&self, count: u64) {
-        // Release: whoever sees the count sees what was done before it.
+        // Release pairs with the Acquire of `get`: whoever sees the count sees what was done before it.
         self.0.fetch_add(count, Ordering::Release);
     }
 
     /// The number so far.
     #[must_use]
     pub fn get(&self) -> u64 {
-        // Acquire: what was done before the count is seen.
+        // Acquire pairs with the Release of `add`.
         self.0.load(Ordering::Acquire)
     }
 }
@@ -57,15 +57,15 @@ counters!(
         refill_zip,
         /// Brought back from the swap file.
         refill_swap,
-        /// Shared pages that the guest wrote, and so got a copy of its own.
+        /// Shared pages that the guest wrote, so that it got copies of its own.
         breaks,
-        /// Those of the first touches that the guest did by itself.
+        /// First touches that the guest served itself; counted in `first_touch` too.
         inline_touches,
-        /// Those of the refills from the cache that the guest did by itself.
+        /// Refills from the cache that the guest served itself; counted in `refill_zip` too.
         inline_refills,
-        /// Those of the refills from the swap file that the guest did by itself.
+        /// Refills from the swap file that the guest served itself; counted in `refill_swap` too.
         inline_swap_ins,
-        /// Those of the breaks that the guest did by itself.
+        /// Breaks that the guest served itself; counted in `breaks` too.
         inline_breaks,
         /// Ballooned pages that the guest accessed.
         pops,
@@ -105,7 +105,7 @@ counters!(
         spilled,
         /// Could not be evicted: no cache and no swap would take them.
         evict_failed,
-        /// Refused by the full or failing swap file; writes, not pages.
+        /// Writes that the full or failing swap file refused; not pages.
         swap_errors,
         /// Given up by the guest.
         inflated,

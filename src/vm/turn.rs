@@ -1,4 +1,4 @@
-//! A VM's turn in the queue for memory: what it was granted, and what it may have.
+//! A VM's turn in the queue for memory: the pages that it was granted, and the pages that it may have.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,8 +6,8 @@ use super::Vm;
 use crate::page::{Need, Urgency};
 use crate::units::Pages;
 
-/// Pages that a VM was granted in its turn and has not used yet. Only its fault thread is at them, and only while
-/// it serves the faults that waited.
+/// Pages that a VM was granted in its turn and has not used yet. Only its fault thread takes from them, and only while
+/// it serves the faults that waited: so plain loads and stores are enough.
 #[derive(Debug, Default)]
 pub(super) struct Hand {
     refill: AtomicU64,
@@ -15,7 +15,7 @@ pub(super) struct Hand {
 }
 
 impl Hand {
-    /// Whether there was a page for this. First touches leave those alone that were granted for refills.
+    /// Takes a page, if there is one. First touches leave the pages alone that were granted for refills.
     pub(super) fn take(&self, urgency: Urgency) -> bool {
         let take = |pages: &AtomicU64| {
             let left = pages.load(Ordering::Relaxed);
@@ -31,7 +31,7 @@ impl Hand {
         }
     }
 
-    /// How many there are.
+    /// How many pages there are.
     pub(super) fn pages(&self) -> Pages {
         Pages(self.refill.load(Ordering::Relaxed) + self.touch.load(Ordering::Relaxed))
     }
@@ -42,7 +42,7 @@ impl Hand {
 }
 
 impl Vm {
-    /// Has what was granted to this VM at hand for [`charge`](Self::charge); how much.
+    /// Collects what was granted to this VM, so that [`charge`](Self::charge) finds it at hand. Returns how many pages.
     pub fn begin_turn(&self) -> Pages {
         if !self.parking.is_starved() {
             return Pages(0);
@@ -52,7 +52,7 @@ impl Vm {
         Pages(granted.pages())
     }
 
-    /// Gives back what is left at hand, to the next who waits.
+    /// Gives back what is left at hand; it goes to the next VM that waits.
     pub fn end_turn(&self) {
         self.budget.give(self.hand.take_all());
     }
@@ -62,7 +62,7 @@ impl Vm {
         self.hand.touch.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether the VM may have memory for this now, if there is some.
+    /// Whether the VM may have memory for this now, if any is free.
     #[must_use]
     pub fn may_have(&self, urgency: Urgency) -> bool {
         !self.waits_with(urgency) && !self.is_at_ceiling()
@@ -74,7 +74,7 @@ impl Vm {
         self.orders.ceiling().saturating_sub(self.held())
     }
 
-    /// The VM may hold a page more than before: its faults that waited for that are served again.
+    /// Calls the fault thread if faults wait for an order. To be called when the VM may hold a page more than before.
     pub fn call_barred(&self) {
         if self.parking.is_barred() {
             self.parking.ring();

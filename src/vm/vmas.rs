@@ -1,20 +1,21 @@
 //! The budget of VMAs of one guest.
 //!
 //! Every run of shared frames, and without userfaultfd every boundary between open and closed pages,
-//! costs the guest a VMA, and at `vm.max_map_count` its `mmap` fails. Keeping an exact count while two
-//! threads change mappings would cost more than it is worth. So: an exact count from time to time, and
-//! since the latest one every remapped run is assumed to have split one VMA into three.
+//! costs the guest a VMA. At `vm.max_map_count` the guest's `mmap` fails. Keeping an exact count while two
+//! threads change mappings would cost more than it is worth. So VMAs are counted exactly from time to time, and
+//! every run that was remapped since the latest count is assumed to have split one VMA into three.
 //!
-//! A count walks the page table, while runs are being remapped: the guest's kernel maps first, the table tells a moment
-//! later. Whether the count has met a run that is under way, nobody knows. So a change has a begin and an end, and a
-//! count takes off only what had ended when it began; whatever had not is assumed to have split a VMA as before. Both
-//! numbers only grow. A count and how many changes it takes off are one word: of two threads that count at once either
-//! may be the last to store, and what it stores is right by itself.
+//! A count walks the page table while runs are being remapped: the guest's kernel maps a run first, and the table shows
+//! it a moment later. Nobody knows whether a count has met a run that is under way. So a change has a start and an end,
+//! and a count covers only the changes that had ended when it began; the others are still assumed to have split a VMA.
+//! Both numbers of changes only grow. A count and the number of changes that it covers are one word: when two threads
+//! count at once, either may store last, and what it stores is consistent.
 
 use crate::page::PageTable;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// An exact count costs a nanosecond a page; it is made after so many changes as a part of the budget.
+/// An exact count costs a nanosecond for each page. It is made when the changes since the last one reach one part in so
+/// many of the budget.
 const RECOUNT: u32 = 64;
 
 /// See the module text.
@@ -22,15 +23,15 @@ const RECOUNT: u32 = 64;
 pub struct Vmas {
     budget: AtomicU32,
     opens: bool,
-    /// The latest count in the upper half, and in the lower how many changes had ended when it began.
+    /// The latest count in the upper half, and in the lower half how many changes it covers.
     counted: AtomicU64,
-    /// Runs that were or are being remapped.
+    /// How many runs were remapped or are being remapped.
     begun: AtomicU32,
-    /// Those of them that the page table tells.
+    /// How many of these the page table shows.
     ended: AtomicU32,
 }
 
-/// Runs that are being remapped, until it is dropped.
+/// Runs that count as being remapped until this is dropped.
 #[derive(Debug)]
 #[must_use = "a change lasts until the page table tells it"]
 pub struct Change<'a> {
@@ -45,7 +46,8 @@ impl Drop for Change<'_> {
 }
 
 impl Vmas {
-    /// Nothing mapped yet. `opens`: whether open and closed pages differ (mprotect engine).
+    /// The budget of a guest that has nothing mapped yet. `opens`: open pages are mapped differently from closed ones
+    /// (engine mprotect).
     #[must_use]
     pub const fn new(budget: u32, opens: bool) -> Self {
         Self {
@@ -57,7 +59,7 @@ impl Vmas {
         }
     }
 
-    /// The most VMAs that voluntary changes may lead to.
+    /// The number of VMAs beyond which no change is made that can be avoided.
     #[must_use]
     pub fn budget(&self) -> u32 {
         self.budget.load(Ordering::Relaxed)
@@ -69,34 +71,34 @@ impl Vmas {
         self.budget.store(budget, Ordering::Relaxed);
     }
 
-    /// At most so many VMAs are in use.
+    /// An upper bound of the VMAs in use.
     #[must_use]
     pub fn upper_bound(&self) -> u32 {
-        // Before the changes, so that none of those that it takes off is missing from them.
+        // The count before the changes, so that `begun` includes all the changes that it covers.
         let (count, taken_off) = self.latest_count();
         let since = self.begun.load(Ordering::Relaxed).wrapping_sub(taken_off);
         count.saturating_add(since.saturating_mul(2))
     }
 
-    /// Begins to remap `runs` runs. It lasts while the guest does that and until the page table tells it.
+    /// Begins to remap `runs` runs. The change must last until the guest has remapped them and the page table shows it.
     pub fn change(&self, runs: usize) -> Change<'_> {
         self.begin(runs);
         Change { vmas: self, runs }
     }
 
-    /// As [`change`](Self::change), of a remapping that the guest confirms later.
+    /// As [`change`](Self::change), for a change that the guest confirms later; [`end`](Self::end) ends it.
     pub fn begin(&self, runs: usize) {
         self.begun.fetch_add(number(runs), Ordering::Relaxed);
     }
 
-    /// Ends what was [begun](Self::begin): the page table tells it.
+    /// Ends what was [begun](Self::begin): the page table shows it now.
     pub fn end(&self, runs: usize) {
-        // Release pairs with the Acquire of `room`: who counts and takes this off sees in the table what was written there before.
+        // Release pairs with the Acquire of `room`: a count that covers this change sees it in the page table.
         self.ended.fetch_add(number(runs), Ordering::Release);
     }
 
-    /// How many more VMAs may be used; counts exactly when the bound says that few are left and
-    /// enough has changed since the last count to be worth it.
+    /// How many more VMAs may be used. It counts exactly when the bound is above half of the budget and enough has
+    /// changed since the last count to be worth it.
     pub fn room(&self, table: &PageTable) -> u32 {
         let (_, taken_off) = self.latest_count();
         // Acquire pairs with the Release of `end`.
@@ -104,7 +106,7 @@ impl Vmas {
         let worth = ended.wrapping_sub(taken_off) >= (self.budget() / RECOUNT).max(1);
         if worth && self.upper_bound() > self.budget() / 2 {
             let count = u64::from(table.count_vmas(self.opens)) << u32::BITS | u64::from(ended);
-            // Release pairs with the Acquire of `latest_count`: whoever sees the count sees the changes that it takes off.
+            // Release pairs with the Acquire of `latest_count`: whoever sees the count sees the changes that it covers.
             self.counted.store(count, Ordering::Release);
         }
         self.budget().saturating_sub(self.upper_bound())
@@ -116,7 +118,7 @@ impl Vmas {
         self.room(table) == 0
     }
 
-    /// The latest count, and how many changes it takes off. What is loaded later has begun and ended at least those.
+    /// The latest count, and how many changes it covers. `begun` and `ended` that are loaded afterwards include these.
     fn latest_count(&self) -> (u32, u32) {
         // Acquire pairs with the Release of `room`.
         let counted = self.counted.load(Ordering::Acquire);
@@ -124,7 +126,7 @@ impl Vmas {
     }
 }
 
-/// Whoever remaps more at once than can be counted is over any budget for ever.
+/// More runs at once than a `u32` can count are over any budget, so they need no exact number.
 fn number(runs: usize) -> u32 {
     u32::try_from(runs).unwrap_or(u32::MAX)
 }
@@ -159,7 +161,7 @@ mod tests {
         assert_eq!(vmas.upper_bound(), 1);
     }
 
-    /// Two threads share pages that are no neighbours, two VMAs each, and count.
+    /// Two threads share pages that are not neighbours, each of which costs two VMAs, and count.
     #[test]
     fn bound_in_any_schedule_is_never_below_what_is_mapped() {
         sync::model(4_000, || {

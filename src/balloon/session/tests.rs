@@ -14,12 +14,12 @@ use crate::units::{Bytes, Gfn, GfnRun, VmId, runs_of};
 const TOKEN: u64 = 0x5eed;
 const RAM: u64 = 10_000;
 const MAX: u64 = 6500;
-/// Far more than anything here takes, on a machine that hardly runs us; only a broken session waits
-/// for it.
+/// Far longer than anything here takes, even on a machine that hardly lets it run. Only a broken session
+/// lasts that long.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Something that threads change and a test waits for, without running in circles: on a busy machine
-/// that would take the time of those it waits for.
+/// Something that threads change and a test waits for. It does not poll: on a busy machine that would
+/// take processor time from the threads for which it waits.
 #[derive(Default)]
 struct Watched<T> {
     value: Mutex<T>,
@@ -35,7 +35,7 @@ impl<T> Watched<T> {
         }
     }
 
-    /// Whoever waits looks again as soon as the guard is gone.
+    /// Those that wait look again as soon as the guard is dropped.
     fn lock(&self) -> MutexGuard<'_, T> {
         let guard = self.value.lock().unwrap();
         self.changed.notify_all();
@@ -72,7 +72,7 @@ struct State {
     closing: bool,
     emptied: u32,
     reports: Vec<GuestStats>,
-    /// Whether the host is short itself.
+    /// Whether the host itself is short of memory.
     is_short: bool,
     relief: Relief,
     /// A clock that stands still.
@@ -400,7 +400,7 @@ fn lock_beyond_target_or_maximum_is_not_needed() {
         let room = 100 + slack;
         let expected = [(0, room, Ok), (room, 1000 - room, NotNeeded)];
         assert_eq!(client.statuses(&lock), expected);
-        // The balloon is full: who offers again what is in it must not take it for its own.
+        // The balloon is full. An agent that offers again what is in it must not take that for its own.
         let expected = [(0, room, AlreadyLocked), (room, 1000 - room, NotNeeded)];
         assert_eq!(client.statuses(&lock), expected);
         host.prepare(|state| state.target = MAX);
@@ -784,8 +784,8 @@ impl PageSource for FakeSource {
     }
 }
 
-/// Runs `script` while a real agent has a session with the host. It is given the agent and a wait for
-/// both to have the same so many pages in the balloon.
+/// Runs `script` while a real agent has a session with the host. `script` is given the agent, and a function that
+/// waits until both sides have this many pages in the balloon, the same ones.
 fn with_real_agent(host: &FakeHost, script: impl FnOnce(&Agent, &dyn Fn(usize))) {
     let guest = Arc::new(FakeSource::default());
     let (ours, theirs) = SeqPacket::pair().unwrap();
@@ -842,7 +842,7 @@ fn real_agent_and_session_agree_on_every_page() {
     });
 }
 
-/// What the guest got back stays its own for a while, whatever the host wants, and is then taken back.
+/// What the guest got back stays with it for a while, whatever the host wants, and is then taken again.
 #[test]
 fn real_agent_keeps_what_relief_gave_it_until_that_ends() {
     let host = FakeHost::new(3000);
@@ -895,7 +895,7 @@ fn agent_that_leaves_with_replies_unread_has_closed() {
 #[test]
 fn flood_is_slowed_down_and_not_cut_off() {
     let host = FakeHost::new(0);
-    // Pages outside RAM cost the fake nothing, so only the price of their number holds it up.
+    // Pages outside RAM cost the fake host nothing, so only the price of their number slows the flood down.
     let flood = ToHost::Lock(batch(&[(RAM as u32, 4096)]));
     let end = started(&host, |client| {
         for _ in 0..70 {

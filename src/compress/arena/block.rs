@@ -5,12 +5,12 @@ use std::iter;
 use super::{BLOCK_PAGES, Class};
 use crate::units::SlotId;
 
-/// What a block is good for. An open one has taken slots, all of its class.
+/// What a block can be used for. An *open* block has taken slots, all of its class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum State {
-    /// Not open, no page with memory.
+    /// Not open, and no page has memory.
     Unused,
-    /// Not open, some emptied pages.
+    /// Not open, and some pages are emptied.
     Spare,
     /// Open; a free slot lies in pages with memory.
     Ready(Class),
@@ -23,7 +23,7 @@ pub(super) enum State {
 #[derive(Debug)]
 pub(super) struct Taken<T> {
     pub(super) len: u16,
-    /// The slots that were taken next before and after this one, of those that are taken.
+    /// The neighbours in the list of taken slots by age.
     pub(super) older: Option<SlotId>,
     pub(super) newer: Option<SlotId>,
     pub(super) value: T,
@@ -32,7 +32,7 @@ pub(super) struct Taken<T> {
 #[derive(Debug)]
 pub(super) struct Block<T> {
     pub(super) class: Class,
-    /// None when the block is not open.
+    /// Empty when the block is not open.
     pub(super) slots: Box<[Option<Taken<T>>]>,
     /// A bit for each free slot.
     pub(super) free: u128,
@@ -40,7 +40,7 @@ pub(super) struct Block<T> {
     pub(super) touched: [u8; BLOCK_PAGES],
     /// A bit for each page that has memory.
     pub(super) memory: u8,
-    /// As it was when it was last put into a list.
+    /// The state in which the block was last put into a list.
     pub(super) state: State,
 }
 
@@ -84,19 +84,19 @@ impl<T> Block<T> {
         let mut free = self.free;
         iter::from_fn(move || {
             let slot = free.trailing_zeros() as usize;
-            // Takes out the lowest bit; of none, there is none left.
+            // Clears the lowest bit. When there is none, the subtraction ends the iteration.
             free &= free.checked_sub(1)?;
             Some(slot)
         })
     }
 
-    /// Whether all pages of a slot have memory. Asked with every payload that comes or goes.
+    /// Whether all pages of a slot have memory.
     fn has_memory(&self, slot: usize) -> bool {
         let mut pages = self.class.touches(slot, self.class.slot_bytes());
         pages.all(|page| self.memory & 1 << page != 0)
     }
 
-    /// What `len` bytes in a slot would take.
+    /// What a payload of `len` bytes in a slot would cost.
     fn cost(&self, slot: usize, len: usize) -> Cost {
         let mut cost = Cost {
             holes: 0,
@@ -128,12 +128,12 @@ impl<T> Block<T> {
     }
 }
 
-/// Pages that a slot would touch and that nobody else does; less is better, in this order.
+/// How many pages a slot would touch that no other payload touches. Less is better, in the order of the fields.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Cost {
-    /// Without memory.
+    /// Pages without memory.
     pub(super) holes: u32,
-    /// With memory, which could be given back.
+    /// Emptied pages, whose memory could be given back otherwise.
     pub(super) emptied: u32,
     pub(super) slot: usize,
 }

@@ -22,7 +22,7 @@ pub struct PageGuard<'a> {
     pub(super) offers: bool,
 }
 
-/// A locked page that its guest has brought. Dropping it unlocks the page as it is.
+/// A locked page that its guest says it has brought. Dropping it unlocks the page as it is.
 #[derive(Debug)]
 pub struct DonePage<'a> {
     pub(super) guard: PageGuard<'a>,
@@ -30,7 +30,7 @@ pub struct DonePage<'a> {
 }
 
 impl<'a> DonePage<'a> {
-    /// Takes the guest at its word: the credit is used up, and the caller must make the page resident.
+    /// Accepts what the guest says: the credit is used up, and the caller must make the page resident.
     /// `None`: the guest did not have the credit ([`Claims::lie`]).
     #[must_use]
     pub fn settle(mut self) -> Option<PageGuard<'a>> {
@@ -61,7 +61,7 @@ impl PageGuard<'_> {
         self.gfn
     }
 
-    /// Its entry; nobody else changes its home.
+    /// Its entry. Nobody else can change its home.
     #[must_use]
     pub fn entry(&self) -> Entry {
         self.table.entry(self.gfn)
@@ -76,7 +76,7 @@ impl PageGuard<'_> {
     /// Moves the page to another home.
     ///
     /// # Panics
-    /// When the move is not in the table of legal ones: going on would lose a page.
+    /// When the move is not in the table of legal ones ([`Home::may_become`]): going on would lose a page.
     pub fn set_home(&self, home: Home) {
         let from = self.home();
         assert!(
@@ -85,7 +85,7 @@ impl PageGuard<'_> {
             self.gfn,
             self.table.history.of(self.gfn)
         );
-        // A page that is mapped from the pool is open to reads: nothing would count them.
+        // A page that is mapped from the pool can be read at once: its mark would stay, as no fault counts the access.
         let lost = match home {
             Home::Shared(_) => SAMPLED,
             _ => 0,
@@ -110,7 +110,8 @@ impl PageGuard<'_> {
         self.table.update(self.gfn, OPEN, FROZEN);
     }
 
-    /// Notes that the guest may have the RAM page or not, which [`Self::set_open`] or [`Self::set_frozen`] will say.
+    /// Notes that nobody knows whether the guest can access the RAM page, until [`Self::set_open`] or
+    /// [`Self::set_frozen`].
     pub fn set_unsure(&self) {
         self.table.update(self.gfn, OPEN | FROZEN, 0);
     }
@@ -140,7 +141,8 @@ impl PageGuard<'_> {
 }
 
 impl PageTable {
-    /// How many pages are [kept](PageGuard::keep) locked now. A shared page that is, is filled in RAM and paid for.
+    /// How many pages are [kept](PageGuard::keep) locked now. A shared page among them has a filled and charged copy
+    /// in RAM.
     #[must_use]
     pub fn kept(&self) -> u64 {
         self.kept.load(Ordering::Relaxed)
@@ -159,7 +161,7 @@ impl Drop for PageGuard<'_> {
             }
         }
         let word = &self.table.entries[self.gfn.index()];
-        // Release pairs with the Acquire of `attempt`: who locks the page next sees what we did.
+        // Release pairs with the Acquire of `attempt`: whoever locks the page next sees what we did.
         let before = word.fetch_and(!(LOCKED | WAITED), Ordering::Release);
         if before & WAITED != 0 && !Seeded::ForgottenWakeup.is_sown() {
             self.table.parking.unpark(self.gfn);

@@ -1,8 +1,8 @@
 //! The scanner's notes about a page. They are hints, kept beside the home and changed without the lock.
 //!
-//! UNSEEN must not be lost: a page without it is not looked at again where the engine tells writes. It is
-//! set with the home of a page that becomes resident, and whenever a look came to nothing; a look takes it
-//! away *before* it reads. Whoever sets it later is right to do so.
+//! UNSEEN must not be lost: where the engine tells which pages were written, a page without UNSEEN is not looked
+//! at again. It is set with the home of a page that becomes resident, and whenever a look came to nothing. A look
+//! clears it *before* it reads the page, so whatever is noted during the look stays noted.
 
 use super::{
     BACKOFF_MASK, BACKOFF_SHIFT, Entry, KIND, LOCKED, PAYLOAD_SHIFT, PageTable, QUIET, REFILLED,
@@ -12,14 +12,14 @@ use crate::page::home::Home;
 use crate::sync::Ordering;
 use crate::units::{Gfn, GfnRun};
 
-/// 2^5 - 1 passes: a page that is broken again and again is tried every 31st pass.
+/// 2^5 - 1 passes are skipped at most: a page that is broken again and again is tried every 32nd pass.
 const BACKOFF_MAX: u64 = 5;
-/// 2^3 - 1 passes: a page that never changes is hashed every 8th pass where nobody tells writes.
+/// 2^3 - 1 passes are skipped at most: where nobody tells writes, a page that never changes is hashed every 8th pass.
 const REST_MAX: u64 = 3;
 const BACKOFF: u64 = SKIP_MASK << SKIP_SHIFT | BACKOFF_MASK << BACKOFF_SHIFT;
 const RESIDENT: u64 = Home::Resident.kind() as u64;
 
-/// What the scanner shall do with a page in this pass.
+/// What the scanner is to do with a page in this pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Due {
     /// Look at it.
@@ -31,8 +31,8 @@ pub enum Due {
 }
 
 impl PageTable {
-    /// What the scanner shall do with the page in this pass; counts the pass. `told`: the engine tells which
-    /// pages were written, so that the others need no look.
+    /// What the scanner is to do with the page in this pass. The call counts as one of the passes that a page skips.
+    /// `told`: the engine tells which pages were written, so the others need no look.
     pub fn due_for_scan(&self, gfn: Gfn, told: bool) -> Due {
         let word = &self.entries[gfn.index()];
         let entry = word.load(Ordering::Relaxed);
@@ -54,14 +54,14 @@ impl PageTable {
     /// Notes that the page may have other bytes than the scanner has seen.
     pub fn note_written(&self, gfn: Gfn) {
         let word = &self.entries[gfn.index()];
-        // A page that becomes resident later is unseen by that.
+        // A page that becomes resident later gets UNSEEN with its home.
         if word.load(Ordering::Relaxed) & KIND == RESIDENT {
-            // Release pairs with the Acquire of `begin_look`: the look that takes this note away reads the bytes.
+            // Release pairs with the Acquire of `begin_look`: the look that clears this note reads the bytes.
             word.fetch_or(UNSEEN, Ordering::Release);
         }
     }
 
-    /// Has every page looked at by the next pass, also those that were to be left alone for some.
+    /// Has every resident page looked at in the next pass, even pages that were to be left alone for some passes.
     pub fn begin_anew(&self) {
         (0..self.pages()).for_each(|gfn| {
             self.change(Gfn(gfn), |entry| entry & !BACKOFF | unseen(entry));
@@ -77,15 +77,15 @@ impl PageTable {
         })
     }
 
-    /// Notes that the scanner is about to read the page: whatever is written from here on is unseen.
+    /// Notes that the scanner is about to read the page. What is written from here on counts as unseen.
     pub fn begin_look(&self, gfn: Gfn) {
-        // Before the read: what is noted while it goes on must stay. Acquire pairs with the Release of
-        // `note_written`, and of the `update` that made the page resident.
+        // Before the read, so that a note made during it stays. Acquire pairs with the Release of
+        // `note_written`, and with that of the `update` that made the page resident.
         self.entries[gfn.index()].fetch_and(!UNSEEN, Ordering::Acquire);
     }
 
-    /// Notes the low half of the hash that a look at a resident page found; the one before, or 0. A page that
-    /// is being moved is looked at again.
+    /// Notes the low half of the hash that a look at a resident page found, and returns the previous one, or 0. The
+    /// hash of a page that is being moved is not kept; the page is looked at again.
     pub fn note_hash(&self, gfn: Gfn, hash: u32) -> u32 {
         let noted = self.change(gfn, |entry| {
             if entry & (KIND | LOCKED) != RESIDENT {
@@ -100,31 +100,31 @@ impl PageTable {
         Entry(noted).last_hash()
     }
 
-    /// The low half of the hash that a resident page had when it was last looked at, for whoever wants to know
-    /// whether a hint is true.
+    /// The low half of the hash that a resident page had when it was last looked at. It tells whether a hint is true.
     ///
-    /// A hint is dropped first, and its page asked then; its scanner notes a hash first and looks for the hint
-    /// then. Both change the entry, so one of them comes after the other, and that one sees what the other did.
+    /// Whoever drops a hint asks its page afterwards; the page's scanner notes a hash and looks for the hint
+    /// afterwards. Both are atomic changes of the entry, so one comes second, and sees what the other has done.
     #[must_use]
     pub fn known_hash(&self, gfn: Gfn) -> Option<u32> {
-        // Release pairs with the Acquire of `change`: a hash that is noted later is noted by who sees the hint gone.
+        // Release pairs with the Acquire of `change`: a scanner that notes a hash later sees that the hint is gone. A
+        // load cannot release, hence a change that changes nothing.
         let entry = self.entries[gfn.index()].fetch_or(0, Ordering::Release);
         let hash = Entry(entry).last_hash();
         (entry & KIND == RESIDENT && hash != 0).then_some(hash)
     }
 
     /// Notes that the page changed between two looks, was broken out of sharing, or could not be merged
-    /// for another reason that will pass: it stays unseen, and the next looks come ever later, up to
-    /// every 31st pass.
+    /// for another reason that will pass. It stays unseen, and the next looks come ever later, up to
+    /// every 32nd pass.
     pub fn back_off(&self, gfn: Gfn) {
         self.change(gfn, |entry| {
-            // Of a page that was quiet for long, the first change means little.
+            // For a page that was quiet before, one change means little: its back-off starts anew.
             let before = if entry & QUIET == 0 { entry } else { 0 };
             wait(entry, before, BACKOFF_MAX) & !QUIET | unseen(entry)
         });
     }
 
-    /// Notes that the guest has no VMA left for merging the page: it stays unseen, and is tried ever
+    /// Notes that the guest has no VMA left for merging the page. It stays unseen, and the next tries come ever
     /// later.
     pub fn refuse(&self, gfn: Gfn) {
         self.change(gfn, |entry| {
@@ -133,8 +133,8 @@ impl PageTable {
         });
     }
 
-    /// Notes that the page was found unchanged. Where writes are `told` it is looked at as soon as it was
-    /// written; elsewhere the next looks come ever later, up to every 8th pass.
+    /// Notes that the page was found unchanged. Where writes are `told`, it is looked at again once it has been
+    /// written. Elsewhere the next looks come ever later, up to every 8th pass.
     pub fn settle(&self, gfn: Gfn, told: bool) {
         self.change(gfn, |entry| {
             if told {
@@ -145,7 +145,7 @@ impl PageTable {
         });
     }
 
-    /// Replaces the notes of a page; the entry before.
+    /// Replaces the notes of a page, and returns the entry as it was before.
     fn change(&self, gfn: Gfn, next: impl Fn(u64) -> u64) -> u64 {
         let word = &self.entries[gfn.index()];
         let mut entry = word.load(Ordering::Relaxed);
@@ -159,7 +159,7 @@ impl PageTable {
     }
 }
 
-/// The entry with twice as long a wait as `before` had, and one pass more.
+/// The entry with a wait that is one pass longer than twice the wait of `before`; at most 2^`most` - 1 passes.
 const fn wait(entry: u64, before: u64, most: u64) -> u64 {
     let exponent = (before >> BACKOFF_SHIFT & BACKOFF_MASK) + 1;
     let exponent = if exponent > most { most } else { exponent };
@@ -167,7 +167,7 @@ const fn wait(entry: u64, before: u64, most: u64) -> u64 {
     entry & !BACKOFF | passes << SKIP_SHIFT | exponent << BACKOFF_SHIFT
 }
 
-/// UNSEEN of a resident page; of others it has no meaning.
+/// UNSEEN for a resident page; for others it has no meaning.
 const fn unseen(entry: u64) -> u64 {
     if entry & KIND == RESIDENT { UNSEEN } else { 0 }
 }

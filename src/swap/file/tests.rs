@@ -14,15 +14,15 @@ use crate::swap::place::bytes;
 use crate::sync::model;
 use crate::units::Bytes;
 
-/// A file of so many slots that can have twice as many, for which there is room.
+/// A file of `slots` slots that can have twice as many; its storage has room for these.
 fn faulty(slots: u32) -> (SwapFile, Arc<FaultyStorage>) {
     let storage = Arc::new(FaultyStorage::of(slots, slots));
     let file = SwapFile::over(Arc::new(Arc::clone(&storage)), slots, 2 * slots);
     (file, storage)
 }
 
-/// As long as the file, with room for twice as much. The file holds the only reference to what it
-/// is given, so that it can be closed.
+/// Begins a move to a storage as long as the file, with room for twice as much. The file holds the only
+/// reference to what it is given, so that it can be closed.
 fn begin_move(file: &SwapFile) -> Arc<FaultyStorage> {
     let len = file.slots.lock().len();
     let storage = Arc::new(FaultyStorage::of(len, len));
@@ -30,7 +30,7 @@ fn begin_move(file: &SwapFile) -> Arc<FaultyStorage> {
     storage
 }
 
-/// Goes on until the move has ended; in how many steps.
+/// Goes on until the move has ended, and returns the number of steps.
 fn finish(file: &SwapFile, pages: u32) -> Result<u32, SwapError> {
     let mut steps = 1;
     while file.step_move(pages)? != Progress::Done {
