@@ -1,6 +1,6 @@
-//! What will be read soon, fetched while something else is done.
+//! Fetches what will be read soon while something else is done.
 
-/// Brings the cache line at `what` near to the processor, where it can be told.
+/// Brings the cache line at `what` into the processor's cache, on architectures where we know how to ask for that.
 #[inline]
 pub fn prefetch<T>(what: &T) {
     prefetch_at(std::ptr::from_ref(what).cast());
