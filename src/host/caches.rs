@@ -103,7 +103,7 @@ mod tests {
     use crate::settings::Profile;
     use crate::units::Gfn;
 
-    /// Arena pages of the cache, which two payloads fill each.
+    /// Arena pages of the cache. Two payloads fill a page.
     const USED: u32 = 300;
 
     #[test]
@@ -128,12 +128,12 @@ mod tests {
             (limit, told)
         };
         assert_eq!(look(0, &settings, &stalled).0, None);
-        // All of the cache but its edge is wanted again and again.
+        // The guest wants all of the cache but its edge again and again.
         vm.vm.stats.refill_zip.add(10_000);
         stalled.threads[Cause::RefillZip] += Duration::from_secs(1);
         let (limit, told) = look(3, &settings, &stalled);
         assert_eq!(limit, Some(USED - USED / 8));
-        // 450 pages are wanted for 1 s in 3 s.
+        // Threads stood still for 1 s in 3 s, for the 450 pages that are wanted.
         assert_eq!((told.oldest_save_us, told.ram_saves_us / 1000), (0, 189));
         settings.cache_keeps_paying = false;
         let (limit, told) = look(6, &settings, &stalled);

@@ -219,7 +219,7 @@ impl Governor {
             Ok(pool) => {
                 let shares = domain != Domain::None;
                 let join = Job::Join(shares.then_some(pool));
-                // A worker that is too far behind takes no job: it is told at the next look.
+                // A worker that is too far behind takes no job: the next look tries again.
                 if member.worker.suggest(join) {
                     member.set_domain(domain);
                 }

@@ -91,7 +91,7 @@ fn accept(
                 }),
             }
         }
-        // Full: leave the rest in the backlog for a moment. The bell may interrupt.
+        // Full, or out of descriptors: leaves the rest in the backlog for a moment. The bell ends the wait.
         let _ = wait_readable([bell.as_fd()], Some(PAUSE));
     }
 }

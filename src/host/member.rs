@@ -172,7 +172,7 @@ impl Member {
         lock(&self.worth)
     }
 
-    /// Ends the VM: its guest is told why, its session thread does the rest.
+    /// Ends the VM: tells its guest why; its session thread does the rest.
     pub(super) fn end(&self, why: &str) {
         self.vm.set_end_reason(why);
         self.balloon.closing.store(true, Ordering::Relaxed);

@@ -77,7 +77,7 @@ pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
         Ok(powered) => powered.live(host, socket),
         Err(error) => {
             REFUSALS.line(|unsaid| tracing::warn!(%error, unsaid, "a guest was not powered on"));
-            // The guest may be gone; then there is nobody to tell.
+            // An error is ignored: if the guest is gone, there is nobody to tell.
             let _ = socket.send(&Message::Error(chain(&error)).encode());
         }
     }
@@ -313,6 +313,7 @@ impl Powered {
             domain: Mutex::new(domain),
             worth: Mutex::default(),
         });
+        // Added before `is_closed` is asked: either `Members::close` ends this VM, or it never runs.
         host.members.add(Arc::clone(&member));
         log_power_on(&member, tracks_writes);
         let runs = link.go(&theirs) && !host.members.is_closed();
@@ -320,6 +321,7 @@ impl Powered {
         drop(theirs);
         let ended = if runs { faults.run() } else { Ended::GuestGone };
         power_off(host, &member, worker, &ended);
+        // Last: the name stays taken until nothing is left of the VM.
         drop(name);
     }
 }

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::vm::Means;
 
-    /// The room that the swap file and the compression cache of the only VM have at this time.
+    /// The room that the snapshot shows in the swap file and the compression cache of the only VM.
     fn room(rig: &Rig, now: Instant) -> [Pages; 2] {
         let seen = (FreeState::High, 0);
         let host = snapshot(&rig.budget, &rig.members.all(), seen, now, |_| None);

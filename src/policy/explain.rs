@@ -128,9 +128,9 @@ pub struct BalloonPart {
     pub agent: bool,
     /// Whether its agent lives and moves.
     pub agent_alive: bool,
-    /// The pages that its agent can be expected to bring in time; None: as many as it is asked for.
+    /// The pages that its agent can be expected to bring in time; None: all that it is asked for.
     pub brings: Option<Pages>,
-    /// The size that somebody has set by hand.
+    /// The size that was set by hand.
     pub by_hand: Option<Pages>,
     /// The most it may hold.
     pub cap: Pages,

@@ -26,8 +26,8 @@ struct Guest {
     growth: u64,
     /// Pages its balloon moves by in a round.
     pace: u64,
-    /// Evicted pages it touches again in a round. If its active pages are known, it touches no more than make
-    /// its resident pages as many as those.
+    /// Evicted pages it touches again in a round. If its active pages are known, it stops touching evicted ones
+    /// once its resident pages reach that number.
     refault: u64,
     /// Whether its balloon takes pages it never touched before those it uses.
     untouched_first: bool,

@@ -98,8 +98,8 @@ pub struct VmSnapshot {
     pub balloon_brings: Option<Pages>,
     /// The most guest pages its balloon may hold; the host-wide maximum holds as well.
     pub balloon_max: Pages,
-    /// The size of its balloon that somebody has set by hand: its target, as far as the maxima and its
-    /// reservation allow. None: the policy decides.
+    /// The target of its balloon, if set by hand, as far as the maxima and its reservation allow. None: the
+    /// policy decides.
     #[serde(default)]
     pub balloon_by_hand: Option<Pages>,
     /// The most that its balloon is to hold because its guest, short of memory itself, has asked for relief.

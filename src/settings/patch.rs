@@ -12,7 +12,7 @@ use super::value::{Scalar, shown};
 use super::vm::{VM_KEYS, VmSettings, VmSettingsError};
 use crate::units::Pages;
 
-/// Some settings of a VM: what somebody wants changed.
+/// Some settings of a VM, to be changed.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct VmPatch {

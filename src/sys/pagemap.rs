@@ -128,7 +128,7 @@ impl Pagemap {
         loop {
             // SAFETY: PAGEMAP_SCAN reads and writes one `Scan` (size asserted above) and writes at most
             // `regions_len` regions of 24 bytes (asserted) behind `regions`: both outlive the call and
-            // nobody else uses them. Of the guest it changes only whether writes are noted.
+            // nothing else uses them. In the guest it changes only whether writes are noted.
             let told = unsafe { libc::ioctl(fd, PAGEMAP_SCAN as libc::Ioctl, &raw mut scan) };
             match usize::try_from(told) {
                 Ok(told) => return Ok((told, scan.walk_end)),

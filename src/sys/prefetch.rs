@@ -6,7 +6,7 @@ pub fn prefetch<T>(what: &T) {
     prefetch_at(std::ptr::from_ref(what).cast());
 }
 
-/// The same for any address: one that is not mapped is ignored.
+/// [`prefetch`] for any address: one that is not mapped is ignored.
 #[inline]
 pub(super) fn prefetch_at(at: *const u8) {
     #[cfg(target_arch = "x86_64")]

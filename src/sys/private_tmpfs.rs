@@ -204,8 +204,8 @@ fn make_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
         propagation: 0,
         userns_fd: 0,
     };
-    // SAFETY: the descriptor is open, the path an empty string, and the kernel reads as many bytes of
-    // `attributes` as it is told: all of them, which live to the end of the call.
+    // SAFETY: the descriptor is open, the path is an empty string, and the kernel reads exactly the given size of
+    // `attributes`, which is all of it and lives to the end of the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

@@ -25,8 +25,8 @@ thread_local! {
 
 extern "C" fn ignore(_: libc::c_int) {}
 
-/// From now on, and for as long as this thread lives, no system call in which it sleeps takes longer than
-/// about a second: it fails with `EINTR`, if it is one that signals interrupt.
+/// From now on, and for as long as this thread lives, system calls that signals can interrupt do not sleep for longer
+/// than about a second: they fail with `EINTR`.
 ///
 /// # Errors
 /// What `sigaction(2)`, `timer_create(2)` or `timer_settime(2)` says.

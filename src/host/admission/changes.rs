@@ -138,12 +138,12 @@ impl Admission {
         faults
     }
 
-    /// Whether the VMs may be promised so much from now on.
+    /// Checks that the VMs may be promised what the changes ask for; returns a fault for each that may not.
     fn check_promises<'a>(&self, changes: &[Change<'a>], config: &Config) -> Vec<Fault<'a>> {
         let mut snapshot = self.with_promises();
         let (raise, lower): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.raises());
         let mut faults = Vec::new();
-        // First what is given up: others may have it.
+        // First the reservations that become smaller, because others may have what these give up.
         for change in lower.into_iter().chain(raise) {
             let id = change.member.vm.id;
             let Some(at) = snapshot.vms.iter().position(|vm| vm.id == id) else {
@@ -154,7 +154,7 @@ impl Admission {
                 size: snapshot.vms[at].size,
                 reservation: change.reservation(),
                 limit: None,
-                // It is charged already.
+                // The VM runs, so its overhead is charged already.
                 overhead: Pages(0),
             };
             let admitted = if change.raises() {
