@@ -267,7 +267,7 @@ pub fn time(text: &str, bare: TimeUnit) -> Result<Duration, Wrong> {
 pub enum Scalar {
     /// `true` or `false`.
     Bool(bool),
-    /// A number; a whole one has no decimal point.
+    /// A number; whole ones have no point.
     Number(Number),
     /// A text.
     Text(String),
