@@ -211,6 +211,7 @@ impl Admission {
         let layered = Layered::at_power_on(hello, &file)?;
         let settings = &layered.now;
         let engine = self.engines.choose(hello.uffd, &params)?;
+        // Only a guest with a userfaultfd can serve faults itself (ADR 12).
         params.inline &= engine == EngineKind::Uffd;
         let name = self.take_name(&params)?;
         self.after_endings(|| self.promise(&name, &params, settings))?;
@@ -296,7 +297,7 @@ impl Admission {
         settings: &VmSettings,
         parking: Arc<Parking>,
     ) -> Result<Parts, Refusal> {
-        // The cap begins at zero, because it is a part of what the VM holds: the policy raises it.
+        // Room for as many pages as the VM has, because unused ones cost nothing; the policy sets the cap at each look.
         let zip = ZipCache::new(&format!("memvisor-zip:{}", params.name), params.pages)
             .map_err(cannot("make the compression cache"))?;
         // As in ESX, there is room from the start for all that may ever be taken from the guest.

@@ -90,7 +90,7 @@ impl Capabilities {
         }
     }
 
-    /// The table for people.
+    /// What was found out, as a table for people.
     pub(super) fn table(&self, options: &HostOptions) -> String {
         let yes = |yes: bool, consequence: &str| {
             if yes {

@@ -13,7 +13,7 @@ use crate::units::Bytes;
 pub(super) struct Machine {
     /// What the machine has, where that is known.
     total: Option<Bytes>,
-    /// The least limit of this process's cgroups, and whose it is.
+    /// The least limit of this process's cgroups, and the cgroup that has it.
     cgroup: Option<(Bytes, PathBuf)>,
 }
 

@@ -140,7 +140,7 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
     let orders = evict::orders(host, &rules, shortfall, &vms, config);
     let none_left = orders.iter().all(|order| order.pages == Pages(0));
     if shortfall > Pages(0) && none_left && !rules.mechanisms.inflate {
-        // Balloons stand in this state, but they are all there is.
+        // Balloons do not grow in this state, but nothing else can free memory now.
         rules.mechanisms.inflate = true;
         for ((vm, plan), for_balloon) in host.vms.iter().zip(&mut vms).zip(&balloons) {
             plan.balloon_target = balloon::target(vm, *for_balloon, &rules, config);
@@ -167,7 +167,8 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
 
 /// The free memory that faults leave alone. Faults can only wait for what eviction frees, so where nothing is
 /// evicted there is no floor. The floor is the free memory at which low is left: even if guests ask for memory
-/// faster than it is reclaimed, the host neither becomes low nor stays low.
+/// faster than it is reclaimed, the host neither becomes low nor stays low. It is never above `aim`, where eviction
+/// stops.
 fn floor(config: &Config, thresholds: &Thresholds, aim: Pages, vms: &[VmPlan]) -> Pages {
     let is_freed = vms.iter().any(|vm| vm.evict > Pages(0) && !vm.by_limit);
     if config.faults_wait_early && is_freed {

@@ -98,6 +98,7 @@ impl Admission {
     /// Reads the configuration file again and applies it, as a whole or not at all.
     pub(in crate::host) fn reload(&self) -> Result<ReloadReport, ControlError> {
         let _alone = self.promising();
+        // Before the file is read: then this version is not reloaded once more, and one that is written meanwhile is.
         self.configuration.look_at_file();
         let file = self.configuration.file().ok_or(ControlError::NoConfig)?;
         let refused = |error: &dyn Error| ControlError::Config(chain(error));
@@ -130,7 +131,8 @@ impl Admission {
         })
     }
 
-    /// Does what can be refused; what was. Whoever gets anything gives the changes up.
+    /// Does everything that can be refused; returns what was refused. If anything was, the caller gives the changes
+    /// up.
     fn prepare<'a>(&self, changes: &[Change<'a>], config: &Config) -> Vec<Fault<'a>> {
         let mut faults = self.check_promises(changes, config);
         let swap = changes.iter().map(|change| self.prepare_swap(change));
