@@ -1,5 +1,5 @@
-//! Processes of this executable that another one starts and watches: a host and guests of a demo or of a
-//! benchmark.
+//! Processes of this executable that another process of it starts and watches: the host and the guests of a demo
+//! or of a benchmark.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -16,8 +16,8 @@ const TAIL: usize = 2000;
 
 /// A child process with its output in two files.
 ///
-/// Its standard input is a pipe that nothing is written to: it ends when this process does, and the
-/// child, started with `--die-with-parent`, with it.
+/// Its standard input is a pipe that nothing is written to. The pipe ends when this process does, and a child that
+/// is started with `--die-with-parent` ends with the pipe.
 #[derive(Debug)]
 pub(crate) struct Child {
     name: String,
@@ -42,7 +42,7 @@ impl Child {
             .stdin(Stdio::piped())
             .stdout(File::create(&out)?)
             .stderr(File::create(&log)?)
-            // Ctrl-C goes to the terminal's group: this process alone, which ends the others in order.
+            // In a group of its own, so that Ctrl-C reaches only this process, which ends the others in order.
             .process_group(0)
             .spawn()?;
         Ok(Self {
@@ -67,7 +67,7 @@ impl Child {
         Ok(self.ended)
     }
 
-    /// Its pid, which is no other's until its end was seen.
+    /// Its pid, which no other process can have until the child's end has been seen.
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
@@ -93,7 +93,7 @@ impl Child {
 
     /// Sends a signal unless it has ended.
     fn signal(&mut self, signal: Signal) {
-        // Until it is waited for, its number cannot become that of another process.
+        // Until the child is waited for, its pid cannot become that of another process.
         if matches!(self.ended(), Ok(None))
             && let Ok(pid) = i32::try_from(self.process.id())
         {
@@ -111,8 +111,8 @@ impl Drop for Child {
     }
 }
 
-/// Asks `children` to end, and kills those that have not when `may_wait` says so. It waits a moment, or until a
-/// child may have ended.
+/// Asks `children` to end, and kills those that are left once `may_wait` returns false. Each call of `may_wait` is to
+/// wait a moment, or until a child may have ended.
 pub(crate) fn end_all(children: &mut [Child], mut may_wait: impl FnMut() -> bool) {
     for child in children.iter_mut() {
         child.signal(Signal::SIGTERM);

@@ -21,9 +21,9 @@ pub struct GuestOptions {
     pub memory: Bytes,
     /// What it runs, one text each.
     pub workloads: Vec<String>,
-    /// Its sharing domain; `None` shares with all others that have none.
+    /// Its salt; a guest without one shares with all others without one, unless the host decides otherwise.
     pub salt: Option<String>,
-    /// Where its randomness begins.
+    /// The seed of its randomness.
     pub seed: u64,
     /// How long it runs; `None` until it is told to end.
     pub duration: Option<Duration>,
@@ -85,7 +85,7 @@ pub fn run(
     host_gone: impl FnOnce(SessionEnd) + Send + 'static,
     mut wrong: impl FnMut(&str),
 ) -> Result<GuestReport, GuestError> {
-    // Before any thread starts: threads inherit what is blocked.
+    // Before any thread starts, because threads inherit the blocked signals.
     let signals = Signals::block(ENDING).map_err(GuestError::Signals)?;
     report_file_size_limit().map_err(GuestError::Signals)?;
     let outcome = guest::run(&agent_options(options)?, &signals, host_gone, |_| {})?;
@@ -121,7 +121,7 @@ fn agent_options(options: &GuestOptions) -> Result<guest::GuestOptions, GuestErr
         bare: options.bare,
         memory_socket: options.runtime_dir.memory_socket(),
         balloon_socket: options.runtime_dir.balloon_socket(),
-        // A guest can be asked to page out all that the host may balloon.
+        // As large as its memory: the balloon may ask it to page out nearly all of that.
         swap_pages: size,
         swap_directory: std::env::temp_dir(),
     })

@@ -1,9 +1,9 @@
 //! The directory in which daemon, guests and clients meet: three sockets and a lock.
 //!
-//! Whoever can write there can pose as the daemon, so it belongs to one user and is closed to all
-//! others. One daemon holds it at a time: it takes an advisory lock on a file, which the kernel drops
-//! with the process however that ends, so a socket file without a lock holder is a leftover that the
-//! next daemon may replace. A pid file would need a guess whether that pid is still the daemon.
+//! Whoever can write there can pose as the daemon, so the directory belongs to one user and is closed to all
+//! others. One daemon holds it at a time, by an advisory lock on a file. The kernel drops the lock when the
+//! process ends, however it ends. So a socket file without a lock holder is a leftover that the
+//! next daemon may replace. With a pid file, one would have to guess whether that pid is still the daemon.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -93,7 +93,7 @@ pub enum RuntimeDirError {
     },
 }
 
-/// Where the sockets are; nothing is created or checked but the length of the path.
+/// Where the sockets are. Making one checks the length of the path, and neither checks nor creates anything else.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RuntimeDir {
     path: PathBuf,
@@ -113,7 +113,7 @@ impl RuntimeDir {
         Ok(Self { path })
     }
 
-    /// The first that is set of: `chosen`, `$MEMVISOR_RUNTIME_DIR`, `$XDG_RUNTIME_DIR/memvisor`,
+    /// Uses the first of these that is set: `chosen`, `$MEMVISOR_RUNTIME_DIR`, `$XDG_RUNTIME_DIR/memvisor`,
     /// `/tmp/memvisor-UID`.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ impl RuntimeDir {
         Ok(HeldRuntimeDir { dir: self, lock })
     }
 
-    /// Checks that the directory is one, and that no other user owns it or may enter it.
+    /// Checks that it is a directory, and that no other user owns it or may enter it.
     ///
     /// # Errors
     /// Any of [`RuntimeDirError`] but `TooLong` and `Held`.
@@ -177,7 +177,7 @@ impl RuntimeDir {
         self.open().map(drop)
     }
 
-    /// The directory itself, checked: whatever its name leads to later, this is the one that was.
+    /// Opens the directory and checks it. What is opened is what was checked, whatever its name leads to later.
     fn open(&self) -> Result<File, RuntimeDirError> {
         let path = || self.path.clone();
         let as_it_is = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
@@ -205,7 +205,7 @@ impl RuntimeDir {
         Ok(dir)
     }
 
-    /// Takes the lock, on a file in `dir` itself: a link there would have another file emptied and locked.
+    /// Takes the lock, on a file in `dir` itself and not through a link, or another file would be emptied and locked.
     fn lock(&self, dir: &File) -> Result<Flock<File>, RuntimeDirError> {
         let path = self.path.join(LOCK);
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -272,7 +272,7 @@ impl Drop for HeldRuntimeDir {
         if let Err(error) = self.remove_sockets() {
             tracing::warn!(%error, "a socket is left behind; the next daemon replaces it");
         }
-        // An empty file names nobody, whoever may be refused before the next holder has written it.
+        // Emptied, so that a daemon that is refused before the next holder has written its pid is not told ours.
         if let Err(error) = self.lock.set_len(0) {
             tracing::debug!(%error, "the lock file keeps an old pid");
         }

@@ -1,11 +1,11 @@
 //! The policy as a calculator: a host and its VMs, written by hand.
 //!
-//! Whoever plans a host asks what the policy *would* do: with these sizes, shares and working sets, who
-//! gives how much, and by which means? A snapshot has the answer, but nobody writes one: it counts
-//! pages, all seven homes of each VM, the rooms of its stores. What people know is a size, shares, and how
-//! much is in use. The format here asks for that and works the rest out, so that a file of five lines
-//! is a host. What it cannot work out, and what contradicts itself, is an error with its place: a
-//! calculator that corrects its input silently answers another question.
+//! Whoever plans a host asks what the policy *would* do: with these sizes, shares and working sets, which VM
+//! gives how much, and by which means? The policy would answer for a snapshot, but nobody writes one by hand: it
+//! counts pages, in all seven homes of each VM, and the room in its stores. What people know is a size, shares,
+//! and how much is in use. The format here asks for that and works out the rest, so that a file of five lines
+//! is a host. What cannot be worked out, or contradicts itself, is an error with its place: a
+//! calculator that silently corrects its input answers another question.
 //!
 //! - `tree.rs`: TOML or JSON as values that know their lines.
 //! - `read.rs`, `vm.rs`: values to a [`Scenario`], or all that is wrong with them.
@@ -28,24 +28,24 @@ use crate::policy::{self, Config, Explanation, HostSnapshot, Plan};
 use crate::settings::Profile;
 use crate::units::Pages;
 
-/// How a scenario is written.
+/// The format in which a scenario is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
     /// TOML.
     Toml,
-    /// JSON, of the same tables and keys.
+    /// JSON, with the same tables and keys.
     Json,
 }
 
 impl Format {
-    /// The format by the ending of the file's name, or, if that says nothing, by the text.
+    /// The format, judged by the ending of the file's name or, if that says nothing, by the text.
     #[must_use]
     pub fn of(path: &Path, text: &str) -> Self {
         let ending = path.extension().and_then(|ending| ending.to_str());
         match ending {
             Some("json") => Self::Json,
             Some("toml") => Self::Toml,
-            // No TOML begins so.
+            // No TOML text begins with a brace.
             _ if text.trim_start().starts_with('{') => Self::Json,
             _ => Self::Toml,
         }
@@ -59,7 +59,7 @@ pub struct Scenario {
     pub profile: Profile,
     /// What the policy sees. The VMs are in the order of the file, numbered from 1 on.
     pub host: HostSnapshot,
-    /// What it goes by.
+    /// The settings of the policy.
     pub config: Config,
     /// The names of the VMs, in the same order.
     pub names: Vec<String>,
@@ -83,8 +83,8 @@ impl Scenario {
         })
     }
 
-    /// Host pages that the VMs hold beyond what the host has. No host can be so; the targets are then
-    /// those at which one would come to rest on which every VM goes on wanting that much.
+    /// Host pages that the VMs hold beyond what the host has. No real host can be in that state; the targets are
+    /// then those at which a host would come to rest if every VM went on wanting that much.
     #[must_use]
     pub const fn beyond(&self) -> Pages {
         self.host.used.saturating_sub(self.host.budget)
@@ -96,7 +96,7 @@ impl Scenario {
         policy::plan(&self.host, &self.config)
     }
 
-    /// The same with all that it follows from.
+    /// What the policy decides, with all that the decision follows from.
     #[must_use]
     pub fn report(&self) -> Report {
         report::of(self, &self.plan())

@@ -1,4 +1,4 @@
-//! From the values of a file to a scenario. All that is wrong is told at once.
+//! Makes a scenario of the values of a file. All that is wrong is reported at once.
 
 use std::str::FromStr;
 
@@ -13,7 +13,7 @@ const TABLES: &str = "[host], [settings], [vm.NAME]";
 const HOST_KEYS: &str = "memory, used, free, overhead, state, profile";
 const SIZES: &str = "a size such as 8G, 179M or 500 pages";
 
-/// A file on its way.
+/// A file on its way to a scenario.
 #[derive(Debug, Default)]
 pub(super) struct Reading {
     pub problems: Vec<Problem>,
@@ -69,7 +69,7 @@ impl Reading {
         self.problems.push(Problem { line, text });
     }
 
-    /// The text of a value that is one; `of` is its place.
+    /// The text of a value; `None`, with a problem noted, if it has none. `of` is its place.
     pub(super) fn scalar<'a>(&mut self, of: &str, name: &str, entry: &'a Entry) -> Option<&'a str> {
         if let Node::Scalar(text) = &entry.value {
             return Some(text);
@@ -81,7 +81,7 @@ impl Reading {
         None
     }
 
-    /// Notes a value that could be read, once.
+    /// Notes a value that could be read. One that could not, or is there already, becomes a problem.
     pub(super) fn put<T>(
         &mut self,
         place: &mut Option<T>,
@@ -242,7 +242,7 @@ impl Reading {
         snapshots
     }
 
-    /// The host pages in use, of which the VMs hold `held`; more than there are if they do.
+    /// The host pages in use, of which the VMs hold `held`. If the VMs hold more than the host has, so does this.
     fn used(&mut self, host: &WrittenHost, memory: Pages, held: Pages) -> Pages {
         let given = [host.used, host.free, host.overhead];
         if given.iter().flatten().count() > 1 {
@@ -287,7 +287,7 @@ pub(super) fn sum(pages: impl IntoIterator<Item = Pages>) -> Pages {
 /// The most pages that an address space has.
 const MOST: u64 = (1 << 52) - 1;
 
-/// A size with its unit. What is below a page is dropped, but not if that is all.
+/// A size with its unit. A fraction of a page is dropped, but a size between zero and one page is refused.
 pub(super) fn size(text: &str) -> Result<Pages, String> {
     let error = |why: &str| Err(format!("`{}`{why}; allowed: {SIZES}", shown(text)));
     let trimmed = text.trim();

@@ -1,4 +1,4 @@
-//! What the policy decides about a scenario, with what it decides by. Field names say their units.
+//! What the policy decides about a scenario, with the numbers that decide it. Field names say their units.
 
 use serde::Serialize;
 
@@ -21,17 +21,17 @@ pub struct Report {
     pub state_before: FreeState,
     /// The state that the plan comes to.
     pub state: FreeState,
-    /// What it does to every VM above its target.
+    /// What that state does to every VM above its target.
     pub mechanisms: Mechanisms,
     /// Where the states begin, in pages.
     pub thresholds_pages: Thresholds,
     /// The host's memory.
     pub memory_pages: Pages,
-    /// What of it is in use.
+    /// How much of it is in use.
     pub used_pages: Pages,
-    /// What is not.
+    /// How much of it is not in use.
     pub free_pages: Pages,
-    /// What is used by nobody's VM.
+    /// How much of it is in use but charged to no VM.
     pub overhead_pages: Pages,
     /// What sharing saves.
     pub sharing_saved_pages: Pages,
@@ -41,7 +41,7 @@ pub struct Report {
     pub available_pages: Pages,
     /// What eviction must free to leave the state.
     pub shortfall_pages: Pages,
-    /// What a page in use costs; `null` while there is enough for all demands.
+    /// How many pages in use a share buys; `null` while there is enough for all demands.
     pub price_pages_per_share: Option<f64>,
     /// Why nothing can be done about missing pages, if that is so.
     pub stuck: Option<Stuck>,
@@ -76,13 +76,13 @@ pub struct VmReport {
     pub balloon_pages: Pages,
     /// What its balloon is to hold.
     pub balloon_target_pages: Pages,
-    /// What is compressed or swapped of it.
+    /// How much of it is compressed or swapped.
     pub swap_pages: Pages,
-    /// What would be, if it held its target and its balloon what it holds now.
+    /// How much is to be compressed or swapped, see [`VmPlan::swap_target`](crate::policy::VmPlan::swap_target).
     pub swap_target_pages: Pages,
     /// What is evicted from it now.
     pub evict_pages: Pages,
-    /// By what else than sharing.
+    /// The means of eviction besides sharing.
     pub evict_by: Means,
     /// Whether its faults wait.
     pub blocked: bool,

@@ -143,7 +143,7 @@ fn vms_that_hold_more_than_there_is_are_told_apart_and_overhead_counts() {
     assert_eq!(a, b);
     let kept = report.thresholds_pages.aim.0 + mib(100).0;
     assert_eq!(report.available_pages, Pages(mib(1024).0 - kept));
-    // So much more free memory that the state is better is what the explanation says.
+    // The explanation says how much more free memory leads to a better state.
     let explained = scenario.explain("a").expect("it is there");
     let better = explained
         .changes

@@ -1,4 +1,4 @@
-//! TOML or JSON as one kind of tree, whose values know their lines as far as the parser does.
+//! TOML or JSON as one kind of tree, whose values know their lines as far as the parser tells them.
 
 use std::fmt;
 
@@ -11,11 +11,11 @@ use super::Problem;
 /// The entries of a table, in the order of the file.
 pub(super) type Table = Vec<Entry>;
 
-/// A value under its name.
+/// A value with its name.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub key: String,
-    /// The line of the key. JSON tells none.
+    /// The line of the key. The JSON parser tells none.
     pub line: Option<usize>,
     pub value: Node,
 }
@@ -27,7 +27,7 @@ pub(super) enum Node {
     Scalar(String),
     Table(Table),
     List(Vec<Self>),
-    /// What none of that is, by the name of its kind.
+    /// A value of any other kind, by the name of that kind.
     Other(&'static str),
 }
 
@@ -112,7 +112,7 @@ impl<'de> Deserialize<'de> for Node {
 
 struct JsonValue;
 
-/// Keeps the order, and keys that are there twice.
+/// Keeps the order of the keys, and keys that are there twice, which a map would not.
 impl<'de> Visitor<'de> for JsonValue {
     type Value = Node;
 
@@ -174,7 +174,7 @@ impl Node {
     }
 }
 
-/// The values of a table and of the tables in it, which are names with dots.
+/// The values of a table and of the tables in it. Tables in tables are read as names with dots.
 pub(super) fn leaves(table: &Table) -> Vec<(String, &Entry)> {
     let mut found = Vec::new();
     let mut open = vec![(String::new(), table)];

@@ -1,4 +1,4 @@
-//! One VM of a scenario: what is written of it, and what that leaves to be worked out.
+//! One VM of a scenario: what is written about it, and the rest, which is worked out.
 
 use super::Problem;
 use super::read::{Reading, size, sum};
@@ -9,7 +9,7 @@ use crate::units::{Pages, VmId};
 
 /// The keys of a VM that are its settings.
 const SETTINGS: [&str; 4] = ["shares", "reservation", "limit", "balloon-max"];
-/// Those that say where its memory is, and what that costs.
+/// The keys that say where its memory is, and what that costs.
 const PLACES: [&str; 9] = [
     "consumed",
     "shared",
@@ -21,7 +21,7 @@ const PLACES: [&str; 9] = [
     "untouched",
     "active",
 ];
-/// The others.
+/// The other keys.
 const OTHERS: [&str; 4] = ["size", "agent", "swap-room", "name"];
 
 /// A table `[vm.NAME]`.
@@ -82,7 +82,7 @@ impl WrittenVm {
         }
     }
 
-    /// Notes one of its settings, whose sizes are as all sizes here.
+    /// Notes one of its settings. Sizes are written as elsewhere in a scenario.
     fn setting(&mut self, key: &str, text: &str) -> Result<(), String> {
         let known = VM_KEYS.iter().find(|known| known.name == key);
         let is_size = known.is_some_and(|known| known.name != "shares");
@@ -103,7 +103,7 @@ impl WrittenVm {
         self.places[at]
     }
 
-    /// What the policy sees of it.
+    /// The VM as the policy sees it.
     pub(super) fn snapshot(
         &self,
         id: VmId,
@@ -147,7 +147,7 @@ impl WrittenVm {
         })
     }
 
-    /// Where its memory is; the other fields say nothing yet.
+    /// A snapshot that says where its memory is; the other fields are not filled in yet.
     fn homes(&self, size: Pages) -> Result<VmSnapshot, String> {
         let of = |name| self.place(name).unwrap_or_default();
         let [shared, saved] = ["shared", "saved"].map(of);
@@ -159,7 +159,7 @@ impl WrittenVm {
                 "saved is {saved}, more than the {shared} that it shares"
             ));
         }
-        // Two pages to one of the cache, the least that compression is to bring.
+        // Two guest pages for each page of the cache: the cache stores no page that compresses less.
         let zip_pages = Pages(compressed.0.div_ceil(2));
         let elsewhere = sum([shared, compressed, swapped, ballooned, zero]);
         let left = |taken: Pages| size.saturating_sub(sum([elsewhere, taken]));
@@ -204,7 +204,7 @@ impl WrittenVm {
     }
 }
 
-/// A VM that has nothing.
+/// A VM that has nothing at all.
 const fn nothing() -> VmSnapshot {
     VmSnapshot {
         id: VmId(0),

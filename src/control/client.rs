@@ -1,4 +1,4 @@
-//! The client side of the control API, for commands that have nothing else to do meanwhile.
+//! The client side of the control API, for commands that do nothing else while they wait for an answer.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -71,7 +71,7 @@ pub enum ClientError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// The VM's name cannot be one.
+    /// The text given as the name of a VM cannot be one.
     #[error(transparent)]
     Name(#[from] NameError),
     /// The async runtime cannot be made.
@@ -204,7 +204,7 @@ impl Client {
             .and_then(|answer| answer.decode())
     }
 
-    /// Sets a host setting; `default` takes away what was set so.
+    /// Sets a host setting; `default` takes away what was set at run time.
     ///
     /// # Errors
     /// [`ClientError::Refused`] if it cannot have that value, else as any.
@@ -219,7 +219,7 @@ impl Client {
         answer?.decode()
     }
 
-    /// Has the daemon read its configuration file again.
+    /// Makes the daemon read its configuration file again.
     ///
     /// # Errors
     /// [`ClientError::Refused`] if the file has a fault, else as any.
@@ -281,7 +281,7 @@ async fn exchange(socket: &Path, request: Request<Full<Body>>) -> Result<Answer,
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(ClientError::Broken)?;
-    // Errors of the connection also end the request, which reports them.
+    // Its result is not needed: errors of the connection also end the request, which reports them.
     let driver = tokio::spawn(connection);
     let answer = receive(&mut sender, request).await;
     driver.abort();

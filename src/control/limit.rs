@@ -1,16 +1,15 @@
-//! A listener of which nobody can take all places, and whose connections do not wait for ever.
+//! A listener whose places no client can take up, and whose connections do not wait for ever.
 //!
-//! Each connection costs a file descriptor and a task, so there is a most. If the ones beyond it waited,
-//! whoever opens as many as there may be and says nothing would silence the API; so would one who sends a
-//! byte now and then, since none of HTTP's parts has an end until its client says so. Therefore:
+//! Each connection costs a file descriptor and a task, so their number is limited. If connections beyond the limit had
+//! to wait, a client that opens that many and sends nothing would silence the API. So would a client that sends a
+//! byte now and then, since every part of an HTTP request lasts until its client ends it. Therefore:
 //!
-//! - A connection waits for its client for a bounded time: from its beginning, or from the last that was
-//!   written to it, until there is something to write. That covers a header that does not end, a body, an
-//!   answer that is not read and a connection that is kept for later, with one clock. What a client sends
-//!   does not stop the clock.
-//! - When there is no place for a new connection, one of the process that has most is closed, the one
-//!   that has waited longest for its client. A flood of one process so costs that process; the operator's
-//!   few connections are not the ones to go.
+//! - A connection waits for its client for a bounded time: from its beginning, or from the last write to
+//!   it, until there is something to write. One clock covers a header that does not end, a body, an answer
+//!   that is not read, and a connection that is kept for later. What a client sends does not stop the clock.
+//! - When there is no place for a new connection, the process with the most connections loses the one that has
+//!   waited longest for its client. So a flood costs the process that causes it, and the operator's few
+//!   connections stay.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,9 +29,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// What bounds the connections of a listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// The most at once.
+    /// The most connections at once.
     pub(super) connections: usize,
-    /// How long one waits for its client.
+    /// How long a connection waits for its client.
     pub(super) patience: Duration,
 }
 
@@ -59,12 +58,12 @@ impl Listener for LimitedListener {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (LimitedStream, SocketAddr) {
-        // Those accepted before have their turn, to be served or to close: else a full backlog
-        // would be accepted first, and close what has come before it was looked at.
+        // Gives the connections accepted before a turn, to be served or to close. Otherwise a full backlog would be
+        // accepted first, and would close earlier connections before anything had looked at them.
         yield_now().await;
         // The trait's own method retries where accept(2) fails for a while, as for want of descriptors.
         let (stream, peer) = Listener::accept(&mut self.listener).await;
-        // Who has gone already, or is in another namespace, has no number.
+        // A process that has gone already, or is in another namespace, has no number here.
         let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
         let (id, closed) = lock(&self.places).open(process.unwrap_or(0), Instant::now());
         let stream = LimitedStream {
@@ -88,7 +87,7 @@ fn lock(places: &Mutex<Places>) -> MutexGuard<'_, Places> {
     places.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The connections there are.
+/// The open connections.
 struct Places {
     most: usize,
     next: u64,
@@ -112,8 +111,8 @@ impl Places {
         }
     }
 
-    /// A place for a connection of `process`, whoever has to go: its number, and what says that it has to
-    /// go itself.
+    /// Makes a place for a connection of `process`, if need be by closing another. Returns its number, and a
+    /// receiver that ends when this connection is to close.
     fn open(&mut self, process: i32, since: Instant) -> (u64, oneshot::Receiver<()>) {
         let id = self.next;
         self.next += 1;
@@ -130,7 +129,7 @@ impl Places {
         (id, closed)
     }
 
-    /// Closes the connection that has waited longest, of a process that has most.
+    /// Closes the connection that has waited longest, of a process that has the most.
     fn close_one(&mut self) {
         let mut count: BTreeMap<i32, usize> = BTreeMap::new();
         for place in self.open.values() {
@@ -163,7 +162,7 @@ pub(super) struct LimitedStream {
 }
 
 impl LimitedStream {
-    /// `result`, unless it has to wait and this connection is to wait no more.
+    /// `result`, or an end of the connection if `result` is to wait and the connection may wait no longer.
     fn or_end<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -180,7 +179,7 @@ impl LimitedStream {
         result
     }
 
-    /// Something was written: from now on it waits for its client anew.
+    /// Starts the clock anew, because something was written.
     fn wait_anew(&mut self) {
         let now = Instant::now();
         self.clock.as_mut().reset(now + self.patience);
@@ -203,7 +202,7 @@ impl AsyncRead for LimitedStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        // A client that sends byte by byte keeps nothing open.
+        // Checked here too, so that a client that sends byte by byte cannot keep the connection open.
         if self.clock.is_elapsed() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -237,7 +236,7 @@ impl AsyncWrite for LimitedStream {
 mod tests {
     use super::*;
 
-    /// The processes whose connections are left, by their numbers.
+    /// The processes of the connections that are left, in the order of the connections' numbers.
     fn left(places: &Places) -> Vec<i32> {
         places.open.values().map(|place| place.process).collect()
     }

@@ -51,7 +51,7 @@ pub trait Daemon: Send + Sync + 'static {
     /// The whole host now.
     fn status(&self) -> HostStatus;
 
-    /// One VM now; `None` if none of that name runs.
+    /// One VM now; `None` if no VM of that name runs.
     fn vm(&self, name: &str) -> Option<VmStatus>;
 
     /// Sets the balloon target by hand, or gives it back to the policy with `None`.
@@ -69,7 +69,7 @@ pub trait Daemon: Send + Sync + 'static {
     /// All host settings.
     fn settings(&self) -> Vec<SettingView>;
 
-    /// Sets a host setting; `default` takes away what was set so.
+    /// Sets a host setting; `default` takes away what was set at run time.
     ///
     /// # Errors
     /// [`ControlError::Setting`]; the setting is as before.
@@ -116,7 +116,7 @@ pub enum ControlError {
     UnknownVm {
         /// The name asked for.
         name: String,
-        /// The names there are.
+        /// The names of the VMs that run.
         running: Vec<String>,
     },
     /// The balloon would take more than it may.
@@ -153,7 +153,7 @@ pub enum ControlError {
     /// The policy has not looked at the VM yet.
     #[error("VM `{0}` has only just started: nothing was decided about it")]
     NotYet(String),
-    /// The host cannot give the VM what it would have to.
+    /// The host cannot give the VM what the change would require.
     #[error("{0}")]
     Refused(String),
 }

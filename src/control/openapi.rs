@@ -1,7 +1,7 @@
 //! Makes docs/openapi.json from the types, and holds the server to it.
 //!
-//! The schemas come from the types and their comments; what each request takes and answers is told
-//! here. The document is committed because programs are to read it without building memvisor. After
+//! The schemas come from the types and their doc comments; what each request takes and answers is described
+//! here. The document is committed so that programs can read it without building memvisor. After
 //! a change `MEMVISOR_WRITE_OPENAPI=1 cargo test -p memvisor --lib openapi` writes it anew.
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use crate::settings::VM_KEYS;
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
 
-/// A request as the document tells it.
+/// A request as the document describes it.
 struct Operation {
     request: &'static str,
     summary: &'static str,
@@ -160,7 +160,7 @@ fn other_operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
     ]
 }
 
-/// The schema of [`VmPatch`], whose reader is not derived.
+/// The schema of [`VmPatch`], written by hand because its deserialiser is, too.
 fn patch_schema() -> Value {
     let keys = VM_KEYS.iter().flat_map(|key| {
         let value = |text: String| {
@@ -254,7 +254,7 @@ fn document_is_what_the_types_say() {
     );
 }
 
-/// Each request of the document as `GET /v1/vms/{name}` and what is told about it.
+/// Each request of the document, such as `GET /v1/vms/{name}`, with its description.
 fn told(document: &Value) -> Vec<(String, &Value)> {
     let mut found = Vec::new();
     for (path, item) in document["paths"].as_object().expect("paths") {
@@ -399,8 +399,8 @@ const REQUESTS: &[(&str, &str, &str, u16)] = &[
     ("GET /v1/openapi.json", "/v1/openapi.json", "", 200),
 ];
 
-/// Whether an answer is what the document says of its request and status. Fields that the document does
-/// not name are wrong here, although a client should put up with them.
+/// Asserts that an answer is what the document says of its request and status. Fields that the document does
+/// not name fail here, although a client should put up with them.
 fn check(document: &Value, operation: &str, status: u16, body: &str) {
     let told = told(document);
     let (_, told) = told
@@ -472,7 +472,7 @@ fn every_answer_of_the_server_is_as_documented() {
     }
     for (operation, told) in told(&document) {
         let codes = told["responses"].as_object().expect("responses").keys();
-        // What can fail otherwise is the same for all.
+        // `default` stands for errors that every request can have.
         for code in codes.filter(|code| *code != "default") {
             let asked = seen.contains(&(operation.clone(), code.clone()));
             assert!(asked, "{operation} was never answered with {code}");

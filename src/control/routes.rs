@@ -19,12 +19,12 @@ use crate::settings::{DEFAULT, Key, SettingError, SettingView, VmPatch};
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::{Bytes, PAGE_SIZE, Pages};
 
-/// The API for programs; a test makes it and holds it to the code.
+/// The description of the API for programs; a test writes it and compares it with the code.
 pub(super) const OPENAPI: &str = include_str!("../../docs/openapi.json");
 
 type Shared = State<Arc<dyn Daemon>>;
 
-/// A request that is understood.
+/// A request that the server understands.
 pub(super) struct Route {
     pub(super) method: Method,
     pub(super) path: &'static str,
@@ -45,7 +45,7 @@ where
     }
 }
 
-/// All of the API.
+/// All requests of the API.
 pub(super) fn routes() -> Vec<Route> {
     const SETTING: &str = "/v1/settings/{name}";
     const VM: &str = "/v1/vms/{name}";
@@ -67,7 +67,7 @@ pub(super) fn routes() -> Vec<Route> {
     ]
 }
 
-/// Named in the answer to a request for anything else.
+/// The requests that are understood, for the answer to any other.
 fn understood() -> String {
     let each = routes()
         .into_iter()

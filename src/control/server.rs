@@ -22,9 +22,9 @@ use super::Daemon;
 use super::limit::{LimitedListener, Limits};
 use super::routes::router;
 
-/// A screen and a few scripts need less, and each connection costs the daemon a file descriptor that a guest
-/// might need. A client sends what it wants when it connects, and reads the answer when it comes: seconds are
-/// for one that was stopped in between.
+/// More connections than a screen and a few scripts need; each costs the daemon a file descriptor that a guest
+/// might need. A client sends its request when it connects, and reads the answer when it comes: the seconds are
+/// for a client that was stopped in between.
 const LIMITS: Limits = Limits {
     connections: 32,
     patience: Duration::from_secs(10),
@@ -70,8 +70,8 @@ pub struct Server {
 impl Server {
     /// Serves `daemon` on a Unix socket at `path`, which only this user may open.
     ///
-    /// A socket that nobody answers on is replaced. Whoever holds the runtime directory may rely on
-    /// that; without its lock two daemons could replace each other's socket.
+    /// A socket that nobody answers on is replaced. That is safe only for a caller that holds the runtime directory:
+    /// without its lock two daemons could replace each other's socket.
     ///
     /// # Errors
     /// [`ServeError`] if the socket or the thread cannot be made.
@@ -97,7 +97,7 @@ impl Server {
         let thread = thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
-                // Signals belong to the thread that waits for them.
+                // Signals are for the main thread, which waits for them.
                 let _ = SigSet::all().thread_block();
                 if let Err(error) = runtime.block_on(serve(listener, limits, daemon, stopped)) {
                     tracing::error!(%error, "the control API has ended");

@@ -367,12 +367,12 @@ fn client_refuses_names_that_would_change_the_path() {
 /// Opens a connection that sends the beginning of a request, or nothing.
 fn idle(socket: &Path, beginning: &str) -> UnixStream {
     let mut stream = UnixStream::connect(socket).expect("connect");
-    // It may have been closed already, for another.
+    // The server may have closed it already, to make place for another.
     let _ = stream.write_all(beginning.as_bytes());
     stream
 }
 
-/// Beginnings of requests of which more is to come.
+/// Beginnings of requests that are never completed.
 const BEGINNINGS: [&str; 4] = [
     "",
     "GET /v1/vms HT",
@@ -404,7 +404,7 @@ fn connection_whose_client_lets_it_wait_is_closed() {
     let _server = Server::within(limits, &socket, Arc::new(FakeDaemon::default())).expect("server");
     for beginning in BEGINNINGS {
         let mut stream = idle(&socket, beginning);
-        // One that goes on byte by byte is no better. It ends when there is nobody to write to.
+        // Sending byte by byte does not help. The thread ends when the connection is closed.
         let mut slow = stream.try_clone().expect("a descriptor");
         let pace = Duration::from_millis(5);
         let writer = thread::spawn(move || {
@@ -418,7 +418,7 @@ fn connection_whose_client_lets_it_wait_is_closed() {
         assert!(reset || answer.len() < 1000, "{beginning}");
         writer.join().expect("it ends");
     }
-    // One that was answered and is kept for later.
+    // A connection that was answered and is kept open for later.
     let mut kept = idle(&socket, "GET /v1/vms HTTP/1.1\r\nhost: x\r\n\r\n");
     let mut answer = String::new();
     kept.read_to_string(&mut answer).expect("an end");

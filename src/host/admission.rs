@@ -80,11 +80,11 @@ pub(super) struct Metadata {
     pages: Pages,
 }
 
-/// How long a guest that is admitted waits for its metadata: a host that is short reclaims meanwhile.
+/// How long a guest waits for its metadata while it is admitted: a host that is short reclaims meanwhile.
 const WAIT: Duration = Duration::from_secs(3);
 
 impl Metadata {
-    /// Takes the pages, or waits for them at `parking` in its turn.
+    /// Takes the pages, or waits at `parking` for its turn to get them.
     fn charge(host: &Admission, parking: &Arc<Parking>, pages: Pages) -> Result<Self, Refusal> {
         let mut metadata = Self {
             budget: Arc::clone(&host.budget),
@@ -119,14 +119,14 @@ impl Metadata {
             if left.is_zero() || host.members.is_closed() {
                 return false;
             }
-            // If the bell cannot be waited for, the end of the time is near enough.
+            // If waiting for the bell fails, that is treated as the end of the time.
             if wait_readable([parking.bell()], Some(left)).is_err() {
                 return false;
             }
         }
     }
 
-    /// From here on the VM's tear-down gives it back.
+    /// To be called once the VM exists: from then on its tear-down gives the pages back.
     pub(super) fn taken_over(mut self) {
         self.pages = Pages(0);
     }
@@ -138,13 +138,13 @@ impl Drop for Metadata {
     }
 }
 
-/// Said of each guest, which may come and go.
+/// The line comes with each guest, and guests may come and go as fast as they like.
 static FALLBACKS: Throttle = Throttle::new(20, Duration::from_secs(1));
 
-/// Which engines guests can have, and how many mappings each.
+/// Which engines guests can have, and how many mappings each guest may have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Engines {
-    /// The one that guests get.
+    /// The engine that guests get.
     pub(super) first: EngineKind,
     /// Whether guests fall back to page protection when they cannot open a userfaultfd.
     pub(super) may_fall_back: bool,
@@ -168,7 +168,7 @@ impl Engines {
     }
 }
 
-/// The owner of promises. Its lock comes before everything of the VMs.
+/// The owner of promises. Its lock is taken before any lock of the VMs.
 #[derive(Debug)]
 pub(super) struct Admission {
     engines: Engines,
@@ -204,13 +204,14 @@ impl Admission {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Decides about a guest, and makes its RAM, cache, swap file and pool.
+    /// Decides whether a guest is admitted, and makes its RAM, cache, swap file and pool.
     pub(super) fn admit(&self, hello: &Hello) -> Result<Admitted, Refusal> {
         let mut params = VmParams::check(hello)?;
         let file = self.configuration.vm_in_file(&params.name);
         let layered = Layered::at_power_on(hello, &file)?;
         let settings = &layered.now;
         let engine = self.engines.choose(hello.uffd, &params)?;
+        // Only a guest with a userfaultfd can serve faults itself (ADR 12).
         params.inline &= engine == EngineKind::Uffd;
         let name = self.take_name(&params)?;
         self.after_endings(|| self.promise(&name, &params, settings))?;
@@ -236,8 +237,8 @@ impl Admission {
         })
     }
 
-    /// Tries once more what was refused, if VMs were ending and have ended since: what is theirs until then is
-    /// counted as free only afterwards.
+    /// Tries once more what was refused, if VMs were ending and have ended since: what they held counts as
+    /// free only afterwards.
     fn after_endings<T>(&self, attempt: impl Fn() -> Result<T, Refusal>) -> Result<T, Refusal> {
         attempt().or_else(|refusal| {
             if self.members.await_endings() {
@@ -273,9 +274,9 @@ impl Admission {
         Ok(())
     }
 
-    /// The host with the guests that are being powered on: what they were promised is promised.
+    /// The host, with the guests that are being powered on: what they were promised counts as well.
     fn with_promises(&self) -> HostSnapshot {
-        // Promises do not depend on how short memory is just now.
+        // Any state will do: promises do not depend on how short memory is just now.
         let seen = (FreeState::default(), 0);
         let mut snapshot = snapshot(
             &self.budget,
@@ -296,10 +297,10 @@ impl Admission {
         settings: &VmSettings,
         parking: Arc<Parking>,
     ) -> Result<Parts, Refusal> {
-        // Nothing is held yet, and the cap is a part of that: the policy raises it.
+        // Room for as many pages as the VM has, because unused ones cost nothing; the policy sets the cap at each look.
         let zip = ZipCache::new(&format!("memvisor-zip:{}", params.name), params.pages)
             .map_err(cannot("make the compression cache"))?;
-        // ESX: what may ever be taken from the guest has a place from the start.
+        // As in ESX, there is room from the start for all that may ever be taken from the guest.
         let slots = vm_settings::swap_slots(params, settings);
         let dir = self.configuration.swap_dir(settings);
         let swap = SwapFile::create(&dir, &params.name, slots, params.pages)?;

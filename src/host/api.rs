@@ -1,4 +1,4 @@
-//! What clients of the control API can have the daemon do.
+//! What clients of the control API can ask of the daemon.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -104,7 +104,7 @@ impl control::Daemon for Host {
             } = &decision;
             policy::explain(snapshot, config, plan, member.vm.id)
         });
-        // A VM that has just been powered on is in the next plan.
+        // A VM that has just been powered on is not in the latest plan, but will be in the next.
         let explained = explained.ok_or_else(|| ControlError::NotYet(name.to_owned()))?;
         let mut value = serde_json::to_value(explained).unwrap_or_default();
         value["name"] = name.into();

@@ -89,7 +89,7 @@ mod tests {
         for quarter in 0..=4 * 60 {
             averages.note(change + Duration::from_millis(250) * quarter, 1.0);
         }
-        // 1 - 1/e, 1 - e^(-1/5), 1 - e^(-1/15), the last over an hour's weight.
+        // 1 - 1/e, 1 - e^(-1/5), and 1 - e^(-1/15) divided by the weight of little more than an hour.
         assert_eq!(shown(&averages), [100, 63, 18, 7]);
     }
 }

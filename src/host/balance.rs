@@ -1,10 +1,10 @@
-//! When the policy looks at idle memory anew.
+//! When the policy takes new estimates of idle memory.
 //!
-//! Free memory moves within milliseconds and is looked at four times a second; how much a VM uses is an
-//! estimate over seconds or minutes, and targets that followed each of its twitches would move balloons
-//! to and fro. So the estimates are taken once in a while and stay until the next time: each
+//! Free memory moves within milliseconds and is looked at four times a second. But how much a VM uses is an
+//! estimate over seconds or minutes, and targets that followed each twitch of it would move balloons
+//! to and fro. So the estimates are taken only now and then, and kept until the next time: once in each
 //! `Mem.BalancePeriod`, and whenever the question itself changes, because a VM came or went, a setting
-//! changed, or the host came into another state (ESX: section 5.2 of OSDI 2002, and the resource
+//! changed, or the host changed its state (ESX: section 5.2 of OSDI 2002, and the resource
 //! management guides).
 
 use std::collections::HashMap;
@@ -57,7 +57,7 @@ impl Balance {
     }
 
     fn is_due(&self, now: Instant, period: Duration, question: &Question) -> bool {
-        // An estimate that has just become known is news as well.
+        // While some VM's estimate is not known, each look asks again, so that it counts as soon as it is.
         let known = |active: &Option<Pages>| active.is_some();
         let Some((at, answered)) = &self.latest else {
             return true;

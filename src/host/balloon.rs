@@ -1,4 +1,4 @@
-//! What a balloon session reaches of the daemon.
+//! The daemon as a balloon session sees it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,7 +28,7 @@ static SESSIONS: Throttle = Throttle::new(50, Duration::from_secs(1));
 pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
     match serve(&socket, &**host, POLL) {
         Ok(end) => tracing::debug!(?end, "balloon session ended"),
-        // Its agent asks twice a minute for as long as it runs.
+        // Only debug: the agent asks again twice a minute for as long as it runs.
         Err(SessionError::Refused(Refusal::Disabled(vm))) => {
             tracing::debug!(%vm, "balloon agent turned away: ballooning is disabled");
         }
@@ -59,7 +59,7 @@ impl BalloonHost for Host {
                 actual,
             });
         }
-        // Acquire pairs with the Release of the agent before: its session has ended.
+        // Acquire pairs with the Release of the previous agent: its session has ended.
         if member.balloon.attached.swap(true, Ordering::Acquire) {
             return Err(Refusal::Taken(vm));
         }
@@ -83,7 +83,7 @@ impl Drop for Balloon<'_> {
     }
 }
 
-/// The answer for pages that nobody works on any more: the VM is ending.
+/// The answer when no worker is left to ask, because the VM is ending.
 fn all_busy(runs: &[GfnRun]) -> Vec<StatusRun> {
     runs.iter()
         .map(|run| StatusRun {
@@ -108,7 +108,7 @@ impl BalloonVm for Balloon<'_> {
 
     fn target(&self) -> u64 {
         let orders = &self.member.vm.orders;
-        // The latest plan may be older than the relief. A target set by hand is not relieved.
+        // Relief is applied here because the latest plan may be older. A target set by hand is not relieved.
         let target = self.member.balloon_target();
         let relief = self
             .member
@@ -143,7 +143,7 @@ impl BalloonVm for Balloon<'_> {
     }
 
     fn release_all(&self) {
-        // No answer means that the VM is ending, and its pages with it.
+        // No answer means that the VM is ending, and then its pages are released anyway.
         let _ = self.member.worker.ask(Job::ReleaseAll);
     }
 
@@ -162,7 +162,7 @@ impl BalloonVm for Balloon<'_> {
     }
 
     fn relief(&self, pages: u64) {
-        // A host that is short itself has nothing to give; its guest pages on its own then.
+        // A host that is in hard or low has nothing to give: then the guest has to page by itself.
         if self.host.governor.state() <= FreeState::Soft {
             let ballooned = self.member.ballooned();
             self.member.balloon.relieve(ballooned, Pages(pages));

@@ -1,9 +1,8 @@
-//! A host without a policy: guests attach to it as to any other, and nothing is asked of them but what the
-//! caller asks.
+//! A host without a policy: guests attach to it as to any other, but only the caller asks anything of them.
 //!
 //! Benchmarks measure one mechanism at a time, with the product's own session, fault thread, stores and
-//! balloon. The policy would move pages meanwhile, so there is none, and a VM's worker neither scans nor
-//! samples nor evicts by itself: the caller may do these in its place, one thread for each VM.
+//! balloon. A policy would move pages meanwhile, so there is none, and a VM's worker neither scans nor
+//! samples nor evicts by itself: the caller may do that in its place, with one thread for each VM.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,7 +32,7 @@ pub struct BareHost {
 }
 
 impl BareHost {
-    /// Starts it: from here on guests can attach.
+    /// Starts the host: from here on guests can attach.
     ///
     /// # Errors
     /// [`HostError`]; nothing is left behind.
@@ -68,7 +67,7 @@ impl BareHost {
         self.host.members.by_name(name).map(BareVm)
     }
 
-    /// Waits at most `timeout` until no guest is left and all memory is back; whether that is so.
+    /// Waits at most `timeout` until no guest is left and all memory is back; returns whether that is so.
     #[must_use]
     pub fn wait_until_empty(&self, timeout: Duration) -> bool {
         self.host.members.wait_until_empty(timeout)
@@ -109,7 +108,7 @@ impl BareVm {
         self.0.balloon.attached.load(Ordering::Relaxed)
     }
 
-    /// Asks its balloon for so many pages.
+    /// Asks its balloon to hold `target` pages.
     pub fn set_balloon(&self, target: Pages) {
         self.0.vm.orders.set_manual(Some(target));
         self.0.balloon.doorbell.ring();

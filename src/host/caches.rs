@@ -1,4 +1,4 @@
-//! How large the compression cache of each VM may be: its cap, by the settings, and its limit, by what it is worth.
+//! How large the compression cache of each VM may be. The settings give its cap; what it is worth gives its limit.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::telemetry::ZipStatus;
 use crate::units::Pages;
 use crate::vm::{Cause, Stalled};
 
-/// Lets the cache know what it may have now. The worker makes it smaller if it has more.
+/// Tells the cache how large it may be now. The worker shrinks it if it is larger.
 pub(super) fn apply(member: &Member, settings: &HostSettings, stalled: &Stalled, now: Instant) {
     let cap = cap(member, settings);
     member.vm.zip.lock().set_max_pages(cap);
@@ -32,8 +32,8 @@ pub(super) fn apply(member: &Member, settings: &HostSettings, stalled: &Stalled,
     }
 }
 
-/// The most pages that it may have: a part of the VM's size (`Mem.MemZipMaxPct`) and of what it
-/// holds (`Mem.MemZipMaxAllocPct`).
+/// The most pages that the cache may have: a part of the VM's size (`Mem.MemZipMaxPct`) and of what the VM
+/// holds (`Mem.MemZipMaxAllocPct`), whichever is less.
 fn cap(member: &Member, settings: &HostSettings) -> u32 {
     let size = u64::from(member.vm.params.pages);
     let vm = &member.vm;
@@ -66,7 +66,7 @@ fn seen(member: &Member, stalled: &Stalled) -> Seen {
     }
 }
 
-/// Its bounds as they are told.
+/// The cache's bounds as status shows them.
 pub(super) fn status(member: &Member) -> ZipStatus {
     let (cap, limit) = {
         let zip = member.vm.zip.lock();
@@ -83,7 +83,7 @@ pub(super) fn status(member: &Member) -> ZipStatus {
     }
 }
 
-/// Microseconds that a MiB saves each second, if a page saves this part of it.
+/// Microseconds that a MiB saves in each second, if a page saves the part `page` of a second.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -103,7 +103,7 @@ mod tests {
     use crate::settings::Profile;
     use crate::units::Gfn;
 
-    /// Arena pages of the cache, which two payloads fill each.
+    /// Arena pages of the cache. Two payloads fill a page.
     const USED: u32 = 300;
 
     #[test]
@@ -128,12 +128,12 @@ mod tests {
             (limit, told)
         };
         assert_eq!(look(0, &settings, &stalled).0, None);
-        // All of the cache but its edge is wanted again and again.
+        // The guest wants all of the cache but its edge again and again.
         vm.vm.stats.refill_zip.add(10_000);
         stalled.threads[Cause::RefillZip] += Duration::from_secs(1);
         let (limit, told) = look(3, &settings, &stalled);
         assert_eq!(limit, Some(USED - USED / 8));
-        // 450 pages are wanted for 1 s in 3 s.
+        // Threads stood still for 1 s in 3 s, for the 450 pages that are wanted.
         assert_eq!((told.oldest_save_us, told.ram_saves_us / 1000), (0, 189));
         settings.cache_keeps_paying = false;
         let (limit, told) = look(6, &settings, &stalled);

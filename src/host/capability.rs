@@ -14,7 +14,7 @@ use crate::engine::EngineKind;
 use crate::swap::{self, SwapDirReport};
 use crate::sys::readers_cannot_write;
 
-/// What Linux allows a process unless told otherwise.
+/// The mappings that Linux allows a process by default.
 const DEFAULT_MAX_MAP_COUNT: u32 = 65_530;
 /// VMAs of a guest that are not RAM: its executable, heap, stacks of a few dozen threads.
 const OTHER_VMAS: u32 = 512;
@@ -24,7 +24,7 @@ const OTHER_VMAS: u32 = 512;
 pub(super) struct Capabilities {
     pub(super) engine: EngineKind,
     why: String,
-    /// Whether it tells written pages.
+    /// Whether userfaultfd works, and then whether it tells which pages were written.
     uffd: Result<bool, String>,
     max_map_count: Result<u32, String>,
     pub(super) vma_budget: u32,
@@ -75,7 +75,7 @@ impl Capabilities {
             .as_ref()
             .copied()
             .unwrap_or(DEFAULT_MAX_MAP_COUNT);
-        // A quarter is left for what guests cause by themselves: breaks inside of long runs.
+        // A quarter is left for mappings that guests cause themselves, by breaks inside long runs.
         let chosen = limit.saturating_sub(OTHER_VMAS) / 4 * 3;
         let vma_budget = options.vma_budget.unwrap_or(chosen);
         let uffd = uffd.map_err(|error| error.to_string());
@@ -90,7 +90,7 @@ impl Capabilities {
         }
     }
 
-    /// The table for people.
+    /// What was found out, as a table for people.
     pub(super) fn table(&self, options: &HostOptions) -> String {
         let yes = |yes: bool, consequence: &str| {
             if yes {

@@ -12,13 +12,13 @@ use crate::settings::{
 };
 use crate::units::VmId;
 
-/// What is configured. `held` and `seen` are taken alone.
+/// What is configured. The locks of `held` and `seen` are taken one at a time.
 #[derive(Debug)]
 pub(super) struct Configuration {
     held: Mutex<Held>,
     /// The file as it was when it was last looked at.
     seen: Mutex<Option<Stamp>>,
-    /// Counts changes, of the host and of any VM.
+    /// Counts changes of settings, of the host and of any VM.
     revision: AtomicU64,
     /// Where swap files are made unless a VM's settings say otherwise.
     swap_dir: PathBuf,
@@ -42,7 +42,7 @@ struct Stamp {
 impl Stamp {
     fn of(path: &Path) -> Option<Self> {
         let about = fs::metadata(path).ok()?;
-        // What is no file cannot be followed: reading a pipe might take for ever.
+        // Only a regular file can be followed: reading a pipe might take for ever.
         about.is_file().then(|| Self {
             inode: about.ino(),
             size: about.size(),
@@ -98,13 +98,13 @@ impl Configuration {
         lock(&self.held).file.clone()
     }
 
-    /// The host's settings as another file would have them.
+    /// The host's settings as they would be with another file.
     pub(super) fn settings_with(&self, new: &ConfigFile) -> HostSettings {
         let layers = lock(&self.held).layers.with_file(new.settings.clone());
         layers.effective()
     }
 
-    /// Puts another file in force; the host settings that have another value now.
+    /// Puts another file in force; returns the host settings that have another value now.
     pub(super) fn replace_file(&self, new: ConfigFile) -> Vec<SettingView> {
         let mut held = lock(&self.held);
         let changed = held.layers.replace_file(new.settings.clone());
@@ -133,7 +133,7 @@ impl Configuration {
         Domain::of(id, vm.salt.as_deref(), vm.sharing, force)
     }
 
-    /// Counts a change of a VM's settings; those of the host's count by themselves.
+    /// Counts a change of settings. Callers that change those of a VM call it; the host's setters do so themselves.
     pub(super) fn note_change(&self) {
         self.revision.fetch_add(1, Ordering::Relaxed);
     }
@@ -143,12 +143,12 @@ impl Configuration {
         self.revision.load(Ordering::Relaxed)
     }
 
-    /// Looks at the file: whether it is another one than at the last look.
+    /// Looks at the file; returns whether it has changed since the last look.
     pub(super) fn look_at_file(&self) -> bool {
         let path = lock(&self.held).file.as_ref().map(|file| file.path.clone());
         let now = path.as_deref().and_then(Stamp::of);
         let mut seen = lock(&self.seen);
-        // A file that is just being replaced may be missing for a moment.
+        // A missing file is no change: one that is just being replaced may be missing for a moment.
         let is_new = now.is_some() && now != *seen;
         if is_new {
             *seen = now;

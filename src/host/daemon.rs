@@ -19,12 +19,12 @@ use crate::units::Pages;
 
 /// How long guests get to end when the daemon does.
 pub(super) const GUESTS_GRACE: Duration = Duration::from_secs(8);
-/// How long what is left of them may take after their processes were killed.
+/// How long the rest of their ends may take after their processes were killed.
 pub(super) const KILLED_GRACE: Duration = Duration::from_secs(2);
 
-/// The reserve: so much of the budget, within bounds. Half of the low threshold of 1 %: first touches
-/// go on until low is entered, and what a reclaim batch needs for a moment is a few pages. In any case it
-/// is less than what is free where soft begins: a host that hands nothing out must be reclaiming.
+/// The reserve is this part of the budget, but at least [`RESERVE_MIN`]. A 200th is half of the low threshold of 1 %:
+/// so first touches go on until low is entered, and a reclaim batch needs only a few pages for a moment. It must
+/// always be less than the free memory at which soft begins: a host that hands nothing out must be reclaiming.
 const RESERVE_PART: u64 = 200;
 const RESERVE_MIN: u64 = 16;
 
@@ -51,7 +51,7 @@ impl Host {
         options: &HostOptions,
         capabilities: &Capabilities,
     ) -> Result<Self, HostError> {
-        // Before the first table.
+        // Before the first table is allocated.
         map_large_allocations();
         let total = options.memory.pages();
         let budget = Arc::new(Budget::new(total, reserve(total)));
@@ -99,7 +99,7 @@ impl Host {
         Ok(report)
     }
 
-    /// The same when nobody waits for the answer.
+    /// Reloads the configuration file when nobody waits for the answer: errors go to the log.
     pub(super) fn reload_unasked(&self) {
         let Err(error) = self.reload() else { return };
         if error == ControlError::NoConfig {
@@ -117,10 +117,10 @@ mod tests {
     use super::*;
     use crate::policy::{Config, Generation, Thresholds};
 
-    /// Else guests would wait for memory on a host that is not short, as it thinks.
+    /// Otherwise guests would wait for memory on a host that does not count as short, and so reclaims nothing.
     #[test]
     fn reserve_is_less_than_what_is_free_where_soft_begins() {
-        // 4 MiB and more.
+        // From 4 MiB up.
         for total in (10..40).map(|bits| Pages(1 << bits)) {
             for generation in Generation::ALL {
                 for min_free_percent in 0..=50 {

@@ -1,8 +1,8 @@
 //! The policy thread: snapshot, plan, orders.
 //!
-//! The policy itself is pure ([`crate::policy`]); here its input is gathered and its output handed to
-//! those who carry it out. It runs on a timer, and at once when an allocation makes free memory cross
-//! the next threshold down.
+//! The policy itself is pure ([`crate::policy`]); here its input is gathered and its output is handed to
+//! the workers, fault paths and balloons. It runs on a timer, and at once when an allocation makes free
+//! memory cross the next threshold down.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,14 +33,14 @@ use crate::vm::{Blocked, Eviction, Means};
 const PERIOD: Duration = Duration::from_millis(250);
 /// The shortest time between two looks: a host that is out of memory rings the alarm at each fault.
 const MIN_PERIOD: Duration = Duration::from_millis(10);
-/// Guests that take and free memory make the state change, and block and unblock each other, as often as
-/// the policy looks.
+/// Guests that take and free memory can change the state, and block and unblock each other, at every look of
+/// the policy.
 static STATES: Throttle = Throttle::new(100, Duration::from_secs(1));
 static BLOCKS: Throttle = Throttle::new(100, Duration::from_secs(1));
 /// How often the log says that nothing can be reclaimed.
 const STUCK_WARNING: Duration = Duration::from_secs(10);
 
-/// What was seen, by which settings, and what follows.
+/// What was seen, the settings in force, and the plan that follows.
 #[derive(Clone, Debug)]
 pub(super) struct Decision {
     pub(super) snapshot: HostSnapshot,
@@ -48,7 +48,7 @@ pub(super) struct Decision {
     pub(super) plan: Plan,
 }
 
-/// The owner of what the policy decides. Its locks are taken alone.
+/// The owner of what the policy decides. Its locks are taken one at a time.
 #[derive(Debug)]
 pub(super) struct Governor {
     budget: Arc<Budget>,
@@ -116,7 +116,7 @@ impl Governor {
         }
     }
 
-    /// Has the policy look at once, with everything as it is now.
+    /// Makes the policy look at once.
     pub(super) fn wake(&self) {
         self.budget.ring_alarm();
     }
@@ -131,7 +131,7 @@ impl Governor {
         lock(&self.latest).clone()
     }
 
-    /// How much more the running VMs are configured with than there is.
+    /// By how much the configured memory of the running VMs exceeds the budget.
     pub(super) fn overcommit(&self) -> Overcommit {
         lock(&self.overcommit).status()
     }
@@ -143,14 +143,14 @@ impl Governor {
         lock(&self.overcommit).note(now, level);
     }
 
-    /// One look: what is seen is planned for, and the plan is handed out.
+    /// One look: takes a snapshot, plans, and hands out the plan.
     fn decide(&self, balance: &mut Balance, watchdog: &mut Watchdog, now: Instant) -> Decision {
         let settings = self.configuration.settings();
         let members = self.members.all();
         for member in &members {
             self.apply_settings(member, &settings, members.len());
             watch_balloon(member, now);
-            // Its shares are of intervals, whether anybody looks at them or not.
+            // Taken at each look, so that its shares are of regular intervals whether a client asks or not.
             let stalled = member.stalled();
             caches::apply(member, &settings, &stalled, now);
         }
@@ -171,7 +171,7 @@ impl Governor {
         }
     }
 
-    /// Lets a VM's own threads know what the settings are now.
+    /// Tells a VM's own threads what the settings are now.
     fn apply_settings(&self, member: &Member, settings: &HostSettings, vms: usize) {
         let own = member.settings();
         let scan_rate = if own.sharing {
@@ -202,13 +202,13 @@ impl Governor {
         self.move_domain(member, &own);
     }
 
-    /// Whether nobody needs memory.
+    /// Whether the host is at rest: not short, and with `minFree` free.
     fn rests(&self, settings: &HostSettings) -> bool {
         let thresholds = Thresholds::of(self.budget.total(), &settings.policy());
         !self.state().is_short() && self.budget.free() >= thresholds.min_free
     }
 
-    /// Lets the VM share with whom its settings and the host's say.
+    /// Moves the VM to the sharing domain that its settings and the host's say.
     fn move_domain(&self, member: &Member, settings: &VmSettings) {
         let id = member.vm.id;
         let domain = self.configuration.domain(id, settings);
@@ -219,7 +219,7 @@ impl Governor {
             Ok(pool) => {
                 let shares = domain != Domain::None;
                 let join = Job::Join(shares.then_some(pool));
-                // A worker that is too far behind is told at the next look.
+                // A worker that is too far behind takes no job: the next look tries again.
                 if member.worker.suggest(join) {
                     member.set_domain(domain);
                 }
@@ -249,12 +249,12 @@ impl Governor {
         self.budget.set_marks(below, plan.aim, thresholds.low);
         self.budget.set_floor(plan.floor);
         for ((member, vm_plan), seen) in members.iter().zip(&plan.vms).zip(&snapshot.vms) {
-            // What its compression cache takes counts as well, and cannot be held in a fault.
+            // The policy counts the pages of the compression cache too, but faults cannot: they are subtracted here.
             let beside_cache = |pages: Pages| pages.saturating_sub(seen.zip_pages);
             let orders = &member.vm.orders;
             orders.set_promised(beside_cache(seen.min()));
             if orders.set_ceiling(vm_plan.ceiling.map(beside_cache)) {
-                // What waits at the old ceiling may go on.
+                // Faults that wait at the old ceiling may go on.
                 member.vm.call_barred();
             }
             give_orders(member, vm_plan, plan.stuck);
@@ -276,7 +276,7 @@ impl Governor {
     }
 }
 
-/// Finds out whether its balloon is to be waited for.
+/// Finds out whether the balloon of a VM is to be waited for.
 fn watch_balloon(member: &Member, now: Instant) {
     let (target, size) = (member.balloon_target(), member.ballooned());
     let changed = member.balloon.look(now, target, size);
@@ -322,7 +322,7 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
     };
     if orders.set_blocked(blocked) {
         BLOCKS.line(|unsaid| tracing::info!(vm = %vm.params.name, ?blocked, unsaid, "allocations"));
-        // Faults that waited may go on, or look again in vain.
+        // Faults that waited may go on now; if not, they look in vain and wait again.
         vm.parking.ring();
     }
 }

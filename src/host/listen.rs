@@ -16,13 +16,13 @@ use crate::balloon::Doorbell;
 use crate::runtime_dir::RuntimeDir;
 use crate::throttle::Throttle;
 
-/// Connections served at once on one socket. Each has a thread and a handful of descriptors; a
-/// toy host runs dozens of guests, and a flood of connections must not take the machine's threads.
+/// Connections served at once on one socket. Each has a thread and a handful of descriptors. A host runs
+/// dozens of guests, and a flood of connections must not use up the machine's threads.
 const MAX_CONNECTIONS: u32 = 1024;
 /// How long to leave accepting alone when the daemon is out of descriptors or connections.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Tried again each [`PAUSE`], for as long as the daemon is short.
+/// Accepting is tried again each [`PAUSE`], for as long as the daemon is short of descriptors or threads.
 static REFUSALS: Throttle = Throttle::new(1, Duration::from_secs(10));
 
 /// The threads that accept.
@@ -91,7 +91,7 @@ fn accept(
                 }),
             }
         }
-        // Full: leave the rest in the backlog for a moment. The bell may interrupt.
+        // Full, or out of descriptors: leaves the rest in the backlog for a moment. The bell ends the wait.
         let _ = wait_readable([bell.as_fd()], Some(PAUSE));
     }
 }
@@ -113,7 +113,7 @@ fn spawn(
     Ok(())
 }
 
-/// Counts a connection as long as it lives, however its thread ends.
+/// Counts a connection for as long as it lives, however its thread ends.
 struct Connection(Arc<AtomicU32>);
 
 impl Connection {

@@ -1,8 +1,7 @@
 //! How much memory this machine gives the daemon: what a budget should fit into.
 //!
-//! Nobody keeps a budget from being larger, and a host whose guests stay small works with one. But when
-//! they do not, the kernel's own reclaim or its OOM killer comes before the policy does. So the operator is
-//! told.
+//! A larger budget is allowed, and works for a host whose guests stay small. But when they grow, the kernel's own
+//! reclaim or its OOM killer comes before the policy does. So the operator is told.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,12 +13,12 @@ use crate::units::Bytes;
 pub(super) struct Machine {
     /// What the machine has, where that is known.
     total: Option<Bytes>,
-    /// The least limit of this process's cgroups, and whose it is.
+    /// The least limit of this process's cgroups, and the cgroup that has it.
     cgroup: Option<(Bytes, PathBuf)>,
 }
 
 impl Machine {
-    /// Asks the kernel; what it does not tell is no bound.
+    /// Asks the kernel; what the kernel does not tell is no bound.
     pub(super) fn probe() -> Self {
         Self::at(Path::new("/"))
     }
@@ -44,7 +43,7 @@ impl Machine {
         self.total.into_iter().chain(cgroup).min()
     }
 
-    /// Why a budget is larger than what it can hold, if it is.
+    /// Why a budget does not fit into this memory, if it does not.
     pub(super) fn objection(&self, budget: Bytes) -> Option<String> {
         if let Some((limit, of)) = self.cgroup.as_ref().filter(|(limit, _)| *limit < budget) {
             return Some(format!(
@@ -87,7 +86,7 @@ impl<'a> Group<'a> {
     }
 
     /// Where the hierarchy is mounted, and which of its groups is at the top there, if this line of
-    /// `/proc/self/mountinfo` tells that.
+    /// `/proc/self/mountinfo` is that of its mount.
     fn mount<'m>(&self, line: &'m str) -> Option<(&'m Path, &'m Path)> {
         let [kind, option, _] = self.kind;
         let (mount, filesystem) = line.split_once(" - ")?;
@@ -102,10 +101,10 @@ impl<'a> Group<'a> {
         is_it.then_some((Path::new(place), Path::new(top)))
     }
 
-    /// The least limit of the group and those it is in, as far as they can be seen.
+    /// The least limit of the group and of the groups that it is in, as far as they can be seen.
     fn limit(&self, root: &Path, (place, top): &(&Path, &Path)) -> Option<(Bytes, PathBuf)> {
         let at = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
-        // In a namespace that has another root, what can be seen is the top.
+        // In a namespace that has another root, only the top can be seen.
         let inside = self.path.strip_prefix(top).unwrap_or(Path::new(""));
         inside
             .ancestors()

@@ -15,8 +15,8 @@ use crate::sys::Process;
 use crate::units::Pages;
 use crate::vm::{Stalled, Vm};
 
-/// How long a guest may owe the answer to a command before nothing is expected of it. A good one takes a
-/// millisecond; on a machine that is busy, some hundred.
+/// How long a guest may owe the answer to a command before nothing is expected of it. A good guest takes a
+/// millisecond, or some hundred milliseconds on a busy machine.
 const MUTE: Duration = Duration::from_secs(1);
 
 /// One VM that is powered on.
@@ -43,7 +43,7 @@ pub(super) struct BalloonLine {
     pub(super) token: u64,
     pub(super) doorbell: Doorbell,
     pub(super) counters: BalloonCounters,
-    /// The most pages it may hold; the settings say it, and may change.
+    /// The most pages it may hold, by the settings, which may change.
     max: AtomicU64,
     pub(super) attached: AtomicBool,
     pub(super) closing: AtomicBool,
@@ -52,7 +52,7 @@ pub(super) struct BalloonLine {
     progress: Mutex<AgentProgress>,
     waited_for: AtomicBool,
     stats: Mutex<GuestStats>,
-    /// Its size and what the guest had free beside it, when the guest last told.
+    /// Its size, plus what the guest had free beside it, when the guest last reported.
     free: Mutex<Option<Pages>>,
     relief: Mutex<Relief>,
 }
@@ -85,12 +85,12 @@ impl BalloonLine {
         Pages(self.max.load(Ordering::Relaxed))
     }
 
-    /// Sets the most pages it may hold; whether that changed.
+    /// Sets the most pages it may hold; returns whether that changed.
     pub(super) fn set_max(&self, max: Pages) -> bool {
         self.max.swap(max.0, Ordering::Relaxed) != max.0
     }
 
-    /// Looks how far it has come; whether its agent just began or ceased to be worth waiting for.
+    /// Looks how far it has come. Returns whether it is worth waiting for, if that has changed.
     pub(super) fn look(&self, now: Instant, target: Pages, ballooned: Pages) -> Option<bool> {
         let attached = self.attached.load(Ordering::Relaxed);
         let alive = lock(&self.progress).look(now, attached, target, ballooned);
@@ -98,7 +98,7 @@ impl BalloonLine {
         (alive != before).then_some(alive)
     }
 
-    /// Whether an agent is connected and has come closer to its target lately, or is there.
+    /// Whether an agent is connected and has lately come closer to its target, or has reached it.
     pub(super) fn is_waited_for(&self) -> bool {
         self.waited_for.load(Ordering::Relaxed)
     }
@@ -113,7 +113,7 @@ impl BalloonLine {
         lock(&self.progress).brings()
     }
 
-    /// The guest, which has given so many pages up, says this about itself.
+    /// Notes what the guest, whose balloon holds `ballooned` pages, says about itself.
     pub(super) fn set_stats(&self, stats: &GuestStats, ballooned: Pages) {
         let free = stats.free.map(|free| Pages(ballooned.0 + free.pages().0));
         *lock(&self.free) = free;
@@ -130,12 +130,12 @@ impl BalloonLine {
         *lock(&self.stats)
     }
 
-    /// The guest asks for `pages` of the `ballooned` pages back.
+    /// Notes that the guest asks for `pages` of the `ballooned` pages back.
     pub(super) fn relieve(&self, ballooned: Pages, pages: Pages) {
         lock(&self.relief).ask(Instant::now(), ballooned, pages);
     }
 
-    /// The most pages that the policy may want in it while relief holds.
+    /// The most pages that the policy may want in the balloon while relief holds.
     pub(super) fn relief(&self) -> Option<Pages> {
         lock(&self.relief).ceiling(Instant::now())
     }
@@ -147,7 +147,7 @@ impl Member {
         lock(&self.layered).now.clone()
     }
 
-    /// Its settings by where they come from.
+    /// Its settings, by where they come from.
     pub(super) fn layered(&self) -> Layered {
         lock(&self.layered).clone()
     }
@@ -172,7 +172,7 @@ impl Member {
         lock(&self.worth)
     }
 
-    /// Ends the VM: its guest is told why, its session thread does the rest.
+    /// Ends the VM: tells its guest why; its session thread does the rest.
     pub(super) fn end(&self, why: &str) {
         self.vm.set_end_reason(why);
         self.balloon.closing.store(true, Ordering::Relaxed);
@@ -198,19 +198,19 @@ impl Member {
 
     /// For how long its threads have stood still.
     pub(super) fn stalled(&self) -> Stalled {
-        // Where the kernel does not tell, a guest cannot prove that it has more than one.
+        // Where the kernel does not tell, the guest counts as having one thread.
         let threads = || self.process.threads().unwrap_or(1);
         self.vm.stalled(threads, Instant::now())
     }
 
-    /// Lets its balloon hold at most so many pages.
+    /// Lets its balloon hold at most `pages`.
     pub(super) fn set_balloon_max(&self, pages: Pages) {
         if self.balloon.set_max(pages) {
             self.balloon.doorbell.ring();
         }
     }
 
-    /// The size its balloon shall have, whoever says so: no more than it may hold.
+    /// The size its balloon is to have, by the policy or by hand: no more than it may hold.
     pub(super) fn balloon_target(&self) -> Pages {
         self.vm.orders.balloon_target().min(self.balloon.max())
     }

@@ -1,8 +1,8 @@
 //! The registry of the VMs that are powered on or about to be.
 //!
 //! A name belongs to a VM from the handshake on, before there is a [`Member`], and until nothing is left
-//! of it: two swap files of one name, or a guest that is taken for its predecessor, are excluded by that.
-//! What a VM is promised before it runs is noted with its name; once it runs, its settings say it.
+//! of the VM. So there are never two swap files of one name, and no guest is taken for its predecessor.
+//! What a VM is promised before it runs is noted with its name; once it runs, its settings say what it is promised.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,11 +13,11 @@ use crate::reclaim::Job;
 use crate::share::Peers;
 use crate::units::{Gfn, Pages, VmId};
 
-/// How long a new guest waits for what a VM that is ending still has: its name, its place, its disk space.
+/// How long a new guest waits for what an ending VM still has: its name, its memory, its disk space.
 const ENDING: Duration = Duration::from_secs(3);
 
-/// The registry: all VMs, and the names that are taken. One lock, held for a look or a change of the
-/// lists and never across anything that waits, but for VMs that end.
+/// The registry: all VMs, and the names that are taken. It has one lock, which is held for a look at the lists or a
+/// change of them. The only waits are those for VMs that end, and they release the lock.
 #[derive(Debug, Default)]
 pub(super) struct Members {
     state: Mutex<State>,
@@ -32,7 +32,7 @@ struct State {
     members: Vec<Arc<Member>>,
 }
 
-/// A name that is taken, and what its VM was promised before it runs.
+/// A name that is taken, and what its VM is promised until it runs.
 #[derive(Debug)]
 struct Taken {
     name: String,
@@ -67,30 +67,31 @@ impl Members {
         VmId(self.ids.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    /// Ends all VMs, those too that are on their way to be added: whoever adds one asks
+    /// Ends all VMs, including those that are about to be added: whoever adds a VM asks
     /// [`Members::is_closed`] after that.
     pub(super) fn close(&self, why: &str) {
-        // Relaxed: whoever adds a VM takes the lock of `all` before it asks. Either it adds in time, or it sees this.
+        // Relaxed: whoever adds a VM takes the lock of `all` before asking. So either `all` has the VM, or its
+        // session sees this store.
         self.closed.store(true, Ordering::Relaxed);
         for member in self.all() {
             member.end(why);
         }
     }
 
-    /// Ends the processes of all guests: one may keep the thread waiting that should see to its end.
+    /// Kills the processes of all guests: a guest may keep the thread waiting that should see to its end.
     pub(super) fn kill(&self) {
         for member in self.all() {
             let _ = member.process.kill(Duration::ZERO);
         }
     }
 
-    /// Whether the host ends.
+    /// Whether the host is ending.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// Takes a name for a VM that is being powered on; `None` if it is in use. A name whose VM is just
-    /// ending is waited for: a guest is often started again as soon as it has exited.
+    /// Takes a name for a VM that is being powered on; `None` if the name is in use. Waits for a name whose VM
+    /// is just ending: a guest is often started again as soon as it has exited.
     pub(super) fn take_name(self: &Arc<Self>, name: &str) -> Option<Name> {
         let is_ending = |state: &mut State| state.is_taken(name) && !state.is_alive(name);
         let waited = self
@@ -110,7 +111,7 @@ impl Members {
         })
     }
 
-    /// Waits until no VM is ending; `false` if none is.
+    /// Waits until no VM is ending; returns whether any was.
     pub(super) fn await_endings(&self) -> bool {
         let is_any = |state: &mut State| state.members.iter().any(|member| member.is_ending());
         let mut state = lock(&self.state);
@@ -119,7 +120,7 @@ impl Members {
         found
     }
 
-    /// The VM runs: from here on its settings say what it is promised.
+    /// Adds a VM that runs: from here on its settings say what it is promised.
     pub(super) fn add(&self, member: Arc<Member>) {
         let mut state = lock(&self.state);
         for taken in &mut state.names {
@@ -146,7 +147,7 @@ impl Members {
             .retain(|member| member.vm.id != id);
     }
 
-    /// All of them, in the order in which they came.
+    /// All VMs that run, in the order in which they were added.
     pub(super) fn all(&self) -> Vec<Arc<Member>> {
         lock(&self.state).members.clone()
     }
@@ -171,7 +172,7 @@ impl Members {
             .cloned()
     }
 
-    /// Waits at most `timeout` until no name is taken any more; whether that is so.
+    /// Waits at most `timeout` until no name is taken any more; returns whether that is so.
     pub(super) fn wait_until_empty(&self, timeout: Duration) -> bool {
         let waited = self
             .emptied
@@ -180,7 +181,7 @@ impl Members {
     }
 }
 
-/// A name that is taken; given back when dropped, which is when nothing is left of its VM.
+/// A name that is taken. It is given back when this is dropped, which is when nothing is left of its VM.
 #[derive(Debug)]
 pub(super) struct Name {
     members: Arc<Members>,
@@ -218,7 +219,7 @@ impl Peers for Members {
         if let Some(member) = self.by_id(vm)
             && !member.worker.suggest(Job::Look(gfn))
         {
-            // Its worker is behind: the next pass looks.
+            // Its worker is too far behind to take a job: the page is looked at in the next pass instead.
             member.vm.table.note_written(gfn);
         }
     }

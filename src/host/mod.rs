@@ -12,7 +12,8 @@
 //! The main thread follows the configuration file and waits for a signal, and then ends everything in
 //! order: guests first, each told why, then the sockets.
 //!
-//! What they share has owners, each with a lock of its own, and none of them knows who comes after it:
+//! The state that these threads share has owners, each with a lock of its own. An owner knows only those above
+//! it in this table:
 //!
 //! | owner | owns |
 //! |---|---|
@@ -23,7 +24,7 @@
 //! | `admission.rs` | promises of memory: power-on and changes of settings, one at a time |
 //! | `governor.rs` | the free state, the latest plan, the policy thread |
 //!
-//! `daemon.rs` puts them together. On it stand the API (`api.rs`, `status.rs`), the sessions of guests
+//! `daemon.rs` puts them together. Above it are the API (`api.rs`, `status.rs`), the sessions of guests
 //! (`session.rs`) and agents (`balloon.rs`), the listeners, and this file.
 
 mod admission;
@@ -74,8 +75,8 @@ pub use options::{EngineChoice, HostOptions};
 /// How often the configuration file is looked at.
 const FILE_PERIOD: Duration = Duration::from_secs(1);
 
-/// Runs the daemon until it is told to end by SIGINT or SIGTERM; SIGHUP reloads the configuration file. `ready` is called with the
-/// capability table when guests can be started.
+/// Runs the daemon until SIGINT or SIGTERM tells it to end; SIGHUP reloads the configuration file. `ready` is called
+/// with the capability table when guests can be started.
 ///
 /// # Errors
 /// [`HostError`]; nothing is left behind.
@@ -83,7 +84,7 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     if options.memory < MIN_MEMORY {
         return Err(HostError::Memory(options.memory));
     }
-    // Before any thread starts: threads inherit what is blocked.
+    // Before any thread starts, because threads inherit the blocked signals.
     let signals = Signals::block(ENDING).map_err(cannot("wait for signals"))?;
     end_on_panic();
     raise_descriptor_limit();
@@ -122,8 +123,8 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     Ok(())
 }
 
-/// A panic of any thread ends the daemon. It means that an invariant does not hold, and a daemon that
-/// goes on could hand out wrong bytes; guests of one that is gone end with a message.
+/// Makes a panic of any thread end the daemon. A panic means that an invariant does not hold, and a daemon that
+/// went on could hand out wrong bytes; guests whose daemon is gone end with a message.
 fn end_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -132,9 +133,9 @@ fn end_on_panic() {
     }));
 }
 
-/// Other processes of this user could reach all guests' memory by this one.
+/// Closes this process to others of its user, which could reach the memory of all guests through it.
 fn close_to_others() {
-    // First what a process that is closed cannot do any more. The capability table tells of failures.
+    // First the mounts, which a closed process cannot make any more. The capability table reports a failure.
     let _ = readers_cannot_write();
     let closed = privacy::keep_out_of_dumps().and_then(|()| privacy::close_to_others());
     if let Err(error) = closed {
@@ -142,7 +143,8 @@ fn close_to_others() {
     }
 }
 
-/// A guest takes about 25 descriptors, and the usual soft limit of 1024 is for programs that select(2).
+/// Raises the limit of open files. A guest takes about 25 descriptors, and the usual soft limit of 1024 is meant
+/// for programs that use select(2).
 fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
@@ -151,8 +153,8 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Takes up each change of the configuration file, and reloads it when SIGHUP asks for that, until a
-/// signal comes that ends the daemon.
+/// Reloads the configuration file whenever it changes or SIGHUP comes, until a signal comes that ends the
+/// daemon.
 fn follow_until_signal(host: &Host, signals: &Signals) -> Result<Signal, HostError> {
     loop {
         let event = signals

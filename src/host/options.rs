@@ -1,4 +1,4 @@
-//! What the daemon is started with, checked.
+//! The options that the daemon is started with, checked.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ pub struct HostOptions {
     pub runtime_dir: RuntimeDir,
     /// The most mappings sharing may cost one guest; `None` chooses by the kernel's limit.
     pub vma_budget: Option<u32>,
-    /// The host settings by where they were given.
+    /// The host settings, by where they were given.
     pub layers: Layers,
     /// The configuration file that was read.
     pub config: Option<ConfigFile>,

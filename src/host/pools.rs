@@ -1,4 +1,4 @@
-//! The share pools: one for each sharing domain, as long as a VM uses it, and the hints of all of them.
+//! The share pools, one for each sharing domain for as long as a VM uses it, and the hints that all share.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,7 +17,7 @@ const MIN_FRAMES: u64 = 1 << 16;
 /// The pool must fit the address space of every guest: 1 TiB of frames.
 const MAX_FRAMES: u64 = 1 << 28;
 
-/// The pools by their domain. Its lock is taken alone.
+/// The pools by their domain. Their lock is never held together with another.
 #[derive(Debug)]
 pub(super) struct Pools {
     total: Pages,
@@ -26,14 +26,14 @@ pub(super) struct Pools {
 }
 
 impl Pools {
-    /// No pools yet; the table of hints is charged to `budget`, of which nobody else has taken any.
+    /// No pools yet. The table of hints is charged to `budget`, which must be unused.
     ///
     /// # Errors
     /// When there is no memory for that table.
     pub(super) fn new(budget: &Budget) -> io::Result<Self> {
         let total = budget.total();
         let hints = Arc::new(Hints::new(total)?);
-        // A quarter of a percent: it is there.
+        // It cannot fail: the table is a quarter of a percent of a budget that is unused.
         let _ = budget.take(Hints::metadata(total).0, Urgency::Reclaim);
         Ok(Self {
             total,
@@ -42,10 +42,10 @@ impl Pools {
         })
     }
 
-    /// The pool of a sharing domain. A VM that shares with nobody has one of its own that stays empty.
+    /// The pool of a sharing domain. A VM that does not share has a pool of its own, which stays empty.
     ///
     /// # Errors
-    /// What the kernel says to another memfd, or when there is no memory for its tables.
+    /// When the kernel refuses another memfd, or there is no memory for the pool's tables.
     pub(super) fn get(&self, id: VmId, domain: &Domain) -> io::Result<Arc<Pool>> {
         let mut domains = self.domains();
         domains.retain(|_, pool| pool.strong_count() > 0);
@@ -67,12 +67,12 @@ impl Pools {
         u32::try_from(frames.clamp(MIN_FRAMES, MAX_FRAMES)).unwrap_or(u32::MAX)
     }
 
-    /// The memory that no VM pays for: hints.
+    /// The memory that is charged to no VM: the hints.
     pub(super) fn metadata(&self) -> Pages {
         Hints::metadata(self.total)
     }
 
-    /// Those that are in use.
+    /// The pools that are in use.
     pub(super) fn all(&self) -> Vec<Arc<Pool>> {
         self.domains().values().filter_map(Weak::upgrade).collect()
     }

@@ -99,7 +99,7 @@ impl Rig {
     }
 }
 
-/// What a guest called `name` with `pages` and nothing special says first.
+/// The first message of a guest called `name` with `pages` and nothing special.
 pub(super) fn hello(name: &str, pages: u32) -> Hello {
     Hello {
         name: name.to_owned(),

@@ -37,9 +37,9 @@ const END_GRACE: Duration = Duration::from_millis(700);
 /// How long the kernel may take to end a killed guest.
 const KILL_GRACE: Duration = Duration::from_secs(2);
 
-/// Anybody of the same user can be refused as often as a socket can be opened.
+/// Any process of the same user can have itself refused as often as it can open a socket.
 static REFUSALS: Throttle = Throttle::new(20, Duration::from_secs(1));
-/// Three lines a VM: of some dozen at once, and then three VMs a second.
+/// Three lines for each VM: enough for some dozen at once, and then for three VMs a second.
 static POWER: Throttle = Throttle::new(200, Duration::from_millis(100));
 
 /// Why a handshake failed.
@@ -77,14 +77,14 @@ pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
         Ok(powered) => powered.live(host, socket),
         Err(error) => {
             REFUSALS.line(|unsaid| tracing::warn!(%error, unsaid, "a guest was not powered on"));
-            // The guest may be gone; then there is nobody to tell.
+            // An error is ignored: if the guest is gone, there is nobody to tell.
             let _ = socket.send(&Message::Error(chain(&error)).encode());
         }
     }
 }
 
-/// The fault channels of a guest. Nobody but the daemon ever holds its ends: who has a descriptor of a socket can
-/// have the kernel hold its lock for ever, by receiving into a page that is never brought.
+/// The fault channels of a guest. Nobody but the daemon ever holds its own ends: whoever has a descriptor of a socket
+/// can make the kernel hold the socket's lock for ever, by receiving into a page that is never brought.
 struct Channels {
     ours: Vec<SeqPacket>,
     theirs: Vec<SeqPacket>,
@@ -98,7 +98,7 @@ impl Channels {
     }
 }
 
-/// A guest whose handshake is done but for the last word.
+/// A guest whose handshake is done, except for the last message (GO).
 struct Powered {
     id: VmId,
     token: u64,
@@ -261,7 +261,7 @@ impl Powered {
         let Channels { ours, theirs } = self.channels;
         let link = Arc::new(Link::new(socket));
         let base = self.ready.base;
-        // Without it every page that is due is hashed, which costs time and nothing else.
+        // It may fail: without a page map every page that is due is hashed, which only costs time.
         let pagemap = Pagemap::open(&self.process, base, params.pages);
         let tracks_writes = pagemap.is_ok();
         let engine = engine(&ram, &link, self.uffd.as_ref(), base, pagemap.ok());
@@ -270,7 +270,7 @@ impl Powered {
         let Some(vm) = put_together(self.id, params, engine, parts, &link) else {
             return;
         };
-        // Until the policy has seen it.
+        // The ceiling until the first plan.
         vm.orders.set_ceiling(layered.now.limit);
         metadata.taken_over();
         let peers = Arc::clone(&host.members) as Arc<dyn crate::share::Peers>;
@@ -313,18 +313,20 @@ impl Powered {
             domain: Mutex::new(domain),
             worth: Mutex::default(),
         });
+        // Added before `is_closed` is asked: either `Members::close` ends this VM, or it never runs.
         host.members.add(Arc::clone(&member));
         log_power_on(&member, tracks_writes);
         let runs = link.go(&theirs) && !host.members.is_closed();
-        // The guest has its own descriptors of them now.
+        // The guest has its own descriptors of these sockets now.
         drop(theirs);
         let ended = if runs { faults.run() } else { Ended::GuestGone };
         power_off(host, &member, worker, &ended);
+        // Last: the name stays taken until nothing is left of the VM.
         drop(name);
     }
 }
 
-/// The VM; `None` if there is no memory for its tables, which its guest is told.
+/// Makes the VM. `None`: there is no memory for its tables, and its guest has been told.
 fn put_together(
     id: VmId,
     params: VmParams,
@@ -374,13 +376,13 @@ fn power_off(host: &Host, member: &Member, worker: Worker, ended: &Ended) {
     member.balloon.closing.store(true, Ordering::Relaxed);
     member.balloon.doorbell.ring();
     member.link.end(&chain(ended));
-    // Its frames may be reused only when it cannot see them any more.
+    // The guest must be gone before the tear-down: its frames may be reused only when it cannot see them any more.
     if !member.process.wait(END_GRACE) && !member.process.kill(KILL_GRACE) {
         tracing::error!(vm = %vm.params.name, pid = member.process.pid(), "the guest does not die");
     }
     worker.join();
     vm.tear_down();
-    // After its memory is back: who sees no VM any more sees no memory of one either.
+    // Only after its memory is back: a client that no longer sees the VM must not see its memory in use either.
     host.members.remove(vm.id);
     let used_pages = host.budget.used().0;
     POWER.line(|unsaid| tracing::info!(vm = %vm.params.name, used_pages, unsaid, "VM is gone"));

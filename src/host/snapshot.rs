@@ -9,7 +9,7 @@ use crate::page::{Budget, Home};
 use crate::policy::{FreeState, HostSnapshot, VmSnapshot};
 use crate::units::{FrameId, Pages, VmId};
 
-/// The whole host, at the time `now`. `active` tells what each VM is estimated to use, `seed` differs from snapshot to
+/// The whole host, at the time `now`. `active` returns what a VM is estimated to use; `seed` is different in each
 /// snapshot.
 pub(super) fn snapshot(
     budget: &Budget,
@@ -109,14 +109,14 @@ fn vm_snapshot(member: &Member, now: Instant, active: Option<Pages>) -> VmSnapsh
         swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
         swap_failing: vm.is_swap_failing(),
         mute: member.is_mute(),
-        // What waits for its own balloon needs no help while that comes.
+        // Faults that wait at the ceiling need no eviction while the VM's own balloon grows.
         pressing: vm.is_at_ceiling() && vm.parking.is_starved() && !member.balloon.inflates(),
     }
 }
 
-/// What sharing saves this VM: its part of what its pool saves, by the number of its shared pages.
-/// Which frame has how many users is known, but adding that up page by page would cost more than the
-/// policy gains by it; the sum over all VMs is exact.
+/// What sharing saves this VM: its part of what its pool saves, in proportion to its shared pages. The
+/// users of each frame are known, but adding them up page by page would cost more than the policy gains by
+/// it. The sum over all VMs is exact.
 pub(super) fn sharing_saved(member: &Member) -> Pages {
     let counts = member.vm.pool().counts();
     let shared = member.vm.table.count(Home::Shared(FrameId(0)));
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::vm::Means;
 
-    /// The room that the swap file and the compression cache of the only VM have at this time.
+    /// The room that the snapshot shows in the swap file and the compression cache of the only VM.
     fn room(rig: &Rig, now: Instant) -> [Pages; 2] {
         let seen = (FreeState::High, 0);
         let host = snapshot(&rig.budget, &rig.members.all(), seen, now, |_| None);

@@ -1,4 +1,4 @@
-//! The daemon as [`crate::telemetry`] tells it.
+//! The status of the daemon, for [`crate::telemetry`].
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ impl Host {
         let thresholds =
             policy::Thresholds::of(self.budget.total(), &self.configuration.settings().policy());
         let totals = Totals::of(&vms);
-        // Read once, as everything of which two numbers are told: pages move while they are counted.
+        // Read only once, because two numbers are derived from it that must agree: pages move while they are counted.
         let used = self.budget.used();
         HostStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -54,7 +54,7 @@ impl Host {
         }
     }
 
-    /// `shared` are the pages of all VMs that are on frames, as the VMs tell it.
+    /// `shared` is the number of shared pages of all VMs, as their status has it.
     fn share_status(&self, vms: &[VmStatus], shared: Pages) -> ShareStatus {
         let settled = vms.iter().filter(|vm| vm.scan.settled).count();
         let mut sum = ShareStatus {
@@ -67,7 +67,7 @@ impl Host {
             let counts = pool.counts();
             sum.frames.0 += counts.frames.0;
             sum.hints += counts.hints.0;
-            // What cannot be asked counts as what we think it is.
+            // A pool that the kernel does not report on counts as what its frames should take.
             sum.pool_pages.0 += pool.allocated().unwrap_or(counts.frames).0;
         }
         // A frame that is being filled has no page yet.
@@ -78,7 +78,7 @@ impl Host {
 
     pub(super) fn vm_status(&self, member: &Member) -> VmStatus {
         let vm = &member.vm;
-        // Before the homes: what a counter has counted is in the homes that are read after it.
+        // Read before the homes, so that whatever a counter has counted is already in the homes.
         let (faults, scan, evict) = (faults(vm), scan(vm), evict(vm));
         let homes = homes(vm);
         let zip = vm.zip.lock();
@@ -199,7 +199,7 @@ fn balloon(member: &Member, size: Pages) -> BalloonStatus {
         agent,
         waited_for: member.balloon.is_waited_for(),
         size_pages: size,
-        // An agent that has just left takes its target with it, before the next plan.
+        // An agent that has just left takes its target with it; the orders show that only with the next plan.
         target_pages: if agent { member.balloon_target() } else { size },
         max_pages: member.balloon.max(),
         manual_pages: member.vm.orders.manual(),

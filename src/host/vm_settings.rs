@@ -1,7 +1,6 @@
 //! The settings of one VM: what it is powered on with, and how they change while it runs.
 //!
-//! A guest says what it wants; the configuration file may say otherwise, and what is set by hand says it
-//! last.
+//! A guest says what it wants. The configuration file overrides that, and what is set by hand overrides both.
 
 use memvisor_guest_agent::guest::Shares;
 use memvisor_guest_agent::protocol::memory::Hello;
@@ -10,7 +9,7 @@ use crate::settings::{HostSettings, VmPatch, VmSettings, VmSettingsError};
 use crate::units::Pages;
 use crate::vm::VmParams;
 
-/// The settings of a VM by where they come from.
+/// The settings of a VM, by where they come from.
 #[derive(Clone, Debug)]
 pub(super) struct Layered {
     /// What the guest wants.
@@ -33,7 +32,7 @@ impl Layered {
         })
     }
 
-    /// With another file.
+    /// The settings with another file.
     pub(super) fn with_file(
         &self,
         file: &VmPatch,
@@ -42,7 +41,7 @@ impl Layered {
         self.with(file, self.by_hand.clone(), params)
     }
 
-    /// With `patch` set by hand, over the file.
+    /// The settings with `patch` set by hand, which overrides the file.
     pub(super) fn with_change(
         &self,
         file: &VmPatch,
@@ -81,14 +80,14 @@ fn wanted(hello: &Hello) -> Result<VmSettings, VmSettingsError> {
     wanted.apply(&VmSettings::default(), pages(hello.pages))
 }
 
-/// The slots of its swap file: whatever may be taken from it has a place from the start.
+/// The slots of a VM's swap file: there is room from the start for all that may be taken from it.
 pub(super) fn swap_slots(params: &VmParams, settings: &VmSettings) -> u32 {
     let reservation = u32::try_from(settings.reservation.0).unwrap_or(u32::MAX);
     params.pages.saturating_sub(reservation)
 }
 
-/// The most pages of the balloon of a VM with `pages`: by the host's setting and by its own, and none of
-/// its reservation, whoever asks for it.
+/// The most pages that the balloon of a VM with `pages` may hold: by the host's setting and by its own, and none of
+/// its reservation.
 pub(super) fn balloon_max(pages: u32, own: &VmSettings, host: &HostSettings) -> Pages {
     let pages = u64::from(pages);
     let by_host = Pages(pages * u64::from(host.ctl_max_percent) / 100);

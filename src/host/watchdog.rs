@@ -1,10 +1,10 @@
-//! Guests that others suffer from, and that no order reaches, are ended here.
+//! Ends guests that harm others and that no order reaches.
 //!
 //! Reclaim needs the guest's help: its shim acknowledges each command. And the budget needs its honesty: a shim
-//! holds its RAM as a file, which it can fill without asking anybody. Nothing can force either, so a guest
-//! that takes what it was not given ([`overdraft`]), or keeps what others are promised by not answering
-//! ([`overdue`]), is ended. Each is told why, and so is the log. One that was told to end, and keeps the VM's own
-//! thread from seeing to it ([`overstay`]), is killed.
+//! holds its RAM as a file, which it can fill without asking anybody. Neither help nor honesty can be forced. So a
+//! guest is ended if it takes what it was not given ([`overdraft`]), or if by not answering it keeps what others are
+//! promised ([`overdue`]). The guest is told why, and the log says it too. A guest that was told to end, and keeps
+//! the VM's own thread from seeing to that ([`overstay`]), is killed.
 //!
 //! The policy thread looks each time it has handed out a plan. A look costs one `fstat(2)` for each VM.
 
@@ -26,11 +26,11 @@ use overdraft::Overdraft;
 use overdue::{Debtor, Need, Why, overdue};
 use overstay::overstays;
 
-/// The shortest time between two looks at what the kernel counts: the policy looks more often when memory
-/// runs short, and what is under way must have had time to end.
+/// The shortest time between two looks at what the kernel counts. When memory runs short the policy looks more
+/// often than that, but what was under way at one look must have had time to end before the next.
 const COUNT_PERIOD: Duration = Duration::from_millis(200);
 
-/// A process that does not die is killed at each look.
+/// A process that does not die is killed again at each look.
 static KILLS: Throttle = Throttle::new(20, Duration::from_secs(1));
 
 /// What is remembered from look to look.
@@ -60,7 +60,7 @@ impl Watchdog {
         }
     }
 
-    /// Looks at all VMs, which `snapshot` is of, in the state that was planned.
+    /// Looks at all VMs. `snapshot` is of the same VMs in the same order; `state` is the planned one.
     pub(super) fn look(
         &mut self,
         members: &[Arc<Member>],
@@ -84,7 +84,7 @@ impl Watchdog {
             let Ok(filled) = member.ram.allocated() else {
                 continue;
             };
-            // Pages came and went meanwhile.
+            // The larger of two counts, because pages come and go while the kernel counts.
             let paid = before.max(paid(member));
             let overdraft = self.overdrafts.entry(member.vm.id).or_default();
             if overdraft.look(filled, paid) {
@@ -113,7 +113,7 @@ impl Watchdog {
         let Some((index, why)) = overdue(&self.need, now, &debtors) else {
             return;
         };
-        // What it held must have come to the others before the next one is ended.
+        // Begin anew: what this guest held must have reached the others before another guest is ended.
         self.need = Need::default();
         let (member, Debtor { silence, spare }) = (&members[index], debtors[index]);
         let other = unmet.map_or("", |(member, _)| member.vm.params.name.as_str());
@@ -141,13 +141,13 @@ fn look_at_ends(members: &[Arc<Member>], now: Instant) {
                     "VM was told to end and has not: its guest is killed"
                 );
             });
-            // The VM's own thread notices, as soon as it runs again.
+            // No wait: the VM's own thread notices the end as soon as it runs again.
             let _ = process.kill(Duration::ZERO);
         }
     }
 }
 
-/// What of its RAM may be filled: what is resident, what waits for its guest to confirm that it is mapped,
+/// How much of a VM's RAM may be filled: what is resident, what is kept until its guest confirms a mapping,
 /// and what the guest may bring by itself. All of it is charged.
 fn paid(member: &Member) -> Pages {
     let table = &member.vm.table;
@@ -161,7 +161,7 @@ fn is_unmet(member: &Member, seen: &VmSnapshot) -> bool {
 }
 
 fn debtor(member: &Member, seen: &VmSnapshot) -> Debtor {
-    // One that is on its way out owes nothing more.
+    // A guest that is ending owes nothing more.
     let silence = if member.is_ending() {
         Duration::ZERO
     } else {

@@ -1,8 +1,8 @@
 //! Admission: whether one more reservation can be promised.
 //!
 //! A reservation is a promise that holds whatever the other VMs do, so it is checked once, before
-//! the VM exists, against what is not promised yet. What must stay free is not up for promise:
-//! if it were, VMs that use their reservations would hold the host short for ever.
+//! the VM exists, against what is not promised yet. The memory that must stay free is never promised:
+//! if it were, VMs that use their reservations would keep the host short for ever.
 
 use thiserror::Error;
 
@@ -55,7 +55,7 @@ pub enum Refusal {
         unreserved: Pages,
         /// All the host pages the daemon may use.
         budget: Pages,
-        /// The sum of the reservations of the VMs there are.
+        /// The sum of the reservations of the VMs of this host.
         reserved: Pages,
         /// The host pages of metadata now.
         metadata: Pages,

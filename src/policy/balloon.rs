@@ -5,10 +5,10 @@
 //! entitled to is ballooned to `size - entitled`, because then the guest cannot hold more whichever
 //! pages it gives up first, also pages it never touched.
 //!
-//! A VM that is content is never asked for more than its balloon already holds. Its balloon
-//! shrinks as its target rises, and when it is about to need pages that the host can spare. It is
-//! not returned faster: a guest that has room would only fill it until the host is short and then
-//! lose it again, in a slow swing. All of it is returned once all balloons together can be.
+//! A VM that holds no more than it is entitled to is never asked for more than its balloon already holds. Its
+//! balloon shrinks as its target rises, and when the VM is about to need pages that the host can spare. The
+//! balloon is not returned faster: a guest with room would only fill it until the host is short, and then lose
+//! it again, in a slow swing. Balloons are returned in full once all of them can be.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ use super::{Config, percent_of, total};
 use crate::units::Pages;
 
 /// The guest pages that the balloon of a VM is to hold: no part of its reservation, and no more
-/// than its own and the host-wide maximum, also if somebody has set it by hand. One without an agent
+/// than its own and the host-wide maximum, even if the size was set by hand. A balloon without an agent
 /// stays as it is.
 pub(super) fn target(
     vm: &VmSnapshot,
@@ -53,10 +53,10 @@ pub(super) fn target(
 }
 
 /// The size up to which the balloon of a VM takes only pages that its guest has free and that cost the host something,
-/// and leaves the guest its headroom: a guest that pages for its balloon is slower than a host that compresses for it.
-/// A guest that does not say what it has free keeps it.
+/// and leaves the guest its headroom: a guest that pages to fill its balloon is slower than a host that compresses.
+/// Nothing is asked of a guest that does not say how much it has free.
 fn spare(vm: &VmSnapshot, config: &Config) -> Pages {
-    // What it holds already was free as well, and may have cost nothing.
+    // Pages that the balloon already holds were free as well, and may have cost nothing.
     let costs_nothing = total([vm.untouched, vm.zero, vm.ballooned]);
     let kept = percent_of(vm.size, config.headroom_percent).max(costs_nothing);
     vm.balloon_free.unwrap_or_default().saturating_sub(kept)
@@ -79,7 +79,7 @@ fn asked(vm: &VmSnapshot, allotment: Allotment, rules: &Rules) -> Pages {
     }
 }
 
-/// The same because of the limit alone, which binds in every state.
+/// The pages that the balloon must hold because of the limit alone, which binds in every state.
 fn asked_by_limit(vm: &VmSnapshot) -> Pages {
     if wanted(vm) > vm.max() {
         vm.size.saturating_sub(vm.max())
@@ -88,16 +88,16 @@ fn asked_by_limit(vm: &VmSnapshot) -> Pages {
     }
 }
 
-/// The guest pages with content that it may want to use, wherever they are.
+/// The guest pages with content, wherever they are: the guest may want to use all of them.
 fn wanted(vm: &VmSnapshot) -> Pages {
     total([vm.resident, vm.shared, vm.compressed, vm.swapped])
 }
 
-/// What the balloon of a content VM keeps.
+/// What the balloon keeps of a VM that is within its fair part.
 ///
-/// While it shrinks, what it loses is room of the guest. Only the two together decide, so on its way
-/// down it has the same target at every step; one that took its size for a start would move
-/// with it, and stop half way when the balloon does.
+/// A balloon that shrinks turns what it loses into room of the guest. Only the sum of the two decides, so the
+/// target is the same at every step down. A target computed from the balloon's size alone would move with the
+/// balloon, and get stuck half way if the balloon did.
 fn kept(vm: &VmSnapshot, allotment: Allotment, config: &Config) -> Pages {
     let kept = match allotment.met {
         Met::Balloons => Pages(0),
@@ -106,7 +106,7 @@ fn kept(vm: &VmSnapshot, allotment: Allotment, config: &Config) -> Pages {
         }
         Met::Short => vm.ballooned,
     };
-    // What is above the limit is never backed, so that part of a balloon may as well stay.
+    // Guest pages above the limit are never backed, so the balloon may as well keep as many.
     let above_limit = vm.size.saturating_sub(vm.max());
     kept.max(above_limit)
         .min(vm.ballooned)
@@ -118,7 +118,8 @@ fn cap(vm: &VmSnapshot, config: &Config) -> Pages {
     bound(vm, config).0
 }
 
-/// The same, and which of the bounds it is; of equal ones the first.
+/// The most the balloon may hold, and the bound that says so. Of equal bounds, the first in the order host,
+/// reservation, VM.
 pub(super) fn bound(vm: &VmSnapshot, config: &Config) -> (Pages, BalloonBound) {
     let host = percent_of(vm.size, config.balloon_max_percent);
     let reservation = vm.size.saturating_sub(vm.min());
@@ -143,7 +144,7 @@ pub enum BalloonBound {
     Reservation,
 }
 
-/// The pages that the balloon of a VM is still expected to bring, in time.
+/// The pages that the balloon of a VM can still be expected to bring in time.
 pub(super) fn pending(vm: &VmSnapshot, plan: &VmPlan) -> Pages {
     if !vm.agent || !vm.agent_alive {
         return Pages(0);

@@ -9,16 +9,16 @@ use thiserror::Error;
 use super::Generation;
 use crate::units::Pages;
 
-/// By what the idle memory tax is taken (`Mem.IdleTaxType`).
+/// By which means the idle memory tax is taken (`Mem.IdleTaxType`).
 ///
-/// VMware documents the values 0 and 1 and no more. That 0 means paging and 1 the balloon is a common
-/// reading; another is that the rate of 1 rises with idleness, by a formula that is not published.
+/// VMware documents the values 0 and 1 and no more. A common reading is that 0 means paging and 1 the
+/// balloon; another is that with 1 the rate rises with idleness, by a formula that is not published.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdleTaxType {
-    /// 0: balloons take what they would without the tax, and what it takes beyond is paged out.
+    /// 0: balloons take what they would without the tax, and what the tax takes beyond that is paged out.
     Flat,
-    /// 1: balloons take it, as they take everything.
+    /// 1: balloons take what is taxed, as they take everything else.
     #[default]
     Variable,
 }
@@ -54,10 +54,10 @@ impl FromStr for IdleTaxType {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The generation of ESX that decides about thresholds and what runs in which state. Default 5.0.
+    /// The generation of ESX that decides the thresholds and what runs in which state. Default 5.0.
     pub generation: Generation,
     /// What is kept free (`minFree`), in % of the budget; the other thresholds follow from it. Range
-    /// 0..=50, default 0: as the generation does it. Source: `Mem.MemMinFreePct`.
+    /// 0..=50, default 0: what the generation keeps free. Source: `Mem.MemMinFreePct`.
     pub min_free_percent: u32,
     /// How far free memory must exceed a threshold before the state improves, in % of the gap to
     /// the threshold below it. Default 20, range 10..=25. ESX has such a margin but does not
@@ -74,7 +74,7 @@ pub struct Config {
     /// and does not use. Default 75, range 0..=99; at 0 only shares count. It applies to VMs whose
     /// active pages are known. Source: `Mem.IdleTax`; OSDI 2002 section 5.2.
     pub idle_tax_percent: u32,
-    /// By what the tax is taken. Default variable. Source: `Mem.IdleTaxType`.
+    /// By which means the tax is taken. Default variable. Source: `Mem.IdleTaxType`.
     pub idle_tax_type: IdleTaxType,
     /// Whether pages are compressed at all; 2002 never does. Default true. Source:
     /// `Mem.MemZipEnable`.

@@ -1,18 +1,18 @@
 //! Eviction orders: how many pages each VM loses now, by share, compress and swap in that order.
 //!
 //! Balloons are slow and may not move at all, so part of what must be freed cannot wait for them.
-//! How much depends on the state: in high only what a limit forbids; in soft what no balloon will
-//! bring; in hard and low all that is missing, whatever the balloons do, but only up to where soft
-//! begins, because eviction picks pages blindly and balloons do the rest better. Where balloons
-//! stand, nobody does the rest: up to where soft ends. Less would be eaten up by guests that touch again
-//! what they lose, and the state in which balloons grow never come.
+//! How much is evicted depends on the state. High evicts only what a limit forbids, soft what no balloon will
+//! bring. Hard and low evict all that is missing, whatever the balloons do, but only up to where soft begins:
+//! eviction picks pages blindly, so the rest is left to balloons. In a state in which balloons do not grow,
+//! nothing else frees the rest, so eviction goes on to where soft ends. If it stopped earlier, guests that touch
+//! again what they lost would use up what it freed, and the host would never reach a state in which balloons grow.
 //!
-//! By which means depends on the generation. A state without swap waits for the balloons that are
-//! on their way: what they will bring it may compress, and no more. What they will not bring is taken by
-//! every means that there is, in every state, so that no generation's table leaves a host without a way out.
+//! By which means depends on the generation. A state without swap waits for the balloons that are on their
+//! way: it may compress what they will bring, but not swap it. What they will not bring is taken by every
+//! available means, in every state, so that no generation's table leaves a host without a way out.
 //!
-//! One round is bounded, so the orders of one plan are small and the next plan, which is made as soon as one of them is
-//! carried out and memory is still short, sees their effect. How fast pages leave is not the policy's business.
+//! One round is bounded, so the orders of one plan are small. The next plan is made as soon as an order is
+//! carried out and memory is still short, and sees its effect. How fast pages leave is not the policy's business.
 
 use super::mechanisms::{Means, Rules};
 use super::plan::VmPlan;
@@ -29,7 +29,7 @@ pub(super) struct Order {
     pub by_limit: bool,
 }
 
-/// The free memory from which the state is left: eviction goes on until there is so much.
+/// The free memory at which eviction stops.
 pub(super) fn aim(rules: &Rules, thresholds: &Thresholds) -> Pages {
     match rules.state {
         FreeState::High | FreeState::Clear => Pages(0),
@@ -51,8 +51,8 @@ pub(super) fn orders(
     let over_limits: Vec<Pages> = vms()
         .map(|(vm, plan)| over_limit(vm, plan, rules).min(vm.evictable(rules.all)))
         .collect();
-    // A guest at its limit touches again what it loses. That is no reason to spare the others, and
-    // it must not take all rounds while the host is short.
+    // A guest at its limit touches again what it loses, in every round. So while the host is short, half of
+    // the round is kept for the shortfall: guests at their limits would otherwise take all of it.
     let half = Pages(config.evict_round.0 / 2);
     let for_limits = config.evict_round.saturating_sub(shortfall.min(half));
     let first = divide(for_limits, &over_limits, host.seed);
@@ -69,8 +69,8 @@ pub(super) fn orders(
     let mut pages: Vec<Pages> = (first.iter().zip(second))
         .map(|(first, second)| total([*first, second]))
         .collect();
-    // A state that does not swap gets worse if it must; then those who are above their targets
-    // have been asked by every means.
+    // Only in a state that swaps: there, VMs above their targets have been tried by every means. A state
+    // without swap first gets worse.
     if rules.mechanisms.swap && pages.iter().all(|pages| *pages == Pages(0)) {
         pages = last_resort(host, shortfall.min(config.evict_round), rules.all);
     }
@@ -86,8 +86,8 @@ pub(super) fn orders(
     pages.into_iter().zip(dues).zip(&first).map(order).collect()
 }
 
-/// Who is above its target can give nothing: its swap fails, or it is full. Then the others give what
-/// they hold above their reservations, or their own faults would wait for ever.
+/// For when no VM above its target can give anything, because its swap file fails or is full. Then the other
+/// VMs give what they hold above their reservations, or their own faults would wait for ever.
 fn last_resort(host: &HostSnapshot, pages: Pages, means: Means) -> Vec<Pages> {
     let spare = |vm: &VmSnapshot| {
         vm.allocation()
@@ -98,7 +98,7 @@ fn last_resort(host: &HostSnapshot, pages: Pages, means: Means) -> Vec<Pages> {
     divide(pages, &wants, host.seed)
 }
 
-/// What the balloon of a VM is waited for to bring: nothing in a state that swaps.
+/// The pages that are left to the balloon of a VM and not evicted: none in a state that swaps.
 fn coming(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Pages {
     if rules.waits() {
         balloon::pending(vm, plan)
@@ -108,14 +108,13 @@ fn coming(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Pages {
 }
 
 /// The room that a VM at its limit gets at once for faults that wait, in pages: a 64th of its limit,
-/// at least 256 KiB so that not each fault waits for an eviction, at most 1 MiB.
+/// at least 256 KiB so that not every fault waits for an eviction, at most 1 MiB.
 fn room(max: Pages) -> Pages {
     Pages((max.0 / 64).clamp(64, 256))
 }
 
-/// What a VM holds above its size or limit and its balloon will not bring: taken in every state. Faults
-/// that wait at the limit are not left to a balloon that does not move: its agent may be among those
-/// that wait.
+/// What a VM holds above its size or limit and its balloon will not bring: it is taken in every state. Faults
+/// that wait at the limit do not depend on a balloon that does not move: its agent may be what waits.
 fn over_limit(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Pages {
     let over = vm.allocation().saturating_sub(vm.max());
     let late = over.saturating_sub(coming(vm, plan, rules));
@@ -127,12 +126,13 @@ fn over_limit(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Pages {
     late.max(with_room.min(room))
 }
 
-/// A VM is not held to less, in pages (1 MiB): with nothing at all it could not even give way.
+/// The least ceiling of a VM, in pages (1 MiB): a VM that may hold nothing could not run, and so not give
+/// anything up.
 const LEAST_CEILING: Pages = Pages(256);
 
-/// The most a VM may hold until the next look, if that is less than its size. A VM above its limit is
-/// brought down to it, but not at one blow, which would stop it: of what it loses in this round it may
-/// have half back. `None` also where nothing can be taken from it: it could only wait for ever.
+/// The most a VM may hold until the next plan, if that is less than its size. A VM above its limit is
+/// brought down to it, but not at one blow, which would stop the guest: it may have back half of what it loses
+/// in this round. `None` also where nothing can be taken from it: its faults would wait for ever.
 pub(super) fn ceiling(vm: &VmSnapshot, evict: Pages, means: Means) -> Option<Pages> {
     if vm.max() >= vm.size || vm.evictable(means) == Pages(0) {
         return None;
@@ -141,10 +141,10 @@ pub(super) fn ceiling(vm: &VmSnapshot, evict: Pages, means: Means) -> Option<Pag
     Some(vm.max().max(now).max(LEAST_CEILING))
 }
 
-/// What can be taken from a VM to bring it to its target, beyond what it loses `first` because
-/// of its limit, and by which means.
+/// What can be taken from a VM to bring it to its target, and by which means. `first` is what it already
+/// loses because of its limit.
 fn due(vm: &VmSnapshot, plan: &VmPlan, first: Pages, rules: &Rules) -> Order {
-    // Its balloon gives way; what it then has too much is not taken by other means instead.
+    // Its balloon gives way. What the VM then holds above its target is not taken by other means instead.
     if vm.relief.is_some() && rules.gives() {
         return Order::default();
     }
@@ -155,7 +155,7 @@ fn due(vm: &VmSnapshot, plan: &VmPlan, first: Pages, rules: &Rules) -> Order {
     } else {
         (over, Means::of(rules.mechanisms))
     };
-    // One round has one kind of means: who is over its limit loses the rest in the next.
+    // The order of one VM has one set of means: a VM over its limit loses the rest in the next round.
     if first > Pages(0) && means != rules.all {
         return Order::default();
     }
@@ -167,8 +167,8 @@ fn due(vm: &VmSnapshot, plan: &VmPlan, first: Pages, rules: &Rules) -> Order {
     }
 }
 
-/// Divides `pages` in proportion to `wants`, nobody getting more than it wants. The remainder goes
-/// out one page each, beginning with the VM that `seed` picks.
+/// Divides `pages` in proportion to `wants`; no part is more than its want. The remainder goes out page by
+/// page, beginning with the VM that `seed` picks.
 fn divide(pages: Pages, wants: &[Pages], seed: u64) -> Vec<Pages> {
     let wanted = total(wants.iter().copied());
     if wanted <= pages {
@@ -222,8 +222,8 @@ mod tests {
         );
     }
 
-    /// A balloon that takes what its guest has never used brings nothing, and meanwhile free memory would go to the faults, until
-    /// the state is low.
+    /// A balloon that takes what its guest has never used brings nothing. While it is waited for, the faults
+    /// would use up free memory until the state is low.
     #[test]
     fn balloon_is_not_waited_for_while_faults_wait_for_eviction() {
         let evicted = |state, faults_wait_early| {
@@ -254,8 +254,8 @@ mod tests {
         );
     }
 
-    /// A stopped guest of 5600 pages that uses nothing, beside two that want more than is left. Without an
-    /// answer from it nothing that it holds can be divided, and nothing is expected of it.
+    /// A stopped guest that holds 5600 pages and hardly uses any, beside two that want more than is left. While
+    /// it does not answer, none of what it holds can be divided, and it is asked for nothing.
     #[test]
     fn who_does_not_answer_keeps_what_it_holds_and_the_others_give() {
         let vm = |id, mute, allocation, active| VmSnapshot {

@@ -1,9 +1,9 @@
 //! Why one VM is treated as it is: every number behind its target, and what would change it.
 //!
-//! A target that is only told is not believed: whoever is ballooned wants to know by which rule, from
-//! which numbers, and what to do about it. Prose about the rules cannot say that, for what decides is
-//! the rest of the host. So the numbers are those of the plan itself, and what would change it is found by
-//! planning again with one thing different. What makes no difference to this VM is not told.
+//! A bare target is not believed: the owner of a VM that is ballooned wants to know by which rule, from
+//! which numbers, and what to do about it. A description of the rules cannot say that, because the rest of the
+//! host decides. So the numbers are those of the plan itself, and what would change the target is found by
+//! planning again with one thing different. What makes no difference to this VM is left out.
 
 mod changes;
 
@@ -41,17 +41,17 @@ pub struct HostPart {
     pub generation: Generation,
     /// The free-memory state.
     pub state: FreeState,
-    /// What it does to every VM above its target.
+    /// What that state does to every VM above its target.
     pub mechanisms: Mechanisms,
     /// Where the states begin; `min_free` is what the host wants to keep free.
     pub thresholds: Thresholds,
     /// All the host pages the daemon may use.
     pub budget: Pages,
-    /// Those that are not in use.
+    /// The host pages that are not in use.
     pub free: Pages,
-    /// Those that no VM is charged with.
+    /// The host pages that no VM is charged with.
     pub overhead: Pages,
-    /// Those that sharing saves: they are available once more.
+    /// The host pages that sharing saves: they are available once more.
     pub sharing_saved: Pages,
     /// The guest pages that all VMs together may hold.
     pub available: Pages,
@@ -59,8 +59,8 @@ pub struct HostPart {
     pub shortfall: Pages,
     /// Why nothing can be done about missing pages, if that is so.
     pub stuck: Option<Stuck>,
-    /// What a page in use costs, in pages a share: `v` in the formula of the fair part. None while
-    /// there is enough for all demands.
+    /// How many pages in use a share buys: `v` in the formula of the fair part (`docs/policy.md`). None while there
+    /// is enough for all demands.
     pub price: Option<f64>,
 }
 
@@ -102,20 +102,20 @@ pub struct FairPart {
     pub shares: u32,
     /// Pages it is estimated to be using; its whole allocation while that is not known.
     pub active: Pages,
-    /// Whether it is known.
+    /// Whether that estimate is known.
     pub active_known: bool,
     /// What it holds and does not use: what the tax applies to.
     pub idle: Pages,
     /// The tax in %.
     pub tax_percent: u32,
-    /// By what it is taken.
+    /// By which means the tax is taken.
     pub tax_type: IdleTaxType,
-    /// Adjusted shares per page, `S / (P * (f + k * (1 - f)))`: who has the fewest is taken from first. At
-    /// its target a VM between its bounds has one by the price. None: it holds nothing.
+    /// Adjusted shares per page, `S / (P * (f + k * (1 - f)))`: the VM with the fewest is taken from first. For
+    /// a VM at its target and between its bounds it is `1 / price`. None: it holds nothing.
     pub shares_per_page: Option<f64>,
     /// What it is presumed to want beyond its allocation, because it has a balloon.
     pub headroom: Pages,
-    /// `allocation` and `headroom`: it is given no more than that while others want memory.
+    /// `allocation + headroom`: it is given no more than that while others want memory.
     pub demand: Pages,
     /// What it could hold at the same price if its demand were larger.
     pub entitled: Pages,
@@ -128,13 +128,13 @@ pub struct BalloonPart {
     pub agent: bool,
     /// Whether its agent lives and moves.
     pub agent_alive: bool,
-    /// The pages that its agent can be expected to bring in time; None: as many as it is asked for.
+    /// The pages that its agent can be expected to bring in time; None: all that it is asked for.
     pub brings: Option<Pages>,
-    /// The size that somebody has set by hand.
+    /// The size that was set by hand.
     pub by_hand: Option<Pages>,
     /// The most it may hold.
     pub cap: Pages,
-    /// What says so.
+    /// What sets that bound.
     pub bound: BalloonBound,
     /// The most it is to hold while its guest has asked for relief.
     pub relief: Option<Pages>,
@@ -142,8 +142,7 @@ pub struct BalloonPart {
 
 /// Explains the plan for one VM. None: it is not in the snapshot or not in the plan.
 ///
-/// `plan` must be the plan of this snapshot with these settings, or what would change is compared with
-/// something else.
+/// `plan` must be the plan of this snapshot with these settings: the changes are differences from it.
 #[must_use]
 pub fn explain(host: &HostSnapshot, config: &Config, plan: &Plan, id: VmId) -> Option<Explanation> {
     let host = &*host.believable();

@@ -2,21 +2,22 @@
 //!
 //! Every VM has a least and a most. In between it is given pages by its shares, but idle pages are
 //! dearer than used ones: with a tax of 75 %, an idle page costs four. There is one *level*, a cost
-//! a share, and everybody holds what `level * shares` buys, but no less than the least and no more
-//! than the most (`level`). That is the fixed point that ESX reaches page by page, taking each
-//! from the VM with the fewest shares a page (min-funding revocation with an idle memory tax).
+//! per share, and every VM holds what `level * shares` buys, but no less than its least and no more
+//! than its most (`level`). That is the fixed point that ESX reaches page by page, taking each
+//! from the VM with the fewest shares per page (min-funding revocation with an idle memory tax).
 //!
 //! The most is not the size of a VM but its *demand*: what it holds, and some of what its balloon
-//! took. A VM is not asked to leave pages idle for another's entitlement, and a balloon is part of
-//! the demand only by one step of headroom, so that a guest which no longer wants its pages does
+//! took. A VM whose demand is below its entitlement does not keep the difference from others. A balloon
+//! counts as demand only by one step of headroom, so that a guest which no longer wants its pages does
 //! not keep them from others for ever. What its balloon holds beyond that comes back step by step.
 //!
 //! A VM without shares buys nothing at any level: it holds its reservation and no more, even if memory
-//! is free. For all that follows, its reservation is its limit.
+//! is free. In all that follows, its reservation counts as its limit.
 //!
-//! With the flat tax, a balloon takes no more than the shares alone would: what the tax takes
-//! beyond is paged out. So there are two divisions then, and of both the balloon follows the one that
-//! leaves the VM more; else it would take back from a busy VM what the tax is to bring it.
+//! With the flat tax, a balloon takes no more than the shares alone would: what the tax takes beyond
+//! that is paged out. So there are two divisions, with and without the tax, and the balloon follows the one
+//! that leaves the VM more. If it always followed the one without, it would take from a busy VM what the tax is
+//! to bring it.
 
 use super::level::{Claim, Level, level};
 use super::snapshot::{HostSnapshot, VmSnapshot};
@@ -29,32 +30,32 @@ pub(super) struct Allotment {
     /// At least its reservation, at most the lesser of size and limit; shared pages count in full.
     pub target: Pages,
     /// What it could hold at the same level if its demand were larger: at least the target. More
-    /// than the target only when memory is short and it does not use its fair part.
+    /// than the target only when memory is short and the VM does not use its fair part.
     pub entitled: Pages,
-    /// How much of what all VMs want can be met; the same for each.
+    /// How much of what all VMs want can be met; the same for each VM.
     pub met: Met,
 }
 
 /// How far what is available goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Met {
-    /// Demands are not met: somebody is above its target or about to be.
+    /// Demands are not met: some VM is above its target or about to be.
     Short,
     /// The demands of all VMs are met, headroom included.
     Demands,
-    /// Every VM could have its whole balloon back, and use it and the room it has already.
+    /// Every VM could have its whole balloon back and fill it, together with the room it has already.
     Balloons,
 }
 
-/// The pages that a VM can still fill without its balloon: those it never touched. Zero pages cost nothing
-/// either, but its guest has them in use. Counted as room, they would say of a guest whose memory is
-/// all zeroes that it needs none of its balloon back, while it pages.
+/// The pages that a VM can still fill while its balloon stays: those it never touched. Zero pages cost nothing
+/// either, but the guest has them in use. If they counted as room, a guest whose memory is all zeroes would
+/// seem to need none of its balloon back, while it pages.
 pub(super) const fn room(vm: &VmSnapshot) -> Pages {
     vm.untouched
 }
 
-/// The pages beyond its allocation that a VM with a balloon is presumed to want at once. As long as its
-/// balloon shrinks it stays the same, since the guest's room grows by what the balloon loses.
+/// The pages beyond its allocation that a VM with a balloon is presumed to want at once. The number stays the
+/// same while the balloon shrinks, since the guest's room grows by what the balloon loses.
 pub(super) fn headroom(vm: &VmSnapshot, config: &Config) -> Pages {
     if vm.ballooned == Pages(0) || vm.mute {
         return Pages(0);
@@ -69,9 +70,9 @@ pub(super) fn demand(vm: &VmSnapshot, config: &Config) -> Pages {
 
 /// Divides what all VMs together may hold.
 ///
-/// The targets add up to no more than `available`, except for reservations: one that is not used is
-/// lent to others, and all of them together can exceed what is available if they were admitted on a
-/// larger budget.
+/// The targets add up to no more than `available`, except for reservations. A target includes the whole
+/// reservation, though what is not used of it is lent to others; and the reservations together can exceed what
+/// is available if they were admitted on a larger budget.
 pub(super) fn divide(host: &HostSnapshot, available: Pages, config: &Config) -> Vec<Allotment> {
     let claims: Vec<Claim> = host.vms.iter().map(|vm| claim(vm, config)).collect();
     let Some(level) = level(&claims, available) else {
@@ -93,15 +94,15 @@ pub(super) fn divide(host: &HostSnapshot, available: Pages, config: &Config) -> 
         .collect()
 }
 
-/// The price of a page in use, in pages a share, when VMs may hold `available` together; None where all
-/// demands are met, so that nobody pays.
+/// How many pages in use a share buys when VMs may hold `available` together. None where all demands are met:
+/// then no VM pays.
 #[must_use]
 pub fn price(host: &HostSnapshot, available: Pages, config: &Config) -> Option<f64> {
     let claims: Vec<Claim> = host.vms.iter().map(|vm| claim(vm, config)).collect();
     level(&claims, available).map(Level::price)
 }
 
-/// What the balloons follow: the same division but for the flat tax.
+/// The division that balloons follow: the taxed one, but with the flat tax whichever leaves a VM more.
 pub(super) fn for_balloons(
     host: &HostSnapshot,
     available: Pages,
@@ -125,22 +126,22 @@ pub(super) fn for_balloons(
         .collect()
 }
 
-/// The part of an idle page that the tax leaves, in %: an idle page costs `100 / untaxed` times as much
-/// as one in use.
+/// The part of an idle page that the tax leaves, in %: an idle page costs `100 / untaxed` times what a page in
+/// use costs.
 pub(super) fn untaxed(config: &Config) -> u32 {
     100_u32.saturating_sub(config.idle_tax_percent).max(1)
 }
 
-/// What a VM must and can be given of its demand.
+/// What a VM must be given of its demand, and what it can be given.
 fn claim(vm: &VmSnapshot, config: &Config) -> Claim {
     let cap = demand(vm, config).min(vm.max());
-    // What a guest that does not answer holds, nobody can have.
+    // No page can be taken from a guest that does not answer, so all it holds is its floor.
     let floor = if vm.mute { cap } else { vm.min().min(cap) };
     Claim {
         shares: vm.shares,
         floor,
         cap,
-        // Until it is known what a VM uses, nothing of it counts as idle.
+        // While it is not known what a VM uses, none of its pages count as idle.
         active: vm.active.unwrap_or(vm.size),
         untaxed: untaxed(config),
     }
@@ -156,7 +157,7 @@ fn spread(host: &HostSnapshot, claims: &[Claim], available: Pages) -> Vec<Allotm
         })
         .collect();
     let level = level(&rooms, available);
-    // Its room counts with its balloon, or the sum would change as the balloon shrinks.
+    // The room of a VM counts as well as its balloon, or the sum would change as the balloon shrinks.
     let whole = |vm: &VmSnapshot| {
         let more = match vm.ballooned {
             Pages(0) => Pages(0),

@@ -16,7 +16,7 @@ use thiserror::Error;
 use super::percent_of;
 use crate::units::Pages;
 
-/// A generation of ESX. It decides about the free-memory states and about what they do.
+/// A generation of ESX. It decides where the free-memory states begin and what they do.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
 )]
@@ -45,7 +45,7 @@ impl Generation {
     /// All of them, the oldest first.
     pub const ALL: [Self; 4] = [Self::G2002, Self::G41, Self::G50, Self::G60];
 
-    /// How it is written: `2002`, `4.1`, `5.0` or `6.0`.
+    /// Its name: `2002`, `4.1`, `5.0` or `6.0`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -56,7 +56,7 @@ impl Generation {
         }
     }
 
-    /// What is kept free of a budget. `percent` is `Mem.MemMinFreePct`; 0: as the generation does it.
+    /// What is kept free of a budget. `percent` is `Mem.MemMinFreePct`; 0: what the generation keeps.
     pub(super) fn min_free(self, budget: Pages, percent: u32) -> Pages {
         let kept = match (percent, self) {
             (0, Self::G2002 | Self::G41) => percent_of(budget, FIXED_PERCENT),
@@ -75,9 +75,9 @@ impl Generation {
         }
     }
 
-    /// The threshold of high as a multiple of what is kept free, where that is another threshold:
-    /// then there is a state between high and soft. 400 % is Epping's number for 6.0; another
-    /// source has 300 % and quotes him for it.
+    /// The threshold of high, in % of what is kept free, where the two differ: then there is a state
+    /// between high and soft. 400 % is Epping's number for 6.0; another source has 300 % and quotes him
+    /// for it.
     pub(super) const fn high_percent(self) -> Option<u32> {
         match self {
             Self::G2002 | Self::G41 | Self::G50 => None,
@@ -89,14 +89,14 @@ impl Generation {
 /// [`Generation::parts`] are divided by this.
 pub(super) const WHOLE: u64 = 300;
 
-/// What is kept free at least. The daemon leaves a few pages alone however small the host is, and soft
-/// has to begin above them: below, guests would wait for memory that nobody makes free.
+/// The least that is kept free. The daemon keeps a few pages in reserve however small the host is, and soft
+/// has to begin above the reserve: otherwise guests would wait for memory that nobody frees.
 const LEAST: Pages = Pages(32);
 
 /// What is kept free until 4.1, in % of memory.
 const FIXED_PERCENT: u32 = 6;
 
-/// 4, 8 and 16 GiB in pages: the parts of memory that the sliding scale treats apart.
+/// The steps of the sliding scale: the next 4, 8 and 16 GiB, in pages, and what is kept free of each, in %.
 const SCALE: [(u64, u32); 3] = [(1 << 20, 6), (2 << 20, 4), (4 << 20, 2)];
 /// What is kept free of everything beyond, in %.
 const SCALE_REST_PERCENT: u32 = 1;

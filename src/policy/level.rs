@@ -2,15 +2,15 @@
 //!
 //! What one VM holds at a level is a line in four pieces: flat at its least, steep while the pages are
 //! in use, less steep where they are idle and taxed, flat again at its most. The sum over all VMs is
-//! a line in pieces too, which never falls. To try levels by bisection costs a look at every VM for
-//! each of the hundred bits of a level, four times a second. But the pieces are known: sorted by
-//! where they begin, with the sum's line carried along, they are walked once, and within the right
-//! piece the level is a division.
+//! a line in pieces too, which never falls. Bisection would look at every VM once for each of the
+//! hundred bits of a level, four times a second. But the pieces are known. They are sorted by where
+//! they begin and walked once, with the sum's line carried along; within the right piece the level is
+//! a division.
 //!
 //! Pages are whole, so each VM's part is rounded down, and the lines are up to a page too high for
-//! each VM. What that leaves over is handed out page by page, always to the VM that gets its next
-//! page at the lowest level: no more pages than there are VMs. The result is the level that
-//! bisection finds, bit by bit; a test holds the two together. For n VMs it costs n log n.
+//! each VM. The pages that this leaves over, fewer than there are VMs, are handed out one by one, always
+//! to the VM that gets its next page at the lowest level. The result is the level that bisection
+//! finds, bit by bit; a test compares the two. For n VMs it costs n log n.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -22,12 +22,12 @@ use crate::units::Pages;
 /// a page, however many shares the VM has.
 const FRACTION: u32 = 32;
 
-/// The cost of pages a share, as a fixed-point number with [`FRACTION`] bits after the point.
+/// The cost of pages per share, as a fixed-point number with [`FRACTION`] bits after the point.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Level(u128);
 
 impl Level {
-    /// In pages a share: what a VM pays for a page in use. An idle one costs more.
+    /// In pages per share: how many pages in use one share buys. Idle pages cost more.
     #[expect(clippy::cast_precision_loss, reason = "a price is read by people")]
     pub(super) fn price(self) -> f64 {
         self.0 as f64 / (1_u64 << FRACTION) as f64
@@ -40,11 +40,11 @@ pub(super) struct Claim {
     pub shares: u32,
     /// It is given this much even if that is more than there is.
     pub floor: Pages,
-    /// At least the floor.
+    /// It is given no more than this. At least the floor.
     pub cap: Pages,
-    /// Pages up to here cost one each.
+    /// Each page up to here costs one.
     pub active: Pages,
-    /// Pages beyond cost `100 / untaxed` each. 1 to 100.
+    /// Each page beyond `active` costs `100 / untaxed`. 1 to 100.
     pub untaxed: u32,
 }
 
@@ -61,7 +61,7 @@ impl Claim {
         Pages(part).max(self.floor).min(self.cap)
     }
 
-    /// The least level at which its shares buy so many pages. It must have shares.
+    /// The lowest level at which its shares buy this many pages. It must have shares: the level is divided by them.
     fn reach(&self, pages: Pages) -> u128 {
         let active = self.active.min(pages);
         let idle = u128::from(pages.saturating_sub(active).0) << FRACTION;
@@ -69,7 +69,7 @@ impl Claim {
         divide_up((u128::from(active.0) << FRACTION) + taxed, self.shares)
     }
 
-    /// Whether a level makes a difference to it.
+    /// Whether the level makes a difference to what it holds.
     const fn is_elastic(&self) -> bool {
         self.shares > 0 && self.floor.0 < self.cap.0
     }
@@ -98,7 +98,7 @@ impl Claim {
         }
     }
 
-    /// The levels from which its line is another one, and the lines.
+    /// The levels at which its line changes, each with the line that begins there.
     fn pieces(&self) -> impl Iterator<Item = (u128, Line)> {
         let (begin, end) = (self.reach(self.floor), self.reach(self.cap));
         let first = if self.floor < self.active {
@@ -117,7 +117,7 @@ impl Claim {
     }
 }
 
-/// A quotient, rounded up. Pages by level are far from overflowing.
+/// A quotient, rounded up. The sum does not overflow: pages in the units of a level are far below 128 bits.
 #[expect(
     clippy::manual_div_ceil,
     reason = "that one divides twice, and most of a plan's time goes by in divisions of 128 bits"
@@ -152,7 +152,7 @@ impl Line {
     }
 }
 
-/// Where the sum's line becomes another one.
+/// A level at which the sum's line changes.
 #[derive(Clone, Copy, Debug)]
 struct Bend {
     at: u128,
@@ -162,7 +162,7 @@ struct Bend {
 /// The highest level at which the claims take no more than `available`, or the level zero if even
 /// their floors are more. None if there is enough for all caps.
 ///
-/// Fewer pages than there are claims remain, unless claims without shares leave more.
+/// Fewer pages than there are claims are left over, unless claims without shares leave more.
 pub(super) fn level(claims: &[Claim], available: Pages) -> Option<Level> {
     let sum = |of: fn(&Claim) -> Pages| -> u128 {
         let pages = claims.iter().map(|claim| u128::from(of(claim).0));
@@ -177,8 +177,8 @@ pub(super) fn level(claims: &[Claim], available: Pages) -> Option<Level> {
     Some(settle(claims, available, on_the_lines(claims, available)))
 }
 
-/// A level at which the claims take no more than `available`, and all but a page for each claim: the
-/// highest at which the sum of their lines does.
+/// The highest level at which the sum of the lines is no more than `available`. The claims themselves are
+/// rounded down, so they take up to a page less each.
 fn on_the_lines(claims: &[Claim], available: Pages) -> Level {
     let available = i128::from(available.0) * UNIT;
     let mut line = Line { start: 0, slope: 0 };
@@ -207,7 +207,7 @@ fn on_the_lines(claims: &[Claim], available: Pages) -> Level {
     Level(from)
 }
 
-/// Fits, because no claim costs more at its line than its cap.
+/// It fits: up to the bend that is asked about, no claim's line is above its cap.
 fn value(line: Line, level: u128) -> i128 {
     let level = i128::try_from(level).unwrap_or(i128::MAX);
     line.start.saturating_add(line.slope.saturating_mul(level))
@@ -222,7 +222,7 @@ fn highest(line: Line, available: i128) -> u128 {
     u128::try_from(level).unwrap_or(0)
 }
 
-/// Goes up from a level at which the claims fit as long as they do.
+/// Raises a level at which the claims fit, page by page, to the highest at which they fit.
 fn settle(claims: &[Claim], available: Pages, from: Level) -> Level {
     let mut rest = available;
     let mut next_pages = BinaryHeap::with_capacity(claims.len());
@@ -249,11 +249,12 @@ fn settle(claims: &[Claim], available: Pages, from: Level) -> Level {
     Level(full.unwrap_or(0))
 }
 
-/// The level at which a claim gets its next page; the lowest is the greatest, for the heap.
+/// The level at which a claim gets its next page. The order is reversed, because the heap gives its greatest
+/// first and the lowest level is wanted.
 #[derive(Clone, Copy, Debug)]
 struct NextPage<'a> {
     at: u128,
-    /// What it has then.
+    /// What the claim holds with that page.
     pages: Pages,
     claim: &'a Claim,
 }
@@ -341,8 +342,8 @@ mod tests {
         assert_eq!(parts(&vms(0), 400_000), Some(vec![266_667, 133_333]));
     }
 
-    /// The tax is a bound: a VM that is wholly idle keeps more than a quarter of its fair part,
-    /// and the less, the more others there are.
+    /// The tax is a bound: a VM that is wholly idle keeps more than a quarter of its fair part, and
+    /// comes closer to a quarter the more others there are.
     #[test]
     fn level_taxed_idle_vm_keeps_more_than_the_untaxed_quarter() {
         for (vms, kept) in [(2, 400), (5, 294), (20, 259)] {
@@ -388,7 +389,7 @@ mod tests {
         assert!(parts[0] > u64::MAX - (1 << 33), "{parts:?}");
     }
 
-    /// The level by trying: what [`level`] must find, bit by bit.
+    /// The level found by bisection, which [`level`] must find bit by bit.
     fn by_bisection(claims: &[Claim], available: Pages) -> Option<Level> {
         let sum = |of: &dyn Fn(&Claim) -> Pages| -> u128 {
             claims.iter().map(|claim| u128::from(of(claim).0)).sum()
@@ -436,7 +437,7 @@ mod tests {
         proptest::collection::vec(one, 1..8)
     }
 
-    /// The cost of so many pages, times `untaxed`, so that it is a whole number.
+    /// The cost of `pages` pages, times `untaxed`, so that it is a whole number.
     fn cost(claim: &Claim, pages: u64) -> u64 {
         let used = pages.min(claim.active.0);
         used * u64::from(claim.untaxed) + (pages - used) * 100
@@ -455,7 +456,7 @@ mod tests {
             let available = u64::try_from(between).unwrap_or(u64::MAX);
             let available = Pages(available.saturating_add_signed(offset));
             let found = level(&claims, available);
-            // With floors above what is available every level is as good as the lowest.
+            // With floors above what is available no level fits, and the lowest is as good as any.
             if floors <= u128::from(available.0) {
                 prop_assert_eq!(found, by_bisection(&claims, available));
             } else {
@@ -463,7 +464,7 @@ mod tests {
             }
         }
 
-        /// Without a tax a page costs the same used or idle.
+        /// Without a tax, a page in use and an idle one cost the same.
         #[test]
         fn level_without_tax_does_not_depend_on_use(claims in any_claims(), available: u64) {
             let with_use = |active| -> Vec<Claim> {
@@ -473,8 +474,8 @@ mod tests {
             prop_assert_eq!(parts(&idle, available), parts(&busy, available));
         }
 
-        /// The rule of min-funding revocation: nobody above its floor pays a lower price a share
-        /// than somebody below its cap, one page either way.
+        /// The rule of min-funding revocation: no VM above its floor pays a lower price per page than one below
+        /// its cap would pay, give or take one page.
         #[test]
         fn level_leaves_no_better_funded_taker(
             claims in claims(),

@@ -1,21 +1,21 @@
 //! What runs in which state: the table of the generations of ESX.
 //!
-//! The published tables differ, from generation to generation and from source to source. What they agree
-//! upon is the order: nothing, then the balloon, which is slow but lets the guest choose, then what
+//! The published tables differ, from generation to generation and from source to source. They agree on
+//! the order: nothing, then the balloon, which is slow but lets the guest choose, then what
 //! the host can do alone, and at last waiting. Where they differ, this is the reading here:
 //!
-//! - The balloon grows in high (in clear, where there is one) too, once less than `minFree` is free: a
-//!   guest needs time, and VMware's description of *early ballooning* names that band. OSDI 2002
-//!   has high reclaim nothing.
+//! - The balloon already grows in high (in clear, where there is one), once less than `minFree` is free: a
+//!   guest needs time, and VMware's description of *early ballooning* names that band. In OSDI 2002
+//!   nothing is reclaimed in high.
 //! - Compression came with 4.1, so 2002 has none. In 4.1 it already runs in soft, beside the balloon.
-//! - 5.0 compresses in hard and swaps in low. The guide of that time has hard swap as well.
+//! - 5.0 compresses in hard and swaps in low. The guide of that time lists swap in hard as well.
 //! - 6.0 stops balloons in hard. That is read as *no more inflation*: to deflate while the host is
 //!   short would be absurd, and no generation does it.
-//! - 4.1 in low is swap alone in one source. A page that is swapped is tried to be compressed first
-//!   in every other, so compression is on.
+//! - For 4.1 in low, one source lists swap alone. All others try to compress a page before it is swapped,
+//!   so compression is on.
 //!
-//! The table says what is done to every VM that is above its target. Three rules hold whatever it says, so
-//! that no host gets stuck for want of a means: a limit binds in every state, by any means; a VM
+//! The table says what is done to every VM that is above its target. Three rules hold whatever the table
+//! says, so that no host gets stuck for want of a means: a limit binds in every state, by any means; a VM
 //! whose balloon cannot bring what is due is evicted from in every state from soft on, by any means;
 //! and where pages are missing and none can be evicted, balloons grow.
 
@@ -26,13 +26,13 @@ use super::{Config, FreeState, Generation};
 /// What the host does in a state to the VMs above their targets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Mechanisms {
-    /// Balloons grow. Without it they stand: no state deflates because of it.
+    /// Balloons grow. Without it they stand still: they do not deflate for want of it.
     pub inflate: bool,
     /// Pages are compressed, whether a balloon would bring them or not.
     pub compress: bool,
     /// Pages are swapped, whether a balloon would bring them or not.
     pub swap: bool,
-    /// VMs above their targets wait with their faults.
+    /// The faults of VMs above their targets wait.
     pub block: bool,
 }
 
@@ -46,7 +46,7 @@ pub struct Means {
 }
 
 impl Mechanisms {
-    /// What a state does.
+    /// What the host does in a state.
     #[must_use]
     pub fn of(state: FreeState, config: &Config) -> Self {
         let [inflate, compress, swap, block] = row(config.generation, state);
@@ -80,14 +80,14 @@ impl Rules {
         }
     }
 
-    /// Whether the host still has something to give: balloons shrink, and a guest that is short
-    /// itself is left alone.
+    /// Whether the host still has something to give: balloons may shrink, and a guest that asked for relief
+    /// is pressed no further.
     pub(super) fn gives(&self) -> bool {
         self.state <= FreeState::Soft
     }
 
-    /// Whether what balloons are to bring is waited for: not while faults wait for eviction. What a balloon takes may be
-    /// memory that its guest has never used, and bring nothing.
+    /// Whether the host waits for what balloons are to bring. It does not while faults wait for eviction: a balloon may
+    /// take memory that its guest has never used, and so bring nothing.
     pub(super) const fn waits(&self) -> bool {
         !self.mechanisms.swap && !self.faults_wait
     }
@@ -121,8 +121,7 @@ const fn row(generation: Generation, state: FreeState) -> [bool; 4] {
 }
 
 impl Means {
-    /// All that there are on this host: what a limit is enforced by, and what takes from a VM whose
-    /// balloon cannot give.
+    /// All means that this host has: those that enforce a limit, and take from a VM whose balloon cannot give.
     #[must_use]
     pub const fn all(config: &Config) -> Self {
         Self {
@@ -131,7 +130,7 @@ impl Means {
         }
     }
 
-    /// Those of a state.
+    /// The means of a state.
     #[must_use]
     pub const fn of(mechanisms: Mechanisms) -> Self {
         Self {
@@ -152,7 +151,7 @@ mod tests {
         }
     }
 
-    /// A state that is shorter may stop balloons and nothing else: what evicts and waits stays on.
+    /// A worse state may stop balloons, but no other mechanism.
     #[test]
     fn shorter_state_takes_by_no_fewer_means() {
         for generation in Generation::ALL {

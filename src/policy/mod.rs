@@ -1,4 +1,4 @@
-//! Who may hold how much memory, and by which means the rest is taken back.
+//! How much memory each VM may hold, and by which means the rest is taken back.
 //!
 //! # The problem
 //!
@@ -16,9 +16,9 @@
 //!
 //! 1. [`next_state`]: the free-memory state, with hysteresis (`states`), and what it does
 //!    (`mechanisms`). Both follow the [`Generation`] of ESX that is chosen.
-//! 2. Allocation targets: what is available is shared out by shares and idleness, between what
-//!    each VM must and can hold (`fair`, `level`). A balloon counts in that only by one bounded step, so at
-//!    constant load the targets are constant.
+//! 2. Allocation targets: what is available is divided by shares and idleness, between the least and the most
+//!    that each VM can hold (`fair`, `level`). Of what a balloon holds, only one bounded step counts as wanted,
+//!    so at constant load the targets are constant.
 //! 3. The means: balloon targets follow from the allocation targets (`balloon`), and what balloons
 //!    cannot bring is evicted, in proportion and in bounded rounds (`evict`).
 //!

@@ -14,15 +14,15 @@ use crate::units::{Pages, VmId};
 pub struct Plan {
     /// The free-memory state from now on.
     pub state: FreeState,
-    /// What that state does to every VM above its target. [`VmPlan::means`] has what is done to
-    /// one.
+    /// What that state does to every VM above its target. For what is done to one of them see
+    /// [`VmPlan::means`].
     pub mechanisms: Mechanisms,
     /// What all VMs together may hold, shared pages counted in full.
     pub available: Pages,
     /// The free memory, in host pages, up to which eviction goes on. Zero in high and clear.
     pub aim: Pages,
-    /// The free memory, in host pages, that faults leave: those that find no more wait for pages that eviction
-    /// frees. Zero where the reserve alone is left.
+    /// The free memory, in host pages, that faults leave alone: a fault that finds no more than this waits for
+    /// pages that eviction frees. Zero: faults leave only the reserve.
     pub floor: Pages,
     /// The host pages that eviction must free to leave the state; balloons aim further. Zero in
     /// high and clear.
@@ -33,7 +33,7 @@ pub struct Plan {
     /// logged.
     ///
     /// Blocking a VM until it is below its target would then block it for ever. While this is
-    /// set, a blocked VM waits only with faults that make it larger (first touches); refills and
+    /// set, only those faults of a blocked VM wait that make it larger (first touches); refills and
     /// breaks go on, from the reserve if need be. So the guest runs on what it has, its balloon
     /// agent runs too, and ballooning is the way out.
     pub stuck: Option<Stuck>,
@@ -49,21 +49,21 @@ pub struct VmPlan {
     pub target: Pages,
     /// The guest pages its balloon is to hold.
     pub balloon_target: Pages,
-    /// The guest pages that are to be in its compression cache and its swap file: those that would be if
-    /// it held its target and its balloon what it holds now, as long as the host is short or the VM wants
-    /// more than its limit; else none. Above what is there now: evicted when the state says so. Below:
-    /// nothing is brought back but what the guest touches. It falls as the balloon grows (esxtop: SWTGT).
+    /// The guest pages that are to be in its compression cache and its swap file (esxtop: SWTGT): those that
+    /// would be there if the VM held its target and its balloon stayed as it is. None unless the host is short or
+    /// the VM wants more than its limit. If it is more than is there now, pages are evicted when the state
+    /// says so; if it is less, nothing is brought back but what the guest touches. It falls as the balloon grows.
     pub swap_target: Pages,
     /// The guest pages to evict in this round, by share, compress and swap in that order. Resident
     /// pages come first: each frees a host page.
     pub evict: Pages,
-    /// By what else than sharing they may leave. None when nothing is evicted.
+    /// The means, besides sharing, by which they may leave. None when nothing is evicted.
     pub means: Means,
-    /// Whether they leave whatever memory is free, because of the VM's own limit; else only while less is
-    /// free than [`Plan::aim`].
+    /// Whether they leave however much memory is free, because of the VM's own limit. Otherwise they leave only
+    /// while less than [`Plan::aim`] is free.
     pub by_limit: bool,
     /// The most it may hold, shared pages counted in full: faults that would make it larger wait until
-    /// some of it is evicted. Its limit, or somewhat more while it comes down to that; `None` where no
+    /// some of it is evicted. Its limit, or somewhat more while the VM comes down to its limit; `None` where no
     /// limit binds, or nothing can be evicted.
     pub ceiling: Option<Pages>,
     /// Whether its faults wait, because the state is low and it is above its target. See
@@ -83,7 +83,7 @@ pub enum Why {
     OverLimit,
     /// It holds exactly what its limit allows: what it touches next must wait until it loses something.
     AtLimit,
-    /// It has no shares and is above its reservation: as if that were its limit.
+    /// It has no shares, so its reservation is its limit, and it holds at least that.
     NoShares,
     /// It is above its fair part: its balloon grows.
     OverFairPart,
@@ -93,7 +93,7 @@ pub enum Why {
     HostShort,
     /// Its balloon is set by hand.
     ByHand,
-    /// Its balloon stands where it is to stand.
+    /// Its balloon holds what it is to hold.
     Ballooned,
     /// Its balloon shrinks.
     Deflating,
@@ -140,7 +140,7 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
     let orders = evict::orders(host, &rules, shortfall, &vms, config);
     let none_left = orders.iter().all(|order| order.pages == Pages(0));
     if shortfall > Pages(0) && none_left && !rules.mechanisms.inflate {
-        // Balloons stand in this state, but they are all there is.
+        // Balloons do not grow in this state, but nothing else can free memory now.
         rules.mechanisms.inflate = true;
         for ((vm, plan), for_balloon) in host.vms.iter().zip(&mut vms).zip(&balloons) {
             plan.balloon_target = balloon::target(vm, *for_balloon, &rules, config);
@@ -165,8 +165,10 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
     }
 }
 
-/// Faults can only wait for what eviction frees, so without any they take what there is. Above the floor low is
-/// left: a host whose guests ask for memory faster than it is reclaimed neither becomes low nor stays so.
+/// The free memory that faults leave alone. Faults can only wait for what eviction frees, so where nothing is
+/// evicted there is no floor. The floor is the free memory at which low is left: even if guests ask for memory
+/// faster than it is reclaimed, the host neither becomes low nor stays low. It is never above `aim`, where eviction
+/// stops.
 fn floor(config: &Config, thresholds: &Thresholds, aim: Pages, vms: &[VmPlan]) -> Pages {
     let is_freed = vms.iter().any(|vm| vm.evict > Pages(0) && !vm.by_limit);
     if config.faults_wait_early && is_freed {
@@ -178,8 +180,8 @@ fn floor(config: &Config, thresholds: &Thresholds, aim: Pages, vms: &[VmPlan]) -
 
 /// What all VMs together may hold, shared pages counted in full.
 fn available(host: &HostSnapshot, state: FreeState, thresholds: &Thresholds) -> Pages {
-    // At rest what is to be kept free is enough. Once balloons stand, the aim is where soft is left:
-    // an aim between the two would return pages only to take them again.
+    // At rest it is enough to keep `min_free`. Once balloons hold pages, the aim is where soft is left:
+    // if targets kept less free than that, pages would be returned only to be taken again.
     let at_rest = !state.is_short()
         && host.free() >= thresholds.min_free
         && host.vms.iter().all(|vm| vm.ballooned == Pages(0));
@@ -200,9 +202,9 @@ fn swap_target(vm: &VmSnapshot, target: Pages, rules: &Rules) -> Pages {
     }
 }
 
-/// What keeps a VM from holding more, if that is its own limit.
+/// The reason, if the VM's own limit is what keeps it from holding more.
 fn at_its_limit(vm: &VmSnapshot, plan: &VmPlan) -> Option<Why> {
-    // At its size it is not kept from anything.
+    // A limit that is no less than the size keeps the VM from nothing.
     let is_full = vm.allocation() == vm.max() && plan.target == vm.max() && vm.max() < vm.size;
     match (vm.allocation() > vm.max(), vm.shares) {
         (true, 0) => Some(Why::NoShares),
@@ -236,7 +238,7 @@ fn why(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Why {
 fn stuck(host: &HostSnapshot, rules: &Rules, shortfall: Pages, plans: &[VmPlan]) -> Option<Stuck> {
     let mut vms = host.vms.iter().zip(plans);
     let hopeful = vms.clone().any(|(vm, plan)| {
-        // A blocked guest runs no balloon agent, so its balloon is no hope. Relief ends by itself.
+        // A blocked guest runs no balloon agent, so nothing is to be expected of its balloon. Relief ends by itself.
         plan.evict > Pages(0)
             || (!plan.blocked && balloon::pending(vm, plan) > Pages(0))
             || (vm.relief.is_some() && rules.gives() && vm.allocation() > plan.target)
@@ -307,7 +309,7 @@ mod tests {
             let vm = VmSnapshot {
                 ballooned: Pages(ballooned),
                 untouched: Pages(untouched),
-                // What it holds is what it has free beside the untouched pages, and more.
+                // The balloon counts as free: the limit on its size includes what it holds already.
                 balloon_free: free.map(|free| Pages(ballooned + free)),
                 ..VmSnapshot::sample(12_000, 12_000 - ballooned - untouched)
             };
@@ -328,7 +330,7 @@ mod tests {
         assert_eq!(target(0, 2000, None), 0, "it does not say");
         assert_eq!(target(0, 2000, Some(2000)), 0, "all of that costs nothing");
         assert_eq!(target(0, 2000, Some(2500)), 500);
-        // Whatever it took first, the target stands still.
+        // Whether the balloon took untouched pages first or others, the target stays the same.
         assert_eq!(target(500, 1500, Some(2000)), 500);
         assert_eq!(target(500, 2000, Some(2000)), 0);
         assert_eq!(target(0, 0, Some(1500)), 300, "a tenth is its headroom");
@@ -380,7 +382,7 @@ mod tests {
         assert_eq!(row(&whole).1, Why::Fits, "its size keeps it from nothing");
     }
 
-    /// Half of it was swapped under pressure.
+    /// A VM of which pressure has swapped 4000 pages.
     #[test]
     fn swap_target_falls_to_nothing_when_the_pressure_ends() {
         let swap_target = |state, limit, resident| {
@@ -394,7 +396,7 @@ mod tests {
         };
         assert!(swap_target(FreeState::Soft, None, 9500) > Pages(4000));
         assert_eq!(swap_target(FreeState::High, None, 4000), Pages(0));
-        // A limit goes on to ask for it.
+        // A limit still asks for it, however much is free.
         let limit = Some(Pages(4000));
         assert_eq!(swap_target(FreeState::High, limit, 4000), Pages(4000));
         let limit = Some(Pages(9000));

@@ -65,7 +65,7 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
     })
 }
 
-/// What a VM may lose beyond all else: whose own faults wait at its limit gets at most 1 MiB of room.
+/// What a VM may lose beyond all else: one whose faults wait at its limit gets at most 1 MiB of room.
 fn room(vm: &VmSnapshot) -> Pages {
     Pages(if vm.pressing { 256 } else { 0 })
 }
@@ -88,7 +88,7 @@ fn config() -> impl Strategy<Value = Config> {
     })
 }
 
-/// A host with metadata of 500 pages and so much free that each state occurs.
+/// A host with metadata of 500 pages, and 0 to 12 % free so that each state occurs.
 fn host() -> impl Strategy<Value = HostSnapshot> {
     let vms = proptest::collection::vec(vm(), 0..6);
     (vms, state(), 0_u64..=12, any::<u64>()).prop_map(|(vms, state, free, seed)| {
@@ -137,8 +137,8 @@ proptest! {
         }
     }
 
-    /// Nobody is given what is not there, and while somebody wants more nothing is kept back, but for
-    /// less than a page for each VM.
+    /// No more is given than is available, and while any VM wants more all of it is given, but for less than a
+    /// page for each VM.
     #[test]
     fn plan_targets_are_all_that_is_available(host in host(), config in config()) {
         let plan = plan(&host, &config);
@@ -154,7 +154,7 @@ proptest! {
         } else {
             prop_assert_eq!(used, caps);
         }
-        // What is available and what is kept free make up the budget, and sharing adds to it.
+        // What is available, metadata and what is kept free are at most the budget and what sharing saves.
         let keeps = Thresholds::of(host.budget, &config).min_free.0;
         prop_assert!(plan.available == Pages(0) || plan.available.0 + 500 + keeps
             <= host.budget.0 + host.sharing_saved().0);
@@ -172,7 +172,7 @@ proptest! {
         }
     }
 
-    /// Without a tax it does not matter what a VM uses.
+    /// Without a tax it makes no difference how many pages a VM uses.
     #[test]
     fn plan_without_tax_knows_shares_only(host in host(), config in config()) {
         let config = Config { idle_tax_percent: 0, ..config };
@@ -200,7 +200,7 @@ proptest! {
         prop_assert!(after.0 + 1 >= before.0, "from {before:?} to {after:?}");
     }
 
-    /// What the flat tax takes is not taken by balloons, and it takes as much.
+    /// The flat tax takes as much as the variable one, but not by balloons.
     #[test]
     fn plan_flat_tax_balloons_no_more_than_shares_do(host in host(), config in config()) {
         let with = |idle_tax_percent, idle_tax_type| {
@@ -234,7 +234,7 @@ proptest! {
     }
 
     /// A limit binds where something can be taken, never stops a guest below it, and faults that wait
-    /// there get room in the same round.
+    /// at the limit get room in the same round.
     #[test]
     fn plan_holds_guests_at_their_limits_and_lets_them_go_on(host in host(), config in config()) {
         let plan = plan(&host, &config);
@@ -247,15 +247,15 @@ proptest! {
             prop_assert!(ceiling >= vm.max());
             prop_assert!(ceiling <= vm.allocation().max(vm.max()).max(Pages(256)));
             let full = vm.allocation() >= vm.max() && vm.pressing;
-            // Half of a round at least is for limits. Who can give a page or two of it may have to
-            // wait for a round in which the odd page is its own.
+            // At least half of a round is for limits. A VM whose part of that is less than a page may have to
+            // wait for a round in which it bears the odd page.
             let part = vm.evictable(all).0 * (config.evict_round.0 / 2) / evictable;
             prop_assert!(!full || of.evict > Pages(0) || part == 0, "{of:?}");
         }
     }
 
-    /// Without the reservations that nobody can take, all that is missing can be found above the
-    /// targets: a short host always knows from whom to take.
+    /// Without reservations, which nothing can take, all that is missing can be found above the
+    /// targets: a short host always knows from which VMs to take.
     #[test]
     fn plan_short_host_has_enough_above_targets(host in host(), config in config()) {
         let mut host = host;

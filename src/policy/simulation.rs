@@ -1,5 +1,5 @@
 //! The plan in a loop: guests that grow, balloons that follow at their own pace, evictions that
-//! are carried out at once. Whatever the guests do first, the host must come to rest.
+//! are carried out at once. Whatever the guests do at first, the host must come to rest.
 
 mod generations;
 mod incidents;
@@ -13,21 +13,21 @@ use crate::units::VmId;
 /// Metadata of the simulated host, in pages.
 const METADATA: u64 = 200;
 
-/// Rounds until a cache is tried again that took nothing.
+/// Rounds until a cache that took nothing is tried again.
 const RETRY: u64 = 4;
 
 /// One guest. What it does in a round depends on nothing but itself and the plan.
 #[derive(Clone, Debug)]
 struct Guest {
     vm: VmSnapshot,
-    /// Pages it wants to use, as far as its balloon leaves them.
+    /// Pages it wants to use, as far as its balloon leaves it that many.
     wants: u64,
     /// Pages it grows by in a round.
     growth: u64,
     /// Pages its balloon moves by in a round.
     pace: u64,
-    /// Evicted pages it touches again in a round. If it is known how many it uses, it touches no more
-    /// of them than it lacks of those.
+    /// Evicted pages it touches again in a round. If its active pages are known, it stops touching evicted ones
+    /// once its resident pages reach that number.
     refault: u64,
     /// Whether its balloon takes pages it never touched before those it uses.
     untouched_first: bool,
@@ -37,7 +37,7 @@ struct Guest {
     zip_again: u64,
     /// Whether its pages compress.
     compresses: bool,
-    /// Pages that it was given so far.
+    /// Pages that it has been given so far.
     served: u64,
 }
 
@@ -112,7 +112,7 @@ impl Guest {
         self.zip(0);
     }
 
-    /// Carries an order out as the worker does: resident pages first, then the oldest of the cache.
+    /// Carries out an order as the worker does: resident pages first, then the oldest of the cache.
     fn evict(&mut self, order: &VmPlan, round: u64) {
         assert!(
             order.evict <= self.snapshot(round).evictable(order.means),
@@ -173,8 +173,8 @@ impl Host {
     fn new(budget: u64, guests: Vec<Guest>) -> Self {
         Self {
             budget,
-            // Balloons may take what the policy asks for: what they cannot is swapped, and a
-            // guest that keeps touching swapped pages never rests.
+            // High enough that balloons can take all that the policy asks for: what they cannot take is
+            // swapped, and a guest that keeps touching swapped pages never rests.
             config: Config {
                 generation: Generation::G2002,
                 balloon_max_percent: 99,
@@ -223,7 +223,7 @@ impl Host {
             if !order.blocked {
                 let free = self.free().saturating_sub(plan.floor.0);
                 self.guests[at].run(free);
-                // As the daemon does it: an allocation can only make the state worse.
+                // As in the daemon, an allocation can only make the state worse.
                 let now = next_state(self.state, Pages(self.free()), &thresholds);
                 self.state = self.state.max(now);
             }
@@ -256,7 +256,7 @@ impl Host {
     }
 }
 
-/// Three guests of 1000 pages that want all of them, on a host with room for less than half.
+/// Three guests of 10 000 pages that want all of them, on a host with room for less than half.
 fn hungry() -> Host {
     let guests = [1000, 1000, 2000].map(|shares| Guest::new(10_000, shares, 10_000));
     Host::new(14_000, guests.to_vec())
@@ -430,8 +430,8 @@ fn guest() -> impl Strategy<Value = Guest> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
-    /// Any mix of ballooning guests comes to rest. No fair part is so small that a balloon may not
-    /// make a guest fit it: a guest that is swapped because of that, and runs, never rests.
+    /// Any mix of ballooning guests comes to rest. Balloons may take 99 %, so that one can make its guest fit
+    /// even a small fair part: a guest that is swapped for want of that, and runs, never rests.
     #[test]
     fn any_ballooning_guests_come_to_rest(
         guests in proptest::collection::vec(guest(), 1..6),
@@ -442,12 +442,12 @@ proptest! {
         let mut host = Host::new(METADATA + 10 + sizes * percent / 100, guests);
         host.config = config;
         for guest in &mut host.guests {
-            // Guests that touch again in each round all that eviction frees hold the host where it is. In
-            // 6.0 balloons stand in hard; in a real host a shorter period between plans ends that.
+            // Guests that touch again in each round all that eviction frees keep the host in its state. In
+            // 6.0 balloons do not grow in hard; in a real host a shorter period between plans ends that.
             if config.generation == Generation::G60 {
                 guest.refault = guest.refault.min(guest.vm.size.0 / 125);
             }
-            // What a flat tax takes is paged, not ballooned: who touches it again is paged for ever.
+            // What a flat tax takes is paged, not ballooned: a guest that touches it again is paged for ever.
             if config.idle_tax_type == IdleTaxType::Flat {
                 guest.refault = 0;
             }

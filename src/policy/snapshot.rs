@@ -1,7 +1,7 @@
 //! What the policy knows of a host: counts, taken at one instant.
 //!
 //! Two ways of counting meet here and must not be mixed. Fairness counts a shared page in full,
-//! as ESX does: a VM is not entitled to more because its neighbours run the same system. The
+//! as ESX does: a VM is not entitled to more because its neighbours run the same operating system. The
 //! budget counts host pages: a page with n sharers is one page, and each sharer bears 1/n of it.
 
 use std::borrow::Cow;
@@ -21,8 +21,8 @@ pub struct HostSnapshot {
     /// The host pages in use, metadata included. More than the budget means that nothing is free and
     /// that more is wanted than there is.
     pub used: Pages,
-    /// The least that was free since the last plan: a state is left when there was enough all the time, and not for the
-    /// moment between an eviction and the faults that wait for it. None: what is free now.
+    /// The least that was free since the last plan. A state is left only when enough was free all the time, not just in
+    /// the moment between an eviction and the faults that waited for it. None: what is free now.
     #[serde(default)]
     pub least_free: Option<Pages>,
     /// The state that the last plan or allocation left.
@@ -30,14 +30,14 @@ pub struct HostSnapshot {
     pub state: FreeState,
     /// Every VM, in any order.
     pub vms: Vec<VmSnapshot>,
-    /// Decides whose turn it is when a remainder of pages cannot be divided. The caller changes
-    /// it with each round, so that no VM always bears the odd page.
+    /// Picks the VM with which the remainder of a division begins. The caller changes it with each
+    /// round, so that no VM always bears the odd page.
     #[serde(default)]
     pub seed: u64,
 }
 
 /// A VM at one instant. `resident + shared + zero + compressed + swapped + ballooned + untouched`
-/// is its size. What cannot be true is corrected before it is used, see the planner.
+/// is its size. The planner corrects numbers that contradict each other before it uses them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSnapshot {
@@ -61,7 +61,7 @@ pub struct VmSnapshot {
     /// Guest pages that are mapped to shared frames, each counted in full.
     #[serde(default)]
     pub shared: Pages,
-    /// Its part of the host pages that sharing saves: `shared` less 1/refs of each frame.
+    /// Its part of the host pages that sharing saves: `shared` less its 1/refs of each frame.
     #[serde(default)]
     pub sharing_saved: Pages,
     /// Guest pages in its compression cache.
@@ -70,7 +70,7 @@ pub struct VmSnapshot {
     /// Host pages that its compression cache takes. They are charged to the VM.
     #[serde(default)]
     pub zip_pages: Pages,
-    /// Host pages by which its compression cache may still grow. Zero also when the pages that
+    /// Host pages by which its compression cache may still grow. Also zero when the pages that
     /// were tried last did not compress.
     #[serde(default)]
     pub zip_room: Pages,
@@ -89,21 +89,21 @@ pub struct VmSnapshot {
     /// Whether a balloon agent is attached. Without one its balloon stays as it is, and has no target.
     #[serde(default = "yes")]
     pub agent: bool,
-    /// Whether its agent has come closer to its target within the last few polls, or is at it. False: the
+    /// Whether its agent has come closer to its target within the last few polls, or has reached it. False: the
     /// balloon is not waited for.
     pub agent_alive: bool,
     /// Guest pages that its balloon can be expected to bring in time, at the pace it has shown; what it owes
-    /// beyond that is not waited for. None: not known, so it is all that it is asked for.
+    /// beyond that is not waited for. None: the pace is not known, so all that the balloon owes is expected.
     #[serde(default)]
     pub balloon_brings: Option<Pages>,
     /// The most guest pages its balloon may hold; the host-wide maximum holds as well.
     pub balloon_max: Pages,
-    /// The size of its balloon that somebody has set by hand: its target, as far as the maxima and its
-    /// reservation allow. None: the policy decides.
+    /// The target of its balloon, if set by hand, as far as the maxima and its reservation allow. None: the
+    /// policy decides.
     #[serde(default)]
     pub balloon_by_hand: Option<Pages>,
-    /// While its guest has asked for relief, because it is short of memory itself: the most that its
-    /// balloon is to hold. None: it has not. Ignored in hard and low.
+    /// The most that its balloon is to hold because its guest, short of memory itself, has asked for relief.
+    /// None: it has not. Ignored in hard and low.
     #[serde(default)]
     pub relief: Option<Pages>,
     /// The size up to which its balloon takes only pages that its guest has free, as the guest says. None: not known.
@@ -115,14 +115,14 @@ pub struct VmSnapshot {
     /// Guest pages that its swap file can still take.
     #[serde(default)]
     pub swap_room: Pages,
-    /// Whether the last writes to its swap file failed: it takes nothing then.
+    /// Whether the last writes to its swap file failed: then nothing is written to it.
     #[serde(default)]
     pub swap_failing: bool,
     /// Whether its guest does not answer the host, because its process is stopped or gets no processor.
     /// Nothing can be taken from it then: eviction needs its help as much as the balloon does.
     #[serde(default)]
     pub mute: bool,
-    /// Whether faults wait because it may not become larger than its
+    /// Whether its faults wait because it may not become larger than its
     /// [ceiling](super::VmPlan::ceiling), and its balloon does not move.
     #[serde(default)]
     pub pressing: bool,
@@ -132,7 +132,7 @@ const fn yes() -> bool {
     true
 }
 
-/// The most pages that any address space has: a page less than 16 EiB. Sums of two of them do not
+/// The most pages of any address space: one page less than 16 EiB. The sum of two such numbers does not
 /// overflow.
 const MOST: Pages = Pages((1 << 52) - 1);
 
@@ -140,13 +140,14 @@ impl HostSnapshot {
     /// The same host with numbers that can be true. Snapshots are also read from files, and guests and
     /// stores move while they are counted.
     ///
-    /// What contradicts itself is lowered until it does not: the budget, what is used and a VM to an
-    /// address space; its homes, in the order resident, shared, compressed,
-    /// swapped, ballooned, zero, untouched, to what those before leave of its size; what sharing saves
-    /// it to what it shares, its compression cache to the pages in it, what it uses and what its balloon
-    /// may hold to its size. Reservation and limit are settings: see [`VmSnapshot::min`] and [`VmSnapshot::max`].
+    /// Numbers that contradict each other are lowered until they do not. The budget, what is used and the size
+    /// of a VM are at most an address space. The homes of its pages, in the order resident, shared, compressed,
+    /// swapped, ballooned, zero, untouched, are each at most what the earlier ones leave of its size. What sharing
+    /// saves it is at most what it shares, the host pages of its compression cache at most the pages in it, and its
+    /// active pages and the most of its balloon at most its size. Reservation and limit are settings: see
+    /// [`VmSnapshot::min`] and [`VmSnapshot::max`].
     ///
-    /// Nearly all snapshots are true as they are, and those of many VMs are too large to be copied for nothing.
+    /// Nearly all snapshots need no correction, and one of many VMs is too large to be copied for nothing.
     pub(super) fn believable(&self) -> Cow<'_, Self> {
         let is_true = |vm: &VmSnapshot| vm.believable() == *vm;
         if self.budget <= MOST && self.used <= MOST && self.vms.iter().all(is_true) {
@@ -219,7 +220,7 @@ impl VmSnapshot {
         }
     }
 
-    /// The most it may ever hold: its size or its limit, whichever is less, and without shares its
+    /// The most it may ever hold: its size or its limit, whichever is less; without shares, its
     /// reservation.
     #[must_use]
     pub fn max(&self) -> Pages {
@@ -249,11 +250,11 @@ impl VmSnapshot {
         self.allocation().saturating_sub(self.sharing_saved)
     }
 
-    /// The most pages that can be evicted from it now by these means. Pages that equal others, which
-    /// need neither, are not known before they are tried.
+    /// The most pages that can be evicted from it now by these means. Pages that can be shared need
+    /// neither, but are not counted: whether a page equals another is known only when it is tried.
     ///
-    /// With swap that includes what its compression cache holds, counted as the host pages that come free
-    /// when all that is in them has moved on to the swap file.
+    /// With swap the compression cache counts as well, as the host pages that come free when the guest pages
+    /// in them have moved on to the swap file.
     #[must_use]
     pub fn evictable(&self, means: Means) -> Pages {
         if self.mute {
@@ -264,7 +265,7 @@ impl VmSnapshot {
         } else {
             Pages(0)
         };
-        // A host page of the cache takes at least two guest pages, so each page of room frees one.
+        // A host page of the cache holds at least two guest pages, so each page of room frees at least one.
         let zip_room = if means.compress {
             self.zip_room
         } else {
@@ -275,7 +276,7 @@ impl VmSnapshot {
         if left == Pages(0) {
             return mapped;
         }
-        // Rounded up: a last page that has room moves, though another may still share its host page.
+        // Rounded up: the last guest page that finds room moves, even if its host page does not come free.
         let from_cache = (u128::from(self.zip_pages.0) * u128::from(left.0))
             .div_ceil(u128::from(self.compressed.0));
         total([mapped, Pages(u64::try_from(from_cache).unwrap_or(u64::MAX))])

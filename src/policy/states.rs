@@ -5,11 +5,11 @@
 //! within one boot; up one step at a time, and only when free memory exceeds the *next higher*
 //! threshold by a margin. In 2002, soft is entered below 4 % and left above 6 % plus the margin.
 //!
-//! Until 5.0 what is kept free (`minFree`) is the threshold of high. 6.0 put a state between: below
-//! four times `minFree` it is *clear*. (An esxtop of such a host shows 2397 MB free, 939 MB `minFree`, and
-//! clear.) Targets aim at `minFree` in every generation: nobody reclaims to get from clear to high. (In
-//! ESX, 400 % is where large pages begin to be broken, which memvisor has none of.) High never
-//! needs more than half of the budget free, whatever is set, unless `minFree` itself is as much.
+//! Until 5.0 what is kept free (`minFree`) is the threshold of high. 6.0 put a state between high and soft:
+//! with less than four times `minFree` free, a host is *clear*. (An esxtop of such a host shows 2397 MB free,
+//! 939 MB `minFree`, and clear.) Targets aim at `minFree` in every generation: nothing is reclaimed to get from
+//! clear to high. (ESX begins to break large pages at 400 %; memvisor has none.) High never
+//! needs more than half of the budget free, whatever is set, unless `minFree` itself is more.
 
 use std::fmt;
 
@@ -25,17 +25,17 @@ use crate::units::Pages;
 )]
 #[serde(rename_all = "lowercase")]
 pub enum FreeState {
-    /// Enough is free: only limits reclaim, and balloons that free memory allows to shrink do.
+    /// Enough is free: only limits reclaim, and balloons shrink as far as free memory allows.
     /// Balloons already grow when less than `minFree` is free.
     #[default]
     High,
-    /// As high, but less than four times `minFree` is free. In 6.0 only.
+    /// Like high, but less than four times `minFree` is free. In 6.0 only.
     Clear,
     /// Balloons grow; VMs that cannot balloon are evicted from.
     Soft,
     /// No balloon shrinks; VMs above their targets are evicted from.
     Hard,
-    /// As hard, and VMs above their targets wait.
+    /// Like hard, and VMs above their targets wait.
     Low,
 }
 
@@ -43,7 +43,7 @@ impl FreeState {
     /// All of them, the best first.
     pub const ALL: [Self; 5] = [Self::High, Self::Clear, Self::Soft, Self::Hard, Self::Low];
 
-    /// Whether the host takes from VMs because it is short: soft or worse.
+    /// Whether the host is short, and takes from VMs because of that: soft or worse.
     #[must_use]
     pub const fn is_short(self) -> bool {
         matches!(self, Self::Soft | Self::Hard | Self::Low)
@@ -146,7 +146,7 @@ impl Thresholds {
         }
     }
 
-    /// The state that so much free memory enters when nothing is known of the past.
+    /// The state that belongs to this much free memory, whatever the state was before.
     fn entered(&self, free: Pages) -> FreeState {
         if free < self.low {
             FreeState::Low
@@ -171,7 +171,7 @@ impl Thresholds {
 #[must_use]
 pub fn next_state(previous: FreeState, free: Pages, thresholds: &Thresholds) -> FreeState {
     let previous = match previous {
-        // The generation was changed meanwhile.
+        // The generation was changed meanwhile, and the new one has no clear.
         FreeState::Clear if thresholds.clear.is_none() => FreeState::High,
         previous => previous,
     };

@@ -1,8 +1,8 @@
-//! With whom a VM shares pages.
+//! With which other VMs a VM shares pages.
 //!
-//! Sharing across VMs lets one find out, by how long a write takes, what is in another's memory. ESX
-//! therefore salts: VMs share only if their salts are equal, and since 2014 a VM without one has a
-//! salt of its own unless `Mem.ShareForceSalting` says otherwise.
+//! Sharing across VMs lets a guest find out, by how long a write takes, what is in the memory of another. ESX
+//! therefore salts: VMs share only if their salts are equal, and since 2014 a VM to which no salt was given has
+//! one of its own unless `Mem.ShareForceSalting` says otherwise.
 
 use super::host::ForceSalting;
 use crate::units::VmId;
@@ -10,9 +10,9 @@ use crate::units::VmId;
 /// A set of VMs that share pages with each other.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Domain {
-    /// All that are in no other.
+    /// All VMs that are in no other domain.
     Common,
-    /// Those of this salt.
+    /// The VMs of this salt.
     Salt(String),
     /// This VM alone: it shares within itself.
     Own(VmId),
@@ -21,8 +21,8 @@ pub enum Domain {
 }
 
 impl Domain {
-    /// The domain of a VM. `salt` is its `sched.mem.pshare.salt`, of which an empty one means a
-    /// domain of its own; `sharing` its `sched.mem.pshare.enable`.
+    /// The domain of a VM. `salt` is its `sched.mem.pshare.salt`, where an empty text means a domain
+    /// of its own; `sharing` is its `sched.mem.pshare.enable`.
     #[must_use]
     pub fn of(id: VmId, salt: Option<&str>, sharing: bool, force: ForceSalting) -> Self {
         match (force, salt) {

@@ -8,7 +8,7 @@ use super::value::Wrong;
 /// Why a host setting cannot be read or set.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum SettingError {
-    /// There is none of that name.
+    /// There is no setting of that name.
     #[error("there is no setting `{name}`; {}", self.allowed())]
     Unknown {
         /// The name.
@@ -16,7 +16,7 @@ pub enum SettingError {
         /// Settings whose names are like it, the likest first.
         nearest: Vec<&'static str>,
     },
-    /// It cannot have that value.
+    /// The setting cannot have that value.
     #[error("{name} cannot be `{value}`: {wrong}; allowed: {allowed}")]
     Value {
         /// The setting.
@@ -54,7 +54,7 @@ impl SettingError {
     }
 }
 
-/// How alike two names must be to be suggested: a swapped or missing letter is, another word is not.
+/// How alike a name must be to be suggested: a swapped or missing letter is alike enough, another word is not.
 const ALIKE: f64 = 0.85;
 
 /// Up to three of `names` that are like `name`, prefixes aside; the likest first.

@@ -1,9 +1,9 @@
 //! The configuration file.
 //!
-//! It is read as a whole before anything of it is applied: a host must never run on half of a file,
+//! The file is read as a whole before anything of it is applied: a host must never run on half of a file,
 //! and whoever wrote it wants to see all that is wrong with it at once. So parsing collects errors
-//! with their lines, and only a file without any becomes a [`ConfigFile`]. A host that reloads keeps
-//! the last one that was good.
+//! with their lines, and only a file without errors becomes a [`ConfigFile`]. When a reload finds errors, the host
+//! keeps the last good file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,7 +42,7 @@ pub struct ConfigFile {
 /// One thing that is wrong in a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Problem {
-    /// The line, from 1 on; `None` for what follows from something that is not there.
+    /// The line, from 1 on; `None` for a problem that comes from something missing.
     pub line: Option<usize>,
     /// What is wrong, and what would be right.
     pub text: String,
@@ -65,7 +65,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
-    /// Something in it is wrong; a line of text for each.
+    /// Something in it is wrong; the text has a line for each problem.
     #[error("{}", Problems(path, problems))]
     Invalid {
         /// The file.
@@ -307,7 +307,7 @@ impl Reading<'_> {
                 self.wrong(at, error.in_full());
             }
         }
-        // How large the VM is only the VM knows; what can never fit is wrong already.
+        // Only the VM knows its size. Checked with the largest possible one, so that what can never fit is found.
         let largest = Bytes(u64::MAX).pages();
         if let Err(error) = found.patch.apply(&VmSettings::default(), largest) {
             let line = Some(found.line_of(error.key().unwrap_or_default()));
@@ -341,7 +341,7 @@ impl Reading<'_> {
 
 const TABLES: &str = "[host], [settings], [vm.NAME]";
 
-/// Notes a value that could be read; else gives back what is allowed.
+/// Notes a value that could be read; otherwise returns what is allowed.
 fn read<T>(
     place: &mut Option<T>,
     value: Option<T>,
@@ -357,7 +357,7 @@ fn memory(text: &str) -> Option<Bytes> {
     whole.then_some(bytes)
 }
 
-/// The values of a table and of the tables in it, which are names with dots:
+/// The values of a table and of the tables in it. Tables in tables are read as names with dots:
 /// `[settings.Mem] IdleTax = 50` is `[settings] "Mem.IdleTax" = 50`.
 fn leaves<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Leaf<'a, 'i>> {
     let mut found = Vec::new();

@@ -21,12 +21,12 @@ pub enum Profile {
     Lab,
     /// What ESX ships.
     Esx,
-    /// As `lab`, but whatever makes guests fast, also where ESX does otherwise.
+    /// Like `lab`, but with whatever makes guests fast, even where ESX does otherwise.
     Throughput,
 }
 
 impl Profile {
-    /// Its default of a setting.
+    /// The default of a setting in this profile.
     #[must_use]
     pub const fn default_of(self, spec: &Spec) -> Value {
         match self {
@@ -68,7 +68,7 @@ impl fmt::Display for Profile {
     }
 }
 
-/// Who shares pages with whom: `Mem.ShareForceSalting`.
+/// Which VMs share pages with each other: `Mem.ShareForceSalting`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ForceSalting {
     /// 0: salts are ignored, all VMs share.
@@ -103,7 +103,7 @@ pub struct HostSettings {
     pub balance_period: Duration,
     /// `Mem.CtlMaxPercent`, in percent; 0 turns ballooning off.
     pub ctl_max_percent: u32,
-    /// `Mem.MemMinFreePct`, in percent; 0 means as [`HostSettings::free_states`] has it.
+    /// `Mem.MemMinFreePct`, in percent; 0 means what [`HostSettings::free_states`] keeps free.
     pub mem_min_free_pct: u32,
     /// `Mem.MemZipEnable`.
     pub mem_zip_enable: bool,
@@ -132,10 +132,10 @@ pub struct HostSettings {
 }
 
 impl HostSettings {
-    /// The settings whose values `value` knows.
+    /// The settings, each with the value that `value` returns for it.
     ///
     /// # Panics
-    /// If a value is not one of its setting's kind and range; [`Key::read`] gives no such value.
+    /// If a value is not of its setting's kind and range; [`Key::read`] returns no such value.
     #[must_use]
     pub fn of(value: impl Fn(Key) -> Value) -> Self {
         let whole = |key| match value(key) {
@@ -183,7 +183,7 @@ impl HostSettings {
         }
     }
 
-    /// What of it the policy needs.
+    /// The settings that the policy needs.
     #[must_use]
     pub const fn policy(&self) -> Config {
         Config {

@@ -3,8 +3,8 @@
 //! A setting can be given in four places: the profile, the configuration file, the command line of
 //! the host, and at run time. If they were written into one table, a reload of the file would
 //! overwrite what somebody has set by hand, and a setting that was removed from the file would keep
-//! the value it had there. So each place has a layer of its own. The highest layer that has the
-//! setting decides; a layer is replaced as a whole.
+//! the value it had there. So each place has a layer of its own. The highest layer that has a value for a
+//! setting decides, and a layer is replaced as a whole.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +24,7 @@ pub const DEFAULT: &str = "default";
 pub struct Layer(BTreeMap<Key, Value>);
 
 impl Layer {
-    /// Notes a setting; the value it had in this layer, if any.
+    /// Notes a setting; returns the value it had in this layer, if any.
     ///
     /// # Errors
     /// [`SettingError`]; the layer is as before.
@@ -153,7 +153,7 @@ impl Layers {
         }
     }
 
-    /// Sets a setting at run time; [`DEFAULT`] takes away what was set so.
+    /// Sets a setting at run time; [`DEFAULT`] takes away what was set at run time.
     ///
     /// # Errors
     /// [`SettingError`]; everything is as before.
@@ -167,7 +167,7 @@ impl Layers {
         Ok(self.view_of(key))
     }
 
-    /// These with another file.
+    /// These layers with another file.
     #[must_use]
     pub fn with_file(&self, file: Layer) -> Self {
         Self {
@@ -176,8 +176,8 @@ impl Layers {
         }
     }
 
-    /// Puts another file in the place of the one there was; the settings that are now in force with
-    /// another value.
+    /// Puts another file in the place of the old one. Returns the settings whose values in force have
+    /// changed.
     pub fn replace_file(&mut self, file: Layer) -> Vec<SettingView> {
         let new = self.with_file(file);
         let before = std::mem::replace(self, new);

@@ -1,14 +1,14 @@
 //! Settings of the host and of its VMs: names, values, and where they come from.
 //!
-//! A setting is given on a command line, in a file, over the API, and is shown and documented. If
-//! each of these knew its range and default, they would soon disagree. So there is one table of host
-//! settings ([`TABLE`]) and one of VM settings ([`VM_KEYS`]); all of them ask it. Names are ESX's
+//! A setting is given on a command line, in a file or over the API, and is shown and documented. If
+//! each of these places knew its range and default, they would soon disagree. So there is one table of host
+//! settings ([`TABLE`]) and one of VM settings ([`VM_KEYS`]), and all places ask these. Names are ESX's
 //! where ESX has such a setting.
 //!
 //! - `value.rs`: reading and showing values and their units.
 //! - `table.rs`, `host.rs`, `layers.rs`: host settings, their typed values, the four places where
 //!   they are given ([`Layers`]).
-//! - `vm.rs`, `patch.rs`, `domain.rs`: VM settings, changes of them, with whom a VM shares pages.
+//! - `vm.rs`, `patch.rs`, `domain.rs`: VM settings, changes of them, and with which VMs one shares pages.
 //! - `file.rs`, `start.rs`, `vm_table.rs`: the configuration file.
 //!
 //! Nothing here has an effect: whoever holds the settings reads them and acts.

@@ -25,7 +25,7 @@ pub fn check_vm_name(name: &str) -> Result<(), NameError> {
     if begins_well && all_allowed && name.len() <= NAME_MAX {
         return Ok(());
     }
-    // The refused text may be anything; an error message is one readable line.
+    // The refused text may be anything, but an error message must stay one readable line.
     Err(NameError(name.escape_debug().take(2 * NAME_MAX).collect()))
 }
 

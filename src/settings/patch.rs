@@ -12,7 +12,7 @@ use super::value::{Scalar, shown};
 use super::vm::{VM_KEYS, VmSettings, VmSettingsError};
 use crate::units::Pages;
 
-/// Some settings of a VM: what somebody wants changed.
+/// Some settings of a VM, to be changed.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct VmPatch {
@@ -65,7 +65,7 @@ impl VmPatch {
         Ok(patch)
     }
 
-    /// Adds one setting; its short name.
+    /// Adds one setting; returns its short name.
     ///
     /// # Errors
     /// [`VmSettingsError`]; the patch is as before.
@@ -76,7 +76,7 @@ impl VmPatch {
             key: shown(key),
             nearest: nearest(key, VM_KEYS.iter().flat_map(|key| [key.name, key.esx])),
         })?;
-        // ESX's settings count MB.
+        // Under ESX's names, a bare number counts MB.
         let in_mb = known.is_size && is(known.esx) && text.parse::<u64>().is_ok();
         let in_mb = in_mb.then(|| format!("{text}M"));
         match (known.read)(self, in_mb.as_deref().unwrap_or(text)) {
@@ -90,7 +90,7 @@ impl VmPatch {
         }
     }
 
-    /// This patch where it says something, else `below`.
+    /// The settings of this patch, and those of `below` that this patch does not have.
     #[must_use]
     pub fn over(&self, below: &Self) -> Self {
         let below = below.clone();
@@ -136,7 +136,7 @@ impl VmPatch {
     }
 }
 
-// Serde hands fields to these by reference, and never a field that is skipped.
+// Serde passes fields to these by reference, and never a field that is skipped.
 
 fn shares_json<S: Serializer>(shares: &Option<Shares>, to: S) -> Result<S::Ok, S::Error> {
     match shares {

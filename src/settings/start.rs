@@ -1,4 +1,4 @@
-//! What only the start of a host decides.
+//! Settings that can be changed only by starting the host anew.
 
 use std::path::PathBuf;
 use std::str::FromStr;

@@ -41,7 +41,7 @@ pub struct Spec {
     pub name: &'static str,
     /// What it is about, for lists.
     pub group: &'static str,
-    /// What it counts in, and how far.
+    /// Its unit and range.
     pub kind: Kind,
     /// The default of profile `lab`.
     pub lab: Value,
@@ -51,7 +51,7 @@ pub struct Spec {
     pub throughput: Option<Value>,
     /// What it does.
     pub effect: &'static str,
-    /// Where and why it is other than in ESX, or `lab` other than `esx`; empty if nowhere.
+    /// Where and why it differs from ESX, or `lab` from `esx`; empty if neither does.
     pub deviation: &'static str,
 }
 
@@ -65,8 +65,8 @@ const fn millis(millis: u64) -> Value {
     Value::Time(std::time::Duration::from_millis(millis))
 }
 
-/// All host settings, in the order of [`Key`]. Names, defaults and ranges of `Mem.` are those of
-/// ESXi 6 and later, as its advanced options tell them.
+/// All host settings, in the order of [`Key`]. Names, defaults and ranges of `Mem.` settings are those that
+/// the advanced options of ESXi 6 and later show.
 pub const TABLE: [Spec; 23] = [
     Spec {
         key: Key::ShareScanTime,
@@ -337,13 +337,13 @@ pub const TABLE: [Spec; 23] = [
 ];
 
 impl Key {
-    /// What is known about it.
+    /// What is known about this setting.
     #[must_use]
     pub const fn spec(self) -> &'static Spec {
         &TABLE[self as usize]
     }
 
-    /// The setting of that name; case does not matter.
+    /// The setting called `name`, in upper or lower case.
     ///
     /// # Errors
     /// [`SettingError::Unknown`] with names that are like it.
@@ -357,7 +357,7 @@ impl Key {
             })
     }
 
-    /// Reads a value of it.
+    /// Reads a value of this setting.
     ///
     /// # Errors
     /// [`SettingError::Value`].

@@ -1,4 +1,4 @@
-//! That docs/settings.md says what the tables say.
+//! Checks that docs/settings.md says what the tables say.
 
 use std::path::Path;
 

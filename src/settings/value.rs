@@ -1,7 +1,7 @@
 //! Values of settings: what may be written, and how they are shown.
 //!
-//! A value is written by people (`50%`, `10min`), in TOML and in JSON. All of them become text and
-//! are read by [`Kind::read`], so that there is one opinion of what is allowed. Times are kept in
+//! A value is written by people (`50%`, `10min`), in TOML or in JSON. All of these become text and
+//! are read by [`Kind::read`], so that only one place decides what is allowed. Times are kept in
 //! whole milliseconds; a bare number counts in the unit of its setting, as in ESX.
 
 use std::fmt;
@@ -21,7 +21,7 @@ pub enum Value {
     Choice(&'static str),
 }
 
-/// What a setting counts in, and how far.
+/// The unit of a setting, and its range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// A whole number.
@@ -72,14 +72,14 @@ impl TimeUnit {
         }
     }
 
-    /// A time as a number of this unit; whole where it is one.
+    /// A time as a number of this unit, without a fraction where it is whole.
     fn number(self, time: Duration) -> Number {
         let millis = time.as_millis();
         let whole = u64::try_from(millis / u128::from(self.millis())).unwrap_or(u64::MAX);
         if millis.is_multiple_of(u128::from(self.millis())) {
             return whole.into();
         }
-        // Divided once, the result is the double that is nearest to the decimal people wrote.
+        // With a single division, the result is the double nearest to the decimal that people wrote.
         let exact = time.as_secs_f64() * 1000.0 / f64::from(self.millis());
         Number::from_f64(exact).unwrap_or_else(|| whole.into())
     }
@@ -96,7 +96,7 @@ pub enum Wrong {
     Unit,
     /// Less or more than allowed.
     Range,
-    /// A time that is neither nothing nor a millisecond.
+    /// A time that is shorter than a millisecond, but not zero.
     TooFine,
     /// None of the choices.
     Choice,
@@ -164,7 +164,7 @@ impl Kind {
         }
     }
 
-    /// The unit; for a choice, what there is to choose from.
+    /// The unit; for a choice, the words to choose from.
     #[must_use]
     pub fn unit(self) -> String {
         match self {
@@ -206,7 +206,7 @@ impl Kind {
     /// A value as JSON has it: a number of the unit, or the word.
     ///
     /// # Panics
-    /// If the value is of another kind; [`Kind::read`] makes none such.
+    /// If the value is of another kind; [`Kind::read`] returns no such value.
     #[must_use]
     pub fn scalar(self, value: Value) -> Scalar {
         match (self, value) {
@@ -238,7 +238,7 @@ fn whole(text: &str, unit: &str) -> Result<u64, Wrong> {
     if !written.is_empty() && written != unit {
         return Err(Wrong::Unit);
     }
-    // It consists of digits: if it does not fit, it is too large for any range.
+    // The text consists of digits: a number that cannot be parsed is too large for any range.
     number.parse().map_err(|_| Wrong::Range)
 }
 
@@ -292,7 +292,7 @@ impl fmt::Display for Scalar {
 /// The longest part of a wrong text that an error repeats, in characters.
 const SHOWN: usize = 80;
 
-/// A text for an error: whatever somebody sent, an error is one readable line.
+/// A text as an error repeats it: whatever somebody sent, an error stays one readable line.
 pub(crate) fn shown(text: &str) -> String {
     let mut shown: String = text.escape_debug().take(SHOWN).collect();
     if text.escape_debug().nth(SHOWN).is_some() {

@@ -1,7 +1,7 @@
 //! The settings of one VM.
 //!
-//! Each has a short name and ESX's, and is written as `KEY=VALUE`, in TOML or in JSON. What is
-//! written somewhere is a [`VmPatch`]: some keys, each valid by itself. Whether the values fit
+//! Each setting has a short name and ESX's name, and is written as `KEY=VALUE`, in TOML or in JSON. What is
+//! written in one place is a [`VmPatch`]: some keys, each valid by itself. Whether the values fit
 //! together can only be said of all of them, so [`VmPatch::apply`] makes whole [`VmSettings`] or
 //! changes nothing.
 
@@ -16,7 +16,7 @@ use crate::units::{Bytes, PAGE_SIZE, Pages};
 /// The longest salt, in bytes.
 pub const SALT_MAX: usize = 256;
 
-/// Notes a value in a patch: `None` if the text is not allowed, false if the patch has one already.
+/// Notes a value in a patch. Returns `None` if the text is not allowed, false if the patch already has a value.
 pub(super) type Read = fn(&mut VmPatch, &str) -> Option<bool>;
 
 /// What is known about a setting of a VM.
@@ -26,7 +26,7 @@ pub struct VmKey {
     pub name: &'static str,
     /// ESX's name.
     pub esx: &'static str,
-    /// What a VM has that says nothing.
+    /// What a VM has if it says nothing.
     pub default: &'static str,
     /// What may be written.
     pub allowed: &'static str,
@@ -153,13 +153,13 @@ fn directory(text: &str) -> Option<PathBuf> {
 /// The settings of a VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VmSettings {
-    /// Its weight; [`Shares::count`] makes a number of it.
+    /// Its weight; [`Shares::count`] turns it into a number.
     pub shares: Shares,
     /// Memory it is guaranteed; at most the limit.
     pub reservation: Pages,
     /// Memory it never exceeds; `None` is its size.
     pub limit: Option<Pages>,
-    /// The most its balloon takes; `None` leaves that to `Mem.CtlMaxPercent`, which holds in any
+    /// The most its balloon takes; `None` leaves that to `Mem.CtlMaxPercent`, which applies in any
     /// case.
     pub balloon_max: Option<Pages>,
     /// Whether its pages are shared at all.
@@ -211,7 +211,7 @@ pub enum VmSettingsError {
     /// The key is given more than once, perhaps under both names.
     #[error("{0} is given twice")]
     Twice(&'static str),
-    /// More is allowed than there is.
+    /// The limit is more than the VM has.
     #[error("limit {limit} is more than the VM's memory of {size}")]
     Limit {
         /// The limit.
@@ -219,7 +219,7 @@ pub enum VmSettingsError {
         /// The VM's memory.
         size: Bytes,
     },
-    /// More is guaranteed than allowed.
+    /// The reservation is more than the VM may have.
     #[error("reservation {reservation} is more than the {most} that the VM may have")]
     Reservation {
         /// The reservation.
@@ -245,7 +245,7 @@ impl VmSettingsError {
         }
     }
 
-    /// The short name of the setting that is at fault, if it is one.
+    /// The short name of the setting that is at fault, if a single one is.
     #[must_use]
     pub fn key(&self) -> Option<&'static str> {
         match self {

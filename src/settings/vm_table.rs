@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::patch::VmPatch;
 use super::vm::VmSettingsError;
 
-/// A table `[vm.NAME]`. What a host cannot do is found out when it tries; by then only the lines tell
-/// where that was asked for.
+/// A table `[vm.NAME]`. Only when a host applies it can it find out what it cannot do; the lines are kept to
+/// tell then where that was asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VmTable {
     /// The settings.
@@ -37,7 +37,8 @@ impl VmTable {
         Ok(())
     }
 
-    /// The line of a setting by its short name, or where the table begins if it does not have it.
+    /// The line of a setting, by its short name; for one that the table does not have, the line where the table
+    /// begins.
     #[must_use]
     pub fn line_of(&self, key: &str) -> usize {
         self.keys.get(key).copied().unwrap_or(self.line)

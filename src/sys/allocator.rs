@@ -1,6 +1,6 @@
-//! What the allocator of the C library has to be told.
+//! A setting of the C library's allocator.
 
-/// Large tables are mapped on their own from here on, 256 KiB: an order of magnitude less than any table
+/// Allocations from this size on are mapped on their own: 256 KiB, an order of magnitude less than any table
 /// of a guest that is worth it.
 #[cfg(target_env = "gnu")]
 const LARGE: i32 = 1 << 18;
@@ -8,8 +8,8 @@ const LARGE: i32 = 1 << 18;
 /// Has each large allocation mapped on its own, zeroed by the kernel where it is touched, and given back
 /// when it is freed.
 ///
-/// glibc does so at first, but once one of some size was freed it keeps the next ones of that size in its
-/// heap. Tables that are mostly zeroes, such as those of a VM's swap file, would then be cleared by hand and
+/// By default glibc does so only until one is freed: then it keeps further allocations of up to that size in
+/// its heap. Tables that are mostly zeroes, such as those of a VM's swap file, would then be cleared by hand and
 /// cost all of their memory.
 pub fn map_large_allocations() {
     #[cfg(target_env = "gnu")]

@@ -38,7 +38,7 @@ impl DirectFile {
     pub fn create(dir: &Path, len: Bytes) -> io::Result<Self> {
         let file = tempfile::tempfile_in(dir)?;
         file.set_permissions(Permissions::from_mode(0o600))?;
-        // Asked of a page that is there: a read behind the end is refused by nobody.
+        // Direct I/O is tried on a page that is there: no filesystem refuses a read behind the end.
         file.set_len(PAGE_SIZE as u64)?;
         let direct = go_direct(&file)?;
         file.set_len(0)?;
@@ -63,7 +63,7 @@ impl DirectFile {
         self.reserved
     }
 
-    /// The file opened once more, to be read only, past the page cache if we do.
+    /// The file opened once more, for reading only, and past the page cache if this descriptor goes past it.
     ///
     /// # Errors
     /// What opening `/proc/self/fd/N` says.
@@ -96,13 +96,13 @@ impl DirectFile {
     /// As for [`create`](Self::create).
     pub fn extend(&self, from: Bytes, to: Bytes) -> io::Result<()> {
         reserve(&self.file, from, to).map(drop).inspect_err(|_| {
-            // What was reserved before the disk was full. It is behind the end for all who read
-            // and write; if even this fails, the next cut of the file releases it.
+            // Releases what was reserved before the disk was full. If even this fails, that part lies behind the
+            // end, where nothing is read or written, until the next cut of the file releases it.
             let _ = self.file.set_len(from.0);
         })
     }
 
-    /// Cuts the file to `len` bytes and gives the disk space behind them back.
+    /// Cuts the file to `len` bytes and gives back the disk space behind them.
     ///
     /// # Errors
     /// What `ftruncate(2)` says.
@@ -135,8 +135,8 @@ impl DirectFile {
     }
 }
 
-/// Makes the file longer and sets disk aside for that; `false` where the filesystem cannot, and the
-/// new part is sparse then.
+/// Makes the file longer and reserves disk space for the new part; `false` where the filesystem cannot
+/// reserve any, and the new part is sparse.
 fn reserve(file: &File, from: Bytes, to: Bytes) -> io::Result<bool> {
     if to <= from {
         return Ok(true);
@@ -156,8 +156,8 @@ fn reserve(file: &File, from: Bytes, to: Bytes) -> io::Result<bool> {
     }
 }
 
-/// Switches the page cache off; `false` where the filesystem refuses that, or refuses the reads of
-/// aligned pages that follow (a device with larger sectors).
+/// Switches the page cache off; `false` where the filesystem refuses that, or then refuses to read an
+/// aligned page (on a device with larger sectors).
 fn go_direct(file: &File) -> io::Result<bool> {
     let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
     match fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_DIRECT)) {

@@ -12,7 +12,7 @@ use nix::sys::statvfs::statvfs;
 
 use crate::units::Bytes;
 
-/// The names of those filesystems that people put files of memory on.
+/// The names of the filesystems that swap files are usually put on.
 const NAMES: [(FsType, &str); 10] = [
     (EXT4_SUPER_MAGIC, "ext2/3/4"),
     (XFS_SUPER_MAGIC, "xfs"),
@@ -26,7 +26,7 @@ const NAMES: [(FsType, &str); 10] = [
     (MSDOS_SUPER_MAGIC, "vfat"),
 ];
 
-/// The filesystem of a directory, as it was when it was asked.
+/// The filesystem of a directory, as it was when the kernel was asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Filesystem {
     /// Its usual name, or its magic number in hexadecimal where it is none of the usual ones.
@@ -45,7 +45,7 @@ impl Filesystem {
     pub fn of(dir: &Path) -> io::Result<Self> {
         let magic = statfs(dir)?.filesystem_type();
         let known = NAMES.iter().find(|(candidate, _)| *candidate == magic);
-        // Only statvfs(3) says the unit of the blocks where that is not the block size.
+        // Only statvfs(3) says in which unit blocks are counted, where that is not the block size.
         let room = statvfs(dir)?;
         Ok(Self {
             name: known.map_or_else(|| format!("{:#x}", magic.0), |(_, name)| (*name).to_owned()),

@@ -6,8 +6,8 @@
 //! memory of zeroes instead, as a whole, at the first such access: the guest has lost what it took away, and
 //! nobody else notices.
 //!
-//! The handler finds the mapping in a list of slots that never shrinks, because a handler can wait for no
-//! lock. Slots of mappings that are gone are used again.
+//! The handler finds the mapping in a list of slots. A handler must not wait for a lock, so the list never shrinks:
+//! a slot is never freed while the handler may look at it, but used again once its mapping is gone.
 
 use std::io;
 use std::ptr;
@@ -72,12 +72,12 @@ impl Slot {
         // Acquire pairs with the Release of `Guard::new`.
         let start = self.start.load(Ordering::Acquire);
         let end = self.end.load(Ordering::Acquire);
-        // Acquire as above. Another start is another mapping's, and then the end may be that one's too.
+        // Acquire as above. If the start has changed, the slot has another mapping, and the end may be that one's.
         let is_same = self.start.load(Ordering::Acquire) == start;
         (start != 0 && is_same && (start..end).contains(&address)).then_some((start, end))
     }
 
-    /// Puts zeroes in the place of the mapping with `address`; `false` when that is another's.
+    /// Puts zeroes in the place of the slot's mapping; `false` when `address` is not in it.
     fn replace(&self, address: usize) -> bool {
         let Some((start, end)) = self.range_with(address) else {
             return false;
@@ -90,8 +90,8 @@ impl Slot {
         };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         // SAFETY: the range is one whole mapping of a guarded file. It cannot go away meanwhile: its owner
-        // drops the guard before it, and a thread that uses the owner is in this handler. Whoever reads it
-        // copies bytes or loads atomics, and all of these may change at any moment.
+        // drops the guard before the mapping, and the thread in this handler is using the owner. All readers of
+        // the mapping copy bytes or load atomics, which may change at any moment anyway.
         let mapped = unsafe {
             libc::mmap(
                 start as *mut libc::c_void,
@@ -109,15 +109,15 @@ impl Slot {
 fn install() -> Result<(), Errno> {
     let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK | SaFlags::SA_RESTART;
     let action = SigAction::new(SigHandler::SigAction(on_fault), flags, SigSet::empty());
-    // SAFETY: the handler uses atomics and system calls only. Of what was there before, the standard
-    // library's report of a stack overflow, nothing is lost: Linux raises SIGSEGV for that.
+    // SAFETY: the handler uses atomics and system calls only. The handler that it replaces is the standard
+    // library's report of a stack overflow, which is not lost: Linux raises SIGSEGV for that.
     unsafe { sigaction(Signal::SIGBUS, &action) }.map(drop)
 }
 
 extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel hands a handler installed with SA_SIGINFO a siginfo that lives as long as it runs.
     let info = unsafe { &*info };
-    // SAFETY: a siginfo of SIGBUS that the kernel raised holds an address; of any other it is not used.
+    // SAFETY: a siginfo of SIGBUS that the kernel raised holds an address; that of any other SIGBUS is not used.
     let address = unsafe { info.si_addr() } as usize;
     let is_raised = info.si_code > 0;
     // Acquire pairs with the Release of `Guard::new`: a slot that is seen is whole.
@@ -130,7 +130,7 @@ extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc:
         // Relaxed: a slot's successor never changes once the slot can be seen.
         next = slot.next.load(Ordering::Relaxed);
     }
-    // Not ours to mend: the access is made again, and ends the process as it would have.
+    // No guarded mapping: the access is made again, and ends the process as it would have without this handler.
     // SAFETY: the default action has no preconditions.
     let _ = unsafe { nix::sys::signal::signal(Signal::SIGBUS, SigHandler::SigDfl) };
 }

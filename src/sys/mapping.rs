@@ -12,15 +12,15 @@ use super::guard::Guard;
 use super::prefetch::prefetch_at;
 use crate::units::{PAGE_SIZE, PageBuf};
 
-/// Bytes of a cache line, or half of one.
+/// The bytes of a cache line, or of half a line.
 const LINE: usize = 64;
-/// So much of a page is fetched ahead: once its reading has begun, the processor itself goes on, up to its end.
+/// How much of a page is fetched ahead. Once a page is being read, the processor itself prefetches the rest of it.
 const AHEAD: usize = 16 * LINE;
 
 /// A shared mapping of a whole [`Memfd`].
 #[derive(Debug)]
 pub struct Mapping {
-    /// Before what it guards.
+    /// Declared before `raw`, so that it is dropped first: the handler must not replace what is unmapped.
     _guard: Guard,
     raw: MmapRaw,
     pages: u32,
@@ -87,7 +87,7 @@ impl Mapping {
     ///
     /// Reading a hole makes the kernel allocate a page of zeroes there: read only pages that are
     /// known to be present. While somebody else writes the page, the copy may mix old and new
-    /// bytes: it is a hint then, and nothing else.
+    /// bytes: then it is a hint and nothing else.
     ///
     /// # Panics
     /// When `page` is outside the mapping.
@@ -99,8 +99,8 @@ impl Mapping {
         unsafe { ptr::copy_nonoverlapping(from, into.0.as_mut_ptr(), PAGE_SIZE) };
     }
 
-    /// Brings the begin of a page that is going to be read soon near to the processor; nothing if it is not
-    /// mapped.
+    /// Brings the beginning of a page that is going to be read soon into the processor's cache. Does nothing if the
+    /// page is not mapped.
     ///
     /// # Panics
     /// When `page` is outside the mapping.
@@ -111,11 +111,11 @@ impl Mapping {
             .for_each(|at| prefetch_at(start.wrapping_add(at)));
     }
 
-    /// Drops what of the file is mapped now; it is mapped again where it is accessed. Before many holes are
-    /// punched: each would else interrupt every processor that this process ran on.
+    /// Drops all that is mapped of the file now; it is mapped again where it is accessed. For use before many
+    /// holes are punched: otherwise each hole would interrupt every processor that this process ran on.
     pub fn forget(&self) {
         let (start, len) = (self.raw.as_mut_ptr(), self.raw.len());
-        // SAFETY: the range is the whole mapping, which lives as long as `self`; it is shared, so that only page
+        // SAFETY: the range is the whole mapping, which lives as long as `self`; it is shared, so only page
         // table entries go, and the content stays in the file. The advice can only fail for other ranges.
         unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) };
     }

@@ -1,10 +1,10 @@
 //! Sparse files in memory: guest RAM, the share pool, the compression arena, the claim table.
 //!
-//! Whoever has a descriptor or a mapping of such a file keeps its memory. A guest's process can be killed, but
-//! a child that it has forked, of which nobody knows, could go on filling holes with memory that is given to
-//! others by then. So the daemon cuts a file that it has lent down to nothing when it lets go of it, and
-//! nobody can make the file longer again. A guest can cut its own files short too, because a seal against
-//! that would hold the daemon as well: what the daemon maps is guarded against it ([`super::guard`]).
+//! The memory of such a file lives as long as any process has a descriptor or a mapping of it. A guest's process
+//! can be killed, but a child that it has forked, which the daemon does not know, could go on filling holes. By then
+//! that memory has been given to other VMs. So when the daemon lets go of a file that it has lent, it cuts the file
+//! down to nothing, and nobody can make the file longer again. A guest can cut its own files short too, because a
+//! seal against that would bind the daemon as well: so the daemon guards what it maps ([`super::guard`]).
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, IoSliceMut};
@@ -19,7 +19,7 @@ use nix::sys::uio::preadv;
 use super::private_tmpfs::PrivateTmpfs;
 use crate::units::{Bytes, PAGE_SIZE, PageBuf, Pages};
 
-/// Whether the kernel may back such files with huge pages, of which one written byte fills a whole one.
+/// Whether the kernel may back such files with huge pages: then one written byte fills a whole huge page.
 #[must_use]
 pub fn files_in_memory_are_huge() -> bool {
     let path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
@@ -36,8 +36,9 @@ pub fn files_in_memory_are_huge() -> bool {
 pub struct Memfd {
     file: File,
     pages: u32,
-    /// What others get to read it, if that is not the same file opened again.
+    /// The descriptor that readers get opened again, if that is not `file`.
     reader: Option<OwnedFd>,
+    /// Whether dropping it takes its memory away from everybody.
     is_lent: bool,
 }
 
@@ -49,11 +50,11 @@ impl Memfd {
     pub fn create(name: &str, pages: u32) -> io::Result<Self> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = File::from(memfd_create(name, flags)?);
-        // Anybody may open a new one again by `/proc`, to write it too: a guest of another user must
-        // not write what it may read.
+        // By default every user who has a descriptor may open it again by `/proc`, for writing too: a guest of
+        // another user must not write what it may only read.
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.set_len(u64::from(pages) * PAGE_SIZE as u64)?;
-        // Nor may anybody seal it against being cut down to nothing.
+        // No further seals: a guest must not seal the file against being cut down to nothing.
         let seals = SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
         Ok(Self {
@@ -75,7 +76,7 @@ impl Memfd {
         Ok(memfd)
     }
 
-    /// A file that guests get [to read](Self::read_only), and cannot write where this process may mount
+    /// A file that guests get [to read](Self::read_only). Where this process may mount, they cannot write it
     /// ([`readers_cannot_write`](super::readers_cannot_write)). Dropping it is as for [`lend`](Self::lend).
     ///
     /// # Errors
@@ -94,8 +95,8 @@ impl Memfd {
         })
     }
 
-    /// Takes all of its memory from every process that maps it, for good: what is accessed raises SIGBUS
-    /// there, and reads as zeroes here.
+    /// Takes all of its memory from every process that maps it, for good: an access raises SIGBUS there, and
+    /// finds zeroes here.
     ///
     /// # Errors
     /// What `ftruncate(2)` says.
@@ -127,7 +128,7 @@ impl Memfd {
             .write_all_at(&content.0, u64::from(page) * PAGE_SIZE as u64)
     }
 
-    /// Reads pages from `page` on. What is not mapped yet is not mapped by that, and a hole stays one.
+    /// Reads pages from `page` on. This maps nothing, and a hole stays a hole.
     ///
     /// # Errors
     /// What `preadv(2)` says; `UnexpectedEof` when the file ends before.
@@ -147,8 +148,8 @@ impl Memfd {
 
     /// Gives `count` pages from `start` on back to the machine.
     ///
-    /// Every mapping of them, in any process, is dropped by the kernel in the same step. This and
-    /// not `madvise(MADV_DONTNEED)`, which on a shared mapping frees nothing.
+    /// The kernel drops every mapping of them, in any process, in the same step. `madvise(MADV_DONTNEED)` would
+    /// not do: on a shared mapping it frees nothing.
     ///
     /// # Errors
     /// What `fallocate(2)` says.

@@ -1,4 +1,4 @@
-//! The kernel, one file a facility: the only `unsafe` of the host.
+//! The kernel, with a file for each facility: the only `unsafe` of the host.
 //!
 //! Each wrapper gives an errno its meaning once, so that the mechanisms above read as their design:
 //! an expected outcome is an enum, an unexpected one an [`std::io::Error`] with the operation's name.

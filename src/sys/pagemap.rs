@@ -2,8 +2,8 @@
 //!
 //! Where the guest's userfaultfd tracks writes, the kernel keeps a bit for each page, write-protected or
 //! not. A write to a protected page clears the bit and goes on, without a message to anybody. One ioctl
-//! finds the pages that are not protected and protects them, so that what was written is told exactly
-//! once. Whatever was mapped anew, or dropped before it was asked for, counts as written.
+//! finds the pages that are not protected and protects them, so that each written page is reported exactly
+//! once. A page that has been mapped anew, or dropped, since the last question counts as written.
 
 use std::fs::File;
 use std::io;
@@ -46,14 +46,14 @@ const PAGEMAP_SCAN: u64 =
 const _: () = assert!(PAGEMAP_SCAN == 0xc060_6610);
 const _: () = assert!(size_of::<Region>() == 24);
 
-/// Protects the pages that are told.
+/// Protects the pages that are reported.
 const WP_MATCHING: u64 = 1 << 0;
-/// Refuses ranges whose writes are not tracked, which are skipped otherwise.
+/// Refuses ranges whose writes are not tracked; without this flag they are skipped.
 const CHECK_WPASYNC: u64 = 1 << 1;
-/// Nothing but this may be asked for: it is the one question that the kernel answers fast.
+/// The only category asked for: this is the one question that the kernel answers fast.
 const IS_WRITTEN: u64 = 1 << 1;
 
-/// Regions told by one system call. More would only make its buffer larger.
+/// Regions reported by one system call. More would only make its buffer larger.
 const REGIONS: usize = 512;
 
 /// The page map of a guest that maps RAM in one piece.
@@ -67,8 +67,8 @@ impl Pagemap {
     /// The page map of `process`, which maps `pages` pages of RAM at `base`.
     ///
     /// # Errors
-    /// What the kernel says: `EPERM` when writes to this range are not tracked, `ENOTTY` before Linux 6.7;
-    /// the process is gone, of another user, or `/proc` is not there.
+    /// What the kernel says: `EPERM` when writes to this range are not tracked, `ENOTTY` before Linux 6.7,
+    /// other errors when the process is gone, belongs to another user, or `/proc` is not there.
     pub fn open(process: &Process, base: u64, pages: u32) -> io::Result<Self> {
         let file = process.pagemap()?;
         let pagemap = Self { file, base };
@@ -80,7 +80,7 @@ impl Pagemap {
         Ok(pagemap)
     }
 
-    /// Tells `each` the pages of `run` that may have been written since this was asked for last, in
+    /// Calls `each` with the pages of `run` that may have been written since the last call for them, in
     /// ascending runs. Pages that are mapped from elsewhere are left out.
     ///
     /// # Errors
@@ -94,7 +94,7 @@ impl Pagemap {
                 let (start, end) = (self.page(region.start), self.page(region.end));
                 each(GfnRun::new(Gfn(start), end - start));
             }
-            // A kernel that gets nowhere must not keep us here.
+            // A kernel that makes no progress must not keep this thread here for ever.
             let next = self.page(walked).max(rest.start.0 + 1);
             let end = rest.start.0 + rest.count;
             rest = GfnRun::new(Gfn(next.min(end)), end.saturating_sub(next));
@@ -107,7 +107,7 @@ impl Pagemap {
         u32::try_from(page).unwrap_or(u32::MAX)
     }
 
-    /// How many regions were told, and the address up to which the kernel came.
+    /// Returns how many regions the kernel reported, and the address up to which it came.
     fn scan(&self, run: GfnRun, flags: u64, regions: &mut [Region]) -> io::Result<(usize, u64)> {
         let start = self.base.wrapping_add(run.start.offset());
         let mut scan = Scan {
@@ -128,7 +128,7 @@ impl Pagemap {
         loop {
             // SAFETY: PAGEMAP_SCAN reads and writes one `Scan` (size asserted above) and writes at most
             // `regions_len` regions of 24 bytes (asserted) behind `regions`: both outlive the call and
-            // nobody else uses them. Of the guest it changes only whether writes are noted.
+            // nothing else uses them. In the guest it changes only whether writes are noted.
             let told = unsafe { libc::ioctl(fd, PAGEMAP_SCAN as libc::Ioctl, &raw mut scan) };
             match usize::try_from(told) {
                 Ok(told) => return Ok((told, scan.walk_end)),

@@ -1,5 +1,5 @@
-//! Memory of this process that memvisor does not manage: pages for the kernel to merge or to page out,
-//! which is what benchmarks compare with.
+//! Memory of this process that memvisor does not manage, but the kernel merges or pages out: benchmarks
+//! compare memvisor with that.
 
 use std::io;
 use std::ptr;
@@ -9,7 +9,7 @@ use memmap2::{MmapMut, MmapOptions, MmapRaw};
 use super::Memfd;
 use crate::units::{PAGE_SIZE, PageBuf};
 
-/// What the kernel shall do with the whole of it.
+/// What the kernel is to do with the whole mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Advice {
     /// Merge pages of equal content: KSM.
@@ -28,7 +28,7 @@ pub struct PlainMemory {
 }
 
 impl PlainMemory {
-    /// Private anonymous memory, as a process of its own has it.
+    /// Private anonymous memory, as any process has it.
     ///
     /// # Errors
     /// What `mmap(2)` says.
@@ -55,7 +55,7 @@ impl PlainMemory {
         self.pages
     }
 
-    /// Tells the kernel.
+    /// Gives the kernel advice on the whole mapping.
     ///
     /// # Errors
     /// What `madvise(2)` says; `EINVAL` where the kernel was built without it.
@@ -108,7 +108,7 @@ impl PlainMemory {
         unsafe { ptr::copy_nonoverlapping(from, into.0.as_mut_ptr(), PAGE_SIZE) };
     }
 
-    /// Reads the first word of a page, whatever the compiler thinks of it.
+    /// Reads the first word of a page, even if the result is not used.
     ///
     /// # Panics
     /// When there is no such page.

@@ -1,12 +1,12 @@
-//! What will be read soon, fetched while something else is done.
+//! Fetches what will be read soon while something else is done.
 
-/// Brings the cache line at `what` near to the processor, where it can be told.
+/// Brings the cache line at `what` into the processor's cache, on architectures where we know how to ask for that.
 #[inline]
 pub fn prefetch<T>(what: &T) {
     prefetch_at(std::ptr::from_ref(what).cast());
 }
 
-/// The same for any address: one that is not mapped is ignored.
+/// [`prefetch`] for any address: one that is not mapped is ignored.
 #[inline]
 pub(super) fn prefetch_at(at: *const u8) {
     #[cfg(target_arch = "x86_64")]

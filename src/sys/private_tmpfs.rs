@@ -1,16 +1,16 @@
 //! A tmpfs of this process alone, with one mount to write and one to read.
 //!
 //! # The problem
-//! Guests map the share pool, to read it. A descriptor that can only be read does not hold a process of
-//! the same user: it opens `/proc/self/fd/N` once more, to write, and changes what all guests read. A memfd
-//! that is sealed against writing would hold it, but holes are not punched into that either, and a frame
-//! that nobody uses any more is freed by punching.
+//! Guests map the share pool to read it. A read-only descriptor does not stop a process of the same user from
+//! opening `/proc/self/fd/N` once more for writing, and changing what all guests read. A memfd that is sealed
+//! against writing would stop it, but the seal forbids punching holes as well, and punching is how a frame
+//! that nobody uses any more is freed.
 //!
 //! # The structure
-//! Nobody opens a file to write through a read-only mount, whoever owns the file. So the files that guests
+//! Through a read-only mount, nobody can open a file for writing, not even its owner. So the files that guests
 //! may only read belong to a tmpfs with two mounts: the daemon makes and writes files through one, and
 //! descriptors for guests are opened through the other. Guests have descriptors of single files, never of a
-//! mount, and neither mount is part of a namespace: nobody can make the second writable, clone it, or bind
+//! mount, and neither mount is part of a namespace: nobody can make the second mount writable, clone it, or bind
 //! a file of it elsewhere.
 //!
 //! Mounting takes privilege. Root has it; an ordinary user has it in a user namespace of its own, which no
@@ -18,8 +18,8 @@
 //! descriptors, leaves the directories of both mounts open there, and ends. Its namespaces end with it, and
 //! the mounts last as long as something in them is open.
 //!
-//! Where the kernel allows neither ([`readers_cannot_write`] says why), such files are memfds, which guests
-//! of other users cannot open again, and guests of the same user can.
+//! Where the kernel allows neither ([`readers_cannot_write`] says why), such files are memfds: guests of other
+//! users cannot open them again, but guests of the same user can.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -50,8 +50,8 @@ pub(super) struct PrivateTmpfs {
 
 static TMPFS: OnceLock<Result<PrivateTmpfs, Errno>> = OnceLock::new();
 
-/// Whether guests of this user cannot write what they are only given to read. The first question makes the
-/// mounts: ask it before this process is closed to others, which could enter no user namespace any more.
+/// Whether guests of this user cannot write what they are only given to read. The first call makes the mounts. It
+/// must come before this process is closed to others: a closed process can enter no user namespace.
 ///
 /// # Errors
 /// Why the kernel lets this process have no mount.
@@ -60,7 +60,7 @@ pub fn readers_cannot_write() -> io::Result<()> {
 }
 
 impl PrivateTmpfs {
-    /// The one of this process.
+    /// The tmpfs of this process.
     ///
     /// # Errors
     /// Why there is none; the same at every call.
@@ -85,7 +85,7 @@ impl PrivateTmpfs {
     }
 }
 
-/// The files by which a user namespace gets its users, and what is to be written.
+/// The files by which a user namespace gets its users, and what is to be written to each.
 type Maps = [(&'static CStr, String); 3];
 
 /// What the child says at its end: an errno or 0, and two descriptors.
@@ -99,7 +99,7 @@ fn mount() -> Result<PrivateTmpfs, Errno> {
         (c"/proc/self/uid_map", format!("{uid} {uid} 1")),
         (c"/proc/self/gid_map", format!("{gid} {gid} 1")),
     ];
-    // No signal at its end: nobody else waits for this child.
+    // No signal at its end: only `await_child` waits for this child.
     let (flags, none) = (libc::CLONE_FILES as libc::c_ulong, 0 as libc::c_ulong);
     // SAFETY: without CLONE_VM and a stack this is fork(2), but for the shared table of descriptors. Other
     // threads may hold locks of the allocator and of the standard library at this moment, so the child only
@@ -149,7 +149,7 @@ fn in_child(to: BorrowedFd<'_>, maps: &Maps) -> ! {
     for (into, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(outcome) {
         *into = word.to_ne_bytes();
     }
-    // An empty pipe takes it; without it the parent knows that there is no mount.
+    // An empty pipe has room for it. If the write fails all the same, the parent takes that for no mount.
     let _ = rustix::io::write(to, &bytes);
     // SAFETY: ends this process at once, without the handlers that belong to the parent.
     unsafe { libc::_exit(0) }
@@ -168,22 +168,22 @@ fn make_mounts(maps: &Maps) -> Result<(OwnedFd, OwnedFd), Errno> {
 }
 
 fn mount_twice() -> Result<(OwnedFd, OwnedFd), Errno> {
-    // Else what is mounted here would be mounted elsewhere too.
+    // Otherwise the mount would appear in other namespaces too.
     let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change(c"/", alone).map_err(raw)?;
     let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(raw)?;
-    // No limits: the budget has one, and the kernel then need not count.
+    // No limits: the budget is the limit, and without others the kernel need not count.
     for (key, value) in [(c"size", c"0"), (c"nr_inodes", c"0"), (c"mode", c"0700")] {
         fsconfig_set_string(&context, key, value).map_err(raw)?;
     }
-    // Pages are punched one by one. A kernel that does not know the option has no large ones.
+    // No huge pages, because pages are punched one by one. A kernel that does not know the option has none.
     let _ = fsconfig_set_string(&context, c"huge", c"never");
     fsconfig_create(&context).map_err(raw)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let writable = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(raw)?;
-    // Before Linux 6.15 only what is mounted somewhere can be mounted again.
+    // Before Linux 6.15 only a mount that is attached somewhere can be cloned.
     let this = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&writable, c"", CWD, c"/", this).map_err(raw)?;
     let clone = OpenTreeFlags::OPEN_TREE_CLONE
@@ -191,7 +191,7 @@ fn mount_twice() -> Result<(OwnedFd, OwnedFd), Errno> {
         | OpenTreeFlags::AT_EMPTY_PATH;
     let read_only = open_tree(&writable, c"", clone).map_err(raw)?;
     make_read_only(read_only.as_fd())?;
-    // Of directories: descriptors of mounts would keep the second one in a namespace.
+    // Descriptors of directories, because those of the mounts would keep the second mount in a namespace.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = |mount: OwnedFd| openat(mount, c".", flags, Mode::empty()).map_err(raw);
     Ok((directory(writable)?, directory(read_only)?))
@@ -204,8 +204,8 @@ fn make_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
         propagation: 0,
         userns_fd: 0,
     };
-    // SAFETY: the descriptor is open, the path an empty string, and the kernel reads as many bytes of
-    // `attributes` as it is told: all of them, which live to the end of the call.
+    // SAFETY: the descriptor is open, the path is an empty string, and the kernel reads exactly the given size of
+    // `attributes`, which is all of it and lives to the end of the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

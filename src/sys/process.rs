@@ -19,7 +19,7 @@ const SO_PEERPIDFD: libc::c_int = 77;
 pub struct Process {
     pidfd: OwnedFd,
     credentials: UnixCredentials,
-    /// Opened before it is welcomed: from then on a guest is closed to others of its user.
+    /// Opened before the guest is welcomed: from then on its process is closed to others of its user.
     files: io::Result<ProcFiles>,
 }
 
@@ -48,7 +48,7 @@ impl Process {
             files: ProcFiles::open(credentials.pid()),
             credentials,
         };
-        // What was opened by its number belongs to it if it still lives.
+        // Its files were opened by its number, which cannot have been reused if it still lives.
         if process.wait(Duration::ZERO) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -70,7 +70,7 @@ impl Process {
     /// Clears the accessed bits of all its mapped pages.
     ///
     /// # Errors
-    /// What the kernel says: the process is gone, of another user, or `/proc` is not there.
+    /// What the kernel says: the process is gone, belongs to another user, or `/proc` is not there.
     pub fn clear_accessed(&self) -> io::Result<()> {
         self.files()?.clear_refs.write_at(b"1", 0).map(drop)
     }
@@ -92,7 +92,7 @@ impl Process {
     /// # Errors
     /// As for [`clear_accessed`](Self::clear_accessed).
     pub fn threads(&self) -> io::Result<u32> {
-        // A directory for each, beside the two that every directory has.
+        // `task` has a directory, and so a link, for each thread, beside the two links of every directory.
         let links = self.files()?.task.metadata()?.nlink();
         Ok(u32::try_from(links.saturating_sub(2)).unwrap_or(u32::MAX))
     }
@@ -110,19 +110,19 @@ impl Process {
         self.files()?.pagemap.try_clone()
     }
 
-    /// Ends it by SIGKILL and waits at most `timeout` until it is gone; whether it is. It may be
+    /// Ends it by SIGKILL and waits at most `timeout` until it is gone; returns whether it is. It may be
     /// gone already.
     #[must_use]
     pub fn kill(&self, timeout: Duration) -> bool {
         let no_info = std::ptr::null::<libc::siginfo_t>();
         let (call, pidfd) = (libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd());
         // SAFETY: the descriptor is an open pidfd; a null siginfo means "as kill(2)"; the call
-        // touches no memory of ours. Its result is told by the wait below.
+        // touches no memory of ours. The wait below shows whether it worked.
         unsafe { libc::syscall(call, pidfd, libc::SIGKILL, no_info, 0) };
         self.wait(timeout)
     }
 
-    /// Waits at most `timeout` until it has ended; whether it has.
+    /// Waits at most `timeout` until it has ended; returns whether it has.
     #[must_use]
     pub fn wait(&self, timeout: Duration) -> bool {
         wait_readable([self.pidfd.as_fd()], Some(timeout)).is_ok_and(|[gone]| gone)
@@ -141,7 +141,7 @@ impl ProcFiles {
     }
 }
 
-/// The accessed memory by the text of `smaps_rollup`.
+/// The accessed memory, from the text of `smaps_rollup`.
 fn referenced(rollup: &str) -> Option<Bytes> {
     let line = rollup
         .lines()

@@ -14,7 +14,7 @@ const THIS: Pid = Pid::from_raw(0);
 pub struct Processors(CpuSet);
 
 impl Processors {
-    /// Those that this thread may use.
+    /// The processors that this thread may use.
     ///
     /// # Errors
     /// What `sched_getaffinity(2)` says.
@@ -22,7 +22,7 @@ impl Processors {
         Ok(Self(sched_getaffinity(THIS)?))
     }
 
-    /// One of them.
+    /// A set of one processor.
     ///
     /// # Errors
     /// `InvalidInput` when the system has none of this number.
@@ -38,7 +38,7 @@ impl Processors {
         self.0.is_set(processor).unwrap_or(false)
     }
 
-    /// Has this thread use them and no others.
+    /// Makes this thread use these processors and no others.
     ///
     /// # Errors
     /// What `sched_setaffinity(2)` says: none of them is allowed here.

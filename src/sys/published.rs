@@ -1,9 +1,9 @@
 //! A file that others read and that one owner here writes.
 //!
-//! What a guest can write is copied before anything looks at it, or it could become something else between two looks.
-//! A published file is another matter: nobody else can write it, where this process may mount
-//! ([`readers_cannot_write`](super::readers_cannot_write)), and here nobody writes it who does not have it to
-//! himself. So its bytes are looked at where they are.
+//! What a guest can write is copied before anything looks at it, because it could change between two looks.
+//! A published file is different. Where this process may mount
+//! ([`readers_cannot_write`](super::readers_cannot_write)), no other process can write it, and in this process only
+//! the holder of a `&mut` can. So its bytes are read where they are.
 
 use std::borrow::Cow;
 use std::io;
@@ -42,10 +42,10 @@ impl Published {
             self.mapping.read_part(page, at, &mut copy);
             return Cow::Owned(copy);
         }
-        // SAFETY: no other process has a descriptor through which the file can be written (asked above). This one
-        // writes and punches it, by the descriptor or the mapping, only in methods that take `&mut self`, as both
-        // are private to `self` and lend nobody anything to write by; so the bytes stay as they are while `self`
-        // is borrowed. `revoke` is called when `self` is dropped and not before.
+        // SAFETY: no other process has a descriptor through which the file can be written (checked above). This
+        // process writes and punches the file, by the descriptor or the mapping, only in methods that take `&mut self`:
+        // both are private to `self`, and what is handed out cannot be written through. So the bytes stay as they are
+        // while `self` is borrowed. `revoke` is called when `self` is dropped and not before.
         Cow::Borrowed(unsafe { self.mapping.slice(page, at, len) })
     }
 
@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(*bytes, [7; 200]);
         let is_copy = matches!(bytes, Cow::Owned(_));
         assert_eq!(is_copy, readers_cannot_write().is_err());
-        // As another process would have it.
+        // A file that its readers may write.
         let memfd = Memfd::lend("memvisor-lent", 2).expect("a file");
         let mapping = Mapping::read_write(&memfd).expect("a mapping");
         let mut lent = Published { memfd, mapping };

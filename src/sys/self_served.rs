@@ -1,7 +1,7 @@
-//! Memory whose faults are signals, and whose handler does the least after which the thread can go on: what
-//! benchmarks compare faults with that their own thread serves. Nobody is asked, and nothing is noted.
+//! Memory whose faults are signals, with a handler that does the least that lets the thread go on: it asks nobody
+//! and notes nothing. Benchmarks compare it with faults that a guest's own thread serves.
 //!
-//! The handler is the process's, so there is one such memory in a process of its own.
+//! The handler belongs to the whole process, so a benchmark makes one such memory, in a process of its own.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -14,7 +14,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use super::{Memfd, PlainMemory};
 use crate::units::{PAGE_SIZE, PageBuf};
 
-/// Memory that its own threads bring. See the module text.
+/// Memory whose pages the faulting threads bring themselves. See the module text.
 #[derive(Debug)]
 pub struct SelfServed {
     memory: PlainMemory,
@@ -46,7 +46,7 @@ impl SelfServed {
         Self { memory, remedy }.install(Signal::SIGBUS)
     }
 
-    /// Shared memory that can only be read: a write to a page has the same page of `file` mapped there.
+    /// Shared memory that can only be read: a write to a page maps the same page of `file` there.
     ///
     /// # Errors
     /// What the kernel says; `AlreadyExists` when this process has such memory.
@@ -76,7 +76,7 @@ impl SelfServed {
             .ok_or_else(|| io::Error::other("set just above"))
     }
 
-    /// Gives a thread that may not access `address` what it needs; whether it has it now.
+    /// Gives a thread that may not access `address` what it needs; returns whether it can go on now.
     fn serve(&self, address: usize) -> bool {
         let start = self.memory.word(0) as usize;
         let Some(page) = address.checked_sub(start).map(|at| at / PAGE_SIZE) else {

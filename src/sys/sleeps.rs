@@ -1,8 +1,8 @@
 //! Ends system calls in which a thread would sleep.
 //!
-//! Some calls cannot be told not to wait. A signal interrupts them, and if one comes just before the call the
-//! next one does, so they come in regular intervals. The signal is `SIGURG`: nothing here uses it, and one that
-//! strays does no harm.
+//! Some calls cannot be told not to wait, but a signal interrupts them. A signal that comes just before the call is
+//! lost, so signals come at regular intervals: the next one interrupts the call. The signal is `SIGURG`: nothing
+//! else here uses it, and a stray one does no harm.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 use nix::unistd::gettid;
 
-/// How long a sleep may last. Only a guest that plays with us makes a thread sleep, so what counts is that
-/// threads that have nothing to do are seldom woken.
+/// How long a sleep may last. Only a guest that plays tricks makes a thread sleep, so it matters more that
+/// idle threads are seldom woken.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 thread_local! {
@@ -25,8 +25,8 @@ thread_local! {
 
 extern "C" fn ignore(_: libc::c_int) {}
 
-/// From now on, and for as long as this thread lives, no system call in which it sleeps takes longer than
-/// about a second: it fails with `EINTR`, if it is one that signals interrupt.
+/// From now on, and for as long as this thread lives, system calls that signals can interrupt do not sleep for longer
+/// than about a second: they fail with `EINTR`.
 ///
 /// # Errors
 /// What `sigaction(2)`, `timer_create(2)` or `timer_settime(2)` says.
@@ -40,7 +40,7 @@ pub(super) fn end_sleeps() -> nix::Result<()> {
 }
 
 fn start() -> nix::Result<Timer> {
-    // Without SA_RESTART: the call shall fail.
+    // Without SA_RESTART, so that the interrupted call fails.
     let action = SigAction::new(
         SigHandler::Handler(ignore),
         SaFlags::empty(),

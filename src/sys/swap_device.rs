@@ -1,4 +1,4 @@
-//! Swapping of the kernel's own onto a block device or a file.
+//! The kernel's own swapping, onto a block device or a file.
 
 use std::ffi::CString;
 use std::io;
@@ -14,10 +14,10 @@ fn name(device: &Path) -> io::Result<CString> {
     Ok(CString::new(device.as_os_str().as_bytes())?)
 }
 
-/// Where the kernel swaps to first.
+/// When the kernel swaps to a device that has others beside it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SwapPriority {
-    /// Before all others.
+    /// Before it uses any other.
     First,
     /// When all others are full.
     Last,

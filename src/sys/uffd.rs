@@ -4,9 +4,9 @@
 //! remove, remap or fork event ever comes and no ioctl waits for one to be read.
 //!
 //! The guest keeps the descriptor, and with it the flags that both descriptors have in common: it may take
-//! `O_NONBLOCK` away, and it may read the fault that we were called for before we do. A plain read would sleep
-//! then for as long as the guest likes, and nothing sets the flag so that it stays. So each read says for itself
-//! that it does not wait (`RWF_NOWAIT`, which userfaultfd knows since Linux 6.10), and on older kernels one that
+//! `O_NONBLOCK` away, and it may read the fault that woke us before we do. Then a plain read would sleep for as
+//! long as the guest likes, and there is no way to set the flag for good. So each read says for itself that it
+//! does not wait (`RWF_NOWAIT`, which userfaultfd knows since Linux 6.10), and on older kernels a read that
 //! sleeps is interrupted ([`end_sleeps`]). A guest that is seen to have taken the flag away is ended: the kernel
 //! reports such a descriptor as ready at each look, and the fault thread would never rest.
 
@@ -48,7 +48,7 @@ struct Message {
     _reserved_too: u32,
 }
 
-// A wrong size would make another call of it.
+// The size is part of the number of an ioctl: with a wrong one it would be another call.
 const _: () = assert!(size_of::<Range>() == 16);
 const _: () = assert!(size_of::<Fill>() == 32);
 const _: () = assert!(size_of::<Message>() == 32);
@@ -69,9 +69,9 @@ const BATCH: usize = 32;
 /// What became of an attempt to give the guest a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Filled {
-    /// The page is there and whoever waited for it runs.
+    /// The page is there, and the threads that waited for it run.
     Done,
-    /// It was there already, or was just being unmapped; nobody was woken.
+    /// The page was there already, or was just being unmapped; nothing was woken.
     Present,
     /// The guest's process is gone.
     Gone,
@@ -82,7 +82,7 @@ pub enum Filled {
 pub struct UserFault {
     /// What is accessed.
     pub address: u64,
-    /// By which thread, as its own process counts them; 0 where the guest did not ask to have that told.
+    /// The accessing thread, by its number in its own process; 0 where the guest did not ask the kernel for it.
     pub thread: u32,
 }
 
@@ -96,7 +96,7 @@ impl Uffd {
     /// # Errors
     /// `InvalidInput` when it is something else; what `fcntl(2)` says.
     pub fn from_guest(fd: OwnedFd) -> io::Result<Self> {
-        // Without /proc it cannot be told, and another kind of file harms only its own guest.
+        // Without /proc the kind of file is not known, and one of another kind harms only its own guest.
         if let Ok(kind) = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
             && kind != Path::new("anon_inode:[userfaultfd]")
         {
@@ -108,12 +108,12 @@ impl Uffd {
         Ok(Self(fd))
     }
 
-    /// Appends the waiting faults to `faults`; none when none wait. Never waits for one, whatever the guest
+    /// Appends the faults that wait, if any, to `faults`. Never waits for a fault, whatever the guest
     /// does; before Linux 6.10 a read that sleeps is interrupted after a second.
     ///
     /// # Errors
     /// `InvalidInput` when the guest has taken `O_NONBLOCK` away, `InvalidData` when it asked the kernel for other
-    /// events than faults; what else `read(2)` says.
+    /// events than faults; otherwise what `read(2)` says.
     pub fn read_faults(&self, faults: &mut Vec<UserFault>) -> io::Result<()> {
         let mut bytes = [0; BATCH * size_of::<Message>()];
         let read = match self.read_now(&mut bytes) {
@@ -142,7 +142,7 @@ impl Uffd {
         Ok(())
     }
 
-    /// Reads without waiting, whatever flags the description has.
+    /// Reads without waiting, whatever flags the open file has.
     fn read_now(&self, into: &mut [u8]) -> nix::Result<usize> {
         let slice = libc::iovec {
             iov_base: into.as_mut_ptr().cast(),
@@ -154,7 +154,7 @@ impl Uffd {
         usize::try_from(Errno::result(read)?).map_err(|_| Errno::EINVAL)
     }
 
-    /// The same where the kernel cannot be told so: a read that waits is interrupted.
+    /// Reads where the kernel does not know `RWF_NOWAIT` for this: a read that waits is interrupted.
     fn read_interrupted(&self, into: &mut [u8]) -> nix::Result<usize> {
         end_sleeps()?;
         nix::unistd::read(&self.0, into)
@@ -169,7 +169,7 @@ impl Uffd {
         Err(io::Error::new(io::ErrorKind::InvalidInput, error))
     }
 
-    /// Puts a copy of `content` at the page at `address` and wakes who waits for it.
+    /// Puts a copy of `content` into the page at `address` and wakes the threads that wait for it.
     ///
     /// # Errors
     /// An unexpected errno, such as ENOMEM when the machine itself is out of memory.
@@ -178,12 +178,12 @@ impl Uffd {
         filled(uffd::copy(self.as_fd(), address, &content.0).map_err(Errno::from_raw))
     }
 
-    /// Puts a page of zeroes at `address` and wakes who waits for it.
+    /// Puts a page of zeroes at `address` and wakes the threads that wait for it.
     ///
     /// # Errors
     /// As [`Uffd::copy`].
     pub fn zero(&self, address: u64) -> io::Result<Filled> {
-        // The same for a moment as of a page that is there, see `uffd::copy`.
+        // `Present` may also be said of a hole, for a moment: see `uffd::ATTEMPTS`.
         for _ in 1..uffd::ATTEMPTS {
             match self.fill(call::zero, address)? {
                 Filled::Present => std::thread::yield_now(),
@@ -193,7 +193,7 @@ impl Uffd {
         self.fill(call::zero, address)
     }
 
-    /// Maps the page that is in the file already at `address` and wakes who waits for it.
+    /// Maps at `address` the page that is already in the file, and wakes the threads that wait for it.
     ///
     /// # Errors
     /// As [`Uffd::copy`].
@@ -218,10 +218,10 @@ impl Uffd {
         filled(done)
     }
 
-    /// Wakes who waits for the pages from `address` on; they access again.
+    /// Wakes the threads that wait for the pages from `address` on; they access them again.
     ///
     /// # Errors
-    /// What `ioctl(2)` says, except that the guest is gone.
+    /// What `ioctl(2)` says, except that the guest is gone, which is no error.
     pub fn wake(&self, address: u64, pages: u32) -> io::Result<()> {
         let mut arg = Range {
             start: address,

@@ -14,7 +14,7 @@ use crate::units::{Bytes, PAGE_SIZE};
 /// A memfd of 32-bit words, mapped. All are zero at first.
 #[derive(Debug)]
 pub struct SharedWords {
-    /// Before what it guards.
+    /// Declared before `_raw`, so that it is dropped first: the handler must not replace what is unmapped.
     _guard: Guard,
     memfd: Memfd,
     _raw: MmapRaw,
@@ -36,8 +36,8 @@ impl SharedWords {
         Ok(Self {
             _guard: Guard::new(raw.as_ptr(), raw.len(), true)?,
             memfd,
-            // SAFETY: the mapping has room for them and is page aligned, and lives as long as this. Nobody else in
-            // this process knows its address.
+            // SAFETY: the mapping has room for `count` words, is page aligned, and lives as long as this. Nobody else
+            // in this process knows its address.
             words: unsafe { SharedTable::at(raw.as_mut_ptr() as usize, count) },
             _raw: raw,
         })

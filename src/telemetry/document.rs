@@ -1,4 +1,4 @@
-//! Holds docs/metrics.md to the code.
+//! Compares docs/metrics.md with the code.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ fn documented(part: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The paths of all that is not an object, `vms[]` for the elements of an array.
+/// The paths of all values that are not objects; `vms[]` stands for the elements of the array `vms`.
 fn leaves(value: &Value, path: &str, into: &mut BTreeSet<String>) {
     match value {
         Value::Object(fields) => {

@@ -1,4 +1,4 @@
-//! A host with two VMs for tests: every number is different enough to be told apart in a table.
+//! A host with two VMs for tests. Its numbers differ enough to be told apart in a table.
 
 use super::*;
 use crate::units::{Bytes, Pages, VmId};

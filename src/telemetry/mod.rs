@@ -1,10 +1,9 @@
 //! One snapshot of the host that every reader renders: `top`, the API, the command line, reports.
 //!
 //! If each screen asked the mechanisms for its own numbers, two screens could disagree and neither
-//! could be replayed. So the daemon fills one plain [`HostStatus`], everything that is derived from it
-//! is computed here by pure functions ([`Totals::of`], [`Savings::of`], [`Rates::between`]), and
-//! readers only format. The types are `Serialize` because they are the body of the control API; the
-//! mechanisms' own types are not.
+//! could be replayed. So the daemon fills one plain [`HostStatus`], pure functions here compute everything
+//! that is derived from it ([`Totals::of`], [`Savings::of`], [`Rates::between`]), and readers only format.
+//! The types are `Serialize` because they are the body of the control API; the mechanisms' own types are not.
 //!
 //! Conventions: `*_pages` counts 4 KiB pages, `*_bytes` bytes, `*_ms` and `*_us` time; a field that
 //! says "so far" only grows while the VM lives, any other is a state at the moment of the snapshot.

@@ -11,13 +11,13 @@ use crate::units::{PAGE_SIZE, Pages, VmId};
 /// How fast the counters of one VM, or of all, moved between two snapshots.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
 pub struct VmRates {
-    /// Faults of every kind a second.
+    /// Faults of every kind, per second.
     pub faults_per_s: f64,
-    /// Shared pages broken by a write, a second.
+    /// Shared pages broken by a write, per second.
     pub breaks_per_s: f64,
-    /// Pages the sharing scanner looked at, a second.
+    /// Pages the sharing scanner looked at, per second.
     pub scanned_per_s: f64,
-    /// Pages shared, by the scanner, on their way out or because their guest asked, a second.
+    /// Pages shared per second: by the scanner, when they were evicted, or because their guest asked for it.
     pub merged_per_s: f64,
     /// Guest memory compressed, in bytes a second (ESX: ZIP/s).
     pub zip_bytes_per_s: f64,
@@ -27,13 +27,13 @@ pub struct VmRates {
     pub swap_in_bytes_per_s: f64,
     /// Written to swap files, in bytes a second (ESX: SWW/s).
     pub swap_out_bytes_per_s: f64,
-    /// Time in which at least one thread stood still because of the host, in percent: of one VM at most 100.
+    /// Time in which at least one thread stood still because of the host, in percent; at most 100 for one VM.
     pub stalled_percent: f64,
-    /// For how long threads stood still in a second, by cause.
+    /// For how long threads stood still, by cause.
     pub stalls: StallRates,
 }
 
-/// For how long threads stood still, in milliseconds a second of all threads, each by itself.
+/// For how long threads stood still, in milliseconds per second. The times of all threads are added up.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
 pub struct StallRates {
     /// They were given pages of zeroes.
@@ -44,13 +44,13 @@ pub struct StallRates {
     pub refill_swap_ms_per_s: f64,
     /// Shared pages were copied.
     pub cow_break_ms_per_s: f64,
-    /// Pages that were there were opened, or were being moved.
+    /// Pages that were resident were opened, or were being moved.
     pub moved_ms_per_s: f64,
-    /// The state of the host, or a limit, had them wait.
+    /// The state of the host, or a limit, made them wait.
     pub blocked_ms_per_s: f64,
     /// No page of the host was free.
     pub memory_ms_per_s: f64,
-    /// They waited for the swap devices of their guests, as these say.
+    /// They waited for the swap devices of their guests, as the guests say.
     pub guest_swap_ms_per_s: f64,
 }
 
@@ -59,7 +59,7 @@ impl StallRates {
         let rate = |counter: fn(&VmStatus) -> u64| {
             per_second(counter(new).saturating_sub(counter(old)), interval_ms) / 1000.0
         };
-        // What a guest says for the first time is since its boot.
+        // The first value that a guest reports counts since its boot, so it is no rate.
         let said = (old.guest.swap_wait_us, new.guest.swap_wait_us);
         let guest_swap = match said {
             (Some(old), Some(new)) => per_second(new.saturating_sub(old), interval_ms) / 1000.0,
@@ -103,8 +103,8 @@ pub struct Rates {
 impl Rates {
     /// The rates from `old` to `new`.
     ///
-    /// They are empty where the two cannot be compared: another daemon, or no time between them. A VM
-    /// that is only in one of them has no rates, and a counter that went back counts as still.
+    /// They are empty where the two cannot be compared: they are of different daemons, or there is no time between
+    /// them. A VM that is only in one snapshot has no rates, and a counter that went back has the rate 0.
     #[must_use]
     pub fn between(old: &HostStatus, new: &HostStatus) -> Self {
         let interval_ms = new.uptime_ms.saturating_sub(old.uptime_ms);
@@ -142,7 +142,7 @@ impl VmRates {
             unzip_bytes_per_s: rate(|vm| vm.faults.refill_zip) * page,
             swap_in_bytes_per_s: rate(|vm| vm.swap.in_bytes.0),
             swap_out_bytes_per_s: rate(|vm| vm.swap.out_bytes.0),
-            // Of a second, a million microseconds.
+            // A percent of a second is 10 000 microseconds.
             stalled_percent: rate(|vm| vm.stalls.stalled_us) / 10_000.0,
             stalls: StallRates::between(old, new, interval_ms),
         }
@@ -201,7 +201,7 @@ impl Savings {
         }
     }
 
-    /// The larger of the two, mechanism by mechanism.
+    /// The larger saving of the two, mechanism by mechanism.
     #[must_use]
     pub fn max_each(self, other: Self) -> Self {
         Self {
@@ -232,8 +232,8 @@ impl Savings {
     }
 }
 
-/// How far a host is overcommitted, as esxtop counts it: configured guest memory by the budget, less 1;
-/// 0 where it fits.
+/// How far a host is overcommitted, as esxtop counts it: configured guest memory divided by the budget, less 1;
+/// 0 where the guests fit.
 #[must_use]
 #[expect(
     clippy::cast_precision_loss,

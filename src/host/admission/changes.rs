@@ -1,11 +1,11 @@
-//! Changes of settings of VMs that run: of one by hand, of all by another configuration file.
+//! Changes of the settings of running VMs: of one VM by hand, of all by a new configuration file.
 //!
-//! A reload that applied itself VM by VM would stop at the first that cannot be: a host on half of a
-//! file, and VMs whose next change fails because of what the file says. So changes are carried out
-//! together. First everything that can be refused: promises of memory, against each other and with
-//! the host's settings as they will be; then swap files that begin to move or grow. Every fault is found,
-//! and if there is one, what was begun is given up. Only then the settings change, and swap files
-//! shrink, which nobody refuses.
+//! A reload that was applied VM by VM would stop at the first change that is refused. That would leave a host with
+//! half of a file in force, and VMs whose next change fails because of what the file says. So changes are
+//! carried out together. First comes everything that can be refused: promises of memory, against each other
+//! and with the host's settings as they will be; then swap files that begin to move or grow. Every fault is
+//! found, and if there is one, what was begun is undone. Only then the settings change, and swap files
+//! shrink, which cannot be refused.
 
 use std::error::Error;
 
@@ -18,14 +18,14 @@ use crate::policy::{self, Config};
 use crate::settings::{ConfigFile, Problem, VmPatch, VmSettings};
 use crate::units::Pages;
 
-/// The settings of one VM on their way to others.
+/// A change of the settings of one VM, from `old` to `new`.
 struct Change<'a> {
     member: &'a Member,
     old: VmSettings,
     new: Layered,
 }
 
-/// Why a change cannot be.
+/// Why a change cannot be made.
 struct Fault<'a> {
     member: &'a Member,
     /// The short name of the setting that asks for it.
@@ -59,7 +59,7 @@ impl<'a> Change<'a> {
 }
 
 impl Fault<'_> {
-    /// For whoever wrote the file.
+    /// The fault as a problem of the configuration file, for whoever wrote it.
     fn in_file(self, file: &ConfigFile) -> Problem {
         let name = &self.member.vm.params.name;
         Problem {
@@ -98,6 +98,7 @@ impl Admission {
     /// Reads the configuration file again and applies it, as a whole or not at all.
     pub(in crate::host) fn reload(&self) -> Result<ReloadReport, ControlError> {
         let _alone = self.promising();
+        // Before the file is read: then this version is not reloaded once more, and one that is written meanwhile is.
         self.configuration.look_at_file();
         let file = self.configuration.file().ok_or(ControlError::NoConfig)?;
         let refused = |error: &dyn Error| ControlError::Config(chain(error));
@@ -130,7 +131,8 @@ impl Admission {
         })
     }
 
-    /// Does what can be refused; what was. Whoever gets anything gives the changes up.
+    /// Does everything that can be refused; returns what was refused. If anything was, the caller gives the changes
+    /// up.
     fn prepare<'a>(&self, changes: &[Change<'a>], config: &Config) -> Vec<Fault<'a>> {
         let mut faults = self.check_promises(changes, config);
         let swap = changes.iter().map(|change| self.prepare_swap(change));
@@ -138,12 +140,12 @@ impl Admission {
         faults
     }
 
-    /// Whether the VMs may be promised so much from now on.
+    /// Checks that the VMs may be promised what the changes ask for; returns a fault for each that may not.
     fn check_promises<'a>(&self, changes: &[Change<'a>], config: &Config) -> Vec<Fault<'a>> {
         let mut snapshot = self.with_promises();
         let (raise, lower): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.raises());
         let mut faults = Vec::new();
-        // First what is given up: others may have it.
+        // First the reservations that become smaller, because others may have what these give up.
         for change in lower.into_iter().chain(raise) {
             let id = change.member.vm.id;
             let Some(at) = snapshot.vms.iter().position(|vm| vm.id == id) else {
@@ -154,7 +156,7 @@ impl Admission {
                 size: snapshot.vms[at].size,
                 reservation: change.reservation(),
                 limit: None,
-                // It is charged already.
+                // The VM runs, so its overhead is charged already.
                 overhead: Pages(0),
             };
             let admitted = if change.raises() {
@@ -173,7 +175,7 @@ impl Admission {
         faults
     }
 
-    /// Begins to move its swap file, and makes room for the slots that it gets.
+    /// Begins to move the VM's swap file, and makes room for additional slots.
     fn prepare_swap<'a>(&self, change: &Change<'a>) -> Result<(), Fault<'a>> {
         let swap = &change.member.vm.swap;
         let configuration = &self.configuration;
@@ -207,15 +209,15 @@ impl Admission {
         }
     }
 
-    /// Puts changes that are prepared in force. The workers go on with moves of swap files; what else follows
-    /// from settings, the policy thread applies when it looks.
+    /// Puts prepared changes in force. The workers go on moving swap files; the policy thread applies all else
+    /// that follows from settings at its next look.
     fn apply<'a>(&self, changes: impl IntoIterator<Item = Change<'a>>) {
         for change in changes {
             let (before, after) = change.slots();
             if after < before {
                 log_leftover(change.member, change.member.vm.swap.resize(after));
             }
-            // Whoever has set it is told what it is now.
+            // At once, because the answer to the change tells the maximum.
             let host = self.configuration.settings();
             let pages = change.member.vm.params.pages;
             change
@@ -227,7 +229,7 @@ impl Admission {
     }
 }
 
-/// What a file changes of a VM, if anything.
+/// What a file changes in the settings of a VM, if anything.
 fn change_by<'a>(file: &ConfigFile, member: &'a Member) -> Result<Option<Change<'a>>, Fault<'a>> {
     let params = &member.vm.params;
     let layered = member.layered();
@@ -241,7 +243,7 @@ fn change_by<'a>(file: &ConfigFile, member: &'a Member) -> Result<Option<Change<
     Ok((new.now != old).then_some(Change { member, old, new }))
 }
 
-/// The disk space of a swap file that could not be cut is given back later, or with the VM.
+/// Logs a swap file that could not be cut: its disk space is given back later, or with the VM.
 fn log_leftover(member: &Member, cut: Result<(), crate::swap::SwapError>) {
     if let Err(error) = cut {
         let (vm, error): (_, &dyn Error) = (&member.vm.params.name, &error);

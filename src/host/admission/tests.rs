@@ -117,7 +117,7 @@ fn change_of_a_running_vm_counts_as_promised_and_a_refused_one_changes_nothing()
     assert_eq!(rig.configuration.revision(), revision + 1);
 }
 
-/// A reload is checked as a whole, whatever finds the fault how late.
+/// A reload is checked as a whole, even if some faults are found only late.
 #[test]
 fn reload_with_faults_that_only_this_host_can_see_changes_nothing_and_names_them_all() {
     let rig = Rig::new(Some("[settings]\n\"Mem.IdleTax\" = 10\n"));
@@ -147,7 +147,7 @@ fn reload_with_faults_that_only_this_host_can_see_changes_nothing_and_names_them
         .each_ref()
         .map(|vm| (vm.settings(), vm.vm.swap.stats().slots));
     assert_eq!(after, before);
-    // What holds is the old file, also below what is set by hand.
+    // The old file is still in force, also as what lies below a change by hand.
     for vm in &vms {
         let patch = crate::settings::VmPatch::from_words(["shares=high"]).expect("valid");
         rig.admission
@@ -196,7 +196,7 @@ fn reload_that_takes_a_vm_out_of_the_file_says_so_if_that_cannot_be() {
     assert_eq!(a.settings().reservation, Bytes::from_mib(1).pages());
 }
 
-/// A VM put together as far as that takes tables: why it could not be, or that it could.
+/// Puts a VM together as far as that takes tables; the error says why it could not be.
 fn put_together(rig: &Rig, hello: &Hello) -> Result<(), String> {
     let admitted = rig.admission.admit(hello).map_err(|error| chain(&error))?;
     let (_guest, socket) = SeqPacket::pair().map_err(|error| error.to_string())?;
@@ -206,8 +206,8 @@ fn put_together(rig: &Rig, hello: &Hello) -> Result<(), String> {
     vm.map(drop).map_err(|error| error.to_string())
 }
 
-/// With ever more address space, in steps smaller than the tables: each is the one that fails once.
-/// In a process of its own, since others would not find any memory either.
+/// Powers on with ever more address space, in steps smaller than the tables, so that each table fails once.
+/// In a process of its own, since other tests would not find any memory either.
 #[test]
 fn power_on_that_finds_no_memory_is_refused_and_leaves_nothing() {
     const CHILD: &str = "MEMVISOR_TEST_SHORT_OF_MEMORY";
@@ -219,7 +219,7 @@ fn power_on_that_finds_no_memory_is_refused_and_leaves_nothing() {
         let output = Command::new(env::current_exe().expect("this one"))
             .args(["--exact", test])
             .env(CHILD, "1")
-            // All of the heap is one, and every table is mapped on its own.
+            // One heap for all threads, and every table is mapped on its own.
             .env("MALLOC_ARENA_MAX", "1")
             .env("MALLOC_MMAP_THRESHOLD_", "65536")
             .env("MALLOC_TRIM_THRESHOLD_", "65536")
@@ -239,12 +239,12 @@ fn power_on_that_finds_no_memory_is_refused_and_leaves_nothing() {
     };
     put_together(&rig, &hello).expect("nothing is short yet");
     let before = rig.budget.used();
-    // What is small has room in the heap: pieces that no table fits into.
+    // Leaves room in the heap for small allocations: pieces that no table fits into.
     let (_kept, freed): (Vec<_>, Vec<_>) = (0..256)
         .map(|_| (vec![1_u8; 64], vec![1_u8; 32 << 10]))
         .unzip();
     drop(freed);
-    // And no larger ones are left: these take those, or are mapped.
+    // Uses up all larger free pieces, so that no table fits into the heap.
     let _taken = [(); 64].map(|()| vec![1_u8; 60 << 10]);
     let (soft, hard) = getrlimit(Resource::RLIMIT_AS).expect("a limit");
     let attempt = |more: u64| {
@@ -258,7 +258,7 @@ fn power_on_that_finds_no_memory_is_refused_and_leaves_nothing() {
         assert_eq!(rig.budget.used(), before, "{result:?}");
         result
     };
-    // Coarse steps as long as the same fails, and where that changes fine ones.
+    // Coarse steps as long as the same allocation fails, and fine steps where that changes.
     let mut refusals = BTreeSet::new();
     let mut last = attempt(0);
     for step in 1.. {

@@ -1,23 +1,23 @@
-//! Memory that a guest has filled and was not given.
+//! Memory that a guest has filled but was not given.
 
 use crate::units::Pages;
 
-/// What may be filled and not counted for as long as one looks, though nothing is wrong: a batch of pages that
-/// leave their share pool waits for its guest to confirm (64). Other batches are under way for moments only, and
-/// of at most 256 pages; as much is overlooked, 1 MiB.
+/// How many pages may be filled without being counted though nothing is wrong. A batch of 64 pages that leave their
+/// share pool may be so for several looks, while it waits for its guest to confirm. Other batches are under way for
+/// moments only, and have at most 256 pages: so as much is overlooked, 1 MiB.
 const TOLERANCE: Pages = Pages(256);
-/// So many looks more must have found too much than have not. One finds what was given between its two
-/// counts, if the thread is stopped there.
+/// By how many the looks that found too much must outnumber those that did not. A single look may be wrong: if the
+/// thread is stopped between its counts, it finds what was given meanwhile.
 const STRIKES: u32 = 4;
 
-/// What was found of one VM so far.
+/// What the looks at one VM have found so far.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Overdraft {
     strikes: u32,
 }
 
 impl Overdraft {
-    /// Notes that `filled` pages of a VM's RAM are in use where at most `paid` can be; whether it is to end.
+    /// Notes that `filled` pages of a VM's RAM are in use where at most `paid` may be. Returns whether it is to end.
     pub(super) fn look(&mut self, filled: Pages, paid: Pages) -> bool {
         self.strikes = if filled.saturating_sub(paid) > TOLERANCE {
             self.strikes + 1
@@ -35,7 +35,7 @@ mod tests {
     const PAID: Pages = Pages(1000);
     const MUCH: Pages = Pages(PAID.0 + TOLERANCE.0 + 1);
 
-    /// After how many looks a VM is ended that is found so, again and again.
+    /// The index of the look that ends a VM for which the looks find `found`, again and again.
     fn ended(found: &[Pages]) -> Option<usize> {
         let mut overdraft = Overdraft::default();
         let mut looks = found.iter().cycle().take(100);

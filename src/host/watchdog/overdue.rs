@@ -1,22 +1,22 @@
 //! Whether a guest that does not answer is to end.
 //!
-//! A guest may be stopped for as long as somebody likes: by a debugger, a frozen control group, Ctrl-Z. Nothing
-//! can be taken from it then, which is nobody's business while there is enough for the others. So its silence
-//! alone ends nobody. What counts is how long others have gone without, and from when on both were so.
+//! A guest may be stopped for as long as somebody likes: by a debugger, a frozen control group, Ctrl-Z. Then nothing
+//! can be taken from it, which does no harm while there is enough for the others. So silence alone ends no
+//! guest. It is ended when it has been silent, and others have gone without memory, both for long enough.
 
 use std::time::{Duration, Instant};
 
 use crate::policy::FreeState;
 use crate::units::Pages;
 
-/// How long a guest may not answer while another one has less than it was promised. A good guest answers within a
-/// millisecond, on a machine that is very busy within a second.
+/// How long a guest may stay silent while another one has less than it was promised. A good guest answers within a
+/// millisecond, on a very busy machine within a second.
 const UNMET: Duration = Duration::from_secs(10);
-/// How long it may not answer while the host is hard or low, where others lose pages in its stead. They live on
-/// what they have, so a guest gets the time that somebody needs to look at it and go on.
+/// How long a guest may stay silent while the host is hard or low, where others lose pages in its stead. They can
+/// live on what they have, so there is time for somebody to look at a stopped guest and let it go on.
 const SHORT: Duration = Duration::from_secs(60);
 
-/// What others go without, and since when without a break.
+/// Since when, without a break, others have gone without.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Need {
     unmet: Option<Instant>,
@@ -35,7 +35,7 @@ impl Need {
 /// A guest, as far as it owes the host an answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Debtor {
-    /// For how long it has.
+    /// For how long it has owed an answer.
     pub(super) silence: Duration,
     /// What it holds beyond its own reservation.
     pub(super) spare: Pages,
@@ -50,8 +50,8 @@ pub(super) enum Why {
     Short,
 }
 
-/// Which guest is to end: of those that have kept silent for too long, the one that holds most of what others
-/// could have. None whose memory is its own reservation: it would not lose any if it answered.
+/// The guest that is to end, if any: of those that have been silent for too long, the one that holds most beyond its
+/// reservation. A guest that holds no more than its reservation is spared: it would lose nothing if it answered.
 pub(super) fn overdue(need: &Need, now: Instant, guests: &[Debtor]) -> Option<(usize, Why)> {
     let is_over = |since: Option<Instant>, deadline: Duration| {
         since.is_some_and(|since| now.saturating_duration_since(since) >= deadline)
@@ -85,8 +85,8 @@ mod tests {
         }
     }
 
-    /// After how long which of `guests` is ended on a host that stays as it is; each keeps silent for as long
-    /// as it is said to at the begin, and on, unless that is zero.
+    /// Which of `guests` is ended, and after how long, on a host that stays as it is. A guest with a silence at the
+    /// beginning stays silent from then on; one without answers.
     fn ended(unmet: bool, state: FreeState, guests: &[Debtor]) -> Option<(Duration, usize, Why)> {
         let begin = Instant::now();
         let mut need = Need::default();

@@ -6,11 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-/// How long it may take. The VM's own thread kills it after 0.7 s, on a machine that is busy a little later; what comes
-/// after that cannot be of use to the guest any more.
+/// How long a guest may take to end. The VM's own thread kills it after 0.7 s, on a busy machine a little later; more
+/// time is of no use to the guest.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Whether a guest that was told to end at this time, if it was, should be gone.
+/// Whether a guest should be gone by now. `told` is when it was told to end, if it was.
 pub(super) fn overstays(told: Option<Instant>, now: Instant) -> bool {
     told.is_some_and(|told| now.saturating_duration_since(told) >= GRACE)
 }

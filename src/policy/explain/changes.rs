@@ -14,7 +14,7 @@ use crate::units::Pages;
 pub struct Change {
     /// What would be different.
     pub input: Input,
-    /// Its target then; None: the same as now. So for the others.
+    /// Its target then. None, here and below: the same as now.
     pub target: Option<Pages>,
     /// Its balloon target then.
     pub balloon_target: Option<Pages>,
@@ -42,7 +42,7 @@ pub enum Input {
     AgentAlive,
     /// Its balloon: left to the policy.
     NotByHand,
-    /// The host's free memory: so many pages more, for a better state.
+    /// The host's free memory: enough pages more for a better state.
     Free {
         /// How many more.
         pages: Pages,
@@ -61,7 +61,7 @@ pub(super) fn changes(host: &HostSnapshot, config: &Config, now: &Plan, at: usiz
     changes.filter(Change::is_one).collect()
 }
 
-/// What could be different and is not so already.
+/// The things that could be different, without those that are so already.
 fn inputs(host: &HostSnapshot, config: &Config, now: &Plan, at: usize) -> Vec<Input> {
     let vm = &host.vms[at];
     let shares = match vm.shares {
@@ -92,7 +92,7 @@ fn inputs(host: &HostSnapshot, config: &Config, now: &Plan, at: usize) -> Vec<In
     inputs
 }
 
-/// What ESX gives a VM that nobody gave others: 10 for each MiB.
+/// The shares that ESX gives a VM if nobody sets any: 10 for each MiB.
 fn normal_shares(size: Pages) -> u32 {
     let shares = size.0 / 256 * 10;
     u32::try_from(shares.max(10)).unwrap_or(u32::MAX)

@@ -1,4 +1,4 @@
-//! Snapshots and settings that cannot be true: they are read from files, and may not break the planner.
+//! Snapshots and settings that cannot be true: both are also read from files, and must not break the planner.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::super::*;
 use super::state;
 use crate::units::VmId;
 
-/// Small numbers meet, large ones overflow.
+/// Small numbers are often equal to each other, large ones overflow.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![
         Just(0),

@@ -1,5 +1,5 @@
-//! Worked numbers of `docs/policy.md`, in generation 2002 unless a test says otherwise. Those of its
-//! plans are held by `tests/plan.rs`.
+//! Worked numbers of `docs/policy.md`, in generation 2002 unless a test says otherwise. The numbers of its
+//! plans are checked by `tests/plan.rs`.
 
 use super::super::*;
 use crate::units::VmId;
@@ -224,7 +224,7 @@ fn admission_counts_reservations_metadata_and_what_stays_free() {
 fn worked_example_figure_7() {
     let mib = |mib: u64| Pages(mib * 256);
     let targets = |available: u64, idle_tax_percent| {
-        // What balloons hold is wanted back at once, so the demands are all of both.
+        // With this headroom a VM wants its whole balloon back at once, so each demands all of its memory.
         let config = Config {
             idle_tax_percent,
             headroom_percent: 100,
@@ -257,8 +257,8 @@ fn worked_example_figure_7() {
 }
 
 /// Two VMs of 8 GiB with equal shares on a host of 8 GiB, both wholly allocated, 1 and 8 GiB of them
-/// active. It is told that 75 % of the 7 idle GiB are taken, but that is what the tax approaches and
-/// never reaches: here it is 60 % of what the VM could hold at even parts and does not use.
+/// active. An article says that 75 % of the 7 idle GiB are taken, but the tax approaches 75 % and never
+/// reaches it: here it takes 60 % of what the VM could hold at even parts and does not use.
 #[test]
 fn worked_example_boche() {
     let gib = |gib: u64| gib << 18;

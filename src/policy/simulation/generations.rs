@@ -21,7 +21,7 @@ fn configs() -> impl Iterator<Item = Config> {
     Generation::ALL.into_iter().flat_map(of)
 }
 
-/// A storm of growth to which nobody reacts in time; what then happens depends on the means.
+/// A storm of growth for which every reaction comes too late; what happens then depends on the means.
 fn storm(config: Config) -> Host {
     let mut host = hungry();
     host.config = config;
@@ -70,7 +70,7 @@ fn no_generation_is_stuck_when_caches_and_swap_are_full_and_balloons_move() {
     }
 }
 
-/// A host whose guests have stopped growing, with so much free.
+/// A host whose guests have stopped growing, with `free` pages free.
 fn quiet(config: Config, free: u64) -> Host {
     let mut host = storm(config);
     let held = (host.free() - free) / 3;
@@ -172,7 +172,7 @@ fn flat_tax_is_paged_and_the_variable_one_ballooned() {
             assert_eq!((busy.ballooned, busy.swapped), (Pages(0), Pages(0)));
             assert!(busy.resident > idle.resident);
             assert!(idle.resident >= Pages(500) && idle.resident <= last.vms[0].target);
-            // Of shares alone the idle one could hold half of 12 900 or 12 904 pages.
+            // By shares alone the idle one could hold half of 12 900 or 12 904 pages.
             if idle_tax_type == IdleTaxType::Flat {
                 assert!(idle.swapped > Pages(2000), "{idle:?}");
                 assert!(idle.ballooned <= Pages(10_000 - 6450), "{idle:?}");
@@ -241,7 +241,7 @@ fn guest_without_shares_goes_on_after_a_storm() {
         let served = host.guests[0].served;
         host.steps(50);
         assert!(host.guests[0].served > served, "{config:?}");
-        // What it touches in a round is missing until the next; nobody else has it to give.
+        // What it touches in a round is missing until the next, because no other guest has anything to give.
         assert!(host.state <= FreeState::Soft, "{config:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! What balloon controllers have done to guests elsewhere, and must not happen here.
 //!
-//! Each of these is an incident that was reported of some other controller: a loop that looked right and
-//! hurt guests for minutes or hours. The names say what must not happen.
+//! Each comment tells an incident that was reported of some other controller: a loop that looked right and
+//! hurt guests for minutes or hours. The name of the test says what happens here instead.
 
 use super::*;
 
@@ -21,8 +21,8 @@ fn idle_busy_growing(generation: Generation) -> Host {
     host
 }
 
-/// A guest was shrunk whatever it used, and spun in reclaim at 1590 % CPU for 18 hours, while others
-/// held memory that they did not use.
+/// A guest was shrunk without regard to what it used, and spun in reclaim at 1590 % CPU for 18 hours, while
+/// others held memory that they did not use.
 #[test]
 fn busy_guest_is_not_ballooned_while_another_holds_idle_memory() {
     for generation in Generation::ALL {
@@ -52,7 +52,7 @@ fn busy_guest_is_not_ballooned_while_another_holds_idle_memory() {
     }
 }
 
-/// The other half of that incident: the guest had asked for relief, and was pressed on.
+/// The other half of that incident: the guest had asked for relief, and was pressed further.
 #[test]
 fn guest_that_asked_for_relief_is_pressed_no_further() {
     let mut host = hungry();
@@ -85,8 +85,8 @@ fn guest_that_asked_for_relief_is_pressed_no_further() {
     assert!(short.vms[0].balloon_target > Pages(0));
 }
 
-/// A formula for idle memory took all that a guest had available, for 98 seconds in each cycle of taking
-/// and giving back.
+/// A formula for idle memory took all that a guest had available, gave it back, and took it again: in each
+/// such cycle the guest had nothing for 98 seconds.
 #[test]
 fn idle_guest_is_not_emptied_and_does_not_swing() {
     for generation in Generation::ALL {
@@ -114,8 +114,8 @@ fn idle_guest_is_not_emptied_and_does_not_swing() {
     }
 }
 
-/// Moves the balloon of the first VM a little at a time as its plan wants, with a guest that touches
-/// nothing. Returns the targets it was given until it arrived.
+/// Moves the balloon of the first VM towards its target a little at a time, with a guest that touches
+/// nothing. Returns the targets that the balloon was given until it arrived.
 fn targets_on_the_way(host: &HostSnapshot, config: &Config, step: u64) -> Vec<u64> {
     let mut host = host.clone();
     let mut targets = Vec::new();
@@ -139,7 +139,7 @@ fn targets_on_the_way(host: &HostSnapshot, config: &Config, step: u64) -> Vec<u6
     }
 }
 
-/// The next target followed from the size that the balloon had reached, so a release that got stuck
+/// Each target was computed from the size that the balloon had reached, so a release that got stuck
 /// half way stayed there for ten minutes.
 #[test]
 fn balloon_that_moves_a_little_keeps_its_target() {
@@ -212,7 +212,7 @@ fn balloon_that_moves_a_little_keeps_its_target() {
     }
 }
 
-/// When one guest wanted memory the controller shrank all of them to their least, also those that
+/// When one guest wanted memory the controller shrank all guests to their least, even those that
 /// were short.
 #[test]
 fn guest_with_demand_below_its_part_grows_while_others_are_asked() {
@@ -246,7 +246,7 @@ fn guest_with_demand_below_its_part_grows_while_others_are_asked() {
     }
 }
 
-/// A balloon gave a page now and then, and that was taken for progress: the host stayed short for minutes.
+/// A balloon gave a page now and then, which counted as progress: the host stayed short for minutes.
 #[test]
 fn balloon_that_crawls_is_waited_for_no_longer_than_what_it_brings_takes() {
     for generation in Generation::ALL {
@@ -263,7 +263,7 @@ fn balloon_that_crawls_is_waited_for_no_longer_than_what_it_brings_takes() {
         assert!(!last.state.is_short(), "{generation}: {last:?}");
         let taken: u64 = host.guests.iter().map(|guest| guest.vm.swapped.0).sum();
         let brought: u64 = host.guests.iter().map(|guest| guest.vm.ballooned.0).sum();
-        // What the balloons bring in time is left to them.
+        // What the balloons bring in time is not evicted.
         assert!(
             taken >= 300 && brought >= 90,
             "{generation}: {taken}, {brought}"
@@ -271,7 +271,7 @@ fn balloon_that_crawls_is_waited_for_no_longer_than_what_it_brings_takes() {
     }
 }
 
-/// A balloon that could not deflate hung with its guest, and the host waited for it.
+/// A balloon could not deflate and hung, together with its guest, and the host waited for it.
 #[test]
 fn guest_whose_agent_stops_is_swapped_and_ballooned_again_when_it_moves() {
     for generation in Generation::ALL {

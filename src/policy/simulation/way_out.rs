@@ -1,5 +1,5 @@
 //! From every state there is a way out: whatever the guests hold and wherever it is, a host that is short
-//! comes to have enough free memory, or there is a reason that an operator can see and remove.
+//! gets enough free memory, or gives a reason that an operator can see and remove.
 
 use super::*;
 
@@ -60,7 +60,7 @@ fn any_guest() -> impl Strategy<Value = Guest> {
     })
 }
 
-/// The most plans that it may take: what is held leaves in rounds, and balloons at their pace.
+/// The most plans that it may take: evictions are bounded by rounds, and balloons by their pace.
 fn patience(host: &Host) -> u64 {
     let pages: u64 = host.guests.iter().map(|guest| guest.vm.size.0).sum();
     let slowest = host
@@ -69,12 +69,12 @@ fn patience(host: &Host) -> u64 {
         .map(|guest| guest.pace)
         .min()
         .unwrap_or(1);
-    // In a cache, a page of an order is half a page of memory; and each state may take a step.
+    // Evicting a page into a cache frees only half a page of memory, and each state on the way up takes a step.
     100 + 8 * pages / host.config.evict_round.0 + 2 * pages / slowest
 }
 
-/// Asserts that it is true that nothing can be taken: who is above its target, and in a state that swaps
-/// who is above its reservation, has no place to put what it could give.
+/// Asserts that nothing can be taken indeed: a VM above its target (in a state that swaps, above its
+/// reservation) has no place to put what it could give.
 fn assert_reason_holds(host: &Host, plan: &Plan) {
     assert!(
         plan.stuck.is_some(),
@@ -93,7 +93,7 @@ fn assert_reason_holds(host: &Host, plan: &Plan) {
 }
 
 /// All memory of all guests is in their caches, which may hold all of it: nothing is resident, and the
-/// caches take all there is. Their oldest go to swap.
+/// caches take up all of the host. Their oldest pages go to swap.
 #[test]
 fn host_whose_memory_is_all_in_caches_comes_out_of_low() {
     for generation in [Generation::G41, Generation::G50, Generation::G60] {
@@ -132,7 +132,7 @@ proptest! {
         (host.config, host.state) = (config, state);
         let most = patience(&host);
         let mut plan = host.step();
-        // What did not compress is tried again now and then, and is a hope until it was.
+        // What did not compress is tried again now and then. Until it has been, the plan counts on it.
         while plan.shortfall > Pages(0) && (host.round < most || plan.stuck.is_none()) {
             plan = host.step();
             prop_assert!(host.round < most + RETRY, "it neither moves nor says why: {plan:?}");
