@@ -1,9 +1,9 @@
 //! A guest that does what it is told: fills memory, touches it in a given order, says how long each
 //! access took, and verifies it.
 //!
-//! It is a process of its own with the real shim, so its faults go the way of every guest's. It has no
-//! toy kernel: a benchmark has to know which page it touches. Orders and answers are lines of JSON on its
-//! standard input and output; it ends with either.
+//! It is a process of its own with the real shim, so its faults are served like those of every guest. It has no
+//! toy kernel, because a benchmark has to know which page it touches. Orders and answers are lines of JSON on
+//! its standard input and output; it ends when either is closed.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -29,7 +29,7 @@ pub enum Order {
     Fill(Content),
     /// Read a word of each of these pages, in this order.
     Read(Vec<u32>),
-    /// Write a word of each of these pages, in this order, as it was.
+    /// Write a word of each of these pages, in this order. The word stays the same.
     Rewrite(Vec<u32>),
     /// Compare all pages with what was filled in.
     Verify,
@@ -41,11 +41,11 @@ pub enum Order {
 pub enum Done {
     /// It is attached, and waits for orders.
     Ready,
-    /// It has written its pages, in so many nanoseconds.
+    /// It has written its pages, in this many nanoseconds.
     Filled(u64),
     /// It has touched pages.
     Touched(Touches),
-    /// It has compared its pages: so many are not as they were written.
+    /// It has compared its pages with what was written.
     Verified {
         /// Wrong pages.
         wrong: u64,
@@ -55,13 +55,13 @@ pub enum Done {
 /// How long single accesses took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Touches {
-    /// Half of them at most so many nanoseconds.
+    /// The median, in nanoseconds.
     pub p50_ns: u64,
-    /// 99 of 100.
+    /// The 99th percentile.
     pub p99_ns: u64,
-    /// How many there were.
+    /// How many accesses there were.
     pub pages: u64,
-    /// All of them together.
+    /// All accesses together.
     pub total_ns: u64,
 }
 
@@ -91,7 +91,7 @@ pub struct PuppetOptions {
     pub inline: bool,
 }
 
-/// Runs a puppet until its orders end. `host_gone` must end the process.
+/// Runs a puppet until its orders end. `host_gone` is called when the session ends, and must end the process.
 ///
 /// # Errors
 /// It cannot attach, files cannot be read, or the pipes fail.
@@ -150,7 +150,7 @@ pub fn run(
 
 struct Hands {
     ram: Ram,
-    /// Files are read once, not once a round.
+    /// Kept from round to round, so that files are read only once.
     makers: HashMap<String, Maker>,
     filled: Option<Maker>,
 }
@@ -197,7 +197,7 @@ impl Hands {
         Ok(known.with_seed(content.seed))
     }
 
-    /// Writes what pages hold anyway, so that they can still be verified; how long each write took.
+    /// Writes what the pages hold already, so that they can still be verified; how long each write took.
     fn rewrite(&self, pages: &[u32]) -> Vec<u64> {
         let mut content = PageBuf::zeroed();
         let mut times = Vec::with_capacity(pages.len());
@@ -348,7 +348,7 @@ impl Puppet {
 impl Drop for Puppet {
     fn drop(&mut self) {
         self.orders = None;
-        // It may wait for a page of a host that is ending, and not see the end of its orders.
+        // Killed, because it may wait for a page of a host that is ending, and would not see that its orders ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
