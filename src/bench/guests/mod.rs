@@ -13,9 +13,9 @@
 //! power-on. On our side they run on a separate daemon with a budget, the policy included (`ours`). On the other side
 //! they run `--bare`, on private memory of their processes, in one memory cgroup, with KSM and with swap on zram, and
 //! where that is not enough, on a file behind it (`kernel`). A search (`limit`) gives that side the same memory. Its
-//! memory is the peak of the cgroup plus the most that zram took. Ours is the budget plus what the guest processes have
-//! beside RAM (heaps, stacks, page tables), as the guests on our side report it. With an overcommitment below 1 there is
-//! no pressure, and the other side has no limit.
+//! memory is the peak of the cgroup plus the most that zram took. Ours is the budget plus what the guest processes
+//! have beside RAM (heaps, stacks, page tables), as the guests on our side report it. With an overcommitment below 1
+//! there is no pressure, and the other side has no limit.
 //!
 //! The sides take turns, round by round, and nothing of one side is left when the other runs. What the guests
 //! themselves report is compared: operations, how long each took, and what they got done in each second.

@@ -52,8 +52,8 @@ pub(super) fn run(
     })
 }
 
-/// Runs the fleet on a host with the budget of `part`; the reports of the guests, and the host's processor time. `watch`
-/// is called often meanwhile, with the host's control API and pid.
+/// Runs the fleet on a host with the budget of `part`; the reports of the guests, and the host's processor time.
+/// `watch` is called often meanwhile, with the host's control API and pid.
 pub(super) fn serve(
     setup: &Setup<'_>,
     part: &Part<'_>,

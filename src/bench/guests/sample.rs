@@ -1,11 +1,12 @@
 //! What it costs a guest that its active memory is sampled.
 //!
-//! Sampling costs less than the difference in a guest's speed from one run to the next. So it is switched off and on for a
-//! few seconds each while one guest runs without pressure, and what the guest got done is compared within that run. Pages
-//! are marked when a period begins, so whole numbers of periods are compared. Sharing is off because it closes pages too:
-//! this way, all the time for which threads wait for closed pages is due to sampling. That time is shown as well. It
-//! leaves out the way into the kernel and back, but differs less from run to run. The host is asked for its state only at
-//! the start and at the end, because each such question makes it walk page tables as well for ten seconds.
+//! Sampling costs less than the difference in a guest's speed from one run to the next. So it is switched off and on
+//! for a few seconds each while one guest runs without pressure, and what the guest got done is compared within that
+//! run. Pages are marked when a period begins, so whole numbers of periods are compared. Sharing is off because it
+//! closes pages too: this way, all the time for which threads wait for closed pages is due to sampling. That time is
+//! shown as well. It leaves out the way into the kernel and back, but differs less from run to run. The host is asked
+//! for its state only at the start and at the end, because each such question makes it walk page tables as well for
+//! ten seconds.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,8 +24,8 @@ const NO_PRESSURE: Overcommit = Overcommit(50);
 const PERIOD: u64 = 2;
 /// Seconds for which sampling stays on or off: whole periods.
 const SLICE: u64 = 2 * PERIOD;
-/// Seconds that a guest has to fill its memory. Sampling is first on a slice later, when the walk of page tables that the
-/// look at the start caused is over.
+/// Seconds that a guest has to fill its memory. Sampling is first on a slice later, when the walk of page tables that
+/// the look at the start caused is over.
 const FILLING: u64 = 8;
 /// The guest wants this part of the size, like one of the four guests of a fleet.
 const PART: u64 = 4;
@@ -111,8 +112,8 @@ fn switched(
     Ok((reports, waited.unwrap_or(0.0) / (sampled * 1e6)))
 }
 
-/// Operations a second with sampling and without, over equal numbers of slices; `None` if there was no time for one slice
-/// of each.
+/// Operations a second with sampling and without, over equal numbers of slices; `None` if there was no time for one
+/// slice of each.
 fn means(said: &GuestReport) -> Option<(f64, f64)> {
     let workload = said.workloads.first()?;
     let skipped = FILLING as usize;

@@ -1,9 +1,9 @@
 //! What guests do once their memory is filled, and what the host counts in the same time.
 //!
-//! A guest reports its operations once it has ended, second by second. The host shows its counters while the guest runs,
-//! at moments that do not fall on those seconds. While a guest fills its memory, and while it verifies it at the end, it
-//! faults but makes no operations. So only the second half of each guest's time counts, in whole seconds and without the
-//! last one. At both ends of that range, counters are interpolated between the looks before and after.
+//! A guest reports its operations once it has ended, second by second. The host shows its counters while the guest
+//! runs, at moments that do not fall on those seconds. While a guest fills its memory, and while it verifies it at the
+//! end, it faults but makes no operations. So only the second half of each guest's time counts, in whole seconds and
+//! without the last one. At both ends of that range, counters are interpolated between the looks before and after.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -61,8 +61,8 @@ pub(super) struct Did {
     pub(super) counts: Counts,
 }
 
-/// Runs the fleet on a memvisor host; what each guest did. `None`, with a remark, if a guest had not filled its memory in
-/// half of its time, or if the time was too short.
+/// Runs the fleet on a memvisor host; what each guest did. `None`, with a remark, if a guest had not filled its memory
+/// in half of its time, or if the time was too short.
 pub(super) fn run(
     setup: &Setup<'_>,
     part: &Part<'_>,
