@@ -132,6 +132,7 @@ impl IdleGuest {
             .env("TMPDIR", &setup.scratch)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
+            // Ctrl-C in a terminal is for the benchmark alone, which ends its guests itself.
             .process_group(0)
             .spawn();
         child.map(Self).map_err(BenchError::io("start a guest"))

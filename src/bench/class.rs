@@ -185,6 +185,7 @@ impl Dice {
         let mut z = seed.wrapping_add(part.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        // Not zero, from where xorshift never gets away.
         Self((z ^ (z >> 31)) | 1)
     }
 

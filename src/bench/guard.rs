@@ -282,6 +282,7 @@ fn claim(path: &Path) -> io::Result<Flock<File>> {
 }
 
 fn add_zram() -> io::Result<u32> {
+    // Reading this file makes a device; the text is its number.
     let text = fs::read_to_string("/sys/class/zram-control/hot_add")?;
     text.trim().parse().map_err(io::Error::other)
 }

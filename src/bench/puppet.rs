@@ -253,6 +253,7 @@ impl Puppet {
             .args(options.inline.then_some("--inline"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // Ctrl-C in a terminal is for the benchmark alone, which ends its guests itself.
             .process_group(0)
             .spawn();
         let mut child = child.map_err(io)?;

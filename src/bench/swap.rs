@@ -110,7 +110,7 @@ impl Walk {
     }
 }
 
-/// Who serves the guest's faults.
+/// What serves the guest's faults.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
     Host,

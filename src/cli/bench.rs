@@ -229,6 +229,7 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
                 progress: &progress,
             };
             let measured = bench::run(&setup, &bench.report);
+            // Restored in any case, but the error of the benchmark is reported first.
             let restored = guard.finish();
             measured?;
             restored.context("the machine is not as it was")

@@ -38,6 +38,7 @@ fn scarce<const N: usize>(specs: [Spec; N], story: impl Fn(&Host, &mut [Guest; N
     let taken = host.budget.free().0 - RESERVE;
     assert!(host.budget.take(taken, Urgency::Touch));
     story(&host, &mut guests);
+    // Gives back all that the test itself took, so that every guest can end what it waits for.
     let theirs: u64 = guests.iter().map(Guest::charged).sum();
     host.budget.give(host.budget.used().0 - theirs);
     for guest in &mut guests {

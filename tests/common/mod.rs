@@ -84,7 +84,7 @@ pub fn eventually<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Op
     }
 }
 
-/// The number in the environment variable `name`, else `default`.
+/// The number of seconds in the environment variable `name`, or `default` if it is not set.
 ///
 /// # Panics
 /// When the variable is no number.
@@ -102,6 +102,7 @@ pub fn seconds(name: &str, default: u64) -> Duration {
 /// # Panics
 /// When the file cannot be written.
 pub fn image(path: &Path, pages: u32, seed: u64) {
+    // Not zero, from where xorshift never gets away.
     let mut state = seed | 1;
     let words = (0..u64::from(pages) * 512).flat_map(|_| {
         // Marsaglia's xorshift64.

@@ -145,6 +145,7 @@ impl Search {
                 _ => -used.zram / (self.wants - limit).max(1.0),
             };
             self.before = Some((limit, used.zram));
+            // Bounded, so that the sum is taken to rise with the limit, and the division is never by about zero.
             let slope = slope.clamp(-0.9, 0.0);
             let next = limit + (self.target - used.total()) / (1.0 + slope);
             self.limit_to(next, cost);

@@ -12,7 +12,7 @@ use crate::telemetry::GuestReport;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// Who runs the guests.
+/// What the guests run on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Side {
     /// A memvisor host.

@@ -156,6 +156,8 @@ fn find(groups: &str, mounts: &str, can_limit: impl Fn(&Path) -> bool) -> Option
     }
     let (mount, group) = (mounted("cgroup2", "")?, group("")?);
     let (own, mount) = inside(mount, &group);
+    // Our own group has processes, so the search begins above it. Only the root may have processes and children with
+    // limits.
     let above = own.ancestors().skip(usize::from(own != mount));
     let mut above = above.take_while(|dir| dir.starts_with(&mount));
     let dir = above.find(|dir| can_limit(dir))?.to_owned();

@@ -29,7 +29,7 @@ const PREEMPTIONS: usize = 4;
 /// Bytes of a thread's stack, which holds copies of pages. The stack that loom gives is too small for a few of them.
 const STACK: usize = 256 << 10;
 
-/// Runs `body` in every order of its threads with at most [`PREEMPTIONS`], or `LOOM_MAX_PREEMPTIONS` if that is set.
+/// Runs `body` in every order of its threads with at most `PREEMPTIONS`, or `LOOM_MAX_PREEMPTIONS` if that is set.
 pub fn explore(body: impl Fn() + Send + Sync + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound.get_or_insert(PREEMPTIONS);
