@@ -94,7 +94,7 @@ pub struct PuppetOptions {
 /// Runs a puppet until its orders end. `host_gone` is called when the session ends, and must end the process.
 ///
 /// # Errors
-/// It cannot attach, files cannot be read, or the pipes fail.
+/// The puppet cannot attach, files cannot be read, or the pipes fail.
 pub fn run(
     options: &PuppetOptions,
     host_gone: impl FnOnce(SessionEnd) + Send + 'static,
@@ -241,7 +241,7 @@ impl Puppet {
     /// Starts a puppet and waits until it is attached.
     ///
     /// # Errors
-    /// It does not come up; what it says is on standard error.
+    /// The puppet does not come up; the reason is on standard error.
     pub fn start(program: &Path, options: &PuppetOptions) -> Result<Self, BenchError> {
         let io = BenchError::io("start a guest");
         let child = Command::new(program)
@@ -280,7 +280,7 @@ impl Puppet {
     /// Tells it something and waits until that is done.
     ///
     /// # Errors
-    /// It has ended.
+    /// The puppet has ended.
     pub fn tell(&mut self, order: &Order) -> Result<Done, BenchError> {
         let mut line = serde_json::to_string(order).unwrap_or_default();
         line.push('\n');
@@ -311,7 +311,7 @@ impl Puppet {
     /// Has it write all its memory.
     ///
     /// # Errors
-    /// It has ended.
+    /// The puppet has ended.
     pub fn fill(&mut self, content: &Content) -> Result<(), BenchError> {
         match self.tell(&Order::Fill(content.clone()))? {
             Done::Filled(_) => Ok(()),
@@ -322,7 +322,7 @@ impl Puppet {
     /// Has it read or write pages one by one.
     ///
     /// # Errors
-    /// It has ended.
+    /// The puppet has ended.
     pub fn touch(&mut self, order: &Order) -> Result<Touches, BenchError> {
         match self.tell(order)? {
             Done::Touched(touches) => Ok(touches),
@@ -333,7 +333,7 @@ impl Puppet {
     /// Has it compare all its memory with what it wrote.
     ///
     /// # Errors
-    /// A page is wrong, or it has ended.
+    /// A page is wrong, or the puppet has ended.
     pub fn verify(&mut self) -> Result<(), BenchError> {
         match self.tell(&Order::Verify)? {
             Done::Verified { wrong: 0 } => Ok(()),

@@ -90,7 +90,7 @@ impl<'a> Stage<'a> {
     /// Starts a guest whose name no other has.
     ///
     /// # Errors
-    /// It does not attach.
+    /// The guest does not attach.
     pub(crate) fn guest(&self, name: &str, pages: u32) -> Result<Actor, BenchError> {
         self.start(name, pages, false)
     }
@@ -118,7 +118,7 @@ impl<'a> Stage<'a> {
     /// The VM of a guest that has been started, once it is there.
     ///
     /// # Errors
-    /// It does not come in time.
+    /// The VM does not appear in time.
     pub(crate) fn attached(&self, name: &str) -> Result<BareVm, BenchError> {
         wait_for(&format!("guest `{name}` to attach"), || self.host.vm(name))
     }
@@ -126,7 +126,7 @@ impl<'a> Stage<'a> {
     /// Waits until no guest is left.
     ///
     /// # Errors
-    /// One does not go.
+    /// A guest does not end in time.
     pub(crate) fn wait_until_empty(&self) -> Result<(), BenchError> {
         if self.host.wait_until_empty(PATIENCE) {
             Ok(())
@@ -181,7 +181,7 @@ impl Actor {
     /// Has it write all its memory.
     ///
     /// # Errors
-    /// It has ended.
+    /// The guest has ended.
     pub(crate) fn fill(&mut self, content: &Content) -> Result<(), BenchError> {
         self.puppet.fill(content)
     }
