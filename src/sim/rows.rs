@@ -146,7 +146,7 @@ fn row_that_a_guest_serves_itself_ends_where_credits_are_low_and_without_any_the
     compressed(|guest| {
         guest.vm.take_back_credits();
         guest.vm.grant_credits(12);
-        // Rows end when three quarters of the credits are used: nine of twelve.
+        // Rows end at the mark of low credits, which is at three quarters of them.
         bring_rows(guest, unaided, &[(0, 1), (1, 3), (3, 7), (7, 10), (10, 12)]);
         assert!(!read_alone(guest, 12), "no credit is left");
         assert!(guest.drive(0));
