@@ -1,5 +1,5 @@
-//! First touches a second: a real guest fills memory that it never had, and a real host gives it
-//! page after page. Prints a table; nothing is asserted.
+//! First touches per second: a real guest fills memory that it never had, and a real host gives it page
+//! after page. Prints a table; no speed is asserted.
 //!
 //! ```text
 //! cargo bench --bench faults -- [--size MiB] [--rounds N]
@@ -31,12 +31,12 @@ impl Round {
     }
 }
 
-/// Starts a guest that fills `mib` MiB, and watches the host's counter from the first touch that was
-/// seen until the last.
+/// Starts a guest that fills `mib` MiB, and watches the host's counter from the first look at it until the
+/// last touch.
 fn round(host: &TestHost, number: u32, threads: u32, mib: u64) -> Round {
     let name = format!("g{number}-{threads}");
     let memory = format!("{}M", mib + 16);
-    // Zeroes, because making other content costs a guest more time than its faults.
+    // Zeroes, because making any other content costs a guest more time than its faults.
     let workload = format!("stream,size={mib}M,content=zero,threads={threads},pause=1h");
     let guest = host.guest(&name, &memory, &[&workload], &[]);
     let wanted = mib * (1 << 20) / PAGE_SIZE as u64;
@@ -82,7 +82,7 @@ fn main() {
     );
     engines(|engine| {
         let budget = format!("{}M", mib + 128);
-        // Without the scanner, which would take zeroes away again while they are counted.
+        // Without the scanner, which would take the zero pages away again during the measurement.
         let host = TestHost::start(&[
             "--memory",
             &budget,

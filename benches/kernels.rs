@@ -1,11 +1,11 @@
-//! What is done for each page: hashing it, looking whether it is zero, comparing it with a frame, compressing
-//! it, looking its hash up, moving it from one home to the next, and letting a guest take it by itself.
+//! The work for each page: to hash it, to check whether it is zero, to compare it with a frame, to compress it,
+//! to look its hash up, to move it from one home to the next, and to let a guest claim it.
 //!
 //! ```text
 //! cargo bench --bench kernels [-- FILTER]
 //! ```
 //!
-//! Whole mechanisms, with guests, are `memvisor bench`; plans of the policy are in `plan.rs`.
+//! `memvisor bench` measures whole mechanisms with guests, and `plan.rs` the plans of the policy.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use memvisor::units::{Gfn, PAGE_SIZE, PageBuf, Pages, SlotId, VmId};
 use memvisor_guest_agent::protocol::claims::{self, Claimer};
 use memvisor_guest_agent::protocol::payload::checksum;
 
-/// Pages that are taken in turn. Those of a page's own fit the processor's cache; those from memory do not.
+/// How many pages are taken in turn: so few that they fit the processor's cache, or so many that they do not.
 const IN_CACHE: u32 = 8;
 const IN_MEMORY: u32 = 1 << 16;
 /// Hashes that the index knows.
@@ -39,7 +39,7 @@ fn pages(class: Class, count: u32) -> Vec<PageBuf> {
     (0..count).map(make).collect()
 }
 
-/// Looks at one page after the other, for ever.
+/// Gives one page after the other, for ever.
 fn in_turn<'a>(pages: &'a [PageBuf]) -> impl FnMut() -> &'a PageBuf {
     let mut turns = pages.iter().cycle();
     move || turns.next().expect("a cycle has no end")
@@ -171,10 +171,10 @@ fn moving(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Pages that a guest brings before the daemon looks, as many as it may hold at first.
+/// Pages that a guest brings before the daemon looks: the number of credits that a guest gets at first.
 const HELD: u32 = 16;
 
-/// A table of compressed pages, all of them offered, and the words that its guest sees.
+/// A page table of compressed pages that are all offered, and the words of the claim table that the guest sees.
 fn offered() -> (PageTable, Arc<SharedWords>) {
     let words = SharedWords::new("memvisor-bench", claims::words(IN_MEMORY)).expect("a memfd");
     let words = Arc::new(words);
@@ -213,7 +213,7 @@ fn claiming(criterion: &mut Criterion) {
                     claimer.done(black_box(claim));
                 }
                 took += start.elapsed();
-                // As it was: the page table does not learn of it.
+                // Restores the offers, outside the measured time. The page table keeps the pages as compressed.
                 for gfn in held {
                     let Attempt::Done(page) = table.attempt(gfn) else {
                         panic!("{gfn} was brought");

@@ -11,7 +11,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use memvisor::bench::plan::crowd;
 use memvisor::policy::{Config, FreeState, IdleTaxType, plan};
 
-/// A situation: what of the VMs' memory the budget is, in percent, and the state before.
+/// Name, percent and state of each situation, as [`crowd`] takes them.
 const SITUATIONS: [(&str, u64, FreeState); 3] = [
     ("undercommitted", 130, FreeState::High),
     ("soft", 97, FreeState::Soft),

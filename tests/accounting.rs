@@ -17,16 +17,16 @@ use rig::{Ends, Host};
 const SETTLE: Duration = Duration::from_secs(60);
 /// How long guests may take to verify what they own.
 const VERIFY: Duration = Duration::from_secs(60);
-/// How long samples are taken of a busy host.
+/// For how long samples of a busy host are taken.
 const BUSY: Duration = Duration::from_secs(8);
-/// The host's own memory, beyond a tenth of the budget for tables and indexes.
+/// What the host may use for itself, beside a tenth of the budget for tables and indexes.
 const HOST_OWN: Bytes = Bytes::from_mib(16);
-/// What may be in use beyond the budget by the kernel's count: none. A page is charged before the
+/// How many pages may be in use beyond the budget by the kernel's count: none. A page is charged before the
 /// kernel is asked for it, and given back after it is punched.
 const SLACK: Pages = Pages(0);
 
-/// What a status tells twice must be the same, in any status at any time: the homes of each VM add up to
-/// its size, and sums over the host to those over its VMs.
+/// Checks numbers that a status tells twice, which must agree at any time: the homes of each VM add up to its
+/// size, and the totals of the host are the sums over its VMs.
 fn check_sums(status: &HostStatus) {
     for vm in &status.vms {
         let homes = &vm.homes;
@@ -46,12 +46,12 @@ fn check_sums(status: &HostStatus) {
     assert_eq!(share.frames.0 + share.saved_pages.0, share.shared_pages.0);
 }
 
-/// Looks after which nothing is said to move: the punching of a large batch, after which its pages are given back, takes
-/// longer than one.
+/// How many equal looks count as quiet. One is not enough: the pages of a large batch are given back only after all are
+/// punched, which takes longer than one look.
 const STILL: u32 = 10;
 
-/// Waits until nothing moves: the same numbers of the host and of the kernel in so many looks, and no guest holds pages
-/// in advance, which the kernel has not given out yet.
+/// Waits until nothing moves: the numbers of the host and of the kernel stay the same for [`STILL`] looks, and no guest
+/// holds credits, which are charged before the kernel gives out their pages.
 fn quiescent(host: &TestHost) -> (HostStatus, Blocks) {
     let mut last = None;
     let mut still = 0;
@@ -68,7 +68,7 @@ fn quiescent(host: &TestHost) -> (HostStatus, Blocks) {
     })
 }
 
-/// Waits until all guests have filled their memory: nothing is touched for the first time any more.
+/// Waits until each guest has touched this many pages.
 fn loaded(host: &TestHost, names: &[&str], pages: u64) {
     for name in names {
         eventually("the guest has filled its memory", SETTLE, || {
@@ -109,7 +109,7 @@ fn quiet_overcommitted_host_reports_what_the_kernel_counts() {
         let host = TestHost::start(&["--memory", "96M", "--engine", engine]);
         let names = ["a", "b", "c"];
         let guests = names.map(|name| {
-            // A seed of its own makes content that is not in all guests.
+            // With a seed of its own, each guest has content that the others do not have.
             let seed = name.as_bytes()[0].to_string();
             let args = [&["--seed", &seed], mode].concat();
             host.guest(name, "64M", &["idle,size=56M"], &args)
@@ -173,14 +173,14 @@ fn busy_overcommitted_host_stays_within_its_budget() {
     });
 }
 
-/// What a scripted guest connects with: see [`rig::raw::connector`].
+/// Not a test: the process that connects for a scripted guest, see [`rig::raw::connector`].
 #[test]
 #[ignore = "run by tests that script a guest"]
 fn connector() {
     rig::raw::connector();
 }
 
-/// It has its RAM as a file, and needs nobody to fill that.
+/// A guest has its RAM as a file, and could fill that file without asking anybody.
 #[test]
 fn guest_that_fills_memory_that_it_was_not_given_is_ended() {
     common::engines(|engine| {

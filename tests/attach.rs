@@ -1,4 +1,4 @@
-//! Guests that boot from an image attach to what others share: their memory is used once from the start.
+//! Guests that boot from an image attach to what others share, so that the image uses memory once from the start.
 
 mod common;
 
@@ -14,12 +14,12 @@ const BOOT: Duration = Duration::from_secs(30);
 const VERIFY: Duration = Duration::from_secs(30);
 /// Pages of the image: 24 MiB.
 const IMAGE: u32 = 6144;
-/// What a booted guest uses beside its image: its stage, and pages that were given ahead.
+/// Pages that a booted guest uses beside its image: its stage, and pages that were given ahead.
 const BESIDE: u64 = 300;
-/// Mappings of guest memory: RAM before and behind the image, and the image in a few runs of frames.
+/// The most mappings of guest memory: RAM before and behind the image, and the image in a few runs of frames.
 const FEW_MAPPINGS: usize = 16;
 
-/// A host that finds nothing by itself: what is shared was attached.
+/// A host without a scanner, so that all shared pages were attached.
 fn host(engine: &str, memory: &str) -> TestHost {
     let quiet = ["--share-rate-max", "0", "--set", "Mem.SamplePeriod=0"];
     TestHost::start(&[&["--memory", memory, "--engine", engine], &quiet[..]].concat())
@@ -64,7 +64,7 @@ fn guests_of_one_image_use_its_memory_once_and_few_mappings() {
             assert!(mapped <= FEW_MAPPINGS, "{engine}: {mapped} mappings");
         }
 
-        // The image of the third guest is another file at the same place: shorter, and half of it is new.
+        // The third guest boots from another file at the same path: half as long, and half of that is new.
         let bytes = std::fs::read(&path).expect("the image");
         let new = host.dir().join("new.img");
         image(&new, IMAGE / 4, 0xb008);
@@ -79,7 +79,7 @@ fn guests_of_one_image_use_its_memory_once_and_few_mappings() {
         attaches(&host, "c", IMAGE / 2);
         let saved = u64::from(IMAGE) + u64::from(IMAGE) / 4;
         assert_eq!(host.status().share.saved_pages, Pages(saved));
-        // The first one of all goes, and its frames stay as long as others have them.
+        // The guest that brought the frames ends first. Its frames must stay as long as other guests map them.
         for guest in guests {
             guest.stop(VERIFY);
         }
@@ -88,7 +88,7 @@ fn guests_of_one_image_use_its_memory_once_and_few_mappings() {
     });
 }
 
-/// Guests whose kernel swaps: pages that were attached become others' memory and are written.
+/// The guest kernels are short of memory: they reuse attached pages for other memory and write them.
 #[test]
 fn attached_pages_that_are_written_are_the_guests_own() {
     modes(|engine, extra| {
@@ -115,7 +115,7 @@ fn attached_pages_that_are_written_are_the_guests_own() {
     });
 }
 
-/// A guest that is told no copies, and verifies all the same.
+/// A guest whose attach is refused copies the image, and verifies all the same.
 #[test]
 fn guests_that_may_not_share_or_are_at_their_limit_copy() {
     engines(|engine| {

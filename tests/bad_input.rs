@@ -1,4 +1,4 @@
-//! Guests and agents that break the rules: each is told why and loses its connection, and nobody else
+//! Guests and agents that break the rules: each is told why and loses its connection, and no other guest
 //! notices.
 
 mod common;
@@ -36,7 +36,7 @@ fn connector() {
     rig::raw::connector();
 }
 
-/// A guest that must not notice anything; it runs until it is told to end.
+/// A good guest that must not notice anything; it runs until it is told to end.
 fn bystander(host: &Host) -> Process {
     let guest = host.guest("good", "--memory 16M --workload kv,size=8M");
     host.await_vm("good", "runs", |vm| vm.homes.resident_pages.0 > 1000);
@@ -51,7 +51,7 @@ fn end_well(host: Host, mut bystander: Process) -> String {
     host.stop()
 }
 
-/// Sends one datagram to the memory socket; expects a refusal that names `text`, and the end.
+/// Sends one datagram to the memory socket; expects a refusal that contains `text`, and the end of the connection.
 #[track_caller]
 fn refused(host: &Host, datagram: &[u8], text: &str) {
     let socket = SeqPacket::connect(&host.socket("memory.sock")).expect("connect");
@@ -75,7 +75,7 @@ fn told(socket: &SeqPacket, text: &str) {
     assert_eq!(end, Some(Received::Closed), "{why}");
 }
 
-/// Clients that open connections, begin a request or none at all, and let them be.
+/// The clients open connections, begin a request or send nothing at all, and then stay silent.
 #[test]
 fn operator_is_answered_beside_a_flood_of_connections_that_say_nothing() {
     let host = Host::start("mprotect", "64M", &[]);
@@ -88,7 +88,7 @@ fn operator_is_answered_beside_a_flood_of_connections_that_say_nothing() {
         .take(120)
         .map(|beginning| {
             let mut stream = UnixStream::connect(host.socket("control.sock")).expect("connect");
-            // It may be closed again already.
+            // The host may have closed it again already.
             let _ = stream.write_all(beginning.as_bytes());
             stream
         })
@@ -105,7 +105,7 @@ fn operator_is_answered_beside_a_flood_of_connections_that_say_nothing() {
     end_well(host, good);
 }
 
-/// Whoever reads the log must be able to trust its lines, and to find them.
+/// Whoever reads the log must be able to trust its lines, and to find the important ones among them.
 #[test]
 fn guests_forge_no_lines_of_the_log_and_do_not_fill_it() {
     let host = Host::start("mprotect", "64M", &[]);
@@ -114,7 +114,7 @@ fn guests_forge_no_lines_of_the_log_and_do_not_fill_it() {
     for _ in 0..100 {
         refused(&host, &hello, "is not allowed");
     }
-    // One more when a line may be written again, which tells of those that were not.
+    // Once the throttle lets a line through again, that line says how many were left out.
     let unsaid = || {
         refused(&host, &hello, "is not allowed");
         host.log().contains("unsaid=").then_some(())
@@ -236,7 +236,7 @@ fn memory_socket_bad_ready_is_refused_with_the_reason() {
     }
 }
 
-/// Random numbers that can be had again: by the seed, which a failing test shows.
+/// Random numbers from a seed that a failing test shows, so that they can be repeated.
 fn random() -> StdRng {
     let seed = rand::random::<u64>();
     eprintln!("seed {seed}");
@@ -277,12 +277,12 @@ fn random_bytes_end_only_their_own_connection() {
     end_well(host, good);
 }
 
-/// Bytes of version and type, which [`bent`] leaves alone so that the rest is looked at.
+/// Bytes of version and type. [`bent`] leaves them alone, so that the host reads the rest.
 const MEMORY_HEADER: usize = 4;
 const CHANNEL_HEADER: usize = 8;
 const BALLOON_HEADER: usize = 8;
 
-/// A message with up to three bytes behind its header changed, and now and then another length.
+/// A message with up to three bytes behind its header changed, and now and then its length as well.
 fn bent(random: &mut StdRng, mut bytes: Vec<u8>, header: usize) -> Vec<u8> {
     for _ in 0..random.random_range(1..=3) {
         if bytes.len() > header {
@@ -298,7 +298,7 @@ fn bent(random: &mut StdRng, mut bytes: Vec<u8>, header: usize) -> Vec<u8> {
     bytes
 }
 
-/// One of each kind.
+/// One message of each kind.
 fn memory_messages() -> Vec<Message> {
     let run = GfnRun::new(Gfn(8), 4);
     let remap = |run| Remap { run, frame: 1 };
@@ -331,7 +331,7 @@ fn memory_messages() -> Vec<Message> {
     ]
 }
 
-/// What the host says to a message: the reason if it ends the connection, which it does then.
+/// What the host says to a message. `Some`: it ends the connection, for this reason, which is empty if it gives none.
 fn answer(socket: &SeqPacket) -> Option<String> {
     let mut buffer = [0; 16 * 1024];
     let received = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
@@ -350,7 +350,7 @@ fn answer(socket: &SeqPacket) -> Option<String> {
     Some(why)
 }
 
-/// None was refused for its version, and the reasons are many: the messages were read.
+/// Checks that the messages were read: none was refused for its version, and there are many different reasons.
 #[track_caller]
 fn were_read(reasons: &[String], least: usize) {
     for why in reasons {
@@ -360,8 +360,8 @@ fn were_read(reasons: &[String], least: usize) {
     assert!(different.len() >= least, "{different:?}");
 }
 
-/// Every kind of message with the right version and a few wrong bytes: first on its socket, and as
-/// the answer to a command.
+/// Every kind of message with the right version and a few wrong bytes: as the first message of a connection,
+/// and as the answer to a command.
 #[test]
 fn bent_memory_messages_of_every_kind_end_only_their_own_guest() {
     let mut random = random();
@@ -373,7 +373,7 @@ fn bent_memory_messages_of_every_kind_end_only_their_own_guest() {
         let guest = RawGuest::connect(&host);
         let bytes = bent(&mut random, message.encode(), MEMORY_HEADER);
         guest.socket.send(&bytes).expect("send");
-        // A HELLO may still be all right.
+        // A bent HELLO may still be valid.
         reasons.extend(answer(&guest.socket));
     }
     were_read(&reasons, 8);
@@ -381,7 +381,7 @@ fn bent_memory_messages_of_every_kind_end_only_their_own_guest() {
     for message in memory_messages().iter().cycle().take(16) {
         let (mut guest, _agent, command) = with_command_under_way(&host, "bent");
         let bytes = bent(&mut random, message.encode(), MEMORY_HEADER);
-        // Whatever it says of what was done may be true.
+        // A bent ACK may still be valid, and what it claims may be true. Then the guest would not be ended.
         let is_true = |ack: Ack| ack.seq == command.seq && ack.done <= 1;
         if matches!(Message::decode(&bytes), Ok(Message::Ack(ack)) if is_true(ack)) {
             drop(guest);
@@ -398,7 +398,7 @@ fn bent_memory_messages_of_every_kind_end_only_their_own_guest() {
     end_well(host, good);
 }
 
-/// The same on fault channels: what is still right is served, what is not ends the guest.
+/// The same on fault channels: messages that are still valid are served, the first other one ends the guest.
 #[test]
 fn bent_faults_of_every_kind_end_only_their_own_guest() {
     let mut random = random();
@@ -417,12 +417,12 @@ fn bent_faults_of_every_kind_end_only_their_own_guest() {
     ];
     for _ in 0..4 {
         let guest = Powered::on(&host, "bent", 64);
-        // Until one ends it. The kernel takes what nobody reads any more, or says that nobody does.
+        // Sending goes on until a message ends the guest. After that it may succeed or fail, so errors are ignored.
         for (fault, channel) in faults.iter().zip(&guest.channels) {
             let bytes = bent(&mut random, fault.encode(1).to_vec(), CHANNEL_HEADER);
             let _ = channel.send(&bytes);
         }
-        // This ends it for certain.
+        // Three bytes are no message, so this ends the guest for certain.
         let _ = guest.channels[0].send(&[1; 3]);
         let why = answer(&guest.guest.socket).expect("the guest is ended");
         reasons.push(why);
@@ -454,7 +454,7 @@ fn balloon_messages(token: u64) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The same on the balloon socket, first and of an agent that is welcome.
+/// The same on the balloon socket: as the first message, and from an agent that has started.
 #[test]
 fn bent_balloon_messages_of_every_kind_end_only_their_own_agent() {
     let mut random = random();
@@ -471,7 +471,7 @@ fn bent_balloon_messages_of_every_kind_end_only_their_own_agent() {
         }
         let bytes = bent(&mut random, message.clone(), BALLOON_HEADER);
         agent.socket.send(&bytes).expect("send");
-        // Statistics have no answer; this has, unless the host has ended it.
+        // Statistics have no answer. This question has one, unless the host has ended the connection.
         let question = ToHost::GetTarget {
             total_pages: 64,
             balloon_pages: 0,
@@ -487,7 +487,7 @@ fn bent_balloon_messages_of_every_kind_end_only_their_own_agent() {
                     Err(error) => panic!("{error}"),
                 },
                 Ok(Some(Received::Closed)) => break,
-                // Once: the host has not read the question. Its reason is still to be read.
+                // Comes once if the host closed before it read the question. The reason can still be received.
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
                 other => panic!("{other:?}: {bytes:?}"),
             }
@@ -502,7 +502,7 @@ fn bent_balloon_messages_of_every_kind_end_only_their_own_agent() {
     end_well_with(host, good, guest);
 }
 
-/// Sends a whole HTTP request; the answer.
+/// Sends a complete HTTP request; the answer.
 fn http(host: &Host, request: &str) -> String {
     let mut control = UnixStream::connect(host.socket("control.sock")).expect("connect");
     control.write_all(request.as_bytes()).expect("send");
@@ -638,7 +638,7 @@ fn attach(start: u32, count: u32, source: u32) -> Vec<u8> {
     Fault::Attach { pages, source }.encode(0).to_vec()
 }
 
-/// Questions to attach pages wait for the worker, which waits for its guest's memory thread.
+/// A question to attach pages waits for the worker, which here waits for its guest's memory thread.
 #[test]
 fn attach_beside_another_is_answered_by_none_and_on_the_same_channel_ends_the_guest() {
     // No scanner: the only commands are those of the balloon.
@@ -670,7 +670,7 @@ fn attach_beside_another_is_answered_by_none_and_on_the_same_channel_ends_the_gu
     end_well(host, good);
 }
 
-/// Nothing is left of frames that the shim would not map, and what it maps and breaks is right.
+/// Nothing is left of frames that the shim refused to map, and pages that it maps and breaks have the right bytes.
 #[test]
 fn attach_that_the_shim_refuses_gives_back_what_it_took() {
     let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
@@ -713,13 +713,13 @@ fn attach_that_the_shim_refuses_gives_back_what_it_took() {
     host.stop();
 }
 
-/// A fault thread that waited for the shim to read would be one that nobody can end.
+/// If the fault thread waited for the shim to read, nobody could end it.
 #[test]
 fn fault_channel_answers_that_are_not_read_end_the_guest() {
     let host = Host::start("mprotect", "64M", &[]);
     let mut guest = Powered::on(&host, "deaf", 64);
     let question = Fault::History(Gfn(0)).encode(0);
-    // The end breaks the pipe; until then the queue may be full for a moment.
+    // Until the guest is ended and sending fails, the queue may be full for a moment.
     let asked = Instant::now();
     while asked.elapsed() < PATIENCE {
         match guest.channels[0].try_send(&question) {
@@ -740,7 +740,7 @@ fn batch(start: u32, count: u32) -> RangeBatch {
     RangeBatch::new(vec![GfnRun::new(Gfn(start), count)]).expect("a batch")
 }
 
-/// A guest whose memory thread has been told to freeze page 5, which is in no hurry to answer.
+/// A guest whose memory thread has been told to freeze page 5. The test decides when and how it answers.
 fn with_command_under_way(host: &Host, name: &str) -> (Powered, RawAgent, Command) {
     let guest = Powered::on(host, name, 64);
     guest.write_page(5, 7);
@@ -794,7 +794,7 @@ fn guest_that_hangs_up_in_the_middle_of_sharing_leaves_nothing() {
     let mut torn = Vec::new();
     for answered in 0..3 {
         let guest = Powered::on(&host, "torn", 64);
-        // A third each: zeroes, all equal, all different.
+        // A third of the pages each: zero, all equal, all different.
         for gfn in 0..60 {
             let byte = [0, 255, gfn as u8][gfn as usize % 3];
             guest.write_page(gfn, byte);
@@ -817,7 +817,7 @@ fn mute_memory_thread_hinders_nobody_and_can_be_killed() {
     let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
     let good = bystander(&host);
     let (mut guest, _agent, _) = with_command_under_way(&host, "mute");
-    // Its own faults on other pages are served, another guest comes and goes, the API answers.
+    // The guest's own faults on other pages are served, another guest comes and goes, and the API answers.
     guest.write_page(40, 1);
     let mut second = host.guest(
         "second",
@@ -871,7 +871,7 @@ fn agent_pages_outside_ram_or_given_twice_are_refused_one_by_one() {
         lock(batch(u32::MAX, 1)),
         [(u32::MAX, 1, PageStatus::Invalid)]
     );
-    // 65 % of 64 pages is 41, and 6 are taken.
+    // The balloon may have 65 % of 64 pages, which is 41. It has 6, so it takes 35 more.
     assert_eq!(
         lock(batch(0, 50)),
         [(0, 35, PageStatus::Ok), (35, 15, PageStatus::NotNeeded)]
@@ -919,7 +919,7 @@ fn agent_page_in_use_pops_reads_zero_and_forces_a_reset() {
         (0, ToAgent::Reset) => Some(()),
         _ => None,
     });
-    // Dropped, for it speaks of the balloon before the reset; only START counts.
+    // The host ignores this LOCK, because it concerns the balloon before the reset. Only START counts now.
     agent.send(&ToHost::Lock(batch(9, 1)));
     agent.start(guest.token, 64);
     let vm = host.vm("vm");
@@ -959,7 +959,7 @@ fn agent_that_is_not_welcome_is_told_why() {
     first(&said(right.clone()), "has a balloon agent already");
     agent.send(&ToHost::Start(right.clone()));
     agent.is_told("START came again without a RESET");
-    // Its place is free again.
+    // The place of the agent is free again.
     let place = eventually("the place of the agent is free", || {
         let mut agent = RawAgent::connect(&host);
         let answer = agent.ask(&ToHost::Start(right.clone()));
@@ -1001,7 +1001,7 @@ fn agent_statistics_that_cannot_be_true_are_clamped_and_harm_nobody() {
     assert_eq!(seen.guest.swap_in_bytes, Some(Bytes(u64::MAX)));
     assert_eq!(seen.guest.major_faults, Some(3));
     assert_eq!(seen.guest.cache_bytes, None);
-    // Counters that go back, and a total below its parts.
+    // Counters that fall, and a total that is less than its parts.
     agent.send(&ToHost::Stats(vec![
         Stat::new(StatTag::TOTAL_MEMORY, 0),
         Stat::new(StatTag::FREE_MEMORY, 4096),
@@ -1035,7 +1035,7 @@ fn agent_that_floods_is_slowed_down_and_loses_its_place_when_it_does_not_read() 
     let began = Instant::now();
     let mut answered = Duration::ZERO;
     let mut sent = 0;
-    // Ends when the host has given up on answers that are not read.
+    // The loop ends when the host gives up, because its answers are not read.
     while agent.socket.send(&question).is_ok() {
         sent += 1;
         assert!(began.elapsed() < PATIENCE, "{sent} messages");

@@ -1,5 +1,5 @@
-//! `memvisor bench`: that it measures what it says, refuses what makes no sense, and leaves the machine as
-//! it was. Never how fast anything is.
+//! `memvisor bench` measures what it says, refuses what makes no sense, and leaves the machine as it was. No
+//! test depends on how fast anything is.
 
 mod common;
 mod rig;
@@ -22,7 +22,7 @@ use rig::{Ends, eventually, memvisor, scratch, start};
 /// How long a small benchmark may take on a busy machine.
 const LONG: Duration = Duration::from_secs(120);
 
-/// KSM and swap are of the whole machine: one test at a time.
+/// KSM and swap belong to the whole machine, so only one test at a time may use them.
 static MACHINE: Mutex<()> = Mutex::new(());
 
 const KSM: &str = "/sys/kernel/mm/ksm";
@@ -34,7 +34,7 @@ const SETTINGS: [&str; 5] = [
     "use_zero_pages",
 ];
 
-/// Runs `memvisor bench` to its good end; what it measured, and what it said on standard error.
+/// Runs `memvisor bench`, which must end well; what it measured, and what it said on standard error.
 #[track_caller]
 fn measured(words: &str) -> (Vec<Entry>, String) {
     let dir = scratch();
@@ -62,7 +62,7 @@ fn no_scratch(dir: &Path) -> bool {
     })
 }
 
-/// Checks what holds for every figure, and that `bench` has these.
+/// Checks what must hold for every figure, and that `bench` has these metrics.
 #[track_caller]
 fn check(entries: &[Entry], bench: &str, runs: usize, metrics: &[(&str, &str)]) {
     for entry in entries {
@@ -86,7 +86,7 @@ fn check(entries: &[Entry], bench: &str, runs: usize, metrics: &[(&str, &str)]) 
     }
 }
 
-/// Checks that several VMs at once are compared with as many one by one, where there are processors for it.
+/// Checks that several VMs at once are compared with the same VMs one by one, where there are processors for it.
 #[track_caller]
 fn check_abreast(entries: &[Entry], case: &str) {
     let mut found = entries.iter().filter(|entry| entry.case.contains(case));
@@ -121,7 +121,7 @@ fn scan_looks_at_all_pages_and_compares_with_reading_them() {
 fn every_benchmark_takes_every_class_of_content() {
     for class in Class::ALL {
         let (entries, _) = measured(&format!("all --size 1M --rounds 1 --content {class}"));
-        // All of the mechanisms: guests take long and have content of their own.
+        // Benchmarks that run guests are left out: they take long and choose content of their own.
         for bench in Bench::ALL.into_iter().filter(|bench| !bench.runs_guests()) {
             let has = entries.iter().any(|entry| entry.bench == bench.name());
             assert!(has, "{bench} of {class}: {entries:#?}");
@@ -177,7 +177,7 @@ fn fault_measures_each_way_of_a_fault() {
         ("break of a shared page", "p50"),
     ];
     check(&entries, "fault", 2, &metrics);
-    // Guests serve their own faults where they have a userfaultfd: there the bare ways are compared.
+    // Inline faults are measured only where there is a userfaultfd. There they are compared with bare signals.
     for case in ["refill from the cache, inline", "shared page, inline"] {
         let mut of_case = entries.iter().filter(|entry| entry.case.contains(case));
         let is_measured = of_case.clone().next().is_some();
@@ -339,7 +339,7 @@ fn guests_run_on_a_host_of_their_own_beside_bare_ones_where_memory_is_not_short(
     }
     let asleep = of_guests(&entries, "mine at 0.5x, asleep", "operations");
     assert_eq!((asleep.ours, asleep.peer_value), (0.0, Some(0.0)));
-    // Who has nothing to do is no part of the mean.
+    // A guest that has nothing to do is left out of the mean.
     let mean = of_guests(
         &entries,
         "mine at 0.5x, all guests",
@@ -369,7 +369,7 @@ fn guests_of_the_kernel_have_as_much_memory_and_leave_the_machine_as_it_was() {
     assert!(worst.peer_value > Some(0.0), "{worst:?}");
     let memory = of_guests(&entries, all, "memory in use at most");
     let kernel = memory.peer_value.expect("it was measured");
-    // The budget is 16 MiB; beside it a process has a MiB or two.
+    // The budget is 16 MiB. Each process has a MiB or two beside it.
     assert!((10.0..40.0).contains(&kernel), "{memory:?} {log}");
     assert!(
         log.contains("kv-text at 2x, round 1: budget 16.0 MiB and "),
@@ -380,7 +380,7 @@ fn guests_of_the_kernel_have_as_much_memory_and_leave_the_machine_as_it_was() {
 #[test]
 fn guests_are_measured_alone_where_somebody_else_has_the_kernels_means() {
     let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-    // As another benchmark does. Without root, or without KSM, there is another reason.
+    // Takes the lock as another benchmark would. Without root or without KSM, the comparison fails for another reason.
     let taken = fs::File::open(Path::new(KSM).join("run")).ok();
     let taken = taken.map(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).expect("free"));
     let before = state();
@@ -404,7 +404,7 @@ fn victims_are_compared_by_what_the_same_guests_fault() {
         let figure = |metric| of_guests(&entries, access, metric);
         let faults = figure("faults");
         assert_eq!(faults.peer.as_deref(), Some("random"), "{faults:?} {log}");
-        // An operation touches one page, of which half are not there.
+        // An operation touches one page, and at 2x half of the pages are not in memory.
         for value in [Some(faults.ours), faults.peer_value] {
             let expected = if dear { 0.25..1.5 } else { 0.01..1.0 };
             assert!(
@@ -416,7 +416,7 @@ fn victims_are_compared_by_what_the_same_guests_fault() {
         let parts: f64 = parts.iter().map(|metric| figure(metric).ours).sum();
         assert!((parts - faults.ours).abs() < 1e-9, "{entries:#?}");
         assert!(figure("operations").ours > 0.0 && figure("operations").peer_value > Some(0.0));
-        // Only a second chance closes pages that may stay.
+        // Second chance closes pages that may stay; random choice closes only pages that leave.
         let closed = figure("threads wait for closed pages");
         assert!(closed.ours > 0.0, "{closed:?}");
     }
@@ -515,7 +515,7 @@ fn interrupted_benchmark_shows_what_it_has_measured_and_says_what_is_missing() {
 #[test]
 fn benchmark_that_hangs_shows_what_it_has_measured_at_the_second_signal() {
     let dir = scratch();
-    // The first who reads gets pages; whoever comes later waits for more for ever.
+    // The pipe holds content for the first benchmark only. The second one waits in its read for ever.
     let path = dir.path().join("fifo");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
     let mut pipe = fs::OpenOptions::new();
@@ -542,12 +542,12 @@ fn benchmark_that_hangs_shows_what_it_has_measured_at_the_second_signal() {
     });
 }
 
-/// What a benchmark may change: KSM's settings, swap devices, zram devices.
+/// What a benchmark may change: settings of KSM, swap devices, zram devices, read-ahead of swap, cgroups.
 fn state() -> Vec<String> {
     let setting = |name: &&str| fs::read_to_string(Path::new(KSM).join(name)).ok();
     let mut state: Vec<String> = SETTINGS.iter().filter_map(setting).collect();
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    // Their use changes by itself.
+    // Only their names: how much of them is used changes by itself.
     state.extend(
         swaps
             .lines()
@@ -566,7 +566,7 @@ fn state() -> Vec<String> {
     state
 }
 
-/// The cgroups of benchmarks.
+/// The cgroups that benchmarks have made below `dir`.
 fn cgroups(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -579,8 +579,8 @@ fn cgroups(dir: &Path) -> Vec<String> {
     found
 }
 
-/// Starts a benchmark that goes on for long, ends it by `signal` when it has changed the machine as far as `changed`
-/// says, and waits until that is as it was.
+/// Starts a long benchmark, ends it by `signal` once it has changed the machine as far as `changed` wants, and waits
+/// until the machine is as it was.
 fn restores_after(signal: Signal, words: &str, changed: impl Fn(&[String]) -> bool) {
     let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let before = state();
@@ -594,7 +594,7 @@ fn restores_after(signal: Signal, words: &str, changed: impl Fn(&[String]) -> bo
         let now = state();
         (now != before && changed(&now)).then_some(())
     });
-    // Some of it is half done: that has to be undone as well.
+    // The change may be half done by now. That must be undone as well.
     process.send(signal);
     match signal {
         Signal::SIGKILL => process.dies_by(signal),
@@ -633,7 +633,7 @@ fn machine_is_restored_when_guests_on_the_kernel_are_killed_or_interrupted() {
     }
     let words = "bench guests --vs kernel --fleet kv-text --size 32M --time 1s --rounds 1000 --overcommit 2";
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
-        // The cgroup is made last, just before guests run in it.
+        // The cgroup is made last, just before guests run in it, so by then everything has been changed.
         restores_after(signal, words, |state| {
             state.iter().any(|one| one.starts_with("memvisor-bench-"))
         });

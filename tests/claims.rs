@@ -1,7 +1,7 @@
-//! Inline guests whose claim table holds what no good guest writes there: each harms itself and nobody else.
+//! Inline guests whose claim table holds words that no good guest writes: each harms itself and nobody else.
 //!
-//! The guests are real. Their table is a file of the host's, which the test writes behind their back, as
-//! a bad shim would.
+//! The guests are real. The table is a file that the host holds open, so the test writes it behind the guest's
+//! back, as a bad shim would.
 
 mod common;
 mod rig;
@@ -24,12 +24,12 @@ use rig::{Ends, Host, engines, eventually};
 
 /// How long the memory of a dead guest may stay in use.
 const AT_ONCE: Duration = Duration::from_secs(2);
-/// Pages of the guest that lies.
+/// Pages of the guest whose table the test falsifies, the liar.
 const PAGES: u32 = 48 << 8;
 const LIAR: &str = "liar";
 
-/// A host with a good inline guest and one that will not be. Both need more than their limits, so that
-/// each refills and breaks for as long as it lives, whatever the other does and has.
+/// A host with a good inline guest and the liar. Both need more than their limits, so that each refills and
+/// breaks pages for as long as it lives, whatever the other does.
 struct Scene {
     host: Host,
     good: Process,
@@ -38,7 +38,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// `None` where there are no inline guests.
+    /// `None` where guests cannot be inline: without userfaultfd.
     fn new() -> Option<Self> {
         engines().contains(&"uffd").then(|| {
             let host = Host::start("uffd", "48M", &["--share-scan-time", "1s"]);
@@ -47,13 +47,13 @@ impl Scene {
                 "good",
                 &format!("{args} --limit 12M --workload kv,size=16M"),
             );
-            // It reads what it has written all the time, and what it shares it writes.
+            // It keeps reading what it has written, and keeps writing pages that are shared.
             let liar = host.guest(
                 LIAR,
                 &format!("{args} --limit 30M --workload kv,size=30M,write=30 toucher,size=8M"),
             );
             for name in ["good", LIAR] {
-                // First touches are served so too, and end.
+                // First touches count as inline too but come to an end, so refills are waited for as well.
                 let refills = |vm: &VmStatus| vm.faults.inline > 20 && vm.faults.refill_zip > 200;
                 host.await_vm(name, "serves itself", refills);
             }
@@ -73,7 +73,7 @@ impl Scene {
             .table
             .write_all_at(&word.to_ne_bytes(), u64::from(at) * 4);
         if let Err(error) = written {
-            // The table was cut down to nothing: its VM has ended.
+            // When its VM ends, the host cuts the table to length zero.
             assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
         }
     }
@@ -84,7 +84,7 @@ impl Scene {
             .for_each(|gfn| self.write(row(gfn), state(gfn)));
     }
 
-    /// Expects the liar to be ended for a reason that names `text`, and nothing else to suffer.
+    /// Expects the liar to be ended for a reason that contains `text`, and the good guest to go on.
     #[track_caller]
     fn ends_by(mut self, text: &str) {
         self.liar.fails(4, text);
@@ -123,7 +123,7 @@ fn guest_that_writes_what_is_no_state_is_ended() {
     scene.ends_by("is 0xdeadbeef, which is no state");
 }
 
-/// It is ended when the daemon looks at its credits or locks a page that it paid for with one.
+/// The guest is ended when the daemon looks at its credits, or locks a page that it paid for with a forged one.
 #[test]
 fn guest_that_makes_credits_is_ended() {
     let Some(scene) = Scene::new() else { return };
@@ -131,7 +131,7 @@ fn guest_that_makes_credits_is_ended() {
     scene.ends_by("which was not granted");
 }
 
-/// Offers that are lost are asked for.
+/// A guest whose offer is lost asks the daemon for the page.
 #[test]
 fn guest_that_erases_its_offers_goes_on() {
     let Some(mut scene) = Scene::new() else {
@@ -142,7 +142,7 @@ fn guest_that_erases_its_offers_goes_on() {
             let mut word = [0; 4];
             let at = u64::from(row(gfn)) * 4;
             scene.table.read_exact_at(&mut word, at).expect("a table");
-            // What is claimed is not to be forgotten: that page would be brought twice.
+            // Only offers are erased. Without its claim, a claimed page could be brought twice.
             if u32::from_ne_bytes(word) == State::Zip.encode() {
                 scene.write(row(gfn), State::None.encode());
             }
@@ -153,7 +153,7 @@ fn guest_that_erases_its_offers_goes_on() {
     scene.end();
 }
 
-/// What it says of itself is counted as far as it can be true.
+/// The times that a guest reports of itself count only as far as they can be true.
 #[test]
 fn guest_that_lies_about_its_time_gains_no_more_than_its_threads_had() {
     let Some(mut scene) = Scene::new() else {
@@ -165,7 +165,7 @@ fn guest_that_lies_about_its_time_gains_no_more_than_its_threads_had() {
         u32::from_ne_bytes(word)
     };
     assert!(said(&scene, Stood::Refill) > 0, "it served itself");
-    // Each time some 18 minutes more.
+    // In microseconds, each lie adds about 18 minutes.
     for lie in 1..=8_u32 {
         let looked = scene.host.vm(LIAR).uptime_ms;
         for stood in Stood::ALL {
@@ -186,14 +186,14 @@ fn guest_that_lies_about_its_time_gains_no_more_than_its_threads_had() {
         "{:?} in {uptime} us",
         vm.stalls
     );
-    // It had itself believed for as long as it lied.
+    // What can be true is believed: it counts as stalled for as long as it lied.
     assert!(vm.stalls.stalled_us > 1_000_000, "{:?}", vm.stalls);
     scene.liar.terminate();
     scene.liar.wait_long();
     scene.end();
 }
 
-/// Pages that are claimed for ever are the guest's loss, until it dies.
+/// Pages that are claimed for ever are lost to the guest alone, and come free when it dies.
 #[test]
 fn guest_that_never_ends_its_claims_is_evicted_around_them_and_dies_without_a_trace() {
     let Some(mut scene) = Scene::new() else {
@@ -223,7 +223,7 @@ fn guest_that_writes_random_words_harms_nobody_else() {
     let end = Instant::now() + Duration::from_secs(3);
     while Instant::now() < end {
         let at = random.random_range(0..count);
-        // Mostly what means something.
+        // Mostly words that mean something: a state, with or without a credit.
         let word = match random.random_range(0..8) {
             0 => random.next_u32(),
             1..4 => random.random_range(0..5),

@@ -1,4 +1,4 @@
-//! The executable as a script sees it: exit codes and which stream says what.
+//! The executable as a script sees it: exit codes, and what goes to which stream.
 
 use std::process::{Command, Output};
 

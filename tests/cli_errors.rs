@@ -1,4 +1,4 @@
-//! What is refused on a command line or at power-on, with which exit code and in which words.
+//! What is refused on a command line or at power-on: the exit codes and the messages.
 
 mod common;
 mod rig;
@@ -281,7 +281,7 @@ fn refused(host: &Host, words: &str, code: i32, text: &str) {
     start(command(host, words), "command", dir.path()).fails(code, text);
 }
 
-/// What an answer of this host says.
+/// What a command that asks this host prints.
 #[track_caller]
 fn answer(host: &Host, words: &str) -> String {
     let output = command(host, words).output().expect("start");
@@ -297,7 +297,7 @@ fn settings(host: &Host) -> (String, [Option<u64>; 3]) {
     (answer(host, "get --all --json"), own)
 }
 
-/// A guest `g` of 8 MiB with a reservation of 2 and a limit of 6, about which the policy has decided.
+/// A guest `g` of 8 MiB with a reservation of 2 MiB and a limit of 6 MiB, once the policy has decided about it.
 fn limited(host: &Host) -> Process {
     let words = "--memory 8M --workload kv,size=2M --reservation 2M --limit 6M";
     let guest = host.guest("g", words);
@@ -358,7 +358,7 @@ fn file_with_an_error_leaves_the_last_good_one_in_force() {
         ("[settings]\nMem.IdelTax = 5\n", "Mem.IdelTax"),
         ("[settings\n", "host.toml:1"),
         (contradiction, "reservation"),
-        // Only the running host can see these.
+        // Only the running host can find these two errors.
         (
             "[host]\nmemory = \"64M\"\n[vm.g]\nswap-dir = \"/no/such\"\n",
             "host.toml:4: VM `g`: ",

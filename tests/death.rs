@@ -1,5 +1,5 @@
-//! Processes that die, stall or are told to end at any moment, and disks that fail: what is lost is
-//! theirs alone, what is left is right, and nothing stays behind.
+//! Processes that die, stall or are told to end at any moment, and disks that fail: a process loses only what
+//! is its own, what is left is right, and nothing stays behind.
 
 mod common;
 mod rig;
@@ -24,7 +24,7 @@ use rig::{Ends, Host, PATIENCE, engines, eventually, host_command, memvisor, scr
 
 /// How long the memory of a dead guest may stay in use.
 const AT_ONCE: Duration = Duration::from_secs(5);
-/// A scan takes a second: pages are merged all the time.
+/// A scan takes only a second, so that pages are merged all the time.
 const BUSY: [&str; 2] = ["--share-scan-time", "1s"];
 
 #[test]
@@ -34,7 +34,8 @@ fn guest_killed_at_any_moment_gives_everything_back_and_nobody_notices() {
     let mut random = StdRng::seed_from_u64(seed);
     for engine in engines() {
         let host = Host::start(engine, "64M", &BUSY);
-        // Together 2.5 times the host: shares, evictions, refills and balloons all the time.
+        // All guests together have 2.5 times the host's memory, so pages are shared, evicted, refilled and ballooned
+        // all the time.
         let mut others: Vec<_> = (0..2)
             .map(|n| {
                 let words = format!("--memory 48M --seed {n} --workload kv,size=28M,write=30");
@@ -46,10 +47,10 @@ fn guest_killed_at_any_moment_gives_everything_back_and_nobody_notices() {
             let mut guest = host.guest(&name, "--memory 48M --workload kv,size=20M churn,size=12M");
             host.await_vm(&name, "runs", |vm| vm.homes.resident_pages.0 > 0);
             if round % 2 == 1 {
-                // Its agent may be too new for that, or too slow to have begun.
+                // This may fail: the agent may not have started yet.
                 let _ = host.client().set_balloon(&name, Some(Bytes::from_mib(16)));
             }
-            // The moment is what is tested, so it is left to chance.
+            // Any moment is to be tested, so it is left to chance.
             thread::sleep(Duration::from_millis(random.random_range(20..900)));
             guest.send(Signal::SIGKILL);
             guest.dies_by(Signal::SIGKILL);
@@ -81,7 +82,7 @@ fn guest_sent_sigsegv_dies_by_it() {
 fn guest_told_to_end_verifies_and_reports_before_it_does() {
     let host = Host::start("auto", "64M", &[]);
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        // By another name: the one before may be listed still.
+        // A name for each guest, because the guest before may still be listed.
         let name = signal.as_str();
         let mut guest = host.guest(name, "--memory 16M --workload kv,size=8M");
         host.await_vm(name, "runs", |vm| vm.homes.resident_pages.0 > 1000);
@@ -99,7 +100,7 @@ fn guest_that_is_stopped_does_not_stop_others_and_goes_on_unharmed() {
         let mut stopped = host.guest("stopped", "--memory 48M --workload kv,size=30M");
         host.await_vm("stopped", "is full", |vm| vm.homes.resident_pages.0 > 6000);
         stopped.send(Signal::SIGSTOP);
-        // Does not fit beside it, and a stopped guest gives nothing back.
+        // The other guest does not fit beside the stopped one, which gives nothing back.
         let words = "--memory 48M --workload kv,size=40M,content=random --duration 3s";
         let mut other = host.guest("other", words);
         other.verifies();
@@ -112,7 +113,8 @@ fn guest_that_is_stopped_does_not_stop_others_and_goes_on_unharmed() {
     }
 }
 
-/// How long a guest may not answer while another one has less than its reservation, and a little.
+/// A little more than how long a guest may leave the host without an answer while another guest has less than its
+/// reservation.
 const OVERDUE: Duration = Duration::from_secs(12);
 
 #[test]
@@ -150,7 +152,7 @@ fn guest_that_is_stopped_is_left_alone_where_nobody_goes_without() {
         let mut stopped = host.guest("stopped", words);
         host.await_vm("stopped", "is full", |vm| vm.homes.resident_pages.0 > 5000);
         stopped.send(Signal::SIGSTOP);
-        // It owes the host an answer from then on.
+        // To get it down to the limit the host sends commands, so from here on it owes the host an answer.
         let patch = VmPatch {
             limit: Some(Some(Bytes::from_mib(8).pages())),
             ..VmPatch::default()
@@ -161,7 +163,7 @@ fn guest_that_is_stopped_is_left_alone_where_nobody_goes_without() {
         host.await_vm("other", "has what was promised", |vm| {
             vm.homes.resident_pages.0 >= 16 * 256
         });
-        // That nothing happens is what is tested.
+        // The test is that nothing happens, so there is no condition to wait for.
         thread::sleep(OVERDUE);
         for guest in [&mut stopped, &mut other] {
             assert_eq!(guest.ended(), None);
@@ -179,7 +181,8 @@ fn guest_that_is_stopped_is_left_alone_where_nobody_goes_without() {
     });
 }
 
-/// Its host's fault thread would wait in a read for ever: nobody else could end the VM.
+/// The guest makes its userfaultfd blocking. The host's fault thread would then wait in a read for ever, and nobody
+/// else could end the VM.
 #[test]
 fn guest_whose_userfaultfd_waits_can_be_ended() {
     if !engines().contains(&"uffd") {
@@ -187,13 +190,13 @@ fn guest_whose_userfaultfd_waits_can_be_ended() {
         return;
     }
     let host = Host::start("uffd", "64M", &[]);
-    // Each may come too late to be in the way of the fault thread's first look.
+    // Ten tries, because in each the change may come too late for the fault thread's first read.
     for _ in 0..10 {
         let guest = RawGuest::connect(&host).hello(hello("g", 1024));
         let mut guest = guest.power_on_while(Some(&|uffd| {
             fcntl(uffd, FcntlArg::F_SETFL(OFlag::empty())).expect("its own flags");
         }));
-        // Or it is found out before that.
+        // Fails if the host has found out and ended the guest before.
         let _ = host.client().kill("g");
         guest.guest.is_killed();
         host.forgets("g", AT_ONCE);
@@ -202,7 +205,7 @@ fn guest_whose_userfaultfd_waits_can_be_ended() {
     host.stop();
 }
 
-/// What a scripted guest connects with: see [`rig::raw::connector`].
+/// Not a test: the process that connects for a scripted guest, see [`rig::raw::connector`].
 #[test]
 #[ignore = "run by tests that script a guest"]
 fn connector() {
@@ -235,7 +238,7 @@ fn guest_beside_a_stopped_host_says_so_and_ends_by_a_signal_or_goes_on_with_the_
 fn host_killed_ends_its_guests_and_leaves_nothing_but_stale_sockets() {
     for engine in engines() {
         let mut host = Host::start(engine, "32M", &BUSY);
-        // Most of their accesses wait for the host, so some thread waits in a fault.
+        // Most accesses of these guests wait for the host, so at any moment some thread waits in a fault.
         let mut guests: Vec<_> = (0..3)
             .map(|n| {
                 let words = "--memory 48M --workload kv,size=24M,threads=4,content=random";
@@ -367,7 +370,7 @@ fn corrupt_swap_slot_stops_its_guest_and_names_the_page() {
             .open(&files[0])
             .expect("our own file");
         let garbage = vec![0x5a; 1 << 20];
-        // Again and again: the guest's pages come and go while it is told.
+        // Written again and again, because pages keep moving between RAM and the file until the guest hits a bad one.
         let status = eventually("the guest notices", || {
             for at in 0..32 {
                 file.write_all_at(&garbage, at << 20).expect("write");
@@ -405,7 +408,7 @@ fn limit_file_size(process: &Process, limit: &str) -> bool {
 
 #[test]
 fn swap_file_that_cannot_grow_keeps_pages_in_memory_and_loses_none() {
-    // Without userfaultfd the limit would also be one for guest RAM, which is written as a file.
+    // Without userfaultfd the host writes guest RAM as a file, and the limit would apply to that too.
     if !engines().contains(&"uffd") {
         eprintln!("SKIPPED: needs userfaultfd");
         return;
@@ -427,8 +430,8 @@ fn swap_file_that_cannot_grow_keeps_pages_in_memory_and_loses_none() {
         eprintln!("SKIPPED: no prlimit here");
         return;
     }
-    // The guests may have run short before the limit was there. From the first failure on nothing is swapped, but
-    // for what fits into the limit: the first page of each file.
+    // Pages may have been swapped before the limit was set. After the first failure nothing more is swapped, except
+    // what fits below the limit: the first page of each file.
     common::eventually("swap fails", PATIENCE, || {
         let log = host.log();
         log.contains("swap fails, pages stay in memory")
@@ -505,9 +508,9 @@ fn swap_directory_that_vanishes_or_is_full_refuses_the_next_guest_only() {
     host.stop();
 }
 
-/// A host whose swap files are on a disk of `size`; none without leave to mount one.
+/// A host whose swap files are on a disk of `size`; `None` if this user may not mount one.
 fn on_small_disk(size: &str) -> Option<Host> {
-    // A mount of its own, for this host alone, which needs leave to make one.
+    // The disk is a tmpfs in a mount namespace of its own, which only this host sees.
     let dir = scratch();
     let disk = dir.path().join("disk");
     fs::create_dir(&disk).expect("create");
@@ -540,7 +543,7 @@ fn on_small_disk(size: &str) -> Option<Host> {
     Some(Host::over(start(command, "host", dir.path()), dir))
 }
 
-/// Its guest is stopped, so that its end takes a moment, in which the next one comes.
+/// The guest is stopped, so that its end takes a moment. The next guest starts in that moment.
 #[test]
 fn swap_of_a_vm_that_is_ending_is_free_for_the_next_guest() {
     let Some(host) = on_small_disk("24m") else {
@@ -585,7 +588,7 @@ fn budget_of_mappings_that_is_tiny_limits_sharing_and_harms_nobody() {
     }
 }
 
-/// Runs two guests with much in common until all was scanned twice; how many pages were merged.
+/// Runs two guests with much in common until all pages were scanned twice; how many pages were merged.
 fn shared_with(engine: &str, args: &[&str]) -> u64 {
     let host = Host::start(engine, "64M", &[&BUSY, args].concat());
     let words = "--memory 16M --workload kv,size=12M,write=0";
@@ -607,7 +610,7 @@ fn shared_with(engine: &str, args: &[&str]) -> u64 {
     merged
 }
 
-/// The kernel itself refuses mappings: a limit of address space leaves the guest none.
+/// Here the kernel refuses a mapping, because the guest has a limit of address space.
 #[test]
 fn guest_without_address_space_is_told_what_it_could_not_map() {
     let host = Host::start("mprotect", "64M", &[]);
@@ -683,7 +686,7 @@ fn demo_killed_leaves_no_process_file_or_socket() {
     assert_eq!(names(dir.path()), Vec::<String>::new());
 }
 
-/// Processes whose command line names a directory.
+/// How many processes have `dir` in their command line.
 fn processes_about(dir: &Path) -> usize {
     let dir = dir.to_string_lossy();
     let entries = fs::read_dir("/proc").expect("/proc").flatten();

@@ -1,4 +1,4 @@
-//! The checks of `fuzz` on every decoder, for a fixed number of random inputs: what `cargo fuzz` looks for longer.
+//! The checks of `fuzz` on every decoder with a fixed number of random inputs: a short form of `cargo fuzz`.
 
 #[path = "../fuzz/src/lib.rs"]
 #[allow(
@@ -17,9 +17,9 @@ use rand::{Rng, RngExt, SeedableRng};
 
 /// Inputs for each check: about two seconds of one processor for all of them.
 const INPUTS: usize = 16_000;
-/// A number here is the seed.
+/// The environment variable that sets the seed.
 const SEED: &str = "MEMVISOR_FUZZ_SEED";
-/// Bytes of an input: of the longest valid messages, parts.
+/// Bytes of the longest input. The longest valid messages are longer, so only parts of them are tried.
 const LONGEST: usize = 2048;
 
 #[test]

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use common::{TestHost, cpu_time, engines};
 
-/// How long guests may take to load, and the host to find all there is to share.
+/// How long guests may take to load and the host to find all that can be shared.
 const SETTLE: Duration = Duration::from_secs(60);
 /// How long processor time is measured.
 const MEASURE: Duration = Duration::from_secs(10);
-/// In how many windows of that length the host must have become idle.
+/// The host must be idle in one of this many windows of that length.
 const WINDOWS: u32 = 4;
 
 #[test]
@@ -21,11 +21,11 @@ fn idle_host_and_guests_use_less_than_1_percent_of_a_processor() {
         let guests = names.map(|name| host.guest(name, "48M", &["idle,size=40M"], &[]));
         host.rest(&names, SETTLE);
         let pids = || std::iter::once(host.pid()).chain(guests.iter().map(|guest| guest.pid()));
-        // At first the scanner looks at what may still change.
+        // In the first windows the scanner may still look at pages that changed.
         let idle = (1..=WINDOWS).any(|window| {
             let before: Vec<Duration> = pids().map(cpu_time).collect();
             let start = Instant::now();
-            // The one thing that is waited for here is time itself.
+            // Nothing but time is waited for, so there is no condition to poll.
             std::thread::sleep(MEASURE);
             let (after, elapsed) = (pids().map(cpu_time), start.elapsed());
             let spent: Vec<Duration> = after.zip(before).map(|(a, b)| a - b).collect();

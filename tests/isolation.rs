@@ -1,5 +1,5 @@
-//! What a guest, or another process of the same user, cannot do to guests that it has nothing to do with:
-//! the promises of docs/security.md.
+//! What a guest, or another process of the same user, cannot do to other guests: the promises of
+//! docs/security.md.
 
 mod common;
 mod rig;
@@ -31,7 +31,7 @@ use rig::{Ends, Host, engines, host_command, scratch, start};
 const AT_ONCE: Duration = Duration::from_secs(5);
 /// Pages of a scripted guest.
 const PAGES: u32 = 64;
-/// What every system has: nobody. Root's tests are of processes of this user.
+/// The uid of `nobody`, which every system has. When root runs the tests, the tested processes run as this user.
 const NOBODY: u32 = 65534;
 
 /// Not a test: the process that stands for a scripted guest, see [`rig::raw`].
@@ -41,7 +41,7 @@ fn connector() {
     rig::raw::connector();
 }
 
-/// Whether this machine lets an ordinary user, or root, mount a tmpfs of its own.
+/// Whether this machine lets the user of the test mount a tmpfs of its own.
 fn can_mount() -> bool {
     let mounts = readers_cannot_write();
     assert!(mounts.is_ok() || !geteuid().is_root(), "{mounts:?}");
@@ -51,7 +51,7 @@ fn can_mount() -> bool {
     mounts.is_ok()
 }
 
-/// Tries what a hostile shim would to get something writable from a descriptor that it may read.
+/// Tries all that a hostile shim would try to get write access through a descriptor that it may only read.
 #[track_caller]
 fn cannot_be_written(what: &str, fd: BorrowedFd<'_>) {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -68,7 +68,7 @@ fn cannot_be_written(what: &str, fd: BorrowedFd<'_>) {
     );
     let mapped = MmapOptions::new().len(4096).map_raw(&file);
     assert!(mapped.is_err(), "{what} is mapped to be written");
-    // It still is what it should be: readable.
+    // After all that it must still be readable.
     assert!(File::open(&path).is_ok(), "{what}");
 }
 
@@ -106,14 +106,14 @@ fn next_pool(guest: &Powered) -> OwnedFd {
     }
 }
 
-/// Writes by the kernel, which answers where the processor would raise a signal.
+/// Writes through the kernel (`/proc/self/mem`), which returns an error where a store would raise a signal.
 fn poke(mapping: &MmapRaw, page: u32) -> std::io::Result<()> {
     let memory = File::options().write(true).open("/proc/self/mem")?;
     let address = mapping.as_ptr() as u64 + u64::from(page) * 4096;
     memory.write_all_at(&[1], address)
 }
 
-/// The test maps the files of a guest, as a child does that the guest has forked and that outlives it.
+/// The test keeps the files of a guest mapped, like a child process that outlives the guest that forked it.
 #[test]
 fn what_a_guest_leaves_behind_gets_no_memory_of_an_ended_vm() {
     for engine in engines() {
@@ -148,8 +148,8 @@ fn what_a_guest_leaves_behind_gets_no_memory_of_an_ended_vm() {
     }
 }
 
-/// Has a thread receive from `socket` into a page that nobody brings. Whoever else wants to receive there waits for as
-/// long, in the kernel.
+/// Has a thread receive from `socket` into a page whose fault nobody answers. Anybody else who receives there waits in
+/// the kernel for as long.
 fn receives_for_ever(socket: &SeqPacket) -> Option<(Faults, JoinHandle<()>)> {
     let (faults, mut page) = unanswered()
         .inspect_err(|error| eprintln!("SKIPPED: no faults of the kernel for this user ({error})"))
@@ -164,7 +164,7 @@ fn guest_cannot_hold_the_hosts_end_of_a_fault_channel() {
     for engine in engines() {
         let host = Host::start(engine, "32M", &[]);
         let mut guest = Powered::on(&host, "g", PAGES);
-        // It has no other than its own.
+        // The guest has no descriptor of the host's end, only this one of its own end.
         let Some((faults, thread)) = receives_for_ever(&guest.channels[0]) else {
             return;
         };
@@ -184,8 +184,8 @@ fn guest_cannot_hold_the_hosts_end_of_a_fault_channel() {
     }
 }
 
-/// A guest with shared pages that keeps its RAM file locked, so that the host's thread waits for it in the kernel: it
-/// has to copy a page that the guest has written. `None` where no guest can do that.
+/// A guest with shared pages that keeps its RAM file locked. It has written a shared page, which the host's thread must
+/// copy into that file, so the thread waits in the kernel. `None` where no guest can do that.
 fn with_host_waiting(host: &mut Host) -> Option<Powered> {
     let guest = Powered::on(host, "g", PAGES);
     (0..8).for_each(|page| guest.write_page(page, 1));
@@ -220,7 +220,7 @@ fn guest_that_keeps_the_hosts_thread_waiting_in_the_kernel_is_killed() {
     host.client().kill("g").expect("it runs");
     guest.guest.is_killed();
     host.forgets("g", AT_ONCE);
-    // The end of the host is for all of them.
+    // The end of the host must end such a guest too.
     let Some(mut guest) = with_host_waiting(&mut host) else {
         return;
     };
@@ -229,7 +229,7 @@ fn guest_that_keeps_the_hosts_thread_waiting_in_the_kernel_is_killed() {
     assert!(!log.contains("still ending"), "{log}");
 }
 
-/// Today's shim cuts nothing short, but the file is its to write.
+/// The shim never does that, but nothing keeps a guest from resizing its RAM file.
 #[test]
 fn guest_that_cuts_its_files_short_harms_itself_alone() {
     let host = Host::start("mprotect", "32M", &["--share-rate-max", "0"]);
@@ -240,7 +240,7 @@ fn guest_that_cuts_its_files_short_harms_itself_alone() {
         let key = Key::find(name).expect("a setting");
         host.client().set_setting(key, value).expect("it scans");
     }
-    // The host has read the pages: they are zeroes, and it wants to have them.
+    // The scanner has read the pages without harm. They are zero now, so it wants to freeze them and take them.
     let command = guest.command();
     assert_eq!(command.op, Op::Freeze, "{command:?}");
     drop(guest);
@@ -248,7 +248,7 @@ fn guest_that_cuts_its_files_short_harms_itself_alone() {
     host.stop();
 }
 
-/// What a guest reads itself it gets to be read only, but a process of the host's user can open it again.
+/// A guest gets its swap file for reading only, but any process of the host's user can open the file again for writing.
 #[test]
 fn guest_that_writes_its_swap_file_harms_itself_alone() {
     if !engines().contains(&"uffd") {
@@ -288,7 +288,7 @@ fn guest_that_writes_its_swap_file_harms_itself_alone() {
     host.stop();
 }
 
-/// The command of an ordinary user. `dir` becomes that user's.
+/// The same command run by an ordinary user, who becomes the owner of `dir`.
 fn as_ordinary_user(inner: &Command, dir: &Path) -> Command {
     let mut command = if geteuid().is_root() {
         let (exe, id) = (dir.join("memvisor"), Some(NOBODY));
@@ -307,7 +307,7 @@ fn as_ordinary_user(inner: &Command, dir: &Path) -> Command {
     command
 }
 
-/// Whether another process of its user can see what it has open, and its memory.
+/// Whether another process of the same user can see the open files and the memory of `process`.
 fn is_open(process: &Process) -> bool {
     let opens = |words: [&str; 2]| {
         let mut command = Command::new(words[0]);
@@ -323,7 +323,8 @@ fn is_open(process: &Process) -> bool {
     opened[0]
 }
 
-/// Whether a host that was started so is open, and its guest, and what it said of written pages.
+/// Starts a host and a guest with this value of [`INSPECTABLE`]. Whether each of them is open to others, and what the
+/// host logged as `tracks_writes`.
 fn opened(engine: &str, inspectable: &str) -> ([bool; 2], String) {
     let dir = scratch();
     let mut command = as_ordinary_user(&host_command(&dir, engine, "32M", &[]), dir.path());
@@ -340,7 +341,7 @@ fn opened(engine: &str, inspectable: &str) -> ([bool; 2], String) {
         .nth(1)
         .expect("a line of the log");
     let tracks = tracks.split_whitespace().next().expect("a word").to_owned();
-    // The host sampled nothing until now; the kernel counts while somebody asks.
+    // The host has not sampled so far. Accessed pages are counted only while it does.
     let period = Key::find("Mem.SamplePeriod").expect("a setting");
     host.client().set_setting(period, "1").expect("a period");
     host.await_vm("g", "accessed pages are counted", |vm| {
@@ -381,7 +382,7 @@ fn memory_of_guests_stays_out_of_core_dumps() {
         let filter = filter.expect("the process runs");
         // Bit 0 stands for private anonymous memory (core(5)).
         assert_eq!(u32::from_str_radix(filter.trim(), 16), Ok(1), "{pid}");
-        // So what is mapped of guests must be neither private nor anonymous.
+        // So mappings of guest memory stay out of the dump if they are shared mappings of a file.
         let smaps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the process runs");
         let files = smaps.lines().filter(|line| line.contains("memvisor-ram:"));
         assert!(files.clone().count() > 0, "{smaps}");

@@ -1,4 +1,4 @@
-//! The calculator as people use it, and the worked numbers of docs/policy.md, each of which it must give.
+//! The calculator as people use it. It must also give each of the worked numbers in docs/policy.md.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,7 +25,7 @@ fn plan(args: &[&str], input: &str) -> Output {
         .spawn()
         .expect("start");
     let mut stdin = child.stdin.take().expect("piped");
-    // A file that is named is read instead.
+    // This fails where the calculator reads a named file instead and ends.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     child.wait_with_output().expect("it ends")
@@ -147,7 +147,7 @@ fn wrong_files_exit_with_2_and_say_where() {
     );
 }
 
-/// The rows of the tables of docs/policy.md whose header begins with these cells: header and cells.
+/// Header and cells of each row of the tables in docs/policy.md whose header begins with these cells.
 fn tables(begin: &[&str]) -> Vec<(Vec<String>, Vec<String>)> {
     let text = fs::read_to_string(root().join("docs/policy.md")).expect("it is there");
     let cells = |line: &str| -> Vec<String> {
@@ -168,7 +168,7 @@ fn tables(begin: &[&str]) -> Vec<(Vec<String>, Vec<String>)> {
     rows
 }
 
-/// Whether a cell says this number of pages: `46 600`, `179 MiB`, `2.11 GiB`.
+/// Whether a cell, such as `46 600`, `179 MiB` or `2.11 GiB`, says this number of pages.
 fn says(cell: &str, pages: Pages) -> bool {
     let bytes = pages.0 as f64 * 4096.0;
     for (unit, shift) in [(" MiB", 20), (" GiB", 30)] {
@@ -210,7 +210,7 @@ fn worked(file: &Path) -> Report {
     scenario.unwrap_or_else(|error| panic!("{error}")).report()
 }
 
-/// The file that a cell `[name](plans/name.toml)` links to; an empty cell means the one before.
+/// The file that a cell `[name](plans/name.toml)` links to. An empty cell means the file of the row before.
 fn linked(cell: &str, before: &mut PathBuf) -> PathBuf {
     if let Some((_, file)) = cell.split_once("](") {
         *before = PathBuf::from(file.trim_end_matches(')'));
@@ -260,7 +260,7 @@ fn worked_numbers_of_the_policy_document_are_what_the_calculator_gives() {
     }
 }
 
-/// A host of so much memory with the thresholds of a generation.
+/// A host with this much memory and the thresholds of this generation of ESX.
 fn thresholds(memory: &str, generation: &str) -> Report {
     let text = format!(
         "[host]\nmemory = \"{memory}\"\n[settings]\nMemvisor.FreeStates = \"{generation}\"\n\

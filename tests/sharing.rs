@@ -1,4 +1,4 @@
-//! Guests with equal memory share it soon; those that must not, never do; and sharing keeps to its
+//! Guests with equal memory share it soon, guests that must not share never do, and sharing keeps to its
 //! budget of mappings.
 
 mod common;
@@ -10,8 +10,8 @@ use common::{TestGuest, TestHost, engines, eventually, image, mappings};
 use memvisor::units::Pages;
 use memvisor_guest_agent::shim::uffd;
 
-/// How long after its boot a guest may take to share what it has in common with others, with the
-/// settings that a user gets.
+/// How long after its boot a guest may take to share what it has in common with others, with default
+/// settings.
 const CONVERGE: Duration = Duration::from_secs(15);
 /// How long guests may take to verify what they own.
 const VERIFY: Duration = Duration::from_secs(30);
@@ -23,7 +23,7 @@ const IMAGE: u32 = 6144;
 fn with_image(host: &TestHost) -> String {
     let path = host.dir().join("boot.img");
     image(&path, IMAGE, 0xb007);
-    // Copied: the scanner is to find what is equal.
+    // Copied and not attached, because the scanner must find what is equal.
     format!("image:{},attach=no", path.display())
 }
 
@@ -36,7 +36,7 @@ fn guests_of_one_image_share_it_within_seconds_of_boot() {
         let guests: Vec<TestGuest> = ["a", "b", "c", "d"]
             .map(|name| host.guest(name, "40M", &[&workload], &[]))
             .into();
-        // All but the first have what the first has.
+        // Every guest but the first has only duplicates of what the first has.
         let duplicates = u64::from(IMAGE) * (guests.len() as u64 - 1);
         let saved = eventually("four fifths of the duplicates are shared", CONVERGE, || {
             let saved = host.status().share.saved_pages;
@@ -76,7 +76,7 @@ fn sleeping_guest_is_passed_and_not_looked_at_again() {
         });
         assert!(after.settled, "{after:?}");
         let looked = after.pages_scanned - before.pages_scanned;
-        // Its working set is sampled meanwhile, which touches nothing either.
+        // Its working set is sampled meanwhile, which does not make the scanner look either.
         assert_eq!(looked, 0, "{before:?} then {after:?}");
         guest.stop(VERIFY);
         host.stop(&[]);
@@ -98,10 +98,10 @@ fn guests_of_different_salts_never_share() {
         let guest = |name, salt| host.guest(name, "40M", &[&workload], &["--salt", salt]);
         let apart = [guest("red", "r"), guest("blue", "b")];
         let share = host.rest(&["red", "blue"], 2 * CONVERGE).share;
-        // Each has pages that its scanner has put up for sharing, and nothing is shared.
+        // The scanner has left hints for the image in both guests, and yet nothing is shared.
         assert!(share.hints >= 2 * u64::from(IMAGE), "{share:?}");
         assert_eq!(share.saved_pages, Pages(0), "{share:?}");
-        // That they could: one that has the salt of the first does.
+        // Proof that only the salt kept them apart: a guest with the salt of the first shares with it.
         let same = guest("red2", "r");
         eventually("the two of one salt share", 2 * CONVERGE, || {
             let saved = host.status().share.saved_pages.0;
@@ -122,7 +122,8 @@ fn guests_of_different_salts_never_share() {
     });
 }
 
-/// Passes of a guest that is at rest are seconds apart: so long nothing would be found that is new to share.
+/// The passes of a settled guest are seconds apart. A change of domain must not wait for the next one, and must have
+/// all pages looked at again.
 #[test]
 fn settled_guests_are_scanned_from_the_start_when_their_domains_change() {
     engines(|engine| {
@@ -166,8 +167,8 @@ fn pools(guest: &TestGuest) -> BTreeSet<u64> {
         .collect()
 }
 
-/// Lets two guests share what is scattered over their memory; the mappings of each when the scanner
-/// has nothing new, and what they save.
+/// Lets two guests share pages that are scattered over their memory. The mappings of each once the scanner
+/// finds nothing new, and the pages saved.
 fn scattered(engine: &str, budget: &str) -> (Vec<usize>, Pages) {
     let host = TestHost::start(&[
         "--memory",

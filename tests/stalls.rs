@@ -1,4 +1,4 @@
-//! For how long real guests stand still, and what for.
+//! How long real guests stand still, and for what cause.
 
 mod common;
 mod rig;
@@ -11,7 +11,7 @@ use memvisor::telemetry::{StallStatus, VmStatus};
 use memvisor::units::Bytes;
 use rig::{Ends, Host, engines};
 
-/// The time by cause, and the time stalled, neither of which ever falls.
+/// The time by cause, and the time in which at least one thread stood still. None of them may ever fall.
 fn counters(stalls: &StallStatus) -> BTreeMap<&'static str, u64> {
     let any = ("at least one thread", stalls.stalled_us);
     stalls.each().into_iter().chain([any]).collect()
@@ -29,15 +29,15 @@ impl Threads {
     }
 }
 
-/// No thread has stood still for longer than it has lived.
+/// Checks that no thread has stood still for longer than it has lived.
 #[track_caller]
 fn check(vm: &VmStatus, threads: u64) {
-    // The uptime is in whole milliseconds, and read a moment before.
+    // The uptime is in whole milliseconds, and is read a moment before the stalls.
     let uptime = (vm.uptime_ms + 50) * 1000;
     let stalls = &vm.stalls;
     let sum: u64 = stalls.each().iter().map(|(_, time)| time).sum();
     assert!(stalls.stalled_us <= uptime, "{stalls:?} in {uptime} us");
-    // Each of these is rounded down.
+    // Each cause is rounded down by up to a microsecond.
     assert!(stalls.stalled_us <= sum + 8, "{stalls:?}");
     assert!(
         sum <= threads * uptime,
@@ -52,11 +52,12 @@ fn check(vm: &VmStatus, threads: u64) {
 fn guests_stand_still_for_what_they_are_short_of() {
     for engine in engines() {
         let host = Host::start(engine, "64M", &["--share-scan-time", "1s"]);
-        // Half of it stays in the cache and the swap file, whatever comes free elsewhere.
+        // The limit keeps half of its memory in the cache and the swap file, whatever comes free elsewhere.
         let words = "--no-agent --memory 48M --limit 12M --workload kv,size=24M,write=30";
         let mut short = host.guest("short", words);
         let mut roomy = host.guest("roomy", "--no-agent --memory 12M --workload kv,size=4M");
-        // Its kernel drops pages of the image, which are shared from the start, and gives them to who writes.
+        // Its pages of the image are shared from the start. Its kernel drops some and hands them to the toucher, whose
+        // writes break them.
         let boot = host.path().join("boot.img");
         image(&boot, 2048, 0xb007);
         let words = format!(

@@ -1,5 +1,5 @@
-//! Many threads of several guests on far too little memory, while everything that moves pages is as
-//! busy as it can be. Every guest verifies every byte.
+//! Many threads of several guests on far too little memory, while everything that moves pages is kept
+//! busy. Every guest verifies every byte.
 
 mod common;
 
@@ -15,13 +15,13 @@ use memvisor::units::{Bytes, PAGE_SIZE, Pages};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// How long after their time guests may take to verify all they own, with refills from swap.
+/// How long guests may take after their run to verify all they own, with refills from swap.
 const VERIFY: Duration = Duration::from_secs(60);
 /// Pages of the image that two guests have in common.
 const IMAGE: u32 = 4096;
 
-/// What the guests have, the name first, 2.75 times the budget together: threads, size, content and
-/// workload all differ.
+/// Name, memory and workloads of each guest; together they have 2.75 times the budget. Threads, size, content
+/// and workload all differ.
 fn guests(image: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
     let own = |text: &str| vec![text.to_owned()];
     let with_image = |text: &str| vec![format!("image:{image}"), text.to_owned()];
@@ -46,7 +46,7 @@ fn guests(image: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
     ]
 }
 
-/// Everything that was seen of one VM; counters at their last value, which is their largest.
+/// Everything that was seen of one VM. Its counters never fall, so the last values are the largest.
 #[derive(Clone, Default)]
 struct Seen {
     last: Option<VmStatus>,
@@ -64,7 +64,7 @@ impl Seen {
     }
 }
 
-/// Sums over all VMs of what shows that a path ran.
+/// How often each path ran, summed over all VMs.
 fn paths(seen: &BTreeMap<String, Seen>) -> Vec<(&'static str, u64)> {
     let sum = |what: fn(&VmStatus) -> u64| {
         seen.values()
@@ -90,7 +90,8 @@ fn paths(seen: &BTreeMap<String, Seen>) -> Vec<(&'static str, u64)> {
     ]
 }
 
-/// Sets balloons by hand, to random sizes and back, and settings of reclaim, until told to stop; how often balloons.
+/// Sets balloons by hand, to random sizes and back, and settings of reclaim, until told to stop; how often it set a
+/// balloon.
 fn chaos(client: &Client, seed: u64, stop: &AtomicBool) -> u64 {
     let mut random = StdRng::seed_from_u64(seed);
     let mut count = 0;
@@ -121,7 +122,7 @@ fn chaos(client: &Client, seed: u64, stop: &AtomicBool) -> u64 {
     count
 }
 
-/// Whether the balloon was set; a guest may end or not have its agent yet.
+/// Whether the balloon was set. A guest may have ended, or may not have its agent yet.
 fn set(client: &Client, name: &str, target: Option<Bytes>) -> bool {
     match client.set_balloon(name, target) {
         Ok(_) => true,
@@ -166,7 +167,7 @@ fn stress(engine: &str, mode: &[&str]) {
             let workloads: Vec<&str> = workloads.iter().map(String::as_str).collect();
             let seed = number.to_string();
             let mut args = vec!["--duration", &duration, "--seed", &seed];
-            // One of them is as all others are elsewhere.
+            // The first guest keeps the default whatever the mode, so that guests of both kinds run side by side.
             if number > 0 {
                 args.extend(mode);
             }
@@ -198,7 +199,7 @@ fn stress(engine: &str, mode: &[&str]) {
         assert!(report.pages_verified > 1000, "{report:#?}");
     }
     let mut paths = paths(&seen);
-    // One guest at least, whatever the mode.
+    // The first guest serves itself whatever the mode.
     if engine == "uffd" {
         let inline = |s: &Seen| s.last.as_ref().map_or(0, |vm| vm.faults.inline);
         let sum = seen.values().map(inline).sum();

@@ -1,12 +1,12 @@
-//! What reviewers would have to look for by hand: where `unsafe` is, who depends on whom, how long files
-//! are, and that what the documents name is there.
+//! What reviewers would have to check by hand: where `unsafe` is, which room depends on which, how long files
+//! are, and that what the documents name exists.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The rooms of the host and the rooms each may use. A new room needs a row; a new dependency a thought
-/// about its direction, and docs/ARCHITECTURE.md.
+/// The rooms of the host and the rooms each may use. A new room needs a row. A new dependency needs a thought
+/// about its direction, and a change of docs/ARCHITECTURE.md.
 const HOST: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("sync", &[]),
@@ -144,8 +144,8 @@ const HOST: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// The files of the room `host`: each uses only those before it, so that the owners of the daemon's state
-/// can be read and tested one by one.
+/// The files of the room `host`. Each uses only files before it in this list, so that the owners of the daemon's
+/// state can be read and tested one by one.
 const HOST_FILES: &[&str] = &[
     "error",
     "options",
@@ -173,7 +173,7 @@ const HOST_FILES: &[&str] = &[
     "mod",
 ];
 
-/// The same of what runs in a guest.
+/// The rooms of what runs in a guest, in the same way.
 const GUEST: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("system_error", &[]),
@@ -198,14 +198,14 @@ const GUEST: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Lines of a file without its tests: more than can be held in mind at once.
+/// The most lines of a file without its tests. A reader cannot hold more in mind at once.
 const LONGEST_FILE: usize = 400;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All files below `dir`, which is relative to the root, but build outputs and the version control's.
+/// All files below `dir`, which is relative to the root, without build outputs and the files of git.
 fn files(dir: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut dirs = vec![PathBuf::from(dir)];
@@ -229,8 +229,8 @@ fn read(path: &Path) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path:?}: {error}"))
 }
 
-/// The lines of Rust that are not for tests. An item behind `#[cfg(test)]` ends, as rustfmt writes it, at a
-/// `}` below its first letter or on its own line by a `;`.
+/// The lines of Rust that are not for tests. As rustfmt writes it, an item behind `#[cfg(test)]` ends with a `}`
+/// in the column of its first letter, or with a `;` at the end of a line that starts in that column.
 fn without_tests(text: &str) -> Vec<&str> {
     let mut kept = Vec::new();
     let mut lines = text.lines();
@@ -259,7 +259,7 @@ fn is_comment(line: &str) -> bool {
     line.trim_start().starts_with("//")
 }
 
-/// Rust sources below `dir` without the files that are modules for tests only.
+/// Rust sources below `dir`, without files of modules that exist for tests only.
 fn sources(dir: &str) -> Vec<PathBuf> {
     let all: Vec<PathBuf> = files(dir)
         .into_iter()
@@ -411,10 +411,10 @@ fn unsafe_code_is_where_it_may_be() {
     );
 }
 
-/// Lines of code between an ordering and the comment above that says why.
+/// The most lines of code between an ordering and the comment above it that says why.
 const NEAR: usize = 4;
 
-/// What is said about a line: at its end, and in the nearest comment above.
+/// The comments about a line: the one at its end and the nearest one above.
 fn said_about(lines: &[&str], at: usize) -> String {
     let above = lines[..at].iter().rev();
     let code = above
@@ -426,7 +426,7 @@ fn said_about(lines: &[&str], at: usize) -> String {
     comment.copied().chain([end]).collect()
 }
 
-/// Each ordering that is not Relaxed says why it is enough, in a comment that has its name.
+/// Each ordering other than Relaxed needs a comment that names it and says why it is enough.
 #[test]
 fn orderings_say_why_they_are_enough() {
     let mut found = 0;
@@ -464,7 +464,7 @@ fn orderings_say_why_they_are_enough() {
 #[test]
 fn files_are_short_enough_to_be_read() {
     for path in sources("src").into_iter().chain(sources("guest-agent/src")) {
-        // Tests of a room in files of their own are helped by being together.
+        // Files of tests alone may be longer: tests of one room are easier to read together.
         let lines = without_tests(&read(&path)).len();
         assert!(
             lines <= LONGEST_FILE,
@@ -479,7 +479,7 @@ fn nothing_is_left_half_done_or_names_a_machine() {
     let marks = ["TODO", "FIXME", "XXX", "todo!(", "unimplemented!(", "dbg!("];
     let places = ["/home/", "/root/", "/work/", "/Users/"];
     for path in files("").into_iter().filter(|path| path != itself) {
-        // Files that are not text (none so far) have nothing to say here.
+        // Files that are not text (there are none so far) cannot contain these words.
         let Ok(text) = fs::read_to_string(root().join(&path)) else {
             continue;
         };

@@ -1,5 +1,5 @@
-//! A claim table whose guest writes whatever it likes: no step of the daemon panics, and no page of memory is
-//! counted twice or forgotten.
+//! A claim table to which the guest writes whatever it likes: no step of the daemon may panic, and no page of
+//! memory may be counted twice or forgotten.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,7 +17,7 @@ use super::EDGES;
 const PAGES: u32 = 4;
 const STEPS: usize = 64;
 
-/// Memory of one thread: what happens between two steps is what a guest may do at any moment.
+/// The table, used by one thread only. The guest's writes come between two steps of the daemon.
 #[derive(Debug)]
 struct Table(Box<[AtomicU32]>);
 
@@ -62,7 +62,7 @@ pub(crate) fn hostile_guest(u: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The guest writes a word: any, or one that might be believed.
+/// The guest writes a word: any word, or one that might be believed.
 fn write(u: &mut Unstructured<'_>, shared: &Table) -> Result<()> {
     let gfn = u.int_in_range(0..=PAGES)?;
     let credit = u.int_in_range(0..=CREDITS)?;
@@ -116,7 +116,7 @@ fn lock(u: &mut Unstructured<'_>, table: &PageTable, gfn: Gfn) -> Result<bool> {
         Attempt::Busy => panic!("nobody else locks"),
         Attempt::Claimed => return Ok(false),
         Attempt::Done(page) => match page.settle() {
-            // It was frozen, and its guest has opened it.
+            // The page was frozen, and the guest has opened it, which takes no credit.
             Some(page) if page.home() == Home::Resident => {
                 page.set_open();
                 (page, false)

@@ -1,9 +1,9 @@
-//! What every decoder must hold, whatever it is given: it does not panic, and what it takes it takes for good,
-//! for that encodes to the same again.
+//! What must hold for every decoder, whatever its input: it does not panic, and what it accepts is decoded to the
+//! same again after it was encoded.
 //!
 //! Random bytes seldom get past the first field. So a check begins with something valid, made from the bytes of
-//! the fuzzer, and changes it a little then. `fuzz_targets` runs the checks under libFuzzer, which looks for
-//! bytes that reach new code; `tests/fuzz.rs` of memvisor runs them for a fixed number of random ones.
+//! the fuzzer, and then changes it a little. `fuzz_targets` runs the checks under libFuzzer, which looks for
+//! bytes that reach new code. `tests/fuzz.rs` of memvisor runs them for a fixed number of random inputs.
 
 mod claims;
 mod control;
@@ -13,7 +13,7 @@ mod texts;
 
 use arbitrary::{Result, Unstructured};
 
-/// A check on what can be made of some bytes. An error says that these are not enough.
+/// A check on what can be made from some bytes. An error says that there were not enough bytes.
 pub type Check = fn(&mut Unstructured<'_>) -> Result<()>;
 
 /// All checks, by the names of their targets.
@@ -35,10 +35,11 @@ pub const CHECKS: [(&str, Check); 8] = [
 pub fn run(name: &str, data: &[u8]) {
     let check = CHECKS.iter().find(|(known, _)| *known == name);
     let (_, check) = check.expect("a check of that name");
+    // Too few bytes for a check are no failure.
     let _ = check(&mut Unstructured::new(data));
 }
 
-/// Numbers at which something begins or ends.
+/// Numbers at the edges of ranges.
 const EDGES: [u32; 8] = [0, 1, 2, 255, 1024, 4096, u32::MAX - 1, u32::MAX];
 
 /// Changes up to four places: a bit, a byte, a word, the length.

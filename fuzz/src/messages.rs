@@ -14,7 +14,7 @@ use memvisor_guest_agent::protocol::{Gfn, GfnRun, RunsExt};
 
 use super::{mutate, text};
 
-/// A message of the memory socket. There is one way to write each.
+/// A message of the memory socket. Each message has exactly one encoding.
 pub(crate) fn memory(u: &mut Unstructured<'_>) -> Result<()> {
     let message = message(u)?;
     let mut bytes = message.encode();
@@ -26,7 +26,7 @@ pub(crate) fn memory(u: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What threads say over a fault channel, and what they are told.
+/// Messages of threads on a fault channel, and the replies. They may have several encodings.
 pub(crate) fn channels(u: &mut Unstructured<'_>) -> Result<()> {
     let (fault, thread) = (fault(u)?, u.arbitrary()?);
     let mut bytes = fault.encode(thread).to_vec();
@@ -45,7 +45,7 @@ pub(crate) fn channels(u: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A message of the balloon socket, both ways. Capabilities that nobody knows are forgotten.
+/// Messages of the balloon socket in both directions. Unknown capabilities are dropped, so encodings may differ.
 pub(crate) fn balloon(u: &mut Unstructured<'_>) -> Result<()> {
     let (message, seq) = (to_host(u)?, u.int_in_range(1..=u32::MAX)?);
     let mut bytes = message.encode(seq);
@@ -198,7 +198,7 @@ fn to_host(u: &mut Unstructured<'_>) -> Result<ToHost> {
     })
 }
 
-/// Ranges as they are allowed: what was asked for is put in order, and what does not fit is left out.
+/// A valid batch of ranges: in order, without overlap, and within the limits.
 fn batch(u: &mut Unstructured<'_>) -> Result<RangeBatch> {
     let (mut runs, mut at, mut pages) = (Vec::new(), 0u32, 0);
     for _ in 0..u.int_in_range(1..=MAX_RANGES)? {

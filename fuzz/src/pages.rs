@@ -1,4 +1,4 @@
-//! Compressed pages, which a guest reads out of memory that its host could change.
+//! Compressed pages. A guest reads them from memory that its host could change at any time.
 
 use arbitrary::{Result, Unstructured};
 use memvisor::compress::Compressor;
@@ -21,12 +21,12 @@ pub(crate) fn payloads(u: &mut Unstructured<'_>) -> Result<()> {
         None => u.arbitrary()?,
     };
     mutate(u, &mut payload)?;
-    // Whatever it makes of it, it stays inside the page; the checksum tells who asked.
+    // Decompression may give any bytes, but only inside the page. The checksum shows that they are wrong.
     let _ = decompress(&payload, &mut back);
     Ok(())
 }
 
-/// Pieces of a few bytes each, one after the other and again and again.
+/// A page made of runs, each of which repeats a piece of a few bytes.
 fn page(u: &mut Unstructured<'_>) -> Result<PageBuf> {
     let mut page = PageBuf::zeroed();
     let mut rest = &mut page.0[..];

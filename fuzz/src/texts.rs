@@ -1,4 +1,4 @@
-//! What people write: files, workloads, sizes, times, settings.
+//! Texts that people write: files, workloads, sizes, times, settings.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use memvisor_guest_agent::workload::units::{parse_bytes, parse_duration, parse_p
 
 use super::{mutate, text};
 
-/// Values that some setting takes, and some that none does.
+/// Values that at least one setting accepts, and some that no setting does.
 const VALUES: [&str; 20] = [
     "0",
     "1",
@@ -114,7 +114,7 @@ fn file(u: &mut Unstructured<'_>) -> Result<String> {
     Ok(file)
 }
 
-/// Single words: what is taken is shown as it may be written, and means the same then.
+/// Single words. A word that is accepted must be shown in a form that is accepted again and means the same.
 pub(crate) fn words(u: &mut Unstructured<'_>) -> Result<()> {
     let mut bytes = word(u)?.into_bytes();
     mutate(u, &mut bytes)?;
@@ -167,7 +167,7 @@ fn sizes(word: &str) {
     }
 }
 
-/// A number with a unit, a workload, or anything.
+/// A number with a unit, a workload, a known value, or any text.
 fn word(u: &mut Unstructured<'_>) -> Result<String> {
     const UNITS: [&str; 14] = [
         "", "B", "K", "kib", "M", "G", "t", "%", "us", "ms", "s", "m", "min", "h",

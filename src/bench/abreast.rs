@@ -1,10 +1,10 @@
-//! Several VMs at once: whether their workers, which share the pool, the cache and what is remembered, are
-//! in each other's way.
+//! Several VMs at once: whether their workers, which share the pool, the cache and the table of hints, are in
+//! each other's way.
 //!
-//! Each VM has a worker of its own, so a host is to do as many times the work as it has processors. What
-//! it has of that is seen beside the same work on as many other VMs one by one, by one thread: the ratio is how
-//! many workers' work is done. It can exceed the number of processors where one worker alone waits. The guests' part, freezing pages for
-//! their workers, needs those processors as well.
+//! Each VM has a worker of its own, so with N processors a host should do N times the work of one worker. To see
+//! how close it comes, the same work is also done by one thread on the same number of other VMs, one by one. The
+//! ratio of the two rates says how many workers' work was done. It can exceed the number of processors where a
+//! worker alone would wait. The guests need the same processors for their part, freezing pages for their workers.
 
 use std::thread;
 use std::time::Instant;
@@ -16,16 +16,16 @@ use super::stage::{Actor, Stage};
 use super::{Bench, BenchError};
 use crate::engine::EngineError;
 
-/// VMs at most: more processors are left to the guests.
+/// The most VMs. Further processors are left to the guests.
 const MOST: usize = 8;
-/// What the other way is called where peers are.
+/// The name of the other way, in the place of a peer.
 pub(super) const ONE_BY_ONE: &str = "one by one";
 
 /// Has a VM's worker do something; how many pages that were.
 pub(super) type Work = fn(&Actor) -> Result<u64, EngineError>;
 
-/// Measures `work`, called `what`, on VMs of `pages` pages together. Does nothing where there is
-/// one processor.
+/// Measures `work`, called `what`, on VMs of `pages` pages together. Does nothing if there is only one
+/// processor.
 pub(super) fn run(
     stage: &Stage<'_>,
     (bench, what): (Bench, &str),
@@ -61,7 +61,7 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Guests of which no two have an equal page.
+/// Guests without equal pages.
 fn filled(
     stage: &Stage<'_>,
     vms: usize,

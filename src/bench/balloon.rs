@@ -1,8 +1,9 @@
 //! The balloon: how fast memory that a guest does not use comes to the host.
 //!
-//! Once all the way, from a target to the last page, with a real guest: its kernel, its agent and the
-//! session. The agent goes by a rate a second on purpose; what fits into the first second shows what the
-//! way costs. And once only the host's part, on pages that had content, beside bare hole punching.
+//! It is measured in two ways. The whole way goes from the target to the last page with a real guest: its kernel,
+//! its agent and the session. The agent limits its own rate on purpose, so only what it may inflate in its first
+//! second is measured. The other way is the host's part alone, on pages that had content, compared with bare hole
+//! punching.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -20,13 +21,13 @@ use crate::reclaim::Job;
 use crate::sys::{Memfd, PlainMemory};
 use crate::units::{Gfn, GfnRun, Pages};
 
-/// Pages of a guest at most: 1 GiB.
+/// The most pages of a guest: 1 GiB.
 const MOST: u64 = 1 << 18;
-/// The smallest guest whose kernel has something to spare.
+/// Pages of the smallest guest whose kernel has something to spare.
 const LEAST: u32 = 256;
-/// What an agent inflates in its first second at least (`guest-agent/src/balloon/pace.rs`).
+/// Pages that an agent inflates at least in its first second (`guest-agent/src/balloon/pace.rs`).
 const AT_ONCE: u32 = 16_384;
-/// Pages of one lock message: an agent whose guest has much to give fills it.
+/// Pages of one lock message, which an agent fills when its guest has much to give.
 const RUN: u32 = MAX_BATCH_PAGES;
 
 pub(super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
@@ -131,6 +132,7 @@ impl IdleGuest {
             .env("TMPDIR", &setup.scratch)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
+            // Ctrl-C in a terminal is for the benchmark alone, which ends its guests itself.
             .process_group(0)
             .spawn();
         child.map(Self).map_err(BenchError::io("start a guest"))
@@ -140,7 +142,7 @@ impl IdleGuest {
 impl Drop for IdleGuest {
     fn drop(&mut self) {
         let ended: io::Result<_> = self.0.kill().and_then(|()| self.0.wait());
-        // It was ours and is not collected yet, so both work.
+        // Errors are ignored: it is our child and was not waited for yet, so neither call is expected to fail.
         let _ = ended;
     }
 }

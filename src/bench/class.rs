@@ -12,17 +12,17 @@ use crate::units::{PAGE_SIZE, PageBuf};
 pub enum Class {
     /// All zero.
     Zero,
-    /// One word again and again, another one on each page.
+    /// One word repeated over the page, a different one on each page.
     Filled,
     /// Lines of a log: compresses below half.
     Text,
-    /// As machine code: some of the pages compress to half.
+    /// Like machine code: some of the pages compress to half.
     Code,
-    /// As the heap of a program: pointers, small numbers, gaps.
+    /// Like the heap of a program: pointers, small numbers, gaps.
     Heap,
-    /// What no compressor makes smaller; no two pages are equal.
+    /// Bytes that no compressor makes smaller; no two pages are equal.
     Random,
-    /// Groups of all of these.
+    /// Groups of all the other classes.
     Mixed,
 }
 
@@ -68,7 +68,7 @@ impl Class {
             }
             Self::Text => fill_with(page, || {
                 let mut phrase = PHRASES[dice.below(PHRASES.len())].as_bytes().to_vec();
-                // Lines differ in their numbers.
+                // Each phrase gets a digit, so that lines differ.
                 phrase.push(b'0' + (dice.next() % 10) as u8);
                 phrase
             }),
@@ -101,7 +101,7 @@ impl fmt::Display for Class {
     }
 }
 
-/// What lines of a log are made of.
+/// The phrases that lines of a log are made of.
 const PHRASES: [&str; 20] = [
     "INFO the guest has been powered on ",
     "WARN memory of the host is short ",
@@ -125,7 +125,7 @@ const PHRASES: [&str; 20] = [
     "user=daemon ",
 ];
 
-/// Instructions as compilers of x86-64 write them again and again; operands follow.
+/// Sequences of instructions that compilers for x86-64 emit again and again; operands follow them.
 const IDIOMS: [&[u8]; 8] = [
     b"\x55\x48\x89\xe5\x41\x57\x41\x56\x53\x48\x83\xec",
     b"\x48\x8b\x7d\xf8\x48\x85\xff\x0f\x84",
@@ -137,8 +137,8 @@ const IDIOMS: [&[u8]; 8] = [
     b"\xc3\x66\x2e\x0f\x1f\x84\x00\x00\x00\x00\x00",
 ];
 
-/// How much of a page of code is operands varies, as it does in programs: some pages compress to half and
-/// most do not.
+/// Machine code. The part that is operands varies from page to page, as it does in programs: some pages compress to
+/// half and most do not.
 fn code(dice: &mut Dice, page: &mut PageBuf) {
     let operands = 1 + dice.below(4);
     fill_with(page, || {
@@ -173,7 +173,7 @@ fn fill_with(page: &mut PageBuf, mut next: impl FnMut() -> Vec<u8>) {
     }
 }
 
-/// xorshift64* behind a mixed seed: fast, and the same everywhere.
+/// The generator xorshift64* with a mixed seed: fast, and the same everywhere.
 #[derive(Debug)]
 pub struct Dice(u64);
 
@@ -185,6 +185,7 @@ impl Dice {
         let mut z = seed.wrapping_add(part.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        // Not zero, from where xorshift never gets away.
         Self((z ^ (z >> 31)) | 1)
     }
 

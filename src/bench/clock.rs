@@ -1,7 +1,7 @@
-//! What a piece of work took: by the clock on the wall, and of processors.
+//! How long a piece of work took: by the wall clock, and in processor time.
 //!
-//! A rate "of one core" is by processor time: work that is never idle costs the same when something else
-//! has the core for a while, and a kernel thread such as ksmd has a priority of its own.
+//! A rate "of one core" is measured in processor time, which stays the same when something else has the core for a
+//! while. This makes work comparable that is never idle but runs at another priority, such as the kernel thread ksmd.
 
 use std::fs;
 use std::io;
@@ -14,13 +14,13 @@ use nix::unistd::Pid;
 /// What a piece of work of this thread took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Took {
-    /// By the clock on the wall.
+    /// By the wall clock.
     pub wall: Duration,
-    /// Of processors, for this thread.
+    /// Processor time of this thread.
     pub cpu: Duration,
 }
 
-/// Does `work`.
+/// Does `work` and says what it took.
 pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Took) {
     let (start, cpu) = (Instant::now(), thread_cpu());
     let done = work();
@@ -53,14 +53,14 @@ pub fn process_cpu(pid: u32) -> io::Result<Duration> {
     Ok(Duration::from_nanos(total))
 }
 
-/// Processor time of a process so far, also of threads that have ended.
+/// Processor time of a process so far, including that of threads that have ended.
 ///
 /// # Errors
 /// There is no such process.
 pub fn whole_cpu(pid: u32) -> io::Result<Duration> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Behind the name, which may hold anything and is in brackets: user and system time are fields 14 and 15 of
-    // all, 12 and 13 from there on (proc(5)).
+    // User and system time are fields 14 and 15 (proc(5)). Counted behind the name, which is in brackets and may
+    // contain anything, they are fields 12 and 13.
     let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
     let times = fields.split_whitespace().skip(11).take(2);
     let ticks: u64 = times.filter_map(|time| time.parse::<u64>().ok()).sum();
@@ -111,7 +111,7 @@ pub fn pin(pid: u32, cpus: &[usize]) -> io::Result<()> {
         let tid = name.to_str().and_then(|tid| tid.parse().ok());
         if let Some(tid) = tid {
             match sched_setaffinity(Pid::from_raw(tid), &set) {
-                // It has ended in between.
+                // ESRCH: the thread has ended in between.
                 Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -120,7 +120,7 @@ pub fn pin(pid: u32, cpus: &[usize]) -> io::Result<()> {
     Ok(())
 }
 
-/// So many a second; of no time at all, as if it had been a nanosecond.
+/// How many a second. No time at all counts as a nanosecond.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
 pub fn rate(count: u64, time: Duration) -> f64 {
@@ -149,7 +149,8 @@ mod tests {
         assert_ne!(sum, 0);
         assert!(took.cpu > Duration::ZERO && took.wall > Duration::ZERO);
         let process = || process_cpu(std::process::id()).expect("the kernel counts");
-        // The threads of other tests end at any moment, and take their time with them.
+        // Threads of other tests may end at any moment, and their time is then missing from the sum. So it is tried
+        // often.
         let passes = (0..1000).any(|_| {
             let before = process();
             std::hint::black_box(work());

@@ -101,7 +101,7 @@ fn ours(source: &Source, pages: &[PageBuf], report: &Report) -> Result<(), Bench
     Ok(())
 }
 
-/// What the cache costs when half of its pages have been touched, and when as many others have been stored.
+/// What the cache costs once a random half of its pages has left, and once other pages have taken their place.
 fn churn(
     cache: &mut ZipCache,
     compressor: &mut Compressor,
@@ -113,7 +113,7 @@ fn churn(
     while stored.len() > all / 2 {
         cache.free(stored.swap_remove(dice.below(stored.len())));
     }
-    // No budget counts it.
+    // The freed pages are not credited anywhere, because this cache is charged to no budget.
     let _given = cache.give_back();
     let thinned = percent(cache.pages_used() as usize, stored.len());
     while stored.len() < all {
@@ -147,7 +147,7 @@ fn load_time(source: &Source) -> Case {
     Case::less(Bench::Compress, source, "decompress", "us/page")
 }
 
-/// The C library with the same bound, half a page. It gets no checksum to verify, which ours does.
+/// The C library with the same bound, half a page. Unlike ours, it verifies no checksum.
 fn theirs(source: &Source, pages: &[PageBuf], report: &Report) {
     let mut blocks: Vec<Vec<u8>> = Vec::new();
     let mut output = vec![0; PAGE_SIZE / 2];

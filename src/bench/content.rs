@@ -1,8 +1,8 @@
-//! What the pages hold that benchmarks work on: synthetic classes, or files of the user.
+//! The content of the pages that benchmarks work on: synthetic classes, or files of the user.
 //!
-//! What a scanner and a compressor cost depends on what they look at, so every figure names the class it
-//! was measured on. A page is a function of its class, a seed and its number: host, guest and peer make
-//! the same bytes on their own, and a guest can verify what it reads without a second copy.
+//! The cost of a scanner and of a compressor depends on what they look at, so every figure names the class it
+//! was measured on. A page is a function of its class, a seed and its number. So host, guest and peer make the
+//! same bytes on their own, and a guest can verify what it reads without a second copy.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -15,14 +15,14 @@ use serde::{Deserialize, Serialize};
 pub use super::class::{Class, Dice};
 use crate::units::{PAGE_SIZE, PageBuf};
 
-/// Pages of one class, and of one fate where half of them are equal, come in groups of so many: memory of
-/// real guests has its equal pages in runs.
+/// Pages in a group. All pages of a group have the same class and are either all common or all unique, because
+/// real guests have their equal pages in runs.
 pub const GROUP: u64 = 32;
 
 /// The seed of what is equal in all guests.
 const COMMON: u64 = 0x636f_6d6d_6f6e;
 
-/// Files read of a directory at most: enough for a corpus, and an end for `/proc`.
+/// The most files read below a directory: enough for a corpus, and a bound for trees such as `/proc`.
 const FILES_MAX: usize = 100_000;
 
 /// Where pages come from.
@@ -96,7 +96,7 @@ impl Maker {
         Ok(Self { content, corpus })
     }
 
-    /// The same for another seed; files are not read again.
+    /// The same maker with another seed; files are not read again.
     #[must_use]
     pub fn with_seed(&self, seed: u64) -> Self {
         let mut maker = self.clone();
@@ -120,7 +120,7 @@ impl Maker {
             }
             (Source::Path(_), Some(corpus)) => {
                 corpus.copy(number, page);
-                // Files are the same for every seed; where pages shall be unlike, a word makes them so.
+                // Files are the same for every seed. Where pages must differ, one word is changed by the seed.
                 if !common && seed != 0 {
                     let mark = Dice::new(seed, number).next();
                     page.0[PAGE_SIZE / 2..PAGE_SIZE / 2 + 8].copy_from_slice(&mark.to_le_bytes());
@@ -142,7 +142,7 @@ impl Corpus {
             if pages.len() >= most {
                 break;
             }
-            // A directory may hold files that are not for everybody.
+            // Errors are ignored in a directory, which may hold files that this user cannot read.
             match read_pages(&file, most, &mut pages) {
                 Err(error) if file == path => return Err(error),
                 _ => {}

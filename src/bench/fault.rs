@@ -1,9 +1,9 @@
 //! Faults as the guest sees them: from the access to the next instruction, in random order.
 //!
-//! Most of a fault that another process serves is its waking up, which takes long when that runs on
-//! another processor and is halted there. So they are measured on one processor and on two, beside the
-//! least that a userfaultfd can do: a bare loop that copies one page. Those that the faulting thread serves
-//! itself are beside the least that a signal handler can do.
+//! When another process serves a fault, most of the time is spent waking that process, which takes long if it
+//! runs on another processor that is halted. So these faults are measured on one processor and on two, and
+//! compared with the least that a userfaultfd can do: a bare loop that copies one page. Faults that the faulting
+//! thread serves itself are compared with the least that a signal handler can do.
 
 use super::content::{Class, Content, Dice, Maker, Source};
 use super::merge::merge;
@@ -22,12 +22,12 @@ use crate::sys::PlainMemory;
 use crate::units::{FrameId, Gfn, SlotId};
 use crate::vm::Means;
 
-/// Pages touched at most, 32 MiB: as many single mappings as breaking them may take.
+/// The most pages touched, 32 MiB: breaking each of them may take a mapping, and mappings are limited.
 const MOST: u64 = 8192;
 
-/// Where the daemon serves faults.
+/// The places in which faults served by the daemon are measured.
 const SERVED: [Place; 2] = [Place::SameCpu, Place::TwoCpus];
-/// In the thread that faults.
+/// The place of faults that the faulting thread serves.
 const INLINE: &str = "inline";
 
 const COMPRESS: Means = Means {
@@ -35,7 +35,7 @@ const COMPRESS: Means = Means {
     swap: false,
 };
 
-/// The cases of a fault: half of them, and 99 of 100.
+/// The cases of a fault: its median and its 99th percentile.
 pub(super) fn cases(bench: Bench, case: &str) -> [Case; 2] {
     ["p50", "p99"].map(|metric| Case::less(bench, &case, metric, "us"))
 }
@@ -178,7 +178,7 @@ fn refill(
     stage.wait_until_empty()
 }
 
-/// As [`refill`], by the thread that faults.
+/// As [`refill`], but served by the thread that faults.
 fn refill_inline(
     stage: &Stage<'_>,
     content: &Content,
@@ -198,7 +198,7 @@ fn refill_inline(
     stage.wait_until_empty()
 }
 
-/// The least that a userfaultfd can do, and a signal handler.
+/// The least that a userfaultfd can do, and the least that a signal handler can do.
 fn bare(setup: &Setup<'_>, source: &Source, pages: u32, report: &Report) -> Result<(), BenchError> {
     for place in SERVED {
         let mut bare = BareUffd::start(setup, pages)?;
@@ -225,7 +225,7 @@ fn bare(setup: &Setup<'_>, source: &Source, pages: u32, report: &Report) -> Resu
     Ok(())
 }
 
-/// Two guests of equal pages, one of which writes all of them.
+/// Two guests have equal pages, and one of them writes all of them.
 fn breaks(
     stage: &Stage<'_>,
     mut guests: [Actor; 2],
@@ -263,7 +263,7 @@ fn ksm_breaks(ksm: &Ksm<'_>, content: &Content, pages: u32) -> Result<Touches, B
     ksm.wait("merge what is equal", |now| {
         now.merged >= u64::from(pages) * 2
     })?;
-    // So that it does not merge again what is just being written.
+    // Paused, so that KSM does not merge again what is just being written.
     ksm.pause()?;
     let mut times = Vec::with_capacity(pages as usize);
     for page in Dice::new(content.seed, 2).order(pages) {

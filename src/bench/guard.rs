@@ -1,10 +1,10 @@
 //! What a benchmark changes on the machine is put back, however the benchmark ends.
 //!
-//! KSM and swap are settings of the whole kernel. A destructor restores them unless the process is
-//! killed, a signal handler unless it is killed by SIGKILL. So neither does it: a small process of its own
-//! holds one end of a pipe. Whatever is to be changed it is told first, and when the pipe closes, for
-//! whatever reason, it undoes all of it, the latest first. There is one way to restore, and every run
-//! goes it.
+//! KSM and swap are settings of the whole kernel. A destructor would restore them unless the process is
+//! killed, and a signal handler unless it is killed by SIGKILL. So neither of them restores anything. Instead a
+//! small process of its own holds one end of a pipe. It is told of each change before the change is made. When
+//! the pipe closes, for whatever reason, it undoes all changes, the latest first. There is only one way to
+//! restore, and every run takes it.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
@@ -22,10 +22,10 @@ use serde::{Deserialize, Serialize};
 use super::peer::cgroup;
 use crate::sys::swap_off;
 
-/// How the names of directories begin that a guard may remove.
+/// The prefix of the names of directories that a guard may remove.
 pub const SCRATCH_PREFIX: &str = "memvisor-bench-";
 
-/// How long to go on trying: the kernel keeps a device for a moment after its last user.
+/// How long to go on trying to undo a change: the kernel keeps a device for a moment after its last user.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -40,13 +40,13 @@ pub enum Undo {
         /// What it held.
         text: String,
     },
-    /// Swap onto this device no longer.
+    /// Stop swapping to this device.
     SwapOff(PathBuf),
     /// Remove this zram device.
     RemoveZram(u32),
     /// Remove this directory of a benchmark.
     RemoveDir(PathBuf),
-    /// End what is left in this cgroup of a benchmark, and remove it.
+    /// Kill what is left in this cgroup of a benchmark, and remove it.
     RemoveCgroup(PathBuf),
 }
 
@@ -60,20 +60,20 @@ enum Order {
     AddZram,
     /// Keep other benchmarks away from what this file stands for, until all is restored.
     Claim(PathBuf),
-    /// Say how much there is to be done now.
+    /// Say how many tasks there are now.
     Mark,
-    /// Do now what came after this mark.
+    /// Undo now what was changed after this mark.
     Restore(u32),
 }
 
-/// The answer to each order: a number, which only [`Order::AddZram`] and [`Order::Mark`] have a use for, or what is
-/// wrong.
+/// The answer to each order: a number, which has a meaning only for [`Order::AddZram`] and [`Order::Mark`], or what
+/// went wrong.
 type Answer = Result<u32, String>;
 
 /// What a guard has to do in the end.
 enum Task {
     Undo(Undo),
-    /// The lock is given up.
+    /// Give up the lock, by dropping it.
     Release(#[expect(dead_code, reason = "it is held")] Flock<File>),
 }
 
@@ -111,10 +111,10 @@ impl Guard {
         }))))
     }
 
-    /// Has `undo` done in the end; to be called before what it undoes.
+    /// Has `undo` done in the end. Must be called before the change that it undoes.
     ///
     /// # Errors
-    /// The guard is gone: nothing must be changed.
+    /// The guard is gone, so nothing may be changed.
     pub fn undo(&self, undo: Undo) -> io::Result<()> {
         self.order(&Order::Undo(undo)).map(drop)
     }
@@ -127,8 +127,8 @@ impl Guard {
         self.order(&Order::AddZram)
     }
 
-    /// Keeps other benchmarks away from what this file stands for, until all is restored: two that
-    /// overlap would restore what the other one had set.
+    /// Keeps other benchmarks away from what this file stands for, until all is restored. Of two benchmarks
+    /// that overlap, the second would restore what the first had set.
     ///
     /// # Errors
     /// Another benchmark has it, or it cannot be opened.
@@ -136,10 +136,11 @@ impl Guard {
         self.order(&Order::Claim(path.to_owned())).map(drop)
     }
 
-    /// Has `work` change the machine, and all that it told the guard undone when it is done, whatever came of it.
+    /// Runs `work`, which may change the machine, and then undoes all changes that it told the guard of, whether it
+    /// succeeded or not.
     ///
     /// # Errors
-    /// The inner one is that of `work`, the outer one says what could not be undone.
+    /// Something could not be undone. A failure of `work` is in its result.
     pub fn within<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
         let mark = self.order(&Order::Mark)?;
         let done = work();
@@ -185,13 +186,13 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Nobody is left to be told; the guard itself complains.
+        // Ignored, because nobody is left to be told. The guard itself has complained.
         let _ = self.finish();
     }
 }
 
-/// The guard's process: takes orders from `orders` until it ends, and then undoes everything, the latest
-/// first. What could not be undone is told `complain`; whether all was.
+/// The guard's process: obeys `orders` until they end, and then undoes everything, the latest first. Passes what
+/// could not be undone to `complain`; whether everything was undone.
 pub fn run(orders: impl BufRead, mut answers: impl Write, mut complain: impl FnMut(&str)) -> bool {
     // Signals that end a terminal's processes must not end the one that cleans up behind them.
     let _ = SigSet::all().thread_block();
@@ -241,7 +242,7 @@ fn obey(order: Order, tasks: &mut Vec<Task>, complain: &mut impl FnMut(&str)) ->
 fn restore(tasks: &mut Vec<Task>, kept: usize, complain: &mut impl FnMut(&str)) -> bool {
     let mut all = true;
     while tasks.len() > kept {
-        // A claim is given up when everything that came after it is undone.
+        // A claim is dropped here by `pop`, when everything that came after it is undone.
         if let Some(Task::Undo(undo)) = tasks.pop()
             && let Err(error) = patiently(|| revert(&undo))
         {
@@ -271,7 +272,7 @@ fn is_busy(error: &io::Error) -> bool {
     )
 }
 
-/// The kernel drops the lock with the process, however that ends.
+/// Claims by a file lock, which the kernel drops with the process, however the process ends.
 fn claim(path: &Path) -> io::Result<Flock<File>> {
     let taken = Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock);
     taken.map_err(|(_, errno)| match errno {
@@ -281,6 +282,7 @@ fn claim(path: &Path) -> io::Result<Flock<File>> {
 }
 
 fn add_zram() -> io::Result<u32> {
+    // Reading this file makes a device; the text is its number.
     let text = fs::read_to_string("/sys/class/zram-control/hot_add")?;
     text.trim().parse().map_err(io::Error::other)
 }
@@ -288,7 +290,7 @@ fn add_zram() -> io::Result<u32> {
 fn revert(undo: &Undo) -> io::Result<()> {
     match undo {
         Undo::Write { path, text } => fs::write(path, text),
-        // It never came to swapping, or that has ended already.
+        // EINVAL: swapping to it never began, or has ended already.
         Undo::SwapOff(device) => match swap_off(device) {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
             done => done,
@@ -302,7 +304,7 @@ fn revert(undo: &Undo) -> io::Result<()> {
     }
 }
 
-/// Refuses what no benchmark has made.
+/// Refuses directories that no benchmark has made.
 pub(super) fn check_name(path: &Path) -> io::Result<()> {
     let name = path.file_name().and_then(|name| name.to_str());
     if name.is_some_and(|name| name.starts_with(SCRATCH_PREFIX)) {

@@ -24,7 +24,7 @@ figcaption span{color:var(--soft)}svg{width:100%;height:auto;display:block}\
 text{font:12px system-ui,sans-serif;fill:var(--ink)}.ours{fill:var(--ours)}.peer{fill:var(--peer)}\
 .spread{stroke:var(--ink);stroke-width:1.5;fill:none}.axis{stroke:var(--line)}";
 
-/// The page. `command` is how to have it made again.
+/// The page. `command` is the command line that makes it again.
 #[must_use]
 pub fn page(report: &Report, machine: &Machine, command: &str) -> String {
     let mut html =

@@ -1,4 +1,4 @@
-//! The machine that figures are of.
+//! The machine on which figures were measured.
 
 use std::fmt;
 use std::fs;
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::units::{Bytes, Pages};
 
-/// What a reader has to know of the machine.
+/// What a reader has to know about the machine.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Machine {
     /// The name of the processor.
@@ -23,7 +23,7 @@ pub struct Machine {
     pub kernel: String,
     /// Whether this is root.
     pub root: bool,
-    /// The load of the machine when the figures were taken, over a minute.
+    /// The load average over a minute when the figures were taken.
     pub load: String,
     /// The version of memvisor, and how it was built.
     pub build: String,
@@ -60,7 +60,7 @@ impl Machine {
         }
     }
 
-    /// Memory that can be had now without anybody swapping.
+    /// Memory that could be allocated now without anybody swapping.
     #[must_use]
     pub fn available() -> Bytes {
         meminfo("MemAvailable")

@@ -1,8 +1,8 @@
-//! Merging: four guests of which a part is equal, until all that is equal is merged.
+//! Merging: four guests that are equal in part are scanned until all that is equal is merged.
 //!
-//! One thread does what the guests' workers do together, without their pauses, as ksmd does for KSM. What
-//! the guests' own threads do for it, mapping frames over their RAM, is counted as well. Then the same
-//! with a thread for each guest, as a host has them: they find each other's pages while they look.
+//! First, one thread does the work of all the guests' workers without their pauses, as ksmd does for KSM. The
+//! work of the guests' own threads, which map frames over their RAM, is counted too. Then the same with a
+//! thread for each guest, as on a real host, where workers find each other's pages while they scan.
 
 use std::collections::HashMap;
 use std::slice;
@@ -33,13 +33,13 @@ const COMMON: u8 = 50;
 const MOST: u64 = 1 << 22;
 /// Pages of one guest scanned before it is another one's turn.
 const SLICE: u32 = 4096;
-/// Private pages, no two of them equal, that tell of KSM's passes.
+/// Private pages, no two of them equal, that keep KSM passing over memory so that its passes can be counted.
 const SEEN: u32 = 64;
-/// Passes without anything found, after which no more is expected.
+/// After this many passes that found nothing, no more is expected.
 const IDLE_PASSES: u32 = 3;
-/// The same for workers side by side, of which one may have nothing to do while another does.
+/// The same for workers side by side, as a time: one of them may have nothing to do while another finds pages.
 const IDLE: Duration = Duration::from_secs(1);
-/// What such a worker waits before it looks again: the others need the processors.
+/// How long a worker that found nothing waits before it looks again, because the others need the processors.
 const PAUSE: Duration = Duration::from_millis(1);
 const UNTIL_MERGED: &str = "until all is merged";
 
@@ -73,7 +73,7 @@ fn contents(source: &Source, round: u32) -> Vec<Content> {
     (1..=GUESTS).map(content).collect()
 }
 
-/// Pages that are equal in all guests, of all guests together.
+/// How many pages of all guests together are equal in all guests.
 fn equal_pages(contents: &[Content], pages: u32) -> u64 {
     let of = |content: &Content| {
         let is_common = |number: &u64| content.is_common(*number);
@@ -82,7 +82,7 @@ fn equal_pages(contents: &[Content], pages: u32) -> u64 {
     contents.iter().map(of).sum()
 }
 
-/// By one thread, as ksmd does it, and by a thread for each guest, as the host does it.
+/// Merges by one thread, as ksmd does it, and then by a thread for each guest, as a host does it.
 fn ours(
     stage: &Stage<'_>,
     contents: &[Content],
@@ -154,7 +154,7 @@ fn note(
     let part = Case::more(Bench::Merge, &on, "equal pages merged", "%");
     let part_of = count(merged.pages.min(wanted)) * 100.0 / count(wanted.max(1));
     let values = [(part, part_of), (cpu, millis(merged.cpu))];
-    // How long it took to do a part of it compares with nothing.
+    // A time is noted only if all was merged: the time for a part of the work cannot be compared with anything.
     let done = merged.pages >= wanted;
     let time = done.then_some((time, millis(merged.wall)));
     for (case, value) in time.into_iter().chain(values) {
@@ -213,7 +213,7 @@ fn merge_abreast(guests: &[Actor], wanted: u64) -> Result<Option<Duration>, Benc
     Ok(is_done().then(|| start.elapsed()))
 }
 
-/// One pass over all guests, slice by slice, and over what others have found to be equal meanwhile.
+/// One pass over all guests, slice by slice, and over the pages that other scanners have nudged meanwhile.
 fn pass(
     guests: &[Actor],
     scanners: &mut [Scanner],
@@ -250,7 +250,7 @@ fn processor_time(guests: &[Actor]) -> Result<Duration, BenchError> {
     Ok(total)
 }
 
-/// The guests as their scanners see each other, and what they told each other.
+/// The other guests as each scanner sees them, and the nudges that scanners gave each other.
 struct Switchboard {
     vms: HashMap<VmId, Arc<Vm>>,
     nudges: Mutex<HashMap<VmId, Vec<Gfn>>>,
@@ -286,7 +286,7 @@ impl Peers for Switchboard {
     }
 }
 
-/// The same pages in private memory, and then in shared memory, which is what guests of memvisor have.
+/// KSM on the same pages in private memory, and then in shared memory, which is what guests of memvisor have.
 fn theirs(
     ksm: &Ksm<'_>,
     contents: &[Content],
@@ -316,7 +316,7 @@ fn theirs(
     let memfd = Memfd::create("memvisor-bench", all).map_err(&io)?;
     let shared = PlainMemory::shared(&memfd).map_err(&io)?;
     fill(&shared, contents, pages)?;
-    // Shared memory alone does not even make KSM run, so it gets a little that it can look at.
+    // KSM does not run at all for shared memory alone, so it gets a little private memory to look at.
     let unique = Content::unique(Source::Class(Class::Random), 0);
     let seen = private(&unique, SEEN)?;
     let before = ksm.progress()?;

@@ -1,22 +1,22 @@
-//! `memvisor bench`: what the mechanisms cost, beside what the kernel's or the C library's cost.
+//! `memvisor bench`: what the mechanisms cost, compared with those of the kernel or of a C library.
 //!
 //! # The problem
 //!
-//! A figure from another machine, another day or another content says nothing: virtual machines differ by
-//! half from one hour to the next, and a compressor by ten times from one page to another. Comparing with
-//! published figures of KSM or zram would compare machines.
+//! A figure from another machine, another day or another content says nothing: the speed of a virtual machine
+//! differs by half from one hour to the next, and that of a compressor by ten times from one page to another.
+//! A comparison with published figures of KSM or zram would compare machines.
 //!
 //! # The structure
 //!
 //! So every comparison is made in one run, on the same bytes, turn by turn: a round of ours, a round of the
-//! peer's, and so on; what counts is the ratio of the medians, and the spread is shown beside it. What is
-//! measured is the product: its sessions, scanner, evictor, stores and fault thread, with guests that are
-//! processes of their own (`stage`, [`puppet`]); a guest that reads other bytes than it wrote ends the
-//! benchmark as an error. Only the policy is left out, because it would move pages in between. All of it together,
-//! with real guests and beside the kernel with as much memory, is what [`guests`] measures.
+//! peer, and so on. The ratio of the medians counts, and the spread is shown beside it. The product itself is
+//! measured: its sessions, scanner, evictor, stores and fault thread, with guests that are processes of their own
+//! (`stage`, [`puppet`]). A guest that reads other bytes than it wrote ends the benchmark with an error. Only the
+//! policy is left out, because it would move pages in between. [`guests`] measures everything together, with real
+//! guests, and compares it with the kernel on the same amount of memory.
 //!
-//! KSM and zram are settings of the whole machine. They are left alone where somebody else uses them, and
-//! restored by a process of its own, however this one ends ([`guard`]).
+//! KSM and zram are settings of the whole machine. They are left alone where somebody else uses them. A separate
+//! process restores them, however this one ends ([`guard`]).
 
 mod abreast;
 mod balloon;
@@ -62,7 +62,7 @@ use crate::units::Bytes;
 /// A benchmark.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bench {
-    /// Looking at memory: cold, and when nothing has changed.
+    /// Scanning memory: for the first time, and when nothing has changed.
     Scan,
     /// Sharing what is equal in four guests.
     Merge,
@@ -136,7 +136,7 @@ impl fmt::Display for Bench {
     }
 }
 
-/// Whom to compare with.
+/// What to compare with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Vs {
     /// The kernel's merging of equal pages.
@@ -158,9 +158,9 @@ pub struct BenchOptions {
     pub size: Bytes,
     /// How often each is measured.
     pub rounds: u32,
-    /// What memory holds; by default what each benchmark is about.
+    /// The content of memory. By default each benchmark has its own.
     pub source: Option<Source>,
-    /// Whom to compare with.
+    /// What to compare with.
     pub vs: Vec<Vs>,
     /// The engine of the host.
     pub engine: EngineChoice,
@@ -208,7 +208,7 @@ pub enum BenchError {
     /// The session with a guest failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The content cannot be had.
+    /// The content cannot be read.
     #[error("cannot take pages from `{source_name}`")]
     Content {
         /// The file or directory.
@@ -216,7 +216,7 @@ pub enum BenchError {
         /// Why.
         source: io::Error,
     },
-    /// Something did not come about.
+    /// Something did not happen in time.
     #[error("waited {limit:?} for {what}")]
     Overtime {
         /// What was waited for.
@@ -257,7 +257,7 @@ pub struct Setup<'a> {
     pub scratch: PathBuf,
     /// What restores the machine.
     pub guard: &'a Guard,
-    /// Is told what of a benchmark is being measured; whether to go on.
+    /// Called with what a benchmark measures now; says whether to go on.
     pub progress: &'a dyn Fn(Bench, &str) -> bool,
 }
 
@@ -274,7 +274,7 @@ impl Setup<'_> {
     /// Says what is measured now.
     ///
     /// # Errors
-    /// [`BenchError::Interrupted`] when that is not wanted any more.
+    /// [`BenchError::Interrupted`] when the benchmark shall not go on.
     fn step(&self, bench: Bench, text: &str) -> Result<(), BenchError> {
         if (self.progress)(bench, text) {
             Ok(())
@@ -283,7 +283,7 @@ impl Setup<'_> {
         }
     }
 
-    /// What memory holds: what the user wants, else what the benchmark is about.
+    /// The contents to measure on: the one that the user chose, or else the usual ones of the benchmark.
     fn sources(&self, usual: &[Class]) -> Vec<Source> {
         match &self.options.source {
             Some(source) => vec![source.clone()],
@@ -312,7 +312,7 @@ impl Setup<'_> {
     }
 }
 
-/// Runs the benchmarks; `report` has at any time what was measured so far.
+/// Runs the benchmarks. At any time `report` has what was measured so far.
 ///
 /// # Errors
 /// [`BenchError`]; the guard restores the machine.

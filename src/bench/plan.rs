@@ -1,4 +1,4 @@
-//! Plans of the policy for hosts of many VMs: how long one takes.
+//! How long the policy takes to plan for hosts of many VMs.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -8,12 +8,12 @@ use super::{Bench, BenchError, Setup};
 use crate::policy::{Config, FreeState, HostSnapshot, VmSnapshot, plan};
 use crate::units::{Pages, VmId};
 
-/// Hosts that are planned for, by their VMs.
+/// The numbers of VMs of the hosts.
 const SIZES: [u32; 4] = [10, 100, 1000, 10_000];
-/// For how long each is planned for in a round, at least.
+/// How long plans for one host are made in a round, at least.
 const ROUND: Duration = Duration::from_millis(20);
 
-/// As ESX counted its thresholds before it went by a sliding scale.
+/// Thresholds by a fixed percentage, as ESX had them before its sliding scale.
 fn config() -> Config {
     Config {
         min_free_percent: 6,
@@ -99,8 +99,8 @@ fn vm(id: u32, numbers: &mut Numbers) -> VmSnapshot {
     }
 }
 
-/// A host of VMs of all kinds whose budget is so many percent of their sizes where it is not short, else
-/// of which they hold so many percent. The same in each run.
+/// A host of VMs of all kinds, the same in each run. In the high state, its budget is `percent` of the sizes of
+/// its VMs. In any other state, its VMs hold `percent` of its budget.
 #[must_use]
 pub fn crowd(vms: u32, percent: u64, state: FreeState) -> HostSnapshot {
     let mut numbers = Numbers(7);

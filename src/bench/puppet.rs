@@ -1,9 +1,9 @@
 //! A guest that does what it is told: fills memory, touches it in a given order, says how long each
 //! access took, and verifies it.
 //!
-//! It is a process of its own with the real shim, so its faults go the way of every guest's. It has no
-//! toy kernel: a benchmark has to know which page it touches. Orders and answers are lines of JSON on its
-//! standard input and output; it ends with either.
+//! It is a process of its own with the real shim, so its faults are served like those of every guest. It has no
+//! toy kernel, because a benchmark has to know which page it touches. Orders and answers are lines of JSON on
+//! its standard input and output; it ends when either is closed.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -29,7 +29,7 @@ pub enum Order {
     Fill(Content),
     /// Read a word of each of these pages, in this order.
     Read(Vec<u32>),
-    /// Write a word of each of these pages, in this order, as it was.
+    /// Write a word of each of these pages, in this order. The word stays the same.
     Rewrite(Vec<u32>),
     /// Compare all pages with what was filled in.
     Verify,
@@ -41,11 +41,11 @@ pub enum Order {
 pub enum Done {
     /// It is attached, and waits for orders.
     Ready,
-    /// It has written its pages, in so many nanoseconds.
+    /// It has written its pages, in this many nanoseconds.
     Filled(u64),
     /// It has touched pages.
     Touched(Touches),
-    /// It has compared its pages: so many are not as they were written.
+    /// It has compared its pages with what was written.
     Verified {
         /// Wrong pages.
         wrong: u64,
@@ -55,13 +55,13 @@ pub enum Done {
 /// How long single accesses took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Touches {
-    /// Half of them at most so many nanoseconds.
+    /// The median, in nanoseconds.
     pub p50_ns: u64,
-    /// 99 of 100.
+    /// The 99th percentile.
     pub p99_ns: u64,
-    /// How many there were.
+    /// How many accesses there were.
     pub pages: u64,
-    /// All of them together.
+    /// All accesses together.
     pub total_ns: u64,
 }
 
@@ -91,10 +91,10 @@ pub struct PuppetOptions {
     pub inline: bool,
 }
 
-/// Runs a puppet until its orders end. `host_gone` must end the process.
+/// Runs a puppet until its orders end. `host_gone` is called when the session ends, and must end the process.
 ///
 /// # Errors
-/// It cannot attach, files cannot be read, or the pipes fail.
+/// The puppet cannot attach, files cannot be read, or the pipes fail.
 pub fn run(
     options: &PuppetOptions,
     host_gone: impl FnOnce(SessionEnd) + Send + 'static,
@@ -150,7 +150,7 @@ pub fn run(
 
 struct Hands {
     ram: Ram,
-    /// Files are read once, not once a round.
+    /// Kept from round to round, so that files are read only once.
     makers: HashMap<String, Maker>,
     filled: Option<Maker>,
 }
@@ -197,7 +197,7 @@ impl Hands {
         Ok(known.with_seed(content.seed))
     }
 
-    /// Writes what pages hold anyway, so that they can still be verified; how long each write took.
+    /// Writes what the pages hold already, so that they can still be verified; how long each write took.
     fn rewrite(&self, pages: &[u32]) -> Vec<u64> {
         let mut content = PageBuf::zeroed();
         let mut times = Vec::with_capacity(pages.len());
@@ -241,7 +241,7 @@ impl Puppet {
     /// Starts a puppet and waits until it is attached.
     ///
     /// # Errors
-    /// It does not come up; what it says is on standard error.
+    /// The puppet does not come up; the reason is on standard error.
     pub fn start(program: &Path, options: &PuppetOptions) -> Result<Self, BenchError> {
         let io = BenchError::io("start a guest");
         let child = Command::new(program)
@@ -253,6 +253,7 @@ impl Puppet {
             .args(options.inline.then_some("--inline"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // Ctrl-C in a terminal is for the benchmark alone, which ends its guests itself.
             .process_group(0)
             .spawn();
         let mut child = child.map_err(io)?;
@@ -279,7 +280,7 @@ impl Puppet {
     /// Tells it something and waits until that is done.
     ///
     /// # Errors
-    /// It has ended.
+    /// The puppet has ended.
     pub fn tell(&mut self, order: &Order) -> Result<Done, BenchError> {
         let mut line = serde_json::to_string(order).unwrap_or_default();
         line.push('\n');
@@ -310,7 +311,7 @@ impl Puppet {
     /// Has it write all its memory.
     ///
     /// # Errors
-    /// It has ended.
+    /// The puppet has ended.
     pub fn fill(&mut self, content: &Content) -> Result<(), BenchError> {
         match self.tell(&Order::Fill(content.clone()))? {
             Done::Filled(_) => Ok(()),
@@ -321,7 +322,7 @@ impl Puppet {
     /// Has it read or write pages one by one.
     ///
     /// # Errors
-    /// It has ended.
+    /// The puppet has ended.
     pub fn touch(&mut self, order: &Order) -> Result<Touches, BenchError> {
         match self.tell(order)? {
             Done::Touched(touches) => Ok(touches),
@@ -332,7 +333,7 @@ impl Puppet {
     /// Has it compare all its memory with what it wrote.
     ///
     /// # Errors
-    /// A page is wrong, or it has ended.
+    /// A page is wrong, or the puppet has ended.
     pub fn verify(&mut self) -> Result<(), BenchError> {
         match self.tell(&Order::Verify)? {
             Done::Verified { wrong: 0 } => Ok(()),
@@ -348,7 +349,7 @@ impl Puppet {
 impl Drop for Puppet {
     fn drop(&mut self) {
         self.orders = None;
-        // It may wait for a page of a host that is ending, and not see the end of its orders.
+        // Killed, because it may wait for a page of a host that is ending, and would not see that its orders ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

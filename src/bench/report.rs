@@ -1,4 +1,4 @@
-//! What was measured: medians and spread, beside what a peer had on the same content in the same run.
+//! What was measured: medians and spread, and those of a peer on the same content in the same run.
 
 use std::fmt::{Display, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,16 +16,16 @@ pub enum Better {
     Less,
 }
 
-/// What a value is of.
+/// What a value was measured on, and how to read it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Case {
     /// The benchmark.
     pub bench: &'static str,
-    /// On what.
+    /// What it was measured on.
     pub case: String,
-    /// What of it.
+    /// What was measured.
     pub metric: &'static str,
-    /// In which unit.
+    /// The unit of the value.
     pub unit: &'static str,
     /// Which value is better.
     pub better: Better,
@@ -71,7 +71,7 @@ impl Series {
         self.0.len()
     }
 
-    /// The value in the middle, between the two in the middle of an even number of runs; zero of none.
+    /// The value in the middle, or the mean of the two in the middle; zero without runs.
     #[must_use]
     pub fn median(&self) -> f64 {
         let half = self.0.len() / 2;
@@ -82,33 +82,33 @@ impl Series {
         }
     }
 
-    /// The least value; zero of no runs.
+    /// The least value; zero without runs.
     #[must_use]
     pub fn min(&self) -> f64 {
         self.0.first().copied().unwrap_or(0.0)
     }
 
-    /// The largest value; zero of no runs.
+    /// The largest value; zero without runs.
     #[must_use]
     pub fn max(&self) -> f64 {
         self.0.last().copied().unwrap_or(0.0)
     }
 }
 
-/// One case with what memvisor and a peer had.
+/// One case with the values of memvisor and of a peer.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Row {
     /// The case.
     pub case: Case,
-    /// What memvisor had.
+    /// The values of memvisor.
     pub ours: Series,
-    /// Who else was measured, and what it had.
+    /// The name of the peer, and its values.
     pub peer: Option<(&'static str, Series)>,
 }
 
 impl Row {
-    /// How many times better memvisor is than the peer: above 1 it wins. `None` without a peer, or where
-    /// one of them has nothing.
+    /// How many times better memvisor is than the peer: above 1 memvisor wins. `None` without a peer, or if
+    /// one of the medians is zero.
     #[must_use]
     pub fn ratio(&self) -> Option<f64> {
         let (ours, peer) = (self.ours.median(), self.peer.as_ref()?.1.median());
@@ -127,15 +127,15 @@ impl Row {
 pub struct Entry {
     /// The benchmark.
     pub bench: String,
-    /// On what.
+    /// What it was measured on.
     pub case: String,
-    /// What of it.
+    /// What was measured.
     pub metric: String,
-    /// In which unit.
+    /// The unit of the values.
     pub unit: String,
     /// The median of memvisor.
     pub ours: f64,
-    /// With whom it is compared.
+    /// What memvisor is compared with.
     pub peer: Option<String>,
     /// The peer's median.
     pub peer_value: Option<f64>,
@@ -143,7 +143,7 @@ pub struct Entry {
     pub peer_min: Option<f64>,
     /// The peer's largest value.
     pub peer_max: Option<f64>,
-    /// How many times better memvisor is; `null` where one of the two has nothing.
+    /// How many times better memvisor is; `null` without a peer, or if one of the medians is zero.
     pub ratio: Option<f64>,
     /// How often memvisor was measured.
     pub runs: usize,
@@ -174,14 +174,14 @@ impl From<&Row> for Entry {
     }
 }
 
-/// All that was measured, in the order in which it came. It can be looked at while it grows.
+/// All that was measured, in the order in which it was measured. It can be read while it grows.
 #[derive(Debug, Default)]
 pub struct Report {
     cases: Mutex<Vec<Measured>>,
     remarks: Mutex<Vec<String>>,
 }
 
-/// One case, ours, and those of its peers.
+/// One case with the values of memvisor and of all its peers.
 #[derive(Debug)]
 struct Measured {
     case: Case,
@@ -190,7 +190,7 @@ struct Measured {
 }
 
 impl Report {
-    /// Notes what memvisor had in one run, or a peer.
+    /// Notes a value of one run: of `peer`, or of memvisor if it is `None`.
     pub fn note(&self, case: &Case, peer: Option<&'static str>, value: f64) {
         let mut cases = lock(&self.cases);
         let known = cases.iter().position(|known| known.case == *case);
@@ -212,28 +212,28 @@ impl Report {
         }
     }
 
-    /// Notes what memvisor had in one run.
+    /// Notes a value of memvisor in one run.
     pub fn ours(&self, case: &Case, value: f64) {
         self.note(case, None, value);
     }
 
-    /// Notes what a peer had in one run.
+    /// Notes a value of a peer in one run.
     pub fn peer(&self, case: &Case, peer: &'static str, value: f64) {
         self.note(case, Some(peer), value);
     }
 
-    /// Notes what a reader has to know: what could not be compared, and why.
+    /// Notes something that a reader has to know, such as what could not be compared, and why.
     pub fn remark(&self, text: String) {
         lock(&self.remarks).push(text);
     }
 
-    /// What a reader has to know.
+    /// All remarks so far.
     #[must_use]
     pub fn remarks(&self) -> Vec<String> {
         lock(&self.remarks).clone()
     }
 
-    /// A row for each case and peer; of what only peers had, none.
+    /// A row for each case and peer. Cases that only peers have are left out.
     #[must_use]
     pub fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();

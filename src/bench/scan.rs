@@ -1,5 +1,5 @@
-//! Looking at memory: how fast pages nobody has seen are looked at, what another look costs when nothing
-//! was written, and what is remembered for it.
+//! Scanning memory: how fast new pages are looked at, what another look costs when nothing was written, and
+//! how much memory the host needs for what it remembers.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Resu
     let pages = setup.pages(MOST);
     for source in setup.sources(&[Class::Random]) {
         let before = own_bytes()?;
-        // What is remembered is sized by the host.
+        // Tight, because the table of hints is sized by the host's budget and would count as memory for the guest.
         let stage = Stage::tight(setup, pages)?;
         for round in 1..=setup.options.rounds {
             setup.step(Bench::Scan, &format!("{source}, round {round}"))?;
@@ -36,7 +36,7 @@ pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Resu
                 theirs(ksm, &content, pages, report)?;
             }
         }
-        // Afterwards: what its threads leave in this process is not what is remembered for a guest.
+        // Measured last: memory that these threads leave in this process must not count as memory for a guest.
         for round in 1..=setup.options.rounds {
             let step = format!("{source}, round {round}, VMs at once");
             setup.step(Bench::Scan, &step)?;
@@ -67,7 +67,7 @@ fn ours(
     found?;
     report.ours(&again(source), per_gib(took.cpu, pages));
     if count > 0 {
-        // One page of ours and of the plain reading stand for the same bytes, so the rates compare.
+        // A page is the same number of bytes for both, so the rates can be compared.
         report.peer(&cold(source), "read", rate(count.into(), read.cpu));
         report.peer(&again(source), "read", per_gib(read.cpu, count));
     }
@@ -82,7 +82,7 @@ fn own_bytes() -> Result<u64, BenchError> {
     anonymous_bytes().map_err(BenchError::io("read its own memory use"))
 }
 
-/// The first look at a guest; at how many pages.
+/// The first look at a guest; how many pages it has.
 fn look(guest: &Actor) -> Result<u64, EngineError> {
     pass(&mut Scanner::default(), guest.vm())?;
     Ok(guest.vm().table.pages().into())
@@ -107,8 +107,8 @@ fn memory(source: &Source) -> Case {
     Case::less(Bench::Scan, source, "memory for it", "% of the guest's")
 }
 
-/// Copies every page that is still there into a buffer that stays in the processor's cache, which is the
-/// bandwidth of reading; how many. What was found to be zero is a hole, and reading that would fill it.
+/// Copies every resident page into a buffer that stays in the processor's cache, which measures the bandwidth
+/// of reading; how many pages were copied. Pages found to be zero are holes by now, and reading would fill them.
 fn read_all(vm: &Vm, pages: u32) -> u32 {
     let mut page = PageBuf::zeroed();
     let (mut count, mut sum) = (0, 0);
@@ -137,8 +137,8 @@ fn percent_of(bytes: u64, pages: u32) -> f64 {
     bytes as f64 / GIB / gib(pages) * 100.0
 }
 
-/// KSM's first pass over as many pages, and another one. It remembers a checksum in the first and looks for
-/// equals from the second on, while our first look does both.
+/// KSM's first pass over the same pages, and a later one. In its first pass KSM only remembers a checksum, and
+/// looks for equal pages from the second on. Our first look does both.
 fn theirs(ksm: &Ksm<'_>, content: &Content, pages: u32, report: &Report) -> Result<(), BenchError> {
     let source = &content.source;
     let memory = private(content, pages)?;
@@ -183,13 +183,13 @@ pub(super) fn write(memory: &PlainMemory, maker: &Maker, first: u32, count: u32)
     }
 }
 
-/// To be said before memory is filled: huge pages are another matter.
+/// Asks for small pages, because huge pages would be measured differently. Must be called before memory is filled.
 pub(super) fn advise_small(memory: &PlainMemory) -> Result<(), BenchError> {
     let advised = memory.advise(Advice::SmallPages);
     advised.map_err(BenchError::io("make memory for KSM"))
 }
 
-/// From here on KSM looks at it.
+/// From here on KSM looks at this memory.
 pub(super) fn advise_merge(memory: &PlainMemory) -> Result<(), BenchError> {
     let advised = memory.advise(Advice::Merge);
     advised.map_err(BenchError::io("make memory for KSM"))

@@ -21,11 +21,11 @@ use crate::vm::{Means, Vm};
 /// How long the host may take to notice that a guest has come or gone.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(1);
-/// Batches that found nothing to evict, after which nothing more is expected.
+/// After this many batches in a row that evicted nothing, nothing more is expected.
 const IN_VAIN: u32 = 8;
-/// What a host needs beside its guests' memory, at least.
+/// What a host needs beside its guests' memory and half of it again.
 const MARGIN: Bytes = Bytes::from_mib(64);
-/// The same when nothing is evicted: metadata, and what stays free.
+/// What a host needs at least when nothing is evicted: metadata, and what stays free.
 const LEAST_MARGIN: Bytes = Bytes::from_mib(16);
 
 /// A host for benchmarks.
@@ -37,7 +37,7 @@ pub(crate) struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    /// Starts a host with room for guests of `pages` pages together, and for a copy of a half of that.
+    /// Starts a host with room for guests of `pages` pages together, and for a copy of half of those pages.
     ///
     /// # Errors
     /// The host cannot be started.
@@ -90,12 +90,12 @@ impl<'a> Stage<'a> {
     /// Starts a guest whose name no other has.
     ///
     /// # Errors
-    /// It does not attach.
+    /// The guest does not attach.
     pub(crate) fn guest(&self, name: &str, pages: u32) -> Result<Actor, BenchError> {
         self.start(name, pages, false)
     }
 
-    /// The same, and it serves some of its faults itself.
+    /// Starts a guest that serves some of its faults itself, whose name no other has.
     ///
     /// # Errors
     /// As [`guest`](Self::guest).
@@ -118,7 +118,7 @@ impl<'a> Stage<'a> {
     /// The VM of a guest that has been started, once it is there.
     ///
     /// # Errors
-    /// It does not come in time.
+    /// The VM does not appear in time.
     pub(crate) fn attached(&self, name: &str) -> Result<BareVm, BenchError> {
         wait_for(&format!("guest `{name}` to attach"), || self.host.vm(name))
     }
@@ -126,7 +126,7 @@ impl<'a> Stage<'a> {
     /// Waits until no guest is left.
     ///
     /// # Errors
-    /// One does not go.
+    /// A guest does not end in time.
     pub(crate) fn wait_until_empty(&self) -> Result<(), BenchError> {
         if self.host.wait_until_empty(PATIENCE) {
             Ok(())
@@ -181,7 +181,7 @@ impl Actor {
     /// Has it write all its memory.
     ///
     /// # Errors
-    /// It has ended.
+    /// The guest has ended.
     pub(crate) fn fill(&mut self, content: &Content) -> Result<(), BenchError> {
         self.puppet.fill(content)
     }
@@ -194,7 +194,8 @@ impl Actor {
         let vm = self.vm();
         let mut evictor = Evictor::new(seed);
         let (mut all, mut in_vain) = (0, 0);
-        // What these means do not take stays: a batch may be of nothing else.
+        // Pages that these means cannot take stay. A batch may consist of such pages alone, so one empty batch is not
+        // the end.
         while vm.table.count(Home::Resident) > 0 && in_vain < IN_VAIN {
             let evicted = evictor.evict(vm, Pages(u64::MAX), means, false)?.0;
             in_vain = if evicted == 0 { in_vain + 1 } else { 0 };
@@ -204,7 +205,7 @@ impl Actor {
     }
 }
 
-/// For scanners that work alone.
+/// The peers of a scanner that works alone.
 #[derive(Debug)]
 pub(crate) struct NoPeers;
 
@@ -230,7 +231,7 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// As cases say it.
+    /// Its name in cases.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::SameCpu => "same CPU",
@@ -241,15 +242,15 @@ impl Place {
     }
 }
 
-/// That the host and a guest are in their place, until dropped: then the host may be everywhere again.
+/// Keeps the host and a guest in their place. Once it is dropped, the host may run everywhere again.
 #[derive(Debug)]
 pub(crate) struct Pinned {
     all: Vec<usize>,
 }
 
 impl Pinned {
-    /// Puts process `guest` and this process, which serves its faults, in place. `None` when there is no
-    /// second processor, which makes them all one.
+    /// Puts process `guest` and this process, which serves its faults, in place. `None` if there is only one
+    /// processor, where all places are the same.
     ///
     /// # Errors
     /// What the kernel says.
@@ -276,7 +277,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // It worked for fewer of them.
+        // Not expected to fail: this process was pinned to a part of these processors before.
         let _ = pin(std::process::id(), &self.all);
     }
 }

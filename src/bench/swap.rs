@@ -1,5 +1,5 @@
-//! Paging out: to the compression cache, which is compared with zram, and to the swap file. And the way
-//! back, in random order and in that of the pages: what faults in a row is brought ahead of them.
+//! Paging out to the compression cache, which is compared with zram, and to the swap file. Then the way back,
+//! in random and in ascending order: for faults in a row, the next pages are brought ahead.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ struct Store {
     home: Home,
     /// Pages read back at most.
     read: usize,
-    /// By what the way out is measured.
+    /// The unit of the rate of the way out.
     unit: &'static str,
     time: fn(Took) -> Duration,
 }
@@ -50,7 +50,7 @@ const FILE: Store = Store {
         swap: true,
     },
     home: Home::Swapped(SlotId(0)),
-    // In random order each is a read of the disk.
+    // Fewer, because in random order each page is a read of the disk.
     read: 4096,
     unit: "pages/s",
     time: |took| took.wall,
@@ -73,7 +73,7 @@ enum Walk {
 impl Walk {
     const ALL: [Self; 2] = [Self::Random, Self::Ascending];
 
-    /// Those of `pages`, which are in random order, that are touched.
+    /// The pages to touch out of `pages`, which are in random order.
     fn order(self, store: &Store, mut pages: Vec<u32>) -> Vec<u32> {
         if self == Self::Ascending {
             pages.sort_unstable();
@@ -82,7 +82,8 @@ impl Walk {
         pages
     }
 
-    /// Notes what all pages took together, and single ones where they do not mostly come ahead.
+    /// Notes the rate of all pages together. The times of single pages are noted only for the random order, served by
+    /// the host: in ascending order most pages come ahead.
     fn note(
         self,
         report: &Report,
@@ -109,7 +110,7 @@ impl Walk {
     }
 }
 
-/// Who serves the guest's faults.
+/// What serves the guest's faults.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
     Host,
@@ -165,7 +166,7 @@ fn ours(
     for store in [&CACHE, &FILE] {
         for walk in Walk::ALL {
             let (evicted, took) = evict(&guest, content.seed, store.means)?;
-            // The first time: what came back since may be colder than what was just written.
+            // Only the first walk counts: pages that came back by refills may be colder than pages just written.
             if walk == Walk::Random && evicted > 0 {
                 report.ours(&store.page_out(source), rate(evicted, (store.time)(took)));
             }
@@ -174,7 +175,7 @@ fn ours(
                 let touches = guest.puppet.touch(&Order::Read(order))?;
                 walk.note(report, (store, By::Host), source, None, touches);
             }
-            // What was not touched comes back too, so that everything goes out the next time.
+            // Besides verifying, this brings back the pages that were not touched, so that all pages go out next time.
             guest.puppet.verify()?;
         }
     }
@@ -204,7 +205,7 @@ fn inline(
     stage.wait_until_empty()
 }
 
-/// Evicts all; the processor time is of this thread and of the guest, whose shim freezes the pages.
+/// Evicts all pages. The processor time is that of this thread and of the guest, whose shim freezes the pages.
 fn evict(guest: &Actor, seed: u64, means: Means) -> Result<(u64, Took), BenchError> {
     let proc = BenchError::io("read processor time");
     let before = process_cpu(guest.puppet.pid()).map_err(&proc)?;

@@ -25,13 +25,13 @@ use crate::bench::{self, Bench, BenchOptions, Machine, Setup, Vs, html};
 use crate::signals::{ENDING, Signals};
 use crate::units::Bytes;
 
-/// Size and rounds, and the same of `--quick`.
+/// Default size and rounds, without and with `--quick`.
 const SIZE: Bytes = Bytes::from_mib(256);
 const QUICK_SIZE: Bytes = Bytes::from_mib(32);
 const ROUNDS: u32 = 5;
 const QUICK_ROUNDS: u32 = 2;
-/// A guest's memory is needed about four times: by it, by a copy of what is merged or paged out, by the
-/// peer, by files that are read.
+/// A guest's memory is needed about four times: by the guest, for a copy of what is merged or paged out, by the
+/// peer, and for files that are read.
 const COPIES: u64 = 4;
 
 #[derive(Debug, Args)]
@@ -40,25 +40,25 @@ pub(super) struct BenchArgs {
     #[arg(value_name = "BENCH", required = true, num_args = 1..)]
     benches: Vec<Chosen>,
 
-    /// Compare with the kernel's KSM or zram, or with LZ4 of the C library, or, as for guests, with the
-    /// kernel as a whole; may be given more than once. All but lz4 need root.
+    /// Compare with the kernel's KSM or zram, with the C library of LZ4, or, in the benchmark `guests`,
+    /// with the kernel as a whole; may be given more than once. All but lz4 need root.
     #[arg(long, value_name = "PEER", value_delimiter = ',')]
     vs: Vec<Peer>,
 
-    /// What memory holds: zero, filled, text, code, heap, random or mixed, or the path of a file
-    /// or directory [default: what each benchmark is about].
+    /// The content of memory: zero, filled, text, code, heap, random or mixed, or the path of a file
+    /// or directory [default: chosen by each benchmark].
     #[arg(long, value_name = "CLASS|PATH")]
     content: Option<String>,
 
-    /// Memory of the guests of a benchmark together [default: 256M; of fleets 1280M].
+    /// Memory of all guests of a benchmark together [default: 256M; for fleets 1280M].
     #[arg(long, value_name = "SIZE", value_parser = values::memory)]
     size: Option<Bytes>,
 
-    /// How often each is measured, turn by turn with its peers [default: 5; fleets 3].
+    /// How often each case is measured, turn by turn with its peers [default: 5; for fleets 3].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
 
-    /// 32M and 2 rounds, of fleets 320M, 2 rounds and 5 s (sample: 16 s), unless told otherwise.
+    /// Use smaller defaults: 32M and 2 rounds; for fleets 320M, 2 rounds and 5 s (sample: 16 s).
     #[arg(long)]
     quick: bool,
 
@@ -73,16 +73,16 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     json: bool,
 
-    /// Write the result to this file too, as a page with plots.
+    /// Write the result to this file too, as an HTML page with plots.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Chosen {
-    /// Looking at memory: cold, and when nothing has changed.
+    /// Scanning memory: for the first time, and when nothing has changed.
     Scan,
-    /// Sharing what is equal in four guests.
+    /// Sharing the equal pages of four guests.
     Merge,
     /// The compression cache.
     Compress,
@@ -102,7 +102,7 @@ enum Chosen {
     Stalls,
     /// What it costs a guest to be sampled.
     Sample,
-    /// All of them up to plan: those that run no guests for long.
+    /// All benchmarks up to plan, which run no guests for long.
     All,
 }
 
@@ -176,7 +176,7 @@ impl BenchArgs {
     }
 }
 
-/// A size for which there is memory.
+/// The size, if there is memory for it.
 fn fitting(size: Bytes, available: Bytes) -> anyhow::Result<Bytes> {
     let most = Bytes(available.0 / COPIES);
     if size > most {
@@ -189,7 +189,7 @@ fn fitting(size: Bytes, available: Bytes) -> anyhow::Result<Bytes> {
     Ok(size)
 }
 
-/// A class by its name, else a path, which has to be there.
+/// A class by its name, or else a path, which must exist.
 fn source(text: &str) -> anyhow::Result<Source> {
     if let Some(class) = Class::find(text) {
         return Ok(Source::Class(class));
@@ -209,7 +209,7 @@ fn source(text: &str) -> anyhow::Result<Source> {
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
     let options = args.options()?;
     let program = env::current_exe().context("cannot find this executable")?;
-    // Before any thread starts: threads inherit what is blocked.
+    // Blocked before any thread starts, because threads inherit the blocked signals.
     let signals = Signals::block(ENDING).context("cannot wait for signals")?;
     let guard = Guard::start(&program).context("cannot start the process that cleans up")?;
     let scratch = scratch(&guard)?;
@@ -229,6 +229,7 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
                 progress: &progress,
             };
             let measured = bench::run(&setup, &bench.report);
+            // Restored in any case, but the error of the benchmark is reported first.
             let restored = guard.finish();
             measured?;
             restored.context("the machine is not as it was")
@@ -237,7 +238,7 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
     let ended = bench.until_end(&signals, measure);
     bench.line.clear();
     let exit = ended?;
-    // From here on they end the process, whoever reads what it prints.
+    // From here on signals end the process again, even if it hangs in printing because nobody reads.
     drop(signals);
     let report = &bench.report;
     if exit == Exit::Interrupted {
@@ -256,7 +257,7 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-/// The file for the page, opened before minutes are spent on what goes into it.
+/// The file for the page. It is opened early, so that a wrong path is an error before minutes are spent on measuring.
 struct Page {
     path: PathBuf,
     file: File,
@@ -278,7 +279,7 @@ impl Page {
     }
 }
 
-/// How this was started, but for where the executable is.
+/// The command line, without the path of the executable.
 fn command() -> String {
     let words = env::args_os().skip(1);
     let words = words.map(|word| word.to_string_lossy().into_owned());
@@ -296,7 +297,7 @@ fn scratch(guard: &Guard) -> anyhow::Result<PathBuf> {
         None => vec![PathBuf::from("/var/tmp"), PathBuf::from("/tmp")],
     };
     let make = |place: &Path| {
-        // Its name is known before it is there: the guard hears of it first.
+        // The name is chosen before the directory exists, so that the guard hears of it first.
         let name = format!("{SCRATCH_PREFIX}{:016x}", rand::random::<u64>());
         let path = place.join(name);
         guard.undo(Undo::RemoveDir(path.clone()))?;
@@ -314,7 +315,7 @@ fn scratch(guard: &Guard) -> anyhow::Result<PathBuf> {
     made.context("cannot make a directory for the benchmark")
 }
 
-/// `memvisor bench-guard`: what puts the machine back. See [`crate::bench::guard`].
+/// `memvisor bench-guard`: restores the machine. See [`crate::bench::guard`].
 pub(super) fn run_guard() -> Exit {
     if guard::run(io::stdin().lock(), io::stdout().lock(), complain) {
         Exit::Success
@@ -377,7 +378,7 @@ pub(super) fn run_signal(args: &SignalArgs) -> anyhow::Result<Exit> {
 /// Ends this process because its host is gone: threads that wait for a page would wait for ever.
 #[expect(clippy::exit, reason = "the main thread may be one of those that wait")]
 fn end_process(end: &SessionEnd) {
-    // Not worth a word: the benchmark ends its guests by ending the session.
+    // Not worth a warning: the benchmark ends its guests by ending the session.
     tracing::debug!(%end, "the session ended");
     std::process::exit(Exit::HostGone as i32);
 }

@@ -38,7 +38,7 @@ pub(super) struct DemoArgs {
     json: bool,
 }
 
-/// The demo's workloads are fractions of a guest, which must leave each some pages.
+/// Memory of a guest of the demo. Its workloads take fractions of that, so it has a least size.
 fn demo_guest(text: &str) -> Result<Bytes, String> {
     let least = Bytes::from_mib(16);
     values::memory(text).and_then(|size| match size {

@@ -1,4 +1,4 @@
-//! Exit codes: what a script can tell without reading.
+//! Exit codes: what a script can tell without reading the output.
 
 use std::io;
 use std::process::ExitCode;
@@ -37,7 +37,7 @@ pub(super) enum Exit {
     Usage = 2,
     /// A guest found data that it had not written.
     Corrupt = 3,
-    /// The host is not there.
+    /// The host is not running, does not answer, or went away.
     HostGone = 4,
     /// A signal came.
     Interrupted = 130,
@@ -50,7 +50,7 @@ impl From<Exit> for ExitCode {
 }
 
 impl From<Option<Signal>> for Exit {
-    /// How a command ends that runs until a signal or its own end.
+    /// For a command that runs until a signal comes or until its own end.
     fn from(signal: Option<Signal>) -> Self {
         signal.map_or(Self::Success, |_| Self::Interrupted)
     }
@@ -75,7 +75,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
             DemoError::Interrupted => Some(Exit::Interrupted),
             DemoError::Corrupt { .. } => Some(Exit::Corrupt),
             DemoError::Io { .. } => None,
-            // The demo's host is its own affair, not one that the user had started.
+            // Not `HostGone`: the demo started this host itself, and the user had not.
             _ => Some(Exit::Failure),
         };
     }
@@ -89,7 +89,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<ClientError>() {
         return error.is_gone().then_some(Exit::HostGone);
     }
-    // As in `memvisor top | head`: the reader has seen enough.
+    // A closed pipe is a success: in `memvisor top | head`, the reader has seen enough.
     let closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
     cause
         .downcast_ref::<io::Error>()

@@ -1,11 +1,11 @@
-//! The explanation of a plan for people: what is decided about a VM, from which numbers, and what would
-//! change it.
+//! The explanation of a plan for people: what was decided about a VM, from which numbers, and what would
+//! change the decision.
 
 use super::words::{actions, price, reason, size, stuck, thresholds};
 use crate::policy::{BalloonBound, Change, Explanation, FairPart, HostPart, Input, MemoryPart};
 use crate::units::Pages;
 
-/// An explanation: a paragraph for each subject, the answer first.
+/// The text of an explanation: a paragraph for each subject, the answer first.
 pub(super) fn text(name: &str, why: &Explanation) -> String {
     let paragraphs = [
         answer(name, why),
@@ -150,7 +150,7 @@ fn tax(part: &FairPart) -> String {
     )
 }
 
-/// Which of its bounds the target is at.
+/// The target, and the bound that it is at.
 fn target(why: &Explanation) -> String {
     let (target, memory) = (why.plan.target, &why.memory);
     let because = if target == memory.max {
@@ -273,7 +273,7 @@ fn changes(why: &Explanation) -> String {
     format!("What would change it\n{}", sentences.collect::<String>())
 }
 
-/// One thing that would be different, as a sentence.
+/// One change and its effect, as a sentence.
 fn sentence(change: &Change, why: &Explanation) -> String {
     let part = &why.fairness;
     let with = match change.input {
@@ -323,7 +323,7 @@ mod tests {
         let format = Format::of(Path::new("-"), text);
         let scenario = Scenario::parse("-", format, text).expect("valid");
         let explained = scenario.explain(name).expect("it is there");
-        // As it comes from a host: an object with its name.
+        // As a host sends it: a JSON object that has the name too.
         let mut value = serde_json::to_value(explained).expect("plain data");
         value["name"] = name.into();
         let again = serde_json::from_value(value).expect("what was written");

@@ -15,11 +15,11 @@ pub(super) struct GetArgs {
     #[arg(value_name = "NAME", value_parser = Key::find)]
     names: Vec<Key>,
 
-    /// Show all settings with default, range and where the value comes from.
+    /// Show all settings, each with its default, its range and the origin of its value.
     #[arg(long, conflicts_with = "names")]
     all: bool,
 
-    /// Print JSON: an object for one NAME, else an array.
+    /// Print JSON: an object for one NAME, otherwise an array.
     #[arg(long)]
     json: bool,
 
@@ -44,11 +44,11 @@ pub(super) fn get(args: GetArgs) -> anyhow::Result<Exit> {
 
 #[derive(Debug, Args)]
 pub(super) struct SetArgs {
-    /// The setting, such as Mem.IdleTax; NAME=VALUE is understood, too.
+    /// The setting, such as Mem.IdleTax; NAME=VALUE works as well.
     #[arg(value_name = "NAME")]
     name: String,
 
-    /// Its value, such as 50, 50% or 30s; `default` takes away what was set.
+    /// The value, such as 50, 50% or 30s; `default` removes a value that was set.
     #[arg(value_name = "VALUE", allow_negative_numbers = true)]
     value: Option<String>,
 
@@ -61,7 +61,7 @@ pub(super) struct SetArgs {
 }
 
 impl SetArgs {
-    /// Setting and value, if the one can have the other.
+    /// Setting and value, if the setting can have that value.
     pub(super) fn setting(&self) -> Result<(Key, &str), UsageError> {
         let pair = match &self.value {
             Some(value) => Some((self.name.as_str(), value.as_str())),
@@ -85,7 +85,7 @@ pub(super) fn set(args: &SetArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// A value with its unit; what a choice has for a unit is no part of a value.
+/// A value with its unit. The unit of a choice lists what is allowed, so it is left out.
 fn with_unit(value: &Scalar, view: &SettingView) -> String {
     if view.min.is_none() || view.unit.is_empty() {
         return value.to_string();
@@ -100,7 +100,7 @@ fn range(view: &SettingView) -> String {
     }
 }
 
-/// What a setting is now, in a line.
+/// The current value of a setting, in a line.
 pub(super) fn line(view: &SettingView) -> String {
     let (value, default) = (with_unit(&view.value, view), with_unit(&view.default, view));
     format!(
@@ -114,13 +114,13 @@ fn one(view: &SettingView) -> String {
     format!("{}  range {}\n  {}\n", line(view), range(view), view.effect)
 }
 
-/// Name and value of each.
+/// Name and value of each setting.
 fn values(views: &[SettingView]) -> String {
     let row = |view: &SettingView| [view.name.clone(), with_unit(&view.value, view)];
     aligned(&views.iter().map(row).collect::<Vec<_>>())
 }
 
-/// The settings by what they are about.
+/// The settings in groups by subject.
 fn groups(views: &[SettingView]) -> String {
     let group = |view: &SettingView| Key::find(&view.name).map_or("other", |key| key.spec().group);
     let mut names: Vec<&str> = views.iter().map(group).collect();

@@ -18,15 +18,15 @@ use crate::units::Bytes;
 
 #[derive(Debug, Args)]
 pub(super) struct GuestArgs {
-    /// Its name, unlike that of any other running guest.
+    /// The name of the guest; no other running guest may have it.
     #[arg(long, value_parser = values::name)]
     name: String,
 
-    /// Its memory, such as 256M.
+    /// The memory of the guest, such as 256M.
     #[arg(long, value_name = "SIZE", value_parser = values::memory)]
     memory: Bytes,
 
-    /// What it runs: idle, stream, toucher, kv, files:PATH, image:PATH or churn, each with
+    /// What the guest runs: idle, stream, toucher, kv, files:PATH, image:PATH or churn, each with
     /// parameters as in `kv,size=128M`; may be given more than once.
     #[arg(long, value_name = "SPEC", required = true, num_args = 1..)]
     workload: Vec<String>,
@@ -35,45 +35,45 @@ pub(super) struct GuestArgs {
     #[arg(long)]
     salt: Option<String>,
 
-    /// Where its randomness begins.
+    /// The seed of the guest's random numbers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
-    /// How long it runs, such as 30s [default: until it is interrupted].
+    /// How long the guest runs, such as 30s [default: until it is interrupted].
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     duration: Option<Duration>,
 
-    /// Memory it is guaranteed.
+    /// Memory that the guest is guaranteed.
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = values::size)]
     reservation: Bytes,
 
-    /// Memory it never exceeds [default: its memory].
+    /// Memory that the guest never exceeds [default: --memory].
     #[arg(long, value_name = "SIZE", value_parser = values::memory)]
     limit: Option<Bytes>,
 
-    /// Its weight when memory is divided: low, normal, high or a number.
+    /// The weight of the guest when memory is divided: low, normal, high or a number.
     #[arg(long, default_value = "normal")]
     shares: Shares,
 
-    /// The most memory its balloon may take; 0 turns ballooning off [default: by the host].
+    /// The most memory that the balloon may take; 0 turns ballooning off [default: set by the host].
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     balloon_max: Option<Bytes>,
 
-    /// Never share its pages, not even with each other.
+    /// Never share pages of the guest, not even with each other.
     #[arg(long)]
     no_sharing: bool,
 
-    /// Run no balloon agent, as a guest without VMware Tools.
+    /// Run no balloon agent, like a guest without VMware Tools.
     #[arg(long)]
     no_agent: bool,
 
-    /// Ask the host for every page. Else, where userfaultfd works, the thread that needs a page touches it first, brings it
-    /// back from the compression cache or copies it by itself.
+    /// Ask the host for every page. By default, where userfaultfd works, the thread that needs a page serves its fault
+    /// itself: first touches, pages in the compression cache or the swap file, and copies of shared pages.
     #[arg(long)]
     no_inline: bool,
 
-    /// Run without a host, on memory of this process, which the kernel may merge and page out unless
-    /// --no-sharing forbids the merging: what a host can be compared with.
+    /// Run without a host, on private memory of this process, as a baseline to compare a host with. The
+    /// kernel may page this memory out, and may merge it unless --no-sharing is given.
     #[arg(long, conflicts_with_all = [
         "salt", "reservation", "limit", "shares", "balloon_max", "no_agent", "no_inline", "runtime_dir",
     ])]
@@ -87,11 +87,11 @@ pub(super) struct GuestArgs {
     #[arg(long)]
     json: bool,
 
-    /// Enter this cgroup before anything is touched; for programs that start guests.
+    /// Enter this cgroup before touching any memory; for programs that start guests.
     #[arg(long, hide = true, value_name = "DIR", requires = "bare")]
     cgroup: Option<PathBuf>,
 
-    /// End when standard input does; for programs that start guests.
+    /// End when standard input ends; for programs that start guests.
     #[arg(long, hide = true)]
     die_with_parent: bool,
 }
@@ -140,7 +140,7 @@ pub(super) fn run(args: GuestArgs) -> anyhow::Result<Exit> {
         .transpose()
         .context("cannot watch the parent process")?;
     if let Some(dir) = &args.cgroup {
-        // Zero is the process that writes.
+        // Zero stands for the process that writes it.
         std::fs::write(dir.join("cgroup.procs"), "0")
             .with_context(|| format!("cannot enter the cgroup `{}`", dir.display()))?;
     }

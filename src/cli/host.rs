@@ -17,9 +17,9 @@ use crate::units::Bytes;
 /// How guest memory is controlled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(super) enum Engine {
-    /// userfaultfd where this system allows it, else page protection.
+    /// userfaultfd where this system allows it, otherwise page protection.
     Auto,
-    /// userfaultfd: needs Linux 5.14 and leave to handle faults of user code.
+    /// userfaultfd: needs Linux 5.14 and permission to handle faults of user code.
     Uffd,
     /// Page protection: any Linux, no privilege.
     Mprotect,
@@ -37,7 +37,7 @@ impl From<Engine> for EngineChoice {
 
 #[derive(Debug, Args)]
 pub(super) struct HostArgs {
-    /// Memory that all guests together may use, such as 512M; may be in the file instead.
+    /// Memory that all guests together may use, such as 512M; may be set in the --config file instead.
     #[arg(long, value_name = "SIZE", value_parser = values::memory, allow_negative_numbers = true)]
     memory: Option<Bytes>,
 
@@ -45,7 +45,7 @@ pub(super) struct HostArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The set of defaults: lab, to watch memory move within seconds, or esx, as ESX ships
+    /// The set of defaults: lab, with which memory moves within seconds, or esx, as ESX ships
     /// [default: lab].
     #[arg(long)]
     profile: Option<Profile>,
@@ -70,8 +70,8 @@ pub(super) struct HostArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     vma_budget: Option<u32>,
 
-    /// Time to scan a whole VM for shared pages once (Mem.ShareScanTime); minutes, or a time such
-    /// as 30s.
+    /// Time to scan a whole VM once for pages to share (Mem.ShareScanTime); in minutes, or a time
+    /// such as 30s.
     #[arg(long, value_name = "MIN", value_parser = values::setting(Key::ShareScanTime))]
     share_scan_time: Option<String>,
 
@@ -91,7 +91,7 @@ pub(super) struct HostArgs {
     #[arg(long, value_name = "PERCENT", value_parser = values::setting(Key::CtlMaxPercent))]
     ctl_max_percent: Option<String>,
 
-    /// End when standard input does; for programs that start a host.
+    /// End when standard input ends; for programs that start a host.
     #[arg(long, hide = true)]
     die_with_parent: bool,
 
@@ -163,7 +163,7 @@ pub(super) fn run(mut args: HostArgs) -> anyhow::Result<Exit> {
         .transpose()
         .context("cannot watch the parent process")?;
     let ended = crate::host::run(&args.options()?, |table| {
-        // A host whose output nobody reads works all the same.
+        // Errors are ignored: a host must work even if nobody reads its output.
         let _ = print(table);
     });
     if let Some(dir) = scratch
@@ -176,7 +176,7 @@ pub(super) fn run(mut args: HostArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Refuses to be told to remove anything but what a demo made.
+/// Refuses any directory that no demo has made, because this directory will be removed.
 fn check_scratch(dir: &Path) -> Result<(), UsageError> {
     let name = dir.file_name().and_then(|name| name.to_str());
     if name.is_some_and(|name| name.starts_with(SCRATCH_PREFIX)) {

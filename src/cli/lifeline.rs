@@ -1,9 +1,9 @@
 //! A child that must not outlive its parent, however the parent ends.
 //!
-//! The parent holds the write end of a pipe that is the child's standard input and never writes. The
-//! kernel closes it when the parent is gone, also after `kill -9`, and the child reads an end of file.
-//! `PR_SET_PDEATHSIG` would be shorter but follows the parent's *thread*, and is lost if the parent
-//! dies before the call.
+//! The child's standard input is a pipe. The parent holds its write end and never writes. When the parent is
+//! gone, even after `kill -9`, the kernel closes that end, and the child reads an end of file.
+//! `PR_SET_PDEATHSIG` would be shorter, but it follows the *thread* of the parent, and it is lost if the
+//! parent dies before the call.
 
 use std::io;
 use std::sync::Arc;
@@ -24,8 +24,7 @@ pub(super) struct Lifeline {
 }
 
 impl Lifeline {
-    /// Ends this process as SIGTERM does when standard input ends, and by SIGKILL if that is not
-    /// enough.
+    /// Once standard input ends, ends this process by SIGTERM, and by SIGKILL if that is not enough.
     pub(super) fn watch() -> io::Result<Self> {
         let cut = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&cut);
@@ -49,7 +48,7 @@ impl Lifeline {
     }
 }
 
-/// Reads until the end; an error means that nobody can be at the other side either.
+/// Reads until the end. An error counts as the end, because it means that the other side is gone too.
 fn wait_for_end() {
     let _ = io::copy(&mut io::stdin(), &mut io::sink());
 }

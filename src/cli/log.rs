@@ -1,8 +1,8 @@
-//! The log of the host's commands, on standard error: a line an event.
+//! The log of all commands, on standard error: one line for each event.
 //!
-//! Names, errors and reports of guests get into the log. One that has a line break in it could forge events
-//! of the daemon, and other control characters what a terminal shows. So every event is made one line
-//! here, wherever its text comes from.
+//! Names, errors and reports of guests get into the log. A line break in them could forge events of the daemon,
+//! and other control characters could change what a terminal shows. So every event is made one line here,
+//! wherever its text comes from.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Stderr, Write};
@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::exit::UsageError;
 
-/// Logs what `MEMVISOR_LOG` asks for, or from `level` on.
+/// Logs what `MEMVISOR_LOG` asks for, or by default all events from `level` on.
 pub(super) fn to_stderr(level: LevelFilter) -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
         .with_default_directive(level.into())
@@ -31,7 +31,7 @@ pub(super) fn to_stderr(level: LevelFilter) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes events, each of which comes in one call.
+/// Writes events as lines. Each call of `write` has one whole event.
 struct Lines {
     to: Stderr,
     colours: bool,
@@ -50,8 +50,8 @@ impl Write for Lines {
     }
 }
 
-/// The event with its control characters escaped, but for the line break at its end. With colours
-/// the subscriber's own escapes stay; it has escaped those of others.
+/// The event with its control characters escaped, except for the line break at its end. With colours, escape
+/// characters stay: they are the subscriber's own, because it has already escaped those in texts.
 fn one_line(event: &str, colours: bool) -> Cow<'_, str> {
     let (text, end) = match event.strip_suffix('\n') {
         Some(text) => (text, "\n"),

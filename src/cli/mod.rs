@@ -1,7 +1,7 @@
 //! The command line: it parses, validates, calls one function and says how that went.
 //!
-//! Nothing else in the project knows about clap, anyhow or exit codes. What a command is given is
-//! checked here as far as text can be; what depends on the running host, the host checks.
+//! Nothing else in the project knows about clap, anyhow or exit codes. Arguments are checked here as far as
+//! they can be checked without a host. The host checks what depends on its state.
 
 mod bench;
 mod demo;
@@ -61,9 +61,9 @@ enum Command {
     Top(top::TopArgs),
     /// Run a host with overcommitted guests for half a minute and show what it saves.
     Demo(demo::DemoArgs),
-    /// Measure the mechanisms, beside the kernel's and the C library's.
+    /// Measure the mechanisms, and compare them with those of the kernel or a C library.
     Bench(bench::BenchArgs),
-    /// What puts the machine back after a benchmark.
+    /// The process that restores the machine after a benchmark.
     #[command(hide = true)]
     BenchGuard,
     /// A guest of a benchmark.
@@ -118,7 +118,7 @@ fn log_to_stderr(command: &Command) -> anyhow::Result<()> {
 
 /// Says on standard error what is wrong.
 fn complain(text: &str) {
-    // There is no one left to tell if standard error is closed.
+    // Errors are ignored: if standard error is closed, nobody is left to be told.
     let _ = writeln!(io::stderr(), "memvisor: {text}");
 }
 

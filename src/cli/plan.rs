@@ -55,7 +55,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// What the file is called in errors, and its text.
+/// The name of the file for errors, and its text.
 fn read(path: &Path) -> anyhow::Result<(String, String)> {
     let mut text = String::new();
     let (name, read) = if path == Path::new("-") {
@@ -185,7 +185,7 @@ fn row(vm: &VmReport) -> [String; HEAD.len()] {
     ]
 }
 
-/// What the words of the last column mean.
+/// The meaning of the words in the last column.
 fn legend(report: &Report) -> String {
     let mut seen = Vec::new();
     for vm in &report.vms {

@@ -1,4 +1,4 @@
-//! Snapshots and reports as text for people.
+//! The status of VMs as text for people.
 
 use std::fmt::Display;
 
@@ -186,7 +186,7 @@ fn stalled(vm: &VmStatus) -> String {
     )
 }
 
-/// What its threads stood still for, each by itself.
+/// How long its threads stood still, by cause.
 fn stalls(vm: &VmStatus) -> String {
     let causes = vm
         .stalls

@@ -5,7 +5,7 @@ pub(super) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     columns(rows, |_| false)
 }
 
-/// The same with the cells of all columns but the first and the last at the right, as numbers are.
+/// The same with right-aligned cells, as for numbers, in all columns except the first and the last.
 pub(super) fn numbers<const N: usize>(rows: &[[String; N]]) -> String {
     columns(rows, |column| column > 0 && column + 1 < N)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::settings::{Key, SettingError, TimeUnit, check_vm_name, time};
 use crate::units::{Bytes, PAGE_SIZE};
 
-/// A size of memory: not nothing, and whole pages.
+/// A size of memory: more than zero, in whole pages.
 pub(super) fn memory(text: &str) -> Result<Bytes, String> {
     let bytes = size(text)?;
     if bytes.0 == 0 {
@@ -16,7 +16,7 @@ pub(super) fn memory(text: &str) -> Result<Bytes, String> {
     Ok(bytes)
 }
 
-/// A size in whole pages that may be nothing.
+/// A size in whole pages, which may be zero.
 pub(super) fn size(text: &str) -> Result<Bytes, String> {
     let bytes: Bytes = text.parse().map_err(|error| format!("{error}"))?;
     if bytes.0.is_multiple_of(PAGE_SIZE as u64) {
@@ -41,7 +41,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// A reader of values of a host setting, which stay text.
+/// A parser for values of a host setting. It checks a value, which stays text.
 pub(super) fn setting(key: Key) -> impl Fn(&str) -> Result<String, SettingError> + Clone {
     move |text| key.read(text).map(|_| text.to_owned())
 }

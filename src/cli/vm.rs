@@ -37,7 +37,7 @@ pub(super) struct ClientArgs {
 }
 
 impl ClientArgs {
-    /// A client of the daemon, once it is sure that nobody else poses as the daemon.
+    /// A client of the daemon, after a check that no other user can pose as the daemon.
     pub(super) fn client(self) -> anyhow::Result<Client> {
         let dir = RuntimeDir::locate(self.runtime_dir)?;
         if dir.path().exists() {
@@ -76,7 +76,7 @@ enum Request {
         #[arg(value_name = "KEY=VALUE", required = true)]
         settings: Vec<String>,
     },
-    /// Print the token by which a balloon agent of a VM is known, for an agent of your own.
+    /// Print the token with which a balloon agent of your own can attach to a VM.
     Token {
         /// The VM.
         #[arg(value_parser = values::name)]
@@ -127,7 +127,7 @@ pub(super) fn run(args: VmArgs) -> anyhow::Result<Exit> {
 }
 
 impl Request {
-    /// The settings to change; a fault in them is one of the command line.
+    /// The settings to change. A fault in them counts as a wrong command line.
     fn patch(&self) -> Result<VmPatch, UsageError> {
         let Self::Set { settings, .. } = self else {
             return Ok(VmPatch::default());
@@ -137,7 +137,7 @@ impl Request {
     }
 }
 
-/// What a patch sets, a key and its value each.
+/// The keys that a patch sets, each with its value.
 fn changed(patch: &VmPatch) -> String {
     let fields = serde_json::to_value(patch).unwrap_or_default();
     let word = |(key, value): (&String, &Value)| {
@@ -154,7 +154,7 @@ fn changed(patch: &VmPatch) -> String {
     format!("set {}", words.join(", "))
 }
 
-/// Those in force that say how much memory it may have.
+/// The settings in force that say how much memory the VM may have.
 fn settings(vm: &VmStatus) -> String {
     let limit = vm.allocation.limit_pages;
     format!(
@@ -177,7 +177,7 @@ fn balloon_set(vm: &VmStatus) -> String {
     )
 }
 
-/// Prints data for people, or as JSON.
+/// Prints data as text for people, or as JSON.
 pub(super) fn output<T: Serialize>(
     data: &T,
     json: bool,

@@ -1,4 +1,4 @@
-//! What a plan says in words: states, thresholds, prices and reasons.
+//! The words for parts of a plan: states, thresholds, prices and reasons.
 
 use crate::policy::{FreeState, Generation, Mechanisms, Stuck, Thresholds, Why};
 use crate::units::{Bytes, Pages};
@@ -8,7 +8,7 @@ pub(super) fn size(pages: Pages) -> String {
     pages.bytes().to_string()
 }
 
-/// A reason in a word, as JSON has it.
+/// A reason in one word, the same as in JSON.
 pub(super) const fn word(why: Why) -> &'static str {
     match why {
         Why::Fits => "fits",
@@ -44,7 +44,7 @@ pub(super) const fn reason(why: Why) -> &'static str {
     }
 }
 
-/// Why nothing can be done.
+/// Why the host is stuck.
 pub(super) const fn stuck(stuck: Stuck) -> &'static str {
     match stuck {
         Stuck::NoRoom => "no page can be evicted: swap files and compression caches take no more",
@@ -52,7 +52,7 @@ pub(super) const fn stuck(stuck: Stuck) -> &'static str {
     }
 }
 
-/// What a state does.
+/// What the host does in a state.
 pub(super) fn actions(state: FreeState, does: Mechanisms) -> String {
     let balloons = match (does.inflate, state <= FreeState::Soft) {
         (true, true) => "balloons follow their targets",
@@ -75,7 +75,7 @@ pub(super) fn actions(state: FreeState, does: Mechanisms) -> String {
     parts.join(", ")
 }
 
-/// Where the states begin.
+/// The thresholds at which states begin and end.
 pub(super) fn thresholds(generation: Generation, thresholds: &Thresholds) -> String {
     let clear = thresholds
         .clear
@@ -94,7 +94,7 @@ pub(super) fn thresholds(generation: Generation, thresholds: &Thresholds) -> Str
     )
 }
 
-/// A price in pages a share as a size.
+/// A price in pages per share, as a size.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

@@ -1,4 +1,4 @@
-//! Who plays in the demo: which guest runs what.
+//! The cast of the demo: which guest runs what.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,12 +21,12 @@ pub(crate) struct Role {
 
 /// The guests of a demo in `dir`, whose files [`write_files`] has written.
 ///
-/// Half of them load the same image or files, as VMs of one template do: that is what sharing lives
-/// on. Sizes are fractions of a guest, chosen so that the default six guests want more than the host
-/// has left after sharing, which brings the balloon, compression and swap into play.
+/// Half of them load images or files, and the images are equal, like VMs of one template: sharing lives on
+/// that. Sizes are fractions of a guest, chosen so that the default six guests want more than the host has
+/// left after sharing, which brings the balloon, compression and swap into play.
 pub(crate) fn roles(guests: u32, guest_memory: Bytes, dir: &Path) -> Vec<Role> {
     let part = |sixteenths: u64| Bytes(guest_memory.pages().0 * sixteenths / 16 * 4096);
-    // Copied, as by a guest that does not know its host: what is shared the host has found.
+    // Copied and not attached, as by a guest that does not know its host. So the host must find what can be shared.
     let image = format!("image:{},attach=no", image_path(dir).display());
     let workloads = [
         ("image", image.clone()),
@@ -48,7 +48,7 @@ pub(crate) fn roles(guests: u32, guest_memory: Bytes, dir: &Path) -> Vec<Role> {
         .collect()
 }
 
-/// Writes the image, 3/8 of a guest large, and the files, together 1/4, unless `may_go_on` fails.
+/// Writes the image, of 3/8 of the size of a guest, and the files, together 1/4 of it, unless `may_go_on` fails.
 pub(crate) fn write_files(
     guest_memory: Bytes,
     dir: &Path,

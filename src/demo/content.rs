@@ -1,8 +1,8 @@
-//! Synthetic files whose pages are alike and compressible in the way those of real systems are.
+//! Synthetic files whose pages are as similar and as compressible as those of real systems.
 //!
 //! Files of the machine would do, but they differ from one machine to the next, and a demo must not
-//! need any. The mix of a boot image is a guess at a small Linux system: mostly machine code, some
-//! text, some zeroes, some that is compressed already.
+//! depend on any. The mix of a boot image is a guess at a small Linux system: mostly machine code, some
+//! text, some zeroes, some data that is compressed already.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -49,7 +49,7 @@ const WORDS: [&str; 32] = [
     "started\n",
 ];
 
-/// Instruction-like patterns of the code pages: opcode bytes that recur with operands that vary.
+/// Patterns for the code pages: opcode bytes that recur, followed by operands that vary.
 const OPCODES: [[u8; 3]; 16] = [
     [0x48, 0x89, 0xe5],
     [0x48, 0x8b, 0x45],
@@ -79,7 +79,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// One of ten pages is zero and one is random; of the rest, two are code for each of text.
+    /// Of ten pages, one is zero and one is random. The others are code and text, about two to one.
     fn choose(rng: &mut StdRng) -> Self {
         match rng.random_range(0..100) {
             0..54 => Self::Code,
@@ -131,7 +131,7 @@ fn fill(kind: Kind, rng: &mut StdRng) -> [u8; PAGE_SIZE] {
 
 fn fill_with(page: &mut [u8], mut next: impl FnMut() -> Vec<u8>) {
     let mut rest: &mut [u8] = page;
-    // Writing to a slice ends short, never with an error, when the slice is full.
+    // The result is ignored: a write to a slice that is nearly full is short, but never an error.
     while !rest.is_empty() {
         let _ = rest.write(&next());
     }

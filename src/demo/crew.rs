@@ -15,8 +15,8 @@ use crate::telemetry::GuestReport;
 /// How long guests, and then the host, may take to end when asked; then they are killed.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// How often children are looked at in case that SIGCHLD, which merges with another that is still
-/// pending, has told of fewer ends than there were.
+/// How often children are checked without SIGCHLD. Pending SIGCHLDs merge into one, so there may be fewer signals
+/// than children that ended.
 const CHECK: Duration = Duration::from_millis(50);
 
 /// The exit code of a guest that found corrupt memory.
@@ -73,7 +73,7 @@ impl<'a> Crew<'a> {
         self.signals
     }
 
-    /// Whether a guest still runs; those that have ended are collected.
+    /// Whether a guest still runs; the reports of guests that have ended are collected.
     ///
     /// # Errors
     /// If one has failed, or the host has ended.
@@ -107,9 +107,10 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Why the host, whose connections have ended, is gone; `error` if it is not.
+    /// The reason for the end of the host, whose connections have closed; `error` if the host does not end.
     ///
-    /// The kernel closes the connections of a process before its parent can see that it has ended.
+    /// Waits a while, because the kernel closes the connections of a process before its parent can see that
+    /// it has ended.
     pub(super) fn explain_host(&mut self, error: DemoError) -> DemoError {
         let limit = Instant::now() + GRACE;
         loop {
@@ -144,12 +145,12 @@ impl<'a> Crew<'a> {
         end_in_time(host, self.signals);
     }
 
-    /// The error that the host does not come up.
+    /// The error for a host that does not come up.
     pub(super) fn overtime_of_host(&self, limit: Duration) -> DemoError {
         overtime(&self.host, "answer", limit)
     }
 
-    /// The error that a guest does not end.
+    /// The error for a guest that does not end.
     pub(super) fn overtime_of_guest(&self, limit: Duration) -> DemoError {
         let guest = self.guests.first().expect("only called while one runs");
         overtime(guest, "end", limit)
@@ -163,13 +164,13 @@ impl Drop for Crew<'_> {
     }
 }
 
-/// Gives children some time to end; less if another signal to end comes.
+/// Ends children, with some time to end by themselves; less if another signal to end comes.
 fn end_in_time(children: &mut [Child], signals: &Signals) {
     let deadline = Instant::now() + GRACE;
     end_all(children, || await_child(signals, deadline));
 }
 
-/// Waits until a child may have ended; false after `deadline` or a signal to end.
+/// Waits until a child may have ended; `false` after `deadline`, or when a signal to end has come.
 pub(super) fn await_child(signals: &Signals, deadline: Instant) -> bool {
     let now = Instant::now();
     match signals.wait(None, deadline.min(now + CHECK)) {
@@ -189,7 +190,7 @@ fn start(
         .map_err(DemoError::io("start a process"))
 }
 
-/// Scanning is set as fast as ESX's settings allow: a demo has seconds where a server has hours.
+/// The arguments of the host. Scanning is as fast as possible, because a demo has seconds where a server has hours.
 fn host_args(options: &DemoOptions, scratch: &Scratch) -> Vec<String> {
     let engine = match options.engine {
         EngineChoice::Auto => "auto",

@@ -2,15 +2,15 @@
 //!
 //! It is what a newcomer runs first, so it needs nothing: no privilege, no file from outside, no
 //! second terminal. It makes a directory, writes synthetic files there for the guests to load, starts
-//! this same executable as a host and as guests, and shows what the host reports. What it claims at
-//! the end is measured: the guests verify every page they wrote, and the savings are those of the
-//! fullest snapshot. A guest that fails, a host that does not end cleanly or a run that verified
-//! nothing fails the demo.
+//! this same executable as a host and as guests, and shows what the host reports. Everything that it
+//! claims at the end is measured: the guests verify every page they wrote, and the savings are those of
+//! the snapshot that saved most. The demo fails if a guest fails, if the host does not end cleanly, or if
+//! nothing was verified.
 //!
 //! Nothing may be left behind. Every process is ended when its handle is dropped, and ends itself
-//! when this process is gone; the directory is removed when dropped, or by the host if this
-//! process is killed. Ctrl-C reaches only this process, since the children have process groups of
-//! their own, so they end in order: guests, then host.
+//! when this process is gone. The directory is removed when its handle is dropped, or by the host if this
+//! process is killed. Ctrl-C reaches only this process, because the children have process groups of
+//! their own. So they end in order: guests, then host.
 
 pub(crate) mod cast;
 mod content;
@@ -39,8 +39,8 @@ use crate::telemetry::HostStatus;
 use crate::top::Terminal;
 use crate::units::Bytes;
 
-/// How long the whole demo may take beyond the time that the guests run: writing the files, starting,
-/// and the last verification on a slow machine. With the default of 30 s that makes a minute.
+/// How long the whole demo may take beyond the running time of the guests: to write the files, to start,
+/// and to verify at the end on a slow machine. With the default of 30 s that makes a minute.
 const OVERHEAD_MAX: Duration = Duration::from_secs(30);
 
 /// How long the host may take until it answers.
@@ -217,7 +217,7 @@ fn follow(
     Ok(())
 }
 
-/// The status; why the host is gone, if it is, its own log knows better than the connection.
+/// The status. If the host is gone, the error comes from its log, which knows more than the connection.
 fn status_of(client: &Client, crew: &mut Crew<'_>) -> Result<HostStatus, DemoError> {
     match client.status() {
         Err(error) if error.is_gone() => Err(crew.explain_host(error.into())),
@@ -252,7 +252,7 @@ fn refuse_ending(event: Event) -> Result<(), DemoError> {
     }
 }
 
-/// Where progress is told: standard output, or standard error if that is for the result alone.
+/// Where progress is told: on standard output, or on standard error if standard output is for the result alone.
 #[derive(Clone, Copy)]
 struct News {
     quiet: bool,

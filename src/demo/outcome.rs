@@ -1,4 +1,4 @@
-//! What the demo saw and, at its end, what it says.
+//! What the demo has seen, and what it says at its end.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use crate::telemetry::{GuestReport, HostStatus, Rates, Savings, VmStatus, overco
 use crate::top::{Screen, render, summary};
 use crate::units::{Bytes, Pages, VmId};
 
-/// The snapshots of a demo so far, as far as they matter later.
+/// What is kept of the snapshots of a demo so far.
 #[derive(Debug)]
 pub(super) struct Watch {
     configured: Pages,
@@ -20,7 +20,7 @@ pub(super) struct Watch {
     fullest: HostStatus,
     peak: Savings,
     most_used: Pages,
-    /// Each VM as it was last seen, because it takes its counters with it.
+    /// Each VM as it was last seen, because its counters are gone when it ends.
     last_seen: BTreeMap<VmId, VmStatus>,
 }
 
@@ -41,7 +41,7 @@ pub struct Traffic {
     pub swapped_in_bytes: Bytes,
 }
 
-/// How a demo ended well.
+/// The result of a demo that ended well.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct DemoOutcome {
     /// The engine of the host.
@@ -50,17 +50,17 @@ pub struct DemoOutcome {
     pub budget_pages: Pages,
     /// The configured memory of all guests.
     pub configured_pages: Pages,
-    /// Configured guest memory by the budget, less 1, as esxtop counts it.
+    /// Configured guest memory divided by the budget, minus 1, as esxtop counts it.
     pub overcommit: f64,
     /// The most of the budget that was seen in use.
     pub most_used_pages: Pages,
-    /// What the mechanisms saved when they together saved most.
+    /// What the mechanisms saved at the moment at which they saved most together.
     pub fullest: Savings,
     /// When that was, in milliseconds since the host started.
     pub fullest_at_ms: u64,
-    /// The most each mechanism saved at any time.
+    /// The most that each mechanism saved at any time.
     pub peak: Savings,
-    /// What moved.
+    /// What was moved.
     pub traffic: Traffic,
     /// Pages whose content the guests compared with what they had written.
     pub pages_verified: u64,
@@ -68,12 +68,12 @@ pub struct DemoOutcome {
     pub mismatches: u64,
     /// How long the demo took, in milliseconds.
     pub duration_ms: u64,
-    /// What each guest said.
+    /// The report of each guest.
     pub guests: Vec<GuestReport>,
 }
 
 impl Watch {
-    /// Begins with the host before it had a guest.
+    /// Begins with a status of the host before it had a guest.
     pub(super) fn new(options: &DemoOptions, first: HostStatus) -> Self {
         let guests = u64::from(options.guests);
         Self {
@@ -112,7 +112,7 @@ impl Watch {
         format!("{seconds:>3} s: {}", summary(&self.latest))
     }
 
-    /// The end, from what the guests reported.
+    /// The outcome, from the snapshots and the reports of the guests.
     ///
     /// # Errors
     /// [`DemoError::NothingVerified`].
@@ -211,7 +211,7 @@ mod tests {
     use crate::demo::tests::options;
     use crate::telemetry::fixture;
 
-    /// The fixture, then all swapped memory back, then only the second VM.
+    /// Three snapshots: the fixture, then one with other counters and homes, then the same with only the second VM.
     fn watch() -> Watch {
         let mut first = fixture::host();
         first.vms.clear();

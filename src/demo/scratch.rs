@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::DemoError;
 use crate::runtime_dir::RuntimeDir;
 
-/// How the names of all such directories begin; a host removes no other.
+/// The prefix of the names of all such directories. A host removes no other directory.
 pub const SCRATCH_PREFIX: &str = "memvisor-demo-";
 
 /// The directory; dropping it removes it with all that is in it.
@@ -21,9 +21,9 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes the directory in the first place that lets it.
+    /// Makes the directory in the first place where that succeeds.
     ///
-    /// `/var/tmp` comes before `/tmp`, because that is often memory, and a swap file in memory would
+    /// `/var/tmp` is tried before `/tmp`, because `/tmp` is often in memory, and a swap file in memory would
     /// save nothing.
     pub(super) fn new() -> Result<Self, DemoError> {
         let chosen = env::var_os("TMPDIR").filter(|dir| !dir.is_empty());

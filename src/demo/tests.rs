@@ -7,7 +7,7 @@ use super::*;
 use crate::child::{Child, end_all, in_words};
 use crate::telemetry::GuestReport;
 
-/// The options of the default demo, with another program.
+/// The options of a demo that starts this program as host and guests.
 pub(super) fn options(program: &str) -> DemoOptions {
     DemoOptions {
         program: program.into(),
@@ -28,7 +28,7 @@ fn shell(name: &str, script: &str, dir: &Path) -> Child {
     Child::start(name, Path::new("/bin/sh"), ["-c", script], dir).expect("start")
 }
 
-/// Waits until `child` has printed a line: its traps are set then.
+/// Waits until `child` has printed a line, because by then its traps are set.
 fn await_line(child: &Child) {
     let limit = Instant::now() + Duration::from_secs(10);
     while !child.output().expect("readable").ends_with('\n') {
@@ -93,15 +93,15 @@ fn log_tail_is_the_end_of_a_long_log() {
     assert!(tail.ends_with("line 998") && tail.len() <= 2000, "{tail}");
 }
 
-/// A program that is a host or a guest as told; a guest begins once there is a file `$0.up`.
+/// A program that runs the script of a host or of a guest, by its first argument. A guest waits for the file `$0.up`.
 fn program(dir: &Path, host: &str, guest: &str) -> String {
     let path = dir.join("program").to_str().expect("ascii").to_owned();
     let script = format!(
         "#!/bin/sh\ncase $1 in\nhost) {host};;\n\
          guest) until [ -e $0.up ]; do sleep 0.01; done; {guest};;\nesac\n"
     );
-    // Another process writes it: a descriptor of ours could be inherited by what a test beside this
-    // one starts, and a file that is open for writing cannot be executed.
+    // Another process writes it. A descriptor of ours could be inherited by a process that a test in another
+    // thread starts, and a file that is open for writing cannot be executed.
     let write = "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\"";
     let written = std::process::Command::new("/bin/sh")
         .args(["-c", write, &path, &script])
@@ -110,7 +110,7 @@ fn program(dir: &Path, host: &str, guest: &str) -> String {
     path
 }
 
-/// Runs such a program as a host and six guests until they have ended or one has failed.
+/// Runs such a program as a host and six guests until all guests have ended or one process has failed.
 fn run_crew(host: &str, guest: &str) -> Result<Vec<GuestReport>, DemoError> {
     let (dir, signals) = (tempfile::tempdir().expect("tempdir"), signals());
     let options = options(&program(dir.path(), host, guest));
@@ -136,7 +136,7 @@ fn crew_of_good_processes_returns_a_report_of_each_guest() {
 
 #[test]
 fn crew_whose_host_crashes_names_the_host_and_not_a_guest() {
-    // A guest sees the host's sockets close before the host's parent can see that it has ended.
+    // A guest sees the host's sockets close before the host's parent can see that the host has ended.
     let host = "touch $0.up; sleep 0.2; echo out of luck >&2; exit 9";
     let error = run_crew(host, "exit 4").expect_err("crash");
     assert_eq!(error.to_string(), "host ended with code 9: out of luck");

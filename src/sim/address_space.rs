@@ -1,5 +1,5 @@
-//! One simulated guest as its host sees it: its memory, what its page tables and its RAM file are to a real one, and
-//! what its threads have in common.
+//! One simulated guest as its host sees it: its memory, a model of its page tables and its RAM file, and what its
+//! threads share.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex as StdMutex};
@@ -15,17 +15,17 @@ use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
 use crate::units::{FrameId, Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
 use crate::vm::Counter;
 
-/// What the guest meets at a page.
+/// What an access of the guest finds at a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum View {
-    /// RAM that it must ask for.
+    /// RAM that the guest must ask for.
     #[default]
     Closed,
-    /// RAM that it reads and writes.
+    /// RAM that the guest reads and writes.
     Open,
-    /// A frame that it reads.
+    /// A frame that the guest reads.
     Pool(FrameId),
-    /// A frame that it must ask for to read.
+    /// A frame that the guest must ask for before it can read it.
     ClosedPool(FrameId),
 }
 
@@ -51,10 +51,10 @@ struct Page {
     /// What the RAM file holds; `None`: a hole. A hole that the mprotect engine has opened counts as
     /// filled, as its guest may fill it at any moment.
     content: Option<Box<PageBuf>>,
-    /// Whether its next write is noted, because nothing was written or mapped since it was asked about.
+    /// Whether the page counts as unwritten: nothing was written or mapped since the host last asked.
     is_armed: bool,
     wakes: u64,
-    /// How often its guest has asked for something else in its place: what it holds does not matter.
+    /// How many requests of its guest to replace its content are under way. Above zero, the content does not matter.
     unwanted: u32,
 }
 
@@ -63,7 +63,7 @@ struct Page {
 pub(super) struct Countdown(AtomicU32);
 
 impl Countdown {
-    /// It always goes well.
+    /// It always goes well: a failure never comes.
     pub(super) const NEVER: u32 = u32::MAX;
 
     pub(super) fn set(&self, times: u32) {
@@ -95,11 +95,11 @@ pub(super) struct AddressSpace {
     pub(super) accepts: Countdown,
     /// How many it refused to threads that had claimed a page.
     pub(super) refused: Counter,
-    /// Operations that need the guest, which it still lives to see.
+    /// How many more operations that need the guest succeed before it is dead.
     pub(super) life: Countdown,
-    /// To look at it is no point to switch tasks at.
+    /// What the guest last wrote. A std mutex, so that looking at it is no point to switch tasks at.
     memory: StdMutex<Vec<PageBuf>>,
-    /// What its threads serve themselves, if they do.
+    /// The claims by which its threads serve faults themselves, if they do.
     pub(super) claims: Option<Claims>,
     pub(super) line: Line,
 }
@@ -121,7 +121,7 @@ impl AddressSpace {
         }
     }
 
-    /// The guest asks for pages to be taken or attached, or has the answer.
+    /// `true`: the guest asks for pages to be taken or attached. `false`: it has the answer.
     pub(super) fn set_unwanted(&self, run: GfnRun, unwanted: bool) {
         let mut pages = self.pages();
         for gfn in run.iter() {
@@ -135,7 +135,7 @@ impl AddressSpace {
         Mapped { space: self, who }
     }
 
-    /// A faulting thread does what the daemon replied, and says this.
+    /// A faulting thread does what the daemon replied; the message with which it confirms that, if any.
     pub(super) fn obey(&self, reply: Reply) -> Option<Fault> {
         obey(&self.mapped_by(Who::Asked), reply)
     }
@@ -183,7 +183,7 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// What a page reads that maps a frame.
+    /// What a page that maps `frame` reads.
     fn frame(&self, gfn: Gfn, frame: FrameId) -> PageBuf {
         let refs = self.pool().refs(frame);
         assert!(refs > 0, "{gfn} maps {frame:?}, which is free");
@@ -192,7 +192,7 @@ impl AddressSpace {
         content
     }
 
-    /// The guest's kernel drops its mapping of a page that it has, as it does when it moves or swaps
+    /// The guest's kernel drops its mapping of a resident page, as it does when it moves or swaps
     /// memory itself; the next access is a minor fault.
     pub(super) fn forget_mapping(&self, gfn: Gfn) {
         let page = &mut self.pages()[gfn.index()];
@@ -218,7 +218,7 @@ impl AddressSpace {
         claims.map_or(0, |claims| claims.table().given_up())
     }
 
-    /// What the guest meets at a page.
+    /// What an access of the guest finds at a page.
     pub(super) fn view(&self, gfn: Gfn) -> View {
         self.pages()[gfn.index()].view
     }
@@ -242,14 +242,14 @@ impl Page {
     }
 }
 
-/// Which thread of the guest remaps.
+/// Which thread of the guest remaps, which decides whether its kernel may refuse a VMA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Who {
-    /// The memory thread, which may be refused what takes VMAs.
+    /// The memory thread, which may be refused.
     MemoryThread,
-    /// A thread that has claimed a page; the same.
+    /// A thread that has claimed a page; it may be refused too.
     Claimer,
-    /// A thread that does what the daemon said; that it be refused ends its VM, so it never is.
+    /// A thread that does what the daemon said. It is never refused here: a refusal would end its VM.
     Asked,
 }
 
@@ -261,7 +261,7 @@ pub(super) struct Mapped<'a> {
 }
 
 impl Mapped<'_> {
-    /// The guest's kernel may have no VMA for this.
+    /// Takes a VMA for a mapping; `ENOMEM` where the guest's kernel refuses one.
     fn take_vma(&self) -> Result<(), i32> {
         if self.who == Who::Asked || self.space.accepts.step() {
             return Ok(());
@@ -280,7 +280,7 @@ impl Mapped<'_> {
         Ok(())
     }
 
-    /// Changes what the guest meets at pages, for which its kernel has the VMAs.
+    /// Changes what the guest finds at pages. The VMAs for that have been taken.
     fn change(&self, op: Op, run: GfnRun, frame: u32) -> Result<(), i32> {
         let space = self.space;
         let mut frames = (frame..).map(FrameId);
@@ -307,7 +307,7 @@ impl Mapped<'_> {
     }
 }
 
-/// The contract of the engines: each step is one that is allowed with the page as it is.
+/// The contract of the engines: each step must be one that the state of its page allows.
 impl Mapping for Mapped<'_> {
     fn pages(&self) -> u32 {
         u32::try_from(self.space.pages().len()).expect("a few")
@@ -460,7 +460,7 @@ impl Engine for Arc<AddressSpace> {
         }
         for gfn in run.iter() {
             let page = &mut self.pages()[gfn.index()];
-            // Also a hole, and what was frozen after it was written.
+            // This includes holes, and pages that were frozen after they were written.
             if !page.view.is_pool() && !page.is_armed {
                 page.is_armed = true;
                 each(GfnRun::single(gfn));

@@ -7,11 +7,12 @@ use crate::page::Home;
 use crate::remap::{BRIDGE, bridged, freeze};
 use crate::units::{Gfn, runs_of};
 
-/// The first page behind the longest gap behind page 0, and the first behind a longer one.
+/// The page after the longest gap that is still bridged, counted from page 0.
 const NEAR: u32 = 1 + BRIDGE as u32;
+/// The page after a gap that is one page too long, counted from [`NEAR`].
 const FAR: u32 = NEAR + 2 + BRIDGE as u32;
 
-/// The runs that these pages are frozen by: their first pages and how many they are.
+/// The runs by which these pages are frozen: the first page and the length of each.
 fn runs(guest: &Guest, pages: &[u32]) -> Vec<(u32, u32)> {
     let runs = runs_of(pages.iter().copied().map(Gfn));
     let runs = bridged(&guest.vm, &runs);

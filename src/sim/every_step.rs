@@ -1,5 +1,5 @@
-//! One story of a host with two guests, told again and again, in which something fails at each step in turn: the guest
-//! dies, or the disk under its swap file takes a write no more.
+//! One story of a host with two guests, repeated with a failure at each step in turn: the guest dies, or the disk under
+//! its swap file refuses a write.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use crate::share::AttachRequest;
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf};
 
 const PAGES: u32 = 24;
-/// More steps than the story has; the tests say how many there were.
+/// More steps than the story has.
 const ENDLESS: u32 = 1000;
 
-/// A host on which both guests have written all their pages: some zero, some equal to others, some that compress and some
-/// that do not.
+/// A host on which both guests have written all their pages: some zero, some equal to others, some that compress and
+/// some that do not.
 fn prologue(kind: EngineKind) -> (Host, [Guest; 2]) {
     let host = Host::roomy();
     let guests = [1, 2].map(|id| {
@@ -38,12 +38,12 @@ fn prologue(kind: EngineKind) -> (Host, [Guest; 2]) {
         guest
     });
     let [first, mut second] = guests;
-    // It leaves hints, so that the other finds pages like its own.
+    // The scan leaves hints, so that the first guest finds pages equal to its own.
     second.scan();
     (host, [first, second])
 }
 
-/// All that a worker does with its guest.
+/// Everything that a worker does with its guest: scan, sample, evict, attach, inflate, deflate, trim, change pools.
 fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
     let (vm, handle) = (Arc::clone(&guest.vm), guest.worker.handle.clone());
     handle.change(|it| (it.scan_rate, it.sample_period) = (FAST, PAUSE));
@@ -77,7 +77,8 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
     guest.worker.try_wait(PAUSE)
 }
 
-/// A guest that dies after so many steps leaves nothing, and the other keeps every byte. Whether it died.
+/// Has a guest die after this many steps, and checks that it leaves nothing and that the other guest keeps every byte.
+/// Whether the guest died before the story ended.
 pub(super) fn die_after(kind: EngineKind, steps: u32) -> bool {
     let (host, [mut doomed, mut other]) = prologue(kind);
     doomed.space.life.set(steps);
@@ -101,7 +102,8 @@ fn guest_that_dies_at_any_step_leaves_nothing_and_takes_nothing_along() {
     }
 }
 
-/// The disk takes so many writes and then fails for `writes` of them. Whether it failed at all.
+/// Has the disk take `steps` writes and then fail for `writes` of them, and checks that no byte is lost. Whether it
+/// failed at all.
 fn fail_after(kind: EngineKind, steps: u32, writes: u32, errno: Errno) -> bool {
     let (host, [mut guest, other]) = prologue(kind);
     guest.disk.fail_after(steps, writes, Some(errno));

@@ -1,4 +1,4 @@
-//! What fails around the core: disks, memory, VMAs, guests. Each costs what it must and no more.
+//! Failures around the core: of disks, memory, VMAs, guests. Each costs what it must and no more.
 
 use memvisor_guest_agent::protocol::balloon::PageStatus;
 use memvisor_guest_agent::protocol::memory::Fault;
@@ -18,7 +18,7 @@ use crate::vm::{Blocked, Means};
 
 const PAGES: u32 = 64;
 
-/// A guest that gets what it asks for and no more.
+/// A guest that gets the page it asks for and none ahead.
 fn spec(kind: EngineKind) -> Spec {
     Spec {
         ahead: 0,
@@ -26,17 +26,17 @@ fn spec(kind: EngineKind) -> Spec {
     }
 }
 
-/// Has a guest of each kind live through something.
+/// Runs `story` with a guest of each engine.
 fn each(story: impl Fn(&Host, &mut Guest)) {
     scenario::each(KINDS.map(spec), story);
 }
 
-/// What takes half an arena page.
+/// A page that takes half an arena page once it is compressed.
 fn half(seed: u32) -> PageBuf {
     samples::mixed(seed.into(), 1900)
 }
 
-/// Writes pages that leave for the cache one at a time; they in the order in which they did.
+/// Writes pages and has them evicted to the cache one at a time; the pages in the order in which they left.
 fn fill_cache(guest: &mut Guest, pages: u32, content: fn(u32) -> PageBuf) -> Vec<Gfn> {
     (0..pages).for_each(|gfn| guest.write(gfn, content(gfn)));
     (0..pages).for_each(|_| assert_eq!(guest.evict(1), 1));
@@ -91,8 +91,8 @@ fn damaged_zip_slot_is_not_spilled_as_if_it_were_whole() {
     });
 }
 
-/// The cap or the limit falls while the cache is full: its oldest pages move on to swap, and the memory is really given
-/// back.
+/// The cap or the limit falls while the cache is full: its oldest pages move on to swap, and their memory is given back
+/// to the budget. Only pages that a limit pushed out are ghosts, which count when they return.
 #[test]
 fn lowered_cap_or_limit_trims_the_oldest_pages_of_the_cache() {
     type Lower = fn(&mut ZipCache, u32);
@@ -128,8 +128,8 @@ fn lowered_cap_or_limit_trims_the_oldest_pages_of_the_cache() {
     }
 }
 
-/// Nothing is mapped, the cache has all of it and the host has not a page left: the oldest of the cache
-/// go to swap.
+/// No page is mapped, the cache holds all of them, and the host has no page left: the oldest pages of the
+/// cache go to swap.
 #[test]
 fn guest_whose_pages_are_all_compressed_is_evicted_from_its_cache() {
     each(|host, guest| {
@@ -147,12 +147,13 @@ fn guest_whose_pages_are_all_compressed_is_evicted_from_its_cache() {
     });
 }
 
-/// The cache is full, and what leaves it empties pages of blocks that are still in use: they are of no use to
-/// a page of another length, and pay for the one that it takes.
+/// The cache is full. What leaves it empties arena pages of blocks that are still in use. A compressed page of
+/// another length cannot be stored there, but the emptied pages pay for the arena page that it takes.
 #[test]
 fn pages_emptied_in_a_block_pay_for_a_page_of_another() {
     each(|host, guest| {
-        // In the first slot of the first block, and the last to leave.
+        // Evicted again, the oldest page becomes the youngest. It keeps the first block in use: it is in its first slot
+        // and the last to leave.
         let first = fill_cache(guest, 52, |gfn| samples::mixed(gfn.into(), 1200))[0];
         guest.read(first.0);
         assert_eq!(guest.evict(1), 1);
@@ -166,7 +167,7 @@ fn pages_emptied_in_a_block_pay_for_a_page_of_another() {
         assert_eq!(guest.evict(1), 1);
         assert!(matches!(guest.home(52), Home::Compressed(_)));
         assert_eq!(guest.vm.stats.spilled.get(), 32);
-        // A page of the first block, six of the second, and that of the new one.
+        // One page of the first block, six of the second, and one of the new block.
         assert_eq!(zip(guest), (Pages(21), 8));
         assert_eq!(host.budget.used().0, used - 1 - 16 + 8);
     });
@@ -187,7 +188,7 @@ fn failing_swap_file_leaves_pages_where_they_are() {
         (8..12).for_each(|gfn| guest.write(gfn, noise(99)));
         assert_eq!(guest.scan(), 4);
         fail(guest, Errno::EIO);
-        // They go first.
+        // The shared pages are victims only once these have left.
         (0..8).for_each(|gfn| guest.write(gfn, noise(gfn)));
         fail(guest, Errno::ENOSPC);
         fail(guest, Errno::EIO);
@@ -198,7 +199,7 @@ fn failing_swap_file_leaves_pages_where_they_are() {
     });
 }
 
-/// Where the first pages of a guest are, by a letter each.
+/// Where the first 13 pages of a guest are, one letter for each.
 fn places(guest: &Guest) -> String {
     let letter = |(_, home)| match home {
         Home::Resident => 'R',
@@ -211,8 +212,8 @@ fn places(guest: &Guest) -> String {
     guest.homes().take(13).map(letter).collect()
 }
 
-/// Four pages compress, four do not, two are zero, and three are equal, of which two are shared before: those need no
-/// means to be shared, and no other place to go to.
+/// Four pages compress, four do not, two are zero and three are equal. Two of the three are shared beforehand, so the
+/// third can leave by any means: it joins their frame. Zero pages can leave by any means, too.
 #[test]
 fn eviction_keeps_to_its_means() {
     const NEITHER: Means = Means {
@@ -248,7 +249,7 @@ fn eviction_keeps_to_its_means() {
 #[test]
 fn refused_freeze_leaves_pages_to_their_guest() {
     alone(spec(EngineKind::Mprotect), |host, guest| {
-        // Each is a run, and some freeze before one is refused.
+        // Each page is a run of its own, so that three runs freeze before one is refused.
         apart().for_each(|gfn| guest.write(gfn, noise(7)));
         guest.space.accepts.set(3);
         assert_eq!(guest.evict(64), 0);
@@ -267,8 +268,8 @@ fn refused_freeze_leaves_pages_to_their_guest() {
 fn frames_that_cannot_be_mapped_are_given_back() {
     each(|_, guest| {
         apart().for_each(|gfn| guest.write(gfn, noise(7)));
-        // One page is the hint, seven single pages are candidates, and three of them are mapped. Freezing
-        // them takes VMAs where they are closed by protection.
+        // One page is the hint, and the other seven are candidates. Three of them can be mapped. With mprotect,
+        // freezing each of the seven takes a VMA first.
         let freezes = match guest.vm.engine.kind() {
             EngineKind::Mprotect => 7,
             EngineKind::Uffd => 0,
@@ -303,8 +304,8 @@ fn exhausted_memory_makes_faults_wait_until_some_comes_free() {
     });
 }
 
-/// First touches wait while the policy says so, though there is memory. Where nothing can be evicted from anybody, a guest
-/// goes on with what it has: only then its balloon agent can help.
+/// First touches wait while the policy says so, though there is memory. Refills and breaks go on meanwhile: a guest
+/// that stands still could not run its balloon agent, and where nothing can be evicted only the balloon helps.
 #[test]
 fn blocked_guest_waits_and_one_blocked_from_growing_still_gets_its_own_pages() {
     each(|_, guest| {
@@ -329,7 +330,7 @@ fn blocked_guest_waits_and_one_blocked_from_growing_still_gets_its_own_pages() {
 fn broken_by_one_write(kind: EngineKind, count: u32, exceeded: bool) -> u64 {
     let host = Host::roomy();
     let run = 10..10 + count;
-    // Two of each: the second finds the frame that the first made.
+    // Two pages of each content, one in each guest: the second scan finds the frame that the first made.
     let [mut guest, mut other] = [1, 2].map(|id| {
         let mut guest = host.start(id, spec(kind));
         let bytes = |gfn| PageBuf([gfn as u8; PAGE_SIZE]);
@@ -367,7 +368,7 @@ fn break_over_the_budget_of_vmas_takes_the_rest_of_the_run() {
     for kind in KINDS {
         assert_eq!(broken_by_one_write(kind, 12, false), 1);
         assert_eq!(broken_by_one_write(kind, 12, true), 8);
-        // Of more than 32 pages behind it, the rest is worth its VMAs.
+        // A rest of more than 32 pages is worth its VMAs and stays shared: only the written page is broken out.
         assert_eq!(broken_by_one_write(kind, 36, true), 32);
         assert_eq!(broken_by_one_write(kind, 37, true), 1);
     }
@@ -402,7 +403,7 @@ fn guest_that_dies_in_a_fault_costs_nothing_afterwards() {
             assert!(is_told, "{error:?}");
         }
         assert_eq!(host.budget.used(), used);
-        // Its pages are looked at once more.
+        // `alone` reads its pages once more.
         guest.space.life.set(Countdown::NEVER);
     });
 }

@@ -18,12 +18,12 @@ use crate::vm::Vm;
 pub(super) struct Line {
     events: Mutex<VecDeque<Event>>,
     replies: Mutex<HashMap<usize, Reply>>,
-    /// The time of who serves it.
+    /// The clock of the fault thread that serves this line.
     pub(super) clock: Clock,
 }
 
 impl Line {
-    /// A guest's thread waits for a page in the kernel, or says something over a channel.
+    /// Reports that a guest's thread waits for a page in the kernel, or says something over a channel.
     pub(super) fn send(&self, event: Event) {
         self.events.lock().push_back(event);
     }
@@ -38,7 +38,7 @@ impl Line {
     }
 }
 
-/// Where the core reads the time and answers.
+/// Through this the core reads the time and answers the guest.
 impl Driver for Arc<AddressSpace> {
     fn now(&self) -> Instant {
         self.line.clock.now()
@@ -55,14 +55,14 @@ impl Driver for Arc<AddressSpace> {
     }
 }
 
-/// A fault thread without descriptors. Its clock stands still until it is told that time has passed, so nothing that was
-/// parked is looked at again by chance: a wake-up that is forgotten is a fault that waits for ever.
+/// A fault thread without descriptors. Its clock stands still until a test lets time pass, so parked faults are never
+/// looked at again by chance: a forgotten wake-up is a fault that waits for ever.
 #[derive(Debug)]
 pub(super) struct FaultThread {
     pub(super) core: Core,
     vm: Arc<Vm>,
     space: Arc<AddressSpace>,
-    /// How long the core is at each event.
+    /// How long the core takes for each event.
     pub(super) takes: Duration,
 }
 
@@ -76,7 +76,8 @@ impl FaultThread {
     ) -> Self {
         let (vm, attacher) = (Arc::clone(vm), Box::new(worker.clone()));
         let clock = &space.line.clock;
-        // The VM counts from when it was made, which is later than the clock was.
+        // The VM counts its time from when it was made, and it was made after the clock. Without this, the clock would
+        // be behind the VM's start.
         clock.pass(clock.now().elapsed());
         let now = clock.now();
         Self {
@@ -87,7 +88,7 @@ impl FaultThread {
         }
     }
 
-    /// Serves what there is to serve; whether there was anything.
+    /// Serves all that waits; whether there was anything.
     pub(super) fn turn(&mut self) -> Result<bool, Ended> {
         let mut busy = false;
         while let Some(event) = self.space.line.receive() {

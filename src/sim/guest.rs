@@ -14,7 +14,7 @@ use crate::fault::Event;
 use crate::units::{Gfn, PAGE_SIZE, PageBuf};
 use crate::vm::Vm;
 
-/// A page is accessed in two halves, so that it can move between them.
+/// A page is accessed in two halves, so that the daemon can move it between them.
 const HALF: usize = PAGE_SIZE / 2;
 
 /// What a thread does with a page.
@@ -36,7 +36,7 @@ struct Running {
 #[derive(Debug)]
 enum Wait {
     Nothing,
-    /// It has claimed a page and looks away for a moment.
+    /// The thread has claimed a page; other tasks get a turn before it goes on.
     Claimed(Work),
     /// Another thread has claimed the page.
     Asleep {
@@ -46,12 +46,12 @@ enum Wait {
     Kernel {
         wakes: u64,
     },
-    /// The daemon's, of a page whose row may go on.
+    /// For the daemon's reply. With a page whose row may go on, the guest continues the row itself afterwards.
     Reply(Option<Touched>),
 }
 
-/// A thread; it runs as far as it can each time it is polled. Two threads of one guest must not use
-/// the same pages.
+/// A thread that runs as far as it can each time it is polled. Two threads of one guest must not write the same
+/// page: a read compares with what was last written.
 #[derive(Debug)]
 pub(super) struct GuestThread {
     vm: Arc<Vm>,
@@ -87,13 +87,13 @@ impl GuestThread {
         }
     }
 
-    /// Begins something; the thread must have ended what it did before.
+    /// Begins `op`; the thread must have ended what it did before.
     pub(super) fn begin(&mut self, gfn: Gfn, op: Op) {
         assert!(self.running.is_none(), "a thread does one thing at a time");
         self.running = Some(Running { gfn, op, at: 0 });
     }
 
-    /// Whether it waits for nobody.
+    /// Whether it can go on without anybody else.
     pub(super) const fn can_go_on(&self) -> bool {
         matches!(self.wait, Wait::Nothing | Wait::Claimed(_))
     }
@@ -123,7 +123,7 @@ impl GuestThread {
         true
     }
 
-    /// What it waits for now.
+    /// What the thread waits for now, having waited for `wait`.
     fn go_on(&self, wait: Wait) -> Wait {
         match wait {
             Wait::Kernel { wakes } if self.space.wakes(self.page().0) == wakes => wait,
@@ -147,7 +147,7 @@ impl GuestThread {
         }
     }
 
-    /// What it waits for after an access that did not go through.
+    /// What the thread waits for after an access that did not go through.
     fn fault(&self, trap: Trap) -> Wait {
         let (gfn, write) = self.page();
         match (trap, &self.space.claims) {

@@ -1,4 +1,4 @@
-//! A simulated host: budget, pools, guests, and the comparison of all that is counted.
+//! A simulated host: budget, pools, guests, and the check that every counter is right.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub(super) struct Spec {
     pub(super) threads: usize,
     /// Whether its threads serve some of their faults themselves.
     pub(super) inline: bool,
-    /// The most pages that it is given before it asks for them.
+    /// The most pages that it is given ahead, before it asks for them.
     pub(super) ahead: u32,
 }
 
@@ -83,7 +83,7 @@ pub(super) struct Host {
 impl Host {
     /// A host without guests, with one pool of `frames` frames for each salt.
     pub(super) fn new(total: u64, reserve: u64, salts: usize, frames: u32) -> Self {
-        // Roomy, so that no hint has to go that is true.
+        // Roomy, so that no true hint is ever displaced.
         let hints = Arc::new(Hints::new(Pages(HINTED)).expect("memory"));
         let pool = |salt| Pool::new(&format!("sim-{salt}"), frames, &hints).expect("a small memfd");
         Self {
@@ -100,7 +100,7 @@ impl Host {
             name: format!("vm-{id}"),
             pages: spec.pages,
             workload: String::new(),
-            // Its table is no memory that anybody counts.
+            // Not even for an inline guest: its claim table is a model here, and nobody charges memory for it.
             inline: false,
         };
         if !self.budget.take(params.metadata().0, Urgency::Touch) {
@@ -123,7 +123,7 @@ impl Host {
         let vm = Vm::new(id, params, Box::new(Arc::clone(&space)), parts).expect("memory");
         let vm = Arc::new(vm);
         let worker = Worker::new(&vm, Arc::clone(&self.peers) as _, self.clock.clone());
-        // Whatever is searched for is searched for with both.
+        // Both choices of victims are tested by every search: every other guest has second chance.
         worker
             .handle
             .change(|it| it.second_chance = id.0.is_multiple_of(2));
@@ -140,7 +140,7 @@ impl Host {
         })
     }
 
-    /// The guest's process has ended, whatever its threads were doing.
+    /// Ends a guest as if its process had died, whatever its threads were doing.
     pub(super) fn bury(&self, guest: Guest) {
         self.peers.0.lock().remove(&guest.vm.id);
         guest.faults.core.end();
@@ -148,14 +148,14 @@ impl Host {
         guest.vm.tear_down();
     }
 
-    /// Has a worker share in the pool of this number from now on, or with nobody.
+    /// Moves a worker's VM to the pool of this number, or to none, where it shares with nobody.
     pub(super) fn join(&self, worker: &WorkerHandle, pool: Option<usize>) {
         let pool = pool.map(|pool| Arc::clone(&self.pools[pool]));
         assert!(worker.suggest(Job::Join(pool)), "a queue with room");
     }
 
-    /// Compares all that is counted with what is there, and every page with what its guest wrote.
-    /// Nobody may be moving pages; faults may be unconfirmed.
+    /// Compares every counter with what is there, and every page with what its guest wrote. Nobody may be
+    /// moving pages meanwhile; faults may be unconfirmed.
     ///
     /// # Panics
     /// When something differs.
@@ -173,7 +173,7 @@ impl Host {
         assert!(self.budget.used() <= self.budget.total());
     }
 
-    /// All guests have been buried: nothing is left.
+    /// Checks that nothing is left once all guests are buried.
     pub(super) fn check_empty(&self) {
         self.check(&[]);
         assert_eq!(self.budget.used(), Pages(0));
@@ -184,7 +184,7 @@ impl Host {
     }
 }
 
-/// Compares a pool with the frames that its guests name; how many there are.
+/// Compares a pool with the frames that its guests refer to; how many frames there are.
 fn check_pool(pool: &Pool, named: impl Iterator<Item = FrameId>) -> u64 {
     let mut users: HashMap<FrameId, u32> = HashMap::new();
     named.for_each(|frame| *users.entry(frame).or_default() += 1);
@@ -206,19 +206,20 @@ impl Guest {
         gfns.map(|gfn| (gfn, self.vm.table.entry(gfn).home()))
     }
 
-    /// What it holds of the budget, but for frames and for what is granted to it.
+    /// The pages of the budget that the guest holds, except frames and pages granted to it but not collected.
     pub(super) fn charged(&self) -> u64 {
         self.vm.settle_done();
         let zip = u64::from(self.vm.zip.lock().pages_used());
         self.vm.params.metadata().0 + zip + self.space.allocated().0 + self.credits()
     }
 
-    /// Pages that the guest holds and that are not in its RAM yet.
+    /// Credits that the guest holds and that are not yet pages of its RAM.
     fn credits(&self) -> u64 {
         let Some(claims) = self.vm.table.claims() else {
             return 0;
         };
-        // A frozen page has its memory, and no credit is used for it.
+        // A claimed page of another home that is already filled is counted as RAM, so its credit must not count again.
+        // A frozen page is resident: it has its memory, and its claim uses no credit.
         let is_filled = |(gfn, home): &(Gfn, Home)| {
             *home != Home::Resident
                 && self.space.is_taken(*gfn)
@@ -258,7 +259,7 @@ impl Guest {
     fn check_page(&self, gfn: Gfn, home: Home) {
         let (entry, view) = (self.vm.table.entry(gfn), self.space.view(gfn));
         let text = || format!("VM {}: {gfn} {entry:?} {view:?}", self.vm.id);
-        // What a thread is in the middle of has the content of its home, and nothing else is known.
+        // Of a page that a thread is just bringing, only its content is known: that of its home.
         if !self.space.is_taken(gfn) {
             let is_present = self.space.content(gfn).is_some();
             let breaking = entry.is_locked() && matches!(home, Home::Shared(_));
@@ -272,7 +273,8 @@ impl Guest {
                 _ => view == View::Closed,
             };
             assert!(is_right, "{}", text());
-            // Or its fault would be told to retry for ever. With userfaultfd a mapping can be lost behind our back.
+            // Otherwise its faults would be answered with "retry" for ever. Not for userfaultfd, where the kernel may
+            // drop a mapping behind our back.
             let is_told = entry.is_open() && self.vm.engine.kind() == EngineKind::Mprotect;
             assert!(!is_told || view == View::Open, "{}", text());
         }
@@ -308,7 +310,7 @@ impl Guest {
     pub(super) fn drive(&mut self, thread: usize) -> bool {
         loop {
             if self.threads[thread].poll() {
-                // Its last confirmation.
+                // Lets the fault thread receive the thread's last confirmation.
                 self.turn();
                 return true;
             }
@@ -319,7 +321,7 @@ impl Guest {
         }
     }
 
-    /// Has a thread begin something and go on as far as it can; whether it has ended.
+    /// Has a thread begin `op` and go on as far as it can; whether `op` has ended.
     pub(super) fn attempt(&mut self, thread: usize, gfn: u32, op: Op) -> bool {
         self.threads[thread].begin(Gfn(gfn), op);
         self.drive(thread)
@@ -330,7 +332,7 @@ impl Guest {
         self.faults.turn().expect("the guest can go on")
     }
 
-    /// The policy says what waits; what need not any more is served.
+    /// Sets which faults wait by order of the policy, and calls the fault thread for those that need not any more.
     pub(super) fn block(&self, blocked: Blocked) {
         self.vm.orders.set_blocked(blocked);
         self.vm.parking.ring();

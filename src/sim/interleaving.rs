@@ -20,18 +20,18 @@ use crate::sync::{self, AtomicU32, Ordering};
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, VmId};
 use crate::vm::Vm;
 
-/// Schedules of each test; `MEMVISOR_MODEL_ITERATIONS` replaces it.
+/// Schedules of each test, unless `MEMVISOR_MODEL_ITERATIONS` says otherwise.
 const SCHEDULES: usize = 1_800;
 const PAGES: u32 = 6;
 const METADATA: u64 = 17;
-/// Memory that is left to the guests then, when each has one page of its own in RAM or none.
+/// Pages left to the guests once the rest of the host is taken, when each guest has one page of its own in RAM or none.
 const LEFT: u64 = 3 + RESERVE;
 const RESERVE: u64 = 2;
 const VMA_BUDGET: u32 = 100;
-/// What each thread of a guest does in a schedule, and what the policy wants of both.
+/// How many things each thread of a guest does in a schedule, and how many orders the policy gives both guests.
 const OPS: usize = 6;
 const ORDERS: usize = 12;
-/// What does not happen while disks work, or too seldom to be relied on.
+/// What does not happen while disks work, or happens too seldom to be relied on.
 const NEVER: [&str; 3] = ["evict_failed", "swap_errors", "mismatched"];
 
 /// What happens only to guests that serve themselves.
@@ -51,7 +51,7 @@ fn common(number: u32) -> PageBuf {
     PageBuf([number as u8 % 4 + 1; PAGE_SIZE])
 }
 
-/// Zero, common to many pages, half and hardly compressible.
+/// A page that is zero, common to many, compressible to about half, or hardly compressible.
 fn content() -> PageBuf {
     match thread_rng().gen_range(0..8) {
         0 => PageBuf::zeroed(),
@@ -61,7 +61,7 @@ fn content() -> PageBuf {
     }
 }
 
-/// A thread of a guest, with what its agents do for it.
+/// The program of one thread of a guest, with what the agents of the guest do for it.
 struct Program<'a> {
     guest: &'a mut GuestThread,
     threads: u32,
@@ -69,7 +69,7 @@ struct Program<'a> {
 }
 
 impl Program<'_> {
-    /// It owns every `threads`th page, so what it reads must be what it wrote.
+    /// A page that only this thread uses: each thread owns every `threads`th page, so it must read what it wrote.
     fn page(&self) -> Gfn {
         let row = thread_rng().gen_range(0..PAGES / self.threads);
         Gfn(row * self.threads + self.guest.channel as u32)
@@ -89,7 +89,7 @@ impl Program<'_> {
         }
     }
 
-    /// Sometimes the agent wants the page back before it has the answer.
+    /// Gives a page to the balloon. Sometimes the agent wants it back before it has the answer.
     fn inflate(&self, gfn: Gfn) {
         let run = GfnRun::single(gfn);
         self.guest.space.set_unwanted(run, true);
@@ -122,8 +122,8 @@ impl Program<'_> {
     }
 }
 
-/// Starts the tasks of one guest: its threads, of which so many run in all, its fault thread and its worker. These two
-/// go on until there are none: memory that one guest waits for may be another's.
+/// Starts the tasks of one guest: its threads, its fault thread and its worker. `running` counts the threads of all
+/// guests; fault threads and workers go on until it is zero, because a guest may wait for memory that another holds.
 fn start<'a>(scope: &'a Scope<'a, '_>, guest: &'a mut Guest, running: &'a AtomicU32) {
     let threads = u32::try_from(guest.threads.len()).expect("a few");
     for thread in &mut guest.threads {
@@ -155,7 +155,7 @@ fn spec(kind: EngineKind, threads: usize) -> Spec {
 #[derive(Clone, Copy)]
 struct Scene {
     specs: [Spec; 2],
-    /// Breaks take the end of their run along, which is pages of the other thread.
+    /// The VMA budget falls at times. Then a break also breaks the rest of its run, with pages of the other thread.
     is_short_of_vmas: bool,
     /// A third guest, which shares frames with the others, dies at some time.
     is_fatal: bool,
@@ -199,7 +199,8 @@ impl Scene {
         for guest in &mut guests {
             order(&guest.vm, 0);
             guest.vm.vmas.set_budget(VMA_BUDGET);
-            // Its fault thread would, after a rest; who leaves a pool needs memory.
+            // A running fault thread takes unused credits back after a rest. Here they must be back at once, because a
+            // guest that leaves its pool needs the memory.
             guest.vm.take_back_credits();
             witness.note(&guest.vm);
         }
@@ -207,7 +208,7 @@ impl Scene {
         host.end(guests);
     }
 
-    /// The policy and the operator: what they want of two guests, and the time that passes.
+    /// Plays the policy and the operator: gives orders to both guests and lets time pass.
     fn govern(self, host: &Host, running: &AtomicU32) {
         let vms = [VmId(1), VmId(2)].map(|id| host.peers.get(id).expect("it lives"));
         let any = || &vms[thread_rng().gen_range(0..vms.len())];
@@ -227,7 +228,7 @@ impl Scene {
             host.join(worker, Some(0));
         }
         while running.load(Ordering::SeqCst) > 0 {
-            // Not each time: in a schedule of equal turns every page could be taken back before the guest has
+            // Not every time: if all tasks take equal turns, each page could be evicted again before its guest has
             // used it.
             let is_short = host.budget.starving() > 0 && thread_rng().gen_bool(0.5);
             order(&any().0, if is_short { 2 } else { 0 });
@@ -255,7 +256,8 @@ impl Scene {
         }
     }
 
-    /// A host on which the guests share what they can, and have the rest in their caches: pages to fight over.
+    /// A host whose guests share what they can and have the rest in their caches, so that every task has pages to
+    /// contend for.
     fn prepare(self) -> (Host, Vec<Guest>) {
         let third = self.is_fatal.then_some(self.specs[0]);
         let count = 2 + u64::from(self.is_fatal);
@@ -264,7 +266,7 @@ impl Scene {
         let mut guests: Vec<Guest> = Vec::new();
         for (id, spec) in (1..).zip(self.specs.into_iter().chain(third)) {
             let mut guest = host.start(id, spec);
-            // A run that the others have too, and what is its own.
+            // A run that all guests have in common, then pages of its own.
             guest.write_all(|gfn| match gfn {
                 0..4 => common(gfn),
                 _ => samples::mixed(u64::from(id * PAGES + gfn), 1800),
@@ -282,7 +284,7 @@ impl Scene {
     }
 }
 
-/// A guest dies at some time. Its memory comes free: not before the others have been short of some.
+/// A guest dies after a random number of turns. Until then its memory is missing to the others, which have too little.
 fn die(host: &Host, doomed: Vec<Guest>) {
     for _ in 0..thread_rng().gen_range(0..30) {
         yield_now();
@@ -290,7 +292,7 @@ fn die(host: &Host, doomed: Vec<Guest>) {
     doomed.into_iter().for_each(|guest| host.bury(guest));
 }
 
-/// A scene with guests of these engines, of which so many serve themselves.
+/// A scene with guests of these engines, the first `inline` of which serve themselves.
 fn scene(kinds: [EngineKind; 2], inline: usize) -> Scene {
     let mut specs = [spec(kinds[0], 2), spec(kinds[1], 1)];
     specs[..inline].iter_mut().for_each(|it| it.inline = true);
@@ -301,7 +303,7 @@ fn scene(kinds: [EngineKind; 2], inline: usize) -> Scene {
     }
 }
 
-/// Plays a scene with a guest that serves itself in the schedule that runs.
+/// Plays a scene with a guest that serves itself once, in the current schedule.
 pub(super) fn play_once() {
     scene([Uffd, Mprotect], 1).play(&Witness::default());
 }

@@ -12,17 +12,17 @@ use crate::vm::{Eviction, Means};
 
 const PAGES: u32 = 64;
 
-/// Has the worker evict so many pages from now on, as far as it can at once.
+/// Orders the worker to evict this many pages from now on, and lets it do what it can at once.
 fn reclaim(guest: &mut Guest, pages: u64) {
     order(&guest.vm, pages);
     guest.worker.wait(PAUSE);
 }
 
-/// Has a fault wait for memory, of which there is none left for faults.
+/// Has a fault wait for memory at a floor that leaves none to faults.
 fn wait_at_the_floor(host: &Host, guest: &mut Guest) {
     guest.vm.take_back_credits();
     host.budget.set_floor(host.budget.free());
-    // None that came ahead.
+    // The last page, which did not come ahead with another one.
     let write = Op::Write(Box::new(small(1)));
     let is_served = guest.attempt(0, PAGES - 1, write);
     assert!(!is_served, "nothing is free for faults");
@@ -54,8 +54,8 @@ fn order_is_carried_out_while_less_is_free_than_the_aim_and_no_further() {
     });
 }
 
-/// They wait for what is evicted, with memory left that is not theirs to take, and a guest that serves itself is given
-/// some of that memory in advance.
+/// Faults wait for evicted pages though memory is left, because the floor keeps it from them. A guest that serves
+/// itself is given some of the evicted pages as credits.
 #[test]
 fn faults_wait_at_the_floor_and_go_on_with_what_is_evicted() {
     each(Spec::all(PAGES), |host, guest| {
@@ -87,8 +87,8 @@ fn page_that_is_wanted_back_while_it_is_frozen_stays() {
     });
 }
 
-/// Its queue has pages that their guest has back, and that nothing froze since. Were one of them taken, what
-/// the guest writes meanwhile would be lost.
+/// The queue of frozen victims holds pages that their guest has opened since and that could not be frozen again. If one
+/// of them were evicted, what the guest writes meanwhile would be lost.
 #[test]
 fn page_that_a_guest_refused_to_freeze_is_not_taken_for_frozen() {
     alone(Spec::of(EngineKind::Mprotect, PAGES), |_, guest| {
@@ -109,7 +109,8 @@ fn page_that_a_guest_refused_to_freeze_is_not_taken_for_frozen() {
     });
 }
 
-/// The first round of the hand finds out of each page whether it compresses, and frees none. Who waits is not to wait for that.
+/// In the first round of the hand, the worker tries to compress each page and frees none of those that do not compress.
+/// While a fault waits, such pages go to swap at once instead.
 #[test]
 fn pages_that_do_not_compress_go_at_once_while_a_fault_waits_and_nothing_else_goes() {
     each(Spec::all(PAGES), |host, guest| {
@@ -149,7 +150,7 @@ fn page_that_does_not_compress_goes_when_nothing_else_does() {
     });
 }
 
-/// What waited by the one choice of victims is nothing to try at once by the other.
+/// Pages that waited as victims of one choice (second chance) do not count as work at hand for the other (random).
 #[test]
 fn worker_that_finds_nothing_rests_after_the_choice_of_victims_has_changed() {
     each(Spec::all(PAGES), |host, guest| {

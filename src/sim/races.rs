@@ -1,4 +1,4 @@
-//! Meetings that guests and workers left to themselves seldom have, in any schedule.
+//! Races that guests and workers seldom have by themselves, staged and played in any schedule.
 
 use shuttle::thread::{self, yield_now};
 
@@ -31,12 +31,12 @@ fn guests(first: Spec, content: fn(u32) -> u8) -> (Host, [Guest; 2]) {
     (host, guests)
 }
 
-/// Both workers make a frame of the same content; one of them is too late.
+/// Both workers want to make a frame of the same content; one of them comes too late.
 #[test]
 fn workers_with_equal_pages_in_any_schedule_make_one_frame() {
     sync::model(SCHEDULES, || {
         let (host, mut guests) = guests(spec(EngineKind::Uffd), |_| 7);
-        // Each finds a page that is like another of its own, and nothing shared.
+        // Each worker finds equal pages in its own guest, and no shared frame yet.
         thread::scope(|scope| {
             for guest in &mut guests {
                 scope.spawn(|| {
@@ -50,10 +50,10 @@ fn workers_with_equal_pages_in_any_schedule_make_one_frame() {
     });
 }
 
-/// Short of VMAs, a break locks the run behind its page, while the worker evicts pages out of it.
+/// Short of VMAs, a break locks the run behind its page while the worker evicts a page out of that run.
 #[test]
 fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
-    // The eviction must come between two steps of the fault thread that follow each other.
+    // More schedules than elsewhere: the eviction must fall between two consecutive steps of the fault thread.
     sync::model(4 * SCHEDULES, || {
         let (host, [mut first, mut second]) = guests(spec(EngineKind::Uffd), |gfn| gfn as u8 + 1);
         first.scan();
@@ -63,7 +63,7 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
         assert_eq!(first.vm.table.count(Home::Shared(FrameId(0))), 6);
         first.vm.vmas.set_budget(1);
         drop(first.vm.vmas.change(1));
-        // One, so that the run has a gap and goes on behind it.
+        // Only one page, so that the run goes on behind the gap.
         order(&first.vm, 1);
         first.threads[0].begin(Gfn(0), Op::Write(Box::new(PageBuf([9; PAGE_SIZE]))));
         thread::scope(|scope| {
@@ -78,7 +78,7 @@ fn break_of_a_run_beside_its_eviction_in_any_schedule_breaks_what_is_shared() {
     });
 }
 
-/// Two threads of a guest read one compressed page, which its worker wants too.
+/// Two threads of a guest read the same compressed page while its worker wants to spill it.
 #[test]
 fn threads_at_one_page_in_any_schedule_bring_it_once() {
     sync::model(SCHEDULES, || {

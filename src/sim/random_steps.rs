@@ -19,24 +19,24 @@ use crate::share::AttachRequest;
 use crate::units::{Gfn, GfnRun, PageBuf, Pages, VmId};
 use crate::vm::{Blocked, Means};
 
-/// Guests that run at a time; the last has a salt of its own.
+/// Guests that run at the same time; the last is in a sharing domain of its own.
 const GUESTS: usize = 4;
 const POOLS: usize = 2;
 const CASES: u32 = 96;
 const PAGES: u32 = 40;
-/// Pages that are used more than others, so that one of them has many adventures.
+/// Pages that are used more than others, so that much happens to the same page.
 const HOT: u32 = 6;
 const THREADS: usize = 2;
-/// All pages of all guests would need more than twice as much.
+/// Memory for less than half of the pages of all guests.
 const BUDGET: u64 = GUESTS as u64 * METADATA + 70;
 const RESERVE: u64 = 6;
 const METADATA: u64 = 17;
-/// Pages of a guest that are scanned in a second: it takes several slices.
+/// Pages of a guest that are scanned in a second: so few that a pass takes several slices.
 pub(super) const SCAN_RATE: u32 = 50;
-/// A sampled page is closed, so most of them must not be.
+/// Long, because sampled pages are closed, and most pages should be open most of the time.
 const SAMPLE_PERIOD: Duration = Duration::from_secs(20);
 
-/// What a guest writes; few contents, so that pages meet others like them.
+/// What a guest writes. The contents are few, so that many pages are equal.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Content {
     Zero,
@@ -69,11 +69,11 @@ fn contents() -> impl Strategy<Value = Content> {
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Read(u32),
-    /// Writes a run of pages, as programs do, or one.
+    /// Writes one page, or a run of pages as programs do.
     Write(GfnRun, Content),
-    /// Begins a write and leaves it when the fault has been answered.
+    /// Begins a write and leaves it unfinished once its fault has been answered.
     WriteAndPause(u32, Content),
-    /// So many milliseconds pass: scanning, sampling, stores and pauses become due.
+    /// This many milliseconds pass: scanning, sampling, stores and pauses become due.
     Wait(u64),
     /// The worker is asked for all of these at once.
     Ask(Vec<Request>),
@@ -81,14 +81,14 @@ pub(super) enum Step {
     SwapFails(Option<Errno>),
     ZipCap(u32),
     SwapSlots(u32),
-    /// So many more runs are mapped before the guest's kernel refuses one.
+    /// The guest's kernel maps this many more runs before it refuses one.
     Vmas(u32),
     /// The guest's kernel drops mappings of its own accord, and the guest goes on.
     ForgetMappings(GfnRun),
-    /// A guest with memory of its own has not used it for a while.
+    /// The fault thread's time passes without a fault: credits of an inline guest that it did not use are due back.
     Rest,
     Block(Blocked),
-    /// So many pages may be held; `None`: all.
+    /// The guest may hold this many pages; `None`: no ceiling.
     Ceiling(Option<u64>),
     DieInWrites(u32, Content),
 }
@@ -100,7 +100,7 @@ pub(super) enum Request {
     Deflate(GfnRun),
     ReleaseAll,
     Attach(AttachRequest),
-    /// To share in the pool of this number from now on, or with nobody.
+    /// To move to the pool of this number, or to share with nobody.
     Join(Option<usize>),
 }
 
@@ -173,7 +173,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new() -> Self {
-        // A period of sampling wants two for each of its pages.
+        // A period of sampling wants two VMAs for each page that it samples: 12 are too few for that, 200 are enough.
         Self::with(BUDGET, [12, 200])
     }
 
@@ -255,7 +255,7 @@ fn access(guest: &mut Guest, gfn: u32, op: Op) {
     }
 }
 
-/// The same with a write that is left when its fault has been answered.
+/// The same with a write that is left unfinished once its fault has been answered.
 fn begin(guest: &mut Guest, gfn: u32, content: Content) {
     if guest.drive(thread_of(gfn)) {
         let thread = &mut guest.threads[thread_of(gfn)];
@@ -306,7 +306,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         }
         Step::DieInWrites(..) => {}
     }
-    // Whatever came free is found by who waits for it.
+    // Threads that wait for memory get what this step has freed.
     for thread in 0..THREADS {
         let at = guest.threads[thread].at();
         if at.is_some_and(|at| guest.faults.core.waiting.is_starved(at)) {
@@ -315,7 +315,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
     }
 }
 
-/// Evicts, and looks that no page left by what it may not.
+/// Evicts, and checks that no page left by means that the order forbids.
 fn evict(guest: &mut Guest, want: u64, means: Means) {
     let by_means = |guest: &Guest| {
         let stats = &guest.vm.stats;
@@ -335,8 +335,8 @@ fn evict(guest: &mut Guest, want: u64, means: Means) {
     assert!(means.swap || trims || after.1 == before.1, "swapped");
 }
 
-/// Whether the answer to a request has come by now; then it is compared with what has become of the pages, which were
-/// what the slice says.
+/// Whether the answer to a request has come by now. If it has, it is compared with what became of the pages; the slice
+/// has their homes before the step that answered.
 type Asked = Box<dyn Fn(&Guest, &[Home]) -> bool>;
 
 fn when<T: 'static>(answer: Receiver<T>, check: impl Fn(&Guest, &[Home], T) + 'static) -> Asked {
@@ -346,7 +346,7 @@ fn when<T: 'static>(answer: Receiver<T>, check: impl Fn(&Guest, &[Home], T) + 's
     })
 }
 
-/// Asks for everything at once, and lets the worker go on step by step: it answers one thing at a time.
+/// Asks for everything at once, and lets the worker go on step by step; each step answers one request at most.
 pub(super) fn serve(
     host: &Host,
     guest: &mut Guest,
@@ -406,13 +406,13 @@ impl Request {
 fn check_attached(guest: &Guest, request: AttachRequest, attached: u32) {
     let AttachRequest { pages, source } = request;
     assert!(attached <= pages.count);
-    // What the guest has brought by itself is in its RAM, whatever its home says.
+    // Pages that the guest brought by itself are in RAM, but have their old home until they are settled.
     guest.vm.settle_done();
     let sources = guest.space.memory()[source.index()..][..pages.count as usize].to_vec();
     for ((at, gfn), source) in (0..).zip(pages.iter()).zip(sources) {
         let content = guest.content_of(gfn, guest.vm.table.entry(gfn).home());
         let page = &mut guest.space.memory()[gfn.index()];
-        // Pages behind those that are told of have the bytes, or are as they were.
+        // Pages behind the reported ones may have been attached too, or are as they were.
         if at < attached || content != *page {
             assert!(content == source, "{gfn} has neither bytes");
             *page = source;
@@ -420,7 +420,7 @@ fn check_attached(guest: &Guest, request: AttachRequest, attached: u32) {
     }
 }
 
-/// Whether each page of a run went into the balloon or came out of it as the answer says.
+/// Checks that each page of a run went into the balloon, or came out of it, as the answer says.
 fn check_ballooned(
     guest: &Guest,
     run: GfnRun,
@@ -449,8 +449,8 @@ fn check_ballooned(
     }
 }
 
-/// The daemon has no page locked that is compressed, so either the cache is within its cap, or swap takes nothing,
-/// or the guest is bringing a page back, or the worker makes a pause.
+/// Checks that the cache is trimmed once the worker's pause is over. It may stay above its cap or limit only if swap
+/// takes nothing, or if the guest has claimed a page. The daemon itself has no compressed page locked here.
 fn check_trimmed(guest: &mut Guest) {
     guest.worker.wait(super::worker::PAUSE);
     let vm = &guest.vm;
@@ -460,7 +460,7 @@ fn check_trimmed(guest: &mut Guest) {
     assert!(!vm.zip.lock().is_above_limit() || is_refused || is_taking);
 }
 
-/// What needs two threads at once.
+/// What cannot happen here, because it needs two threads that run at once.
 const NEVER: [&str; 2] = ["mismatched", "parked"];
 
 #[test]

@@ -1,5 +1,5 @@
-//! Pages that come with the one that was asked for: how many do, what is wrong with them is no loss, and nobody has
-//! touched them.
+//! Pages that come with the one that was asked for: how many come, that damage to one of them is no loss, and that
+//! they do not count as touched.
 
 use std::time::Duration;
 
@@ -11,24 +11,24 @@ use crate::units::{Gfn, PageBuf};
 use crate::vm::Means;
 
 const PAGES: u32 = 64;
-/// Of sampling.
+/// The period of sampling.
 const PERIOD: Duration = Duration::from_millis(50);
 
 fn spec(kind: EngineKind) -> Spec {
     Spec::of(kind, PAGES)
 }
 
-/// Has a guest read a page.
+/// A way to have a guest read a page.
 type Read = fn(&mut Guest, u32);
 
-/// Has all pages of a guest leave by these means. If it serves itself, it has a credit for each.
+/// Has all pages of a guest evicted by these means. A guest that serves itself gets a credit for each page.
 fn leave(guest: &mut Guest, means: Means, content: fn(u32) -> PageBuf) {
     guest.write_and_evict(means, content);
     guest.vm.take_back_credits();
     guest.vm.grant_credits(PAGES);
 }
 
-/// Has such guests live through something, all of whose pages have left by each of these means.
+/// Runs `story` with each of these guests once all its pages have been evicted, for each of these means.
 fn evicted(
     specs: &[Spec],
     means: &[Means],
@@ -43,12 +43,12 @@ fn evicted(
     }
 }
 
-/// Has a guest that serves itself live through something, all of whose pages are in its cache.
+/// Runs `story` with a guest that serves itself and has all its pages in its cache.
 fn compressed(story: impl Fn(&mut Guest)) {
     evicted(&[Spec::inline(PAGES)], &[ZIP], small, story);
 }
 
-/// Reads pages, after each of which all pages up to another one are there.
+/// Reads the first page of each pair. After each read, exactly the pages below the second of the pair are resident.
 fn bring_rows(guest: &mut Guest, read: Read, rows: &[(u32, u32)]) {
     for (gfn, next) in rows {
         read(guest, *gfn);
@@ -68,7 +68,7 @@ fn read_alone(guest: &mut Guest, gfn: u32) -> bool {
     }
 }
 
-/// It reads the page, and nobody helps.
+/// The guest must read the page without the daemon.
 fn unaided(guest: &mut Guest, gfn: u32) {
     assert!(read_alone(guest, gfn), "{gfn}");
 }
@@ -81,7 +81,7 @@ fn first_touches_in_a_row_bring_more_and_more_pages() {
         for gfn in (0..31).map(Gfn) {
             assert_eq!(guest.space.view(gfn), View::Open, "{gfn}");
         }
-        // Touched one by one, they need no more.
+        // Touching them one by one brings no fault.
         (0..31).for_each(|gfn| guest.read(gfn));
         assert_eq!(guest.vm.stats.first_touch.get(), 31);
     });
@@ -102,7 +102,7 @@ fn row_ends_at_pages_that_are_there_and_at_the_end_of_ram() {
     compressed(|guest| story(guest, unaided));
 }
 
-/// A guest that serves itself leaves that to the daemon.
+/// A guest that serves itself leaves rows of swapped pages to the daemon, which reads several with one read.
 #[test]
 fn swapped_pages_read_in_a_row_come_with_few_reads_of_the_disk() {
     evicted(&Spec::all(PAGES), &[SWAP], noise, |guest| {
@@ -146,7 +146,7 @@ fn row_that_a_guest_serves_itself_ends_where_credits_are_low_and_without_any_the
     compressed(|guest| {
         guest.vm.take_back_credits();
         guest.vm.grant_credits(12);
-        // The mark is at three quarters.
+        // Rows end at the mark of low credits, which is at three quarters of them.
         bring_rows(guest, unaided, &[(0, 1), (1, 3), (3, 7), (7, 10), (10, 12)]);
         assert!(!read_alone(guest, 12), "no credit is left");
         assert!(guest.drive(0));
@@ -156,7 +156,7 @@ fn row_that_a_guest_serves_itself_ends_where_credits_are_low_and_without_any_the
     });
 }
 
-/// A guest that serves itself, all of whose pages have left by these means and of which page 4 is damaged.
+/// A guest that serves itself, with all its pages evicted by these means and page 4 damaged.
 fn damaged(host: &Host, means: Means) -> Guest {
     let mut guest = host.start(1, Spec::inline(PAGES));
     leave(&mut guest, means, small);
@@ -164,7 +164,7 @@ fn damaged(host: &Host, means: Means) -> Guest {
     guest
 }
 
-/// As it is when its swap file has moved, and the one that the guest reads holds something else.
+/// This happens when the swap file has moved: the file that the guest still reads holds something else.
 #[test]
 fn swapped_page_that_reads_otherwise_is_given_up_by_its_guest_and_asked_for() {
     let host = Host::roomy();
@@ -219,7 +219,7 @@ fn damaged_page_in_a_block_ends_nothing_until_somebody_asks_for_it() {
         guest.vm.vmas.set_budget(1);
         [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
         guest.read(5);
-        // The block as far as it is whole.
+        // The block comes as far as its pages are whole.
         assert_eq!(guest.resident(), [4, 5, 6]);
         [3, 7].into_iter().for_each(|gfn| guest.damage(gfn));
     });
@@ -228,7 +228,7 @@ fn damaged_page_in_a_block_ends_nothing_until_somebody_asks_for_it() {
 #[test]
 fn sampled_page_waits_for_its_own_access() {
     evicted(&KINDS.map(spec), &[ZIP, SWAP], small, |guest| {
-        // The whole guest is smaller than a sample.
+        // The guest is smaller than a sample, so all its pages are sampled.
         guest.worker.handle.change(|it| it.sample_period = PERIOD);
         guest.worker.wait(PERIOD);
         let is_sampled = |guest: &Guest, gfn| guest.vm.table.entry(Gfn(gfn)).is_sampled();

@@ -1,7 +1,7 @@
 //! Whatever guests and host did, the scanner finds everything that could be shared, and then comes to rest.
 //!
-//! Where the engine tells which pages were written, a page is looked at once and then not again before it
-//! is written. So one that is forgotten on any of the ways a page can take is never shared.
+//! Where the engine tells which pages were written, the scanner looks at a page once and then not again until
+//! it is written. So a page that any path forgets to mark is never shared.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -17,14 +17,14 @@ use crate::units::{Gfn, PageBuf};
 use crate::vm::Blocked;
 
 const CASES: u32 = 96;
-/// Passes without news until no page waits for another look: the longest back-off.
+/// Passes without news after which no page waits for another look: the longest back-off.
 const QUIET: u32 = 32;
-/// Passes in which everything is found: a few that wait for each other, each as long as the back-off.
+/// Passes in which everything must be found: a few finds that wait for each other, each for up to the back-off.
 const PASSES: u32 = 10 * QUIET;
-/// Turns of a worker in which it comes to the end of a pass, if a slice has not more than a page.
+/// Turns in which a worker ends a pass even if each slice has a single page.
 const TURNS: u32 = 100;
 
-/// One pass over a VM; whether anything was new, was shared, or waits.
+/// Scans a VM once; whether any page was new, was shared, or waits for another look.
 fn pass(guest: &mut Guest) -> bool {
     let before = guest.vm.stats.passes.get();
     let ends = (0..TURNS).any(|_| {
@@ -35,7 +35,7 @@ fn pass(guest: &mut Guest) -> bool {
     !guest.vm.settled.is(guest.vm.stats.served())
 }
 
-/// Nothing stands in the way of sharing any more, and no guest does anything.
+/// Removes all that stands in the way of sharing, and lets the guest finish what it does.
 fn calm(host: &Host, place: usize, guest: &mut Guest) {
     guest.space.accepts.set(Countdown::NEVER);
     host.join(&guest.worker.handle, Some(salt_of(place)));
@@ -47,8 +47,8 @@ fn calm(host: &Host, place: usize, guest: &mut Guest) {
     assert!(is_over, "there is memory for everybody");
 }
 
-/// Scans guests that do nothing until nothing is new for long. Then nothing is resident that is zero, or
-/// that equals what is shared or another resident page.
+/// Scans guests that do nothing until nothing new is found for long. Then no resident page may be zero, or
+/// equal to a shared or another resident page.
 ///
 /// # Panics
 /// When that is not so, or when the scanner does not come to rest.
@@ -102,7 +102,7 @@ fn scanner_after_any_steps_finds_all_that_is_equal_and_comes_to_rest() {
         let mut world = World::roomy();
         for steps in [first, then] {
             for (place, step) in steps {
-                // A guest that stays blocked would only do less.
+                // A guest that stays blocked or at a ceiling would only do less.
                 if !matches!(step, Step::Block(_) | Step::Ceiling(_)) {
                     world.step(place, step);
                 }

@@ -1,5 +1,5 @@
-//! What the searches have in common: hosts and guests that are short of nothing, what guests are told to do, and how it
-//! must end.
+//! What the tests of this room have in common: hosts and guests that are short of nothing, what guests are told to do,
+//! and the state in which a test must end.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -31,7 +31,7 @@ pub(super) const SWAP: Means = Means {
     swap: true,
 };
 
-/// Pages of the host that are for refills and reclaim.
+/// Pages of the host that are kept for refills and reclaim.
 pub(super) const RESERVE: u64 = 4;
 
 impl Spec {
@@ -50,7 +50,7 @@ impl Spec {
         }
     }
 
-    /// The same of engine uffd that serves some of its faults itself.
+    /// The same for a guest of engine uffd that serves some of its faults itself.
     pub(super) const fn inline(pages: u32) -> Self {
         Self {
             inline: true,
@@ -58,19 +58,19 @@ impl Spec {
         }
     }
 
-    /// Guests of all kinds: of each engine, and one that serves itself.
+    /// Guests of all kinds: one of each engine, and one that serves itself.
     pub(super) fn all(pages: u32) -> [Self; 3] {
         let [uffd, mprotect] = KINDS.map(|kind| Self::of(kind, pages));
         [uffd, mprotect, Self::inline(pages)]
     }
 }
 
-/// What compresses well; different for each page.
+/// A page that compresses well; different for each gfn.
 pub(super) fn small(gfn: u32) -> PageBuf {
     samples::mixed(gfn.into(), 500)
 }
 
-/// What does not compress; different for each page.
+/// A page that does not compress; different for each gfn.
 pub(super) fn noise(gfn: u32) -> PageBuf {
     samples::random(u64::from(gfn) + 1)
 }
@@ -81,12 +81,12 @@ impl Host {
         Self::new(400, RESERVE, 2, 128)
     }
 
-    /// Powers a guest on for which there is memory.
+    /// Powers a guest on; the host must have memory for it.
     pub(super) fn start(&self, id: u32, spec: Spec) -> Guest {
         self.power_on(VmId(id), spec).expect("there is memory")
     }
 
-    /// Guests that have lost nothing end, and leave nothing.
+    /// Checks that the guests have lost nothing, ends them, and checks that they leave nothing behind.
     pub(super) fn end(&self, guests: impl IntoIterator<Item = Guest>) {
         let guests: Vec<Guest> = guests.into_iter().collect();
         self.check(&guests.iter().collect::<Vec<_>>());
@@ -95,13 +95,14 @@ impl Host {
     }
 }
 
-/// Has a VM's worker evict so many pages by all means from now on.
+/// Orders a VM's worker to evict this many pages from now on, by all means.
 pub(super) fn order(vm: &Vm, pages: u64) {
     let eviction = Eviction::at_once(Pages(pages), Means::ALL);
     vm.orders.set_evict(eviction);
 }
 
-/// Has a guest live through something with its host to itself. Then it can read all that it wrote, and has lost nothing.
+/// Runs `story` with a guest that has its host to itself. Afterwards the guest reads all that it wrote, and must have
+/// lost nothing.
 pub(super) fn alone(spec: Spec, story: impl FnOnce(&Host, &mut Guest)) {
     // Shown only if the test fails.
     println!("{spec:?}");
@@ -113,7 +114,7 @@ pub(super) fn alone(spec: Spec, story: impl FnOnce(&Host, &mut Guest)) {
     host.end([guest]);
 }
 
-/// The same with one guest after the other.
+/// The same for each of these guests, one after the other.
 pub(super) fn each(specs: impl IntoIterator<Item = Spec>, story: impl Fn(&Host, &mut Guest)) {
     specs.into_iter().for_each(|spec| alone(spec, &story));
 }
@@ -145,7 +146,7 @@ impl Guest {
         (0..self.vm.table.pages()).for_each(|gfn| self.write(gfn, content(gfn)));
     }
 
-    /// Writes all its pages, and has them leave by these means.
+    /// Writes all its pages, and has them evicted by these means.
     pub(super) fn write_and_evict(&mut self, means: Means, content: impl Fn(u32) -> PageBuf) {
         self.write_all(content);
         while self.vm.table.count(Home::Resident) > 0 {
@@ -157,14 +158,14 @@ impl Guest {
         self.vm.table.entry(Gfn(gfn)).home()
     }
 
-    /// The pages in its RAM.
+    /// The pages that are resident.
     pub(super) fn resident(&self) -> Vec<u32> {
         self.vm.settle_done();
         let resident = self.homes().filter(|(_, home)| *home == Home::Resident);
         resident.map(|(gfn, _)| gfn.0).collect()
     }
 
-    /// Damages a page in its store; a second time it is whole again.
+    /// Damages a page in its store. A second call makes it whole again.
     pub(super) fn damage(&self, gfn: u32) {
         match self.home(gfn) {
             Home::Compressed(slot) => self.vm.zip.lock().damage(slot),
@@ -174,10 +175,10 @@ impl Guest {
     }
 }
 
-/// A task that was not served after so many turns of all others never will be.
+/// A task that was not served after this many turns of all others never will be.
 const PATIENCE: usize = 20_000;
 
-/// Lets other tasks run until somebody has what it waits for.
+/// Lets other tasks run until `who` has what it waits for.
 pub(super) fn wait_for<W: Display, T>(mut who: W, look: impl Fn(&mut W) -> Option<T>) -> T {
     for _ in 0..PATIENCE {
         if let Some(it) = look(&mut who) {
@@ -194,10 +195,10 @@ pub(super) fn finish(guest: &mut GuestThread, gfn: Gfn, op: Op) {
     wait_for(guest, |guest| guest.poll().then_some(()));
 }
 
-/// Takes step after step, as a thread of the daemon does, until no thread of a guest is running and there is none left.
+/// Takes step after step, as a thread of the daemon does, until no thread of a guest runs and no step is left.
 pub(super) fn serve(running: &AtomicU32, mut step: impl FnMut() -> bool) {
     loop {
-        // Read first: what the last thread said before it ended is still served.
+        // Read before the step, so that what the last thread said before it ended is still served.
         let over = running.load(Ordering::SeqCst) == 0;
         if !step() {
             if over {
@@ -208,10 +209,10 @@ pub(super) fn serve(running: &AtomicU32, mut step: impl FnMut() -> bool) {
     }
 }
 
-/// Multiplies the cases of every search: with 100 they take an hour, and find what a change has broken more rarely.
+/// Multiplies the cases of every search: with 100 they take an hour, and find what a change breaks only rarely.
 const SEARCH_FACTOR: &str = "MEMVISOR_SEARCH_FACTOR";
 
-/// Tries so many values, and panics at the smallest that fails.
+/// Tries this many values. If one fails, shrinks it and panics with the smallest that still does.
 pub(super) fn search<S: Strategy>(cases: u32, values: S, test: impl Fn(S::Value)) {
     let factor = std::env::var(SEARCH_FACTOR).map_or(1, |it| it.parse().expect("a whole number"));
     let cases = cases.saturating_mul(factor);
@@ -226,7 +227,7 @@ pub(super) fn search<S: Strategy>(cases: u32, values: S, test: impl Fn(S::Value)
     result.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// What happened to all guests of a search together; what never happened was not tested.
+/// Counts what happened to all guests of a search together: what never happened was not tested.
 #[derive(Debug, Default)]
 pub(super) struct Witness(StdMutex<BTreeMap<&'static str, u64>>);
 
@@ -241,7 +242,7 @@ impl Witness {
     }
 
     /// # Panics
-    /// When something never happened that is not among these.
+    /// When something never happened that is not in `never`.
     pub(super) fn check(&self, never: &[&str]) {
         let seen = self.0.lock().expect("no holder panicked");
         let is_missing = |(name, count): &(&&str, &u64)| **count == 0 && !never.contains(name);

@@ -1,6 +1,7 @@
-//! Shows that the searches of this room find faults: each of [`Seeded`] is sown, and a search must find it.
+//! Shows that the searches of this room find faults: each fault of [`Seeded`] is sown, and a search must find it.
 //!
-//! `cargo test --lib sim::seeded -- --nocapture` prints which search found what, after how many steps and how long.
+//! `cargo test --lib sim::seeded -- --nocapture` prints which search found which fault, after how many steps and
+//! seconds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::sync;
 /// A search that counts what it has tried, and panics when it finds something.
 type Search = fn(&Arc<AtomicU64>);
 
-/// Worlds of random steps; each has up to 250.
+/// Worlds of random steps; each world has up to 250 steps.
 const WORLDS: u64 = 200;
 const SCHEDULES: usize = 4_000;
 const DEATHS: u32 = 1_000;
@@ -57,7 +58,7 @@ fn deaths(tried: &Arc<AtomicU64>) {
     }
 }
 
-/// Sows a fault and says what the search that must find it says.
+/// Sows a fault, runs the search that must find it, and prints how the search found it.
 fn find(fault: Seeded, name: &str, unit: &str, search: Search) {
     let tried = Arc::new(AtomicU64::new(0));
     let since = Instant::now();

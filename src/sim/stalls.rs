@@ -1,4 +1,4 @@
-//! For how long threads stand still, and what for, by a clock that is made up.
+//! How long threads stand still and for what cause, by a simulated clock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::units::{FrameId, Gfn, PAGE_SIZE, PageBuf, Pages};
 use crate::vm::{Blocked, Cause, Claimed, Stalled};
 
 const PAGES: u32 = 8;
-/// How long the fault thread is at each event that it serves.
+/// How long the fault thread takes for each event that it serves.
 const STEP: Duration = Duration::from_micros(100);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -23,7 +23,7 @@ fn spec(kind: EngineKind) -> Spec {
     }
 }
 
-/// Has a guest of each kind live through something, which has touched nothing.
+/// Runs `story` with a guest of each engine that has touched nothing yet.
 fn each(story: impl Fn(&Host, &mut Guest)) {
     scenario::each(KINDS.map(spec), story);
 }
@@ -32,37 +32,37 @@ fn write(guest: &mut Guest, thread: usize, gfn: u32) -> bool {
     guest.attempt(thread, gfn, Op::Write(Box::new(small(gfn))))
 }
 
-/// Time passes in which nothing is done.
+/// Lets time pass in which nothing is done.
 fn pass(guest: &Guest, time: Duration) {
     guest.space.line.clock.pass(time);
 }
 
-/// Lets `act` happen while the fault thread takes its time.
+/// Runs `act` while the fault thread takes [`STEP`] for each event.
 fn timed(guest: &mut Guest, act: impl FnOnce(&mut Guest)) {
     guest.faults.takes = STEP;
     act(guest);
     guest.faults.takes = Duration::ZERO;
 }
 
-/// For how long threads of the VM have stood still so far, and for how long the VM was stalled.
+/// How long threads of the VM have stood still so far, and how long the VM was stalled.
 fn stalled(guest: &Guest) -> Stalled {
     guest.vm.stalls.so_far(None, guest.space.line.clock.now())
 }
 
-/// What each cause has cost that has cost anything.
+/// The causes that have cost any time, and how much.
 fn costs(of: impl Fn(Cause) -> Duration) -> Vec<(Cause, Duration)> {
     let costs = Cause::ALL.map(|cause| (cause, of(cause)));
     let costs = costs.into_iter().filter(|(_, time)| !time.is_zero());
     costs.collect()
 }
 
-/// The same so far, and for how long the VM was stalled.
+/// The costs so far, and how long the VM was stalled.
 fn seen(guest: &Guest) -> (Vec<(Cause, Duration)>, Duration) {
     let stalled = stalled(guest);
     (costs(|cause| stalled.threads[cause]), stalled.any)
 }
 
-/// What `act` has cost by each cause.
+/// What `act` costs, by cause.
 fn cost(guest: &mut Guest, act: impl FnOnce(&mut Guest)) -> Vec<(Cause, Duration)> {
     let before = stalled(guest);
     timed(guest, act);
@@ -123,8 +123,8 @@ fn threads_of_a_blocked_vm_count_each_while_they_wait() {
         timed(guest, |guest| assert!(guest.turn()));
         (0..3).for_each(|thread| assert!(guest.drive(thread)));
         pass(guest, SECOND);
-        // Uffd wakes each when it is served, for which the others wait. Otherwise all of them can go on when they have
-        // read their answers, after that one call.
+        // Uffd wakes each thread when it is served, and the others wait meanwhile. With mprotect all threads read their
+        // answers after the one call that served them all.
         let (served, waited) = match guest.vm.engine.kind() {
             EngineKind::Uffd => (STEP, 2 * STEP),
             EngineKind::Mprotect => (3 * STEP, Duration::ZERO),
@@ -179,7 +179,8 @@ fn threads_that_wait_for_one_page_that_is_moved_count_each() {
         });
         pass(guest, SECOND);
         let (causes, any) = seen(guest);
-        // One read for both, and one answer; or the first opens the page while the second waits, and is told so.
+        // Uffd reads once and wakes both. With mprotect the first thread opens the page while the second waits for an
+        // answer of its own.
         let (last, both) = match guest.vm.engine.kind() {
             EngineKind::Uffd => (STEP, 2 * STEP),
             EngineKind::Mprotect => (3 * STEP, 4 * STEP),
@@ -189,7 +190,7 @@ fn threads_that_wait_for_one_page_that_is_moved_count_each() {
     });
 }
 
-/// Has a guest live through something that is sampled in periods of this length.
+/// Runs `story` with a guest that is sampled in periods of this length.
 fn sampled(period: Duration, story: impl FnOnce(&mut Guest)) {
     alone(spec(EngineKind::Uffd), |_, guest| {
         guest.worker.handle.change(|it| it.sample_period = period);
@@ -198,7 +199,7 @@ fn sampled(period: Duration, story: impl FnOnce(&mut Guest)) {
     });
 }
 
-/// A guest that waits touches nothing, which says nothing about what it uses.
+/// A guest that waits touches nothing, but that says nothing about what it uses.
 #[test]
 fn time_in_which_a_guest_stood_still_is_no_time_of_sampling() {
     let period = Duration::from_millis(80);
@@ -213,7 +214,7 @@ fn time_in_which_a_guest_stood_still_is_no_time_of_sampling() {
         assert!(!ends(guest, period), "a quarter was running time");
         assert!(!ends(guest, period / 2));
         assert!(ends(guest, period / 4));
-        // However long it stands still, something is sampled now and then.
+        // However long it stands still, a period ends now and then.
         let fast = |guest: &Guest| guest.vm.activity.estimate();
         let before = fast(guest);
         let now = guest.worker.clock.now();
@@ -228,7 +229,8 @@ fn time_in_which_a_guest_stood_still_is_no_time_of_sampling() {
     });
 }
 
-/// What an inline guest says is looked at from time to time, and is about more time than has passed since the sampler looked.
+/// The stalls that an inline guest reports are read only from time to time, so they may cover more time than has passed
+/// since the sampler last looked.
 #[test]
 fn stalls_that_an_inline_guest_tells_of_late_are_no_time_of_sampling() {
     let (period, look) = (Duration::from_millis(80), Duration::from_millis(5));
@@ -239,7 +241,7 @@ fn stalls_that_an_inline_guest_tells_of_late_are_no_time_of_sampling() {
         };
         for at in 1..=40 {
             if at % 4 == 0 {
-                // All of it.
+                // It stood still for all of the time since the last report.
                 claimed.words[0] += 4 * 5000;
                 let now = guest.worker.clock.now() + look;
                 let _ = guest.vm.stalls.so_far(Some(claimed), now);

@@ -1,4 +1,4 @@
-//! Guests that wait for memory: who gets what comes free, and who is called for it.
+//! Guests that wait for memory: which of them gets a page that comes free, and whose fault thread is called for it.
 
 use super::scenario::{KINDS, RESERVE, alone};
 use super::{Guest, Host, Op, Spec};
@@ -10,7 +10,7 @@ use crate::vm::Blocked;
 
 const PAGES: u32 = 64;
 
-/// One that serves itself, but is given nothing ahead.
+/// A guest that serves itself, but is given nothing ahead.
 const ITSELF: Spec = Spec {
     ahead: 0,
     ..Spec::inline(PAGES)
@@ -25,7 +25,7 @@ const fn spec(kind: EngineKind, threads: usize) -> Spec {
     }
 }
 
-/// Has guests live through something on a host that has no memory left for first touches.
+/// Runs `story` with guests on a host that has no memory left for first touches.
 fn scarce<const N: usize>(specs: [Spec; N], story: impl Fn(&Host, &mut [Guest; N])) {
     let host = Host::roomy();
     let mut ids = 1..;
@@ -38,6 +38,7 @@ fn scarce<const N: usize>(specs: [Spec; N], story: impl Fn(&Host, &mut [Guest; N
     let taken = host.budget.free().0 - RESERVE;
     assert!(host.budget.take(taken, Urgency::Touch));
     story(&host, &mut guests);
+    // Gives back all that the test itself took, so that every guest can end what it waits for.
     let theirs: u64 = guests.iter().map(Guest::charged).sum();
     host.budget.give(host.budget.used().0 - theirs);
     for guest in &mut guests {
@@ -48,7 +49,7 @@ fn scarce<const N: usize>(specs: [Spec; N], story: impl Fn(&Host, &mut [Guest; N
     host.end(guests);
 }
 
-/// The same with guests of each engine, with so many threads each.
+/// The same with guests of each engine; `threads` says how many threads each guest has.
 fn short<const N: usize>(threads: [usize; N], story: impl Fn(&Host, &mut [Guest; N])) {
     for kind in KINDS {
         scarce(threads.map(|threads| spec(kind, threads)), &story);
@@ -60,13 +61,13 @@ fn wait(guest: &mut Guest, thread: usize, gfn: u32) {
     assert!(!guest.attempt(thread, gfn, Op::Read), "there is memory");
 }
 
-/// Whether the thread of each guest has what it waited for, the guests being called in this order.
+/// Drives the first thread of each guest, in this order; whether that thread waited and now has what it waited for.
 fn served<const N: usize>(guests: &mut [Guest; N]) -> [bool; N] {
     std::array::from_fn(|at| guests[at].threads[0].at().is_some() && guests[at].drive(0))
 }
 
-/// The fault threads run in the same order each time, so that one of them is always the first. Those that are called
-/// for nothing would take the processor from guests.
+/// The test runs the fault threads in the same order each time, so one of them always has the chance to be first. A
+/// fault thread that is called for nothing takes processor time from guests.
 #[test]
 fn equal_guests_are_served_in_turn_and_none_is_called_for_nothing() {
     short([1; 4], |host, guests| {
@@ -102,7 +103,8 @@ fn fault_that_comes_later_does_not_take_what_is_granted() {
     });
 }
 
-/// It was there with one thread when its turn was noted. What the others want is for its next.
+/// The guest had one waiting thread when it took its place in the queue, so this place is good for one page. The
+/// threads that came later are served at its next place.
 #[test]
 fn guest_of_many_threads_does_not_stay_at_the_front() {
     short([4, 1], |host, [many, one]| {
@@ -128,7 +130,7 @@ fn guest_that_dies_with_a_grant_gives_it_back() {
         wait(&mut doomed, 0, 0);
         host.budget.give(1);
         host.bury(doomed);
-        // What its death frees beside that is for somebody else.
+        // Its death also frees its page table. Taken here, so that one page is left: the one that was granted.
         assert!(host.budget.take(table, Urgency::Touch));
         assert!(other.attempt(0, 0, Op::Read), "the page is lost");
         wait(other, 0, 1);
@@ -141,7 +143,7 @@ fn guest_that_is_blocked_is_passed_over_and_gives_back_what_it_was_granted() {
         guests.iter_mut().for_each(|guest| wait(guest, 0, 0));
         host.budget.give(1);
         guests[0].block(Blocked::All);
-        // With the page of the first.
+        // With the page that had been granted to the first.
         assert_eq!(served(guests), [false, true, false]);
         wait(&mut guests[1], 0, 1);
         host.budget.give(2);
@@ -152,12 +154,13 @@ fn guest_that_is_blocked_is_passed_over_and_gives_back_what_it_was_granted() {
     });
 }
 
-/// It was granted two pages, and by then may hold one more. Later it may hold more, or holds less.
+/// The first guest is at its ceiling when it is granted a page, so the page goes to the next guest. The first is served
+/// once it holds a page less.
 #[test]
 fn grant_above_a_ceiling_goes_to_the_next() {
     short([2, 1], |host, [first, second]| {
         (0..2).for_each(|thread| wait(first, thread, thread as u32));
-        // It was there for one page at first.
+        // Its place is good for one page, because one thread waited when it was taken.
         host.budget.give(1);
         assert!(first.drive(0));
         wait(second, 0, 0);
@@ -173,7 +176,7 @@ fn grant_above_a_ceiling_goes_to_the_next() {
     });
 }
 
-/// Both threads wait for the same page, so that one of the two that were granted is left over.
+/// Both threads wait for the same gfn, so one of the two pages that are granted is left over.
 #[test]
 fn grant_that_is_not_used_goes_to_the_next() {
     short([2, 1], |host, [first, second]| {
@@ -181,7 +184,8 @@ fn grant_that_is_not_used_goes_to_the_next() {
         wait(second, 0, 0);
         host.budget.give(2);
         assert!((0..2).all(|thread| first.drive(thread)));
-        // With userfaultfd the kernel wakes both, and one page was asked for. Else the second thread comes next.
+        // With userfaultfd the kernel wakes both threads, and only one page was asked for. With mprotect the second
+        // thread is served next.
         while !second.drive(0) {
             assert!(host.budget.spare() > Pages(0), "nothing is left over");
         }
@@ -210,12 +214,13 @@ fn guest_below_its_reservation_comes_first() {
         assert_eq!(served(guests), [false, false, true]);
         wait(&mut guests[2], 0, 1);
         host.budget.give(2);
-        // The third has what it was promised.
+        // The third already has what it was promised.
         assert_eq!(served(guests), [true, true, false]);
     });
 }
 
-/// Half of the reserve is for refills alone. Where there is a floor, nothing is.
+/// Half of the reserve is for refills alone, so no touch is ahead of a refill there. With a floor above the reserve,
+/// nothing is for refills alone, and they wait in turn with touches.
 #[test]
 fn refill_waits_behind_touches_only_for_what_they_could_have() {
     short([1; 2], |host, [first, second]| {
@@ -241,7 +246,7 @@ fn refill_waits_behind_touches_only_for_what_they_could_have() {
     });
 }
 
-/// It is blocked while memory is scarce, which it is by what the guest was granted.
+/// The guest is blocked only while memory is scarce, and the grant itself makes memory scarce.
 #[test]
 fn grant_that_makes_memory_scarce_is_used_up_to_there() {
     alone(ITSELF, |host, guest| {
@@ -259,7 +264,8 @@ fn grant_that_makes_memory_scarce_is_used_up_to_there() {
     });
 }
 
-/// Its fault and the credits with which it goes on are one turn.
+/// Its turn covers the page of its fault and the 16 credits with which it goes on. The eighteenth page is the other
+/// guest's.
 #[test]
 fn guest_that_serves_itself_is_granted_credits_in_its_turn() {
     scarce(

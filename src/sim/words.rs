@@ -24,13 +24,13 @@ pub(super) struct SimTable(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     words: Vec<AtomicU32>,
-    /// How often those who sleep at a word have been woken.
+    /// How often the sleepers at each word have been woken.
     wakes: Mutex<HashMap<u32, u32>>,
     /// How many claims were given up.
     given_up: Counter,
 }
 
-/// The table of a guest of so many pages, its swap file, and the arena of its cache.
+/// Shares with a guest of this many pages a claim table, its swap file and the arena of its cache.
 pub(super) fn share(pages: u32, swap: &Arc<FaultyStorage>, zip: &ZipCache) -> Claims {
     let words = (0..claims::words(pages)).map(|_| AtomicU32::new(0));
     let table = SimTable(Arc::new(Shared {
@@ -71,13 +71,13 @@ impl SimTable {
         self.0.given_up.get()
     }
 
-    /// How often those who sleep at a word have been woken.
+    /// How often the sleepers at a word have been woken.
     pub(super) fn wakes(&self, at: u32) -> u32 {
         self.0.wakes.lock().get(&at).copied().unwrap_or_default()
     }
 
-    /// As `futex(2)` does: unless the word has changed by now, a thread sleeps at it until it has been woken
-    /// more often than this.
+    /// As `futex(2)` does: unless the word has changed by now, the thread sleeps at it until the number of
+    /// wakes exceeds the result.
     pub(super) fn sleep(&self, at: u32, word: u32) -> Option<u32> {
         let wakes = self.0.wakes.lock();
         let is_same = self.load(at) == word;

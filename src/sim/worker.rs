@@ -1,4 +1,4 @@
-//! The worker of a simulated guest: the core that ships, its queue, and a clock that passes when it is told to.
+//! The worker of a simulated guest: the core that ships, its queue, and a clock that advances when a test says so.
 
 use std::sync::{Arc, Mutex as StdMutex};
 use std::time::{Duration, Instant};
@@ -13,14 +13,14 @@ use crate::share::Peers;
 use crate::units::Pages;
 use crate::vm::{Eviction, Means, Vm};
 
-/// Steps after which a worker that has something to do at one time always will have.
+/// A worker that still has something to do after this many steps at one moment will never rest.
 const PATIENCE: u32 = 10_000;
-/// Longer than any pause of a worker after something that could not be done.
+/// Longer than any pause that a worker makes after it failed to do something.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
-/// Pages a second at which a slice is a whole guest.
+/// Pages a second at which one slice covers a whole guest.
 pub(super) const FAST: u32 = 100_000;
 
-/// The time on a simulated host. Looking at it is no point to switch tasks at.
+/// The time on a simulated host. A std mutex, so that reading the time is no point to switch tasks at.
 #[derive(Clone, Debug)]
 pub(super) struct Clock(Arc<StdMutex<Instant>>);
 
@@ -61,7 +61,7 @@ impl Worker {
         }
     }
 
-    /// One step; whether there is more to do at this time.
+    /// One step; whether there is more to do at this moment.
     pub(super) fn step(&mut self) -> bool {
         self.try_step().expect("the session lives")
     }
@@ -81,7 +81,7 @@ impl Worker {
     /// The same with a guest that may die.
     ///
     /// # Panics
-    /// When that never ends: a worker that must wait for somebody would keep a processor busy.
+    /// When the worker never rests: the real one would keep a processor busy instead of waiting.
     pub(super) fn try_wait(&mut self, time: Duration) -> Result<(), EngineError> {
         self.clock.pass(time);
         for _ in 0..PATIENCE {
@@ -93,7 +93,7 @@ impl Worker {
     }
 }
 
-/// Asks a worker for something; where the answer comes.
+/// Asks a worker for something; the answer comes over the channel.
 pub(super) fn ask<T>(worker: &WorkerHandle, job: impl FnOnce(Sender<T>) -> Job) -> Receiver<T> {
     let (answer, wait) = bounded(1);
     assert!(worker.suggest(job(answer)), "a queue with room");
@@ -101,7 +101,7 @@ pub(super) fn ask<T>(worker: &WorkerHandle, job: impl FnOnce(Sender<T>) -> Job) 
 }
 
 impl Guest {
-    /// Has a batch evicted, whatever was tried before; how many pages left.
+    /// Has a batch evicted, however recently an attempt failed; how many pages left.
     pub(super) fn evict_by(&mut self, pages: u64, means: Means) -> u64 {
         self.worker.clock.pass(PAUSE);
         let orders = &self.vm.orders;
@@ -116,7 +116,7 @@ impl Guest {
         self.evict_by(pages, Means::ALL)
     }
 
-    /// Has all pages scanned, and those that are to be looked at for it; how many were shared or dropped.
+    /// Has all pages scanned, and then those that the worker was nudged to look at; how many were shared or dropped.
     pub(super) fn scan(&mut self) -> u64 {
         let shared = |vm: &Vm| vm.stats.merged.get() + vm.stats.zeroed.get();
         let before = shared(&self.vm);

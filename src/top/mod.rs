@@ -1,7 +1,7 @@
 //! `memvisor top`: the memory screen of esxtop for this host.
 //!
-//! A screen is a pure function of two snapshots ([`render()`]), so it is tested as text and a recorded
-//! snapshot draws as a live one. [`Terminal`] knows escape sequences and nothing about memory; [`run`]
+//! A screen is a pure function of two snapshots ([`render()`]). So it can be tested as text, and a recorded
+//! snapshot is drawn like a live one. [`Terminal`] knows escape sequences and nothing about memory. [`run`]
 //! joins the two and waits for a key, a signal or the next interval.
 
 mod bar;
@@ -44,10 +44,10 @@ pub enum TopError {
     Io(#[from] io::Error),
 }
 
-/// Draws until `q` is typed, a signal comes, or once; returns the signal.
+/// Draws until `q` is typed or a signal comes, or only once if so chosen; returns the signal.
 ///
 /// # Errors
-/// [`TopError`]; the terminal is restored before.
+/// [`TopError`]; the terminal is restored by then.
 pub fn run(client: &Client, options: TopOptions) -> Result<Option<Signal>, TopError> {
     let signals = Signals::block(ENDING)?;
     let live = !options.once && !options.json;

@@ -11,13 +11,13 @@ use crate::units::Pages;
 pub struct Screen {
     /// Characters in a line.
     pub width: usize,
-    /// Lines; `None` if there is no end.
+    /// Lines of the screen; `None` without a limit.
     pub height: Option<usize>,
     /// Whether to use colours.
     pub colour: bool,
 }
 
-/// Draws `status`; without `rates` (there is only one snapshot yet) rates are shown as `-`.
+/// Draws `status`. Without `rates`, as with only one snapshot so far, rates are shown as `-`.
 #[must_use]
 pub fn render(status: &HostStatus, rates: Option<&Rates>, screen: Screen) -> String {
     let mut lines = header(status, rates, screen);
@@ -95,7 +95,7 @@ fn memory(status: &HostStatus) -> [String; 3] {
     ]
 }
 
-/// Where a second of the guests' threads goes.
+/// What the guests' threads spend a second waiting for.
 fn stalls(total: Option<&VmRates>) -> [String; 2] {
     [
         line(
@@ -218,7 +218,7 @@ fn line(label: &str, fields: &[(String, &str)]) -> String {
     text.trim_end().to_owned()
 }
 
-/// Keeps the first `height` lines less one, for the cursor, and says how many rows it left out.
+/// Keeps one line less than `height`, because the cursor needs one, and says how many lines are left out.
 fn cut(lines: &mut Vec<String>, height: usize) {
     let room = height.saturating_sub(1).max(1);
     if lines.len() <= room {
@@ -229,7 +229,7 @@ fn cut(lines: &mut Vec<String>, height: usize) {
     lines.push(format!("... {left_out} more lines: make the window taller"));
 }
 
-/// MiB for a table: one decimal while that fits six characters.
+/// MiB for a table, with one decimal as long as that fits into six characters.
 #[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]
 pub(super) fn mib(pages: Pages) -> String {
     let mib = pages.0 as f64 / 256.0;

@@ -33,7 +33,7 @@ const fn column(
     }
 }
 
-/// The titles are esxtop's where it has the quantity. All sizes in MiB, rates in MiB/s unless said.
+/// The titles are those of esxtop where esxtop has the quantity. Sizes are in MiB; SWR/s and SWW/s are in MiB/s.
 const COLUMNS: [Column; 16] = [
     column("MEMSZ", 7, 0, |vm, _| mib(vm.configured_pages)),
     column("GRANT", 7, 0, |vm, _| mib(vm.granted_pages)),
@@ -57,7 +57,7 @@ const COLUMNS: [Column; 16] = [
     }),
 ];
 
-/// The header of the table and its rows, one text each, none wider than the screen.
+/// The header and the rows of the table, one text for each. None is wider than the screen.
 pub(super) fn rows(status: &HostStatus, rates: Option<&Rates>, screen: Screen) -> Vec<String> {
     let columns = || COLUMNS.iter().filter(|column| column.from <= screen.width);
     let taken: usize = NAME_WIDTH + columns().map(|column| column.width).sum::<usize>() + 1;
@@ -100,7 +100,7 @@ fn active(vm: &VmStatus) -> String {
     }
 }
 
-/// Between two snapshots; of a single one, what the daemon says of the latest seconds.
+/// The stalled time between two snapshots. With a single one, what the daemon says about the latest seconds.
 fn latency(vm: &VmStatus, rates: Option<&VmRates>) -> String {
     let percent = rates.map_or(vm.stalls.latency_percent, |rates| rates.stalled_percent);
     format!("{percent:.1}")

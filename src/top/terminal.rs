@@ -9,7 +9,7 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwins
 
 use super::render::Screen;
 
-/// Width of what is no terminal and does not say how wide it is.
+/// The width if output is no terminal and `COLUMNS` is not set.
 const PLAIN_WIDTH: usize = 80;
 
 /// The smallest screen that is drawn for; a smaller window shows a part of it.
@@ -23,7 +23,7 @@ const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 
 /// Standard output, redrawn in place if it is a terminal and appended to if not.
 ///
-/// Dropping it gives the terminal back as it was, also when a panic unwinds.
+/// Dropping it restores the terminal, even when a panic unwinds.
 #[derive(Debug)]
 pub struct Terminal {
     live: bool,
@@ -78,7 +78,7 @@ impl Terminal {
         if !self.live {
             return write_out(text);
         }
-        // Each line clears its own rest, so that nothing flickers as it would after clearing all.
+        // Each line clears its own rest. Clearing the whole screen first would make it flicker.
         let lines: String = text
             .lines()
             .map(|line| format!("{line}\x1b[K\r\n"))
@@ -92,8 +92,8 @@ impl Terminal {
         self.keyboard.as_ref().map(|_| stdin())
     }
 
-    /// Reads what was typed, and says whether `q` was among it. After an end of input there is no
-    /// keyboard any more.
+    /// Reads what was typed, and says whether there was a `q`. After an end of input there is no keyboard any
+    /// more.
     ///
     /// # Errors
     /// What read(2) says.
@@ -112,7 +112,7 @@ impl Terminal {
 
     fn silence(&mut self) {
         if let Some(before) = self.keyboard.take() {
-            // There is nothing to do about a terminal that is gone.
+            // Errors are ignored: nothing can be done about a terminal that is gone.
             let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &before);
         }
     }

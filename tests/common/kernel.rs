@@ -1,4 +1,4 @@
-//! What the kernel says of a process and its memory, by `/proc`.
+//! What `/proc` says about a process and its memory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,10 +10,10 @@ use memvisor::units::{PAGE_SIZE, Pages};
 
 /// How the kernel shows a file of memory that memvisor made: a memfd, or a file of its own tmpfs.
 const FILES: [&str; 2] = ["/memfd:memvisor-", "/memvisor-"];
-/// Those of them that a host counts as metadata, whether they are filled or not.
+/// What follows in the names of files that a host counts as metadata, however much of them is filled.
 const METADATA: &str = "claims:";
 
-/// What follows in the name of such a file.
+/// The rest of the name if `path` is such a file.
 fn memory_file(path: &str) -> Option<&str> {
     FILES.iter().find_map(|start| path.strip_prefix(start))
 }
@@ -21,7 +21,7 @@ fn memory_file(path: &str) -> Option<&str> {
 /// Pages of the memory files that a host holds, as the kernel counts them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Blocks {
-    /// By inode, because a file can be open more than once: its name and its pages.
+    /// Name and pages of each file, by inode because a file can be open more than once.
     files: BTreeMap<u64, (String, Pages)>,
 }
 
@@ -34,7 +34,7 @@ impl Blocks {
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
             let path = entry?.path();
-            // Descriptors are closed while we look.
+            // A descriptor may be closed while we look.
             let (Ok(target), Ok(found)) = (fs::read_link(&path), fs::metadata(&path)) else {
                 continue;
             };
@@ -87,8 +87,8 @@ pub fn mappings(pid: u32) -> Vec<MapLine> {
     lines.collect()
 }
 
-/// Memory that only process `pid` uses: what it would give back by ending, without the files that
-/// hold the memory of guests.
+/// Memory that only process `pid` uses and would give back by ending, without the files that hold the
+/// memory of guests.
 ///
 /// # Panics
 /// When there is no such process.
@@ -119,7 +119,8 @@ pub fn private_bytes(pid: u32) -> u64 {
 /// When there is no such process.
 pub fn cpu_time(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
-    // utime and stime are fields 14 and 15 (proc(5)), counted from the state behind the name: 11, 12.
+    // utime and stime are fields 14 and 15 (proc(5)). Split behind the name, which may contain spaces: the state is
+    // field 3, so they are at 11 and 12.
     let fields = stat.rsplit(')').next().expect("there is a last part");
     let ticks: u64 = fields
         .split_ascii_whitespace()

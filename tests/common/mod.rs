@@ -1,7 +1,7 @@
 //! Real hosts and real guests for tests: started in a private directory, watched, and ended by pid.
 //!
 //! Nothing here sleeps to let something happen: tests wait for what they need with a deadline
-//! ([`eventually`]). Every process is a child that ends with the test, also when the test is killed,
+//! ([`eventually`]). Every process is a child that ends with the test, even when the test is killed,
 //! because its standard input is a pipe that only the test holds.
 
 #![allow(
@@ -42,7 +42,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Runs `body` with each engine, by the name that `--engine` takes.
 ///
 /// # Panics
-/// Without userfaultfd, if `MEMVISOR_REQUIRE_UFFD=1`; else that engine is left out, and said so.
+/// Without userfaultfd, if `MEMVISOR_REQUIRE_UFFD=1`. Otherwise that engine is left out, with a message.
 pub fn engines(mut body: impl FnMut(&str)) {
     match uffd::open() {
         Ok(_) => body("uffd"),
@@ -55,8 +55,8 @@ pub fn engines(mut body: impl FnMut(&str)) {
     body("mprotect");
 }
 
-/// Runs `body` in each way in which the faults of a guest can be served: the engine, and what its guests
-/// are told.
+/// Runs `body` for each way in which the faults of a guest can be served: the engine, and arguments for its
+/// guests.
 ///
 /// # Panics
 /// As [`engines`].
@@ -84,7 +84,7 @@ pub fn eventually<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Op
     }
 }
 
-/// The number in the environment variable `name`, else `default`.
+/// The number of seconds in the environment variable `name`, or `default` if it is not set.
 ///
 /// # Panics
 /// When the variable is no number.
@@ -96,12 +96,13 @@ pub fn seconds(name: &str, default: u64) -> Duration {
     Duration::from_secs(chosen.unwrap_or(default))
 }
 
-/// Writes a file of `pages` pages, all different and none of them zero or compressible, that is the
-/// same for the same `seed`.
+/// Writes a file of `pages` pages, all different and none of them zero or compressible. Equal seeds give
+/// equal files.
 ///
 /// # Panics
 /// When the file cannot be written.
 pub fn image(path: &Path, pages: u32, seed: u64) {
+    // Not zero, from where xorshift never gets away.
     let mut state = seed | 1;
     let words = (0..u64::from(pages) * 512).flat_map(|_| {
         // Marsaglia's xorshift64.
@@ -118,7 +119,7 @@ pub fn image(path: &Path, pages: u32, seed: u64) {
 pub struct TestHost {
     process: Process,
     client: Client,
-    // Behind the process: it must have ended before its directory goes.
+    // Declared after the process and so dropped after it: the process must end before its directory is removed.
     dir: TempDir,
 }
 
@@ -166,7 +167,7 @@ impl TestHost {
         TestGuest { process }
     }
 
-    /// The directory with everything of this host; gone with it.
+    /// The directory with everything of this host; removed with it.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -235,11 +236,11 @@ impl TestHost {
         eventually(&attached, START, || self.client.vm(name).ok())
     }
 
-    /// Waits until the guests called `names` have attached, and then until no page of theirs is faulted
-    /// in any more and their scanners are settled.
+    /// Waits until the guests called `names` have attached, none of their pages is faulted in any more, and
+    /// their scanners are settled.
     ///
     /// # Panics
-    /// When it goes on for too long.
+    /// When that takes longer than `within`.
     pub fn rest(&self, names: &[&str], within: Duration) -> HostStatus {
         let moved = |vm: &VmStatus| vm.faults.served() + vm.scan.merged + vm.scan.zero_found;
         let mut last = (u64::MAX, Instant::now());
@@ -272,8 +273,8 @@ impl TestHost {
         self.blocks()
     }
 
-    /// Ends the host with SIGTERM, and checks that it left nothing behind and complained of nothing
-    /// but lines that contain one of `expected`.
+    /// Ends the host with SIGTERM. Checks that it left nothing behind, and that each warning and error in its
+    /// log contains one of `expected`.
     ///
     /// # Panics
     /// When it ends otherwise.
@@ -358,7 +359,7 @@ impl TestGuest {
         self.process.ended().is_some()
     }
 
-    /// Waits until its time is over and all its memory is verified; what it reports.
+    /// Waits until its time is over and all its memory is verified; its report.
     ///
     /// # Panics
     /// When it fails, hangs, or anything it read was wrong or could not be read.
@@ -366,7 +367,7 @@ impl TestGuest {
         self.check(0, within)
     }
 
-    /// Tells it to end; else as [`TestGuest::finish`].
+    /// Tells it to end; otherwise as [`TestGuest::finish`].
     ///
     /// # Panics
     /// As [`TestGuest::finish`].
@@ -380,7 +381,7 @@ impl TestGuest {
         self.process.terminate();
     }
 
-    /// Waits until it has ended because it was told to; else as [`TestGuest::finish`].
+    /// Waits until it has ended because it was told to; otherwise as [`TestGuest::finish`].
     ///
     /// # Panics
     /// As [`TestGuest::finish`].

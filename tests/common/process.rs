@@ -1,4 +1,4 @@
-//! One child process: its output in files, its end by pid.
+//! One child process, whose output goes to files and which is ended by its pid.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -13,12 +13,12 @@ use nix::unistd::Pid;
 
 use super::eventually;
 
-/// How long a process may take to end before it is killed, when its test is over.
+/// When a test is over, how long its process may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the kernel may take to stop or end a process.
 const KERNEL: Duration = Duration::from_secs(10);
 
-/// The lines of output shown when a test fails; the last ones, which tell how it ended.
+/// How many lines of output are shown when a test fails. They are the last ones, which tell how the process ended.
 const SHOWN: usize = 60;
 
 /// A child that ends with its test.
@@ -40,9 +40,10 @@ impl Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_memvisor"));
         arguments(&mut command);
         command
-            // The write end of its standard input is ours alone: the kernel tells it of our end.
+            // The test alone holds the write end of the child's standard input, so the child sees its end when the test
+            // dies.
             .arg("--die-with-parent")
-            // Tests look into it by /proc.
+            // Tests read /proc/PID of the child, which a process closed to others would not allow.
             .env(INSPECTABLE, "1")
             .env("MEMVISOR_LOG", "info")
             .env("NO_COLOR", "1");
@@ -91,10 +92,10 @@ impl Process {
         self.ended
     }
 
-    /// Waits for its end.
+    /// Waits until the process has ended.
     ///
     /// # Panics
-    /// When it does not come in time.
+    /// When it does not end in time.
     pub fn wait(&mut self, within: Duration) -> ExitStatus {
         let what = format!("{} (pid {}) ends", self.name, self.pid());
         eventually(&what, within, || self.ended())
@@ -108,7 +109,7 @@ impl Process {
         self.signal(Signal::SIGTERM).expect("it is our child");
     }
 
-    /// Sends a signal to this process alone. Until it was waited for, its pid is not given to another.
+    /// Sends a signal to this process alone, unless it was waited for: from then on its pid may be another's.
     ///
     /// # Errors
     /// What the kernel says.
@@ -144,7 +145,7 @@ impl Process {
 }
 
 impl Process {
-    /// Ends it if it has not ended, by SIGTERM and then by SIGKILL.
+    /// Ends the process if it still runs: by SIGTERM, and after a while by SIGKILL.
     fn end(&mut self) {
         if self.ended().is_some() {
             return;

@@ -1,4 +1,4 @@
-//! The estimates of active memory, against a guest that uses a known part of its memory.
+//! The estimates of active memory, compared with a guest that uses a known part of its memory.
 
 use std::time::{Duration, Instant};
 
@@ -11,17 +11,17 @@ use super::{PATIENCE, end, filled, host, line, mib, shown};
 in_both_engines!(estimates_of_active_memory_follow_what_a_guest_uses);
 
 const SIZE: u64 = 64;
-/// What it uses at first, in MiB: 60 % of it.
+/// What the guest uses at first, in MiB: 60 % of its memory.
 const MUCH: u64 = 38;
-/// What it uses then: 10 %.
+/// What it uses later: 10 %.
 const LITTLE: u64 = 6;
-/// The estimate by sampling may be wrong by so many percent of the VM.
+/// The estimate by sampling may be wrong by this many percent of the VM.
 const POINTS: f64 = 15.0;
-/// Memory that the guest's own program uses: its text, stacks and heap, which the page tables have too.
+/// MiB that the guest's own program uses: text, stacks and heap, which the page tables show as well.
 const PROGRAM: f64 = 4.0;
 
 /// Whether both estimates say that `used` MiB are in use. 100 samples are within 15 points in 99 of 100
-/// periods; the page tables are exact, but for what else was touched.
+/// periods. The page tables are exact, except that they also show what else was touched.
 fn agree(activity: &ActivityStatus, used: u64) -> Option<bool> {
     let used = mib(used);
     let sampled = shown(activity.active_pages?) - shown(used);
@@ -33,7 +33,8 @@ fn agree(activity: &ActivityStatus, used: u64) -> Option<bool> {
 
 fn estimates_of_active_memory_follow_what_a_guest_uses(engine: &str) {
     let host = host(engine, "96M", &[]);
-    // Until it is told to use less. A slow machine gets another try, with more time.
+    // After `time` seconds the guest uses less. A slow machine that had no estimate by then gets a second try with
+    // more time.
     let done = [10, 40].into_iter().any(|time| {
         let workload = format!(
             "toucher,size=60M,active={MUCH}M,then={LITTLE}M@{time}s,rate=400M,write=10"

@@ -1,5 +1,5 @@
-//! What becomes of memory whose guest cannot be asked for it: one without an agent, one that stands still, one
-//! whose balloon crawls.
+//! Reclaim from guests that cannot be asked for memory: one without an agent, one that stands still, one whose
+//! balloon crawls.
 
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -34,7 +34,7 @@ fn guest_without_an_agent_is_paged_where_one_with_an_agent_is_ballooned(engine: 
         host.guest(names[1], "48M", &workload, &["--seed", "2", "--no-agent"]),
     ];
     let since = Instant::now();
-    // 88 MiB of which no two pages are equal do not fit 67.
+    // 88 MiB without equal pages do not fit into 67 MiB.
     let what = "one is ballooned and the other is paged";
     let status = eventually(what, PATIENCE, || {
         let status = host.status();
@@ -42,7 +42,7 @@ fn guest_without_an_agent_is_paged_where_one_with_an_agent_is_ballooned(engine: 
         let [with, without] = pair(&status, names)?;
         assert_eq!(without.homes.ballooned_pages, Pages(0), "{without:#?}");
         let done = with.balloon.size_pages >= mib(8) && stored(without) >= mib(6);
-        // What was taken from both in the rush comes back, or is still idle; the host has enough.
+        // The host must have enough again. What it took from both guests in the rush may still be out.
         (done && status.free_pages > status.thresholds.soft_pages).then_some(status)
     });
     eprintln!(
@@ -60,8 +60,8 @@ fn guest_that_stands_still_holds_up_nobody_and_is_ballooned_when_it_goes_on(engi
     filled(&host, "still", 40);
     let stopped = still.suspend();
     let since = Instant::now();
-    // It would be the one to give: it uses nothing. 40 of 67 MiB are out of reach, and there are 24 for
-    // 2 times 20.
+    // The suspended guest uses nothing, so its memory would be taken first. But its 40 of 67 MiB are out of reach,
+    // which leaves 24 MiB for two guests that fill 20 MiB each.
     let workload = ["toucher,size=20M,rate=20M,content=random"];
     let others = ["a", "b"].map(|name| host.guest(name, "28M", &workload, &[]));
     for name in ["a", "b"] {
@@ -72,7 +72,7 @@ fn guest_that_stands_still_holds_up_nobody_and_is_ballooned_when_it_goes_on(engi
         since.elapsed(),
         line(&host.status())
     );
-    // They go on, and one more comes and goes.
+    // The others go on, and one more guest comes and goes.
     let visit = ["toucher,size=8M,rate=20M,content=random"];
     let visitor = host.guest("visitor", "12M", &visit, &["--duration", "2s"]);
     let report = visitor.finish(PATIENCE);
@@ -109,12 +109,12 @@ const POLL: Duration = Duration::from_millis(250);
 struct Crawler {
     guest: Powered,
     agent: RawAgent,
-    /// The last of the pages that it has written and not given away.
+    /// The end of the pages that it has written and not given away.
     last: u32,
 }
 
 impl Crawler {
-    /// Takes what is there of its memory thread's commands and does them, and of its agent's answers.
+    /// Until `until`, obeys the commands to its memory thread and receives the answers to its agent.
     fn obey(&mut self, until: Instant) {
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -147,8 +147,8 @@ fn write(guest: &Powered, pages: Range<u64>) {
     }
 }
 
-/// A balloon that gave a few pages now and then was taken for one at work: its host stayed short for more than a
-/// minute, and nothing was evicted.
+/// A regression: a balloon that gave a few pages now and then was taken for one at work. The host stayed short of
+/// memory for more than a minute, and nothing was evicted.
 #[test]
 fn balloon_that_crawls_is_not_waited_for() {
     let settings = ["Mem.MemMinFreePct=50", "Mem.ShareRateMax=0"];
@@ -158,7 +158,8 @@ fn balloon_that_crawls_is_not_waited_for() {
     let status = host.status();
     let [soft, hard] =
         [&status.thresholds.soft_pages, &status.thresholds.hard_pages].map(|at| at.0);
-    // Its agent is there when it has what the host can spare, and a moment later the host is short.
+    // The agent starts when the guest has all that the host can spare. Then the guest writes more, and the host is
+    // short.
     let spare = status.free_pages.0 - soft - 64;
     write(&guest, 0..spare);
     let mut agent = RawAgent::connect(&host);

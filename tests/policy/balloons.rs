@@ -1,4 +1,4 @@
-//! Balloons: what is given back to guests that need it, and what no balloon may take.
+//! Balloons: they are given back to guests that need the memory, and never take what is reserved.
 
 use std::time::Instant;
 
@@ -12,8 +12,8 @@ in_both_engines!(
     balloon_set_by_hand_takes_nothing_of_a_reservation,
 );
 
-/// The host cannot know that it is all zeroes before it has looked, so it takes balloons at first. Then it
-/// has half of its memory free, and its guests page in what balloons they have left.
+/// The host cannot know that all pages are zero before it has scanned them, so it inflates balloons at first. Then
+/// it has half of its memory free, and the guests get their balloons back as they page in.
 fn balloons_of_guests_full_of_zeroes_are_given_back(engine: &str) {
     let host = TestHost::start(&["--engine", engine, "--memory", "64M"]);
     let names = ["a", "b"];
@@ -42,7 +42,7 @@ fn balloons_of_guests_full_of_zeroes_are_given_back(engine: &str) {
     end(host, guests, &["wait for memory"]);
 }
 
-/// A guest that has reserved three quarters: its balloon may have the last one, and `why` says so.
+/// A guest reserves three quarters of its memory. Its balloon may take the last quarter, and `why` says so.
 fn balloon_set_by_hand_takes_nothing_of_a_reservation(engine: &str) {
     let host = host(engine, "128M", &[]);
     let workload = ["toucher,size=28M,rate=40M,content=random"];
@@ -63,7 +63,7 @@ fn balloon_set_by_hand_takes_nothing_of_a_reservation(engine: &str) {
         eventually("its balloon has what was set", PATIENCE, || {
             let vm = host.vm("g");
             assert!(vm.balloon.size_pages <= vm.balloon.max_pages, "{vm:#?}");
-            // Its last pages the guest wants for itself, and it may be faster.
+            // The guest wants the last pages for itself, and may get them before the balloon does.
             (vm.balloon.size_pages.0 + 32 >= size.0).then_some(())
         });
     };
@@ -75,7 +75,7 @@ fn balloon_set_by_hand_takes_nothing_of_a_reservation(engine: &str) {
     assert_eq!(why["balloon"]["by_hand"], mib(8).0, "{why:#}");
     assert_eq!(why["balloon"]["bound"], "reservation", "{why:#}");
     assert_eq!(why["plan"]["balloon_target"], mib(8).0, "{why:#}");
-    // What was set stays, and gives way to what is reserved now.
+    // The size set by hand stays in force, but gives way to the new reservation.
     host.set_vm("g", "reservation=30M");
     assert_eq!(host.vm("g").balloon.max_pages, mib(2));
     eventually("it gives way", PATIENCE, || {

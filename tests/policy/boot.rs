@@ -10,7 +10,7 @@ use super::{PATIENCE, check, end, mib, shown, touched};
 
 in_both_engines!(guests_that_boot_at_once_bring_the_host_to_low_and_nothing_fails);
 
-/// Sizes of the guests, and what each fills, in MiB: those of OSDI 2002, figure 8, divided by 8.
+/// Size of each guest and how much of it the guest fills, in MiB: the sizes of OSDI 2002, figure 8, divided by 8.
 const GUESTS: [(&str, u64, u64); 5] = [
     ("first", 32, 29),
     ("second", 32, 29),
@@ -38,7 +38,7 @@ fn row(engine: &str, when: Duration, status: &HostStatus) {
     );
 }
 
-/// The states that the host has logged: it enters some for less than a look takes.
+/// The states that the host has logged. Looking at its status alone would miss those that it leaves at once.
 fn logged(host: &TestHost) -> Vec<FreeState> {
     let known = [
         FreeState::High,
@@ -57,9 +57,9 @@ fn logged(host: &TestHost) -> Vec<FreeState> {
     states.collect()
 }
 
-/// Reservations are half of each, and shares in proportion to sizes, as in the paper. Its host had 1024 MB
-/// for 1472 MB of guests and 160 MB of their overhead, more than 60 % too little; theirs is small here,
-/// so 112 MiB it is for 184.
+/// Each guest reserves half of its size, and shares are in proportion to sizes, as in the paper. The host of the
+/// paper had 1024 MB for guests of 1472 MB with an overhead of 160 MB, an overcommitment of more than 60 %. The
+/// overhead is small here, so the host has 112 MiB for guests of 184 MiB.
 fn guests_that_boot_at_once_bring_the_host_to_low_and_nothing_fails(engine: &str) {
     let host = TestHost::start(&[
         "--engine",
@@ -76,7 +76,7 @@ fn guests_that_boot_at_once_bring_the_host_to_low_and_nothing_fails(engine: &str
         .iter()
         .enumerate()
         .map(|(at, (name, size, fills))| {
-            // Contents of their own: else sharing alone would save the host.
+            // Each guest has content of its own. Otherwise sharing alone would save the host.
             let seed = at.to_string();
             let workload = format!("toucher,size={fills}M,active=4M,rate=8M,content=random");
             let (size, half) = (format!("{size}M"), format!("{}M", size / 2));

@@ -1,4 +1,4 @@
-//! Compression caches: what is in them must not be out of reach, and what is kept there must be worth its memory.
+//! Compression caches: memory in them must stay within reach of reclaim, and what they keep must be worth its memory.
 
 use std::time::Instant;
 
@@ -14,7 +14,8 @@ in_both_engines!(
     cache_that_is_used_keeps_what_its_cap_has_room_for,
 );
 
-/// More than the host has even if all of it is compressed to a half, and nobody can be asked for any.
+/// The guests need more than the host has even if every page compresses to half. They have no agents, so no balloon
+/// can help.
 fn host_whose_memory_is_all_in_caches_goes_on(engine: &str) {
     let all = ["Mem.MemZipMaxPct=100", "Mem.MemZipMaxAllocPct=100"];
     let host = host(engine, "64M", &all);
@@ -59,7 +60,7 @@ fn host_whose_memory_is_all_in_caches_goes_on(engine: &str) {
     end(host, guests, &["wait for memory"]);
 }
 
-/// Refills of either kind a second, between two statuses.
+/// Refills from cache and swap per second, between two statuses.
 fn refills(before: &VmStatus, now: &VmStatus) -> f64 {
     let of = |vm: &VmStatus| vm.faults.refill_zip + vm.faults.refill_swap;
     let count = u32::try_from(of(now) - of(before)).expect("a few thousand");
@@ -67,7 +68,7 @@ fn refills(before: &VmStatus, now: &VmStatus) -> f64 {
     f64::from(count) * 1000.0 / f64::from(millis.max(1))
 }
 
-/// A guest of 128 MiB that is allowed 40, and has two sets of pages, neither of which fits beside the other.
+/// A guest of 128 MiB with a limit of 40 MiB, on a host whose caches keep only what pays.
 fn guest_in_throughput(engine: &str, workloads: &[&str]) -> (TestHost, TestGuest) {
     let host = host(engine, "64M", &["Memvisor.CacheKeeps=paying"]);
     for (name, value) in [
@@ -81,7 +82,8 @@ fn guest_in_throughput(engine: &str, workloads: &[&str]) -> (TestHost, TestGuest
     (host, guest)
 }
 
-/// Most of its memory is written once. What it works on would fit beside a small cache, and does not beside that.
+/// Most of the guest's memory is written once and never used again. The set that it works on would fit beside a small
+/// cache, but not beside one that keeps all those cold pages.
 fn cold_pages_leave_the_cache_and_hot_ones_are_brought_back_less(engine: &str) {
     let works = "toucher,size=26M,content=text,write=20,rate=24M";
     let (host, guest) = guest_in_throughput(engine, &["idle,size=64M,content=text", works]);
@@ -109,7 +111,7 @@ fn cold_pages_leave_the_cache_and_hot_ones_are_brought_back_less(engine: &str) {
     });
     assert!(small.zip.limit_pages < small.zip.cap_pages, "{small:#?}");
     assert!(small.evict.spilled > mib(10).0, "{small:#?}");
-    // Whoever does not want it gets the whole cache back.
+    // With the setting off, the cache may grow to its cap again.
     host.set("Memvisor.CacheKeeps", "all");
     eventually("its limit is its cap", PATIENCE, || {
         let zip = host.vm("g").zip;
@@ -118,7 +120,7 @@ fn cold_pages_leave_the_cache_and_hot_ones_are_brought_back_less(engine: &str) {
     end(host, [guest], &[]);
 }
 
-/// Each page is as good as the other, so none of the cache is worth less than RAM.
+/// All pages are used equally often, so the pages in the cache are worth as much as those in RAM.
 fn cache_that_is_used_keeps_what_its_cap_has_room_for(engine: &str) {
     let works = "toucher,size=80M,content=text,write=20";
     let (host, guest) = guest_in_throughput(engine, &[works]);

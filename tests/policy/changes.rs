@@ -1,5 +1,5 @@
-//! Settings that change while guests run on too little memory: whatever is changed when, no guest reads a
-//! wrong byte, and nothing is left behind.
+//! Settings that change while guests run on too little memory: whatever changes at whatever time, no guest
+//! reads a wrong byte, and nothing is left behind.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ fn evictions(host: &TestHost) -> (VmStatus, u64, u64) {
     (vm, counts.0, counts.1)
 }
 
-/// A guest without an agent that is far above its limit, brought down to it a little at a time.
+/// A guest without an agent gets a limit far below what it holds, and is evicted down to it a little at a time.
 fn settings_changed_in_the_middle_of_a_reclaim_take_effect_at_once(engine: &str) {
     let host = host(
         engine,
@@ -56,7 +56,7 @@ fn settings_changed_in_the_middle_of_a_reclaim_take_effect_at_once(engine: &str)
     grows("pages are compressed again", |vm| vm.evict.to_zip);
 
     host.set_vm("g", "limit=none");
-    // What is under way ends with the batch; then nothing more may be taken.
+    // A batch that is under way still ends. After it, nothing more may be evicted.
     let mut last = (evictions(&host), Instant::now());
     eventually("nothing is evicted any more", PATIENCE, || {
         let now = evictions(&host);
@@ -86,16 +86,16 @@ fn settings_changed_in_the_middle_of_a_reclaim_take_effect_at_once(engine: &str)
 /// A change that is tried.
 #[derive(Clone, Debug)]
 enum Change {
-    /// Of a VM, as on a command line.
+    /// A setting of a VM, written as on a command line.
     Vm(String),
-    /// Of the host.
+    /// A setting of the host.
     Host(&'static str, String),
-    /// A balloon by hand, or by the policy again.
+    /// A balloon set by hand, or left to the policy again.
     Balloon(Option<Pages>),
 }
 
 impl Change {
-    /// What is changed.
+    /// The name of what is changed.
     fn name(&self) -> &str {
         match self {
             Self::Vm(words) => words.split('=').next().unwrap_or_default(),
@@ -179,10 +179,10 @@ fn deck(random: &mut StdRng, dirs: &[PathBuf]) -> Vec<Change> {
     all
 }
 
-/// How often each was changed, and refused.
+/// How often each setting was changed, and how often a change was refused.
 type Tally = BTreeMap<String, (u64, u64)>;
 
-/// Tries a change; a host may refuse what contradicts what it has, or promised already.
+/// Tries a change. The host may refuse one that contradicts its other settings or what it has promised.
 fn attempt(host: &TestHost, vm: &str, change: &Change, tally: &mut Tally) {
     let count = tally.entry(change.name().to_owned()).or_default();
     match change.apply(host, vm) {
@@ -201,7 +201,7 @@ fn attempt(host: &TestHost, vm: &str, change: &Change, tally: &mut Tally) {
     }
 }
 
-/// Pages that left RAM by each way there is.
+/// Pages that left RAM, by the way in which they left.
 fn ways(status: &HostStatus) -> [(&'static str, u64); 4] {
     let homes = &status.totals.homes;
     [
@@ -212,7 +212,7 @@ fn ways(status: &HostStatus) -> [(&'static str, u64); 4] {
     ]
 }
 
-/// How long settings change.
+/// For how many seconds settings change.
 const TIME: u64 = 10;
 /// The VMs that are there all the time; the last has no agent.
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -258,7 +258,7 @@ fn settings_changed_in_any_order_under_load_harm_nobody(engine: &str) {
     eprintln!("{engine}: changed and refused: {tally:?}");
     assert!(tally.values().all(|(changed, _)| *changed > 0), "{tally:?}");
 
-    // So that verification is quick. All else stays as chance had it.
+    // Without these two the verification could take long. All other settings stay as chance left them.
     for name in NAMES {
         host.set_vm(name, "shares=normal limit=none");
     }
@@ -294,7 +294,7 @@ fn seed() -> u64 {
     given.map_or_else(rand::random, |text| text.parse().expect("a number"))
 }
 
-/// Guests have different content of their own.
+/// A seed for each guest, so that their own content differs.
 fn name_seed(name: &str) -> &'static str {
     match name {
         "a" => "1",

@@ -1,4 +1,4 @@
-//! Limits, which bind on a host that has plenty as well.
+//! Limits, which bind even on a host with plenty of memory.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ in_both_engines!(
     limit_of_a_guest_without_an_agent_binds_in_the_high_state,
 );
 
-/// The VM, from a host that has not been short for a moment.
+/// The host and its VM `g`; the host must be in the high state.
 fn of_a_high_host(host: &TestHost) -> Option<(HostStatus, VmStatus)> {
     let status = host.status();
     check(&status);
@@ -22,7 +22,7 @@ fn of_a_high_host(host: &TestHost) -> Option<(HostStatus, VmStatus)> {
     Some((status, vm))
 }
 
-/// Waits until the VM holds no more than `most`; says how long that took.
+/// Waits until the VM holds no more than `most`, and prints how long that took.
 fn comes_down(host: &TestHost, engine: &str, most: Pages) -> VmStatus {
     let since = Instant::now();
     let what = format!("{engine}: down to the limit of {}", most.bytes());
@@ -47,7 +47,7 @@ fn gets_back(host: &TestHost, engine: &str, least: Pages) {
     eprintln!("{what} after {:.1?}: {}", since.elapsed(), line(&status));
 }
 
-/// It fills more than its limit, and touches all of it slowly and half of it often.
+/// The guest fills more than its limit, then touches half of its memory slowly and half of it often.
 const WORKLOADS: [&str; 2] = [
     "toucher,size=28M,rate=40M,content=text",
     "toucher,size=28M,rate=12M,content=random",
@@ -62,7 +62,7 @@ fn limit_of_a_guest_with_a_balloon_binds_in_the_high_state(engine: &str) {
     gets_back(&host, engine, mib(50));
     host.set_vm("g", "limit=36M");
     comes_down(&host, engine, mib(36));
-    // To give that much, the guest must page by itself, which takes longer.
+    // For a balloon of that size the guest must page by itself, which takes longer.
     let since = Instant::now();
     let what = format!("{engine}: its balloon grows at the limit");
     let vm = eventually(&what, PATIENCE, || {
@@ -74,14 +74,14 @@ fn limit_of_a_guest_with_a_balloon_binds_in_the_high_state(engine: &str) {
     end(host, [guest], &[]);
 }
 
-/// How much a guest may be seen above its limit: what its compression cache takes is counted with a delay.
+/// How far above its limit a guest may be seen: the pages of its compression cache are counted with a delay.
 const SLACK: Pages = Pages(256);
 
-/// Until a limit that fell is reached, a guest may have half back of what it lost in a round. So it may be seen below the limit once,
-/// and above it again until the next plan.
+/// How long the limit must be kept before it counts as reached. On the way down to a lower limit, a guest may take back
+/// half of what it lost in a round. So it may be seen below the limit once, and above it again until the next plan.
 const ROUNDS: Duration = Duration::from_secs(1);
 
-/// It fills more than its limit, and goes on to use more than that, faster than it is evicted.
+/// The guest fills more than its limit, and goes on to use more than its limit faster than it is evicted.
 fn limit_of_a_guest_without_an_agent_binds_in_the_high_state(engine: &str) {
     let host = host(engine, "128M", &[]);
     let workload = "toucher,size=56M,active=48M,rate=40M,content=random";
@@ -102,7 +102,7 @@ fn limit_of_a_guest_without_an_agent_binds_in_the_high_state(engine: &str) {
     end(host, [guest], &[]);
 }
 
-/// For some seconds in which the guest touches more than fits, it holds no more than its limit.
+/// Checks that the guest holds no more than its limit while, for some seconds, it touches more than fits.
 fn stays(host: &TestHost, engine: &str, limit: Pages) {
     let since = Instant::now();
     let evicted = |vm: &VmStatus| vm.evict.to_zip + vm.evict.to_swap;

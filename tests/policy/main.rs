@@ -1,11 +1,11 @@
-//! The policy with real hosts and guests: who is given memory, from whom it is taken and how, and that
-//! nobody reads a wrong byte while settings change under load. Published experiments are repeated on a
+//! The policy with real hosts and guests: which guest is given memory, from which it is taken and how, and
+//! that no guest reads a wrong byte while settings change under load. Published experiments are repeated on a
 //! small scale; what was measured is printed (`cargo test --test policy -- --nocapture`).
 //!
-//! Guests touch memory at bounded rates, so that two processors are enough, and mostly random bytes, which
-//! neither compress nor equal others, so that each page counts as one.
+//! Guests touch memory at bounded rates, so that two processors are enough. Most write random bytes, which
+//! neither compress nor equal others, so that each page costs a whole page.
 
-/// Makes a test for each engine of functions that take its name. They can run side by side.
+/// Makes a test for each engine out of each function, which takes the engine's name. The tests can run side by side.
 macro_rules! in_both_engines {
     ($($scenario:ident),+ $(,)?) => {
         mod uffd {
@@ -51,7 +51,7 @@ fn connector() {
     rig::raw::connector();
 }
 
-/// How long the host may take for what it is asked, on a machine that is busy with other tests.
+/// How long anything may take on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a test with one engine, if it works here.
@@ -63,7 +63,7 @@ fn with_engine(wanted: &str, test: fn(&str)) {
     });
 }
 
-/// A host that shares nothing, and looks at idle memory so often that one need not wait for it.
+/// A host that shares nothing, and samples and balances so often that tests need not wait long for it.
 fn host(engine: &str, memory: &str, settings: &[&str]) -> TestHost {
     let mut args = vec!["--engine", engine, "--memory", memory];
     let quick = [
@@ -87,12 +87,12 @@ fn pair<'a>(status: &'a HostStatus, names: [&str; 2]) -> Option<[&'a VmStatus; 2
     Some([of(status, names[0])?, of(status, names[1])?])
 }
 
-/// Pages that it has written so far, wherever they are now.
+/// Pages that the VM has touched so far, wherever they are now.
 fn touched(vm: &VmStatus) -> Pages {
     vm.configured_pages.saturating_sub(vm.homes.untouched_pages)
 }
 
-/// Waits until a guest has filled so many MiB.
+/// Waits until a guest has touched `size` MiB.
 fn filled(host: &TestHost, name: &str, size: u64) {
     eventually(&format!("{name} has filled its memory"), PATIENCE, || {
         let vm = host.client().vm(name).ok()?;
@@ -109,12 +109,12 @@ fn shown(pages: Pages) -> f64 {
     f64::from(u32::try_from(pages.0).unwrap_or(u32::MAX)) / 256.0
 }
 
-/// Whether two numbers of pages differ by no more than so many percent of their mean.
+/// Whether two numbers of pages differ by at most `percent` of their mean.
 fn are_about_equal(one: Pages, other: Pages, percent: u64) -> bool {
     one.0.abs_diff(other.0) * 200 <= percent * (one.0 + other.0)
 }
 
-/// What must hold at any moment.
+/// Checks what must hold at any moment.
 fn check(status: &HostStatus) {
     for vm in &status.vms {
         assert_eq!(vm.homes.total(), vm.configured_pages, "{vm:#?}");
@@ -127,7 +127,7 @@ fn end(host: TestHost, guests: impl IntoIterator<Item = TestGuest>, expected: &[
     ended(host, guests, expected);
 }
 
-/// The same; what guests reported.
+/// The same; the reports of the guests.
 fn ended(
     host: TestHost,
     guests: impl IntoIterator<Item = TestGuest>,
@@ -135,7 +135,7 @@ fn ended(
 ) -> Vec<GuestReport> {
     check(&host.status());
     let mut guests: Vec<TestGuest> = guests.into_iter().collect();
-    // All at once: each of them verifies for a while.
+    // Told to end all at once, because each of them verifies for a while.
     guests.iter_mut().for_each(TestGuest::terminate);
     let reports = guests.into_iter().map(|guest| {
         let report = guest.interrupted(PATIENCE);
@@ -148,7 +148,7 @@ fn ended(
     reports
 }
 
-/// One line about where a host is.
+/// The state of a host and its VMs in one line.
 fn line(status: &HostStatus) -> String {
     let vms = status.vms.iter().map(|vm| {
         format!(

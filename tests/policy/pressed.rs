@@ -1,9 +1,10 @@
-//! The estimate of active memory by sampling, against guests that use known parts of theirs and are kept waiting for it.
+//! The estimate of active memory by sampling, compared with guests that use known parts of theirs and are kept waiting.
 //!
-//! A guest that waits for its memory touches less of it in a second than it would, which says nothing about what it uses.
-//! So a period of sampling is running time: none in which the guest stood still, but a quarter of that in any case. In such a period
-//! a guest touches what it has time for: of an active set from which it takes pages at random, all but a part that is known
-//! from how many it took. That is what the estimate is held to, and where nobody waits it is nearly the whole set.
+//! A guest that waits for memory touches less of it in a second than it otherwise would, but it does not use less. So a
+//! period of sampling is measured in running time: time in which the guest stood still does not count, except that a
+//! quarter of all time always counts. In such a period the guest touches what it has time for. It picks pages of its
+//! active set at random, so the part that it touched follows from the number of touches. The estimate is held to that
+//! part. Where no guest waits, it is nearly the whole set.
 
 use std::time::Duration;
 
@@ -21,8 +22,8 @@ in_both_engines!(
 /// A guest's memory, and how much of it it writes, in MiB.
 const SIZE: u64 = 32;
 const WRITTEN: u64 = 30;
-/// Name, active set in MiB, and how it is used. Two want most of what there is at 2x and wait for it most of the time; two use
-/// little, at a rate at which they touch all of that in a period.
+/// Name, active set in MiB, and how it is used. At 2x, two guests want most of the memory and wait for it most of the
+/// time. The other two use little, at a rate at which they touch all of it in a period.
 const FLEET: [(&str, u64, &str); 4] = [
     ("wants-1", 28, "threads=4"),
     ("wants-2", 28, "threads=4"),
@@ -31,12 +32,12 @@ const FLEET: [(&str, u64, &str); 4] = [
 ];
 /// `Mem.SamplePeriod`, in seconds.
 const PERIOD: f64 = 1.0;
-/// Periods until what was before is forgotten, and periods that are looked at.
+/// Periods that are left out because their averages still hold older ones, and periods that are looked at.
 const LEFT_OUT: usize = 1;
 const LOOKED_AT: usize = 4;
-/// How far the mean of that many periods may be off, in percent of the VM: 4 standard deviations of 400 samples.
+/// How far the mean of the periods may be off, in percent of the VM: 4 standard deviations of 400 samples.
 const POINTS: f64 = 10.0;
-/// A period of a guest that waits takes up to four of another one.
+/// Long, because a guest that waits all the time needs four times as long for a period.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What was seen of a VM when a period of sampling had just ended.
@@ -58,8 +59,8 @@ impl End {
     }
 }
 
-/// Waits until enough periods of each guest have ended after its memory was filled. Where two periods end with the same averages
-/// they look like one.
+/// Waits until enough periods of each guest have ended after its memory was filled. A period is seen to end when the
+/// averages change, so two that end with the same averages look like one.
 fn periods(host: &TestHost) -> [Vec<End>; 4] {
     let mut ends: [Vec<End>; 4] = Default::default();
     eventually("periods of sampling end", PATIENCE, || {
@@ -75,17 +76,17 @@ fn periods(host: &TestHost) -> [Vec<End>; 4] {
         let enough = |ends: &Vec<End>| ends.len() > 1 + LEFT_OUT + LOOKED_AT;
         ends.iter().all(enough).then_some(())
     });
-    // The first is of some moment within a period.
+    // The first was taken at some moment within a period, not at its end.
     ends.map(|ends| ends[1 + LEFT_OUT..].to_vec())
 }
 
-/// What came of it for one guest.
+/// What was found for one guest, and what had to be found.
 #[derive(Debug)]
 struct Judged {
-    /// What periods found on average, and what they have to find at least and at most, in percent of the VM.
+    /// The mean of what the periods found, and the range that it has to be in, in percent of the VM.
     found: f64,
     expected: (f64, f64),
-    /// Which part of the time the VM was stalled.
+    /// The part of the time in which the VM was stalled.
     stalled: f64,
 }
 
@@ -93,7 +94,8 @@ struct Judged {
 fn judge((name, active, _): (&str, u64, &str), ends: &[End], said: &GuestReport) -> Judged {
     let (first, last) = (ends[0], ends[ends.len() - 1]);
     let (passed, stalled) = (last.uptime - first.uptime, last.stalled - first.stalled);
-    // Each look at the clock counts a quarter of what has passed at least: of all, or of what the VM stood still in.
+    // The bounds of the running time. Each look at the clock counts at least a quarter of the time since the last one:
+    // a quarter of all time if stalls spread evenly over the looks, a quarter of the stalls if they fill whole looks.
     let running = (
         (passed - stalled).max(passed / 4.0),
         passed - stalled * 0.75,
@@ -108,7 +110,7 @@ fn judge((name, active, _): (&str, u64, &str), ends: &[End], said: &GuestReport)
     let found = |pair: &[End]| (fast(&pair[1]) - fast(&pair[0]) * 0.25) / 0.75;
     let found: f64 = ends.windows(2).map(found).sum::<f64>() / periods;
     let each_second = &said.workloads[0].each_second;
-    // Its clock begins a moment after the power-on.
+    // The seconds of the report begin a moment after the power-on.
     let end = each_second.len().min(last.uptime.floor() as usize);
     let seconds = first.uptime.ceil() as usize..end;
     let touches: u32 = each_second[seconds.clone()].iter().sum();
@@ -133,7 +135,7 @@ fn judge((name, active, _): (&str, u64, &str), ends: &[End], said: &GuestReport)
     judged
 }
 
-/// Runs the fleet on a host with so many MiB until its estimates are known.
+/// Runs the fleet on a host with `memory` MiB until its estimates are known.
 fn judged(engine: &str, profile: &str, memory: u64) -> [Judged; 4] {
     let memory = format!("{memory}M");
     let mut args = vec![
@@ -153,7 +155,7 @@ fn judged(engine: &str, profile: &str, memory: u64) -> [Judged; 4] {
         .map(|(name, active, how)| {
             let workload =
                 format!("toucher,size={WRITTEN}M,active={active}M,write=20,content=random,{how}");
-            // With an agent it would page to its own disk, and use other pages than it seems.
+            // With an agent the guest would page to its own disk, and use other pages than its workload names.
             host.guest(name, &format!("{SIZE}M"), &[&workload], &["--no-agent"])
         })
         .collect();
@@ -170,7 +172,7 @@ fn judged(engine: &str, profile: &str, memory: u64) -> [Judged; 4] {
 }
 
 fn pressed(engine: &str, profile: &str) {
-    // Half of what guests have together.
+    // Half of what the guests have together.
     let all = judged(engine, profile, SIZE * FLEET.len() as u64 / 2);
     for (wants, has) in [(&all[0], &all[2]), (&all[1], &all[3])] {
         assert!(wants.stalled > 0.5, "there was no pressure: {all:?}");

@@ -1,4 +1,4 @@
-//! The idle memory tax: who does not use memory gives it to who does, and gets it back.
+//! The idle memory tax: a guest that does not use its memory loses it to one that does, and gets it back.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ in_both_engines!(
     busy_guest_takes_memory_and_the_idle_one_gets_it_back_when_it_wakes,
 );
 
-/// What one of two VMs with equal shares holds that uses `active`, as OSDI 2002 has it in section 5.2:
-/// the level is found at which both parts are what there is.
+/// What the first of two VMs with equal shares holds, given the `active` memory of both, by section 5.2 of
+/// OSDI 2002: searches the level at which both parts add up to `total`.
 fn part(active: [f64; 2], total: f64, tax: f64) -> f64 {
     let at = |active: f64, level: f64| {
         let idle = (level - active).max(0.0);
@@ -32,7 +32,7 @@ fn part(active: [f64; 2], total: f64, tax: f64) -> f64 {
     at(active[0], low)
 }
 
-/// The formula gives what the paper says: 344 MB in all, of which 10 and 200 are used.
+/// The formula gives the numbers of the paper: of 344 MB, the one VM uses 10 and the other 200.
 #[test]
 fn formula_of_the_test_gives_the_published_numbers() {
     assert!((part([10.0, 200.0], 344.0, 0.75) - 100.75).abs() < 0.01);
@@ -41,8 +41,9 @@ fn formula_of_the_test_gives_the_published_numbers() {
 
 const NAMES: [&str; 2] = ["idle", "busy"];
 
-/// Waits until both are to hold the same and hold about that, and the host has given out what it has.
-/// Balloons stop a little above a target that rose, and a guest that uses all it has gives slowly.
+/// Waits until both VMs have equal targets and hold about that much, and the host has given out its memory.
+/// Tolerances are wide: a balloon stops a little above a target that rose, and a guest that uses all it has
+/// gives slowly.
 fn equal(host: &TestHost, what: &str) -> HostStatus {
     let since = Instant::now();
     let mut next = Duration::ZERO;
@@ -58,7 +59,7 @@ fn equal(host: &TestHost, what: &str) -> HostStatus {
             && are_about_equal(idle.consumed_pages, target(idle), 15)
             && are_about_equal(busy.consumed_pages, target(busy), 15)
             && are_about_equal(target(idle), target(busy), 10)
-            // By then it is known which of them is idle.
+            // The estimates must tell already which of them is idle.
             && active(idle)? * 2.5 < active(busy)?;
         settled.then_some(status)
     });
@@ -74,9 +75,9 @@ fn target(vm: &VmStatus) -> Pages {
     vm.allocation.target_pages
 }
 
-/// Figure 7 of OSDI 2002, an eighth of its size: two VMs with equal shares on a host that has not
-/// enough for both. Both fill all their memory; then one touches a few per cent of it in each period of
-/// sampling, the other nearly all.
+/// Figure 7 of OSDI 2002 at an eighth of its size: two VMs with equal shares on a host that is too small for
+/// both. Both fill all their memory. Then, in each period of sampling, one touches a few per cent of it and the
+/// other nearly all.
 fn idle_tax_takes_memory_from_the_idle(engine: &str) {
     let host = host(engine, "44M", &["Mem.IdleTax=0"]);
     let start = |name, rate| {
@@ -100,7 +101,7 @@ fn idle_tax_takes_memory_from_the_idle(engine: &str) {
         let formula = part([active(idle)?, active(busy)?], total, 0.75);
         let settled = (shown(target(idle)) - formula).abs() <= formula * 0.1
             && idle.consumed_pages.0 * 10 <= target(idle).0 * 11
-            // Memory has really moved.
+            // Not only targets: memory must have moved.
             && idle.consumed_pages < held(&before)[0]
             && busy.consumed_pages.0 * 10 >= held(&before)[1].0 * 11;
         settled.then_some((status, formula))
@@ -115,7 +116,7 @@ fn idle_tax_takes_memory_from_the_idle(engine: &str) {
     end(host, guests, &[]);
 }
 
-/// Tries in which the sleeper sleeps ever longer: it wakes by the clock, and the machine may be slow.
+/// How many seconds the sleeper sleeps in each try. It wakes by the clock, so a slow machine needs a longer sleep.
 const SLEEPS: [u64; 3] = [12, 30, 60];
 
 fn busy_guest_takes_memory_and_the_idle_one_gets_it_back_when_it_wakes(engine: &str) {
@@ -166,7 +167,8 @@ fn sleep_and_wake(engine: &str, sleep: u64) -> bool {
     let back = eventually(what, wakes + PATIENCE, || {
         let status = host.status();
         let [woken, busy] = pair(&status, NAMES)?;
-        // Both use all they have, so their parts are equal. A balloon stops a little above its target.
+        // Both use all they have, so their targets are equal. A balloon stops a little above its target, so the guest
+        // holds a little less.
         let has = are_about_equal(target(woken), target(busy), 10)
             && woken.consumed_pages.0 * 100 >= target(woken).0 * 85;
         has.then_some(status)

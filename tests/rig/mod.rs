@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::common::{self, Process};
 
-/// How long anything may take on a busy machine. What is measured has its own limit.
+/// How long anything may take on a busy machine. Where a test measures time, it sets a limit of its own.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The engines that work here.
@@ -42,12 +42,12 @@ pub(crate) fn memvisor() -> Command {
     for name in ["MEMVISOR_RUNTIME_DIR", "MEMVISOR_LOG", "XDG_RUNTIME_DIR"] {
         command.env_remove(name);
     }
-    // Tests look into it by /proc.
+    // Tests read what it has open in /proc, which a process closed to others would not show.
     command.env(INSPECTABLE, "1");
     command
 }
 
-/// A directory on a disk if there is one.
+/// A temporary directory, removed with the test.
 pub(crate) fn scratch() -> TempDir {
     let dir = tempfile::Builder::new().prefix("mv-bad-").tempdir();
     dir.expect("a temporary directory")
@@ -69,7 +69,7 @@ pub(crate) trait Ends {
     fn dies_by(&mut self, signal: Signal);
     fn reports(&mut self, code: i32) -> GuestReport;
 
-    /// Waits for its good end; the report of a guest that verified what it had written.
+    /// Waits for the guest to end well; its report, which says that it verified what it had written.
     #[track_caller]
     fn verifies(&mut self) -> GuestReport {
         self.reports(0)
@@ -85,7 +85,7 @@ impl Ends for Process {
         self.wait(PATIENCE)
     }
 
-    /// Waits for its end with `code` and for `text` in what it logged.
+    /// Waits for the process to end with `code`; its log must contain `text`.
     #[track_caller]
     fn fails(&mut self, code: i32, text: &str) {
         let status = self.wait_long();
@@ -94,7 +94,7 @@ impl Ends for Process {
         assert!(log.contains(text), "{name}: no `{text}` in: {log}");
     }
 
-    /// Waits for its end by `signal`.
+    /// Waits for the process to be killed by `signal`.
     #[track_caller]
     fn dies_by(&mut self, signal: Signal) {
         let status = self.wait_long();
@@ -102,7 +102,7 @@ impl Ends for Process {
         assert_eq!(status.signal(), by, "{name}: {status}");
     }
 
-    /// Waits for its end with `code`, after it has verified what it had written.
+    /// Waits for the guest to end with `code`; its report must say that it verified what it had written.
     #[track_caller]
     fn reports(&mut self, code: i32) -> GuestReport {
         let status = self.wait_long();
@@ -124,7 +124,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Starts a host and waits until it serves. `args` are added to those every host gets.
+    /// Starts a host and waits until it serves. `args` are added to the arguments of every host.
     pub(crate) fn start(engine: &str, memory: &str, args: &[&str]) -> Self {
         let dir = scratch();
         let process = start(host_command(&dir, engine, memory, args), "host", dir.path());
@@ -192,7 +192,7 @@ impl Host {
         command
     }
 
-    /// Waits until the VM has this many resident pages, at least.
+    /// Waits until the status of the VM satisfies `met`.
     pub(crate) fn await_vm(
         &self,
         name: &str,
@@ -204,7 +204,7 @@ impl Host {
         })
     }
 
-    /// The host's descriptors whose target holds `text`.
+    /// The host's descriptors whose target contains `text`.
     pub(crate) fn descriptors(&self, text: &str) -> Vec<PathBuf> {
         let dir = format!("/proc/{}/fd", self.process.pid());
         let entries = fs::read_dir(dir).expect("our own process").flatten();
@@ -214,7 +214,7 @@ impl Host {
             .collect()
     }
 
-    /// The host's swap files: without a name, in its swap directory.
+    /// The host's swap files: open files without a name, in its swap directory.
     pub(crate) fn swap_files(&self) -> Vec<PathBuf> {
         let place = self.dir.path().join("run").to_string_lossy().into_owned();
         let mut files = self.descriptors(&place);
@@ -245,7 +245,7 @@ impl Host {
     pub(crate) fn is_empty(&self, limit: Duration) {
         common::eventually("no memory and no file is left", limit, || {
             let status = self.status();
-            // The table of hints stays: it is the host's own.
+            // The metadata that stays is the host's own: its table of hints.
             let is_free = status.vms.is_empty() && status.used_pages == status.metadata_pages;
             let held = self.descriptors("memvisor-ram:").len() + self.swap_files().len();
             let pools = self.descriptors("memvisor-pool").len();
@@ -253,13 +253,13 @@ impl Host {
         });
     }
 
-    /// Ends the host in order and removes its directory.
+    /// Ends the host in order and removes its directory; its log.
     #[track_caller]
     pub(crate) fn stop(mut self) -> String {
         self.end()
     }
 
-    /// Ends the host in order; no socket may be left. What it logged.
+    /// Ends the host in order; no socket may be left. Returns its log.
     #[track_caller]
     pub(crate) fn end(&mut self) -> String {
         self.process.terminate();
@@ -274,7 +274,7 @@ impl Host {
     }
 }
 
-/// A host that does not sample: a scripted guest answers the commands that its test expects.
+/// A host that does not sample, because sampling would send commands that a scripted guest does not expect.
 pub(crate) fn host_command(dir: &TempDir, engine: &str, memory: &str, args: &[&str]) -> Command {
     let mut command = memvisor();
     command.args([

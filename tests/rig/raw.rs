@@ -1,7 +1,7 @@
 //! Shims and agents that a test scripts itself, to say what no good one would.
 //!
-//! The daemon kills the process of a guest that does not end, so a scripted shim must not be this one:
-//! a process of its own connects and passes the connection on, and the daemon takes that for the guest.
+//! The daemon kills the process of a guest that does not end, so the test must not be that process. Another
+//! process connects and passes the connection to the test, and the daemon takes that process for the guest.
 
 use std::env;
 use std::fs::File;
@@ -26,11 +26,11 @@ use super::sys::unanswered;
 use super::{Host, PATIENCE, eventually};
 
 const SOCKET: &str = "MEMVISOR_TEST_CONNECT";
-/// Where a scripted guest says that it maps RAM. Nothing is mapped there, and nobody looks.
+/// The address at which a scripted guest says that it maps RAM. Nothing is mapped there, and nobody looks.
 pub(crate) const BASE: u64 = 1 << 40;
 
-/// What the process does that connects: run it by the test `connector` of the binary, which calls
-/// this. Without its environment, when somebody runs all ignored tests, it does nothing.
+/// What the connecting process does. Each test binary has an ignored test `connector` that calls this. It does
+/// nothing unless its environment is set, as when somebody runs all ignored tests.
 pub(crate) fn connector() {
     let Some(path) = env::var_os(SOCKET) else {
         return;
@@ -42,14 +42,14 @@ pub(crate) fn connector() {
         .send_with_fds(b"connected", &[connection.as_fd()])
         .expect("pass on");
     drop(connection);
-    // Until the test lets go.
+    // Lives until the test closes its end, or asks for a file to be kept locked.
     let asked = parent.recv_with_fds(&mut [0; 1]);
     if let Some(file) = asked.ok().and_then(|(_, mut fds)| fds.pop()) {
         keep_locked(&parent, file.into());
     }
 }
 
-/// Writes to `file` what never comes, so that the kernel keeps it locked, and says so.
+/// Writes a page that never arrives to `file`, so that the kernel keeps the file locked, and says so.
 fn keep_locked(parent: &SeqPacket, file: File) {
     let said = match unanswered() {
         Ok((faults, page)) => {
@@ -100,7 +100,7 @@ impl RawGuest {
         self.socket.send(&message.encode()).expect("send");
     }
 
-    /// Has the guest's process keep `file` locked for as long as it lives; whether it can.
+    /// Has the guest's process keep `file` locked for as long as the process lives; whether it can.
     pub(crate) fn lock(&self, file: &File) -> bool {
         let asked = self.line.send_with_fds(&[1], &[file.as_fd()]);
         asked.expect("ask");
@@ -133,7 +133,7 @@ impl RawGuest {
         (Message::decode(&buffer[..len]).expect("a message"), fds)
     }
 
-    /// Expects the host to end the session for a reason that names `text`, and to hang up. Commands
+    /// Expects the host to end the session for a reason that contains `text`, and to hang up. Commands
     /// that were under way are ignored.
     #[track_caller]
     pub(crate) fn is_told(&self, text: &str) {
@@ -195,7 +195,7 @@ impl Drop for RawGuest {
     }
 }
 
-/// A HELLO that is all right.
+/// A valid HELLO.
 pub(crate) fn hello(name: &str, pages: u32) -> Hello {
     Hello {
         name: name.to_owned(),
@@ -219,7 +219,7 @@ pub(crate) struct Welcomed {
     pub(crate) welcome: Welcome,
     pub(crate) ram: File,
     pub(crate) pool: OwnedFd,
-    /// Of an inline guest: the claim table, and the arena of its compression cache.
+    /// What only an inline guest gets: the claim table, and the arena of its compression cache.
     pub(crate) inline: Vec<OwnedFd>,
 }
 
@@ -230,13 +230,13 @@ impl Welcomed {
         sent.expect("send READY");
     }
 
-    /// Finishes the handshake as it should be.
+    /// Finishes the handshake as a good shim does.
     pub(crate) fn power_on(self) -> Powered {
         self.power_on_while(None)
     }
 
-    /// The same. `meanwhile` is called with the guest's userfaultfd, if there is one, by a thread of its own, again
-    /// and again until the host has let the guest run.
+    /// The same. Meanwhile a thread of its own calls `meanwhile` with the guest's userfaultfd, if there is one, again
+    /// and again until the host lets the guest run.
     pub(crate) fn power_on_while(
         self,
         meanwhile: Option<&(dyn Fn(BorrowedFd<'_>) + Sync)>,
@@ -256,7 +256,7 @@ impl Welcomed {
                     }
                 });
             }
-            // However this ends, the thread above ends with it.
+            // Dropped however this scope ends, a panic included, which ends the thread above.
             let _go: mpsc::Sender<()> = go;
             self.ready(BASE, MAX_CHANNELS as u16, &fds);
             self.guest.receive_with_fds()
@@ -309,14 +309,15 @@ impl Powered {
         }
         let at = u64::from(gfn) * 4096;
         self.ram.write_all_at(&[byte; 4096], at).expect("write RAM");
-        // Else it was open: given ahead with another page.
+        // `Retry` means that the page is open already: it came ahead with another page.
         if reply != Reply::Retry {
             self.fault(0, Fault::Done(0));
             self.settled(0);
         }
     }
 
-    /// Waits until the host has seen what was said on a channel, `DONE` above all: the page is locked until then.
+    /// Waits until the host has seen what was said on a channel. That matters for `DONE`: the page stays locked until
+    /// then.
     fn settled(&self, channel: usize) {
         self.fault(
             channel,
@@ -370,7 +371,7 @@ impl RawAgent {
         }
     }
 
-    /// Asks and takes the answer; what the host says unasked before it is ignored.
+    /// Asks and takes the answer. Messages that the host sends unasked before it are ignored.
     pub(crate) fn ask(&mut self, message: &ToHost) -> ToAgent {
         let asked = self.send(message);
         loop {
@@ -389,7 +390,7 @@ impl RawAgent {
         }
     }
 
-    /// Expects an error that names `text`, then the end.
+    /// Expects an error that contains `text`, then the end of the connection.
     #[track_caller]
     pub(crate) fn is_told(&self, text: &str) {
         let why = loop {
@@ -405,7 +406,7 @@ impl RawAgent {
     }
 }
 
-/// A START that is all right.
+/// A valid START.
 pub(crate) fn start(token: u64, total_pages: u64) -> Start {
     Start {
         min_version: 1,
@@ -417,5 +418,5 @@ pub(crate) fn start(token: u64, total_pages: u64) -> Start {
     }
 }
 
-/// How long the host waits for the first message of a connection, and a little.
+/// A little more than how long the host waits for the first message of a connection.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(8);

@@ -1,5 +1,5 @@
-//! Memory whose faults nobody answers, those of the kernel included: what a hostile shim hands to a system
-//! call to keep the kernel's locks. It needs a privilege (`CAP_SYS_PTRACE`, or the sysctl
+//! Memory whose faults nobody answers, including faults of the kernel itself. A hostile shim hands such memory
+//! to a system call, which then keeps its locks. It needs a privilege (`CAP_SYS_PTRACE`, or the sysctl
 //! `vm.unprivileged_userfaultfd`); FUSE offers the same to whoever may mount it.
 #![allow(unsafe_code, reason = "the kernel's interface to userfaultfd")]
 
@@ -14,7 +14,7 @@ const API: (u64, [u64; 3]) = (0xc018_aa3f, [0xaa, 0, 0]);
 /// `UFFDIO_REGISTER`, whose structure is start, length, mode (1: missing pages), ioctls.
 const REGISTER: u64 = 0xc020_aa00;
 
-/// What tells of the faults of a [page](unanswered). Dropping it answers them.
+/// Reports the faults of a page made by [`unanswered`]. Dropping it lets them go on.
 #[derive(Debug)]
 pub(crate) struct Faults(OwnedFd);
 
@@ -25,7 +25,7 @@ impl AsFd for Faults {
     }
 }
 
-/// A page whose accesses wait for as long as the [`Faults`] live; `EPERM` where only root gets one.
+/// A page whose accesses wait for as long as the [`Faults`] live; `EPERM` where only root may have one.
 pub(crate) fn unanswered() -> io::Result<(Faults, MmapMut)> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: the system call takes flags by value and touches no memory of ours.
@@ -44,11 +44,12 @@ pub(crate) fn unanswered() -> io::Result<(Faults, MmapMut)> {
     Ok((Faults(fd), page))
 }
 
-/// One of the two calls above, with as many words as its number says.
+/// Makes one of the two calls above. `words` must be as long as the size that is part of its number.
 fn call(fd: &OwnedFd, number: u64, words: &mut [u64]) -> io::Result<()> {
     assert_eq!((number >> 16) & 0x3fff, size_of_val(words) as u64);
-    // SAFETY: `fd` is an open userfaultfd; the call reads and writes as many bytes as its number says, which `words`
-    // has, as just asserted. Registering a range changes when its accesses wait, not what they find.
+    // SAFETY: `fd` is an open userfaultfd. The call reads and writes the number of bytes that is part of its number,
+    // and `words` has that size, as just asserted. Registering a range changes when its accesses wait, not what they
+    // find.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), number as libc::Ioctl, words.as_mut_ptr()) };
     if done == 0 {
         Ok(())

@@ -1,4 +1,4 @@
-//! The processes of a fleet, on either side.
+//! The guest processes of a fleet, on either side of the comparison.
 
 use std::path::Path;
 use std::thread;
@@ -11,20 +11,20 @@ use crate::telemetry::GuestReport;
 
 /// The exit code of a guest that found wrong bytes.
 const CORRUPT: i32 = 3;
-/// How often guests are looked at.
+/// How often it is checked whether guests still run.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often progress is told.
+/// How often progress is reported.
 const TELL: Duration = Duration::from_secs(2);
 /// How long guests may take beyond their time: to start, to finish what they have begun, and to verify all their
 /// memory, page by page from a disk.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Guests that run; those that still do when it is dropped are killed.
+/// Guests that run. Those that still run when this is dropped are killed.
 #[derive(Debug)]
 pub(super) struct Crew(Vec<Child>);
 
 impl Crew {
-    /// Starts all guests of a fleet with these options beside their own.
+    /// Starts all guests of a fleet, with `words` as options beside their own.
     pub(super) fn start(
         setup: &Setup<'_>,
         part: &Part<'_>,
@@ -57,7 +57,7 @@ impl Crew {
         Ok(crew)
     }
 
-    /// Waits for the end of all; their reports, in the order of the fleet. `watch` is called often meanwhile.
+    /// Waits until all have ended; their reports, in the order of the fleet. `watch` is called often meanwhile.
     pub(super) fn finish(
         mut self,
         setup: &Setup<'_>,
@@ -86,7 +86,7 @@ impl Crew {
         }
     }
 
-    /// Whether one still runs; that all goes well with the others is not waited for.
+    /// Whether one still runs. A guest that ended badly is an error at once, while others still run.
     fn any_runs(&mut self) -> Result<bool, BenchError> {
         let mut any = false;
         for child in &mut self.0 {
@@ -99,7 +99,7 @@ impl Crew {
     }
 }
 
-/// What a guest that has ended reported.
+/// The report of a guest that has ended.
 fn report_of(child: &mut Child) -> Result<GuestReport, BenchError> {
     let status = child.ended().map_err(BenchError::io("wait for a guest"))?;
     let output = child.output().map_err(BenchError::io("read a report"))?;

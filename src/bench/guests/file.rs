@@ -14,7 +14,7 @@ use super::fleet::{Fleet, FleetGuest, MAX_GUESTS, wants};
 use crate::settings::check_vm_name;
 use crate::units::{Bytes, PAGE_SIZE};
 
-/// The most bytes of a file, far more than the most guests need.
+/// The most bytes of a file, far more than even the largest fleet needs.
 const FILE_MAX: u64 = 1 << 20;
 
 /// Why a fleet file is not used.
@@ -64,14 +64,14 @@ struct WrittenGuest {
     seed: Option<u64>,
 }
 
-/// The text of a file, for what is wrong in it.
+/// A file and its text, from which errors get their line and key.
 struct Source<'a> {
     path: &'a Path,
     text: &'a str,
 }
 
 impl Fleet {
-    /// Reads a fleet; its name is that of the file unless it has another one.
+    /// Reads a fleet. It is named after the file unless the file names it.
     ///
     /// # Errors
     /// [`FleetError`], with the line and the key of the first mistake.
@@ -140,7 +140,7 @@ impl Source<'_> {
         Ok(Fleet { name, guests })
     }
 
-    /// The guests of a table, of which `before` have been read.
+    /// The guests of one table. `before` guests have been read before.
     fn guests(&self, written: WrittenGuest, before: usize) -> Result<Vec<FleetGuest>, FleetError> {
         let WrittenGuest {
             name,

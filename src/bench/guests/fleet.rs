@@ -1,4 +1,4 @@
-//! Fleets: guests that run at the same time, with what they want.
+//! Fleets: guests that run at the same time, and the memory that they want.
 
 use std::fmt;
 use std::fs;
@@ -12,7 +12,7 @@ use super::super::{BenchError, Setup};
 use crate::demo::cast;
 use crate::units::{Bytes, PAGE_SIZE};
 
-/// The most guests of a fleet: each is a process on both sides.
+/// The most guests of a fleet: each guest is a process of its own on either side of the comparison.
 pub const MAX_GUESTS: usize = 64;
 
 /// Guests of the demo.
@@ -36,7 +36,7 @@ pub struct FleetGuest {
     pub memory: Bytes,
     /// What it runs.
     pub workloads: Vec<String>,
-    /// Where its randomness begins.
+    /// The seed of its randomness.
     pub seed: u64,
     /// Memory that its workloads work on.
     pub wants: Bytes,
@@ -64,17 +64,17 @@ impl Fleet {
 pub enum Builtin {
     /// Four equal key-value stores whose content compresses.
     Text,
-    /// Four equal ones with content as guests have it.
+    /// Four equal key-value stores with mixed content, like that of real guests.
     Mixed,
-    /// Four equal ones whose content does not compress.
+    /// Four equal key-value stores whose content does not compress.
     Random,
     /// Four guests of one image, each with a store of its own.
     Clones,
     /// The guests of the demo without its pacing.
     Demo,
-    /// The active set moves from guest to guest.
+    /// Four guests, of which one after the other is active.
     Phases,
-    /// One that rewrites all its memory again and again, beside three small stores.
+    /// A guest that rewrites all its memory again and again, beside three small stores.
     Bully,
 }
 
@@ -104,7 +104,7 @@ impl Builtin {
         }
     }
 
-    /// Writes the files that its guests read into `dir`, unless they are there; `may_go_on` is asked now and then.
+    /// Writes the files that its guests read, unless they are there already.
     pub(super) fn write_files(self, setup: &Setup<'_>, size: Bytes) -> Result<(), BenchError> {
         if !matches!(self, Self::Clones | Self::Demo) {
             return Ok(());
@@ -114,7 +114,7 @@ impl Builtin {
         if fs::read_dir(&dir).map_err(&io)?.next().is_some() {
             return Ok(());
         }
-        // Of a guest as large as the demo's the image is 3/8, as large as this fleet's shall be.
+        // The demo makes an image of 3/8 of the size of a guest. So for an image of a given size, the guest has 8/3.
         let guest = match self {
             Self::Clones => share(image_of_clone(size), 8, 3),
             _ => demo_guest(size),
@@ -122,7 +122,8 @@ impl Builtin {
         cast::write_files(guest, &dir, || Ok(())).map_err(|error| io(std::io::Error::other(error)))
     }
 
-    /// The fleet whose guests want about `size` together and run for `time`; its files are in a directory of `scratch`.
+    /// The fleet, with guests that want about `size` together and run for `time`. Its files are in a directory below
+    /// `scratch`.
     #[must_use]
     pub fn fleet(self, size: Bytes, time: Duration, scratch: &Path) -> Fleet {
         let dir = scratch.join(self.name());
@@ -163,7 +164,7 @@ impl FromStr for Builtin {
     }
 }
 
-/// So many parts of so many, in whole pages.
+/// The fraction `part` / `of` of `size`, in whole pages.
 fn share(size: Bytes, part: u64, of: u64) -> Bytes {
     (size.pages().0 * part / of).max(1).pages()
 }
@@ -179,7 +180,7 @@ impl AsPages for u64 {
     }
 }
 
-/// RAM for a guest that wants so much: a fifth more, and what its kernel keeps for itself.
+/// RAM for a guest that wants this much: a fifth more, and what its kernel keeps for itself.
 fn memory_for(wants: Bytes) -> Bytes {
     Bytes(share(wants, 6, 5).0 + Bytes::from_mib(1).0)
 }
@@ -194,7 +195,8 @@ fn guest(name: String, workloads: Vec<String>, seed: u64, wants: Bytes) -> Fleet
     }
 }
 
-/// Stores of so much memory each whose content compresses, read with Zipf popularity of this exponent; 0 is uniform.
+/// Key-value stores of `each` bytes with content that compresses, read with Zipf popularity of exponent `zipf`; 0 is
+/// uniform.
 pub(super) fn stores(name: &str, count: u64, each: Bytes, zipf: &str) -> Fleet {
     let workload = format!("kv,size={},write=10,content=text,zipf={zipf}", each.0);
     let store = |number| guest(format!("kv-{number}"), vec![workload.clone()], number, each);
@@ -204,7 +206,7 @@ pub(super) fn stores(name: &str, count: u64, each: Bytes, zipf: &str) -> Fleet {
     }
 }
 
-/// Four guests that want as much.
+/// Four guests that want `wants` each.
 fn four(name: &str, workloads: impl Fn(u64) -> Vec<String>, wants: Bytes) -> Vec<FleetGuest> {
     (1..=4)
         .map(|number| guest(format!("{name}-{number}"), workloads(number), number, wants))
@@ -227,7 +229,7 @@ fn clones(size: Bytes, dir: &Path) -> Vec<FleetGuest> {
     four("clone", |_| workloads.clone(), wants)
 }
 
-/// Six guests that want 3/8, 3/8, 1/4, 5/8, 3/4 and 1/4 of a guest.
+/// The memory of a guest of the demo. Its six guests want 3/8, 3/8, 1/4, 5/8, 3/4 and 1/4 of that, 21/8 together.
 fn demo_guest(size: Bytes) -> Bytes {
     share(size, 8, 21)
 }
@@ -280,7 +282,7 @@ fn bully(size: Bytes) -> Vec<FleetGuest> {
     guests
 }
 
-/// Memory that workloads work on; the text says why that is not known.
+/// The memory that workloads work on, or a text that says why it is not known.
 pub(super) fn wants(workloads: &[String]) -> Result<Bytes, String> {
     let mut sum = 0;
     for text in workloads {

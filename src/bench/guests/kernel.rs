@@ -1,4 +1,4 @@
-//! The same guests without a host: on the kernel's own means.
+//! The same guests without a host, served by the kernel's own means.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,16 +15,16 @@ use super::limit::{Given, Used};
 use super::{Part, Ran};
 use crate::units::Bytes;
 
-/// How many pages beside the one that is wanted the kernel brings back from swap: a power of two. None is what one sets
-/// for zram, where a page costs as much as any other.
+/// How many pages the kernel brings back from swap at once, as a power of two. Zero, which means one page, is the usual
+/// setting for zram, where reading ahead saves nothing because every page costs the same.
 const PAGE_CLUSTER: (&str, &str) = ("/proc/sys/vm/page-cluster", "0");
 
 /// Why the fleet did not run.
 #[derive(Debug)]
 pub(super) enum Hindrance {
-    /// This system has not what it takes, or somebody uses it.
+    /// This system lacks something that is needed, or somebody uses it.
     Missing(String),
-    /// The cgroup had no memory left for a process, which the kernel ended.
+    /// The cgroup had no memory left for a process, and the kernel killed it.
     TooLittle,
 }
 
@@ -41,8 +41,8 @@ pub(super) fn unlimited(setup: &Setup<'_>, part: &Part<'_>, dir: &Path) -> Resul
     })
 }
 
-/// Runs the fleet in a cgroup, with KSM, zram and what else it is given; everything is as it was afterwards. The
-/// inner error says what came in between.
+/// Runs the fleet in a cgroup with KSM and the swap that `given` says. Afterwards everything is as it was before. The
+/// inner error says why the fleet did not run.
 pub(super) fn run(
     setup: &Setup<'_>,
     part: &Part<'_>,
@@ -53,7 +53,7 @@ pub(super) fn run(
     let done = setup
         .guard
         .within(|| prepared(setup, part, dir, given, &file));
-    // It is there only if it was asked for.
+    // Ignored, because the file exists only if the fleet was given one.
     let _ = fs::remove_file(&file);
     done.map_err(BenchError::io("put the machine back"))?
 }
@@ -87,7 +87,7 @@ fn prepared(
     if zram.is_some() {
         set_page_cluster(setup)?;
     }
-    // Last of all, so that its processes are gone first.
+    // Opened last, so undone first: its processes are gone before swap ends and KSM is restored.
     let cgroup = match Cgroup::open(guard, bytes(given.limit).0)? {
         Ok(cgroup) => cgroup,
         Err(why) => return missing(format!("memory cgroup: {why}")),

@@ -1,28 +1,28 @@
-//! The search for what the kernel may be given, so that it uses as much memory as our host.
+//! The search for a cgroup limit and a swap setup with which the kernel uses the same amount of memory as our host.
 //!
-//! A budget holds everything that guests have in memory, compressed pages too. A cgroup holds what is in memory as it
-//! is; what zram takes for the rest is outside of it and depends on what is compressed. So the limit of the cgroup is
-//! looked for: runs are made until the peak of the cgroup and the most that zram took are the target together.
+//! Our budget covers everything that guests have in memory, including compressed pages. A cgroup covers only
+//! uncompressed pages in memory. What zram takes for the other pages is outside the cgroup and depends on their
+//! content. So runs are repeated until the peak of the cgroup and the most that zram took add up to the target.
 //!
-//! The less the cgroup may have the more is in zram, at the price of its compressed size: the sum is about linear, and
-//! each run says how steep. Where even a small part of the target is too much for the cgroup, not all can be in
-//! memory: then cgroup and zram get half of it each, and what is left goes to a swap file behind them. Content that
-//! zram makes hardly smaller is kept out of it: there the swap file alone is faster.
+//! The lower the limit of the cgroup, the more pages are in zram, at their compressed size. The sum is about linear in
+//! the limit, and each run tells the slope. If the cgroup would get less than a small part of the target, not all pages
+//! can be in memory. Then cgroup and zram get half of the target each, and the rest goes to a swap file behind them.
+//! Content that hardly compresses is kept out of zram, because the swap file alone is faster there.
 
 /// How far from the target the sum may be.
 pub(super) const TOLERANCE: f64 = 0.05;
 
-/// Memory that a page takes in zram, of its size, before anything is known: about that of text.
+/// The part of its size that a page is assumed to take in zram before anything is known: about that of text.
 const FIRST_COST: f64 = 0.4;
-/// Content that takes more than this of its size is not worth zram.
+/// Content that takes more than this part of its size in zram is not worth it.
 const NO_GAIN: f64 = 0.8;
-/// The part of the target that the cgroup has at least where zram takes all that does not fit.
+/// The least part of the target that the cgroup gets where zram takes all that does not fit.
 const LEAST_PART: f64 = 0.15;
-/// The part that zram may take where there is a file behind it.
+/// The part of the target that zram may take where a file is behind it.
 const ZRAM_PART: f64 = 0.5;
-/// A device of which so much was used was full at some time.
+/// A device of which this part was used counts as full.
 const FULL: f64 = 0.9;
-/// A device is promised to be so much larger than what can come to it.
+/// How many times larger a device is made than what can come to it.
 const ROOM: f64 = 1.5;
 
 /// What the kernel is given, in bytes.
@@ -36,19 +36,19 @@ pub(super) struct Given {
     pub(super) file: f64,
 }
 
-/// What it used, in bytes.
+/// What the kernel used, in bytes.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Used {
     /// The peak of the cgroup.
     pub(super) cgroup: f64,
     /// The most that zram took.
     pub(super) zram: f64,
-    /// Of what zram held, the part that it took.
+    /// The memory that zram took, as a part of what it held.
     pub(super) cost: Option<f64>,
 }
 
 impl Used {
-    /// Memory altogether.
+    /// All memory together.
     pub(super) fn total(&self) -> f64 {
         self.cgroup + self.zram
     }
@@ -60,12 +60,12 @@ pub(super) struct Search {
     target: f64,
     wants: f64,
     given: Given,
-    /// The limit and what zram took of the run before.
+    /// The limit of the run before, and what zram took in it.
     before: Option<(f64, f64)>,
 }
 
 impl Search {
-    /// The start of one for guests that want `wants`, and shall use `target` together.
+    /// Starts a search for guests that want `wants` bytes and shall use `target` bytes together.
     pub(super) fn new(target: f64, wants: f64) -> Self {
         let mut search = Self {
             target,
@@ -81,13 +81,14 @@ impl Search {
         search
     }
 
-    /// The limit with which all that does not fit is in zram, if it takes so much of its size.
+    /// The limit with which the target is used when all that does not fit is in zram, at this cost: the solution of
+    /// limit + cost * (wants - limit) = target.
     fn limit_for(&self, cost: f64) -> f64 {
-        // Content that does not compress is there as a whole, whatever the limit.
+        // If content does not compress, the sum is the same at any limit, and this would divide by zero.
         (self.target - cost * self.wants) / (1.0 - cost).max(0.01)
     }
 
-    /// The cgroup had so little that the kernel ended a process: it gets more, zram less.
+    /// The cgroup had so little memory that the kernel killed a process: the cgroup gets more, and zram less.
     pub(super) fn had_too_little(&mut self) {
         self.given.limit = f64::midpoint(self.given.limit, self.target);
         self.given.file = self.wants * ROOM;
@@ -104,12 +105,12 @@ impl Search {
         self.given
     }
 
-    /// How far `used` is from the target, as a part of it.
+    /// How far `used` is from the target, as a part of the target.
     pub(super) fn miss(&self, used: &Used) -> f64 {
         used.total() / self.target - 1.0
     }
 
-    /// Takes in what the last try used; whether that is what was looked for.
+    /// Learns from what the last try used; whether the search is over.
     pub(super) fn has_found(&mut self, used: &Used) -> bool {
         let miss = self.miss(used);
         let has_all = self.given.limit >= self.target * (1.0 - TOLERANCE / 2.0);
@@ -118,32 +119,33 @@ impl Search {
             && self.given.zram > 0.0
             && self.limit_for(cost) > self.target * LEAST_PART;
         if is_needless {
-            // What compresses better than was thought is in memory as a whole.
+            // The content compresses better than assumed, so all of it fits into memory without a file.
             (self.given.zram, self.given.file) = (self.wants * ROOM, 0.0);
             self.given.limit = self.limit_for(cost).min(self.target);
             return false;
         }
-        // With all memory there is, less was needed.
+        // If the kernel used less than the target though the cgroup could have had all of it, it needs no more.
         if miss.abs() <= TOLERANCE || (miss < 0.0 && has_all) {
             return true;
         }
         if self.given.zram == 0.0 {
-            // The cgroup alone: what is over comes from the way its peak is counted.
+            // Only the cgroup uses memory, so an excess comes from the way in which its peak is counted.
             self.given.limit *= self.target / used.total();
         } else if self.given.file > 0.0 && used.zram / cost > self.given.zram * FULL {
             self.shrink_zram(self.given.zram * self.for_zram() / used.zram, cost);
         } else {
-            // Nothing came to the file, if there was one.
+            // zram did not fill up, so nothing went to the file if there was one.
             (self.given.zram, self.given.file) = (self.wants * ROOM, 0.0);
             let limit = self.given.limit;
             let slope = match self.before {
                 Some((before, zram)) if (limit - before).abs() > self.target * 0.01 => {
                     (used.zram - zram) / (limit - before)
                 }
-                // As if all that does not fit were in zram.
+                // No slope is known yet: assume that all that does not fit was in zram.
                 _ => -used.zram / (self.wants - limit).max(1.0),
             };
             self.before = Some((limit, used.zram));
+            // Bounded, so that the sum is taken to rise with the limit, and the division is never by about zero.
             let slope = slope.clamp(-0.9, 0.0);
             let next = limit + (self.target - used.total()) / (1.0 + slope);
             self.limit_to(next, cost);
@@ -151,7 +153,8 @@ impl Search {
         false
     }
 
-    /// Has the cgroup take so much, and if that is too little to be sensible half of the target.
+    /// Sets the limit of the cgroup. If that is less than a sensible part of the target, the cgroup gets half of the
+    /// target and zram the other half.
     fn limit_to(&mut self, limit: f64, cost: f64) {
         self.given.limit = limit.min(self.target);
         if limit < self.target * LEAST_PART {
@@ -178,7 +181,7 @@ impl Search {
 mod tests {
     use super::*;
 
-    /// A kernel whose zram takes `cost` of each byte, `merged` of all of which are merged.
+    /// A kernel whose zram takes `cost` for each byte, and whose KSM merges the part `merged` of all memory.
     fn run(given: Given, wants: f64, cost: f64, merged: f64) -> Used {
         let held = wants * (1.0 - merged);
         let cgroup = held.min(given.limit);

@@ -1,24 +1,24 @@
-//! What guests get done when memory is short: on a host of ours, and on the kernel's own means with as much.
+//! What guests get done when memory is short: on a memvisor host, and by the kernel's own means with the same memory.
 //!
 //! # The problem
 //!
-//! A mechanism alone may be as fast as the kernel's, and guests may still get a tenth as much done, because what is
-//! lost is lost between the mechanisms: in pacing, in waiting, in taking the wrong page. A benchmark of mechanisms
-//! does not see that. And a comparison of whole systems is worth nothing if one of them has more memory, or if
-//! it verifies less, or if the machine was another one.
+//! Each mechanism may be as fast as the kernel's, and guests may still get only a tenth of the work done. Time is lost
+//! between the mechanisms: in pacing, in waiting, in taking the wrong page. A benchmark of mechanisms does not see
+//! that. And a comparison of whole systems is worth nothing if one of them has more memory, if it verifies less, or
+//! if it ran on another machine.
 //!
 //! # The structure
 //!
 //! So the same guests run on both sides: same executable, kernel, workloads, seeds, size, and time from their
-//! power-on. On our side a daemon of its own has a budget, policy and all (`ours`). On the other one guests
-//! run `--bare`, on private memory of their processes, in one memory cgroup, with KSM, with swap on zram, and where
-//! that is not enough on a file behind it (`kernel`). The memory of that side is made equal by a search
-//! (`limit`): the peak of the cgroup and the most that zram took are together our budget and what the processes of
-//! guests have beside RAM, which the guests of our side tell: heaps, stacks, page tables. With an overcommitment below 1
-//! there is no pressure, and the other side is not held to anything.
+//! power-on. On our side they run on a separate daemon with a budget, the policy included (`ours`). On the other side
+//! they run `--bare`, on private memory of their processes, in one memory cgroup, with KSM and with swap on zram, and
+//! where that is not enough, on a file behind it (`kernel`). A search (`limit`) gives that side the same memory. Its
+//! memory is the peak of the cgroup plus the most that zram took. Ours is the budget plus what the guest processes
+//! have beside RAM (heaps, stacks, page tables), as the guests on our side report it. With an overcommitment below 1
+//! there is no pressure, and the other side has no limit.
 //!
-//! Sides take turns, round by round; nothing of one is left when the other runs. What is compared is what guests
-//! report themselves: operations, how long each took, and what they got done in each second.
+//! The sides take turns, round by round, and nothing of one side is left when the other runs. What the guests
+//! themselves report is compared: operations, how long each took, and what they got done in each second.
 
 mod crew;
 mod file;
@@ -49,10 +49,10 @@ use crate::settings::{Key, Profile};
 use crate::telemetry::GuestReport;
 use crate::units::Bytes;
 
-/// The most tries that a round of the other side takes to use as much memory.
+/// The most tries in a round to make the other side use the same memory.
 const TRIES: u32 = 5;
 
-/// How many times the budget guests want, in hundredths.
+/// How many times the budget the guests want, in hundredths.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Overcommit(u32);
 
@@ -60,7 +60,7 @@ impl Overcommit {
     /// The least and the most.
     const RANGE: (f64, f64) = (0.1, 100.0);
 
-    /// The budget for guests that want so much.
+    /// The budget for guests that want `wants`.
     #[must_use]
     pub const fn budget(self, wants: Bytes) -> Bytes {
         Bytes(wants.0 * 100 / self.0 as u64).pages().bytes()
@@ -110,15 +110,15 @@ pub enum Chosen {
 pub struct GuestsOptions {
     /// The fleets.
     pub fleets: Vec<Chosen>,
-    /// How many times the budget each wants, one measurement each.
+    /// The overcommitments. Each fleet is measured at each of them.
     pub overcommit: Vec<Overcommit>,
     /// How long guests run.
     pub time: Duration,
-    /// How long the guest runs that is sampled.
+    /// How long the guest of the benchmark `sample` runs.
     pub sample_time: Duration,
     /// How often each side runs.
     pub rounds: u32,
-    /// What the guests of a fleet want together, unless that comes from a file.
+    /// What the guests of a built-in fleet want together.
     pub size: Bytes,
     /// The profile of our host.
     pub profile: Profile,
@@ -143,7 +143,7 @@ struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// A run of ours with what `setup` says.
+    /// A run on our side, with the options of `setup`.
     fn of_ours(
         setup: &Setup<'a>,
         bench: Bench,
@@ -163,7 +163,7 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Says how far it is; whether to go on.
+    /// Reports how far the run is. An error if it shall not go on.
     fn tell(&self, setup: &Setup<'_>, elapsed: Duration) -> Result<(), BenchError> {
         let Self {
             fleet,
@@ -183,14 +183,14 @@ impl<'a> Part<'a> {
     }
 }
 
-/// What came of it.
+/// The result of one run.
 #[derive(Clone, Debug)]
 struct Ran {
     /// What guests reported, in the order of the fleet.
     reports: Vec<GuestReport>,
-    /// Memory that was in use at most, in bytes, for guests and their processes.
+    /// The most memory that was in use, in bytes, for guests and their processes.
     memory: u64,
-    /// Processor time of what serves the guests: our daemon, or ksmd.
+    /// Processor time of whatever serves the guests: our daemon, or ksmd.
     cpu: Duration,
     /// Memory of our daemon beside its budget, in bytes.
     own: u64,
@@ -207,7 +207,7 @@ impl Ran {
 pub(super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
     let options = &setup.options.guests;
     let dir = setup.subdirectory("guests")?;
-    // Said once: the other fleets would say the same.
+    // What the kernel lacks is said only once, because it would be the same for every fleet.
     let mut missing = false;
     for overcommit in &options.overcommit {
         let mut means = Means::default();
@@ -226,7 +226,7 @@ pub(super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> 
                 fleet: &fleet,
                 overcommit: *overcommit,
                 search: None,
-                // What the kernel lacks under pressure is not needed without.
+                // What the kernel lacks is only needed under pressure.
                 missing: !setup.wants(Vs::Kernel) || (missing && overcommit.is_pressure()),
             };
             for round in 1..=options.rounds {
@@ -274,7 +274,7 @@ impl Pair<'_> {
         Ok(())
     }
 
-    /// A round of the kernel with as much memory as ours; `None` where that cannot be, which a remark explains.
+    /// A round of the kernel with the same memory as ours; `None` if that cannot be done, which a remark explains.
     fn kernel(&mut self, part: &Part<'_>, overhead: u64) -> Result<Option<Ran>, BenchError> {
         let with = |size: Bytes| (size.0 + overhead) as f64;
         let (target, wants) = (with(part.budget), with(self.fleet.wants()));
@@ -306,7 +306,7 @@ impl Pair<'_> {
         Ok(None)
     }
 
-    /// Says what the kernel had, and how that compares.
+    /// Says what memory the kernel had, and how that compares with ours.
     fn say(&self, part: &Part<'_>, search: &Search, (given, used): (Given, Used), tries: u32) {
         let size = |bytes: f64| Bytes(bytes as u64);
         let budget = part.budget;

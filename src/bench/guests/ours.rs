@@ -1,4 +1,4 @@
-//! Guests on a host of ours: the daemon as a process of its own, as a user has it.
+//! Guests on a memvisor host: the daemon runs as a process of its own, as it does for a user.
 
 use std::path::Path;
 use std::thread;
@@ -16,13 +16,13 @@ use crate::telemetry::{GuestReport, HostStatus};
 
 /// How long the host may take until it answers.
 const START: Duration = Duration::from_secs(10);
-/// How long it may take to end when its guests have.
+/// How long it may take to end once its guests have ended.
 const END: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 /// How often the host's state is read.
 const STATUS: Duration = Duration::from_millis(500);
 
-/// Runs the fleet on a host with the budget; `see` is shown the host's state now and then.
+/// Runs the fleet on a host with the budget of `part`. `see` is called with the host's status now and then.
 pub(super) fn run(
     setup: &Setup<'_>,
     part: &Part<'_>,
@@ -35,7 +35,7 @@ pub(super) fn run(
             return Ok(());
         }
         due = Instant::now() + STATUS;
-        // A host that is just ending says so at the next look.
+        // An error is ignored here: if the host has ended, the next check of its process reports that.
         if let Ok(status) = client.status() {
             used = used.max(status.used_pages.bytes().0);
             see(&status);
@@ -52,8 +52,8 @@ pub(super) fn run(
     })
 }
 
-/// Runs the fleet on a host with the budget; what its guests reported, and the host's processor time. `watch` is called
-/// often meanwhile, with the host's control API and pid.
+/// Runs the fleet on a host with the budget of `part`; the reports of the guests, and the host's processor time.
+/// `watch` is called often meanwhile, with the host's control API and pid.
 pub(super) fn serve(
     setup: &Setup<'_>,
     part: &Part<'_>,
@@ -73,7 +73,7 @@ pub(super) fn serve(
         host.check()?;
         watch(&host.client, host.child.pid())
     });
-    // Why a guest failed the host knows better, if it is the host that did.
+    // If the host has failed too, its error explains why the guest did.
     let reports = reports.or_else(|error| host.check().and(Err(error)))?;
     let cpu = whole_cpu(host.child.pid()).map_err(BenchError::io("read processor time"))?;
     host.end()?;
@@ -156,7 +156,7 @@ impl Host {
         }
     }
 
-    /// Ends it in order.
+    /// Ends the host in order.
     fn end(mut self) -> Result<(), BenchError> {
         let limit = Instant::now() + END;
         end_all(std::slice::from_mut(&mut self.child), || {

@@ -1,4 +1,4 @@
-//! From what guests reported to the rows of a report.
+//! Turns what guests reported into the rows of a report.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,16 +12,16 @@ use crate::telemetry::GuestReport;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// Who runs the guests.
+/// What the guests run on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Side {
-    /// A host of ours.
+    /// A memvisor host.
     Ours,
-    /// The kernel with as much memory.
+    /// The kernel with the same memory.
     Kernel,
-    /// The kernel with all memory there is.
+    /// The kernel with all the memory there is.
     Bare,
-    /// A host of ours with another setting, by which it is called.
+    /// A memvisor host with another setting, which is its name.
     With(&'static str),
 }
 
@@ -97,7 +97,7 @@ fn note_guest(report: &Report, side: Side, on: &str, said: &GuestReport) {
     let less = |metric, unit| Case::less(Bench::Guests, &on, metric, unit);
     let put = |case: Case, value| report.note(&case, side.peer(), value);
     put(more("operations", "ops"), operations(said));
-    // A guest that has none is idle, or starved, which its operations tell.
+    // A guest without operations has no latency. It is idle, or so starved that its operations say enough.
     if operations(said) > 0.0 {
         let worst = |of: fn(&memvisor_guest_agent::workload::Latency) -> f64| {
             let each = said.workloads.iter().map(|workload| of(&workload.latency));
@@ -139,7 +139,7 @@ fn operations(report: &GuestReport) -> f64 {
     each.sum::<u64>() as f64
 }
 
-/// What a guest got done in the second in which it got least done; `None` if it did not run for a second.
+/// What a guest got done in its worst second; `None` if it did not run for a second.
 fn least_second(report: &GuestReport) -> Option<f64> {
     let seconds = report.workloads.iter().map(|one| one.each_second.len());
     let seconds = seconds.max().unwrap_or(0);
@@ -151,8 +151,8 @@ fn least_second(report: &GuestReport) -> Option<f64> {
     (0..seconds).map(sum).reduce(f64::min)
 }
 
-/// Operations of the guests that are there to make any. One that made none counts as one, or the mean would not tell
-/// how the others did.
+/// Operations of all guests that have something to do. A guest that made none counts with one operation, because with
+/// zero the geometric mean would be zero whatever the others did.
 fn busy(guests: &[FleetGuest], reports: &[GuestReport]) -> Vec<f64> {
     let is_busy = |guest: &FleetGuest| {
         let specs = guest.workloads.iter().filter_map(|text| text.parse().ok());
@@ -170,7 +170,7 @@ fn geometric_mean(values: &[f64]) -> f64 {
     (sum / values.len().max(1) as f64).exp()
 }
 
-/// Means of fleets, for the mean of all of them.
+/// The means of the fleets, for the mean over all fleets.
 #[derive(Debug, Default)]
 pub(super) struct Means(BTreeMap<(Side, u32), Vec<f64>>);
 

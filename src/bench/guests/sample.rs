@@ -1,11 +1,12 @@
 //! What it costs a guest that its active memory is sampled.
 //!
-//! Sampling takes less than a guest's speed differs from one run to the next. So it is switched off and on while one guest
-//! runs, without pressure, for a few seconds each, and what the guest got done is compared within its life. Pages are
-//! marked when a period begins, so what is compared are whole numbers of periods. Nothing is shared, because that closes pages
-//! too: so all time for which threads wait for closed pages is due to sampling. That time is shown beside it: it leaves out
-//! the way into the kernel and back, but differs less from run to run. The host is asked for its state only at the start and
-//! at the end: who looks has page tables walked as well for ten seconds.
+//! Sampling costs less than the difference in a guest's speed from one run to the next. So it is switched off and on
+//! for a few seconds each while one guest runs without pressure, and what the guest got done is compared within that
+//! run. Pages are marked when a period begins, so whole numbers of periods are compared. Sharing is off because it
+//! closes pages too: this way, all the time for which threads wait for closed pages is due to sampling. That time is
+//! shown as well. It leaves out the way into the kernel and back, but differs less from run to run. The host is asked
+//! for its state only at the start and at the end, because each such question makes it walk page tables as well for
+//! ten seconds.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,16 +18,16 @@ use crate::settings::Key;
 use crate::telemetry::GuestReport;
 use crate::units::Bytes;
 
-/// Twice the memory that is wanted.
+/// The host has twice the memory that is wanted.
 const NO_PRESSURE: Overcommit = Overcommit(50);
-/// The shortest default of a profile, which costs most.
+/// The shortest default period of all profiles, which costs most.
 const PERIOD: u64 = 2;
-/// Seconds for which sampling is on or off: whole periods.
+/// Seconds for which sampling stays on or off: whole periods.
 const SLICE: u64 = 2 * PERIOD;
-/// Seconds until a guest has filled its memory, at least; sampling is first on a slice later, when the one look at the
-/// host's state at the start is forgotten.
+/// Seconds that a guest has to fill its memory. Sampling is first on a slice later, when the walk of page tables that
+/// the look at the start caused is over.
 const FILLING: u64 = 8;
-/// The part of the size that the guest wants, as one of the four of a fleet.
+/// The guest wants this part of the size, like one of the four guests of a fleet.
 const PART: u64 = 4;
 const OFF: &str = "off";
 
@@ -67,15 +68,15 @@ pub(in super::super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), Be
     Ok(())
 }
 
-/// Whether sampling is on in a second: off, on, on, off and so on, so that a guest that gets slower or faster all
-/// the time does so for both. `None` while memory is filled.
+/// Whether sampling is on in a second. Slices go off, on, on, off and so on, so that a guest that gets steadily slower
+/// or faster does so for both. `None` while memory is filled.
 fn is_on(second: u64) -> Option<bool> {
     let slice = second.checked_sub(FILLING)? / SLICE;
     Some(matches!(slice % 4, 1 | 2))
 }
 
-/// Runs the guest while sampling is switched on and off; what it reported, and for which part of the time that it was
-/// sampled threads waited for closed pages.
+/// Runs the guest while sampling is switched on and off; its report, and the part of the sampled time for which threads
+/// waited for closed pages.
 fn switched(
     setup: &Setup<'_>,
     part: &Part<'_>,
@@ -111,7 +112,8 @@ fn switched(
     Ok((reports, waited.unwrap_or(0.0) / (sampled * 1e6)))
 }
 
-/// Operations a second with sampling and without, of as many slices each; `None` if there was no time for one of each.
+/// Operations a second with sampling and without, over equal numbers of slices; `None` if there was no time for one
+/// slice of each.
 fn means(said: &GuestReport) -> Option<(f64, f64)> {
     let workload = said.workloads.first()?;
     let skipped = FILLING as usize;

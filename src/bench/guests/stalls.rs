@@ -1,9 +1,10 @@
-//! What it costs a guest that its stalls are accounted for, all the time.
+//! What it costs a guest that its stalls are accounted for all the time.
 //!
-//! It cannot be switched off, so there is nothing to compare with. What it does about one fault is timed by itself,
-//! and multiplied with the faults of real guests that are short of memory: by all that it can have to do, readings of the
-//! clock that the latency of a fault needs anyway included, so the share is at most as large as shown. Openings of frozen pages are
-//! not counted as faults; each counts here as if it had taken a microsecond, which is the least that is noted.
+//! Accounting cannot be switched off, so there is nothing to compare with. Instead its work for one fault is timed
+//! alone, and multiplied by the number of faults of real guests that are short of memory. The timed work is the most
+//! that a fault can need, and includes readings of the clock that the latency of a fault needs anyway. So the real
+//! share is at most as large as shown. Openings of frozen pages are not counted as faults. Here each microsecond of
+//! them counts as one opening, because a microsecond is the least that is noted.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -55,7 +56,7 @@ pub(in super::super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), Be
     Ok(())
 }
 
-/// What accounting does about one fault.
+/// What accounting for one fault takes.
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Cost {
     daemon_ns: f64,
@@ -70,7 +71,7 @@ impl Cost {
         }
     }
 
-    /// Of the time of a guest.
+    /// The part of the guest's time that accounting takes.
     fn percent(&self, did: &Did) -> f64 {
         let counts = did.counts;
         let inline = counts.inline + counts.open_us;
@@ -79,7 +80,7 @@ impl Cost {
     }
 }
 
-/// Nanoseconds of each of many.
+/// Nanoseconds of one fault, as a mean over many.
 fn each(mut fault: impl FnMut()) -> f64 {
     let start = Instant::now();
     (0..FAULTS).for_each(|_| fault());
@@ -117,18 +118,18 @@ impl Sums {
 
 impl Words for Sums {
     fn load(&self, at: u32) -> u32 {
-        // Acquire, as of the table itself: it is its cost that is measured.
+        // Acquire, as the real table has it, whose cost is measured.
         self.at(at).load(Ordering::Acquire)
     }
 
     fn store(&self, at: u32, word: u32) {
-        // Release, as of the table itself.
+        // Release, as the real table has it.
         self.at(at).store(word, Ordering::Release);
     }
 
     fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
         let word = self.at(at);
-        // AcqRel and Acquire, as of the table itself.
+        // AcqRel and Acquire, as the real table has them.
         word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
     }
 }

@@ -1,9 +1,9 @@
-//! What guests do once their memory is filled, beside what the host counts in the same time.
+//! What guests do once their memory is filled, and what the host counts in the same time.
 //!
-//! A guest tells its operations when it has ended, second by second; the host tells its counters while the guest runs, at
-//! moments that it chooses. While a guest fills its memory, and while it verifies it at the end, it faults but makes no
-//! operations. So of each guest the second half of its time counts, in whole seconds and without the last one, and counters
-//! are interpolated between the two looks around each end of that.
+//! A guest reports its operations once it has ended, second by second. The host shows its counters while the guest
+//! runs, at moments that do not fall on those seconds. While a guest fills its memory, and while it verifies it at the
+//! end, it faults but makes no operations. So only the second half of each guest's time counts, in whole seconds and
+//! without the last one. At both ends of that range, counters are interpolated between the looks before and after.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,9 +20,9 @@ use crate::telemetry::{GuestReport, HostStatus, VmStatus};
 pub(super) struct Counts {
     /// Faults that were answered, by the daemon or by the guest.
     pub(super) faults: f64,
-    /// Those of them that the guest answered itself.
+    /// The faults that the guest answered itself.
     pub(super) inline: f64,
-    /// Microseconds in which threads had pages opened that were there.
+    /// Microseconds for which threads waited for resident pages to be opened.
     pub(super) open_us: f64,
     /// Microseconds in which the VM was stalled.
     pub(super) stalled_us: f64,
@@ -61,8 +61,8 @@ pub(super) struct Did {
     pub(super) counts: Counts,
 }
 
-/// Runs the fleet on a host of ours; what each guest did. `None` where one had not filled its memory in half of its time,
-/// or had too little of it, which a remark says.
+/// Runs the fleet on a memvisor host; what each guest did. `None`, with a remark, if a guest had not filled its memory
+/// in half of its time, or if the time was too short.
 pub(super) fn run(
     setup: &Setup<'_>,
     part: &Part<'_>,
@@ -92,7 +92,7 @@ pub(super) fn run(
     Ok(did)
 }
 
-/// In whole seconds, without the last one.
+/// The second half of `time`, in whole seconds and without the last one.
 fn second_half(time: Duration) -> Range<u64> {
     time.as_millis().div_ceil(2000) as u64..time.as_secs().saturating_sub(1)
 }
@@ -114,7 +114,7 @@ fn did(said: &GuestReport, looks: &[(Duration, Counts)], seconds: Range<u64>) ->
     })
 }
 
-/// What the counters were at some time after the power-on; `None` if nobody looked later.
+/// The counters at some time after the power-on; `None` if there was no later look.
 fn at(looks: &[(Duration, Counts)], time: Duration) -> Option<Counts> {
     let later = looks.partition_point(|(at, _)| *at < time);
     let (end, after) = *looks.get(later)?;

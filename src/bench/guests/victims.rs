@@ -1,7 +1,8 @@
-//! Both choices of victims, random and second chance: faults for each operation of real guests that are short of memory.
+//! Both choices of victims, random and second chance: faults per operation of real guests that are short of memory.
 //!
-//! Guests are stores; their pages are used with Zipf popularity, where a second chance is to find out which are used, or
-//! all alike, where there is nothing to be found out and it only costs. Pages that came ahead of their faults count as faults.
+//! The guests are key-value stores. With Zipf popularity, second chance should find out which pages are used. With
+//! uniform popularity there is nothing to find out, and it only costs. Pages that came ahead of their faults count as
+//! faults.
 
 use super::super::report::{Case, Report};
 use super::super::{Bench, BenchError, Setup};
@@ -13,9 +14,9 @@ use crate::units::Bytes;
 
 /// Guests of a fleet.
 const GUESTS: u64 = 4;
-/// How guests use their pages, and the exponent of that.
+/// How guests use their pages, and the Zipf exponent of that.
 const ACCESS: [(&str, &str); 2] = [("zipf", "0.99"), ("uniform", "0")];
-/// Ours, and what it is compared with.
+/// The choice that counts as ours, and the one that it is compared with.
 const SELECTIONS: [(&str, Side); 2] = [
     ("second-chance", Side::Ours),
     ("random", Side::With("random")),

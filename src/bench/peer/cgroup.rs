@@ -1,8 +1,8 @@
-//! A memory cgroup: the kernel's way to hold processes to an amount of memory together.
+//! A memory cgroup: the kernel's way to limit the memory of several processes together.
 //!
-//! Systems have one of two interfaces. In version 1 a group may be made below the one this process is in. In
-//! version 2 a group that has processes has no children with limits, so it is made beside this process's group, or
-//! as near above as memory may be limited there.
+//! Systems have one of two interfaces. In version 1, a group can be made below the group of this process. In
+//! version 2, a group that has processes cannot have children with limits. So the new group is made beside this
+//! process's group, or in the nearest group above it that may limit memory.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use super::super::BenchError;
 use super::super::guard::{Guard, SCRATCH_PREFIX, Undo, check_name};
 
-/// The names of a version's files.
+/// The version of the interface, which decides the names of its files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Version {
     One,
@@ -63,7 +63,7 @@ pub(crate) struct Cgroup<'a> {
 }
 
 impl<'a> Cgroup<'a> {
-    /// Makes a group that may have so many bytes; the inner error says why that cannot be.
+    /// Makes a group that may use `limit` bytes; the inner error says why that cannot be done.
     ///
     /// # Errors
     /// The guard is gone.
@@ -98,14 +98,14 @@ impl<'a> Cgroup<'a> {
         &self.dir
     }
 
-    /// The most memory it had at a time, in bytes.
+    /// The most memory that the group had at one time, in bytes.
     pub(crate) fn peak(&self) -> Result<u64, BenchError> {
         let text = self.read(self.version.peak())?;
         let number = text.trim().parse();
         number.map_err(|error| BenchError::io("read a counter")(io::Error::other(error)))
     }
 
-    /// Processes that were ended because it had no memory left for them.
+    /// How many processes the kernel killed because the group had no memory left.
     pub(crate) fn killed(&self) -> Result<u64, BenchError> {
         let text = self.read(self.version.events())?;
         let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
@@ -120,11 +120,11 @@ impl<'a> Cgroup<'a> {
     }
 }
 
-/// Where a group can be made, from `/proc/self/cgroup` and `/proc/self/mountinfo`. `can_limit` is asked about
+/// Where a group can be made, by `/proc/self/cgroup` and `/proc/self/mountinfo`. `can_limit` is only asked about
 /// directories of version 2.
 fn find(groups: &str, mounts: &str, can_limit: impl Fn(&Path) -> bool) -> Option<Place> {
-    // Fields of a mount: the fourth is what of the file system is mounted, the fifth where; behind a dash its
-    // type, its source, and its options, which name the controllers of version 1.
+    // Fields of a mount: the fourth says which directory of the file system is mounted, the fifth where. Behind a
+    // dash follow type, source and options. The options name the controllers of version 1.
     let mounted = |kind: &str, option: &str| {
         mounts.lines().find_map(|line| {
             let (place, about) = line.split_once(" - ")?;
@@ -156,6 +156,8 @@ fn find(groups: &str, mounts: &str, can_limit: impl Fn(&Path) -> bool) -> Option
     }
     let (mount, group) = (mounted("cgroup2", "")?, group("")?);
     let (own, mount) = inside(mount, &group);
+    // Our own group has processes, so the search begins above it. Only the root may have processes and children with
+    // limits.
     let above = own.ancestors().skip(usize::from(own != mount));
     let mut above = above.take_while(|dir| dir.starts_with(&mount));
     let dir = above.find(|dir| can_limit(dir))?.to_owned();
@@ -163,13 +165,13 @@ fn find(groups: &str, mounts: &str, can_limit: impl Fn(&Path) -> bool) -> Option
     Some(Place { dir, version })
 }
 
-/// Whether memory of the children of a group of version 2 can be limited.
+/// Whether the children of a group of version 2 can have limits of memory.
 fn can_limit(dir: &Path) -> bool {
     let controllers = fs::read_to_string(dir.join("cgroup.subtree_control"));
     controllers.is_ok_and(|names| names.split_whitespace().any(|name| name == "memory"))
 }
 
-/// Ends what is left in a group of a benchmark, and removes it. Busy until the last process has left.
+/// Kills what is left in a group of a benchmark, and removes the group. Fails as busy until the last process has left.
 pub(in super::super) fn remove(dir: &Path) -> io::Result<()> {
     check_name(dir)?;
     let processes = match fs::read_to_string(dir.join("cgroup.procs")) {
@@ -177,7 +179,7 @@ pub(in super::super) fn remove(dir: &Path) -> io::Result<()> {
         processes => processes?,
     };
     for pid in processes.lines().filter_map(|pid| pid.parse().ok()) {
-        // Zero stands for processes that this one cannot see, and would mean its own group here.
+        // Zero stands for processes that this one cannot see. For kill(2), it would mean our own process group.
         if pid > 0 {
             match kill(Pid::from_raw(pid), Signal::SIGKILL) {
                 Ok(()) | Err(Errno::ESRCH) => {}

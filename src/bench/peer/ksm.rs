@@ -1,8 +1,8 @@
 //! KSM: the kernel's own merging of equal pages.
 //!
-//! It has one thread for the machine, ksmd, and merges private anonymous memory that asks for it. Its
-//! pages a wake-up, its sleep and its heuristics are set; all of that is restored by the guard. Where somebody
-//! else has merged pages it is left alone.
+//! It has one thread for the whole machine, ksmd, and merges private anonymous memory that asks for it. The
+//! benchmark sets how many pages ksmd scans at each wake-up, how long it sleeps, and its heuristics; the guard
+//! restores all of that. Where somebody else has merged pages, KSM is left alone.
 
 use std::fs;
 use std::io;
@@ -14,20 +14,21 @@ use super::super::clock::process_cpu;
 use super::super::guard::{Guard, Undo};
 
 const DIR: &str = "/sys/kernel/mm/ksm";
-/// How long it may take for anything.
+/// How long KSM may take for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_micros(500);
 
-/// How hard it works.
+/// How hard KSM works.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Pace {
     /// Nothing holds it back, and its heuristics are off.
     Unthrottled,
-    /// As on a host of virtual machines: 1000 pages each 20 ms, zeroes merged with the kernel's zero page.
+    /// As usual on a host of virtual machines: 1000 pages every 20 ms, zeroes merged with the kernel's zero page.
     Usual,
 }
 
-/// What is set, in this order; restored in the opposite one, so that it is running again last.
+/// What is set, in this order. It is restored in the opposite order, so that KSM runs again only after all else is
+/// restored.
 type Settings = [(&'static str, &'static str); 6];
 
 impl Pace {
@@ -61,14 +62,14 @@ pub(crate) struct Ksm<'a> {
     ksmd: u32,
 }
 
-/// How far KSM is.
+/// How far KSM has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Progress {
     /// Passes over all memory.
     pub(crate) passes: u64,
     /// Pages looked at.
     pub(crate) scanned: u64,
-    /// Pages whose content is in a merged page: those that are kept and those that were freed.
+    /// Pages whose content is in a merged page: the pages that were kept and those that were freed.
     pub(crate) merged: u64,
 }
 
@@ -79,7 +80,7 @@ fn file(name: &str) -> PathBuf {
 fn read(name: &str) -> io::Result<String> {
     let text = fs::read_to_string(file(name))?;
     let text = text.trim();
-    // A choice is shown as all there are, with brackets around the one in force.
+    // A setting with choices is shown as all its choices, with brackets around the one in force.
     let chosen = text
         .split_once('[')
         .and_then(|(_, rest)| rest.split_once(']'));
@@ -91,7 +92,7 @@ fn number(name: &str) -> io::Result<u64> {
 }
 
 impl<'a> Ksm<'a> {
-    /// Takes KSM over; the inner error says why that cannot be.
+    /// Takes KSM over; the inner error says why that cannot be done.
     ///
     /// # Errors
     /// The guard is gone.
@@ -123,8 +124,8 @@ impl<'a> Ksm<'a> {
                     .map_err(BenchError::io("have KSM restored"))?;
             }
         }
-        // Undone first. KSM keeps counting pages of processes that were killed while it looked at them, and whoever
-        // comes next would take them for somebody's.
+        // Registered last, so undone first: unmerges everything. KSM keeps counting pages of processes that were killed
+        // while it looked at them, and the next benchmark would think that somebody uses KSM.
         let (path, text) = (file("run"), "2".to_owned());
         guard
             .undo(Undo::Write { path, text })
@@ -149,7 +150,7 @@ impl<'a> Ksm<'a> {
         set("run", "1")
     }
 
-    /// Stops; what is merged stays so.
+    /// Stops scanning; merged pages stay merged.
     ///
     /// # Errors
     /// What the kernel says.
@@ -157,7 +158,7 @@ impl<'a> Ksm<'a> {
         set("run", "0")
     }
 
-    /// Gives every page back its own memory, and stops.
+    /// Stops scanning, and gives every merged page its own memory back.
     ///
     /// # Errors
     /// What the kernel says.
@@ -165,7 +166,7 @@ impl<'a> Ksm<'a> {
         set("run", "2")
     }
 
-    /// How far it is.
+    /// How far it has come.
     ///
     /// # Errors
     /// What the kernel says.

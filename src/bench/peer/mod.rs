@@ -1,4 +1,4 @@
-//! Who memvisor is compared with.
+//! What memvisor is compared with.
 
 pub(crate) mod cgroup;
 pub(crate) mod ksm;
@@ -24,7 +24,7 @@ pub(crate) struct Peers<'a> {
 }
 
 impl<'a> Peers<'a> {
-    /// Makes those ready that were asked for; of the others, a remark says why not.
+    /// Prepares the peers that were asked for. A remark says why one cannot be used here.
     pub(crate) fn open(setup: &'a Setup<'a>, report: &Report) -> Result<Self, BenchError> {
         let missing = |why: String| report.remark(format!("not compared with {why}"));
         let mut ksm = None;
@@ -36,7 +36,7 @@ impl<'a> Peers<'a> {
         }
         let mut zram = None;
         if setup.wants(Vs::Zram) {
-            // The pages, and some that do not compress.
+            // Twice the memory, so that there is room even for pages that do not compress.
             let size = Bytes(setup.options.size.0.max(1 << 20) * 2);
             match Zram::open(setup.guard, size)? {
                 Ok(ready) => zram = Some(ready),

@@ -1,7 +1,7 @@
-//! The least that a fault can cost which its own thread serves: a signal, and a handler that makes one
-//! system call. No daemon, no page table, no accounting, nothing to decompress.
+//! The least that a fault can cost when its own thread serves it: a signal, and a handler that makes one
+//! system call. There is no daemon, no page table, no accounting and nothing to decompress.
 //!
-//! It takes a process of its own, whose handler it is.
+//! It runs in a process of its own, because a signal handler belongs to the whole process.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -19,9 +19,9 @@ pub(crate) const NAME: &str = "signal";
 /// What the handler does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Remedy {
-    /// Fill a hole with a copy of a page that is ready, as a refill ends.
+    /// Fill a hole with a copy of a prepared page, as at the end of a refill.
     Copy,
-    /// Map a page that is ready over one that can only be read, as a break ends.
+    /// Map a prepared page over one that can only be read, as at the end of a break.
     Map,
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn faults(setup: &Setup<'_>, remedy: Remedy, pages: u32) -> Result<To
         .map_err(|error| BenchError::io("understand a process")(error.into()))
 }
 
-/// That process: how long its accesses took.
+/// What that process does; how long its accesses took.
 pub(crate) fn run(remedy: Remedy, pages: u32) -> Result<Touches, BenchError> {
     const BYTE: u8 = 0x5a;
     let io = BenchError::io("serve faults by a signal handler");

@@ -13,8 +13,8 @@ use super::zram::header;
 use crate::sys::{SwapPriority, swap_on};
 use crate::units::Bytes;
 
-/// Makes a file of `size` at `path` and has the kernel swap to it, behind all others, until the guard ends that; the
-/// inner error says why it cannot be. The caller removes the file.
+/// Makes a file of `size` at `path` and has the kernel swap to it, after all other devices, until the guard ends that.
+/// The inner error says why that cannot be done. The caller removes the file.
 ///
 /// # Errors
 /// The guard is gone.
@@ -32,11 +32,11 @@ pub(crate) fn open(
 
 fn prepare(path: &Path, size: Bytes) -> io::Result<()> {
     let mut file = OpenOptions::new();
-    // As it was left by a round before, if it was.
+    // Truncated, because a round before may have left the file.
     file.write(true).create(true).truncate(true).mode(0o600);
     let mut file = file.open(path)?;
     let length = i64::try_from(size.0).map_err(io::Error::other)?;
-    // Without holes, which the kernel does not swap to.
+    // Allocated in full, because the kernel does not swap to a file with holes.
     fallocate(&file, FallocateFlags::empty(), 0, length)?;
     file.write_all(&header(size)?.0)?;
     file.sync_all()?;

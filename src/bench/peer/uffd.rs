@@ -1,5 +1,5 @@
-//! The least that a userfaultfd can do: a loop that answers each fault by copying the same page. No page
-//! table, no accounting, no stores; the guest is an ordinary one.
+//! The least that a fault can cost with userfaultfd: a loop that answers each fault by copying the same page.
+//! There is no page table, no accounting and no store; the guest is an ordinary one.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -90,7 +90,7 @@ fn serve(listener: &SeqPacketListener, pages: u32, stop: &Doorbell) -> io::Resul
     }
 }
 
-/// The daemon's side of a power-on, for a guest that is ours. The fault channels are kept open and never used.
+/// The daemon's side of a power-on, for a guest that can be trusted. The fault channels are kept open and never used.
 fn handshake(socket: &SeqPacket, pages: u32) -> io::Result<(Uffd, Vec<SeqPacket>)> {
     let mut buffer = [0; MAX_MESSAGE];
     let wrong = |what: &str| io::Error::other(format!("{what} of a guest is not as expected"));

@@ -1,7 +1,7 @@
-//! zram: swap of the kernel's own on a compressed device in memory.
+//! zram: the kernel's own swap on a compressed device in memory.
 //!
-//! A new device is made for the benchmark, so one that somebody has is never touched; where the machine
-//! swaps already, nothing is compared, because its pages would end up on ours.
+//! A new device is made for the benchmark, so a device of somebody else is never touched. Where the machine
+//! swaps already, nothing is compared, because pages of other processes would end up on our device.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -32,9 +32,9 @@ pub(crate) struct Zram<'a> {
 /// What a device holds, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Usage {
-    /// Before compression.
+    /// Bytes before compression.
     pub(crate) stored: u64,
-    /// The memory that takes.
+    /// The memory that they take.
     pub(crate) taken: u64,
     /// The most memory it took so far.
     pub(crate) most: u64,
@@ -54,7 +54,7 @@ pub(crate) fn claim(guard: &Guard) -> Result<(), String> {
         .map_err(|why| why.to_string())
 }
 
-/// Nothing is compared where the machine swaps already: its pages would end up on ours.
+/// An error where the machine swaps already: pages of other processes would end up on our device.
 pub(crate) fn nobody_swaps() -> Result<(), String> {
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     swaps.lines().nth(1).map_or(Ok(()), |other| {
@@ -64,7 +64,7 @@ pub(crate) fn nobody_swaps() -> Result<(), String> {
 }
 
 impl<'a> Zram<'a> {
-    /// Makes a device of `size` and swaps to it, where nobody swaps; the inner error says why that cannot be.
+    /// Makes a device of `size` and swaps to it, if nobody else swaps; the inner error says why that cannot be done.
     pub(crate) fn open(guard: &'a Guard, size: Bytes) -> Result<Result<Self, String>, BenchError> {
         match claim(guard).and_then(|()| nobody_swaps()) {
             Ok(()) => Self::make(guard, size),
@@ -72,7 +72,7 @@ impl<'a> Zram<'a> {
         }
     }
 
-    /// The same once both were asked.
+    /// The same without asking [`claim`] and [`nobody_swaps`], which the caller has done.
     pub(crate) fn make(guard: &'a Guard, size: Bytes) -> Result<Result<Self, String>, BenchError> {
         let number = match guard.add_zram() {
             Ok(number) => number,
@@ -119,7 +119,7 @@ impl<'a> Zram<'a> {
         kib.unwrap_or(0) * 1024 / PAGE_SIZE as u64
     }
 
-    /// Pages out private memory, as a process of its own has it: pages that left, and the processor time.
+    /// Pages out private memory, such as ordinary processes have; the pages that left, and the processor time.
     pub(crate) fn page_out(
         &self,
         content: &Content,
@@ -135,7 +135,7 @@ impl<'a> Zram<'a> {
         Ok((self.swapped().saturating_sub(before), took.cpu))
     }
 
-    /// Pages out shared memory, as guests have it, and reads some of it in this order.
+    /// Pages out shared memory, such as guests have, and reads some of it in this order.
     pub(crate) fn refill(
         &self,
         content: &Content,
@@ -147,7 +147,7 @@ impl<'a> Zram<'a> {
         let memory = PlainMemory::shared(&memfd).map_err(&io)?;
         fill(&memory, content)?;
         let before = self.swapped();
-        // Pages that were just written are on lists that the first time only empties.
+        // Three times: pages that were just written are on lists of the kernel that the first time only empties.
         for _ in 0..3 {
             memory.advise(Advice::PageOut).map_err(&io)?;
         }
@@ -175,10 +175,10 @@ fn fill(memory: &PlainMemory, content: &Content) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// LZ4, a size, a swap header; then the kernel may swap to it.
+/// Gives the device LZ4, a size and a swap header, and has the kernel swap to it.
 fn prepare(number: u32, device: &Path, size: Bytes) -> io::Result<()> {
     let setting = |name: &str| PathBuf::from(format!("/sys/block/zram{number}/{name}"));
-    // As the compression cache. A kernel without it has another one, and the figures are of that.
+    // The algorithm of our cache. This fails on a kernel without it, and zram is then not compared.
     fs::write(setting("comp_algorithm"), "lz4")?;
     fs::write(setting("disksize"), size.0.to_string())?;
     let start = Instant::now();

@@ -11,17 +11,17 @@ use crate::chain::chain;
 use crate::settings::{Key, Profile};
 use crate::units::Bytes;
 
-/// What the guests of a fleet want together, how long they run and how often; the same of `--quick`.
+/// What the guests of a fleet want together, how long they run and how often, without and with `--quick`.
 const SIZE: Bytes = Bytes::from_mib(1280);
 const QUICK_SIZE: Bytes = Bytes::from_mib(320);
 const TIME: Duration = Duration::from_secs(20);
 const QUICK_TIME: Duration = Duration::from_secs(5);
-/// The same of `sample`, which has sampling on and off for four seconds each.
+/// How long the guest of `sample` runs. Its sampling is on and off for four seconds each.
 const SAMPLE_TIME: Duration = Duration::from_secs(40);
 const QUICK_SAMPLE_TIME: Duration = Duration::from_secs(16);
 const ROUNDS: u32 = 3;
 const QUICK_ROUNDS: u32 = 2;
-/// A fleet's memory is there at most twice at a time: in use, and in swap or in files.
+/// A fleet's memory exists at most twice at the same time: in use, and in swap or in files.
 const COPIES: u64 = 2;
 
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME|FILE", value_delimiter = ',')]
     fleet: Vec<String>,
 
-    /// How many times the budget guests want, such as 1.5,2,3; below 1 there is no pressure [default: 2].
+    /// Memory that the guests want, in multiples of the host's budget, such as 1.5,2,3; below 1 there is no
+    /// pressure [default: 2].
     #[arg(long, value_name = "N", value_delimiter = ',')]
     overcommit: Vec<Overcommit>,
 
@@ -54,7 +55,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// The options, if they are of one of `benches`, or the defaults if none is given.
+    /// The options, with defaults for those not given. An error if one is given that no benchmark of `benches` has.
     pub(super) fn options(
         &self,
         (size, rounds): (Option<Bytes>, Option<u32>),
@@ -108,7 +109,7 @@ impl Args {
         })
     }
 
-    /// The first option that is given and of none of `benches`, and of which it is.
+    /// The first option that is given although none of `benches` has it, and the benchmarks that have it.
     fn first_astray(&self, benches: &[Bench]) -> Option<(&'static str, &'static [Bench])> {
         const ALL: &[Bench] = &[Bench::Guests, Bench::Victims, Bench::Stalls, Bench::Sample];
         const UNDER_PRESSURE: &[Bench] = &[Bench::Guests, Bench::Victims, Bench::Stalls];

@@ -1,4 +1,4 @@
-//! A benchmark while it runs: a thread measures, another one waits for that and for signals.
+//! A benchmark while it runs: one thread measures, and another waits for that thread and for signals.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -14,16 +14,16 @@ use crate::bench::{Bench, BenchError};
 use crate::cli::exit::Exit;
 use crate::signals::{Event, Signals};
 
-/// How long a benchmark may take to end when it is told to, before it is ended.
+/// How long a benchmark may take to end when it is told to, before it is left behind.
 const GRACE: Duration = Duration::from_secs(3);
-/// As long as it takes.
+/// A limit for waits that take as long as it takes. They are repeated when it passes.
 const FAR: Duration = Duration::from_secs(24 * 3600);
 
 /// What the thread that measures shares with the one that waits for it and for signals.
 pub(super) struct Running {
     pub(super) report: Report,
     pub(super) line: Line,
-    /// What is measured now.
+    /// What is being measured.
     step: Mutex<Option<(Bench, String)>>,
     stop: AtomicBool,
 }
@@ -38,7 +38,7 @@ impl Running {
         }
     }
 
-    /// Notes what comes next; whether it is wanted.
+    /// Notes the next step; whether to go on with it.
     pub(super) fn step(&self, bench: Bench, text: &str) -> bool {
         self.line.show(&format!("{bench}: {text}"));
         let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,15 +46,15 @@ impl Running {
         !self.stop.load(Ordering::Relaxed)
     }
 
-    /// Has a thread `measure` to its end, or until a signal comes. Then it ends before its next step; if that
-    /// is too far, or a second signal comes, it is left behind: it ends with the process, and the guard
-    /// restores the machine in any case.
+    /// Has a thread `measure` to its end. If a signal comes, the thread ends before its next step. If that takes too
+    /// long, or a second signal comes, the thread is left behind and ends with the process. The guard restores the
+    /// machine in any case.
     pub(super) fn until_end(
         &self,
         signals: &Signals,
         measure: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
     ) -> anyhow::Result<Exit> {
-        // Closes when the thread ends, however it does.
+        // The thread's end of the pipe closes when the thread ends, even by a panic.
         let (over, running) = io::pipe().context("cannot make a pipe")?;
         let work = move || {
             let _running = running;
@@ -84,8 +84,8 @@ impl Running {
         }
     }
 
-    /// Whether measuring ended by `error` because a signal came. A guest that is just being started is not in a
-    /// process group of its own yet, and gets a terminal's signal too.
+    /// Whether `error` ended the measuring because a signal came. The end of a guest can be that too: one that is just
+    /// being started is not in its own process group yet, and gets the terminal's signal as well.
     fn is_interruption(&self, error: &anyhow::Error) -> bool {
         match error.downcast_ref() {
             Some(BenchError::Interrupted) => true,
@@ -123,7 +123,7 @@ impl Line {
     }
 
     fn show(&self, text: &str) {
-        // There is nobody to tell if standard error is closed.
+        // Errors are ignored: if standard error is closed, nobody is left to be told.
         let _ = if self.live {
             write!(io::stderr(), "\r\x1b[K{text}")
         } else {

@@ -1,9 +1,11 @@
-//! The protocols of memvisor's atomics, built once more on loom's: page lock, claim table, budget, frames.
+//! The protocols of memvisor's atomics, built a second time on loom's atomics: page lock, claim table, budget,
+//! frames.
 //!
-//! The files are those that ship. Their door to atomics, `src/sync.rs`, opens to loom here (`build.rs` sets
-//! `cfg(loom)` for this package alone), and [`sys`] stands for the kernel. The models are in `tests`: each runs
-//! a body of two or three threads in every order that the memory model allows, up to a number of preemptions.
-//! Shuttle, in the unit tests of the host, looks at more threads and longer protocols, but delays no store.
+//! The files are those that ship. All of them get their atomics from `src/sync.rs`, which takes loom's here
+//! (`build.rs` sets `cfg(loom)` for this package alone), and [`sys`] stands for the kernel. The models are in
+//! `tests`: each runs a body of two or three threads in every order that the memory model allows, up to a
+//! number of preemptions. Shuttle, in the unit tests of the host, covers more threads and longer protocols, but
+//! delays no store.
 
 #[path = "../../../src/page/mod.rs"]
 pub mod page;
@@ -22,12 +24,12 @@ use std::sync::Arc;
 use loom::model::Builder;
 use loom::thread::{self, JoinHandle};
 
-/// Preemptions of a schedule. One more takes three times as long; five have found nothing that three do not.
+/// Preemptions of a schedule. One more takes three times as long, and five found nothing that three did not.
 const PREEMPTIONS: usize = 4;
-/// Bytes of a thread's stack: copies of pages lie there, and loom's own is too small for a few of them.
+/// Bytes of a thread's stack, which holds copies of pages. The stack that loom gives is too small for a few of them.
 const STACK: usize = 256 << 10;
 
-/// Runs `body` in every order of its threads with at most so many preemptions; `LOOM_MAX_PREEMPTIONS` replaces that.
+/// Runs `body` in every order of its threads with at most `PREEMPTIONS`, or `LOOM_MAX_PREEMPTIONS` if that is set.
 pub fn explore(body: impl Fn() + Send + Sync + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound.get_or_insert(PREEMPTIONS);
@@ -47,7 +49,7 @@ pub fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Jo
 /// Waits for a thread of a model.
 ///
 /// # Panics
-/// When it did.
+/// When the thread panicked.
 pub fn join<T>(thread: JoinHandle<T>) -> T {
     thread.join().expect("it ends well")
 }

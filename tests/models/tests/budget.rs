@@ -1,4 +1,4 @@
-//! The budget: a VM that waits for memory is called when there is some for it.
+//! The budget: a VM that waits for memory is called when there is memory for it.
 
 use std::sync::Arc;
 
@@ -23,12 +23,12 @@ fn parkings() -> [Arc<Parking>; 2] {
     [(); 2].map(|()| Arc::new(Parking::new().expect("an eventfd")))
 }
 
-/// Waits in its turn.
+/// Has the VM wait in turn for one first touch.
 fn wait(budget: &Budget, parking: &Arc<Parking>) {
     budget.wait(parking, TOUCH, false, false);
 }
 
-/// One VM says that it waits while another gives the page back: it is granted the page, and called.
+/// A VM begins to wait while another gives its page back. The waiting VM must be granted the page, and called.
 #[test]
 fn waiting_vm_is_granted_the_page_that_comes_free() {
     explore(|| {
@@ -49,7 +49,7 @@ fn waiting_vm_is_granted_the_page_that_comes_free() {
     });
 }
 
-/// Two VMs wait, and the first dies, with or without a grant: the page is the other's.
+/// Two VMs wait, and the first dies with or without a grant. The page must go to the other.
 #[test]
 fn grant_of_a_vm_that_leaves_goes_to_the_next() {
     explore(|| {
@@ -74,7 +74,7 @@ fn grant_of_a_vm_that_leaves_goes_to_the_next() {
     });
 }
 
-/// A VM may have no memory while that is scarce. It finds that it is scarce no more, or is called.
+/// A VM is barred while memory is scarce. Either it sees that memory is no longer scarce, or it must be called.
 #[test]
 fn barred_vm_is_called_when_memory_is_scarce_no_more() {
     explore(|| {
@@ -93,7 +93,8 @@ fn barred_vm_is_called_when_memory_is_scarce_no_more() {
     });
 }
 
-/// A VM at its ceiling waits; what makes it smaller gives no memory back, but calls it.
+/// A VM at its ceiling waits. When it loses a page it may go on, even if that page gives no memory back to the budget,
+/// so it must be called.
 #[test]
 fn vm_at_its_ceiling_is_called_when_it_holds_less() {
     explore(|| {
@@ -120,7 +121,7 @@ fn vm_at_its_ceiling_is_called_when_it_holds_less() {
     });
 }
 
-/// Who takes a page that was given back does so after the kernel has it back.
+/// Whoever takes a page that was given back takes it after the kernel has it back.
 #[test]
 fn page_is_taken_after_it_was_freed() {
     explore(|| {

@@ -1,5 +1,5 @@
-//! The claim table between the threads of an honest guest and those of the daemon: nobody loses a page, a credit
-//! or a call, and nobody is called a liar.
+//! The claim table between the threads of an honest guest and those of the daemon: no page, credit or wake-up is
+//! lost, and the guest is not taken for a liar.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use memvisor_models::units::{Gfn, SlotId};
 use memvisor_models::{explore, join, spawn};
 
 const PAGE: Gfn = Gfn(0);
-/// Credits that a model may use. The words of the others are never written.
+/// Credits that a model may use. The words of the other credits are never written.
 const FEW: u32 = 2;
 
 /// The words of one page and of a few credits.
@@ -56,9 +56,9 @@ struct Host {
     table: PageTable,
     words: Arc<Table>,
     parking: Arc<Parking>,
-    /// Stands for the bytes of the page in RAM: nothing but the protocol orders them.
+    /// Stands for the bytes of the page in RAM. Only the protocol orders accesses to it.
     ram: AtomicU64,
-    /// Pages that were charged.
+    /// Pages that are charged.
     charged: AtomicU64,
 }
 
@@ -68,11 +68,11 @@ const PLACE: Place = Place {
     len: 99,
     sum: 7,
 };
-/// What the guest brings.
+/// The bytes that the guest brings.
 const BROUGHT: u64 = 42;
 
 impl Host {
-    /// The page is compressed and offered, and there are so many credits.
+    /// A host with one page that is compressed and offered, and this many credits.
     fn new(credits: u32) -> Arc<Self> {
         let parking = Arc::new(Parking::new().expect("an eventfd"));
         let words = Arc::new(Table::default());
@@ -111,7 +111,7 @@ impl Host {
         self.charged.fetch_sub(pages, Ordering::Relaxed);
     }
 
-    /// A thread of the guest faults on the page; whether it brought it, and must wake others.
+    /// A thread of the guest faults on the page. `Some` if it claimed the page: whether it must wake others.
     fn fault(&self, gives_up: bool) -> Option<bool> {
         let claimer = Claimer::new(&*self.words);
         if claimer.look(PAGE) != State::Zip {
@@ -128,7 +128,7 @@ impl Host {
         Some(claimer.done(claim))
     }
 
-    /// The daemon moves the page to swap; if its guest has brought it, what is there is what was brought.
+    /// The daemon moves the page to swap. If its guest has brought it, RAM must have the bytes that were brought.
     fn evict(&self) {
         let page = match self.table.attempt(PAGE) {
             Attempt::Locked(page) => page,
@@ -150,7 +150,7 @@ impl Host {
         }
     }
 
-    /// When all is quiet: every page that was charged is a credit or a page of RAM.
+    /// Checks, once all is quiet, that every charged page is a credit or a page of RAM.
     fn verify(&self) {
         self.evict();
         assert_eq!(self.claims().lie(), None);
@@ -230,7 +230,7 @@ fn credit_that_is_granted_again_is_a_new_one() {
     });
 }
 
-/// A page that is compressed anew between a thread's look and its claim lies elsewhere: the thread reads there.
+/// A page may be compressed anew, to another place, before a thread claims it. The thread must read the new place.
 #[test]
 fn place_is_that_of_the_offer_that_was_claimed() {
     const NEW: Place = Place { page: 6, ..PLACE };
@@ -259,7 +259,7 @@ fn place_is_that_of_the_offer_that_was_claimed() {
     });
 }
 
-/// Two threads of the guest fault on one page: who waits for the other is woken, or the word is another by then.
+/// Two threads of the guest fault on one page. The one that waits for the other is woken, or finds the word changed.
 #[test]
 fn thread_that_waits_for_a_claim_is_woken() {
     explore(|| {
@@ -279,7 +279,7 @@ fn thread_that_waits_for_a_claim_is_woken() {
     });
 }
 
-/// Of all threads one is told that credits run low.
+/// Exactly one of all threads is told to report that credits run low.
 #[test]
 fn one_thread_tells_that_credits_run_low() {
     explore(|| {

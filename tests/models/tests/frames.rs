@@ -1,4 +1,5 @@
-//! Frames of the share pool: who has a reference reads the content it was published with, and no other.
+//! Frames of the share pool: whoever has a reference reads the content that the frame was published with, and no
+//! other.
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ fn share(pool: &Pool, hash: u64) -> Option<FrameId> {
     frame.publish(hash).map(|(frame, _)| frame.keep())
 }
 
-/// Finds the frame of a content and reads it; whether it was there.
+/// Finds the frame of a content and reads it; whether there was one.
 fn find(pool: &Pool, hash: u64) -> bool {
     let Some(frame) = pool.lookup_frame(hash) else {
         return false;
@@ -35,7 +36,7 @@ fn find(pool: &Pool, hash: u64) -> bool {
     true
 }
 
-/// The frame is published while somebody looks for it.
+/// The frame is published while another thread looks for it.
 #[test]
 fn frame_that_is_found_holds_what_it_was_published_with() {
     explore(|| {
@@ -84,7 +85,8 @@ fn frame_is_used_again_after_its_last_reader() {
     });
 }
 
-/// One looks for a frame and makes it if it is not there; another finds the old one, and ends it.
+/// One thread looks for a frame and makes a new one if there is none. Meanwhile the others find the old frame, and drop
+/// its last reference.
 #[test]
 fn dying_frame_is_not_found_and_not_hidden() {
     explore(|| {

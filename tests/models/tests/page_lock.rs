@@ -1,4 +1,4 @@
-//! The page lock: who has it sees what the one before did, and who waits for it is called.
+//! The page lock: its holder sees what the holder before did, and a fault that waits for it is called.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ fn table() -> (Arc<PageTable>, Arc<Parking>) {
     )
 }
 
-/// Moves the page under its lock, if that is free: `content` stands for bytes that only the lock protects.
+/// Moves the page under its lock, if the lock is free. `content` stands for bytes that only the lock protects.
 fn bump(table: &PageTable, content: &AtomicU64) -> u64 {
     let Some(page) = table.try_lock(PAGE) else {
         return 0;
@@ -45,7 +45,7 @@ fn holder_of_the_lock_sees_what_the_one_before_did() {
     });
 }
 
-/// Who sees a home without the lock sees the bytes that were put there before.
+/// Whoever sees a home without the lock also sees the bytes that were written before the home was set.
 #[test]
 fn home_comes_after_its_bytes() {
     explore(|| {
@@ -67,8 +67,8 @@ fn home_comes_after_its_bytes() {
     });
 }
 
-/// A fault parks at a locked page, or serves itself; it is never forgotten, and who is called finds the page free
-/// and moved.
+/// A fault parks at a locked page, or is served at once if the page is free. A parked fault is never forgotten, and
+/// finds the page free and moved when it is called.
 #[test]
 fn parked_fault_is_called_when_the_page_is_free() {
     explore(|| {
@@ -103,8 +103,8 @@ fn parked_fault_is_called_when_the_page_is_free() {
     });
 }
 
-/// A page's scanner notes its hash and looks for a hint then; who drops the hint asks the page then. One of them
-/// sees what the other did, or the page would be known to nobody.
+/// A scanner notes the hash of its page and then looks for a hint. Another one drops the hint and then asks whether the
+/// page has that hash. One of them must see what the other did, or the page would be known to nobody.
 #[test]
 fn dropped_hint_is_found_missing_or_its_page_found_known() {
     explore(|| {
@@ -135,7 +135,7 @@ fn dropped_hint_is_found_missing_or_its_page_found_known() {
     });
 }
 
-/// A look takes UNSEEN away before it reads: bytes that come later are noted later, and stay noted.
+/// A look clears UNSEEN before it reads, so bytes written later set it again, and it stays set.
 #[test]
 fn write_during_a_look_stays_unseen() {
     explore(|| {

@@ -1,5 +1,6 @@
-//! What the share pool needs of the kernel, as loom can follow it: a page is one word of its content, written
-//! and read without any order of its own. Loom says when a write and another access are not one after the other.
+//! What the share pool needs of the kernel, in a form that loom can follow: a page is one word of its content,
+//! which is read and written without any ordering of its own. Loom reports a write that is concurrent with
+//! another access.
 #![allow(unsafe_code, reason = "loom's cell is for one thread, as that of std")]
 
 use std::io;
@@ -11,15 +12,15 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 
 use crate::units::{PageBuf, Pages};
 
-/// A page, and who is at it.
+/// A page, and the cell by which loom knows who accesses it.
 #[derive(Debug, Default)]
 struct Page {
     word: AtomicU64,
     access: UnsafeCell<()>,
 }
 
-// SAFETY: nothing is in the cell. Its `with` and `with_mut` only tell loom, whose threads take turns on one of the
-// system's.
+// SAFETY: nothing is in the cell. Its `with` and `with_mut` only report accesses to loom, whose threads take turns on
+// one thread of the system.
 unsafe impl Sync for Page {}
 
 impl Page {
