@@ -85,7 +85,7 @@ impl Rows {
 mod tests {
     use super::*;
 
-    /// Touches page after page from `gfn` on, as a guest does that gets what is worth giving.
+    /// Touches page after page from `gfn` on, as a guest that always gets the pages worth giving.
     fn row(rows: &Rows, gfn: &mut u32, faults: usize) -> Vec<u32> {
         let fault = |_| {
             let touched = rows.touched(Gfn(*gfn));

@@ -75,6 +75,7 @@ impl Link {
             buffer: vec![0; MAX_MESSAGE_BYTES],
             seq: 0,
             target: 0,
+            // Holds until `restart` puts the host's answer here.
             started: Started {
                 capabilities: start.capabilities,
                 vm: 0,
@@ -147,6 +148,7 @@ impl Link {
 
     /// Sends a message without waiting for an answer.
     pub(super) fn tell(&mut self, message: &ToHost) -> Result<(), LinkError> {
+        // Never 0, which marks what the host says unasked.
         self.seq = self.seq.checked_add(1).unwrap_or(1);
         Ok(self.socket.send(&message.encode(self.seq))?)
     }

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A poll interval that never ends within a test: all that happens is caused by the script.
 const NO_POLL: u32 = 3_600_000;
 const FAST_POLL: u32 = 2;
-/// What every host of these tests says the balloon may hold.
+/// The maximum that every host of these tests names for the balloon.
 const MAX_AT_START: u64 = 2500;
 
 /// A guest with `free` pages that cost nothing and `cached` ones that must be reclaimed.

@@ -199,6 +199,7 @@ pub fn run(
         .iter()
         .map(|mismatch| with_history(host.map(|(ram, _)| ram), mismatch))
         .collect();
+    // The agent lives until here, because the last pass may need relief too.
     drop(relief);
     Ok(Outcome {
         report,
@@ -252,6 +253,7 @@ fn hello(options: &GuestOptions) -> Hello {
     Hello {
         name: options.name.clone(),
         pages: options.pages,
+        // `attach` sets it.
         uffd: false,
         reservation: options.reservation,
         limit: options.limit,

@@ -235,6 +235,7 @@ impl AnonRegion {
         let began = Instant::now();
         kernel.swap.read(slot, &mut bounce)?;
         kernel.counters.swap_wait_us.add_time(began.elapsed());
+        // The slot is freed last: if no page can be had, the bytes stay on the disk.
         let gfn = self.allocate(page)?;
         kernel.write_page(gfn, &bounce);
         *place = Place::Ram(gfn);

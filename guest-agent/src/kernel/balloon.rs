@@ -19,6 +19,7 @@ impl Kernel {
         let mut runs = self.pages.pin(max_pages, floor);
         let missing = max_pages.saturating_sub(runs.pages() as u32);
         if may_reclaim && missing > 0 {
+            // Pages that are missing below the floor are reclaimed too, because `pin` leaves the floor free.
             let short = floor.saturating_sub(self.pages.usage().free);
             let want = missing.saturating_add(short).min(BALLOON_RECLAIM_PAGES);
             self.reclaim_now(want);

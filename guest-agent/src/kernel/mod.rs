@@ -14,7 +14,7 @@
 //! - [`AnonRegion`]: anonymous memory; a page is empty (reads as zeroes), in RAM, or on the swap
 //!   disk. The bytes of a newly allocated page are undefined: its last owner or the host left them
 //!   there. Whoever maps a page overwrites all of it first.
-//! - [`CachedFile`]: pages of real files, clean and read-only, shared by all who open the file.
+//! - [`CachedFile`]: pages of real files, clean and read-only, shared by everybody who opens the file.
 //! - [`Stage`]: pages from which the host attaches others, so that these are shared from the start.
 //! - Reclaim is a clock over all physical pages: it skips pages that were accessed since the hand
 //!   last came by, drops page cache, and writes anonymous pages to the swap disk. It only *tries*

@@ -62,7 +62,7 @@ pub const TOLD: u32 = u32::MAX;
 pub const NO_CREDIT: u32 = 0;
 /// Value of a credit's word: any thread may take this credit.
 pub const CREDIT: u32 = 1;
-/// Value of a credit's word, less the gfn of the page for which the credit was taken.
+/// The word of a credit that was taken for page `gfn` is `gfn + USED`.
 pub const USED: u32 = 2;
 /// Stands in place of a credit's number where the page needed no credit.
 pub const FREE: u32 = CREDITS;
@@ -79,8 +79,8 @@ pub trait Words: Send + Sync + std::fmt::Debug {
     /// Writes a word, after everything that this thread has stored before (release).
     fn store(&self, at: u32, word: u32);
 
-    /// Changes a word from `from` to `to`, or returns what it is instead. Orders memory as [`load`](Self::load) and
-    /// [`store`](Self::store) do.
+    /// Atomically changes a word from `from` to `to`, or returns what the word is instead. Orders memory as both
+    /// [`load`](Self::load) and [`store`](Self::store) do.
     ///
     /// # Errors
     /// The word, if it is not `from`.

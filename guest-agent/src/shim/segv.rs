@@ -80,6 +80,7 @@ extern "C" fn on_fault(
     info: *mut libc::siginfo_t,
     context: *mut libc::c_void,
 ) {
+    // Kept, because the interrupted code may be about to read it.
     let errno = nix::errno::Errno::last_raw();
     let Ok(signal) = Signal::try_from(signal) else {
         return;

@@ -100,6 +100,7 @@ impl Content {
             Mix::Zero => Class::Zero,
             Mix::Text => Class::Text { common: false },
             Mix::Random => Class::Random { common: false },
+            // Hashed without the domain: what is equal in all guests must be on the same pages in all of them.
             Mix::Mixed => match hash(COMMON, page / GROUP_PAGES) % 100 {
                 0..15 => Class::Zero,
                 15..45 => Class::Text { common: false },

@@ -102,6 +102,7 @@ impl Runner {
                 pace: Pace::new(&spec, Instant::now()),
                 ended: None,
             };
+            // Counted before the spawn. If that fails, dropping `thread` takes it off again.
             *lock(&self.board.running) += 1;
             let spawned = std::thread::Builder::new()
                 .name(format!("{}-{number}", spec.kind.name()))
@@ -164,6 +165,7 @@ impl Runner {
     }
 
     fn order(&self, order: Order) {
+        // The clocks stop first, because the last pass is no part of the run.
         for tally in &self.tallies {
             tally.stop_clock();
         }

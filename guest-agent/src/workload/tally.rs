@@ -58,6 +58,7 @@ impl Tally {
             last_error: Mutex::new(None),
             clocked: (0..threads).map(|_| Mutex::new(Clocked::new())).collect(),
         };
+        // Without threads, nobody else would end the loading.
         if threads == 0 {
             tally.running_since.get_or_init(Instant::now);
         }

@@ -50,7 +50,7 @@ impl Worker for Toucher {
         if count == 0 && self.then.is_empty() {
             return Ok(None);
         }
-        // If the active set is smaller than the number of threads, each thread touches its first page.
+        // A thread that has no page of the active set touches its own first page, if the set ever changes.
         let count = count.max(1).min(self.to_load());
         if count == 0 {
             return Ok(None);
