@@ -83,8 +83,8 @@ struct Args {
     #[arg(long)]
     no_agent: bool,
 
-    /// Ask the host for every page. Else, where userfaultfd works, the thread that needs a page touches it first, brings it
-    /// back from the compression cache or copies it by itself.
+    /// Ask the host for every page. Else, where userfaultfd works, the thread that needs a page touches it
+    /// first, brings it back from the compression cache or copies it by itself.
     #[arg(long)]
     no_inline: bool,
 
