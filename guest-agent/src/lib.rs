@@ -1,14 +1,14 @@
-//! What runs inside a memvisor guest, and the words it exchanges with its host.
+//! What runs inside a memvisor guest, and the messages that it exchanges with its host.
 //!
 //! - [`protocol`]: the messages of both sockets: types, limits, versions, codec. No I/O.
 //! - [`balloon`]: the agent: gives pages of the guest to its host and takes them back.
 //! - [`shim`]: the virtual hardware: RAM mapping, memory thread, fault handler. The guest's operator
-//!   trusts it; it is the only part with `unsafe`.
+//!   trusts it. It is the only part with `unsafe`, except for the signal handler of [`signals`].
 //! - [`kernel`]: the toy guest OS: pages, mappings, page cache, reclaim, its own swap disk.
-//! - [`guest`]: all of these put together; [`signals`]: how it is told to end.
+//! - [`guest`]: all of these put together; [`signals`]: how a guest is told to end.
 //! - [`rows`]: which pages a guest is going to touch next.
-//! - [`system_error`]: what is said where the kernel denies something.
-//! - [`workload`]: what guests run; each verifies every byte it reads.
+//! - [`system_error`]: the error for a system call that failed.
+//! - [`workload`]: what guests run; each workload verifies every byte that it reads.
 
 pub mod balloon;
 pub mod guest;

@@ -83,8 +83,8 @@ struct Args {
     #[arg(long)]
     no_agent: bool,
 
-    /// Ask the host for every page. Else, where userfaultfd works, the thread that needs a page touches it first, brings it
-    /// back from the compression cache or copies it by itself.
+    /// Ask the host for every page. Else, where userfaultfd works, the thread that needs a page touches it
+    /// first, brings it back from the compression cache or copies it by itself.
     #[arg(long)]
     no_inline: bool,
 
@@ -113,7 +113,7 @@ struct Args {
     json: bool,
 }
 
-/// A size in whole pages that may be nothing.
+/// A size in whole pages, which may be 0.
 fn size(text: &str) -> Result<u32, String> {
     let bytes = match text {
         "0" => 0,
@@ -142,7 +142,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("`{text}` is not a time above 0: {}", units::DURATIONS))
 }
 
-/// Where a host of this user has its sockets unless it was told otherwise.
+/// The directory in which a host of this user has its sockets, unless the host was told another.
 fn default_runtime_dir() -> PathBuf {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty());
     set("MEMVISOR_RUNTIME_DIR")
@@ -186,7 +186,7 @@ impl Args {
             agent: !self.no_agent,
             inline: !self.no_inline,
             bare: self.bare,
-            // A guest can be asked to page out all that the host may balloon.
+            // The host may balloon any part of the guest's memory, and the guest must be able to page it out.
             swap_pages: self.memory,
             swap_directory: env::temp_dir(),
         }
@@ -219,7 +219,7 @@ fn main() -> ExitCode {
 
 fn run(options: &GuestOptions, json: bool) -> anyhow::Result<u8> {
     log_to_stderr()?;
-    // Before any thread starts: threads inherit what is blocked.
+    // Before any thread starts, because threads inherit the set of blocked signals.
     let signals = Signals::block(ENDING).context("cannot wait for signals")?;
     report_file_size_limit().context("cannot block SIGXFSZ")?;
     let outcome = guest::run(options, &signals, |end| end_process(&end), |_| {})
@@ -257,7 +257,7 @@ fn log_to_stderr() -> anyhow::Result<()> {
 
 /// Says on standard error what is wrong.
 fn complain(text: &str) {
-    // There is no one left to tell if standard error is closed.
+    // Ignored: if standard error is closed, nobody is left to tell.
     let _ = writeln!(io::stderr(), "memvisor-guest-agent: {text}");
 }
 

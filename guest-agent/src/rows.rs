@@ -1,12 +1,14 @@
 //! Faults in a row: which pages a guest is going to touch next.
 //!
 //! A guest that touches page after page is going to touch the next ones too, so whoever serves its
-//! faults does well to bring them with the one that is asked for. How many follows from how long the row has been: one more
-//! than twice as many each time, and none for whatever is not a row.
+//! faults should bring them with the page that is asked for. How many pages to bring depends on how
+//! long the row has been: at each fault one more than twice as many as at the last. A fault that
+//! continues no row brings no further page.
 //!
-//! Used by the daemon for faults that it serves, and in the signal handler for those that a guest's
-//! thread serves itself. There threads meet: a row is one word, and what one of them notes another may lose. Then
-//! pages are asked for that might have come ahead.
+//! The daemon uses this for the faults that it serves, and the signal handler for those that a guest
+//! thread serves itself. In the handler several threads may use it at once. A row is therefore one word,
+//! and one thread may overwrite what another has noted. A lost note costs only a fault for a page that
+//! might have come ahead.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -18,7 +20,8 @@ const ROWS: usize = 4;
 /// The latest rows of faults.
 #[derive(Debug)]
 pub struct Rows {
-    /// Of each the page that is touched next, in the upper half, and the pages given ahead last time.
+    /// For each row: in the upper half the page that will be touched next, in the lower half how many pages were worth
+    /// giving ahead last time.
     rows: [AtomicU64; ROWS],
     oldest: AtomicU32,
     most: u32,
@@ -30,12 +33,12 @@ pub struct Touched {
     at: usize,
     /// The page that was touched.
     pub gfn: Gfn,
-    /// How many pages behind it are worth giving with it.
+    /// How many pages behind `gfn` are worth giving with it.
     pub ahead: u32,
 }
 
 impl Touched {
-    /// The page to give next when so many behind it were given; `None` when it is not worth giving.
+    /// The page to give next after `given` pages behind the touched one; `None` when it is not worth giving.
     #[must_use]
     pub fn behind(&self, given: u32) -> Option<Gfn> {
         let next = self.gfn.checked_add(given.saturating_add(1));
@@ -70,7 +73,7 @@ impl Rows {
         touched
     }
 
-    /// Notes how many pages behind that of a fault were given with it. Async-signal-safe.
+    /// Notes how many pages behind the touched one were given with it. Async-signal-safe.
     pub fn gave(&self, touched: Touched, count: u32) {
         let next = touched.gfn.0.saturating_add(1).saturating_add(count);
         let word = u64::from(next) << 32 | u64::from(touched.ahead);
@@ -82,7 +85,7 @@ impl Rows {
 mod tests {
     use super::*;
 
-    /// Touches page after page from `gfn` on, as a guest does that gets what is worth giving.
+    /// Touches page after page from `gfn` on, as a guest that always gets the pages worth giving.
     fn row(rows: &Rows, gfn: &mut u32, faults: usize) -> Vec<u32> {
         let fault = |_| {
             let touched = rows.touched(Gfn(*gfn));

@@ -1,12 +1,13 @@
-//! Signals as something to wait for, beside a timer and a keyboard.
+//! Signals that a thread can wait for, together with a timer and a keyboard.
 //!
-//! A handler may do next to nothing, and what it interrupts is any line of the program. So the signals are blocked, and
-//! let through only while the program waits for them: then a handler notes which one came. Blocking is inherited: by
-//! threads, so it must happen before any is started, and by child processes, so each of our own begins with
-//! [`unblock_all`].
+//! A handler may do next to nothing, and it interrupts any line of the program. So the signals are blocked
+//! and let through only while the program waits for them; a handler then notes which signal came. Threads
+//! inherit the blocking, so it must happen before any thread is started. Child processes inherit it too, so
+//! each of our own begins with [`unblock_all`].
 //!
-//! A `signalfd` would do without a handler. But whoever polls one is woken by *every* signal of the process, and a guest
-//! that serves its own faults has a SIGSEGV for each of them: tens of thousands of wake-ups a second for nothing.
+//! A `signalfd` would need no handler. But a thread that polls one is woken by *every* signal of the process,
+//! and a guest that serves its own faults gets a signal for each of them: tens of thousands of wake-ups a
+//! second for nothing.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -27,11 +28,11 @@ pub const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP
 #[derive(Debug)]
 pub struct Signals {
     set: SigSet,
-    /// What was blocked before.
+    /// The signals that were blocked before.
     before: SigSet,
 }
 
-/// The signals that are noted, by how many sets, and what was to be done on them before.
+/// Each signal that is noted, the number of [`Signals`] that contain it, and its previous action.
 static NOTED: Mutex<Vec<(Signal, u32, SigAction)>> = Mutex::new(Vec::new());
 
 /// What a wait ended with.
@@ -49,7 +50,7 @@ impl Signals {
     /// Blocks `signals` for this thread and those it starts.
     ///
     /// # Errors
-    /// What `sigaction(2)` says of a signal that cannot be caught.
+    /// What `sigaction(2)` says about a signal that cannot be caught.
     pub fn block(signals: impl IntoIterator<Item = Signal>) -> io::Result<Self> {
         let set: SigSet = signals.into_iter().collect();
         let before = set.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
@@ -66,7 +67,7 @@ impl Signals {
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .into_iter()
             .collect();
-        // One that is pending comes first, whatever else there is.
+        // Without descriptors: a pending signal comes first even if `other` is readable.
         self.let_through(&mut [], Duration::ZERO)?;
         loop {
             if let Some(signal) = take_noted(&self.set) {
@@ -81,7 +82,7 @@ impl Signals {
         }
     }
 
-    /// Polls with the signals let through; `None` when one came.
+    /// Polls while the signals are let through; `None` when a signal came.
     fn let_through(&self, fds: &mut [PollFd<'_>], time: Duration) -> io::Result<Option<i32>> {
         let blocked = SigSet::thread_get_mask()?;
         let others = blocked.iter().filter(|signal| !self.set.contains(*signal));
@@ -115,7 +116,8 @@ fn end_noting(signal: Signal) {
 
 impl Drop for Signals {
     fn drop(&mut self) {
-        // A signal that came meanwhile is noted, not delivered: it was for the work that is now over.
+        // Pending signals are noted and forgotten, not delivered to the previous handler: they were meant
+        // for the work that is now over.
         while matches!(self.let_through(&mut [], Duration::ZERO), Ok(None)) {}
         while take_noted(&self.set).is_some() {}
         self.set.iter().for_each(end_noting);
@@ -124,11 +126,11 @@ impl Drop for Signals {
 }
 
 /// Makes a write beyond the limit of file sizes (`RLIMIT_FSIZE`) an error, `EFBIG`, for this thread
-/// and those it starts. Otherwise SIGXFSZ ends the process, and what a full swap file must not do is
-/// take all guests with it.
+/// and those it starts. Otherwise SIGXFSZ would end the process, and a swap file that reaches the limit
+/// must not end all guests.
 ///
 /// # Errors
-/// What the kernel says; there is no reason known.
+/// What the kernel says; no reason for a failure is known.
 pub fn report_file_size_limit() -> io::Result<()> {
     let set: SigSet = [Signal::SIGXFSZ].into_iter().collect();
     Ok(set.thread_block()?)

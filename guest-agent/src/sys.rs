@@ -1,4 +1,4 @@
-//! What needs `unsafe` beside the shim: noting signals.
+//! The only `unsafe` code outside the shim: noting signals.
 #![allow(
     unsafe_code,
     reason = "this is the room for it; tests/tidy.rs holds it to that"
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// A bit for each signal that was noted and not taken yet.
+/// A bit for each signal that was noted and has not been taken yet.
 static NOTED: AtomicU64 = AtomicU64::new(0);
 
 /// The bit of a signal. There are no more than 64.
@@ -17,22 +17,23 @@ const fn bit(signal: libc::c_int) -> u64 {
 }
 
 extern "C" fn note(signal: libc::c_int) {
-    // Relaxed: whom it interrupts sees it, and nothing else is told by it.
+    // Relaxed: the interrupted thread sees its own store, and no other memory is published by it.
     NOTED.fetch_or(bit(signal), Ordering::Relaxed);
 }
 
-/// Has `signal` be noted when it is delivered, and end the call that it interrupts; what was to be done before.
+/// From now on, notes `signal` when it is delivered, and lets it end the system call that it interrupts. Returns the
+/// previous action.
 ///
 /// # Errors
 /// `sigaction(2)`: it is a signal that cannot be caught.
 pub(crate) fn note_signal(signal: Signal) -> nix::Result<SigAction> {
-    // Without SA_RESTART: a wait shall end.
+    // Without SA_RESTART, because a wait shall end.
     let action = SigAction::new(SigHandler::Handler(note), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler changes one atomic word, so it may run anywhere, at any time.
     unsafe { sigaction(signal, &action) }
 }
 
-/// Has done what was to be done on `signal` before [`note_signal`].
+/// Restores the action that `signal` had before [`note_signal`].
 pub(crate) fn restore_signal(signal: Signal, before: &SigAction) {
     // SAFETY: `before` comes from `sigaction(2)`, so it was fit to be run on this signal.
     let _ = unsafe { sigaction(signal, before) };

@@ -1,10 +1,10 @@
-//! What is said where the kernel denies something that cannot be done without.
+//! The error for a system call that failed where the process cannot go on without it.
 
 use std::io;
 
 use thiserror::Error;
 
-/// The kernel denied what was tried.
+/// The kernel refused what was tried.
 #[derive(Debug, Error)]
 #[error("cannot {what}")]
 pub struct SystemError {
@@ -14,7 +14,7 @@ pub struct SystemError {
     pub source: io::Error,
 }
 
-/// Makes what the kernel said the error of who tried to do `what`.
+/// Turns an error of the kernel into a [`SystemError`] that says what was tried.
 pub fn cannot<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> SystemError {
     move |error| SystemError {
         what,

@@ -9,11 +9,11 @@ use super::relief::ReliefDesk;
 use crate::protocol::balloon::{BatchResult, MAX_BATCH_PAGES, PageStatus, RangeBatch, StatusRun};
 use crate::protocol::{Gfn, GfnRun, RunsExt};
 
-/// So many refused pages end a window: the host has other worries, or a different idea of this
-/// guest. VMware's drivers have the same number.
+/// How many refused pages end the inflation in this window: the host has other worries, or a different
+/// idea of this guest. VMware's drivers use the same number.
 const MAX_REFUSALS: u64 = 16;
-/// A balloon this little over its target is left alone, unless the target is 0: 2 MiB, so that a
-/// target that trembles does not move pages to and fro.
+/// A balloon that is less than this over its target is left alone, unless the target is 0. These 2 MiB
+/// keep a fluctuating target from moving pages to and fro.
 const DEFLATE_GAP: u64 = 512;
 
 /// The balloon of this guest.
@@ -24,8 +24,8 @@ pub(super) struct Balloon<'s> {
     held: Held,
 }
 
-/// The pages in the balloon. The last one in is the first one out: which ones come back does not
-/// matter to the guest, and this costs nothing to keep.
+/// The pages in the balloon. The last page in is the first page out: the guest does not care which
+/// pages come back, and this order costs nothing to keep.
 #[derive(Default)]
 struct Held {
     runs: Vec<GfnRun>,
@@ -73,7 +73,7 @@ impl<'s> Balloon<'s> {
         self.held.pages
     }
 
-    /// A poll has come: the rates begin anew.
+    /// Begins the window of a new poll, in which the whole rates are available again.
     pub(super) fn open_window(&mut self) {
         self.pace.open_window();
     }
@@ -89,15 +89,16 @@ impl<'s> Balloon<'s> {
                 }
                 _ => {}
             }
-            // The replies carry the target too, and one that turned must not wait for the next
-            // poll. This ends: without a reply there is no new target, and the pace bounds them.
+            // Replies carry the target too, and a change of direction must not wait for the next
+            // poll. The loop ends: a new target needs a request, and the pace bounds the requests.
             if link.target() == target {
                 return Ok(());
             }
         }
     }
 
-    /// Goes down to the host's target at once: the guest waits for it. The pages that came back.
+    /// Deflates to the host's target at once, ignoring the pace, because the guest waits for the pages. Returns
+    /// how many came back.
     pub(super) fn relieve(&mut self, link: &mut Link) -> Result<u64, LinkError> {
         let before = self.held.pages;
         while self.held.pages > link.target() {
@@ -109,7 +110,7 @@ impl<'s> Balloon<'s> {
         Ok(before.saturating_sub(self.held.pages))
     }
 
-    /// Gives everything back to the guest without a word to the host, whose books are void.
+    /// Gives everything back to the guest without telling the host, whose books are void.
     pub(super) fn release_all(&mut self) {
         let held = std::mem::take(&mut self.held);
         if !held.runs.is_empty() {
@@ -119,7 +120,7 @@ impl<'s> Balloon<'s> {
 
     fn inflate(&mut self, link: &mut Link) -> Result<(), LinkError> {
         let mut refused = 0;
-        // A guest that waits for relief gets the target asked anew before it loses more pages.
+        // A guest that waits for relief must not lose more pages before the agent has asked for it.
         while !self.relief.is_wanted() {
             let gap = link.target().saturating_sub(self.held.pages);
             let want = chunk(gap, self.pace.inflate_left());
@@ -137,7 +138,7 @@ impl<'s> Balloon<'s> {
         Ok(())
     }
 
-    /// Offers pages to the host; how many it refused, which are the guest's again.
+    /// Offers pages to the host. Returns how many the host refused; the guest has these back.
     fn lock(&mut self, link: &mut Link, runs: Vec<GfnRun>) -> Result<u64, LinkError> {
         let answers = exchange(link, runs, Link::lock);
         let mut refused = answers.unanswered;
@@ -165,7 +166,7 @@ impl<'s> Balloon<'s> {
         }
     }
 
-    /// Takes up to `want` pages back from the host: how many are the guest's now, and how many
+    /// Takes up to `want` pages back from the host. Returns how many the guest has now, and how many
     /// stay in the balloon because the host keeps them.
     fn unlock(&mut self, link: &mut Link, want: u32) -> Result<(u32, u32), LinkError> {
         let answers = exchange(link, self.held.take(want), Link::unlock);
@@ -189,7 +190,7 @@ impl<'s> Balloon<'s> {
 #[derive(Default)]
 struct Answers {
     statuses: Vec<StatusRun>,
-    /// Pages the host did not answer for, because of `error`.
+    /// Pages for which the host gave no answer, because of `error`.
     unanswered: Vec<GfnRun>,
     error: Option<LinkError>,
 }
@@ -215,7 +216,7 @@ fn exchange(
     answers
 }
 
-/// The pages of the next request.
+/// How many pages the next request asks for.
 fn chunk(gap: u64, left: u32) -> u32 {
     let gap = u32::try_from(gap).unwrap_or(u32::MAX);
     gap.min(left).min(MAX_BATCH_PAGES)

@@ -13,7 +13,7 @@ use crate::protocol::balloon::{
 use crate::shim::{Received, SeqPacket};
 
 /// How long the host may take to answer. It answers in microseconds unless it is short of memory
-/// itself; after this long it hangs, and the guest gets its pages back.
+/// itself. After this time the agent takes it to hang, and the guest gets its pages back.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the conversation with the host cannot go on.
@@ -43,7 +43,7 @@ pub enum LinkError {
     /// The host sent a message that cannot be decoded.
     #[error("bad message from the host: {0}")]
     Malformed(#[from] DecodeError),
-    /// The host sent a message that does not belong here.
+    /// The host sent a message that does not fit the question.
     #[error("the host answered {question} with {answer}")]
     Unexpected {
         /// What was asked.
@@ -75,6 +75,7 @@ impl Link {
             buffer: vec![0; MAX_MESSAGE_BYTES],
             seq: 0,
             target: 0,
+            // Holds until `restart` puts the host's answer here.
             started: Started {
                 capabilities: start.capabilities,
                 vm: 0,
@@ -104,8 +105,8 @@ impl Link {
         &self.started
     }
 
-    /// The last target the host gave. The host keeps it within the balloon's maximum, which may have
-    /// changed since `STARTED` named it.
+    /// The last target that the host gave. It is not bounded here by the maximum in `STARTED`, which may
+    /// have changed since: the host keeps its targets within the current maximum.
     pub(super) const fn target(&self) -> u64 {
         self.target
     }
@@ -129,7 +130,7 @@ impl Link {
         }
     }
 
-    /// Wants pages back.
+    /// Asks for pages back.
     pub(super) fn unlock(&mut self, batch: &RangeBatch) -> Result<BatchResult, LinkError> {
         match self.ask(&ToHost::Unlock(batch.clone()))? {
             ToAgent::UnlockResult(result) => self.check("UNLOCK", batch, result),
@@ -145,13 +146,14 @@ impl Link {
         }
     }
 
-    /// Says something that has no answer.
+    /// Sends a message without waiting for an answer.
     pub(super) fn tell(&mut self, message: &ToHost) -> Result<(), LinkError> {
+        // Never 0, which marks what the host says unasked.
         self.seq = self.seq.checked_add(1).unwrap_or(1);
         Ok(self.socket.send(&message.encode(self.seq))?)
     }
 
-    /// Reads one message that came unasked; call it when the socket is readable.
+    /// Reads one message that the host sent unasked. Call this when the socket is readable.
     pub(super) fn read_unasked(&mut self) -> Result<(), LinkError> {
         match self.receive("nothing", Duration::ZERO) {
             Err(LinkError::Silent { .. }) => Ok(()),
@@ -186,7 +188,8 @@ impl Link {
         let len = match self.socket.recv_timeout(&mut self.buffer, timeout)? {
             None => return Err(LinkError::Silent { question }),
             Some(Received::Closed) => return Err(LinkError::Closed),
-            // A cut message is longer than the buffer, and decoding says how much is missing.
+            // `len` is the length that the host sent, so a message that was cut is longer than the
+            // buffer. Decoding what is there says that the rest is missing.
             Some(Received::Message { len }) => len.min(self.buffer.len()),
         };
         match ToAgent::decode(&self.buffer[..len])? {

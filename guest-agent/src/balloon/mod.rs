@@ -6,16 +6,16 @@
 //! allocates pages, pins them and names them to the host.
 //!
 //! **Why the naive way fails.** Allocating the whole target at once starves the guest that still
-//! has to react. So the agent goes by `pace`: fast while free pages last, slow as soon as the
-//! kernel must reclaim. Freeing a page before the host has taken it out of its books would let the
-//! guest use a page that the host is still dropping; so a page is unlocked first and released
-//! after. And a host that lost count cannot be argued with: on `RESET`, and whenever the
+//! has to react. So `pace` bounds the agent: fast while free pages last, slow as soon as the kernel
+//! must reclaim. If the agent freed a page before the host had taken it out of its books, the guest
+//! could use a page that the host is still dropping; so the agent unlocks a page first and releases
+//! it afterwards. And there is no arguing with a host that lost count: on `RESET`, and whenever the
 //! connection breaks, the agent releases everything without unlocking and starts from nothing.
 //!
 //! **The structures.** One thread owns the connection (`link`), the pages and the pace
 //! (`inflate`); it sleeps until the host says something, the guest wants relief or the next poll
-//! is due. [`Agent`] is the handle; all it shares with the thread is a bell and the `relief`
-//! desk. The agent calls its [`PageSource`] without holding a lock.
+//! is due. [`Agent`] is the handle. It shares only a stop flag, a bell and the `relief` desk with the
+//! thread. The agent calls its [`PageSource`] without holding a lock.
 
 mod inflate;
 mod link;
@@ -44,21 +44,21 @@ pub trait PageSource: Send + Sync {
     /// How many pages of RAM the guest has, the balloon included.
     fn total_pages(&self) -> u64;
 
-    /// Up to `max` pages, pinned: the guest will not touch them until they are
+    /// Allocates and pins up to `max` pages: the guest will not touch them until they are
     /// [released](Self::release). Never takes from emergency reserves and never kills a process.
-    /// With `may_reclaim` the kernel may make pages free, and take its time. Fewer pages than
-    /// `max` mean that there are no more to be had in this way now.
+    /// With `may_reclaim` the kernel may reclaim pages for this, which can take time. Fewer pages than
+    /// `max` mean that no more can be had in this way now.
     fn allocate(&self, max: u32, may_reclaim: bool) -> Vec<GfnRun>;
 
-    /// The guest may use these pages again. They come from [`allocate`](Self::allocate); their
+    /// Lets the guest use these pages again. They come from [`allocate`](Self::allocate); their
     /// content is lost.
     fn release(&self, runs: &[GfnRun]);
 
-    /// How the guest is doing, at most [`MAX_STATS`](crate::protocol::balloon::MAX_STATS) of them.
+    /// Statistics of the guest, at most [`MAX_STATS`](crate::protocol::balloon::MAX_STATS) of them.
     fn stats(&self) -> Vec<Stat>;
 }
 
-/// Who the agent is to the host.
+/// How the agent identifies itself to the host.
 #[derive(Debug, Clone)]
 pub struct AgentSettings {
     /// The secret that the virtual hardware handed to this guest.
@@ -114,18 +114,18 @@ impl Agent {
     }
 
     /// Asks the host for `pages` pages back, because the guest is short of memory, and waits until
-    /// they are here or `timeout` has passed. How many came back: 0 when the host needs them more,
-    /// the balloon is empty or there is no host.
+    /// the agent has served the request or `timeout` has passed. Returns how many pages came back: 0
+    /// when the host needs them more, the balloon is empty or there is no host.
     ///
-    /// The agent's thread calls [`PageSource::release`] meanwhile, so the caller must not hold a
-    /// lock that needs. A request that timed out is still carried out.
+    /// The agent's thread calls [`PageSource::release`] meanwhile, so the caller must not hold a lock
+    /// that `release` takes. A request that timed out is still carried out.
     #[must_use]
     pub fn relieve(&self, pages: u64, timeout: Duration) -> u64 {
         self.shared.relief.ask(pages, timeout, &self.shared.bell)
     }
 
     /// Tells the host that the balloon ends, gives all pages back to the guest and ends the
-    /// thread. A host that does not answer holds this up for 10 seconds.
+    /// thread. A host that does not answer delays this by 10 seconds.
     pub fn stop(self) {
         drop(self);
     }

@@ -1,21 +1,22 @@
 //! How many pages the agent moves between two polls.
 //!
 //! The rates are those of VMware's driver for Linux up to version 1.2 (its later versions run
-//! straight to the target), counted per poll, which is per second. With one difference: the fast
-//! rate grows with the guest. 16 384 pages a second are 64 MiB; at that rate the 65 % of a guest of
-//! 64 GiB would take eleven minutes. A sixteenth of the guest per second gets any guest there in
-//! about ten seconds, and only as long as the kernel has free pages to give.
+//! straight to the target). They are counted per poll, which is per second. There is one difference:
+//! the fast rate grows with the guest. 16 384 pages a second are 64 MiB, and at that rate a balloon of
+//! 65 % of a 64 GiB guest would take eleven minutes. At a sixteenth of the guest per second, any guest
+//! gets there in about ten seconds, provided that its kernel has free pages to give.
 
 /// The fast rate of a small guest: 64 MiB.
 const FAST_MIN: u32 = 16_384;
 /// The fast rate of a large guest is this part of its RAM.
 const FAST_PART: u64 = 16;
-/// The slow rate: what is inflated while the kernel must reclaim for it.
+/// The slow rate, which holds while the kernel must reclaim for the balloon, is never below this.
 const SLOW_MIN: u32 = 512;
+/// The slow rate is never above this, and begins here.
 const SLOW_MAX: u32 = 2048;
 /// How much a rate grows after a window without trouble.
 const STEP: u32 = 16;
-/// Windows in slow mode after the kernel ran out of free pages.
+/// How many windows the slow rate holds after the kernel ran out of free pages.
 const SLOW_WINDOWS: u32 = 4;
 const DEFLATE_MIN: u32 = 512;
 const DEFLATE_MAX: u32 = 16_384;
@@ -49,7 +50,7 @@ impl Pace {
         }
     }
 
-    /// A poll has come: rates that were used up without trouble grow, and all begins anew.
+    /// Begins the window of a new poll. A rate that was used up without trouble grows.
     pub(super) fn open_window(&mut self) {
         if self.slow_windows > 0 {
             if !self.inflate_ended && self.inflated >= self.slow_rate {
@@ -88,6 +89,8 @@ impl Pace {
         if got >= wanted {
             return;
         }
+        // In fast mode the kernel has only run out of free pages, and the window goes on at the slow
+        // rate. In slow mode even reclaiming did not yield enough.
         if self.may_reclaim() {
             self.slow_rate = (self.slow_rate / 2).max(SLOW_MIN);
             self.inflate_ended = true;
@@ -95,7 +98,7 @@ impl Pace {
         self.slow_windows = SLOW_WINDOWS;
     }
 
-    /// Nothing more is inflated in this window: the host refuses pages.
+    /// Ends inflation for this window, because the host refuses pages.
     pub(super) const fn end_inflate(&mut self) {
         self.inflate_ended = true;
     }
@@ -108,7 +111,7 @@ impl Pace {
         self.deflate_rate.saturating_sub(self.deflated)
     }
 
-    /// Of the pages unlocked, `freed` came back and `failed` did not.
+    /// Notes that of the pages to be unlocked, `freed` came back and `failed` did not.
     pub(super) fn deflated(&mut self, freed: u32, failed: u32) {
         self.deflated = self.deflated.saturating_add(freed);
         if failed > 0 {

@@ -1,7 +1,7 @@
 //! The desk where threads of the guest ask for relief and the agent serves them in rounds.
 //!
-//! Under pressure many threads ask at once. All that asked before the agent takes a round are
-//! served by it, with the sum of their wishes in one message.
+//! Under pressure many threads ask at once. A round serves all threads that asked before the agent
+//! took it, with the sum of their wishes in one message.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,7 +19,7 @@ struct State {
     wanted: u64,
     /// Rounds that have been taken.
     taken: u64,
-    /// Rounds that have been finished; what was wanted in round `n` is settled when this is > `n`.
+    /// Rounds that have been finished. A wish that came when `taken` was `n` is settled when this is > `n`.
     finished: u64,
     /// Pages freed in all rounds.
     freed: u64,
@@ -27,8 +27,8 @@ struct State {
 }
 
 impl ReliefDesk {
-    /// Waits until a round that includes this wish is finished, at most `timeout`. The pages freed
-    /// meanwhile, for whoever asked.
+    /// Waits until a round that includes this wish is finished, at most `timeout`. Returns the pages
+    /// freed meanwhile, no matter which thread asked for them.
     pub(super) fn ask(&self, pages: u64, timeout: Duration, bell: &Doorbell) -> u64 {
         let mut state = self.lock();
         if state.closed || pages == 0 {
@@ -50,7 +50,8 @@ impl ReliefDesk {
         self.lock().wanted > 0
     }
 
-    /// Begins a round: how many pages are wanted in it. It must be [finished](Self::finish).
+    /// Begins a round and returns how many pages are wanted in it; `None` if nobody waits. A round must be
+    /// [finished](Self::finish).
     pub(super) fn take(&self) -> Option<u64> {
         let mut state = self.lock();
         let wanted = std::mem::take(&mut state.wanted);
@@ -66,14 +67,14 @@ impl ReliefDesk {
         self.served.notify_all();
     }
 
-    /// Nobody serves any more: those who wait and those who come get nothing.
+    /// Ends all service: threads that wait and threads that ask later get nothing.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.served.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change is a single assignment, so a panic elsewhere leaves no half of one.
+        // Every change is a single assignment, so a panic of another thread leaves none half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,30 +1,30 @@
 //! When to dial again, and what to say about it.
 //!
-//! A host that restarts is back soon, and one that is gone comes back some day. A host that refuses
+//! A host that restarts is back soon, and a host that is gone comes back some day. A host that refuses
 //! this agent, because ballooning is switched off or because it is asked for the wrong VM, may change
-//! its mind while the guest runs. So an agent never gives up, and therefore it must not fill the
-//! guest's log: the same reason is said once.
+//! its mind while the guest runs. So an agent never gives up. To keep it from filling the guest's log,
+//! it logs the same reason only once.
 
 use std::time::Duration;
 
 use super::link::LinkError;
 use crate::protocol::balloon::ErrorCode;
 
-/// The first pause before a new connection, doubled up to one of the longest.
+/// The first pause before a new connection. Each pause is twice the one before, up to a longest one.
 const FIRST: Duration = Duration::from_millis(100);
-/// The longest pause for a host that is gone: six questions a minute.
+/// The longest pause for a host that is gone: six attempts a minute.
 const LONGEST: Duration = Duration::from_secs(10);
-/// The longest pause for a host that refuses: it answers, and changes its mind rarely.
+/// The longest pause for a host that refuses: it is there, and rarely changes its mind.
 const LONGEST_REFUSED: Duration = Duration::from_secs(30);
 
-/// How the next line of the log is written.
+/// The level of the next log line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Say {
-    /// The host works, and does not want this agent: nothing is wrong here.
+    /// The host works and does not want this agent: nothing is wrong here.
     Info,
     /// Something is wrong.
     Warn,
-    /// It was said before.
+    /// The same reason was logged before.
     Nothing,
 }
 
@@ -43,12 +43,12 @@ impl Retry {
         }
     }
 
-    /// A connection was made: all is well.
+    /// Begins anew, because a connection was made.
     pub(super) fn connected(&mut self) {
         *self = Self::new();
     }
 
-    /// How long to pause after this error, and what to say.
+    /// How long to pause after this error, and how to log it.
     pub(super) fn after(&mut self, error: &LinkError) -> (Duration, Say) {
         let refused = match error {
             LinkError::Refused { code, .. } => Some(*code),
@@ -58,7 +58,7 @@ impl Retry {
             Some(ErrorCode::Refused) => (LONGEST_REFUSED, Say::Info),
             _ => (LONGEST, Say::Warn),
         };
-        // One of the two must be replaced first.
+        // Asking again soon is useless: one of the two sides must be replaced first.
         if refused == Some(ErrorCode::Version) {
             self.pause = longest;
         }

@@ -11,12 +11,12 @@ use crate::protocol::balloon::{
 use crate::protocol::{Gfn, RunsExt, runs_of};
 use crate::shim::Received;
 
-/// Far more than anything here takes; only a broken agent waits for it.
+/// Far more than anything here takes; only a test of a broken agent waits this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A poll interval that never ends within a test: all that happens is caused by the script.
 const NO_POLL: u32 = 3_600_000;
 const FAST_POLL: u32 = 2;
-/// What every host of these tests says the balloon may hold.
+/// The maximum that every host of these tests names for the balloon.
 const MAX_AT_START: u64 = 2500;
 
 /// A guest with `free` pages that cost nothing and `cached` ones that must be reclaimed.
@@ -217,7 +217,7 @@ impl ScriptedHost {
         self.say(seq, &ToAgent::Target { pages: target });
     }
 
-    /// Answers one `LOCK` or `UNLOCK` with `status` for every page; how many there were.
+    /// Answers one `LOCK` or `UNLOCK` with `status` for every page. Returns the number of pages.
     fn answer_batch(&self, status: PageStatus, target: u64) -> u64 {
         let (seq, message) = self.next();
         let (ToHost::Lock(batch) | ToHost::Unlock(batch)) = &message else {
@@ -246,9 +246,9 @@ impl ScriptedHost {
         assert_eq!(moved, pages);
     }
 
-    /// Shows that the agent has nothing to do at `target`, which is at least its balloon: its next
-    /// messages are those that its guest makes it send. After the first answer it has certainly
-    /// seen all that was said before; the second question comes after it has acted on that.
+    /// Shows that the agent has nothing to do at `target`, which is at least its balloon: it sends only
+    /// the two messages that its guest makes it send. After the first answer it has certainly seen all
+    /// that the host said before, and it sends the second message after it has acted on that.
     fn assert_idle(&self, rig: &Rig, target: u64) {
         for _ in 0..2 {
             thread::scope(|scope| {
@@ -287,8 +287,8 @@ fn doorbell_inflates_and_deflates_without_a_poll() {
     rig.stop(&host);
 }
 
-/// The target fell while the host answered a `LOCK`, so no doorbell followed; the agent, having
-/// inflated, slept until the next poll.
+/// A regression: the target fell by the answer to a `LOCK`, so no doorbell followed, and the agent, which
+/// had just inflated, slept until the next poll.
 #[test]
 fn target_that_turns_in_a_reply_is_followed_at_once() {
     let rig = Rig::new(20_000, 0);
@@ -314,7 +314,7 @@ fn target_a_little_lower_moves_no_page_unless_it_is_zero() {
     rig.guest.wait_for_pinned(0);
 }
 
-/// It may have been raised since, and the host keeps its targets within it.
+/// The maximum may have been raised since `STARTED`, and the host keeps its targets within it.
 #[test]
 fn target_above_the_maximum_of_the_start_is_followed() {
     let rig = Rig::new(20_000, 0);

@@ -35,7 +35,7 @@ impl<'s> Worker<'s> {
     }
 
     pub(super) fn run(mut self, mut dial: impl FnMut() -> io::Result<SeqPacket>) {
-        // Also when this thread panics: nobody must wait for relief that cannot come.
+        // Closes the desk even if this thread panics: nobody must wait for relief that cannot come.
         let shared = self.shared;
         let _close = CloseDesk(shared);
         while !shared.is_stopping() {
@@ -121,7 +121,7 @@ impl<'s> Worker<'s> {
         Ok(())
     }
 
-    /// Waits before the next connection. There is no balloon now, so relief is at hand already.
+    /// Waits before the next connection. The balloon is empty now, so requests for relief end at once.
     fn rest(&mut self, error: &LinkError) {
         let (pause, say) = self.retry.after(error);
         match say {

@@ -30,10 +30,10 @@ pub use summary::{GuestReport, WorkloadReport};
 
 /// How often a running guest looks whether something is wrong.
 const LOOK: Duration = Duration::from_millis(200);
-/// After how long a guest says that its host does not answer. One that does needs milliseconds, and some seconds if
-/// it has no memory for another guest.
+/// After how long a guest warns that its host does not answer. A host answers within milliseconds, or within some
+/// seconds if it has no memory for another guest.
 const SILENCE: Duration = Duration::from_secs(1);
-/// After how long a guest gives up. A swap file may have to be written in full before the host answers.
+/// After how long a guest gives up its host. The host may have to write a whole swap file before it answers.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a guest is powered on with.
@@ -43,11 +43,11 @@ pub struct GuestOptions {
     pub name: String,
     /// Configured size in pages.
     pub pages: u32,
-    /// What it runs, one text each.
+    /// The workloads it runs, one text for each.
     pub workloads: Vec<String>,
-    /// Its sharing domain.
+    /// The salt of its sharing domain.
     pub salt: Option<String>,
-    /// Where its randomness begins.
+    /// The seed of its randomness.
     pub seed: u64,
     /// How long it runs; `None`: until a signal.
     pub duration: Option<Duration>,
@@ -63,16 +63,16 @@ pub struct GuestOptions {
     pub sharing: bool,
     /// Whether it runs a balloon agent.
     pub agent: bool,
-    /// Whether it serves some of its faults itself, where the host allows it.
+    /// Whether it serves some of its faults itself, provided that the host allows it.
     pub inline: bool,
     /// Whether it runs without a host, on memory of its own process, which the kernel may merge if `sharing`. Of
-    /// the rest only size, workloads, seed, duration and swap disk count then.
+    /// the other options only size, workloads, seed, duration and swap disk then count.
     pub bare: bool,
     /// The host's memory socket.
     pub memory_socket: PathBuf,
     /// The host's balloon socket.
     pub balloon_socket: PathBuf,
-    /// Where the file behind the guest's own swap disk is made.
+    /// The directory of the file behind the guest's own swap disk.
     pub swap_directory: PathBuf,
     /// The size of the guest's own swap disk in pages.
     pub swap_pages: u32,
@@ -85,7 +85,7 @@ pub enum GuestError {
     /// A workload was not understood.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// The host refused it or is not there.
+    /// The host refused the guest or is not there.
     #[error(transparent)]
     Attach(#[from] AttachError),
     /// Its kernel could not boot.
@@ -100,7 +100,7 @@ pub enum GuestError {
 }
 
 impl GuestError {
-    /// Whether it failed because there is no host.
+    /// Whether the guest failed because there is no host.
     #[must_use]
     pub const fn is_host_gone(&self) -> bool {
         matches!(
@@ -113,25 +113,25 @@ impl GuestError {
         )
     }
 
-    /// Whether a signal ended it before it ran.
+    /// Whether a signal ended the guest before it ran.
     #[must_use]
     pub const fn is_interrupted(&self) -> bool {
         matches!(self, Self::Attach(AttachError::Interrupted))
     }
 }
 
-/// What came of a guest.
+/// The result of a guest that ran.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Outcome {
     /// What its workloads did and found.
     pub report: Report,
     /// Wrong bytes, with the homes that their page has had.
     pub wrong: Vec<WrongBytes>,
-    /// Whether a signal ended it before its time.
+    /// Whether a signal ended the guest before its time.
     pub interrupted: bool,
-    /// From power-on until it was told to end.
+    /// The time from the start of its workloads until the guest was told to end.
     pub ran: Duration,
-    /// What its process had used by then.
+    /// What its process had used when the guest was told to end.
     pub used: ProcessUse,
 }
 
@@ -154,11 +154,11 @@ impl fmt::Display for WrongBytes {
     }
 }
 
-/// Runs a guest until its time is over, one of `signals` arrives or it finds wrong bytes; then its
-/// workloads verify all that they own, which `progress` is told of.
+/// Runs a guest until its time is over, one of `signals` arrives or it finds wrong bytes. Then its
+/// workloads verify all that they own; `progress` is called with how far they are.
 ///
-/// `host_gone` is called on another thread if the session ends before that. It should end the
-/// process: threads that wait for a page then wait for ever.
+/// `host_gone` is called on another thread if the session with the host ends. It should end the
+/// process, because threads that wait for a page then wait for ever.
 ///
 /// # Errors
 /// [`GuestError`] when it could not be powered on.
@@ -199,6 +199,7 @@ pub fn run(
         .iter()
         .map(|mismatch| with_history(host.map(|(ram, _)| ram), mismatch))
         .collect();
+    // The agent lives until here, because the last pass may need relief too.
     drop(relief);
     Ok(Outcome {
         report,
@@ -209,7 +210,7 @@ pub fn run(
     })
 }
 
-/// Attaches to the host, which backs the RAM from now on; the RAM, and the token for the balloon.
+/// Attaches to the host, which backs the RAM from now on. Returns the RAM and the token for the balloon.
 fn power_on(
     options: &GuestOptions,
     signals: &Signals,
@@ -223,8 +224,8 @@ fn power_on(
     Ok(powered)
 }
 
-/// Waits until the host says something, and says so itself after `silence`; gives up after `patience` or when a
-/// signal comes.
+/// Waits until the host says something. Logs a warning after `silence`, and gives up after `patience` or when a signal
+/// comes.
 fn await_host(
     host: BorrowedFd<'_>,
     signals: &Signals,
@@ -252,6 +253,7 @@ fn hello(options: &GuestOptions) -> Hello {
     Hello {
         name: options.name.clone(),
         pages: options.pages,
+        // `attach` sets it.
         uffd: false,
         reservation: options.reservation,
         limit: options.limit,
@@ -294,8 +296,8 @@ fn start_agent(
     Ok(relief)
 }
 
-/// Waits for the end; whether a signal brought it. Wrong bytes end a guest at once, so that what is
-/// known about them is still fresh.
+/// Waits for the end of the guest. Returns whether a signal caused it. Wrong bytes end a guest at once,
+/// because the host remembers only the latest homes of a page.
 fn wait(
     duration: Option<Duration>,
     signals: &Signals,

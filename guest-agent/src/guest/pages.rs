@@ -1,4 +1,4 @@
-//! The kernel and the balloon agent, introduced to each other.
+//! Connects the kernel and the balloon agent in both directions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use crate::kernel::{Kernel, PressureHook};
 use crate::protocol::balloon::{Stat, StatTag};
 use crate::protocol::{GfnRun, PAGE_SIZE};
 
-/// How long an allocation that found nothing waits for the balloon.
+/// How long an allocation waits for the balloon when there is nothing left to reclaim.
 const RELIEF_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The kernel's pages, for the agent.
+/// The kernel, as a source of pages for the agent.
 #[derive(Debug)]
 pub(super) struct KernelPages(Arc<Kernel>);
 
@@ -31,8 +31,8 @@ impl PageSource for KernelPages {
     }
 
     fn release(&self, runs: &[GfnRun]) {
-        // The agent releases what it was given and nothing else; if it does not, the pages stay
-        // pinned, which costs memory and breaks nothing.
+        // The agent releases only pages that it was given. If it ever released others, the kernel
+        // would free none of them: the pages stay pinned, which costs memory and breaks nothing.
         if let Err(error) = self.0.balloon_free(runs) {
             tracing::error!(%error, "the balloon agent released pages that it does not have");
         }
@@ -59,7 +59,7 @@ impl PageSource for KernelPages {
     }
 }
 
-/// The agent, for a kernel that is out of memory.
+/// The agent, as the source of relief for a kernel that is out of memory.
 #[derive(Debug)]
 pub(super) struct Relief(Agent);
 

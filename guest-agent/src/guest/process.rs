@@ -11,15 +11,15 @@ use nix::sys::time::TimeVal;
 pub struct ProcessUse {
     /// Processor time of all its threads.
     pub cpu: Duration,
-    /// The most memory it had at a time, guest RAM included, in bytes.
+    /// The most memory it had at any time, guest RAM included, in bytes.
     pub peak_bytes: u64,
-    /// Anonymous memory and page tables it has now, also what of it is paged out, in bytes. The RAM of a guest
-    /// with a host is not anonymous.
+    /// Anonymous memory (in RAM or paged out) and page tables that it has now, in bytes. The RAM of a guest with a
+    /// host is not anonymous.
     pub own_bytes: u64,
 }
 
 impl ProcessUse {
-    /// Asks the kernel; what it does not tell is zero.
+    /// Asks the kernel. A number that the kernel does not tell is zero.
     #[must_use]
     pub fn now() -> Self {
         let usage = getrusage(UsageWho::RUSAGE_SELF).ok();
@@ -39,7 +39,7 @@ impl ProcessUse {
     }
 }
 
-/// A line of `/proc/PID/status` that counts KiB.
+/// The bytes of a line of `/proc/PID/status`, which counts KiB.
 fn bytes(status: &str, name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());

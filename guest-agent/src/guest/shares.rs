@@ -12,9 +12,9 @@ const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
 /// or a number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shares {
-    /// So many shares for each MiB of the configured size.
+    /// A number of shares for each MiB of the configured size.
     PerMib(u32),
-    /// So many shares.
+    /// A number of shares for the whole VM.
     Custom(u32),
 }
 
@@ -27,14 +27,14 @@ impl Shares {
     /// The most shares a VM can have, so that sums over all VMs stay far from overflow.
     pub const MAX: u32 = 1_000_000_000;
 
-    /// The number of shares of a VM of so many pages; for each MiB, but at least 1.
+    /// The number of shares of a VM of `pages` pages. A number per MiB gives at least 1.
     #[must_use]
     pub fn count(self, pages: u64) -> u32 {
         match self {
             Self::Custom(shares) => shares,
             Self::PerMib(shares) => {
                 let count = (pages / PAGES_PER_MIB).saturating_mul(shares.into());
-                // Without shares a VM would get its reservation only, however small it is.
+                // At least 1: without shares a VM of less than 1 MiB would get its reservation only.
                 u32::try_from(count)
                     .unwrap_or(Self::MAX)
                     .clamp(1, Self::MAX)

@@ -11,8 +11,8 @@ use crate::workload::{self, Latency};
 
 /// The report of one guest.
 ///
-/// Fields that are missing are zero, so that guests of another version can be read; fields that are
-/// unknown are kept in `other`.
+/// Reports of another version can be read: a missing field is zero, and an unknown field is kept in
+/// `other`.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GuestReport {
@@ -20,22 +20,22 @@ pub struct GuestReport {
     pub name: String,
     /// How long it ran in milliseconds.
     pub duration_ms: u64,
-    /// Processor time of its process until then, in milliseconds.
+    /// Processor time of its process until its time was over, in milliseconds.
     pub cpu_ms: u64,
-    /// The most memory its process had at a time, RAM included.
+    /// The most memory its process had at any time, RAM included.
     pub peak_bytes: u64,
-    /// Anonymous memory and page tables of its process when its time was over. RAM is part of it only without
-    /// a host.
+    /// Anonymous memory and page tables of its process when its time was over. RAM counts only for a guest without a
+    /// host.
     pub own_bytes: u64,
     /// Pages whose content was compared with what the guest had written.
     pub pages_verified: u64,
     /// Pages that differed; anything but 0 means that memory was corrupted.
     pub mismatches: u64,
-    /// Whether it was told to end before its time.
+    /// Whether a signal ended it before its time.
     pub interrupted: bool,
-    /// Each workload it ran.
+    /// The report of each workload that it ran.
     pub workloads: Vec<WorkloadReport>,
-    /// Whatever else it said.
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -46,7 +46,7 @@ pub struct GuestReport {
 pub struct WorkloadReport {
     /// The workload as it was asked for.
     pub workload: String,
-    /// Operations it completed; what one is, the workload says.
+    /// Operations it completed. What an operation is depends on the workload.
     pub operations: u64,
     /// Pages it verified.
     pub pages_verified: u64,
@@ -56,9 +56,9 @@ pub struct WorkloadReport {
     pub loading_seconds: f64,
     /// How long operations took.
     pub latency: Latency,
-    /// In each full second from its start until it was stopped, the pages that were filled and the operations.
+    /// For each full second from its start until it was stopped: pages filled plus operations.
     pub each_second: Vec<u32>,
-    /// Whatever else it said.
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -94,7 +94,7 @@ impl WorkloadReport {
 }
 
 impl fmt::Display for GuestReport {
-    /// A line for the guest, one for each workload.
+    /// A line for the guest, then one line for each workload.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let interrupted = if self.interrupted {
             ", interrupted"
@@ -131,7 +131,7 @@ impl fmt::Display for GuestReport {
 }
 
 impl GuestReport {
-    /// What came of the guest `name`.
+    /// The report of the guest `name`.
     #[must_use]
     pub fn new(name: &str, outcome: &Outcome) -> Self {
         let workloads = &outcome.report.workloads;

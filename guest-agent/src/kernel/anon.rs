@@ -28,7 +28,8 @@ struct AnonMap {
 
 impl Object for AnonMap {
     fn evict(&self, kernel: &Kernel, page: u32, gfn: Gfn) -> Eviction {
-        // Asked first: a page without a place to go to is not worth waiting for, busy or not.
+        // Asked before the page lock: a page with no place to go is not worth waiting for, so it must
+        // count as kept and not as busy.
         if kernel.swap.used() == kernel.swap.pages() {
             return Eviction::Kept;
         }
@@ -81,8 +82,8 @@ impl fmt::Debug for AnonRegion {
 }
 
 impl Kernel {
-    /// Maps `pages` pages of anonymous memory. They cost RAM only once they are written, so this
-    /// promises nothing: compare with [`Self::capacity`] to be on the safe side.
+    /// Maps `pages` pages of anonymous memory. They cost RAM only once they are written, so a mapping
+    /// does not guarantee memory: compare its size with [`Self::capacity`] to be on the safe side.
     #[must_use]
     pub fn map_anon(self: &Arc<Self>, pages: u32) -> AnonRegion {
         let map = Arc::new(AnonMap {
@@ -107,7 +108,7 @@ impl AnonRegion {
     ///
     /// # Errors
     /// [`KernelError::OutOfRange`] before anything is read; [`KernelError::OutOfMemory`] or
-    /// [`KernelError::SwapRead`] when a page cannot be brought back, the pages before it are read.
+    /// [`KernelError::SwapRead`] when a page cannot be brought back, after the pages before it were read.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), KernelError> {
         self.check_range(offset, into.len())?;
         for piece in pieces(offset, into.len()) {
@@ -119,8 +120,8 @@ impl AnonRegion {
     /// Copies `from` to byte `offset` of the region.
     ///
     /// # Errors
-    /// As [`Self::read`]; the pages before the failing one are written, it and the rest are as
-    /// they were.
+    /// As [`Self::read`]. The pages before the failing one are written; the failing page and those after
+    /// it are unchanged.
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), KernelError> {
         self.check_range(offset, from.len())?;
         for piece in pieces(offset, from.len()) {
@@ -129,8 +130,8 @@ impl AnonRegion {
         Ok(())
     }
 
-    /// The physical page behind page `page` of the region, if it is in RAM at this moment. It can
-    /// change at any time; good for messages only. Waits for an access to the page to end.
+    /// The physical page behind page `page` of the region, if it is in RAM at this moment. It can change
+    /// at any time, so use it for messages only. Waits for an access to the page to end.
     #[must_use]
     pub fn gfn_of(&self, page: u32) -> Option<Gfn> {
         match *lock(self.map.places.get(page as usize)?) {
@@ -139,9 +140,9 @@ impl AnonRegion {
         }
     }
 
-    /// Puts physical pages side by side behind the `count` pages from `first` on, none of which was ever
-    /// written, after `fill` has filled so many of them; how many pages have one now, from the first on.
-    /// `None` when there are no such physical pages.
+    /// Puts a run of physical pages behind the `count` pages from `first` on, up to the first page that was
+    /// ever written. `fill` fills the run first, and returns how many of its pages it has filled. Returns how
+    /// many pages, counted from `first`, have a filled page now; `None` when there is no such run of free pages.
     pub(super) fn adopt(
         &self,
         first: u32,
@@ -164,7 +165,7 @@ impl AnonRegion {
         let (mut adopted, mut whole) = (0, true);
         for ((at, gfn), place) in (0..).zip(run.iter()).zip(places) {
             let mut place = lock(place);
-            // Somebody may have written the page meanwhile, which is then the newer.
+            // Another thread may have written the page meanwhile, and then its bytes are the newer ones.
             if at < filled && *place == Place::Nowhere {
                 *place = Place::Ram(gfn);
                 adopted += u32::from(whole);
@@ -213,7 +214,7 @@ impl AnonRegion {
                 self.kernel.counters.minor_faults.add(1);
                 gfn
             }
-            // The old bytes are not wanted, so the disk need not be read.
+            // A write of the whole page replaces the old bytes, so the disk need not be read.
             Place::Disk(slot) if whole => {
                 let gfn = self.allocate(page)?;
                 self.kernel.swap.free(slot);
@@ -234,6 +235,7 @@ impl AnonRegion {
         let began = Instant::now();
         kernel.swap.read(slot, &mut bounce)?;
         kernel.counters.swap_wait_us.add_time(began.elapsed());
+        // The slot is freed last: if no page can be had, the bytes stay on the disk.
         let gfn = self.allocate(page)?;
         kernel.write_page(gfn, &bounce);
         *place = Place::Ram(gfn);

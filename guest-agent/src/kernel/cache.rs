@@ -1,4 +1,4 @@
-//! The page cache: pages of real files, clean and shared by all who open the file.
+//! The page cache: pages of real files, clean and shared by everybody who opens the file.
 
 use std::fmt;
 use std::fs::File;
@@ -13,8 +13,8 @@ use super::pages::{Owner, PageUse};
 use super::{Bounce, Kernel, KernelError, lock, pieces, try_lock};
 use crate::protocol::{Gfn, PAGE_SIZE};
 
-/// What makes a file the same file: a file that was changed is another one, whose pages are read
-/// anew, while those of the old one are forgotten by the clock in time.
+/// What identifies a file. A file that was changed gets another key, so its pages are read anew; the
+/// clock drops the pages of the old key in time.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct FileKey {
     device: u64,
@@ -23,8 +23,8 @@ pub(super) struct FileKey {
     modified: (i64, i64),
 }
 
-/// The cached pages of one file. It outlives its openers, as the cache of a real kernel does, and
-/// therefore holds no descriptor.
+/// The cached pages of one file. They outlive every [`CachedFile`], as in a real kernel, so the map
+/// holds no descriptor.
 pub(super) struct FileMap {
     pages: Box<[Mutex<Option<Gfn>>]>,
 }
@@ -68,8 +68,8 @@ impl fmt::Debug for CachedFile {
 }
 
 impl Kernel {
-    /// Opens a regular file for reading through the page cache. Its pages stay cached when it is
-    /// closed, until memory is needed.
+    /// Opens a regular file for reading through the page cache. After it is closed, its pages stay
+    /// cached until memory is needed.
     ///
     /// # Errors
     /// [`KernelError::File`] when it cannot be opened or is not a regular file.
@@ -128,8 +128,8 @@ impl CachedFile {
         self.len
     }
 
-    /// Copies bytes from byte `offset` on; fewer than asked for at the end of the file. Says how
-    /// many.
+    /// Copies bytes from byte `offset` on. Returns how many: at the end of the file these are fewer than
+    /// `into` can hold.
     ///
     /// # Errors
     /// [`KernelError::File`] when the file cannot be read, [`KernelError::OutOfMemory`].
@@ -142,8 +142,8 @@ impl CachedFile {
         Ok(count)
     }
 
-    /// The physical page that caches page `page` of the file at this moment. It can change at any
-    /// time; good for messages only. Waits for an access to the page to end.
+    /// The physical page that caches page `page` of the file at this moment. It can change at any time,
+    /// so use it for messages only. Waits for an access to the page to end.
     #[must_use]
     pub fn gfn_of(&self, page: u32) -> Option<Gfn> {
         *lock(self.map.pages.get(page as usize)?)
@@ -161,6 +161,7 @@ impl CachedFile {
     }
 
     fn fill(&self, entry: &mut Option<Gfn>, page: u32) -> Result<Gfn, KernelError> {
+        // Read before the allocation: a read that fails then has no page to give back.
         let mut bounce = Bounce::zeroed();
         self.read_file(page, &mut bounce)
             .map_err(|source| KernelError::File {
@@ -178,7 +179,7 @@ impl CachedFile {
         Ok(gfn)
     }
 
-    /// Reads one page of the file; behind its end there are zeroes.
+    /// Reads one page of the file. Bytes behind the end of the file stay zero.
     fn read_file(&self, page: u32, bounce: &mut Bounce) -> io::Result<()> {
         let mut done = 0;
         while done < PAGE_SIZE {

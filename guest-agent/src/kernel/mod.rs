@@ -2,30 +2,31 @@
 //!
 //! The host takes memory from a guest whose own memory management keeps going: the guest decides
 //! which of its pages it can spare, pushes others to its own disk, and must notice when it is
-//! squeezed too hard. A guest that merely fills a buffer shows none of this, so this kernel has the
-//! parts of a real one that matter to its host, and nothing else.
+//! squeezed too hard. A guest that merely fills a buffer does none of this, so this kernel has the
+//! parts of a real kernel that matter to its host, and nothing else.
 //!
 //! Every access to guest RAM can block for as long as the host needs to bring the page back. Hence
 //! the rule that shapes everything here: **no lock that a second page needs is held while RAM is
-//! touched**. Each page of a mapping has its own lock, and only that one is held. The free list,
-//! the slots of the swap disk and the object table have short locks of their own that never
-//! surround an access, a system call or another of these locks.
+//! touched**. Each page of a mapping has its own lock, and an access holds only that lock. The free
+//! list, the slots of the swap disk and the object table have short locks of their own, under which
+//! no access, no system call and no other of these locks happens.
 //!
 //! - [`AnonRegion`]: anonymous memory; a page is empty (reads as zeroes), in RAM, or on the swap
-//!   disk. The bytes of a page that was just allocated are undefined: its last owner or the host
-//!   left them there. Whoever maps a page overwrites all of it first.
-//! - [`CachedFile`]: pages of real files, clean and read-only, shared by all who open the file.
+//!   disk. The bytes of a newly allocated page are undefined: its last owner or the host left them
+//!   there. Whoever maps a page overwrites all of it first.
+//! - [`CachedFile`]: pages of real files, clean and read-only, shared by everybody who opens the file.
 //! - [`Stage`]: pages from which the host attaches others, so that these are shared from the start.
 //! - Reclaim is a clock over all physical pages: it skips pages that were accessed since the hand
 //!   last came by, drops page cache, and writes anonymous pages to the swap disk. It only *tries*
-//!   the lock of a page, because the thread that reclaims may hold the lock of another.
-//! - The balloon pins free pages in long runs. It leaves the pages below the high watermark alone,
-//!   so it cannot drive the guest out of memory; and when the guest has nothing left to reclaim,
-//!   the kernel asks the [`PressureHook`] for relief before an allocation fails. A host that is short
-//!   itself gives none; it is asked again for ten seconds, which end, because a guest must not hang.
+//!   the lock of a page, because the reclaiming thread may hold the lock of another page.
+//! - The balloon pins free pages in long runs. It leaves free pages up to the high watermark alone, so
+//!   it cannot drive the guest out of memory. When the guest has nothing left to reclaim, the kernel
+//!   asks the [`PressureHook`] for relief before it lets an allocation fail. A host that is short of
+//!   memory itself gives no relief. The kernel goes on asking for ten seconds and no longer, because a
+//!   guest must not hang.
 //!
-//! Lock order: page lock of a mapping, then one of: the allocator's books, swap slots, object
-//! table. All file I/O goes through bounce buffers: a system call into guest RAM could fail.
+//! Lock order: the page lock of a mapping, then one of the allocator's books, the swap slots or the
+//! object table. All file I/O goes through bounce buffers: a system call into guest RAM could fail.
 
 mod anon;
 mod balloon;
@@ -66,7 +67,7 @@ use pages::PageAllocator;
 use stats::Counters;
 use swap::SwapDisk;
 
-/// The fewest pages a guest can have: the kernel's own, both watermarks and a little to work with.
+/// The fewest pages a guest can have: the kernel's own, those up to the high watermark, and a few to work with.
 pub const MIN_PAGES: u32 = 16;
 
 /// Why the kernel could not do what it was asked for.
@@ -138,8 +139,8 @@ pub enum KernelError {
 pub struct KernelOptions {
     /// The size of the swap disk in pages; 0 for none.
     pub swap_pages: u32,
-    /// The directory the file behind the swap disk is made in (and unlinked at once). Not one in
-    /// memory, such as a tmpfs: what the guest swaps would only move within the host's memory.
+    /// The directory of the file behind the swap disk, which has no name. Do not use a file system in
+    /// memory such as tmpfs: what the guest swaps out would only move within the host's memory.
     pub swap_directory: PathBuf,
 }
 
@@ -164,7 +165,7 @@ impl fmt::Debug for Kernel {
 }
 
 impl Kernel {
-    /// Boots a kernel on `memory`, all of which it owns from now on. It touches none of it yet.
+    /// Boots a kernel on `memory`. The kernel owns all of it from now on, but touches none of it yet.
     ///
     /// # Errors
     /// [`KernelError::TooSmall`] and [`KernelError::SwapCreate`].
@@ -185,8 +186,8 @@ impl Kernel {
         }))
     }
 
-    /// How many pages of anonymous memory fit at most, in RAM and on the swap disk together, when
-    /// the balloon is empty. What the kernel keeps for itself and the high watermark are left out.
+    /// The most pages of anonymous memory that fit in RAM and on the swap disk together, when the
+    /// balloon is empty. The kernel's own pages and those up to the high watermark do not count.
     #[must_use]
     pub fn capacity(&self) -> u64 {
         u64::from(self.ram_capacity()) + u64::from(self.swap.pages())
@@ -204,7 +205,7 @@ impl Kernel {
     }
 }
 
-/// A page in the kernel's own memory, between a disk and guest RAM. Direct I/O wants the alignment.
+/// A page in the kernel's own memory, between a disk and guest RAM. Direct I/O needs the alignment.
 #[repr(C, align(4096))]
 struct Bounce([u8; PAGE_SIZE]);
 
@@ -214,7 +215,7 @@ impl Bounce {
     }
 }
 
-/// One page of an access: which, from which byte on, and which bytes of the caller's buffer.
+/// The part of an access that lies in one page: the page, its first byte, and the range of the caller's buffer.
 struct Piece {
     page: u32,
     at: usize,
@@ -238,7 +239,7 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
     })
 }
 
-/// Locks. A panic of another thread leaves no book half-written here: each change is one step.
+/// Locks, even after a panic of another thread: each change is one step, so no book is half-written.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! What physical pages belong to: the reverse map of reclaim.
+//! The objects to which physical pages belong: the reverse map of reclaim.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,19 +13,19 @@ use crate::protocol::Gfn;
 pub(super) enum Eviction {
     /// It is free now.
     Freed {
-        /// For so long it was written to the swap disk.
+        /// How long it took to write the page to the swap disk.
         wrote: Duration,
     },
-    /// Somebody is at it right now, so it may be free or evictable in a moment.
+    /// Another thread is using the page right now, so it may be free or evictable in a moment.
     Busy,
-    /// It has to stay: there is no room on the swap disk.
+    /// The page has to stay: the swap disk is full or failed to write it.
     Kept,
 }
 
-/// Something that owns physical pages and can give single ones up.
+/// Something that owns physical pages and can give up single pages.
 pub(super) trait Object: Send + Sync {
-    /// Frees `gfn`, which was seen behind page `page` of this object, without ever waiting for a
-    /// lock of a page.
+    /// Frees `gfn`, which was seen behind page `page` of this object. Never waits for the lock of a
+    /// page.
     fn evict(&self, kernel: &Kernel, page: u32, gfn: Gfn) -> Eviction;
 }
 
@@ -35,7 +35,7 @@ struct Table {
     last: u32,
 }
 
-/// All objects by number. Pages name their owner by a number, which costs them 8 bytes and no
+/// All objects by number. A page names its owner by a number, which costs 8 bytes per page and no
 /// reference count.
 #[derive(Default)]
 pub(super) struct Objects(RwLock<Table>);
@@ -47,7 +47,7 @@ impl fmt::Debug for Objects {
 }
 
 impl Objects {
-    /// Adds an object and says its number, which is never 0.
+    /// Adds an object and returns its number, which is never 0.
     pub(super) fn add(&self, object: Arc<dyn Object>) -> u32 {
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         loop {

@@ -1,4 +1,4 @@
-//! The physical page allocator: which page is whose.
+//! The physical page allocator: who owns which page.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
@@ -11,7 +11,7 @@ use crate::protocol::{Gfn, GfnRun, runs_of};
 /// Pages at the start of RAM that the kernel keeps for itself and never gives out.
 pub(super) const KERNEL_PAGES: u32 = 4;
 
-/// Below this free share of RAM (1/64) every allocation pushes a few pages out.
+/// While less than this part of RAM (1/64) is free, every allocation pushes a few pages out.
 const LOW_DIVISOR: u32 = 64;
 
 /// The floor of the low watermark, for RAM so small that 1/64 of it means nothing.
@@ -60,7 +60,7 @@ impl Owner {
     }
 }
 
-/// How many pages are in use for what.
+/// How many pages each use has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Usage {
     pub(super) free: u32,
@@ -90,7 +90,7 @@ struct Books {
 }
 
 impl Books {
-    /// Moves one page from one use to another; a page that is not in `from` has two owners.
+    /// Moves one page from one use to another. A page that is not in use as `from` has two owners.
     fn change(&mut self, gfn: Gfn, from: PageUse, to: PageUse) {
         let entry = &mut self.uses[gfn.index()];
         assert_eq!(*entry, from, "{gfn} changes hands to {to:?}");
@@ -106,9 +106,9 @@ impl Books {
 
 /// The physical pages of the guest.
 ///
-/// One short lock guards the books; nobody touches guest RAM under it. The owner and the
-/// referenced bit of a page are atomics beside it, because the clock reads and the accesses write
-/// them without wanting anything else.
+/// One short lock guards the books; nobody touches guest RAM under it. The owner and the referenced
+/// bit of a page are atomics outside that lock, because the clock and every access use them without
+/// needing anything from the books.
 #[derive(Debug)]
 pub(super) struct PageAllocator {
     books: Mutex<Books>,
@@ -147,17 +147,17 @@ impl PageAllocator {
         self.owners.len() as u32
     }
 
-    /// Below so many free pages reclaim begins.
+    /// The number of free pages below which allocations reclaim.
     pub(super) fn low_watermark(&self) -> u32 {
         (self.pages() / LOW_DIVISOR).max(LOW_FLOOR)
     }
 
-    /// At so many free pages reclaim ends; the balloon never takes the pages below it.
+    /// The number of free pages that the balloon and a stage leave to allocations.
     pub(super) fn high_watermark(&self) -> u32 {
         2 * self.low_watermark()
     }
 
-    /// How many pages are in use for what.
+    /// How many pages each use has now.
     pub(super) fn usage(&self) -> Usage {
         lock(&self.books).usage
     }
@@ -172,8 +172,9 @@ impl PageAllocator {
         Some(gfn)
     }
 
-    /// Gives `count` free pages in a run to `owner`, whose pages from that on they are, or pins them for the
-    /// kernel. `None` when there is no such run, or fewer than the high watermark would be left.
+    /// Gives a run of `count` free pages to the pages of an object from `owner` on, or pins the run for the
+    /// kernel if there is no owner. `None` when there is no such run, or when fewer pages than the high
+    /// watermark would be left.
     pub(super) fn take_run(
         &self,
         count: u32,
@@ -206,7 +207,7 @@ impl PageAllocator {
         self.tell_waiting(&books);
     }
 
-    /// Pins up to `max` free pages for the balloon, in runs as long as there are, and leaves
+    /// Pins up to `max` free pages for the balloon, in the longest runs that there are, and leaves
     /// `floor` pages free.
     pub(super) fn pin(&self, max: u32, floor: u32) -> Vec<GfnRun> {
         let mut books = lock(&self.books);
@@ -224,10 +225,10 @@ impl PageAllocator {
         runs
     }
 
-    /// Frees what [`Self::pin`] gave out, in runs of any cut.
+    /// Frees pages that [`Self::pin`] gave out. The runs need not be the same.
     ///
     /// # Errors
-    /// [`KernelError::NotBallooned`] when one of the pages is not in the balloon or named twice;
+    /// [`KernelError::NotBallooned`] when one of the pages is not in the balloon or is named twice;
     /// then none is freed.
     pub(super) fn unpin(&self, runs: &[GfnRun]) -> Result<(), KernelError> {
         let mut books = lock(&self.books);
@@ -269,20 +270,22 @@ impl PageAllocator {
         books.waiting -= 1;
     }
 
-    /// A condition variable makes a system call even when nobody waits, hence the count.
+    /// Wakes threads that wait for a free page, if there are any. Waiting threads are counted because a
+    /// condition variable may make a system call even when nobody waits.
     fn tell_waiting(&self, books: &Books) {
         if books.waiting > 0 {
             self.freed.notify_all();
         }
     }
 
-    /// Who has the page, if it is behind a mapping or a file. A moment later it may be somebody else's: who wants
-    /// to evict it asks the owner, under the owner's lock.
+    /// The owner of the page, if it is behind a mapping or a file. A moment later the page may have another owner, so
+    /// whoever wants to evict it must let the owner check this under the owner's lock.
     pub(super) fn owner(&self, gfn: Gfn) -> Option<Owner> {
         Owner::unpack(self.owners[gfn.index()].load(Ordering::Relaxed))
     }
 
-    /// Notes an access. Reads first: the bit is mostly set, and a store would pull the cache line.
+    /// Notes an access. Reads the bit first: mostly it is set, and a store would take the cache line from
+    /// other processors.
     pub(super) fn mark_referenced(&self, gfn: Gfn) {
         let bit = &self.referenced[gfn.index()];
         if !bit.load(Ordering::Relaxed) {

@@ -7,14 +7,13 @@ use super::lock;
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 use crate::shim::Memory;
 
-/// RAM whose pages hold garbage at first, as pages from anywhere do, and that can be made to
-/// break.
+/// RAM whose pages hold garbage at first, as pages of any origin may, and that can be made to fail.
 pub(crate) struct VecMemory {
     pages: Vec<Mutex<Box<[u8]>>>,
     faulty: AtomicBool,
     stall: Mutex<Stall>,
     changed: Condvar,
-    /// The most pages that its host attaches at once.
+    /// The most pages that the host of this RAM attaches at once.
     attaches: AtomicU32,
 }
 
@@ -38,7 +37,7 @@ impl VecMemory {
         }
     }
 
-    /// From now on, who touches this page waits until the guard is dropped, also by a panic.
+    /// From now on, whoever touches this page waits until the guard is dropped, be it by a panic.
     pub(crate) fn stall(&self, gfn: Gfn) -> StallGuard<'_> {
         lock(&self.stall).page = Some(gfn);
         StallGuard(self)
@@ -67,12 +66,12 @@ impl VecMemory {
         lock(&self.pages[gfn.index()])[at] ^= 1;
     }
 
-    /// From now on, the host attaches up to so many pages at once; at first it never does.
+    /// From now on, the host attaches up to `pages` pages at once; at first it attaches none.
     pub(crate) fn attach_at_most(&self, pages: u32) {
         self.attaches.store(pages, Ordering::Relaxed);
     }
 
-    /// From now on, the first byte of what is read is wrong.
+    /// From now on, the first byte of every read is wrong.
     pub(crate) fn break_reads(&self) {
         self.faulty.store(true, Ordering::Relaxed);
     }

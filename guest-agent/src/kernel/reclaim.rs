@@ -1,4 +1,4 @@
-//! Allocation under pressure: the clock, and who is asked when the clock finds nothing.
+//! Allocation under pressure: the clock, and the request for relief when the clock finds nothing.
 
 use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, Weak};
@@ -10,37 +10,37 @@ use super::stats::Counter;
 use super::{Kernel, KernelError};
 use crate::protocol::Gfn;
 
-/// Pages one allocation pushes out while memory is below the low watermark: enough to gain on
-/// those who allocate, few enough to delay none of them for long.
+/// Pages that one allocation pushes out while memory is below the low watermark. This is enough to
+/// reclaim faster than threads allocate, and few enough to delay no allocation for long.
 const WATERMARK_BATCH: u32 = 8;
 
-/// Pages the clock may look at for such a batch, so that a full swap disk does not turn every
+/// Pages that the clock may look at for such a batch, so that a full swap disk does not turn every
 /// allocation into a scan of all memory.
 const WATERMARK_SCAN: u32 = 128;
 
 /// Pages a failed allocation reclaims before it tries again.
 const DIRECT_BATCH: u32 = 32;
 
-/// How long an allocation waits for a page that another thread is at, before it looks again.
+/// How long an allocation waits for a page that another thread is using, before it looks again.
 const BUSY_WAIT: Duration = Duration::from_millis(10);
 
-/// How many pages the [`PressureHook`] is asked for at once, as virtio-balloon deflates on OOM.
+/// How many pages the kernel asks the [`PressureHook`] for at once: as many as virtio-balloon deflates on OOM.
 pub const RELIEF_PAGES: u32 = 256;
 
-/// How long one allocation goes on asking. It may find that others took all that came free; and a host
-/// that is short itself gives nothing, which lasts seconds.
+/// How long one allocation goes on asking for relief. Other threads may take all pages that come free,
+/// and a host that is short of memory itself gives nothing for some seconds.
 const RELIEF_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long it waits before it asks again when it got nothing.
+/// How long an allocation that got no relief waits before it asks again.
 const RELIEF_PAUSE: Duration = Duration::from_millis(100);
 
-/// Whom the kernel asks for memory when it has nothing left to reclaim: the balloon agent.
+/// What the kernel asks for memory when it has nothing left to reclaim: the balloon agent.
 pub trait PressureHook: Send + Sync {
     /// Tries to free about `pages` pages, for instance by deflating the balloon, and may block
-    /// until that is done. Says whether any came free.
+    /// until that is done. Returns whether any page came free.
     ///
-    /// It is called by a thread that holds the lock of the page it faults on and may be called by
-    /// several threads at once. It must not touch memory of this guest.
+    /// The calling thread holds the lock of the page on which it faults, and several threads may call at
+    /// once. The hook must not touch memory of this guest.
     fn relieve(&self, pages: u32) -> bool;
 }
 
@@ -49,25 +49,25 @@ pub trait PressureHook: Send + Sync {
 pub(super) struct Reclaimed {
     /// Pages that are free now.
     pub(super) freed: u32,
-    /// Pages that somebody was at.
+    /// Pages that another thread was using.
     pub(super) busy: u32,
     /// Pages looked at.
     scanned: u32,
-    /// How long the swap disk took for it.
+    /// How long writing to the swap disk took.
     wrote: Duration,
 }
 
 impl Kernel {
-    /// Sets whom to ask for relief. The kernel does not keep the hook alive.
+    /// Sets the hook to ask for relief. The kernel does not keep the hook alive.
     pub fn set_pressure_hook(&self, hook: Weak<dyn PressureHook>) {
         *self.hook.write().unwrap_or_else(PoisonError::into_inner) = Some(hook);
     }
 
-    /// Gets a page for `owner`, whatever it takes. Its bytes are undefined.
+    /// Gets a page for `owner`, if need be by reclaim or relief. Its bytes are undefined.
     ///
-    /// The caller holds the lock of the page it faults on, so all this may only try the locks of
-    /// other pages. It waits for busy pages: who is at a page in RAM needs no memory to be done
-    /// with it, so that wait ends.
+    /// The caller holds the lock of the page on which it faults, so this function may only *try* the
+    /// locks of other pages. It may wait for busy pages: a thread that uses a page in RAM needs no
+    /// further memory before it is done with the page, so the wait ends.
     pub(super) fn allocate(&self, owner: Owner, page_use: PageUse) -> Result<Gfn, KernelError> {
         if let Some(gfn) = self.pages.take(owner, page_use) {
             self.keep_watermark();
@@ -92,9 +92,10 @@ impl Kernel {
         }
     }
 
-    /// Reclaims up to `want` pages, at any price the guest can pay: in its first two rounds the
-    /// clock spares pages that were accessed lately, in the third it does not.
+    /// Reclaims up to `want` pages. In its first two rounds the clock spares pages that were accessed
+    /// lately; only if these free nothing, a third round does not spare them.
     pub(super) fn reclaim_now(&self, want: u32) -> Reclaimed {
+        // Two rounds: the first clears the marks of accesses, the second finds pages without a mark.
         let round = self.pages.pages();
         let mut found = self.turn_clock(want, round.saturating_mul(2), false);
         if found.freed == 0 {
@@ -111,7 +112,7 @@ impl Kernel {
     }
 
     /// Pushes a few pages out while memory is short, so that the free list seldom runs dry. A real
-    /// kernel has a thread for it; here those who allocate do it, and an idle guest does nothing.
+    /// kernel has a thread for this. Here the allocating threads do it, so an idle guest does nothing.
     fn keep_watermark(&self) {
         if self.pages.usage().free < self.pages.low_watermark() {
             let found = self.turn_clock(WATERMARK_BATCH, WATERMARK_SCAN, false);
@@ -159,8 +160,8 @@ impl Kernel {
         }
     }
 
-    /// Asks for relief, and waits a little if there is none yet although the balloon holds pages;
-    /// whether to look for a page again. `until` is set by the first call.
+    /// Asks for relief, and waits a little if none came although the balloon holds pages. Returns whether
+    /// to look for a page again. The first call sets `until`.
     fn relieve(&self, until: &mut Option<Instant>) -> bool {
         let hook = {
             let set = self.hook.read().unwrap_or_else(PoisonError::into_inner);
@@ -240,8 +241,8 @@ mod tests {
         kernel.balloon_free(&balloon).expect("it is ours");
     }
 
-    /// Other threads may mark all pages again while the clock goes round. They must not make it
-    /// come back with nothing, so it has a mode in which it does not look at the marks.
+    /// Other threads may mark all pages again while the clock goes round. The clock must find pages all
+    /// the same, so it has a mode in which it ignores the marks.
     #[test]
     fn clock_spares_marked_pages_only_until_it_is_told_not_to() {
         let directory = tempfile::tempdir().expect("a temporary directory");

@@ -6,8 +6,8 @@ use crate::protocol::{Gfn, GfnRun};
 
 /// The free pages as maximal runs, found by place and by length.
 ///
-/// Single pages come from the shortest run and the balloon is served from the longest, so that
-/// long runs live long: the balloon speaks in runs and the host releases memory in runs.
+/// Single pages come from the shortest run, which leaves the long runs to the balloon: the balloon
+/// protocol names pages in runs, and the host releases memory in runs.
 #[derive(Debug, Default)]
 pub(super) struct FreeRuns {
     by_start: BTreeMap<u32, u32>,
@@ -50,8 +50,8 @@ impl FreeRuns {
         Some(Gfn(start))
     }
 
-    /// Takes `count` pages from the start of the shortest run that has them. Who asks again gets the
-    /// pages behind them.
+    /// Takes `count` pages from the start of the shortest run that has them. What is left of a run is
+    /// shorter, so a second call tends to get the pages that follow.
     pub(super) fn take_run(&mut self, count: u32) -> Option<GfnRun> {
         let &(length, start) = self.by_length.range((count, 0)..).next()?;
         self.unlink(start, length);

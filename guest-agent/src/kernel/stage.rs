@@ -1,9 +1,10 @@
 //! Pages of the kernel's own from which the host attaches others.
 //!
-//! A page that is copied into anonymous memory costs a fault, a page of the host, and later the host's work
-//! to find out that other guests have the same. So what is read from an image is put on a *stage*, a few
+//! Copying a page into anonymous memory costs a fault, a page of the host, and later the host's work of
+//! finding out that other guests have the same page. So the bytes of an image are put on a *stage*, a few
 //! pages that are used again and again, and the host is asked to give the same bytes to pages that hold
-//! nothing yet ([`Memory::attach`](crate::shim::Memory::attach)). What it does not do is copied as ever.
+//! nothing yet ([`Memory::attach`](crate::shim::Memory::attach)). Pages that the host does not attach are
+//! copied as usual.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use super::anon::AnonRegion;
 use super::pages::PageUse;
 use crate::protocol::{GfnRun, PAGE_SIZE};
 
-/// Pages of a stage: so many that asking costs little for each, so few that nobody misses them.
+/// Pages of a stage: enough to make one request cheap per page, and few enough that the guest does not miss them.
 const STAGE_PAGES: u32 = 256;
 
 /// See the module text. Dropping it frees its pages.
@@ -43,28 +44,28 @@ impl Kernel {
 }
 
 impl Stage {
-    /// How many pages it has.
+    /// How many pages the stage has.
     #[must_use]
     pub const fn pages(&self) -> u32 {
         self.pages.count
     }
 
-    /// Puts bytes on one of its pages.
+    /// Puts bytes on one page of the stage.
     ///
     /// # Panics
-    /// When it has no such page.
+    /// When the stage has no such page.
     pub fn put(&self, page: u32, bytes: &[u8; PAGE_SIZE]) {
         let gfn = self.pages.iter().nth(page as usize);
         let gfn = gfn.unwrap_or_else(|| panic!("page {page} of a stage of {}", self.pages()));
         self.kernel.memory.write(gfn, 0, bytes);
     }
 
-    /// Has the host attach the first `count` pages to as many pages of `region` from `first` on that were
-    /// never written; how many, from the first on, hold their bytes now. `None` when the kernel has no such pages
-    /// to spare, and should rather have its stage back.
+    /// Asks the host to give the bytes of the first `count` stage pages to the pages of `region` from `first` on
+    /// that were never written. Returns how many of these, counted from `first`, hold their bytes now. `None` when
+    /// the kernel has no run of free pages to spare; the caller should then drop the stage.
     ///
     /// # Panics
-    /// When there are not as many pages.
+    /// When the stage or the region has too few pages.
     pub fn attach(&self, region: &AnonRegion, first: u32, count: u32) -> Option<u32> {
         assert!(count <= self.pages(), "{count} pages of a stage");
         region.adopt(first, count, |pages| {

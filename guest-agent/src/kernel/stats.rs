@@ -18,7 +18,7 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Adds microseconds, rounded to whole ones.
+    /// Adds a time, rounded to whole microseconds.
     pub(super) fn add_time(&self, time: Duration) {
         self.add((time + HALF).as_micros() as u64);
     }
@@ -48,8 +48,8 @@ pub(super) struct Counters {
 
 /// The state of the guest's memory, in pages, and events since boot.
 ///
-/// The fields are those that virtio-balloon reports to its host (`VIRTIO_BALLOON_S_*`), so that
-/// what is known about them holds here, and a few of our own at the end.
+/// The fields up to `direct_reclaim` mean what virtio-balloon reports to its host under these names
+/// (`VIRTIO_BALLOON_S_*`). The fields after it are our own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct KernelStats {
     /// Pages read back from the swap disk.
@@ -62,10 +62,11 @@ pub struct KernelStats {
     pub minor_faults: u64,
     /// Pages in the free list.
     pub free: u64,
-    /// Pages the guest has; what is in the balloon counts, because it comes back under pressure.
+    /// Pages the guest has. Pages in the balloon count, because they come back under pressure.
     pub total: u64,
-    /// An estimate of what can be allocated without swapping: the free pages above the low
-    /// watermark and the page cache, less the half of it or the watermark that stays useful.
+    /// An estimate of the pages that can be allocated without swapping: the free pages above the low
+    /// watermark and the page cache, less a part that stays useful (half of the cache, or as much as
+    /// the low watermark if that is less).
     pub available: u64,
     /// Pages in the page cache.
     pub caches: u64,
@@ -73,13 +74,13 @@ pub struct KernelStats {
     pub oom: u64,
     /// Allocations that found no free page and had to reclaim one.
     pub alloc_stall: u64,
-    /// Pages the clock looked at because memory was below the low watermark.
+    /// Pages that the clock looked at because memory was below the low watermark.
     pub async_scan: u64,
-    /// Pages that these looks freed.
+    /// Pages of `async_scan` that the clock freed.
     pub async_reclaim: u64,
-    /// Pages the clock looked at because an allocation or the balloon waited for one.
+    /// Pages that the clock looked at because an allocation or the balloon waited for one.
     pub direct_scan: u64,
-    /// Pages that these looks freed.
+    /// Pages of `direct_scan` that the clock freed.
     pub direct_reclaim: u64,
     /// Pages of anonymous memory in RAM.
     pub anon: u64,
@@ -93,13 +94,13 @@ pub struct KernelStats {
     pub swap_errors: u64,
     /// How often the kernel asked for relief because nothing could be reclaimed.
     pub relief: u64,
-    /// For how many microseconds threads waited for the swap disk, each by itself: to read a page back, or to write
-    /// others in order to have one. What is written for the balloon keeps none of them waiting.
+    /// How many microseconds threads waited for the swap disk, summed over the threads: to read a page back, or to
+    /// write other pages before an allocation. Writes for the balloon do not count, because no thread waits for them.
     pub swap_wait_us: u64,
 }
 
 impl Kernel {
-    /// What memory is in use for, and what happened since boot. Cheap: one short lock.
+    /// What memory is used for now, and the events since boot. Cheap: a few short locks.
     #[must_use]
     pub fn stats(&self) -> KernelStats {
         let usage = self.pages.usage();

@@ -101,10 +101,10 @@ impl SwapDisk {
             })
     }
 
-    /// Gives a slot back.
+    /// Frees a slot.
     ///
     /// # Panics
-    /// When it is free already.
+    /// When the slot is free already.
     pub(super) fn free(&self, slot: SwapSlot) {
         let mut slots = lock(&self.slots);
         let in_use = &mut slots.in_use[slot.0 as usize];
@@ -134,11 +134,11 @@ impl SwapDisk {
     }
 }
 
-/// Creates a file without a name, so that no crash leaves it behind; with one that is removed at once on
-/// the few file systems that know no other.
+/// Creates a file without a name, so that no crash leaves it behind. On the few file systems that have no
+/// nameless files, it creates a file with a name and removes the name at once.
 ///
-/// It bypasses the host's page cache where the file system can: otherwise the pages that the guest
-/// pushes out would stay in host memory, where nobody accounts for them.
+/// The file bypasses the host's page cache if the file system can do that. Otherwise the pages that the
+/// guest pushes out would stay in host memory, where nobody accounts for them.
 fn unlinked_file(directory: &Path) -> io::Result<File> {
     let open = |flags: i32| {
         let mut options = OpenOptions::new();
@@ -151,6 +151,7 @@ fn unlinked_file(directory: &Path) -> io::Result<File> {
         Err(error) if error.kind() == ErrorKind::InvalidInput => open(0),
         other => other,
     };
+    // EISDIR comes from kernels that ignore O_TMPFILE and so try to open the directory for writing.
     match opened.as_ref().map_err(io::Error::raw_os_error) {
         Err(Some(libc::EOPNOTSUPP | libc::EISDIR)) => named_file(directory),
         _ => opened,

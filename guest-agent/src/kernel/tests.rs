@@ -104,8 +104,8 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// The guest and what it should contain: at most four regions of at most 20 pages in 24 pages of
-/// RAM and a disk that has room for all of them.
+/// The guest and what it should contain: at most four regions of at most 20 pages, in 24 pages of
+/// RAM and on a disk that has room for all regions.
 struct Model {
     guest: Guest,
     file: CachedFile,
@@ -364,7 +364,7 @@ fn file_that_is_missing_or_a_directory_is_refused_by_name() {
     }
 }
 
-/// Deflates what it holds, as the agent does, for a host that is short at first.
+/// Deflates the balloon that it holds, as the agent does, for a host that is short of memory at first.
 struct Relief {
     kernel: Arc<Kernel>,
     balloon: Mutex<Vec<GfnRun>>,
@@ -411,8 +411,8 @@ fn allocation_waits_while_the_host_is_too_short_to_give_relief() {
     assert_eq!(guest.kernel.stats().oom, 0);
 }
 
-/// The victim may be in the host's swap file, and comes back only to be written to the guest's own:
-/// paging twice, which is what a host must see happen.
+/// The victim may be in the host's swap file, and then it comes back only to be written to the guest's
+/// own disk. This is double paging, and a host must be able to see it.
 #[test]
 fn swap_out_brings_its_victim_back_before_the_page_is_free() {
     let guest = guest(16, 4);
@@ -498,8 +498,8 @@ fn reclaim_spares_the_pages_that_were_accessed() {
     assert_eq!((0..60).filter(|page| swapped(*page)).count(), 35);
 }
 
-/// The host may take seconds to bring a page back. Meanwhile only who wants that page waits: other
-/// threads read, write, allocate, swap, unmap and serve the balloon.
+/// The host may take seconds to bring a page back. Meanwhile only threads that want this page wait;
+/// other threads read, write, allocate, swap, unmap and serve the balloon.
 #[test]
 fn kernel_whose_host_is_slow_with_one_page_goes_on_with_all_others() {
     let guest = guest(64, 100);
@@ -539,8 +539,7 @@ fn kernel_whose_host_is_slow_with_one_page_goes_on_with_all_others() {
     });
 }
 
-/// A page that somebody is at can be had in a moment: to fail meanwhile would be an OOM that is
-/// none.
+/// A page that another thread is using will be free in a moment: failing now would be a false OOM.
 #[test]
 fn allocation_waits_for_the_only_page_there_is_while_somebody_is_at_it() {
     let guest = guest(16, 0);
@@ -569,8 +568,8 @@ fn allocation_waits_for_the_only_page_there_is_while_somebody_is_at_it() {
     assert_eq!(guest.kernel.stats().oom, 0);
 }
 
-/// Threads that are always at some page must not keep an allocation waiting for pages that have
-/// nowhere to go: it has to ask for relief, or fail.
+/// Threads that use pages all the time must not keep an allocation waiting for pages that have nowhere
+/// to go: the allocation has to ask for relief, or fail.
 #[test]
 fn allocation_does_not_wait_for_busy_pages_that_the_full_disk_cannot_take() {
     let guest = guest(16, 0);
@@ -624,7 +623,7 @@ fn stage_attaches_as_much_as_the_host_does_and_frees_the_rest() {
     let run = |page| region.gfn_of(page).expect("it is in RAM").0;
     assert_eq!(run(159) - run(0), 159, "one run of pages");
 
-    // What was written is not attached, nor what is behind it.
+    // A page that was written is not attached, nor are the pages behind it.
     region.write(205 * PAGE_SIZE as u64, b"x").expect("a page");
     assert_eq!(stage.attach(&region, 205, 4), Some(0));
     assert_eq!(stage.attach(&region, 203, 4), Some(2));

@@ -1,10 +1,10 @@
-//! The balloon protocol: the agent inside a guest and the daemon. `docs/balloon-protocol.md` has
-//! the byte tables and the state machines; a test decodes its worked example.
+//! The balloon protocol between the agent inside a guest and the daemon. `docs/balloon-protocol.md`
+//! has the byte tables and the state machines; a test decodes its worked example.
 //!
-//! The agent asks, the host answers. A request carries a sequence number that its reply repeats;
-//! what the host says unasked ([`ToAgent::Target`] as a doorbell, [`ToAgent::Reset`],
-//! [`ToAgent::Error`]) carries 0. One type a direction, so that a side cannot be made to handle a
-//! message that only it may send.
+//! The agent asks, the host answers. A request carries a sequence number that its reply repeats.
+//! A message that the host sends unasked ([`ToAgent::Target`] as a doorbell, [`ToAgent::Reset`],
+//! [`ToAgent::Error`]) carries 0. Each direction has a type of its own, so that neither side can be
+//! made to handle a message that only this side may send.
 //!
 //! [`ToHost::Start`] and [`ToAgent::Error`] have the header version 0 and keep their layout in all
 //! versions of the protocol, so that two sides without a common version can still tell each other.
@@ -30,9 +30,9 @@ pub const HEADER_BYTES: usize = 8;
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Ranges in one batch: a 4 KiB page of 8-byte entries, as ESX has it.
 pub const MAX_RANGES: usize = 512;
-/// Pages in one batch, 16 MiB: bounds how long the host works on one request, and its answer.
+/// Pages in one batch, 16 MiB: bounds how long the host works on one request, and the answer's size.
 pub const MAX_BATCH_PAGES: u32 = 4096;
-/// Statistics in one message; virtio defines 16 tags, the rest is room for an agent's own.
+/// Statistics in one message. Virtio defines 16 tags; the other half is room for an agent's own.
 pub const MAX_STATS: usize = 32;
 /// Bytes of the name of a guest: what fits a column of `memvisor top` with room to spare.
 pub const MAX_NAME_BYTES: usize = 64;
@@ -64,7 +64,7 @@ const _: () = assert!(HEADER_BYTES + 4 + MAX_RANGES * ranges::RANGE_BYTES <= MAX
 pub enum ToHost {
     /// The agent is here and its balloon is empty. Reply: `STARTED`.
     Start(Start),
-    /// How large shall the balloon be? Reply: `TARGET`.
+    /// The agent asks how large the balloon shall be. Reply: `TARGET`.
     GetTarget {
         /// How many pages of RAM the guest sees now.
         total_pages: u64,
@@ -77,12 +77,12 @@ pub enum ToHost {
     Unlock(RangeBatch),
     /// How the guest is doing. No reply.
     Stats(Vec<Stat>),
-    /// The guest is short of so many pages. Reply: `TARGET`, lower if the host can afford it.
+    /// The guest is short of memory. Reply: `TARGET`, lower than before if the host can afford it.
     Relief {
         /// How many pages would help.
         pages: u64,
     },
-    /// The agent leaves. Reply: `STOPPED`, after which the pages are the guest's again.
+    /// The agent leaves. Reply: `STOPPED`, after which the guest may use the pages again.
     Stop,
 }
 
@@ -91,7 +91,7 @@ pub enum ToHost {
 pub enum ToAgent {
     /// Reply to `START`.
     Started(Started),
-    /// The size the balloon shall have, in pages. Sequence number 0: a doorbell.
+    /// The size the balloon shall have, in pages. With sequence number 0 it is a doorbell, else a reply.
     Target {
         /// The size in pages.
         pages: u64,
@@ -119,15 +119,15 @@ pub enum ToAgent {
 pub struct BatchResult {
     /// The size the balloon shall have, in pages, as in `TARGET`.
     pub target: u64,
-    /// What became of each page: exactly those of the request, in its order.
+    /// What became of each page of the request: no other pages, in the order of the request.
     pub runs: Vec<StatusRun>,
 }
 
-/// Why the host ended a connection: one code for each way an agent can react.
+/// Why the host ended a connection. There is one code for each way in which an agent can react.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub enum ErrorCode {
-    /// No common version. Coming back is of no use until one side is replaced.
+    /// The two sides have no common version. Coming back is useless until one side is replaced.
     Version = 1,
     /// The message breaks the format or a limit. The agent has a bug.
     Malformed = 2,
@@ -164,7 +164,7 @@ impl ToHost {
         }
     }
 
-    /// The datagram of this message. `seq` is the agent's choice and not 0.
+    /// The datagram of this message. The agent chooses `seq`, which must not be 0.
     #[must_use]
     pub fn encode(&self, seq: u32) -> Vec<u8> {
         let mut to = Writer::new();
@@ -228,7 +228,7 @@ impl ToHost {
 }
 
 impl ToAgent {
-    /// The datagram of this message. `seq` is that of the request, or 0 if unasked.
+    /// The datagram of this message. `seq` is that of the request, or 0 if nobody asked.
     #[must_use]
     pub fn encode(&self, seq: u32) -> Vec<u8> {
         let mut to = Writer::new();

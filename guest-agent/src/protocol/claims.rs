@@ -1,21 +1,22 @@
-//! The claim table: how a thread of the guest takes a page by itself, and the daemon learns of it.
+//! The claim table: how a guest thread serves its own fault, and how the daemon learns of it.
 //!
-//! A fault that only brings a page back from the compression cache or the swap file, copies a shared frame, touches a page for the first
-//! time or wants one back that is frozen, needs
-//! nothing that the faulting thread could not do, except the daemon's leave: to move this page, and, but for a frozen one,
-//! to use one more page of memory. Asking for it costs two wake-ups, more than the work. So the daemon
-//! gives its leave beforehand, in memory that it shares with this one guest:
+//! A faulting thread could serve many faults by itself: those that bring a page back from the
+//! compression cache or the swap file, copy a shared frame, touch a page for the first time, or map a
+//! frozen page. All it lacks is the daemon's leave to move the page and, except for a frozen page, to
+//! use one more page of memory. Asking for that leave costs two wake-ups, which is more than the work
+//! itself. So the daemon gives its leave beforehand, in memory that it shares with this one guest:
 //!
-//! - a *row* for each page says what the daemon *offers*. A thread *claims* the page by changing that
-//!   word, the daemon *revokes* the offer by changing it too: one of them is first. A claimed page is
-//!   locked by its guest until it says that it is done.
-//! - a *credit* is one page of memory that is charged already. It is a numbered word, and the row that
-//!   it was used for names it: what was used for what is never a matter of counting.
+//! - A *row* for each page says what the daemon *offers*. A thread *claims* the page by changing the
+//!   row's state word, and the daemon *revokes* the offer by changing the same word, so one of them is
+//!   first. The guest holds the lock of a claimed page until it says that it is done.
+//! - A *credit* is one page of memory that is charged already. Each credit is a numbered word, and a
+//!   row names the credit that its page used. Settling them therefore depends on no counter.
 //!
-//! Words are 32 bits, of the machine's byte order. The table begins with the words of
-//! [`HEADER_WORDS`]: the [`MARK`], whether [`BREAKS`] are allowed, then [`CREDITS`] credits, and for how long threads
-//! [`Stood`] still; the rows follow, [`ROW_WORDS`] for each page: the state, the checksum of the compressed page, the arena page in
-//! which it begins, and where in it and how long. Of a swapped page, the second of them is its slot.
+//! Words have 32 bits in the machine's byte order. The table begins with a header of [`HEADER_WORDS`]
+//! words: the [`MARK`], whether [`BREAKS`] are allowed, [`CREDITS`] credits, and the times for which
+//! threads [`Stood`] still. The rows follow, [`ROW_WORDS`] words for each page: the state, the checksum
+//! of the page's content, the arena page in which the compressed page begins, and its offset and length
+//! there. For a swapped page, the slot takes the place of the arena page.
 //!
 //! ```text
 //!            daemon unlocks the page                daemon locks the page
@@ -26,10 +27,10 @@
 //!   DONE <----------------------------- TAKEN -+
 //! ```
 //!
-//! A table of zeroes is that of a guest that has not touched a page yet, and may touch them all.
+//! A table of zeroes belongs to a guest that has touched no page yet and may touch all of them.
 //!
-//! Here is the guest's half, which runs in a signal handler: no allocation, no lock, no wait. The
-//! daemon believes none of it.
+//! This module is the guest's half. It runs in a signal handler, so it neither allocates, locks nor
+//! waits. The daemon believes nothing that the guest writes into the table.
 
 use std::time::Duration;
 
@@ -39,46 +40,47 @@ use super::Gfn;
 
 pub use stood::Stood;
 
-/// Words before the first row: a page of them.
+/// Words before the first row: they fill one page.
 pub const HEADER_WORDS: u32 = 1024;
 /// Words of a row.
 pub const ROW_WORDS: u32 = 4;
-/// The most credits that a guest can have: a MiB.
+/// The most credits that a guest can have: 1 MiB of memory.
 pub const CREDITS: u32 = 256;
-/// The word that says at which credit to tell the daemon that they run out.
+/// The word that holds the mark: a thread that takes this credit or a later one tells the daemon that credits run out.
 pub const MARK: u32 = 0;
-/// The word that says whether shared pages may be broken without asking: 1 if so.
+/// The word that says whether threads may break shared pages without asking: 1 for yes.
 pub const BREAKS: u32 = 1;
 /// The word of the first credit.
 pub const FIRST_CREDIT: u32 = 2;
-/// The first of the words in which threads of the guest add up for how long they stood still, in microseconds modulo
-/// 2^32: the word of each [`Stood`].
+/// The first of the words, one for each [`Stood`], in which guest threads add up how long they stood still. The unit
+/// is the microsecond, modulo 2^32.
 pub const FIRST_STOOD: u32 = FIRST_CREDIT + CREDITS;
-/// Value of [`MARK`] when the daemon has been told.
+/// Value of [`MARK`] when the daemon has been told. No credit has so high a number, so nobody tells it again.
 pub const TOLD: u32 = u32::MAX;
 
-/// A credit that is not there.
+/// Value of a credit's word: the daemon has not granted this credit.
 pub const NO_CREDIT: u32 = 0;
-/// A credit that any thread may take.
+/// Value of a credit's word: any thread may take this credit.
 pub const CREDIT: u32 = 1;
-/// A credit that was taken for page `gfn` is `gfn + USED`.
+/// The word of a credit that was taken for page `gfn` is `gfn + USED`.
 pub const USED: u32 = 2;
-/// In place of the number of a credit: none was needed.
+/// Stands in place of a credit's number where the page needed no credit.
 pub const FREE: u32 = CREDITS;
 
-/// Memory of which several processes read and write single words at once.
+/// Memory in which several processes read and write single words at once.
 ///
-/// All of the protocol rests on these three: an offer comes after the place that it offers, a page is done after
-/// its bytes are there and its credit is named, a credit is granted again after it was taken away.
+/// The protocol relies on the order that these three operations keep. An offer becomes visible after the place that
+/// it offers. A page becomes DONE after its bytes are in place and the word of its credit names it. A credit is
+/// granted again after it was taken away.
 pub trait Words: Send + Sync + std::fmt::Debug {
-    /// Reads a word; what was stored before it by who stored it is seen too.
+    /// Reads a word. The reader also sees everything that the writer of this word had stored before it (acquire).
     fn load(&self, at: u32) -> u32;
 
-    /// Writes a word, after all that was stored before.
+    /// Writes a word, after everything that this thread has stored before (release).
     fn store(&self, at: u32, word: u32);
 
-    /// Changes a word from `from` to `to`, or says what it is: both at once, [`load`](Self::load) and
-    /// [`store`](Self::store).
+    /// Atomically changes a word from `from` to `to`, or returns what the word is instead. Orders memory as both
+    /// [`load`](Self::load) and [`store`](Self::store) do.
     ///
     /// # Errors
     /// The word, if it is not `from`.
@@ -122,25 +124,26 @@ pub enum State {
     Empty,
     /// The page is in RAM, not mapped, and may be mapped. That needs no credit.
     Frozen,
-    /// A thread of the guest does so.
+    /// A thread of the guest has claimed the page and works on it.
     Taken {
-        /// The credit it uses.
+        /// The credit that the thread uses.
         credit: u32,
-        /// Whether other threads wait for it.
+        /// Whether other threads wait for the page.
         waited: bool,
     },
-    /// It has, and the daemon has not looked since.
+    /// A thread has finished its work on the page, and the daemon has not looked since.
     Done {
-        /// The credit it used.
+        /// The credit that the thread used.
         credit: u32,
     },
 }
 
 impl State {
-    /// The word of it.
+    /// The word that stands for this state.
     #[must_use]
     pub const fn encode(self) -> u32 {
         match self {
+            // 0, because a new table is all zeroes and offers every page.
             Self::Empty => 0,
             Self::None => 5,
             Self::Frozen => 6,
@@ -154,7 +157,7 @@ impl State {
         }
     }
 
-    /// What a word says; `None` when that is nothing.
+    /// The state that a word stands for; `None` for a word that stands for no state.
     #[must_use]
     pub const fn decode(word: u32) -> Option<Self> {
         let credit = word >> CREDIT_SHIFT;
@@ -171,6 +174,7 @@ impl State {
             4 => Self::Done { credit },
             _ => Self::Swap,
         };
+        // Each state has one word only: stray bits make no state.
         if state.encode() == word && credit <= FREE {
             Some(state)
         } else {
@@ -179,21 +183,22 @@ impl State {
     }
 }
 
-/// Where a compressed page is, in the arena of its VM: it may go on in the next arena page. Or where a swapped page is.
+/// Where a page is that has left RAM: in the arena of its VM if it is compressed, else in the swap file. A compressed
+/// page may continue in the next arena page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
-    /// The arena page in which it begins; the slot of the swap file.
+    /// The arena page in which the compressed page begins, or the slot of the swap file.
     pub page: u32,
-    /// The first byte in it.
+    /// The offset in that arena page.
     pub at: u16,
-    /// How many bytes.
+    /// The length in bytes.
     pub len: u16,
-    /// The low half of the XXH3-64 of the page.
+    /// The low half of the XXH3-64 of the page's content.
     pub sum: u32,
 }
 
 impl Place {
-    /// The words behind the state of a row.
+    /// The words that follow the state in a row.
     #[must_use]
     pub const fn encode(self) -> [u32; 3] {
         [
@@ -217,7 +222,7 @@ impl Place {
 #[derive(Debug)]
 pub struct Claimer<'a, W: ?Sized>(&'a W);
 
-/// A page that this thread has claimed; it must say how it ended.
+/// A page that this thread has claimed. The thread must end the claim by [`Claimer::done`] or [`Claimer::give_up`].
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a page that is claimed and forgotten is locked for ever"]
 pub struct Claim {
@@ -243,11 +248,11 @@ impl Claim {
 /// How an attempt to claim a page ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Attempt {
-    /// It is ours.
+    /// The page is ours.
     Claimed(Claim),
-    /// There is no credit: ask the daemon.
+    /// No credit is left: ask the daemon.
     NoCredit,
-    /// The offer is not what it was: look again.
+    /// The offer has changed since it was seen: look again.
     Changed,
 }
 
@@ -257,22 +262,22 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
         Self(words)
     }
 
-    /// What is offered of a page of the guest; what means nothing is no offer.
+    /// What is offered for a page. A word that stands for no state is no offer.
     #[must_use]
     pub fn look(&self, gfn: Gfn) -> State {
         State::decode(self.0.load(row(gfn))).unwrap_or(State::None)
     }
 
-    /// Whether shared pages may be broken without asking.
+    /// Whether threads may break shared pages without asking.
     #[must_use]
     pub fn may_break(&self) -> bool {
         self.0.load(BREAKS) == 1
     }
 
-    /// Claims a page of which this `offer` was seen.
+    /// Claims a page for which this `offer` was seen.
     pub fn claim(&self, gfn: Gfn, offer: State) -> Attempt {
-        // First the credit: it can be given back, and an offer that was taken away for nothing too,
-        // but this way a guest without credits leaves its offers alone.
+        // The credit is taken before the offer. Either could be put back, but in this order a guest
+        // without credits leaves its offers alone.
         let credit = match offer {
             State::Frozen => Some(FREE),
             _ => self.take_credit(gfn),
@@ -300,6 +305,8 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
         }
     }
 
+    /// Takes the free credit with the lowest number: [`should_tell`](Self::should_tell) concludes from the number of
+    /// a credit how many are taken.
     fn take_credit(&self, gfn: Gfn) -> Option<u32> {
         (0..CREDITS).find(|credit| {
             let at = credit_word(*credit);
@@ -307,21 +314,22 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
         })
     }
 
-    /// Where the page is that was claimed, which is compressed or swapped.
+    /// Where the claimed page is, which must be compressed or swapped.
     #[must_use]
     pub fn place(&self, claim: &Claim) -> Place {
         let at = row(claim.gfn) + 1;
         Place::decode([0, 1, 2].map(|word| self.0.load(at + word)))
     }
 
-    /// The page is in place. Whether other threads must be woken.
+    /// Ends a claim whose page is in place. Returns whether other threads must be woken.
     #[expect(clippy::needless_pass_by_value, reason = "the claim ends here")]
     pub fn done(&self, claim: Claim) -> bool {
         let credit = claim.credit;
         self.end(claim.gfn, State::Done { credit })
     }
 
-    /// The page is as it was: the credit comes back, the offer too. Whether other threads must be woken.
+    /// Ends a claim whose page is as it was before: puts the credit and the offer back. Returns whether other threads
+    /// must be woken.
     #[expect(clippy::needless_pass_by_value, reason = "the claim ends here")]
     pub fn give_up(&self, claim: Claim) -> bool {
         self.give_credit_back(claim.credit);
@@ -331,16 +339,16 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
     fn end(&self, gfn: Gfn, state: State) -> bool {
         let at = row(gfn);
         let mut word = self.0.load(at);
-        // Only the mark of those who wait can change under us.
+        // While the page is TAKEN, the word changes only when a thread marks that it waits.
         while let Err(now) = self.0.compare_exchange(at, word, state.encode()) {
             word = now;
         }
         word & WAITED != 0
     }
 
-    /// A thread stood still for so long.
+    /// Adds the time for which a thread stood still.
     pub fn stood(&self, stood: Stood, took: Duration) {
-        // To the nearest, or a microsecond in ten would be lost.
+        // Rounded to the nearest microsecond: cutting off would lose half of one each time, and most waits are short.
         let micros = (took + Duration::from_nanos(500)).as_micros() as u32;
         let at = stood.word();
         let mut word = self.0.load(at);
@@ -349,8 +357,8 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
         }
     }
 
-    /// Whether the daemon should be told that credits run out; `true` to one of all threads. `claim`
-    /// has just been made.
+    /// Whether the thread that has just made this `claim` should tell the daemon that credits run out. Only one thread
+    /// gets `true`.
     #[must_use]
     pub fn should_tell(&self, claim: &Claim) -> bool {
         let mark = self.0.load(MARK);
@@ -359,8 +367,8 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
             && self.0.compare_exchange(MARK, mark, TOLD).is_ok()
     }
 
-    /// Marks that this thread waits for the end of another's claim; the word to wait on, `None` when
-    /// there is no claim any more.
+    /// Marks that this thread waits until another thread's claim ends. Returns the value of the state word while it
+    /// waits, or `None` when the claim has ended or the word has changed meanwhile.
     #[must_use]
     pub fn wait_word(&self, gfn: Gfn) -> Option<u32> {
         let word = self.0.load(row(gfn));

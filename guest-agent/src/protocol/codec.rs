@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-/// Why a message could not be decoded. The text is sent back to the peer that sent it.
+/// Why a message could not be decoded. The error's text goes back to the peer that sent the message.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -11,12 +11,12 @@ pub enum DecodeError {
     Short {
         /// The field that did not fit.
         field: &'static str,
-        /// How many bytes the field needs.
+        /// How many bytes are missing from the field.
         need: usize,
         /// The length of the message.
         len: usize,
     },
-    /// Bytes are left over behind the last field.
+    /// Bytes are left over after the last field.
     #[error("{extra} bytes follow the end of the message")]
     Trailing {
         /// How many bytes are left over.
@@ -114,7 +114,7 @@ impl<'a> Reader<'a> {
     /// The next text: a `u16` length and that many bytes of UTF-8, at most `max` of them.
     ///
     /// # Errors
-    /// [`DecodeError`] when it is cut off, too long or not UTF-8.
+    /// [`DecodeError`] when the text is cut off, too long or not UTF-8.
     pub fn text(&mut self, field: &'static str, max: usize) -> Result<&'a str, DecodeError> {
         let len = usize::from(self.u16(field)?);
         if len > max {
@@ -127,10 +127,10 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.bytes(field, len)?).map_err(|_| DecodeError::Text { field })
     }
 
-    /// Says that the message must end here.
+    /// Checks that the message ends here.
     ///
     /// # Errors
-    /// [`DecodeError::Trailing`] when it does not.
+    /// [`DecodeError::Trailing`] when the message does not end here.
     pub const fn end(self) -> Result<(), DecodeError> {
         match self.rest.len() {
             0 => Ok(()),
@@ -171,7 +171,7 @@ impl Writer {
         self
     }
 
-    /// Appends a text with its length; what is longer than 65 535 bytes is cut.
+    /// Appends a text with its length; a text longer than 65 535 bytes is cut.
     pub fn text(&mut self, text: &str) -> &mut Self {
         let mut len = text.len().min(usize::from(u16::MAX));
         while !text.is_char_boundary(len) {

@@ -1,17 +1,17 @@
-//! Pages of one word again and again: that word says all of it.
+//! Pages that repeat one word: the word alone describes the page.
 //!
 //! Programs fill memory with patterns more often than one would think: freed heaps, guard bytes, pictures
-//! of one colour. A compressor takes microseconds to find that out and to undo it, and a store keeps what
-//! it wrote. Eight bytes are enough, they are found by one comparison that ends at the first byte that
-//! differs, and filling a page with them takes as long as clearing it.
+//! of one colour. A compressor takes microseconds to find a pattern and to undo it, and its output takes
+//! room in the store. Eight bytes are enough. One comparison, which ends at the first byte that differs,
+//! finds them, and filling a page with them takes as long as clearing it.
 
 use super::PAGE_SIZE;
 
 /// Bytes of the word.
 pub const WORD_BYTES: usize = 8;
 
-/// The word of which `page` consists, as a little-endian number; zero for a page of zeroes. `None`: it holds
-/// something else.
+/// The word that `page` repeats, as a little-endian number; zero for a page of zeroes. `None` if the page is not one
+/// repeated word.
 #[must_use]
 pub fn word_of(page: &[u8; PAGE_SIZE]) -> Option<u64> {
     let (first, rest) = page.split_first_chunk::<WORD_BYTES>()?;
@@ -19,7 +19,7 @@ pub fn word_of(page: &[u8; PAGE_SIZE]) -> Option<u64> {
     (*rest == page[..PAGE_SIZE - WORD_BYTES]).then(|| u64::from_le_bytes(*first))
 }
 
-/// Makes `page` consist of `word`: undoes [`word_of`].
+/// Fills `page` with `word`: the inverse of [`word_of`].
 pub fn fill(word: u64, page: &mut [u8; PAGE_SIZE]) {
     let (words, _) = page.as_chunks_mut::<WORD_BYTES>();
     words.fill(word.to_le_bytes());

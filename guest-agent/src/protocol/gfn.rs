@@ -12,7 +12,7 @@ pub const PAGE_SIZE: usize = 4096;
 pub struct Gfn(pub u32);
 
 impl Gfn {
-    /// The index of this page in an array that has one element a page.
+    /// The index of this page in an array that has one element per page.
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -24,7 +24,7 @@ impl Gfn {
         self.0 as u64 * PAGE_SIZE as u64
     }
 
-    /// The page `count` pages further on, or `None` past the end of the number space.
+    /// The page that lies `count` pages further on, or `None` past the last gfn.
     #[must_use]
     pub const fn checked_add(self, count: u32) -> Option<Self> {
         match self.0.checked_add(count) {
@@ -51,7 +51,7 @@ impl fmt::Display for Gfn {
 pub struct GfnRun {
     /// The first page.
     pub start: Gfn,
-    /// How many pages; zero is legal and means nothing.
+    /// How many pages; zero is legal and means an empty run.
     pub count: u32,
 }
 

@@ -1,22 +1,22 @@
-//! The memory protocol: the shim of a guest and the daemon, over `memory.sock`. `docs/memory-protocol.md`
-//! has the byte tables; a test decodes its worked example.
+//! The memory protocol between the shim of a guest and the daemon, over `memory.sock`.
+//! `docs/memory-protocol.md` has the byte tables; a test decodes its worked example.
 //!
-//! One connection is one VM. It opens with a handshake,
+//! One connection is one VM. The connection opens with a handshake,
 //!
 //! ```text
 //! shim                                   daemon
 //!  | HELLO name, pages, wishes ----------> |  refuses with ERROR, or makes a VM
 //!  | <---- WELCOME engine, token + fds     |  fds: RAM (read-write), share pool (read-only);
-//!  |                                       |       inline: claim table, arena (read-only)
+//!  |                                       |       inline: claim table, arena and swap file (read-only)
 //!  | READY base, channels + fd ----------> |  fd: userfaultfd (uffd engine only)
 //!  | <------------------------- GO + fds   |  fds: fault channels; from here on guest threads may touch RAM
 //! ```
 //!
-//! and then carries [`Command`]s to the shim's memory thread, one at a time, each answered by an
-//! [`Ack`]. Faults that the kernel reports by SIGSEGV travel over the *fault channels*, socket pairs
-//! that the daemon made: the faulting thread takes a free one, sends [`Fault`], waits for [`Reply`],
-//! does what it says and, if that changed a mapping, sends [`Fault::Done`]. The three are of fixed size
-//! and encode without allocating, because a signal handler does it.
+//! and then carries [`Command`]s to the shim's memory thread, one at a time; an [`Ack`] answers each.
+//! Faults that the kernel reports by a signal travel over the *fault channels*, socket pairs that the
+//! daemon made. The faulting thread takes a free channel, sends a [`Fault`], waits for the [`Reply`],
+//! does what the reply says and, if that changed a mapping, sends [`Fault::Done`]. These messages have
+//! a fixed size and encode without allocating, because a signal handler sends them.
 
 mod channel;
 mod command;
@@ -30,21 +30,20 @@ use super::codec::{DecodeError, Reader, Writer};
 pub const VERSION: u16 = 6;
 /// The longest message: a command of [`MAX_RUNS`] runs, rounded up.
 pub const MAX_MESSAGE: usize = 16 * 1024;
-/// Runs in one command. 1 024 system calls keep the memory thread busy for about 3 ms.
+/// Runs in one command. Each run takes a system call, and 1024 of them keep the memory thread busy for about 3 ms.
 pub const MAX_RUNS: usize = 1024;
-/// Bytes of a VM's name; it becomes part of file names and of table rows.
+/// Bytes of a VM's name, which becomes part of file names and of table rows.
 pub const MAX_NAME: usize = 64;
 /// Bytes of a salt and of the workload text shown by `vm show`.
 pub const MAX_TEXT: usize = 256;
-/// Fault channels of a guest: as many threads can wait for a SIGSEGV fault at once.
+/// Fault channels of a guest: how many of its threads can wait for an answer of the daemon at once.
 pub const MAX_CHANNELS: usize = 16;
-/// Pages that a guest asks to have attached at once: reading and comparing them takes its worker a
-/// millisecond or two.
+/// Pages in one [`Fault::Attach`]: reading and comparing them takes the VM's worker a millisecond or two.
 pub const MAX_ATTACH: u32 = 1024;
-/// Bytes of the text of an error or a page's history.
+/// Bytes of the text of an error or of a page's history.
 pub const MAX_REPORT: usize = 4096;
 
-/// How the daemon gets a hand on guest memory.
+/// How the daemon makes accesses to guest memory wait for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Engine {
     /// `userfaultfd` on the RAM mapping.
@@ -100,13 +99,13 @@ pub struct Hello {
     pub shares: u32,
     /// The most pages its balloon may hold; `u32::MAX` leaves that to the host.
     pub balloon_max: u32,
-    /// Whether its pages may be shared at all.
+    /// Whether pages of this VM may be shared at all.
     pub sharing: bool,
     /// The salt of its sharing domain. Empty: a domain of its own.
     pub salt: Option<String>,
     /// What the guest runs, for display only.
     pub workload: String,
-    /// Whether the shim can serve some of its faults itself ([`claims`](super::claims)).
+    /// Whether the shim can serve some of its faults by itself ([`claims`](super::claims)).
     pub inline: bool,
 }
 
@@ -115,14 +114,13 @@ pub struct Hello {
 pub struct Welcome {
     /// The number of the VM.
     pub vm: u32,
-    /// The engine the daemon took.
+    /// The engine that the daemon chose.
     pub engine: Engine,
     /// Proves to the balloon socket that an agent belongs to this VM.
     pub token: u64,
     /// Frames of the share pool, holes included.
     pub pool_frames: u32,
-    /// Pages of the arena of compressed pages, holes included, if the guest may serve some of its
-    /// faults itself.
+    /// Pages of the arena of compressed pages, holes included; `None` if the daemon serves all faults of this guest.
     pub arena_pages: Option<u32>,
 }
 
@@ -131,7 +129,7 @@ pub struct Welcome {
 pub struct Ready {
     /// Where RAM starts in the guest process.
     pub base: u64,
-    /// How many fault channels it wants to have.
+    /// How many fault channels the shim wants.
     pub channels: u16,
 }
 
@@ -152,10 +150,10 @@ pub enum Message {
     Ack(Ack),
     /// Either way: why the connection ends now.
     Error(String),
-    /// Daemon to shim, with a descriptor: frames are those of another pool from here on. No page is
-    /// mapped from the old one. Acknowledged like a command without runs.
+    /// Daemon to shim, with a descriptor: from here on, frames are those of another pool. No page is
+    /// mapped from the old pool any more. The shim acknowledges it like a command without runs.
     Pool {
-        /// Counts with the commands.
+        /// A number of the same sequence as that of the commands.
         seq: u32,
     },
 }
@@ -169,7 +167,7 @@ const ACK: u16 = 6;
 const ERROR: u16 = 7;
 const POOL: u16 = 8;
 
-/// Pages of the arena where the guest asks for everything.
+/// Stands in place of the pages of the arena where the daemon serves all faults of the guest.
 const NOT_INLINE: u32 = 0;
 
 const NO_SALT: u16 = 0;

@@ -4,8 +4,9 @@
 //! agent, a test or a fuzzer can use it alone. Everything is little endian. Each message is one
 //! datagram of a `SOCK_SEQPACKET` socket, so the kernel keeps the boundaries.
 //!
-//! [`memory`] is spoken between the shim and the daemon, [`balloon`] between the balloon agent and
-//! the daemon. [`claims`] is memory that a guest may share with the daemon.
+//! The shim and the daemon speak [`memory`]; the balloon agent and the daemon speak [`balloon`].
+//! [`claims`] is no message but memory that a guest may share with the daemon; its words have the
+//! machine's byte order. [`payload`] and [`filled`] define what a compressed page consists of.
 
 pub mod balloon;
 pub mod claims;

@@ -1,7 +1,7 @@
 //! What a compressed page is: a word ([`filled`](super::filled)) or an LZ4 block, and a checksum of the page.
 //!
-//! The daemon makes payloads, and both sides undo them: the daemon for a fault that it serves, a thread of
-//! an inline guest for its own ([`claims`](super::claims)).
+//! Only the daemon compresses pages, but both sides decompress them: the daemon for a fault that it serves, a
+//! thread of an inline guest for its own fault ([`claims`](super::claims)).
 
 use lz4_flex::block::decompress_into;
 #[cfg(target_arch = "x86_64")]
@@ -11,13 +11,13 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::PAGE_SIZE;
 use super::filled::{WORD_BYTES, fill};
 
-/// The shortest LZ4 block of a page is one match over nearly all of it, whose length takes a byte for each
-/// 255: the length of a payload tells which of the two it is.
+/// The shortest LZ4 block of a page is one match over nearly all of the page, and the length of a match takes a byte
+/// for each 255 bytes. Since a word is shorter than that, the length of a payload tells a word from a block.
 const SHORTEST_BLOCK: usize = PAGE_SIZE / 255;
 const _: () = assert!(WORD_BYTES < SHORTEST_BLOCK);
 
-/// Undoes what the compressor made of a page; `false` when `payload` is nothing that it makes, and then
-/// `into` may hold anything. Async-signal-safe.
+/// Decompresses a page. Returns `false` when `payload` is nothing that the compressor makes; `into` may hold anything
+/// then. Async-signal-safe.
 #[must_use]
 pub fn decompress(payload: &[u8], into: &mut [u8; PAGE_SIZE]) -> bool {
     if let Ok(word) = payload.try_into() {
@@ -27,11 +27,10 @@ pub fn decompress(payload: &[u8], into: &mut [u8; PAGE_SIZE]) -> bool {
     decompress_into(payload, into).is_ok_and(|len| len == PAGE_SIZE)
 }
 
-/// The low half of the XXH3-64 of a page, by which it is seen that it comes back as it went.
-/// Async-signal-safe.
+/// The low half of the XXH3-64 of a page, which shows that a page comes back as it was. Async-signal-safe.
 ///
-/// xxhash-rust chooses its instructions when it is compiled, for a portable program the slow ones;
-/// twox-hash computes the same and chooses when it runs.
+/// xxhash-rust chooses its instructions when it is compiled, and for a portable program it chooses slow ones.
+/// twox-hash computes the same hash and chooses its instructions when it runs.
 #[must_use]
 #[expect(
     clippy::cast_possible_truncation,

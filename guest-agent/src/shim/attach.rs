@@ -1,4 +1,4 @@
-//! Power-on: the handshake with the daemon, then RAM is there.
+//! Power-on: the handshake with the daemon, which ends with RAM mapped.
 
 use std::fs::File;
 use std::io;
@@ -34,7 +34,7 @@ pub enum AttachError {
     /// The daemon refused the guest or ended the handshake.
     #[error("power-on failed")]
     Session(#[from] SessionEnd),
-    /// A daemon listens and says nothing: it is stopped, or hangs.
+    /// A daemon listens but says nothing: it is stopped or hangs.
     #[error("the host does not answer: nothing came within {0:?}")]
     Silent(Duration),
     /// A signal came before the daemon's answer.
@@ -72,7 +72,7 @@ impl Memory for Ram {
             let (pages, source) = (GfnRun::new(at(pages.start), part), at(source));
             let question = Fault::Attach { pages, source };
             let Some(Reply::Attached(got)) = self.0.channels.take().ask(question) else {
-                // The daemon is gone, which the memory thread will say.
+                // The daemon is gone, which the memory thread will report.
                 break;
             };
             attached += got.min(part);
@@ -85,8 +85,8 @@ impl Memory for Ram {
 }
 
 impl Ram {
-    /// The homes that `gfn` has had lately, as the daemon remembers them; for a guest that found
-    /// wrong bytes. `None` when the daemon is gone.
+    /// The homes that `gfn` has had lately, as the daemon remembers them. A guest that found wrong bytes
+    /// asks for them. `None` when the daemon is gone.
     #[must_use]
     pub fn history(&self, gfn: Gfn) -> Option<String> {
         let mut text = [0; MAX_REPORT];
@@ -101,15 +101,15 @@ impl Ram {
 pub struct Attached {
     /// Its RAM.
     pub ram: Ram,
-    /// What the daemon said about it.
+    /// What the daemon said about the guest.
     pub welcome: Welcome,
     socket: SeqPacket,
 }
 
 /// Powers a guest on: connects to the daemon at `memory_socket` and maps RAM.
 ///
-/// `Hello::uffd` is set here. Before each word of the daemon, `wait` is called with the socket on which it will come,
-/// and must wait for it or fail. From the return on, threads may touch RAM, provided that
+/// `Hello::uffd` is set here. Before each message of the daemon, `wait` is called with the socket; it must wait until
+/// the socket is readable, or fail. Once this function has returned, threads may touch RAM, provided that
 /// [`Attached::serve`] runs in a thread of its own.
 ///
 /// # Errors
@@ -119,7 +119,7 @@ pub fn attach(
     mut hello: Hello,
     wait: impl Fn(BorrowedFd<'_>) -> Result<(), AttachError>,
 ) -> Result<Attached, AttachError> {
-    // Where there is no /proc, whoever wants a dump gets a large one.
+    // Ignored: without /proc a core dump holds RAM too, but that is no reason not to power on.
     let _ = privacy::keep_out_of_dumps();
     let socket = SeqPacket::connect(memory_socket).map_err(AttachError::Connect)?;
     let uffd = uffd::open();
@@ -130,7 +130,8 @@ pub fn attach(
         .map_err(cannot("send HELLO"))?;
     wait(socket.as_fd())?;
     let (welcome, fds) = welcome(&socket)?;
-    // Not before: a daemon of the same user has opened by now what it reads of this process.
+    // Not earlier: a daemon of the same user must first open what it reads of this process, and it has done so before
+    // it sends WELCOME.
     privacy::close_to_others().map_err(cannot("close this process to others"))?;
     let mut fds = fds.into_iter();
     let (Some(ram), Some(pool)) = (fds.next(), fds.next()) else {
@@ -169,7 +170,7 @@ pub fn attach(
     })
 }
 
-/// The answer to READY, with the fault channels.
+/// Receives the answer to READY, with the fault channels.
 fn go(socket: &SeqPacket) -> Result<Channels, SessionEnd> {
     match memory_thread::receive(socket)? {
         (Message::Go, fds) => Channels::over(fds).ok_or(order(
@@ -202,7 +203,7 @@ fn inline(
     }
 }
 
-/// The answer to HELLO, and its descriptors.
+/// Receives the answer to HELLO, and its descriptors.
 fn welcome(socket: &SeqPacket) -> Result<(Welcome, Vec<OwnedFd>), SessionEnd> {
     match memory_thread::receive(socket)? {
         (Message::Welcome(welcome), fds) => Ok((welcome, fds)),
@@ -211,10 +212,10 @@ fn welcome(socket: &SeqPacket) -> Result<(Welcome, Vec<OwnedFd>), SessionEnd> {
 }
 
 impl Attached {
-    /// The memory thread: executes the daemon's commands until the session ends, and says why.
+    /// The memory thread: executes the daemon's commands until the session ends, and returns why it ended.
     ///
-    /// Run it in a thread that never touches guest RAM. When it returns, guest threads that wait
-    /// for a page wait for ever: end the process.
+    /// Run it in a thread that never touches guest RAM. End the process when it returns, because guest
+    /// threads that wait for a page then wait for ever.
     pub fn serve(self) -> SessionEnd {
         memory_thread::run(&self.socket, &self.ram.0.map)
     }

@@ -1,5 +1,5 @@
-//! RAM of a guest without a host: private memory of its process, which is for the kernel to merge, to
-//! page out and to bring back. What a host is compared with.
+//! RAM of a guest without a host: private memory of its process, which the Linux kernel merges, pages out
+//! and brings back. Benchmarks compare memvisor with it.
 
 use std::io;
 use std::ptr;
@@ -10,11 +10,11 @@ use crate::protocol::PAGE_SIZE;
 
 use super::linear::Linear;
 
-/// Maps so many pages of private anonymous memory for the life of this process, which read as zeroes. If they are
-/// `mergeable`, KSM may merge them with equal ones, where the kernel has it and somebody has started it.
+/// Maps `pages` pages of private anonymous memory for the life of this process. They read as zeroes. If they are
+/// `mergeable`, KSM may merge them with equal pages, provided that the kernel has KSM and somebody has started it.
 ///
 /// # Errors
-/// What `mmap(2)` says: the guest is larger than the address space, or than what may be promised.
+/// What `mmap(2)` says: the guest is larger than the address space, or than what the kernel promises to a process.
 pub fn map_bare(pages: u32, mergeable: bool) -> io::Result<Linear> {
     let len = pages as usize * PAGE_SIZE;
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;

@@ -1,8 +1,8 @@
 //! The fault channels: a few socket pairs that faulting threads take in turn.
 //!
-//! A signal handler may not lock, allocate or look up its thread, so the free channels are one
-//! atomic bitmap: take a bit, talk, put it back. More faulting threads than channels sleep on a
-//! futex until one comes back.
+//! A signal handler may not lock, allocate or look up its thread, so one atomic bitmap holds the free
+//! channels: a thread takes a bit, talks, and puts the bit back. When no channel is free, faulting
+//! threads sleep on a futex until one comes back.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,7 +22,7 @@ pub(super) struct Channels {
 }
 
 impl Channels {
-    /// Takes over the ends that came from the daemon; `None` if they are not as many as there are to be.
+    /// Takes over the ends that came from the daemon; `None` if they are not [`MAX_CHANNELS`].
     pub(super) fn over(fds: Vec<OwnedFd>) -> Option<Self> {
         (fds.len() == MAX_CHANNELS).then(|| Self {
             sockets: fds.into_iter().map(SeqPacket::from).collect(),
@@ -34,7 +34,7 @@ impl Channels {
     pub(super) fn take(&self) -> Channel<'_> {
         let without_lowest = |free: u32| (free != 0).then(|| free & (free - 1));
         loop {
-            // Acquire pairs with the Release of who gave this one back: it has read its answer.
+            // Acquire pairs with the Release of the thread that gave this channel back, after it had read its answer.
             let taken =
                 self.free
                     .fetch_update(Ordering::Acquire, Ordering::Relaxed, without_lowest);
@@ -65,12 +65,13 @@ impl Channel<'_> {
 
     /// Sends a message; `false` when the daemon is gone. Async-signal-safe.
     pub(super) fn send(&self, fault: Fault) -> bool {
-        // The daemon serves the faults of a thread where it runs.
+        // The daemon needs the id to serve faults on the processor on which this thread runs.
         let thread = nix::unistd::gettid().as_raw().unsigned_abs();
         self.socket().send(&fault.encode(thread)).is_ok()
     }
 
-    /// Asks, and waits for the answer; `None` when the daemon is gone or talks nonsense. Async-signal-safe.
+    /// Asks, and waits for the answer; `None` when the daemon is gone or the answer cannot be decoded.
+    /// Async-signal-safe.
     pub(super) fn ask(&self, question: Fault) -> Option<Reply> {
         let mut bytes = [0; REPLY_BYTES];
         Reply::decode(self.ask_into(question, &mut bytes)?).ok()
@@ -101,18 +102,18 @@ impl Drop for Channel<'_> {
     }
 }
 
-/// The most that the kernel counts to.
+/// The largest number of threads that the kernel lets a futex call wake.
 const ALL: u32 = i32::MAX.unsigned_abs();
 
 /// Sleeps while `word` is `expected`; may return for no reason. Async-signal-safe.
 pub(super) fn futex_wait(word: &AtomicU32, expected: u32) {
-    // Whatever it returns for, the caller looks again.
+    // Errors are ignored: the caller looks again for whatever reason the wait ended.
     let _ = futex::wait(word, futex::Flags::PRIVATE, expected, None);
 }
 
 /// Wakes all threads of this process that sleep on `word`. Async-signal-safe.
 pub(super) fn futex_wake(word: &AtomicU32) {
-    // All, because whatever they wait for may be there several times. It fails for no aligned word.
+    // All are woken, because what they wait for may be there several times. The call cannot fail for an aligned word.
     let _ = futex::wake(word, futex::Flags::PRIVATE, ALL);
 }
 

@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// A bell that any thread can ring and one thread waits for, together with a socket (see
-/// [`wait_readable`](super::wait_readable)). Ringing twice before that thread looks is ringing
-/// once: it looks what is new, it is not told.
+/// A bell that any thread can ring. One thread waits for it, together with a socket (see
+/// [`wait_readable`](super::wait_readable)). Ringing twice before that thread looks is ringing once,
+/// because the bell does not say what is new: the thread must look for itself.
 #[derive(Debug)]
 pub struct Doorbell(EventFd);
 
@@ -24,14 +24,14 @@ impl Doorbell {
 
     /// Wakes the waiting thread. Never blocks.
     pub fn ring(&self) {
-        // The only failure of a one-word write to an eventfd is a full counter: it is ringing.
+        // Writing one word to an eventfd fails only if its counter is full, and then the bell rings already.
         let _ = self.0.write(1);
     }
 
-    /// Silences the bell; what is new must be looked up after this, not before.
+    /// Silences the bell. Look for what is new after this call: a ring between the look and the call would be lost.
     ///
     /// # Errors
-    /// What `read(2)` says. A silent bell is no error.
+    /// What `read(2)` says. Silencing a silent bell is no error.
     pub fn silence(&self) -> io::Result<()> {
         match self.0.read() {
             Ok(_) | Err(Errno::EAGAIN) => Ok(()),

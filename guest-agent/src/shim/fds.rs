@@ -14,8 +14,8 @@ use rustix::net::{
 
 use super::seqpacket::{Received, SeqPacket, hear};
 
-/// What the kernel lets one message carry (`SCM_MAX_FD`), so that there is always room for all of them.
-/// Yet a process that may open no more descriptors gets only some.
+/// The most descriptors that the kernel lets one message carry (`SCM_MAX_FD`), so the buffer always has room for all.
+/// Yet a process at its limit of open descriptors receives only some of them.
 const MAX_FDS: usize = 253;
 const CONTROL_BYTES: usize = cmsg_space!(ScmRights(MAX_FDS));
 
@@ -23,7 +23,7 @@ impl SeqPacket {
     /// Sends one datagram with descriptors; the peer gets duplicates.
     ///
     /// # Errors
-    /// `InvalidInput` when they are too many; what else `sendmsg(2)` says.
+    /// `InvalidInput` when there are too many descriptors; what else `sendmsg(2)` says.
     pub fn send_with_fds(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(text, "ab", "the last writer is closed, so the pipe ended");
     }
 
-    /// Where descriptors are short, or as here something else comes with them, not all of them fit.
+    /// Not all descriptors arrive if the process may open no more, or if other control data comes with them, as here.
     #[test]
     fn descriptors_of_a_message_that_is_cut_off_are_closed() {
         let (one, other) = SeqPacket::pair().unwrap();

@@ -1,19 +1,19 @@
-//! Faults that the faulting thread serves itself, as far as the daemon has offered and paid for it in
-//! the claim table ([`claims`](crate::protocol::claims)).
+//! Faults that the faulting thread serves itself, as far as the daemon has offered pages and granted
+//! credits in the claim table ([`claims`](crate::protocol::claims)).
 //!
-//! A signal costs more than to decompress a page. So where a guest walks its memory in order, the thread
-//! brings some of the pages behind the one it faulted on too ([`Rows`]), until credits run low: there it leaves
-//! them to pages that somebody has asked for.
+//! A signal costs more than decompressing a page. So where a guest walks its memory in order, the thread
+//! also brings back some of the pages behind the one on which it faulted ([`Rows`]). It stops when credits
+//! run low, and leaves the rest of them to pages on which a thread has really faulted.
 //!
-//! A swapped page costs a read of the disk, and one read of eight pages costs hardly more. The daemon does that,
-//! so pages of a row that are swapped are asked for; all others the thread reads itself, with two
-//! wake-ups less.
+//! A swapped page costs a read of the disk, but one read of eight pages costs hardly more than a read of one.
+//! Only the daemon reads several pages at once, so the thread asks it for swapped pages of a row. The thread
+//! reads all other swapped pages itself, which saves two wake-ups.
 //!
-//! All of it runs in a signal handler: system calls, atomics, and buffers on the stack. What was begun
-//! and cannot be ended is given up, and then the daemon is asked, which knows what to say about it.
+//! All of this runs in a signal handler: it uses system calls, atomics, and buffers on the stack. A claim
+//! whose work fails is given up, and then the thread asks the daemon, which can say what is wrong.
 //!
-//! It goes by [`Step`]s, and none of them waits; who takes them does. In a guest that is the signal handler,
-//! in the simulated machine a thread that stops between two steps as it likes.
+//! The work is cut into [`Step`]s. No step waits; only the caller does, between two steps. In a guest the
+//! caller is the signal handler. In the simulated machine it is a thread that may stop between any two steps.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -27,13 +27,13 @@ use super::mapping::Mapping;
 
 /// The longest compressed page.
 const MAX_PAYLOAD: usize = PAGE_SIZE / 2;
-/// What a page holds that nobody has touched.
+/// The content of a page that nobody has touched.
 const ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
-/// The most pages brought back behind one that is asked for: the thread waits for them.
+/// The most pages that a thread brings back behind the one on which it faulted, because it stands still meanwhile.
 const AHEAD: u32 = 7;
-/// How many pages behind one that the daemon has served are looked at to see how many came with it: as many as come.
+/// The most pages that the daemon brings with one that it serves, so that no more need to be looked at.
 const CAME: u32 = 15;
-/// How often an offer that changes while it is claimed is looked at again before the daemon is asked.
+/// How often to look at an offer that changes before it can be claimed. After that the daemon is asked.
 const LOOKS: u32 = 8;
 
 /// The claim table, and the threads that sleep at its words.
@@ -44,11 +44,11 @@ pub trait Table: Words {
 
 /// The swap file of the guest.
 pub trait SwapSlots: std::fmt::Debug + Send + Sync {
-    /// Reads a slot as a whole, or says that it cannot be had. Async-signal-safe.
+    /// Reads a whole slot; `None` if that fails. Async-signal-safe.
     fn read(&self, slot: u32, into: &mut AlignedPage) -> Option<()>;
 }
 
-/// A page as a read that goes past the page cache wants it.
+/// A page with the alignment that a read past the page cache (`O_DIRECT`) needs.
 #[derive(Debug)]
 #[repr(align(4096))]
 pub struct AlignedPage(pub [u8; PAGE_SIZE]);
@@ -66,8 +66,8 @@ impl SwapSlots for File {
 pub struct Inline<T> {
     table: T,
     swap: Box<dyn SwapSlots>,
-    /// Not mapped: the daemon gives each of its pages back after a few reads, and would then interrupt our
-    /// processors to take it out of the mapping.
+    /// Read by system calls, not mapped. The daemon frees each page of the arena after a few reads; it would have to
+    /// interrupt the guest's processors each time to take the page out of a mapping.
     arena: File,
     arena_pages: u32,
     rows: Rows,
@@ -77,21 +77,20 @@ pub struct Inline<T> {
 #[derive(PartialEq, Eq, Debug)]
 #[must_use]
 pub enum Step {
-    /// Go on with the page that it has claimed.
+    /// [Go on](Inline::go_on) with the page that the thread has claimed.
     Claimed(Work),
-    /// Sleep while this word of the table is what it is while another thread is at the page, then access it
-    /// again.
+    /// Another thread has claimed the page: sleep until this word of the table changes, then access the page again.
     Sleep {
         /// Which word.
         at: u32,
-        /// What it is.
+        /// Its value while the claim lasts.
         word: u32,
     },
     /// Access the page again.
     Access,
-    /// The same, when the daemon has been told that credits run out.
+    /// Tell the daemon that credits run out, then access the page again.
     Tell,
-    /// Ask the daemon, and [say so](Inline::was_served) when it has served the page.
+    /// Ask the daemon. When it has served the page and there is a row, call [`Inline::was_served`] with the row.
     Ask(Option<Touched>),
 }
 
@@ -99,14 +98,15 @@ pub enum Step {
 #[derive(PartialEq, Eq, Debug)]
 pub struct Work {
     claim: Claim,
-    /// How far its row goes on, if that is known already.
+    /// How far the row of the page goes on, if that is known already.
     touched: Option<Touched>,
-    /// It is asked for by nobody, but behind this page, with which so many have come.
+    /// Set for a page that is brought ahead: the page on which the thread faulted, and how many pages behind that one
+    /// have been brought so far.
     behind: Option<(Touched, u32)>,
 }
 
 impl Work {
-    /// What its thread stands still for.
+    /// What the thread stands still for.
     pub(super) fn stood(&self) -> Stood {
         match self.claim.offer() {
             State::Frame => Stood::Break,
@@ -119,7 +119,7 @@ impl Work {
 }
 
 impl<T: Table> Inline<T> {
-    /// By a claim table, the swap file, and an arena of so many pages, holes included.
+    /// Serves faults from a claim table, the swap file, and an arena of `arena_pages` pages, holes included.
     #[must_use]
     pub const fn new(table: T, swap: Box<dyn SwapSlots>, arena: File, arena_pages: u32) -> Self {
         Self {
@@ -140,7 +140,7 @@ impl<T: Table> Inline<T> {
         Claimer::new(&self.table)
     }
 
-    /// Begins with a fault on a page of RAM.
+    /// Begins to serve a fault on a page of RAM.
     pub fn begin(&self, gfn: Gfn, write: bool) -> Step {
         let claimer = self.claimer();
         let mut touched = None;
@@ -149,11 +149,13 @@ impl<T: Table> Inline<T> {
             match offer {
                 State::Zip | State::Empty | State::Frozen => {}
                 State::Swap => {
+                    // In a row, the daemon brings several pages by one read.
                     let row = touched.get_or_insert_with(|| self.rows.touched(gfn));
                     if row.ahead > 0 {
                         return Step::Ask(touched);
                     }
                 }
+                // Readable as it is: the offer came after the fault.
                 State::Frame if !write => return Step::Access,
                 State::Frame if claimer.may_break() => {}
                 State::Taken { .. } => {
@@ -177,7 +179,7 @@ impl<T: Table> Inline<T> {
         Step::Ask(touched)
     }
 
-    /// The daemon has served a page that was asked for: its row goes on behind those that came with it.
+    /// Notes that the daemon has served a page that was asked for. The row goes on behind the pages that came with it.
     pub fn was_served(&self, touched: Touched, pages: u32) {
         let came = |next: &u32| {
             let gfn = touched.gfn.checked_add(next + 1);
@@ -187,8 +189,8 @@ impl<T: Table> Inline<T> {
         self.rows.gave(touched, came as u32);
     }
 
-    /// Does what a page was claimed for, and claims the next one of its row. A page ahead that does not
-    /// come ends the row and nothing else.
+    /// Does what a page was claimed for, and claims the next page of its row. A page ahead that cannot be brought only
+    /// ends the row; the daemon is not asked for it.
     pub fn go_on(&self, map: &impl Mapping, work: Work) -> Step {
         let Work {
             claim,
@@ -222,7 +224,7 @@ impl<T: Table> Inline<T> {
         access
     }
 
-    /// Does what a page was claimed for, or gives it up; whether it is there.
+    /// Does what a page was claimed for, or gives the claim up. Returns whether the page is in place.
     fn carry_out(&self, map: &impl Mapping, claim: Claim) -> bool {
         let gfn = claim.gfn();
         let done = match claim.offer() {
@@ -242,7 +244,7 @@ impl<T: Table> Inline<T> {
         done.is_some()
     }
 
-    /// Brings a claimed page back from the arena; `None` when that does not succeed, and nothing has changed.
+    /// Brings a claimed page back from the arena; `None` when that fails, and then nothing has changed.
     fn refill(&self, map: &impl Mapping, claim: &Claim) -> Option<()> {
         let place = self.claimer().place(claim);
         let mut payload = [0; MAX_PAYLOAD];
@@ -259,7 +261,7 @@ impl<T: Table> Inline<T> {
         let place = self.claimer().place(claim);
         let mut page = AlignedPage([0; PAGE_SIZE]);
         self.swap.read(place.page, &mut page)?;
-        // The file may be one that is not in use any more.
+        // The daemon may have replaced the swap file, and then this one is out of date.
         if checksum(&page.0) != place.sum {
             return None;
         }
@@ -274,18 +276,18 @@ impl<T: Table> Inline<T> {
         if offset + len as u64 > u64::from(self.arena_pages) * PAGE_SIZE as u64 {
             return None;
         }
-        // Nobody writes these bytes while the page is claimed, and if the daemon did, the checksum would tell.
+        // Nobody writes these bytes while the page is claimed. If the daemon did, the checksum would tell.
         let read = self.arena.read_at(into, offset).ok()?;
         (read == len).then_some(into)
     }
 }
 
-/// Gives a claimed page that is shared a copy of its own; `None` as in [`Inline::refill`].
+/// Gives a claimed shared page a copy of its own; `None` as in [`Inline::refill`].
 fn break_shared(map: &impl Mapping, gfn: Gfn) -> Option<()> {
     let run = GfnRun::single(gfn);
     map.copy_to_ram(gfn).ok()?;
     if map.map_present(run).is_err() {
-        // It still reads its frame, and the daemon has not charged a page for it.
+        // The page still reads its frame, and the credit goes back: the copy must not stay in RAM unpaid.
         let _ = map.punch(run);
         return None;
     }

@@ -1,4 +1,4 @@
-//! A guest's pages in the memory of this process: where each is, and reading and writing its bytes.
+//! A guest's pages in the memory of this process: the address of each, and reading and writing its bytes.
 
 use std::ptr;
 
@@ -6,7 +6,7 @@ use crate::protocol::{Gfn, PAGE_SIZE};
 
 use super::Memory;
 
-/// A guest's pages in a row.
+/// A guest's pages at consecutive addresses.
 #[derive(Debug)]
 pub struct Linear {
     base: usize,
@@ -14,11 +14,11 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// So many pages from the address `base` on.
+    /// `pages` pages from the address `base` on.
     ///
     /// # Safety
-    /// They are mapped as long as this is used, for the guest alone. An access that is not allowed raises a fault,
-    /// and is tried again when somebody has resolved that.
+    /// The pages are mapped as long as the result is used, and for the guest alone. An access that is not allowed
+    /// raises a fault, and is tried again when somebody has resolved the fault.
     pub(super) const unsafe fn at(base: usize, pages: u32) -> Self {
         Self { base, pages }
     }
@@ -28,7 +28,7 @@ impl Linear {
         self.base + gfn.index() * PAGE_SIZE
     }
 
-    /// The page behind an address, or `None` outside.
+    /// The page at an address, or `None` for an address outside.
     pub(super) fn gfn_of(&self, address: usize) -> Option<Gfn> {
         let page = address.checked_sub(self.base)? / PAGE_SIZE;
         let gfn = u32::try_from(page).ok()?;

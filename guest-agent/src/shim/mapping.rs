@@ -1,13 +1,14 @@
-//! What the shim does to guest RAM when it is told to, without a system call of its own: the memory
-//! thread's commands, and the replies to faults.
+//! What the shim does to guest RAM when the daemon tells it to: the memory thread's commands, and the
+//! replies to faults.
 //!
-//! It runs over a [`Mapping`], which is the real one in a guest and a model of it where all of memvisor is
-//! simulated. The signal handler uses it too, so nothing here allocates, locks or waits.
+//! This module makes no system calls. It works on a [`Mapping`], which is the real one in a guest, and a
+//! model where all of memvisor is simulated. The signal handler uses it too, so nothing here allocates,
+//! locks or waits.
 
 use crate::protocol::memory::{Ack, Command, Fault, Op, Remap, Reply};
 use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
-/// Guest RAM as its process maps it. Every error is an errno; EINVAL is that of a run which leaves RAM.
+/// Guest RAM as its process maps it. Every error is an errno; a run that leaves RAM gets EINVAL.
 #[expect(clippy::missing_errors_doc, reason = "said once, above")]
 pub trait Mapping {
     /// How many pages RAM has.
@@ -25,10 +26,10 @@ pub trait Mapping {
     /// Puts a copy of `page` where RAM has a hole, and maps it.
     fn install(&self, gfn: Gfn, page: &[u8; PAGE_SIZE]) -> Result<(), i32>;
 
-    /// Copies what a page reads now, a frame that is mapped there, to the page's place in RAM, a hole.
+    /// Copies the frame that is mapped at a page to the page's place in RAM, which is a hole.
     fn copy_to_ram(&self, gfn: Gfn) -> Result<(), i32>;
 
-    /// Gives the memory of RAM pages back.
+    /// Gives the memory of RAM pages back to the kernel.
     fn punch(&self, run: GfnRun) -> Result<(), i32>;
 }
 
@@ -45,7 +46,7 @@ pub fn execute(map: &impl Mapping, command: &Command) -> Ack {
     ack
 }
 
-/// Does what the reply to a fault says; what to tell the daemon before the page is accessed again.
+/// Does what the reply to a fault says. Returns what to tell the daemon before the page is accessed again.
 pub fn obey(map: &impl Mapping, reply: Reply) -> Option<Fault> {
     let plain = |run| Remap { run, frame: 0 };
     let result = match reply {
@@ -53,7 +54,7 @@ pub fn obey(map: &impl Mapping, reply: Reply) -> Option<Fault> {
         Reply::Open(run) => map.remap(Op::Open, plain(run)),
         Reply::Private(run) => map.map_present(run),
         Reply::Reveal(run) => map.remap(Op::Reveal, plain(run)),
-        // No answer to a fault: the daemon ends a guest that says so.
+        // This is no answer to a fault. The daemon ends a guest that reports an errno.
         Reply::Attached(_) => Err(libc::EINVAL),
     };
     Some(Fault::Done(result.err().unwrap_or(0).unsigned_abs()))

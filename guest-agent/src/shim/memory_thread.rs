@@ -1,6 +1,6 @@
 //! The memory thread: executes the daemon's remap commands, one at a time, and acknowledges them.
 //!
-//! It never touches guest RAM: a page it touched might be one that waits for this very thread.
+//! It never touches guest RAM: a page that it touched might wait for this very thread.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -22,7 +22,7 @@ pub enum SessionEnd {
     /// The daemon said why it ends the session.
     #[error("the host ended the session: {0}")]
     Ended(String),
-    /// The daemon sent what it must not send.
+    /// The daemon sent a message that breaks the format.
     #[error("the host sent a message that cannot be understood")]
     Message(#[source] DecodeError),
     /// The daemon sent a message at the wrong time or without what belongs to it.
@@ -38,7 +38,7 @@ pub enum SessionEnd {
     Socket(#[source] io::Error),
 }
 
-/// The end when something came that was not its turn.
+/// The end of a session in which `got` came where `wanted` was due.
 pub(super) const fn order(got: &'static str, wanted: &'static str) -> SessionEnd {
     SessionEnd::Order { got, wanted }
 }
@@ -59,8 +59,8 @@ pub(super) fn run(socket: &SeqPacket, map: &RamMap) -> SessionEnd {
             Ok((other, _)) => return order(other.name(), wanted),
             Err(end) => return end,
         };
-        // A host that hangs up in the middle of a command may have said why: what is still to be
-        // received tells, or that there is nothing more.
+        // A host that hangs up during a command may have said why. So a broken pipe is not the end
+        // yet: the next receive returns the host's last message, or says that there is none.
         if let Err(error) = socket.send(&Message::Ack(ack).encode())
             && error.kind() != io::ErrorKind::BrokenPipe
         {
@@ -69,7 +69,8 @@ pub(super) fn run(socket: &SeqPacket, map: &RamMap) -> SessionEnd {
     }
 }
 
-/// Waits for one message of the connection, and the descriptors that come with it. The daemon's last words end it.
+/// Waits for one message of the connection, and the descriptors that come with it. An ERROR of the daemon ends the
+/// session.
 pub(super) fn receive(socket: &SeqPacket) -> Result<(Message, Vec<OwnedFd>), SessionEnd> {
     let mut buffer = [0; MAX_MESSAGE];
     let (received, fds) = socket
@@ -94,8 +95,8 @@ mod tests {
     use super::*;
     use crate::protocol::memory::{Command, Op};
 
-    /// What a shim makes of a host that says `last`, if anything, and hangs up before a command that it
-    /// gave is acknowledged.
+    /// Why the session ends for a shim whose host gives a command, says `last`, if anything, and hangs up before the
+    /// command is acknowledged.
     fn after_unanswered_command(last: Option<&Message>) -> SessionEnd {
         let file = || {
             let fd = memfd_create(c"ram", MFdFlags::MFD_CLOEXEC).expect("a file");

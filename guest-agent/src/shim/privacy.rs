@@ -1,26 +1,26 @@
-//! What of this process stays hidden from others of the same user.
+//! Hides this process from other processes of the same user.
 //!
 //! The kernel lets processes of one user attach to each other, read each other's memory, and open each other's
-//! descriptors, by `/proc` and otherwise. A daemon's are those of all its guests' memory. A process that is
-//! not *dumpable* (prctl(2)) is spared all of this, by anybody but root, and writes no core dump.
+//! descriptors, by `/proc` and otherwise. The daemon's descriptors give access to the memory of all its guests.
+//! If a process is not *dumpable* (prctl(2)), only root can do any of this to it, and it writes no core dump.
 //!
-//! Debuggers and profilers of an ordinary user are kept out as well, and so are the tests that compare what
-//! the daemon says with what the kernel counts. For them there is an environment variable.
+//! This also keeps out an ordinary user's debuggers and profilers, and the tests that compare what the daemon
+//! says with what the kernel counts. An environment variable lets them in.
 
 use std::fs;
 use std::io;
 
 use nix::sys::prctl;
 
-/// Set, and not empty, it has this process stay open to others of the same user.
+/// The environment variable that, if set and not empty, leaves this process open to others of the same user.
 pub const INSPECTABLE: &str = "MEMVISOR_INSPECTABLE";
 
-/// Of all memory only what is private and anonymous (core(5)). Guest RAM, share pools and caches are shared, and
-/// dumping them would also fill every hole.
+/// Only private anonymous memory (core(5)). Guest RAM, share pools and caches are shared memory, and dumping them
+/// would also fill every hole in them.
 const DUMPED: &str = "0x1";
 
-/// Keeps the memory of guests out of core dumps of this process and of those it starts, whoever asks for
-/// one. An ordinary user can do this before [`close_to_others`] only.
+/// Keeps the memory of guests out of core dumps of this process and of those it starts, whoever asks for a dump. An
+/// ordinary user must call this before [`close_to_others`], after which the files in `/proc/self` belong to root.
 ///
 /// # Errors
 /// What writing `/proc/self/coredump_filter` says.

@@ -1,4 +1,4 @@
-//! Guest RAM as this process maps it, and the ways to remap and to protect a part of it.
+//! Guest RAM as this process maps it, and the ways to remap and to protect parts of it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,7 +17,7 @@ use super::linear::Linear;
 use super::mapping::Mapping;
 use super::uffd::{self, Userfault};
 
-/// What the guest may do with a page of its own.
+/// The access that the guest has to a private page.
 const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 
 /// The one linear mapping of guest RAM, and what is needed to remap parts of it.
@@ -28,12 +28,12 @@ pub(super) struct RamMap {
     pub(super) linear: Linear,
     pool_frames: u32,
     ram: OwnedFd,
-    /// Only the memory thread uses it.
+    /// Only the memory thread locks it, so the lock is never contended.
     pool: Mutex<OwnedFd>,
     uffd: Option<Userfault>,
 }
 
-/// Maps the first `len` bytes of a file, shared; where.
+/// Maps the first `len` bytes of a file, shared. Returns the address.
 pub(super) fn map_file(file: BorrowedFd<'_>, len: usize, access: ProtFlags) -> io::Result<usize> {
     // SAFETY: a null hint lets the kernel choose free address space, so no existing mapping is
     // touched; the descriptor is open; offset 0 is page aligned.
@@ -42,8 +42,8 @@ pub(super) fn map_file(file: BorrowedFd<'_>, len: usize, access: ProtFlags) -> i
 }
 
 impl RamMap {
-    /// Maps RAM so that every access waits for the daemon: with a userfaultfd by registering it,
-    /// without one by allowing no access.
+    /// Maps RAM so that every access waits for the daemon: if there is a userfaultfd, by registering RAM
+    /// with it, else by allowing no access.
     pub(super) fn new(
         pages: u32,
         pool_frames: u32,
@@ -115,9 +115,9 @@ impl RamMap {
 
     /// Maps RAM back over a run so that accesses fault to the daemon first.
     fn map_private(&self, run: GfnRun) -> Result<(), i32> {
-        // Closed first: between mapping and registering, an access would allocate a page behind the
-        // daemon's back. Without access it raises SIGSEGV, and the handler's question waits at the locked
-        // page.
+        // Mapped without access first: an access between mapping and registering would otherwise allocate
+        // a page behind the daemon's back. Now it raises SIGSEGV, and the handler's question waits, because
+        // the daemon holds the lock of the page.
         let (access, flags) = (ProtFlags::empty(), MapFlags::empty());
         self.map(run, access, flags, self.ram.as_fd(), run.start.0)?;
         if self.uffd.is_none() {
@@ -127,14 +127,14 @@ impl RamMap {
         self.protect(run, MprotectFlags::READ | MprotectFlags::WRITE)
     }
 
-    /// Has faults on a run that was mapped anew reported again, where there is a userfaultfd.
+    /// Registers a newly mapped run with the userfaultfd, if there is one: a new mapping is not registered.
     fn register(&self, run: GfnRun) -> Result<(), i32> {
         let (address, len) = self.range(run)?;
         let register = |uffd: &Userfault| uffd.register(address as usize, len);
         self.uffd.as_ref().map_or(Ok(()), register)
     }
 
-    /// Maps a part of a file over a run, shared, with these flags beside.
+    /// Maps a part of a file over a run, shared, with additional `flags`.
     fn map(
         &self,
         run: GfnRun,
@@ -171,7 +171,7 @@ impl Mapping for RamMap {
     }
 
     fn map_present(&self, run: GfnRun) -> Result<(), i32> {
-        // Present pages are mapped at once, which saves a minor fault for each.
+        // POPULATE maps the present pages at once, which saves a minor fault for each.
         let (file, page) = (self.ram.as_fd(), run.start.0);
         self.map(run, READ_WRITE, MapFlags::POPULATE, file, page)?;
         self.register(run)
@@ -190,8 +190,8 @@ impl Mapping for RamMap {
     fn copy_to_ram(&self, gfn: Gfn) -> Result<(), i32> {
         let (address, len) = self.range(GfnRun::single(gfn))?;
         let offset = i64::try_from(gfn.offset()).map_err(|_| libc::EINVAL)?;
-        // SAFETY: the range is one page inside the RAM mapping (`range`), from which the kernel reads on
-        // its own: a page that cannot be read is EFAULT. The file is open; nobody maps its hole.
+        // SAFETY: the range is one page inside the RAM mapping (`range`). The kernel reads it by itself, so a page that
+        // cannot be read gives EFAULT. The file is open, and the hole that is written is mapped by nobody.
         let written = unsafe { libc::pwrite(self.ram.as_raw_fd(), address, len, offset) };
         match usize::try_from(written) {
             Ok(written) if written == len => Ok(()),

@@ -1,12 +1,12 @@
 //! The fault handler: a guest thread that may not access a page asks the daemon and waits, unless it may
-//! serve itself ([`Inline`]). It is the handler of SIGSEGV, and of an inline guest's SIGBUS, which is what
-//! its userfaultfd raises.
+//! serve the fault itself ([`Inline`]). It handles SIGSEGV and, in an inline guest, the SIGBUS that its
+//! userfaultfd raises.
 //!
-//! It runs on the faulting thread, at any instruction of the guest, so it may only do what is
-//! async-signal-safe: system calls and atomics. An address outside RAM
-//! is a real crash of the guest: the handler puts the previous one back and returns, the access
-//! faults again, and the process dies as it would have without us. A signal that somebody sent is no
-//! access that could fault again, so the process is ended by the signal at once.
+//! The handler runs on the faulting thread, at any instruction of the guest, so it may only do what is
+//! async-signal-safe: system calls and atomics. A fault at an address outside RAM is a real crash of the
+//! guest: the handler restores the previous handler and returns, the access faults again, and the process
+//! dies as it would have without us. A signal that somebody sent has no access that could fault again, so
+//! the handler lets this signal end the process at once.
 
 use std::io;
 use std::sync::{Mutex, OnceLock};
@@ -29,17 +29,17 @@ use super::table::SharedTable;
 pub(super) struct Hardware {
     pub(super) map: RamMap,
     pub(super) channels: Channels,
-    /// Held by who asks for pages to be attached: the daemon does so for one thread at a time.
+    /// Held by the thread that asks for pages to be attached: the daemon attaches for one thread at a time.
     pub(super) attaching: Mutex<()>,
-    /// What its threads may do without the daemon.
+    /// What guest threads may do without the daemon; `None` if the daemon serves all faults.
     pub(super) inline: Option<Inline<SharedTable>>,
 }
 
 static HARDWARE: OnceLock<Hardware> = OnceLock::new();
-/// What a signal did before.
+/// The previous actions of SIGSEGV and SIGBUS.
 static PREVIOUS: [OnceLock<SigAction>; 2] = [const { OnceLock::new() }; 2];
 
-/// Where it is kept what this signal did, one of the two that an access raises which is not allowed.
+/// The place of the previous action of this signal, which is SIGSEGV or SIGBUS.
 fn previous_of(signal: Signal) -> &'static OnceLock<SigAction> {
     &PREVIOUS[usize::from(signal == Signal::SIGBUS)]
 }
@@ -61,17 +61,17 @@ pub(super) fn install(hardware: Hardware) -> io::Result<&'static Hardware> {
     let flags = SaFlags::SA_SIGINFO | SaFlags::SA_NODEFER;
     let action = SigAction::new(SigHandler::SigAction(on_fault), flags, SigSet::empty());
     for signal in [Signal::SIGSEGV].into_iter().chain(bus) {
-        // In between, an access that is not ours is tried again and again.
+        // A fault outside RAM before the next line is done is retried until the handler finds the previous action.
         let before = set_action(signal, &action)?;
         previous_of(signal).get_or_init(|| before);
     }
     Ok(hardware)
 }
 
-/// Sets what a signal does; what it did before.
+/// Sets the action of a signal. Returns the previous one.
 fn set_action(signal: Signal, action: &SigAction) -> nix::Result<SigAction> {
-    // SAFETY: the handler of the action is async-signal-safe (module text), was installed before us, or is the
-    // kernel's.
+    // SAFETY: the action's handler is ours and async-signal-safe (module text), or was installed before us, or is the
+    // kernel's default.
     unsafe { sigaction(signal, action) }
 }
 
@@ -80,6 +80,7 @@ extern "C" fn on_fault(
     info: *mut libc::siginfo_t,
     context: *mut libc::c_void,
 ) {
+    // Kept, because the interrupted code may be about to read it.
     let errno = nix::errno::Errno::last_raw();
     let Ok(signal) = Signal::try_from(signal) else {
         return;
@@ -91,7 +92,7 @@ extern "C" fn on_fault(
     }
     // SAFETY: a siginfo of a SIGSEGV or SIGBUS that the kernel raised holds an address.
     let address = unsafe { info.si_addr() } as usize;
-    // Other codes of SIGBUS tell of broken memory.
+    // Other codes of SIGBUS report broken memory, which we cannot serve.
     let is_access = signal == Signal::SIGSEGV || info.si_code == libc::BUS_ADRERR;
     if is_access
         && let Some(hardware) = HARDWARE.get()
@@ -105,16 +106,17 @@ extern "C" fn on_fault(
     nix::errno::Errno::set_raw(errno);
 }
 
-/// Ends the process by a signal that was sent (`si_code` of 0 and below), as it would without a
-/// handler. The signal is raised again, because there is no access that could raise it.
+/// Ends the process by a signal that somebody sent (`si_code` of 0 and below), as that signal would
+/// without a handler. The signal is raised again, because no access will raise it.
 fn die(signal: Signal) {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // Neither fails with a signal that there is.
+    // Errors are ignored: neither call fails for a signal that exists.
     let _ = set_action(signal, &default);
     let _ = raise(signal);
 }
 
-/// Gets access to `gfn`: by itself if it may, or else by asking the daemon, which sees for how long then.
+/// Gets access to `gfn`: by itself if it may, or else by asking the daemon. Only the time of faults that it serves by
+/// itself is added up here, because the daemon sees how long the others take.
 fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
     let Some(inline) = &hardware.inline else {
         return ask(hardware, gfn, write);
@@ -149,7 +151,6 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
         };
     }
     if let Some(stood) = stood {
-        // Of which the daemon knows nothing.
         inline.claimer().stood(stood, began.elapsed());
     }
 }
@@ -172,8 +173,8 @@ fn ask(hardware: &Hardware, gfn: Gfn, write: bool) {
     }
 }
 
-/// The daemon is gone. The memory thread sees the same, says why and ends the process; a thread
-/// that cannot go on without its page waits for that.
+/// Waits for the end of the process, because the daemon is gone. The memory thread sees the same, says
+/// why and ends the process.
 fn wait_for_the_end() -> ! {
     loop {
         // SAFETY: pause(2) has no arguments and touches no memory.
@@ -181,8 +182,8 @@ fn wait_for_the_end() -> ! {
     }
 }
 
-/// Whether the access was a write. The processor tells; where we do not know how to ask it, every
-/// fault counts as a write, which costs a needless copy at worst.
+/// Whether the access was a write. The processor tells. On processors that we do not know how to ask,
+/// every fault counts as a write, which at worst costs a needless copy of a shared page.
 #[cfg(target_arch = "x86_64")]
 fn is_write(context: *mut libc::c_void) -> bool {
     const PAGE_FAULT_WRITE: i64 = 1 << 1;

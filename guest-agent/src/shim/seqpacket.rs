@@ -1,8 +1,8 @@
 //! Unix sockets that keep message boundaries.
 //!
-//! Both protocols send one message a datagram over `SOCK_SEQPACKET`. A byte stream would need
-//! framing, and a peer that lies about a length would then be out of step for ever; here the
-//! kernel keeps the boundaries, delivers in order, and says when the peer is gone.
+//! Both protocols send each message as one datagram over `SOCK_SEQPACKET`. A byte stream would need
+//! framing, and a peer that lied about a length would then be out of step for ever. Here the kernel
+//! keeps the boundaries, delivers in order, and says when the peer is gone.
 
 use std::fs;
 use std::io;
@@ -20,9 +20,9 @@ use rustix::net::{
     bind, connect, listen, recv, send, socket_with, socketpair,
 };
 
-/// The kernel's timeouts have a range, and nobody waits longer for a peer than this.
+/// The longest timeout that is set, because the kernel's timeouts have a limited range.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-/// Connections that wait to be accepted: as many as the kernel allows.
+/// Connections that may wait to be accepted. The kernel lowers this to the most that it allows.
 const BACKLOG: i32 = i32::MAX;
 
 /// What [`SeqPacket::recv`] found.
@@ -30,7 +30,7 @@ const BACKLOG: i32 = i32::MAX;
 pub enum Received {
     /// A datagram.
     Message {
-        /// The length the peer sent. Where the buffer was shorter, only as much arrived as it has room for.
+        /// The length that the peer sent. A shorter buffer holds only the beginning of the datagram.
         len: usize,
     },
     /// The peer has closed its end. The kernel reports an empty datagram in the same way, so an
@@ -94,7 +94,7 @@ impl SeqPacket {
     fn send_with(&self, message: &[u8], flags: SendFlags) -> io::Result<()> {
         match retry_on_intr(|| send(&self.0, message, flags | SendFlags::NOSIGNAL)) {
             Ok(_) => Ok(()),
-            // Says that the peer left with messages unread; the peer is gone all the same.
+            // ECONNRESET says that the peer left with messages unread. The peer is gone all the same.
             Err(Errno::CONNRESET) => Err(Errno::PIPE.into()),
             Err(errno) => Err(errno.into()),
         }
@@ -113,7 +113,7 @@ impl SeqPacket {
     /// Waits for one datagram and puts it at the start of `into`.
     ///
     /// # Errors
-    /// What `recv(2)` says. A peer that has left is [`Received::Closed`], behind all that it has sent.
+    /// What `recv(2)` says. A peer that has left is no error: [`Received::Closed`] comes after all that it has sent.
     pub fn recv(&self, into: &mut [u8]) -> io::Result<Received> {
         Ok(self.recv_with(into, RecvFlags::empty())?)
     }
@@ -148,7 +148,7 @@ impl SeqPacket {
         }
     }
 
-    /// Who is at the other end, as the kernel vouches for it: recorded at connect or pair time.
+    /// The process at the other end, for which the kernel vouches: it was recorded when the ends were connected.
     ///
     /// # Errors
     /// What `getsockopt(2)` says.
@@ -158,7 +158,7 @@ impl SeqPacket {
 }
 
 impl From<OwnedFd> for SeqPacket {
-    /// Takes over a descriptor that came in a message. If it is no such socket, every call says so.
+    /// Takes over a descriptor that came in a message. If it is no such socket, every call returns an error.
     fn from(fd: OwnedFd) -> Self {
         Self(fd)
     }
@@ -188,8 +188,7 @@ impl SeqPacketListener {
         Ok(Self { fd, path })
     }
 
-    /// Waits for the next connection. To wait for other things as well, first ask
-    /// [`wait_readable`].
+    /// Waits for the next connection. To wait for other things as well, call [`wait_readable`] first.
     ///
     /// # Errors
     /// What `accept(2)` says: no descriptors left.
@@ -199,12 +198,12 @@ impl SeqPacketListener {
     }
 }
 
-/// Listens at `path`, where only this user can connect. It must not exist: whether a socket left there is
-/// stale is for the owner of the directory to know.
+/// Listens at `path`, where only this user can connect. `path` must not exist: only the owner of the directory knows
+/// whether a socket that was left there is stale.
 ///
-/// A new socket has the mode of its descriptor without the bits of the umask, which belongs to the whole process
-/// and may say anything. So the descriptor's mode is set first: at no time is more allowed. What the umask has
-/// taken away from the user itself is given back.
+/// `bind` gives the path the mode of the descriptor, less the bits of the umask. The umask belongs to the whole process
+/// and may have any value. So the descriptor's mode is set first, and the path never allows more than that. Afterwards
+/// the path gets back those bits of the user that the umask has taken away.
 ///
 /// # Errors
 /// What `bind(2)` and `chmod(2)` say, with the path.
@@ -229,13 +228,13 @@ impl AsFd for SeqPacketListener {
 
 impl Drop for SeqPacketListener {
     fn drop(&mut self) {
-        // Somebody may have cleaned the directory already, and there is nobody to tell.
+        // Ignored: somebody may have cleaned the directory already, and there is nobody to tell.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Waits until one of `fds` can be read without blocking or its peer is gone; which ones. All are
-/// `false` when `timeout` passed first; `None` waits for ever.
+/// Waits until one of `fds` can be read without blocking or its peer is gone, and returns which ones.
+/// All are `false` when `timeout` passed first; `None` waits for ever.
 ///
 /// # Errors
 /// What `ppoll(2)` says. An interrupted wait is continued.
@@ -247,15 +246,15 @@ pub fn wait_readable<const N: usize>(
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     retry_on_intr(|| {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        // What the kernel has no number for is for ever.
+        // A time that the kernel cannot express is as good as for ever.
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         poll(&mut polled, left.as_ref())
     })?;
     Ok(polled.map(|fd| !fd.revents().is_empty()))
 }
 
-/// Receives, again if a signal came, or if the peer has left with messages unread: that is said once, ahead of what it
-/// sent before.
+/// Receives. Tries again after a signal, and after ECONNRESET, by which the kernel says once that the peer has left
+/// with messages unread: the messages that the peer sent before it left come after this error.
 pub(super) fn hear<T>(mut receive: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     loop {
         match receive() {
@@ -392,7 +391,7 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
-    /// The umask is the whole process's: a process of its own has another.
+    /// The umask belongs to the whole process, so each umask is tried in a process of its own.
     #[test]
     fn sockets_are_private_whatever_the_umask() {
         const WHERE: &str = "MEMVISOR_TEST_SOCKET_DIR";

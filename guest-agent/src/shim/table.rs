@@ -1,4 +1,4 @@
-//! The claim table as guest and daemon map it, each for itself: either may write any of its words at any moment.
+//! The claim table as guest and daemon each map it. Either may write any word of the table at any moment.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,17 +20,17 @@ pub struct SharedTable {
 }
 
 impl SharedTable {
-    /// So many words from the address `base` on.
+    /// `count` words from the address `base` on.
     ///
     /// # Safety
-    /// They are mapped, to be read and written, as long as this is used, and aligned. All who use them, in this process
-    /// and others, do so by atomics.
+    /// The words are aligned, and mapped for reading and writing as long as the result is used. Everybody who uses
+    /// them, in this process and in others, does so by atomics.
     #[must_use]
     pub const unsafe fn at(base: usize, count: u64) -> Self {
         Self { base, count }
     }
 
-    /// Maps the table of a guest of so many pages, which the daemon has passed on, for ever.
+    /// Maps the table of a guest of `pages` pages from the daemon's descriptor, for the life of this process.
     pub(super) fn map(pages: u32, claims: &OwnedFd) -> io::Result<Self> {
         let count = words(pages);
         let len = usize::try_from(count * 4).map_err(io::Error::other)?;
@@ -41,8 +41,8 @@ impl SharedTable {
     fn word(&self, at: u32) -> &AtomicU32 {
         assert!(u64::from(at) < self.count, "word {at} of {}", self.count);
         let word = (self.base as *mut u32).wrapping_add(at as usize);
-        // SAFETY: the word is one of those that are mapped (checked above), which are aligned and are used by
-        // atomics alone, as `at` demands. A mapping of `map` is page aligned and never unmapped.
+        // SAFETY: the word is inside the mapping (checked above). As `at` demands, the words are aligned, stay mapped,
+        // and are used by atomics alone. A mapping of `map` is page aligned and never unmapped.
         unsafe { AtomicU32::from_ptr(word) }
     }
 
@@ -54,7 +54,7 @@ impl SharedTable {
 
 impl Words for SharedTable {
     fn load(&self, at: u32) -> u32 {
-        // Acquire pairs with the Release of the other process, as all three promise.
+        // Acquire pairs with the Release by which the other process stores, as `Words` promises.
         self.word(at).load(Ordering::Acquire)
     }
 

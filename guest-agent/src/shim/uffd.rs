@@ -9,11 +9,12 @@ use rustix::mm::{UserfaultfdFlags, userfaultfd};
 
 use crate::protocol::PAGE_SIZE;
 
-/// What the engine cannot do without, and what every kernel has that has these: the daemon is told which thread faults.
+/// The features that the engine needs. The id of the faulting thread is one of them because every kernel that has
+/// the other two has it too.
 const NEEDED: u32 = kernel::UFFD_FEATURE_MISSING_SHMEM
     | kernel::UFFD_FEATURE_MINOR_SHMEM
     | kernel::UFFD_FEATURE_THREAD_ID;
-/// With these, Linux 6.7, the kernel notes which pages were written. No write ever waits for that.
+/// With these features (Linux 6.7), the kernel notes which pages were written. No write ever waits for that.
 const TRACKING: u32 = kernel::UFFD_FEATURE_WP_HUGETLBFS_SHMEM
     | kernel::UFFD_FEATURE_WP_UNPOPULATED
     | kernel::UFFD_FEATURE_WP_ASYNC;
@@ -44,7 +45,7 @@ pub fn open() -> io::Result<Userfault> {
     open_with(NEEDED)
 }
 
-/// Opens one whose faults are signals to the threads that fault.
+/// Opens a userfaultfd whose faults are signals to the faulting threads.
 ///
 /// # Errors
 /// As [`open`].
@@ -53,13 +54,13 @@ pub fn open_for_signals() -> io::Result<Userfault> {
 }
 
 fn open_with(features: u32) -> io::Result<Userfault> {
-    // Faults of user code only: the one kind that needs no privilege, and all that a guest which never
-    // passes its RAM to a system call can cause.
+    // Faults of user code only, which is the only kind that needs no privilege. A guest causes no other,
+    // because it never passes its RAM to a system call.
     let user_mode = UserfaultfdFlags::from_bits_retain(kernel::UFFD_USER_MODE_ONLY);
     let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK | user_mode;
-    // SAFETY: the call touches no memory; what is done by the descriptor is said where it is done.
+    // SAFETY: the call touches no memory. Each use of the descriptor says why that use is safe.
     let fd = unsafe { userfaultfd(flags) }?;
-    // After a refusal the descriptor is as new.
+    // A refused negotiation leaves the descriptor as new, so it can be tried again.
     let tracks_writes = negotiate(&fd, features | TRACKING).is_ok();
     if !tracks_writes {
         negotiate(&fd, features)?;
@@ -90,7 +91,7 @@ impl Userfault {
         self.tracks_writes
     }
 
-    /// Registers `len` bytes at `start`: absent and unmapped pages wait for the daemon from now on.
+    /// Registers `len` bytes at `start`: from now on, accesses to absent and unmapped pages wait for the daemon.
     ///
     /// Safe to call from a signal handler.
     ///
@@ -108,7 +109,7 @@ impl Userfault {
             mode: (absent | tracking).into(),
             ioctls: 0,
         };
-        // SAFETY: the descriptor is open as long as `self`, and `register` outlives the call. The kernel checks
+        // SAFETY: the descriptor is open as long as `self` lives, and `register` outlives the call. The kernel checks
         // the range itself; registering changes when accesses wait, never what they read.
         let done = unsafe { call::register(self.fd.as_raw_fd(), &raw mut register) };
         done.map(drop).map_err(|errno| errno as i32)
@@ -121,11 +122,11 @@ impl AsFd for Userfault {
     }
 }
 
-/// How often a page is put into a hole before it counts as no hole.
+/// How often to try to put a page into a hole before EEXIST is believed.
 ///
-/// The kernel may say EEXIST not only for a page that is there: a page table that is freed between its
-/// allocation and its use makes the call fail in the same way, and since Linux 6.14
-/// the `madvise(DONTNEED)` of our freezes frees page tables that it empties.
+/// The kernel says EEXIST not only for a page that is there. The call also fails so if a page table is freed
+/// between its allocation and its use, and since Linux 6.14 the `madvise(DONTNEED)` of our freezes frees
+/// the page tables that it empties.
 pub const ATTEMPTS: u32 = 100;
 
 /// Puts a copy of `page` at `address`, where there is a hole.
@@ -145,7 +146,7 @@ pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Res
             copy: 0,
         };
         // SAFETY: `uffd` is open for the life of the borrow, and `copy` outlives the call, which also reads the
-        // live `page`. It fills a page that is absent and never changes one that is there; the kernel checks the
+        // live `page`. The call fills an absent page and never changes one that is there; the kernel checks the
         // address.
         match unsafe { call::copy(uffd.as_raw_fd(), &raw mut copy) } {
             Ok(_) => return Ok(()),
@@ -157,20 +158,20 @@ pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Res
     Err(last as i32)
 }
 
-/// Maps the page of the file that is at `address`.
+/// Maps the page that the file holds for `address`.
 ///
 /// Safe to call from a signal handler.
 ///
 /// # Errors
-/// The errno: `EFAULT` when the file has a hole there. A page that is mapped already is none.
+/// The errno: `EFAULT` when the file has a hole there. A page that is mapped already is no error.
 pub fn map_present(uffd: BorrowedFd<'_>, address: usize) -> Result<(), i32> {
     let mut range = kernel::uffdio_continue {
         range: range(address, PAGE_SIZE),
         mode: 0,
         mapped: 0,
     };
-    // SAFETY: `uffd` is open for the life of the borrow, and `range` outlives the call. It maps what the file holds and
-    // changes no byte; the kernel checks the address.
+    // SAFETY: `uffd` is open for the life of the borrow, and `range` outlives the call. The call maps what the file
+    // holds and changes no byte; the kernel checks the address.
     match unsafe { call::map_present(uffd.as_raw_fd(), &raw mut range) } {
         Ok(_) | Err(Errno::EEXIST) => Ok(()),
         Err(errno) => Err(errno as i32),

@@ -36,11 +36,11 @@ pub enum StartError {
          swap disk", capacity - ram
     )]
     TooLarge {
-        /// Pages they need.
+        /// Pages that the workloads need.
         asked: u64,
-        /// Pages there are.
+        /// Pages that the guest has.
         capacity: u64,
-        /// The part of these that is RAM.
+        /// The part of `capacity` that is RAM.
         ram: u64,
     },
     /// A store would have too many values.
@@ -92,12 +92,14 @@ pub(super) fn build(
         .collect()
 }
 
-/// How many pages each workload works on.
+/// How many pages each workload works on. Workloads without a size share three quarters of RAM, less what the others
+/// ask for, but at least an eighth of RAM.
 fn sizes(kernel: &Kernel, specs: &[WorkloadSpec]) -> Result<Vec<u32>, StartError> {
     let known = specs
         .iter()
         .map(|spec| known_size(kernel, spec))
         .collect::<Result<Vec<_>, _>>()?;
+    // The page cache gives way, so files need no memory of their own.
     let in_memory = |(spec, pages): (&WorkloadSpec, u64)| match spec.kind {
         Kind::Files { .. } => 0,
         _ => pages,
@@ -129,7 +131,7 @@ fn sizes(kernel: &Kernel, specs: &[WorkloadSpec]) -> Result<Vec<u32>, StartError
     Ok(sizes)
 }
 
-/// The size a workload asks for or has by its nature; `None` if it takes what it gets.
+/// The size that a workload asks for or has by its nature; `None` for a workload that takes what it gets.
 fn known_size(kernel: &Kernel, spec: &WorkloadSpec) -> Result<Option<u32>, StartError> {
     Ok(match &spec.kind {
         Kind::Image { path, .. } => Some(image(path, spec)?.pages()),
@@ -268,7 +270,8 @@ impl Builder<'_> {
             share,
             next: 0,
             loaded: 0,
-            // Neighbouring pages are attached together, and only a single thread has neighbours.
+            // A stage attaches neighbouring pages, and only a single thread has neighbouring pages: several
+            // threads have every n-th page each.
             kernel: (attach && self.spec.threads == 1).then(|| Arc::clone(self.kernel)),
             stage: None,
             attached: 0,

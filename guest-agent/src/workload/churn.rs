@@ -1,5 +1,5 @@
-//! `churn`: allocates memory, fills it, verifies it and frees it. What keeps a free list moving,
-//! and makes pages change owners all the time.
+//! `churn`: allocates memory, fills it, verifies it and frees it. This keeps the free list moving and
+//! makes pages change owners all the time.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::kernel::Kernel;
 #[derive(Debug)]
 pub(super) struct Churn {
     pub(super) kernel: Arc<Kernel>,
-    /// The size of the largest region; each is of random size from half of it on.
+    /// The size of the largest region. Each region has a random size from half of this up to this.
     pub(super) pages: u32,
     pub(super) content: Mix,
     pub(super) domain: u64,
@@ -24,7 +24,7 @@ pub(super) struct Churn {
     pub(super) region: Option<Region>,
 }
 
-/// One round's memory and how far the round is.
+/// The memory of one round, and how far the round is.
 #[derive(Debug)]
 pub(super) struct Region {
     set: PageSet,
@@ -71,6 +71,7 @@ impl Worker for Churn {
                 .inspect(|_| region.filled += 1)
         } else {
             let done = region.set.verify(region.verified);
+            // A wrong page counts as verified, or it would be reported again and again.
             region.verified += u32::from(!matches!(done, Err(Failure::Kernel(_))));
             done
         };

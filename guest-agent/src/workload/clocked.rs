@@ -1,9 +1,9 @@
-//! What the clock says of operations: how long they took, and how many ended in each second.
+//! The times of operations: how long they took, and how many ended in each second.
 //!
-//! A guest that makes as many operations as another one may still be the worse one, if it stands still for
-//! seconds in between. So every operation is timed, not a sample of them: the longest one is what matters most,
-//! and a sample misses it. It costs one reading of the clock (some 25 ns), because the end of an operation is
-//! the beginning of the next, and a record that only its own thread writes.
+//! Of two guests with equally many operations, one is worse if it stands still for seconds in between. So
+//! every operation is timed: the longest one matters most, and a sample would miss it. Timing costs one
+//! reading of the clock (some 25 ns) per operation, because the end of an operation is the beginning of the
+//! next, and an update of a record that only its own thread writes.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use hdrhistogram::Histogram;
 
 use super::Latency;
 
-/// The longest latency that is told from longer ones, in nanoseconds: ten minutes.
+/// The longest latency that is recorded, in nanoseconds: longer ones count as ten minutes.
 const LONGEST_NS: u64 = 600_000_000_000;
 
-/// Seconds whose progress is kept, an hour: the record of a guest that runs for days must not grow.
+/// How many seconds of progress are kept: one hour, because the record of a guest that runs for days must not grow.
 const SECONDS_KEPT: usize = 3600;
 
-/// What the clock said of one thread, or of several together.
+/// The times of one thread, or of several together.
 #[derive(Debug)]
 pub(super) struct Clocked {
     latencies: Histogram<u64>,
@@ -34,13 +34,13 @@ impl Clocked {
         }
     }
 
-    /// An operation took so long.
+    /// Records how long an operation took.
     pub(super) fn record(&mut self, latency: Duration) {
         let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         self.latencies.saturating_record(nanoseconds);
     }
 
-    /// A piece of work was done so long after the start.
+    /// Records a piece of work that was done at this time after the start.
     pub(super) fn progress(&mut self, at: Duration) {
         let second = usize::try_from(at.as_secs()).unwrap_or(usize::MAX);
         if second >= SECONDS_KEPT {
@@ -63,7 +63,7 @@ impl Clocked {
         }
     }
 
-    /// Pieces of work done in each full second of so long a time.
+    /// Pieces of work done in each full second of a run of this length.
     pub(super) fn each_second(mut self, of: Duration) -> Vec<u32> {
         let full = usize::try_from(of.as_secs()).unwrap_or(usize::MAX);
         self.seconds.resize(full.min(SECONDS_KEPT), 0);

@@ -1,11 +1,11 @@
-//! What workloads write: bytes that can be told again from where they are and how often they were
-//! written, so that verifying needs no second copy of them.
+//! What workloads write: bytes that can be computed again from their place and the number of writes, so
+//! that verifying needs no second copy of them.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Neighbouring pages have content of one class in groups of this many pages, because memory of
-/// real guests has its equal and its compressible pages in runs too.
+/// Pages per group. All pages of a group have content of one class, because in real guests equal and
+/// compressible pages come in runs too.
 const GROUP_PAGES: u64 = 8;
 
 /// The seed of content that is equal in all guests.
@@ -20,8 +20,8 @@ pub enum Mix {
     Text,
     /// Zeroes.
     Zero,
-    /// A mixture as guests have it. By groups of pages: 15 % zeroes, 30 % text, 25 %
-    /// incompressible, and equal in all guests 15 % text and 15 % incompressible.
+    /// A mixture as in real guests. Of the groups of pages, 15 % are zeroes, 30 % text of this guest,
+    /// 25 % incompressible; 15 % are text and 15 % incompressible content that is equal in all guests.
     #[default]
     Mixed,
 }
@@ -77,9 +77,9 @@ impl Content {
         Self { mix, domain }
     }
 
-    /// Writes what item `item` on page `page` holds after its `version`-th write. Version 0 was
-    /// never written and is zero. The class depends on the page only, so that small items make
-    /// pages of one class; what is equal in all guests depends on item and version alone.
+    /// Writes the content of item `item` on page `page` after its `version`-th write. Version 0 was
+    /// never written and is zero. The class depends on the page only, so that all small items of a page
+    /// have one class. Content that is equal in all guests depends on item and version only.
     pub(super) fn fill(&self, page: u64, item: u64, version: u32, out: &mut [u8]) {
         if version == 0 {
             return out.fill(0);
@@ -100,6 +100,7 @@ impl Content {
             Mix::Zero => Class::Zero,
             Mix::Text => Class::Text { common: false },
             Mix::Random => Class::Random { common: false },
+            // Hashed without the domain: what is equal in all guests must be on the same pages in all of them.
             Mix::Mixed => match hash(COMMON, page / GROUP_PAGES) % 100 {
                 0..15 => Class::Zero,
                 15..45 => Class::Text { common: false },
@@ -142,7 +143,7 @@ fn fill_random(seed: u64, out: &mut [u8]) {
 /// Bytes of one phrase of text.
 const PHRASE: usize = 16;
 
-/// Phrases between two stamps, which make pages differ that say the same.
+/// Phrases between two stamps. The stamps make pages differ that consist of the same phrases.
 const PHRASES_A_STAMP: usize = 15;
 
 const PHRASES: [&[u8; PHRASE]; 32] = [
@@ -188,7 +189,8 @@ fn fill_text(seed: u64, out: &mut [u8]) {
             bits = scramble(state);
             chunk.copy_from_slice(&stamp(scramble(bits))[..chunk.len()]);
         } else {
-            // 4 bits are used up each time, the 5th is the next one's lowest: enough for text.
+            // 5 bits choose a phrase but only 4 are shifted out, so that 64 bits last for all phrases
+            // up to the next stamp. Neighbours share a bit, which is good enough for text.
             let phrase = PHRASES[bits as usize % PHRASES.len()];
             bits >>= 4;
             chunk.copy_from_slice(&phrase[..chunk.len()]);

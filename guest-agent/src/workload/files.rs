@@ -19,10 +19,10 @@ use crate::protocol::PAGE_SIZE;
 /// process has 1024 descriptors by default.
 const MAX_FILES: usize = 128;
 
-/// The most directories that are searched and the most files that are looked at for the largest.
+/// The search for the largest files ends after about this many files and directories.
 const MAX_ENTRIES: usize = 100_000;
 
-/// The files, one behind the other.
+/// The files, with their pages numbered through from the first file to the last.
 #[derive(Debug)]
 pub(super) struct Shelf {
     files: Vec<(CachedFile, Truth)>,
@@ -50,7 +50,7 @@ impl Shelf {
             if left == 0 {
                 break;
             }
-            // A file that may not be read is none of ours, unless it was named.
+            // A file that cannot be opened is skipped, unless the path names it.
             let truth = match Truth::open(&file, left) {
                 Err(_) if file != path => continue,
                 other => other.map_err(error)?,
@@ -79,8 +79,8 @@ impl Shelf {
     }
 }
 
-/// The largest files under a directory, or the file itself. Links are not followed, and what
-/// cannot be read is left out.
+/// The largest files under a directory, or the file itself. Links are not followed, and unreadable
+/// directories and files are left out.
 fn largest_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     if !fs::metadata(path)?.is_dir() {
         return Ok(vec![path.to_owned()]);

@@ -1,6 +1,6 @@
-//! `image`: brings a file into memory, as a boot does, then re-reads that slowly. All guests with
-//! the same image begin with equal memory: the host is asked to attach it, and what it does not attach
-//! is copied.
+//! `image`: brings a file into memory, as a boot does, then re-reads that memory slowly. All guests with
+//! the same image begin with equal memory. The host is asked to attach the pages; pages that it does not
+//! attach are copied.
 
 use std::sync::Arc;
 
@@ -17,26 +17,26 @@ pub(super) struct Image {
     pub(super) region: Arc<AnonRegion>,
     pub(super) share: Share,
     pub(super) next: u32,
-    /// Pages that have been copied: a guest can be told to end while it boots.
+    /// How many pages have been brought in so far: a guest can be told to end while it boots.
     pub(super) loaded: u32,
-    /// Where a stage can be had, if the host shall attach anything.
+    /// The kernel that gives a stage; `None` if the host shall attach nothing (more).
     pub(super) kernel: Option<Arc<Kernel>>,
-    /// The stage, from the first page that is attached to the last.
+    /// The stage, while there are pages left for which the host is to be asked.
     pub(super) stage: Option<Stage>,
-    /// The pages up to this one were attached, but for those that were copied since.
+    /// Pages below this one need no copy: they were attached, or copied earlier.
     pub(super) attached: u32,
-    /// The host was asked for the pages up to this one, or they are to be copied.
+    /// Before this page, the host is not asked again: it was asked, or the pages are to be copied.
     pub(super) asked: u32,
-    /// Whether the host did what it was asked for last.
+    /// Whether the host attached everything at the last request.
     pub(super) is_willing: bool,
 }
 
-/// Pages that a host is asked for that was not willing the last time, or was not asked before.
+/// How many pages to ask for if the host was not willing the last time, or was never asked.
 const PROBE: u32 = 16;
 
 impl Image {
-    /// Asks the host to attach pages from this one on. Where it does not, the pages of a stage are copied
-    /// before it is asked again: it may be short of memory only for a while.
+    /// Asks the host to attach pages from `first` on. If the host does not attach all of them, as many pages
+    /// as a stage has are brought in before it is asked again, because it may be short of memory for a while.
     fn attach(&mut self, first: u32) -> Result<(), Failure> {
         let Some(kernel) = &self.kernel else {
             return Ok(());

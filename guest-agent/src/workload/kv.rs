@@ -1,8 +1,8 @@
 //! `kv`: a store of small values, read and written with Zipf popularity by several threads.
 //!
-//! Several values share a page, each with a version of its own, so that a page that comes back as
-//! a whole but old, or with a part of it torn, is found out. A version and its bytes change
-//! together under one lock for many pages; nobody touches two of these locks at once.
+//! Several values share a page, and each has a version of its own. This finds both a page that comes
+//! back whole but out of date, and a page that comes back torn. A version and its bytes change together
+//! under a lock that many pages share; nobody holds two of these locks at once.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ use super::{Failure, Mismatch, Work, Worker};
 use crate::kernel::{AnonRegion, Kernel};
 use crate::protocol::PAGE_SIZE;
 
-/// Locks of a store; two threads seldom meet at one of so many.
+/// Locks of a store: so many that two threads seldom need the same one.
 const LOCKS: usize = 256;
 
 /// What all threads of one `kv` share.
@@ -59,7 +59,7 @@ impl Store {
         self.versions[key as usize].load(Ordering::Relaxed)
     }
 
-    /// The page of a key and its first byte in it.
+    /// The page of a key, and the byte in that page at which its value begins.
     const fn place(&self, key: u64) -> (u64, usize) {
         let page = key / self.keys_a_page();
         (page, (key % self.keys_a_page()) as usize * self.value)
@@ -97,7 +97,7 @@ impl Store {
         self.judge(expected, found, at, page, version)
     }
 
-    /// Writes the values of a page that nobody has written yet.
+    /// Writes those values of a page that have never been written. A call that failed half-way can be repeated.
     fn load_page(&self, page: u64) -> Result<Work, Failure> {
         let _lock = self.lock(page);
         let first = page * self.keys_a_page();

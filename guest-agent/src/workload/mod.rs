@@ -1,21 +1,21 @@
-//! What guests run, and how it is known that no byte of theirs was lost.
+//! What guests run, and how they know that none of their bytes was lost.
 //!
 //! A memory manager that returns wrong bytes once in a billion reads passes every benchmark. So
 //! every workload here verifies every byte it reads. The naive way keeps a second copy of all
-//! memory, which would cost what overcommitment saves. Here the content of memory is a function:
-//! of who wrote it (a domain made of the guest's seed and the workload), where (the page or the
-//! item) and how often (a version). The versions are all that is kept, in the heap of the process,
-//! which the host does not touch. What was read from files is compared with hashes of the files.
-//! When a guest stops, a last pass verifies everything that its workloads own.
+//! memory, which would cost what overcommitment saves. Here the content of memory is a function of
+//! its writer (a domain made of the guest's seed and the workload), its place (the page or the item)
+//! and the number of writes (a version). Only the versions are kept, in the heap of the process,
+//! which the host does not touch. Bytes read from a file are compared with the file or with a hash of
+//! its page. When a guest stops, a last pass verifies everything that its workloads own.
 //!
 //! Content also decides how well memory can be shared and compressed; see [`Mix`].
 //!
 //! - [`WorkloadSpec`]: what to run, as text.
 //! - [`Runner`]: runs several workloads at once, each on threads of its own, and stops them.
-//! - [`Report`]: what they did, at any time; [`Mismatch`]: a page that was wrong.
+//! - [`Report`]: what the workloads have done so far; [`Mismatch`]: a page that was wrong.
 //!
-//! Each thread owns a worker, whose methods do one small piece of work each: between two of them
-//! the thread looks whether it shall stop, waits as its rate asks for, and counts.
+//! Each thread owns a worker. A call of the worker does one small piece of work. Between two calls the
+//! thread looks whether it shall stop, waits as its rate demands, and counts.
 
 mod build;
 mod churn;
@@ -52,7 +52,7 @@ pub use spec::{Kind, MAX_CHANGES, MAX_THREADS, SpecError, WorkloadSpec};
 
 use crate::kernel::KernelError;
 
-/// What one piece of work moved.
+/// The bytes and pages of one piece of work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Work {
     written: u64,
@@ -69,7 +69,7 @@ impl Work {
         }
     }
 
-    /// So many bytes of one page were right.
+    /// The work of comparing `bytes` bytes of one page, which were right.
     const fn verified(bytes: usize) -> Self {
         Self {
             written: 0,
@@ -119,7 +119,7 @@ trait Worker: Send {
     /// One operation; `None` when there is nothing to do, now or ever.
     fn step(&mut self) -> Result<Option<Work>, Failure>;
 
-    /// How long there is nothing to do after a step that did nothing; `None`: for ever.
+    /// After a step with nothing to do: how long that lasts; `None` means for ever.
     fn idle_for(&self) -> Option<Duration> {
         None
     }

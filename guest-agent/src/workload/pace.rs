@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use super::WorkloadSpec;
 
-/// Waits shorter than this are saved up: the system cannot wait that precisely.
+/// Shorter waits are saved up until they reach this, because the system cannot wait that precisely.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 
 /// A thread that is further behind its rate than this, because the host kept it waiting, does not
 /// try to catch up.
 const LONGEST_LAG: Duration = Duration::from_secs(1);
 
-/// What the threads of a runner are told.
+/// What a runner tells its threads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Order {
     /// Go on.
@@ -23,7 +23,7 @@ pub(super) enum Order {
     Abandon,
 }
 
-/// The order all threads look at before every operation and wait for changes of.
+/// The current order. All threads look at it before every operation, and a waiting thread wakes when it changes.
 #[derive(Debug)]
 pub(super) struct Orders {
     order: Mutex<Order>,
@@ -47,7 +47,7 @@ impl Orders {
         *self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for another order than `now`, at most for `limit` or, without one, for ever.
+    /// Waits for an order other than `now`, at most for `limit`; without a limit, for ever.
     pub(super) fn wait(&self, now: Order, limit: Option<Duration>) {
         let order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         let unchanged = |order: &mut Order| *order == now;
@@ -82,7 +82,7 @@ impl Pace {
             return self.pause;
         };
         let earliest = now.checked_sub(LONGEST_LAG).unwrap_or(now);
-        // A rate of one byte per second makes a page take an hour: no overflow of an instant.
+        // Cannot overflow: even at one byte per second a page takes only an hour.
         self.due = self.due.max(earliest) + Duration::from_secs_f64(bytes as f64 / rate);
         let ahead = self.due.saturating_duration_since(now);
         let wait = if ahead < SHORTEST_WAIT {

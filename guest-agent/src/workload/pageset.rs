@@ -8,8 +8,8 @@ use super::{Failure, Mismatch, Work};
 use crate::kernel::{AnonRegion, Kernel};
 use crate::protocol::PAGE_SIZE;
 
-/// Anonymous memory that is written in whole pages. A page belongs to one thread at a time, which
-/// the workloads see to.
+/// Anonymous memory that is written in whole pages. The workloads ensure that a page belongs to one
+/// thread at a time, so a page and its version need no lock.
 #[derive(Debug)]
 pub(super) struct PageSet {
     region: AnonRegion,
@@ -43,7 +43,7 @@ impl PageSet {
         Ok(Work::written(PAGE_SIZE))
     }
 
-    /// Reads a page and compares it with its version.
+    /// Reads a page and compares it with the content of its version.
     pub(super) fn verify(&self, page: u32) -> Result<Work, Failure> {
         let mut found = [0; PAGE_SIZE];
         self.region
@@ -60,8 +60,8 @@ impl PageSet {
         }
     }
 
-    /// Verifies a page and writes its next version; the latter also when it was wrong, so that one
-    /// wrong page is reported once.
+    /// Verifies a page and writes its next version. It also writes after a mismatch, so that a wrong page
+    /// is reported once only.
     pub(super) fn rewrite(&self, page: u32) -> Result<Work, Failure> {
         let verified = self.verify(page);
         if let Err(Failure::Kernel(_)) = verified {
@@ -72,7 +72,7 @@ impl PageSet {
     }
 }
 
-/// The pages that one of several threads has: every `threads`-th, from its number on.
+/// The pages of one of several threads: every `threads`-th page, from the number of the thread on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Share {
     pub(super) thread: u32,
@@ -85,7 +85,7 @@ impl Share {
         (pages + self.threads - 1 - self.thread) / self.threads
     }
 
-    /// Its `number`-th page.
+    /// The `number`-th page of this thread, counted from 0.
     pub(super) const fn page(self, number: u32) -> u32 {
         number * self.threads + self.thread
     }

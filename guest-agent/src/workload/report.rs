@@ -16,13 +16,13 @@ pub struct Mismatch {
     pub workload: String,
     /// The page of the workload's memory or file.
     pub page: u64,
-    /// The guest-physical page right after the finding, if the page was in RAM.
+    /// The guest-physical page, looked up right after the mismatch was found, if the page was in RAM then.
     pub gfn: Option<u32>,
     /// The first wrong byte of the page.
     pub offset: u32,
-    /// How often what lies there was written; 0 means never.
+    /// How often the item at that place was written; 0 means never.
     pub version: u32,
-    /// Where in the page `expected` and `found` begin.
+    /// The byte of the page at which `expected` and `found` begin.
     pub window: u32,
     /// Bytes around the first wrong one as they should be.
     pub expected: Vec<u8>,
@@ -31,7 +31,7 @@ pub struct Mismatch {
 }
 
 impl Mismatch {
-    /// Compares what a workload found at byte `at` of a page with what it should have found.
+    /// Compares the bytes that a workload found at byte `at` of a page with the bytes that it expected.
     pub(super) fn of(expected: &[u8], found: &[u8], at: usize) -> Option<Self> {
         if expected == found {
             return None;
@@ -52,7 +52,7 @@ impl Mismatch {
         })
     }
 
-    /// Says on which page it was found.
+    /// Notes on which page the mismatch was found.
     pub(super) fn on(mut self, page: u64, gfn: Option<Gfn>, version: u32) -> Self {
         (self.page, self.gfn, self.version) = (page, gfn.map(|gfn| gfn.0), version);
         self
@@ -95,27 +95,27 @@ impl fmt::Display for Hex<'_> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// It fills its memory for the first time.
+    /// The workload fills its memory for the first time.
     Loading,
-    /// It does what it is for.
+    /// The workload does its operations.
     Running,
-    /// It verifies all that it owns for the last time.
+    /// The workload verifies all that it owns for the last time.
     Verifying,
-    /// It is done.
+    /// The workload is done.
     Done,
 }
 
-/// How long operations took, in microseconds, making and comparing content included (about one
-/// microsecond a page); all zero when there was none.
+/// How long operations took, in microseconds. This includes making and comparing content, about one
+/// microsecond per page. All values are zero when there was no operation.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Latency {
     /// Half of the operations took at most this long.
     pub p50_us: f64,
-    /// 99 of 100.
+    /// 99 of 100 operations took at most this long.
     pub p99_us: f64,
-    /// 999 of 1000.
+    /// 999 of 1000 operations took at most this long.
     pub p999_us: f64,
-    /// The longest one.
+    /// The longest operation took this long.
     pub max_us: f64,
 }
 
@@ -128,9 +128,9 @@ pub struct WorkloadReport {
     pub phase: Phase,
     /// Pages it works on.
     pub pages: u64,
-    /// Seconds that it took to fill its memory, or until it was stopped while it did.
+    /// Seconds that it took to fill its memory, or until it was stopped if that came first.
     pub loading_seconds: f64,
-    /// Seconds since its memory was filled, until it was stopped.
+    /// Seconds from then until now, or until it was stopped.
     pub seconds: f64,
     /// Operations, without filling and the final pass.
     pub operations: u64,
@@ -140,20 +140,20 @@ pub struct WorkloadReport {
     pub bytes_written: u64,
     /// Bytes it read and compared with what they should be.
     pub bytes_verified: u64,
-    /// Pages, whole or in part, that it compared, counted once each time.
+    /// Pages that it compared, whole or in part. A page counts each time it is compared.
     pub pages_verified: u64,
     /// Comparisons that failed.
     pub mismatches: u64,
     /// Pages that the final pass could not read.
     pub pages_unverified: u64,
-    /// Operations that failed, such as for want of memory; they are tried again.
+    /// Pieces of work that failed, for instance for want of memory. They are tried again.
     pub errors: u64,
-    /// The last such failure.
+    /// The text of the last such failure.
     pub last_error: Option<String>,
     /// How long operations took.
     pub latency: Latency,
-    /// In each full second from its start until it was stopped, the pages that were filled and the operations;
-    /// of the first hour.
+    /// For each full second from its start until it was stopped: pages filled plus operations. Only the first hour is
+    /// kept.
     pub each_second: Vec<u32>,
 }
 
@@ -162,7 +162,7 @@ pub struct WorkloadReport {
 pub struct Report {
     /// One entry per workload, in the order they were specified.
     pub workloads: Vec<WorkloadReport>,
-    /// The first mismatches in full; the workloads have the count of all.
+    /// The first mismatches in full. The reports of the workloads count all of them.
     pub mismatches: Vec<Mismatch>,
 }
 

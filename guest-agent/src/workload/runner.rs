@@ -11,16 +11,16 @@ use super::tally::Tally;
 use super::{Failure, Mismatch, Report, Work, Worker, WorkloadSpec};
 use crate::kernel::Kernel;
 
-/// Mismatches that are kept in full. The first ones tell what went wrong.
+/// How many mismatches are kept in full. The first ones are enough to tell what went wrong.
 const MISMATCHES_KEPT: usize = 16;
 
-/// How long a thread waits before it tries again what failed, such as for want of memory.
+/// How long a thread waits before it repeats a piece of work that failed, for instance for want of memory.
 const RETRY_WAIT: Duration = Duration::from_millis(100);
 
 /// How often the last pass tries to read a page before it goes on without it.
 const VERIFY_ATTEMPTS: u32 = 50;
 
-/// How often the progress of the last pass is told.
+/// How often the progress of the last pass is reported.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 /// How far the last pass is.
@@ -28,7 +28,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 pub struct Progress {
     /// Pages that were looked at.
     pub done: u64,
-    /// Pages there are; it grows until all threads have begun.
+    /// Pages to look at. This grows until all threads have begun the pass.
     pub total: u64,
 }
 
@@ -102,6 +102,7 @@ impl Runner {
                 pace: Pace::new(&spec, Instant::now()),
                 ended: None,
             };
+            // Counted before the spawn. If that fails, dropping `thread` takes it off again.
             *lock(&self.board.running) += 1;
             let spawned = std::thread::Builder::new()
                 .name(format!("{}-{number}", spec.kind.name()))
@@ -138,8 +139,8 @@ impl Runner {
         found.first().cloned()
     }
 
-    /// Stops the workloads, verifies all they own, and says what they did. Threads stop within the
-    /// time one page takes. `progress` is told how far the last pass is, some ten times a second.
+    /// Stops the workloads, verifies all that they own, and returns their report. A thread stops after at
+    /// most one page. `progress` is called with how far the last pass is, some ten times a second.
     #[must_use]
     pub fn stop(mut self, mut progress: impl FnMut(Progress)) -> Report {
         self.order(Order::Finish);
@@ -164,6 +165,7 @@ impl Runner {
     }
 
     fn order(&self, order: Order) {
+        // The clocks stop first, because the last pass is no part of the run.
         for tally in &self.tallies {
             tally.stop_clock();
         }
@@ -195,12 +197,12 @@ struct Thread {
     tally: Arc<Tally>,
     number: usize,
     pace: Pace,
-    /// When the operation before the next one ended, unless the thread has waited since.
+    /// When the last operation ended, which is when the next one begins; `None` if the thread has waited since.
     ended: Option<Instant>,
 }
 
 impl Drop for Thread {
-    /// Also after a panic: nobody must wait for a thread that is gone.
+    /// Runs after a panic too: nobody must wait for a thread that is gone.
     fn drop(&mut self) {
         self.tally.count_done();
         *lock(&self.board.running) -= 1;
@@ -278,7 +280,7 @@ impl Thread {
         }
     }
 
-    /// Verifies one piece, with patience when it cannot be read.
+    /// Verifies one piece, and tries again when it cannot be read; `None` if it could not be verified.
     fn try_verify(&self, worker: &mut dyn Worker, number: u32) -> Option<Work> {
         for _ in 0..VERIFY_ATTEMPTS {
             match worker.verify(number) {

@@ -14,12 +14,12 @@ use crate::protocol::PAGE_SIZE;
 /// The most threads one workload can have.
 pub const MAX_THREADS: u32 = 64;
 
-/// The most changes of its active set a toucher can be told.
+/// The most changes of its active set that a toucher can be given.
 pub const MAX_CHANGES: usize = 64;
 
 const KINDS: &str = "idle, stream, toucher, kv, files:PATH, image:PATH, churn";
 
-/// The re-reads of an image: slow, as the working set of a booted system is small.
+/// The rate of re-reading an image. It is low because the working set of a booted system is small.
 const IMAGE_RATE: u64 = 4 << 20;
 
 /// Why a text is not a workload.
@@ -29,7 +29,7 @@ pub enum SpecError {
     /// There is no such workload.
     #[error("there is no workload `{0}`; allowed: {KINDS}")]
     Kind(String),
-    /// A path is missing, or there is one where none belongs.
+    /// A path is missing, or the workload takes no path.
     #[error("workload `{0}` is not written so; allowed: {KINDS}")]
     Path(String),
     /// The workload has no such parameter.
@@ -39,25 +39,25 @@ pub enum SpecError {
         kind: &'static str,
         /// The parameter.
         name: String,
-        /// What it could be.
+        /// The parameters that the workload has.
         allowed: &'static str,
     },
-    /// A parameter has a value it cannot have.
+    /// A parameter has a value that is not allowed.
     #[error("parameter `{name}` of a workload cannot be `{value}`; allowed: {allowed}")]
     Value {
         /// The parameter.
         name: String,
         /// The value.
         value: String,
-        /// What it could be.
+        /// The values that are allowed.
         allowed: String,
     },
-    /// A parameter is there twice.
+    /// A parameter is given twice.
     #[error("parameter `{0}` of a workload is given twice")]
     Twice(String),
 }
 
-/// What kind of workload, and what only this kind has.
+/// The kind of a workload, and the parameters that only this kind has.
 #[derive(Clone, PartialEq, Debug)]
 #[non_exhaustive]
 pub enum Kind {
@@ -67,16 +67,16 @@ pub enum Kind {
     Stream,
     /// Touches random pages of an active set that can change over time.
     Toucher {
-        /// The pages in the active set at first; all of them when not given.
+        /// The pages in the active set at first; all pages when not given.
         active: Option<u32>,
-        /// From such a time after the start on, the active set is so many pages.
+        /// The later sizes of the active set, each with the time after the start from which it holds.
         then: Vec<(Duration, u32)>,
-        /// How many touches of 100 write.
+        /// How many of 100 touches write.
         write: u8,
     },
     /// A store of small values that are read and written with Zipf popularity.
     Kv {
-        /// How many operations of 100 write.
+        /// How many of 100 operations write.
         write: u8,
         /// The exponent of the Zipf distribution; 0 is uniform.
         zipf: f64,
@@ -90,11 +90,11 @@ pub enum Kind {
         /// The exponent of the Zipf distribution; 0 is uniform.
         zipf: f64,
     },
-    /// Brings a file into memory, as a boot does, and re-reads that.
+    /// Brings a file into memory, as a boot does, and re-reads that memory.
     Image {
         /// The file.
         path: PathBuf,
-        /// Whether the host is asked to attach it; what it does not attach is copied.
+        /// Whether the host is asked to attach its pages; pages that the host does not attach are copied.
         attach: bool,
     },
     /// Allocates, fills, verifies and frees.
@@ -132,22 +132,22 @@ impl Kind {
 #[derive(Clone, PartialEq, Debug)]
 pub struct WorkloadSpec {
     text: String,
-    /// What it does.
+    /// What the workload does.
     pub kind: Kind,
     /// How many pages it works on; a share of the guest's memory when not given.
     pub pages: Option<u32>,
-    /// How many threads do it.
+    /// How many threads it has.
     pub threads: u32,
-    /// Bytes per second that all threads together read and write at most.
+    /// The most bytes per second that all threads together read and write.
     pub rate: Option<u64>,
     /// How long each thread waits between two operations.
     pub pause: Duration,
-    /// What it writes.
+    /// The content that it writes.
     pub content: Mix,
 }
 
 impl fmt::Display for WorkloadSpec {
-    /// The text it was made from.
+    /// Writes the text that the specification was made from.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
@@ -232,7 +232,8 @@ impl WorkloadSpec {
             })
     }
 
-    /// Sets what all kinds have; `None` for what they have not, else what was wrong with it.
+    /// Sets a parameter that several kinds have. `None` if it is not one of these; an error is the values that
+    /// are allowed.
     fn set_common(&mut self, name: &str, value: &str) -> Option<Result<(), String>> {
         let done = match name {
             "size" => parse_pages(value).map(|pages| self.pages = Some(pages)),
@@ -245,6 +246,7 @@ impl WorkloadSpec {
         Some(done.ok_or_else(|| allowed_values(name)))
     }
 
+    /// Sets a parameter of this kind. Returns the same as [`set_common`](Self::set_common).
     fn set_of_kind(&mut self, name: &str, text: &str) -> Option<Result<(), String>> {
         let done = match (name, &mut self.kind) {
             ("active", Kind::Toucher { active, .. }) => {
@@ -275,7 +277,7 @@ impl WorkloadSpec {
         Some(done.ok_or_else(|| allowed_values(name)))
     }
 
-    /// An active set cannot be larger than what it is part of.
+    /// Checks that no active set is larger than the memory of which it is a part.
     fn check_active(&self) -> Result<(), SpecError> {
         let (Kind::Toucher { active, then, .. }, Some(size)) = (&self.kind, self.pages) else {
             return Ok(());
@@ -321,7 +323,7 @@ fn parse_change(text: &str) -> Option<(Duration, u32)> {
     Some((parse_duration(at)?, parse_active(size)?))
 }
 
-/// An active set can be empty: then nothing is done until it grows.
+/// Reads the size of an active set, which can be empty: then nothing is done until it grows.
 fn parse_active(text: &str) -> Option<u32> {
     if text == "0" {
         return Some(0);

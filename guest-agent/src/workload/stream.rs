@@ -1,5 +1,6 @@
-//! `stream`: rewrites memory from the first page to the last, again and again. The worst case for
-//! any reclaim: the page used longest ago is the next one needed. And `idle`: fills it only once.
+//! `stream`: rewrites memory from the first page to the last, again and again. This is the worst case
+//! for any reclaim, because the page used longest ago is the next one needed. `idle` fills memory once
+//! and does nothing more.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ pub(super) struct Stream {
     pub(super) set: Arc<PageSet>,
     pub(super) share: Share,
     pub(super) next: u32,
-    /// Whether there is nothing to do once memory is filled.
+    /// Whether the thread is idle once memory is filled.
     pub(super) idle: bool,
 }
 

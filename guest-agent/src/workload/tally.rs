@@ -58,6 +58,7 @@ impl Tally {
             last_error: Mutex::new(None),
             clocked: (0..threads).map(|_| Mutex::new(Clocked::new())).collect(),
         };
+        // Without threads, nobody else would end the loading.
         if threads == 0 {
             tally.running_since.get_or_init(Instant::now);
         }
@@ -68,14 +69,14 @@ impl Tally {
         &self.name
     }
 
-    /// One thread has filled its memory.
+    /// Counts a thread that has filled its memory.
     pub(super) fn count_loaded(&self) {
         if self.loaded.fetch_add(1, Ordering::Relaxed) + 1 == self.threads {
             self.running_since.get_or_init(Instant::now);
         }
     }
 
-    /// One thread has ended.
+    /// Counts a thread that has ended.
     pub(super) fn count_done(&self) {
         self.done.fetch_add(1, Ordering::Relaxed);
     }
@@ -91,7 +92,7 @@ impl Tally {
         add(&self.pages_verified, work.pages_verified);
     }
 
-    /// A thread has filled one more piece of its memory.
+    /// Counts a piece of memory that a thread has filled.
     pub(super) fn count_piece(&self, thread: usize, end: Instant) {
         if let Some(clocked) = self.clocked.get(thread) {
             lock(clocked).progress(end.saturating_duration_since(self.began));
@@ -120,7 +121,7 @@ impl Tally {
         add(&self.unverified, pages);
     }
 
-    /// The workload was told to stop.
+    /// Notes the time at which the workload was told to stop.
     pub(super) fn stop_clock(&self) {
         self.stopped_at.get_or_init(Instant::now);
     }
@@ -138,7 +139,7 @@ impl Tally {
         }
     }
 
-    /// How long it loaded and how long it ran, until now or until it was stopped.
+    /// How long the workload loaded and how long it ran, until now or until it was stopped.
     fn times(&self) -> (Duration, Duration) {
         let end = self.stopped_at.get().copied().unwrap_or_else(Instant::now);
         let loaded = self

@@ -1,5 +1,5 @@
-//! Each workload on a real kernel over plain memory: it finds nothing when nothing is wrong, and
-//! the one byte that is.
+//! Each workload on a real kernel over plain memory: it reports nothing when nothing is wrong, and it
+//! finds a single wrong byte.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::kernel::{Kernel, KernelOptions};
 use crate::protocol::{Gfn, PAGE_SIZE};
 use crate::shim::Memory;
 
-/// No test waits longer than this for what must happen.
+/// The longest time that a test waits for an event that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Guest {
@@ -59,7 +59,7 @@ impl Guest {
     }
 }
 
-/// Looks at reports until one is as wanted.
+/// Looks at reports until one satisfies a condition.
 fn wait_for(runner: &Runner, what: &str, wanted: impl Fn(&WorkloadReport) -> bool) {
     let begin = Instant::now();
     while !runner.snapshot().workloads.iter().all(&wanted) {
@@ -147,7 +147,7 @@ fn last_pass_names_the_one_flipped_byte() {
             workload.phase == Phase::Running
                 && (workload.operations == 1 || workload.name.starts_with("idle"))
         });
-        // The lowest pages are the kernel's, the next ones were allocated first.
+        // The lowest pages are the kernel's; the pages behind them were allocated first.
         guest.memory.flip(Gfn(20), 93);
         let report = runner.stop(|_| ());
         assert_eq!(report.workloads[0].mismatches, 1, "{spec}: {report:?}");
@@ -230,7 +230,7 @@ fn workloads_without_a_size_share_ram() {
         .iter()
         .map(|w| w.pages)
         .collect();
-    // (1024 - 4 - 2 * 16) * 3/4 - 256, for three.
+    // Each of the three workloads without a size gets a third of (1024 - 4 - 2 * 16) * 3/4 - 256 pages.
     assert_eq!(pages, [161, 161, 256, 256]);
 }
 
@@ -320,13 +320,13 @@ fn image_whose_boot_was_cut_short_verifies_what_was_copied_and_no_more() {
     let runner = guest.start(&[&text]).expect("it starts");
     let report = runner.stop(|_| {});
     assert!(report.is_clean(), "{:?}", report.workloads);
-    // Filling writes pages; without the final pass nothing was compared.
+    // Filling only writes pages: whatever was compared, the last pass compared.
     let workload = &report.workloads[0];
     let copied = workload.bytes_written / PAGE_SIZE as u64;
     assert!(workload.pages_verified >= copied, "{workload:?}");
 }
 
-/// The host attaches a part of each stage, or none, and every page is right at once and in the end.
+/// Whether the host attaches a part of each stage, all of it or nothing, every page is right at once and in the end.
 #[test]
 fn image_is_attached_as_far_as_the_host_does_and_copied_else() {
     for (most, attach) in [
@@ -350,7 +350,8 @@ fn image_is_attached_as_far_as_the_host_does_and_copied_else() {
         assert!(held < 700 + 16, "the stage is given back: {stats:?}");
         let copied = match (attach, most) {
             ("no", _) | (_, 0) => 700,
-            // Each stage begins with a few pages, after which the host is believed once more.
+            // The host is asked for 16 pages first and attaches them, so it is asked for a whole stage next,
+            // of which it attaches 100 pages.
             (_, 100) => 700 - 3 * (16 + 100),
             _ => 0,
         };

@@ -1,5 +1,5 @@
-//! `toucher`: touches random pages of an active set, whose size changes at given times. What the
-//! estimators of active memory are tried on.
+//! `toucher`: touches random pages of an active set, whose size changes at given times. The estimators
+//! of active memory are tested with it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,12 +19,12 @@ pub(super) struct Toucher {
     pub(super) then: Vec<(Duration, u32)>,
     pub(super) write: u8,
     pub(super) random: StdRng,
-    /// When the first step was done.
+    /// When the first step began; the times of `then` count from here.
     pub(super) started: Option<Instant>,
 }
 
 impl Toucher {
-    /// The size of the active set so long after the start.
+    /// The size of the active set at this time after the start.
     fn active_at(&self, elapsed: Duration) -> u32 {
         let passed = self.then.iter().rev().find(|(at, _)| *at <= elapsed);
         passed.map_or(self.active, |(_, pages)| *pages)
@@ -50,7 +50,7 @@ impl Worker for Toucher {
         if count == 0 && self.then.is_empty() {
             return Ok(None);
         }
-        // An active set smaller than the number of threads is the first page of each.
+        // A thread that has no page of the active set touches its own first page, if the set ever changes.
         let count = count.max(1).min(self.to_load());
         if count == 0 {
             return Ok(None);

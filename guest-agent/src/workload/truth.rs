@@ -1,4 +1,4 @@
-//! What a real file holds, as the measure of what a guest read of it.
+//! The content of a real file, with which a guest's reads are compared.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -11,12 +11,12 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{Failure, Mismatch, Work};
 use crate::protocol::{Gfn, PAGE_SIZE};
 
-/// What the table holds for a page that was not compared yet. A page that hashes to it is compared
-/// with the file each time.
+/// The table's entry for a page that has not been compared yet. A page whose hash has this value is
+/// compared with the file each time.
 const UNKNOWN: u64 = 0;
 
-/// A file and the hashes of those of its pages that were compared with it byte for byte; they save
-/// reading the file again. They guard against accidents, not against an attack.
+/// A file, and the hashes of the pages that were compared with it byte for byte. The hashes save reading
+/// the file again. They guard against accidents, not against an attack.
 #[derive(Debug)]
 pub(super) struct Truth {
     path: PathBuf,
@@ -51,7 +51,7 @@ impl Truth {
         self.hashes.len() as u32
     }
 
-    /// Reads a page of the file itself, zeroes behind its end.
+    /// Reads a page of the file itself. Bytes behind the end of the file are zero.
     pub(super) fn read(&self, page: u32, into: &mut [u8; PAGE_SIZE]) -> Result<(), Failure> {
         self.read_raw(page, into).map_err(|source| {
             Failure::Kernel(crate::kernel::KernelError::File {
@@ -66,13 +66,13 @@ impl Truth {
         let len = self.len.saturating_sub(start).min(PAGE_SIZE as u64) as usize;
         into[len..].fill(0);
         match self.file.read_exact_at(&mut into[..len], start) {
-            // It became shorter; that is found out when the bytes are compared.
+            // The file became shorter; `judge` finds that out when the bytes differ.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
             other => other,
         }
     }
 
-    /// Compares what a guest read of a page with the file.
+    /// Compares the bytes that a guest read from a page with the file.
     pub(super) fn judge(
         &self,
         page: u32,

@@ -37,14 +37,14 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
     (bytes >= 1.0 && bytes < 2f64.powi(52)).then_some(bytes as u64)
 }
 
-/// Reads a size of memory and rounds it down to whole pages; smaller than one page is no size.
+/// Reads a size of memory and rounds it down to whole pages; `None` for less than one page.
 #[must_use]
 pub fn parse_pages(text: &str) -> Option<u32> {
     let pages = u32::try_from(parse_bytes(text)? / PAGE_SIZE as u64).ok()?;
     (pages > 0).then_some(pages)
 }
 
-/// Reads a time span, such as `10s` or `500ms`; a number without a unit is none.
+/// Reads a time span, such as `10s` or `500ms`; `None` for a number without a unit.
 #[must_use]
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;

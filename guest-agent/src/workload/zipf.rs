@@ -1,10 +1,10 @@
-//! Popularity: few items are asked for often, many seldom.
+//! Popularity: a few items are asked for often, most items seldom.
 
 use rand::Rng;
 use rand_distr::{Distribution, Zipf};
 
-/// A prime above 2^31. Multiplying by it modulo a smaller number is a permutation, which spreads
-/// the popular items over all of memory as real ones are.
+/// The largest prime below 2^32. Multiplying by it modulo any smaller number is a permutation, which
+/// spreads the popular items over all of memory, as they are in real guests.
 const SPREAD: u64 = 4_294_967_291;
 
 /// A choice among items with Zipf popularity.
@@ -15,8 +15,8 @@ pub(super) struct Popularity {
 }
 
 impl Popularity {
-    /// A choice among `items` items, at least one and at most 2^32 - 6 of them; the popularity of
-    /// the n-th is proportional to n^-`exponent`, with an exponent from 0 on.
+    /// A choice among 1 to 2^32 - 6 items. The popularity of the n-th most popular item is proportional
+    /// to n^-`exponent`, with an exponent from 0 on.
     pub(super) fn new(items: u64, exponent: f64) -> Self {
         assert!((1..SPREAD).contains(&items), "{items} items");
         Self {

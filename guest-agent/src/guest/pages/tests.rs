@@ -118,7 +118,7 @@ struct Guest {
 
 const RAM: u32 = 600;
 const BALLOON: u64 = 400;
-/// More than the balloon leaves.
+/// More pages than the balloon leaves to the guest.
 const NEED: u32 = 500;
 
 /// A guest with a balloon of [`BALLOON`] pages.

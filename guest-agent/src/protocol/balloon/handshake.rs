@@ -5,13 +5,13 @@ use bitflags::bitflags;
 use super::{DecodeError, MAX_NAME_BYTES, MAX_RANGES, Reader, VERSION, Writer, cut, value};
 
 bitflags! {
-    /// What an agent can do. The host answers with those it will use.
+    /// What an agent can do. The host answers with the capabilities that it will use.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct Capabilities: u32 {
         /// More than one range in a `LOCK` or `UNLOCK`.
         const BATCHED = 1;
-        /// The host may send `TARGET` and `RESET` at any time. Without it the host speaks only
-        /// when asked, and a `RESET` takes the place of the next reply.
+        /// The host may send `TARGET` and `RESET` at any time. Without this capability the host
+        /// speaks only when asked, and a `RESET` takes the place of the next reply.
         const DOORBELL = 1 << 1;
         /// The agent sends `STATS`.
         const STATS = 1 << 2;
@@ -39,7 +39,7 @@ pub struct Start {
 }
 
 impl Start {
-    /// The version both sides will speak: the highest common one. There is only one yet.
+    /// The version both sides will speak: the highest common one. So far there is only one version.
     #[must_use]
     pub fn agreed_version(&self) -> Option<u16> {
         (self.min_version..=self.max_version)
@@ -51,15 +51,15 @@ impl Start {
 /// The host's consent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Started {
-    /// Those of the offered capabilities that are in use.
+    /// The offered capabilities that the host will use.
     pub capabilities: Capabilities,
     /// The number of the VM, as shown by `memvisor top`.
     pub vm: u32,
     /// How often the agent should ask for its target, in milliseconds, at least 1.
     pub poll_interval_ms: u32,
-    /// Ranges the host takes in one batch, 1 to [`MAX_RANGES`].
+    /// Ranges that the host accepts in one batch, 1 to [`MAX_RANGES`].
     pub max_ranges: u32,
-    /// The most pages this balloon may hold as of now; information only, for it may change.
+    /// The most pages that this balloon may hold now. For information only, because it may change.
     pub balloon_max: u64,
 }
 

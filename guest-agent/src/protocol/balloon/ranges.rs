@@ -8,10 +8,10 @@ pub(super) const STATUS_RUN_BYTES: usize = 12;
 
 /// The ranges of one `LOCK` or `UNLOCK`, checked for form.
 ///
-/// Having one tells you: there are 1 to [`MAX_RANGES`] ranges, none is empty, none runs past the
-/// last gfn, they ascend without overlap, and they hold at most [`MAX_BATCH_PAGES`] pages. It does
-/// not tell you that the pages exist in the VM. Ascending, because the host locks pages in that
-/// order and must not deadlock on what a guest wrote.
+/// A batch has 1 to [`MAX_RANGES`] ranges. None of them is empty, none runs past the last gfn, they
+/// ascend without overlap, and together they hold at most [`MAX_BATCH_PAGES`] pages. The pages need
+/// not exist in the VM. Ranges ascend because the host locks pages in their order, and no guest may
+/// make it deadlock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangeBatch(Vec<GfnRun>);
 
@@ -54,9 +54,9 @@ impl RangeBatch {
         self.0.pages()
     }
 
-    /// Puts any pages into as few batches as the limits allow. `max_ranges` is what the host
-    /// takes. Empty runs are left out, and runs past the last gfn are cut there; pages given twice
-    /// end up in two batches.
+    /// Puts any pages into the fewest batches that the limits allow. `max_ranges` is the number of
+    /// ranges that the host accepts in a batch. Empty runs are left out, and runs past the last gfn are
+    /// cut there. Pages given twice end up in two batches.
     #[must_use]
     pub fn split(mut runs: Vec<GfnRun>, max_ranges: u32) -> Vec<Self> {
         let max_ranges = (max_ranges as usize).clamp(1, MAX_RANGES);
@@ -122,7 +122,7 @@ struct Open {
 }
 
 impl Open {
-    /// Takes pages from the start of `run`; how many, 0 when the batch must be closed first.
+    /// Takes pages from the start of `run`. Returns how many, or 0 when the batch must be closed first.
     fn add(&mut self, run: GfnRun, max_ranges: usize) -> u32 {
         let count = run.count.min(MAX_BATCH_PAGES - self.pages);
         let full = self.runs.len() == max_ranges;
@@ -147,7 +147,7 @@ impl Open {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum PageStatus {
-    /// Done.
+    /// The page was locked or unlocked, as the request asked.
     Ok = 0,
     /// The page is not in the RAM of this VM.
     Invalid = 1,
@@ -155,7 +155,7 @@ pub enum PageStatus {
     AlreadyLocked = 2,
     /// `UNLOCK`: the page is not in the balloon, so the guest may use it.
     NotLocked = 3,
-    /// The host is using the page just now. It may be offered again later.
+    /// The host is using the page just now. The agent may offer it again later.
     Busy = 4,
     /// `LOCK`: the balloon is large enough without this page.
     NotNeeded = 5,
@@ -181,8 +181,8 @@ pub struct StatusRun {
     pub status: PageStatus,
 }
 
-/// Whether `answer` speaks of exactly the pages of `request`, in its order. How it cuts them into
-/// runs is the answerer's choice.
+/// Whether `answer` covers exactly the pages of `request`, in the order of the request. The host may
+/// cut them into other runs.
 #[must_use]
 pub fn covers(answer: &[StatusRun], request: &RangeBatch) -> bool {
     join(answer.iter().map(|status| status.run)) == join(request.runs().iter().copied())

@@ -2,8 +2,8 @@
 
 use super::{DecodeError, MAX_STATS, Reader, Writer, value};
 
-/// What a statistic is about. The numbers are those of virtio-balloon (VIRTIO 1.3, 5.5.6.4), so
-/// that an agent can hand through what its kernel counts; from 0x8000 on they are ours. Sizes are in bytes.
+/// What a statistic is about. The tags are those of virtio-balloon (VIRTIO 1.3, 5.5.6.4), so that an
+/// agent can pass on what its kernel counts. Tags from 0x8000 on are ours. Sizes are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StatTag(pub u16);
 
@@ -14,29 +14,29 @@ impl StatTag {
     pub const SWAP_OUT: Self = Self(1);
     /// Page faults that needed I/O, since boot.
     pub const MAJOR_FAULTS: Self = Self(2);
-    /// Page faults that did not, since boot.
+    /// Page faults that needed no I/O, since boot.
     pub const MINOR_FAULTS: Self = Self(3);
     /// Bytes that hold nothing.
     pub const FREE_MEMORY: Self = Self(4);
-    /// Bytes the guest can use at all; the balloon is not among them.
+    /// Bytes that the guest can use at all, without those in the balloon.
     pub const TOTAL_MEMORY: Self = Self(5);
-    /// Bytes that could be had without swapping.
+    /// Bytes that the guest could make free without swapping.
     pub const AVAILABLE_MEMORY: Self = Self(6);
     /// Bytes of file cache.
     pub const DISK_CACHES: Self = Self(7);
     /// Times the guest killed a process for want of memory, since boot.
     pub const OOM_KILLS: Self = Self(10);
-    /// Microseconds that threads of the guest waited for its own swap device, each by itself, since boot. Not one of
-    /// virtio-balloon's.
+    /// Microseconds that threads of the guest waited for its own swap device, summed over the threads, since boot. Not
+    /// a tag of virtio-balloon.
     pub const SWAP_WAIT: Self = Self(0x8000);
 }
 
 /// One statistic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
-    /// What it is about. Tags a host does not know are skipped.
+    /// What the statistic is about. A host skips tags that it does not know.
     pub tag: StatTag,
-    /// How much, in the unit of the tag.
+    /// The value in the unit of the tag.
     pub value: u64,
 }
 

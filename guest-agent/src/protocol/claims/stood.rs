@@ -1,26 +1,26 @@
-//! What threads of a guest say for how long they stood still.
+//! The causes for which threads of a guest stand still without the daemon.
 
 use super::FIRST_STOOD;
 
-/// What a thread of the guest did while it stood still without the daemon.
+/// What a thread of the guest stood still for, without asking the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stood {
     /// It brought a page back from the compression cache.
     Refill,
-    /// It gave itself a copy of a shared page.
+    /// It replaced a shared page by a copy of its own.
     Break,
     /// It waited for another thread that had claimed the page.
     Asleep,
-    /// It gave itself a page of zeroes.
+    /// It touched a page for the first time and put a page of zeroes there.
     Touch,
-    /// It had a frozen page back.
+    /// It mapped a frozen page.
     Open,
     /// It brought a page back from the swap file.
     SwapIn,
 }
 
 impl Stood {
-    /// All there are.
+    /// All causes, in the order of their words.
     pub const ALL: [Self; 6] = [
         Self::Refill,
         Self::Break,
@@ -30,7 +30,7 @@ impl Stood {
         Self::SwapIn,
     ];
 
-    /// The word of it.
+    /// The word of the claim table in which its time adds up.
     #[must_use]
     pub const fn word(self) -> u32 {
         FIRST_STOOD + self as u32

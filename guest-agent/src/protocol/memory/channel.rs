@@ -1,6 +1,6 @@
-//! The fault channels: what a thread that faulted says, and what it is told to do.
+//! The fault channels: what a thread that faulted says, and what the daemon tells it to do.
 //!
-//! Fixed sizes and no allocation, because a signal handler speaks.
+//! Messages have fixed sizes and encode without allocation, because a signal handler sends them.
 
 use super::VERSION;
 use crate::protocol::codec::{DecodeError, Reader};
@@ -9,23 +9,23 @@ use crate::protocol::gfn::{Gfn, GfnRun};
 /// What a guest thread asks over a fault channel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// It read a page it may not read.
+    /// The thread read a page that it may not read.
     Read(Gfn),
-    /// It wrote a page it may not write.
+    /// The thread wrote a page that it may not write.
     Write(Gfn),
-    /// What the daemon told it to do is done, or failed with this errno.
+    /// The thread has done what the last reply told it, or failed with this errno.
     Done(u32),
-    /// Not a fault: the guest found wrong bytes and asks for the homes the page has had.
+    /// Not a fault: the guest found wrong bytes and asks for the homes that the page has had.
     History(Gfn),
     /// Not a fault: the guest has used up most of its credits ([`claims`](crate::protocol::claims)). There
     /// is no answer.
     Credits,
-    /// Not a fault: `pages`, which hold nothing, shall have the bytes of as many pages from `source` on,
-    /// and share them with whoever has the same. The answer is [`Reply::Attached`].
+    /// Not a fault: `pages`, which hold nothing, shall get the same bytes as an equally long run from
+    /// `source` on, and share them with all pages of the same content. The answer is [`Reply::Attached`].
     Attach {
         /// The pages that get bytes; at most [`MAX_ATTACH`](super::MAX_ATTACH).
         pages: GfnRun,
-        /// The first of the pages that have them.
+        /// The first of the pages whose bytes they get.
         source: Gfn,
     },
 }
@@ -36,7 +36,7 @@ pub const FAULT_BYTES: usize = 24;
 pub const REPLY_BYTES: usize = 16;
 
 impl Fault {
-    /// The message of the thread with this id, without allocating. 0 says nothing of the thread.
+    /// The message of the thread with this id, encoded without allocating. The id 0 leaves the thread unknown.
     #[must_use]
     pub fn encode(self, thread: u32) -> [u8; FAULT_BYTES] {
         let [kind, value, count, source] = match self {
@@ -91,7 +91,7 @@ impl Fault {
     }
 }
 
-/// What the faulting thread shall do, or how a question of its ended.
+/// What the faulting thread shall do, or the answer to another question of that thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reply {
     /// Nothing: the page is ready, access it again.
@@ -102,7 +102,7 @@ pub enum Reply {
     Private(GfnRun),
     /// Allow reading of these mapped frames of the pool, then say [`Fault::Done`].
     Reveal(GfnRun),
-    /// So many of the pages of [`Fault::Attach`], from the first on, have their bytes.
+    /// How many of the pages of [`Fault::Attach`], counted from the first, have their bytes.
     Attached(u32),
 }
 

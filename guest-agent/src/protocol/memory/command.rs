@@ -1,4 +1,4 @@
-//! Orders to the memory thread, and its answers.
+//! Commands to the memory thread, and its answers.
 
 use super::MAX_RUNS;
 use crate::protocol::codec::{DecodeError, Reader, Writer};
@@ -13,24 +13,25 @@ pub enum Op {
     MapShared,
     /// Map RAM back so that every access faults to the daemon first.
     MapPrivate,
-    /// Allow no access to frames of the pool that are mapped.
+    /// Allow no access to mapped frames of the pool.
     Close,
-    /// Allow reading of frames that were closed.
+    /// Allow reading of closed frames.
     Reveal,
-    /// Allow access to RAM pages that were frozen (mprotect engine).
+    /// Allow access to frozen RAM pages (mprotect engine).
     Open,
 }
 
-/// Pages, and for [`Op::MapShared`] the frame behind the first of them; frames follow in order.
+/// A run of pages. For [`Op::MapShared`] it also names the frame of the first page; the other pages get the frames
+/// that follow it, in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Remap {
     /// The pages of the guest.
     pub run: GfnRun,
-    /// The pool frame behind the first page; zero where it means nothing.
+    /// The pool frame of the first page; zero for all other ops.
     pub frame: u32,
 }
 
-/// An order to the memory thread, executed run by run until one fails.
+/// A command to the memory thread, which executes it run by run until a run fails.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Command {
     /// Counts the commands of a session.
@@ -46,14 +47,14 @@ pub struct Command {
 pub struct Ack {
     /// The number of the command.
     pub seq: u32,
-    /// How many runs were done; the next one failed with `errno` unless all were.
+    /// How many runs were done. Unless all were done, the next one failed with `errno`.
     pub done: u32,
     /// Zero, or the errno of the system call that failed.
     pub errno: u32,
 }
 
 impl Ack {
-    /// Nothing was done, and nothing has failed.
+    /// An answer by which no run was done and none failed.
     #[must_use]
     pub const fn of(seq: u32) -> Self {
         let (done, errno) = (0, 0);
