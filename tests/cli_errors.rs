@@ -54,7 +54,11 @@ fn host_sizes_that_make_no_sense_are_refused() {
 
 #[test]
 fn settings_that_make_no_sense_are_refused_without_a_host() {
-    fails("host --memory 64M --profile esxi", 2, "allowed: lab, esx");
+    fails(
+        "host --memory 64M --profile esxi",
+        2,
+        "allowed: lab, esx, throughput",
+    );
     fails("host --memory 64M --set Mem.IdleTax", 2, "NAME=VALUE");
     fails("host --memory 64M --set Mem.IdleTax=50s", 2, "0 to 99 %");
     fails("host --memory 64M --set Mem.IdelTax=50", 2, "Mem.IdleTax");

@@ -325,5 +325,5 @@ fn state(text: &str) -> Result<FreeState, String> {
 
 fn profile(text: &str) -> Result<Profile, String> {
     let profile = text.parse().ok();
-    profile.ok_or_else(|| format!("`{}`; allowed: lab, esx", shown(text)))
+    profile.ok_or_else(|| format!("`{}`; allowed: {}", shown(text), Profile::NAMES))
 }

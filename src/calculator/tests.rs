@@ -273,7 +273,7 @@ fn wrong_hosts_settings_and_names_are_told_all_at_once() {
         .collect();
     assert_eq!(found, [1, 2, 3, 4, 5, 6, 8, 9, 10, 12], "{error}");
     for part in [
-        "x.toml:4: [host]: profile cannot be `lap`; allowed: lab, esx",
+        "x.toml:4: [host]: profile cannot be `lap`; allowed: lab, esx, throughput",
         "x.toml:8: Mem.IdleTax cannot be `100`",
         "allowed: a whole number, 0 to 99 %",
         "near: Mem.IdleTax",

@@ -159,7 +159,10 @@ impl Governor {
         let floor = settings.sample_active_pct_min;
         balance.look(now, settings.balance_period, asked, &members, floor);
         let seen = (asked.0, self.seed.fetch_add(1, Ordering::Relaxed));
-        let snapshot = snapshot(&self.budget, &members, seen, now, |vm| balance.active(vm));
+        let snapshot = HostSnapshot {
+            least_free: Some(self.budget.take_least_free()),
+            ..snapshot(&self.budget, &members, seen, now, |vm| balance.active(vm))
+        };
         let config = settings.policy();
         let plan = plan(&snapshot, &config);
         self.carry_out(&members, &snapshot, (&config, &plan));

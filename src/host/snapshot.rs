@@ -9,8 +9,8 @@ use crate::page::{Budget, Home};
 use crate::policy::{FreeState, HostSnapshot, VmSnapshot};
 use crate::units::{FrameId, Pages, VmId};
 
-/// The whole host, at the time `now`. `active` returns what a VM is estimated to use; `seed` is different in each
-/// snapshot.
+/// The whole host, at the time `now`, without the least that was free: taking that begins it anew, which is for the
+/// policy alone. `active` returns what a VM is estimated to use; `seed` is different in each snapshot.
 pub(super) fn snapshot(
     budget: &Budget,
     members: &[Arc<Member>],
@@ -22,7 +22,7 @@ pub(super) fn snapshot(
     HostSnapshot {
         budget: budget.total(),
         used: budget.used(),
-        least_free: Some(budget.take_least_free()),
+        least_free: None,
         state,
         vms: members.iter().map(vm).collect(),
         seed,
@@ -130,6 +130,7 @@ mod tests {
 
     use super::super::rig::{Rig, hello};
     use super::*;
+    use crate::page::Urgency;
     use crate::vm::Means;
 
     /// The room that the snapshot shows in the swap file and the compression cache of the only VM.
@@ -137,6 +138,18 @@ mod tests {
         let seen = (FreeState::High, 0);
         let host = snapshot(&rig.budget, &rig.members.all(), seen, now, |_| None);
         [host.vms[0].swap_room, host.vms[0].zip_room]
+    }
+
+    /// A guest is admitted by a snapshot too.
+    #[test]
+    fn least_that_was_free_is_left_to_the_policy() {
+        let rig = Rig::new(None);
+        let now = Instant::now();
+        let free = rig.budget.take_least_free();
+        assert!(rig.budget.take(8, Urgency::Reclaim));
+        rig.budget.give(8);
+        let _ = snapshot(&rig.budget, &[], (FreeState::High, 0), now, |_| None);
+        assert_eq!(rig.budget.take_least_free(), Pages(free.0 - 8));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use toml::de::{DeTable, DeValue};
 
+use super::host::Profile;
 use super::layers::Layer;
 use super::name::check_vm_name;
 use super::patch::VmPatch;
@@ -241,7 +242,7 @@ impl Reading<'_> {
             };
             let start = &mut self.file.start;
             let allowed = match key.as_str() {
-                "profile" => read(&mut start.profile, text.parse().ok(), "lab, esx"),
+                "profile" => read(&mut start.profile, text.parse().ok(), Profile::NAMES),
                 "memory" => read(
                     &mut start.memory,
                     memory(&text),

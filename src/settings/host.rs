@@ -26,6 +26,9 @@ pub enum Profile {
 }
 
 impl Profile {
+    /// What names one.
+    pub const NAMES: &str = "lab, esx, throughput";
+
     /// The default of a setting in this profile.
     #[must_use]
     pub const fn default_of(self, spec: &Spec) -> Value {
@@ -42,7 +45,7 @@ impl Profile {
 
 /// A text that names no profile.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("there is no profile `{0}`; allowed: lab, esx, throughput")]
+#[error("there is no profile `{0}`; allowed: {names}", names = Profile::NAMES)]
 pub struct ProfileError(String);
 
 impl FromStr for Profile {

@@ -183,14 +183,7 @@ impl Uffd {
     /// # Errors
     /// As [`Uffd::copy`].
     pub fn zero(&self, address: u64) -> io::Result<Filled> {
-        // `Present` may also be said of a hole, for a moment: see `uffd::ATTEMPTS`.
-        for _ in 1..uffd::ATTEMPTS {
-            match self.fill(call::zero, address)? {
-                Filled::Present => std::thread::yield_now(),
-                filled => return Ok(filled),
-            }
-        }
-        self.fill(call::zero, address)
+        self.fill(call::zero, address, &uffd::FILLING)
     }
 
     /// Maps at `address` the page that is already in the file, and wakes the threads that wait for it.
@@ -198,24 +191,27 @@ impl Uffd {
     /// # Errors
     /// As [`Uffd::copy`].
     pub fn map_present(&self, address: u64) -> io::Result<Filled> {
-        self.fill(call::present, address)
+        self.fill(call::present, address, &uffd::MAPPING)
     }
 
+    /// Fills or maps a page; tries again while the error is one of those that are `passing`.
     fn fill(
         &self,
         call: unsafe fn(i32, *mut Fill) -> nix::Result<i32>,
         address: u64,
+        passing: &[Errno],
     ) -> io::Result<Filled> {
-        let mut arg = Fill {
-            start: address,
-            len: PAGE_SIZE as u64,
-            mode: 0,
-            filled: 0,
-        };
-        // SAFETY: the calls that fill read and write one `Fill`, which outlives them; they change only the guest's
-        // address space.
-        let done = unsafe { call(self.raw(), &raw mut arg) };
-        filled(done)
+        filled(uffd::persist(passing, || {
+            let mut arg = Fill {
+                start: address,
+                len: PAGE_SIZE as u64,
+                mode: 0,
+                filled: 0,
+            };
+            // SAFETY: the calls that fill read and write one `Fill`, which outlives them; they change only the guest's
+            // address space.
+            unsafe { call(self.raw(), &raw mut arg) }
+        }))
     }
 
     /// Wakes the threads that wait for the pages from `address` on; they access them again.

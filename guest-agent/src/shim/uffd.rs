@@ -122,12 +122,32 @@ impl AsFd for Userfault {
     }
 }
 
-/// How often to try to put a page into a hole before EEXIST is believed.
+/// How often a call that gives a page is tried before its error is believed.
 ///
-/// The kernel says EEXIST not only for a page that is there. The call also fails so if a page table is freed
-/// between its allocation and its use, and since Linux 6.14 the `madvise(DONTNEED)` of our freezes frees
-/// the page tables that it empties.
-pub const ATTEMPTS: u32 = 100;
+/// A page table can be freed between its allocation and its use: since Linux 6.14 the `madvise(DONTNEED)` of our
+/// freezes frees the page tables that it empties. The call then fails with EAGAIN, or with EEXIST as if a page were
+/// there.
+const ATTEMPTS: u32 = 100;
+/// What the kernel says for a moment of a hole that can be filled.
+pub const FILLING: [Errno; 2] = [Errno::EEXIST, Errno::EAGAIN];
+/// What it says for a moment of a page that can be mapped.
+pub const MAPPING: [Errno; 1] = [Errno::EAGAIN];
+
+/// Makes `call` again while it fails with one of the errors that are `passing`.
+///
+/// Safe to call from a signal handler.
+///
+/// # Errors
+/// What the last call failed with.
+pub fn persist<T>(passing: &[Errno], mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    for _ in 1..ATTEMPTS {
+        match call() {
+            Err(errno) if passing.contains(&errno) => std::thread::yield_now(),
+            done => return done,
+        }
+    }
+    call()
+}
 
 /// Puts a copy of `page` at `address`, where there is a hole.
 ///
@@ -136,8 +156,7 @@ pub const ATTEMPTS: u32 = 100;
 /// # Errors
 /// The errno: `EEXIST` when there is no hole.
 pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Result<(), i32> {
-    let mut last = Errno::EEXIST;
-    for _ in 0..ATTEMPTS {
+    let copied = persist(&FILLING, || {
         let mut copy = kernel::uffdio_copy {
             dst: address as u64,
             src: page.as_ptr() as u64,
@@ -148,14 +167,9 @@ pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Res
         // SAFETY: `uffd` is open for the life of the borrow, and `copy` outlives the call, which also reads the
         // live `page`. The call fills an absent page and never changes one that is there; the kernel checks the
         // address.
-        match unsafe { call::copy(uffd.as_raw_fd(), &raw mut copy) } {
-            Ok(_) => return Ok(()),
-            Err(errno @ (Errno::EEXIST | Errno::EAGAIN)) => last = errno,
-            Err(errno) => return Err(errno as i32),
-        }
-        std::thread::yield_now();
-    }
-    Err(last as i32)
+        unsafe { call::copy(uffd.as_raw_fd(), &raw mut copy) }
+    });
+    copied.map(drop).map_err(|errno| errno as i32)
 }
 
 /// Maps the page that the file holds for `address`.
@@ -165,15 +179,84 @@ pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Res
 /// # Errors
 /// The errno: `EFAULT` when the file has a hole there. A page that is mapped already is no error.
 pub fn map_present(uffd: BorrowedFd<'_>, address: usize) -> Result<(), i32> {
-    let mut range = kernel::uffdio_continue {
-        range: range(address, PAGE_SIZE),
-        mode: 0,
-        mapped: 0,
-    };
-    // SAFETY: `uffd` is open for the life of the borrow, and `range` outlives the call. The call maps what the file
-    // holds and changes no byte; the kernel checks the address.
-    match unsafe { call::map_present(uffd.as_raw_fd(), &raw mut range) } {
+    let mapped = persist(&MAPPING, || {
+        let mut range = kernel::uffdio_continue {
+            range: range(address, PAGE_SIZE),
+            mode: 0,
+            mapped: 0,
+        };
+        // SAFETY: `uffd` is open for the life of the borrow, and `range` outlives the call. The call maps what the
+        // file holds and changes no byte; the kernel checks the address.
+        unsafe { call::map_present(uffd.as_raw_fd(), &raw mut range) }
+    });
+    match mapped {
         Ok(_) | Err(Errno::EEXIST) => Ok(()),
         Err(errno) => Err(errno as i32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+    use rustix::mm::{Advice, ProtFlags, madvise};
+
+    use super::*;
+    use crate::shim::ram::map_file;
+
+    /// What one page table maps.
+    const TABLE: usize = 2 << 20;
+    /// Enough for some of them to meet a freed page table on a kernel that frees them.
+    const PAGES: usize = 50_000;
+
+    /// A freeze of neighbours frees the page table that the only other page of it is just being mapped by.
+    #[test]
+    fn page_is_given_while_its_page_table_is_freed() {
+        let Ok(uffd) = open() else {
+            eprintln!("SKIPPED: no userfaultfd");
+            return;
+        };
+        let file = File::from(memfd_create("table", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(2 * TABLE as u64).unwrap();
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let base = map_file(file.as_fd(), 2 * TABLE, access).unwrap();
+        let table = base.next_multiple_of(TABLE);
+        let offset = (table - base) as u64;
+        uffd.register(table, TABLE).unwrap();
+        let page = [7; PAGE_SIZE];
+        let begun = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            // Frees the table once for each page that is given, in the midst of that with luck.
+            scope.spawn(|| {
+                for number in 0..PAGES {
+                    while begun.load(Ordering::Relaxed) <= number {
+                        std::hint::spin_loop();
+                    }
+                    // SAFETY: the range is inside the mapping, which only this test has. Its pages stay in the file.
+                    unsafe { madvise(table as *mut _, TABLE, Advice::LinuxDontNeed) }.unwrap();
+                }
+            });
+            let give = |number| -> Result<(), i32> {
+                begun.store(number + 1, Ordering::Relaxed);
+                if number % 2 == 0 {
+                    return map_present(uffd.as_fd(), table);
+                }
+                let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                fallocate(&file, hole, offset, PAGE_SIZE as u64).unwrap();
+                copy(uffd.as_fd(), table, &page)
+            };
+            file.write_all_at(&page, offset).unwrap();
+            let given: Vec<_> = (0..PAGES).map(give).collect();
+            let failed = given.iter().filter(|given| given.is_err()).count();
+            assert_eq!(
+                failed,
+                0,
+                "of {PAGES}, as {:?}",
+                given.iter().find(|it| it.is_err())
+            );
+        });
     }
 }
