@@ -11,13 +11,11 @@
 //! ```
 //!
 //! A hint belongs into one of two *buckets* of 8 hints, a cache line each, and goes into the emptier one. In a table
-//! that is five sixths full, one hint of a thousand finds both buckets full. The table never grows, and no hint is
-//! moved.
+//! that is five sixths full, one hint of a thousand finds both full. The table never grows, and no hint is moved.
 //!
 //! *Tags collide*: a hint that is found may name a page of other content. The entry of that page in its page table
-//! keeps 32 bits of its digest, so the finder can tell ([`Claim::fits`]). But it must not drop a hint that is true
-//! for other content: the page may not be looked at again before it is written, and without its hint it would never
-//! be shared.
+//! keeps 32 bits of its digest, so the finder can tell ([`Claim::fits`]). But it must not drop a hint that is true for
+//! other content: a page without a hint is never shared, and it may not be looked at again before it is written.
 //!
 //! *Seats* are short numbers of VMs. A seat that is given back is not given out again before all others have been;
 //! then one sweep clears the hints that VMs have left behind.
@@ -38,8 +36,7 @@ use crate::units::{Bytes, Gfn, Pages, VmId};
 
 /// Hints in a bucket: a cache line. Fewer in tests, so that buckets are full now and then.
 const BUCKET: usize = if cfg!(any(test, loom)) { 2 } else { 8 };
-/// Hints for each page of the host, in eighths: one eighth more than there are pages. A host also keeps a part of its
-/// memory free, so the table is less full than that.
+/// Hints for each page of the host, in eighths. A host also keeps memory free, so the table is less full than that.
 const EIGHTHS_PER_PAGE: u64 = 9;
 /// The bits of a tag. Few in tests, so that tags collide all the time.
 const TAG_BITS: u32 = if cfg!(any(test, loom)) { 2 } else { 20 };

@@ -195,7 +195,7 @@ pub struct FaultStatus {
     pub refill_swap: u64,
     /// Shared pages copied because the guest wrote to them.
     pub cow_break: u64,
-    /// Those of `refill_zip` and `cow_break` that the guest served itself.
+    /// Those of `first_touch`, `refill_zip`, `refill_swap` and `cow_break` that the guest served itself.
     pub inline: u64,
     /// Accesses to ballooned pages, each of which popped the balloon.
     pub pop: u64,
