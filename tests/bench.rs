@@ -494,11 +494,11 @@ fn interrupted_benchmark_shows_what_it_has_measured_and_says_what_is_missing() {
         process.send(signal);
         let (status, log) = (process.wait(LONG), process.stderr());
         assert_eq!(status.code(), Some(130), "{log}");
-        let missing = "interrupted: missing is what follows from `compress: text, round ";
+        let missing = "not measured: what comes from `compress: text, round ";
         assert!(log.contains(missing), "{log}");
         assert!(log.contains("` on, and all of plan"), "{log}");
         let page = fs::read_to_string(&file).expect("a page");
-        assert!(page.contains("pages that halve") && page.contains("interrupted: missing"));
+        assert!(page.contains("pages that halve") && page.contains("not measured: "));
         if signal == Signal::SIGTERM {
             assert!(process.stdout().contains("pages that halve"));
             continue;
@@ -512,10 +512,10 @@ fn interrupted_benchmark_shows_what_it_has_measured_and_says_what_is_missing() {
     }
 }
 
-#[test]
-fn benchmark_that_hangs_shows_what_it_has_measured_at_the_second_signal() {
+/// Runs two benchmarks on content that lasts for the first; the second waits for more as long as the pipe is open,
+/// which `end` gets and may keep open by returning it. Returns the exit code and the log.
+fn stuck(end: impl FnOnce(&Process, fs::File) -> Option<fs::File>) -> (Option<i32>, String) {
     let dir = scratch();
-    // The pipe holds content for the first benchmark only. The second one waits in its read for ever.
     let path = dir.path().join("fifo");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
     let mut pipe = fs::OpenOptions::new();
@@ -526,20 +526,39 @@ fn benchmark_that_hangs_shows_what_it_has_measured_at_the_second_signal() {
         path.display()
     );
     let mut process = at_step(&words, "swap: ", dir.path());
-    process.send(Signal::SIGTERM);
-    process.send(Signal::SIGINT);
+    let _open = end(&process, pipe);
     let (status, log) = (process.wait(LONG), process.stderr());
-    assert_eq!(status.code(), Some(130), "{log}");
-    assert!(
-        log.contains("missing is what follows from `swap: "),
-        "{log}"
-    );
     let entries: Vec<Entry> = serde_json::from_str(&process.stdout()).expect("JSON");
     assert!(!entries.is_empty(), "{log}");
     assert!(entries.iter().all(|entry| entry.bench == "compress"));
     eventually("the directory is gone", || {
         no_scratch(dir.path()).then_some(())
     });
+    (status.code(), log)
+}
+
+#[test]
+fn benchmark_that_hangs_shows_what_it_has_measured_at_the_second_signal() {
+    let (code, log) = stuck(|process, pipe| {
+        process.send(Signal::SIGTERM);
+        process.send(Signal::SIGINT);
+        Some(pipe)
+    });
+    assert_eq!(code, Some(130), "{log}");
+    assert!(
+        log.contains("not measured: what comes from `swap: "),
+        "{log}"
+    );
+}
+
+#[test]
+fn benchmark_that_fails_shows_what_was_measured_before() {
+    let (code, log) = stuck(|_, _| None);
+    assert_eq!(code, Some(1), "{log}");
+    assert!(
+        log.contains("not measured: what comes from `swap: "),
+        "{log}"
+    );
 }
 
 /// What a benchmark may change: settings of KSM, swap devices, zram devices, read-ahead of swap, cgroups.

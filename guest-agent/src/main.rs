@@ -35,15 +35,16 @@ const INTERRUPTED: u8 = 130;
 #[derive(Debug, Parser)]
 #[command(version, after_help = HELP)]
 struct Args {
-    /// Its name, unlike that of any other guest of its host.
+    /// The name of the guest; no other running guest may have it.
     #[arg(long)]
     name: String,
 
-    /// Its memory, such as 256M.
+    /// The memory of the guest, such as 256M.
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     memory: u32,
 
-    /// What it runs, as in `kv,size=128M`; may be given more than once.
+    /// What the guest runs: idle, stream, toucher, kv, files:PATH, image:PATH or churn, each with
+    /// parameters as in `kv,size=128M`; may be given more than once.
     #[arg(long, value_name = "SPEC", required = true, num_args = 1..)]
     workload: Vec<String>,
 
@@ -51,40 +52,40 @@ struct Args {
     #[arg(long)]
     salt: Option<String>,
 
-    /// Where its randomness begins.
+    /// The seed of the guest's random numbers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
-    /// How long it runs, such as 30s [default: until it is interrupted].
+    /// How long the guest runs, such as 30s [default: until it is interrupted].
     #[arg(long, value_name = "TIME", value_parser = duration)]
     duration: Option<Duration>,
 
-    /// Memory it is guaranteed.
+    /// Memory that the guest is guaranteed.
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
     reservation: u32,
 
-    /// Memory it never exceeds [default: its memory].
+    /// Memory that the guest never exceeds [default: --memory].
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     limit: Option<u32>,
 
-    /// Its weight when memory is divided: low, normal, high or a number.
+    /// The weight of the guest when memory is divided: low, normal, high or a number.
     #[arg(long, default_value = "normal")]
     shares: Shares,
 
-    /// The most memory its balloon may take; 0 turns ballooning off [default: by the host].
+    /// The most memory that the balloon may take; 0 turns ballooning off [default: set by the host].
     #[arg(long, value_name = "SIZE", value_parser = size)]
     balloon_max: Option<u32>,
 
-    /// Never share its pages, not even with each other.
+    /// Never share pages of the guest, not even with each other.
     #[arg(long)]
     no_sharing: bool,
 
-    /// Run no balloon agent, as a guest without VMware Tools.
+    /// Run no balloon agent, like a guest without VMware Tools.
     #[arg(long)]
     no_agent: bool,
 
-    /// Ask the host for every page. Else, where userfaultfd works, the thread that needs a page touches it
-    /// first, brings it back from the compression cache or copies it by itself.
+    /// Ask the host for every page. By default, where userfaultfd works, the thread that needs a page serves its fault
+    /// itself: first touches, pages in the compression cache or the swap file, and copies of shared pages.
     #[arg(long)]
     no_inline: bool,
 

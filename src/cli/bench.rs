@@ -21,6 +21,7 @@ use crate::bench::content::{Class, Source};
 use crate::bench::guard::{self, Guard, SCRATCH_PREFIX, Undo};
 use crate::bench::peer::signal::{self, Remedy};
 use crate::bench::puppet::{self, PuppetOptions};
+use crate::bench::report::Report;
 use crate::bench::{self, Bench, BenchOptions, Machine, Setup, Vs, html};
 use crate::signals::{ENDING, Signals};
 use crate::units::Bytes;
@@ -214,6 +215,7 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
     let guard = Guard::start(&program).context("cannot start the process that cleans up")?;
     let scratch = scratch(&guard)?;
     let page = args.html.as_deref().map(Page::create).transpose()?;
+    // Its load is that before the benchmarks.
     let machine = Machine::here();
     let benches = options.benches.clone();
     let bench = Arc::new(Running::new());
@@ -237,24 +239,36 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
     };
     let ended = bench.until_end(&signals, measure);
     bench.line.clear();
-    let exit = ended?;
     // From here on signals end the process again, even if it hangs in printing because nobody reads.
     drop(signals);
     let report = &bench.report;
-    if exit == Exit::Interrupted {
+    if !matches!(ended, Ok(Exit::Success)) {
         report.remark(bench.missing(&benches));
     }
+    // What was measured before a failure may have taken an hour.
+    if ended.is_ok() || !report.entries().is_empty() {
+        print_report(report, &machine, page, args.json)?;
+    }
+    ended
+}
+
+fn print_report(
+    report: &Report,
+    machine: &Machine,
+    page: Option<Page>,
+    json: bool,
+) -> anyhow::Result<()> {
     report.remarks().iter().for_each(|remark| complain(remark));
     if let Some(page) = page {
-        page.write(&html::page(report, &machine, &command()))?;
+        page.write(&html::page(report, machine, &command()))?;
     }
-    if args.json {
+    if json {
         let entries = report.entries();
         print(&format!("{}\n", serde_json::to_string_pretty(&entries)?))?;
     } else {
         print(&format!("{machine}\n{}", report.table()))?;
     }
-    Ok(exit)
+    Ok(())
 }
 
 /// The file for the page. It is opened early, so that a wrong path is an error before minutes are spent on measuring.

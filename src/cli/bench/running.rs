@@ -94,11 +94,11 @@ impl Running {
         }
     }
 
-    /// What an interrupted run of `benches` has not measured.
+    /// What a run of `benches` that ended early has not measured.
     pub(super) fn missing(&self, benches: &[Bench]) -> String {
         let step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((bench, text)) = &*step else {
-            return "interrupted before anything was measured".to_owned();
+            return "nothing was measured".to_owned();
         };
         let begun = benches.iter().position(|other| other == bench);
         let later = &benches[begun.map_or(0, |begun| begun + 1)..];
@@ -106,7 +106,7 @@ impl Running {
             .iter()
             .map(|bench| format!(", and all of {bench}"))
             .collect();
-        format!("interrupted: missing is what follows from `{bench}: {text}` on{later}")
+        format!("not measured: what comes from `{bench}: {text}` on{later}")
     }
 }
 
@@ -160,14 +160,11 @@ mod tests {
     fn missing_is_what_was_to_come() {
         let running = Running::new();
         let benches = [Bench::Scan, Bench::Swap, Bench::Plan];
-        assert_eq!(
-            running.missing(&benches),
-            "interrupted before anything was measured"
-        );
+        assert_eq!(running.missing(&benches), "nothing was measured");
         running.step(Bench::Swap, "text, round 2");
         assert_eq!(
             running.missing(&benches),
-            "interrupted: missing is what follows from `swap: text, round 2` on, and all of plan"
+            "not measured: what comes from `swap: text, round 2` on, and all of plan"
         );
     }
 }
