@@ -126,8 +126,8 @@ impl AsFd for Userfault {
 ///
 /// A page table can be freed between its allocation and its use: since Linux 6.14 the `madvise(DONTNEED)` of our
 /// freezes frees the page tables that it empties. The call then fails with EAGAIN, or with EEXIST as if a page were
-/// there.
-const ATTEMPTS: u32 = 100;
+/// there. One freeze makes up to 256 such calls on one page table, one after the other, so there are more attempts.
+const ATTEMPTS: u32 = 1000;
 /// What the kernel says for a moment of a hole that can be filled.
 pub const FILLING: [Errno; 2] = [Errno::EEXIST, Errno::EAGAIN];
 /// What it says for a moment of a page that can be mapped.
@@ -229,12 +229,17 @@ mod tests {
         let page = [7; PAGE_SIZE];
         let begun = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            // Frees the table once for each page that is given, in the midst of that with luck.
+            // Frees the table once while a page is given. A thread that is late does not make up for it: where tables
+            // are freed without pause, no page is ever given.
             scope.spawn(|| {
-                for number in 0..PAGES {
-                    while begun.load(Ordering::Relaxed) <= number {
+                let mut seen = 0;
+                while seen < PAGES {
+                    let now = begun.load(Ordering::Relaxed);
+                    if now == seen {
                         std::hint::spin_loop();
+                        continue;
                     }
+                    seen = now;
                     // SAFETY: the range is inside the mapping, which only this test has. Its pages stay in the file.
                     unsafe { madvise(table as *mut _, TABLE, Advice::LinuxDontNeed) }.unwrap();
                 }
