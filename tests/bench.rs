@@ -6,6 +6,7 @@ mod rig;
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -442,7 +443,7 @@ fn stalls_and_sampling_are_measured_on_real_guests() {
     );
 
     let (entries, log) = measured("sample --size 16M --rounds 1 --quick");
-    let case = "zipf without pressure, sampled each 2 s";
+    let case = "zipf without pressure, sampled each 500ms";
     let operations = of_guests(&entries, case, "operations");
     assert_eq!(operations.peer.as_deref(), Some("off"), "{log}");
     let takes = of_guests(&entries, case, "what sampling takes");
@@ -513,8 +514,10 @@ fn interrupted_benchmark_shows_what_it_has_measured_and_says_what_is_missing() {
 }
 
 /// Runs two benchmarks on content that lasts for the first; the second waits for more as long as the pipe is open,
-/// which `end` gets and may keep open by returning it. Returns the exit code and the log.
-fn stuck(end: impl FnOnce(&Process, fs::File) -> Option<fs::File>) -> (Option<i32>, String) {
+/// which `end` gets with its path, and may keep open by returning it. Returns the exit code and the log.
+fn stuck(
+    end: impl FnOnce(&mut Process, fs::File, &Path) -> Option<fs::File>,
+) -> (Option<i32>, String) {
     let dir = scratch();
     let path = dir.path().join("fifo");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
@@ -526,7 +529,7 @@ fn stuck(end: impl FnOnce(&Process, fs::File) -> Option<fs::File>) -> (Option<i3
         path.display()
     );
     let mut process = at_step(&words, "swap: ", dir.path());
-    let _open = end(&process, pipe);
+    let _open = end(&mut process, pipe, &path);
     let (status, log) = (process.wait(LONG), process.stderr());
     let entries: Vec<Entry> = serde_json::from_str(&process.stdout()).expect("JSON");
     assert!(!entries.is_empty(), "{log}");
@@ -539,7 +542,7 @@ fn stuck(end: impl FnOnce(&Process, fs::File) -> Option<fs::File>) -> (Option<i3
 
 #[test]
 fn benchmark_that_hangs_shows_what_it_has_measured_at_the_second_signal() {
-    let (code, log) = stuck(|process, pipe| {
+    let (code, log) = stuck(|process, pipe, _| {
         process.send(Signal::SIGTERM);
         process.send(Signal::SIGINT);
         Some(pipe)
@@ -553,7 +556,16 @@ fn benchmark_that_hangs_shows_what_it_has_measured_at_the_second_signal() {
 
 #[test]
 fn benchmark_that_fails_shows_what_was_measured_before() {
-    let (code, log) = stuck(|_, _| None);
+    let (code, log) = stuck(|process, pipe, path| {
+        drop(pipe);
+        // A benchmark that opens the pipe only now would wait for somebody who writes: it gets one, who leaves at once.
+        eventually("the benchmark has opened the pipe", || {
+            let mut writer = fs::OpenOptions::new();
+            let writer = writer.write(true).custom_flags(libc::O_NONBLOCK);
+            (writer.open(path).is_ok() || process.ended().is_some()).then_some(())
+        });
+        None
+    });
     assert_eq!(code, Some(1), "{log}");
     assert!(
         log.contains("not measured: what comes from `swap: "),
