@@ -14,7 +14,7 @@
 //! would fault on neighbours that are not there yet. Where the faulting thread must change a mapping, all pages stay
 //! locked until it has confirmed that.
 
-use super::resolve::{Access, FaultError, Outcome, ask, cause_at, note_touch};
+use super::resolve::{Access, FaultError, Outcome, ask, cause_at};
 use crate::engine::{Content, EngineKind, Reply};
 use crate::page::{Entry, Home, PageGuard};
 use crate::seeded::Seeded;
@@ -50,7 +50,7 @@ pub(super) fn give<'a>(
     let before = place_row(vm, before, &[]);
     if !asks {
         let page = place(vm, requested, swapped.first())?;
-        note_touch(vm, &page);
+        vm.note_touch(&page);
         return Ok(Outcome::Served {
             behind: count(&behind),
         });

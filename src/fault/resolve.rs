@@ -138,14 +138,6 @@ fn retry(vm: &Vm, gfn: Gfn) -> Outcome {
     Outcome::Served { behind: 0 }
 }
 
-/// Counts the access if the page is sampled.
-pub(super) fn note_touch(vm: &Vm, page: &PageGuard<'_>) {
-    if page.entry().is_sampled() {
-        page.set_sampled(false);
-        vm.activity.touch();
-    }
-}
-
 /// `count` pages from `start` on, cut at the end of RAM.
 fn run_from(vm: &Vm, start: Gfn, count: u32) -> GfnRun {
     GfnRun::new(start, count.min(vm.table.pages() - start.0))
@@ -218,7 +210,7 @@ pub fn complete(vm: &Vm, pending: Pending) {
     let pool = vm.pool();
     for kept in pending.pages {
         let page = vm.table.resume(kept);
-        note_touch(vm, &page);
+        vm.note_touch(&page);
         if pending.revealed {
             continue;
         }

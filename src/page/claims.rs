@@ -66,16 +66,17 @@ impl Claims {
         }
     }
 
-    /// What a page may be offered as. A sampled page is not offered: its next access is to be counted, so the daemon
-    /// must see it.
+    /// What a page may be offered as. The next access to a sampled page is to be counted. A guest opens a frozen page
+    /// only for a thread that accesses it, so that is counted when the page is settled. Other pages also come ahead,
+    /// for nobody: while they are sampled, the daemon must see the access itself.
     pub(super) const fn offer_of(entry: Entry) -> State {
         match entry.home() {
+            Home::Resident if !entry.is_open() => State::Frozen,
             _ if entry.is_sampled() => State::None,
             Home::Compressed(_) => State::Zip,
             Home::Swapped(_) => State::Swap,
             Home::Shared(_) => State::Frame,
             Home::Untouched | Home::Zero => State::Empty,
-            Home::Resident if !entry.is_open() => State::Frozen,
             Home::Resident | Home::Ballooned => State::None,
         }
     }
@@ -243,11 +244,14 @@ impl Claims {
             let gfn = Gfn(word.checked_sub(USED)?);
             (gfn.0 < self.pages).then_some(gfn)
         };
-        let is_done = |gfn: &Gfn| {
-            let state = State::decode(self.words.load(row(*gfn)));
-            matches!(state, Some(State::Done { .. }))
-        };
-        self.credits(true).filter_map(used).filter(is_done)
+        (self.credits(true).filter_map(used)).filter(|gfn| self.is_done(*gfn))
+    }
+
+    /// Whether the guest says that it has brought or opened the page.
+    #[must_use]
+    pub fn is_done(&self, gfn: Gfn) -> bool {
+        let state = State::decode(self.words.load(row(gfn)));
+        matches!(state, Some(State::Done { .. }))
     }
 
     /// How long threads of the guest stood still, as they say themselves: the words of [`Stood::ALL`].

@@ -112,7 +112,7 @@ impl Core {
     /// When there is something to do again if no job comes.
     fn due(&self, now: Instant, routine: Routine) -> Instant {
         let period = routine.sample_period;
-        let sample = (!period.is_zero()).then(|| self.sampler.due(now, period));
+        let sample = (!period.is_zero()).then(|| self.sampler.due(&self.vm, now, period));
         let joining = self.joining.as_ref().map(Joining::due);
         let scan = self.scan_due(routine.scan_rate);
         let all = [self.evict_due(), scan, sample, joining, self.stores.due()];

@@ -19,7 +19,8 @@
 //! | untouched, zero, compressed, swapped | the fault that it meets anyway |
 //! | ballooned | nothing: a guest that gave a page away does not use it |
 //!
-//! The fault thread clears the mark and counts ([`Activity`]). Pages that are still marked at the end of the
+//! The fault thread clears the mark and counts ([`Activity`]). A guest that serves itself opens a frozen page without
+//! the daemon; the access is counted when the page is settled, a little later (`HEARD`). Pages that are still marked at the end of the
 //! period were not touched. They are unmarked, and opened again where a page that stays closed would cost a
 //! mapping. A mark that was lost on the way, because the page was merged or came with its neighbours,
 //! counts neither way. The fraction that was touched, times the size of the VM, is a sample of its
@@ -73,6 +74,10 @@ const SLOWEST: u32 = 4;
 /// time by then, so up to this much is taken off the running time that follows.
 const HEARSAY: Duration = Duration::from_millis(500);
 
+/// At most this much later than it happened, the estimate counts an access that the guest has served itself, or a part
+/// of the period later, one in so many, if that is longer: the policy takes new estimates no more often.
+const HEARD: (Duration, u32) = (Duration::from_millis(250), 8);
+
 /// The samples of one VM; belongs to its worker. See the module text.
 #[derive(Debug)]
 pub struct Sampler {
@@ -112,8 +117,11 @@ impl Sampler {
 
     /// When the sampler wants to be called again.
     #[must_use]
-    pub fn due(&self, now: Instant, period: Duration) -> Instant {
-        let left = period.saturating_sub(self.ran);
+    pub fn due(&self, vm: &Vm, now: Instant, period: Duration) -> Instant {
+        let mut left = period.saturating_sub(self.ran);
+        if vm.table.claims().is_some() {
+            left = left.min(HEARD.0.max(period / HEARD.1));
+        }
         // A VM that stands still hardly comes closer to the end of its period: look again after a sixteenth at the
         // earliest.
         now + if left.is_zero() {
@@ -150,6 +158,7 @@ impl Sampler {
         self.ran += ran;
         if self.began {
             if self.ran < period {
+                self.hear(vm);
                 return Ok(());
             }
             let untouched = self.unmark(vm)?;
@@ -160,6 +169,14 @@ impl Sampler {
         let drawn = self.mark(vm)?;
         vm.activity.begin(drawn);
         Ok(())
+    }
+
+    /// Counts the accesses that the guest has served itself.
+    fn hear(&self, vm: &Vm) {
+        if let Some(claims) = vm.table.claims() {
+            let done = self.marked.iter().filter(|gfn| claims.is_done(**gfn));
+            done.for_each(|gfn| drop(vm.try_lock(*gfn)));
+        }
     }
 
     /// Counts the accessed pages of the period that ends, and clears them for the next one.

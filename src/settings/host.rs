@@ -264,9 +264,10 @@ mod tests {
     }
 
     #[test]
-    fn profile_throughput_is_lab_but_for_seven_settings() {
+    fn profile_throughput_is_lab_but_for_eight_settings() {
         let throughput = HostSettings::profile(Profile::Throughput);
         let expected = HostSettings {
+            sample_period: Duration::from_millis(500),
             mem_zip_max_pct: 50,
             mem_zip_max_alloc_pct: 80,
             balloon_takes_free_only: true,

@@ -145,7 +145,7 @@ pub const TABLE: [Spec; 23] = [
         kind: Kind::time(TimeUnit::Seconds, 0, 180_000),
         lab: millis(2000),
         esx: millis(60_000),
-        throughput: None,
+        throughput: Some(millis(500)),
         effect: "time in which the active memory of a VM is sampled once; 0 turns sampling off",
         deviation: "ESX counts whole seconds; `lab` is short, so that one can watch",
     },

@@ -239,3 +239,28 @@ fn sampled_page_waits_for_its_own_access() {
         }
     });
 }
+
+/// Nobody has to ask the daemon to open a sampled page, and the access counts, at once or when the period ends.
+#[test]
+fn sampled_page_that_its_guest_opens_itself_counts_as_touched() {
+    for heard in [true, false] {
+        each([Spec::inline(PAGES)], |_, guest| {
+            (0..PAGES).for_each(|gfn| guest.write(gfn, small(gfn)));
+            guest.worker.handle.change(|it| it.sample_period = PERIOD);
+            guest.worker.wait(PERIOD);
+            for gfn in 0..PAGES / 2 {
+                assert!(read_alone(guest, gfn), "{gfn}");
+            }
+            if heard {
+                guest.worker.wait(PERIOD / 2);
+                let now = guest.vm.activity.estimate().map(|it| it.next);
+                assert_eq!(now, None, "no period has ended");
+                let sampled = (0..PAGES).filter(|gfn| guest.vm.table.entry(Gfn(*gfn)).is_sampled());
+                assert_eq!(sampled.count(), PAGES as usize / 2);
+            }
+            guest.worker.wait(PERIOD);
+            let fast = guest.vm.activity.estimate().map(|it| it.fast);
+            assert_eq!(fast, Some(0.5));
+        });
+    }
+}

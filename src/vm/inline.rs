@@ -47,6 +47,7 @@ impl Vm {
         let old = page.home();
         if old == Home::Resident {
             page.set_open();
+            self.note_touch(&page);
             return Some(page);
         }
         let is_shared = matches!(old, Home::Shared(_));
@@ -76,6 +77,14 @@ impl Vm {
             }
         }
         Some(page)
+    }
+
+    /// Counts an access to the page if it is sampled.
+    pub fn note_touch(&self, page: &PageGuard<'_>) {
+        if page.entry().is_sampled() {
+            page.set_sampled(false);
+            self.activity.touch();
+        }
     }
 
     /// Settles all pages that the guest has brought: they become resident in the page table. Only for the VM's own

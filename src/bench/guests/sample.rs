@@ -21,9 +21,9 @@ use crate::units::Bytes;
 /// The host has twice the memory that is wanted.
 const NO_PRESSURE: Overcommit = Overcommit(50);
 /// The shortest default period of all profiles, which costs most.
-const PERIOD: u64 = 2;
+const PERIOD: Duration = Duration::from_millis(500);
 /// Seconds for which sampling stays on or off: whole periods.
-const SLICE: u64 = 2 * PERIOD;
+const SLICE: u64 = 4;
 /// Seconds that a guest has to fill its memory. Sampling is first on a slice later, when the walk of page tables that
 /// the look at the start caused is over.
 const FILLING: u64 = 8;
@@ -55,7 +55,7 @@ pub(in super::super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), Be
             ));
             continue;
         };
-        let on_what = format!("{} without pressure, sampled each {PERIOD} s", fleet.name);
+        let on_what = format!("{} without pressure, sampled each {PERIOD:?}", fleet.name);
         let case = Case::more(Bench::Sample, &on_what, "operations", "ops/s");
         report.ours(&case, on);
         report.peer(&case, OFF, off);
@@ -101,8 +101,9 @@ fn switched(
         }
         let wanted = is_on(second).unwrap_or(false);
         if wanted != is_sampled {
-            let period = if wanted { PERIOD } else { 0 };
-            client.set_setting(Key::SamplePeriod, &period.to_string())?;
+            let period = if wanted { PERIOD } else { Duration::ZERO };
+            let period = period.as_secs_f64().to_string();
+            client.set_setting(Key::SamplePeriod, &period)?;
             is_sampled = wanted;
         }
         Ok(())
@@ -134,13 +135,14 @@ fn means(said: &GuestReport) -> Option<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Value;
+    use crate::settings::{HostSettings, Profile};
     use crate::telemetry::WorkloadReport;
 
     #[test]
     fn period_is_the_shortest_default() {
-        let default = Key::SamplePeriod.spec().lab;
-        assert_eq!(default, Value::Time(Duration::from_secs(PERIOD)));
+        let period = |profile| HostSettings::profile(profile).sample_period;
+        assert_eq!(period(Profile::Throughput), PERIOD);
+        assert!(PERIOD < period(Profile::Lab) && PERIOD < period(Profile::Esx));
     }
 
     #[test]
