@@ -1,5 +1,6 @@
 //! `memvisor demo`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -33,6 +34,10 @@ pub(super) struct DemoArgs {
     #[arg(long, value_enum, default_value = "auto")]
     engine: Engine,
 
+    /// Draw the screen on which most was saved as an SVG picture into this file.
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
+
     /// Print the result as JSON, and nothing else on standard output.
     #[arg(long)]
     json: bool,
@@ -56,6 +61,7 @@ impl DemoArgs {
             guest_memory: self.guest_memory,
             duration: self.duration,
             engine: self.engine.into(),
+            picture: self.picture.clone(),
             json: self.json,
         })
     }

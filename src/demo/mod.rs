@@ -18,10 +18,12 @@ mod crew;
 mod outcome;
 mod scratch;
 
+use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anstyle_svg::{Term, WIN10_CONSOLE};
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
@@ -36,7 +38,7 @@ use crate::host::EngineChoice;
 use crate::runtime_dir::RuntimeDirError;
 use crate::signals::{ENDING, Event, Signals};
 use crate::telemetry::HostStatus;
-use crate::top::Terminal;
+use crate::top::{Screen, Terminal};
 use crate::units::Bytes;
 
 /// How long the whole demo may take beyond the running time of the guests: to write the files, to start,
@@ -45,6 +47,9 @@ const OVERHEAD_MAX: Duration = Duration::from_secs(30);
 
 /// How long the host may take until it answers.
 const START_MAX: Duration = Duration::from_secs(10);
+
+/// Characters in a line of the picture: a page of the README shows so many at a size that can be read.
+const PICTURE_WIDTH: usize = 110;
 
 /// How often the status is read.
 const TICK: Duration = Duration::from_secs(1);
@@ -64,6 +69,8 @@ pub struct DemoOptions {
     pub duration: Duration,
     /// The engine of the host.
     pub engine: EngineChoice,
+    /// The file into which the screen on which most was saved is drawn.
+    pub picture: Option<PathBuf>,
     /// Whether standard output is for the result alone.
     pub json: bool,
 }
@@ -119,6 +126,14 @@ pub enum DemoError {
     /// The directory for the run cannot be used.
     #[error("cannot use a directory for the demo")]
     RuntimeDir(#[from] RuntimeDirError),
+    /// The picture cannot be written.
+    #[error("cannot write the picture to {path}")]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The system refuses something.
     #[error("cannot {action}")]
     Io {
@@ -166,7 +181,24 @@ pub fn run(options: &DemoOptions) -> Result<DemoOutcome, DemoError> {
     let mut watch = Watch::new(options, first);
     follow(&mut crew, &client, &mut watch, began + limit, options)?;
     let reports = crew.finish()?;
+    if let Some(path) = &options.picture {
+        draw(&watch, path)?;
+    }
     watch.outcome(reports, began.elapsed())
+}
+
+/// Writes the screen on which most was saved as an SVG picture.
+fn draw(watch: &Watch, path: &Path) -> Result<(), DemoError> {
+    let screen = watch.fullest_screen(Screen {
+        width: PICTURE_WIDTH,
+        height: None,
+        colour: true,
+    });
+    let svg = Term::new().palette(WIN10_CONSOLE).render_svg(&screen);
+    fs::write(path, svg).map_err(|source| DemoError::Picture {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Waits until the host answers.

@@ -18,6 +18,7 @@ pub(super) struct Watch {
     latest: HostStatus,
     rates: Option<Rates>,
     fullest: HostStatus,
+    fullest_rates: Option<Rates>,
     peak: Savings,
     most_used: Pages,
     /// Each VM as it was last seen, because its counters are gone when it ends.
@@ -81,6 +82,7 @@ impl Watch {
             latest: first.clone(),
             rates: None,
             fullest: first,
+            fullest_rates: None,
             peak: Savings::default(),
             most_used: Pages(0),
             last_seen: BTreeMap::new(),
@@ -90,20 +92,25 @@ impl Watch {
     /// Takes in the next snapshot.
     pub(super) fn see(&mut self, status: HostStatus) {
         let savings = Savings::of(&status);
+        self.rates = Some(Rates::between(&self.latest, &status));
         if savings.total() > Savings::of(&self.fullest).total() {
-            self.fullest = status.clone();
+            (self.fullest, self.fullest_rates) = (status.clone(), self.rates.clone());
         }
         self.peak = self.peak.max_each(savings);
         self.most_used = self.most_used.max(status.used_pages);
         let seen = status.vms.iter().map(|vm| (vm.id, vm.clone()));
         self.last_seen.extend(seen);
-        self.rates = Some(Rates::between(&self.latest, &status));
         self.latest = status;
     }
 
     /// The latest snapshot as a screen.
     pub(super) fn screen(&self, screen: Screen) -> String {
         render(&self.latest, self.rates.as_ref(), screen)
+    }
+
+    /// The snapshot that saved most as a screen.
+    pub(super) fn fullest_screen(&self, screen: Screen) -> String {
+        render(&self.fullest, self.fullest_rates.as_ref(), screen)
     }
 
     /// The latest snapshot as a line.
@@ -252,6 +259,35 @@ mod tests {
         assert_eq!(outcome.overcommit, 5.0);
         assert_eq!(outcome.most_used_pages, Pages(211 * 256 + 1));
         assert_eq!(outcome.to_string(), include_str!("snapshots/outcome.txt"));
+    }
+
+    #[test]
+    fn picture_shows_the_fullest_snapshot() {
+        let screen = Screen {
+            width: 110,
+            height: None,
+            colour: false,
+        };
+        let watch = watch();
+        assert_ne!(watch.fullest.uptime_ms, watch.latest.uptime_ms);
+        let expected = render(&fixture::host(), watch.fullest_rates.as_ref(), screen);
+        assert_eq!(watch.fullest_screen(screen), expected);
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("demo.svg");
+        crate::demo::draw(&watch, &path).expect("there is room");
+        let svg = std::fs::read_to_string(&path).expect("a picture");
+        let words = expected.split_whitespace();
+        let plain = |word: &&str| word.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        for part in words.filter(plain).chain(["<svg", "</svg>"]) {
+            assert!(svg.contains(part), "no {part} in {svg}");
+        }
+        let error = crate::demo::draw(&watch, dir.path()).expect_err("a directory");
+        assert!(
+            error
+                .to_string()
+                .ends_with(&dir.path().display().to_string()),
+            "{error}"
+        );
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub(super) fn options(program: &str) -> DemoOptions {
         guest_memory: Bytes::from_mib(256),
         duration: Duration::from_secs(1),
         engine: EngineChoice::Auto,
+        picture: None,
         json: true,
     }
 }
