@@ -1,16 +1,16 @@
 //! The messages of both sockets and of the fault channels.
 
 use arbitrary::{Result, Unstructured};
-use memvisor_guest_agent::protocol::balloon::{
+use memvisor_wire::balloon::{
     BatchResult, Capabilities, ErrorCode, MAX_BATCH_PAGES, MAX_ERROR_BYTES, MAX_NAME_BYTES,
     MAX_RANGES, MAX_STATS, PageStatus, RangeBatch, Start, Started, Stat, StatTag, StatusRun,
     ToAgent, ToHost,
 };
-use memvisor_guest_agent::protocol::memory::{
+use memvisor_wire::memory::{
     Ack, Command, Engine, Fault, Hello, MAX_NAME, MAX_REPORT, MAX_RUNS, MAX_TEXT, Message, Op,
     Ready, Remap, Reply, Welcome,
 };
-use memvisor_guest_agent::protocol::{Gfn, GfnRun, RunsExt};
+use memvisor_wire::{Gfn, GfnRun, RunsExt};
 
 use super::{mutate, text};
 

@@ -14,11 +14,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::protocol::balloon::{
+use memvisor_wire::balloon::{
     self as protocol, BatchResult, Capabilities, MAX_MESSAGE_BYTES, MAX_RANGES, RangeBatch, Start,
     Started, StatusRun, ToAgent, ToHost,
 };
-use memvisor_guest_agent::shim::{Received, SeqPacket, wait_readable};
+use memvisor_wire::{Received, SeqPacket, wait_readable};
 
 use super::counters::add;
 use super::rate::Allowance;

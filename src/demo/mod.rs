@@ -22,6 +22,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use memvisor_wire::signals::{ENDING, Event, Signals};
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
@@ -34,7 +35,6 @@ use self::scratch::Scratch;
 use crate::control::{Client, ClientError};
 use crate::host::EngineChoice;
 use crate::runtime_dir::RuntimeDirError;
-use crate::signals::{ENDING, Event, Signals};
 use crate::telemetry::HostStatus;
 use crate::top::Terminal;
 use crate::units::Bytes;

@@ -1,8 +1,7 @@
 //! Commands to the memory thread, and its answers.
 
 use super::MAX_RUNS;
-use crate::protocol::codec::{DecodeError, Reader, Writer};
-use crate::protocol::gfn::{Gfn, GfnRun};
+use crate::{DecodeError, Gfn, GfnRun, Reader, Writer};
 
 /// What the memory thread is told to do to runs of pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,7 +2,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::protocol::{Gfn, GfnRun, RunsExt};
+use crate::{Gfn, GfnRun, RunsExt};
 
 fn batch() -> impl Strategy<Value = RangeBatch> {
     vec((0..5000_u32, 1..9_u32), 1..MAX_RANGES).prop_map(|gaps| {

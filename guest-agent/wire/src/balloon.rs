@@ -9,7 +9,7 @@
 //! [`ToHost::Start`] and [`ToAgent::Error`] have the header version 0 and keep their layout in all
 //! versions of the protocol, so that two sides without a common version can still tell each other.
 
-use super::{DecodeError, Reader, Writer};
+use crate::{DecodeError, Reader, Writer};
 
 mod handshake;
 mod ranges;

@@ -1,7 +1,7 @@
 //! Holds docs/balloon-protocol.md to the code.
 
 use super::*;
-use crate::protocol::{Gfn, GfnRun};
+use crate::{Gfn, GfnRun};
 
 const DOCUMENT: &str = include_str!("../../../../docs/balloon-protocol.md");
 

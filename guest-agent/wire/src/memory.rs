@@ -20,11 +20,13 @@
 
 mod channel;
 mod command;
+mod shares;
 
 pub use channel::{FAULT_BYTES, Fault, REPLY_BYTES, Reply};
 pub use command::{Ack, Command, Op, Remap};
+pub use shares::{Shares, SharesError};
 
-use super::codec::{DecodeError, Reader, Writer};
+use crate::{DecodeError, Reader, Writer};
 
 /// The version of this protocol. Both sides come from one build, so it must match exactly.
 pub const VERSION: u16 = 6;
@@ -105,7 +107,7 @@ pub struct Hello {
     pub salt: Option<String>,
     /// What the guest runs, for display only.
     pub workload: String,
-    /// Whether the shim can serve some of its faults by itself ([`claims`](super::claims)).
+    /// Whether the shim can serve some of its faults by itself ([`claims`](crate::claims)).
     pub inline: bool,
 }
 

@@ -1,7 +1,7 @@
 //! Batches of page ranges and what became of them.
 
 use super::{DecodeError, MAX_BATCH_PAGES, MAX_RANGES, Reader, Writer, value};
-use crate::protocol::{Gfn, GfnRun, RunsExt};
+use crate::{Gfn, GfnRun, RunsExt};
 
 pub(super) const RANGE_BYTES: usize = 8;
 pub(super) const STATUS_RUN_BYTES: usize = 12;
