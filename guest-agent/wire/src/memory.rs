@@ -62,14 +62,14 @@ impl Engine {
         }
     }
 
-    const fn from_code(code: u16) -> Result<Self, DecodeError> {
+    fn from_code(code: u16) -> Result<Self, DecodeError> {
         match code {
             1 => Ok(Self::Uffd),
             2 => Ok(Self::Mprotect),
             _ => Err(DecodeError::Value {
                 field: "engine",
-                value: code as u64,
-                allowed: "1 (uffd) or 2 (mprotect)",
+                value: code.into(),
+                allowed: "1 (uffd) or 2 (mprotect)".into(),
             }),
         }
     }
@@ -251,7 +251,7 @@ impl Message {
                 return Err(DecodeError::Value {
                     field: "type",
                     value: u64::from(other),
-                    allowed: "1 (hello) to 8 (pool)",
+                    allowed: "1 (hello) to 8 (pool)".into(),
                 });
             }
         };
@@ -314,7 +314,7 @@ fn flag(r: &mut Reader<'_>, field: &'static str) -> Result<bool, DecodeError> {
         value => Err(DecodeError::Value {
             field,
             value: u64::from(value),
-            allowed: "0 (no) or 1 (yes)",
+            allowed: "0 (no) or 1 (yes)".into(),
         }),
     }
 }

@@ -82,7 +82,9 @@ impl Fault {
                 return Err(DecodeError::Value {
                     field: "kind",
                     value: u64::from(kind),
-                    allowed: "1 (read), 2 (write), 3 (done), 4 (history), 5 (credits) or 6 (attach)",
+                    allowed:
+                        "1 (read), 2 (write), 3 (done), 4 (history), 5 (credits) or 6 (attach)"
+                            .into(),
                 });
             }
         };
@@ -143,7 +145,7 @@ impl Reply {
             _ => Err(DecodeError::Value {
                 field: "kind",
                 value: u64::from(kind),
-                allowed: "1 (retry), 2 (open), 3 (private), 4 (reveal) or 5 (attached)",
+                allowed: "1 (retry), 2 (open), 3 (private), 4 (reveal) or 5 (attached)".into(),
             }),
         }
     }

@@ -93,8 +93,10 @@ impl Command {
                 return Err(DecodeError::Value {
                     field: "op",
                     value: u64::from(op),
-                    allowed: "1 (freeze), 2 (map shared), 3 (map private), 4 (close), 5 (reveal) or \
-                              6 (open)",
+                    allowed:
+                        "1 (freeze), 2 (map shared), 3 (map private), 4 (close), 5 (reveal) or \
+                              6 (open)"
+                            .into(),
                 });
             }
         };
@@ -103,7 +105,7 @@ impl Command {
             return Err(DecodeError::Value {
                 field: "runs",
                 value: u64::from(count),
-                allowed: "at most 1024",
+                allowed: "at most 1024".into(),
             });
         }
         let mut runs = Vec::with_capacity(usize::from(count));
