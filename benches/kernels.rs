@@ -19,8 +19,8 @@ use memvisor::page::{Attempt, Home, PageTable, Parking};
 use memvisor::pool::{Doubts, Hints, Membership, Pool};
 use memvisor::sys::SharedWords;
 use memvisor::units::{Gfn, PAGE_SIZE, PageBuf, Pages, SlotId, VmId};
-use memvisor_guest_agent::protocol::claims::{self, Claimer};
-use memvisor_guest_agent::protocol::payload::checksum;
+use memvisor_wire::claims::{self, Claimer};
+use memvisor_wire::payload::checksum;
 
 /// How many pages are taken in turn: so few that they fit the processor's cache, or so many that they do not.
 const IN_CACHE: u32 = 8;

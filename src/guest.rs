@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use memvisor_guest_agent::guest;
+use memvisor_guest_agent::guest::GuestReport;
 use memvisor_guest_agent::shim::SessionEnd;
-use memvisor_guest_agent::signals::{ENDING, Signals, report_file_size_limit};
+use memvisor_wire::signals::{ENDING, Signals, report_file_size_limit};
 use thiserror::Error;
 
 use crate::runtime_dir::RuntimeDir;
-use crate::telemetry::GuestReport;
 use crate::units::{Bytes, Pages};
 use crate::vm::MAX_PAGES;
 

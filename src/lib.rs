@@ -25,7 +25,6 @@ pub mod sample;
 mod seeded;
 pub mod settings;
 pub mod share;
-pub use memvisor_guest_agent::signals;
 #[cfg(test)]
 mod sim;
 pub mod swap;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-pub use memvisor_guest_agent::protocol::{Gfn, GfnRun, PAGE_SIZE, RunsExt, runs_of};
+pub use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE, RunsExt, runs_of};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 

@@ -15,15 +15,12 @@ use std::time::{Duration, Instant};
 
 use common::Process;
 use memvisor::units::Bytes;
-use memvisor_guest_agent::protocol::balloon::{
-    PageStatus, RangeBatch, Stat, StatTag, StatusRun, ToAgent, ToHost,
-};
-use memvisor_guest_agent::protocol::memory::{
+use memvisor_wire::balloon::{PageStatus, RangeBatch, Stat, StatTag, StatusRun, ToAgent, ToHost};
+use memvisor_wire::memory::{
     Ack, Command, Engine, Fault, Hello, MAX_CHANNELS, Message, Op, Ready, Remap, Reply, VERSION,
     Welcome,
 };
-use memvisor_guest_agent::protocol::{Gfn, GfnRun};
-use memvisor_guest_agent::shim::{Received, SeqPacket};
+use memvisor_wire::{Gfn, GfnRun, Received, SeqPacket};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use rig::raw::{BASE, HANDSHAKE, Powered, RawAgent, RawGuest, hello, start};
@@ -203,7 +200,7 @@ fn memory_socket_bad_ready_is_refused_with_the_reason() {
         let null = File::open("/dev/null").expect("open");
         let file = tempfile::tempfile().expect("a file");
         let (socket, _peer) = SeqPacket::pair().expect("a pair");
-        let uffd = memvisor_guest_agent::shim::uffd::open();
+        let uffd = memvisor_wire::sys::uffd::open();
         let right = match (&uffd, engine) {
             (Ok(uffd), "uffd") => vec![uffd.as_fd()],
             _ => Vec::new(),

@@ -13,10 +13,8 @@ use std::time::{Duration, Instant};
 
 use common::Process;
 use memvisor::telemetry::VmStatus;
-use memvisor_guest_agent::protocol::Gfn;
-use memvisor_guest_agent::protocol::claims::{
-    CREDIT, CREDITS, State, Stood, credit_word, row, words,
-};
+use memvisor_wire::Gfn;
+use memvisor_wire::claims::{CREDIT, CREDITS, State, Stood, credit_word, row, words};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};

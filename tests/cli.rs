@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use memvisor::telemetry::GuestReport;
+use memvisor_guest_agent::guest::GuestReport;
 
 fn memvisor(args: &[&str]) -> Output {
     let dir = tempfile::tempdir().expect("tempdir");

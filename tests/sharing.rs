@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{TestGuest, TestHost, engines, eventually, image, mappings};
 use memvisor::units::Pages;
-use memvisor_guest_agent::shim::uffd;
+use memvisor_wire::sys::uffd;
 
 /// How long after its boot a guest may take to share what it has in common with others, with default
 /// settings.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use arbitrary::{Result, Unstructured};
 use memvisor::page::{Attempt, Claims, Home, PageTable, Parking};
 use memvisor::units::{FrameId, Gfn, SlotId};
-use memvisor_guest_agent::protocol::claims::{
+use memvisor_wire::claims::{
     Attempt as Claimed, CREDIT, CREDITS, Claimer, Place, ROW_WORDS, State, USED, Words,
     credit_word, row, words,
 };

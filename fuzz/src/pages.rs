@@ -3,8 +3,8 @@
 use arbitrary::{Result, Unstructured};
 use memvisor::compress::Compressor;
 use memvisor::units::PageBuf;
-use memvisor_guest_agent::protocol::PAGE_SIZE;
-use memvisor_guest_agent::protocol::payload::{checksum, decompress};
+use memvisor_wire::PAGE_SIZE;
+use memvisor_wire::payload::{checksum, decompress};
 
 use super::mutate;
 

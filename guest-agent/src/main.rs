@@ -9,11 +9,12 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use clap::error::ErrorKind;
-use memvisor_guest_agent::guest::{self, GuestError, GuestOptions, GuestReport, Shares};
-use memvisor_guest_agent::protocol::PAGE_SIZE;
+use memvisor_guest_agent::guest::{self, GuestError, GuestOptions, GuestReport};
 use memvisor_guest_agent::shim::SessionEnd;
-use memvisor_guest_agent::signals::{self, ENDING, Signals, report_file_size_limit};
 use memvisor_guest_agent::workload::units::{self, SIZES};
+use memvisor_wire::PAGE_SIZE;
+use memvisor_wire::memory::Shares;
+use memvisor_wire::signals::{self, ENDING, Signals, report_file_size_limit};
 use nix::unistd::geteuid;
 use tracing_subscriber::EnvFilter;
 

@@ -5,7 +5,7 @@
 //! if the balloon holds them, so that the agent does not take those for its own again. Only the other pages reach
 //! the page table.
 
-use memvisor_guest_agent::protocol::balloon::{PageStatus, RangeBatch, StatusRun, covers};
+use memvisor_wire::balloon::{PageStatus, RangeBatch, StatusRun, covers};
 
 use super::BalloonVm;
 use super::counters::add;

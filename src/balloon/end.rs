@@ -2,8 +2,8 @@
 
 use std::io;
 
-use memvisor_guest_agent::protocol::DecodeError;
-use memvisor_guest_agent::protocol::balloon::{self as protocol, ErrorCode};
+use memvisor_wire::DecodeError;
+use memvisor_wire::balloon::{self as protocol, ErrorCode};
 use thiserror::Error;
 
 use super::Refusal;

@@ -1,9 +1,10 @@
 //! What a session needs from the rest of the daemon.
 
-use memvisor_guest_agent::protocol::balloon::{Start, StatusRun};
+use memvisor_wire::Doorbell;
+use memvisor_wire::balloon::{Start, StatusRun};
 use thiserror::Error;
 
-use super::{BalloonCounters, Doorbell, GuestStats};
+use super::{BalloonCounters, GuestStats};
 use crate::units::{Gfn, GfnRun, VmId};
 
 /// Why an agent may not balloon a VM. The text goes to the agent.

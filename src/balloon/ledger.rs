@@ -7,7 +7,7 @@
 //! runs that the agent names. The work done here takes a twentieth of that. A second thread would
 //! not help, because the kernel locks the file for each hole.
 
-use memvisor_guest_agent::protocol::balloon::{PageStatus, StatusRun};
+use memvisor_wire::balloon::{PageStatus, StatusRun};
 
 use crate::engine::{EngineError, EngineKind};
 use crate::page::{Home, PageGuard};

@@ -15,7 +15,7 @@
 //!
 //! **The structures.** Only the VM's page table knows which pages are in the balloon: there
 //! is no second ledger that could disagree. [`serve`] runs one session on the thread that calls it
-//! and reaches the VM through [`BalloonVm`]. A [`Doorbell`] wakes that thread when the target
+//! and reaches the VM through [`BalloonVm`]. A [`Doorbell`](memvisor_wire::Doorbell) wakes that thread when the target
 //! changes or a page pops. The module holds no lock while it calls or sends. [`AgentProgress`] tells the
 //! policy whether a balloon is worth waiting for, and [`Relief`] how far a balloon may grow after its guest
 //! has said that it needs the pages itself.
@@ -38,7 +38,6 @@ mod stats;
 
 pub use batch::SLACK_PAGES;
 pub use counters::BalloonCounters;
-pub use memvisor_guest_agent::shim::Doorbell;
 
 pub use end::{SessionEnd, SessionError};
 pub use host::{BalloonHost, BalloonVm, Refusal};

@@ -14,11 +14,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::protocol::balloon::{
+use memvisor_wire::balloon::{
     self as protocol, BatchResult, Capabilities, MAX_MESSAGE_BYTES, MAX_RANGES, RangeBatch, Start,
     Started, StatusRun, ToAgent, ToHost,
 };
-use memvisor_guest_agent::shim::{Received, SeqPacket, wait_readable};
+use memvisor_wire::{Received, SeqPacket, wait_readable};
 
 use super::counters::add;
 use super::rate::Allowance;
@@ -295,10 +295,10 @@ impl Session<'_> {
         Ok(Some(reply))
     }
 
-    /// The first request after a reset is answered by the `RESET` if that is still owed. `STATS` has no reply
-    /// whose place a `RESET` could take.
+    /// The first request after a reset is answered by the `RESET` if that is still owed, unless the request has no
+    /// reply whose place a `RESET` could take.
     fn answer_resetting(&mut self, message: &ToHost) -> Option<ToAgent> {
-        if self.resetting == Some(Reset::Sent) || matches!(message, ToHost::Stats(_)) {
+        if self.resetting == Some(Reset::Sent) || !message.has_reply() {
             return None;
         }
         self.resetting = Some(Reset::Sent);
@@ -306,15 +306,7 @@ impl Session<'_> {
     }
 
     fn check_capability(&self, message: &ToHost) -> Result<(), SessionError> {
-        let needed = match message {
-            ToHost::Stats(_) => Capabilities::STATS,
-            ToHost::Relief { .. } => Capabilities::RELIEF,
-            ToHost::Lock(batch) | ToHost::Unlock(batch) if batch.runs().len() > 1 => {
-                Capabilities::BATCHED
-            }
-            _ => Capabilities::empty(),
-        };
-        if self.capabilities.contains(needed) {
+        if self.capabilities.contains(message.needs()) {
             return Ok(());
         }
         Err(order(

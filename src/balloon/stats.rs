@@ -1,6 +1,6 @@
 //! What a guest says about itself, clamped to what can be true.
 
-use memvisor_guest_agent::protocol::balloon::{Stat, StatTag};
+use memvisor_wire::balloon::{Stat, StatTag};
 
 use crate::units::{Bytes, Pages};
 

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-use memvisor_guest_agent::protocol::balloon::MAX_BATCH_PAGES;
+use memvisor_wire::balloon::MAX_BATCH_PAGES;
 
 use super::clock::timed;
 use super::content::{Class, Content, Source};

@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use memvisor_guest_agent::protocol::payload::checksum;
+use memvisor_wire::payload::checksum;
 
 use super::clock::timed;
 use super::content::{Class, Content, Dice, Maker, Source};

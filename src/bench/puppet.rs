@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use memvisor_guest_agent::protocol::memory::Hello;
 use memvisor_guest_agent::shim::{AttachError, Memory, Ram, SessionEnd, attach};
+use memvisor_wire::memory::Hello;
 use serde::{Deserialize, Serialize};
 
 use super::BenchError;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use memvisor_guest_agent::shim::SessionEnd;
+use memvisor_wire::signals::{ENDING, Signals};
 
 use self::running::Running;
 use super::exit::{Exit, UsageError};
@@ -23,7 +24,6 @@ use crate::bench::peer::signal::{self, Remedy};
 use crate::bench::puppet::{self, PuppetOptions};
 use crate::bench::report::Report;
 use crate::bench::{self, Bench, BenchOptions, Machine, Setup, Vs, html};
-use crate::signals::{ENDING, Signals};
 use crate::units::Bytes;
 
 /// Default size and rounds, without and with `--quick`.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use memvisor_guest_agent::guest::Shares;
 use memvisor_guest_agent::shim::SessionEnd;
+use memvisor_wire::memory::Shares;
 
 use super::exit::{Exit, UsageError};
 use super::lifeline::Lifeline;

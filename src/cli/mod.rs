@@ -25,10 +25,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use memvisor_wire::signals;
 use tracing::level_filters::LevelFilter;
 
 use self::exit::Exit;
-use crate::signals;
 
 /// Memory overcommitment as VMware ESX does it, in user space, on stock Linux.
 #[derive(Debug, Parser)]

@@ -1,4 +1,4 @@
-//! One thread's compressor. [`payload`](memvisor_guest_agent::protocol::payload) undoes its work; guests use
+//! One thread's compressor. [`payload`](memvisor_wire::payload) undoes its work; guests use
 //! that too.
 //!
 //! A payload is either 8 bytes, the word that a page repeats from end to end ([`filled`]), or an LZ4 block. The
@@ -15,7 +15,7 @@
 use std::fmt;
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
-use memvisor_guest_agent::protocol::filled;
+use memvisor_wire::filled;
 
 use crate::units::{PAGE_SIZE, PageBuf};
 
@@ -166,7 +166,7 @@ pub(crate) mod samples {
 
 #[cfg(test)]
 mod tests {
-    use memvisor_guest_agent::protocol::payload;
+    use memvisor_wire::payload;
     use proptest::prelude::*;
 
     use super::*;

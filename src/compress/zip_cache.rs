@@ -4,7 +4,7 @@ use std::io;
 use std::iter;
 use std::os::fd::OwnedFd;
 
-use memvisor_guest_agent::protocol::{claims, payload};
+use memvisor_wire::{claims, payload};
 use thiserror::Error;
 
 use super::MAX_PAYLOAD;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use memvisor_guest_agent::shim::listen_privately;
+use memvisor_wire::listen_privately;
 use nix::sys::signal::SigSet;
 use rustix::net::SocketType;
 use thiserror::Error;

@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use memvisor_guest_agent::guest::GuestReport;
+use memvisor_wire::signals::{Event, Signals};
 use nix::sys::signal::Signal;
 
 use super::scratch::Scratch;
 use super::{DemoError, DemoOptions, cast};
 use crate::child::{Child, end_all, in_words};
 use crate::host::EngineChoice;
-use crate::signals::{Event, Signals};
-use crate::telemetry::GuestReport;
 
 /// How long guests, and then the host, may take to end when asked; then they are killed.
 const GRACE: Duration = Duration::from_secs(3);

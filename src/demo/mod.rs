@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anstyle_svg::{Term, WIN10_CONSOLE};
+use memvisor_wire::signals::{ENDING, Event, Signals};
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
@@ -36,7 +37,6 @@ use self::scratch::Scratch;
 use crate::control::{Client, ClientError};
 use crate::host::EngineChoice;
 use crate::runtime_dir::RuntimeDirError;
-use crate::signals::{ENDING, Event, Signals};
 use crate::telemetry::HostStatus;
 use crate::top::{Screen, Terminal};
 use crate::units::Bytes;

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use memvisor_guest_agent::guest::GuestReport;
 use serde::Serialize;
 
 use super::{DemoError, DemoOptions};
-use crate::telemetry::{GuestReport, HostStatus, Rates, Savings, VmStatus, overcommit};
+use crate::telemetry::{HostStatus, Rates, Savings, VmStatus, overcommit};
 use crate::top::{Screen, render, summary};
 use crate::units::{Bytes, Pages, VmId};
 

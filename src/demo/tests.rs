@@ -1,11 +1,11 @@
 use std::path::Path;
 
+use memvisor_guest_agent::guest::GuestReport;
 use nix::sys::signal::Signal;
 
 use super::crew::await_child;
 use super::*;
 use crate::child::{Child, end_all, in_words};
-use crate::telemetry::GuestReport;
 
 /// The options of a demo that starts this program as host and guests.
 pub(super) fn options(program: &str) -> DemoOptions {

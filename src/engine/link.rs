@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::protocol::memory::{Ack, Command, MAX_MESSAGE, Message, Op, Remap};
-use memvisor_guest_agent::shim::{Received, SeqPacket};
+use memvisor_wire::memory::{Ack, Command, MAX_MESSAGE, Message, Op, Remap};
+use memvisor_wire::{Received, SeqPacket};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::EngineError;
@@ -41,7 +41,7 @@ impl Link {
         waiting.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Has `runs` remapped, at most [`MAX_RUNS`](memvisor_guest_agent::protocol::memory::MAX_RUNS), and waits
+    /// Has `runs` remapped, at most [`MAX_RUNS`](memvisor_wire::memory::MAX_RUNS), and waits
     /// for the memory thread.
     ///
     /// # Errors
@@ -136,7 +136,7 @@ impl AsFd for Link {
 
 #[cfg(test)]
 mod tests {
-    use memvisor_guest_agent::shim::SeqPacket;
+    use memvisor_wire::SeqPacket;
 
     use super::*;
 

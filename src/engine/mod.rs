@@ -26,8 +26,8 @@ mod uffd;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use memvisor_guest_agent::protocol::memory::{self, Ack, MAX_RUNS, Op, Remap};
-use memvisor_guest_agent::system_error::SystemError;
+use memvisor_wire::memory::{self, Ack, MAX_RUNS, Op, Remap};
+use memvisor_wire::system_error::SystemError;
 use thiserror::Error;
 
 pub use link::Link;

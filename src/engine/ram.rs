@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use memvisor_guest_agent::system_error::cannot;
+use memvisor_wire::system_error::cannot;
 
 use super::EngineError;
 use crate::sys::{Mapping, Memfd};

@@ -3,8 +3,8 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use memvisor_guest_agent::protocol::memory::{Ack, Op, Remap};
-use memvisor_guest_agent::system_error::cannot;
+use memvisor_wire::memory::{Ack, Op, Remap};
+use memvisor_wire::system_error::cannot;
 
 use super::{Content, Engine, EngineError, EngineKind, Link, Ram};
 use crate::units::{Gfn, GfnRun, PageBuf};

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use memvisor_guest_agent::system_error::cannot;
+use memvisor_wire::system_error::cannot;
 
 use super::shim::Provider;
 use super::{Content, EngineError, EngineKind, Ram};

@@ -5,16 +5,12 @@
 //! ones too. So a fault brings more pages the longer its row is ([`Rows`]), and one page when it is not part of a
 //! row. When memory is short, it is kept for pages that somebody asks for.
 
-use memvisor_guest_agent::rows::Rows;
+use memvisor_wire::rows::{MOST, Rows};
 
 use super::resolve::{Access, FaultError, Outcome, resolve};
 use crate::page::Home;
 use crate::units::Gfn;
 use crate::vm::Vm;
-
-/// The most pages given ahead; 64 KiB with the page of the fault. Pages that the guest then does not touch are found
-/// to be zero and taken back.
-pub(super) const MOST: u32 = 15;
 
 /// The part of the budget, one page in so many, that must be free beside the reserve for pages to be given ahead.
 /// Reclaim keeps more than that free as long as it keeps up with the guests.

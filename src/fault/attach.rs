@@ -2,7 +2,7 @@
 //! back over it. The worker does the attaching, because only the worker commands the shim.
 
 use crossbeam::channel::{Sender, bounded};
-use memvisor_guest_agent::protocol::memory::MAX_ATTACH;
+use memvisor_wire::memory::MAX_ATTACH;
 
 use super::core::{Channel, Core};
 use super::driver::Driver;

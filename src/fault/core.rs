@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
-use memvisor_guest_agent::protocol::memory::{Fault, MAX_REPORT};
-use memvisor_guest_agent::rows::Rows;
+use memvisor_wire::memory::{Fault, MAX_REPORT};
+use memvisor_wire::rows::Rows;
 
 use super::ahead::resolve_in_row;
 use super::attach::Attacher;

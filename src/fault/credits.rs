@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::protocol::claims::CREDITS;
+use memvisor_wire::claims::CREDITS;
 
 use crate::page::Home;
 use crate::units::Gfn;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use memvisor_guest_agent::protocol::memory::Fault;
+use memvisor_wire::memory::Fault;
 
 use super::ended::Ended;
 use crate::engine::Reply;
@@ -32,7 +32,7 @@ pub trait Driver {
     fn reply(&mut self, channel: usize, reply: Reply) -> Result<(), Ended>;
 
     /// Tells the guest which homes a page has had, in at most
-    /// [`MAX_REPORT`](memvisor_guest_agent::protocol::memory::MAX_REPORT) bytes.
+    /// [`MAX_REPORT`](memvisor_wire::memory::MAX_REPORT) bytes.
     ///
     /// # Errors
     /// As [`reply`](Self::reply).

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use memvisor_guest_agent::system_error::SystemError;
+use memvisor_wire::system_error::SystemError;
 use thiserror::Error;
 
 use super::resolve::FaultError;

@@ -5,12 +5,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use memvisor_guest_agent::protocol::memory::{FAULT_BYTES, Fault};
-use memvisor_guest_agent::shim::{Received, SeqPacket};
-use memvisor_guest_agent::system_error::cannot;
+use memvisor_wire::memory::{FAULT_BYTES, Fault};
+use memvisor_wire::rows::MOST;
+use memvisor_wire::system_error::cannot;
+use memvisor_wire::{Received, SeqPacket};
 use nix::sys::epoll::EpollTimeout;
 
-use super::ahead::MOST;
 use super::attach::Attacher;
 use super::core::Core;
 use super::driver::{Driver, Event};

@@ -2,8 +2,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use memvisor_guest_agent::shim::SeqPacket;
-use memvisor_guest_agent::system_error::cannot;
+use memvisor_wire::SeqPacket;
+use memvisor_wire::system_error::cannot;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 

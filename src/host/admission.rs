@@ -8,10 +8,10 @@ mod changes;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::protocol::claims::{Words, words};
-use memvisor_guest_agent::protocol::memory::Hello;
-use memvisor_guest_agent::shim::wait_readable;
-use memvisor_guest_agent::system_error::{SystemError, cannot};
+use memvisor_wire::claims::{Words, words};
+use memvisor_wire::memory::Hello;
+use memvisor_wire::system_error::{SystemError, cannot};
+use memvisor_wire::wait_readable;
 use thiserror::Error;
 
 use super::configuration::Configuration;

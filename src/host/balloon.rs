@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use memvisor_guest_agent::protocol::balloon::{PageStatus, Start, StatusRun};
-use memvisor_guest_agent::shim::SeqPacket;
+use memvisor_wire::balloon::{PageStatus, Start, StatusRun};
+use memvisor_wire::{Doorbell, SeqPacket};
 
 use super::daemon::Host;
 use super::member::Member;
 use crate::balloon::{
-    BalloonCounters, BalloonHost, BalloonVm, Doorbell, GuestStats, Refusal, SessionError, serve,
+    BalloonCounters, BalloonHost, BalloonVm, GuestStats, Refusal, SessionError, serve,
 };
 use crate::page::Home;
 use crate::policy::FreeState;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use memvisor_guest_agent::system_error::cannot;
+use memvisor_wire::system_error::cannot;
 
 use super::capability::Capabilities;
 use super::daemon::{GUESTS_GRACE, Host};

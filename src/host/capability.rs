@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::fs;
 use std::io;
 
-use memvisor_guest_agent::shim::{privacy, uffd};
+use memvisor_wire::privacy;
+use memvisor_wire::sys::uffd;
 use nix::unistd::geteuid;
 
 use super::error::{EngineUnavailable, HostError};

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use memvisor_guest_agent::system_error::SystemError;
+use memvisor_wire::system_error::SystemError;
 use thiserror::Error;
 
 use crate::control::ServeError;

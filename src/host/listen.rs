@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use memvisor_guest_agent::shim::{SeqPacket, SeqPacketListener, wait_readable};
+use memvisor_wire::{Doorbell, SeqPacket, SeqPacketListener, wait_readable};
 
 use super::balloon;
 use super::daemon::Host;
 use super::session;
-use crate::balloon::Doorbell;
 use crate::runtime_dir::RuntimeDir;
 use crate::throttle::Throttle;
 

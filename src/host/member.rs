@@ -4,8 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use memvisor_wire::Doorbell;
+
 use super::vm_settings::Layered;
-use crate::balloon::{AgentProgress, BalloonCounters, Doorbell, GuestStats, Relief};
+use crate::balloon::{AgentProgress, BalloonCounters, GuestStats, Relief};
 use crate::compress::Worth;
 use crate::engine::{Link, Ram};
 use crate::page::Home;

@@ -56,13 +56,13 @@ mod watchdog;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::shim::privacy;
-use memvisor_guest_agent::system_error::cannot;
+use memvisor_wire::privacy;
+use memvisor_wire::signals::{ENDING, Event, Signals, report_file_size_limit};
+use memvisor_wire::system_error::cannot;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::control;
-use crate::signals::{ENDING, Event, Signals, report_file_size_limit};
 use crate::sys::readers_cannot_write;
 
 pub use bare::{BareHost, BareVm};

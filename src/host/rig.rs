@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use memvisor_guest_agent::protocol::memory::Hello;
-use memvisor_guest_agent::shim::SeqPacket;
+use memvisor_wire::memory::Hello;
+use memvisor_wire::{Doorbell, SeqPacket};
 use tempfile::TempDir;
 
 use super::admission::{Admission, Admitted, Engines};
@@ -15,7 +15,6 @@ use super::member::{BalloonLine, Member};
 use super::members::{Members, Name};
 use super::options::{EngineChoice, HostOptions};
 use super::pools::Pools;
-use crate::balloon::Doorbell;
 use crate::engine::{EngineKind, Link, MprotectProvider, ShimEngine};
 use crate::page::Budget;
 use crate::reclaim::Worker;

@@ -8,16 +8,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
-use memvisor_guest_agent::protocol::memory::{MAX_CHANNELS, MAX_MESSAGE, Message, Ready, Welcome};
-use memvisor_guest_agent::shim::{Received, SeqPacket, wait_readable};
-use memvisor_guest_agent::system_error::{SystemError, cannot};
+use memvisor_wire::memory::{MAX_CHANNELS, MAX_MESSAGE, Message, Ready, Welcome};
+use memvisor_wire::system_error::{SystemError, cannot};
+use memvisor_wire::{Doorbell, Received, SeqPacket, wait_readable};
 use thiserror::Error;
 
 use super::admission::{Admitted, Refusal};
 use super::daemon::Host;
 use super::member::{BalloonLine, Member};
 use super::vm_settings;
-use crate::balloon::Doorbell;
 use crate::chain::chain;
 use crate::engine::{Engine, EngineKind, Link, MprotectProvider, Ram, ShimEngine, UffdProvider};
 use crate::fault::{Attacher, Ended, FaultThread, Faulter};
@@ -53,7 +52,7 @@ enum HandshakeError {
     #[error("message of {len} bytes; at most {MAX_MESSAGE} are allowed")]
     TooLong { len: usize },
     #[error(transparent)]
-    Decode(#[from] memvisor_guest_agent::protocol::DecodeError),
+    Decode(#[from] memvisor_wire::DecodeError),
     #[error("{got} where {wanted} is expected")]
     Order {
         got: &'static str,

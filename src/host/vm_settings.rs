@@ -2,8 +2,7 @@
 //!
 //! A guest says what it wants. The configuration file overrides that, and what is set by hand overrides both.
 
-use memvisor_guest_agent::guest::Shares;
-use memvisor_guest_agent::protocol::memory::Hello;
+use memvisor_wire::memory::{Hello, Shares};
 
 use crate::settings::{HostSettings, VmPatch, VmSettings, VmSettingsError};
 use crate::units::Pages;

@@ -370,7 +370,7 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
-    use memvisor_guest_agent::shim::wait_readable;
+    use memvisor_wire::wait_readable;
     use proptest::prelude::*;
 
     use super::*;

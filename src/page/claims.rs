@@ -1,6 +1,6 @@
 //! Which pages are offered to a guest that serves some of its faults itself, and which it has taken.
 //!
-//! The layout of the table, and the guest's half, are in [`memvisor_guest_agent::protocol::claims`].
+//! The layout of the table, and the guest's half, are in [`memvisor_wire::claims`].
 //! This is the daemon's half. The page table stays the truth. A row of the table of claims means something
 //! only while its page is offered, and whether it is follows from the page's entry. When a guest says that it
 //! has brought a page, the daemon moves the page in the page table, under its lock, once it sees that.
@@ -15,7 +15,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use memvisor_guest_agent::protocol::claims::{
+use memvisor_wire::claims::{
     BREAKS, CREDIT, CREDITS, FREE, MARK, NO_CREDIT, Place, State, Stood, TOLD, USED, Words,
     credit_word, row,
 };
@@ -279,7 +279,7 @@ impl Claims {
 
 #[cfg(test)]
 mod tests {
-    use memvisor_guest_agent::protocol::claims::{Attempt, Claimer, words};
+    use memvisor_wire::claims::{Attempt, Claimer, words};
 
     use super::*;
     use crate::sync::{AtomicU32, zeroes};

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crossbeam::queue::SegQueue;
-use memvisor_guest_agent::shim::Doorbell;
+use memvisor_wire::Doorbell;
 
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::units::Gfn;

@@ -35,7 +35,7 @@ mod notes;
 use std::io;
 use std::sync::Arc;
 
-use memvisor_guest_agent::protocol::claims::{State, Words};
+use memvisor_wire::claims::{State, Words};
 
 use super::claims::{Claims, Revoked};
 use super::history::History;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam::atomic::AtomicCell;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use crossbeam::select;
-use memvisor_guest_agent::protocol::balloon::StatusRun;
+use memvisor_wire::balloon::StatusRun;
 
 use crate::pool::Pool;
 use crate::share::AttachRequest;

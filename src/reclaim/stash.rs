@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use memvisor_guest_agent::protocol::payload::checksum;
+use memvisor_wire::payload::checksum;
 
 use crate::compress::{Compressor, StoreRefused};
 use crate::digest::digest;

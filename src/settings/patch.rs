@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use memvisor_guest_agent::guest::Shares;
+use memvisor_wire::memory::Shares;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use memvisor_guest_agent::guest::Shares;
+use memvisor_wire::memory::Shares;
 use thiserror::Error;
 
 use super::patch::VmPatch;

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::system_error::cannot;
+use memvisor_wire::system_error::cannot;
 
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard, Urgency};

@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex as StdMutex};
 
-use memvisor_guest_agent::protocol::memory::{Ack, Command, Fault, Op, Remap};
 use memvisor_guest_agent::shim::mapping::{Mapping, execute, obey};
+use memvisor_wire::memory::{Ack, Command, Fault, Op, Remap};
 use nix::sys::stat::fstat;
 
 use super::{Claims, Line, Spec};

@@ -1,7 +1,7 @@
 //! Failures around the core: of disks, memory, VMAs, guests. Each costs what it must and no more.
 
-use memvisor_guest_agent::protocol::balloon::PageStatus;
-use memvisor_guest_agent::protocol::memory::Fault;
+use memvisor_wire::balloon::PageStatus;
+use memvisor_wire::memory::Fault;
 use nix::errno::Errno;
 
 use super::scenario::{self, KINDS, RESERVE, SWAP, ZIP, alone, noise, small};

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::shim::wait_readable;
+use memvisor_wire::wait_readable;
 
 use super::{AddressSpace, Clock, Spec};
 use crate::engine::Reply;

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use memvisor_guest_agent::protocol::memory::Fault;
-use memvisor_guest_agent::rows::Touched;
 use memvisor_guest_agent::shim::inline::{Inline, Step, Work};
+use memvisor_wire::memory::Fault;
+use memvisor_wire::rows::Touched;
 
 use super::address_space::Who;
 use super::words::SimTable;

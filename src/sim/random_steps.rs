@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::Receiver;
-use memvisor_guest_agent::protocol::balloon::{PageStatus, StatusRun};
+use memvisor_wire::balloon::{PageStatus, StatusRun};
 use nix::errno::Errno;
 use proptest::prelude::*;
 

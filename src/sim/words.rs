@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
 
-use memvisor_guest_agent::protocol::claims::{self, Claimer, State, Words};
 use memvisor_guest_agent::shim::inline::{AlignedPage, Inline, SwapSlots, Table};
+use memvisor_wire::claims::{self, Claimer, State, Words};
 
 use crate::compress::ZipCache;
 use crate::swap::Storage;

@@ -137,7 +137,7 @@ extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc:
 
 #[cfg(test)]
 mod tests {
-    use memvisor_guest_agent::protocol::claims::Words;
+    use memvisor_wire::claims::Words;
 
     use super::super::{Mapping, Memfd, SharedWords};
     use crate::units::PageBuf;

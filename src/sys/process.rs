@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
-use memvisor_guest_agent::shim::{SeqPacket, wait_readable};
+use memvisor_wire::{SeqPacket, wait_readable};
 use nix::sys::socket::UnixCredentials;
 
 use crate::units::Bytes;

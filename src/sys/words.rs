@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use memmap2::{MmapOptions, MmapRaw};
-use memvisor_guest_agent::protocol::claims::Words;
-use memvisor_guest_agent::shim::table::SharedTable;
+use memvisor_wire::claims::Words;
+use memvisor_wire::sys::SharedTable;
 
 use super::Memfd;
 use super::guard::Guard;

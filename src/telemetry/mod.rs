@@ -17,8 +17,6 @@ mod host;
 mod model;
 mod vm;
 
-pub use memvisor_guest_agent::guest::{GuestReport, WorkloadReport};
-
 pub use host::{FreeState, HostStatus, Overcommit, ShareStatus, Thresholds, Totals};
 pub use model::{Rates, Savings, StallRates, VmRates, overcommit};
 pub use vm::{

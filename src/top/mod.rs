@@ -12,6 +12,7 @@ mod terminal;
 use std::io;
 use std::time::{Duration, Instant};
 
+use memvisor_wire::signals::{ENDING, Event, Signals};
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
@@ -19,7 +20,6 @@ pub use render::{Screen, render, summary};
 pub use terminal::Terminal;
 
 use crate::control::{Client, ClientError};
-use crate::signals::{ENDING, Event, Signals};
 use crate::telemetry::{HostStatus, Rates};
 
 /// How `top` runs.

@@ -1,7 +1,7 @@
 //! Guests that make pages resident by themselves: locking their pages, and granting them credits.
 
-use memvisor_guest_agent::protocol::claims::Place;
-use memvisor_guest_agent::protocol::payload::checksum;
+use memvisor_wire::claims::Place;
+use memvisor_wire::payload::checksum;
 
 use super::Vm;
 use crate::page::{Attempt, DonePage, Home, PageGuard, Urgency};

@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::protocol::claims::Words;
+use memvisor_wire::claims::Words;
 
 use crate::compress::{Ghosts, ZipCache};
 use crate::engine::{Engine, EngineKind};

@@ -1,7 +1,7 @@
 //! What a VM is powered on with and keeps for life, checked. Its settings, which may change, are kept elsewhere.
 
-use memvisor_guest_agent::protocol::claims::words;
-use memvisor_guest_agent::protocol::memory::Hello;
+use memvisor_wire::claims::words;
+use memvisor_wire::memory::Hello;
 use thiserror::Error;
 
 use crate::units::{Bytes, PAGE_SIZE, Pages};

@@ -21,9 +21,10 @@ use std::time::{Duration, Instant};
 
 use memvisor::control::Client;
 use memvisor::settings::{Key, VmPatch};
-use memvisor::telemetry::{GuestReport, HostStatus, ShareStatus, Totals, VmStatus};
+use memvisor::telemetry::{HostStatus, ShareStatus, Totals, VmStatus};
 use memvisor::units::Pages;
-use memvisor_guest_agent::shim::uffd;
+use memvisor_guest_agent::guest::GuestReport;
+use memvisor_wire::sys::uffd;
 use tempfile::TempDir;
 
 #[allow(unused_imports, reason = "as above")]

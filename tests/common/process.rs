@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memvisor_guest_agent::shim::privacy::INSPECTABLE;
+use memvisor_wire::privacy::INSPECTABLE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

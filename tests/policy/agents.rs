@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 
 use memvisor::telemetry::{FreeState, VmStatus};
 use memvisor::units::Pages;
-use memvisor_guest_agent::protocol::balloon::{RangeBatch, ToHost};
-use memvisor_guest_agent::protocol::{Gfn, GfnRun};
-use memvisor_guest_agent::shim::wait_readable;
+use memvisor_wire::balloon::{RangeBatch, ToHost};
+use memvisor_wire::{Gfn, GfnRun, wait_readable};
 
 use super::common::eventually;
 use super::rig::Host;

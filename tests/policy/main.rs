@@ -41,8 +41,9 @@ mod tax;
 use std::time::Duration;
 
 use common::{TestGuest, TestHost, engines, eventually};
-use memvisor::telemetry::{GuestReport, HostStatus, VmStatus};
+use memvisor::telemetry::{HostStatus, VmStatus};
 use memvisor::units::Pages;
+use memvisor_guest_agent::guest::GuestReport;
 
 /// Not a test: the process that stands for a scripted guest, see [`rig::raw`].
 #[test]

@@ -8,7 +8,8 @@
 
 use std::time::Duration;
 
-use memvisor::telemetry::{GuestReport, VmStatus};
+use memvisor::telemetry::VmStatus;
+use memvisor_guest_agent::guest::GuestReport;
 
 use super::common::{TestGuest, TestHost, eventually};
 use super::{check, ended, filled};

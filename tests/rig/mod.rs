@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use memvisor::control::Client;
-use memvisor::telemetry::{GuestReport, HostStatus, VmStatus};
-use memvisor_guest_agent::shim::privacy::INSPECTABLE;
+use memvisor::telemetry::{HostStatus, VmStatus};
+use memvisor_guest_agent::guest::GuestReport;
+use memvisor_wire::privacy::INSPECTABLE;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 

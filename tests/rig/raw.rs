@@ -14,12 +14,13 @@ use std::sync::mpsc::{self, TryRecvError};
 use std::thread;
 use std::time::Duration;
 
-use memvisor_guest_agent::protocol::balloon::{Capabilities, Start, Started, ToAgent, ToHost};
-use memvisor_guest_agent::protocol::memory::{
+use memvisor_wire::balloon::{Capabilities, Start, Started, ToAgent, ToHost};
+use memvisor_wire::memory::{
     Ack, Command as Order, Fault, Hello, MAX_CHANNELS, MAX_MESSAGE, MAX_REPORT, Message,
     REPLY_BYTES, Ready, Reply, Welcome,
 };
-use memvisor_guest_agent::shim::{Received, SeqPacket, uffd, wait_readable};
+use memvisor_wire::sys::uffd;
+use memvisor_wire::{Received, SeqPacket, wait_readable};
 use nix::sys::signal::Signal;
 
 use super::sys::unanswered;
@@ -241,11 +242,8 @@ impl Welcomed {
         self,
         meanwhile: Option<&(dyn Fn(BorrowedFd<'_>) + Sync)>,
     ) -> Powered {
-        let uffd = matches!(
-            self.welcome.engine,
-            memvisor_guest_agent::protocol::memory::Engine::Uffd
-        )
-        .then(|| uffd::open().expect("it worked before"));
+        let uffd = matches!(self.welcome.engine, memvisor_wire::memory::Engine::Uffd)
+            .then(|| uffd::open().expect("it worked before"));
         let fds: Vec<_> = uffd.iter().map(AsFd::as_fd).collect();
         let (go, runs) = mpsc::channel();
         let (message, fds) = thread::scope(|scope| {
@@ -302,7 +300,7 @@ impl Powered {
 
     /// Touches a page of a VM without userfaultfd as a good shim would, and fills it with `byte`.
     pub(crate) fn write_page(&self, gfn: u32, byte: u8) {
-        self.fault(0, Fault::Write(memvisor_guest_agent::protocol::Gfn(gfn)));
+        self.fault(0, Fault::Write(memvisor_wire::Gfn(gfn)));
         let reply = self.reply(0);
         if let Reply::Reveal(_) | Reply::Attached(_) = reply {
             panic!("a write is not answered so");
@@ -319,10 +317,7 @@ impl Powered {
     /// Waits until the host has seen what was said on a channel. That matters for `DONE`: the page stays locked until
     /// then.
     fn settled(&self, channel: usize) {
-        self.fault(
-            channel,
-            Fault::History(memvisor_guest_agent::protocol::Gfn(0)),
-        );
+        self.fault(channel, Fault::History(memvisor_wire::Gfn(0)));
         let mut text = [0; MAX_REPORT];
         let received = self.channels[channel].recv_timeout(&mut text, PATIENCE);
         received.expect("receive").expect("an answer in time");

@@ -2,12 +2,13 @@
 
 use std::cmp::Ordering;
 
+use memvisor_wire::balloon::{BatchResult, MAX_BATCH_PAGES, PageStatus, RangeBatch, StatusRun};
+use memvisor_wire::{Gfn, GfnRun, RunsExt};
+
 use super::PageSource;
 use super::link::{Link, LinkError};
 use super::pace::Pace;
 use super::relief::ReliefDesk;
-use crate::protocol::balloon::{BatchResult, MAX_BATCH_PAGES, PageStatus, RangeBatch, StatusRun};
-use crate::protocol::{Gfn, GfnRun, RunsExt};
 
 /// How many refused pages end the inflation in this window: the host has other worries, or a different
 /// idea of this guest. VMware's drivers use the same number.

@@ -4,13 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use thiserror::Error;
-
-use crate::protocol::DecodeError;
-use crate::protocol::balloon::{
+use memvisor_wire::balloon::{
     BatchResult, ErrorCode, MAX_MESSAGE_BYTES, RangeBatch, Start, Started, ToAgent, ToHost, covers,
 };
-use crate::shim::{Received, SeqPacket};
+use memvisor_wire::{DecodeError, Received, SeqPacket};
+use thiserror::Error;
 
 /// How long the host may take to answer. It answers in microseconds unless it is short of memory
 /// itself. After this time the agent takes it to hang, and the guest gets its pages back.

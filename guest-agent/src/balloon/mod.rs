@@ -30,12 +30,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::protocol::GfnRun;
-use crate::protocol::balloon::Stat;
-use crate::shim::{Doorbell, SeqPacket};
-
 pub use link::LinkError;
 
+use memvisor_wire::balloon::Stat;
+use memvisor_wire::{Doorbell, GfnRun, SeqPacket};
 use relief::ReliefDesk;
 use worker::Worker;
 
@@ -54,7 +52,7 @@ pub trait PageSource: Send + Sync {
     /// content is lost.
     fn release(&self, runs: &[GfnRun]);
 
-    /// Statistics of the guest, at most [`MAX_STATS`](crate::protocol::balloon::MAX_STATS) of them.
+    /// Statistics of the guest, at most [`MAX_STATS`](memvisor_wire::balloon::MAX_STATS) of them.
     fn stats(&self) -> Vec<Stat>;
 }
 

@@ -6,7 +6,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::shim::Doorbell;
+use memvisor_wire::Doorbell;
 
 #[derive(Debug, Default)]
 pub(super) struct ReliefDesk {

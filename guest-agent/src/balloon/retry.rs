@@ -7,8 +7,9 @@
 
 use std::time::Duration;
 
+use memvisor_wire::balloon::ErrorCode;
+
 use super::link::LinkError;
-use crate::protocol::balloon::ErrorCode;
 
 /// The first pause before a new connection. Each pause is twice the one before, up to a longest one.
 const FIRST: Duration = Duration::from_millis(100);

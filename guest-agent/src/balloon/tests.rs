@@ -3,13 +3,13 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
-use super::*;
-use crate::protocol::balloon::{
+use memvisor_wire::balloon::{
     BatchResult, Capabilities, ErrorCode, MAX_MESSAGE_BYTES, PageStatus, Started, StatTag,
     StatusRun, ToAgent, ToHost,
 };
-use crate::protocol::{Gfn, RunsExt, runs_of};
-use crate::shim::Received;
+use memvisor_wire::{Gfn, Received, RunsExt, runs_of};
+
+use super::*;
 
 /// Far more than anything here takes; only a test of a broken agent waits this long.
 const PATIENCE: Duration = Duration::from_secs(20);

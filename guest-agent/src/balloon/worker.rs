@@ -4,12 +4,13 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use memvisor_wire::balloon::{Capabilities, MAX_STATS, Start, ToHost, VERSION};
+use memvisor_wire::{SeqPacket, wait_readable};
+
 use super::inflate::Balloon;
 use super::link::{Link, LinkError};
 use super::retry::{Retry, Say};
 use super::{AgentSettings, PageSource, Shared};
-use crate::protocol::balloon::{Capabilities, MAX_STATS, Start, ToHost, VERSION};
-use crate::shim::{SeqPacket, wait_readable};
 
 pub(super) struct Worker<'s> {
     settings: AgentSettings,

@@ -2,7 +2,6 @@
 
 mod pages;
 mod process;
-mod shares;
 mod summary;
 
 use std::fmt;
@@ -12,20 +11,19 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use memvisor_wire::memory::{Hello, MAX_TEXT};
+use memvisor_wire::signals::{Event, Signals};
+use memvisor_wire::system_error::{SystemError, cannot};
+use memvisor_wire::{Gfn, SeqPacket};
 use thiserror::Error;
 
 use crate::balloon::{Agent, AgentSettings, PageSource};
 use crate::kernel::{Kernel, KernelError, KernelOptions, PressureHook};
-use crate::protocol::Gfn;
-use crate::protocol::memory::{Hello, MAX_TEXT};
-use crate::shim::{AttachError, Attached, Memory, Ram, SeqPacket, SessionEnd, attach, map_bare};
-use crate::signals::{Event, Signals};
-use crate::system_error::{SystemError, cannot};
+use crate::shim::{AttachError, Attached, Memory, Ram, SessionEnd, attach, map_bare};
 use crate::workload::{Mismatch, Progress, Report, Runner, SpecError, StartError, WorkloadSpec};
 use pages::{KernelPages, Relief};
 
 pub use process::ProcessUse;
-pub use shares::{Shares, SharesError};
 pub use summary::{GuestReport, WorkloadReport};
 
 /// How often a running guest looks whether something is wrong.

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use memvisor_wire::balloon::{Stat, StatTag};
+use memvisor_wire::{GfnRun, PAGE_SIZE};
+
 use crate::balloon::{Agent, PageSource};
 use crate::kernel::{Kernel, PressureHook};
-use crate::protocol::balloon::{Stat, StatTag};
-use crate::protocol::{GfnRun, PAGE_SIZE};
 
 /// How long an allocation waits for the balloon when there is nothing left to reclaim.
 const RELIEF_TIMEOUT: Duration = Duration::from_secs(2);

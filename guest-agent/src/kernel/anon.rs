@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE};
+
 use super::object::{Eviction, Object};
 use super::pages::{Owner, PageUse};
 use super::swap::SwapSlot;
 use super::{Bounce, Kernel, KernelError, lock, pieces, try_lock};
-use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 
 static ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 

@@ -1,7 +1,8 @@
 //! What the balloon takes from the kernel and gives back.
 
+use memvisor_wire::{GfnRun, RunsExt};
+
 use super::{Kernel, KernelError};
-use crate::protocol::{GfnRun, RunsExt};
 
 /// The most pages (16 MiB) that one call of [`Kernel::balloon_alloc`] reclaims. How often the agent
 /// calls thus bounds the rate at which a guest pushes its own memory out for the host.

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use memvisor_wire::{Gfn, PAGE_SIZE};
+
 use super::object::{Eviction, Object};
 use super::pages::{Owner, PageUse};
 use super::{Bounce, Kernel, KernelError, lock, pieces, try_lock};
-use crate::protocol::{Gfn, PAGE_SIZE};
 
 /// What identifies a file. A file that was changed gets another key, so its pages are read anew; the
 /// clock drops the pages of the old key in time.

@@ -59,9 +59,9 @@ pub use reclaim::{PressureHook, RELIEF_PAGES};
 pub use stage::Stage;
 pub use stats::KernelStats;
 
-use crate::protocol::{Gfn, PAGE_SIZE};
 use crate::shim::Memory;
 use cache::{FileKey, FileMap};
+use memvisor_wire::{Gfn, PAGE_SIZE};
 use object::Objects;
 use pages::PageAllocator;
 use stats::Counters;

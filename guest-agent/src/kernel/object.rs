@@ -5,8 +5,9 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use memvisor_wire::Gfn;
+
 use super::Kernel;
-use crate::protocol::Gfn;
 
 /// What became of a page that reclaim wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
+use memvisor_wire::{Gfn, GfnRun, runs_of};
+
 use super::runs::FreeRuns;
 use super::{KernelError, lock};
-use crate::protocol::{Gfn, GfnRun, runs_of};
 
 /// Pages at the start of RAM that the kernel keeps for itself and never gives out.
 pub(super) const KERNEL_PAGES: u32 = 4;
@@ -303,11 +304,11 @@ impl PageAllocator {
 mod tests {
     use std::collections::HashMap;
 
+    use memvisor_wire::RunsExt;
     use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::RunsExt;
 
     const PAGES: u32 = 96;
 

@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex};
 
+use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE};
+
 use super::lock;
-use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
 use crate::shim::Memory;
 
 /// RAM whose pages hold garbage at first, as pages of any origin may, and that can be made to fail.

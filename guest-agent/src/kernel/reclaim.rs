@@ -4,11 +4,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use memvisor_wire::Gfn;
+
 use super::object::Eviction;
 use super::pages::{Owner, PageUse};
 use super::stats::Counter;
 use super::{Kernel, KernelError};
-use crate::protocol::Gfn;
 
 /// Pages that one allocation pushes out while memory is below the low watermark. This is enough to
 /// reclaim faster than threads allocate, and few enough to delay no allocation for long.
@@ -205,10 +206,11 @@ impl Kernel {
 mod tests {
     use std::sync::Arc;
 
+    use memvisor_wire::PAGE_SIZE;
+
     use super::super::KernelOptions;
     use super::super::ram::VecMemory;
     use super::*;
-    use crate::protocol::PAGE_SIZE;
 
     /// Gives nothing.
     struct Short;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::protocol::{Gfn, GfnRun};
+use memvisor_wire::{Gfn, GfnRun};
 
 /// The free pages as maximal runs, found by place and by length.
 ///

@@ -9,10 +9,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use memvisor_wire::{GfnRun, PAGE_SIZE};
+
 use super::Kernel;
 use super::anon::AnonRegion;
 use super::pages::PageUse;
-use crate::protocol::{GfnRun, PAGE_SIZE};
 
 /// Pages of a stage: enough to make one request cheap per page, and few enough that the guest does not miss them.
 const STAGE_PAGES: u32 = 256;

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use memvisor_wire::PAGE_SIZE;
+
 use super::{Bounce, KernelError, lock};
-use crate::protocol::PAGE_SIZE;
 
 /// A page-sized place on the swap disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use memvisor_wire::{GfnRun, RunsExt};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rand::rngs::StdRng;
@@ -13,7 +14,6 @@ use tempfile::TempDir;
 
 use super::ram::VecMemory;
 use super::*;
-use crate::protocol::{GfnRun, RunsExt};
 
 struct Guest {
     memory: Arc<VecMemory>,

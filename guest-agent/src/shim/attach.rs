@@ -7,22 +7,21 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use thiserror::Error;
-
-use crate::protocol::memory::{
+use memvisor_wire::memory::{
     Engine, Fault, Hello, MAX_ATTACH, MAX_CHANNELS, MAX_REPORT, Message, Ready, Reply, Welcome,
 };
-use crate::protocol::{Gfn, GfnRun};
-use crate::system_error::{SystemError, cannot};
+use memvisor_wire::sys::{SharedTable, uffd};
+use memvisor_wire::system_error::{SystemError, cannot};
+use memvisor_wire::{Gfn, GfnRun, SeqPacket, privacy};
+use thiserror::Error;
 
+use super::Memory;
 use super::channels::Channels;
 use super::inline::Inline;
 use super::memory_thread::{self, SessionEnd, order};
 use super::ram::RamMap;
 use super::segv::{self, Hardware};
-use super::seqpacket::SeqPacket;
-use super::table::SharedTable;
-use super::{Memory, privacy, uffd};
+use super::table::map_table;
 
 /// Why a guest could not be powered on.
 #[derive(Debug, Error)]
@@ -195,7 +194,7 @@ fn inline(
     match (welcome.arena_pages, <[OwnedFd; 3]>::try_from(shared)) {
         (None, Err(none)) if none.is_empty() => Ok(None),
         (Some(arena_pages), Ok([claims, arena, swap])) => {
-            let table = SharedTable::map(pages, &claims).map_err(cannot("map the claim table"))?;
+            let table = map_table(pages, &claims).map_err(cannot("map the claim table"))?;
             let swap = Box::new(File::from(swap));
             Ok(Some(Inline::new(table, swap, arena.into(), arena_pages)))
         }

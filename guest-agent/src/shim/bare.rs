@@ -4,9 +4,8 @@
 use std::io;
 use std::ptr;
 
+use memvisor_wire::PAGE_SIZE;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
-
-use crate::protocol::PAGE_SIZE;
 
 use super::linear::Linear;
 
@@ -33,8 +32,9 @@ pub fn map_bare(pages: u32, mergeable: bool) -> io::Result<Linear> {
 
 #[cfg(test)]
 mod tests {
+    use memvisor_wire::{Gfn, GfnRun};
+
     use super::*;
-    use crate::protocol::{Gfn, GfnRun};
     use crate::shim::Memory;
 
     #[test]

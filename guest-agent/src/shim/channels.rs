@@ -7,11 +7,10 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use memvisor_wire::memory::{Fault, MAX_CHANNELS, REPLY_BYTES, Reply};
 use rustix::thread::futex;
 
-use crate::protocol::memory::{Fault, MAX_CHANNELS, REPLY_BYTES, Reply};
-
-use super::seqpacket::{Received, SeqPacket};
+use memvisor_wire::{Received, SeqPacket};
 
 /// The shim's ends of all fault channels.
 #[derive(Debug)]

@@ -1,5 +1,5 @@
 //! Faults that the faulting thread serves itself, as far as the daemon has offered pages and granted
-//! credits in the claim table ([`claims`](crate::protocol::claims)).
+//! credits in the claim table ([`claims`](memvisor_wire::claims)).
 //!
 //! A signal costs more than decompressing a page. So where a guest walks its memory in order, the thread
 //! also brings back some of the pages behind the one on which it faulted ([`Rows`]). It stops when credits
@@ -18,10 +18,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use crate::protocol::claims::{Attempt, Claim, Claimer, Place, State, Stood, Words, row};
-use crate::protocol::payload::{checksum, decompress};
-use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
-use crate::rows::{Rows, Touched};
+use memvisor_wire::claims::{Attempt, Claim, Claimer, Place, State, Stood, Words, row};
+use memvisor_wire::payload::{checksum, decompress};
+use memvisor_wire::rows::{MOST, Rows, Touched};
+use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE};
 
 use super::mapping::Mapping;
 
@@ -31,8 +31,6 @@ const MAX_PAYLOAD: usize = PAGE_SIZE / 2;
 const ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 /// The most pages that a thread brings back behind the one on which it faulted, because it stands still meanwhile.
 const AHEAD: u32 = 7;
-/// The most pages that the daemon brings with one that it serves, so that no more need to be looked at.
-const CAME: u32 = 15;
 /// How often to look at an offer that changes before it can be claimed. After that the daemon is asked.
 const LOOKS: u32 = 8;
 
@@ -185,7 +183,7 @@ impl<T: Table> Inline<T> {
             let gfn = touched.gfn.checked_add(next + 1);
             gfn.is_some_and(|gfn| gfn.0 < pages && self.claimer().look(gfn) == State::None)
         };
-        let came = (0..CAME).take_while(came).count();
+        let came = (0..MOST).take_while(came).count();
         self.rows.gave(touched, came as u32);
     }
 

@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use crate::protocol::{Gfn, PAGE_SIZE};
+use memvisor_wire::{Gfn, PAGE_SIZE};
 
 use super::Memory;
 

@@ -5,8 +5,8 @@
 //! model where all of memvisor is simulated. The signal handler uses it too, so nothing here allocates,
 //! locks or waits.
 
-use crate::protocol::memory::{Ack, Command, Fault, Op, Remap, Reply};
-use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
+use memvisor_wire::memory::{Ack, Command, Fault, Op, Remap, Reply};
+use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE};
 
 /// Guest RAM as its process maps it. Every error is an errno; a run that leaves RAM gets EINVAL.
 #[expect(clippy::missing_errors_doc, reason = "said once, above")]

@@ -5,12 +5,11 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::protocol::DecodeError;
-use crate::protocol::memory::{Ack, MAX_MESSAGE, Message};
+use memvisor_wire::memory::{Ack, MAX_MESSAGE, Message};
+use memvisor_wire::{DecodeError, Received, SeqPacket};
 
 use super::mapping::execute;
 use super::ram::RamMap;
-use super::seqpacket::{Received, SeqPacket};
 
 /// Why the session with the daemon ended.
 #[derive(Debug, thiserror::Error)]
@@ -89,11 +88,11 @@ pub(super) fn receive(socket: &SeqPacket) -> Result<(Message, Vec<OwnedFd>), Ses
 mod tests {
     use std::os::fd::{AsFd, AsRawFd};
 
+    use memvisor_wire::memory::{Command, Op};
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use nix::sys::socket::{Shutdown, shutdown};
 
     use super::*;
-    use crate::protocol::memory::{Command, Op};
 
     /// Why the session ends for a shim whose host gives a command, says `last`, if anything, and hangs up before the
     /// command is acknowledged.

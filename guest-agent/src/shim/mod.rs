@@ -25,27 +25,19 @@
 mod attach;
 mod bare;
 mod channels;
-mod doorbell;
-mod fds;
 pub mod inline;
 mod linear;
 pub mod mapping;
 mod memory_thread;
-pub mod privacy;
 mod ram;
 mod segv;
-mod seqpacket;
-pub mod table;
-pub mod uffd;
+mod table;
 
 pub use attach::{AttachError, Attached, Ram, attach};
 pub use bare::map_bare;
 pub use memory_thread::SessionEnd;
 
-use crate::protocol::{Gfn, GfnRun};
-pub use doorbell::Doorbell;
-
-pub use seqpacket::{Received, SeqPacket, SeqPacketListener, listen_privately, wait_readable};
+use memvisor_wire::{Gfn, GfnRun};
 
 /// Guest RAM as the toy kernel sees it: pages it can read and write.
 ///

@@ -5,17 +5,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::{Mutex, PoisonError};
 
+use memvisor_wire::memory::{Op, Remap};
+use memvisor_wire::sys::uffd::{self, Userfault};
+use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mprotect};
 
-use crate::protocol::memory::{Op, Remap};
-use crate::protocol::{Gfn, GfnRun, PAGE_SIZE};
-
 use super::Memory;
 use super::linear::Linear;
 use super::mapping::Mapping;
-use super::uffd::{self, Userfault};
 
 /// The access that the guest has to a private page.
 const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);

@@ -12,17 +12,16 @@ use std::io;
 use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
+use memvisor_wire::Gfn;
+use memvisor_wire::claims::Stood;
+use memvisor_wire::memory::Fault;
+use memvisor_wire::sys::SharedTable;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 
-use crate::protocol::Gfn;
-use crate::protocol::claims::Stood;
-use crate::protocol::memory::Fault;
-
-use super::channels::Channels;
+use super::channels::{Channels, futex_wait};
 use super::inline::{Inline, Step};
 use super::mapping::{Mapping, obey};
 use super::ram::RamMap;
-use super::table::SharedTable;
 
 /// What the handler needs. One guest is one process, so there is one for the process.
 #[derive(Debug)]
@@ -131,7 +130,7 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
                 inline.go_on(&hardware.map, work)
             }
             Step::Sleep { at, word } => {
-                inline.table().sleep(at, word);
+                futex_wait(inline.table().word(at), word);
                 stood = Some(Stood::Asleep);
                 Step::Access
             }

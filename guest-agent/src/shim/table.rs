@@ -1,73 +1,24 @@
-//! The claim table as guest and daemon each map it. Either may write any word of the table at any moment.
+//! The claim table as the guest maps it, and the threads that sleep at its words.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
 
+use memvisor_wire::claims::words;
+use memvisor_wire::sys::SharedTable;
 use rustix::mm::ProtFlags;
 
-use crate::protocol::claims::{Words, words};
-
-use super::channels::{futex_wait, futex_wake};
+use super::channels::futex_wake;
 use super::inline::Table;
 use super::ram::map_file;
 
-/// Words of 32 bits in shared memory.
-#[derive(Debug)]
-pub struct SharedTable {
-    base: usize,
-    count: u64,
-}
-
-impl SharedTable {
-    /// `count` words from the address `base` on.
-    ///
-    /// # Safety
-    /// The words are aligned, and mapped for reading and writing as long as the result is used. Everybody who uses
-    /// them, in this process and in others, does so by atomics.
-    #[must_use]
-    pub const unsafe fn at(base: usize, count: u64) -> Self {
-        Self { base, count }
-    }
-
-    /// Maps the table of a guest of `pages` pages from the daemon's descriptor, for the life of this process.
-    pub(super) fn map(pages: u32, claims: &OwnedFd) -> io::Result<Self> {
-        let count = words(pages);
-        let len = usize::try_from(count * 4).map_err(io::Error::other)?;
-        let base = map_file(claims.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE)?;
-        Ok(Self { base, count })
-    }
-
-    fn word(&self, at: u32) -> &AtomicU32 {
-        assert!(u64::from(at) < self.count, "word {at} of {}", self.count);
-        let word = (self.base as *mut u32).wrapping_add(at as usize);
-        // SAFETY: the word is inside the mapping (checked above). As `at` demands, the words are aligned, stay mapped,
-        // and are used by atomics alone. A mapping of `map` is page aligned and never unmapped.
-        unsafe { AtomicU32::from_ptr(word) }
-    }
-
-    /// Sleeps while a word is `word`; may return for no reason. Async-signal-safe.
-    pub(super) fn sleep(&self, at: u32, word: u32) {
-        futex_wait(self.word(at), word);
-    }
-}
-
-impl Words for SharedTable {
-    fn load(&self, at: u32) -> u32 {
-        // Acquire pairs with the Release by which the other process stores, as `Words` promises.
-        self.word(at).load(Ordering::Acquire)
-    }
-
-    fn store(&self, at: u32, word: u32) {
-        // Release: see `load`.
-        self.word(at).store(word, Ordering::Release);
-    }
-
-    fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
-        // AcqRel, or Acquire alone when nothing is stored: see `load`.
-        self.word(at)
-            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
-    }
+/// Maps the table of a guest of `pages` pages from the daemon's descriptor, for the life of this process.
+pub(super) fn map_table(pages: u32, claims: &OwnedFd) -> io::Result<SharedTable> {
+    let count = words(pages);
+    let len = usize::try_from(count * 4).map_err(io::Error::other)?;
+    let base = map_file(claims.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE)?;
+    // SAFETY: just mapped, page aligned, with room for `count` words, and never unmapped. The table is shared memory
+    // whose words the protocol lets both sides use by atomics alone, and nobody else in this process knows its address.
+    Ok(unsafe { SharedTable::at(base, count) })
 }
 
 impl Table for SharedTable {

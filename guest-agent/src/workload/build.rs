@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use memvisor_wire::PAGE_SIZE;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use thiserror::Error;
@@ -20,7 +21,6 @@ use super::truth::Truth;
 use super::zipf::Popularity;
 use super::{Kind, Worker, WorkloadSpec};
 use crate::kernel::{Kernel, KernelError};
-use crate::protocol::PAGE_SIZE;
 
 /// The most values one `kv` can have.
 const MAX_KEYS: u64 = 1 << 31;

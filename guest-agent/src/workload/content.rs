@@ -207,8 +207,9 @@ fn stamp(number: u64) -> [u8; PHRASE] {
 mod tests {
     use std::collections::HashSet;
 
+    use memvisor_wire::PAGE_SIZE;
+
     use super::*;
-    use crate::protocol::PAGE_SIZE;
 
     fn page(content: &Content, page: u64, version: u32) -> Vec<u8> {
         let mut bytes = vec![0xee; PAGE_SIZE];

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use memvisor_wire::PAGE_SIZE;
 use rand::rngs::StdRng;
 
 use super::pageset::Share;
@@ -13,7 +14,6 @@ use super::truth::Truth;
 use super::zipf::Popularity;
 use super::{Failure, Work, Worker};
 use crate::kernel::{CachedFile, Kernel, KernelError};
-use crate::protocol::PAGE_SIZE;
 
 /// The most files that are read. Each is open twice, once for the guest and once to verify, and a
 /// process has 1024 descriptors by default.

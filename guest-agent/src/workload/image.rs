@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 
+use memvisor_wire::PAGE_SIZE;
+
 use super::pageset::Share;
 use super::truth::Truth;
 use super::{Failure, Work, Worker};
 use crate::kernel::{AnonRegion, Kernel, Stage};
-use crate::protocol::PAGE_SIZE;
 
 /// The thread that boots.
 #[derive(Debug)]

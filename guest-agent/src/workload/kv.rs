@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use memvisor_wire::PAGE_SIZE;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
@@ -15,7 +16,6 @@ use super::pageset::Share;
 use super::zipf::Popularity;
 use super::{Failure, Mismatch, Work, Worker};
 use crate::kernel::{AnonRegion, Kernel};
-use crate::protocol::PAGE_SIZE;
 
 /// Locks of a store: so many that two threads seldom need the same one.
 const LOCKS: usize = 256;

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use memvisor_wire::PAGE_SIZE;
+
 use super::content::Content;
 use super::{Failure, Mismatch, Work};
 use crate::kernel::{AnonRegion, Kernel};
-use crate::protocol::PAGE_SIZE;
 
 /// Anonymous memory that is written in whole pages. The workloads ensure that a page belongs to one
 /// thread at a time, so a page and its version need no lock.

@@ -2,9 +2,8 @@
 
 use std::fmt;
 
+use memvisor_wire::{Gfn, PAGE_SIZE};
 use serde::{Deserialize, Serialize};
-
-use crate::protocol::{Gfn, PAGE_SIZE};
 
 /// Bytes of a page that a [`Mismatch`] shows.
 const WINDOW: usize = 32;

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use memvisor_wire::PAGE_SIZE;
 use thiserror::Error;
 
 use super::content::Mix;
 use super::units::{DURATIONS, SIZES, parse_bytes, parse_duration, parse_pages};
-use crate::protocol::PAGE_SIZE;
 
 /// The most threads one workload can have.
 pub const MAX_THREADS: u32 = 64;

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use memvisor_wire::{Gfn, PAGE_SIZE};
 use tempfile::TempDir;
 
 use super::*;
 use crate::kernel::ram::VecMemory;
 use crate::kernel::{Kernel, KernelOptions};
-use crate::protocol::{Gfn, PAGE_SIZE};
 use crate::shim::Memory;
 
 /// The longest time that a test waits for an event that must happen.

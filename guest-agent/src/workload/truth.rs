@@ -6,10 +6,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use memvisor_wire::{Gfn, PAGE_SIZE};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Failure, Mismatch, Work};
-use crate::protocol::{Gfn, PAGE_SIZE};
 
 /// The table's entry for a page that has not been compared yet. A page whose hash has this value is
 /// compared with the file each time.

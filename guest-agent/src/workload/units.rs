@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::protocol::PAGE_SIZE;
+use memvisor_wire::PAGE_SIZE;
 
 /// What [`parse_bytes`] accepts, for messages.
 pub const SIZES: &str = "a number of at least one page with B, K, M, G or T, such as 256M";

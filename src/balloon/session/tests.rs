@@ -4,11 +4,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
 use memvisor_guest_agent::balloon::{Agent, AgentSettings, PageSource};
-use memvisor_guest_agent::protocol::Writer;
-use memvisor_guest_agent::protocol::balloon::{ErrorCode, PageStatus, Stat, StatTag};
+use memvisor_wire::balloon::{ErrorCode, PageStatus, Stat, StatTag};
+use memvisor_wire::{Doorbell, Writer};
 
 use super::*;
-use crate::balloon::{BalloonCounters, Doorbell, Relief, SLACK_PAGES};
+use crate::balloon::{BalloonCounters, Relief, SLACK_PAGES};
 use crate::units::{Bytes, Gfn, GfnRun, VmId, runs_of};
 
 const TOKEN: u64 = 0x5eed;

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use memvisor_guest_agent::guest::GuestReport;
+
 use super::super::{BenchError, Setup};
 use super::Part;
 use crate::child::{Child, in_words};
-use crate::telemetry::GuestReport;
 
 /// The exit code of a guest that found wrong bytes.
 const CORRUPT: i32 = 3;

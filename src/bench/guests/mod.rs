@@ -37,6 +37,8 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
+use memvisor_guest_agent::guest::GuestReport;
+
 pub use file::FleetError;
 pub use fleet::{Builtin, Fleet, FleetGuest, MAX_GUESTS};
 
@@ -46,7 +48,6 @@ use self::outcome::{Means, Side};
 use super::report::Report;
 use super::{Bench, BenchError, Setup, Vs};
 use crate::settings::{Key, Profile};
-use crate::telemetry::GuestReport;
 use crate::units::Bytes;
 
 /// The most tries in a round to make the other side use the same memory.

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use memvisor_guest_agent::guest::GuestReport;
+
 use super::super::clock::{anonymous_bytes_of, whole_cpu};
 use super::super::{BenchError, Setup};
 use super::crew::Crew;
@@ -12,7 +14,7 @@ use crate::child::{Child, end_all, in_words};
 use crate::control::{Client, ClientError};
 use crate::host::EngineChoice;
 use crate::runtime_dir::RuntimeDir;
-use crate::telemetry::{GuestReport, HostStatus};
+use crate::telemetry::HostStatus;
 
 /// How long the host may take until it answers.
 const START: Duration = Duration::from_secs(10);

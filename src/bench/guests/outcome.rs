@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use memvisor_guest_agent::guest::GuestReport;
 use memvisor_guest_agent::workload::{Kind, WorkloadSpec};
 
 use super::super::Bench;
 use super::super::report::{Case, Report};
 use super::{FleetGuest, Overcommit, Part, Ran};
-use crate::telemetry::GuestReport;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -198,9 +198,10 @@ impl Means {
 mod tests {
     use std::time::Duration;
 
+    use memvisor_guest_agent::guest::WorkloadReport;
+
     use super::super::Builtin;
     use super::*;
-    use crate::telemetry::WorkloadReport;
     use crate::units::Bytes;
 
     fn said(operations: u64, each_second: &[u32]) -> GuestReport {

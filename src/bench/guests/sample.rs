@@ -11,11 +11,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use memvisor_guest_agent::guest::GuestReport;
+
 use super::super::report::{Case, Report};
 use super::super::{Bench, BenchError, Setup};
 use super::{Overcommit, Part, fleet, ours};
 use crate::settings::Key;
-use crate::telemetry::GuestReport;
 use crate::units::Bytes;
 
 /// The host has twice the memory that is wanted.
@@ -134,9 +135,10 @@ fn means(said: &GuestReport) -> Option<(f64, f64)> {
 
 #[cfg(test)]
 mod tests {
+    use memvisor_guest_agent::guest::WorkloadReport;
+
     use super::*;
     use crate::settings::{HostSettings, Profile};
-    use crate::telemetry::WorkloadReport;
 
     #[test]
     fn period_is_the_shortest_default() {

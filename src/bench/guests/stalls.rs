@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use memvisor_guest_agent::protocol::claims::{Claimer, FIRST_STOOD, Stood, Words};
+use memvisor_wire::claims::{Claimer, FIRST_STOOD, Stood, Words};
 
 use super::super::report::{Case, Report};
 use super::super::{Bench, BenchError, Setup};

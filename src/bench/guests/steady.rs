@@ -10,10 +10,12 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
+use memvisor_guest_agent::guest::GuestReport;
+
 use super::super::report::Report;
 use super::super::{BenchError, Setup};
 use super::{Part, ours};
-use crate::telemetry::{GuestReport, HostStatus, VmStatus};
+use crate::telemetry::{HostStatus, VmStatus};
 
 /// Counters of a VM.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -130,8 +132,9 @@ fn at(looks: &[(Duration, Counts)], time: Duration) -> Option<Counts> {
 
 #[cfg(test)]
 mod tests {
+    use memvisor_guest_agent::guest::WorkloadReport;
+
     use super::*;
-    use crate::telemetry::WorkloadReport;
 
     fn look(millis: u64, faults: f64) -> (Duration, Counts) {
         let counts = Counts {

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use memvisor_guest_agent::protocol::memory::{Engine, MAX_MESSAGE, Message, Welcome};
-use memvisor_guest_agent::shim::{Doorbell, Received, SeqPacket, SeqPacketListener, wait_readable};
+use memvisor_wire::memory::{Engine, MAX_MESSAGE, Message, Welcome};
+use memvisor_wire::{Doorbell, Received, SeqPacket, SeqPacketListener, wait_readable};
 
 use super::super::puppet::{Puppet, PuppetOptions};
 use super::super::{BenchError, Setup};

@@ -8,11 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use memvisor_wire::signals::{Event, Signals};
 
 use crate::bench::report::Report;
 use crate::bench::{Bench, BenchError};
 use crate::cli::exit::Exit;
-use crate::signals::{Event, Signals};
 
 /// How long a benchmark may take to end when it is told to, before it is left behind.
 const GRACE: Duration = Duration::from_secs(3);

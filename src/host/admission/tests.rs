@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::{env, fs};
 
-use memvisor_guest_agent::shim::SeqPacket;
+use memvisor_wire::SeqPacket;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::super::rig::{Rig, hello};

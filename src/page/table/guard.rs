@@ -1,6 +1,6 @@
 //! Locked pages.
 
-use memvisor_guest_agent::protocol::claims::State;
+use memvisor_wire::claims::State;
 
 use super::{
     Entry, FROZEN, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED, UNSEEN, WAITED,

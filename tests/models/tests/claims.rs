@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use memvisor_guest_agent::protocol::claims::{
-    Attempt as Claimed, CREDITS, Claimer, FIRST_CREDIT, Place, ROW_WORDS, State, Words, row,
-};
 use memvisor_models::page::{Attempt, Home, PageTable, Parking};
 use memvisor_models::units::{Gfn, SlotId};
 use memvisor_models::{explore, join, spawn};
+use memvisor_wire::claims::{
+    Attempt as Claimed, CREDITS, Claimer, FIRST_CREDIT, Place, ROW_WORDS, State, Words, row,
+};
 
 const PAGE: Gfn = Gfn(0);
 /// Credits that a model may use. The words of the other credits are never written.

@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, Weak};
 use std::thread;
 
+use memvisor_wire::balloon::{
+    BatchResult, Capabilities, MAX_MESSAGE_BYTES, PageStatus, Started, StatusRun, ToAgent, ToHost,
+};
+use memvisor_wire::{Received, SeqPacket};
+
 use super::*;
 use crate::balloon::AgentSettings;
 use crate::kernel::ram::VecMemory;
 use crate::kernel::{AnonRegion, KernelOptions};
-use crate::protocol::balloon::{
-    BatchResult, Capabilities, MAX_MESSAGE_BYTES, PageStatus, Started, StatusRun, ToAgent, ToHost,
-};
-use crate::shim::{Memory, Received, SeqPacket};
+use crate::shim::Memory;
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);

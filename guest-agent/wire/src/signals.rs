@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::{SigAction, SigSet, SigmaskHow, Signal};
 use nix::sys::time::TimeSpec;
 
-use crate::sys::{note_signal, restore_signal, take_noted};
+use crate::sys::signals::{note_signal, restore_signal, take_noted};
 
 /// The signals that ask a program to end: Ctrl-C, kill, and a terminal that closes.
 pub const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];

@@ -7,7 +7,7 @@ use linux_raw_sys::general::{self as kernel, uffdio_range};
 use nix::errno::Errno;
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 
-use crate::protocol::PAGE_SIZE;
+use crate::PAGE_SIZE;
 
 /// The features that the engine needs. The id of the faulting thread is one of them because every kernel that has
 /// the other two has it too.
@@ -202,10 +202,9 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
-    use rustix::mm::{Advice, ProtFlags, madvise};
+    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 
     use super::*;
-    use crate::shim::ram::map_file;
 
     /// What one page table maps.
     const TABLE: usize = 2 << 20;
@@ -221,8 +220,10 @@ mod tests {
         };
         let file = File::from(memfd_create("table", MemfdFlags::CLOEXEC).unwrap());
         file.set_len(2 * TABLE as u64).unwrap();
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        let base = map_file(file.as_fd(), 2 * TABLE, access).unwrap();
+        let (anywhere, access) = (std::ptr::null_mut(), ProtFlags::READ | ProtFlags::WRITE);
+        // SAFETY: a null hint lets the kernel choose free address space; the file is open, and the offset page aligned.
+        let base = unsafe { mmap(anywhere, 2 * TABLE, access, MapFlags::SHARED, &file, 0) };
+        let base = base.unwrap() as usize;
         let table = base.next_multiple_of(TABLE);
         let offset = (table - base) as u64;
         uffd.register(table, TABLE).unwrap();

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::protocol::PAGE_SIZE;
+use crate::PAGE_SIZE;
 
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
 

@@ -12,7 +12,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use super::seqpacket::{Received, SeqPacket, hear};
+use crate::seqpacket::{Received, SeqPacket, hear};
 
 /// The most descriptors that the kernel lets one message carry (`SCM_MAX_FD`), so the buffer always has room for all.
 /// Yet a process at its limit of open descriptors receives only some of them.

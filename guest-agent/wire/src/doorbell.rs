@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// A bell that any thread can ring. One thread waits for it, together with a socket (see
-/// [`wait_readable`](super::wait_readable)). Ringing twice before that thread looks is ringing once,
+/// [`wait_readable`](crate::wait_readable)). Ringing twice before that thread looks is ringing once,
 /// because the bell does not say what is new: the thread must look for itself.
 #[derive(Debug)]
 pub struct Doorbell(EventFd);
@@ -51,7 +51,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::shim::wait_readable;
+    use crate::wait_readable;
 
     #[test]
     fn ringing_twice_is_silenced_once() {

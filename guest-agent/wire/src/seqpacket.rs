@@ -405,7 +405,7 @@ mod tests {
         }
         for umask in ["0000", "0022", "0177", "0777"] {
             let dir = tempfile::tempdir().unwrap();
-            let test = "shim::seqpacket::tests::sockets_are_private_whatever_the_umask";
+            let test = "seqpacket::tests::sockets_are_private_whatever_the_umask";
             let script = format!("umask {umask} && exec \"$0\" --exact {test}");
             let output = Command::new("sh")
                 .args(["-c", &script])

@@ -12,10 +12,14 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::protocol::Gfn;
+use crate::Gfn;
 
 /// Rows that are followed at once: a few threads each walk memory of their own.
 const ROWS: usize = 4;
+
+/// The most pages that the daemon gives ahead; 64 KiB with the page of the fault. Pages that the guest then does not
+/// touch are found to be zero and taken back. A guest looks at no more pages than these to see which ones came.
+pub const MOST: u32 = 15;
 
 /// The latest rows of faults.
 #[derive(Debug)]
@@ -98,7 +102,7 @@ mod tests {
 
     #[test]
     fn row_grows_to_the_most_and_scattered_touches_get_one_page() {
-        let rows = Rows::new(15);
+        let rows = Rows::new(MOST);
         assert_eq!(row(&rows, &mut 100, 7), [0, 1, 3, 7, 15, 15, 15]);
         for gfn in [5000, 70, 9000, 301, 0] {
             assert_eq!(rows.touched(Gfn(gfn)).ahead, 0);
@@ -107,7 +111,7 @@ mod tests {
 
     #[test]
     fn row_goes_on_behind_what_was_given() {
-        let rows = Rows::new(15);
+        let rows = Rows::new(MOST);
         assert_eq!(row(&rows, &mut 100, 4), [0, 1, 3, 7]);
         let touched = rows.touched(Gfn(115));
         assert_eq!(touched.ahead, 15);
@@ -117,7 +121,7 @@ mod tests {
 
     #[test]
     fn rows_of_several_threads_are_told_apart() {
-        let rows = Rows::new(15);
+        let rows = Rows::new(MOST);
         let (mut one, mut other) = (100, 9000);
         for _ in 0..6 {
             row(&rows, &mut one, 1);

@@ -1,8 +1,4 @@
-//! The only `unsafe` code outside the shim: noting signals.
-#![allow(
-    unsafe_code,
-    reason = "this is the room for it; tests/tidy.rs holds it to that"
-)]
+//! Noting signals.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,5 +1,7 @@
 //! Little-endian reading and writing of one message, with every length checked.
 
+use std::borrow::Cow;
+
 use thiserror::Error;
 
 /// Why a message could not be decoded. The error's text goes back to the peer that sent the message.
@@ -30,7 +32,7 @@ pub enum DecodeError {
         /// What it holds.
         value: u64,
         /// What it may hold.
-        allowed: &'static str,
+        allowed: Cow<'static, str>,
     },
     /// A text field is not UTF-8.
     #[error("`{field}` is not UTF-8 text")]
@@ -121,7 +123,7 @@ impl<'a> Reader<'a> {
             return Err(DecodeError::Value {
                 field,
                 value: len as u64,
-                allowed: "a shorter text, see the limits of the protocol",
+                allowed: format!("at most {max} bytes").into(),
             });
         }
         std::str::from_utf8(self.bytes(field, len)?).map_err(|_| DecodeError::Text { field })

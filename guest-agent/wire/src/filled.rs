@@ -5,7 +5,7 @@
 //! room in the store. Eight bytes are enough. One comparison, which ends at the first byte that differs,
 //! finds them, and filling a page with them takes as long as clearing it.
 
-use super::PAGE_SIZE;
+use crate::PAGE_SIZE;
 
 /// Bytes of the word.
 pub const WORD_BYTES: usize = 8;

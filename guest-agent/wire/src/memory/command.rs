@@ -1,8 +1,7 @@
 //! Commands to the memory thread, and its answers.
 
 use super::MAX_RUNS;
-use crate::protocol::codec::{DecodeError, Reader, Writer};
-use crate::protocol::gfn::{Gfn, GfnRun};
+use crate::{DecodeError, Gfn, GfnRun, Reader, Writer};
 
 /// What the memory thread is told to do to runs of pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,8 +93,10 @@ impl Command {
                 return Err(DecodeError::Value {
                     field: "op",
                     value: u64::from(op),
-                    allowed: "1 (freeze), 2 (map shared), 3 (map private), 4 (close), 5 (reveal) or \
-                              6 (open)",
+                    allowed:
+                        "1 (freeze), 2 (map shared), 3 (map private), 4 (close), 5 (reveal) or \
+                              6 (open)"
+                            .into(),
                 });
             }
         };
@@ -104,7 +105,7 @@ impl Command {
             return Err(DecodeError::Value {
                 field: "runs",
                 value: u64::from(count),
-                allowed: "at most 1024",
+                allowed: "at most 1024".into(),
             });
         }
         let mut runs = Vec::with_capacity(usize::from(count));

@@ -1,10 +1,10 @@
 //! Holds docs/memory-protocol.md to the code.
 
 use super::*;
-use crate::protocol::claims::{
+use crate::claims::{
     BREAKS, CREDITS, FIRST_CREDIT, FREE, HEADER_WORDS, MARK, ROW_WORDS, State, USED,
 };
-use crate::protocol::{Gfn, GfnRun};
+use crate::{Gfn, GfnRun};
 
 const DOCUMENT: &str = include_str!("../../../../docs/memory-protocol.md");
 

@@ -1,10 +1,20 @@
 //! Batches of page ranges and what became of them.
 
-use super::{DecodeError, MAX_BATCH_PAGES, MAX_RANGES, Reader, Writer, value};
-use crate::protocol::{Gfn, GfnRun, RunsExt};
+#[cfg(test)]
+use proptest::prelude::*;
 
-pub(super) const RANGE_BYTES: usize = 8;
-pub(super) const STATUS_RUN_BYTES: usize = 12;
+#[cfg(test)]
+use super::declare::ANY;
+use super::declare::{Field, Limit, Listed, check};
+#[cfg(test)]
+use super::document::Table;
+use super::{MAX_BATCH_PAGES, MAX_RANGES, StatusRun};
+use crate::{DecodeError, Gfn, GfnRun, Reader, RunsExt, Writer};
+
+/// The ranges of a batch.
+const NUMBER: Limit = 1..=MAX_RANGES as u64;
+/// The pages of a range.
+const PAGES: Limit = 1..=u64::MAX;
 
 /// The ranges of one `LOCK` or `UNLOCK`, checked for form.
 ///
@@ -21,25 +31,21 @@ impl RangeBatch {
     /// # Errors
     /// [`DecodeError::Value`] naming the rule that is broken.
     pub fn new(runs: Vec<GfnRun>) -> Result<Self, DecodeError> {
-        check_number(runs.len() as u64)?;
+        check(GfnRun::NUMBER, runs.len() as u64, &NUMBER)?;
         let mut end = 0;
         for run in &runs {
-            if run.count == 0 {
-                return Err(value("range count", 0_u32, "1 and up"));
-            }
-            if u64::from(run.start.0) < end {
-                let allowed = "a gfn behind the range before it: ranges ascend without overlap";
-                return Err(value("range start", run.start.0, allowed));
-            }
+            check("range count", run.count.into(), &PAGES)?;
+            // Behind the range before it: ranges ascend without overlap.
+            check("range start", run.start.0.into(), &(end..=u64::MAX))?;
             end = run.end();
         }
-        if end > 1 << 32 {
-            return Err(value("range end", end, "at most 2^32"));
-        }
-        match runs.pages() {
-            0..=LIMIT => Ok(Self(runs)),
-            pages => Err(value("pages in one batch", pages, "1 to 4096")),
-        }
+        check("range end", end, &(0..=1 << 32))?;
+        check(
+            "pages in one batch",
+            runs.pages(),
+            &(1..=MAX_BATCH_PAGES.into()),
+        )?;
+        Ok(Self(runs))
     }
 
     /// The ranges.
@@ -78,34 +84,68 @@ impl RangeBatch {
         batches.extend(batch.close());
         batches
     }
+}
 
-    pub(super) fn write(&self, to: &mut Writer) {
-        to.u32(self.0.len() as u32);
-        for run in &self.0 {
-            to.u32(run.start.0).u32(run.count);
-        }
+impl Field for RangeBatch {
+    fn write(&self, _limit: &Limit, to: &mut Writer) {
+        self.0.write(&NUMBER, to);
     }
 
-    pub(super) fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let number = from.u32("number of ranges")?;
-        check_number(u64::from(number))?;
-        let runs: Result<_, _> = (0..number).map(|_| read_run(from)).collect();
-        Self::new(runs?)
+    fn read(
+        from: &mut Reader<'_>,
+        name: &'static str,
+        _limit: &Limit,
+    ) -> Result<Self, DecodeError> {
+        Self::new(Vec::read(from, name, &NUMBER)?)
+    }
+
+    #[cfg(test)]
+    fn describe(table: &mut Table, name: &'static str, meaning: &str, _limit: &Limit) {
+        Vec::<GfnRun>::describe(table, name, meaning, &NUMBER);
+    }
+
+    #[cfg(test)]
+    fn any(_limit: &Limit) -> BoxedStrategy<Self> {
+        let runs = proptest::collection::vec((any::<u32>(), 1..9_u32), 1..MAX_RANGES);
+        let runs = runs.prop_map(|runs| {
+            runs.into_iter()
+                .map(|(at, pages)| GfnRun::new(Gfn(at), pages))
+        });
+        runs.prop_map(|runs| Self::split(runs.collect(), MAX_RANGES as u32).remove(0))
+            .boxed()
     }
 }
 
-const LIMIT: u64 = MAX_BATCH_PAGES as u64;
-
-fn check_number(number: u64) -> Result<(), DecodeError> {
-    if (1..=MAX_RANGES as u64).contains(&number) {
-        return Ok(());
+impl Field for GfnRun {
+    fn write(&self, _limit: &Limit, to: &mut Writer) {
+        to.u32(self.start.0).u32(self.count);
     }
-    Err(value("number of ranges", number, "1 to 512"))
+
+    fn read(
+        from: &mut Reader<'_>,
+        _name: &'static str,
+        _limit: &Limit,
+    ) -> Result<Self, DecodeError> {
+        let start = Gfn(from.u32("range start")?);
+        Ok(Self::new(start, u32::read(from, "range count", &PAGES)?))
+    }
+
+    #[cfg(test)]
+    fn describe(table: &mut Table, _name: &'static str, _meaning: &str, _limit: &Limit) {
+        u32::describe(table, "range start", "first gfn", &ANY);
+        u32::describe(table, "range count", "pages", &PAGES);
+    }
+
+    #[cfg(test)]
+    fn any(_limit: &Limit) -> BoxedStrategy<Self> {
+        let run = (any::<u32>(), 1..=u32::MAX);
+        run.prop_map(|(start, count)| Self::new(Gfn(start), count))
+            .boxed()
+    }
 }
 
-fn read_run(from: &mut Reader<'_>) -> Result<GfnRun, DecodeError> {
-    let start = Gfn(from.u32("range start")?);
-    Ok(GfnRun::new(start, from.u32("range count")?))
+impl Listed for GfnRun {
+    const NUMBER: &'static str = "number of ranges";
 }
 
 fn clip(run: GfnRun) -> GfnRun {
@@ -143,44 +183,6 @@ impl Open {
     }
 }
 
-/// What became of one page of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum PageStatus {
-    /// The page was locked or unlocked, as the request asked.
-    Ok = 0,
-    /// The page is not in the RAM of this VM.
-    Invalid = 1,
-    /// `LOCK`: the page is in the balloon already.
-    AlreadyLocked = 2,
-    /// `UNLOCK`: the page is not in the balloon, so the guest may use it.
-    NotLocked = 3,
-    /// The host is using the page just now. The agent may offer it again later.
-    Busy = 4,
-    /// `LOCK`: the balloon is large enough without this page.
-    NotNeeded = 5,
-}
-
-impl PageStatus {
-    const ALL: [Self; 6] = [
-        Self::Ok,
-        Self::Invalid,
-        Self::AlreadyLocked,
-        Self::NotLocked,
-        Self::Busy,
-        Self::NotNeeded,
-    ];
-}
-
-/// Neighbouring pages with the same status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StatusRun {
-    /// The pages.
-    pub run: GfnRun,
-    /// What became of each of them.
-    pub status: PageStatus,
-}
-
 /// Whether `answer` covers exactly the pages of `request`, in the order of the request. The host may
 /// cut them into other runs.
 #[must_use]
@@ -197,32 +199,4 @@ fn join(runs: impl Iterator<Item = GfnRun>) -> Vec<(u64, u64)> {
         }
     }
     joined
-}
-
-pub(super) fn write_statuses(runs: &[StatusRun], to: &mut Writer) {
-    to.u32(runs.len() as u32);
-    for StatusRun { run, status } in runs {
-        to.u32(run.start.0).u32(run.count).u32(*status as u32);
-    }
-}
-
-pub(super) fn read_statuses(from: &mut Reader<'_>) -> Result<Vec<StatusRun>, DecodeError> {
-    let number = from.u32("number of runs")?;
-    if !(1..=MAX_BATCH_PAGES).contains(&number) {
-        return Err(value("number of runs", number, "1 to 4096"));
-    }
-    (0..number).map(|_| read_status(from)).collect()
-}
-
-fn read_status(from: &mut Reader<'_>) -> Result<StatusRun, DecodeError> {
-    let run = read_run(from)?;
-    if run.count == 0 {
-        return Err(value("range count", 0_u32, "1 and up"));
-    }
-    let number = from.u32("status")?;
-    let status = PageStatus::ALL
-        .into_iter()
-        .find(|status| *status as u32 == number)
-        .ok_or_else(|| value("status", number, "0 to 5"))?;
-    Ok(StatusRun { run, status })
 }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::protocol::{Gfn, GfnRun};
+use crate::{Gfn, GfnRun};
 
 fn message() -> impl Strategy<Value = Message> {
     let remap =

@@ -20,11 +20,13 @@
 
 mod channel;
 mod command;
+mod shares;
 
 pub use channel::{FAULT_BYTES, Fault, REPLY_BYTES, Reply};
 pub use command::{Ack, Command, Op, Remap};
+pub use shares::{Shares, SharesError};
 
-use super::codec::{DecodeError, Reader, Writer};
+use crate::{DecodeError, Reader, Writer};
 
 /// The version of this protocol. Both sides come from one build, so it must match exactly.
 pub const VERSION: u16 = 6;
@@ -60,14 +62,14 @@ impl Engine {
         }
     }
 
-    const fn from_code(code: u16) -> Result<Self, DecodeError> {
+    fn from_code(code: u16) -> Result<Self, DecodeError> {
         match code {
             1 => Ok(Self::Uffd),
             2 => Ok(Self::Mprotect),
             _ => Err(DecodeError::Value {
                 field: "engine",
-                value: code as u64,
-                allowed: "1 (uffd) or 2 (mprotect)",
+                value: code.into(),
+                allowed: "1 (uffd) or 2 (mprotect)".into(),
             }),
         }
     }
@@ -105,7 +107,7 @@ pub struct Hello {
     pub salt: Option<String>,
     /// What the guest runs, for display only.
     pub workload: String,
-    /// Whether the shim can serve some of its faults by itself ([`claims`](super::claims)).
+    /// Whether the shim can serve some of its faults by itself ([`claims`](crate::claims)).
     pub inline: bool,
 }
 
@@ -249,7 +251,7 @@ impl Message {
                 return Err(DecodeError::Value {
                     field: "type",
                     value: u64::from(other),
-                    allowed: "1 (hello) to 8 (pool)",
+                    allowed: "1 (hello) to 8 (pool)".into(),
                 });
             }
         };
@@ -312,7 +314,7 @@ fn flag(r: &mut Reader<'_>, field: &'static str) -> Result<bool, DecodeError> {
         value => Err(DecodeError::Value {
             field,
             value: u64::from(value),
-            allowed: "0 (no) or 1 (yes)",
+            allowed: "0 (no) or 1 (yes)".into(),
         }),
     }
 }

@@ -3,8 +3,7 @@
 //! Messages have fixed sizes and encode without allocation, because a signal handler sends them.
 
 use super::VERSION;
-use crate::protocol::codec::{DecodeError, Reader};
-use crate::protocol::gfn::{Gfn, GfnRun};
+use crate::{DecodeError, Gfn, GfnRun, Reader};
 
 /// What a guest thread asks over a fault channel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,7 +16,7 @@ pub enum Fault {
     Done(u32),
     /// Not a fault: the guest found wrong bytes and asks for the homes that the page has had.
     History(Gfn),
-    /// Not a fault: the guest has used up most of its credits ([`claims`](crate::protocol::claims)). There
+    /// Not a fault: the guest has used up most of its credits ([`claims`](crate::claims)). There
     /// is no answer.
     Credits,
     /// Not a fault: `pages`, which hold nothing, shall get the same bytes as an equally long run from
@@ -83,7 +82,9 @@ impl Fault {
                 return Err(DecodeError::Value {
                     field: "kind",
                     value: u64::from(kind),
-                    allowed: "1 (read), 2 (write), 3 (done), 4 (history), 5 (credits) or 6 (attach)",
+                    allowed:
+                        "1 (read), 2 (write), 3 (done), 4 (history), 5 (credits) or 6 (attach)"
+                            .into(),
                 });
             }
         };
@@ -144,7 +145,7 @@ impl Reply {
             _ => Err(DecodeError::Value {
                 field: "kind",
                 value: u64::from(kind),
-                allowed: "1 (retry), 2 (open), 3 (private), 4 (reveal) or 5 (attached)",
+                allowed: "1 (retry), 2 (open), 3 (private), 4 (reveal) or 5 (attached)".into(),
             }),
         }
     }

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 mod stood;
 
-use super::Gfn;
+use crate::Gfn;
 
 pub use stood::Stood;
 

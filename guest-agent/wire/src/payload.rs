@@ -1,15 +1,15 @@
-//! What a compressed page is: a word ([`filled`](super::filled)) or an LZ4 block, and a checksum of the page.
+//! What a compressed page is: a word ([`filled`](crate::filled)) or an LZ4 block, and a checksum of the page.
 //!
 //! Only the daemon compresses pages, but both sides decompress them: the daemon for a fault that it serves, a
-//! thread of an inline guest for its own fault ([`claims`](super::claims)).
+//! thread of an inline guest for its own fault ([`claims`](crate::claims)).
 
 use lz4_flex::block::decompress_into;
 #[cfg(target_arch = "x86_64")]
 use twox_hash::XxHash3_64;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::PAGE_SIZE;
-use super::filled::{WORD_BYTES, fill};
+use crate::PAGE_SIZE;
+use crate::filled::{WORD_BYTES, fill};
 
 /// The shortest LZ4 block of a page is one match over nearly all of the page, and the length of a match takes a byte
 /// for each 255 bytes. Since a word is shorter than that, the length of a payload tells a word from a block.
