@@ -92,12 +92,12 @@ fn guest_command_lines_that_make_no_sense_are_refused() {
         (
             "--memory 8M --workload idle --limit 16M",
             2,
-            "--limit",
+            "--limit 16384K 8192K",
         ),
         (
             "--memory 8M --workload idle --limit 4M --reservation 6M",
             2,
-            "--reservation",
+            "--reservation 6144K 4096K",
         ),
         (
             "--memory 8M --workload idle --shares many",

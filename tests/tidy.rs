@@ -87,7 +87,6 @@ const HOST: &[(&str, &[&str])] = &[
             "control",
         ],
     ),
-    ("guest", &["units", "runtime_dir", "telemetry", "vm"]),
     (
         "demo",
         &[
@@ -138,7 +137,6 @@ const HOST: &[(&str, &[&str])] = &[
             "control",
             "top",
             "host",
-            "guest",
             "demo",
         ],
     ),
@@ -196,6 +194,8 @@ const GUEST: &[(&str, &[&str])] = &[
             "workload",
         ],
     ),
+    ("command", &["protocol", "signals", "workload", "guest"]),
+    ("log", &["command"]),
 ];
 
 /// The most lines of a file without its tests. A reader cannot hold more in mind at once.

@@ -6,13 +6,16 @@
 //!   trusts it. It is the only part with `unsafe`, except for the signal handler of [`signals`].
 //! - [`kernel`]: the toy guest OS: pages, mappings, page cache, reclaim, its own swap disk.
 //! - [`guest`]: all of these put together; [`signals`]: how a guest is told to end.
+//! - [`command`]: the command line of a guest, and how it ends; [`log`]: what is logged, one line an event.
 //! - [`rows`]: which pages a guest is going to touch next.
 //! - [`system_error`]: the error for a system call that failed.
 //! - [`workload`]: what guests run; each workload verifies every byte that it reads.
 
 pub mod balloon;
+pub mod command;
 pub mod guest;
 pub mod kernel;
+pub mod log;
 pub mod protocol;
 pub mod rows;
 pub mod shim;
