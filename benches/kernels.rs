@@ -19,6 +19,7 @@ use memvisor::pool::{Doubts, Hints, Membership, Pool};
 use memvisor::sys::SharedWords;
 use memvisor::units::{Gfn, PAGE_SIZE, PageBuf, Pages, SlotId, VmId};
 use memvisor_guest_agent::protocol::claims::{self, Claimer};
+use xxhash_rust::xxh3::xxh3_64_with_secret;
 
 /// How many pages are taken in turn: so few that they fit the processor's cache, or so many that they do not.
 const IN_CACHE: u32 = 8;
@@ -50,6 +51,10 @@ fn looking(criterion: &mut Criterion) {
         let (random, zero) = (pages(Class::Random, count), pages(Class::Zero, count));
         let mut next = in_turn(&random);
         group.bench_function("hash", |bencher| bencher.iter(|| digest(next())));
+        let mut next = in_turn(&random);
+        group.bench_function("hash by xxhash-rust", |bencher| {
+            bencher.iter(|| xxh3_64_with_secret(&next().0, &[7; 192]));
+        });
         let mut next = in_turn(&zero);
         group.bench_function("zero check", |bencher| bencher.iter(|| next().is_zero()));
         let hints = Arc::new(Hints::new(Pages(count.into())).expect("memory"));
