@@ -163,12 +163,12 @@ fn route<A: Answer + 'static>(
 fn route_with<B: Body, A: Answer + 'static>(
     request: &'static str,
     summary: &'static str,
-    handler: fn(&dyn Daemon, &str, B) -> Result<A, Refusal>,
+    handler: fn(&dyn Daemon, &str, &B) -> Result<A, Refusal>,
 ) -> Route {
     type Read<B> = Result<Json<B>, JsonRejection>;
     let answer = async move |State(daemon): Shared, path: Name, body: Read<B>| {
         let Json(body) = body.map_err(|rejection| unreadable(&rejection, B::ALLOWED))?;
-        handler(&*daemon, &name(path), body)
+        handler(&*daemon, &name(path), &body)
     };
     Route {
         request,
@@ -248,7 +248,7 @@ fn kill(daemon: &dyn Daemon, name: &str) -> Result<NoContent, Refusal> {
 fn set_balloon(
     daemon: &dyn Daemon,
     name: &str,
-    request: BalloonRequest,
+    request: &BalloonRequest,
 ) -> Result<Json<VmStatus>, Refusal> {
     let target = request.target_bytes.map(whole_pages).transpose()?;
     Ok(Json(daemon.set_balloon(name, target)?))
@@ -265,8 +265,8 @@ fn whole_pages(target: Bytes) -> Result<Pages, Refusal> {
     ))
 }
 
-fn set_vm(daemon: &dyn Daemon, name: &str, patch: VmPatch) -> Result<Json<VmStatus>, Refusal> {
-    Ok(Json(daemon.set_vm(name, &patch)?))
+fn set_vm(daemon: &dyn Daemon, name: &str, patch: &VmPatch) -> Result<Json<VmStatus>, Refusal> {
+    Ok(Json(daemon.set_vm(name, patch)?))
 }
 
 fn why(daemon: &dyn Daemon, name: &str) -> Result<Object, Refusal> {
@@ -290,7 +290,7 @@ fn setting(daemon: &dyn Daemon, name: &str) -> Result<Json<SettingView>, Refusal
 fn set_setting(
     daemon: &dyn Daemon,
     name: &str,
-    request: SettingRequest,
+    request: &SettingRequest,
 ) -> Result<Json<SettingView>, Refusal> {
     Ok(Json(daemon.set_setting(name, &request.value.to_string())?))
 }
