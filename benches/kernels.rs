@@ -1,26 +1,25 @@
-//! The work for each page: to hash it, to check whether it is zero, to compare it with a frame, to compress it,
-//! to look its hash up, to move it from one home to the next, and to let a guest claim it.
+//! The work for each page: to hash it, to check whether it is zero, to compare it with a frame, to look its hash
+//! up, to move it from one home to the next, and to let a guest claim it.
 //!
 //! ```text
 //! cargo bench --bench kernels [-- FILTER]
 //! ```
 //!
-//! `memvisor bench` measures whole mechanisms with guests, and `plan.rs` the plans of the policy.
+//! `memvisor bench` measures whole mechanisms, compression and the plans of the policy.
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use memvisor::bench::content::{Class, Content, Dice, Maker, Source};
-use memvisor::compress::{Compressor, ZipCache};
 use memvisor::digest::digest;
 use memvisor::page::{Attempt, Home, PageTable, Parking};
 use memvisor::pool::{Doubts, Hints, Membership, Pool};
 use memvisor::sys::SharedWords;
 use memvisor::units::{Gfn, PAGE_SIZE, PageBuf, Pages, SlotId, VmId};
 use memvisor_wire::claims::{self, Claimer};
-use memvisor_wire::payload::checksum;
+use xxhash_rust::xxh3::xxh3_64_with_secret;
 
 /// How many pages are taken in turn: so few that they fit the processor's cache, or so many that they do not.
 const IN_CACHE: u32 = 8;
@@ -52,6 +51,10 @@ fn looking(criterion: &mut Criterion) {
         let (random, zero) = (pages(Class::Random, count), pages(Class::Zero, count));
         let mut next = in_turn(&random);
         group.bench_function("hash", |bencher| bencher.iter(|| digest(next())));
+        let mut next = in_turn(&random);
+        group.bench_function("hash by xxhash-rust", |bencher| {
+            bencher.iter(|| xxh3_64_with_secret(&next().0, &[7; 192]));
+        });
         let mut next = in_turn(&zero);
         group.bench_function("zero check", |bencher| bencher.iter(|| next().is_zero()));
         let hints = Arc::new(Hints::new(Pages(count.into())).expect("memory"));
@@ -71,51 +74,6 @@ fn looking(criterion: &mut Criterion) {
         });
         group.finish();
     }
-}
-
-fn compressing(criterion: &mut Criterion) {
-    let classes = [
-        Class::Filled,
-        Class::Text,
-        Class::Code,
-        Class::Heap,
-        Class::Random,
-    ];
-    let mut group = criterion.benchmark_group("compress");
-    group.throughput(Throughput::Bytes(PAGE_SIZE as u64));
-    for class in classes {
-        let pages = pages(class, 256);
-        let mut next = in_turn(&pages);
-        let mut compressor = Compressor::new();
-        group.bench_function(BenchmarkId::from_parameter(class), |bencher| {
-            bencher.iter(|| compressor.compress(next()).map(<[u8]>::len));
-        });
-    }
-    group.finish();
-
-    let mut group = criterion.benchmark_group("decompress and verify");
-    group.throughput(Throughput::Bytes(PAGE_SIZE as u64));
-    for class in [Class::Filled, Class::Text, Class::Heap] {
-        let pages = pages(class, 256);
-        let mut compressor = Compressor::new();
-        let mut cache = ZipCache::new("memvisor-bench", 256).expect("a cache");
-        let mut slots = Vec::new();
-        for (gfn, page) in (0..).map(Gfn).zip(&pages) {
-            let payload = compressor.compress(page).expect("it halves");
-            let sum = checksum(&page.0);
-            slots.push(cache.store(gfn, payload, sum, true).expect("there is room"));
-        }
-        let mut slots = slots.iter().cycle();
-        let mut page = PageBuf::zeroed();
-        group.bench_function(BenchmarkId::from_parameter(class), |bencher| {
-            bencher.iter(|| {
-                let slot = slots.next().expect("a cycle has no end");
-                cache.load(*slot, &mut page).expect("it was stored");
-                black_box(page.0[0])
-            });
-        });
-    }
-    group.finish();
 }
 
 fn looking_up(criterion: &mut Criterion) {
@@ -240,5 +198,5 @@ fn claiming(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, looking, compressing, looking_up, moving, claiming);
+criterion_group!(benches, looking, looking_up, moving, claiming);
 criterion_main!(benches);

@@ -13,7 +13,6 @@ pub mod demo;
 pub mod digest;
 pub mod engine;
 pub mod fault;
-pub mod guest;
 pub mod host;
 pub mod page;
 pub mod policy;

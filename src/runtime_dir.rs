@@ -119,16 +119,7 @@ impl RuntimeDir {
     /// # Errors
     /// [`RuntimeDirError::TooLong`].
     pub fn locate(chosen: Option<PathBuf>) -> Result<Self, RuntimeDirError> {
-        let set = |name| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
-        let path = chosen
-            .or_else(|| set("MEMVISOR_RUNTIME_DIR"))
-            .or_else(|| set("XDG_RUNTIME_DIR").map(|dir| dir.join("memvisor")))
-            .unwrap_or_else(|| PathBuf::from(format!("/tmp/memvisor-{}", geteuid())));
-        Self::new(path)
+        Self::new(memvisor_wire::runtime_dir(chosen))
     }
 
     /// The directory itself.

@@ -1,22 +1,18 @@
 //! What the host says it uses is what the kernel counts, and it stays within the budget.
 
-mod common;
 mod rig;
 
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use common::{Blocks, TestGuest, TestHost, eventually, modes, private_bytes};
 use memvisor::telemetry::{HostStatus, Totals};
 use memvisor::units::{Bytes, PAGE_SIZE, Pages};
 use nix::fcntl::{FallocateFlags, fallocate};
 use rig::raw::{RawGuest, hello};
-use rig::{Ends, Host};
+use rig::{Blocks, Host, Process, engines, eventually, modes, private_bytes};
 
 /// How long guests may take to load and to settle on an overcommitted host.
 const SETTLE: Duration = Duration::from_secs(60);
-/// How long guests may take to verify what they own.
-const VERIFY: Duration = Duration::from_secs(60);
 /// For how long samples of a busy host are taken.
 const BUSY: Duration = Duration::from_secs(8);
 /// What the host may use for itself, beside a tenth of the budget for tables and indexes.
@@ -52,7 +48,7 @@ const STILL: u32 = 10;
 
 /// Waits until nothing moves: the numbers of the host and of the kernel stay the same for [`STILL`] looks, and no guest
 /// holds credits, which are charged before the kernel gives out their pages.
-fn quiescent(host: &TestHost) -> (HostStatus, Blocks) {
+fn quiescent(host: &Host) -> (HostStatus, Blocks) {
     let mut last = None;
     let mut still = 0;
     eventually("nothing moves", SETTLE, || {
@@ -69,7 +65,7 @@ fn quiescent(host: &TestHost) -> (HostStatus, Blocks) {
 }
 
 /// Waits until each guest has touched this many pages.
-fn loaded(host: &TestHost, names: &[&str], pages: u64) {
+fn loaded(host: &Host, names: &[&str], pages: u64) {
     for name in names {
         eventually("the guest has filled its memory", SETTLE, || {
             let vm = host.vm(name);
@@ -79,7 +75,7 @@ fn loaded(host: &TestHost, names: &[&str], pages: u64) {
     }
 }
 
-fn check_within_1_percent(host: &TestHost) {
+fn check_within_1_percent(host: &Host) {
     let (status, blocks) = quiescent(host);
     let counted = blocks.total().0 + status.metadata_pages.0;
     let said = status.used_pages.0;
@@ -104,15 +100,15 @@ fn check_within_1_percent(host: &TestHost) {
 
 #[test]
 fn quiet_overcommitted_host_reports_what_the_kernel_counts() {
-    modes(|engine, mode| {
+    for (engine, mode) in modes() {
         // 192 MiB of guests on 96 MiB: shared, compressed, swapped and ballooned pages all exist.
-        let host = TestHost::start(&["--memory", "96M", "--engine", engine]);
+        let host = Host::start(engine, "96M", &[]);
         let names = ["a", "b", "c"];
         let guests = names.map(|name| {
             // With a seed of its own, each guest has content that the others do not have.
-            let seed = name.as_bytes()[0].to_string();
-            let args = [&["--seed", &seed], mode].concat();
-            host.guest(name, "64M", &["idle,size=56M"], &args)
+            let seed = name.as_bytes()[0];
+            let words = format!("{mode} --seed {seed} --memory 64M --workload idle,size=56M");
+            host.guest(name, &words)
         });
         loaded(&host, &names, 56 * 256);
         check_within_1_percent(&host);
@@ -123,25 +119,20 @@ fn quiet_overcommitted_host_reports_what_the_kernel_counts() {
             "{status:#?}"
         );
         for guest in guests {
-            guest.stop(VERIFY);
+            guest.stop();
         }
-        host.stop(&[]);
-    });
+        host.stop_quietly(&[]);
+    }
 }
 
 #[test]
 fn busy_overcommitted_host_stays_within_its_budget() {
-    modes(|engine, mode| {
-        let host = TestHost::start(&[
-            "--memory",
-            "64M",
-            "--engine",
-            engine,
-            "--share-scan-time",
-            "1s",
-        ]);
-        let start = |(name, workload)| host.guest(name, "64M", &[workload], mode);
-        let guests: Vec<TestGuest> = [
+    for (engine, mode) in modes() {
+        let host = Host::start(engine, "64M", &["--share-scan-time", "1s"]);
+        let start = |(name, workload)| {
+            host.guest(name, &format!("{mode} --memory 64M --workload {workload}"))
+        };
+        let guests: Vec<Process> = [
             ("churn", "churn,size=48M,threads=2"),
             ("kv", "kv,size=48M,threads=2"),
             ("toucher", "toucher,size=48M"),
@@ -167,10 +158,10 @@ fn busy_overcommitted_host_stays_within_its_budget() {
         println!("{engine}: {samples} samples, at most {most:?} of 16384");
         assert!(most > Pages(14_000), "the host was never busy: {most:?}");
         for guest in guests {
-            guest.stop(VERIFY);
+            guest.stop();
         }
-        host.stop(&[]);
-    });
+        host.stop_quietly(&[]);
+    }
 }
 
 /// Not a test: the process that connects for a scripted guest, see [`rig::raw::connector`].
@@ -183,9 +174,9 @@ fn connector() {
 /// A guest has its RAM as a file, and could fill that file without asking anybody.
 #[test]
 fn guest_that_fills_memory_that_it_was_not_given_is_ended() {
-    common::engines(|engine| {
-        let host = Host::start(engine, "32M", &[]);
-        let mut honest = host.guest("honest", "--memory 16M --workload kv,size=8M");
+    for engine in engines() {
+        let host = Host::quiet(engine, "32M", &[]);
+        let honest = host.guest("honest", "--memory 16M --workload kv,size=8M");
         host.await_vm("honest", "runs", |vm| vm.homes.resident_pages.0 > 1000);
         let pages = 24 << 8;
         for (name, how) in [("writes", 0), ("allocates", 1)] {
@@ -203,9 +194,7 @@ fn guest_that_fills_memory_that_it_was_not_given_is_ended() {
                     fallocate(&thief.ram, flags, 0, bytes as i64).expect("its RAM");
                 }
             }
-            let why =
-                format!("its RAM takes {pages} pages by the kernel's count, and it was given 0:");
-            thief.guest.is_told(&why);
+            thief.guest.is_told(&format!("{pages} pages given 0"));
             thief.guest.is_killed();
             host.forgets(name, SETTLE);
             assert!(
@@ -214,9 +203,8 @@ fn guest_that_fills_memory_that_it_was_not_given_is_ended() {
                 host.log()
             );
         }
-        honest.terminate();
-        honest.reports(130);
+        honest.stop();
         host.is_empty(SETTLE);
         host.stop();
-    });
+    }
 }

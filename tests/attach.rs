@@ -1,12 +1,12 @@
 //! Guests that boot from an image attach to what others share, so that the image uses memory once from the start.
 
-mod common;
+mod rig;
 
 use std::time::Duration;
 
-use common::{TestGuest, TestHost, engines, eventually, image, mappings, modes};
 use memvisor::telemetry::VmStatus;
 use memvisor::units::Pages;
+use rig::{Host, Process, engines, eventually, image, mappings, modes};
 
 /// How long a guest may take to boot on a machine that is busy with other tests.
 const BOOT: Duration = Duration::from_secs(30);
@@ -20,17 +20,17 @@ const BESIDE: u64 = 300;
 const FEW_MAPPINGS: usize = 16;
 
 /// A host without a scanner, so that all shared pages were attached.
-fn host(engine: &str, memory: &str) -> TestHost {
-    let quiet = ["--share-rate-max", "0", "--set", "Mem.SamplePeriod=0"];
-    TestHost::start(&[&["--memory", memory, "--engine", engine], &quiet[..]].concat())
+fn host(engine: &str, memory: &str) -> Host {
+    Host::quiet(engine, memory, &["--share-rate-max", "0"])
 }
 
-fn boot(host: &TestHost, name: &str, extra: &[&str]) -> TestGuest {
-    let workload = format!("image:{}", host.dir().join("boot.img").display());
-    host.guest(name, "40M", &[&workload], extra)
+fn boot(host: &Host, name: &str, extra: &str) -> Process {
+    let image = host.path().join("boot.img");
+    let words = format!("--memory 40M --workload image:{} {extra}", image.display());
+    host.guest(name, &words)
 }
 
-fn attaches(host: &TestHost, name: &str, pages: u32) -> VmStatus {
+fn attaches(host: &Host, name: &str, pages: u32) -> VmStatus {
     eventually(&format!("{name} has booted"), BOOT, || {
         let vm = host.vm(name);
         (vm.scan.attached >= u64::from(pages)).then_some(vm)
@@ -39,9 +39,9 @@ fn attaches(host: &TestHost, name: &str, pages: u32) -> VmStatus {
 
 #[test]
 fn guests_of_one_image_use_its_memory_once_and_few_mappings() {
-    modes(|engine, extra| {
+    for (engine, extra) in modes() {
         let host = host(engine, "96M");
-        let path = host.dir().join("boot.img");
+        let path = host.path().join("boot.img");
         image(&path, IMAGE, 0xb007);
         let mut guests = vec![boot(&host, "a", extra)];
         let first = attaches(&host, "a", IMAGE);
@@ -66,7 +66,7 @@ fn guests_of_one_image_use_its_memory_once_and_few_mappings() {
 
         // The third guest boots from another file at the same path: half as long, and half of that is new.
         let bytes = std::fs::read(&path).expect("the image");
-        let new = host.dir().join("new.img");
+        let new = host.path().join("new.img");
         image(&new, IMAGE / 4, 0xb008);
         let half = [
             &std::fs::read(&new).expect("an image"),
@@ -81,26 +81,22 @@ fn guests_of_one_image_use_its_memory_once_and_few_mappings() {
         assert_eq!(host.status().share.saved_pages, Pages(saved));
         // The guest that brought the frames ends first. Its frames must stay as long as other guests map them.
         for guest in guests {
-            guest.stop(VERIFY);
+            guest.stop();
         }
         host.is_empty(VERIFY);
-        host.stop(&[]);
-    });
+        host.stop_quietly(&[]);
+    }
 }
 
 /// The guest kernels are short of memory: they reuse attached pages for other memory and write them.
 #[test]
 fn attached_pages_that_are_written_are_the_guests_own() {
-    modes(|engine, extra| {
+    for (engine, extra) in modes() {
         let host = host(engine, "96M");
-        image(&host.dir().join("boot.img"), IMAGE, 0xb007);
-        let workload = format!("image:{}", host.dir().join("boot.img").display());
-        let own = "toucher,size=30M,rate=80M,content=text";
-        let guest = |name, seed| {
-            let extra = [extra, &["--seed", seed]].concat();
-            host.guest(name, "40M", &[&workload, own], &extra)
-        };
-        let guests = [("a", guest("a", "1")), ("b", guest("b", "2"))];
+        image(&host.path().join("boot.img"), IMAGE, 0xb007);
+        let own = format!("{extra} --workload toucher,size=30M,rate=80M,content=text --seed");
+        let guests = [("a", 1), ("b", 2)]
+            .map(|(name, seed)| (name, boot(&host, name, &format!("{own} {seed}"))));
         for (name, _) in &guests {
             eventually("attached pages are written", BOOT, || {
                 let vm = host.vm(name);
@@ -108,21 +104,21 @@ fn attached_pages_that_are_written_are_the_guests_own() {
             });
         }
         for (_, guest) in guests {
-            guest.stop(VERIFY);
+            guest.stop();
         }
         host.is_empty(VERIFY);
-        host.stop(&[]);
-    });
+        host.stop_quietly(&[]);
+    }
 }
 
 /// A guest whose attach is refused copies the image, and verifies all the same.
 #[test]
 fn guests_that_may_not_share_or_are_at_their_limit_copy() {
-    engines(|engine| {
+    for engine in engines() {
         let host = host(engine, "96M");
-        image(&host.dir().join("boot.img"), IMAGE, 0xb007);
-        let alone = boot(&host, "alone", &["--no-sharing"]);
-        let bound = boot(&host, "bound", &["--limit", "16M"]);
+        image(&host.path().join("boot.img"), IMAGE, 0xb007);
+        let alone = boot(&host, "alone", "--no-sharing");
+        let bound = boot(&host, "bound", "--limit 16M");
         let copied = eventually("the guest that may not share has booted", BOOT, || {
             let vm = host.vm("alone");
             (vm.homes.resident_pages.0 >= u64::from(IMAGE)).then_some(vm)
@@ -135,28 +131,28 @@ fn guests_that_may_not_share_or_are_at_their_limit_copy() {
             assert!(held <= (16 << 8) + BESIDE, "{:?}", vm.homes);
             (vm.homes.untouched_pages.0 < some.configured_pages.0 - u64::from(IMAGE)).then_some(())
         });
-        alone.stop(VERIFY);
-        bound.stop(VERIFY);
+        alone.stop();
+        bound.stop();
         host.is_empty(VERIFY);
-        host.stop(&[]);
-    });
+        host.stop_quietly(&[]);
+    }
 }
 
 #[test]
 fn guests_of_different_salts_attach_to_frames_of_their_own() {
-    engines(|engine| {
+    for engine in engines() {
         let host = host(engine, "96M");
-        image(&host.dir().join("boot.img"), IMAGE, 0xb007);
-        let apart = ["red", "blue"].map(|salt| boot(&host, salt, &["--salt", salt]));
+        image(&host.path().join("boot.img"), IMAGE, 0xb007);
+        let apart = ["red", "blue"].map(|salt| boot(&host, salt, &format!("--salt {salt}")));
         for name in ["red", "blue"] {
             let vm = attaches(&host, name, IMAGE);
             assert_eq!(vm.homes.shared_pages, Pages(IMAGE.into()));
         }
         assert_eq!(host.status().share.saved_pages, Pages(0));
         for guest in apart {
-            guest.stop(VERIFY);
+            guest.stop();
         }
         host.is_empty(VERIFY);
-        host.stop(&[]);
-    });
+        host.stop_quietly(&[]);
+    }
 }

@@ -1,7 +1,6 @@
 //! Guests and agents that break the rules: each is told why and loses its connection, and no other guest
 //! notices.
 
-mod common;
 mod rig;
 
 use std::collections::BTreeSet;
@@ -13,7 +12,6 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use common::Process;
 use memvisor::units::Bytes;
 use memvisor_wire::balloon::{PageStatus, RangeBatch, Stat, StatTag, StatusRun, ToAgent, ToHost};
 use memvisor_wire::memory::{
@@ -24,7 +22,7 @@ use memvisor_wire::{Gfn, GfnRun, Received, SeqPacket};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use rig::raw::{BASE, HANDSHAKE, Powered, RawAgent, RawGuest, hello, start};
-use rig::{Ends, Host, PATIENCE, engines, eventually, memvisor};
+use rig::{Host, PATIENCE, Process, engines, eventually, memvisor, names_all};
 
 /// Not a test: the process that stands for a scripted guest, see [`rig::raw`].
 #[test]
@@ -41,33 +39,32 @@ fn bystander(host: &Host) -> Process {
 }
 
 #[track_caller]
-fn end_well(host: Host, mut bystander: Process) -> String {
-    bystander.terminate();
-    bystander.reports(130);
+fn end_well(host: Host, bystander: Process) -> String {
+    bystander.stop();
     host.is_empty(Duration::from_secs(2));
     host.stop()
 }
 
-/// Sends one datagram to the memory socket; expects a refusal that contains `text`, and the end of the connection.
+/// Sends one datagram to the memory socket; expects a refusal that has all of `words`, and the end of the connection.
 #[track_caller]
-fn refused(host: &Host, datagram: &[u8], text: &str) {
+fn refused(host: &Host, datagram: &[u8], words: &str) {
     let socket = SeqPacket::connect(&host.socket("memory.sock")).expect("connect");
     socket.send(datagram).expect("send");
-    told(&socket, text);
+    told(&socket, words);
 }
 
 #[track_caller]
-fn told(socket: &SeqPacket, text: &str) {
+fn told(socket: &SeqPacket, words: &str) {
     let mut buffer = [0; 8192];
     let received = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
     let Some(Received::Message { len }) = received else {
-        panic!("no message that names `{text}`: {received:?}");
+        panic!("no message that names `{words}`: {received:?}");
     };
     let message = Message::decode(&buffer[..len]).expect("a message");
     let Message::Error(why) = message else {
-        panic!("{} where ERROR `{text}` is expected", message.name());
+        panic!("{} where ERROR `{words}` is expected", message.name());
     };
-    assert!(why.contains(text), "no `{text}` in: {why}");
+    names_all(&why, words);
     let end = socket.recv_timeout(&mut buffer, PATIENCE).expect("receive");
     assert_eq!(end, Some(Received::Closed), "{why}");
 }
@@ -75,7 +72,7 @@ fn told(socket: &SeqPacket, text: &str) {
 /// The clients open connections, begin a request or send nothing at all, and then stay silent.
 #[test]
 fn operator_is_answered_beside_a_flood_of_connections_that_say_nothing() {
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let good = bystander(&host);
     let body = "PATCH /v1/vms/good HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
                 content-length: 99\r\n\r\n{";
@@ -105,18 +102,22 @@ fn operator_is_answered_beside_a_flood_of_connections_that_say_nothing() {
 /// Whoever reads the log must be able to trust its lines, and to find the important ones among them.
 #[test]
 fn guests_forge_no_lines_of_the_log_and_do_not_fill_it() {
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let forged = "x\nERROR host ends \x1b[2J";
     let hello = Message::Hello(hello(forged, 64)).encode();
     for _ in 0..100 {
-        refused(&host, &hello, "is not allowed");
+        refused(&host, &hello, "name x");
     }
     // Once the throttle lets a line through again, that line says how many were left out.
     let unsaid = || {
-        refused(&host, &hello, "is not allowed");
+        refused(&host, &hello, "name x");
         host.log().contains("unsaid=").then_some(())
     };
-    eventually("the log tells how many lines it does not have", unsaid);
+    eventually(
+        "the log tells how many lines it does not have",
+        PATIENCE,
+        unsaid,
+    );
     let log = host.stop();
     let lines = log
         .lines()
@@ -128,7 +129,7 @@ fn guests_forge_no_lines_of_the_log_and_do_not_fill_it() {
 
 #[test]
 fn memory_socket_bad_first_message_is_refused_with_the_reason() {
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let good = bystander(&host);
     let hello_bytes = Message::Hello(hello("x", 64)).encode();
     let mut version = hello_bytes.clone();
@@ -155,34 +156,25 @@ fn memory_socket_bad_first_message_is_refused_with_the_reason() {
     })
     .encode();
     for (datagram, why) in [
-        (&hello_bytes[..1], "ends inside `version`"),
+        (&hello_bytes[..1], "`version`"),
         (&hello_bytes[..hello_bytes.len() - 1], "ends inside"),
-        (&version, "version 9 of the memory protocol"),
-        (&kind, "`type` is 99"),
-        (&long, "1 bytes follow the end"),
-        (&text, "`name` is not UTF-8"),
-        (&ready, "READY where HELLO is expected"),
-        (&ack, "ACK where HELLO is expected"),
-        (&[1; 20_000], "message of 20000 bytes; at most 16384"),
+        (&version, "version 9 memory"),
+        (&kind, "`type` 99"),
+        (&long, "1 bytes"),
+        (&text, "`name` UTF-8"),
+        (&ready, "READY HELLO"),
+        (&ack, "ACK HELLO"),
+        (&[1; 20_000], "20000 16384"),
     ] {
         refused(&host, datagram, why);
     }
     for (change, why) in [
-        (
-            (|h| h.pages = 0) as fn(&mut Hello),
-            "0 B of memory are not allowed",
-        ),
-        (
-            |h| h.pages = u32::MAX,
-            "16384.00 GiB of memory are not allowed",
-        ),
-        (|h| h.limit = 65, "limit 260.0 KiB is more than"),
-        (|h| h.reservation = 65, "reservation 260.0 KiB is more than"),
-        (|h| h.name = "../x".to_owned(), "name `../x` is not allowed"),
-        (
-            |h| h.name = "good".to_owned(),
-            "`good` is powered on already",
-        ),
+        ((|h| h.pages = 0) as fn(&mut Hello), "0 B"),
+        (|h| h.pages = u32::MAX, "16384.00 GiB"),
+        (|h| h.limit = 65, "limit 260.0 256.0"),
+        (|h| h.reservation = 65, "reservation 260.0 256.0"),
+        (|h| h.name = "../x".to_owned(), "`../x`"),
+        (|h| h.name = "good".to_owned(), "`good`"),
     ] {
         let mut hello = hello("x", 64);
         change(&mut hello);
@@ -195,7 +187,7 @@ fn memory_socket_bad_first_message_is_refused_with_the_reason() {
 #[test]
 fn memory_socket_bad_ready_is_refused_with_the_reason() {
     for engine in engines() {
-        let host = Host::start(engine, "64M", &[]);
+        let host = Host::quiet(engine, "64M", &[]);
         let good = bystander(&host);
         let null = File::open("/dev/null").expect("open");
         let file = tempfile::tempfile().expect("a file");
@@ -211,24 +203,24 @@ fn memory_socket_bad_ready_is_refused_with_the_reason() {
             welcomed.guest.is_told(why);
             host.forgets("bad", PATIENCE);
         };
-        with(&right, BASE, 0, "0 fault channels; 1 to 16");
+        with(&right, BASE, 0, "0 1 16");
         let many = MAX_CHANNELS as u16 + 1;
-        with(&right, BASE, many, "17 fault channels; 1 to 16");
+        with(&right, BASE, many, "17 1 16");
         let belong = right.len();
         for wrong in [1 - belong, belong + 1, belong + MAX_CHANNELS, 200] {
             let why = format!("{wrong} descriptors; {belong}");
             with(&vec![socket.as_fd(); wrong], BASE, 1, &why);
         }
-        with(&right, BASE + 1, 1, "not page aligned");
-        with(&right, u64::MAX - 4095, 1, "leaves the address space");
+        with(&right, BASE + 1, 1, "aligned");
+        with(&right, u64::MAX - 4095, 1, "address");
         if engine == "uffd" {
             for other in [null.as_fd(), file.as_fd(), socket.as_fd()] {
-                with(&[other], BASE, 1, "take over the guest's userfaultfd");
+                with(&[other], BASE, 1, "userfaultfd");
             }
         }
         let welcomed = RawGuest::connect(&host).hello(hello("bad", 64));
         welcomed.guest.send(&Message::Hello(hello("bad", 64)));
-        welcomed.guest.is_told("HELLO where READY is expected");
+        welcomed.guest.is_told("HELLO READY");
         end_well(host, good);
     }
 }
@@ -243,7 +235,7 @@ fn random() -> StdRng {
 #[test]
 fn random_bytes_end_only_their_own_connection() {
     let mut random = random();
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let good = bystander(&host);
     for _ in 0..30 {
         let mut bytes = vec![0; random.random_range(1..600)];
@@ -363,7 +355,7 @@ fn were_read(reasons: &[String], least: usize) {
 fn bent_memory_messages_of_every_kind_end_only_their_own_guest() {
     let mut random = random();
     // No scanner: the only commands are those of the balloon.
-    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let host = Host::quiet("mprotect", "64M", &["--share-rate-max", "0"]);
     let good = bystander(&host);
     let mut reasons = Vec::new();
     for message in memory_messages().iter().cycle().take(40) {
@@ -399,7 +391,7 @@ fn bent_memory_messages_of_every_kind_end_only_their_own_guest() {
 #[test]
 fn bent_faults_of_every_kind_end_only_their_own_guest() {
     let mut random = random();
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let good = bystander(&host);
     let mut reasons = Vec::new();
     let pages = GfnRun::new(Gfn(8), 4);
@@ -455,7 +447,7 @@ fn balloon_messages(token: u64) -> Vec<Vec<u8>> {
 #[test]
 fn bent_balloon_messages_of_every_kind_end_only_their_own_agent() {
     let mut random = random();
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let good = bystander(&host);
     let guest = Powered::on(&host, "vm", 64);
     let messages = balloon_messages(guest.token);
@@ -490,7 +482,7 @@ fn bent_balloon_messages_of_every_kind_end_only_their_own_agent() {
             }
         }
         drop(agent);
-        eventually("the place of the agent is free", || {
+        eventually("the place of the agent is free", PATIENCE, || {
             (!host.vm("vm").balloon.agent).then_some(())
         });
     }
@@ -511,7 +503,7 @@ fn http(host: &Host, request: &str) -> String {
 
 #[test]
 fn control_socket_bad_requests_are_answered_with_what_is_allowed() {
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let good = bystander(&host);
     let put = |name: &str, body: &str| {
         format!(
@@ -522,34 +514,18 @@ fn control_socket_bad_requests_are_answered_with_what_is_allowed() {
     };
     let line = |line: &str| format!("{line}\r\nHost: x\r\nConnection: close\r\n\r\n");
     let long = format!("{{\"target_bytes\": 1{}}}", " ".repeat(9000));
-    for (request, status, text) in [
+    for (request, status, words) in [
         (line("GET /v2/status HTTP/1.1"), "404", "GET /v1/status"),
-        (
-            line("POST /v1/status HTTP/1.1"),
-            "405",
-            "does not take POST",
-        ),
-        (line("GET /v1/vms/nobody HTTP/1.1"), "404", "one of: good"),
-        (
-            line("DELETE /v1/vms/nobody HTTP/1.1"),
-            "404",
-            "one of: good",
-        ),
+        (line("POST /v1/status HTTP/1.1"), "405", "/v1/status POST"),
+        (line("GET /v1/vms/nobody HTTP/1.1"), "404", "good"),
+        (line("DELETE /v1/vms/nobody HTTP/1.1"), "404", "good"),
         (put("nobody", "{\"target_bytes\": null}"), "404", "nobody"),
-        (
-            put("good", "{\"target_bytes\": 5000}"),
-            "400",
-            "a multiple of 4096",
-        ),
-        (
-            put("good", "{\"target_bytes\": 67108864}"),
-            "422",
-            "at most",
-        ),
+        (put("good", "{\"target_bytes\": 5000}"), "400", "5000 4096"),
+        (put("good", "{\"target_bytes\": 67108864}"), "422", "bytes"),
         (put("good", "{\"target_bytes\": -1}"), "422", "target_bytes"),
         (put("good", "{}"), "422", "target_bytes"),
         (put("good", "{\"target"), "400", "target_bytes"),
-        (put("good", &long), "413", "at most 8192 bytes"),
+        (put("good", &long), "413", "8192"),
         ("nonsense\r\n\r\n".to_owned(), "400", ""),
     ] {
         let answer = http(&host, &request);
@@ -558,23 +534,22 @@ fn control_socket_bad_requests_are_answered_with_what_is_allowed() {
             answer.starts_with(&format!("HTTP/1.1 {status}")),
             "{shown}: {answer}"
         );
-        assert!(answer.contains(text), "{shown}: no `{text}` in {answer}");
+        names_all(&answer, words);
     }
     end_well(host, good);
 }
 
 #[test]
 fn silent_connections_are_told_and_dropped_after_five_seconds() {
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let good = bystander(&host);
     let began = Instant::now();
     let mute = SeqPacket::connect(&host.socket("memory.sock")).expect("connect");
     let half = RawGuest::connect(&host).hello(hello("half", 64));
     let agent = RawAgent::connect(&host);
-    told(&mute, "nothing came within 5s where HELLO is expected");
-    half.guest
-        .is_told("nothing came within 5s where READY is expected");
-    agent.is_told("START did not come within 5 seconds");
+    told(&mute, "5s HELLO");
+    half.guest.is_told("5s READY");
+    agent.is_told("START 5 seconds");
     assert!(began.elapsed() < HANDSHAKE, "{:?}", began.elapsed());
     host.forgets("half", PATIENCE);
     end_well(host, good);
@@ -582,7 +557,7 @@ fn silent_connections_are_told_and_dropped_after_five_seconds() {
 
 #[test]
 fn fault_channel_misuse_ends_that_guest_with_the_reason() {
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let good = bystander(&host);
     let write = |gfn| Fault::Write(Gfn(gfn)).encode(0).to_vec();
     let done = |errno| Fault::Done(errno).encode(0).to_vec();
@@ -592,31 +567,22 @@ fn fault_channel_misuse_ends_that_guest_with_the_reason() {
     kind[4] = 77;
     let ask_and = |datagram: Vec<u8>| vec![write(0), datagram];
     for (datagrams, why) in [
-        (
-            ask_and(write(1)),
-            "a second fault on a channel before the first was answered",
-        ),
-        (ask_and(done(12)), "the guest cannot map its own page"),
-        (vec![done(0)], "DONE on a channel that is Idle"),
-        (vec![write(64)], "and it has 64 pages"),
-        (vec![write(u32::MAX)], "and it has 64 pages"),
-        (vec![version], "version 9 of the memory protocol"),
-        (vec![kind], "`kind` is 77"),
-        (vec![write(0)[..5].to_vec()], "ends inside `kind`"),
-        (
-            vec![vec![0; 25]],
-            "25 bytes on a fault channel, 24 are allowed",
-        ),
-        (vec![attach(8, 0, 1)], "0 pages to be attached; 1 to 1024"),
-        (
-            vec![attach(8, 1025, 1)],
-            "1025 pages to be attached; 1 to 1024",
-        ),
-        (vec![attach(60, 5, 1)], "and it has 64 pages"),
-        (vec![attach(1, 5, 60)], "and it has 64 pages"),
-        (vec![attach(u32::MAX, 1, 0)], "and it has 64 pages"),
-        (vec![attach(0, 1024, u32::MAX)], "and it has 64 pages"),
-        (ask_and(attach(8, 1, 1)), "a second fault on a channel"),
+        (ask_and(write(1)), "second fault"),
+        (ask_and(done(12)), "cannot map"),
+        (vec![done(0)], "DONE Idle"),
+        (vec![write(64)], "64 pages"),
+        (vec![write(u32::MAX)], "64 pages"),
+        (vec![version], "version 9 memory"),
+        (vec![kind], "`kind` 77"),
+        (vec![write(0)[..5].to_vec()], "`kind`"),
+        (vec![vec![0; 25]], "25 24"),
+        (vec![attach(8, 0, 1)], "0 1 1024"),
+        (vec![attach(8, 1025, 1)], "1025 1 1024"),
+        (vec![attach(60, 5, 1)], "64 pages"),
+        (vec![attach(1, 5, 60)], "64 pages"),
+        (vec![attach(u32::MAX, 1, 0)], "64 pages"),
+        (vec![attach(0, 1024, u32::MAX)], "64 pages"),
+        (ask_and(attach(8, 1, 1)), "second fault"),
     ] {
         let mut guest = Powered::on(&host, "bad", 64);
         for datagram in datagrams {
@@ -639,7 +605,7 @@ fn attach(start: u32, count: u32, source: u32) -> Vec<u8> {
 #[test]
 fn attach_beside_another_is_answered_by_none_and_on_the_same_channel_ends_the_guest() {
     // No scanner: the only commands are those of the balloon.
-    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let host = Host::quiet("mprotect", "64M", &["--share-rate-max", "0"]);
     let good = bystander(&host);
     let (guest, agent, command) = with_command_under_way(&host, "vm");
     let ask = |channel: usize| {
@@ -660,7 +626,7 @@ fn attach_beside_another_is_answered_by_none_and_on_the_same_channel_ends_the_gu
     for _ in 0..2 {
         other.channels[1].send(&attach(8, 4, 20)).expect("send");
     }
-    other.guest.is_told("a second fault on a channel");
+    other.guest.is_told("second fault");
     other.guest.is_killed();
     host.forgets("other", PATIENCE);
     drop((guest, agent));
@@ -670,7 +636,7 @@ fn attach_beside_another_is_answered_by_none_and_on_the_same_channel_ends_the_gu
 /// Nothing is left of frames that the shim refused to map, and pages that it maps and breaks have the right bytes.
 #[test]
 fn attach_that_the_shim_refuses_gives_back_what_it_took() {
-    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let host = Host::quiet("mprotect", "64M", &["--share-rate-max", "0"]);
     let guest = Powered::on(&host, "vm", 64);
     guest.write_page(5, 7);
     let used = host.status().used_pages;
@@ -700,7 +666,7 @@ fn attach_that_the_shim_refuses_gives_back_what_it_took() {
     guest.ram.read_exact_at(&mut bytes, 10 * 4096).expect("RAM");
     assert_eq!(bytes, [7; 4096]);
     guest.fault(0, Fault::Done(0));
-    eventually("it is the guest's own", || {
+    eventually("it is the guest's own", PATIENCE, || {
         let vm = host.vm("vm");
         (vm.homes.shared_pages.0 == 0 && vm.homes.resident_pages.0 == 2).then_some(())
     });
@@ -713,7 +679,7 @@ fn attach_that_the_shim_refuses_gives_back_what_it_took() {
 /// If the fault thread waited for the shim to read, nobody could end it.
 #[test]
 fn fault_channel_answers_that_are_not_read_end_the_guest() {
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let mut guest = Powered::on(&host, "deaf", 64);
     let question = Fault::History(Gfn(0)).encode(0);
     // Until the guest is ended and sending fails, the queue may be full for a moment.
@@ -725,9 +691,7 @@ fn fault_channel_answers_that_are_not_read_end_the_guest() {
             Err(_) => break,
         }
     }
-    guest
-        .guest
-        .is_told("answers on a fault channel are not read");
+    guest.guest.is_told("answers not read");
     guest.guest.is_killed();
     host.is_empty(PATIENCE);
     host.stop();
@@ -752,26 +716,17 @@ fn with_command_under_way(host: &Host, name: &str) -> (Powered, RawAgent, Comman
 #[test]
 fn wrong_answers_of_the_memory_thread_end_that_guest_with_the_reason() {
     // No scanner: the only command is that of the balloon.
-    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let host = Host::quiet("mprotect", "64M", &["--share-rate-max", "0"]);
     let good = bystander(&host);
     let ack = |seq, done, errno| Message::Ack(Ack { seq, done, errno }).encode();
     type Answer = Box<dyn Fn(u32) -> Vec<u8>>;
     let answers: [(Answer, &str); 6] = [
-        (
-            Box::new(move |seq| ack(seq + 1, 1, 0)),
-            "the shim answered Ack",
-        ),
-        (Box::new(move |seq| ack(seq, 0, 0)), "the shim answered Ack"),
-        (Box::new(move |seq| ack(seq, 2, 0)), "the shim answered Ack"),
-        (
-            Box::new(move |seq| ack(seq, 1, 12)),
-            "the shim answered Ack",
-        ),
-        (Box::new(|_| Message::Go.encode()), "the shim answered GO"),
-        (
-            Box::new(|_| vec![VERSION as u8, 0, 99, 0]),
-            "the shim answered `type` is 99",
-        ),
+        (Box::new(move |seq| ack(seq + 1, 1, 0)), "Ack"),
+        (Box::new(move |seq| ack(seq, 0, 0)), "Ack"),
+        (Box::new(move |seq| ack(seq, 2, 0)), "Ack"),
+        (Box::new(move |seq| ack(seq, 1, 12)), "Ack"),
+        (Box::new(|_| Message::Go.encode()), "GO"),
+        (Box::new(|_| vec![VERSION as u8, 0, 99, 0]), "`type` 99"),
     ];
     for (answer, why) in answers {
         let (mut guest, agent, command) = with_command_under_way(&host, "bad");
@@ -786,7 +741,7 @@ fn wrong_answers_of_the_memory_thread_end_that_guest_with_the_reason() {
 
 #[test]
 fn guest_that_hangs_up_in_the_middle_of_sharing_leaves_nothing() {
-    let host = Host::start("mprotect", "64M", &["--share-scan-time", "120ms"]);
+    let host = Host::quiet("mprotect", "64M", &["--share-scan-time", "120ms"]);
     let good = bystander(&host);
     let mut torn = Vec::new();
     for answered in 0..3 {
@@ -811,7 +766,7 @@ fn guest_that_hangs_up_in_the_middle_of_sharing_leaves_nothing() {
 
 #[test]
 fn mute_memory_thread_hinders_nobody_and_can_be_killed() {
-    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let host = Host::quiet("mprotect", "64M", &["--share-rate-max", "0"]);
     let good = bystander(&host);
     let (mut guest, _agent, _) = with_command_under_way(&host, "mute");
     // The guest's own faults on other pages are served, another guest comes and goes, and the API answers.
@@ -823,7 +778,7 @@ fn mute_memory_thread_hinders_nobody_and_can_be_killed() {
     second.verifies();
     assert_eq!(host.vm("mute").homes.resident_pages.0, 2);
     host.client().kill("mute").expect("the host answers");
-    guest.guest.is_told("ended by request");
+    guest.guest.is_told("request");
     guest.guest.is_killed();
     host.forgets("mute", Duration::from_secs(3));
     end_well(host, good);
@@ -831,10 +786,10 @@ fn mute_memory_thread_hinders_nobody_and_can_be_killed() {
 
 #[test]
 fn mute_memory_thread_does_not_hold_up_the_end_of_the_host() {
-    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let host = Host::quiet("mprotect", "64M", &["--share-rate-max", "0"]);
     let (mut guest, _agent, _) = with_command_under_way(&host, "mute");
     let log = host.stop();
-    guest.guest.is_told("the host shuts down");
+    guest.guest.is_told("shuts down");
     guest.guest.is_killed();
     assert!(!log.contains("still ending"), "{log}");
 }
@@ -850,7 +805,7 @@ fn statuses(answer: ToAgent) -> Vec<(u32, u32, PageStatus)> {
 
 #[test]
 fn agent_pages_outside_ram_or_given_twice_are_refused_one_by_one() {
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let good = bystander(&host);
     let guest = Powered::on(&host, "vm", 64);
     let mut agent = RawAgent::connect(&host);
@@ -894,7 +849,7 @@ fn end_well_with(host: Host, good: Process, guest: Powered) {
 
 #[test]
 fn agent_page_in_use_pops_reads_zero_and_forces_a_reset() {
-    let host = Host::start("mprotect", "64M", &["--share-rate-max", "0"]);
+    let host = Host::quiet("mprotect", "64M", &["--share-rate-max", "0"]);
     let good = bystander(&host);
     let (guest, mut agent, command) = with_command_under_way(&host, "vm");
     guest.ack(command.seq, 1, 0);
@@ -912,7 +867,7 @@ fn agent_page_in_use_pops_reads_zero_and_forces_a_reset() {
     guest.ram.read_exact_at(&mut page, 5 * 4096).expect("read");
     assert_eq!(page, [0; 4096], "{reply:?}");
     guest.fault(0, Fault::Done(0));
-    eventually("RESET", || match agent.receive() {
+    eventually("RESET", PATIENCE, || match agent.receive() {
         (0, ToAgent::Reset) => Some(()),
         _ => None,
     });
@@ -926,7 +881,7 @@ fn agent_page_in_use_pops_reads_zero_and_forces_a_reset() {
 
 #[test]
 fn agent_that_is_not_welcome_is_told_why() {
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let good = bystander(&host);
     let guest = Powered::on(&host, "vm", 64);
     let first = |datagram: &[u8], why: &str| {
@@ -936,28 +891,25 @@ fn agent_that_is_not_welcome_is_told_why() {
     };
     let said = |start| ToHost::Start(start).encode(1);
     let right = start(guest.token, 64);
-    first(&said(start(guest.token ^ 1, 64)), "no VM has the token");
-    first(
-        &said(start(guest.token, 65)),
-        "claims 65 pages; the VM has 64",
-    );
+    first(&said(start(guest.token ^ 1, 64)), "token");
+    first(&said(start(guest.token, 65)), "65 64");
     let mut newer = right.clone();
     (newer.min_version, newer.max_version) = (2, 9);
-    first(&said(newer), "speaks versions 2 to 9");
-    first(&ToHost::Stop.encode(1), "STOP came before START");
+    first(&said(newer), "2 9");
+    first(&ToHost::Stop.encode(1), "STOP START");
     first(&said(right.clone())[..9], "ends inside");
-    first(&vec![0; 65_537], "`message length` is 65537");
+    first(&vec![0; 65_537], "`message length` 65537");
     let mut version = ToHost::Stop.encode(1);
     version[0] = 9;
-    first(&version, "version 9 of the balloon protocol");
+    first(&version, "version 9 balloon");
 
     let mut agent = RawAgent::connect(&host);
     agent.start(guest.token, 64);
-    first(&said(right.clone()), "has a balloon agent already");
+    first(&said(right.clone()), "agent already");
     agent.send(&ToHost::Start(right.clone()));
-    agent.is_told("START came again without a RESET");
+    agent.is_told("START RESET");
     // The place of the agent is free again.
-    let place = eventually("the place of the agent is free", || {
+    let place = eventually("the place of the agent is free", PATIENCE, || {
         let mut agent = RawAgent::connect(&host);
         let answer = agent.ask(&ToHost::Start(right.clone()));
         matches!(answer, ToAgent::Started(_)).then_some(agent)
@@ -965,14 +917,14 @@ fn agent_that_is_not_welcome_is_told_why() {
     let mut twisted = ToHost::Lock(batch(3, 2)).encode(7);
     twisted.extend_from_slice(&[0; 8]);
     place.socket.send(&twisted).expect("send");
-    place.is_told("follow the end");
+    place.is_told("8 bytes");
     end_well_with(host, good, guest);
 }
 
 /// Statistics that cannot be true are clamped where there is a bound, shown, and steer nothing.
 #[test]
 fn agent_statistics_that_cannot_be_true_are_clamped_and_harm_nobody() {
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let good = bystander(&host);
     let guest = Powered::on(&host, "vm", 64);
     let mut agent = RawAgent::connect(&host);
@@ -988,7 +940,7 @@ fn agent_statistics_that_cannot_be_true_are_clamped_and_harm_nobody() {
         Stat::new(StatTag(0xffff), 1),
     ];
     agent.send(&ToHost::Stats(claims.to_vec()));
-    let seen = eventually("the claims are seen", || {
+    let seen = eventually("the claims are seen", PATIENCE, || {
         let vm = host.vm("vm");
         vm.guest.total_bytes.is_some().then_some(vm)
     });
@@ -1004,7 +956,7 @@ fn agent_statistics_that_cannot_be_true_are_clamped_and_harm_nobody() {
         Stat::new(StatTag::FREE_MEMORY, 4096),
         Stat::new(StatTag::SWAP_IN, 0),
     ]));
-    let seen = eventually("the second claims are seen", || {
+    let seen = eventually("the second claims are seen", PATIENCE, || {
         let vm = host.vm("vm");
         (vm.guest.swap_in_bytes == Some(Bytes(0))).then_some(vm)
     });
@@ -1018,7 +970,7 @@ fn agent_statistics_that_cannot_be_true_are_clamped_and_harm_nobody() {
 
 #[test]
 fn agent_that_floods_is_slowed_down_and_loses_its_place_when_it_does_not_read() {
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let good = bystander(&host);
     let guest = Powered::on(&host, "vm", 64);
     let mut agent = RawAgent::connect(&host);
@@ -1044,7 +996,7 @@ fn agent_that_floods_is_slowed_down_and_loses_its_place_when_it_does_not_read() 
     }
     assert!(sent > 100, "{sent}");
     assert!(answered < Duration::from_secs(2), "{answered:?}");
-    common::eventually("the place is free", PATIENCE, || {
+    eventually("the place is free", PATIENCE, || {
         (!host.vm("vm").balloon.agent).then_some(())
     });
     end_well_with(host, good, guest);

@@ -1,7 +1,6 @@
 //! `memvisor bench` measures what it says, refuses what makes no sense, and leaves the machine as it was. No
 //! test depends on how fast anything is.
 
-mod common;
 mod rig;
 
 use std::fs;
@@ -11,14 +10,13 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use common::Process;
 use memvisor::bench::Bench;
 use memvisor::bench::content::Class;
 use memvisor::bench::report::Entry;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
-use rig::{Ends, eventually, memvisor, scratch, start};
+use rig::{PATIENCE, Process, eventually, memvisor, scratch};
 
 /// How long a small benchmark may take on a busy machine.
 const LONG: Duration = Duration::from_secs(120);
@@ -44,7 +42,7 @@ fn measured(words: &str) -> (Vec<Entry>, String) {
         .args(["bench", "--json"])
         .args(words.split_whitespace());
     command.env("TMPDIR", dir.path());
-    let mut process = start(command, "bench", dir.path());
+    let mut process = Process::start(command, "bench", dir.path());
     let status = process.wait(LONG);
     let log = process.stderr();
     assert_eq!(status.code(), Some(0), "{words}: {log}");
@@ -255,7 +253,7 @@ fn refused(words: &str, parts: &[&str]) {
     let dir = scratch();
     let mut command = memvisor();
     command.arg("bench").args(words.split_whitespace());
-    let mut process = start(command, "bench", dir.path());
+    let mut process = Process::start(command, "bench", dir.path());
     for part in parts {
         process.fails(2, part);
     }
@@ -474,8 +472,8 @@ fn at_step(words: &str, step: &str, dir: &Path) -> Process {
     let mut command = memvisor();
     command.arg("bench").args(words.split_whitespace());
     command.env("TMPDIR", dir);
-    let mut process = start(command, "bench", dir);
-    eventually(step, || {
+    let mut process = Process::start(command, "bench", dir);
+    eventually(step, PATIENCE, || {
         assert_eq!(process.ended(), None, "{}", process.stderr());
         process.stderr().contains(step).then_some(())
     });
@@ -534,7 +532,7 @@ fn stuck(
     let entries: Vec<Entry> = serde_json::from_str(&process.stdout()).expect("JSON");
     assert!(!entries.is_empty(), "{log}");
     assert!(entries.iter().all(|entry| entry.bench == "compress"));
-    eventually("the directory is gone", || {
+    eventually("the directory is gone", PATIENCE, || {
         no_scratch(dir.path()).then_some(())
     });
     (status.code(), log)
@@ -559,7 +557,7 @@ fn benchmark_that_fails_shows_what_was_measured_before() {
     let (code, log) = stuck(|process, pipe, path| {
         drop(pipe);
         // A benchmark that opens the pipe only now would wait for somebody who writes: it gets one, who leaves at once.
-        eventually("the benchmark has opened the pipe", || {
+        eventually("the benchmark has opened the pipe", PATIENCE, || {
             let mut writer = fs::OpenOptions::new();
             let writer = writer.write(true).custom_flags(libc::O_NONBLOCK);
             (writer.open(path).is_ok() || process.ended().is_some()).then_some(())
@@ -619,8 +617,8 @@ fn restores_after(signal: Signal, words: &str, changed: impl Fn(&[String]) -> bo
     let mut command = memvisor();
     command.args(words.split(' '));
     command.env("TMPDIR", dir.path());
-    let mut process = start(command, "bench", dir.path());
-    eventually("the benchmark has changed the machine", || {
+    let mut process = Process::start(command, "bench", dir.path());
+    eventually("the benchmark has changed the machine", PATIENCE, || {
         assert_eq!(process.ended(), None, "{}", process.stderr());
         let now = state();
         (now != before && changed(&now)).then_some(())
@@ -630,16 +628,16 @@ fn restores_after(signal: Signal, words: &str, changed: impl Fn(&[String]) -> bo
     match signal {
         Signal::SIGKILL => process.dies_by(signal),
         _ => assert_eq!(
-            process.wait_long().code(),
+            process.wait(PATIENCE).code(),
             Some(130),
             "{}",
             process.stderr()
         ),
     }
-    eventually("the machine is as it was", || {
+    eventually("the machine is as it was", PATIENCE, || {
         (state() == before).then_some(())
     });
-    eventually("the directory is gone", || {
+    eventually("the directory is gone", PATIENCE, || {
         no_scratch(dir.path()).then_some(())
     });
 }

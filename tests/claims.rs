@@ -3,7 +3,6 @@
 //! The guests are real. The table is a file that the host holds open, so the test writes it behind the guest's
 //! back, as a bad shim would.
 
-mod common;
 mod rig;
 
 use std::fs::{File, OpenOptions};
@@ -11,14 +10,13 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use common::Process;
 use memvisor::telemetry::VmStatus;
 use memvisor_wire::Gfn;
 use memvisor_wire::claims::{CREDIT, CREDITS, State, Stood, credit_word, row, words};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
-use rig::{Ends, Host, engines, eventually};
+use rig::{Host, PATIENCE, Process, engines, eventually};
 
 /// How long the memory of a dead guest may stay in use.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -39,7 +37,7 @@ impl Scene {
     /// `None` where guests cannot be inline: without userfaultfd.
     fn new() -> Option<Self> {
         engines().contains(&"uffd").then(|| {
-            let host = Host::start("uffd", "48M", &["--share-scan-time", "1s"]);
+            let host = Host::quiet("uffd", "48M", &["--share-scan-time", "1s"]);
             let args = "--no-agent --memory 48M";
             let good = host.guest(
                 "good",
@@ -82,17 +80,17 @@ impl Scene {
             .for_each(|gfn| self.write(row(gfn), state(gfn)));
     }
 
-    /// Expects the liar to be ended for a reason that contains `text`, and the good guest to go on.
+    /// Expects the liar to be ended for a reason that has all of `words`, and the good guest to go on.
     #[track_caller]
-    fn ends_by(mut self, text: &str) {
-        self.liar.fails(4, text);
+    fn ends_by(mut self, words: &str) {
+        self.liar.fails(4, words);
         self.end();
     }
 
     #[track_caller]
     fn end(mut self) {
         let before = self.host.vm("good").faults.served();
-        eventually("the good guest goes on", || {
+        eventually("the good guest goes on", PATIENCE, || {
             (self.host.vm("good").faults.served() > before + 100).then_some(())
         });
         self.good.terminate();
@@ -111,14 +109,14 @@ fn guest_that_is_done_with_credits_it_never_had_is_ended() {
     }
     .encode();
     scene.states(|_| done);
-    scene.ends_by("it says that it used credit 255");
+    scene.ends_by("credit 255");
 }
 
 #[test]
 fn guest_that_writes_what_is_no_state_is_ended() {
     let Some(scene) = Scene::new() else { return };
     scene.states(|_| 0xdead_beef);
-    scene.ends_by("is 0xdeadbeef, which is no state");
+    scene.ends_by("0xdeadbeef");
 }
 
 /// The guest is ended when the daemon looks at its credits, or locks a page that it paid for with a forged one.
@@ -126,7 +124,7 @@ fn guest_that_writes_what_is_no_state_is_ended() {
 fn guest_that_makes_credits_is_ended() {
     let Some(scene) = Scene::new() else { return };
     (0..CREDITS).for_each(|credit| scene.write(credit_word(credit), CREDIT));
-    scene.ends_by("which was not granted");
+    scene.ends_by("not granted");
 }
 
 /// A guest whose offer is lost asks the daemon for the page.
@@ -147,7 +145,7 @@ fn guest_that_erases_its_offers_goes_on() {
         });
     }
     scene.liar.terminate();
-    scene.liar.wait_long();
+    scene.liar.wait(PATIENCE);
     scene.end();
 }
 
@@ -187,7 +185,7 @@ fn guest_that_lies_about_its_time_gains_no_more_than_its_threads_had() {
     // What can be true is believed: it counts as stalled for as long as it lied.
     assert!(vm.stalls.stalled_us > 1_000_000, "{:?}", vm.stalls);
     scene.liar.terminate();
-    scene.liar.wait_long();
+    scene.liar.wait(PATIENCE);
     scene.end();
 }
 
@@ -230,7 +228,7 @@ fn guest_that_writes_random_words_harms_nobody_else() {
         scene.write(at, word);
     }
     scene.liar.send(Signal::SIGKILL);
-    scene.liar.wait_long();
+    scene.liar.wait(PATIENCE);
     scene.host.forgets(LIAR, AT_ONCE);
     scene.end();
 }

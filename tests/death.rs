@@ -1,7 +1,6 @@
 //! Processes that die, stall or are told to end at any moment, and disks that fail: a process loses only what
 //! is its own, what is left is right, and nothing stays behind.
 
-mod common;
 mod rig;
 
 use std::fs::{self, OpenOptions};
@@ -11,7 +10,6 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::Process;
 use memvisor::settings::VmPatch;
 use memvisor::telemetry::FreeState;
 use memvisor::units::Bytes;
@@ -20,7 +18,7 @@ use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rig::raw::{RawGuest, hello};
-use rig::{Ends, Host, PATIENCE, engines, eventually, host_command, memvisor, scratch, start};
+use rig::{Host, PATIENCE, Process, engines, eventually, host_command, memvisor, names, scratch};
 
 /// How long the memory of a dead guest may stay in use.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -33,7 +31,7 @@ fn guest_killed_at_any_moment_gives_everything_back_and_nobody_notices() {
     eprintln!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     for engine in engines() {
-        let host = Host::start(engine, "64M", &BUSY);
+        let host = Host::quiet(engine, "64M", &BUSY);
         // All guests together have 2.5 times the host's memory, so pages are shared, evicted, refilled and ballooned
         // all the time.
         let mut others: Vec<_> = (0..2)
@@ -68,7 +66,7 @@ fn guest_killed_at_any_moment_gives_everything_back_and_nobody_notices() {
 #[test]
 fn guest_sent_sigsegv_dies_by_it() {
     for engine in engines() {
-        let host = Host::start(engine, "64M", &[]);
+        let host = Host::quiet(engine, "64M", &[]);
         let mut guest = host.guest("g", "--memory 16M --workload kv,size=8M");
         host.await_vm("g", "runs", |vm| vm.homes.resident_pages.0 > 1000);
         guest.send(Signal::SIGSEGV);
@@ -80,7 +78,7 @@ fn guest_sent_sigsegv_dies_by_it() {
 
 #[test]
 fn guest_told_to_end_verifies_and_reports_before_it_does() {
-    let host = Host::start("auto", "64M", &[]);
+    let host = Host::quiet("auto", "64M", &[]);
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         // A name for each guest, because the guest before may still be listed.
         let name = signal.as_str();
@@ -96,7 +94,7 @@ fn guest_told_to_end_verifies_and_reports_before_it_does() {
 #[test]
 fn guest_that_is_stopped_does_not_stop_others_and_goes_on_unharmed() {
     for engine in engines() {
-        let host = Host::start(engine, "64M", &BUSY);
+        let host = Host::quiet(engine, "64M", &BUSY);
         let mut stopped = host.guest("stopped", "--memory 48M --workload kv,size=30M");
         host.await_vm("stopped", "is full", |vm| vm.homes.resident_pages.0 > 6000);
         stopped.send(Signal::SIGSTOP);
@@ -120,7 +118,7 @@ const OVERDUE: Duration = Duration::from_secs(12);
 #[test]
 fn guest_that_is_stopped_ends_when_it_keeps_another_from_its_reservation() {
     for engine in engines() {
-        let host = Host::start(engine, "48M", &[]);
+        let host = Host::quiet(engine, "48M", &[]);
         let words = "--memory 44M --workload toucher,size=38M,content=random";
         let mut stopped = host.guest("stopped", words);
         host.await_vm("stopped", "is full", |vm| {
@@ -147,7 +145,7 @@ fn guest_that_is_stopped_ends_when_it_keeps_another_from_its_reservation() {
 #[test]
 fn guest_that_is_stopped_is_left_alone_where_nobody_goes_without() {
     let stop = |engine| {
-        let host = Host::start(engine, "96M", &[]);
+        let host = Host::quiet(engine, "96M", &[]);
         let words = "--memory 32M --no-agent --workload kv,size=24M,content=random";
         let mut stopped = host.guest("stopped", words);
         host.await_vm("stopped", "is full", |vm| vm.homes.resident_pages.0 > 5000);
@@ -189,7 +187,7 @@ fn guest_whose_userfaultfd_waits_can_be_ended() {
         eprintln!("SKIPPED: needs userfaultfd");
         return;
     }
-    let host = Host::start("uffd", "64M", &[]);
+    let host = Host::quiet("uffd", "64M", &[]);
     // Ten tries, because in each the change may come too late for the fault thread's first read.
     for _ in 0..10 {
         let guest = RawGuest::connect(&host).hello(hello("g", 1024));
@@ -214,21 +212,21 @@ fn connector() {
 
 #[test]
 fn guest_beside_a_stopped_host_says_so_and_ends_by_a_signal_or_goes_on_with_the_host() {
-    let mut host = Host::start("auto", "64M", &[]);
-    host.process().send(Signal::SIGSTOP);
+    let host = Host::quiet("auto", "64M", &[]);
+    host.process.send(Signal::SIGSTOP);
     let words = "--memory 8M --workload kv,size=4M --duration 200ms";
     let [mut waits, mut interrupted] = ["waits", "interrupted"].map(|name| host.guest(name, words));
     for guest in [&waits, &interrupted] {
-        eventually("the guest says that it waits", || {
+        eventually("the guest says that it waits", PATIENCE, || {
             let said = guest.stderr();
             said.contains("the host does not answer; waiting for it for up to 60s")
                 .then_some(())
         });
     }
     interrupted.send(Signal::SIGINT);
-    interrupted.fails(130, "interrupted while the host did not answer");
+    interrupted.fails(130, "interrupted");
     assert_eq!(waits.ended(), None);
-    host.process().send(Signal::SIGCONT);
+    host.process.send(Signal::SIGCONT);
     waits.verifies();
     host.is_empty(AT_ONCE);
     host.stop();
@@ -237,7 +235,7 @@ fn guest_beside_a_stopped_host_says_so_and_ends_by_a_signal_or_goes_on_with_the_
 #[test]
 fn host_killed_ends_its_guests_and_leaves_nothing_but_stale_sockets() {
     for engine in engines() {
-        let mut host = Host::start(engine, "32M", &BUSY);
+        let mut host = Host::quiet(engine, "32M", &BUSY);
         // Most accesses of these guests wait for the host, so at any moment some thread waits in a fault.
         let mut guests: Vec<_> = (0..3)
             .map(|n| {
@@ -248,8 +246,8 @@ fn host_killed_ends_its_guests_and_leaves_nothing_but_stale_sockets() {
         for n in 0..3 {
             host.await_vm(&format!("g{n}"), "swaps", |vm| vm.swap.reads > 10);
         }
-        host.process().send(Signal::SIGKILL);
-        host.process().dies_by(Signal::SIGKILL);
+        host.process.send(Signal::SIGKILL);
+        host.process.dies_by(Signal::SIGKILL);
         for guest in &mut guests {
             let status = guest.wait(Duration::from_secs(5));
             let log = guest.stderr();
@@ -266,7 +264,7 @@ fn host_killed_ends_its_guests_and_leaves_nothing_but_stale_sockets() {
         let mut guest = host.guest("new", "--memory 8M --workload kv,size=4M --duration 200ms");
         guest.verifies();
         next.terminate();
-        assert_eq!(next.wait_long().code(), Some(0), "{}", next.stderr());
+        assert_eq!(next.wait(PATIENCE).code(), Some(0), "{}", next.stderr());
     }
 }
 
@@ -281,43 +279,33 @@ fn again(host: &Host, engine: &str) -> Process {
         "--runtime-dir",
     ]);
     command.arg(host.path().join("run"));
-    let mut process = start(command, "host2", host.path());
-    eventually("the second host serves", || {
+    let mut process = Process::start(command, "host2", host.path());
+    eventually("the second host serves", PATIENCE, || {
         assert_eq!(process.ended(), None, "{}", process.stderr());
         process.stderr().contains("host is up").then_some(())
     });
     process
 }
 
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).expect("our own directory").flatten();
-    let mut names: Vec<_> = entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
-}
-
 #[test]
 fn second_host_in_the_same_directory_is_refused_and_names_the_first() {
-    let mut host = Host::start("mprotect", "64M", &[]);
-    let mut guest = host.guest("g", "--memory 8M --workload kv,size=4M");
+    let host = Host::quiet("mprotect", "64M", &[]);
+    let guest = host.guest("g", "--memory 8M --workload kv,size=4M");
     host.await_vm("g", "runs", |vm| vm.homes.resident_pages.0 > 500);
     let mut command = memvisor();
     command.args(["host", "--memory", "64M", "--runtime-dir"]);
     command.arg(host.path().join("run"));
-    let mut second = start(command, "second", host.path());
-    let first = format!("(pid {}) is already running", host.process().pid());
+    let mut second = Process::start(command, "second", host.path());
+    let first = format!("(pid {})", host.process.pid());
     second.fails(1, &first);
-    guest.terminate();
-    guest.reports(130);
+    guest.stop();
     host.stop();
 }
 
 #[test]
 fn host_told_to_end_ends_its_guests_in_order() {
     for engine in engines() {
-        let mut host = Host::start(engine, "64M", &[]);
+        let mut host = Host::quiet(engine, "64M", &[]);
         let own = host.status().used_pages.0;
         let mut guests: Vec<_> = (0..3)
             .map(|n| {
@@ -331,18 +319,18 @@ fn host_told_to_end_ends_its_guests_in_order() {
         assert_eq!(log.matches("VM is gone").count(), 3, "{log}");
         assert!(log.contains(&format!("used_pages={own}\n")), "{log}");
         for guest in &mut guests {
-            guest.fails(4, "the host ended the session: the host shuts down");
+            guest.fails(4, "shuts down");
         }
     }
 }
 
 #[test]
 fn guest_ended_by_request_is_told_so() {
-    let host = Host::start("auto", "64M", &[]);
+    let host = Host::quiet("auto", "64M", &[]);
     let mut guest = host.guest("g", "--memory 16M --workload kv,size=8M");
     host.await_vm("g", "runs", |vm| vm.homes.resident_pages.0 > 1000);
     host.client().kill("g").expect("the host answers");
-    guest.fails(4, "the host ended the session: ended by request");
+    guest.fails(4, "request");
     host.is_empty(AT_ONCE);
     host.stop();
 }
@@ -350,7 +338,7 @@ fn guest_ended_by_request_is_told_so() {
 #[test]
 fn corrupt_swap_slot_stops_its_guest_and_names_the_page() {
     for engine in engines() {
-        let host = Host::start(engine, "32M", &["--ctl-max-percent", "0"]);
+        let host = Host::quiet(engine, "32M", &["--ctl-max-percent", "0"]);
         let mut guest = host.guest(
             "hurt",
             "--memory 32M --workload toucher,size=28M,write=0,pause=1ms,content=random",
@@ -371,7 +359,7 @@ fn corrupt_swap_slot_stops_its_guest_and_names_the_page() {
             .expect("our own file");
         let garbage = vec![0x5a; 1 << 20];
         // Written again and again, because pages keep moving between RAM and the file until the guest hits a bad one.
-        let status = eventually("the guest notices", || {
+        let status = eventually("the guest notices", PATIENCE, || {
             for at in 0..32 {
                 file.write_all_at(&garbage, at << 20).expect("write");
             }
@@ -413,7 +401,7 @@ fn swap_file_that_cannot_grow_keeps_pages_in_memory_and_loses_none() {
         eprintln!("SKIPPED: needs userfaultfd");
         return;
     }
-    let mut host = Host::start(
+    let host = Host::quiet(
         "uffd",
         "32M",
         &["--ctl-max-percent", "0", "--share-rate-max", "0"],
@@ -422,31 +410,31 @@ fn swap_file_that_cannot_grow_keeps_pages_in_memory_and_loses_none() {
     let mut guests: Vec<_> = ["a", "b"]
         .map(|name| {
             let guest = host.guest(name, words);
-            eventually("powered on", || host.client().vm(name).ok());
+            eventually("powered on", PATIENCE, || host.client().vm(name).ok());
             guest
         })
         .into();
-    if !limit_file_size(host.process(), "4096") {
+    if !limit_file_size(&host.process, "4096") {
         eprintln!("SKIPPED: no prlimit here");
         return;
     }
     // Pages may have been swapped before the limit was set. After the first failure nothing more is swapped, except
     // what fits below the limit: the first page of each file.
-    common::eventually("swap fails", PATIENCE, || {
+    eventually("swap fails", PATIENCE, || {
         let log = host.log();
         log.contains("swap fails, pages stay in memory")
             .then_some(())
     });
     let swapped = || host.status().totals.homes.swapped_pages.0;
     let before = swapped();
-    common::eventually("the host runs short", PATIENCE, || {
+    eventually("the host runs short", PATIENCE, || {
         (host.status().free_state == FreeState::Low).then_some(())
     });
     let after = swapped();
     assert!(after <= before + 2, "{after} pages after {before}");
     assert!(host.log().contains("no room on the disk"), "{}", host.log());
-    assert!(limit_file_size(host.process(), "unlimited"));
-    eventually("swap recovers", || {
+    assert!(limit_file_size(&host.process, "unlimited"));
+    eventually("swap recovers", PATIENCE, || {
         host.log()
             .contains("the swap file takes pages again")
             .then_some(())
@@ -468,8 +456,8 @@ fn swap_directory_that_cannot_be_used_is_refused_at_start() {
     for path in [&file, &missing] {
         let swap = path.to_string_lossy();
         let command = host_command(&dir, "mprotect", "64M", &["--swap-dir", &swap]);
-        let mut host = start(command, "host", dir.path());
-        host.fails(1, &format!("cannot make swap files in `{swap}`"));
+        let mut host = Process::start(command, "host", dir.path());
+        host.fails(1, &format!("`{swap}`"));
     }
     let closed = dir.path().join("closed");
     fs::create_dir(&closed).expect("create");
@@ -480,8 +468,8 @@ fn swap_directory_that_cannot_be_used_is_refused_at_start() {
     }
     let swap = closed.to_string_lossy();
     let command = host_command(&dir, "mprotect", "64M", &["--swap-dir", &swap]);
-    let mut host = start(command, "host", dir.path());
-    host.fails(1, "cannot make swap files in");
+    let mut host = Process::start(command, "host", dir.path());
+    host.fails(1, &format!("`{swap}`"));
 }
 
 #[test]
@@ -490,20 +478,19 @@ fn swap_directory_that_vanishes_or_is_full_refuses_the_next_guest_only() {
     let inside = swap.path().join("swap");
     fs::create_dir(&inside).expect("create");
     let text = inside.to_string_lossy().into_owned();
-    let host = Host::start("mprotect", "64M", &["--swap-dir", &text]);
-    let mut first = host.guest("first", "--memory 16M --workload kv,size=8M");
+    let host = Host::quiet("mprotect", "64M", &["--swap-dir", &text]);
+    let first = host.guest("first", "--memory 16M --workload kv,size=8M");
     host.await_vm("first", "runs", |vm| vm.homes.resident_pages.0 > 500);
     fs::remove_dir(&inside).expect("swap files have no names");
     let words = "--memory 16M --workload kv,size=8M";
     let mut second = host.guest("second", words);
-    second.fails(1, "VM `second`: cannot create a swap file in");
+    second.fails(1, "`second` swap");
     fs::create_dir(&inside).expect("create");
     let mut third = host.guest("third", &format!("{words} --duration 200ms"));
     third.verifies();
     let mut huge = host.guest("huge", "--memory 1024G --workload idle");
     huge.fails(1, "metadata");
-    first.terminate();
-    first.reports(130);
+    first.stop();
     host.is_empty(AT_ONCE);
     host.stop();
 }
@@ -540,7 +527,7 @@ fn on_small_disk(size: &str) -> Option<Host> {
         eprintln!("SKIPPED: no leave to mount a small disk");
         return None;
     }
-    Some(Host::over(start(command, "host", dir.path()), dir))
+    Some(Host::run(command, dir))
 }
 
 /// The guest is stopped, so that its end takes a moment. The next guest starts in that moment.
@@ -570,7 +557,7 @@ fn swap_directory_on_a_full_disk_refuses_the_guest_with_the_sizes() {
     };
     let mut fits = host.guest("fits", "--memory 4M --workload kv,size=2M --duration 1s");
     let mut large = host.guest("large", "--memory 16M --workload kv,size=8M");
-    large.fails(1, "a swap file of 16.0 MiB does not fit into");
+    large.fails(1, "16.0 MiB");
     fits.verifies();
     host.is_empty(AT_ONCE);
     host.stop();
@@ -590,7 +577,7 @@ fn budget_of_mappings_that_is_tiny_limits_sharing_and_harms_nobody() {
 
 /// Runs two guests with much in common until all pages were scanned twice; how many pages were merged.
 fn shared_with(engine: &str, args: &[&str]) -> u64 {
-    let host = Host::start(engine, "64M", &[&BUSY, args].concat());
+    let host = Host::quiet(engine, "64M", &[&BUSY, args].concat());
     let words = "--memory 16M --workload kv,size=12M,write=0";
     let mut guests = ["g0", "g1"].map(|name| host.guest(name, words));
     for name in ["g0", "g1"] {
@@ -613,13 +600,13 @@ fn shared_with(engine: &str, args: &[&str]) -> u64 {
 /// Here the kernel refuses a mapping, because the guest has a limit of address space.
 #[test]
 fn guest_without_address_space_is_told_what_it_could_not_map() {
-    let host = Host::start("mprotect", "64M", &[]);
+    let host = Host::quiet("mprotect", "64M", &[]);
     let mut command = Command::new("sh");
     let inner = host.guest_command("g", "--memory 1G --workload idle");
     command.args(["-c", "ulimit -v 800000 && exec \"$@\"", "sh"]);
     command.arg(inner.get_program()).args(inner.get_args());
-    let mut guest = start(command, "g", host.path());
-    guest.fails(1, "is the guest larger than the address space?");
+    let mut guest = Process::start(command, "g", host.path());
+    guest.fails(1, "address space");
     host.is_empty(AT_ONCE);
     host.stop();
 }
@@ -641,16 +628,16 @@ fn demo_interrupted_leaves_no_process_file_or_socket() {
         .args(["--duration", "30s"])
         .env("TMPDIR", dir.path());
     let logs = scratch();
-    let mut demo = start(command, "demo", logs.path());
-    eventually("all processes of the demo run", || {
+    let mut demo = Process::start(command, "demo", logs.path());
+    eventually("all processes of the demo run", PATIENCE, || {
         assert_eq!(demo.ended(), None, "{}", demo.stderr());
         (processes_about(dir.path()) >= 4).then_some(())
     });
     let interrupted = Instant::now();
     demo.send(Signal::SIGINT);
-    assert_eq!(demo.wait_long().code(), Some(130), "{}", demo.stderr());
+    assert_eq!(demo.wait(PATIENCE).code(), Some(130), "{}", demo.stderr());
     assert!(interrupted.elapsed() < Duration::from_secs(15));
-    common::eventually("no process is left", AT_ONCE, || {
+    eventually("no process is left", AT_ONCE, || {
         (processes_about(dir.path()) == 0).then_some(())
     });
     assert_eq!(names(dir.path()), Vec::<String>::new());
@@ -673,14 +660,14 @@ fn demo_killed_leaves_no_process_file_or_socket() {
         .args(["--duration", "30s"])
         .env("TMPDIR", dir.path());
     let logs = scratch();
-    let mut demo = start(command, "demo", logs.path());
-    eventually("all processes of the demo run", || {
+    let mut demo = Process::start(command, "demo", logs.path());
+    eventually("all processes of the demo run", PATIENCE, || {
         assert_eq!(demo.ended(), None, "{}", demo.stderr());
         (processes_about(dir.path()) >= 3).then_some(())
     });
     demo.send(Signal::SIGKILL);
     demo.dies_by(Signal::SIGKILL);
-    common::eventually("no process is left", Duration::from_secs(15), || {
+    eventually("no process is left", Duration::from_secs(15), || {
         (processes_about(dir.path()) == 0).then_some(())
     });
     assert_eq!(names(dir.path()), Vec::<String>::new());

@@ -1,10 +1,10 @@
 //! A host whose guests do nothing does next to nothing.
 
-mod common;
+mod rig;
 
 use std::time::{Duration, Instant};
 
-use common::{TestHost, cpu_time, engines};
+use rig::{Host, cpu_time, engines};
 
 /// How long guests may take to load and the host to find all that can be shared.
 const SETTLE: Duration = Duration::from_secs(60);
@@ -15,10 +15,10 @@ const WINDOWS: u32 = 4;
 
 #[test]
 fn idle_host_and_guests_use_less_than_1_percent_of_a_processor() {
-    engines(|engine| {
-        let host = TestHost::start(&["--memory", "256M", "--engine", engine]);
+    for engine in engines() {
+        let host = Host::start(engine, "256M", &[]);
         let names = ["a", "b", "c", "d"];
-        let guests = names.map(|name| host.guest(name, "48M", &["idle,size=40M"], &[]));
+        let guests = names.map(|name| host.guest(name, "--memory 48M --workload idle,size=40M"));
         host.rest(&names, SETTLE);
         let pids = || std::iter::once(host.pid()).chain(guests.iter().map(|guest| guest.pid()));
         // In the first windows the scanner may still look at pages that changed.
@@ -34,8 +34,8 @@ fn idle_host_and_guests_use_less_than_1_percent_of_a_processor() {
         });
         assert!(idle, "more than 1 % in each of {WINDOWS} times {MEASURE:?}");
         for guest in guests {
-            guest.stop(SETTLE);
+            guest.stop();
         }
-        host.stop(&[]);
-    });
+        host.stop_quietly(&[]);
+    }
 }

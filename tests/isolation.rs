@@ -1,7 +1,6 @@
 //! What a guest, or another process of the same user, cannot do to other guests: the promises of
 //! docs/security.md.
 
-mod common;
 mod rig;
 
 use std::fs::{self, File};
@@ -13,7 +12,6 @@ use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use common::Process;
 use memmap2::{MmapOptions, MmapRaw};
 use memvisor::settings::{Key, VmPatch};
 use memvisor::sys::readers_cannot_write;
@@ -24,7 +22,7 @@ use memvisor_wire::{Gfn, SeqPacket, wait_readable};
 use nix::unistd::geteuid;
 use rig::raw::{Powered, RawGuest, hello};
 use rig::sys::{Faults, unanswered};
-use rig::{Ends, Host, engines, host_command, scratch, start};
+use rig::{Host, Process, engines, eventually, host_command, scratch};
 
 /// How long the memory of a dead guest may stay in use.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -77,7 +75,7 @@ fn what_guests_may_read_they_cannot_write_by_opening_it_again() {
         return;
     }
     for engine in engines() {
-        let host = Host::start(engine, "32M", &[]);
+        let host = Host::quiet(engine, "32M", &[]);
         let mut asks = hello("g", PAGES);
         asks.inline = engine == "uffd";
         let welcomed = RawGuest::connect(&host).hello(asks);
@@ -116,7 +114,7 @@ fn poke(mapping: &MmapRaw, page: u32) -> std::io::Result<()> {
 #[test]
 fn what_a_guest_leaves_behind_gets_no_memory_of_an_ended_vm() {
     for engine in engines() {
-        let host = Host::start(engine, "32M", &[]);
+        let host = Host::quiet(engine, "32M", &[]);
         let mut asks = hello("g", PAGES);
         asks.inline = engine == "uffd";
         let welcomed = RawGuest::connect(&host).hello(asks);
@@ -138,7 +136,7 @@ fn what_a_guest_leaves_behind_gets_no_memory_of_an_ended_vm() {
         }
         assert!(ram.set_len(4096).is_err(), "it is longer again");
         for file in inline.iter().chain([&ram, &pool]) {
-            common::eventually("its memory is gone", AT_ONCE, || {
+            eventually("its memory is gone", AT_ONCE, || {
                 let left = file.metadata().expect("fstat");
                 ((left.len(), left.blocks()) == (0, 0)).then_some(())
             });
@@ -161,13 +159,13 @@ fn receives_for_ever(socket: &SeqPacket) -> Option<(Faults, JoinHandle<()>)> {
 #[test]
 fn guest_cannot_hold_the_hosts_end_of_a_fault_channel() {
     for engine in engines() {
-        let host = Host::start(engine, "32M", &[]);
+        let host = Host::quiet(engine, "32M", &[]);
         let mut guest = Powered::on(&host, "g", PAGES);
         // The guest has no descriptor of the host's end, only this one of its own end.
         let Some((faults, thread)) = receives_for_ever(&guest.channels[0]) else {
             return;
         };
-        common::eventually("an answer is received", AT_ONCE, || {
+        eventually("an answer is received", AT_ONCE, || {
             guest.fault(0, Fault::History(Gfn(0)));
             let [held] = wait_readable([faults.as_fd()], Some(Duration::ZERO)).expect("poll");
             held.then_some(())
@@ -198,8 +196,8 @@ fn with_host_waiting(host: &mut Host) -> Option<Powered> {
     });
     guest.guest.lock(&guest.ram).then(|| {
         guest.fault(0, Fault::Write(Gfn(3)));
-        let tasks = format!("/proc/{}/task", host.process().pid());
-        common::eventually("a thread of the host waits in the kernel", AT_ONCE, || {
+        let tasks = format!("/proc/{}/task", host.process.pid());
+        eventually("a thread of the host waits in the kernel", AT_ONCE, || {
             let mut tasks = fs::read_dir(&tasks).expect("it runs").flatten();
             tasks.find_map(|task| {
                 let stat = fs::read_to_string(task.path().join("stat")).ok()?;
@@ -212,7 +210,7 @@ fn with_host_waiting(host: &mut Host) -> Option<Powered> {
 
 #[test]
 fn guest_that_keeps_the_hosts_thread_waiting_in_the_kernel_is_killed() {
-    let mut host = Host::start("mprotect", "32M", &["--share-scan-time", "120ms"]);
+    let mut host = Host::quiet("mprotect", "32M", &["--share-scan-time", "120ms"]);
     let Some(mut guest) = with_host_waiting(&mut host) else {
         return;
     };
@@ -231,7 +229,7 @@ fn guest_that_keeps_the_hosts_thread_waiting_in_the_kernel_is_killed() {
 /// The shim never does that, but nothing keeps a guest from resizing its RAM file.
 #[test]
 fn guest_that_cuts_its_files_short_harms_itself_alone() {
-    let host = Host::start("mprotect", "32M", &["--share-rate-max", "0"]);
+    let host = Host::quiet("mprotect", "32M", &["--share-rate-max", "0"]);
     let guest = Powered::on(&host, "g", PAGES);
     (1..9).for_each(|page: u8| guest.write_page(page.into(), page));
     guest.ram.set_len(0).expect("nothing forbids it");
@@ -253,7 +251,7 @@ fn guest_that_writes_its_swap_file_harms_itself_alone() {
     if !engines().contains(&"uffd") {
         return;
     }
-    let host = Host::start("uffd", "48M", &[]);
+    let host = Host::quiet("uffd", "48M", &[]);
     let start = |name: &str| {
         let args = "--no-agent --memory 16M --limit 6M --workload kv,size=10M,content=random";
         let guest = host.guest(name, args);
@@ -261,7 +259,7 @@ fn guest_that_writes_its_swap_file_harms_itself_alone() {
         host.await_vm(name, "reads its swap file", reads);
         guest
     };
-    let (mut good, mut liar) = (start("good"), start("liar"));
+    let (good, mut liar) = (start("good"), start("liar"));
     let dir = host.path().join("run").display().to_string();
     let open = fs::read_dir(format!("/proc/{}/fd", liar.pid())).expect("it lives");
     let swap = open.flatten().map(|entry| entry.path()).find(|path| {
@@ -281,8 +279,7 @@ fn guest_that_writes_its_swap_file_harms_itself_alone() {
     host.forgets("liar", AT_ONCE);
     let before = host.vm("good").faults.refill_swap;
     host.await_vm("good", "goes on", |vm| vm.faults.refill_swap > before + 100);
-    good.terminate();
-    good.reports(130);
+    good.stop();
     host.is_empty(AT_ONCE);
     host.stop();
 }
@@ -328,11 +325,11 @@ fn opened(engine: &str, inspectable: &str) -> ([bool; 2], String) {
     let dir = scratch();
     let mut command = as_ordinary_user(&host_command(&dir, engine, "32M", &[]), dir.path());
     command.env(INSPECTABLE, inspectable);
-    let mut host = Host::over(start(command, "host", dir.path()), dir);
+    let host = Host::run(command, dir);
     let inner = host.guest_command("g", "--memory 8M --workload kv,size=4M");
     let mut command = as_ordinary_user(&inner, host.path());
     command.env(INSPECTABLE, inspectable);
-    let mut guest = start(command, "g", host.path());
+    let guest = Process::start(command, "g", host.path());
     host.await_vm("g", "runs", |vm| vm.homes.resident_pages.0 > 100);
     let log = host.log();
     let tracks = log
@@ -346,9 +343,8 @@ fn opened(engine: &str, inspectable: &str) -> ([bool; 2], String) {
     host.await_vm("g", "accessed pages are counted", |vm| {
         vm.activity.referenced_pages.is_some()
     });
-    let open = [is_open(host.process()), is_open(&guest)];
-    guest.terminate();
-    guest.reports(130);
+    let open = [is_open(&host.process), is_open(&guest)];
+    guest.stop();
     host.stop();
     (open, tracks)
 }
@@ -373,10 +369,10 @@ fn host_and_guests_are_closed_to_others_of_their_user_and_lose_nothing_by_it() {
 
 #[test]
 fn memory_of_guests_stays_out_of_core_dumps() {
-    let mut host = Host::start("mprotect", "32M", &[]);
-    let mut guest = host.guest("g", "--memory 8M --workload idle,size=4M");
+    let host = Host::quiet("mprotect", "32M", &[]);
+    let guest = host.guest("g", "--memory 8M --workload idle,size=4M");
     host.await_vm("g", "runs", |vm| vm.homes.resident_pages.0 > 100);
-    for pid in [host.process().pid(), guest.pid()] {
+    for pid in [host.process.pid(), guest.pid()] {
         let filter = fs::read_to_string(format!("/proc/{pid}/coredump_filter"));
         let filter = filter.expect("the process runs");
         // Bit 0 stands for private anonymous memory (core(5)).
@@ -390,16 +386,15 @@ fn memory_of_guests_stays_out_of_core_dumps() {
             assert!(mode.ends_with('s'), "{line}");
         }
     }
-    guest.terminate();
-    guest.reports(130);
+    guest.stop();
     host.stop();
 }
 
 #[test]
 fn table_says_whether_guests_are_isolated() {
-    let mut host = Host::start("mprotect", "32M", &[]);
+    let mut host = Host::quiet("mprotect", "32M", &[]);
     let row = |host: &mut Host| {
-        let table = host.process().stdout();
+        let table = host.process.stdout();
         let row = table
             .lines()
             .find(|line| line.starts_with("guests are isolated"));
@@ -414,7 +409,7 @@ fn table_says_whether_guests_are_isolated() {
     let dir = scratch();
     let mut command = host_command(&dir, "mprotect", "32M", &[]);
     command.env_remove(INSPECTABLE);
-    let mut host = Host::over(start(command, "host", dir.path()), dir);
+    let mut host = Host::run(command, dir);
     let closed = row(&mut host);
     let is_isolated = closed.contains("  yes");
     assert_eq!(is_isolated, readers_cannot_write().is_ok(), "{closed}");

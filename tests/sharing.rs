@@ -1,40 +1,38 @@
 //! Guests with equal memory share it soon, guests that must not share never do, and sharing keeps to its
 //! budget of mappings.
 
-mod common;
+mod rig;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use common::{TestGuest, TestHost, engines, eventually, image, mappings};
 use memvisor::units::Pages;
 use memvisor_wire::sys::uffd;
+use rig::{Host, Process, engines, eventually, image, mappings};
 
 /// How long after its boot a guest may take to share what it has in common with others, with default
 /// settings.
 const CONVERGE: Duration = Duration::from_secs(15);
-/// How long guests may take to verify what they own.
-const VERIFY: Duration = Duration::from_secs(30);
 /// Mappings of a guest that shares an image: a twentieth of what Linux allows a process.
 const FEW_MAPPINGS: usize = 65_530 / 20;
 /// Pages of the image: 24 MiB.
 const IMAGE: u32 = 6144;
 
-fn with_image(host: &TestHost) -> String {
-    let path = host.dir().join("boot.img");
+fn with_image(host: &Host) -> String {
+    let path = host.path().join("boot.img");
     image(&path, IMAGE, 0xb007);
     // Copied and not attached, because the scanner must find what is equal.
-    format!("image:{},attach=no", path.display())
+    format!("--memory 40M --workload image:{},attach=no", path.display())
 }
 
 #[test]
 fn guests_of_one_image_share_it_within_seconds_of_boot() {
-    engines(|engine| {
-        let host = TestHost::start(&["--memory", "192M", "--engine", engine]);
-        let workload = with_image(&host);
+    for engine in engines() {
+        let host = Host::start(engine, "192M", &[]);
+        let words = with_image(&host);
         let booted = Instant::now();
-        let guests: Vec<TestGuest> = ["a", "b", "c", "d"]
-            .map(|name| host.guest(name, "40M", &[&workload], &[]))
+        let guests: Vec<Process> = ["a", "b", "c", "d"]
+            .map(|name| host.guest(name, &words))
             .into();
         // Every guest but the first has only duplicates of what the first has.
         let duplicates = u64::from(IMAGE) * (guests.len() as u64 - 1);
@@ -52,22 +50,22 @@ fn guests_of_one_image_share_it_within_seconds_of_boot() {
             assert!(mapped < FEW_MAPPINGS, "{mapped} mappings");
         }
         for guest in guests {
-            guest.stop(VERIFY);
+            guest.stop();
         }
-        host.stop(&[]);
-    });
+        host.stop_quietly(&[]);
+    }
 }
 
 #[test]
 fn sleeping_guest_is_passed_and_not_looked_at_again() {
-    engines(|engine| {
+    for engine in engines() {
         let tracked = engine == "uffd" && uffd::open().is_ok_and(|uffd| uffd.tracks_writes());
         if !tracked {
-            return println!("{engine}: nobody tells writes");
+            println!("{engine}: nobody tells writes");
+            continue;
         }
-        let args = ["--memory", "96M", "--engine", engine];
-        let host = TestHost::start(&[&args[..], &["--share-scan-time", "1s"]].concat());
-        let guest = host.guest("a", "48M", &["idle,size=40M"], &[]);
+        let host = Host::start(engine, "96M", &["--share-scan-time", "1s"]);
+        let guest = host.guest("a", "--memory 48M --workload idle,size=40M");
         host.rest(&["a"], 2 * CONVERGE);
         let before = host.vm("a").scan;
         let after = eventually("another pass", CONVERGE, || {
@@ -78,24 +76,17 @@ fn sleeping_guest_is_passed_and_not_looked_at_again() {
         let looked = after.pages_scanned - before.pages_scanned;
         // Its working set is sampled meanwhile, which does not make the scanner look either.
         assert_eq!(looked, 0, "{before:?} then {after:?}");
-        guest.stop(VERIFY);
-        host.stop(&[]);
-    });
+        guest.stop();
+        host.stop_quietly(&[]);
+    }
 }
 
 #[test]
 fn guests_of_different_salts_never_share() {
-    engines(|engine| {
-        let host = TestHost::start(&[
-            "--memory",
-            "192M",
-            "--engine",
-            engine,
-            "--share-scan-time",
-            "1s",
-        ]);
-        let workload = with_image(&host);
-        let guest = |name, salt| host.guest(name, "40M", &[&workload], &["--salt", salt]);
+    for engine in engines() {
+        let host = Host::start(engine, "192M", &["--share-scan-time", "1s"]);
+        let words = with_image(&host);
+        let guest = |name, salt| host.guest(name, &format!("{words} --salt {salt}"));
         let apart = [guest("red", "r"), guest("blue", "b")];
         let share = host.rest(&["red", "blue"], 2 * CONVERGE).share;
         // The scanner has left hints for the image in both guests, and yet nothing is shared.
@@ -116,22 +107,21 @@ fn guests_of_different_salts_never_share() {
         assert_eq!(pools(&apart[0]), pools(&same));
         assert_eq!(pools(&apart[0]).intersection(&pools(&apart[1])).count(), 0);
         for guest in apart.into_iter().chain([same]) {
-            guest.stop(VERIFY);
+            guest.stop();
         }
-        host.stop(&[]);
-    });
+        host.stop_quietly(&[]);
+    }
 }
 
 /// The passes of a settled guest are seconds apart. A change of domain must not wait for the next one, and must have
 /// all pages looked at again.
 #[test]
 fn settled_guests_are_scanned_from_the_start_when_their_domains_change() {
-    engines(|engine| {
-        let args = ["--memory", "192M", "--engine", engine];
+    for engine in engines() {
         let fast = ["--share-scan-time", "1s", "--share-rate-max", "32768"];
-        let host = TestHost::start(&[&args[..], &fast].concat());
-        let workload = with_image(&host);
-        let guest = |name, salt| host.guest(name, "40M", &[&workload], &["--salt", salt]);
+        let host = Host::start(engine, "192M", &fast);
+        let words = with_image(&host);
+        let guest = |name, salt| host.guest(name, &format!("{words} --salt {salt}"));
         let guests = [guest("red", "r"), guest("blue", "b")];
         let names = ["red", "blue"];
         let share = host.rest(&names, 2 * CONVERGE).share;
@@ -153,14 +143,14 @@ fn settled_guests_are_scanned_from_the_start_when_their_domains_change() {
         let share = host.rest(&names, 2 * CONVERGE).share;
         assert!(share.saved_pages.0 > all, "salts ignored: {share:?}");
         for guest in guests {
-            guest.stop(VERIFY);
+            guest.stop();
         }
-        host.stop(&[]);
-    });
+        host.stop_quietly(&[]);
+    }
 }
 
 /// The share pools that a guest maps, by inode.
-fn pools(guest: &TestGuest) -> BTreeSet<u64> {
+fn pools(guest: &Process) -> BTreeSet<u64> {
     let all = mappings(guest.pid()).into_iter();
     all.filter(|map| map.path.contains("pool"))
         .map(|map| map.inode)
@@ -170,19 +160,12 @@ fn pools(guest: &TestGuest) -> BTreeSet<u64> {
 /// Lets two guests share pages that are scattered over their memory. The mappings of each once the scanner
 /// finds nothing new, and the pages saved.
 fn scattered(engine: &str, budget: &str) -> (Vec<usize>, Pages) {
-    let host = TestHost::start(&[
-        "--memory",
-        "160M",
-        "--engine",
-        engine,
-        "--share-scan-time",
-        "1s",
-        "--vma-budget",
-        budget,
-    ]);
+    let args = ["--share-scan-time", "1s", "--vma-budget", budget];
+    let host = Host::start(engine, "160M", &args);
     // Runs of 8 pages in 100 are alike in all guests.
-    let guest = |name, seed| host.guest(name, "48M", &["idle,size=40M"], &["--seed", seed]);
-    let guests = [guest("a", "1"), guest("b", "2")];
+    let words = "--memory 48M --workload idle,size=40M --seed";
+    let guests =
+        [("a", 1), ("b", 2)].map(|(name, seed)| host.guest(name, &format!("{words} {seed}")));
     let saved = host.rest(&["a", "b"], 2 * CONVERGE).share.saved_pages;
     let lines: Vec<usize> = guests
         .iter()
@@ -197,15 +180,15 @@ fn scattered(engine: &str, budget: &str) -> (Vec<usize>, Pages) {
         );
     }
     for guest in guests {
-        guest.stop(VERIFY);
+        guest.stop();
     }
-    host.stop(&[]);
+    host.stop_quietly(&[]);
     (lines, saved)
 }
 
 #[test]
 fn vma_budget_bounds_the_mappings_of_guests() {
-    engines(|engine| {
+    for engine in engines() {
         let (free, all) = scattered(engine, "30000");
         let (bound, some) = scattered(engine, "64");
         assert!(
@@ -214,5 +197,5 @@ fn vma_budget_bounds_the_mappings_of_guests() {
         );
         assert!(bound.iter().all(|lines| *lines <= 64), "{bound:?}");
         assert!(some < all, "{some:?} saved with, {all:?} without a bound");
-    });
+    }
 }

@@ -1,15 +1,13 @@
 //! How long real guests stand still, and for what cause.
 
-mod common;
 mod rig;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{Process, image};
 use memvisor::telemetry::{StallStatus, VmStatus};
 use memvisor::units::Bytes;
-use rig::{Ends, Host, engines};
+use rig::{Host, Process, engines, image};
 
 /// The time by cause, and the time in which at least one thread stood still. None of them may ever fall.
 fn counters(stalls: &StallStatus) -> BTreeMap<&'static str, u64> {
@@ -51,11 +49,11 @@ fn check(vm: &VmStatus, threads: u64) {
 #[test]
 fn guests_stand_still_for_what_they_are_short_of() {
     for engine in engines() {
-        let host = Host::start(engine, "64M", &["--share-scan-time", "1s"]);
+        let host = Host::quiet(engine, "64M", &["--share-scan-time", "1s"]);
         // The limit keeps half of its memory in the cache and the swap file, whatever comes free elsewhere.
         let words = "--no-agent --memory 48M --limit 12M --workload kv,size=24M,write=30";
-        let mut short = host.guest("short", words);
-        let mut roomy = host.guest("roomy", "--no-agent --memory 12M --workload kv,size=4M");
+        let short = host.guest("short", words);
+        let roomy = host.guest("roomy", "--no-agent --memory 12M --workload kv,size=4M");
         // Its pages of the image are shared from the start. Its kernel drops some and hands them to the toucher, whose
         // writes break them.
         let boot = host.path().join("boot.img");
@@ -64,7 +62,7 @@ fn guests_stand_still_for_what_they_are_short_of() {
             "--no-agent --memory 12M --workload image:{} --workload toucher,size=8M,write=80",
             boot.display()
         );
-        let mut boots = host.guest("boots", &words);
+        let boots = host.guest("boots", &words);
         let (mut threads, mut before) = (Threads(0), BTreeMap::new());
         host.await_vm("short", "stands still for all there is", |vm| {
             check(vm, threads.see(&short));
@@ -93,9 +91,8 @@ fn guests_stand_still_for_what_they_are_short_of() {
             (0, 0),
             "{engine}"
         );
-        for guest in [&mut short, &mut roomy, &mut boots] {
-            guest.terminate();
-            guest.reports(130);
+        for guest in [short, roomy, boots] {
+            guest.stop();
         }
         host.stop();
     }
@@ -104,9 +101,9 @@ fn guests_stand_still_for_what_they_are_short_of() {
 #[test]
 fn guest_that_pages_by_itself_says_for_how_long_it_waited() {
     let engine = engines()[0];
-    let host = Host::start(engine, "64M", &[]);
+    let host = Host::quiet(engine, "64M", &[]);
     let words = "--memory 24M --workload kv,size=20M";
-    let mut guest = host.guest("pages", words);
+    let guest = host.guest("pages", words);
     host.await_vm("pages", "has its memory", |vm| vm.faults.first_touch > 2000);
     host.client()
         .set_balloon("pages", Some(Bytes::from_mib(12)))
@@ -114,7 +111,6 @@ fn guest_that_pages_by_itself_says_for_how_long_it_waited() {
     host.await_vm("pages", "waits for its own disk", |vm| {
         vm.guest.swap_wait_us.is_some_and(|time| time > 1000)
     });
-    guest.terminate();
-    guest.reports(130);
+    guest.stop();
     host.stop();
 }

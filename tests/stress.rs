@@ -1,47 +1,50 @@
 //! Many threads of several guests on far too little memory, while everything that moves pages is kept
 //! busy. Every guest verifies every byte.
 
-mod common;
+mod rig;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{TestGuest, TestHost, eventually, image, modes, seconds};
 use memvisor::control::{Client, ClientError};
 use memvisor::settings::Key;
 use memvisor::telemetry::{HostStatus, VmStatus};
 use memvisor::units::{Bytes, PAGE_SIZE, Pages};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use rig::{Host, Process, eventually, image, modes, seconds};
 
 /// How long guests may take after their run to verify all they own, with refills from swap.
 const VERIFY: Duration = Duration::from_secs(60);
 /// Pages of the image that two guests have in common.
 const IMAGE: u32 = 4096;
 
-/// Name, memory and workloads of each guest; together they have 2.75 times the budget. Threads, size, content
+/// Name and command line of each guest; together they have 2.75 times the budget. Threads, size, content
 /// and workload all differ.
-fn guests(image: &str) -> Vec<(&'static str, &'static str, Vec<String>)> {
-    let own = |text: &str| vec![text.to_owned()];
-    let with_image = |text: &str| vec![format!("image:{image}"), text.to_owned()];
-    vec![
-        ("kv", "96M", own("kv,size=64M,threads=4")),
+fn guests(image: &str) -> [(&'static str, String); 5] {
+    [
+        (
+            "kv",
+            "--memory 96M --workload kv,size=64M,threads=4".to_owned(),
+        ),
         (
             "toucher",
-            "96M",
-            own("toucher,size=72M,threads=2,active=24M,then=64M@8s"),
+            "--memory 96M --workload toucher,size=72M,threads=2,active=24M,then=64M@8s".to_owned(),
         ),
-        ("churn", "64M", own("churn,size=48M,threads=3")),
+        (
+            "churn",
+            "--memory 64M --workload churn,size=48M,threads=3".to_owned(),
+        ),
         (
             "files",
-            "64M",
-            with_image(&format!("files:{image},threads=2")),
+            format!("--memory 64M --workload image:{image} files:{image},threads=2"),
         ),
         (
             "boot",
-            "64M",
-            with_image("toucher,size=32M,threads=2,write=80,content=text"),
+            format!(
+                "--memory 64M --workload image:{image} toucher,size=32M,threads=2,write=80,content=text"
+            ),
         ),
     ]
 }
@@ -133,7 +136,7 @@ fn set(client: &Client, name: &str, target: Option<Bytes>) -> bool {
     }
 }
 
-fn watch(host: &TestHost, seen: &mut BTreeMap<String, Seen>) -> HostStatus {
+fn watch(host: &Host, seen: &mut BTreeMap<String, Seen>) -> HostStatus {
     let status = host.status();
     for vm in &status.vms {
         assert_eq!(vm.homes.total(), vm.configured_pages, "{vm:#?}");
@@ -143,41 +146,39 @@ fn watch(host: &TestHost, seen: &mut BTreeMap<String, Seen>) -> HostStatus {
     status
 }
 
-fn stress(engine: &str, mode: &[&str]) {
+fn stress(engine: &str, mode: &str) {
     let time = seconds("MEMVISOR_STRESS_SECONDS", 25);
-    let host = TestHost::start(&[
-        "--memory",
-        "140M",
-        "--engine",
+    let host = Host::start(
         engine,
-        "--share-scan-time",
-        "1s",
-        "--share-scan-ghz",
-        "32",
-        "--share-rate-max",
-        "32768",
-    ]);
-    let boot = host.dir().join("boot.img");
+        "140M",
+        &[
+            "--share-scan-time",
+            "1s",
+            "--share-scan-ghz",
+            "32",
+            "--share-rate-max",
+            "32768",
+        ],
+    );
+    let boot = host.path().join("boot.img");
     image(&boot, IMAGE, 0x5eed);
-    let duration = format!("{}s", time.as_secs());
-    let mut running: Vec<TestGuest> = guests(&boot.to_string_lossy())
+    let mut running: Vec<Process> = guests(&boot.to_string_lossy())
         .iter()
         .enumerate()
-        .map(|(number, (name, memory, workloads))| {
-            let workloads: Vec<&str> = workloads.iter().map(String::as_str).collect();
-            let seed = number.to_string();
-            let mut args = vec!["--duration", &duration, "--seed", &seed];
+        .map(|(seed, (name, words))| {
             // The first guest keeps the default whatever the mode, so that guests of both kinds run side by side.
-            if number > 0 {
-                args.extend(mode);
-            }
-            host.guest(name, memory, &workloads, &args)
+            let mode = if seed > 0 { mode } else { "" };
+            let own = format!("{mode} --duration {}s --seed {seed}", time.as_secs());
+            host.guest(name, &format!("{words} {own}"))
         })
         .collect();
 
     let seed = rand::random();
-    println!("{engine} {mode:?}: chaos with seed {seed}");
-    let (stop, client) = (AtomicBool::new(false), host.new_client());
+    println!("{engine} `{mode}`: chaos with seed {seed}");
+    let (stop, client) = (
+        AtomicBool::new(false),
+        Client::new(host.socket("control.sock")).expect("a client"),
+    );
     let mut seen = BTreeMap::new();
     std::thread::scope(|scope| {
         let chaos = scope.spawn(|| chaos(&client, seed, &stop));
@@ -192,10 +193,11 @@ fn stress(engine: &str, mode: &[&str]) {
     });
     eventually("all guests have verified their memory", VERIFY, || {
         watch(&host, &mut seen);
-        running.iter_mut().all(TestGuest::has_ended).then_some(())
+        let ended = |guest: &mut Process| guest.ended().is_some();
+        running.iter_mut().all(ended).then_some(())
     });
-    for guest in running {
-        let report = guest.finish(Duration::ZERO);
+    for mut guest in running {
+        let report = guest.verifies();
         assert!(report.pages_verified > 1000, "{report:#?}");
     }
     let mut paths = paths(&seen);
@@ -205,16 +207,18 @@ fn stress(engine: &str, mode: &[&str]) {
         let sum = seen.values().map(inline).sum();
         paths.push(("faults that guests served themselves", sum));
     }
-    println!("{engine} {mode:?}: {paths:?}");
+    println!("{engine} `{mode}`: {paths:?}");
     for (path, count) in paths {
         assert!(count > 0, "no {path} in {time:?}");
     }
     host.is_empty(VERIFY);
-    host.stop(&[]);
+    host.stop_quietly(&[]);
 }
 
 #[test]
 fn guests_under_stress_read_what_they_wrote() {
     assert_eq!(PAGE_SIZE, 4096, "the image is so many pages of this size");
-    modes(stress);
+    for (engine, mode) in modes() {
+        stress(engine, mode);
+    }
 }

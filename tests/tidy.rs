@@ -85,7 +85,6 @@ const HOST: &[(&str, &[&str])] = &[
             "control",
         ],
     ),
-    ("guest", &["units", "runtime_dir", "telemetry", "vm"]),
     (
         "demo",
         &[
@@ -134,7 +133,6 @@ const HOST: &[(&str, &[&str])] = &[
             "control",
             "top",
             "host",
-            "guest",
             "demo",
         ],
     ),
@@ -176,6 +174,8 @@ const GUEST: &[(&str, &[&str])] = &[
     ("balloon", &[]),
     ("workload", &["kernel"]),
     ("guest", &["shim", "kernel", "balloon", "workload"]),
+    ("command", &["workload", "guest"]),
+    ("log", &["command"]),
 ];
 
 /// The rooms of what host and guest say to each other, in the same way.
@@ -190,6 +190,7 @@ const WIRE: &[(&str, &[&str])] = &[
     ("claims", &[]),
     ("sys", &["claims"]),
     ("signals", &["sys"]),
+    ("runtime_dir", &[]),
     ("seqpacket", &[]),
     ("fds", &["seqpacket"]),
     ("doorbell", &[]),
@@ -211,7 +212,8 @@ const CRATES: &[(&str, &str, &[&str])] = &[
 
 /// The parts of the host that start guests, which may use `memvisor_guest_agent` too.
 const STARTS_GUESTS: &[&str] = &[
-    "src/guest.rs",
+    "src/cli/exit.rs",
+    "src/cli/mod.rs",
     "src/cli/guest.rs",
     "src/cli/bench.rs",
     "src/bench",

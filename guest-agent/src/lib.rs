@@ -5,10 +5,13 @@
 //!   trusts it. It is the only part with `unsafe`.
 //! - [`kernel`]: the toy guest OS: pages, mappings, page cache, reclaim, its own swap disk.
 //! - [`guest`]: all of these put together.
+//! - [`command`]: the command line of a guest, and how it ends; [`log`]: what is logged, one line an event.
 //! - [`workload`]: what guests run; each workload verifies every byte that it reads.
 
 pub mod balloon;
+pub mod command;
 pub mod guest;
 pub mod kernel;
+pub mod log;
 pub mod shim;
 pub mod workload;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// What a piece of work of this thread took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,7 +64,10 @@ pub fn whole_cpu(pid: u32) -> io::Result<Duration> {
     let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
     let times = fields.split_whitespace().skip(11).take(2);
     let ticks: u64 = times.filter_map(|time| time.parse::<u64>().ok()).sum();
-    let second = rustix::param::clock_ticks_per_second().max(1);
+    let second = sysconf(SysconfVar::CLK_TCK)?
+        .unwrap_or(1)
+        .max(1)
+        .unsigned_abs();
     Ok(Duration::from_millis(ticks * 1000 / second))
 }
 

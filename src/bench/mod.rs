@@ -31,7 +31,7 @@ pub mod html;
 mod machine;
 mod merge;
 pub(crate) mod peer;
-pub mod plan;
+mod plan;
 pub mod puppet;
 pub mod report;
 mod scan;

@@ -1,6 +1,7 @@
 //! The command line: it parses, validates, calls one function and says how that went.
 //!
-//! Nothing else in the project knows about clap, anyhow or exit codes. Arguments are checked here as far as
+//! Nothing else knows about clap, anyhow or exit codes, except for the command line of a guest, which two executables
+//! have ([`memvisor_guest_agent::command`]). Arguments are checked here as far as
 //! they can be checked without a host. The host checks what depends on its state.
 
 mod bench;
@@ -11,7 +12,6 @@ mod get;
 mod guest;
 mod host;
 mod lifeline;
-mod log;
 mod plan;
 mod show;
 mod table;
@@ -25,6 +25,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use memvisor_guest_agent::log;
 use memvisor_wire::signals;
 use tracing::level_filters::LevelFilter;
 
@@ -32,7 +33,7 @@ use self::exit::Exit;
 
 /// Memory overcommitment as VMware ESX does it, in user space, on stock Linux.
 #[derive(Debug, Parser)]
-#[command(name = "memvisor", version, after_help = exit::HELP, arg_required_else_help = true)]
+#[command(name = "memvisor", version, after_help = help(), arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -44,7 +45,7 @@ enum Command {
     /// configuration file, SIGINT and SIGTERM end it.
     Host(host::HostArgs),
     /// Run a guest: a process with memory of its own, backed by the host.
-    Guest(guest::GuestArgs),
+    Guest(guest::GuestCommand),
     /// Look at running VMs, change their settings and balloons, end them.
     Vm(vm::VmArgs),
     /// Show settings of the host.
@@ -72,6 +73,10 @@ enum Command {
     /// A process of a benchmark that serves its own faults.
     #[command(hide = true)]
     BenchSignal(bench::SignalArgs),
+}
+
+fn help() -> String {
+    format!("{}\n\n{}", exit::ENVIRONMENT, exit::EXIT_CODES)
 }
 
 /// Runs the command that the process was started with.
@@ -113,7 +118,8 @@ fn log_to_stderr(command: &Command) -> anyhow::Result<()> {
     log::to_stderr(match command {
         Command::Host(_) => LevelFilter::INFO,
         _ => LevelFilter::WARN,
-    })
+    })?;
+    Ok(())
 }
 
 /// Says on standard error what is wrong.

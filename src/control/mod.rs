@@ -1,21 +1,7 @@
 //! The control API: HTTP and JSON over a Unix socket.
 //!
-//! | request | answer |
-//! |---|---|
-//! | `GET /v1/status` | [`HostStatus`], VMs included |
-//! | `GET /v1/vms` | array of [`VmStatus`] |
-//! | `GET /v1/vms/{name}` | [`VmStatus`] |
-//! | `PUT /v1/vms/{name}/balloon` with `{"target_bytes": N}` or `null` | [`VmStatus`] |
-//! | `PATCH /v1/vms/{name}` with an object of [`VmPatch`] | [`VmStatus`] |
-//! | `GET /v1/vms/{name}/why` | an object: what the policy decided about the VM, and why |
-//! | `GET /v1/vms/{name}/token` | [`AgentToken`], for a balloon agent that is not ours |
-//! | `DELETE /v1/vms/{name}` | 204 |
-//! | `GET /v1/settings` | array of [`SettingView`] |
-//! | `GET /v1/settings/{name}` | [`SettingView`] |
-//! | `PUT /v1/settings/{name}` with `{"value": V}` | [`SettingView`] |
-//! | `DELETE /v1/settings/{name}`: takes away what was set so | [`SettingView`] |
-//! | `POST /v1/reload` | [`ReloadReport`] |
-//! | `GET /v1/openapi.json` | this table for programs, which is docs/openapi.json |
+//! Each request stands in `routes`, with its answer and its errors; docs/openapi.json says the same for programs, and
+//! `GET /v1/openapi.json` serves it.
 //!
 //! A size of the balloon that is `null` gives the decision back to the policy. Errors are
 //! `{"error": what is wrong, "allowed": what would be right}` with a status code that fits.

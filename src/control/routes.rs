@@ -1,4 +1,7 @@
-//! What each request does, and how an error becomes an answer.
+//! What each request does, what the document says of it, and how an error becomes an answer.
+//!
+//! A request stands in one place, its line of [`routes`]: the server's router and docs/openapi.json follow from it
+//! and from the types of its handler.
 
 use std::sync::Arc;
 
@@ -8,8 +11,12 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::handler::Handler;
 use axum::http::{Method, StatusCode, Uri, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, NoContent, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
+#[cfg(test)]
+use schemars::{JsonSchema as Described, Schema, SchemaGenerator, json_schema};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::{
     AgentToken, BalloonRequest, ControlError, Daemon, ErrorBody, REQUEST_BODY_MAX, ReloadReport,
@@ -22,62 +29,195 @@ use crate::units::{Bytes, PAGE_SIZE, Pages};
 /// The description of the API for programs; a test writes it and compares it with the code.
 pub(super) const OPENAPI: &str = include_str!("../../docs/openapi.json");
 
-type Shared = State<Arc<dyn Daemon>>;
+/// Types that the document describes. Only the tests make it, so only they need the descriptions.
+#[cfg(not(test))]
+trait Described {}
+#[cfg(not(test))]
+impl<T> Described for T {}
+
+/// What a request carries.
+trait Body: DeserializeOwned + Described + Send + 'static {
+    /// What is allowed, for whoever sent something else.
+    const ALLOWED: &'static str;
+}
+
+impl Body for BalloonRequest {
+    const ALLOWED: &'static str = "{\"target_bytes\": N} or {\"target_bytes\": null}";
+}
+
+impl Body for VmPatch {
+    const ALLOWED: &'static str =
+        "an object of VM settings such as {\"shares\": \"high\", \"limit\": \"128M\"}";
+}
+
+impl Body for SettingRequest {
+    const ALLOWED: &'static str = "{\"value\": 50} or {\"value\": \"30s\"}";
+}
+
+/// What a request is answered with.
+trait Answer: IntoResponse {
+    /// The status and the schema for the document.
+    #[cfg(test)]
+    fn told(schemas: &mut SchemaGenerator) -> (StatusCode, Option<Schema>);
+}
+
+impl<T: Serialize + Described> Answer for Json<T> {
+    #[cfg(test)]
+    fn told(schemas: &mut SchemaGenerator) -> (StatusCode, Option<Schema>) {
+        (StatusCode::OK, Some(schemas.subschema_for::<T>()))
+    }
+}
+
+impl Answer for NoContent {
+    #[cfg(test)]
+    fn told(_: &mut SchemaGenerator) -> (StatusCode, Option<Schema>) {
+        (StatusCode::NO_CONTENT, None)
+    }
+}
+
+/// An object of JSON that is not described any further.
+struct Object(Response);
+
+impl IntoResponse for Object {
+    fn into_response(self) -> Response {
+        self.0
+    }
+}
+
+impl Answer for Object {
+    #[cfg(test)]
+    fn told(_: &mut SchemaGenerator) -> (StatusCode, Option<Schema>) {
+        (StatusCode::OK, Some(json_schema!({"type": "object"})))
+    }
+}
 
 /// A request that the server understands.
 pub(super) struct Route {
-    pub(super) method: Method,
-    pub(super) path: &'static str,
+    /// Method and path.
+    pub(super) request: &'static str,
+    #[cfg_attr(not(test), expect(dead_code, reason = "the tests make the document"))]
+    pub(super) summary: &'static str,
+    /// Status codes of its own refusals, and when they come. Those of any request with a name or a body are not here.
+    pub(super) refusals: &'static [(u16, &'static str)],
     serve: MethodRouter<Arc<dyn Daemon>>,
+    #[cfg(test)]
+    pub(super) body: fn(&mut SchemaGenerator) -> Option<Schema>,
+    #[cfg(test)]
+    pub(super) answer: fn(&mut SchemaGenerator) -> (StatusCode, Option<Schema>),
 }
 
-fn route<H, T>(method: Method, path: &'static str, handler: H) -> Route
+impl Route {
+    /// Method and path.
+    pub(super) fn parts(request: &'static str) -> (Method, &'static str) {
+        let parts = request.split_once(' ');
+        let (method, path) = parts.expect("written below: method, space, path");
+        (method.parse().expect("a method"), path)
+    }
+
+    const fn refused(mut self, refusals: &'static [(u16, &'static str)]) -> Self {
+        self.refusals = refusals;
+        self
+    }
+}
+
+fn serve<H, T>(request: &'static str, handler: H) -> MethodRouter<Arc<dyn Daemon>>
 where
     H: Handler<T, Arc<dyn Daemon>>,
     T: 'static,
 {
-    let filter = MethodFilter::try_from(method.clone()).expect("one of the methods of HTTP itself");
-    let serve = on(filter, handler);
+    let (method, _) = Route::parts(request);
+    on(
+        MethodFilter::try_from(method).expect("of HTTP itself"),
+        handler,
+    )
+}
+
+type Shared = State<Arc<dyn Daemon>>;
+/// The name in the path, if the path has one. Handlers get an empty one otherwise.
+type Name = Option<Path<String>>;
+
+fn name(path: Name) -> String {
+    path.map(|Path(name)| name).unwrap_or_default()
+}
+
+/// A request without a body.
+fn route<A: Answer + 'static>(
+    request: &'static str,
+    summary: &'static str,
+    handler: fn(&dyn Daemon, &str) -> Result<A, Refusal>,
+) -> Route {
+    let answer = async move |State(daemon): Shared, path: Name| handler(&*daemon, &name(path));
     Route {
-        method,
-        path,
-        serve,
+        request,
+        summary,
+        refusals: &[],
+        serve: serve(request, answer),
+        #[cfg(test)]
+        body: |_| None,
+        #[cfg(test)]
+        answer: A::told,
+    }
+}
+
+/// A request with a body.
+fn route_with<B: Body, A: Answer + 'static>(
+    request: &'static str,
+    summary: &'static str,
+    handler: fn(&dyn Daemon, &str, &B) -> Result<A, Refusal>,
+) -> Route {
+    type Read<B> = Result<Json<B>, JsonRejection>;
+    let answer = async move |State(daemon): Shared, path: Name, body: Read<B>| {
+        let Json(body) = body.map_err(|rejection| unreadable(&rejection, B::ALLOWED))?;
+        handler(&*daemon, &name(path), &body)
+    };
+    Route {
+        request,
+        summary,
+        refusals: &[],
+        serve: serve(request, answer),
+        #[cfg(test)]
+        body: |schemas| Some(schemas.subschema_for::<B>()),
+        #[cfg(test)]
+        answer: A::told,
     }
 }
 
 /// All requests of the API.
+#[rustfmt::skip]
 pub(super) fn routes() -> Vec<Route> {
-    const SETTING: &str = "/v1/settings/{name}";
-    const VM: &str = "/v1/vms/{name}";
     vec![
-        route(Method::GET, "/v1/status", status),
-        route(Method::GET, "/v1/vms", vms),
-        route(Method::GET, VM, vm),
-        route(Method::PATCH, VM, set_vm),
-        route(Method::DELETE, VM, kill),
-        route(Method::PUT, "/v1/vms/{name}/balloon", set_balloon),
-        route(Method::GET, "/v1/vms/{name}/why", why),
-        route(Method::GET, "/v1/vms/{name}/token", token),
-        route(Method::GET, "/v1/settings", settings),
-        route(Method::GET, SETTING, setting),
-        route(Method::PUT, SETTING, set_setting),
-        route(Method::DELETE, SETTING, reset_setting),
-        route(Method::POST, "/v1/reload", reload),
-        route(Method::GET, "/v1/openapi.json", openapi),
+        route("GET /v1/status", "The host and its VMs.", status),
+        route("GET /v1/vms", "The VMs.", vms),
+        route("GET /v1/vms/{name}", "One VM.", vm),
+        route_with("PATCH /v1/vms/{name}", "Changes settings of a VM, all of them or none.", set_vm)
+            .refused(&[(409, "The host has not got what it takes.")]),
+        route("DELETE /v1/vms/{name}", "Ends a VM.", kill),
+        route_with("PUT /v1/vms/{name}/balloon", "Sets the size of a balloon by hand, or gives it back to the policy.", set_balloon)
+            .refused(&[(409, "No balloon agent is connected.")]),
+        route("GET /v1/vms/{name}/why", "What the policy decided about a VM, and why.", why),
+        route("GET /v1/vms/{name}/token", "What a balloon agent of a VM says in its START.", token),
+        route("GET /v1/settings", "All host settings.", settings),
+        route("GET /v1/settings/{name}", "One host setting.", setting),
+        route_with("PUT /v1/settings/{name}", "Sets a host setting until the host ends.", set_setting),
+        route("DELETE /v1/settings/{name}", "Takes away what was set at run time.", reset_setting),
+        route("POST /v1/reload", "Reads the configuration file again.", reload).refused(&[
+            (409, "The host was started without a configuration file."),
+            (422, "The file has a fault; nothing of it is applied."),
+        ]),
+        route("GET /v1/openapi.json", "This document.", openapi),
     ]
 }
 
 /// The requests that are understood, for the answer to any other.
 fn understood() -> String {
-    let each = routes()
-        .into_iter()
-        .map(|r| format!("{} {}", r.method, r.path));
+    let each = routes().into_iter().map(|route| route.request);
     each.collect::<Vec<_>>().join(", ")
 }
 
 /// The routes of the API over `daemon`.
 pub(super) fn router(daemon: Arc<dyn Daemon>) -> Router {
-    let add = |router: Router<_>, route: Route| router.route(route.path, route.serve);
+    let add =
+        |router: Router<_>, route: Route| router.route(Route::parts(route.request).1, route.serve);
     routes()
         .into_iter()
         .fold(Router::new(), add)
@@ -87,34 +227,31 @@ pub(super) fn router(daemon: Arc<dyn Daemon>) -> Router {
         .with_state(daemon)
 }
 
-async fn status(State(daemon): Shared) -> Json<HostStatus> {
-    Json(daemon.status())
+fn status(daemon: &dyn Daemon, _: &str) -> Result<Json<HostStatus>, Refusal> {
+    Ok(Json(daemon.status()))
 }
 
-async fn vms(State(daemon): Shared) -> Json<Vec<VmStatus>> {
-    Json(daemon.status().vms)
+fn vms(daemon: &dyn Daemon, _: &str) -> Result<Json<Vec<VmStatus>>, Refusal> {
+    Ok(Json(daemon.status().vms))
 }
 
-async fn vm(State(daemon): Shared, Path(name): Path<String>) -> Result<Json<VmStatus>, Refusal> {
-    let found = daemon.vm(&name);
-    found.map(Json).ok_or_else(|| unknown_vm(&*daemon, name))
+fn vm(daemon: &dyn Daemon, name: &str) -> Result<Json<VmStatus>, Refusal> {
+    let found = daemon.vm(name);
+    found.map(Json).ok_or_else(|| unknown_vm(daemon, name))
 }
 
-async fn kill(State(daemon): Shared, Path(name): Path<String>) -> Result<StatusCode, Refusal> {
-    daemon.kill(&name)?;
-    Ok(StatusCode::NO_CONTENT)
+fn kill(daemon: &dyn Daemon, name: &str) -> Result<NoContent, Refusal> {
+    daemon.kill(name)?;
+    Ok(NoContent)
 }
 
-async fn set_balloon(
-    State(daemon): Shared,
-    Path(name): Path<String>,
-    body: Result<Json<BalloonRequest>, JsonRejection>,
+fn set_balloon(
+    daemon: &dyn Daemon,
+    name: &str,
+    request: &BalloonRequest,
 ) -> Result<Json<VmStatus>, Refusal> {
-    let Json(request) = body.map_err(unreadable(
-        "{\"target_bytes\": N} or {\"target_bytes\": null}",
-    ))?;
     let target = request.target_bytes.map(whole_pages).transpose()?;
-    Ok(Json(daemon.set_balloon(&name, target)?))
+    Ok(Json(daemon.set_balloon(name, target)?))
 }
 
 fn whole_pages(target: Bytes) -> Result<Pages, Refusal> {
@@ -128,66 +265,47 @@ fn whole_pages(target: Bytes) -> Result<Pages, Refusal> {
     ))
 }
 
-async fn set_vm(
-    State(daemon): Shared,
-    Path(name): Path<String>,
-    body: Result<Json<VmPatch>, JsonRejection>,
-) -> Result<Json<VmStatus>, Refusal> {
-    let Json(patch) = body.map_err(unreadable(
-        "an object of VM settings such as {\"shares\": \"high\", \"limit\": \"128M\"}",
-    ))?;
-    Ok(Json(daemon.set_vm(&name, &patch)?))
+fn set_vm(daemon: &dyn Daemon, name: &str, patch: &VmPatch) -> Result<Json<VmStatus>, Refusal> {
+    Ok(Json(daemon.set_vm(name, patch)?))
 }
 
-async fn why(
-    State(daemon): Shared,
-    Path(name): Path<String>,
-) -> Result<Json<serde_json::Value>, Refusal> {
-    Ok(Json(daemon.why(&name)?))
+fn why(daemon: &dyn Daemon, name: &str) -> Result<Object, Refusal> {
+    Ok(Object(Json(daemon.why(name)?).into_response()))
 }
 
-async fn token(
-    State(daemon): Shared,
-    Path(name): Path<String>,
-) -> Result<Json<AgentToken>, Refusal> {
-    Ok(Json(daemon.token(&name)?))
+fn token(daemon: &dyn Daemon, name: &str) -> Result<Json<AgentToken>, Refusal> {
+    Ok(Json(daemon.token(name)?))
 }
 
-async fn settings(State(daemon): Shared) -> Json<Vec<SettingView>> {
-    Json(daemon.settings())
+fn settings(daemon: &dyn Daemon, _: &str) -> Result<Json<Vec<SettingView>>, Refusal> {
+    Ok(Json(daemon.settings()))
 }
 
-async fn setting(
-    State(daemon): Shared,
-    Path(name): Path<String>,
-) -> Result<Json<SettingView>, Refusal> {
-    let wanted = Key::find(&name).map_err(ControlError::from)?.spec().name;
+fn setting(daemon: &dyn Daemon, name: &str) -> Result<Json<SettingView>, Refusal> {
+    let wanted = Key::find(name).map_err(ControlError::from)?.spec().name;
     let found = daemon.settings().into_iter().find(|s| s.name == wanted);
     Ok(Json(found.expect("the daemon has all settings there are")))
 }
 
-async fn set_setting(
-    State(daemon): Shared,
-    Path(name): Path<String>,
-    body: Result<Json<SettingRequest>, JsonRejection>,
+fn set_setting(
+    daemon: &dyn Daemon,
+    name: &str,
+    request: &SettingRequest,
 ) -> Result<Json<SettingView>, Refusal> {
-    let Json(request) = body.map_err(unreadable("{\"value\": 50} or {\"value\": \"30s\"}"))?;
-    Ok(Json(daemon.set_setting(&name, &request.value.to_string())?))
+    Ok(Json(daemon.set_setting(name, &request.value.to_string())?))
 }
 
-async fn reset_setting(
-    State(daemon): Shared,
-    Path(name): Path<String>,
-) -> Result<Json<SettingView>, Refusal> {
-    Ok(Json(daemon.set_setting(&name, DEFAULT)?))
+fn reset_setting(daemon: &dyn Daemon, name: &str) -> Result<Json<SettingView>, Refusal> {
+    Ok(Json(daemon.set_setting(name, DEFAULT)?))
 }
 
-async fn reload(State(daemon): Shared) -> Result<Json<ReloadReport>, Refusal> {
+fn reload(daemon: &dyn Daemon, _: &str) -> Result<Json<ReloadReport>, Refusal> {
     Ok(Json(daemon.reload()?))
 }
 
-async fn openapi() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], OPENAPI)
+fn openapi(_: &dyn Daemon, _: &str) -> Result<Object, Refusal> {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    Ok(Object((json, OPENAPI).into_response()))
 }
 
 async fn unknown_route(method: Method, uri: Uri) -> Refusal {
@@ -206,7 +324,8 @@ async fn wrong_method(method: Method, uri: Uri) -> Refusal {
     )
 }
 
-fn unknown_vm(daemon: &dyn Daemon, name: String) -> Refusal {
+fn unknown_vm(daemon: &dyn Daemon, name: &str) -> Refusal {
+    let name = name.to_owned();
     let running = daemon.status().vms.into_iter().map(|vm| vm.name).collect();
     ControlError::UnknownVm { name, running }.into()
 }
@@ -248,14 +367,10 @@ impl From<ControlError> for Refusal {
 }
 
 /// The answer to a body that is not what the request needs.
-fn unreadable(allowed: &'static str) -> impl Fn(JsonRejection) -> Refusal {
-    move |rejection| {
-        Refusal::new(
-            rejection.status(),
-            rejection.body_text(),
-            format!(
-                "Content-Type: application/json and {allowed}, at most {REQUEST_BODY_MAX} bytes"
-            ),
-        )
-    }
+fn unreadable(rejection: &JsonRejection, allowed: &str) -> Refusal {
+    Refusal::new(
+        rejection.status(),
+        rejection.body_text(),
+        format!("Content-Type: application/json and {allowed}, at most {REQUEST_BODY_MAX} bytes"),
+    )
 }

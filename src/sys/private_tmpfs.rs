@@ -29,14 +29,15 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
+use nix::mount::{MsFlags, mount as mount_at};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::{Pid, getegid, geteuid, pipe2};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, open, openat, unlinkat};
+use nix::unistd::{Pid, UnlinkatFlags, getegid, geteuid, pipe2, unlinkat, write};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount,
-    open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 /// See the module text.
@@ -76,11 +77,11 @@ impl PrivateTmpfs {
     /// What `openat(2)` says.
     pub(super) fn create(&self, name: &str) -> io::Result<(File, OwnedFd)> {
         let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file = openat(&self.writable, name, flags, Mode::RUSR | Mode::WUSR)?;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let file = openat(&self.writable, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let reader = openat(&self.read_only, name, flags, Mode::empty());
-        unlinkat(&self.writable, name, AtFlags::empty())?;
+        unlinkat(&self.writable, name, UnlinkatFlags::NoRemoveDir)?;
         Ok((file.into(), reader?))
     }
 }
@@ -92,7 +93,7 @@ type Maps = [(&'static CStr, String); 3];
 type Outcome = [i32; 3];
 
 fn mount() -> Result<PrivateTmpfs, Errno> {
-    let (from, to) = pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
+    let (from, to) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     let (uid, gid) = (geteuid(), getegid());
     let maps = [
         (c"/proc/self/setgroups", "deny".to_owned()),
@@ -150,7 +151,7 @@ fn in_child(to: BorrowedFd<'_>, maps: &Maps) -> ! {
         *into = word.to_ne_bytes();
     }
     // An empty pipe has room for it. If the write fails all the same, the parent takes that for no mount.
-    let _ = rustix::io::write(to, &bytes);
+    let _ = write(to, &bytes);
     // SAFETY: ends this process at once, without the handlers that belong to the parent.
     unsafe { libc::_exit(0) }
 }
@@ -160,8 +161,8 @@ fn make_mounts(maps: &Maps) -> Result<(OwnedFd, OwnedFd), Errno> {
     if unshare(CloneFlags::CLONE_NEWNS).is_err() {
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
         for (path, text) in maps {
-            let file = open(*path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-            rustix::io::write(file.map_err(raw)?, text.as_bytes()).map_err(raw)?;
+            let file = open(*path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+            write(file, text.as_bytes())?;
         }
     }
     mount_twice()
@@ -169,8 +170,8 @@ fn make_mounts(maps: &Maps) -> Result<(OwnedFd, OwnedFd), Errno> {
 
 fn mount_twice() -> Result<(OwnedFd, OwnedFd), Errno> {
     // Otherwise the mount would appear in other namespaces too.
-    let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change(c"/", alone).map_err(raw)?;
+    let (alone, none) = (MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&CStr>);
+    mount_at(none, c"/", none, alone, none)?;
     let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(raw)?;
     // No limits: the budget is the limit, and without others the kernel need not count.
     for (key, value) in [(c"size", c"0"), (c"nr_inodes", c"0"), (c"mode", c"0700")] {
@@ -185,15 +186,15 @@ fn mount_twice() -> Result<(OwnedFd, OwnedFd), Errno> {
     let writable = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(raw)?;
     // Before Linux 6.15 only a mount that is attached somewhere can be cloned.
     let this = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(&writable, c"", CWD, c"/", this).map_err(raw)?;
+    move_mount(&writable, c"", AT_FDCWD, c"/", this).map_err(raw)?;
     let clone = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
     let read_only = open_tree(&writable, c"", clone).map_err(raw)?;
     make_read_only(read_only.as_fd())?;
     // Descriptors of directories, because those of the mounts would keep the second mount in a namespace.
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = |mount: OwnedFd| openat(mount, c".", flags, Mode::empty()).map_err(raw);
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let directory = |mount: OwnedFd| openat(mount, c".", flags, Mode::empty());
     Ok((directory(writable)?, directory(read_only)?))
 }
 

@@ -1,11 +1,11 @@
 //! The terminal, if there is one: a screen that is redrawn in place and a keyboard without Enter.
 
 use std::env;
-use std::io::{self, IsTerminal, Write};
-use std::os::fd::BorrowedFd;
+use std::io::{self, IsTerminal, Stdin, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::stdio::stdin;
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use rustix::termios::tcgetwinsize;
 
 use super::render::Screen;
 
@@ -28,6 +28,7 @@ const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 pub struct Terminal {
     live: bool,
     colour: bool,
+    stdin: Stdin,
     keyboard: Option<Termios>,
 }
 
@@ -41,6 +42,7 @@ impl Terminal {
         let mut terminal = Self {
             live: live && is_terminal,
             colour: is_terminal && env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+            stdin: io::stdin(),
             keyboard: None,
         };
         if terminal.live {
@@ -88,8 +90,8 @@ impl Terminal {
 
     /// What to wait on for a key; `None` if there is no keyboard.
     #[must_use]
-    pub fn keyboard(&self) -> Option<BorrowedFd<'static>> {
-        self.keyboard.as_ref().map(|_| stdin())
+    pub fn keyboard(&self) -> Option<BorrowedFd<'_>> {
+        self.keyboard.as_ref().map(|_| self.stdin.as_fd())
     }
 
     /// Reads what was typed, and says whether there was a `q`. After an end of input there is no keyboard any
@@ -100,7 +102,7 @@ impl Terminal {
     pub fn quit_typed(&mut self) -> io::Result<bool> {
         let mut typed = [0; 64];
         // Unbuffered, so that what is left still wakes the next wait.
-        let length = nix::unistd::read(stdin(), &mut typed)?;
+        let length = nix::unistd::read(&self.stdin, &mut typed)?;
         if length == 0 {
             self.silence();
         }
@@ -113,7 +115,7 @@ impl Terminal {
     fn silence(&mut self) {
         if let Some(before) = self.keyboard.take() {
             // Errors are ignored: nothing can be done about a terminal that is gone.
-            let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &before);
+            let _ = tcsetattr(&self.stdin, SetArg::TCSAFLUSH, &before);
         }
     }
 }
@@ -134,8 +136,8 @@ fn listen() -> io::Result<Option<Termios>> {
     }
     let before = tcgetattr(io::stdin())?;
     let mut raw = before.clone();
-    raw.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
-    tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
+    raw.local_flags -= LocalFlags::ICANON | LocalFlags::ECHO;
+    tcsetattr(io::stdin(), SetArg::TCSANOW, &raw)?;
     Ok(Some(before))
 }
 

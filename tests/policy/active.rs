@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use memvisor::telemetry::{ActivityStatus, VmStatus};
 use memvisor::units::Pages;
 
-use super::common::eventually;
+use super::rig::eventually;
 use super::{PATIENCE, end, filled, host, line, mib, shown};
 
 in_both_engines!(estimates_of_active_memory_follow_what_a_guest_uses);
@@ -36,11 +36,11 @@ fn estimates_of_active_memory_follow_what_a_guest_uses(engine: &str) {
     // After `time` seconds the guest uses less. A slow machine that had no estimate by then gets a second try with
     // more time.
     let done = [10, 40].into_iter().any(|time| {
-        let workload = format!(
-            "toucher,size=60M,active={MUCH}M,then={LITTLE}M@{time}s,rate=400M,write=10"
+        let words = format!(
+            "--memory {SIZE}M --workload toucher,size=60M,active={MUCH}M,then={LITTLE}M@{time}s,rate=400M,write=10"
         );
         let name = format!("g{time}");
-        let guest = host.guest(&name, &format!("{SIZE}M"), &[&workload], &[]);
+        let guest = host.guest(&name, &words);
         filled(&host, &name, 60);
         let (loaded, changes) = (Instant::now(), Duration::from_secs(time));
         let estimated = |what: &str, used: u64| {
@@ -61,7 +61,7 @@ fn estimates_of_active_memory_follow_what_a_guest_uses(engine: &str) {
         let in_time = loaded.elapsed() < changes;
         estimated("10 %", LITTLE);
         eprintln!("{engine}: {}", line(&host.status()));
-        guest.stop(PATIENCE);
+        guest.stop();
         in_time
     });
     assert!(done, "a period of sampling took longer than half a minute");

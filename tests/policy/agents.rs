@@ -10,9 +10,8 @@ use memvisor::units::Pages;
 use memvisor_wire::balloon::{RangeBatch, ToHost};
 use memvisor_wire::{Gfn, GfnRun, wait_readable};
 
-use super::common::eventually;
-use super::rig::Host;
 use super::rig::raw::{Powered, RawAgent};
+use super::rig::{Host, eventually};
 use super::{PATIENCE, check, end, filled, host, line, mib, of, pair};
 
 in_both_engines!(
@@ -27,10 +26,11 @@ fn stored(vm: &VmStatus) -> Pages {
 fn guest_without_an_agent_is_paged_where_one_with_an_agent_is_ballooned(engine: &str) {
     let host = host(engine, "72M", &[]);
     let names = ["with", "without"];
-    let workload = ["toucher,size=44M,active=12M,rate=40M,content=random"];
+    let words =
+        "--memory 48M --workload toucher,size=44M,active=12M,rate=40M,content=random --seed";
     let guests = [
-        host.guest(names[0], "48M", &workload, &["--seed", "1"]),
-        host.guest(names[1], "48M", &workload, &["--seed", "2", "--no-agent"]),
+        host.guest(names[0], &format!("{words} 1")),
+        host.guest(names[1], &format!("{words} 2 --no-agent")),
     ];
     let since = Instant::now();
     // 88 MiB without equal pages do not fit into 67 MiB.
@@ -54,15 +54,15 @@ fn guest_without_an_agent_is_paged_where_one_with_an_agent_is_ballooned(engine: 
 
 fn guest_that_stands_still_holds_up_nobody_and_is_ballooned_when_it_goes_on(engine: &str) {
     let host = host(engine, "72M", &[]);
-    let idle = "toucher,size=40M,active=1M,rate=4M,content=random";
-    let still = host.guest("still", "48M", &[idle], &[]);
+    let idle = "--memory 48M --workload toucher,size=40M,active=1M,rate=4M,content=random";
+    let still = host.guest("still", idle);
     filled(&host, "still", 40);
     let stopped = still.suspend();
     let since = Instant::now();
     // The suspended guest uses nothing, so its memory would be taken first. But its 40 of 67 MiB are out of reach,
     // which leaves 24 MiB for two guests that fill 20 MiB each.
-    let workload = ["toucher,size=20M,rate=20M,content=random"];
-    let others = ["a", "b"].map(|name| host.guest(name, "28M", &workload, &[]));
+    let words = "--memory 28M --workload toucher,size=20M,rate=20M,content=random";
+    let others = ["a", "b"].map(|name| host.guest(name, words));
     for name in ["a", "b"] {
         filled(&host, name, 20);
     }
@@ -72,9 +72,9 @@ fn guest_that_stands_still_holds_up_nobody_and_is_ballooned_when_it_goes_on(engi
         line(&host.status())
     );
     // The others go on, and one more guest comes and goes.
-    let visit = ["toucher,size=8M,rate=20M,content=random"];
-    let visitor = host.guest("visitor", "12M", &visit, &["--duration", "2s"]);
-    let report = visitor.finish(PATIENCE);
+    let visit = "--memory 12M --workload toucher,size=8M,rate=20M,content=random --duration 2s";
+    let mut visitor = host.guest("visitor", visit);
+    let report = visitor.verifies();
     assert!(report.pages_verified > mib(8).0, "{report:#?}");
     let stuck = host.vm("still");
     assert_eq!(stuck.homes.ballooned_pages, Pages(0), "{stuck:#?}");
@@ -152,7 +152,7 @@ fn write(guest: &Powered, pages: Range<u64>) {
 fn balloon_that_crawls_is_not_waited_for() {
     let settings = ["Mem.MemMinFreePct=50", "Mem.ShareRateMax=0"];
     let settings = settings.map(|setting| ["--set", setting]).concat();
-    let host = Host::start("mprotect", "64M", &settings);
+    let host = Host::quiet("mprotect", "64M", &settings);
     let guest = Powered::on(&host, "g", 16384);
     let status = host.status();
     let [soft, hard] =

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use memvisor::units::Pages;
 
-use super::common::{TestHost, eventually};
+use super::rig::{Host, eventually};
 use super::{PATIENCE, check, end, filled, host, line, mib, of, touched};
 
 in_both_engines!(
@@ -15,10 +15,10 @@ in_both_engines!(
 /// The host cannot know that all pages are zero before it has scanned them, so it inflates balloons at first. Then
 /// it has half of its memory free, and the guests get their balloons back as they page in.
 fn balloons_of_guests_full_of_zeroes_are_given_back(engine: &str) {
-    let host = TestHost::start(&["--engine", engine, "--memory", "64M"]);
+    let host = Host::start(engine, "64M", &[]);
     let names = ["a", "b"];
-    let workload = ["toucher,size=60M,active=60M,write=0,content=zero,rate=8M"];
-    let guests = names.map(|name| host.guest(name, "64M", &workload, &[]));
+    let words = "--memory 64M --workload toucher,size=60M,active=60M,write=0,content=zero,rate=8M";
+    let guests = names.map(|name| host.guest(name, words));
     let since = Instant::now();
     let what = "there were balloons";
     eventually(what, PATIENCE, || {
@@ -45,8 +45,9 @@ fn balloons_of_guests_full_of_zeroes_are_given_back(engine: &str) {
 /// A guest reserves three quarters of its memory. Its balloon may take the last quarter, and `why` says so.
 fn balloon_set_by_hand_takes_nothing_of_a_reservation(engine: &str) {
     let host = host(engine, "128M", &[]);
-    let workload = ["toucher,size=28M,rate=40M,content=random"];
-    let guest = host.guest("g", "32M", &workload, &["--reservation", "24M"]);
+    let words =
+        "--memory 32M --reservation 24M --workload toucher,size=28M,rate=40M,content=random";
+    let guest = host.guest("g", words);
     filled(&host, "g", 28);
     eventually("its agent is there", PATIENCE, || {
         host.vm("g").balloon.agent.then_some(())

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use memvisor::telemetry::{FreeState, HostStatus};
 use memvisor::units::Pages;
 
-use super::common::{TestHost, eventually};
+use super::rig::{Host, eventually};
 use super::{PATIENCE, check, end, mib, shown, touched};
 
 in_both_engines!(guests_that_boot_at_once_bring_the_host_to_low_and_nothing_fails);
@@ -39,7 +39,7 @@ fn row(engine: &str, when: Duration, status: &HostStatus) {
 }
 
 /// The states that the host has logged. Looking at its status alone would miss those that it leaves at once.
-fn logged(host: &TestHost) -> Vec<FreeState> {
+fn logged(host: &Host) -> Vec<FreeState> {
     let known = [
         FreeState::High,
         FreeState::Clear,
@@ -61,31 +61,25 @@ fn logged(host: &TestHost) -> Vec<FreeState> {
 /// paper had 1024 MB for guests of 1472 MB with an overhead of 160 MB, an overcommitment of more than 60 %. The
 /// overhead is small here, so the host has 112 MiB for guests of 184 MiB.
 fn guests_that_boot_at_once_bring_the_host_to_low_and_nothing_fails(engine: &str) {
-    let host = TestHost::start(&[
-        "--engine",
-        engine,
-        "--memory",
-        "112M",
+    let args = [
         "--set",
         "Mem.SamplePeriod=1",
         "--set",
         "Mem.BalancePeriod=0.5",
-    ]);
+    ];
+    let host = Host::start(engine, "112M", &args);
     let since = Instant::now();
     let guests: Vec<_> = GUESTS
         .iter()
         .enumerate()
         .map(|(at, (name, size, fills))| {
             // Each guest has content of its own. Otherwise sharing alone would save the host.
-            let seed = at.to_string();
-            let workload = format!("toucher,size={fills}M,active=4M,rate=8M,content=random");
-            let (size, half) = (format!("{size}M"), format!("{}M", size / 2));
-            host.guest(
-                name,
-                &size,
-                &[&workload],
-                &["--reservation", &half, "--seed", &seed],
-            )
+            let words = format!(
+                "--memory {size}M --reservation {}M --seed {at} \
+                 --workload toucher,size={fills}M,active=4M,rate=8M,content=random",
+                size / 2
+            );
+            host.guest(name, &words)
         })
         .collect();
     let mut worst = FreeState::High;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use memvisor::telemetry::VmStatus;
 use memvisor::units::Pages;
 
-use super::common::{TestGuest, TestHost, eventually};
+use super::rig::{Host, Process, eventually};
 use super::{PATIENCE, check, end, filled, host, line, mib, of, shown, touched};
 
 in_both_engines!(
@@ -20,10 +20,9 @@ fn host_whose_memory_is_all_in_caches_goes_on(engine: &str) {
     let all = ["Mem.MemZipMaxPct=100", "Mem.MemZipMaxAllocPct=100"];
     let host = host(engine, "64M", &all);
     let names = ["a", "b", "c", "d"];
-    let workload = ["kv,size=40M,content=text"];
-    let guest = |(name, seed)| host.guest(name, "48M", &workload, &["--no-agent", "--seed", seed]);
-    let seeds = ["1", "2", "3", "4"];
-    let guests: Vec<TestGuest> = names.into_iter().zip(seeds).map(guest).collect();
+    let words = "--memory 48M --no-agent --workload kv,size=40M,content=text --seed";
+    let guest = |(name, seed)| host.guest(name, &format!("{words} {seed}"));
+    let guests: Vec<Process> = names.into_iter().zip(1..).map(guest).collect();
     let since = Instant::now();
     let once_all = |have: &dyn Fn(&VmStatus) -> bool| {
         let status = host.status();
@@ -69,7 +68,7 @@ fn refills(before: &VmStatus, now: &VmStatus) -> f64 {
 }
 
 /// A guest of 128 MiB with a limit of 40 MiB, on a host whose caches keep only what pays.
-fn guest_in_throughput(engine: &str, workloads: &[&str]) -> (TestHost, TestGuest) {
+fn guest_in_throughput(engine: &str, workloads: &str) -> (Host, Process) {
     let host = host(engine, "64M", &["Memvisor.CacheKeeps=paying"]);
     for (name, value) in [
         ("Mem.MemZipMaxPct", "50"),
@@ -78,15 +77,16 @@ fn guest_in_throughput(engine: &str, workloads: &[&str]) -> (TestHost, TestGuest
     ] {
         host.set(name, value);
     }
-    let guest = host.guest("g", "128M", workloads, &["--no-agent", "--limit", "40M"]);
+    let words = format!("--memory 128M --no-agent --limit 40M --workload {workloads}");
+    let guest = host.guest("g", &words);
     (host, guest)
 }
 
 /// Most of the guest's memory is written once and never used again. The set that it works on would fit beside a small
 /// cache, but not beside one that keeps all those cold pages.
 fn cold_pages_leave_the_cache_and_hot_ones_are_brought_back_less(engine: &str) {
-    let works = "toucher,size=26M,content=text,write=20,rate=24M";
-    let (host, guest) = guest_in_throughput(engine, &["idle,size=64M,content=text", works]);
+    let works = "idle,size=64M,content=text toucher,size=26M,content=text,write=20,rate=24M";
+    let (host, guest) = guest_in_throughput(engine, works);
     filled(&host, "g", 90);
     let mut before = host.vm("g");
     let (mut most, mut largest) = (0.0_f64, Pages(0));
@@ -123,7 +123,7 @@ fn cold_pages_leave_the_cache_and_hot_ones_are_brought_back_less(engine: &str) {
 /// All pages are used equally often, so the pages in the cache are worth as much as those in RAM.
 fn cache_that_is_used_keeps_what_its_cap_has_room_for(engine: &str) {
     let works = "toucher,size=80M,content=text,write=20";
-    let (host, guest) = guest_in_throughput(engine, &[works]);
+    let (host, guest) = guest_in_throughput(engine, works);
     filled(&host, "g", 80);
     let full = host.vm("g");
     eventually("it has been through its cache", PATIENCE, || {

@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::common::{TestHost, eventually, image, seconds};
+use super::rig::{Host, eventually, image, seconds};
 use super::{PATIENCE, check, end, filled, host, line, mib};
 
 in_both_engines!(
@@ -21,7 +21,7 @@ in_both_engines!(
     settings_changed_in_the_middle_of_a_reclaim_take_effect_at_once,
 );
 
-fn evictions(host: &TestHost) -> (VmStatus, u64, u64) {
+fn evictions(host: &Host) -> (VmStatus, u64, u64) {
     let vm = host.vm("g");
     let counts = (vm.evict.to_zip, vm.evict.to_swap);
     (vm, counts.0, counts.1)
@@ -34,8 +34,9 @@ fn settings_changed_in_the_middle_of_a_reclaim_take_effect_at_once(engine: &str)
         "96M",
         &["Memvisor.EvictRound=64", "Mem.MemZipMaxPct=50"],
     );
-    let workload = ["toucher,size=48M,active=1M,rate=1M,content=text"];
-    let guest = host.guest("g", "56M", &workload, &["--no-agent"]);
+    let words =
+        "--memory 56M --no-agent --workload toucher,size=48M,active=1M,rate=1M,content=text";
+    let guest = host.guest("g", words);
     filled(&host, "g", 48);
     host.set_vm("g", "limit=20M");
     let grows = |what: &str, of: fn(&VmStatus) -> u64| {
@@ -104,7 +105,7 @@ impl Change {
         }
     }
 
-    fn apply(&self, host: &TestHost, vm: &str) -> Result<(), ClientError> {
+    fn apply(&self, host: &Host, vm: &str) -> Result<(), ClientError> {
         let client = host.client();
         match self {
             Self::Vm(words) => {
@@ -183,7 +184,7 @@ fn deck(random: &mut StdRng, dirs: &[PathBuf]) -> Vec<Change> {
 type Tally = BTreeMap<String, (u64, u64)>;
 
 /// Tries a change. The host may refuse one that contradicts its other settings or what it has promised.
-fn attempt(host: &TestHost, vm: &str, change: &Change, tally: &mut Tally) {
+fn attempt(host: &Host, vm: &str, change: &Change, tally: &mut Tally) {
     let count = tally.entry(change.name().to_owned()).or_default();
     match change.apply(host, vm) {
         Ok(()) => count.0 += 1,
@@ -222,26 +223,22 @@ fn settings_changed_in_any_order_under_load_harm_nobody(engine: &str) {
     eprintln!("{engine}: MEMVISOR_POLICY_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let quick = ["--share-scan-time", "1s", "--set", "Mem.SamplePeriod=1"];
-    let host = TestHost::start(&[&["--engine", engine, "--memory", "80M"], &quick[..]].concat());
-    let dirs = ["swap", "swap-2", "swap-3"].map(|name| host.dir().join(name));
-    for dir in &dirs[1..] {
+    let host = Host::start(engine, "80M", &quick);
+    let dirs = ["swap", "swap-2", "swap-3"].map(|name| host.path().join(name));
+    for dir in &dirs {
         std::fs::create_dir(dir).expect("a directory");
     }
-    let boot = host.dir().join("boot.img");
+    let boot = host.path().join("boot.img");
     image(&boot, 3072, seed);
-    let boot = format!("image:{},rate=20M", boot.display());
-    let guest = |name: &str, own: &str, extra: &[&str]| {
-        host.guest(
-            name,
-            "48M",
-            &[&boot, own],
-            &[&["--seed", name_seed(name)], extra].concat(),
-        )
+    let boot = format!("--memory 48M --workload image:{},rate=20M", boot.display());
+    let guest = |name: &str, own: &str| {
+        let seed = name_seed(name);
+        host.guest(name, &format!("{boot} {own} --seed {seed}"))
     };
     let guests = [
-        guest("a", "toucher,size=26M,active=12M,rate=40M,threads=2", &[]),
-        guest("b", "kv,size=26M,rate=20M,threads=2", &[]),
-        guest("c", "churn,size=26M,rate=20M,threads=2", &["--no-agent"]),
+        guest("a", "toucher,size=26M,active=12M,rate=40M,threads=2"),
+        guest("b", "kv,size=26M,rate=20M,threads=2"),
+        guest("c", "churn,size=26M,rate=20M,threads=2 --no-agent"),
     ];
     let what = "pages are shared, swapped and ballooned at once";
     eventually(what, PATIENCE, || {
@@ -253,7 +250,7 @@ fn settings_changed_in_any_order_under_load_harm_nobody(engine: &str) {
     eprintln!("{engine}: {what}: {}", line(&host.status()));
 
     // One more comes and goes meanwhile.
-    let visitor = guest("visitor", "kv,size=8M,rate=10M", &["--duration", "4s"]);
+    let mut visitor = guest("visitor", "kv,size=8M,rate=10M --duration 4s");
     let tally = shuffle(&host, &mut random, &dirs);
     eprintln!("{engine}: changed and refused: {tally:?}");
     assert!(tally.values().all(|(changed, _)| *changed > 0), "{tally:?}");
@@ -262,7 +259,7 @@ fn settings_changed_in_any_order_under_load_harm_nobody(engine: &str) {
     for name in NAMES {
         host.set_vm(name, "shares=normal limit=none");
     }
-    let report = visitor.finish(PATIENCE);
+    let report = visitor.verifies();
     assert!(report.pages_verified > 0, "{report:#?}");
     eprintln!("{engine}: at the end {}", line(&host.status()));
     end(
@@ -274,7 +271,7 @@ fn settings_changed_in_any_order_under_load_harm_nobody(engine: &str) {
 }
 
 /// Changes everything that can be changed, for some seconds.
-fn shuffle(host: &TestHost, random: &mut StdRng, dirs: &[PathBuf]) -> Tally {
+fn shuffle(host: &Host, random: &mut StdRng, dirs: &[PathBuf]) -> Tally {
     let mut tally = Tally::new();
     let time = seconds("MEMVISOR_POLICY_SECONDS", TIME);
     let begin = Instant::now();

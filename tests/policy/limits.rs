@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use memvisor::telemetry::{FreeState, HostStatus, VmStatus};
 use memvisor::units::Pages;
 
-use super::common::{TestHost, eventually};
+use super::rig::{Host, eventually};
 use super::{PATIENCE, check, end, filled, host, line, mib};
 
 in_both_engines!(
@@ -14,7 +14,7 @@ in_both_engines!(
 );
 
 /// The host and its VM `g`; the host must be in the high state.
-fn of_a_high_host(host: &TestHost) -> Option<(HostStatus, VmStatus)> {
+fn of_a_high_host(host: &Host) -> Option<(HostStatus, VmStatus)> {
     let status = host.status();
     check(&status);
     assert_eq!(status.free_state, FreeState::High, "{status:#?}");
@@ -23,7 +23,7 @@ fn of_a_high_host(host: &TestHost) -> Option<(HostStatus, VmStatus)> {
 }
 
 /// Waits until the VM holds no more than `most`, and prints how long that took.
-fn comes_down(host: &TestHost, engine: &str, most: Pages) -> VmStatus {
+fn comes_down(host: &Host, engine: &str, most: Pages) -> VmStatus {
     let since = Instant::now();
     let what = format!("{engine}: down to the limit of {}", most.bytes());
     let (status, vm) = eventually(&what, PATIENCE, || {
@@ -35,7 +35,7 @@ fn comes_down(host: &TestHost, engine: &str, most: Pages) -> VmStatus {
 }
 
 /// Takes the limit away and waits until the guest holds more than `least`.
-fn gets_back(host: &TestHost, engine: &str, least: Pages) {
+fn gets_back(host: &Host, engine: &str, least: Pages) {
     host.set_vm("g", "limit=none");
     let since = Instant::now();
     let what = format!("{engine}: without a limit more than {}", least.bytes());
@@ -48,14 +48,15 @@ fn gets_back(host: &TestHost, engine: &str, least: Pages) {
 }
 
 /// The guest fills more than its limit, then touches half of its memory slowly and half of it often.
-const WORKLOADS: [&str; 2] = [
-    "toucher,size=28M,rate=40M,content=text",
-    "toucher,size=28M,rate=12M,content=random",
-];
+const WORKLOADS: &str =
+    "toucher,size=28M,rate=40M,content=text toucher,size=28M,rate=12M,content=random";
 
 fn limit_of_a_guest_with_a_balloon_binds_in_the_high_state(engine: &str) {
     let host = host(engine, "128M", &[]);
-    let guest = host.guest("g", "64M", &WORKLOADS, &["--limit", "44M"]);
+    let guest = host.guest(
+        "g",
+        &format!("--memory 64M --limit 44M --workload {WORKLOADS}"),
+    );
     filled(&host, "g", 56);
     let vm = comes_down(&host, engine, mib(44));
     assert!(vm.balloon.size_pages >= mib(12), "{vm:#?}");
@@ -84,8 +85,9 @@ const ROUNDS: Duration = Duration::from_secs(1);
 /// The guest fills more than its limit, and goes on to use more than its limit faster than it is evicted.
 fn limit_of_a_guest_without_an_agent_binds_in_the_high_state(engine: &str) {
     let host = host(engine, "128M", &[]);
-    let workload = "toucher,size=56M,active=48M,rate=40M,content=random";
-    let guest = host.guest("g", "64M", &[workload], &["--no-agent", "--limit", "40M"]);
+    let words = "--memory 64M --limit 40M --no-agent \
+                 --workload toucher,size=56M,active=48M,rate=40M,content=random";
+    let guest = host.guest("g", words);
     filled(&host, "g", 56);
     stays(&host, engine, mib(40));
     gets_back(&host, engine, mib(41));
@@ -103,7 +105,7 @@ fn limit_of_a_guest_without_an_agent_binds_in_the_high_state(engine: &str) {
 }
 
 /// Checks that the guest holds no more than its limit while, for some seconds, it touches more than fits.
-fn stays(host: &TestHost, engine: &str, limit: Pages) {
+fn stays(host: &Host, engine: &str, limit: Pages) {
     let since = Instant::now();
     let evicted = |vm: &VmStatus| vm.evict.to_zip + vm.evict.to_swap;
     let before = of_a_high_host(host).map(|(_, vm)| evicted(&vm));

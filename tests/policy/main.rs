@@ -23,8 +23,6 @@ macro_rules! in_both_engines {
     };
 }
 
-#[path = "../common/mod.rs"]
-mod common;
 #[path = "../rig/mod.rs"]
 mod rig;
 
@@ -38,12 +36,9 @@ mod limits;
 mod pressed;
 mod tax;
 
-use std::time::Duration;
-
-use common::{TestGuest, TestHost, engines, eventually};
-use memvisor::telemetry::{HostStatus, VmStatus};
+use memvisor::telemetry::{GuestReport, HostStatus, VmStatus};
 use memvisor::units::Pages;
-use memvisor_guest_agent::guest::GuestReport;
+use rig::{Host, PATIENCE, Process, engines, eventually};
 
 /// Not a test: the process that stands for a scripted guest, see [`rig::raw`].
 #[test]
@@ -52,21 +47,16 @@ fn connector() {
     rig::raw::connector();
 }
 
-/// How long anything may take on a machine that is busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// Runs a test with one engine, if it works here.
 fn with_engine(wanted: &str, test: fn(&str)) {
-    engines(|engine| {
-        if engine == wanted {
-            test(engine);
-        }
-    });
+    if engines().contains(&wanted) {
+        test(wanted);
+    }
 }
 
 /// A host that shares nothing, and samples and balances so often that tests need not wait long for it.
-fn host(engine: &str, memory: &str, settings: &[&str]) -> TestHost {
-    let mut args = vec!["--engine", engine, "--memory", memory];
+fn host(engine: &str, memory: &str, settings: &[&str]) -> Host {
+    let mut args = Vec::new();
     let quick = [
         "Mem.ShareRateMax=0",
         "Mem.SamplePeriod=1",
@@ -75,7 +65,7 @@ fn host(engine: &str, memory: &str, settings: &[&str]) -> TestHost {
     for setting in quick.iter().chain(settings) {
         args.extend(["--set", setting]);
     }
-    TestHost::start(&args)
+    Host::start(engine, memory, &args)
 }
 
 /// A VM of a status.
@@ -94,7 +84,7 @@ fn touched(vm: &VmStatus) -> Pages {
 }
 
 /// Waits until a guest has touched `size` MiB.
-fn filled(host: &TestHost, name: &str, size: u64) {
+fn filled(host: &Host, name: &str, size: u64) {
     eventually(&format!("{name} has filled its memory"), PATIENCE, || {
         let vm = host.client().vm(name).ok()?;
         (touched(&vm) >= mib(size)).then_some(())
@@ -124,28 +114,23 @@ fn check(status: &HostStatus) {
 }
 
 /// Ends guests, which verify all that they own, and then the host, which must have nothing left.
-fn end(host: TestHost, guests: impl IntoIterator<Item = TestGuest>, expected: &[&str]) {
+fn end(host: Host, guests: impl IntoIterator<Item = Process>, expected: &[&str]) {
     ended(host, guests, expected);
 }
 
 /// The same; the reports of the guests.
 fn ended(
-    host: TestHost,
-    guests: impl IntoIterator<Item = TestGuest>,
+    host: Host,
+    guests: impl IntoIterator<Item = Process>,
     expected: &[&str],
 ) -> Vec<GuestReport> {
     check(&host.status());
-    let mut guests: Vec<TestGuest> = guests.into_iter().collect();
+    let mut guests: Vec<Process> = guests.into_iter().collect();
     // Told to end all at once, because each of them verifies for a while.
-    guests.iter_mut().for_each(TestGuest::terminate);
-    let reports = guests.into_iter().map(|guest| {
-        let report = guest.interrupted(PATIENCE);
-        assert!(report.pages_verified > 0, "{report:#?}");
-        report
-    });
-    let reports = reports.collect();
+    guests.iter().for_each(Process::terminate);
+    let reports = guests.iter_mut().map(|guest| guest.reports(130)).collect();
     host.is_empty(PATIENCE);
-    host.stop(expected);
+    host.stop_quietly(expected);
     reports
 }
 

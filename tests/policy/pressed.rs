@@ -11,7 +11,7 @@ use std::time::Duration;
 use memvisor::telemetry::VmStatus;
 use memvisor_guest_agent::guest::GuestReport;
 
-use super::common::{TestGuest, TestHost, eventually};
+use super::rig::{Host, Process, eventually};
 use super::{check, ended, filled};
 
 in_both_engines!(
@@ -62,7 +62,7 @@ impl End {
 
 /// Waits until enough periods of each guest have ended after its memory was filled. A period is seen to end when the
 /// averages change, so two that end with the same averages look like one.
-fn periods(host: &TestHost) -> [Vec<End>; 4] {
+fn periods(host: &Host) -> [Vec<End>; 4] {
     let mut ends: [Vec<End>; 4] = Default::default();
     eventually("periods of sampling end", PATIENCE, || {
         let status = host.status();
@@ -139,25 +139,20 @@ fn judge((name, active, _): (&str, u64, &str), ends: &[End], said: &GuestReport)
 /// Runs the fleet on a host with `memory` MiB until its estimates are known.
 fn judged(engine: &str, profile: &str, memory: u64) -> [Judged; 4] {
     let memory = format!("{memory}M");
-    let mut args = vec![
-        "--engine",
-        engine,
-        "--profile",
-        profile,
-        "--memory",
-        &memory,
-    ];
+    let mut args = vec!["--profile", profile];
     for setting in ["Mem.ShareRateMax=0", "Mem.SamplePeriod=1"] {
         args.extend(["--set", setting]);
     }
-    let host = TestHost::start(&args);
-    let guests: Vec<TestGuest> = FLEET
+    let host = Host::start(engine, &memory, &args);
+    let guests: Vec<Process> = FLEET
         .iter()
         .map(|(name, active, how)| {
-            let workload =
-                format!("toucher,size={WRITTEN}M,active={active}M,write=20,content=random,{how}");
+            let words = format!(
+                "--memory {SIZE}M --no-agent \
+                 --workload toucher,size={WRITTEN}M,active={active}M,write=20,content=random,{how}"
+            );
             // With an agent the guest would page to its own disk, and use other pages than its workload names.
-            host.guest(name, &format!("{SIZE}M"), &[&workload], &["--no-agent"])
+            host.guest(name, &words)
         })
         .collect();
     FLEET

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use memvisor::telemetry::{HostStatus, VmStatus};
 use memvisor::units::Pages;
 
-use super::common::{TestHost, eventually};
+use super::rig::{Host, eventually};
 use super::{PATIENCE, are_about_equal, end, filled, host, line, mib, pair, shown};
 
 in_both_engines!(
@@ -44,7 +44,7 @@ const NAMES: [&str; 2] = ["idle", "busy"];
 /// Waits until both VMs have equal targets and hold about that much, and the host has given out its memory.
 /// Tolerances are wide: a balloon stops a little above a target that rose, and a guest that uses all it has
 /// gives slowly.
-fn equal(host: &TestHost, what: &str) -> HostStatus {
+fn equal(host: &Host, what: &str) -> HostStatus {
     let since = Instant::now();
     let mut next = Duration::ZERO;
     let status = eventually(what, PATIENCE, || {
@@ -81,8 +81,8 @@ fn target(vm: &VmStatus) -> Pages {
 fn idle_tax_takes_memory_from_the_idle(engine: &str) {
     let host = host(engine, "44M", &["Mem.IdleTax=0"]);
     let start = |name, rate| {
-        let workload = format!("toucher,size=29M,content=random,rate={rate}");
-        host.guest(name, "32M", &[&workload], &[])
+        let words = "--memory 32M --workload toucher,size=29M,content=random,rate=";
+        host.guest(name, &format!("{words}{rate}"))
     };
     let guests = [start("idle", "3M"), start("busy", "160M")];
     let before = equal(&host, &format!("{engine}: equal without a tax"));
@@ -132,16 +132,16 @@ fn busy_guest_takes_memory_and_the_idle_one_gets_it_back_when_it_wakes(engine: &
 /// Whether the busy guest had its memory before the sleeper woke.
 fn sleep_and_wake(engine: &str, sleep: u64) -> bool {
     let host = host(engine, "44M", &[]);
-    let sleeper = format!("toucher,size=29M,content=random,rate=100M,active=1M,then=29M@{sleep}s");
-    let sleeper = host.guest("idle", "32M", &[&sleeper], &[]);
+    let sleeper = format!(
+        "--memory 32M --workload toucher,size=29M,content=random,rate=100M,active=1M,then=29M@{sleep}s"
+    );
+    let sleeper = host.guest("idle", &sleeper);
     filled(&host, "idle", 29);
     let fell_asleep = Instant::now();
     let wakes = Duration::from_secs(sleep);
     let busy = host.guest(
         "busy",
-        "32M",
-        &["toucher,size=27M,content=random,rate=100M"],
-        &[],
+        "--memory 32M --workload toucher,size=27M,content=random,rate=100M",
     );
     let taken = eventually("the busy guest has what it needs", wakes + PATIENCE, || {
         let status = host.status();

@@ -24,7 +24,7 @@ use memvisor_wire::{Received, SeqPacket, wait_readable};
 use nix::sys::signal::Signal;
 
 use super::sys::unanswered;
-use super::{Host, PATIENCE, eventually};
+use super::{Host, PATIENCE, eventually, names_all};
 
 const SOCKET: &str = "MEMVISOR_TEST_CONNECT";
 /// The address at which a scripted guest says that it maps RAM. Nothing is mapped there, and nobody looks.
@@ -134,18 +134,18 @@ impl RawGuest {
         (Message::decode(&buffer[..len]).expect("a message"), fds)
     }
 
-    /// Expects the host to end the session for a reason that contains `text`, and to hang up. Commands
+    /// Expects the host to end the session for a reason that has all of `words`, and to hang up. Commands
     /// that were under way are ignored.
     #[track_caller]
-    pub(crate) fn is_told(&self, text: &str) {
+    pub(crate) fn is_told(&self, words: &str) {
         let why = loop {
             match self.receive() {
                 Message::Error(why) => break why,
                 Message::Command(_) => {}
-                other => panic!("{} where ERROR `{text}` is expected", other.name()),
+                other => panic!("{} where ERROR `{words}` is expected", other.name()),
             }
         };
-        assert!(why.contains(text), "no `{text}` in: {why}");
+        names_all(&why, words);
         let mut buffer = [0; MAX_MESSAGE];
         let end = loop {
             let next = self.socket.recv_timeout(&mut buffer, PATIENCE);
@@ -164,7 +164,7 @@ impl RawGuest {
     /// Expects the host to have ended the guest's process, which never ends by itself.
     #[track_caller]
     pub(crate) fn is_killed(&mut self) {
-        let status = eventually("the guest's process is killed", || {
+        let status = eventually("the guest's process is killed", PATIENCE, || {
             self.process.try_wait().expect("a child")
         });
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
@@ -385,17 +385,17 @@ impl RawAgent {
         }
     }
 
-    /// Expects an error that contains `text`, then the end of the connection.
+    /// Expects an error that has all of `words`, then the end of the connection.
     #[track_caller]
-    pub(crate) fn is_told(&self, text: &str) {
+    pub(crate) fn is_told(&self, words: &str) {
         let why = loop {
             match self.receive().1 {
                 ToAgent::Error { text, .. } => break text,
                 ToAgent::Target { .. } | ToAgent::Reset => {}
-                other => panic!("{other:?} where an error `{text}` is expected"),
+                other => panic!("{other:?} where an error `{words}` is expected"),
             }
         };
-        assert!(why.contains(text), "no `{text}` in: {why}");
+        names_all(&why, words);
         let end = self.socket.recv_timeout(&mut [0; 64], PATIENCE);
         assert_eq!(end.expect("receive"), Some(Received::Closed), "{why}");
     }

@@ -8,7 +8,7 @@
 //!   [`balloon`]. [`claims`] is no message but memory that a guest may share with the daemon; its words have
 //!   the machine's byte order. [`payload`] and [`filled`] define what a compressed page consists of. [`rows`]
 //!   is the rule by which either side brings pages before they are asked for. None of these does I/O.
-//! - How it travels: [`SeqPacket`] with messages and descriptors, [`Doorbell`], and [`sys`]: userfaultfd and the
+//! - How it travels: [`SeqPacket`] with messages and descriptors, [`Doorbell`], [`runtime_dir()`], and [`sys`]: userfaultfd and the
 //!   mapped claim table. `sys` is the only part with `unsafe`.
 //! - What either end owes the other as a process: [`privacy`], [`signals`] by which it is told to end, and
 //!   [`system_error`], the error for a system call that failed.
@@ -24,6 +24,7 @@ pub mod memory;
 pub mod payload;
 pub mod privacy;
 pub mod rows;
+mod runtime_dir;
 mod seqpacket;
 pub mod signals;
 pub mod sys;
@@ -32,4 +33,5 @@ pub mod system_error;
 pub use codec::{DecodeError, Reader, Writer};
 pub use doorbell::Doorbell;
 pub use gfn::{Gfn, GfnRun, PAGE_SIZE, RunsExt, runs_of};
+pub use runtime_dir::runtime_dir;
 pub use seqpacket::{Received, SeqPacket, SeqPacketListener, listen_privately, wait_readable};

@@ -10,10 +10,13 @@ use std::io::{self, IsTerminal, Stderr, Write};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
-use super::exit::UsageError;
+use crate::command::UsageError;
 
 /// Logs what `MEMVISOR_LOG` asks for, or by default all events from `level` on.
-pub(super) fn to_stderr(level: LevelFilter) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When `MEMVISOR_LOG` cannot be understood.
+pub fn to_stderr(level: LevelFilter) -> Result<(), UsageError> {
     let filter = EnvFilter::builder()
         .with_default_directive(level.into())
         .with_env_var("MEMVISOR_LOG")

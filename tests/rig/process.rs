@@ -2,16 +2,19 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use memvisor_guest_agent::guest::GuestReport;
 use memvisor_wire::privacy::INSPECTABLE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::eventually;
+use super::{PATIENCE, eventually, names_all};
 
 /// When a test is over, how long its process may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -21,9 +24,20 @@ const KERNEL: Duration = Duration::from_secs(10);
 /// How many lines of output are shown when a test fails. They are the last ones, which tell how the process ended.
 const SHOWN: usize = 60;
 
+/// The executable under test, without the caller's environment.
+pub(crate) fn memvisor() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memvisor"));
+    for name in ["MEMVISOR_RUNTIME_DIR", "MEMVISOR_LOG", "XDG_RUNTIME_DIR"] {
+        command.env_remove(name);
+    }
+    // Tests read /proc/PID of the child, which a process closed to others would not allow.
+    command.env(INSPECTABLE, "1");
+    command
+}
+
 /// A child that ends with its test.
 #[derive(Debug)]
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     name: String,
     stdout: PathBuf,
@@ -32,33 +46,16 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts the executable with what `arguments` adds; its output goes to files in `dir`.
-    ///
-    /// # Panics
-    /// When it cannot be started.
-    pub fn start(dir: &Path, name: &str, arguments: impl FnOnce(&mut Command)) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_memvisor"));
-        arguments(&mut command);
-        command
-            // The test alone holds the write end of the child's standard input, so the child sees its end when the test
-            // dies.
-            .arg("--die-with-parent")
-            // Tests read /proc/PID of the child, which a process closed to others would not allow.
-            .env(INSPECTABLE, "1")
-            .env("MEMVISOR_LOG", "info")
-            .env("NO_COLOR", "1");
-        Self::spawn(dir, name, command)
-    }
-
-    /// Starts any command; its output goes to files in `dir`.
-    ///
-    /// # Panics
-    /// When it cannot be started.
-    pub fn spawn(dir: &Path, name: &str, mut command: Command) -> Self {
-        let stdout = dir.join(format!("{name}.out"));
-        let stderr = dir.join(format!("{name}.err"));
+    /// Starts `command`; its output goes to files in `dir`. The test alone holds the write end of the child's
+    /// standard input, so a child with `--die-with-parent` sees its end when the test dies.
+    pub(crate) fn start(mut command: Command, name: &str, dir: &Path) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let stdout = dir.join(format!("{name}-{count}.out"));
+        let stderr = dir.join(format!("{name}-{count}.err"));
         let file = |path: &Path| File::create_new(path).expect("each process has its own name");
         let child = command
+            .env("NO_COLOR", "1")
             .stdin(Stdio::piped())
             .stdout(file(&stdout))
             .stderr(file(&stderr))
@@ -73,19 +70,16 @@ impl Process {
         }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// How it ended, if it has.
-    ///
-    /// # Panics
-    /// When the kernel does not know the child.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().expect("it is our child");
         }
@@ -93,27 +87,23 @@ impl Process {
     }
 
     /// Waits until the process has ended.
-    ///
-    /// # Panics
-    /// When it does not end in time.
-    pub fn wait(&mut self, within: Duration) -> ExitStatus {
+    pub(crate) fn wait(&mut self, within: Duration) -> ExitStatus {
         let what = format!("{} (pid {}) ends", self.name, self.pid());
         eventually(&what, within, || self.ended())
     }
 
     /// Sends SIGTERM.
-    ///
-    /// # Panics
-    /// When the kernel refuses.
-    pub fn terminate(&self) {
-        self.signal(Signal::SIGTERM).expect("it is our child");
+    pub(crate) fn terminate(&self) {
+        self.send(Signal::SIGTERM);
     }
 
-    /// Sends a signal to this process alone, unless it was waited for: from then on its pid may be another's.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn signal(&self, signal: Signal) -> nix::Result<()> {
+    /// Sends a signal to this process alone.
+    pub(crate) fn send(&self, signal: Signal) {
+        self.signal(signal).expect("it is our child");
+    }
+
+    /// The same, unless the process was waited for: from then on its pid may be another's.
+    fn signal(&self, signal: Signal) -> nix::Result<()> {
         if self.ended.is_some() {
             return Ok(());
         }
@@ -121,11 +111,61 @@ impl Process {
         kill(Pid::from_raw(pid), signal)
     }
 
+    /// Waits for the process to end with `code`; its log must have all of `words`.
+    #[track_caller]
+    pub(crate) fn fails(&mut self, code: i32, words: &str) {
+        names_all(&self.ends(code), words);
+    }
+
+    /// Waits for the process to be killed by `signal`.
+    #[track_caller]
+    pub(crate) fn dies_by(&mut self, signal: Signal) {
+        let status = self.wait(PATIENCE);
+        let (name, by) = (self.name(), Some(signal as i32));
+        assert_eq!(status.signal(), by, "{name}: {status}");
+    }
+
+    /// Waits for the process to end with `code`; its log.
+    #[track_caller]
+    fn ends(&mut self, code: i32) -> String {
+        let status = self.wait(PATIENCE);
+        let log = self.stderr();
+        assert_eq!(status.code(), Some(code), "{}: {status}: {log}", self.name);
+        log
+    }
+
+    /// Waits for the guest to end with `code`. Its report must say that it verified all it had written and found no
+    /// wrong byte.
+    #[track_caller]
+    pub(crate) fn reports(&mut self, code: i32) -> GuestReport {
+        let (log, name) = (self.ends(code), &self.name);
+        let report = GuestReport::last_in(&self.stdout()).expect("a report");
+        assert_eq!(report.mismatches, 0, "{name}: {log}");
+        assert!(report.pages_verified > 0, "{name} verified nothing: {log}");
+        for workload in &report.workloads {
+            let unverified = workload.other.get("pages_unverified");
+            let unverified = unverified.and_then(serde_json::Value::as_u64);
+            let found = (workload.mismatches, unverified);
+            assert_eq!(found, (0, Some(0)), "{name}: {}", workload.workload);
+        }
+        report
+    }
+
+    /// Waits for the guest to end by itself, otherwise as [`Process::reports`].
+    #[track_caller]
+    pub(crate) fn verifies(&mut self) -> GuestReport {
+        self.reports(0)
+    }
+
+    /// Tells the guest to end, otherwise as [`Process::reports`].
+    #[track_caller]
+    pub(crate) fn stop(mut self) -> GuestReport {
+        self.terminate();
+        self.reports(130)
+    }
+
     /// Stops all its threads until the result is dropped.
-    ///
-    /// # Panics
-    /// When they do not stop.
-    pub fn suspend(&self) -> Suspended<'_> {
+    pub(crate) fn suspend(&self) -> Suspended<'_> {
         self.signal(Signal::SIGSTOP).expect("it is our child");
         let suspended = Suspended(self);
         let tasks = format!("/proc/{}/task", self.pid());
@@ -135,16 +175,14 @@ impl Process {
         suspended
     }
 
-    pub fn stdout(&self) -> String {
+    pub(crate) fn stdout(&self) -> String {
         fs::read_to_string(&self.stdout).expect("readable")
     }
 
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         fs::read_to_string(&self.stderr).expect("readable")
     }
-}
 
-impl Process {
     /// Ends the process if it still runs: by SIGTERM, and after a while by SIGKILL.
     fn end(&mut self) {
         if self.ended().is_some() {
@@ -183,7 +221,7 @@ impl Drop for Process {
 
 /// A process that stands still until this is dropped.
 #[derive(Debug)]
-pub struct Suspended<'a>(&'a Process);
+pub(crate) struct Suspended<'a>(&'a Process);
 
 impl Drop for Suspended<'_> {
     fn drop(&mut self) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use memvisor::units::{PAGE_SIZE, Pages};
@@ -18,28 +19,35 @@ fn memory_file(path: &str) -> Option<&str> {
     FILES.iter().find_map(|start| path.strip_prefix(start))
 }
 
+/// The descriptors of process `pid`, as paths in `/proc`, and what each leads to.
+pub(crate) fn open_files(pid: u32) -> io::Result<Vec<(PathBuf, String)>> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?;
+    let paths: Vec<PathBuf> = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<io::Result<_>>()?;
+    // A descriptor may be closed while we look.
+    let target = |path: PathBuf| {
+        let target = fs::read_link(&path).ok()?;
+        Some((path, target.to_string_lossy().into_owned()))
+    };
+    Ok(paths.into_iter().filter_map(target).collect())
+}
+
 /// Pages of the memory files that a host holds, as the kernel counts them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Blocks {
+pub(crate) struct Blocks {
     /// Name and pages of each file, by inode because a file can be open more than once.
     files: BTreeMap<u64, (String, Pages)>,
 }
 
 impl Blocks {
     /// Counts the files that process `pid` has open.
-    ///
-    /// # Errors
-    /// When there is no such process, or it belongs to another user.
-    pub fn of(pid: u32) -> io::Result<Self> {
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
         let mut files = BTreeMap::new();
-        for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-            let path = entry?.path();
-            // A descriptor may be closed while we look.
-            let (Ok(target), Ok(found)) = (fs::read_link(&path), fs::metadata(&path)) else {
-                continue;
-            };
-            if let Some(name) = memory_file(&target.to_string_lossy())
+        for (path, target) in open_files(pid)? {
+            if let Some(name) = memory_file(&target)
                 && !name.starts_with(METADATA)
+                && let Ok(found) = fs::metadata(&path)
             {
                 let name = name.trim_end_matches(" (deleted)").to_owned();
                 // st_blocks counts units of 512 bytes (stat(2)).
@@ -51,30 +59,27 @@ impl Blocks {
     }
 
     /// All of them.
-    pub fn total(&self) -> Pages {
+    pub(crate) fn total(&self) -> Pages {
         Pages(self.files.values().map(|(_, pages)| pages.0).sum())
     }
 
     /// How many files there are.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.files.len()
     }
 }
 
 /// One line of `/proc/PID/maps`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct MapLine {
+pub(crate) struct MapLine {
     /// The inode; 0 for anonymous memory.
-    pub inode: u64,
+    pub(crate) inode: u64,
     /// The path, empty for anonymous memory.
-    pub path: String,
+    pub(crate) path: String,
 }
 
 /// The mappings of guest RAM, private or shared, that process `pid` has.
-///
-/// # Panics
-/// When there is no such process.
-pub fn mappings(pid: u32) -> Vec<MapLine> {
+pub(crate) fn mappings(pid: u32) -> Vec<MapLine> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the process runs");
     let lines = maps.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace().skip(4);
@@ -89,10 +94,7 @@ pub fn mappings(pid: u32) -> Vec<MapLine> {
 
 /// Memory that only process `pid` uses and would give back by ending, without the files that hold the
 /// memory of guests.
-///
-/// # Panics
-/// When there is no such process.
-pub fn private_bytes(pid: u32) -> u64 {
+pub(crate) fn private_bytes(pid: u32) -> u64 {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("the process runs");
     let (mut of_guests, mut kib) = (false, 0);
     for line in smaps.lines() {
@@ -114,10 +116,7 @@ pub fn private_bytes(pid: u32) -> u64 {
 }
 
 /// The time that process `pid` has spent on processors, in user mode and in the kernel.
-///
-/// # Panics
-/// When there is no such process.
-pub fn cpu_time(pid: u32) -> Duration {
+pub(crate) fn cpu_time(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
     // utime and stime are fields 14 and 15 (proc(5)). Split behind the name, which may contain spaces: the state is
     // field 3, so they are at 11 and 12.
