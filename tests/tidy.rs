@@ -180,10 +180,11 @@ const GUEST: &[(&str, &[&str])] = &[
     ("protocol", &[]),
     ("signals", &["sys"]),
     ("rows", &["protocol"]),
+    ("units", &["protocol"]),
     ("shim", &["system_error", "protocol", "rows"]),
     ("kernel", &["protocol", "shim"]),
     ("balloon", &["protocol", "shim"]),
-    ("workload", &["protocol", "kernel"]),
+    ("workload", &["units", "protocol", "kernel"]),
     (
         "guest",
         &[

@@ -8,6 +8,7 @@
 //! - [`guest`]: all of these put together; [`signals`]: how a guest is told to end.
 //! - [`rows`]: which pages a guest is going to touch next.
 //! - [`system_error`]: the error for a system call that failed.
+//! - [`units`]: sizes and times as people write them.
 //! - [`workload`]: what guests run; each workload verifies every byte that it reads.
 
 pub mod balloon;
@@ -19,4 +20,5 @@ pub mod shim;
 pub mod signals;
 mod sys;
 pub mod system_error;
+pub mod units;
 pub mod workload;

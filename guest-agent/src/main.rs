@@ -13,7 +13,7 @@ use memvisor_guest_agent::guest::{self, GuestError, GuestOptions, GuestReport, S
 use memvisor_guest_agent::protocol::PAGE_SIZE;
 use memvisor_guest_agent::shim::SessionEnd;
 use memvisor_guest_agent::signals::{self, ENDING, Signals, report_file_size_limit};
-use memvisor_guest_agent::workload::units::{self, SIZES};
+use memvisor_guest_agent::units::{self, SIZES};
 use nix::unistd::geteuid;
 use tracing_subscriber::EnvFilter;
 
@@ -116,10 +116,8 @@ struct Args {
 
 /// A size in whole pages, which may be 0.
 fn size(text: &str) -> Result<u32, String> {
-    let bytes = match text {
-        "0" => 0,
-        _ => units::parse_bytes(text).ok_or_else(|| format!("`{text}` is not a size: {SIZES}"))?,
-    };
+    let bytes =
+        units::parse_bytes(text).ok_or_else(|| format!("`{text}` is not a size: {SIZES}"))?;
     if !bytes.is_multiple_of(PAGE_SIZE as u64) {
         return Err(format!("`{text}` is not a multiple of {PAGE_SIZE}"));
     }
@@ -135,10 +133,8 @@ fn memory(text: &str) -> Result<u32, String> {
     })
 }
 
-/// A bare number counts seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     units::parse_duration(text)
-        .or_else(|| units::parse_duration(&format!("{text}s")))
         .filter(|time| !time.is_zero())
         .ok_or_else(|| format!("`{text}` is not a time above 0: {}", units::DURATIONS))
 }

@@ -134,12 +134,12 @@ fn means(said: &GuestReport) -> Option<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Value;
+    use crate::settings::{Profile, Value};
     use crate::telemetry::WorkloadReport;
 
     #[test]
     fn period_is_the_shortest_default() {
-        let default = Key::SamplePeriod.spec().lab;
+        let default = Profile::Lab.default_of(Key::SamplePeriod.spec());
         assert_eq!(default, Value::Time(Duration::from_secs(PERIOD)));
     }
 
