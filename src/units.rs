@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+pub use memvisor_wire::units::{DURATIONS, parse_duration, parse_duration_in, split};
+use memvisor_wire::units::{SIZES, parse_bytes};
 pub use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE, RunsExt, runs_of};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -57,7 +59,7 @@ impl Pages {
     }
 }
 
-/// A number of bytes, written by people as `256M`, `1.5G`, `64MiB`, `4096`; units are binary.
+/// A number of bytes, written by people as `256M`, `1.5GiB` or `500 pages`; units are binary.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
 )]
@@ -70,6 +72,15 @@ impl Bytes {
     #[must_use]
     pub const fn pages(self) -> Pages {
         Pages(self.0 / PAGE_SIZE as u64)
+    }
+
+    /// The pages in these bytes, if they are whole ones.
+    #[must_use]
+    pub const fn whole_pages(self) -> Option<Pages> {
+        if self.0.is_multiple_of(PAGE_SIZE as u64) {
+            return Some(self.pages());
+        }
+        None
     }
 
     /// `mib` MiB.
@@ -95,40 +106,15 @@ impl fmt::Display for Bytes {
 
 /// Why a text is not a size.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("`{0}` is not a size: write a number and B, K, M, G or T, such as 256M or 1.5GiB")]
+#[error("`{0}` is not a size: write {SIZES}")]
 pub struct SizeError(String);
 
 impl FromStr for Bytes {
     type Err = SizeError;
 
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "the range is checked before the cast"
-    )]
     fn from_str(text: &str) -> Result<Self, SizeError> {
-        let error = || SizeError(text.to_owned());
-        let trimmed = text.trim();
-        let split = trimmed
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(trimmed.len());
-        let (number, unit) = trimmed.split_at(split);
-        let shift = match unit.trim().to_ascii_lowercase().as_str() {
-            "" | "b" => 0,
-            "k" | "kb" | "kib" => 10,
-            "m" | "mb" | "mib" => 20,
-            "g" | "gb" | "gib" => 30,
-            "t" | "tb" | "tib" => 40,
-            _ => return Err(error()),
-        };
-        if let Ok(whole) = number.parse::<u64>() {
-            return whole.checked_mul(1 << shift).map(Self).ok_or_else(error);
-        }
-        let value = number.parse::<f64>().map_err(|_| error())? * 2f64.powi(shift);
-        if value < 0.0 || value >= 2f64.powi(63) {
-            return Err(error());
-        }
-        Ok(Self(value as u64))
+        let bytes = parse_bytes(text).map(Self);
+        bytes.ok_or_else(|| SizeError(text.to_owned()))
     }
 }
 
@@ -170,27 +156,6 @@ impl fmt::Debug for PageBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn size_parses_units_and_fractions() {
-        for (text, bytes) in [
-            ("4096", 4096),
-            ("512M", 512 << 20),
-            ("1.5GiB", 3 << 29),
-            ("64 kib", 64 << 10),
-            ("2t", 2 << 40),
-        ] {
-            assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
-        }
-    }
-
-    #[test]
-    fn size_refuses_what_is_no_size_and_names_it() {
-        for text in ["", "M", "12Q", "-5M", "1.2.3G", "99999999999T", "infM"] {
-            let error = text.parse::<Bytes>().expect_err(text);
-            assert!(error.to_string().contains(&format!("`{text}`")), "{error}");
-        }
-    }
 
     #[test]
     fn page_is_zero_sees_every_byte() {

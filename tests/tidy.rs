@@ -186,6 +186,7 @@ const WIRE: &[(&str, &[&str])] = &[
     ("privacy", &[]),
     ("rows", &[]),
     ("filled", &[]),
+    ("units", &["gfn"]),
     ("payload", &["filled"]),
     ("claims", &[]),
     ("sys", &["claims"]),

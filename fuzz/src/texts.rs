@@ -5,12 +5,11 @@ use std::path::Path;
 use arbitrary::{Result, Unstructured};
 use memvisor::calculator::{Format, Scenario};
 use memvisor::settings::{
-    ConfigError, ConfigFile, Layer, Layers, Origin, Profile, TABLE, TimeUnit, VM_KEYS, VmPatch,
-    check_vm_name, time,
+    ConfigError, ConfigFile, Layer, Layers, Origin, Profile, TABLE, VM_KEYS, VmPatch, check_vm_name,
 };
 use memvisor::units::Bytes;
 use memvisor_guest_agent::workload::WorkloadSpec;
-use memvisor_guest_agent::workload::units::{parse_bytes, parse_duration, parse_pages};
+use memvisor_wire::units::{parse_bytes, parse_duration, parse_duration_in, parse_pages};
 
 use super::{mutate, text};
 
@@ -58,8 +57,8 @@ pub(crate) fn files(u: &mut Unstructured<'_>) -> Result<()> {
             }
             assert_eq!(again, parsed.settings);
         }
-        Err(ConfigError::Invalid { problems, .. }) => {
-            for problem in problems {
+        Err(ConfigError::Invalid(wrong)) => {
+            for problem in wrong.problems {
                 assert!(
                     problem.line.is_none_or(|line| (1..=lines).contains(&line)),
                     "{problem:?} of {lines}"
@@ -93,8 +92,8 @@ fn file(u: &mut Unstructured<'_>) -> Result<String> {
             }
             1 | 2 => {
                 let spec = u.choose(&TABLE)?;
-                let (lab, quoted) = (spec.kind.scalar(spec.lab).to_string(), u.arbitrary()?);
-                let value = if u.arbitrary()? { &lab } else { *value };
+                let (esx, quoted) = (spec.kind.scalar(spec.esx).to_string(), u.arbitrary()?);
+                let value = if u.arbitrary()? { &esx } else { *value };
                 line(&format!("settings.\"{}\"", spec.name), value, quoted);
             }
             _ => {
@@ -161,10 +160,7 @@ fn sizes(word: &str) {
         let bytes = u64::from(pages) * 4096;
         assert_eq!(parse_pages(&bytes.to_string()), Some(pages), "{word:?}");
     }
-    let _ = parse_duration(word);
-    for unit in [TimeUnit::Seconds, TimeUnit::Minutes] {
-        let _ = time(word, unit);
-    }
+    let _ = (parse_duration(word), parse_duration_in(word, "min"));
 }
 
 /// A number with a unit, a workload, a known value, or any text.

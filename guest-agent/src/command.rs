@@ -14,11 +14,11 @@ use memvisor_wire::PAGE_SIZE;
 use memvisor_wire::memory::Shares;
 use memvisor_wire::runtime_dir;
 use memvisor_wire::signals::{ENDING, Signals, report_file_size_limit};
+use memvisor_wire::units::{self, SIZES};
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
 use crate::guest::{self, GuestError, GuestOptions, GuestReport};
-use crate::workload::units::{self, SIZES};
 
 /// The part of `--help` about exit codes.
 pub const EXIT_CODES: &str = "\
@@ -162,10 +162,8 @@ pub struct GuestArgs {
 
 /// A size in whole pages, which may be 0.
 fn size(text: &str) -> Result<u32, String> {
-    let bytes = match text {
-        "0" => 0,
-        _ => units::parse_bytes(text).ok_or_else(|| format!("`{text}` is not a size: {SIZES}"))?,
-    };
+    let bytes =
+        units::parse_bytes(text).ok_or_else(|| format!("`{text}` is not a size: {SIZES}"))?;
     if !bytes.is_multiple_of(PAGE_SIZE as u64) {
         return Err(format!("`{text}` is not a multiple of {PAGE_SIZE}"));
     }
@@ -181,10 +179,8 @@ fn memory(text: &str) -> Result<u32, String> {
     })
 }
 
-/// A bare number counts seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     units::parse_duration(text)
-        .or_else(|| units::parse_duration(&format!("{text}s")))
         .filter(|time| !time.is_zero())
         .ok_or_else(|| format!("`{text}` is not a time above 0: {}", units::DURATIONS))
 }

@@ -7,7 +7,6 @@
 //! is a host. What cannot be worked out, or contradicts itself, is an error with its place: a
 //! calculator that silently corrects its input answers another question.
 //!
-//! - `tree.rs`: TOML or JSON as values that know their lines.
 //! - `read.rs`, `vm.rs`: values to a [`Scenario`], or all that is wrong with them.
 //! - `report.rs`: what the policy decides about a scenario, for people and programs.
 //!
@@ -15,17 +14,14 @@
 
 mod read;
 mod report;
-mod tree;
 mod vm;
 
-use std::fmt;
 use std::path::Path;
-
-use thiserror::Error;
 
 pub use self::report::{Report, VmReport};
 use crate::policy::{self, Config, Explanation, HostSnapshot, Plan};
-use crate::settings::Profile;
+pub use crate::settings::Invalid;
+use crate::settings::{Profile, Reading};
 use crate::units::Pages;
 
 /// The format in which a scenario is written.
@@ -71,16 +67,16 @@ impl Scenario {
     /// # Errors
     /// [`Invalid`] with all that is wrong in it.
     pub fn parse(file: &str, format: Format, text: &str) -> Result<Self, Invalid> {
-        let read = match format {
-            Format::Toml => tree::toml(text),
-            Format::Json => tree::json(text),
+        let mut reading = Reading::default();
+        let root = match format {
+            Format::Toml => reading.toml(text),
+            Format::Json => reading.json(text),
         };
-        let read = read.and_then(|root| read::scenario(&root));
-        read.map_err(|mut problems| {
-            problems.sort_by_key(|problem| problem.line);
-            let file = file.to_owned();
-            Invalid { file, problems }
-        })
+        let read = match reading.problems.is_empty() {
+            true => read::scenario(reading, &root),
+            false => Err(reading.problems),
+        };
+        read.map_err(|problems| Invalid::new(file.to_owned(), problems))
     }
 
     /// Host pages that the VMs hold beyond what the host has. No real host can be in that state; the targets are
@@ -108,38 +104,6 @@ impl Scenario {
         let at = self.names.iter().position(|known| known == name)?;
         let id = self.host.vms[at].id;
         policy::explain(&self.host, &self.config, &self.plan(), id)
-    }
-}
-
-/// One thing that is wrong with a scenario.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Problem {
-    /// The line, from 1 on, where the format tells it.
-    pub line: Option<usize>,
-    /// What is wrong, and what would be right.
-    pub text: String,
-}
-
-/// Why a text is no scenario: a line for each thing that is wrong.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub struct Invalid {
-    /// The name of the file.
-    pub file: String,
-    /// All that is wrong, by line.
-    pub problems: Vec<Problem>,
-}
-
-impl fmt::Display for Invalid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().enumerate() {
-            let end = if index == 0 { "" } else { "\n" };
-            write!(f, "{end}{}:", self.file)?;
-            if let Some(line) = problem.line {
-                write!(f, "{line}:")?;
-            }
-            write!(f, " {}", problem.text)?;
-        }
-        Ok(())
     }
 }
 

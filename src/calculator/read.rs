@@ -1,23 +1,16 @@
 //! Makes a scenario of the values of a file. All that is wrong is reported at once.
 
-use std::str::FromStr;
-
-use super::tree::{Entry, Node, Table, leaves};
+use super::Scenario;
 use super::vm::{self, WrittenVm};
-use super::{Problem, Scenario};
 use crate::policy::{FreeState, HostSnapshot, VmSnapshot};
-use crate::settings::{HostSettings, Layer, Layers, Profile, check_vm_name, shown};
+use crate::settings::{
+    HostSettings, Layer, Layers, Node, Problem, Profile, Reading, Table, check_vm_name, shown,
+};
 use crate::units::{Bytes, Pages, VmId};
 
-const TABLES: &str = "[host], [settings], [vm.NAME]";
 const HOST_KEYS: &str = "memory, used, free, overhead, state, profile";
-const SIZES: &str = "a size such as 8G, 179M or 500 pages";
-
-/// A file on its way to a scenario.
-#[derive(Debug, Default)]
-pub(super) struct Reading {
-    pub problems: Vec<Problem>,
-}
+/// What [`size`] reads.
+pub(super) const SIZES: &str = "a size of at least a page, such as 8G, 179M or 500 pages";
 
 /// The table `[host]`.
 #[derive(Debug, Default)]
@@ -33,8 +26,7 @@ struct WrittenHost {
 }
 
 /// The scenario of a file.
-pub(super) fn scenario(root: &Table) -> Result<Scenario, Vec<Problem>> {
-    let mut reading = Reading::default();
+pub(super) fn scenario(mut reading: Reading, root: &Table) -> Result<Scenario, Vec<Problem>> {
     let (mut host, mut settings) = (WrittenHost::default(), Layer::default());
     let mut vms = Vec::new();
     let mut seen = Vec::new();
@@ -48,100 +40,43 @@ pub(super) fn scenario(root: &Table) -> Result<Scenario, Vec<Problem>> {
             ("host", Node::Table(table)) => host = reading.host(entry.line, table),
             ("settings", Node::Table(table)) => settings = reading.settings(table),
             ("vm", Node::Table(table)) => vms = reading.named_vms(table),
-            ("vm", Node::List(list)) => vms = reading.listed_vms(entry.line, list),
-            ("host" | "settings" | "vm", other) => {
-                let kind = other.kind();
-                let text = format!("`{key}` is no {kind}; allowed: {TABLES}");
-                reading.wrong(entry.line, text);
-            }
-            _ => {
-                let key = shown(key);
-                let text = format!("there is no table [{key}]; allowed: {TABLES}");
-                reading.wrong(entry.line, text);
-            }
+            ("vm", Node::Array(list)) => vms = reading.listed_vms(entry.line, list),
+            _ => reading.astray(entry, "[host], [settings], [vm.NAME]"),
         }
     }
     reading.finish(&host, settings, vms)
 }
 
 impl Reading {
-    pub(super) fn wrong(&mut self, line: Option<usize>, text: String) {
-        self.problems.push(Problem { line, text });
-    }
-
-    /// The text of a value; `None`, with a problem noted, if it has none. `of` is its place.
-    pub(super) fn scalar<'a>(&mut self, of: &str, name: &str, entry: &'a Entry) -> Option<&'a str> {
-        if let Node::Scalar(text) = &entry.value {
-            return Some(text);
-        }
-        let (name, kind) = (shown(name), entry.value.kind());
-        let text =
-            format!("{of}: {name} cannot be this {kind}; allowed: a number, a text, true or false");
-        self.wrong(entry.line, text);
-        None
-    }
-
-    /// Notes a value that could be read. One that could not, or is there already, becomes a problem.
-    pub(super) fn put<T>(
-        &mut self,
-        place: &mut Option<T>,
-        value: Result<T, String>,
-        of: &str,
-        entry: &Entry,
-    ) {
-        let key = &entry.key;
-        match value {
-            Ok(_) if place.is_some() => {
-                self.wrong(entry.line, format!("{of}: {key} is given twice"));
-            }
-            Ok(value) => *place = Some(value),
-            Err(error) => self.wrong(entry.line, format!("{of}: {key} cannot be {error}")),
-        }
-    }
-
     fn host(&mut self, line: Option<usize>, table: &Table) -> WrittenHost {
         let mut host = WrittenHost {
             line,
             ..WrittenHost::default()
         };
-        for entry in table {
-            let of = "[host]";
-            let Some(text) = self.scalar(of, &entry.key, entry) else {
-                continue;
-            };
-            match entry.key.as_str() {
-                "memory" => self.put(&mut host.memory, at_least_a_page(text), of, entry),
-                "used" => self.put(&mut host.used, size(text), of, entry),
-                "free" => self.put(&mut host.free, size(text), of, entry),
-                "overhead" => self.put(&mut host.overhead, size(text), of, entry),
-                "state" => self.put(&mut host.state, state(text), of, entry),
-                "profile" => self.put(&mut host.profile, profile(text), of, entry),
-                key => {
-                    let key = shown(key);
-                    let text = format!("there is no `{key}` in [host]; allowed: {HOST_KEYS}");
-                    self.wrong(entry.line, text);
+        for leaf in self.leaves("[host]: ", table) {
+            let size = size(leaf.text);
+            match leaf.key.as_str() {
+                "memory" => {
+                    let memory = size.filter(|memory| *memory > Pages(0));
+                    self.put(&mut host.memory, &leaf, memory, SIZES);
                 }
+                "used" => self.put(&mut host.used, &leaf, size, SIZES),
+                "free" => self.put(&mut host.free, &leaf, size, SIZES),
+                "overhead" => self.put(&mut host.overhead, &leaf, size, SIZES),
+                "state" => {
+                    let names = FreeState::ALL.map(|state| state.to_string());
+                    let at = names.iter().position(|name| name == leaf.text);
+                    let state = at.map(|at| FreeState::ALL[at]);
+                    self.put(&mut host.state, &leaf, state, &names.join(", "));
+                }
+                "profile" => self.choice(&mut host.profile, &leaf),
+                _ => self.unknown(&leaf, HOST_KEYS),
             }
-            if ["used", "free", "overhead"].contains(&entry.key.as_str()) {
-                host.line = entry.line;
+            if ["used", "free", "overhead"].contains(&leaf.key.as_str()) {
+                host.line = leaf.line;
             }
         }
         host
-    }
-
-    fn settings(&mut self, table: &Table) -> Layer {
-        let mut layer = Layer::default();
-        for (name, entry) in leaves(table) {
-            let Some(text) = self.scalar("[settings]", &name, entry) else {
-                continue;
-            };
-            match layer.put(&name, text) {
-                Ok(None) => {}
-                Ok(Some(_)) => self.wrong(entry.line, format!("{} is given twice", shown(&name))),
-                Err(error) => self.wrong(entry.line, error.to_string()),
-            }
-        }
-        layer
     }
 
     fn named_vms(&mut self, table: &Table) -> Vec<WrittenVm> {
@@ -284,46 +219,9 @@ pub(super) fn sum(pages: impl IntoIterator<Item = Pages>) -> Pages {
     )
 }
 
-/// The most pages that an address space has.
-const MOST: u64 = (1 << 52) - 1;
-
-/// A size with its unit. A fraction of a page is dropped, but a size between zero and one page is refused.
-pub(super) fn size(text: &str) -> Result<Pages, String> {
-    let error = |why: &str| Err(format!("`{}`{why}; allowed: {SIZES}", shown(text)));
-    let trimmed = text.trim();
-    let digits = trimmed.trim_start_matches(|c: char| c.is_ascii_digit());
-    let number = &trimmed[..trimmed.len() - digits.len()];
-    let pages = match digits.trim() {
-        "" if number.trim_start_matches('0').is_empty() && !number.is_empty() => Some(0),
-        "" if !number.is_empty() => return error(", which has no unit"),
-        "p" | "page" | "pages" => number.parse().ok(),
-        _ => match Bytes::from_str(trimmed) {
-            Ok(bytes) if bytes.0 > 0 && bytes.pages() == Pages(0) => {
-                return error(", which is less than a page of 4096 bytes");
-            }
-            bytes => bytes.ok().map(|bytes| bytes.pages().0),
-        },
-    };
-    match pages {
-        Some(pages) if pages <= MOST => Ok(Pages(pages)),
-        _ => error(""),
-    }
-}
-
-fn at_least_a_page(text: &str) -> Result<Pages, String> {
-    match size(text)? {
-        Pages(0) => Err(format!("`{}`; allowed: {SIZES}", shown(text))),
-        pages => Ok(pages),
-    }
-}
-
-fn state(text: &str) -> Result<FreeState, String> {
-    let named = FreeState::ALL.into_iter();
-    let found = named.into_iter().find(|state| state.to_string() == text);
-    found.ok_or_else(|| format!("`{}`; allowed: high, clear, soft, hard, low", shown(text)))
-}
-
-fn profile(text: &str) -> Result<Profile, String> {
-    let profile = text.parse().ok();
-    profile.ok_or_else(|| format!("`{}`; allowed: {}", shown(text), Profile::NAMES))
+/// A size. A fraction of a page is dropped, but a size between zero and one page is refused.
+pub(super) fn size(text: &str) -> Option<Pages> {
+    let bytes: Bytes = text.parse().ok()?;
+    let pages = bytes.pages();
+    (bytes == Bytes(0) || pages > Pages(0)).then_some(pages)
 }

@@ -194,15 +194,15 @@ fn wrong_keys_of_a_vm_are_named_with_value_line_and_what_is_allowed() {
             &[
                 "x.toml:4:",
                 "size cannot be `8`",
-                "no unit",
+                "at least a page",
                 "8G, 179M or 500 pages",
             ],
         ),
         ("size = \"8Q\"", &["size cannot be `8Q`", "allowed"]),
-        ("size = \"8 B\"", &["less than a page"]),
+        ("size = \"8 B\"", &["at least a page"]),
         ("size = \"99999999999 T\"", &["size cannot be"]),
         ("size = \"5000000000000000 pages\"", &["size cannot be"]),
-        ("size = [1]", &["size cannot be this list"]),
+        ("size = [1]", &["size cannot be this array"]),
         ("size = \"0G\"", &["needs a size"]),
         (
             "size = \"1G\"\nshares = \"big\"",
@@ -224,7 +224,7 @@ fn what_a_vm_cannot_be_is_named_with_the_values() {
         ),
         (
             "size = \"1G\"\nlimit = \"none\"\nreservation = 64",
-            &["reservation cannot be `64`", "no unit"],
+            &["reservation cannot be `64`", "whole pages"],
         ),
         (
             "size = \"1G\"\nsahres = 1",
@@ -314,7 +314,7 @@ fn wrong_hosts_settings_and_names_are_told_all_at_once() {
             r#"{"host": {"memory": "1G", "memory": "1G"}}"#,
             "memory is given twice",
         ),
-        (r#"{"host": 7, "vm": {}}"#, "`host` is no value"),
+        (r#"{"host": 7, "vm": {}}"#, "`host` cannot be this value"),
         (r#"{"vm": [null]}"#, "number 1 must be a table"),
     ] {
         let error = json(text).expect_err(text).to_string();

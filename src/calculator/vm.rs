@@ -1,10 +1,10 @@
 //! One VM of a scenario: what is written about it, and the rest, which is worked out.
 
-use super::Problem;
-use super::read::{Reading, size, sum};
-use super::tree::{Entry, Table};
+use super::read::{SIZES, size, sum};
 use crate::policy::VmSnapshot;
-use crate::settings::{HostSettings, VM_KEYS, VmPatch, VmSettings, shown};
+use crate::settings::{
+    HostSettings, Leaf, Problem, Reading, Table, VM_KEYS, VmPatch, VmSettings, shown,
+};
 use crate::units::{Pages, VmId};
 
 /// The keys of a VM that are its settings.
@@ -49,53 +49,39 @@ pub(super) fn read(
         line,
         ..WrittenVm::default()
     };
-    let of = format!("VM {}", shown(name));
-    for entry in table {
-        if let Some(text) = reading.scalar(&of, &entry.key, entry) {
-            vm.entry(reading, &of, entry, text);
-        }
+    let of = format!("VM {}: ", shown(name));
+    for leaf in reading.leaves(&of, table) {
+        vm.take(reading, &leaf);
     }
     vm
 }
 
 impl WrittenVm {
-    fn entry(&mut self, reading: &mut Reading, of: &str, entry: &Entry, text: &str) {
-        let key = entry.key.as_str();
+    fn take(&mut self, reading: &mut Reading, leaf: &Leaf<'_>) {
+        let (key, size) = (leaf.key.as_str(), size(leaf.text));
         if let Some(at) = PLACES.iter().position(|place| *place == key) {
-            return reading.put(&mut self.places[at], size(text), of, entry);
+            return reading.put(&mut self.places[at], leaf, size, SIZES);
         }
         match key {
             "name" => {}
-            "size" => reading.put(&mut self.size, size(text), of, entry),
-            "swap-room" => reading.put(&mut self.swap_room, size(text), of, entry),
-            "agent" => reading.put(&mut self.agent, switch(text), of, entry),
+            "size" => reading.put(&mut self.size, leaf, size, SIZES),
+            "swap-room" => reading.put(&mut self.swap_room, leaf, size, SIZES),
+            "agent" => reading.put(&mut self.agent, leaf, leaf.text.parse().ok(), "true, false"),
             _ if SETTINGS.contains(&key) => {
-                if let Err(error) = self.setting(key, text) {
-                    reading.wrong(entry.line, format!("{of}: {error}"));
+                // Sizes are rounded down to whole pages, as elsewhere in a scenario.
+                let is_size = VM_KEYS
+                    .iter()
+                    .any(|known| known.name == key && known.is_size);
+                let rounded = size
+                    .filter(|_| is_size)
+                    .map(|size| size.bytes().0.to_string());
+                let text = rounded.as_deref().unwrap_or(leaf.text);
+                if let Err(error) = self.settings.put(key, text) {
+                    reading.wrong(leaf.line, format!("{of}{}", error.in_full(), of = leaf.of));
                 }
             }
-            _ => {
-                let (key, known) = (shown(key), keys());
-                let text = format!("{of}: there is no `{key}`; allowed: {known}");
-                reading.wrong(entry.line, text);
-            }
+            _ => reading.unknown(leaf, &keys()),
         }
-    }
-
-    /// Notes one of its settings. Sizes are written as elsewhere in a scenario.
-    fn setting(&mut self, key: &str, text: &str) -> Result<(), String> {
-        let known = VM_KEYS.iter().find(|known| known.name == key);
-        let is_size = known.is_some_and(|known| known.name != "shares");
-        let text = if is_size && text != "none" {
-            let pages = size(text).map_err(|error| format!("{key} cannot be {error}"))?;
-            pages.bytes().0.to_string()
-        } else {
-            text.to_owned()
-        };
-        self.settings
-            .put(key, &text)
-            .map(drop)
-            .map_err(|error| error.in_full())
     }
 
     fn place(&self, name: &str) -> Option<Pages> {
@@ -245,9 +231,4 @@ fn keys() -> String {
 
 fn percent(pages: Pages, percent: u32) -> Pages {
     Pages(pages.0 / 100 * u64::from(percent) + pages.0 % 100 * u64::from(percent) / 100)
-}
-
-fn switch(text: &str) -> Result<bool, String> {
-    let value = text.parse().ok();
-    value.ok_or_else(|| format!("`{}`; allowed: true, false", shown(text)))
 }

@@ -70,25 +70,19 @@ pub(super) struct HostArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     vma_budget: Option<u32>,
 
-    /// Time to scan a whole VM once for pages to share (Mem.ShareScanTime); in minutes, or a time
-    /// such as 30s.
-    #[arg(long, value_name = "MIN", value_parser = values::setting(Key::ShareScanTime))]
+    #[arg(long, value_name = "MIN", help = values::help(Key::ShareScanTime), value_parser = values::setting(Key::ShareScanTime))]
     share_scan_time: Option<String>,
 
-    /// MB/s scanned for each GHz of the host's processors; 0 turns scanning off (Mem.ShareScanGHz).
-    #[arg(long, value_name = "N", value_parser = values::setting(Key::ShareScanGHz))]
+    #[arg(long, value_name = "N", help = values::help(Key::ShareScanGHz), value_parser = values::setting(Key::ShareScanGHz))]
     share_scan_ghz: Option<String>,
 
-    /// The most pages a second scanned of one VM; 0 turns scanning off (Mem.ShareRateMax).
-    #[arg(long, value_name = "N", value_parser = values::setting(Key::ShareRateMax))]
+    #[arg(long, value_name = "N", help = values::help(Key::ShareRateMax), value_parser = values::setting(Key::ShareRateMax))]
     share_rate_max: Option<String>,
 
-    /// The most of a VM's size that its compression cache may take, in percent (Mem.MemZipMaxPct).
-    #[arg(long, value_name = "PERCENT", value_parser = values::setting(Key::MemZipMaxPct))]
+    #[arg(long, value_name = "PERCENT", help = values::help(Key::MemZipMaxPct), value_parser = values::setting(Key::MemZipMaxPct))]
     mem_zip_max_pct: Option<String>,
 
-    /// The most of a VM's size that its balloon may take, in percent (Mem.CtlMaxPercent).
-    #[arg(long, value_name = "PERCENT", value_parser = values::setting(Key::CtlMaxPercent))]
+    #[arg(long, value_name = "PERCENT", help = values::help(Key::CtlMaxPercent), value_parser = values::setting(Key::CtlMaxPercent))]
     ctl_max_percent: Option<String>,
 
     /// End when standard input ends; for programs that start a host.

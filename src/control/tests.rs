@@ -266,13 +266,18 @@ fn bad_requests_get_a_fitting_code_and_say_what_is_allowed() {
         (tax, "{}", 422, "missing field `value`"),
         (tax, "{\"value\": [50]}", 422, "a number, a text"),
         (tax, "{\"value\": 50, \"x\": 1}", 422, "unknown field `x`"),
-        (tax, "{\"value\": \"50s\"}", 422, "not its unit"),
-        (tax, "{\"value\": 100}", 422, "`100`: that is out of range"),
+        (
+            tax,
+            "{\"value\": \"50s\"}",
+            422,
+            "Mem.IdleTax cannot be `50s`",
+        ),
+        (tax, "{\"value\": 100}", 422, "Mem.IdleTax cannot be `100`"),
         (
             tax,
             "{\"value\": true}",
             422,
-            "`true`: that is not a number",
+            "Mem.IdleTax cannot be `true`",
         ),
         (vm, "[]", 422, "an object of VM settings"),
         (

@@ -10,7 +10,6 @@ use nix::sys::signal::Signal;
 use super::scratch::Scratch;
 use super::{DemoError, DemoOptions, cast};
 use crate::child::{Child, end_all, in_words};
-use crate::host::EngineChoice;
 
 /// How long guests, and then the host, may take to end when asked; then they are killed.
 const GRACE: Duration = Duration::from_secs(3);
@@ -192,15 +191,10 @@ fn start(
 
 /// The arguments of the host. Scanning is as fast as possible, because a demo has seconds where a server has hours.
 fn host_args(options: &DemoOptions, scratch: &Scratch) -> Vec<String> {
-    let engine = match options.engine {
-        EngineChoice::Auto => "auto",
-        EngineChoice::Uffd => "uffd",
-        EngineChoice::Mprotect => "mprotect",
-    };
     let mut args = words("host --die-with-parent --share-scan-time 3s --share-scan-ghz 32");
     args.extend(words("--share-rate-max 32768"));
     args.extend(["--memory".to_owned(), options.memory.0.to_string()]);
-    args.extend(["--engine".to_owned(), engine.to_owned()]);
+    args.extend(["--engine".to_owned(), options.engine.to_string()]);
     args.extend([
         "--runtime-dir".to_owned(),
         text(scratch.runtime_dir().path()),

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::member::Member;
 use crate::compress::{Refills, Saves, Seen, Worth};
 use crate::reclaim::Job;
-use crate::settings::HostSettings;
+use crate::settings::{CacheKeeps, HostSettings};
 use crate::telemetry::ZipStatus;
 use crate::units::Pages;
 use crate::vm::{Cause, Stalled};
@@ -14,7 +14,7 @@ use crate::vm::{Cause, Stalled};
 pub(super) fn apply(member: &Member, settings: &HostSettings, stalled: &Stalled, now: Instant) {
     let cap = cap(member, settings);
     member.vm.zip.lock().set_max_pages(cap);
-    let limit = if settings.cache_keeps_paying {
+    let limit = if settings.cache_keeps == CacheKeeps::Paying {
         let seen = seen(member, stalled);
         let mut worth = member.worth();
         worth.look(now, seen);
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(limit, Some(USED - USED / 8));
         // Threads stood still for 1 s in 3 s, for the 450 pages that are wanted.
         assert_eq!((told.oldest_save_us, told.ram_saves_us / 1000), (0, 189));
-        settings.cache_keeps_paying = false;
+        settings.cache_keeps = CacheKeeps::All;
         let (limit, told) = look(6, &settings, &stalled);
         assert_eq!((limit, told.ram_saves_us), (None, 0));
         vm.vm.zip.lock().set_max_pages(0);

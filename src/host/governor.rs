@@ -23,7 +23,7 @@ use super::watchdog::Watchdog;
 use crate::page::Budget;
 use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
 use crate::reclaim::{Job, Routine, ScanSettings, host_ghz};
-use crate::settings::{Domain, HostSettings, VmSettings};
+use crate::settings::{Domain, HostSettings, Victims, VmSettings};
 use crate::telemetry::{self, Overcommit};
 use crate::throttle::Throttle;
 use crate::units::Pages;
@@ -197,7 +197,7 @@ impl Governor {
             *routine = Routine {
                 scan_rate,
                 sample_period: settings.sample_period,
-                second_chance: settings.second_chance,
+                second_chance: settings.victims == Victims::SecondChance,
             }
         });
         let pages = member.vm.params.pages;

@@ -74,7 +74,7 @@ fn wanted(hello: &Hello) -> Result<VmSettings, VmSettingsError> {
         balloon_max: (hello.balloon_max != u32::MAX).then(|| Some(pages(hello.balloon_max))),
         sharing: Some(hello.sharing),
         salt: Some(hello.salt.clone()),
-        swap_dir: None,
+        ..VmPatch::default()
     };
     wanted.apply(&VmSettings::default(), pages(hello.pages))
 }

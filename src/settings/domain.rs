@@ -4,7 +4,7 @@
 //! therefore salts: VMs share only if their salts are equal, and since 2014 a VM to which no salt was given has
 //! one of its own unless `Mem.ShareForceSalting` says otherwise.
 
-use super::host::ForceSalting;
+use super::choice::ForceSalting;
 use crate::units::VmId;
 
 /// A set of VMs that share pages with each other.

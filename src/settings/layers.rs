@@ -11,9 +11,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::choice::Profile;
 use super::error::SettingError;
-use super::host::{HostSettings, Profile};
-use super::table::{Key, TABLE};
+use super::table::{HostSettings, Key, TABLE};
 use super::value::{Scalar, Value};
 
 /// The word that takes away what was set at run time.

@@ -6,15 +6,20 @@
 //! where ESX has such a setting.
 //!
 //! - `value.rs`: reading and showing values and their units.
-//! - `table.rs`, `host.rs`, `layers.rs`: host settings, their typed values, the four places where
+//! - `choice.rs`: types of which there are a few named values.
+//! - `table.rs`, `host.rs`, `layers.rs`: host settings, their defaults by profile, the four places where
 //!   they are given ([`Layers`]).
-//! - `vm.rs`, `patch.rs`, `domain.rs`: VM settings, changes of them, and with which VMs one shares pages.
+//! - `vm.rs`, `field.rs`, `patch.rs`, `domain.rs`: VM settings, their types, changes of them, and with which VMs
+//!   one shares pages.
+//! - `tree.rs`: TOML and JSON files, and all that is wrong with one.
 //! - `file.rs`, `start.rs`, `vm_table.rs`: the configuration file.
 //!
 //! Nothing here has an effect: whoever holds the settings reads them and acts.
 
+mod choice;
 mod domain;
 mod error;
+mod field;
 mod file;
 mod host;
 mod layers;
@@ -22,22 +27,26 @@ mod name;
 mod patch;
 mod start;
 mod table;
+mod tree;
 mod value;
 mod vm;
 mod vm_table;
 
+pub use choice::{
+    BalloonTakes, CacheKeeps, ChoiceError, EngineChoice, FaultsWait, ForceSalting, Profile, Victims,
+};
 pub use domain::Domain;
-pub use error::SettingError;
-pub use file::{ConfigError, ConfigFile, Problem};
-pub use host::{ForceSalting, HostSettings, Profile, ProfileError};
+pub use error::{SettingError, VmSettingsError};
+pub use file::{ConfigError, ConfigFile};
 pub use layers::{DEFAULT, Layer, Layers, Origin, SettingView};
 pub use name::{NAME_MAX, NameError, check_vm_name};
-pub use patch::VmPatch;
-pub use start::{EngineChoice, StartSettings};
-pub use table::{Key, Spec, TABLE};
+pub use start::StartSettings;
+pub use table::{Departure, HostSettings, Key, Spec, TABLE};
+pub use tree::{Invalid, Problem};
+pub(crate) use tree::{Leaf, Node, Reading, Table};
 pub(crate) use value::shown;
-pub use value::{Kind, Scalar, TimeUnit, Value, Wrong, time};
-pub use vm::{SALT_MAX, VM_KEYS, VmKey, VmSettings, VmSettingsError};
+pub use value::{Kind, Scalar, Value};
+pub use vm::{SALT_MAX, VM_KEYS, VmKey, VmPatch, VmSettings};
 pub use vm_table::VmTable;
 
 #[cfg(test)]

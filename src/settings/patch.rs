@@ -1,52 +1,14 @@
 //! Changes of a VM's settings, as people, files and clients write them.
 
 use std::fmt;
-use std::path::PathBuf;
 
-use memvisor_wire::memory::Shares;
 use serde::de::{self, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer};
 
-use super::error::nearest;
+use super::error::{VmSettingsError, nearest};
 use super::value::{Scalar, shown};
-use super::vm::{VM_KEYS, VmSettings, VmSettingsError};
+use super::vm::{VM_KEYS, VmPatch, VmSettings};
 use crate::units::Pages;
-
-/// Some settings of a VM, to be changed.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct VmPatch {
-    /// Its weight.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "shares_json"
-    )]
-    pub shares: Option<Shares>,
-    /// Memory it is guaranteed.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "bytes_json")]
-    pub reservation: Option<Pages>,
-    /// Memory it never exceeds.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "or_null_json"
-    )]
-    pub limit: Option<Option<Pages>>,
-    /// The most its balloon takes.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "or_null_json"
-    )]
-    pub balloon_max: Option<Option<Pages>>,
-    /// Whether its pages are shared.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sharing: Option<bool>,
-    /// Its salt.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub salt: Option<Option<String>>,
-    /// Where its swap file is made.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub swap_dir: Option<PathBuf>,
-}
 
 impl VmPatch {
     /// Reads words of the form `KEY=VALUE`.
@@ -90,39 +52,13 @@ impl VmPatch {
         }
     }
 
-    /// The settings of this patch, and those of `below` that this patch does not have.
-    #[must_use]
-    pub fn over(&self, below: &Self) -> Self {
-        let below = below.clone();
-        let this = self.clone();
-        Self {
-            shares: this.shares.or(below.shares),
-            reservation: this.reservation.or(below.reservation),
-            limit: this.limit.or(below.limit),
-            balloon_max: this.balloon_max.or(below.balloon_max),
-            sharing: this.sharing.or(below.sharing),
-            salt: this.salt.or(below.salt),
-            swap_dir: this.swap_dir.or(below.swap_dir),
-        }
-    }
-
     /// The settings of a VM of `size` that had `settings`, after this change.
     ///
     /// # Errors
     /// [`VmSettingsError::Limit`] or [`VmSettingsError::Reservation`] if the values contradict each
     /// other or the size.
     pub fn apply(&self, settings: &VmSettings, size: Pages) -> Result<VmSettings, VmSettingsError> {
-        let was = settings.clone();
-        let this = self.clone();
-        let new = VmSettings {
-            shares: this.shares.unwrap_or(was.shares),
-            reservation: this.reservation.unwrap_or(was.reservation),
-            limit: this.limit.unwrap_or(was.limit),
-            balloon_max: this.balloon_max.unwrap_or(was.balloon_max),
-            sharing: this.sharing.unwrap_or(was.sharing),
-            salt: this.salt.unwrap_or(was.salt),
-            swap_dir: this.swap_dir.or(was.swap_dir),
-        };
+        let new = self.changed(settings);
         let most = new.limit.unwrap_or(size);
         if most > size {
             let (limit, size) = (most.bytes(), size.bytes());
@@ -134,25 +70,6 @@ impl VmPatch {
         }
         Ok(new)
     }
-}
-
-// Serde passes fields to these by reference, and never a field that is skipped.
-
-fn shares_json<S: Serializer>(shares: &Option<Shares>, to: S) -> Result<S::Ok, S::Error> {
-    match shares {
-        Some(Shares::PerMib(5)) => to.serialize_str("low"),
-        Some(Shares::PerMib(20)) => to.serialize_str("high"),
-        Some(Shares::Custom(count)) => to.serialize_u32(*count),
-        Some(Shares::PerMib(_)) | None => to.serialize_str("normal"),
-    }
-}
-
-fn bytes_json<S: Serializer>(pages: &Option<Pages>, to: S) -> Result<S::Ok, S::Error> {
-    pages.map(Pages::bytes).serialize(to)
-}
-
-fn or_null_json<S: Serializer>(pages: &Option<Option<Pages>>, to: S) -> Result<S::Ok, S::Error> {
-    pages.flatten().map(Pages::bytes).serialize(to)
 }
 
 impl<'de> Deserialize<'de> for VmPatch {
@@ -181,7 +98,10 @@ impl<'de> Deserialize<'de> for VmPatch {
 
 #[cfg(test)]
 mod tests {
-    use proptest::option;
+    use std::path::PathBuf;
+
+    use memvisor_wire::memory::Shares;
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
@@ -199,24 +119,22 @@ mod tests {
         let esx = "sched.mem.shares=high sched.mem.min=16 SCHED.MEM.MAX=128 \
                    sched.mem.maxmemctl=64 sched.mem.pshare.enable=FALSE sched.mem.pshare.salt=a \
                    sched.swap.dir=/s";
-        let expected = VmPatch {
-            shares: Some(Shares::PerMib(20)),
-            reservation: Some(Pages(4096)),
-            limit: Some(Some(Pages(32_768))),
-            balloon_max: Some(Some(Pages(16_384))),
-            sharing: Some(false),
-            salt: Some(Some("a".to_owned())),
-            swap_dir: Some(PathBuf::from("/s")),
-        };
-        assert_eq!(patch(short), Ok(expected.clone()));
-        assert_eq!(patch(esx), Ok(expected));
+        let read = patch(short).expect("valid");
+        assert_eq!(patch(esx).as_ref(), Ok(&read));
+        assert_eq!(read.shares, Some(Shares::PerMib(20)));
+        let sizes = (read.reservation, read.limit, read.balloon_max);
+        let [small, large, most] = [4096, 32_768, 16_384].map(Pages);
+        assert_eq!(sizes, (Some(small), Some(Some(large)), Some(Some(most))));
+        assert_eq!(read.sharing, Some(false));
+        assert_eq!(read.salt, Some(Some("a".to_owned())));
+        assert_eq!(read.swap_dir, Some(Some(PathBuf::from("/s"))));
     }
 
     #[test]
     fn none_unsets_and_an_empty_salt_is_one() {
-        let unset = patch("limit=none balloon-max=none salt=none").expect("valid");
+        let unset = patch("limit=none balloon-max=none salt=none swap-dir=none").expect("valid");
         assert_eq!((unset.limit, unset.balloon_max), (Some(None), Some(None)));
-        assert_eq!(unset.salt, Some(None));
+        assert_eq!((unset.salt, unset.swap_dir), (Some(None), Some(None)));
         let own = patch("salt=").expect("valid");
         assert_eq!(own.salt, Some(Some(String::new())));
     }
@@ -299,7 +217,7 @@ mod tests {
             (r#"{"limit": "1M", "limit": "2M"}"#, "limit is given twice"),
             (r#"{"limit": [1]}"#, "a number, a text, true or false"),
             (r#"{"shares": null}"#, "shares cannot be `none`"),
-            (r#"{"swap-dir": null}"#, "swap-dir cannot be `none`"),
+            (r#"{"reservation": null}"#, "reservation cannot be `none`"),
             (r#"{"limits": 1}"#, "allowed: limit"),
             ("7", "an object of VM settings"),
         ] {
@@ -308,25 +226,20 @@ mod tests {
         }
     }
 
-    fn pages() -> impl Strategy<Value = Pages> {
-        (1u64..1 << 28).prop_map(Pages)
-    }
-
-    prop_compose! {
-        fn any_patch()(
-            shares in option::of(prop_oneof![
-                (0..=Shares::MAX).prop_map(Shares::Custom),
-                prop_oneof![Just(5), Just(10), Just(20)].prop_map(Shares::PerMib),
-            ]),
-            reservation in option::of(pages()),
-            limit in option::of(option::of(pages())),
-            balloon_max in option::of(option::of(pages())),
-            sharing in option::of(any::<bool>()),
-            salt in option::of(option::of("[a-z ]{0,3}")),
-            swap_dir in option::of("/[a-z]{1,9}".prop_map(PathBuf::from)),
-        ) -> VmPatch {
-            VmPatch { shares, reservation, limit, balloon_max, sharing, salt, swap_dir }
-        }
+    /// A patch with what can be put into it of some texts.
+    fn any_patch() -> impl Strategy<Value = VmPatch> {
+        let text = prop_oneof![
+            "low|normal|high|none|on|off|/[a-z]{1,9}|[a-z ]{0,3}",
+            (0_u64..1 << 28).prop_map(|pages| format!("{pages} pages")),
+            (0..=Shares::MAX).prop_map(|shares| shares.to_string()),
+        ];
+        vec((0..VM_KEYS.len(), text), 0..30).prop_map(|puts| {
+            let mut patch = VmPatch::default();
+            for (key, text) in puts {
+                let _ = patch.put(VM_KEYS[key].name, &text);
+            }
+            patch
+        })
     }
 
     proptest! {

@@ -1,34 +1,9 @@
 //! Settings that can be changed only by starting the host anew.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use super::host::Profile;
+use super::choice::{EngineChoice, Profile};
 use crate::units::Bytes;
-
-/// Which engine handles the faults of guests.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EngineChoice {
-    /// userfaultfd where the system allows it, else page protection.
-    Auto,
-    /// userfaultfd.
-    Uffd,
-    /// Page protection.
-    Mprotect,
-}
-
-impl FromStr for EngineChoice {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "uffd" => Ok(Self::Uffd),
-            "mprotect" => Ok(Self::Mprotect),
-            _ => Err(()),
-        }
-    }
-}
 
 /// What takes effect only when a host starts: the table `[host]`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

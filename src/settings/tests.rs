@@ -1,4 +1,4 @@
-//! Checks that docs/settings.md says what the tables say.
+//! Makes the tables of docs/settings.md, and checks its example.
 
 use std::path::Path;
 
@@ -6,97 +6,115 @@ use super::*;
 use crate::units::Bytes;
 
 const DOCUMENT: &str = include_str!("../../docs/settings.md");
+const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/settings.md");
+/// A generated table is between a line that names it and this one.
+const END: &str = "<!-- end of table -->\n";
 
-/// The lines of the section below a heading.
-fn section(heading: &str) -> Vec<&'static str> {
-    let (_, rest) = DOCUMENT.split_once(heading).expect(heading);
-    let lines = rest.lines().skip(1);
-    let is_heading = |line: &str| line.trim_start_matches('#').starts_with(' ');
-    lines
-        .take_while(|line| !(line.starts_with("##") && is_heading(line)))
-        .collect()
-}
-
-/// The rows of the first table of a section, without its header.
-fn rows(heading: &str) -> Vec<&'static str> {
-    let is_row = |line: &&str| line.starts_with('|');
-    let mut lines = section(heading)
-        .into_iter()
-        .skip_while(|line| !is_row(line));
-    assert!(
-        lines.next().is_some() && lines.next().is_some(),
-        "{heading}"
-    );
-    lines.take_while(is_row).collect()
-}
-
-fn row(spec: &Spec) -> String {
-    let shown = |value| format!("`{}`", spec.kind.scalar(value));
-    let (range, unit) = spec.kind.bounds().map_or_else(
-        || (spec.kind.unit(), String::new()),
-        |(min, max)| (format!("{min} to {max}"), spec.kind.unit()),
-    );
-    let cells = [
-        format!("`{}`", spec.name),
-        shown(spec.lab),
-        shown(spec.esx),
-        shown(Profile::Throughput.default_of(spec)),
-        range,
-        unit,
-        spec.effect.to_owned(),
-        spec.deviation.to_owned(),
-    ];
-    cells
-        .iter()
-        .fold("|".to_owned(), |row, cell| match cell.as_str() {
-            "" => row + " |",
-            cell => row + " " + cell + " |",
-        })
-}
-
-#[test]
-fn document_has_the_table_of_host_settings() {
-    let expected: Vec<String> = TABLE.iter().map(row).collect();
-    let found = rows("\n## Host settings\n");
-    let text = expected.join("\n");
-    assert!(found == expected, "docs/settings.md should have:\n{text}");
-}
-
-#[test]
-fn document_has_the_table_of_vm_settings() {
-    let expected = VM_KEYS.map(|key| {
-        let VmKey {
-            name,
-            esx,
-            default,
-            allowed,
-            effect,
-            ..
-        } = key;
-        format!("| `{name}` | `{esx}` | {default} | {allowed} | {effect} |")
+fn row<T: AsRef<str>>(cells: impl IntoIterator<Item = T>) -> String {
+    let cells = cells.into_iter().map(|cell| match cell.as_ref() {
+        "" => " |".to_owned(),
+        cell => format!(" {cell} |"),
     });
-    let found = rows("\n## VM settings\n");
-    let text = expected.join("\n");
-    assert!(found == expected, "docs/settings.md should have:\n{text}");
+    format!("|{}\n", cells.collect::<String>())
+}
+
+fn table(header: &[&str], rows: impl Iterator<Item = String>) -> String {
+    let line = format!("|{}\n", "---|".repeat(header.len()));
+    row(header) + &line + &rows.collect::<String>()
+}
+
+fn host_settings() -> String {
+    let row_of = |spec: &Spec| {
+        let shown = |profile: Profile| format!("`{}`", spec.kind.scalar(profile.default_of(spec)));
+        let (range, unit) = match spec.kind.bounds() {
+            Some((min, max)) => (format!("{min} to {max}"), spec.kind.unit()),
+            None => (spec.kind.unit(), String::new()),
+        };
+        row([
+            format!("`{}`", spec.name),
+            shown(Profile::Lab),
+            shown(Profile::Esx),
+            shown(Profile::Throughput),
+            range,
+            unit,
+            spec.effect.to_owned(),
+            spec.deviation.to_owned(),
+        ])
+    };
+    let header = [
+        "setting",
+        "`lab`",
+        "`esx`",
+        "`throughput`",
+        "range",
+        "unit",
+        "effect",
+        "other than in ESX",
+    ];
+    table(&header, TABLE.iter().map(row_of))
+}
+
+/// The settings in which a profile departs from the one it is based on. One row has those of the same reason.
+fn departures(profile: Profile, departure: fn(&Spec) -> Option<Departure>) -> String {
+    let mut rows: Vec<(&str, Vec<String>)> = Vec::new();
+    for spec in &TABLE {
+        let Some(Departure { why, .. }) = departure(spec) else {
+            continue;
+        };
+        let name = format!("`{}`", spec.name);
+        match rows.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, names)) => names.push(name),
+            None => rows.push((why, vec![name])),
+        }
+    }
+    let header = ["setting", &format!("why `{profile}` differs")];
+    let rows = rows
+        .iter()
+        .map(|(why, names)| row([names.join(", ").as_str(), *why]));
+    table(&header, rows)
+}
+
+fn vm_settings() -> String {
+    let rows = VM_KEYS.iter().map(|key| {
+        let (name, esx) = (format!("`{}`", key.name), format!("`{}`", key.esx));
+        row([name.as_str(), &esx, key.default, key.allowed, key.effect])
+    });
+    table(&["setting", "ESX", "default", "allowed", "effect"], rows)
 }
 
 #[test]
-fn document_names_each_setting_in_which_the_profiles_differ() {
-    let text = section("\n### Profiles\n").join("\n");
-    for spec in &TABLE {
-        let differs = spec.lab != spec.esx || spec.throughput.is_some();
-        assert_eq!(
-            text.contains(&format!("`{}`", spec.name)),
-            differs,
-            "{}",
-            spec.name
-        );
+fn document_has_the_tables_of_settings() {
+    let mut made = DOCUMENT.to_owned();
+    for (name, table) in [
+        ("host settings", host_settings()),
+        ("lab", departures(Profile::Lab, |spec| spec.lab)),
+        (
+            "throughput",
+            departures(Profile::Throughput, |spec| spec.throughput),
+        ),
+        ("VM settings", vm_settings()),
+    ] {
+        let start = format!("<!-- table of {name} -->\n");
+        let (before, rest) = made.split_once(&start).expect(name);
+        let (_, after) = rest.split_once(END).expect(name);
+        made = format!("{before}{start}{table}{END}{after}");
     }
+    if std::env::var_os("MEMVISOR_WRITE_DOCS").is_some() {
+        std::fs::write(PATH, made).expect("write docs/settings.md");
+        return;
+    }
+    assert!(
+        made == DOCUMENT,
+        "docs/settings.md is not what src/settings says: \
+         `MEMVISOR_WRITE_DOCS=1 cargo test -p memvisor --lib settings::tests` writes it"
+    );
 }
 
 #[test]
 fn example_of_a_configuration_file_is_one() {
-    let text = section("\n## Configuration file\n").join("\n");
+    let (_, text) = DOCUMENT
+        .split_once("\n## Configuration file\n")
+        .expect("a section");
     let (_, example) = text.split_once("```toml\n").expect("an example");
     let (example, _) = example.split_once("```").expect("an end");
     let file = ConfigFile::parse(Path::new("host.toml"), example).expect("no fault");

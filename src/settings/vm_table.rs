@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::patch::VmPatch;
-use super::vm::VmSettingsError;
+use super::error::VmSettingsError;
+use super::vm::VmPatch;
 
 /// A table `[vm.NAME]`. Only when a host applies it can it find out what it cannot do; the lines are kept to
 /// tell then where that was asked for.
@@ -11,13 +11,13 @@ use super::vm::VmSettingsError;
 pub struct VmTable {
     /// The settings.
     pub patch: VmPatch,
-    line: usize,
-    keys: BTreeMap<&'static str, usize>,
+    line: Option<usize>,
+    keys: BTreeMap<&'static str, Option<usize>>,
 }
 
 impl VmTable {
     /// An empty table that begins on a line.
-    pub(super) fn at(line: usize) -> Self {
+    pub(super) fn at(line: Option<usize>) -> Self {
         Self {
             patch: VmPatch::default(),
             line,
@@ -28,7 +28,7 @@ impl VmTable {
     /// Adds the setting on a line.
     pub(super) fn put(
         &mut self,
-        line: usize,
+        line: Option<usize>,
         key: &str,
         text: &str,
     ) -> Result<(), VmSettingsError> {
@@ -40,7 +40,7 @@ impl VmTable {
     /// The line of a setting, by its short name; for one that the table does not have, the line where the table
     /// begins.
     #[must_use]
-    pub fn line_of(&self, key: &str) -> usize {
+    pub fn line_of(&self, key: &str) -> Option<usize> {
         self.keys.get(key).copied().unwrap_or(self.line)
     }
 }

@@ -36,8 +36,9 @@ mod limits;
 mod pressed;
 mod tax;
 
-use memvisor::telemetry::{GuestReport, HostStatus, VmStatus};
+use memvisor::telemetry::{HostStatus, VmStatus};
 use memvisor::units::Pages;
+use memvisor_guest_agent::guest::GuestReport;
 use rig::{Host, PATIENCE, Process, engines, eventually};
 
 /// Not a test: the process that stands for a scripted guest, see [`rig::raw`].

@@ -35,7 +35,6 @@ mod tally;
 mod tests;
 mod toucher;
 mod truth;
-pub mod units;
 mod zipf;
 
 use std::ops::Add;

@@ -9,13 +9,19 @@ use memvisor_wire::PAGE_SIZE;
 use thiserror::Error;
 
 use super::content::Mix;
-use super::units::{DURATIONS, SIZES, parse_bytes, parse_duration, parse_pages};
+use memvisor_wire::units::{DURATIONS, SIZES, parse_bytes, parse_duration, parse_pages};
 
 /// The most threads one workload can have.
 pub const MAX_THREADS: u32 = 64;
 
 /// The most changes of its active set that a toucher can be given.
 pub const MAX_CHANGES: usize = 64;
+
+/// The longest pause and the latest change.
+const LONGEST: Duration = Duration::from_secs(1000 * 3600);
+
+/// The highest rate in bytes per second, low enough for sums of bytes.
+const HIGHEST_RATE: u64 = 1 << 52;
 
 const KINDS: &str = "idle, stream, toucher, kv, files:PATH, image:PATH, churn";
 
@@ -238,8 +244,10 @@ impl WorkloadSpec {
         let done = match name {
             "size" => parse_pages(value).map(|pages| self.pages = Some(pages)),
             "threads" => parse_number(value, 1..=MAX_THREADS).map(|threads| self.threads = threads),
-            "rate" => parse_bytes(value).map(|rate| self.rate = Some(rate)),
-            "pause" => parse_duration(value).map(|pause| self.pause = pause),
+            "rate" => parse_bytes(value)
+                .filter(|rate| (1..=HIGHEST_RATE).contains(rate))
+                .map(|rate| self.rate = Some(rate)),
+            "pause" => parse_time(value).map(|pause| self.pause = pause),
             "content" => value.parse().ok().map(|content| self.content = content),
             _ => return None,
         };
@@ -299,10 +307,10 @@ impl WorkloadSpec {
 
 fn allowed_values(name: &str) -> String {
     match name {
-        "size" => SIZES.to_owned(),
-        "active" => format!("0, or {SIZES}"),
+        "size" => format!("at least a page: {SIZES}"),
+        "active" => format!("0, or at least a page: {SIZES}"),
         "rate" => "bytes per second, such as 200M".to_owned(),
-        "pause" => DURATIONS.to_owned(),
+        "pause" => format!("{DURATIONS}, at most 1000h"),
         "threads" => format!("1 to {MAX_THREADS}"),
         "content" => Mix::NAMES.to_owned(),
         "then" => format!("SIZE@TIME, such as 120M@10s, in order of time, {MAX_CHANGES} at most"),
@@ -320,7 +328,11 @@ fn parse_number(text: &str, range: std::ops::RangeInclusive<u32>) -> Option<u32>
 
 fn parse_change(text: &str) -> Option<(Duration, u32)> {
     let (size, at) = text.split_once('@')?;
-    Some((parse_duration(at)?, parse_active(size)?))
+    Some((parse_time(at)?, parse_active(size)?))
+}
+
+fn parse_time(text: &str) -> Option<Duration> {
+    parse_duration(text).filter(|time| *time <= LONGEST)
 }
 
 /// Reads the size of an active set, which can be empty: then nothing is done until it grows.
@@ -408,7 +420,8 @@ mod tests {
             ("kv,write=101", "`101`", "0 to 100"),
             ("kv,zipf=NaN", "`NaN`", "0 to 10"),
             ("kv,value=4097", "`4097`", "8 to 4096"),
-            ("kv,pause=5", "`5`", "10s"),
+            ("kv,pause=5d", "`5d`", "10s"),
+            ("kv,pause=1001h", "`1001h`", "1000h"),
             ("kv,content=noise", "`noise`", "random, text, zero, mixed"),
             ("kv,size=1M,size=2M", "`size`", "twice"),
             ("stream,rate=0", "`0`", "200M"),

@@ -11,7 +11,8 @@
 //! - How it travels: [`SeqPacket`] with messages and descriptors, [`Doorbell`], [`runtime_dir()`], and [`sys`]: userfaultfd and the
 //!   mapped claim table. `sys` is the only part with `unsafe`.
 //! - What either end owes the other as a process: [`privacy`], [`signals`] by which it is told to end, and
-//!   [`system_error`], the error for a system call that failed.
+//!   [`system_error`], the error for a system call that failed, and [`units`], sizes and times as people write
+//!   them.
 
 pub mod balloon;
 pub mod claims;
@@ -29,6 +30,7 @@ mod seqpacket;
 pub mod signals;
 pub mod sys;
 pub mod system_error;
+pub mod units;
 
 pub use codec::{DecodeError, Reader, Writer};
 pub use doorbell::Doorbell;

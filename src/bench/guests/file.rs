@@ -12,7 +12,7 @@ use toml::Spanned;
 
 use super::fleet::{Fleet, FleetGuest, MAX_GUESTS, wants};
 use crate::settings::check_vm_name;
-use crate::units::{Bytes, PAGE_SIZE};
+use crate::units::{Bytes, Pages, SizeError};
 
 /// The most bytes of a file, far more than even the largest fleet needs.
 const FILE_MAX: u64 = 1 << 20;
@@ -57,11 +57,27 @@ struct Written {
 #[serde(deny_unknown_fields)]
 struct WrittenGuest {
     name: Spanned<String>,
-    memory: Spanned<String>,
+    memory: Spanned<Memory>,
     workloads: Spanned<Vec<String>>,
-    wants: Option<Spanned<String>>,
+    wants: Option<Memory>,
     count: Option<Spanned<usize>>,
     seed: Option<u64>,
+}
+
+/// A size above zero in whole pages.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(try_from = "String")]
+struct Memory(Bytes);
+
+impl TryFrom<String> for Memory {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let bytes: Bytes = text.parse().map_err(|error: SizeError| error.to_string())?;
+        let pages = bytes.whole_pages().filter(|pages| *pages > Pages(0));
+        let whole = pages.ok_or_else(|| format!("`{text}` is not a number of whole pages"))?;
+        Ok(Self(whole.bytes()))
+    }
 }
 
 /// A file and its text, from which errors get their line and key.
@@ -150,13 +166,10 @@ impl Source<'_> {
             count,
             seed,
         } = written;
-        let (memory, named) = (self.memory(&size)?, name.span());
+        let (Memory(memory), named) = (*size.get_ref(), name.span());
         let known = wants(workloads.get_ref());
-        let wants = match (&wanted, known) {
-            (Some(wanted), Ok(_)) => self.memory(wanted)?,
-            (None, Ok(known)) => known,
-            (_, Err(text)) => return Err(self.wrong(&workloads.span(), text)),
-        };
+        let known = known.map_err(|text| self.wrong(&workloads.span(), text))?;
+        let wants = wanted.map_or(known, |Memory(wanted)| wanted);
         if workloads.get_ref().is_empty() {
             let text = "a guest needs a workload, such as \"kv,size=320M\"".to_owned();
             return Err(self.wrong(&workloads.span(), text));
@@ -187,18 +200,6 @@ impl Source<'_> {
                 })
             })
             .collect()
-    }
-
-    fn memory(&self, text: &Spanned<String>) -> Result<Bytes, FleetError> {
-        let size: Bytes = text
-            .get_ref()
-            .parse()
-            .map_err(|error| self.wrong(&text.span(), format!("{error}")))?;
-        if size.0 == 0 || !size.0.is_multiple_of(PAGE_SIZE as u64) {
-            let why = format!("`{}` is not a number of whole pages", text.get_ref());
-            return Err(self.wrong(&text.span(), why));
-        }
-        Ok(size)
     }
 }
 

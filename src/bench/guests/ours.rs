@@ -12,7 +12,6 @@ use super::crew::Crew;
 use super::{Part, Ran};
 use crate::child::{Child, end_all, in_words};
 use crate::control::{Client, ClientError};
-use crate::host::EngineChoice;
 use crate::runtime_dir::RuntimeDir;
 use crate::telemetry::HostStatus;
 
@@ -95,15 +94,10 @@ impl Host {
         runtime: &RuntimeDir,
     ) -> Result<Self, BenchError> {
         let options = &setup.options.guests;
-        let engine = match setup.options.engine {
-            EngineChoice::Auto => "auto",
-            EngineChoice::Uffd => "uffd",
-            EngineChoice::Mprotect => "mprotect",
-        };
         let mut args = vec!["host".to_owned(), "--die-with-parent".to_owned()];
         let pairs = [
             ("--memory", part.budget.0.to_string()),
-            ("--engine", engine.to_owned()),
+            ("--engine", setup.options.engine.to_string()),
             ("--profile", options.profile.to_string()),
             ("--runtime-dir", runtime.path().display().to_string()),
             ("--swap-dir", dir.display().to_string()),

@@ -60,9 +60,9 @@ fn all_faults_are_told_with_their_lines() {
          [vm.d]\nreservation = \"2M\"\nlimit = \"1M\"\n[disk]\n",
     );
     let expected = [
-        "host.toml:1: `speed` must be in a table",
-        "host.toml:3: memory cannot be `12Q`; allowed: a size",
-        "host.toml:4: there is no `vma` in [host]; allowed: profile",
+        "host.toml:1: `speed` cannot be this value; allowed: [host], [settings], [vm.NAME]",
+        "host.toml:3: [host]: memory cannot be `12Q`; allowed: a size",
+        "host.toml:4: [host]: there is no `vma`; allowed: profile",
         "host.toml:6: there is no setting `Mem.IdelTax`; near: Mem.IdleTax",
         "host.toml:7: Mem.CtlMaxPercent cannot be `100`",
         "host.toml:8: Mem.IdleTax cannot be this array",
