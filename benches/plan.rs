@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use memvisor::bench::plan::crowd;
-use memvisor::policy::{Config, FreeState, IdleTaxType, plan};
+use memvisor::policy::{Config, Esx, FreeState, IdleTaxType, Policy};
 
 /// Name, percent and state of each situation, as [`crowd`] takes them.
 const SITUATIONS: [(&str, u64, FreeState); 3] = [
@@ -33,10 +33,10 @@ fn plans(criterion: &mut Criterion) {
             let mut group = criterion.benchmark_group(format!("{situation}, {tax} tax"));
             for vms in SIZES {
                 let host = crowd(vms, percent, state);
-                assert_eq!(plan(&host, &config).state, state);
+                assert_eq!(Esx.plan(&host, &config).state, state);
                 group.throughput(Throughput::Elements(u64::from(vms)));
                 group.bench_with_input(BenchmarkId::from_parameter(vms), &host, |bencher, host| {
-                    bencher.iter(|| plan(black_box(host), &config));
+                    bencher.iter(|| Esx.plan(black_box(host), &config));
                 });
             }
             group.finish();

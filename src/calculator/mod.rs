@@ -24,7 +24,7 @@ use std::path::Path;
 use thiserror::Error;
 
 pub use self::report::{Report, VmReport};
-use crate::policy::{self, Config, Explanation, HostSnapshot, Plan};
+use crate::policy::{self, Config, Explanation, HostSnapshot, Plan, Policy};
 use crate::settings::Profile;
 use crate::units::Pages;
 
@@ -57,6 +57,8 @@ impl Format {
 pub struct Scenario {
     /// The set of defaults.
     pub profile: Profile,
+    /// The policy.
+    pub policy: &'static dyn Policy,
     /// What the policy sees. The VMs are in the order of the file, numbered from 1 on.
     pub host: HostSnapshot,
     /// The settings of the policy.
@@ -93,7 +95,7 @@ impl Scenario {
     /// What the policy decides.
     #[must_use]
     pub fn plan(&self) -> Plan {
-        policy::plan(&self.host, &self.config)
+        self.policy.plan(&self.host, &self.config)
     }
 
     /// What the policy decides, with all that the decision follows from.
@@ -107,7 +109,7 @@ impl Scenario {
     pub fn explain(&self, name: &str) -> Option<Explanation> {
         let at = self.names.iter().position(|known| known == name)?;
         let id = self.host.vms[at].id;
-        policy::explain(&self.host, &self.config, &self.plan(), id)
+        policy::explain(self.policy, &self.host, &self.config, &self.plan(), id)
     }
 }
 

@@ -5,12 +5,12 @@ use std::str::FromStr;
 use super::tree::{Entry, Node, Table, leaves};
 use super::vm::{self, WrittenVm};
 use super::{Problem, Scenario};
-use crate::policy::{FreeState, HostSnapshot, VmSnapshot};
+use crate::policy::{FreeState, HostSnapshot, Policy, VmSnapshot, policies};
 use crate::settings::{HostSettings, Layer, Layers, Profile, check_vm_name, shown};
 use crate::units::{Bytes, Pages, VmId};
 
 const TABLES: &str = "[host], [settings], [vm.NAME]";
-const HOST_KEYS: &str = "memory, used, free, overhead, state, profile";
+const HOST_KEYS: &str = "memory, used, free, overhead, state, profile, policy";
 const SIZES: &str = "a size such as 8G, 179M or 500 pages";
 
 /// A file on its way to a scenario.
@@ -30,6 +30,7 @@ struct WrittenHost {
     overhead: Option<Pages>,
     state: Option<FreeState>,
     profile: Option<Profile>,
+    policy: Option<&'static dyn Policy>,
 }
 
 /// The scenario of a file.
@@ -116,6 +117,7 @@ impl Reading {
                 "overhead" => self.put(&mut host.overhead, size(text), of, entry),
                 "state" => self.put(&mut host.state, state(text), of, entry),
                 "profile" => self.put(&mut host.profile, profile(text), of, entry),
+                "policy" => self.put(&mut host.policy, policy(text), of, entry),
                 key => {
                     let key = shown(key);
                     let text = format!("there is no `{key}` in [host]; allowed: {HOST_KEYS}");
@@ -204,6 +206,7 @@ impl Reading {
         }
         Ok(Scenario {
             profile,
+            policy: host.policy.unwrap_or_default(),
             host: HostSnapshot {
                 least_free: None,
                 budget: memory,
@@ -321,6 +324,11 @@ fn state(text: &str) -> Result<FreeState, String> {
     let named = FreeState::ALL.into_iter();
     let found = named.into_iter().find(|state| state.to_string() == text);
     found.ok_or_else(|| format!("`{}`; allowed: high, clear, soft, hard, low", shown(text)))
+}
+
+fn policy(text: &str) -> Result<&'static dyn Policy, String> {
+    let error = |_| format!("`{}`; allowed: {}", shown(text), policies::names());
+    policies::named(text).map_err(error)
 }
 
 fn profile(text: &str) -> Result<Profile, String> {

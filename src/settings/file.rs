@@ -22,6 +22,7 @@ use super::start::StartSettings;
 use super::value::shown;
 use super::vm::VmSettings;
 use super::vm_table::VmTable;
+use crate::policy::policies;
 use crate::units::{Bytes, PAGE_SIZE, Pages};
 
 /// The most bytes of a file: a thousand VMs with all settings take a quarter of it.
@@ -177,6 +178,7 @@ impl ConfigFile {
         let (was, is) = (&self.start, &new.start);
         let same = [
             ("profile", was.profile == is.profile),
+            ("policy", was.policy == is.policy),
             ("memory", was.memory == is.memory),
             ("engine", was.engine == is.engine),
             ("swap-dir", was.swap_dir == is.swap_dir),
@@ -243,6 +245,13 @@ impl Reading<'_> {
             let start = &mut self.file.start;
             let allowed = match key.as_str() {
                 "profile" => read(&mut start.profile, text.parse().ok(), Profile::NAMES),
+                "policy" => match policies::named(&text) {
+                    Ok(policy) => read(&mut start.policy, Some(policy), ""),
+                    Err(error) => {
+                        self.wrong(at, error.to_string());
+                        continue;
+                    }
+                },
                 "memory" => read(
                     &mut start.memory,
                     memory(&text),
@@ -256,7 +265,7 @@ impl Reading<'_> {
                 _ => {
                     let key = shown(&key);
                     let text = format!(
-                        "there is no `{key}` in [host]; allowed: profile, memory, engine, swap-dir"
+                        "there is no `{key}` in [host]; allowed: profile, policy, memory, engine, swap-dir"
                     );
                     self.wrong(at, text);
                     continue;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::host::Profile;
+use crate::policy::Policy;
 use crate::units::Bytes;
 
 /// Which engine handles the faults of guests.
@@ -35,6 +36,8 @@ impl FromStr for EngineChoice {
 pub struct StartSettings {
     /// The set of defaults.
     pub profile: Option<Profile>,
+    /// The policy by which memory is divided.
+    pub policy: Option<&'static dyn Policy>,
     /// The budget.
     pub memory: Option<Bytes>,
     /// The engine.

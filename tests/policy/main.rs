@@ -36,6 +36,7 @@ mod caches;
 mod changes;
 mod limits;
 mod pressed;
+mod stall;
 mod tax;
 
 use std::time::Duration;
