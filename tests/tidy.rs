@@ -56,7 +56,7 @@ const HOST: &[(&str, &[&str])] = &[
     ),
     ("policy", &["units"]),
     ("telemetry", &["units"]),
-    ("settings", &["units", "policy"]),
+    ("settings", &["units", "policy", "reclaim"]),
     ("calculator", &["units", "policy", "settings"]),
     ("control", &["units", "telemetry", "settings"]),
     ("top", &["units", "signals", "telemetry", "control"]),

@@ -13,6 +13,7 @@ use crate::host::{BareHost, BareVm, HostOptions};
 use crate::page::Home;
 use crate::policy::Esx;
 use crate::reclaim::Evictor;
+use crate::reclaim::victims::Choice;
 use crate::runtime_dir::RuntimeDir;
 use crate::settings::Layers;
 use crate::share::Peers;

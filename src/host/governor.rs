@@ -197,7 +197,7 @@ impl Governor {
             *routine = Routine {
                 scan_rate,
                 sample_period: settings.sample_period,
-                second_chance: settings.second_chance,
+                victims: settings.victims,
             }
         });
         let pages = member.vm.params.pages;

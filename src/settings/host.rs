@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::table::{Key, Spec};
 use super::value::{Value, shown};
 use crate::policy::{Config, Generation, IdleTaxType};
+use crate::reclaim::victims;
 use crate::units::Pages;
 
 /// A set of defaults.
@@ -130,8 +131,8 @@ pub struct HostSettings {
     pub faults_wait_early: bool,
     /// `Memvisor.ScanAtRest`, in percent.
     pub scan_at_rest: u32,
-    /// `Memvisor.Victims`: whether victims have a second chance.
-    pub second_chance: bool,
+    /// `Memvisor.Victims`.
+    pub victims: victims::Choice,
 }
 
 impl HostSettings {
@@ -182,7 +183,10 @@ impl HostSettings {
             cache_keeps_paying: value(Key::CacheKeeps) == Value::Choice("paying"),
             faults_wait_early: value(Key::FaultsWait) == Value::Choice("hard"),
             scan_at_rest: whole(Key::ScanAtRest),
-            second_chance: value(Key::Victims) == Value::Choice("second-chance"),
+            victims: match value(Key::Victims) {
+                Value::Choice(name) => victims::Choice::named(name).expect("it is registered"),
+                other => panic!("{other:?} is no choice of Victims"),
+            },
         }
     }
 
@@ -241,7 +245,7 @@ mod tests {
             cache_keeps_paying: false,
             faults_wait_early: false,
             scan_at_rest: 100,
-            second_chance: false,
+            victims: victims::Choice::default(),
         };
         assert_eq!(esx, expected);
     }
@@ -273,7 +277,7 @@ mod tests {
             cache_keeps_paying: true,
             faults_wait_early: true,
             scan_at_rest: 5,
-            second_chance: true,
+            victims: victims::Choice::named("second-chance").expect("it is one"),
             ..HostSettings::profile(Profile::Lab)
         };
         assert_eq!(throughput, expected);

@@ -2,6 +2,7 @@
 
 use super::error::{SettingError, nearest};
 use super::value::{Kind, TimeUnit, Value, shown};
+use crate::reclaim::victims;
 
 /// A host setting.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -326,12 +327,11 @@ pub const TABLE: [Spec; 23] = [
         key: Key::Victims,
         name: "Memvisor.Victims",
         group: "eviction",
-        kind: Kind::Choice(&["random", "second-chance"]),
-        lab: Value::Choice("random"),
-        esx: Value::Choice("random"),
-        throughput: Some(Value::Choice("second-chance")),
-        effect: "which pages are evicted. random: any; second-chance: those that nobody wanted back \
-                 while they were frozen",
+        kind: Kind::Choice(&victims::NAMES),
+        lab: Value::Choice(victims::RANDOM),
+        esx: Value::Choice(victims::RANDOM),
+        throughput: Some(Value::Choice(victims::SECOND_CHANCE)),
+        effect: "which pages are evicted: any, or those that nobody wanted back while they were frozen",
         deviation: "no setting in ESX, which takes random ones",
     },
 ];
