@@ -9,7 +9,7 @@
 //! it finds no page, the evictor takes any. So no choice can leave a host without a way out. It is asked once for each
 //! batch.
 //!
-//! A new choice is a file beside `victims/random.rs` and a line in [`KINDS`]: the values of the setting, the benchmark
+//! A new choice is a file beside `victims/random.rs` and a line in `KINDS`: the values of the setting, the benchmark
 //! `victims` and the simulated machine follow from that.
 
 mod random;

@@ -293,7 +293,7 @@ impl Stalls {
     }
 
     /// Microseconds in each second for which threads waited for evicted pages, each thread by itself, on average over
-    /// [`REFILLS`] before the last call of [`so_far`](Self::so_far).
+    /// the ten seconds before the last call of [`so_far`](Self::so_far).
     #[must_use]
     pub fn refills_us_per_s(&self) -> u64 {
         let mean = self.state().refills.mean().unwrap_or_default();
