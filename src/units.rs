@@ -26,7 +26,9 @@ impl FrameId {
 pub struct SlotId(pub u32);
 
 /// The number a VM has for the life of one daemon; never given out twice.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct VmId(pub u32);

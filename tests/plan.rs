@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use memvisor::calculator::{Format, Report, Scenario, VmReport};
+use memvisor::policy::policies;
 use memvisor::units::Pages;
 
 fn root() -> &'static Path {
@@ -145,6 +146,56 @@ fn wrong_files_exit_with_2_and_say_where() {
         "{}",
         stderr(&output)
     );
+}
+
+#[test]
+fn policy_of_the_command_line_replaces_that_of_the_file() {
+    let target = |args: &[&str]| {
+        let report = stdout(&plan(
+            &[&["docs/plans/stall.toml", "--json"], args].concat(),
+            "",
+        ));
+        let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+        (
+            report["policy"].clone(),
+            report["vms"][0]["target_pages"].clone(),
+        )
+    };
+    assert_eq!(target(&[]), ("stall".into(), 64_550.into()));
+    assert_eq!(
+        target(&["--policy", "equal"]),
+        ("equal".into(), 45_800.into())
+    );
+    let why = ["docs/plans/stall.toml", "--why", "busy"];
+    let why = stdout(&plan(&why, ""));
+    for part in ["policy         stall", "2 us/s", "195.3 MiB, idle "] {
+        assert!(why.contains(part), "no `{part}` in:\n{why}");
+    }
+    let output = plan(&["docs/plans/stall.toml", "--policy", "fair"], "");
+    assert_eq!(output.status.code(), Some(2));
+    let error = stderr(&output);
+    assert!(error.contains("allowed: esx, equal, stall"), "{error}");
+    let unknown = "[host]\nmemory = \"8G\"\npolicy = \"fair\"\n[vm.a]\nsize = \"1G\"\n";
+    let error = stderr(&plan(&["-"], unknown));
+    assert!(
+        error.contains("standard input:3: [host]: policy cannot be `fair`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn policies_are_listed() {
+    let list = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_memvisor"));
+        stdout(&command.arg("policies").args(args).output().expect("start"))
+    };
+    let json: serde_json::Value = serde_json::from_str(&list(&["--json"])).expect("JSON");
+    for policy in policies::ALL {
+        assert!(list(&[]).contains(policy.about()), "{policy:?}");
+        let of = |row: &&serde_json::Value| row["name"] == policy.name();
+        let row = json.as_array().expect("an array").iter().find(of);
+        assert_eq!(row.expect("it is listed")["about"], policy.about());
+    }
 }
 
 /// Header and cells of each row of the tables in docs/policy.md whose header begins with these cells.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use memvisor::control::{Client, ClientError};
+use memvisor::reclaim::victims;
 use memvisor::settings::Key;
 use memvisor::telemetry::{HostStatus, VmStatus};
 use memvisor::units::{Bytes, PAGE_SIZE, Pages};
@@ -101,12 +102,12 @@ fn chaos(client: &Client, seed: u64, stop: &AtomicBool) -> u64 {
     while !stop.load(Ordering::Relaxed) {
         if random.random_bool(0.3) {
             let choices = [
-                (Key::Victims, ["random", "second-chance"]),
-                (Key::FaultsWait, ["low", "hard"]),
-                (Key::BalloonTakes, ["all", "free"]),
+                (Key::Victims, &victims::NAMES[..]),
+                (Key::FaultsWait, &["low", "hard"]),
+                (Key::BalloonTakes, &["all", "free"]),
             ];
             for (key, choices) in choices {
-                let set = client.set_setting(key, choices[random.random_range(0..2)]);
+                let set = client.set_setting(key, choices[random.random_range(0..choices.len())]);
                 set.expect("a choice of the setting");
             }
         }

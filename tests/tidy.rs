@@ -55,7 +55,7 @@ const HOST: &[(&str, &[&str])] = &[
     ),
     ("policy", &["units"]),
     ("telemetry", &["units"]),
-    ("settings", &["units", "policy"]),
+    ("settings", &["units", "policy", "reclaim"]),
     ("calculator", &["units", "policy", "settings"]),
     ("control", &["units", "telemetry", "settings"]),
     ("top", &["units", "telemetry", "control"]),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::report::{Case, Report};
 use super::{Bench, BenchError, Setup};
-use crate::policy::{Config, FreeState, HostSnapshot, VmSnapshot, plan};
+use crate::policy::{Config, Esx, FreeState, HostSnapshot, Policy, VmSnapshot};
 use crate::units::{Pages, VmId};
 
 /// The numbers of VMs of the hosts.
@@ -30,7 +30,7 @@ pub(super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> 
             setup.step(Bench::Plan, &format!("{vms} VMs, round {round}"))?;
             let (start, mut plans) = (Instant::now(), 0u32);
             while plans == 0 || start.elapsed() < ROUND {
-                black_box(plan(black_box(&host), &config));
+                black_box(Esx.plan(black_box(&host), &config));
                 plans += 1;
             }
             report.ours(
@@ -69,33 +69,22 @@ fn vm(id: u32, numbers: &mut Numbers) -> VmSnapshot {
             .iter()
             .sum::<u64>();
     VmSnapshot {
-        id: VmId(id),
-        size: Pages(size),
         reservation: percent(numbers.below(4) * 10),
         limit: (numbers.below(8) == 0).then(|| percent(60)),
         shares: u32::try_from((1 + numbers.below(4)) * size / 256).unwrap_or(u32::MAX),
         resident: percent(resident),
         shared: percent(shared),
         sharing_saved: Pages(percent(shared).0 / 2),
-        compressed: Pages(0),
-        zip_pages: Pages(0),
         zip_room: percent(10),
         swapped: percent(swapped),
         ballooned: percent(ballooned),
-        zero: Pages(0),
         untouched: Pages(untouched),
         agent: true,
         agent_alive: numbers.below(8) > 0,
-        balloon_brings: None,
-        balloon_by_hand: None,
         balloon_max: percent(65),
-        relief: None,
-        balloon_free: None,
         active: (numbers.below(8) > 0).then(|| percent(numbers.below(100))),
         swap_room: percent(90),
-        swap_failing: false,
-        mute: false,
-        pressing: false,
+        ..VmSnapshot::new(VmId(id), Pages(size))
     }
 }
 
@@ -123,6 +112,6 @@ mod tests {
 
     #[test]
     fn crowd_is_in_the_state_it_is_made_for() {
-        assert_eq!(plan(&crowd(50), &config()).state, FreeState::Soft);
+        assert_eq!(Esx.plan(&crowd(50), &config()).state, FreeState::Soft);
     }
 }

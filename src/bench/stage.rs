@@ -11,7 +11,9 @@ use super::{BenchError, Setup};
 use crate::engine::EngineError;
 use crate::host::{BareHost, BareVm, HostOptions};
 use crate::page::Home;
+use crate::policy::Esx;
 use crate::reclaim::Evictor;
+use crate::reclaim::victims::Choice;
 use crate::runtime_dir::RuntimeDir;
 use crate::settings::Layers;
 use crate::share::Peers;
@@ -61,6 +63,7 @@ impl<'a> Stage<'a> {
             .map_err(|error| BenchError::io("use a directory")(io::Error::other(error)))?;
         let options = HostOptions {
             memory: Bytes(bytes / 4096 * 4096),
+            policy: &Esx,
             engine: setup.options.engine,
             swap_dir: setup.scratch.clone(),
             runtime_dir: dir.clone(),
@@ -197,7 +200,9 @@ impl Actor {
         // Pages that these means cannot take stay. A batch may consist of such pages alone, so one empty batch is not
         // the end.
         while vm.table.count(Home::Resident) > 0 && in_vain < IN_VAIN {
-            let evicted = evictor.evict(vm, Pages(u64::MAX), means, false)?.0;
+            let evicted = evictor
+                .evict(vm, Pages(u64::MAX), means, Choice::default())?
+                .0;
             in_vain = if evicted == 0 { in_vain + 1 } else { 0 };
             all += evicted;
         }

@@ -19,7 +19,7 @@ mod vm;
 use std::path::Path;
 
 pub use self::report::{Report, VmReport};
-use crate::policy::{self, Config, Explanation, HostSnapshot, Plan};
+use crate::policy::{self, Config, Explanation, HostSnapshot, Plan, Policy};
 pub use crate::settings::Invalid;
 use crate::settings::{Profile, Reading};
 use crate::units::Pages;
@@ -53,6 +53,8 @@ impl Format {
 pub struct Scenario {
     /// The set of defaults.
     pub profile: Profile,
+    /// The policy.
+    pub policy: &'static dyn Policy,
     /// What the policy sees. The VMs are in the order of the file, numbered from 1 on.
     pub host: HostSnapshot,
     /// The settings of the policy.
@@ -89,7 +91,7 @@ impl Scenario {
     /// What the policy decides.
     #[must_use]
     pub fn plan(&self) -> Plan {
-        policy::plan(&self.host, &self.config)
+        self.policy.plan(&self.host, &self.config)
     }
 
     /// What the policy decides, with all that the decision follows from.
@@ -103,7 +105,7 @@ impl Scenario {
     pub fn explain(&self, name: &str) -> Option<Explanation> {
         let at = self.names.iter().position(|known| known == name)?;
         let id = self.host.vms[at].id;
-        policy::explain(&self.host, &self.config, &self.plan(), id)
+        policy::explain(self.policy, &self.host, &self.config, &self.plan(), id)
     }
 }
 

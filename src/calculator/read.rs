@@ -2,13 +2,13 @@
 
 use super::Scenario;
 use super::vm::{self, WrittenVm};
-use crate::policy::{FreeState, HostSnapshot, VmSnapshot};
+use crate::policy::{FreeState, HostSnapshot, Policy, VmSnapshot, policies};
 use crate::settings::{
     HostSettings, Layer, Layers, Node, Problem, Profile, Reading, Table, check_vm_name, shown,
 };
 use crate::units::{Bytes, Pages, VmId};
 
-const HOST_KEYS: &str = "memory, used, free, overhead, state, profile";
+const HOST_KEYS: &str = "memory, used, free, overhead, state, profile, policy";
 /// What [`size`] reads.
 pub(super) const SIZES: &str = "a size of at least a page, such as 8G, 179M or 500 pages";
 
@@ -23,6 +23,7 @@ struct WrittenHost {
     overhead: Option<Pages>,
     state: Option<FreeState>,
     profile: Option<Profile>,
+    policy: Option<&'static dyn Policy>,
 }
 
 /// The scenario of a file.
@@ -70,6 +71,10 @@ impl Reading {
                     self.put(&mut host.state, &leaf, state, &names.join(", "));
                 }
                 "profile" => self.choice(&mut host.profile, &leaf),
+                "policy" => {
+                    let policy = policies::named(leaf.text).ok();
+                    self.put(&mut host.policy, &leaf, policy, &policies::names());
+                }
                 _ => self.unknown(&leaf, HOST_KEYS),
             }
             if ["used", "free", "overhead"].contains(&leaf.key.as_str()) {
@@ -139,6 +144,7 @@ impl Reading {
         }
         Ok(Scenario {
             profile,
+            policy: host.policy.unwrap_or_default(),
             host: HostSnapshot {
                 least_free: None,
                 budget: memory,

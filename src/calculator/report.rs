@@ -15,6 +15,8 @@ use crate::units::Pages;
 pub struct Report {
     /// The set of defaults.
     pub profile: Profile,
+    /// The name of the policy.
+    pub policy: &'static str,
     /// The generation of ESX whose free-memory states are followed.
     pub generation: Generation,
     /// The state that the scenario begins in.
@@ -91,10 +93,16 @@ pub struct VmReport {
 }
 
 pub(super) fn of(scenario: &Scenario, plan: &Plan) -> Report {
-    let Scenario { host, config, .. } = scenario;
+    let Scenario {
+        policy,
+        host,
+        config,
+        ..
+    } = scenario;
     let vms = scenario.names.iter().zip(&host.vms).zip(&plan.vms);
     Report {
         profile: scenario.profile,
+        policy: policy.name(),
         generation: config.generation,
         state_before: host.state,
         state: plan.state,
@@ -108,11 +116,11 @@ pub(super) fn of(scenario: &Scenario, plan: &Plan) -> Report {
         beyond_pages: scenario.beyond(),
         available_pages: plan.available,
         shortfall_pages: plan.shortfall,
-        price_pages_per_share: policy::price(host, plan.available, config),
+        price_pages_per_share: policy::price(*policy, host, plan.available, config),
         stuck: plan.stuck,
         vms: vms
             .map(|((name, vm), plan)| {
-                let per_page = policy::shares_per_page(vm, config);
+                let per_page = policy::shares_per_page(vm, policy.worth(vm, host, config));
                 vm_report(name, vm, plan, per_page)
             })
             .collect(),

@@ -175,6 +175,35 @@ fn report_has_what_the_plan_has() {
     assert_eq!(scenario.explain("nobody"), None);
 }
 
+/// A field that is added to the snapshot can be written at once.
+#[test]
+fn any_other_field_of_a_snapshot_is_written_by_its_own_name() {
+    let plain = one_vm("size = \"1G\"").expect("valid");
+    let keys = "size = \"1G\"\nstall-us-per-s = 70\nmute = true\nzip-room = \"2M\"\nrelief = 3";
+    let expected = VmSnapshot {
+        stall_us_per_s: 70,
+        mute: true,
+        zip_room: mib(2),
+        relief: Some(Pages(3)),
+        ..plain
+    };
+    assert_eq!(one_vm(keys), Ok(expected));
+    check_wrong_keys(&[
+        (
+            "size = \"1G\"\nmute = 7",
+            &["x.toml:5:", "mute cannot be `7`", "boolean"],
+        ),
+        (
+            "size = \"1G\"\nresident = 7",
+            &["no `resident`", "stall-us-per-s"],
+        ),
+        (
+            "size = \"1G\"\nmute = true\n\"mute\" = true",
+            &["x.toml:6:"],
+        ),
+    ]);
+}
+
 /// Texts of a VM's keys, and what the error about each must say.
 fn check_wrong_keys(cases: &[(&str, &[&str])]) {
     for (keys, parts) in cases {

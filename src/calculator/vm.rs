@@ -1,5 +1,9 @@
 //! One VM of a scenario: what is written about it, and the rest, which is worked out.
 
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
 use super::read::{SIZES, size, sum};
 use crate::policy::VmSnapshot;
 use crate::settings::{
@@ -21,6 +25,8 @@ const PLACES: [&str; 9] = [
     "untouched",
     "active",
 ];
+/// The fields of a snapshot that follow from these keys. All other fields may be written, by their own names.
+const WORKED_OUT: [&str; 5] = ["id", "resident", "sharing-saved", "zip-pages", "ballooned"];
 /// The other keys.
 const OTHERS: [&str; 4] = ["size", "agent", "swap-room", "name"];
 
@@ -35,6 +41,8 @@ pub(super) struct WrittenVm {
     places: [Option<Pages>; PLACES.len()],
     agent: Option<bool>,
     swap_room: Option<Pages>,
+    /// The fields of the snapshot that are written by their own names.
+    fields: BTreeMap<String, Option<Value>>,
 }
 
 /// Reads the table of a VM.
@@ -80,6 +88,12 @@ impl WrittenVm {
                     reading.wrong(leaf.line, format!("{of}{}", error.in_full(), of = leaf.of));
                 }
             }
+            _ if fields().any(|field| field == key) => {
+                let name = key.replace('-', "_");
+                let value = field(&name, leaf.text);
+                let place = self.fields.entry(name).or_default();
+                reading.put(place, leaf, value, "true or false, a number, or a size");
+            }
             _ => reading.unknown(leaf, &keys()),
         }
     }
@@ -117,9 +131,8 @@ impl WrittenVm {
             .min(percent(allocation, host.mem_zip_max_alloc_pct));
         let swap_file = size.saturating_sub(settings.reservation);
         let swap_room = swap_file.saturating_sub(homes.swapped);
-        Ok(VmSnapshot {
+        let vm = VmSnapshot {
             id,
-            size,
             reservation: settings.reservation,
             limit: settings.limit,
             shares: settings.shares.count(size.0),
@@ -130,10 +143,15 @@ impl WrittenVm {
             zip_room: zip_max.saturating_sub(homes.zip_pages),
             swap_room: self.swap_room.unwrap_or(swap_room),
             ..homes
-        })
+        };
+        let mut fields = serde_json::to_value(vm).unwrap_or_default();
+        for (name, value) in &self.fields {
+            fields[name] = value.clone().unwrap_or_default();
+        }
+        serde_json::from_value(fields).map_err(|error| wrong(error.to_string()))
     }
 
-    /// A snapshot that says where its memory is; the other fields are not filled in yet.
+    /// A snapshot that says where its memory is, and nothing else.
     fn homes(&self, size: Pages) -> Result<VmSnapshot, String> {
         let of = |name| self.place(name).unwrap_or_default();
         let [shared, saved] = ["shared", "saved"].map(of);
@@ -185,48 +203,43 @@ impl WrittenVm {
             ballooned,
             zero,
             untouched,
-            ..nothing()
+            ..VmSnapshot::new(VmId(0), size)
         })
     }
 }
 
-/// A VM that has nothing at all.
-const fn nothing() -> VmSnapshot {
-    VmSnapshot {
-        id: VmId(0),
-        size: Pages(0),
-        reservation: Pages(0),
-        limit: None,
-        shares: 0,
-        resident: Pages(0),
-        shared: Pages(0),
-        sharing_saved: Pages(0),
-        compressed: Pages(0),
-        zip_pages: Pages(0),
-        zip_room: Pages(0),
-        swapped: Pages(0),
-        ballooned: Pages(0),
-        zero: Pages(0),
-        untouched: Pages(0),
-        agent: true,
-        agent_alive: true,
-        balloon_brings: None,
-        balloon_by_hand: None,
-        balloon_max: Pages(0),
-        mute: false,
-        pressing: false,
-        relief: None,
-        balloon_free: None,
-        active: None,
-        swap_room: Pages(0),
-        swap_failing: false,
-    }
+/// The fields of a snapshot for which no other key stands, by the names that a file gives them.
+fn fields() -> impl Iterator<Item = String> {
+    let all = serde_json::to_value(VmSnapshot::default()).unwrap_or_default();
+    let all = all.as_object().cloned().unwrap_or_default();
+    let names = all.into_iter().map(|(name, _)| name.replace('_', "-"));
+    let known = || {
+        SETTINGS
+            .iter()
+            .chain(&PLACES)
+            .chain(&OTHERS)
+            .chain(&WORKED_OUT)
+    };
+    names.filter(move |name| !known().any(|known| known == name))
+}
+
+/// The value of a field of a snapshot; `None` if the field cannot have it.
+fn field(name: &str, text: &str) -> Option<Value> {
+    let value: Value = match (text.parse::<bool>(), text.parse::<u64>()) {
+        (Ok(yes), _) => yes.into(),
+        (_, Ok(number)) => number.into(),
+        _ => size(text)?.0.into(),
+    };
+    let alone = Value::from_iter([(name, value.clone())]);
+    serde_json::from_value::<VmSnapshot>(alone).ok()?;
+    Some(value)
 }
 
 fn keys() -> String {
     let keys = OTHERS[..1].iter().chain(&SETTINGS).chain(&PLACES);
     let keys: Vec<&str> = keys.chain(&OTHERS[1..3]).copied().collect();
-    keys.join(", ")
+    let fields: Vec<String> = fields().collect();
+    format!("{}, {}", keys.join(", "), fields.join(", "))
 }
 
 fn percent(pages: Pages, percent: u32) -> Pages {

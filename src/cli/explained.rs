@@ -99,12 +99,15 @@ fn fairness(why: &Explanation) -> String {
     let part = &why.fairness;
     let mut text = "What it is worth\n".to_owned();
     text += &row("shares", &part.shares.to_string());
-    let active = if part.active_known {
-        format!("{}, idle {}", size(part.active), size(part.idle))
-    } else {
-        "not known yet, so all it holds counts as active".to_owned()
-    };
-    text += &row("active", &active);
+    text += &row(
+        "in use",
+        &format!(
+            "{}, idle {}: {}",
+            size(part.in_use),
+            size(part.idle),
+            part.because
+        ),
+    );
     text += &row("idle tax", &tax(part));
     let ratio = part.shares_per_page.map_or_else(
         || "none, it holds nothing".to_owned(),
@@ -234,6 +237,7 @@ fn swap(why: &Explanation) -> String {
 
 fn host(host: &HostPart) -> String {
     let mut text = "The host\n".to_owned();
+    text += &row("policy", &host.policy);
     text += &row(
         "state",
         &format!("{}: {}", host.state, actions(host.state, host.mechanisms)),

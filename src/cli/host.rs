@@ -10,6 +10,7 @@ use super::lifeline::Lifeline;
 use super::{print, values};
 use crate::demo::SCRATCH_PREFIX;
 use crate::host::{EngineChoice, HostOptions};
+use crate::policy::{Policy, policies};
 use crate::runtime_dir::RuntimeDir;
 use crate::settings::{ConfigFile, Key, Layer, Layers, Profile};
 use crate::units::Bytes;
@@ -49,6 +50,10 @@ pub(super) struct HostArgs {
     /// [default: lab].
     #[arg(long)]
     profile: Option<Profile>,
+
+    /// The policy by which memory is divided [default: esx]; `memvisor policies` lists them.
+    #[arg(long, value_name = "NAME", value_parser = policies::named)]
+    policy: Option<&'static dyn Policy>,
 
     /// A setting, such as Mem.IdleTax=50; may be given more than once.
     #[arg(long, value_name = "NAME=VALUE", value_parser = values::pair)]
@@ -111,6 +116,7 @@ impl HostArgs {
         let engine = self.engine.map(EngineChoice::from).or(start.engine);
         Ok(HostOptions {
             memory,
+            policy: self.policy.or(start.policy).unwrap_or_default(),
             engine: engine.unwrap_or(EngineChoice::Auto),
             swap_dir: swap_dir.unwrap_or_else(|| runtime_dir.path().to_owned()),
             runtime_dir,

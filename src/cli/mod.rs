@@ -13,6 +13,7 @@ mod guest;
 mod host;
 mod lifeline;
 mod plan;
+mod policies;
 mod show;
 mod table;
 mod top;
@@ -56,6 +57,8 @@ enum Command {
     Why(why::WhyArgs),
     /// Work out what the policy would do on a host described in a file. Needs no running host.
     Plan(plan::PlanArgs),
+    /// List the policies by which a host can divide memory.
+    Policies(policies::PoliciesArgs),
     /// Have the host read its configuration file again.
     Reload(why::ReloadArgs),
     /// Show the memory of the host and its VMs, as esxtop does.
@@ -104,6 +107,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Set(args) => get::set(&args),
         Command::Why(args) => why::why(args),
         Command::Plan(args) => plan::run(&args),
+        Command::Policies(args) => policies::run(&args),
         Command::Reload(args) => why::reload(args),
         Command::Top(args) => top::run(args),
         Command::Demo(args) => demo::run(&args),

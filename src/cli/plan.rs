@@ -12,6 +12,7 @@ use super::vm::output;
 use super::words::{self, size};
 use super::{explained, print, table, values};
 use crate::calculator::{Format, Report, Scenario, VmReport};
+use crate::policy::{Policy, policies};
 use crate::units::Pages;
 
 /// The most bytes of a file: ten thousand VMs fit.
@@ -22,6 +23,10 @@ pub(super) struct PlanArgs {
     /// The host and its VMs, in TOML or JSON; `-` is standard input.
     #[arg(value_name = "FILE")]
     file: PathBuf,
+
+    /// The policy [default: the file's, or esx]; `memvisor policies` lists them.
+    #[arg(long, value_name = "NAME", value_parser = policies::named)]
+    policy: Option<&'static dyn Policy>,
 
     /// Explain what is decided about one VM, and what would change it.
     #[arg(long, value_name = "VM", value_parser = values::name)]
@@ -36,7 +41,8 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Exit> {
     let (name, text) = read(&args.file)?;
     let format = Format::of(&args.file, &text);
     let scenario = Scenario::parse(&name, format, &text);
-    let scenario = scenario.map_err(|error| UsageError(error.to_string()))?;
+    let mut scenario = scenario.map_err(|error| UsageError(error.to_string()))?;
+    scenario.policy = args.policy.unwrap_or(scenario.policy);
     let Some(vm) = &args.why else {
         output(&scenario.report(), args.json, decided)?;
         return Ok(Exit::Success);
@@ -101,6 +107,7 @@ fn host(report: &Report) -> String {
         size(report.free_pages),
         size(report.overhead_pages),
     );
+    text += &format!("policy     {}\n", report.policy);
     text += &format!(
         "state      {}{came}: {}\n",
         report.state,

@@ -17,12 +17,12 @@ use thiserror::Error;
 use super::configuration::Configuration;
 use super::members::{Members, Name};
 use super::pools::Pools;
-use super::snapshot::{only_promised, snapshot};
+use super::snapshot::snapshot;
 use super::vm_settings::{self, Layered};
 use crate::compress::ZipCache;
 use crate::engine::{EngineKind, Ram};
 use crate::page::{Budget, Need, Parking};
-use crate::policy::{self, FreeState, HostSnapshot};
+use crate::policy::{self, FreeState, HostSnapshot, VmSnapshot};
 use crate::settings::{VmSettings, VmSettingsError};
 use crate::swap::{SwapError, SwapFile};
 use crate::sys::SharedWords;
@@ -286,6 +286,10 @@ impl Admission {
             |_| None,
         );
         let promised = self.members.promised();
+        let only_promised = |(size, reservation)| VmSnapshot {
+            reservation,
+            ..VmSnapshot::new(VmId(0), size)
+        };
         snapshot.vms.extend(promised.into_iter().map(only_promised));
         snapshot
     }

@@ -102,7 +102,13 @@ impl control::Daemon for Host {
                 config,
                 plan,
             } = &decision;
-            policy::explain(snapshot, config, plan, member.vm.id)
+            policy::explain(
+                self.configuration.policy,
+                snapshot,
+                config,
+                plan,
+                member.vm.id,
+            )
         });
         // A VM that has just been powered on is not in the latest plan, but will be in the next.
         let explained = explained.ok_or_else(|| ControlError::NotYet(name.to_owned()))?;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::options::HostOptions;
+use crate::policy::Policy;
 use crate::settings::{
     ConfigFile, Domain, HostSettings, Layers, SettingError, SettingView, VmPatch, VmSettings,
 };
@@ -22,6 +23,8 @@ pub(super) struct Configuration {
     revision: AtomicU64,
     /// Where swap files are made unless a VM's settings say otherwise.
     swap_dir: PathBuf,
+    /// By which rule memory is divided.
+    pub(super) policy: &'static dyn Policy,
 }
 
 #[derive(Debug)]
@@ -70,6 +73,7 @@ impl Configuration {
             seen: Mutex::new(seen),
             revision: AtomicU64::new(0),
             swap_dir: options.swap_dir.clone(),
+            policy: options.policy,
         }
     }
 

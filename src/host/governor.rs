@@ -21,9 +21,9 @@ use super::snapshot::snapshot;
 use super::vm_settings;
 use super::watchdog::Watchdog;
 use crate::page::Budget;
-use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, plan};
+use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan};
 use crate::reclaim::{Job, Routine, ScanSettings, host_ghz};
-use crate::settings::{Domain, HostSettings, Victims, VmSettings};
+use crate::settings::{Domain, HostSettings, VmSettings};
 use crate::telemetry::{self, Overcommit};
 use crate::throttle::Throttle;
 use crate::units::Pages;
@@ -164,7 +164,7 @@ impl Governor {
             ..snapshot(&self.budget, &members, seen, now, |vm| balance.active(vm))
         };
         let config = settings.policy();
-        let plan = plan(&snapshot, &config);
+        let plan = self.configuration.policy.plan(&snapshot, &config);
         self.carry_out(&members, &snapshot, (&config, &plan));
         watchdog.look(&members, &snapshot, plan.state, now);
         Decision {
@@ -197,7 +197,7 @@ impl Governor {
             *routine = Routine {
                 scan_rate,
                 sample_period: settings.sample_period,
-                second_chance: settings.victims == Victims::SecondChance,
+                victims: settings.victims,
             }
         });
         let pages = member.vm.params.pages;

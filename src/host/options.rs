@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::policy::Policy;
 use crate::runtime_dir::RuntimeDir;
 pub use crate::settings::EngineChoice;
 use crate::settings::{ConfigFile, Layers};
@@ -12,6 +13,8 @@ use crate::units::Bytes;
 pub struct HostOptions {
     /// The budget for guest memory.
     pub memory: Bytes,
+    /// The policy.
+    pub policy: &'static dyn Policy,
     /// The engine.
     pub engine: EngineChoice,
     /// Where swap files are made.

@@ -17,6 +17,7 @@ use super::options::{EngineChoice, HostOptions};
 use super::pools::Pools;
 use crate::engine::{EngineKind, Link, MprotectProvider, ShimEngine};
 use crate::page::Budget;
+use crate::policy::Esx;
 use crate::reclaim::Worker;
 use crate::runtime_dir::RuntimeDir;
 use crate::sample::Sampler;
@@ -46,6 +47,7 @@ pub(super) fn options(dir: &Path, memory: Bytes, config: Option<&str>) -> HostOp
     let file = config.as_ref().map(|file| file.settings.clone());
     HostOptions {
         memory,
+        policy: &Esx,
         engine: EngineChoice::Mprotect,
         swap_dir: dir.to_owned(),
         runtime_dir: RuntimeDir::new("/run/memvisor").expect("short enough"),

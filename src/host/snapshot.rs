@@ -29,39 +29,6 @@ pub(super) fn snapshot(
     }
 }
 
-/// A VM that is admitted and does not run yet, of this size and reservation.
-pub(super) fn only_promised((size, reservation): (Pages, Pages)) -> VmSnapshot {
-    VmSnapshot {
-        id: VmId(0),
-        size,
-        reservation,
-        limit: None,
-        shares: 0,
-        resident: Pages(0),
-        shared: Pages(0),
-        sharing_saved: Pages(0),
-        compressed: Pages(0),
-        zip_pages: Pages(0),
-        zip_room: Pages(0),
-        swapped: Pages(0),
-        ballooned: Pages(0),
-        zero: Pages(0),
-        untouched: size,
-        agent: false,
-        agent_alive: false,
-        balloon_brings: None,
-        balloon_by_hand: None,
-        balloon_max: Pages(0),
-        relief: None,
-        balloon_free: None,
-        active: None,
-        swap_room: Pages(0),
-        swap_failing: false,
-        mute: false,
-        pressing: false,
-    }
-}
-
 fn vm_snapshot(member: &Member, now: Instant, active: Option<Pages>) -> VmSnapshot {
     let vm = &member.vm;
     let settings = member.settings();
@@ -106,6 +73,7 @@ fn vm_snapshot(member: &Member, now: Instant, active: Option<Pages>) -> VmSnapsh
         relief: member.balloon.relief(),
         balloon_free: member.balloon.free(),
         active,
+        stall_us_per_s: vm.stalls.refills_us_per_s(),
         swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
         swap_failing: vm.is_swap_failing(),
         mute: member.is_mute(),

@@ -35,6 +35,7 @@ impl Host {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             engine: self.engines.first.name().to_owned(),
+            policy: self.configuration.policy.name().to_owned(),
             uptime_ms: millis(self.since),
             budget_pages: self.budget.total(),
             used_pages: used,

@@ -197,6 +197,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::policy::Policy;
 
     #[test]
     fn last_resort_takes_from_those_that_can_down_to_their_reservations() {
@@ -239,7 +240,7 @@ mod tests {
                 faults_wait_early,
                 ..Config::default()
             };
-            let plan = crate::policy::plan(&host, &config);
+            let plan = crate::policy::Esx.plan(&host, &config);
             assert_eq!(plan.state, state);
             (plan.vms[0].evict, plan.vms[0].means, plan.floor)
         };
@@ -279,12 +280,12 @@ mod tests {
                 seed: 0,
             };
             let config = Config::default();
-            let answers = crate::policy::plan(&host(false), &config);
+            let answers = crate::policy::Esx.plan(&host(false), &config);
             let [first, second, third] = [0, 1, 2].map(|at| answers.vms[at].evict);
             assert!(first > Pages(0), "{answers:?}");
             assert_eq!((second, third), (Pages(0), Pages(0)), "{answers:?}");
 
-            let silent = crate::policy::plan(&host(true), &config);
+            let silent = crate::policy::Esx.plan(&host(true), &config);
             let [first, second, third] = [0, 1, 2].map(|at| silent.vms[at]);
             assert_eq!((first.target, first.evict), (Pages(5600), Pages(0)));
             assert!(!first.blocked, "{silent:?}");

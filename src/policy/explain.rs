@@ -13,6 +13,7 @@ pub use self::changes::{Change, Input};
 use super::balloon::{self, BalloonBound};
 use super::fair;
 use super::plan::{Plan, Stuck, VmPlan};
+use super::policies::{Policy, Worth};
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::{Config, FreeState, Generation, IdleTaxType, Mechanisms, Thresholds};
 use crate::units::{Pages, VmId};
@@ -35,8 +36,10 @@ pub struct Explanation {
 }
 
 /// The host, as far as it decides about each of its VMs.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct HostPart {
+    /// The name of the policy that is followed.
+    pub policy: String,
     /// The generation of ESX that is followed.
     pub generation: Generation,
     /// The free-memory state.
@@ -96,21 +99,21 @@ pub struct MemoryPart {
 }
 
 /// What a VM is worth when memory is divided.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct FairPart {
     /// Its weight.
     pub shares: u32,
-    /// Pages it is estimated to be using; its whole allocation while that is not known.
-    pub active: Pages,
-    /// Whether that estimate is known.
-    pub active_known: bool,
-    /// What it holds and does not use: what the tax applies to.
+    /// Of what it holds, the pages that count in full.
+    pub in_use: Pages,
+    /// The others: what the tax applies to.
     pub idle: Pages,
-    /// The tax in %.
+    /// From which numbers the policy has that, in words.
+    pub because: String,
+    /// The tax in %, at most 99.
     pub tax_percent: u32,
     /// By which means the tax is taken.
     pub tax_type: IdleTaxType,
-    /// Adjusted shares per page, `S / (P * (f + k * (1 - f)))`: the VM with the fewest is taken from first. For
+    /// Adjusted shares per page, `S / (P * (f + k * (1 - f)))`, f being the part in use: the VM with the fewest is taken from first. For
     /// a VM at its target and between its bounds it is `1 / price`. None: it holds nothing.
     pub shares_per_page: Option<f64>,
     /// What it is presumed to want beyond its allocation, because it has a balloon.
@@ -142,9 +145,15 @@ pub struct BalloonPart {
 
 /// Explains the plan for one VM. None: it is not in the snapshot or not in the plan.
 ///
-/// `plan` must be the plan of this snapshot with these settings: the changes are differences from it.
+/// `plan` must be that of `policy` for this snapshot with these settings: the changes are differences from it.
 #[must_use]
-pub fn explain(host: &HostSnapshot, config: &Config, plan: &Plan, id: VmId) -> Option<Explanation> {
+pub fn explain(
+    policy: &dyn Policy,
+    host: &HostSnapshot,
+    config: &Config,
+    plan: &Plan,
+    id: VmId,
+) -> Option<Explanation> {
     let host = &*host.believable();
     let at = host.vms.iter().position(|vm| vm.id == id)?;
     let now = *plan.vms.get(at).filter(|plan| plan.id == id)?;
@@ -152,9 +161,9 @@ pub fn explain(host: &HostSnapshot, config: &Config, plan: &Plan, id: VmId) -> O
     let (cap, bound) = balloon::bound(vm, config);
     Some(Explanation {
         plan: now,
-        host: host_part(host, config, plan),
+        host: host_part(policy, host, config, plan),
         memory: memory_part(vm),
-        fairness: fair_part(host, config, plan, at),
+        fairness: fair_part(policy, host, config, plan, at),
         balloon: BalloonPart {
             agent: vm.agent,
             agent_alive: vm.agent_alive,
@@ -164,12 +173,13 @@ pub fn explain(host: &HostSnapshot, config: &Config, plan: &Plan, id: VmId) -> O
             bound,
             relief: vm.relief,
         },
-        changes: changes::changes(host, config, plan, at),
+        changes: changes::changes(policy, host, config, plan, at),
     })
 }
 
-fn host_part(host: &HostSnapshot, config: &Config, plan: &Plan) -> HostPart {
+fn host_part(policy: &dyn Policy, host: &HostSnapshot, config: &Config, plan: &Plan) -> HostPart {
     HostPart {
+        policy: policy.name().to_owned(),
         generation: config.generation,
         state: plan.state,
         mechanisms: plan.mechanisms,
@@ -181,7 +191,7 @@ fn host_part(host: &HostSnapshot, config: &Config, plan: &Plan) -> HostPart {
         available: plan.available,
         shortfall: plan.shortfall,
         stuck: plan.stuck,
-        price: fair::price(host, plan.available, config),
+        price: fair::price(policy, host, plan.available, config),
     }
 }
 
@@ -203,35 +213,44 @@ fn memory_part(vm: &VmSnapshot) -> MemoryPart {
     }
 }
 
-fn fair_part(host: &HostSnapshot, config: &Config, plan: &Plan, at: usize) -> FairPart {
+fn fair_part(
+    policy: &dyn Policy,
+    host: &HostSnapshot,
+    config: &Config,
+    plan: &Plan,
+    at: usize,
+) -> FairPart {
     let vm = &host.vms[at];
-    let allocation = vm.allocation();
-    let active = vm.active.unwrap_or(allocation);
-    let idle = allocation.saturating_sub(active);
+    let worth = policy.worth(vm, host, config);
+    let (in_use, idle) = divided(vm, worth);
     FairPart {
-        shares: vm.shares,
-        active,
-        active_known: vm.active.is_some(),
+        shares: worth.shares,
+        in_use,
         idle,
-        tax_percent: config.idle_tax_percent,
+        because: policy.because(vm),
+        tax_percent: 100 - worth.untaxed(),
         tax_type: config.idle_tax_type,
-        shares_per_page: shares_per_page(vm, config),
+        shares_per_page: shares_per_page(vm, worth),
         headroom: fair::headroom(vm, config),
         demand: fair::demand(vm, config),
-        entitled: fair::divide(host, plan.available, config)[at].entitled,
+        entitled: fair::divide(policy, host, plan.available, config)[at].entitled,
     }
+}
+
+/// What a VM holds: the pages that count in full, and the others.
+fn divided(vm: &VmSnapshot, worth: Worth) -> (Pages, Pages) {
+    let in_use = vm.allocation().min(worth.in_use);
+    (in_use, vm.allocation().saturating_sub(in_use))
 }
 
 /// [`FairPart::shares_per_page`] of a VM. None: it holds nothing.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "a ratio is read by people")]
-pub fn shares_per_page(vm: &VmSnapshot, config: &Config) -> Option<f64> {
-    let allocation = vm.allocation();
-    let used = allocation.min(vm.active.unwrap_or(allocation));
-    let idle = allocation.saturating_sub(used);
-    let idle_cost = 100.0 / f64::from(fair::untaxed(config));
-    let cost = used.0 as f64 + idle_cost * idle.0 as f64;
-    (allocation > Pages(0)).then(|| f64::from(vm.shares) / cost)
+pub fn shares_per_page(vm: &VmSnapshot, worth: Worth) -> Option<f64> {
+    let (in_use, idle) = divided(vm, worth);
+    let idle_cost = 100.0 / f64::from(worth.untaxed());
+    let cost = in_use.0 as f64 + idle_cost * idle.0 as f64;
+    (cost > 0.0).then(|| f64::from(worth.shares) / cost)
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! Fair parts: how many pages each VM may hold of those that are available.
 //!
-//! Every VM has a least and a most. In between it is given pages by its shares, but idle pages are
-//! dearer than used ones: with a tax of 75 %, an idle page costs four. There is one *level*, a cost
-//! per share, and every VM holds what `level * shares` buys, but no less than its least and no more
-//! than its most (`level`). That is the fixed point that ESX reaches page by page, taking each
-//! from the VM with the fewest shares per page (min-funding revocation with an idle memory tax).
+//! Every VM has a least and a most. In between it is given pages by its shares, but some pages are dearer than
+//! others. The policy says which ([`Worth`]); ESX's makes idle pages dear: with a tax of 75 %, an idle page costs as
+//! much as four in use. There is one *level*, a cost per share, and every VM holds what `level * shares` buys, but no
+//! less than its least and no more than its most (`level`). That is the fixed point that ESX reaches page by page,
+//! taking each from the VM with the fewest shares per page (min-funding revocation with an idle memory tax).
 //!
 //! The most is not the size of a VM but its *demand*: what it holds, and some of what its balloon
 //! took. A VM whose demand is below its entitlement does not keep the difference from others. A balloon
@@ -20,6 +20,7 @@
 //! to bring it.
 
 use super::level::{Claim, Level, level};
+use super::policies::{Policy, Worth};
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::{Config, IdleTaxType, percent_of, total};
 use crate::units::Pages;
@@ -73,8 +74,13 @@ pub(super) fn demand(vm: &VmSnapshot, config: &Config) -> Pages {
 /// The targets add up to no more than `available`, except for reservations. A target includes the whole
 /// reservation, though what is not used of it is lent to others; and the reservations together can exceed what
 /// is available if they were admitted on a larger budget.
-pub(super) fn divide(host: &HostSnapshot, available: Pages, config: &Config) -> Vec<Allotment> {
-    let claims: Vec<Claim> = host.vms.iter().map(|vm| claim(vm, config)).collect();
+pub(super) fn divide<P: Policy + ?Sized>(
+    policy: &P,
+    host: &HostSnapshot,
+    available: Pages,
+    config: &Config,
+) -> Vec<Allotment> {
+    let claims = claims(policy, host, config);
     let Some(level) = level(&claims, available) else {
         return spread(host, &claims, available);
     };
@@ -97,13 +103,18 @@ pub(super) fn divide(host: &HostSnapshot, available: Pages, config: &Config) -> 
 /// How many pages in use a share buys when VMs may hold `available` together. None where all demands are met:
 /// then no VM pays.
 #[must_use]
-pub fn price(host: &HostSnapshot, available: Pages, config: &Config) -> Option<f64> {
-    let claims: Vec<Claim> = host.vms.iter().map(|vm| claim(vm, config)).collect();
-    level(&claims, available).map(Level::price)
+pub fn price(
+    policy: &dyn Policy,
+    host: &HostSnapshot,
+    available: Pages,
+    config: &Config,
+) -> Option<f64> {
+    level(&claims(policy, host, config), available).map(Level::price)
 }
 
 /// The division that balloons follow: the taxed one, but with the flat tax whichever leaves a VM more.
-pub(super) fn for_balloons(
+pub(super) fn for_balloons<P: Policy + ?Sized>(
+    policy: &P,
     host: &HostSnapshot,
     available: Pages,
     config: &Config,
@@ -116,7 +127,7 @@ pub(super) fn for_balloons(
         idle_tax_percent: 0,
         ..*config
     };
-    let untaxed = divide(host, available, &untaxed);
+    let untaxed = divide(policy, host, available, &untaxed);
     (taxed.iter().zip(untaxed))
         .map(|(taxed, untaxed)| Allotment {
             target: taxed.target.max(untaxed.target),
@@ -126,24 +137,23 @@ pub(super) fn for_balloons(
         .collect()
 }
 
-/// The part of an idle page that the tax leaves, in %: an idle page costs `100 / untaxed` times what a page in
-/// use costs.
-pub(super) fn untaxed(config: &Config) -> u32 {
-    100_u32.saturating_sub(config.idle_tax_percent).max(1)
+/// What a policy has each VM be given, in the order of the snapshot.
+fn claims<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: &Config) -> Vec<Claim> {
+    let claim = |vm| claim(vm, policy.worth(vm, host, config), config);
+    host.vms.iter().map(claim).collect()
 }
 
 /// What a VM must be given of its demand, and what it can be given.
-fn claim(vm: &VmSnapshot, config: &Config) -> Claim {
+fn claim(vm: &VmSnapshot, worth: Worth, config: &Config) -> Claim {
     let cap = demand(vm, config).min(vm.max());
     // No page can be taken from a guest that does not answer, so all it holds is its floor.
     let floor = if vm.mute { cap } else { vm.min().min(cap) };
     Claim {
-        shares: vm.shares,
+        shares: worth.shares,
         floor,
         cap,
-        // While it is not known what a VM uses, none of its pages count as idle.
-        active: vm.active.unwrap_or(vm.size),
-        untaxed: untaxed(config),
+        active: worth.in_use,
+        untaxed: worth.untaxed(),
     }
 }
 

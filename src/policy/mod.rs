@@ -11,13 +11,14 @@
 //!
 //! # The structure
 //!
-//! [`plan()`] is a pure function of a [`HostSnapshot`] and a [`Config`]. It knows no clock, does no
+//! [`Policy::plan`] is a pure function of a [`HostSnapshot`] and a [`Config`]. It knows no clock, does no
 //! I/O, takes no lock and draws no random number. Everything follows from three steps:
 //!
 //! 1. [`next_state`]: the free-memory state, with hysteresis (`states`), and what it does
 //!    (`mechanisms`). Both follow the [`Generation`] of ESX that is chosen.
-//! 2. Allocation targets: what is available is divided by shares and idleness, between the least and the most
-//!    that each VM can hold (`fair`, `level`). Of what a balloon holds, only one bounded step counts as wanted,
+//! 2. Allocation targets: what is available is divided by shares, and by what the pages of each VM are worth, between
+//!    the least and the most that it can hold (`fair`, `level`). What they are worth is all that a [`Policy`] says;
+//!    ESX's goes by idleness (`policies`). Of what a balloon holds, only one bounded step counts as wanted,
 //!    so at constant load the targets are constant.
 //! 3. The means: balloon targets follow from the allocation targets (`balloon`), and what balloons
 //!    cannot bring is evicted, in proportion and in bounded rounds (`evict`).
@@ -37,6 +38,7 @@ mod generation;
 mod level;
 mod mechanisms;
 mod plan;
+pub mod policies;
 mod snapshot;
 mod states;
 
@@ -55,7 +57,8 @@ pub use explain::{
 pub use fair::price;
 pub use generation::{Generation, UnknownGeneration};
 pub use mechanisms::{Means, Mechanisms};
-pub use plan::{Plan, Stuck, VmPlan, Why, plan};
+pub use plan::{Plan, Stuck, VmPlan, Why};
+pub use policies::{Esx, Policy, Worth};
 pub use snapshot::{HostSnapshot, VmSnapshot};
 pub use states::{FreeState, Thresholds, next_state};
 

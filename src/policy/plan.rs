@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fair;
 use super::mechanisms::{Means, Mechanisms, Rules};
+use super::policies::Policy;
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::states::{FreeState, Thresholds};
 use super::{Config, balloon, evict, total};
@@ -110,9 +111,8 @@ pub enum Stuck {
     Reserved,
 }
 
-/// Decides what is to happen, from a snapshot alone.
-#[must_use]
-pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
+/// What a policy decides: [`Policy::plan`].
+pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: &Config) -> Plan {
     let host = &*host.believable();
     let thresholds = Thresholds::of(host.budget, config);
     let state = host.next_state(&thresholds);
@@ -121,8 +121,8 @@ pub fn plan(host: &HostSnapshot, config: &Config) -> Plan {
     let aim = evict::aim(&rules, &thresholds);
     let shortfall = aim.saturating_sub(host.free());
 
-    let allotments = fair::divide(host, available, config);
-    let balloons = fair::for_balloons(host, available, config, &allotments);
+    let allotments = fair::divide(policy, host, available, config);
+    let balloons = fair::for_balloons(policy, host, available, config, &allotments);
     let mut vms: Vec<VmPlan> = (host.vms.iter().zip(&allotments).zip(&balloons))
         .map(|((vm, allotment), for_balloon)| VmPlan {
             id: vm.id,
@@ -255,6 +255,7 @@ fn stuck(host: &HostSnapshot, rules: &Rules, shortfall: Pages, plans: &[VmPlan])
 
 #[cfg(test)]
 mod tests {
+    use super::super::Esx;
     use super::*;
 
     /// A host of 10 000 pages with 200 of metadata.
@@ -268,7 +269,7 @@ mod tests {
             vms,
             seed: 0,
         };
-        plan(&host, &Config::default())
+        Esx.plan(&host, &Config::default())
     }
 
     fn row(plan: &Plan) -> (u64, Why) {
@@ -325,7 +326,7 @@ mod tests {
                 balloon_takes_free_only: true,
                 ..Config::default()
             };
-            plan(&host, &config).vms[0].balloon_target.0
+            Esx.plan(&host, &config).vms[0].balloon_target.0
         };
         assert_eq!(target(0, 2000, None), 0, "it does not say");
         assert_eq!(target(0, 2000, Some(2000)), 0, "all of that costs nothing");
@@ -357,7 +358,7 @@ mod tests {
                 seed: 0,
             };
             let thresholds = Thresholds::of(host.budget, config);
-            (plan(&host, config).floor, thresholds.to_hard)
+            (Esx.plan(&host, config).floor, thresholds.to_hard)
         };
         let (with, to_hard) = floor(5000, &config);
         assert_eq!(with, to_hard);

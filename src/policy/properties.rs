@@ -1,4 +1,4 @@
-//! Properties of the plan over arbitrary hosts and settings.
+//! Properties of the plan over arbitrary hosts and settings, by each policy there is.
 
 mod nonsense;
 mod worked_examples;
@@ -7,6 +7,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::units::VmId;
+
+/// Each policy there is: those that are not here yet as well.
+pub(super) fn policy() -> impl Strategy<Value = &'static dyn Policy> {
+    prop::sample::select(policies::ALL)
+}
 
 /// The parts of a VM as fractions and weights, so that every draw is a consistent VM.
 fn vm() -> impl Strategy<Value = VmSnapshot> {
@@ -18,8 +23,10 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
         0_u64..=100,
         proptest::option::of(0_u64..=100),
         any::<bool>(),
+        prop_oneof![Just(0), 0_u64..3_000_000],
     );
-    (homes, rules, means, use_of).prop_map(|(homes, rules, means, (saved, active, pressing))| {
+    (homes, rules, means, use_of).prop_map(|(homes, rules, means, uses)| {
+        let (saved, active, pressing, stall_us_per_s) = uses;
         let [
             resident,
             shared,
@@ -32,8 +39,6 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
         let size = homes.iter().sum::<u64>();
         let limit = rules.1.map(|percent| Pages(size * percent / 100));
         VmSnapshot {
-            id: VmId(0),
-            size: Pages(size),
             reservation: limit
                 .unwrap_or(Pages(size))
                 .min(Pages(size * rules.0 / 200)),
@@ -51,16 +56,13 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
             untouched: Pages(untouched),
             agent: true,
             agent_alive: means.0,
-            balloon_brings: None,
-            balloon_by_hand: None,
             balloon_max: Pages(size * means.1 / 100),
-            relief: None,
-            balloon_free: None,
             active: active.map(|percent| Pages(size * percent / 100)),
+            stall_us_per_s,
             swap_room: Pages(means.2),
             swap_failing: means.3,
-            mute: false,
             pressing,
+            ..VmSnapshot::new(VmId(0), Pages(size))
         }
     })
 }
@@ -75,7 +77,7 @@ fn state() -> impl Strategy<Value = FreeState> {
 }
 
 /// Any settings that change what is taken and how, but not how much is kept free.
-fn config() -> impl Strategy<Value = Config> {
+pub(super) fn config() -> impl Strategy<Value = Config> {
     let generation = prop::sample::select(Generation::ALL.to_vec());
     let tax_type = prop::sample::select(vec![IdleTaxType::Flat, IdleTaxType::Variable]);
     let tax = (prop_oneof![Just(75), 0_u32..=99], tax_type);
@@ -89,7 +91,7 @@ fn config() -> impl Strategy<Value = Config> {
 }
 
 /// A host with metadata of 500 pages, and 0 to 12 % free so that each state occurs.
-fn host() -> impl Strategy<Value = HostSnapshot> {
+pub(super) fn host() -> impl Strategy<Value = HostSnapshot> {
     let vms = proptest::collection::vec(vm(), 0..6);
     (vms, state(), 0_u64..=12, any::<u64>()).prop_map(|(vms, state, free, seed)| {
         let used = 500 + vms.iter().map(|vm| vm.backing().0).sum::<u64>();
@@ -117,9 +119,11 @@ fn sum(pages: impl Iterator<Item = Pages>) -> u64 {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
     #[test]
-    fn plan_keeps_each_vm_within_its_bounds(host in host(), config in config()) {
-        let plan = plan(&host, &config);
+    fn plan_keeps_each_vm_within_its_bounds(policy in policy(), host in host(), config in config()) {
+        let plan = policy.plan(&host, &config);
         let above_can_give = host.vms.iter().zip(&plan.vms).any(|(vm, plan)|
             vm.allocation() > plan.target && vm.evictable(Means::all(&config)) > Pages(0));
         for (vm, plan) in host.vms.iter().zip(&plan.vms) {
@@ -140,8 +144,8 @@ proptest! {
     /// No more is given than is available, and while any VM wants more all of it is given, but for less than a
     /// page for each VM.
     #[test]
-    fn plan_targets_are_all_that_is_available(host in host(), config in config()) {
-        let plan = plan(&host, &config);
+    fn plan_targets_are_all_that_is_available(policy in policy(), host in host(), config in config()) {
+        let plan = policy.plan(&host, &config);
         // What a VM can use of its target: a reservation beyond its demand is lent to others.
         let cap = |vm: &VmSnapshot| fair::demand(vm, &config).min(vm.max());
         let caps = sum(host.vms.iter().map(cap));
@@ -161,10 +165,10 @@ proptest! {
     }
 
     #[test]
-    fn plan_without_shares_gives_exactly_the_reservation(host in host(), config in config()) {
+    fn plan_without_shares_gives_exactly_the_reservation(policy in policy(), host in host(), config in config()) {
         let mut host = host;
         host.vms.iter_mut().step_by(2).for_each(|vm| vm.shares = 0);
-        let plan = plan(&host, &config);
+        let plan = policy.plan(&host, &config);
         for (vm, plan) in host.vms.iter().zip(&plan.vms).step_by(2) {
             prop_assert_eq!(plan.target, vm.reservation.min(vm.limit.unwrap_or(vm.size)));
             let left = vm.allocation().saturating_sub(plan.evict).0 + room(vm).0;
@@ -178,7 +182,7 @@ proptest! {
         let config = Config { idle_tax_percent: 0, ..config };
         let mut busy = host.clone();
         busy.vms.iter_mut().for_each(|vm| vm.active = None);
-        prop_assert_eq!(plan(&host, &config), plan(&busy, &config));
+        prop_assert_eq!(Esx.plan(&host, &config), Esx.plan(&busy, &config));
     }
 
     /// One page of tolerance for rounding.
@@ -195,16 +199,16 @@ proptest! {
         }
         let at = which.index(host.vms.len());
         busier.vms[at].active = busier.vms[at].active.map(|active| Pages(active.0 + more));
-        let before = plan(&host, &config).vms[at].target;
-        let after = plan(&busier, &config).vms[at].target;
+        let before = Esx.plan(&host, &config).vms[at].target;
+        let after = Esx.plan(&busier, &config).vms[at].target;
         prop_assert!(after.0 + 1 >= before.0, "from {before:?} to {after:?}");
     }
 
     /// The flat tax takes as much as the variable one, but not by balloons.
     #[test]
-    fn plan_flat_tax_balloons_no_more_than_shares_do(host in host(), config in config()) {
+    fn plan_flat_tax_balloons_no_more_than_shares_do(policy in policy(), host in host(), config in config()) {
         let with = |idle_tax_percent, idle_tax_type| {
-            plan(&host, &Config { idle_tax_percent, idle_tax_type, ..config })
+            policy.plan(&host, &Config { idle_tax_percent, idle_tax_type, ..config })
         };
         let flat = with(config.idle_tax_percent, IdleTaxType::Flat);
         let variable = with(config.idle_tax_percent, IdleTaxType::Variable);
@@ -216,9 +220,9 @@ proptest! {
     }
 
     #[test]
-    fn plan_evicts_what_is_missing_and_no_more(host in host(), config in config(), round in 1_u64..3000) {
+    fn plan_evicts_what_is_missing_and_no_more(policy in policy(), host in host(), config in config(), round in 1_u64..3000) {
         let config = Config { evict_round: Pages(round), ..config };
-        let plan = plan(&host, &config);
+        let plan = policy.plan(&host, &config);
         let evicted = sum(plan.vms.iter().map(|vm| vm.evict));
         let over_limit = |vm| VmSnapshot::allocation(vm).0 + room(vm).0;
         let over_limits = sum(host.vms.iter().map(|vm| Pages(over_limit(vm)).saturating_sub(vm.max())));
@@ -236,8 +240,8 @@ proptest! {
     /// A limit binds where something can be taken, never stops a guest below it, and faults that wait
     /// at the limit get room in the same round.
     #[test]
-    fn plan_holds_guests_at_their_limits_and_lets_them_go_on(host in host(), config in config()) {
-        let plan = plan(&host, &config);
+    fn plan_holds_guests_at_their_limits_and_lets_them_go_on(policy in policy(), host in host(), config in config()) {
+        let plan = policy.plan(&host, &config);
         let all = Means::all(&config);
         let evictable = sum(host.vms.iter().map(|vm| vm.evictable(all)));
         for (vm, of) in host.vms.iter().zip(&plan.vms) {
@@ -257,10 +261,10 @@ proptest! {
     /// Without reservations, which nothing can take, all that is missing can be found above the
     /// targets: a short host always knows from which VMs to take.
     #[test]
-    fn plan_short_host_has_enough_above_targets(host in host(), config in config()) {
+    fn plan_short_host_has_enough_above_targets(policy in policy(), host in host(), config in config()) {
         let mut host = host;
         host.vms.iter_mut().for_each(|vm| vm.reservation = Pages(0));
-        let plan = plan(&host, &config);
+        let plan = policy.plan(&host, &config);
         let above = |(vm, plan): (&VmSnapshot, &VmPlan)|
             vm.allocation().saturating_sub(plan.target);
         let above = sum(host.vms.iter().zip(&plan.vms).map(above));
@@ -268,8 +272,8 @@ proptest! {
     }
 
     #[test]
-    fn plan_blocks_only_in_low_and_only_above_target(host in host(), config in config()) {
-        let plan = plan(&host, &config);
+    fn plan_blocks_only_in_low_and_only_above_target(policy in policy(), host in host(), config in config()) {
+        let plan = policy.plan(&host, &config);
         for (vm, plan_of) in host.vms.iter().zip(&plan.vms) {
             let above = vm.allocation() > plan_of.target;
             prop_assert_eq!(plan_of.blocked, plan.state == FreeState::Low && above);
@@ -278,8 +282,8 @@ proptest! {
 
     /// Either the plan takes something, or it says why it cannot: no silent standstill.
     #[test]
-    fn plan_short_host_moves_or_is_stuck(host in host(), config in config()) {
-        let plan = plan(&host, &config);
+    fn plan_short_host_moves_or_is_stuck(policy in policy(), host in host(), config in config()) {
+        let plan = policy.plan(&host, &config);
         let moves = host.vms.iter().zip(&plan.vms).any(|(vm, plan)| plan.evict > Pages(0)
             || (vm.agent_alive && !plan.blocked && plan.balloon_target > vm.ballooned));
         prop_assert_eq!(plan.stuck.is_some(), plan.shortfall > Pages(0) && !moves);
@@ -287,6 +291,7 @@ proptest! {
 
     #[test]
     fn plan_undercommitted_host_reclaims_nothing(
+        policy in policy(),
         host in host(),
         config in config(),
         state in state(),
@@ -296,7 +301,7 @@ proptest! {
         host.vms.iter_mut().for_each(|vm| vm.shares = vm.shares.max(1));
         let sizes = sum(host.vms.iter().map(|vm| vm.size));
         let host = host_of(host.vms, (sizes + 500) * 100 / 93 + 1, state, 0);
-        let plan = plan(&host, &config);
+        let plan = policy.plan(&host, &config);
         prop_assert_eq!(plan.stuck, None);
         for (vm, plan_of) in host.vms.iter().zip(&plan.vms) {
             prop_assert_eq!(plan_of.target, vm.size);
@@ -309,7 +314,7 @@ proptest! {
     }
 
     #[test]
-    fn plan_at_rest_asks_no_balloon_below_a_limit(host in host(), config in config()) {
+    fn plan_at_rest_asks_no_balloon_below_a_limit(policy in policy(), host in host(), config in config()) {
         let mut host = host;
         for vm in &mut host.vms {
             vm.untouched.0 += vm.ballooned.0;
@@ -319,16 +324,16 @@ proptest! {
         }
         let budget = host.used.0 * 100 / 94 + 2;
         let host = host_of(host.vms, budget, FreeState::High, 0);
-        let plan = plan(&host, &config);
+        let plan = policy.plan(&host, &config);
         prop_assert!(plan.vms.iter().all(|vm| vm.why == Why::Fits), "{plan:?}");
     }
 
     #[test]
-    fn plan_never_deflates_in_hard_or_low(host in host(), config in config()) {
+    fn plan_never_deflates_in_hard_or_low(policy in policy(), host in host(), config in config()) {
         // So little is free that every state becomes hard or low.
         let mut host = host;
         host.budget = Pages(host.used.0 * 100 / 99);
-        let plan = plan(&host, &config);
+        let plan = policy.plan(&host, &config);
         prop_assert!(plan.state >= FreeState::Hard);
         for (vm, plan) in host.vms.iter().zip(&plan.vms) {
             let cap = percent_of(vm.size, 65)
@@ -341,6 +346,7 @@ proptest! {
     /// One page of tolerance for rounding.
     #[test]
     fn plan_more_shares_never_mean_a_smaller_target(
+        policy in policy(),
         host in host(),
         config in config(),
         which: prop::sample::Index,
@@ -352,17 +358,17 @@ proptest! {
         let at = which.index(host.vms.len());
         let mut richer = host.clone();
         richer.vms[at].shares += more;
-        let before = plan(&host, &config).vms[at].target;
-        let after = plan(&richer, &config).vms[at].target;
+        let before = policy.plan(&host, &config).vms[at].target;
+        let after = policy.plan(&richer, &config).vms[at].target;
         prop_assert!(after.0 + 1 >= before.0, "from {before:?} to {after:?}");
     }
 
     #[test]
-    fn plan_does_not_depend_on_the_order_of_vms(host in host(), config in config()) {
+    fn plan_does_not_depend_on_the_order_of_vms(policy in policy(), host in host(), config in config()) {
         let mut turned = host.clone();
         turned.vms.reverse();
-        let forward = plan(&host, &config);
-        let mut backward = plan(&turned, &config);
+        let forward = policy.plan(&host, &config);
+        let mut backward = policy.plan(&turned, &config);
         backward.vms.reverse();
         prop_assert_eq!(forward.state, backward.state);
         for (one, other) in forward.vms.iter().zip(&backward.vms) {

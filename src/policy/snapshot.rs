@@ -38,8 +38,11 @@ pub struct HostSnapshot {
 
 /// A VM at one instant. `resident + shared + zero + compressed + swapped + ballooned + untouched`
 /// is its size. The planner corrects numbers that contradict each other before it uses them.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+///
+/// The daemon fills all of it in one place (`src/host/snapshot.rs`). Everybody else writes the fields that matter and
+/// takes the rest from [`VmSnapshot::new`], and a file may leave out any field: a new field is added here, and there.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct VmSnapshot {
     /// Its number.
     pub id: VmId,
@@ -47,89 +50,66 @@ pub struct VmSnapshot {
     pub size: Pages,
     /// Guest pages that are never taken from it once it holds them. At most its size and limit;
     /// what is above them is ignored.
-    #[serde(default)]
     pub reservation: Pages,
     /// The most guest pages that are ever backed. None: its size.
-    #[serde(default)]
     pub limit: Option<Pages>,
     /// Its weight against the other VMs. A VM without shares is held to its reservation, even when
     /// memory is free, as in ESX.
     pub shares: u32,
     /// Guest pages in its own RAM: one host page each.
-    #[serde(default)]
     pub resident: Pages,
     /// Guest pages that are mapped to shared frames, each counted in full.
-    #[serde(default)]
     pub shared: Pages,
     /// Its part of the host pages that sharing saves: `shared` less its 1/refs of each frame.
-    #[serde(default)]
     pub sharing_saved: Pages,
     /// Guest pages in its compression cache.
-    #[serde(default)]
     pub compressed: Pages,
     /// Host pages that its compression cache takes. They are charged to the VM.
-    #[serde(default)]
     pub zip_pages: Pages,
     /// Host pages by which its compression cache may still grow. Also zero when the pages that
     /// were tried last did not compress.
-    #[serde(default)]
     pub zip_room: Pages,
     /// Guest pages in its swap file.
-    #[serde(default)]
     pub swapped: Pages,
     /// Guest pages that its balloon holds now.
-    #[serde(default)]
     pub ballooned: Pages,
     /// Guest pages that were written but hold only zeroes; they cost nothing.
-    #[serde(default)]
     pub zero: Pages,
     /// Guest pages that were never written; they cost nothing.
-    #[serde(default)]
     pub untouched: Pages,
     /// Whether a balloon agent is attached. Without one its balloon stays as it is, and has no target.
-    #[serde(default = "yes")]
     pub agent: bool,
     /// Whether its agent has come closer to its target within the last few polls, or has reached it. False: the
     /// balloon is not waited for.
     pub agent_alive: bool,
     /// Guest pages that its balloon can be expected to bring in time, at the pace it has shown; what it owes
     /// beyond that is not waited for. None: the pace is not known, so all that the balloon owes is expected.
-    #[serde(default)]
     pub balloon_brings: Option<Pages>,
     /// The most guest pages its balloon may hold; the host-wide maximum holds as well.
     pub balloon_max: Pages,
     /// The target of its balloon, if set by hand, as far as the maxima and its reservation allow. None: the
     /// policy decides.
-    #[serde(default)]
     pub balloon_by_hand: Option<Pages>,
     /// The most that its balloon is to hold because its guest, short of memory itself, has asked for relief.
     /// None: it has not. Ignored in hard and low.
-    #[serde(default)]
     pub relief: Option<Pages>,
     /// The size up to which its balloon takes only pages that its guest has free, as the guest says. None: not known.
-    #[serde(default)]
     pub balloon_free: Option<Pages>,
     /// Guest pages it is estimated to be using; more than its size counts as its size. None: not known yet.
-    #[serde(default)]
     pub active: Option<Pages>,
+    /// Microseconds in each second for which its threads stand still until evicted pages are back, each thread by
+    /// itself, on average over the latest ten seconds.
+    pub stall_us_per_s: u64,
     /// Guest pages that its swap file can still take.
-    #[serde(default)]
     pub swap_room: Pages,
     /// Whether the last writes to its swap file failed: then nothing is written to it.
-    #[serde(default)]
     pub swap_failing: bool,
     /// Whether its guest does not answer the host, because its process is stopped or gets no processor.
     /// Nothing can be taken from it then: eviction needs its help as much as the balloon does.
-    #[serde(default)]
     pub mute: bool,
     /// Whether its faults wait because it may not become larger than its
     /// [ceiling](super::VmPlan::ceiling), and its balloon does not move.
-    #[serde(default)]
     pub pressing: bool,
-}
-
-const fn yes() -> bool {
-    true
 }
 
 /// The most pages of any address space: one page less than 16 EiB. The sum of two such numbers does not
@@ -192,6 +172,17 @@ impl HostSnapshot {
 }
 
 impl VmSnapshot {
+    /// A VM that has touched none of its `size` pages. It has no shares, no agent, and no store that takes its pages.
+    #[must_use]
+    pub fn new(id: VmId, size: Pages) -> Self {
+        Self {
+            id,
+            size,
+            untouched: size,
+            ..Self::default()
+        }
+    }
+
     fn believable(&self) -> Self {
         let size = self.size.min(MOST);
         let mut left = size;
@@ -288,33 +279,14 @@ impl VmSnapshot {
     /// A VM that has touched `resident` of its pages, with a balloon and a swap file that work.
     pub(super) fn sample(size: u64, resident: u64) -> Self {
         Self {
-            id: VmId(0),
-            size: Pages(size),
-            reservation: Pages(0),
-            limit: None,
             shares: 1000,
             resident: Pages(resident),
-            shared: Pages(0),
-            sharing_saved: Pages(0),
-            compressed: Pages(0),
-            zip_pages: Pages(0),
-            zip_room: Pages(0),
-            swapped: Pages(0),
-            ballooned: Pages(0),
-            zero: Pages(0),
             untouched: Pages(size - resident),
             agent: true,
             agent_alive: true,
-            balloon_by_hand: None,
-            balloon_brings: None,
             balloon_max: Pages(size),
-            relief: None,
-            balloon_free: None,
-            active: None,
             swap_room: Pages(size),
-            swap_failing: false,
-            mute: false,
-            pressing: false,
+            ..Self::new(VmId(0), Pages(size))
         }
     }
 }

@@ -165,7 +165,7 @@ impl Thresholds {
 /// The state after `previous`, now that `free` pages are free.
 ///
 /// It costs a few comparisons and is meant to be called at every allocation, not only by
-/// [`plan`](super::plan()): in a boot storm the next plan comes too late. An allocation keeps the
+/// [`plan`](super::Policy::plan): in a boot storm the next plan comes too late. An allocation keeps the
 /// worse of the old and the new state; only a plan lets it improve, so that one step up is one
 /// round of reclaim and not one allocation.
 #[must_use]

@@ -6,7 +6,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::stash::{Cluster, NotZipped, spill, zip};
-use super::victims::{SecondChance, choose};
+use super::victims::{Choice, Choices, is_frozen, random};
 use crate::compress::Compressor;
 use crate::digest::digest;
 use crate::engine::EngineError;
@@ -27,7 +27,7 @@ pub struct Evictor {
     compressor: Compressor,
     cluster: Cluster,
     dice: StdRng,
-    second_chance: SecondChance,
+    victims: Choices,
     /// Pages of the latest batch that did not compress and go on waiting.
     deferred: Vec<Gfn>,
     contents: Vec<PageBuf>,
@@ -41,19 +41,18 @@ impl Evictor {
             compressor: Compressor::new(),
             cluster: Cluster::default(),
             dice: StdRng::seed_from_u64(seed),
-            second_chance: SecondChance::default(),
+            victims: Choices::default(),
             deferred: Vec::new(),
             contents: Vec::new(),
         }
     }
 
     /// Evicts up to `want` pages, at most a batch, and returns how many left RAM. Pages that are zero or equal to a
-    /// frame can always go; the others go to a store that `means` allows, and stay where none takes them. With
-    /// `second_chance` the victims are pages that nobody wanted back while they were frozen, otherwise random pages.
+    /// frame can always go; the others go to a store that `means` allows, and stay where none takes them.
     ///
-    /// Resident pages go first. A shared page frees memory only with the last page that shares its
-    /// frame, so pages that have their frame to themselves go second, and other shared pages when
-    /// nothing else is left. When nothing is mapped at all, the oldest pages of the compression cache
+    /// Resident pages go first: those of `choice`, or any where it finds none. A shared page frees memory
+    /// only with the last page that shares its frame, so pages that have their frame to themselves go second, and other
+    /// shared pages when nothing else is left. When nothing is mapped at all, the oldest pages of the compression cache
     /// move to the swap file; each of them frees a part of a page.
     ///
     /// # Errors
@@ -63,7 +62,7 @@ impl Evictor {
         vm: &Vm,
         want: Pages,
         means: Means,
-        second_chance: bool,
+        choice: Choice,
     ) -> Result<Pages, EngineError> {
         self.deferred.clear();
         // Pages that the guest has made resident itself can be evicted only once the page table knows them.
@@ -71,19 +70,15 @@ impl Evictor {
         // Arena pages that hold nothing go before any page of the guest.
         vm.give_back_emptied();
         let want = usize::try_from(want.0).unwrap_or(BATCH).min(BATCH);
-        if second_chance {
-            let evicted = self.evict_unwanted(vm, want, means)?;
-            if evicted > Pages(0) || self.has_deferred() {
+        if vm.table.count(Home::Resident) > 0 {
+            if let Some(evicted) = self.evict_chosen(vm, want, means, choice)? {
                 return Ok(evicted);
             }
-        }
-        // No page is watched, or the guest wanted all of them back.
-        let victims = choose(vm, &mut self.dice, want, |home| home == Home::Resident);
-        if !victims.is_empty() {
-            if !freeze(vm, victims.iter())? {
-                return Ok(Pages(0));
+            // Second chance comes here when the guest wanted all watched pages back.
+            let victims = random(vm, &mut self.dice, want, |home| home == Home::Resident);
+            if !victims.is_empty() {
+                return self.evict_resident(vm, victims, means, false);
             }
-            return self.evict_frozen(vm, victims, means, false);
         }
         // A shared page can only go to a store.
         if !means.compress && !means.swap {
@@ -91,9 +86,9 @@ impl Evictor {
         }
         let pool = vm.pool();
         let alone = |home| matches!(home, Home::Shared(frame) if pool.refs(frame) == 1);
-        let mut victims = choose(vm, &mut self.dice, want, alone);
+        let mut victims = random(vm, &mut self.dice, want, alone);
         if victims.is_empty() {
-            victims = choose(vm, &mut self.dice, want, |home| {
+            victims = random(vm, &mut self.dice, want, |home| {
                 matches!(home, Home::Shared(_))
             });
         }
@@ -110,27 +105,43 @@ impl Evictor {
         !self.deferred.is_empty()
     }
 
-    /// Evicts pages that nobody wanted back. Those that only the swap file would take go on waiting, unless memory is
-    /// scarce.
-    fn evict_unwanted(&mut self, vm: &Vm, want: usize, means: Means) -> Result<Pages, EngineError> {
-        let victims = self.second_chance.choose(vm, want)?;
-        let waits = means.compress && means.swap && !vm.budget.is_scarce();
-        let evicted = self.evict_frozen(vm, victims, means, waits)?;
-        self.second_chance.defer(&self.deferred);
+    /// Evicts pages of a choice. If it has a queue for them, those that only the swap file would take go on waiting,
+    /// unless memory is scarce. `None`: it finds no page.
+    fn evict_chosen(
+        &mut self,
+        vm: &Vm,
+        want: usize,
+        means: Means,
+        choice: Choice,
+    ) -> Result<Option<Pages>, EngineError> {
+        let chosen = self.victims.of(choice);
+        let mut victims = chosen.choose(vm, &mut self.dice, want)?;
+        // What is not resident has no content in the RAM file, whatever a choice says.
+        victims.retain(|page| page.home() == Home::Resident);
+        victims.sort_unstable_by_key(PageGuard::gfn);
+        let mut is_found = !victims.is_empty();
+        let has_queue = chosen.dense().is_some();
+        let waits = has_queue && means.compress && means.swap && !vm.budget.is_scarce();
+        let evicted = self.evict_resident(vm, victims, means, waits)?;
+        let Some(dense) = self.victims.of(choice).dense() else {
+            return Ok(is_found.then_some(evicted));
+        };
+        dense.defer(&self.deferred);
         // Faults wait and this batch freed nothing: to find in batch after batch that nothing compresses would have
         // them wait longer.
         let hurry = evicted == Pages(0) && vm.budget.starving() > 0;
-        let dense = self.second_chance.choose_dense(vm, want, hurry);
+        let dense = dense.choose(vm, want, hurry);
+        is_found |= !dense.is_empty();
         let means = Means {
             compress: false,
             ..means
         };
-        let swapped = self.evict_frozen(vm, dense, means, false)?;
-        Ok(Pages(evicted.0 + swapped.0))
+        let swapped = self.evict_resident(vm, dense, means, false)?;
+        Ok(is_found.then_some(Pages(evicted.0 + swapped.0)))
     }
 
-    /// Evicts frozen pages. `waits`: those that do not compress are deferred.
-    fn evict_frozen<'a>(
+    /// Evicts resident pages; freezes them if any is not frozen. `waits`: those that do not compress are deferred.
+    fn evict_resident<'a>(
         &mut self,
         vm: &'a Vm,
         victims: Vec<PageGuard<'a>>,
@@ -138,6 +149,10 @@ impl Evictor {
         waits: bool,
     ) -> Result<Pages, EngineError> {
         if victims.is_empty() {
+            return Ok(Pages(0));
+        }
+        let are_frozen = victims.iter().all(|page| is_frozen(page.entry()));
+        if !are_frozen && !freeze(vm, victims.iter())? {
             return Ok(Pages(0));
         }
         // Allocated only here, because many VMs are never evicted from.

@@ -9,6 +9,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use crossbeam::select;
 use memvisor_wire::balloon::StatusRun;
 
+use super::victims::Choice;
 use crate::pool::Pool;
 use crate::share::AttachRequest;
 use crate::units::{Gfn, GfnRun};
@@ -82,9 +83,8 @@ pub struct Routine {
     pub scan_rate: u32,
     /// The period of sampling, in running time of the VM; zero: do not sample.
     pub sample_period: Duration,
-    /// Whether eviction takes pages that nobody wanted back while they were frozen, instead of random pages:
-    /// `Memvisor.Victims`.
-    pub second_chance: bool,
+    /// Which pages are evicted: `Memvisor.Victims`.
+    pub victims: Choice,
 }
 
 impl WorkerHandle {

@@ -24,7 +24,7 @@ mod pace;
 mod stash;
 mod stores;
 mod turn;
-mod victims;
+pub mod victims;
 mod worker;
 
 pub use evict::Evictor;

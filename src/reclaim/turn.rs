@@ -18,6 +18,7 @@ use super::evict::Evictor;
 use super::job::{Job, Queue, Routine};
 use super::pace::Pace;
 use super::stores::Stores;
+use super::victims::Choice;
 use crate::balloon;
 use crate::engine::EngineError;
 use crate::sample::Sampler;
@@ -90,7 +91,7 @@ impl Core {
         }
         let routine = self.routine.load();
         if self.evict_due().is_some_and(|due| now >= due) {
-            self.evict(now, routine.second_chance)?;
+            self.evict(now, routine.victims)?;
         }
         let rate = routine.scan_rate;
         if self.scan_due(rate).is_some_and(|due| now >= due) {
@@ -160,9 +161,9 @@ impl Core {
         Ok(())
     }
 
-    fn evict(&mut self, now: Instant, second_chance: bool) -> Result<(), EngineError> {
+    fn evict(&mut self, now: Instant, victims: Choice) -> Result<(), EngineError> {
         let Eviction { pages, means, .. } = self.vm.orders.evict();
-        let evicted = self.evictor.evict(&self.vm, pages, means, second_chance)?;
+        let evicted = self.evictor.evict(&self.vm, pages, means, victims)?;
         self.vm.orders.evicted(evicted);
         if evicted == Pages(0) && self.evictor.has_deferred() {
             return Ok(());

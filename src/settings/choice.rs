@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::value::{FromValue, Value, shown};
 use crate::policy::{Generation, IdleTaxType};
+use crate::reclaim::victims;
 use crate::units::Pages;
 
 /// A text that is none of the names of a choice.
@@ -129,14 +130,6 @@ choices! {
         /// In hard, all.
         Hard = "hard",
     }
-
-    /// Which pages are evicted: `Memvisor.Victims`.
-    Victims {
-        /// Any.
-        Random = "random",
-        /// Those that nobody wanted back while they were frozen.
-        SecondChance = "second-chance",
-    }
 }
 
 /// Which VMs share pages with each other: `Mem.ShareForceSalting`.
@@ -171,6 +164,15 @@ impl FromValue for Generation {
     fn from_value(value: Value) -> Option<Self> {
         match value {
             Value::Choice(name) => name.parse().ok(),
+            _ => None,
+        }
+    }
+}
+
+impl FromValue for victims::Choice {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Choice(name) => Self::named(name),
             _ => None,
         }
     }

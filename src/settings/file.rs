@@ -18,6 +18,7 @@ use super::start::StartSettings;
 use super::tree::{Entry, Invalid, Node, Problem, Reading, Table};
 use super::vm::{VmPatch, VmSettings};
 use super::vm_table::VmTable;
+use crate::policy::policies;
 use crate::units::{Bytes, Pages};
 
 /// The most bytes of a file: a thousand VMs with all settings take a quarter of it.
@@ -139,6 +140,7 @@ impl ConfigFile {
         let (was, is) = (&self.start, &new.start);
         let same = [
             ("profile", was.profile == is.profile),
+            ("policy", was.policy == is.policy),
             ("memory", was.memory == is.memory),
             ("engine", was.engine == is.engine),
             ("swap-dir", was.swap_dir == is.swap_dir),
@@ -161,13 +163,17 @@ impl Reading {
             let text = leaf.text;
             match leaf.key.as_str() {
                 "profile" => self.choice(&mut start.profile, &leaf),
+                "policy" => {
+                    let policy = policies::named(text).ok();
+                    self.put(&mut start.policy, &leaf, policy, &policies::names());
+                }
                 "engine" => self.choice(&mut start.engine, &leaf),
                 "memory" => self.put(&mut start.memory, &leaf, memory(text), MEMORY),
                 "swap-dir" => {
                     let dir = (!text.is_empty()).then(|| PathBuf::from(text));
                     self.put(&mut start.swap_dir, &leaf, dir, "the path of a directory");
                 }
-                _ => self.unknown(&leaf, "profile, memory, engine, swap-dir"),
+                _ => self.unknown(&leaf, "profile, policy, memory, engine, swap-dir"),
             }
         }
         start

@@ -33,7 +33,7 @@ mod vm;
 mod vm_table;
 
 pub use choice::{
-    BalloonTakes, CacheKeeps, ChoiceError, EngineChoice, FaultsWait, ForceSalting, Profile, Victims,
+    BalloonTakes, CacheKeeps, ChoiceError, EngineChoice, FaultsWait, ForceSalting, Profile,
 };
 pub use domain::Domain;
 pub use error::{SettingError, VmSettingsError};

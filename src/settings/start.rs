@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::choice::{EngineChoice, Profile};
+use crate::policy::Policy;
 use crate::units::Bytes;
 
 /// What takes effect only when a host starts: the table `[host]`.
@@ -10,6 +11,8 @@ use crate::units::Bytes;
 pub struct StartSettings {
     /// The set of defaults.
     pub profile: Option<Profile>,
+    /// The policy by which memory is divided.
+    pub policy: Option<&'static dyn Policy>,
     /// The budget.
     pub memory: Option<Bytes>,
     /// The engine.

@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
-use super::choice::{BalloonTakes, CacheKeeps, FaultsWait, ForceSalting, Victims};
+use super::choice::{BalloonTakes, CacheKeeps, FaultsWait, ForceSalting};
 use super::error::{SettingError, nearest};
 use super::value::{FromValue, Kind, Value, shown};
 use crate::policy::{Generation, IdleTaxType};
+use crate::reclaim::victims;
 use crate::units::Pages;
 
 /// What is known about a host setting.
@@ -280,12 +281,12 @@ host_settings! {
             memory that nobody needs",
         deviation: "no setting in ESX, which scans at the same rate in every state",
     }
-    /// which pages are evicted. random: any; second-chance: those that nobody wanted back while they were frozen
-    Memvisor.Victims => victims: Victims {
+    /// which pages are evicted: any, or those that nobody wanted back while they were frozen
+    Memvisor.Victims => victims: victims::Choice {
         group: "eviction",
-        kind: Kind::Choice(Victims::NAMES),
-        esx: Victims::Random.value(),
-        throughput: Victims::SecondChance.value() => "a page in use that is evicted is wanted back at once",
+        kind: Kind::Choice(&victims::NAMES),
+        esx: Value::Choice(victims::RANDOM),
+        throughput: Value::Choice(victims::SECOND_CHANCE) => "a page in use that is evicted is wanted back at once",
         deviation: "no setting in ESX, which takes random ones",
     }
 }

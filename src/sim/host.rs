@@ -9,6 +9,7 @@ use crate::compress::ZipCache;
 use crate::engine::EngineKind;
 use crate::page::{Budget, Home, Parking, Urgency};
 use crate::pool::{Hints, Pool};
+use crate::reclaim::victims::{self, Choice};
 use crate::reclaim::{Job, WorkerHandle};
 use crate::share::Peers;
 use crate::swap::SwapFile;
@@ -123,10 +124,12 @@ impl Host {
         let vm = Vm::new(id, params, Box::new(Arc::clone(&space)), parts).expect("memory");
         let vm = Arc::new(vm);
         let worker = Worker::new(&vm, Arc::clone(&self.peers) as _, self.clock.clone());
-        // Both choices of victims are tested by every search: every other guest has second chance.
+        // Every choice of victims is tested by every search: guests have them by turns.
+        let names = victims::NAMES;
+        let name = names[(id.0 as usize + 1) % names.len()];
         worker
             .handle
-            .change(|it| it.second_chance = id.0.is_multiple_of(2));
+            .change(|it| it.victims = Choice::named(name).expect("it is one"));
         let member = (Arc::clone(&vm), worker.handle.clone());
         self.peers.0.lock().insert(id, member);
         let thread = |channel| GuestThread::new(&vm, &space, channel);

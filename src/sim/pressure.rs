@@ -7,6 +7,7 @@ use super::worker::PAUSE;
 use super::{Countdown, Guest, Host, Op, Spec};
 use crate::engine::EngineKind;
 use crate::page::Urgency;
+use crate::reclaim::victims::{self, Choice};
 use crate::units::Pages;
 use crate::vm::{Eviction, Means};
 
@@ -16,6 +17,12 @@ const PAGES: u32 = 64;
 fn reclaim(guest: &mut Guest, pages: u64) {
     order(&guest.vm, pages);
     guest.worker.wait(PAUSE);
+}
+
+/// Has the worker take victims of this choice.
+fn choose(guest: &Guest, name: &str) {
+    let choice = Choice::named(name).expect("it is registered");
+    guest.worker.handle.change(|it| it.victims = choice);
 }
 
 /// Has a fault wait for memory at a floor that leaves none to faults.
@@ -72,11 +79,33 @@ fn faults_wait_at_the_floor_and_go_on_with_what_is_evicted() {
     });
 }
 
+/// Whatever a choice prefers, all that is ordered leaves and comes back as it was. Guests check what they read.
+#[test]
+fn every_choice_of_victims_takes_all_pages_in_the_end() {
+    for name in victims::NAMES {
+        each(Spec::all(PAGES), |_, guest| {
+            guest.write_all(small);
+            choose(guest, name);
+            for _ in 0..2 {
+                for _ in 0..8 {
+                    reclaim(guest, PAGES.into());
+                }
+                assert!(
+                    guest.resident().is_empty(),
+                    "{name}: {:?}",
+                    guest.resident()
+                );
+                guest.read_all();
+            }
+        });
+    }
+}
+
 #[test]
 fn page_that_is_wanted_back_while_it_is_frozen_stays() {
     each(Spec::all(PAGES), |_, guest| {
         guest.write_all(small);
-        guest.worker.handle.change(|it| it.second_chance = true);
+        choose(guest, victims::SECOND_CHANCE);
         reclaim(guest, 16);
         let behind = Vec::from_iter(16..PAGES);
         assert_eq!(guest.resident(), behind, "the first of the hand");
@@ -93,17 +122,17 @@ fn page_that_is_wanted_back_while_it_is_frozen_stays() {
 fn page_that_a_guest_refused_to_freeze_is_not_taken_for_frozen() {
     alone(Spec::of(EngineKind::Mprotect, PAGES), |_, guest| {
         guest.write_all(small);
-        guest.worker.handle.change(|it| it.second_chance = true);
+        choose(guest, victims::SECOND_CHANCE);
         reclaim(guest, 16);
         assert_eq!(guest.resident().len(), 48);
         guest.read_all();
-        guest.worker.handle.change(|it| it.second_chance = false);
+        choose(guest, victims::RANDOM);
         guest.space.accepts.set(0);
         reclaim(guest, PAGES.into());
         assert_eq!(guest.resident().len(), 64, "no page could be frozen");
         assert!(guest.vm.stats.vma_refused.get() > 0);
         guest.space.accepts.set(Countdown::NEVER);
-        guest.worker.handle.change(|it| it.second_chance = true);
+        choose(guest, victims::SECOND_CHANCE);
         reclaim(guest, 16);
         assert_eq!(guest.resident().len(), 48);
     });
@@ -116,7 +145,7 @@ fn pages_that_do_not_compress_go_at_once_while_a_fault_waits_and_nothing_else_go
     each(Spec::all(PAGES), |host, guest| {
         host.budget.set_marks(Pages(0), Pages(0), Pages(1));
         (0..PAGES / 2).for_each(|gfn| guest.write(gfn, noise(gfn)));
-        guest.worker.handle.change(|it| it.second_chance = true);
+        choose(guest, victims::SECOND_CHANCE);
         wait_at_the_floor(host, guest);
         reclaim(guest, 2);
         let stats = &guest.vm.stats;
@@ -135,7 +164,7 @@ fn page_that_does_not_compress_goes_when_nothing_else_does() {
             0 => noise(gfn),
             _ => small(gfn),
         });
-        guest.worker.handle.change(|it| it.second_chance = true);
+        choose(guest, victims::SECOND_CHANCE);
         for _ in 0..3 {
             reclaim(guest, 8);
         }
@@ -156,10 +185,10 @@ fn worker_that_finds_nothing_rests_after_the_choice_of_victims_has_changed() {
     each(Spec::all(PAGES), |host, guest| {
         host.budget.set_marks(Pages(0), Pages(0), Pages(1));
         guest.write_all(noise);
-        guest.worker.handle.change(|it| it.second_chance = true);
+        choose(guest, victims::SECOND_CHANCE);
         reclaim(guest, 8);
         assert_eq!(guest.resident().len(), 56);
-        guest.worker.handle.change(|it| it.second_chance = false);
+        choose(guest, victims::RANDOM);
         guest.disk.set_failing(Some(Errno::EIO));
         reclaim(guest, 8);
         assert_eq!(guest.resident().len(), 56);

@@ -145,6 +145,7 @@ pub(crate) fn host() -> HostStatus {
         version: "0.1.0".to_owned(),
         pid: 4000,
         engine: "uffd".to_owned(),
+        policy: "esx".to_owned(),
         uptime_ms: 3_725_000,
         budget_pages: mib(256),
         used_pages: mib(211),

@@ -139,6 +139,8 @@ pub struct HostStatus {
     pub pid: u32,
     /// The engine new guests get: `uffd` or `mprotect`.
     pub engine: String,
+    /// The policy by which memory is divided.
+    pub policy: String,
     /// Milliseconds since the daemon started.
     pub uptime_ms: u64,
     /// Memory the daemon may use for guests.

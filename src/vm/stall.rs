@@ -34,6 +34,9 @@ use crate::page::Urgency;
 const INTERVAL: Duration = Duration::from_secs(5);
 /// The time over which the other share is averaged.
 const MINUTE: Duration = Duration::from_secs(60);
+/// The time over which waiting for evicted pages is averaged. Targets follow it, and memory takes seconds to move: an
+/// average over much less would have the policy act again before it sees what it did, and memory would swing.
+const REFILLS: Duration = Duration::from_secs(10);
 
 /// What a thread of the guest waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -177,6 +180,9 @@ struct State {
     begun: Mark,
     latest: Option<f64>,
     minute: Average,
+    /// The time of refills that the average has seen, and when it saw it.
+    refilled: (Instant, Duration),
+    refills: Average,
 }
 
 /// What had been counted at some moment.
@@ -206,6 +212,8 @@ impl Stalls {
             begun: mark,
             latest: None,
             minute: Average::over(MINUTE),
+            refilled: (now, Duration::ZERO),
+            refills: Average::over(REFILLS),
         }))
     }
 
@@ -258,6 +266,7 @@ impl Stalls {
         if let Some(claimed) = claimed {
             state.believe(claimed);
         }
+        state.note_refills();
         let (passed, share) = state.interval();
         if passed >= INTERVAL {
             state.minute.note(share, passed);
@@ -281,6 +290,14 @@ impl Stalls {
         let is_stalled = state.standing.0.iter().any(|threads| *threads > 0);
         let more = if is_stalled { since } else { Duration::ZERO };
         (state.any + more, state.at + since)
+    }
+
+    /// Microseconds in each second for which threads waited for evicted pages, each thread by itself, on average over
+    /// the ten seconds before the last call of [`so_far`](Self::so_far).
+    #[must_use]
+    pub fn refills_us_per_s(&self) -> u64 {
+        let mean = self.state().refills.mean().unwrap_or_default();
+        u64::try_from(Duration::from_secs_f64(mean).as_micros()).unwrap_or(u64::MAX)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -311,6 +328,16 @@ impl State {
             at: self.at,
             all: self.spent.sum(),
             any: self.any,
+        }
+    }
+
+    fn note_refills(&mut self) {
+        let refilled = self.spent[Cause::RefillZip] + self.spent[Cause::RefillSwap];
+        let (at, before) = std::mem::replace(&mut self.refilled, (self.at, refilled));
+        let passed = self.at - at;
+        if !passed.is_zero() {
+            let share = (refilled - before).div_duration_f64(passed);
+            self.refills.note(share, passed);
         }
     }
 
@@ -474,6 +501,28 @@ mod tests {
         let second = clock.seen(10);
         assert_eq!(second.latest, 0.0);
         assert!((0.28..0.3).contains(&second.minute), "{second:?}");
+    }
+
+    #[test]
+    fn waiting_for_evicted_pages_is_averaged_and_other_waiting_is_not() {
+        let clock = Clock::new();
+        let refills = [Cause::RefillZip, Cause::RefillSwap].map(|c| clock.1.begin(c, clock.at(0)));
+        let touch = clock.1.begin(Cause::FirstTouch, clock.at(0));
+        assert_eq!(clock.1.refills_us_per_s(), 0, "nobody has looked");
+        for second in 1..=100 {
+            let _ = clock.seen(second);
+            assert_eq!(
+                clock.1.refills_us_per_s(),
+                2_000_000,
+                "two of three threads"
+            );
+        }
+        for stall in refills.into_iter().chain([touch]) {
+            clock.1.end(stall, clock.at(100));
+        }
+        let _ = clock.seen(110);
+        let left = clock.1.refills_us_per_s();
+        assert!((730_000..740_000).contains(&left), "{left} is not 2 s / e");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use memvisor::control::ClientError;
+use memvisor::reclaim::victims;
 use memvisor::settings::{Key, VmPatch};
 use memvisor::telemetry::{HostStatus, VmStatus};
 use memvisor::units::Pages;
@@ -142,7 +143,7 @@ fn deck(random: &mut StdRng, dirs: &[PathBuf]) -> Vec<Change> {
             one_of(&["2002", "4.1", "5.0", "6.0"]),
         ),
         ("Mem.ShareScanTime", one_of(&["1s", "1s", "10m"])),
-        ("Memvisor.Victims", one_of(&["random", "second-chance"])),
+        ("Memvisor.Victims", one_of(&victims::NAMES)),
         ("Memvisor.ScanAtRest", one_of(&["5", "100"])),
         ("Memvisor.CacheKeeps", one_of(&["all", "paying"])),
         ("Memvisor.FaultsWait", one_of(&["low", "hard"])),

@@ -34,6 +34,7 @@ mod caches;
 mod changes;
 mod limits;
 mod pressed;
+mod stall;
 mod tax;
 
 use memvisor::telemetry::{HostStatus, VmStatus};

@@ -1,4 +1,4 @@
-//! Both choices of victims, random and second chance: faults per operation of real guests that are short of memory.
+//! The choices of victims: faults per operation of real guests that are short of memory.
 //!
 //! The guests are key-value stores. With Zipf popularity, second chance should find out which pages are used. With
 //! uniform popularity there is nothing to find out, and it only costs. Pages that came ahead of their faults count as
@@ -9,6 +9,7 @@ use super::super::{Bench, BenchError, Setup};
 use super::outcome::Side;
 use super::steady::{self, Counts, Did};
 use super::{Part, fleet};
+use crate::reclaim::victims;
 use crate::settings::Key;
 use crate::units::Bytes;
 
@@ -16,11 +17,8 @@ use crate::units::Bytes;
 const GUESTS: u64 = 4;
 /// How guests use their pages, and the Zipf exponent of that.
 const ACCESS: [(&str, &str); 2] = [("zipf", "0.99"), ("uniform", "0")];
-/// The choice that counts as ours, and the one that it is compared with.
-const SELECTIONS: [(&str, Side); 2] = [
-    ("second-chance", Side::Ours),
-    ("random", Side::With("random")),
-];
+/// The choice that counts as ours. All others are compared with it.
+const OURS: &str = victims::SECOND_CHANCE;
 
 pub(in super::super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
     let options = &setup.options.guests;
@@ -30,7 +28,11 @@ pub(in super::super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), Be
             let each = Bytes(options.size.0 / GUESTS).pages().bytes();
             let fleet = fleet::stores(access, GUESTS, each, exponent);
             for round in 1..=options.rounds {
-                for (selection, side) in SELECTIONS {
+                for selection in victims::NAMES {
+                    let side = match selection {
+                        OURS => Side::Ours,
+                        other => Side::With(other),
+                    };
                     let mut settings = options.settings.clone();
                     settings.push((Key::Victims, selection.to_owned()));
                     let part = Part {

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::plan::{Plan, VmPlan, plan};
+use super::super::plan::{Plan, VmPlan};
+use super::super::policies::Policy;
 use super::super::snapshot::HostSnapshot;
 use super::super::{Config, FreeState, Thresholds};
 use crate::units::Pages;
@@ -52,10 +53,16 @@ pub enum Input {
 }
 
 /// What would make a difference, found by planning again.
-pub(super) fn changes(host: &HostSnapshot, config: &Config, now: &Plan, at: usize) -> Vec<Change> {
+pub(super) fn changes(
+    policy: &dyn Policy,
+    host: &HostSnapshot,
+    config: &Config,
+    now: &Plan,
+    at: usize,
+) -> Vec<Change> {
     let again = |input: Input| {
         let (host, config) = with(host, config, now, at, input);
-        Change::between(input, &now.vms[at], &plan(&host, &config).vms[at])
+        Change::between(input, &now.vms[at], &policy.plan(&host, &config).vms[at])
     };
     let changes = inputs(host, config, now, at).into_iter().map(again);
     changes.filter(Change::is_one).collect()

@@ -31,8 +31,8 @@ fn config() -> Config {
 }
 
 fn explained(host: &HostSnapshot, config: &Config, id: u32) -> Explanation {
-    let plan = plan(host, config);
-    explain(host, config, &plan, VmId(id)).expect("it is there")
+    let plan = Esx.plan(host, config);
+    explain(&Esx, host, config, &plan, VmId(id)).expect("it is there")
 }
 
 fn change(explanation: &Explanation, wanted: impl Fn(&Input) -> bool) -> Option<Change> {
@@ -61,10 +61,10 @@ fn explanation_has_the_numbers_behind_the_target() {
         (Pages(50_000), Pages(10_000))
     );
     assert_eq!(
-        (one.fairness.active, one.fairness.idle),
+        (one.fairness.in_use, one.fairness.idle),
         (Pages(10_000), Pages(40_000))
     );
-    assert!(one.fairness.active_known);
+    assert!(one.fairness.because.contains("by sampling"));
     assert_eq!(
         (one.fairness.demand, one.fairness.headroom),
         (Pages(50_000), Pages(0))
@@ -100,10 +100,10 @@ fn vm_of_which_nothing_is_known_has_no_idle_pages() {
     host.vms[0].active = None;
     let one = explained(&host, &config(), 1);
     assert_eq!(
-        (one.fairness.active, one.fairness.idle),
+        (one.fairness.in_use, one.fairness.idle),
         (Pages(50_000), Pages(0))
     );
-    assert!(!one.fairness.active_known);
+    assert!(one.fairness.because.contains("not known yet"));
     assert_eq!(one.fairness.shares_per_page, Some(1000.0 / 50_000.0));
     host.vms[0].resident = Pages(0);
     assert_eq!(
@@ -135,7 +135,7 @@ fn changes_are_what_the_plan_says_when_it_is_so() {
     }
     let mut richer = host.clone();
     richer.vms[0].shares = 2000;
-    let then = plan(&richer, &config).vms[0];
+    let then = Esx.plan(&richer, &config).vms[0];
     let richer = change(&one, |input| *input == Input::Shares(2000)).expect("as before");
     assert_eq!(richer.target, Some(then.target));
     assert_eq!(richer.balloon_target, Some(then.balloon_target));
@@ -225,11 +225,11 @@ fn explanation_survives_json_and_strangers_have_none() {
     let json = serde_json::to_string(&one).expect("plain data");
     let back: Explanation = serde_json::from_str(&json).expect("own output");
     assert_eq!(back, one);
-    let plan = plan(&host(), &config());
-    assert_eq!(explain(&host(), &config(), &plan, VmId(9)), None);
+    let plan = Esx.plan(&host(), &config());
+    assert_eq!(explain(&Esx, &host(), &config(), &plan, VmId(9)), None);
     let mut fewer = plan.clone();
     fewer.vms.clear();
-    assert_eq!(explain(&host(), &config(), &fewer, VmId(1)), None);
+    assert_eq!(explain(&Esx, &host(), &config(), &fewer, VmId(1)), None);
 }
 
 #[test]
@@ -247,4 +247,36 @@ fn bound_of_a_balloon_is_the_least_of_three() {
         balloon::bound(&vm, &config),
         (Pages(500), BalloonBound::Reservation)
     );
+}
+
+/// The numbers of one policy are not those of another.
+#[test]
+fn each_policy_is_explained_by_its_own_numbers() {
+    let mut host = host();
+    host.vms[0].active = Some(Pages(20_000));
+    host.vms[0].stall_us_per_s = 20_000;
+    host.vms[0].swapped = Pages(10_000);
+    let config = config();
+    for (name, in_use, tax_percent) in [
+        ("esx", 20_000, 75),
+        ("equal", 50_000, 0),
+        // 20 000 us/s for 10 000 pages are 2 us/s for each: half of 60 000 pages.
+        ("stall", 30_000, 75),
+    ] {
+        let policy = policies::named(name).expect("it is one");
+        let plan = policy.plan(&host, &config);
+        let one = explain(policy, &host, &config, &plan, VmId(1)).expect("it is there");
+        assert_eq!((one.host.policy.as_str(), one.plan), (name, plan.vms[0]));
+        let part = one.fairness;
+        assert_eq!(
+            (part.in_use, part.tax_percent),
+            (Pages(in_use), tax_percent),
+            "{name}"
+        );
+        let change = one
+            .changes
+            .iter()
+            .find(|change| change.input == Input::NoTax);
+        assert!(change.is_none() || tax_percent > 0, "{name}: {change:?}");
+    }
 }

@@ -41,7 +41,7 @@ fn rows(plan: &Plan) -> Vec<(u64, u64, u64, Why)> {
 
 #[test]
 fn worked_example_soft_balloons_the_vm_above_its_fair_part() {
-    let plan = plan(&worked_host(), &config());
+    let plan = Esx.plan(&worked_host(), &config());
     assert_eq!(
         (plan.state, plan.available),
         (FreeState::Soft, Pages(91_600))
@@ -60,7 +60,7 @@ fn worked_example_soft_balloons_the_vm_above_its_fair_part() {
 fn worked_example_soft_evicts_where_no_balloon_moves() {
     let mut host = worked_host();
     host.vms[0].agent_alive = false;
-    let plan = plan(&host, &config());
+    let plan = Esx.plan(&host, &config());
     assert_eq!(plan.shortfall, Pages(3400));
     assert_eq!(rows(&plan)[0], (46_600, 13_400, 3400, Why::NoBalloon));
 }
@@ -69,7 +69,7 @@ fn worked_example_soft_evicts_where_no_balloon_moves() {
 fn worked_example_soft_evicts_what_the_balloon_cannot_hold() {
     let mut host = worked_host();
     host.vms[0].balloon_max = Pages(400);
-    let plan = plan(&host, &config());
+    let plan = Esx.plan(&host, &config());
     assert_eq!(rows(&plan)[0], (46_600, 400, 3000, Why::NoBalloon));
 }
 
@@ -82,7 +82,7 @@ fn worked_example_hard_evicts_in_proportion_to_where_soft_begins() {
         host.vms[vm].untouched = Pages(60_000 - resident);
     }
     host.used = Pages(98_500);
-    let plan = plan(&host, &config());
+    let plan = Esx.plan(&host, &config());
     assert_eq!((plan.state, plan.shortfall), (FreeState::Hard, Pages(2900)));
     // The first is 4700 above its part and the second 200: 2900 * 4700 / 4900 = 2781.6.
     assert_eq!(
@@ -105,12 +105,12 @@ fn worked_example_tax_moves_pages_from_the_idle_to_the_busy() {
         host.vms[vm].untouched = Pages(15_000);
         host.vms[vm].active = Some(Pages(active));
     }
-    let taxed = plan(&host, &config());
+    let taxed = Esx.plan(&host, &config());
     let untaxed = Config {
         idle_tax_percent: 0,
         ..config()
     };
-    let untaxed = plan(&host, &untaxed);
+    let untaxed = Esx.plan(&host, &untaxed);
     let targets = |plan: &Plan| [plan.vms[0].target.0, plan.vms[1].target.0];
     assert_eq!(targets(&taxed), [41_600, 45_000]);
     assert_eq!(targets(&untaxed), [43_300, 43_300]);
@@ -121,7 +121,7 @@ fn worked_example_early_ballooning_starts_in_high() {
     let mut host = worked_host();
     host.vms[0].resident = Pages(48_000);
     host.used = Pages(95_000);
-    let plan = plan(&host, &config());
+    let plan = Esx.plan(&host, &config());
     assert_eq!((plan.state, plan.shortfall), (FreeState::High, Pages(0)));
     assert_eq!(rows(&plan)[0], (46_600, 13_400, 0, Why::OverFairPart));
 }
@@ -133,7 +133,7 @@ fn limit_binds_in_the_high_state() {
     host.vms[0].limit = Some(Pages(45_000));
     host.vms[1].limit = Some(Pages(39_000));
     host.vms[1].agent_alive = false;
-    let plan = plan(&host, &config());
+    let plan = Esx.plan(&host, &config());
     assert_eq!(
         rows(&plan),
         [
@@ -151,7 +151,7 @@ fn shared_pages_count_in_full_and_their_saving_is_available() {
     (vm.resident, vm.shared, vm.sharing_saved) = (Pages(20_000), Pages(30_000), Pages(3000));
     host.used = Pages(94_000);
     host.state = FreeState::Soft;
-    let plan = plan(&host, &config());
+    let plan = Esx.plan(&host, &config());
     assert_eq!(
         (plan.available, plan.shortfall),
         (Pages(94_600), Pages(400))
@@ -166,7 +166,7 @@ fn low_without_room_to_evict_is_stuck_and_says_so() {
     for vm in &mut host.vms {
         vm.swap_failing = true;
     }
-    let no_room = plan(&host, &config());
+    let no_room = Esx.plan(&host, &config());
     assert_eq!(
         (no_room.state, no_room.stuck),
         (FreeState::Low, Some(Stuck::NoRoom))
@@ -176,7 +176,7 @@ fn low_without_room_to_evict_is_stuck_and_says_so() {
     for vm in &mut host.vms {
         vm.reservation = vm.size;
     }
-    let reserved = plan(&host, &config());
+    let reserved = Esx.plan(&host, &config());
     assert_eq!(reserved.stuck, Some(Stuck::Reserved));
     assert!(reserved.vms.iter().all(|vm| !vm.blocked));
 }
@@ -248,7 +248,7 @@ fn worked_example_figure_7() {
             vms: vec![vm(1, 10), vm(2, 200)],
             seed: 0,
         };
-        let plan = plan(&host, &config);
+        let plan = Esx.plan(&host, &config);
         assert_eq!(plan.available, mib(available));
         [plan.vms[0].target.0, plan.vms[1].target.0]
     };
@@ -280,7 +280,7 @@ fn worked_example_boche() {
             idle_tax_percent,
             ..Config::default()
         };
-        let plan = plan(&host, &config);
+        let plan = Esx.plan(&host, &config);
         assert_eq!((plan.state, host.overhead()), (FreeState::Soft, Pages(0)));
         // 8192 MiB less 409.6 (minFree) and 29.5 (a fifth of the way down to soft).
         assert_eq!(plan.available, Pages(1_984_746));

@@ -21,6 +21,15 @@ fn configs() -> impl Iterator<Item = Config> {
     Generation::ALL.into_iter().flat_map(of)
 }
 
+/// The same by each policy there is.
+fn cases() -> impl Iterator<Item = (&'static dyn Policy, Config)> {
+    let by = |policy: &&'static dyn Policy| {
+        let policy = *policy;
+        configs().map(move |config| (policy, config))
+    };
+    policies::ALL.iter().flat_map(by)
+}
+
 /// A storm of growth for which every reaction comes too late; what happens then depends on the means.
 fn storm(config: Config) -> Host {
     let mut host = hungry();
@@ -35,8 +44,9 @@ fn storm(config: Config) -> Host {
 /// In 5.0, hard compresses and does not swap: what does not compress must not hold the host there.
 #[test]
 fn no_generation_is_stuck_when_nothing_compresses_and_no_balloon_moves() {
-    for config in configs() {
+    for (policy, config) in cases() {
         let mut host = storm(config);
+        host.policy = policy;
         let guests = host.guests.iter_mut();
         guests.for_each(|guest| guest.vm.agent_alive = false);
         host.steps(200);
@@ -47,11 +57,12 @@ fn no_generation_is_stuck_when_nothing_compresses_and_no_balloon_moves() {
 
 #[test]
 fn no_generation_is_stuck_when_balloons_may_hold_nothing() {
-    for config in configs() {
+    for (policy, config) in cases() {
         let mut host = storm(Config {
             balloon_max_percent: 0,
             ..config
         });
+        host.policy = policy;
         host.steps(200);
         host.assert_rests();
     }
@@ -59,8 +70,9 @@ fn no_generation_is_stuck_when_balloons_may_hold_nothing() {
 
 #[test]
 fn no_generation_is_stuck_when_caches_and_swap_are_full_and_balloons_move() {
-    for config in configs() {
+    for (policy, config) in cases() {
         let mut host = storm(config);
+        host.policy = policy;
         for guest in &mut host.guests {
             (guest.zip_max, guest.vm.swap_room) = (0, Pages(0));
             guest.pace = 40;
@@ -231,8 +243,9 @@ fn guest_without_shares_is_held_to_its_reservation_and_never_hangs() {
 /// short.
 #[test]
 fn guest_without_shares_goes_on_after_a_storm() {
-    for config in configs() {
+    for (policy, config) in cases() {
         let mut host = storm(config);
+        host.policy = policy;
         host.guests[0].vm.shares = 0;
         host.guests[0].refault = 20;
         let guests = host.guests.iter_mut();

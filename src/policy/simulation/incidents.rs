@@ -120,7 +120,7 @@ fn targets_on_the_way(host: &HostSnapshot, config: &Config, step: u64) -> Vec<u6
     let mut host = host.clone();
     let mut targets = Vec::new();
     loop {
-        let plan = plan(&host, config);
+        let plan = Esx.plan(&host, config);
         let (target, vm) = (plan.vms[0].balloon_target, &mut host.vms[0]);
         targets.push(target.0);
         if target == vm.ballooned || targets.len() > 1000 {

@@ -17,7 +17,7 @@ fn effective(file: &ConfigFile) -> HostSettings {
 #[test]
 fn file_has_start_settings_host_settings_and_vms() {
     let file = parse(
-        "[host]\nprofile = \"esx\"\nmemory = \"512M\"\nengine = \"mprotect\"\nswap-dir = \"/s\"\n\
+        "[host]\nprofile = \"esx\"\npolicy = \"stall\"\nmemory = \"512M\"\nengine = \"mprotect\"\nswap-dir = \"/s\"\n\
          [settings]\n\"Mem.IdleTax\" = 50\nMem.SamplePeriod = \"30s\"\n\
          [settings.mem]\nctlmaxpercent = 40.0\n\
          [settings.Memvisor]\nFreeStates = 4.1\nEvictRound = 0x10\n\
@@ -29,6 +29,7 @@ fn file_has_start_settings_host_settings_and_vms() {
         file.start,
         StartSettings {
             profile: Some(Profile::Esx),
+            policy: Some(&crate::policy::policies::Stall),
             memory: Some(Bytes::from_mib(512)),
             engine: Some(EngineChoice::Mprotect),
             swap_dir: Some("/s".into()),

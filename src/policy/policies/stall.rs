@@ -1,0 +1,113 @@
+//! Memory moves to where a page saves most stall time.
+//!
+//! Sampling tells which pages a VM uses, but not what it would cost to be without them: a page that is read once a
+//! minute counts as much as one that is read all the time, and a guest that waits for its disk as one that computes.
+//! What evicted pages cost is measured. A thread that touches one stands still until the page is back, and the daemon
+//! adds up for how long ([`VmSnapshot::stall_us_per_s`]). Divided by the pages that are out, that is what one more page
+//! of memory would save: the *saving*, in microseconds a second. The more it is, the larger the part of the VM
+//! that counts as in use:
+//!
+//! ```text
+//! saving = stall / max(compressed + swapped, size / 8)
+//! in use = size * saving / (saving + 2 us/s)
+//! ```
+//!
+//! The rest is taxed as idle memory is by ESX. So shares are a floor: whatever the others' pages would save, with a
+//! tax of 75 % a VM keeps a quarter of what shares alone would give it. A VM that has all its pages waits for none, and
+//! counts as idle until it loses some that it wants. Then it gets them back: memory goes round until a page saves as
+//! much here as there.
+//!
+//! Why that comes to rest: the rate in a snapshot is an average over ten seconds, and memory follows targets within
+//! one or two. A loop with one slow part swings only if it amplifies a lot, and the two constants bound that: the part
+//! in use is a smooth function of the saving, which goes from 1 to 9 tenths over two orders of magnitude; and while few
+//! pages are out, the least divisor keeps the wait for a single one from counting as if a whole VM waited.
+
+use super::{Config, HostSnapshot, Pages, Policy, VmSnapshot, Worth};
+
+/// The saving at which half of a VM counts as in use, in microseconds a second for each page. A page that comes from the
+/// cache or a fast disk in 50 us saves that much when it is wanted every 25 seconds.
+const HALF_US_PER_S: u128 = 2;
+/// The least part of a VM, one in so many pages, by which its stall time is divided.
+const LEAST_PART: u64 = 8;
+
+/// See the module text.
+#[derive(Clone, Copy, Debug)]
+pub struct Stall;
+
+/// The pages by which the stall time of a VM is divided.
+fn out(vm: &VmSnapshot) -> u64 {
+    let out = vm.compressed.0.saturating_add(vm.swapped.0);
+    out.max(vm.size.0 / LEAST_PART).max(1)
+}
+
+impl Policy for Stall {
+    fn name(&self) -> &'static str {
+        "stall"
+    }
+
+    fn about(&self) -> &'static str {
+        "to where a page saves most time that threads wait for evicted pages"
+    }
+
+    fn worth(&self, vm: &VmSnapshot, _: &HostSnapshot, config: &Config) -> Worth {
+        // The formula of the module text, with numerator and denominator multiplied by the pages that are out.
+        let stall = u128::from(vm.stall_us_per_s);
+        let half = HALF_US_PER_S * u128::from(out(vm));
+        let in_use = u128::from(vm.size.0) * stall / (stall + half);
+        Worth {
+            shares: vm.shares,
+            in_use: Pages(u64::try_from(in_use).unwrap_or(u64::MAX)),
+            tax_percent: config.idle_tax_percent,
+        }
+    }
+
+    fn because(&self, vm: &VmSnapshot) -> String {
+        format!(
+            "its threads wait {} us/s for evicted pages; a page more would save {} us/s",
+            vm.stall_us_per_s,
+            vm.stall_us_per_s / out(vm)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::super::fair;
+    use super::super::super::properties::{config, host};
+    use super::super::Equal;
+    use super::*;
+
+    proptest! {
+        /// Also where nobody else's pages would save anything.
+        #[test]
+        fn shares_are_a_floor(host in host(), config in config()) {
+            let stall = Stall.plan(&host, &config);
+            let equal = Equal.plan(&host, &config);
+            for ((vm, stall), equal) in host.vms.iter().zip(&stall.vms).zip(&equal.vms) {
+                let part = equal.target.min(fair::demand(vm, &config)).0;
+                let kept = part * u64::from(100 - config.idle_tax_percent) / 100;
+                prop_assert!(stall.target.0 + 1 >= kept, "{} of {part}", stall.target.0);
+            }
+        }
+
+        #[test]
+        fn more_waiting_never_means_a_smaller_target(
+            host in host(),
+            config in config(),
+            which: prop::sample::Index,
+            more in 1_u64..1_000_000,
+        ) {
+            if host.vms.is_empty() {
+                return Ok(());
+            }
+            let at = which.index(host.vms.len());
+            let mut waits = host.clone();
+            waits.vms[at].stall_us_per_s += more;
+            let before = Stall.plan(&host, &config).vms[at].target;
+            let after = Stall.plan(&waits, &config).vms[at].target;
+            prop_assert!(after.0 + 1 >= before.0, "from {before:?} to {after:?}");
+        }
+    }
+}
