@@ -20,77 +20,115 @@ pub(super) type Limit = RangeInclusive<u64>;
 /// The limit of a field that is declared without one.
 pub(super) const ANY: Limit = 0..=u64::MAX;
 
+/// What is declared of a field beside its type.
+pub(super) struct Of {
+    pub(super) name: &'static str,
+    pub(super) meaning: &'static str,
+    pub(super) limit: Limit,
+}
+
+impl Of {
+    /// The same for a part of the field.
+    pub(super) const fn part(name: &'static str, meaning: &'static str, limit: Limit) -> Self {
+        Self {
+            name,
+            meaning,
+            limit,
+        }
+    }
+
+    /// The numbers that are allowed, for people; `None` if all are.
+    pub(super) fn allowed(&self) -> Option<String> {
+        match (*self.limit.start(), *self.limit.end()) {
+            (0, u64::MAX) => None,
+            (least, most) if most >= u32::MAX.into() => Some(format!("{least} and up")),
+            (least, most) => Some(format!("{least} to {most}")),
+        }
+    }
+
+    pub(super) fn check(&self, value: u64) -> Result<(), DecodeError> {
+        if self.limit.contains(&value) {
+            return Ok(());
+        }
+        let (field, allowed) = (self.name, self.allowed().unwrap_or_default().into());
+        Err(DecodeError::Value {
+            field,
+            value,
+            allowed,
+        })
+    }
+}
+
 /// Something that a message can contain.
-pub(super) trait Field: Sized {
-    /// Appends the field; cuts a text that is longer than `limit`.
-    fn write(&self, limit: &Limit, to: &mut Writer);
-
-    /// Reads the field. Errors call it `name`.
-    fn read(from: &mut Reader<'_>, name: &'static str, limit: &Limit) -> Result<Self, DecodeError>;
-
+pub(super) trait Field: Sized + std::fmt::Debug + 'static {
+    /// Appends the field; cuts a text that is too long.
+    fn write(&self, of: &Of, to: &mut Writer);
+    /// Reads the field.
+    fn read(of: &Of, from: &mut Reader<'_>) -> Result<Self, DecodeError>;
     /// Appends its rows to the table of a message.
     #[cfg(test)]
-    fn describe(table: &mut Table, name: &'static str, meaning: &str, limit: &Limit);
-
-    /// Any value within `limit`.
+    fn describe(of: &Of, table: &mut Table);
+    /// Any value within the limit.
     #[cfg(test)]
-    fn any(limit: &Limit) -> BoxedStrategy<Self>;
+    fn any(of: &Of) -> BoxedStrategy<Self>;
 }
 
-/// Something that a message can contain a list of.
-pub(super) trait Listed: Field {
-    /// What errors and the document call the length of the list.
-    const NUMBER: &'static str;
-}
-
-/// The numbers of a limit, for people; `None` if every number is allowed.
-pub(super) fn words(limit: &Limit) -> Option<String> {
-    match (*limit.start(), *limit.end()) {
-        (0, u64::MAX) => None,
-        (least, most) if most >= u32::MAX.into() => Some(format!("{least} and up")),
-        (least, most) => Some(format!("{least} to {most}")),
+/// A type that a message contains in the form of another.
+pub(super) trait Carried: Sized + std::fmt::Debug + 'static {
+    type By: Field;
+    const LIMIT: Limit = ANY;
+    fn pack(&self) -> Self::By;
+    fn unpack(by: Self::By) -> Result<Self, DecodeError>;
+    /// Any value.
+    #[cfg(test)]
+    fn any_packed() -> BoxedStrategy<Self::By> {
+        Self::By::any(&Of::part("", "", Self::LIMIT))
     }
 }
 
-/// The error for a value outside of its limit.
-pub(super) fn outside(field: &'static str, value: u64, limit: &Limit) -> DecodeError {
-    let allowed = words(limit).unwrap_or_default().into();
-    DecodeError::Value {
-        field,
-        value,
-        allowed,
+impl<T: Carried> Field for T {
+    fn write(&self, of: &Of, to: &mut Writer) {
+        self.pack().write(of, to);
     }
-}
 
-pub(super) fn check(name: &'static str, value: u64, limit: &Limit) -> Result<(), DecodeError> {
-    if limit.contains(&value) {
-        return Ok(());
+    fn read(of: &Of, from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Self::unpack(T::By::read(&Of::part(of.name, of.meaning, T::LIMIT), from)?)
     }
-    Err(outside(name, value, limit))
+
+    #[cfg(test)]
+    fn describe(of: &Of, table: &mut Table) {
+        T::By::describe(&Of::part(of.name, of.meaning, T::LIMIT), table);
+    }
+
+    #[cfg(test)]
+    fn any(_of: &Of) -> BoxedStrategy<Self> {
+        Self::any_packed()
+            .prop_map(|by| Self::unpack(by).expect("it is allowed"))
+            .boxed()
+    }
 }
 
 macro_rules! numbers {
     ($($number:ident)*) => {$(
         impl Field for $number {
-            fn write(&self, _limit: &Limit, to: &mut Writer) {
+            fn write(&self, _of: &Of, to: &mut Writer) {
                 to.$number(*self);
             }
 
-            fn read(from: &mut Reader<'_>, name: &'static str, limit: &Limit) -> Result<Self, DecodeError> {
-                let number = from.$number(name)?;
-                check(name, number.into(), limit)?;
-                Ok(number)
+            fn read(of: &Of, from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+                let number = from.$number(of.name)?;
+                of.check(number.into()).map(|()| number)
             }
 
             #[cfg(test)]
-            fn describe(table: &mut Table, name: &'static str, meaning: &str, limit: &Limit) {
-                table.row(stringify!($number), size_of::<Self>(), name, meaning, limit);
+            fn describe(of: &Of, table: &mut Table) {
+                table.row(stringify!($number), size_of::<Self>(), of);
             }
 
             #[cfg(test)]
-            fn any(limit: &Limit) -> BoxedStrategy<Self> {
-                let most = (*limit.end()).min(Self::MAX.into());
-                (*limit.start()..=most).prop_map(|number| number as Self).boxed()
+            fn any(of: &Of) -> BoxedStrategy<Self> {
+                let most = (*of.limit.end()).min(Self::MAX.into());
+                (*of.limit.start()..=most).prop_map(|number| number as Self).boxed()
             }
         }
     )*};
@@ -98,55 +136,53 @@ macro_rules! numbers {
 
 numbers! { u16 u32 u64 }
 
-fn cut<'a>(text: &'a str, limit: &Limit) -> &'a str {
-    &text[..text.floor_char_boundary(*limit.end() as usize)]
-}
-
 impl Field for String {
-    fn write(&self, limit: &Limit, to: &mut Writer) {
-        to.text(cut(self, limit));
+    fn write(&self, of: &Of, to: &mut Writer) {
+        to.text(&self[..self.floor_char_boundary(*of.limit.end() as usize)]);
     }
 
-    fn read(from: &mut Reader<'_>, name: &'static str, limit: &Limit) -> Result<Self, DecodeError> {
-        Ok(from.text(name, *limit.end() as usize)?.to_owned())
-    }
-
-    #[cfg(test)]
-    fn describe(table: &mut Table, name: &'static str, meaning: &str, limit: &Limit) {
-        let meaning = format!("{meaning}; at most {} bytes", limit.end());
-        table.row("text", 0, name, &meaning, &ANY);
+    fn read(of: &Of, from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(from.text(of.name, *of.limit.end() as usize)?.to_owned())
     }
 
     #[cfg(test)]
-    fn any(limit: &Limit) -> BoxedStrategy<Self> {
-        let limit = limit.clone();
-        let text = "\\PC{0,99}".prop_map(move |text| cut(&text, &limit).to_owned());
-        text.boxed()
+    fn describe(of: &Of, table: &mut Table) {
+        table.row("text", 0, of);
+    }
+
+    /// A character has up to four bytes.
+    #[cfg(test)]
+    fn any(of: &Of) -> BoxedStrategy<Self> {
+        let characters = proptest::char::any();
+        let most = *of.limit.end() as usize / 4;
+        let text = proptest::collection::vec(characters, 0..=most.min(200));
+        text.prop_map(String::from_iter).boxed()
     }
 }
 
-impl<T: Listed + std::fmt::Debug + 'static> Field for Vec<T> {
-    fn write(&self, limit: &Limit, to: &mut Writer) {
-        let len = self.len().min(*limit.end() as usize);
+/// A list: how many there are, then each of them.
+impl<T: Field> Field for Vec<T> {
+    fn write(&self, of: &Of, to: &mut Writer) {
+        let len = self.len().min(*of.limit.end() as usize);
         to.u32(len as u32);
-        self[..len].iter().for_each(|one| one.write(&ANY, to));
+        self[..len].iter().for_each(|one| one.write(of, to));
     }
 
-    fn read(from: &mut Reader<'_>, name: &'static str, limit: &Limit) -> Result<Self, DecodeError> {
-        let number = u32::read(from, T::NUMBER, limit)?;
-        (0..number).map(|_| T::read(from, name, &ANY)).collect()
-    }
-
-    #[cfg(test)]
-    fn describe(table: &mut Table, name: &'static str, _meaning: &str, limit: &Limit) {
-        u32::describe(table, T::NUMBER, "n", limit);
-        table.each(|table| T::describe(table, name, "", &ANY));
+    fn read(of: &Of, from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let number = u32::read(of, from)?;
+        (0..number).map(|_| T::read(of, from)).collect()
     }
 
     #[cfg(test)]
-    fn any(limit: &Limit) -> BoxedStrategy<Self> {
-        let len = *limit.start() as usize..=(*limit.end()).min(200) as usize;
-        proptest::collection::vec(T::any(&ANY), len).boxed()
+    fn describe(of: &Of, table: &mut Table) {
+        u32::describe(of, table);
+        table.each(|table| T::describe(of, table));
+    }
+
+    #[cfg(test)]
+    fn any(of: &Of) -> BoxedStrategy<Self> {
+        let len = *of.limit.start() as usize..=(*of.limit.end()).min(200) as usize;
+        proptest::collection::vec(T::any(of), len).boxed()
     }
 }
 
@@ -174,7 +210,7 @@ impl Kind {
 pub(super) fn open<'a>(
     datagram: &'a [u8],
     version: impl Fn(u16) -> u16,
-    seqs: &Limit,
+    seqs: Limit,
 ) -> Result<(Reader<'a>, u16, u32), DecodeError> {
     if datagram.len() > MAX_MESSAGE_BYTES {
         return Err(oversized(datagram.len()));
@@ -189,7 +225,7 @@ pub(super) fn open<'a>(
             ours,
         });
     }
-    check("seq", seq.into(), seqs)?;
+    Of::part("seq", "", seqs).check(seq.into())?;
     Ok((from, kind, seq))
 }
 
@@ -200,6 +236,13 @@ macro_rules! or {
     };
     ($default:expr; $given:expr) => {
         $given
+    };
+}
+
+/// What is declared of a field: the name that errors and the document have for it, what it means, its limit.
+macro_rules! of {
+    ($field:ident $($label:literal)?; $($about:literal)*; $($limit:expr)?) => {
+        Of::part(or!(stringify!($field); $($label)?), concat!($($about),*), or!(ANY; $($limit)?))
     };
 }
 
@@ -215,26 +258,17 @@ macro_rules! codes {
             pub(super) const ALL: &[Self] = &[$(Self::$code),*];
         }
 
-        impl Field for $name {
-            fn write(&self, _limit: &Limit, to: &mut Writer) {
-                to.$repr(*self as $repr);
+        impl Carried for $name {
+            type By = $repr;
+            const LIMIT: Limit = Self::ALL[0] as u64..=Self::ALL[Self::ALL.len() - 1] as u64;
+
+            fn pack(&self) -> $repr {
+                *self as $repr
             }
 
-            fn read(from: &mut Reader<'_>, name: &'static str, _limit: &Limit) -> Result<Self, DecodeError> {
-                let number = from.$repr(name)?;
-                let code = Self::ALL.iter().find(|code| **code as $repr == number);
-                let all = Self::ALL[0] as u64..=Self::ALL[Self::ALL.len() - 1] as u64;
-                code.copied().ok_or_else(|| outside(name, number.into(), &all))
-            }
-
-            #[cfg(test)]
-            fn describe(table: &mut Table, name: &'static str, meaning: &str, _limit: &Limit) {
-                $repr::describe(table, name, meaning, &ANY);
-            }
-
-            #[cfg(test)]
-            fn any(_limit: &Limit) -> BoxedStrategy<Self> {
-                proptest::sample::select(Self::ALL).boxed()
+            /// The limit leaves only numbers that are there.
+            fn unpack(number: $repr) -> Result<Self, DecodeError> {
+                Ok(Self::ALL[usize::from(number as u16 - Self::ALL[0] as u16)])
             }
         }
     };
@@ -242,36 +276,34 @@ macro_rules! codes {
 
 /// Declares a struct whose fields follow one another in a message, and makes it a [`Field`].
 macro_rules! group {
-    ($(#[$meta:meta])* pub struct $name:ident $(checked by $check:path)? {
-        $($(#[doc = $about:literal])* $field:ident: $ty:ty $([$limit:expr])?,)*
+    ($(#[$meta:meta])* $vis:vis struct $name:ident $(checked by $check:path)? {
+        $($(#[doc = $about:literal])* $field:ident $($label:literal)?: $ty:ty $([$limit:expr])?,)*
     }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq, Eq)]
-        pub struct $name {
+        $vis struct $name {
             $($(#[doc = $about])* $(#[doc = ""] #[doc = concat!("Allowed: `", stringify!($limit), "`.")])? pub $field: $ty,)*
         }
 
         impl Field for $name {
-            fn write(&self, _limit: &Limit, to: &mut Writer) {
-                $(self.$field.write(&or!(ANY; $($limit)?), to);)*
+            fn write(&self, _of: &Of, to: &mut Writer) {
+                $(self.$field.write(&of!($field; ; $($limit)?), to);)*
             }
 
-            fn read(from: &mut Reader<'_>, _name: &'static str, _limit: &Limit) -> Result<Self, DecodeError> {
-                let group = Self {
-                    $($field: Field::read(from, stringify!($field), &or!(ANY; $($limit)?))?,)*
-                };
+            fn read(_of: &Of, from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+                let group = Self { $($field: Field::read(&of!($field $($label)?; ; $($limit)?), from)?,)* };
                 $($check(&group)?;)?
                 Ok(group)
             }
 
             #[cfg(test)]
-            fn describe(table: &mut Table, _name: &'static str, _meaning: &str, _limit: &Limit) {
-                $(<$ty>::describe(table, stringify!($field), concat!($($about),*), &or!(ANY; $($limit)?));)*
+            fn describe(_of: &Of, table: &mut Table) {
+                $(<$ty>::describe(&of!($field $($label)?; $($about)*; $($limit)?), table);)*
             }
 
             #[cfg(test)]
-            fn any(_limit: &Limit) -> BoxedStrategy<Self> {
-                let fields = ($(<$ty>::any(&or!(ANY; $($limit)?)),)*);
+            fn any(_of: &Of) -> BoxedStrategy<Self> {
+                let fields = ($(<$ty>::any(&of!($field; ; $($limit)?)),)*);
                 let groups = fields.prop_map(|($($field,)*)| Self { $($field),* });
                 $(let groups = groups.prop_filter("the check", |group| $check(group).is_ok());)?
                 groups.boxed()
@@ -284,7 +316,7 @@ macro_rules! group {
 ///
 /// ```text
 /// /// text for the document and for rustdoc
-/// NAME = type [, version header version] [, needs capability] [, reply NAME]: Variant [(name: Type [limit])]
+/// NAME = type [, version header version] [, needs capability] [, reply NAME]: Variant [(name "label": Type [limit])]
 ///     [{ /// meaning
 ///        field: Type [limit], }]
 ///     , example seq "what it says" value;
@@ -295,7 +327,7 @@ macro_rules! messages {
         $name:ident = $number:literal
             $(, version $version:ident)? $(, needs $needs:ident)? $(, reply $reply:ident)?:
             $variant:ident
-            $(($inner:ident: $of:ty $([$within:expr])?))?
+            $(($inner:ident $($label:literal)?: $of:ty $([$within:expr])?))?
             $({$($(#[doc = $about:literal])* $field:ident: $ty:ty $([$limit:expr])?,)*})?
             $(, example $seq:literal $caption:literal $example:expr)+;
     )*}) => {
@@ -334,8 +366,8 @@ macro_rules! messages {
                 let mut to = self.kind().header(seq);
                 match self {$(
                     Self::$variant $(($inner))? $({ $($field),* })? => {
-                        $($inner.write(&or!(ANY; $($within)?), &mut to);)?
-                        $($($field.write(&or!(ANY; $($limit)?), &mut to);)*)?
+                        $($inner.write(&of!($inner; ; $($within)?), &mut to);)?
+                        $($($field.write(&of!($field; ; $($limit)?), &mut to);)*)?
                     }
                 )*}
                 to.finish()
@@ -350,11 +382,11 @@ macro_rules! messages {
                     $($($number => $version,)?)*
                     _ => VERSION,
                 };
-                let (mut from, kind, seq) = open(datagram, version, &($seqs))?;
+                let (mut from, kind, seq) = open(datagram, version, $seqs)?;
                 let message = match kind {
                     $($number => Self::$variant
-                        $((<$of>::read(&mut from, stringify!($inner), &or!(ANY; $($within)?))?))?
-                        $({ $($field: Field::read(&mut from, stringify!($field), &or!(ANY; $($limit)?))?),* })?,)*
+                        $((<$of>::read(&of!($inner $($label)?; ; $($within)?), &mut from)?))?
+                        $({ $($field: Field::read(&of!($field; ; $($limit)?), &mut from)?),* })?,)*
                     other => return Err(DecodeError::Value {
                         field: "type",
                         value: other.into(),
@@ -370,8 +402,8 @@ macro_rules! messages {
             pub(super) fn described() -> Vec<super::document::Described> {
                 vec![$({
                     let table = &mut Table::default();
-                    $(<$of>::describe(table, stringify!($inner), "", &or!(ANY; $($within)?));)?
-                    $($(<$ty>::describe(table, stringify!($field), concat!($($about),*), &or!(ANY; $($limit)?));)*)?
+                    $(<$of>::describe(&of!($inner $($label)?; "n"; $($within)?), table);)?
+                    $($(<$ty>::describe(&of!($field; $($about)*; $($limit)?), table);)*)?
                     let examples: [(u32, &str, Self); _] = [$(($seq, $caption, $example)),+];
                     super::document::Described {
                         kind: examples[0].2.kind(),
@@ -389,8 +421,8 @@ macro_rules! messages {
                 let all = [$({
                     let fields = (
                         Just(()),
-                        $(<$of>::any(&or!(ANY; $($within)?)),)?
-                        $($(<$ty>::any(&or!(ANY; $($limit)?)),)*)?
+                        $(<$of>::any(&of!($inner; ; $($within)?)),)?
+                        $($(<$ty>::any(&of!($field; ; $($limit)?)),)*)?
                     );
                     let message = |((), $($inner,)? $($($field,)*)?)| Self::$variant $(($inner))? $({ $($field),* })?;
                     fields.prop_map(message).boxed()

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::declare::{Kind, Limit, words};
+use super::declare::{Kind, Of};
 use super::*;
 use crate::{Gfn, GfnRun};
 
@@ -12,8 +12,6 @@ const PATH: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../../docs/balloon-protocol.md"
 );
-/// The longest line of a paragraph.
-const COLUMNS: usize = 100;
 
 /// A message, as its declaration describes it.
 pub(super) struct Described {
@@ -45,20 +43,18 @@ struct Row {
 }
 
 impl Table {
-    /// Appends a field of `size` bytes.
-    pub(super) fn row(
-        &mut self,
-        kind: &'static str,
-        size: usize,
-        name: &'static str,
-        meaning: &str,
-        limit: &Limit,
-    ) {
-        let words = words(limit).map_or_else(String::new, |words| format!(", {words}"));
-        let (at, meaning) = (self.at, format!("{}{words}", meaning.trim()));
+    /// Appends a field of `size` bytes; of no fixed size if that is 0.
+    pub(super) fn row(&mut self, kind: &'static str, size: usize, of: &Of) {
+        let allowed = match (size, of.allowed()) {
+            (_, None) => String::new(),
+            (0, _) => format!("; at most {} bytes", of.limit.end()),
+            (_, Some(numbers)) => format!(", {numbers}"),
+        };
+        let (at, stride, name) = (self.at, 0, of.name);
+        let meaning = format!("{}{allowed}", of.meaning.trim());
         self.rows.push(Row {
             at,
-            stride: 0,
+            stride,
             kind,
             name,
             meaning,
@@ -93,69 +89,60 @@ pub(super) fn result(target: u64, runs: &[(u32, u32, PageStatus)]) -> BatchResul
     BatchResult { target, runs }
 }
 
-/// Breaks a paragraph into lines.
-fn wrap(paragraph: &str) -> String {
-    let mut lines = String::new();
-    let mut column = 0;
-    for word in paragraph.split_whitespace() {
-        if column > 0 && column + 1 + word.len() > COLUMNS {
-            lines.push('\n');
-            column = 0;
-        } else if column > 0 {
-            lines.push(' ');
-            column += 1;
-        }
-        lines.push_str(word);
-        column += word.len();
-    }
-    lines + "\n\n"
-}
-
 /// The text and the table of each message.
 fn sections(messages: &[Described], asks: bool) -> String {
     let mut out = String::from("\n");
-    for message in messages {
-        let kind = &message.kind;
+    for Described {
+        kind,
+        number,
+        text,
+        needs,
+        table,
+        ..
+    } in messages
+    {
         let version =
             (kind.version != VERSION).then(|| format!(", header version {}", kind.version));
-        let body = message.table.rows.is_empty().then_some(", no body");
-        let text = message.text.join("\n");
-        let (first, notes) = text.split_once("\n\n").unwrap_or((&text, ""));
-        let needs = message
-            .needs
-            .map(|needs| format!("It needs the capability {needs}. "));
+        let needs = needs.map(|needs| format!(", needs the capability {needs}"));
+        let body = table.rows.is_empty().then(|| ", no body".to_owned());
+        let facts = [version, needs, body]
+            .into_iter()
+            .flatten()
+            .collect::<String>();
         let reply = match kind.reply {
-            Some(reply) => format!("Reply: `{reply}`."),
-            None if asks => "No reply.".to_owned(),
+            Some(reply) => format!(" Reply: `{reply}`."),
+            None if asks => " No reply.".to_owned(),
             None => String::new(),
         };
-        out += &wrap(&format!(
-            "**{}** (type {}{}{}). {first} {}{reply}",
-            kind.name,
-            message.number,
-            version.unwrap_or_default(),
-            body.unwrap_or_default(),
-            needs.unwrap_or_default(),
-        ));
-        if body.is_none() {
-            out += "| offset | type | field | meaning |\n|---|---|---|---|\n";
+        let lines: Vec<_> = text.iter().map(|line| line.trim()).collect();
+        let text = lines.join("\n");
+        let (text, notes) = text.split_once("\n\n").unwrap_or((&text, ""));
+        let mut rows = String::new();
+        for Row {
+            at,
+            stride,
+            kind,
+            name,
+            meaning,
+        } in &table.rows
+        {
+            let each = if *stride > 0 {
+                format!(" + {stride}i")
+            } else {
+                String::new()
+            };
+            writeln!(rows, "| {at}{each} | {kind} | {name} | {meaning} |").expect("a string");
         }
-        for row in &message.table.rows {
-            let each = (row.stride > 0).then(|| format!(" + {}i", row.stride));
-            let (at, each) = (row.at, each.unwrap_or_default());
-            let Row {
-                kind,
-                name,
-                meaning,
-                ..
-            } = row;
-            writeln!(out, "| {at}{each} | {kind} | {name} | {meaning} |").expect("a string");
+        if !rows.is_empty() {
+            rows.insert_str(
+                0,
+                "| offset | type | field | meaning |\n|---|---|---|---|\n",
+            );
         }
-        if body.is_none() {
-            out.push('\n');
-        }
-        for note in notes.split("\n\n").filter(|note| !note.is_empty()) {
-            out += &wrap(note);
+        let head = format!("**{}** (type {number}{facts}).{reply}\n{text}\n", kind.name);
+        let parts = [head, rows, notes.to_owned()];
+        for part in parts.iter().filter(|part| !part.is_empty()) {
+            write!(out, "{}\n\n", part.trim_end()).expect("a string");
         }
     }
     out

@@ -3,7 +3,7 @@
 #[cfg(test)]
 use proptest::prelude::*;
 
-use super::declare::{ANY, Field, Kind, Limit, Listed, check, open};
+use super::declare::{ANY, Field, Kind, Of, open};
 #[cfg(test)]
 use super::document::{Table, batch, result};
 use super::{
@@ -42,7 +42,7 @@ impl Start {
 
     fn check_versions(&self) -> Result<(), DecodeError> {
         let allowed = self.min_version.into()..=u64::MAX;
-        check("max_version", self.max_version.into(), &allowed)
+        Of::part("max_version", "", allowed).check(self.max_version.into())
     }
 }
 
@@ -68,8 +68,8 @@ group! {
     pub struct BatchResult {
         /// the target now, as in `TARGET`
         target: u64,
-        /// what became of each page of the request: no other pages, in the order of the request
-        runs: Vec<StatusRun> [1..=MAX_BATCH_PAGES as u64],
+        /// n
+        runs "number of runs": Vec<StatusRun> [1..=MAX_BATCH_PAGES as u64],
     }
 }
 
@@ -82,10 +82,6 @@ group! {
         /// what became of each of them, [see below](#statuses)
         status: PageStatus,
     }
-}
-
-impl Listed for StatusRun {
-    const NUMBER: &'static str = "number of runs";
 }
 
 group! {
@@ -108,10 +104,6 @@ impl Stat {
     pub const fn new(tag: StatTag, value: u64) -> Self {
         Self { tag, value }
     }
-}
-
-impl Listed for Stat {
-    const NUMBER: &'static str = "number of statistics";
 }
 
 messages! {
@@ -145,17 +137,17 @@ messages! {
         /// lost. A batch has at most `max_ranges` ranges, as `STARTED` said. Ranges ascend and do not overlap,
         /// because the host locks pages in that order. None runs past the last gfn. All ranges together
         /// hold at most 4096 pages.
-        LOCK = 3, reply LOCK_RESULT: Lock(ranges: RangeBatch),
+        LOCK = 3, reply LOCK_RESULT: Lock(ranges "number of ranges": RangeBatch),
             example 3 "6 pages from gfn 0x100 on, 1 page at 0x40000"
                 Self::Lock(batch(&[(0x100, 6), (0x40000, 1)]));
 
         /// Takes pages out of the balloon; each reads as zeroes afterwards. The ranges are as in `LOCK`.
-        UNLOCK = 4, reply UNLOCK_RESULT: Unlock(ranges: RangeBatch),
+        UNLOCK = 4, reply UNLOCK_RESULT: Unlock(ranges "number of ranges": RangeBatch),
             example 4 "4 pages from 0x100 on" Self::Unlock(batch(&[(0x100, 4)]));
 
         /// How the guest is doing. Tags the host does not know are skipped; of a tag given twice the
         /// last one counts.
-        STATS = 5, needs STATS: Stats(stats: Vec<Stat> [0..=MAX_STATS as u64]),
+        STATS = 5, needs STATS: Stats(stats "number of statistics": Vec<Stat> [0..=MAX_STATS as u64]),
             example 5 "free memory 512 MiB, total memory 1 GiB" Self::Stats(vec![
                 Stat::new(StatTag::FREE_MEMORY, 512 << 20),
                 Stat::new(StatTag::TOTAL_MEMORY, 1 << 30),

@@ -3,18 +3,11 @@
 #[cfg(test)]
 use proptest::prelude::*;
 
-#[cfg(test)]
-use super::declare::ANY;
-use super::declare::{Field, Limit, Listed, check};
+use super::declare::{ANY, Carried, Field, Limit, Of};
 #[cfg(test)]
 use super::document::Table;
 use super::{MAX_BATCH_PAGES, MAX_RANGES, StatusRun};
 use crate::{DecodeError, Gfn, GfnRun, Reader, RunsExt, Writer};
-
-/// The ranges of a batch.
-const NUMBER: Limit = 1..=MAX_RANGES as u64;
-/// The pages of a range.
-const PAGES: Limit = 1..=u64::MAX;
 
 /// The ranges of one `LOCK` or `UNLOCK`, checked for form.
 ///
@@ -31,19 +24,20 @@ impl RangeBatch {
     /// # Errors
     /// [`DecodeError::Value`] naming the rule that is broken.
     pub fn new(runs: Vec<GfnRun>) -> Result<Self, DecodeError> {
-        check(GfnRun::NUMBER, runs.len() as u64, &NUMBER)?;
+        let check = |name, value, limit| Of::part(name, "", limit).check(value);
+        check("number of ranges", runs.len() as u64, Self::LIMIT)?;
         let mut end = 0;
         for run in &runs {
-            check("range count", run.count.into(), &PAGES)?;
+            check("range count", run.count.into(), 1..=u64::MAX)?;
             // Behind the range before it: ranges ascend without overlap.
-            check("range start", run.start.0.into(), &(end..=u64::MAX))?;
+            check("range start", run.start.0.into(), end..=u64::MAX)?;
             end = run.end();
         }
-        check("range end", end, &(0..=1 << 32))?;
+        check("range end", end, 0..=1 << 32)?;
         check(
             "pages in one batch",
             runs.pages(),
-            &(1..=MAX_BATCH_PAGES.into()),
+            1..=MAX_BATCH_PAGES.into(),
         )?;
         Ok(Self(runs))
     }
@@ -86,66 +80,52 @@ impl RangeBatch {
     }
 }
 
-impl Field for RangeBatch {
-    fn write(&self, _limit: &Limit, to: &mut Writer) {
-        self.0.write(&NUMBER, to);
+impl Carried for RangeBatch {
+    type By = Vec<GfnRun>;
+    const LIMIT: Limit = 1..=MAX_RANGES as u64;
+
+    fn pack(&self) -> Vec<GfnRun> {
+        self.0.clone()
     }
 
-    fn read(
-        from: &mut Reader<'_>,
-        name: &'static str,
-        _limit: &Limit,
-    ) -> Result<Self, DecodeError> {
-        Self::new(Vec::read(from, name, &NUMBER)?)
-    }
-
-    #[cfg(test)]
-    fn describe(table: &mut Table, name: &'static str, meaning: &str, _limit: &Limit) {
-        Vec::<GfnRun>::describe(table, name, meaning, &NUMBER);
+    fn unpack(runs: Vec<GfnRun>) -> Result<Self, DecodeError> {
+        Self::new(runs)
     }
 
     #[cfg(test)]
-    fn any(_limit: &Limit) -> BoxedStrategy<Self> {
+    fn any_packed() -> BoxedStrategy<Vec<GfnRun>> {
         let runs = proptest::collection::vec((any::<u32>(), 1..9_u32), 1..MAX_RANGES);
-        let runs = runs.prop_map(|runs| {
-            runs.into_iter()
-                .map(|(at, pages)| GfnRun::new(Gfn(at), pages))
-        });
-        runs.prop_map(|runs| Self::split(runs.collect(), MAX_RANGES as u32).remove(0))
-            .boxed()
+        runs.prop_map(|runs| {
+            let runs = runs
+                .into_iter()
+                .map(|(at, pages)| GfnRun::new(Gfn(at), pages));
+            Self::split(runs.collect(), MAX_RANGES as u32).remove(0).0
+        })
+        .boxed()
     }
 }
 
-impl Field for GfnRun {
-    fn write(&self, _limit: &Limit, to: &mut Writer) {
-        to.u32(self.start.0).u32(self.count);
-    }
-
-    fn read(
-        from: &mut Reader<'_>,
-        _name: &'static str,
-        _limit: &Limit,
-    ) -> Result<Self, DecodeError> {
-        let start = Gfn(from.u32("range start")?);
-        Ok(Self::new(start, u32::read(from, "range count", &PAGES)?))
-    }
-
-    #[cfg(test)]
-    fn describe(table: &mut Table, _name: &'static str, _meaning: &str, _limit: &Limit) {
-        u32::describe(table, "range start", "first gfn", &ANY);
-        u32::describe(table, "range count", "pages", &PAGES);
-    }
-
-    #[cfg(test)]
-    fn any(_limit: &Limit) -> BoxedStrategy<Self> {
-        let run = (any::<u32>(), 1..=u32::MAX);
-        run.prop_map(|(start, count)| Self::new(Gfn(start), count))
-            .boxed()
+group! {
+    /// A [`GfnRun`] in a message.
+    pub(super) struct Range {
+        /// first gfn
+        start "range start": u32,
+        /// pages
+        count "range count": u32 [1..=u64::MAX],
     }
 }
 
-impl Listed for GfnRun {
-    const NUMBER: &'static str = "number of ranges";
+impl Carried for GfnRun {
+    type By = Range;
+
+    fn pack(&self) -> Range {
+        let (start, count) = (self.start.0, self.count);
+        Range { start, count }
+    }
+
+    fn unpack(Range { start, count }: Range) -> Result<Self, DecodeError> {
+        Ok(Self::new(Gfn(start), count))
+    }
 }
 
 fn clip(run: GfnRun) -> GfnRun {

@@ -1,15 +1,8 @@
 //! What fields of messages hold: capabilities, statuses, codes, tags.
 
+use super::declare::{Carried, Limit};
+use crate::DecodeError;
 use bitflags::bitflags;
-#[cfg(test)]
-use proptest::prelude::*;
-
-#[cfg(test)]
-use super::declare::ANY;
-use super::declare::{Field, Limit, outside};
-#[cfg(test)]
-use super::document::Table;
-use crate::{DecodeError, Reader, Writer};
 
 bitflags! {
     /// What an agent can do. The host answers with the capabilities that it will use.
@@ -90,34 +83,26 @@ impl StatTag {
     pub const SWAP_WAIT: Self = Self(0x8000);
 }
 
-/// Makes a type that is a number in a message a [`Field`]. Every number is allowed.
-macro_rules! wrapped {
-    ($name:ident: $repr:ident, $wrap:expr, $($number:tt)+) => {
-        impl Field for $name {
-            fn write(&self, _limit: &Limit, to: &mut Writer) {
-                to.$repr(self.$($number)+);
-            }
+impl Carried for Capabilities {
+    type By = u32;
 
-            fn read(
-                from: &mut Reader<'_>,
-                name: &'static str,
-                _limit: &Limit,
-            ) -> Result<Self, DecodeError> {
-                from.$repr(name).map($wrap)
-            }
+    fn pack(&self) -> u32 {
+        self.bits()
+    }
 
-            #[cfg(test)]
-            fn describe(table: &mut Table, name: &'static str, meaning: &str, limit: &Limit) {
-                $repr::describe(table, name, meaning, limit);
-            }
-
-            #[cfg(test)]
-            fn any(_limit: &Limit) -> BoxedStrategy<Self> {
-                any::<$repr>().prop_map($wrap).boxed()
-            }
-        }
-    };
+    fn unpack(bits: u32) -> Result<Self, DecodeError> {
+        Ok(Self::from_bits_truncate(bits))
+    }
 }
 
-wrapped!(Capabilities: u32, Self::from_bits_truncate, bits());
-wrapped!(StatTag: u16, Self, 0);
+impl Carried for StatTag {
+    type By = u16;
+
+    fn pack(&self) -> u16 {
+        self.0
+    }
+
+    fn unpack(number: u16) -> Result<Self, DecodeError> {
+        Ok(Self(number))
+    }
+}
