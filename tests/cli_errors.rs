@@ -115,7 +115,11 @@ fn guest_command_lines_that_make_no_sense_are_refused() {
             "no parameter `sise`; allowed: size",
         ),
         ("--memory 8M --workload kv,size=4Q", 1, "cannot be `4Q`"),
-        ("--memory 8M --workload image:", 1, "not written so"),
+        (
+            "--memory 8M --workload image:",
+            1,
+            "needs a path: image:PATH",
+        ),
         ("--memory 8M", 2, "--workload"),
         (
             "--memory 8M --workload idle --limit 16M",

@@ -14,6 +14,7 @@ use memvisor_guest_agent::protocol::PAGE_SIZE;
 use memvisor_guest_agent::shim::SessionEnd;
 use memvisor_guest_agent::signals::{self, ENDING, Signals, report_file_size_limit};
 use memvisor_guest_agent::workload::units::{self, SIZES};
+use memvisor_guest_agent::workload::{long_help, short_help};
 use nix::unistd::geteuid;
 use tracing_subscriber::EnvFilter;
 
@@ -43,9 +44,7 @@ struct Args {
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     memory: u32,
 
-    /// What the guest runs: idle, stream, toucher, kv, files:PATH, image:PATH or churn, each with
-    /// parameters as in `kv,size=128M`; may be given more than once.
-    #[arg(long, value_name = "SPEC", required = true, num_args = 1..)]
+    #[arg(long, value_name = "SPEC", required = true, num_args = 1.., help = short_help(), long_help = long_help())]
     workload: Vec<String>,
 
     /// Share pages only with guests of the same salt [default: with those that have none].

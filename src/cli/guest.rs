@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use memvisor_guest_agent::guest::Shares;
 use memvisor_guest_agent::shim::SessionEnd;
+use memvisor_guest_agent::workload::{long_help, short_help};
 
 use super::exit::{Exit, UsageError};
 use super::lifeline::Lifeline;
@@ -26,9 +27,7 @@ pub(super) struct GuestArgs {
     #[arg(long, value_name = "SIZE", value_parser = values::memory)]
     memory: Bytes,
 
-    /// What the guest runs: idle, stream, toucher, kv, files:PATH, image:PATH or churn, each with
-    /// parameters as in `kv,size=128M`; may be given more than once.
-    #[arg(long, value_name = "SPEC", required = true, num_args = 1..)]
+    #[arg(long, value_name = "SPEC", required = true, num_args = 1.., help = short_help(), long_help = long_help())]
     workload: Vec<String>,
 
     /// Share pages only with guests of the same salt [default: with those that have none].
