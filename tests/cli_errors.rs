@@ -87,7 +87,7 @@ fn guest_command_lines_that_make_no_sense_are_refused() {
         ("--memory 8M --workload kv,size=4M,size=4M", 1, "`size`"),
         ("--memory 8M --workload kv,sise=4M", 1, "`sise` size"),
         ("--memory 8M --workload kv,size=4Q", 1, "`4Q`"),
-        ("--memory 8M --workload image:", 1, "`image:` image:PATH"),
+        ("--memory 8M --workload image:", 1, "`image` image:PATH"),
         ("--memory 8M", 2, "--workload"),
         (
             "--memory 8M --workload idle --limit 16M",

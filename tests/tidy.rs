@@ -576,6 +576,7 @@ fn documents_that_the_project_promises_are_there() {
         ".ci/run",
         "docs/ARCHITECTURE.md",
         "docs/balloon-protocol.md",
+        "docs/extending.md",
         "docs/memory-protocol.md",
         "docs/policy.md",
         "docs/security.md",

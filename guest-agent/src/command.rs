@@ -19,6 +19,7 @@ use nix::sys::signal::Signal;
 use thiserror::Error;
 
 use crate::guest::{self, GuestError, GuestOptions, GuestReport};
+use crate::workload::{long_help, short_help};
 
 /// The part of `--help` about exit codes.
 pub const EXIT_CODES: &str = "\
@@ -89,9 +90,7 @@ pub struct GuestArgs {
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     memory: u32,
 
-    /// What the guest runs: idle, stream, toucher, kv, files:PATH, image:PATH or churn, each with
-    /// parameters as in `kv,size=128M`; may be given more than once.
-    #[arg(long, value_name = "SPEC", required = true, num_args = 1..)]
+    #[arg(long, value_name = "SPEC", required = true, num_args = 1.., help = short_help(), long_help = long_help())]
     workload: Vec<String>,
 
     /// Share pages only with guests of the same salt [default: with those that have none].

@@ -7,32 +7,51 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::content::{Content, Mix, hash};
+use super::kind::{CONTENT, Kind, PAUSE, RATE, SIZE, THREADS};
 use super::pageset::PageSet;
 use super::{Failure, Work, Worker};
 use crate::kernel::Kernel;
 
+pub(super) const KIND: Kind = Kind {
+    usage: "churn",
+    does: "allocates, fills, verifies and frees",
+    parameters: &[SIZE, THREADS, RATE, PAUSE, CONTENT],
+    build: |builder| {
+        Ok(builder.each(|share, random| Churner {
+            kernel: Arc::clone(builder.kernel),
+            pages: share.count(builder.pages),
+            content: builder.spec.content,
+            domain: hash(builder.domain, share.thread.into()),
+            random,
+            round: 0,
+            region: None,
+        }))
+    },
+    ..Kind::PLAIN
+};
+
 /// One thread with at most one region at a time.
 #[derive(Debug)]
-pub(super) struct Churn {
-    pub(super) kernel: Arc<Kernel>,
+struct Churner {
+    kernel: Arc<Kernel>,
     /// The size of the largest region. Each region has a random size from half of this up to this.
-    pub(super) pages: u32,
-    pub(super) content: Mix,
-    pub(super) domain: u64,
-    pub(super) random: StdRng,
-    pub(super) round: u64,
-    pub(super) region: Option<Region>,
+    pages: u32,
+    content: Mix,
+    domain: u64,
+    random: StdRng,
+    round: u64,
+    region: Option<Region>,
 }
 
 /// The memory of one round, and how far the round is.
 #[derive(Debug)]
-pub(super) struct Region {
+struct Region {
     set: PageSet,
     filled: u32,
     verified: u32,
 }
 
-impl Churn {
+impl Churner {
     fn map(&mut self) -> Region {
         self.round += 1;
         let pages = self
@@ -47,15 +66,7 @@ impl Churn {
     }
 }
 
-impl Worker for Churn {
-    fn to_load(&self) -> u32 {
-        0
-    }
-
-    fn load(&mut self, _number: u32) -> Result<Work, Failure> {
-        Ok(Work::default())
-    }
-
+impl Worker for Churner {
     fn step(&mut self) -> Result<Option<Work>, Failure> {
         if self.pages == 0 {
             return Ok(None);

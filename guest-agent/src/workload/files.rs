@@ -9,7 +9,9 @@ use std::sync::Arc;
 use memvisor_wire::PAGE_SIZE;
 use rand::rngs::StdRng;
 
+use super::kind::{Kind, PAUSE, RATE, SIZE, Size, THREADS, ZIPF};
 use super::pageset::Share;
+use super::spec::parse;
 use super::truth::Truth;
 use super::zipf::Popularity;
 use super::{Failure, Work, Worker};
@@ -22,9 +24,32 @@ const MAX_FILES: usize = 128;
 /// The search for the largest files ends after about this many files and directories.
 const MAX_ENTRIES: usize = 100_000;
 
+pub(super) const KIND: Kind = Kind {
+    usage: "files:PATH",
+    does: "reads a file, or those of a directory, through the page cache with Zipf popularity",
+    parameters: &[SIZE, THREADS, ZIPF, RATE, PAUSE],
+    size: |spec, kernel| Ok(Size::Cache(spec.pages.unwrap_or(kernel.ram_capacity()))),
+    build: |builder| {
+        let shelf = Arc::new(Shelf::open(
+            builder.kernel,
+            builder.spec.path(),
+            builder.pages,
+        )?);
+        builder.pages = shelf.pages();
+        let popularity = Popularity::new(shelf.pages().into(), builder.spec.get(&ZIPF, parse));
+        Ok(builder.each(|share, random| Reader {
+            shelf: Arc::clone(&shelf),
+            share,
+            popularity,
+            random,
+        }))
+    },
+    ..Kind::PLAIN
+};
+
 /// The files, with their pages numbered through from the first file to the last.
 #[derive(Debug)]
-pub(super) struct Shelf {
+struct Shelf {
     files: Vec<(CachedFile, Truth)>,
     /// The number of the first page behind each file.
     ends: Vec<u32>,
@@ -32,11 +57,7 @@ pub(super) struct Shelf {
 
 impl Shelf {
     /// Opens the largest files under `path`, up to `max_pages` pages of them.
-    pub(super) fn open(
-        kernel: &Arc<Kernel>,
-        path: &Path,
-        max_pages: u32,
-    ) -> Result<Self, KernelError> {
+    fn open(kernel: &Arc<Kernel>, path: &Path, max_pages: u32) -> Result<Self, KernelError> {
         let error = |source| KernelError::File {
             path: path.to_owned(),
             source,
@@ -64,7 +85,7 @@ impl Shelf {
         Ok(shelf)
     }
 
-    pub(super) fn pages(&self) -> u32 {
+    fn pages(&self) -> u32 {
         self.ends.last().copied().unwrap_or(0)
     }
 
@@ -113,22 +134,14 @@ fn largest_files(path: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// One thread that reads.
 #[derive(Debug)]
-pub(super) struct Reader {
-    pub(super) shelf: Arc<Shelf>,
-    pub(super) share: Share,
-    pub(super) popularity: Popularity,
-    pub(super) random: StdRng,
+struct Reader {
+    shelf: Arc<Shelf>,
+    share: Share,
+    popularity: Popularity,
+    random: StdRng,
 }
 
 impl Worker for Reader {
-    fn to_load(&self) -> u32 {
-        0
-    }
-
-    fn load(&mut self, _number: u32) -> Result<Work, Failure> {
-        Ok(Work::default())
-    }
-
     fn step(&mut self) -> Result<Option<Work>, Failure> {
         let page = self.popularity.choose(&mut self.random) as u32;
         self.shelf.verify(page).map(Some)

@@ -4,38 +4,78 @@
 
 use std::sync::Arc;
 
+use super::kind::{Allowed, Kind, PAUSE, Parameter, RATE, SIZE, Size, parse_yes};
+use super::truth::Truth;
+use super::{Failure, Work, Worker, WorkloadSpec};
+use crate::kernel::{AnonRegion, Kernel, KernelError, Stage};
 use memvisor_wire::PAGE_SIZE;
 
-use super::pageset::Share;
-use super::truth::Truth;
-use super::{Failure, Work, Worker};
-use crate::kernel::{AnonRegion, Kernel, Stage};
+pub(super) const KIND: Kind = Kind {
+    usage: "image:PATH",
+    does: "brings a file into memory as a boot does, then re-reads it slowly",
+    // Slow, because the working set of a booted system is small.
+    parameters: &[SIZE, ATTACH, RATE.or("4M"), PAUSE],
+    size: |spec, _| Ok(Size::Memory(open(spec)?.pages())),
+    build: |builder| {
+        let truth = Arc::new(open(builder.spec)?);
+        builder.pages = truth.pages();
+        let region = Arc::new(builder.kernel.map_anon(truth.pages()));
+        let attach = builder.spec.get(&ATTACH, parse_yes);
+        Ok(builder.each(|_, _| Boot {
+            truth: Arc::clone(&truth),
+            region: Arc::clone(&region),
+            next: 0,
+            loaded: 0,
+            kernel: attach.then(|| Arc::clone(builder.kernel)),
+            stage: None,
+            attached: 0,
+            asked: 0,
+            is_willing: false,
+        }))
+    },
+    ..Kind::PLAIN
+};
+
+const ATTACH: Parameter = Parameter {
+    name: "attach",
+    default: Some("yes"),
+    allowed: Allowed::Text("yes or no", |text| parse_yes(text).is_some()),
+    effect: "whether the host is asked to attach the pages that it has already, so that guests of one image \
+             share them from the start; all other pages are copied",
+};
+
+fn open(spec: &WorkloadSpec) -> Result<Truth, KernelError> {
+    let path = spec.path();
+    Truth::open(path, spec.pages.unwrap_or(u32::MAX)).map_err(|source| KernelError::File {
+        path: path.to_owned(),
+        source,
+    })
+}
 
 /// The thread that boots.
 #[derive(Debug)]
-pub(super) struct Image {
-    pub(super) truth: Arc<Truth>,
-    pub(super) region: Arc<AnonRegion>,
-    pub(super) share: Share,
-    pub(super) next: u32,
+struct Boot {
+    truth: Arc<Truth>,
+    region: Arc<AnonRegion>,
+    next: u32,
     /// How many pages have been brought in so far: a guest can be told to end while it boots.
-    pub(super) loaded: u32,
+    loaded: u32,
     /// The kernel that gives a stage; `None` if the host shall attach nothing (more).
-    pub(super) kernel: Option<Arc<Kernel>>,
+    kernel: Option<Arc<Kernel>>,
     /// The stage, while there are pages left for which the host is to be asked.
-    pub(super) stage: Option<Stage>,
+    stage: Option<Stage>,
     /// Pages below this one need no copy: they were attached, or copied earlier.
-    pub(super) attached: u32,
+    attached: u32,
     /// Before this page, the host is not asked again: it was asked, or the pages are to be copied.
-    pub(super) asked: u32,
+    asked: u32,
     /// Whether the host attached everything at the last request.
-    pub(super) is_willing: bool,
+    is_willing: bool,
 }
 
 /// How many pages to ask for if the host was not willing the last time, or was never asked.
 const PROBE: u32 = 16;
 
-impl Image {
+impl Boot {
     /// Asks the host to attach pages from `first` on. If the host does not attach all of them, as many pages
     /// as a stage has are brought in before it is asked again, because it may be short of memory for a while.
     fn attach(&mut self, first: u32) -> Result<(), Failure> {
@@ -79,13 +119,12 @@ impl Image {
     }
 }
 
-impl Worker for Image {
+impl Worker for Boot {
     fn to_load(&self) -> u32 {
-        self.share.count(self.truth.pages())
+        self.truth.pages()
     }
 
-    fn load(&mut self, number: u32) -> Result<Work, Failure> {
-        let page = self.share.page(number);
+    fn load(&mut self, page: u32) -> Result<Work, Failure> {
         if page >= self.asked {
             self.attach(page)?;
         }
@@ -95,7 +134,7 @@ impl Worker for Image {
             self.region
                 .write(u64::from(page) * PAGE_SIZE as u64, &bytes)?;
         }
-        self.loaded = number + 1;
+        self.loaded = page + 1;
         Ok(Work::written(PAGE_SIZE))
     }
 
@@ -104,17 +143,16 @@ impl Worker for Image {
         if count == 0 {
             return Ok(None);
         }
-        let number = self.next % count;
-        self.next = (number + 1) % count;
-        self.verify(number).map(Some)
+        let page = self.next;
+        self.next = (page + 1) % count;
+        self.verify(page).map(Some)
     }
 
     fn to_verify(&self) -> u32 {
         self.loaded
     }
 
-    fn verify(&mut self, number: u32) -> Result<Work, Failure> {
-        let page = self.share.page(number);
+    fn verify(&mut self, page: u32) -> Result<Work, Failure> {
         let mut found = [0; PAGE_SIZE];
         self.region
             .read(u64::from(page) * PAGE_SIZE as u64, &mut found)?;

@@ -11,18 +11,69 @@ use memvisor_wire::PAGE_SIZE;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use super::build::{Builder, StartError};
 use super::content::Content;
+use super::kind::{Allowed, CONTENT, Kind, PAUSE, Parameter, RATE, SIZE, THREADS, WRITE, ZIPF};
 use super::pageset::Share;
+use super::spec::parse;
 use super::zipf::Popularity;
-use super::{Failure, Mismatch, Work, Worker};
+use super::{Failure, Mismatch, Work, Worker, Workers};
 use crate::kernel::{AnonRegion, Kernel};
+
+/// The most values one store can have. [`Popularity`] chooses among fewer than 2^32, and each costs a version.
+const MAX_KEYS: u64 = 1 << 31;
+
+pub(super) const KIND: Kind = Kind {
+    usage: "kv",
+    does: "reads and writes small values with Zipf popularity",
+    parameters: &[
+        SIZE,
+        THREADS,
+        WRITE.or("20"),
+        ZIPF,
+        VALUE,
+        RATE,
+        PAUSE,
+        CONTENT,
+    ],
+    build,
+    ..Kind::PLAIN
+};
+
+const VALUE: Parameter = Parameter {
+    name: "value",
+    default: Some("400"),
+    allowed: Allowed::Range(8, PAGE_SIZE as u32),
+    effect: "bytes of a value",
+};
+
+fn build(builder: &mut Builder<'_>) -> Result<Workers, StartError> {
+    let (pages, spec) = (builder.pages, builder.spec);
+    let value = spec.get(&VALUE, parse);
+    let keys = u64::from(pages) * (PAGE_SIZE / value) as u64;
+    if keys > MAX_KEYS {
+        return Err(StartError::Size {
+            spec: spec.to_string(),
+            why: format!("makes {keys} values; allowed: up to {MAX_KEYS}; make value= larger"),
+        });
+    }
+    let store = Arc::new(Store::map(builder.kernel, pages, value, builder.content()));
+    let popularity = Popularity::new(keys, spec.get(&ZIPF, parse));
+    Ok(builder.each(|share, random| Client {
+        store: Arc::clone(&store),
+        share,
+        popularity,
+        write: spec.get(&WRITE, parse),
+        random,
+    }))
+}
 
 /// Locks of a store: so many that two threads seldom need the same one.
 const LOCKS: usize = 256;
 
 /// What all threads of one `kv` share.
 #[derive(Debug)]
-pub(super) struct Store {
+struct Store {
     region: AnonRegion,
     versions: Box<[AtomicU32]>,
     locks: Box<[Mutex<()>]>,
@@ -31,7 +82,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub(super) fn map(kernel: &Arc<Kernel>, pages: u32, value: usize, content: Content) -> Self {
+    fn map(kernel: &Arc<Kernel>, pages: u32, value: usize, content: Content) -> Self {
         let keys = pages as usize * (PAGE_SIZE / value);
         Self {
             region: kernel.map_anon(pages),
@@ -40,10 +91,6 @@ impl Store {
             content,
             value,
         }
-    }
-
-    pub(super) fn keys(&self) -> u64 {
-        self.versions.len() as u64
     }
 
     const fn keys_a_page(&self) -> u64 {
@@ -146,12 +193,12 @@ impl Store {
 
 /// One thread that uses a store.
 #[derive(Debug)]
-pub(super) struct Client {
-    pub(super) store: Arc<Store>,
-    pub(super) share: Share,
-    pub(super) popularity: Popularity,
-    pub(super) write: u8,
-    pub(super) random: StdRng,
+struct Client {
+    store: Arc<Store>,
+    share: Share,
+    popularity: Popularity,
+    write: u8,
+    random: StdRng,
 }
 
 impl Worker for Client {
@@ -170,10 +217,6 @@ impl Worker for Client {
             false => self.store.get(key),
         };
         done.map(Some)
-    }
-
-    fn to_verify(&self) -> u32 {
-        self.to_load()
     }
 
     fn verify(&mut self, number: u32) -> Result<Work, Failure> {

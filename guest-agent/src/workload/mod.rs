@@ -22,7 +22,9 @@ mod churn;
 mod clocked;
 mod content;
 mod files;
+mod idle;
 mod image;
+mod kind;
 mod kv;
 mod pace;
 mod pageset;
@@ -45,11 +47,24 @@ use thiserror::Error;
 
 pub use build::StartError;
 pub use content::Mix;
+pub use kind::{Allowed, Kind, MAX_THREADS, Parameter, long_help, short_help};
 pub use report::{Latency, Mismatch, Phase, Report, WorkloadReport};
 pub use runner::{Progress, Runner};
-pub use spec::{Kind, MAX_CHANGES, MAX_THREADS, SpecError, WorkloadSpec};
+pub use spec::{SpecError, WorkloadSpec};
 
+use self::pageset::OwnPages;
 use crate::kernel::KernelError;
+
+/// The kinds of workloads. To add one, see docs/extending.md.
+pub const KINDS: &[&Kind] = &[
+    &idle::KIND,
+    &stream::KIND,
+    &toucher::KIND,
+    &kv::KIND,
+    &files::KIND,
+    &image::KIND,
+    &churn::KIND,
+];
 
 /// The bytes and pages of one piece of work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -107,13 +122,27 @@ impl From<Mismatch> for Failure {
     }
 }
 
+/// One worker for each thread of a workload.
+type Workers = Vec<Box<dyn Worker>>;
+
 /// What one thread of a workload does. Each call works on about one page.
 trait Worker: Send {
+    /// The pages that this thread fills before its first step and verifies in the last pass. A worker that owns
+    /// something else says so by `to_load`, `load`, `to_verify` and `verify`.
+    fn pages(&self) -> Option<&OwnPages> {
+        None
+    }
+
     /// How many pieces this thread has to load.
-    fn to_load(&self) -> u32;
+    fn to_load(&self) -> u32 {
+        self.pages().map_or(0, OwnPages::count)
+    }
 
     /// Writes piece `number` for the first time. A failure changes nothing.
-    fn load(&mut self, number: u32) -> Result<Work, Failure>;
+    fn load(&mut self, number: u32) -> Result<Work, Failure> {
+        let write = |pages: &OwnPages| pages.write(number);
+        self.pages().map_or(Ok(Work::default()), write)
+    }
 
     /// One operation; `None` when there is nothing to do, now or ever.
     fn step(&mut self) -> Result<Option<Work>, Failure>;
@@ -124,8 +153,13 @@ trait Worker: Send {
     }
 
     /// How many pieces the last pass of this thread has to verify.
-    fn to_verify(&self) -> u32;
+    fn to_verify(&self) -> u32 {
+        self.to_load()
+    }
 
     /// Verifies piece `number`.
-    fn verify(&mut self, number: u32) -> Result<Work, Failure>;
+    fn verify(&mut self, number: u32) -> Result<Work, Failure> {
+        let verify = |pages: &OwnPages| pages.verify(number);
+        self.pages().map_or(Ok(Work::default()), verify)
+    }
 }

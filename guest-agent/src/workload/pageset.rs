@@ -92,6 +92,31 @@ impl Share {
     }
 }
 
+/// The pages of a set that one thread has. Their numbers count from 0.
+#[derive(Debug)]
+pub(super) struct OwnPages {
+    pub(super) set: Arc<PageSet>,
+    pub(super) share: Share,
+}
+
+impl OwnPages {
+    pub(super) fn count(&self) -> u32 {
+        self.share.count(self.set.pages())
+    }
+
+    pub(super) fn write(&self, number: u32) -> Result<Work, Failure> {
+        self.set.write(self.share.page(number))
+    }
+
+    pub(super) fn verify(&self, number: u32) -> Result<Work, Failure> {
+        self.set.verify(self.share.page(number))
+    }
+
+    pub(super) fn rewrite(&self, number: u32) -> Result<Work, Failure> {
+        self.set.rewrite(self.share.page(number))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

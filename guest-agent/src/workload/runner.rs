@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::build::{Crew, StartError, build};
+use super::build::{Built, StartError, build};
 use super::pace::{Order, Orders, Pace};
 use super::tally::Tally;
 use super::{Failure, Mismatch, Report, Work, Worker, WorkloadSpec};
@@ -66,7 +66,7 @@ impl Runner {
         specs: &[WorkloadSpec],
         seed: u64,
     ) -> Result<Self, StartError> {
-        let crews = build(kernel, specs, seed)?;
+        let all = build(kernel, specs, seed)?;
         let mut runner = Self {
             board: Arc::new(Board {
                 orders: Orders::new(),
@@ -80,18 +80,18 @@ impl Runner {
             tallies: Vec::new(),
             threads: Vec::new(),
         };
-        for crew in crews {
-            runner.start_crew(crew)?;
+        for built in all {
+            runner.start_threads(built)?;
         }
         Ok(runner)
     }
 
-    fn start_crew(&mut self, crew: Crew) -> Result<(), StartError> {
-        let Crew {
+    fn start_threads(&mut self, built: Built<'_>) -> Result<(), StartError> {
+        let Built {
             spec,
             pages,
             workers,
-        } = crew;
+        } = built;
         let tally = Arc::new(Tally::new(spec.to_string(), pages, workers.len() as u32));
         self.tallies.push(Arc::clone(&tally));
         for (number, worker) in workers.into_iter().enumerate() {
@@ -99,7 +99,7 @@ impl Runner {
                 board: Arc::clone(&self.board),
                 tally: Arc::clone(&tally),
                 number,
-                pace: Pace::new(&spec, Instant::now()),
+                pace: Pace::new(spec, Instant::now()),
                 ended: None,
             };
             // Counted before the spawn. If that fails, dropping `thread` takes it off again.

@@ -72,7 +72,7 @@ fn wait_for(runner: &Runner, what: &str, wanted: impl Fn(&WorkloadReport) -> boo
     }
 }
 
-const ALL: [&str; 9] = [
+const ALL: &[&str] = &[
     "stream,size=200K,threads=2",
     "toucher,size=200K,active=100K,then=200K@1ms,write=30",
     "kv,size=200K,threads=3,write=40",
@@ -84,10 +84,44 @@ const ALL: [&str; 9] = [
     "idle,size=100K",
 ];
 
+/// The lines behind the head of a table of docs/settings.md.
+fn table(head: &str) -> Vec<&'static str> {
+    let document = include_str!("../../../docs/settings.md");
+    let (_, rest) = document.split_once(head).expect("the table is there");
+    rest.lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect()
+}
+
+#[test]
+fn settings_document_has_every_kind_and_every_parameter() {
+    let row = |kind: &&Kind| {
+        let parameters = kind.parameters.iter().map(|known| format!("`{known}`"));
+        let parameters = kind::list(parameters);
+        format!("| `{}` | {} | {parameters} |", kind.usage, kind.does)
+    };
+    let kinds: Vec<String> = KINDS.iter().map(row).collect();
+    let row = |of: &&Parameter| format!("| `{}` | {} | {} |", of.name, of.allowed, of.effect);
+    let parameters: Vec<String> = kind::parameters().iter().map(row).collect();
+    for (head, expected) in [
+        ("| kind | what it does |", kinds),
+        ("| parameter | allowed |", parameters),
+    ] {
+        let text = expected.join("\n");
+        let is_there = table(head) == expected;
+        assert!(is_there, "docs/settings.md should have:\n{text}");
+    }
+}
+
 #[test]
 fn workloads_all_at_once_in_little_ram_find_no_mismatch() {
+    for kind in KINDS {
+        let is_tested = ALL.iter().any(|spec| spec.starts_with(kind.name()));
+        assert!(is_tested, "no test runs `{}`", kind.name());
+    }
     let guest = guest(128, 512);
-    let runner = guest.start(&ALL).expect("they fit");
+    let runner = guest.start(ALL).expect("they fit");
     wait_for(&runner, "every one works", |workload| {
         workload.operations >= 1000 || workload.name.starts_with("idle")
     });

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use memvisor_guest_agent::workload::{Kind, WorkloadSpec};
+use memvisor_guest_agent::workload::WorkloadSpec;
 
 use super::super::{BenchError, Setup};
 use crate::demo::cast;
@@ -291,10 +291,9 @@ pub(super) fn wants(workloads: &[String]) -> Result<Bytes, String> {
             let file = fs::metadata(path).map_err(|error| format!("`{}`: {error}", path.display()));
             file.map(|file| file.is_file().then_some(file.len()))
         };
-        let file = match &spec.kind {
-            Kind::Image { path, .. } | Kind::Files { path, .. } => length(path)?,
-            Kind::Idle => Some(0),
-            _ => None,
+        let file = match &spec.path {
+            Some(path) => length(path)?,
+            None => spec.is_idle().then_some(0),
         };
         let pages = match (spec.pages, file) {
             (Some(pages), _) => u64::from(pages),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use memvisor_guest_agent::guest::GuestReport;
-use memvisor_guest_agent::workload::{Kind, WorkloadSpec};
+use memvisor_guest_agent::workload::WorkloadSpec;
 
 use super::super::Bench;
 use super::super::report::{Case, Report};
@@ -155,9 +155,8 @@ fn least_second(report: &GuestReport) -> Option<f64> {
 /// zero the geometric mean would be zero whatever the others did.
 fn busy(guests: &[FleetGuest], reports: &[GuestReport]) -> Vec<f64> {
     let is_busy = |guest: &FleetGuest| {
-        let specs = guest.workloads.iter().filter_map(|text| text.parse().ok());
-        let mut specs = specs.map(|spec: WorkloadSpec| spec.kind);
-        specs.any(|kind| kind != Kind::Idle)
+        let mut specs = guest.workloads.iter().filter_map(|text| text.parse().ok());
+        specs.any(|spec: WorkloadSpec| !spec.is_idle())
     };
     let each = guests.iter().zip(reports);
     each.filter(|(guest, _)| is_busy(guest))
