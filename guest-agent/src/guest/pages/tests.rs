@@ -63,7 +63,10 @@ impl Books {
                 self.stats = stats;
                 return None;
             }
-            ToHost::Stop => ToAgent::Stopped,
+            other => {
+                assert_eq!(other, ToHost::Stop, "the agent says nothing else");
+                ToAgent::Stopped
+            }
         })
     }
 
