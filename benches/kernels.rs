@@ -15,7 +15,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use memvisor::bench::content::{Class, Content, Dice, Maker, Source};
 use memvisor::digest::digest;
 use memvisor::page::{Attempt, Home, PageTable, Parking};
-use memvisor::pool::{Doubts, Hints, Membership, Pool};
+use memvisor::pool::{Hints, Membership, Mismatches, Pool};
 use memvisor::sys::SharedWords;
 use memvisor::units::{Gfn, PAGE_SIZE, PageBuf, Pages, SlotId, VmId};
 use memvisor_wire::claims::{self, Claimer};
@@ -81,7 +81,7 @@ fn looking_up(criterion: &mut Criterion) {
     let pool = Pool::new("memvisor-bench", 16, &hints).expect("a pool");
     let pool = Arc::new(pool);
     let [one, two] = [1, 2].map(|vm| Membership::new(Arc::clone(&pool), VmId(vm)));
-    let none = Doubts::default();
+    let none = Mismatches::default();
     let mut dice = Dice::new(1, 1);
     let hashes: Vec<u64> = (0..HINTS).map(|_| dice.next()).collect();
     for (gfn, hash) in (0..).map(Gfn).zip(&hashes) {

@@ -29,7 +29,7 @@ mod batch;
 mod counters;
 mod end;
 mod host;
-mod ledger;
+mod moves;
 mod progress;
 mod rate;
 mod relief;
@@ -41,7 +41,7 @@ pub use counters::BalloonCounters;
 
 pub use end::{SessionEnd, SessionError};
 pub use host::{BalloonHost, BalloonVm, Refusal};
-pub use ledger::{deflate, inflate, release_all};
+pub use moves::{deflate, inflate, release_all};
 pub use progress::AgentProgress;
 pub use relief::Relief;
 pub use session::serve;

@@ -21,7 +21,7 @@ use super::clock::percentiles;
 use super::content::{Content, Maker};
 use crate::units::{Gfn, PageBuf};
 
-/// What a puppet is told.
+/// What a driven guest is told.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
@@ -35,7 +35,7 @@ pub enum Order {
     Verify,
 }
 
-/// What a puppet has done.
+/// What a driven guest has done.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Done {
@@ -78,9 +78,9 @@ impl From<Vec<u64>> for Touches {
     }
 }
 
-/// How a puppet is started.
+/// How a driven guest is started.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PuppetOptions {
+pub struct DrivenOptions {
     /// Its name.
     pub name: String,
     /// Its memory, in pages.
@@ -91,12 +91,12 @@ pub struct PuppetOptions {
     pub inline: bool,
 }
 
-/// Runs a puppet until its orders end. `host_gone` is called when the session ends, and must end the process.
+/// Runs a driven guest until its orders end. `host_gone` is called when the session ends, and must end the process.
 ///
 /// # Errors
-/// The puppet cannot attach, files cannot be read, or the pipes fail.
+/// The driven guest cannot attach, files cannot be read, or the pipes fail.
 pub fn run(
-    options: &PuppetOptions,
+    options: &DrivenOptions,
     host_gone: impl FnOnce(SessionEnd) + Send + 'static,
 ) -> Result<(), BenchError> {
     let hello = Hello {
@@ -228,21 +228,21 @@ pub(super) fn nanoseconds(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// A puppet's process, as the benchmark has it; it ends when this is dropped.
+/// A driven guest's process, as the benchmark has it; it ends when this is dropped.
 #[derive(Debug)]
-pub struct Puppet {
+pub struct DrivenGuest {
     name: String,
     child: Child,
     orders: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
 
-impl Puppet {
-    /// Starts a puppet and waits until it is attached.
+impl DrivenGuest {
+    /// Starts a driven guest and waits until it is attached.
     ///
     /// # Errors
-    /// The puppet does not come up; the reason is on standard error.
-    pub fn start(program: &Path, options: &PuppetOptions) -> Result<Self, BenchError> {
+    /// The driven guest does not come up; the reason is on standard error.
+    pub fn start(program: &Path, options: &DrivenOptions) -> Result<Self, BenchError> {
         let io = BenchError::io("start a guest");
         let child = Command::new(program)
             .arg("bench-guest")
@@ -259,15 +259,15 @@ impl Puppet {
         let mut child = child.map_err(io)?;
         let (orders, answers) = (child.stdin.take(), child.stdout.take());
         let gone = || BenchError::io("start a guest")(io::ErrorKind::BrokenPipe.into());
-        let mut puppet = Self {
+        let mut driven = Self {
             name: options.name.clone(),
             child,
             orders,
             answers: BufReader::new(answers.ok_or_else(gone)?),
         };
-        match puppet.answer()? {
-            Done::Ready => Ok(puppet),
-            other => Err(puppet.confused(other)),
+        match driven.answer()? {
+            Done::Ready => Ok(driven),
+            other => Err(driven.confused(other)),
         }
     }
 
@@ -280,7 +280,7 @@ impl Puppet {
     /// Tells it something and waits until that is done.
     ///
     /// # Errors
-    /// The puppet has ended.
+    /// The driven guest has ended.
     pub fn tell(&mut self, order: &Order) -> Result<Done, BenchError> {
         let mut line = serde_json::to_string(order).unwrap_or_default();
         line.push('\n');
@@ -311,7 +311,7 @@ impl Puppet {
     /// Has it write all its memory.
     ///
     /// # Errors
-    /// The puppet has ended.
+    /// The driven guest has ended.
     pub fn fill(&mut self, content: &Content) -> Result<(), BenchError> {
         match self.tell(&Order::Fill(content.clone()))? {
             Done::Filled(_) => Ok(()),
@@ -322,7 +322,7 @@ impl Puppet {
     /// Has it read or write pages one by one.
     ///
     /// # Errors
-    /// The puppet has ended.
+    /// The driven guest has ended.
     pub fn touch(&mut self, order: &Order) -> Result<Touches, BenchError> {
         match self.tell(order)? {
             Done::Touched(touches) => Ok(touches),
@@ -333,7 +333,7 @@ impl Puppet {
     /// Has it compare all its memory with what it wrote.
     ///
     /// # Errors
-    /// A page is wrong, or the puppet has ended.
+    /// A page is wrong, or the driven guest has ended.
     pub fn verify(&mut self) -> Result<(), BenchError> {
         match self.tell(&Order::Verify)? {
             Done::Verified { wrong: 0 } => Ok(()),
@@ -346,7 +346,7 @@ impl Puppet {
     }
 }
 
-impl Drop for Puppet {
+impl Drop for DrivenGuest {
     fn drop(&mut self) {
         self.orders = None;
         // Killed, because it may wait for a page of a host that is ending, and would not see that its orders ended.

@@ -6,12 +6,12 @@
 //! thread serves itself are compared with the least that a signal handler can do.
 
 use super::content::{Class, Content, Dice, Maker, Source};
+use super::driven::{Order, Touches, nanoseconds};
 use super::merge::merge;
 use super::peer::Peers;
 use super::peer::ksm::Ksm;
 use super::peer::signal::{self, Remedy};
 use super::peer::uffd::BareUffd;
-use super::puppet::{Order, Touches, nanoseconds};
 use super::report::{Case, Report};
 use super::scan::{advise_merge, advise_small, write};
 use super::stage::{Actor, Pinned, Place, Stage};
@@ -129,9 +129,9 @@ fn touch(
         Place::Free,
     ] {
         let mut guest = stage.guest("touched", pages)?;
-        if let Some(_pinned) = Pinned::new(guest.puppet.pid(), place)? {
+        if let Some(_pinned) = Pinned::new(guest.driven.pid(), place)? {
             let order = Order::Read(Dice::new(content.seed, 1).order(pages));
-            let touches = guest.puppet.touch(&order)?;
+            let touches = guest.driven.touch(&order)?;
             note(report, &touched(place.name()), None, touches);
         }
         drop(guest);
@@ -161,10 +161,10 @@ fn refill(
     for place in SERVED {
         guest.evict_all(content.seed, COMPRESS)?;
         let order = at_home(&guest, content.seed, Home::Compressed(SlotId(0)));
-        if let Some(_pinned) = Pinned::new(guest.puppet.pid(), place)?
+        if let Some(_pinned) = Pinned::new(guest.driven.pid(), place)?
             && !order.is_empty()
         {
-            let touches = guest.puppet.touch(&Order::Read(order))?;
+            let touches = guest.driven.touch(&Order::Read(order))?;
             note(
                 report,
                 &refills(&content.source, place.name()),
@@ -173,7 +173,7 @@ fn refill(
             );
         }
     }
-    guest.puppet.verify()?;
+    guest.driven.verify()?;
     drop(guest);
     stage.wait_until_empty()
 }
@@ -190,10 +190,10 @@ fn refill_inline(
     guest.evict_all(content.seed, COMPRESS)?;
     let order = at_home(&guest, content.seed, Home::Compressed(SlotId(0)));
     if !order.is_empty() {
-        let touches = guest.puppet.touch(&Order::Read(order))?;
+        let touches = guest.driven.touch(&Order::Read(order))?;
         note(report, &refills(&content.source, INLINE), None, touches);
     }
-    guest.puppet.verify()?;
+    guest.driven.verify()?;
     drop(guest);
     stage.wait_until_empty()
 }
@@ -202,9 +202,9 @@ fn refill_inline(
 fn bare(setup: &Setup<'_>, source: &Source, pages: u32, report: &Report) -> Result<(), BenchError> {
     for place in SERVED {
         let mut bare = BareUffd::start(setup, pages)?;
-        if let Some(_pinned) = Pinned::new(bare.puppet().pid(), place)? {
+        if let Some(_pinned) = Pinned::new(bare.driven().pid(), place)? {
             let order = Order::Read(Dice::new(1, 3).order(pages));
-            let touches = bare.puppet().touch(&order)?;
+            let touches = bare.driven().touch(&order)?;
             note(
                 report,
                 &refills(source, place.name()),
@@ -240,11 +240,11 @@ fn breaks(
     merge(&guests, pages.map(u64::from).sum())?;
     let order = at_home(&guests[0], content.seed, Home::Shared(FrameId(0)));
     if !order.is_empty() {
-        let touches = guests[0].puppet.touch(&Order::Rewrite(order))?;
+        let touches = guests[0].driven.touch(&Order::Rewrite(order))?;
         note(report, cases, None, touches);
     }
     for guest in &mut guests {
-        guest.puppet.verify()?;
+        guest.driven.verify()?;
     }
     drop(guests);
     stage.wait_until_empty()

@@ -54,7 +54,7 @@ pub(super) fn run(
         };
         report.note(&case, peer, rate(done?, start.elapsed()));
         for mut guest in guests {
-            guest.puppet.verify()?;
+            guest.driven.verify()?;
         }
         stage.wait_until_empty()?;
     }
@@ -71,7 +71,7 @@ fn filled(
     let each = (pages as usize / vms).max(1);
     let each = u32::try_from(each).unwrap_or(u32::MAX);
     let guest = |number| {
-        let mut guest = stage.guest(&format!("abreast-{number}"), each)?;
+        let mut guest = stage.guest(&format!("many-{number}"), each)?;
         let seed = u64::from(round) * 100 + number;
         guest.fill(&Content::unique(source.clone(), seed))?;
         Ok(guest)

@@ -17,7 +17,7 @@ use super::peer::ksm::Ksm;
 use super::report::{Case, Report};
 use super::scan::{advise_merge, advise_small, private, write};
 use super::stage::{Actor, Stage};
-use super::{Bench, BenchError, Setup, abreast};
+use super::{Bench, BenchError, Setup, many_vms};
 use crate::engine::EngineError;
 use crate::page::Home;
 use crate::share::{Peers, Scanner};
@@ -103,7 +103,7 @@ fn ours(
         let on = format!("{GUESTS} guests and workers, half equal, {source}");
         let case = Case::less(Bench::Merge, &on, UNTIL_MERGED, "ms");
         report.ours(&case, millis(wall));
-        report.peer(&case, abreast::ONE_BY_ONE, millis(merged.wall));
+        report.peer(&case, many_vms::ONE_BY_ONE, millis(merged.wall));
     }
     done(stage, guests)
 }
@@ -119,7 +119,7 @@ fn filled(stage: &Stage<'_>, contents: &[Content], pages: u32) -> Result<Vec<Act
 
 fn done(stage: &Stage<'_>, guests: Vec<Actor>) -> Result<(), BenchError> {
     for mut guest in guests {
-        guest.puppet.verify()?;
+        guest.driven.verify()?;
     }
     stage.wait_until_empty()
 }
@@ -195,7 +195,7 @@ fn merge_abreast(guests: &[Actor], wanted: u64) -> Result<Option<Duration>, Benc
     let board = Switchboard::of(guests);
     let is_done = || merged_pages(guests) >= wanted;
     let start = Instant::now();
-    abreast::at_once(guests, |guest| {
+    many_vms::at_once(guests, |guest| {
         let (guest, mut scanner) = (slice::from_ref(guest), [Scanner::default()]);
         // Another worker may find what this one then has to map.
         let mut last = (merged_pages(guests), Instant::now());
@@ -245,7 +245,7 @@ fn merged_pages(guests: &[Actor]) -> u64 {
 fn processor_time(guests: &[Actor]) -> Result<Duration, BenchError> {
     let mut total = thread_cpu();
     for guest in guests {
-        total += process_cpu(guest.puppet.pid()).map_err(BenchError::io("read processor time"))?;
+        total += process_cpu(guest.driven.pid()).map_err(BenchError::io("read processor time"))?;
     }
     Ok(total)
 }

@@ -11,28 +11,28 @@
 //! So every comparison is made in one run, on the same bytes, turn by turn: a round of ours, a round of the
 //! peer, and so on. The ratio of the medians counts, and the spread is shown beside it. The product itself is
 //! measured: its sessions, scanner, evictor, stores and fault thread, with guests that are processes of their own
-//! (`stage`, [`puppet`]). A guest that reads other bytes than it wrote ends the benchmark with an error. Only the
+//! (`stage`, [`driven`]). A guest that reads other bytes than it wrote ends the benchmark with an error. Only the
 //! policy is left out, because it would move pages in between. [`guests`] measures everything together, with real
 //! guests, and compares it with the kernel on the same amount of memory.
 //!
 //! KSM and zram are settings of the whole machine. They are left alone where somebody else uses them. A separate
 //! process restores them, however this one ends ([`guard`]).
 
-mod abreast;
 mod balloon;
 mod class;
 pub mod clock;
 mod compress;
 pub mod content;
+pub mod driven;
 mod fault;
 pub mod guard;
 pub mod guests;
 pub mod html;
 mod machine;
+mod many_vms;
 mod merge;
 pub(crate) mod peer;
 mod plan;
-pub mod puppet;
 pub mod report;
 mod scan;
 mod stage;

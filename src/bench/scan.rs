@@ -9,7 +9,7 @@ use super::peer::Peers;
 use super::peer::ksm::Ksm;
 use super::report::{Case, Report};
 use super::stage::{Actor, NoPeers, Stage};
-use super::{Bench, BenchError, Setup, abreast};
+use super::{Bench, BenchError, Setup, many_vms};
 use crate::engine::EngineError;
 use crate::page::Home;
 use crate::share::Scanner;
@@ -41,7 +41,7 @@ pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Resu
             let step = format!("{source}, round {round}, VMs at once");
             setup.step(Bench::Scan, &step)?;
             let first_look = (Bench::Scan, "first look");
-            abreast::run(&stage, first_look, (&source, round), pages, look, report)?;
+            many_vms::run(&stage, first_look, (&source, round), pages, look, report)?;
         }
     }
     Ok(())
@@ -73,7 +73,7 @@ fn ours(
     }
     let known = own_bytes()?.saturating_sub(before);
     report.ours(&memory(source), percent_of(known, pages));
-    guest.puppet.verify()?;
+    guest.driven.verify()?;
     drop(guest);
     stage.wait_until_empty()
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::clock::{allowed_cpus, pin};
 use super::content::Content;
-use super::puppet::{Puppet, PuppetOptions};
+use super::driven::{DrivenGuest, DrivenOptions};
 use super::{BenchError, Setup};
 use crate::engine::EngineError;
 use crate::host::{BareHost, BareVm, HostOptions};
@@ -107,15 +107,15 @@ impl<'a> Stage<'a> {
     }
 
     fn start(&self, name: &str, pages: u32, inline: bool) -> Result<Actor, BenchError> {
-        let options = PuppetOptions {
+        let options = DrivenOptions {
             name: name.to_owned(),
             pages,
             memory_socket: self.dir.memory_socket(),
             inline,
         };
-        let puppet = Puppet::start(&self.setup.program, &options)?;
+        let driven = DrivenGuest::start(&self.setup.program, &options)?;
         let vm = self.attached(name)?;
-        Ok(Actor { puppet, vm })
+        Ok(Actor { driven, vm })
     }
 
     /// The VM of a guest that has been started, once it is there.
@@ -169,7 +169,7 @@ pub(crate) fn wait_for<T>(
 #[derive(Debug)]
 pub(crate) struct Actor {
     /// Its process.
-    pub(crate) puppet: Puppet,
+    pub(crate) driven: DrivenGuest,
     /// Its VM.
     pub(crate) vm: BareVm,
 }
@@ -186,7 +186,7 @@ impl Actor {
     /// # Errors
     /// The guest has ended.
     pub(crate) fn fill(&mut self, content: &Content) -> Result<(), BenchError> {
-        self.puppet.fill(content)
+        self.driven.fill(content)
     }
 
     /// Evicts all its resident pages by `means`, as its worker does; how many left.

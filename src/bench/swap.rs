@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::clock::{Took, process_cpu, rate, timed};
 use super::content::{Class, Content, Dice, Source};
+use super::driven::{Order, Touches};
 use super::fault::{at_home, cases, note};
 use super::peer::Peers;
-use super::puppet::{Order, Touches};
 use super::report::{Case, Report};
 use super::stage::{Actor, Stage};
-use super::{Bench, BenchError, Setup, abreast};
+use super::{Bench, BenchError, Setup, many_vms};
 use crate::engine::EngineKind;
 use crate::page::Home;
 use crate::units::SlotId;
@@ -148,7 +148,7 @@ pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Resu
             )?;
             let page_out = (Bench::Swap, "page out to the cache");
             let work = |guest: &Actor| guest.evict_all(guest.vm().id.0.into(), CACHE.means);
-            abreast::run(&stage, page_out, (&source, round), pages, work, report)?;
+            many_vms::run(&stage, page_out, (&source, round), pages, work, report)?;
         }
     }
     Ok(())
@@ -172,11 +172,11 @@ fn ours(
             }
             let order = walk.order(store, at_home(&guest, content.seed, store.home));
             if !order.is_empty() {
-                let touches = guest.puppet.touch(&Order::Read(order))?;
+                let touches = guest.driven.touch(&Order::Read(order))?;
                 walk.note(report, (store, By::Host), source, None, touches);
             }
             // Besides verifying, this brings back the pages that were not touched, so that all pages go out next time.
-            guest.puppet.verify()?;
+            guest.driven.verify()?;
         }
     }
     drop(guest);
@@ -196,10 +196,10 @@ fn inline(
         guest.evict_all(content.seed, CACHE.means)?;
         let order = walk.order(&CACHE, at_home(&guest, content.seed, CACHE.home));
         if !order.is_empty() {
-            let touches = guest.puppet.touch(&Order::Read(order))?;
+            let touches = guest.driven.touch(&Order::Read(order))?;
             walk.note(report, (&CACHE, By::Itself), &content.source, None, touches);
         }
-        guest.puppet.verify()?;
+        guest.driven.verify()?;
     }
     drop(guest);
     stage.wait_until_empty()
@@ -208,9 +208,9 @@ fn inline(
 /// Evicts all pages. The processor time is that of this thread and of the guest, whose shim freezes the pages.
 fn evict(guest: &Actor, seed: u64, means: Means) -> Result<(u64, Took), BenchError> {
     let proc = BenchError::io("read processor time");
-    let before = process_cpu(guest.puppet.pid()).map_err(&proc)?;
+    let before = process_cpu(guest.driven.pid()).map_err(&proc)?;
     let (evicted, mut took) = timed(|| guest.evict_all(seed, means));
-    let after = process_cpu(guest.puppet.pid()).map_err(&proc)?;
+    let after = process_cpu(guest.driven.pid()).map_err(&proc)?;
     took.cpu += after.saturating_sub(before);
     Ok((evicted?, took))
 }

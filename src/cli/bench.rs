@@ -19,9 +19,9 @@ use super::exit::{Exit, UsageError};
 use super::host::Engine;
 use super::{complain, print, values};
 use crate::bench::content::{Class, Source};
+use crate::bench::driven::{self, DrivenOptions};
 use crate::bench::guard::{self, Guard, SCRATCH_PREFIX, Undo};
 use crate::bench::peer::signal::{self, Remedy};
-use crate::bench::puppet::{self, PuppetOptions};
 use crate::bench::report::Report;
 use crate::bench::{self, Bench, BenchOptions, Machine, Setup, Vs, html};
 use crate::units::Bytes;
@@ -355,13 +355,13 @@ pub(super) struct GuestArgs {
 
 /// `memvisor bench-guest`: a guest that does what a benchmark tells it.
 pub(super) fn run_guest(args: GuestArgs) -> anyhow::Result<Exit> {
-    let options = PuppetOptions {
+    let options = DrivenOptions {
         name: args.name,
         pages: args.pages,
         memory_socket: args.socket,
         inline: args.inline,
     };
-    puppet::run(&options, |end| end_process(&end))?;
+    driven::run(&options, |end| end_process(&end))?;
     Ok(Exit::Success)
 }
 

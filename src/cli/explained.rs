@@ -1,7 +1,7 @@
 //! The explanation of a plan for people: what was decided about a VM, from which numbers, and what would
 //! change the decision.
 
-use super::words::{actions, price, reason, size, stuck, thresholds};
+use super::phrases::{actions, price, reason, size, stuck, thresholds};
 use crate::policy::{BalloonBound, Change, Explanation, FairPart, HostPart, Input, MemoryPart};
 use crate::units::Pages;
 

@@ -12,6 +12,7 @@ mod get;
 mod guest;
 mod host;
 mod lifeline;
+mod phrases;
 mod plan;
 mod policies;
 mod show;
@@ -20,7 +21,6 @@ mod top;
 mod values;
 mod vm;
 mod why;
-mod words;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

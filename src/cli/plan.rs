@@ -8,8 +8,8 @@ use anyhow::Context;
 use clap::Args;
 
 use super::exit::{Exit, UsageError};
+use super::phrases::{self, size};
 use super::vm::output;
-use super::words::{self, size};
 use super::{explained, print, table, values};
 use crate::calculator::{Format, Report, Scenario, VmReport};
 use crate::policy::{Policy, policies};
@@ -111,11 +111,11 @@ fn host(report: &Report) -> String {
     text += &format!(
         "state      {}{came}: {}\n",
         report.state,
-        words::actions(report.state, report.mechanisms)
+        phrases::actions(report.state, report.mechanisms)
     );
     text += &format!(
         "thresholds {}\n",
-        words::thresholds(report.generation, thresholds)
+        phrases::thresholds(report.generation, thresholds)
     );
     text += &format!(
         "available  {} to all VMs, {} missing; {}\n",
@@ -123,11 +123,11 @@ fn host(report: &Report) -> String {
         size(report.shortfall_pages),
         report.price_pages_per_share.map_or_else(
             || "enough for what they want".to_owned(),
-            |price| format!("a share buys {} of memory in use", words::price(price))
+            |price| format!("a share buys {} of memory in use", phrases::price(price))
         )
     );
     if let Some(stuck) = report.stuck {
-        text += &format!("stuck      {}\n", words::stuck(stuck));
+        text += &format!("stuck      {}\n", phrases::stuck(stuck));
     }
     if report.beyond_pages > Pages(0) {
         text += &format!(
@@ -188,7 +188,7 @@ fn row(vm: &VmReport) -> [String; HEAD.len()] {
         way(vm.swap_pages, vm.swap_target_pages),
         size(vm.evict_pages),
         if vm.blocked { "yes" } else { "no" }.to_owned(),
-        words::word(vm.why).to_owned(),
+        phrases::word(vm.why).to_owned(),
     ]
 }
 
@@ -202,7 +202,7 @@ fn legend(report: &Report) -> String {
     }
     let rows: Vec<[String; 2]> = seen
         .into_iter()
-        .map(|why| [words::word(why), words::reason(why)].map(str::to_owned))
+        .map(|why| [phrases::word(why), phrases::reason(why)].map(str::to_owned))
         .collect();
     format!("\n{}", table::aligned(&rows))
 }

@@ -12,10 +12,10 @@
 //! process is killed. Ctrl-C reaches only this process, because the children have process groups of
 //! their own. So they end in order: guests, then host.
 
-pub(crate) mod cast;
 mod content;
-mod crew;
+pub(crate) mod guests;
 mod outcome;
+mod processes;
 mod scratch;
 
 use std::fs;
@@ -31,8 +31,8 @@ use thiserror::Error;
 pub use outcome::{DemoOutcome, Traffic};
 pub use scratch::SCRATCH_PREFIX;
 
-use self::crew::Crew;
 use self::outcome::Watch;
+use self::processes::Processes;
 use self::scratch::Scratch;
 use crate::control::{Client, ClientError};
 use crate::host::EngineChoice;
@@ -161,13 +161,13 @@ pub fn run(options: &DemoOptions) -> Result<DemoOutcome, DemoError> {
     let news = News::of(options);
     let scratch = Scratch::new()?;
     news.tell("writing a boot image and files for the guests")?;
-    cast::write_files(options.guest_memory, scratch.path(), || {
+    guests::write_files(options.guest_memory, scratch.path(), || {
         stop_if_asked(&signals)
     })?;
     news.tell("starting the host")?;
-    let mut crew = Crew::start_host(options, &scratch, &signals)?;
+    let mut processes = Processes::start_host(options, &scratch, &signals)?;
     let client = Client::new(scratch.runtime_dir().control_socket())?;
-    let first = await_host(&mut crew, &client)?;
+    let first = await_host(&mut processes, &client)?;
     news.tell(&format!(
         "host is up: {} of memory, engine {}; starting {} guests of {} for {:?}",
         first.budget_pages.bytes(),
@@ -176,11 +176,11 @@ pub fn run(options: &DemoOptions) -> Result<DemoOutcome, DemoError> {
         options.guest_memory,
         options.duration,
     ))?;
-    crew.start_guests(options, &scratch)?;
+    processes.start_guests(options, &scratch)?;
     let limit = options.duration + OVERHEAD_MAX;
     let mut watch = Watch::new(options, first);
-    follow(&mut crew, &client, &mut watch, began + limit, options)?;
-    let reports = crew.finish()?;
+    follow(&mut processes, &client, &mut watch, began + limit, options)?;
+    let reports = processes.finish()?;
     if let Some(path) = &options.picture {
         draw(&watch, path)?;
     }
@@ -202,26 +202,26 @@ fn draw(watch: &Watch, path: &Path) -> Result<(), DemoError> {
 }
 
 /// Waits until the host answers.
-fn await_host(crew: &mut Crew<'_>, client: &Client) -> Result<HostStatus, DemoError> {
+fn await_host(processes: &mut Processes<'_>, client: &Client) -> Result<HostStatus, DemoError> {
     let limit = Instant::now() + START_MAX;
     loop {
         match client.status() {
             Err(ClientError::NotRunning { .. }) => {}
             answer => return Ok(answer?),
         }
-        crew.check_host()?;
+        processes.check_host()?;
         if Instant::now() > limit {
-            return Err(crew.overtime_of_host(START_MAX));
+            return Err(processes.overtime_of_host(START_MAX));
         }
         let soon = Instant::now() + Duration::from_millis(50);
-        let event = crew.signals().wait(None, soon);
+        let event = processes.signals().wait(None, soon);
         refuse_ending(event.map_err(DemoError::io("wait"))?)?;
     }
 }
 
 /// Shows the host until all guests have ended.
 fn follow(
-    crew: &mut Crew<'_>,
+    processes: &mut Processes<'_>,
     client: &Client,
     watch: &mut Watch,
     limit: Instant,
@@ -230,10 +230,10 @@ fn follow(
     let mut screen = Terminal::open(!options.json).map_err(DemoError::io("use the terminal"))?;
     let news = News::of(options);
     let mut due = Instant::now();
-    while crew.any_guest_runs()? {
+    while processes.any_guest_runs()? {
         if Instant::now() >= due {
             due = Instant::now() + TICK;
-            watch.see(status_of(client, crew)?);
+            watch.see(status_of(client, processes)?);
             if screen.is_live() {
                 let drawn = screen.draw(&watch.screen(screen.screen()));
                 drawn.map_err(DemoError::io("draw"))?;
@@ -242,25 +242,25 @@ fn follow(
             }
         }
         if Instant::now() > limit {
-            return Err(crew.overtime_of_guest(options.duration + OVERHEAD_MAX));
+            return Err(processes.overtime_of_guest(options.duration + OVERHEAD_MAX));
         }
-        pause(crew, &mut screen, due)?;
+        pause(processes, &mut screen, due)?;
     }
     Ok(())
 }
 
 /// The status. If the host is gone, the error comes from its log, which knows more than the connection.
-fn status_of(client: &Client, crew: &mut Crew<'_>) -> Result<HostStatus, DemoError> {
+fn status_of(client: &Client, processes: &mut Processes<'_>) -> Result<HostStatus, DemoError> {
     match client.status() {
-        Err(error) if error.is_gone() => Err(crew.explain_host(error.into())),
+        Err(error) if error.is_gone() => Err(processes.explain_host(error.into())),
         answer => Ok(answer?),
     }
 }
 
 /// Waits for the next tick or until a child has ended.
-fn pause(crew: &Crew<'_>, screen: &mut Terminal, due: Instant) -> Result<(), DemoError> {
+fn pause(processes: &Processes<'_>, screen: &mut Terminal, due: Instant) -> Result<(), DemoError> {
     loop {
-        let event = crew.signals().wait(screen.keyboard(), due);
+        let event = processes.signals().wait(screen.keyboard(), due);
         match event.map_err(DemoError::io("wait"))? {
             Event::Timeout | Event::Signal(Signal::SIGCHLD) => return Ok(()),
             Event::Readable if screen.quit_typed().map_err(DemoError::io("read a key"))? => {

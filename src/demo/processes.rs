@@ -8,7 +8,7 @@ use memvisor_wire::signals::{Event, Signals};
 use nix::sys::signal::Signal;
 
 use super::scratch::Scratch;
-use super::{DemoError, DemoOptions, cast};
+use super::{DemoError, DemoOptions, guests};
 use crate::child::{Child, end_all, in_words};
 
 /// How long guests, and then the host, may take to end when asked; then they are killed.
@@ -26,14 +26,14 @@ const HOST_GONE: i32 = 4;
 
 /// The processes; dropping them ends the guests and then the host.
 #[derive(Debug)]
-pub(super) struct Crew<'a> {
+pub(super) struct Processes<'a> {
     signals: &'a Signals,
     guests: Vec<Child>,
     reports: Vec<GuestReport>,
     host: Child,
 }
 
-impl<'a> Crew<'a> {
+impl<'a> Processes<'a> {
     /// Starts the host. `signals` must contain SIGCHLD.
     pub(super) fn start_host(
         options: &DemoOptions,
@@ -55,7 +55,7 @@ impl<'a> Crew<'a> {
         options: &DemoOptions,
         scratch: &Scratch,
     ) -> Result<(), DemoError> {
-        for (seed, role) in (1u64..).zip(cast::roles(
+        for (seed, role) in (1u64..).zip(guests::roles(
             options.guests,
             options.guest_memory,
             scratch.path(),
@@ -156,7 +156,7 @@ impl<'a> Crew<'a> {
     }
 }
 
-impl Drop for Crew<'_> {
+impl Drop for Processes<'_> {
     fn drop(&mut self) {
         end_in_time(&mut self.guests, self.signals);
         self.end_host();
@@ -207,7 +207,7 @@ fn host_args(options: &DemoOptions, scratch: &Scratch) -> Vec<String> {
 fn guest_args(
     options: &DemoOptions,
     scratch: &Scratch,
-    role: &cast::Role,
+    role: &guests::Role,
     seed: u64,
 ) -> Vec<String> {
     let mut args = words("guest --die-with-parent --json");

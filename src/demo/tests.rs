@@ -3,7 +3,7 @@ use std::path::Path;
 use memvisor_guest_agent::guest::GuestReport;
 use nix::sys::signal::Signal;
 
-use super::crew::await_child;
+use super::processes::await_child;
 use super::*;
 use crate::child::{Child, end_all, in_words};
 
@@ -116,13 +116,13 @@ fn run_crew(host: &str, guest: &str) -> Result<Vec<GuestReport>, DemoError> {
     let (dir, signals) = (tempfile::tempdir().expect("tempdir"), signals());
     let options = options(&program(dir.path(), host, guest));
     let scratch = Scratch::new()?;
-    let mut crew = Crew::start_host(&options, &scratch, &signals)?;
-    crew.start_guests(&options, &scratch)?;
+    let mut processes = Processes::start_host(&options, &scratch, &signals)?;
+    processes.start_guests(&options, &scratch)?;
     let limit = Instant::now() + Duration::from_secs(20);
-    while crew.any_guest_runs()? {
+    while processes.any_guest_runs()? {
         assert!(await_child(&signals, limit), "still running");
     }
-    crew.finish()
+    processes.finish()
 }
 
 const GOOD_HOST: &str = "trap 'exit 0' TERM; touch $0.up; while :; do sleep 0.01; done";

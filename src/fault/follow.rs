@@ -28,7 +28,7 @@ const REST: Duration = Duration::from_millis(20);
 
 /// Where the fault thread of a VM runs; belongs to that thread.
 #[derive(Debug)]
-pub(super) struct Near {
+pub(super) struct Follower {
     /// The guest's process.
     pid: i32,
     thread: u32,
@@ -45,7 +45,7 @@ struct Follow {
     one: Processors,
 }
 
-impl Near {
+impl Follower {
     /// Follows nobody yet.
     pub(super) const fn new(pid: i32, now: Instant) -> Self {
         Self {
@@ -131,8 +131,8 @@ mod tests {
     const NO_THREAD: u32 = i32::MAX.unsigned_abs();
 
     /// This thread plays the guest's thread and the fault thread at once, so it is always near itself.
-    fn faults(near: &mut Near, thread: u32, count: u32, now: Instant) {
-        (0..count).for_each(|_| near.note(thread, now));
+    fn faults(follower: &mut Follower, thread: u32, count: u32, now: Instant) {
+        (0..count).for_each(|_| follower.note(thread, now));
     }
 
     fn ids() -> (i32, u32) {
@@ -148,15 +148,15 @@ mod tests {
     fn single_thread_is_followed_until_another_faults() {
         let (pid, thread) = ids();
         let (all, now) = (here(), Instant::now());
-        let mut near = Near::new(pid, now);
-        faults(&mut near, thread, ROW - 1, now);
+        let mut follower = Follower::new(pid, now);
+        faults(&mut follower, thread, ROW - 1, now);
         assert_eq!(here(), all, "not yet");
-        faults(&mut near, thread, 1, now);
+        faults(&mut follower, thread, 1, now);
         let at = processor_of(pid, thread).expect("this thread");
         assert_eq!(Ok(here()), Processors::only(at).map_err(drop));
-        faults(&mut near, NO_THREAD, 1, now);
+        faults(&mut follower, NO_THREAD, 1, now);
         assert_eq!(here(), all);
-        faults(&mut near, NO_THREAD, ROW, now + LOOK);
+        faults(&mut follower, NO_THREAD, ROW, now + LOOK);
         assert_eq!(here(), all, "no thread of the guest");
     }
 
@@ -164,15 +164,15 @@ mod tests {
     fn nobody_is_followed_when_nothing_faults() {
         let (pid, thread) = ids();
         let (all, now) = (here(), Instant::now());
-        let mut near = Near::new(pid, now);
-        assert_eq!(near.due(now), None);
-        faults(&mut near, thread, ROW, now);
-        assert_eq!(near.due(now), Some(REST));
-        near.rest(now + REST / 2);
-        assert!(near.due(now).is_some());
-        near.rest(now + REST);
-        assert_eq!((near.due(now), here()), (None, all));
-        faults(&mut near, thread, ROW - 1, now + REST);
+        let mut follower = Follower::new(pid, now);
+        assert_eq!(follower.due(now), None);
+        faults(&mut follower, thread, ROW, now);
+        assert_eq!(follower.due(now), Some(REST));
+        follower.rest(now + REST / 2);
+        assert!(follower.due(now).is_some());
+        follower.rest(now + REST);
+        assert_eq!((follower.due(now), here()), (None, all));
+        faults(&mut follower, thread, ROW - 1, now + REST);
         assert_eq!(here(), all, "a new row");
     }
 
@@ -180,17 +180,17 @@ mod tests {
     fn processors_that_somebody_else_chose_are_kept() {
         let (pid, thread) = ids();
         let (all, now) = (here(), Instant::now());
-        let mut near = Near::new(pid, now);
-        faults(&mut near, thread, ROW, now);
+        let mut follower = Follower::new(pid, now);
+        faults(&mut follower, thread, ROW, now);
         let at = processor_of(pid, thread).expect("this thread");
         let Some(other) = (0..64).find(|other| *other != at && all.contains(*other)) else {
             return;
         };
         let chosen = Processors::only(other).expect("there is one");
         chosen.take().expect("allowed");
-        faults(&mut near, thread, 1, now + LOOK);
+        faults(&mut follower, thread, 1, now + LOOK);
         assert_eq!(here(), chosen);
-        faults(&mut near, NO_THREAD, 1, now + LOOK);
+        faults(&mut follower, NO_THREAD, 1, now + LOOK);
         assert_eq!(here(), chosen);
     }
 }

@@ -9,7 +9,7 @@ use crate::page::{Entry, Home, KeptPage, PageGuard};
 use crate::seeded::Seeded;
 use crate::swap::SwapError;
 use crate::units::{FrameId, Gfn, GfnRun, SlotId};
-use crate::vm::{Cause, Unlocked, Vm};
+use crate::vm::{Cause, LockError, Vm};
 
 /// What the guest tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,10 +106,10 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access, ahead: u32) -> Result<Outcome,
             Ok(page) => break page,
             // A thread of the guest is bringing the page. The access that is tried again finds the page, or waits for
             // that thread.
-            Err(Unlocked::Claimed) => return Ok(retry(vm, gfn)),
-            Err(Unlocked::Busy) if vm.table.park(gfn) => return Ok(Outcome::Busy),
+            Err(LockError::Claimed) => return Ok(retry(vm, gfn)),
+            Err(LockError::Busy) if vm.table.park(gfn) => return Ok(Outcome::Busy),
             // It was unlocked in between: lock it again.
-            Err(Unlocked::Busy) => {}
+            Err(LockError::Busy) => {}
         }
     };
     match page.home() {

@@ -15,7 +15,7 @@ use super::attach::Attacher;
 use super::core::Core;
 use super::driver::{Driver, Event};
 use super::ended::Ended;
-use super::near::Near;
+use super::follow::Follower;
 use super::watch::{BELL, FIRST_CHANNEL, LINK, UFFD, Watch};
 use crate::engine::{Link, Reply};
 use crate::sys::{Uffd, UserFault};
@@ -39,7 +39,7 @@ pub struct Faulter {
 #[derive(Debug)]
 pub struct FaultThread {
     core: Core,
-    near: Near,
+    follower: Follower,
     watch: Watch,
     guest: Guest,
     /// The faults that were read last. The buffer is kept, so that a fault needs no allocation.
@@ -106,7 +106,7 @@ impl FaultThread {
         Ok(Self {
             watch: Watch::new(vm.parking.bell(), &link, uffd.as_deref(), sockets)?,
             core: Core::new(Arc::clone(&vm), sockets.len(), attacher, MOST, now),
-            near: Near::new(faulter.pid, now),
+            follower: Follower::new(faulter.pid, now),
             guest: Guest {
                 vm,
                 faulter,
@@ -141,7 +141,7 @@ impl FaultThread {
             }
         }
         self.now = Instant::now();
-        self.near.rest(self.now);
+        self.follower.rest(self.now);
         self.core.tick(self.now, &mut self.guest)
     }
 
@@ -150,7 +150,7 @@ impl FaultThread {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let due = [self.core.due(self.now), self.near.due(self.now)];
+        let due = [self.core.due(self.now), self.follower.due(self.now)];
         let due = due.into_iter().flatten().min();
         // Rounded up: otherwise the last fraction of a millisecond would be spent in a busy loop.
         let millis = due.map(|due| u16::try_from(due.as_millis() + 1).unwrap_or(u16::MAX));
@@ -174,7 +174,7 @@ impl FaultThread {
             let gfn = Gfn(u32::try_from(page).unwrap_or(u32::MAX));
             self.handle(Event::Userfault(gfn), since)?;
             // After the answer: the thread that faulted already runs while we look where it is.
-            self.near.note(thread, since);
+            self.follower.note(thread, since);
         }
         Ok(())
     }
@@ -200,7 +200,7 @@ impl FaultThread {
         if matches!(fault, Fault::Read(_) | Fault::Write(_))
             && self.guest.vm.table.claims().is_none()
         {
-            self.near.note(thread, since);
+            self.follower.note(thread, since);
         }
         Ok(())
     }

@@ -19,7 +19,7 @@
 //! that leaves the VM more. If it always followed the one without, it would take from a busy VM what the tax is
 //! to bring it.
 
-use super::level::{Claim, Level, level};
+use super::level::{Bid, Level, level};
 use super::policies::{Policy, Worth};
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::{Config, IdleTaxType, percent_of, total};
@@ -80,19 +80,19 @@ pub(super) fn divide<P: Policy + ?Sized>(
     available: Pages,
     config: &Config,
 ) -> Vec<Allotment> {
-    let claims = claims(policy, host, config);
-    let Some(level) = level(&claims, available) else {
-        return spread(host, &claims, available);
+    let bids = bids(policy, host, config);
+    let Some(level) = level(&bids, available) else {
+        return spread(host, &bids, available);
     };
-    (host.vms.iter().zip(claims))
-        .map(|(vm, claim)| {
-            let whole = Claim {
+    (host.vms.iter().zip(bids))
+        .map(|(vm, bid)| {
+            let whole = Bid {
                 floor: vm.min(),
                 cap: vm.max(),
-                ..claim
+                ..bid
             };
             Allotment {
-                target: claim.at(level).max(vm.min()),
+                target: bid.at(level).max(vm.min()),
                 entitled: whole.at(level),
                 met: Met::Short,
             }
@@ -109,7 +109,7 @@ pub fn price(
     available: Pages,
     config: &Config,
 ) -> Option<f64> {
-    level(&claims(policy, host, config), available).map(Level::price)
+    level(&bids(policy, host, config), available).map(Level::price)
 }
 
 /// The division that balloons follow: the taxed one, but with the flat tax whichever leaves a VM more.
@@ -138,17 +138,17 @@ pub(super) fn for_balloons<P: Policy + ?Sized>(
 }
 
 /// What a policy has each VM be given, in the order of the snapshot.
-fn claims<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: &Config) -> Vec<Claim> {
-    let claim = |vm| claim(vm, policy.worth(vm, host, config), config);
-    host.vms.iter().map(claim).collect()
+fn bids<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: &Config) -> Vec<Bid> {
+    let bid = |vm| bid(vm, policy.worth(vm, host, config), config);
+    host.vms.iter().map(bid).collect()
 }
 
 /// What a VM must be given of its demand, and what it can be given.
-fn claim(vm: &VmSnapshot, worth: Worth, config: &Config) -> Claim {
+fn bid(vm: &VmSnapshot, worth: Worth, config: &Config) -> Bid {
     let cap = demand(vm, config).min(vm.max());
     // No page can be taken from a guest that does not answer, so all it holds is its floor.
     let floor = if vm.mute { cap } else { vm.min().min(cap) };
-    Claim {
+    Bid {
         shares: worth.shares,
         floor,
         cap,
@@ -158,9 +158,9 @@ fn claim(vm: &VmSnapshot, worth: Worth, config: &Config) -> Claim {
 }
 
 /// Allotments when all demands are met: the rest is spread, again by shares, as room to grow.
-fn spread(host: &HostSnapshot, claims: &[Claim], available: Pages) -> Vec<Allotment> {
-    let rooms: Vec<Claim> = (host.vms.iter().zip(claims))
-        .map(|(vm, met)| Claim {
+fn spread(host: &HostSnapshot, bids: &[Bid], available: Pages) -> Vec<Allotment> {
+    let rooms: Vec<Bid> = (host.vms.iter().zip(bids))
+        .map(|(vm, met)| Bid {
             floor: met.cap.max(vm.min()),
             cap: vm.max(),
             ..*met

@@ -1,4 +1,4 @@
-//! The level at which claims take what is available: water poured into vessels of many shapes.
+//! The level at which bids take what is available: water poured into vessels of many shapes.
 //!
 //! What one VM holds at a level is a line in four pieces: flat at its least, steep while the pages are
 //! in use, less steep where they are idle and taxed, flat again at its most. The sum over all VMs is
@@ -34,9 +34,9 @@ impl Level {
     }
 }
 
-/// What one VM can be given.
+/// What one VM asks for: what it can be given, and at which price.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Claim {
+pub(super) struct Bid {
     pub shares: u32,
     /// It is given this much even if that is more than there is.
     pub floor: Pages,
@@ -48,7 +48,7 @@ pub(super) struct Claim {
     pub untaxed: u32,
 }
 
-impl Claim {
+impl Bid {
     /// What this VM holds at a level.
     pub(super) fn at(&self, level: Level) -> Pages {
         let funds = u128::from(self.shares).saturating_mul(level.0);
@@ -159,35 +159,35 @@ struct Bend {
     change: Line,
 }
 
-/// The highest level at which the claims take no more than `available`, or the level zero if even
+/// The highest level at which the bids take no more than `available`, or the level zero if even
 /// their floors are more. None if there is enough for all caps.
 ///
-/// Fewer pages than there are claims are left over, unless claims without shares leave more.
-pub(super) fn level(claims: &[Claim], available: Pages) -> Option<Level> {
-    let sum = |of: fn(&Claim) -> Pages| -> u128 {
-        let pages = claims.iter().map(|claim| u128::from(of(claim).0));
+/// Fewer pages than there are bids are left over, unless bids without shares leave more.
+pub(super) fn level(bids: &[Bid], available: Pages) -> Option<Level> {
+    let sum = |of: fn(&Bid) -> Pages| -> u128 {
+        let pages = bids.iter().map(|bid| u128::from(of(bid).0));
         pages.sum()
     };
-    if sum(|claim| claim.cap) <= u128::from(available.0) {
+    if sum(|bid| bid.cap) <= u128::from(available.0) {
         return None;
     }
-    if sum(|claim| claim.floor) > u128::from(available.0) {
+    if sum(|bid| bid.floor) > u128::from(available.0) {
         return Some(Level(0));
     }
-    Some(settle(claims, available, on_the_lines(claims, available)))
+    Some(settle(bids, available, on_the_lines(bids, available)))
 }
 
-/// The highest level at which the sum of the lines is no more than `available`. The claims themselves are
+/// The highest level at which the sum of the lines is no more than `available`. The bids themselves are
 /// rounded down, so they take up to a page less each.
-fn on_the_lines(claims: &[Claim], available: Pages) -> Level {
+fn on_the_lines(bids: &[Bid], available: Pages) -> Level {
     let available = i128::from(available.0) * UNIT;
     let mut line = Line { start: 0, slope: 0 };
-    let mut bends = Vec::with_capacity(3 * claims.len());
-    for claim in claims {
-        let mut before = Claim::flat(claim.floor);
+    let mut bends = Vec::with_capacity(3 * bids.len());
+    for bid in bids {
+        let mut before = Bid::flat(bid.floor);
         line = line.plus(before);
-        if claim.is_elastic() {
-            for (at, piece) in claim.pieces() {
+        if bid.is_elastic() {
+            for (at, piece) in bid.pieces() {
                 let change = piece.minus(before);
                 bends.push(Bend { at, change });
                 before = piece;
@@ -207,7 +207,7 @@ fn on_the_lines(claims: &[Claim], available: Pages) -> Level {
     Level(from)
 }
 
-/// It fits: up to the bend that is asked about, no claim's line is above its cap.
+/// It fits: up to the bend that is asked about, no bid's line is above its cap.
 fn value(line: Line, level: u128) -> i128 {
     let level = i128::try_from(level).unwrap_or(i128::MAX);
     line.start.saturating_add(line.slope.saturating_mul(level))
@@ -222,15 +222,15 @@ fn highest(line: Line, available: i128) -> u128 {
     u128::try_from(level).unwrap_or(0)
 }
 
-/// Raises a level at which the claims fit, page by page, to the highest at which they fit.
-fn settle(claims: &[Claim], available: Pages, from: Level) -> Level {
+/// Raises a level at which the bids fit, page by page, to the highest at which they fit.
+fn settle(bids: &[Bid], available: Pages, from: Level) -> Level {
     let mut rest = available;
-    let mut next_pages = BinaryHeap::with_capacity(claims.len());
-    for claim in claims {
-        let part = claim.at(from);
+    let mut next_pages = BinaryHeap::with_capacity(bids.len());
+    for bid in bids {
+        let part = bid.at(from);
         rest = rest.saturating_sub(part);
-        if claim.is_elastic() && part < claim.cap {
-            next_pages.push(NextPage::of(claim, part));
+        if bid.is_elastic() && part < bid.cap {
+            next_pages.push(NextPage::of(bid, part));
         }
     }
     while let Some(mut next) = next_pages.peek_mut() {
@@ -238,34 +238,34 @@ fn settle(claims: &[Claim], available: Pages, from: Level) -> Level {
             return Level(next.at - 1);
         }
         rest.0 -= 1;
-        if next.pages < next.claim.cap {
-            *next = NextPage::of(next.claim, next.pages);
+        if next.pages < next.bid.cap {
+            *next = NextPage::of(next.bid, next.pages);
         } else {
             PeekMut::pop(next);
         }
     }
-    let with_shares = claims.iter().filter(|claim| claim.shares > 0);
-    let full = with_shares.map(|claim| claim.reach(claim.cap)).max();
+    let with_shares = bids.iter().filter(|bid| bid.shares > 0);
+    let full = with_shares.map(|bid| bid.reach(bid.cap)).max();
     Level(full.unwrap_or(0))
 }
 
-/// The level at which a claim gets its next page. The order is reversed, because the heap gives its greatest
+/// The level at which a bid gets its next page. The order is reversed, because the heap gives its greatest
 /// first and the lowest level is wanted.
 #[derive(Clone, Copy, Debug)]
 struct NextPage<'a> {
     at: u128,
-    /// What the claim holds with that page.
+    /// What the bid holds with that page.
     pages: Pages,
-    claim: &'a Claim,
+    bid: &'a Bid,
 }
 
 impl<'a> NextPage<'a> {
-    fn of(claim: &'a Claim, part: Pages) -> Self {
+    fn of(bid: &'a Bid, part: Pages) -> Self {
         let pages = Pages(part.0 + 1);
         Self {
-            at: claim.reach(pages),
+            at: bid.reach(pages),
             pages,
-            claim,
+            bid,
         }
     }
 }
@@ -296,13 +296,13 @@ mod tests {
 
     use super::*;
 
-    fn parts(claims: &[Claim], available: u64) -> Option<Vec<u64>> {
-        let level = level(claims, Pages(available))?;
-        Some(claims.iter().map(|claim| claim.at(level).0).collect())
+    fn parts(bids: &[Bid], available: u64) -> Option<Vec<u64>> {
+        let level = level(bids, Pages(available))?;
+        Some(bids.iter().map(|bid| bid.at(level).0).collect())
     }
 
-    fn claim(shares: u32, floor: u64, cap: u64) -> Claim {
-        Claim {
+    fn bid(shares: u32, floor: u64, cap: u64) -> Bid {
+        Bid {
             shares,
             floor: Pages(floor),
             cap: Pages(cap),
@@ -311,11 +311,11 @@ mod tests {
         }
     }
 
-    fn taxed(shares: u32, active: u64, cap: u64, tax: u32) -> Claim {
-        Claim {
+    fn taxed(shares: u32, active: u64, cap: u64, tax: u32) -> Bid {
+        Bid {
             active: Pages(active),
             untaxed: 100 - tax,
-            ..claim(shares, 0, cap)
+            ..bid(shares, 0, cap)
         }
     }
 
@@ -347,62 +347,62 @@ mod tests {
     #[test]
     fn level_taxed_idle_vm_keeps_more_than_the_untaxed_quarter() {
         for (vms, kept) in [(2, 400), (5, 294), (20, 259)] {
-            let mut claims = vec![taxed(1, 20_000, 20_000, 75); vms];
-            claims[0].active = Pages(0);
-            let parts = parts(&claims, 1000 * vms as u64).expect("the caps are more");
+            let mut bids = vec![taxed(1, 20_000, 20_000, 75); vms];
+            bids[0].active = Pages(0);
+            let parts = parts(&bids, 1000 * vms as u64).expect("the caps are more");
             assert_eq!(parts[0], kept, "{vms} VMs");
         }
     }
 
     #[test]
     fn level_enough_for_all_is_none() {
-        assert_eq!(parts(&[claim(1, 0, 60), claim(2, 0, 40)], 100), None);
+        assert_eq!(parts(&[bid(1, 0, 60), bid(2, 0, 40)], 100), None);
     }
 
     #[test]
     fn level_short_divides_by_shares_between_floor_and_cap() {
-        let claims = [
-            claim(1000, 0, 900),
-            claim(2000, 0, 900),
-            claim(1000, 250, 900),
-            claim(3000, 0, 100),
+        let bids = [
+            bid(1000, 0, 900),
+            bid(2000, 0, 900),
+            bid(1000, 250, 900),
+            bid(3000, 0, 100),
         ];
-        assert_eq!(parts(&claims, 800), Some(vec![150, 300, 250, 100]));
+        assert_eq!(parts(&bids, 800), Some(vec![150, 300, 250, 100]));
     }
 
     #[test]
     fn level_without_shares_stays_at_the_floor() {
-        let claims = [claim(0, 10, 500), claim(0, 0, 500)];
-        assert_eq!(parts(&claims, 600), Some(vec![10, 0]));
+        let bids = [bid(0, 10, 500), bid(0, 0, 500)];
+        assert_eq!(parts(&bids, 600), Some(vec![10, 0]));
     }
 
     #[test]
     fn level_floors_above_available_are_kept() {
-        let claims = [claim(1, 70, 90), claim(1, 60, 90)];
-        assert_eq!(parts(&claims, 100), Some(vec![70, 60]));
+        let bids = [bid(1, 70, 90), bid(1, 60, 90)];
+        assert_eq!(parts(&bids, 100), Some(vec![70, 60]));
     }
 
     #[test]
     fn level_of_extreme_numbers_does_not_overflow() {
-        let claims = [claim(u32::MAX, 0, u64::MAX), claim(1, 0, u64::MAX)];
-        let parts = parts(&claims, u64::MAX - 1).expect("the caps are more");
+        let bids = [bid(u32::MAX, 0, u64::MAX), bid(1, 0, u64::MAX)];
+        let parts = parts(&bids, u64::MAX - 1).expect("the caps are more");
         assert!(parts[0] > u64::MAX - (1 << 33), "{parts:?}");
     }
 
     /// The level found by bisection, which [`level`] must find bit by bit.
-    fn by_bisection(claims: &[Claim], available: Pages) -> Option<Level> {
-        let sum = |of: &dyn Fn(&Claim) -> Pages| -> u128 {
-            claims.iter().map(|claim| u128::from(of(claim).0)).sum()
+    fn by_bisection(bids: &[Bid], available: Pages) -> Option<Level> {
+        let sum = |of: &dyn Fn(&Bid) -> Pages| -> u128 {
+            bids.iter().map(|bid| u128::from(of(bid).0)).sum()
         };
-        if sum(&|claim| claim.cap) <= u128::from(available.0) {
+        if sum(&|bid| bid.cap) <= u128::from(available.0) {
             return None;
         }
-        let with_shares = claims.iter().filter(|claim| claim.shares > 0);
-        let full = with_shares.map(|claim| claim.reach(claim.cap)).max();
+        let with_shares = bids.iter().filter(|bid| bid.shares > 0);
+        let full = with_shares.map(|bid| bid.reach(bid.cap)).max();
         let (mut fits, mut above) = (0, full.unwrap_or(0) + 1);
         while above - fits > 1 {
             let middle = fits.midpoint(above);
-            if sum(&|claim| claim.at(Level(middle))) <= u128::from(available.0) {
+            if sum(&|bid| bid.at(Level(middle))) <= u128::from(available.0) {
                 fits = middle;
             } else {
                 above = middle;
@@ -411,12 +411,12 @@ mod tests {
         Some(Level(fits))
     }
 
-    /// Any claims, also contradictory ones: some alike, some without shares, some without room.
-    fn any_claims() -> impl Strategy<Value = Vec<Claim>> {
+    /// Any bids, also contradictory ones: some alike, some without shares, some without room.
+    fn any_claims() -> impl Strategy<Value = Vec<Bid>> {
         let pages = || prop_oneof![0_u64..20, 0_u64..1_000_000, any::<u64>()];
         let shares = prop_oneof![Just(0), Just(1000), 0_u32..4, any::<u32>()];
         let one = (shares, pages(), pages(), pages(), 1_u32..=100);
-        let one = one.prop_map(|(shares, floor, more, active, untaxed)| Claim {
+        let one = one.prop_map(|(shares, floor, more, active, untaxed)| Bid {
             shares,
             floor: Pages(floor),
             cap: Pages(floor.saturating_add(more)),
@@ -428,37 +428,37 @@ mod tests {
         prop_oneof![1 => alike, 4 => several]
     }
 
-    fn claims() -> impl Strategy<Value = Vec<Claim>> {
+    fn bids() -> impl Strategy<Value = Vec<Bid>> {
         let one = (1_u32..5000, 0_u64..1000, 0_u64..100_000, 0_u64..=120);
-        let one = one.prop_map(|(shares, floor, more, active)| Claim {
+        let one = one.prop_map(|(shares, floor, more, active)| Bid {
             active: Pages((floor + more) * active / 100),
-            ..claim(shares, floor, floor + more)
+            ..bid(shares, floor, floor + more)
         });
         proptest::collection::vec(one, 1..8)
     }
 
     /// The cost of `pages` pages, times `untaxed`, so that it is a whole number.
-    fn cost(claim: &Claim, pages: u64) -> u64 {
-        let used = pages.min(claim.active.0);
-        used * u64::from(claim.untaxed) + (pages - used) * 100
+    fn cost(bid: &Bid, pages: u64) -> u64 {
+        let used = pages.min(bid.active.0);
+        used * u64::from(bid.untaxed) + (pages - used) * 100
     }
 
     proptest! {
         #[test]
         fn level_is_the_one_that_bisection_finds(
-            claims in any_claims(),
+            bids in any_claims(),
             permille in 0_u128..1000,
             offset in -3_i64..=3,
         ) {
-            let caps: u128 = claims.iter().map(|claim| u128::from(claim.cap.0)).sum();
-            let floors: u128 = claims.iter().map(|claim| u128::from(claim.floor.0)).sum();
+            let caps: u128 = bids.iter().map(|bid| u128::from(bid.cap.0)).sum();
+            let floors: u128 = bids.iter().map(|bid| u128::from(bid.floor.0)).sum();
             let between = floors + (caps - floors) / 1000 * permille;
             let available = u64::try_from(between).unwrap_or(u64::MAX);
             let available = Pages(available.saturating_add_signed(offset));
-            let found = level(&claims, available);
+            let found = level(&bids, available);
             // With floors above what is available no level fits, and the lowest is as good as any.
             if floors <= u128::from(available.0) {
-                prop_assert_eq!(found, by_bisection(&claims, available));
+                prop_assert_eq!(found, by_bisection(&bids, available));
             } else {
                 prop_assert_eq!(found, (caps > u128::from(available.0)).then_some(Level(0)));
             }
@@ -466,9 +466,9 @@ mod tests {
 
         /// Without a tax, a page in use and an idle one cost the same.
         #[test]
-        fn level_without_tax_does_not_depend_on_use(claims in any_claims(), available: u64) {
-            let with_use = |active| -> Vec<Claim> {
-                claims.iter().map(|claim| Claim { active, untaxed: 100, ..*claim }).collect()
+        fn level_without_tax_does_not_depend_on_use(bids in any_claims(), available: u64) {
+            let with_use = |active| -> Vec<Bid> {
+                bids.iter().map(|bid| Bid { active, untaxed: 100, ..*bid }).collect()
             };
             let (idle, busy) = (with_use(Pages(0)), with_use(Pages(u64::MAX)));
             prop_assert_eq!(parts(&idle, available), parts(&busy, available));
@@ -478,23 +478,23 @@ mod tests {
         /// its cap would pay, give or take one page.
         #[test]
         fn level_leaves_no_better_funded_taker(
-            claims in claims(),
+            bids in bids(),
             percent in 1_u64..100,
             tax in 0_u32..=99,
         ) {
-            let mut claims = claims;
-            claims.iter_mut().for_each(|claim| claim.untaxed = 100 - tax);
-            let caps: u64 = claims.iter().map(|claim| claim.cap.0).sum();
-            let floors: u64 = claims.iter().map(|claim| claim.floor.0).sum();
+            let mut bids = bids;
+            bids.iter_mut().for_each(|bid| bid.untaxed = 100 - tax);
+            let caps: u64 = bids.iter().map(|bid| bid.cap.0).sum();
+            let floors: u64 = bids.iter().map(|bid| bid.floor.0).sum();
             let available = floors.max(caps * percent / 100);
-            let Some(parts) = parts(&claims, available) else {
+            let Some(parts) = parts(&bids, available) else {
                 prop_assert!(caps <= available);
                 return Ok(());
             };
             let sum: u64 = parts.iter().sum();
-            prop_assert!(sum <= available && available - sum < claims.len() as u64);
-            for (rich, pages) in claims.iter().zip(&parts) {
-                for (poor, fewer) in claims.iter().zip(&parts) {
+            prop_assert!(sum <= available && available - sum < bids.len() as u64);
+            for (rich, pages) in bids.iter().zip(&parts) {
+                for (poor, fewer) in bids.iter().zip(&parts) {
                     if *pages > rich.floor.0 && *fewer < poor.cap.0 {
                         prop_assert!(
                             cost(rich, pages - 1) * u64::from(poor.shares)

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::extents::FreeFrames;
-use super::hints::{Claim, Doubts, Hint, Hints};
+use super::hints::{Hint, Hinted, Hints, Mismatches};
 use super::index::Index;
 use super::seats::NOBODY;
 use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, zeroes};
@@ -280,14 +280,14 @@ impl Membership {
     /// Lets a VM take part in a pool.
     #[must_use]
     pub fn new(pool: Arc<Pool>, vm: VmId) -> Self {
-        let seat = AtomicU32::new(pool.index.sit_down(vm).into());
+        let seat = AtomicU32::new(pool.index.take_seat(vm).into());
         Self { pool, seat }
     }
 
     /// Leaves the pool. Whoever still has the membership can find frames, but leaves no hints.
     pub fn leave(&self) {
         let seat = self.seat.swap(NOBODY.into(), Ordering::Relaxed);
-        self.pool.index.stand_up(seat_number(seat));
+        self.pool.index.leave_seat(seat_number(seat));
     }
 
     /// The pool.
@@ -297,16 +297,21 @@ impl Membership {
     }
 
     /// [`Pool::lookup_frame`] for the content of a page of the VM. If there is no frame, the [`Hint`] names another
-    /// page that may have the content, apart from those in `doubts`; if there is none either, it makes this page the
+    /// page that may have the content, apart from those in `mismatches`; if there is none either, it makes this page the
     /// known one, and whoever makes a frame of that content later learns of the page.
     ///
     /// # Errors
     /// The [`Hint`] when there is no frame.
-    pub fn lookup(&self, hash: u64, gfn: Gfn, doubts: &Doubts) -> Result<FrameRef<'_>, Hint> {
+    pub fn lookup(
+        &self,
+        hash: u64,
+        gfn: Gfn,
+        mismatches: &Mismatches,
+    ) -> Result<FrameRef<'_>, Hint> {
         let pool = &*self.pool;
         let take = |frame| pool.try_ref(frame);
         let page = (seat_number(self.seat.load(Ordering::Relaxed)), gfn);
-        let frame = (pool.index).find_frame_or_hint(hash, page, doubts, take)?;
+        let frame = (pool.index).find_frame_or_hint(hash, page, mismatches, take)?;
         Ok(FrameRef { pool, frame })
     }
 
@@ -317,7 +322,7 @@ impl Membership {
 
     /// Drops a hint whose page seems to have other content than the hint says. The page's scanner may be looking
     /// just now and may still have found the hint, so whoever drops a hint must ask its page once more.
-    pub fn drop_hint(&self, claim: &Claim) {
+    pub fn drop_hint(&self, claim: &Hinted) {
         self.pool.index.drop_hint(claim);
     }
 }

@@ -14,7 +14,7 @@
 //! that is five sixths full, one hint of a thousand finds both full. The table never grows, and no hint is moved.
 //!
 //! *Tags collide*: a hint that is found may name a page of other content. The entry of that page in its page table
-//! keeps 32 bits of its digest, so the finder can tell ([`Claim::fits`]). But it must not drop a hint that is true for
+//! keeps 32 bits of its digest, so the finder can tell ([`Hinted::fits`]). But it must not drop a hint that is true for
 //! other content: a page without a hint is never shared, and it may not be looked at again before it is written.
 //!
 //! *Seats* are short numbers of VMs. A seat that is given back is not given out again before all others have been;
@@ -63,7 +63,7 @@ pub struct Hints {
 
 /// A page that a hint says has some content.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Claim {
+pub struct Hinted {
     /// Its VM.
     pub vm: VmId,
     /// The page.
@@ -72,7 +72,7 @@ pub struct Claim {
     at: usize,
 }
 
-impl Claim {
+impl Hinted {
     /// Whether the hint may be true, if its page has a digest with this low half. A hint that does not fit is stale.
     /// A hint that fits and was found by another digest is true for another content, and must stay.
     #[must_use]
@@ -83,14 +83,14 @@ impl Claim {
 
 /// What a lookup of one digest has found out about hints so far.
 #[derive(Debug, Default)]
-pub struct Doubts {
-    others: Vec<Claim>,
+pub struct Mismatches {
+    others: Vec<Hinted>,
     crowded: bool,
 }
 
-impl Doubts {
+impl Mismatches {
     /// Notes that the page of this hint has another content of the same tag.
-    pub fn add(&mut self, claim: Claim) {
+    pub fn add(&mut self, claim: Hinted) {
         self.others.push(claim);
     }
 
@@ -101,7 +101,7 @@ impl Doubts {
 
     /// The hints whose pages have other contents.
     #[must_use]
-    pub fn others(&self) -> &[Claim] {
+    pub fn others(&self) -> &[Hinted] {
         &self.others
     }
 
@@ -118,10 +118,10 @@ pub enum Hint {
     /// It knows this page already.
     Same,
     /// It knows another page, which may have this content. The table is unchanged.
-    Other(Claim),
+    Other(Hinted),
     /// It knows nothing and has no room: the hints for these pages are in the way. A hint whose page has another
     /// content than it says can be dropped.
-    Full(Vec<Claim>),
+    Full(Vec<Hinted>),
 }
 
 /// Where hints for one digest are.
@@ -163,12 +163,12 @@ impl Hints {
     }
 
     /// Gives the VM a seat in a domain; [`NOBODY`] when all seats are taken. Hints of [`NOBODY`] are not kept.
-    pub(super) fn sit_down(&self, domain: DomainId, vm: VmId) -> u16 {
+    pub(super) fn take_seat(&self, domain: DomainId, vm: VmId) -> u16 {
         self.seats.take(domain, vm, || self.sweep())
     }
 
     /// Gives a seat back. The hints that its VM has left behind count for nothing from then on.
-    pub(super) fn stand_up(&self, seat: u16) {
+    pub(super) fn leave_seat(&self, seat: u16) {
         self.seats.give(seat);
     }
 
@@ -201,7 +201,7 @@ impl Hints {
         domain: DomainId,
         digest: u64,
         (seat, gfn): (u16, Gfn),
-        doubts: &Doubts,
+        mismatches: &Mismatches,
     ) -> Hint {
         // An entry has no room for page numbers beyond a TiB. Others find such pages only once they are shared.
         let seat = if gfn.0 >> SEAT_SHIFT == 0 {
@@ -215,7 +215,7 @@ impl Hints {
         loop {
             let seen = self.read(place);
             if may_have(place, &seen) {
-                if let Some(claim) = self.other(domain, place, &seen, ours, doubts) {
+                if let Some(claim) = self.other(domain, place, &seen, ours, mismatches) {
                     return Hint::Other(claim);
                 }
                 if seen.as_flattened().contains(&ours) {
@@ -227,7 +227,7 @@ impl Hints {
             }
             let (at, old) = match self.room(place, &seen) {
                 Some(room) => room,
-                None if doubts.crowded => self.victim(place, &seen),
+                None if mismatches.crowded => self.victim(place, &seen),
                 None => return Hint::Full(self.claims(place, &seen)),
             };
             if self.exchange(at, old, ours) {
@@ -240,7 +240,7 @@ impl Hints {
     pub(super) fn take(&self, domain: DomainId, digest: u64) -> Vec<(VmId, Gfn)> {
         let place = self.place(domain, digest);
         let mut taken = Vec::new();
-        let (nobody, none) = (EMPTY, Doubts::default());
+        let (nobody, none) = (EMPTY, Mismatches::default());
         while let Some(claim) = self.other(domain, place, &self.read(place), nobody, &none) {
             if self.drop_claim(&claim) {
                 taken.push((claim.vm, claim.gfn));
@@ -250,7 +250,7 @@ impl Hints {
     }
 
     /// Drops a hint; `false` if it is no longer there.
-    pub(super) fn drop_claim(&self, claim: &Claim) -> bool {
+    pub(super) fn drop_claim(&self, claim: &Hinted) -> bool {
         self.exchange(claim.at, claim.word, EMPTY)
     }
 
@@ -292,14 +292,14 @@ impl Hints {
         place: Place,
         seen: &[[u64; BUCKET]; 2],
         ours: u64,
-        doubts: &Doubts,
-    ) -> Option<Claim> {
+        mismatches: &Mismatches,
+    ) -> Option<Hinted> {
         let mut words = places(place, seen);
         words.find_map(|(at, word)| {
             if word == EMPTY
                 || word >> TAG_SHIFT != place.tag
                 || word == ours
-                || doubts.contain(word)
+                || mismatches.contain(word)
             {
                 return None;
             }
@@ -309,13 +309,13 @@ impl Hints {
     }
 
     /// The domain of a hint, and what the hint says; `None` when its VM is gone.
-    fn claim(&self, at: usize, word: u64) -> Option<(DomainId, Claim)> {
+    fn claim(&self, at: usize, word: u64) -> Option<(DomainId, Hinted)> {
         let (domain, vm) = self.owner(word)?;
         let gfn = Gfn((word & ((1 << SEAT_SHIFT) - 1)) as u32);
-        Some((domain, Claim { vm, gfn, word, at }))
+        Some((domain, Hinted { vm, gfn, word, at }))
     }
 
-    fn claims(&self, place: Place, seen: &[[u64; BUCKET]; 2]) -> Vec<Claim> {
+    fn claims(&self, place: Place, seen: &[[u64; BUCKET]; 2]) -> Vec<Hinted> {
         let claims = places(place, seen).filter_map(|(at, word)| self.claim(at, word));
         claims.map(|(_, claim)| claim).collect()
     }
@@ -407,7 +407,7 @@ mod tests {
     use super::super::seats::SEATS;
     use super::*;
 
-    const NONE: Doubts = Doubts {
+    const NONE: Mismatches = Mismatches {
         others: Vec::new(),
         crowded: false,
     };
@@ -423,7 +423,7 @@ mod tests {
     fn table(resident: u64) -> (Hints, DomainId, [u16; 2]) {
         let hints = Hints::new(Pages(resident)).expect("memory");
         let domain = hints.new_domain();
-        let seats = [1, 2].map(|vm| hints.sit_down(domain, VmId(vm)));
+        let seats = [1, 2].map(|vm| hints.take_seat(domain, VmId(vm)));
         (hints, domain, seats)
     }
 
@@ -435,12 +435,12 @@ mod tests {
         assert_eq!(hints.offer(domain, 7, (a, Gfn(1)), &NONE), Hint::Same);
         let found = hints.offer(domain, 7, (b, Gfn(1)), &NONE);
         assert_eq!(place_of(&found), Some(first));
-        let mut doubts = Doubts::default();
+        let mut mismatches = Mismatches::default();
         if let Hint::Other(claim) = found {
             assert!(claim.fits(7) && claim.fits(3) && !claim.fits(6));
-            doubts.add(claim);
+            mismatches.add(claim);
         }
-        let beside = hints.offer(domain, 7, (b, Gfn(1)), &doubts);
+        let beside = hints.offer(domain, 7, (b, Gfn(1)), &mismatches);
         assert_eq!(beside, Hint::Inserted, "and the other is not lost");
         assert_eq!(hints.count(domain), 2);
         let mut taken = hints.take(domain, 7);
@@ -467,9 +467,9 @@ mod tests {
                 .iter()
                 .all(|claim| claim.fits(2) && claim.vm == VmId(1))
         );
-        let crowded = Doubts {
+        let crowded = Mismatches {
             crowded: true,
-            ..Doubts::default()
+            ..Mismatches::default()
         };
         assert_eq!(
             hints.offer(domain, 3, (b, Gfn(9)), &crowded),
@@ -482,17 +482,17 @@ mod tests {
         );
     }
 
-    /// Doubts as they are when every hint is known to be true for another content.
-    fn doubts_of_all() -> Doubts {
+    /// Mismatches as they are when every hint is known to be true for another content.
+    fn doubts_of_all() -> Mismatches {
         let vm = VmId(1);
-        let claim = |gfn| Claim {
+        let claim = |gfn| Hinted {
             vm,
             gfn: Gfn(gfn),
             word: 2 << TAG_SHIFT | 1 << SEAT_SHIFT | u64::from(gfn),
             at: 0,
         };
         // The seats are given out from the lowest.
-        Doubts {
+        Mismatches {
             others: (0..100).map(claim).collect(),
             crowded: false,
         }
@@ -502,7 +502,7 @@ mod tests {
     fn domains_do_not_see_each_other() {
         let (hints, domain, [a, _]) = table(64);
         let other = hints.new_domain();
-        let stranger = hints.sit_down(other, VmId(3));
+        let stranger = hints.take_seat(other, VmId(3));
         for digest in 0..20 {
             let gfn = Gfn(digest as u32);
             hints.offer(domain, digest, (a, gfn), &doubts_of_all());
@@ -521,16 +521,16 @@ mod tests {
     fn seats_of_vms_that_are_gone_are_given_out_again_and_their_hints_mean_nobody() {
         let (hints, domain, [a, b]) = table(64);
         hints.offer(domain, 5, (b, Gfn(5)), &NONE);
-        hints.stand_up(a);
+        hints.leave_seat(a);
         for vm in 10..1000 {
-            let seat = hints.sit_down(domain, VmId(vm));
+            let seat = hints.take_seat(domain, VmId(vm));
             assert_ne!(seat, NOBODY);
             let hint = hints.offer(domain, 6, (seat, Gfn(vm)), &NONE);
             assert_eq!(hint, Hint::Inserted, "whoever had it is gone");
             assert_eq!(hints.count(domain), 2);
-            hints.stand_up(seat);
+            hints.leave_seat(seat);
         }
-        let taken = [(); SEATS].map(|()| hints.sit_down(domain, VmId(1)));
+        let taken = [(); SEATS].map(|()| hints.take_seat(domain, VmId(1)));
         assert_eq!(taken.iter().filter(|seat| **seat == NOBODY).count(), 2);
         let nobody = (NOBODY, Gfn(1));
         assert_eq!(hints.offer(domain, 77, nobody, &NONE), Hint::Inserted);
@@ -576,15 +576,15 @@ mod tests {
         digest: u64,
         page: (u16, Gfn),
     ) -> (Option<(u32, u32)>, bool) {
-        let known = |claim: &Claim| pages.get(&(claim.vm.0, claim.gfn.0)).copied();
-        let fits = |claim: &Claim| known(claim).is_some_and(|it| claim.fits(it as u32));
-        let mut doubts = Doubts::default();
+        let known = |claim: &Hinted| pages.get(&(claim.vm.0, claim.gfn.0)).copied();
+        let fits = |claim: &Hinted| known(claim).is_some_and(|it| claim.fits(it as u32));
+        let mut mismatches = Mismatches::default();
         loop {
-            match hints.offer(domain, digest, page, &doubts) {
+            match hints.offer(domain, digest, page, &mismatches) {
                 Hint::Other(claim) if known(&claim) == Some(digest) => {
-                    return (Some((claim.vm.0, claim.gfn.0)), doubts.crowded);
+                    return (Some((claim.vm.0, claim.gfn.0)), mismatches.crowded);
                 }
-                Hint::Other(claim) if fits(&claim) => doubts.add(claim),
+                Hint::Other(claim) if fits(&claim) => mismatches.add(claim),
                 Hint::Other(claim) => assert!(hints.drop_claim(&claim)),
                 Hint::Full(claims) => {
                     let stale: Vec<_> = claims.iter().filter(|claim| !fits(claim)).collect();
@@ -592,9 +592,9 @@ mod tests {
                         // Both buckets may be the same one, which then names a hint twice.
                         hints.drop_claim(claim);
                     }
-                    doubts.crowded = stale.is_empty();
+                    mismatches.crowded = stale.is_empty();
                 }
-                Hint::Inserted | Hint::Same => return (None, doubts.crowded),
+                Hint::Inserted | Hint::Same => return (None, mismatches.crowded),
             }
         }
     }
@@ -607,7 +607,7 @@ mod tests {
         fn hints_any_steps_agree_with_the_model(steps in steps(), resident in 6..60u64) {
             let hints = Hints::new(Pages(resident)).expect("memory");
             let domain = hints.new_domain();
-            let mut vms = [1, 2, 3].map(|vm| (vm, hints.sit_down(domain, VmId(vm))));
+            let mut vms = [1, 2, 3].map(|vm| (vm, hints.take_seat(domain, VmId(vm))));
             let mut pages: HashMap<(u32, u32), u64> = HashMap::new();
             let mut lost = false;
             for (step, next) in steps.into_iter().zip(4..) {
@@ -642,9 +642,9 @@ mod tests {
                     Step::Forget(vm) => {
                         let (old, seat) = std::mem::replace(
                             &mut vms[vm],
-                            (next, hints.sit_down(domain, VmId(next))),
+                            (next, hints.take_seat(domain, VmId(next))),
                         );
-                        hints.stand_up(seat);
+                        hints.leave_seat(seat);
                         pages.retain(|(owner, _), _| *owner != old);
                     }
                 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hashbrown::HashTable;
 
-use super::hints::{Claim, Doubts, Hint, Hints};
+use super::hints::{Hint, Hinted, Hints, Mismatches};
 use super::seats::DomainId;
 use crate::sync::{AtomicU64, Mutex, Ordering, zeroes};
 use crate::units::{FrameId, Gfn, VmId};
@@ -39,13 +39,13 @@ impl Index {
     }
 
     /// Gives a VM its seat.
-    pub(super) fn sit_down(&self, vm: VmId) -> u16 {
-        self.hints.sit_down(self.domain, vm)
+    pub(super) fn take_seat(&self, vm: VmId) -> u16 {
+        self.hints.take_seat(self.domain, vm)
     }
 
     /// Takes a seat back.
-    pub(super) fn stand_up(&self, seat: u16) {
-        self.hints.stand_up(seat);
+    pub(super) fn leave_seat(&self, seat: u16) {
+        self.hints.leave_seat(seat);
     }
 
     /// How many hints this domain has.
@@ -81,20 +81,20 @@ impl Index {
         &self,
         digest: u64,
         page: (u16, Gfn),
-        doubts: &Doubts,
+        mismatches: &Mismatches,
         take_reference: impl FnOnce(FrameId) -> bool,
     ) -> Result<FrameId, Hint> {
         let frames = self.shard(digest).lock();
         let frame = self.find(&frames, digest);
         match frame.filter(|&frame| take_reference(frame)) {
             Some(frame) => Ok(frame),
-            None => Err(self.hints.offer(self.domain, digest, page, doubts)),
+            None => Err(self.hints.offer(self.domain, digest, page, mismatches)),
         }
     }
 
     /// Drops a hint that turned out to be false. A scanner may just now have found it still there, so the caller asks
     /// the hint's page once more.
-    pub(super) fn drop_hint(&self, claim: &Claim) {
+    pub(super) fn drop_hint(&self, claim: &Hinted) {
         self.hints.drop_claim(claim);
     }
 

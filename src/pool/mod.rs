@@ -36,4 +36,4 @@ mod index;
 mod seats;
 
 pub use frames::{FrameRef, Membership, NewFrame, Pool, PoolCounts, Unref};
-pub use hints::{Claim, Doubts, Hint, Hints};
+pub use hints::{Hint, Hinted, Hints, Mismatches};

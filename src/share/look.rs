@@ -13,7 +13,7 @@ use super::Peers;
 use super::merge::{Guess, merge};
 use crate::digest::{digest, low_half};
 use crate::engine::EngineError;
-use crate::pool::{Claim, Doubts, Hint, Membership};
+use crate::pool::{Hint, Hinted, Membership, Mismatches};
 use crate::remap::FrameHold;
 use crate::units::{Gfn, PageBuf, VmId};
 use crate::vm::Vm;
@@ -108,27 +108,27 @@ impl<'a> Look<'a> {
         if !self.vm.is_sharing() {
             return None;
         }
-        let has = |claim: &Claim| self.peers.known_hash(claim.vm, claim.gfn) == Some(low);
-        let mut doubts = Doubts::default();
+        let has = |claim: &Hinted| self.peers.known_hash(claim.vm, claim.gfn) == Some(low);
+        let mut mismatches = Mismatches::default();
         loop {
-            match self.membership.lookup(digest, gfn, &doubts) {
+            match self.membership.lookup(digest, gfn, &mismatches) {
                 Ok(frame) => return Some(Guess::Frame(FrameHold::new(self.vm, frame))),
                 Err(Hint::Other(claim)) if has(&claim) => return Some(Guess::First(digest)),
                 Err(Hint::Other(claim)) => {
                     if !self.drop_if_stale(&claim) {
-                        doubts.add(claim);
+                        mismatches.add(claim);
                     }
                 }
                 Err(Hint::Full(claims)) => {
                     let dropped = claims.iter().filter(|claim| self.drop_if_stale(claim));
                     if dropped.count() == 0 {
-                        doubts.set_crowded();
+                        mismatches.set_crowded();
                     }
                 }
                 // A doubted page may have got this content after it was asked. Then its scanner found its own hint, not
                 // ours, so nobody but us can notice that the two are equal: ask once more.
                 Err(Hint::Inserted | Hint::Same) => {
-                    let is_there = doubts.others().iter().any(has);
+                    let is_there = mismatches.others().iter().any(has);
                     return is_there.then_some(Guess::First(digest));
                 }
             }
@@ -136,7 +136,7 @@ impl<'a> Look<'a> {
     }
 
     /// Drops a hint whose page has another content than the hint says; `false` if the hint may be true.
-    fn drop_if_stale(&self, claim: &Claim) -> bool {
+    fn drop_if_stale(&self, claim: &Hinted) -> bool {
         let fits = || {
             let known = self.peers.known_hash(claim.vm, claim.gfn);
             known.is_some_and(|known| claim.fits(known))

@@ -8,7 +8,7 @@ use memvisor_wire::memory::Fault;
 use memvisor_wire::rows::Touched;
 
 use super::address_space::Who;
-use super::words::SimTable;
+use super::claim_table::SimTable;
 use super::{AddressSpace, Trap};
 use crate::fault::Event;
 use crate::units::{Gfn, PAGE_SIZE, PageBuf};

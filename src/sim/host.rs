@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::words;
+use super::claim_table;
 use super::{AddressSpace, Clock, FaultThread, GuestThread, Op, View, Worker};
 use crate::compress::ZipCache;
 use crate::engine::EngineKind;
@@ -109,7 +109,9 @@ impl Host {
         }
         let disk = Arc::new(FaultyStorage::of(spec.swap_slots, u32::MAX));
         let zip = ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd");
-        let claims = spec.inline.then(|| words::share(spec.pages, &disk, &zip));
+        let claims = spec
+            .inline
+            .then(|| claim_table::share(spec.pages, &disk, &zip));
         let words = claims.as_ref().map(|it| Arc::new(it.table().clone()) as _);
         let space = Arc::new(AddressSpace::new(&spec, &self.pools, claims));
         let parts = Parts {

@@ -23,6 +23,7 @@
 
 mod address_space;
 mod bridges;
+mod claim_table;
 mod every_step;
 mod failures;
 mod fault_thread;
@@ -38,12 +39,11 @@ mod scenario;
 mod seeded;
 mod stalls;
 mod turns;
-mod words;
 mod worker;
 
 use address_space::{AddressSpace, Countdown, Trap, View};
+use claim_table::Claims;
 use fault_thread::{FaultThread, Line};
 use guest::{GuestThread, Op};
 use host::{Guest, Host, Spec};
-use words::Claims;
 use worker::{Clock, Worker};

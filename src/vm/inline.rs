@@ -9,7 +9,7 @@ use crate::units::{Gfn, PAGE_SIZE, PageBuf, Pages, SlotId};
 
 /// Why a page is not locked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Unlocked {
+pub enum LockError {
     /// Another thread of the daemon is moving it. Its unlock can be waited for.
     Busy,
     /// A thread of the guest has it. Only other threads of the guest wait for that thread.
@@ -20,13 +20,13 @@ impl Vm {
     /// Locks a page. If its guest has brought it, the page table says so afterwards.
     ///
     /// # Errors
-    /// [`Unlocked`]: who has the page.
-    pub fn lock(&self, gfn: Gfn) -> Result<PageGuard<'_>, Unlocked> {
+    /// [`LockError`]: who has the page.
+    pub fn lock(&self, gfn: Gfn) -> Result<PageGuard<'_>, LockError> {
         match self.table.attempt(gfn) {
             Attempt::Locked(page) => Ok(page),
-            Attempt::Busy => Err(Unlocked::Busy),
-            Attempt::Claimed => Err(Unlocked::Claimed),
-            Attempt::Done(page) => self.settle(page).ok_or(Unlocked::Claimed),
+            Attempt::Busy => Err(LockError::Busy),
+            Attempt::Claimed => Err(LockError::Claimed),
+            Attempt::Done(page) => self.settle(page).ok_or(LockError::Claimed),
         }
     }
 

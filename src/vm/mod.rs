@@ -42,7 +42,7 @@ use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, Pages, VmId};
 
 pub use activity::{Activity, Estimate};
-pub use inline::Unlocked;
+pub use inline::LockError;
 use latency::Latencies;
 pub use latency::Latency;
 pub use orders::{Blocked, Eviction, Means, Orders};

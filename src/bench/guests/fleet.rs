@@ -9,7 +9,7 @@ use std::time::Duration;
 use memvisor_guest_agent::workload::WorkloadSpec;
 
 use super::super::{BenchError, Setup};
-use crate::demo::cast;
+use crate::demo::guests;
 use crate::units::{Bytes, PAGE_SIZE};
 
 /// The most guests of a fleet: each guest is a process of its own on either side of the comparison.
@@ -119,7 +119,8 @@ impl Builtin {
             Self::Clones => share(image_of_clone(size), 8, 3),
             _ => demo_guest(size),
         };
-        cast::write_files(guest, &dir, || Ok(())).map_err(|error| io(std::io::Error::other(error)))
+        guests::write_files(guest, &dir, || Ok(()))
+            .map_err(|error| io(std::io::Error::other(error)))
     }
 
     /// The fleet, with guests that want about `size` together and run for `time`. Its files are in a directory below
@@ -236,7 +237,7 @@ fn demo_guest(size: Bytes) -> Bytes {
 
 fn demo(size: Bytes, dir: &Path) -> Vec<FleetGuest> {
     let memory = demo_guest(size);
-    let roles = cast::roles(DEMO_GUESTS, memory, dir);
+    let roles = guests::roles(DEMO_GUESTS, memory, dir);
     (1..)
         .zip(roles.into_iter().zip([6, 6, 4, 10, 12, 4]))
         .map(|(seed, (role, sixteenths))| {

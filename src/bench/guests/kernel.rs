@@ -10,8 +10,8 @@ use super::super::peer::ksm::{Ksm, Pace};
 use super::super::peer::swap_file;
 use super::super::peer::zram::{self, Zram};
 use super::super::{BenchError, Setup};
-use super::crew::Crew;
 use super::limit::{Given, Used};
+use super::processes::Processes;
 use super::{Part, Ran};
 use crate::units::Bytes;
 
@@ -30,8 +30,8 @@ pub(super) enum Hindrance {
 
 /// Runs the fleet in memory without any limit.
 pub(super) fn unlimited(setup: &Setup<'_>, part: &Part<'_>, dir: &Path) -> Result<Ran, BenchError> {
-    let crew = Crew::start(setup, part, dir, &["--bare".to_owned()])?;
-    let reports = crew.finish(setup, part, || Ok(()))?;
+    let processes = Processes::start(setup, part, dir, &["--bare".to_owned()])?;
+    let reports = processes.finish(setup, part, || Ok(()))?;
     let memory = reports.iter().map(|report| report.peak_bytes).sum();
     Ok(Ran {
         reports,
@@ -104,9 +104,9 @@ fn measured(
 ) -> Result<Result<(Ran, Used), Hindrance>, BenchError> {
     let before = ksm.cpu()?;
     let words = ["--bare", "--cgroup", &cgroup.dir().display().to_string()].map(str::to_owned);
-    let crew = Crew::start(setup, part, dir, &words)?;
+    let processes = Processes::start(setup, part, dir, &words)?;
     let (mut most, mut cost) = (0, None);
-    let reports = crew.finish(setup, part, || {
+    let reports = processes.finish(setup, part, || {
         if let Some(zram) = zram {
             let usage = zram.usage()?;
             if usage.stored > most {

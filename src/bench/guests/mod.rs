@@ -20,13 +20,13 @@
 //! The sides take turns, round by round, and nothing of one side is left when the other runs. What the guests
 //! themselves report is compared: operations, how long each took, and what they got done in each second.
 
-mod crew;
 mod file;
 mod fleet;
 mod kernel;
 mod limit;
 mod ours;
 mod outcome;
+mod processes;
 pub(super) mod sample;
 pub(super) mod stalls;
 mod steady;

@@ -8,7 +8,7 @@ use memvisor_guest_agent::guest::GuestReport;
 
 use super::super::clock::{anonymous_bytes_of, whole_cpu};
 use super::super::{BenchError, Setup};
-use super::crew::Crew;
+use super::processes::Processes;
 use super::{Part, Ran};
 use crate::child::{Child, end_all, in_words};
 use crate::control::{Client, ClientError};
@@ -69,8 +69,8 @@ pub(super) fn serve(
         runtime.path().display().to_string(),
     ];
     words.extend((!setup.options.guests.inline).then(|| "--no-inline".to_owned()));
-    let crew = Crew::start(setup, part, dir, &words)?;
-    let reports = crew.finish(setup, part, || {
+    let processes = Processes::start(setup, part, dir, &words)?;
+    let reports = processes.finish(setup, part, || {
         host.check()?;
         watch(&host.client, host.child.pid())
     });

@@ -22,9 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Guests that run. Those that still run when this is dropped are killed.
 #[derive(Debug)]
-pub(super) struct Crew(Vec<Child>);
+pub(super) struct Processes(Vec<Child>);
 
-impl Crew {
+impl Processes {
     /// Starts all guests of a fleet, with `words` as options beside their own.
     pub(super) fn start(
         setup: &Setup<'_>,
@@ -32,7 +32,7 @@ impl Crew {
         dir: &Path,
         words: &[String],
     ) -> Result<Self, BenchError> {
-        let mut crew = Self(Vec::new());
+        let mut processes = Self(Vec::new());
         for guest in &part.fleet.guests {
             let mut args: Vec<String> = ["guest", "--die-with-parent", "--json"]
                 .map(str::to_owned)
@@ -53,9 +53,11 @@ impl Crew {
             }
             args.extend(words.iter().cloned());
             let child = Child::start(&guest.name, &setup.program, args, dir);
-            crew.0.push(child.map_err(BenchError::io("start a guest"))?);
+            processes
+                .0
+                .push(child.map_err(BenchError::io("start a guest"))?);
         }
-        Ok(crew)
+        Ok(processes)
     }
 
     /// Waits until all have ended; their reports, in the order of the fleet. `watch` is called often meanwhile.

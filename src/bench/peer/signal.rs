@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use super::super::content::Dice;
-use super::super::puppet::{Touches, nanoseconds};
+use super::super::driven::{Touches, nanoseconds};
 use super::super::{BenchError, Setup};
 use crate::sys::{Memfd, SelfServed};
 use crate::units::{PAGE_SIZE, PageBuf};

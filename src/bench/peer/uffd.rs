@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use memvisor_wire::memory::{Engine, MAX_MESSAGE, Message, Welcome};
 use memvisor_wire::{Doorbell, Received, SeqPacket, SeqPacketListener, wait_readable};
 
-use super::super::puppet::{Puppet, PuppetOptions};
+use super::super::driven::{DrivenGuest, DrivenOptions};
 use super::super::{BenchError, Setup};
 use crate::sys::{Memfd, Uffd};
 use crate::units::PageBuf;
@@ -18,7 +18,7 @@ use crate::units::PageBuf;
 /// A guest and the loop that serves it.
 #[derive(Debug)]
 pub(crate) struct BareUffd {
-    puppet: Puppet,
+    driven: DrivenGuest,
     bell: Arc<Doorbell>,
     thread: JoinHandle<io::Result<()>>,
 }
@@ -35,31 +35,31 @@ impl BareUffd {
         let serve = move || serve(&listener, pages, &stop);
         let builder = thread::Builder::new().name("bare-uffd".to_owned());
         let thread = builder.spawn(serve).map_err(&io)?;
-        let puppet = Self::guest(setup, &path, pages).inspect_err(|_| bell.ring())?;
+        let driven = Self::guest(setup, &path, pages).inspect_err(|_| bell.ring())?;
         Ok(Self {
-            puppet,
+            driven,
             bell,
             thread,
         })
     }
 
-    fn guest(setup: &Setup<'_>, path: &Path, pages: u32) -> Result<Puppet, BenchError> {
-        let options = PuppetOptions {
+    fn guest(setup: &Setup<'_>, path: &Path, pages: u32) -> Result<DrivenGuest, BenchError> {
+        let options = DrivenOptions {
             name: "bare".to_owned(),
             pages,
             memory_socket: path.to_owned(),
             inline: false,
         };
-        Puppet::start(&setup.program, &options)
+        DrivenGuest::start(&setup.program, &options)
     }
 
-    pub(crate) const fn puppet(&mut self) -> &mut Puppet {
-        &mut self.puppet
+    pub(crate) const fn driven(&mut self) -> &mut DrivenGuest {
+        &mut self.driven
     }
 
     /// Ends both.
     pub(crate) fn stop(self) -> Result<(), BenchError> {
-        drop(self.puppet);
+        drop(self.driven);
         self.bell.ring();
         let served = self
             .thread

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use super::super::BenchError;
 use super::super::clock::timed;
 use super::super::content::{Content, Maker};
+use super::super::driven::{Touches, nanoseconds};
 use super::super::guard::{Guard, Undo};
-use super::super::puppet::{Touches, nanoseconds};
 use crate::sys::{Advice, Memfd, PlainMemory, SwapPriority, swap_on};
 use crate::units::{Bytes, PAGE_SIZE, PageBuf};
 
