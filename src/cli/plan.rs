@@ -131,8 +131,8 @@ fn host(report: &Report) -> String {
     }
     if report.beyond_pages > Pages(0) {
         text += &format!(
-            "note       the VMs hold {} more than there is. No host can be so: the targets are where it \
-             would\n           come to rest if all of them went on wanting that much\n",
+            "note       the VMs hold {} more than there is, which no running host does. The \
+             targets are where it\n           would come to rest if all VMs went on wanting that much\n",
             size(report.beyond_pages)
         );
     }
