@@ -112,7 +112,7 @@ fn program(dir: &Path, host: &str, guest: &str) -> String {
 }
 
 /// Runs such a program as a host and six guests until all guests have ended or one process has failed.
-fn run_crew(host: &str, guest: &str) -> Result<Vec<GuestReport>, DemoError> {
+fn run_processes(host: &str, guest: &str) -> Result<Vec<GuestReport>, DemoError> {
     let (dir, signals) = (tempfile::tempdir().expect("tempdir"), signals());
     let options = options(&program(dir.path(), host, guest));
     let scratch = Scratch::new()?;
@@ -128,36 +128,36 @@ fn run_crew(host: &str, guest: &str) -> Result<Vec<GuestReport>, DemoError> {
 const GOOD_HOST: &str = "trap 'exit 0' TERM; touch $0.up; while :; do sleep 0.01; done";
 
 #[test]
-fn crew_of_good_processes_returns_a_report_of_each_guest() {
+fn good_processes_return_a_report_of_each_guest() {
     let guest = "echo hello; echo '{\"pages_verified\": 7}'";
-    let reports = run_crew(GOOD_HOST, guest).expect("all well");
+    let reports = run_processes(GOOD_HOST, guest).expect("all well");
     assert_eq!(reports.len(), 6);
     assert!(reports.iter().all(|report| report.pages_verified == 7));
 }
 
 #[test]
-fn crew_whose_host_crashes_names_the_host_and_not_a_guest() {
+fn crash_of_the_host_names_the_host_and_not_a_guest() {
     // A guest sees the host's sockets close before the host's parent can see that the host has ended.
     let host = "touch $0.up; sleep 0.2; echo out of luck >&2; exit 9";
-    let error = run_crew(host, "exit 4").expect_err("crash");
+    let error = run_processes(host, "exit 4").expect_err("crash");
     assert_eq!(error.to_string(), "host ended with code 9: out of luck");
 }
 
 #[test]
-fn crew_with_a_corrupt_or_silent_guest_fails_as_that_guest_does() {
+fn corrupt_or_silent_guest_fails_the_demo_as_it_failed_itself() {
     let corrupt = "echo '{\"mismatches\": 2}'; exit 3";
-    let error = run_crew(GOOD_HOST, corrupt).expect_err("corrupt");
+    let error = run_processes(GOOD_HOST, corrupt).expect_err("corrupt");
     assert!(matches!(&error, DemoError::Corrupt { .. }), "{error}");
-    let error = run_crew(GOOD_HOST, "exit 0").expect_err("silent");
+    let error = run_processes(GOOD_HOST, "exit 0").expect_err("silent");
     assert!(matches!(&error, DemoError::NoReport { .. }), "{error}");
-    let error = run_crew(GOOD_HOST, "kill -ABRT $$").expect_err("abort");
+    let error = run_processes(GOOD_HOST, "kill -ABRT $$").expect_err("abort");
     assert!(error.to_string().contains("SIGABRT"), "{error}");
 }
 
 #[test]
-fn crew_whose_host_does_not_end_well_fails_although_the_guests_did() {
+fn host_that_does_not_end_well_fails_the_demo_although_its_guests_ended_well() {
     let host = "trap 'echo leak >&2; exit 5' TERM; touch $0.up; while :; do sleep 0.01; done";
-    let error = run_crew(host, "echo '{}'").expect_err("bad end");
+    let error = run_processes(host, "echo '{}'").expect_err("bad end");
     assert_eq!(error.to_string(), "host ended with code 5: leak");
 }
 

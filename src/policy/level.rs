@@ -412,7 +412,7 @@ mod tests {
     }
 
     /// Any bids, also contradictory ones: some alike, some without shares, some without room.
-    fn any_claims() -> impl Strategy<Value = Vec<Bid>> {
+    fn any_bids() -> impl Strategy<Value = Vec<Bid>> {
         let pages = || prop_oneof![0_u64..20, 0_u64..1_000_000, any::<u64>()];
         let shares = prop_oneof![Just(0), Just(1000), 0_u32..4, any::<u32>()];
         let one = (shares, pages(), pages(), pages(), 1_u32..=100);
@@ -446,7 +446,7 @@ mod tests {
     proptest! {
         #[test]
         fn level_is_the_one_that_bisection_finds(
-            bids in any_claims(),
+            bids in any_bids(),
             permille in 0_u128..1000,
             offset in -3_i64..=3,
         ) {
@@ -466,7 +466,7 @@ mod tests {
 
         /// Without a tax, a page in use and an idle one cost the same.
         #[test]
-        fn level_without_tax_does_not_depend_on_use(bids in any_claims(), available: u64) {
+        fn level_without_tax_does_not_depend_on_use(bids in any_bids(), available: u64) {
             let with_use = |active| -> Vec<Bid> {
                 bids.iter().map(|bid| Bid { active, untaxed: 100, ..*bid }).collect()
             };

@@ -74,8 +74,8 @@ const SLOWEST: u32 = 4;
 /// time by then, so up to this much is taken off the running time that follows.
 const HEARSAY: Duration = Duration::from_millis(500);
 
-/// At most this much later than it happened, the estimate counts an access that the guest has served itself, or a part
-/// of the period later, one in so many, if that is longer: the policy takes new estimates no more often.
+/// The estimate counts an access that the guest has served itself at most this much later, or a part of the period
+/// later, one in so many, if that is longer. The policy looks four times a second, so it would hardly gain by less.
 const HEARD: (Duration, u32) = (Duration::from_millis(250), 8);
 
 /// The samples of one VM; belongs to its worker. See the module text.
