@@ -144,7 +144,7 @@ impl Reading {
         }
         Ok(Scenario {
             profile,
-            policy: host.policy.unwrap_or_default(),
+            policy: host.policy.unwrap_or_else(|| profile.policy()),
             host: HostSnapshot {
                 least_free: None,
                 budget: memory,

@@ -51,7 +51,8 @@ pub(super) struct HostArgs {
     #[arg(long)]
     profile: Option<Profile>,
 
-    /// The policy by which memory is divided [default: esx]; `memvisor policies` lists them.
+    /// The policy by which memory is divided [default: esx; stall with --profile throughput]; `memvisor policies` lists
+    /// them.
     #[arg(long, value_name = "NAME", value_parser = policies::named)]
     policy: Option<&'static dyn Policy>,
 
@@ -116,7 +117,7 @@ impl HostArgs {
         let engine = self.engine.map(EngineChoice::from).or(start.engine);
         Ok(HostOptions {
             memory,
-            policy: self.policy.or(start.policy).unwrap_or_default(),
+            policy: (self.policy.or(start.policy)).unwrap_or_else(|| profile.policy()),
             engine: engine.unwrap_or(EngineChoice::Auto),
             swap_dir: swap_dir.unwrap_or_else(|| runtime_dir.path().to_owned()),
             runtime_dir,

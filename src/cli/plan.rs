@@ -24,7 +24,7 @@ pub(super) struct PlanArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// The policy [default: the file's, or esx]; `memvisor policies` lists them.
+    /// The policy [default: the file's, or that of its profile]; `memvisor policies` lists them.
     #[arg(long, value_name = "NAME", value_parser = policies::named)]
     policy: Option<&'static dyn Policy>,
 

@@ -58,7 +58,7 @@ pub use fair::price;
 pub use generation::{Generation, UnknownGeneration};
 pub use mechanisms::{Means, Mechanisms};
 pub use plan::{Plan, Stuck, VmPlan, Why};
-pub use policies::{Esx, Policy, Worth};
+pub use policies::{Esx, Policy, Stall, Worth};
 pub use snapshot::{HostSnapshot, VmSnapshot};
 pub use states::{FreeState, Thresholds, next_state};
 

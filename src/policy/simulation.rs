@@ -17,8 +17,8 @@ const METADATA: u64 = 200;
 /// Rounds in a second: the daemon plans four times a second when nothing happens.
 const ROUNDS_PER_S: u64 = 4;
 
-/// The rounds over which waiting is averaged: ten seconds, as in the daemon.
-const AVERAGED_ROUNDS: u64 = 10 * ROUNDS_PER_S;
+/// The rounds over which waiting is averaged: a second, as in the daemon.
+const AVERAGED_ROUNDS: u64 = ROUNDS_PER_S;
 
 /// For how long a thread waits for an evicted page, in microseconds.
 const REFILL_US: u64 = 50;
@@ -49,7 +49,7 @@ struct Guest {
     compresses: bool,
     /// Pages that it has been given so far.
     served: u64,
-    /// For how long its threads wait for evicted pages, in microseconds a second, summed over the rounds of ten seconds
+    /// For how long its threads wait for evicted pages, in microseconds a second, summed over the rounds of a second
     /// with the weights of an exponential average.
     stalls: u64,
 }

@@ -98,7 +98,7 @@ pub struct VmSnapshot {
     /// Guest pages it is estimated to be using; more than its size counts as its size. None: not known yet.
     pub active: Option<Pages>,
     /// Microseconds in each second for which its threads stand still until evicted pages are back, each thread by
-    /// itself, on average over the latest ten seconds.
+    /// itself, on average over about the latest second.
     pub stall_us_per_s: u64,
     /// Guest pages that its swap file can still take.
     pub swap_room: Pages,

@@ -3,7 +3,7 @@
 use super::choice::{BalloonTakes, FaultsWait, Profile};
 use super::table::{HostSettings, Spec};
 use super::value::Value;
-use crate::policy::Config;
+use crate::policy::{Config, Esx, Policy, Stall};
 
 impl Profile {
     /// The default of a setting in this profile.
@@ -14,6 +14,15 @@ impl Profile {
             Self::Esx => spec.esx,
             Self::Lab => lab,
             Self::Throughput => spec.throughput.map_or(lab, |other| other.value),
+        }
+    }
+
+    /// The policy of a host of this profile that was told none.
+    #[must_use]
+    pub fn policy(self) -> &'static dyn Policy {
+        match self {
+            Self::Esx | Self::Lab => &Esx,
+            Self::Throughput => &Stall,
         }
     }
 }
@@ -77,6 +86,16 @@ mod tests {
         assert_eq!(ours, shipped);
         let states = HostSettings::profile(Profile::Esx).free_states;
         assert_eq!(states, Generation::G60);
+    }
+
+    #[test]
+    fn only_throughput_divides_by_another_policy_than_esx() {
+        let policies = Profile::ALL.iter().map(|profile| profile.policy().name());
+        let expected = Profile::ALL.iter().map(|profile| match profile {
+            Profile::Throughput => "stall",
+            _ => "esx",
+        });
+        assert!(policies.eq(expected));
     }
 
     #[test]

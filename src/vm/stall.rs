@@ -34,9 +34,10 @@ use crate::page::Urgency;
 const INTERVAL: Duration = Duration::from_secs(5);
 /// The time over which the other share is averaged.
 const MINUTE: Duration = Duration::from_secs(60);
-/// The time over which waiting for evicted pages is averaged. Targets follow it, and memory takes seconds to move: an
-/// average over much less would have the policy act again before it sees what it did, and memory would swing.
-const REFILLS: Duration = Duration::from_secs(10);
+/// The time over which waiting for evicted pages is averaged: a few plans. A guest that begins to work should have its
+/// memory within a second or two; an average over ten took longer than the phases of many a guest. One plan alone
+/// would see no more than a handful of faults of a slow disk.
+const REFILLS: Duration = Duration::from_secs(1);
 
 /// What a thread of the guest waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -293,7 +294,7 @@ impl Stalls {
     }
 
     /// Microseconds in each second for which threads waited for evicted pages, each thread by itself, on average over
-    /// the ten seconds before the last call of [`so_far`](Self::so_far).
+    /// the second before the last call of [`so_far`](Self::so_far).
     #[must_use]
     pub fn refills_us_per_s(&self) -> u64 {
         let mean = self.state().refills.mean().unwrap_or_default();

@@ -47,6 +47,7 @@ use self::limit::{Given, Search, TOLERANCE, Used};
 use self::outcome::{Means, Side};
 use super::report::Report;
 use super::{Bench, BenchError, Setup, Vs};
+use crate::policy::Policy;
 use crate::settings::{Key, Profile};
 use crate::units::Bytes;
 
@@ -123,6 +124,8 @@ pub struct GuestsOptions {
     pub size: Bytes,
     /// The profile of our host.
     pub profile: Profile,
+    /// The policy of our host.
+    pub policy: &'static dyn Policy,
     /// Settings of our host.
     pub settings: Vec<(Key, String)>,
     /// Whether guests serve some of their faults themselves.

@@ -99,6 +99,7 @@ impl Host {
             ("--memory", part.budget.0.to_string()),
             ("--engine", setup.options.engine.to_string()),
             ("--profile", options.profile.to_string()),
+            ("--policy", options.policy.name().to_owned()),
             ("--runtime-dir", runtime.path().display().to_string()),
             ("--swap-dir", dir.display().to_string()),
         ];

@@ -8,6 +8,7 @@ use super::super::values;
 use crate::bench::guests::{Builtin, Chosen, Fleet, GuestsOptions, Overcommit};
 use crate::bench::{Bench, Machine};
 use crate::chain::chain;
+use crate::policy::{Policy, policies};
 use crate::settings::{Key, Profile};
 use crate::units::Bytes;
 
@@ -44,6 +45,10 @@ pub(super) struct Args {
     /// The set of defaults of the host, as for `memvisor host`.
     #[arg(long)]
     profile: Option<Profile>,
+
+    /// The policy of the host, as for `memvisor host` [default: that of the profile].
+    #[arg(long, value_name = "NAME", value_parser = policies::named)]
+    policy: Option<&'static dyn Policy>,
 
     /// A setting of the host, as for `memvisor host`; may be given more than once.
     #[arg(long, value_name = "NAME=VALUE", value_parser = values::pair)]
@@ -92,6 +97,7 @@ impl Args {
         } else {
             (TIME, SAMPLE_TIME)
         };
+        let profile = self.profile.unwrap_or_default();
         let two = || "2".parse().map_err(UsageError);
         Ok(GuestsOptions {
             fleets,
@@ -103,7 +109,8 @@ impl Args {
             sample_time: self.time.unwrap_or(sample_time),
             rounds: rounds.unwrap_or(usual_rounds),
             size,
-            profile: self.profile.unwrap_or_default(),
+            profile,
+            policy: self.policy.unwrap_or_else(|| profile.policy()),
             settings: self.set.clone(),
             inline: !self.no_inline,
         })
@@ -118,6 +125,7 @@ impl Args {
             ("overcommit", UNDER_PRESSURE, !self.overcommit.is_empty()),
             ("time", ALL, self.time.is_some()),
             ("profile", ALL, self.profile.is_some()),
+            ("policy", ALL, self.policy.is_some()),
             ("set", ALL, !self.set.is_empty()),
             ("no-inline", ALL, self.no_inline),
         ];

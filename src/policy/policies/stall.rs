@@ -1,26 +1,26 @@
 //! Memory moves to where a page saves most stall time.
 //!
-//! Sampling tells which pages a VM uses, but not what it would cost to be without them: a page that is read once a
-//! minute counts as much as one that is read all the time, and a guest that waits for its disk as one that computes.
-//! What evicted pages cost is measured. A thread that touches one stands still until the page is back, and the daemon
-//! adds up for how long ([`VmSnapshot::stall_us_per_s`]). Divided by the pages that are out, that is what one more page
-//! of memory would save: the *saving*, in microseconds a second. The more it is, the larger the part of the VM
-//! that counts as in use:
+//! Sampling tells which pages a VM uses, but it tells late. A guest that begins to work without its memory touches few
+//! pages, because it waits for each: as long as it is kept short it looks idle. And a page that is read once a minute
+//! counts as much as one that is read all the time. What evicted pages cost is known at once. A thread that touches one
+//! stands still until the page is back, and the daemon adds up for how long ([`VmSnapshot::stall_us_per_s`]). Divided by
+//! the pages that are out, that is what one more page of memory would save: the *saving*, in microseconds a second.
+//! The more it is, the larger the part of the VM that counts as in use:
 //!
 //! ```text
-//! saving = stall / max(compressed + swapped, size / 8)
-//! in use = size * saving / (saving + 2 us/s)
+//! saving  = stall / max(compressed + swapped, size / 8)
+//! waiting = size * saving / (saving + 2 us/s)
+//! in use  = max(waiting, active)
 //! ```
 //!
-//! The rest is taxed as idle memory is by ESX. So shares are a floor: whatever the others' pages would save, with a
-//! tax of 75 % a VM keeps a quarter of what shares alone would give it. A VM that has all its pages waits for none, and
-//! counts as idle until it loses some that it wants. Then it gets them back: memory goes round until a page saves as
-//! much here as there.
+//! A VM that has all its pages waits for none. So the pages that sampling finds count too: without them a guest that
+//! works would count as idle until it had lost what it works with. The rest is taxed as idle memory is by ESX. So shares
+//! are a floor: whatever the others' pages would save, with a tax of 75 % a VM keeps a quarter of what shares alone would
+//! give it.
 //!
-//! Why that comes to rest: the rate in a snapshot is an average over ten seconds, and memory follows targets within
-//! one or two. A loop with one slow part swings only if it amplifies a lot, and the two constants bound that: the part
-//! in use is a smooth function of the saving, which goes from 1 to 9 tenths over two orders of magnitude; and while few
-//! pages are out, the least divisor keeps the wait for a single one from counting as if a whole VM waited.
+//! Why that comes to rest: the two constants bound how much the loop amplifies. The part in use is a smooth function of
+//! the saving, which goes from 1 to 9 tenths over two orders of magnitude; and while few pages are out, the least
+//! divisor keeps the wait for a single one from counting as if a whole VM waited.
 
 use super::{Config, HostSnapshot, Pages, Policy, VmSnapshot, Worth};
 
@@ -53,19 +53,21 @@ impl Policy for Stall {
         // The formula of the module text, with numerator and denominator multiplied by the pages that are out.
         let stall = u128::from(vm.stall_us_per_s);
         let half = HALF_US_PER_S * u128::from(out(vm));
-        let in_use = u128::from(vm.size.0) * stall / (stall + half);
+        let waiting = u128::from(vm.size.0) * stall / (stall + half);
+        let waiting = Pages(u64::try_from(waiting).unwrap_or(u64::MAX));
         Worth {
             shares: vm.shares,
-            in_use: Pages(u64::try_from(in_use).unwrap_or(u64::MAX)),
+            in_use: waiting.max(vm.active.unwrap_or_default()),
             tax_percent: config.idle_tax_percent,
         }
     }
 
     fn because(&self, vm: &VmSnapshot) -> String {
         format!(
-            "its threads wait {} us/s for evicted pages; a page more would save {} us/s",
+            "its threads wait {} us/s for evicted pages, of which one more would save {} us/s; by sampling it uses {}",
             vm.stall_us_per_s,
-            vm.stall_us_per_s / out(vm)
+            vm.stall_us_per_s / out(vm),
+            vm.active.unwrap_or_default().bytes(),
         )
     }
 }
@@ -74,10 +76,31 @@ impl Policy for Stall {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::super::FreeState;
     use super::super::super::fair;
     use super::super::super::properties::{config, host};
     use super::super::Equal;
     use super::*;
+
+    #[test]
+    fn pages_in_use_count_where_nobody_waits_and_waiting_where_nothing_is_sampled() {
+        let mut vm = VmSnapshot::sample(1000, 600);
+        let host = HostSnapshot {
+            budget: Pages(1000),
+            used: Pages(600),
+            least_free: None,
+            state: FreeState::High,
+            vms: Vec::new(),
+            seed: 0,
+        };
+        let in_use = |vm: &VmSnapshot| Stall.worth(vm, &host, &Config::default()).in_use;
+        vm.active = Some(Pages(300));
+        assert_eq!(in_use(&vm), Pages(300));
+        (vm.swapped, vm.stall_us_per_s) = (Pages(400), 800);
+        assert_eq!(in_use(&vm), Pages(500));
+        vm.active = None;
+        assert_eq!(in_use(&vm), Pages(500));
+    }
 
     proptest! {
         /// Also where nobody else's pages would save anything.
