@@ -25,7 +25,7 @@ const BATCH: usize = 256;
 pub(super) struct Look<'a> {
     vm: &'a Vm,
     peers: &'a dyn Peers,
-    told: bool,
+    writes_known: bool,
     membership: Arc<Membership>,
     candidates: Vec<(Gfn, Guess<'a>)>,
     nudges: Vec<(VmId, Gfn)>,
@@ -35,12 +35,12 @@ pub(super) struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    /// `told`: the engine tells which pages were written.
-    pub(super) fn new(vm: &'a Vm, peers: &'a dyn Peers, told: bool) -> Self {
+    /// `writes_known`: the engine reports which pages were written.
+    pub(super) fn new(vm: &'a Vm, peers: &'a dyn Peers, writes_known: bool) -> Self {
         Self {
             vm,
             peers,
-            told,
+            writes_known,
             // Stays right during the look: only the worker moves its VM to another pool, and the worker is here.
             membership: vm.membership(),
             candidates: Vec::new(),
@@ -100,7 +100,7 @@ impl<'a> Look<'a> {
         if let Some(guess) = self.guess(gfn, digest, low) {
             self.candidates.push((gfn, guess));
         } else if last == low {
-            table.settle(gfn, self.told);
+            table.settle(gfn, self.writes_known);
         }
     }
 

@@ -43,8 +43,8 @@ pub struct Found {
 #[derive(Debug, Default)]
 pub struct Scanner {
     cursor: u32,
-    /// Whether the engine has told which pages of the current part were written.
-    told: bool,
+    /// Whether the engine has reported which pages of the current part were written.
+    writes_known: bool,
 }
 
 impl Scanner {
@@ -55,16 +55,16 @@ impl Scanner {
     pub fn scan(&mut self, vm: &Vm, peers: &dyn Peers, count: u32) -> Result<Found, EngineError> {
         let part = part_of(vm, self.cursor);
         if part.start.0 == self.cursor {
-            // Before any page of the part is looked at: a write after the look is then told in the next pass.
-            self.told = take_written(vm, part);
+            // Before any page of the part is looked at: a write after the look is then reported in the next pass.
+            self.writes_known = take_written(vm, part);
         }
         let mut found = Found::default();
-        let mut look = Look::new(vm, peers, self.told);
+        let mut look = Look::new(vm, peers, self.writes_known);
         let mut due = Vec::with_capacity(AT_ONCE);
         while u64::from(self.cursor) < part.end() && found.looked < count {
             let gfn = Gfn(self.cursor);
             self.cursor += 1;
-            match vm.table.due_for_scan(gfn, self.told) {
+            match vm.table.due_for_scan(gfn, self.writes_known) {
                 Due::Now => {
                     found.looked += 1;
                     due.push(gfn);
@@ -101,7 +101,7 @@ impl Scanner {
         let is_resident =
             |gfn| vm.table.contains(gfn) && vm.table.entry(gfn).home() == Home::Resident;
         gfns.retain(|gfn| is_resident(*gfn));
-        let mut look = Look::new(vm, peers, self.told);
+        let mut look = Look::new(vm, peers, self.writes_known);
         gfns.chunks(AT_ONCE).try_for_each(|gfns| look.at(gfns))?;
         let (_, shared) = look.finish()?;
         Ok(shared)

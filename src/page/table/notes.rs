@@ -32,11 +32,11 @@ pub enum Due {
 
 impl PageTable {
     /// What the scanner is to do with the page in this pass. The call counts as one of the passes that a page skips.
-    /// `told`: the engine tells which pages were written, so the others need no look.
-    pub fn due_for_scan(&self, gfn: Gfn, told: bool) -> Due {
+    /// `writes_known`: the engine reports which pages were written, so the others need no look.
+    pub fn due_for_scan(&self, gfn: Gfn, writes_known: bool) -> Due {
         let word = &self.entries[gfn.index()];
         let entry = word.load(Ordering::Relaxed);
-        if entry & KIND != RESIDENT || told && entry & UNSEEN == 0 {
+        if entry & KIND != RESIDENT || writes_known && entry & UNSEEN == 0 {
             return Due::No;
         }
         if entry >> SKIP_SHIFT & SKIP_MASK == 0 {
@@ -133,11 +133,11 @@ impl PageTable {
         });
     }
 
-    /// Notes that the page was found unchanged. Where writes are `told`, it is looked at again once it has been
+    /// Notes that the page was found unchanged. Where `writes_known`, it is looked at again once it has been
     /// written. Elsewhere the next looks come ever later, up to every 8th pass.
-    pub fn settle(&self, gfn: Gfn, told: bool) {
+    pub fn settle(&self, gfn: Gfn, writes_known: bool) {
         self.change(gfn, |entry| {
-            if told {
+            if writes_known {
                 return entry & !BACKOFF | QUIET;
             }
             let before = if entry & QUIET == 0 { 0 } else { entry };
@@ -190,8 +190,8 @@ mod tests {
     }
 
     /// Passes until the page is due.
-    fn skipped(table: &PageTable, told: bool) -> usize {
-        let due = |_: &u32| table.due_for_scan(PAGE, told) != Due::Now;
+    fn skipped(table: &PageTable, writes_known: bool) -> usize {
+        let due = |_: &u32| table.due_for_scan(PAGE, writes_known) != Due::Now;
         (0..100).take_while(due).count()
     }
 
@@ -215,9 +215,9 @@ mod tests {
     #[test]
     fn quiet_page_is_looked_at_when_written_or_where_nobody_tells_ever_later() {
         let table = table();
-        let look = |told| {
+        let look = |writes_known| {
             table.begin_look(PAGE);
-            table.settle(PAGE, told);
+            table.settle(PAGE, writes_known);
         };
         look(true);
         assert_eq!(table.due_for_scan(PAGE, true), Due::No);
@@ -242,13 +242,13 @@ mod tests {
                 table.settle(gfn, false);
             },
         ] {
-            for told in [false, true] {
+            for writes_known in [false, true] {
                 let table = table();
                 table.begin_look(PAGE);
                 (0..3).for_each(|_| note(&table, PAGE));
-                assert_ne!(table.due_for_scan(PAGE, told), Due::Now);
+                assert_ne!(table.due_for_scan(PAGE, writes_known), Due::Now);
                 table.begin_anew();
-                assert_eq!(table.due_for_scan(PAGE, told), Due::Now);
+                assert_eq!(table.due_for_scan(PAGE, writes_known), Due::Now);
             }
         }
     }
