@@ -1,5 +1,5 @@
 //! Paging out to the compression cache, which is compared with zram, and to the swap file. Then the way back,
-//! in random and in ascending order: for faults in a row, the next pages are brought ahead.
+//! in random and in ascending order: for sequential faults, the next pages are brought ahead.
 
 use std::time::Duration;
 

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
 use memvisor_wire::memory::{Fault, MAX_REPORT};
-use memvisor_wire::rows::Rows;
+use memvisor_wire::streams::Streams;
 
-use super::ahead::resolve_in_row;
+use super::ahead::resolve_in_stream;
 use super::attach::Attacher;
 use super::credits::Credits;
 use super::driver::{Driver, Event};
@@ -68,7 +68,7 @@ pub struct Core {
     pub(super) vm: Arc<Vm>,
     pub(super) channels: Vec<Channel>,
     pub(crate) waiting: Waiting,
-    rows: Rows,
+    streams: Streams,
     credits: Credits,
     pub(super) attacher: Box<dyn Attacher>,
     /// When to look at faults that wait for memory next.
@@ -91,7 +91,7 @@ impl Core {
             vm,
             channels: (0..channels).map(|_| Channel::Idle).collect(),
             waiting: Waiting::default(),
-            rows: Rows::new(ahead),
+            streams: Streams::new(ahead),
             credits: Credits::new(now),
             attacher,
             look: now,
@@ -278,7 +278,7 @@ impl Core {
         out: &mut dyn Driver,
     ) -> Result<Then, Ended> {
         let were_missing = Credits::were_missing(&self.vm, fault.gfn, fault.access);
-        let outcome = resolve_in_row(&self.rows, &self.vm, fault.gfn, fault.access);
+        let outcome = resolve_in_stream(&self.streams, &self.vm, fault.gfn, fault.access);
         match outcome.map_err(|error| Ended::of_fault(&self.vm, fault.gfn, error))? {
             Outcome::Served { .. } => self.answer(fault, Reply::Retry, None, out)?,
             Outcome::Ask(reply, mut pending) => {

@@ -140,9 +140,9 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
                 Step::Access
             }
             Step::Access => break,
-            Step::Ask(row) => {
+            Step::Ask(touched) => {
                 ask(hardware, gfn, write);
-                if let Some(touched) = row {
+                if let Some(touched) = touched {
                     inline.was_served(touched, Mapping::pages(&hardware.map));
                 }
                 return;
