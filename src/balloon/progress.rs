@@ -168,8 +168,8 @@ impl AgentProgress {
     /// Looks at the balloon, and returns whether it is to be waited for. To be called at every look of the policy,
     /// more often than once in four seconds: a longer gap, in which the machine may have slept, is not held
     /// against the agent.
-    pub fn look(&mut self, now: Instant, attached: bool, target: Pages, ballooned: Pages) -> bool {
-        if !attached {
+    pub fn look(&mut self, now: Instant, connected: bool, target: Pages, ballooned: Pages) -> bool {
+        if !connected {
             self.0 = None;
             return false;
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            START ok                 pop                     START
-//! (waiting) ---------> (attached) -----------> (resetting) -----------> (attached)
+//! (waiting) ---------> (connected) ----------> (resetting) ----------> (connected)
 //!     |  anything else      | STOP: empty, STOPPED  | all but START and STOP: dropped
 //!     v  5 s                v                       v STOP
 //!   ERROR                (ended)                 (ended)
@@ -91,7 +91,7 @@ impl<'s> Connection<'s> {
             return Err(order(message.name(), "came before START"));
         };
         check_version(&start)?;
-        let vm = host.attach(&start)?;
+        let vm = host.connect(&start)?;
         let mut session = Session {
             vm: vm.as_ref(),
             token: start.token,

@@ -54,7 +54,7 @@ fn whole_way(
     report: &Report,
 ) -> Result<(), BenchError> {
     let _guest = IdleGuest::start(setup, stage, pages)?;
-    let vm = stage.attached("idle")?;
+    let vm = stage.powered_on("idle")?;
     wait_for("a balloon agent", || vm.has_agent().then_some(()))?;
     let target = (pages / 2).min(AT_ONCE);
     let (done, took) = timed(|| {

@@ -93,7 +93,7 @@ impl<'a> Stage<'a> {
     /// Starts a guest whose name no other has.
     ///
     /// # Errors
-    /// The guest does not attach.
+    /// The guest is not powered on.
     pub(crate) fn guest(&self, name: &str, pages: u32) -> Result<Actor, BenchError> {
         self.start(name, pages, false)
     }
@@ -114,7 +114,7 @@ impl<'a> Stage<'a> {
             inline,
         };
         let driven = DrivenGuest::start(&self.setup.program, &options)?;
-        let vm = self.attached(name)?;
+        let vm = self.powered_on(name)?;
         Ok(Actor { driven, vm })
     }
 
@@ -122,8 +122,10 @@ impl<'a> Stage<'a> {
     ///
     /// # Errors
     /// The VM does not appear in time.
-    pub(crate) fn attached(&self, name: &str) -> Result<BareVm, BenchError> {
-        wait_for(&format!("guest `{name}` to attach"), || self.host.vm(name))
+    pub(crate) fn powered_on(&self, name: &str) -> Result<BareVm, BenchError> {
+        wait_for(&format!("guest `{name}` to power on"), || {
+            self.host.vm(name)
+        })
     }
 
     /// Waits until no guest is left.

@@ -283,7 +283,7 @@ impl Governor {
 fn watch_balloon(member: &Member, now: Instant) {
     let (target, size) = (member.balloon_target(), member.ballooned());
     let changed = member.balloon.look(now, target, size);
-    let is_stuck = changed == Some(false) && member.balloon.attached.load(Ordering::Relaxed);
+    let is_stuck = changed == Some(false) && member.balloon.connected.load(Ordering::Relaxed);
     let vm = &member.vm.params.name;
     if is_stuck {
         tracing::info!(

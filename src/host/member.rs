@@ -47,7 +47,7 @@ pub(super) struct BalloonLine {
     pub(super) counters: BalloonCounters,
     /// The most pages it may hold, by the settings, which may change.
     max: AtomicU64,
-    pub(super) attached: AtomicBool,
+    pub(super) connected: AtomicBool,
     pub(super) closing: AtomicBool,
     /// Pops that the agent has been told of by a reset.
     pub(super) told_pops: AtomicU64,
@@ -71,7 +71,7 @@ impl BalloonLine {
             doorbell,
             max: AtomicU64::new(max.0),
             counters: BalloonCounters::default(),
-            attached: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             told_pops: AtomicU64::new(0),
             progress: Mutex::default(),
@@ -94,8 +94,8 @@ impl BalloonLine {
 
     /// Looks how far it has come. Returns whether it is worth waiting for, if that has changed.
     pub(super) fn look(&self, now: Instant, target: Pages, ballooned: Pages) -> Option<bool> {
-        let attached = self.attached.load(Ordering::Relaxed);
-        let alive = lock(&self.progress).look(now, attached, target, ballooned);
+        let connected = self.connected.load(Ordering::Relaxed);
+        let alive = lock(&self.progress).look(now, connected, target, ballooned);
         let before = self.waited_for.swap(alive, Ordering::Relaxed);
         (alive != before).then_some(alive)
     }

@@ -65,7 +65,7 @@ fn vm_snapshot(member: &Member, now: Instant, active: Option<Pages>) -> VmSnapsh
         ballooned,
         zero,
         untouched,
-        agent: member.balloon.attached.load(Ordering::Relaxed),
+        agent: member.balloon.connected.load(Ordering::Relaxed),
         agent_alive: member.balloon.is_waited_for(),
         balloon_brings: member.balloon.brings(),
         balloon_by_hand: vm.orders.manual(),

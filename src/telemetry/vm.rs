@@ -312,9 +312,9 @@ pub struct VmStatus {
     pub pid: u32,
     /// The engine that handles its faults: `uffd` or `mprotect`.
     pub engine: String,
-    /// What it runs, as it told when it attached.
+    /// What it runs, as it said at its power-on.
     pub workload: String,
-    /// Milliseconds since it attached.
+    /// Milliseconds since its power-on.
     pub uptime_ms: u64,
     /// Its configured size (ESX: MEMSZ).
     pub configured_pages: Pages,

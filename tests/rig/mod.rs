@@ -238,7 +238,7 @@ impl Host {
         command
     }
 
-    /// Waits until the guests called `names` have attached, none of their pages is faulted in any more, and
+    /// Waits until the guests called `names` are powered on, none of their pages is faulted in any more, and
     /// their scanners are settled.
     pub(crate) fn rest(&self, names: &[&str], within: Duration) -> HostStatus {
         let moved = |vm: &VmStatus| vm.faults.served() + vm.scan.merged + vm.scan.zero_found;

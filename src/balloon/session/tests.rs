@@ -136,7 +136,7 @@ impl FakeHost {
 }
 
 impl BalloonHost for FakeHost {
-    fn attach(&self, start: &Start) -> Result<Box<dyn BalloonVm + '_>, Refusal> {
+    fn connect(&self, start: &Start) -> Result<Box<dyn BalloonVm + '_>, Refusal> {
         if start.token == TOKEN {
             return Ok(Box::new(FakeVm(self)));
         }
