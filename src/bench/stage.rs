@@ -22,7 +22,7 @@ use crate::vm::{Means, Vm};
 
 /// How long the host may take to notice that a guest has come or gone.
 const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(1);
+const POLL: Duration = Duration::from_millis(1);
 /// After this many batches in a row that evicted nothing, nothing more is expected.
 const IN_VAIN: u32 = 8;
 /// What a host needs beside its guests' memory and half of it again.
@@ -163,7 +163,7 @@ pub(crate) fn wait_for<T>(
                 limit: PATIENCE,
             });
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL);
     }
 }
 

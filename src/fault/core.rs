@@ -8,7 +8,7 @@
 //!
 //! Waiting faults go on when an event says so; they are not polled. The bell of the VM rings when a page that a fault
 //! waits for is unlocked, when the VM has been granted memory, and when an attachment has ended. Only faults that wait
-//! for memory are also looked at from time to time, in case a change of the policy went unnoticed.
+//! for memory are also tried from time to time, in case a change of the policy went unnoticed.
 
 use std::io;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ use crate::throttle::Throttle;
 use crate::units::{Gfn, Pages};
 use crate::vm::{Cause, Stall, Vm};
 
-/// How often faults that wait for memory are looked at without a call.
-const STARVED_LOOK: Duration = Duration::from_millis(200);
+/// How often faults that wait for memory are tried again without a call.
+const STARVED_RETRY: Duration = Duration::from_millis(200);
 /// How long a fault has waited for memory before the log gets a warning, and the time between two such warnings.
 const STARVED_WARNING: Duration = Duration::from_secs(5);
 
@@ -71,8 +71,8 @@ pub struct Core {
     streams: Streams,
     credits: Credits,
     pub(super) attacher: Box<dyn Attacher>,
-    /// When to look at faults that wait for memory next.
-    look: Instant,
+    /// When to try faults that wait for memory again.
+    retry: Instant,
     warned: Instant,
 }
 
@@ -94,7 +94,7 @@ impl Core {
             streams: Streams::new(ahead),
             credits: Credits::new(now),
             attacher,
-            look: now,
+            retry: now,
             warned: now,
         }
     }
@@ -141,12 +141,12 @@ impl Core {
     /// # Errors
     /// As [`handle`](Self::handle).
     pub fn tick(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
-        self.credits.look(&self.vm, now);
-        // After the look, which finds forged credits.
+        self.credits.tick(&self.vm, now);
+        // After that tick, which finds forged credits.
         if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
             return Err(Ended::Protocol(lie.to_owned()));
         }
-        if self.waiting.starved().is_some() && now >= self.look {
+        if self.waiting.starved().is_some() && now >= self.retry {
             self.vm.begin_turn();
             self.feed(now, out)?;
         }
@@ -157,8 +157,9 @@ impl Core {
     #[must_use]
     pub fn due(&self, now: Instant) -> Option<Duration> {
         let starved = self.waiting.starved();
-        let look = starved.map(|_| self.look.saturating_duration_since(now));
-        look.into_iter()
+        let retry = starved.map(|_| self.retry.saturating_duration_since(now));
+        retry
+            .into_iter()
             .chain(self.credits.due(&self.vm, now))
             .min()
     }
@@ -343,7 +344,7 @@ impl Core {
         self.vm.stalls.change(&mut fault.stall, cause, now);
         self.waiting.park_starved(fault, &self.vm.stalls);
         if !self.vm.parking.is_starved() {
-            self.look = now + STARVED_LOOK;
+            self.retry = now + STARVED_RETRY;
             self.vm.stats.starved.one();
         }
     }
@@ -351,7 +352,7 @@ impl Core {
     /// Serves the faults that wait for memory again, in the order in which they came, with the pages granted for this
     /// turn.
     fn feed(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
-        self.look = now + STARVED_LOOK;
+        self.retry = now + STARVED_RETRY;
         if self.waiting.starved().is_none() {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 //! A thread that faults waits until it is served, and its processor has nothing to do meanwhile. A fault that
 //! another processor serves costs two wake-ups across processors, and where these are halted the wake-ups take most
 //! of the fault's time. On the same processor the fault costs two context switches. So the fault thread goes to the
-//! guest: where a single thread faults again and again, the fault thread looks from time to time on which processor
+//! guest: where a single thread faults again and again, the fault thread asks from time to time on which processor
 //! that thread runs, and moves there.
 //!
 //! That helps guests that are confined to a processor, as virtual processors often are, and hosts on which no processor
@@ -20,8 +20,8 @@ use crate::sys::{Processors, processor_of};
 
 /// Consecutive faults of one thread after which the thread is followed.
 const FOLLOW_AFTER: u32 = 32;
-/// The least time between two looks where the thread runs. A look costs as much as one fault.
-const LOOK: Duration = Duration::from_millis(10);
+/// The least time between two questions where the thread runs. A question costs as much as one fault.
+const POLL: Duration = Duration::from_millis(10);
 
 /// After this time without a fault, the thread is followed no longer.
 const REST: Duration = Duration::from_millis(20);
@@ -73,7 +73,7 @@ impl Follower {
         if self.faults < FOLLOW_AFTER || now < self.due {
             return;
         }
-        self.due = now + LOOK;
+        self.due = now + POLL;
         if let Some(processor) = processor_of(self.pid, thread) {
             self.go(processor);
         }
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(Ok(here()), Processors::only(at).map_err(drop));
         faults(&mut follower, NO_THREAD, 1, now);
         assert_eq!(here(), all);
-        faults(&mut follower, NO_THREAD, FOLLOW_AFTER, now + LOOK);
+        faults(&mut follower, NO_THREAD, FOLLOW_AFTER, now + POLL);
         assert_eq!(here(), all, "no thread of the guest");
     }
 
@@ -189,9 +189,9 @@ mod tests {
         };
         let chosen = Processors::only(other).expect("there is one");
         chosen.take().expect("allowed");
-        faults(&mut follower, thread, 1, now + LOOK);
+        faults(&mut follower, thread, 1, now + POLL);
         assert_eq!(here(), chosen);
-        faults(&mut follower, NO_THREAD, 1, now + LOOK);
+        faults(&mut follower, NO_THREAD, 1, now + POLL);
         assert_eq!(here(), chosen);
     }
 }

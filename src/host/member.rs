@@ -92,10 +92,15 @@ impl BalloonLine {
         self.max.swap(max.0, Ordering::Relaxed) != max.0
     }
 
-    /// Looks how far it has come. Returns whether it is worth waiting for, if that has changed.
-    pub(super) fn look(&self, now: Instant, target: Pages, ballooned: Pages) -> Option<bool> {
+    /// Notes how far it has come. Returns whether it is worth waiting for, if that has changed.
+    pub(super) fn note_progress(
+        &self,
+        now: Instant,
+        target: Pages,
+        ballooned: Pages,
+    ) -> Option<bool> {
         let connected = self.connected.load(Ordering::Relaxed);
-        let alive = lock(&self.progress).look(now, connected, target, ballooned);
+        let alive = lock(&self.progress).note(now, connected, target, ballooned);
         let before = self.waited_for.swap(alive, Ordering::Relaxed);
         (alive != before).then_some(alive)
     }

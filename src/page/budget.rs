@@ -38,7 +38,7 @@ pub struct Budget {
     total: u64,
     reserve: u64,
     used: AtomicU64,
-    /// The most pages that were used at once since the policy last looked.
+    /// The most pages that were used at once since the last plan.
     peak: Mark,
     /// When used memory rises above this, the policy is called at once.
     alarm_at: Mark,

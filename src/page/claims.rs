@@ -230,7 +230,7 @@ impl Claims {
 
     /// Looks for credits that the guest has forged. Only the thread that grants may look. Then a word without its bit
     /// is forged: nobody else makes a credit, and whoever ends one clears the word before the bit.
-    pub fn look_for_forged(&self) {
+    pub fn find_forged(&self) {
         let is_forged = |credit: &u32| self.words.load(credit_word(*credit)) != NO_CREDIT;
         if let Some(credit) = self.credits(false).find(is_forged) {
             self.lied(format!("it has credit {credit}, which was not granted"));
@@ -347,14 +347,14 @@ mod tests {
         let (claims, table) = claims();
         claims.grant(3, || true);
         bring(&claims, &table, GFN);
-        claims.look_for_forged();
+        claims.find_forged();
         assert_eq!(claims.lie(), None, "one is used, two are not");
         assert!(claims.settle(GFN, ZIP, 0));
         assert_eq!(claims.take_back(), 2);
-        claims.look_for_forged();
+        claims.find_forged();
         assert_eq!(claims.lie(), None, "none is left");
         table.store(credit_word(7), CREDIT);
-        claims.look_for_forged();
+        claims.find_forged();
         assert_eq!(claims.lie(), Some("it has credit 7, which was not granted"));
     }
 

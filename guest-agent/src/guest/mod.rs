@@ -26,8 +26,8 @@ use pages::{KernelPages, Relief};
 pub use process::ProcessUse;
 pub use summary::{GuestReport, WorkloadReport};
 
-/// How often a running guest looks whether something is wrong.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often a running guest checks whether something is wrong.
+const POLL: Duration = Duration::from_millis(200);
 /// After how long a guest warns that its host does not answer. A host answers within milliseconds, or within some
 /// seconds if it has no memory for another guest.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -303,8 +303,8 @@ fn wait(
 ) -> Result<bool, GuestError> {
     let end = duration.map(|duration| Instant::now() + duration);
     loop {
-        let look = Instant::now() + LOOK;
-        let until = end.map_or(look, |end| end.min(look));
+        let poll = Instant::now() + POLL;
+        let until = end.map_or(poll, |end| end.min(poll));
         match signals
             .wait(None, until)
             .map_err(cannot("wait for signals"))?

@@ -31,8 +31,8 @@ const MAX_PAYLOAD: usize = PAGE_SIZE / 2;
 const ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 /// The most pages that a thread brings back behind the one on which it faulted, because it stands still meanwhile.
 const AHEAD: u32 = 7;
-/// How often to look at an offer that changes before it can be claimed. After that the daemon is asked.
-const LOOKS: u32 = 8;
+/// How often to try to claim an offer that changes before it is claimed. After that the daemon is asked.
+const ATTEMPTS: u32 = 8;
 
 /// The claim table, and the threads that sleep at its words.
 pub trait Table: Words {
@@ -142,8 +142,8 @@ impl<T: Table> Inline<T> {
     pub fn begin(&self, gfn: Gfn, write: bool) -> Step {
         let claimer = self.claimer();
         let mut touched = None;
-        for _ in 0..LOOKS {
-            let offer = claimer.look(gfn);
+        for _ in 0..ATTEMPTS {
+            let offer = claimer.state(gfn);
             match offer {
                 State::Zip | State::Empty | State::Frozen => {}
                 State::Swap => {
@@ -181,7 +181,7 @@ impl<T: Table> Inline<T> {
     pub fn was_served(&self, touched: Touched, pages: u32) {
         let came = |next: &u32| {
             let gfn = touched.gfn.checked_add(next + 1);
-            gfn.is_some_and(|gfn| gfn.0 < pages && self.claimer().look(gfn) == State::None)
+            gfn.is_some_and(|gfn| gfn.0 < pages && self.claimer().state(gfn) == State::None)
         };
         let came = (0..MAX_AHEAD).take_while(came).count();
         self.streams.gave(touched, came as u32);
@@ -209,7 +209,7 @@ impl<T: Table> Inline<T> {
             && !is_low
             && let Some(next) = touched.behind(brought)
             && next.0 < map.pages()
-            && self.claimer().look(next) == offer
+            && self.claimer().state(next) == offer
             && let Attempt::Claimed(claim) = self.claimer().claim(next, offer)
         {
             return Step::Claimed(Work {

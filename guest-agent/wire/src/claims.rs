@@ -252,7 +252,7 @@ pub enum Attempt {
     Claimed(Claim),
     /// No credit is left: ask the daemon.
     NoCredit,
-    /// The offer has changed since it was seen: look again.
+    /// The offer has changed since it was seen: try again.
     Changed,
 }
 
@@ -264,7 +264,7 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
 
     /// What is offered for a page. A word that stands for no state is no offer.
     #[must_use]
-    pub fn look(&self, gfn: Gfn) -> State {
+    pub fn state(&self, gfn: Gfn) -> State {
         State::decode(self.0.load(row(gfn))).unwrap_or(State::None)
     }
 
@@ -466,13 +466,13 @@ mod tests {
         let claimer = Claimer::new(&table);
         table.store(row(GFN), State::Zip.encode());
         assert_eq!(claimer.claim(GFN, State::Zip), Attempt::NoCredit);
-        assert_eq!(claimer.look(GFN), State::Zip);
+        assert_eq!(claimer.state(GFN), State::Zip);
         table.store(credit_word(7), CREDIT);
         let claim = claimed(claimer.claim(GFN, State::Zip));
         assert_eq!(table.load(credit_word(7)), GFN.0 + USED);
         assert_eq!(claimer.claim(GFN, State::Zip), Attempt::NoCredit);
         assert!(!claimer.done(claim));
-        assert_eq!(claimer.look(GFN), State::Done { credit: 7 });
+        assert_eq!(claimer.state(GFN), State::Done { credit: 7 });
     }
 
     #[test]
@@ -495,7 +495,7 @@ mod tests {
         let word = claimer.wait_word(GFN).expect("it is claimed");
         assert_eq!(table.load(row(GFN)), word);
         assert!(claimer.give_up(claim));
-        assert_eq!(claimer.look(GFN), State::Frame);
+        assert_eq!(claimer.state(GFN), State::Frame);
         assert_eq!(table.load(credit_word(0)), CREDIT);
     }
 

@@ -16,7 +16,7 @@ use super::super::guard::{Guard, Undo};
 const DIR: &str = "/sys/kernel/mm/ksm";
 /// How long KSM may take for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
-const LOOK: Duration = Duration::from_micros(500);
+const POLL: Duration = Duration::from_micros(500);
 
 /// How hard KSM works.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -208,7 +208,7 @@ impl<'a> Ksm<'a> {
                     limit: PATIENCE,
                 });
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL);
         }
     }
 }

@@ -114,7 +114,7 @@ impl Host {
     /// A thread of the guest faults on the page. `Some` if it claimed the page: whether it must wake others.
     fn fault(&self, gives_up: bool) -> Option<bool> {
         let claimer = Claimer::new(&*self.words);
-        if claimer.look(PAGE) != State::Zip {
+        if claimer.state(PAGE) != State::Zip {
             return None;
         }
         let Claimed::Claimed(claim) = claimer.claim(PAGE, State::Zip) else {
@@ -160,7 +160,7 @@ impl Host {
             resident + self.claims().held()
         );
         self.take_back();
-        self.claims().look_for_forged();
+        self.claims().find_forged();
         assert_eq!(self.claims().lie(), None);
         assert_eq!(self.claims().held(), 0);
         assert!(self.parking.pop().is_none(), "nobody has parked");
@@ -198,7 +198,7 @@ fn credits_are_counted_once_and_honest_guests_are_believed() {
             spawn(move || host.evict())
         };
         host.take_back();
-        host.claims().look_for_forged();
+        host.claims().find_forged();
         host.grant(1);
         join(guest);
         join(worker);
@@ -223,7 +223,7 @@ fn credit_that_is_granted_again_is_a_new_one() {
             })
         };
         host.grant(2);
-        host.claims().look_for_forged();
+        host.claims().find_forged();
         join(guest);
         join(worker);
         host.verify();
