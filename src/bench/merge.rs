@@ -228,7 +228,7 @@ fn pass(
             }
         }
         for (guest, scanner) in guests.iter().zip(&*scanners) {
-            scanner.follow(guest.vm(), board, board.nudged(guest.vm().id))?;
+            scanner.scan_nudged(guest.vm(), board, board.nudged(guest.vm().id))?;
         }
     }
     Ok(())

@@ -15,7 +15,7 @@
 //!
 //! *Tags collide*: a hint that is found may name a page of other content. The entry of that page in its page table
 //! keeps 32 bits of its digest, so the finder can tell ([`Hinted::fits`]). But it must not drop a hint that is true for
-//! other content: a page without a hint is never shared, and it may not be looked at again before it is written.
+//! other content: a page without a hint is never shared, and it may not be scanned again before it is written.
 //!
 //! *Seats* are short numbers of VMs. A seat that is given back is not given out again before all others have been;
 //! then one sweep clears the hints that VMs have left behind.
@@ -554,22 +554,22 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Look(usize, u32, u64),
+        Scan(usize, u32, u64),
         Forget(usize),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let digest = prop_oneof![3 => 4..12u64, 1 => (1..8u64).prop_map(|it| 4 * it + 1)];
-        let look = (0..3usize, 0..4u32, digest);
+        let scan = (0..3usize, 0..4u32, digest);
         let step = prop_oneof![
-            30 => look.prop_map(|(vm, gfn, digest)| Step::Look(vm, gfn, digest)),
+            30 => scan.prop_map(|(vm, gfn, digest)| Step::Scan(vm, gfn, digest)),
             1 => (0..3usize).prop_map(Step::Forget),
         ];
         prop::collection::vec(step, 0..200)
     }
 
     /// What a scanner does with one page. Returns the page that it finds, and whether a hint had to go.
-    fn look(
+    fn scan(
         hints: &Hints,
         domain: DomainId,
         pages: &HashMap<(u32, u32), u64>,
@@ -612,12 +612,12 @@ mod tests {
             let mut lost = false;
             for (step, next) in steps.into_iter().zip(4..) {
                 match step {
-                    Step::Look(vm, gfn, digest) => {
+                    Step::Scan(vm, gfn, digest) => {
                         let (vm, seat) = vms[vm];
                         pages.insert((vm, gfn), digest);
                         let equal = |page: &(u32, u32)| *page != (vm, gfn) && pages[page] == digest;
                         let there = pages.keys().copied().find(equal);
-                        let (found, crowded) = look(&hints, domain, &pages, digest, (seat, Gfn(gfn)));
+                        let (found, crowded) = scan(&hints, domain, &pages, digest, (seat, Gfn(gfn)));
                         lost |= crowded;
                         prop_assert!(found.is_none_or(|page| equal(&page)));
                         prop_assert!(lost || found.is_some() == there.is_some());
@@ -625,7 +625,7 @@ mod tests {
                             // They are shared, and then have memory of their own again.
                             let taken = hints.take(domain, digest);
                             pages.retain(|_, content| *content != digest);
-                            // Those of another content are told to look again.
+                            // Those of another content are told to scan again.
                             for (owner, gfn) in taken {
                                 let seat = vms.iter().find(|(vm, _)| *vm == owner.0);
                                 let (Some((_, seat)), Some(content)) =
@@ -633,7 +633,7 @@ mod tests {
                                 else {
                                     continue;
                                 };
-                                let again = look(&hints, domain, &pages, *content, (*seat, gfn));
+                                let again = scan(&hints, domain, &pages, *content, (*seat, gfn));
                                 lost |= again.1;
                                 prop_assert!(lost || again.0.is_none());
                             }

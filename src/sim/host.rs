@@ -55,7 +55,7 @@ impl Peers for Switchboard {
 
     fn nudge(&self, vm: VmId, gfn: Gfn) {
         if let Some((vm, worker)) = self.get(vm)
-            && !worker.suggest(Job::Look(gfn))
+            && !worker.suggest(Job::Nudge(gfn))
         {
             vm.table.note_written(gfn);
         }
