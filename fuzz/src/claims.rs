@@ -57,7 +57,12 @@ pub(crate) fn hostile_guest(u: &mut Unstructured<'_>) -> Result<()> {
             5 => claims.find_forged(),
             _ => done(claims),
         }
-        assert_eq!(claims.held() + settled + taken, paid, "{:?}", claims.lie());
+        assert_eq!(
+            claims.held() + settled + taken,
+            paid,
+            "{:?}",
+            claims.violation()
+        );
     }
     Ok(())
 }

@@ -54,12 +54,12 @@ pub(super) enum Channel {
 }
 
 /// What is left to do after an attempt to serve a fault.
-enum Then {
+enum Next {
     Nothing,
     /// The guest asked because it had no credit: it gets some.
     TopUp,
     /// The fault waits for memory: the VM joins the queue.
-    LineUp,
+    Enqueue,
 }
 
 /// See the module text. Between calls, every page of the VM is in a consistent state.
@@ -131,7 +131,7 @@ impl Core {
                 if granted == Pages(0) && unlocked && !self.vm.parking.is_barred() {
                     return Ok(());
                 }
-                self.feed(now, out)
+                self.serve_starved(now, out)
             }
         }
     }
@@ -143,12 +143,12 @@ impl Core {
     pub fn tick(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
         self.credits.tick(&self.vm, now);
         // After that tick, which finds forged credits.
-        if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
-            return Err(Ended::Protocol(lie.to_owned()));
+        if let Some(violation) = self.vm.table.claims().and_then(Claims::violation) {
+            return Err(Ended::Protocol(violation.to_owned()));
         }
         if self.waiting.starved().is_some() && now >= self.retry {
             self.vm.begin_turn();
-            self.feed(now, out)?;
+            self.serve_starved(now, out)?;
         }
         Ok(())
     }
@@ -256,9 +256,9 @@ impl Core {
 
     fn serve(&mut self, fault: Waiter, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
         match self.try_serve(fault, now, out)? {
-            Then::Nothing => {}
-            Then::TopUp => self.credits.top_up(&self.vm, now),
-            Then::LineUp => self.waiting.line_up(&self.vm),
+            Next::Nothing => {}
+            Next::TopUp => self.credits.top_up(&self.vm, now),
+            Next::Enqueue => self.waiting.enqueue(&self.vm),
         }
         Ok(())
     }
@@ -277,7 +277,7 @@ impl Core {
         mut fault: Waiter,
         now: Instant,
         out: &mut dyn Driver,
-    ) -> Result<Then, Ended> {
+    ) -> Result<Next, Ended> {
         let were_missing = Credits::were_missing(&self.vm, fault.gfn, fault.access);
         let outcome = resolve_in_stream(&self.streams, &self.vm, fault.gfn, fault.access);
         match outcome.map_err(|error| Ended::of_fault(&self.vm, fault.gfn, error))? {
@@ -292,18 +292,18 @@ impl Core {
                 self.vm.stats.parked.one();
                 self.vm.stalls.change(&mut fault.stall, Cause::Busy, now);
                 self.waiting.park_busy(fault, &self.vm.stalls);
-                return Ok(Then::Nothing);
+                return Ok(Next::Nothing);
             }
             Outcome::Starved => {
                 self.starve(fault, now);
-                return Ok(Then::LineUp);
+                return Ok(Next::Enqueue);
             }
         }
         // After the answer: the thread that asked already runs while credits are granted.
         Ok(if were_missing {
-            Then::TopUp
+            Next::TopUp
         } else {
-            Then::Nothing
+            Next::Nothing
         })
     }
 
@@ -351,7 +351,7 @@ impl Core {
 
     /// Serves the faults that wait for memory again, in the order in which they came, with the pages granted for this
     /// turn.
-    fn feed(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
+    fn serve_starved(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
         self.retry = now + STARVED_RETRY;
         if self.waiting.starved().is_none() {
             return Ok(());
@@ -359,13 +359,13 @@ impl Core {
         let mut were_missing = false;
         for fault in self.waiting.take_starved() {
             let fault = self.note_cause(fault, now);
-            were_missing |= matches!(self.try_serve(fault, now, out)?, Then::TopUp);
+            were_missing |= matches!(self.try_serve(fault, now, out)?, Next::TopUp);
         }
         if were_missing {
             self.credits.top_up(&self.vm, now);
         }
         // Before the turn ends: otherwise the pages that it gives back could be granted to this VM again.
-        self.waiting.line_up(&self.vm);
+        self.waiting.enqueue(&self.vm);
         self.vm.end_turn();
         if let Some((count, since)) = self.waiting.starved() {
             self.warn_starved(count, now, since);

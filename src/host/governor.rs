@@ -257,7 +257,7 @@ impl Governor {
             orders.set_promised(beside_cache(seen.min()));
             if orders.set_ceiling(vm_plan.ceiling.map(beside_cache)) {
                 // Faults that wait at the old ceiling may go on.
-                member.vm.call_barred();
+                member.vm.wake_barred();
             }
             give_orders(member, vm_plan, plan.stuck);
         }

@@ -376,7 +376,7 @@ impl Vm {
     #[must_use]
     pub fn stalled(&self, threads: impl FnOnce() -> u32, now: Instant) -> Stalled {
         let claimed = self.table.claims().map(|claims| Claimed {
-            words: claims.stood(),
+            words: claims.stall_times(),
             threads: threads(),
         });
         self.stalls.so_far(claimed, now)

@@ -18,7 +18,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use memvisor_wire::claims::{Attempt, Claim, Claimer, Place, State, Stood, Words, row};
+use memvisor_wire::claims::{Attempt, Claim, Claimer, Place, StallCause, State, Words, row};
 use memvisor_wire::payload::{checksum, decompress};
 use memvisor_wire::streams::{MAX_AHEAD, Streams, Touched};
 use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE};
@@ -105,13 +105,13 @@ pub struct Work {
 
 impl Work {
     /// What the thread stands still for.
-    pub(super) fn stood(&self) -> Stood {
+    pub(super) fn stall_cause(&self) -> StallCause {
         match self.claim.offer() {
-            State::Frame => Stood::Break,
-            State::Empty => Stood::Touch,
-            State::Frozen => Stood::Open,
-            State::Swap => Stood::SwapIn,
-            _ => Stood::Refill,
+            State::Frame => StallCause::Break,
+            State::Empty => StallCause::Touch,
+            State::Frozen => StallCause::Open,
+            State::Swap => StallCause::SwapIn,
+            _ => StallCause::Refill,
         }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 use memvisor_wire::Gfn;
-use memvisor_wire::claims::Stood;
+use memvisor_wire::claims::StallCause;
 use memvisor_wire::memory::Fault;
 use memvisor_wire::sys::SharedTable;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
@@ -121,17 +121,17 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
         return ask(hardware, gfn, write);
     };
     let began = Instant::now();
-    let mut stood = None;
+    let mut cause = None;
     let mut step = inline.begin(gfn, write);
     loop {
         step = match step {
             Step::Claimed(work) => {
-                stood = Some(work.stood());
+                cause = Some(work.stall_cause());
                 inline.go_on(&hardware.map, work)
             }
             Step::Sleep { at, word } => {
                 futex_wait(inline.table().word(at), word);
-                stood = Some(Stood::Asleep);
+                cause = Some(StallCause::Asleep);
                 Step::Access
             }
             Step::Tell => {
@@ -149,8 +149,8 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
             }
         };
     }
-    if let Some(stood) = stood {
-        inline.claimer().stood(stood, began.elapsed());
+    if let Some(cause) = cause {
+        inline.claimer().add_stall(cause, began.elapsed());
     }
 }
 

@@ -14,7 +14,7 @@
 //!
 //! Words have 32 bits in the machine's byte order. The table begins with a header of [`HEADER_WORDS`]
 //! words: the [`MARK`], whether [`BREAKS`] are allowed, [`CREDITS`] credits, and the times for which
-//! threads [`Stood`] still. The rows follow, [`ROW_WORDS`] words for each page: the state, the checksum
+//! threads stood still, by [`StallCause`]. The rows follow, [`ROW_WORDS`] words for each page: the state, the checksum
 //! of the page's content, the arena page in which the compressed page begins, and its offset and length
 //! there. For a swapped page, the slot takes the place of the arena page.
 //!
@@ -34,11 +34,11 @@
 
 use std::time::Duration;
 
-mod stood;
+mod stall;
 
 use crate::Gfn;
 
-pub use stood::Stood;
+pub use stall::StallCause;
 
 /// Words before the first row: they fill one page.
 pub const HEADER_WORDS: u32 = 1024;
@@ -52,9 +52,9 @@ pub const MARK: u32 = 0;
 pub const BREAKS: u32 = 1;
 /// The word of the first credit.
 pub const FIRST_CREDIT: u32 = 2;
-/// The first of the words, one for each [`Stood`], in which guest threads add up how long they stood still. The unit
+/// The first of the words, one for each [`StallCause`], in which guest threads add up how long they stood still. The unit
 /// is the microsecond, modulo 2^32.
-pub const FIRST_STOOD: u32 = FIRST_CREDIT + CREDITS;
+pub const FIRST_STALL: u32 = FIRST_CREDIT + CREDITS;
 /// Value of [`MARK`] when the daemon has been told. No credit has so high a number, so nobody tells it again.
 pub const TOLD: u32 = u32::MAX;
 
@@ -347,10 +347,10 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
     }
 
     /// Adds the time for which a thread stood still.
-    pub fn stood(&self, stood: Stood, took: Duration) {
+    pub fn add_stall(&self, cause: StallCause, took: Duration) {
         // Rounded to the nearest microsecond: cutting off would lose half of one each time, and most waits are short.
         let micros = (took + Duration::from_nanos(500)).as_micros() as u32;
-        let at = stood.word();
+        let at = cause.word();
         let mut word = self.0.load(at);
         while let Err(now) = self.0.compare_exchange(at, word, word.wrapping_add(micros)) {
             word = now;
@@ -519,12 +519,15 @@ mod tests {
     fn time_adds_up_in_a_word_for_each_cause_and_wraps() {
         let table = table();
         let claimer = Claimer::new(&table);
-        claimer.stood(Stood::Refill, Duration::from_nanos(9_500));
-        claimer.stood(Stood::Refill, Duration::from_nanos(9_499));
-        claimer.stood(Stood::Asleep, Duration::from_micros(u64::from(u32::MAX)));
-        claimer.stood(Stood::Asleep, Duration::from_micros(8));
-        let words = Stood::ALL.map(|stood| table.load(stood.word()));
+        claimer.add_stall(StallCause::Refill, Duration::from_nanos(9_500));
+        claimer.add_stall(StallCause::Refill, Duration::from_nanos(9_499));
+        claimer.add_stall(
+            StallCause::Asleep,
+            Duration::from_micros(u64::from(u32::MAX)),
+        );
+        claimer.add_stall(StallCause::Asleep, Duration::from_micros(8));
+        let words = StallCause::ALL.map(|cause| table.load(cause.word()));
         assert_eq!(words, [19, 0, 7, 0, 0, 0]);
-        assert!(Stood::Asleep.word() < HEADER_WORDS);
+        assert!(StallCause::Asleep.word() < HEADER_WORDS);
     }
 }

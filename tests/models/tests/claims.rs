@@ -153,7 +153,7 @@ impl Host {
     /// Checks, once all is quiet, that every charged page is a credit or a page of RAM.
     fn verify(&self) {
         self.evict();
-        assert_eq!(self.claims().lie(), None);
+        assert_eq!(self.claims().violation(), None);
         let resident = self.table.recount()[Home::Resident.kind()];
         assert_eq!(
             self.charged.load(Ordering::Relaxed),
@@ -161,7 +161,7 @@ impl Host {
         );
         self.take_back();
         self.claims().find_forged();
-        assert_eq!(self.claims().lie(), None);
+        assert_eq!(self.claims().violation(), None);
         assert_eq!(self.claims().held(), 0);
         assert!(self.parking.pop().is_none(), "nobody has parked");
     }
