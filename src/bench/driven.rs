@@ -118,7 +118,7 @@ pub fn run(
         .name("memory".to_owned())
         .spawn(move || host_gone(guest.serve()))
         .map_err(BenchError::io("start a thread"))?;
-    let mut hands = Hands {
+    let mut executor = Executor {
         ram,
         makers: HashMap::new(),
         filled: None,
@@ -142,20 +142,20 @@ pub fn run(
         };
         let order = line.and_then(|line| Ok(serde_json::from_str(&line)?));
         match order {
-            Ok(order) => done = hands.obey(&order)?,
+            Ok(order) => done = executor.obey(&order)?,
             Err(error) => return Err(talk(error)),
         }
     }
 }
 
-struct Hands {
+struct Executor {
     ram: Ram,
     /// Kept from round to round, so that files are read only once.
     makers: HashMap<String, Maker>,
     filled: Option<Maker>,
 }
 
-impl Hands {
+impl Executor {
     fn obey(&mut self, order: &Order) -> Result<Done, BenchError> {
         Ok(match order {
             Order::Fill(content) => {

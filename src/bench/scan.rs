@@ -8,7 +8,7 @@ use super::content::{Class, Content, Maker, Source};
 use super::peer::Peers;
 use super::peer::ksm::Ksm;
 use super::report::{Case, Report};
-use super::stage::{Actor, NoPeers, Stage};
+use super::stage::{NoPeers, Stage, StageGuest};
 use super::{Bench, BenchError, Setup, many_vms};
 use crate::engine::EngineError;
 use crate::page::Home;
@@ -83,7 +83,7 @@ fn own_bytes() -> Result<u64, BenchError> {
 }
 
 /// The first scan of a guest; how many pages it has.
-fn first_scan(guest: &Actor) -> Result<u64, EngineError> {
+fn first_scan(guest: &StageGuest) -> Result<u64, EngineError> {
     pass(&mut Scanner::default(), guest.vm())?;
     Ok(guest.vm().table.pages().into())
 }

@@ -94,7 +94,7 @@ impl<'a> Stage<'a> {
     ///
     /// # Errors
     /// The guest is not powered on.
-    pub(crate) fn guest(&self, name: &str, pages: u32) -> Result<Actor, BenchError> {
+    pub(crate) fn guest(&self, name: &str, pages: u32) -> Result<StageGuest, BenchError> {
         self.start(name, pages, false)
     }
 
@@ -102,11 +102,11 @@ impl<'a> Stage<'a> {
     ///
     /// # Errors
     /// As [`guest`](Self::guest).
-    pub(crate) fn inline_guest(&self, name: &str, pages: u32) -> Result<Actor, BenchError> {
+    pub(crate) fn inline_guest(&self, name: &str, pages: u32) -> Result<StageGuest, BenchError> {
         self.start(name, pages, true)
     }
 
-    fn start(&self, name: &str, pages: u32, inline: bool) -> Result<Actor, BenchError> {
+    fn start(&self, name: &str, pages: u32, inline: bool) -> Result<StageGuest, BenchError> {
         let options = DrivenOptions {
             name: name.to_owned(),
             pages,
@@ -115,7 +115,7 @@ impl<'a> Stage<'a> {
         };
         let driven = DrivenGuest::start(&self.setup.program, &options)?;
         let vm = self.powered_on(name)?;
-        Ok(Actor { driven, vm })
+        Ok(StageGuest { driven, vm })
     }
 
     /// The VM of a guest that has been started, once it is there.
@@ -169,14 +169,14 @@ pub(crate) fn wait_for<T>(
 
 /// A guest and the host's side of it.
 #[derive(Debug)]
-pub(crate) struct Actor {
+pub(crate) struct StageGuest {
     /// Its process.
     pub(crate) driven: DrivenGuest,
     /// Its VM.
     pub(crate) vm: BareVm,
 }
 
-impl Actor {
+impl StageGuest {
     /// Its VM.
     #[must_use]
     pub(crate) fn vm(&self) -> &Arc<Vm> {
