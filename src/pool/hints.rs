@@ -455,7 +455,12 @@ mod tests {
         // There is one place in all, and the contents have other tags than the one that is looked up.
         let page = |gfn| (a, Gfn(gfn));
         for gfn in 0..2 * BUCKET as u32 {
-            let hint = hints.offer(domain, u64::from(4 * gfn + 2), page(gfn), &doubts_of_all());
+            let hint = hints.offer(
+                domain,
+                u64::from(4 * gfn + 2),
+                page(gfn),
+                &mismatches_of_all(),
+            );
             assert!(matches!(hint, Hint::Inserted | Hint::Full(_)), "{hint:?}");
         }
         let Hint::Full(claims) = hints.offer(domain, 3, (b, Gfn(9)), &NONE) else {
@@ -483,7 +488,7 @@ mod tests {
     }
 
     /// Mismatches as they are when every hint is known to be true for another content.
-    fn doubts_of_all() -> Mismatches {
+    fn mismatches_of_all() -> Mismatches {
         let vm = VmId(1);
         let claim = |gfn| Hinted {
             vm,
@@ -505,7 +510,7 @@ mod tests {
         let stranger = hints.take_seat(other, VmId(3));
         for digest in 0..20 {
             let gfn = Gfn(digest as u32);
-            hints.offer(domain, digest, (a, gfn), &doubts_of_all());
+            hints.offer(domain, digest, (a, gfn), &mismatches_of_all());
             let hint = hints.offer(other, digest, (stranger, gfn), &NONE);
             assert!(place_of(&hint).is_none_or(|(vm, _)| vm == VmId(3)));
         }
