@@ -105,7 +105,7 @@ fn honest(u: &mut Unstructured<'_>, shared: &Table, gfn: Gfn) -> Result<()> {
     if let State::Zip | State::Swap | State::Frame | State::Empty | State::Frozen = offer
         && let Claimed::Claimed(claim) = claimer.claim(gfn, offer)
     {
-        let _ = (claimer.place(&claim), claimer.should_tell(&claim));
+        let _ = (claimer.place(&claim), claimer.should_report(&claim));
         match u.arbitrary()? {
             true => claimer.done(claim),
             false => claimer.give_up(claim),

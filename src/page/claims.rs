@@ -16,8 +16,8 @@
 use std::sync::{Arc, OnceLock};
 
 use memvisor_wire::claims::{
-    BREAKS, CREDIT, CREDITS, FREE, MARK, NO_CREDIT, Place, StallCause, State, TOLD, USED, Words,
-    credit_word, row,
+    BREAKS, CREDIT, CREDITS, FREE, MARK, NO_CREDIT, Place, REPORTED, StallCause, State, USED,
+    Words, credit_word, row,
 };
 
 use super::parking::Parking;
@@ -56,7 +56,7 @@ pub(super) enum Revoked {
 impl Claims {
     /// Nothing is offered, nothing is granted. `words` are zero, and there are enough of them for `pages`.
     pub(super) fn new(words: Arc<dyn Words>, pages: u32, parking: Arc<Parking>) -> Self {
-        words.store(MARK, TOLD);
+        words.store(MARK, REPORTED);
         Self {
             words,
             pages,

@@ -169,7 +169,7 @@ impl GuestThread {
                 wakes.map_or(Wait::Nothing, |wakes| Wait::Asleep { at, wakes })
             }
             Step::Access => Wait::Nothing,
-            Step::Tell => {
+            Step::Report => {
                 self.say(Fault::Credits);
                 Wait::Nothing
             }

@@ -86,8 +86,8 @@ pub enum Step {
     },
     /// Access the page again.
     Access,
-    /// Tell the daemon that credits run out, then access the page again.
-    Tell,
+    /// Report to the daemon that credits run low, then access the page again.
+    Report,
     /// Ask the daemon. When it has served the page and it belongs to a stream, call [`Inline::was_served`] with that.
     Ask(Option<Touched>),
 }
@@ -177,7 +177,8 @@ impl<T: Table> Inline<T> {
         Step::Ask(touched)
     }
 
-    /// Notes that the daemon has served a page that was asked for. The stream goes on behind the pages that came with it.
+    /// Notes that the daemon has served a page that was asked for. The stream goes on behind the pages that came with
+    /// it.
     pub fn was_served(&self, touched: Touched, pages: u32) {
         let came = |next: &u32| {
             let gfn = touched.gfn.checked_add(next + 1);
@@ -187,8 +188,8 @@ impl<T: Table> Inline<T> {
         self.streams.gave(touched, came as u32);
     }
 
-    /// Does what a page was claimed for, and claims the next page of its stream. A page ahead that cannot be brought only
-    /// ends the stream; the daemon is not asked for it.
+    /// Does what a page was claimed for, and claims the next page of its stream. A page ahead that cannot be brought
+    /// only ends the stream; the daemon is not asked for it.
     pub fn go_on(&self, map: &impl Mapping, work: Work) -> Step {
         let Work {
             claim,
@@ -196,8 +197,8 @@ impl<T: Table> Inline<T> {
             behind,
         } = work;
         let (gfn, offer) = (claim.gfn(), claim.offer());
-        let is_low = self.claimer().should_tell(&claim);
-        let access = if is_low { Step::Tell } else { Step::Access };
+        let is_low = self.claimer().should_report(&claim);
+        let access = if is_low { Step::Report } else { Step::Access };
         let is_done = self.carry_out(map, claim);
         let (touched, brought) = match behind {
             Some((touched, brought)) => (touched, brought + u32::from(is_done)),

@@ -134,7 +134,7 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
                 cause = Some(StallCause::Asleep);
                 Step::Access
             }
-            Step::Tell => {
+            Step::Report => {
                 // If the daemon is gone, the next question finds that out.
                 let _ = hardware.channels.take().send(Fault::Credits);
                 Step::Access

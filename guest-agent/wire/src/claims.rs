@@ -52,11 +52,12 @@ pub const MARK: u32 = 0;
 pub const BREAKS: u32 = 1;
 /// The word of the first credit.
 pub const FIRST_CREDIT: u32 = 2;
-/// The first of the words, one for each [`StallCause`], in which guest threads add up how long they stood still. The unit
-/// is the microsecond, modulo 2^32.
+/// The first of the words, one for each [`StallCause`], in which guest threads add up how long they stood still. The
+/// unit is the microsecond, modulo 2^32.
 pub const FIRST_STALL: u32 = FIRST_CREDIT + CREDITS;
-/// Value of [`MARK`] when the daemon has been told. No credit has so high a number, so nobody tells it again.
-pub const TOLD: u32 = u32::MAX;
+/// Value of [`MARK`] once a thread has reported that credits run low. No credit has so high a number, so nobody
+/// reports it again.
+pub const REPORTED: u32 = u32::MAX;
 
 /// Value of a credit's word: the daemon has not granted this credit.
 pub const NO_CREDIT: u32 = 0;
@@ -305,8 +306,8 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
         }
     }
 
-    /// Takes the free credit with the lowest number: [`should_tell`](Self::should_tell) concludes from the number of
-    /// a credit how many are taken.
+    /// Takes the free credit with the lowest number: [`should_report`](Self::should_report) concludes from the number
+    /// of a credit how many are taken.
     fn take_credit(&self, gfn: Gfn) -> Option<u32> {
         (0..CREDITS).find(|credit| {
             let at = credit_word(*credit);
@@ -360,11 +361,11 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
     /// Whether the thread that has just made this `claim` should tell the daemon that credits run out. Only one thread
     /// gets `true`.
     #[must_use]
-    pub fn should_tell(&self, claim: &Claim) -> bool {
+    pub fn should_report(&self, claim: &Claim) -> bool {
         let mark = self.0.load(MARK);
         claim.credit != FREE
             && claim.credit >= mark
-            && self.0.compare_exchange(MARK, mark, TOLD).is_ok()
+            && self.0.compare_exchange(MARK, mark, REPORTED).is_ok()
     }
 
     /// Marks that this thread waits until another thread's claim ends. Returns the value of the state word while it
@@ -509,7 +510,7 @@ mod tests {
             table.store(row(gfn), State::Zip.encode());
             table.store(credit_word(gfn.0), CREDIT);
             let claim = claimed(claimer.claim(gfn, State::Zip));
-            told.push(claimer.should_tell(&claim));
+            told.push(claimer.should_report(&claim));
             claimer.done(claim);
         }
         assert_eq!(told, [false, true, false]);

@@ -24,8 +24,8 @@ pub const MAX_AHEAD: u32 = 15;
 /// The latest streams of faults.
 #[derive(Debug)]
 pub struct Streams {
-    /// For each stream: in the upper half the page that will be touched next, in the lower half how many pages were worth
-    /// giving ahead last time.
+    /// For each stream: in the upper half the page that will be touched next, in the lower half how many pages were
+    /// worth giving ahead last time.
     streams: [AtomicU64; STREAMS],
     oldest: AtomicU32,
     most: u32,

@@ -288,7 +288,7 @@ fn one_thread_tells_that_credits_run_low() {
             let claimer = Claimer::new(&*host.words);
             match claimer.claim(PAGE, State::Zip) {
                 Claimed::Claimed(claim) => {
-                    let told = claimer.should_tell(&claim);
+                    let told = claimer.should_report(&claim);
                     claimer.give_up(claim);
                     u32::from(told)
                 }
