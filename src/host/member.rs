@@ -19,7 +19,7 @@ use crate::vm::{Stalled, Vm};
 
 /// How long a guest may owe the answer to a command before nothing is expected of it. A good guest takes a
 /// millisecond, or some hundred milliseconds on a busy machine.
-const MUTE: Duration = Duration::from_secs(1);
+const SILENT_AFTER: Duration = Duration::from_secs(1);
 
 /// One VM that is powered on.
 #[derive(Debug)]
@@ -199,8 +199,8 @@ impl Member {
     }
 
     /// Whether its guest does not answer.
-    pub(super) fn is_mute(&self) -> bool {
-        self.link.silence() >= MUTE
+    pub(super) fn is_silent(&self) -> bool {
+        self.link.silence() >= SILENT_AFTER
     }
 
     /// For how long its threads have stood still.

@@ -76,7 +76,7 @@ fn vm_snapshot(member: &Member, now: Instant, active: Option<Pages>) -> VmSnapsh
         stall_us_per_s: vm.stalls.refills_us_per_s(),
         swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
         swap_failing: vm.is_swap_failing(),
-        mute: member.is_mute(),
+        mute: member.is_silent(),
         // Faults that wait at the ceiling need no eviction while the VM's own balloon grows.
         pressing: vm.is_at_ceiling() && vm.parking.is_starved() && !member.balloon.inflates(),
     }
