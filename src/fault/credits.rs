@@ -88,7 +88,8 @@ impl Credits {
         Some(self.due.saturating_duration_since(now) + later)
     }
 
-    /// Takes back what the guest holds if the VM must wait, or if a check is due and little was used since the last one.
+    /// Takes back what the guest holds if the VM must wait, or if a check is due and little was used since the last
+    /// one.
     pub(super) fn tick(&mut self, vm: &Vm, now: Instant) {
         let Some(claims) = vm.table.claims() else {
             return;

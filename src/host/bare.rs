@@ -1,4 +1,4 @@
-//! A host without a policy: guests are powered on with it as with any other, but only the caller asks anything of them.
+//! A host without a policy: guests power on with it as with any other, but only the caller asks anything of them.
 //!
 //! Benchmarks measure one mechanism at a time, with the product's own session, fault thread, stores and
 //! balloon. A policy would move pages meanwhile, so there is none, and a VM's worker neither scans nor

@@ -1,4 +1,4 @@
-//! When to dial again, and what to level about it.
+//! When to dial again, and what to log about it.
 //!
 //! A host that restarts is back soon, and a host that is gone comes back some day. A host that refuses
 //! this agent, because ballooning is switched off or because it is asked for the wrong VM, may change

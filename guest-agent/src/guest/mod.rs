@@ -208,7 +208,7 @@ pub fn run(
     })
 }
 
-/// Powers on with the host, which backs the RAM from now on. Returns the RAM and the token for the balloon.
+/// Powers the guest on: the host backs the RAM from now on. Returns the RAM and the token for the balloon.
 fn power_on(
     options: &GuestOptions,
     signals: &Signals,
