@@ -127,10 +127,10 @@ impl<'s> Worker<'s> {
         let (pause, say) = self.retry.after(error);
         match say {
             LogLevel::Info => {
-                tracing::info!(%error, "balloon: not wanted, asking again now and then")
+                tracing::info!(%error, "balloon: not wanted, asking again now and then");
             }
             LogLevel::Warn => {
-                tracing::warn!(%error, "balloon: no host, trying again after a pause")
+                tracing::warn!(%error, "balloon: no host, trying again after a pause");
             }
             LogLevel::Nothing => tracing::debug!(%error, ?pause, "balloon: still no host"),
         }
