@@ -164,7 +164,7 @@ fn claiming(criterion: &mut Criterion) {
                 let held: Vec<Gfn> = held.collect();
                 let start = Instant::now();
                 for gfn in &held {
-                    let offer = claimer.look(*gfn);
+                    let offer = claimer.state(*gfn);
                     let claims::Attempt::Claimed(claim) = claimer.claim(*gfn, offer) else {
                         panic!("{gfn} is offered and there are credits");
                     };

@@ -128,7 +128,7 @@ impl RuntimeDir {
         &self.path
     }
 
-    /// Where shims attach.
+    /// Where shims connect.
     #[must_use]
     pub fn memory_socket(&self) -> PathBuf {
         self.path.join("memory.sock")

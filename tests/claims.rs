@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use memvisor::telemetry::VmStatus;
 use memvisor_wire::Gfn;
-use memvisor_wire::claims::{CREDIT, CREDITS, State, Stood, credit_word, row, words};
+use memvisor_wire::claims::{CREDIT, CREDITS, StallCause, State, credit_word, row, words};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
@@ -155,17 +155,17 @@ fn guest_that_lies_about_its_time_gains_no_more_than_its_threads_had() {
     let Some(mut scene) = Scene::new() else {
         return;
     };
-    let said = |scene: &Scene, stood: Stood| {
-        let (mut word, at) = ([0; 4], u64::from(stood.word()) * 4);
+    let said = |scene: &Scene, cause: StallCause| {
+        let (mut word, at) = ([0; 4], u64::from(cause.word()) * 4);
         scene.table.read_exact_at(&mut word, at).expect("a table");
         u32::from_ne_bytes(word)
     };
-    assert!(said(&scene, Stood::Refill) > 0, "it served itself");
+    assert!(said(&scene, StallCause::Refill) > 0, "it served itself");
     // In microseconds, each lie adds about 18 minutes.
     for lie in 1..=8_u32 {
         let looked = scene.host.vm(LIAR).uptime_ms;
-        for stood in Stood::ALL {
-            scene.write(stood.word(), lie << 30);
+        for cause in StallCause::ALL {
+            scene.write(cause.word(), lie << 30);
         }
         scene
             .host

@@ -184,7 +184,7 @@ const WIRE: &[(&str, &[&str])] = &[
     ("codec", &[]),
     ("system_error", &[]),
     ("privacy", &[]),
-    ("rows", &[]),
+    ("streams", &[]),
     ("filled", &[]),
     ("units", &["gfn"]),
     ("payload", &["filled"]),

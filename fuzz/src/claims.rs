@@ -54,10 +54,15 @@ pub(crate) fn hostile_guest(u: &mut Unstructured<'_>) -> Result<()> {
                 true
             }),
             4 => taken += claims.take_back(),
-            5 => claims.look_for_forged(),
+            5 => claims.find_forged(),
             _ => done(claims),
         }
-        assert_eq!(claims.held() + settled + taken, paid, "{:?}", claims.lie());
+        assert_eq!(
+            claims.held() + settled + taken,
+            paid,
+            "{:?}",
+            claims.violation()
+        );
     }
     Ok(())
 }
@@ -95,12 +100,12 @@ fn write(u: &mut Unstructured<'_>, shared: &Table) -> Result<()> {
 /// The guest does what its shim would.
 fn honest(u: &mut Unstructured<'_>, shared: &Table, gfn: Gfn) -> Result<()> {
     let claimer = Claimer::new(shared);
-    let offer = claimer.look(gfn);
+    let offer = claimer.state(gfn);
     let _ = (claimer.may_break(), claimer.wait_word(gfn));
     if let State::Zip | State::Swap | State::Frame | State::Empty | State::Frozen = offer
         && let Claimed::Claimed(claim) = claimer.claim(gfn, offer)
     {
-        let _ = (claimer.place(&claim), claimer.should_tell(&claim));
+        let _ = (claimer.place(&claim), claimer.should_report(&claim));
         match u.arbitrary()? {
             true => claimer.done(claim),
             false => claimer.give_up(claim),

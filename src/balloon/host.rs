@@ -42,7 +42,7 @@ pub trait BalloonHost: Sync {
     ///
     /// # Errors
     /// [`Refusal`], which ends the session.
-    fn attach(&self, start: &Start) -> Result<Box<dyn BalloonVm + '_>, Refusal>;
+    fn connect(&self, start: &Start) -> Result<Box<dyn BalloonVm + '_>, Refusal>;
 }
 
 /// One VM, as far as its balloon session sees it. Only the session's thread calls it.

@@ -150,7 +150,7 @@ impl Seen {
 pub struct AgentProgress(Option<Seen>);
 
 impl AgentProgress {
-    /// Whether the balloon was below its target at the latest look, and has moved within the last second.
+    /// Whether the balloon was below its target at the latest plan, and has moved within the last second.
     #[must_use]
     pub fn inflates(&self) -> bool {
         self.0.is_some_and(|seen| {
@@ -165,11 +165,11 @@ impl AgentProgress {
         self.0.and_then(|seen| seen.pace.brings())
     }
 
-    /// Looks at the balloon, and returns whether it is to be waited for. To be called at every look of the policy,
+    /// Notes where the balloon is, and returns whether it is to be waited for. To be called at every plan,
     /// more often than once in four seconds: a longer gap, in which the machine may have slept, is not held
     /// against the agent.
-    pub fn look(&mut self, now: Instant, attached: bool, target: Pages, ballooned: Pages) -> bool {
-        if !attached {
+    pub fn note(&mut self, now: Instant, connected: bool, target: Pages, ballooned: Pages) -> bool {
+        if !connected {
             self.0 = None;
             return false;
         }
@@ -219,17 +219,17 @@ mod tests {
         fn after(&mut self, time: Duration, target: u64, ballooned: u64) -> bool {
             self.now += time;
             self.progress
-                .look(self.now, true, Pages(target), Pages(ballooned))
+                .note(self.now, true, Pages(target), Pages(ballooned))
         }
 
-        fn look(&mut self, target: u64, ballooned: u64) -> bool {
+        fn note(&mut self, target: u64, ballooned: u64) -> bool {
             self.after(POLICY, target, ballooned)
         }
 
-        /// Looks with the same numbers while the answer stays the same, and returns how long that was.
+        /// Plans with the same numbers while the answer stays the same, and returns how long that was.
         fn stands(&mut self, target: u64, ballooned: u64, answer: bool) -> Duration {
             let start = self.now;
-            while self.look(target, ballooned) == answer {
+            while self.note(target, ballooned) == answer {
                 assert!(
                     self.now - start < Duration::from_secs(100),
                     "it stays {answer}"
@@ -248,9 +248,9 @@ mod tests {
             (100, 100 + SLACK_PAGES + 1),
         ] {
             let mut rig = Rig::new();
-            assert!(rig.look(target, ballooned));
+            assert!(rig.note(target, ballooned));
             assert_eq!(rig.stands(target, ballooned, true), WINDOW);
-            assert!(!rig.look(target, ballooned));
+            assert!(!rig.note(target, ballooned));
         }
     }
 
@@ -258,14 +258,14 @@ mod tests {
     fn balloon_at_its_target_is_alive_for_ever() {
         let mut rig = Rig::new();
         for _ in 0..1000 {
-            assert!(rig.look(1000, 1000));
-            assert!(rig.look(1000, 1000 + SLACK_PAGES));
+            assert!(rig.note(1000, 1000));
+            assert!(rig.note(1000, 1000 + SLACK_PAGES));
         }
-        assert!(rig.look(2000, 1000), "and has its window then");
+        assert!(rig.note(2000, 1000), "and has its window then");
         assert_eq!(rig.stands(2000, 1000, true), WINDOW);
-        assert!(rig.look(1000, 1000), "nothing is owed");
-        assert!(!rig.look(2000, 1000), "it was asked before");
-        assert!(rig.look(2000, 1001));
+        assert!(rig.note(1000, 1000), "nothing is owed");
+        assert!(!rig.note(2000, 1000), "it was asked before");
+        assert!(rig.note(2000, 1001));
     }
 
     #[test]
@@ -273,42 +273,42 @@ mod tests {
         let mut rig = Rig::new();
         for ballooned in 0..100 {
             for _ in 0..15 {
-                assert!(rig.look(1000, ballooned), "{ballooned}");
+                assert!(rig.note(1000, ballooned), "{ballooned}");
             }
         }
         assert_eq!(rig.stands(1000, 100, true), WINDOW + POLICY);
-        assert!(rig.look(1000, 101), "it is alive again as soon as it moves");
-        assert!(rig.look(1000, 100), "one that popped");
+        assert!(rig.note(1000, 101), "it is alive again as soon as it moves");
+        assert!(rig.note(1000, 100), "one that popped");
         assert_eq!(rig.stands(1000, 100, true) + 2 * POLICY, WINDOW + POLICY);
     }
 
-    /// 10 pages at each look are 40 a second and 400 in ten seconds. The balloon is believed for a window, and again
+    /// 10 pages at each plan are 40 a second and 400 in ten seconds. The balloon is believed for a window, and again
     /// when it has brought what it owed.
     #[test]
     fn balloon_that_crawls_is_good_for_what_it_brings_in_time() {
         let mut rig = Rig::new();
         let brings = |rig: &Rig| rig.progress.brings().map(|pages| pages.0);
-        rig.look(3000, 0);
-        for look in 1..16 {
-            assert!(rig.look(3000, 10 * look));
-            assert_eq!(brings(&rig), None, "after {look} looks");
+        rig.note(3000, 0);
+        for plan in 1..16 {
+            assert!(rig.note(3000, 10 * plan));
+            assert_eq!(brings(&rig), None, "after {plan} plans");
         }
-        for look in 16..100 {
-            assert!(rig.look(3000, 10 * look), "it is alive");
-            assert_eq!(brings(&rig), Some(400), "after {look} looks");
+        for plan in 16..100 {
+            assert!(rig.note(3000, 10 * plan), "it is alive");
+            assert_eq!(brings(&rig), Some(400), "after {plan} plans");
         }
         // It becomes faster, and slower again.
-        for look in 0..8 {
-            rig.look(3000, 1000 + 100 * look);
+        for plan in 0..8 {
+            rig.note(3000, 1000 + 100 * plan);
         }
         assert!(brings(&rig) > Some(1000));
         for _ in 0..40 {
-            rig.look(3000, 1700);
+            rig.note(3000, 1700);
         }
         assert_eq!(brings(&rig), Some(0));
-        rig.look(3000, 3000);
+        rig.note(3000, 3000);
         assert_eq!(brings(&rig), None, "it has brought all it owed");
-        rig.look(4000, 3000);
+        rig.note(4000, 3000);
         assert_eq!(brings(&rig), None);
     }
 
@@ -316,12 +316,12 @@ mod tests {
     #[test]
     fn pace_is_not_forgotten_because_less_is_asked_for() {
         let mut rig = Rig::new();
-        for look in 0..40 {
-            rig.look(3000, 10 * look);
+        for plan in 0..40 {
+            rig.note(3000, 10 * plan);
         }
         for _ in 0..4 {
-            rig.look(390, 390);
-            rig.look(3000, 390);
+            rig.note(390, 390);
+            rig.note(3000, 390);
             assert_eq!(rig.progress.brings(), Some(Pages(400)));
         }
     }
@@ -330,37 +330,37 @@ mod tests {
     fn target_that_moves_the_same_way_gives_no_new_window() {
         let mut rig = Rig::new();
         let mut target = 1000;
-        while rig.look(target, 10) {
+        while rig.note(target, 10) {
             target += 100;
             assert!(target < 4000, "it stays alive");
         }
-        assert!(rig.look(0, 10), "nothing is owed");
-        assert!(!rig.look(1000, 10), "it was asked before");
-        assert!(rig.look(1000, 11));
+        assert!(rig.note(0, 10), "nothing is owed");
+        assert!(!rig.note(1000, 10), "it was asked before");
+        assert!(rig.note(1000, 11));
     }
 
     #[test]
     fn target_that_turns_gives_a_new_window() {
         let mut rig = Rig::new();
         rig.stands(5000, 2000, true);
-        assert!(rig.look(0, 2000));
+        assert!(rig.note(0, 2000));
         assert_eq!(rig.stands(0, 2000, true), WINDOW);
-        assert!(rig.look(0, 1999));
+        assert!(rig.note(0, 1999));
     }
 
     #[test]
     fn agent_that_comes_again_begins_anew() {
         let mut rig = Rig::new();
         rig.stands(1000, 0, true);
-        assert!(!rig.progress.look(rig.now, false, Pages(1000), Pages(0)));
-        assert!(rig.look(1000, 0));
+        assert!(!rig.progress.note(rig.now, false, Pages(1000), Pages(0)));
+        assert!(rig.note(1000, 0));
         assert_eq!(rig.stands(1000, 0, true), WINDOW);
     }
 
     #[test]
     fn machine_that_slept_does_not_hold_it_against_the_agent() {
         let mut rig = Rig::new();
-        assert!(rig.look(1000, 0));
+        assert!(rig.note(1000, 0));
         for _ in 0..3 {
             assert!(rig.after(WINDOW + POLICY, 1000, 0));
         }
@@ -371,28 +371,28 @@ mod tests {
     fn stuck_agent_is_forgiven_at_its_target_after_a_while() {
         for (quiet, alive) in [(FORGIVEN - POLICY, false), (FORGIVEN, true)] {
             let mut rig = Rig::new();
-            rig.look(1000, 0);
+            rig.note(1000, 0);
             rig.stands(1000, 0, true);
             let until = rig.now + quiet;
             while rig.now < until {
-                assert!(rig.look(0, 0));
+                assert!(rig.note(0, 0));
             }
-            assert_eq!(rig.look(1000, 0), alive);
+            assert_eq!(rig.note(1000, 0), alive);
         }
     }
 
     proptest! {
-        /// An agent that moves a page when its target changes, and one in each window, is alive at every look,
-        /// whatever the target does and however unevenly the policy looks.
+        /// An agent that moves a page when its target changes, and one in each window, is alive at every plan,
+        /// whatever the target does and however unevenly the plans come.
         #[test]
         fn agent_that_moves_in_time_is_always_alive(
-            looks in prop::collection::vec((1..1000u64, prop::option::weighted(0.1, 0..20_000u64)), 1..400),
+            plans in prop::collection::vec((1..1000u64, prop::option::weighted(0.1, 0..20_000u64)), 1..400),
             step in 1..3000u64,
             every in 1..3001u64,
         ) {
             let mut rig = Rig::new();
             let (mut target, mut ballooned, mut since) = (0u64, 0u64, 0);
-            for (time, new) in looks {
+            for (time, new) in plans {
                 target = new.unwrap_or(target);
                 since += time;
                 if since >= every || new.is_some() {
@@ -416,11 +416,11 @@ mod tests {
         ) {
             let mut rig = Rig::new();
             let (mut waited, mut passed) = (Duration::ZERO, Duration::ZERO);
-            for (looks, target) in targets {
+            for (plans, target) in targets {
                 let target = target.max(ballooned.saturating_sub(SLACK_PAGES));
-                for _ in 0..looks {
+                for _ in 0..plans {
                     passed += POLICY;
-                    if rig.look(target, ballooned) && target > ballooned {
+                    if rig.note(target, ballooned) && target > ballooned {
                         waited += POLICY;
                     }
                 }

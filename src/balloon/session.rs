@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            START ok                 pop                     START
-//! (waiting) ---------> (attached) -----------> (resetting) -----------> (attached)
+//! (waiting) ---------> (connected) ----------> (resetting) ----------> (connected)
 //!     |  anything else      | STOP: empty, STOPPED  | all but START and STOP: dropped
 //!     v  5 s                v                       v STOP
 //!   ERROR                (ended)                 (ended)
@@ -91,12 +91,12 @@ impl<'s> Connection<'s> {
             return Err(order(message.name(), "came before START"));
         };
         check_version(&start)?;
-        let vm = host.attach(&start)?;
+        let vm = host.connect(&start)?;
         let mut session = Session {
             vm: vm.as_ref(),
             token: start.token,
             capabilities: Capabilities::empty(),
-            told: 0,
+            target_sent: 0,
             unanswered: 0,
             resetting: None,
         };
@@ -188,7 +188,7 @@ struct Session<'v> {
     token: u64,
     capabilities: Capabilities,
     /// The target that the agent knows.
-    told: u64,
+    target_sent: u64,
     /// Targets pushed since the agent's latest message.
     unanswered: u32,
     resetting: Option<Reset>,
@@ -215,7 +215,7 @@ impl Session<'_> {
         // A page of the old balloon may have popped. That balloon is empty now, so it needs no reset any more.
         self.vm.take_reset();
         self.resetting = None;
-        self.told = 0;
+        self.target_sent = 0;
         self.capabilities = start.capabilities;
         let batched = start.capabilities.contains(Capabilities::BATCHED);
         let millis = u32::try_from(poll_interval.as_millis()).unwrap_or(u32::MAX);
@@ -242,7 +242,7 @@ impl Session<'_> {
             self.resetting = Some(if pushes { Reset::Sent } else { Reset::Owed });
             return Ok(pushes.then_some(ToAgent::Reset));
         }
-        let stale = self.target() != self.told && self.resetting.is_none();
+        let stale = self.target() != self.target_sent && self.resetting.is_none();
         if !pushes || !stale || self.unanswered == MAX_UNANSWERED_PUSHES {
             return Ok(None);
         }
@@ -321,16 +321,18 @@ impl Session<'_> {
         act: impl FnOnce(&dyn BalloonVm, &RangeBatch) -> Vec<StatusRun>,
     ) -> BatchResult {
         let runs = act(self.vm, pages);
-        self.told = self.target();
+        self.target_sent = self.target();
         BatchResult {
-            target: self.told,
+            target: self.target_sent,
             runs,
         }
     }
 
     fn tell_target(&mut self) -> ToAgent {
-        self.told = self.target();
-        ToAgent::Target { pages: self.told }
+        self.target_sent = self.target();
+        ToAgent::Target {
+            pages: self.target_sent,
+        }
     }
 
     fn target(&self) -> u64 {

@@ -14,7 +14,7 @@ use memvisor_wire::balloon::MAX_BATCH_PAGES;
 use super::clock::timed;
 use super::content::{Class, Content, Source};
 use super::report::{Case, Report};
-use super::stage::{Actor, Stage, wait_for};
+use super::stage::{Stage, StageGuest, wait_for};
 use super::{Bench, BenchError, Setup};
 use crate::page::Home;
 use crate::reclaim::Job;
@@ -54,7 +54,7 @@ fn whole_way(
     report: &Report,
 ) -> Result<(), BenchError> {
     let _guest = IdleGuest::start(setup, stage, pages)?;
-    let vm = stage.attached("idle")?;
+    let vm = stage.powered_on("idle")?;
     wait_for("a balloon agent", || vm.has_agent().then_some(()))?;
     let target = (pages / 2).min(AT_ONCE);
     let (done, took) = timed(|| {
@@ -104,7 +104,7 @@ fn host_part(
     Ok(())
 }
 
-fn inflate_all(guest: &Actor, pages: u32) -> Result<u64, BenchError> {
+fn inflate_all(guest: &StageGuest, pages: u32) -> Result<u64, BenchError> {
     for start in (0..pages).step_by(RUN as usize) {
         let run = GfnRun {
             start: Gfn(start),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use memvisor_guest_agent::shim::{AttachError, Memory, Ram, SessionEnd, attach};
+use memvisor_guest_agent::shim::{Memory, PowerOnError, Ram, SessionEnd, power_on};
 use memvisor_wire::memory::Hello;
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +39,7 @@ pub enum Order {
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Done {
-    /// It is attached, and waits for orders.
+    /// It is powered on, and waits for orders.
     Ready,
     /// It has written its pages, in this many nanoseconds.
     Filled(u64),
@@ -94,7 +94,7 @@ pub struct DrivenOptions {
 /// Runs a driven guest until its orders end. `host_gone` is called when the session ends, and must end the process.
 ///
 /// # Errors
-/// The driven guest cannot attach, files cannot be read, or the pipes fail.
+/// The driven guest cannot be powered on, files cannot be read, or the pipes fail.
 pub fn run(
     options: &DrivenOptions,
     host_gone: impl FnOnce(SessionEnd) + Send + 'static,
@@ -112,13 +112,13 @@ pub fn run(
         workload: "benchmark".to_owned(),
         inline: options.inline,
     };
-    let attached = attach(&options.memory_socket, hello, |_| Ok(()))?;
-    let ram = attached.ram;
+    let guest = power_on(&options.memory_socket, hello, |_| Ok(()))?;
+    let ram = guest.ram;
     std::thread::Builder::new()
         .name("memory".to_owned())
-        .spawn(move || host_gone(attached.serve()))
+        .spawn(move || host_gone(guest.serve()))
         .map_err(BenchError::io("start a thread"))?;
-    let mut hands = Hands {
+    let mut executor = Executor {
         ram,
         makers: HashMap::new(),
         filled: None,
@@ -142,20 +142,20 @@ pub fn run(
         };
         let order = line.and_then(|line| Ok(serde_json::from_str(&line)?));
         match order {
-            Ok(order) => done = hands.obey(&order)?,
+            Ok(order) => done = executor.obey(&order)?,
             Err(error) => return Err(talk(error)),
         }
     }
 }
 
-struct Hands {
+struct Executor {
     ram: Ram,
     /// Kept from round to round, so that files are read only once.
     makers: HashMap<String, Maker>,
     filled: Option<Maker>,
 }
 
-impl Hands {
+impl Executor {
     fn obey(&mut self, order: &Order) -> Result<Done, BenchError> {
         Ok(match order {
             Order::Fill(content) => {
@@ -238,7 +238,7 @@ pub struct DrivenGuest {
 }
 
 impl DrivenGuest {
-    /// Starts a driven guest and waits until it is attached.
+    /// Starts a driven guest and waits until it is powered on.
     ///
     /// # Errors
     /// The driven guest does not come up; the reason is on standard error.
@@ -355,8 +355,8 @@ impl Drop for DrivenGuest {
     }
 }
 
-impl From<AttachError> for BenchError {
-    fn from(error: AttachError) -> Self {
-        Self::Attach(error)
+impl From<PowerOnError> for BenchError {
+    fn from(error: PowerOnError) -> Self {
+        Self::PowerOn(error)
     }
 }

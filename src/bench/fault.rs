@@ -14,7 +14,7 @@ use super::peer::signal::{self, Remedy};
 use super::peer::uffd::BareUffd;
 use super::report::{Case, Report};
 use super::scan::{advise_merge, advise_small, write};
-use super::stage::{Actor, Pinned, Place, Stage};
+use super::stage::{Pinned, Place, Stage, StageGuest};
 use super::{Bench, BenchError, Setup};
 use crate::engine::EngineKind;
 use crate::page::Home;
@@ -141,7 +141,7 @@ fn touch(
 }
 
 /// The pages of `guest` with a home of this kind, in random order.
-pub(super) fn at_home(guest: &Actor, seed: u64, kind: Home) -> Vec<u32> {
+pub(super) fn at_home(guest: &StageGuest, seed: u64, kind: Home) -> Vec<u32> {
     let table = &guest.vm().table;
     let is_there = |page: &u32| {
         std::mem::discriminant(&table.entry(Gfn(*page)).home()) == std::mem::discriminant(&kind)
@@ -228,7 +228,7 @@ fn bare(setup: &Setup<'_>, source: &Source, pages: u32, report: &Report) -> Resu
 /// Two guests have equal pages, and one of them writes all of them.
 fn breaks(
     stage: &Stage<'_>,
-    mut guests: [Actor; 2],
+    mut guests: [StageGuest; 2],
     content: &Content,
     cases: &[Case; 2],
     report: &Report,

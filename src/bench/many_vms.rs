@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::clock::{allowed_cpus, rate};
 use super::content::{Content, Source};
 use super::report::{Case, Report};
-use super::stage::{Actor, Stage};
+use super::stage::{Stage, StageGuest};
 use super::{Bench, BenchError};
 use crate::engine::EngineError;
 
@@ -22,7 +22,7 @@ const MOST: usize = 8;
 pub(super) const ONE_BY_ONE: &str = "one by one";
 
 /// Has a VM's worker do something; how many pages that were.
-pub(super) type Work = fn(&Actor) -> Result<u64, EngineError>;
+pub(super) type Work = fn(&StageGuest) -> Result<u64, EngineError>;
 
 /// Measures `work`, called `what`, on VMs of `pages` pages together. Does nothing if there is only one
 /// processor.
@@ -67,7 +67,7 @@ fn filled(
     vms: usize,
     (source, round): (&Source, u32),
     pages: u32,
-) -> Result<Vec<Actor>, BenchError> {
+) -> Result<Vec<StageGuest>, BenchError> {
     let each = (pages as usize / vms).max(1);
     let each = u32::try_from(each).unwrap_or(u32::MAX);
     let guest = |number| {
@@ -81,8 +81,8 @@ fn filled(
 
 /// Works with a thread for each guest; the sum of what they did.
 pub(super) fn at_once(
-    guests: &[Actor],
-    work: impl Fn(&Actor) -> Result<u64, EngineError> + Sync,
+    guests: &[StageGuest],
+    work: impl Fn(&StageGuest) -> Result<u64, EngineError> + Sync,
 ) -> Result<u64, EngineError> {
     thread::scope(|scope| {
         let work = &work;

@@ -16,7 +16,7 @@ use super::peer::Peers as Others;
 use super::peer::ksm::Ksm;
 use super::report::{Case, Report};
 use super::scan::{advise_merge, advise_small, private, write};
-use super::stage::{Actor, Stage};
+use super::stage::{Stage, StageGuest};
 use super::{Bench, BenchError, Setup, many_vms};
 use crate::engine::EngineError;
 use crate::page::Home;
@@ -99,7 +99,7 @@ fn ours(
     done(stage, guests)?;
 
     let guests = filled(stage, contents, pages)?;
-    if let (Some(wall), true) = (merge_abreast(&guests, wanted)?, merged.pages >= wanted) {
+    if let (Some(wall), true) = (merge_at_once(&guests, wanted)?, merged.pages >= wanted) {
         let on = format!("{GUESTS} guests and workers, half equal, {source}");
         let case = Case::less(Bench::Merge, &on, UNTIL_MERGED, "ms");
         report.ours(&case, millis(wall));
@@ -108,7 +108,11 @@ fn ours(
     done(stage, guests)
 }
 
-fn filled(stage: &Stage<'_>, contents: &[Content], pages: u32) -> Result<Vec<Actor>, BenchError> {
+fn filled(
+    stage: &Stage<'_>,
+    contents: &[Content],
+    pages: u32,
+) -> Result<Vec<StageGuest>, BenchError> {
     let guest = |(number, content)| {
         let mut guest = stage.guest(&format!("merged-{number}"), pages)?;
         guest.fill(content)?;
@@ -117,7 +121,7 @@ fn filled(stage: &Stage<'_>, contents: &[Content], pages: u32) -> Result<Vec<Act
     (1..).zip(contents).map(guest).collect()
 }
 
-fn done(stage: &Stage<'_>, guests: Vec<Actor>) -> Result<(), BenchError> {
+fn done(stage: &Stage<'_>, guests: Vec<StageGuest>) -> Result<(), BenchError> {
     for mut guest in guests {
         guest.driven.verify()?;
     }
@@ -168,15 +172,15 @@ fn shared_memory(source: &Source) -> Case {
 }
 
 /// Merges what is equal in these guests until `wanted` pages are, or nothing more is found.
-pub(crate) fn merge(guests: &[Actor], wanted: u64) -> Result<Merged, BenchError> {
-    let board = Switchboard::of(guests);
+pub(crate) fn merge(guests: &[StageGuest], wanted: u64) -> Result<Merged, BenchError> {
+    let registry = Registry::of(guests);
     let mut scanners: Vec<Scanner> = guests.iter().map(|_| Scanner::default()).collect();
     let cpu = processor_time(guests)?;
     let start = Instant::now();
     let mut idle = 0;
     let mut merged = merged_pages(guests);
     while merged < wanted && idle < IDLE_PASSES {
-        pass(guests, &mut scanners, &board, || {
+        pass(guests, &mut scanners, &registry, || {
             merged_pages(guests) >= wanted
         })?;
         let now = merged_pages(guests);
@@ -191,8 +195,8 @@ pub(crate) fn merge(guests: &[Actor], wanted: u64) -> Result<Merged, BenchError>
 }
 
 /// The same with a thread for each guest; how long it took, if all was merged.
-fn merge_abreast(guests: &[Actor], wanted: u64) -> Result<Option<Duration>, BenchError> {
-    let board = Switchboard::of(guests);
+fn merge_at_once(guests: &[StageGuest], wanted: u64) -> Result<Option<Duration>, BenchError> {
+    let registry = Registry::of(guests);
     let is_done = || merged_pages(guests) >= wanted;
     let start = Instant::now();
     many_vms::at_once(guests, |guest| {
@@ -200,7 +204,7 @@ fn merge_abreast(guests: &[Actor], wanted: u64) -> Result<Option<Duration>, Benc
         // Another worker may find what this one then has to map.
         let mut last = (merged_pages(guests), Instant::now());
         while !is_done() && last.1.elapsed() < IDLE {
-            pass(guest, &mut scanner, &board, is_done)?;
+            pass(guest, &mut scanner, &registry, is_done)?;
             let merged = merged_pages(guests);
             if merged == last.0 {
                 thread::sleep(PAUSE);
@@ -215,34 +219,34 @@ fn merge_abreast(guests: &[Actor], wanted: u64) -> Result<Option<Duration>, Benc
 
 /// One pass over all guests, slice by slice, and over the pages that other scanners have nudged meanwhile.
 fn pass(
-    guests: &[Actor],
+    guests: &[StageGuest],
     scanners: &mut [Scanner],
-    board: &Switchboard,
+    registry: &Registry,
     is_done: impl Fn() -> bool,
 ) -> Result<(), EngineError> {
     let mut ended = vec![false; guests.len()];
     while ended.contains(&false) && !is_done() {
         for ((guest, scanner), ended) in guests.iter().zip(&mut *scanners).zip(&mut ended) {
             if !*ended {
-                *ended = scanner.scan(guest.vm(), board, SLICE)?.pass_ended;
+                *ended = scanner.scan(guest.vm(), registry, SLICE)?.pass_ended;
             }
         }
         for (guest, scanner) in guests.iter().zip(&*scanners) {
-            scanner.follow(guest.vm(), board, board.nudged(guest.vm().id))?;
+            scanner.scan_nudged(guest.vm(), registry, registry.nudged(guest.vm().id))?;
         }
     }
     Ok(())
 }
 
-fn merged_pages(guests: &[Actor]) -> u64 {
-    let table = |guest: &Actor| {
+fn merged_pages(guests: &[StageGuest]) -> u64 {
+    let table = |guest: &StageGuest| {
         let table = &guest.vm().table;
         table.count(Home::Shared(FrameId(0))) + table.count(Home::Zero)
     };
     guests.iter().map(table).sum()
 }
 
-fn processor_time(guests: &[Actor]) -> Result<Duration, BenchError> {
+fn processor_time(guests: &[StageGuest]) -> Result<Duration, BenchError> {
     let mut total = thread_cpu();
     for guest in guests {
         total += process_cpu(guest.driven.pid()).map_err(BenchError::io("read processor time"))?;
@@ -251,13 +255,13 @@ fn processor_time(guests: &[Actor]) -> Result<Duration, BenchError> {
 }
 
 /// The other guests as each scanner sees them, and the nudges that scanners gave each other.
-struct Switchboard {
+struct Registry {
     vms: HashMap<VmId, Arc<Vm>>,
     nudges: Mutex<HashMap<VmId, Vec<Gfn>>>,
 }
 
-impl Switchboard {
-    fn of(guests: &[Actor]) -> Self {
+impl Registry {
+    fn of(guests: &[StageGuest]) -> Self {
         let vms = guests
             .iter()
             .map(|guest| (guest.vm().id, Arc::clone(guest.vm())));
@@ -276,7 +280,7 @@ impl Switchboard {
     }
 }
 
-impl Peers for Switchboard {
+impl Peers for Registry {
     fn known_hash(&self, vm: VmId, gfn: Gfn) -> Option<u32> {
         self.vms.get(&vm)?.table.known_hash(gfn)
     }

@@ -45,7 +45,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use memvisor_guest_agent::shim::AttachError;
+use memvisor_guest_agent::shim::PowerOnError;
 use thiserror::Error;
 
 pub use machine::Machine;
@@ -186,9 +186,9 @@ pub enum BenchError {
     /// A guest ended before it was told to.
     #[error("guest `{0}` ended by itself")]
     GuestEnded(String),
-    /// A guest cannot attach.
+    /// A guest cannot be powered on.
     #[error(transparent)]
-    Attach(AttachError),
+    PowerOn(PowerOnError),
     /// A process failed.
     #[error("{name} ended with {how}: {message}")]
     Failed {

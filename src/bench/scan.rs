@@ -1,4 +1,4 @@
-//! Scanning memory: how fast new pages are looked at, what another look costs when nothing was written, and
+//! Scanning memory: how fast new pages are scanned, what another scan costs when nothing was written, and
 //! how much memory the host needs for what it remembers.
 
 use std::time::Duration;
@@ -8,7 +8,7 @@ use super::content::{Class, Content, Maker, Source};
 use super::peer::Peers;
 use super::peer::ksm::Ksm;
 use super::report::{Case, Report};
-use super::stage::{Actor, NoPeers, Stage};
+use super::stage::{NoPeers, Stage, StageGuest};
 use super::{Bench, BenchError, Setup, many_vms};
 use crate::engine::EngineError;
 use crate::page::Home;
@@ -40,8 +40,8 @@ pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Resu
         for round in 1..=setup.options.rounds {
             let step = format!("{source}, round {round}, VMs at once");
             setup.step(Bench::Scan, &step)?;
-            let first_look = (Bench::Scan, "first look");
-            many_vms::run(&stage, first_look, (&source, round), pages, look, report)?;
+            let first = (Bench::Scan, "first look");
+            many_vms::run(&stage, first, (&source, round), pages, first_scan, report)?;
         }
     }
     Ok(())
@@ -82,8 +82,8 @@ fn own_bytes() -> Result<u64, BenchError> {
     anonymous_bytes().map_err(BenchError::io("read its own memory use"))
 }
 
-/// The first look at a guest; how many pages it has.
-fn look(guest: &Actor) -> Result<u64, EngineError> {
+/// The first scan of a guest; how many pages it has.
+fn first_scan(guest: &StageGuest) -> Result<u64, EngineError> {
     pass(&mut Scanner::default(), guest.vm())?;
     Ok(guest.vm().table.pages().into())
 }
@@ -138,7 +138,7 @@ fn percent_of(bytes: u64, pages: u32) -> f64 {
 }
 
 /// KSM's first pass over the same pages, and a later one. In its first pass KSM only remembers a checksum, and
-/// looks for equal pages from the second on. Our first look does both.
+/// looks for equal pages from the second on. Our first scan does both.
 fn theirs(ksm: &Ksm<'_>, content: &Content, pages: u32, report: &Report) -> Result<(), BenchError> {
     let source = &content.source;
     let memory = private(content, pages)?;
@@ -189,7 +189,7 @@ pub(super) fn advise_small(memory: &PlainMemory) -> Result<(), BenchError> {
     advised.map_err(BenchError::io("make memory for KSM"))
 }
 
-/// From here on KSM looks at this memory.
+/// From here on KSM scans this memory.
 pub(super) fn advise_merge(memory: &PlainMemory) -> Result<(), BenchError> {
     let advised = memory.advise(Advice::Merge);
     advised.map_err(BenchError::io("make memory for KSM"))

@@ -22,7 +22,7 @@ use crate::vm::{Means, Vm};
 
 /// How long the host may take to notice that a guest has come or gone.
 const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(1);
+const POLL: Duration = Duration::from_millis(1);
 /// After this many batches in a row that evicted nothing, nothing more is expected.
 const IN_VAIN: u32 = 8;
 /// What a host needs beside its guests' memory and half of it again.
@@ -93,8 +93,8 @@ impl<'a> Stage<'a> {
     /// Starts a guest whose name no other has.
     ///
     /// # Errors
-    /// The guest does not attach.
-    pub(crate) fn guest(&self, name: &str, pages: u32) -> Result<Actor, BenchError> {
+    /// The guest is not powered on.
+    pub(crate) fn guest(&self, name: &str, pages: u32) -> Result<StageGuest, BenchError> {
         self.start(name, pages, false)
     }
 
@@ -102,11 +102,11 @@ impl<'a> Stage<'a> {
     ///
     /// # Errors
     /// As [`guest`](Self::guest).
-    pub(crate) fn inline_guest(&self, name: &str, pages: u32) -> Result<Actor, BenchError> {
+    pub(crate) fn inline_guest(&self, name: &str, pages: u32) -> Result<StageGuest, BenchError> {
         self.start(name, pages, true)
     }
 
-    fn start(&self, name: &str, pages: u32, inline: bool) -> Result<Actor, BenchError> {
+    fn start(&self, name: &str, pages: u32, inline: bool) -> Result<StageGuest, BenchError> {
         let options = DrivenOptions {
             name: name.to_owned(),
             pages,
@@ -114,16 +114,18 @@ impl<'a> Stage<'a> {
             inline,
         };
         let driven = DrivenGuest::start(&self.setup.program, &options)?;
-        let vm = self.attached(name)?;
-        Ok(Actor { driven, vm })
+        let vm = self.powered_on(name)?;
+        Ok(StageGuest { driven, vm })
     }
 
     /// The VM of a guest that has been started, once it is there.
     ///
     /// # Errors
     /// The VM does not appear in time.
-    pub(crate) fn attached(&self, name: &str) -> Result<BareVm, BenchError> {
-        wait_for(&format!("guest `{name}` to attach"), || self.host.vm(name))
+    pub(crate) fn powered_on(&self, name: &str) -> Result<BareVm, BenchError> {
+        wait_for(&format!("guest `{name}` to power on"), || {
+            self.host.vm(name)
+        })
     }
 
     /// Waits until no guest is left.
@@ -161,20 +163,20 @@ pub(crate) fn wait_for<T>(
                 limit: PATIENCE,
             });
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL);
     }
 }
 
 /// A guest and the host's side of it.
 #[derive(Debug)]
-pub(crate) struct Actor {
+pub(crate) struct StageGuest {
     /// Its process.
     pub(crate) driven: DrivenGuest,
     /// Its VM.
     pub(crate) vm: BareVm,
 }
 
-impl Actor {
+impl StageGuest {
     /// Its VM.
     #[must_use]
     pub(crate) fn vm(&self) -> &Arc<Vm> {

@@ -1,5 +1,5 @@
 //! Paging out to the compression cache, which is compared with zram, and to the swap file. Then the way back,
-//! in random and in ascending order: for faults in a row, the next pages are brought ahead.
+//! in random and in ascending order: for sequential faults, the next pages are brought ahead.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::driven::{Order, Touches};
 use super::fault::{at_home, cases, note};
 use super::peer::Peers;
 use super::report::{Case, Report};
-use super::stage::{Actor, Stage};
+use super::stage::{Stage, StageGuest};
 use super::{Bench, BenchError, Setup, many_vms};
 use crate::engine::EngineKind;
 use crate::page::Home;
@@ -147,7 +147,7 @@ pub(super) fn run(setup: &Setup<'_>, peers: &Peers<'_>, report: &Report) -> Resu
                 &format!("{source}, round {round}, VMs at once"),
             )?;
             let page_out = (Bench::Swap, "page out to the cache");
-            let work = |guest: &Actor| guest.evict_all(guest.vm().id.0.into(), CACHE.means);
+            let work = |guest: &StageGuest| guest.evict_all(guest.vm().id.0.into(), CACHE.means);
             many_vms::run(&stage, page_out, (&source, round), pages, work, report)?;
         }
     }
@@ -206,7 +206,7 @@ fn inline(
 }
 
 /// Evicts all pages. The processor time is that of this thread and of the guest, whose shim freezes the pages.
-fn evict(guest: &Actor, seed: u64, means: Means) -> Result<(u64, Took), BenchError> {
+fn evict(guest: &StageGuest, seed: u64, means: Means) -> Result<(u64, Took), BenchError> {
     let proc = BenchError::io("read processor time");
     let before = process_cpu(guest.driven.pid()).map_err(&proc)?;
     let (evicted, mut took) = timed(|| guest.evict_all(seed, means));

@@ -53,7 +53,7 @@ mod tests {
 
     use anyhow::Context;
     use memvisor_guest_agent::guest::GuestError;
-    use memvisor_guest_agent::shim::AttachError;
+    use memvisor_guest_agent::shim::PowerOnError;
 
     use super::*;
 
@@ -72,12 +72,12 @@ mod tests {
         check(ClientError::Timeout, Exit::Failure);
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
         check(
-            GuestError::from(AttachError::Connect(refused)),
+            GuestError::from(PowerOnError::Connect(refused)),
             Exit::HostGone,
         );
         for (silent, exit) in [
-            (AttachError::Silent(Duration::ZERO), Exit::HostGone),
-            (AttachError::Interrupted, Exit::Interrupted),
+            (PowerOnError::Silent(Duration::ZERO), Exit::HostGone),
+            (PowerOnError::Interrupted, Exit::Interrupted),
         ] {
             check(GuestError::from(silent), exit);
         }

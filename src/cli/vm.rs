@@ -76,7 +76,7 @@ enum Request {
         #[arg(value_name = "KEY=VALUE", required = true)]
         settings: Vec<String>,
     },
-    /// Print the token with which a balloon agent of your own can attach to a VM.
+    /// Print the token with which a balloon agent of your own can connect to a VM.
     Token {
         /// The VM.
         #[arg(value_parser = values::name)]

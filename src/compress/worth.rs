@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 use super::Edge;
 use crate::units::{PAGE_SIZE, Pages};
 
-/// The shortest time between two looks that count.
+/// The shortest time between two notes that count.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// No decision is based on less time than this.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -124,8 +124,8 @@ pub struct Worth {
 }
 
 impl Worth {
-    /// Looks at the cache.
-    pub fn look(&mut self, now: Instant, seen: Seen) {
+    /// Notes what the cache has done until now, and decides whether it grows or shrinks.
+    pub fn note(&mut self, now: Instant, seen: Seen) {
         let Some((at, before)) = self.latest else {
             self.latest = Some((now, seen));
             return;
@@ -151,7 +151,7 @@ impl Worth {
         self.limit
     }
 
-    /// What was found at the latest look.
+    /// What was found when the cache was last noted.
     #[must_use]
     pub const fn saves(&self) -> Saves {
         self.saves
@@ -428,7 +428,7 @@ mod tests {
                     *total += more;
                 }
                 self.now += SECOND;
-                self.worth.look(self.now, self.seen(limit));
+                self.worth.note(self.now, self.seen(limit));
                 self.changes += u32::from(self.worth.limit() != limit);
             }
             self

@@ -39,7 +39,7 @@ pub(super) struct Limits {
 pub(super) struct LimitedListener {
     listener: UnixListener,
     patience: Duration,
-    places: Arc<Mutex<Places>>,
+    connections: Arc<Mutex<Connections>>,
 }
 
 impl LimitedListener {
@@ -48,7 +48,7 @@ impl LimitedListener {
         Self {
             listener,
             patience: limits.patience,
-            places: Arc::new(Mutex::new(Places::new(limits.connections))),
+            connections: Arc::new(Mutex::new(Connections::new(limits.connections))),
         }
     }
 }
@@ -65,14 +65,14 @@ impl Listener for LimitedListener {
         let (stream, peer) = Listener::accept(&mut self.listener).await;
         // A process that has gone already, or is in another namespace, has no number here.
         let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
-        let (id, closed) = lock(&self.places).open(process.unwrap_or(0), Instant::now());
+        let (id, closed) = lock(&self.connections).open(process.unwrap_or(0), Instant::now());
         let stream = LimitedStream {
             stream,
             id,
             patience: self.patience,
             clock: Box::pin(sleep_until(Instant::now() + self.patience)),
             closed,
-            places: Arc::clone(&self.places),
+            connections: Arc::clone(&self.connections),
         };
         (stream, peer)
     }
@@ -83,18 +83,18 @@ impl Listener for LimitedListener {
 }
 
 /// A lock of plain data, which is whole even if a thread panicked while it held it.
-fn lock(places: &Mutex<Places>) -> MutexGuard<'_, Places> {
-    places.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(connections: &Mutex<Connections>) -> MutexGuard<'_, Connections> {
+    connections.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The open connections.
-struct Places {
+struct Connections {
     most: usize,
     next: u64,
-    open: BTreeMap<u64, Place>,
+    open: BTreeMap<u64, Connection>,
 }
 
-struct Place {
+struct Connection {
     process: i32,
     /// Since when it has waited for its client.
     since: Instant,
@@ -102,7 +102,7 @@ struct Place {
     _close: oneshot::Sender<()>,
 }
 
-impl Places {
+impl Connections {
     fn new(most: usize) -> Self {
         Self {
             most,
@@ -117,12 +117,12 @@ impl Places {
         let id = self.next;
         self.next += 1;
         let (_close, closed) = oneshot::channel();
-        let place = Place {
+        let connection = Connection {
             process,
             since,
             _close,
         };
-        self.open.insert(id, place);
+        self.open.insert(id, connection);
         while self.open.len() > self.most {
             self.close_one();
         }
@@ -132,19 +132,19 @@ impl Places {
     /// Closes the connection that has waited longest, of a process that has the most.
     fn close_one(&mut self) {
         let mut count: BTreeMap<i32, usize> = BTreeMap::new();
-        for place in self.open.values() {
-            *count.entry(place.process).or_default() += 1;
+        for connection in self.open.values() {
+            *count.entry(connection.process).or_default() += 1;
         }
         let most = count.values().max().copied();
         let victim = self
             .open
             .iter()
-            .filter(|(_, place)| count.get(&place.process).copied() == most)
-            .min_by_key(|(id, place)| (place.since, **id))
+            .filter(|(_, connection)| count.get(&connection.process).copied() == most)
+            .min_by_key(|(id, connection)| (connection.since, **id))
             .map(|(id, _)| *id);
-        if let Some(place) = victim.and_then(|id| self.open.remove(&id)) {
+        if let Some(connection) = victim.and_then(|id| self.open.remove(&id)) {
             tracing::debug!(
-                process = place.process,
+                process = connection.process,
                 "a connection makes room for another"
             );
         }
@@ -158,7 +158,7 @@ pub(super) struct LimitedStream {
     patience: Duration,
     clock: Pin<Box<Sleep>>,
     closed: oneshot::Receiver<()>,
-    places: Arc<Mutex<Places>>,
+    connections: Arc<Mutex<Connections>>,
 }
 
 impl LimitedStream {
@@ -183,15 +183,15 @@ impl LimitedStream {
     fn wait_anew(&mut self) {
         let now = Instant::now();
         self.clock.as_mut().reset(now + self.patience);
-        if let Some(place) = lock(&self.places).open.get_mut(&self.id) {
-            place.since = now;
+        if let Some(connection) = lock(&self.connections).open.get_mut(&self.id) {
+            connection.since = now;
         }
     }
 }
 
 impl Drop for LimitedStream {
     fn drop(&mut self) {
-        lock(&self.places).open.remove(&self.id);
+        lock(&self.connections).open.remove(&self.id);
     }
 }
 
@@ -237,35 +237,43 @@ mod tests {
     use super::*;
 
     /// The processes of the connections that are left, in the order of the connections' numbers.
-    fn left(places: &Places) -> Vec<i32> {
-        places.open.values().map(|place| place.process).collect()
+    fn left(connections: &Connections) -> Vec<i32> {
+        connections
+            .open
+            .values()
+            .map(|connection| connection.process)
+            .collect()
     }
 
     #[test]
     fn connection_that_has_waited_longest_makes_room() {
-        let mut places = Places::new(2);
+        let mut connections = Connections::new(2);
         let now = Instant::now();
-        let (first, mut closed) = places.open(1, now);
-        places.open(2, now);
+        let (first, mut closed) = connections.open(1, now);
+        connections.open(2, now);
         let later = now + Duration::from_secs(1);
-        places.open.get_mut(&first).expect("open").since = later;
-        places.open(3, later);
-        assert_eq!(left(&places), [1, 3], "the first was served in between");
+        connections.open.get_mut(&first).expect("open").since = later;
+        connections.open(3, later);
+        assert_eq!(
+            left(&connections),
+            [1, 3],
+            "the first was served in between"
+        );
         closed.try_recv().expect_err("still open");
-        places.open(4, later);
-        assert_eq!(left(&places), [3, 4]);
+        connections.open(4, later);
+        assert_eq!(left(&connections), [3, 4]);
         assert_eq!(closed.try_recv(), Err(oneshot::error::TryRecvError::Closed));
     }
 
     #[test]
     fn flood_of_one_process_takes_no_place_of_another() {
-        let mut places = Places::new(4);
+        let mut connections = Connections::new(4);
         let now = Instant::now();
-        let (_, mut operator) = places.open(7, now);
+        let (_, mut operator) = connections.open(7, now);
         for _ in 0..100 {
-            places.open(1, now + Duration::from_secs(1));
+            connections.open(1, now + Duration::from_secs(1));
         }
-        assert_eq!(left(&places), [7, 1, 1, 1]);
+        assert_eq!(left(&connections), [7, 1, 1, 1]);
         assert_eq!(
             operator.try_recv(),
             Err(oneshot::error::TryRecvError::Empty)

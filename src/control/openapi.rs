@@ -73,11 +73,11 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         let response = json!({"description": when, "content": content(&error)});
         responses.insert(code, response);
     }
-    let mut told = json!({"summary": route.summary, "responses": responses});
+    let mut operation = json!({"summary": route.summary, "responses": responses});
     if let Some(body) = body {
-        told["requestBody"] = json!({"required": true, "content": content(&body)});
+        operation["requestBody"] = json!({"required": true, "content": content(&body)});
     }
-    told
+    operation
 }
 
 fn document() -> Value {
@@ -128,12 +128,12 @@ fn document_is_what_the_types_say() {
 }
 
 /// Each request of the document, such as `GET /v1/vms/{name}`, with its description.
-fn told(document: &Value) -> Vec<(String, &Value)> {
+fn operations(document: &Value) -> Vec<(String, &Value)> {
     let mut found = Vec::new();
     for (path, item) in document["paths"].as_object().expect("paths") {
-        for (method, told) in item.as_object().expect("methods") {
+        for (method, operation) in item.as_object().expect("methods") {
             if method != "parameters" {
-                found.push((format!("{} {path}", method.to_uppercase()), told));
+                found.push((format!("{} {path}", method.to_uppercase()), operation));
             }
         }
     }
@@ -266,12 +266,12 @@ const REQUESTS: &[(&str, &str, &str, u16)] = &[
 /// Asserts that an answer is what the document says of its request and status. Fields that the document does
 /// not name fail here, although a client should put up with them.
 fn check(document: &Value, operation: &str, status: u16, body: &str) {
-    let told = told(document);
-    let (_, told) = told
+    let operations = operations(document);
+    let (_, described) = operations
         .iter()
         .find(|(name, _)| name == operation)
         .expect(operation);
-    let responses = &told["responses"];
+    let responses = &described["responses"];
     let response = responses.get(status.to_string());
     let response = response.unwrap_or(&responses["default"]);
     let Some(content) = response.get("content") else {
@@ -327,19 +327,22 @@ fn every_answer_of_the_server_is_as_documented() {
         ask(&setup, "POST /v1/reload", "/v1/reload", "", expected);
     }
     let long = " ".repeat(REQUEST_BODY_MAX + 1);
-    for (operation, told) in told(&document) {
-        if told.get("requestBody").is_some() {
-            let (_, path) = operation.split_once(' ').expect("method and path");
+    for (name, operation) in operations(&document) {
+        if operation.get("requestBody").is_some() {
+            let (_, path) = name.split_once(' ').expect("method and path");
             let path = path.replace("{name}", "web");
-            ask(&setup, &operation, &path, &long, 413);
+            ask(&setup, &name, &path, &long, 413);
         }
     }
-    for (operation, told) in told(&document) {
-        let codes = told["responses"].as_object().expect("responses").keys();
+    for (name, operation) in operations(&document) {
+        let codes = operation["responses"]
+            .as_object()
+            .expect("responses")
+            .keys();
         // `default` stands for errors that every request can have.
         for code in codes.filter(|code| *code != "default") {
-            let asked = seen.contains(&(operation.clone(), code.clone()));
-            assert!(asked, "{operation} was never answered with {code}");
+            let asked = seen.contains(&(name.clone(), code.clone()));
+            assert!(asked, "{name} was never answered with {code}");
         }
     }
 }

@@ -58,19 +58,19 @@ impl Body for SettingRequest {
 trait Answer: IntoResponse {
     /// The status and the schema for the document.
     #[cfg(test)]
-    fn told(schemas: &mut SchemaGenerator) -> (StatusCode, Option<Schema>);
+    fn documented(schemas: &mut SchemaGenerator) -> (StatusCode, Option<Schema>);
 }
 
 impl<T: Serialize + Described> Answer for Json<T> {
     #[cfg(test)]
-    fn told(schemas: &mut SchemaGenerator) -> (StatusCode, Option<Schema>) {
+    fn documented(schemas: &mut SchemaGenerator) -> (StatusCode, Option<Schema>) {
         (StatusCode::OK, Some(schemas.subschema_for::<T>()))
     }
 }
 
 impl Answer for NoContent {
     #[cfg(test)]
-    fn told(_: &mut SchemaGenerator) -> (StatusCode, Option<Schema>) {
+    fn documented(_: &mut SchemaGenerator) -> (StatusCode, Option<Schema>) {
         (StatusCode::NO_CONTENT, None)
     }
 }
@@ -86,7 +86,7 @@ impl IntoResponse for Object {
 
 impl Answer for Object {
     #[cfg(test)]
-    fn told(_: &mut SchemaGenerator) -> (StatusCode, Option<Schema>) {
+    fn documented(_: &mut SchemaGenerator) -> (StatusCode, Option<Schema>) {
         (StatusCode::OK, Some(json_schema!({"type": "object"})))
     }
 }
@@ -155,7 +155,7 @@ fn route<A: Answer + 'static>(
         #[cfg(test)]
         body: |_| None,
         #[cfg(test)]
-        answer: A::told,
+        answer: A::documented,
     }
 }
 
@@ -178,7 +178,7 @@ fn route_with<B: Body, A: Answer + 'static>(
         #[cfg(test)]
         body: |schemas| Some(schemas.subschema_for::<B>()),
         #[cfg(test)]
-        answer: A::told,
+        answer: A::documented,
     }
 }
 

@@ -1,11 +1,11 @@
-//! Faults in a row: how many of the pages behind a fault are given with it, before the guest asks for them.
+//! Sequential faults: how many of the pages behind a fault are given with it, before the guest asks for them.
 //!
 //! A fault costs two wake-ups, one of the daemon and one of the guest's thread. On an idle machine each of them
 //! costs more than everything else together. A guest that touches page after page is going to touch the next
-//! ones too. So a fault brings more pages the longer its row is ([`Rows`]), and one page when it is not part of a
-//! row. When memory is short, it is kept for pages that somebody asks for.
+//! ones too. So a fault brings more pages the longer its stream is ([`Streams`]), and one page when it is not part of a
+//! stream. When memory is short, it is kept for pages that somebody asks for.
 
-use memvisor_wire::rows::{MOST, Rows};
+use memvisor_wire::streams::{MAX_AHEAD, Streams};
 
 use super::resolve::{Access, FaultError, Outcome, resolve};
 use crate::page::Home;
@@ -16,12 +16,12 @@ use crate::vm::Vm;
 /// Reclaim keeps more than that free as long as it keeps up with the guests.
 const FREE_PART: u64 = 256;
 
-/// Serves a fault, and gives pages behind it if it is part of a row.
+/// Serves a fault, and gives pages behind it if it is part of a stream.
 ///
 /// # Errors
 /// As [`resolve`].
-pub(super) fn resolve_in_row(
-    rows: &Rows,
+pub(super) fn resolve_in_stream(
+    streams: &Streams,
     vm: &Vm,
     gfn: Gfn,
     access: Access,
@@ -29,15 +29,15 @@ pub(super) fn resolve_in_row(
     if !may_give(vm, vm.table.entry(gfn).home()) {
         return resolve(vm, gfn, access, 0);
     }
-    let touched = rows.touched(gfn);
+    let touched = streams.touched(gfn);
     let outcome = resolve(vm, gfn, access, touched.ahead)?;
-    rows.gave(touched, outcome.behind(gfn));
+    streams.gave(touched, outcome.behind(gfn));
     Ok(outcome)
 }
 
 /// Whether pages of this home are worth giving ahead now.
 fn may_give(vm: &Vm, home: Home) -> bool {
-    let is_below_ceiling = vm.held().0.saturating_add(MOST.into()) < vm.orders.ceiling().0;
+    let is_below_ceiling = vm.held().0.saturating_add(MAX_AHEAD.into()) < vm.orders.ceiling().0;
     let is_free = vm.budget.spare().0 >= vm.budget.total().0 / FREE_PART;
     let is_worth_it = matches!(
         home,

@@ -8,7 +8,7 @@
 //!
 //! Waiting faults go on when an event says so; they are not polled. The bell of the VM rings when a page that a fault
 //! waits for is unlocked, when the VM has been granted memory, and when an attachment has ended. Only faults that wait
-//! for memory are also looked at from time to time, in case a change of the policy went unnoticed.
+//! for memory are also tried from time to time, in case a change of the policy went unnoticed.
 
 use std::io;
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
 use memvisor_wire::memory::{Fault, MAX_REPORT};
-use memvisor_wire::rows::Rows;
+use memvisor_wire::streams::Streams;
 
-use super::ahead::resolve_in_row;
+use super::ahead::resolve_in_stream;
 use super::attach::Attacher;
 use super::credits::Credits;
 use super::driver::{Driver, Event};
@@ -32,8 +32,8 @@ use crate::throttle::Throttle;
 use crate::units::{Gfn, Pages};
 use crate::vm::{Cause, Stall, Vm};
 
-/// How often faults that wait for memory are looked at without a call.
-const STARVED_LOOK: Duration = Duration::from_millis(200);
+/// How often faults that wait for memory are tried again without a call.
+const STARVED_RETRY: Duration = Duration::from_millis(200);
 /// How long a fault has waited for memory before the log gets a warning, and the time between two such warnings.
 const STARVED_WARNING: Duration = Duration::from_secs(5);
 
@@ -54,12 +54,12 @@ pub(super) enum Channel {
 }
 
 /// What is left to do after an attempt to serve a fault.
-enum Then {
+enum Next {
     Nothing,
     /// The guest asked because it had no credit: it gets some.
     TopUp,
     /// The fault waits for memory: the VM joins the queue.
-    LineUp,
+    Enqueue,
 }
 
 /// See the module text. Between calls, every page of the VM is in a consistent state.
@@ -68,11 +68,11 @@ pub struct Core {
     pub(super) vm: Arc<Vm>,
     pub(super) channels: Vec<Channel>,
     pub(crate) waiting: Waiting,
-    rows: Rows,
+    streams: Streams,
     credits: Credits,
     pub(super) attacher: Box<dyn Attacher>,
-    /// When to look at faults that wait for memory next.
-    look: Instant,
+    /// When to try faults that wait for memory again.
+    retry: Instant,
     warned: Instant,
 }
 
@@ -91,10 +91,10 @@ impl Core {
             vm,
             channels: (0..channels).map(|_| Channel::Idle).collect(),
             waiting: Waiting::default(),
-            rows: Rows::new(ahead),
+            streams: Streams::new(ahead),
             credits: Credits::new(now),
             attacher,
-            look: now,
+            retry: now,
             warned: now,
         }
     }
@@ -131,7 +131,7 @@ impl Core {
                 if granted == Pages(0) && unlocked && !self.vm.parking.is_barred() {
                     return Ok(());
                 }
-                self.feed(now, out)
+                self.serve_starved(now, out)
             }
         }
     }
@@ -141,14 +141,14 @@ impl Core {
     /// # Errors
     /// As [`handle`](Self::handle).
     pub fn tick(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
-        self.credits.look(&self.vm, now);
-        // After the look, which finds forged credits.
-        if let Some(lie) = self.vm.table.claims().and_then(Claims::lie) {
-            return Err(Ended::Protocol(lie.to_owned()));
+        self.credits.tick(&self.vm, now);
+        // After that tick, which finds forged credits.
+        if let Some(violation) = self.vm.table.claims().and_then(Claims::violation) {
+            return Err(Ended::Protocol(violation.to_owned()));
         }
-        if self.waiting.starved().is_some() && now >= self.look {
+        if self.waiting.starved().is_some() && now >= self.retry {
             self.vm.begin_turn();
-            self.feed(now, out)?;
+            self.serve_starved(now, out)?;
         }
         Ok(())
     }
@@ -157,8 +157,9 @@ impl Core {
     #[must_use]
     pub fn due(&self, now: Instant) -> Option<Duration> {
         let starved = self.waiting.starved();
-        let look = starved.map(|_| self.look.saturating_duration_since(now));
-        look.into_iter()
+        let retry = starved.map(|_| self.retry.saturating_duration_since(now));
+        retry
+            .into_iter()
             .chain(self.credits.due(&self.vm, now))
             .min()
     }
@@ -255,9 +256,9 @@ impl Core {
 
     fn serve(&mut self, fault: Waiter, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
         match self.try_serve(fault, now, out)? {
-            Then::Nothing => {}
-            Then::TopUp => self.credits.top_up(&self.vm, now),
-            Then::LineUp => self.waiting.line_up(&self.vm),
+            Next::Nothing => {}
+            Next::TopUp => self.credits.top_up(&self.vm, now),
+            Next::Enqueue => self.waiting.enqueue(&self.vm),
         }
         Ok(())
     }
@@ -276,9 +277,9 @@ impl Core {
         mut fault: Waiter,
         now: Instant,
         out: &mut dyn Driver,
-    ) -> Result<Then, Ended> {
+    ) -> Result<Next, Ended> {
         let were_missing = Credits::were_missing(&self.vm, fault.gfn, fault.access);
-        let outcome = resolve_in_row(&self.rows, &self.vm, fault.gfn, fault.access);
+        let outcome = resolve_in_stream(&self.streams, &self.vm, fault.gfn, fault.access);
         match outcome.map_err(|error| Ended::of_fault(&self.vm, fault.gfn, error))? {
             Outcome::Served { .. } => self.answer(fault, Reply::Retry, None, out)?,
             Outcome::Ask(reply, mut pending) => {
@@ -291,18 +292,18 @@ impl Core {
                 self.vm.stats.parked.one();
                 self.vm.stalls.change(&mut fault.stall, Cause::Busy, now);
                 self.waiting.park_busy(fault, &self.vm.stalls);
-                return Ok(Then::Nothing);
+                return Ok(Next::Nothing);
             }
             Outcome::Starved => {
                 self.starve(fault, now);
-                return Ok(Then::LineUp);
+                return Ok(Next::Enqueue);
             }
         }
         // After the answer: the thread that asked already runs while credits are granted.
         Ok(if were_missing {
-            Then::TopUp
+            Next::TopUp
         } else {
-            Then::Nothing
+            Next::Nothing
         })
     }
 
@@ -343,28 +344,28 @@ impl Core {
         self.vm.stalls.change(&mut fault.stall, cause, now);
         self.waiting.park_starved(fault, &self.vm.stalls);
         if !self.vm.parking.is_starved() {
-            self.look = now + STARVED_LOOK;
+            self.retry = now + STARVED_RETRY;
             self.vm.stats.starved.one();
         }
     }
 
     /// Serves the faults that wait for memory again, in the order in which they came, with the pages granted for this
     /// turn.
-    fn feed(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
-        self.look = now + STARVED_LOOK;
+    fn serve_starved(&mut self, now: Instant, out: &mut dyn Driver) -> Result<(), Ended> {
+        self.retry = now + STARVED_RETRY;
         if self.waiting.starved().is_none() {
             return Ok(());
         }
         let mut were_missing = false;
         for fault in self.waiting.take_starved() {
             let fault = self.note_cause(fault, now);
-            were_missing |= matches!(self.try_serve(fault, now, out)?, Then::TopUp);
+            were_missing |= matches!(self.try_serve(fault, now, out)?, Next::TopUp);
         }
         if were_missing {
             self.credits.top_up(&self.vm, now);
         }
         // Before the turn ends: otherwise the pages that it gives back could be granted to this VM again.
-        self.waiting.line_up(&self.vm);
+        self.waiting.enqueue(&self.vm);
         self.vm.end_turn();
         if let Some((count, since)) = self.waiting.starved() {
             self.warn_starved(count, now, since);

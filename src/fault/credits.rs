@@ -22,7 +22,7 @@ pub(super) const FIRST: u32 = 16;
 const PART: u64 = 8;
 /// How long held pages may lie unused.
 const REST: Duration = Duration::from_millis(250);
-/// How much later a guest that holds nothing is looked at.
+/// How much later a guest that holds nothing is checked.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// The credits of one VM; belongs to its fault thread.
@@ -31,7 +31,7 @@ pub(super) struct Credits {
     want: u32,
     /// How many credits the guest had used when they were last topped up.
     used: u64,
-    /// How many it had used when a look was last due.
+    /// How many it had used when a check was last due.
     rested: u64,
     due: Instant,
 }
@@ -63,8 +63,8 @@ impl Credits {
         if let Some(claims) = vm.table.claims()
             && claims.held() == 0
         {
-            // The next `look` is put off here. For a guest at its limit, which comes here often, it would never be due.
-            claims.look_for_forged();
+            // The next check is put off here. For a guest at its limit, which comes here often, it would never be due.
+            claims.find_forged();
             (self.rested, self.due) = (used, now + REST);
         }
         if used - self.used >= u64::from(self.want / 2) {
@@ -76,10 +76,10 @@ impl Credits {
         vm.grant_credits(self.want);
     }
 
-    /// How long it may take until [`look`](Self::look) is due; `None` for a guest that asks for everything.
+    /// How long it may take until [`tick`](Self::tick) is due; `None` for a guest that asks for everything.
     pub(super) fn due(&self, vm: &Vm, now: Instant) -> Option<Duration> {
         let claims = vm.table.claims()?;
-        // A guest that holds nothing is looked at too, for credits that it may have forged.
+        // A guest that holds nothing is checked too, for credits that it may have forged.
         let later = if claims.held() > 0 {
             Duration::ZERO
         } else {
@@ -88,8 +88,9 @@ impl Credits {
         Some(self.due.saturating_duration_since(now) + later)
     }
 
-    /// Takes back what the guest holds if the VM must wait, or if a look is due and little was used since the last one.
-    pub(super) fn look(&mut self, vm: &Vm, now: Instant) {
+    /// Takes back what the guest holds if the VM must wait, or if a check is due and little was used since the last
+    /// one.
+    pub(super) fn tick(&mut self, vm: &Vm, now: Instant) {
         let Some(claims) = vm.table.claims() else {
             return;
         };
@@ -97,7 +98,7 @@ impl Credits {
         if !is_due && !vm.is_blocked() {
             return;
         }
-        claims.look_for_forged();
+        claims.find_forged();
         vm.settle_done();
         let used = vm.stats.inline();
         let is_idle = used - self.rested < u64::from(self.want / 2);

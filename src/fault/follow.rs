@@ -3,7 +3,7 @@
 //! A thread that faults waits until it is served, and its processor has nothing to do meanwhile. A fault that
 //! another processor serves costs two wake-ups across processors, and where these are halted the wake-ups take most
 //! of the fault's time. On the same processor the fault costs two context switches. So the fault thread goes to the
-//! guest: where a single thread faults again and again, the fault thread looks from time to time on which processor
+//! guest: where a single thread faults again and again, the fault thread asks from time to time on which processor
 //! that thread runs, and moves there.
 //!
 //! That helps guests that are confined to a processor, as virtual processors often are, and hosts on which no processor
@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 
 use crate::sys::{Processors, processor_of};
 
-/// Faults of one thread in a row after which the thread is followed.
-const ROW: u32 = 32;
-/// The least time between two looks where the thread runs. A look costs as much as one fault.
-const LOOK: Duration = Duration::from_millis(10);
+/// Consecutive faults of one thread after which the thread is followed.
+const FOLLOW_AFTER: u32 = 32;
+/// The least time between two questions where the thread runs. A question costs as much as one fault.
+const POLL: Duration = Duration::from_millis(10);
 
 /// After this time without a fault, the thread is followed no longer.
 const REST: Duration = Duration::from_millis(20);
@@ -32,7 +32,8 @@ pub(super) struct Follower {
     /// The guest's process.
     pid: i32,
     thread: u32,
-    row: u32,
+    /// Its consecutive faults.
+    faults: u32,
     last: Instant,
     due: Instant,
     follow: Option<Follow>,
@@ -51,7 +52,7 @@ impl Follower {
         Self {
             pid,
             thread: 0,
-            row: 0,
+            faults: 0,
             last: now,
             due: now,
             follow: None,
@@ -64,15 +65,15 @@ impl Follower {
             return;
         }
         if thread != self.thread {
-            (self.thread, self.row) = (thread, 0);
+            (self.thread, self.faults) = (thread, 0);
             self.leave();
         }
-        self.row = self.row.saturating_add(1);
+        self.faults = self.faults.saturating_add(1);
         self.last = now;
-        if self.row < ROW || now < self.due {
+        if self.faults < FOLLOW_AFTER || now < self.due {
             return;
         }
-        self.due = now + LOOK;
+        self.due = now + POLL;
         if let Some(processor) = processor_of(self.pid, thread) {
             self.go(processor);
         }
@@ -89,7 +90,7 @@ impl Follower {
     /// Stops following if there was no fault for a while.
     pub(super) fn rest(&mut self, now: Instant) {
         if self.follow.is_some() && now >= self.last + REST {
-            self.row = 0;
+            self.faults = 0;
             self.leave();
         }
     }
@@ -149,14 +150,14 @@ mod tests {
         let (pid, thread) = ids();
         let (all, now) = (here(), Instant::now());
         let mut follower = Follower::new(pid, now);
-        faults(&mut follower, thread, ROW - 1, now);
+        faults(&mut follower, thread, FOLLOW_AFTER - 1, now);
         assert_eq!(here(), all, "not yet");
         faults(&mut follower, thread, 1, now);
         let at = processor_of(pid, thread).expect("this thread");
         assert_eq!(Ok(here()), Processors::only(at).map_err(drop));
         faults(&mut follower, NO_THREAD, 1, now);
         assert_eq!(here(), all);
-        faults(&mut follower, NO_THREAD, ROW, now + LOOK);
+        faults(&mut follower, NO_THREAD, FOLLOW_AFTER, now + POLL);
         assert_eq!(here(), all, "no thread of the guest");
     }
 
@@ -166,14 +167,14 @@ mod tests {
         let (all, now) = (here(), Instant::now());
         let mut follower = Follower::new(pid, now);
         assert_eq!(follower.due(now), None);
-        faults(&mut follower, thread, ROW, now);
+        faults(&mut follower, thread, FOLLOW_AFTER, now);
         assert_eq!(follower.due(now), Some(REST));
         follower.rest(now + REST / 2);
         assert!(follower.due(now).is_some());
         follower.rest(now + REST);
         assert_eq!((follower.due(now), here()), (None, all));
-        faults(&mut follower, thread, ROW - 1, now + REST);
-        assert_eq!(here(), all, "a new row");
+        faults(&mut follower, thread, FOLLOW_AFTER - 1, now + REST);
+        assert_eq!(here(), all, "it is counted anew");
     }
 
     #[test]
@@ -181,16 +182,16 @@ mod tests {
         let (pid, thread) = ids();
         let (all, now) = (here(), Instant::now());
         let mut follower = Follower::new(pid, now);
-        faults(&mut follower, thread, ROW, now);
+        faults(&mut follower, thread, FOLLOW_AFTER, now);
         let at = processor_of(pid, thread).expect("this thread");
         let Some(other) = (0..64).find(|other| *other != at && all.contains(*other)) else {
             return;
         };
         let chosen = Processors::only(other).expect("there is one");
         chosen.take().expect("allowed");
-        faults(&mut follower, thread, 1, now + LOOK);
+        faults(&mut follower, thread, 1, now + POLL);
         assert_eq!(here(), chosen);
-        faults(&mut follower, NO_THREAD, 1, now + LOOK);
+        faults(&mut follower, NO_THREAD, 1, now + POLL);
         assert_eq!(here(), chosen);
     }
 }

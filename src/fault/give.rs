@@ -1,14 +1,14 @@
 //! Giving a guest a page, and its neighbours with it.
 //!
 //! A fault costs far more than the page that it is about. Where neighbours are worth having too (the pages behind a
-//! fault in a row, the rest of a shared run, a block where every mapping counts), one fault brings them all.
+//! sequential fault, the rest of a shared run, a block where every mapping counts), one fault brings them all.
 //! [`resolve`](super::resolve()) says which neighbours are wanted. What happens to a neighbour is decided here:
 //!
-//! - It is *locked*, if that succeeds at once. A page that is busy, not wanted or sampled ends the row, because the row
+//! - It is *locked*, if that succeeds at once. A page that is busy, not wanted or sampled ends the run, because the run
 //!   must be in one piece. The next access to a sampled page is to be counted, and the guest has not accessed this one.
-//! - It is *charged* like the page that was asked for. Where memory is short, the row ends.
+//! - It is *charged* like the page that was asked for. Where memory is short, the run ends.
 //! - Its content is *read* like that of the page that was asked for. Swapped pages side by side come with one read.
-//! - If it cannot be read, nothing is lost yet: the row ends, and the page stays as it is until somebody asks for it.
+//! - If it cannot be read, nothing is lost yet: the run ends, and the page stays as it is until somebody asks for it.
 //!
 //! With userfaultfd the page that was asked for is given last. Its thread goes on as soon as it has that page, and
 //! would fault on neighbours that are not there yet. Where the faulting thread must change a mapping, all pages stay
@@ -23,7 +23,7 @@ use crate::units::{Gfn, GfnRun, PageBuf, SlotId};
 use crate::vm::{Counter, Vm};
 
 /// Gives the guest the page `requested`, and the pages of `range` around it that are `wanted`. Either all pages of the
-/// row are shared, and each gets a copy of its own, or none is.
+/// run are shared, and each gets a copy of its own, or none is.
 ///
 /// # Errors
 /// [`FaultError`]: the page that was asked for is lost, or cannot be handed over.
@@ -39,15 +39,15 @@ pub(super) fn give<'a>(
         return Ok(Outcome::Starved);
     }
     let gfn = requested.gfn();
-    let behind = lock_row(vm, range.iter().filter(|next| *next > gfn), wanted);
-    let before = lock_row(vm, range.iter().rev().filter(|next| *next < gfn), wanted);
+    let behind = lock_run(vm, range.iter().filter(|next| *next > gfn), wanted);
+    let before = lock_run(vm, range.iter().rev().filter(|next| *next < gfn), wanted);
     let swapped = read_together(vm, &requested, &behind);
     let mut requested = requested;
     if asks {
         requested = place(vm, requested, swapped.first())?;
     }
-    let behind = place_row(vm, behind, swapped.get(1..).unwrap_or_default());
-    let before = place_row(vm, before, &[]);
+    let behind = place_run(vm, behind, swapped.get(1..).unwrap_or_default());
+    let before = place_run(vm, before, &[]);
     if !asks {
         let page = place(vm, requested, swapped.first())?;
         vm.note_touch(&page);
@@ -59,20 +59,20 @@ pub(super) fn give<'a>(
         start: before.last().map_or(gfn, PageGuard::gfn),
         count: count(&before) + 1 + count(&behind),
     };
-    let row = before.into_iter().rev().chain([requested]).chain(behind);
+    let pages = before.into_iter().rev().chain([requested]).chain(behind);
     let reply = match is_break {
         true => Reply::Private(run),
         false => Reply::Open(run),
     };
-    Ok(ask(vm, reply, row))
+    Ok(ask(vm, reply, pages))
 }
 
 fn count(pages: &[PageGuard<'_>]) -> u32 {
     u32::try_from(pages.len()).unwrap_or(u32::MAX)
 }
 
-/// Locks pages one after the other, up to the first one that ends the row.
-fn lock_row<'a>(
+/// Locks pages one after the other, up to the first one that ends the run.
+fn lock_run<'a>(
     vm: &'a Vm,
     gfns: impl Iterator<Item = Gfn>,
     wanted: &dyn Fn(Gfn, Entry) -> bool,
@@ -91,13 +91,13 @@ fn lock_row<'a>(
 
 /// Places pages one after the other until memory runs out or a page cannot be placed, and returns those that were
 /// placed. `read` holds the contents of the first ones, as far as these have been read.
-fn place_row<'a>(vm: &'a Vm, row: Vec<PageGuard<'a>>, read: &[PageBuf]) -> Vec<PageGuard<'a>> {
+fn place_run<'a>(vm: &'a Vm, pages: Vec<PageGuard<'a>>, read: &[PageBuf]) -> Vec<PageGuard<'a>> {
     let place = |(at, page): (usize, PageGuard<'a>)| {
         charge(vm, page.home())
             .then(|| place(vm, page, read.get(at)).ok())
             .flatten()
     };
-    row.into_iter().enumerate().map_while(place).collect()
+    pages.into_iter().enumerate().map_while(place).collect()
 }
 
 /// Charges the memory that a page with this home needs to become resident. A shared page needs it for its copy.

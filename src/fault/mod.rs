@@ -15,7 +15,7 @@
 //! Each wake-up serves the fault again from the start, by the home that the page has then. A fault ends
 //! when it is served, or with its VM.
 //!
-//! Most of the time of a fault goes into wake-ups. So accesses in a row are given their pages ahead, and where
+//! Most of the time of a fault goes into wake-ups. So sequential accesses are given their pages ahead, and where
 //! only one thread of a guest faults, the fault thread moves to that thread's processor.
 //!
 //! Guests use the same channels for requests that are no faults: the history of a page, more credits, and the

@@ -129,7 +129,7 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access, ahead: u32) -> Result<Outcome,
         _ if vm.engine.kind() == EngineKind::Mprotect && vm.vmas.is_exceeded(&vm.table) => {
             give_block(vm, page)
         }
-        home => give_row(vm, page, home, ahead),
+        home => give_run(vm, page, home, ahead),
     }
 }
 
@@ -145,7 +145,7 @@ fn run_from(vm: &Vm, start: Gfn, count: u32) -> GfnRun {
 
 /// Gives a page and up to `ahead` pages behind it that have the same kind of home. Swapped pages must lie side by
 /// side in the swap file, so that they cost no further read.
-fn give_row(vm: &Vm, page: PageGuard<'_>, home: Home, ahead: u32) -> Result<Outcome, FaultError> {
+fn give_run(vm: &Vm, page: PageGuard<'_>, home: Home, ahead: u32) -> Result<Outcome, FaultError> {
     let start = page.gfn();
     let is_alike = |gfn: Gfn, entry: Entry| match (home, entry.home()) {
         (Home::Swapped(first), Home::Swapped(slot)) => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use memvisor_wire::memory::{FAULT_BYTES, Fault};
-use memvisor_wire::rows::MOST;
+use memvisor_wire::streams::MAX_AHEAD;
 use memvisor_wire::system_error::cannot;
 use memvisor_wire::{Received, SeqPacket};
 use nix::sys::epoll::EpollTimeout;
@@ -105,7 +105,7 @@ impl FaultThread {
         let Faulter { uffd, sockets, .. } = &faulter;
         Ok(Self {
             watch: Watch::new(vm.parking.bell(), &link, uffd.as_deref(), sockets)?,
-            core: Core::new(Arc::clone(&vm), sockets.len(), attacher, MOST, now),
+            core: Core::new(Arc::clone(&vm), sockets.len(), attacher, MAX_AHEAD, now),
             follower: Follower::new(faulter.pid, now),
             guest: Guest {
                 vm,

@@ -63,7 +63,7 @@ impl Waiting {
     }
 
     /// Tells the budget what the faults that wait for memory want; gives the VM's place up if there are none.
-    pub(super) fn line_up(&self, vm: &Vm) {
+    pub(super) fn enqueue(&self, vm: &Vm) {
         if self.starved.is_empty() {
             return vm.budget.leave(&vm.parking);
         }

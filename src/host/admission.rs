@@ -301,7 +301,7 @@ impl Admission {
         settings: &VmSettings,
         parking: Arc<Parking>,
     ) -> Result<Parts, Refusal> {
-        // Room for as many pages as the VM has, because unused ones cost nothing; the policy sets the cap at each look.
+        // Room for as many pages as the VM has, because unused ones cost nothing; the policy sets the cap at each plan.
         let zip = ZipCache::new(&format!("memvisor-zip:{}", params.name), params.pages)
             .map_err(cannot("make the compression cache"))?;
         // As in ESX, there is room from the start for all that may ever be taken from the guest.

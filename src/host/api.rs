@@ -53,7 +53,7 @@ impl control::Daemon for Host {
                     max,
                 });
             }
-            if !member.balloon.attached.load(Ordering::Relaxed) {
+            if !member.balloon.connected.load(Ordering::Relaxed) {
                 return Err(ControlError::NoAgent {
                     name: name.to_owned(),
                 });

@@ -33,7 +33,7 @@ pub(super) struct Balance {
 impl Balance {
     /// Takes the estimates if it is time. `revision` counts changes of settings; `floor_percent` is
     /// `Mem.SampleActivePctMin`.
-    pub(super) fn look(
+    pub(super) fn refresh(
         &mut self,
         now: Instant,
         period: Duration,
@@ -57,7 +57,7 @@ impl Balance {
     }
 
     fn is_due(&self, now: Instant, period: Duration, question: &Question) -> bool {
-        // While some VM's estimate is not known, each look asks again, so that it counts as soon as it is.
+        // While some VM's estimate is not known, each plan asks again, so that it counts as soon as it is.
         let known = |active: &Option<Pages>| active.is_some();
         let Some((at, answered)) = &self.latest else {
             return true;

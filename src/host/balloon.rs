@@ -42,7 +42,7 @@ pub(super) fn run(host: &Arc<Host>, socket: SeqPacket) {
 }
 
 impl BalloonHost for Host {
-    fn attach(&self, start: &Start) -> Result<Box<dyn BalloonVm + '_>, Refusal> {
+    fn connect(&self, start: &Start) -> Result<Box<dyn BalloonVm + '_>, Refusal> {
         let member = self
             .members
             .by_token(start.token)
@@ -60,7 +60,7 @@ impl BalloonHost for Host {
             });
         }
         // Acquire pairs with the Release of the previous agent: its session has ended.
-        if member.balloon.attached.swap(true, Ordering::Acquire) {
+        if member.balloon.connected.swap(true, Ordering::Acquire) {
             return Err(Refusal::Taken(vm));
         }
         let (vm, agent) = (&member.vm.params.name, &start.name);
@@ -79,7 +79,10 @@ struct Balloon<'a> {
 impl Drop for Balloon<'_> {
     fn drop(&mut self) {
         // Release pairs with the Acquire of the next agent.
-        self.member.balloon.attached.store(false, Ordering::Release);
+        self.member
+            .balloon
+            .connected
+            .store(false, Ordering::Release);
     }
 }
 

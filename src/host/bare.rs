@@ -1,4 +1,4 @@
-//! A host without a policy: guests attach to it as to any other, but only the caller asks anything of them.
+//! A host without a policy: guests power on with it as with any other, but only the caller asks anything of them.
 //!
 //! Benchmarks measure one mechanism at a time, with the product's own session, fault thread, stores and
 //! balloon. A policy would move pages meanwhile, so there is none, and a VM's worker neither scans nor
@@ -32,7 +32,7 @@ pub struct BareHost {
 }
 
 impl BareHost {
-    /// Starts the host: from here on guests can attach.
+    /// Starts the host: from here on guests can be powered on.
     ///
     /// # Errors
     /// [`HostError`]; nothing is left behind.
@@ -61,7 +61,7 @@ impl BareHost {
         &self.host.budget
     }
 
-    /// The VM called `name`, once its guest has attached.
+    /// The VM called `name`, once its guest is powered on.
     #[must_use]
     pub fn vm(&self, name: &str) -> Option<BareVm> {
         self.host.members.by_name(name).map(BareVm)
@@ -105,7 +105,7 @@ impl BareVm {
     /// Whether its balloon agent is connected.
     #[must_use]
     pub fn has_agent(&self) -> bool {
-        self.0.balloon.attached.load(Ordering::Relaxed)
+        self.0.balloon.connected.load(Ordering::Relaxed)
     }
 
     /// Asks its balloon to hold `target` pages.

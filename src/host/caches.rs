@@ -17,7 +17,7 @@ pub(super) fn apply(member: &Member, settings: &HostSettings, stalled: &Stalled,
     let limit = if settings.cache_keeps == CacheKeeps::Paying {
         let seen = seen(member, stalled);
         let mut worth = member.worth();
-        worth.look(now, seen);
+        worth.note(now, seen);
         worth.limit()
     } else {
         *member.worth() = Worth::default();
@@ -119,7 +119,7 @@ mod tests {
         settings.mem_zip_max_alloc_pct = 100;
         let mut stalled = vm.stalled();
         let start = Instant::now();
-        let look = |after, settings: &HostSettings, stalled: &Stalled| {
+        let limit_after = |after, settings: &HostSettings, stalled: &Stalled| {
             apply(&vm, settings, stalled, start + Duration::from_secs(after));
             let limit = vm.vm.zip.lock().limit();
             let told = status(&vm);
@@ -127,16 +127,16 @@ mod tests {
             assert_eq!(told.limit_pages, Pages(limit.unwrap_or(USED).into()));
             (limit, told)
         };
-        assert_eq!(look(0, &settings, &stalled).0, None);
+        assert_eq!(limit_after(0, &settings, &stalled).0, None);
         // The guest wants all of the cache but its edge again and again.
         vm.vm.stats.refill_zip.add(10_000);
         stalled.threads[Cause::RefillZip] += Duration::from_secs(1);
-        let (limit, told) = look(3, &settings, &stalled);
+        let (limit, told) = limit_after(3, &settings, &stalled);
         assert_eq!(limit, Some(USED - USED / 8));
         // Threads stood still for 1 s in 3 s, for the 450 pages that are wanted.
         assert_eq!((told.oldest_save_us, told.ram_saves_us / 1000), (0, 189));
         settings.cache_keeps = CacheKeeps::All;
-        let (limit, told) = look(6, &settings, &stalled);
+        let (limit, told) = limit_after(6, &settings, &stalled);
         assert_eq!((limit, told.ram_saves_us), (None, 0));
         vm.vm.zip.lock().set_max_pages(0);
         rig.budget.give(USED.into());

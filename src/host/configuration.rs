@@ -17,7 +17,7 @@ use crate::units::VmId;
 #[derive(Debug)]
 pub(super) struct Configuration {
     held: Mutex<Held>,
-    /// The file as it was when it was last looked at.
+    /// The file as it was when it was last checked.
     seen: Mutex<Option<Stamp>>,
     /// Counts changes of settings, of the host and of any VM.
     revision: AtomicU64,
@@ -147,8 +147,8 @@ impl Configuration {
         self.revision.load(Ordering::Relaxed)
     }
 
-    /// Looks at the file; returns whether it has changed since the last look.
-    pub(super) fn look_at_file(&self) -> bool {
+    /// Polls the file; returns whether it has changed since the last call.
+    pub(super) fn poll_file(&self) -> bool {
         let path = lock(&self.held).file.as_ref().map(|file| file.path.clone());
         let now = path.as_deref().and_then(Stamp::of);
         let mut seen = lock(&self.seen);
@@ -196,13 +196,13 @@ mod tests {
     fn file_is_new_once_for_each_of_its_versions() {
         let dir = tempfile::tempdir().expect("tempdir");
         let configuration = configured(dir.path(), "[vm.a]\nlimit = '1M'\n");
-        assert!(!configuration.look_at_file(), "it was read at the start");
+        assert!(!configuration.poll_file(), "it was read at the start");
         let path = configuration.file().expect("there is one").path;
         fs::remove_file(&path).expect("ours");
-        assert!(!configuration.look_at_file(), "it may be on its way");
+        assert!(!configuration.poll_file(), "it may be on its way");
         fs::write(&path, "[vm.a]\nlimit = '2M' # longer\n").expect("ours");
-        assert!(configuration.look_at_file());
-        assert!(!configuration.look_at_file());
+        assert!(configuration.poll_file());
+        assert!(!configuration.poll_file());
         assert_eq!(
             configuration.vm_in_file("a").limit.flatten(),
             Some(crate::units::Pages(256))

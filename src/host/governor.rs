@@ -29,12 +29,11 @@ use crate::throttle::Throttle;
 use crate::units::Pages;
 use crate::vm::{Blocked, Eviction, Means};
 
-/// How often the policy looks without being called.
+/// How often the policy plans without being called.
 const PERIOD: Duration = Duration::from_millis(250);
-/// The shortest time between two looks: a host that is out of memory rings the alarm at each fault.
+/// The shortest time between two plans: a host that is out of memory rings the alarm at each fault.
 const MIN_PERIOD: Duration = Duration::from_millis(10);
-/// Guests that take and free memory can change the state, and block and unblock each other, at every look of
-/// the policy.
+/// Guests that take and free memory can change the state, and block and unblock each other, at every plan.
 static STATES: Throttle = Throttle::new(100, Duration::from_secs(1));
 static BLOCKS: Throttle = Throttle::new(100, Duration::from_secs(1));
 /// How often the log says that nothing can be reclaimed.
@@ -116,7 +115,7 @@ impl Governor {
         }
     }
 
-    /// Makes the policy look at once.
+    /// Makes the policy plan at once.
     pub(super) fn wake(&self) {
         self.budget.ring_alarm();
     }
@@ -126,7 +125,7 @@ impl Governor {
         *lock(&self.state)
     }
 
-    /// What was decided last; `None` before the first look.
+    /// What was decided last; `None` before the first plan.
     pub(super) fn latest(&self) -> Option<Decision> {
         lock(&self.latest).clone()
     }
@@ -143,21 +142,21 @@ impl Governor {
         lock(&self.overcommit).note(now, level);
     }
 
-    /// One look: takes a snapshot, plans, and hands out the plan.
+    /// Takes a snapshot, plans, and hands out the plan.
     fn decide(&self, balance: &mut Balance, watchdog: &mut Watchdog, now: Instant) -> Decision {
         let settings = self.configuration.settings();
         let members = self.members.all();
         for member in &members {
             self.apply_settings(member, &settings, members.len());
             watch_balloon(member, now);
-            // Taken at each look, so that its shares are of regular intervals whether a client asks or not.
+            // Taken at each plan, so that its shares are of regular intervals whether a client asks or not.
             let stalled = member.stalled();
             caches::apply(member, &settings, &stalled, now);
         }
         self.note_overcommit(&members, now);
         let asked = (self.state(), self.configuration.revision());
         let floor = settings.sample_active_pct_min;
-        balance.look(now, settings.balance_period, asked, &members, floor);
+        balance.refresh(now, settings.balance_period, asked, &members, floor);
         let seen = (asked.0, self.seed.fetch_add(1, Ordering::Relaxed));
         let snapshot = HostSnapshot {
             least_free: Some(self.budget.take_least_free()),
@@ -166,7 +165,7 @@ impl Governor {
         let config = settings.policy();
         let plan = self.configuration.policy.plan(&snapshot, &config);
         self.carry_out(&members, &snapshot, (&config, &plan));
-        watchdog.look(&members, &snapshot, plan.state, now);
+        watchdog.check(&members, &snapshot, plan.state, now);
         Decision {
             snapshot,
             config,
@@ -222,7 +221,7 @@ impl Governor {
             Ok(pool) => {
                 let shares = domain != Domain::None;
                 let join = Job::Join(shares.then_some(pool));
-                // A worker that is too far behind takes no job: the next look tries again.
+                // A worker that is too far behind takes no job: the next plan tries again.
                 if member.worker.suggest(join) {
                     member.set_domain(domain);
                 }
@@ -258,7 +257,7 @@ impl Governor {
             orders.set_promised(beside_cache(seen.min()));
             if orders.set_ceiling(vm_plan.ceiling.map(beside_cache)) {
                 // Faults that wait at the old ceiling may go on.
-                member.vm.call_barred();
+                member.vm.wake_barred();
             }
             give_orders(member, vm_plan, plan.stuck);
         }
@@ -282,8 +281,8 @@ impl Governor {
 /// Finds out whether the balloon of a VM is to be waited for.
 fn watch_balloon(member: &Member, now: Instant) {
     let (target, size) = (member.balloon_target(), member.ballooned());
-    let changed = member.balloon.look(now, target, size);
-    let is_stuck = changed == Some(false) && member.balloon.attached.load(Ordering::Relaxed);
+    let changed = member.balloon.note_progress(now, target, size);
+    let is_stuck = changed == Some(false) && member.balloon.connected.load(Ordering::Relaxed);
     let vm = &member.vm.params.name;
     if is_stuck {
         tracing::info!(
@@ -325,7 +324,7 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
     };
     if orders.set_blocked(blocked) {
         BLOCKS.line(|unsaid| tracing::info!(vm = %vm.params.name, ?blocked, unsaid, "allocations"));
-        // Faults that waited may go on now; if not, they look in vain and wait again.
+        // Faults that waited may go on now; if not, they try in vain and wait again.
         vm.parking.ring();
     }
 }
@@ -341,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn look_hands_out_the_free_state_and_the_settings() {
+    fn decision_hands_out_the_free_state_and_the_settings() {
         let rig = Rig::new(None);
         let vm = rig.run(&hello("a", 1024));
         let governor = governor(&rig);
@@ -369,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn thread_looks_until_the_registry_is_closed() {
+    fn thread_plans_until_the_registry_is_closed() {
         let rig = Rig::new(None);
         let governor = Arc::new(governor(&rig));
         let thread = governor.start().expect("a thread");

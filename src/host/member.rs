@@ -19,7 +19,7 @@ use crate::vm::{Stalled, Vm};
 
 /// How long a guest may owe the answer to a command before nothing is expected of it. A good guest takes a
 /// millisecond, or some hundred milliseconds on a busy machine.
-const MUTE: Duration = Duration::from_secs(1);
+const SILENT_AFTER: Duration = Duration::from_secs(1);
 
 /// One VM that is powered on.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub(super) struct BalloonLine {
     pub(super) counters: BalloonCounters,
     /// The most pages it may hold, by the settings, which may change.
     max: AtomicU64,
-    pub(super) attached: AtomicBool,
+    pub(super) connected: AtomicBool,
     pub(super) closing: AtomicBool,
     /// Pops that the agent has been told of by a reset.
     pub(super) told_pops: AtomicU64,
@@ -71,7 +71,7 @@ impl BalloonLine {
             doorbell,
             max: AtomicU64::new(max.0),
             counters: BalloonCounters::default(),
-            attached: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             told_pops: AtomicU64::new(0),
             progress: Mutex::default(),
@@ -92,10 +92,15 @@ impl BalloonLine {
         self.max.swap(max.0, Ordering::Relaxed) != max.0
     }
 
-    /// Looks how far it has come. Returns whether it is worth waiting for, if that has changed.
-    pub(super) fn look(&self, now: Instant, target: Pages, ballooned: Pages) -> Option<bool> {
-        let attached = self.attached.load(Ordering::Relaxed);
-        let alive = lock(&self.progress).look(now, attached, target, ballooned);
+    /// Notes how far it has come. Returns whether it is worth waiting for, if that has changed.
+    pub(super) fn note_progress(
+        &self,
+        now: Instant,
+        target: Pages,
+        ballooned: Pages,
+    ) -> Option<bool> {
+        let connected = self.connected.load(Ordering::Relaxed);
+        let alive = lock(&self.progress).note(now, connected, target, ballooned);
         let before = self.waited_for.swap(alive, Ordering::Relaxed);
         (alive != before).then_some(alive)
     }
@@ -194,8 +199,8 @@ impl Member {
     }
 
     /// Whether its guest does not answer.
-    pub(super) fn is_mute(&self) -> bool {
-        self.link.silence() >= MUTE
+    pub(super) fn is_silent(&self) -> bool {
+        self.link.silence() >= SILENT_AFTER
     }
 
     /// For how long its threads have stood still.

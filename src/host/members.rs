@@ -217,7 +217,7 @@ impl Peers for Members {
 
     fn nudge(&self, vm: VmId, gfn: Gfn) {
         if let Some(member) = self.by_id(vm)
-            && !member.worker.suggest(Job::Look(gfn))
+            && !member.worker.suggest(Job::Nudge(gfn))
         {
             // Its worker is too far behind to take a job: the page is looked at in the next pass instead.
             member.vm.table.note_written(gfn);

@@ -167,7 +167,7 @@ fn follow_until_signal(host: &Host, signals: &Signals) -> Result<Signal, HostErr
             }
             Event::Signal(signal) => return Ok(signal),
             Event::Readable | Event::Timeout => {
-                if host.configuration.look_at_file() {
+                if host.configuration.poll_file() {
                     host.reload_unasked();
                 }
             }

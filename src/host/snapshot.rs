@@ -65,7 +65,7 @@ fn vm_snapshot(member: &Member, now: Instant, active: Option<Pages>) -> VmSnapsh
         ballooned,
         zero,
         untouched,
-        agent: member.balloon.attached.load(Ordering::Relaxed),
+        agent: member.balloon.connected.load(Ordering::Relaxed),
         agent_alive: member.balloon.is_waited_for(),
         balloon_brings: member.balloon.brings(),
         balloon_by_hand: vm.orders.manual(),
@@ -76,7 +76,7 @@ fn vm_snapshot(member: &Member, now: Instant, active: Option<Pages>) -> VmSnapsh
         stall_us_per_s: vm.stalls.refills_us_per_s(),
         swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
         swap_failing: vm.is_swap_failing(),
-        mute: member.is_mute(),
+        mute: member.is_silent(),
         // Faults that wait at the ceiling need no eviction while the VM's own balloon grows.
         pressing: vm.is_at_ceiling() && vm.parking.is_starved() && !member.balloon.inflates(),
     }

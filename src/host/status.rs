@@ -195,7 +195,7 @@ fn activity(member: &Member, floor_percent: u32) -> ActivityStatus {
 }
 
 fn balloon(member: &Member, size: Pages) -> BalloonStatus {
-    let agent = member.balloon.attached.load(Ordering::Relaxed);
+    let agent = member.balloon.connected.load(Ordering::Relaxed);
     BalloonStatus {
         agent,
         waited_for: member.balloon.is_waited_for(),

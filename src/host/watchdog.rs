@@ -6,7 +6,7 @@
 //! promised ([`overdue`]). The guest is told why, and the log says it too. A guest that was told to end, and keeps
 //! the VM's own thread from seeing to that ([`overstay`]), is killed.
 //!
-//! The policy thread looks each time it has handed out a plan. A look costs one `fstat(2)` for each VM.
+//! The policy thread checks each time it has handed out a plan. A check costs one `fstat(2)` for each VM.
 
 mod overdraft;
 mod overdue;
@@ -26,14 +26,14 @@ use overdraft::Overdraft;
 use overdue::{Debtor, Need, Why, overdue};
 use overstay::overstays;
 
-/// The shortest time between two looks at what the kernel counts. When memory runs short the policy looks more
-/// often than that, but what was under way at one look must have had time to end before the next.
+/// The shortest time between two readings of what the kernel counts. When memory runs short the policy plans more
+/// often than that, but what was under way at one reading must have had time to end before the next.
 const COUNT_PERIOD: Duration = Duration::from_millis(200);
 
-/// A process that does not die is killed again at each look.
+/// A process that does not die is killed again at each check.
 static KILLS: Throttle = Throttle::new(20, Duration::from_secs(1));
 
-/// What is remembered from look to look.
+/// What is remembered from check to check.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     need: Need,
@@ -60,23 +60,23 @@ impl Watchdog {
         }
     }
 
-    /// Looks at all VMs. `snapshot` is of the same VMs in the same order; `state` is the planned one.
-    pub(super) fn look(
+    /// Checks all VMs. `snapshot` is of the same VMs in the same order; `state` is the planned one.
+    pub(super) fn check(
         &mut self,
         members: &[Arc<Member>],
         snapshot: &HostSnapshot,
         state: FreeState,
         now: Instant,
     ) {
-        look_at_ends(members, now);
+        check_ends(members, now);
         if self.counts && self.counted.is_none_or(|at| now - at >= COUNT_PERIOD) {
             self.counted = Some(now);
-            self.look_at_counts(members);
+            self.check_counts(members);
         }
-        self.look_at_answers(members, snapshot, state, now);
+        self.check_answers(members, snapshot, state, now);
     }
 
-    fn look_at_counts(&mut self, members: &[Arc<Member>]) {
+    fn check_counts(&mut self, members: &[Arc<Member>]) {
         let is_there = |id: &VmId| members.iter().any(|member| member.vm.id == *id);
         self.overdrafts.retain(|id, _| is_there(id));
         for member in members.iter().filter(|member| !member.is_ending()) {
@@ -87,7 +87,7 @@ impl Watchdog {
             // The larger of two counts, because pages come and go while the kernel counts.
             let paid = before.max(paid(member));
             let overdraft = self.overdrafts.entry(member.vm.id).or_default();
-            if overdraft.look(filled, paid) {
+            if overdraft.note(filled, paid) {
                 let (filled, paid) = (filled.0, paid.0);
                 let why = format!(
                     "its RAM takes {filled} pages by the kernel's count, and it was given {paid}: it has \
@@ -99,7 +99,7 @@ impl Watchdog {
         }
     }
 
-    fn look_at_answers(
+    fn check_answers(
         &mut self,
         members: &[Arc<Member>],
         snapshot: &HostSnapshot,
@@ -108,7 +108,7 @@ impl Watchdog {
     ) {
         let vms = || members.iter().zip(&snapshot.vms);
         let unmet = vms().find(|(member, seen)| is_unmet(member, seen));
-        self.need.look(now, unmet.is_some(), state);
+        self.need.note(now, unmet.is_some(), state);
         let debtors: Vec<Debtor> = vms().map(|(member, seen)| debtor(member, seen)).collect();
         let Some((index, why)) = overdue(&self.need, now, &debtors) else {
             return;
@@ -131,7 +131,7 @@ impl Watchdog {
     }
 }
 
-fn look_at_ends(members: &[Arc<Member>], now: Instant) {
+fn check_ends(members: &[Arc<Member>], now: Instant) {
     let over = |member: &&Arc<Member>| overstays(member.link.ended(), now);
     for Member { vm, process, .. } in members.iter().filter(over).map(Arc::as_ref) {
         if !process.wait(Duration::ZERO) {

@@ -38,7 +38,7 @@ pub struct Budget {
     total: u64,
     reserve: u64,
     used: AtomicU64,
-    /// The most pages that were used at once since the policy last looked.
+    /// The most pages that were used at once since the last plan.
     peak: Mark,
     /// When used memory rises above this, the policy is called at once.
     alarm_at: Mark,
@@ -196,7 +196,7 @@ impl Budget {
         self.hand_out();
         let wait_at = self.wait_at.load(Ordering::Relaxed);
         if before > wait_at && before - count <= wait_at {
-            self.call_barred();
+            self.wake_barred();
         }
     }
 
@@ -296,7 +296,7 @@ impl Budget {
     }
 
     /// Calls the VMs that have barred faults.
-    fn call_barred(&self) {
+    fn wake_barred(&self) {
         for parking in self.queue.lock().parkings() {
             if parking.is_barred() {
                 parking.ring();

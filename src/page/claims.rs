@@ -11,13 +11,13 @@
 //!
 //! Each credit is a page of the budget. Which credits are granted is recorded here, in the daemon's private
 //! memory. So a guest cannot use a credit twice, or one that was not granted: the attempt is noted as a
-//! [lie](Claims::lie) and ends the VM.
+//! [violation](Claims::violation) and ends the VM.
 
 use std::sync::{Arc, OnceLock};
 
 use memvisor_wire::claims::{
-    BREAKS, CREDIT, CREDITS, FREE, MARK, NO_CREDIT, Place, State, Stood, TOLD, USED, Words,
-    credit_word, row,
+    BREAKS, CREDIT, CREDITS, FREE, MARK, NO_CREDIT, Place, REPORTED, StallCause, State, USED,
+    Words, credit_word, row,
 };
 
 use super::parking::Parking;
@@ -38,7 +38,7 @@ pub struct Claims {
     pages: u32,
     /// A bit for each credit, set while the credit is granted, whether the guest has used it or not.
     granted: [AtomicU64; (CREDITS / BITS) as usize],
-    lie: OnceLock<String>,
+    violation: OnceLock<String>,
     parking: Arc<Parking>,
 }
 
@@ -56,12 +56,12 @@ pub(super) enum Revoked {
 impl Claims {
     /// Nothing is offered, nothing is granted. `words` are zero, and there are enough of them for `pages`.
     pub(super) fn new(words: Arc<dyn Words>, pages: u32, parking: Arc<Parking>) -> Self {
-        words.store(MARK, TOLD);
+        words.store(MARK, REPORTED);
         Self {
             words,
             pages,
             granted: Default::default(),
-            lie: OnceLock::new(),
+            violation: OnceLock::new(),
             parking,
         }
     }
@@ -110,14 +110,14 @@ impl Claims {
                 Some(State::Taken { .. }) => return Revoked::Claimed,
                 Some(State::Done { credit }) => return Revoked::Done(credit),
                 None => {
-                    self.lied(format!(
+                    self.note_violation(format!(
                         "the claim of {gfn} is {word:#x}, which is no state"
                     ));
                     return Revoked::Claimed;
                 }
             }
         }
-        self.lied(format!("the claim of {gfn} changed {TRIES} times at once"));
+        self.note_violation(format!("the claim of {gfn} changed {TRIES} times at once"));
         Revoked::Claimed
     }
 
@@ -126,7 +126,7 @@ impl Claims {
     /// the credit.
     pub(super) fn settle(&self, gfn: Gfn, home: Home, credit: u32) -> bool {
         if (credit == FREE) != (home == Home::Resident) {
-            self.lied(format!(
+            self.note_violation(format!(
                 "it says that it used credit {credit} for {gfn}, which is {home:?}"
             ));
             return false;
@@ -139,7 +139,7 @@ impl Claims {
         let word = self.words.load(at);
         // The word before the bit: once the bit is clear, the credit may be granted again.
         if word != gfn.0.saturating_add(USED) || !self.is_granted(credit) {
-            self.lied(format!(
+            self.note_violation(format!(
                 "it says that it used credit {credit} for {gfn}, which was not granted for that"
             ));
             return false;
@@ -148,7 +148,7 @@ impl Claims {
         if Seeded::CreditSpentTwice.is_sown() {
             self.words.store(at, CREDIT);
         } else if !self.ungrant(credit) {
-            self.lied(format!("it used credit {credit} twice"));
+            self.note_violation(format!("it used credit {credit} twice"));
             return false;
         }
         self.words.store(row(gfn), State::None.encode());
@@ -230,10 +230,10 @@ impl Claims {
 
     /// Looks for credits that the guest has forged. Only the thread that grants may look. Then a word without its bit
     /// is forged: nobody else makes a credit, and whoever ends one clears the word before the bit.
-    pub fn look_for_forged(&self) {
+    pub fn find_forged(&self) {
         let is_forged = |credit: &u32| self.words.load(credit_word(*credit)) != NO_CREDIT;
         if let Some(credit) = self.credits(false).find(is_forged) {
-            self.lied(format!("it has credit {credit}, which was not granted"));
+            self.note_violation(format!("it has credit {credit}, which was not granted"));
         }
     }
 
@@ -254,10 +254,10 @@ impl Claims {
         matches!(state, Some(State::Done { .. }))
     }
 
-    /// How long threads of the guest stood still, as they say themselves: the words of [`Stood::ALL`].
+    /// How long threads of the guest stood still, as they say themselves: the words of [`StallCause::ALL`].
     #[must_use]
-    pub fn stood(&self) -> [u32; Stood::ALL.len()] {
-        Stood::ALL.map(|stood| self.words.load(stood.word()))
+    pub fn stall_times(&self) -> [u32; StallCause::ALL.len()] {
+        StallCause::ALL.map(|cause| self.words.load(cause.word()))
     }
 
     /// Allows or forbids the guest to break shared pages without asking.
@@ -265,15 +265,15 @@ impl Claims {
         self.words.store(BREAKS, u32::from(allowed));
     }
 
-    fn lied(&self, what: String) {
-        let _ = self.lie.set(what);
+    fn note_violation(&self, what: String) {
+        let _ = self.violation.set(what);
         self.parking.ring();
     }
 
-    /// What the guest lied about first, for which its VM ends; `None` for an honest guest.
+    /// The first rule that the guest broke, for which its VM ends; `None` for an honest guest.
     #[must_use]
-    pub fn lie(&self) -> Option<&str> {
-        self.lie.get().map(String::as_str)
+    pub fn violation(&self) -> Option<&str> {
+        self.violation.get().map(String::as_str)
     }
 }
 
@@ -338,7 +338,7 @@ mod tests {
         assert_eq!(claims.revoke(GFN), Revoked::Done(0));
         assert_eq!(claims.take_back(), 1);
         assert!(claims.settle(GFN, ZIP, 0));
-        assert_eq!((claims.held(), claims.lie()), (0, None));
+        assert_eq!((claims.held(), claims.violation()), (0, None));
         assert_eq!(claims.revoke(GFN), Revoked::Yes);
     }
 
@@ -347,15 +347,18 @@ mod tests {
         let (claims, table) = claims();
         claims.grant(3, || true);
         bring(&claims, &table, GFN);
-        claims.look_for_forged();
-        assert_eq!(claims.lie(), None, "one is used, two are not");
+        claims.find_forged();
+        assert_eq!(claims.violation(), None, "one is used, two are not");
         assert!(claims.settle(GFN, ZIP, 0));
         assert_eq!(claims.take_back(), 2);
-        claims.look_for_forged();
-        assert_eq!(claims.lie(), None, "none is left");
+        claims.find_forged();
+        assert_eq!(claims.violation(), None, "none is left");
         table.store(credit_word(7), CREDIT);
-        claims.look_for_forged();
-        assert_eq!(claims.lie(), Some("it has credit 7, which was not granted"));
+        claims.find_forged();
+        assert_eq!(
+            claims.violation(),
+            Some("it has credit 7, which was not granted")
+        );
     }
 
     #[test]
@@ -383,8 +386,8 @@ mod tests {
         assert!(!first.settle(GFN, ZIP, 9));
         assert!(
             first
-                .lie()
-                .is_some_and(|lie| lie.contains("credit 9 for gfn 0x5"))
+                .violation()
+                .is_some_and(|it| it.contains("credit 9 for gfn 0x5"))
         );
 
         let (second, table) = claims();
@@ -392,7 +395,7 @@ mod tests {
         bring(&second, &table, GFN);
         assert!(second.settle(GFN, ZIP, 0));
         assert!(!second.settle(Gfn(1), ZIP, 0));
-        assert!(second.lie().is_some());
+        assert!(second.violation().is_some());
         assert_eq!(second.held(), 0);
     }
 
@@ -403,8 +406,8 @@ mod tests {
         assert_eq!(claims.revoke(GFN), Revoked::Claimed);
         assert!(
             claims
-                .lie()
-                .is_some_and(|lie| lie.contains("gfn 0x5 is 0xf"))
+                .violation()
+                .is_some_and(|it| it.contains("gfn 0x5 is 0xf"))
         );
     }
 }

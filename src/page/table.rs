@@ -8,10 +8,10 @@
 //!      4      WAITED   a fault waits for the lock; whoever unlocks must wake it
 //!      5      OPEN     the guest was given the RAM page, to read and write, and it was not frozen since
 //!      6      SAMPLED  the next access is to be counted; a shared page is closed meanwhile
-//!      7      REFILLED came back from a store, and the scanner has not looked since
+//!      7      REFILLED came back from a store, and the scanner has not seen it since
 //!      8..16  back-off of the scanner: passes to skip (5 bits), exponent (3 bits)
 //!     16      UNSEEN   a resident page may have other bytes than the scanner has seen
-//!     17      QUIET    the scanner did not find it changed when it last looked
+//!     17      QUIET    the scanner did not find it changed at its last scan
 //!     18      FROZEN   the guest's accesses to the RAM page are known to wait
 //!     32..64  frame or slot; for a resident page the low half of its hash at the last scan
 //! ```
@@ -106,7 +106,7 @@ impl Entry {
     }
 
     /// Whether the page came back from the compression cache or the swap file, and has neither moved on
-    /// nor been looked at by the scanner since.
+    /// nor been scanned since.
     #[must_use]
     pub const fn is_refilled(self) -> bool {
         self.0 & REFILLED != 0
@@ -365,7 +365,7 @@ impl PageTable {
         let word = &self.entries[gfn.index()];
         let mut entry = word.load(Ordering::Relaxed);
         // The caller holds the lock, so only WAITED and the scanner's notes can change under us. Release pairs with the
-        // Acquire of `entry` and of `begin_look`: the bytes are in place before the home that says so.
+        // Acquire of `entry` and of `mark_seen`: the bytes are in place before the home that says so.
         while let Err(now) = word.compare_exchange(
             entry,
             entry & !clear | set,

@@ -12,7 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::fair::{self, Allotment, Met};
+use super::fair::{self, Allotment, Satisfied};
 use super::mechanisms::Rules;
 use super::plan::VmPlan;
 use super::snapshot::VmSnapshot;
@@ -99,12 +99,12 @@ fn wanted(vm: &VmSnapshot) -> Pages {
 /// target is the same at every step down. A target computed from the balloon's size alone would move with the
 /// balloon, and get stuck half way if the balloon did.
 fn kept(vm: &VmSnapshot, allotment: Allotment, config: &Config) -> Pages {
-    let kept = match allotment.met {
-        Met::Balloons => Pages(0),
-        Met::Demands => {
+    let kept = match allotment.satisfied {
+        Satisfied::Balloons => Pages(0),
+        Satisfied::Demands => {
             total([vm.ballooned, fair::room(vm)]).saturating_sub(fair::headroom(vm, config))
         }
-        Met::Short => vm.ballooned,
+        Satisfied::Short => vm.ballooned,
     };
     // Guest pages above the limit are never backed, so the balloon may as well keep as many.
     let above_limit = vm.size.saturating_sub(vm.max());

@@ -34,13 +34,13 @@ pub(super) struct Allotment {
     /// than the target only when memory is short and the VM does not use its fair part.
     pub entitled: Pages,
     /// How much of what all VMs want can be met; the same for each VM.
-    pub met: Met,
+    pub satisfied: Satisfied,
 }
 
 /// How far what is available goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Met {
-    /// Demands are not met: some VM is above its target or about to be.
+pub(super) enum Satisfied {
+    /// Demands are not satisfied: some VM is above its target or about to be.
     Short,
     /// The demands of all VMs are met, headroom included.
     Demands,
@@ -94,7 +94,7 @@ pub(super) fn divide<P: Policy + ?Sized>(
             Allotment {
                 target: bid.at(level).max(vm.min()),
                 entitled: whole.at(level),
-                met: Met::Short,
+                satisfied: Satisfied::Short,
             }
         })
         .collect()
@@ -132,7 +132,7 @@ pub(super) fn for_balloons<P: Policy + ?Sized>(
         .map(|(taxed, untaxed)| Allotment {
             target: taxed.target.max(untaxed.target),
             entitled: taxed.entitled.max(untaxed.entitled),
-            met: taxed.met,
+            satisfied: taxed.satisfied,
         })
         .collect()
 }
@@ -157,7 +157,7 @@ fn bid(vm: &VmSnapshot, worth: Worth, config: &Config) -> Bid {
     }
 }
 
-/// Allotments when all demands are met: the rest is spread, again by shares, as room to grow.
+/// Allotments when all demands are satisfied: the rest is spread, again by shares, as room to grow.
 fn spread(host: &HostSnapshot, bids: &[Bid], available: Pages) -> Vec<Allotment> {
     let rooms: Vec<Bid> = (host.vms.iter().zip(bids))
         .map(|(vm, met)| Bid {
@@ -175,10 +175,10 @@ fn spread(host: &HostSnapshot, bids: &[Bid], available: Pages) -> Vec<Allotment>
         };
         total([vm.allocation(), more]).min(vm.max())
     };
-    let met = if total(host.vms.iter().map(whole)) <= available {
-        Met::Balloons
+    let satisfied = if total(host.vms.iter().map(whole)) <= available {
+        Satisfied::Balloons
     } else {
-        Met::Demands
+        Satisfied::Demands
     };
     let targets = rooms
         .iter()
@@ -187,7 +187,7 @@ fn spread(host: &HostSnapshot, bids: &[Bid], available: Pages) -> Vec<Allotment>
         .map(|target| Allotment {
             target,
             entitled: target,
-            met,
+            satisfied,
         })
         .collect()
 }

@@ -106,11 +106,11 @@ impl Bid {
         } else {
             self.taxed()
         };
-        let bends = self.floor < self.active && self.active < self.cap;
-        let bend = bends.then(|| (self.reach(self.active), self.taxed()));
+        let has_breakpoint = self.floor < self.active && self.active < self.cap;
+        let breakpoint = has_breakpoint.then(|| (self.reach(self.active), self.taxed()));
         let pieces = [
             Some((begin, first)),
-            bend,
+            breakpoint,
             Some((end, Self::flat(self.cap))),
         ];
         pieces.into_iter().flatten()
@@ -154,7 +154,7 @@ impl Line {
 
 /// A level at which the sum's line changes.
 #[derive(Clone, Copy, Debug)]
-struct Bend {
+struct Breakpoint {
     at: u128,
     change: Line,
 }
@@ -182,23 +182,25 @@ pub(super) fn level(bids: &[Bid], available: Pages) -> Option<Level> {
 fn on_the_lines(bids: &[Bid], available: Pages) -> Level {
     let available = i128::from(available.0) * UNIT;
     let mut line = Line { start: 0, slope: 0 };
-    let mut bends = Vec::with_capacity(3 * bids.len());
+    let mut breakpoints = Vec::with_capacity(3 * bids.len());
     for bid in bids {
         let mut before = Bid::flat(bid.floor);
         line = line.plus(before);
         if bid.is_elastic() {
             for (at, piece) in bid.pieces() {
                 let change = piece.minus(before);
-                bends.push(Bend { at, change });
+                breakpoints.push(Breakpoint { at, change });
                 before = piece;
             }
         }
     }
-    bends.sort_unstable_by_key(|bend| bend.at);
+    breakpoints.sort_unstable_by_key(|breakpoint| breakpoint.at);
     let mut from = 0;
-    for bends in bends.chunk_by(|one, other| one.at == other.at) {
-        let at = bends[0].at;
-        let next = bends.iter().fold(line, |sum, bend| sum.plus(bend.change));
+    for breakpoints in breakpoints.chunk_by(|one, other| one.at == other.at) {
+        let at = breakpoints[0].at;
+        let next = breakpoints
+            .iter()
+            .fold(line, |sum, breakpoint| sum.plus(breakpoint.change));
         if value(next, at) > available {
             return Level(highest(line, available).clamp(from, at.saturating_sub(1)));
         }
@@ -207,7 +209,7 @@ fn on_the_lines(bids: &[Bid], available: Pages) -> Level {
     Level(from)
 }
 
-/// It fits: up to the bend that is asked about, no bid's line is above its cap.
+/// It fits: up to the breakpoint that is asked about, no bid's line is above its cap.
 fn value(line: Line, level: u128) -> i128 {
     let level = i128::try_from(level).unwrap_or(i128::MAX);
     line.start.saturating_add(line.slope.saturating_mul(level))

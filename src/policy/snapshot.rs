@@ -77,7 +77,7 @@ pub struct VmSnapshot {
     pub zero: Pages,
     /// Guest pages that were never written; they cost nothing.
     pub untouched: Pages,
-    /// Whether a balloon agent is attached. Without one its balloon stays as it is, and has no target.
+    /// Whether a balloon agent is connected. Without one its balloon stays as it is, and has no target.
     pub agent: bool,
     /// Whether its agent has come closer to its target within the last few polls, or has reached it. False: the
     /// balloon is not waited for.

@@ -15,7 +15,7 @@
 //!
 //! *Tags collide*: a hint that is found may name a page of other content. The entry of that page in its page table
 //! keeps 32 bits of its digest, so the finder can tell ([`Hinted::fits`]). But it must not drop a hint that is true for
-//! other content: a page without a hint is never shared, and it may not be looked at again before it is written.
+//! other content: a page without a hint is never shared, and it may not be scanned again before it is written.
 //!
 //! *Seats* are short numbers of VMs. A seat that is given back is not given out again before all others have been;
 //! then one sweep clears the hints that VMs have left behind.
@@ -124,9 +124,9 @@ pub enum Hint {
     Full(Vec<Hinted>),
 }
 
-/// Where hints for one digest are.
+/// The two buckets in which hints for one digest are, and their tag.
 #[derive(Clone, Copy)]
-struct Place {
+struct BucketPair {
     starts: [usize; 2],
     tag: u64,
 }
@@ -188,9 +188,8 @@ impl Hints {
 
     /// Fetches into the processor's cache what [`offer`](Self::offer) will look at.
     pub(super) fn prefetch(&self, domain: DomainId, digest: u64) {
-        let place = self.place(domain, digest);
-        place
-            .starts
+        let pair = self.pair(domain, digest);
+        pair.starts
             .iter()
             .for_each(|start| prefetch(&self.words[*start]));
     }
@@ -209,13 +208,13 @@ impl Hints {
         } else {
             NOBODY
         };
-        let place = self.place(domain, digest);
+        let pair = self.pair(domain, digest);
         let page = u64::from(gfn.0) & ((1 << SEAT_SHIFT) - 1);
-        let ours = place.tag << TAG_SHIFT | u64::from(seat) << SEAT_SHIFT | page;
+        let ours = pair.tag << TAG_SHIFT | u64::from(seat) << SEAT_SHIFT | page;
         loop {
-            let seen = self.read(place);
-            if may_have(place, &seen) {
-                if let Some(claim) = self.other(domain, place, &seen, ours, mismatches) {
+            let seen = self.read(pair);
+            if may_have(pair, &seen) {
+                if let Some(claim) = self.other(domain, pair, &seen, ours, mismatches) {
                     return Hint::Other(claim);
                 }
                 if seen.as_flattened().contains(&ours) {
@@ -225,10 +224,10 @@ impl Hints {
             if seat == NOBODY {
                 return Hint::Inserted;
             }
-            let (at, old) = match self.room(place, &seen) {
+            let (at, old) = match self.room(pair, &seen) {
                 Some(room) => room,
-                None if mismatches.crowded => self.victim(place, &seen),
-                None => return Hint::Full(self.claims(place, &seen)),
+                None if mismatches.crowded => self.victim(pair, &seen),
+                None => return Hint::Full(self.claims(pair, &seen)),
             };
             if self.exchange(at, old, ours) {
                 return Hint::Inserted;
@@ -238,10 +237,10 @@ impl Hints {
 
     /// Takes away all hints that may be for this digest, and returns the pages that they named.
     pub(super) fn take(&self, domain: DomainId, digest: u64) -> Vec<(VmId, Gfn)> {
-        let place = self.place(domain, digest);
+        let pair = self.pair(domain, digest);
         let mut taken = Vec::new();
         let (nobody, none) = (EMPTY, Mismatches::default());
-        while let Some(claim) = self.other(domain, place, &self.read(place), nobody, &none) {
+        while let Some(claim) = self.other(domain, pair, &self.read(pair), nobody, &none) {
             if self.drop_claim(&claim) {
                 taken.push((claim.vm, claim.gfn));
             }
@@ -261,10 +260,10 @@ impl Hints {
         clippy::cast_possible_truncation,
         reason = "numbers of buckets, which are in memory"
     )]
-    fn place(&self, domain: DomainId, digest: u64) -> Place {
+    fn pair(&self, domain: DomainId, digest: u64) -> BucketPair {
         let mixed = (digest >> TAG_BITS ^ domain.mix()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let start = |half: u64| self.first + ((half * self.buckets) >> 32) as usize * BUCKET;
-        Place {
+        BucketPair {
             starts: [
                 start(mixed >> 32),
                 start(u64::from((mixed as u32).rotate_left(13))),
@@ -274,9 +273,9 @@ impl Hints {
     }
 
     #[inline]
-    fn read(&self, place: Place) -> [[u64; BUCKET]; 2] {
+    fn read(&self, pair: BucketPair) -> [[u64; BUCKET]; 2] {
         let mut seen = [[0; BUCKET]; 2];
-        for (start, seen) in place.starts.into_iter().zip(&mut seen) {
+        for (start, seen) in pair.starts.into_iter().zip(&mut seen) {
             let words = &self.words[start..start + BUCKET];
             for (seen, word) in seen.iter_mut().zip(words) {
                 // Acquire pairs with the Release of `exchange`: whoever sees a hint sees whose seat it names.
@@ -289,15 +288,15 @@ impl Hints {
     fn other(
         &self,
         domain: DomainId,
-        place: Place,
+        pair: BucketPair,
         seen: &[[u64; BUCKET]; 2],
         ours: u64,
         mismatches: &Mismatches,
     ) -> Option<Hinted> {
-        let mut words = places(place, seen);
+        let mut words = entries(pair, seen);
         words.find_map(|(at, word)| {
             if word == EMPTY
-                || word >> TAG_SHIFT != place.tag
+                || word >> TAG_SHIFT != pair.tag
                 || word == ours
                 || mismatches.contain(word)
             {
@@ -315,8 +314,8 @@ impl Hints {
         Some((domain, Hinted { vm, gfn, word, at }))
     }
 
-    fn claims(&self, place: Place, seen: &[[u64; BUCKET]; 2]) -> Vec<Hinted> {
-        let claims = places(place, seen).filter_map(|(at, word)| self.claim(at, word));
+    fn claims(&self, pair: BucketPair, seen: &[[u64; BUCKET]; 2]) -> Vec<Hinted> {
+        let claims = entries(pair, seen).filter_map(|(at, word)| self.claim(at, word));
         claims.map(|(_, claim)| claim).collect()
     }
 
@@ -325,18 +324,18 @@ impl Hints {
     }
 
     /// An empty entry of the emptier bucket, or an entry of a VM that is gone.
-    fn room(&self, place: Place, seen: &[[u64; BUCKET]; 2]) -> Option<(usize, u64)> {
+    fn room(&self, pair: BucketPair, seen: &[[u64; BUCKET]; 2]) -> Option<(usize, u64)> {
         let empty = |bucket: &[u64; BUCKET]| bucket.iter().filter(|word| **word == EMPTY).count();
         let emptier = usize::from(empty(&seen[1]) > empty(&seen[0]));
         let free = seen[emptier].iter().position(|word| *word == EMPTY);
-        free.map(|at| (place.starts[emptier] + at, EMPTY))
-            .or_else(|| places(place, seen).find(|(_, word)| self.owner(*word).is_none()))
+        free.map(|at| (pair.starts[emptier] + at, EMPTY))
+            .or_else(|| entries(pair, seen).find(|(_, word)| self.owner(*word).is_none()))
     }
 
-    fn victim(&self, place: Place, seen: &[[u64; BUCKET]; 2]) -> (usize, u64) {
+    fn victim(&self, pair: BucketPair, seen: &[[u64; BUCKET]; 2]) -> (usize, u64) {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize % (2 * BUCKET);
         let (bucket, at) = (turn / BUCKET, turn % BUCKET);
-        (place.starts[bucket] + at, seen[bucket][at])
+        (pair.starts[bucket] + at, seen[bucket][at])
     }
 
     fn exchange(&self, at: usize, old: u64, new: u64) -> bool {
@@ -382,20 +381,20 @@ const fn seat_of(word: u64) -> usize {
 }
 
 /// Whether any hint has the tag. Mostly none has, and then this is the whole lookup.
-fn may_have(place: Place, seen: &[[u64; BUCKET]; 2]) -> bool {
-    let has = |word: &u64| word >> TAG_SHIFT == place.tag;
+fn may_have(pair: BucketPair, seen: &[[u64; BUCKET]; 2]) -> bool {
+    let has = |word: &u64| word >> TAG_SHIFT == pair.tag;
     // A fold over all words, not `any`: it needs no branch for each word.
     seen.as_flattened()
         .iter()
         .fold(false, |any, word| any | has(word))
 }
 
-fn places(place: Place, seen: &[[u64; BUCKET]; 2]) -> impl Iterator<Item = (usize, u64)> {
+fn entries(pair: BucketPair, seen: &[[u64; BUCKET]; 2]) -> impl Iterator<Item = (usize, u64)> {
     let bucket = |(start, words): (usize, &[u64; BUCKET])| {
         let words = *words;
         (start..).zip(words)
     };
-    place.starts.into_iter().zip(seen).flat_map(bucket)
+    pair.starts.into_iter().zip(seen).flat_map(bucket)
 }
 
 #[cfg(test)]
@@ -455,7 +454,12 @@ mod tests {
         // There is one place in all, and the contents have other tags than the one that is looked up.
         let page = |gfn| (a, Gfn(gfn));
         for gfn in 0..2 * BUCKET as u32 {
-            let hint = hints.offer(domain, u64::from(4 * gfn + 2), page(gfn), &doubts_of_all());
+            let hint = hints.offer(
+                domain,
+                u64::from(4 * gfn + 2),
+                page(gfn),
+                &mismatches_of_all(),
+            );
             assert!(matches!(hint, Hint::Inserted | Hint::Full(_)), "{hint:?}");
         }
         let Hint::Full(claims) = hints.offer(domain, 3, (b, Gfn(9)), &NONE) else {
@@ -483,7 +487,7 @@ mod tests {
     }
 
     /// Mismatches as they are when every hint is known to be true for another content.
-    fn doubts_of_all() -> Mismatches {
+    fn mismatches_of_all() -> Mismatches {
         let vm = VmId(1);
         let claim = |gfn| Hinted {
             vm,
@@ -505,7 +509,7 @@ mod tests {
         let stranger = hints.take_seat(other, VmId(3));
         for digest in 0..20 {
             let gfn = Gfn(digest as u32);
-            hints.offer(domain, digest, (a, gfn), &doubts_of_all());
+            hints.offer(domain, digest, (a, gfn), &mismatches_of_all());
             let hint = hints.offer(other, digest, (stranger, gfn), &NONE);
             assert!(place_of(&hint).is_none_or(|(vm, _)| vm == VmId(3)));
         }
@@ -554,22 +558,22 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Look(usize, u32, u64),
+        Scan(usize, u32, u64),
         Forget(usize),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let digest = prop_oneof![3 => 4..12u64, 1 => (1..8u64).prop_map(|it| 4 * it + 1)];
-        let look = (0..3usize, 0..4u32, digest);
+        let scan = (0..3usize, 0..4u32, digest);
         let step = prop_oneof![
-            30 => look.prop_map(|(vm, gfn, digest)| Step::Look(vm, gfn, digest)),
+            30 => scan.prop_map(|(vm, gfn, digest)| Step::Scan(vm, gfn, digest)),
             1 => (0..3usize).prop_map(Step::Forget),
         ];
         prop::collection::vec(step, 0..200)
     }
 
     /// What a scanner does with one page. Returns the page that it finds, and whether a hint had to go.
-    fn look(
+    fn scan(
         hints: &Hints,
         domain: DomainId,
         pages: &HashMap<(u32, u32), u64>,
@@ -612,12 +616,12 @@ mod tests {
             let mut lost = false;
             for (step, next) in steps.into_iter().zip(4..) {
                 match step {
-                    Step::Look(vm, gfn, digest) => {
+                    Step::Scan(vm, gfn, digest) => {
                         let (vm, seat) = vms[vm];
                         pages.insert((vm, gfn), digest);
                         let equal = |page: &(u32, u32)| *page != (vm, gfn) && pages[page] == digest;
                         let there = pages.keys().copied().find(equal);
-                        let (found, crowded) = look(&hints, domain, &pages, digest, (seat, Gfn(gfn)));
+                        let (found, crowded) = scan(&hints, domain, &pages, digest, (seat, Gfn(gfn)));
                         lost |= crowded;
                         prop_assert!(found.is_none_or(|page| equal(&page)));
                         prop_assert!(lost || found.is_some() == there.is_some());
@@ -625,7 +629,7 @@ mod tests {
                             // They are shared, and then have memory of their own again.
                             let taken = hints.take(domain, digest);
                             pages.retain(|_, content| *content != digest);
-                            // Those of another content are told to look again.
+                            // Those of another content are told to scan again.
                             for (owner, gfn) in taken {
                                 let seat = vms.iter().find(|(vm, _)| *vm == owner.0);
                                 let (Some((_, seat)), Some(content)) =
@@ -633,7 +637,7 @@ mod tests {
                                 else {
                                     continue;
                                 };
-                                let again = look(&hints, domain, &pages, *content, (*seat, gfn));
+                                let again = scan(&hints, domain, &pages, *content, (*seat, gfn));
                                 lost |= again.1;
                                 prop_assert!(lost || again.0.is_none());
                             }

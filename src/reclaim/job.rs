@@ -14,7 +14,7 @@ use crate::pool::Pool;
 use crate::share::AttachRequest;
 use crate::units::{Gfn, GfnRun};
 
-/// The most jobs that wait. Looks at single pages are dropped beyond that, because the next pass looks at them anyway.
+/// The most jobs that wait. Nudges are dropped beyond that, because the next pass scans the pages anyway.
 const QUEUE: usize = 4096;
 
 /// A job for a worker.
@@ -28,8 +28,8 @@ pub enum Job {
     ReleaseAll(Sender<()>),
     /// Attach pages of the guest, and ring the bell of the VM after the answer.
     Attach(AttachRequest, Sender<u32>),
-    /// Look at this page: a frame with the content that it had exists now.
-    Look(Gfn),
+    /// Scan this page: a frame with the content that it had exists now.
+    Nudge(Gfn),
     /// Share in this pool from now on; `None`: share with nobody.
     Join(Option<Arc<Pool>>),
     /// The orders of the policy or the [`Routine`] have changed.

@@ -1,7 +1,7 @@
 //! How fast a VM is scanned.
 //!
 //! ESX's settings bound the rate in three ways: the time in which a whole VM is scanned, a rate for each VM, and a
-//! rate for the host by its clock. The rate counts pages that are looked at. One pass begins after another in the
+//! rate for the host by its clock. The rate counts pages that are scanned. One pass begins after another in the
 //! time that a whole VM takes at that rate, but after some seconds at most. So a VM in which little is due sleeps
 //! between its passes, and in a VM that is scanned slowly new pages do not wait for an hour until a pass begins. A
 //! VM that does not change is passed ever more seldom; anything that happens in it brings the full pace back.
@@ -27,7 +27,7 @@ pub struct ScanSettings {
 
 /// Slices a second at full rate.
 const SLICES: u32 = 10;
-/// The fewest pages of a slice: with fewer, waking up costs more than looking. In tests a slice is smaller, so that a
+/// The fewest pages of a slice: with fewer, waking up costs more than scanning. In tests a slice is smaller, so that a
 /// small VM has several.
 const MIN_SLICE: u32 = if cfg!(test) { 5 } else { 256 };
 /// The longest time from the start of one pass to the start of the next, for a VM that is not quiet.
@@ -123,13 +123,13 @@ impl Pace {
         }
     }
 
-    /// Pages that the next slice looks at.
+    /// Pages that the next slice scans.
     pub(super) fn slice(rate: u32) -> u32 {
         (rate / SLICES).max(MIN_SLICE)
     }
 
     /// Notes what a slice found. The slice began at `now`, when the VM had had `faults`. If the pass ends with this
-    /// slice, found nothing new and left nothing to be looked at or merged, returns the faults that the VM had had
+    /// slice, found nothing new and left nothing to be scanned or merged, returns the faults that the VM had had
     /// when it began.
     pub(super) fn note(
         &mut self,
@@ -143,8 +143,8 @@ impl Pace {
         }
         self.news += u64::from(found.changed) + found.shared;
         self.waiting += u64::from(found.waiting);
-        // By the pages that were looked at, so the wait after a slice that found few of them due is short.
-        self.within_rate = now + Duration::from_secs(1) * found.looked / rate.max(1);
+        // By the pages that were scanned, so the wait after a slice that found few of them due is short.
+        self.within_rate = now + Duration::from_secs(1) * found.scanned / rate.max(1);
         self.is_in_pass = !found.pass_ended;
         if !found.pass_ended {
             return None;
@@ -188,7 +188,7 @@ mod tests {
     /// A whole VM would take longer at this rate.
     const PASS: Duration = MAX_APART;
     const QUIET_PASS: Found = Found {
-        looked: 0,
+        scanned: 0,
         changed: 0,
         waiting: 0,
         shared: 0,
@@ -196,12 +196,12 @@ mod tests {
     };
 
     #[test]
-    fn rate_bounds_what_is_looked_at_and_passes_are_a_whole_vm_apart() {
+    fn rate_bounds_what_is_scanned_and_passes_are_a_whole_vm_apart() {
         let start = Instant::now();
         let mut pace = Pace::new(PAGES, start);
         assert_eq!((Pace::slice(RATE), pace.due(RATE, 0)), (1000, start));
         let full = Found {
-            looked: 1000,
+            scanned: 1000,
             changed: 1000,
             pass_ended: false,
             ..QUIET_PASS
@@ -210,16 +210,16 @@ mod tests {
         let second = start + Duration::from_millis(100);
         assert_eq!(pace.due(RATE, 0), second);
         let last = Found {
-            looked: 200,
+            scanned: 200,
             ..QUIET_PASS
         };
         assert_eq!(pace.note(second, last, RATE, 0), None);
         assert_eq!(pace.due(RATE, 0), start + PASS, "1000 pages were new");
         let fast = Duration::from_millis(500);
         assert_eq!(pace.due(2 * PAGES, 0), start + fast, "a whole VM");
-        // One slice looks at more than some settings allow in seconds.
+        // One slice scans more than some settings allow in seconds.
         let slice = Found {
-            looked: 256,
+            scanned: 256,
             ..QUIET_PASS
         };
         pace.note(second, slice, 1, 0);

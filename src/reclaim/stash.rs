@@ -15,7 +15,7 @@ use crate::vm::Vm;
 /// The oldest pages of a full cache leave in groups of this many, so that they are written to swap as one cluster.
 const SPILL: usize = 32;
 /// Old pages that are looked at to find so many: some may be locked by a fault.
-const SPILL_LOOKS: usize = 2 * SPILL;
+const SPILL_SCAN: usize = 2 * SPILL;
 
 /// Why a page is not in the compression cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -167,7 +167,7 @@ pub(super) fn trim_cache(vm: &Vm, most: usize) -> Pages {
 /// They are written decompressed, as in ESX. This takes no memory and needs nothing of the guest.
 pub(super) fn spill(vm: &Vm, want: usize) -> Pages {
     let want = want.min(SPILL);
-    let oldest: Vec<(Gfn, SlotId)> = vm.zip.lock().by_age().take(SPILL_LOOKS).collect();
+    let oldest: Vec<(Gfn, SlotId)> = vm.zip.lock().by_age().take(SPILL_SCAN).collect();
     let mut cluster = Cluster::default();
     let mut pages = Vec::with_capacity(SPILL);
     let mut content = PageBuf::zeroed();

@@ -1,7 +1,7 @@
 //! What a worker does next: its turn, without a thread, a queue or a clock of its own.
 //!
 //! Only the worker of a VM takes pages away from it and commands its shim. It works in small pieces, in this order: a
-//! look at pages that other VMs found to equal theirs; one job of the balloon's session or the guest, which wait for
+//! scan of pages that other VMs found to equal theirs; one job of the balloon's session or the guest, which wait for
 //! the answer; eviction that the policy has ordered; a slice of scanning and a step of sampling when they are due; and
 //! what changed settings ask of sharing and of the stores.
 //!
@@ -26,8 +26,8 @@ use crate::share::{self, Joining, Peers, Scanner};
 use crate::units::{Gfn, Pages};
 use crate::vm::{Eviction, Vm};
 
-/// The most single pages that are looked at together.
-const LOOKS: usize = 512;
+/// The most pages of nudges that are scanned together.
+const NUDGES: usize = 512;
 /// The longest sleep of a worker that has nothing to do.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long to leave eviction alone when nothing could be evicted.
@@ -80,8 +80,8 @@ impl Core {
         now: Instant,
         jobs: &mut impl Iterator<Item = Job>,
     ) -> Result<Option<Instant>, EngineError> {
-        let (looks, job) = next(jobs);
-        if !looks.is_empty() && self.scanner.follow(&self.vm, &*self.peers, looks)? > 0 {
+        let (nudged, job) = next(jobs);
+        if !nudged.is_empty() && self.scanner.scan_nudged(&self.vm, &*self.peers, nudged)? > 0 {
             self.vm.settled.note(None);
         }
         match job {
@@ -146,7 +146,7 @@ impl Core {
             }
             Job::Attach(request, answer) => {
                 let attached = share::attach(vm, &*self.peers, request)?;
-                // The source pages are to be looked at again, so the VM is not settled.
+                // The source pages are to be scanned again, so the VM is not settled.
                 vm.settled.note(None);
                 let _ = answer.send(attached);
                 vm.parking.ring();
@@ -156,7 +156,7 @@ impl Core {
                 vm.settled.note(None);
             }
             // `step` has done these already.
-            Job::Look(_) | Job::End | Job::Wake => {}
+            Job::Nudge(_) | Job::End | Job::Wake => {}
         }
         Ok(())
     }
@@ -196,14 +196,14 @@ impl Core {
     }
 }
 
-/// The single pages to look at that are next in the queue, together, and the job behind them if there is one.
+/// The pages of nudges that are next in the queue, together, and the job behind them if there is one.
 fn next(jobs: &mut impl Iterator<Item = Job>) -> (Vec<Gfn>, Option<Job>) {
-    let mut looks = Vec::new();
-    while looks.len() < LOOKS {
+    let mut nudged = Vec::new();
+    while nudged.len() < NUDGES {
         match jobs.next() {
-            Some(Job::Look(gfn)) => looks.push(gfn),
-            other => return (looks, other),
+            Some(Job::Nudge(gfn)) => nudged.push(gfn),
+            other => return (nudged, other),
         }
     }
-    (looks, None)
+    (nudged, None)
 }

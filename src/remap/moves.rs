@@ -80,6 +80,6 @@ pub(crate) fn give_back(
     });
     // All pages together, so that faults that wait for memory are called once.
     vm.budget.give(punched);
-    vm.call_barred();
+    vm.wake_barred();
     done
 }

@@ -70,9 +70,9 @@ pub const SAMPLES: u32 = 100;
 /// At least this part of the time that passed, one in so many, counts as running time, however long the VM stood still.
 const SLOWEST: u32 = 4;
 
-/// What an inline guest says about its stalls is heard at most this much later. Such stalls have counted as running
+/// What an inline guest says about its stalls is known at most this much later. Such stalls have counted as running
 /// time by then, so up to this much is taken off the running time that follows.
-const HEARSAY: Duration = Duration::from_millis(500);
+const STALL_REPORT_LAG: Duration = Duration::from_millis(500);
 
 /// The estimate counts an access that the guest has served itself at most this much later, or a part of the period
 /// later, one in so many, if that is longer. The policy looks four times a second, so it would hardly gain by less.
@@ -93,7 +93,7 @@ pub struct Sampler {
     seen: Instant,
     /// For how long the VM had stood still at `seen`.
     stood: Duration,
-    /// How much of that time has counted as running time, before it was heard of.
+    /// How much of that time has counted as running time, before it was known.
     owed: Duration,
     began: bool,
 }
@@ -154,11 +154,11 @@ impl Sampler {
         }
         let still = still + self.owed;
         let ran = passed.saturating_sub(still).max(passed / SLOWEST);
-        self.owed = still.saturating_sub(passed - ran).min(HEARSAY);
+        self.owed = still.saturating_sub(passed - ran).min(STALL_REPORT_LAG);
         self.ran += ran;
         if self.began {
             if self.ran < period {
-                self.hear(vm);
+                self.count_opened(vm);
                 return Ok(());
             }
             let untouched = self.unmark(vm)?;
@@ -172,7 +172,7 @@ impl Sampler {
     }
 
     /// Counts the accesses that the guest has served itself.
-    fn hear(&self, vm: &Vm) {
+    fn count_opened(&self, vm: &Vm) {
         if let Some(claims) = vm.table.claims() {
             let done = self.marked.iter().filter(|gfn| claims.is_done(**gfn));
             done.for_each(|gfn| drop(vm.try_lock(*gfn)));

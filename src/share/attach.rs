@@ -21,7 +21,7 @@
 //! the rest itself; there it can wait for memory.
 //!
 //! A resident page may be attached too, because its guest has said that the page holds nothing. A guest's kernel does
-//! not know which of its free pages the host backs, and faults in a row are given pages ahead.
+//! not know which of its free pages the host backs, and sequential faults are given pages ahead.
 
 use super::Peers;
 use super::merge::{drop_zeroes, frame_of, wanted_frame};

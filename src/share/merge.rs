@@ -77,7 +77,7 @@ pub(super) fn merge(
 fn hold(vm: &Vm, gfn: Gfn) -> Option<PageGuard<'_>> {
     let page = vm.try_lock(gfn);
     if page.is_none() {
-        // The look has taken UNSEEN away, so without this note a busy page would not be looked at again.
+        // The scan has taken UNSEEN away, so without this note a busy page would not be scanned again.
         vm.table.note_written(gfn);
     }
     page.filter(|page| page.home() == Home::Resident)

@@ -2,7 +2,7 @@
 //!
 //! Guests write at any moment, so neither a hash nor a comparison of a live page means anything a
 //! microsecond later. The naive way, comparing two pages and mapping one for both, loses a write
-//! that falls between the two steps. Protecting every page that is looked at would cost a fault
+//! that falls between the two steps. Protecting every page that is scanned would cost a fault
 //! for each later write, and most pages are never shared. So sharing takes two steps, as in ESX:
 //!
 //! 1. *Scan* (no locks, no protection): copy the page out, hash the copy. A hash is looked up among the
@@ -13,14 +13,14 @@
 //!    them. Equal pages are mapped onto the pool, switch their home and give their memory back.
 //!
 //! When a page matches a hint, a new frame is made from *that page's own* frozen bytes. The frame replaces the hint,
-//! and the worker of the VM whose page the hint named is *nudged*: it looks at its page and finds the frame.
+//! and the worker of the VM whose page the hint named is *nudged*: it scans its page and finds the frame.
 //! So no VM is ever stopped for another: each worker freezes pages of its own guest only.
 //!
-//! *Which pages*: looking at everything again and again costs time in proportion to memory, even for guests that
-//! sleep. Where the engine tells which pages were written, a page is looked at after it was written or became
-//! resident, and then not again. So no page may be forgotten: it is *unseen* until a look has found it shared, or
+//! *Which pages*: scanning everything again and again costs time in proportion to memory, even for guests that
+//! sleep. Where the engine tells which pages were written, a page is scanned after it was written or became
+//! resident, and then not again. So no page may be forgotten: it is *unseen* until a scan has found it shared, or
 //! has made it the known page of its content; a page that is to be tried again later stays unseen.
-//! Where nobody tells, a page that does not change is looked at ever more seldom.
+//! Where nobody tells, a page that does not change is scanned ever more seldom.
 //!
 //! All-zero pages need no frame: they become [`Zero`](crate::page::Home::Zero), a hole.
 //!
@@ -31,7 +31,7 @@
 //! *Attaching*: a guest that boots says itself which pages it will have in common with others, and shares
 //! them without ever having had pages of its own for them. `attach.rs` tells how.
 //!
-//! *Volatile pages*: a page that changed between two looks, or was broken out of sharing, is left
+//! *Volatile pages*: a page that changed between two scans, or was broken out of sharing, is left
 //! alone for a growing number of passes.
 //!
 //! *A hint may be wrong* in three ways. Its page has changed since: the page's entry has another hash, and the hint is
@@ -45,8 +45,8 @@
 //! map from frames to pages (as in ESX, a count is enough: a page finds its frame, never the other way).
 
 mod attach;
+mod candidates;
 mod join;
-mod look;
 mod merge;
 mod scan;
 

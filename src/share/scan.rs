@@ -1,6 +1,6 @@
-//! The scanner of one VM: walks its pages, looks at the resident ones, finds candidates.
+//! The scanner of one VM: walks its pages and scans the resident ones.
 
-use super::look::Look;
+use super::candidates::Candidates;
 use crate::engine::EngineError;
 use crate::page::{Due, Home};
 use crate::units::{Gfn, GfnRun, VmId};
@@ -27,8 +27,8 @@ pub trait Peers: Send + Sync {
 /// What one slice of scanning found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Found {
-    /// Pages looked at.
-    pub looked: u32,
+    /// Pages scanned.
+    pub scanned: u32,
     /// Pages whose content was new or had changed.
     pub changed: u32,
     /// Pages that have changed, or could not be merged, and are left alone for some passes.
@@ -43,42 +43,42 @@ pub struct Found {
 #[derive(Debug, Default)]
 pub struct Scanner {
     cursor: u32,
-    /// Whether the engine has told which pages of the current part were written.
-    told: bool,
+    /// Whether the engine has reported which pages of the current part were written.
+    writes_known: bool,
 }
 
 impl Scanner {
-    /// Walks on, looks at up to `count` pages that are due, and shares what can be shared.
+    /// Walks on, scans up to `count` pages that are due, and shares what can be shared.
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
     pub fn scan(&mut self, vm: &Vm, peers: &dyn Peers, count: u32) -> Result<Found, EngineError> {
         let part = part_of(vm, self.cursor);
         if part.start.0 == self.cursor {
-            // Before any page of the part is looked at: a write after the look is then told in the next pass.
-            self.told = take_written(vm, part);
+            // Before any page of the part is scanned: a write after the scan is then reported in the next pass.
+            self.writes_known = take_written(vm, part);
         }
         let mut found = Found::default();
-        let mut look = Look::new(vm, peers, self.told);
+        let mut candidates = Candidates::new(vm, peers, self.writes_known);
         let mut due = Vec::with_capacity(AT_ONCE);
-        while u64::from(self.cursor) < part.end() && found.looked < count {
+        while u64::from(self.cursor) < part.end() && found.scanned < count {
             let gfn = Gfn(self.cursor);
             self.cursor += 1;
-            match vm.table.due_for_scan(gfn, self.told) {
+            match vm.table.due_for_scan(gfn, self.writes_known) {
                 Due::Now => {
-                    found.looked += 1;
+                    found.scanned += 1;
                     due.push(gfn);
                 }
                 Due::Later => found.waiting += 1,
                 Due::No => {}
             }
             if due.len() == AT_ONCE {
-                look.at(&due)?;
+                candidates.scan(&due)?;
                 due.clear();
             }
         }
-        look.at(&due)?;
-        (found.changed, found.shared) = look.finish()?;
+        candidates.scan(&due)?;
+        (found.changed, found.shared) = candidates.finish()?;
         if self.cursor == vm.table.pages() {
             found.pass_ended = true;
             self.cursor = 0;
@@ -86,11 +86,11 @@ impl Scanner {
         Ok(found)
     }
 
-    /// Looks at single pages that others have found to be equal to theirs, and returns how many were shared.
+    /// Scans single pages that others have found to be equal to theirs, and returns how many were shared.
     ///
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
-    pub fn follow(
+    pub fn scan_nudged(
         &self,
         vm: &Vm,
         peers: &dyn Peers,
@@ -101,9 +101,10 @@ impl Scanner {
         let is_resident =
             |gfn| vm.table.contains(gfn) && vm.table.entry(gfn).home() == Home::Resident;
         gfns.retain(|gfn| is_resident(*gfn));
-        let mut look = Look::new(vm, peers, self.told);
-        gfns.chunks(AT_ONCE).try_for_each(|gfns| look.at(gfns))?;
-        let (_, shared) = look.finish()?;
+        let mut candidates = Candidates::new(vm, peers, self.writes_known);
+        gfns.chunks(AT_ONCE)
+            .try_for_each(|gfns| candidates.scan(gfns))?;
+        let (_, shared) = candidates.finish()?;
         Ok(shared)
     }
 }

@@ -63,7 +63,7 @@ impl SwapSlots for SimSwap {
 impl SimTable {
     /// Whether a thread of the guest has the page.
     pub(super) fn is_taken(&self, gfn: Gfn) -> bool {
-        matches!(Claimer::new(self).look(gfn), State::Taken { .. })
+        matches!(Claimer::new(self).state(gfn), State::Taken { .. })
     }
 
     /// How many claims were given up.

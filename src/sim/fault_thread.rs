@@ -95,7 +95,7 @@ impl FaultThread {
             busy = true;
             self.handle(event)?;
         }
-        if self.is_called() {
+        if self.is_woken() {
             busy = true;
             self.vm.parking.answer();
             self.handle(Event::Bell)?;
@@ -111,7 +111,7 @@ impl FaultThread {
     }
 
     /// Whether its bell rings.
-    pub(super) fn is_called(&self) -> bool {
+    pub(super) fn is_woken(&self) -> bool {
         let bell = self.vm.parking.bell();
         wait_readable([bell], Some(Duration::ZERO)).expect("an eventfd can be polled") == [true]
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use memvisor_guest_agent::shim::inline::{Inline, Step, Work};
 use memvisor_wire::memory::Fault;
-use memvisor_wire::rows::Touched;
+use memvisor_wire::streams::Touched;
 
 use super::address_space::Who;
 use super::claim_table::SimTable;
@@ -46,7 +46,7 @@ enum Wait {
     Kernel {
         wakes: u64,
     },
-    /// For the daemon's reply. With a page whose row may go on, the guest continues the row itself afterwards.
+    /// For the daemon's reply. With a page whose stream may go on, the guest continues the stream itself afterwards.
     Reply(Option<Touched>),
 }
 
@@ -133,12 +133,12 @@ impl GuestThread {
                 let map = self.space.mapped_by(Who::Claimer);
                 self.step(self.inline().go_on(&map, work))
             }
-            Wait::Reply(row) => match self.space.line.reply(self.channel) {
+            Wait::Reply(touched) => match self.space.line.reply(self.channel) {
                 None => wait,
                 Some(reply) => {
                     let done = self.space.obey(reply);
                     done.into_iter().for_each(|done| self.say(done));
-                    if let Some(touched) = row {
+                    if let Some(touched) = touched {
                         self.inline().was_served(touched, self.vm.table.pages());
                     }
                     Wait::Nothing
@@ -169,16 +169,16 @@ impl GuestThread {
                 wakes.map_or(Wait::Nothing, |wakes| Wait::Asleep { at, wakes })
             }
             Step::Access => Wait::Nothing,
-            Step::Tell => {
+            Step::Report => {
                 self.say(Fault::Credits);
                 Wait::Nothing
             }
-            Step::Ask(row) => {
+            Step::Ask(touched) => {
                 self.say(match self.page() {
                     (gfn, true) => Fault::Write(gfn),
                     (gfn, false) => Fault::Read(gfn),
                 });
-                Wait::Reply(row)
+                Wait::Reply(touched)
             }
         }
     }

@@ -40,22 +40,22 @@ pub(super) struct Spec {
 
 /// The other VMs as a scanner sees them, and their workers.
 #[derive(Debug, Default)]
-pub(super) struct Switchboard(Mutex<HashMap<VmId, (Arc<Vm>, WorkerHandle)>>);
+pub(super) struct Registry(Mutex<HashMap<VmId, (Arc<Vm>, WorkerHandle)>>);
 
-impl Switchboard {
+impl Registry {
     pub(super) fn get(&self, vm: VmId) -> Option<(Arc<Vm>, WorkerHandle)> {
         self.0.lock().get(&vm).cloned()
     }
 }
 
-impl Peers for Switchboard {
+impl Peers for Registry {
     fn known_hash(&self, vm: VmId, gfn: Gfn) -> Option<u32> {
         self.get(vm)?.0.table.known_hash(gfn)
     }
 
     fn nudge(&self, vm: VmId, gfn: Gfn) {
         if let Some((vm, worker)) = self.get(vm)
-            && !worker.suggest(Job::Look(gfn))
+            && !worker.suggest(Job::Nudge(gfn))
         {
             vm.table.note_written(gfn);
         }
@@ -77,7 +77,7 @@ pub(super) struct Guest {
 pub(super) struct Host {
     pub(super) budget: Arc<Budget>,
     pub(super) pools: Vec<Arc<Pool>>,
-    pub(super) peers: Arc<Switchboard>,
+    pub(super) peers: Arc<Registry>,
     pub(super) clock: Clock,
 }
 

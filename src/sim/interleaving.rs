@@ -8,7 +8,7 @@ use memvisor_wire::balloon::{PageStatus, StatusRun};
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::thread::{self, Scope, yield_now};
 
-use super::scenario::{Witness, finish, order, serve, wait_for};
+use super::scenario::{Coverage, finish, order, serve, wait_for};
 use super::worker::{FAST, ask};
 use super::{Guest, GuestThread, Host, Op, Spec, scanning};
 use crate::compress::samples;
@@ -164,8 +164,8 @@ struct Scene {
 impl Scene {
     /// Plays the scene in any schedule.
     fn model(self) {
-        let witness = Arc::new(Witness::default());
-        let inside = Arc::clone(&witness);
+        let coverage = Arc::new(Coverage::default());
+        let inside = Arc::clone(&coverage);
         let schedules = sync::model(SCHEDULES, move || self.play(&inside));
         let mut never = NEVER.to_vec();
         if !self.specs[0].inline {
@@ -176,11 +176,11 @@ impl Scene {
         }
         // Fewer than usual are for repeating a failure.
         if schedules >= SCHEDULES {
-            witness.check(&never);
+            coverage.check(&never);
         }
     }
 
-    fn play(self, witness: &Witness) {
+    fn play(self, coverage: &Coverage) {
         let (host, mut guests) = self.prepare();
         let elsewhere = host.budget.free().0 - LEFT;
         assert!(host.budget.take(elsewhere, Urgency::Touch));
@@ -202,7 +202,7 @@ impl Scene {
             // A running fault thread takes unused credits back after a rest. Here they must be back at once, because a
             // guest that leaves its pool needs the memory.
             guest.vm.take_back_credits();
-            witness.note(&guest.vm);
+            coverage.note(&guest.vm);
         }
         scanning::settle(&host, guests.iter_mut().collect(), FAST);
         host.end(guests);
@@ -305,7 +305,7 @@ fn scene(kinds: [EngineKind; 2], inline: usize) -> Scene {
 
 /// Plays a scene with a guest that serves itself once, in the current schedule.
 pub(super) fn play_once() {
-    scene([Uffd, Mprotect], 1).play(&Witness::default());
+    scene([Uffd, Mprotect], 1).play(&Coverage::default());
 }
 
 #[test]

@@ -22,6 +22,7 @@
 //! last wrote.
 
 mod address_space;
+mod ahead;
 mod bridges;
 mod claim_table;
 mod every_step;
@@ -33,7 +34,6 @@ mod interleaving;
 mod pressure;
 mod races;
 mod random_steps;
-mod rows;
 mod scanning;
 mod scenario;
 mod seeded;

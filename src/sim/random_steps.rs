@@ -8,7 +8,7 @@ use memvisor_wire::balloon::{PageStatus, StatusRun};
 use nix::errno::Errno;
 use proptest::prelude::*;
 
-use super::scenario::{KINDS, Witness, search};
+use super::scenario::{Coverage, KINDS, search};
 use super::worker::ask;
 use super::{Countdown, Guest, Host, Op, Spec};
 use crate::compress::samples;
@@ -465,15 +465,15 @@ const NEVER: [&str; 2] = ["mismatched", "parked"];
 
 #[test]
 fn guests_any_steps_lose_no_byte_and_nothing_is_miscounted() {
-    let witness = Witness::default();
+    let coverage = Coverage::default();
     search(CASES, steps(), |steps| {
         let mut world = World::new();
         for (place, step) in steps {
             world.step(place, step);
         }
         let guests = world.guests.iter().flatten();
-        guests.for_each(|guest| witness.note(&guest.vm));
+        guests.for_each(|guest| coverage.note(&guest.vm));
         world.end();
     });
-    witness.check(&NEVER);
+    coverage.check(&NEVER);
 }

@@ -1,6 +1,6 @@
 //! Whatever guests and host did, the scanner finds everything that could be shared, and then comes to rest.
 //!
-//! Where the engine tells which pages were written, the scanner looks at a page once and then not again until
+//! Where the engine tells which pages were written, the scanner scans a page once and then not again until
 //! it is written. So a page that any path forgets to mark is never shared.
 
 use std::cell::Cell;
@@ -17,14 +17,14 @@ use crate::units::{Gfn, PageBuf};
 use crate::vm::Blocked;
 
 const CASES: u32 = 96;
-/// Passes without news after which no page waits for another look: the longest back-off.
+/// Passes without news after which no page waits for another scan: the longest back-off.
 const QUIET: u32 = 32;
 /// Passes in which everything must be found: a few finds that wait for each other, each for up to the back-off.
 const PASSES: u32 = 10 * QUIET;
 /// Turns in which a worker ends a pass even if each slice has a single page.
 const TURNS: u32 = 100;
 
-/// Scans a VM once; whether any page was new, was shared, or waits for another look.
+/// Scans a VM once; whether any page was new, was shared, or waits for another scan.
 fn pass(guest: &mut Guest) -> bool {
     let before = guest.vm.stats.passes.get();
     let ends = (0..TURNS).any(|_| {

@@ -229,9 +229,9 @@ pub(super) fn search<S: Strategy>(cases: u32, values: S, test: impl Fn(S::Value)
 
 /// Counts what happened to all guests of a search together: what never happened was not tested.
 #[derive(Debug, Default)]
-pub(super) struct Witness(StdMutex<BTreeMap<&'static str, u64>>);
+pub(super) struct Coverage(StdMutex<BTreeMap<&'static str, u64>>);
 
-impl Witness {
+impl Coverage {
     pub(super) fn note(&self, vm: &Vm) {
         let estimate = vm.activity.estimate();
         let estimates = u64::from(estimate.is_some_and(|e| e.fast > 0.0));

@@ -67,16 +67,16 @@ fn served<const N: usize>(guests: &mut [Guest; N]) -> [bool; N] {
 }
 
 /// The test runs the fault threads in the same order each time, so one of them always has the chance to be first. A
-/// fault thread that is called for nothing takes processor time from guests.
+/// fault thread that is woken for nothing takes processor time from guests.
 #[test]
-fn equal_guests_are_served_in_turn_and_none_is_called_for_nothing() {
+fn equal_guests_are_served_in_turn_and_none_is_woken_for_nothing() {
     short([1; 4], |host, guests| {
         let mut counts = [0_u32; 4];
         guests.iter_mut().for_each(|guest| wait(guest, 0, 0));
         for page in 1..=40 {
             host.budget.give(1);
-            let called = guests.iter().filter(|guest| guest.faults.is_called());
-            assert_eq!(called.count(), 1, "for one page");
+            let woken = guests.iter().filter(|guest| guest.faults.is_woken());
+            assert_eq!(woken.count(), 1, "for one page");
             for (guest, count) in guests.iter_mut().zip(&mut counts) {
                 if guest.drive(0) {
                     *count += 1;

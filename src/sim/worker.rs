@@ -116,7 +116,7 @@ impl Guest {
         self.evict_by(pages, Means::ALL)
     }
 
-    /// Has all pages scanned, and then those that the worker was nudged to look at; how many were shared or dropped.
+    /// Has all pages scanned, and then those that the worker was nudged to scan; how many were shared or dropped.
     pub(super) fn scan(&mut self) -> u64 {
         let shared = |vm: &Vm| vm.stats.merged.get() + vm.stats.zeroed.get();
         let before = shared(&self.vm);

@@ -201,7 +201,7 @@ impl Uffd {
         address: u64,
         passing: &[Errno],
     ) -> io::Result<Filled> {
-        filled(uffd::persist(passing, || {
+        filled(uffd::retry(passing, || {
             let mut arg = Fill {
                 start: address,
                 len: PAGE_SIZE as u64,

@@ -15,7 +15,7 @@ pub struct VmRates {
     pub faults_per_s: f64,
     /// Shared pages broken by a write, per second.
     pub breaks_per_s: f64,
-    /// Pages the sharing scanner looked at, per second.
+    /// Pages the sharing scanner scanned, per second.
     pub scanned_per_s: f64,
     /// Pages shared per second: by the scanner, when they were evicted, or because their guest asked for it.
     pub merged_per_s: f64,

@@ -263,7 +263,7 @@ impl StallStatus {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ScanStatus {
-    /// Pages looked at.
+    /// Pages scanned.
     pub pages_scanned: u64,
     /// Pages mapped onto a shared frame.
     pub merged: u64,
@@ -271,11 +271,11 @@ pub struct ScanStatus {
     pub attached: u64,
     /// Pages found to be all zero and given back.
     pub zero_found: u64,
-    /// Pages left alone because they had changed since the last look.
+    /// Pages left alone because they had changed since the last scan.
     pub volatile: u64,
     /// Passes over the whole VM that have ended.
     pub passes: u64,
-    /// Whether the latest pass found nothing new, nothing is left to be looked at or merged, and no page has
+    /// Whether the latest pass found nothing new, nothing is left to be scanned or merged, and no page has
     /// become resident since.
     pub settled: bool,
 }
@@ -312,9 +312,9 @@ pub struct VmStatus {
     pub pid: u32,
     /// The engine that handles its faults: `uffd` or `mprotect`.
     pub engine: String,
-    /// What it runs, as it told when it attached.
+    /// What it runs, as it said at its power-on.
     pub workload: String,
-    /// Milliseconds since it attached.
+    /// Milliseconds since its power-on.
     pub uptime_ms: u64,
     /// Its configured size (ESX: MEMSZ).
     pub configured_pages: Pages,

@@ -60,7 +60,7 @@ impl Vm {
             self.stats.breaks.one();
             self.stats.inline_breaks.one();
             // Until now the page counted twice, as shared and as a credit: the VM holds one page less.
-            self.call_barred();
+            self.wake_barred();
         } else if matches!(old, Home::Untouched | Home::Zero) {
             self.stats.first_touch.one();
             self.stats.inline_touches.one();
@@ -127,7 +127,7 @@ impl Vm {
                 // One page must be left, or the credits alone would make memory short.
                 let is_free =
                     || !self.budget.is_awaited(Urgency::Touch) && self.budget.spare() > Pages(1);
-                below && (self.has_page_at_hand() || is_free())
+                below && (self.has_granted_page() || is_free())
             };
             claims.grant(want, || is_there() && self.charge(Urgency::Touch));
             // A break in the middle of a run costs two VMAs. Near the limit the daemon breaks the rest of the run too.

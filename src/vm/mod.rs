@@ -50,7 +50,7 @@ pub use params::{MAX_PAGES, ParamsError, VmParams};
 pub use settled::Settled;
 pub use stall::{ByCause, Cause, Claimed, Stall, Stalled, Stalls};
 pub use stats::{Counter, Stats};
-use turn::Hand;
+use turn::Granted;
 pub use vmas::Vmas;
 
 /// What a VM is made of.
@@ -100,7 +100,7 @@ pub struct Vm {
     /// Where its faults wait.
     pub parking: Arc<Parking>,
     /// Pages that it was granted there and has not used yet.
-    hand: Hand,
+    granted: Granted,
     /// What the policy wants.
     pub orders: Orders,
     /// What happened so far.
@@ -156,7 +156,7 @@ impl Vm {
             sharing: AtomicBool::new(true),
             budget: parts.budget,
             parking: parts.parking,
-            hand: Hand::default(),
+            granted: Granted::default(),
             orders: Orders::default(),
             stats: Stats::default(),
             stalls: Stalls::new(since),
@@ -194,7 +194,7 @@ impl Vm {
             self.budget.ring_alarm();
             return false;
         }
-        self.hand.take(urgency)
+        self.granted.take(urgency)
             || (!self.budget.is_awaited(urgency) && self.budget.take(1, urgency))
     }
 
@@ -212,7 +212,7 @@ impl Vm {
         };
         // Pages at hand count as used, though the VM has not used them yet. They alone must not make memory so scarce
         // that the VM may not use them.
-        blocked && self.budget.is_scarce_beside(self.hand.pages())
+        blocked && self.budget.is_scarce_beside(self.granted.pages())
     }
 
     /// Whether the VM may not become larger now.

@@ -22,7 +22,7 @@ impl Vm {
         if pool.unref(frame) == Unref::Freed {
             self.budget.give(1);
         }
-        self.call_barred();
+        self.wake_barred();
     }
 
     /// Keeps a reference to a frame that no page names any more until the VM is torn down. Its session ended in

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// A number of faults that is never reached: the VM is not settled.
 const NOT: u64 = u64::MAX;
 
-/// A VM is settled when the latest pass of its scanner found nothing new and left nothing to be looked at or
+/// A VM is settled when the latest pass of its scanner found nothing new and left nothing to be scanned or
 /// merged, and no page has become resident since.
 #[derive(Debug)]
 pub struct Settled(AtomicU64);

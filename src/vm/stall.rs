@@ -17,7 +17,7 @@
 //! interrupts while it waits in the kernel faults again, and counts once more until its page comes.
 //!
 //! *What is believed*: threads of an inline guest that serve themselves add up their own time in the claim table. It is
-//! an allegation. Of the time claimed between two looks, only so much counts as the guest's threads can have waited
+//! an allegation. Of the time claimed between two readings, only so much counts as the guest's threads can have waited
 //! together, less what the daemon has seen itself. Which threads waited at the same time is not known, so the VM counts
 //! as stalled for all of that time, up to the time that has passed.
 //!
@@ -174,9 +174,9 @@ struct State {
     standing: ByCause<u32>,
     spent: ByCause<Duration>,
     any: Duration,
-    /// What the guest had claimed at the last look.
+    /// What the guest had claimed when it was last believed.
     words: [u32; Claimed::CAUSES.len()],
-    looked: Mark,
+    believed: Mark,
     /// Where the current interval begins.
     begun: Mark,
     latest: Option<f64>,
@@ -209,7 +209,7 @@ impl Stalls {
             spent: ByCause::default(),
             any: Duration::ZERO,
             words: Default::default(),
-            looked: mark,
+            believed: mark,
             begun: mark,
             latest: None,
             minute: Average::over(MINUTE),
@@ -352,8 +352,8 @@ impl State {
 
     /// Counts what threads of the guest claim, as far as it can be true: see the module text.
     fn believe(&mut self, claimed: Claimed) {
-        let passed = self.at - self.looked.at;
-        let seen = self.spent.sum() - self.looked.all;
+        let passed = self.at - self.believed.at;
+        let seen = self.spent.sum() - self.believed.all;
         let mut room = (passed * claimed.threads).saturating_sub(seen);
         let mut counted = Duration::ZERO;
         for (cause, (now, before)) in Claimed::CAUSES
@@ -365,9 +365,9 @@ impl State {
             room -= said;
             counted += said;
         }
-        self.any += counted.min(passed.saturating_sub(self.any - self.looked.any));
+        self.any += counted.min(passed.saturating_sub(self.any - self.believed.any));
         self.words = claimed.words;
-        self.looked = self.mark();
+        self.believed = self.mark();
     }
 }
 
@@ -377,7 +377,7 @@ impl Vm {
     #[must_use]
     pub fn stalled(&self, threads: impl FnOnce() -> u32, now: Instant) -> Stalled {
         let claimed = self.table.claims().map(|claims| Claimed {
-            words: claims.stood(),
+            words: claims.stall_times(),
             threads: threads(),
         });
         self.stalls.so_far(claimed, now)

@@ -73,7 +73,7 @@ counters!(
         parked,
         /// Faults that had to wait for memory.
         starved,
-        /// Looked at by the scanner.
+        /// Scanned.
         scanned,
         /// Passes of the scanner over the whole VM that have ended; not pages.
         passes,
@@ -85,7 +85,7 @@ counters!(
         first_users,
         /// Found to be all zero and dropped.
         zeroed,
-        /// Changed between two looks of the scanner.
+        /// Changed between two scans.
         volatile,
         /// Had the hash of a frame but other bytes, or changed before they stood still.
         mismatched,

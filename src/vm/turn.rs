@@ -9,12 +9,12 @@ use crate::units::Pages;
 /// Pages that a VM was granted in its turn and has not used yet. Only its fault thread takes from them, and only while
 /// it serves the faults that waited: so plain loads and stores are enough.
 #[derive(Debug, Default)]
-pub(super) struct Hand {
+pub(super) struct Granted {
     refill: AtomicU64,
     touch: AtomicU64,
 }
 
-impl Hand {
+impl Granted {
     /// Takes a page, if there is one. First touches leave the pages alone that were granted for refills.
     pub(super) fn take(&self, urgency: Urgency) -> bool {
         let take = |pages: &AtomicU64| {
@@ -42,24 +42,24 @@ impl Hand {
 }
 
 impl Vm {
-    /// Collects what was granted to this VM, so that [`charge`](Self::charge) finds it at hand. Returns how many pages.
+    /// Collects what was granted to this VM, so that [`charge`](Self::charge) finds it. Returns how many pages.
     pub fn begin_turn(&self) -> Pages {
         if !self.parking.is_starved() {
             return Pages(0);
         }
         let granted = self.budget.collect(&self.parking);
-        self.hand.add(granted);
+        self.granted.add(granted);
         Pages(granted.pages())
     }
 
-    /// Gives back what is left at hand; it goes to the next VM that waits.
+    /// Gives back what is left of it; it goes to the next VM that waits.
     pub fn end_turn(&self) {
-        self.budget.give(self.hand.take_all());
+        self.budget.give(self.granted.take_all());
     }
 
-    /// Whether a page for a first touch is at hand.
-    pub(super) fn has_page_at_hand(&self) -> bool {
-        self.hand.touch.load(Ordering::Relaxed) > 0
+    /// Whether a page for a first touch is granted and unused.
+    pub(super) fn has_granted_page(&self) -> bool {
+        self.granted.touch.load(Ordering::Relaxed) > 0
     }
 
     /// Whether the VM may have memory for this now, if any is free.
@@ -74,8 +74,8 @@ impl Vm {
         self.orders.ceiling().saturating_sub(self.held())
     }
 
-    /// Calls the fault thread if faults wait for an order. To be called when the VM may hold a page more than before.
-    pub fn call_barred(&self) {
+    /// Wakes the fault thread if faults wait for an order. To be called when the VM may hold a page more than before.
+    pub fn wake_barred(&self) {
         if self.parking.is_barred() {
             self.parking.ring();
         }

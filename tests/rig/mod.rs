@@ -35,8 +35,8 @@ pub(crate) use process::{Process, memvisor};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long nothing must happen before a host is said to be at rest.
 const REST: Duration = Duration::from_millis(2000);
-/// How often a condition is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often a condition is checked.
+const POLL: Duration = Duration::from_millis(20);
 
 /// The engines that work here, by the names that `--engine` takes. Without userfaultfd that engine is left out with a
 /// message, or the test fails if `MEMVISOR_REQUIRE_UFFD=1`.
@@ -71,7 +71,7 @@ pub(crate) fn eventually<T>(
             return found;
         }
         assert!(start.elapsed() < within, "not within {within:?}: {what}");
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL);
     }
 }
 
@@ -238,7 +238,7 @@ impl Host {
         command
     }
 
-    /// Waits until the guests called `names` have attached, none of their pages is faulted in any more, and
+    /// Waits until the guests called `names` are powered on, none of their pages is faulted in any more, and
     /// their scanners are settled.
     pub(crate) fn rest(&self, names: &[&str], within: Duration) -> HostStatus {
         let moved = |vm: &VmStatus| vm.faults.served() + vm.scan.merged + vm.scan.zero_found;

@@ -8,7 +8,7 @@ use memvisor_wire::{Gfn, GfnRun, RunsExt};
 use super::PageSource;
 use super::link::{Link, LinkError};
 use super::pace::Pace;
-use super::relief::ReliefDesk;
+use super::relief::ReliefRequests;
 
 /// How many refused pages end the inflation in this window: the host has other worries, or a different
 /// idea of this guest. VMware's drivers use the same number.
@@ -20,7 +20,7 @@ const DEFLATE_GAP: u64 = 512;
 /// The balloon of this guest.
 pub(super) struct Balloon<'s> {
     source: &'s dyn PageSource,
-    relief: &'s ReliefDesk,
+    relief: &'s ReliefRequests,
     pace: Pace,
     held: Held,
 }
@@ -60,7 +60,7 @@ impl Held {
 }
 
 impl<'s> Balloon<'s> {
-    pub(super) fn new(source: &'s dyn PageSource, relief: &'s ReliefDesk) -> Self {
+    pub(super) fn new(source: &'s dyn PageSource, relief: &'s ReliefRequests) -> Self {
         Self {
             source,
             relief,

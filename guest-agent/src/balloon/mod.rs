@@ -14,7 +14,7 @@
 //!
 //! **The structures.** One thread owns the connection (`link`), the pages and the pace
 //! (`inflate`); it sleeps until the host says something, the guest wants relief or the next poll
-//! is due. [`Agent`] is the handle. It shares only a stop flag, a bell and the `relief` desk with the
+//! is due. [`Agent`] is the handle. It shares only a stop flag, a bell and the `relief` requests with the
 //! thread. The agent calls its [`PageSource`] without holding a lock.
 
 mod inflate;
@@ -34,7 +34,7 @@ pub use link::LinkError;
 
 use memvisor_wire::balloon::Stat;
 use memvisor_wire::{Doorbell, GfnRun, SeqPacket};
-use relief::ReliefDesk;
+use relief::ReliefRequests;
 use worker::Worker;
 
 /// The guest's kernel, as far as the agent sees it. Calls come from the agent's thread.
@@ -77,7 +77,7 @@ pub struct Agent {
 struct Shared {
     stop: AtomicBool,
     bell: Doorbell,
-    relief: ReliefDesk,
+    relief: ReliefRequests,
 }
 
 impl Shared {
@@ -100,7 +100,7 @@ impl Agent {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             bell: Doorbell::new()?,
-            relief: ReliefDesk::default(),
+            relief: ReliefRequests::default(),
         });
         let theirs = Arc::clone(&shared);
         let run = move || Worker::new(settings, source.as_ref(), &theirs).run(dial);

@@ -1,4 +1,4 @@
-//! The desk where threads of the guest ask for relief and the agent serves them in rounds.
+//! Requests for relief: threads of the guest ask, and the agent serves them in rounds.
 //!
 //! Under pressure many threads ask at once. A round serves all threads that asked before the agent
 //! took it, with the sum of their wishes in one message.
@@ -9,7 +9,7 @@ use std::time::Duration;
 use memvisor_wire::Doorbell;
 
 #[derive(Debug, Default)]
-pub(super) struct ReliefDesk {
+pub(super) struct ReliefRequests {
     state: Mutex<State>,
     served: Condvar,
 }
@@ -26,7 +26,7 @@ struct State {
     closed: bool,
 }
 
-impl ReliefDesk {
+impl ReliefRequests {
     /// Waits until a round that includes this wish is finished, at most `timeout`. Returns the pages
     /// freed meanwhile, no matter which thread asked for them.
     pub(super) fn ask(&self, pages: u64, timeout: Duration, bell: &Doorbell) -> u64 {
@@ -89,20 +89,20 @@ mod tests {
 
     #[test]
     fn wishes_before_a_round_are_summed_and_all_served() {
-        let (desk, bell) = (ReliefDesk::default(), Doorbell::new().unwrap());
+        let (requests, bell) = (ReliefRequests::default(), Doorbell::new().unwrap());
         thread::scope(|scope| {
             let asks = [3, 4].map(|pages| {
                 scope.spawn({
-                    let (desk, bell) = (&desk, &bell);
-                    move || desk.ask(pages, PATIENCE, bell)
+                    let (requests, bell) = (&requests, &bell);
+                    move || requests.ask(pages, PATIENCE, bell)
                 })
             });
-            while desk.lock().wanted < 7 {
+            while requests.lock().wanted < 7 {
                 thread::yield_now();
             }
-            assert_eq!(desk.take(), Some(7));
-            assert_eq!(desk.take(), None);
-            desk.finish(5);
+            assert_eq!(requests.take(), Some(7));
+            assert_eq!(requests.take(), None);
+            requests.finish(5);
             for ask in asks {
                 assert_eq!(ask.join().unwrap(), 5);
             }
@@ -111,15 +111,15 @@ mod tests {
 
     #[test]
     fn ask_without_an_answer_returns_after_its_timeout() {
-        let (desk, bell) = (ReliefDesk::default(), Doorbell::new().unwrap());
-        assert_eq!(desk.ask(3, Duration::from_millis(1), &bell), 0);
-        assert!(desk.is_wanted(), "the wish stays");
+        let (requests, bell) = (ReliefRequests::default(), Doorbell::new().unwrap());
+        assert_eq!(requests.ask(3, Duration::from_millis(1), &bell), 0);
+        assert!(requests.is_wanted(), "the wish stays");
     }
 
     #[test]
     fn ask_after_close_returns_at_once() {
-        let (desk, bell) = (ReliefDesk::default(), Doorbell::new().unwrap());
-        desk.close();
-        assert_eq!(desk.ask(3, PATIENCE, &bell), 0);
+        let (requests, bell) = (ReliefRequests::default(), Doorbell::new().unwrap());
+        requests.close();
+        assert_eq!(requests.ask(3, PATIENCE, &bell), 0);
     }
 }

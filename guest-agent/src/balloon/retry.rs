@@ -1,4 +1,4 @@
-//! When to dial again, and what to say about it.
+//! When to dial again, and what to log about it.
 //!
 //! A host that restarts is back soon, and a host that is gone comes back some day. A host that refuses
 //! this agent, because ballooning is switched off or because it is asked for the wrong VM, may change
@@ -20,7 +20,7 @@ const LONGEST_REFUSED: Duration = Duration::from_secs(30);
 
 /// The level of the next log line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Say {
+pub(super) enum LogLevel {
     /// The host works and does not want this agent: nothing is wrong here.
     Info,
     /// Something is wrong.
@@ -50,14 +50,14 @@ impl Retry {
     }
 
     /// How long to pause after this error, and how to log it.
-    pub(super) fn after(&mut self, error: &LinkError) -> (Duration, Say) {
+    pub(super) fn after(&mut self, error: &LinkError) -> (Duration, LogLevel) {
         let refused = match error {
             LinkError::Refused { code, .. } => Some(*code),
             _ => None,
         };
-        let (longest, say) = match refused {
-            Some(ErrorCode::Refused) => (LONGEST_REFUSED, Say::Info),
-            _ => (LONGEST, Say::Warn),
+        let (longest, level) = match refused {
+            Some(ErrorCode::Refused) => (LONGEST_REFUSED, LogLevel::Info),
+            _ => (LONGEST, LogLevel::Warn),
         };
         // Asking again soon is useless: one of the two sides must be replaced first.
         if refused == Some(ErrorCode::Version) {
@@ -67,10 +67,10 @@ impl Retry {
         self.pause = (pause * 2).min(longest);
         let text = error.to_string();
         if self.said.as_ref() == Some(&text) {
-            return (pause, Say::Nothing);
+            return (pause, LogLevel::Nothing);
         }
         self.said = Some(text);
-        (pause, say)
+        (pause, level)
     }
 }
 
@@ -91,37 +91,41 @@ mod tests {
     fn refused_agent_says_why_once_and_asks_twice_a_minute_in_the_end() {
         let mut retry = Retry::new();
         let disabled = refused(ErrorCode::Refused, "ballooning is disabled");
-        assert_eq!(retry.after(&disabled).1, Say::Info);
+        assert_eq!(retry.after(&disabled).1, LogLevel::Info);
         for _ in 0..100 {
-            assert_eq!(retry.after(&disabled).1, Say::Nothing);
+            assert_eq!(retry.after(&disabled).1, LogLevel::Nothing);
         }
         assert_eq!(retry.after(&disabled).0, LONGEST_REFUSED);
         let other = refused(ErrorCode::Refused, "the VM has an agent");
-        assert_eq!(retry.after(&other).1, Say::Info, "another reason is news");
+        assert_eq!(
+            retry.after(&other).1,
+            LogLevel::Info,
+            "another reason is news"
+        );
     }
 
     #[test]
     fn pause_doubles_up_to_the_longest_and_begins_anew_after_a_connection() {
         let mut retry = Retry::new();
         let gone = LinkError::Closed;
-        assert_eq!(retry.after(&gone), (FIRST, Say::Warn));
+        assert_eq!(retry.after(&gone), (FIRST, LogLevel::Warn));
         let expected = [200, 400, 800, 1600, 3200, 6400, 10_000, 10_000];
         assert_eq!(pauses(&mut retry, &gone)[..8], expected);
         retry.connected();
-        assert_eq!(retry.after(&gone), (FIRST, Say::Warn));
+        assert_eq!(retry.after(&gone), (FIRST, LogLevel::Warn));
     }
 
     #[test]
     fn version_that_does_not_fit_is_not_asked_again_soon() {
         let mut retry = Retry::new();
         let version = refused(ErrorCode::Version, "2 and 1");
-        assert_eq!(retry.after(&version), (LONGEST, Say::Warn));
+        assert_eq!(retry.after(&version), (LONGEST, LogLevel::Warn));
     }
 
     #[test]
     fn host_that_goes_after_it_refused_is_asked_more_often_again() {
         let mut retry = Retry::new();
         pauses(&mut retry, &refused(ErrorCode::Refused, "no"));
-        assert_eq!(retry.after(&LinkError::Closed), (LONGEST, Say::Warn));
+        assert_eq!(retry.after(&LinkError::Closed), (LONGEST, LogLevel::Warn));
     }
 }

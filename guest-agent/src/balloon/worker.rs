@@ -9,7 +9,7 @@ use memvisor_wire::{SeqPacket, wait_readable};
 
 use super::inflate::Balloon;
 use super::link::{Link, LinkError};
-use super::retry::{Retry, Say};
+use super::retry::{LogLevel, Retry};
 use super::{AgentSettings, PageSource, Shared};
 
 pub(super) struct Worker<'s> {
@@ -36,9 +36,9 @@ impl<'s> Worker<'s> {
     }
 
     pub(super) fn run(mut self, mut dial: impl FnMut() -> io::Result<SeqPacket>) {
-        // Closes the desk even if this thread panics: nobody must wait for relief that cannot come.
+        // Closes the requests even if this thread panics: nobody must wait for relief that cannot come.
         let shared = self.shared;
-        let _close = CloseDesk(shared);
+        let _close = CloseRequests(shared);
         while !shared.is_stopping() {
             if let Err(error) = self.converse(&mut dial) {
                 self.balloon.release_all();
@@ -126,9 +126,13 @@ impl<'s> Worker<'s> {
     fn rest(&mut self, error: &LinkError) {
         let (pause, say) = self.retry.after(error);
         match say {
-            Say::Info => tracing::info!(%error, "balloon: not wanted, asking again now and then"),
-            Say::Warn => tracing::warn!(%error, "balloon: no host, trying again after a pause"),
-            Say::Nothing => tracing::debug!(%error, ?pause, "balloon: still no host"),
+            LogLevel::Info => {
+                tracing::info!(%error, "balloon: not wanted, asking again now and then");
+            }
+            LogLevel::Warn => {
+                tracing::warn!(%error, "balloon: no host, trying again after a pause");
+            }
+            LogLevel::Nothing => tracing::debug!(%error, ?pause, "balloon: still no host"),
         }
         let until = Instant::now() + pause;
         loop {
@@ -160,10 +164,10 @@ impl<'s> Worker<'s> {
     }
 }
 
-/// Closes the relief desk at the end of the thread, however it ends.
-struct CloseDesk<'s>(&'s Shared);
+/// Closes the requests for relief at the end of the thread, however it ends.
+struct CloseRequests<'s>(&'s Shared);
 
-impl Drop for CloseDesk<'_> {
+impl Drop for CloseRequests<'_> {
     fn drop(&mut self) {
         self.0.relief.close();
     }

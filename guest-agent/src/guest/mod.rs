@@ -19,15 +19,15 @@ use thiserror::Error;
 
 use crate::balloon::{Agent, AgentSettings, PageSource};
 use crate::kernel::{Kernel, KernelError, KernelOptions, PressureHook};
-use crate::shim::{AttachError, Attached, Memory, Ram, SessionEnd, attach, map_bare};
+use crate::shim::{self, Memory, PowerOnError, PoweredOn, Ram, SessionEnd, map_bare};
 use crate::workload::{Mismatch, Progress, Report, Runner, SpecError, StartError, WorkloadSpec};
 use pages::{KernelPages, Relief};
 
 pub use process::ProcessUse;
 pub use summary::{GuestReport, WorkloadReport};
 
-/// How often a running guest looks whether something is wrong.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often a running guest checks whether something is wrong.
+const POLL: Duration = Duration::from_millis(200);
 /// After how long a guest warns that its host does not answer. A host answers within milliseconds, or within some
 /// seconds if it has no memory for another guest.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -85,7 +85,7 @@ pub enum GuestError {
     Spec(#[from] SpecError),
     /// The host refused the guest or is not there.
     #[error(transparent)]
-    Attach(#[from] AttachError),
+    PowerOn(#[from] PowerOnError),
     /// Its kernel could not boot.
     #[error("the guest's kernel cannot boot")]
     Kernel(#[from] KernelError),
@@ -103,10 +103,10 @@ impl GuestError {
     pub const fn is_host_gone(&self) -> bool {
         matches!(
             self,
-            Self::Attach(
-                AttachError::Connect(_)
-                    | AttachError::Silent(_)
-                    | AttachError::Session(SessionEnd::Closed)
+            Self::PowerOn(
+                PowerOnError::Connect(_)
+                    | PowerOnError::Silent(_)
+                    | PowerOnError::Session(SessionEnd::Closed)
             )
         )
     }
@@ -114,7 +114,7 @@ impl GuestError {
     /// Whether a signal ended the guest before it ran.
     #[must_use]
     pub const fn is_interrupted(&self) -> bool {
-        matches!(self, Self::Attach(AttachError::Interrupted))
+        matches!(self, Self::PowerOn(PowerOnError::Interrupted))
     }
 }
 
@@ -208,17 +208,17 @@ pub fn run(
     })
 }
 
-/// Attaches to the host, which backs the RAM from now on. Returns the RAM and the token for the balloon.
+/// Powers the guest on: the host backs the RAM from now on. Returns the RAM and the token for the balloon.
 fn power_on(
     options: &GuestOptions,
     signals: &Signals,
     host_gone: impl FnOnce(SessionEnd) + Send + 'static,
 ) -> Result<(Ram, u64), GuestError> {
-    let attached = attach(&options.memory_socket, hello(options), |host| {
+    let guest = shim::power_on(&options.memory_socket, hello(options), |host| {
         await_host(host, signals, SILENCE, PATIENCE)
     })?;
-    let powered = (attached.ram, attached.welcome.token);
-    serve(attached, host_gone)?;
+    let powered = (guest.ram, guest.welcome.token);
+    serve(guest, host_gone)?;
     Ok(powered)
 }
 
@@ -229,20 +229,20 @@ fn await_host(
     signals: &Signals,
     silence: Duration,
     patience: Duration,
-) -> Result<(), AttachError> {
+) -> Result<(), PowerOnError> {
     let since = Instant::now();
     for (until, is_last) in [(silence, false), (patience, true)] {
         let event = signals.wait(Some(host), since + until);
         match event.map_err(cannot("wait for the host"))? {
             Event::Readable => return Ok(()),
-            Event::Signal(_) => return Err(AttachError::Interrupted),
+            Event::Signal(_) => return Err(PowerOnError::Interrupted),
             Event::Timeout if is_last => break,
             Event::Timeout => {
                 tracing::warn!("the host does not answer; waiting for it for up to {patience:?}");
             }
         }
     }
-    Err(AttachError::Silent(patience))
+    Err(PowerOnError::Silent(patience))
 }
 
 fn hello(options: &GuestOptions) -> Hello {
@@ -251,7 +251,7 @@ fn hello(options: &GuestOptions) -> Hello {
     Hello {
         name: options.name.clone(),
         pages: options.pages,
-        // `attach` sets it.
+        // `shim::power_on` sets it.
         uffd: false,
         reservation: options.reservation,
         limit: options.limit,
@@ -265,12 +265,12 @@ fn hello(options: &GuestOptions) -> Hello {
 }
 
 fn serve(
-    attached: Attached,
+    guest: PoweredOn,
     host_gone: impl FnOnce(SessionEnd) + Send + 'static,
 ) -> Result<(), GuestError> {
     thread::Builder::new()
         .name("memory".to_owned())
-        .spawn(move || host_gone(attached.serve()))
+        .spawn(move || host_gone(guest.serve()))
         .map_err(cannot("start the memory thread"))?;
     Ok(())
 }
@@ -303,8 +303,8 @@ fn wait(
 ) -> Result<bool, GuestError> {
     let end = duration.map(|duration| Instant::now() + duration);
     loop {
-        let look = Instant::now() + LOOK;
-        let until = end.map_or(look, |end| end.min(look));
+        let poll = Instant::now() + POLL;
+        let until = end.map_or(poll, |end| end.min(poll));
         match signals
             .wait(None, until)
             .map_err(cannot("wait for signals"))?
@@ -345,10 +345,10 @@ mod tests {
         let (host, mut says) = std::io::pipe().expect("a pipe");
         let wait = |patience| await_host(host.as_fd(), &signals, SHORT, patience);
         let silent = wait(2 * SHORT);
-        assert!(matches!(silent, Err(AttachError::Silent(_))), "{silent:?}");
+        assert!(matches!(silent, Err(PowerOnError::Silent(_))), "{silent:?}");
         raise(Signal::SIGUSR1).expect("raise");
         let ended = wait(LONG);
-        assert!(matches!(ended, Err(AttachError::Interrupted)), "{ended:?}");
+        assert!(matches!(ended, Err(PowerOnError::Interrupted)), "{ended:?}");
         says.write_all(b"WELCOME").expect("room");
         wait(LONG).expect("it answers");
     }

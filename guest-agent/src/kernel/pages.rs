@@ -83,14 +83,14 @@ impl Usage {
 }
 
 #[derive(Debug)]
-struct Books {
+struct State {
     free: FreeRuns,
     uses: Box<[PageUse]>,
     usage: Usage,
     waiting: u32,
 }
 
-impl Books {
+impl State {
     /// Moves one page from one use to another. A page that is not in use as `from` has two owners.
     fn change(&mut self, gfn: Gfn, from: PageUse, to: PageUse) {
         let entry = &mut self.uses[gfn.index()];
@@ -107,12 +107,12 @@ impl Books {
 
 /// The physical pages of the guest.
 ///
-/// One short lock guards the books; nobody touches guest RAM under it. The owner and the referenced
+/// One short lock guards the state; nobody touches guest RAM under it. The owner and the referenced
 /// bit of a page are atomics outside that lock, because the clock and every access use them without
-/// needing anything from the books.
+/// needing anything from the state.
 #[derive(Debug)]
 pub(super) struct PageAllocator {
-    books: Mutex<Books>,
+    state: Mutex<State>,
     freed: Condvar,
     owners: Box<[AtomicU64]>,
     referenced: Box<[AtomicBool]>,
@@ -131,7 +131,7 @@ impl PageAllocator {
             ..Usage::default()
         };
         Self {
-            books: Mutex::new(Books {
+            state: Mutex::new(State {
                 free,
                 uses,
                 usage,
@@ -160,14 +160,14 @@ impl PageAllocator {
 
     /// How many pages each use has now.
     pub(super) fn usage(&self) -> Usage {
-        lock(&self.books).usage
+        lock(&self.state).usage
     }
 
     /// Gives a free page to `owner`. Its bytes are whatever the last owner left there.
     pub(super) fn take(&self, owner: Owner, page_use: PageUse) -> Option<Gfn> {
-        let mut books = lock(&self.books);
-        let gfn = books.free.take_one()?;
-        books.change(gfn, PageUse::Free, page_use);
+        let mut state = lock(&self.state);
+        let gfn = state.free.take_one()?;
+        state.change(gfn, PageUse::Free, page_use);
         self.referenced[gfn.index()].store(true, Ordering::Relaxed);
         self.owners[gfn.index()].store(owner.pack(), Ordering::Relaxed);
         Some(gfn)
@@ -182,13 +182,13 @@ impl PageAllocator {
         owner: Option<Owner>,
         page_use: PageUse,
     ) -> Option<GfnRun> {
-        let mut books = lock(&self.books);
-        if books.free.pages() < count.saturating_add(self.high_watermark()) {
+        let mut state = lock(&self.state);
+        if state.free.pages() < count.saturating_add(self.high_watermark()) {
             return None;
         }
-        let run = books.free.take_run(count)?;
+        let run = state.free.take_run(count)?;
         for (gfn, page) in run.iter().zip(owner.map_or(0, |owner| owner.page)..) {
-            books.change(gfn, PageUse::Free, page_use);
+            state.change(gfn, PageUse::Free, page_use);
             self.referenced[gfn.index()].store(true, Ordering::Relaxed);
             let packed = owner.map_or(Owner::NOBODY, |owner| Owner { page, ..owner }.pack());
             self.owners[gfn.index()].store(packed, Ordering::Relaxed);
@@ -201,24 +201,24 @@ impl PageAllocator {
     /// # Panics
     /// When the page is not in use as `page_use`: it would have two owners.
     pub(super) fn release(&self, gfn: Gfn, page_use: PageUse) {
-        let mut books = lock(&self.books);
+        let mut state = lock(&self.state);
         self.owners[gfn.index()].store(Owner::NOBODY, Ordering::Relaxed);
-        books.change(gfn, page_use, PageUse::Free);
-        books.free.insert(GfnRun::single(gfn));
-        self.tell_waiting(&books);
+        state.change(gfn, page_use, PageUse::Free);
+        state.free.insert(GfnRun::single(gfn));
+        self.tell_waiting(&state);
     }
 
     /// Pins up to `max` free pages for the balloon, in the longest runs that there are, and leaves
     /// `floor` pages free.
     pub(super) fn pin(&self, max: u32, floor: u32) -> Vec<GfnRun> {
-        let mut books = lock(&self.books);
-        let mut want = max.min(books.free.pages().saturating_sub(floor));
+        let mut state = lock(&self.state);
+        let mut want = max.min(state.free.pages().saturating_sub(floor));
         let mut runs = Vec::new();
         while want > 0
-            && let Some(run) = books.free.take_longest(want)
+            && let Some(run) = state.free.take_longest(want)
         {
             for gfn in run.iter() {
-                books.change(gfn, PageUse::Free, PageUse::Balloon);
+                state.change(gfn, PageUse::Free, PageUse::Balloon);
             }
             want -= run.count;
             runs.push(run);
@@ -232,7 +232,7 @@ impl PageAllocator {
     /// [`KernelError::NotBallooned`] when one of the pages is not in the balloon or is named twice;
     /// then none is freed.
     pub(super) fn unpin(&self, runs: &[GfnRun]) -> Result<(), KernelError> {
-        let mut books = lock(&self.books);
+        let mut state = lock(&self.state);
         let mut pages = Vec::new();
         for run in runs.iter().filter(|run| run.count > 0) {
             if run.end() > u64::from(self.pages()) {
@@ -246,35 +246,35 @@ impl PageAllocator {
         let twice = pages.windows(2).find(|pair| pair[0] == pair[1]);
         let foreign = pages
             .iter()
-            .find(|gfn| books.uses[gfn.index()] != PageUse::Balloon);
+            .find(|gfn| state.uses[gfn.index()] != PageUse::Balloon);
         if let Some(&gfn) = foreign.or(twice.map(|pair| &pair[0])) {
             return Err(KernelError::NotBallooned { gfn });
         }
         for &gfn in &pages {
-            books.change(gfn, PageUse::Balloon, PageUse::Free);
+            state.change(gfn, PageUse::Balloon, PageUse::Free);
         }
         for run in runs_of(pages) {
-            books.free.insert(run);
+            state.free.insert(run);
         }
-        self.tell_waiting(&books);
+        self.tell_waiting(&state);
         Ok(())
     }
 
     /// Waits until a page is free, at most for `limit`.
     pub(super) fn wait_freed(&self, limit: Duration) {
-        let mut books = lock(&self.books);
-        books.waiting += 1;
-        let (mut books, _) = self
+        let mut state = lock(&self.state);
+        state.waiting += 1;
+        let (mut state, _) = self
             .freed
-            .wait_timeout_while(books, limit, |books| books.free.pages() == 0)
+            .wait_timeout_while(state, limit, |state| state.free.pages() == 0)
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        books.waiting -= 1;
+        state.waiting -= 1;
     }
 
     /// Wakes threads that wait for a free page, if there are any. Waiting threads are counted because a
     /// condition variable may make a system call even when nobody waits.
-    fn tell_waiting(&self, books: &Books) {
-        if books.waiting > 0 {
+    fn tell_waiting(&self, state: &State) {
+        if state.waiting > 0 {
             self.freed.notify_all();
         }
     }

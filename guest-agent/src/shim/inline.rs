@@ -2,11 +2,11 @@
 //! credits in the claim table ([`claims`](memvisor_wire::claims)).
 //!
 //! A signal costs more than decompressing a page. So where a guest walks its memory in order, the thread
-//! also brings back some of the pages behind the one on which it faulted ([`Rows`]). It stops when credits
+//! also brings back some of the pages behind the one on which it faulted ([`Streams`]). It stops when credits
 //! run low, and leaves the rest of them to pages on which a thread has really faulted.
 //!
 //! A swapped page costs a read of the disk, but one read of eight pages costs hardly more than a read of one.
-//! Only the daemon reads several pages at once, so the thread asks it for swapped pages of a row. The thread
+//! Only the daemon reads several pages at once, so the thread asks it for swapped pages of a stream. The thread
 //! reads all other swapped pages itself, which saves two wake-ups.
 //!
 //! All of this runs in a signal handler: it uses system calls, atomics, and buffers on the stack. A claim
@@ -18,9 +18,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use memvisor_wire::claims::{Attempt, Claim, Claimer, Place, State, Stood, Words, row};
+use memvisor_wire::claims::{Attempt, Claim, Claimer, Place, StallCause, State, Words, row};
 use memvisor_wire::payload::{checksum, decompress};
-use memvisor_wire::rows::{MOST, Rows, Touched};
+use memvisor_wire::streams::{MAX_AHEAD, Streams, Touched};
 use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE};
 
 use super::mapping::Mapping;
@@ -31,8 +31,8 @@ const MAX_PAYLOAD: usize = PAGE_SIZE / 2;
 const ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 /// The most pages that a thread brings back behind the one on which it faulted, because it stands still meanwhile.
 const AHEAD: u32 = 7;
-/// How often to look at an offer that changes before it can be claimed. After that the daemon is asked.
-const LOOKS: u32 = 8;
+/// How often to try to claim an offer that changes before it is claimed. After that the daemon is asked.
+const ATTEMPTS: u32 = 8;
 
 /// The claim table, and the threads that sleep at its words.
 pub trait Table: Words {
@@ -68,7 +68,7 @@ pub struct Inline<T> {
     /// interrupt the guest's processors each time to take the page out of a mapping.
     arena: File,
     arena_pages: u32,
-    rows: Rows,
+    streams: Streams,
 }
 
 /// What a thread that faulted does next.
@@ -86,9 +86,9 @@ pub enum Step {
     },
     /// Access the page again.
     Access,
-    /// Tell the daemon that credits run out, then access the page again.
-    Tell,
-    /// Ask the daemon. When it has served the page and there is a row, call [`Inline::was_served`] with the row.
+    /// Report to the daemon that credits run low, then access the page again.
+    Report,
+    /// Ask the daemon. When it has served the page and it belongs to a stream, call [`Inline::was_served`] with that.
     Ask(Option<Touched>),
 }
 
@@ -96,7 +96,7 @@ pub enum Step {
 #[derive(PartialEq, Eq, Debug)]
 pub struct Work {
     claim: Claim,
-    /// How far the row of the page goes on, if that is known already.
+    /// How far the stream of the page goes on, if that is known already.
     touched: Option<Touched>,
     /// Set for a page that is brought ahead: the page on which the thread faulted, and how many pages behind that one
     /// have been brought so far.
@@ -105,13 +105,13 @@ pub struct Work {
 
 impl Work {
     /// What the thread stands still for.
-    pub(super) fn stood(&self) -> Stood {
+    pub(super) fn stall_cause(&self) -> StallCause {
         match self.claim.offer() {
-            State::Frame => Stood::Break,
-            State::Empty => Stood::Touch,
-            State::Frozen => Stood::Open,
-            State::Swap => Stood::SwapIn,
-            _ => Stood::Refill,
+            State::Frame => StallCause::Break,
+            State::Empty => StallCause::Touch,
+            State::Frozen => StallCause::Open,
+            State::Swap => StallCause::SwapIn,
+            _ => StallCause::Refill,
         }
     }
 }
@@ -125,7 +125,7 @@ impl<T: Table> Inline<T> {
             swap,
             arena,
             arena_pages,
-            rows: Rows::new(AHEAD),
+            streams: Streams::new(AHEAD),
         }
     }
 
@@ -142,14 +142,14 @@ impl<T: Table> Inline<T> {
     pub fn begin(&self, gfn: Gfn, write: bool) -> Step {
         let claimer = self.claimer();
         let mut touched = None;
-        for _ in 0..LOOKS {
-            let offer = claimer.look(gfn);
+        for _ in 0..ATTEMPTS {
+            let offer = claimer.state(gfn);
             match offer {
                 State::Zip | State::Empty | State::Frozen => {}
                 State::Swap => {
-                    // In a row, the daemon brings several pages by one read.
-                    let row = touched.get_or_insert_with(|| self.rows.touched(gfn));
-                    if row.ahead > 0 {
+                    // In a stream, the daemon brings several pages by one read.
+                    let stream = touched.get_or_insert_with(|| self.streams.touched(gfn));
+                    if stream.ahead > 0 {
                         return Step::Ask(touched);
                     }
                 }
@@ -177,18 +177,19 @@ impl<T: Table> Inline<T> {
         Step::Ask(touched)
     }
 
-    /// Notes that the daemon has served a page that was asked for. The row goes on behind the pages that came with it.
+    /// Notes that the daemon has served a page that was asked for. The stream goes on behind the pages that came with
+    /// it.
     pub fn was_served(&self, touched: Touched, pages: u32) {
         let came = |next: &u32| {
             let gfn = touched.gfn.checked_add(next + 1);
-            gfn.is_some_and(|gfn| gfn.0 < pages && self.claimer().look(gfn) == State::None)
+            gfn.is_some_and(|gfn| gfn.0 < pages && self.claimer().state(gfn) == State::None)
         };
-        let came = (0..MOST).take_while(came).count();
-        self.rows.gave(touched, came as u32);
+        let came = (0..MAX_AHEAD).take_while(came).count();
+        self.streams.gave(touched, came as u32);
     }
 
-    /// Does what a page was claimed for, and claims the next page of its row. A page ahead that cannot be brought only
-    /// ends the row; the daemon is not asked for it.
+    /// Does what a page was claimed for, and claims the next page of its stream. A page ahead that cannot be brought
+    /// only ends the stream; the daemon is not asked for it.
     pub fn go_on(&self, map: &impl Mapping, work: Work) -> Step {
         let Work {
             claim,
@@ -196,20 +197,20 @@ impl<T: Table> Inline<T> {
             behind,
         } = work;
         let (gfn, offer) = (claim.gfn(), claim.offer());
-        let is_low = self.claimer().should_tell(&claim);
-        let access = if is_low { Step::Tell } else { Step::Access };
+        let is_low = self.claimer().should_report(&claim);
+        let access = if is_low { Step::Report } else { Step::Access };
         let is_done = self.carry_out(map, claim);
         let (touched, brought) = match behind {
             Some((touched, brought)) => (touched, brought + u32::from(is_done)),
             None if !is_done => return Step::Ask(touched),
             None if matches!(offer, State::Frame | State::Frozen) => return access,
-            None => (touched.unwrap_or_else(|| self.rows.touched(gfn)), 0),
+            None => (touched.unwrap_or_else(|| self.streams.touched(gfn)), 0),
         };
         if is_done
             && !is_low
             && let Some(next) = touched.behind(brought)
             && next.0 < map.pages()
-            && self.claimer().look(next) == offer
+            && self.claimer().state(next) == offer
             && let Attempt::Claimed(claim) = self.claimer().claim(next, offer)
         {
             return Step::Claimed(Work {
@@ -218,7 +219,7 @@ impl<T: Table> Inline<T> {
                 behind: Some((touched, brought)),
             });
         }
-        self.rows.gave(touched, brought);
+        self.streams.gave(touched, brought);
         access
     }
 

@@ -4,10 +4,10 @@
 //! for it. The host does not trust them: whatever the shim says or fails to do, only its own guest
 //! suffers. The guest (kernel, agent, workloads) is above [`Memory`] and knows nothing of the shim.
 //!
-//! - [`attach()`] shakes hands with the daemon over `memory.sock` and maps RAM as one linear mapping on
+//! - [`power_on()`] shakes hands with the daemon over `memory.sock` and maps RAM as one linear mapping on
 //!   which every access waits for the daemon: the mapping is registered with a userfaultfd or allows no
 //!   access.
-//! - The *memory thread* ([`Attached::serve`]) executes the daemon's commands: freeze, map shared
+//! - The *memory thread* ([`PoweredOn::serve`]) executes the daemon's commands: freeze, map shared
 //!   frames, map RAM back.
 //! - The *fault handler* asks the daemon over a fault channel when a guest thread may not access a
 //!   page: a write to a shared page in both engines, any access to a closed page without userfaultfd.
@@ -22,20 +22,20 @@
     reason = "this is the room for it; tests/tidy.rs holds it to that"
 )]
 
-mod attach;
 mod bare;
 mod channels;
 pub mod inline;
 mod linear;
 pub mod mapping;
 mod memory_thread;
+mod power_on;
 mod ram;
 mod segv;
 mod table;
 
-pub use attach::{AttachError, Attached, Ram, attach};
 pub use bare::map_bare;
 pub use memory_thread::SessionEnd;
+pub use power_on::{PowerOnError, PoweredOn, Ram, power_on};
 
 use memvisor_wire::{Gfn, GfnRun};
 

@@ -13,7 +13,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 use memvisor_wire::Gfn;
-use memvisor_wire::claims::Stood;
+use memvisor_wire::claims::StallCause;
 use memvisor_wire::memory::Fault;
 use memvisor_wire::sys::SharedTable;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
@@ -121,36 +121,36 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
         return ask(hardware, gfn, write);
     };
     let began = Instant::now();
-    let mut stood = None;
+    let mut cause = None;
     let mut step = inline.begin(gfn, write);
     loop {
         step = match step {
             Step::Claimed(work) => {
-                stood = Some(work.stood());
+                cause = Some(work.stall_cause());
                 inline.go_on(&hardware.map, work)
             }
             Step::Sleep { at, word } => {
                 futex_wait(inline.table().word(at), word);
-                stood = Some(Stood::Asleep);
+                cause = Some(StallCause::Asleep);
                 Step::Access
             }
-            Step::Tell => {
+            Step::Report => {
                 // If the daemon is gone, the next question finds that out.
                 let _ = hardware.channels.take().send(Fault::Credits);
                 Step::Access
             }
             Step::Access => break,
-            Step::Ask(row) => {
+            Step::Ask(touched) => {
                 ask(hardware, gfn, write);
-                if let Some(touched) = row {
+                if let Some(touched) = touched {
                     inline.was_served(touched, Mapping::pages(&hardware.map));
                 }
                 return;
             }
         };
     }
-    if let Some(stood) = stood {
-        inline.claimer().stood(stood, began.elapsed());
+    if let Some(cause) = cause {
+        inline.claimer().add_stall(cause, began.elapsed());
     }
 }
 

@@ -30,15 +30,15 @@ pub(super) const KIND: Kind = Kind {
     parameters: &[SIZE, THREADS, ZIPF, RATE, PAUSE],
     size: |spec, kernel| Ok(Size::Cache(spec.pages.unwrap_or(kernel.ram_capacity()))),
     build: |builder| {
-        let shelf = Arc::new(Shelf::open(
+        let set = Arc::new(FileSet::open(
             builder.kernel,
             builder.spec.path(),
             builder.pages,
         )?);
-        builder.pages = shelf.pages();
-        let popularity = Popularity::new(shelf.pages().into(), builder.spec.get(&ZIPF, parse));
+        builder.pages = set.pages();
+        let popularity = Popularity::new(set.pages().into(), builder.spec.get(&ZIPF, parse));
         Ok(builder.each(|share, random| Reader {
-            shelf: Arc::clone(&shelf),
+            set: Arc::clone(&set),
             share,
             popularity,
             random,
@@ -49,25 +49,25 @@ pub(super) const KIND: Kind = Kind {
 
 /// The files, with their pages numbered through from the first file to the last.
 #[derive(Debug)]
-struct Shelf {
+struct FileSet {
     files: Vec<(CachedFile, Truth)>,
     /// The number of the first page behind each file.
     ends: Vec<u32>,
 }
 
-impl Shelf {
+impl FileSet {
     /// Opens the largest files under `path`, up to `max_pages` pages of them.
     fn open(kernel: &Arc<Kernel>, path: &Path, max_pages: u32) -> Result<Self, KernelError> {
         let error = |source| KernelError::File {
             path: path.to_owned(),
             source,
         };
-        let mut shelf = Self {
+        let mut set = Self {
             files: Vec::new(),
             ends: Vec::new(),
         };
         for file in largest_files(path).map_err(error)? {
-            let left = max_pages - shelf.pages();
+            let left = max_pages - set.pages();
             if left == 0 {
                 break;
             }
@@ -76,13 +76,13 @@ impl Shelf {
                 Err(_) if file != path => continue,
                 other => other.map_err(error)?,
             };
-            shelf.ends.push(shelf.pages() + truth.pages());
-            shelf.files.push((kernel.open_file(&file)?, truth));
+            set.ends.push(set.pages() + truth.pages());
+            set.files.push((kernel.open_file(&file)?, truth));
         }
-        if shelf.pages() == 0 {
+        if set.pages() == 0 {
             return Err(error(io::Error::other("there is nothing to read in it")));
         }
-        Ok(shelf)
+        Ok(set)
     }
 
     fn pages(&self) -> u32 {
@@ -135,7 +135,7 @@ fn largest_files(path: &Path) -> io::Result<Vec<PathBuf>> {
 /// One thread that reads.
 #[derive(Debug)]
 struct Reader {
-    shelf: Arc<Shelf>,
+    set: Arc<FileSet>,
     share: Share,
     popularity: Popularity,
     random: StdRng,
@@ -144,14 +144,14 @@ struct Reader {
 impl Worker for Reader {
     fn step(&mut self) -> Result<Option<Work>, Failure> {
         let page = self.popularity.choose(&mut self.random) as u32;
-        self.shelf.verify(page).map(Some)
+        self.set.verify(page).map(Some)
     }
 
     fn to_verify(&self) -> u32 {
-        self.share.count(self.shelf.pages())
+        self.share.count(self.set.pages())
     }
 
     fn verify(&mut self, number: u32) -> Result<Work, Failure> {
-        self.shelf.verify(self.share.page(number))
+        self.set.verify(self.share.page(number))
     }
 }

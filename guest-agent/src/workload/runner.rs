@@ -34,7 +34,7 @@ pub struct Progress {
 
 /// What all threads share.
 #[derive(Debug)]
-struct Board {
+struct Shared {
     orders: Orders,
     mismatches: Mutex<Vec<Mismatch>>,
     mismatch_found: Condvar,
@@ -51,7 +51,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Running workloads. Dropping it stops them without the last pass.
 #[derive(Debug)]
 pub struct Runner {
-    board: Arc<Board>,
+    shared: Arc<Shared>,
     tallies: Vec<Arc<Tally>>,
     threads: Vec<(Arc<Tally>, JoinHandle<()>)>,
 }
@@ -68,7 +68,7 @@ impl Runner {
     ) -> Result<Self, StartError> {
         let all = build(kernel, specs, seed)?;
         let mut runner = Self {
-            board: Arc::new(Board {
+            shared: Arc::new(Shared {
                 orders: Orders::new(),
                 mismatches: Mutex::default(),
                 mismatch_found: Condvar::new(),
@@ -96,14 +96,14 @@ impl Runner {
         self.tallies.push(Arc::clone(&tally));
         for (number, worker) in workers.into_iter().enumerate() {
             let thread = Thread {
-                board: Arc::clone(&self.board),
+                shared: Arc::clone(&self.shared),
                 tally: Arc::clone(&tally),
                 number,
                 pace: Pace::new(spec, Instant::now()),
                 ended: None,
             };
             // Counted before the spawn. If that fails, dropping `thread` takes it off again.
-            *lock(&self.board.running) += 1;
+            *lock(&self.shared.running) += 1;
             let spawned = std::thread::Builder::new()
                 .name(format!("{}-{number}", spec.kind.name()))
                 .spawn(move || thread.run(worker));
@@ -123,16 +123,16 @@ impl Runner {
     pub fn snapshot(&self) -> Report {
         Report {
             workloads: self.tallies.iter().map(|tally| tally.report()).collect(),
-            mismatches: lock(&self.board.mismatches).clone(),
+            mismatches: lock(&self.shared.mismatches).clone(),
         }
     }
 
     /// Waits until a mismatch is found, at most for `limit`, and returns the first one.
     #[must_use]
     pub fn wait_mismatch(&self, limit: Duration) -> Option<Mismatch> {
-        let found = lock(&self.board.mismatches);
+        let found = lock(&self.shared.mismatches);
         let (found, _) = self
-            .board
+            .shared
             .mismatch_found
             .wait_timeout_while(found, limit, |found| found.is_empty())
             .unwrap_or_else(PoisonError::into_inner);
@@ -145,16 +145,16 @@ impl Runner {
     pub fn stop(mut self, mut progress: impl FnMut(Progress)) -> Report {
         self.order(Order::Finish);
         loop {
-            let running = lock(&self.board.running);
+            let running = lock(&self.shared.running);
             let (running, _) = self
-                .board
+                .shared
                 .thread_ended
                 .wait_timeout_while(running, PROGRESS_EVERY, |running| *running > 0)
                 .unwrap_or_else(PoisonError::into_inner);
             let running = *running;
             progress(Progress {
-                done: self.board.checked.load(Ordering::Relaxed),
-                total: self.board.to_check.load(Ordering::Relaxed),
+                done: self.shared.checked.load(Ordering::Relaxed),
+                total: self.shared.to_check.load(Ordering::Relaxed),
             });
             if running == 0 {
                 break;
@@ -169,7 +169,7 @@ impl Runner {
         for tally in &self.tallies {
             tally.stop_clock();
         }
-        self.board.orders.give(order);
+        self.shared.orders.give(order);
     }
 
     fn join(&mut self) {
@@ -193,7 +193,7 @@ impl Drop for Runner {
 
 /// One thread of a workload.
 struct Thread {
-    board: Arc<Board>,
+    shared: Arc<Shared>,
     tally: Arc<Tally>,
     number: usize,
     pace: Pace,
@@ -205,25 +205,25 @@ impl Drop for Thread {
     /// Runs after a panic too: nobody must wait for a thread that is gone.
     fn drop(&mut self) {
         self.tally.count_done();
-        *lock(&self.board.running) -= 1;
-        self.board.thread_ended.notify_all();
+        *lock(&self.shared.running) -= 1;
+        self.shared.thread_ended.notify_all();
     }
 }
 
 impl Thread {
     fn run(mut self, mut worker: Box<dyn Worker>) {
         self.load(worker.as_mut());
-        while self.board.orders.current() == Order::Run {
+        while self.shared.orders.current() == Order::Run {
             self.operate(worker.as_mut());
         }
-        if self.board.orders.current() == Order::Finish {
+        if self.shared.orders.current() == Order::Finish {
             self.verify(worker.as_mut());
         }
     }
 
     fn load(&self, worker: &mut dyn Worker) {
         for number in 0..worker.to_load() {
-            while self.board.orders.current() == Order::Run {
+            while self.shared.orders.current() == Order::Run {
                 match worker.load(number) {
                     Ok(work) => {
                         self.tally.count_work(work);
@@ -232,7 +232,7 @@ impl Thread {
                     }
                     Err(failure) => {
                         self.count_failure(failure);
-                        self.board.orders.wait(Order::Run, Some(RETRY_WAIT));
+                        self.shared.orders.wait(Order::Run, Some(RETRY_WAIT));
                     }
                 }
             }
@@ -250,7 +250,7 @@ impl Thread {
                 self.ended = Some(end);
                 self.pace.wait_after(work.written + work.verified, end)
             }
-            Ok(None) => return self.board.orders.wait(Order::Run, worker.idle_for()),
+            Ok(None) => return self.shared.orders.wait(Order::Run, worker.idle_for()),
             Err(failure) => {
                 self.count_failure(failure);
                 RETRY_WAIT
@@ -258,17 +258,17 @@ impl Thread {
         };
         if !wait.is_zero() {
             self.ended = None;
-            self.board.orders.wait(Order::Run, Some(wait));
+            self.shared.orders.wait(Order::Run, Some(wait));
         }
     }
 
     fn verify(&self, worker: &mut dyn Worker) {
         let pieces = worker.to_verify();
-        self.board
+        self.shared
             .to_check
             .fetch_add(pieces.into(), Ordering::Relaxed);
         for number in 0..pieces {
-            if self.board.orders.current() == Order::Abandon {
+            if self.shared.orders.current() == Order::Abandon {
                 self.tally.count_unverified((pieces - number).into());
                 return;
             }
@@ -276,7 +276,7 @@ impl Thread {
                 Some(work) => self.tally.count_work(work),
                 None => self.tally.count_unverified(1),
             }
-            self.board.checked.fetch_add(1, Ordering::Relaxed);
+            self.shared.checked.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -295,7 +295,7 @@ impl Thread {
                 }
                 Err(failure @ Failure::Kernel(_)) => {
                     self.count_failure(failure);
-                    self.board.orders.wait(Order::Finish, Some(RETRY_WAIT));
+                    self.shared.orders.wait(Order::Finish, Some(RETRY_WAIT));
                 }
             }
         }
@@ -307,11 +307,11 @@ impl Thread {
             Failure::Mismatch(mut mismatch) => {
                 self.tally.count_mismatch();
                 self.tally.name().clone_into(&mut mismatch.workload);
-                let mut kept = lock(&self.board.mismatches);
+                let mut kept = lock(&self.shared.mismatches);
                 if kept.len() < MISMATCHES_KEPT {
                     kept.push(*mismatch);
                 }
-                self.board.mismatch_found.notify_all();
+                self.shared.mismatch_found.notify_all();
             }
             other => self.tally.count_error(error_chain(&other)),
         }

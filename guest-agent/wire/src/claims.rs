@@ -14,7 +14,7 @@
 //!
 //! Words have 32 bits in the machine's byte order. The table begins with a header of [`HEADER_WORDS`]
 //! words: the [`MARK`], whether [`BREAKS`] are allowed, [`CREDITS`] credits, and the times for which
-//! threads [`Stood`] still. The rows follow, [`ROW_WORDS`] words for each page: the state, the checksum
+//! threads stood still, by [`StallCause`]. The rows follow, [`ROW_WORDS`] words for each page: the state, the checksum
 //! of the page's content, the arena page in which the compressed page begins, and its offset and length
 //! there. For a swapped page, the slot takes the place of the arena page.
 //!
@@ -34,11 +34,11 @@
 
 use std::time::Duration;
 
-mod stood;
+mod stall;
 
 use crate::Gfn;
 
-pub use stood::Stood;
+pub use stall::StallCause;
 
 /// Words before the first row: they fill one page.
 pub const HEADER_WORDS: u32 = 1024;
@@ -52,11 +52,12 @@ pub const MARK: u32 = 0;
 pub const BREAKS: u32 = 1;
 /// The word of the first credit.
 pub const FIRST_CREDIT: u32 = 2;
-/// The first of the words, one for each [`Stood`], in which guest threads add up how long they stood still. The unit
-/// is the microsecond, modulo 2^32.
-pub const FIRST_STOOD: u32 = FIRST_CREDIT + CREDITS;
-/// Value of [`MARK`] when the daemon has been told. No credit has so high a number, so nobody tells it again.
-pub const TOLD: u32 = u32::MAX;
+/// The first of the words, one for each [`StallCause`], in which guest threads add up how long they stood still. The
+/// unit is the microsecond, modulo 2^32.
+pub const FIRST_STALL: u32 = FIRST_CREDIT + CREDITS;
+/// Value of [`MARK`] once a thread has reported that credits run low. No credit has so high a number, so nobody
+/// reports it again.
+pub const REPORTED: u32 = u32::MAX;
 
 /// Value of a credit's word: the daemon has not granted this credit.
 pub const NO_CREDIT: u32 = 0;
@@ -252,7 +253,7 @@ pub enum Attempt {
     Claimed(Claim),
     /// No credit is left: ask the daemon.
     NoCredit,
-    /// The offer has changed since it was seen: look again.
+    /// The offer has changed since it was seen: try again.
     Changed,
 }
 
@@ -264,7 +265,7 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
 
     /// What is offered for a page. A word that stands for no state is no offer.
     #[must_use]
-    pub fn look(&self, gfn: Gfn) -> State {
+    pub fn state(&self, gfn: Gfn) -> State {
         State::decode(self.0.load(row(gfn))).unwrap_or(State::None)
     }
 
@@ -305,8 +306,8 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
         }
     }
 
-    /// Takes the free credit with the lowest number: [`should_tell`](Self::should_tell) concludes from the number of
-    /// a credit how many are taken.
+    /// Takes the free credit with the lowest number: [`should_report`](Self::should_report) concludes from the number
+    /// of a credit how many are taken.
     fn take_credit(&self, gfn: Gfn) -> Option<u32> {
         (0..CREDITS).find(|credit| {
             let at = credit_word(*credit);
@@ -347,10 +348,10 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
     }
 
     /// Adds the time for which a thread stood still.
-    pub fn stood(&self, stood: Stood, took: Duration) {
+    pub fn add_stall(&self, cause: StallCause, took: Duration) {
         // Rounded to the nearest microsecond: cutting off would lose half of one each time, and most waits are short.
         let micros = (took + Duration::from_nanos(500)).as_micros() as u32;
-        let at = stood.word();
+        let at = cause.word();
         let mut word = self.0.load(at);
         while let Err(now) = self.0.compare_exchange(at, word, word.wrapping_add(micros)) {
             word = now;
@@ -360,11 +361,11 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
     /// Whether the thread that has just made this `claim` should tell the daemon that credits run out. Only one thread
     /// gets `true`.
     #[must_use]
-    pub fn should_tell(&self, claim: &Claim) -> bool {
+    pub fn should_report(&self, claim: &Claim) -> bool {
         let mark = self.0.load(MARK);
         claim.credit != FREE
             && claim.credit >= mark
-            && self.0.compare_exchange(MARK, mark, TOLD).is_ok()
+            && self.0.compare_exchange(MARK, mark, REPORTED).is_ok()
     }
 
     /// Marks that this thread waits until another thread's claim ends. Returns the value of the state word while it
@@ -466,13 +467,13 @@ mod tests {
         let claimer = Claimer::new(&table);
         table.store(row(GFN), State::Zip.encode());
         assert_eq!(claimer.claim(GFN, State::Zip), Attempt::NoCredit);
-        assert_eq!(claimer.look(GFN), State::Zip);
+        assert_eq!(claimer.state(GFN), State::Zip);
         table.store(credit_word(7), CREDIT);
         let claim = claimed(claimer.claim(GFN, State::Zip));
         assert_eq!(table.load(credit_word(7)), GFN.0 + USED);
         assert_eq!(claimer.claim(GFN, State::Zip), Attempt::NoCredit);
         assert!(!claimer.done(claim));
-        assert_eq!(claimer.look(GFN), State::Done { credit: 7 });
+        assert_eq!(claimer.state(GFN), State::Done { credit: 7 });
     }
 
     #[test]
@@ -495,7 +496,7 @@ mod tests {
         let word = claimer.wait_word(GFN).expect("it is claimed");
         assert_eq!(table.load(row(GFN)), word);
         assert!(claimer.give_up(claim));
-        assert_eq!(claimer.look(GFN), State::Frame);
+        assert_eq!(claimer.state(GFN), State::Frame);
         assert_eq!(table.load(credit_word(0)), CREDIT);
     }
 
@@ -509,7 +510,7 @@ mod tests {
             table.store(row(gfn), State::Zip.encode());
             table.store(credit_word(gfn.0), CREDIT);
             let claim = claimed(claimer.claim(gfn, State::Zip));
-            told.push(claimer.should_tell(&claim));
+            told.push(claimer.should_report(&claim));
             claimer.done(claim);
         }
         assert_eq!(told, [false, true, false]);
@@ -519,12 +520,15 @@ mod tests {
     fn time_adds_up_in_a_word_for_each_cause_and_wraps() {
         let table = table();
         let claimer = Claimer::new(&table);
-        claimer.stood(Stood::Refill, Duration::from_nanos(9_500));
-        claimer.stood(Stood::Refill, Duration::from_nanos(9_499));
-        claimer.stood(Stood::Asleep, Duration::from_micros(u64::from(u32::MAX)));
-        claimer.stood(Stood::Asleep, Duration::from_micros(8));
-        let words = Stood::ALL.map(|stood| table.load(stood.word()));
+        claimer.add_stall(StallCause::Refill, Duration::from_nanos(9_500));
+        claimer.add_stall(StallCause::Refill, Duration::from_nanos(9_499));
+        claimer.add_stall(
+            StallCause::Asleep,
+            Duration::from_micros(u64::from(u32::MAX)),
+        );
+        claimer.add_stall(StallCause::Asleep, Duration::from_micros(8));
+        let words = StallCause::ALL.map(|cause| table.load(cause.word()));
         assert_eq!(words, [19, 0, 7, 0, 0, 0]);
-        assert!(Stood::Asleep.word() < HEADER_WORDS);
+        assert!(StallCause::Asleep.word() < HEADER_WORDS);
     }
 }

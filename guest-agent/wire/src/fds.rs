@@ -12,7 +12,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use crate::seqpacket::{Received, SeqPacket, hear};
+use crate::seqpacket::{Received, SeqPacket, retry_receive};
 
 /// The most descriptors that the kernel lets one message carry (`SCM_MAX_FD`), so the buffer always has room for all.
 /// Yet a process at its limit of open descriptors receives only some of them.
@@ -44,7 +44,7 @@ impl SeqPacket {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut iov = [IoSliceMut::new(into)];
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
-        let message = hear(|| recvmsg(self, &mut iov, &mut control, flags))?;
+        let message = retry_receive(|| recvmsg(self, &mut iov, &mut control, flags))?;
         if message.flags.contains(ReturnFlags::CTRUNC) {
             let error = "a message was cut off: this process can hold no more descriptors";
             return Err(io::Error::other(error));

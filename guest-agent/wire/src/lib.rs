@@ -6,7 +6,7 @@
 //!
 //! - What is said. The shim and the daemon speak [`memory`]; the balloon agent and the daemon speak
 //!   [`balloon`]. [`claims`] is no message but memory that a guest may share with the daemon; its words have
-//!   the machine's byte order. [`payload`] and [`filled`] define what a compressed page consists of. [`rows`]
+//!   the machine's byte order. [`payload`] and [`filled`] define what a compressed page consists of. [`streams`]
 //!   is the rule by which either side brings pages before they are asked for. None of these does I/O.
 //! - How it travels: [`SeqPacket`] with messages and descriptors, [`Doorbell`], [`runtime_dir()`], and [`sys`]: userfaultfd and the
 //!   mapped claim table. `sys` is the only part with `unsafe`.
@@ -24,10 +24,10 @@ mod gfn;
 pub mod memory;
 pub mod payload;
 pub mod privacy;
-pub mod rows;
 mod runtime_dir;
 mod seqpacket;
 pub mod signals;
+pub mod streams;
 pub mod sys;
 pub mod system_error;
 pub mod units;

@@ -133,7 +133,7 @@ impl SeqPacket {
     fn recv_with(&self, into: &mut [u8], flags: RecvFlags) -> rustix::io::Result<Received> {
         // TRUNC makes the kernel return the true length of a datagram that did not fit.
         let flags = flags | RecvFlags::TRUNC;
-        let (_, len) = hear(|| recv(&self.0, &mut *into, flags))?;
+        let (_, len) = retry_receive(|| recv(&self.0, &mut *into, flags))?;
         Ok(Received::of(len))
     }
 
@@ -255,7 +255,9 @@ pub fn wait_readable<const N: usize>(
 
 /// Receives. Tries again after a signal, and after ECONNRESET, by which the kernel says once that the peer has left
 /// with messages unread: the messages that the peer sent before it left come after this error.
-pub(super) fn hear<T>(mut receive: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+pub(super) fn retry_receive<T>(
+    mut receive: impl FnMut() -> rustix::io::Result<T>,
+) -> rustix::io::Result<T> {
     loop {
         match receive() {
             Err(Errno::INTR | Errno::CONNRESET) => {}

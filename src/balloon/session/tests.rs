@@ -42,8 +42,8 @@ impl<T> Watched<T> {
         guard
     }
 
-    fn look<R>(&self, look: impl FnOnce(&T) -> R) -> R {
-        look(&self.value.lock().unwrap())
+    fn inspect<R>(&self, inspect: impl FnOnce(&T) -> R) -> R {
+        inspect(&self.value.lock().unwrap())
     }
 
     fn wait(&self, what: &str, mut reached: impl FnMut(&T) -> bool) {
@@ -120,8 +120,8 @@ impl FakeHost {
         self.doorbell.ring();
     }
 
-    fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        self.state.look(look)
+    fn inspect<T>(&self, inspect: impl FnOnce(&State) -> T) -> T {
+        self.state.inspect(inspect)
     }
 
     fn each(runs: &[GfnRun], mut status: impl FnMut(u32) -> PageStatus) -> Vec<StatusRun> {
@@ -136,7 +136,7 @@ impl FakeHost {
 }
 
 impl BalloonHost for FakeHost {
-    fn attach(&self, start: &Start) -> Result<Box<dyn BalloonVm + '_>, Refusal> {
+    fn connect(&self, start: &Start) -> Result<Box<dyn BalloonVm + '_>, Refusal> {
         if start.token == TOKEN {
             return Ok(Box::new(FakeVm(self)));
         }
@@ -154,16 +154,16 @@ impl BalloonVm for FakeVm<'_> {
         RAM
     }
     fn balloon_max(&self) -> u64 {
-        self.0.look(|state| state.max)
+        self.0.inspect(|state| state.max)
     }
     fn target(&self) -> u64 {
-        self.0.look(State::target)
+        self.0.inspect(State::target)
     }
     fn locked(&self) -> u64 {
-        self.0.look(|state| state.balloon.len() as u64)
+        self.0.inspect(|state| state.balloon.len() as u64)
     }
     fn holds(&self, gfn: Gfn) -> bool {
-        self.0.look(|state| state.balloon.contains(&gfn.0))
+        self.0.inspect(|state| state.balloon.contains(&gfn.0))
     }
     fn lock(&self, runs: &[GfnRun]) -> Vec<StatusRun> {
         let state = &mut *self.0.state.lock();
@@ -198,7 +198,7 @@ impl BalloonVm for FakeVm<'_> {
         std::mem::take(&mut self.0.state.lock().popped)
     }
     fn is_closing(&self) -> bool {
-        self.0.look(|state| state.closing)
+        self.0.inspect(|state| state.closing)
     }
     fn report(&self, stats: &GuestStats) {
         self.0.state.lock().reports.push(*stats);
@@ -354,7 +354,7 @@ fn lock_and_unlock_answer_for_each_page() {
     });
     assert_eq!(end.unwrap(), SessionEnd::Closed);
     assert_eq!(
-        host.look(|state| state.balloon.iter().copied().collect::<Vec<_>>()),
+        host.inspect(|state| state.balloon.iter().copied().collect::<Vec<_>>()),
         [10, 14, 20, 21],
         "an agent that vanishes leaves its pages in the balloon"
     );
@@ -387,7 +387,7 @@ fn lying_agent_gets_statuses_and_takes_nothing() {
     .unwrap();
     assert_eq!(count(&host.counters.invalid_pages), 4);
     assert_eq!(count(&host.counters.mismatches), 1);
-    assert_eq!(host.look(|state| state.balloon.len()), 1);
+    assert_eq!(host.inspect(|state| state.balloon.len()), 1);
 }
 
 #[test]
@@ -464,7 +464,7 @@ fn start_empties_what_an_earlier_agent_left() {
             balloon_pages: 0,
         });
         assert_eq!(target, ToAgent::Target { pages: 100 });
-        assert_eq!(host.look(|state| state.balloon.len()), 0);
+        assert_eq!(host.inspect(|state| state.balloon.len()), 0);
     })
     .unwrap();
     assert_eq!(count(&host.counters.resets), 0, "nothing is left to reset");
@@ -476,7 +476,7 @@ fn stop_empties_the_balloon_before_its_reply() {
     let end = started(&host, |client| {
         client.ask(&ToHost::Lock(batch(&[(0, 9)])));
         assert_eq!(client.ask(&ToHost::Stop), ToAgent::Stopped);
-        assert_eq!(host.look(|state| state.balloon.len()), 0);
+        assert_eq!(host.inspect(|state| state.balloon.len()), 0);
         assert_eq!(client.next(), None);
     });
     assert_eq!(end.unwrap(), SessionEnd::Stopped);
@@ -519,21 +519,21 @@ fn pop_resets_and_drops_what_was_under_way() {
         client.ask(&ToHost::Lock(batch(&[(0, 9)])));
         host.change(|state| state.popped = true);
         assert_eq!(client.next(), Some((0, ToAgent::Reset)));
-        assert_eq!(host.look(|state| state.balloon.len()), 0);
+        assert_eq!(host.inspect(|state| state.balloon.len()), 0);
         client.send(&ToHost::Lock(batch(&[(0, 9)])));
         assert!(matches!(
             client.ask(&ToHost::Start(start())),
             ToAgent::Started(_)
         ));
         assert_eq!(
-            host.look(|state| state.balloon.len()),
+            host.inspect(|state| state.balloon.len()),
             0,
             "the late LOCK was dropped"
         );
         client.statuses(&ToHost::Lock(batch(&[(0, 9)])));
     })
     .unwrap();
-    assert_eq!(host.look(|state| state.balloon.len()), 9);
+    assert_eq!(host.inspect(|state| state.balloon.len()), 9);
     assert_eq!(count(&host.counters.resets), 1);
 }
 
@@ -570,7 +570,7 @@ fn stats_are_clamped_to_the_ram_of_the_vm() {
         client.ask(&ToHost::Relief { pages: 0 });
     })
     .unwrap();
-    let free = host.look(|state| state.reports[0].free);
+    let free = host.inspect(|state| state.reports[0].free);
     assert_eq!(free, Some(Bytes(RAM * 4096)));
 }
 
@@ -661,7 +661,7 @@ fn first_message_other_than_a_good_start_is_an_error() {
             assert!(text.contains(why), "{text}");
         });
         assert!(end.is_err(), "{message:?}");
-        assert_eq!(host.look(|state| state.emptied), 0, "{message:?}");
+        assert_eq!(host.inspect(|state| state.emptied), 0, "{message:?}");
     }
 }
 
@@ -806,8 +806,8 @@ fn with_real_agent(host: &FakeHost, script: impl FnOnce(&Agent, &dyn Fn(usize)))
             .wait("the host", |state| state.balloon.len() == pages);
         guest.0.wait("the guest", |pinned| pinned.len() == pages);
         assert_eq!(
-            guest.0.look(Clone::clone),
-            host.look(|state| state.balloon.clone())
+            guest.0.inspect(Clone::clone),
+            host.inspect(|state| state.balloon.clone())
         );
     };
     thread::scope(|scope| {

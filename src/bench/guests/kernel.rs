@@ -21,7 +21,7 @@ const PAGE_CLUSTER: (&str, &str) = ("/proc/sys/vm/page-cluster", "0");
 
 /// Why the fleet did not run.
 #[derive(Debug)]
-pub(super) enum Hindrance {
+pub(super) enum NotRun {
     /// This system lacks something that is needed, or somebody uses it.
     Missing(String),
     /// The cgroup had no memory left for a process, and the kernel killed it.
@@ -48,7 +48,7 @@ pub(super) fn run(
     part: &Part<'_>,
     dir: &Path,
     given: Given,
-) -> Result<Result<(Ran, Used), Hindrance>, BenchError> {
+) -> Result<Result<(Ran, Used), NotRun>, BenchError> {
     let file = dir.join("swap");
     let done = setup
         .guard
@@ -64,9 +64,9 @@ fn prepared(
     dir: &Path,
     given: Given,
     file: &Path,
-) -> Result<Result<(Ran, Used), Hindrance>, BenchError> {
+) -> Result<Result<(Ran, Used), NotRun>, BenchError> {
     let guard = setup.guard;
-    let missing = |why| Ok(Err(Hindrance::Missing(why)));
+    let missing = |why| Ok(Err(NotRun::Missing(why)));
     let ksm = match Ksm::open(guard, Pace::Usual)? {
         Ok(ksm) => ksm,
         Err(why) => return missing(format!("ksm: {why}")),
@@ -101,7 +101,7 @@ fn measured(
     part: &Part<'_>,
     dir: &Path,
     (ksm, zram, cgroup): (&Ksm<'_>, Option<&Zram<'_>>, &Cgroup<'_>),
-) -> Result<Result<(Ran, Used), Hindrance>, BenchError> {
+) -> Result<Result<(Ran, Used), NotRun>, BenchError> {
     let before = ksm.cpu()?;
     let words = ["--bare", "--cgroup", &cgroup.dir().display().to_string()].map(str::to_owned);
     let processes = Processes::start(setup, part, dir, &words)?;
@@ -117,7 +117,7 @@ fn measured(
     });
     let reports = match reports {
         Err(BenchError::Failed { .. }) if cgroup.killed()? > 0 => {
-            return Ok(Err(Hindrance::TooLittle));
+            return Ok(Err(NotRun::TooLittle));
         }
         reports => reports?,
     };

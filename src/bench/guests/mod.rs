@@ -42,7 +42,7 @@ use memvisor_guest_agent::guest::GuestReport;
 pub use file::FleetError;
 pub use fleet::{Builtin, Fleet, FleetGuest, MAX_GUESTS};
 
-use self::kernel::Hindrance;
+use self::kernel::NotRun;
 use self::limit::{Given, Search, TOLERANCE, Used};
 use self::outcome::{Means, Side};
 use super::report::Report;
@@ -286,8 +286,8 @@ impl Pair<'_> {
         for tries in 1..=TRIES {
             let given = search.given();
             match kernel::run(self.setup, part, self.dir, given)? {
-                Err(Hindrance::TooLittle) => search.had_too_little(),
-                Err(Hindrance::Missing(why)) => {
+                Err(NotRun::TooLittle) => search.had_too_little(),
+                Err(NotRun::Missing(why)) => {
                     self.missing = true;
                     let text = format!("not compared with kernel: {why}");
                     self.report.remark(text);

@@ -19,7 +19,7 @@ use crate::telemetry::HostStatus;
 const START: Duration = Duration::from_secs(10);
 /// How long it may take to end once its guests have ended.
 const END: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(20);
 /// How often the host's state is read.
 const STATUS: Duration = Duration::from_millis(500);
 
@@ -133,7 +133,7 @@ impl Host {
                 }
             }
             host.check()?;
-            thread::sleep(LOOK);
+            thread::sleep(POLL);
         }
     }
 
@@ -157,7 +157,7 @@ impl Host {
     fn end(mut self) -> Result<(), BenchError> {
         let limit = Instant::now() + END;
         end_all(std::slice::from_mut(&mut self.child), || {
-            thread::sleep(LOOK);
+            thread::sleep(POLL);
             Instant::now() < limit
         });
         match self.child.ended() {

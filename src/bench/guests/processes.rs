@@ -13,7 +13,7 @@ use crate::child::{Child, in_words};
 /// The exit code of a guest that found wrong bytes.
 const CORRUPT: i32 = 3;
 /// How often it is checked whether guests still run.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(100);
 /// How often progress is reported.
 const TELL: Duration = Duration::from_secs(2);
 /// How long guests may take beyond their time: to start, to finish what they have begun, and to verify all their
@@ -85,7 +85,7 @@ impl Processes {
                     limit: part.time + PATIENCE,
                 });
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL);
         }
     }
 

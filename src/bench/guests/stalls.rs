@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use memvisor_wire::claims::{Claimer, FIRST_STOOD, Stood, Words};
+use memvisor_wire::claims::{Claimer, FIRST_STALL, StallCause, Words};
 
 use super::super::report::{Case, Report};
 use super::super::{Bench, BenchError, Setup};
@@ -102,17 +102,17 @@ fn daemon(stalls: &Stalls) -> impl FnMut() + '_ {
 fn guest<'a>(claimer: &'a Claimer<'_, Sums>) -> impl FnMut() + 'a {
     || {
         let began = Instant::now();
-        claimer.stood(black_box(Stood::Refill), began.elapsed());
+        claimer.add_stall(black_box(StallCause::Refill), began.elapsed());
     }
 }
 
 /// The words of a claim table in which threads of a guest add up their time.
 #[derive(Debug, Default)]
-struct Sums([AtomicU32; Stood::ALL.len()]);
+struct Sums([AtomicU32; StallCause::ALL.len()]);
 
 impl Sums {
     fn at(&self, word: u32) -> &AtomicU32 {
-        &self.0[(word - FIRST_STOOD) as usize]
+        &self.0[(word - FIRST_STALL) as usize]
     }
 }
 
@@ -148,8 +148,8 @@ mod tests {
         assert!(seen.threads[Cause::Memory] > std::time::Duration::ZERO);
         assert!(both == seen.any && both <= start.elapsed(), "{seen:?}");
         let sums = Sums::default();
-        Claimer::new(&sums).stood(Stood::Refill, std::time::Duration::from_micros(3));
-        assert_eq!(sums.load(Stood::Refill.word()), 3);
+        Claimer::new(&sums).add_stall(StallCause::Refill, std::time::Duration::from_micros(3));
+        assert_eq!(sums.load(StallCause::Refill.word()), 3);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A guest reports its operations once it has ended, second by second. The host shows its counters while the guest
 //! runs, at moments that do not fall on those seconds. While a guest fills its memory, and while it verifies it at the
 //! end, it faults but makes no operations. So only the second half of each guest's time counts, in whole seconds and
-//! without the last one. At both ends of that range, counters are interpolated between the looks before and after.
+//! without the last one. At both ends of that range, counters are interpolated between the samples before and after.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -71,18 +71,18 @@ pub(super) fn run(
     dir: &Path,
     report: &Report,
 ) -> Result<Option<Vec<Did>>, BenchError> {
-    let mut looks = BTreeMap::<String, Vec<(Duration, Counts)>>::new();
+    let mut samples = BTreeMap::<String, Vec<(Duration, Counts)>>::new();
     let ran = ours::run(setup, part, dir, |status: &HostStatus| {
         for vm in &status.vms {
-            let look = (Duration::from_millis(vm.uptime_ms), Counts::of(vm));
-            looks.entry(vm.name.clone()).or_default().push(look);
+            let sample = (Duration::from_millis(vm.uptime_ms), Counts::of(vm));
+            samples.entry(vm.name.clone()).or_default().push(sample);
         }
     })?;
     let second_half = second_half(part.time);
     let guests = part.fleet.guests.iter().zip(&ran.reports);
     let did = guests.map(|(guest, said)| {
-        let looks = looks.get(&guest.name).map_or(&[][..], Vec::as_slice);
-        did(said, looks, second_half.clone())
+        let samples = samples.get(&guest.name).map_or(&[][..], Vec::as_slice);
+        did(said, samples, second_half.clone())
     });
     let did: Option<Vec<Did>> = did.collect();
     if did.is_none() {
@@ -99,7 +99,7 @@ fn second_half(time: Duration) -> Range<u64> {
     time.as_millis().div_ceil(2000) as u64..time.as_secs().saturating_sub(1)
 }
 
-fn did(said: &GuestReport, looks: &[(Duration, Counts)], seconds: Range<u64>) -> Option<Did> {
+fn did(said: &GuestReport, samples: &[(Duration, Counts)], seconds: Range<u64>) -> Option<Did> {
     let is_filled = |at: f64| said.workloads.iter().all(|one| one.loading_seconds <= at);
     if seconds.is_empty() || !is_filled(seconds.start as f64) {
         return None;
@@ -107,7 +107,7 @@ fn did(said: &GuestReport, looks: &[(Duration, Counts)], seconds: Range<u64>) ->
     let range = seconds.start as usize..seconds.end as usize;
     let each = said.workloads.iter();
     let operations = each.filter_map(|one| one.each_second.get(range.clone()));
-    let counts = |second| at(looks, Duration::from_secs(second));
+    let counts = |second| at(samples, Duration::from_secs(second));
     let (before, after) = (counts(seconds.start)?, counts(seconds.end)?);
     Some(Did {
         seconds: (seconds.end - seconds.start) as f64,
@@ -116,12 +116,12 @@ fn did(said: &GuestReport, looks: &[(Duration, Counts)], seconds: Range<u64>) ->
     })
 }
 
-/// The counters at some time after the power-on; `None` if there was no later look.
-fn at(looks: &[(Duration, Counts)], time: Duration) -> Option<Counts> {
-    let later = looks.partition_point(|(at, _)| *at < time);
-    let (end, after) = *looks.get(later)?;
+/// The counters at some time after the power-on; `None` if there was no later sample.
+fn at(samples: &[(Duration, Counts)], time: Duration) -> Option<Counts> {
+    let later = samples.partition_point(|(at, _)| *at < time);
+    let (end, after) = *samples.get(later)?;
     let (begin, before) = match later.checked_sub(1) {
-        Some(earlier) => looks[earlier],
+        Some(earlier) => samples[earlier],
         None => (Duration::ZERO, Counts::default()),
     };
     let part = (time - begin).div_duration_f64((end - begin).max(Duration::from_nanos(1)));
@@ -136,7 +136,7 @@ mod tests {
 
     use super::*;
 
-    fn look(millis: u64, faults: f64) -> (Duration, Counts) {
+    fn sample(millis: u64, faults: f64) -> (Duration, Counts) {
         let counts = Counts {
             faults,
             ..Counts::default()
@@ -158,14 +158,14 @@ mod tests {
             ..GuestReport::default()
         };
         // 100 a second until 2.5 s, from then on 20.
-        let looks = [look(500, 50.0), look(2500, 250.0), look(4500, 290.0)];
-        let seen = did(&said, &looks, 2..4).expect("it ran for long enough");
+        let samples = [sample(500, 50.0), sample(2500, 250.0), sample(4500, 290.0)];
+        let seen = did(&said, &samples, 2..4).expect("it ran for long enough");
         assert_eq!((seen.seconds, seen.operations), (2.0, 11.0));
         assert!((seen.counts.faults - 80.0).abs() < 1e-9, "{seen:?}");
-        let first = did(&said, &looks, 2..3).expect("it ran for long enough");
+        let first = did(&said, &samples, 2..3).expect("it ran for long enough");
         assert!((first.counts.faults - 60.0).abs() < 1e-9, "{first:?}");
-        assert_eq!(did(&said, &looks, 1..4), None, "memory is not filled");
-        assert_eq!(did(&said, &looks, 3..5), None, "nobody looked after 5 s");
-        assert_eq!(did(&said, &looks, 3..3), None, "no time at all");
+        assert_eq!(did(&said, &samples, 1..4), None, "memory is not filled");
+        assert_eq!(did(&said, &samples, 3..5), None, "nobody sampled after 5 s");
+        assert_eq!(did(&said, &samples, 3..3), None, "no time at all");
     }
 }

@@ -16,7 +16,7 @@ use super::super::guard::{Guard, Undo};
 const DIR: &str = "/sys/kernel/mm/ksm";
 /// How long KSM may take for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
-const LOOK: Duration = Duration::from_micros(500);
+const POLL: Duration = Duration::from_micros(500);
 
 /// How hard KSM works.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,7 +67,7 @@ pub(crate) struct Ksm<'a> {
 pub(crate) struct Progress {
     /// Passes over all memory.
     pub(crate) passes: u64,
-    /// Pages looked at.
+    /// Pages scanned.
     pub(crate) scanned: u64,
     /// Pages whose content is in a merged page: the pages that were kept and those that were freed.
     pub(crate) merged: u64,
@@ -125,7 +125,7 @@ impl<'a> Ksm<'a> {
             }
         }
         // Registered last, so undone first: unmerges everything. KSM keeps counting pages of processes that were killed
-        // while it looked at them, and the next benchmark would think that somebody uses KSM.
+        // while it scanned them, and the next benchmark would think that somebody uses KSM.
         let (path, text) = (file("run"), "2".to_owned());
         guard
             .undo(Undo::Write { path, text })
@@ -142,7 +142,7 @@ impl<'a> Ksm<'a> {
         Ok(Ok(ksm))
     }
 
-    /// Starts looking at all memory that asked for it.
+    /// Starts scanning all memory that asked for it.
     ///
     /// # Errors
     /// What the kernel says.
@@ -208,7 +208,7 @@ impl<'a> Ksm<'a> {
                     limit: PATIENCE,
                 });
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::units::{Bytes, PAGE_SIZE, PageBuf};
 const CONTROL: &str = "/sys/class/zram-control/hot_add";
 /// How long the kernel may take to make the device's node.
 const PATIENCE: Duration = Duration::from_secs(5);
-const LOOK: Duration = Duration::from_millis(5);
+const POLL: Duration = Duration::from_millis(5);
 
 /// A zram device that the kernel swaps to, until the guard removes it.
 #[derive(Debug)]
@@ -183,7 +183,7 @@ fn prepare(number: u32, device: &Path, size: Bytes) -> io::Result<()> {
     fs::write(setting("disksize"), size.0.to_string())?;
     let start = Instant::now();
     while !device.exists() && start.elapsed() < PATIENCE {
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL);
     }
     let mut file = OpenOptions::new().write(true).open(device)?;
     file.write_all(&header(size)?.0)?;

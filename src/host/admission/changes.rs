@@ -99,7 +99,7 @@ impl Admission {
     pub(in crate::host) fn reload(&self) -> Result<ReloadReport, ControlError> {
         let _alone = self.promising();
         // Before the file is read: then this version is not reloaded once more, and one that is written meanwhile is.
-        self.configuration.look_at_file();
+        self.configuration.poll_file();
         let file = self.configuration.file().ok_or(ControlError::NoConfig)?;
         let refused = |error: &dyn Error| ControlError::Config(chain(error));
         let new = file.load_again().map_err(|error| refused(&error))?;

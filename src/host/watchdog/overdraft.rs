@@ -3,14 +3,14 @@
 use crate::units::Pages;
 
 /// How many pages may be filled without being counted though nothing is wrong. A batch of 64 pages that leave their
-/// share pool may be so for several looks, while it waits for its guest to confirm. Other batches are under way for
+/// share pool may be so for several checks, while it waits for its guest to confirm. Other batches are under way for
 /// moments only, and have at most 256 pages: so as much is overlooked, 1 MiB.
 const TOLERANCE: Pages = Pages(256);
-/// By how many the looks that found too much must outnumber those that did not. A single look may be wrong: if the
+/// By how many the checks that found too much must outnumber those that did not. A single check may be wrong: if the
 /// thread is stopped between its counts, it finds what was given meanwhile.
 const STRIKES: u32 = 4;
 
-/// What the looks at one VM have found so far.
+/// What the checks of one VM have found so far.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Overdraft {
     strikes: u32,
@@ -18,7 +18,7 @@ pub(super) struct Overdraft {
 
 impl Overdraft {
     /// Notes that `filled` pages of a VM's RAM are in use where at most `paid` may be. Returns whether it is to end.
-    pub(super) fn look(&mut self, filled: Pages, paid: Pages) -> bool {
+    pub(super) fn note(&mut self, filled: Pages, paid: Pages) -> bool {
         self.strikes = if filled.saturating_sub(paid) > TOLERANCE {
             self.strikes + 1
         } else {
@@ -35,11 +35,11 @@ mod tests {
     const PAID: Pages = Pages(1000);
     const MUCH: Pages = Pages(PAID.0 + TOLERANCE.0 + 1);
 
-    /// The index of the look that ends a VM for which the looks find `found`, again and again.
+    /// The index of the check that ends a VM for which the checks find `found`, again and again.
     fn ended(found: &[Pages]) -> Option<usize> {
         let mut overdraft = Overdraft::default();
-        let mut looks = found.iter().cycle().take(100);
-        looks.position(|filled| overdraft.look(*filled, PAID))
+        let mut checks = found.iter().cycle().take(100);
+        checks.position(|filled| overdraft.note(*filled, PAID))
     }
 
     #[test]

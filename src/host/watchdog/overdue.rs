@@ -25,7 +25,7 @@ pub(super) struct Need {
 
 impl Need {
     /// Notes whether a VM waits for memory that is reserved for it, and the state of the host.
-    pub(super) fn look(&mut self, now: Instant, unmet: bool, state: FreeState) {
+    pub(super) fn note(&mut self, now: Instant, unmet: bool, state: FreeState) {
         let since = |before: Option<Instant>, holds: bool| holds.then(|| before.unwrap_or(now));
         self.unmet = since(self.unmet, unmet);
         self.short = since(self.short, state >= FreeState::Hard);
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(3600);
-    const LOOK: Duration = Duration::from_millis(250);
+    const PERIOD: Duration = Duration::from_millis(250);
 
     fn guest(silence: Duration, spare: u64) -> Debtor {
         Debtor {
@@ -90,9 +90,9 @@ mod tests {
     fn ended(unmet: bool, state: FreeState, guests: &[Debtor]) -> Option<(Duration, usize, Why)> {
         let begin = Instant::now();
         let mut need = Need::default();
-        (0..2000).find_map(|look| {
-            let passed = LOOK * look;
-            need.look(begin + passed, unmet, state);
+        (0..2000).find_map(|count| {
+            let passed = PERIOD * count;
+            need.note(begin + passed, unmet, state);
             let mut guests = guests.to_vec();
             for guest in guests.iter_mut().filter(|guest| !guest.silence.is_zero()) {
                 guest.silence += passed;
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn silence_counts_from_when_others_go_without() {
-        for silence in [LOOK, LONG] {
+        for silence in [PERIOD, LONG] {
             let guests = [guest(Duration::ZERO, 5000), guest(silence, 1000)];
             for state in FreeState::ALL {
                 assert_eq!(ended(true, state, &guests), Some((UNMET, 1, Why::Unmet)));
@@ -126,9 +126,9 @@ mod tests {
     fn need_that_was_met_begins_anew() {
         let begin = Instant::now();
         let mut need = Need::default();
-        need.look(begin, true, FreeState::Low);
-        need.look(begin + UNMET / 2, false, FreeState::Soft);
-        need.look(begin + UNMET, true, FreeState::Low);
+        need.note(begin, true, FreeState::Low);
+        need.note(begin + UNMET / 2, false, FreeState::Soft);
+        need.note(begin + UNMET, true, FreeState::Low);
         let guests = [guest(LONG, 1)];
         assert_eq!(overdue(&need, begin + UNMET + UNMET / 2, &guests), None);
         let over = overdue(&need, begin + 2 * UNMET, &guests);

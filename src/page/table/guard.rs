@@ -31,7 +31,7 @@ pub struct DonePage<'a> {
 
 impl<'a> DonePage<'a> {
     /// Accepts what the guest says: the credit is used up, and the caller must make the page resident.
-    /// `None`: the guest did not have the credit ([`Claims::lie`]).
+    /// `None`: the guest did not have the credit ([`Claims::violation`]).
     #[must_use]
     pub fn settle(mut self) -> Option<PageGuard<'a>> {
         let claims = self.guard.table.claims.as_ref()?;

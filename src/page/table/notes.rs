@@ -1,8 +1,8 @@
 //! The scanner's notes about a page. They are hints, kept beside the home and changed without the lock.
 //!
-//! UNSEEN must not be lost: where the engine tells which pages were written, a page without UNSEEN is not looked
-//! at again. It is set with the home of a page that becomes resident, and whenever a look came to nothing. A look
-//! clears it *before* it reads the page, so whatever is noted during the look stays noted.
+//! UNSEEN must not be lost: where the engine tells which pages were written, a page without UNSEEN is not scanned
+//! again. It is set with the home of a page that becomes resident, and whenever a scan came to nothing. A scan
+//! clears it *before* it reads the page, so whatever is noted during the scan stays noted.
 
 use super::{
     BACKOFF_MASK, BACKOFF_SHIFT, Entry, KIND, LOCKED, PAYLOAD_SHIFT, PageTable, QUIET, REFILLED,
@@ -22,7 +22,7 @@ const RESIDENT: u64 = Home::Resident.kind() as u64;
 /// What the scanner is to do with a page in this pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Due {
-    /// Look at it.
+    /// Scan it.
     Now,
     /// It changed, or could not be merged, and is left alone for some passes.
     Later,
@@ -32,11 +32,11 @@ pub enum Due {
 
 impl PageTable {
     /// What the scanner is to do with the page in this pass. The call counts as one of the passes that a page skips.
-    /// `told`: the engine tells which pages were written, so the others need no look.
-    pub fn due_for_scan(&self, gfn: Gfn, told: bool) -> Due {
+    /// `writes_known`: the engine reports which pages were written, so the others need no scan.
+    pub fn due_for_scan(&self, gfn: Gfn, writes_known: bool) -> Due {
         let word = &self.entries[gfn.index()];
         let entry = word.load(Ordering::Relaxed);
-        if entry & KIND != RESIDENT || told && entry & UNSEEN == 0 {
+        if entry & KIND != RESIDENT || writes_known && entry & UNSEEN == 0 {
             return Due::No;
         }
         if entry >> SKIP_SHIFT & SKIP_MASK == 0 {
@@ -56,12 +56,12 @@ impl PageTable {
         let word = &self.entries[gfn.index()];
         // A page that becomes resident later gets UNSEEN with its home.
         if word.load(Ordering::Relaxed) & KIND == RESIDENT {
-            // Release pairs with the Acquire of `begin_look`: the look that clears this note reads the bytes.
+            // Release pairs with the Acquire of `mark_seen`: the scan that clears this note reads the bytes.
             word.fetch_or(UNSEEN, Ordering::Release);
         }
     }
 
-    /// Has every resident page looked at in the next pass, even pages that were to be left alone for some passes.
+    /// Has every resident page scanned in the next pass, even pages that were to be left alone for some passes.
     pub fn begin_anew(&self) {
         (0..self.pages()).for_each(|gfn| {
             self.change(Gfn(gfn), |entry| entry & !BACKOFF | unseen(entry));
@@ -78,14 +78,14 @@ impl PageTable {
     }
 
     /// Notes that the scanner is about to read the page. What is written from here on counts as unseen.
-    pub fn begin_look(&self, gfn: Gfn) {
+    pub fn mark_seen(&self, gfn: Gfn) {
         // Before the read, so that a note made during it stays. Acquire pairs with the Release of
         // `note_written`, and with that of the `update` that made the page resident.
         self.entries[gfn.index()].fetch_and(!UNSEEN, Ordering::Acquire);
     }
 
-    /// Notes the low half of the hash that a look at a resident page found, and returns the previous one, or 0. The
-    /// hash of a page that is being moved is not kept; the page is looked at again.
+    /// Notes the low half of the hash that a scan of a resident page found, and returns the previous one, or 0. The
+    /// hash of a page that is being moved is not kept; the page is scanned again.
     pub fn note_hash(&self, gfn: Gfn, hash: u32) -> u32 {
         let noted = self.change(gfn, |entry| {
             if entry & (KIND | LOCKED) != RESIDENT {
@@ -100,7 +100,7 @@ impl PageTable {
         Entry(noted).last_hash()
     }
 
-    /// The low half of the hash that a resident page had when it was last looked at. It tells whether a hint is true.
+    /// The low half of the hash that a resident page had when it was last scanned. It tells whether a hint is true.
     ///
     /// Whoever drops a hint asks its page afterwards; the page's scanner notes a hash and looks for the hint
     /// afterwards. Both are atomic changes of the entry, so one comes second, and sees what the other has done.
@@ -113,8 +113,8 @@ impl PageTable {
         (entry & KIND == RESIDENT && hash != 0).then_some(hash)
     }
 
-    /// Notes that the page changed between two looks, was broken out of sharing, or could not be merged
-    /// for another reason that will pass. It stays unseen, and the next looks come ever later, up to
+    /// Notes that the page changed between two scans, was broken out of sharing, or could not be merged
+    /// for another reason that will pass. It stays unseen, and the next scans come ever later, up to
     /// every 32nd pass.
     pub fn back_off(&self, gfn: Gfn) {
         self.change(gfn, |entry| {
@@ -133,11 +133,11 @@ impl PageTable {
         });
     }
 
-    /// Notes that the page was found unchanged. Where writes are `told`, it is looked at again once it has been
-    /// written. Elsewhere the next looks come ever later, up to every 8th pass.
-    pub fn settle(&self, gfn: Gfn, told: bool) {
+    /// Notes that the page was found unchanged. Where `writes_known`, it is scanned again once it has been
+    /// written. Elsewhere the next scans come ever later, up to every 8th pass.
+    pub fn settle(&self, gfn: Gfn, writes_known: bool) {
         self.change(gfn, |entry| {
-            if told {
+            if writes_known {
                 return entry & !BACKOFF | QUIET;
             }
             let before = if entry & QUIET == 0 { 0 } else { entry };
@@ -190,8 +190,8 @@ mod tests {
     }
 
     /// Passes until the page is due.
-    fn skipped(table: &PageTable, told: bool) -> usize {
-        let due = |_: &u32| table.due_for_scan(PAGE, told) != Due::Now;
+    fn skipped(table: &PageTable, writes_known: bool) -> usize {
+        let due = |_: &u32| table.due_for_scan(PAGE, writes_known) != Due::Now;
         (0..100).take_while(due).count()
     }
 
@@ -200,33 +200,33 @@ mod tests {
         let table = table();
         assert_eq!(skipped(&table, true), 0);
         let change = |_| {
-            table.begin_look(PAGE);
+            table.mark_seen(PAGE);
             table.back_off(PAGE);
             assert_eq!(table.due_for_scan(PAGE, true), Due::Later);
             1 + skipped(&table, true)
         };
         let rounds: Vec<_> = (0..6).map(change).collect();
         assert_eq!(rounds, [1, 3, 7, 15, 31, 31]);
-        table.begin_look(PAGE);
+        table.mark_seen(PAGE);
         table.settle(PAGE, true);
         assert_eq!(change(0), 1);
     }
 
     #[test]
-    fn quiet_page_is_looked_at_when_written_or_where_nobody_tells_ever_later() {
+    fn quiet_page_is_scanned_when_written_or_where_nobody_tells_ever_later() {
         let table = table();
-        let look = |told| {
-            table.begin_look(PAGE);
-            table.settle(PAGE, told);
+        let scan = |writes_known| {
+            table.mark_seen(PAGE);
+            table.settle(PAGE, writes_known);
         };
-        look(true);
+        scan(true);
         assert_eq!(table.due_for_scan(PAGE, true), Due::No);
         table.note_written(PAGE);
         assert_eq!(table.due_for_scan(PAGE, true), Due::Now);
-        look(true);
+        scan(true);
         let rounds: Vec<_> = (0..5)
             .map(|_| {
-                look(false);
+                scan(false);
                 skipped(&table, false)
             })
             .collect();
@@ -242,13 +242,13 @@ mod tests {
                 table.settle(gfn, false);
             },
         ] {
-            for told in [false, true] {
+            for writes_known in [false, true] {
                 let table = table();
-                table.begin_look(PAGE);
+                table.mark_seen(PAGE);
                 (0..3).for_each(|_| note(&table, PAGE));
-                assert_ne!(table.due_for_scan(PAGE, told), Due::Now);
+                assert_ne!(table.due_for_scan(PAGE, writes_known), Due::Now);
                 table.begin_anew();
-                assert_eq!(table.due_for_scan(PAGE, told), Due::Now);
+                assert_eq!(table.due_for_scan(PAGE, writes_known), Due::Now);
             }
         }
     }
@@ -257,7 +257,7 @@ mod tests {
     fn refused_page_is_tried_ever_later_and_nothing_waits_for_it() {
         let table = table();
         let refuse = |_| {
-            table.begin_look(PAGE);
+            table.mark_seen(PAGE);
             table.refuse(PAGE);
             assert_eq!(table.due_for_scan(PAGE, true), Due::No);
             1 + skipped(&table, true)
@@ -283,12 +283,12 @@ mod tests {
     fn hash_of_a_page_that_moves_is_not_kept_and_it_stays_unseen() {
         let table = table();
         let guard = table.try_lock(PAGE).expect("free");
-        table.begin_look(PAGE);
+        table.mark_seen(PAGE);
         table.note_hash(PAGE, 77);
         assert_eq!(table.entry(PAGE).last_hash(), 0);
         drop(guard);
         assert_eq!(table.due_for_scan(PAGE, true), Due::Now);
-        table.begin_look(PAGE);
+        table.mark_seen(PAGE);
         table.note_hash(PAGE, 77);
         assert_eq!(table.due_for_scan(PAGE, true), Due::No);
         table.back_off(PAGE);

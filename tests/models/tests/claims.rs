@@ -114,7 +114,7 @@ impl Host {
     /// A thread of the guest faults on the page. `Some` if it claimed the page: whether it must wake others.
     fn fault(&self, gives_up: bool) -> Option<bool> {
         let claimer = Claimer::new(&*self.words);
-        if claimer.look(PAGE) != State::Zip {
+        if claimer.state(PAGE) != State::Zip {
             return None;
         }
         let Claimed::Claimed(claim) = claimer.claim(PAGE, State::Zip) else {
@@ -153,15 +153,15 @@ impl Host {
     /// Checks, once all is quiet, that every charged page is a credit or a page of RAM.
     fn verify(&self) {
         self.evict();
-        assert_eq!(self.claims().lie(), None);
+        assert_eq!(self.claims().violation(), None);
         let resident = self.table.recount()[Home::Resident.kind()];
         assert_eq!(
             self.charged.load(Ordering::Relaxed),
             resident + self.claims().held()
         );
         self.take_back();
-        self.claims().look_for_forged();
-        assert_eq!(self.claims().lie(), None);
+        self.claims().find_forged();
+        assert_eq!(self.claims().violation(), None);
         assert_eq!(self.claims().held(), 0);
         assert!(self.parking.pop().is_none(), "nobody has parked");
     }
@@ -198,7 +198,7 @@ fn credits_are_counted_once_and_honest_guests_are_believed() {
             spawn(move || host.evict())
         };
         host.take_back();
-        host.claims().look_for_forged();
+        host.claims().find_forged();
         host.grant(1);
         join(guest);
         join(worker);
@@ -223,7 +223,7 @@ fn credit_that_is_granted_again_is_a_new_one() {
             })
         };
         host.grant(2);
-        host.claims().look_for_forged();
+        host.claims().find_forged();
         join(guest);
         join(worker);
         host.verify();
@@ -288,7 +288,7 @@ fn one_thread_tells_that_credits_run_low() {
             let claimer = Claimer::new(&*host.words);
             match claimer.claim(PAGE, State::Zip) {
                 Claimed::Claimed(claim) => {
-                    let told = claimer.should_tell(&claim);
+                    let told = claimer.should_report(&claim);
                     claimer.give_up(claim);
                     u32::from(told)
                 }

@@ -86,7 +86,7 @@ fn parked_fault_is_called_when_the_page_is_free() {
         let scanner = {
             let table = Arc::clone(&table);
             spawn(move || {
-                table.begin_look(PAGE);
+                table.mark_seen(PAGE);
                 table.note_hash(PAGE, 5)
             })
         };
@@ -149,7 +149,7 @@ fn write_during_a_look_stays_unseen() {
                 table.note_written(PAGE);
             })
         };
-        table.begin_look(PAGE);
+        table.mark_seen(PAGE);
         let read = content.load(Ordering::Relaxed);
         table.settle(PAGE, true);
         join(writer);

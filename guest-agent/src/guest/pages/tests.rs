@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the host wants, and what it has heard.
 #[derive(Default)]
-struct Books {
+struct State {
     target: u64,
     is_short: bool,
     balloon: BTreeSet<u32>,
@@ -28,10 +28,10 @@ struct Books {
     stats: Vec<Stat>,
 }
 
-impl Books {
+impl State {
     fn answer(&mut self, message: ToHost) -> Option<ToAgent> {
-        let target = |books: &Self| ToAgent::Target {
-            pages: books.target,
+        let target = |state: &Self| ToAgent::Target {
+            pages: state.target,
         };
         Some(match message {
             ToHost::Start(_) => ToAgent::Started(Started {
@@ -81,7 +81,7 @@ impl Books {
 
 #[derive(Default)]
 struct Host {
-    books: Mutex<Books>,
+    state: Mutex<State>,
     changed: Condvar,
 }
 
@@ -90,7 +90,7 @@ impl Host {
         let mut buffer = vec![0; MAX_MESSAGE_BYTES];
         while let Ok(Received::Message { len }) = socket.recv(&mut buffer) {
             let (seq, message) = ToHost::decode(&buffer[..len]).expect("a good message");
-            let answer = self.books.lock().expect("no panic").answer(message);
+            let answer = self.state.lock().expect("no panic").answer(message);
             self.changed.notify_all();
             if let Some(answer) = answer
                 && socket.send(&answer.encode(seq)).is_err()
@@ -100,15 +100,15 @@ impl Host {
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Books)) {
-        change(&mut self.books.lock().expect("no panic"));
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().expect("no panic"));
     }
 
-    fn wait(&self, what: &str, reached: impl Fn(&Books) -> bool) {
-        let books = self.books.lock().expect("no panic");
+    fn wait(&self, what: &str, reached: impl Fn(&State) -> bool) {
+        let state = self.state.lock().expect("no panic");
         let waited = self
             .changed
-            .wait_timeout_while(books, PATIENCE, |books| !reached(books));
+            .wait_timeout_while(state, PATIENCE, |state| !reached(state));
         let (_books, timeout) = waited.expect("no panic");
         assert!(!timeout.timed_out(), "{what}");
     }
@@ -136,9 +136,9 @@ fn guest(swap_pages: u32, is_short: bool) -> Guest {
     let memory: Arc<dyn Memory> = Arc::new(VecMemory::new(RAM));
     let kernel = Kernel::new(memory, &options).expect("it boots");
     let host = Arc::new(Host::default());
-    host.change(|books| {
-        books.target = BALLOON;
-        books.is_short = is_short;
+    host.change(|state| {
+        state.target = BALLOON;
+        state.is_short = is_short;
     });
     let (ours, theirs) = SeqPacket::pair().expect("two sockets");
     let serving = Arc::clone(&host);
@@ -157,7 +157,7 @@ fn guest(swap_pages: u32, is_short: bool) -> Guest {
     let relief = Arc::new(Relief::new(agent));
     let weak: Weak<Relief> = Arc::downgrade(&relief);
     kernel.set_pressure_hook(weak);
-    host.wait("the balloon", |books| books.balloon.len() as u64 == BALLOON);
+    host.wait("the balloon", |state| state.balloon.len() as u64 == BALLOON);
     Guest {
         host,
         kernel,
@@ -195,8 +195,8 @@ fn guest_that_is_out_of_memory_gets_its_balloon_back_at_once() {
     check_all(&region);
     let stats = guest.kernel.stats();
     assert_eq!((stats.oom, stats.anon), (0, u64::from(NEED)));
-    guest.host.wait("relief", |books| {
-        (1..=BALLOON.div_ceil(256) as u32).contains(&books.reliefs)
+    guest.host.wait("relief", |state| {
+        (1..=BALLOON.div_ceil(256) as u32).contains(&state.reliefs)
     });
 }
 
@@ -217,8 +217,8 @@ fn guest_of_a_host_that_is_short_pages_by_itself_and_says_so() {
         Stat::new(StatTag::OOM_KILLS, 0),
         Stat::new(StatTag::SWAP_WAIT, stats.swap_wait_us),
     ];
-    guest.host.wait("its statistics", |books| {
-        expected.iter().all(|stat| books.stats.contains(stat))
+    guest.host.wait("its statistics", |state| {
+        expected.iter().all(|stat| state.stats.contains(stat))
     });
 }
 
@@ -228,9 +228,9 @@ fn guest_without_a_disk_waits_for_a_host_that_is_short() {
     let region = guest.kernel.map_anon(NEED);
     thread::scope(|scope| {
         let writer = scope.spawn(|| write_all(&region));
-        guest.host.wait("it asks", |books| books.reliefs >= 3);
+        guest.host.wait("it asks", |state| state.reliefs >= 3);
         assert!(!writer.is_finished());
-        guest.host.change(|books| books.is_short = false);
+        guest.host.change(|state| state.is_short = false);
         writer.join().expect("it has memory");
     });
     check_all(&region);
@@ -249,7 +249,7 @@ fn allocation_that_failed_is_reported_as_an_out_of_memory_kill() {
     let oom = Stat::new(StatTag::OOM_KILLS, 1);
     guest
         .host
-        .wait("its statistics", |books| books.stats.contains(&oom));
+        .wait("its statistics", |state| state.stats.contains(&oom));
     assert_eq!(
         guest.kernel.stats().balloon,
         0,

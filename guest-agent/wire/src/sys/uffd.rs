@@ -139,7 +139,7 @@ pub const MAPPING: [Errno; 1] = [Errno::EAGAIN];
 ///
 /// # Errors
 /// What the last call failed with.
-pub fn persist<T>(passing: &[Errno], mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+pub fn retry<T>(passing: &[Errno], mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     for _ in 1..ATTEMPTS {
         match call() {
             Err(errno) if passing.contains(&errno) => std::thread::yield_now(),
@@ -156,7 +156,7 @@ pub fn persist<T>(passing: &[Errno], mut call: impl FnMut() -> nix::Result<T>) -
 /// # Errors
 /// The errno: `EEXIST` when there is no hole.
 pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Result<(), i32> {
-    let copied = persist(&FILLING, || {
+    let copied = retry(&FILLING, || {
         let mut copy = kernel::uffdio_copy {
             dst: address as u64,
             src: page.as_ptr() as u64,
@@ -179,7 +179,7 @@ pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Res
 /// # Errors
 /// The errno: `EFAULT` when the file has a hole there. A page that is mapped already is no error.
 pub fn map_present(uffd: BorrowedFd<'_>, address: usize) -> Result<(), i32> {
-    let mapped = persist(&MAPPING, || {
+    let mapped = retry(&MAPPING, || {
         let mut range = kernel::uffdio_continue {
             range: range(address, PAGE_SIZE),
             mode: 0,

@@ -49,8 +49,8 @@ fn compressed(story: impl Fn(&mut Guest)) {
 }
 
 /// Reads the first page of each pair. After each read, exactly the pages below the second of the pair are resident.
-fn bring_rows(guest: &mut Guest, read: Read, rows: &[(u32, u32)]) {
-    for (gfn, next) in rows {
+fn bring_streams(guest: &mut Guest, read: Read, pairs: &[(u32, u32)]) {
+    for (gfn, next) in pairs {
         read(guest, *gfn);
         assert_eq!(guest.resident(), Vec::from_iter(0..*next));
     }
@@ -74,10 +74,10 @@ fn unaided(guest: &mut Guest, gfn: u32) {
 }
 
 #[test]
-fn first_touches_in_a_row_bring_more_and_more_pages() {
+fn sequential_first_touches_bring_more_and_more_pages() {
     each(KINDS.map(spec), |_, guest| {
-        let rows = [(0, 1), (1, 3), (3, 7), (7, 15), (15, 31)];
-        bring_rows(guest, Guest::read, &rows);
+        let pairs = [(0, 1), (1, 3), (3, 7), (7, 15), (15, 31)];
+        bring_streams(guest, Guest::read, &pairs);
         for gfn in (0..31).map(Gfn) {
             assert_eq!(guest.space.view(gfn), View::Open, "{gfn}");
         }
@@ -88,7 +88,7 @@ fn first_touches_in_a_row_bring_more_and_more_pages() {
 }
 
 #[test]
-fn row_ends_at_pages_that_are_there_and_at_the_end_of_ram() {
+fn stream_ends_at_pages_that_are_there_and_at_the_end_of_ram() {
     let story = |guest: &mut Guest, read: Read| {
         [5, 0, 1, 3].into_iter().for_each(|gfn| read(guest, gfn));
         assert_eq!(guest.resident(), Vec::from_iter(0..6));
@@ -102,9 +102,9 @@ fn row_ends_at_pages_that_are_there_and_at_the_end_of_ram() {
     compressed(|guest| story(guest, unaided));
 }
 
-/// A guest that serves itself leaves rows of swapped pages to the daemon, which reads several with one read.
+/// A guest that serves itself leaves streams of swapped pages to the daemon, which reads several with one read.
 #[test]
-fn swapped_pages_read_in_a_row_come_with_few_reads_of_the_disk() {
+fn swapped_pages_read_in_sequence_come_with_few_reads_of_the_disk() {
     evicted(&Spec::all(PAGES), &[SWAP], noise, |guest| {
         guest.read_all();
         let stats = &guest.vm.stats;
@@ -133,21 +133,22 @@ fn swapped_pages_read_here_and_there_come_one_by_one() {
 }
 
 #[test]
-fn row_that_a_guest_serves_itself_brings_pages_ahead_and_scattered_ones_do_not() {
+fn stream_that_a_guest_serves_itself_brings_pages_ahead_and_scattered_ones_do_not() {
     compressed(|guest| {
-        bring_rows(guest, unaided, &[(0, 1), (1, 3), (3, 7), (7, 15), (15, 23)]);
+        bring_streams(guest, unaided, &[(0, 1), (1, 3), (3, 7), (7, 15), (15, 23)]);
         [50, 40].into_iter().for_each(|gfn| unaided(guest, gfn));
         assert_eq!(guest.resident(), Vec::from_iter((0..23).chain([40, 50])));
     });
 }
 
 #[test]
-fn row_that_a_guest_serves_itself_ends_where_credits_are_low_and_without_any_the_daemon_is_asked() {
+fn stream_that_a_guest_serves_itself_ends_where_credits_are_low_and_without_any_the_daemon_is_asked()
+ {
     compressed(|guest| {
         guest.vm.take_back_credits();
         guest.vm.grant_credits(12);
-        // Rows end at the mark of low credits, which is at three quarters of them.
-        bring_rows(guest, unaided, &[(0, 1), (1, 3), (3, 7), (7, 10), (10, 12)]);
+        // Streams end at the mark of low credits, which is at three quarters of them.
+        bring_streams(guest, unaided, &[(0, 1), (1, 3), (3, 7), (7, 10), (10, 12)]);
         assert!(!read_alone(guest, 12), "no credit is left");
         assert!(guest.drive(0));
         let stats = &guest.vm.stats;
@@ -184,7 +185,7 @@ fn swapped_page_that_reads_otherwise_is_given_up_by_its_guest_and_asked_for() {
 fn damaged_page_is_given_up_by_its_guest_and_ends_it_only_when_it_is_asked_for() {
     let host = Host::roomy();
     let mut guest = damaged(&host, ZIP);
-    bring_rows(&mut guest, unaided, &[(0, 1), (1, 3), (3, 4)]);
+    bring_streams(&mut guest, unaided, &[(0, 1), (1, 3), (3, 4)]);
     assert!(!read_alone(&mut guest, 4));
     assert_eq!(guest.space.given_up(), 2);
     assert_eq!(guest.vm.take_back_credits(), 60, "none is lost");
@@ -201,7 +202,7 @@ fn damaged_page_is_given_up_by_its_guest_and_ends_it_only_when_it_is_asked_for()
 }
 
 #[test]
-fn damaged_page_in_a_row_ends_nothing_until_somebody_asks_for_it() {
+fn damaged_page_in_a_stream_ends_nothing_until_somebody_asks_for_it() {
     evicted(&KINDS.map(spec), &[ZIP, SWAP], small, |guest| {
         guest.damage(13);
         let home = guest.home(13);

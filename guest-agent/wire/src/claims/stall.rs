@@ -1,10 +1,10 @@
 //! The causes for which threads of a guest stand still without the daemon.
 
-use super::FIRST_STOOD;
+use super::FIRST_STALL;
 
 /// What a thread of the guest stood still for, without asking the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stood {
+pub enum StallCause {
     /// It brought a page back from the compression cache.
     Refill,
     /// It replaced a shared page by a copy of its own.
@@ -19,7 +19,7 @@ pub enum Stood {
     SwapIn,
 }
 
-impl Stood {
+impl StallCause {
     /// All causes, in the order of their words.
     pub const ALL: [Self; 6] = [
         Self::Refill,
@@ -33,6 +33,6 @@ impl Stood {
     /// The word of the claim table in which its time adds up.
     #[must_use]
     pub const fn word(self) -> u32 {
-        FIRST_STOOD + self as u32
+        FIRST_STALL + self as u32
     }
 }

@@ -1,10 +1,10 @@
-//! One look at pages: reads them, and finds out what is known about their contents.
+//! Scanning pages: reads them, and finds out which ones can be merged.
 //!
 //! A lookup costs two or three cache misses, each half as long as hashing a page takes. So many pages are read
 //! before any of them is looked up. While one page is hashed, the start of the next page is fetched, and so is what
 //! the lookups of the pages before it will need.
 //!
-//! Half of the time of a first look at a page goes into the kernel, which maps pages into the daemon's view, 16 in
+//! Half of the time of a first scan of a page goes into the kernel, which maps pages into the daemon's view, 16 in
 //! each fault. `MADV_POPULATE_READ` of a whole block takes longer, and `pread` longer still: they go page by page.
 
 use std::sync::Arc;
@@ -21,29 +21,29 @@ use crate::vm::Vm;
 /// Candidates that are frozen and compared at once, or a few more. The guest's accesses to them wait meanwhile.
 const BATCH: usize = 256;
 
-/// The candidates of one walk, and the pages whose workers are to be told of new frames.
-pub(super) struct Look<'a> {
+/// The candidates of one scan, and the pages whose workers are to be told of new frames.
+pub(super) struct Candidates<'a> {
     vm: &'a Vm,
     peers: &'a dyn Peers,
-    told: bool,
+    writes_known: bool,
     membership: Arc<Membership>,
-    candidates: Vec<(Gfn, Guess<'a>)>,
+    batch: Vec<(Gfn, Guess<'a>)>,
     nudges: Vec<(VmId, Gfn)>,
     changed: u32,
     shared: u64,
     content: PageBuf,
 }
 
-impl<'a> Look<'a> {
-    /// `told`: the engine tells which pages were written.
-    pub(super) fn new(vm: &'a Vm, peers: &'a dyn Peers, told: bool) -> Self {
+impl<'a> Candidates<'a> {
+    /// `writes_known`: the engine reports which pages were written.
+    pub(super) fn new(vm: &'a Vm, peers: &'a dyn Peers, writes_known: bool) -> Self {
         Self {
             vm,
             peers,
-            told,
-            // Stays right during the look: only the worker moves its VM to another pool, and the worker is here.
+            writes_known,
+            // Stays right during the scan: only the worker moves its VM to another pool, and the worker is here.
             membership: vm.membership(),
-            candidates: Vec::new(),
+            batch: Vec::new(),
             nudges: Vec::new(),
             changed: 0,
             shared: 0,
@@ -51,14 +51,14 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Looks at pages that the caller has found resident, ascending, and merges once there are enough candidates.
-    pub(super) fn at(&mut self, gfns: &[Gfn]) -> Result<(), EngineError> {
+    /// Scans pages that the caller has found resident, ascending, and merges once there are enough candidates.
+    pub(super) fn scan(&mut self, gfns: &[Gfn]) -> Result<(), EngineError> {
         let (vm, table) = (self.vm, &self.vm.table);
         vm.stats.scanned.add(gfns.len() as u64);
         // The pages with their digests; `None` for a page of zeroes.
         let mut read = Vec::with_capacity(gfns.len());
         for (at, &gfn) in gfns.iter().enumerate() {
-            table.begin_look(gfn);
+            table.mark_seen(gfn);
             // The guest may be writing, so everything learned from this copy is a hint until the page stands still.
             vm.engine.read(gfn, &mut self.content);
             if let Some(next) = gfns.get(at + 1) {
@@ -72,21 +72,21 @@ impl<'a> Look<'a> {
         }
         for (gfn, digest) in read {
             match digest {
-                Some(digest) => self.look_up(gfn, digest),
+                Some(digest) => self.lookup(gfn, digest),
                 // Not counted as a change: it counts when it is dropped, and a page whose merge is always refused
                 // would count in every pass.
-                None => self.candidates.push((gfn, Guess::Zero)),
+                None => self.batch.push((gfn, Guess::Zero)),
             }
         }
-        if self.candidates.len() < BATCH {
+        if self.batch.len() < BATCH {
             return Ok(());
         }
         self.merge()
     }
 
-    fn look_up(&mut self, gfn: Gfn, digest: u64) {
+    fn lookup(&mut self, gfn: Gfn, digest: u64) {
         let table = &self.vm.table;
-        // Zero means "never looked at", so a digest with a low half of zero, one in four billion, is noted as 1.
+        // Zero means "never scanned", so a digest with a low half of zero, one in four billion, is noted as 1.
         let low = low_half(digest).max(1);
         let last = table.note_hash(gfn, low);
         if last != low {
@@ -98,9 +98,9 @@ impl<'a> Look<'a> {
             return;
         }
         if let Some(guess) = self.guess(gfn, digest, low) {
-            self.candidates.push((gfn, guess));
+            self.batch.push((gfn, guess));
         } else if last == low {
-            table.settle(gfn, self.told);
+            table.settle(gfn, self.writes_known);
         }
     }
 
@@ -159,8 +159,8 @@ impl<'a> Look<'a> {
     }
 
     fn merge(&mut self) -> Result<(), EngineError> {
-        let candidates = std::mem::take(&mut self.candidates);
-        let shared = merge(self.vm, candidates, &mut self.nudges);
+        let batch = std::mem::take(&mut self.batch);
+        let shared = merge(self.vm, batch, &mut self.nudges);
         // After the merge: only now are the frames in use that the other workers are to find. After a failure too: the
         // hints for these pages are gone, so nothing else leads their workers to the frames.
         for (vm, gfn) in self.nudges.drain(..) {

@@ -26,7 +26,7 @@ use super::table::map_table;
 /// Why a guest could not be powered on.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum AttachError {
+pub enum PowerOnError {
     /// No daemon listens.
     #[error("no host answers; start one with `memvisor host`")]
     Connect(#[source] io::Error),
@@ -97,7 +97,7 @@ impl Ram {
 
 /// A guest that is powered on.
 #[derive(Debug)]
-pub struct Attached {
+pub struct PoweredOn {
     /// Its RAM.
     pub ram: Ram,
     /// What the daemon said about the guest.
@@ -109,18 +109,18 @@ pub struct Attached {
 ///
 /// `Hello::uffd` is set here. Before each message of the daemon, `wait` is called with the socket; it must wait until
 /// the socket is readable, or fail. Once this function has returned, threads may touch RAM, provided that
-/// [`Attached::serve`] runs in a thread of its own.
+/// [`PoweredOn::serve`] runs in a thread of its own.
 ///
 /// # Errors
-/// [`AttachError`]: no daemon, refused (the daemon's reason is the source), or the kernel's reason.
-pub fn attach(
+/// [`PowerOnError`]: no daemon, refused (the daemon's reason is the source), or the kernel's reason.
+pub fn power_on(
     memory_socket: &Path,
     mut hello: Hello,
-    wait: impl Fn(BorrowedFd<'_>) -> Result<(), AttachError>,
-) -> Result<Attached, AttachError> {
+    wait: impl Fn(BorrowedFd<'_>) -> Result<(), PowerOnError>,
+) -> Result<PoweredOn, PowerOnError> {
     // Ignored: without /proc a core dump holds RAM too, but that is no reason not to power on.
     let _ = privacy::keep_out_of_dumps();
-    let socket = SeqPacket::connect(memory_socket).map_err(AttachError::Connect)?;
+    let socket = SeqPacket::connect(memory_socket).map_err(PowerOnError::Connect)?;
     let uffd = uffd::open();
     hello.uffd = uffd.is_ok();
     let pages = hello.pages;
@@ -162,7 +162,7 @@ pub fn attach(
         inline,
     })
     .map_err(cannot("handle SIGSEGV"))?;
-    Ok(Attached {
+    Ok(PoweredOn {
         ram: Ram(hardware),
         welcome,
         socket,
@@ -190,7 +190,7 @@ fn inline(
     pages: u32,
     welcome: &Welcome,
     shared: Vec<OwnedFd>,
-) -> Result<Option<Inline<SharedTable>>, AttachError> {
+) -> Result<Option<Inline<SharedTable>>, PowerOnError> {
     match (welcome.arena_pages, <[OwnedFd; 3]>::try_from(shared)) {
         (None, Err(none)) if none.is_empty() => Ok(None),
         (Some(arena_pages), Ok([claims, arena, swap])) => {
@@ -210,7 +210,7 @@ fn welcome(socket: &SeqPacket) -> Result<(Welcome, Vec<OwnedFd>), SessionEnd> {
     }
 }
 
-impl Attached {
+impl PoweredOn {
     /// The memory thread: executes the daemon's commands until the session ends, and returns why it ended.
     ///
     /// Run it in a thread that never touches guest RAM. End the process when it returns, because guest
