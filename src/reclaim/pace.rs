@@ -57,6 +57,7 @@ impl ScanSettings {
         if self.rate_max == 0 || self.scan_ghz == 0 {
             0
         } else {
+            // Rounding must not stop a scan that nobody has turned off.
             rate.max(1)
         }
     }
@@ -72,6 +73,7 @@ pub fn host_ghz() -> f64 {
         .filter(|line| line.starts_with("cpu MHz"))
         .filter_map(|line| line.rsplit(':').next()?.trim().parse::<f64>().ok())
         .sum();
+    // Some machines tell no clock. The rate must not become zero there.
     if mhz > 0.0 { mhz / 1000.0 } else { 1.0 }
 }
 
@@ -151,6 +153,7 @@ impl Pace {
         }
         let quiet = self.news <= u64::from(self.pages / QUIET);
         let slower = (self.slowdown * 2).min(MAX_SLOWDOWN);
+        // Slower step by step, but at full pace at once: one pass that finds something shows a VM at work.
         self.slowdown = if quiet { slower } else { 1 };
         let settled = (self.news == 0 && self.waiting == 0).then_some(self.faults_before);
         (self.news, self.waiting, self.faults) = (0, 0, faults);
