@@ -156,6 +156,7 @@ impl<T> Arena<T> {
     pub(super) fn make_room(&mut self, class: Class) -> bool {
         let has_block = !self.thin[class.0].is_empty() || !self.unused.is_empty();
         let may_have = self.blocks.len() < self.most_blocks as usize;
+        // Asked before a block is pushed: a push that finds no memory would end the daemon.
         has_block || may_have && self.blocks.try_reserve(1).is_ok()
     }
 
@@ -193,6 +194,7 @@ impl<T> Arena<T> {
                 block.memory |= 1 << page;
                 self.pages_used += 1;
             } else if block.touched[page] == 0 {
+                // The page was to be given back, and is in use again.
                 self.emptied.remove(&(number * PAGES + page as u32));
             }
             block.touched[page] += 1;
@@ -326,6 +328,7 @@ impl<T> Arena<T> {
             }
         }
         if block.touched == [0; BLOCK_PAGES] {
+            // A block without payloads forgets its class, so that payloads of any size can have its memory.
             block.slots = Box::default();
         }
         self.enlist(number);
