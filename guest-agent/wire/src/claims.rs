@@ -301,6 +301,7 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
 
     fn give_credit_back(&self, credit: u32) {
         if credit != FREE {
+            // A plain store: while a thread holds a credit, nobody else changes its word.
             self.0.store(credit_word(credit), CREDIT);
         }
     }
@@ -308,8 +309,10 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
     /// Takes the free credit with the lowest number: [`should_tell`](Self::should_tell) concludes from the number of
     /// a credit how many are taken.
     fn take_credit(&self, gfn: Gfn) -> Option<u32> {
+        // The lowest one first, because the number of a credit tells how many are left (`MARK`).
         (0..CREDITS).find(|credit| {
             let at = credit_word(*credit);
+            // A load first: an exchange that fails would take the word's cache line from the other threads for nothing.
             self.0.load(at) == CREDIT && self.0.compare_exchange(at, CREDIT, gfn.0 + USED).is_ok()
         })
     }
@@ -364,6 +367,7 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
         let mark = self.0.load(MARK);
         claim.credit != FREE
             && claim.credit >= mark
+            // Exchanged, so that one of several threads tells, and not all.
             && self.0.compare_exchange(MARK, mark, TOLD).is_ok()
     }
 
@@ -379,6 +383,7 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
             credit,
             waited: true,
         };
+        // Marked before the sleep: the thread that ends the claim wakes others only if it finds the mark.
         let marked = word == waited.encode()
             || self
                 .0
