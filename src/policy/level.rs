@@ -171,6 +171,7 @@ pub(super) fn level(bids: &[Bid], available: Pages) -> Option<Level> {
     if sum(|bid| bid.cap) <= u128::from(available.0) {
         return None;
     }
+    // Promises exceed what there is: everybody keeps the floor, and the host stays short.
     if sum(|bid| bid.floor) > u128::from(available.0) {
         return Some(Level(0));
     }
@@ -194,12 +195,14 @@ fn on_the_lines(bids: &[Bid], available: Pages) -> Level {
             }
         }
     }
+    // Bends at the same level are summed, so their order does not matter.
     bends.sort_unstable_by_key(|bend| bend.at);
     let mut from = 0;
     for bends in bends.chunk_by(|one, other| one.at == other.at) {
         let at = bends[0].at;
         let next = bends.iter().fold(line, |sum, bend| sum.plus(bend.change));
         if value(next, at) > available {
+            // Within this piece: beyond `at` another line holds, and rounding must not leave the piece.
             return Level(highest(line, available).clamp(from, at.saturating_sub(1)));
         }
         (line, from) = (next, at);
@@ -235,6 +238,7 @@ fn settle(bids: &[Bid], available: Pages, from: Level) -> Level {
     }
     while let Some(mut next) = next_pages.peek_mut() {
         if rest == Pages(0) {
+            // Just below the level at which the next page would be due, for which there is no memory.
             return Level(next.at - 1);
         }
         rest.0 -= 1;
@@ -286,6 +290,7 @@ impl PartialOrd for NextPage<'_> {
 
 impl Ord for NextPage<'_> {
     fn cmp(&self, other: &Self) -> Ordering {
+        // The other way round, because the heap gives the greatest and the lowest level is wanted.
         other.at.cmp(&self.at)
     }
 }

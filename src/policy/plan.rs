@@ -113,6 +113,7 @@ pub enum Stuck {
 
 /// What a policy decides: [`Policy::plan`].
 pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: &Config) -> Plan {
+    // Once and first, so that no formula below has to fear numbers that cannot be true.
     let host = &*host.believable();
     let thresholds = Thresholds::of(host.budget, config);
     let state = host.next_state(&thresholds);
@@ -139,6 +140,7 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
         .collect();
     let orders = evict::orders(host, &rules, shortfall, &vms, config);
     let none_left = orders.iter().all(|order| order.pages == Pages(0));
+    // After the orders, which say whether anything else can free memory.
     if shortfall > Pages(0) && none_left && !rules.mechanisms.inflate {
         // Balloons do not grow in this state, but nothing else can free memory now.
         rules.mechanisms.inflate = true;
@@ -152,6 +154,7 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
         plan.ceiling = evict::ceiling(vm, order.pages, rules.all);
         plan.why = why(vm, plan, &rules);
     }
+    // Last, because it goes by what balloons and evictions were ordered.
     let stuck = stuck(host, &rules, shortfall, &vms);
     Plan {
         state,

@@ -144,6 +144,8 @@ impl HostSnapshot {
     /// The state from now on.
     pub(super) fn next_state(&self, thresholds: &Thresholds) -> FreeState {
         let next = next_state(self.state, self.free(), thresholds);
+        // Free memory of this instant may be a moment's luck: the host gets better only if it was so since the last
+        // look.
         let least = self.least_free.unwrap_or(MOST).min(self.free());
         if next < self.state && next_state(self.state, least, thresholds) >= self.state {
             return self.state;
@@ -187,6 +189,7 @@ impl VmSnapshot {
         let size = self.size.min(MOST);
         let mut left = size;
         let mut home = |pages: Pages| {
+            // The homes share what is left, so that together they are never more than the size.
             let pages = pages.min(left);
             left = left.saturating_sub(pages);
             pages
@@ -248,6 +251,7 @@ impl VmSnapshot {
     /// in them have moved on to the swap file.
     #[must_use]
     pub fn evictable(&self, means: Means) -> Pages {
+        // A page is taken only with the help of its guest, which does not answer.
         if self.mute {
             return Pages(0);
         }

@@ -121,7 +121,7 @@ impl Drop for Signals {
         // Pending signals are noted and forgotten, not delivered to the previous handler: they were meant
         // for the work that is now over.
         while matches!(self.let_through(&mut [], Duration::ZERO), Ok(None)) {}
-        // Before the handlers go: a note that stays would end the next wait for this signal at once.
+        // A note that stays would end the next wait for its signal at once.
         while take_noted(&self.set).is_some() {}
         self.set.iter().for_each(end_noting);
         let _ = self.before.thread_set_mask();
