@@ -169,6 +169,7 @@ impl<T> Arena<T> {
     pub(super) fn take_emptied(&mut self) -> Vec<u32> {
         let emptied: Vec<u32> = std::mem::take(&mut self.emptied).into_iter().collect();
         self.pages_used -= emptied.len() as u32;
+        // Block by block, so that each is put into another list once, and not once for each of its pages.
         for pages in emptied.chunk_by(|page, next| page / PAGES == next / PAGES) {
             let number = pages[0] / PAGES;
             let block = &mut self.blocks[number as usize];

@@ -223,6 +223,7 @@ impl Worth {
             && seen.used <= most
             && self.grown.is_none_or(|at| now >= at + self.patience)
             && self.recent.young >= EVIDENCE
+            // Against the most that chance may have hidden: to shrink by mistake costs slow refills.
             && edge_at_most.max(left) * MARGIN < ram
     }
 }

@@ -246,6 +246,8 @@ impl Client {
             .body(Full::new(Body::from(body)))
             .expect("the path is made of a checked name and constants");
         self.runtime.block_on(async {
+            // Over all steps together: a daemon that is stopped still has connections made to it, and only never
+            // answers.
             timeout(ANSWER_TIMEOUT, exchange(&self.socket, request))
                 .await
                 .map_err(|_elapsed| ClientError::Timeout)?

@@ -76,6 +76,7 @@ fn accept(
     let connections = Arc::new(AtomicU32::new(0));
     loop {
         let ready = wait_readable([bell.as_fd(), listener.as_fd()], None);
+        // Asked after each wait, because the bell says no more than that something has changed.
         if host.members.is_closed() || ready.is_err() {
             return;
         }

@@ -153,5 +153,6 @@ pub(super) fn pending(vm: &VmSnapshot, plan: &VmPlan) -> Pages {
         return Pages(0);
     }
     let owed = plan.balloon_target.saturating_sub(vm.ballooned);
+    // What it will not bring in time is taken by other means meanwhile.
     vm.balloon_brings.map_or(owed, |brings| owed.min(brings))
 }

@@ -78,6 +78,7 @@ pub(super) fn orders(
         Pages(0) => Order::default(),
         _ if *first > Pages(0) => Order {
             pages,
+            // A limit binds in every state, by any means.
             means: rules.all,
             by_limit: true,
         },

@@ -123,6 +123,7 @@ pub(super) fn for_balloons<P: Policy + ?Sized>(
     config: &Config,
     taxed: &[Allotment],
 ) -> Vec<Allotment> {
+    // One division is enough: balloons may take all that the tax takes.
     if config.idle_tax_type == IdleTaxType::Variable {
         return taxed.to_vec();
     }

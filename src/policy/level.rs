@@ -218,6 +218,7 @@ fn value(line: Line, level: u128) -> i128 {
 
 /// The highest level at which a line is no more than `available`.
 fn highest(line: Line, available: i128) -> u128 {
+    // A flat line reaches nothing higher: the caller cuts at the end of the piece.
     if line.slope == 0 {
         return u128::MAX;
     }
@@ -228,6 +229,7 @@ fn highest(line: Line, available: i128) -> u128 {
 /// Raises a level at which the bids fit, page by page, to the highest at which they fit.
 fn settle(bids: &[Bid], available: Pages, from: Level) -> Level {
     let mut rest = available;
+    // A heap, because a VM that has got its next page bids for another one at a higher level.
     let mut next_pages = BinaryHeap::with_capacity(bids.len());
     for bid in bids {
         let part = bid.at(from);

@@ -134,6 +134,7 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
             means: Means::default(),
             by_limit: false,
             ceiling: None,
+            // Only VMs that hold more than their part wait: memory is taken from them for the others.
             blocked: rules.mechanisms.block && vm.allocation() > allotment.target,
             why: Why::Fits,
         })
@@ -175,6 +176,7 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
 fn floor(config: &Config, thresholds: &Thresholds, aim: Pages, vms: &[VmPlan]) -> Pages {
     let is_freed = vms.iter().any(|vm| vm.evict > Pages(0) && !vm.by_limit);
     if config.faults_wait_early && is_freed {
+        // Not above the aim, at which eviction ends: faults would wait for memory that nobody frees.
         thresholds.to_hard.min(aim)
     } else {
         Pages(0)

@@ -131,6 +131,7 @@ impl HostSnapshot {
     pub(super) fn believable(&self) -> Cow<'_, Self> {
         let is_true = |vm: &VmSnapshot| vm.believable() == *vm;
         if self.budget <= MOST && self.used <= MOST && self.vms.iter().all(is_true) {
+            // Nearly always: what the daemon counts is true, and only written scenarios may not be.
             return Cow::Borrowed(self);
         }
         Cow::Owned(Self {
@@ -228,6 +229,7 @@ impl VmSnapshot {
     #[must_use]
     pub fn min(&self) -> Pages {
         let limit = self.limit.unwrap_or(self.size);
+        // A limit below the reservation wins: nobody is promised what it may not hold.
         self.reservation.min(limit).min(self.size)
     }
 

@@ -31,6 +31,7 @@ const SLICES: u32 = 10;
 /// small VM has several.
 const MIN_SLICE: u32 = if cfg!(test) { 5 } else { 256 };
 /// The longest time from the start of one pass to the start of the next, for a VM that is not quiet.
+/// The rate bounds what is looked at. To wait longer would only keep new pages waiting.
 const MAX_APART: Duration = Duration::from_secs(3);
 /// The passes of a quiet VM are up to this many times as far apart.
 const MAX_SLOWDOWN: u32 = 8;

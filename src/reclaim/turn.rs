@@ -29,6 +29,7 @@ use crate::vm::{Eviction, Vm};
 /// The most single pages that are looked at together.
 const LOOKS: usize = 512;
 /// The longest sleep of a worker that has nothing to do.
+/// It misses nothing: what is due earlier is known, and a job ends the sleep.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long to leave eviction alone when nothing could be evicted.
 const EVICT_PAUSE: Duration = Duration::from_millis(50);

@@ -23,6 +23,7 @@ use crate::vm::Vm;
 /// Pages that are copied back at once.
 const BATCH: usize = 64;
 /// How long to wait when there is no memory for the pages, or some of them are busy.
+/// Without a pause, one busy page of a stopped guest would keep a processor of the host busy.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// A move that is under way; belongs to the VM's worker.

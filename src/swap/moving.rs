@@ -102,6 +102,7 @@ impl Moving {
         len: u32,
         pages: u32,
     ) -> Result<Progress, SwapError> {
+        // At each step, because nobody tells when the last reader of the old file is done.
         let closed = self.close_old();
         let Some(copy) = &mut self.copy else {
             return Ok(match (closed, &self.old) {
@@ -158,6 +159,7 @@ impl Target {
                 break;
             };
             self.copy_run(file, &*from, run)?;
+            // It never goes back: later writes below it go to both files, so a move ends however much is written.
             self.cursor = run.end();
             left -= run.len;
         }
