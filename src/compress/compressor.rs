@@ -62,8 +62,7 @@ impl Compressor {
             payload.copy_from_slice(&word.to_le_bytes());
             return Some(payload);
         }
-        // A sample costs a fraction of the compression in vain that it saves, but it is in vain itself where pages
-        // compress.
+        // A sample costs a fraction of the compression that it can save, and saves nothing where pages compress.
         if self.refused && is_noise(page) {
             return None;
         }

@@ -198,8 +198,7 @@ impl Worth {
 
     /// Keeps a cache that grows now from shrinking for a while.
     fn stay(&mut self, now: Instant) {
-        // Twice the longest patience: a cache that shrank when that was over, and had to grow again, was wrong about
-        // the same data.
+        // Twice, so that a cache that shrank after the longest patience and has to grow again still counts as wrong.
         let again = |at: Instant| now.saturating_duration_since(at) < 2 * MOST_PATIENCE;
         self.patience = match self.grown {
             Some(at) if again(at) => (self.patience * 2).min(MOST_PATIENCE),

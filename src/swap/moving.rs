@@ -126,7 +126,7 @@ impl Moving {
             let old = mem::replace(&mut *file.place.lock(), copy.to);
             self.old = Some(old.storage);
         }
-        // Most of the time nobody reads the old file, and it is closed at once.
+        // Without a pause: where nobody reads the old file now, the move is over.
         self.step(file, len, 0)
     }
 

@@ -116,7 +116,6 @@ pub(super) fn read_whole(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
-        // As in `write_whole`.
         if read == 0 && stuck {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

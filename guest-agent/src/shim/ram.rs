@@ -109,7 +109,6 @@ impl RamMap {
         if u64::from(frame) + u64::from(run.count) > u64::from(self.pool_frames) {
             return Err(libc::EINVAL);
         }
-        // Held across the mapping, so that the descriptor is not replaced and closed meanwhile.
         let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         self.map(run, ProtFlags::READ, MapFlags::empty(), pool.as_fd(), frame)
     }

@@ -156,7 +156,6 @@ fn channel_version(r: &mut Reader<'_>) -> Result<(), DecodeError> {
     if version == u32::from(VERSION) {
         return Ok(());
     }
-    // The version takes a word of 32 bits here, like every field of these messages.
     let theirs = u16::try_from(version).unwrap_or(u16::MAX);
     Err(DecodeError::Version {
         protocol: "memory",
