@@ -171,6 +171,7 @@ impl RuntimeDir {
     /// Opens the directory and checks it. What is opened is what was checked, whatever its name leads to later.
     fn open(&self) -> Result<File, RuntimeDirError> {
         let path = || self.path.clone();
+        // Opened once and then used by its descriptor: a path could lead elsewhere a moment later.
         let as_it_is = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
         let dir = OpenOptions::new()
             .read(true)
@@ -190,6 +191,7 @@ impl RuntimeDir {
             });
         }
         let mode = found.mode() & 0o7777;
+        // Refused and not repaired: whoever could write there may have left something.
         if mode & 0o077 != 0 {
             return Err(RuntimeDirError::Open { path: path(), mode });
         }
@@ -278,6 +280,7 @@ fn write_pid(file: &mut File) -> io::Result<()> {
 
 fn read_pid(file: &mut File) -> Option<u32> {
     let mut text = String::new();
+    // The file may hold anything; a number is shorter than that.
     file.take(32).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
 }

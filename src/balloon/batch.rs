@@ -84,6 +84,7 @@ fn join(answer: Vec<StatusRun>) -> Vec<StatusRun> {
 }
 
 fn ask(runs: &[GfnRun], vm: impl FnOnce(&[GfnRun]) -> Vec<StatusRun>) -> Vec<StatusRun> {
+    // Not asked in vain: each request waits for the VM's worker.
     if runs.is_empty() {
         return Vec::new();
     }

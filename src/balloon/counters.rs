@@ -26,5 +26,6 @@ pub struct BalloonCounters {
 
 /// Adds to a counter.
 pub(super) fn add(counter: &AtomicU64, number: u64) {
+    // Relaxed: the counters are shown, and nothing is decided by them.
     counter.fetch_add(number, Ordering::Relaxed);
 }

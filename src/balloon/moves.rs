@@ -21,6 +21,7 @@ use crate::vm::Vm;
 /// [`EngineError`] when the guest or its session is gone.
 pub fn inflate(vm: &Vm, runs: &[GfnRun]) -> Result<Vec<StatusRun>, EngineError> {
     let gfns = || runs.iter().flat_map(|run| run.iter());
+    // All are locked first, so that one command freezes all of them.
     let pages: Vec<Option<PageGuard<'_>>> = gfns().map(|gfn| vm.try_lock(gfn)).collect();
     let is_resident = |page: &&PageGuard<'_>| page.home() == Home::Resident;
     let resident = pages.iter().flatten().filter(is_resident);
@@ -39,6 +40,7 @@ pub fn inflate(vm: &Vm, runs: &[GfnRun]) -> Result<Vec<StatusRun>, EngineError> 
         let taken = page.filter(|_| status == PageStatus::Ok);
         moves.extend(taken.map(|page| (page, Home::Ballooned)));
     }
+    // Before they move, which takes the mark away.
     let is_refilled = |page: &PageGuard<'_>| is_resident(&page) && page.entry().is_refilled();
     let refilled = moves.iter().filter(|(page, _)| is_refilled(page));
     vm.stats.double_paged.add(refilled.count() as u64);
@@ -75,6 +77,7 @@ fn deflate_page(vm: &Vm, gfn: Gfn) -> PageStatus {
 pub fn release_all(vm: &Vm) {
     for gfn in (0..vm.table.pages()).map(Gfn) {
         if vm.table.entry(gfn).home() == Home::Ballooned {
+            // A page that is busy is being brought by a fault, and leaves the balloon that way.
             let _ = deflate_page(vm, gfn);
         }
     }

@@ -115,6 +115,7 @@ impl Pace {
     /// The pages that it can be expected to bring in [`IN_TIME`]. A balloon that becomes faster is believed at once.
     fn brings(&self) -> Option<Pages> {
         let shown = self.shown?;
+        // The larger of the two: a window that has only begun may have fallen into a pause of the agent.
         Some(Pages(self.now().map_or(shown, |now| shown.max(now))))
     }
 }
@@ -134,13 +135,17 @@ impl Seen {
         } else if way.is_some() {
             self.still += passed;
         }
+        // An agent that has brought all that it owed could have brought more: its pace of the last moment would be too
+        // low.
         let arrived = moved && way.is_none();
         if arrived || turned || self.idle >= FORGIVEN {
             self.pace = Pace::default();
         } else if way.is_some() {
             let pages = ballooned.0.abs_diff(self.ballooned.0);
+            // Pages that went the other way are no progress.
             self.pace.note(passed, if moved { pages } else { 0 });
         }
+        // At its target the balloon keeps the direction it came from: to go on the same way is no turn.
         self.way = way.or(self.way);
     }
 }
@@ -170,6 +175,7 @@ impl AgentProgress {
     /// against the agent.
     pub fn note(&mut self, now: Instant, connected: bool, target: Pages, ballooned: Pages) -> bool {
         if !connected {
+            // The next agent is not judged by what this one did.
             self.0 = None;
             return false;
         }
@@ -185,6 +191,7 @@ impl AgentProgress {
             .0
             .map(|seen| (now.saturating_duration_since(seen.at), seen));
         let (passed, mut seen) = known
+            // After a longer gap nobody knows what the agent did in it.
             .filter(|(passed, _)| *passed <= WINDOW)
             .unwrap_or((Duration::ZERO, fresh));
         let way = Way::to(target, ballooned);

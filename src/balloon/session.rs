@@ -47,6 +47,7 @@ pub fn serve(
         .set_send_timeout(SEND_TIMEOUT)
         .map_err(SessionError::from)
         .and_then(|()| Connection::new(socket, poll_interval).run(host));
+    // An agent that leaves while it is being answered has closed the connection, as any other that leaves.
     if let Err(SessionError::Socket(error)) = &ended
         && error.kind() == io::ErrorKind::BrokenPipe
     {
@@ -137,6 +138,7 @@ impl<'s> Connection<'s> {
             return Ok(Ready { doorbell, message });
         }
         add(&vm.counters().throttles, 1);
+        // The doorbell is still heard: an agent that is slowed down must learn of a reset or the end too.
         let [doorbell] = wait_readable([doorbell], Some(delay))?;
         Ok(Ready {
             doorbell,
@@ -215,6 +217,7 @@ impl Session<'_> {
         // A page of the old balloon may have popped. That balloon is empty now, so it needs no reset any more.
         self.vm.take_reset();
         self.resetting = None;
+        // A new balloon has no target, so any other than 0 is news.
         self.target_sent = 0;
         self.capabilities = start.capabilities;
         let batched = start.capabilities.contains(Capabilities::BATCHED);
@@ -273,6 +276,7 @@ impl Session<'_> {
                 balloon_pages,
             } => {
                 if total_pages > self.vm.total_pages() || balloon_pages != self.vm.locked() {
+                    // Counted and no more: what the balloon holds is in the page table.
                     add(&self.vm.counters().mismatches, 1);
                 }
                 self.tell_target()

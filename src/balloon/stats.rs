@@ -52,9 +52,11 @@ impl GuestStats {
                 StatTag::MINOR_FAULTS => stats.minor_faults = Some(value),
                 StatTag::OOM_KILLS => stats.oom_kills = Some(value),
                 StatTag::SWAP_WAIT => stats.swap_wait_us = Some(value),
+                // Agents may send tags of their own, which mean nothing here.
                 _ => {}
             }
         }
+        // Clamped first, because the other values are clamped to it.
         stats.total = stats.total.map(|total| total.min(ram.bytes()));
         let most = stats.total.unwrap_or(ram.bytes());
         for part in [&mut stats.free, &mut stats.available, &mut stats.caches] {

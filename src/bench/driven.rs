@@ -203,6 +203,7 @@ impl Executor {
         let mut times = Vec::with_capacity(pages.len());
         for page in pages {
             if let Some(maker) = &self.filled {
+                // Made before the clock starts, because only the access is to be timed.
                 maker.make((*page).into(), &mut content);
             }
             let start = Instant::now();

@@ -198,6 +198,7 @@ pub fn run(orders: impl BufRead, mut answers: impl Write, mut complain: impl FnM
     let _ = SigSet::all().thread_block();
     let mut tasks: Vec<Task> = Vec::new();
     for line in orders.lines() {
+        // A line that cannot be read ends the orders, and what was changed so far is put back.
         let Ok(line) = line else { break };
         let answer: Answer = match serde_json::from_str(&line) {
             Ok(order) => obey(order, &mut tasks, &mut complain),
@@ -205,6 +206,7 @@ pub fn run(orders: impl BufRead, mut answers: impl Write, mut complain: impl FnM
         };
         let mut text = serde_json::to_string(&answer).unwrap_or_default();
         text.push('\n');
+        // Answered only when it is done: the benchmark makes its change after that.
         if answers
             .write_all(text.as_bytes())
             .and_then(|()| answers.flush())
@@ -247,6 +249,7 @@ fn restore(tasks: &mut Vec<Task>, kept: usize, complain: &mut impl FnMut(&str)) 
             && let Err(error) = patiently(|| revert(&undo))
         {
             complain(&format!("cannot restore {undo:?}: {error}"));
+            // And on: one that fails must not keep the others from being put back.
             all = false;
         }
     }
@@ -296,6 +299,7 @@ fn revert(undo: &Undo) -> io::Result<()> {
             done => done,
         },
         Undo::RemoveZram(number) => {
+            // A device that holds something cannot be removed.
             fs::write(format!("/sys/block/zram{number}/reset"), "1")?;
             fs::write("/sys/class/zram-control/hot_remove", number.to_string())
         }
@@ -315,6 +319,7 @@ pub(super) fn check_name(path: &Path) -> io::Result<()> {
 }
 
 fn remove_dir(path: &Path) -> io::Result<()> {
+    // Once more here: an order that went wrong must not remove another directory.
     check_name(path)?;
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -96,6 +96,7 @@ fn ours(
     note(report, source, &merged, wanted, None);
     let shared = shared_memory(source);
     report.ours(&shared, count(merged.pages));
+    // Verified after each measurement, because a fast merge of wrong bytes is worth nothing.
     done(stage, guests)?;
 
     let guests = filled(stage, contents, pages)?;
@@ -125,6 +126,7 @@ fn done(stage: &Stage<'_>, guests: Vec<StageGuest>) -> Result<(), BenchError> {
     for mut guest in guests {
         guest.driven.verify()?;
     }
+    // The next measurement must not share the host with guests that are still ending.
     stage.wait_until_empty()
 }
 
@@ -179,6 +181,7 @@ pub(crate) fn merge(guests: &[StageGuest], wanted: u64) -> Result<Merged, BenchE
     let start = Instant::now();
     let mut idle = 0;
     let mut merged = merged_pages(guests);
+    // Several passes without news: a page that was seen changing is left alone for some passes.
     while merged < wanted && idle < IDLE_PASSES {
         pass(guests, &mut scanners, &registry, || {
             merged_pages(guests) >= wanted

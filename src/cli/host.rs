@@ -168,6 +168,7 @@ pub(super) fn run(mut args: HostArgs) -> anyhow::Result<Exit> {
         let _ = print(table);
     });
     if let Some(dir) = scratch
+        // Only if the parent is gone: otherwise it removes its directory itself, and may still read there.
         && lifeline.is_some_and(|line| line.is_cut())
         && let Err(error) = std::fs::remove_dir_all(&dir)
     {

@@ -34,6 +34,7 @@ impl Lifeline {
                 // The signal below is for the thread that waits for signals, never for this one.
                 let _ = SigSet::all().thread_block();
                 wait_for_end();
+                // Before the signal: whoever it wakes asks why.
                 seen.store(true, Ordering::Relaxed);
                 let _ = kill(getpid(), Signal::SIGTERM);
                 thread::sleep(GRACE);
@@ -50,5 +51,6 @@ impl Lifeline {
 
 /// Reads until the end. An error counts as the end, because it means that the other side is gone too.
 fn wait_for_end() {
+    // An error means the same as the end: nobody holds the other side any more.
     let _ = io::copy(&mut io::stdin(), &mut io::sink());
 }

@@ -156,6 +156,7 @@ impl<T> Arena<T> {
     pub(super) fn make_room(&mut self, class: Class) -> bool {
         let has_block = !self.thin[class.0].is_empty() || !self.unused.is_empty();
         let may_have = self.blocks.len() < self.most_blocks as usize;
+        // Asked before a block is pushed: a push that finds no memory would end the daemon.
         has_block || may_have && self.blocks.try_reserve(1).is_ok()
     }
 
@@ -168,6 +169,7 @@ impl<T> Arena<T> {
     pub(super) fn take_emptied(&mut self) -> Vec<u32> {
         let emptied: Vec<u32> = std::mem::take(&mut self.emptied).into_iter().collect();
         self.pages_used -= emptied.len() as u32;
+        // Block by block, so that each is put into another list once, and not once for each of its pages.
         for pages in emptied.chunk_by(|page, next| page / PAGES == next / PAGES) {
             let number = pages[0] / PAGES;
             let block = &mut self.blocks[number as usize];
@@ -193,6 +195,7 @@ impl<T> Arena<T> {
                 block.memory |= 1 << page;
                 self.pages_used += 1;
             } else if block.touched[page] == 0 {
+                // The page was to be given back, and is in use again.
                 self.emptied.remove(&(number * PAGES + page as u32));
             }
             block.touched[page] += 1;
@@ -326,6 +329,7 @@ impl<T> Arena<T> {
             }
         }
         if block.touched == [0; BLOCK_PAGES] {
+            // A block without payloads forgets its class, so that payloads of any size can have its memory.
             block.slots = Box::default();
         }
         self.enlist(number);

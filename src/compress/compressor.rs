@@ -57,10 +57,12 @@ impl Compressor {
     /// be more than [`MAX_PAYLOAD`].
     pub fn compress(&mut self, page: &PageBuf) -> Option<&[u8]> {
         if let Some(word) = filled::word_of(&page.0) {
+            // The length of a payload tells a word from a block of LZ4, which is never as short.
             let payload = &mut self.output[..filled::WORD_BYTES];
             payload.copy_from_slice(&word.to_le_bytes());
             return Some(payload);
         }
+        // A sample costs a fraction of the compression that it can save, and saves nothing where pages compress.
         if self.refused && is_noise(page) {
             return None;
         }

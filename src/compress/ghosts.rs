@@ -86,6 +86,7 @@ impl Ghosts {
             .get_or_init(|| [(); 2].map(|()| Map::new(self.pages)));
         let current = self.current.load(Ordering::Relaxed);
         if maps[current].note(gfn) >= stored.0.max(1) {
+            // A map is forgotten as a whole: to forget notes one by one would take a list of them in order.
             maps[1 - current].clear();
             self.current.store(1 - current, Ordering::Relaxed);
         }

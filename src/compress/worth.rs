@@ -140,6 +140,7 @@ impl Worth {
             self.saves = self.recent.saves(&seen, costs);
             self.step(now, &seen);
         }
+        // At every look and not only when an interval is over: what the cache gave up now would have nowhere to go.
         if !seen.swap_takes {
             self.limit = None;
         }
@@ -172,6 +173,7 @@ impl Worth {
             return;
         };
         self.limit = limit;
+        // What was seen before a step says nothing about the cache as it is after it.
         self.recent = Recent::default();
     }
 
@@ -185,6 +187,7 @@ impl Worth {
             .limit
             .filter(|limit| seen.used >= limit - limit / STEP)?;
         let pays =
+            // Less what chance may have added: few refills prove little, and `CHANCE` of them prove nothing.
             |saves: f64, wanted: f64| saves * (1.0 - CHANCE / wanted.max(CHANCE)) > MARGIN * ram;
         if pays(left, self.recent.returned) {
             Some(limit)
@@ -195,6 +198,7 @@ impl Worth {
 
     /// Keeps a cache that grows now from shrinking for a while.
     fn stay(&mut self, now: Instant) {
+        // Twice, so that a cache that shrank after the longest patience and has to grow again still counts as wrong.
         let again = |at: Instant| now.saturating_duration_since(at) < 2 * MOST_PATIENCE;
         self.patience = match self.grown {
             Some(at) if again(at) => (self.patience * 2).min(MOST_PATIENCE),
@@ -214,9 +218,11 @@ impl Worth {
         let most = self.limit.unwrap_or(seen.cap);
         seen.swap_takes
             && seen.used > least(seen.cap)
+            // A cache above its limit is being made smaller already; the next step waits for what that shows.
             && seen.used <= most
             && self.grown.is_none_or(|at| now >= at + self.patience)
             && self.recent.young >= EVIDENCE
+            // Against the most that chance may have hidden: to shrink by mistake costs slow refills.
             && edge_at_most.max(left) * MARGIN < ram
     }
 }
@@ -286,6 +292,7 @@ impl Cost {
 
     /// The mean in seconds, as if one refill had been seen before the others, and had cost `first`.
     fn mean(&self, first: f64) -> f64 {
+        // The assumed cost weighs as much as one refill, so that the first ones that are seen outweigh it.
         (first + self.stood) / (1.0 + self.pages)
     }
 }

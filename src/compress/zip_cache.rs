@@ -180,6 +180,7 @@ impl ZipCache {
     }
 
     fn make_way(&mut self, class: Class, len: u16, may_grow: bool) -> Result<(), StoreRefused> {
+        // The pages that come back are charged still, so one of them pays for the page that is needed.
         let may_take = self.give_back() > 0 || may_grow;
         let (pages, cap) = (self.pages_used(), self.cap);
         if pages >= cap {
@@ -266,6 +267,7 @@ impl ZipCache {
     /// When the slot is free already: the page table named one slot twice.
     pub fn free(&mut self, slot: SlotId) {
         if self.edge_end == Some(slot) {
+            // Before the slot is freed, which takes it out of the list.
             self.edge_end = self.arena.older(slot);
         }
         let freed = self.arena.free(slot);
@@ -345,6 +347,7 @@ impl ZipCache {
     /// Changes the cap, to at most what [`new`](Self::new) was given. A cache that is above a lowered cap keeps
     /// its pages until the caller evicts the oldest.
     pub fn set_max_pages(&mut self, max_pages: u32) {
+        // The arena's file was made for that many pages, and does not grow.
         self.cap = max_pages.min(self.most_pages);
     }
 

@@ -240,11 +240,14 @@ impl Client {
         let request = Request::builder()
             .method(method)
             .uri(path)
+            // HTTP/1.1 demands the header; on a Unix socket it can name anything.
             .header("host", "memvisor")
             .header("content-type", "application/json")
             .body(Full::new(Body::from(body)))
             .expect("the path is made of a checked name and constants");
         self.runtime.block_on(async {
+            // Over all steps together: a daemon that is stopped still has connections made to it, and only never
+            // answers.
             timeout(ANSWER_TIMEOUT, exchange(&self.socket, request))
                 .await
                 .map_err(|_elapsed| ClientError::Timeout)?
@@ -268,6 +271,7 @@ impl Answer {
 }
 
 fn vm_path(name: &str) -> Result<String, NameError> {
+    // Checked here, because a name with a slash would ask for something else.
     check_vm_name(name)?;
     Ok(format!("/v1/vms/{name}"))
 }
@@ -284,6 +288,7 @@ async fn exchange(socket: &Path, request: Request<Full<Body>>) -> Result<Answer,
     // Its result is not needed: errors of the connection also end the request, which reports them.
     let driver = tokio::spawn(connection);
     let answer = receive(&mut sender, request).await;
+    // The answer is complete. A connection that is kept open for another request would outlive this call.
     driver.abort();
     answer
 }
@@ -316,6 +321,7 @@ async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
     UnixStream::connect(socket).await.map_err(|source| {
         let path = socket.to_owned();
         match source.kind() {
+            // Refused: a daemon that was killed has left its socket there.
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ClientError::NotRunning { path }
             }

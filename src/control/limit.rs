@@ -123,6 +123,7 @@ impl Connections {
             _close,
         };
         self.open.insert(id, connection);
+        // The new connection takes part: if its own process has most, one of that process closes.
         while self.open.len() > self.most {
             self.close_one();
         }
@@ -169,6 +170,7 @@ impl LimitedStream {
         result: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if result.is_pending() {
+            // Polled only where the stream is not ready, which is also what has the clock wake this task.
             if self.clock.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }

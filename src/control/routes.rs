@@ -223,6 +223,7 @@ pub(super) fn router(daemon: Arc<dyn Daemon>) -> Router {
         .fold(Router::new(), add)
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
+        // Far below the default of axum: no client decides how much the daemon reads.
         .layer(DefaultBodyLimit::max(REQUEST_BODY_MAX))
         .with_state(daemon)
 }
@@ -258,6 +259,7 @@ fn whole_pages(target: Bytes) -> Result<Pages, Refusal> {
     if target.0.is_multiple_of(PAGE_SIZE as u64) {
         return Ok(target.pages());
     }
+    // Not rounded: the status would then tell another size than was asked for.
     Err(Refusal::new(
         StatusCode::BAD_REQUEST,
         format!("target_bytes {} is not a whole number of pages", target.0),
@@ -292,6 +294,7 @@ fn set_setting(
     name: &str,
     request: &SettingRequest,
 ) -> Result<Json<SettingView>, Refusal> {
+    // As text, so that a value is read in one way wherever it comes from.
     Ok(Json(daemon.set_setting(name, &request.value.to_string())?))
 }
 
@@ -360,6 +363,7 @@ impl From<ControlError> for Refusal {
             | ControlError::Config(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ControlError::NoAgent { .. } | ControlError::NoConfig => StatusCode::CONFLICT,
             ControlError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            // The request is right, and the same may succeed later.
             ControlError::NotYet(_) | ControlError::Refused(_) => StatusCode::CONFLICT,
         };
         Self::new(status, error.to_string(), error.allowed())

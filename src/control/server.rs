@@ -88,6 +88,7 @@ impl Server {
         clear(path)?;
         let listener = listen_privately(path, SocketType::STREAM).map_err(failed("listen at"))?;
         let listener = StdListener::from(listener);
+        // The runtime takes it over as it is, and one accept that waits would keep all clients waiting.
         listener.set_nonblocking(true).map_err(failed("set up"))?;
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
@@ -132,6 +133,8 @@ async fn serve(
     stopped: oneshot::Receiver<()>,
 ) -> io::Result<()> {
     let listener = LimitedListener::new(UnixListener::from_std(listener)?, limits);
+    // A second channel, because the time for answers under way is measured from here: axum does not tell when it
+    // begins.
     let (begin, begun) = oneshot::channel();
     let graceful = axum::serve(listener, router(daemon)).with_graceful_shutdown(async {
         let _ = begun.await;
@@ -141,6 +144,7 @@ async fn serve(
         ended = &mut graceful => return ended,
         _ = stopped => {}
     }
+    // It fails only if the server has ended, and then nothing is under way.
     let _ = begin.send(());
     // A client that does not read its answer is cut off when the runtime is dropped.
     timeout(STOP_GRACE, graceful).await.unwrap_or(Ok(()))
@@ -149,6 +153,7 @@ async fn serve(
 /// Removes the socket of a daemon that is gone.
 fn clear(path: &Path) -> Result<(), ServeError> {
     let path_owned = || path.to_owned();
+    // Links are not followed: what they lead to is not ours to remove.
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         found => found.map_err(io_error("examine", path))?,
@@ -158,6 +163,7 @@ fn clear(path: &Path) -> Result<(), ServeError> {
     }
     match StdStream::connect(path) {
         Ok(_) => Err(ServeError::InUse { path: path_owned() }),
+        // Nobody listens: its daemon was killed and left it.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(io_error("remove", path))
         }

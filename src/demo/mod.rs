@@ -206,9 +206,11 @@ fn await_host(processes: &mut Processes<'_>, client: &Client) -> Result<HostStat
     let limit = Instant::now() + START_MAX;
     loop {
         match client.status() {
+            // Its socket is not there yet.
             Err(ClientError::NotRunning { .. }) => {}
             answer => return Ok(answer?),
         }
+        // A host that has ended will never answer.
         processes.check_host()?;
         if Instant::now() > limit {
             return Err(processes.overtime_of_host(START_MAX));

@@ -47,6 +47,7 @@ impl Link {
     /// # Errors
     /// [`EngineError::Gone`] or [`EngineError::Protocol`]; the session is over.
     pub fn command(&self, op: Op, runs: &[Remap]) -> Result<Ack, EngineError> {
+        // Relaxed: only the worker counts. The number is atomic because other threads hold the link too.
         let seq = self.seq.fetch_add(1, Ordering::Relaxed);
         let runs = runs.to_vec();
         let command = Message::Command(Command { seq, op, runs });
@@ -84,6 +85,8 @@ impl Link {
         let Received::Message { len } = received else {
             return Err(EngineError::Gone);
         };
+        // `len` is what the guest sent: a message that was cut is longer than the buffer, and decoding what is there
+        // says so.
         match Message::decode(&buffer[..len.min(MAX_MESSAGE)]) {
             Ok(Message::Ack(ack)) if ack.seq == seq => Ok(ack),
             Ok(Message::Ack(ack)) => Err(EngineError::Protocol {
@@ -118,6 +121,7 @@ impl Link {
     /// Tells the guest why its session ends and hangs up, which also frees a worker that waits for
     /// an answer.
     pub fn end(&self, why: &str) {
+        // The first time stands: the watchdog measures from it how long the guest overstays.
         self.ended.lock().get_or_insert_with(Instant::now);
         // Failures are ignored: the guest may be gone, or not read. Never waits, so that ending a VM does not depend
         // on it.

@@ -124,6 +124,7 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
         let remaps: Vec<Remap> = runs.iter().map(frame_of).collect();
         match remap(self, Op::MapShared, &remaps) {
             Ok(()) => Ok(runs.len()),
+            // No failure for the caller: pages that are not mapped stay resident, which is what they were.
             Err(EngineError::Refused { done, .. }) => Ok(done),
             Err(error) => Err(error),
         }
@@ -244,6 +245,7 @@ fn remap(engine: &(impl Engine + ?Sized), op: Op, runs: &[Remap]) -> Result<(), 
         match batch.get(done) {
             None if ack.errno == 0 && done == batch.len() => {}
             Some(failed) if ack.errno != 0 => {
+                // A number that is no errno is the shim's mistake. The run has failed all the same.
                 let errno = i32::try_from(ack.errno).unwrap_or(libc::EIO);
                 return Err(EngineError::Refused {
                     what: name(op),

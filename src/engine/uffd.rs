@@ -33,6 +33,7 @@ impl UffdProvider {
     }
 
     const fn address(&self, gfn: Gfn) -> u64 {
+        // Wrapping, although the handshake has checked the base: it comes from the guest, and must not end the daemon.
         self.base.wrapping_add(gfn.offset())
     }
 }

@@ -37,6 +37,7 @@ pub(super) fn resolve_in_stream(
 
 /// Whether pages of this home are worth giving ahead now.
 fn may_give(vm: &Vm, home: Home) -> bool {
+    // Pages that nobody has asked for must not bring the VM to its ceiling, where its next fault would have to wait.
     let is_below_ceiling = vm.held().0.saturating_add(MAX_AHEAD.into()) < vm.orders.ceiling().0;
     let is_free = vm.budget.spare().0 >= vm.budget.total().0 / FREE_PART;
     let is_worth_it = matches!(

@@ -32,6 +32,7 @@ impl Core {
         self.claim(channel)?;
         check(&self.vm, pages, source)?;
         let is_attaching = |channel: &Channel| matches!(channel, Channel::Attaching(_));
+        // Room for the one answer, so that the worker never waits until it is taken.
         let (answer, wait) = bounded(1);
         if !self.channels.iter().any(is_attaching) && self.attacher.attach(pages, source, answer) {
             self.channels[channel] = Channel::Attaching(wait);

@@ -116,6 +116,7 @@ impl Core {
             }
             Event::Message(channel, fault) => self.message(channel, fault, now, out),
             Event::Bell => {
+                // A ring does not say why it came, and several rings are one: every cause is looked at.
                 self.tell_attached(out)?;
                 let mut unlocked = false;
                 while let Some(gfn) = self.vm.parking.pop() {
@@ -278,6 +279,7 @@ impl Core {
         now: Instant,
         out: &mut dyn Driver,
     ) -> Result<Next, Ended> {
+        // Asked before the page is served: its new home would not tell what was missing.
         let were_missing = Credits::were_missing(&self.vm, fault.gfn, fault.access);
         let outcome = resolve_in_stream(&self.streams, &self.vm, fault.gfn, fault.access);
         match outcome.map_err(|error| Ended::of_fault(&self.vm, fault.gfn, error))? {
@@ -357,10 +359,13 @@ impl Core {
             return Ok(());
         }
         let mut were_missing = false;
+        // All are taken out first, because a fault that still gets nothing parks itself again.
         for fault in self.waiting.take_starved() {
             let fault = self.note_cause(fault, now);
             were_missing |= matches!(self.try_serve(fault, now, out)?, Next::TopUp);
         }
+        // Once, behind all faults: credits must not take the pages that were granted for a fault that is still to be
+        // served.
         if were_missing {
             self.credits.top_up(&self.vm, now);
         }

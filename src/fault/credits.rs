@@ -67,6 +67,7 @@ impl Credits {
             claims.find_forged();
             (self.rested, self.due) = (used, now + REST);
         }
+        // Half, because a guest asks before its last credit: at three quarters of them (`Claims::grant`).
         if used - self.used >= u64::from(self.want / 2) {
             let most = (vm.budget.spare().0 / PART).min(u64::from(CREDITS));
             let most = u32::try_from(most).unwrap_or(CREDITS);
@@ -106,6 +107,8 @@ impl Credits {
             vm.take_back_credits();
             self.want = FIRST;
         }
+        // Looks for a blocked VM come whenever something happens, and must not shorten the time over which use is
+        // measured.
         if is_due {
             self.rested = used;
             self.due = now + REST;

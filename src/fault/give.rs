@@ -35,14 +35,18 @@ pub(super) fn give<'a>(
 ) -> Result<Outcome, FaultError> {
     let is_break = matches!(requested.home(), Home::Shared(_));
     let asks = is_break || vm.engine.kind() == EngineKind::Mprotect;
+    // Before the neighbours, which must not take the last free page from the one that a thread waits for.
     if !charge(vm, requested.home()) {
         return Ok(Outcome::Starved);
     }
     let gfn = requested.gfn();
     let behind = lock_run(vm, range.iter().filter(|next| *next > gfn), wanted);
+    // Away from the page in both directions: a page that ends the run must not leave a gap next to the requested one.
     let before = lock_run(vm, range.iter().rev().filter(|next| *next < gfn), wanted);
     let swapped = read_together(vm, &requested, &behind);
     let mut requested = requested;
+    // First, because only its error ends the attempt: copies of shared neighbours that were charged before it would be
+    // neither completed nor given back.
     if asks {
         requested = place(vm, requested, swapped.first())?;
     }
@@ -129,6 +133,8 @@ fn place<'a>(
         vm.release(home);
     }
     if let Some(counter) = counter(vm, home) {
+        // The slot is released after the home has changed: a free slot can get another page's bytes while the entry
+        // names it.
         page.set_home(Home::Resident);
         if matches!(home, Home::Compressed(_) | Home::Swapped(_)) {
             page.set_refilled();

@@ -134,6 +134,7 @@ pub fn resolve(vm: &Vm, gfn: Gfn, access: Access, ahead: u32) -> Result<Outcome,
 }
 
 fn retry(vm: &Vm, gfn: Gfn) -> Outcome {
+    // Nothing is provided here, which would have woken the thread, and it may wait in the kernel.
     vm.engine.wake(GfnRun::single(gfn));
     Outcome::Served { behind: 0 }
 }
@@ -219,10 +220,12 @@ pub fn complete(vm: &Vm, pending: Pending) {
             if !Seeded::EarlyRelease.is_sown() {
                 vm.release_frame_of(&pool, frame);
             }
+            // The guest writes this page: the scanner would merge it only for the next break.
             vm.table.back_off(page.gfn());
             vm.stats.breaks.one();
         }
         page.set_open();
     }
+    // Behind the loop: a count of VMAs may cover this change only when the table shows all of it.
     vm.vmas.end(1);
 }

@@ -132,6 +132,7 @@ impl FaultThread {
         for descriptor in self.watch.wait(self.timeout())? {
             match descriptor {
                 BELL => {
+                    // Silenced before the look: what happens during it rings again.
                     self.guest.vm.parking.answer();
                     self.handle(Event::Bell, Instant::now())?;
                 }
@@ -168,9 +169,11 @@ impl FaultThread {
         // One time for all of them: the last one waits while those before it are served, and that counts as its
         // latency.
         let since = Instant::now();
+        // By number, because `handle` needs the whole of `self`.
         for at in 0..self.faults.len() {
             let UserFault { address, thread } = self.faults[at];
             let page = address.wrapping_sub(base) / PAGE_SIZE as u64;
+            // An address outside RAM becomes a gfn that no guest has, and the core refuses it.
             let gfn = Gfn(u32::try_from(page).unwrap_or(u32::MAX));
             self.handle(Event::Userfault(gfn), since)?;
             // After the answer: the thread that faulted already runs while we look where it is.

@@ -92,6 +92,8 @@ impl Waiting {
             is_missing |= Credits::were_missing(vm, fault.gfn, fault.access);
         }
         let room = vm.below_ceiling().0;
+        // Not more than the ceiling leaves: the VM could not use a larger grant, and others would wait until it comes
+        // back.
         need.refill = need.refill.min(room);
         need.touch = need.touch.min(room - need.refill);
         let barred = need.pages() < self.starved.len() as u64;

@@ -61,6 +61,7 @@ impl Watch {
         let mut events = [EpollEvent::empty(); EVENTS];
         let count = match self.0.wait(&mut events, timeout) {
             Ok(count) => count,
+            // As if the time had passed: the caller does what is due, and waits again.
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(cannot("wait for faults")(errno).into()),
         };

@@ -96,6 +96,7 @@ impl Metadata {
         };
         host.budget.wait(parking, need, false, false);
         let is_whole = metadata.wait(host, parking, pages);
+        // Whole or not: the place must not get more pages, and what came too late for `wait` goes back.
         host.budget.leave(parking);
         if is_whole {
             return Ok(metadata);
@@ -213,6 +214,7 @@ impl Admission {
         let engine = self.engines.choose(hello.uffd, &params)?;
         // Only a guest with a userfaultfd can serve faults itself (ADR 12).
         params.inline &= engine == EngineKind::Uffd;
+        // Before the promise, which is noted with the name.
         let name = self.take_name(&params)?;
         self.after_endings(|| self.promise(&name, &params, settings))?;
         let parking = Parking::new().map_err(cannot("make an eventfd"))?;

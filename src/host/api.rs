@@ -14,6 +14,7 @@ use crate::units::Pages;
 
 impl Host {
     fn find(&self, name: &str) -> Result<Arc<Member>, ControlError> {
+        // Asked first: a VM that has ended with the host must not be called unknown.
         if self.members.is_closed() {
             return Err(ControlError::Stopping);
         }

@@ -29,6 +29,7 @@ impl Averages {
         if let Some((since, was)) = self.latest {
             let passed = now.saturating_duration_since(since);
             for average in &mut self.spans {
+                // The level that held until now, not the new one: nothing is known of how long that will hold.
                 average.note(was, passed);
             }
         }

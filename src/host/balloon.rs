@@ -89,6 +89,7 @@ impl Drop for Balloon<'_> {
 /// The answer when no worker is left to ask, because the VM is ending.
 fn all_busy(runs: &[GfnRun]) -> Vec<StatusRun> {
     runs.iter()
+        // BUSY, because the agent may keep these pages and ask again: a VM that is ending has refused nothing.
         .map(|run| StatusRun {
             run: *run,
             status: PageStatus::Busy,

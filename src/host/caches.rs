@@ -15,11 +15,13 @@ pub(super) fn apply(member: &Member, settings: &HostSettings, stalled: &Stalled,
     let cap = cap(member, settings);
     member.vm.zip.lock().set_max_pages(cap);
     let limit = if settings.cache_keeps == CacheKeeps::Paying {
+        // Not under the lock of the cache, which `seen` takes too.
         let seen = seen(member, stalled);
         let mut worth = member.worth();
         worth.note(now, seen);
         worth.limit()
     } else {
+        // What was learned would be out of date when the setting is turned on again.
         *member.worth() = Worth::default();
         None
     };

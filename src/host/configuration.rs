@@ -139,6 +139,7 @@ impl Configuration {
 
     /// Counts a change of settings. Callers that change those of a VM call it; the host's setters do so themselves.
     pub(super) fn note_change(&self) {
+        // Relaxed: the number says only that something is new. The settings themselves are read under their lock.
         self.revision.fetch_add(1, Ordering::Relaxed);
     }
 

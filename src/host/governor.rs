@@ -105,6 +105,7 @@ impl Governor {
             let decision = self.decide(&mut balance, &mut watchdog, started);
             self.warn_stuck(decision.plan.stuck, &mut warned);
             *lock(&self.latest) = Some(decision);
+            // In a loop, because a parked thread may wake for no reason.
             while !self.members.is_closed() && started.elapsed() < MIN_PERIOD {
                 thread::park_timeout(MIN_PERIOD.saturating_sub(started.elapsed()));
             }
@@ -248,6 +249,7 @@ impl Governor {
         }
         let thresholds = Thresholds::of(self.budget.total(), config);
         let below = thresholds.below(plan.state);
+        // The next threshold down: to cross it is what calls the policy before its time.
         self.budget.set_marks(below, plan.aim, thresholds.low);
         self.budget.set_floor(plan.floor);
         for ((member, vm_plan), seen) in members.iter().zip(&plan.vms).zip(&snapshot.vms) {
@@ -265,6 +267,7 @@ impl Governor {
 
     fn warn_stuck(&self, stuck: Option<Stuck>, warned: &mut Option<Instant>) {
         let Some(stuck) = stuck else { return };
+        // A host that is short, but in which nobody waits, harms nobody.
         if self.budget.starving() == 0 || warned.is_some_and(|at| at.elapsed() < STUCK_WARNING) {
             return;
         }
@@ -302,6 +305,7 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
     let before = orders.balloon_target();
     orders.set_targets(plan.balloon_target, plan.target, plan.swap_target);
     let popped = vm.stats.pops.get() != balloon.told_pops.load(Ordering::Relaxed);
+    // A popped page is no change of the target, but the agent must learn that its balloon is void.
     if orders.balloon_target() != before || popped {
         balloon.doorbell.ring();
     }
@@ -314,6 +318,7 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
         means,
         always: plan.by_limit,
     });
+    // With each plan: a sleeping worker reckoned its alarm from an older order, or while enough was free.
     if plan.evict > Pages(0) {
         member.worker.suggest(Job::Wake);
     }

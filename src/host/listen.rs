@@ -76,9 +76,11 @@ fn accept(
     let connections = Arc::new(AtomicU32::new(0));
     loop {
         let ready = wait_readable([bell.as_fd(), listener.as_fd()], None);
+        // Asked after each wait, because the bell says no more than that something has changed.
         if host.members.is_closed() || ready.is_err() {
             return;
         }
+        // Relaxed: only this thread raises the number. An end that is seen late delays a connection, no more.
         if connections.load(Ordering::Relaxed) < MAX_CONNECTIONS {
             match listener
                 .accept()
@@ -102,6 +104,7 @@ fn spawn(
     connections: &Arc<AtomicU32>,
     serve: Serve,
 ) -> io::Result<()> {
+    // Counted before the thread exists. If it cannot be made, dropping the closure takes it off again.
     let (host, count) = (Arc::clone(host), Connection::new(connections));
     thread::Builder::new()
         .name(format!("{name}-conn"))

@@ -107,6 +107,7 @@ impl<'a> Group<'a> {
         // In a namespace that has another root, only the top can be seen.
         let inside = self.path.strip_prefix(top).unwrap_or(Path::new(""));
         inside
+            // The limits of all groups above bind too, and the lowest of them is met first.
             .ancestors()
             .filter_map(|inside| {
                 let group = place.join(inside);

@@ -181,6 +181,7 @@ impl Member {
 
     /// Ends the VM: tells its guest why; its session thread does the rest.
     pub(super) fn end(&self, why: &str) {
+        // First, because whoever finds the link closed looks for the reason.
         self.vm.set_end_reason(why);
         self.balloon.closing.store(true, Ordering::Relaxed);
         self.balloon.doorbell.ring();

@@ -115,6 +115,7 @@ impl Members {
     pub(super) fn await_endings(&self) -> bool {
         let is_any = |state: &mut State| state.members.iter().any(|member| member.is_ending());
         let mut state = lock(&self.state);
+        // Asked before the wait, after which nobody may be ending any more.
         let found = is_any(&mut state);
         drop(self.emptied.wait_timeout_while(state, ENDING, is_any));
         found
@@ -125,6 +126,7 @@ impl Members {
         let mut state = lock(&self.state);
         for taken in &mut state.names {
             if taken.name == member.vm.params.name {
+                // From here on the snapshot has the VM with its reservation: left here, it would count twice.
                 taken.promise = None;
             }
         }
@@ -204,6 +206,7 @@ impl Drop for Name {
         lock(&self.members.state)
             .names
             .retain(|taken| taken.name != self.name);
+        // All, because some wait for this name, some for any VM's end, and some for the last.
         self.members.emptied.notify_all();
     }
 }

@@ -91,6 +91,7 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     report_file_size_limit().map_err(cannot("block SIGXFSZ"))?;
     close_to_others();
     let held = options.runtime_dir.clone().claim()?;
+    // Only the holder of the directory may remove them: they could be those of a daemon that runs.
     held.remove_sockets()?;
     let capabilities = Capabilities::probe(options)?;
     if let Some(why) = capabilities.machine.objection(options.memory) {
@@ -108,6 +109,7 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     let ended_by = follow_until_signal(&host, &signals)?;
     tracing::info!(signal = ended_by.as_str(), "host ends");
     host.stop();
+    // Before the guests are waited for, so that no new ones come.
     listeners.stop();
     let mut all_ended = host.members.wait_until_empty(GUESTS_GRACE);
     if !all_ended {

@@ -47,6 +47,7 @@ impl Pools {
     /// # Errors
     /// When the kernel refuses another memfd, or there is no memory for the pool's tables.
     pub(super) fn get(&self, id: VmId, domain: &Domain) -> io::Result<Arc<Pool>> {
+        // Held while a pool is made: two VMs of one domain must not get two.
         let mut domains = self.domains();
         domains.retain(|_, pool| pool.strong_count() > 0);
         let key = match domain {
@@ -57,6 +58,7 @@ impl Pools {
             return Ok(pool);
         }
         let pool = Arc::new(Pool::new("memvisor-pool", self.frames(), &self.hints)?);
+        // Weakly: the VMs hold their pool, and the last one takes it along.
         domains.insert(key, Arc::downgrade(&pool));
         Ok(pool)
     }

@@ -111,8 +111,10 @@ struct Powered {
 
 fn power_on(host: &Arc<Host>, socket: &SeqPacket) -> Result<Powered, HandshakeError> {
     socket
+        // A guest that reads nothing must not keep this thread waiting.
         .set_send_timeout(HANDSHAKE)
         .map_err(cannot("bound the time of sending"))?;
+    // From the kernel and not from HELLO: this process is killed when the VM ends.
     let process = Process::peer(socket).map_err(cannot("identify the guest's process"))?;
     let (hello, _) = receive(socket, "HELLO")?;
     let Message::Hello(hello) = hello else {
@@ -215,6 +217,7 @@ fn check_ready(
         return Err(HandshakeError::Channels { channels });
     }
     let size = Pages(u64::from(admitted.params.pages)).bytes().0;
+    // Gfns are reckoned from this base: with one near the end of the address space they would wrap around.
     if !ready.base.is_multiple_of(PAGE_SIZE as u64) || ready.base.checked_add(size).is_none() {
         return Err(HandshakeError::Base { base: ready.base });
     }
@@ -271,6 +274,7 @@ impl Powered {
         };
         // The ceiling until the first plan.
         vm.orders.set_ceiling(layered.now.limit);
+        // From here on the tear-down of the VM gives it back.
         metadata.taken_over();
         let peers = Arc::clone(&host.members) as Arc<dyn crate::share::Peers>;
         // The policy sets the rates of scanning and sampling at its next look.
@@ -379,6 +383,7 @@ fn power_off(host: &Host, member: &Member, worker: Worker, ended: &Ended) {
     if !member.process.wait(END_GRACE) && !member.process.kill(KILL_GRACE) {
         tracing::error!(vm = %vm.params.name, pid = member.process.pid(), "the guest does not die");
     }
+    // Without a guest its command fails, so it cannot wait for one any more.
     worker.join();
     vm.tear_down();
     // Only after its memory is back: a client that no longer sees the VM must not see its memory in use either.

@@ -89,6 +89,7 @@ pub(super) fn sharing_saved(member: &Member) -> Pages {
     let counts = member.vm.pool().counts();
     let shared = member.vm.table.count(Home::Shared(FrameId(0)));
     let saved = counts.saved().0;
+    // The counts of the pool and of the VM are of different moments, so the quotient may exceed the pages.
     Pages(shared.min(shared * saved / counts.refs.0.max(1)))
 }
 

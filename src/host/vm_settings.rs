@@ -70,6 +70,7 @@ fn wanted(hello: &Hello) -> Result<VmSettings, VmSettingsError> {
     let wanted = VmPatch {
         shares: Some(Shares::Custom(hello.shares)),
         reservation: Some(pages(hello.reservation)),
+        // A limit of the whole size limits nothing, so it counts as none.
         limit: (hello.limit != hello.pages).then(|| Some(pages(hello.limit))),
         balloon_max: (hello.balloon_max != u32::MAX).then(|| Some(pages(hello.balloon_max))),
         sharing: Some(hello.sharing),

@@ -81,6 +81,7 @@ impl Watchdog {
         self.overdrafts.retain(|id, _| is_there(id));
         for member in members.iter().filter(|member| !member.is_ending()) {
             let before = paid(member);
+            // A count that failed is no evidence against a guest.
             let Ok(filled) = member.ram.allocated() else {
                 continue;
             };

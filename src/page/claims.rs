@@ -56,6 +56,7 @@ pub(super) enum Revoked {
 impl Claims {
     /// Nothing is offered, nothing is granted. `words` are zero, and there are enough of them for `pages`.
     pub(super) fn new(words: Arc<dyn Words>, pages: u32, parking: Arc<Parking>) -> Self {
+        // Nothing is granted yet, so no thread is to report that credits run low.
         words.store(MARK, REPORTED);
         Self {
             words,
@@ -83,6 +84,7 @@ impl Claims {
 
     /// Tells the guest where the content of page `gfn` is. The page is compressed or swapped, and locked.
     pub fn describe(&self, gfn: Gfn, place: Place) {
+        // The page is locked, so its offer comes later: storing the offer publishes these words.
         for (word, at) in place.encode().into_iter().zip(row(gfn) + 1..) {
             self.words.store(at, word);
         }
@@ -222,6 +224,7 @@ impl Claims {
     pub fn take_back(&self) -> u64 {
         let unused = |credit: &u32| {
             let at = credit_word(*credit);
+            // Exchanged and not stored: a thread of the guest may take the credit at this moment, and then keeps it.
             let taken = self.words.compare_exchange(at, CREDIT, NO_CREDIT);
             taken.is_ok() && self.ungrant(*credit)
         };

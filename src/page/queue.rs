@@ -86,6 +86,8 @@ impl Queue {
             let place = &mut self.0[at];
             // A grant that is not collected yet keeps the place alive.
             let is_over = place.left == 0 && place.granted == Need::default();
+            // A VM that has fallen below its reservation meanwhile gets a better place. One that is above it again
+            // keeps the place that it has.
             if !is_over && place.is_promised >= is_promised {
                 place.wants = need.at_most(place.left);
                 return;

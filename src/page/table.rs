@@ -340,6 +340,7 @@ impl PageTable {
     #[must_use]
     pub fn count_vmas(&self, opens: bool) -> u32 {
         let entries = self.entries.iter();
+        // Relaxed: the changes that the count is to cover were acquired by `Vmas::room`; others may be in it or not.
         let views = entries.map(|word| view(Entry(word.load(Ordering::Relaxed)), opens));
         let mut previous = None;
         let mut vmas = 0;

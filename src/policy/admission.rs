@@ -79,6 +79,7 @@ pub fn admit(host: &HostSnapshot, config: &Config, vm: &VmParams) -> Result<(), 
     }
     let reserved = total(host.vms.iter().map(VmSnapshot::min));
     let metadata = host.overhead();
+    // What targets leave free, and not only `minFree`: otherwise reservations could not be met without being short.
     let kept_free = Thresholds::of(host.budget, config).aim;
     let unreserved = (host.budget).saturating_sub(total([reserved, metadata, kept_free]));
     if total([vm.reservation, vm.overhead]) <= unreserved {

@@ -28,10 +28,12 @@ pub(super) fn target(
     rules: &Rules,
     config: &Config,
 ) -> Pages {
+    // Nobody moves the balloon, so any other target would be one that is never reached.
     if !vm.agent {
         return vm.ballooned;
     }
     let cap = cap(vm, config);
+    // Before all rules, but not beyond the cap, which keeps the reservation.
     if let Some(by_hand) = vm.balloon_by_hand {
         return by_hand.min(cap);
     }
@@ -48,6 +50,7 @@ pub(super) fn target(
         let most = vm.relief.unwrap_or(cap).min(cap);
         asked.max(kept(vm, allotment, config)).min(most)
     } else {
+        // A state that gives nothing leaves each balloon what it has.
         asked.max(vm.ballooned).min(cap)
     }
 }
@@ -150,5 +153,6 @@ pub(super) fn pending(vm: &VmSnapshot, plan: &VmPlan) -> Pages {
         return Pages(0);
     }
     let owed = plan.balloon_target.saturating_sub(vm.ballooned);
+    // What it will not bring in time is taken by other means meanwhile.
     vm.balloon_brings.map_or(owed, |brings| owed.min(brings))
 }

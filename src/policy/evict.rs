@@ -78,6 +78,7 @@ pub(super) fn orders(
         Pages(0) => Order::default(),
         _ if *first > Pages(0) => Order {
             pages,
+            // A limit binds in every state, by any means.
             means: rules.all,
             by_limit: true,
         },
@@ -177,11 +178,13 @@ fn divide(pages: Pages, wants: &[Pages], seed: u64) -> Vec<Pages> {
     let mut parts: Vec<Pages> = wants
         .iter()
         .map(|want| {
+            // In 128 bits: the product of two numbers of pages can exceed 64.
             let part = u128::from(pages.0) * u128::from(want.0) / u128::from(wanted.0);
             Pages(u64::try_from(part).unwrap_or(want.0)).min(*want)
         })
         .collect();
     let mut rest = pages.saturating_sub(total(parts.iter().copied())).0;
+    // From another VM each time: otherwise the first ones would lose the page that rounding leaves in every round.
     let start = usize::try_from(seed % wants.len() as u64).unwrap_or(0);
     for at in (start..wants.len()).chain(0..start) {
         if rest > 0 && parts[at] < wants[at] {

@@ -113,8 +113,9 @@ pub struct FairPart {
     pub tax_percent: u32,
     /// By which means the tax is taken.
     pub tax_type: IdleTaxType,
-    /// Adjusted shares per page, `S / (P * (f + k * (1 - f)))`, f being the part in use: the VM with the fewest is taken from first. For
-    /// a VM at its target and between its bounds it is `1 / price`. None: it holds nothing.
+    /// Adjusted shares per page, `S / (P * (f + k * (1 - f)))`, f being the part in use: the VM with the
+    /// fewest is taken from first. For a VM at its target and between its bounds it is `1 / price`. None: it holds
+    /// nothing.
     pub shares_per_page: Option<f64>,
     /// What it is presumed to want beyond its allocation, because it has a balloon.
     pub headroom: Pages,
@@ -156,6 +157,7 @@ pub fn explain(
 ) -> Option<Explanation> {
     let host = &*host.believable();
     let at = host.vms.iter().position(|vm| vm.id == id)?;
+    // The plan must be that of this snapshot: two of different moments would explain nothing.
     let now = *plan.vms.get(at).filter(|plan| plan.id == id)?;
     let vm = &host.vms[at];
     let (cap, bound) = balloon::bound(vm, config);

@@ -58,6 +58,7 @@ pub(super) const fn room(vm: &VmSnapshot) -> Pages {
 /// The pages beyond its allocation that a VM with a balloon is presumed to want at once. The number stays the
 /// same while the balloon shrinks, since the guest's room grows by what the balloon loses.
 pub(super) fn headroom(vm: &VmSnapshot, config: &Config) -> Pages {
+    // Without a balloon its demand is what it holds; and a guest that does not answer would not take more.
     if vm.ballooned == Pages(0) || vm.mute {
         return Pages(0);
     }
@@ -81,6 +82,7 @@ pub(super) fn divide<P: Policy + ?Sized>(
     config: &Config,
 ) -> Vec<Allotment> {
     let bids = bids(policy, host, config);
+    // No level: all demands fit, and what is left over is spread.
     let Some(level) = level(&bids, available) else {
         return spread(host, &bids, available);
     };
@@ -92,6 +94,7 @@ pub(super) fn divide<P: Policy + ?Sized>(
                 ..bid
             };
             Allotment {
+                // No less than its reservation, even if it wants less now: that is never taken for others.
                 target: bid.at(level).max(vm.min()),
                 entitled: whole.at(level),
                 satisfied: Satisfied::Short,
@@ -120,6 +123,7 @@ pub(super) fn for_balloons<P: Policy + ?Sized>(
     config: &Config,
     taxed: &[Allotment],
 ) -> Vec<Allotment> {
+    // One division is enough: balloons may take all that the tax takes.
     if config.idle_tax_type == IdleTaxType::Variable {
         return taxed.to_vec();
     }

@@ -171,6 +171,7 @@ pub(super) fn level(bids: &[Bid], available: Pages) -> Option<Level> {
     if sum(|bid| bid.cap) <= u128::from(available.0) {
         return None;
     }
+    // Promises exceed what there is: everybody keeps the floor, and the host stays short.
     if sum(|bid| bid.floor) > u128::from(available.0) {
         return Some(Level(0));
     }
@@ -194,6 +195,7 @@ fn on_the_lines(bids: &[Bid], available: Pages) -> Level {
             }
         }
     }
+    // Breakpoints at the same level are summed, so their order does not matter.
     breakpoints.sort_unstable_by_key(|breakpoint| breakpoint.at);
     let mut from = 0;
     for breakpoints in breakpoints.chunk_by(|one, other| one.at == other.at) {
@@ -202,6 +204,7 @@ fn on_the_lines(bids: &[Bid], available: Pages) -> Level {
             .iter()
             .fold(line, |sum, breakpoint| sum.plus(breakpoint.change));
         if value(next, at) > available {
+            // Within this piece: beyond `at` another line holds, and rounding must not leave the piece.
             return Level(highest(line, available).clamp(from, at.saturating_sub(1)));
         }
         (line, from) = (next, at);
@@ -217,6 +220,7 @@ fn value(line: Line, level: u128) -> i128 {
 
 /// The highest level at which a line is no more than `available`.
 fn highest(line: Line, available: i128) -> u128 {
+    // A flat line reaches nothing higher: the caller cuts at the end of the piece.
     if line.slope == 0 {
         return u128::MAX;
     }
@@ -227,6 +231,7 @@ fn highest(line: Line, available: i128) -> u128 {
 /// Raises a level at which the bids fit, page by page, to the highest at which they fit.
 fn settle(bids: &[Bid], available: Pages, from: Level) -> Level {
     let mut rest = available;
+    // A heap, because a VM that has got its next page bids for another one at a higher level.
     let mut next_pages = BinaryHeap::with_capacity(bids.len());
     for bid in bids {
         let part = bid.at(from);
@@ -237,6 +242,7 @@ fn settle(bids: &[Bid], available: Pages, from: Level) -> Level {
     }
     while let Some(mut next) = next_pages.peek_mut() {
         if rest == Pages(0) {
+            // Just below the level at which the next page would be due, for which there is no memory.
             return Level(next.at - 1);
         }
         rest.0 -= 1;
@@ -288,6 +294,7 @@ impl PartialOrd for NextPage<'_> {
 
 impl Ord for NextPage<'_> {
     fn cmp(&self, other: &Self) -> Ordering {
+        // The other way round, because the heap gives the greatest and the lowest level is wanted.
         other.at.cmp(&self.at)
     }
 }

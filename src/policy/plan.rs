@@ -113,6 +113,7 @@ pub enum Stuck {
 
 /// What a policy decides: [`Policy::plan`].
 pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: &Config) -> Plan {
+    // Once and first, so that no formula below has to fear numbers that cannot be true.
     let host = &*host.believable();
     let thresholds = Thresholds::of(host.budget, config);
     let state = host.next_state(&thresholds);
@@ -133,12 +134,14 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
             means: Means::default(),
             by_limit: false,
             ceiling: None,
+            // Only VMs that hold more than their part wait: memory is taken from them for the others.
             blocked: rules.mechanisms.block && vm.allocation() > allotment.target,
             why: Why::Fits,
         })
         .collect();
     let orders = evict::orders(host, &rules, shortfall, &vms, config);
     let none_left = orders.iter().all(|order| order.pages == Pages(0));
+    // After the orders, which say whether anything else can free memory.
     if shortfall > Pages(0) && none_left && !rules.mechanisms.inflate {
         // Balloons do not grow in this state, but nothing else can free memory now.
         rules.mechanisms.inflate = true;
@@ -152,6 +155,7 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
         plan.ceiling = evict::ceiling(vm, order.pages, rules.all);
         plan.why = why(vm, plan, &rules);
     }
+    // Last, because it goes by what balloons and evictions were ordered.
     let stuck = stuck(host, &rules, shortfall, &vms);
     Plan {
         state,
@@ -172,6 +176,7 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
 fn floor(config: &Config, thresholds: &Thresholds, aim: Pages, vms: &[VmPlan]) -> Pages {
     let is_freed = vms.iter().any(|vm| vm.evict > Pages(0) && !vm.by_limit);
     if config.faults_wait_early && is_freed {
+        // Not above the aim, at which eviction ends: faults would wait for memory that nobody frees.
         thresholds.to_hard.min(aim)
     } else {
         Pages(0)

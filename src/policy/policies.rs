@@ -66,6 +66,7 @@ pub struct Worth {
 impl Worth {
     /// The part of its dearer pages that the tax leaves, in %: such a page costs `100 / untaxed`.
     pub(super) fn untaxed(self) -> u32 {
+        // At least 1, because a price is divided by it.
         100_u32.saturating_sub(self.tax_percent).max(1)
     }
 }

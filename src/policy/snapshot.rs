@@ -131,6 +131,7 @@ impl HostSnapshot {
     pub(super) fn believable(&self) -> Cow<'_, Self> {
         let is_true = |vm: &VmSnapshot| vm.believable() == *vm;
         if self.budget <= MOST && self.used <= MOST && self.vms.iter().all(is_true) {
+            // Nearly always: what the daemon counts is true, and only written scenarios may not be.
             return Cow::Borrowed(self);
         }
         Cow::Owned(Self {
@@ -144,6 +145,8 @@ impl HostSnapshot {
     /// The state from now on.
     pub(super) fn next_state(&self, thresholds: &Thresholds) -> FreeState {
         let next = next_state(self.state, self.free(), thresholds);
+        // Free memory of this instant may be a moment's luck: the host gets better only if it was so since the last
+        // look.
         let least = self.least_free.unwrap_or(MOST).min(self.free());
         if next < self.state && next_state(self.state, least, thresholds) >= self.state {
             return self.state;
@@ -187,6 +190,7 @@ impl VmSnapshot {
         let size = self.size.min(MOST);
         let mut left = size;
         let mut home = |pages: Pages| {
+            // The homes share what is left, so that together they are never more than the size.
             let pages = pages.min(left);
             left = left.saturating_sub(pages);
             pages
@@ -225,6 +229,7 @@ impl VmSnapshot {
     #[must_use]
     pub fn min(&self) -> Pages {
         let limit = self.limit.unwrap_or(self.size);
+        // A limit below the reservation wins: nobody is promised what it may not hold.
         self.reservation.min(limit).min(self.size)
     }
 
@@ -248,6 +253,7 @@ impl VmSnapshot {
     /// in them have moved on to the swap file.
     #[must_use]
     pub fn evictable(&self, means: Means) -> Pages {
+        // A page is taken only with the help of its guest, which does not answer.
         if self.mute {
             return Pages(0);
         }

@@ -38,6 +38,7 @@ impl FreeFrames {
     pub(super) fn take_near(&mut self, wanted: Option<FrameId>) -> Option<FrameId> {
         let wanted = wanted.filter(|&frame| self.is_free(frame));
         let frame = wanted
+            // Not simply the lowest: a run that begins in the middle of free frames has room to grow behind it.
             .or_else(|| self.roomiest())
             .or_else(|| self.lowest_free())?;
         let (word, bit) = split(frame);
@@ -57,6 +58,7 @@ impl FreeFrames {
         if self.free[word] == u64::MAX {
             self.whole[word / WORD as usize] |= 1 << (word % WORD as usize);
         }
+        // Only a start for the search, so it may be too low, and never too high.
         self.lowest = self.lowest.min(word);
     }
 

@@ -149,6 +149,7 @@ impl Pool {
         if before > 1 {
             return Unref::StillUsed;
         }
+        // Out of the index before it is freed: whoever found it there would read another page's bytes.
         self.index.remove_frame(frame);
         self.release(frame);
         Unref::Freed
@@ -162,6 +163,7 @@ impl Pool {
 
     /// Copies a frame out. The caller holds a reference.
     pub fn read(&self, frame: FrameId, into: &mut PageBuf) {
+        // A frame that nobody holds is a hole, and to read it would allocate memory that nobody has charged.
         debug_assert!(self.refs(frame) > 0, "frame {} is read unheld", frame.0);
         self.mapping.read(frame.0, into);
     }
@@ -201,6 +203,7 @@ impl Pool {
     /// Ends a filled frame that nobody can find any more.
     fn release(&self, frame: FrameId) {
         self.memfd
+            // Its memory first: the caller gives the page back to the budget, so it must be free by then.
             .punch(frame.0, 1)
             .expect("an own memfd can be punched inside its length");
         self.frames_used.fetch_sub(1, Ordering::Relaxed);
@@ -297,8 +300,8 @@ impl Membership {
     }
 
     /// [`Pool::lookup_frame`] for the content of a page of the VM. If there is no frame, the [`Hint`] names another
-    /// page that may have the content, apart from those in `mismatches`; if there is none either, it makes this page the
-    /// known one, and whoever makes a frame of that content later learns of the page.
+    /// page that may have the content, apart from those in `mismatches`; if there is none either, it makes this page
+    /// the known one, and whoever makes a frame of that content later learns of the page.
     ///
     /// # Errors
     /// The [`Hint`] when there is no frame.

@@ -115,8 +115,10 @@ impl Index {
         }
         self.digests[frame.index()].store(digest, Ordering::Relaxed);
         let digest_of = |frame: &FrameId| self.digest_of(*frame);
+        // Asked first, because an insertion that finds no memory would end the daemon.
         frames.try_reserve(1, digest_of).ok()?;
         frames.insert_unique(digest, frame, digest_of);
+        // Under the lock of the shard still, so that no hint for this content comes between.
         Some(self.hints.take(self.domain, digest))
     }
 

@@ -67,6 +67,7 @@ impl Seats {
         if lists.free.is_empty() {
             sweep();
             let Lists { free, left } = &mut *lists;
+            // Only after the sweep: until then hints of the VMs that had these seats would name their successors.
             mem::swap(free, left);
         }
         let Some(seat) = lists.free.pop() else {

@@ -86,6 +86,7 @@ impl Evictor {
         }
         let pool = vm.pool();
         let alone = |home| matches!(home, Home::Shared(frame) if pool.refs(frame) == 1);
+        // Frames that nobody else refers to come first: others free no memory until their last page leaves.
         let mut victims = random(vm, &mut self.dice, want, alone);
         if victims.is_empty() {
             victims = random(vm, &mut self.dice, want, |home| {
@@ -118,10 +119,13 @@ impl Evictor {
         let mut victims = chosen.choose(vm, &mut self.dice, want)?;
         // What is not resident has no content in the RAM file, whatever a choice says.
         victims.retain(|page| page.home() == Home::Resident);
+        // Neighbours are frozen, read and punched in runs, whatever order the choice has.
         victims.sort_unstable_by_key(PageGuard::gfn);
         let mut is_found = !victims.is_empty();
         let has_queue = chosen.dense().is_some();
         let waits = has_queue && means.compress && means.swap && !vm.budget.is_scarce();
+        // While memory is scarce nothing waits in the second queue: what does not compress goes to the swap file at
+        // once.
         let evicted = self.evict_resident(vm, victims, means, waits)?;
         let Some(dense) = self.victims.of(choice).dense() else {
             return Ok(is_found.then_some(evicted));
@@ -132,6 +136,7 @@ impl Evictor {
         let hurry = evicted == Pages(0) && vm.budget.starving() > 0;
         let dense = dense.choose(vm, want, hurry);
         is_found |= !dense.is_empty();
+        // Not to be compressed again: these pages are here because that did not help.
         let means = Means {
             compress: false,
             ..means
@@ -152,6 +157,7 @@ impl Evictor {
             return Ok(Pages(0));
         }
         let are_frozen = victims.iter().all(|page| is_frozen(page.entry()));
+        // Victims of second chance are frozen already: another freeze would be a command to the shim for nothing.
         if !are_frozen && !freeze(vm, victims.iter())? {
             return Ok(Pages(0));
         }
@@ -231,6 +237,7 @@ impl<'a, 'c> Leaving<'a, 'c> {
             let contents = &mut contents[..run.len()];
             #[expect(clippy::cast_possible_truncation, reason = "AT_ONCE at most")]
             let gfns = GfnRun::new(run[0].gfn(), run.len() as u32);
+            // By one copy of the whole run, which does not map the pages into the daemon: they are punched next.
             vm.engine.read_out(gfns, contents)?;
             for (page, content) in run.into_iter().zip(contents.iter()) {
                 if content.is_zero() {
@@ -247,6 +254,7 @@ impl<'a, 'c> Leaving<'a, 'c> {
         let refused = place(vm, matches)?;
         let shared = (equal - refused.len()) as u64;
         vm.stats.evict_shared.add(shared);
+        // Read again: their first copies were overwritten by the runs behind them.
         for page in refused {
             vm.engine.read(page.gfn(), &mut contents[0]);
             self.store(vm, page, &contents[0]);
@@ -288,6 +296,7 @@ impl<'a, 'c> Leaving<'a, 'c> {
             }
         }
         let count = self.stored.len() as u64;
+        // All of them at once, so that their holes are punched in runs and waiting faults are called once.
         rehome(vm, self.stored)?;
         Ok(count)
     }

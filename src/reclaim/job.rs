@@ -61,6 +61,7 @@ pub(crate) fn queue() -> (WorkerHandle, Queue) {
     // A bounded channel would allocate room for all its jobs at once, a quarter of a MiB for each VM. `suggest` keeps
     // the bound instead.
     let (jobs, taken) = unbounded();
+    // Nothing is ever sent on it. It closes when the worker drops its end, so nobody waits for one that has panicked.
     let (runs, ended) = bounded(0);
     let routine = Arc::default();
     let queue = Queue {
@@ -95,7 +96,9 @@ impl WorkerHandle {
 
     /// Sends a job and waits for the answer; `None` when the worker has ended.
     pub fn ask<T>(&self, job: impl FnOnce(Sender<T>) -> Job) -> Option<T> {
+        // Room for the one answer: the worker must not wait for an asker that has left.
         let (answer, wait) = bounded(1);
+        // Past the bound of `suggest`: each asker waits for its answer, so there are only a few of these jobs.
         self.jobs.send(job(answer)).ok()?;
         select! {
             recv(wait) -> answer => answer.ok(),
@@ -115,6 +118,7 @@ impl WorkerHandle {
         let changed = self.routine.fetch_update(|before| {
             let mut routine = before;
             change(&mut routine);
+            // Settings are written again four times a second, and only a change is worth waking the worker.
             (routine != before).then_some(routine)
         });
         if changed.is_ok() {

@@ -31,6 +31,7 @@ const SLICES: u32 = 10;
 /// small VM has several.
 const MIN_SLICE: u32 = if cfg!(test) { 5 } else { 256 };
 /// The longest time from the start of one pass to the start of the next, for a VM that is not quiet.
+/// The rate bounds what is looked at. To wait longer would only keep new pages waiting.
 const MAX_APART: Duration = Duration::from_secs(3);
 /// The passes of a quiet VM are up to this many times as far apart.
 const MAX_SLOWDOWN: u32 = 8;
@@ -57,6 +58,7 @@ impl ScanSettings {
         if self.rate_max == 0 || self.scan_ghz == 0 {
             0
         } else {
+            // Rounding must not stop a scan that nobody has turned off.
             rate.max(1)
         }
     }
@@ -72,6 +74,7 @@ pub fn host_ghz() -> f64 {
         .filter(|line| line.starts_with("cpu MHz"))
         .filter_map(|line| line.rsplit(':').next()?.trim().parse::<f64>().ok())
         .sum();
+    // Some machines tell no clock. The rate must not become zero there.
     if mhz > 0.0 { mhz / 1000.0 } else { 1.0 }
 }
 
@@ -151,6 +154,7 @@ impl Pace {
         }
         let quiet = self.news <= u64::from(self.pages / QUIET);
         let slower = (self.slowdown * 2).min(MAX_SLOWDOWN);
+        // Slower step by step, but at full pace at once: one pass that finds something shows a VM at work.
         self.slowdown = if quiet { slower } else { 1 };
         let settled = (self.news == 0 && self.waiting == 0).then_some(self.faults_before);
         (self.news, self.waiting, self.faults) = (0, 0, faults);

@@ -67,6 +67,7 @@ impl Cluster {
                 &self.contents[range.clone()],
                 &self.digests[range.clone()],
             );
+            // A run that cannot be written costs only its own pages: the others may lie on a sound part of the disk.
             slots.extend(run.slots().map(|slot| written.is_ok().then_some(slot)));
             if written.is_ok() {
                 for (slot, at) in run.slots().zip(range) {
@@ -75,6 +76,7 @@ impl Cluster {
             }
             note_written(vm, run, written);
         }
+        // The swap file may have had fewer free slots than there are pages.
         slots.resize(self.contents.len(), None);
         slots
     }
@@ -127,6 +129,7 @@ pub(super) fn zip(
 fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRefused> {
     let mut zip = vm.zip.lock();
     let before = zip.pages_used();
+    // Charged before the cache grows, because nothing may be allocated that is not paid for.
     let granted = zip.would_grow(payload.len()) && vm.budget.take(1, Urgency::Reclaim);
     let stored = zip.store(gfn, payload, sum, granted);
     let after = zip.pages_used();
@@ -166,11 +169,13 @@ pub(super) fn trim_cache(vm: &Vm, most: usize) -> Pages {
 /// Moves up to `want` of the oldest pages of the cache to the swap file, at most one cluster, and returns how many.
 /// They are written decompressed, as in ESX. This takes no memory and needs nothing of the guest.
 pub(super) fn spill(vm: &Vm, want: usize) -> Pages {
+    // A batch of eviction asks for more than one cluster holds; the rest comes with the next batch.
     let want = want.min(SPILL);
     let oldest: Vec<(Gfn, SlotId)> = vm.zip.lock().by_age().take(SPILL_SCAN).collect();
     let mut cluster = Cluster::default();
     let mut pages = Vec::with_capacity(SPILL);
     let mut content = PageBuf::zeroed();
+    // The list was made under the cache's lock, which is given back before pages are locked: page locks come first.
     for (gfn, slot) in oldest {
         if pages.len() == want {
             break;
@@ -184,6 +189,7 @@ pub(super) fn spill(vm: &Vm, want: usize) -> Pages {
             pages.push((page, slot));
         }
     }
+    // Before the pages leave: the ghosts remember about as many pages as the cache kept then.
     let (stored, limit) = {
         let zip = vm.zip.lock();
         (zip.stored(), zip.limit())

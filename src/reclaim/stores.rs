@@ -33,6 +33,7 @@ impl Stores {
             return;
         }
         let trimmed = trim_cache(vm, STEP.into());
+        // The cache is too large, but its oldest pages can go nowhere now: this must not become a busy loop.
         let waits = trimmed == Pages(0) && vm.zip.lock().is_above_limit();
         let copying = match vm.swap.step_move(STEP.into()) {
             Ok(Progress::Moving { left }) => Some(left),
@@ -52,6 +53,7 @@ impl Stores {
             tracing::debug!(vm = %vm.params.name, %error, "disk space is given back later");
         }
         self.due = if trimmed > Pages(0) || copying.is_some_and(|left| left > Pages(0)) {
+            // At once, but the worker does its other jobs in between.
             Some(now)
         } else if waits || copying.is_some() {
             Some(now + PAUSE)

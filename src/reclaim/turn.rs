@@ -29,6 +29,7 @@ use crate::vm::{Eviction, Vm};
 /// The most pages of nudges that are scanned together.
 const NUDGES: usize = 512;
 /// The longest sleep of a worker that has nothing to do.
+/// It misses nothing: what is due earlier is known, and a job ends the sleep.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long to leave eviction alone when nothing could be evicted.
 const EVICT_PAUSE: Duration = Duration::from_millis(50);
@@ -57,6 +58,7 @@ impl Core {
         now: Instant,
     ) -> Self {
         Self {
+            // Each VM has dice of its own, and a simulation that runs again throws the same.
             evictor: Evictor::new(u64::from(vm.id.0) << 32 | 0x9e37_79b9),
             scanner: Scanner::default(),
             sampler,
@@ -102,6 +104,7 @@ impl Core {
             && joining.step(&self.vm, now)?
         {
             self.joining = None;
+            // A pass from the start: what was looked at during the move was not looked up in any pool.
             self.scanner = Scanner::default();
             self.pace = Pace::new(self.vm.table.pages(), now);
         }
@@ -165,6 +168,7 @@ impl Core {
         let Eviction { pages, means, .. } = self.vm.orders.evict();
         let evicted = self.evictor.evict(&self.vm, pages, means, victims)?;
         self.vm.orders.evicted(evicted);
+        // Not in vain: the pages wait in the second queue, and the next batch may find one that has waited long enough.
         if evicted == Pages(0) && self.evictor.has_deferred() {
             return Ok(());
         }
@@ -181,6 +185,7 @@ impl Core {
 
     fn scan(&mut self, now: Instant, rate: u32) -> Result<(), EngineError> {
         let vm = &self.vm;
+        // Before the scan: a page that becomes resident during it may be missed, so the VM is not settled then.
         let faults = vm.stats.served();
         let found = self.scanner.scan(vm, &*self.peers, Pace::slice(rate))?;
         if found.changed > 0 || found.shared > 0 {

@@ -72,6 +72,7 @@ impl Worker {
 fn run(mut core: Core, queue: &Queue) -> Result<(), EngineError> {
     let mut first = None;
     loop {
+        // The job that ended the sleep comes first; `recv_deadline` has taken it out of the queue.
         let mut jobs = first.take().into_iter().chain(queue.jobs.try_iter());
         let Some(until) = core.step(Instant::now(), &mut jobs)? else {
             return Ok(());

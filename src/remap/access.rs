@@ -59,6 +59,7 @@ pub(crate) fn bridged(vm: &Vm, runs: &[GfnRun]) -> Vec<GfnRun> {
             _ => false,
         }
     };
+    // Nothing is mapped in the gap, so to freeze it too changes nothing for the guest.
     let is_bridge = |gap: Range<u32>| gap.len() <= BRIDGE && !gap.into_iter().any(is_mapped);
     let mut joined: Vec<GfnRun> = Vec::with_capacity(runs.len());
     for &run in runs {
@@ -93,6 +94,7 @@ pub(crate) fn thaw(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<bool, EngineError
 /// # Errors
 /// As [`freeze`].
 pub(crate) fn close(vm: &Vm, pages: &[PageGuard<'_>]) -> Result<(), EngineError> {
+    // Marked first: a page that is closed and not marked would be answered by "try again" for ever.
     pages.iter().for_each(|page| page.set_sampled(true));
     command(vm, pages, <dyn Engine>::close, |_| {}).map(drop)
 }
@@ -133,6 +135,7 @@ fn unless_refused(done: Result<(), EngineError>) -> Result<bool, EngineError> {
 
 /// How many runs may be remapped that need not be. A run in the middle of a mapping splits it: two more VMAs.
 pub(crate) fn room(vm: &Vm) -> usize {
+    // A run in the middle of a VMA makes three of one: two more.
     vm.vmas.room(&vm.table) as usize / 2
 }
 
@@ -146,10 +149,12 @@ pub(crate) fn afford<R>(
     if runs.len() <= allowed {
         return (runs, Vec::new());
     }
+    // The longest first: a long run saves more memory for the same two VMAs.
     runs.sort_by_key(|it| Reverse(run(it).count));
     let dropped = runs.split_off(allowed);
     let pages = dropped.iter().map(|it| u64::from(run(it).count)).sum();
     vm.stats.vma_refused.add(pages);
+    // Back in the order of pages, in which callers join neighbours.
     runs.sort_by_key(|it| run(it).start);
     (runs, dropped)
 }

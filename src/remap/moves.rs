@@ -26,6 +26,7 @@ pub(crate) fn rehome(vm: &Vm, mut moves: Vec<(PageGuard<'_>, Home)>) -> Result<(
     }
     let left: Vec<(Gfn, Home)> = moves
         .iter()
+        // All homes change before any memory is freed: whoever gets it must find no page that still names it.
         .map(|(page, home)| move_to(page, *home))
         .collect();
     give_back(vm, left)
@@ -80,6 +81,7 @@ pub(crate) fn give_back(
     });
     // All pages together, so that faults that wait for memory are called once.
     vm.budget.give(punched);
+    // Even if nothing came free for others: the VM holds fewer pages, and may be below its ceiling now.
     vm.wake_barred();
     done
 }

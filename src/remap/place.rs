@@ -83,6 +83,7 @@ pub(crate) fn place<'a>(
         Ok(done) => done,
         Err(error) => {
             let matches = chosen.into_iter().flatten();
+            // Nobody knows how many runs the guest has mapped. A frame that it still sees must not be filled anew.
             matches.for_each(|matched| matched.hold.abandon());
             return Err(error);
         }
@@ -92,6 +93,7 @@ pub(crate) fn place<'a>(
         for Match { page, hold } in run {
             if index < done {
                 homes.push(move_to(&page, Home::Shared(hold.frame())));
+                // The page's new home is the reference now, so dropping the hold must not end it.
                 hold.taken_over();
                 mapped.push(page);
             } else {
@@ -100,6 +102,7 @@ pub(crate) fn place<'a>(
         }
     }
     homes.retain(|_| !Seeded::EarlyPunch.is_sown());
+    // Only now: until the frames are mapped, the mappings of the guest lead to the memory that this frees.
     give_back(vm, homes)?;
     // Threads that waited in the kernel for these pages now read the frames.
     for run in runs_of(mapped.iter().map(PageGuard::gfn)) {

@@ -20,10 +20,10 @@
 //! | ballooned | nothing: a guest that gave a page away does not use it |
 //!
 //! The fault thread clears the mark and counts ([`Activity`]). A guest that serves itself opens a frozen page without
-//! the daemon; the access is counted when the page is settled, a little later (`HEARD`). Pages that are still marked at the end of the
-//! period were not touched. They are unmarked, and opened again where a page that stays closed would cost a
-//! mapping. A mark that was lost on the way, because the page was merged or came with its neighbours,
-//! counts neither way. The fraction that was touched, times the size of the VM, is a sample of its
+//! the daemon; the access is counted when the page is settled, a little later (`HEARD`). Pages that are still
+//! marked at the end of the period were not touched. They are unmarked, and opened again where a page that stays
+//! closed would cost a mapping. A mark that was lost on the way, because the page was merged or came with its
+//! neighbours, counts neither way. The fraction that was touched, times the size of the VM, is a sample of its
 //! working set: within 10 percentage points in 19 of 20 periods.
 //!
 //! A period costs the guest at most 100 minor faults, and the memory thread of its shim one command or
@@ -141,6 +141,7 @@ impl Sampler {
     pub fn tick(&mut self, vm: &Vm, now: Instant, period: Duration) -> Result<(), EngineError> {
         // Both of one moment: the caller has done other things since its `now`, and stalls may have been noted later.
         let (stood, now) = vm.stalls.stood_still(now);
+        // A worker that comes late must not end several periods at once.
         let passed = now.saturating_duration_since(self.seen).min(period);
         self.seen = now;
         let still = stood.saturating_sub(std::mem::replace(&mut self.stood, stood));
@@ -192,6 +193,7 @@ impl Sampler {
         // An error, because the guest ends or /proc may not be read, only leaves the number unknown.
         let pages = accessed.and_then(|bytes| Some(bytes.ok()?.pages().min(size)));
         vm.activity.set_referenced(pages);
+        // If the bits are not cleared now, what is counted next would be of more than one period.
         self.cleared = process.clear_accessed().is_ok();
     }
 
@@ -199,11 +201,13 @@ impl Sampler {
     fn mark(&mut self, vm: &Vm) -> Result<u32, EngineError> {
         let pages = vm.table.pages();
         let count = pages.min(SAMPLES);
+        // Each drawn page may take a mapping of its own. Where these run short, sampling gives way.
         if remap::room(vm) < count as usize {
             return Ok(0);
         }
         let drawn = index::sample(&mut self.rng, pages as usize, count as usize);
         let mut gfns: Vec<Gfn> = drawn.iter().map(|gfn| Gfn(gfn as u32)).collect();
+        // Whoever locks several pages takes them in ascending order.
         gfns.sort_unstable();
         let (mut resident, mut shared) = (Vec::new(), Vec::new());
         for page in gfns.into_iter().filter_map(|gfn| vm.try_lock(gfn)) {
@@ -218,10 +222,12 @@ impl Sampler {
                 }
             }
         }
+        // Marked only if they are frozen: an open page would be touched unseen, and count as idle.
         if remap::freeze(vm, resident.iter())? {
             resident.iter().for_each(|page| page.set_sampled(true));
             self.marked.extend(resident.iter().map(PageGuard::gfn));
         }
+        // Unlocked before the next command: a guest that touches them must not wait for it.
         drop(resident);
         self.marked.extend(shared.iter().map(PageGuard::gfn));
         remap::close(vm, &shared)?;
@@ -247,6 +253,7 @@ impl Sampler {
             if !page.entry().is_sampled() {
                 continue;
             }
+            // Counted even if it cannot be opened again below: its period is over either way.
             untouched += 1;
             match page.home() {
                 Home::Shared(_) => shared.push(page),

@@ -82,6 +82,7 @@ impl ConfigFile {
         };
         let mut text = String::new();
         let file = File::open(path).map_err(failed)?;
+        // One byte more than is allowed, which tells a file that is too long from one that just fits.
         file.take(FILE_MAX + 1)
             .read_to_string(&mut text)
             .map_err(failed)?;

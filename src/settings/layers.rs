@@ -183,6 +183,7 @@ impl Layers {
         let before = std::mem::replace(self, new);
         let changed = TABLE.iter().map(|spec| spec.key);
         changed
+            // By what is in force: a value of the file that a higher layer hides changes nothing.
             .filter(|key| before.decided(*key).0 != self.decided(*key).0)
             .map(|key| self.view_of(key))
             .collect()

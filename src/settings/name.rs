@@ -18,6 +18,7 @@ pub struct NameError(String);
 /// # Errors
 /// [`NameError`] that says what a name looks like.
 pub fn check_vm_name(name: &str) -> Result<(), NameError> {
+    // A leading dot would hide its files, a leading dash look like an option.
     let begins_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
     let all_allowed = name
         .chars()

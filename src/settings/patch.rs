@@ -86,6 +86,7 @@ impl<'de> Deserialize<'de> for VmPatch {
                 let mut patch = VmPatch::default();
                 while let Some((key, value)) = map.next_entry::<String, Option<Scalar>>()? {
                     let text = value.map_or_else(|| "none".to_owned(), |value| value.to_string());
+                    // As text, so that JSON and command lines are read by the same rules.
                     let put = patch.put(&key, &text);
                     put.map_err(|error| de::Error::custom(error.in_full()))?;
                 }

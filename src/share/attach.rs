@@ -107,6 +107,7 @@ fn attach_batch(
     for (page, hold) in held {
         match hold {
             Some(hold) => matches.push(Match { page, hold }),
+            // Zero bytes for a page with no memory are there already, so only a resident one has anything to give up.
             None if page.home() == Home::Resident => zeroes.push(page),
             None => {}
         }
@@ -115,6 +116,7 @@ fn attach_batch(
     let count = matches.len();
     let left = place(vm, matches)?;
     vm.stats.attached.add((count - left.len()) as u64);
+    // The answer is one number, so pages behind the first that was left do not count, although some may be attached.
     let first_left = left.iter().map(PageGuard::gfn).min();
     let is_before = |(gfn, _): &&(Gfn, Gfn)| first_left.is_none_or(|left| *gfn < left);
     let attached = batch.iter().take(reached).take_while(is_before).count();
@@ -124,6 +126,7 @@ fn attach_batch(
 /// Locks pages and finds or makes their frames, up to the first page for which that fails.
 fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> Vec<Held<'a>> {
     let mut held: Vec<Held<'_>> = Vec::with_capacity(batch.len());
+    // Attaching is a favour, and must not take what faults wait for.
     if !vm.is_sharing() || vm.is_blocked() || vm.vmas.is_exceeded(&vm.table) {
         return held;
     }
@@ -135,6 +138,7 @@ fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> 
         let is_empty = |home| matches!(home, Home::Untouched | Home::Zero | Home::Resident);
         let page = vm.try_lock(gfn).filter(|page| is_empty(page.home()));
         let Some(page) = page else { break };
+        // Copied after the page is locked, and used from here on: the guest may write the source meanwhile.
         if !copy_out(vm, source, &mut content) {
             break;
         }

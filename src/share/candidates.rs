@@ -64,6 +64,7 @@ impl<'a> Candidates<'a> {
             if let Some(next) = gfns.get(at + 1) {
                 vm.engine.prefetch(*next);
             }
+            // Zeroes need no digest, because they become a hole and no frame.
             let digest = (!self.content.is_zero()).then(|| digest(&self.content));
             if let Some(digest) = digest {
                 self.membership.prefetch(digest);
@@ -78,6 +79,7 @@ impl<'a> Candidates<'a> {
                 None => self.batch.push((gfn, Guess::Zero)),
             }
         }
+        // Merged in large batches, because each batch costs a freeze and a mapping command.
         if self.batch.len() < BATCH {
             return Ok(());
         }
@@ -92,6 +94,7 @@ impl<'a> Candidates<'a> {
         if last != low {
             self.changed += 1;
         }
+        // A page looked at for the first time is tried at once: it may be equal to others as it came.
         if last != 0 && last != low {
             self.vm.stats.volatile.one();
             table.back_off(gfn);
@@ -159,6 +162,7 @@ impl<'a> Candidates<'a> {
     }
 
     fn merge(&mut self) -> Result<(), EngineError> {
+        // Taken even if the merge fails: their references to frames must end with it.
         let batch = std::mem::take(&mut self.batch);
         let shared = merge(self.vm, batch, &mut self.nudges);
         // After the merge: only now are the frames in use that the other workers are to find. After a failure too: the

@@ -23,6 +23,7 @@ use crate::vm::Vm;
 /// Pages that are copied back at once.
 const BATCH: usize = 64;
 /// How long to wait when there is no memory for the pages, or some of them are busy.
+/// Without a pause, one busy page of a stopped guest would keep a processor of the host busy.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// A move that is under way; belongs to the VM's worker.
@@ -57,6 +58,7 @@ impl Joining {
     /// # Errors
     /// [`EngineError`] when the guest or its session is gone.
     pub fn step(&mut self, vm: &Vm, now: Instant) -> Result<bool, EngineError> {
+        // The worker also comes by for its other jobs. The pause after a step in vain holds all the same.
         if now < self.due {
             return Ok(false);
         }
@@ -93,10 +95,12 @@ impl Joining {
             let Home::Shared(frame) = page.home() else {
                 continue;
             };
+            // As a touch, which leaves the reserve alone: nobody waits for this copy.
             if !vm.budget.take(1, Urgency::Touch) {
                 break;
             }
             vm.pool().read(frame, &mut content);
+            // The frame stays mapped until `rehome`, so the copy must be complete before.
             if let Err(error) = vm.engine.write_back(gfn, &content) {
                 vm.budget.give(1);
                 return Err(error);
@@ -114,6 +118,7 @@ fn enter(vm: &Vm, pool: &Arc<Pool>) -> Result<(), EngineError> {
     if !Arc::ptr_eq(pool, &vm.pool()) {
         let fd = pool.read_only_fd().map_err(cannot("open a pool to read"))?;
         vm.engine.set_pool(fd.as_fd())?;
+        // The shim first: if it refuses, daemon and guest still agree on the old pool.
         vm.set_pool(Arc::clone(pool));
     }
     vm.set_sharing(true);

@@ -48,6 +48,7 @@ pub(super) fn merge(
     let pool = vm.pool();
     for (page, guess) in held {
         let gfn = page.gfn();
+        // Read again, although the look has: the guest may have written the page until it was frozen.
         vm.engine.read(gfn, &mut content);
         let hold = match guess {
             Guess::Zero if content.is_zero() => {
@@ -56,6 +57,7 @@ pub(super) fn merge(
             }
             Guess::Zero => None,
             Guess::Frame(hold) => pool.equals(hold.frame(), &content).then_some(hold),
+            // The new frame would be published under a digest that it does not have.
             Guess::First(expected) if digest(&content) != expected => None,
             Guess::First(expected) => {
                 let before = matches.last().map(|m| (m.page.gfn(), m.hold.frame()));
@@ -136,6 +138,7 @@ pub(super) fn frame_of<'a>(
     let find = || FrameHold::find(vm, digest);
     let equal = |hold: &FrameHold<'_>| pool.equals(hold.frame(), content);
     if let Some(hold) = find() {
+        // Equal digests are no proof.
         return Some(hold).filter(equal);
     }
     if !vm.budget.take(1, urgency) {
@@ -149,6 +152,7 @@ pub(super) fn frame_of<'a>(
     let Some((published, known)) = new.publish(digest) else {
         // Somebody else was faster, or the index cannot grow.
         vm.budget.give(1);
+        // Their frame may have the bytes that we wanted to publish.
         return find().filter(equal);
     };
     nudges.extend(known);

@@ -54,6 +54,7 @@ impl Scanner {
     /// [`EngineError`] when the guest or its session is gone.
     pub fn scan(&mut self, vm: &Vm, peers: &dyn Peers, count: u32) -> Result<Found, EngineError> {
         let part = part_of(vm, self.cursor);
+        // Once for each part, because the kernel forgets what it has told.
         if part.start.0 == self.cursor {
             // Before any page of the part is scanned: a write after the scan is then reported in the next pass.
             self.writes_known = take_written(vm, part);
@@ -96,6 +97,7 @@ impl Scanner {
         peers: &dyn Peers,
         mut gfns: Vec<Gfn>,
     ) -> Result<u64, EngineError> {
+        // Nudges come in any order and several times; candidates must be ascending for runs to form.
         gfns.sort_unstable();
         gfns.dedup();
         let is_resident =

@@ -137,6 +137,7 @@ impl SwapFile {
         let mut moving = self.writer.lock();
         write_whole(&*self.storage(), pages, offset(run.start))
             .map_err(|source| SwapError::write(run, source))?;
+        // After the bytes: a slot whose write failed still counts as empty.
         for (slot, &digest) in run.slots().zip(digests) {
             self.digest_of(slot).store(mark(digest), Ordering::Relaxed);
         }
@@ -204,6 +205,7 @@ impl SwapFile {
         let most = self.digests.len();
         assert!(slots as usize <= most, "{slots} swap slots, at most {most}");
         let moving = self.writer.lock();
+        // The writer's lock is held, so nobody else changes the length from here on.
         let len = self.slots.lock().len();
         if slots > len {
             // The file before its slots: no slot may be given out that has no room on the disk.
@@ -211,6 +213,7 @@ impl SwapFile {
             self.slots.lock().extend(slots);
         }
         self.slots.lock().set_limit(slots);
+        // `trim` takes this lock itself.
         drop(moving);
         self.trim()
     }
@@ -245,6 +248,8 @@ impl SwapFile {
         let place = self.place.lock().clone();
         place.truncate(&self.vm, needed)?;
         moving.cut(&self.vm, needed);
+        // Nobody has taken a slot behind `needed` meanwhile: these are above the limit, which only the holder of the
+        // writer's lock raises.
         self.slots.lock().cut(needed);
         Ok(())
     }
@@ -257,6 +262,7 @@ impl SwapFile {
         let mut moving = self.writer.lock();
         moving.cancel();
         let place = self.place.lock().clone();
+        // The file is cut and not just closed, because a guest may hold it open as long as it likes.
         place.truncate(&self.vm, 0)
     }
 

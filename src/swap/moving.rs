@@ -77,9 +77,11 @@ impl Moving {
     /// Writes pages that were written to the file in use to the new file too, if the copying has passed their slots.
     pub(super) fn written(&mut self, run: SlotRun, pages: &[PageBuf]) {
         if let Some(copy) = &mut self.copy
+            // A run can begin below the cursor and end behind it. What is written behind it is copied once more.
             && run.start.0 < copy.cursor
             && let Err(source) = write_whole(&*copy.to.storage, pages, offset(run.start))
         {
+            // No error for whoever wrote: the file in use has the pages. The next step gives the move up.
             copy.failed = Some(SwapError::write(run, source));
         }
     }
@@ -100,6 +102,7 @@ impl Moving {
         len: u32,
         pages: u32,
     ) -> Result<Progress, SwapError> {
+        // At each step, because nobody tells when the last reader of the old file is done.
         let closed = self.close_old();
         let Some(copy) = &mut self.copy else {
             return Ok(match (closed, &self.old) {
@@ -113,14 +116,17 @@ impl Moving {
             return Err(error);
         }
         let left = len.saturating_sub(copy.cursor);
+        // A switch would need a second place for an old file that somebody still reads.
         if left > 0 || self.old.is_some() {
             let left = Pages(u64::from(left));
             return Ok(Progress::Moving { left });
         }
         if let Some(copy) = self.copy.take() {
+            // Kept and not dropped here: readers may hold it, and closing it can take long.
             let old = mem::replace(&mut *file.place.lock(), copy.to);
             self.old = Some(old.storage);
         }
+        // Without a pause: where nobody reads the old file now, the move is over.
         self.step(file, len, 0)
     }
 
@@ -153,6 +159,7 @@ impl Target {
                 break;
             };
             self.copy_run(file, &*from, run)?;
+            // It never goes back: later writes below it go to both files, so a move ends however much is written.
             self.cursor = run.end();
             left -= run.len;
         }

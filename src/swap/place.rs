@@ -45,6 +45,7 @@ impl Place {
         if len > available {
             return Err(no_space(available));
         }
+        // Others use the disk too, so it can be full although it was asked just now.
         let file = DirectFile::create(dir, len).map_err(|error| {
             if is_full(&error) {
                 no_space(available)

@@ -79,6 +79,7 @@ impl Slots {
 
     /// Takes `count` slots in few runs; fewer slots when fewer may be given out.
     pub(super) fn take(&mut self, count: u32) -> Vec<SlotRun> {
+        // Saturating, because more slots are in use than the limit allows after it has fallen.
         let most = self.limit.saturating_sub(self.used());
         self.free.take(count.min(most))
     }

@@ -86,10 +86,12 @@ pub(super) fn write_whole(
     let mut stuck = false;
     while !pages.is_empty() {
         let written = match storage.write_at(pages, offset) {
+            // A page that was written in part is written again, because direct I/O takes whole pages only.
             Ok(bytes) => bytes / PAGE_SIZE,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
+        // Once more and not for ever, where a call does nothing and names no error.
         if written == 0 && stuck {
             return Err(io::ErrorKind::WriteZero.into());
         }

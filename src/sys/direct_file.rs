@@ -37,6 +37,7 @@ impl DirectFile {
     /// `len` bytes, else what the system call says.
     pub fn create(dir: &Path, len: Bytes) -> io::Result<Self> {
         let file = tempfile::tempfile_in(dir)?;
+        // It has no name, but `/proc` leads to it, for every user that its mode lets in.
         file.set_permissions(Permissions::from_mode(0o600))?;
         // Direct I/O is tried on a page that is there: no filesystem refuses a read behind the end.
         file.set_len(PAGE_SIZE as u64)?;
@@ -147,6 +148,7 @@ fn reserve(file: &File, from: Bytes, to: Bytes) -> io::Result<bool> {
         match fallocate(file, FallocateFlags::empty(), start, end - start) {
             Ok(()) => return Ok(true),
             Err(Errno::EINTR) => {}
+            // A length alone will do there, but the disk can then be full at any write.
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
                 file.set_len(to.0)?;
                 return Ok(false);

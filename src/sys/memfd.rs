@@ -169,6 +169,7 @@ impl Memfd {
     /// # Errors
     /// What `fstat(2)` says.
     pub fn allocated(&self) -> io::Result<Pages> {
+        // Blocks of stat(2) have 512 bytes, whatever the filesystem says its block size is.
         Ok(Bytes(self.file.metadata()?.blocks() * 512).pages())
     }
 
@@ -178,6 +179,7 @@ impl Memfd {
     /// What opening `/proc/self/fd/N` says.
     pub fn read_only(&self) -> io::Result<OwnedFd> {
         let reader = self.reader.as_ref().map_or(self.as_fd(), AsFd::as_fd);
+        // Opened anew and not duplicated: a duplicate would keep the right to write.
         let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
         Ok(open(
             path.as_str(),

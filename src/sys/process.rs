@@ -42,9 +42,11 @@ impl Process {
     /// What `getsockopt(2)` or `pidfd_open(2)` says: the process is gone already.
     pub fn peer(socket: &SeqPacket) -> io::Result<Self> {
         let credentials = socket.peer()?;
+        // By the socket where the kernel can: by its number, another process may have taken its place.
         let pidfd = peer_pidfd(socket).or_else(|_| open_pidfd(credentials.pid()))?;
         let process = Self {
             pidfd,
+            // Opened now: the guest closes itself to others before it runs.
             files: ProcFiles::open(credentials.pid()),
             credentials,
         };

@@ -56,6 +56,7 @@ pub fn processor_of(pid: i32, thread: u32) -> Option<usize> {
 
 /// Field 39 of `/proc/PID/stat`. Field 2, a name in parentheses, may hold anything.
 fn processor(stat: &str) -> Option<usize> {
+    // Behind the last bracket, because the name in front of it may hold spaces and brackets.
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_ascii_whitespace().nth(39 - 3)?.parse().ok()
 }

@@ -126,6 +126,7 @@ impl Uffd {
             Err(errno) => return Err(errno.into()),
         };
         for message in bytes[..len].chunks_exact(size_of::<Message>()) {
+            // No other event was asked for: the guest has set up its descriptor differently.
             if message[0] != EVENT_PAGEFAULT {
                 let error = format!("event {:#x}, which is no fault", message[0]);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));

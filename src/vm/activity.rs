@@ -67,6 +67,7 @@ impl Activity {
 
     /// Begins a period with `sampled` sampled pages.
     pub fn begin(&self, sampled: u32) {
+        // Relaxed: a touch that is counted in the wrong period moves the estimate by a hundredth.
         self.touched.store(0, Ordering::Relaxed);
         self.state().sampled = sampled;
     }
@@ -77,6 +78,7 @@ impl Activity {
         let touched = self.touched.swap(0, Ordering::Relaxed);
         let mut state = self.state();
         state.sampled = 0;
+        // Of the pages whose end is known: a mark that was lost counts neither way.
         let Some(now) = fraction(touched, touched.saturating_add(untouched)) else {
             return;
         };
@@ -95,6 +97,7 @@ impl Activity {
         let state = *self.state();
         let (slow, fast) = state.averages?;
         let touched = self.touched.load(Ordering::Relaxed);
+        // A page of an earlier period may be touched in this one, so more may be touched than were drawn.
         let now = fraction(touched, state.sampled.max(touched)).unwrap_or(0.0);
         Some(Estimate {
             slow,
@@ -129,6 +132,7 @@ impl Activity {
     #[must_use]
     pub fn referenced(&self) -> Option<Pages> {
         let mut state = self.state();
+        // To ask is to watch: the number costs page-table walks, which are made only while somebody wants it.
         state.watched = Some(Instant::now());
         state.referenced
     }

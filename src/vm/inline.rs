@@ -51,6 +51,7 @@ impl Vm {
             return Some(page);
         }
         let is_shared = matches!(old, Home::Shared(_));
+        // The guest has remapped the page already. Until the entry shows it, no count of VMAs may cover the change.
         let _change = self.vmas.change(usize::from(is_shared));
         page.set_home(Home::Resident);
         page.set_open();
@@ -68,6 +69,7 @@ impl Vm {
             page.set_refilled();
             self.release_wanted(page.gfn(), old);
             if matches!(old, Home::Swapped(_)) {
+                // The guest has read its swap file itself, past the daemon's counters.
                 self.swap.note_read();
                 self.stats.refill_swap.one();
                 self.stats.inline_swap_ins.one();
@@ -91,6 +93,7 @@ impl Vm {
     /// threads: these have ended when the VM is torn down.
     pub fn settle_done(&self) {
         if let Some(claims) = self.table.claims() {
+            // To lock a page is to settle it; nothing else is to be done under the lock.
             claims.done().for_each(|gfn| drop(self.try_lock(gfn)));
         }
     }
@@ -137,6 +140,8 @@ impl Vm {
 
     /// Takes back the credits that the guest holds and has not used, and returns how many.
     pub fn take_back_credits(&self) -> u64 {
+        // A broken page counts as shared and as a credit until it is settled, which alone can bring the VM below its
+        // ceiling.
         self.settle_done();
         let pages = self.table.claims().map_or(0, |claims| claims.take_back());
         self.budget.give(pages);

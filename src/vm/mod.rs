@@ -194,6 +194,7 @@ impl Vm {
             self.budget.ring_alarm();
             return false;
         }
+        // Pages at hand were granted in this VM's turn, so they are taken although others wait.
         self.granted.take(urgency)
             || (!self.budget.is_awaited(urgency) && self.budget.take(1, urgency))
     }
@@ -344,6 +345,7 @@ impl Vm {
         // Not left to the drop of the VM: other threads may still hold it for a moment.
         self.membership().leave();
         self.budget.leave(&self.parking);
+        // Its place is given up before: pages that come back must go to others.
         self.end_turn();
         self.budget.give(used);
     }

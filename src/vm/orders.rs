@@ -135,6 +135,7 @@ impl Orders {
             let left = (order >> PAGES_SHIFT).saturating_sub(pages.0);
             Some(left << PAGES_SHIFT | order & HOW)
         };
+        // It cannot fail: `less` has an answer for every order.
         let _ = self
             .evict
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);

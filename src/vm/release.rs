@@ -22,6 +22,7 @@ impl Vm {
         if pool.unref(frame) == Unref::Freed {
             self.budget.give(1);
         }
+        // Even if others keep the frame: this VM holds one page less, and may be below its ceiling now.
         self.wake_barred();
     }
 
@@ -43,6 +44,7 @@ impl Vm {
 
     fn free_zip(&self, slot: SlotId, wanted: bool) {
         let mut zip = self.zip.lock();
+        // Before the slot is freed, because afterwards it does not tell which page it held.
         if wanted {
             zip.note_wanted(slot);
         }

@@ -231,6 +231,7 @@ impl Stalls {
 
     /// Notes that from `now` on the thread stands still for another cause.
     pub fn change(&self, stall: &mut Stall, cause: Cause, now: Instant) {
+        // The usual case: a fault that goes on for the same cause needs no lock.
         if stall.cause == cause {
             return;
         }
@@ -311,6 +312,8 @@ impl State {
     /// Counts up to `now`, unless more than that is counted already.
     fn advance(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.at);
+        // Times may come out of order, by threads that read the clock before they took the lock: then nothing has
+        // passed.
         self.at += passed;
         let mut is_stalled = false;
         for (spent, standing) in self.spent.0.iter_mut().zip(self.standing.0) {
@@ -360,11 +363,13 @@ impl State {
             .into_iter()
             .zip(claimed.words.into_iter().zip(self.words))
         {
+            // Wrapping, because the guest adds up modulo 2^32.
             let said = Duration::from_micros(now.wrapping_sub(before).into()).min(room);
             self.spent[cause] += said;
             room -= said;
             counted += said;
         }
+        // At most what is left of the time: a VM cannot be stalled for longer than it has run.
         self.any += counted.min(passed.saturating_sub(self.any - self.believed.any));
         self.words = claimed.words;
         self.believed = self.mark();

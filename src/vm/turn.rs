@@ -44,6 +44,7 @@ impl Granted {
 impl Vm {
     /// Collects what was granted to this VM, so that [`charge`](Self::charge) finds it. Returns how many pages.
     pub fn begin_turn(&self) -> Pages {
+        // Without a place in the queue nothing was granted: bells for unlocked pages need not take its lock.
         if !self.parking.is_starved() {
             return Pages(0);
         }

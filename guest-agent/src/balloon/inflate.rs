@@ -46,6 +46,7 @@ impl Held {
         while left > 0
             && let Some(run) = self.runs.pop()
         {
+            // From the end of a run, which leaves the rest of it in one piece.
             let count = run.count.min(left);
             let rest = run.count - count;
             if rest > 0 {
@@ -104,6 +105,7 @@ impl<'s> Balloon<'s> {
         let before = self.held.pages;
         while self.held.pages > link.target() {
             let want = chunk(self.held.pages - link.target(), u32::MAX);
+            // The host keeps some for now. To ask again at once would only be refused again.
             if self.unlock(link, want)?.1 > 0 {
                 break;
             }
@@ -182,7 +184,9 @@ impl<'s> Balloon<'s> {
             self.source.release(&freed);
         }
         let counts = (pages(&freed), pages(&kept));
+        // Pages without an answer stay in the balloon: the host may believe that they are.
         kept.into_iter().for_each(|run| self.held.add(run));
+        // The error last: what was answered before it counts.
         answers.error.map_or(Ok(counts), Err)
     }
 }

@@ -171,6 +171,7 @@ impl Link {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.receive(question.name(), left)? {
                 (seq, answer) if seq == self.seq => return Ok(answer),
+                // A target that was pushed while the question was under way is no answer to it.
                 (0, ToAgent::Target { pages }) => self.target = pages,
                 (_, other) => return Err(unexpected(question.name(), &other)),
             }
@@ -203,6 +204,7 @@ impl Link {
         batch: &RangeBatch,
         result: BatchResult,
     ) -> Result<BatchResult, LinkError> {
+        // An answer about other pages would have the agent free some that the host has taken.
         if !covers(&result.runs, batch) {
             return Err(LinkError::Unexpected {
                 question,

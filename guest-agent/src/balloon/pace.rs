@@ -53,6 +53,7 @@ impl Pace {
     /// Begins the window of a new poll. A rate that was used up without trouble grows.
     pub(super) fn open_window(&mut self) {
         if self.slow_windows > 0 {
+            // Only a window that used its whole rate shows that the guest could have given more.
             if !self.inflate_ended && self.inflated >= self.slow_rate {
                 self.slow_rate = (self.slow_rate + STEP).min(SLOW_MAX);
             }

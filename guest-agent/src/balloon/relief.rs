@@ -35,6 +35,7 @@ impl ReliefRequests {
             return 0;
         }
         state.wanted = state.wanted.saturating_add(pages);
+        // The round that is still to be taken: one that is under way was asked before this wish.
         let (round, freed) = (state.taken, state.freed);
         bell.ring();
         let pending = |state: &mut State| state.finished <= round && !state.closed;

@@ -54,6 +54,7 @@ impl<'s> Worker<'s> {
         dial: &mut impl FnMut() -> io::Result<SeqPacket>,
     ) -> Result<(), LinkError> {
         let mut link = Link::open(dial()?, &self.start())?;
+        // Only after START is answered: a host that accepts and then refuses must not be dialled at once again.
         self.retry.connected();
         loop {
             match self.serve(&mut link) {
@@ -73,6 +74,7 @@ impl<'s> Worker<'s> {
         while !self.shared.is_stopping() {
             if let Some(pages) = self.shared.relief.take() {
                 let freed = self.relieve(link, pages);
+                // Before the error is looked at: threads that asked must not wait for a connection that has ended.
                 self.shared.relief.finish(*freed.as_ref().unwrap_or(&0));
                 freed?;
             }
@@ -136,6 +138,7 @@ impl<'s> Worker<'s> {
         }
         let until = Instant::now() + pause;
         loop {
+            // Answered although nothing can come: a thread that waits for relief has nothing else to do.
             if self.shared.relief.take().is_some() {
                 self.shared.relief.finish(0);
             }

@@ -153,6 +153,7 @@ impl AnonRegion {
         let allocator = &self.kernel.pages;
         let places = &self.map.places[first as usize..][..count as usize];
         let empty = |place: &&Mutex<Place>| *lock(place) == Place::Nowhere;
+        // Up to the first page that holds something, because the answer is one number.
         let count = places.iter().take_while(empty).count() as u32;
         if count == 0 {
             return Some(0);
@@ -209,6 +210,7 @@ impl AnonRegion {
             Place::Ram(gfn) => gfn,
             Place::Nowhere => {
                 let gfn = self.allocate(page)?;
+                // A new page holds whatever its last owner left, so what is not written here must be cleared.
                 if !whole {
                     self.kernel.memory.write(gfn, 0, &ZEROES);
                 }

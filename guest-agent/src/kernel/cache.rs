@@ -186,6 +186,8 @@ impl CachedFile {
         while done < PAGE_SIZE {
             let offset = u64::from(page) * PAGE_SIZE as u64 + done as u64;
             match self.file.read_at(&mut bounce.0[done..], offset) {
+                // The end of the file. The rest of its last page reads as zeroes, and so does what was cut off since it
+                // was opened.
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -54,6 +54,7 @@ impl Objects {
         loop {
             table.last = table.last.wrapping_add(1);
             let number = table.last;
+            // Numbers come round after 2^32 objects, and 0 stands for nobody.
             if number != 0 && !table.objects.contains_key(&number) {
                 table.objects.insert(number, object);
                 return number;
@@ -70,6 +71,7 @@ impl Objects {
     /// The object with this number.
     pub(super) fn get(&self, number: u32) -> Option<Arc<dyn Object>> {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        // Cloned, so that the table is not locked while the object evicts, which waits for the disk.
         table.objects.get(&number).cloned()
     }
 }

@@ -183,6 +183,7 @@ impl PageAllocator {
         page_use: PageUse,
     ) -> Option<GfnRun> {
         let mut state = lock(&self.state);
+        // Long runs are a favour and leave the watermark alone, or the next allocation would have to reclaim.
         if state.free.pages() < count.saturating_add(self.high_watermark()) {
             return None;
         }
@@ -289,6 +290,7 @@ impl PageAllocator {
     /// other processors.
     pub(super) fn mark_referenced(&self, gfn: Gfn) {
         let bit = &self.referenced[gfn.index()];
+        // A load first: most pages are marked already, and a store would take the word from other processors.
         if !bit.load(Ordering::Relaxed) {
             bit.store(true, Ordering::Relaxed);
         }

@@ -86,6 +86,7 @@ impl Kernel {
                 continue;
             }
             if found.busy > 0 {
+                // Whoever holds the page may be waiting for the host, so this must not become a busy loop.
                 self.pages.wait_freed(BUSY_WAIT);
             } else if !self.relieve(&mut ask_until) {
                 return Err(self.out_of_memory());
@@ -99,6 +100,7 @@ impl Kernel {
         // Two rounds: the first clears the marks of accesses, the second finds pages without a mark.
         let round = self.pages.pages();
         let mut found = self.turn_clock(want, round.saturating_mul(2), false);
+        // Every page was in use since the hand last came by: then one that is in use must go.
         if found.freed == 0 {
             let sparing = found.scanned;
             found = self.turn_clock(want, round, true);
@@ -164,6 +166,7 @@ impl Kernel {
     /// Asks for relief, and waits a little if none came although the balloon holds pages. Returns whether
     /// to look for a page again. The first call sets `until`.
     fn relieve(&self, until: &mut Option<Instant>) -> bool {
+        // The lock ends here, because the hook waits for the host.
         let hook = {
             let set = self.hook.read().unwrap_or_else(PoisonError::into_inner);
             set.as_ref().and_then(Weak::upgrade)
@@ -177,6 +180,7 @@ impl Kernel {
         }
         self.counters.relief.add(1);
         let came = hook.relieve(RELIEF_PAGES);
+        // Nothing came, and there is no balloon from which anything could come later.
         if !came && self.pages.usage().balloon == 0 {
             return false;
         }

@@ -43,6 +43,7 @@ impl FreeRuns {
 
     /// Takes the first page of the shortest run.
     pub(super) fn take_one(&mut self) -> Option<Gfn> {
+        // From the shortest run, so that the long ones stay long for the balloon.
         let &(length, start) = self.by_length.first()?;
         self.unlink(start, length);
         self.link(start + 1, length - 1);

@@ -117,6 +117,7 @@ impl SwapDisk {
 
     fn take(&self) -> Option<SwapSlot> {
         let mut slots = lock(&self.slots);
+        // Slots that were used before come first, so that the file takes no more of the disk than it must.
         let slot = match slots.returned.pop() {
             Some(slot) => slot,
             None if (slots.fresh as usize) < slots.in_use.len() => {
@@ -149,6 +150,8 @@ fn unlinked_file(directory: &Path) -> io::Result<File> {
             .open(directory)
     };
     let opened = match open(libc::O_DIRECT) {
+        // The filesystem knows no direct I/O. The page cache of the machine then holds what was swapped, which only
+        // costs memory.
         Err(error) if error.kind() == ErrorKind::InvalidInput => open(0),
         other => other,
     };
@@ -167,6 +170,7 @@ fn named_file(directory: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true).mode(0o600);
     let file = options.open(&path)?;
+    // At once, so that nothing is left of it, however this process ends.
     std::fs::remove_file(&path)?;
     Ok(file)
 }

@@ -95,6 +95,7 @@ impl Drop for Channel<'_> {
             .channels
             .free
             .fetch_or(1 << self.index, Ordering::Release);
+        // Threads sleep only while no channel is free, so only the first that comes back has anybody to wake.
         if before == 0 {
             futex_wake(&self.channels.free);
         }

@@ -55,6 +55,7 @@ impl SwapSlots for File {
     fn read(&self, slot: u32, into: &mut AlignedPage) -> Option<()> {
         let offset = u64::from(slot) * PAGE_SIZE as u64;
         let read = self.read_at(&mut into.0, offset).ok()?;
+        // A short read is a file that was cut: the page has moved on, and the daemon knows where to.
         (read == PAGE_SIZE).then_some(())
     }
 }
@@ -180,6 +181,7 @@ impl<T: Table> Inline<T> {
     /// Notes that the daemon has served a page that was asked for. The stream goes on behind the pages that came with
     /// it.
     pub fn was_served(&self, touched: Touched, pages: u32) {
+        // A page that came is resident and open, so it is no longer offered.
         let came = |next: &u32| {
             let gfn = touched.gfn.checked_add(next + 1);
             gfn.is_some_and(|gfn| gfn.0 < pages && self.claimer().state(gfn) == State::None)
@@ -197,6 +199,7 @@ impl<T: Table> Inline<T> {
             behind,
         } = work;
         let (gfn, offer) = (claim.gfn(), claim.offer());
+        // Found out before the claim ends, because the claim names the credit; reported when the page is in place.
         let is_low = self.claimer().should_report(&claim);
         let access = if is_low { Step::Report } else { Step::Access };
         let is_done = self.carry_out(map, claim);

@@ -78,6 +78,7 @@ pub(super) fn receive(socket: &SeqPacket) -> Result<(Message, Vec<OwnedFd>), Ses
     let Received::Message { len } = received else {
         return Err(SessionEnd::Closed);
     };
+    // `len` is what the daemon sent: a message that was cut is longer than the buffer, and does not decode.
     match Message::decode(&buffer[..len.min(MAX_MESSAGE)]) {
         Ok(Message::Error(text)) => Err(SessionEnd::Ended(text)),
         message => Ok((message.map_err(SessionEnd::Message)?, fds)),

@@ -75,6 +75,7 @@ impl Memory for Ram {
                 break;
             };
             attached += got.min(part);
+            // The host attaches up to the first page that it cannot, so the parts behind it are not worth asking for.
             if got < part {
                 break;
             }
@@ -121,6 +122,7 @@ pub fn power_on(
     // Ignored: without /proc a core dump holds RAM too, but that is no reason not to power on.
     let _ = privacy::keep_out_of_dumps();
     let socket = SeqPacket::connect(memory_socket).map_err(PowerOnError::Connect)?;
+    // Opened before HELLO, which must say whether this kernel and this user can.
     let uffd = uffd::open();
     hello.uffd = uffd.is_ok();
     let pages = hello.pages;
@@ -139,6 +141,7 @@ pub fn power_on(
     let inline = inline(pages, &welcome, fds.collect())?;
     let uffd = match (welcome.engine, &inline) {
         (Engine::Uffd, None) => Some(uffd),
+        // Another descriptor: features are negotiated once, and only WELCOME says that faults shall be signals.
         (Engine::Uffd, Some(_)) => Some(uffd::open_for_signals()),
         (Engine::Mprotect, _) => None,
     };
@@ -155,6 +158,7 @@ pub fn power_on(
         .send_with_fds(&Message::Ready(ready).encode(), &fds)
         .map_err(cannot("send READY"))?;
     wait(socket.as_fd())?;
+    // After GO, which brings the channels over which the handler asks. No thread touches RAM before.
     let hardware = segv::install(Hardware {
         map,
         channels: go(&socket)?,

@@ -51,6 +51,7 @@ impl RamMap {
         uffd: Option<Userfault>,
     ) -> io::Result<Self> {
         let len = pages as usize * PAGE_SIZE;
+        // With access at once: no thread of the guest runs yet that could touch a page before it is registered.
         let access = uffd.as_ref().map_or(ProtFlags::empty(), |_| READ_WRITE);
         let base = map_file(ram.as_fd(), len, access)?;
         // SAFETY: just mapped, that long, and never unmapped; the handler or the daemon resolves its faults.
@@ -172,6 +173,8 @@ impl Mapping for RamMap {
     fn map_present(&self, run: GfnRun) -> Result<(), i32> {
         // POPULATE maps the present pages at once, which saves a minor fault for each.
         let (file, page) = (self.ram.as_fd(), run.start.0);
+        // With access before it is registered, unlike `map_private`: all of the run is present, so nothing is
+        // allocated.
         self.map(run, READ_WRITE, MapFlags::POPULATE, file, page)?;
         self.register(run)
     }
@@ -188,6 +191,7 @@ impl Mapping for RamMap {
 
     fn copy_to_ram(&self, gfn: Gfn) -> Result<(), i32> {
         let (address, len) = self.range(GfnRun::single(gfn))?;
+        // Through the file, because at the page's own address the guest still reads the frame.
         let offset = i64::try_from(gfn.offset()).map_err(|_| libc::EINVAL)?;
         // SAFETY: the range is one page inside the RAM mapping (`range`). The kernel reads it by itself, so a page that
         // cannot be read gives EFAULT. The file is open, and the hole that is written is mapped by nobody.

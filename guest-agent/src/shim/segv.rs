@@ -131,6 +131,8 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
             }
             Step::Sleep { at, word } => {
                 futex_wait(inline.table().word(at), word);
+                // Not begun anew here: the access that is tried again finds the page, or faults and looks at the offer
+                // again.
                 cause = Some(StallCause::Asleep);
                 Step::Access
             }
@@ -156,6 +158,7 @@ fn serve(hardware: &Hardware, gfn: Gfn, write: bool) {
 
 /// Asks the daemon for access to `gfn` and does what it says.
 fn ask(hardware: &Hardware, gfn: Gfn, write: bool) {
+    // Kept until DONE is sent: the daemon expects it over the channel of its reply.
     let channel = hardware.channels.take();
     let fault = if write {
         Fault::Write(gfn)

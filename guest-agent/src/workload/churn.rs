@@ -86,6 +86,7 @@ impl Worker for Churner {
             region.verified += u32::from(!matches!(done, Err(Failure::Kernel(_))));
             done
         };
+        // Otherwise it is dropped here, which frees it.
         if region.verified < region.set.pages() {
             self.region = Some(region);
         }

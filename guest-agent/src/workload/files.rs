@@ -110,6 +110,7 @@ fn largest_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut looked_at = 0;
     while let Some(directory) = directories.pop() {
+        // A directory that cannot be read is left out, and the rest of the tree is still read.
         let Ok(entries) = fs::read_dir(&directory) else {
             continue;
         };
@@ -127,6 +128,7 @@ fn largest_files(path: &Path) -> io::Result<Vec<PathBuf>> {
             break;
         }
     }
+    // By size and then by name, so that all guests read the same files in the same order.
     files.sort();
     files.truncate(MAX_FILES);
     Ok(files.into_iter().map(|(_, path)| path).collect())

@@ -88,6 +88,7 @@ impl Boot {
         let left = self.truth.pages() - first;
         let attached = match &self.stage {
             Some(stage) => {
+                // A host that refused is asked for a few pages only: what is staged in vain was read for nothing.
                 let most = if self.is_willing {
                     stage.pages()
                 } else {

@@ -126,6 +126,8 @@ impl Store {
         self.content.fill(page, key, next, bytes);
         self.region
             .write(page * PAGE_SIZE as u64 + at as u64, bytes)?;
+        // After the bytes: if the kernel had no page for them, the old version still holds. Relaxed, under the page's
+        // lock.
         self.versions[key as usize].store(next, Ordering::Relaxed);
         Ok(Work::written(self.value))
     }
@@ -149,6 +151,7 @@ impl Store {
         let _lock = self.lock(page);
         let first = page * self.keys_a_page();
         (first..first + self.keys_a_page())
+            // Other threads may be done with loading, and what they wrote meanwhile must not be loaded over.
             .filter(|key| self.version(*key) == 0)
             .try_fold(
                 Work::default(),

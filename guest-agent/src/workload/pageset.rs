@@ -40,6 +40,7 @@ impl PageSet {
             .fill(u64::from(page), u64::from(page), next, &mut bytes);
         self.region
             .write(u64::from(page) * PAGE_SIZE as u64, &bytes)?;
+        // After the bytes, so that a write that failed leaves the page verifiable. Relaxed: a page has one thread.
         version.store(next, Ordering::Relaxed);
         Ok(Work::written(PAGE_SIZE))
     }
@@ -65,6 +66,7 @@ impl PageSet {
     /// is reported once only.
     pub(super) fn rewrite(&self, page: u32) -> Result<Work, Failure> {
         let verified = self.verify(page);
+        // A page with wrong bytes is written all the same: then it is reported once, and not at each visit.
         if let Err(Failure::Kernel(_)) = verified {
             return verified;
         }

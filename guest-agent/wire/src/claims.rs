@@ -302,6 +302,7 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
 
     fn give_credit_back(&self, credit: u32) {
         if credit != FREE {
+            // A plain store: while a thread holds a credit, nobody else changes its word.
             self.0.store(credit_word(credit), CREDIT);
         }
     }
@@ -309,8 +310,10 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
     /// Takes the free credit with the lowest number: [`should_report`](Self::should_report) concludes from the number
     /// of a credit how many are taken.
     fn take_credit(&self, gfn: Gfn) -> Option<u32> {
+        // The lowest one first, because the number of a credit tells how many are left (`MARK`).
         (0..CREDITS).find(|credit| {
             let at = credit_word(*credit);
+            // A load first: an exchange that fails would take the word's cache line from the other threads for nothing.
             self.0.load(at) == CREDIT && self.0.compare_exchange(at, CREDIT, gfn.0 + USED).is_ok()
         })
     }
@@ -365,6 +368,7 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
         let mark = self.0.load(MARK);
         claim.credit != FREE
             && claim.credit >= mark
+            // Exchanged, so that one of several threads reports, and not all.
             && self.0.compare_exchange(MARK, mark, REPORTED).is_ok()
     }
 
@@ -380,6 +384,7 @@ impl<'a, W: Words + ?Sized> Claimer<'a, W> {
             credit,
             waited: true,
         };
+        // Marked before the sleep: the thread that ends the claim wakes others only if it finds the mark.
         let marked = word == waited.encode()
             || self
                 .0

@@ -119,6 +119,7 @@ impl<'a> Reader<'a> {
     /// [`DecodeError`] when the text is cut off, too long or not UTF-8.
     pub fn text(&mut self, field: &'static str, max: usize) -> Result<&'a str, DecodeError> {
         let len = usize::from(self.u16(field)?);
+        // Before the bytes are taken, so that no peer decides how much is copied.
         if len > max {
             return Err(DecodeError::Value {
                 field,
@@ -136,6 +137,7 @@ impl<'a> Reader<'a> {
     pub const fn end(self) -> Result<(), DecodeError> {
         match self.rest.len() {
             0 => Ok(()),
+            // Bytes that nobody reads show that both sides disagree about the layout.
             extra => Err(DecodeError::Trailing { extra }),
         }
     }
@@ -176,6 +178,7 @@ impl Writer {
     /// Appends a text with its length; a text longer than 65 535 bytes is cut.
     pub fn text(&mut self, text: &str) -> &mut Self {
         let mut len = text.len().min(usize::from(u16::MAX));
+        // Half a character would be no UTF-8, and the peer would refuse the whole message.
         while !text.is_char_boundary(len) {
             len -= 1;
         }

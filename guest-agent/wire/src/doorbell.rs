@@ -34,6 +34,7 @@ impl Doorbell {
     /// What `read(2)` says. Silencing a silent bell is no error.
     pub fn silence(&self) -> io::Result<()> {
         match self.0.read() {
+            // EAGAIN: somebody has silenced it already, or it did not ring.
             Ok(_) | Err(Errno::EAGAIN) => Ok(()),
             Err(errno) => Err(errno.into()),
         }

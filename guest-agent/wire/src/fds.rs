@@ -45,6 +45,8 @@ impl SeqPacket {
         let mut iov = [IoSliceMut::new(into)];
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
         let message = retry_receive(|| recvmsg(self, &mut iov, &mut control, flags))?;
+        // An error, because descriptors are told apart by their order: with some missing, one would be taken for
+        // another.
         if message.flags.contains(ReturnFlags::CTRUNC) {
             let error = "a message was cut off: this process can hold no more descriptors";
             return Err(io::Error::other(error));

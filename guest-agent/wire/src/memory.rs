@@ -215,6 +215,7 @@ impl Message {
     pub fn decode(datagram: &[u8]) -> Result<Self, DecodeError> {
         let mut r = Reader::new(datagram);
         let theirs = r.u16("version")?;
+        // Before anything else is read: another version may have another layout from the type on.
         if theirs != VERSION {
             return Err(DecodeError::Version {
                 protocol: "memory",

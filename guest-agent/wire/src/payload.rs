@@ -20,6 +20,7 @@ const _: () = assert!(WORD_BYTES < SHORTEST_BLOCK);
 /// then. Async-signal-safe.
 #[must_use]
 pub fn decompress(payload: &[u8], into: &mut [u8; PAGE_SIZE]) -> bool {
+    // By its length alone: no LZ4 block of a page is as short as a word.
     if let Ok(word) = payload.try_into() {
         fill(u64::from_le_bytes(word), into);
         return true;

@@ -41,6 +41,7 @@ pub enum Received {
 impl Received {
     pub(super) const fn of(len: usize) -> Self {
         match len {
+            // No message of either protocol is empty, so nothing but the end has this length.
             0 => Self::Closed,
             len => Self::Message { len },
         }
@@ -245,11 +246,13 @@ pub fn wait_readable<const N: usize>(
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     retry_on_intr(|| {
+        // Reckoned anew each time, because a signal that ends the wait must not make it longer.
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         // A time that the kernel cannot express is as good as for ever.
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         poll(&mut polled, left.as_ref())
     })?;
+    // A hang-up or an error counts too: the caller learns of it when it reads.
     Ok(polled.map(|fd| !fd.revents().is_empty()))
 }
 

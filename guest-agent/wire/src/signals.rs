@@ -85,6 +85,7 @@ impl Signals {
     /// Polls while the signals are let through; `None` when a signal came.
     fn let_through(&self, fds: &mut [PollFd<'_>], time: Duration) -> io::Result<Option<i32>> {
         let blocked = SigSet::thread_get_mask()?;
+        // Only our signals are let through: others that this thread blocks are for other threads.
         let others = blocked.iter().filter(|signal| !self.set.contains(*signal));
         match ppoll(fds, Some(TimeSpec::from(time)), Some(others.collect())) {
             Ok(ready) => Ok(Some(ready)),
@@ -106,6 +107,7 @@ fn begin_noting(signal: Signal) -> io::Result<()> {
 fn end_noting(signal: Signal) {
     let mut noted = NOTED.lock().unwrap_or_else(PoisonError::into_inner);
     noted.retain_mut(|(other, sets, before)| {
+        // Counted, because several parts of a program can wait for the same signal.
         *sets -= u32::from(*other == signal);
         if *sets == 0 {
             restore_signal(signal, before);
@@ -119,6 +121,7 @@ impl Drop for Signals {
         // Pending signals are noted and forgotten, not delivered to the previous handler: they were meant
         // for the work that is now over.
         while matches!(self.let_through(&mut [], Duration::ZERO), Ok(None)) {}
+        // A note that stays would end the next wait for its signal at once.
         while take_noted(&self.set).is_some() {}
         self.set.iter().for_each(end_noting);
         let _ = self.before.thread_set_mask();

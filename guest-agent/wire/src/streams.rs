@@ -55,6 +55,7 @@ impl Streams {
     #[must_use]
     pub const fn new(most: u32) -> Self {
         Self {
+            // No guest has a page with this number, so no fault continues an unused stream.
             streams: [const { AtomicU64::new(u64::MAX) }; STREAMS],
             oldest: AtomicU32::new(0),
             most,
@@ -65,6 +66,7 @@ impl Streams {
     #[must_use]
     pub fn touched(&self, gfn: Gfn) -> Touched {
         let known = self.streams.iter().enumerate().find_map(|(at, stream)| {
+            // Relaxed: a stream is one word, and no other memory depends on it.
             let word = stream.load(Ordering::Relaxed);
             #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
             let ahead = (word as u32).saturating_mul(2).saturating_add(1);
@@ -73,6 +75,7 @@ impl Streams {
         let oldest = || self.oldest.fetch_add(1, Ordering::Relaxed) as usize % STREAMS;
         let (at, ahead) = known.unwrap_or_else(|| (oldest(), 0));
         let touched = Touched { at, gfn, ahead };
+        // Noted even if nothing is given: the stream goes on at the next page, however it is served.
         self.gave(touched, 0);
         touched
     }
@@ -81,6 +84,7 @@ impl Streams {
     pub fn gave(&self, touched: Touched, count: u32) {
         let next = touched.gfn.0.saturating_add(1).saturating_add(count);
         let word = u64::from(next) << 32 | u64::from(touched.ahead);
+        // Pages that came ahead cause no fault, so the stream goes on behind them.
         self.streams[touched.at].store(word, Ordering::Relaxed);
     }
 }

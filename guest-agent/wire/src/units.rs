@@ -41,6 +41,7 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
         "p" | "page" | "pages" => PAGE_SIZE as u64,
         _ => return None,
     };
+    // Whole numbers are multiplied as such, because a float does not hold all of 64 bits.
     if !number.contains('.') {
         return number.parse::<u64>().ok()?.checked_mul(unit);
     }

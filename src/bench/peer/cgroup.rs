@@ -79,6 +79,7 @@ impl<'a> Cgroup<'a> {
         };
         let dir = dir.join(format!("{SCRATCH_PREFIX}{:016x}", rand::random::<u64>()));
         guard
+            // Before it is made, so that it is removed even if this process is killed in between.
             .undo(Undo::RemoveCgroup(dir.clone()))
             .map_err(BenchError::io("have a cgroup removed"))?;
         let made = fs::create_dir(&dir)

@@ -103,10 +103,12 @@ impl<'a> Ksm<'a> {
         if let Err(error) = fs::OpenOptions::new().write(true).open(file("run")) {
             return Ok(Err(format!("its settings are for root: {error}")));
         }
+        // Claimed before its counters are read: another benchmark could begin in between.
         if let Err(why) = guard.claim(&file("run")) {
             return Ok(Err(why.to_string()));
         }
         let used = number("pages_shared").map_err(BenchError::io("read KSM's counters"))?;
+        // To stop KSM unmerges everything, also what others have merged.
         if used > 0 {
             return Ok(Err(format!(
                 "somebody uses it: {used} pages are merged now"

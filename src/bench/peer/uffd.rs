@@ -28,6 +28,7 @@ impl BareUffd {
     pub(crate) fn start(setup: &Setup<'_>, pages: u32) -> Result<Self, BenchError> {
         let io = BenchError::io("serve a guest with a bare userfaultfd");
         let path = setup.subdirectory("uffd")?.join("bare.sock");
+        // A round before may have left it.
         let _ = std::fs::remove_file(&path);
         let listener = SeqPacketListener::bind(&path).map_err(&io)?;
         let bell = Arc::new(Doorbell::new().map_err(&io)?);
@@ -35,6 +36,7 @@ impl BareUffd {
         let serve = move || serve(&listener, pages, &stop);
         let builder = thread::Builder::new().name("bare-uffd".to_owned());
         let thread = builder.spawn(serve).map_err(&io)?;
+        // The thread waits for a guest, and would wait for ever for one that did not start.
         let driven = Self::guest(setup, &path, pages).inspect_err(|_| bell.ring())?;
         Ok(Self {
             driven,
@@ -59,6 +61,7 @@ impl BareUffd {
 
     /// Ends both.
     pub(crate) fn stop(self) -> Result<(), BenchError> {
+        // The guest first: it could wait for a page that nobody brings any more.
         drop(self.driven);
         self.bell.ring();
         let served = self

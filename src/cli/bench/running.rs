@@ -71,6 +71,8 @@ impl Running {
         }
         if matches!(event, Event::Signal(_)) {
             self.stop.store(true, Ordering::Relaxed);
+            // A benchmark that hangs in the kernel is left behind: the guard puts the machine back when this process
+            // ends.
             if wait(GRACE)? != Event::Readable {
                 return Ok(Exit::Interrupted);
             }

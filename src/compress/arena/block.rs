@@ -120,6 +120,7 @@ impl<T> Block<T> {
             if best.is_none_or(|best| cost < best) {
                 best = Some(cost);
             }
+            // No slot can cost less, and a block has up to 128 of them.
             if (cost.holes, cost.emptied) == (0, 0) {
                 break;
             }

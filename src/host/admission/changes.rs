@@ -151,6 +151,7 @@ impl Admission {
             let Some(at) = snapshot.vms.iter().position(|vm| vm.id == id) else {
                 continue;
             };
+            // Taken out while the new one is asked for, which replaces it.
             let before = std::mem::replace(&mut snapshot.vms[at].reservation, Pages(0));
             let asked = policy::VmParams {
                 size: snapshot.vms[at].size,
@@ -200,6 +201,7 @@ impl Admission {
             let there = self.configuration.swap_dir(&change.old);
             let mut undone = Ok(());
             if there != self.configuration.swap_dir(&change.new.now) {
+                // To move a file to where it is gives up the move that is under way.
                 undone = swap.begin_move(&there);
             }
             if after > before {

@@ -22,6 +22,7 @@ impl Overdraft {
         self.strikes = if filled.saturating_sub(paid) > TOLERANCE {
             self.strikes + 1
         } else {
+            // One off and not all: a guest that takes too much at most looks, not at each, is caught too.
             self.strikes.saturating_sub(1)
         };
         self.strikes >= STRIKES

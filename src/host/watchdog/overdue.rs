@@ -67,6 +67,7 @@ pub(super) fn overdue(need: &Need, now: Instant, guests: &[Debtor]) -> Option<(u
         .iter()
         .enumerate()
         .filter(|(_, guest)| guest.silence >= deadline && guest.spare > Pages(0));
+    // One guest, and the one whose end gives the others most: the fewer are ended the better.
     let most = silent.max_by_key(|(_, guest)| guest.spare)?;
     Some((most.0, why))
 }

@@ -43,6 +43,7 @@ impl PageTable {
             return Due::Now;
         }
         let less = entry - (1 << SKIP_SHIFT);
+        // If the entry has changed meanwhile, this pass is not counted, and the page is skipped once more.
         let _ = word.compare_exchange(entry, less, Ordering::Relaxed, Ordering::Relaxed);
         if entry & UNSEEN != 0 && entry & QUIET == 0 {
             Due::Later

@@ -72,6 +72,7 @@ pub(super) fn changes(
 fn inputs(host: &HostSnapshot, config: &Config, now: &Plan, at: usize) -> Vec<Input> {
     let vm = &host.vms[at];
     let shares = match vm.shares {
+        // Twice nothing is nothing, so what a VM gets by default stands in.
         0 => normal_shares(vm.size),
         shares => shares.saturating_mul(2),
     };
@@ -124,6 +125,7 @@ fn with(
         Input::NotByHand => vm.balloon_by_hand = None,
         Input::Free { pages, .. } => {
             host.used = host.used.min(host.budget).saturating_sub(pages);
+            // From the state that is to be left: what it takes to enter one differs from what it takes to leave it.
             host.state = now.state;
         }
     }
@@ -151,6 +153,7 @@ impl Change {
             self.swap_target,
             self.evict,
         ];
+        // How much is missing to the next state is worth knowing even where it changes nothing for this VM.
         matches!(self.input, Input::Free { .. })
             || self.blocked.is_some()
             || pages.iter().any(Option::is_some)

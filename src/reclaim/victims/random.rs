@@ -57,6 +57,7 @@ pub(in super::super) fn random<'a>(
             break;
         }
     }
+    // Where few pages qualify, dice hardly ever hit them, and a host that is short of memory needs them all.
     if chosen.len() < want {
         let all = round(vm, dice.random_range(0..pages));
         take(vm, all, want, qualifies, &mut chosen);

@@ -84,6 +84,7 @@ impl SecondChance {
         let Some(last) = pages.last() else {
             return Ok(false);
         };
+        // Before sorting: the hand may have come round, and then the last page taken is not the highest.
         self.hand = last.gfn().0 + 1;
         pages.sort_unstable_by_key(PageGuard::gfn);
         let frozen = freeze(vm, pages.iter())?;
@@ -114,6 +115,7 @@ impl Dense {
     ) -> Vec<PageGuard<'a>> {
         let part = if hurry { u64::MAX } else { WATCHED_PART };
         let watch = usize::try_from(vm.table.count(Home::Resident) / part);
+        // Only what is in excess of the queue's length has had its time.
         let spare = self.0.len().saturating_sub(watch.unwrap_or(usize::MAX));
         let mut chosen = Vec::new();
         let dense = from_fn(|| self.0.pop_front());

@@ -138,6 +138,7 @@ numbers! { u16 u32 u64 }
 
 impl Field for String {
     fn write(&self, of: &Of, to: &mut Writer) {
+        // Cut and not refused: these texts are for people, and must not keep a message from being sent.
         to.text(&self[..self.floor_char_boundary(*of.limit.end() as usize)]);
     }
 
@@ -170,6 +171,7 @@ impl<T: Field> Field for Vec<T> {
 
     fn read(of: &Of, from: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let number = u32::read(of, from)?;
+        // One by one: where the number is a lie, the message ends before memory is set aside for all of them.
         (0..number).map(|_| T::read(of, from)).collect()
     }
 
@@ -217,6 +219,7 @@ pub(super) fn open<'a>(
     }
     let mut from = Reader::new(datagram);
     let (theirs, kind, seq) = (from.u16("version")?, from.u16("type")?, from.u32("seq")?);
+    // The type is read first, because messages of the handshake have a version of their own.
     let ours = version(kind);
     if theirs != ours {
         return Err(DecodeError::Version {

@@ -33,6 +33,7 @@ impl RangeBatch {
             check("range start", run.start.0.into(), end..=u64::MAX)?;
             end = run.end();
         }
+        // Once, behind the loop: ranges ascend, so no other ends later than the last.
         check("range end", end, 0..=1 << 32)?;
         check(
             "pages in one batch",

@@ -73,6 +73,7 @@ impl Command {
         };
         let count = u16::try_from(self.runs.len().min(MAX_RUNS)).unwrap_or(u16::MAX);
         w.u32(self.seq).u16(op).u16(count);
+        // Cut rather than sent: the shim would end the session for a longer command.
         for remap in self.runs.iter().take(MAX_RUNS) {
             w.u32(remap.run.start.0)
                 .u32(remap.run.count)
@@ -108,6 +109,7 @@ impl Command {
                 allowed: "at most 1024".into(),
             });
         }
+        // The count is checked before memory is set aside for it.
         let mut runs = Vec::with_capacity(usize::from(count));
         for _ in 0..count {
             let start = Gfn(r.u32("start")?);

@@ -39,6 +39,7 @@ pub(crate) fn restore_signal(signal: Signal, before: &SigAction) {
 pub(crate) fn take_noted(signals: &SigSet) -> Option<Signal> {
     signals.iter().find(|signal| {
         let bit = bit(*signal as libc::c_int);
+        // Relaxed: nothing but the bit is handed over.
         NOTED.fetch_and(!bit, Ordering::Relaxed) & bit != 0
     })
 }

@@ -142,6 +142,7 @@ pub const MAPPING: [Errno; 1] = [Errno::EAGAIN];
 pub fn retry<T>(passing: &[Errno], mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     for _ in 1..ATTEMPTS {
         match call() {
+            // Whoever frees the page table may need this processor to go on.
             Err(errno) if passing.contains(&errno) => std::thread::yield_now(),
             done => return done,
         }
@@ -190,6 +191,7 @@ pub fn map_present(uffd: BorrowedFd<'_>, address: usize) -> Result<(), i32> {
         unsafe { call::map_present(uffd.as_raw_fd(), &raw mut range) }
     });
     match mapped {
+        // EEXIST: another thread that faulted has mapped it.
         Ok(_) | Err(Errno::EEXIST) => Ok(()),
         Err(errno) => Err(errno as i32),
     }
