@@ -95,8 +95,7 @@ impl Follower {
         }
     }
 
-    /// Moves this thread to `processor`, if it may run there. A failure changes nothing, because faults can be served
-    /// on any processor.
+    /// Moves this thread to `processor`. Where that fails, nobody is followed: faults can be served on any processor.
     fn go(&mut self, processor: usize) {
         let (Ok(now), Ok(one)) = (Processors::of_this_thread(), Processors::only(processor)) else {
             return;
@@ -108,9 +107,11 @@ impl Follower {
             // is the one to go back to.
             _ => now,
         };
-        self.follow = None;
         if all.contains(processor) && one.take().is_ok() {
             self.follow = Some(Follow { all, one });
+        } else {
+            // The thread cannot be followed there, and where it was it is no longer.
+            self.leave();
         }
     }
 
@@ -175,6 +176,22 @@ mod tests {
         assert_eq!((follower.due(now), here()), (None, all));
         faults(&mut follower, thread, FOLLOW_AFTER - 1, now + REST);
         assert_eq!(here(), all, "it is counted anew");
+    }
+
+    #[test]
+    fn thread_that_went_where_nobody_may_follow_is_followed_no_longer() {
+        let (pid, _) = ids();
+        let all = here();
+        let at = (0..64).find(|at| all.contains(*at)).expect("one at least");
+        let barred = (0..1024)
+            .rev()
+            .find(|at| !all.contains(*at))
+            .expect("no machine has all");
+        let mut follower = Follower::new(pid, Instant::now());
+        follower.go(at);
+        follower.go(barred);
+        assert!(follower.follow.is_none());
+        assert_eq!(here(), all);
     }
 
     #[test]

@@ -369,7 +369,6 @@ impl State {
             room -= said;
             counted += said;
         }
-        // At most what is left of the time: a VM cannot be stalled for longer than it has run.
         self.any += counted.min(passed.saturating_sub(self.any - self.believed.any));
         self.words = claimed.words;
         self.believed = self.mark();
