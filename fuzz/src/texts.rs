@@ -5,11 +5,12 @@ use std::path::Path;
 use arbitrary::{Result, Unstructured};
 use memvisor::calculator::{Format, Scenario};
 use memvisor::settings::{
-    ConfigError, ConfigFile, Layer, Layers, Origin, Profile, TABLE, VM_KEYS, VmPatch, check_vm_name,
+    ConfigError, ConfigFile, Layer, Layers, Origin, Profile, TABLE, VM_KEYS, VmPatch,
 };
 use memvisor::units::Bytes;
 use memvisor_guest_agent::workload::WorkloadSpec;
 use memvisor_wire::units::{parse_bytes, parse_duration, parse_duration_in, parse_pages};
+use memvisor_wire::vm_name::check_vm_name;
 
 use super::{mutate, text};
 

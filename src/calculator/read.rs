@@ -1,11 +1,11 @@
 //! Makes a scenario of the values of a file. All that is wrong is reported at once.
 
+use memvisor_wire::vm_name::check_vm_name;
+
 use super::Scenario;
 use super::vm::{self, WrittenVm};
 use crate::policy::{FreeState, HostSnapshot, Policy, VmSnapshot, policies};
-use crate::settings::{
-    HostSettings, Layer, Layers, Node, Problem, Profile, Reading, Table, check_vm_name, shown,
-};
+use crate::settings::{HostSettings, Layer, Layers, Node, Problem, Profile, Reading, Table, shown};
 use crate::units::{Bytes, Pages, VmId};
 
 const HOST_KEYS: &str = "memory, used, free, overhead, state, profile, policy";

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::settings::{Key, SettingError, check_vm_name};
+use memvisor_wire::vm_name::check_vm_name;
+
+use crate::settings::{Key, SettingError};
 use crate::units::{Bytes, DURATIONS, PAGE_SIZE, parse_duration};
 
 /// A size of memory: more than zero, in whole pages.

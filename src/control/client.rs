@@ -9,6 +9,7 @@ use hyper::body::Bytes as Body;
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use memvisor_wire::vm_name::{NameError, check_vm_name};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -17,7 +18,7 @@ use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
 use super::{AgentToken, BalloonRequest, ErrorBody, ReloadReport, SettingRequest};
-use crate::settings::{DEFAULT, Key, NameError, Scalar, SettingView, VmPatch, check_vm_name};
+use crate::settings::{DEFAULT, Key, Scalar, SettingView, VmPatch};
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::Bytes;
 

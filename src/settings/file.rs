@@ -10,10 +10,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use memvisor_wire::vm_name::check_vm_name;
 use thiserror::Error;
 
 use super::layers::Layer;
-use super::name::check_vm_name;
 use super::start::StartSettings;
 use super::tree::{Entry, Invalid, Node, Problem, Reading, Table};
 use super::vm::{VmPatch, VmSettings};

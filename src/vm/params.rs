@@ -2,6 +2,7 @@
 
 use memvisor_wire::claims::words;
 use memvisor_wire::memory::Hello;
+use memvisor_wire::vm_name::{NameError, check_vm_name};
 use thiserror::Error;
 
 use crate::units::{Bytes, PAGE_SIZE, Pages};
@@ -27,9 +28,9 @@ pub struct VmParams {
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ParamsError {
-    /// The name cannot be part of a file name or of a row in a table.
-    #[error("name `{}` is not allowed: 1 to 64 letters, digits, `-`, `_` or `.`, no leading `.`", .0.escape_debug())]
-    Name(String),
+    /// The name cannot be that of a VM.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// The VM has no memory, or more than memvisor can map.
     #[error("{0} of memory are not allowed: a guest has from 4.0 KiB to {max}", max = Bytes(u64::from(MAX_PAGES) * PAGE_SIZE as u64))]
     Size(Bytes),
@@ -45,10 +46,7 @@ impl VmParams {
         if hello.pages == 0 || hello.pages > MAX_PAGES {
             return Err(ParamsError::Size(size));
         }
-        let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if hello.name.is_empty() || hello.name.starts_with('.') || !hello.name.chars().all(good) {
-            return Err(ParamsError::Name(hello.name.clone()));
-        }
+        check_vm_name(&hello.name)?;
         Ok(Self {
             name: hello.name.clone(),
             pages: hello.pages,

@@ -11,8 +11,8 @@
 //! - How it travels: [`SeqPacket`] with messages and descriptors, [`Doorbell`], [`runtime_dir()`], and [`sys`]: userfaultfd and the
 //!   mapped claim table. `sys` is the only part with `unsafe`.
 //! - What either end owes the other as a process: [`privacy`], [`signals`] by which it is told to end, and
-//!   [`system_error`], the error for a system call that failed, and [`units`], sizes and times as people write
-//!   them.
+//!   [`system_error`], the error for a system call that failed, [`units`], sizes and times as people write
+//!   them, and [`vm_name`].
 
 pub mod balloon;
 pub mod claims;
@@ -31,6 +31,7 @@ pub mod streams;
 pub mod sys;
 pub mod system_error;
 pub mod units;
+pub mod vm_name;
 
 pub use codec::{DecodeError, Reader, Writer};
 pub use doorbell::Doorbell;

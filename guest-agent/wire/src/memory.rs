@@ -26,6 +26,7 @@ pub use channel::{FAULT_BYTES, Fault, REPLY_BYTES, Reply};
 pub use command::{Ack, Command, Op, Remap};
 pub use shares::{Shares, SharesError};
 
+use crate::vm_name::NAME_MAX;
 use crate::{DecodeError, Reader, Writer};
 
 /// The version of this protocol. Both sides come from one build, so it must match exactly.
@@ -34,8 +35,8 @@ pub const VERSION: u16 = 6;
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Runs in one command. Each run takes a system call, and 1024 of them keep the memory thread busy for about 3 ms.
 pub const MAX_RUNS: usize = 1024;
-/// Bytes of a VM's name, which becomes part of file names and of table rows.
-pub const MAX_NAME: usize = 64;
+/// Bytes of a VM's name.
+pub const MAX_NAME: usize = NAME_MAX;
 /// Bytes of a salt and of the workload text shown by `vm show`.
 pub const MAX_TEXT: usize = 256;
 /// Fault channels of a guest: how many of its threads can wait for an answer of the daemon at once.

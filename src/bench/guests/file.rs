@@ -6,12 +6,12 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use memvisor_wire::vm_name::check_vm_name;
 use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
 use super::fleet::{Fleet, FleetGuest, MAX_GUESTS, wants};
-use crate::settings::check_vm_name;
 use crate::units::{Bytes, Pages, SizeError};
 
 /// The most bytes of a file, far more than even the largest fleet needs.
