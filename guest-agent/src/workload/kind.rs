@@ -193,7 +193,6 @@ impl fmt::Display for Parameter {
     }
 }
 
-/// Reads `yes` or `no`.
 /// Reads a rate above 0, in bytes per second.
 pub(super) fn parse_rate(text: &str) -> Option<u64> {
     parse_bytes(text).filter(|rate| (1..=HIGHEST_RATE).contains(rate))
@@ -204,6 +203,7 @@ pub(super) fn parse_time(text: &str) -> Option<Duration> {
     parse_duration(text).filter(|time| *time <= LONGEST)
 }
 
+/// Reads `yes` or `no`.
 pub(super) fn parse_yes(text: &str) -> Option<bool> {
     match text {
         "yes" => Some(true),

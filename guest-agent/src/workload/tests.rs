@@ -110,7 +110,8 @@ fn settings_document_has_every_kind_and_every_parameter() {
     ] {
         let text = expected.join("\n");
         let is_there = table(head) == expected;
-        assert!(is_there, "docs/settings.md should have:\n{text}");
+        let what = "of docs/settings.md should have these rows, in this order";
+        assert!(is_there, "the table `{head}` {what}:\n{text}");
     }
 }
 
@@ -118,7 +119,11 @@ fn settings_document_has_every_kind_and_every_parameter() {
 fn workloads_all_at_once_in_little_ram_find_no_mismatch() {
     for kind in KINDS {
         let is_tested = ALL.iter().any(|spec| spec.starts_with(kind.name()));
-        assert!(is_tested, "no test runs `{}`", kind.name());
+        let name = kind.name();
+        assert!(
+            is_tested,
+            "no test runs `{name}`: ALL in this file needs a line with it"
+        );
     }
     let guest = guest(128, 512);
     let runner = guest.start(ALL).expect("they fit");
