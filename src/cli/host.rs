@@ -46,8 +46,8 @@ pub(super) struct HostArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The set of defaults: lab, with which memory moves within seconds, or esx, as ESX ships
-    /// [default: lab].
+    /// The set of defaults: lab, with which memory moves within seconds; esx, as ESX ships; or throughput, for guests
+    /// that get as much done as possible [default: lab].
     #[arg(long)]
     profile: Option<Profile>,
 
