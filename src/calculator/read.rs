@@ -60,14 +60,14 @@ impl TryFrom<Scalar> for Size {
 pub(super) fn scenario(mut reading: Reading, written: &Written) -> Result<Scenario, Vec<Problem>> {
     let host = written.host.as_ref();
     if reading.problems.is_empty() && written.vm.is_empty() {
-        reading.wrong(None, "there is no VM; write [vm.NAME] for each".to_owned());
+        reading.wrong(None, "there is no VM; write [vm.NAME] for each");
     }
     if reading.problems.is_empty() && host.is_none() {
-        reading.wrong(None, format!("[host] needs memory, {SIZES}"));
+        reading.wrong(None, &format!("[host] needs memory, {SIZES}"));
     }
     if let Some(host) = host.filter(|host| host.memory.get_ref().0 == Pages(0)) {
         let text = format!("[host]: memory cannot be 0; allowed: {SIZES}");
-        reading.wrong(host.memory.span(), text);
+        reading.wrong(host.memory.span(), &text);
     }
     let layer = reading.settings(&written.settings);
     let profile = host.map(|host| host.profile).unwrap_or_default();
@@ -111,9 +111,9 @@ impl Reading {
             let name = table.get_ref().get("name");
             let name = name.map_or_else(|| key.clone(), ToString::to_string);
             if let Err(error) = check_vm_name(&name) {
-                self.wrong(table.span(), error.to_string());
+                self.wrong(table.span(), &error.to_string());
             } else if !seen.insert(name.clone()) {
-                self.wrong(table.span(), format!("VM {name} is there twice"));
+                self.wrong(table.span(), &format!("VM {name} is there twice"));
             }
             vms.extend(self.snapshot(VmId(id), &name, table, host));
             names.push(name);
@@ -128,11 +128,11 @@ impl Reading {
         table: &Spanned<Keys>,
         host: &HostSettings,
     ) -> Option<VmSnapshot> {
-        let wrong = |error: String| format!("VM {}: {error}", shown(name));
+        let wrong = |error: &str| format!("VM {}: {error}", shown(name));
         let (mut vm, known) = (WrittenVm::default(), self.problems.len());
         for (key, value) in table.get_ref() {
             if let Err(error) = vm.take(key, &value.to_string()) {
-                self.wrong(value.span(), wrong(error));
+                self.wrong(value.span(), &wrong(&error));
             }
         }
         // What does not follow from values that are wrong is no other problem.
@@ -141,7 +141,7 @@ impl Reading {
         }
         let snapshot = vm.snapshot(id, host);
         snapshot
-            .map_err(|error| self.wrong(table.span(), wrong(error)))
+            .map_err(|error| self.wrong(table.span(), &wrong(&error)))
             .ok()
     }
 
@@ -152,7 +152,7 @@ impl Reading {
         let given = [&host.used, &host.free, &host.overhead].map(Option::as_ref);
         if let Some(second) = given.iter().flatten().nth(1) {
             let text = "[host]: used, free and overhead follow from each other: give one of them";
-            self.wrong(second.span(), text.to_owned());
+            self.wrong(second.span(), text);
         }
         let (key, written, used) = match given {
             [Some(used), ..] => ("used", used, size(used)),
@@ -163,7 +163,7 @@ impl Reading {
         if size(written) > memory {
             let memory = bytes(memory);
             let text = format!("[host]: {key} is {value}, more than the memory of {memory}");
-            self.wrong(written.span(), text);
+            self.wrong(written.span(), &text);
         } else if held > used {
             let (used, held) = (bytes(used), bytes(held));
             let text = format!(
@@ -171,7 +171,7 @@ impl Reading {
                  allowed: used of at least what they hold, or VMs that hold less (consumed, \
                  swapped, balloon)"
             );
-            self.wrong(written.span(), text);
+            self.wrong(written.span(), &text);
         }
         used
     }

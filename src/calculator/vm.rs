@@ -47,14 +47,14 @@ impl WrittenVm {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn take(&mut self, key: &str, text: &str) -> Result<(), String> {
-        let allowed = |allowed| format!("{key} cannot be `{}`; allowed: {allowed}", shown(text));
+        let cannot = |allowed| format!("{key} cannot be `{}`; allowed: {allowed}", shown(text));
         let pages = size(text);
-        let size = || pages.map(Some).ok_or_else(|| allowed(SIZES));
+        let size = || pages.map(Some).ok_or_else(|| cannot(SIZES));
         match key {
             "name" => {}
             "size" => self.size = size()?,
             "swap-room" => self.swap_room = size()?,
-            "agent" => self.agent = Some(text.parse().map_err(|_| allowed("true, false"))?),
+            "agent" => self.agent = Some(text.parse().map_err(|_| cannot("true, false"))?),
             _ if SETTINGS.contains(&key) => {
                 // Sizes are rounded down to whole pages, as elsewhere in a scenario.
                 let is_size = |known: &VmKey| known.name == key && known.is_size;
@@ -66,7 +66,7 @@ impl WrittenVm {
             _ if fields().any(|field| field == key) => {
                 let name = key.replace('-', "_");
                 let value = field(&name, text);
-                let value = value.ok_or_else(|| allowed("true or false, a number, or a size"))?;
+                let value = value.ok_or_else(|| cannot("true or false, a number, or a size"))?;
                 self.fields.insert(name, value);
             }
             _ => match PLACES.iter().position(|place| *place == key) {

@@ -143,7 +143,7 @@ impl Reading {
         let mut vms = BTreeMap::new();
         for (name, table) in tables {
             if let Err(error) = check_vm_name(name) {
-                self.wrong(table.span(), error.to_string());
+                self.wrong(table.span(), &error.to_string());
             }
             vms.insert(name.clone(), self.vm(table));
         }
@@ -155,7 +155,7 @@ impl Reading {
         for (key, value) in table.get_ref() {
             let line = self.line(&value.span());
             if let Err(error) = found.put(line, key, &value.to_string()) {
-                self.wrong(value.span(), error.in_full());
+                self.wrong(value.span(), &error.in_full());
             }
         }
         // Only the VM knows its size. Checked with the largest possible one, so that what can never fit is found.

@@ -86,7 +86,7 @@ impl fmt::Display for Invalid {
 }
 
 /// A file that is being read, with all that has been found wrong.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Reading {
     text: String,
     pub problems: Vec<Problem>,
@@ -126,7 +126,7 @@ impl Reading {
         let (text, problems) = (text.to_owned(), Vec::new());
         let mut reading = Self { text, problems };
         for error in errors {
-            reading.wrong(error.span(), error.message().to_owned());
+            reading.wrong(error.span(), error.message());
         }
         for (key, value) in root.iter_mut() {
             let value = value.get_mut();
@@ -166,7 +166,7 @@ impl Reading {
             match value.into_inner() {
                 DeValue::Table(inner) => self.take_in(&format!("{key}."), inner, flat),
                 _ if flat.contains_key(key.as_str()) => {
-                    self.wrong(at, format!("{} is given twice", shown(&key)));
+                    self.wrong(at, &format!("{} is given twice", shown(&key)));
                 }
                 value => {
                     flat.insert(Spanned::new(at, key.into()), Spanned::new(place, value));
@@ -193,7 +193,7 @@ impl Reading {
             let lacks = lacks.map(|key| format!("{name}.{}", key.trim_end_matches('`')));
             // What a table lacks because it was left out is no other problem.
             if !lacks.is_some_and(|key| left_out.contains(&key)) {
-                self.wrong(place, format!("{}: {message}", shown(&name)));
+                self.wrong(place, &format!("{}: {message}", shown(&name)));
             }
             if !remove(&mut root, &path) {
                 break;
@@ -204,7 +204,7 @@ impl Reading {
     }
 
     /// Notes what is wrong at a place of the text, or with no place.
-    pub(crate) fn wrong(&mut self, at: impl Into<Option<Range<usize>>>, text: String) {
+    pub(crate) fn wrong(&mut self, at: impl Into<Option<Range<usize>>>, text: &str) {
         let line = at.into().map(|at| self.line(&at));
         // serde quotes keys and values as they are.
         let text = text.replace(char::is_control, " ");
@@ -223,8 +223,8 @@ impl Reading {
         for (key, value) in table {
             match layer.put(key, &value.to_string()) {
                 Ok(None) => {}
-                Ok(Some(_)) => self.wrong(value.span(), format!("{} is given twice", shown(key))),
-                Err(error) => self.wrong(value.span(), error.to_string()),
+                Ok(Some(_)) => self.wrong(value.span(), &format!("{} is given twice", shown(key))),
+                Err(error) => self.wrong(value.span(), &error.to_string()),
             }
         }
         layer

@@ -61,10 +61,7 @@ impl Fleet {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let name = written.name.map_or(stem.into_owned(), |name| {
             if name.get_ref().is_empty() || name.get_ref().contains(char::is_control) {
-                reading.wrong(
-                    name.span(),
-                    "name: a name is at least one letter".to_owned(),
-                );
+                reading.wrong(name.span(), "name: a name is at least one letter");
             }
             name.into_inner()
         });
@@ -86,7 +83,7 @@ impl Reading {
             for guest in self.copies(table.into_inner(), guests.len()) {
                 if !names.insert(guest.name.clone()) {
                     let text = format!("there are two guests `{}`", guest.name);
-                    self.wrong(place.clone(), text);
+                    self.wrong(place.clone(), &text);
                 }
                 guests.push(guest);
             }
@@ -95,7 +92,7 @@ impl Reading {
             let guests = guests.len();
             let text =
                 format!("{guests} guests; allowed: 1 to {MAX_GUESTS}, each a table [[guest]]");
-            self.wrong(None, text);
+            self.wrong(None, &text);
         }
         guests
     }
@@ -112,18 +109,18 @@ impl Reading {
         let (name, workloads) = (name.into_inner(), workloads.into_inner());
         let (size, Memory(memory)) = (memory.span(), memory.into_inner());
         let known = wants(&workloads).unwrap_or_else(|text| {
-            self.wrong(places.clone(), format!("workloads: {text}"));
+            self.wrong(places.clone(), &format!("workloads: {text}"));
             Bytes(0)
         });
         if workloads.is_empty() {
-            let text = "workloads: a guest needs one, such as \"kv,size=320M\"".to_owned();
+            let text = "workloads: a guest needs one, such as \"kv,size=320M\"";
             self.wrong(places, text);
         }
         let wants = written.wants.map_or(known, |Memory(wanted)| wanted);
         if wants > memory {
             let text =
                 format!("memory: {memory} are less than the {wants} that its workloads want");
-            self.wrong(size, text);
+            self.wrong(size, &text);
         }
         let copies = written.count.as_ref().map_or(1, |count| *count.get_ref());
         if let Some(count) = written
@@ -132,7 +129,7 @@ impl Reading {
         {
             let text =
                 format!("count: {copies} are no number of guests; allowed: 1 to {MAX_GUESTS}");
-            self.wrong(count.span(), text);
+            self.wrong(count.span(), &text);
             return Vec::new();
         }
         let guest = |number: usize| FleetGuest {
@@ -150,7 +147,7 @@ impl Reading {
         };
         let guests: Vec<_> = (1..=copies).map(guest).collect();
         if let Some(Err(error)) = guests.last().map(|guest| check_vm_name(&guest.name)) {
-            self.wrong(named, format!("name: {error}"));
+            self.wrong(named, &format!("name: {error}"));
         }
         guests
     }
