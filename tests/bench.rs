@@ -697,5 +697,5 @@ fn guests_that_make_no_sense_are_refused_by_name() {
     let file = dir.path().join("fleet.toml");
     fs::write(&file, "[[guest]]\nname = \"a\"\nmemroy = \"8M\"\n").expect("a file");
     let words = format!("guests --fleet {}", file.display());
-    refused(&words, &["fleet.toml:3: memroy: ", "`memory`"]);
+    refused(&words, &["fleet.toml:3: guest.1.memroy: ", "`memory`"]);
 }

@@ -178,7 +178,7 @@ fn policy_of_the_command_line_replaces_that_of_the_file() {
     let unknown = "[host]\nmemory = \"8G\"\npolicy = \"fair\"\n[vm.a]\nsize = \"1G\"\n";
     let error = stderr(&plan(&["-"], unknown));
     assert!(
-        error.contains("standard input:3: [host]: policy cannot be `fair`"),
+        error.contains("standard input:3: host.policy: there is no policy `fair`"),
         "{error}"
     );
 }

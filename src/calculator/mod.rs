@@ -69,16 +69,12 @@ impl Scenario {
     /// # Errors
     /// [`Invalid`] with all that is wrong in it.
     pub fn parse(file: &str, format: Format, text: &str) -> Result<Self, Invalid> {
-        let mut reading = Reading::default();
-        let root = match format {
-            Format::Toml => reading.toml(text),
-            Format::Json => reading.json(text),
+        let (reading, written) = match format {
+            Format::Toml => Reading::toml(text, "vm"),
+            Format::Json => Reading::json(text, "vm"),
         };
-        let read = match reading.problems.is_empty() {
-            true => read::scenario(reading, &root),
-            false => Err(reading.problems),
-        };
-        read.map_err(|problems| Invalid::new(file.to_owned(), problems))
+        let scenario = read::scenario(reading, &written);
+        scenario.map_err(|problems| Invalid::new(file.to_owned(), problems))
     }
 
     /// Host pages that the VMs hold beyond what the host has. No real host can be in that state; the targets are

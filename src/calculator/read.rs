@@ -1,217 +1,177 @@
 //! Makes a scenario of the values of a file. All that is wrong is reported at once.
 
+use std::collections::{BTreeMap, HashSet};
+
 use memvisor_wire::vm_name::check_vm_name;
+use serde::Deserialize;
+use toml::Spanned;
 
 use super::Scenario;
-use super::vm::{self, WrittenVm};
-use crate::policy::{FreeState, HostSnapshot, Policy, VmSnapshot, policies};
-use crate::settings::{HostSettings, Layer, Layers, Node, Problem, Profile, Reading, Table, shown};
+use super::vm::WrittenVm;
+use crate::policy::{FreeState, HostSnapshot, Policy, VmSnapshot};
+use crate::settings::{
+    HostSettings, Keys, Layer, Layers, Problem, Profile, Reading, Scalar, shown,
+};
 use crate::units::{Bytes, Pages, VmId};
 
-const HOST_KEYS: &str = "memory, used, free, overhead, state, profile, policy";
 /// What [`size`] reads.
 pub(super) const SIZES: &str = "a size of at least a page, such as 8G, 179M or 500 pages";
 
+/// The tables of a file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Written {
+    host: Option<WrittenHost>,
+    settings: Keys,
+    vm: BTreeMap<String, Spanned<Keys>>,
+}
+
 /// The table `[host]`.
-#[derive(Debug, Default)]
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct WrittenHost {
-    /// The line of the table or of the key that says how full the host is.
-    line: Option<usize>,
-    memory: Option<Pages>,
-    used: Option<Pages>,
-    free: Option<Pages>,
-    overhead: Option<Pages>,
-    state: Option<FreeState>,
-    profile: Option<Profile>,
+    memory: Spanned<Size>,
+    used: Option<Spanned<Size>>,
+    free: Option<Spanned<Size>>,
+    overhead: Option<Spanned<Size>>,
+    #[serde(default)]
+    state: FreeState,
+    #[serde(default)]
+    profile: Profile,
     policy: Option<&'static dyn Policy>,
 }
 
-/// The scenario of a file.
-pub(super) fn scenario(mut reading: Reading, root: &Table) -> Result<Scenario, Vec<Problem>> {
-    let (mut host, mut settings) = (WrittenHost::default(), Layer::default());
-    let mut vms = Vec::new();
-    let mut seen = Vec::new();
-    for entry in root {
-        let key = entry.key.as_str();
-        if seen.contains(&key) {
-            reading.wrong(entry.line, format!("`{}` is given twice", shown(key)));
-        }
-        seen.push(key);
-        match (key, &entry.value) {
-            ("host", Node::Table(table)) => host = reading.host(entry.line, table),
-            ("settings", Node::Table(table)) => settings = reading.settings(table),
-            ("vm", Node::Table(table)) => vms = reading.named_vms(table),
-            ("vm", Node::Array(list)) => vms = reading.listed_vms(entry.line, list),
-            _ => reading.astray(entry, "[host], [settings], [vm.NAME]"),
-        }
+/// What [`size`] reads.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "Scalar")]
+struct Size(Pages);
+
+impl TryFrom<Scalar> for Size {
+    type Error = String;
+
+    fn try_from(written: Scalar) -> Result<Self, String> {
+        let text = written.to_string();
+        let size = size(&text).map(Self);
+        size.ok_or_else(|| format!("cannot be `{}`; allowed: {SIZES}", shown(&text)))
     }
-    reading.finish(&host, settings, vms)
+}
+
+/// The scenario of a file.
+pub(super) fn scenario(mut reading: Reading, written: &Written) -> Result<Scenario, Vec<Problem>> {
+    let host = written.host.as_ref();
+    if reading.problems.is_empty() && written.vm.is_empty() {
+        reading.wrong(None, "there is no VM; write [vm.NAME] for each");
+    }
+    if reading.problems.is_empty() && host.is_none() {
+        reading.wrong(None, &format!("[host] needs memory, {SIZES}"));
+    }
+    if let Some(host) = host.filter(|host| host.memory.get_ref().0 == Pages(0)) {
+        let text = format!("[host]: memory cannot be 0; allowed: {SIZES}");
+        reading.wrong(host.memory.span(), &text);
+    }
+    let layer = reading.settings(&written.settings);
+    let profile = host.map(|host| host.profile).unwrap_or_default();
+    let settings = Layers::new(profile, layer, Layer::default()).effective();
+    let (names, vms) = reading.snapshots(&written.vm, &settings);
+    let Some(host) = host.filter(|_| reading.problems.is_empty()) else {
+        return Err(reading.problems);
+    };
+    let used = reading.used(host, sum(vms.iter().map(VmSnapshot::backing)));
+    if !reading.problems.is_empty() {
+        return Err(reading.problems);
+    }
+    Ok(Scenario {
+        profile,
+        policy: host.policy.unwrap_or_else(|| profile.policy()),
+        host: HostSnapshot {
+            least_free: None,
+            budget: host.memory.get_ref().0,
+            used,
+            state: host.state,
+            vms,
+            seed: 0,
+        },
+        config: settings.policy(),
+        names,
+    })
 }
 
 impl Reading {
-    fn host(&mut self, line: Option<usize>, table: &Table) -> WrittenHost {
-        let mut host = WrittenHost {
-            line,
-            ..WrittenHost::default()
-        };
-        for leaf in self.leaves("[host]: ", table) {
-            let size = size(leaf.text);
-            match leaf.key.as_str() {
-                "memory" => {
-                    let memory = size.filter(|memory| *memory > Pages(0));
-                    self.put(&mut host.memory, &leaf, memory, SIZES);
-                }
-                "used" => self.put(&mut host.used, &leaf, size, SIZES),
-                "free" => self.put(&mut host.free, &leaf, size, SIZES),
-                "overhead" => self.put(&mut host.overhead, &leaf, size, SIZES),
-                "state" => {
-                    let names = FreeState::ALL.map(|state| state.to_string());
-                    let at = names.iter().position(|name| name == leaf.text);
-                    let state = at.map(|at| FreeState::ALL[at]);
-                    self.put(&mut host.state, &leaf, state, &names.join(", "));
-                }
-                "profile" => self.choice(&mut host.profile, &leaf),
-                "policy" => {
-                    let policy = policies::named(leaf.text).ok();
-                    self.put(&mut host.policy, &leaf, policy, &policies::names());
-                }
-                _ => self.unknown(&leaf, HOST_KEYS),
+    /// The names of the VMs, in the order of the file, and those that can be.
+    fn snapshots(
+        &mut self,
+        tables: &BTreeMap<String, Spanned<Keys>>,
+        host: &HostSettings,
+    ) -> (Vec<String>, Vec<VmSnapshot>) {
+        let mut tables: Vec<_> = tables.iter().collect();
+        tables.sort_by_key(|(_, table)| table.span().start);
+        let (mut seen, mut names, mut vms) = (HashSet::new(), Vec::new(), Vec::new());
+        for (id, (key, table)) in (1..).zip(tables) {
+            // One of `[[vm]]` has its name among its keys.
+            let name = table.get_ref().get("name");
+            let name = name.map_or_else(|| key.clone(), ToString::to_string);
+            if let Err(error) = check_vm_name(&name) {
+                self.wrong(table.span(), &error.to_string());
+            } else if !seen.insert(name.clone()) {
+                self.wrong(table.span(), &format!("VM {name} is there twice"));
             }
-            if ["used", "free", "overhead"].contains(&leaf.key.as_str()) {
-                host.line = leaf.line;
-            }
+            vms.extend(self.snapshot(VmId(id), &name, table, host));
+            names.push(name);
         }
-        host
+        (names, vms)
     }
 
-    fn named_vms(&mut self, table: &Table) -> Vec<WrittenVm> {
-        let mut vms = Vec::new();
-        for entry in table {
-            let name = shown(&entry.key);
-            let Node::Table(table) = &entry.value else {
-                let text = format!("`{name}` must be a table [vm.{name}]");
-                self.wrong(entry.line, text);
-                continue;
-            };
-            vms.push(vm::read(self, &entry.key, entry.line, table));
-        }
-        vms
-    }
-
-    fn listed_vms(&mut self, line: Option<usize>, list: &[Node]) -> Vec<WrittenVm> {
-        let mut vms = Vec::new();
-        for (number, node) in (1..).zip(list) {
-            let Node::Table(table) = node else {
-                self.wrong(line, format!("[[vm]] number {number} must be a table"));
-                continue;
-            };
-            let line = table.first().map_or(line, |entry| entry.line);
-            let name = table.iter().find_map(|entry| match &entry.value {
-                Node::Scalar(name) if entry.key == "name" => Some(name.as_str()),
-                _ => None,
-            });
-            let Some(name) = name else {
-                let text = format!("[[vm]] number {number} needs a name, such as name = \"web\"");
-                self.wrong(line, text);
-                continue;
-            };
-            vms.push(vm::read(self, name, line, table));
-        }
-        vms
-    }
-
-    fn finish(
-        mut self,
-        host: &WrittenHost,
-        settings: Layer,
-        vms: Vec<WrittenVm>,
-    ) -> Result<Scenario, Vec<Problem>> {
-        self.names(&vms);
-        if host.memory.is_none() {
-            let text = format!("[host] needs memory, {SIZES}");
-            self.wrong(host.line, text);
-        }
-        let profile = host.profile.unwrap_or_default();
-        let settings = Layers::new(profile, settings, Layer::default()).effective();
-        let snapshots = self.snapshots(&vms, &settings);
-        let (Some(memory), true) = (host.memory, self.problems.is_empty()) else {
-            return Err(self.problems);
-        };
-        let held = sum(snapshots.iter().map(VmSnapshot::backing));
-        let used = self.used(host, memory, held);
-        if !self.problems.is_empty() {
-            return Err(self.problems);
-        }
-        Ok(Scenario {
-            profile,
-            policy: host.policy.unwrap_or_else(|| profile.policy()),
-            host: HostSnapshot {
-                least_free: None,
-                budget: memory,
-                used,
-                state: host.state.unwrap_or_default(),
-                vms: snapshots,
-                seed: 0,
-            },
-            config: settings.policy(),
-            names: vms.into_iter().map(|vm| vm.name).collect(),
-        })
-    }
-
-    fn names(&mut self, vms: &[WrittenVm]) {
-        if vms.is_empty() {
-            self.wrong(None, "there is no VM; write [vm.NAME] for each".to_owned());
-        }
-        let mut seen = std::collections::HashSet::new();
-        for vm in vms {
-            if let Err(error) = check_vm_name(&vm.name) {
-                self.wrong(vm.line, error.to_string());
-            } else if !seen.insert(&vm.name) {
-                self.wrong(vm.line, format!("VM {} is there twice", vm.name));
+    fn snapshot(
+        &mut self,
+        id: VmId,
+        name: &str,
+        table: &Spanned<Keys>,
+        host: &HostSettings,
+    ) -> Option<VmSnapshot> {
+        let wrong = |error: &str| format!("VM {}: {error}", shown(name));
+        let (mut vm, known) = (WrittenVm::default(), self.problems.len());
+        for (key, value) in table.get_ref() {
+            if let Err(error) = vm.take(key, &value.to_string()) {
+                self.wrong(value.span(), &wrong(&error));
             }
         }
-    }
-
-    fn snapshots(&mut self, vms: &[WrittenVm], settings: &HostSettings) -> Vec<VmSnapshot> {
-        let mut snapshots = Vec::with_capacity(vms.len());
-        for (number, vm) in (1..).zip(vms) {
-            match vm.snapshot(VmId(number), settings) {
-                Ok(snapshot) => snapshots.push(snapshot),
-                Err(problem) => self.problems.extend(problem),
-            }
+        // What does not follow from values that are wrong is no other problem.
+        if self.problems.len() > known {
+            return None;
         }
-        snapshots
+        let snapshot = vm.snapshot(id, host);
+        snapshot
+            .map_err(|error| self.wrong(table.span(), &wrong(&error)))
+            .ok()
     }
 
     /// The host pages in use, of which the VMs hold `held`. If the VMs hold more than the host has, so does this.
-    fn used(&mut self, host: &WrittenHost, memory: Pages, held: Pages) -> Pages {
-        let given = [host.used, host.free, host.overhead];
-        if given.iter().flatten().count() > 1 {
+    fn used(&mut self, host: &WrittenHost, held: Pages) -> Pages {
+        let size = |size: &Spanned<Size>| size.get_ref().0;
+        let memory = size(&host.memory);
+        let given = [&host.used, &host.free, &host.overhead].map(Option::as_ref);
+        if let Some(second) = given.iter().flatten().nth(1) {
             let text = "[host]: used, free and overhead follow from each other: give one of them";
-            self.wrong(host.line, text.to_owned());
+            self.wrong(second.span(), text);
         }
-        let bytes = Pages::bytes;
-        let (key, value, used) = match given {
-            [Some(used), ..] => ("used", used, used),
-            [_, Some(free), _] => ("free", free, memory.saturating_sub(free)),
-            [.., overhead] => return sum([held, overhead.unwrap_or_default()]),
+        let (key, written, used) = match given {
+            [Some(used), ..] => ("used", used, size(used)),
+            [_, Some(free), _] => ("free", free, memory.saturating_sub(size(free))),
+            [.., overhead] => return sum([held, overhead.map(size).unwrap_or_default()]),
         };
-        if value > memory {
-            let text = format!(
-                "[host]: {key} is {}, more than the memory of {}",
-                bytes(value),
-                bytes(memory)
-            );
-            self.wrong(host.line, text);
+        let (value, bytes) = (size(written).bytes(), Pages::bytes);
+        if size(written) > memory {
+            let memory = bytes(memory);
+            let text = format!("[host]: {key} is {value}, more than the memory of {memory}");
+            self.wrong(written.span(), &text);
         } else if held > used {
+            let (used, held) = (bytes(used), bytes(held));
             let text = format!(
-                "[host]: {key} {} means that {} are in use, but the VMs hold {}; allowed: used of at \
-                 least what they hold, or VMs that hold less (consumed, swapped, balloon)",
-                bytes(value),
-                bytes(used),
-                bytes(held)
+                "[host]: {key} {value} means that {used} are in use, but the VMs hold {held}; \
+                 allowed: used of at least what they hold, or VMs that hold less (consumed, \
+                 swapped, balloon)"
             );
-            self.wrong(host.line, text);
+            self.wrong(written.span(), &text);
         }
         used
     }

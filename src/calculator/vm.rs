@@ -6,9 +6,7 @@ use serde_json::Value;
 
 use super::read::{SIZES, size, sum};
 use crate::policy::VmSnapshot;
-use crate::settings::{
-    HostSettings, Leaf, Problem, Reading, Table, VM_KEYS, VmPatch, VmSettings, shown,
-};
+use crate::settings::{HostSettings, VM_KEYS, VmKey, VmPatch, VmSettings, shown};
 use crate::units::{Pages, VmId};
 
 /// The keys of a VM that are its settings.
@@ -33,8 +31,6 @@ const OTHERS: [&str; 4] = ["size", "agent", "swap-room", "name"];
 /// A table `[vm.NAME]`.
 #[derive(Debug, Default)]
 pub(super) struct WrittenVm {
-    pub name: String,
-    pub line: Option<usize>,
     size: Option<Pages>,
     settings: VmPatch,
     /// In the order of [`PLACES`].
@@ -42,60 +38,43 @@ pub(super) struct WrittenVm {
     agent: Option<bool>,
     swap_room: Option<Pages>,
     /// The fields of the snapshot that are written by their own names.
-    fields: BTreeMap<String, Option<Value>>,
-}
-
-/// Reads the table of a VM.
-pub(super) fn read(
-    reading: &mut Reading,
-    name: &str,
-    line: Option<usize>,
-    table: &Table,
-) -> WrittenVm {
-    let mut vm = WrittenVm {
-        name: name.to_owned(),
-        line,
-        ..WrittenVm::default()
-    };
-    let of = format!("VM {}: ", shown(name));
-    for leaf in reading.leaves(&of, table) {
-        vm.take(reading, &leaf);
-    }
-    vm
+    fields: BTreeMap<String, Value>,
 }
 
 impl WrittenVm {
-    fn take(&mut self, reading: &mut Reading, leaf: &Leaf<'_>) {
-        let (key, size) = (leaf.key.as_str(), size(leaf.text));
-        if let Some(at) = PLACES.iter().position(|place| *place == key) {
-            return reading.put(&mut self.places[at], leaf, size, SIZES);
-        }
+    /// Notes the value of a key.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn take(&mut self, key: &str, text: &str) -> Result<(), String> {
+        let cannot = |allowed| format!("{key} cannot be `{}`; allowed: {allowed}", shown(text));
+        let pages = size(text);
+        let size = || pages.map(Some).ok_or_else(|| cannot(SIZES));
         match key {
             "name" => {}
-            "size" => reading.put(&mut self.size, leaf, size, SIZES),
-            "swap-room" => reading.put(&mut self.swap_room, leaf, size, SIZES),
-            "agent" => reading.put(&mut self.agent, leaf, leaf.text.parse().ok(), "true, false"),
+            "size" => self.size = size()?,
+            "swap-room" => self.swap_room = size()?,
+            "agent" => self.agent = Some(text.parse().map_err(|_| cannot("true, false"))?),
             _ if SETTINGS.contains(&key) => {
                 // Sizes are rounded down to whole pages, as elsewhere in a scenario.
-                let is_size = VM_KEYS
-                    .iter()
-                    .any(|known| known.name == key && known.is_size);
-                let rounded = size
-                    .filter(|_| is_size)
-                    .map(|size| size.bytes().0.to_string());
-                let text = rounded.as_deref().unwrap_or(leaf.text);
-                if let Err(error) = self.settings.put(key, text) {
-                    reading.wrong(leaf.line, format!("{of}{}", error.in_full(), of = leaf.of));
-                }
+                let is_size = |known: &VmKey| known.name == key && known.is_size;
+                let rounded = pages.filter(|_| VM_KEYS.iter().any(is_size));
+                let rounded = rounded.map(|size| size.bytes().0.to_string());
+                let put = self.settings.put(key, rounded.as_deref().unwrap_or(text));
+                put.map_err(|error| error.in_full())?;
             }
             _ if fields().any(|field| field == key) => {
                 let name = key.replace('-', "_");
-                let value = field(&name, leaf.text);
-                let place = self.fields.entry(name).or_default();
-                reading.put(place, leaf, value, "true or false, a number, or a size");
+                let value = field(&name, text);
+                let value = value.ok_or_else(|| cannot("true or false, a number, or a size"))?;
+                self.fields.insert(name, value);
             }
-            _ => reading.unknown(leaf, &keys()),
+            _ => match PLACES.iter().position(|place| *place == key) {
+                Some(at) => self.places[at] = size()?,
+                None => return Err(format!("there is no `{}`; allowed: {}", shown(key), keys())),
+            },
         }
+        Ok(())
     }
 
     fn place(&self, name: &str) -> Option<Pages> {
@@ -104,27 +83,17 @@ impl WrittenVm {
     }
 
     /// The VM as the policy sees it.
-    pub(super) fn snapshot(
-        &self,
-        id: VmId,
-        host: &HostSettings,
-    ) -> Result<VmSnapshot, Option<Problem>> {
-        let wrong = |text: String| {
-            let text = format!("VM {}: {text}", shown(&self.name));
-            let line = self.line;
-            Some(Problem { line, text })
-        };
+    pub(super) fn snapshot(&self, id: VmId, host: &HostSettings) -> Result<VmSnapshot, String> {
         let Some(size) = self.size.filter(|size| *size > Pages(0)) else {
-            return Err(wrong("it needs a size, such as 8G".to_owned()));
+            return Err("it needs a size, such as 8G".to_owned());
         };
         let settings = self.settings.apply(&VmSettings::default(), size);
-        let settings = settings.map_err(|error| wrong(error.in_full()))?;
-        let homes = self.homes(size).map_err(wrong)?;
+        let settings = settings.map_err(|error| error.in_full())?;
+        let homes = self.homes(size)?;
         let active = self.place("active");
         if let Some(active) = active.filter(|active| *active > size) {
             let (active, size) = (active.bytes(), size.bytes());
-            let text = format!("active is {active}, more than its size of {size}");
-            return Err(wrong(text));
+            return Err(format!("active is {active}, more than its size of {size}"));
         }
         let allocation = sum([homes.resident, homes.shared, homes.zip_pages]);
         let zip_max = percent(size, host.mem_zip_max_pct)
@@ -146,9 +115,9 @@ impl WrittenVm {
         };
         let mut fields = serde_json::to_value(vm).unwrap_or_default();
         for (name, value) in &self.fields {
-            fields[name] = value.clone().unwrap_or_default();
+            fields[name] = value.clone();
         }
-        serde_json::from_value(fields).map_err(|error| wrong(error.to_string()))
+        serde_json::from_value(fields).map_err(|error| error.to_string())
     }
 
     /// A snapshot that says where its memory is, and nothing else.

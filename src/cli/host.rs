@@ -12,7 +12,7 @@ use crate::demo::SCRATCH_PREFIX;
 use crate::host::{EngineChoice, HostOptions};
 use crate::policy::{Policy, policies};
 use crate::runtime_dir::RuntimeDir;
-use crate::settings::{ConfigFile, Key, Layer, Layers, Profile};
+use crate::settings::{ConfigFile, Key, Layer, Layers, Memory, Profile};
 use crate::units::Bytes;
 
 /// How guest memory is controlled.
@@ -107,7 +107,8 @@ impl HostArgs {
         let (start, file) = config.as_ref().map_or_else(Default::default, |config| {
             (config.start.clone(), config.settings.clone())
         });
-        let memory = self.memory.or(start.memory).ok_or_else(|| {
+        let in_file = start.memory.map(|Memory(bytes)| bytes);
+        let memory = self.memory.or(in_file).ok_or_else(|| {
             UsageError("--memory SIZE is needed, or memory in [host] of a --config FILE".to_owned())
         })?;
         let profile = self.profile.or(start.profile).unwrap_or_default();

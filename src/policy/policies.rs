@@ -16,6 +16,7 @@ mod stall;
 
 use std::fmt;
 
+use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
 
 pub use self::equal::Equal;
@@ -95,6 +96,12 @@ pub fn named(name: &str) -> Result<&'static dyn Policy, UnknownPolicy> {
 impl Default for &'static dyn Policy {
     fn default() -> Self {
         ALL[0]
+    }
+}
+
+impl<'de> Deserialize<'de> for &'static dyn Policy {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        named(&String::deserialize(from)?).map_err(de::Error::custom)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::value::{FromValue, Value, shown};
@@ -27,8 +27,8 @@ macro_rules! choices {
         $choice:ident { $($(#[$of:meta])* $variant:ident = $name:literal,)+ }
     )+) => {$(
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        pub enum $choice { $($(#[$of])* $variant,)+ }
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+        pub enum $choice { $($(#[$of])* #[serde(rename = $name)] $variant,)+ }
 
         impl $choice {
             /// All of them.
@@ -64,12 +64,6 @@ macro_rules! choices {
         impl fmt::Display for $choice {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.pad(self.name())
-            }
-        }
-
-        impl Serialize for $choice {
-            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-                to.serialize_str(self.name())
             }
         }
 

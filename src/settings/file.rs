@@ -6,23 +6,20 @@
 //! keeps the last good file.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use memvisor_wire::vm_name::check_vm_name;
+use serde::Deserialize;
 use thiserror::Error;
+use toml::Spanned;
 
 use super::layers::Layer;
 use super::start::StartSettings;
-use super::tree::{Entry, Invalid, Node, Problem, Reading, Table};
+use super::tree::{Invalid, Keys, Problem, Reading, text_of};
 use super::vm::{VmPatch, VmSettings};
 use super::vm_table::VmTable;
-use crate::policy::policies;
-use crate::units::{Bytes, Pages};
-
-/// The most bytes of a file: a thousand VMs with all settings take a quarter of it.
-const FILE_MAX: u64 = 1 << 20;
+use crate::units::Bytes;
 
 /// A configuration file without a fault.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,6 +34,15 @@ pub struct ConfigFile {
     pub vms: BTreeMap<String, VmTable>,
 }
 
+/// The tables of the file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Written {
+    host: StartSettings,
+    settings: Keys,
+    vm: BTreeMap<String, Spanned<Keys>>,
+}
+
 /// Why a configuration file is not used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -45,14 +51,8 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// Why not.
         source: io::Error,
-    },
-    /// It is longer than any that makes sense.
-    #[error("the configuration file `{}` is longer than {FILE_MAX} bytes", path.display())]
-    TooLong {
-        /// The file.
-        path: PathBuf,
     },
     /// Something in it is wrong.
     #[error(transparent)]
@@ -76,20 +76,10 @@ impl ConfigFile {
     /// # Errors
     /// [`ConfigError`], with all that is wrong in the file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let failed = |source| ConfigError::Read {
+        let text = text_of(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
-        };
-        let mut text = String::new();
-        let file = File::open(path).map_err(failed)?;
-        // One byte more than is allowed, which tells a file that is too long from one that just fits.
-        file.take(FILE_MAX + 1)
-            .read_to_string(&mut text)
-            .map_err(failed)?;
-        if text.len() as u64 > FILE_MAX {
-            let path = path.to_owned();
-            return Err(ConfigError::TooLong { path });
-        }
+        })?;
         Self::parse(path, &text)
     }
 
@@ -98,21 +88,13 @@ impl ConfigFile {
     /// # Errors
     /// [`ConfigError::Invalid`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let mut reading = Reading::default();
-        let mut file = Self {
+        let (mut reading, written) = Reading::toml::<Written>(text, "vm");
+        let file = Self {
             path: path.to_owned(),
-            start: StartSettings::default(),
-            settings: Layer::default(),
-            vms: BTreeMap::new(),
+            start: written.host,
+            settings: reading.settings(&written.settings),
+            vms: reading.vms(&written.vm),
         };
-        for entry in &reading.toml(text) {
-            match (entry.key.as_str(), &entry.value) {
-                ("host", Node::Table(table)) => file.start = reading.start(table),
-                ("settings", Node::Table(table)) => file.settings = reading.settings(table),
-                ("vm", Node::Table(table)) => file.vms = reading.vms(table),
-                _ => reading.astray(entry, "[host], [settings], [vm.NAME]"),
-            }
-        }
         if reading.problems.is_empty() {
             return Ok(file);
         }
@@ -157,71 +139,34 @@ impl ConfigFile {
 }
 
 impl Reading {
-    fn start(&mut self, table: &Table) -> StartSettings {
-        const MEMORY: &str = "a size of whole pages, as 512M";
-        let mut start = StartSettings::default();
-        for leaf in self.leaves("[host]: ", table) {
-            let text = leaf.text;
-            match leaf.key.as_str() {
-                "profile" => self.choice(&mut start.profile, &leaf),
-                "policy" => {
-                    let policy = policies::named(text).ok();
-                    self.put(&mut start.policy, &leaf, policy, &policies::names());
-                }
-                "engine" => self.choice(&mut start.engine, &leaf),
-                "memory" => self.put(&mut start.memory, &leaf, memory(text), MEMORY),
-                "swap-dir" => {
-                    let dir = (!text.is_empty()).then(|| PathBuf::from(text));
-                    self.put(&mut start.swap_dir, &leaf, dir, "the path of a directory");
-                }
-                _ => self.unknown(&leaf, "profile, policy, memory, engine, swap-dir"),
-            }
-        }
-        start
-    }
-
-    fn vms(&mut self, table: &Table) -> BTreeMap<String, VmTable> {
+    fn vms(&mut self, tables: &BTreeMap<String, Spanned<Keys>>) -> BTreeMap<String, VmTable> {
         let mut vms = BTreeMap::new();
-        for Entry {
-            key: name,
-            line,
-            value,
-        } in table
-        {
-            match (check_vm_name(name), value) {
-                (Err(error), _) => self.wrong(*line, error.to_string()),
-                (_, Node::Table(table)) => {
-                    vms.insert(name.clone(), self.vm(*line, table));
-                }
-                _ => self.wrong(*line, format!("`{name}` must be a table [vm.{name}]")),
+        for (name, table) in tables {
+            if let Err(error) = check_vm_name(name) {
+                self.wrong(table.span(), &error.to_string());
             }
+            vms.insert(name.clone(), self.vm(table));
         }
         vms
     }
 
-    fn vm(&mut self, line: Option<usize>, table: &Table) -> VmTable {
-        let mut found = VmTable::at(line);
-        for leaf in self.leaves("", table) {
-            if let Err(error) = found.put(leaf.line, &leaf.key, leaf.text) {
-                self.wrong(leaf.line, error.in_full());
+    fn vm(&mut self, table: &Spanned<Keys>) -> VmTable {
+        let mut found = VmTable::at(self.line(&table.span()));
+        for (key, value) in table.get_ref() {
+            let line = self.line(&value.span());
+            if let Err(error) = found.put(line, key, &value.to_string()) {
+                self.wrong(value.span(), &error.in_full());
             }
         }
         // Only the VM knows its size. Checked with the largest possible one, so that what can never fit is found.
         let largest = Bytes(u64::MAX).pages();
         if let Err(error) = found.patch.apply(&VmSettings::default(), largest) {
-            self.wrong(
-                found.line_of(error.key().unwrap_or_default()),
-                error.in_full(),
-            );
+            let line = Some(found.line_of(error.key().unwrap_or_default()));
+            let text = error.in_full();
+            self.problems.push(Problem { line, text });
         }
         found
     }
-}
-
-fn memory(text: &str) -> Option<Bytes> {
-    let bytes: Bytes = text.parse().ok()?;
-    let pages = bytes.whole_pages()?;
-    (pages > Pages(0)).then_some(bytes)
 }
 
 #[cfg(test)]

@@ -2,21 +2,60 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Deserializer, de};
+
 use super::choice::{EngineChoice, Profile};
+use super::value::{Scalar, shown};
 use crate::policy::Policy;
-use crate::units::Bytes;
+use crate::units::{Bytes, Pages};
 
 /// What takes effect only when a host starts: the table `[host]`.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 pub struct StartSettings {
     /// The set of defaults.
     pub profile: Option<Profile>,
     /// The policy by which memory is divided.
     pub policy: Option<&'static dyn Policy>,
     /// The budget.
-    pub memory: Option<Bytes>,
+    pub memory: Option<Memory>,
     /// The engine.
     pub engine: Option<EngineChoice>,
     /// Where swap files are made.
+    #[serde(deserialize_with = "directory")]
     pub swap_dir: Option<PathBuf>,
+}
+
+fn directory<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    let dir = PathBuf::deserialize(from)?;
+    if dir.as_os_str().is_empty() {
+        let text = "cannot be ``; allowed: the path of a directory";
+        return Err(de::Error::custom(text));
+    }
+    Ok(Some(dir))
+}
+
+/// A size above zero in whole pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "Scalar")]
+pub struct Memory(pub Bytes);
+
+impl TryFrom<Scalar> for Memory {
+    type Error = String;
+
+    fn try_from(written: Scalar) -> Result<Self, String> {
+        let text = written.to_string();
+        let bytes = text.parse::<Bytes>().ok();
+        let pages = bytes.and_then(Bytes::whole_pages);
+        let pages = pages.filter(|pages| *pages > Pages(0)).ok_or_else(|| {
+            let text = shown(&text);
+            format!("cannot be `{text}`; allowed: a size of whole pages, such as 512M")
+        })?;
+        Ok(Self(pages.bytes()))
+    }
 }

@@ -119,7 +119,7 @@ fn example_of_a_configuration_file_is_one() {
     let (example, _) = example.split_once("```").expect("an end");
     let file = ConfigFile::parse(Path::new("host.toml"), example).expect("no fault");
     assert_eq!(file.start.profile, Some(Profile::Esx));
-    assert_eq!(file.start.memory, Some(Bytes::from_mib(512)));
+    assert_eq!(file.start.memory, Some(Memory(Bytes::from_mib(512))));
     assert_eq!(file.vms.len(), 2);
     let layers = Layers::new(Profile::Esx, file.settings, Layer::default());
     let from_file = layers

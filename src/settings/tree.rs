@@ -1,59 +1,55 @@
-//! Files that people write: TOML or JSON as one kind of tree, and all that is wrong with one.
+//! Files that people write: TOML or JSON, read by serde, and all that is wrong with one.
 //!
 //! Whoever wrote a file wants to see at once all that is wrong with it, each thing with its line. Types that derive
-//! serde's `Deserialize` end at the first fault, and serde's JSON has no lines. So a file becomes a tree of texts
-//! here, and a reader takes out of it what it knows; a value that it cannot use is a [`Problem`] and no end.
+//! serde's `Deserialize` end at the first fault. So a file is parsed into a tree, and the types are read from the
+//! tree: what serde refuses is noted, taken out of the tree, and the rest is read again. What only a reader can judge,
+//! such as two values that contradict each other, it adds by [`Reading::wrong`]. A file with a [`Problem`] is not used.
+//!
+//! serde's JSON has no lines, and forgets the order of keys. But a JSON text is TOML except for its colons (and for
+//! escapes that no name or value of ours needs, `\/` and surrogates), so it is read as TOML.
 
-use std::fmt;
-use std::str::FromStr;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::Path;
+use std::{fmt, mem};
 
-use serde::de::{MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::de::{DeserializeOwned, IgnoredAny};
 use thiserror::Error;
-use toml::de::{DeTable, DeValue};
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
-use super::choice::ChoiceError;
 use super::layers::Layer;
-use super::value::shown;
+use super::value::{Scalar, shown};
 
-/// The entries of a table, in the order of the file.
-pub(crate) type Table = Vec<Entry>;
+/// The most bytes of a file: a thousand VMs with all settings take a quarter of it.
+const FILE_MAX: u64 = 1 << 20;
+/// The most problems that are looked for: for each, the file is read once more.
+const PROBLEMS_MAX: usize = 100;
 
-/// A value with its name.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub key: String,
-    /// The line of the key. The JSON parser tells none.
-    pub line: Option<usize>,
-    pub value: Node,
-}
-
-/// A value.
-#[derive(Debug)]
-pub(crate) enum Node {
-    /// A text, a number, true or false, as it is written.
-    Scalar(String),
-    Table(Table),
-    Array(Vec<Self>),
-    /// A value of any other kind, by the name of that kind.
-    Other(&'static str),
-}
-
-/// A text in a table, or in a table in it; then its key has dots: `[settings.Mem] IdleTax = 50` is
+/// A table of texts. Keys have the dots that tables in it were: `[settings.Mem] IdleTax = 50` is
 /// `[settings] "Mem.IdleTax" = 50`.
-#[derive(Debug)]
-pub(crate) struct Leaf<'a> {
-    /// What errors begin with, such as `[host]: `.
-    pub of: &'a str,
-    pub key: String,
-    pub line: Option<usize>,
-    pub text: &'a str,
+pub(crate) type Keys = BTreeMap<String, Spanned<Scalar>>;
+
+/// The text of a file.
+///
+/// # Errors
+/// It cannot be read, or is longer than any that makes sense.
+pub(crate) fn text_of(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let file = File::open(path)?;
+    file.take(FILE_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_MAX {
+        return Err(io::Error::other(format!("longer than {FILE_MAX} bytes")));
+    }
+    Ok(text)
 }
 
 /// One thing that is wrong in a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Problem {
-    /// The line, from 1 on; `None` for what is missing, and in JSON.
+    /// The line, from 1 on; `None` for what is missing.
     pub line: Option<usize>,
     /// What is wrong, and what would be right.
     pub text: String,
@@ -90,256 +86,192 @@ impl fmt::Display for Invalid {
 }
 
 /// A file that is being read, with all that has been found wrong.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Reading {
+    text: String,
     pub problems: Vec<Problem>,
 }
 
 impl Reading {
-    /// The tables of a TOML text, as far as it is one.
-    pub(crate) fn toml(&mut self, text: &str) -> Table {
+    /// What a TOML text says, as far as it can be read. `many` is the table of which there are many: `[many.NAME]`,
+    /// or `[[many]]`, where the names are numbers.
+    pub(crate) fn toml<T: DeserializeOwned + Default>(text: &str, many: &str) -> (Self, T) {
         let (root, errors) = DeTable::parse_recoverable(text);
-        for error in errors {
-            let line = error.span().map(|span| line_of(text, span.start));
-            self.wrong(line, error.message().to_owned());
-        }
-        toml_table(root.get_ref(), text)
+        Self::of(text, root.into_inner(), &errors, many)
     }
 
-    /// The object of a JSON text; nothing if it is none.
-    pub(crate) fn json(&mut self, text: &str) -> Table {
-        match serde_json::from_str(text) {
-            Ok(Node::Table(table)) => return table,
-            Ok(_) => self.wrong(
-                None,
-                "this is no object; allowed: {\"host\": ...}".to_owned(),
-            ),
-            Err(error) => {
-                let line = (error.line() > 0).then(|| error.line());
-                self.wrong(line, error.to_string());
+    /// As [`Reading::toml`], of a JSON text.
+    pub(crate) fn json<T: DeserializeOwned + Default>(text: &str, many: &str) -> (Self, T) {
+        let text = match toml_of_json(text) {
+            Ok(text) => text,
+            Err(problem) => {
+                let (text, problems) = (text.to_owned(), vec![problem]);
+                return (Self { text, problems }, T::default());
             }
-        }
-        Table::new()
-    }
-
-    pub(crate) fn wrong(&mut self, line: Option<usize>, text: String) {
-        self.problems.push(Problem { line, text });
-    }
-
-    /// Notes that a reader does not know an entry. `tables` are those that it knows.
-    pub(crate) fn astray(&mut self, entry: &Entry, tables: &str) {
-        let (key, kind) = (shown(&entry.key), entry.value.kind());
-        let text = match entry.value {
-            Node::Table(_) => format!("there is no table [{key}]; allowed: {tables}"),
-            _ => format!("`{key}` cannot be this {kind}; allowed: {tables}"),
         };
-        self.wrong(entry.line, text);
+        let (mut root, errors) = DeTable::parse_recoverable(&text);
+        let root = match root.get_mut().remove(OBJECT).map(Spanned::into_inner) {
+            Some(DeValue::Table(object)) => object,
+            _ => DeTable::new(),
+        };
+        Self::of(&text, root, &errors, many)
     }
 
-    /// The texts of a table and of the tables in it. Notes values that are no text. Errors begin with `of`.
-    pub(crate) fn leaves<'a>(&mut self, of: &'a str, table: &'a Table) -> Vec<Leaf<'a>> {
-        let mut found = Vec::new();
-        let mut open = vec![(String::new(), table)];
-        while let Some((prefix, table)) = open.pop() {
-            for Entry { key, line, value } in table {
-                let (key, line) = (format!("{prefix}{key}"), *line);
-                match value {
-                    Node::Table(inner) => open.push((format!("{key}."), inner)),
-                    Node::Scalar(text) => found.push(Leaf {
-                        of,
-                        key,
-                        line,
-                        text,
-                    }),
-                    other => {
-                        let (key, kind) = (shown(&key), other.kind());
-                        self.wrong(
-                            line,
-                            format!("{of}{key} cannot be this {kind}; allowed: {TEXTS}"),
-                        );
-                    }
+    fn of<T: DeserializeOwned + Default>(
+        text: &str,
+        mut root: DeTable<'_>,
+        errors: &[toml::de::Error],
+        many: &str,
+    ) -> (Self, T) {
+        let (text, problems) = (text.to_owned(), Vec::new());
+        let mut reading = Self { text, problems };
+        for error in errors {
+            reading.wrong(error.span(), error.message());
+        }
+        for (key, value) in root.iter_mut() {
+            let value = value.get_mut();
+            if key.get_ref() != many {
+                reading.flatten(value);
+                continue;
+            }
+            if let DeValue::Array(list) = value {
+                let list = mem::replace(list, DeArray::new()).into_iter();
+                let numbered = (1..).zip(list).map(|(number, table): (u32, _)| {
+                    (Spanned::new(table.span(), number.to_string().into()), table)
+                });
+                *value = DeValue::Table(numbered.collect());
+            }
+            if let DeValue::Table(tables) = value {
+                for (_, table) in tables.iter_mut() {
+                    reading.flatten(table.get_mut());
                 }
             }
         }
-        found
+        let read = reading.typed(root);
+        (reading, read)
     }
 
-    /// Notes a value that could be read. One that could not, or is there already, becomes a problem.
-    pub(crate) fn put<T>(
-        &mut self,
-        place: &mut Option<T>,
-        leaf: &Leaf<'_>,
-        value: Option<T>,
-        allowed: &str,
-    ) {
-        let Leaf {
-            of,
-            key,
-            line,
-            text,
-        } = leaf;
-        match value {
-            Some(_) if place.is_some() => self.wrong(*line, format!("{of}{key} is given twice")),
-            Some(value) => *place = Some(value),
-            None => {
-                let text = shown(text);
-                self.wrong(
-                    *line,
-                    format!("{of}{key} cannot be `{text}`; allowed: {allowed}"),
-                );
+    /// Makes [`Keys`] of a table that has tables in it.
+    fn flatten(&mut self, value: &mut DeValue<'_>) {
+        if let DeValue::Table(flat) = value {
+            let table = mem::take(flat);
+            self.take_in("", table, flat);
+        }
+    }
+
+    fn take_in<'a>(&mut self, prefix: &str, table: DeTable<'a>, flat: &mut DeTable<'a>) {
+        for (key, value) in table {
+            let (at, key) = (key.span(), format!("{prefix}{}", key.get_ref()));
+            let place = value.span();
+            match value.into_inner() {
+                DeValue::Table(inner) => self.take_in(&format!("{key}."), inner, flat),
+                _ if flat.contains_key(key.as_str()) => {
+                    self.wrong(at, &format!("{} is given twice", shown(&key)));
+                }
+                value => {
+                    flat.insert(Spanned::new(at, key.into()), Spanned::new(place, value));
+                }
             }
         }
     }
 
-    /// Notes a choice by its name.
-    pub(crate) fn choice<T>(&mut self, place: &mut Option<T>, leaf: &Leaf<'_>)
-    where
-        T: FromStr<Err = ChoiceError>,
-    {
-        match leaf.text.parse() {
-            Ok(choice) => self.put(place, leaf, Some(choice), ""),
-            Err(error) => self.put(place, leaf, None, &error.allowed.join(", ")),
+    /// Reads a tree; what cannot be read is noted and left out.
+    fn typed<T: DeserializeOwned + Default>(&mut self, mut root: DeTable<'_>) -> T {
+        let mut left_out: Vec<String> = Vec::new();
+        while self.problems.len() < PROBLEMS_MAX {
+            let tree = Deserializer::from(Spanned::new(0..0, root.clone()));
+            let error = match serde_path_to_error::deserialize(tree) {
+                Ok(read) => return read,
+                Err(error) => error,
+            };
+            // To serde, a `Spanned` value is a struct with the value in it.
+            let path = error.path().iter().map(ToString::to_string);
+            let path: Vec<_> = path.filter(|key| !key.starts_with("$__")).collect();
+            let name = path.join(".");
+            let (place, message) = (error.inner().span(), error.inner().message());
+            let lacks = message.strip_prefix("missing field `");
+            let lacks = lacks.map(|key| format!("{name}.{}", key.trim_end_matches('`')));
+            // What a table lacks because it was left out is no other problem.
+            if !lacks.is_some_and(|key| left_out.contains(&key)) {
+                self.wrong(place, &format!("{}: {message}", shown(&name)));
+            }
+            if !remove(&mut root, &path) {
+                break;
+            }
+            left_out.push(name);
         }
+        T::default()
     }
 
-    /// Notes that a reader does not know a key.
-    pub(crate) fn unknown(&mut self, leaf: &Leaf<'_>, allowed: &str) {
-        let (of, key) = (leaf.of, shown(&leaf.key));
-        self.wrong(
-            leaf.line,
-            format!("{of}there is no `{key}`; allowed: {allowed}"),
-        );
+    /// Notes what is wrong at a place of the text, or with no place.
+    pub(crate) fn wrong(&mut self, at: impl Into<Option<Range<usize>>>, text: &str) {
+        let line = at.into().map(|at| self.line(&at));
+        // serde quotes keys and values as they are.
+        let text = text.replace(char::is_control, " ");
+        self.problems.push(Problem { line, text });
+    }
+
+    /// The line where a place of the text begins.
+    pub(crate) fn line(&self, at: &Range<usize>) -> usize {
+        let before = self.text.bytes().take(at.start);
+        1 + before.filter(|byte| *byte == b'\n').count()
     }
 
     /// The table `[settings]`.
-    pub(crate) fn settings(&mut self, table: &Table) -> Layer {
+    pub(crate) fn settings(&mut self, table: &Keys) -> Layer {
         let mut layer = Layer::default();
-        for Leaf {
-            key, line, text, ..
-        } in self.leaves("", table)
-        {
-            match layer.put(&key, text) {
+        for (key, value) in table {
+            match layer.put(key, &value.to_string()) {
                 Ok(None) => {}
-                Ok(Some(_)) => self.wrong(line, format!("{} is given twice", shown(&key))),
-                Err(error) => self.wrong(line, error.to_string()),
+                Ok(Some(_)) => self.wrong(value.span(), &format!("{} is given twice", shown(key))),
+                Err(error) => self.wrong(value.span(), &error.to_string()),
             }
         }
         layer
     }
 }
 
-const TEXTS: &str = "a number, a text, true or false";
-
-fn line_of(text: &str, at: usize) -> usize {
-    let before = text.as_bytes().iter().take(at);
-    1 + before.filter(|byte| **byte == b'\n').count()
+/// Takes out of a table what is at the end of a path, or the last table or list on that path.
+fn remove(table: &mut DeTable<'_>, path: &[String]) -> bool {
+    let Some((key, path)) = path.split_first() else {
+        return false;
+    };
+    let within = match table.get_mut(key.as_str()).map(Spanned::get_mut) {
+        Some(DeValue::Table(inner)) => remove(inner, path),
+        _ => false,
+    };
+    within || table.remove(key.as_str()).is_some()
 }
 
-fn toml_table(table: &DeTable<'_>, text: &str) -> Table {
-    let mut entries: Vec<_> = table.iter().collect();
-    entries.sort_by_key(|(key, _)| key.span().start);
-    let mut found = Vec::with_capacity(entries.len());
-    for (key, value) in entries {
-        found.push(Entry {
-            key: key.get_ref().to_string(),
-            line: Some(line_of(text, key.span().start)),
-            value: toml_value(value.get_ref(), text),
-        });
+/// The key under which [`toml_of_json`] puts the object of a JSON text.
+const OBJECT: &str = "object";
+
+/// A JSON text as TOML with the same lines: objects are inline tables but for their colons.
+fn toml_of_json(json: &str) -> Result<String, Problem> {
+    let wrong = |line, text: String| Problem {
+        line: Some(line),
+        text,
+    };
+    serde_json::from_str::<IgnoredAny>(json)
+        .map_err(|error| wrong(error.line(), error.to_string()))?;
+    if !json.trim_start().starts_with('{') {
+        let text = "this is no object; allowed: {\"host\": ...}";
+        return Err(wrong(1, text.to_owned()));
     }
-    found
-}
-
-fn toml_value(value: &DeValue<'_>, text: &str) -> Node {
-    match value {
-        DeValue::String(text) => Node::Scalar(text.to_string()),
-        DeValue::Integer(number) if number.radix() == 10 => {
-            Node::Scalar(number.as_str().to_owned())
-        }
-        DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix())
-            .map_or(Node::Other("number"), |number| {
-                Node::Scalar(number.to_string())
-            }),
-        DeValue::Float(number) => Node::Scalar(number.as_str().to_owned()),
-        DeValue::Boolean(value) => Node::Scalar(value.to_string()),
-        DeValue::Table(table) => Node::Table(toml_table(table, text)),
-        DeValue::Array(values) => {
-            let values = values.iter();
-            Node::Array(
-                values
-                    .map(|value| toml_value(value.get_ref(), text))
-                    .collect(),
-            )
-        }
-        DeValue::Datetime(_) => Node::Other("time"),
-    }
-}
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(JsonValue)
-    }
-}
-
-struct JsonValue;
-
-/// Keeps the order of the keys, and keys that are there twice, which a map would not.
-impl<'de> Visitor<'de> for JsonValue {
-    type Value = Node;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
-        Ok(Node::Scalar(value.to_string()))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
-        Ok(Node::Scalar(value.to_string()))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
-        Ok(Node::Scalar(value.to_string()))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
-        Ok(Node::Scalar(value.to_string()))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
-        Ok(Node::Scalar(value.to_owned()))
-    }
-
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Other("null"))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
-        let mut values = Vec::new();
-        while let Some(value) = seq.next_element()? {
-            values.push(value);
-        }
-        Ok(Node::Array(values))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
-        let mut entries = Vec::new();
-        while let Some((key, value)) = map.next_entry()? {
-            let line = None;
-            entries.push(Entry { key, line, value });
-        }
-        Ok(Node::Table(entries))
-    }
-}
-
-impl Node {
-    /// What it is, for errors.
-    const fn kind(&self) -> &'static str {
-        match self {
-            Self::Scalar(_) => "value",
-            Self::Table(_) => "table",
-            Self::Array(_) => "array",
-            Self::Other(kind) => kind,
+    let (mut toml, mut is_text, mut is_escaped) = (String::with_capacity(json.len()), false, false);
+    for char in json.chars() {
+        is_text ^= char == '"' && !is_escaped;
+        is_escaped = char == '\\' && !is_escaped;
+        match char {
+            ':' if !is_text => toml.push('='),
+            // Of all that JSON has outside of texts, only `null` begins so.
+            'n' if !is_text => {
+                let line = 1 + toml.matches('\n').count();
+                let text = "null is no value; leave out what is not known";
+                return Err(wrong(line, text.to_owned()));
+            }
+            _ => toml.push(char),
         }
     }
+    Ok(toml.replacen('{', &format!("{OBJECT} = {{"), 1))
 }

@@ -11,13 +11,13 @@ use super::vm::VmPatch;
 pub struct VmTable {
     /// The settings.
     pub patch: VmPatch,
-    line: Option<usize>,
-    keys: BTreeMap<&'static str, Option<usize>>,
+    line: usize,
+    keys: BTreeMap<&'static str, usize>,
 }
 
 impl VmTable {
     /// An empty table that begins on a line.
-    pub(super) fn at(line: Option<usize>) -> Self {
+    pub(super) fn at(line: usize) -> Self {
         Self {
             patch: VmPatch::default(),
             line,
@@ -28,7 +28,7 @@ impl VmTable {
     /// Adds the setting on a line.
     pub(super) fn put(
         &mut self,
-        line: Option<usize>,
+        line: usize,
         key: &str,
         text: &str,
     ) -> Result<(), VmSettingsError> {
@@ -40,7 +40,7 @@ impl VmTable {
     /// The line of a setting, by its short name; for one that the table does not have, the line where the table
     /// begins.
     #[must_use]
-    pub fn line_of(&self, key: &str) -> Option<usize> {
+    pub fn line_of(&self, key: &str) -> usize {
         self.keys.get(key).copied().unwrap_or(self.line)
     }
 }

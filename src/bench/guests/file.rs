@@ -1,9 +1,7 @@
 //! A fleet from a file.
 
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read};
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use memvisor_wire::vm_name::check_vm_name;
@@ -12,10 +10,8 @@ use thiserror::Error;
 use toml::Spanned;
 
 use super::fleet::{Fleet, FleetGuest, MAX_GUESTS, wants};
-use crate::units::{Bytes, Pages, SizeError};
-
-/// The most bytes of a file, far more than even the largest fleet needs.
-const FILE_MAX: u64 = 1 << 20;
+use crate::settings::{Invalid, Memory, Reading, text_of};
+use crate::units::Bytes;
 
 /// Why a fleet file is not used.
 #[derive(Debug, Error)]
@@ -25,36 +21,23 @@ pub enum FleetError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// Why not.
         source: io::Error,
     },
     /// Something in it is wrong.
-    #[error("{}:{line}: {}{text}", path.display(), key_of(key))]
-    Wrong {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1 on.
-        line: usize,
-        /// The key of that line, if it has one.
-        key: Option<String>,
-        /// What is wrong, and what is allowed.
-        text: String,
-    },
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
 }
 
-fn key_of(key: &Option<String>) -> String {
-    key.as_ref().map_or(String::new(), |key| format!("{key}: "))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct Written {
     name: Option<Spanned<String>>,
-    guest: Vec<Spanned<WrittenGuest>>,
+    guest: BTreeMap<String, Spanned<WrittenGuest>>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct WrittenGuest {
     name: Spanned<String>,
     memory: Spanned<Memory>,
@@ -64,142 +47,110 @@ struct WrittenGuest {
     seed: Option<u64>,
 }
 
-/// A size above zero in whole pages.
-#[derive(Clone, Copy, Deserialize)]
-#[serde(try_from = "String")]
-struct Memory(Bytes);
-
-impl TryFrom<String> for Memory {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let bytes: Bytes = text.parse().map_err(|error: SizeError| error.to_string())?;
-        let pages = bytes.whole_pages().filter(|pages| *pages > Pages(0));
-        let whole = pages.ok_or_else(|| format!("`{text}` is not a number of whole pages"))?;
-        Ok(Self(whole.bytes()))
-    }
-}
-
-/// A file and its text, from which errors get their line and key.
-struct Source<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
 impl Fleet {
     /// Reads a fleet. It is named after the file unless the file names it.
     ///
     /// # Errors
-    /// [`FleetError`], with the line and the key of the first mistake.
+    /// [`FleetError`], with all that is wrong in the file.
     pub fn load(path: &Path) -> Result<Self, FleetError> {
-        let mut text = String::new();
-        File::open(path)
-            .and_then(|file| file.take(FILE_MAX).read_to_string(&mut text))
-            .map_err(|source| FleetError::Read {
-                path: path.to_owned(),
-                source,
-            })?;
-        let source = Source { path, text: &text };
-        let written: Written = toml::from_str(&text).map_err(|error| {
-            let span = error.span().unwrap_or(0..0);
-            source.wrong(&span, error.message().to_owned())
+        let text = text_of(path).map_err(|source| FleetError::Read {
+            path: path.to_owned(),
+            source,
         })?;
-        source.fleet(written)
+        let (mut reading, written) = Reading::toml::<Written>(&text, "guest");
+        let guests = reading.guests(written.guest);
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = written.name.map_or(stem.into_owned(), |name| {
+            if name.get_ref().is_empty() || name.get_ref().contains(char::is_control) {
+                reading.wrong(name.span(), "name: a name is at least one letter");
+            }
+            name.into_inner()
+        });
+        if reading.problems.is_empty() {
+            return Ok(Self { name, guests });
+        }
+        Err(Invalid::new(path.display().to_string(), reading.problems).into())
     }
 }
 
-impl Source<'_> {
-    fn wrong(&self, span: &Range<usize>, text: String) -> FleetError {
-        let before = self.text.get(..span.start).unwrap_or_default();
-        let start = before.rfind('\n').map_or(0, |end| end + 1);
-        let line = self.text[start..].lines().next().unwrap_or_default();
-        let key = line.split_once('=').map(|(key, _)| key.trim().to_owned());
-        FleetError::Wrong {
-            path: self.path.to_owned(),
-            line: before.matches('\n').count() + 1,
-            key,
-            text,
-        }
-    }
-
-    fn fleet(&self, written: Written) -> Result<Fleet, FleetError> {
-        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
-        let name = match &written.name {
-            Some(name) => name.get_ref().clone(),
-            None => stem.into_owned(),
-        };
-        if let Some(place) = &written.name
-            && (name.is_empty() || name.contains(char::is_control))
-        {
-            let text = "a name is at least one letter".to_owned();
-            return Err(self.wrong(&place.span(), text));
-        }
-        let mut guests: Vec<FleetGuest> = Vec::new();
-        let mut names = BTreeSet::new();
-        for guest in written.guest {
-            let place = guest.span();
-            for guest in self.guests(guest.into_inner(), guests.len())? {
+impl Reading {
+    /// The guests, each of which says whether it can be.
+    fn guests(&mut self, written: BTreeMap<String, Spanned<WrittenGuest>>) -> Vec<FleetGuest> {
+        let mut tables: Vec<_> = written.into_values().collect();
+        tables.sort_by_key(|table| table.span().start);
+        let (mut guests, mut names) = (Vec::new(), BTreeSet::new());
+        for table in tables {
+            let place = table.span();
+            for guest in self.copies(table.into_inner(), guests.len()) {
                 if !names.insert(guest.name.clone()) {
                     let text = format!("there are two guests `{}`", guest.name);
-                    return Err(self.wrong(&place, text));
+                    self.wrong(place.clone(), &text);
                 }
                 guests.push(guest);
             }
         }
-        if guests.is_empty() || guests.len() > MAX_GUESTS {
-            let text = format!(
-                "{} guests; allowed: 1 to {MAX_GUESTS}, each a table [[guest]]",
-                guests.len()
-            );
-            return Err(self.wrong(&(0..0), text));
+        if self.problems.is_empty() && !(1..=MAX_GUESTS).contains(&guests.len()) {
+            let guests = guests.len();
+            let text =
+                format!("{guests} guests; allowed: 1 to {MAX_GUESTS}, each a table [[guest]]");
+            self.wrong(None, &text);
         }
-        Ok(Fleet { name, guests })
+        guests
     }
 
     /// The guests of one table. `before` guests have been read before.
-    fn guests(&self, written: WrittenGuest, before: usize) -> Result<Vec<FleetGuest>, FleetError> {
+    fn copies(&mut self, written: WrittenGuest, before: usize) -> Vec<FleetGuest> {
         let WrittenGuest {
             name,
-            memory: size,
+            memory,
             workloads,
-            wants: wanted,
-            count,
-            seed,
+            ..
         } = written;
-        let (Memory(memory), named) = (*size.get_ref(), name.span());
-        let known = wants(workloads.get_ref());
-        let known = known.map_err(|text| self.wrong(&workloads.span(), text))?;
-        let wants = wanted.map_or(known, |Memory(wanted)| wanted);
-        if workloads.get_ref().is_empty() {
-            let text = "a guest needs a workload, such as \"kv,size=320M\"".to_owned();
-            return Err(self.wrong(&workloads.span(), text));
+        let (named, places) = (name.span(), workloads.span());
+        let (name, workloads) = (name.into_inner(), workloads.into_inner());
+        let (size, Memory(memory)) = (memory.span(), memory.into_inner());
+        let known = wants(&workloads).unwrap_or_else(|text| {
+            self.wrong(places.clone(), &format!("workloads: {text}"));
+            Bytes(0)
+        });
+        if workloads.is_empty() {
+            let text = "workloads: a guest needs one, such as \"kv,size=320M\"";
+            self.wrong(places, text);
         }
+        let wants = written.wants.map_or(known, |Memory(wanted)| wanted);
         if wants > memory {
-            let text = format!("{memory} are less than the {wants} that its workloads want");
-            return Err(self.wrong(&size.span(), text));
+            let text =
+                format!("memory: {memory} are less than the {wants} that its workloads want");
+            self.wrong(size, &text);
         }
-        let copies = count.as_ref().map_or(1, |count| *count.get_ref());
-        if let Some(count) = count.filter(|count| !(1..=MAX_GUESTS).contains(count.get_ref())) {
-            let text = format!("{copies} are no number of guests; allowed: 1 to {MAX_GUESTS}");
-            return Err(self.wrong(&count.span(), text));
+        let copies = written.count.as_ref().map_or(1, |count| *count.get_ref());
+        if let Some(count) = written
+            .count
+            .filter(|count| !(1..=MAX_GUESTS).contains(count.get_ref()))
+        {
+            let text =
+                format!("count: {copies} are no number of guests; allowed: 1 to {MAX_GUESTS}");
+            self.wrong(count.span(), &text);
+            return Vec::new();
         }
-        (1..=copies)
-            .map(|number| {
-                let name = match copies {
-                    1 => name.get_ref().clone(),
-                    _ => format!("{}-{number}", name.get_ref()),
-                };
-                check_vm_name(&name).map_err(|error| self.wrong(&named, error.to_string()))?;
-                let default = (before + number) as u64;
-                Ok(FleetGuest {
-                    name,
-                    memory,
-                    workloads: workloads.get_ref().clone(),
-                    seed: seed.map_or(default, |seed| seed + number as u64 - 1),
-                    wants,
-                })
-            })
-            .collect()
+        let guest = |number: usize| FleetGuest {
+            name: match copies {
+                1 => name.clone(),
+                _ => format!("{name}-{number}"),
+            },
+            memory,
+            workloads: workloads.clone(),
+            seed: match written.seed {
+                Some(seed) => seed + number as u64 - 1,
+                None => (before + number) as u64,
+            },
+            wants,
+        };
+        let guests: Vec<_> = (1..=copies).map(guest).collect();
+        if let Some(Err(error)) = guests.last().map(|guest| check_vm_name(&guest.name)) {
+            self.wrong(named, &format!("name: {error}"));
+        }
+        guests
     }
 }
 
@@ -242,10 +193,18 @@ mod tests {
         load(good).expect("right");
         let changed = |from: &str, to: &str| good.replacen(from, to, 1);
         for (text, at, part) in [
-            (changed("memory", "size"), ":3: size: ", "`memory`"),
-            (changed("\"8M\"", "\"8Q\""), ":3: memory: ", "`8Q`"),
-            (changed("\"8M\"", "\"5000\""), ":3: memory: ", "whole pages"),
-            (changed("\"8M\"", "8"), ":3: memory: ", "expected a string"),
+            (changed("memory", "size"), ":3: guest.1.size: ", "`memory`"),
+            (changed("\"8M\"", "\"8Q\""), ":3: guest.1.memory: ", "`8Q`"),
+            (
+                changed("\"8M\"", "\"5000\""),
+                ":3: guest.1.memory: ",
+                "whole pages",
+            ),
+            (
+                changed("\"8M\"", "8"),
+                ":3: guest.1.memory: ",
+                "cannot be `8`",
+            ),
             (
                 changed("\"8M\"", "\"2M\""),
                 ":3: memory: ",
@@ -257,13 +216,13 @@ mod tests {
             (
                 changed("\"kv,size=4M\"", ""),
                 ":4: workloads: ",
-                "needs a workload",
+                "needs one",
             ),
             (format!("{good}count = 65\n"), ":5: count: ", "1 to 64"),
-            (format!("{good}seed = -1\n"), ":5: seed: ", "-1"),
+            (format!("{good}seed = -1\n"), ":5: guest.1.seed: ", "-1"),
             (
                 format!("{good}wants = \"0\"\n"),
-                ":5: wants: ",
+                ":5: guest.1.wants: ",
                 "whole pages",
             ),
             (format!("{good}{good}"), ":5: ", "two guests `a`"),
@@ -272,9 +231,9 @@ mod tests {
                 ":1: name: ",
                 "at least one letter",
             ),
-            (changed("name = \"a\"\n", ""), ":1: ", "`name`"),
-            ("guest = []\n".to_owned(), ":1: ", "1 to 64"),
-            (String::new(), ":1: ", "`guest`"),
+            (changed("name = \"a\"\n", ""), ":1: guest.1: ", "`name`"),
+            ("guest = []\n".to_owned(), ": 0 guests", "1 to 64"),
+            (String::new(), ": 0 guests", "[[guest]]"),
             (changed("]]", "]"), ":1: ", ""),
         ] {
             let error = load(&text).expect_err(&text).to_string();
@@ -284,6 +243,30 @@ mod tests {
                 "{text}\n{error}"
             );
         }
+    }
+
+    #[test]
+    fn all_mistakes_are_told_and_nothing_that_only_follows_from_one() {
+        let text = "nmae = \"x\"\n[[guest]]\nname = \"a\"\nmemory = \"8Q\"\nworkloads = [\"kv,size=4M\"]\n\
+                    [[guest]]\nname = \"b\"\nmemroy = \"8M\"\nworkloads = [\"idle\", 7]\n\
+                    [[guest]]\nname = \"c\"\nmemory = \"8M\"\nworkloads = [\"kvs\"]\n";
+        let found = load(text).expect_err("six of them").to_string();
+        let expected = [
+            ":1: nmae: unknown field `nmae`",
+            ":4: guest.1.memory: cannot be `8Q`",
+            ":6: guest.2: missing field `memory`",
+            ":8: guest.2.memroy: unknown field `memroy`",
+            ":9: guest.2.workloads.[1]: invalid type: integer `7`",
+            ":13: workloads: ",
+        ];
+        assert_eq!(found.lines().count(), expected.len(), "{found}");
+        for (line, part) in found.lines().zip(expected) {
+            assert!(line.contains(part), "no `{part}` in: {line}");
+        }
+    }
+
+    #[test]
+    fn file_that_is_not_there_is_named() {
         let error = Fleet::load(Path::new("/no/such")).expect_err("not there");
         assert!(error.to_string().contains("`/no/such`"));
     }

@@ -63,7 +63,7 @@ impl Fault<'_> {
     fn in_file(self, file: &ConfigFile) -> Problem {
         let name = &self.member.vm.params.name;
         Problem {
-            line: file.vms.get(name).and_then(|table| table.line_of(self.key)),
+            line: file.vms.get(name).map(|table| table.line_of(self.key)),
             text: format!("VM `{name}`: {}", self.text),
         }
     }

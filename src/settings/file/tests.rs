@@ -1,5 +1,7 @@
 use super::*;
-use crate::settings::{EngineChoice, HostSettings, Layers, Profile};
+use crate::chain::chain;
+use crate::settings::{EngineChoice, HostSettings, Layers, Memory, Profile};
+use crate::units::Pages;
 
 fn parse(text: &str) -> Result<ConfigFile, ConfigError> {
     ConfigFile::parse(Path::new("host.toml"), text)
@@ -30,7 +32,7 @@ fn file_has_start_settings_host_settings_and_vms() {
         StartSettings {
             profile: Some(Profile::Esx),
             policy: Some(&crate::policy::policies::Stall),
-            memory: Some(Bytes::from_mib(512)),
+            memory: Some(Memory(Bytes::from_mib(512))),
             engine: Some(EngineChoice::Mprotect),
             swap_dir: Some("/s".into()),
         }
@@ -61,16 +63,16 @@ fn all_faults_are_told_with_their_lines() {
          [vm.d]\nreservation = \"2M\"\nlimit = \"1M\"\n[disk]\n",
     );
     let expected = [
-        "host.toml:1: `speed` cannot be this value; allowed: [host], [settings], [vm.NAME]",
-        "host.toml:3: [host]: memory cannot be `12Q`; allowed: a size",
-        "host.toml:4: [host]: there is no `vma`; allowed: profile",
+        "host.toml:1: speed: unknown field `speed`, expected one of `host`, `settings`, `vm`",
+        "host.toml:3: host.memory: cannot be `12Q`; allowed: a size",
+        "host.toml:4: host.vma: unknown field `vma`, expected one of `profile`",
         "host.toml:6: there is no setting `Mem.IdelTax`; near: Mem.IdleTax",
         "host.toml:7: Mem.CtlMaxPercent cannot be `100`",
-        "host.toml:8: Mem.IdleTax cannot be this array",
+        "host.toml:8: settings.Mem.IdleTax: a number, a text, true or false is needed",
         "host.toml:9: `a/b` is not a VM name",
         "host.toml:11: there is no VM setting `salz`; allowed: salt",
         "host.toml:13: reservation 2.0 MiB is more than the 1.0 MiB",
-        "host.toml:15: there is no table [disk]",
+        "host.toml:15: disk: unknown field `disk`",
     ];
     assert_eq!(found.lines().count(), expected.len(), "{found}");
     for (line, start) in found.lines().zip(expected) {
@@ -91,6 +93,14 @@ fn faults_of_the_language_have_lines_too() {
         let found = problems(text);
         assert!(found.starts_with(line), "{found}");
     }
+}
+
+#[test]
+fn problems_are_of_one_line_each_and_end_somewhere() {
+    let found = problems("[host]\n\"a\\nb\" = 1\nprofile = \"c\\nd\"\n");
+    assert_eq!(found.lines().count(), 2, "{found}");
+    let many: String = (0..150).map(|key| format!("k{key} = 1\n")).collect();
+    assert_eq!(problems(&many).lines().count(), 100);
 }
 
 #[test]
@@ -130,5 +140,5 @@ fn file_that_cannot_be_read_is_named() {
     let error = ConfigFile::load(Path::new("/no/such/file")).expect_err("missing");
     assert!(error.to_string().contains("`/no/such/file`"), "{error}");
     let error = ConfigFile::load(Path::new("/dev/zero")).expect_err("endless");
-    assert!(error.to_string().contains("longer than"), "{error}");
+    assert!(chain(&error).contains("longer than"), "{error}");
 }
