@@ -183,6 +183,7 @@ const WIRE: &[(&str, &[&str])] = &[
     ("gfn", &[]),
     ("codec", &[]),
     ("system_error", &[]),
+    ("vm_name", &[]),
     ("privacy", &[]),
     ("streams", &[]),
     ("filled", &[]),
@@ -195,7 +196,7 @@ const WIRE: &[(&str, &[&str])] = &[
     ("seqpacket", &[]),
     ("fds", &["seqpacket"]),
     ("doorbell", &[]),
-    ("memory", &[]),
+    ("memory", &["vm_name"]),
     ("balloon", &[]),
 ];
 

@@ -61,6 +61,9 @@ fn what_is_not_written_follows_from_what_is() {
     let scenario = toml(TOML).expect("valid");
     assert_eq!(scenario.names, ["web", "batch"]);
     assert_eq!(scenario.profile, Profile::Esx);
+    assert_eq!(scenario.policy.name(), "esx");
+    let throughput = toml(&TOML.replacen("\"esx\"", "\"throughput\"", 1)).expect("valid");
+    assert_eq!(throughput.policy.name(), "stall");
     assert_eq!(scenario.config.generation, Generation::G2002);
     assert_eq!(scenario.config.idle_tax_type, IdleTaxType::Flat);
     assert_eq!(scenario.host.state, FreeState::Soft);
