@@ -40,8 +40,7 @@ impl SelfServed {
     pub fn of_copies(pages: u32, page: Box<PageBuf>) -> io::Result<&'static Self> {
         let memory = PlainMemory::shared(&Memfd::create("memvisor-bench-holes", pages)?)?;
         let uffd = uffd::open_for_signals()?;
-        uffd.register(memory.word(0) as usize, memory.pages() as usize * PAGE_SIZE)
-            .map_err(io::Error::from_raw_os_error)?;
+        uffd.register(memory.word(0) as usize, memory.pages() as usize * PAGE_SIZE)?;
         let remedy = Remedy::Copy { uffd, page };
         Self { memory, remedy }.install(Signal::SIGBUS)
     }
@@ -87,7 +86,9 @@ impl SelfServed {
         }
         let address = start + page * PAGE_SIZE;
         match &self.remedy {
-            Remedy::Copy { uffd, page } => uffd::copy(uffd.as_fd(), address, &page.0).is_ok(),
+            Remedy::Copy { uffd, page } => {
+                uffd::copy(uffd.as_fd(), address as u64, &page.0).is_ok()
+            }
             Remedy::Map(file) => map(file, address, page * PAGE_SIZE),
         }
     }
