@@ -61,12 +61,6 @@ impl Process {
         self.credentials.pid()
     }
 
-    /// Its user.
-    #[must_use]
-    pub fn uid(&self) -> u32 {
-        self.credentials.uid()
-    }
-
     /// Clears the accessed bits of all its mapped pages.
     ///
     /// # Errors

@@ -121,12 +121,6 @@ impl Agent {
     pub fn relieve(&self, pages: u64, timeout: Duration) -> u64 {
         self.shared.relief.ask(pages, timeout, &self.shared.bell)
     }
-
-    /// Tells the host that the balloon ends, gives all pages back to the guest and ends the
-    /// thread. A host that does not answer delays this by 10 seconds.
-    pub fn stop(self) {
-        drop(self);
-    }
 }
 
 impl Drop for Agent {
