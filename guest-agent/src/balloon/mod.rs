@@ -65,7 +65,8 @@ pub struct AgentSettings {
     pub name: String,
 }
 
-/// A running balloon agent. Dropping it stops it as [`stop`](Self::stop) does.
+/// A running balloon agent. Dropping it tells the host that the balloon ends, gives all pages back to the guest and
+/// ends the thread. A host that does not answer delays this by 10 seconds.
 #[derive(Debug)]
 pub struct Agent {
     shared: Arc<Shared>,
