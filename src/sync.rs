@@ -48,6 +48,17 @@ pub(crate) fn zeroes<T: Default>(count: usize) -> io::Result<Box<[T]>> {
     Ok(std::iter::repeat_with(T::default).take(count).collect())
 }
 
+/// Operations of the type inside, each behind a point of preemption.
+macro_rules! forward {
+    ($($operation:ident($($argument:ident: $type:ty),+) -> $result:ty;)+) => {$(
+        #[inline]
+        pub(crate) fn $operation(&self, $($argument: $type),+) -> $result {
+            preempt();
+            self.0.$operation($($argument),+)
+        }
+    )+};
+}
+
 macro_rules! atomic {
     ($(#[$doc:meta])* $name:ident, $int:ty) => {
         $(#[$doc])*
@@ -67,70 +78,16 @@ macro_rules! atomic {
                 Self(atomic::$name::new(value))
             }
 
-            #[inline]
-            pub(crate) fn load(&self, order: Ordering) -> $int {
-                preempt();
-                self.0.load(order)
-            }
-
-            #[inline]
-            pub(crate) fn store(&self, value: $int, order: Ordering) {
-                preempt();
-                self.0.store(value, order);
-            }
-
-            #[inline]
-            pub(crate) fn swap(&self, value: $int, order: Ordering) -> $int {
-                preempt();
-                self.0.swap(value, order)
-            }
-
-            #[inline]
-            pub(crate) fn fetch_add(&self, value: $int, order: Ordering) -> $int {
-                preempt();
-                self.0.fetch_add(value, order)
-            }
-
-            #[inline]
-            pub(crate) fn fetch_sub(&self, value: $int, order: Ordering) -> $int {
-                preempt();
-                self.0.fetch_sub(value, order)
-            }
-
-            #[inline]
-            pub(crate) fn fetch_or(&self, value: $int, order: Ordering) -> $int {
-                preempt();
-                self.0.fetch_or(value, order)
-            }
-
-            #[inline]
-            pub(crate) fn fetch_and(&self, value: $int, order: Ordering) -> $int {
-                preempt();
-                self.0.fetch_and(value, order)
-            }
-
-            #[inline]
-            pub(crate) fn compare_exchange(
-                &self,
-                current: $int,
-                new: $int,
-                success: Ordering,
-                failure: Ordering,
-            ) -> Result<$int, $int> {
-                preempt();
-                self.0.compare_exchange(current, new, success, failure)
-            }
-
-            #[inline]
-            pub(crate) fn compare_exchange_weak(
-                &self,
-                current: $int,
-                new: $int,
-                success: Ordering,
-                failure: Ordering,
-            ) -> Result<$int, $int> {
-                preempt();
-                self.0.compare_exchange_weak(current, new, success, failure)
+            forward! {
+                load(order: Ordering) -> $int;
+                store(value: $int, order: Ordering) -> ();
+                swap(value: $int, order: Ordering) -> $int;
+                fetch_add(value: $int, order: Ordering) -> $int;
+                fetch_sub(value: $int, order: Ordering) -> $int;
+                fetch_or(value: $int, order: Ordering) -> $int;
+                fetch_and(value: $int, order: Ordering) -> $int;
+                compare_exchange(current: $int, new: $int, success: Ordering, failure: Ordering) -> Result<$int, $int>;
+                compare_exchange_weak(current: $int, new: $int, success: Ordering, failure: Ordering) -> Result<$int, $int>;
             }
         }
     };

@@ -1,13 +1,12 @@
 //! Classes of synthetic pages, and the numbers they are made of.
 
-use std::fmt;
-
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::units::{PAGE_SIZE, PageBuf};
 
 /// A class of synthetic pages.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
     /// All zero.
@@ -27,37 +26,6 @@ pub enum Class {
 }
 
 impl Class {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Zero,
-        Self::Filled,
-        Self::Text,
-        Self::Code,
-        Self::Heap,
-        Self::Random,
-        Self::Mixed,
-    ];
-
-    /// Its name.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Zero => "zero",
-            Self::Filled => "filled",
-            Self::Text => "text",
-            Self::Code => "code",
-            Self::Heap => "heap",
-            Self::Random => "random",
-            Self::Mixed => "mixed",
-        }
-    }
-
-    /// The class called `name`.
-    #[must_use]
-    pub fn find(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|class| class.name() == name)
-    }
-
     pub(super) fn fill(self, dice: &mut Dice, group: u64, page: &mut PageBuf) {
         match self {
             Self::Zero => page.0.fill(0),
@@ -92,12 +60,6 @@ impl Class {
                 class.fill(dice, group, page);
             }
         }
-    }
-}
-
-impl fmt::Display for Class {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
     }
 }
 

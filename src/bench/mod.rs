@@ -45,6 +45,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use memvisor_guest_agent::shim::PowerOnError;
 use thiserror::Error;
 
@@ -52,19 +53,20 @@ pub use machine::Machine;
 
 use self::content::{Class, Content, Source};
 use self::guard::Guard;
-use self::guests::GuestsOptions;
+use self::guests::{Builtin, GuestsOptions};
+use self::peer::signal::Remedy;
 use self::report::Report;
 use crate::control::ClientError;
 use crate::engine::EngineError;
 use crate::host::{EngineChoice, HostError};
 use crate::units::Bytes;
 
-/// A benchmark.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A benchmark. They run in this order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Bench {
     /// Scanning memory: for the first time, and when nothing has changed.
     Scan,
-    /// Sharing what is equal in four guests.
+    /// Sharing the equal pages of four guests.
     Merge,
     /// The compression cache.
     Compress,
@@ -78,7 +80,7 @@ pub enum Bench {
     Plan,
     /// What guests get done when memory is short.
     Guests,
-    /// Faults of guests under both choices of victims.
+    /// Faults of guests under both choices of victims, random and second chance.
     Victims,
     /// What it costs guests to account for their stalls.
     Stalls,
@@ -87,21 +89,6 @@ pub enum Bench {
 }
 
 impl Bench {
-    /// All of them, in the order in which they run.
-    pub const ALL: [Self; 11] = [
-        Self::Scan,
-        Self::Merge,
-        Self::Compress,
-        Self::Fault,
-        Self::Swap,
-        Self::Balloon,
-        Self::Plan,
-        Self::Guests,
-        Self::Victims,
-        Self::Stalls,
-        Self::Sample,
-    ];
-
     /// Whether it runs real guests on a daemon, for long and with content of their own.
     #[must_use]
     pub const fn runs_guests(self) -> bool {
@@ -110,34 +97,30 @@ impl Bench {
             Self::Guests | Self::Victims | Self::Stalls | Self::Sample
         )
     }
-
-    /// Its name.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Scan => "scan",
-            Self::Merge => "merge",
-            Self::Compress => "compress",
-            Self::Fault => "fault",
-            Self::Swap => "swap",
-            Self::Balloon => "balloon",
-            Self::Plan => "plan",
-            Self::Guests => "guests",
-            Self::Victims => "victims",
-            Self::Stalls => "stalls",
-            Self::Sample => "sample",
-        }
-    }
 }
 
-impl fmt::Display for Bench {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
+/// Shows values by their names on the command line.
+macro_rules! shown_by_name {
+    ($($named:ty),+) => {$(
+        impl fmt::Display for $named {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let value = self.to_possible_value().expect("no value is hidden");
+                f.pad(value.get_name())
+            }
+        }
+    )+};
+}
+
+shown_by_name!(Bench, Class, Builtin, Remedy);
+
+/// The names of all values.
+pub(crate) fn names<T: ValueEnum + fmt::Display>() -> String {
+    let names: Vec<_> = T::value_variants().iter().map(T::to_string).collect();
+    names.join(", ")
 }
 
 /// What to compare with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Vs {
     /// The kernel's merging of equal pages.
     Ksm,

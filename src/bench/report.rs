@@ -20,7 +20,7 @@ pub enum Better {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Case {
     /// The benchmark.
-    pub bench: &'static str,
+    pub bench: Bench,
     /// What it was measured on.
     pub case: String,
     /// What was measured.
@@ -36,7 +36,7 @@ impl Case {
     #[must_use]
     pub fn more(bench: Bench, on: &dyn Display, metric: &'static str, unit: &'static str) -> Self {
         Self {
-            bench: bench.name(),
+            bench,
             case: on.to_string(),
             metric,
             unit,
@@ -157,7 +157,7 @@ impl From<&Row> for Entry {
     fn from(row: &Row) -> Self {
         let Row { case, ours, peer } = row;
         Self {
-            bench: case.bench.to_owned(),
+            bench: case.bench.to_string(),
             case: case.case.clone(),
             metric: case.metric.to_owned(),
             unit: case.unit.to_owned(),
@@ -273,7 +273,7 @@ impl Report {
             };
             let Row { case, ours, .. } = &row;
             lines.push([
-                case.bench.to_owned(),
+                case.bench.to_string(),
                 case.case.clone(),
                 case.metric.to_owned(),
                 number(ours.median()),

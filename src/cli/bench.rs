@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, ValueEnum};
 use memvisor_guest_agent::shim::SessionEnd;
 use memvisor_wire::signals::{ENDING, Signals};
 
 use self::running::Running;
 use super::exit::{Exit, UsageError};
-use super::host::Engine;
 use super::{complain, print, values};
 use crate::bench::content::{Class, Source};
 use crate::bench::driven::{self, DrivenOptions};
@@ -24,6 +24,7 @@ use crate::bench::guard::{self, Guard, SCRATCH_PREFIX, Undo};
 use crate::bench::peer::signal::{self, Remedy};
 use crate::bench::report::Report;
 use crate::bench::{self, Bench, BenchOptions, Machine, Setup, Vs, html};
+use crate::host::EngineChoice;
 use crate::units::Bytes;
 
 /// Default size and rounds, without and with `--quick`.
@@ -38,13 +39,13 @@ const COPIES: u64 = 4;
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
     /// What to measure.
-    #[arg(value_name = "BENCH", required = true, num_args = 1..)]
-    benches: Vec<Chosen>,
+    #[arg(value_name = "BENCH", required = true, num_args = 1.., value_parser = names())]
+    benches: Vec<String>,
 
     /// Compare with the kernel's KSM or zram, with the C library of LZ4, or, in the benchmark `guests`,
     /// with the kernel as a whole; may be given more than once. All but lz4 need root.
     #[arg(long, value_name = "PEER", value_delimiter = ',')]
-    vs: Vec<Peer>,
+    vs: Vec<Vs>,
 
     /// The content of memory: zero, filled, text, code, heap, random or mixed, or the path of a file
     /// or directory [default: chosen by each benchmark].
@@ -66,9 +67,9 @@ pub(super) struct BenchArgs {
     #[command(flatten)]
     guests: guests::Args,
 
-    /// How guest memory is controlled.
-    #[arg(long, value_enum, default_value = "auto")]
-    engine: Engine,
+    /// How guest memory is controlled, as for `memvisor host`.
+    #[arg(long, default_value = "auto")]
+    engine: EngineChoice,
 
     /// Print the result as JSON, and nothing else on standard output.
     #[arg(long)]
@@ -79,60 +80,12 @@ pub(super) struct BenchArgs {
     html: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Chosen {
-    /// Scanning memory: for the first time, and when nothing has changed.
-    Scan,
-    /// Sharing the equal pages of four guests.
-    Merge,
-    /// The compression cache.
-    Compress,
-    /// Faults: first touches, refills, breaks.
-    Fault,
-    /// Paging out and in.
-    Swap,
-    /// Ballooning of idle memory.
-    Balloon,
-    /// A plan of the policy.
-    Plan,
-    /// What guests get done when memory is short.
-    Guests,
-    /// Faults of guests under both choices of victims, random and second chance.
-    Victims,
-    /// What it costs guests to account for their stalls.
-    Stalls,
-    /// What it costs a guest to be sampled.
-    Sample,
-    /// All benchmarks up to plan, which run no guests for long.
-    All,
-}
-
-impl Chosen {
-    fn has(self, bench: Bench) -> bool {
-        bench
-            == match self {
-                Self::Scan => Bench::Scan,
-                Self::Merge => Bench::Merge,
-                Self::Compress => Bench::Compress,
-                Self::Fault => Bench::Fault,
-                Self::Swap => Bench::Swap,
-                Self::Balloon => Bench::Balloon,
-                Self::Plan => Bench::Plan,
-                Self::Guests => Bench::Guests,
-                Self::Victims => Bench::Victims,
-                Self::Stalls => Bench::Stalls,
-                Self::Sample => Bench::Sample,
-                Self::All => return !bench.runs_guests(),
-            }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Peer {
-    Ksm,
-    Zram,
-    Lz4,
-    Kernel,
+/// The benchmarks, and `all`.
+fn names() -> PossibleValuesParser {
+    let each = Bench::value_variants().iter();
+    let all =
+        PossibleValue::new("all").help("All benchmarks up to plan, which run no guests for long");
+    PossibleValuesParser::new(each.filter_map(Bench::to_possible_value).chain([all]))
 }
 
 impl BenchArgs {
@@ -143,7 +96,7 @@ impl BenchArgs {
             (SIZE, ROUNDS)
         };
         let benches = self.benches();
-        if !benches.contains(&Bench::Guests) && self.vs.contains(&Peer::Kernel) {
+        if !benches.contains(&Bench::Guests) && self.vs.contains(&Vs::Kernel) {
             let text = "--vs kernel is for the benchmark `guests` alone; allowed: ksm, zram, lz4";
             return Err(UsageError(text.to_owned()).into());
         }
@@ -156,24 +109,18 @@ impl BenchArgs {
             size: fitting(self.size.unwrap_or(size), Machine::available())?,
             rounds: self.rounds.unwrap_or(rounds),
             source: self.content.as_deref().map(source).transpose()?,
-            vs: self.vs(),
-            engine: self.engine.into(),
+            vs: self.vs.clone(),
+            engine: self.engine,
         })
     }
 
     fn benches(&self) -> Vec<Bench> {
-        let is_wanted = |bench: &Bench| self.benches.iter().any(|chosen| chosen.has(*bench));
-        Bench::ALL.into_iter().filter(is_wanted).collect()
-    }
-
-    fn vs(&self) -> Vec<Vs> {
-        let vs = |peer: &Peer| match peer {
-            Peer::Ksm => Vs::Ksm,
-            Peer::Zram => Vs::Zram,
-            Peer::Lz4 => Vs::Lz4,
-            Peer::Kernel => Vs::Kernel,
+        let all = self.benches.iter().any(|name| name == "all");
+        let is_wanted = |bench: &Bench| {
+            all && !bench.runs_guests() || self.benches.contains(&bench.to_string())
         };
-        self.vs.iter().map(vs).collect()
+        let benches = Bench::value_variants().iter().copied();
+        benches.filter(is_wanted).collect()
     }
 }
 
@@ -192,12 +139,12 @@ fn fitting(size: Bytes, available: Bytes) -> anyhow::Result<Bytes> {
 
 /// A class by its name, or else a path, which must exist.
 fn source(text: &str) -> anyhow::Result<Source> {
-    if let Some(class) = Class::find(text) {
+    if let Ok(class) = Class::from_str(text, false) {
         return Ok(Source::Class(class));
     }
     let path = PathBuf::from(text);
     if let Err(error) = path.metadata() {
-        let classes = Class::ALL.map(Class::name).join(", ");
+        let classes = bench::names::<Class>();
         return Err(UsageError(format!(
             "--content `{text}` is neither a class ({classes}) nor a file or directory that can be \
              read: {error}"
@@ -365,26 +312,16 @@ pub(super) fn run_guest(args: GuestArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Handler {
-    Copy,
-    Map,
-}
-
 #[derive(Debug, Args)]
 pub(super) struct SignalArgs {
-    handler: Handler,
+    handler: Remedy,
 
     pages: u32,
 }
 
 /// `memvisor bench-signal`: see [`signal`].
 pub(super) fn run_signal(args: &SignalArgs) -> anyhow::Result<Exit> {
-    let remedy = match args.handler {
-        Handler::Copy => Remedy::Copy,
-        Handler::Map => Remedy::Map,
-    };
-    let touches = signal::run(remedy, args.pages)?;
+    let touches = signal::run(args.handler, args.pages)?;
     print(&serde_json::to_string(&touches)?)?;
     Ok(Exit::Success)
 }

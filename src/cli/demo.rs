@@ -7,9 +7,9 @@ use anyhow::Context;
 use clap::Args;
 
 use super::exit::Exit;
-use super::host::Engine;
 use super::{print, values};
 use crate::demo::DemoOptions;
+use crate::host::EngineChoice;
 use crate::units::Bytes;
 
 #[derive(Debug, Args)]
@@ -30,9 +30,9 @@ pub(super) struct DemoArgs {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration)]
     duration: Duration,
 
-    /// How guest memory is controlled.
-    #[arg(long, value_enum, default_value = "auto")]
-    engine: Engine,
+    /// How guest memory is controlled, as for `memvisor host`.
+    #[arg(long, default_value = "auto")]
+    engine: EngineChoice,
 
     /// Draw the screen on which most was saved as an SVG picture into this file.
     #[arg(long, value_name = "FILE")]
@@ -60,7 +60,7 @@ impl DemoArgs {
             guests: self.guests,
             guest_memory: self.guest_memory,
             duration: self.duration,
-            engine: self.engine.into(),
+            engine: self.engine,
             picture: self.picture.clone(),
             json: self.json,
         })

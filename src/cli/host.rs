@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::exit::{Exit, UsageError};
 use super::lifeline::Lifeline;
@@ -14,27 +14,6 @@ use crate::policy::{Policy, policies};
 use crate::runtime_dir::RuntimeDir;
 use crate::settings::{ConfigFile, Key, Layer, Layers, Memory, Profile};
 use crate::units::Bytes;
-
-/// How guest memory is controlled.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(super) enum Engine {
-    /// userfaultfd where this system allows it, otherwise page protection.
-    Auto,
-    /// userfaultfd: needs Linux 5.14 and permission to handle faults of user code.
-    Uffd,
-    /// Page protection: any Linux, no privilege.
-    Mprotect,
-}
-
-impl From<Engine> for EngineChoice {
-    fn from(engine: Engine) -> Self {
-        match engine {
-            Engine::Auto => Self::Auto,
-            Engine::Uffd => Self::Uffd,
-            Engine::Mprotect => Self::Mprotect,
-        }
-    }
-}
 
 #[derive(Debug, Args)]
 pub(super) struct HostArgs {
@@ -60,9 +39,10 @@ pub(super) struct HostArgs {
     #[arg(long, value_name = "NAME=VALUE", value_parser = values::pair)]
     set: Vec<(Key, String)>,
 
-    /// How guest memory is controlled [default: auto].
-    #[arg(long, value_enum)]
-    engine: Option<Engine>,
+    /// How guest memory is controlled: uffd, by userfaultfd (Linux 5.14, and permission to handle faults of user
+    /// code); mprotect, by page protection (any Linux); or auto, which is uffd where it works [default: auto].
+    #[arg(long)]
+    engine: Option<EngineChoice>,
 
     /// Where swap files are made; should be a disk, not a tmpfs [default: RUNTIME_DIR].
     #[arg(long, value_name = "DIR")]
@@ -115,7 +95,7 @@ impl HostArgs {
         let layers = Layers::new(profile, file, command_line);
         let runtime_dir = RuntimeDir::locate(self.runtime_dir)?;
         let swap_dir = self.swap_dir.or(start.swap_dir);
-        let engine = self.engine.map(EngineChoice::from).or(start.engine);
+        let engine = self.engine.or(start.engine);
         Ok(HostOptions {
             memory,
             policy: (self.policy.or(start.policy)).unwrap_or_else(|| profile.policy()),

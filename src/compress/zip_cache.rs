@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::MAX_PAYLOAD;
 use super::arena::{Arena, Class, MAX_ARENA_PAGES};
 use crate::sys::Published;
-use crate::units::{Bytes, Gfn, PageBuf, Pages, SlotId};
+use crate::units::{Gfn, PageBuf, Pages, SlotId};
 
 /// Why a payload did not enter the cache; nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -90,7 +90,6 @@ pub struct ZipCache {
     edge: Edge,
     /// The newest page of the edge.
     edge_end: Option<SlotId>,
-    bytes_stored: u64,
     most_pages: u32,
     cap: u32,
     limit: Option<u32>,
@@ -115,7 +114,6 @@ impl ZipCache {
             arena,
             edge: Edge::default(),
             edge_end: None,
-            bytes_stored: 0,
             most_pages: max_pages,
             cap: max_pages,
             limit: None,
@@ -154,7 +152,6 @@ impl ZipCache {
         };
         let (slot, place) = self.arena.take(class, len, entry);
         self.file.write(place.page, place.at, payload);
-        self.bytes_stored += payload.len() as u64;
         self.follow_edge();
         Ok(slot)
     }
@@ -272,7 +269,6 @@ impl ZipCache {
         }
         let freed = self.arena.free(slot);
         let (entry, len) = freed.expect("a slot is freed by the one page table entry it has");
-        self.bytes_stored -= u64::from(len);
         if entry.is_in_edge {
             self.edge.pages.0 -= 1;
             self.edge.bytes -= u64::from(len);
@@ -331,13 +327,6 @@ impl ZipCache {
         Pages(self.arena.taken())
     }
 
-    /// The bytes of all payloads: [`pages_used`](Self::pages_used) pages, less what slots and pages leave
-    /// unused.
-    #[must_use]
-    pub const fn bytes_stored(&self) -> Bytes {
-        Bytes(self.bytes_stored)
-    }
-
     /// The most arena pages that the cache may have now.
     #[must_use]
     pub const fn max_pages(&self) -> u32 {
@@ -375,12 +364,6 @@ impl ZipCache {
             let (entry, _) = self.arena.get(slot).expect(AGED);
             (entry.gfn, slot)
         })
-    }
-
-    /// The page that has been in the cache longest: the next to evict.
-    #[must_use]
-    pub fn oldest(&self) -> Option<(Gfn, SlotId)> {
-        self.by_age().next()
     }
 
     /// Flips a bit of a stored payload.
@@ -506,7 +489,7 @@ mod tests {
         assert_eq!(cache.pages_used(), 1);
         let refused = cache.store(Gfn(1), &[0; 2048], 0, true);
         assert_eq!(refused, Err(StoreRefused::Full { pages: 1, cap: 0 }));
-        assert_eq!(cache.oldest(), Some((Gfn(0), slot)));
+        assert_eq!(cache.by_age().next(), Some((Gfn(0), slot)));
         cache.free(slot);
         assert!(cache.is_above_limit(), "its memory is still there");
         assert_eq!(cache.give_back(), 1);
@@ -692,11 +675,9 @@ mod tests {
                 prop_assert!(cache.pages_used() <= CAP);
             }
             let ages: Vec<_> = model.iter().map(|(gfn, slot, ..)| (*gfn, *slot)).collect();
-            prop_assert_eq!(cache.oldest(), ages.first().copied());
+            prop_assert_eq!(cache.by_age().next(), ages.first().copied());
             prop_assert_eq!(cache.by_age().collect::<Vec<_>>(), ages);
             prop_assert_eq!(cache.stored(), Pages(model.len() as u64));
-            let bytes: usize = model.iter().map(|(.., len)| len).sum();
-            prop_assert_eq!(cache.bytes_stored(), Bytes(bytes as u64));
             let edge = cache.edge();
             let oldest = model.iter().take(edge.pages.0 as usize);
             prop_assert_eq!(edge.bytes, oldest.map(|(.., len)| *len as u64).sum::<u64>());

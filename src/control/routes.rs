@@ -107,6 +107,26 @@ pub(super) struct Route {
 }
 
 impl Route {
+    fn new<A, H, T>(request: &'static str, summary: &'static str, handler: H) -> Self
+    where
+        A: Answer,
+        H: Handler<T, Arc<dyn Daemon>>,
+        T: 'static,
+    {
+        let (method, _) = Self::parts(request);
+        let method = MethodFilter::try_from(method).expect("of HTTP itself");
+        Self {
+            request,
+            summary,
+            refusals: &[],
+            serve: on(method, handler),
+            #[cfg(test)]
+            body: |_| None,
+            #[cfg(test)]
+            answer: A::documented,
+        }
+    }
+
     /// Method and path.
     pub(super) fn parts(request: &'static str) -> (Method, &'static str) {
         let parts = request.split_once(' ');
@@ -118,18 +138,6 @@ impl Route {
         self.refusals = refusals;
         self
     }
-}
-
-fn serve<H, T>(request: &'static str, handler: H) -> MethodRouter<Arc<dyn Daemon>>
-where
-    H: Handler<T, Arc<dyn Daemon>>,
-    T: 'static,
-{
-    let (method, _) = Route::parts(request);
-    on(
-        MethodFilter::try_from(method).expect("of HTTP itself"),
-        handler,
-    )
 }
 
 type Shared = State<Arc<dyn Daemon>>;
@@ -147,16 +155,7 @@ fn route<A: Answer + 'static>(
     handler: fn(&dyn Daemon, &str) -> Result<A, Refusal>,
 ) -> Route {
     let answer = async move |State(daemon): Shared, path: Name| handler(&*daemon, &name(path));
-    Route {
-        request,
-        summary,
-        refusals: &[],
-        serve: serve(request, answer),
-        #[cfg(test)]
-        body: |_| None,
-        #[cfg(test)]
-        answer: A::documented,
-    }
+    Route::new::<A, _, _>(request, summary, answer)
 }
 
 /// A request with a body.
@@ -171,14 +170,9 @@ fn route_with<B: Body, A: Answer + 'static>(
         handler(&*daemon, &name(path), &body)
     };
     Route {
-        request,
-        summary,
-        refusals: &[],
-        serve: serve(request, answer),
         #[cfg(test)]
         body: |schemas| Some(schemas.subschema_for::<B>()),
-        #[cfg(test)]
-        answer: A::documented,
+        ..Route::new::<A, _, _>(request, summary, answer)
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use memvisor_wire::listen_privately;
 use nix::sys::signal::SigSet;
-use rustix::net::SocketType;
+use nix::sys::socket::SockType;
 use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::runtime;
@@ -86,8 +86,7 @@ impl Server {
     ) -> Result<Self, ServeError> {
         let failed = |action| io_error(action, path);
         clear(path)?;
-        let listener = listen_privately(path, SocketType::STREAM).map_err(failed("listen at"))?;
-        let listener = StdListener::from(listener);
+        let listener = listen_privately(path, SockType::Stream).map_err(failed("listen at"))?;
         // The runtime takes it over as it is, and one accept that waits would keep all clients waiting.
         listener.set_nonblocking(true).map_err(failed("set up"))?;
         let runtime = runtime::Builder::new_current_thread()

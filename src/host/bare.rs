@@ -17,7 +17,6 @@ use super::listen::Listeners;
 use super::member::Member;
 use super::options::HostOptions;
 use crate::engine::EngineKind;
-use crate::page::Budget;
 use crate::reclaim::WorkerHandle;
 use crate::runtime_dir::HeldRuntimeDir;
 use crate::units::Pages;
@@ -53,12 +52,6 @@ impl BareHost {
     #[must_use]
     pub fn engine(&self) -> EngineKind {
         self.host.engines.first
-    }
-
-    /// Its memory.
-    #[must_use]
-    pub fn budget(&self) -> &Budget {
-        &self.host.budget
     }
 
     /// The VM called `name`, once its guest is powered on.

@@ -24,17 +24,6 @@ pub enum Home {
 /// How many kinds of home there are.
 pub const KINDS: usize = 7;
 
-/// The kinds in the order of [`Home::kind`].
-pub const KIND_NAMES: [&str; KINDS] = [
-    "untouched",
-    "zero",
-    "resident",
-    "shared",
-    "compressed",
-    "swapped",
-    "ballooned",
-];
-
 impl Home {
     /// The number of the kind of home, an index for arrays of [`KINDS`].
     #[must_use]

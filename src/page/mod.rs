@@ -11,7 +11,7 @@ mod table;
 pub use budget::{Budget, Urgency};
 pub use claims::Claims;
 pub use history::History;
-pub use home::{Home, KIND_NAMES, KINDS};
+pub use home::{Home, KINDS};
 pub use parking::Parking;
 pub use queue::Need;
 pub use table::{Attempt, DonePage, Due, Entry, KeptPage, PageGuard, PageTable};

@@ -226,12 +226,6 @@ pub struct NewFrame<'a> {
 }
 
 impl<'a> NewFrame<'a> {
-    /// Which frame it is; the next page of the run wants the one after it.
-    #[must_use]
-    pub const fn id(&self) -> FrameId {
-        self.frame
-    }
-
     /// Copies the content in. From here on the frame costs memory.
     pub fn fill(&mut self, content: &PageBuf) {
         self.pool.mapping.write(self.frame.0, content);

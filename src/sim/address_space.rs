@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex as StdMutex};
 
 use memvisor_guest_agent::shim::mapping::{Mapping, execute, obey};
 use memvisor_wire::memory::{Ack, Command, Fault, Op, Remap};
+use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
 use super::{Claims, Line, Spec};
@@ -262,18 +263,18 @@ pub(super) struct Mapped<'a> {
 
 impl Mapped<'_> {
     /// Takes a VMA for a mapping; `ENOMEM` where the guest's kernel refuses one.
-    fn take_vma(&self) -> Result<(), i32> {
+    fn take_vma(&self) -> nix::Result<()> {
         if self.who == Who::Asked || self.space.accepts.step() {
             return Ok(());
         }
         if self.who == Who::Claimer {
             self.space.refused.one();
         }
-        Err(libc::ENOMEM)
+        Err(Errno::ENOMEM)
     }
 
     /// Does something with each page of a run; a model may switch tasks before each.
-    fn each(&self, run: GfnRun, mut change: impl FnMut(Gfn, &mut Page)) -> Result<(), i32> {
+    fn each(&self, run: GfnRun, mut change: impl FnMut(Gfn, &mut Page)) -> nix::Result<()> {
         for gfn in run.iter() {
             change(gfn, &mut self.space.pages()[gfn.index()]);
         }
@@ -281,7 +282,7 @@ impl Mapped<'_> {
     }
 
     /// Changes what the guest finds at pages. The VMAs for that have been taken.
-    fn change(&self, op: Op, run: GfnRun, frame: u32) -> Result<(), i32> {
+    fn change(&self, op: Op, run: GfnRun, frame: u32) -> nix::Result<()> {
         let space = self.space;
         let mut frames = (frame..).map(FrameId);
         self.each(run, |gfn, page| {
@@ -313,7 +314,7 @@ impl Mapping for Mapped<'_> {
         u32::try_from(self.space.pages().len()).expect("a few")
     }
 
-    fn remap(&self, op: Op, Remap { run, frame }: Remap) -> Result<(), i32> {
+    fn remap(&self, op: Op, Remap { run, frame }: Remap) -> nix::Result<()> {
         let space = self.space;
         match (op, space.kind) {
             // Dropping page-table entries takes no VMA.
@@ -323,7 +324,7 @@ impl Mapping for Mapped<'_> {
         self.change(op, run, frame)
     }
 
-    fn map_present(&self, run: GfnRun) -> Result<(), i32> {
+    fn map_present(&self, run: GfnRun) -> nix::Result<()> {
         self.take_vma()?;
         self.each(run, |gfn, page| {
             assert!(page.content.is_some(), "{gfn} gets a hole for its frame");
@@ -333,11 +334,11 @@ impl Mapping for Mapped<'_> {
         })
     }
 
-    fn open(&self, gfn: Gfn) -> Result<(), i32> {
+    fn open(&self, gfn: Gfn) -> nix::Result<()> {
         self.change(Op::Open, GfnRun::single(gfn), 0)
     }
 
-    fn install(&self, gfn: Gfn, content: &[u8; PAGE_SIZE]) -> Result<(), i32> {
+    fn install(&self, gfn: Gfn, content: &[u8; PAGE_SIZE]) -> nix::Result<()> {
         self.each(GfnRun::single(gfn), |gfn, page| {
             assert_eq!(page.view, View::Closed, "{gfn} is brought and was there");
             page.fill(gfn, PageBuf(*content));
@@ -345,7 +346,7 @@ impl Mapping for Mapped<'_> {
         })
     }
 
-    fn copy_to_ram(&self, gfn: Gfn) -> Result<(), i32> {
+    fn copy_to_ram(&self, gfn: Gfn) -> nix::Result<()> {
         self.each(GfnRun::single(gfn), |gfn, page| {
             let View::Pool(frame) = page.view else {
                 panic!("{gfn} is {:?} and is broken by its guest", page.view);
@@ -354,7 +355,7 @@ impl Mapping for Mapped<'_> {
         })
     }
 
-    fn punch(&self, run: GfnRun) -> Result<(), i32> {
+    fn punch(&self, run: GfnRun) -> nix::Result<()> {
         self.each(run, |gfn, page| {
             assert!(page.view.is_pool(), "{gfn} is punched by its guest");
             page.content = None;

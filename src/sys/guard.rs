@@ -10,11 +10,13 @@
 //! a slot is never freed while the handler may look at it, but used again once its mapping is gone.
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// A mapping that the handler knows until this is dropped.
@@ -84,25 +86,20 @@ impl Slot {
         };
         // Acquire pairs with the Release of `Guard::new`.
         let write = if self.writable.load(Ordering::Acquire) {
-            libc::PROT_WRITE
+            ProtFlags::PROT_WRITE
         } else {
-            0
+            ProtFlags::PROT_NONE
         };
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let access = ProtFlags::PROT_READ | write;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+        let (start, len) = (NonZeroUsize::new(start), NonZeroUsize::new(end - start));
+        let (Some(_), Some(len)) = (start, len) else {
+            return false;
+        };
         // SAFETY: the range is one whole mapping of a guarded file. It cannot go away meanwhile: its owner
         // drops the guard before the mapping, and the thread in this handler is using the owner. All readers of
         // the mapping copy bytes or load atomics, which may change at any moment anyway.
-        let mapped = unsafe {
-            libc::mmap(
-                start as *mut libc::c_void,
-                end - start,
-                libc::PROT_READ | write,
-                flags,
-                -1,
-                0,
-            )
-        };
-        mapped != libc::MAP_FAILED
+        unsafe { mmap_anonymous(start, len, access, flags) }.is_ok()
     }
 }
 

@@ -2,9 +2,11 @@
 //! compare memvisor with that.
 
 use std::io;
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 use memmap2::{MmapMut, MmapOptions, MmapRaw};
+use nix::errno::Errno;
+use nix::sys::mman::{MmapAdvise, madvise};
 
 use super::Memfd;
 use crate::units::{PAGE_SIZE, PageBuf};
@@ -61,20 +63,16 @@ impl PlainMemory {
     /// What `madvise(2)` says; `EINVAL` where the kernel was built without it.
     pub fn advise(&self, advice: Advice) -> io::Result<()> {
         let advice = match advice {
-            Advice::Merge => libc::MADV_MERGEABLE,
-            Advice::PageOut => libc::MADV_PAGEOUT,
-            Advice::SmallPages => libc::MADV_NOHUGEPAGE,
+            Advice::Merge => MmapAdvise::MADV_MERGEABLE,
+            Advice::PageOut => MmapAdvise::MADV_PAGEOUT,
+            Advice::SmallPages => MmapAdvise::MADV_NOHUGEPAGE,
         };
         let len = self.pages as usize * PAGE_SIZE;
-        let start = self.raw.as_mut_ptr().cast();
+        let start = NonNull::new(self.raw.as_mut_ptr().cast()).ok_or(Errno::EINVAL)?;
         // SAFETY: the range is exactly the mapping, which lives as long as `self`; none of the three
         // advices changes what the memory holds.
-        let done = unsafe { libc::madvise(start, len, advice) };
-        if done == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        unsafe { madvise(start, len, advice) }?;
+        Ok(())
     }
 
     pub(super) fn word(&self, page: u32) -> *mut u64 {

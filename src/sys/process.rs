@@ -2,17 +2,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
 use memvisor_wire::{SeqPacket, wait_readable};
-use nix::sys::socket::UnixCredentials;
+use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::units::Bytes;
-
-/// `SO_PEERPIDFD`, since Linux 6.5.
-const SO_PEERPIDFD: libc::c_int = 77;
 
 /// The process at the other end of a socket.
 #[derive(Debug)]
@@ -42,8 +40,11 @@ impl Process {
     /// What `getsockopt(2)` or `pidfd_open(2)` says: the process is gone already.
     pub fn peer(socket: &SeqPacket) -> io::Result<Self> {
         let credentials = socket.peer()?;
-        // By the socket where the kernel can: by its number, another process may have taken its place.
-        let pidfd = peer_pidfd(socket).or_else(|_| open_pidfd(credentials.pid()))?;
+        // By the socket where the kernel can, since 6.5: by its number, another process may have taken its place.
+        let pidfd = getsockopt(socket, sockopt::PeerPidfd).or_else(|_| {
+            let pid = Pid::from_raw(credentials.pid()).ok_or(io::ErrorKind::NotFound)?;
+            pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from)
+        })?;
         let process = Self {
             pidfd,
             // Opened now: the guest closes itself to others before it runs.
@@ -61,12 +62,6 @@ impl Process {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.credentials.pid()
-    }
-
-    /// Its user.
-    #[must_use]
-    pub fn uid(&self) -> u32 {
-        self.credentials.uid()
     }
 
     /// Clears the accessed bits of all its mapped pages.
@@ -116,11 +111,8 @@ impl Process {
     /// gone already.
     #[must_use]
     pub fn kill(&self, timeout: Duration) -> bool {
-        let no_info = std::ptr::null::<libc::siginfo_t>();
-        let (call, pidfd) = (libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd());
-        // SAFETY: the descriptor is an open pidfd; a null siginfo means "as kill(2)"; the call
-        // touches no memory of ours. The wait below shows whether it worked.
-        unsafe { libc::syscall(call, pidfd, libc::SIGKILL, no_info, 0) };
+        // Ignored: the wait shows whether it worked.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         self.wait(timeout)
     }
 
@@ -150,31 +142,6 @@ fn referenced(rollup: &str) -> Option<Bytes> {
         .find_map(|line| line.strip_prefix("Referenced:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(Bytes(kib.saturating_mul(1024)))
-}
-
-fn peer_pidfd(socket: &SeqPacket) -> io::Result<OwnedFd> {
-    let mut fd: libc::c_int = -1;
-    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
-    let raw = socket.as_fd().as_raw_fd();
-    let value = (&raw mut fd).cast();
-    // SAFETY: `value` points to one c_int and `len` says so; both outlive the call.
-    let done =
-        unsafe { libc::getsockopt(raw, libc::SOL_SOCKET, SO_PEERPIDFD, value, &raw mut len) };
-    own(if done == 0 { fd } else { -1 })
-}
-
-fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two numbers and touches no memory.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    own(i32::try_from(fd).unwrap_or(-1))
-}
-
-fn own(fd: i32) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just returned this descriptor, so it is open and nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

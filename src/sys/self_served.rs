@@ -4,11 +4,14 @@
 //! The handler belongs to the whole process, so a benchmark makes one such memory, in a process of its own.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 use memvisor_wire::sys::uffd::{self, Userfault};
 use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mprotect};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use super::{Memfd, PlainMemory};
@@ -40,8 +43,7 @@ impl SelfServed {
     pub fn of_copies(pages: u32, page: Box<PageBuf>) -> io::Result<&'static Self> {
         let memory = PlainMemory::shared(&Memfd::create("memvisor-bench-holes", pages)?)?;
         let uffd = uffd::open_for_signals()?;
-        uffd.register(memory.word(0) as usize, memory.pages() as usize * PAGE_SIZE)
-            .map_err(io::Error::from_raw_os_error)?;
+        uffd.register(memory.word(0) as usize, memory.pages() as usize * PAGE_SIZE)?;
         let remedy = Remedy::Copy { uffd, page };
         Self { memory, remedy }.install(Signal::SIGBUS)
     }
@@ -52,13 +54,11 @@ impl SelfServed {
     /// What the kernel says; `AlreadyExists` when this process has such memory.
     pub fn of_mappings(file: Memfd) -> io::Result<&'static Self> {
         let memory = PlainMemory::shared(&Memfd::create("memvisor-bench-frames", file.pages())?)?;
-        let (start, len) = (memory.word(0).cast(), file.pages() as usize * PAGE_SIZE);
+        let start = NonNull::new(memory.word(0).cast()).ok_or(Errno::EINVAL)?;
+        let len = file.pages() as usize * PAGE_SIZE;
         // SAFETY: the range is exactly the mapping, which is `memory`'s. From here on only `poke` writes it,
         // by the handler that is installed below.
-        let done = unsafe { libc::mprotect(start, len, libc::PROT_READ) };
-        if done != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        unsafe { mprotect(start, len, ProtFlags::PROT_READ) }?;
         let remedy = Remedy::Map(file);
         Self { memory, remedy }.install(Signal::SIGSEGV)
     }
@@ -87,7 +87,9 @@ impl SelfServed {
         }
         let address = start + page * PAGE_SIZE;
         match &self.remedy {
-            Remedy::Copy { uffd, page } => uffd::copy(uffd.as_fd(), address, &page.0).is_ok(),
+            Remedy::Copy { uffd, page } => {
+                uffd::copy(uffd.as_fd(), address as u64, &page.0).is_ok()
+            }
             Remedy::Map(file) => map(file, address, page * PAGE_SIZE),
         }
     }
@@ -120,24 +122,15 @@ impl SelfServed {
 
 /// Maps one page of `file` at `address`, a page of the memory that lives as long as the process.
 fn map(file: &Memfd, address: usize, offset: usize) -> bool {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let (flags, file) = (libc::MAP_SHARED | libc::MAP_FIXED, file.as_fd().as_raw_fd());
-    let Ok(offset) = libc::off_t::try_from(offset) else {
+    const PAGE: NonZeroUsize = NonZeroUsize::new(PAGE_SIZE).expect("a page has bytes");
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+    let Some(address) = NonZeroUsize::new(address) else {
         return false;
     };
     // SAFETY: the address is that of a page of `SelfServed::memory`, which is never unmapped and of which
     // nobody holds a reference, so MAP_FIXED replaces nothing else; the file is open and has the page.
-    let mapped = unsafe {
-        libc::mmap(
-            address as *mut libc::c_void,
-            PAGE_SIZE,
-            protection,
-            flags,
-            file,
-            offset,
-        )
-    };
-    mapped != libc::MAP_FAILED
+    unsafe { mmap(Some(address), PAGE, access, flags, file, offset as i64) }.is_ok()
 }
 
 extern "C" fn on_fault(

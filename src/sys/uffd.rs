@@ -15,54 +15,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use memvisor_wire::sys::uffd;
+pub use memvisor_wire::sys::uffd::UserFault;
+use memvisor_wire::sys::uffd::{self, MESSAGE_BYTES};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::sleeps::end_sleeps;
-use crate::units::{PAGE_SIZE, PageBuf};
+use crate::units::PageBuf;
 
-#[repr(C)]
-struct Range {
-    start: u64,
-    len: u64,
-}
-
-/// `UFFDIO_ZEROPAGE` and `UFFDIO_CONTINUE` have the same layout.
-#[repr(C)]
-struct Fill {
-    start: u64,
-    len: u64,
-    mode: u64,
-    filled: i64,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Message {
-    event: u8,
-    _reserved: [u8; 7],
-    flags: u64,
-    address: u64,
-    thread: u32,
-    _reserved_too: u32,
-}
-
-// The size is part of the number of an ioctl: with a wrong one it would be another call.
-const _: () = assert!(size_of::<Range>() == 16);
-const _: () = assert!(size_of::<Fill>() == 32);
-const _: () = assert!(size_of::<Message>() == 32);
-
-/// Each call reads exactly one structure, and those that fill write it too.
-mod call {
-    use super::{Fill, Range};
-
-    nix::ioctl_read!(wake, 0xaa, 0x02, Range);
-    nix::ioctl_readwrite!(zero, 0xaa, 0x04, Fill);
-    nix::ioctl_readwrite!(present, 0xaa, 0x07, Fill);
-}
-
-const EVENT_PAGEFAULT: u8 = 0x12;
 /// Faults read by one system call; more would only delay the first of them.
 const BATCH: usize = 32;
 
@@ -75,15 +35,6 @@ pub enum Filled {
     Present,
     /// The guest's process is gone.
     Gone,
-}
-
-/// An access that waits.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct UserFault {
-    /// What is accessed.
-    pub address: u64,
-    /// The accessing thread, by its number in its own process; 0 where the guest did not ask the kernel for it.
-    pub thread: u32,
 }
 
 /// The userfaultfd of one guest.
@@ -115,7 +66,7 @@ impl Uffd {
     /// `InvalidInput` when the guest has taken `O_NONBLOCK` away, `InvalidData` when it asked the kernel for other
     /// events than faults; otherwise what `read(2)` says.
     pub fn read_faults(&self, faults: &mut Vec<UserFault>) -> io::Result<()> {
-        let mut bytes = [0; BATCH * size_of::<Message>()];
+        let mut bytes = [0; BATCH * MESSAGE_BYTES];
         let read = match self.read_now(&mut bytes) {
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => self.read_interrupted(&mut bytes),
             read => read,
@@ -125,20 +76,12 @@ impl Uffd {
             Err(Errno::EAGAIN | Errno::EINTR) => return self.check_flags(),
             Err(errno) => return Err(errno.into()),
         };
-        for message in bytes[..len].chunks_exact(size_of::<Message>()) {
+        for message in bytes[..len].as_chunks().0 {
             // No other event was asked for: the guest has set up its descriptor differently.
-            if message[0] != EVENT_PAGEFAULT {
-                let error = format!("event {:#x}, which is no fault", message[0]);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-            }
-            let (address, thread) = message[16..]
-                .split_first_chunk()
-                .expect("32 bytes, asserted");
-            let (thread, _) = thread.split_first_chunk().expect("the same");
-            faults.push(UserFault {
-                address: u64::from_ne_bytes(*address),
-                thread: u32::from_ne_bytes(*thread),
-            });
+            faults.push(UserFault::decode(message).map_err(|event| {
+                let error = format!("event {event:#x}, which is no fault");
+                io::Error::new(io::ErrorKind::InvalidData, error)
+            })?);
         }
         Ok(())
     }
@@ -151,7 +94,15 @@ impl Uffd {
         };
         // SAFETY: the call reads one iovec, which outlives it, and writes at most `iov_len` bytes at its base:
         // the whole of `into`, which is ours alone meanwhile. Offset -1 stands for none.
-        let read = unsafe { libc::preadv2(self.raw(), &raw const slice, 1, -1, libc::RWF_NOWAIT) };
+        let read = unsafe {
+            libc::preadv2(
+                self.0.as_raw_fd(),
+                &raw const slice,
+                1,
+                -1,
+                libc::RWF_NOWAIT,
+            )
+        };
         usize::try_from(Errno::result(read)?).map_err(|_| Errno::EINVAL)
     }
 
@@ -175,8 +126,7 @@ impl Uffd {
     /// # Errors
     /// An unexpected errno, such as ENOMEM when the machine itself is out of memory.
     pub fn copy(&self, address: u64, content: &PageBuf) -> io::Result<Filled> {
-        let address = usize::try_from(address).map_err(io::Error::other)?;
-        filled(uffd::copy(self.as_fd(), address, &content.0).map_err(Errno::from_raw))
+        filled(uffd::copy(self.as_fd(), address, &content.0))
     }
 
     /// Puts a page of zeroes at `address` and wakes the threads that wait for it.
@@ -184,7 +134,7 @@ impl Uffd {
     /// # Errors
     /// As [`Uffd::copy`].
     pub fn zero(&self, address: u64) -> io::Result<Filled> {
-        self.fill(call::zero, address, &uffd::FILLING)
+        filled(uffd::zero(self.as_fd(), address))
     }
 
     /// Maps at `address` the page that is already in the file, and wakes the threads that wait for it.
@@ -192,27 +142,7 @@ impl Uffd {
     /// # Errors
     /// As [`Uffd::copy`].
     pub fn map_present(&self, address: u64) -> io::Result<Filled> {
-        self.fill(call::present, address, &uffd::MAPPING)
-    }
-
-    /// Fills or maps a page; tries again while the error is one of those that are `passing`.
-    fn fill(
-        &self,
-        call: unsafe fn(i32, *mut Fill) -> nix::Result<i32>,
-        address: u64,
-        passing: &[Errno],
-    ) -> io::Result<Filled> {
-        filled(uffd::retry(passing, || {
-            let mut arg = Fill {
-                start: address,
-                len: PAGE_SIZE as u64,
-                mode: 0,
-                filled: 0,
-            };
-            // SAFETY: the calls that fill read and write one `Fill`, which outlives them; they change only the guest's
-            // address space.
-            unsafe { call(self.raw(), &raw mut arg) }
-        }))
+        filled(uffd::map_present(self.as_fd(), address))
     }
 
     /// Wakes the threads that wait for the pages from `address` on; they access them again.
@@ -220,23 +150,13 @@ impl Uffd {
     /// # Errors
     /// What `ioctl(2)` says, except that the guest is gone, which is no error.
     pub fn wake(&self, address: u64, pages: u32) -> io::Result<()> {
-        let mut arg = Range {
-            start: address,
-            len: u64::from(pages) * PAGE_SIZE as u64,
-        };
-        // SAFETY: the call reads one `Range`, which outlives it; it writes nothing.
-        let done = unsafe { call::wake(self.raw(), &raw mut arg) };
-        filled(done).map(drop)
-    }
-
-    fn raw(&self) -> i32 {
-        self.0.as_raw_fd()
+        filled(uffd::wake(self.as_fd(), address, pages)).map(drop)
     }
 }
 
-fn filled<T: Copy>(done: nix::Result<T>) -> io::Result<Filled> {
+fn filled(done: nix::Result<()>) -> io::Result<Filled> {
     match done {
-        Ok(_) => Ok(Filled::Done),
+        Ok(()) => Ok(Filled::Done),
         Err(Errno::EEXIST) => Ok(Filled::Present),
         // ESRCH: the address space is being torn down. ENOENT: the range is no longer registered,
         // which an honest shim never causes under a page lock; a lying one harms its own guest.

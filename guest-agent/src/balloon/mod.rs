@@ -65,7 +65,8 @@ pub struct AgentSettings {
     pub name: String,
 }
 
-/// A running balloon agent. Dropping it stops it as [`stop`](Self::stop) does.
+/// A running balloon agent. Dropping it tells the host that the balloon ends, gives all pages back to the guest and
+/// ends the thread. A host that does not answer delays this by 10 seconds.
 #[derive(Debug)]
 pub struct Agent {
     shared: Arc<Shared>,
@@ -120,12 +121,6 @@ impl Agent {
     #[must_use]
     pub fn relieve(&self, pages: u64, timeout: Duration) -> u64 {
         self.shared.relief.ask(pages, timeout, &self.shared.bell)
-    }
-
-    /// Tells the host that the balloon ends, gives all pages back to the guest and ends the
-    /// thread. A host that does not answer delays this by 10 seconds.
-    pub fn stop(self) {
-        drop(self);
     }
 }
 

@@ -155,7 +155,7 @@ impl Rig {
     fn stop(self, host: &ScriptedHost) {
         let Self { guest, agent, .. } = self;
         thread::scope(|scope| {
-            scope.spawn(|| agent.stop());
+            scope.spawn(|| drop(agent));
             let (seq, message) = host.next();
             assert_eq!(message, ToHost::Stop);
             assert_eq!(
@@ -454,7 +454,7 @@ fn error_and_nonsense_from_the_host_release_all() {
         host.grant(300, 300);
         host.0.send(&datagram).unwrap();
         rig.guest.wait_for_pinned(0);
-        rig.agent.stop();
+        drop(rig.agent);
     }
 }
 

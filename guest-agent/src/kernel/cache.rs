@@ -122,13 +122,6 @@ fn identify(path: &Path) -> io::Result<(File, FileKey)> {
 }
 
 impl CachedFile {
-    /// The length of the file in bytes when it was opened.
-    #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "a file is not a collection")]
-    pub const fn len(&self) -> u64 {
-        self.len
-    }
-
     /// Copies bytes from byte `offset` on. Returns how many: at the end of the file these are fewer than
     /// `into` can hold.
     ///

@@ -2,12 +2,14 @@
 //! and brings back. Benchmarks compare memvisor with it.
 
 use std::io;
-use std::ptr;
+use std::num::NonZeroUsize;
 
 use memvisor_wire::PAGE_SIZE;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, MmapAdvise, madvise, mmap_anonymous};
 
 use super::linear::Linear;
+use super::ram::READ_WRITE;
 
 /// Maps `pages` pages of private anonymous memory for the life of this process. They read as zeroes. If they are
 /// `mergeable`, KSM may merge them with equal pages, provided that the kernel has KSM and somebody has started it.
@@ -15,19 +17,17 @@ use super::linear::Linear;
 /// # Errors
 /// What `mmap(2)` says: the guest is larger than the address space, or than what the kernel promises to a process.
 pub fn map_bare(pages: u32, mergeable: bool) -> io::Result<Linear> {
-    let len = pages as usize * PAGE_SIZE;
-    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-    let access = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: a null hint lets the kernel choose free address space, so no existing mapping is
-    // touched.
-    let base = unsafe { mmap_anonymous(ptr::null_mut(), len, access, flags) }?;
+    let len = NonZeroUsize::new(pages as usize * PAGE_SIZE).ok_or(Errno::EINVAL)?;
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+    // SAFETY: the kernel chooses free address space, so no existing mapping is touched.
+    let base = unsafe { mmap_anonymous(None, len, READ_WRITE, flags) }?;
     if mergeable {
         // SAFETY: the range is exactly the mapping made above; the advice changes no byte of it. A
         // kernel without KSM refuses, which leaves the memory as it is.
-        let _ = unsafe { madvise(base, len, Advice::LinuxMergeable) };
+        let _ = unsafe { madvise(base, len.get(), MmapAdvise::MADV_MERGEABLE) };
     }
     // SAFETY: just mapped, that long, and never unmapped; every access is allowed.
-    Ok(unsafe { Linear::at(base as usize, pages) })
+    Ok(unsafe { Linear::at(base.addr().get(), pages) })
 }
 
 #[cfg(test)]

@@ -5,17 +5,16 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use memvisor_wire::claims::words;
 use memvisor_wire::sys::SharedTable;
-use rustix::mm::ProtFlags;
 
 use super::channels::futex_wake;
 use super::inline::Table;
-use super::ram::map_file;
+use super::ram::{READ_WRITE, map_file};
 
 /// Maps the table of a guest of `pages` pages from the daemon's descriptor, for the life of this process.
 pub(super) fn map_table(pages: u32, claims: &OwnedFd) -> io::Result<SharedTable> {
     let count = words(pages);
     let len = usize::try_from(count * 4).map_err(io::Error::other)?;
-    let base = map_file(claims.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE)?;
+    let base = map_file(claims.as_fd(), len, READ_WRITE)?;
     // SAFETY: just mapped, page aligned, with room for `count` words, and never unmapped. The table is shared memory
     // whose words the protocol lets both sides use by atomics alone, and nobody else in this process knows its address.
     Ok(unsafe { SharedTable::at(base, count) })

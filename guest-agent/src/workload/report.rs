@@ -165,16 +165,6 @@ pub struct Report {
     pub mismatches: Vec<Mismatch>,
 }
 
-impl Report {
-    /// Whether everything that was read was right, and everything could be read in the end.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        let clean =
-            |workload: &WorkloadReport| workload.mismatches == 0 && workload.pages_unverified == 0;
-        self.workloads.iter().all(clean)
-    }
-}
-
 const _: () = assert!(WINDOW < PAGE_SIZE);
 
 #[cfg(test)]

@@ -3,16 +3,13 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::cmsg_space;
-use rustix::io::retry_on_intr;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
-use crate::seqpacket::{Received, SeqPacket, retry_receive};
+use crate::seqpacket::{Received, SeqPacket, retry};
 
 /// The most descriptors that the kernel lets one message carry (`SCM_MAX_FD`), so the buffer always has room for all.
 /// Yet a process at its limit of open descriptors receives only some of them.
@@ -25,14 +22,10 @@ impl SeqPacket {
     /// # Errors
     /// `InvalidInput` when there are too many descriptors; what else `sendmsg(2)` says.
     pub fn send_with_fds(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let iov = [IoSlice::new(message)];
-        retry_on_intr(|| sendmsg(self, &iov, &mut control, SendFlags::NOSIGNAL))?;
-        Ok(())
+        let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let (iov, control) = ([IoSlice::new(message)], [ControlMessage::ScmRights(&fds)]);
+        let (to, flags) = (self.as_fd().as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
+        retry(|| sendmsg::<()>(to, &iov, &control, flags, None)).map(drop)
     }
 
     /// Waits for one datagram and takes over the descriptors that came with it.
@@ -44,7 +37,7 @@ impl SeqPacket {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut iov = [IoSliceMut::new(into)];
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
-        let message = retry_receive(|| recvmsg(self, &mut iov, &mut control, flags))?;
+        let message = retry(|| recvmsg(self, &mut iov, &mut control, flags))?;
         // An error, because descriptors are told apart by their order: with some missing, one would be taken for
         // another.
         if message.flags.contains(ReturnFlags::CTRUNC) {

@@ -6,24 +6,22 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, chmod, fchmod};
-use rustix::io::{Errno, retry_on_intr};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with,
-    bind, connect, listen, recv, send, socket_with, socketpair,
+use nix::fcntl::AT_FDCWD;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials, bind, connect,
+    getsockopt, listen, recv, send, setsockopt, socket, socketpair, sockopt,
 };
+use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
+use nix::sys::time::{TimeSpec, TimeVal};
 
 /// The longest timeout that is set, because the kernel's timeouts have a limited range.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-/// Connections that may wait to be accepted. The kernel lowers this to the most that it allows.
-const BACKLOG: i32 = i32::MAX;
 
 /// What [`SeqPacket::recv`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,10 +56,9 @@ impl SeqPacket {
     /// # Errors
     /// What `connect(2)` says, with the path: nobody listens, or the path is too long (107 bytes).
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let fd = new_socket(SocketType::SEQPACKET)?;
-        SocketAddrUnix::new(path)
-            .and_then(|addr| retry_on_intr(|| connect(&fd, &addr)))
-            .map_err(|errno| at_path(errno, "connect to", path))?;
+        let fd = new_socket(SockType::SeqPacket)?;
+        retry(|| connect(fd.as_raw_fd(), &UnixAddr::new(path)?))
+            .map_err(|error| at_path(&error, "connect to", path))?;
         Ok(Self(fd))
     }
 
@@ -70,8 +67,8 @@ impl SeqPacket {
     /// # Errors
     /// What `socketpair(2)` says: no descriptors left.
     pub fn pair() -> io::Result<(Self, Self)> {
-        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
-        let (one, other) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
+        let (kind, flags) = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+        let (one, other) = socketpair(AddressFamily::Unix, kind, None, flags)?;
         Ok((Self(one), Self(other)))
     }
 
@@ -81,7 +78,7 @@ impl SeqPacket {
     /// `BrokenPipe` when the peer is gone; `WouldBlock` when a [send
     /// timeout](Self::set_send_timeout) passed; what else `send(2)` says.
     pub fn send(&self, message: &[u8]) -> io::Result<()> {
-        self.send_with(message, SendFlags::empty())
+        self.send_with(message, MsgFlags::empty())
     }
 
     /// As [`send`](Self::send), but never waits.
@@ -89,16 +86,12 @@ impl SeqPacket {
     /// # Errors
     /// `WouldBlock` when the peer's queue is full; else as [`send`](Self::send).
     pub fn try_send(&self, message: &[u8]) -> io::Result<()> {
-        self.send_with(message, SendFlags::DONTWAIT)
+        self.send_with(message, MsgFlags::MSG_DONTWAIT)
     }
 
-    fn send_with(&self, message: &[u8], flags: SendFlags) -> io::Result<()> {
-        match retry_on_intr(|| send(&self.0, message, flags | SendFlags::NOSIGNAL)) {
-            Ok(_) => Ok(()),
-            // ECONNRESET says that the peer left with messages unread. The peer is gone all the same.
-            Err(Errno::CONNRESET) => Err(Errno::PIPE.into()),
-            Err(errno) => Err(errno.into()),
-        }
+    fn send_with(&self, message: &[u8], flags: MsgFlags) -> io::Result<()> {
+        let flags = flags | MsgFlags::MSG_NOSIGNAL;
+        retry(|| send(self.0.as_raw_fd(), message, flags)).map(drop)
     }
 
     /// Bounds how long [`send`](Self::send) waits for a peer that does not read.
@@ -108,7 +101,8 @@ impl SeqPacket {
     pub fn set_send_timeout(&self, timeout: Duration) -> io::Result<()> {
         // The kernel reads zero as "for ever".
         let timeout = timeout.clamp(Duration::from_micros(1), MAX_TIMEOUT);
-        Ok(set_socket_timeout(&self.0, Timeout::Send, Some(timeout))?)
+        let timeout = TimeVal::new(timeout.as_secs() as i64, timeout.subsec_micros().into());
+        Ok(setsockopt(&self.0, sockopt::SendTimeout, &timeout)?)
     }
 
     /// Waits for one datagram and puts it at the start of `into`.
@@ -116,7 +110,7 @@ impl SeqPacket {
     /// # Errors
     /// What `recv(2)` says. A peer that has left is no error: [`Received::Closed`] comes after all that it has sent.
     pub fn recv(&self, into: &mut [u8]) -> io::Result<Received> {
-        Ok(self.recv_with(into, RecvFlags::empty())?)
+        self.recv_with(into, MsgFlags::empty())
     }
 
     /// As [`recv`](Self::recv), but never waits; `None` when nothing has come.
@@ -124,18 +118,16 @@ impl SeqPacket {
     /// # Errors
     /// As [`recv`](Self::recv).
     pub fn try_recv(&self, into: &mut [u8]) -> io::Result<Option<Received>> {
-        match self.recv_with(into, RecvFlags::DONTWAIT) {
-            Ok(received) => Ok(Some(received)),
-            Err(Errno::AGAIN) => Ok(None),
-            Err(errno) => Err(errno.into()),
+        match self.recv_with(into, MsgFlags::MSG_DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            received => received.map(Some),
         }
     }
 
-    fn recv_with(&self, into: &mut [u8], flags: RecvFlags) -> rustix::io::Result<Received> {
+    fn recv_with(&self, into: &mut [u8], flags: MsgFlags) -> io::Result<Received> {
         // TRUNC makes the kernel return the true length of a datagram that did not fit.
-        let flags = flags | RecvFlags::TRUNC;
-        let (_, len) = retry_receive(|| recv(&self.0, &mut *into, flags))?;
-        Ok(Received::of(len))
+        let flags = flags | MsgFlags::MSG_TRUNC;
+        retry(|| recv(self.0.as_raw_fd(), into, flags)).map(Received::of)
     }
 
     /// As [`recv`](Self::recv), but waits at most `timeout`; `None` when nothing came.
@@ -174,7 +166,7 @@ impl AsFd for SeqPacket {
 /// A socket that others connect to. Its path is removed when it is dropped.
 #[derive(Debug)]
 pub struct SeqPacketListener {
-    fd: OwnedFd,
+    listener: UnixListener,
     path: PathBuf,
 }
 
@@ -184,9 +176,9 @@ impl SeqPacketListener {
     /// # Errors
     /// What `bind(2)` says, with the path.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        let fd = listen_privately(path, SocketType::SEQPACKET)?;
+        let listener = listen_privately(path, SockType::SeqPacket)?;
         let path = path.to_owned();
-        Ok(Self { fd, path })
+        Ok(Self { listener, path })
     }
 
     /// Waits for the next connection. To wait for other things as well, call [`wait_readable`] first.
@@ -194,8 +186,9 @@ impl SeqPacketListener {
     /// # Errors
     /// What `accept(2)` says: no descriptors left.
     pub fn accept(&self) -> io::Result<SeqPacket> {
-        let accepted = retry_on_intr(|| accept_with(&self.fd, SocketFlags::CLOEXEC))?;
-        Ok(SeqPacket(accepted))
+        // Not nix: its `accept` hands out a descriptor without an owner.
+        let (accepted, _) = self.listener.accept()?;
+        Ok(SeqPacket(accepted.into()))
     }
 }
 
@@ -208,22 +201,21 @@ impl SeqPacketListener {
 ///
 /// # Errors
 /// What `bind(2)` and `chmod(2)` say, with the path.
-pub fn listen_privately(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
-    let private = Mode::RUSR | Mode::WUSR;
-    let failed = |errno| at_path(errno, "listen at", path);
+pub fn listen_privately(path: &Path, kind: SockType) -> io::Result<UnixListener> {
+    let private = Mode::S_IRUSR | Mode::S_IWUSR;
     let fd = new_socket(kind)?;
     fchmod(&fd, private)?;
-    SocketAddrUnix::new(path)
-        .and_then(|addr| bind(&fd, &addr))
-        .map_err(failed)?;
-    chmod(path, private).map_err(failed)?;
-    listen(&fd, BACKLOG)?;
-    Ok(fd)
+    UnixAddr::new(path)
+        .and_then(|addr| bind(fd.as_raw_fd(), &addr))
+        .and_then(|()| fchmodat(AT_FDCWD, path, private, FchmodatFlags::FollowSymlink))
+        .map_err(|errno| at_path(&errno.into(), "listen at", path))?;
+    listen(&fd, Backlog::MAXALLOWABLE)?;
+    Ok(fd.into())
 }
 
 impl AsFd for SeqPacketListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.listener.as_fd()
     }
 }
 
@@ -244,37 +236,38 @@ pub fn wait_readable<const N: usize>(
     timeout: Option<Duration>,
 ) -> io::Result<[bool; N]> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    retry_on_intr(|| {
+    let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    retry(|| {
         // Reckoned anew each time, because a signal that ends the wait must not make it longer.
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        // A time that the kernel cannot express is as good as for ever.
-        let left = left.and_then(|left| Timespec::try_from(left).ok());
-        poll(&mut polled, left.as_ref())
+        ppoll(&mut polled, left.map(TimeSpec::from), None)
     })?;
-    // A hang-up or an error counts too: the caller learns of it when it reads.
-    Ok(polled.map(|fd| !fd.revents().is_empty()))
+    // A hang-up or an error counts too: the caller learns of it when it reads. `None` stands for an event that nix does
+    // not know.
+    Ok(polled.map(|fd| fd.any() != Some(false)))
 }
 
-/// Receives. Tries again after a signal, and after ECONNRESET, by which the kernel says once that the peer has left
-/// with messages unread: the messages that the peer sent before it left come after this error.
-pub(super) fn retry_receive<T>(
-    mut receive: impl FnMut() -> rustix::io::Result<T>,
-) -> rustix::io::Result<T> {
+/// Makes `call` again after a signal, and after ECONNRESET, by which the kernel says once that the peer has left with
+/// messages unread. A call that receives then gets what the peer sent before it left, and one that sends gets EPIPE.
+/// Async-signal-safe if `call` is.
+pub(super) fn retry<T, E: Into<io::Error>>(
+    mut call: impl FnMut() -> Result<T, E>,
+) -> io::Result<T> {
+    const PASSING: [io::ErrorKind; 2] =
+        [io::ErrorKind::Interrupted, io::ErrorKind::ConnectionReset];
     loop {
-        match receive() {
-            Err(Errno::INTR | Errno::CONNRESET) => {}
-            received => return received,
+        match call().map_err(Into::into) {
+            Err(error) if PASSING.contains(&error.kind()) => {}
+            done => return done,
         }
     }
 }
 
-fn new_socket(kind: SocketType) -> rustix::io::Result<OwnedFd> {
-    socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+fn new_socket(kind: SockType) -> nix::Result<OwnedFd> {
+    socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)
 }
 
-fn at_path(errno: Errno, what: &str, path: &Path) -> io::Error {
-    let error = io::Error::from(errno);
+fn at_path(error: &io::Error, what: &str, path: &Path) -> io::Error {
     io::Error::new(
         error.kind(),
         format!("cannot {what} {}: {error}", path.display()),
@@ -402,7 +395,7 @@ mod tests {
         const WHERE: &str = "MEMVISOR_TEST_SOCKET_DIR";
         if let Some(dir) = std::env::var_os(WHERE) {
             let path = Path::new(&dir).join("socket");
-            let fd = listen_privately(&path, SocketType::STREAM).unwrap();
+            let fd = listen_privately(&path, SockType::Stream).unwrap();
             let mode = fs::metadata(&path).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
             drop(fd);

@@ -819,7 +819,7 @@ fn with_real_agent(host: &FakeHost, script: impl FnOnce(&Agent, &dyn Fn(usize)))
         );
         let served = scope.spawn(move || serve(&ours, host, Duration::from_secs(3600)));
         script(&agent, &agree);
-        agent.stop();
+        drop(agent);
         agree(0);
         assert_eq!(served.join().unwrap().unwrap(), SessionEnd::Stopped);
     });

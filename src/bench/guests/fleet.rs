@@ -1,14 +1,14 @@
 //! Fleets: guests that run at the same time, and the memory that they want.
 
-use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use memvisor_guest_agent::workload::WorkloadSpec;
 
-use super::super::{BenchError, Setup};
+use super::super::{BenchError, Setup, names};
 use crate::demo::guests;
 use crate::units::{Bytes, PAGE_SIZE};
 
@@ -60,13 +60,16 @@ impl Fleet {
 }
 
 /// The fleets that come with memvisor.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Builtin {
     /// Four equal key-value stores whose content compresses.
+    #[value(name = "kv-text")]
     Text,
     /// Four equal key-value stores with mixed content, like that of real guests.
+    #[value(name = "kv-mixed")]
     Mixed,
     /// Four equal key-value stores whose content does not compress.
+    #[value(name = "kv-random")]
     Random,
     /// Four guests of one image, each with a store of its own.
     Clones,
@@ -79,37 +82,12 @@ pub enum Builtin {
 }
 
 impl Builtin {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Text,
-        Self::Mixed,
-        Self::Random,
-        Self::Clones,
-        Self::Demo,
-        Self::Phases,
-        Self::Bully,
-    ];
-
-    /// Its name.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Text => "kv-text",
-            Self::Mixed => "kv-mixed",
-            Self::Random => "kv-random",
-            Self::Clones => "clones",
-            Self::Demo => "demo",
-            Self::Phases => "phases",
-            Self::Bully => "bully",
-        }
-    }
-
     /// Writes the files that its guests read, unless they are there already.
     pub(super) fn write_files(self, setup: &Setup<'_>, size: Bytes) -> Result<(), BenchError> {
         if !matches!(self, Self::Clones | Self::Demo) {
             return Ok(());
         }
-        let dir = setup.subdirectory(self.name())?;
+        let dir = setup.subdirectory(&self.to_string())?;
         let io = BenchError::io("write files for the guests");
         if fs::read_dir(&dir).map_err(&io)?.next().is_some() {
             return Ok(());
@@ -127,7 +105,7 @@ impl Builtin {
     /// `scratch`.
     #[must_use]
     pub fn fleet(self, size: Bytes, time: Duration, scratch: &Path) -> Fleet {
-        let dir = scratch.join(self.name());
+        let dir = scratch.join(self.to_string());
         let quarter = share(size, 1, 4);
         let kv = |content: &str| {
             let workload = format!("kv,size={},write=10,content={content}", quarter.0);
@@ -142,14 +120,8 @@ impl Builtin {
             Self::Phases => phases(quarter, time),
             Self::Bully => bully(size),
         };
-        let name = self.name().to_owned();
+        let name = self.to_string();
         Fleet { name, guests }
-    }
-}
-
-impl fmt::Display for Builtin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
     }
 }
 
@@ -157,9 +129,8 @@ impl FromStr for Builtin {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|one| one.name() == text);
-        found.ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
+        <Self as ValueEnum>::from_str(text, false).map_err(|_| {
+            let names = names::<Self>();
             format!("there is no fleet `{text}`; allowed: {names}, all, or a file")
         })
     }
@@ -315,8 +286,8 @@ mod tests {
     #[test]
     fn builtin_fleets_want_what_was_asked_for_and_fit_their_guests() {
         let place = tempfile::tempdir().expect("tempdir");
-        for builtin in Builtin::ALL {
-            assert_eq!(builtin.name().parse(), Ok(builtin));
+        for &builtin in Builtin::value_variants() {
+            assert_eq!(builtin.to_string().parse(), Ok(builtin));
             let size = Bytes::from_mib(42);
             let fleet = builtin.fleet(size, TIME, place.path());
             let (found, asked) = (fleet.wants().0 as f64, size.0 as f64);

@@ -7,6 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use clap::ValueEnum;
+
 use super::super::content::Dice;
 use super::super::driven::{Touches, nanoseconds};
 use super::super::{BenchError, Setup};
@@ -17,7 +19,7 @@ use crate::units::{PAGE_SIZE, PageBuf};
 pub(crate) const NAME: &str = "signal";
 
 /// What the handler does.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Remedy {
     /// Fill a hole with a copy of a prepared page, as at the end of a refill.
     Copy,
@@ -25,19 +27,10 @@ pub(crate) enum Remedy {
     Map,
 }
 
-impl Remedy {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Copy => "copy",
-            Self::Map => "map",
-        }
-    }
-}
-
 /// Has a process touch `pages` pages in random order.
 pub(crate) fn faults(setup: &Setup<'_>, remedy: Remedy, pages: u32) -> Result<Touches, BenchError> {
     let output = Command::new(&setup.program)
-        .args(["bench-signal", remedy.name(), &pages.to_string()])
+        .args(["bench-signal", &remedy.to_string(), &pages.to_string()])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .process_group(0)

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use clap::ValueEnum;
+
 use super::super::exit::UsageError;
 use super::super::values;
 use crate::bench::guests::{Builtin, Chosen, Fleet, GuestsOptions, Overcommit};
@@ -82,15 +84,15 @@ impl Args {
         if benches.contains(&Bench::Guests) {
             for fleet in &fleets {
                 let (name, wants) = match fleet {
-                    Chosen::Builtin(builtin) => (builtin.name(), size),
-                    Chosen::File(fleet) => (fleet.name.as_str(), fleet.wants()),
+                    Chosen::Builtin(builtin) => (builtin.to_string(), size),
+                    Chosen::File(fleet) => (fleet.name.clone(), fleet.wants()),
                 };
-                fits(name, wants, Machine::available())?;
+                fits(&name, wants, Machine::available())?;
             }
         }
         let others = |bench: &&Bench| bench.runs_guests() && **bench != Bench::Guests;
         for bench in benches.iter().filter(others) {
-            fits(bench.name(), size, Machine::available())?;
+            fits(&bench.to_string(), size, Machine::available())?;
         }
         let (time, sample_time) = if quick {
             (QUICK_TIME, QUICK_SAMPLE_TIME)
@@ -139,7 +141,12 @@ impl Args {
         for text in &self.fleet {
             match text.parse::<Builtin>() {
                 Ok(builtin) => fleets.push(Chosen::Builtin(builtin)),
-                Err(_) if text == "all" => fleets.extend(Builtin::ALL.map(Chosen::Builtin)),
+                Err(_) if text == "all" => fleets.extend(
+                    Builtin::value_variants()
+                        .iter()
+                        .copied()
+                        .map(Chosen::Builtin),
+                ),
                 Err(unknown) if !Path::new(text).exists() => {
                     return Err(UsageError(format!("--fleet: {unknown}")).into());
                 }

@@ -1,6 +1,8 @@
-//! The guest's half of userfaultfd: open, negotiate, register. The daemon resolves the faults.
+//! userfaultfd: a guest opens, negotiates and registers; whoever has the descriptor resolves the faults, which
+//! is the daemon, or in an inline guest the faulting thread as well.
 
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use linux_raw_sys::general::{self as kernel, uffdio_range};
@@ -19,12 +21,14 @@ const TRACKING: u32 = kernel::UFFD_FEATURE_WP_HUGETLBFS_SHMEM
     | kernel::UFFD_FEATURE_WP_UNPOPULATED
     | kernel::UFFD_FEATURE_WP_ASYNC;
 
-/// Each call reads and writes exactly one structure.
+/// Each call reads exactly one structure, and writes no other memory of this process.
 mod call {
     use linux_raw_sys::general::*;
 
     nix::ioctl_readwrite!(register, UFFDIO, _UFFDIO_REGISTER, uffdio_register);
+    nix::ioctl_read!(wake, UFFDIO, _UFFDIO_WAKE, uffdio_range);
     nix::ioctl_readwrite!(copy, UFFDIO, _UFFDIO_COPY, uffdio_copy);
+    nix::ioctl_readwrite!(zero, UFFDIO, _UFFDIO_ZEROPAGE, uffdio_zeropage);
     nix::ioctl_readwrite!(map_present, UFFDIO, _UFFDIO_CONTINUE, uffdio_continue);
     nix::ioctl_readwrite!(api, UFFDIO, _UFFDIO_API, uffdio_api);
 }
@@ -79,8 +83,9 @@ fn negotiate(uffd: &OwnedFd, features: u32) -> io::Result<()> {
     Ok(())
 }
 
-const fn range(start: usize, len: usize) -> uffdio_range {
-    let (start, len) = (start as u64, len as u64);
+/// The page at `start`.
+const fn page_at(start: u64) -> uffdio_range {
+    let len = PAGE_SIZE as u64;
     uffdio_range { start, len }
 }
 
@@ -96,8 +101,9 @@ impl Userfault {
     /// Safe to call from a signal handler.
     ///
     /// # Errors
-    /// The errno: `EINVAL` when the range is not mapped, or not of shared memory.
-    pub fn register(&self, start: usize, len: usize) -> Result<(), i32> {
+    /// `EINVAL` when the range is not mapped, or not of shared memory.
+    pub fn register(&self, start: usize, len: usize) -> nix::Result<()> {
+        let (start, len) = (start as u64, len as u64);
         let tracking = if self.tracks_writes {
             kernel::UFFDIO_REGISTER_MODE_WP
         } else {
@@ -105,14 +111,14 @@ impl Userfault {
         };
         let absent = kernel::UFFDIO_REGISTER_MODE_MISSING | kernel::UFFDIO_REGISTER_MODE_MINOR;
         let mut register = kernel::uffdio_register {
-            range: range(start, len),
+            range: uffdio_range { start, len },
             mode: (absent | tracking).into(),
             ioctls: 0,
         };
         // SAFETY: the descriptor is open as long as `self` lives, and `register` outlives the call. The kernel checks
         // the range itself; registering changes when accesses wait, never what they read.
         let done = unsafe { call::register(self.fd.as_raw_fd(), &raw mut register) };
-        done.map(drop).map_err(|errno| errno as i32)
+        done.map(drop)
     }
 }
 
@@ -129,37 +135,34 @@ impl AsFd for Userfault {
 /// there. One freeze makes up to 256 such calls on one page table, one after the other, so there are more attempts.
 const ATTEMPTS: u32 = 1000;
 /// What the kernel says for a moment of a hole that can be filled.
-pub const FILLING: [Errno; 2] = [Errno::EEXIST, Errno::EAGAIN];
+const FILLING: [Errno; 2] = [Errno::EEXIST, Errno::EAGAIN];
 /// What it says for a moment of a page that can be mapped.
-pub const MAPPING: [Errno; 1] = [Errno::EAGAIN];
+const MAPPING: [Errno; 1] = [Errno::EAGAIN];
 
 /// Makes `call` again while it fails with one of the errors that are `passing`.
 ///
 /// Safe to call from a signal handler.
-///
-/// # Errors
-/// What the last call failed with.
-pub fn retry<T>(passing: &[Errno], mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+fn retry(passing: &[Errno], mut call: impl FnMut() -> nix::Result<i32>) -> nix::Result<()> {
     for _ in 1..ATTEMPTS {
         match call() {
             // Whoever frees the page table may need this processor to go on.
             Err(errno) if passing.contains(&errno) => std::thread::yield_now(),
-            done => return done,
+            done => return done.map(drop),
         }
     }
-    call()
+    call().map(drop)
 }
 
-/// Puts a copy of `page` at `address`, where there is a hole.
+/// Puts a copy of `page` at `address`, where there is a hole, and wakes the threads that wait for it.
 ///
 /// Safe to call from a signal handler.
 ///
 /// # Errors
-/// The errno: `EEXIST` when there is no hole.
-pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Result<(), i32> {
-    let copied = retry(&FILLING, || {
+/// `EEXIST` when there is no hole; `ESRCH` when the address space is gone, `ENOENT` when nothing is registered there.
+pub fn copy(uffd: BorrowedFd<'_>, address: u64, page: &[u8; PAGE_SIZE]) -> nix::Result<()> {
+    retry(&FILLING, || {
         let mut copy = kernel::uffdio_copy {
-            dst: address as u64,
+            dst: address,
             src: page.as_ptr() as u64,
             len: PAGE_SIZE as u64,
             mode: 0,
@@ -169,31 +172,87 @@ pub fn copy(uffd: BorrowedFd<'_>, address: usize, page: &[u8; PAGE_SIZE]) -> Res
         // live `page`. The call fills an absent page and never changes one that is there; the kernel checks the
         // address.
         unsafe { call::copy(uffd.as_raw_fd(), &raw mut copy) }
-    });
-    copied.map(drop).map_err(|errno| errno as i32)
+    })
 }
 
-/// Maps the page that the file holds for `address`.
+/// Puts a page of zeroes at `address`, as [`copy`] does.
+///
+/// # Errors
+/// As [`copy`].
+pub fn zero(uffd: BorrowedFd<'_>, address: u64) -> nix::Result<()> {
+    retry(&FILLING, || {
+        let mut zero = kernel::uffdio_zeropage {
+            range: page_at(address),
+            mode: 0,
+            zeropage: 0,
+        };
+        // SAFETY: `uffd` is open for the life of the borrow, and `zero` outlives the call. The call fills an absent
+        // page and never changes one that is there; the kernel checks the address.
+        unsafe { call::zero(uffd.as_raw_fd(), &raw mut zero) }
+    })
+}
+
+/// Maps the page that the file holds for `address`, and wakes the threads that wait for it.
 ///
 /// Safe to call from a signal handler.
 ///
 /// # Errors
-/// The errno: `EFAULT` when the file has a hole there. A page that is mapped already is no error.
-pub fn map_present(uffd: BorrowedFd<'_>, address: usize) -> Result<(), i32> {
-    let mapped = retry(&MAPPING, || {
-        let mut range = kernel::uffdio_continue {
-            range: range(address, PAGE_SIZE),
+/// `EEXIST` when a page is mapped already, `EFAULT` when the file has a hole there; otherwise as [`copy`].
+pub fn map_present(uffd: BorrowedFd<'_>, address: u64) -> nix::Result<()> {
+    retry(&MAPPING, || {
+        let mut present = kernel::uffdio_continue {
+            range: page_at(address),
             mode: 0,
             mapped: 0,
         };
-        // SAFETY: `uffd` is open for the life of the borrow, and `range` outlives the call. The call maps what the
+        // SAFETY: `uffd` is open for the life of the borrow, and `present` outlives the call. The call maps what the
         // file holds and changes no byte; the kernel checks the address.
-        unsafe { call::map_present(uffd.as_raw_fd(), &raw mut range) }
-    });
-    match mapped {
-        // EEXIST: another thread that faulted has mapped it.
-        Ok(_) | Err(Errno::EEXIST) => Ok(()),
-        Err(errno) => Err(errno as i32),
+        unsafe { call::map_present(uffd.as_raw_fd(), &raw mut present) }
+    })
+}
+
+/// Wakes the threads that wait for the pages from `address` on; they access them again.
+///
+/// # Errors
+/// As [`copy`], but for `EEXIST`.
+pub fn wake(uffd: BorrowedFd<'_>, address: u64, pages: u32) -> nix::Result<()> {
+    let mut range = uffdio_range {
+        start: address,
+        len: u64::from(pages) * PAGE_SIZE as u64,
+    };
+    // SAFETY: `uffd` is open for the life of the borrow, and `range` outlives the call, which writes nothing.
+    unsafe { call::wake(uffd.as_raw_fd(), &raw mut range) }.map(drop)
+}
+
+/// What a read of a userfaultfd returns is a sequence of messages of this length.
+pub const MESSAGE_BYTES: usize = size_of::<kernel::uffd_msg>();
+
+/// An access that waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UserFault {
+    /// What is accessed.
+    pub address: u64,
+    /// The accessing thread, by its number in its own process; 0 where the guest did not ask the kernel for it.
+    pub thread: u32,
+}
+
+impl UserFault {
+    /// Decodes a message.
+    ///
+    /// # Errors
+    /// The number of the event, if it is no fault.
+    pub fn decode(message: &[u8; MESSAGE_BYTES]) -> Result<Self, u8> {
+        const ADDRESS: usize = offset_of!(kernel::uffd_msg, arg.pagefault.address);
+        const THREAD: usize = offset_of!(kernel::uffd_msg, arg.pagefault.feat.ptid);
+        if u32::from(message[0]) != kernel::UFFD_EVENT_PAGEFAULT {
+            return Err(message[0]);
+        }
+        let address = message[ADDRESS..].first_chunk().expect("a field of it");
+        let thread = message[THREAD..].first_chunk().expect("a field of it");
+        Ok(Self {
+            address: u64::from_ne_bytes(*address),
+            thread: u32::from_ne_bytes(*thread),
+        })
     }
 }
 
@@ -203,8 +262,12 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
-    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
+    use std::num::NonZeroUsize;
+    use std::ptr::NonNull;
+
+    use nix::fcntl::{FallocateFlags, fallocate};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap};
 
     use super::*;
 
@@ -220,14 +283,15 @@ mod tests {
             eprintln!("SKIPPED: no userfaultfd");
             return;
         };
-        let file = File::from(memfd_create("table", MemfdFlags::CLOEXEC).unwrap());
+        let file = File::from(memfd_create("table", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(2 * TABLE as u64).unwrap();
-        let (anywhere, access) = (std::ptr::null_mut(), ProtFlags::READ | ProtFlags::WRITE);
-        // SAFETY: a null hint lets the kernel choose free address space; the file is open, and the offset page aligned.
-        let base = unsafe { mmap(anywhere, 2 * TABLE, access, MapFlags::SHARED, &file, 0) };
-        let base = base.unwrap() as usize;
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let len = NonZeroUsize::new(2 * TABLE).unwrap();
+        // SAFETY: the kernel chooses free address space; the file is open, and the offset page aligned.
+        let base = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, &file, 0) };
+        let base = base.unwrap().addr().get();
         let table = base.next_multiple_of(TABLE);
-        let offset = (table - base) as u64;
+        let offset = (table - base) as i64;
         uffd.register(table, TABLE).unwrap();
         let page = [7; PAGE_SIZE];
         let begun = AtomicUsize::new(0);
@@ -243,20 +307,25 @@ mod tests {
                         continue;
                     }
                     seen = now;
+                    let start = NonNull::new(table as *mut _).unwrap();
                     // SAFETY: the range is inside the mapping, which only this test has. Its pages stay in the file.
-                    unsafe { madvise(table as *mut _, TABLE, Advice::LinuxDontNeed) }.unwrap();
+                    unsafe { madvise(start, TABLE, MmapAdvise::MADV_DONTNEED) }.unwrap();
                 }
             });
-            let give = |number| -> Result<(), i32> {
+            let give = |number| {
                 begun.store(number + 1, Ordering::Relaxed);
                 if number % 2 == 0 {
-                    return map_present(uffd.as_fd(), table);
+                    return match map_present(uffd.as_fd(), table as u64) {
+                        Err(Errno::EEXIST) => Ok(()),
+                        mapped => mapped,
+                    };
                 }
-                let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                fallocate(&file, hole, offset, PAGE_SIZE as u64).unwrap();
-                copy(uffd.as_fd(), table, &page)
+                let hole =
+                    FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                fallocate(&file, hole, offset, PAGE_SIZE as i64).unwrap();
+                copy(uffd.as_fd(), table as u64, &page)
             };
-            file.write_all_at(&page, offset).unwrap();
+            file.write_all_at(&page, offset as u64).unwrap();
             let given: Vec<_> = (0..PAGES).map(give).collect();
             let failed = given.iter().filter(|given| given.is_err()).count();
             assert_eq!(
