@@ -283,7 +283,10 @@ impl Pair<'_> {
         let with = |size: Bytes| (size.0 + overhead) as f64;
         let (target, wants) = (with(part.budget), with(self.fleet.wants()));
         let mut search = (self.search.take()).unwrap_or_else(|| Search::new(target, wants));
-        for tries in 1..=TRIES {
+        let mut closest: Option<(Ran, Given, Used)> = None;
+        let mut tries = 0;
+        while tries < TRIES {
+            tries += 1;
             let given = search.given();
             match kernel::run(self.setup, part, self.dir, given)? {
                 Err(NotRun::TooLittle) => search.had_too_little(),
@@ -294,13 +297,25 @@ impl Pair<'_> {
                     return Ok(None);
                 }
                 Ok((ran, used)) => {
-                    if search.has_found(&used) || tries == TRIES {
-                        self.say(part, &search, (given, used), tries);
-                        self.search = Some(search);
-                        return Ok(Some(ran));
+                    let is_found = search.has_found(&used);
+                    let miss = |used: &Used| search.miss(used).abs();
+                    if is_found
+                        || closest
+                            .as_ref()
+                            .is_none_or(|(.., best)| miss(&used) < miss(best))
+                    {
+                        closest = Some((ran, given, used));
+                    }
+                    if is_found {
+                        break;
                     }
                 }
             }
+        }
+        if let Some((ran, given, used)) = closest {
+            self.say(part, &search, (given, used), tries);
+            self.search = Some(search);
+            return Ok(Some(ran));
         }
         let (name, target) = (&self.fleet.name, Bytes(search.target() as u64));
         self.report.remark(format!(
