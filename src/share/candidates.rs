@@ -20,6 +20,8 @@ use crate::vm::Vm;
 
 /// Candidates that are frozen and compared at once, or a few more. The guest's accesses to them wait meanwhile.
 const BATCH: usize = 256;
+/// What is noted of a page of zeroes in place of the low half of a digest. One in four billion digests has the same.
+const ZEROES: u32 = 2;
 
 /// The candidates of one scan, and the pages whose workers are to be told of new frames.
 pub(super) struct Candidates<'a> {
@@ -72,12 +74,7 @@ impl<'a> Candidates<'a> {
             read.push((gfn, digest));
         }
         for (gfn, digest) in read {
-            match digest {
-                Some(digest) => self.lookup(gfn, digest),
-                // Not counted as a change: it counts when it is dropped, and a page whose merge is always refused
-                // would count in every pass.
-                None => self.batch.push((gfn, Guess::Zero)),
-            }
+            self.judge(gfn, digest);
         }
         // Merged in large batches, because each batch costs a freeze and a mapping command.
         if self.batch.len() < BATCH {
@@ -86,20 +83,29 @@ impl<'a> Candidates<'a> {
         self.merge()
     }
 
-    fn lookup(&mut self, gfn: Gfn, digest: u64) {
+    /// Makes a candidate of a page if it is to become one now. Without a digest its bytes are zero.
+    fn judge(&mut self, gfn: Gfn, digest: Option<u64>) {
         let table = &self.vm.table;
-        // Zero means "never scanned", so a digest with a low half of zero, one in four billion, is noted as 1.
-        let low = low_half(digest).max(1);
+        // 0 means "never scanned", so a digest with a low half of 0, one in four billion, is noted as 1.
+        let low = digest.map_or(ZEROES, |digest| low_half(digest).max(1));
         let last = table.note_hash(gfn, low);
-        if last != low {
+        // A page that turned zero counts when it is dropped: one whose merge is always refused would count in every
+        // pass.
+        if digest.is_some() && last != low {
             self.changed += 1;
         }
-        // A page looked at for the first time is tried at once: it may be equal to others as it came.
+        // A page looked at for the first time is tried at once: it may be equal to others as it came. One that has
+        // changed may change again, zeroes too: dropped in each pass, a page that its guest clears and fills by turns
+        // would cost it a fault each time.
         if last != 0 && last != low {
             self.vm.stats.volatile.one();
             table.back_off(gfn);
             return;
         }
+        let Some(digest) = digest else {
+            self.batch.push((gfn, Guess::Zero));
+            return;
+        };
         if let Some(guess) = self.guess(gfn, digest, low) {
             self.batch.push((gfn, guess));
         } else if last == low {

@@ -32,7 +32,8 @@
 //! them without ever having had pages of its own for them. `attach.rs` tells how.
 //!
 //! *Volatile pages*: a page that changed between two scans, or was broken out of sharing, is left
-//! alone for a growing number of passes.
+//! alone for a growing number of passes. So is a page that is cleared and filled by turns: dropped whenever a pass finds
+//! zeroes, it would cost its guest a fault each time.
 //!
 //! *A hint may be wrong* in three ways. Its page has changed since: the page's entry has another hash, and the hint is
 //! dropped. Its page has another content whose hint looks the same: the hint stays, and ours is put beside it. Its page

@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::random_steps::{SCAN_RATE, Step, World, salt_of, steps};
-use super::scenario::search;
+use super::scenario::{KINDS, alone, noise, search};
 use super::worker::PAUSE;
-use super::{Countdown, Guest, Host};
+use super::{Countdown, Guest, Host, Spec};
 use crate::page::Home;
 use crate::pool::Pool;
 use crate::units::{Gfn, PageBuf};
@@ -92,6 +92,37 @@ fn check_all_found(host: &Host, guests: &[&mut Guest]) {
                 );
             }
         }
+    }
+}
+
+/// Rounds in which a page is filled and cleared.
+const CHURN: u32 = 64;
+
+/// Dropped each time, the pages would cost their guest a fault each time.
+#[test]
+fn page_that_is_cleared_and_filled_by_turns_is_dropped_ever_more_seldom() {
+    for (kind, inline) in [(KINDS[0], true), (KINDS[0], false), (KINDS[1], false)] {
+        // What is given ahead is zero, and nobody writes it.
+        let spec = Spec {
+            inline,
+            ahead: 0,
+            ..Spec::of(kind, 16)
+        };
+        alone(spec, |host, guest| {
+            guest.worker.handle.change(|it| it.scan_rate = SCAN_RATE);
+            for round in 0..CHURN {
+                for content in [noise(round), PageBuf::zeroed()] {
+                    guest.write(0, content);
+                    // As the policy has it done.
+                    guest.vm.settle_done();
+                    pass(guest);
+                }
+            }
+            let often = u64::from(CHURN.ilog2() + 1);
+            let dropped = guest.vm.stats.zeroed.get();
+            assert!(dropped <= often, "{kind:?}: {dropped}");
+            settle(host, vec![guest], SCAN_RATE);
+        });
     }
 }
 
