@@ -5,11 +5,14 @@
 //! counts as much as one that is read all the time. What evicted pages cost is known at once. A thread that touches one
 //! stands still until the page is back, and the daemon adds up for how long ([`VmSnapshot::stall_us_per_s`]). Divided by
 //! the pages that are out, that is what one more page of memory would save: the *saving*, in microseconds a second.
-//! The more it is, the larger the part of the VM that counts as in use:
+//! What it saves elsewhere is the measure: of a VM that saves as much as all of them on average, half counts as waiting.
 //!
 //! ```text
-//! saving  = stall / max(compressed + swapped, size / 8)
-//! waiting = size * saving / (saving + 2 us/s)
+//! all     = resident + shared + compressed + swapped
+//! out     = max(compressed + swapped, all / 8)
+//! saving  = stall / out
+//! average = max(sum of stall / sum of out, 2 us/s)
+//! waiting = all * saving / (saving + average)
 //! in use  = max(waiting, active)
 //! ```
 //!
@@ -18,26 +21,33 @@
 //! are a floor: whatever the others' pages would save, with a tax of 75 % a VM keeps a quarter of what shares alone would
 //! give it.
 //!
-//! Why that comes to rest: the two constants bound how much the loop amplifies. The part in use is a smooth function of
-//! the saving, which goes from 1 to 9 tenths over two orders of magnitude; and while few pages are out, the least
-//! divisor keeps the wait for a single one from counting as if a whole VM waited.
+//! Why that comes to rest: three things bound how much the loop amplifies. The part that waits is a smooth function of
+//! the saving, which goes from 1 to 9 tenths over two orders of magnitude. While few pages are out, the least divisor
+//! keeps the wait for a single one from counting as if a whole VM waited. And where nobody waits for long, the least
+//! average keeps small differences small.
 
+use super::super::total;
 use super::{Config, HostSnapshot, Pages, Policy, VmSnapshot, Worth};
 
-/// The saving at which half of a VM counts as in use, in microseconds a second for each page. A page that comes from the
-/// cache or a fast disk in 50 us saves that much when it is wanted every 25 seconds.
-const HALF_US_PER_S: u128 = 2;
-/// The least part of a VM, one in so many pages, by which its stall time is divided.
+/// The least average saving, in microseconds a second for each page. A page that comes from the cache or a fast disk in
+/// 50 us saves that much when it is wanted every 25 seconds.
+const LEAST_AVERAGE: u128 = 2;
+/// The least part of its pages, one in so many, by which the stall time of a VM is divided.
 const LEAST_PART: u64 = 8;
 
 /// See the module text.
 #[derive(Clone, Copy, Debug)]
 pub struct Stall;
 
+/// The pages that a VM has, wherever they are.
+fn all(vm: &VmSnapshot) -> Pages {
+    total([vm.resident, vm.shared, vm.compressed, vm.swapped])
+}
+
 /// The pages by which the stall time of a VM is divided.
 fn out(vm: &VmSnapshot) -> u64 {
     let out = vm.compressed.0.saturating_add(vm.swapped.0);
-    out.max(vm.size.0 / LEAST_PART).max(1)
+    out.max(all(vm).0 / LEAST_PART).max(1)
 }
 
 impl Policy for Stall {
@@ -49,11 +59,13 @@ impl Policy for Stall {
         "to where a page saves most time that threads wait for evicted pages"
     }
 
-    fn worth(&self, vm: &VmSnapshot, _: &HostSnapshot, config: &Config) -> Worth {
-        // The formula of the module text, with numerator and denominator multiplied by the pages that are out.
-        let stall = u128::from(vm.stall_us_per_s);
-        let half = HALF_US_PER_S * u128::from(out(vm));
-        let waiting = u128::from(vm.size.0) * stall / (stall + half);
+    fn worth(&self, vm: &VmSnapshot, host: &HostSnapshot, config: &Config) -> Worth {
+        let sum = |of: fn(&VmSnapshot) -> u64| host.vms.iter().map(|vm| u128::from(of(vm))).sum();
+        let (stalls, outs): (u128, u128) = (sum(|vm| vm.stall_us_per_s), sum(out));
+        // The formulas of the module text, with numerators and denominators multiplied by the pages that are out.
+        let (stall, out) = (u128::from(vm.stall_us_per_s), u128::from(out(vm)));
+        let average = (out * stalls / outs.max(1)).max(out * LEAST_AVERAGE);
+        let waiting = u128::from(all(vm).0) * stall / (stall + average);
         let waiting = Pages(u64::try_from(waiting).unwrap_or(u64::MAX));
         Worth {
             shares: vm.shares,
@@ -96,6 +108,7 @@ mod tests {
         let in_use = |vm: &VmSnapshot| Stall.worth(vm, &host, &Config::default()).in_use;
         vm.active = Some(Pages(300));
         assert_eq!(in_use(&vm), Pages(300));
+        // Of 600 that it holds and 400 that are out.
         (vm.swapped, vm.stall_us_per_s) = (Pages(400), 800);
         assert_eq!(in_use(&vm), Pages(500));
         vm.active = None;
