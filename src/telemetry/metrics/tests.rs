@@ -206,3 +206,35 @@ fn document_has_the_table_of_metrics() {
          `MEMVISOR_WRITE_DOCS=1 cargo test -p memvisor --lib telemetry::metrics` writes it"
     );
 }
+
+const DASHBOARD: &str = include_str!("../../../docs/metrics/grafana.json");
+const ALERTS: &str = include_str!("../../../docs/metrics/alerts.yml");
+
+/// The metrics that a text names.
+fn named(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("memvisor_")).collect()
+}
+
+#[test]
+fn dashboard_and_alerts_name_metrics_that_there_are() {
+    let samples: BTreeSet<String> = TABLE.iter().map(Metric::sample).collect();
+    for (text, least) in [(DASHBOARD, 15), (ALERTS, 5)] {
+        let found = named(text);
+        let unknown: Vec<_> = found
+            .iter()
+            .filter(|name| !samples.contains(**name))
+            .collect();
+        assert!(unknown.is_empty(), "no such metrics: {unknown:?}");
+        assert!(
+            found.len() >= least,
+            "only {found:?} found: is the search right?"
+        );
+    }
+    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
+    for panel in dashboard["panels"].as_array().expect("panels") {
+        let queries = panel["targets"].as_array().expect("queries");
+        let shows = |query: &Value| !named(query["expr"].as_str().expect("a query")).is_empty();
+        assert!(!queries.is_empty() && queries.iter().all(shows), "{panel}");
+    }
+}
