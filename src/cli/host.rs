@@ -12,7 +12,7 @@ use crate::demo::SCRATCH_PREFIX;
 use crate::host::{EngineChoice, HostOptions};
 use crate::policy::{Policy, policies};
 use crate::runtime_dir::RuntimeDir;
-use crate::settings::{ConfigFile, Key, Layer, Layers, Memory, Profile};
+use crate::settings::{ConfigFile, HttpAddress, Key, Layer, Layers, Memory, Profile};
 use crate::units::Bytes;
 
 #[derive(Debug, Args)]
@@ -51,6 +51,11 @@ pub(super) struct HostArgs {
     /// Where the sockets are made.
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
+
+    /// Serve metrics at this address, such as 127.0.0.1:9464 or [::1]:9464; a port alone is one of the loopback
+    /// interface [default: none].
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<HttpAddress>,
 
     /// The most memory mappings that sharing may cost one guest [default: by the kernel's limit].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
@@ -102,6 +107,7 @@ impl HostArgs {
             engine: engine.unwrap_or(EngineChoice::Auto),
             swap_dir: swap_dir.unwrap_or_else(|| runtime_dir.path().to_owned()),
             runtime_dir,
+            http: self.http.or(start.http).map(|HttpAddress(address)| address),
             vma_budget: self.vma_budget,
             layers,
             config,

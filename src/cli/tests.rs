@@ -46,6 +46,7 @@ fn host_defaults_are_those_of_profile_lab() {
     );
     assert_eq!(options.layers, Layers::default());
     assert_eq!(options.config, None);
+    assert_eq!(options.http, None);
 }
 
 fn host_options(line: &str) -> anyhow::Result<HostOptions> {
@@ -60,7 +61,7 @@ fn host_takes_settings_of_file_and_command_line_and_the_latter_decides() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("host.toml");
     let text = "[host]\nprofile = \"esx\"\nmemory = \"64M\"\nengine = \"mprotect\"\n\
-                swap-dir = \"/s\"\n[settings]\nMem.CtlMaxPercent = 20\nMem.MemZipMaxPct = 30\n";
+                swap-dir = \"/s\"\nhttp = 1\n[settings]\nMem.CtlMaxPercent = 20\nMem.MemZipMaxPct = 30\n";
     std::fs::write(&path, text).expect("write");
     let file = path.display();
     let options = host_options(&format!("memvisor host --config {file} --runtime-dir /x"));
@@ -68,6 +69,7 @@ fn host_takes_settings_of_file_and_command_line_and_the_latter_decides() {
     assert_eq!(options.memory, Bytes::from_mib(64));
     assert_eq!(options.engine, EngineChoice::Mprotect);
     assert_eq!(options.swap_dir, std::path::Path::new("/s"));
+    assert_eq!(options.http, "127.0.0.1:1".parse().ok());
     assert_eq!(options.layers.effective().share_rate_max, 1024);
     assert_eq!(
         (
@@ -78,12 +80,13 @@ fn host_takes_settings_of_file_and_command_line_and_the_latter_decides() {
     );
     let line = format!(
         "memvisor host --config {file} --runtime-dir /x --profile lab --memory 32M --engine auto \
-         --swap-dir /t --ctl-max-percent 40% --set mem.memzipmaxpct=50 --set Mem.IdleTax=5"
+         --swap-dir /t --http [::1]:2 --ctl-max-percent 40% --set mem.memzipmaxpct=50 --set Mem.IdleTax=5"
     );
     let options = host_options(&line).expect("valid");
     assert_eq!(options.memory, Bytes::from_mib(32));
     assert_eq!(options.engine, EngineChoice::Auto);
     assert_eq!(options.swap_dir, std::path::Path::new("/t"));
+    assert_eq!(options.http, "[::1]:2".parse().ok());
     assert_eq!(options.layers.effective().share_rate_max, 32_768);
     assert_eq!(
         (
@@ -148,6 +151,11 @@ fn wrong_values_are_refused_and_named() {
         ("memvisor host --memory 1M --mem-zip-max-pct 101", "101"),
         ("memvisor host --memory 1M --share-scan-ghz 33", "33"),
         ("memvisor host --memory 1M --set Mem.IdleTax=100", "100"),
+        (
+            "memvisor host --memory 1M --http localhost:80",
+            "localhost:80",
+        ),
+        ("memvisor host --memory 1M --http 65536", "65536"),
         ("memvisor get Mem.IdelTax", "Mem.IdelTax"),
         ("memvisor get Mem.IdleTax --all", "--all"),
         ("memvisor vm set a", "KEY=VALUE"),

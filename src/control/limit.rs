@@ -7,12 +7,13 @@
 //! - A connection waits for its client for a bounded time: from its beginning, or from the last write to
 //!   it, until there is something to write. One clock covers a header that does not end, a body, an answer
 //!   that is not read, and a connection that is kept for later. What a client sends does not stop the clock.
-//! - When there is no place for a new connection, the process with the most connections loses the one that has
-//!   waited longest for its client. So a flood costs the process that causes it, and the operator's few
-//!   connections stay.
+//! - When there is no place for a new connection, the client with the most connections loses the one that has
+//!   waited longest for it. So a flood costs the client that causes it, and the operator's few connections stay. A
+//!   client is a process or, of a connection that comes by the network, a machine.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -20,8 +21,7 @@ use std::time::Duration;
 
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::unix::SocketAddr;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -35,16 +35,41 @@ pub(super) struct Limits {
     pub(super) patience: Duration,
 }
 
+/// A stream that knows who is at its other end.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// A number that no other client has.
+    fn client(&self) -> u128;
+}
+
+impl Stream for UnixStream {
+    fn client(&self) -> u128 {
+        // A process that has gone already, or is in another namespace, has no number here.
+        let process = self.peer_cred().ok().and_then(|peer| peer.pid());
+        process.map_or(0, |pid| u128::from(pid.unsigned_abs()))
+    }
+}
+
+impl Stream for TcpStream {
+    fn client(&self) -> u128 {
+        match self.peer_addr().map(|peer| peer.ip()) {
+            Ok(IpAddr::V4(address)) => address.to_ipv6_mapped().to_bits(),
+            Ok(IpAddr::V6(address)) => address.to_bits(),
+            // It has gone already.
+            Err(_) => 0,
+        }
+    }
+}
+
 /// Accepts every connection, and keeps them within limits.
-pub(super) struct LimitedListener {
-    listener: UnixListener,
+pub(super) struct LimitedListener<L> {
+    listener: L,
     patience: Duration,
     connections: Arc<Mutex<Connections>>,
 }
 
-impl LimitedListener {
+impl<L> LimitedListener<L> {
     /// Serves `listener` within `limits`.
-    pub(super) fn new(listener: UnixListener, limits: Limits) -> Self {
+    pub(super) fn new(listener: L, limits: Limits) -> Self {
         Self {
             listener,
             patience: limits.patience,
@@ -53,19 +78,17 @@ impl LimitedListener {
     }
 }
 
-impl Listener for LimitedListener {
-    type Io = LimitedStream;
-    type Addr = SocketAddr;
+impl<L: Listener<Io: Stream>> Listener for LimitedListener<L> {
+    type Io = LimitedStream<L::Io>;
+    type Addr = L::Addr;
 
-    async fn accept(&mut self) -> (LimitedStream, SocketAddr) {
+    async fn accept(&mut self) -> (Self::Io, L::Addr) {
         // Gives the connections accepted before a turn, to be served or to close. Otherwise a full backlog would be
         // accepted first, and would close earlier connections before anything had looked at them.
         yield_now().await;
         // The trait's own method retries where accept(2) fails for a while, as for want of descriptors.
-        let (stream, peer) = Listener::accept(&mut self.listener).await;
-        // A process that has gone already, or is in another namespace, has no number here.
-        let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
-        let (id, closed) = lock(&self.connections).open(process.unwrap_or(0), Instant::now());
+        let (stream, peer) = self.listener.accept().await;
+        let (id, closed) = lock(&self.connections).open(stream.client(), Instant::now());
         let stream = LimitedStream {
             stream,
             id,
@@ -77,7 +100,7 @@ impl Listener for LimitedListener {
         (stream, peer)
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
+    fn local_addr(&self) -> io::Result<L::Addr> {
         self.listener.local_addr()
     }
 }
@@ -95,7 +118,7 @@ struct Connections {
 }
 
 struct Connection {
-    process: i32,
+    client: u128,
     /// Since when it has waited for its client.
     since: Instant,
     /// Dropped to close the connection.
@@ -111,41 +134,41 @@ impl Connections {
         }
     }
 
-    /// Makes a place for a connection of `process`, if need be by closing another. Returns its number, and a
+    /// Makes a place for a connection of `client`, if need be by closing another. Returns its number, and a
     /// receiver that ends when this connection is to close.
-    fn open(&mut self, process: i32, since: Instant) -> (u64, oneshot::Receiver<()>) {
+    fn open(&mut self, client: u128, since: Instant) -> (u64, oneshot::Receiver<()>) {
         let id = self.next;
         self.next += 1;
         let (_close, closed) = oneshot::channel();
         let connection = Connection {
-            process,
+            client,
             since,
             _close,
         };
         self.open.insert(id, connection);
-        // The new connection takes part: if its own process has most, one of that process closes.
+        // The new connection takes part: if its own client has most, one of that client closes.
         while self.open.len() > self.most {
             self.close_one();
         }
         (id, closed)
     }
 
-    /// Closes the connection that has waited longest, of a process that has the most.
+    /// Closes the connection that has waited longest, of a client that has the most.
     fn close_one(&mut self) {
-        let mut count: BTreeMap<i32, usize> = BTreeMap::new();
+        let mut count: BTreeMap<u128, usize> = BTreeMap::new();
         for connection in self.open.values() {
-            *count.entry(connection.process).or_default() += 1;
+            *count.entry(connection.client).or_default() += 1;
         }
         let most = count.values().max().copied();
         let victim = self
             .open
             .iter()
-            .filter(|(_, connection)| count.get(&connection.process).copied() == most)
+            .filter(|(_, connection)| count.get(&connection.client).copied() == most)
             .min_by_key(|(id, connection)| (connection.since, **id))
             .map(|(id, _)| *id);
         if let Some(connection) = victim.and_then(|id| self.open.remove(&id)) {
             tracing::debug!(
-                process = connection.process,
+                client = connection.client,
                 "a connection makes room for another"
             );
         }
@@ -153,8 +176,8 @@ impl Connections {
 }
 
 /// A connection that gives its place back when it is dropped.
-pub(super) struct LimitedStream {
-    stream: UnixStream,
+pub(super) struct LimitedStream<S> {
+    stream: S,
     id: u64,
     patience: Duration,
     clock: Pin<Box<Sleep>>,
@@ -162,7 +185,7 @@ pub(super) struct LimitedStream {
     connections: Arc<Mutex<Connections>>,
 }
 
-impl LimitedStream {
+impl<S> LimitedStream<S> {
     /// `result`, or an end of the connection if `result` is to wait and the connection may wait no longer.
     fn or_end<T>(
         &mut self,
@@ -191,13 +214,13 @@ impl LimitedStream {
     }
 }
 
-impl Drop for LimitedStream {
+impl<S> Drop for LimitedStream<S> {
     fn drop(&mut self) {
         lock(&self.connections).open.remove(&self.id);
     }
 }
 
-impl AsyncRead for LimitedStream {
+impl<S: Stream> AsyncRead for LimitedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -212,7 +235,7 @@ impl AsyncRead for LimitedStream {
     }
 }
 
-impl AsyncWrite for LimitedStream {
+impl<S: Stream> AsyncWrite for LimitedStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -238,12 +261,12 @@ impl AsyncWrite for LimitedStream {
 mod tests {
     use super::*;
 
-    /// The processes of the connections that are left, in the order of the connections' numbers.
-    fn left(connections: &Connections) -> Vec<i32> {
+    /// The clients of the connections that are left, in the order of the connections' numbers.
+    fn left(connections: &Connections) -> Vec<u128> {
         connections
             .open
             .values()
-            .map(|connection| connection.process)
+            .map(|connection| connection.client)
             .collect()
     }
 
@@ -268,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn flood_of_one_process_takes_no_place_of_another() {
+    fn flood_of_one_client_takes_no_place_of_another() {
         let mut connections = Connections::new(4);
         let now = Instant::now();
         let (_, mut operator) = connections.open(7, now);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
@@ -13,20 +14,26 @@ use memvisor_wire::listen_privately;
 use nix::sys::signal::SigSet;
 use nix::sys::socket::SockType;
 use thiserror::Error;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
-use super::Daemon;
 use super::limit::{LimitedListener, Limits};
 use super::routes::router;
+use super::{Daemon, http};
 
 /// More connections than a screen and a few scripts need; each costs the daemon a file descriptor that a guest
 /// might need. A client sends its request when it connects, and reads the answer when it comes: the seconds are
 /// for a client that was stopped in between.
 const LIMITS: Limits = Limits {
     connections: 32,
+    patience: Duration::from_secs(10),
+};
+
+/// The same of an address. Each client asks for little and closes.
+const HTTP_LIMITS: Limits = Limits {
+    connections: 16,
     patience: Duration::from_secs(10),
 };
 
@@ -48,6 +55,14 @@ pub enum ServeError {
         /// The path.
         path: PathBuf,
     },
+    /// The address cannot be listened at: it is in use, or is none of this machine.
+    #[error("cannot serve metrics at {address}")]
+    Http {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The kernel refused.
     #[error("cannot {action} `{path}`")]
     Io {
@@ -65,26 +80,41 @@ pub enum ServeError {
 pub struct Server {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    http: Option<SocketAddr>,
 }
 
 impl Server {
-    /// Serves `daemon` on a Unix socket at `path`, which only this user may open.
+    /// Serves `daemon` on a Unix socket at `path`, which only this user may open, and what may only be read at the
+    /// address `http`, if that is given.
     ///
     /// A socket that nobody answers on is replaced. That is safe only for a caller that holds the runtime directory:
     /// without its lock two daemons could replace each other's socket.
     ///
     /// # Errors
     /// [`ServeError`] if the socket or the thread cannot be made.
-    pub fn start(path: &Path, daemon: Arc<dyn Daemon>) -> Result<Self, ServeError> {
-        Self::within(LIMITS, path, daemon)
+    pub fn start(
+        path: &Path,
+        http: Option<SocketAddr>,
+        daemon: Arc<dyn Daemon>,
+    ) -> Result<Self, ServeError> {
+        Self::within([LIMITS, HTTP_LIMITS], path, http, daemon)
+    }
+
+    /// The address of `http`, with the port that the kernel chose for port 0.
+    #[must_use]
+    pub const fn http(&self) -> Option<SocketAddr> {
+        self.http
     }
 
     pub(super) fn within(
-        limits: Limits,
+        limits: [Limits; 2],
         path: &Path,
+        http: Option<SocketAddr>,
         daemon: Arc<dyn Daemon>,
     ) -> Result<Self, ServeError> {
         let failed = |action| io_error(action, path);
+        let http = http.map(listen_at).transpose()?;
+        let (http, address) = http.unzip();
         clear(path)?;
         let listener = listen_privately(path, SockType::Stream).map_err(failed("listen at"))?;
         // The runtime takes it over as it is, and one accept that waits would keep all clients waiting.
@@ -99,7 +129,9 @@ impl Server {
             .spawn(move || {
                 // Signals are for the main thread, which waits for them.
                 let _ = SigSet::all().thread_block();
-                if let Err(error) = runtime.block_on(serve(listener, limits, daemon, stopped)) {
+                if let Err(error) =
+                    runtime.block_on(serve((listener, http), limits, daemon, stopped))
+                {
                     tracing::error!(%error, "the control API has ended");
                 }
             })
@@ -107,6 +139,7 @@ impl Server {
         Ok(Self {
             stop: Some(stop),
             thread: Some(thread),
+            http: address,
         })
     }
 }
@@ -126,27 +159,47 @@ impl Drop for Server {
 }
 
 async fn serve(
-    listener: StdListener,
-    limits: Limits,
+    (control, http): (StdListener, Option<StdTcpListener>),
+    [control_limits, http_limits]: [Limits; 2],
     daemon: Arc<dyn Daemon>,
     stopped: oneshot::Receiver<()>,
 ) -> io::Result<()> {
-    let listener = LimitedListener::new(UnixListener::from_std(listener)?, limits);
     // A second channel, because the time for answers under way is measured from here: axum does not tell when it
     // begins.
-    let (begin, begun) = oneshot::channel();
-    let graceful = axum::serve(listener, router(daemon)).with_graceful_shutdown(async {
-        let _ = begun.await;
-    });
-    let mut graceful = std::pin::pin!(graceful.into_future());
+    let (begin, begun) = watch::channel(());
+    let until = |mut begun: watch::Receiver<()>| async move {
+        let _ = begun.changed().await;
+    };
+    let control = LimitedListener::new(UnixListener::from_std(control)?, control_limits);
+    let control = axum::serve(control, router(Arc::clone(&daemon)));
+    let control = control.with_graceful_shutdown(until(begun.clone()));
+    let http = async move {
+        let Some(listener) = http else { return Ok(()) };
+        let listener = LimitedListener::new(TcpListener::from_std(listener)?, http_limits);
+        let served = axum::serve(listener, http::router(daemon));
+        served.with_graceful_shutdown(until(begun)).await
+    };
+    let both = async { tokio::try_join!(control.into_future(), http) };
+    let mut both = std::pin::pin!(both);
     tokio::select! {
-        ended = &mut graceful => return ended,
+        ended = &mut both => return ended.map(drop),
         _ = stopped => {}
     }
-    // It fails only if the server has ended, and then nothing is under way.
-    let _ = begin.send(());
+    drop(begin);
     // A client that does not read its answer is cut off when the runtime is dropped.
-    timeout(STOP_GRACE, graceful).await.unwrap_or(Ok(()))
+    let ended = timeout(STOP_GRACE, both).await;
+    ended.map_or(Ok(()), |ended| ended.map(drop))
+}
+
+/// Listens at `address`; the address with the port that the kernel chose for port 0.
+fn listen_at(address: SocketAddr) -> Result<(StdTcpListener, SocketAddr), ServeError> {
+    let listen = || {
+        let listener = StdTcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    listen().map_err(|source| ServeError::Http { address, source })
 }
 
 /// Removes the socket of a daemon that is gone.

@@ -144,7 +144,7 @@ pub(super) fn setup() -> Setup {
     let dir = tempfile::tempdir().expect("tempdir");
     let socket = dir.path().join("control.sock");
     let daemon = Arc::new(FakeDaemon::default());
-    let server = Server::start(&socket, daemon.clone()).expect("server");
+    let server = Server::start(&socket, None, daemon.clone()).expect("server");
     let client = Client::new(&socket).expect("client");
     Setup {
         daemon,
@@ -406,7 +406,8 @@ fn connection_whose_client_lets_it_wait_is_closed() {
     };
     let dir = tempfile::tempdir().expect("tempdir");
     let socket = dir.path().join("control.sock");
-    let _server = Server::within(limits, &socket, Arc::new(FakeDaemon::default())).expect("server");
+    let _server = Server::within([limits; 2], &socket, None, Arc::new(FakeDaemon::default()))
+        .expect("server");
     for beginning in BEGINNINGS {
         let mut stream = idle(&socket, beginning);
         // Sending byte by byte does not help. The thread ends when the connection is closed.
@@ -444,10 +445,10 @@ fn stale_socket_is_replaced_and_a_live_one_is_refused() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("control.sock");
     drop(UnixListener::bind(&path).expect("bind"));
-    let server = Server::start(&path, Arc::new(FakeDaemon::default())).expect("stale");
+    let server = Server::start(&path, None, Arc::new(FakeDaemon::default())).expect("stale");
     let client = Client::new(&path).expect("client");
     client.status().expect("the new one answers");
-    let error = Server::start(&path, Arc::new(FakeDaemon::default())).expect_err("live");
+    let error = Server::start(&path, None, Arc::new(FakeDaemon::default())).expect_err("live");
     assert!(matches!(error, ServeError::InUse { .. }), "{error}");
     client.status().expect("the refused one did no harm");
     drop(server);
@@ -460,7 +461,7 @@ fn file_in_the_place_of_the_socket_is_left_alone() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("control.sock");
     std::fs::write(&path, "precious").expect("write");
-    let error = Server::start(&path, Arc::new(FakeDaemon::default())).expect_err("a file");
+    let error = Server::start(&path, None, Arc::new(FakeDaemon::default())).expect_err("a file");
     assert!(matches!(error, ServeError::NotSocket { .. }), "{error}");
     assert_eq!(
         std::fs::read_to_string(&path).expect("still there"),

@@ -53,6 +53,7 @@ mod status;
 mod vm_settings;
 mod watchdog;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -102,7 +103,10 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     let policy = (host.governor.start()).map_err(cannot("start the policy thread"))?;
     let listeners = Listeners::start(&host, held.dir()).map_err(cannot("listen for guests"))?;
     let daemon: Arc<dyn control::Daemon> = Arc::<Host>::clone(&host);
-    let server = control::Server::start(&held.dir().control_socket(), daemon)?;
+    let server = control::Server::start(&held.dir().control_socket(), options.http, daemon)?;
+    if let Some(address) = server.http() {
+        tell_of(address);
+    }
     ready(&capabilities.table(options));
     tracing::info!(memory = %options.memory, dir = %held.dir().path().display(), "host is up");
 
@@ -123,6 +127,14 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     // A policy that panicked has nothing to clean up; the panic was printed when it happened.
     let _ = policy.join();
     Ok(())
+}
+
+/// Says where metrics are, and who can read them.
+fn tell_of(address: SocketAddr) {
+    tracing::info!(url = %format_args!("http://{address}/metrics"), "metrics are served");
+    if !address.ip().to_canonical().is_loopback() {
+        tracing::warn!(%address, "no loopback address: whoever reaches it reads the metrics, without a password");
+    }
 }
 
 /// Makes a panic of any thread end the daemon. A panic means that an invariant does not hold, and a daemon that

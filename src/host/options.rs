@@ -1,5 +1,6 @@
 //! The options that the daemon is started with, checked.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::policy::Policy;
@@ -21,6 +22,8 @@ pub struct HostOptions {
     pub swap_dir: PathBuf,
     /// Where the sockets are.
     pub runtime_dir: RuntimeDir,
+    /// Where metrics are served, if anywhere.
+    pub http: Option<SocketAddr>,
     /// The most mappings sharing may cost one guest; `None` chooses by the kernel's limit.
     pub vma_budget: Option<u32>,
     /// The host settings, by where they were given.

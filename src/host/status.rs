@@ -233,6 +233,7 @@ fn swap(vm: &Vm) -> SwapStatus {
         writes: stats.written.0,
         in_bytes: stats.read.bytes(),
         out_bytes: stats.written.bytes(),
+        errors: vm.stats.swap_errors.get(),
     }
 }
 

@@ -127,6 +127,7 @@ impl ConfigFile {
             ("memory", was.memory == is.memory),
             ("engine", was.engine == is.engine),
             ("swap-dir", was.swap_dir == is.swap_dir),
+            ("http", was.http == is.http),
         ];
         let changed = same.iter().filter(|(_, same)| !same);
         let keys: Vec<_> = changed.map(|(key, _)| *key).collect();

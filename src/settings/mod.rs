@@ -38,7 +38,7 @@ pub use domain::Domain;
 pub use error::{SettingError, VmSettingsError};
 pub use file::{ConfigError, ConfigFile};
 pub use layers::{DEFAULT, Layer, Layers, Origin, SettingView};
-pub use start::{Memory, StartSettings};
+pub use start::{HttpAddress, Memory, StartSettings};
 pub use table::{Departure, HostSettings, Key, Spec, TABLE};
 pub use tree::{Invalid, Problem};
 pub(crate) use tree::{Keys, Reading, text_of};

@@ -1,6 +1,8 @@
 //! Settings that can be changed only by starting the host anew.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, de};
 
@@ -29,6 +31,8 @@ pub struct StartSettings {
     /// Where swap files are made.
     #[serde(deserialize_with = "directory")]
     pub swap_dir: Option<PathBuf>,
+    /// Where metrics are served.
+    pub http: Option<HttpAddress>,
 }
 
 fn directory<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
@@ -57,5 +61,34 @@ impl TryFrom<Scalar> for Memory {
             format!("cannot be `{text}`; allowed: a size of whole pages, such as 512M")
         })?;
         Ok(Self(pages.bytes()))
+    }
+}
+
+/// Where metrics are served. A port alone is one of the loopback interface, which no other machine reaches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "Scalar")]
+pub struct HttpAddress(pub SocketAddr);
+
+impl FromStr for HttpAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        let address = text.parse().or_else(|_| text.parse().map(port));
+        address.map(Self).map_err(|_| {
+            let text = shown(text);
+            format!(
+                "cannot be `{text}`; allowed: an IP address with a port from 0 to 65535, such as 127.0.0.1:9464 or \
+                 [::1]:9464, or a port alone"
+            )
+        })
+    }
+}
+
+impl TryFrom<Scalar> for HttpAddress {
+    type Error = String;
+
+    fn try_from(written: Scalar) -> Result<Self, String> {
+        written.to_string().parse()
     }
 }

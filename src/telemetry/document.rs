@@ -35,7 +35,8 @@ fn leaves(value: &Value, path: &str, into: &mut BTreeSet<String>) {
     }
 }
 
-fn fields(value: &impl serde::Serialize) -> BTreeSet<String> {
+/// The paths of all values of `value`.
+pub(super) fn fields(value: &impl serde::Serialize) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let value = serde_json::to_value(value).expect("plain data");
     leaves(&value, "", &mut found);
@@ -51,8 +52,18 @@ fn metrics_document_has_exactly_the_fields_of_the_status() {
 #[test]
 fn metrics_document_has_exactly_the_rates() {
     let (_, rates) = DOCUMENT.split_once("\n## Rates").expect("a section");
+    let (rates, _) = rates.split_once("\n## OpenMetrics").expect("a section");
     let mut expected = fields(&VmRates::default());
     let interval = fields(&Rates::default());
     expected.extend(interval.into_iter().filter(|path| !path.contains('.')));
     assert_eq!(documented(rates), expected);
+}
+
+/// A row of a table.
+pub(super) fn row_of(cells: &[&str]) -> String {
+    let cells = cells.iter().map(|cell| match *cell {
+        "" => " |".to_owned(),
+        cell => format!(" {cell} |"),
+    });
+    format!("|{}\n", cells.collect::<String>())
 }

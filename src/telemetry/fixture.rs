@@ -96,6 +96,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             writes: 9,
             in_bytes: Bytes(3 << 12),
             out_bytes: Bytes::from_mib(4),
+            errors: 2,
         },
         faults: faults(),
         stalls: stalls(),

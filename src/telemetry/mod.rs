@@ -14,6 +14,7 @@ mod document;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod host;
+pub mod metrics;
 mod model;
 mod vm;
 

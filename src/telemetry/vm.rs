@@ -171,6 +171,8 @@ pub struct SwapStatus {
     pub in_bytes: Bytes,
     /// Bytes written so far.
     pub out_bytes: Bytes,
+    /// Write operations so far that the full or failing file refused.
+    pub errors: u64,
 }
 
 /// How long faults of one VM took, from their arrival at the daemon to the answer.

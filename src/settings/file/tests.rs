@@ -1,6 +1,6 @@
 use super::*;
 use crate::chain::chain;
-use crate::settings::{EngineChoice, HostSettings, Layers, Memory, Profile};
+use crate::settings::{EngineChoice, HostSettings, HttpAddress, Layers, Memory, Profile};
 use crate::units::Pages;
 
 fn parse(text: &str) -> Result<ConfigFile, ConfigError> {
@@ -20,7 +20,7 @@ fn effective(file: &ConfigFile) -> HostSettings {
 fn file_has_start_settings_host_settings_and_vms() {
     let file = parse(
         "[host]\nprofile = \"esx\"\npolicy = \"stall\"\nmemory = \"512M\"\nengine = \"mprotect\"\nswap-dir = \"/s\"\n\
-         [settings]\n\"Mem.IdleTax\" = 50\nMem.SamplePeriod = \"30s\"\n\
+         http = \"[::1]:9464\"\n[settings]\n\"Mem.IdleTax\" = 50\nMem.SamplePeriod = \"30s\"\n\
          [settings.mem]\nctlmaxpercent = 40.0\n\
          [settings.Memvisor]\nFreeStates = 4.1\nEvictRound = 0x10\n\
          [vm.vm1]\nshares = \"high\"\nlimit = \"128M\"\nsharing = false\n\
@@ -35,6 +35,7 @@ fn file_has_start_settings_host_settings_and_vms() {
             memory: Some(Memory(Bytes::from_mib(512))),
             engine: Some(EngineChoice::Mprotect),
             swap_dir: Some("/s".into()),
+            http: Some("[::1]:9464".parse().expect("an address")),
         }
     );
     let settings = effective(&file);
@@ -45,6 +46,36 @@ fn file_has_start_settings_host_settings_and_vms() {
     assert_eq!(file.vm("vm1"), VmPatch::from_words(words).expect("valid"));
     let words = ["reservation=64M", "shares=77"];
     assert_eq!(file.vm("db.1"), VmPatch::from_words(words).expect("valid"));
+}
+
+#[test]
+fn http_is_an_address_or_a_port_of_loopback() {
+    for (written, address) in [
+        ("9464", "127.0.0.1:9464"),
+        ("\"9464\"", "127.0.0.1:9464"),
+        ("\"0.0.0.0:80\"", "0.0.0.0:80"),
+        ("\"[::]:0\"", "[::]:0"),
+    ] {
+        let file = parse(&format!("[host]\nhttp = {written}\n")).expect(written);
+        let HttpAddress(http) = file.start.http.expect(written);
+        assert_eq!(http.to_string(), address);
+    }
+    for wrong in [
+        "65536",
+        "-1",
+        "true",
+        "\"\"",
+        "\"localhost:80\"",
+        "\"::1:80\"",
+        "\"1.2.3.4\"",
+    ] {
+        let found = problems(&format!("[host]\nhttp = {wrong}\n"));
+        let words = format!(
+            "host.toml:2: host.http: cannot be `{}`; allowed: an IP address",
+            wrong.trim_matches('"')
+        );
+        assert!(found.starts_with(&words), "{found}");
+    }
 }
 
 #[test]
@@ -129,6 +160,10 @@ fn file_is_read_again_if_the_host_can_follow() {
         error.contains("changes profile and memory in [host]"),
         "{error}"
     );
+
+    write("[host]\nmemory = \"64M\"\nhttp = 9464\n");
+    let error = file.load_again().expect_err("start only").to_string();
+    assert!(error.contains("changes http in [host]"), "{error}");
 
     write("[host]\nmemory = \"64M\"\n[settings]\nMem.IdleTax = 600\n");
     let error = file.load_again().expect_err("out of range").to_string();
