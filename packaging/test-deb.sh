@@ -106,7 +106,8 @@ check_reload() {
 }
 
 check_upgrade() {
-    local before=$(main_pid)
+    local before
+    before=$(main_pid)
     dpkg-deb -R "$deb" "$scratch/next"
     sed -i 's/^Version: .*/&.1/' "$scratch/next/DEBIAN/control"
     dpkg-deb --root-owner-group -Zgzip -z1 -b "$scratch/next" "$root/root/next.deb" >/dev/null
@@ -122,7 +123,7 @@ check_removal() {
     [[ -e $root/etc/memvisor/host.toml ]] || fail "its configuration went with its removal"
     inside dpkg -P memvisor
     local left
-    left=$(find "$root"/{etc,usr,var/lib,run} -xdev -path '*memvisor*' -not -path '*/var/lib/systemd/*')
+    left=$(inside find /etc /usr /var/lib /run -xdev -name '*memvisor*')
     [[ -z $left ]] || fail "left behind: $left"
 }
 
