@@ -1,7 +1,11 @@
 //! The host as a service of systemd: what the manager that started it is told.
 
+use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Command;
+
+use memvisor::settings::ConfigFile;
 
 mod rig;
 
@@ -53,10 +57,10 @@ fn host_tells_its_service_manager_how_it_is() {
     for _ in 0..3 {
         manager.until(|said| said == "WATCHDOG=1");
     }
-    let _guest = host.guest("a", "--memory 32M --no-agent --workload stream,size=24M");
+    let guest = host.guest("a", "--memory 32M --no-agent --workload stream,size=24M");
     let is_short = |said: &str| said.starts_with("STATUS=") && !said.contains("high");
     manager.until(|said| is_short(said) && said.contains("1 VMs"));
-    drop(_guest);
+    drop(guest);
     host.stop();
     manager.until(|said| said == "STOPPING=1");
 }
@@ -89,4 +93,27 @@ fn service_manager_that_asks_for_nonsense_is_refused() {
     let mut host = rig::Process::start(command, "host", dir.path());
     host.fails(1, "WATCHDOG_USEC=1s number");
     names_all(&host.stderr(), "service manager");
+}
+
+#[test]
+fn unit_and_configuration_file_of_the_package_are_valid() {
+    let file = Path::new("packaging/host.toml");
+    let config = ConfigFile::load(file).expect("valid");
+    assert!(config.start.memory.is_some(), "a host needs a budget");
+
+    let unit = fs::read_to_string("packaging/debian/memvisor.service").expect("readable");
+    let unit = unit.replace("/usr/bin/memvisor", env!("CARGO_BIN_EXE_memvisor"));
+    let dir = scratch();
+    let path = dir.path().join("memvisor.service");
+    fs::write(&path, unit).expect("written");
+    let verified = (Command::new("systemd-analyze").args(["verify", "--man=no"]))
+        .arg(&path)
+        .output();
+    match verified {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && said.is_empty(), "{said}");
+        }
+        Err(error) => eprintln!("SKIPPED: systemd-analyze: {error}"),
+    }
 }

@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn patience_is_for_the_process_that_it_names() {
-        let read = |micros, pid: Option<&str>| {
+        let read = |micros: &str, pid: Option<&str>| {
             patience(Some(OsStr::new(micros)), pid.map(OsStr::new)).map_err(|it| it.to_string())
         };
         let own = process::id().to_string();
