@@ -4,7 +4,7 @@
 # It takes root, mmdebstrap and Debian's packages; nothing outside of a scratch directory and a cgroup is touched.
 set -euo pipefail
 deb=$(realpath "${1:?usage: packaging/test-deb.sh PACKAGE.deb}")
-scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/memvisor-deb.XXXXXX")
+scratch=$(mktemp -d -p "${TMPDIR:-/var/tmp}")
 root=$scratch/root
 cgroups=$scratch/cgroups
 group=$cgroups/memvisor-deb.$$
@@ -110,8 +110,8 @@ check_upgrade() {
     before=$(main_pid)
     dpkg-deb -R "$deb" "$scratch/next"
     sed -i 's/^Version: .*/&.1/' "$scratch/next/DEBIAN/control"
-    dpkg-deb --root-owner-group -Zgzip -z1 -b "$scratch/next" "$root/root/next.deb" >/dev/null
-    inside dpkg --force-confold -i /root/next.deb
+    dpkg-deb --root-owner-group -Zgzip -z1 -b "$scratch/next" "$root/srv/next.deb" >/dev/null
+    inside dpkg --force-confold -i /srv/next.deb
     serves >/dev/null || fail "does not serve after the upgrade"
     [[ $(main_pid) != "$before" ]] || fail "the old executable runs on"
     as_user memvisor get Mem.IdleTax --json | grep -E '"value": ?50\b' || fail "the configuration file is another"
@@ -128,8 +128,8 @@ check_removal() {
 }
 
 mmdebstrap --quiet --variant=minbase --include=systemd,systemd-sysv,dbus bookworm "$root"
-cp "$deb" "$root/root/memvisor.deb"
-chroot "$root" dpkg -i /root/memvisor.deb
+cp "$deb" "$root/srv/memvisor.deb"
+chroot "$root" dpkg -i /srv/memvisor.deb
 for file in usr/bin/memvisor usr/share/man/man1/memvisor-host.1.gz usr/share/bash-completion/completions/memvisor; do
     [[ -s $root/$file ]] || fail "no $file"
 done
