@@ -156,6 +156,7 @@ const HOST_FILES: &[&str] = &[
     "balance",
     "watchdog",
     "caches",
+    "service",
     "governor",
     "daemon",
     "status",
@@ -581,6 +582,7 @@ fn documents_that_the_project_promises_are_there() {
         "docs/memory-protocol.md",
         "docs/policy.md",
         "docs/security.md",
+        "docs/service.md",
         "docs/settings.md",
         "docs/metrics.md",
     ] {

@@ -15,6 +15,7 @@ mod lifeline;
 mod phrases;
 mod plan;
 mod policies;
+mod shell;
 mod show;
 mod table;
 mod top;
@@ -67,6 +68,10 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measure the mechanisms, and compare them with those of the kernel or a C library.
     Bench(bench::BenchArgs),
+    /// Print a script that completes memvisor's command line in a shell.
+    Completions(shell::CompletionsArgs),
+    /// Write a manual page of each command.
+    Man(shell::ManArgs),
     /// The process that restores the machine after a benchmark.
     #[command(hide = true)]
     BenchGuard,
@@ -112,6 +117,8 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Top(args) => top::run(args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
         Command::BenchGuard => Ok(bench::run_guard()),
         Command::BenchGuest(args) => bench::run_guest(args),
         Command::BenchSignal(args) => bench::run_signal(&args),

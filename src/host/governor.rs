@@ -17,6 +17,7 @@ use super::configuration::Configuration;
 use super::member::Member;
 use super::members::Members;
 use super::pools::Pools;
+use super::service::Pulse;
 use super::snapshot::snapshot;
 use super::vm_settings;
 use super::watchdog::Watchdog;
@@ -88,15 +89,16 @@ impl Governor {
         }
     }
 
-    /// Starts the policy thread. It ends when the registry is closed and it is woken.
-    pub(super) fn start(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
+    /// Starts the policy thread, which tells `pulse` of each plan. It ends when the registry is closed and it is
+    /// woken.
+    pub(super) fn start(self: &Arc<Self>, pulse: Pulse) -> io::Result<JoinHandle<()>> {
         let this = Arc::clone(self);
         thread::Builder::new()
             .name("policy".to_owned())
-            .spawn(move || this.run())
+            .spawn(move || this.run(pulse))
     }
 
-    fn run(&self) {
+    fn run(&self, mut pulse: Pulse) {
         let mut warned = None;
         let mut balance = Balance::default();
         let mut watchdog = Watchdog::new();
@@ -104,6 +106,7 @@ impl Governor {
             let started = Instant::now();
             let decision = self.decide(&mut balance, &mut watchdog, started);
             self.warn_stuck(decision.plan.stuck, &mut warned);
+            pulse.beat(started, decision.plan.state, decision.snapshot.vms.len());
             *lock(&self.latest) = Some(decision);
             // In a loop, because a parked thread may wake for no reason.
             while !self.members.is_closed() && started.elapsed() < MIN_PERIOD {
@@ -376,7 +379,7 @@ mod tests {
     fn thread_plans_until_the_registry_is_closed() {
         let rig = Rig::new(None);
         let governor = Arc::new(governor(&rig));
-        let thread = governor.start().expect("a thread");
+        let thread = governor.start(Pulse::default()).expect("a thread");
         while governor.latest().is_none() {
             thread::yield_now();
         }

@@ -47,6 +47,7 @@ mod options;
 mod pools;
 #[cfg(test)]
 mod rig;
+mod service;
 mod session;
 mod snapshot;
 mod status;
@@ -72,6 +73,7 @@ use daemon::{GUESTS_GRACE, Host, KILLED_GRACE};
 pub use error::{EngineUnavailable, HostError, MIN_MEMORY};
 use listen::Listeners;
 pub use options::{EngineChoice, HostOptions};
+use service::{Manager, Pulse};
 
 /// How often the configuration file is looked at.
 const FILE_PERIOD: Duration = Duration::from_secs(1);
@@ -91,6 +93,8 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     raise_descriptor_limit();
     report_file_size_limit().map_err(cannot("block SIGXFSZ"))?;
     close_to_others();
+    let manager = Manager::of_environment().map_err(cannot("find the service manager"))?;
+    let manager = manager.map(Arc::new);
     let held = options.runtime_dir.clone().claim()?;
     // Only the holder of the directory may remove them: they could be those of a daemon that runs.
     held.remove_sockets()?;
@@ -100,7 +104,8 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
         tracing::warn!(%budget, %why, "the budget does not fit: the kernel may end guests or the host");
     }
     let host = Arc::new(Host::new(options, &capabilities)?);
-    let policy = (host.governor.start()).map_err(cannot("start the policy thread"))?;
+    let pulse = Pulse::new(manager.clone());
+    let policy = (host.governor.start(pulse)).map_err(cannot("start the policy thread"))?;
     let listeners = Listeners::start(&host, held.dir()).map_err(cannot("listen for guests"))?;
     let daemon: Arc<dyn control::Daemon> = Arc::<Host>::clone(&host);
     let server = control::Server::start(&held.dir().control_socket(), options.http, daemon)?;
@@ -109,9 +114,12 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     }
     ready(&capabilities.table(options));
     tracing::info!(memory = %options.memory, dir = %held.dir().path().display(), "host is up");
+    let tell = |news| manager.iter().for_each(|manager| manager.insist(news));
+    tell("READY=1");
 
     let ended_by = follow_until_signal(&host, &signals)?;
     tracing::info!(signal = ended_by.as_str(), "host ends");
+    tell("STOPPING=1");
     host.stop();
     // Before the guests are waited for, so that no new ones come.
     listeners.stop();

@@ -27,7 +27,9 @@ const SHOWN: usize = 60;
 /// The executable under test, without the caller's environment.
 pub(crate) fn memvisor() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_memvisor"));
-    for name in ["MEMVISOR_RUNTIME_DIR", "MEMVISOR_LOG", "XDG_RUNTIME_DIR"] {
+    let own = ["MEMVISOR_RUNTIME_DIR", "MEMVISOR_LOG", "XDG_RUNTIME_DIR"];
+    let of_systemd = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+    for name in own.into_iter().chain(of_systemd) {
         command.env_remove(name);
     }
     // Tests read /proc/PID of the child, which a process closed to others would not allow.
