@@ -45,12 +45,14 @@ mod member;
 mod members;
 mod options;
 mod pools;
+mod recent;
 #[cfg(test)]
 mod rig;
 mod session;
 mod snapshot;
 mod status;
 mod vm_settings;
+mod vm_status;
 mod watchdog;
 
 use std::sync::Arc;
