@@ -288,7 +288,7 @@ mod tests {
             "  resident   70.0 MiB (17920 pages)",
             "target 110.0 MiB set by the policy, max 166.0 MiB, agent connected",
             "(1280 pages), limit 12.0 MiB of 64.0 MiB: a MiB of its oldest saves 4 us/s, of RAM 920 us/s",
-            "health       hmm: the host swaps: 0.00 MiB/s in, 0.50 MiB/s out",
+            "health       hmm: the host swaps: 0.0 KiB/s in, 512.0 KiB/s out",
             "  lately     swapped 0.00 MiB/s in, 0.50 MiB/s out; compressed 0.00 MiB/s",
             "shares save  30.0 MiB (7680 pages)",
             "overhead     1.0 MiB (256 pages)",

@@ -161,9 +161,9 @@ fn swap(vm: &VmStatus) -> Health {
     let (r, w) = (vm.rates.swap_in_bytes_per_s, vm.rates.swap_out_bytes_per_s);
     if r > 0.0 || w > 0.0 {
         let why = format!(
-            "the host swaps: {:.2} MiB/s in, {:.2} MiB/s out",
-            mib(r),
-            mib(w)
+            "the host swaps: {:.1} KiB/s in, {:.1} KiB/s out",
+            r / 1024.0,
+            w / 1024.0
         );
         return Health::new(Reading::Hmm, why);
     }
@@ -233,10 +233,6 @@ fn is_part(pages: u64, percent: u64, whole: u64) -> bool {
     pages > 0 && u128::from(pages) * 100 >= u128::from(whole) * u128::from(percent)
 }
 
-fn mib(bytes: f64) -> f64 {
-    bytes / 1_048_576.0
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -281,15 +277,11 @@ mod tests {
                 Good,
                 "nothing moves",
             ),
-            (
-                |vm| vm.rates.swap_in_bytes_per_s = 1.0,
-                Hmm,
-                "0.00 MiB/s in",
-            ),
+            (|vm| vm.rates.swap_in_bytes_per_s = 1.0, Hmm, "0.0 KiB/s in"),
             (
                 |vm| vm.rates.swap_out_bytes_per_s = 1e7,
                 Hmm,
-                "9.54 MiB/s out",
+                "9765.6 KiB/s out",
             ),
             (|vm| vm.rates.zip_bytes_per_s = 1.0, Good, "is compressed"),
             (|vm| vm.rates.unzip_bytes_per_s = 1.0, Good, "is compressed"),
