@@ -31,6 +31,9 @@ fn check_sums(status: &HostStatus) {
         let granted = Pages(granted.iter().map(|pages| pages.0).sum());
         assert_eq!(vm.granted_pages, granted, "{vm:#?}");
         assert_eq!(vm.balloon.size_pages, homes.ballooned_pages, "{vm:#?}");
+        let credits = vm.zip_pages.0 + vm.credit_pages.0;
+        let all = homes.resident_pages.0 + homes.shared_pages.0 + credits;
+        assert_eq!(vm.consumed_pages.0 + vm.saved_pages.0, all, "{vm:#?}");
     }
     assert_eq!(status.totals, Totals::of(&status.vms));
     assert_eq!(

@@ -2,28 +2,34 @@
 
 use std::fmt::Display;
 
-use crate::telemetry::VmStatus;
+use crate::telemetry::{Health, HostStatus, VmRates, VmStatus};
 use crate::units::{Bytes, Pages};
 
-/// A line for each VM under a header.
-pub(super) fn vm_list(vms: &[VmStatus]) -> String {
+/// A line for each VM under a header, and how the host is.
+pub(super) fn vm_list(host: &HostStatus) -> String {
     let mut text = format!(
-        "{:<20} {:>4} {:>8} {:>10} {:>10} {:>10}  {}\n",
-        "NAME", "ID", "PID", "SIZE", "CONSUMED", "BALLOON", "WORKLOAD"
+        "{:<20} {:>4} {:>8} {:<7} {:>10} {:>10} {:>10}  {}\n",
+        "NAME", "ID", "PID", "HEALTH", "SIZE", "CONSUMED", "BALLOON", "WORKLOAD"
     );
-    for vm in vms {
+    for vm in &host.vms {
         text += &format!(
-            "{:<20} {:>4} {:>8} {:>10} {:>10} {:>10}  {}\n",
+            "{:<20} {:>4} {:>8} {:<7} {:>10} {:>10} {:>10}  {}\n",
             vm.name,
             vm.id,
             vm.pid,
+            vm.health.reading,
             vm.configured_pages.bytes(),
             vm.consumed_pages.bytes(),
             vm.balloon.size_pages.bytes(),
             vm.workload.escape_debug(),
         );
     }
-    text
+    text + &format!("host: {}\n", health(&host.health))
+}
+
+/// A reading and its reason.
+pub(super) fn health(health: &Health) -> String {
+    format!("{}: {}", health.reading, health.why)
 }
 
 /// Everything about one VM, a line for each subject.
@@ -37,20 +43,25 @@ pub(super) fn vm(vm: &VmStatus) -> String {
     );
     row("workload", &vm.workload.escape_debug());
     row("uptime", &format!("{} s", vm.uptime_ms / 1000));
+    row("health", &health(&vm.health));
     row("size", &vm.configured_pages.bytes());
     for (home, pages) in vm.homes.each() {
         row(&format!("  {home}"), &sized(pages));
     }
     row("granted", &sized(vm.granted_pages));
     row("consumed", &sized(vm.consumed_pages));
+    row("shares save", &sized(vm.saved_pages));
+    row("overhead", &sized(vm.overhead_pages));
     row("zip cache", &zip(vm));
     row("credits", &sized(vm.credit_pages));
     row("kernel says", &sized(vm.kernel_pages));
     row("allocation", &allocation(vm));
     row("active", &activity(vm));
     row("balloon", &balloon(vm));
+    row("  agents", &session(vm));
     row("guest says", &guest(vm));
     row("swap", &swap(vm));
+    row("  lately", &moved(&vm.rates));
     row("faults", &faults(vm));
     row("latency", &latency(vm));
     row("stalled", &stalled(vm));
@@ -66,8 +77,9 @@ pub(super) fn vm(vm: &VmStatus) -> String {
 fn allocation(vm: &VmStatus) -> String {
     let limit = vm.allocation.limit_pages;
     format!(
-        "target {}, reservation {}, limit {}, {} shares",
+        "target {}, entitled to {}, reservation {}, limit {}, {} shares",
         vm.allocation.target_pages.bytes(),
+        vm.allocation.entitlement_pages.bytes(),
         vm.allocation.reservation_pages.bytes(),
         limit.map_or_else(|| "none".to_owned(), |pages| pages.bytes().to_string()),
         vm.allocation.shares,
@@ -110,6 +122,23 @@ fn balloon(vm: &VmStatus) -> String {
     )
 }
 
+/// What the sessions with its agents have seen.
+fn session(vm: &VmStatus) -> String {
+    let session = &vm.balloon.session;
+    format!(
+        "gave {} pages, took {}, {} refused, {} outside of RAM; {} resets, {} reliefs, {} mismatches, \
+         {} throttled",
+        session.inflated_pages.0,
+        session.deflated_pages.0,
+        session.refused_pages.0,
+        session.invalid_pages.0,
+        session.resets,
+        session.reliefs,
+        session.mismatches,
+        session.throttles,
+    )
+}
+
 fn guest(vm: &VmStatus) -> String {
     let guest = &vm.guest;
     let said = |value: Option<Bytes>| value.map_or("?".to_owned(), |value| value.to_string());
@@ -147,6 +176,18 @@ fn swap(vm: &VmStatus) -> String {
         swap.reads,
         swap.out_bytes,
         swap.writes,
+    )
+}
+
+/// What the stores took and gave in the latest seconds.
+fn moved(rates: &VmRates) -> String {
+    let each = |bytes: f64| format!("{:.2} MiB/s", bytes / 1_048_576.0);
+    format!(
+        "swapped {} in, {} out; compressed {}, decompressed {}",
+        each(rates.swap_in_bytes_per_s),
+        each(rates.swap_out_bytes_per_s),
+        each(rates.zip_bytes_per_s),
+        each(rates.unzip_bytes_per_s),
     )
 }
 
@@ -247,6 +288,13 @@ mod tests {
             "  resident   70.0 MiB (17920 pages)",
             "target 110.0 MiB set by the policy, max 166.0 MiB, agent connected",
             "(1280 pages), limit 12.0 MiB of 64.0 MiB: a MiB of its oldest saves 4 us/s, of RAM 920 us/s",
+            "health       hmm: the host swaps: 0.0 KiB/s in, 512.0 KiB/s out",
+            "  lately     swapped 0.00 MiB/s in, 0.50 MiB/s out; compressed 0.00 MiB/s",
+            "shares save  30.0 MiB (7680 pages)",
+            "overhead     1.0 MiB (256 pages)",
+            "target 120.0 MiB, entitled to 130.0 MiB, reservation 16.0 MiB",
+            "  agents     gave 26000 pages, took 400, 12 refused, 1 outside of RAM; 2 resets, 5 reliefs, \
+             3 mismatches, 7 throttled",
             "p50 11 us, p99 240 us",
             "2000 compressed, 1000 swapped; 900 incompressible, 100 spilled",
             "mappings     120 of 8000",
@@ -260,10 +308,12 @@ mod tests {
 
     #[test]
     fn list_has_a_line_for_each_vm_and_no_control_characters() {
-        let mut vms = fixture::host().vms;
-        vms[0].workload = "\x1b[2J".to_owned();
-        let text = vm_list(&vms);
-        assert_eq!(text.lines().count(), 3);
+        let mut host = fixture::host();
+        host.vms[0].workload = "\x1b[2J".to_owned();
+        let text = vm_list(&host);
+        assert_eq!(text.lines().count(), 4);
+        let told = "host: oops: VM database-primary-01: it must wait";
+        assert!(text.contains(" hmm ") && text.contains(told), "{text}");
         assert!(!text.contains('\x1b'), "{text:?}");
     }
 }

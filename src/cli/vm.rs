@@ -108,8 +108,11 @@ pub(super) fn run(args: VmArgs) -> anyhow::Result<Exit> {
             }
         }
         Request::Ls => {
-            let vms = client.vms()?;
-            output(&vms, args.json, |vms| show::vm_list(vms))?;
+            if args.json {
+                output(&client.vms()?, true, |_| String::new())?;
+            } else {
+                print(&show::vm_list(&client.status()?))?;
+            }
         }
         Request::Show { name } => output(&client.vm(&name)?, args.json, show::vm)?,
         Request::Balloon { name, size } => {

@@ -2,13 +2,15 @@
 
 use anyhow::Context;
 use clap::Args;
+use serde::Deserialize;
 
 use super::exit::Exit;
 use super::get::line;
 use super::vm::{ClientArgs, output};
-use super::{explained, print, values};
+use super::{explained, print, show, values};
 use crate::control::ReloadReport;
 use crate::policy::Explanation;
+use crate::telemetry::Health;
 
 #[derive(Debug, Args)]
 pub(super) struct WhyArgs {
@@ -29,11 +31,31 @@ pub(super) fn why(args: WhyArgs) -> anyhow::Result<Exit> {
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&why)?))?;
     } else {
-        let why: Explanation = serde_json::from_value(why)
+        let why: Why = serde_json::from_value(why)
             .context("the host explains itself in another way: is it of another version?")?;
-        print(&explained::text(&args.name, &why))?;
+        print(&why.text(&args.name))?;
     }
     Ok(Exit::Success)
+}
+
+/// How a VM and its host are, and what was decided about the VM.
+#[derive(Deserialize)]
+struct Why {
+    health: Health,
+    host_health: Health,
+    #[serde(flatten)]
+    explanation: Explanation,
+}
+
+impl Why {
+    fn text(&self, name: &str) -> String {
+        format!(
+            "VM {name} is {}\nThe host is {}\n\n{}",
+            show::health(&self.health),
+            show::health(&self.host_health),
+            explained::text(name, &self.explanation),
+        )
+    }
 }
 
 #[derive(Debug, Args)]

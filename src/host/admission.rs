@@ -276,6 +276,12 @@ impl Admission {
         Ok(())
     }
 
+    /// What of the host's memory is promised now.
+    pub(super) fn promises(&self) -> policy::Promises {
+        let config = self.configuration.settings().policy();
+        policy::Promises::of(&self.with_promises(), &config)
+    }
+
     /// The host, with the guests that are being powered on: what they were promised counts as well.
     fn with_promises(&self) -> HostSnapshot {
         // Any state will do: promises do not depend on how short memory is just now.

@@ -115,6 +115,11 @@ impl control::Daemon for Host {
         let explained = explained.ok_or_else(|| ControlError::NotYet(name.to_owned()))?;
         let mut value = serde_json::to_value(explained).unwrap_or_default();
         value["name"] = name.into();
+        let status = self.host_status();
+        let vm = status.vms.iter().find(|vm| vm.id == member.vm.id);
+        let health = vm.map(|vm| &vm.health);
+        value["health"] = serde_json::to_value(health).unwrap_or_default();
+        value["host_health"] = serde_json::to_value(&status.health).unwrap_or_default();
         Ok(value)
     }
 

@@ -20,6 +20,7 @@ use super::pools::Pools;
 use super::service::Pulse;
 use super::snapshot::snapshot;
 use super::vm_settings;
+use super::vm_status::note_rates;
 use super::watchdog::Watchdog;
 use crate::page::Budget;
 use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan};
@@ -150,16 +151,17 @@ impl Governor {
     fn decide(&self, balance: &mut Balance, watchdog: &mut Watchdog, now: Instant) -> Decision {
         let settings = self.configuration.settings();
         let members = self.members.all();
+        let floor = settings.sample_active_pct_min;
         for member in &members {
             self.apply_settings(member, &settings, members.len());
             watch_balloon(member, now);
             // Taken at each plan, so that its shares are of regular intervals whether a client asks or not.
             let stalled = member.stalled();
             caches::apply(member, &settings, &stalled, now);
+            note_rates(member, floor, now);
         }
         self.note_overcommit(&members, now);
         let asked = (self.state(), self.configuration.revision());
-        let floor = settings.sample_active_pct_min;
         balance.refresh(now, settings.balance_period, asked, &members, floor);
         let seen = (asked.0, self.seed.fetch_add(1, Ordering::Relaxed));
         let snapshot = HostSnapshot {
@@ -307,6 +309,7 @@ fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
     let orders = &vm.orders;
     let before = orders.balloon_target();
     orders.set_targets(plan.balloon_target, plan.target, plan.swap_target);
+    orders.set_entitlement(plan.entitled);
     let popped = vm.stats.pops.get() != balloon.told_pops.load(Ordering::Relaxed);
     // A popped page is no change of the target, but the agent must learn that its balloon is void.
     if orders.balloon_target() != before || popped {

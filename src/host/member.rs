@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use memvisor_wire::Doorbell;
 
+use super::recent::Recent;
 use super::vm_settings::Layered;
 use crate::balloon::{AgentProgress, BalloonCounters, GuestStats, Relief};
 use crate::compress::Worth;
@@ -36,6 +37,8 @@ pub(super) struct Member {
     pub(super) domain: Mutex<Domain>,
     /// How much of its compression cache is worth its memory.
     pub(super) worth: Mutex<Worth>,
+    /// How fast its counters moved lately.
+    pub(super) recent: Mutex<Recent>,
 }
 
 /// The host's side of a VM's balloon.
@@ -177,6 +180,11 @@ impl Member {
     /// How much of its compression cache is worth its memory.
     pub(super) fn worth(&self) -> MutexGuard<'_, Worth> {
         lock(&self.worth)
+    }
+
+    /// How fast its counters moved lately.
+    pub(super) fn recent(&self) -> MutexGuard<'_, Recent> {
+        lock(&self.recent)
     }
 
     /// Ends the VM: tells its guest why; its session thread does the rest.

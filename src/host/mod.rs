@@ -45,6 +45,7 @@ mod member;
 mod members;
 mod options;
 mod pools;
+mod recent;
 #[cfg(test)]
 mod rig;
 mod service;
@@ -52,6 +53,7 @@ mod session;
 mod snapshot;
 mod status;
 mod vm_settings;
+mod vm_status;
 mod watchdog;
 
 use std::net::SocketAddr;

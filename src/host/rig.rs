@@ -153,6 +153,7 @@ impl<'a> Running<'a> {
             layered: Mutex::new(admitted.layered),
             domain: Mutex::new(Domain::Common),
             worth: Mutex::default(),
+            recent: Mutex::default(),
         });
         rig.members.add(Arc::clone(&member));
         Self {

@@ -315,6 +315,7 @@ impl Powered {
             layered: Mutex::new(layered),
             domain: Mutex::new(domain),
             worth: Mutex::default(),
+            recent: Mutex::default(),
         });
         // Added before `is_closed` is asked: either `Members::close` ends this VM, or it never runs.
         host.members.add(Arc::clone(&member));

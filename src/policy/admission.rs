@@ -64,6 +64,35 @@ pub enum Refusal {
     },
 }
 
+/// What of a host's memory is promised, and what can still be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Promises {
+    /// The sum of the reservations.
+    pub reserved: Pages,
+    /// The host pages of metadata.
+    pub metadata: Pages,
+    /// What targets leave free, and not only `minFree`: otherwise reservations could not be met without being short.
+    pub kept_free: Pages,
+    /// What is left for more reservations.
+    pub unreserved: Pages,
+}
+
+impl Promises {
+    /// Those of `host`.
+    #[must_use]
+    pub fn of(host: &HostSnapshot, config: &Config) -> Self {
+        let reserved = total(host.vms.iter().map(VmSnapshot::min));
+        let metadata = host.overhead();
+        let kept_free = Thresholds::of(host.budget, config).aim;
+        Self {
+            reserved,
+            metadata,
+            kept_free,
+            unreserved: (host.budget).saturating_sub(total([reserved, metadata, kept_free])),
+        }
+    }
+}
+
 /// Whether a VM can be started on this host.
 ///
 /// # Errors
@@ -77,11 +106,12 @@ pub fn admit(host: &HostSnapshot, config: &Config, vm: &VmParams) -> Result<(), 
             max,
         });
     }
-    let reserved = total(host.vms.iter().map(VmSnapshot::min));
-    let metadata = host.overhead();
-    // What targets leave free, and not only `minFree`: otherwise reservations could not be met without being short.
-    let kept_free = Thresholds::of(host.budget, config).aim;
-    let unreserved = (host.budget).saturating_sub(total([reserved, metadata, kept_free]));
+    let Promises {
+        reserved,
+        metadata,
+        kept_free,
+        unreserved,
+    } = Promises::of(host, config);
     if total([vm.reservation, vm.overhead]) <= unreserved {
         return Ok(());
     }

@@ -235,7 +235,7 @@ fn fair_part(
         shares_per_page: shares_per_page(vm, worth),
         headroom: fair::headroom(vm, config),
         demand: fair::demand(vm, config),
-        entitled: fair::divide(policy, host, plan.available, config)[at].entitled,
+        entitled: plan.vms[at].entitled,
     }
 }
 

@@ -47,7 +47,7 @@ mod properties;
 #[cfg(test)]
 mod simulation;
 
-pub use admission::{Refusal, VmParams, admit};
+pub use admission::{Promises, Refusal, VmParams, admit};
 pub use balloon::BalloonBound;
 pub use config::{Config, ConfigError, IdleTaxType, UnknownTaxType};
 pub use explain::{

@@ -48,6 +48,8 @@ pub struct VmPlan {
     /// The guest pages it may hold, shared pages counted in full: at least its reservation, at
     /// most its size and limit.
     pub target: Pages,
+    /// The guest pages it could hold if its demand were larger: at least the target (vCenter: entitlement).
+    pub entitled: Pages,
     /// The guest pages its balloon is to hold.
     pub balloon_target: Pages,
     /// The guest pages that are to be in its compression cache and its swap file (esxtop: SWTGT): those that
@@ -128,6 +130,7 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
         .map(|((vm, allotment), for_balloon)| VmPlan {
             id: vm.id,
             target: allotment.target,
+            entitled: allotment.entitled,
             balloon_target: balloon::target(vm, *for_balloon, &rules, config),
             swap_target: swap_target(vm, allotment.target, &rules),
             evict: Pages(0),

@@ -52,16 +52,23 @@ fn stalls() -> StallStatus {
 }
 
 fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
-    VmStatus {
+    let mut vm = VmStatus {
         id: VmId(id),
         name: name.to_owned(),
         pid: 4000 + id,
         engine: "uffd".to_owned(),
         workload: "kv".to_owned(),
         uptime_ms: 60_000,
+        health: Health::default(),
+        rates: VmRates {
+            swap_out_bytes_per_s: 524_288.0,
+            ..VmRates::default()
+        },
         configured_pages: homes.total(),
         granted_pages: Pages(homes.resident_pages.0 + homes.shared_pages.0 + homes.zero_pages.0),
         consumed_pages: homes.resident_pages,
+        saved_pages: Pages(homes.shared_pages.0 * 3 / 4),
+        overhead_pages: mib(1),
         zip_pages: Pages(homes.compressed_pages.0 / 2),
         zip: ZipStatus {
             cap_pages: mib(64),
@@ -77,6 +84,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             limit_pages: None,
             shares: 2560,
             target_pages: mib(120),
+            entitlement_pages: mib(130),
         },
         activity: activity(),
         balloon: BalloonStatus {
@@ -87,6 +95,16 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             max_pages: mib(166),
             manual_pages: None,
             double_paged: 6,
+            session: BalloonSessionStatus {
+                inflated_pages: Pages(26_000),
+                deflated_pages: Pages(400),
+                refused_pages: Pages(12),
+                invalid_pages: Pages(1),
+                resets: 2,
+                reliefs: 5,
+                mismatches: 3,
+                throttles: 7,
+            },
         },
         guest: GuestClaims::default(),
         swap: SwapStatus {
@@ -120,7 +138,9 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
         vma_budget: 8_000,
         blocked: id == 2,
         salt_set: false,
-    }
+    };
+    vm.health = Health::of_vm(&vm);
+    vm
 }
 
 /// A host of 256 MiB with two guests, of 256 and 128 MiB, in the soft state.
@@ -142,18 +162,22 @@ pub(crate) fn host() -> HostStatus {
         ..Homes::default()
     };
     let vms = vec![vm(1, "web", first), vm(2, "database-primary-01", second)];
-    HostStatus {
+    let mut host = HostStatus {
         version: "0.1.0".to_owned(),
         pid: 4000,
         engine: "uffd".to_owned(),
         policy: "esx".to_owned(),
         uptime_ms: 3_725_000,
+        health: Health::default(),
         budget_pages: mib(256),
         used_pages: mib(211),
         free_pages: mib(45),
         metadata_pages: mib(3),
+        reserved_pages: mib(32),
+        unreserved_pages: mib(205),
         free_state: FreeState::Soft,
         thresholds: Thresholds {
+            min_free_pages: mib(15),
             high_pages: mib(15),
             soft_pages: mib(10),
             hard_pages: mib(5),
@@ -176,5 +200,7 @@ pub(crate) fn host() -> HostStatus {
         },
         totals: Totals::of(&vms),
         vms,
-    }
+    };
+    host.health = Health::of_host(&host);
+    host
 }

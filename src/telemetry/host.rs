@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::health::Health;
 use super::vm::{Homes, VmStatus};
 use crate::units::Pages;
 
@@ -40,7 +41,9 @@ impl fmt::Display for FreeState {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Thresholds {
-    /// Free memory the host aims to keep; at this or above, the state is high.
+    /// Free memory the host aims to keep (ESX: VMKMEM minfree).
+    pub min_free_pages: Pages,
+    /// At this or above, the state is high: what is to be kept, in generation 6.0 four times as much.
     pub high_pages: Pages,
     /// Below this, soft.
     pub soft_pages: Pages,
@@ -143,6 +146,8 @@ pub struct HostStatus {
     pub policy: String,
     /// Milliseconds since the daemon started.
     pub uptime_ms: u64,
+    /// How well the host and its VMs are.
+    pub health: Health,
     /// Memory the daemon may use for guests.
     pub budget_pages: Pages,
     /// Memory in use, metadata included.
@@ -151,6 +156,10 @@ pub struct HostStatus {
     pub free_pages: Pages,
     /// What of the used memory is page tables, indexes and the like.
     pub metadata_pages: Pages,
+    /// Memory promised to VMs: the sum of their reservations (ESX: VMKMEM rsvd).
+    pub reserved_pages: Pages,
+    /// What can still be promised: not reserved, metadata, or to be kept free (ESX: VMKMEM ursvd).
+    pub unreserved_pages: Pages,
     /// How short of memory the host is.
     pub free_state: FreeState,
     /// Where the states begin.

@@ -93,11 +93,15 @@ metrics! {
     Gauge, "host_uptime_seconds", Millis, Of("uptime_ms"), "Time since the daemon started.";
     Gauge, "host_vms", Plain, Of("vms"), "Running VMs.";
     StateSet(&["high", "clear", "soft", "hard", "low"]), "host_state", Plain, Of("free_state"), "How short of free memory the host is.";
+    StateSet(&["awesome", "good", "hmm", "oops"]), "host_health", Plain, Of("health.reading"), "How well the host is, in the words of the field.";
     Gauge, "host_budget_bytes", Pages, Of("budget_pages"), "Memory that the daemon may use for guests.";
     Gauge, "host_used_bytes", Pages, Of("used_pages"), "Memory in use, metadata included.";
     Gauge, "host_free_bytes", Pages, Of("free_pages"), "Budget less used.";
     Gauge, "host_metadata_bytes", Pages, Of("metadata_pages"), "What of the used memory is page tables, indexes and the like.";
-    Gauge, "host_threshold_bytes", Pages, By("state", &["thresholds.high_pages", "thresholds.soft_pages", "thresholds.hard_pages", "thresholds.low_pages"]), "Free memory below which each state is entered; high is what the host aims to keep.";
+    Gauge, "host_threshold_bytes", Pages, By("state", &["thresholds.high_pages", "thresholds.soft_pages", "thresholds.hard_pages", "thresholds.low_pages"]), "Free memory below which each state is entered.";
+    Gauge, "host_min_free_bytes", Pages, Of("thresholds.min_free_pages"), "Free memory that the host aims to keep.";
+    Gauge, "host_reserved_bytes", Pages, Of("reserved_pages"), "The sum of all reservations.";
+    Gauge, "host_unreserved_bytes", Pages, Of("unreserved_pages"), "What can still be reserved.";
     Gauge, "host_overcommit_ratio", Percent, By("average", &["overcommit.now_percent", "overcommit.one_minute_percent", "overcommit.five_minutes_percent", "overcommit.fifteen_minutes_percent"]), "Sizes of the VMs by the budget, less 1; 0 where they fit.";
     Gauge, "host_shared_bytes", Pages, Of("share.shared_pages"), "Guest memory mapped onto shared frames.";
     Gauge, "host_shared_frames_bytes", Pages, Of("share.frames"), "The frames behind it.";
@@ -107,11 +111,14 @@ metrics! {
     Gauge, "host_settled_vms", Plain, Of("share.settled_vms"), "VMs in which nothing is left to be shared.";
 
     Info, "vm", Plain, By("", &["vms[].id", "vms[].engine", "vms[].workload"]), "What the VM is.";
+    StateSet(&["awesome", "good", "hmm", "oops"]), "vm_health", Plain, Of("vms[].health.reading"), "How well the VM is, in the words of the field.";
     Gauge, "vm_uptime_seconds", Millis, Of("vms[].uptime_ms"), "Time since its power-on.";
     Gauge, "vm_configured_bytes", Pages, Of("vms[].configured_pages"), "Its size.";
     Gauge, "vm_memory_bytes", Pages, By("home", &["vms[].homes.resident_pages", "vms[].homes.shared_pages", "vms[].homes.compressed_pages", "vms[].homes.zero_pages", "vms[].homes.swapped_pages", "vms[].homes.ballooned_pages", "vms[].homes.untouched_pages"]), "Where its memory is; the homes add up to its size.";
     Gauge, "vm_granted_bytes", Pages, Of("vms[].granted_pages"), "Memory that can be read without a refill.";
     Gauge, "vm_consumed_bytes", Pages, Of("vms[].consumed_pages"), "Host memory that it costs.";
+    Gauge, "vm_shared_saved_bytes", Pages, Of("vms[].saved_pages"), "Its part of what sharing saves.";
+    Gauge, "vm_overhead_bytes", Pages, Of("vms[].overhead_pages"), "Metadata that the daemon keeps for it.";
     Gauge, "vm_cache_bytes", Pages, Of("vms[].zip_pages"), "Host memory of its compression cache.";
     Gauge, "vm_cache_cap_bytes", Pages, Of("vms[].zip.cap_pages"), "The most that the settings let its compression cache have.";
     Gauge, "vm_cache_limit_bytes", Pages, Of("vms[].zip.limit_pages"), "Above this, its oldest compressed pages move on to the swap file.";
@@ -121,6 +128,7 @@ metrics! {
     Gauge, "vm_limit_bytes", Pages, Of("vms[].allocation.limit_pages"), "Memory that it never exceeds; absent if that is its size.";
     Gauge, "vm_shares", Plain, Of("vms[].allocation.shares"), "Its weight when memory is short.";
     Gauge, "vm_target_bytes", Pages, Of("vms[].allocation.target_pages"), "Memory that the policy wants it to have.";
+    Gauge, "vm_entitlement_bytes", Pages, Of("vms[].allocation.entitlement_pages"), "Memory that it could have now if it wanted more.";
     Gauge, "vm_active_bytes", Pages, Of("vms[].activity.active_pages"), "Memory that it is estimated to use; absent until it was sampled.";
     Gauge, "vm_active_ratio", Percent, By("average", &["vms[].activity.active_percent", "vms[].activity.slow_percent", "vms[].activity.fast_percent", "vms[].activity.next_percent"]), "The part of its size that it is estimated to use: the greatest of three averages (active), and each of them.";
     Gauge, "vm_referenced_bytes", Pages, Of("vms[].activity.referenced_pages"), "Memory that its page tables say was accessed lately; absent if nobody looked just before.";
@@ -130,6 +138,8 @@ metrics! {
     Gauge, "vm_balloon_target_bytes", Pages, Of("vms[].balloon.target_pages"), "The size that its agent is asked to reach.";
     Gauge, "vm_balloon_max_bytes", Pages, Of("vms[].balloon.max_pages"), "The most that its balloon may take.";
     Gauge, "vm_balloon_manual_bytes", Pages, Of("vms[].balloon.manual_pages"), "The target set by hand; absent while the policy decides.";
+    Counter, "vm_balloon_moved_bytes", Pages, By("how", &["vms[].balloon.session.inflated_pages", "vms[].balloon.session.deflated_pages", "vms[].balloon.session.refused_pages", "vms[].balloon.session.invalid_pages"]), "Memory that its agents gave (inflated) and took back (deflated), that was refused, and that is none of its RAM (invalid).";
+    Counter, "vm_balloon_events", Plain, By("event", &["vms[].balloon.session.mismatches", "vms[].balloon.session.reliefs", "vms[].balloon.session.resets", "vms[].balloon.session.throttles"]), "What happened in the sessions of its agents.";
     Counter, "vm_double_paged_pages", Moves, Of("vms[].balloon.double_paged"), "Pages given up just after the host had brought them back.";
     Gauge, "vm_guest_memory_bytes", Bytes, By("kind", &["vms[].guest.total_bytes", "vms[].guest.free_bytes", "vms[].guest.available_bytes", "vms[].guest.cache_bytes"]), "Memory as the guest tells it; absent where it does not.";
     Counter, "vm_guest_swap_in_bytes", Bytes, Of("vms[].guest.swap_in_bytes"), "Read from the guest's own swap device, as it tells.";

@@ -2,7 +2,7 @@
 //!
 //! If each screen asked the mechanisms for its own numbers, two screens could disagree and neither
 //! could be replayed. So the daemon fills one plain [`HostStatus`], pure functions here compute everything
-//! that is derived from it ([`Totals::of`], [`Savings::of`], [`Rates::between`]), and readers only format.
+//! that is derived from it ([`Totals::of`], [`Savings::of`], [`Rates::between`], [`Health::of_vm`]), and readers only format.
 //! The types are `Serialize` because they are the body of the control API; the mechanisms' own types are not.
 //!
 //! Conventions: `*_pages` counts 4 KiB pages, `*_bytes` bytes, `*_ms` and `*_us` time; a field that
@@ -13,14 +13,17 @@
 mod document;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod health;
 mod host;
 pub mod metrics;
 mod model;
 mod vm;
 
+pub use health::{Health, Reading};
 pub use host::{FreeState, HostStatus, Overcommit, ShareStatus, Thresholds, Totals};
 pub use model::{Rates, Savings, StallRates, VmRates, overcommit};
 pub use vm::{
-    ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, GuestClaims, Homes,
-    LatencyStatus, ScanStatus, StallStatus, SwapStatus, VmStatus, ZipStatus,
+    ActivityStatus, AllocationStatus, BalloonSessionStatus, BalloonStatus, EvictStatus,
+    FaultStatus, GuestClaims, Homes, LatencyStatus, ScanStatus, StallStatus, SwapStatus, VmStatus,
+    ZipStatus,
 };

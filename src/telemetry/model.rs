@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::host::HostStatus;
 use super::vm::VmStatus;
 use crate::units::{PAGE_SIZE, Pages, VmId};
 
 /// How fast the counters of one VM, or of all, moved between two snapshots.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VmRates {
     /// Faults of every kind, per second.
     pub faults_per_s: f64,
@@ -34,7 +35,8 @@ pub struct VmRates {
 }
 
 /// For how long threads stood still, in milliseconds per second. The times of all threads are added up.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StallRates {
     /// They were given pages of zeroes.
     pub first_touch_ms_per_s: f64,
@@ -128,7 +130,9 @@ impl Rates {
 }
 
 impl VmRates {
-    fn between(old: &VmStatus, new: &VmStatus, interval_ms: u64) -> Self {
+    /// The rates of one VM from `old` to `new`, between which are `interval_ms`.
+    #[must_use]
+    pub fn between(old: &VmStatus, new: &VmStatus, interval_ms: u64) -> Self {
         let rate = |counter: fn(&VmStatus) -> u64| {
             per_second(counter(new).saturating_sub(counter(old)), interval_ms)
         };
@@ -167,7 +171,7 @@ impl VmRates {
     reason = "a rate is read by people; 53 bits are plenty"
 )]
 fn per_second(count: u64, interval_ms: u64) -> f64 {
-    count as f64 * 1000.0 / interval_ms as f64
+    count as f64 * 1000.0 / interval_ms.max(1) as f64
 }
 
 /// Host memory each mechanism saves at the moment of a snapshot.

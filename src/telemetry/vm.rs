@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::health::Health;
+use super::model::VmRates;
 use crate::units::{Bytes, Pages, VmId};
 
 /// How many pages of a VM have each home; the seven numbers add up to the configured size.
@@ -69,6 +71,8 @@ pub struct AllocationStatus {
     pub shares: u64,
     /// Memory the policy wants it to have now (ESX: SZTGT).
     pub target_pages: Pages,
+    /// Memory it could have now if it wanted more: at least the target (vCenter: entitlement).
+    pub entitlement_pages: Pages,
 }
 
 /// How much of its memory a VM is estimated to use. Percentages are of its configured size.
@@ -109,6 +113,30 @@ pub struct BalloonStatus {
     /// Pages so far that the guest gave up just after the host had brought them back from a store:
     /// both paged the same page.
     pub double_paged: u64,
+    /// What the sessions with its agents have seen.
+    pub session: BalloonSessionStatus,
+}
+
+/// What the sessions with the balloon agents of one VM have seen so far. A guest can drive each of these numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct BalloonSessionStatus {
+    /// Pages taken into the balloon.
+    pub inflated_pages: Pages,
+    /// Pages that the agent took back.
+    pub deflated_pages: Pages,
+    /// Pages that were to go in or out and were refused.
+    pub refused_pages: Pages,
+    /// Pages outside RAM that the agent named: it lies or is broken.
+    pub invalid_pages: Pages,
+    /// Times the agent was told that its balloon is void, because the guest had touched a page of it.
+    pub resets: u64,
+    /// Times the agent asked for pages back before their time.
+    pub reliefs: u64,
+    /// Times the agent's idea of its memory or balloon was another than the page table's.
+    pub mismatches: u64,
+    /// Times the agent was left to wait, because it had asked for too much at once.
+    pub throttles: u64,
 }
 
 /// What the guest says about itself; `None` where it has not said. Sizes are clamped to the RAM of the VM,
@@ -145,7 +173,7 @@ pub struct GuestClaims {
 pub struct ZipStatus {
     /// The most host pages that the settings let it have.
     pub cap_pages: Pages,
-    /// The host pages above which its oldest pages move on to the swap file.
+    /// The host pages above which its oldest pages move on to the swap file (ESX: CACHESZ).
     pub limit_pages: Pages,
     /// Microseconds of standing still that a MiB of the cache saves its VM each second if it holds the oldest pages, or
     /// pages that have left; 0 unless the cache keeps only pages that pay.
@@ -318,6 +346,10 @@ pub struct VmStatus {
     pub workload: String,
     /// Milliseconds since its power-on.
     pub uptime_ms: u64,
+    /// How well it is, by what follows.
+    pub health: Health,
+    /// How fast its counters moved over the latest five seconds that have ended; all 0 before.
+    pub rates: VmRates,
     /// Its configured size (ESX: MEMSZ).
     pub configured_pages: Pages,
     /// Where its pages are.
@@ -327,6 +359,10 @@ pub struct VmStatus {
     /// Host memory it costs: resident pages, its part of the shared frames, its compression cache, its
     /// credits (ESX: CNSM).
     pub consumed_pages: Pages,
+    /// What sharing saves, its part: the pages that it shares less its part of the frames (ESX: SHRDSVD).
+    pub saved_pages: Pages,
+    /// Host memory for its page table and the like, beside what it consumes (ESX: OVHD).
+    pub overhead_pages: Pages,
     /// Host pages of its compression cache (ESX: CACHEUSD).
     pub zip_pages: Pages,
     /// How large that may be.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{bar, table};
-use crate::telemetry::{FreeState, HostStatus, Rates, Savings, VmRates};
+use crate::telemetry::{FreeState, HostStatus, Rates, Reading, Savings, VmRates};
 use crate::units::Pages;
 
 /// What a screen can show.
@@ -54,7 +54,7 @@ pub fn summary(status: &HostStatus) -> String {
 
 fn header(status: &HostStatus, rates: Option<&Rates>, screen: Screen) -> Vec<String> {
     let total = rates.map(|rates| &rates.total);
-    let mut lines = vec![title(status, screen)];
+    let mut lines = vec![title(status, screen), health(status, screen)];
     lines.extend(memory(status));
     lines.extend(mechanisms(status, total));
     lines.extend(stalls(total));
@@ -209,6 +209,21 @@ fn title(status: &HostStatus, screen: Screen) -> String {
     )
 }
 
+/// How the host is, and why: as much of it as fits.
+fn health(status: &HostStatus, screen: Screen) -> String {
+    let (label, health) = ("HEALTH     :", &status.health);
+    let word = health.reading.to_string();
+    let room = screen.width.saturating_sub(label.len() + word.len() + 3);
+    let why: String = plain(&health.why).chars().take(room).collect();
+    let colour = match health.reading {
+        Reading::Awesome | Reading::Good => "32",
+        Reading::Hmm => "33",
+        Reading::Oops => "1;31",
+    };
+    let word = bar::paint(&word, colour, screen.colour);
+    format!("{label} {word}: {why}")
+}
+
 fn line(label: &str, fields: &[(String, &str)]) -> String {
     let mut text = format!("{label}:");
     for (value, name) in fields {
@@ -326,7 +341,7 @@ mod tests {
         let drawn = render(&status, None, screen);
         assert_eq!(drawn.lines().count(), 23);
         let last = drawn.lines().last().expect("some");
-        assert!(last.starts_with("... 56 more lines"), "{last}");
+        assert!(last.starts_with("... 57 more lines"), "{last}");
     }
 
     #[test]
@@ -345,7 +360,7 @@ mod tests {
         };
         let mut drawn = render(&status, Some(&rates), coloured);
         assert!(drawn.contains("state \x1b[33msoft\x1b[0m"), "{drawn}");
-        for code in ["0", "31", "32", "33", "34", "35", "36", "90"] {
+        for code in ["0", "1;31", "31", "32", "33", "34", "35", "36", "90"] {
             drawn = drawn.replace(&format!("\x1b[{code}m"), "");
         }
         assert_eq!(drawn, render(&status, Some(&rates), screen(120)));

@@ -34,25 +34,26 @@ const fn column(
 }
 
 /// The titles are those of esxtop where esxtop has the quantity. Sizes are in MiB; SWR/s and SWW/s are in MiB/s.
-const COLUMNS: [Column; 16] = [
+const COLUMNS: [Column; 17] = [
+    column("HEALTH", 8, 0, |vm, _| vm.health.reading.to_string()),
     column("MEMSZ", 7, 0, |vm, _| mib(vm.configured_pages)),
     column("GRANT", 7, 0, |vm, _| mib(vm.granted_pages)),
     column("CNSM", 7, 0, |vm, _| mib(vm.consumed_pages)),
     column("SHRD", 7, 0, |vm, _| mib(vm.homes.shared_pages)),
-    column("ZERO", 7, 0, |vm, _| mib(vm.homes.zero_pages)),
+    column("ZERO", 7, 88, |vm, _| mib(vm.homes.zero_pages)),
     column("ZIP", 7, 0, |vm, _| mib(vm.homes.compressed_pages)),
     column("SWCUR", 7, 0, |vm, _| mib(vm.homes.swapped_pages)),
     column("MCTLSZ", 7, 0, balloon_size),
-    column("%ACTV", 7, 90, |vm, _| active(vm)),
-    column("%LAT", 7, 90, latency),
-    column("MCTLTGT", 8, 100, |vm, _| mib(vm.balloon.target_pages)),
-    column("FLT/s", 7, 110, |_, rates| count(rates, |r| r.faults_per_s)),
-    column("SZTGT", 7, 120, |vm, _| mib(vm.allocation.target_pages)),
-    column("COW/s", 7, 140, |_, rates| count(rates, |r| r.breaks_per_s)),
-    column("SWR/s", 7, 140, |_, rates| {
+    column("%ACTV", 7, 98, |vm, _| active(vm)),
+    column("%LAT", 7, 98, latency),
+    column("MCTLTGT", 8, 108, |vm, _| mib(vm.balloon.target_pages)),
+    column("FLT/s", 7, 118, |_, rates| count(rates, |r| r.faults_per_s)),
+    column("SZTGT", 7, 128, |vm, _| mib(vm.allocation.target_pages)),
+    column("COW/s", 7, 148, |_, rates| count(rates, |r| r.breaks_per_s)),
+    column("SWR/s", 7, 148, |_, rates| {
         speed(rates, |r| r.swap_in_bytes_per_s)
     }),
-    column("SWW/s", 7, 140, |_, rates| {
+    column("SWW/s", 7, 148, |_, rates| {
         speed(rates, |r| r.swap_out_bytes_per_s)
     }),
 ];

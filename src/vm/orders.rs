@@ -76,6 +76,7 @@ pub struct Orders {
     promised: AtomicU64,
     balloon_target: AtomicU64,
     allocation_target: AtomicU64,
+    entitlement: AtomicU64,
     swap_target: AtomicU64,
     manual_balloon: AtomicU64,
     manual: AtomicBool,
@@ -90,6 +91,7 @@ impl Default for Orders {
             promised: AtomicU64::new(0),
             balloon_target: AtomicU64::new(0),
             allocation_target: AtomicU64::new(0),
+            entitlement: AtomicU64::new(0),
             swap_target: AtomicU64::new(0),
             manual_balloon: AtomicU64::new(0),
             manual: AtomicBool::new(false),
@@ -191,6 +193,17 @@ impl Orders {
         self.balloon_target.store(balloon.0, Ordering::Relaxed);
         self.allocation_target
             .store(allocation.0, Ordering::Relaxed);
+    }
+
+    /// Notes what the policy would let the VM have if it wanted more.
+    pub fn set_entitlement(&self, pages: Pages) {
+        self.entitlement.store(pages.0, Ordering::Relaxed);
+    }
+
+    /// What the policy would let the VM have if it wanted more.
+    #[must_use]
+    pub fn entitlement(&self) -> Pages {
+        Pages(self.entitlement.load(Ordering::Relaxed))
     }
 
     /// Fixes the balloon's target by hand, or gives it back to the policy.

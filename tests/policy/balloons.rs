@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use memvisor::telemetry::Reading;
 use memvisor::units::Pages;
 
 use super::rig::{Host, eventually};
@@ -76,6 +77,18 @@ fn balloon_set_by_hand_takes_nothing_of_a_reservation(engine: &str) {
     assert_eq!(why["balloon"]["by_hand"], mib(8).0, "{why:#}");
     assert_eq!(why["balloon"]["bound"], "reservation", "{why:#}");
     assert_eq!(why["plan"]["balloon_target"], mib(8).0, "{why:#}");
+    // The balloon is as full as it can be: that is high, and said where the plan is explained and in the status.
+    assert!(why["host_health"]["why"].is_string(), "{why:#}");
+    let status = host.status();
+    assert_eq!(status.reserved_pages, mib(24), "{status:#?}");
+    let vm = host.vm("g");
+    assert!(vm.health.reading >= Reading::Hmm, "{vm:#?}");
+    assert!(status.health.reading >= Reading::Hmm, "{status:#?}");
+    let session = &vm.balloon.session;
+    let held = session
+        .inflated_pages
+        .saturating_sub(session.deflated_pages);
+    assert!(held >= Pages(mib(8).0 - 32), "{vm:#?}");
     // The size set by hand stays in force, but gives way to the new reservation.
     host.set_vm("g", "reservation=30M");
     assert_eq!(host.vm("g").balloon.max_pages, mib(2));

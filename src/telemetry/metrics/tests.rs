@@ -19,6 +19,9 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ),
     ("vms[].pid", "the same"),
     ("vms[].name", "the label `vm`"),
+    ("health.why", "a sentence"),
+    ("vms[].health.why", "the same"),
+    ("vms[].rates.", "whoever asks makes rates of the counters"),
     (
         "share.settled",
         "`memvisor_host_settled_vms` by `memvisor_host_vms`",
