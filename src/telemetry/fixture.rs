@@ -51,6 +51,28 @@ fn stalls() -> StallStatus {
     }
 }
 
+fn balloon(id: u32, homes: &Homes) -> BalloonStatus {
+    BalloonStatus {
+        agent: id == 1,
+        waited_for: id == 1,
+        size_pages: homes.ballooned_pages,
+        target_pages: Pages(homes.ballooned_pages.0 + if id == 1 { 2560 } else { 0 }),
+        max_pages: mib(166),
+        manual_pages: None,
+        double_paged: 6,
+        session: BalloonSessionStatus {
+            inflated_pages: Pages(26_000),
+            deflated_pages: Pages(400),
+            refused_pages: Pages(12),
+            invalid_pages: Pages(1),
+            resets: 2,
+            reliefs: 5,
+            mismatches: 3,
+            throttles: 7,
+        },
+    }
+}
+
 fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
     let mut vm = VmStatus {
         id: VmId(id),
@@ -87,25 +109,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             entitlement_pages: mib(130),
         },
         activity: activity(),
-        balloon: BalloonStatus {
-            agent: id == 1,
-            waited_for: id == 1,
-            size_pages: homes.ballooned_pages,
-            target_pages: Pages(homes.ballooned_pages.0 + if id == 1 { 2560 } else { 0 }),
-            max_pages: mib(166),
-            manual_pages: None,
-            double_paged: 6,
-            session: BalloonSessionStatus {
-                inflated_pages: Pages(26_000),
-                deflated_pages: Pages(400),
-                refused_pages: Pages(12),
-                invalid_pages: Pages(1),
-                resets: 2,
-                reliefs: 5,
-                mismatches: 3,
-                throttles: 7,
-            },
-        },
+        balloon: balloon(id, &homes),
         guest: GuestClaims::default(),
         swap: SwapStatus {
             slots: homes.swapped_pages.0,
