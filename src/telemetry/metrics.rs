@@ -2,7 +2,7 @@
 //!
 //! Prometheus and its kin want flat names, base units and the same names for ever, where the status nests, counts in
 //! pages and microseconds, and gets a field whenever somebody needs one. If metrics were written by hand, one field after
-//! the other, names, units, help and documentation would drift apart. So [`TABLE`] is plain data: each metric names the
+//! the other, names, units, help and documentation would drift apart. So `TABLE` is plain data: each metric names the
 //! fields of the status that it shows and what these count in, and the text ([`openmetrics`]) and the table in
 //! docs/metrics.md follow from it. Tests hold it to the status: each field is shown, or left out with a reason.
 //!
