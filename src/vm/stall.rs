@@ -525,7 +525,7 @@ mod tests {
         for stall in refills.into_iter().chain([touch]) {
             clock.1.end(stall, clock.at(100));
         }
-        let _ = clock.seen(110);
+        let _ = clock.seen(101);
         let left = clock.1.refills_us_per_s();
         assert!((730_000..740_000).contains(&left), "{left} is not 2 s / e");
     }
