@@ -73,6 +73,16 @@ fn balloon(id: u32, homes: &Homes) -> BalloonStatus {
     }
 }
 
+fn evict() -> EvictStatus {
+    EvictStatus {
+        to_zip: 2_000,
+        to_swap: 1_000,
+        incompressible: 900,
+        spilled: 100,
+        ..EvictStatus::default()
+    }
+}
+
 fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
     let mut vm = VmStatus {
         id: VmId(id),
@@ -131,13 +141,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             passes: 41,
             settled: id == 1,
         },
-        evict: EvictStatus {
-            to_zip: 2_000,
-            to_swap: 1_000,
-            incompressible: 900,
-            spilled: 100,
-            ..EvictStatus::default()
-        },
+        evict: evict(),
         vmas: 120,
         vma_budget: 8_000,
         blocked: id == 2,
