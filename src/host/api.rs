@@ -38,9 +38,11 @@ impl control::Daemon for Host {
     }
 
     fn vm(&self, name: &str) -> Option<VmStatus> {
-        self.members
-            .by_name(name)
-            .map(|member| self.vm_status(&member))
+        let member = self.members.by_name(name)?;
+        // Only who asks for one VM watches it: a host whose status is polled would walk the page tables of all guests
+        // all the time.
+        member.vm.activity.watch();
+        Some(self.vm_status(&member))
     }
 
     fn set_balloon(&self, name: &str, target: Option<Pages>) -> Result<VmStatus, ControlError> {

@@ -39,7 +39,7 @@
 //!
 //! The kernel keeps an accessed bit for each page that a process has mapped. Clearing all of these bits and
 //! counting them a period later says exactly what was touched, at the price of walking the guest's page
-//! tables twice. So it is done only while somebody asks for the number ([`Process::accessed`]), and the policy
+//! tables twice. So it is done only while somebody looks at that VM ([`Process::accessed`]), and the policy
 //! does not use it. It counts the whole process, including the few MiB of the guest's own program.
 //!
 //! # Locks

@@ -131,7 +131,7 @@ metrics! {
     Gauge, "vm_entitlement_bytes", Pages, Of("vms[].allocation.entitlement_pages"), "Memory that it could have now if it wanted more.";
     Gauge, "vm_active_bytes", Pages, Of("vms[].activity.active_pages"), "Memory that it is estimated to use; absent until it was sampled.";
     Gauge, "vm_active_ratio", Percent, By("average", &["vms[].activity.active_percent", "vms[].activity.slow_percent", "vms[].activity.fast_percent", "vms[].activity.next_percent"]), "The part of its size that it is estimated to use: the greatest of three averages (active), and each of them.";
-    Gauge, "vm_referenced_bytes", Pages, Of("vms[].activity.referenced_pages"), "Memory that its page tables say was accessed lately; absent if nobody looked just before.";
+    Gauge, "vm_referenced_bytes", Pages, Of("vms[].activity.referenced_pages"), "Memory that its page tables say was accessed lately; absent unless `vm show` has asked for it just before.";
     Gauge, "vm_balloon_agent", Plain, Of("vms[].balloon.agent"), "1 if a balloon agent is connected.";
     Gauge, "vm_balloon_waited_for", Plain, Of("vms[].balloon.waited_for"), "1 if the policy counts on its balloon: it is at its target, or comes closer.";
     Gauge, "vm_balloon_bytes", Pages, Of("vms[].balloon.size_pages"), "Memory in its balloon.";

@@ -16,7 +16,7 @@ use crate::units::Pages;
 const SLOW: f64 = 0.25;
 /// The weight of a new period in the fast averages.
 const FAST: f64 = 0.75;
-/// For how long after somebody asked for the accessed pages they go on being counted.
+/// For how long after somebody watched the accessed pages go on being counted.
 const WATCHED: Duration = Duration::from_secs(10);
 
 /// What sampling has found so far. The fault thread counts, the worker begins and ends periods, the
@@ -36,7 +36,7 @@ struct State {
     averages: Option<(f64, f64)>,
     /// Pages that the guest's page tables say were accessed in the latest period.
     referenced: Option<Pages>,
-    /// When somebody last asked for `referenced`.
+    /// When somebody last watched.
     watched: Option<Instant>,
 }
 
@@ -127,17 +127,20 @@ impl Activity {
         self.state().referenced = pages;
     }
 
-    /// Pages that the guest's page tables say were accessed in the latest period. They are counted only because
-    /// somebody asks: the first call returns `None`.
+    /// Pages that the guest's page tables say were accessed in the latest period; `None` while nobody
+    /// [watches](Self::watch).
     #[must_use]
     pub fn referenced(&self) -> Option<Pages> {
-        let mut state = self.state();
-        // To ask is to watch: the number costs page-table walks, which are made only while somebody wants it.
-        state.watched = Some(Instant::now());
-        state.referenced
+        self.state().referenced
     }
 
-    /// Whether somebody has asked lately what the page tables say.
+    /// Has the accessed pages counted for a while. That costs two walks of the guest's page tables in each period, and
+    /// the guest has to walk them anew afterwards.
+    pub fn watch(&self) {
+        self.state().watched = Some(Instant::now());
+    }
+
+    /// Whether somebody has watched lately.
     #[must_use]
     pub fn is_watched(&self) -> bool {
         self.state()
