@@ -290,6 +290,16 @@ mod tests {
     }
 
     #[test]
+    fn status_that_is_polled_has_no_page_tables_walked() {
+        let rig = Rig::new(None);
+        let vm = rig.run(&hello("a", 4096));
+        assert_eq!(vm_status(&vm, 1).activity.referenced_pages, None);
+        assert!(!vm.vm.activity.is_watched());
+        vm.vm.activity.watch();
+        assert!(vm.vm.activity.is_watched());
+    }
+
+    #[test]
     fn status_shows_each_counter_of_the_balloon_session() {
         let rig = Rig::new(None);
         let vm = rig.run(&hello("a", 4096));
