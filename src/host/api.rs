@@ -39,8 +39,8 @@ impl control::Daemon for Host {
 
     fn vm(&self, name: &str) -> Option<VmStatus> {
         let member = self.members.by_name(name)?;
-        // Only who asks for one VM watches it: a host whose status is polled would walk the page tables of all guests
-        // all the time.
+        // Not for the status of all VMs: a host whose status is polled would walk the page tables of all guests all the
+        // time.
         member.vm.activity.watch();
         Some(self.vm_status(&member))
     }
