@@ -26,7 +26,8 @@
 //! estimates it. [`calculator`] is the same function for a host that is written down in a file.
 //!
 //! **The daemon.** [`host`] admits VMs, keeps the [settings], carries plans out and ends what breaks its promises. It
-//! answers over HTTP ([`control`]) with what [`telemetry`] defines; [`top`] draws that.
+//! answers over HTTP ([`control`]) with what [`telemetry`] defines; [`top`] draws that, and a [`recording`] keeps it over
+//! time.
 //!
 //! **Trying it.** [`demo`] runs all of it for half a minute, [`bench`](mod@bench) measures it beside the kernel's own
 //! mechanisms, and [`cli`] is the command line. What a guest consists of is in the crate `memvisor_guest_agent`.
@@ -49,6 +50,7 @@ pub mod page;
 pub mod policy;
 pub mod pool;
 pub mod reclaim;
+pub mod recording;
 mod remap;
 pub mod runtime_dir;
 pub mod sample;

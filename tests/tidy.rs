@@ -59,6 +59,7 @@ const HOST: &[(&str, &[&str])] = &[
     ("calculator", &["units", "policy", "settings"]),
     ("control", &["units", "telemetry", "settings"]),
     ("top", &["units", "telemetry", "control"]),
+    ("recording", &["telemetry"]),
     (
         "host",
         &[

@@ -20,7 +20,7 @@ use crate::units::PAGE_SIZE;
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The beginning of the paths of fields that each VM has.
-const OF_VM: &str = "vms[].";
+pub(super) const OF_VM: &str = "vms[].";
 
 /// What a metric is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -187,7 +187,7 @@ impl Unit {
     }
 
     /// The value of a field in the unit of the metric; `None` where the field is null.
-    fn convert(self, field: &Value) -> Option<String> {
+    pub(super) fn convert(self, field: &Value) -> Option<String> {
         let number = match field {
             Value::Bool(truth) => return Some(u8::from(*truth).to_string()),
             Value::Array(elements) => return Some(elements.len().to_string()),
@@ -290,7 +290,7 @@ impl Metric {
 }
 
 /// The field at `path`, which begins at the host or, with `vms[]`, at a VM. Null where something above it is.
-fn find<'a>(of: &'a Value, path: &str) -> &'a Value {
+pub(super) fn find<'a>(of: &'a Value, path: &str) -> &'a Value {
     let path = path.strip_prefix(OF_VM).unwrap_or(path);
     path.split('.').fold(of, |value, key| &value[key])
 }

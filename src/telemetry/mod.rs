@@ -17,11 +17,13 @@ mod health;
 mod host;
 pub mod metrics;
 mod model;
+mod series;
 mod vm;
 
 pub use health::{Health, Reading};
 pub use host::{FreeState, HostStatus, Overcommit, ShareStatus, Thresholds, Totals};
 pub use model::{Rates, Savings, StallRates, VmRates, overcommit};
+pub use series::Series;
 pub use vm::{
     ActivityStatus, AllocationStatus, BalloonSessionStatus, BalloonStatus, EvictStatus,
     FaultStatus, GuestClaims, Homes, LatencyStatus, ScanStatus, StallStatus, SwapStatus, VmStatus,
