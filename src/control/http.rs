@@ -59,7 +59,10 @@ async fn health(State(daemon): State<Arc<dyn Daemon>>) -> Response {
 }
 
 async fn unknown(uri: Uri) -> Response {
-    let text = format!("there is no {}; allowed: GET /metrics, /healthz\n", uri.path());
+    let text = format!(
+        "there is no {}; allowed: GET /metrics, /healthz\n",
+        uri.path()
+    );
     answer(StatusCode::NOT_FOUND, TEXT, text)
 }
 
