@@ -106,7 +106,7 @@ fn fields(value: &Value, at: &str, found: &mut Vec<String>) {
             for (name, value) in map {
                 let at = format!("{at}/{name}");
                 // The selector of a Service is such a map; that of a DaemonSet is not.
-                let is_free = FREE.contains(&name.as_str()) && !value.get("matchLabels").is_some();
+                let is_free = FREE.contains(&name.as_str()) && value.get("matchLabels").is_none();
                 if !is_free {
                     fields(value, &at, found);
                 }
