@@ -3,6 +3,8 @@
 # the service starts, serves guests in both engines, is restarted when it hangs, reloads, upgrades and goes.
 # It takes root, mmdebstrap and Debian's packages; nothing outside of a scratch directory and a cgroup is touched.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "${BASH_SOURCE[0]}")/machine.sh"
 deb=$(realpath "${1:?usage: packaging/test-deb.sh PACKAGE.deb}")
 scratch=$(mktemp -d -p "${TMPDIR:-/var/tmp}")
 root=$scratch/root
@@ -43,27 +45,12 @@ as_user() { inside setpriv --reuid memvisor --regid memvisor --clear-groups env 
 serves() { inside systemctl is-active memvisor && as_user memvisor vm ls; }
 main_pid() { inside systemctl show -P MainPID memvisor; }
 
-# The first process in the namespaces: makes the directory the root, and becomes systemd.
+# The first process in the namespaces, which becomes systemd.
 boot() {
-    mount --make-rprivate /
-    mount --bind "$root" "$root"
-    cd "$root"
-    mount -t proc proc proc
-    mount -t sysfs -o ro sysfs sys
+    enter_root "$root"
     mount -t cgroup2 cgroup2 sys/fs/cgroup
     mount -t tmpfs tmpfs run
     mount -t tmpfs tmpfs tmp
-    mount -t tmpfs -o mode=0755 tmpfs dev
-    for node in null zero full random urandom tty; do
-        touch "dev/$node"
-        mount --bind "/dev/$node" "dev/$node"
-    done
-    ln -s /proc/self/fd dev/fd
-    mkdir dev/shm dev/pts .old
-    mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
-    ln -s pts/ptmx dev/ptmx
-    pivot_root . .old
-    umount -l /.old
     exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin /sbin/init
 }
 
@@ -71,7 +58,7 @@ start_machine() {
     mkdir "$cgroups"
     mount -t cgroup2 cgroup2 "$cgroups"
     mkdir "$group"
-    export -f boot
+    export -f boot enter_root
     export root
     (
         echo "$BASHPID" >"$group/cgroup.procs"

@@ -165,14 +165,20 @@ fn address(host: &Host) -> SocketAddr {
 }
 
 fn scrape(address: SocketAddr) -> String {
+    let (head, body) = get(address, "/metrics");
+    assert!(head.contains(CONTENT_TYPE), "{head}");
+    body
+}
+
+/// Head and body of an answer that is all right.
+fn get(address: SocketAddr, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).expect("connect");
-    write!(stream, "GET /metrics HTTP/1.1\r\nhost: {address}\r\n\r\n").expect("send");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n").expect("send");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
     assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
-    assert!(head.contains(CONTENT_TYPE), "{head}");
-    body.to_owned()
+    (head.to_owned(), body.to_owned())
 }
 
 /// The samples without those that move by themselves.
@@ -250,6 +256,7 @@ fn host_under_pressure_serves_the_numbers_of_its_status() {
             let taken = sum("memvisor_vm_evicted_pages_total") + sum("memvisor_vm_balloon_bytes");
             (taken > 0.0).then_some(())
         });
+        assert_eq!(get(address, "/healthz").1, "ok\n");
         host.rest(&names, PATIENCE);
         let (samples, vms) = eventually("nothing moves between two looks", PATIENCE, || {
             let before: HostStatus = host.status();

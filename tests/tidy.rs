@@ -613,12 +613,22 @@ fn promises_of_security_name_tests_that_are_there() {
 fn readme_has_its_two_commands_where_ci_looks_for_them() {
     let readme = read(Path::new("README.md"));
     for (mark, command) in [
-        ("demo", "cargo run --release -- demo"),
-        ("test", "cargo test --workspace"),
+        ("demo", "./setup cargo run --release -- demo"),
+        ("test", "./setup cargo test --workspace"),
     ] {
         let block = format!("<!-- ci: {mark} -->\n```sh\n{command}\n```\n");
         assert_eq!(readme.matches(&block).count(), 1, "{block}");
     }
+}
+
+/// rustup's users must not find less than the crates ask for, nor write code that Debian's older Rust cannot build.
+#[test]
+fn toolchain_is_the_oldest_that_the_crates_allow() {
+    let file = |name| read(Path::new(name)).parse::<toml::Table>().expect(name);
+    let channel = file("rust-toolchain.toml")["toolchain"]["channel"].clone();
+    let oldest = file("Cargo.toml")["workspace"]["package"]["rust-version"].clone();
+    let (channel, oldest) = (channel.as_str().unwrap(), oldest.as_str().unwrap());
+    assert_eq!(channel, format!("{oldest}.0"));
 }
 
 #[test]

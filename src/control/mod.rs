@@ -1,4 +1,4 @@
-//! The control API: HTTP and JSON over a Unix socket; and metrics at an address, if one is given (`http.rs`).
+//! The control API: HTTP and JSON over a Unix socket; and metrics and health at an address, if one is given (`http.rs`).
 //!
 //! Each request stands in `routes`, with its answer and its errors; docs/openapi.json says the same for programs, and
 //! `GET /v1/openapi.json` serves it.
@@ -16,6 +16,8 @@ mod http;
 mod limit;
 mod routes;
 mod server;
+
+use std::time::Instant;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
@@ -37,6 +39,9 @@ const REQUEST_BODY_MAX: usize = 8192;
 pub trait Daemon: Send + Sync + 'static {
     /// The whole host now.
     fn status(&self) -> HostStatus;
+
+    /// When the policy planned last, and before its first plan when the daemon started.
+    fn planned(&self) -> Instant;
 
     /// One VM now; `None` if no VM of that name runs.
     fn vm(&self, name: &str) -> Option<VmStatus>;

@@ -4,7 +4,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::limit::Limits;
 use super::*;
@@ -25,6 +25,8 @@ pub(super) struct FakeDaemon {
     asked: Mutex<Vec<String>>,
     layers: Mutex<Layers>,
     fault: Mutex<Option<Fault>>,
+    /// When its policy planned last; `None` for just now.
+    pub(super) planned: Option<Instant>,
 }
 
 impl FakeDaemon {
@@ -56,6 +58,10 @@ impl FakeDaemon {
 impl Daemon for FakeDaemon {
     fn status(&self) -> HostStatus {
         fixture::host()
+    }
+
+    fn planned(&self) -> Instant {
+        self.planned.unwrap_or_else(Instant::now)
     }
 
     fn vm(&self, name: &str) -> Option<VmStatus> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::daemon::Host;
 use super::governor::Decision;
@@ -35,6 +36,10 @@ impl Host {
 impl control::Daemon for Host {
     fn status(&self) -> HostStatus {
         self.host_status()
+    }
+
+    fn planned(&self) -> Instant {
+        self.governor.planned()
     }
 
     fn vm(&self, name: &str) -> Option<VmStatus> {

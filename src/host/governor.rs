@@ -60,6 +60,8 @@ pub(super) struct Governor {
     state: Mutex<FreeState>,
     /// What was decided last.
     latest: Mutex<Option<Decision>>,
+    /// When that was; before the first plan, when the daemon started.
+    planned: Mutex<Instant>,
     overcommit: Mutex<Averages>,
     /// Changes with each snapshot, so that no VM always bears the odd page.
     seed: AtomicU64,
@@ -85,6 +87,7 @@ impl Governor {
             ghz: host_ghz(),
             state: Mutex::default(),
             latest: Mutex::default(),
+            planned: Mutex::new(Instant::now()),
             overcommit: Mutex::default(),
             seed: AtomicU64::new(0),
         }
@@ -109,6 +112,7 @@ impl Governor {
             self.warn_stuck(decision.plan.stuck, &mut warned);
             pulse.beat(started, decision.plan.state, decision.snapshot.vms.len());
             *lock(&self.latest) = Some(decision);
+            *lock(&self.planned) = Instant::now();
             // In a loop, because a parked thread may wake for no reason.
             while !self.members.is_closed() && started.elapsed() < MIN_PERIOD {
                 thread::park_timeout(MIN_PERIOD.saturating_sub(started.elapsed()));
@@ -133,6 +137,11 @@ impl Governor {
     /// What was decided last; `None` before the first plan.
     pub(super) fn latest(&self) -> Option<Decision> {
         lock(&self.latest).clone()
+    }
+
+    /// When something was decided last; before the first plan, when the daemon started.
+    pub(super) fn planned(&self) -> Instant {
+        *lock(&self.planned)
     }
 
     /// By how much the configured memory of the running VMs exceeds the budget.

@@ -1,7 +1,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::limit::Limits;
 use super::super::tests::FakeDaemon;
@@ -19,10 +19,17 @@ struct Setup {
 }
 
 fn serve(address: &str) -> Setup {
+    serve_daemon(address, FakeDaemon::default())
+}
+
+fn serve_daemon(address: &str, daemon: FakeDaemon) -> Setup {
     let dir = tempfile::tempdir().expect("tempdir");
     let address = address.parse().expect("an address");
-    let daemon = Arc::new(FakeDaemon::default());
-    let server = Server::start(&dir.path().join("control.sock"), Some(address), daemon);
+    let server = Server::start(
+        &dir.path().join("control.sock"),
+        Some(address),
+        Arc::new(daemon),
+    );
     let server = server.expect("server");
     let address = server.http().expect("it was asked for");
     Setup {
@@ -69,6 +76,24 @@ fn metrics_are_served_in_both_families_of_addresses() {
 }
 
 #[test]
+fn host_whose_policy_hangs_is_not_healthy() {
+    let setup = serve(ANY_PORT);
+    let (head, body) = ask(setup.address, "GET", "/healthz");
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    assert_eq!(body, "ok\n");
+    let long_ago = Instant::now().checked_sub(PATIENCE);
+    let mut daemon = FakeDaemon::default();
+    daemon.planned = Some(long_ago.expect("this machine runs for longer than that"));
+    let setup = serve_daemon(ANY_PORT, daemon);
+    let (head, body) = ask(setup.address, "GET", "/healthz");
+    assert!(head.starts_with("http/1.1 503"), "{head}");
+    assert!(
+        body.starts_with("the policy has not planned for 1"),
+        "{body}"
+    );
+}
+
+#[test]
 fn all_other_requests_are_told_what_is_allowed() {
     let setup = serve(ANY_PORT);
     for (method, path, status, words) in [
@@ -88,13 +113,13 @@ fn all_other_requests_are_told_what_is_allowed() {
             "GET",
             "/v1/status",
             "404",
-            "there is no /v1/status; allowed: GET /metrics\n",
+            "there is no /v1/status; allowed: GET /metrics, /healthz\n",
         ),
         (
             "PUT",
             "/v1/settings/Mem.IdleTax",
             "404",
-            "there is no /v1/settings/Mem.IdleTax; allowed: GET /metrics\n",
+            "there is no /v1/settings/Mem.IdleTax; allowed: GET /metrics, /healthz\n",
         ),
     ] {
         let (head, body) = ask(setup.address, method, path);

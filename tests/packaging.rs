@@ -1,0 +1,311 @@
+//! What nothing in `packaging/` runs: whether the API of Kubernetes takes the objects there, and whether they, the image,
+//! the service and the profile of system calls agree with each other.
+//!
+//! An API server ignores a field that it does not know, so a misspelt limit is no limit. Here an object goes into the
+//! types that are generated from the API's schema and out again: what the schema does not have is lost on the way.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Namespace, PodSpec, Service};
+use memvisor::settings::{ConfigFile, Memory};
+use memvisor::units::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+const HOST: &str = "packaging/kubernetes/memvisor.yaml";
+const GUEST: &str = "packaging/kubernetes/guest.yaml";
+/// The file in which the kubelet finds the profile, and the one in the image.
+const PROFILE: &str = "memvisor.json";
+const PROFILE_IN_IMAGE: &str = "/usr/share/memvisor/seccomp.json";
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"))
+}
+
+fn objects(file: &str) -> Vec<Value> {
+    serde_saphyr::from_multiple(&read(file)).expect(file)
+}
+
+/// The only object of its kind in a file, in the type of the API.
+fn object<T: DeserializeOwned>(file: &str, kind: &str) -> T {
+    let mut found: Vec<Value> = objects(file);
+    found.retain(|object| object["kind"] == kind);
+    let [object] = &found[..] else {
+        panic!("{file} has {} objects of kind {kind}", found.len());
+    };
+    serde_json::from_value(object.clone()).expect(kind)
+}
+
+/// Says where an object is not one of the API.
+fn check(object: &Value) -> Result<(), String> {
+    match object["kind"].as_str() {
+        Some("Namespace") => there_and_back::<Namespace>(object),
+        Some("ConfigMap") => there_and_back::<ConfigMap>(object),
+        Some("DaemonSet") => there_and_back::<DaemonSet>(object),
+        Some("Service") => there_and_back::<Service>(object),
+        Some("Job") => there_and_back::<Job>(object),
+        kind => Err(format!("kind {kind:?} is none of those checked here")),
+    }
+}
+
+fn there_and_back<T: DeserializeOwned + Serialize>(object: &Value) -> Result<(), String> {
+    let typed: T = serde_path_to_error::deserialize(object).map_err(|error| error.to_string())?;
+    let back = serde_json::to_value(typed).map_err(|error| error.to_string())?;
+    same(object, &back, "")
+}
+
+/// Says which part of `object` is not in `back`, or not the same there.
+fn same(object: &Value, back: &Value, at: &str) -> Result<(), String> {
+    match (object, back) {
+        (Value::Object(fields), Value::Object(known)) => {
+            fields.iter().try_for_each(|(name, value)| {
+                let at = format!("{at}.{name}");
+                let known = known.get(name).ok_or(format!("the API has no {at}"))?;
+                same(value, known, &at)
+            })
+        }
+        (Value::Array(items), Value::Array(known)) if items.len() == known.len() => {
+            let mut pairs = (0..).zip(items.iter().zip(known));
+            pairs.try_for_each(|(i, (item, known))| same(item, known, &format!("{at}[{i}]")))
+        }
+        _ if object == back => Ok(()),
+        _ => Err(format!("{at} is {object}, and to the API {back}")),
+    }
+}
+
+#[test]
+fn objects_are_those_of_the_api() {
+    for file in [HOST, GUEST] {
+        for object in objects(file) {
+            let checked = check(&object);
+            assert_eq!(checked, Ok(()), "{file}: {}", object["kind"]);
+        }
+    }
+}
+
+/// Everything that can be misspelt: each field outside the maps whose keys are anybody's.
+fn fields(value: &Value, at: &str, found: &mut Vec<String>) {
+    const FREE: [&str; 8] = [
+        "labels",
+        "matchLabels",
+        "annotations",
+        "nodeSelector",
+        "selector",
+        "data",
+        "limits",
+        "requests",
+    ];
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map {
+                let at = format!("{at}/{name}");
+                // The selector of a Service is such a map; that of a DaemonSet is not.
+                let is_free = FREE.contains(&name.as_str()) && value.get("matchLabels").is_none();
+                if !is_free {
+                    fields(value, &at, found);
+                }
+                found.push(at);
+            }
+        }
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                fields(item, &format!("{at}/{i}"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn misspelt_field_is_found_wherever_it_is() {
+    let mut tried = 0;
+    for object in [HOST, GUEST].into_iter().flat_map(objects) {
+        let mut places = Vec::new();
+        fields(&object, "", &mut places);
+        for place in places {
+            let (parent, name) = place.rsplit_once('/').expect("a path");
+            let mut wrong = object.clone();
+            let parent = wrong.pointer_mut(parent).and_then(Value::as_object_mut);
+            let parent = parent.expect("it was found there");
+            let value = parent.remove(name).expect("it was found there");
+            parent.insert(format!("{name}x"), value);
+            assert!(check(&wrong).is_err(), "{place}x is taken");
+            tried += 1;
+        }
+    }
+    assert!(
+        tried > 100,
+        "only {tried} fields found: is the search right?"
+    );
+    let mut object = objects(HOST).swap_remove(2);
+    object["spec"]["template"]["spec"]["hostPID"] = "yes".into();
+    let error = check(&object).expect_err("a word is no truth value");
+    assert!(error.contains("hostPID"), "{error}");
+}
+
+/// What is said by name in one place of a pod has to be there in another.
+fn check_names(pod: &PodSpec) {
+    let volumes: BTreeSet<&str> = pod.volumes.iter().flatten().map(|v| &*v.name).collect();
+    let init = pod.init_containers.iter().flatten();
+    let mut mounted = BTreeSet::new();
+    for container in pod.containers.iter().chain(init) {
+        mounted.extend(container.volume_mounts.iter().flatten().map(|m| &*m.name));
+        let version = container
+            .image
+            .as_deref()
+            .and_then(|i| i.rsplit(':').next());
+        assert_eq!(
+            version,
+            Some(env!("CARGO_PKG_VERSION")),
+            "{:?}",
+            container.image
+        );
+    }
+    assert_eq!(volumes, mounted, "volumes, and those mounted");
+    let user = pod.security_context.as_ref().and_then(|s| s.run_as_user);
+    let user = user.expect("a user");
+    let image = read("packaging/Containerfile");
+    assert!(
+        image.contains(&format!("\nUSER {user}:{user}\n")),
+        "user {user}"
+    );
+    assert!(image.contains(&format!(" --uid {user} ")), "user {user}");
+}
+
+/// The file name of the profile of system calls that a container runs with.
+fn profile(container: &Container) -> Option<&str> {
+    let security = container.security_context.as_ref()?;
+    security
+        .seccomp_profile
+        .as_ref()?
+        .localhost_profile
+        .as_deref()
+}
+
+fn host_path<'a>(pod: &'a PodSpec, name: &str) -> Option<&'a str> {
+    let volume = pod.volumes.iter().flatten().find(|v| v.name == name)?;
+    Some(&volume.host_path.as_ref()?.path)
+}
+
+#[test]
+fn objects_agree_with_each_other_and_with_the_image() {
+    let set: DaemonSet = object(HOST, "DaemonSet");
+    let set = set.spec.expect("a spec");
+    let labels = set.template.metadata.expect("metadata").labels;
+    assert_eq!(set.selector.match_labels, labels);
+    let service: Service = object(HOST, "Service");
+    let service = service.spec.expect("a spec");
+    assert_eq!(service.selector, labels);
+
+    let pod = set.template.spec.expect("a pod");
+    check_names(&pod);
+    let guest: Job = object(GUEST, "Job");
+    let guest = guest.spec.and_then(|job| job.template.spec).expect("a pod");
+    check_names(&guest);
+    assert_eq!(host_path(&pod, "run"), host_path(&guest, "run"));
+
+    let [host] = &pod.containers[..] else {
+        panic!("one container");
+    };
+    assert_eq!(profile(host), Some(PROFILE));
+    assert_eq!(profile(&guest.containers[0]), Some(PROFILE));
+    let [init] = &pod.init_containers.expect("init containers")[..] else {
+        panic!("one init container");
+    };
+    let script = init.args.as_ref().map(|args| args.join(" ")).expect("args");
+    let copied = format!("{PROFILE_IN_IMAGE} /node/seccomp/{PROFILE}");
+    assert!(script.contains(&copied), "{script}");
+    let image = read("packaging/Containerfile");
+    assert!(image.contains(&format!("packaging/seccomp.json {PROFILE_IN_IMAGE}\n")));
+}
+
+#[test]
+fn limit_of_the_pod_holds_the_budget_and_the_daemon() {
+    let map: ConfigMap = object(HOST, "ConfigMap");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("host.toml");
+    fs::write(&path, &map.data.expect("data")["host.toml"]).expect("a file");
+    let file = ConfigFile::load(&path).expect("the host takes it");
+    let Memory(Bytes(budget)) = file.start.memory.expect("a budget");
+
+    let set: DaemonSet = object(HOST, "DaemonSet");
+    let pod = set.spec.and_then(|set| set.template.spec).expect("a pod");
+    let [host] = &pod.containers[..] else {
+        panic!("one container");
+    };
+    let resources = host.resources.as_ref().expect("resources");
+    let memory = |of: &Option<std::collections::BTreeMap<_, _>>| {
+        let quantity: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantity> =
+            of.as_ref().and_then(|of| of.get("memory"));
+        let quantity = quantity.expect("of memory").0.clone();
+        let mib: u64 = quantity
+            .strip_suffix("Mi")
+            .expect("MiB")
+            .parse()
+            .expect("a number");
+        mib << 20
+    };
+    let limit = memory(&resources.limits);
+    assert_eq!(
+        limit,
+        budget + budget / 8 + (64 << 20),
+        "as docs/service.md has it"
+    );
+    assert_eq!(memory(&resources.requests), limit);
+
+    let port = host
+        .ports
+        .as_ref()
+        .and_then(|ports| ports.first())
+        .expect("a port");
+    let http = file.start.http.expect("an address").0;
+    assert_eq!(i32::from(http.port()), port.container_port);
+    assert!(
+        !http.ip().is_loopback(),
+        "the kubelet and Prometheus reach no loopback address"
+    );
+}
+
+#[test]
+fn profile_allows_what_the_engines_and_isolation_take() {
+    let profile: Value = serde_json::from_str(&read("packaging/seccomp.json")).expect("JSON");
+    // So that the C library takes the older call where it has one.
+    assert_eq!(profile["defaultErrnoRet"], libc::ENOSYS);
+    let [allowed] = &profile["syscalls"].as_array().expect("rules")[..] else {
+        panic!("one rule");
+    };
+    let names: Vec<&str> = (allowed["names"].as_array().expect("names").iter())
+        .filter_map(Value::as_str)
+        .collect();
+    assert!(names.is_sorted_by(|a, b| a < b), "sorted, each once");
+    let taken = [
+        "userfaultfd",
+        "clone",
+        "unshare",
+        "fsopen",
+        "fsconfig",
+        "fsmount",
+        "open_tree",
+        "move_mount",
+    ];
+    for name in taken {
+        assert!(names.contains(&name), "{name}");
+    }
+    let not_taken = [
+        "bpf",
+        "init_module",
+        "kexec_load",
+        "open_by_handle_at",
+        "perf_event_open",
+        "reboot",
+    ];
+    for name in not_taken {
+        assert!(!names.contains(&name), "{name}");
+    }
+}
