@@ -8,6 +8,8 @@ const HATCHES = [[], [[0, 8, 8, 0]], [[0, 0, 8, 8]], [[0, 4, 8, 4]], [[4, 0, 4, 
 /** How dark the ground is in each state of the host. */
 const SHORTAGE = { clear: 0.05, soft: 0.12, hard: 0.22, low: 0.34 };
 const HEIGHT = 190;
+/** How high the strip with the names of states is. */
+const STRIP = 13;
 
 /** Makes an element. Texts are always texts: names are written by others. */
 function make(tag, attributes = {}, ...children) {
@@ -103,6 +105,7 @@ class Chart {
    * foot of those before it; and of lines with a spread its ends too. */
   stacked() {
     const shown = this.panel.series.map(({ values }, i) => (this.hidden.has(i) ? values.map(() => null) : values));
+    if (this.panel.form === "magnitudes") return [this.at, ...shown.map((values) => values.map((value) => value || null))];
     if (!this.isStacked) {
       const ends = this.panel.series.flatMap(({ least, most }) => (least ? [least, most] : []));
       return [this.at, ...shown, ...ends];
@@ -144,10 +147,12 @@ class Chart {
     const axis = { stroke: ink("--soft"), font: "11px system-ui, sans-serif", grid: { stroke: ink("--line"), width: 1 }, ticks: { stroke: ink("--line"), width: 1 } };
     const { unit, form } = this.panel;
     const magnitudes = form === "magnitudes";
-    const y = { ...axis, size: 68, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : text(tick, unit).replace(/\.0+ /, " "))) };
+    const y = { ...axis, size: 68, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : onAxis(tick, unit))) };
     if (unit.startsWith("bytes")) y.incrs = BYTE_STEPS;
+    // The steps between powers of ten are too many lines.
+    if (magnitudes) y.grid = { ...axis.grid, filter: (_, ticks) => ticks.map((tick) => (Number.isInteger(Math.log10(tick)) ? tick : null)) };
     return {
-      width, height: HEIGHT, legend: { show: false }, padding: [10, 8, 0, 0],
+      width, height: HEIGHT, legend: { show: false }, padding: [this.host ? STRIP + 2 : 6, 8, 0, 0],
       cursor: { y: false, drag: { x: true, y: false, setScale: false }, points: { show: !this.isStacked }, focus: { prox: -1 } },
       scales: { x: { time: false, range: (_, min, max) => this.page.range ?? [min, max > min ? max : min + 1] },
         y: magnitudes ? { distr: 3 } : { range: (_, min, max) => [0, max > 0 ? max * 1.05 : 1] } },
@@ -166,53 +171,67 @@ class Chart {
     };
   }
 
-  /** The states of the host as grounds, the darker the shorter of memory, with their names. */
-  ground(u) {
-    const states = this.host?.host.get(STATE);
-    if (!states) return;
+  /** The times in which the host was in one state: `{word, from, to}`, in pixels of the canvas, within the plot. */
+  states(u) {
+    const column = this.host?.host.get(STATE);
+    if (!column) return [];
     const { words } = data.series[STATE];
-    const { ctx: pen, bbox: { left, top, width, height } } = u;
-    const at = this.host.at;
-    pen.save();
-    pen.beginPath();
-    pen.rect(left, top, width, height);
-    pen.clip();
-    pen.font = `${9 * devicePixelRatio}px system-ui, sans-serif`;
-    let free = left;
+    const { left, width } = u.bbox;
+    const inside = (moment) => Math.min(left + width, Math.max(left, u.valToPos(moment, "x", true)));
+    const { at } = this.host;
+    const found = [];
     for (let i = 0; i < at.length;) {
       let end = i + 1;
-      while (end < at.length && states[end] === states[i]) end += 1;
-      const word = words[states[i]];
-      const from = Math.max(left, u.valToPos(at[i], "x", true));
-      const to = u.valToPos(at[Math.min(end, at.length - 1)], "x", true);
-      if (SHORTAGE[word] && to > left) {
-        pen.globalAlpha = SHORTAGE[word];
-        pen.fillStyle = ink("--ink");
-        pen.fillRect(from, top, to - from, height);
-      }
+      while (end < at.length && column[end] === column[i]) end += 1;
+      const [from, to] = [inside(at[i]), inside(at[Math.min(end, at.length - 1)])];
+      if (column[i] !== null && to > from) found.push({ word: words[column[i]], from, to });
       i = end;
+    }
+    return found;
+  }
+
+  /** The states of the host as grounds, the darker the shorter of memory. */
+  ground(u) {
+    const { ctx: pen, bbox: { top, height } } = u;
+    pen.save();
+    pen.fillStyle = ink("--ink");
+    for (const { word, from, to } of this.states(u)) {
+      pen.globalAlpha = SHORTAGE[word] ?? 0;
+      pen.fillRect(from, top, to - from, height);
     }
     pen.restore();
   }
 
-  /** What must not be covered: the state of the host above all areas, and what was changed when. */
+  /** What areas must not cover: the states once more, as a strip with their names above the plot, and what was changed. */
   remarks(u) {
-    if (!this.host) return;
     const { ctx: pen, bbox: { left, top, width, height } } = u;
     const scale = devicePixelRatio;
     pen.save();
-    pen.font = `${9 * scale}px system-ui, sans-serif`;
+    pen.font = `${10 * scale}px system-ui, sans-serif`;
+    pen.textBaseline = "middle";
     pen.fillStyle = pen.strokeStyle = ink("--ink");
-    pen.lineWidth = scale;
+    for (const { word, from, to } of this.states(u)) {
+      pen.globalAlpha = SHORTAGE[word] ?? 0;
+      pen.fillRect(from, top - STRIP * scale, to - from, STRIP * scale);
+      pen.globalAlpha = 1;
+      if (pen.measureText(word).width + 6 * scale < to - from) pen.fillText(word, from + 3 * scale, top - STRIP * scale / 2);
+    }
     pen.setLineDash([3 * scale, 3 * scale]);
-    this.host.marks.forEach(({ at }, i) => {
+    pen.lineWidth = scale;
+    this.host?.marks.forEach(({ at }, i) => {
       const x = u.valToPos(at, "x", true);
       if (x < left || x > left + width) return;
+      const words = String(i + 1);
       pen.beginPath();
       pen.moveTo(x, top);
       pen.lineTo(x, top + height);
       pen.stroke();
-      pen.fillText(String(i + 1), x + 2 * scale, top + 9 * scale);
+      // On a ground of its own, whatever is behind it.
+      const size = pen.measureText(words).width + 5 * scale;
+      pen.fillStyle = ink("--ground");
+      pen.fillRect(x - size / 2, top + 2 * scale, size, 13 * scale);
+      pen.fillStyle = ink("--ink");
+      pen.fillText(words, x - size / 2 + 2.5 * scale, top + 9 * scale);
     });
     pen.restore();
   }

@@ -113,16 +113,20 @@ pub(super) fn of_sample(recording: &Recording) -> String {
 }
 
 /// How many values of a recording would be in the data.
-fn values(recording: &Recording, drawn: &BTreeSet<String>) -> usize {
+fn values(recording: &Recording, drawn: &BTreeSet<&str>) -> usize {
     let columns = recording.vms.values().chain([&recording.host]).flatten();
-    let columns = columns.filter(|(name, _)| drawn.contains(*name)).count();
+    let columns = columns
+        .filter(|(name, _)| drawn.contains(name.as_str()))
+        .count();
     columns * recording.at_ms.len()
 }
 
 /// Each `every`-th sample of a recording, and the last one, of the series that are drawn.
-fn thinned<'a>(recording: &'a Recording, drawn: &BTreeSet<String>, every: usize) -> Run<'a> {
+fn thinned<'a>(recording: &'a Recording, drawn: &BTreeSet<&str>, every: usize) -> Run<'a> {
     let of = |columns: &'a BTreeMap<String, Column>| {
-        let columns = columns.iter().filter(|(name, _)| drawn.contains(*name));
+        let columns = columns
+            .iter()
+            .filter(|(name, _)| drawn.contains(name.as_str()));
         let columns = columns.filter_map(|(name, column)| {
             let values = packed(each(column, every).copied())?;
             Some((name.as_str(), values))
@@ -135,7 +139,9 @@ fn thinned<'a>(recording: &'a Recording, drawn: &BTreeSet<String>, every: usize)
         repetition: 1,
         at_ms: each(&recording.at_ms, every).copied().collect(),
         host: of(&recording.host),
-        vms: vms.map(|(vm, columns)| (vm.as_str(), of(columns))).collect(),
+        vms: vms
+            .map(|(vm, columns)| (vm.as_str(), of(columns)))
+            .collect(),
         marks: &recording.marks,
     }
 }

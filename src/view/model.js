@@ -143,6 +143,13 @@ function text(value, unit) {
   }
 }
 
+/** A value as the label of a tick: short, and without a word that the title has. */
+function onAxis(value, unit) {
+  const base = unit.replace("/s", "");
+  const known = ["bytes", "seconds", "ratio"].includes(base);
+  return known ? text(value, unit).replace(/\.0+ /, " ") : `${short(value)}${unit === base ? "" : " /s"}`;
+}
+
 /** The steps of an axis of bytes are powers of two, of any other the library's. */
 const BYTE_STEPS = Array.from({ length: 60 }, (_, power) => 2 ** power);
 
@@ -192,6 +199,6 @@ function comparison(chart, runs, vm) {
     const spread = repetitions.length > 1 ? { least: of((s) => s[0]), most: of((s) => s[s.length - 1]) } : {};
     series.push({ label: variant, values: median, ...spread });
   }
-  const what = chart.of === "host" || chart.series.length === 1 ? "" : `, ${chart.series[0][1]}`;
-  return series.length ? { title: chart.compared + what, form: chart.form === "stacked" ? "lines" : chart.form, unit: unitOf(name), at, series } : null;
+  const form = chart.form === "stacked" ? "lines" : chart.form;
+  return series.length ? { title: chart.compared, form, unit: unitOf(name), at, series } : null;
 }

@@ -10,6 +10,7 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub(crate) mod browser;
 mod kernel;
 mod process;
 pub(crate) mod raw;
