@@ -54,7 +54,7 @@ pub(super) fn router(
     stopping: watch::Receiver<()>,
 ) -> Router {
     let events = Arc::new(Events::new(Arc::clone(&daemon), stopping));
-    let is_private = address.ip().is_loopback();
+    let is_private = address.ip().to_canonical().is_loopback();
     let guard = from_fn(move |request, next| guarded(is_private, request, next));
     Router::new()
         .route("/metrics", get(openmetrics))

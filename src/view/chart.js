@@ -1,7 +1,8 @@
 // One chart: its lines or areas, the states of the host behind them, its legend, its values as a table.
 
-/** The colours of Okabe and Ito, which differ in lightness too; what is told apart by them has a dash or a hatch as well. */
-const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c", "#f0e442"];
+/** The colours of Okabe and Ito, which differ in lightness too; what is told apart by them has a dash or a hatch as well.
+ * The first, blue, is the style sheet's: it is too dark for a dark ground. */
+const COLOURS = ["", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c", "#f0e442"];
 const DASHES = [[], [7, 3], [2, 2], [9, 3, 2, 3], [4, 4], [12, 4], [2, 5], [7, 2, 2, 2, 2, 2]];
 /** Directions of hatching: none, rising, falling, lying, standing, crossed. */
 const HATCHES = [[], [[0, 8, 8, 0]], [[0, 0, 8, 8]], [[0, 4, 8, 4]], [[4, 0, 4, 8]], [[0, 8, 8, 0], [0, 0, 8, 8]]];
@@ -63,14 +64,19 @@ class Chart {
 
   /** Shows other values. The canvas is drawn when somebody can see it. */
   update(panel, at) {
-    const key = panel.series.map(({ label }) => label).join("\n");
-    if (key !== this.shape) this.drop();
-    this.shape = key;
+    const shape = panel.series.map(({ label }) => label).join("\n");
+    const again = this.u && shape !== this.shape;
+    if (shape !== this.shape) {
+      this.drop();
+      this.hidden.clear();
+    }
+    this.shape = shape;
     this.panel = panel;
     this.at = at;
     this.figure.dataset.points = panel.series.reduce((n, { values }) => n + values.filter((v) => v !== null).length, 0);
     this.legend.childElementCount || this.fillLegend();
     if (this.u) this.u.setData(this.stacked());
+    else if (again) this.draw();
     if (this.values.open) this.fillTable();
     this.show();
   }
@@ -124,7 +130,7 @@ class Chart {
     if (this.isStacked) {
       return series.map((_, i) => ({ width: 0, points: { show: false }, fill: hatched(this.colour(i), this.hatch(i)) })).reverse();
     }
-    const lines = series.map((_, i) => ({ stroke: this.colour(i), dash: this.dash(i), width: 1.8, points: { show: this.at.length < 3 } }));
+    const lines = series.map((_, i) => ({ stroke: this.colour(i), dash: this.dash(i), width: 1.8, points: { show: (u) => u.data[0].length < 3 } }));
     const ends = series.flatMap(({ least }) => (least ? [{}, {}] : []));
     return [...lines, ...ends.map(() => ({ stroke: "transparent", width: 0, points: { show: false } }))];
   }
@@ -139,7 +145,7 @@ class Chart {
     });
   }
 
-  colour(i) { return COLOURS[i % COLOURS.length]; }
+  colour(i) { return i % COLOURS.length ? COLOURS[i % COLOURS.length] : ink("--blue"); }
   dash(i) { return DASHES[(i + Math.floor(i / COLOURS.length)) % DASHES.length]; }
   hatch(i) { return (i + Math.floor(i / COLOURS.length)) % HATCHES.length; }
 
@@ -160,7 +166,7 @@ class Chart {
       series: [{}, ...this.series()], bands: this.bands(),
       hooks: {
         drawClear: [(u) => this.ground(u)], draw: [(u) => this.remarks(u)],
-        setCursor: [(u) => this.page.move(u.cursor.idx === null || u.cursor.left < 0 ? null : this.at[u.cursor.idx])],
+        ready: [(u) => this.follow(u.over)],
         setSelect: [(u) => {
           if (u.select.width < 4) return;
           const [from, to] = [u.select.left, u.select.left + u.select.width].map((at) => u.posToVal(at, "x"));
@@ -209,6 +215,7 @@ class Chart {
     pen.save();
     pen.font = `${10 * scale}px system-ui, sans-serif`;
     pen.textBaseline = "middle";
+    pen.textAlign = "left";
     pen.fillStyle = pen.strokeStyle = ink("--ink");
     for (const { word, from, to } of this.states(u)) {
       pen.globalAlpha = SHORTAGE[word] ?? 0;
@@ -252,7 +259,7 @@ class Chart {
         pen.lineTo(22, 6);
         pen.stroke();
       }
-      const button = make("button", { type: "button", "aria-pressed": "true", title: name && data.series[name].help },
+      const button = make("button", { type: "button", "aria-pressed": String(!this.hidden.has(i)), title: name && data.series[name].help },
         swatch, make("span", {}, label), make("b", {}));
       button.addEventListener("click", () => this.toggle(i, button));
       return make("li", {}, button);
@@ -285,6 +292,14 @@ class Chart {
   /** The sample at the moment that all charts show. */
   index() {
     return Math.max(0, Run.prototype.index.call(this, this.page.moment));
+  }
+
+  /** Shows the moment at the pointer. A finger that is lifted leaves it there. */
+  follow(over) {
+    const move = ({ clientX }) => this.page.move(this.at[this.u.posToIdx(clientX - over.getBoundingClientRect().left)] ?? null);
+    over.addEventListener("pointerdown", move);
+    over.addEventListener("pointermove", move);
+    over.addEventListener("pointerleave", ({ pointerType }) => pointerType === "mouse" && this.page.move(null));
   }
 
   key(event) {

@@ -86,7 +86,10 @@ pub const STYLE: &str = concat!(
 /// The script of both pages.
 pub const SCRIPT: &str = concat!(
     // Paper is finer than most screens, and the library draws as finely as the screen is.
-    "if (devicePixelRatio < 2) devicePixelRatio = 2;\n",
+    "if (devicePixelRatio < 2) devicePixelRatio = 2;\n/*\n",
+    // Reports are copies of the library too.
+    include_str!("vendor/LICENSE"),
+    "*/\n",
     include_str!("vendor/uPlot.iife.min.js"),
     "\n",
     include_str!("model.js"),

@@ -2,6 +2,8 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const STATE = "memvisor_host_state";
+/** Which a VM has as long as it is there. */
+const SIZE = "memvisor_vm_configured_bytes";
 /** Moments that the live page keeps: ten minutes. */
 const KEPT = 600;
 
@@ -12,7 +14,7 @@ class Page {
     this.moment = null;
     this.range = null;
     this.charts = new Set();
-    this.listeners = new Set();
+    this.numbers = new Set();
     this.queued = false;
     const sight = new IntersectionObserver((entries) => {
       for (const { target, isIntersecting } of entries) {
@@ -38,8 +40,9 @@ class Page {
     return chart;
   }
 
-  /** Forgets the charts within an element. */
+  /** Forgets the charts and numbers within an element. */
   forget(element) {
+    for (const numbers of this.numbers) if (element.contains(numbers.element)) this.numbers.delete(numbers);
     for (const chart of this.charts) {
       if (!element.contains(chart.figure)) continue;
       this.sight.unobserve(chart.figure);
@@ -62,7 +65,7 @@ class Page {
     requestAnimationFrame(() => {
       this.queued = false;
       this.charts.forEach((chart) => chart.show());
-      this.listeners.forEach((show) => show());
+      this.numbers.forEach((numbers) => numbers.show());
     });
   }
 
@@ -100,7 +103,7 @@ function table(caption, head, rows) {
 
 /** The columns of the table of VMs: those of the command line, as far as they move. */
 const COLUMNS = [
-  ["memvisor_vm_configured_bytes", "size"], ["memvisor_vm_consumed_bytes", "consumed"],
+  [SIZE, "size"], ["memvisor_vm_consumed_bytes", "consumed"],
   ["memvisor_vm_target_bytes", "target"], ["memvisor_vm_active_bytes", "active"],
   ['memvisor_vm_memory_bytes{home="shared"}', "shared"], ['memvisor_vm_memory_bytes{home="compressed"}', "compressed"],
   ['memvisor_vm_memory_bytes{home="swapped"}', "swapped"], ["memvisor_vm_balloon_bytes", "balloon"],
@@ -122,8 +125,7 @@ class Numbers {
     const head = make("tr", {}, ...["VM", ...COLUMNS.map(([, label]) => label)].map((label) => make("th", { scope: "col" }, label)));
     this.element = make("div", {}, this.host, make("div", { class: "wide" },
       make("table", { class: "vms" }, this.at, make("thead", {}, head), this.body)));
-    this.listener = () => this.show();
-    page.listeners.add(this.listener);
+    page.numbers.add(this);
     this.show();
   }
 
@@ -140,30 +142,51 @@ class Numbers {
     if (!data.report) this.at.textContent = this.page.moment === null ? "Now" : `When the host was up for ${when}`;
     this.host.replaceChildren(...OF_HOST.map(([name, label]) =>
       make("div", {}, make("dt", {}, label), cell(this.run.host, name, "dd"))));
-    const rows = [...this.run.vms].filter(([, columns]) => (columns.get("memvisor_vm_configured_bytes")?.[i] ?? null) !== null);
+    const rows = [...this.run.vms].filter(([, columns]) => (columns.get(SIZE)?.[i] ?? null) !== null);
     this.body.replaceChildren(...rows.map(([vm, columns]) =>
       make("tr", { "data-vm": vm }, make("th", { scope: "row" }, vm), ...COLUMNS.map(([name]) => cell(columns, name, "td")))));
   }
 }
 
-/** Side by side, one column for each run that is shown: the host, its numbers, and each VM. */
+/** The host and each VM, for each run that is shown side by side. */
 class Body {
   constructor(page) {
     this.page = page;
     this.element = make("div");
-    this.groups = new Map();
+    this.sections = new Map();
+    this.runs = [];
   }
 
-  /** Draws the runs. If there are as many charts of the same lines as before, only their values change. */
+  /** Draws the runs. Sections with the charts that they had before stay as they are, but for their values. */
   show(runs) {
-    const groups = this.plan(runs);
-    const shape = JSON.stringify(groups.map(({ id, rows }) => [id, rows.map((row) => row.map((cell) => cell && cell.title))]));
-    if (shape !== this.shape || runs.some((run, i) => run !== this.runs[i])) this.build(groups, runs);
-    else groups.flatMap(({ rows }) => rows.flat()).filter(Boolean).forEach((panel, i) => this.charts[i].update(panel, panel.run.at));
-    [this.shape, this.runs] = [shape, runs];
+    const same = runs.length === this.runs.length && runs.every((run, i) => run === this.runs[i]);
+    const sections = new Map(this.plan(runs).map(({ id, rows }, n) => {
+      const shape = JSON.stringify(rows.map((row) => row.map((panel) => panel?.title)));
+      const old = this.sections.get(id);
+      if (same && old?.shape === shape) {
+        rows.flat().filter(Boolean).forEach((panel, i) => old.charts[i].update(panel, panel.run.at));
+        return [id, old];
+      }
+      const charts = [];
+      const element = this.build(id, rows, runs, charts);
+      // More at once would be slow to open, and nobody reads on.
+      if (id !== null) element.open = old ? old.element.open : n <= 8;
+      return [id, { shape, charts, element }];
+    }));
+    for (const [id, { element }] of this.sections) {
+      if (sections.get(id)?.element === element) continue;
+      this.page.forget(element);
+      element.remove();
+    }
+    // Whatever stays is not moved, and so keeps the focus.
+    [...sections.values()].forEach(({ element }, i) => {
+      const there = this.element.children[i];
+      if (there !== element) this.element.insertBefore(element, there ?? null);
+    });
+    [this.sections, this.runs] = [sections, runs];
   }
 
-  /** Groups of rows of panels, a row for each chart and a cell of it for each run. */
+  /** Rows of panels for the host (`id` null) and each VM: a row for each chart, and a cell of it for each run. */
   plan(runs) {
     const rows = (of, vm) => data.charts.filter((chart) => of.includes(chart.of))
       .map((chart) => runs.map((run) => {
@@ -175,32 +198,20 @@ class Body {
     return [{ id: null, rows: rows(["host", "sum", "each"]) }, ...vms.map((vm) => ({ id: vm, rows: rows(["vm"], vm) }))];
   }
 
-  build(groups, runs) {
-    const open = new Map([...this.element.querySelectorAll("details.vm")].map((vm) => [vm.dataset.vm, vm.open]));
-    this.page.forget(this.element);
-    this.numbers?.forEach(({ listener }) => this.page.listeners.delete(listener));
-    this.charts = [];
-    const numbers = runs.map((run) => new Numbers(run, this.page));
-    this.numbers = numbers;
+  /** A section; adds its charts to `charts`. */
+  build(id, rows, runs, charts) {
     const several = runs.length > 1;
-    const sections = groups.map(({ id, rows }, n) => {
-      const cells = rows.map((row) => make("div", { class: several ? "beside" : "alone" }, ...row.map((panel, i) => {
-        if (!panel) return make("p", { class: "none" }, `nothing of this in ${naming(runs[i])}`);
-        const chart = this.page.chart(several ? { ...panel, title: `${panel.title}, ${naming(runs[i])}` } : panel, panel.run.at, panel.run);
-        this.charts.push(chart);
-        return chart.figure;
-      })));
-      const charts = make("div", { class: several ? "rows" : "charts" }, ...cells);
-      if (id === null) {
-        const tables = numbers.map(({ element }, i) => make("div", {}, ...(several ? [make("h3", {}, naming(runs[i]))] : []), element));
-        return make("section", {}, make("h2", {}, "Host"), ...tables, charts);
-      }
-      // More at once would be slow to open, and nobody reads on.
-      const details = make("details", { class: "vm", "data-vm": id }, make("summary", {}, make("h2", {}, id)), charts);
-      details.open = open.get(id) ?? n <= 8;
-      return details;
-    });
-    this.element.replaceChildren(...sections);
+    const cells = rows.map((row) => make("div", { class: several ? "beside" : "alone" }, ...row.map((panel, i) => {
+      if (!panel) return make("p", { class: "none" }, `nothing of this in ${naming(runs[i])}`);
+      const title = several ? `${panel.title}, ${naming(runs[i])}` : panel.title;
+      charts.push(this.page.chart({ ...panel, title }, panel.run.at, panel.run));
+      return charts[charts.length - 1].figure;
+    })));
+    const all = make("div", { class: several ? "rows" : "charts" }, ...cells);
+    if (id !== null) return make("details", { class: "vm", "data-vm": id }, make("summary", {}, make("h2", {}, id)), all);
+    const numbers = runs.map((run) => make("div", {}, ...(several ? [make("h3", {}, naming(run))] : []),
+      new Numbers(run, this.page).element));
+    return make("section", {}, make("h2", {}, "Host"), ...numbers, all);
   }
 }
 
@@ -292,9 +303,7 @@ function live(page) {
     if (status.textContent !== words) status.textContent = words;
     status.classList.toggle("notice", lost);
   };
-  const source = new EventSource("/events");
-  source.addEventListener("message", (event) => {
-    const sample = new Run(JSON.parse(event.data));
+  const show = (sample) => {
     const latest = run?.at[run.at.length - 1];
     // Another daemon: what was before is not its past.
     if (run === null || sample.at[0] < latest) run = sample;
@@ -303,12 +312,19 @@ function live(page) {
     say(`Live: each second, from ${location.host}.`, false);
     body.show([run]);
     page.refresh();
-  });
-  // The browser connects again by itself, unless the host answered with a refusal.
-  source.addEventListener("error", () => {
-    if (source.readyState === EventSource.CLOSED) setTimeout(() => location.reload(), 5000);
-    say("The host does not answer. This page tries again by itself.", true);
-  });
+  };
+  const connect = () => {
+    const source = new EventSource("/events");
+    source.addEventListener("message", (event) => show(new Run(JSON.parse(event.data))));
+    // The browser connects again by itself, unless it was refused.
+    source.addEventListener("error", () => {
+      const refused = source.readyState === EventSource.CLOSED;
+      if (refused) setTimeout(connect, 5000);
+      say(refused ? "The host sends nothing: as many pages watch it as there may be. This page tries again."
+        : "The host does not answer. This page tries again.", true);
+    });
+  };
+  connect();
   // A host that was stopped keeps its connections and says nothing.
   setInterval(() => {
     if (last && Date.now() - last > 5000) say(`The host has said nothing for ${Math.round((Date.now() - last) / 1000)} s.`, true);
