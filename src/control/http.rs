@@ -14,7 +14,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header, uri::Authority};
+use axum::http::uri::Authority;
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -31,20 +32,17 @@ const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// What a browser must not do with any answer.
-const HEADERS: [(HeaderName, &str); 5] = [
+const HEADERS: [(&str, &str); 5] = [
     (
-        header::CONTENT_SECURITY_POLICY,
+        "content-security-policy",
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
-    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    (header::REFERRER_POLICY, "no-referrer"),
-    (
-        HeaderName::from_static("cross-origin-resource-policy"),
-        "same-origin",
-    ),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-resource-policy", "same-origin"),
     // Another version may answer at the same address tomorrow.
-    (header::CACHE_CONTROL, "no-store"),
+    ("cache-control", "no-store"),
 ];
 
 /// The pages over `daemon` at `address`. Streams end when `stopping` has a value, or its sender is gone.
@@ -84,7 +82,10 @@ async fn guarded(is_private: bool, request: Request, next: Next) -> Response {
         None => next.run(request).await,
     };
     for (name, value) in HEADERS {
-        let value = HeaderValue::from_static(value);
+        let (name, value) = (
+            HeaderName::from_static(name),
+            HeaderValue::from_static(value),
+        );
         response.headers_mut().insert(name, value);
     }
     response

@@ -13,8 +13,8 @@ use super::charts::{self, CHARTS, Chart, Described};
 use super::{Expectation, Report, Table};
 use crate::recording::{Column, Mark, Recording};
 
-/// The most values in a report, of all runs together: about 4 MB of text.
-const MOST_VALUES: usize = 500_000;
+/// The most values in a report, of all runs together: about 3 MB of text.
+const MOST_VALUES: usize = 300_000;
 
 /// All that the script gets.
 #[derive(Serialize)]
