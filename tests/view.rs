@@ -127,7 +127,7 @@ fn charts(page: &mut Page) -> Vec<(String, u64, bool)> {
             const { left, top, width, height } = u.bbox;
             const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true });
             copy.drawImage(canvas, 0, 0);
-            const inside = copy.getImageData(left + 2, top + 2, width - 4, height - 4).data;
+            const inside = copy.getImageData(left + 2, top + 2, width - 4, height).data;
             let coloured = 0;
             for (let i = 0; i < inside.length; i += 4) {
                 const [r, g, b] = inside.slice(i, i + 3);
