@@ -26,8 +26,8 @@
 //! estimates it. [`calculator`] is the same function for a host that is written down in a file.
 //!
 //! **The daemon.** [`host`] admits VMs, keeps the [settings], carries plans out and ends what breaks its promises. It
-//! answers over HTTP ([`control`]) with what [`telemetry`] defines; [`top`] draws that, and a [`recording`] keeps it over
-//! time.
+//! answers over HTTP ([`control`]) with what [`telemetry`] defines; [`top`] draws that, a [`recording`] keeps it over
+//! time, and a [`view`] is a page of it.
 //!
 //! **Trying it.** [`demo`] runs all of it for half a minute, [`bench`](mod@bench) measures it beside the kernel's own
 //! mechanisms, and [`cli`] is the command line. What a guest consists of is in the crate `memvisor_guest_agent`.
@@ -66,4 +66,5 @@ pub mod telemetry;
 pub mod throttle;
 pub mod top;
 pub mod units;
+pub mod view;
 pub mod vm;

@@ -57,9 +57,10 @@ const HOST: &[(&str, &[&str])] = &[
     ("telemetry", &["units"]),
     ("settings", &["units", "policy", "reclaim"]),
     ("calculator", &["units", "policy", "settings"]),
-    ("control", &["units", "telemetry", "settings"]),
-    ("top", &["units", "telemetry", "control"]),
     ("recording", &["telemetry"]),
+    ("view", &["telemetry", "recording"]),
+    ("control", &["units", "telemetry", "settings", "view"]),
+    ("top", &["units", "telemetry", "control"]),
     (
         "host",
         &[
