@@ -86,16 +86,16 @@ impl Page {
     }
 
     fn begin(&mut self, url: &str, width: u32, height: u32) {
-        let target = self.call("Target.createTarget", json!({"url": "about:blank"}));
+        let target = self.call("Target.createTarget", &json!({"url": "about:blank"}));
         let target = json!({"targetId": target["targetId"], "flatten": true});
-        let session = self.call("Target.attachToTarget", target);
+        let session = self.call("Target.attachToTarget", &target);
         self.session = session["sessionId"].as_str().map(str::to_owned);
         for domain in ["Runtime.enable", "Log.enable", "Page.enable"] {
-            self.call(domain, json!({}));
+            self.call(domain, &json!({}));
         }
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500});
-        self.call("Emulation.setDeviceMetricsOverride", size);
-        self.call("Page.navigate", json!({ "url": url }));
+        self.call("Emulation.setDeviceMetricsOverride", &size);
+        self.call("Page.navigate", &json!({ "url": url }));
         eventually("the page is loaded", PATIENCE, || {
             let loaded = "location.href !== 'about:blank' && document.readyState === 'complete'";
             (self.eval(loaded) == true).then_some(())
@@ -104,7 +104,7 @@ impl Page {
 
     /// Calls a method of the protocol; its result.
     #[track_caller]
-    pub(crate) fn call(&mut self, method: &str, params: Value) -> Value {
+    pub(crate) fn call(&mut self, method: &str, params: &Value) -> Value {
         self.last += 1;
         let mut message = json!({"id": self.last, "method": method, "params": params});
         if let Some(session) = &self.session {
@@ -141,7 +141,7 @@ impl Page {
     #[track_caller]
     pub(crate) fn eval(&mut self, expression: &str) -> Value {
         let params = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
-        let result = self.call("Runtime.evaluate", params);
+        let result = self.call("Runtime.evaluate", &params);
         let failed = result.get("exceptionDetails");
         assert!(failed.is_none(), "{expression}: {result}");
         result["result"]["value"].clone()
@@ -150,7 +150,7 @@ impl Page {
     /// Presses a key that has a name.
     pub(crate) fn press(&mut self, key: &str) {
         for kind in ["keyDown", "keyUp"] {
-            self.call("Input.dispatchKeyEvent", json!({"type": kind, "key": key}));
+            self.call("Input.dispatchKeyEvent", &json!({"type": kind, "key": key}));
         }
     }
 
