@@ -60,7 +60,7 @@ const HOST: &[(&str, &[&str])] = &[
     ("recording", &["telemetry"]),
     ("view", &["telemetry", "recording"]),
     ("control", &["units", "telemetry", "settings", "view"]),
-    ("top", &["units", "telemetry", "control"]),
+    ("top", &["units", "chain", "telemetry", "control"]),
     (
         "host",
         &[
@@ -589,6 +589,7 @@ fn documents_that_the_project_promises_are_there() {
         "docs/service.md",
         "docs/settings.md",
         "docs/metrics.md",
+        "docs/top.md",
     ] {
         assert!(root().join(name).is_file(), "{name} is missing");
     }

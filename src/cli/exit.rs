@@ -7,13 +7,15 @@ pub(super) use memvisor_guest_agent::command::{EXIT_CODES, Exit, UsageError};
 use crate::bench::BenchError;
 use crate::control::ClientError;
 use crate::demo::DemoError;
+use crate::top::TopError;
 
 /// The part of `--help` about the environment.
 pub(super) const ENVIRONMENT: &str = "\
 Environment:
   MEMVISOR_RUNTIME_DIR  where the sockets are, if --runtime-dir is not given
   MEMVISOR_LOG          what to log on standard error, such as `debug` or `memvisor::share=trace`
-  NO_COLOR              draw without colours";
+  NO_COLOR              draw without colours
+  XDG_CONFIG_HOME       where `memvisor/toprc` is, the configuration of `top`";
 
 /// The code for an error, from the first cause that has one of its own.
 pub(super) fn of_error(error: &anyhow::Error) -> Exit {
@@ -29,6 +31,9 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
             // Not `HostGone`: the demo started this host itself, and the user had not.
             _ => Some(Exit::Failure),
         };
+    }
+    if let Some(TopError::NoScreen(_)) = cause.downcast_ref() {
+        return Some(Exit::Usage);
     }
     if let Some(BenchError::Corrupt { .. }) = cause.downcast_ref() {
         return Some(Exit::Corrupt);
@@ -82,6 +87,7 @@ mod tests {
             check(GuestError::from(silent), exit);
         }
         check(DemoError::Interrupted, Exit::Interrupted);
+        check(TopError::NoScreen("x".to_owned()), Exit::Usage);
         check(DemoError::Client(ClientError::Timeout), Exit::Failure);
         let source = io::ErrorKind::BrokenPipe.into();
         let action = "print";

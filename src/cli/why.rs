@@ -8,7 +8,7 @@ use super::exit::Exit;
 use super::get::line;
 use super::vm::{ClientArgs, output};
 use super::{explained, print, show, values};
-use crate::control::ReloadReport;
+use crate::control::{Client, ReloadReport};
 use crate::policy::Explanation;
 use crate::telemetry::Health;
 
@@ -27,15 +27,21 @@ pub(super) struct WhyArgs {
 }
 
 pub(super) fn why(args: WhyArgs) -> anyhow::Result<Exit> {
-    let why = args.common.client()?.why(&args.name)?;
+    let client = args.common.client()?;
     if args.json {
+        let why = client.why(&args.name)?;
         print(&format!("{}\n", serde_json::to_string_pretty(&why)?))?;
     } else {
-        let why: Why = serde_json::from_value(why)
-            .context("the host explains itself in another way: is it of another version?")?;
-        print(&why.text(&args.name))?;
+        print(&text(&client, &args.name)?)?;
     }
     Ok(Exit::Success)
+}
+
+/// What the host says about a VM, for people.
+pub(super) fn text(client: &Client, name: &str) -> anyhow::Result<String> {
+    let why: Why = serde_json::from_value(client.why(name)?)
+        .context("the host explains itself in another way: is it of another version?")?;
+    Ok(why.text(name))
 }
 
 /// How a VM and its host are, and what was decided about the VM.

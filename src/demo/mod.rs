@@ -18,12 +18,10 @@ mod outcome;
 mod processes;
 mod scratch;
 
-use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anstyle_svg::{Term, WIN10_CONSOLE};
 use memvisor_wire::signals::{ENDING, Event, Signals};
 use nix::sys::signal::Signal;
 use thiserror::Error;
@@ -38,7 +36,7 @@ use crate::control::{Client, ClientError};
 use crate::host::EngineChoice;
 use crate::runtime_dir::RuntimeDirError;
 use crate::telemetry::HostStatus;
-use crate::top::{Screen, Terminal};
+use crate::top::{PICTURE, Terminal, write_picture};
 use crate::units::Bytes;
 
 /// How long the whole demo may take beyond the running time of the guests: to write the files, to start,
@@ -47,9 +45,6 @@ const OVERHEAD_MAX: Duration = Duration::from_secs(30);
 
 /// How long the host may take until it answers.
 const START_MAX: Duration = Duration::from_secs(10);
-
-/// Characters in a line of the picture: a page of the README shows so many at a size that can be read.
-const PICTURE_WIDTH: usize = 110;
 
 /// How often the status is read.
 const TICK: Duration = Duration::from_secs(1);
@@ -189,13 +184,7 @@ pub fn run(options: &DemoOptions) -> Result<DemoOutcome, DemoError> {
 
 /// Writes the screen on which most was saved as an SVG picture.
 fn draw(watch: &Watch, path: &Path) -> Result<(), DemoError> {
-    let screen = watch.fullest_screen(Screen {
-        width: PICTURE_WIDTH,
-        height: None,
-        colour: true,
-    });
-    let svg = Term::new().palette(WIN10_CONSOLE).render_svg(&screen);
-    fs::write(path, svg).map_err(|source| DemoError::Picture {
+    write_picture(&watch.fullest_screen(PICTURE), path).map_err(|source| DemoError::Picture {
         path: path.to_owned(),
         source,
     })

@@ -293,6 +293,13 @@ impl Membership {
         &self.pool
     }
 
+    /// Pages of the VM that hints name, stale ones included; none once it has left.
+    #[must_use]
+    pub fn hinted(&self) -> Pages {
+        let seat = seat_number(self.seat.load(Ordering::Relaxed));
+        Pages(self.pool.index.hints_of(seat))
+    }
+
     /// [`Pool::lookup_frame`] for the content of a page of the VM. If there is no frame, the [`Hint`] names another
     /// page that may have the content, apart from those in `mismatches`; if there is none either, it makes this page
     /// the known one, and whoever makes a frame of that content later learns of the page.
@@ -464,6 +471,21 @@ mod tests {
         };
         assert_eq!(pool.counts(), expected);
         verify(&pool);
+    }
+
+    #[test]
+    fn hinted_counts_the_pages_of_each_member_until_it_leaves() {
+        let pool = Arc::new(pool(4));
+        let [a, b] = [1, 2].map(|id| Membership::new(Arc::clone(&pool), VmId(id)));
+        let none = Mismatches::default();
+        for (member, hash, gfn) in [(&a, 1, 5), (&b, 2, 6), (&b, 3, 7)] {
+            let hint = member.lookup(hash, Gfn(gfn), &none).err();
+            assert_eq!(hint, Some(Hint::Inserted));
+        }
+        assert_eq!((a.hinted(), b.hinted()), (Pages(1), Pages(2)));
+        assert_eq!(pool.counts().hints, Pages(3));
+        b.leave();
+        assert_eq!((a.hinted(), b.hinted()), (Pages(1), Pages(0)));
     }
 
     #[test]

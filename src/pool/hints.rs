@@ -181,9 +181,9 @@ impl Hints {
         }
     }
 
-    /// How many hints one domain has, stale ones included.
-    pub(super) fn count(&self, domain: DomainId) -> u64 {
-        self.seats.count(domain)
+    /// The seats, which count hints, stale ones included.
+    pub(super) const fn seats(&self) -> &Seats {
+        &self.seats
     }
 
     /// Fetches into the processor's cache what [`offer`](Self::offer) will look at.
@@ -441,11 +441,11 @@ mod tests {
         }
         let beside = hints.offer(domain, 7, (b, Gfn(1)), &mismatches);
         assert_eq!(beside, Hint::Inserted, "and the other is not lost");
-        assert_eq!(hints.count(domain), 2);
+        assert_eq!(hints.seats().count(domain), 2);
         let mut taken = hints.take(domain, 7);
         taken.sort_by_key(|(vm, _)| vm.0);
         assert_eq!(taken, [first, (VmId(2), Gfn(1))]);
-        assert_eq!(hints.count(domain), 0);
+        assert_eq!(hints.seats().count(domain), 0);
     }
 
     #[test]
@@ -465,7 +465,7 @@ mod tests {
         let Hint::Full(claims) = hints.offer(domain, 3, (b, Gfn(9)), &NONE) else {
             panic!("there is no room");
         };
-        let known = hints.count(domain);
+        let known = hints.seats().count(domain);
         assert!(
             claims
                 .iter()
@@ -479,7 +479,7 @@ mod tests {
             hints.offer(domain, 3, (b, Gfn(9)), &crowded),
             Hint::Inserted
         );
-        assert_eq!(hints.count(domain), known, "one went for it");
+        assert_eq!(hints.seats().count(domain), known, "one went for it");
         assert_eq!(
             place_of(&hints.offer(domain, 3, page(0), &NONE)),
             Some((VmId(2), Gfn(9)))
@@ -517,8 +517,8 @@ mod tests {
             .flat_map(|digest| hints.take(other, digest))
             .collect();
         assert!(!taken.is_empty() && taken.iter().all(|(vm, _)| *vm == VmId(3)));
-        assert_eq!(hints.count(other), 0);
-        assert_ne!(hints.count(domain), 0);
+        assert_eq!(hints.seats().count(other), 0);
+        assert_ne!(hints.seats().count(domain), 0);
     }
 
     #[test]
@@ -531,7 +531,7 @@ mod tests {
             assert_ne!(seat, NOBODY);
             let hint = hints.offer(domain, 6, (seat, Gfn(vm)), &NONE);
             assert_eq!(hint, Hint::Inserted, "whoever had it is gone");
-            assert_eq!(hints.count(domain), 2);
+            assert_eq!(hints.seats().count(domain), 2);
             hints.leave_seat(seat);
         }
         let taken = [(); SEATS].map(|()| hints.take_seat(domain, VmId(1)));
@@ -654,7 +654,7 @@ mod tests {
                 }
                 let words = hints.words.iter().map(|word| word.load(Ordering::Relaxed));
                 let live = words.filter(|word| *word != EMPTY && hints.owner(*word).is_some());
-                prop_assert_eq!(live.count() as u64, hints.count(domain));
+                prop_assert_eq!(live.count() as u64, hints.seats().count(domain));
             }
         }
     }

@@ -48,9 +48,14 @@ impl Index {
         self.hints.leave_seat(seat);
     }
 
+    /// How many hints name pages of the VM in this seat.
+    pub(super) fn hints_of(&self, seat: u16) -> u64 {
+        self.hints.seats().hints(seat.into())
+    }
+
     /// How many hints this domain has.
     pub(super) fn hints(&self) -> u64 {
-        self.hints.count(self.domain)
+        self.hints.seats().count(self.domain)
     }
 
     /// Fetches into the processor's cache what a lookup of this digest needs.

@@ -104,6 +104,11 @@ impl Seats {
         self.counts[seat].fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// How many hints name this seat.
+    pub(super) fn hints(&self, seat: usize) -> u64 {
+        self.counts[seat].load(Ordering::Relaxed).into()
+    }
+
     /// How many hints a domain has.
     pub(super) fn count(&self, domain: DomainId) -> u64 {
         let mine = |owner: &AtomicU64| owner.load(Ordering::Relaxed) >> 32 == u64::from(domain.0);

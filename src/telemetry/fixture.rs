@@ -100,6 +100,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
         granted_pages: Pages(homes.resident_pages.0 + homes.shared_pages.0 + homes.zero_pages.0),
         consumed_pages: homes.resident_pages,
         saved_pages: Pages(homes.shared_pages.0 * 3 / 4),
+        hinted_pages: Pages(300 + u64::from(id) * 70),
         overhead_pages: mib(1),
         zip_pages: Pages(homes.compressed_pages.0 / 2),
         zip: ZipStatus {

@@ -118,6 +118,7 @@ metrics! {
     Gauge, "vm_granted_bytes", Pages, Of("vms[].granted_pages"), "Memory that can be read without a refill.";
     Gauge, "vm_consumed_bytes", Pages, Of("vms[].consumed_pages"), "Host memory that it costs.";
     Gauge, "vm_shared_saved_bytes", Pages, Of("vms[].saved_pages"), "Its part of what sharing saves.";
+    Gauge, "vm_hinted_bytes", Pages, Of("vms[].hinted_pages"), "Its pages that wait as hints for one of equal content.";
     Gauge, "vm_overhead_bytes", Pages, Of("vms[].overhead_pages"), "Metadata that the daemon keeps for it.";
     Gauge, "vm_cache_bytes", Pages, Of("vms[].zip_pages"), "Host memory of its compression cache.";
     Gauge, "vm_cache_cap_bytes", Pages, Of("vms[].zip.cap_pages"), "The most that the settings let its compression cache have.";

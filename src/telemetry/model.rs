@@ -91,6 +91,9 @@ impl StallRates {
     }
 }
 
+/// The time over which the daemon measures rates itself; see [`VmStatus::rates`].
+const TOLD_MS: u64 = 5000;
+
 /// The rates between two snapshots of one daemon.
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
 pub struct Rates {
@@ -103,6 +106,20 @@ pub struct Rates {
 }
 
 impl Rates {
+    /// The rates that the daemon measured over its latest five seconds, as `status` has them.
+    #[must_use]
+    pub fn told(status: &HostStatus) -> Self {
+        let mut rates = Self {
+            interval_ms: TOLD_MS,
+            ..Self::default()
+        };
+        for vm in &status.vms {
+            rates.total.add(&vm.rates);
+            rates.vms.insert(vm.id, vm.rates);
+        }
+        rates
+    }
+
     /// The rates from `old` to `new`.
     ///
     /// They are empty where the two cannot be compared: they are of different daemons, or there is no time between

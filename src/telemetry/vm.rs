@@ -188,8 +188,7 @@ pub struct ZipStatus {
 pub struct SwapStatus {
     /// Slots of the file in use (ESX: SWCUR).
     pub slots: u64,
-    /// Pages the policy wants in the compression cache and the swap file; 0 when nothing is to be taken
-    /// (ESX: SWTGT).
+    /// Pages the policy wants compressed or swapped; 0 when nothing is to be taken (ESX: SWTGT).
     pub target_pages: Pages,
     /// Read operations so far.
     pub reads: u64,
@@ -356,11 +355,12 @@ pub struct VmStatus {
     pub homes: Homes,
     /// Guest pages that can be read without a refill: resident, shared and zero (ESX: GRANT).
     pub granted_pages: Pages,
-    /// Host memory it costs: resident pages, its part of the shared frames, its compression cache, its
-    /// credits (ESX: CNSM).
+    /// Host memory it costs: resident, its part of shared frames, compression cache, credits (ESX: CNSM).
     pub consumed_pages: Pages,
     /// What sharing saves, its part: the pages that it shares less its part of the frames (ESX: SHRDSVD).
     pub saved_pages: Pages,
+    /// Its pages that wait as hints for one of equal content (ESX: COWH).
+    pub hinted_pages: Pages,
     /// Host memory for its page table and the like, beside what it consumes (ESX: OVHD).
     pub overhead_pages: Pages,
     /// Host pages of its compression cache (ESX: CACHEUSD).

@@ -1,27 +1,27 @@
-//! The picture of where a VM's pages are: one row of block characters.
+//! The picture of where a VM's pages are: block characters, in a row for now, in columns for its history.
 
-use crate::telemetry::Homes;
+use ratatui::style::{Color, Style};
+use ratatui::text::Span;
 
 /// How a home is drawn.
-struct Mark {
+pub(super) struct Mark {
     home: &'static str,
-    block: char,
-    /// The SGR colour code (ECMA-48).
-    colour: &'static str,
+    pub(super) block: char,
+    pub(super) colour: Color,
 }
 
-/// In the order of [`Homes::each`]: the darker the block, the more memory a page costs.
-const MARKS: [Mark; 7] = [
-    mark("resident", '█', "32"),
-    mark("shared", '▓', "34"),
-    mark("compressed", '▒', "33"),
-    mark("zero", '░', "36"),
-    mark("swapped", '▁', "31"),
-    mark("ballooned", '○', "35"),
-    mark("untouched", '·', "90"),
+/// In the order of [`Homes::each`](crate::telemetry::Homes::each): the darker the block, the more memory a page costs.
+pub(super) const MARKS: [Mark; 7] = [
+    mark("resident", '█', Color::Green),
+    mark("shared", '▓', Color::Blue),
+    mark("compressed", '▒', Color::Yellow),
+    mark("zero", '░', Color::Cyan),
+    mark("swapped", '▁', Color::Red),
+    mark("ballooned", '○', Color::Magenta),
+    mark("untouched", '·', Color::DarkGray),
 ];
 
-const fn mark(home: &'static str, block: char, colour: &'static str) -> Mark {
+const fn mark(home: &'static str, block: char, colour: Color) -> Mark {
     Mark {
         home,
         block,
@@ -29,49 +29,66 @@ const fn mark(home: &'static str, block: char, colour: &'static str) -> Mark {
     }
 }
 
+/// The marks of `homes` on `cells` cells, the first home first.
+pub(super) fn marks(
+    homes: &[f64; 7],
+    cells: usize,
+) -> impl DoubleEndedIterator<Item = &'static Mark> {
+    // Pages again: parts of a MiB count.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a float becomes the nearest integer that there is"
+    )]
+    let pages = homes.map(|mib| (mib * 256.0).round() as u64);
+    let counts = divide(&pages, cells);
+    let runs = MARKS.iter().zip(counts);
+    let cells = runs.flat_map(|(mark, count)| std::iter::repeat_n(mark, count));
+    cells.collect::<Vec<_>>().into_iter()
+}
+
 /// Draws `homes` on `width` characters.
-pub(super) fn bar(homes: &Homes, width: usize, colour: bool) -> String {
-    let cells = divide(&homes.each().map(|(_, pages)| pages.0), width);
-    let mut text = String::new();
-    for (mark, cells) in MARKS.iter().zip(cells) {
-        let run = String::from(mark.block).repeat(cells);
-        text += &paint(&run, mark.colour, colour && cells > 0);
-    }
-    text
+pub(super) fn bar(homes: &[f64; 7], width: usize) -> Vec<Span<'static>> {
+    let spans = marks(homes, width).map(|mark| painted(mark.block.to_string(), mark.colour));
+    spans.collect()
 }
 
 /// Names the blocks.
-pub(super) fn legend(colour: bool) -> String {
-    let named = |mark: &Mark| {
-        let block = paint(&mark.block.to_string(), mark.colour, colour);
-        format!("{block} {}", mark.home)
-    };
-    MARKS.iter().map(named).collect::<Vec<_>>().join("  ")
+pub(super) fn legend() -> Vec<Span<'static>> {
+    let named = MARKS.iter().enumerate().flat_map(|(at, mark)| {
+        let gap = if at == 0 { "" } else { "  " };
+        [
+            Span::raw(gap),
+            painted(mark.block.to_string(), mark.colour),
+            Span::raw(format!(" {}", mark.home)),
+        ]
+    });
+    named.collect()
 }
 
-/// Wraps `text` in a colour.
-pub(super) fn paint(text: &str, code: &str, colour: bool) -> String {
-    if colour {
-        format!("\x1b[{code}m{text}\x1b[0m")
-    } else {
-        text.to_owned()
-    }
+/// Text in a colour.
+pub(super) fn painted(text: String, colour: Color) -> Span<'static> {
+    Span::styled(text, Style::new().fg(colour))
 }
 
-/// Divides `width` cells in proportion to `parts`, by the largest-remainder method: the cells add up
-/// to `width` and none is off by a whole cell.
-fn divide(parts: &[u64; 7], width: usize) -> [usize; 7] {
-    let total = u128::from(parts.iter().sum::<u64>().max(1));
-    let exact = parts.map(|part| u128::from(part) * width as u128);
-    // Each is at most `width`, so the conversions cannot fail.
-    let mut cells = exact.map(|cells| usize::try_from(cells / total).unwrap_or(width));
+/// Divides `cells` in proportion to `parts`, by the largest-remainder method: they add up, and none is off by a whole
+/// cell.
+fn divide(parts: &[u64; 7], cells: usize) -> [usize; 7] {
+    let total = parts
+        .iter()
+        .map(|part| u128::from(*part))
+        .sum::<u128>()
+        .max(1);
+    let exact = parts.map(|part| u128::from(part) * cells as u128);
+    // Each is at most `cells`, so the conversions cannot fail.
+    let mut counts = exact.map(|count| usize::try_from(count / total).unwrap_or(cells));
     let mut by_rest: Vec<usize> = (0..parts.len()).collect();
     by_rest.sort_by_key(|&part| std::cmp::Reverse(exact[part] % total));
-    let missing = width.saturating_sub(cells.iter().sum());
+    let missing = cells.saturating_sub(counts.iter().sum());
     for part in by_rest.into_iter().take(missing) {
-        cells[part] += 1;
+        counts[part] += 1;
     }
-    cells
+    counts
 }
 
 #[cfg(test)]
@@ -79,7 +96,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::units::Pages;
+    use crate::telemetry::Homes;
 
     #[test]
     fn marks_are_in_the_order_of_the_homes() {
@@ -89,23 +106,11 @@ mod tests {
 
     #[test]
     fn bar_of_known_parts_is_drawn_to_scale() {
-        let homes = Homes {
-            resident_pages: Pages(500),
-            shared_pages: Pages(260),
-            swapped_pages: Pages(140),
-            untouched_pages: Pages(100),
-            ..Homes::default()
-        };
-        assert_eq!(bar(&homes, 10, false), "█████▓▓▓▁·");
-    }
-
-    #[test]
-    fn bar_in_colour_paints_only_what_is_there() {
-        let homes = Homes {
-            ballooned_pages: Pages(7),
-            ..Homes::default()
-        };
-        assert_eq!(bar(&homes, 3, true), "\x1b[35m○○○\x1b[0m");
+        let homes = [5.0, 2.6, 0.0, 0.0, 1.4, 0.0, 1.0];
+        let bar = bar(&homes, 10);
+        let text: String = bar.iter().map(|span| &*span.content).collect();
+        assert_eq!(text, "█████▓▓▓▁·");
+        assert_eq!(bar[5].style.fg, Some(Color::Blue));
     }
 
     proptest! {

@@ -1,120 +1,172 @@
-//! One row for each VM; the wider the screen, the more columns.
+//! One row for each VM; the wider the screen, the more of the chosen fields.
+
+use std::cmp::Ordering;
+
+use ratatui::style::{Modifier, Style};
+use ratatui::text::{Line, Span};
 
 use super::bar;
-use super::render::{Screen, count, mib, plain, speed};
-use crate::telemetry::{HostStatus, Rates, VmRates, VmStatus};
+use super::config::{Config, HOMES};
+use super::fields::{Unit, VM, place};
+use super::header::badness;
+use super::sample::{Sample, VmSample};
+use super::words::fit;
 
-/// Width of the name column.
+/// Width of the column of names.
 const NAME_WIDTH: usize = 12;
 
-/// The bar takes what the columns leave, but no more than this, so that bars stay comparable.
-const BAR_MAX: usize = 40;
+/// The bar takes what the fields leave, but at least the first and at most the second, so that bars stay comparable.
+const BAR: (usize, usize) = (10, 40);
 
-/// A column of numbers.
-struct Column {
-    title: &'static str,
-    width: usize,
-    /// The narrowest screen that shows it.
-    from: usize,
-    text: fn(&VmStatus, Option<&VmRates>) -> String,
+const HEALTH: usize = place(VM, "HEALTH");
+const BLOCKED: usize = place(VM, "BLK?");
+
+/// How the table is looked at.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Look {
+    /// The VM that the cursor is on.
+    pub(super) selected: Option<u32>,
+    /// How many of the chosen fields are left out at the left.
+    pub(super) skipped: usize,
 }
 
-const fn column(
-    title: &'static str,
-    width: usize,
-    from: usize,
-    text: fn(&VmStatus, Option<&VmRates>) -> String,
-) -> Column {
-    Column {
-        title,
-        width,
-        from,
-        text,
-    }
+/// The VMs in the order in which they are shown.
+pub(super) fn sorted<'a>(sample: &'a Sample, config: &Config) -> Vec<&'a VmSample> {
+    let mut vms: Vec<&VmSample> = sample.vms.iter().collect();
+    let by_number = |a: &&VmSample, b: &&VmSample| a.id.cmp(&b.id);
+    let by_field = |field: usize, a: &VmSample, b: &VmSample| {
+        // The greatest first; those without a number last.
+        let (a, b) = (a.number(field), b.number(field));
+        b.partial_cmp(&a).unwrap_or(Ordering::Equal)
+    };
+    vms.sort_by(|a, b| {
+        let order = match config.sort {
+            None => by_number(a, b),
+            Some(field) => by_field(field, a, b),
+        };
+        let order = if config.reverse {
+            order.reverse()
+        } else {
+            order
+        };
+        order.then_with(|| by_number(a, b))
+    });
+    vms
 }
 
-/// The titles are those of esxtop where esxtop has the quantity. Sizes are in MiB; SWR/s and SWW/s are in MiB/s.
-const COLUMNS: [Column; 17] = [
-    column("HEALTH", 8, 0, |vm, _| vm.health.reading.to_string()),
-    column("MEMSZ", 7, 0, |vm, _| mib(vm.configured_pages)),
-    column("GRANT", 7, 0, |vm, _| mib(vm.granted_pages)),
-    column("CNSM", 7, 0, |vm, _| mib(vm.consumed_pages)),
-    column("SHRD", 7, 0, |vm, _| mib(vm.homes.shared_pages)),
-    column("ZERO", 7, 88, |vm, _| mib(vm.homes.zero_pages)),
-    column("ZIP", 7, 0, |vm, _| mib(vm.homes.compressed_pages)),
-    column("SWCUR", 7, 0, |vm, _| mib(vm.homes.swapped_pages)),
-    column("MCTLSZ", 7, 0, balloon_size),
-    column("%ACTV", 7, 98, |vm, _| active(vm)),
-    column("%LAT", 7, 98, latency),
-    column("MCTLTGT", 8, 108, |vm, _| mib(vm.balloon.target_pages)),
-    column("FLT/s", 7, 118, |_, rates| count(rates, |r| r.faults_per_s)),
-    column("SZTGT", 7, 128, |vm, _| mib(vm.allocation.target_pages)),
-    column("COW/s", 7, 148, |_, rates| count(rates, |r| r.breaks_per_s)),
-    column("SWR/s", 7, 148, |_, rates| {
-        speed(rates, |r| r.swap_in_bytes_per_s)
-    }),
-    column("SWW/s", 7, 148, |_, rates| {
-        speed(rates, |r| r.swap_out_bytes_per_s)
-    }),
-];
-
-/// The header and the rows of the table, one text for each. None is wider than the screen.
-pub(super) fn rows(status: &HostStatus, rates: Option<&Rates>, screen: Screen) -> Vec<String> {
-    let columns = || COLUMNS.iter().filter(|column| column.from <= screen.width);
-    let taken: usize = NAME_WIDTH + columns().map(|column| column.width).sum::<usize>() + 1;
-    let bar_width = screen.width.saturating_sub(taken).min(BAR_MAX);
-    let mut header = format!("{:NAME_WIDTH$}", "NAME");
-    for column in columns() {
-        header += &format!("{:>1$}", column.title, column.width);
-    }
-    header += " HOMES";
-    let mut rows = vec![clip(&header, screen.width)];
-    for vm in &status.vms {
-        let moved = rates.and_then(|rates| rates.vms.get(&vm.id));
-        let mut row = format!("{:NAME_WIDTH$}", name(vm));
-        for column in columns() {
-            row += &format!("{:>1$}", (column.text)(vm, moved), column.width);
+/// The heading and the rows, of which at most `room` are shown, the selected one among them. None is wider than
+/// `width`.
+pub(super) fn lines(
+    sample: &Sample,
+    config: &Config,
+    look: Look,
+    (width, room): (usize, usize),
+) -> Vec<Line<'static>> {
+    let columns = Columns::of(config, look.skipped, width);
+    let vms = sorted(sample, config);
+    let at = vms.iter().position(|vm| Some(vm.id) == look.selected);
+    let first = at.map_or(0, |at| (at + 1).saturating_sub(room));
+    let rows = vms.iter().skip(first).take(room).map(|vm| {
+        let row = columns.row(vm);
+        if Some(vm.id) == look.selected {
+            row.style(Style::new().add_modifier(Modifier::REVERSED))
+        } else {
+            row
         }
-        let row = clip(&row, screen.width);
-        let bar = bar::bar(&vm.homes, bar_width, screen.colour);
-        rows.push(format!("{row} {bar}"));
+    });
+    [columns.heading(config)].into_iter().chain(rows).collect()
+}
+
+/// What fits.
+struct Columns<'a> {
+    fields: &'a [usize],
+    bar: usize,
+}
+
+impl<'a> Columns<'a> {
+    fn of(config: &'a Config, skipped: usize, width: usize) -> Self {
+        let chosen = config.fields.get(skipped..).unwrap_or_default();
+        let least = if config.homes { BAR.0 + 1 } else { 0 };
+        let mut left = width.saturating_sub(NAME_WIDTH + least);
+        let fits = |field: &&usize| {
+            let rest = left.checked_sub(VM[**field].width);
+            left = rest.unwrap_or(left);
+            rest.is_some()
+        };
+        let shown = chosen.iter().take_while(fits).count();
+        Self {
+            fields: &chosen[..shown],
+            bar: if config.homes {
+                (left + BAR.0).min(BAR.1)
+            } else {
+                0
+            },
+        }
     }
-    rows
+
+    fn heading(&self, config: &Config) -> Line<'static> {
+        let style = Style::new().add_modifier(Modifier::BOLD);
+        let mut spans = vec![Span::styled(format!("{:NAME_WIDTH$}", "NAME"), style)];
+        for &at in self.fields {
+            let field = &VM[at];
+            let gap = field.width - field.name.len();
+            spans.push(Span::raw(" ".repeat(gap)));
+            let sorted = config.sort == Some(at);
+            let style = if sorted {
+                style.add_modifier(Modifier::UNDERLINED)
+            } else {
+                style
+            };
+            spans.push(Span::styled(field.name, style));
+        }
+        if self.bar > 0 {
+            spans.push(Span::styled(format!(" {HOMES}"), style));
+        }
+        Line::from(spans)
+    }
+
+    fn row(&self, vm: &VmSample) -> Line<'static> {
+        let mut spans = vec![Span::raw(format!("{:NAME_WIDTH$}", name(vm)))];
+        for &at in self.fields {
+            let (field, number) = (&VM[at], vm.number(at));
+            let style = if at == HEALTH {
+                badness(number, 1.0)
+            } else {
+                Style::new()
+            };
+            let text = field.unit.write(number);
+            // A number that is too wide would push the others out of their columns.
+            let text = format!("{:>1$}", fit(&text, field.width - 1), field.width);
+            spans.push(Span::styled(text, style));
+        }
+        if self.bar > 0 {
+            spans.push(Span::raw(" "));
+            spans.extend(bar::bar(&vm.homes(), self.bar));
+        }
+        Line::from(spans)
+    }
 }
 
 /// The name, cut to its column, with a `!` if the VM is blocked.
-fn name(vm: &VmStatus) -> String {
-    let mark = if vm.blocked { "!" } else { "" };
-    let name = plain(&vm.name);
-    let room = NAME_WIDTH - mark.len();
-    if name.chars().count() <= room {
-        return name + mark;
-    }
-    let cut: String = name.chars().take(room - 1).collect();
-    format!("{cut}…{mark}")
+fn name(vm: &VmSample) -> String {
+    let blocked = vm.number(BLOCKED).is_some_and(|blocked| blocked > 0.0);
+    let mark = if blocked { "!" } else { "" };
+    fit(&vm.name, NAME_WIDTH - mark.len()) + mark
 }
 
-fn active(vm: &VmStatus) -> String {
-    match vm.activity.active_pages {
-        Some(_) => vm.activity.active_percent.to_string(),
-        None => "-".to_owned(),
+/// How a field is sorted, in words.
+pub(super) fn order(config: &Config) -> String {
+    let reversed = if config.reverse { ", reversed" } else { "" };
+    match config.sort {
+        None => format!("VM number{reversed}"),
+        Some(field) => format!("{}{reversed}", VM[field].name),
     }
 }
 
-/// The stalled time between two snapshots. With a single one, what the daemon says about the latest seconds.
-fn latency(vm: &VmStatus, rates: Option<&VmRates>) -> String {
-    let percent = rates.map_or(vm.stalls.latency_percent, |rates| rates.stalled_percent);
-    format!("{percent:.1}")
-}
-
-fn balloon_size(vm: &VmStatus, _: Option<&VmRates>) -> String {
-    if vm.balloon.agent {
-        mib(vm.balloon.size_pages)
-    } else {
-        "-".to_owned()
+/// The unit of a field, in brackets, if it has one.
+pub(super) fn unit(unit: Unit) -> String {
+    match unit.name() {
+        "" => String::new(),
+        name => format!(" [{name}]"),
     }
-}
-
-fn clip(text: &str, width: usize) -> String {
-    text.chars().take(width).collect()
 }
