@@ -70,8 +70,8 @@ pub struct GuestOptions {
     pub memory_socket: PathBuf,
     /// The host's balloon socket.
     pub balloon_socket: PathBuf,
-    /// The directory of the file behind the guest's own swap disk.
-    pub swap_directory: PathBuf,
+    /// The directory of the files behind the guest's own disks.
+    pub disk_directory: PathBuf,
     /// The size of the guest's own swap disk in pages.
     pub swap_pages: u32,
 }
@@ -180,7 +180,7 @@ pub fn run(
     };
     let kernel_options = KernelOptions {
         swap_pages: options.swap_pages,
-        swap_directory: options.swap_directory.clone(),
+        disk_directory: options.disk_directory.clone(),
     };
     let kernel = Kernel::new(memory, &kernel_options)?;
     let relief = match host {

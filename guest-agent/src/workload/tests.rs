@@ -34,7 +34,7 @@ fn guest(ram: u32, swap: u32) -> Guest {
     let memory = Arc::new(VecMemory::new(ram));
     let options = KernelOptions {
         swap_pages: swap,
-        swap_directory: directory.path().to_owned(),
+        disk_directory: directory.path().to_owned(),
     };
     let kernel = Kernel::new(Arc::clone(&memory) as Arc<dyn Memory>, &options);
     Guest {
