@@ -298,10 +298,62 @@ proptest! {
     }
 }
 
+/// Pages of the region and of the file of each thread.
+const PAGES: u64 = 24;
+
+/// One of several threads: writes and reads memory and a file of its own, and reads a file that all read.
+fn use_all_memory(
+    seed: u64,
+    kernel: &Arc<Kernel>,
+    (file, content): (&CachedFile, &[u8]),
+    volume: &Volume,
+) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let region = kernel.map_anon(PAGES as u32);
+    let mut on_disk = volume.create(PAGES as u32);
+    let mut versions = [0u64; PAGES as usize];
+    let mut deleted = 0;
+    for step in 1..1500u64 {
+        let page = random.random_range(0..PAGES);
+        let at = page * PAGE_SIZE as u64;
+        let mut found = vec![0; PAGE_SIZE];
+        region.read(at, &mut found).expect("there is room");
+        let expected = match versions[page as usize] {
+            0 => vec![0; PAGE_SIZE],
+            version => noise(version, PAGE_SIZE),
+        };
+        assert_eq!(found, expected, "seed {seed}, step {step}, page {page}");
+        versions[page as usize] = seed * 10_000 + step;
+        let bytes = noise(seed * 10_000 + step, PAGE_SIZE);
+        region.write(at, &bytes).expect("there is room");
+        // The file has the bytes that the region has, until it is deleted.
+        on_disk.write(at, &bytes).expect("there is room");
+        let page = random.random_range(0..PAGES);
+        let at = page * PAGE_SIZE as u64;
+        on_disk.read(at, &mut found).expect("the disk works");
+        let expected = match versions[page as usize] {
+            version if version <= deleted => vec![0; PAGE_SIZE],
+            version => noise(version, PAGE_SIZE),
+        };
+        assert_eq!(found, expected, "seed {seed}, step {step}, page {page}");
+        match random.random_range(0..200) {
+            0 => {
+                on_disk = volume.create(PAGES as u32);
+                deleted = seed * 10_000 + step;
+            }
+            1..20 => on_disk.flush().expect("the disk works"),
+            _ => {}
+        }
+        let place = random.random_range(0..29 * PAGE_SIZE);
+        file.read(place as u64, &mut found)
+            .expect("the file is there");
+        assert_eq!(found, content[place..place + PAGE_SIZE]);
+    }
+}
+
 #[test]
 fn kernel_of_many_threads_in_little_ram_keeps_every_byte() {
     const THREADS: u64 = 4;
-    const PAGES: u64 = 24;
     let guest = guest(40, 120);
     let content = noise(7, 30 * PAGE_SIZE);
     let file = guest
@@ -313,51 +365,8 @@ fn kernel_of_many_threads_in_little_ram_keeps_every_byte() {
     let volume = guest.kernel.volume(disk, Duration::ZERO).expect("a disk");
     std::thread::scope(|scope| {
         for seed in 0..THREADS {
-            let (kernel, file, content) = (&guest.kernel, &file, &content);
-            let volume = &volume;
-            scope.spawn(move || {
-                let mut random = StdRng::seed_from_u64(seed);
-                let region = kernel.map_anon(PAGES as u32);
-                let mut on_disk = volume.create(PAGES as u32);
-                let mut versions = [0u64; PAGES as usize];
-                let mut deleted = 0;
-                for step in 1..1500u64 {
-                    let page = random.random_range(0..PAGES);
-                    let at = page * PAGE_SIZE as u64;
-                    let mut found = vec![0; PAGE_SIZE];
-                    region.read(at, &mut found).expect("there is room");
-                    let expected = match versions[page as usize] {
-                        0 => vec![0; PAGE_SIZE],
-                        version => noise(version, PAGE_SIZE),
-                    };
-                    assert_eq!(found, expected, "seed {seed}, step {step}, page {page}");
-                    versions[page as usize] = seed * 10_000 + step;
-                    let bytes = noise(seed * 10_000 + step, PAGE_SIZE);
-                    region.write(at, &bytes).expect("there is room");
-                    // The file has the bytes that the region has, until it is deleted.
-                    on_disk.write(at, &bytes).expect("there is room");
-                    let page = random.random_range(0..PAGES);
-                    let at = page * PAGE_SIZE as u64;
-                    on_disk.read(at, &mut found).expect("the disk works");
-                    let expected = match versions[page as usize] {
-                        version if version <= deleted => vec![0; PAGE_SIZE],
-                        version => noise(version, PAGE_SIZE),
-                    };
-                    assert_eq!(found, expected, "seed {seed}, step {step}, page {page}");
-                    match random.random_range(0..200) {
-                        0 => {
-                            on_disk = volume.create(PAGES as u32);
-                            deleted = seed * 10_000 + step;
-                        }
-                        1..20 => on_disk.flush().expect("the disk works"),
-                        _ => {}
-                    }
-                    let place = random.random_range(0..29 * PAGE_SIZE);
-                    file.read(place as u64, &mut found)
-                        .expect("the file is there");
-                    assert_eq!(found, content[place..place + PAGE_SIZE]);
-                }
-            });
+            let (kernel, file, content, volume) = (&guest.kernel, &file, &content, &volume);
+            scope.spawn(move || use_all_memory(seed, kernel, (file, content), volume));
         }
         scope.spawn(|| {
             for _ in 0..300 {
