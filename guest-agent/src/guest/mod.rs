@@ -20,7 +20,7 @@ use thiserror::Error;
 use crate::balloon::{Agent, AgentSettings, PageSource};
 use crate::kernel::{Kernel, KernelError, KernelOptions, PressureHook};
 use crate::shim::{self, Memory, PowerOnError, PoweredOn, Ram, SessionEnd, map_bare};
-use crate::workload::{Mismatch, Progress, Report, Runner, SpecError, StartError, WorkloadSpec};
+use crate::workload::{Mismatch, Progress, Report, Runner, Sequence, SpecError, StartError};
 use pages::{KernelPages, Relief};
 
 pub use process::ProcessUse;
@@ -41,7 +41,7 @@ pub struct GuestOptions {
     pub name: String,
     /// Configured size in pages.
     pub pages: u32,
-    /// The workloads it runs, one text for each.
+    /// The workloads it runs at the same time, one text for each sequence of workloads.
     pub workloads: Vec<String>,
     /// The salt of its sharing domain.
     pub salt: Option<String>,
@@ -166,7 +166,7 @@ pub fn run(
     host_gone: impl FnOnce(SessionEnd) + Send + 'static,
     progress: impl FnMut(Progress),
 ) -> Result<Outcome, GuestError> {
-    let specs: Vec<WorkloadSpec> = options
+    let sequences: Vec<Sequence> = options
         .workloads
         .iter()
         .map(|text| text.parse())
@@ -188,7 +188,7 @@ pub fn run(
         _ => None,
     };
     let started = Instant::now();
-    let runner = Runner::start(&kernel, &specs, options.seed)?;
+    let runner = Runner::start(&kernel, &sequences, options.seed)?;
     let interrupted = wait(options.duration, signals, &runner)?;
     let (ran, used) = (started.elapsed(), ProcessUse::now());
     let report = runner.stop(progress);
