@@ -131,7 +131,7 @@ pub(super) const CONTENT: Parameter = Parameter {
     default: Some("mixed"),
     allowed: Allowed::Text(Mix::NAMES, |text| text.parse::<Mix>().is_ok()),
     effect: "what it writes; mixed: 15 % zeroes, 30 % text, 25 % incompressible, and equal in all guests \
-             15 % text and 15 % incompressible",
+             15 % text and 15 % incompressible; recorded: as the memory of real processes",
 };
 
 pub(super) const WRITE: Parameter = Parameter {
