@@ -8,7 +8,7 @@ use memvisor::settings::{
     ConfigError, ConfigFile, Layer, Layers, Origin, Profile, TABLE, VM_KEYS, VmPatch,
 };
 use memvisor::units::Bytes;
-use memvisor_guest_agent::workload::WorkloadSpec;
+use memvisor_guest_agent::workload::Sequence;
 use memvisor_wire::units::{parse_bytes, parse_duration, parse_duration_in, parse_pages};
 use memvisor_wire::vm_name::check_vm_name;
 
@@ -142,12 +142,15 @@ pub(crate) fn words(u: &mut Unstructured<'_>) -> Result<()> {
 }
 
 fn workload(word: &str) {
-    let Ok(spec) = word.parse::<WorkloadSpec>() else {
+    let Ok(sequence) = word.parse::<Sequence>() else {
         return;
     };
-    let again = spec.to_string().parse::<WorkloadSpec>();
-    assert_eq!(format!("{again:?}"), format!("Ok({spec:?})"), "{word:?}");
-    assert!((1..=64).contains(&spec.threads), "{spec:?}");
+    let again = sequence.to_string().parse::<Sequence>();
+    let expected = format!("Ok({sequence:?})");
+    assert_eq!(format!("{again:?}"), expected, "{word:?}");
+    for spec in sequence.workloads() {
+        assert!((1..=64).contains(&spec.threads), "{spec:?}");
+    }
 }
 
 fn sizes(word: &str) {
@@ -181,18 +184,22 @@ fn word(u: &mut Unstructured<'_>) -> Result<String> {
         2 => (*u.choose(&VALUES)?).to_owned(),
         _ => {
             let kinds = [
-                "idle", "stream", "toucher", "kv", "files:/x", "image:y", "churn",
+                "idle", "stream", "toucher", "kv", "dbench", "compile", "boot", "files:/x",
+                "image:y", "churn",
             ];
             let parameters = [
                 "size", "threads", "rate", "pause", "content", "active", "then", "write", "zipf",
-                "value", "attach",
+                "value", "attach", "for", "file", "latency", "inputs", "check",
             ];
-            let mut spec = (*u.choose(&kinds)?).to_owned();
-            for _ in 0..u.int_in_range(0..=4)? {
+            let mut sequence = (*u.choose(&kinds)?).to_owned();
+            for _ in 0..u.int_in_range(0..=6)? {
                 let values = [quantity.as_str(), "1M", "8M@10s", "5", "text", "no", "1.2"];
-                spec += &format!(",{}={}", u.choose(&parameters)?, u.choose(&values)?);
+                sequence += &match u.int_in_range(0..=3)? {
+                    0 => format!("; {}", u.choose(&kinds)?),
+                    _ => format!(",{}={}", u.choose(&parameters)?, u.choose(&values)?),
+                };
             }
-            spec
+            sequence
         }
     })
 }

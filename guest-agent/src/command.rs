@@ -233,7 +233,7 @@ impl GuestArgs {
             bare: self.bare,
             // The host may balloon any part of the guest's memory, and the guest must be able to page it out.
             swap_pages: self.memory,
-            swap_directory: env::temp_dir(),
+            disk_directory: env::temp_dir(),
         })
     }
 }

@@ -20,7 +20,7 @@ use thiserror::Error;
 use crate::balloon::{Agent, AgentSettings, PageSource};
 use crate::kernel::{Kernel, KernelError, KernelOptions, PressureHook};
 use crate::shim::{self, Memory, PowerOnError, PoweredOn, Ram, SessionEnd, map_bare};
-use crate::workload::{Mismatch, Progress, Report, Runner, SpecError, StartError, WorkloadSpec};
+use crate::workload::{Mismatch, Progress, Report, Runner, Sequence, SpecError, StartError};
 use pages::{KernelPages, Relief};
 
 pub use process::ProcessUse;
@@ -41,7 +41,7 @@ pub struct GuestOptions {
     pub name: String,
     /// Configured size in pages.
     pub pages: u32,
-    /// The workloads it runs, one text for each.
+    /// The workloads it runs at the same time, one text for each sequence of workloads.
     pub workloads: Vec<String>,
     /// The salt of its sharing domain.
     pub salt: Option<String>,
@@ -70,8 +70,8 @@ pub struct GuestOptions {
     pub memory_socket: PathBuf,
     /// The host's balloon socket.
     pub balloon_socket: PathBuf,
-    /// The directory of the file behind the guest's own swap disk.
-    pub swap_directory: PathBuf,
+    /// The directory of the files behind the guest's own disks.
+    pub disk_directory: PathBuf,
     /// The size of the guest's own swap disk in pages.
     pub swap_pages: u32,
 }
@@ -166,7 +166,7 @@ pub fn run(
     host_gone: impl FnOnce(SessionEnd) + Send + 'static,
     progress: impl FnMut(Progress),
 ) -> Result<Outcome, GuestError> {
-    let specs: Vec<WorkloadSpec> = options
+    let sequences: Vec<Sequence> = options
         .workloads
         .iter()
         .map(|text| text.parse())
@@ -180,7 +180,7 @@ pub fn run(
     };
     let kernel_options = KernelOptions {
         swap_pages: options.swap_pages,
-        swap_directory: options.swap_directory.clone(),
+        disk_directory: options.disk_directory.clone(),
     };
     let kernel = Kernel::new(memory, &kernel_options)?;
     let relief = match host {
@@ -188,7 +188,7 @@ pub fn run(
         _ => None,
     };
     let started = Instant::now();
-    let runner = Runner::start(&kernel, &specs, options.seed)?;
+    let runner = Runner::start(&kernel, &sequences, options.seed)?;
     let interrupted = wait(options.duration, signals, &runner)?;
     let (ran, used) = (started.elapsed(), ProcessUse::now());
     let report = runner.stop(progress);

@@ -56,7 +56,8 @@ pub struct WorkloadReport {
     pub loading_seconds: f64,
     /// How long operations took.
     pub latency: Latency,
-    /// For each full second from its start until it was stopped: pages filled plus operations.
+    /// For each full second from the start of the guest's workloads until this one was stopped: pages filled plus
+    /// operations.
     pub each_second: Vec<u32>,
     /// Fields that this version does not know.
     #[serde(flatten)]

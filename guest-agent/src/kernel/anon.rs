@@ -6,12 +6,10 @@ use std::time::Instant;
 
 use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE};
 
+use super::disk::Slot;
 use super::object::{Eviction, Object};
 use super::pages::{Owner, PageUse};
-use super::swap::SwapSlot;
-use super::{Bounce, Kernel, KernelError, lock, pieces, try_lock};
-
-static ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+use super::{Bounce, Kernel, KernelError, ZEROES, check_range, lock, pieces, try_lock};
 
 /// Where one page of a mapping is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -20,7 +18,7 @@ enum Place {
     #[default]
     Nowhere,
     Ram(Gfn),
-    Disk(SwapSlot),
+    Disk(Slot),
 }
 
 struct AnonMap {
@@ -109,9 +107,9 @@ impl AnonRegion {
     ///
     /// # Errors
     /// [`KernelError::OutOfRange`] before anything is read; [`KernelError::OutOfMemory`] or
-    /// [`KernelError::SwapRead`] when a page cannot be brought back, after the pages before it were read.
+    /// [`KernelError::DiskRead`] when a page cannot be brought back, after the pages before it were read.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), KernelError> {
-        self.check_range(offset, into.len())?;
+        check_range(self.pages(), offset, into.len())?;
         for piece in pieces(offset, into.len()) {
             self.read_page(piece.page, piece.at, &mut into[piece.range])?;
         }
@@ -124,7 +122,7 @@ impl AnonRegion {
     /// As [`Self::read`]. The pages before the failing one are written; the failing page and those after
     /// it are unchanged.
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), KernelError> {
-        self.check_range(offset, from.len())?;
+        check_range(self.pages(), offset, from.len())?;
         for piece in pieces(offset, from.len()) {
             self.write_page(piece.page, piece.at, &from[piece.range])?;
         }
@@ -179,15 +177,6 @@ impl AnonRegion {
         Some(adopted)
     }
 
-    fn check_range(&self, offset: u64, len: usize) -> Result<(), KernelError> {
-        let size = u64::from(self.pages()) * PAGE_SIZE as u64;
-        let end = offset.checked_add(len as u64);
-        if end.is_some_and(|end| end <= size) {
-            return Ok(());
-        }
-        Err(KernelError::OutOfRange { offset, len, size })
-    }
-
     fn read_page(&self, page: u32, at: usize, into: &mut [u8]) -> Result<(), KernelError> {
         let mut place = lock(&self.map.places[page as usize]);
         let gfn = match *place {
@@ -232,7 +221,7 @@ impl AnonRegion {
         Ok(())
     }
 
-    fn swap_in(&self, place: &mut Place, page: u32, slot: SwapSlot) -> Result<Gfn, KernelError> {
+    fn swap_in(&self, place: &mut Place, page: u32, slot: Slot) -> Result<Gfn, KernelError> {
         let kernel = &self.kernel;
         let mut bounce = Bounce::zeroed();
         let began = Instant::now();

@@ -8,6 +8,9 @@ use super::{Kernel, KernelError};
 /// calls thus bounds the rate at which a guest pushes its own memory out for the host.
 pub const BALLOON_RECLAIM_PAGES: u32 = 4096;
 
+/// How many pages are reclaimed before they are pinned: few, because other threads allocate meanwhile.
+const BATCH: u32 = 64;
+
 impl Kernel {
     /// Pins up to `max_pages` pages for the balloon, in runs as long as possible.
     ///
@@ -16,15 +19,29 @@ impl Kernel {
     /// than asked for, or none, the guest cannot spare more now.
     #[must_use = "pages that are forgotten stay in the balloon for good"]
     pub fn balloon_alloc(&self, max_pages: u32, may_reclaim: bool) -> Vec<GfnRun> {
-        let floor = self.pages.high_watermark();
-        let mut runs = self.pages.pin(max_pages, floor);
-        let missing = max_pages.saturating_sub(runs.pages() as u32);
-        if may_reclaim && missing > 0 {
-            // Pages that are missing below the floor are reclaimed too, because `pin` leaves the floor free.
-            let short = floor.saturating_sub(self.pages.usage().free);
-            let want = missing.saturating_add(short).min(BALLOON_RECLAIM_PAGES);
-            self.reclaim_now(want);
-            runs.extend(self.pages.pin(missing, floor));
+        let high = self.pages.high_watermark();
+        let mut runs = self.pages.pin(max_pages, high);
+        let mut left = if may_reclaim {
+            BALLOON_RECLAIM_PAGES
+        } else {
+            0
+        };
+        let mut missing = max_pages.saturating_sub(runs.pages() as u32);
+        while missing > 0 && left > 0 {
+            // The pages that are free now stay free; those that reclaim frees are the balloon's. A busy guest keeps
+            // fewer free than the high watermark, and would take all of them before this much is free.
+            let free = self.pages.usage().free;
+            let floor = free.clamp(self.pages.low_watermark(), high);
+            let short = floor.saturating_sub(free);
+            let want = missing.saturating_add(short).min(left).min(BATCH);
+            let found = self.reclaim_now(want);
+            if found.freed == 0 {
+                break;
+            }
+            left = left.saturating_sub(found.freed);
+            let more = self.pages.pin(missing, floor);
+            missing -= more.pages() as u32;
+            runs.extend(more);
         }
         runs
     }

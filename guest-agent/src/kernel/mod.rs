@@ -1,4 +1,4 @@
-//! The toy guest kernel: physical pages, anonymous memory, page cache, reclaim, a swap disk.
+//! The toy guest kernel: physical pages, anonymous memory, page cache, reclaim, disks of its own.
 //!
 //! The host takes memory from a guest whose own memory management keeps going: the guest decides
 //! which of its pages it can spare, pushes others to its own disk, and must notice when it is
@@ -8,16 +8,19 @@
 //! Every access to guest RAM can block for as long as the host needs to bring the page back. Hence
 //! the rule that shapes everything here: **no lock that a second page needs is held while RAM is
 //! touched**. Each page of a mapping has its own lock, and an access holds only that lock. The free
-//! list, the slots of the swap disk and the object table have short locks of their own, under which
+//! list, the slots of a disk and the object table have short locks of their own, under which
 //! no access, no system call and no other of these locks happens.
 //!
 //! - [`AnonRegion`]: anonymous memory; a page is empty (reads as zeroes), in RAM, or on the swap
 //!   disk. The bytes of a newly allocated page are undefined: its last owner or the host left them
 //!   there. Whoever maps a page overwrites all of it first.
 //! - [`CachedFile`]: pages of real files, clean and read-only, shared by everybody who opens the file.
+//! - [`Volume`]: a disk with files that the guest writes. A page of a [`DiskFile`] that was changed is dirty
+//!   until it is written back, at the latest when reclaim takes it.
 //! - [`Stage`]: pages from which the host attaches others, so that these are shared from the start.
 //! - Reclaim is a clock over all physical pages: it skips pages that were accessed since the hand
-//!   last came by, drops page cache, and writes anonymous pages to the swap disk. It only *tries*
+//!   last came by. It takes page cache first, down to a part that stays useful: clean pages are dropped,
+//!   dirty ones are written back. Then it also writes anonymous pages to the swap disk. It only *tries*
 //!   the lock of a page, because the reclaiming thread may hold the lock of another page.
 //! - The balloon pins free pages in long runs. It leaves free pages up to the high watermark alone, so
 //!   it cannot drive the guest out of memory. When the guest has nothing left to reclaim, the kernel
@@ -25,12 +28,13 @@
 //!   memory itself gives no relief. The kernel goes on asking for ten seconds and no longer, because a
 //!   guest must not hang.
 //!
-//! Lock order: the page lock of a mapping, then one of the allocator's books, the swap slots or the
-//! object table. All file I/O goes through bounce buffers: a system call into guest RAM could fail.
+//! Lock order: the page lock of a mapping or a file, then one of the allocator's books, the slots of a
+//! disk or the object table. All file I/O goes through bounce buffers: a system call into guest RAM could fail.
 
 mod anon;
 mod balloon;
 mod cache;
+mod disk;
 mod object;
 mod pages;
 #[cfg(test)]
@@ -39,9 +43,9 @@ mod reclaim;
 mod runs;
 mod stage;
 mod stats;
-mod swap;
 #[cfg(test)]
 mod tests;
+mod volume;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -49,6 +53,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -58,14 +63,15 @@ pub use cache::CachedFile;
 pub use reclaim::{PressureHook, RELIEF_PAGES};
 pub use stage::Stage;
 pub use stats::KernelStats;
+pub use volume::{DiskFile, Volume};
 
 use crate::shim::Memory;
 use cache::{FileKey, FileMap};
+use disk::Disk;
 use memvisor_wire::{Gfn, PAGE_SIZE};
 use object::Objects;
 use pages::PageAllocator;
 use stats::Counters;
-use swap::SwapDisk;
 
 /// The fewest pages a guest can have: the kernel's own, those up to the high watermark, and a few to work with.
 pub const MIN_PAGES: u32 = 16;
@@ -80,21 +86,41 @@ pub enum KernelError {
         /// How many pages there are.
         pages: u32,
     },
-    /// The swap disk could not be made.
-    #[error("cannot create a swap disk in `{}`", directory.display())]
-    SwapCreate {
+    /// A disk could not be made.
+    #[error("cannot create a {disk} in `{}`", directory.display())]
+    DiskCreate {
+        /// What the disk is for.
+        disk: &'static str,
         /// Where it should be.
         directory: PathBuf,
         /// What the system said.
         source: io::Error,
     },
-    /// A page could not be read back from the swap disk. It stays there.
-    #[error("cannot read slot {slot} of the swap disk")]
-    SwapRead {
+    /// A page could not be read back from a disk. It stays there.
+    #[error("cannot read slot {slot} of the {disk}")]
+    DiskRead {
+        /// What the disk is for.
+        disk: &'static str,
         /// The slot.
         slot: u32,
         /// What the system said.
         source: io::Error,
+    },
+    /// A page of a file could not be written back. It stays in the cache, and dirty.
+    #[error("cannot write to the {disk}")]
+    DiskWrite {
+        /// What the disk is for.
+        disk: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A page was to be added to a file, but the disk has no slot left.
+    #[error("all {slots} slots of the {disk} are in use")]
+    DiskFull {
+        /// What the disk is for.
+        disk: &'static str,
+        /// How many slots the disk has.
+        slots: u32,
     },
     /// Nothing is free, nothing can be reclaimed, and nobody gave relief.
     #[error(
@@ -108,7 +134,7 @@ pub enum KernelError {
         /// Free slots of the swap disk.
         swap_free: u32,
     },
-    /// An access leaves its region.
+    /// An access leaves its region or file.
     #[error("bytes {offset}+{len} are outside a region of {size} bytes")]
     OutOfRange {
         /// Where the access starts.
@@ -139,9 +165,9 @@ pub enum KernelError {
 pub struct KernelOptions {
     /// The size of the swap disk in pages; 0 for none.
     pub swap_pages: u32,
-    /// The directory of the file behind the swap disk, which has no name. Do not use a file system in
-    /// memory such as tmpfs: what the guest swaps out would only move within the host's memory.
-    pub swap_directory: PathBuf,
+    /// The directory of the files behind the disks, which have no names. Do not use a file system in
+    /// memory such as tmpfs: what the guest writes to a disk would only move within the host's memory.
+    pub disk_directory: PathBuf,
 }
 
 /// The kernel of one guest.
@@ -150,7 +176,8 @@ pub struct Kernel {
     pages: PageAllocator,
     objects: Objects,
     files: Mutex<HashMap<FileKey, (u32, Arc<FileMap>)>>,
-    swap: SwapDisk,
+    swap: Disk,
+    disk_directory: PathBuf,
     hand: AtomicU32,
     counters: Counters,
     hook: RwLock<Option<Weak<dyn PressureHook>>>,
@@ -168,7 +195,7 @@ impl Kernel {
     /// Boots a kernel on `memory`. The kernel owns all of it from now on, but touches none of it yet.
     ///
     /// # Errors
-    /// [`KernelError::TooSmall`] and [`KernelError::SwapCreate`].
+    /// [`KernelError::TooSmall`] and [`KernelError::DiskCreate`].
     pub fn new(memory: Arc<dyn Memory>, options: &KernelOptions) -> Result<Arc<Self>, KernelError> {
         let pages = memory.pages();
         if pages < MIN_PAGES {
@@ -179,7 +206,13 @@ impl Kernel {
             pages: PageAllocator::new(pages),
             objects: Objects::default(),
             files: Mutex::default(),
-            swap: SwapDisk::create(&options.swap_directory, options.swap_pages)?,
+            swap: Disk::create(
+                "swap disk",
+                &options.disk_directory,
+                options.swap_pages,
+                Duration::ZERO,
+            )?,
+            disk_directory: options.disk_directory.clone(),
             hand: AtomicU32::new(0),
             counters: Counters::default(),
             hook: RwLock::new(None),
@@ -209,6 +242,8 @@ impl Kernel {
 #[repr(C, align(4096))]
 struct Bounce([u8; PAGE_SIZE]);
 
+static ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+
 impl Bounce {
     const fn zeroed() -> Self {
         Self([0; PAGE_SIZE])
@@ -237,6 +272,16 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
             range,
         })
     })
+}
+
+/// Whether an access of `len` bytes at `offset` stays inside an object of `pages` pages.
+fn check_range(pages: u32, offset: u64, len: usize) -> Result<(), KernelError> {
+    let size = u64::from(pages) * PAGE_SIZE as u64;
+    let end = offset.checked_add(len as u64);
+    if end.is_some_and(|end| end <= size) {
+        return Ok(());
+    }
+    Err(KernelError::OutOfRange { offset, len, size })
 }
 
 /// Locks, even after a panic of another thread: each change is one step, so no book is half-written.

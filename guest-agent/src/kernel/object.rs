@@ -8,18 +8,19 @@ use std::time::Duration;
 use memvisor_wire::Gfn;
 
 use super::Kernel;
+use super::pages::MAX_OBJECTS;
 
 /// What became of a page that reclaim wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Eviction {
     /// It is free now.
     Freed {
-        /// How long it took to write the page to the swap disk.
+        /// How long it took to write the page to the swap disk; zero for a page of a file.
         wrote: Duration,
     },
     /// Another thread is using the page right now, so it may be free or evictable in a moment.
     Busy,
-    /// The page has to stay: the swap disk is full or failed to write it.
+    /// The page has to stay: the swap disk is full, or a disk failed to write it.
     Kept,
 }
 
@@ -52,9 +53,9 @@ impl Objects {
     pub(super) fn add(&self, object: Arc<dyn Object>) -> u32 {
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         loop {
-            table.last = table.last.wrapping_add(1);
+            table.last = (table.last + 1) % MAX_OBJECTS;
             let number = table.last;
-            // Numbers come round after 2^32 objects, and 0 stands for nobody.
+            // Numbers come round after 2^31 objects, and 0 stands for nobody.
             if number != 0 && !table.objects.contains_key(&number) {
                 table.objects.insert(number, object);
                 return number;

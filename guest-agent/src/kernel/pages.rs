@@ -33,10 +33,13 @@ pub(super) enum PageUse {
     Balloon,
 }
 
+/// Objects have numbers below this.
+pub(super) const MAX_OBJECTS: u32 = 1 << 31;
+
 /// Which page of which object (a mapping or a file) a physical page holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Owner {
-    /// The number the object is registered under; never 0.
+    /// The number the object is registered under; never 0, and below [`MAX_OBJECTS`].
     pub(super) object: u32,
     /// The page of the object.
     pub(super) page: u32,
@@ -45,16 +48,24 @@ pub(super) struct Owner {
 impl Owner {
     /// What the owner table holds for a page that nobody maps.
     const NOBODY: u64 = 0;
+    /// Set for pages of the page cache, so that the clock can tell them without a lock. No object has so high a
+    /// number.
+    const CACHE: u64 = 1 << 63;
 
-    const fn pack(self) -> u64 {
-        (self.object as u64) << 32 | self.page as u64
+    fn pack(self, page_use: PageUse) -> u64 {
+        let cache = if page_use == PageUse::Cache {
+            Self::CACHE
+        } else {
+            0
+        };
+        cache | u64::from(self.object) << 32 | u64::from(self.page)
     }
 
     const fn unpack(packed: u64) -> Option<Self> {
         match packed {
             Self::NOBODY => None,
             _ => Some(Self {
-                object: (packed >> 32) as u32,
+                object: ((packed & !Self::CACHE) >> 32) as u32,
                 page: packed as u32,
             }),
         }
@@ -169,7 +180,7 @@ impl PageAllocator {
         let gfn = state.free.take_one()?;
         state.change(gfn, PageUse::Free, page_use);
         self.referenced[gfn.index()].store(true, Ordering::Relaxed);
-        self.owners[gfn.index()].store(owner.pack(), Ordering::Relaxed);
+        self.owners[gfn.index()].store(owner.pack(page_use), Ordering::Relaxed);
         Some(gfn)
     }
 
@@ -191,7 +202,9 @@ impl PageAllocator {
         for (gfn, page) in run.iter().zip(owner.map_or(0, |owner| owner.page)..) {
             state.change(gfn, PageUse::Free, page_use);
             self.referenced[gfn.index()].store(true, Ordering::Relaxed);
-            let packed = owner.map_or(Owner::NOBODY, |owner| Owner { page, ..owner }.pack());
+            let packed = owner.map_or(Owner::NOBODY, |owner| {
+                Owner { page, ..owner }.pack(page_use)
+            });
             self.owners[gfn.index()].store(packed, Ordering::Relaxed);
         }
         Some(run)
@@ -286,6 +299,11 @@ impl PageAllocator {
         Owner::unpack(self.owners[gfn.index()].load(Ordering::Relaxed))
     }
 
+    /// Whether the page is page cache at this moment.
+    pub(super) fn is_cache(&self, gfn: Gfn) -> bool {
+        self.owners[gfn.index()].load(Ordering::Relaxed) & Owner::CACHE != 0
+    }
+
     /// Notes an access. Reads the bit first: mostly it is set, and a store would take the cache line from
     /// other processors.
     pub(super) fn mark_referenced(&self, gfn: Gfn) {
@@ -356,6 +374,7 @@ mod tests {
                     assert!(gfn.0 >= KERNEL_PAGES, "{gfn} is the kernel's");
                     assert_eq!(model.insert(gfn, page_use), None, "{gfn} has two owners");
                     assert_eq!(allocator.owner(gfn), Some(owner));
+                    assert_eq!(allocator.is_cache(gfn), !anon);
                 }
             }
             Op::Release(pick) => {

@@ -1,5 +1,6 @@
 //! Allocation under pressure: the clock, and the request for relief when the clock finds nothing.
 
+use std::ops::AddAssign;
 use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -45,6 +46,17 @@ pub trait PressureHook: Send + Sync {
     fn relieve(&self, pages: u32) -> bool;
 }
 
+/// Which pages the clock takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Take {
+    /// Page cache that was not accessed lately.
+    Cache,
+    /// All that was not accessed lately.
+    Unused,
+    /// All.
+    All,
+}
+
 /// What a round of the clock found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Reclaimed {
@@ -56,6 +68,15 @@ pub(super) struct Reclaimed {
     scanned: u32,
     /// How long writing to the swap disk took.
     wrote: Duration,
+}
+
+impl AddAssign for Reclaimed {
+    fn add_assign(&mut self, other: Self) {
+        self.freed += other.freed;
+        self.busy += other.busy;
+        self.scanned += other.scanned;
+        self.wrote += other.wrote;
+    }
 }
 
 impl Kernel {
@@ -94,17 +115,17 @@ impl Kernel {
         }
     }
 
-    /// Reclaims up to `want` pages. In its first two rounds the clock spares pages that were accessed
-    /// lately; only if these free nothing, a third round does not spare them.
+    /// Reclaims up to `want` pages: page cache as long as there is plenty, then any pages. The clock spares pages that
+    /// were accessed lately; only if this frees nothing, a last round does not spare them.
     pub(super) fn reclaim_now(&self, want: u32) -> Reclaimed {
         // Two rounds: the first clears the marks of accesses, the second finds pages without a mark.
         let round = self.pages.pages();
-        let mut found = self.turn_clock(want, round.saturating_mul(2), false);
+        let two_rounds = round.saturating_mul(2);
+        let mut found = self.turn_clock(want.min(self.spare_cache()), two_rounds, Take::Cache);
+        found += self.turn_clock(want - found.freed, two_rounds, Take::Unused);
         // Every page was in use since the hand last came by: then one that is in use must go.
         if found.freed == 0 {
-            let sparing = found.scanned;
-            found = self.turn_clock(want, round, true);
-            found.scanned += sparing;
+            found += self.turn_clock(want, round, Take::All);
         }
         self.count(
             found,
@@ -114,11 +135,22 @@ impl Kernel {
         found
     }
 
+    /// The page cache that goes before anonymous memory. What is left of it below the low watermark stays useful, and
+    /// competes with anonymous memory on equal terms.
+    fn spare_cache(&self) -> u32 {
+        let cache = self.pages.usage().cache;
+        cache.saturating_sub(self.pages.low_watermark())
+    }
+
     /// Pushes a few pages out while memory is short, so that the free list seldom runs dry. A real
     /// kernel has a thread for this. Here the allocating threads do it, so an idle guest does nothing.
     fn keep_watermark(&self) {
         if self.pages.usage().free < self.pages.low_watermark() {
-            let found = self.turn_clock(WATERMARK_BATCH, WATERMARK_SCAN, false);
+            let take = match self.spare_cache() {
+                0 => Take::Unused,
+                _ => Take::Cache,
+            };
+            let found = self.turn_clock(WATERMARK_BATCH, WATERMARK_SCAN, take);
             self.counters.swap_wait_us.add_time(found.wrote);
             self.count(
                 found,
@@ -129,7 +161,7 @@ impl Kernel {
     }
 
     /// Moves the hand over at most `steps` pages until `want` of them are free.
-    fn turn_clock(&self, want: u32, steps: u32, ruthless: bool) -> Reclaimed {
+    fn turn_clock(&self, want: u32, steps: u32, take: Take) -> Reclaimed {
         let mut found = Reclaimed::default();
         for _ in 0..steps {
             if found.freed >= want {
@@ -139,8 +171,11 @@ impl Kernel {
             let Some(owner) = self.pages.owner(gfn) else {
                 continue;
             };
+            if take == Take::Cache && !self.pages.is_cache(gfn) {
+                continue;
+            }
             found.scanned += 1;
-            if self.pages.take_referenced(gfn) && !ruthless {
+            if self.pages.take_referenced(gfn) && take != Take::All {
                 continue;
             }
             match self.evict(gfn, owner) {
@@ -229,7 +264,7 @@ mod tests {
     fn allocation_asks_until_its_patience_ends_and_not_without_a_balloon() {
         let options = KernelOptions {
             swap_pages: 0,
-            swap_directory: "/nowhere".into(),
+            disk_directory: "/nowhere".into(),
         };
         let kernel = Kernel::new(Arc::new(VecMemory::new(32)), &options).expect("it boots");
         let now = Instant::now();
@@ -254,7 +289,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let options = KernelOptions {
             swap_pages: 8,
-            swap_directory: directory.path().to_owned(),
+            disk_directory: directory.path().to_owned(),
         };
         let memory = Arc::new(VecMemory::new(32));
         let kernel = Kernel::new(memory, &options).expect("it boots");
@@ -262,10 +297,10 @@ mod tests {
         let mark_all = || region.write(0, &[1; 20 * PAGE_SIZE]).expect("free pages");
 
         mark_all();
-        let spared = kernel.turn_clock(4, 32, false);
+        let spared = kernel.turn_clock(4, 32, Take::Unused);
         assert_eq!((spared.freed, spared.scanned), (0, 20));
         mark_all();
-        assert_eq!(kernel.turn_clock(4, 32, true).freed, 4);
+        assert_eq!(kernel.turn_clock(4, 32, Take::All).freed, 4);
         mark_all();
         assert_eq!(kernel.reclaim_now(6).freed, 6);
     }

@@ -34,6 +34,7 @@ pub(super) struct Counters {
     pub(super) swap_in: Counter,
     pub(super) swap_out: Counter,
     pub(super) swap_errors: Counter,
+    pub(super) written_back: Counter,
     pub(super) swap_wait_us: Counter,
     pub(super) major_faults: Counter,
     pub(super) minor_faults: Counter,
@@ -66,7 +67,8 @@ pub struct KernelStats {
     pub total: u64,
     /// An estimate of the pages that can be allocated without swapping: the free pages above the low
     /// watermark and the page cache, less a part that stays useful (half of the cache, or as much as
-    /// the low watermark if that is less).
+    /// the low watermark if that is less). Reclaim takes the page cache first, so no page is swapped
+    /// before this many were allocated. Dirty pages of the cache count, although they are written first.
     pub available: u64,
     /// Pages in the page cache.
     pub caches: u64,
@@ -90,8 +92,10 @@ pub struct KernelStats {
     pub swap_total: u64,
     /// Slots of the swap disk that hold a page.
     pub swap_used: u64,
-    /// Pages that stayed in RAM because the swap disk failed to write them.
+    /// Pages that stayed in RAM because the swap disk, or the disk of their file, failed to write them.
     pub swap_errors: u64,
+    /// Pages of files that were written back to their disk.
+    pub written_back: u64,
     /// How often the kernel asked for relief because nothing could be reclaimed.
     pub relief: u64,
     /// How many microseconds threads waited for the swap disk, summed over the threads: to read a page back, or to
@@ -127,6 +131,7 @@ impl Kernel {
             swap_total: u64::from(self.swap.pages()),
             swap_used: u64::from(self.swap.used()),
             swap_errors: counters.swap_errors.get(),
+            written_back: counters.written_back.get(),
             relief: counters.relief.get(),
             swap_wait_us: counters.swap_wait_us.get(),
         }

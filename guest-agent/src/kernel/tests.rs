@@ -1,6 +1,6 @@
 //! The kernel as a whole: against a model, and with many threads in little RAM.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ fn guest(ram: u32, swap: u32) -> Guest {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let options = KernelOptions {
         swap_pages: swap,
-        swap_directory: directory.path().to_owned(),
+        disk_directory: directory.path().to_owned(),
     };
     let memory = Arc::new(VecMemory::new(ram));
     let kernel = Kernel::new(Arc::clone(&memory) as Arc<dyn Memory>, &options);
@@ -77,6 +77,17 @@ enum Op {
         at: u64,
         len: usize,
     },
+    WriteDisk {
+        at: u64,
+        len: usize,
+        seed: u64,
+    },
+    ReadDisk {
+        at: u64,
+        len: usize,
+    },
+    FlushDisk,
+    Recreate,
     Inflate {
         pages: u32,
         may_reclaim: bool,
@@ -97,7 +108,12 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(region, at, len, seed)| Op::Write { region, at, len, seed }),
         8 => (region, at.clone(), len.clone())
             .prop_map(|(region, at, len)| Op::Read { region, at, len }),
-        2 => (at, len).prop_map(|(at, len)| Op::ReadFile { at, len }),
+        2 => (at.clone(), len.clone()).prop_map(|(at, len)| Op::ReadFile { at, len }),
+        6 => (at.clone(), len.clone(), any::<u64>())
+            .prop_map(|(at, len, seed)| Op::WriteDisk { at, len, seed }),
+        6 => (at, len).prop_map(|(at, len)| Op::ReadDisk { at, len }),
+        1 => Just(Op::FlushDisk),
+        1 => Just(Op::Recreate),
         2 => (1..24u32, any::<bool>())
             .prop_map(|(pages, may_reclaim)| Op::Inflate { pages, may_reclaim }),
         1 => Just(Op::Deflate),
@@ -105,9 +121,12 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// The guest and what it should contain: at most four regions of at most 20 pages, in 24 pages of
-/// RAM and on a disk that has room for all regions.
+/// RAM and on a disk that has room for all regions, a real file, and a file on a disk of 16 pages.
 struct Model {
     guest: Guest,
+    volume: Volume,
+    on_disk: Option<DiskFile>,
+    disk_bytes: HashMap<u64, u8>,
     file: CachedFile,
     file_bytes: Vec<u8>,
     regions: Vec<(AnonRegion, HashMap<u64, u8>)>,
@@ -120,7 +139,11 @@ impl Model {
         let file_bytes = noise(1, 9 * PAGE_SIZE + 77);
         let path = guest.file("cached", &file_bytes);
         let file = guest.kernel.open_file(&path).expect("it is there");
+        let volume = guest.kernel.volume(16, Duration::ZERO).expect("a disk");
         Self {
+            on_disk: Some(volume.create(20)),
+            volume,
+            disk_bytes: HashMap::new(),
             guest,
             file,
             file_bytes,
@@ -149,6 +172,18 @@ impl Model {
             } => self.write(region, at, &noise(seed, len)),
             Op::Read { region, at, len } => self.read(region, at, len),
             Op::ReadFile { at, len } => self.read_file(at, len),
+            Op::WriteDisk { at, len, seed } => self.write_disk(at, &noise(seed, len)),
+            Op::ReadDisk { at, len } => self.read_disk(at, len),
+            Op::FlushDisk => {
+                let file = self.on_disk.as_ref().expect("there is one");
+                file.flush().expect("the disk works");
+            }
+            Op::Recreate => {
+                self.on_disk = None;
+                assert_eq!(self.volume.used(), 0);
+                self.on_disk = Some(self.volume.create(20));
+                self.disk_bytes.clear();
+            }
             Op::Inflate { pages, may_reclaim } => {
                 let runs = self.guest.kernel.balloon_alloc(pages, may_reclaim);
                 assert!(runs.pages() <= u64::from(pages));
@@ -193,6 +228,45 @@ impl Model {
         assert_eq!(found, expected, "bytes {at}+{len}");
     }
 
+    /// Writes to the file on the disk up to the first page for which the disk has no room.
+    fn write_disk(&mut self, at: u64, bytes: &[u8]) {
+        let file = self.on_disk.as_ref().expect("there is one");
+        let room = 16usize;
+        let page_of = |at: u64| at / PAGE_SIZE as u64;
+        let mut pages: BTreeSet<u64> = self.disk_bytes.keys().map(|at| page_of(*at)).collect();
+        let result = file.write(at, bytes);
+        if page_of(at + bytes.len() as u64 - 1) >= 20 {
+            assert!(matches!(result, Err(KernelError::OutOfRange { .. })));
+            return;
+        }
+        let mut is_full = false;
+        for (at, byte) in (at..).zip(bytes.iter().copied()) {
+            pages.insert(page_of(at));
+            is_full |= pages.len() > room;
+            if is_full {
+                break;
+            }
+            self.disk_bytes.insert(at, byte);
+        }
+        assert_eq!(matches!(result, Err(KernelError::DiskFull { .. })), is_full);
+        assert_eq!(result.is_ok(), !is_full, "{result:?}");
+    }
+
+    fn read_disk(&self, at: u64, len: usize) {
+        let file = self.on_disk.as_ref().expect("there is one");
+        let mut found = vec![0xee; len];
+        let result = file.read(at, &mut found);
+        if at + len as u64 > 20 * PAGE_SIZE as u64 {
+            assert!(matches!(result, Err(KernelError::OutOfRange { .. })));
+            return;
+        }
+        result.expect("RAM has room");
+        let expected: Vec<u8> = (at..at + len as u64)
+            .map(|at| self.disk_bytes.get(&at).copied().unwrap_or(0))
+            .collect();
+        assert_eq!(found, expected, "bytes {at}+{len} on the disk");
+    }
+
     fn read_file(&self, at: u64, len: usize) {
         let mut found = vec![0; len];
         let count = self.file.read(at, &mut found).expect("the file is there");
@@ -214,49 +288,85 @@ proptest! {
             let len = model.regions[region].0.pages() as usize * PAGE_SIZE;
             model.read(region, 0, len);
         }
+        model.read_disk(0, 20 * PAGE_SIZE);
         model.regions.clear();
+        model.on_disk = None;
+        prop_assert_eq!(model.volume.used(), 0);
         model.guest.kernel.balloon_free(&model.balloon).expect("all of it is ours");
         let stats = model.guest.kernel.stats();
         prop_assert_eq!((stats.anon, stats.swap_used, stats.balloon), (0, 0, 0));
     }
 }
 
+/// Pages of the region and of the file of each thread.
+const PAGES: u64 = 24;
+
+/// One of several threads: writes and reads memory and a file of its own, and reads a file that all read.
+fn use_all_memory(
+    seed: u64,
+    kernel: &Arc<Kernel>,
+    (file, content): (&CachedFile, &[u8]),
+    volume: &Volume,
+) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let region = kernel.map_anon(PAGES as u32);
+    let mut on_disk = volume.create(PAGES as u32);
+    let mut versions = [0u64; PAGES as usize];
+    let mut deleted = 0;
+    for step in 1..1500u64 {
+        let page = random.random_range(0..PAGES);
+        let at = page * PAGE_SIZE as u64;
+        let mut found = vec![0; PAGE_SIZE];
+        region.read(at, &mut found).expect("there is room");
+        let expected = match versions[page as usize] {
+            0 => vec![0; PAGE_SIZE],
+            version => noise(version, PAGE_SIZE),
+        };
+        assert_eq!(found, expected, "seed {seed}, step {step}, page {page}");
+        versions[page as usize] = seed * 10_000 + step;
+        let bytes = noise(seed * 10_000 + step, PAGE_SIZE);
+        region.write(at, &bytes).expect("there is room");
+        // The file has the bytes that the region has, until it is deleted.
+        on_disk.write(at, &bytes).expect("there is room");
+        let page = random.random_range(0..PAGES);
+        let at = page * PAGE_SIZE as u64;
+        on_disk.read(at, &mut found).expect("the disk works");
+        let expected = match versions[page as usize] {
+            version if version <= deleted => vec![0; PAGE_SIZE],
+            version => noise(version, PAGE_SIZE),
+        };
+        assert_eq!(found, expected, "seed {seed}, step {step}, page {page}");
+        match random.random_range(0..200) {
+            0 => {
+                on_disk = volume.create(PAGES as u32);
+                deleted = seed * 10_000 + step;
+            }
+            1..20 => on_disk.flush().expect("the disk works"),
+            _ => {}
+        }
+        let place = random.random_range(0..29 * PAGE_SIZE);
+        file.read(place as u64, &mut found)
+            .expect("the file is there");
+        assert_eq!(found, content[place..place + PAGE_SIZE]);
+    }
+}
+
 #[test]
 fn kernel_of_many_threads_in_little_ram_keeps_every_byte() {
     const THREADS: u64 = 4;
-    const PAGES: u64 = 24;
     let guest = guest(40, 120);
     let content = noise(7, 30 * PAGE_SIZE);
     let file = guest
         .kernel
         .open_file(&guest.file("cached", &content))
         .expect("it is there");
+    // Twice the files, because a new one is there before the old one is deleted.
+    let disk = 2 * (THREADS * PAGES) as u32;
+    let volume = guest.kernel.volume(disk, Duration::ZERO).expect("a disk");
     std::thread::scope(|scope| {
         for seed in 0..THREADS {
-            let (kernel, file, content) = (&guest.kernel, &file, &content);
-            scope.spawn(move || {
-                let mut random = StdRng::seed_from_u64(seed);
-                let region = kernel.map_anon(PAGES as u32);
-                let mut versions = [0u64; PAGES as usize];
-                for step in 1..1500u64 {
-                    let page = random.random_range(0..PAGES);
-                    let at = page * PAGE_SIZE as u64;
-                    let mut found = vec![0; PAGE_SIZE];
-                    region.read(at, &mut found).expect("there is room");
-                    let expected = match versions[page as usize] {
-                        0 => vec![0; PAGE_SIZE],
-                        version => noise(version, PAGE_SIZE),
-                    };
-                    assert_eq!(found, expected, "seed {seed}, step {step}, page {page}");
-                    versions[page as usize] = seed * 10_000 + step;
-                    let bytes = noise(seed * 10_000 + step, PAGE_SIZE);
-                    region.write(at, &bytes).expect("there is room");
-                    let place = random.random_range(0..29 * PAGE_SIZE);
-                    file.read(place as u64, &mut found)
-                        .expect("the file is there");
-                    assert_eq!(found, content[place..place + PAGE_SIZE]);
-                }
-            });
+            let (kernel, file, content, volume) = (&guest.kernel, &file, &content, &volume);
+            scope.spawn(move || use_all_memory(seed, kernel, (file, content), volume));
         }
         scope.spawn(|| {
             for _ in 0..300 {
@@ -268,8 +378,77 @@ fn kernel_of_many_threads_in_little_ram_keeps_every_byte() {
     });
     let stats = guest.kernel.stats();
     assert!(stats.swap_out > 0 && stats.swap_in > 0, "{stats:?}");
+    assert!(stats.written_back > 0, "{stats:?}");
     assert_eq!((stats.anon, stats.swap_used, stats.oom), (0, 0, 0));
+    assert_eq!(volume.used(), 0);
     guest.check_books();
+}
+
+/// Takes `pages` pages from the guest by its balloon.
+fn squeeze(guest: &Guest, pages: u32) -> KernelStats {
+    let taken = guest.kernel.balloon_alloc(pages, true);
+    assert_eq!(taken.pages(), u64::from(pages));
+    guest.kernel.stats()
+}
+
+#[test]
+fn balloon_takes_free_pages_then_clean_and_dirty_cache_then_anonymous_memory() {
+    let guest = guest(256, 256);
+    let bytes = noise(1, 60 * PAGE_SIZE);
+    let region = guest.kernel.map_anon(60);
+    region.write(0, &bytes).expect("there is room");
+    let volume = guest.kernel.volume(60, Duration::ZERO).expect("a disk");
+    let file = volume.create(60);
+    file.write(0, &bytes).expect("there is room");
+    file.flush().expect("the disk works");
+    file.write(0, &bytes[..20 * PAGE_SIZE]).expect("cached");
+    let stats = guest.kernel.stats();
+    let (low, high) = (4, 8);
+    assert_eq!((stats.written_back, stats.caches), (60, 60));
+    assert_eq!(stats.available, stats.free - low + 60 - low);
+
+    let free = stats.free - high;
+    let stats = squeeze(&guest, free as u32);
+    assert_eq!(
+        (stats.caches, stats.anon),
+        (60, 60),
+        "free pages come first"
+    );
+    let stats = squeeze(&guest, 56);
+    assert_eq!((stats.caches, stats.anon), (low, 60), "then page cache");
+    assert!(stats.written_back >= 60 + 16, "dirty pages were written");
+    assert!(stats.written_back <= 60 + 20, "and clean ones were not");
+    assert_eq!((stats.swap_out, stats.available), (0, high - low + low - 2));
+    let stats = squeeze(&guest, 30);
+    assert!(stats.swap_out >= 26, "then anonymous memory: {stats:?}");
+
+    let mut found = vec![0; 60 * PAGE_SIZE];
+    file.read(0, &mut found).expect("on the disk");
+    assert!(found == bytes);
+    region.read(0, &mut found).expect("in RAM and on the disk");
+    assert!(found == bytes);
+    let faults = guest.kernel.stats().major_faults;
+    assert!(faults >= 56 + 26, "{faults} pages came back from disks");
+}
+
+#[test]
+fn file_that_is_overwritten_page_by_page_is_not_read_and_one_that_is_deleted_not_written() {
+    let guest = guest(64, 0);
+    let volume = guest.kernel.volume(10, Duration::ZERO).expect("a disk");
+    let file = volume.create(10);
+    let all = noise(1, 10 * PAGE_SIZE);
+    file.write(0, &all).expect("there is room");
+    squeeze(&guest, 52);
+    let before = guest.kernel.stats();
+    assert!(before.written_back >= 6, "{before:?}");
+    file.write(0, &all).expect("there is room");
+    assert_eq!(guest.kernel.stats().major_faults, before.major_faults);
+    file.write(100, &[7; 50]).expect("there is room");
+    let written = guest.kernel.stats().written_back;
+    drop(file);
+    let after = guest.kernel.stats();
+    assert_eq!((after.caches, volume.used()), (0, 0));
+    assert_eq!(after.written_back, written, "nobody will read it");
 }
 
 #[test]
@@ -470,7 +649,7 @@ fn allocation_without_memory_asks_for_relief_before_it_fails() {
 fn kernel_in_too_little_ram_does_not_boot() {
     let options = KernelOptions {
         swap_pages: 0,
-        swap_directory: "/nowhere".into(),
+        disk_directory: "/nowhere".into(),
     };
     let error = Kernel::new(Arc::new(VecMemory::new(15)), &options).expect_err("too small");
     assert!(error.to_string().contains("15 pages"), "{error}");

@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::content::{Content, hash};
 use super::kind::Size;
 use super::pageset::{OwnPages, PageSet, Share};
-use super::{Worker, Workers, WorkloadSpec};
+use super::{Sequence, Worker, Workers, WorkloadSpec};
 use crate::kernel::{Kernel, KernelError};
 
 /// Why workloads could not be started.
@@ -60,60 +60,76 @@ pub(super) struct Built<'a> {
     pub(super) workers: Workers,
 }
 
-/// Builds all workloads, or none.
+/// Builds the workloads of all sequences, or none.
 pub(super) fn build<'a>(
     kernel: &Arc<Kernel>,
-    specs: &'a [WorkloadSpec],
+    sequences: &'a [Sequence],
     seed: u64,
-) -> Result<Vec<Built<'a>>, StartError> {
-    let sizes = sizes(kernel, specs)?;
-    let numbered = (0..).zip(specs.iter().zip(sizes));
+) -> Result<Vec<Vec<Built<'a>>>, StartError> {
+    let sizes = sizes(kernel, sequences)?;
+    let numbered = (0..).zip(sequences.iter().zip(sizes));
     numbered
-        .map(|(number, (spec, pages))| {
-            let mut builder = Builder {
-                kernel,
-                spec,
-                pages,
-                domain: hash(seed, number),
-            };
-            let workers = (spec.kind.build)(&mut builder)?;
-            let pages = builder.pages;
-            Ok(Built {
-                spec,
-                pages,
-                workers,
-            })
+        .map(|(number, (sequence, sizes))| {
+            let domains =
+                std::iter::successors(Some(hash(seed, number)), |last| Some(hash(*last, 0)));
+            let workloads = sequence.workloads().iter().zip(sizes).zip(domains);
+            workloads
+                .map(|((spec, pages), domain)| build_one(kernel, spec, pages, domain))
+                .collect()
         })
         .collect()
 }
 
+fn build_one<'a>(
+    kernel: &Arc<Kernel>,
+    spec: &'a WorkloadSpec,
+    pages: u32,
+    domain: u64,
+) -> Result<Built<'a>, StartError> {
+    let mut builder = Builder {
+        kernel,
+        spec,
+        pages,
+        domain,
+    };
+    let workers = (spec.kind.build)(&mut builder)?;
+    Ok(Built {
+        spec,
+        pages: builder.pages,
+        workers,
+    })
+}
+
 /// How many pages each workload works on. Workloads without a size share three quarters of RAM, less what the others
-/// ask for, but at least an eighth of RAM.
-fn sizes(kernel: &Kernel, specs: &[WorkloadSpec]) -> Result<Vec<u32>, StartError> {
-    let sizes = specs
+/// ask for, but at least an eighth of RAM. Of a sequence the largest workload counts, because it has one at a time.
+fn sizes(kernel: &Kernel, sequences: &[Sequence]) -> Result<Vec<Vec<u32>>, StartError> {
+    let size = |spec: &WorkloadSpec| (spec.kind.size)(spec, kernel);
+    let sizes = sequences
         .iter()
-        .map(|spec| (spec.kind.size)(spec, kernel))
-        .collect::<Result<Vec<_>, _>>()?;
+        .map(|sequence| sequence.workloads().iter().map(size).collect())
+        .collect::<Result<Vec<Vec<Size>>, _>>()?;
     let ram = u64::from(kernel.ram_capacity());
-    let sum = |of: fn(Size) -> u32| -> u64 { sizes.iter().map(|size| u64::from(of(*size))).sum() };
-    let asked = sum(|size| match size {
+    let sum = |of: &dyn Fn(Size) -> u32| -> u64 {
+        let largest = |sizes: &Vec<Size>| sizes.iter().map(|size| of(*size)).max();
+        sizes.iter().filter_map(largest).map(u64::from).sum()
+    };
+    let asked = sum(&|size| match size {
         Size::Memory(pages) => pages,
-        Size::Cache(_) | Size::Rest(_) => 0,
+        Size::Cache(_) | Size::Passing(_) | Size::Rest(_) => 0,
     });
     let rest = (ram * 3 / 4).saturating_sub(asked).max(ram / 8);
-    let parts = sum(|size| u32::from(matches!(size, Size::Rest(_)))).max(1);
+    let parts = sum(&|size| u32::from(matches!(size, Size::Rest(_)))).max(1);
     let part = (rest / parts).clamp(1, u32::MAX.into()) as u32;
-    let mut needed = 0;
-    let pages = sizes.iter().map(|size| {
-        let (pages, in_memory) = match *size {
-            Size::Memory(pages) => (pages, pages),
-            Size::Cache(pages) => (pages, 0),
-            Size::Rest(least) => (part.max(least), part.max(least)),
-        };
-        needed += u64::from(in_memory);
-        pages
+    let needed = sum(&|size| match size {
+        Size::Memory(pages) | Size::Passing(pages) => pages,
+        Size::Cache(_) => 0,
+        Size::Rest(least) => part.max(least),
     });
-    let (pages, capacity) = (pages.collect(), kernel.capacity());
+    let pages = |size: &Size| match *size {
+        Size::Memory(pages) | Size::Cache(pages) | Size::Passing(pages) => pages,
+        Size::Rest(least) => part.max(least),
+    };
+    let capacity = kernel.capacity();
     if needed > capacity {
         let asked = needed;
         return Err(StartError::TooLarge {
@@ -122,7 +138,8 @@ fn sizes(kernel: &Kernel, specs: &[WorkloadSpec]) -> Result<Vec<u32>, StartError
             ram,
         });
     }
-    Ok(pages)
+    let pages = |sizes: &Vec<Size>| sizes.iter().map(pages).collect();
+    Ok(sizes.iter().map(pages).collect())
 }
 
 /// What a workload is built with.

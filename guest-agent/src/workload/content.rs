@@ -4,6 +4,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use memvisor_wire::PAGE_SIZE;
+
+use super::profile::{self, Likeness, Profile};
+
 /// Pages per group. All pages of a group have content of one class, because in real guests equal and
 /// compressible pages come in runs too.
 const GROUP_PAGES: u64 = 8;
@@ -24,11 +28,14 @@ pub enum Mix {
     /// 25 % incompressible; 15 % are text and 15 % incompressible content that is equal in all guests.
     #[default]
     Mixed,
+    /// As recorded from real processes: the profile and its name.
+    Recorded(&'static str, &'static Profile),
 }
 
 impl Mix {
     /// The names, for messages.
-    pub(super) const NAMES: &str = "random, text, zero, mixed";
+    pub(super) const NAMES: &str =
+        "random, text, zero, mixed, recorded:userland, recorded:compiler, recorded:database";
 }
 
 impl FromStr for Mix {
@@ -40,7 +47,12 @@ impl FromStr for Mix {
             "text" => Ok(Self::Text),
             "zero" => Ok(Self::Zero),
             "mixed" => Ok(Self::Mixed),
-            _ => Err(()),
+            _ => {
+                let known = text.strip_prefix("recorded:").and_then(profile::find);
+                known
+                    .map(|(name, profile)| Self::Recorded(name, profile))
+                    .ok_or(())
+            }
         }
     }
 }
@@ -52,6 +64,7 @@ impl fmt::Display for Mix {
             Self::Text => "text",
             Self::Zero => "zero",
             Self::Mixed => "mixed",
+            Self::Recorded(name, _) => return write!(f, "recorded:{name}"),
         })
     }
 }
@@ -62,6 +75,7 @@ enum Class {
     Zero,
     Text { common: bool },
     Random { common: bool },
+    Recorded(&'static Profile, Likeness),
 }
 
 /// The content of all pages of one workload in one guest.
@@ -92,7 +106,28 @@ impl Content {
             Class::Zero => out.fill(0),
             Class::Text { common } => fill_text(seed(common), out),
             Class::Random { common } => fill_random(seed(common), out),
+            Class::Recorded(profile, likeness) => {
+                self.fill_recorded(profile, likeness, item, version, out);
+            }
         }
+    }
+
+    fn fill_recorded(
+        &self,
+        profile: &Profile,
+        likeness: Likeness,
+        item: u64,
+        version: u32,
+        out: &mut [u8],
+    ) {
+        let (domain, item) = match likeness {
+            Likeness::Zero => return out.fill(0),
+            Likeness::Common => (COMMON, item),
+            // Items that are smaller than a page have numbers of their own, and are not equal to others.
+            Likeness::Duplicate(block) if out.len() == PAGE_SIZE => (self.domain, block),
+            Likeness::Duplicate(_) | Likeness::Unique => (hash(self.domain, 0), item),
+        };
+        profile.fill(hash(hash(domain, item), u64::from(version)), out);
     }
 
     fn class(&self, page: u64) -> Class {
@@ -100,6 +135,7 @@ impl Content {
             Mix::Zero => Class::Zero,
             Mix::Text => Class::Text { common: false },
             Mix::Random => Class::Random { common: false },
+            Mix::Recorded(_, profile) => Class::Recorded(profile, profile.likeness(COMMON, page)),
             // Hashed without the domain: what is equal in all guests must be on the same pages in all of them.
             Mix::Mixed => match hash(COMMON, page / GROUP_PAGES) % 100 {
                 0..15 => Class::Zero,
@@ -127,7 +163,7 @@ pub(super) const fn hash(seed: u64, number: u64) -> u64 {
     scramble(scramble(seed.wrapping_add(STEP)) ^ number.wrapping_mul(STEP))
 }
 
-fn fill_random(seed: u64, out: &mut [u8]) {
+pub(super) fn fill_random(seed: u64, out: &mut [u8]) {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_add(STEP);
@@ -206,8 +242,6 @@ fn stamp(number: u64) -> [u8; PHRASE] {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
-
-    use memvisor_wire::PAGE_SIZE;
 
     use super::*;
 

@@ -9,8 +9,9 @@ pub(super) const KIND: Kind = Kind {
     does: "fills memory once if it has a size, then does nothing",
     parameters: &[SIZE, CONTENT],
     size: |spec, _| Ok(Size::Memory(spec.pages.unwrap_or(0))),
-    build: |builder| match builder.pages {
-        0 => Ok(Vec::new()),
+    build: |builder| match (builder.pages, builder.spec.lasts) {
+        (0, None) => Ok(Vec::new()),
+        // With a time it has a thread, which ends then.
         _ => Ok(builder.each_with_pages(|pages, _| Sleeper { pages })),
     },
     ..Kind::PLAIN

@@ -31,6 +31,8 @@ pub struct Kind {
     pub does: &'static str,
     /// The parameters, in the order in which they are shown.
     pub parameters: &'static [Parameter],
+    /// Whether the workload ends by itself.
+    pub(super) ends: bool,
     /// Checks how parameters go together. Each alone is right.
     pub(super) check: fn(&WorkloadSpec) -> Result<(), SpecError>,
     /// How much memory the workload works on.
@@ -70,9 +72,23 @@ pub(super) enum Size {
     Memory(u32),
     /// Page cache, which gives way to memory and so needs no room.
     Cache(u32),
+    /// Memory that is free again when the workload ends, so that others need not leave room for it.
+    Passing(u32),
     /// A part of the memory that no workload asked for, but at least so many pages.
     Rest(u32),
 }
+
+/// The parameter that all kinds have.
+pub(super) const FOR: Parameter = Parameter {
+    name: "for",
+    default: None,
+    allowed: Allowed::Text(
+        "a number above 0 with us, ms, s, m or h, such as 30s or 1.5h, at most 1000h",
+        |text| parse_lasts(text).is_some(),
+    ),
+    effect: "of any workload: how long it runs, filling memory included, before it verifies and frees all that \
+             it owns; otherwise until the guest ends",
+};
 
 pub(super) const SIZE: Parameter = Parameter {
     name: "size",
@@ -115,7 +131,7 @@ pub(super) const CONTENT: Parameter = Parameter {
     default: Some("mixed"),
     allowed: Allowed::Text(Mix::NAMES, |text| text.parse::<Mix>().is_ok()),
     effect: "what it writes; mixed: 15 % zeroes, 30 % text, 25 % incompressible, and equal in all guests \
-             15 % text and 15 % incompressible",
+             15 % text and 15 % incompressible; recorded: as the memory of real processes",
 };
 
 pub(super) const WRITE: Parameter = Parameter {
@@ -142,6 +158,7 @@ impl Kind {
         usage: "",
         does: "",
         parameters: &[],
+        ends: false,
         check: |_| Ok(()),
         size: |spec, _| Ok(spec.pages.map_or(Size::Rest(0), Size::Memory)),
         build: |_| Ok(Vec::new()),
@@ -203,6 +220,11 @@ pub(super) fn parse_time(text: &str) -> Option<Duration> {
     parse_duration(text).filter(|time| *time <= LONGEST)
 }
 
+/// Reads how long a workload runs.
+pub(super) fn parse_lasts(text: &str) -> Option<Duration> {
+    parse_time(text).filter(|time| !time.is_zero())
+}
+
 /// Reads `yes` or `no`.
 pub(super) fn parse_yes(text: &str) -> Option<bool> {
     match text {
@@ -225,7 +247,7 @@ pub(super) fn usages() -> String {
 
 /// Each parameter once, as the first kind has it.
 pub(super) fn parameters() -> Vec<&'static Parameter> {
-    let mut all: Vec<&Parameter> = Vec::new();
+    let mut all: Vec<&Parameter> = vec![&FOR];
     for parameter in KINDS.iter().flat_map(|kind| kind.parameters) {
         if all.iter().all(|known| known.name != parameter.name) {
             all.push(parameter);
@@ -238,7 +260,8 @@ pub(super) fn parameters() -> Vec<&'static Parameter> {
 #[must_use]
 pub fn short_help() -> String {
     format!(
-        "What the guest runs: {}, each with parameters as in `kv,size=128M`; may be given more than once",
+        "What the guest runs: {}, each with parameters as in `kv,size=128M`; one after the other with `;` \
+         between them, at the same time if given more than once",
         usages()
     )
 }
@@ -246,8 +269,10 @@ pub fn short_help() -> String {
 /// The help of an option that takes a workload, with all kinds and parameters.
 #[must_use]
 pub fn long_help() -> String {
-    let mut help = "What the guest runs: KIND[:PATH][,PARAMETER=VALUE]..., such as `kv,size=128M`; may be given \
-                    more than once.\n\nKinds, with their parameters and defaults:\n"
+    let mut help = "What the guest runs: KIND[:PATH][,PARAMETER=VALUE]..., such as `kv,size=128M`. Workloads that \
+                    are given one by one run at the same time. Those of one value, with `;` between them, run one \
+                    after the other: `boot; kv,size=128M,for=30s; idle`. Each but the last needs for=TIME, unless \
+                    it ends by itself, as boot does.\n\nKinds, with their parameters and defaults:\n"
         .to_owned();
     for kind in KINDS {
         // Writing to a string cannot fail.

@@ -10,17 +10,21 @@
 //!
 //! Content also decides how well memory can be shared and compressed; see [`Mix`].
 //!
-//! - [`WorkloadSpec`]: what to run, as text.
+//! - [`WorkloadSpec`]: what to run, as text; [`Sequence`]: what to run one after the other.
 //! - [`Runner`]: runs several workloads at once, each on threads of its own, and stops them.
 //! - [`Report`]: what the workloads have done so far; [`Mismatch`]: a page that was wrong.
 //!
 //! Each thread owns a worker. A call of the worker does one small piece of work. Between two calls the
 //! thread looks whether it shall stop, waits as its rate demands, and counts.
 
+mod boot;
 mod build;
 mod churn;
 mod clocked;
+mod compile;
 mod content;
+mod dbench;
+mod diskset;
 mod files;
 mod idle;
 mod image;
@@ -28,8 +32,10 @@ mod kind;
 mod kv;
 mod pace;
 mod pageset;
+mod profile;
 mod report;
 mod runner;
+mod sequence;
 mod spec;
 mod stream;
 mod tally;
@@ -37,6 +43,7 @@ mod tally;
 mod tests;
 mod toucher;
 mod truth;
+mod turns;
 mod zipf;
 
 use std::ops::Add;
@@ -48,8 +55,10 @@ use thiserror::Error;
 pub use build::StartError;
 pub use content::Mix;
 pub use kind::{Allowed, Kind, MAX_THREADS, Parameter, long_help, short_help};
+pub use profile::{Profile, SIZES};
 pub use report::{Latency, Mismatch, Phase, Report, WorkloadReport};
 pub use runner::{Progress, Runner};
+pub use sequence::Sequence;
 pub use spec::{SpecError, WorkloadSpec};
 
 use self::pageset::OwnPages;
@@ -61,6 +70,9 @@ pub const KINDS: &[&Kind] = &[
     &stream::KIND,
     &toucher::KIND,
     &kv::KIND,
+    &dbench::KIND,
+    &compile::KIND,
+    &boot::KIND,
     &files::KIND,
     &image::KIND,
     &churn::KIND,
@@ -144,12 +156,22 @@ trait Worker: Send {
         self.pages().map_or(Ok(Work::default()), write)
     }
 
-    /// One operation; `None` when there is nothing to do, now or ever.
+    /// One operation or a part of one; `None` when there is nothing to do, now or ever.
     fn step(&mut self) -> Result<Option<Work>, Failure>;
 
     /// After a step with nothing to do: how long that lasts; `None` means for ever.
     fn idle_for(&self) -> Option<Duration> {
         None
+    }
+
+    /// Whether the last step was not the end of its operation. Of a kind whose operations take many steps.
+    fn is_amid_operation(&self) -> bool {
+        false
+    }
+
+    /// Whether the thread has done all that there is to do, ever.
+    fn is_over(&self) -> bool {
+        false
     }
 
     /// How many pieces the last pass of this thread has to verify.

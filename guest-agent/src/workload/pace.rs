@@ -43,6 +43,28 @@ impl Orders {
         self.changed.notify_all();
     }
 
+    /// Wakes all waiting threads, so that they look at what they wait for.
+    pub(super) fn wake(&self) {
+        // Locked, so that a thread which has just looked is waiting already.
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        self.changed.notify_all();
+    }
+
+    /// Waits until the function returns a value, or for an order other than to run; then `None`.
+    pub(super) fn wait_for<T>(&self, mut ready: impl FnMut() -> Option<T>) -> Option<T> {
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        while *order == Order::Run {
+            if let Some(value) = ready() {
+                return Some(value);
+            }
+            order = self
+                .changed
+                .wait(order)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        None
+    }
+
     pub(super) fn current(&self) -> Order {
         *self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }

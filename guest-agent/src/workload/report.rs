@@ -94,6 +94,8 @@ impl fmt::Display for Hex<'_> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
+    /// The workload follows another one that has not ended.
+    Waiting,
     /// The workload fills its memory for the first time.
     Loading,
     /// The workload does its operations.
@@ -151,15 +153,15 @@ pub struct WorkloadReport {
     pub last_error: Option<String>,
     /// How long operations took.
     pub latency: Latency,
-    /// For each full second from its start until it was stopped: pages filled plus operations. Only the first hour is
-    /// kept.
+    /// For each full second from the start of the guest's workloads until this one was stopped: pages filled plus
+    /// operations. Only the first hour is kept.
     pub each_second: Vec<u32>,
 }
 
 /// What all workloads of a guest did.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// One entry per workload, in the order they were specified.
+    /// One entry per workload, in the order they were specified; the workloads of a sequence are entries of their own.
     pub workloads: Vec<WorkloadReport>,
     /// The first mismatches in full. The reports of the workloads count all of them.
     pub mismatches: Vec<Mismatch>,

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::build::{Built, StartError, build};
 use super::pace::{Order, Orders, Pace};
 use super::tally::Tally;
-use super::{Failure, Mismatch, Report, Work, Worker, WorkloadSpec};
+use super::turns::Turns;
+use super::{Failure, Mismatch, Report, Sequence, Work, Worker};
 use crate::kernel::Kernel;
 
 /// How many mismatches are kept in full. The first ones are enough to tell what went wrong.
@@ -57,16 +58,17 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Starts all workloads, or none. Guests with equal seeds and workloads write equal bytes.
+    /// Starts all workloads, or none: those of a sequence one after the other. Guests with equal seeds and workloads write equal bytes.
     ///
     /// # Errors
     /// [`StartError`]: they do not fit, a file cannot be read, the system has no thread left.
     pub fn start(
         kernel: &Arc<Kernel>,
-        specs: &[WorkloadSpec],
+        sequences: &[Sequence],
         seed: u64,
     ) -> Result<Self, StartError> {
-        let all = build(kernel, specs, seed)?;
+        let all = build(kernel, sequences, seed)?;
+        let now = Instant::now();
         let mut runner = Self {
             shared: Arc::new(Shared {
                 orders: Orders::new(),
@@ -80,27 +82,49 @@ impl Runner {
             tallies: Vec::new(),
             threads: Vec::new(),
         };
-        for built in all {
-            runner.start_threads(built)?;
+        for sequence in all {
+            runner.start_threads(sequence, now)?;
         }
         Ok(runner)
     }
 
-    fn start_threads(&mut self, built: Built<'_>) -> Result<(), StartError> {
-        let Built {
-            spec,
-            pages,
-            workers,
-        } = built;
-        let tally = Arc::new(Tally::new(spec.to_string(), pages, workers.len() as u32));
-        self.tallies.push(Arc::clone(&tally));
-        for (number, worker) in workers.into_iter().enumerate() {
+    /// Starts the threads of all workloads of a sequence. Each waits for the turn of its workload: whether the system
+    /// has enough threads is known at the start, and not when a guest has run for an hour.
+    fn start_threads(&mut self, sequence: Vec<Built<'_>>, now: Instant) -> Result<(), StartError> {
+        let threads = |built: &Built<'_>| built.workers.len() as u32;
+        let tally = |built: &Built<'_>| {
+            let tally = Tally::new(built.spec.to_string(), built.pages, threads(built), now);
+            Arc::new(tally)
+        };
+        let tallies: Vec<_> = sequence.iter().map(tally).collect();
+        self.tallies.extend(tallies.iter().cloned());
+        let threads = sequence.iter().map(threads).collect();
+        let turns = Arc::new(Turns::new(tallies.clone(), threads, now));
+        for ((turn, built), tally) in sequence.into_iter().enumerate().zip(&tallies) {
+            self.start_workload(built, tally, &turns, turn)?;
+        }
+        Ok(())
+    }
+
+    fn start_workload(
+        &mut self,
+        built: Built<'_>,
+        tally: &Arc<Tally>,
+        turns: &Arc<Turns>,
+        turn: usize,
+    ) -> Result<(), StartError> {
+        let spec = built.spec;
+        for (number, worker) in built.workers.into_iter().enumerate() {
             let thread = Thread {
                 shared: Arc::clone(&self.shared),
-                tally: Arc::clone(&tally),
+                tally: Arc::clone(tally),
                 number,
+                turns: Arc::clone(turns),
+                turn,
+                lasts: spec.lasts,
+                until: None,
                 pace: Pace::new(spec, Instant::now()),
-                ended: None,
+                begin: None,
             };
             // Counted before the spawn. If that fails, dropping `thread` takes it off again.
             *lock(&self.shared.running) += 1;
@@ -108,7 +132,7 @@ impl Runner {
                 .name(format!("{}-{number}", spec.kind.name()))
                 .spawn(move || thread.run(worker));
             match spawned {
-                Ok(handle) => self.threads.push((Arc::clone(&tally), handle)),
+                Ok(handle) => self.threads.push((Arc::clone(tally), handle)),
                 Err(source) => {
                     let spec = spec.to_string();
                     return Err(StartError::Thread { spec, source });
@@ -196,15 +220,24 @@ struct Thread {
     shared: Arc<Shared>,
     tally: Arc<Tally>,
     number: usize,
+    turns: Arc<Turns>,
+    /// The turn of the workload among `turns`.
+    turn: usize,
+    /// How long the turn lasts.
+    lasts: Option<Duration>,
+    /// When the turn is over.
+    until: Option<Instant>,
     pace: Pace,
-    /// When the last operation ended, which is when the next one begins; `None` if the thread has waited since.
-    ended: Option<Instant>,
+    /// When the operation began that is under way or comes next; `None` if it begins with the next step.
+    begin: Option<Instant>,
 }
 
 impl Drop for Thread {
     /// Runs after a panic too: nobody must wait for a thread that is gone.
     fn drop(&mut self) {
         self.tally.count_done();
+        self.turns.thread_ended(self.turn);
+        self.shared.orders.wake();
         *lock(&self.shared.running) -= 1;
         self.shared.thread_ended.notify_all();
     }
@@ -212,18 +245,47 @@ impl Drop for Thread {
 
 impl Thread {
     fn run(mut self, mut worker: Box<dyn Worker>) {
+        let orders = &self.shared.orders;
+        let Some(began) = orders.wait_for(|| self.turns.began(self.turn)) else {
+            return;
+        };
+        self.until = self.lasts.map(|lasts| began + lasts);
         self.load(worker.as_mut());
-        while self.shared.orders.current() == Order::Run {
+        while self.is_on() && !worker.is_over() {
             self.operate(worker.as_mut());
         }
-        if self.shared.orders.current() == Order::Finish {
+        if self.is_late() {
+            self.tally.stop_clock();
+        }
+        if self.shared.orders.current() != Order::Abandon {
             self.verify(worker.as_mut());
         }
     }
 
+    /// Whether the time of the workload is over.
+    fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    fn is_on(&self) -> bool {
+        self.shared.orders.current() == Order::Run && !self.is_late()
+    }
+
+    /// Waits at most for `limit`, and no longer than the workload is to run.
+    fn wait(&self, limit: Option<Duration>) {
+        let left = self
+            .until
+            .map(|until| until.saturating_duration_since(Instant::now()));
+        let limit = match (limit, left) {
+            (Some(limit), Some(left)) => Some(limit.min(left)),
+            (limit, left) => limit.or(left),
+        };
+        self.shared.orders.wait(Order::Run, limit);
+    }
+
     fn load(&self, worker: &mut dyn Worker) {
         for number in 0..worker.to_load() {
-            while self.shared.orders.current() == Order::Run {
+            while self.is_on() {
                 match worker.load(number) {
                     Ok(work) => {
                         self.tally.count_work(work);
@@ -232,7 +294,7 @@ impl Thread {
                     }
                     Err(failure) => {
                         self.count_failure(failure);
-                        self.shared.orders.wait(Order::Run, Some(RETRY_WAIT));
+                        self.wait(Some(RETRY_WAIT));
                     }
                 }
             }
@@ -241,24 +303,32 @@ impl Thread {
     }
 
     fn operate(&mut self, worker: &mut dyn Worker) {
-        let begin = self.ended.take().unwrap_or_else(Instant::now);
-        let wait = match worker.step() {
+        let begin = self.begin.take().unwrap_or_else(Instant::now);
+        let done = worker.step();
+        let is_amid = worker.is_amid_operation();
+        // Kept while it waits, because a wait amid an operation is a part of it.
+        self.begin = is_amid.then_some(begin);
+        match done {
             Ok(Some(work)) => {
-                let end = Instant::now();
                 self.tally.count_work(work);
+                if is_amid {
+                    return;
+                }
+                let end = Instant::now();
                 self.tally.count_operation(self.number, begin, end);
-                self.ended = Some(end);
-                self.pace.wait_after(work.written + work.verified, end)
+                let wait = self.pace.wait_after(work.written + work.verified, end);
+                if wait.is_zero() {
+                    self.begin = Some(end);
+                } else {
+                    self.wait(Some(wait));
+                }
             }
-            Ok(None) => return self.shared.orders.wait(Order::Run, worker.idle_for()),
+            Ok(None) if worker.is_over() => {}
+            Ok(None) => self.wait(worker.idle_for()),
             Err(failure) => {
                 self.count_failure(failure);
-                RETRY_WAIT
+                self.wait(Some(RETRY_WAIT));
             }
-        };
-        if !wait.is_zero() {
-            self.ended = None;
-            self.shared.orders.wait(Order::Run, Some(wait));
         }
     }
 
@@ -295,7 +365,8 @@ impl Thread {
                 }
                 Err(failure @ Failure::Kernel(_)) => {
                     self.count_failure(failure);
-                    self.shared.orders.wait(Order::Finish, Some(RETRY_WAIT));
+                    let orders = &self.shared.orders;
+                    orders.wait(orders.current(), Some(RETRY_WAIT));
                 }
             }
         }

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::KINDS;
 use super::content::Mix;
-use super::kind::{self, Allowed, CONTENT, Kind, PAUSE, Parameter, RATE, SIZE, THREADS};
+use super::kind::{self, Allowed, CONTENT, FOR, Kind, PAUSE, Parameter, RATE, SIZE, THREADS};
 use memvisor_wire::units::parse_pages;
 
 /// Why a text is not a workload.
@@ -45,6 +45,9 @@ pub enum SpecError {
         /// The values that are allowed.
         allowed: String,
     },
+    /// A workload that never ends has others after it.
+    #[error("`{0}` never ends, so nothing can follow it; give it for=TIME, such as for=30s")]
+    Endless(String),
     /// A parameter is given twice.
     #[error("parameter `{0}` of a workload is given twice")]
     Twice(&'static str),
@@ -76,6 +79,8 @@ pub struct WorkloadSpec {
     pub rate: Option<u64>,
     /// How long each thread waits between two operations.
     pub pause: Duration,
+    /// How long it runs; `None` for ever, or until it ends by itself.
+    pub lasts: Option<Duration>,
     /// The content that it writes.
     pub content: Mix,
     /// The parameters that were given. All of them are known, and have values that are allowed.
@@ -92,7 +97,8 @@ impl fmt::Display for WorkloadSpec {
 impl FromStr for WorkloadSpec {
     type Err = SpecError;
 
-    /// Reads `KIND[:PATH][,PARAMETER=VALUE]...`. A path ends at the first comma.
+    /// Reads `KIND[:PATH][,PARAMETER=VALUE]...`. A path ends at the first comma; in a [`Sequence`](super::Sequence), also
+    /// at the first semicolon.
     fn from_str(text: &str) -> Result<Self, SpecError> {
         let text = text.trim();
         let mut parts = text.split(',');
@@ -105,6 +111,7 @@ impl FromStr for WorkloadSpec {
             threads: 1,
             rate: None,
             pause: Duration::ZERO,
+            lasts: None,
             content: Mix::default(),
             given: Vec::new(),
         };
@@ -116,6 +123,7 @@ impl FromStr for WorkloadSpec {
         spec.threads = spec.get(&THREADS, parse);
         spec.rate = spec.find(&RATE, kind::parse_rate);
         spec.pause = spec.get(&PAUSE, kind::parse_time);
+        spec.lasts = spec.find(&FOR, kind::parse_lasts);
         spec.content = spec.get(&CONTENT, parse);
         (kind.check)(&spec)?;
         Ok(spec)
@@ -148,6 +156,12 @@ impl WorkloadSpec {
         self.kind.usage == super::idle::KIND.usage
     }
 
+    /// Whether there is an end to it before that of the guest.
+    #[must_use]
+    pub const fn ends(&self) -> bool {
+        self.lasts.is_some() || self.kind.ends
+    }
+
     /// The path of a workload whose kind takes one.
     pub(super) fn path(&self) -> &Path {
         self.path.as_deref().unwrap_or(Path::new(""))
@@ -155,12 +169,12 @@ impl WorkloadSpec {
 
     /// Takes a parameter and its value.
     fn give(&mut self, name: &str, value: &str) -> Result<(), SpecError> {
-        let mut known = self.kind.parameters.iter();
-        let Some(known) = known.find(|known| known.name == name) else {
+        let known = || self.kind.parameters.iter().chain([&FOR]);
+        let Some(known) = known().find(|known| known.name == name) else {
             return Err(SpecError::Parameter {
                 kind: self.kind.name(),
                 name: name.to_owned(),
-                allowed: kind::list(self.kind.parameters.iter().map(|known| known.name)),
+                allowed: kind::list(known().map(|known| known.name)),
             });
         };
         let is_list = matches!(known.allowed, Allowed::List(..));
@@ -241,6 +255,9 @@ mod tests {
             "image:disk.img,rate=1M",
             "image:disk.img,attach=no",
             "churn,threads=2,content=random",
+            "dbench,size=1G,file=4K,latency=200us,threads=8",
+            "compile,size=64M,threads=2,inputs=8M",
+            "boot,check=0,for=5s",
         ] {
             assert_eq!(spec(text).to_string(), text);
         }
@@ -249,8 +266,8 @@ mod tests {
     #[test]
     fn spec_that_is_wrong_is_refused_by_name_with_what_is_allowed() {
         for (text, wrong, allowed) in [
-            ("", "``", "toucher, kv, files:PATH"),
-            ("kvs", "`kvs`", "toucher, kv, files:PATH"),
+            ("", "``", "toucher, kv, dbench"),
+            ("kvs", "`kvs`", "toucher, kv, dbench"),
             ("files", "`files`", "needs a path: files:PATH"),
             ("files:", "`files`", "needs a path: files:PATH"),
             ("kv:/tmp", "`kv:/tmp`", "takes none"),
@@ -270,6 +287,11 @@ mod tests {
             ("kv,threads=65", "`65`", "1 to 64"),
             ("kv,write=101", "`101`", "0 to 100"),
             ("kv,zipf=NaN", "`NaN`", "0 to 10"),
+            ("dbench,file=65M", "`65M`", "to 64M"),
+            ("dbench,latency=2s", "`2s`", "up to 1s"),
+            ("compile,rate=1M", "`rate`", "inputs, zipf, pause"),
+            ("boot,check=101", "`101`", "0 to 100"),
+            ("boot,content=zero", "`content`", "check, rate"),
             ("kv,value=4097", "`4097`", "8 to 4096"),
             ("kv,pause=5d", "`5d`", "10s"),
             ("kv,pause=1001h", "`1001h`", "1000h"),

@@ -15,7 +15,10 @@ pub(super) struct Tally {
     threads: u32,
     loaded: AtomicU32,
     done: AtomicU32,
-    began: Instant,
+    /// When the guest's workloads were started.
+    started: Instant,
+    /// When this one began.
+    began: OnceLock<Instant>,
     running_since: OnceLock<Instant>,
     stopped_at: OnceLock<Instant>,
     operations: AtomicU64,
@@ -38,14 +41,16 @@ fn add(counter: &AtomicU64, count: u64) {
 }
 
 impl Tally {
-    pub(super) fn new(name: String, pages: u32, threads: u32) -> Self {
-        let tally = Self {
+    /// Of a workload that has not begun, in a guest whose workloads were started at that time.
+    pub(super) fn new(name: String, pages: u32, threads: u32, started: Instant) -> Self {
+        Self {
             name,
             pages,
             threads,
             loaded: AtomicU32::new(0),
             done: AtomicU32::new(0),
-            began: Instant::now(),
+            started,
+            began: OnceLock::new(),
             running_since: OnceLock::new(),
             stopped_at: OnceLock::new(),
             operations: AtomicU64::new(0),
@@ -57,12 +62,16 @@ impl Tally {
             errors: AtomicU64::new(0),
             last_error: Mutex::new(None),
             clocked: (0..threads).map(|_| Mutex::new(Clocked::new())).collect(),
-        };
-        // Without threads, nobody else would end the loading.
-        if threads == 0 {
-            tally.running_since.get_or_init(Instant::now);
         }
-        tally
+    }
+
+    /// Notes that the workload begins now.
+    pub(super) fn begin(&self, now: Instant) {
+        self.began.get_or_init(|| now);
+        // Without threads, nobody else would end the loading.
+        if self.threads == 0 {
+            self.running_since.get_or_init(|| now);
+        }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -78,7 +87,9 @@ impl Tally {
 
     /// Counts a thread that has ended.
     pub(super) fn count_done(&self) {
-        self.done.fetch_add(1, Ordering::Relaxed);
+        if self.done.fetch_add(1, Ordering::Relaxed) + 1 == self.threads {
+            self.stop_clock();
+        }
     }
 
     /// Whether all threads have ended.
@@ -95,7 +106,7 @@ impl Tally {
     /// Counts a piece of memory that a thread has filled.
     pub(super) fn count_piece(&self, thread: usize, end: Instant) {
         if let Some(clocked) = self.clocked.get(thread) {
-            lock(clocked).progress(end.saturating_duration_since(self.began));
+            lock(clocked).progress(end.saturating_duration_since(self.started));
         }
     }
 
@@ -104,7 +115,7 @@ impl Tally {
         if let Some(clocked) = self.clocked.get(thread) {
             let mut clocked = lock(clocked);
             clocked.record(end.saturating_duration_since(begin));
-            clocked.progress(end.saturating_duration_since(self.began));
+            clocked.progress(end.saturating_duration_since(self.started));
         }
     }
 
@@ -127,29 +138,40 @@ impl Tally {
     }
 
     fn phase(&self) -> Phase {
-        if self.stopped_at.get().is_none() {
-            match self.running_since.get() {
-                None => Phase::Loading,
-                Some(_) => Phase::Running,
-            }
-        } else if self.is_done() {
-            Phase::Done
-        } else {
-            Phase::Verifying
+        match self.stopped_at.get() {
+            Some(_) if self.is_done() => Phase::Done,
+            Some(_) => Phase::Verifying,
+            None if self.running_since.get().is_some() => Phase::Running,
+            None if self.began.get().is_some() => Phase::Loading,
+            None => Phase::Waiting,
         }
     }
 
     /// How long the workload loaded and how long it ran, until now or until it was stopped.
     fn times(&self) -> (Duration, Duration) {
-        let end = self.stopped_at.get().copied().unwrap_or_else(Instant::now);
+        let end = self.end();
         let loaded = self
             .running_since
             .get()
             .map_or(end, |since| end.min(*since));
+        let began = self.began.get().map_or(loaded, |began| loaded.min(*began));
         (
-            loaded.saturating_duration_since(self.began),
+            loaded.saturating_duration_since(began),
             end.saturating_duration_since(loaded),
         )
+    }
+
+    /// When the workload was stopped; now, if it was not.
+    fn end(&self) -> Instant {
+        self.stopped_at.get().copied().unwrap_or_else(Instant::now)
+    }
+
+    /// For how long there is progress to tell, from the start of the guest's workloads on.
+    fn told(&self) -> Duration {
+        match self.began.get() {
+            Some(_) => self.end().saturating_duration_since(self.started),
+            None => Duration::ZERO,
+        }
     }
 
     pub(super) fn report(&self) -> WorkloadReport {
@@ -181,7 +203,7 @@ impl Tally {
             errors: read(&self.errors),
             last_error: lock(&self.last_error).clone(),
             latency: all.summary(),
-            each_second: all.each_second(loading + running),
+            each_second: all.each_second(self.told()),
         }
     }
 }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::kernel::ram::VecMemory;
-use crate::kernel::{Kernel, KernelOptions};
+use crate::kernel::{Kernel, KernelOptions, KernelStats};
 use crate::shim::Memory;
 
 /// The longest time that a test waits for an event that must happen.
@@ -34,7 +34,7 @@ fn guest(ram: u32, swap: u32) -> Guest {
     let memory = Arc::new(VecMemory::new(ram));
     let options = KernelOptions {
         swap_pages: swap,
-        swap_directory: directory.path().to_owned(),
+        disk_directory: directory.path().to_owned(),
     };
     let kernel = Kernel::new(Arc::clone(&memory) as Arc<dyn Memory>, &options);
     Guest {
@@ -53,7 +53,7 @@ impl Guest {
             let content: Vec<u8> = (0..len).map(|at: u32| (at / 7) as u8).collect();
             std::fs::write(directory.join(name), content).expect("a file");
         }
-        let specs: Vec<WorkloadSpec> = specs
+        let sequences: Vec<Sequence> = specs
             .iter()
             .map(|text| text.replace("DIR", directory.to_str().expect("plain text")))
             .map(|text| {
@@ -61,7 +61,7 @@ impl Guest {
                     .unwrap_or_else(|error| panic!("{text}: {error}"))
             })
             .collect();
-        Runner::start(&self.kernel, &specs, 42)
+        Runner::start(&self.kernel, &sequences, 42)
     }
 }
 
@@ -78,12 +78,24 @@ fn wait_for(runner: &Runner, what: &str, wanted: impl Fn(&WorkloadReport) -> boo
     }
 }
 
+/// Looks at the report of the workload `number` until it satisfies a condition.
+fn wait_for_one(runner: &Runner, number: usize, wanted: impl Fn(&WorkloadReport) -> bool) {
+    let begin = Instant::now();
+    while !wanted(&runner.snapshot().workloads[number]) {
+        assert!(begin.elapsed() < PATIENCE, "{:?}", runner.snapshot());
+        std::thread::yield_now();
+    }
+}
+
 const ALL: &[&str] = &[
     "stream,size=200K,threads=2",
     "toucher,size=200K,active=100K,then=200K@1ms,write=30",
     "kv,size=200K,threads=3,write=40",
     "kv,size=100K,value=4096,content=random,zipf=0",
     "kv,size=100K,value=8,write=90",
+    "dbench,size=1M,threads=2,write=40,file=16K",
+    "compile,size=200K,threads=2,inputs=100K",
+    "boot,size=400K,rate=800K",
     "files:DIR,threads=2",
     "image:DIR/large,rate=1G",
     "churn,size=200K,threads=2",
@@ -134,7 +146,15 @@ fn workloads_all_at_once_in_little_ram_find_no_mismatch() {
     let guest = guest(128, 512);
     let runner = guest.start(ALL).expect("they fit");
     wait_for(&runner, "every one works", |workload| {
-        workload.operations >= 1000 || workload.name.starts_with("idle")
+        // A compilation takes some hundred pages, and a boot ends.
+        let least = if workload.name.starts_with("compile") {
+            20
+        } else {
+            1000
+        };
+        workload.operations >= least
+            || workload.name.starts_with("idle")
+            || workload.phase == Phase::Done
     });
     let mut last = Progress::default();
     let report = runner.stop(|progress| last = progress);
@@ -184,6 +204,7 @@ fn last_pass_names_the_one_flipped_byte() {
         "stream,size=200K,pause=1h",
         "toucher,size=200K,pause=1h",
         "kv,size=200K,pause=1h",
+        "dbench,size=200K,pause=1h,write=0",
         "image:DIR/large,pause=1h",
     ] {
         let guest = guest(512, 0);
@@ -405,4 +426,149 @@ fn image_is_attached_as_far_as_the_host_does_and_copied_else() {
         assert!(is_clean(&report), "{:?}", report.workloads);
         assert_eq!(report.workloads[0].bytes_written, 700 * PAGE_SIZE as u64);
     }
+}
+
+#[test]
+fn dbench_reads_less_from_its_disk_the_more_of_its_files_are_cached() {
+    let reads_an_operation = |ram| {
+        let guest = guest(ram, 0);
+        let runner = guest.start(&["dbench,size=2M,zipf=0,write=0"]);
+        let runner = runner.expect("it needs no memory");
+        let of = |stats: KernelStats| stats.major_faults;
+        wait_for(&runner, "it is filled", |w| w.phase == Phase::Running);
+        let (before, loaded) = (runner.snapshot(), of(guest.kernel.stats()));
+        let begun = before.workloads[0].operations;
+        wait_for(&runner, "it reads", |w| w.operations >= begun + 2000);
+        let read = of(guest.kernel.stats()) - loaded;
+        let done = runner.snapshot().workloads[0].operations - begun;
+        let stats = guest.kernel.stats();
+        assert_eq!(stats.caches + stats.free + 4, u64::from(ram), "{stats:?}");
+        assert!(is_clean(&runner.stop(|_| ())));
+        read as f64 / done as f64
+    };
+    let (none, half, most) = (
+        reads_an_operation(1024),
+        reads_an_operation(256),
+        reads_an_operation(64),
+    );
+    // A request touches about four pages; all, half and an eighth of the files fit.
+    assert!(none < 0.01, "{none}");
+    assert!((1.5..3.2).contains(&half), "{half}");
+    assert!(most > 1.3 * half, "{most} and {half}");
+}
+
+#[test]
+fn compile_frees_what_it_allocates_and_counts_whole_compilations() {
+    let guest = guest(1024, 0);
+    let runner = guest.start(&["compile,size=400K,inputs=64K"]);
+    let runner = runner.expect("it fits");
+    wait_for(&runner, "it compiles", |w| w.operations >= 30);
+    let report = runner.stop(|_| ());
+    assert!(is_clean(&report), "{report:?}");
+    let workload = &report.workloads[0];
+    // A process has 50 to 100 pages, writes each twice, and reads some of the 16 pages of inputs.
+    let written = workload.bytes_written / PAGE_SIZE as u64 / (workload.operations + 1);
+    assert!((100..=200).contains(&written), "{workload:?}");
+    let stats = guest.kernel.stats();
+    assert_eq!((stats.anon, stats.caches), (0, 0), "{stats:?}");
+}
+
+#[test]
+fn inputs_of_compilations_are_equal_in_all_guests() {
+    let inputs_of = |seed| {
+        let guest = guest(512, 0);
+        let sequence = "compile,size=4K,inputs=400K,pause=1h".parse();
+        let runner = Runner::start(&guest.kernel, &[sequence.expect("it is right")], seed);
+        let runner = runner.expect("it fits");
+        wait_for(&runner, "it has its inputs", |w| w.phase == Phase::Running);
+        let page = |gfn| {
+            let mut bytes = vec![0; PAGE_SIZE];
+            guest.memory.read(Gfn(gfn), 0, &mut bytes);
+            bytes
+        };
+        (4..104).map(page).collect::<Vec<_>>()
+    };
+    assert!(inputs_of(1) == inputs_of(2));
+}
+
+#[test]
+fn boot_zeroes_all_memory_frees_it_and_ends() {
+    for (check, verified) in [("check=100", 1), ("check=0", 0)] {
+        let guest = guest(512, 0);
+        let all = u64::from(guest.kernel.ram_capacity());
+        // Whoever maps a page later must not see the zeroes of the boot, but its own bytes.
+        let runner = guest.start(&[&format!("boot,threads=2,{check}; kv,pause=1h")]);
+        let runner = runner.expect("it fits");
+        wait_for_one(&runner, 1, |kv| kv.phase == Phase::Running);
+        let report = runner.snapshot();
+        let boot = &report.workloads[0];
+        assert_eq!(boot.phase, Phase::Done);
+        assert_eq!(boot.bytes_written, all * PAGE_SIZE as u64, "{boot:?}");
+        assert_eq!((boot.pages, boot.pages_verified), (all, verified * all));
+        assert!(boot.seconds > 0.0 && boot.operations >= all, "{boot:?}");
+        let stats = guest.kernel.stats();
+        assert_eq!(stats.anon, report.workloads[1].pages, "{stats:?}");
+        assert!(is_clean(&runner.stop(|_| ())));
+    }
+}
+
+#[test]
+fn workloads_of_a_sequence_take_turns_and_verify_before_the_next_begins() {
+    let guest = guest(512, 0);
+    let texts = [
+        "stream,size=1M,for=80ms; idle,for=10ms; toucher,size=1M,for=60ms; kv,size=1M",
+        "churn,size=200K",
+    ];
+    let runner = guest
+        .start(&texts)
+        .expect("one at a time fits, all at once do not");
+    let waiting = runner.snapshot().workloads[3].clone();
+    assert_eq!((waiting.phase, waiting.seconds), (Phase::Waiting, 0.0));
+    wait_for_one(&runner, 3, |last| last.operations > 0);
+    let report = runner.stop(|_| ());
+    assert!(is_clean(&report), "{report:?}");
+    let names = report.workloads.iter().map(|w| w.name.as_str());
+    let expected = [
+        "stream,size=1M,for=80ms",
+        "idle,for=10ms",
+        "toucher,size=1M,for=60ms",
+        "kv,size=1M",
+        "churn,size=200K",
+    ];
+    assert_eq!(names.collect::<Vec<_>>(), expected);
+    for (workload, time) in report.workloads.iter().zip([0.08, 0.01, 0.06]) {
+        let took = workload.loading_seconds + workload.seconds;
+        assert!(took >= time - 0.001, "{workload:?}");
+    }
+    for workload in &report.workloads {
+        assert_eq!((workload.phase, workload.errors), (Phase::Done, 0));
+    }
+    assert_eq!(guest.kernel.stats().anon, 0, "all is unmapped");
+}
+
+#[test]
+fn sequence_that_is_stopped_early_never_begins_the_rest() {
+    let guest = guest(512, 0);
+    let runner = guest.start(&["kv,size=100K,pause=1h,for=1h; stream,for=1s; boot"]);
+    let runner = runner.expect("it fits");
+    let report = runner.stop(|_| ());
+    assert!(is_clean(&report), "{report:?}");
+    for workload in &report.workloads[1..] {
+        assert_eq!((workload.phase, workload.operations), (Phase::Done, 0));
+        assert_eq!((workload.seconds, workload.bytes_written), (0.0, 0));
+    }
+    let runner = guest.start(&["kv,size=100K,pause=1h,for=1h; stream"]);
+    drop(runner.expect("it fits"));
+    assert_eq!(guest.kernel.stats().anon, 0);
+}
+
+#[test]
+fn wrong_byte_is_found_at_the_end_of_a_turn() {
+    let guest = guest(512, 0);
+    let runner = guest.start(&["toucher,size=200K,pause=1h,for=3s; idle"]);
+    let runner = runner.expect("it fits");
+    wait_for_one(&runner, 0, |toucher| toucher.operations > 0);
+    guest.memory.flip(Gfn(20), 93);
+    let mismatch = runner.wait_mismatch(PATIENCE).expect("it is looked for");
+    assert_eq!((mismatch.gfn, mismatch.offset), (Some(20), 93));
 }

@@ -38,6 +38,7 @@ pub(super) const KIND: Kind = Kind {
             started: None,
         }))
     },
+    ..Kind::PLAIN
 };
 
 const ACTIVE: Parameter = Parameter {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use memvisor_guest_agent::guest::GuestReport;
-use memvisor_guest_agent::workload::WorkloadSpec;
+use memvisor_guest_agent::workload::Sequence;
 
 use super::super::Bench;
 use super::super::report::{Case, Report};
@@ -155,8 +155,8 @@ fn least_second(report: &GuestReport) -> Option<f64> {
 /// zero the geometric mean would be zero whatever the others did.
 fn busy(guests: &[FleetGuest], reports: &[GuestReport]) -> Vec<f64> {
     let is_busy = |guest: &FleetGuest| {
-        let mut specs = guest.workloads.iter().filter_map(|text| text.parse().ok());
-        specs.any(|spec: WorkloadSpec| !spec.is_idle())
+        let mut sequences = guest.workloads.iter().filter_map(|text| text.parse().ok());
+        sequences.any(|sequence: Sequence| !sequence.is_idle())
     };
     let each = guests.iter().zip(reports);
     each.filter(|(guest, _)| is_busy(guest))

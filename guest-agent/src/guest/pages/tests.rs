@@ -131,7 +131,7 @@ fn guest(swap_pages: u32, is_short: bool) -> Guest {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let options = KernelOptions {
         swap_pages,
-        swap_directory: directory.path().to_owned(),
+        disk_directory: directory.path().to_owned(),
     };
     let memory: Arc<dyn Memory> = Arc::new(VecMemory::new(RAM));
     let kernel = Kernel::new(memory, &options).expect("it boots");
