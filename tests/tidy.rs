@@ -15,7 +15,6 @@ const HOST: &[(&str, &[&str])] = &[
     ("throttle", &[]),
     ("average", &[]),
     ("runtime_dir", &[]),
-    ("child", &[]),
     ("digest", &["units"]),
     ("sys", &["units"]),
     ("page", &["units", "sync", "seeded"]),
@@ -58,6 +57,7 @@ const HOST: &[(&str, &[&str])] = &[
     ("settings", &["units", "policy", "reclaim"]),
     ("calculator", &["units", "policy", "settings"]),
     ("recording", &["telemetry"]),
+    ("launch", &["units", "policy", "runtime_dir", "settings"]),
     ("view", &["telemetry", "recording"]),
     ("control", &["units", "telemetry", "settings", "view"]),
     ("top", &["units", "telemetry", "control"]),
@@ -92,7 +92,7 @@ const HOST: &[(&str, &[&str])] = &[
         &[
             "units",
             "runtime_dir",
-            "child",
+            "launch",
             "telemetry",
             "control",
             "top",
@@ -103,7 +103,7 @@ const HOST: &[(&str, &[&str])] = &[
         "bench",
         &[
             "units",
-            "child",
+            "launch",
             "telemetry",
             "control",
             "demo",
@@ -122,6 +122,24 @@ const HOST: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "scenario",
+        &[
+            "units",
+            "chain",
+            "launch",
+            "policy",
+            "runtime_dir",
+            "telemetry",
+            "settings",
+            "control",
+            "recording",
+            "view",
+            "sys",
+            "vm",
+            "bench",
+        ],
+    ),
+    (
         "cli",
         &[
             "units",
@@ -135,7 +153,9 @@ const HOST: &[(&str, &[&str])] = &[
             "control",
             "top",
             "host",
+            "launch",
             "demo",
+            "scenario",
         ],
     ),
 ];
@@ -225,6 +245,8 @@ const STARTS_GUESTS: &[&str] = &[
     "src/cli/bench.rs",
     "src/bench",
     "src/demo",
+    "src/launch",
+    "src/scenario",
 ];
 
 /// The most lines of a file without its tests. A reader cannot hold more in mind at once.

@@ -49,7 +49,7 @@ pub use build::StartError;
 pub use content::Mix;
 pub use kind::{Allowed, Kind, MAX_THREADS, Parameter, long_help, short_help};
 pub use report::{Latency, Mismatch, Phase, Report, WorkloadReport};
-pub use runner::{Progress, Runner};
+pub use runner::{LastLook, Look, Progress, Runner};
 pub use spec::{SpecError, WorkloadSpec};
 
 use self::pageset::OwnPages;
