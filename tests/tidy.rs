@@ -610,6 +610,8 @@ fn documents_that_the_project_promises_are_there() {
         "docs/security.md",
         "docs/service.md",
         "docs/settings.md",
+        "docs/scenarios.md",
+        "docs/experiments.md",
         "docs/metrics.md",
     ] {
         assert!(root().join(name).is_file(), "{name} is missing");

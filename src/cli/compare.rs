@@ -38,8 +38,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<Exit> {
     if let Some(path) = &args.html {
         let page = compare::page(&args.dirs, &all);
         let page = page.map_err(|error| UsageError(chain(&error)))?;
-        std::fs::write(path, page)
-            .with_context(|| format!("cannot write `{}`", path.display()))?;
+        std::fs::write(path, page).with_context(|| format!("cannot write `{}`", path.display()))?;
     }
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&compared)?))?;

@@ -119,7 +119,10 @@ impl RunArgs {
         for name in &self.variant {
             let mut known = scenario.variants.iter().map(|variant| &variant.name);
             if !known.any(|known| known == name) {
-                let known = scenario.variants.iter().map(|variant| variant.name.as_str());
+                let known = scenario
+                    .variants
+                    .iter()
+                    .map(|variant| variant.name.as_str());
                 let known: Vec<_> = known.filter(|name| !name.is_empty()).collect();
                 let known = match &known[..] {
                     [] => "it has no variants".to_owned(),
@@ -237,7 +240,12 @@ fn summary(results: &Results, dir: &Path) -> String {
             "" => String::new(),
             name => format!(" [{name}]"),
         };
-        text += &format!("  {holds:5} {}{variant}: {}{}\n", verdict.text, verdict.measured(), verdict.allowed());
+        text += &format!(
+            "  {holds:5} {}{variant}: {}{}\n",
+            verdict.text,
+            verdict.measured(),
+            verdict.allowed()
+        );
     }
     text + &format!("  report: {}\n", dir.join("report.html").display())
 }

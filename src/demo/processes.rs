@@ -7,7 +7,9 @@ use memvisor_guest_agent::guest::GuestReport;
 use memvisor_wire::signals::Signals;
 
 use super::{DemoError, DemoOptions, guests};
-use crate::launch::{self, Child, Ended, GuestStart, HostStart, Scratch, await_child, end_all, in_words};
+use crate::launch::{
+    self, Child, Ended, GuestStart, HostStart, Scratch, await_child, end_all, in_words,
+};
 use crate::settings::{Key, Profile, VmPatch};
 
 /// How long guests, and then the host, may take to end when asked; then they are killed.

@@ -80,12 +80,15 @@ fn log_tail_is_the_end_of_a_long_log() {
 
 #[test]
 fn guest_is_powered_on_with_all_settings_but_the_defaults() {
-    let words = "shares=high reservation=16M limit=128M balloon-max=none sharing=off salt=a b swap-dir=/s";
+    let words =
+        "shares=high reservation=16M limit=128M balloon-max=none sharing=off salt=a b swap-dir=/s";
     let patch = VmPatch::from_words(words.split(' ').filter(|word| word.contains('=')));
     let args = powered_on(&patch.expect("valid"), Path::new("/run/x"));
     let expected = "--runtime-dir /run/x --limit 134217728 --reservation 16777216 --salt a --no-sharing --shares high";
-    let (mut args, mut expected): (Vec<_>, Vec<_>) =
-        (args.iter().map(String::as_str).collect(), expected.split(' ').collect());
+    let (mut args, mut expected): (Vec<_>, Vec<_>) = (
+        args.iter().map(String::as_str).collect(),
+        expected.split(' ').collect(),
+    );
     args.sort_unstable();
     expected.sort_unstable();
     assert_eq!(args, expected);
@@ -107,10 +110,20 @@ fn end_of_a_guest_is_told_apart_by_its_code_and_its_report() {
     };
     let report = "echo '{\"pages_verified\": 7}'";
     assert!(matches!(ended(report), Ended::Well(report) if report.pages_verified == 7));
-    assert!(matches!(ended(&format!("{report}; exit 130")), Ended::Told(_)));
+    assert!(matches!(
+        ended(&format!("{report}; exit 130")),
+        Ended::Told(_)
+    ));
     assert!(matches!(ended("exit 0"), Ended::Silent));
-    assert!(matches!(ended("echo why >&2; exit 3"), Ended::Corrupt { pages: 0, log } if log == "why"));
-    assert!(matches!(ended("echo '{\"mismatches\": 2}'"), Ended::Corrupt { pages: 2, .. }));
-    assert!(matches!(ended(&format!("{report}; exit 4")), Ended::Badly { how, .. } if how == "code 4"));
+    assert!(
+        matches!(ended("echo why >&2; exit 3"), Ended::Corrupt { pages: 0, log } if log == "why")
+    );
+    assert!(matches!(
+        ended("echo '{\"mismatches\": 2}'"),
+        Ended::Corrupt { pages: 2, .. }
+    ));
+    assert!(
+        matches!(ended(&format!("{report}; exit 4")), Ended::Badly { how, .. } if how == "code 4")
+    );
     assert!(matches!(ended("kill -ABRT $$"), Ended::Badly { how, .. } if how == "SIGABRT"));
 }

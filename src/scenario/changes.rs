@@ -212,7 +212,9 @@ fn no_guest(pattern: &str, guests: &[Guest]) -> String {
 /// `NAME = VALUE` of the host, or `GUEST.NAME = VALUE`.
 fn set(key: &str, value: &str, guests: &[Guest]) -> Result<Vec<Action>, String> {
     // Names of guests may have dots, and so have those of settings: the longest name decides.
-    let split = key.match_indices('.').map(|(at, _)| (&key[..at], &key[at + 1..]));
+    let split = key
+        .match_indices('.')
+        .map(|(at, _)| (&key[..at], &key[at + 1..]));
     let of_guest = split.filter(|(pattern, _)| named(pattern, guests).next().is_some());
     let Some((pattern, name)) = of_guest.last() else {
         return set_host(key, value, guests);
@@ -227,7 +229,9 @@ fn set(key: &str, value: &str, guests: &[Guest]) -> Result<Vec<Action>, String> 
     let name = put.map_err(|error| error.in_full())?;
     found
         .map(|guest| {
-            let settings = guest.patch.apply(&VmSettings::default(), guest.memory.pages());
+            let settings = guest
+                .patch
+                .apply(&VmSettings::default(), guest.memory.pages());
             // What is wrong with them is said elsewhere.
             let settings = settings.unwrap_or_default();
             let applied = patch.apply(&settings, guest.memory.pages());
@@ -272,7 +276,9 @@ fn balloon(value: &str) -> Result<Option<Bytes>, String> {
 fn within(guest: &Guest, target: Option<Bytes>) -> Result<Action, String> {
     if let Some(size) = target.filter(|size| *size > guest.memory) {
         let (name, memory) = (&guest.name, guest.memory);
-        return Err(format!("{name}: a balloon of {size} is more than its memory of {memory}"));
+        return Err(format!(
+            "{name}: a balloon of {size} is more than its memory of {memory}"
+        ));
     }
     Ok(Action::Balloon(guest.name.clone(), target))
 }

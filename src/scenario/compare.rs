@@ -106,8 +106,14 @@ pub(super) fn side_by_side(all: &[(String, &Results)]) -> Compared {
             compared.unfinished.push(format!("{dir}{behind}{why}"));
         }
         for variant in &results.variants {
-            let between = if dir.is_empty() || variant.name.is_empty() { "" } else { " " };
-            compared.sides.push(format!("{dir}{between}{}", variant.name));
+            let between = if dir.is_empty() || variant.name.is_empty() {
+                ""
+            } else {
+                " "
+            };
+            compared
+                .sides
+                .push(format!("{dir}{between}{}", variant.name));
             sides.push(side(results, &variant.name));
         }
     }
@@ -140,7 +146,10 @@ fn side(results: &Results, variant: &str) -> Vec<Values> {
             None => figures.push((figure.name.clone(), figure.unit.clone(), vec![figure.value])),
         }
     }
-    let verdicts = results.verdicts.iter().filter(|verdict| verdict.variant == variant);
+    let verdicts = results
+        .verdicts
+        .iter()
+        .filter(|verdict| verdict.variant == variant);
     let measured = verdicts.filter(|verdict| !verdict.values.is_empty());
     figures.extend(measured.map(|verdict| {
         (
@@ -154,7 +163,9 @@ fn side(results: &Results, variant: &str) -> Vec<Values> {
 
 fn row(name: &str, unit: &str, sides: &[Vec<Values>]) -> Row {
     let values = |side: &Vec<Values>| -> Option<Middle> {
-        let found = side.iter().find(|(other, in_unit, _)| other == name && in_unit == unit);
+        let found = side
+            .iter()
+            .find(|(other, in_unit, _)| other == name && in_unit == unit);
         let values = &found?.2;
         let (least, most) = spread(values)?;
         Some(Middle {

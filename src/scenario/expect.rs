@@ -1,12 +1,12 @@
-//! What is expected of a scenario: figures of its recordings, bounds of them, and what others have published.
+//! Reads what is expected of a scenario.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use toml::Spanned;
 
+use super::expected::{Bound, Expect, Figure, Published, Value};
 use super::read::Time;
 use super::said::{Known, known};
 use super::{Variant, matches};
@@ -55,97 +55,6 @@ enum Names {
     Many(Vec<String>),
 }
 
-/// What becomes of the values of a series.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Value {
-    /// Their mean.
-    Mean,
-    /// The largest.
-    Max,
-    /// The least.
-    Min,
-    /// The first.
-    First,
-    /// The last.
-    Last,
-    /// By how much they grew.
-    Growth,
-    /// By how much they grew in a second.
-    Rate,
-}
-
-impl fmt::Display for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Mean => "mean",
-            Self::Max => "max",
-            Self::Min => "min",
-            Self::First => "first",
-            Self::Last => "last",
-            Self::Growth => "growth",
-            Self::Rate => "rate",
-        })
-    }
-}
-
-/// A number of a recording.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Figure {
-    /// Whether the series are of the host.
-    pub of_host: bool,
-    /// Whether they only grow while their VM lives.
-    pub counter: bool,
-    /// Whose: `host`, the name of a guest, or the beginning of names with a `*`, whose values are added up.
-    pub of: String,
-    /// Which series; several are added up.
-    pub series: Vec<String>,
-    /// What becomes of their values.
-    pub value: Value,
-    /// From when on, in milliseconds since the run began.
-    pub from_ms: u64,
-    /// Until when.
-    pub to_ms: u64,
-    /// In which variant; `None`: in each by itself.
-    pub variant: Option<String>,
-}
-
-/// Something expected.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Expect {
-    /// What, as a sentence.
-    pub text: String,
-    /// The number.
-    pub figure: Figure,
-    /// What it is divided by.
-    pub per: Option<Figure>,
-    /// What it counts in.
-    pub unit: String,
-    /// Within which bounds it must be. Without any it is only shown.
-    pub bound: Bound,
-    /// What others have published.
-    pub published: Option<Published>,
-}
-
-/// Bounds of a number.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Bound {
-    /// The least that it may be.
-    pub at_least: Option<f64>,
-    /// The most that it may be.
-    pub at_most: Option<f64>,
-}
-
-/// A number that others have published.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-pub struct Published {
-    /// The number, in the unit of the figure.
-    pub value: f64,
-    /// Where.
-    pub source: String,
-}
-
 /// What a figure is read against.
 struct Against<'a> {
     known: BTreeMap<String, Known>,
@@ -173,7 +82,11 @@ impl Reading {
                 self.wrong(place, &wrong);
             })
         };
-        tables.into_iter().map(read).filter_map(Result::ok).collect()
+        tables
+            .into_iter()
+            .map(read)
+            .filter_map(Result::ok)
+            .collect()
     }
 
     fn expect(written: &WrittenExpect, against: &Against<'_>) -> Result<Expect, Wrong> {
@@ -293,7 +206,12 @@ impl Against<'_> {
     }
 
     /// Whose a series is.
-    fn of(&self, written: &WrittenPer, first: &Known, at: &std::ops::Range<usize>) -> Result<String, Wrong> {
+    fn of(
+        &self,
+        written: &WrittenPer,
+        first: &Known,
+        at: &std::ops::Range<usize>,
+    ) -> Result<String, Wrong> {
         let of = match &written.of {
             None if first.is_of_host => return Ok(HOST.to_owned()),
             None => return Ok(ALL.to_owned()),
@@ -303,9 +221,14 @@ impl Against<'_> {
         if first.is_of_host {
             let is_host = name == HOST;
             let text = || format!("of: this is a series of the host, not of `{}`", shown(name));
-            return is_host.then(|| HOST.to_owned()).ok_or_else(|| (of.span(), text()));
+            return is_host
+                .then(|| HOST.to_owned())
+                .ok_or_else(|| (of.span(), text()));
         }
-        let of_all = self.variants.iter().flat_map(|variant| &variant.setup.guests);
+        let of_all = self
+            .variants
+            .iter()
+            .flat_map(|variant| &variant.setup.guests);
         let names: BTreeSet<&str> = of_all.map(|guest| guest.name.as_str()).collect();
         if names.iter().any(|guest| matches(name, guest)) {
             return Ok(name.clone());
@@ -316,7 +239,14 @@ impl Against<'_> {
             shown(name),
             names.join(", ")
         );
-        Err((if of.span().is_empty() { at.clone() } else { of.span() }, text))
+        Err((
+            if of.span().is_empty() {
+                at.clone()
+            } else {
+                of.span()
+            },
+            text,
+        ))
     }
 
     /// From when to when.
@@ -341,7 +271,11 @@ impl Against<'_> {
         let Some(variant) = &written.variant else {
             return Ok(None);
         };
-        let names: Vec<_> = self.variants.iter().map(|known| known.name.as_str()).collect();
+        let names: Vec<_> = self
+            .variants
+            .iter()
+            .map(|known| known.name.as_str())
+            .collect();
         let name = variant.get_ref();
         if names.contains(&name.as_str()) {
             return Ok(Some(name.clone()));

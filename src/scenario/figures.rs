@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::expect::{Figure, Value};
+use super::expected::{Figure, Value};
 use super::judge::value;
 use super::said::{OPERATIONS, P99};
 use crate::recording::Recording;
@@ -38,8 +38,20 @@ type Common = (
 );
 
 const COMMON: &[Common] = &[
-    ("operations of all guests", "operations/s", Of::All, &[OPERATIONS], Value::Rate),
-    ("p99 of operations, worst guest", "seconds", Of::Worst, &[P99], Value::Mean),
+    (
+        "operations of all guests",
+        "operations/s",
+        Of::All,
+        &[OPERATIONS],
+        Value::Rate,
+    ),
+    (
+        "p99 of operations, worst guest",
+        "seconds",
+        Of::Worst,
+        &[P99],
+        Value::Mean,
+    ),
     (
         "threads stand still because of the host",
         "seconds/s",
@@ -47,8 +59,20 @@ const COMMON: &[Common] = &[
         &["memvisor_vm_stalled_seconds_total"],
         Value::Rate,
     ),
-    ("memory in use", "bytes", Of::Host, &["memvisor_host_used_bytes"], Value::Mean),
-    ("saved by sharing", "bytes", Of::Host, &["memvisor_host_shared_saved_bytes"], Value::Mean),
+    (
+        "memory in use",
+        "bytes",
+        Of::Host,
+        &["memvisor_host_used_bytes"],
+        Value::Mean,
+    ),
+    (
+        "saved by sharing",
+        "bytes",
+        Of::Host,
+        &["memvisor_host_shared_saved_bytes"],
+        Value::Mean,
+    ),
     (
         "zero pages",
         "bytes",
@@ -56,7 +80,13 @@ const COMMON: &[Common] = &[
         &["memvisor_vm_memory_bytes{home=\"zero\"}"],
         Value::Mean,
     ),
-    ("in balloons", "bytes", Of::All, &["memvisor_vm_balloon_bytes"], Value::Mean),
+    (
+        "in balloons",
+        "bytes",
+        Of::All,
+        &["memvisor_vm_balloon_bytes"],
+        Value::Mean,
+    ),
     (
         "compressed",
         "bytes",
@@ -64,7 +94,13 @@ const COMMON: &[Common] = &[
         &["memvisor_vm_memory_bytes{home=\"compressed\"}"],
         Value::Mean,
     ),
-    ("compression caches", "bytes", Of::All, &["memvisor_vm_cache_bytes"], Value::Mean),
+    (
+        "compression caches",
+        "bytes",
+        Of::All,
+        &["memvisor_vm_cache_bytes"],
+        Value::Mean,
+    ),
     (
         "in swap files",
         "bytes",

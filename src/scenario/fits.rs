@@ -138,7 +138,9 @@ fn admitted(setup: &Setup) -> Result<usize, (&String, Refusal)> {
         let _ = layer.put(key.spec().name, value);
     }
     let profile = setup.start.profile.unwrap_or_default();
-    let config = Layers::new(profile, layer, Layer::default()).effective().policy();
+    let config = Layers::new(profile, layer, Layer::default())
+        .effective()
+        .policy();
     let mut running: Vec<&Guest> = Vec::new();
     let mut most = 0;
     for (_, action) in setup.timeline() {
@@ -168,7 +170,9 @@ fn snapshot(budget: Bytes, running: &[(&Guest, &Setup)]) -> HostSnapshot {
         reservation: asked(guest, setup).reservation,
         ..VmSnapshot::new(VmId(id), guest.memory.pages())
     };
-    let metadata = running.iter().map(|(guest, setup)| asked(guest, setup).overhead.0);
+    let metadata = running
+        .iter()
+        .map(|(guest, setup)| asked(guest, setup).overhead.0);
     HostSnapshot {
         budget: budget.pages(),
         used: Pages(metadata.sum()),
@@ -183,7 +187,10 @@ fn snapshot(budget: Bytes, running: &[(&Guest, &Setup)]) -> HostSnapshot {
 fn asked(guest: &Guest, setup: &Setup) -> policy::VmParams {
     let size = guest.memory.pages();
     // What is wrong with a patch was said when the file was read.
-    let settings = guest.patch.apply(&VmSettings::default(), size).unwrap_or_default();
+    let settings = guest
+        .patch
+        .apply(&VmSettings::default(), size)
+        .unwrap_or_default();
     let params = VmParams {
         name: guest.name.clone(),
         pages: u32::try_from(size.0).unwrap_or(u32::MAX),

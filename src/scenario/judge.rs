@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::expect::{Bound, Expect, Figure, Published, Value};
+use super::expected::{Bound, Expect, Figure, Published, Value};
 use super::matches;
 use super::units::number;
 use crate::recording::{Column, Recording};
@@ -79,24 +79,32 @@ pub(super) struct Recorded<'a> {
 #[must_use]
 pub(super) fn judge(expect: &Expect, all: &[Recorded<'_>]) -> Vec<Verdict> {
     let is_meant = |recorded: &&Recorded<'_>| {
-        expect.figure.variant.as_deref().is_none_or(|name| name == recorded.variant)
+        expect
+            .figure
+            .variant
+            .as_deref()
+            .is_none_or(|name| name == recorded.variant)
     };
     let judged = all.iter().filter(is_meant);
-    judged.map(|recorded| verdict(expect, recorded, all)).collect()
+    judged
+        .map(|recorded| verdict(expect, recorded, all))
+        .collect()
 }
 
 fn verdict(expect: &Expect, recorded: &Recorded<'_>, all: &[Recorded<'_>]) -> Verdict {
     let values = match &expect.per {
         None => each(&expect.figure, recorded),
-        Some(per) => match per.variant.as_deref().filter(|name| *name != recorded.variant) {
+        Some(per) => match per
+            .variant
+            .as_deref()
+            .filter(|name| *name != recorded.variant)
+        {
             // Repetitions of different variants have nothing to do with each other.
             Some(name) => {
                 let other = all.iter().find(|other| other.variant == name);
                 let divisor = other.and_then(|other| median(&each(per, other)));
                 let values = each(&expect.figure, recorded).into_iter();
-                values
-                    .filter_map(|value| ratio(value, divisor?))
-                    .collect()
+                values.filter_map(|value| ratio(value, divisor?)).collect()
             }
             None => recorded
                 .runs
@@ -152,7 +160,10 @@ pub(super) fn value(figure: &Figure, recording: &Recording) -> Option<f64> {
     };
     match figure.value {
         Value::Growth | Value::Rate => {
-            let grown = columns.iter().map(|column| of(column)).filter(|one| one.len() > 1);
+            let grown = columns
+                .iter()
+                .map(|column| of(column))
+                .filter(|one| one.len() > 1);
             let grown: Vec<f64> = grown.map(|values| grown_in(&values, figure)).collect();
             (!grown.is_empty()).then(|| grown.iter().sum())
         }

@@ -8,7 +8,7 @@
 //! and each combination of settings is a scenario of its own that must fit. Whatever was measured reaches the disk while
 //! it is measured, and a run that ends early says so in its results.
 //!
-//! - `read.rs`, `variants.rs`, `guests.rs`, `changes.rs`, `expect.rs`: a file, or all that is wrong with it.
+//! - `read.rs`, `variants.rs`, `guests.rs`, `changes.rs`, `expect.rs`, `expected.rs`: a file, or all that is wrong with it.
 //! - `fits.rs`: whether a machine has the memory, and a host admits the guests.
 //! - [`run`]: all variants and repetitions, one after the other. `session.rs` is one of them: a host, its guests, the
 //!   timeline and the samples; `store.rs` is what of it reaches the disk.
@@ -18,6 +18,7 @@
 mod changes;
 pub mod compare;
 mod expect;
+mod expected;
 mod figures;
 mod fits;
 mod guests;
@@ -36,12 +37,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use self::changes::{Action, Change};
-pub use self::expect::{Bound, Expect, Figure, Published, Value};
+pub use self::expected::{Bound, Expect, Figure, Published, Value};
+pub use self::figures::Measured;
 pub use self::fits::{Fits, Misfit};
 pub use self::guests::Guest;
 pub use self::judge::Verdict;
 pub use self::read::{ScenarioError, load};
-pub use self::figures::Measured;
 pub use self::results::{Repetition, Results, ResultsError, VariantResults};
 use crate::settings::{Key, StartSettings};
 use crate::units::Bytes;
@@ -107,3 +108,6 @@ fn matches(pattern: &str, name: &str) -> bool {
         None => name == pattern,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,10 @@
 //! The report of a run as a page.
 
+use super::Verdict;
 use super::compare::Compared;
 use super::results::Results;
 use super::run::Recordings;
 use super::units::number;
-use super::Verdict;
 use crate::view::{self, Expectation, Report, Table};
 
 /// The page.
@@ -27,7 +27,10 @@ pub(super) fn of_many(all: &[(String, &Results, Recordings)]) -> String {
         Some(format!("{name}: {why}"))
     });
     let unfinished: Vec<String> = unfinished.collect();
-    let sides: Vec<_> = all.iter().map(|(name, results, _)| (name.clone(), *results)).collect();
+    let sides: Vec<_> = all
+        .iter()
+        .map(|(name, results, _)| (name.clone(), *results))
+        .collect();
     view::page(&Report {
         title: names.join(", "),
         facts: Vec::new(),
@@ -58,7 +61,12 @@ fn report<'a>(results: &Results, recordings: &'a Recordings) -> Report<'a> {
 }
 
 fn facts(results: &Results) -> Vec<(String, String)> {
-    let repetitions = || results.variants.iter().flat_map(|variant| &variant.repetitions);
+    let repetitions = || {
+        results
+            .variants
+            .iter()
+            .flat_map(|variant| &variant.repetitions)
+    };
     let mut seeds: Vec<String> = repetitions().map(|one| one.seed.to_string()).collect();
     seeds.dedup();
     let mut engines: Vec<&str> = repetitions().map(|one| one.engine.as_str()).collect();
@@ -73,7 +81,10 @@ fn facts(results: &Results) -> Vec<(String, String)> {
         ("Engine", engines.join(", ")),
         ("Seeds", seeds.join(", ")),
         ("Began", format!("{} s after 1970", results.began_unix_s)),
-        ("Verified", format!("{verified} pages, all as they were written")),
+        (
+            "Verified",
+            format!("{verified} pages, all as they were written"),
+        ),
     ]
     .into_iter()
     .filter(|(name, value)| !value.is_empty() && (*name != "Verified" || !results.corrupt))
@@ -117,7 +128,10 @@ fn tables(results: &Results) -> Vec<Table> {
             rows: published,
         });
     }
-    tables.push(figures(&super::compare::side_by_side(&[(String::new(), results)])));
+    tables.push(figures(&super::compare::side_by_side(&[(
+        String::new(),
+        results,
+    )])));
     tables
 }
 
@@ -131,6 +145,10 @@ fn figures(compared: &Compared) -> Table {
     Table {
         caption: "Medians of all runs, and their spread".to_owned(),
         head,
-        rows: compared.rows.iter().map(super::compare::Row::cells).collect(),
+        rows: compared
+            .rows
+            .iter()
+            .map(super::compare::Row::cells)
+            .collect(),
     }
 }

@@ -55,7 +55,7 @@ pub enum ScenarioError {
 /// The file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Written {
+pub(super) struct Written {
     title: Option<Spanned<String>>,
     about: Option<String>,
     duration: Option<Spanned<Time>>,
@@ -155,10 +155,12 @@ fn prepare(reading: &mut Reading, root: &mut DeTable<'_>) {
         number(value);
         if let DeValue::Table(tables) = value {
             // What a change sets has dots in its names.
-            let tables = tables.iter_mut().filter_map(|(_, table)| match table.get_mut() {
-                DeValue::Table(table) => table.get_mut("set"),
-                _ => None,
-            });
+            let tables = tables
+                .iter_mut()
+                .filter_map(|(_, table)| match table.get_mut() {
+                    DeValue::Table(table) => table.get_mut("set"),
+                    _ => None,
+                });
             tables.for_each(|set| reading.flatten(set.get_mut()));
         }
     }
@@ -233,7 +235,12 @@ impl Reading {
             .map(|(name, size)| (name.clone(), size.get_ref().0))
             .collect();
         let mut guests = self.crew(&written.guest, &files, duration);
-        let changes = self.changes(&written.change, &mut guests, duration);
+        // What only follows from a guest that is wrong is no other problem.
+        let changes = if self.problems.is_empty() {
+            self.changes(&written.change, &mut guests, duration)
+        } else {
+            Vec::new()
+        };
         self.problems.is_empty().then(|| Setup {
             duration,
             interval,

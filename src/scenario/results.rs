@@ -140,7 +140,9 @@ impl Results {
     /// Whether all that is expected holds, as far as it was judged.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.verdicts.iter().all(|verdict| verdict.holds != Some(false))
+        self.verdicts
+            .iter()
+            .all(|verdict| verdict.holds != Some(false))
     }
 
     /// What it is called: its title, or its name if it has none.
@@ -179,7 +181,10 @@ impl Results {
     ///
     /// # Errors
     /// [`ResultsError`].
-    pub fn recording(dir: &Path, repetition: &Repetition) -> Result<Option<Recording>, ResultsError> {
+    pub fn recording(
+        dir: &Path,
+        repetition: &Repetition,
+    ) -> Result<Option<Recording>, ResultsError> {
         let file = dir.join(&repetition.dir).join(SAMPLES);
         if !repetition.whole && !file.exists() {
             return Ok(None);

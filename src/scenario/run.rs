@@ -95,7 +95,9 @@ pub fn run(
     let out = results_dir(options, &scenario.name)?;
     let copy = out.join("scenario.toml");
     fs::write(&copy, &scenario.text).map_err(StoreError::of(&copy))?;
-    let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let began = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let mut results = Results::begun(scenario, &options.command, began.as_secs());
     results.write(&out)?;
     let mut runs = Runs {
@@ -174,7 +176,8 @@ impl Runs<'_> {
                     of,
                 };
                 let dir = dir.join(repetition.to_string());
-                let goes_on = self.one(variant, repetition, dir, |progress| tell(&place, progress))?;
+                let goes_on =
+                    self.one(variant, repetition, dir, |progress| tell(&place, progress))?;
                 self.results.write(self.out)?;
                 if !goes_on {
                     return Ok(());
@@ -207,15 +210,17 @@ impl Runs<'_> {
         let ran = run.run(tell);
         let why = ran.why();
         let last = self.results.variants.last_mut();
-        last.expect("its variant was added").repetitions.push(Repetition {
-            dir,
-            seed,
-            engine: ran.engine,
-            whole: why.is_none(),
-            why: why.clone(),
-            guests: ran.reports,
-            figures: figures::of(&ran.recording),
-        });
+        last.expect("its variant was added")
+            .repetitions
+            .push(Repetition {
+                dir,
+                seed,
+                engine: ran.engine,
+                whole: why.is_none(),
+                why: why.clone(),
+                guests: ran.reports,
+                figures: figures::of(&ran.recording),
+            });
         let last = self.recordings.last_mut();
         last.expect("its variant was added").1.push(ran.recording);
         self.results.corrupt |= matches!(ran.stopped, Some(Stopped::Corrupt { .. }));

@@ -4,6 +4,7 @@
 //! whenever that happens. What was recorded is kept however the run ends: an error is a part of the result.
 
 mod guests;
+mod host;
 
 use std::fs;
 use std::io;
@@ -16,18 +17,16 @@ use nix::sys::signal::Signal;
 use thiserror::Error;
 
 use self::guests::Guests;
+use self::host::Host;
 use super::store::{Store, StoreError};
 use super::{Action, Setup};
 use crate::chain::chain;
-use crate::control::{Client, ClientError};
+use crate::control::ClientError;
 use crate::launch::content::write_file;
-use crate::launch::{Child, HostStart, Scratch, ScratchError, await_child, end_all, in_words};
+use crate::launch::{Scratch, ScratchError, await_child};
 use crate::recording::Recording;
-use crate::settings::EngineChoice;
 use crate::telemetry::{FreeState, HostStatus};
 
-/// How long a host may take until it answers, and to end once its guests have ended.
-const HOST: Duration = Duration::from_secs(10);
 /// How long guests may take to verify all their memory, page by page from a disk.
 const VERIFY: Duration = Duration::from_secs(600);
 /// How long processes may take to end when a run is interrupted or has failed.
@@ -205,84 +204,6 @@ impl From<io::Error> for Unwritten {
     }
 }
 
-/// The host of a run.
-#[derive(Debug)]
-struct Host {
-    child: Child,
-    client: Client,
-}
-
-impl Host {
-    /// Starts it and waits until it answers.
-    fn start(run: &Run<'_>, scratch: &Scratch) -> Result<Self, Stopped> {
-        let setup = run.setup;
-        let swap_dir = setup.start.swap_dir.as_deref();
-        let start = HostStart {
-            memory: setup.memory,
-            engine: setup.start.engine.unwrap_or(EngineChoice::Auto),
-            profile: setup.start.profile.unwrap_or_default(),
-            policy: setup.start.policy,
-            settings: &setup.settings,
-            http: setup.start.http,
-            runtime_dir: scratch.runtime_dir().path(),
-            swap_dir: swap_dir.unwrap_or(scratch.path()),
-            scratch: Some(scratch.path()),
-        };
-        let child = Child::start("host", run.program, start.args(), run.dir);
-        let mut host = Self {
-            child: child.map_err(Stopped::system("start a host"))?,
-            client: Client::new(scratch.runtime_dir().control_socket())?,
-        };
-        let limit = Instant::now() + HOST;
-        loop {
-            match host.client.status() {
-                // Its socket is not there yet.
-                Err(ClientError::NotRunning { .. }) => {}
-                answer => return answer.map(|_| host).map_err(Stopped::from),
-            }
-            host.check()?;
-            if Instant::now() > limit {
-                return Err(host.overtime("answer"));
-            }
-            run.wait(Instant::now() + Duration::from_millis(20))?;
-        }
-    }
-
-    /// Fails if it has ended.
-    fn check(&mut self) -> Result<(), Stopped> {
-        let ended = self.child.ended();
-        match ended.map_err(Stopped::system("wait for the host"))? {
-            None => Ok(()),
-            Some(status) => Err(Stopped::Died {
-                name: "the host".to_owned(),
-                how: in_words(status),
-                log: self.child.log_tail(),
-            }),
-        }
-    }
-
-    fn overtime(&self, what: &'static str) -> Stopped {
-        Stopped::Overtime {
-            name: "the host".to_owned(),
-            what,
-            limit: HOST,
-            log: self.child.log_tail(),
-        }
-    }
-
-    /// Ends it. An error if it does not end well.
-    fn end(&mut self, signals: &Signals) -> Result<(), Stopped> {
-        let limit = Instant::now() + HOST;
-        end_all(std::slice::from_mut(&mut self.child), || {
-            await_child(signals, limit)
-        });
-        match self.child.ended() {
-            Ok(Some(status)) if status.success() => Ok(()),
-            _ => self.check(),
-        }
-    }
-}
-
 /// A run that is under way.
 struct Live<'a, 'r> {
     run: &'a Run<'r>,
@@ -325,12 +246,16 @@ impl Live<'_, '_> {
                 return Ok(());
             }
             let next = timeline.peek().map_or(setup.duration, |(at, _)| *at);
-            self.run.wait(self.began + next.min(sample).min(setup.duration))?;
+            self.run
+                .wait(self.began + next.min(sample).min(setup.duration))?;
         }
     }
 
     fn sample(&mut self, status: &HostStatus) -> Result<(), Stopped> {
-        let said = self.guests.said().map_err(Stopped::system("read what guests say"))?;
+        let said = self
+            .guests
+            .said()
+            .map_err(Stopped::system("read what guests say"))?;
         let at = self.at_ms();
         self.ran.recording.push(at, status, &said);
         Ok(self.store.add(&self.ran.recording, status)?)

@@ -104,11 +104,7 @@ impl Csv {
     }
 
     /// A line: the first cells, then the latest value of each column.
-    fn text<'a>(
-        &self,
-        first: &[String],
-        column: impl Fn(&String) -> Option<&'a Column>,
-    ) -> String {
+    fn text<'a>(&self, first: &[String], column: impl Fn(&String) -> Option<&'a Column>) -> String {
         let mut line = first.join(",");
         for name in &self.names {
             line.push(',');
@@ -155,15 +151,27 @@ mod tests {
             operations: 7,
             latency: None,
         };
-        recording.push(1000, &status, &BTreeMap::from([(web.clone(), said(&progress))]));
+        recording.push(
+            1000,
+            &status,
+            &BTreeMap::from([(web.clone(), said(&progress))]),
+        );
         store.add(&recording, &status).expect("room");
         let read = |name: &str| fs::read_to_string(dir.path().join(name)).expect("there");
         let vms = read("vms.csv");
         let lines: Vec<&str> = vms.lines().collect();
         assert_eq!(lines.len(), 1 + status.vms.len());
-        assert!(lines[0].starts_with("at_ms,vm,memvisor_vm_"), "{}", lines[0]);
+        assert!(
+            lines[0].starts_with("at_ms,vm,memvisor_vm_"),
+            "{}",
+            lines[0]
+        );
         assert!(lines[0].contains("\"memvisor_vm_memory_bytes{home=\"\"resident\"\"}\""));
-        assert!(lines[1].starts_with(&format!("1000,{web},")), "{}", lines[1]);
+        assert!(
+            lines[1].starts_with(&format!("1000,{web},")),
+            "{}",
+            lines[1]
+        );
         assert!(lines[1].ends_with(",7,,"), "{}", lines[1]);
         let columns = |line: &str| line.matches(',').count();
         assert!(lines.iter().all(|line| columns(line) == columns(lines[0])));
@@ -178,7 +186,10 @@ mod tests {
         // A device that is always full.
         let mut csv = Csv {
             path: "results/host.csv".into(),
-            file: File::options().write(true).open("/dev/full").expect("there"),
+            file: File::options()
+                .write(true)
+                .open("/dev/full")
+                .expect("there"),
             names: Vec::new(),
         };
         let error = csv.write("1\n").expect_err("no room");

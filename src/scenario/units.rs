@@ -18,7 +18,11 @@ pub(super) fn number(value: f64, unit: &str) -> String {
         "ratio" if value.abs() < 2.0 => return format!("{:.1} %{per}", value * 100.0),
         "ratio" => return format!("{value:.2} times{per}"),
         _ => {
-            let unit = if unit.is_empty() { String::new() } else { format!(" {unit}") };
+            let unit = if unit.is_empty() {
+                String::new()
+            } else {
+                format!(" {unit}")
+            };
             return format!("{}{unit}", plain(value));
         }
     };

@@ -78,14 +78,14 @@ fn flat<'a>(
     let place = values.span();
     match values.into_inner() {
         DeValue::Table(table)
-            if table.iter().any(|(_, value)| matches!(value.get_ref(), DeValue::Array(_))) =>
+            if table
+                .iter()
+                .any(|(_, value)| matches!(value.get_ref(), DeValue::Array(_))) =>
         {
             let inner = table.into_iter();
             let before = format!("{path}.");
             inner
-                .flat_map(|(key, values)| {
-                    flat(before.clone(), key.span(), key.get_ref(), values)
-                })
+                .flat_map(|(key, values)| flat(before.clone(), key.span(), key.get_ref(), values))
                 .collect()
         }
         values => vec![(path, at, Spanned::new(place, values))],
@@ -135,11 +135,7 @@ fn choices<'a>(
 }
 
 /// What a named choice sets.
-fn puts_of<'a>(
-    reading: &mut Reading,
-    path: &str,
-    puts: Spanned<DeValue<'a>>,
-) -> Vec<Put<'a>> {
+fn puts_of<'a>(reading: &mut Reading, path: &str, puts: Spanned<DeValue<'a>>) -> Vec<Put<'a>> {
     let at = puts.span();
     let mut puts = puts.into_inner();
     reading.flatten(&mut puts);
@@ -262,7 +258,9 @@ impl<'a> Put<'a> {
     fn put_guests(&self, root: &mut DeTable<'a>, path: &str) -> Result<(), String> {
         let (pattern, key) = path.rsplit_once('.').unwrap_or((path, ""));
         let mut found = false;
-        let guests = table_at(root, "guest").into_iter().flat_map(|table| table.iter_mut());
+        let guests = table_at(root, "guest")
+            .into_iter()
+            .flat_map(|table| table.iter_mut());
         for (_, guest) in guests {
             let DeValue::Table(guest) = guest.get_mut() else {
                 continue;
@@ -273,7 +271,12 @@ impl<'a> Put<'a> {
                 found = true;
             }
         }
-        let missing = || format!("there is no guest `{}` with a table of its own", shown(pattern));
+        let missing = || {
+            format!(
+                "there is no guest `{}` with a table of its own",
+                shown(pattern)
+            )
+        };
         found.then_some(()).ok_or_else(missing)
     }
 }

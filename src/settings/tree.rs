@@ -237,10 +237,7 @@ pub(crate) fn number(value: &mut DeValue<'_>) {
     if let DeValue::Array(list) = value {
         let list = mem::replace(list, DeArray::new()).into_iter();
         let numbered = (1..).zip(list).map(|(number, table): (u32, _)| {
-            (
-                Spanned::new(table.span(), number.to_string().into()),
-                table,
-            )
+            (Spanned::new(table.span(), number.to_string().into()), table)
         });
         *value = DeValue::Table(numbered.collect());
     }
@@ -250,7 +247,9 @@ pub(crate) fn number(value: &mut DeValue<'_>) {
 fn with_nearest(message: &str) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let unknown = quoted.next().filter(|_| message.starts_with("unknown "));
-    let near = unknown.map(|name| nearest(name, quoted)).unwrap_or_default();
+    let near = unknown
+        .map(|name| nearest(name, quoted))
+        .unwrap_or_default();
     match message.split_once(", expected ") {
         Some((wrong, expected)) if !near.is_empty() => {
             format!("{wrong}; near: {}; expected {expected}", near.join(", "))

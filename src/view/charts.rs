@@ -57,7 +57,10 @@ pub(super) struct Described {
 const HOMES: &[(&str, &str)] = &[
     ("memvisor_vm_memory_bytes{home=\"resident\"}", "resident"),
     ("memvisor_vm_memory_bytes{home=\"shared\"}", "shared"),
-    ("memvisor_vm_memory_bytes{home=\"compressed\"}", "compressed"),
+    (
+        "memvisor_vm_memory_bytes{home=\"compressed\"}",
+        "compressed",
+    ),
     ("memvisor_vm_memory_bytes{home=\"swapped\"}", "swapped"),
     ("memvisor_vm_memory_bytes{home=\"ballooned\"}", "ballooned"),
     ("memvisor_vm_memory_bytes{home=\"zero\"}", "zero"),

@@ -135,7 +135,9 @@ fn thinned<'a>(recording: &'a Recording, drawn: &BTreeSet<String>, every: usize)
         repetition: 1,
         at_ms: each(&recording.at_ms, every).copied().collect(),
         host: of(&recording.host),
-        vms: vms.map(|(vm, columns)| (vm.as_str(), of(columns))).collect(),
+        vms: vms
+            .map(|(vm, columns)| (vm.as_str(), of(columns)))
+            .collect(),
         marks: &recording.marks,
     }
 }

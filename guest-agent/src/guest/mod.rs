@@ -20,7 +20,9 @@ use thiserror::Error;
 use crate::balloon::{Agent, AgentSettings, PageSource};
 use crate::kernel::{Kernel, KernelError, KernelOptions, PressureHook};
 use crate::shim::{self, Memory, PowerOnError, PoweredOn, Ram, SessionEnd, map_bare};
-use crate::workload::{LastLook, Mismatch, Progress, Report, Runner, SpecError, StartError, WorkloadSpec};
+use crate::workload::{
+    LastLook, Mismatch, Progress, Report, Runner, SpecError, StartError, WorkloadSpec,
+};
 use pages::{KernelPages, Relief};
 
 pub use process::ProcessUse;

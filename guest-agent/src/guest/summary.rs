@@ -156,7 +156,9 @@ impl GuestReport {
         output
             .lines()
             .rev()
-            .filter(|line| line.trim_start().starts_with('{') && GuestProgress::read(line).is_none())
+            .filter(|line| {
+                line.trim_start().starts_with('{') && GuestProgress::read(line).is_none()
+            })
             .find_map(|line| serde_json::from_str(line).ok())
     }
 }

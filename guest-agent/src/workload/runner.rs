@@ -151,7 +151,9 @@ impl Runner {
     #[must_use]
     pub fn look(&self, last: &mut LastLook) -> Look {
         let mut now = Clocked::new();
-        self.tallies.iter().for_each(|tally| tally.add_times(&mut now));
+        self.tallies
+            .iter()
+            .for_each(|tally| tally.add_times(&mut now));
         Look {
             operations: self.tallies.iter().map(|tally| tally.operations()).sum(),
             latency: now.since(&mut last.0),

@@ -109,10 +109,19 @@ fn median_of_repetitions_is_judged_in_each_variant() {
         .collect();
     assert_eq!(
         said,
-        [("fast", Some(200.0), Some(true)), ("slow", Some(50.0), Some(false))]
+        [
+            ("fast", Some(200.0), Some(true)),
+            ("slow", Some(50.0), Some(false))
+        ]
     );
-    assert_eq!(verdicts[0].measured(), "200 operations/s (100 operations/s to 500 operations/s)");
-    assert_eq!(verdicts[0].allowed(), " (at least 150 operations/s; at most 200 operations/s)");
+    assert_eq!(
+        verdicts[0].measured(),
+        "200 operations/s (100 operations/s to 500 operations/s)"
+    );
+    assert_eq!(
+        verdicts[0].allowed(),
+        " (at least 150 operations/s; at most 200 operations/s)"
+    );
     // Without bounds a figure is shown and not judged.
     let shown = judge(&expect(rate.clone(), None, Bound::default()), &all);
     assert!(shown.iter().all(|verdict| verdict.holds.is_none()));

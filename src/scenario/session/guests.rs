@@ -11,8 +11,8 @@ use memvisor_guest_agent::guest::{GuestProgress, GuestReport};
 use memvisor_wire::signals::Signals;
 use nix::sys::signal::Signal;
 
-use super::super::said::{OPERATIONS, said};
 use super::super::Guest;
+use super::super::said::{OPERATIONS, said};
 use super::{GRACE, Run, Stopped};
 use crate::launch::{self, Child, Ended, GuestStart, Scratch, await_child, end_all};
 use crate::recording::Said;
@@ -218,7 +218,9 @@ impl Running {
                 let unverified = unverified(&report);
                 let how = format!("could not read {unverified} pages to verify them");
                 let whole = unverified == 0;
-                whole.then_some(report).ok_or(Stopped::Unverified { name, how })
+                whole
+                    .then_some(report)
+                    .ok_or(Stopped::Unverified { name, how })
             }
             Ended::Told(_) => Err(died("a signal that nobody here sent".to_owned(), log())),
             Ended::Well(_) => Err(died("code 0 before its time".to_owned(), log())),
