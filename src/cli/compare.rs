@@ -49,8 +49,8 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<Exit> {
     print(&table::aligned(&rows))?;
     if compared.sides.len() > 1 {
         print(
-            "\nMedians, with the least and the most of the repetitions. x: by the first; ~: their spreads overlap, so \
-             the\ndifference may be chance.\n",
+            "\nMedians, with the least and the most of the repetitions. x: by the first; ~: their spreads overlap, or \
+             one is a\nsingle run, so the difference may be chance.\n",
         )?;
     }
     Ok(Exit::Success)

@@ -47,7 +47,7 @@ pub struct Middle {
     pub runs: usize,
     /// The median by that of the first side; `None` for the first side itself, or where that has none or 0.
     pub ratio: Option<f64>,
-    /// Whether the spreads of the two have nothing in common.
+    /// Whether the spreads of the two have nothing in common; false if one of them is a single run.
     pub apart: bool,
 }
 
@@ -183,7 +183,10 @@ fn row(name: &str, unit: &str, sides: &[Vec<Values>]) -> Row {
         for other in others.iter_mut().flatten() {
             let ratio = other.median / first.median;
             other.ratio = Some(ratio).filter(|ratio| ratio.is_finite());
-            other.apart = other.least > first.most || other.most < first.least;
+            // One run has no spread that could tell.
+            let are_known = first.runs > 1 && other.runs > 1;
+            let are_apart = other.least > first.most || other.most < first.least;
+            other.apart = are_known && are_apart;
         }
     }
     Row {
