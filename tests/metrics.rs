@@ -155,15 +155,6 @@ fn parse(text: &str) -> BTreeMap<Sample, f64> {
     samples
 }
 
-/// Where the host says that its metrics are.
-fn address(host: &Host) -> SocketAddr {
-    eventually("the host says where its metrics are", PATIENCE, || {
-        let log = host.log();
-        let (_, rest) = log.split_once("http://")?;
-        rest.split_once("/metrics")?.0.parse().ok()
-    })
-}
-
 fn scrape(address: SocketAddr) -> String {
     let mut stream = TcpStream::connect(address).expect("connect");
     write!(stream, "GET /metrics HTTP/1.1\r\nhost: {address}\r\n\r\n").expect("send");
@@ -230,7 +221,7 @@ fn host_under_pressure_serves_the_numbers_of_its_status() {
                 &format!("--seed {seed} --memory 64M --workload idle,size=56M"),
             )
         });
-        let address = address(&host);
+        let address = host.http_address();
         let ls = || -> Vec<VmStatus> {
             let mut ls = Process::start(host.command("vm ls --json"), "ls", host.path());
             assert_eq!(ls.wait(PATIENCE).code(), Some(0));
@@ -290,7 +281,7 @@ fn host_refuses_an_address_that_it_cannot_have() {
 #[test]
 fn host_warns_of_an_address_that_others_reach_and_serves_none_unless_told() {
     let host = Host::start("mprotect", "16M", &["--http", "0.0.0.0:0"]);
-    let port = address(&host).port();
+    let port = host.http_address().port();
     parse(&scrape(SocketAddr::from(([127, 0, 0, 1], port))));
     let log = host.stop();
     let warning = log

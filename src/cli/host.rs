@@ -52,8 +52,8 @@ pub(super) struct HostArgs {
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
 
-    /// Serve metrics at this address, such as 127.0.0.1:9464 or [::1]:9464; a port alone is one of the loopback
-    /// interface [default: none].
+    /// Serve metrics and a live page at this address, such as 127.0.0.1:9464 or [::1]:9464; a port alone is one of the
+    /// loopback interface [default: none].
     #[arg(long, value_name = "ADDRESS")]
     http: Option<HttpAddress>,
 

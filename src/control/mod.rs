@@ -1,4 +1,5 @@
-//! The control API: HTTP and JSON over a Unix socket; and metrics at an address, if one is given (`http.rs`).
+//! The control API: HTTP and JSON over a Unix socket; and metrics and a live page at an address, if one is given
+//! (`http.rs`).
 //!
 //! Each request stands in `routes`, with its answer and its errors; docs/openapi.json says the same for programs, and
 //! `GET /v1/openapi.json` serves it.
@@ -12,6 +13,7 @@
 //! slow client never holds a lock of the daemon.
 
 mod client;
+mod events;
 mod http;
 mod limit;
 mod routes;

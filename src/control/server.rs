@@ -175,8 +175,9 @@ async fn serve(
     let control = control.with_graceful_shutdown(until(begun.clone()));
     let http = async move {
         let Some(listener) = http else { return Ok(()) };
-        let listener = LimitedListener::new(TcpListener::from_std(listener)?, http_limits);
-        let served = axum::serve(listener, http::router(daemon));
+        let listener = TcpListener::from_std(listener)?;
+        let router = http::router(daemon, listener.local_addr()?, begun.clone());
+        let served = axum::serve(LimitedListener::new(listener, http_limits), router);
         served.with_graceful_shutdown(until(begun)).await
     };
     let both = async { tokio::try_join!(control.into_future(), http) };

@@ -2,6 +2,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -23,6 +24,7 @@ pub(super) enum Fault {
 #[derive(Default)]
 pub(super) struct FakeDaemon {
     asked: Mutex<Vec<String>>,
+    looks: AtomicUsize,
     layers: Mutex<Layers>,
     fault: Mutex<Option<Fault>>,
 }
@@ -48,6 +50,11 @@ impl FakeDaemon {
         self.asked.lock().expect("no panic").push(what);
     }
 
+    /// How often its status was made.
+    pub(super) fn looks(&self) -> usize {
+        self.looks.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_fault(&self, fault: Fault) {
         *self.fault.lock().expect("no panic") = Some(fault);
     }
@@ -55,6 +62,7 @@ impl FakeDaemon {
 
 impl Daemon for FakeDaemon {
     fn status(&self) -> HostStatus {
+        self.looks.fetch_add(1, Ordering::Relaxed);
         fixture::host()
     }
 

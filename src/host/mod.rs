@@ -139,11 +139,12 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
     Ok(())
 }
 
-/// Says where metrics are, and who can read them.
+/// Says where metrics and the live page are, and who can read them.
 fn tell_of(address: SocketAddr) {
     tracing::info!(url = %format_args!("http://{address}/metrics"), "metrics are served");
+    tracing::info!(url = %format_args!("http://{address}/"), "a live page is served");
     if !address.ip().to_canonical().is_loopback() {
-        tracing::warn!(%address, "no loopback address: whoever reaches it reads the metrics, without a password");
+        tracing::warn!(%address, "no loopback address: whoever reaches it reads what is served there, without a password");
     }
 }
 

@@ -1,13 +1,16 @@
 // One chart: its lines or areas, the states of the host behind them, its legend, its values as a table.
 
-/** The colours of Okabe and Ito, which differ in lightness too; what is told apart by them has a dash or a hatch as well. */
-const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c", "#f0e442"];
+/** The colours of Okabe and Ito, which differ in lightness too; what is told apart by them has a dash or a hatch as well.
+ * The first, blue, is the style sheet's: it is too dark for a dark ground. */
+const COLOURS = ["", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c", "#f0e442"];
 const DASHES = [[], [7, 3], [2, 2], [9, 3, 2, 3], [4, 4], [12, 4], [2, 5], [7, 2, 2, 2, 2, 2]];
 /** Directions of hatching: none, rising, falling, lying, standing, crossed. */
 const HATCHES = [[], [[0, 8, 8, 0]], [[0, 0, 8, 8]], [[0, 4, 8, 4]], [[4, 0, 4, 8]], [[0, 8, 8, 0], [0, 0, 8, 8]]];
 /** How dark the ground is in each state of the host. */
 const SHORTAGE = { clear: 0.05, soft: 0.12, hard: 0.22, low: 0.34 };
 const HEIGHT = 190;
+/** How high the strip with the names of states is. */
+const STRIP = 13;
 
 /** Makes an element. Texts are always texts: names are written by others. */
 function make(tag, attributes = {}, ...children) {
@@ -61,14 +64,19 @@ class Chart {
 
   /** Shows other values. The canvas is drawn when somebody can see it. */
   update(panel, at) {
-    const key = panel.series.map(({ label }) => label).join("\n");
-    if (key !== this.shape) this.drop();
-    this.shape = key;
+    const shape = panel.series.map(({ label }) => label).join("\n");
+    const again = this.u && shape !== this.shape;
+    if (shape !== this.shape) {
+      this.drop();
+      this.hidden.clear();
+    }
+    this.shape = shape;
     this.panel = panel;
     this.at = at;
     this.figure.dataset.points = panel.series.reduce((n, { values }) => n + values.filter((v) => v !== null).length, 0);
     this.legend.childElementCount || this.fillLegend();
     if (this.u) this.u.setData(this.stacked());
+    else if (again) this.draw();
     if (this.values.open) this.fillTable();
     this.show();
   }
@@ -103,6 +111,7 @@ class Chart {
    * foot of those before it; and of lines with a spread its ends too. */
   stacked() {
     const shown = this.panel.series.map(({ values }, i) => (this.hidden.has(i) ? values.map(() => null) : values));
+    if (this.panel.form === "magnitudes") return [this.at, ...shown.map((values) => values.map((value) => value || null))];
     if (!this.isStacked) {
       const ends = this.panel.series.flatMap(({ least, most }) => (least ? [least, most] : []));
       return [this.at, ...shown, ...ends];
@@ -121,7 +130,7 @@ class Chart {
     if (this.isStacked) {
       return series.map((_, i) => ({ width: 0, points: { show: false }, fill: hatched(this.colour(i), this.hatch(i)) })).reverse();
     }
-    const lines = series.map((_, i) => ({ stroke: this.colour(i), dash: this.dash(i), width: 1.8, points: { show: this.at.length < 3 } }));
+    const lines = series.map((_, i) => ({ stroke: this.colour(i), dash: this.dash(i), width: 1.8, points: { show: (u) => u.data[0].length < 3 } }));
     const ends = series.flatMap(({ least }) => (least ? [{}, {}] : []));
     return [...lines, ...ends.map(() => ({ stroke: "transparent", width: 0, points: { show: false } }))];
   }
@@ -136,7 +145,7 @@ class Chart {
     });
   }
 
-  colour(i) { return COLOURS[i % COLOURS.length]; }
+  colour(i) { return i % COLOURS.length ? COLOURS[i % COLOURS.length] : ink("--blue"); }
   dash(i) { return DASHES[(i + Math.floor(i / COLOURS.length)) % DASHES.length]; }
   hatch(i) { return (i + Math.floor(i / COLOURS.length)) % HATCHES.length; }
 
@@ -144,10 +153,12 @@ class Chart {
     const axis = { stroke: ink("--soft"), font: "11px system-ui, sans-serif", grid: { stroke: ink("--line"), width: 1 }, ticks: { stroke: ink("--line"), width: 1 } };
     const { unit, form } = this.panel;
     const magnitudes = form === "magnitudes";
-    const y = { ...axis, size: 68, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : text(tick, unit).replace(/\.0+ /, " "))) };
+    const y = { ...axis, size: 68, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : onAxis(tick, unit))) };
     if (unit.startsWith("bytes")) y.incrs = BYTE_STEPS;
+    // The steps between powers of ten are too many lines.
+    if (magnitudes) y.grid = { ...axis.grid, filter: (_, ticks) => ticks.map((tick) => (Number.isInteger(Math.log10(tick)) ? tick : null)) };
     return {
-      width, height: HEIGHT, legend: { show: false }, padding: [10, 8, 0, 0],
+      width, height: HEIGHT, legend: { show: false }, padding: [this.host ? STRIP + 2 : 6, 8, 0, 0],
       cursor: { y: false, drag: { x: true, y: false, setScale: false }, points: { show: !this.isStacked }, focus: { prox: -1 } },
       scales: { x: { time: false, range: (_, min, max) => this.page.range ?? [min, max > min ? max : min + 1] },
         y: magnitudes ? { distr: 3 } : { range: (_, min, max) => [0, max > 0 ? max * 1.05 : 1] } },
@@ -155,7 +166,7 @@ class Chart {
       series: [{}, ...this.series()], bands: this.bands(),
       hooks: {
         drawClear: [(u) => this.ground(u)], draw: [(u) => this.remarks(u)],
-        setCursor: [(u) => this.page.move(u.cursor.idx === null || u.cursor.left < 0 ? null : this.at[u.cursor.idx])],
+        ready: [(u) => this.follow(u.over)],
         setSelect: [(u) => {
           if (u.select.width < 4) return;
           const [from, to] = [u.select.left, u.select.left + u.select.width].map((at) => u.posToVal(at, "x"));
@@ -166,53 +177,68 @@ class Chart {
     };
   }
 
-  /** The states of the host as grounds, the darker the shorter of memory, with their names. */
-  ground(u) {
-    const states = this.host?.host.get(STATE);
-    if (!states) return;
+  /** The times in which the host was in one state: `{word, from, to}`, in pixels of the canvas, within the plot. */
+  states(u) {
+    const column = this.host?.host.get(STATE);
+    if (!column) return [];
     const { words } = data.series[STATE];
-    const { ctx: pen, bbox: { left, top, width, height } } = u;
-    const at = this.host.at;
-    pen.save();
-    pen.beginPath();
-    pen.rect(left, top, width, height);
-    pen.clip();
-    pen.font = `${9 * devicePixelRatio}px system-ui, sans-serif`;
-    let free = left;
+    const { left, width } = u.bbox;
+    const inside = (moment) => Math.min(left + width, Math.max(left, u.valToPos(moment, "x", true)));
+    const { at } = this.host;
+    const found = [];
     for (let i = 0; i < at.length;) {
       let end = i + 1;
-      while (end < at.length && states[end] === states[i]) end += 1;
-      const word = words[states[i]];
-      const from = Math.max(left, u.valToPos(at[i], "x", true));
-      const to = u.valToPos(at[Math.min(end, at.length - 1)], "x", true);
-      if (SHORTAGE[word] && to > left) {
-        pen.globalAlpha = SHORTAGE[word];
-        pen.fillStyle = ink("--ink");
-        pen.fillRect(from, top, to - from, height);
-      }
+      while (end < at.length && column[end] === column[i]) end += 1;
+      const [from, to] = [inside(at[i]), inside(at[Math.min(end, at.length - 1)])];
+      if (column[i] !== null && to > from) found.push({ word: words[column[i]], from, to });
       i = end;
+    }
+    return found;
+  }
+
+  /** The states of the host as grounds, the darker the shorter of memory. */
+  ground(u) {
+    const { ctx: pen, bbox: { top, height } } = u;
+    pen.save();
+    pen.fillStyle = ink("--ink");
+    for (const { word, from, to } of this.states(u)) {
+      pen.globalAlpha = SHORTAGE[word] ?? 0;
+      pen.fillRect(from, top, to - from, height);
     }
     pen.restore();
   }
 
-  /** What must not be covered: the state of the host above all areas, and what was changed when. */
+  /** What areas must not cover: the states once more, as a strip with their names above the plot, and what was changed. */
   remarks(u) {
-    if (!this.host) return;
     const { ctx: pen, bbox: { left, top, width, height } } = u;
     const scale = devicePixelRatio;
     pen.save();
-    pen.font = `${9 * scale}px system-ui, sans-serif`;
+    pen.font = `${10 * scale}px system-ui, sans-serif`;
+    pen.textBaseline = "middle";
+    pen.textAlign = "left";
     pen.fillStyle = pen.strokeStyle = ink("--ink");
-    pen.lineWidth = scale;
+    for (const { word, from, to } of this.states(u)) {
+      pen.globalAlpha = SHORTAGE[word] ?? 0;
+      pen.fillRect(from, top - STRIP * scale, to - from, STRIP * scale);
+      pen.globalAlpha = 1;
+      if (pen.measureText(word).width + 6 * scale < to - from) pen.fillText(word, from + 3 * scale, top - STRIP * scale / 2);
+    }
     pen.setLineDash([3 * scale, 3 * scale]);
-    this.host.marks.forEach(({ at }, i) => {
+    pen.lineWidth = scale;
+    this.host?.marks.forEach(({ at }, i) => {
       const x = u.valToPos(at, "x", true);
       if (x < left || x > left + width) return;
+      const words = String(i + 1);
       pen.beginPath();
       pen.moveTo(x, top);
       pen.lineTo(x, top + height);
       pen.stroke();
-      pen.fillText(String(i + 1), x + 2 * scale, top + 9 * scale);
+      // On a ground of its own, whatever is behind it.
+      const size = pen.measureText(words).width + 5 * scale;
+      pen.fillStyle = ink("--ground");
+      pen.fillRect(x - size / 2, top + 2 * scale, size, 13 * scale);
+      pen.fillStyle = ink("--ink");
+      pen.fillText(words, x - size / 2 + 2.5 * scale, top + 9 * scale);
     });
     pen.restore();
   }
@@ -233,7 +259,7 @@ class Chart {
         pen.lineTo(22, 6);
         pen.stroke();
       }
-      const button = make("button", { type: "button", "aria-pressed": "true", title: name && data.series[name].help },
+      const button = make("button", { type: "button", "aria-pressed": String(!this.hidden.has(i)), title: name && data.series[name].help },
         swatch, make("span", {}, label), make("b", {}));
       button.addEventListener("click", () => this.toggle(i, button));
       return make("li", {}, button);
@@ -266,6 +292,14 @@ class Chart {
   /** The sample at the moment that all charts show. */
   index() {
     return Math.max(0, Run.prototype.index.call(this, this.page.moment));
+  }
+
+  /** Shows the moment at the pointer. A finger that is lifted leaves it there. */
+  follow(over) {
+    const move = ({ clientX }) => this.page.move(this.at[this.u.posToIdx(clientX - over.getBoundingClientRect().left)] ?? null);
+    over.addEventListener("pointerdown", move);
+    over.addEventListener("pointermove", move);
+    over.addEventListener("pointerleave", ({ pointerType }) => pointerType === "mouse" && this.page.move(null));
   }
 
   key(event) {

@@ -13,8 +13,8 @@ use super::charts::{self, CHARTS, Chart, Described};
 use super::{Expectation, Report, Table};
 use crate::recording::{Column, Mark, Recording};
 
-/// The most values in a report, of all runs together: about 4 MB of text.
-const MOST_VALUES: usize = 500_000;
+/// The most values in a report, of all runs together: about 3 MB of text.
+const MOST_VALUES: usize = 300_000;
 
 /// All that the script gets.
 #[derive(Serialize)]
@@ -113,16 +113,20 @@ pub(super) fn of_sample(recording: &Recording) -> String {
 }
 
 /// How many values of a recording would be in the data.
-fn values(recording: &Recording, drawn: &BTreeSet<String>) -> usize {
+fn values(recording: &Recording, drawn: &BTreeSet<&str>) -> usize {
     let columns = recording.vms.values().chain([&recording.host]).flatten();
-    let columns = columns.filter(|(name, _)| drawn.contains(*name)).count();
+    let columns = columns
+        .filter(|(name, _)| drawn.contains(name.as_str()))
+        .count();
     columns * recording.at_ms.len()
 }
 
 /// Each `every`-th sample of a recording, and the last one, of the series that are drawn.
-fn thinned<'a>(recording: &'a Recording, drawn: &BTreeSet<String>, every: usize) -> Run<'a> {
+fn thinned<'a>(recording: &'a Recording, drawn: &BTreeSet<&str>, every: usize) -> Run<'a> {
     let of = |columns: &'a BTreeMap<String, Column>| {
-        let columns = columns.iter().filter(|(name, _)| drawn.contains(*name));
+        let columns = columns
+            .iter()
+            .filter(|(name, _)| drawn.contains(name.as_str()));
         let columns = columns.filter_map(|(name, column)| {
             let values = packed(each(column, every).copied())?;
             Some((name.as_str(), values))

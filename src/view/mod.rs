@@ -8,7 +8,8 @@
 //!
 //! - What is drawn is a table (`charts.rs`): each chart names series of docs/metrics.md. Only these are in the data.
 //! - What is in the data is the recording's own columns (`data.rs`), thinned if they are too many.
-//! - How it is drawn is the script's (`page.js`), by the library uPlot (`vendor`).
+//! - How it is drawn is the script's: runs and numbers (`model.js`), one chart by the library uPlot (`chart.js`, `vendor`),
+//!   and the document (`page.js`).
 //!
 //! Names of VMs and texts come from others. In the data no `<` stays one, so nothing in it can end the element that it
 //! stands in, and the script makes texts of them and never markup.
@@ -84,8 +85,15 @@ pub const STYLE: &str = concat!(
 
 /// The script of both pages.
 pub const SCRIPT: &str = concat!(
+    // Paper is finer than most screens, and the library draws as finely as the screen is.
+    "if (devicePixelRatio < 2) devicePixelRatio = 2;\n/*\n",
+    // Reports are copies of the library too.
+    include_str!("vendor/LICENSE"),
+    "*/\n",
     include_str!("vendor/uPlot.iife.min.js"),
     "\n",
+    include_str!("model.js"),
+    include_str!("chart.js"),
     include_str!("page.js")
 );
 
@@ -123,7 +131,7 @@ fn document(title: &str, head: &str, data: &str, script: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n{head}</head>\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<link rel=\"icon\" href=\"data:,\">\n<title>{title}</title>\n{head}</head>\n\
          <body><noscript>This page draws its charts by a script, which the browser has not run.</noscript>\n\
          <main id=\"page\"></main>\n<script type=\"application/json\" id=\"data\">{data}</script>\n\
          {script}</body></html>\n"

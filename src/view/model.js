@@ -49,16 +49,30 @@ class Run {
   /** The values of a series that are drawn: of a counter its rate. Undefined if there are none. */
   drawn(columns, name) {
     const values = columns.get(name);
-    return values && (data.series[name].counter ? rates(this.at, values) : values);
+    if (!values) return undefined;
+    const drawn = data.series[name].counter ? rates(this.at, values) : values;
+    return name.startsWith("guest_") ? held(drawn, columns.get(SIZE)) : drawn;
   }
 }
 
-/** What a counter grew by in a second; null where it began anew. */
+/** What a counter grew by in a second since it had a value before; null where it began anew. */
 function rates(at, values) {
+  let before = -1;
   return values.map((value, i) => {
-    const before = i ? values[i - 1] : null;
-    if (value === null || before === null || value < before || at[i] <= at[i - 1]) return null;
-    return (value - before) / (at[i] - at[i - 1]);
+    if (value === null) return null;
+    const last = before;
+    before = i;
+    if (last < 0 || value < values[last] || at[i] <= at[last]) return null;
+    return (value - values[last]) / (at[i] - at[last]);
+  });
+}
+
+/** Guests speak more seldom than samples are taken: what they said holds until they say more, or are gone. */
+function held(values, sizes) {
+  let last = null;
+  return values.map((value, i) => {
+    last = (sizes?.[i] ?? null) === null ? null : value ?? last;
+    return last;
   });
 }
 
@@ -143,6 +157,13 @@ function text(value, unit) {
   }
 }
 
+/** A value as the label of a tick: short, and without a word that the title has. */
+function onAxis(value, unit) {
+  const base = unit.replace("/s", "");
+  const known = ["bytes", "seconds", "ratio"].includes(base);
+  return known ? text(value, unit).replace(/\.0+ /, " ") : `${short(value)}${unit === base ? "" : " /s"}`;
+}
+
 /** The steps of an axis of bytes are powers of two, of any other the library's. */
 const BYTE_STEPS = Array.from({ length: 60 }, (_, power) => 2 ** power);
 
@@ -192,6 +213,6 @@ function comparison(chart, runs, vm) {
     const spread = repetitions.length > 1 ? { least: of((s) => s[0]), most: of((s) => s[s.length - 1]) } : {};
     series.push({ label: variant, values: median, ...spread });
   }
-  const what = chart.of === "host" || chart.series.length === 1 ? "" : `, ${chart.series[0][1]}`;
-  return series.length ? { title: chart.compared + what, form: chart.form === "stacked" ? "lines" : chart.form, unit: unitOf(name), at, series } : null;
+  const form = chart.form === "stacked" ? "lines" : chart.form;
+  return series.length ? { title: chart.compared, form, unit: unitOf(name), at, series } : null;
 }

@@ -10,12 +10,14 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub(crate) mod browser;
 mod kernel;
 mod process;
 pub(crate) mod raw;
 pub(crate) mod sys;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -181,6 +183,15 @@ impl Host {
     /// What the host has logged so far.
     pub(crate) fn log(&self) -> String {
         self.process.stderr()
+    }
+
+    /// Where it says that its metrics are.
+    pub(crate) fn http_address(&self) -> SocketAddr {
+        eventually("the host says where its metrics are", PATIENCE, || {
+            let log = self.log();
+            let (_, rest) = log.split_once("http://")?;
+            rest.split_once("/metrics")?.0.parse().ok()
+        })
     }
 
     pub(crate) fn status(&self) -> HostStatus {

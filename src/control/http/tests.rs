@@ -1,7 +1,7 @@
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::limit::Limits;
 use super::super::tests::FakeDaemon;
@@ -14,6 +14,7 @@ const ANY_PORT: &str = "127.0.0.1:0";
 /// A server of the fixture at an address of its own.
 struct Setup {
     server: Server,
+    daemon: Arc<FakeDaemon>,
     address: SocketAddr,
     dir: tempfile::TempDir,
 }
@@ -22,11 +23,13 @@ fn serve(address: &str) -> Setup {
     let dir = tempfile::tempdir().expect("tempdir");
     let address = address.parse().expect("an address");
     let daemon = Arc::new(FakeDaemon::default());
-    let server = Server::start(&dir.path().join("control.sock"), Some(address), daemon);
+    let shared = Arc::clone(&daemon);
+    let server = Server::start(&dir.path().join("control.sock"), Some(address), shared);
     let server = server.expect("server");
     let address = server.http().expect("it was asked for");
     Setup {
         server,
+        daemon,
         address,
         dir,
     }
@@ -46,7 +49,7 @@ fn raw(address: SocketAddr, request: &str) -> (String, String) {
 fn ask(address: SocketAddr, method: &str, path: &str) -> (String, String) {
     raw(
         address,
-        &format!("{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n"),
+        &format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n\r\n"),
     )
 }
 
@@ -88,13 +91,13 @@ fn all_other_requests_are_told_what_is_allowed() {
             "GET",
             "/v1/status",
             "404",
-            "there is no /v1/status; allowed: GET /metrics\n",
+            "there is no /v1/status; allowed: GET /, GET /metrics\n",
         ),
         (
             "PUT",
             "/v1/settings/Mem.IdleTax",
             "404",
-            "there is no /v1/settings/Mem.IdleTax; allowed: GET /metrics\n",
+            "there is no /v1/settings/Mem.IdleTax; allowed: GET /, GET /metrics\n",
         ),
     ] {
         let (head, body) = ask(setup.address, method, path);
@@ -123,7 +126,11 @@ fn address_in_use_is_named_and_nothing_else_is_made() {
 #[test]
 fn client_is_answered_beside_more_silent_ones_than_there_may_be() {
     let setup = serve(ANY_PORT);
-    let requests = ["", "GET /metr", "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"];
+    let requests = [
+        "",
+        "GET /metr",
+        "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    ];
     let silent = requests.iter().cycle().take(100).map(|request| {
         let mut stream = TcpStream::connect(setup.address).expect("connect");
         // The server may have closed it already, to make place for another. None of them reads an answer.
@@ -155,12 +162,146 @@ fn connection_that_says_nothing_is_closed() {
     );
     let server = server.expect("server");
     let address = server.http().expect("it was asked for");
-    for beginning in ["", "GET /metrics HTTP/1.1\r\nhost: x\r\n"] {
+    for beginning in ["", "GET /metrics HTTP/1.1\r\nhost: localhost\r\n"] {
         let mut stream = TcpStream::connect(address).expect("connect");
         stream.write_all(beginning.as_bytes()).expect("send");
         let mut answer = Vec::new();
         // An end or a reset, but no wait without one.
         let _ = stream.read_to_end(&mut answer);
         assert!(answer.len() < 1000, "{beginning}");
+    }
+}
+
+#[test]
+fn pages_are_served_with_what_browsers_must_not_do() {
+    let setup = serve(ANY_PORT);
+    for (path, content_type, whole) in [
+        ("/", HTML, &view::live_page()),
+        ("/page.css", CSS, &view::STYLE.to_owned()),
+        ("/page.js", SCRIPT, &view::SCRIPT.to_owned()),
+    ] {
+        let (head, body) = ask(setup.address, "GET", path);
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+        assert_eq!(&body, whole, "{path}");
+        let content_type = format!("content-type: {content_type}");
+        let headers = HEADERS.map(|(name, value)| format!("{name}: {value}"));
+        for header in headers.into_iter().chain([content_type]) {
+            assert!(head.lines().any(|line| line == header), "{header}\n{head}");
+        }
+    }
+    assert_eq!(setup.daemon.looks(), 0, "a page has no numbers of its own");
+}
+
+#[test]
+fn loopback_address_answers_to_its_own_names_alone() {
+    let setup = serve(ANY_PORT);
+    let port = setup.address.port();
+    for (host, status) in [
+        (format!("127.0.0.1:{port}"), "200"),
+        ("LOCALHOST".to_owned(), "200"),
+        (format!("[::1]:{port}"), "200"),
+        ("192.0.2.7".to_owned(), "200"),
+        (format!("pages.example:{port}"), "421"),
+        ("127.0.0.1.example".to_owned(), "421"),
+        ("localhost.example".to_owned(), "421"),
+        ("[::1".to_owned(), "421"),
+    ] {
+        for path in ["/", "/metrics", "/events", "/none"] {
+            let request = format!("HEAD {path} HTTP/1.1\r\nhost: {host}\r\n\r\n");
+            let (head, _) = raw(setup.address, &request);
+            let expected = if (path, status) == ("/none", "200") {
+                "404"
+            } else {
+                status
+            };
+            assert!(
+                head.starts_with(&format!("http/1.1 {expected}")),
+                "{host}: {head}"
+            );
+        }
+    }
+    let (head, _) = raw(setup.address, "GET /metrics HTTP/1.0\r\n\r\n");
+    assert!(
+        head.lines()
+            .next()
+            .is_some_and(|line| line.contains(" 200 ")),
+        "{head}"
+    );
+}
+
+/// A stream of events that is read, at the beginning of its first one.
+fn listen(address: SocketAddr) -> (String, BufReader<TcpStream>) {
+    let mut stream = TcpStream::connect(address).expect("connect");
+    let request = "GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("send");
+    let mut stream = BufReader::new(stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert_ne!(stream.read_line(&mut head).expect("text"), 0, "{head}");
+    }
+    (head.to_ascii_lowercase(), stream)
+}
+
+/// The data of the next event.
+fn event(stream: &mut BufReader<TcpStream>) -> String {
+    loop {
+        let mut line = String::new();
+        assert_ne!(
+            stream.read_line(&mut line).expect("text"),
+            0,
+            "it has ended"
+        );
+        if let Some(data) = line.strip_prefix("data: ") {
+            return data.trim_end().to_owned();
+        }
+    }
+}
+
+#[test]
+fn streams_share_their_samples_and_nobody_makes_one_for_nobody() {
+    let setup = serve(ANY_PORT);
+    let start = Instant::now();
+    let mut streams: Vec<_> = (0..4).map(|_| listen(setup.address)).collect();
+    for (head, stream) in &mut streams {
+        assert!(head.contains("content-type: text/event-stream"), "{head}");
+        assert_eq!(event(stream), view::event(&fixture::host()));
+    }
+    // One that never reads, and one that goes away.
+    let (_, _idle) = listen(setup.address);
+    drop(listen(setup.address));
+    for _ in 0..2 {
+        for (_, stream) in &mut streams {
+            event(stream);
+        }
+    }
+    // Four streams of three events each would be twelve without sharing.
+    let seconds = usize::try_from(start.elapsed().as_secs()).expect("few");
+    let looks = setup.daemon.looks();
+    assert!((3..=seconds + 2).contains(&looks), "{looks} in {seconds} s");
+    let Setup { server, .. } = setup;
+    drop(server);
+    for (_, mut stream) in streams {
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).expect("a proper end");
+    }
+}
+
+#[test]
+fn streams_are_no_more_than_there_may_be() {
+    let setup = serve(ANY_PORT);
+    let streams: Vec<_> = (0..8).map(|_| listen(setup.address)).collect();
+    for (head, _) in &streams {
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+    }
+    let (head, body) = ask(setup.address, "GET", "/events");
+    assert!(head.starts_with("http/1.1 503"), "{head}");
+    assert!(body.contains("try again later"), "{body}");
+    let (_, metrics) = ask(setup.address, "GET", "/metrics");
+    assert!(metrics.ends_with("# EOF\n"), "others are answered");
+    drop(streams);
+    // The server notices with its next write to each.
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !listen(setup.address).0.starts_with("http/1.1 200") {
+        assert!(Instant::now() < patience, "no place was given back");
     }
 }
