@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::figures::Measured;
 use super::judge::Verdict;
-use super::store::StoreError;
+use super::store::{StoreError, put};
 use crate::bench::Machine;
 use crate::recording::Recording;
 
@@ -156,11 +156,8 @@ impl Results {
 
     /// Writes it into a results directory, whole or not at all.
     pub(super) fn write(&self, dir: &Path) -> Result<(), StoreError> {
-        let path = dir.join(RESULT);
-        let next = dir.join("result.json.next");
         let text = serde_json::to_string_pretty(self).expect("plain data with keys that are text");
-        fs::write(&next, text + "\n").map_err(StoreError::of(&path))?;
-        fs::rename(&next, &path).map_err(StoreError::of(&path))
+        put(&dir.join(RESULT), (text + "\n").as_bytes())
     }
 
     /// Reads a results directory.

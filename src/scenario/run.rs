@@ -15,7 +15,7 @@ use super::judge::{Recorded, judge};
 use super::page;
 use super::results::{Repetition, Results, VariantResults};
 use super::session::{Run, Stopped};
-use super::store::StoreError;
+use super::store::{StoreError, put};
 use super::{Scenario, Variant};
 use crate::launch::{Scratch, ScratchError};
 use crate::recording::Recording;
@@ -63,6 +63,14 @@ pub enum RunError {
     /// Something cannot be written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A run ended early, and that cannot be written either.
+    #[error("{why}. Its results are not complete")]
+    Unwritten {
+        /// Why it ended.
+        why: String,
+        /// What cannot be written.
+        source: StoreError,
+    },
     /// There is no place for sockets and swap files.
     #[error(transparent)]
     Scratch(#[from] ScratchError),
@@ -100,22 +108,45 @@ pub fn run(
         .unwrap_or_default();
     let mut results = Results::begun(scenario, &options.command, began.as_secs());
     results.write(&out)?;
+    let stored = all(scenario, options, (&signals, &out), &mut results, &mut tell);
+    match (stored, failure(&results)) {
+        (Ok(()), _) => Ok((results, out)),
+        (Err(source), Some(why)) => Err(RunError::Unwritten { why, source }),
+        (Err(source), None) => Err(source.into()),
+    }
+}
+
+/// Runs everything and writes what there is to say of it.
+fn all(
+    scenario: &Scenario,
+    options: &RunOptions,
+    (signals, out): (&Signals, &Path),
+    results: &mut Results,
+    tell: &mut dyn FnMut(&Place<'_>, &Progress),
+) -> Result<(), StoreError> {
     let mut runs = Runs {
         scenario,
         options,
-        signals: &signals,
-        out: &out,
-        results: &mut results,
+        signals,
+        out,
+        results,
         recordings: Vec::new(),
     };
-    runs.all(&mut tell)?;
+    runs.all(tell)?;
     let recordings = runs.recordings;
-    judged(scenario, &recordings, &mut results);
-    results.write(&out)?;
-    let report = out.join("report.html");
-    let text = page::page(&results, &recordings);
-    fs::write(&report, text).map_err(StoreError::of(&report))?;
-    Ok((results, out))
+    judged(scenario, &recordings, results);
+    results.write(out)?;
+    let text = page::page(results, &recordings);
+    put(&out.join("report.html"), text.as_bytes())
+}
+
+/// Why a run ended early, if one did.
+fn failure(results: &Results) -> Option<String> {
+    let runs = results
+        .variants
+        .iter()
+        .flat_map(|variant| &variant.repetitions);
+    runs.last()?.why.clone()
 }
 
 /// What was recorded of each repetition of each variant.

@@ -31,6 +31,17 @@ impl StoreError {
     }
 }
 
+/// Writes a file, whole or not at all.
+pub(super) fn put(path: &Path, text: &[u8]) -> Result<(), StoreError> {
+    let next = path.with_added_extension("next");
+    let put = fs::write(&next, text).and_then(|()| fs::rename(&next, path));
+    put.map_err(|error| {
+        // An error is ignored: what is left is a file that nobody reads.
+        let _ = fs::remove_file(&next);
+        StoreError::of(path)(error)
+    })
+}
+
 /// The samples of one run.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -75,7 +86,7 @@ impl Store {
     /// Writes the whole recording as JSON.
     pub(super) fn finish(&self, recording: &Recording) -> Result<(), StoreError> {
         let text = serde_json::to_vec(recording).expect("plain data with keys that are text");
-        fs::write(&self.json, text).map_err(StoreError::of(&self.json))
+        put(&self.json, &text)
     }
 }
 
