@@ -220,7 +220,10 @@ impl<'a> Put<'a> {
                 });
                 match found.map(|(change, key)| (change.get_mut(), key)) {
                     Some((DeValue::Table(change), key)) => {
-                        self.put(change, key);
+                        match key.strip_prefix("set.") {
+                            Some(name) => self.put(table_of(change, "set"), name),
+                            None => self.put(change, key),
+                        }
                         Ok(())
                     }
                     _ => Err("there is no such change; the first is change.1".to_owned()),

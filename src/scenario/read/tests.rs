@@ -344,6 +344,24 @@ fn variants_are_all_combinations_in_the_order_of_the_file() {
 }
 
 #[test]
+fn variants_reach_what_a_change_sets() {
+    let change = "[[change]]\nat = \"1s\"\nset = { a.balloon = \"0\" }\n";
+    let dimension =
+        "[variants]\n\"change.1.set.a.balloon\" = [\"1M\", \"2M\"]\n\"change.1.at\" = [\"3s\"]\n";
+    let scenario = read(&format!("{SMALL}{change}{dimension}")).expect("right");
+    let changes: Vec<_> = scenario
+        .variants
+        .iter()
+        .map(|variant| {
+            let change = &variant.setup.changes[0];
+            (change.at.as_secs(), change.actions[0].to_string())
+        })
+        .collect();
+    let expected = [1, 2].map(|size| (3, format!("a: balloon of {size}.0 MiB")));
+    assert_eq!(changes, expected);
+}
+
+#[test]
 fn variant_takes_the_place_of_a_setting_of_any_case() {
     let text = format!("[settings]\nmem.idletax = 1\n{SMALL}[variants]\n\"Mem.IdleTax\" = [2]\n");
     let scenario = read(&text).expect("right");
