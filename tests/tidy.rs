@@ -94,6 +94,7 @@ const HOST: &[(&str, &[&str])] = &[
             "runtime_dir",
             "launch",
             "telemetry",
+            "settings",
             "control",
             "top",
             "host",

@@ -4,7 +4,7 @@ use super::Verdict;
 use super::compare::Compared;
 use super::results::Results;
 use super::run::Recordings;
-use super::units::number;
+use super::units::{date, number};
 use crate::view::{self, Expectation, Report, Table};
 
 /// The page.
@@ -80,7 +80,7 @@ fn facts(results: &Results) -> Vec<(String, String)> {
         ("Machine", results.machine.to_string()),
         ("Engine", engines.join(", ")),
         ("Seeds", seeds.join(", ")),
-        ("Began", format!("{} s after 1970", results.began_unix_s)),
+        ("Began", date(results.began_unix_s)),
         (
             "Verified",
             format!("{verified} pages, all as they were written"),
