@@ -31,6 +31,9 @@ pub(super) struct WrittenChange {
     kill: Option<Spanned<Names>>,
 }
 
+/// Makes an action on the guest of a name.
+type Make = fn(String) -> Action;
+
 /// A name, or several.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "the name of a guest, or a list of names")]
@@ -129,7 +132,7 @@ impl Reading {
                 Err(wrong) => self.wrong(value.span(), &wrong),
             }
         }
-        let others: [(_, fn(String) -> Action); 3] = [
+        let others: [(_, Make); 3] = [
             (&change.kill, Action::Kill),
             (&change.stop, Action::Stop),
             (&change.start, Action::Start),
@@ -215,8 +218,8 @@ fn set(key: &str, value: &str, guests: &[Guest]) -> Result<Vec<Action>, String> 
     let split = key
         .match_indices('.')
         .map(|(at, _)| (&key[..at], &key[at + 1..]));
-    let of_guest = split.filter(|(pattern, _)| named(pattern, guests).next().is_some());
-    let Some((pattern, name)) = of_guest.last() else {
+    let mut of_guest = split.filter(|(pattern, _)| named(pattern, guests).next().is_some());
+    let Some((pattern, name)) = of_guest.next_back() else {
         return set_host(key, value, guests);
     };
     let found = named(pattern, guests);

@@ -111,7 +111,7 @@ impl Reading {
         let Memory(memory) = *written.memory.get_ref();
         self.workloads(written, memory, files);
         let patch = self.patch(written, memory);
-        let (start, until) = self.from_until(written, duration);
+        let (start, until) = self.life(written, duration);
         let copies = written.count.as_ref().map_or(1, |count| *count.get_ref());
         if let Some(count) = &written.count
             && !(1..=MAX_GUESTS).contains(&copies)
@@ -213,11 +213,7 @@ impl Reading {
     }
 
     /// When a guest starts, and when it ends.
-    fn from_until(
-        &mut self,
-        written: &WrittenGuest,
-        duration: Duration,
-    ) -> (Duration, Option<Duration>) {
+    fn life(&mut self, written: &WrittenGuest, duration: Duration) -> (Duration, Option<Duration>) {
         let start = written.start.as_ref();
         let until = written.until.as_ref();
         let time = |time: &Spanned<Time>| time.get_ref().0;

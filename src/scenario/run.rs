@@ -289,12 +289,12 @@ fn results_dir(options: &RunOptions, name: &str) -> Result<PathBuf, RunError> {
         fs::create_dir(dir)
     };
     let numbered = (1..).map(|number: u32| Path::new(RESULTS).join(format!("{name}-{number}")));
-    let mut places: Box<dyn Iterator<Item = PathBuf>> = match &options.out {
+    let places: Box<dyn Iterator<Item = PathBuf>> = match &options.out {
         Some(out) => Box::new(std::iter::once(out.clone())),
         None => Box::new(numbered),
     };
     let mut exists = PathBuf::new();
-    while let Some(dir) = places.next() {
+    for dir in places {
         match make(&dir) {
             Ok(()) => return Ok(dir),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => exists = dir,

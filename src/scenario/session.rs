@@ -331,17 +331,19 @@ impl Live<'_, '_> {
             Stopped::Client(error) | Stopped::Refused { source: error, .. } => error.is_gone(),
             _ => false,
         };
+        if !may_follow {
+            return stopped;
+        }
         // The kernel closes the connections of a process before its parent can see that it has ended.
         let limit = Instant::now() + GRACE;
-        while may_follow {
+        loop {
             if let Err(died) = self.host.check() {
                 return died;
             }
             if self.host.client.status().is_ok() || !await_child(self.run.signals, limit) {
-                break;
+                return stopped;
             }
         }
-        stopped
     }
 }
 

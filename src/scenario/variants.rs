@@ -50,7 +50,7 @@ pub(super) fn combinations<'a>(
     let mut all = vec![Combination::default()];
     let mut any = false;
     for (key, values) in dimensions {
-        for (path, key, values) in flat(String::new(), key.span(), key.get_ref(), values) {
+        for (path, key, values) in flat("", key.span(), key.get_ref(), values) {
             any = true;
             let choices = choices(reading, &path, key, values);
             let with = |first: &Combination<'a>| -> Vec<_> {
@@ -69,7 +69,7 @@ pub(super) fn combinations<'a>(
 
 /// The dimensions of an entry. `Mem.IdleTax = [..]` without quotes is a table `Mem` to TOML.
 fn flat<'a>(
-    before: String,
+    before: &str,
     at: Range<usize>,
     key: &str,
     values: Spanned<DeValue<'a>>,
@@ -85,7 +85,7 @@ fn flat<'a>(
             let inner = table.into_iter();
             let before = format!("{path}.");
             inner
-                .flat_map(|(key, values)| flat(before.clone(), key.span(), key.get_ref(), values))
+                .flat_map(|(key, values)| flat(&before, key.span(), key.get_ref(), values))
                 .collect()
         }
         values => vec![(path, at, Spanned::new(place, values))],

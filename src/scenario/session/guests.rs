@@ -141,8 +141,7 @@ impl<'a> Guests<'a> {
         let mut all = BTreeMap::new();
         for guest in &mut self.running {
             let text = guest.child.output_after(&mut guest.read)?;
-            let lines = text.lines().filter_map(GuestProgress::read);
-            let news = lines.last();
+            let news = text.lines().filter_map(GuestProgress::read).next_back();
             let is_new = news.is_some();
             guest.latest = news.or(guest.latest.take());
             if let Some(latest) = &guest.latest {
