@@ -15,7 +15,6 @@ const HOST: &[(&str, &[&str])] = &[
     ("throttle", &[]),
     ("average", &[]),
     ("runtime_dir", &[]),
-    ("child", &[]),
     ("digest", &["units"]),
     ("sys", &["units"]),
     ("page", &["units", "sync", "seeded"]),
@@ -58,6 +57,7 @@ const HOST: &[(&str, &[&str])] = &[
     ("settings", &["units", "policy", "reclaim"]),
     ("calculator", &["units", "policy", "settings"]),
     ("recording", &["telemetry"]),
+    ("launch", &["units", "policy", "runtime_dir", "settings"]),
     ("view", &["telemetry", "recording"]),
     ("control", &["units", "telemetry", "settings", "view"]),
     ("top", &["units", "chain", "telemetry", "control"]),
@@ -92,8 +92,9 @@ const HOST: &[(&str, &[&str])] = &[
         &[
             "units",
             "runtime_dir",
-            "child",
+            "launch",
             "telemetry",
+            "settings",
             "control",
             "top",
             "host",
@@ -103,7 +104,7 @@ const HOST: &[(&str, &[&str])] = &[
         "bench",
         &[
             "units",
-            "child",
+            "launch",
             "telemetry",
             "control",
             "demo",
@@ -122,6 +123,24 @@ const HOST: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "scenario",
+        &[
+            "units",
+            "chain",
+            "launch",
+            "policy",
+            "runtime_dir",
+            "telemetry",
+            "settings",
+            "control",
+            "recording",
+            "view",
+            "sys",
+            "vm",
+            "bench",
+        ],
+    ),
+    (
         "cli",
         &[
             "units",
@@ -135,7 +154,9 @@ const HOST: &[(&str, &[&str])] = &[
             "control",
             "top",
             "host",
+            "launch",
             "demo",
+            "scenario",
         ],
     ),
 ];
@@ -225,6 +246,8 @@ const STARTS_GUESTS: &[&str] = &[
     "src/cli/bench.rs",
     "src/bench",
     "src/demo",
+    "src/launch",
+    "src/scenario",
 ];
 
 /// The most lines of a file without its tests. A reader cannot hold more in mind at once.
@@ -588,6 +611,8 @@ fn documents_that_the_project_promises_are_there() {
         "docs/security.md",
         "docs/service.md",
         "docs/settings.md",
+        "docs/scenarios.md",
+        "docs/experiments.md",
         "docs/metrics.md",
         "docs/top.md",
     ] {

@@ -18,7 +18,7 @@ use memvisor_wire::units::{self, SIZES};
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
-use crate::guest::{self, GuestError, GuestOptions, GuestReport};
+use crate::guest::{self, GuestError, GuestOptions, GuestProgress, GuestReport};
 use crate::workload::{long_help, short_help};
 
 /// The part of `--help` about exit codes.
@@ -29,6 +29,7 @@ Exit codes:
     2  the command line is wrong
     3  a guest read back other data than it had written
     4  the host is not running, does not answer, or went away
+    5  a scenario ran to its end, but not as it expects
   130  interrupted by a signal";
 
 /// How a command ended: what a script can tell without reading the output.
@@ -44,6 +45,8 @@ pub enum Exit {
     Corrupt = 3,
     /// The host is not running, does not answer, or went away.
     HostGone = 4,
+    /// A scenario ran to its end, but not as it expects.
+    Unexpected = 5,
     /// A signal came.
     Interrupted = 130,
 }
@@ -104,6 +107,10 @@ pub struct GuestArgs {
     /// How long the guest runs, such as 30s [default: until it is interrupted].
     #[arg(long, value_name = "TIME", value_parser = duration)]
     duration: Option<Duration>,
+
+    /// Say what the workloads have done, as a line of JSON, this often [default: only at the end].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    progress: Option<Duration>,
 
     /// Memory that the guest is guaranteed.
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
@@ -223,6 +230,7 @@ impl GuestArgs {
             salt: self.salt,
             seed: self.seed,
             duration: self.duration,
+            tell_every: self.progress,
             reservation: self.reservation,
             limit,
             shares: self.shares.count(self.memory.into()),
@@ -255,7 +263,11 @@ pub fn run(args: GuestArgs, complain: fn(&str)) -> anyhow::Result<Exit> {
         complain(&format!("{name}: {end}"));
         process::exit(Exit::HostGone as i32)
     };
-    let outcome = guest::run(&options, &signals, host_gone, |_| {}).context(told.clone())?;
+    // Errors are ignored: a guest must run even if nobody reads its output.
+    let tell = |progress: &GuestProgress| {
+        let _ = print(&format!("{}\n", progress.line()));
+    };
+    let outcome = guest::run(&options, &signals, host_gone, tell, |_| {}).context(told.clone())?;
     for wrong in &outcome.wrong {
         complain(&format!("{told}: {wrong}"));
     }
@@ -265,13 +277,18 @@ pub fn run(args: GuestArgs, complain: fn(&str)) -> anyhow::Result<Exit> {
     } else {
         report.to_string()
     };
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush())?;
+    print(&text)?;
     Ok(match report {
         _ if report.mismatches > 0 => Exit::Corrupt,
         _ if report.interrupted => Exit::Interrupted,
         _ => Exit::Success,
     })
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 #[cfg(test)]

@@ -6,12 +6,12 @@ use std::thread;
 
 use nix::sys::utsname::uname;
 use nix::unistd::geteuid;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, Pages};
 
 /// What a reader has to know about the machine.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Machine {
     /// The name of the processor.
     pub cpu: String,

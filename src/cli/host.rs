@@ -8,8 +8,8 @@ use clap::Args;
 use super::exit::{Exit, UsageError};
 use super::lifeline::Lifeline;
 use super::{print, values};
-use crate::demo::SCRATCH_PREFIX;
 use crate::host::{EngineChoice, HostOptions};
+use crate::launch::SCRATCH_PREFIX;
 use crate::policy::{Policy, policies};
 use crate::runtime_dir::RuntimeDir;
 use crate::settings::{ConfigFile, HttpAddress, Key, Layer, Layers, Memory, Profile};
@@ -165,7 +165,7 @@ pub(super) fn run(mut args: HostArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Refuses any directory that no demo has made, because this directory will be removed.
+/// Refuses any directory that no demo or experiment has made, because this directory will be removed.
 fn check_scratch(dir: &Path) -> Result<(), UsageError> {
     let name = dir.file_name().and_then(|name| name.to_str());
     if name.is_some_and(|name| name.starts_with(SCRATCH_PREFIX)) {

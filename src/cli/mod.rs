@@ -5,6 +5,7 @@
 //! they can be checked without a host. The host checks what depends on its state.
 
 mod bench;
+mod compare;
 mod demo;
 mod exit;
 mod explained;
@@ -15,6 +16,7 @@ mod lifeline;
 mod phrases;
 mod plan;
 mod policies;
+mod run;
 mod shell;
 mod show;
 mod table;
@@ -68,6 +70,10 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measure the mechanisms, and compare them with those of the kernel or a C library.
     Bench(bench::BenchArgs),
+    /// Run an experiment from a file, record it, and judge what the file expects of it.
+    Run(run::RunArgs),
+    /// Put recorded experiments, or the variants of one, side by side.
+    Compare(compare::CompareArgs),
     /// Print a script that completes memvisor's command line in a shell.
     Completions(shell::CompletionsArgs),
     /// Write a manual page of each command.
@@ -92,7 +98,7 @@ fn help() -> String {
 pub fn main() -> ExitCode {
     signals::unblock_all();
     let command = Cli::parse().command;
-    let done = log_to_stderr(&command).and_then(|()| run(command));
+    let done = log_to_stderr(&command).and_then(|()| perform(command));
     let exit = done.unwrap_or_else(|error| {
         let exit = exit::of_error(&error);
         if exit != Exit::Success {
@@ -103,7 +109,7 @@ pub fn main() -> ExitCode {
     exit.into()
 }
 
-fn run(command: Command) -> anyhow::Result<Exit> {
+fn perform(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Host(args) => host::run(args),
         Command::Guest(args) => guest::run(args),
@@ -117,6 +123,8 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Top(args) => top::run(args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
         Command::BenchGuard => Ok(bench::run_guard()),

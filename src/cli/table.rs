@@ -1,22 +1,26 @@
 //! Rows and columns as text.
 
-/// Rows of columns as wide as their widest cell.
-pub(super) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    columns(rows, |_| false)
+/// Rows of columns as wide as their widest cell. All rows have as many cells.
+pub(super) fn aligned<R: AsRef<[String]>>(rows: &[R]) -> String {
+    columns(rows, |_, _| false)
 }
 
 /// The same with right-aligned cells, as for numbers, in all columns except the first and the last.
-pub(super) fn numbers<const N: usize>(rows: &[[String; N]]) -> String {
-    columns(rows, |column| column > 0 && column + 1 < N)
+pub(super) fn numbers<R: AsRef<[String]>>(rows: &[R]) -> String {
+    columns(rows, |column, of| column > 0 && column + 1 < of)
 }
 
-fn columns<const N: usize>(rows: &[[String; N]], at_right: fn(usize) -> bool) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max();
-    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
-    let line = |row: &[String; N]| {
+fn columns<R: AsRef<[String]>>(rows: &[R], at_right: fn(usize, usize) -> bool) -> String {
+    let of = rows.first().map_or(0, |row| row.as_ref().len());
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.as_ref().get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..of).map(width).collect();
+    let line = |row: &R| {
         let mut line = String::new();
-        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
-            line += &if at_right(column) {
+        for (column, (cell, width)) in row.as_ref().iter().zip(&widths).enumerate() {
+            line += &if at_right(column, of) {
                 format!("{cell:>width$}  ")
             } else {
                 format!("{cell:<width$}  ")

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::DemoError;
-use super::content::write_file;
+use crate::launch::content::write_file;
 use crate::units::Bytes;
 
 /// The number of files for the guests that read files.

@@ -12,11 +12,9 @@
 //! process is killed. Ctrl-C reaches only this process, because the children have process groups of
 //! their own. So they end in order: guests, then host.
 
-mod content;
 pub(crate) mod guests;
 mod outcome;
 mod processes;
-mod scratch;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -27,14 +25,12 @@ use nix::sys::signal::Signal;
 use thiserror::Error;
 
 pub use outcome::{DemoOutcome, Traffic};
-pub use scratch::SCRATCH_PREFIX;
 
 use self::outcome::Watch;
 use self::processes::Processes;
-use self::scratch::Scratch;
 use crate::control::{Client, ClientError};
 use crate::host::EngineChoice;
-use crate::runtime_dir::RuntimeDirError;
+use crate::launch::{Scratch, ScratchError};
 use crate::telemetry::HostStatus;
 use crate::top::{PICTURE, Terminal, write_picture};
 use crate::units::Bytes;
@@ -118,9 +114,9 @@ pub enum DemoError {
     /// The host does not answer although it runs.
     #[error("the host does not answer")]
     Client(#[from] ClientError),
-    /// The directory for the run cannot be used.
-    #[error("cannot use a directory for the demo")]
-    RuntimeDir(#[from] RuntimeDirError),
+    /// There is no directory for the run.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
     /// The picture cannot be written.
     #[error("cannot write the picture to {path}")]
     Picture {

@@ -1,28 +1,19 @@
 //! The processes of the demo: one host and its guests.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
+use memvisor_guest_agent::command::Exit;
 use memvisor_guest_agent::guest::GuestReport;
-use memvisor_wire::signals::{Event, Signals};
-use nix::sys::signal::Signal;
+use memvisor_wire::signals::Signals;
 
-use super::scratch::Scratch;
 use super::{DemoError, DemoOptions, guests};
-use crate::child::{Child, end_all, in_words};
+use crate::launch::{
+    self, Child, Ended, GuestStart, HostStart, Scratch, await_child, end_all, in_words,
+};
+use crate::settings::{Key, Profile, VmPatch};
 
 /// How long guests, and then the host, may take to end when asked; then they are killed.
 const GRACE: Duration = Duration::from_secs(3);
-
-/// How often children are checked without SIGCHLD. Pending SIGCHLDs merge into one, so there may be fewer signals
-/// than children that ended.
-const CHECK: Duration = Duration::from_millis(50);
-
-/// The exit code of a guest that found corrupt memory.
-const CORRUPT: i32 = 3;
-
-/// The exit code of a guest whose host went away.
-const HOST_GONE: i32 = 4;
 
 /// The processes; dropping them ends the guests and then the host.
 #[derive(Debug)]
@@ -86,7 +77,7 @@ impl<'a> Processes<'a> {
                     let guest = self.guests.remove(at);
                     match report_of(&guest, status) {
                         Ok(report) => self.reports.push(report),
-                        Err(error) if status.code() == Some(HOST_GONE) => {
+                        Err(error) if status.code() == Some(Exit::HostGone as i32) => {
                             return Err(self.explain_host(error));
                         }
                         Err(error) => return Err(error),
@@ -169,16 +160,6 @@ fn end_in_time(children: &mut [Child], signals: &Signals) {
     end_all(children, || await_child(signals, deadline));
 }
 
-/// Waits until a child may have ended; `false` after `deadline`, or when a signal to end has come.
-pub(super) fn await_child(signals: &Signals, deadline: Instant) -> bool {
-    let now = Instant::now();
-    match signals.wait(None, deadline.min(now + CHECK)) {
-        Ok(Event::Signal(Signal::SIGCHLD)) => true,
-        Ok(Event::Timeout) => now < deadline,
-        _ => false,
-    }
-}
-
 fn start(
     name: &str,
     options: &DemoOptions,
@@ -191,17 +172,23 @@ fn start(
 
 /// The arguments of the host. Scanning is as fast as possible, because a demo has seconds where a server has hours.
 fn host_args(options: &DemoOptions, scratch: &Scratch) -> Vec<String> {
-    let mut args = words("host --die-with-parent --share-scan-time 3s --share-scan-ghz 32");
-    args.extend(words("--share-rate-max 32768"));
-    args.extend(["--memory".to_owned(), options.memory.0.to_string()]);
-    args.extend(["--engine".to_owned(), options.engine.to_string()]);
-    args.extend([
-        "--runtime-dir".to_owned(),
-        text(scratch.runtime_dir().path()),
-    ]);
-    args.extend(["--swap-dir".to_owned(), text(scratch.path())]);
-    args.extend(["--scratch".to_owned(), text(scratch.path())]);
-    args
+    let settings = [
+        (Key::ShareScanTime, "3s"),
+        (Key::ShareScanGHz, "32"),
+        (Key::ShareRateMax, "32768"),
+    ];
+    let start = HostStart {
+        memory: options.memory,
+        engine: options.engine,
+        profile: Profile::default(),
+        policy: None,
+        settings: &settings.map(|(key, value)| (key, value.to_owned())),
+        http: None,
+        runtime_dir: scratch.runtime_dir().path(),
+        swap_dir: scratch.path(),
+        scratch: Some(scratch.path()),
+    };
+    start.args()
 }
 
 fn guest_args(
@@ -210,45 +197,31 @@ fn guest_args(
     role: &guests::Role,
     seed: u64,
 ) -> Vec<String> {
-    let mut args = words("guest --die-with-parent --json");
-    args.extend(["--name".to_owned(), role.name.clone()]);
-    args.extend(["--memory".to_owned(), options.guest_memory.0.to_string()]);
-    args.extend(["--workload".to_owned(), role.workload.clone()]);
-    args.extend(["--seed".to_owned(), seed.to_string()]);
-    let duration = options.duration.as_millis();
-    args.extend(["--duration".to_owned(), format!("{duration}ms")]);
-    args.extend([
-        "--runtime-dir".to_owned(),
-        text(scratch.runtime_dir().path()),
-    ]);
+    let start = GuestStart {
+        name: &role.name,
+        memory: options.guest_memory,
+        workloads: std::slice::from_ref(&role.workload),
+        seed,
+        duration: Some(options.duration),
+    };
+    let mut args = start.args();
+    let runtime_dir = scratch.runtime_dir().path();
+    args.extend(launch::powered_on(&VmPatch::default(), runtime_dir));
     args
 }
 
-fn words(line: &str) -> Vec<String> {
-    line.split_whitespace().map(str::to_owned).collect()
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
-}
-
 fn report_of(guest: &Child, status: std::process::ExitStatus) -> Result<GuestReport, DemoError> {
-    let name = || guest.name().to_owned();
-    let output = guest.output().map_err(DemoError::io("read a report"))?;
-    let report = GuestReport::last_in(&output);
-    let mismatches = report.as_ref().map_or(0, |report| report.mismatches);
-    if status.code() == Some(CORRUPT) || mismatches > 0 {
-        let log = guest.log_tail();
-        let message = format!("{mismatches} pages differ; {log}");
-        return Err(DemoError::Corrupt {
-            name: name(),
-            message,
-        });
+    let name = guest.name().to_owned();
+    let ended = Ended::of(guest, status).map_err(DemoError::io("read a report"))?;
+    match ended {
+        Ended::Well(report) => Ok(report),
+        Ended::Corrupt { pages, log } => Err(DemoError::Corrupt {
+            name,
+            message: format!("{pages} pages differ; {log}"),
+        }),
+        Ended::Silent => Err(DemoError::NoReport { name }),
+        Ended::Told(_) | Ended::Badly { .. } => Err(failed(guest, status)),
     }
-    if !status.success() {
-        return Err(failed(guest, status));
-    }
-    report.ok_or_else(|| DemoError::NoReport { name: name() })
 }
 
 fn failed(child: &Child, status: std::process::ExitStatus) -> DemoError {

@@ -55,7 +55,7 @@ impl SettingError {
 const ALIKE: f64 = 0.85;
 
 /// Up to three of `names` that are like `name`, prefixes aside; the likest first.
-pub(super) fn nearest(name: &str, names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
+pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let last = |name: &str| {
         let part = name.rsplit('.').next().unwrap_or_default();
         part.to_ascii_lowercase()

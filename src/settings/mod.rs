@@ -35,13 +35,14 @@ pub use choice::{
     BalloonTakes, CacheKeeps, ChoiceError, EngineChoice, FaultsWait, ForceSalting, Profile,
 };
 pub use domain::Domain;
+pub(crate) use error::nearest;
 pub use error::{SettingError, VmSettingsError};
 pub use file::{ConfigError, ConfigFile};
 pub use layers::{DEFAULT, Layer, Layers, Origin, SettingView};
 pub use start::{HttpAddress, Memory, StartSettings};
 pub use table::{Departure, HostSettings, Key, Spec, TABLE};
 pub use tree::{Invalid, Problem};
-pub(crate) use tree::{Keys, Reading, text_of};
+pub(crate) use tree::{Keys, Reading, number, text_of};
 pub(crate) use value::shown;
 pub use value::{Kind, Scalar, Value};
 pub use vm::{SALT_MAX, VM_KEYS, VmKey, VmPatch, VmSettings};

@@ -20,6 +20,7 @@ use thiserror::Error;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
+use super::error::nearest;
 use super::layers::Layer;
 use super::value::{Scalar, shown};
 
@@ -96,8 +97,14 @@ impl Reading {
     /// What a TOML text says, as far as it can be read. `many` is the table of which there are many: `[many.NAME]`,
     /// or `[[many]]`, where the names are numbers.
     pub(crate) fn toml<T: DeserializeOwned + Default>(text: &str, many: &str) -> (Self, T) {
+        let (reading, root) = Self::tree(text);
+        reading.of(root, many)
+    }
+
+    /// The tree of a TOML text, as far as it can be parsed, for whoever changes it before types are read from it.
+    pub(crate) fn tree(text: &str) -> (Self, DeTable<'_>) {
         let (root, errors) = DeTable::parse_recoverable(text);
-        Self::of(text, root.into_inner(), &errors, many)
+        (Self::new(text, &errors), root.into_inner())
     }
 
     /// As [`Reading::toml`], of a JSON text.
@@ -114,45 +121,38 @@ impl Reading {
             Some(DeValue::Table(object)) => object,
             _ => DeTable::new(),
         };
-        Self::of(&text, root, &errors, many)
+        Self::new(&text, &errors).of(root, many)
     }
 
-    fn of<T: DeserializeOwned + Default>(
-        text: &str,
-        mut root: DeTable<'_>,
-        errors: &[toml::de::Error],
-        many: &str,
-    ) -> (Self, T) {
+    fn new(text: &str, errors: &[toml::de::Error]) -> Self {
         let (text, problems) = (text.to_owned(), Vec::new());
         let mut reading = Self { text, problems };
         for error in errors {
             reading.wrong(error.span(), error.message());
         }
+        reading
+    }
+
+    fn of<T: DeserializeOwned + Default>(mut self, mut root: DeTable<'_>, many: &str) -> (Self, T) {
         for (key, value) in root.iter_mut() {
             let value = value.get_mut();
             if key.get_ref() != many {
-                reading.flatten(value);
+                self.flatten(value);
                 continue;
             }
-            if let DeValue::Array(list) = value {
-                let list = mem::replace(list, DeArray::new()).into_iter();
-                let numbered = (1..).zip(list).map(|(number, table): (u32, _)| {
-                    (Spanned::new(table.span(), number.to_string().into()), table)
-                });
-                *value = DeValue::Table(numbered.collect());
-            }
+            number(value);
             if let DeValue::Table(tables) = value {
                 for (_, table) in tables.iter_mut() {
-                    reading.flatten(table.get_mut());
+                    self.flatten(table.get_mut());
                 }
             }
         }
-        let read = reading.typed(root);
-        (reading, read)
+        let read = self.typed(root);
+        (self, read)
     }
 
     /// Makes [`Keys`] of a table that has tables in it.
-    fn flatten(&mut self, value: &mut DeValue<'_>) {
+    pub(crate) fn flatten(&mut self, value: &mut DeValue<'_>) {
         if let DeValue::Table(flat) = value {
             let table = mem::take(flat);
             self.take_in("", table, flat);
@@ -176,7 +176,7 @@ impl Reading {
     }
 
     /// Reads a tree; what cannot be read is noted and left out.
-    fn typed<T: DeserializeOwned + Default>(&mut self, mut root: DeTable<'_>) -> T {
+    pub(crate) fn typed<T: DeserializeOwned + Default>(&mut self, mut root: DeTable<'_>) -> T {
         let mut left_out: Vec<String> = Vec::new();
         while self.problems.len() < PROBLEMS_MAX {
             let tree = Deserializer::from(Spanned::new(0..0, root.clone()));
@@ -193,6 +193,7 @@ impl Reading {
             let lacks = lacks.map(|key| format!("{name}.{}", key.trim_end_matches('`')));
             // What a table lacks because it was left out is no other problem.
             if !lacks.is_some_and(|key| left_out.contains(&key)) {
+                let message = with_nearest(message);
                 self.wrong(place, &format!("{}: {message}", shown(&name)));
             }
             if !remove(&mut root, &path) {
@@ -228,6 +229,32 @@ impl Reading {
             }
         }
         layer
+    }
+}
+
+/// Makes a table of a list, whose keys are the numbers from 1 on: `[[many]]` is `[many.1]`, `[many.2]` and so on.
+pub(crate) fn number(value: &mut DeValue<'_>) {
+    if let DeValue::Array(list) = value {
+        let list = mem::replace(list, DeArray::new()).into_iter();
+        let numbered = (1..).zip(list).map(|(number, table): (u32, _)| {
+            (Spanned::new(table.span(), number.to_string().into()), table)
+        });
+        *value = DeValue::Table(numbered.collect());
+    }
+}
+
+/// What serde says of a field or a variant that it does not know, with those that may have been meant.
+fn with_nearest(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let unknown = quoted.next().filter(|_| message.starts_with("unknown "));
+    let near = unknown
+        .map(|name| nearest(name, quoted))
+        .unwrap_or_default();
+    match message.split_once(", expected ") {
+        Some((wrong, expected)) if !near.is_empty() => {
+            format!("{wrong}; near: {}; expected {expected}", near.join(", "))
+        }
+        _ => message.to_owned(),
     }
 }
 

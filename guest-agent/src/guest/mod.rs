@@ -20,11 +20,13 @@ use thiserror::Error;
 use crate::balloon::{Agent, AgentSettings, PageSource};
 use crate::kernel::{Kernel, KernelError, KernelOptions, PressureHook};
 use crate::shim::{self, Memory, PowerOnError, PoweredOn, Ram, SessionEnd, map_bare};
-use crate::workload::{Mismatch, Progress, Report, Runner, Sequence, SpecError, StartError};
+use crate::workload::{
+    LastLook, Mismatch, Progress, Report, Runner, Sequence, SpecError, StartError,
+};
 use pages::{KernelPages, Relief};
 
 pub use process::ProcessUse;
-pub use summary::{GuestReport, WorkloadReport};
+pub use summary::{GuestProgress, GuestReport, WorkloadReport};
 
 /// How often a running guest checks whether something is wrong.
 const POLL: Duration = Duration::from_millis(200);
@@ -49,6 +51,8 @@ pub struct GuestOptions {
     pub seed: u64,
     /// How long it runs; `None`: until a signal.
     pub duration: Option<Duration>,
+    /// How often it says what its workloads have done; `None`: only at the end.
+    pub tell_every: Option<Duration>,
     /// Guaranteed memory in pages.
     pub reservation: u32,
     /// The most memory in pages.
@@ -153,7 +157,8 @@ impl fmt::Display for WrongBytes {
 }
 
 /// Runs a guest until its time is over, one of `signals` arrives or it finds wrong bytes. Then its
-/// workloads verify all that they own; `progress` is called with how far they are.
+/// workloads verify all that they own; `progress` is called with how far they are. Until then, `tell` is called as often
+/// as the options say.
 ///
 /// `host_gone` is called on another thread if the session with the host ends. It should end the
 /// process, because threads that wait for a page then wait for ever.
@@ -164,6 +169,7 @@ pub fn run(
     options: &GuestOptions,
     signals: &Signals,
     host_gone: impl FnOnce(SessionEnd) + Send + 'static,
+    mut tell: impl FnMut(&GuestProgress),
     progress: impl FnMut(Progress),
 ) -> Result<Outcome, GuestError> {
     let sequences: Vec<Sequence> = options
@@ -189,7 +195,7 @@ pub fn run(
     };
     let started = Instant::now();
     let runner = Runner::start(&kernel, &sequences, options.seed)?;
-    let interrupted = wait(options.duration, signals, &runner)?;
+    let interrupted = wait(options, signals, &runner, &mut tell)?;
     let (ran, used) = (started.elapsed(), ProcessUse::now());
     let report = runner.stop(progress);
     let wrong = report
@@ -297,20 +303,31 @@ fn start_agent(
 /// Waits for the end of the guest. Returns whether a signal caused it. Wrong bytes end a guest at once,
 /// because the host remembers only the latest homes of a page.
 fn wait(
-    duration: Option<Duration>,
+    options: &GuestOptions,
     signals: &Signals,
     runner: &Runner,
+    tell: &mut impl FnMut(&GuestProgress),
 ) -> Result<bool, GuestError> {
-    let end = duration.map(|duration| Instant::now() + duration);
+    let start = Instant::now();
+    let end = options.duration.map(|duration| start + duration);
+    let mut last = LastLook::default();
+    let mut due = options.tell_every.map(|every| start + every);
     loop {
         let poll = Instant::now() + POLL;
-        let until = end.map_or(poll, |end| end.min(poll));
+        let until = [end, due].into_iter().flatten().fold(poll, Instant::min);
         match signals
             .wait(None, until)
             .map_err(cannot("wait for signals"))?
         {
             Event::Signal(_) => return Ok(true),
             Event::Readable | Event::Timeout => {}
+        }
+        if let Some((every, at)) = options.tell_every.zip(due)
+            && Instant::now() >= at
+        {
+            tell(&GuestProgress::new(start.elapsed(), runner.look(&mut last)));
+            // What is late is left out: two lines at once would say nothing new.
+            due = Some((at + every).max(Instant::now()));
         }
         let wrong = runner.wait_mismatch(Duration::ZERO).is_some();
         if wrong || end.is_some_and(|end| Instant::now() >= end) {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::Outcome;
-use crate::workload::{self, Latency};
+use crate::workload::{self, Latency, Look};
 
 /// The report of one guest.
 ///
@@ -151,14 +151,58 @@ impl GuestReport {
         }
     }
 
-    /// Finds the report in what a guest printed: its last line that is a JSON object.
+    /// Finds the report in what a guest printed: its last line that is a JSON object and no [`GuestProgress`].
     #[must_use]
     pub fn last_in(output: &str) -> Option<Self> {
         output
             .lines()
             .rev()
-            .filter(|line| line.trim_start().starts_with('{'))
+            .filter(|line| {
+                line.trim_start().starts_with('{') && GuestProgress::read(line).is_none()
+            })
             .find_map(|line| serde_json::from_str(line).ok())
+    }
+}
+
+/// What a guest says while it runs: a line of JSON on its standard output.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct GuestProgress {
+    /// How long it has run in milliseconds.
+    pub ran_ms: u64,
+    /// Operations that its workloads have completed.
+    pub operations: u64,
+    /// How long those took that ended since the line before; `None` if none did.
+    pub latency: Option<Latency>,
+}
+
+/// A line with a [`GuestProgress`], which no report can be taken for.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProgressLine {
+    progress: GuestProgress,
+}
+
+impl GuestProgress {
+    pub(super) fn new(ran: Duration, look: Look) -> Self {
+        Self {
+            ran_ms: millis(ran),
+            operations: look.operations,
+            latency: Some(look.latency).filter(|latency| *latency != Latency::default()),
+        }
+    }
+
+    /// The line, without its end.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let progress = self.clone();
+        serde_json::to_string(&ProgressLine { progress }).expect("plain data")
+    }
+
+    /// What a line says; `None` if it is another line.
+    #[must_use]
+    pub fn read(line: &str) -> Option<Self> {
+        let read = serde_json::from_str::<ProgressLine>(line).ok()?;
+        Some(read.progress)
     }
 }
 
@@ -180,6 +224,33 @@ mod tests {
         assert_eq!(report.mismatches, 0);
         assert_eq!(report.other["ops"]["get"], 3);
         assert_eq!(report.workloads[0].workload, "kv");
+    }
+
+    #[test]
+    fn progress_is_read_back_and_is_no_report() {
+        let latency = Latency {
+            p50_us: 1.5,
+            ..Latency::default()
+        };
+        let operations = 7;
+        let look = Look {
+            operations,
+            latency,
+        };
+        let progress = GuestProgress::new(Duration::from_secs(1), look);
+        let line = progress.line();
+        assert_eq!(GuestProgress::read(&line), Some(progress));
+        assert_eq!(GuestReport::last_in(&line), None);
+        let killed = format!("{{\"name\":\"vm1\"}}\n{line}\n{}", &line[..9]);
+        let report = GuestReport::last_in(&killed).expect("before the lines");
+        assert_eq!(report.name, "vm1");
+        assert_eq!(GuestProgress::read("{\"name\":\"vm1\"}"), None);
+        let none = Latency::default();
+        let idle = Look {
+            operations,
+            latency: none,
+        };
+        assert_eq!(GuestProgress::new(Duration::ZERO, idle).latency, None);
     }
 
     #[test]

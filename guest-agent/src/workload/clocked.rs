@@ -63,6 +63,18 @@ impl Clocked {
         }
     }
 
+    /// How long operations took since `before`, which was the record of the same threads then and becomes this one.
+    pub(super) fn since(self, before: &mut Self) -> Latency {
+        let earlier = std::mem::replace(before, self);
+        let mut since = Self::new();
+        since.add(before);
+        since
+            .latencies
+            .subtract(&earlier.latencies)
+            .expect("a record only grows, and all have the same bounds");
+        since.summary()
+    }
+
     /// Pieces of work done in each full second of a run of this length.
     pub(super) fn each_second(mut self, of: Duration) -> Vec<u32> {
         let full = usize::try_from(of.as_secs()).unwrap_or(usize::MAX);
@@ -101,6 +113,22 @@ mod tests {
         let summary = all.summary();
         assert!((summary.p50_us - 10.0).abs() < 0.2, "{summary:?}");
         assert!(summary.p999_us > 5e8, "{summary:?}");
+    }
+
+    #[test]
+    fn latencies_since_the_last_look_leave_out_earlier_ones() {
+        let mut before = Clocked::new();
+        let mut now = Clocked::new();
+        now.record(Duration::from_secs(1));
+        assert!(now.since(&mut before).p50_us > 9e5);
+        let mut now = Clocked::new();
+        now.add(&before);
+        now.record(Duration::from_micros(10));
+        let summary = now.since(&mut before);
+        assert!(summary.max_us < 11.0, "{summary:?}");
+        let mut now = Clocked::new();
+        now.add(&before);
+        assert_eq!(now.since(&mut before), Latency::default());
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub use content::Mix;
 pub use kind::{Allowed, Kind, MAX_THREADS, Parameter, long_help, short_help};
 pub use profile::{Profile, SIZES};
 pub use report::{Latency, Mismatch, Phase, Report, WorkloadReport};
-pub use runner::{Progress, Runner};
+pub use runner::{LastLook, Look, Progress, Runner};
 pub use sequence::Sequence;
 pub use spec::{SpecError, WorkloadSpec};
 

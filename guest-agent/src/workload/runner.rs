@@ -6,10 +6,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::build::{Built, StartError, build};
+use super::clocked::Clocked;
 use super::pace::{Order, Orders, Pace};
 use super::tally::Tally;
 use super::turns::Turns;
-use super::{Failure, Mismatch, Report, Sequence, Work, Worker};
+use super::{Failure, Latency, Mismatch, Report, Sequence, Work, Worker};
 use crate::kernel::Kernel;
 
 /// How many mismatches are kept in full. The first ones are enough to tell what went wrong.
@@ -31,6 +32,25 @@ pub struct Progress {
     pub done: u64,
     /// Pages to look at. This grows until all threads have begun the pass.
     pub total: u64,
+}
+
+/// What all workloads of a guest have done.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Look {
+    /// Operations since the start, without filling.
+    pub operations: u64,
+    /// How long those since the last look took.
+    pub latency: Latency,
+}
+
+/// What [`Runner::look`] saw the last time.
+#[derive(Debug)]
+pub struct LastLook(Clocked);
+
+impl Default for LastLook {
+    fn default() -> Self {
+        Self(Clocked::new())
+    }
 }
 
 /// What all threads share.
@@ -148,6 +168,19 @@ impl Runner {
         Report {
             workloads: self.tallies.iter().map(|tally| tally.report()).collect(),
             mismatches: lock(&self.shared.mismatches).clone(),
+        }
+    }
+
+    /// What the workloads have done so far, and how long their operations took since the last such look.
+    #[must_use]
+    pub fn look(&self, last: &mut LastLook) -> Look {
+        let mut now = Clocked::new();
+        self.tallies
+            .iter()
+            .for_each(|tally| tally.add_times(&mut now));
+        Look {
+            operations: self.tallies.iter().map(|tally| tally.operations()).sum(),
+            latency: now.since(&mut last.0),
         }
     }
 

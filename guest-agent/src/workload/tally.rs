@@ -174,15 +174,25 @@ impl Tally {
         }
     }
 
+    /// Operations so far.
+    pub(super) fn operations(&self) -> u64 {
+        self.operations.load(Ordering::Relaxed)
+    }
+
+    /// Adds the times of all threads to `sum`.
+    pub(super) fn add_times(&self, sum: &mut Clocked) {
+        for clocked in &self.clocked {
+            sum.add(&lock(clocked));
+        }
+    }
+
     pub(super) fn report(&self) -> WorkloadReport {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut all = Clocked::new();
-        for clocked in &self.clocked {
-            all.add(&lock(clocked));
-        }
+        self.add_times(&mut all);
         let (loading, running) = self.times();
         let seconds = running.as_secs_f64();
-        let operations = read(&self.operations);
+        let operations = self.operations();
         WorkloadReport {
             name: self.name.clone(),
             phase: self.phase(),

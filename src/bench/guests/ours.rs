@@ -10,9 +10,10 @@ use super::super::clock::{anonymous_bytes_of, whole_cpu};
 use super::super::{BenchError, Setup};
 use super::processes::Processes;
 use super::{Part, Ran};
-use crate::child::{Child, end_all, in_words};
 use crate::control::{Client, ClientError};
+use crate::launch::{self, Child, HostStart, end_all, in_words};
 use crate::runtime_dir::RuntimeDir;
+use crate::settings::VmPatch;
 use crate::telemetry::HostStatus;
 
 /// How long the host may take until it answers.
@@ -64,10 +65,7 @@ pub(super) fn serve(
     let runtime = RuntimeDir::new(dir.join("run"))
         .map_err(|error| BenchError::io("use a directory")(std::io::Error::other(error)))?;
     let mut host = Host::start(setup, part, dir, &runtime)?;
-    let mut words = vec![
-        "--runtime-dir".to_owned(),
-        runtime.path().display().to_string(),
-    ];
+    let mut words = launch::powered_on(&VmPatch::default(), runtime.path());
     words.extend((!setup.options.guests.inline).then(|| "--no-inline".to_owned()));
     let processes = Processes::start(setup, part, dir, &words)?;
     let reports = processes.finish(setup, part, || {
@@ -94,25 +92,18 @@ impl Host {
         runtime: &RuntimeDir,
     ) -> Result<Self, BenchError> {
         let options = &setup.options.guests;
-        let mut args = vec!["host".to_owned(), "--die-with-parent".to_owned()];
-        let pairs = [
-            ("--memory", part.budget.0.to_string()),
-            ("--engine", setup.options.engine.to_string()),
-            ("--profile", options.profile.to_string()),
-            ("--policy", options.policy.name().to_owned()),
-            ("--runtime-dir", runtime.path().display().to_string()),
-            ("--swap-dir", dir.display().to_string()),
-        ];
-        args.extend(
-            pairs
-                .into_iter()
-                .flat_map(|(key, value)| [key.to_owned(), value]),
-        );
-        for (key, value) in part.settings {
-            let pair = format!("{}={value}", key.spec().name);
-            args.extend(["--set".to_owned(), pair]);
-        }
-        let child = Child::start("host", &setup.program, args, dir);
+        let start = HostStart {
+            memory: part.budget,
+            engine: setup.options.engine,
+            profile: options.profile,
+            policy: Some(options.policy),
+            settings: part.settings,
+            http: None,
+            runtime_dir: runtime.path(),
+            swap_dir: dir,
+            scratch: None,
+        };
+        let child = Child::start("host", &setup.program, start.args(), dir);
         let mut host = Self {
             child: child.map_err(BenchError::io("start a host"))?,
             client: Client::new(runtime.control_socket())?,

@@ -1,6 +1,7 @@
 //! The guest processes of a fleet, on either side of the comparison.
 
 use std::path::Path;
+use std::process::ExitStatus;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,10 +9,8 @@ use memvisor_guest_agent::guest::GuestReport;
 
 use super::super::{BenchError, Setup};
 use super::Part;
-use crate::child::{Child, in_words};
+use crate::launch::{Child, Ended, GuestStart};
 
-/// The exit code of a guest that found wrong bytes.
-const CORRUPT: i32 = 3;
 /// How often it is checked whether guests still run.
 const POLL: Duration = Duration::from_millis(100);
 /// How often progress is reported.
@@ -34,23 +33,14 @@ impl Processes {
     ) -> Result<Self, BenchError> {
         let mut processes = Self(Vec::new());
         for guest in &part.fleet.guests {
-            let mut args: Vec<String> = ["guest", "--die-with-parent", "--json"]
-                .map(str::to_owned)
-                .into();
-            let time = format!("{}ms", part.time.as_millis());
-            let own = [
-                ("--name", guest.name.clone()),
-                ("--memory", guest.memory.0.to_string()),
-                ("--seed", guest.seed.to_string()),
-                ("--duration", time),
-            ];
-            args.extend(
-                own.into_iter()
-                    .flat_map(|(key, value)| [key.to_owned(), value]),
-            );
-            for workload in &guest.workloads {
-                args.extend(["--workload".to_owned(), workload.clone()]);
-            }
+            let start = GuestStart {
+                name: &guest.name,
+                memory: guest.memory,
+                workloads: &guest.workloads,
+                seed: guest.seed,
+                duration: Some(part.time),
+            };
+            let mut args = start.args();
             args.extend(words.iter().cloned());
             let child = Child::start(&guest.name, &setup.program, args, dir);
             processes
@@ -76,8 +66,8 @@ impl Processes {
                 part.tell(setup, elapsed)?;
             }
             watch()?;
-            if !self.any_runs()? {
-                return self.0.iter_mut().map(report_of).collect();
+            if let Some(reports) = self.reports()? {
+                return Ok(reports);
             }
             if elapsed > part.time + PATIENCE {
                 return Err(BenchError::Overtime {
@@ -89,38 +79,30 @@ impl Processes {
         }
     }
 
-    /// Whether one still runs. A guest that ended badly is an error at once, while others still run.
-    fn any_runs(&mut self) -> Result<bool, BenchError> {
-        let mut any = false;
+    /// The reports once all have ended. A guest that ended badly is an error at once, while others still run.
+    fn reports(&mut self) -> Result<Option<Vec<GuestReport>>, BenchError> {
+        let mut reports = Vec::new();
         for child in &mut self.0 {
-            match child.ended().map_err(BenchError::io("wait for a guest"))? {
-                None => any = true,
-                Some(_) => drop(report_of(child)?),
-            }
+            let ended = child.ended().map_err(BenchError::io("wait for a guest"))?;
+            reports.extend(ended.map(|status| report_of(child, status)).transpose()?);
         }
-        Ok(any)
+        Ok(Some(reports).filter(|reports| reports.len() == self.0.len()))
     }
 }
 
-/// The report of a guest that has ended.
-fn report_of(child: &mut Child) -> Result<GuestReport, BenchError> {
-    let status = child.ended().map_err(BenchError::io("wait for a guest"))?;
-    let output = child.output().map_err(BenchError::io("read a report"))?;
-    let report = GuestReport::last_in(&output);
-    let mismatches = report.as_ref().map_or(0, |report| report.mismatches);
-    let is_corrupt = status.is_some_and(|status| status.code() == Some(CORRUPT));
-    if is_corrupt || mismatches > 0 {
-        return Err(BenchError::Corrupt {
-            name: child.name().to_owned(),
-            pages: mismatches,
-        });
-    }
-    match (status, report) {
-        (Some(status), Some(report)) if status.success() => Ok(report),
-        (status, _) => Err(BenchError::Failed {
-            name: child.name().to_owned(),
-            how: status.map_or_else(|| "no report".to_owned(), in_words),
-            message: child.log_tail(),
-        }),
+/// The report of a guest that has ended with `status`.
+fn report_of(guest: &Child, status: ExitStatus) -> Result<GuestReport, BenchError> {
+    let name = guest.name().to_owned();
+    let failed = |how, message| BenchError::Failed {
+        name: guest.name().to_owned(),
+        how,
+        message,
+    };
+    match Ended::of(guest, status).map_err(BenchError::io("read a report"))? {
+        Ended::Well(report) => Ok(report),
+        Ended::Corrupt { pages, .. } => Err(BenchError::Corrupt { name, pages }),
+        Ended::Told(_) => Err(failed("a signal".to_owned(), guest.log_tail())),
+        Ended::Badly { how, log } => Err(failed(how, log)),
+        Ended::Silent => Err(failed("no report".to_owned(), guest.log_tail())),
     }
 }

@@ -1,13 +1,14 @@
-//! Processes of this executable that another process of it starts and watches: the host and the guests of a demo
-//! or of a benchmark.
+//! Processes of this executable that another process of it starts and watches.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
+use memvisor_wire::signals::{Event, Signals};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -77,6 +78,18 @@ impl Child {
         Ok(String::from_utf8_lossy(&fs::read(&self.out)?).into_owned())
     }
 
+    /// The whole lines that it has printed after the first `from` bytes, which then are those up to their end.
+    pub(crate) fn output_after(&self, from: &mut u64) -> io::Result<String> {
+        let mut out = File::open(&self.out)?;
+        out.seek(SeekFrom::Start(*from))?;
+        let mut bytes = Vec::new();
+        out.read_to_end(&mut bytes)?;
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n');
+        bytes.truncate(whole.map_or(0, |last| last + 1));
+        *from += bytes.len() as u64;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// The end of what it has logged, for an error message.
     pub(crate) fn log_tail(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
@@ -92,7 +105,7 @@ impl Child {
     }
 
     /// Sends a signal unless it has ended.
-    fn signal(&mut self, signal: Signal) {
+    pub(crate) fn signal(&mut self, signal: Signal) {
         // Until the child is waited for, its pid cannot become that of another process.
         if matches!(self.ended(), Ok(None))
             && let Ok(pid) = i32::try_from(self.process.id())
@@ -130,6 +143,21 @@ pub(crate) fn end_all(children: &mut [Child], mut may_wait: impl FnMut() -> bool
         if child.ended.is_none() {
             child.ended = child.process.wait().ok();
         }
+    }
+}
+
+/// How often children are checked without SIGCHLD. Pending SIGCHLDs merge into one, so there may be fewer signals
+/// than children that ended.
+const CHECK: Duration = Duration::from_millis(50);
+
+/// Waits until a child may have ended; `false` after `deadline`, or when a signal to end has come. `signals` must contain
+/// SIGCHLD.
+pub(crate) fn await_child(signals: &Signals, deadline: Instant) -> bool {
+    let now = Instant::now();
+    match signals.wait(None, deadline.min(now + CHECK)) {
+        Ok(Event::Signal(Signal::SIGCHLD)) => true,
+        Ok(Event::Timeout) => now < deadline,
+        _ => false,
     }
 }
 

@@ -91,7 +91,7 @@ impl Kind {
 }
 
 /// Writes a file of `size`, the same for the same `seed`; asks `may_go_on` about once a MiB.
-pub(super) fn write_file<E: From<io::Error>>(
+pub(crate) fn write_file<E: From<io::Error>>(
     path: &Path,
     size: Bytes,
     seed: u64,

@@ -1,0 +1,68 @@
+//! Holds docs/scenarios.md to the code.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+use super::changes::WrittenChange;
+use super::expect::WrittenExpect;
+use super::guests::WrittenGuest;
+use super::read::{Written, parse};
+use super::said::{OPERATIONS, P50, P99};
+
+const DOCUMENT: &str = include_str!("../../docs/scenarios.md");
+
+/// The keys of a type, as its reader lists them for a key that it does not know.
+fn keys<T: DeserializeOwned>() -> BTreeSet<String> {
+    let error = toml::from_str::<T>("no-such-key = 1")
+        .err()
+        .expect("no such key");
+    let message = error.message().to_owned();
+    let quoted = message.split('`').skip(1).step_by(2).skip(1);
+    let keys: BTreeSet<String> = quoted.map(str::to_owned).collect();
+    assert!(keys.len() > 4, "{message}");
+    keys
+}
+
+/// The first cells of the table below a heading.
+fn documented(heading: &str) -> BTreeSet<String> {
+    let (_, section) = DOCUMENT
+        .split_once(&format!("\n{heading}\n"))
+        .expect(heading);
+    let section = section.split("\n#").next().unwrap_or_default();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    let cells = rows.filter_map(|row| row.split_once('`'));
+    cells.map(|(key, _)| key.to_owned()).collect()
+}
+
+#[test]
+fn document_has_each_key_and_no_other() {
+    assert_eq!(keys::<Written>(), {
+        let mut keys = documented("## Keys");
+        // It is taken out of the file before the rest is read.
+        assert!(keys.remove("variants"));
+        keys
+    });
+    assert_eq!(keys::<WrittenGuest>(), documented("### Guests"));
+    assert_eq!(keys::<WrittenChange>(), documented("### Changes"));
+    let mut expect = documented("### Expectations");
+    for series in [OPERATIONS, P50, P99] {
+        assert!(expect.remove(series), "{series}");
+    }
+    assert_eq!(keys::<WrittenExpect>(), expect);
+}
+
+#[test]
+fn example_of_the_document_is_right() {
+    let (_, rest) = DOCUMENT.split_once("```toml\n").expect("an example");
+    let (example, _) = rest.split_once("```").expect("its end");
+    let scenario = parse(Path::new("example.toml"), example);
+    let scenario = scenario.unwrap_or_else(|error| panic!("{error}"));
+    let names: Vec<_> = scenario
+        .variants
+        .iter()
+        .map(|variant| variant.name.as_str())
+        .collect();
+    assert_eq!(names, ["esx", "stall"]);
+}
