@@ -65,6 +65,46 @@ fn leaves_nothing(dir: &Path) {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// The samples of a repetition of [`SMALL`] have what was changed, and its two living guests have verified their pages.
+fn is_recorded(out: &Path, run: &Value) {
+    let guests = run["guests"].as_array().expect("a list");
+    assert_eq!(
+        guests.len(),
+        2,
+        "the one that was killed says nothing: {run}"
+    );
+    assert!(
+        guests
+            .iter()
+            .all(|guest| guest["pages_verified"].as_u64() > Some(0))
+    );
+    let run = out.join(run["dir"].as_str().expect("a path"));
+    let samples = fs::read_to_string(run.join("samples.json")).expect("samples");
+    let samples: Value = serde_json::from_str(&samples).expect("JSON");
+    let moments = samples["at_ms"].as_array().expect("a list").len();
+    assert!(moments >= 5, "{moments}");
+    let marks = samples["marks"].to_string();
+    for part in [
+        "kv-2 is killed",
+        "kv-2 starts",
+        "kv-1: shares = high",
+        "Mem.IdleTax = 10",
+    ] {
+        assert!(marks.contains(part), "no `{part}` in {marks}");
+    }
+    let host = fs::read_to_string(run.join("host.csv")).expect("samples");
+    assert_eq!(host.lines().count(), moments + 1);
+    let shares = samples["vms"]["kv-1"]["memvisor_vm_shares"]
+        .as_array()
+        .expect("a column");
+    assert_eq!(
+        shares.last().and_then(Value::as_f64),
+        Some(320.0),
+        "{shares:?}"
+    );
+    assert!(run.join("guests/kv-2.2.log").exists());
+}
+
 #[test]
 fn run_with_changes_and_variants_is_recorded_and_judged() {
     let dir = scratch();
@@ -94,43 +134,7 @@ fn run_with_changes_and_variants_is_recorded_and_judged() {
     let variants = found["variants"].as_array().expect("a list");
     assert_eq!(variants[1]["repetitions"][0]["engine"], "mprotect");
     for variant in variants {
-        let run = &variant["repetitions"][0];
-        let guests = run["guests"].as_array().expect("a list");
-        assert_eq!(
-            guests.len(),
-            2,
-            "the one that was killed says nothing: {run}"
-        );
-        assert!(
-            guests
-                .iter()
-                .all(|guest| guest["pages_verified"].as_u64() > Some(0))
-        );
-        let run = out.join(run["dir"].as_str().expect("a path"));
-        let samples = fs::read_to_string(run.join("samples.json")).expect("samples");
-        let samples: Value = serde_json::from_str(&samples).expect("JSON");
-        let moments = samples["at_ms"].as_array().expect("a list").len();
-        assert!(moments >= 5, "{moments}");
-        let marks = samples["marks"].to_string();
-        for part in [
-            "kv-2 is killed",
-            "kv-2 starts",
-            "kv-1: shares = high",
-            "Mem.IdleTax = 10",
-        ] {
-            assert!(marks.contains(part), "no `{part}` in {marks}");
-        }
-        let host = fs::read_to_string(run.join("host.csv")).expect("samples");
-        assert_eq!(host.lines().count(), moments + 1);
-        let shares = samples["vms"]["kv-1"]["memvisor_vm_shares"]
-            .as_array()
-            .expect("a column");
-        assert_eq!(
-            shares.last().and_then(Value::as_f64),
-            Some(320.0),
-            "{shares:?}"
-        );
-        assert!(run.join("guests/kv-2.2.log").exists());
+        is_recorded(&out, &variant["repetitions"][0]);
     }
     let page = fs::read_to_string(out.join("report.html")).expect("a report");
     assert!(page.contains("it works beyond measure") && page.contains("a dream"));
