@@ -31,6 +31,7 @@ mod memory_thread;
 mod power_on;
 mod ram;
 mod segv;
+mod swap_file;
 mod table;
 
 pub use bare::map_bare;
