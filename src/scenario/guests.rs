@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use memvisor_guest_agent::workload::Sequence;
+use memvisor_guest_agent::workload::{Sequence, WorkloadSpec};
 use memvisor_wire::vm_name::check_vm_name;
 use serde::Deserialize;
 use toml::Spanned;
@@ -173,7 +173,7 @@ impl Reading {
             match text.replace(FILES, "/").parse::<Sequence>() {
                 // Each workload of a sequence frees its memory before the next one begins.
                 Ok(sequence) => {
-                    let pages = sequence.workloads().iter().filter_map(|spec| spec.pages);
+                    let pages = sequence.workloads().iter().map(WorkloadSpec::needs);
                     wants += pages.max().map_or(0, u64::from);
                 }
                 Err(error) => self.wrong(at.clone(), &format!("workloads: {error}")),

@@ -35,6 +35,7 @@ pub(super) const KIND: Kind = Kind {
         CONTENT,
     ],
     // More than memory, or all of it would soon be cached.
+    is_of_files: true,
     size: |spec, kernel| {
         let twice = kernel.ram_capacity().saturating_mul(2);
         Ok(Size::Cache(spec.pages.unwrap_or(twice)))

@@ -28,6 +28,7 @@ pub(super) const KIND: Kind = Kind {
     usage: "files:PATH",
     does: "reads a file, or those of a directory, through the page cache with Zipf popularity",
     parameters: &[SIZE, THREADS, ZIPF, RATE, PAUSE],
+    is_of_files: true,
     size: |spec, kernel| Ok(Size::Cache(spec.pages.unwrap_or(kernel.ram_capacity()))),
     build: |builder| {
         let set = Arc::new(FileSet::open(

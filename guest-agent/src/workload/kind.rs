@@ -33,6 +33,8 @@ pub struct Kind {
     pub parameters: &'static [Parameter],
     /// Whether the workload ends by itself.
     pub(super) ends: bool,
+    /// Whether its `size` is one of files, which the page cache holds as far as there is room.
+    pub(super) is_of_files: bool,
     /// Checks how parameters go together. Each alone is right.
     pub(super) check: fn(&WorkloadSpec) -> Result<(), SpecError>,
     /// How much memory the workload works on.
@@ -159,6 +161,7 @@ impl Kind {
         does: "",
         parameters: &[],
         ends: false,
+        is_of_files: false,
         check: |_| Ok(()),
         size: |spec, _| Ok(spec.pages.map_or(Size::Rest(0), Size::Memory)),
         build: |_| Ok(Vec::new()),

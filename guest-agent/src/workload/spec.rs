@@ -162,6 +162,14 @@ impl WorkloadSpec {
         self.lasts.is_some() || self.kind.ends
     }
 
+    /// How many pages of the guest must be there for it, as far as it asks for a size. The page cache needs none.
+    #[must_use]
+    pub fn needs(&self) -> u32 {
+        self.pages
+            .filter(|_| !self.kind.is_of_files)
+            .unwrap_or_default()
+    }
+
     /// The path of a workload whose kind takes one.
     pub(super) fn path(&self) -> &Path {
         self.path.as_deref().unwrap_or(Path::new(""))
