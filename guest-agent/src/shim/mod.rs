@@ -31,7 +31,6 @@ mod memory_thread;
 mod power_on;
 mod ram;
 mod segv;
-mod swap_file;
 mod table;
 
 pub use bare::map_bare;

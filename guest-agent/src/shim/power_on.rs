@@ -21,7 +21,6 @@ use super::inline::Inline;
 use super::memory_thread::{self, SessionEnd, order};
 use super::ram::RamMap;
 use super::segv::{self, Hardware};
-use super::swap_file::SwapFile;
 use super::table::map_table;
 
 /// Why a guest could not be powered on.
@@ -200,7 +199,7 @@ fn inline(
         (None, Err(none)) if none.is_empty() => Ok(None),
         (Some(arena_pages), Ok([claims, arena, swap])) => {
             let table = map_table(pages, &claims).map_err(cannot("map the claim table"))?;
-            let swap = Box::new(SwapFile::new(File::from(swap)));
+            let swap = Box::new(File::from(swap));
             Ok(Some(Inline::new(table, swap, arena.into(), arena_pages)))
         }
         _ => Err(NO_FDS.into()),
