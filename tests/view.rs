@@ -212,7 +212,7 @@ fn report_shows_what_is_in_its_data_and_nothing_complains() {
         "interrupted after 60 s",
         "✓ held",
         "✗ did not hold",
-        "? could not be judged",
+        "– not judged",
         "memvisor run pair.toml",
     ] {
         assert!(texts.contains(words), "no {words} in {texts}");

@@ -61,7 +61,7 @@ pub struct Expectation {
     pub text: String,
     /// What was measured, with its unit.
     pub measured: String,
-    /// Whether it held; `None` if that could not be judged.
+    /// Whether it held; `None` if that could not be judged, or if there was nothing to hold.
     pub held: Option<bool>,
 }
 

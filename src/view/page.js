@@ -256,7 +256,7 @@ function chooser(runs, show) {
     ...runs.map((run, i) => make("label", {}, boxes[i], ` ${naming(run)} `)));
 }
 
-const VERDICTS = new Map([[true, ["held", "✓ held"]], [false, ["broken", "✗ did not hold"]], [null, ["open", "? could not be judged"]]]);
+const VERDICTS = new Map([[true, ["held", "✓ held"]], [false, ["broken", "✗ did not hold"]], [null, ["open", "– not judged"]]]);
 
 function expectations(list) {
   const verdict = (held) => {
