@@ -6,6 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crossbeam::channel::RecvTimeoutError;
+use rustix::process::setpriority_process;
 
 use super::job::{Queue, WorkerHandle, queue};
 use super::turn::Core;
@@ -13,6 +14,12 @@ use crate::engine::{EngineError, Link};
 use crate::sample::Sampler;
 use crate::share::Peers;
 use crate::vm::Vm;
+
+/// How nice workers are to the threads of guests. Under pressure a guest sleeps for each page that it swaps in, and
+/// what takes pages away for it runs meanwhile. A worker that is not nice goes on for the rest of its turn when the page
+/// has come, and the guest waits for a processor nearly as long as it waited for the disk. A guest that waits for
+/// memory leaves its processor to the worker.
+const NICE: i32 = 10;
 
 /// A running worker.
 #[derive(Debug)]
@@ -35,6 +42,8 @@ impl Worker {
         let (handle, queue) = queue();
         let name = format!("work-{}", vm.params.name);
         let thread = thread::Builder::new().name(name).spawn(move || {
+            // No one is refused more niceness. Of 0 the kernel understands this thread, not its process.
+            let _ = setpriority_process(None, NICE);
             let core = Core::new(Arc::clone(&vm), peers, sampler, &queue, Instant::now());
             match run(core, &queue) {
                 Ok(()) => return,
