@@ -20,7 +20,7 @@ use crate::units::{GfnRun, PAGE_SIZE, VmId};
 const PAGES: u32 = 64;
 /// What the workload of the guest holds, and where it writes more.
 const HELD: u32 = 8;
-const MORE: u32 = 24;
+const MORE: u32 = 20;
 
 /// RAM that host and guest share.
 struct TestRam(Vec<Mutex<[u8; PAGE_SIZE]>>);
@@ -157,7 +157,7 @@ impl Scene {
         let kernel = Kernel::new(memory, &options).expect("it boots");
         let region = kernel.map_anon(HELD + MORE);
         let scene = Self {
-            vm: TestVm::new(&ram, 20),
+            vm: TestVm::new(&ram, 30),
             kernel,
             region,
         };

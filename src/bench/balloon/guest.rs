@@ -47,7 +47,7 @@ impl Kind {
                 let filled = bytes(Self::filled(pages));
                 format!(
                     "idle,size={filled},for={}ms; idle",
-                    1000 + filled / FILL_RATE
+                    SAYS_SO + filled / FILL_RATE
                 )
             }
             Self::Busy => format!("churn,size={}", bytes(pages / 2)),
