@@ -34,6 +34,7 @@
 
 use std::time::Duration;
 
+mod shared;
 mod stall;
 
 use crate::Gfn;
@@ -86,20 +87,6 @@ pub trait Words: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// The word, if it is not `from`.
     fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32>;
-}
-
-impl<W: Words + ?Sized> Words for std::sync::Arc<W> {
-    fn load(&self, at: u32) -> u32 {
-        (**self).load(at)
-    }
-
-    fn store(&self, at: u32, word: u32) {
-        (**self).store(at, word);
-    }
-
-    fn compare_exchange(&self, at: u32, from: u32, to: u32) -> Result<u32, u32> {
-        (**self).compare_exchange(at, from, to)
-    }
 }
 
 /// How many words the table of a guest of `pages` pages has.
