@@ -76,13 +76,12 @@ impl PfnArrays {
 
 impl Variant for PfnArrays {
     fn answer(&mut self, vm: &dyn BalloonVm, message: &ToHost) -> Option<ToAgent> {
-        let (pfns, act): (_, fn(&dyn BalloonVm, &RangeBatch) -> Vec<StatusRun>) = match message {
-            ToHost::Inflate(pfns) => (pfns, batch::lock),
-            ToHost::Deflate(pfns) => (pfns, batch::unlock),
+        let named = |pfns: &[Gfn]| batch_of(pfns.to_vec());
+        // The statuses have nowhere to go.
+        match message {
+            ToHost::Inflate(pfns) => drop(named(pfns).map(|batch| batch::lock(vm, &batch))),
+            ToHost::Deflate(pfns) => drop(named(pfns).map(|batch| batch::unlock(vm, &batch))),
             _ => return None,
-        };
-        if let Some(batch) = batch_of(pfns.clone()) {
-            act(vm, &batch);
         }
         Some(ToAgent::Used)
     }

@@ -256,7 +256,7 @@ fn two_phases(when: usize) -> (usize, u64) {
                 scene
                     .kernel
                     .balloon_free(&pinned.borrow())
-                    .expect("they are pinned")
+                    .expect("they are pinned");
             },
         ],
     );
