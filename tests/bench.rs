@@ -211,6 +211,36 @@ fn balloon_measures_the_whole_way_and_the_host() {
 }
 
 #[test]
+fn balloon_measures_protocols_and_says_what_was_published() {
+    let (entries, _) =
+        measured("balloon --protocol ranges,pfn-arrays,reporting,bitmap --memory 32M --rounds 1");
+    for protocol in ["ranges", "pfn-arrays", "bitmap"] {
+        let on = format!("{protocol}, memory never touched");
+        let metrics = [(on.as_str(), "inflate"), (on.as_str(), "deflate")];
+        check(&entries, "balloon", 1, &metrics);
+    }
+    check(
+        &entries,
+        "balloon",
+        1,
+        &[("reporting, memory used and freed", "inflate")],
+    );
+    let peer = |name: &str| {
+        entries
+            .iter()
+            .any(|entry| entry.peer.as_deref() == Some(name))
+    };
+    assert!(peer("virtio") && peer("virtio-sg"), "{entries:#?}");
+    // What the protocols differ in: messages for each GiB.
+    let messages = |protocol: &str| {
+        let on = format!("{protocol}, memory never touched");
+        let found = |entry: &&Entry| entry.case == on && entry.metric == "messages";
+        entries.iter().find(found).expect("measured").ours
+    };
+    assert!(messages("pfn-arrays") > 4.0 * messages("ranges"));
+}
+
+#[test]
 fn plan_measures_hosts_of_several_sizes_and_writes_a_page() {
     let dir = scratch();
     let file = dir.path().join("page.html");
@@ -263,6 +293,8 @@ fn refused(words: &str, parts: &[&str]) {
 
 #[test]
 fn what_makes_no_sense_is_refused_by_name_with_what_is_allowed() {
+    refused("scan --protocol all", &["--protocol", "`balloon`"]);
+    refused("balloon --protocol range", &["range", "ranges"]);
     refused("scna", &["scna", "possible values", "balloon"]);
     refused("", &["BENCH"]);
     refused("scan --vs uksm", &["uksm", "ksm, zram, lz4"]);

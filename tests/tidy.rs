@@ -44,7 +44,10 @@ const HOST: &[(&str, &[&str])] = &[
         &["units", "digest", "page", "engine", "pool", "vm", "remap"],
     ),
     ("sample", &["units", "sys", "page", "engine", "vm", "remap"]),
-    ("balloon", &["units", "page", "engine", "vm", "remap"]),
+    (
+        "balloon",
+        &["units", "sys", "page", "engine", "vm", "remap"],
+    ),
     (
         "reclaim",
         &[
@@ -223,7 +226,7 @@ const WIRE: &[(&str, &[&str])] = &[
     ("fds", &["seqpacket"]),
     ("doorbell", &[]),
     ("memory", &["vm_name"]),
-    ("balloon", &[]),
+    ("balloon", &["claims"]),
 ];
 
 /// The crates, where the sources of each are, and which of the others it may use. Host and guest are two programs that

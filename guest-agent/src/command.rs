@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use memvisor_wire::PAGE_SIZE;
+use memvisor_wire::balloon::Protocol;
 use memvisor_wire::memory::Shares;
 use memvisor_wire::runtime_dir;
 use memvisor_wire::signals::{ENDING, Signals, report_file_size_limit};
@@ -136,6 +138,14 @@ pub struct GuestArgs {
     #[arg(long)]
     no_agent: bool,
 
+    /// How the balloon agent names pages to the host, as docs/balloon-protocol.md describes it.
+    #[arg(long, value_name = "NAME", default_value = "ranges", value_parser = protocols())]
+    balloon_protocol: Protocol,
+
+    /// Move pages of the balloon as fast as it goes; for benchmarks.
+    #[arg(long, hide = true)]
+    balloon_unpaced: bool,
+
     /// Ask the host for every page. By default, where userfaultfd works, the thread that needs a page serves its fault
     /// itself: first touches, pages in the compression cache or the swap file, and copies of shared pages.
     #[arg(long)]
@@ -145,7 +155,7 @@ pub struct GuestArgs {
     /// --no-sharing forbids the merging.
     #[arg(long, conflicts_with_all = [
         "salt", "reservation", "limit", "shares", "balloon_max", "no_agent", "no_inline", "runtime_dir",
-        "memory_socket", "balloon_socket",
+        "memory_socket", "balloon_socket", "balloon_protocol",
     ])]
     bare: bool,
 
@@ -183,6 +193,12 @@ fn memory(text: &str) -> Result<u32, String> {
         )),
         pages => Ok(pages),
     })
+}
+
+/// The protocols by their names; clap says which is nearest to one that is wrong.
+fn protocols() -> impl TypedValueParser<Value = Protocol> {
+    let names = PossibleValuesParser::new(Protocol::ALL.map(Protocol::name));
+    names.try_map(|name| name.parse().map_err(|()| "no protocol has this name"))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -237,6 +253,8 @@ impl GuestArgs {
             balloon_max: self.balloon_max,
             sharing: !self.no_sharing,
             agent: !self.no_agent,
+            balloon_protocol: self.balloon_protocol,
+            balloon_paced: !self.balloon_unpaced,
             inline: !self.no_inline,
             bare: self.bare,
             // The host may balloon any part of the guest's memory, and the guest must be able to page it out.

@@ -51,6 +51,19 @@ pub(super) fn unlock(vm: &dyn BalloonVm, batch: &RangeBatch) -> Vec<StatusRun> {
     finish(vm, batch, answer, &outside)
 }
 
+/// Drops the content of those pages that are in the VM's RAM and not in its balloon: they read as zeroes afterwards.
+/// Pages that are busy stay as they are.
+pub(super) fn drop_content(vm: &dyn BalloonVm, batch: &RangeBatch) {
+    let (inside, outside) = split_at_gfn(batch.runs(), vm.total_pages());
+    add(&vm.counters().invalid_pages, outside.pages());
+    let taken = ask(&inside, |runs| vm.lock(runs));
+    let taken = taken.iter().filter(|part| part.status == PageStatus::Ok);
+    let taken: Vec<GfnRun> = taken.map(|part| part.run).collect();
+    // Into the balloon and out again: what drops a page's memory is the same, and the balloon keeps none of them.
+    ask(&taken, |runs| vm.unlock(runs));
+    add(&vm.counters().reported_pages, taken.pages());
+}
+
 fn finish(
     vm: &dyn BalloonVm,
     batch: &RangeBatch,
@@ -95,7 +108,7 @@ fn all(runs: &[GfnRun], status: PageStatus) -> impl Iterator<Item = StatusRun> {
     runs.iter().map(move |&run| StatusRun { run, status })
 }
 
-fn pages_ok(answer: &[StatusRun]) -> u64 {
+pub(super) fn pages_ok(answer: &[StatusRun]) -> u64 {
     let ok = answer.iter().filter(|part| part.status == PageStatus::Ok);
     ok.map(|part| u64::from(part.run.count)).sum()
 }

@@ -14,6 +14,14 @@ pub struct BalloonCounters {
     pub refused_pages: AtomicU64,
     /// Pages outside RAM that the agent named: it lies or is broken.
     pub invalid_pages: AtomicU64,
+    /// Pages that `REPORT` named and the host dropped.
+    pub reported_pages: AtomicU64,
+    /// Messages of the agent.
+    pub messages_in: AtomicU64,
+    /// Messages to the agent.
+    pub messages_out: AtomicU64,
+    /// Bytes of these messages, both ways.
+    pub bytes: AtomicU64,
     /// Resets after a popped page.
     pub resets: AtomicU64,
     /// Requests for relief.

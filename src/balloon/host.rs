@@ -98,6 +98,11 @@ pub trait BalloonVm {
     /// Rung when the target changes, a page pops or the VM closes.
     fn doorbell(&self) -> &Doorbell;
 
+    /// Whether the work that the agent causes is bounded: not where it is measured how fast it can be.
+    fn is_limited(&self) -> bool {
+        true
+    }
+
     /// Where the session counts what happens.
     fn counters(&self) -> &BalloonCounters;
 }

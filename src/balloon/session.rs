@@ -10,19 +10,21 @@
 //! Requests that were under way when the host sent `RESET` arrive in the resetting state. They are
 //! about a balloon that no longer exists, and are dropped without an answer.
 
+mod unasked;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use memvisor_wire::balloon::{
-    self as protocol, BatchResult, Capabilities, MAX_MESSAGE_BYTES, MAX_RANGES, RangeBatch, Start,
-    Started, StatusRun, ToAgent, ToHost,
+    self as protocol, Capabilities, MAX_MESSAGE_BYTES, MAX_RANGES, Start, Started, ToAgent, ToHost,
 };
 use memvisor_wire::{Received, SeqPacket, wait_readable};
 
 use super::counters::add;
 use super::rate::Allowance;
-use super::{BalloonHost, BalloonVm, GuestStats, Refusal, SessionEnd, SessionError, batch};
+use super::variant::{self, Variant};
+use super::{BalloonHost, BalloonVm, GuestStats, Refusal, SessionEnd, SessionError};
 use crate::units::Pages;
 
 /// How long a new connection may be silent. An agent sends `START` at once, and a thread waits for it.
@@ -68,6 +70,8 @@ struct Connection<'s> {
     socket: &'s SeqPacket,
     poll_interval: Duration,
     buffer: Vec<u8>,
+    /// Bytes of the latest message.
+    len: usize,
     allowance: Allowance,
 }
 
@@ -77,6 +81,7 @@ impl<'s> Connection<'s> {
             socket,
             poll_interval,
             buffer: vec![0; MAX_MESSAGE_BYTES],
+            len: 0,
             allowance: Allowance::new(Instant::now()),
         }
     }
@@ -93,25 +98,26 @@ impl<'s> Connection<'s> {
         };
         check_version(&start)?;
         let vm = host.connect(&start)?;
-        let mut session = Session {
-            vm: vm.as_ref(),
-            token: start.token,
-            capabilities: Capabilities::empty(),
-            target_sent: 0,
-            unanswered: 0,
-            resetting: None,
-        };
-        self.send(seq, &session.start(&start, self.poll_interval)?)?;
+        let mut session = Session::new(vm.as_ref(), start.token);
+        self.count(&session);
+        let started = session.start(&start, self.poll_interval)?;
+        self.reply(&session, seq, &started)?;
         self.serve(&mut session)
     }
 
     fn serve(&mut self, session: &mut Session<'_>) -> Result<SessionEnd, SessionError> {
         loop {
-            let ready = self.wait(session.vm)?;
+            let moved = session.act();
+            if moved > 0 {
+                self.allowance.pay(moved, Instant::now());
+            } else if let Some(push) = session.news() {
+                self.reply(session, 0, &push)?;
+            }
+            let ready = self.wait(session.vm, moved > 0)?;
             if ready.doorbell
-                && let Some(push) = session.doorbell()?
+                && let Some(reset) = session.doorbell()?
             {
-                self.send(0, &push)?;
+                self.reply(session, 0, &reset)?;
             }
             if !ready.message {
                 continue;
@@ -119,9 +125,10 @@ impl<'s> Connection<'s> {
             let Some((seq, message)) = self.receive()? else {
                 return Ok(SessionEnd::Closed);
             };
+            self.count(session);
             let stop = message == ToHost::Stop;
             if let Some(reply) = session.answer(message, self.poll_interval)? {
-                self.send(seq, &reply)?;
+                self.reply(session, seq, &reply)?;
             }
             if stop {
                 return Ok(SessionEnd::Stopped);
@@ -129,12 +136,19 @@ impl<'s> Connection<'s> {
         }
     }
 
-    /// Waits for the doorbell or a message; while the agent is in debt, for the doorbell alone.
-    fn wait(&mut self, vm: &dyn BalloonVm) -> io::Result<Ready> {
+    /// Waits for the doorbell or a message; while the agent is in debt, for the doorbell alone. Only looks whether they
+    /// are there if the session is busy.
+    fn wait(&mut self, vm: &dyn BalloonVm, is_busy: bool) -> io::Result<Ready> {
         let doorbell = vm.doorbell().as_fd();
         let delay = self.allowance.delay(Instant::now());
+        let delay = if vm.is_limited() {
+            delay
+        } else {
+            Duration::ZERO
+        };
         if delay.is_zero() {
-            let [message, doorbell] = wait_readable([self.socket.as_fd(), doorbell], None)?;
+            let limit = is_busy.then_some(Duration::ZERO);
+            let [message, doorbell] = wait_readable([self.socket.as_fd(), doorbell], limit)?;
             return Ok(Ready { doorbell, message });
         }
         add(&vm.counters().throttles, 1);
@@ -155,17 +169,32 @@ impl<'s> Connection<'s> {
             }
             Received::Message { len } => len,
         };
+        self.len = len;
         let (seq, message) = ToHost::decode(&self.buffer[..len])?;
-        let pages = match &message {
-            ToHost::Lock(batch) | ToHost::Unlock(batch) => batch.pages(),
-            _ => 0,
-        };
-        self.allowance.pay(pages, Instant::now());
+        self.allowance
+            .pay(variant::pages_named(&message), Instant::now());
         Ok(Some((seq, message)))
     }
 
-    fn send(&self, seq: u32, message: &ToAgent) -> io::Result<()> {
-        self.socket.send(&message.encode(seq))
+    /// Counts the latest message of the agent.
+    fn count(&self, session: &Session<'_>) {
+        let counters = session.vm.counters();
+        add(&counters.messages_in, 1);
+        add(&counters.bytes, self.len as u64);
+    }
+
+    /// Sends a message, `STARTED` with what its protocol shares with the agent.
+    fn reply(&mut self, session: &Session<'_>, seq: u32, message: &ToAgent) -> io::Result<()> {
+        let datagram = message.encode(seq);
+        let counters = session.vm.counters();
+        add(&counters.messages_out, 1);
+        add(&counters.bytes, datagram.len() as u64);
+        match session.variant.descriptor() {
+            Some(shared) if matches!(message, ToAgent::Started(_)) => {
+                self.socket.send_with_fds(&datagram, &[shared])
+            }
+            _ => self.socket.send(&datagram),
+        }
     }
 }
 
@@ -194,9 +223,26 @@ struct Session<'v> {
     /// Targets pushed since the agent's latest message.
     unanswered: u32,
     resetting: Option<Reset>,
+    /// Whether the doorbell has rung since the agent was last told its target.
+    has_news: bool,
+    variant: Box<dyn Variant>,
 }
 
-impl Session<'_> {
+impl<'v> Session<'v> {
+    fn new(vm: &'v dyn BalloonVm, token: u64) -> Self {
+        let (variant, capabilities) = variant::choose(vm, Capabilities::empty());
+        Self {
+            vm,
+            token,
+            capabilities,
+            target_sent: 0,
+            unanswered: 0,
+            resetting: None,
+            has_news: false,
+            variant,
+        }
+    }
+
     /// Begins with an empty balloon on both sides.
     fn start(&mut self, start: &Start, poll_interval: Duration) -> Result<ToAgent, SessionError> {
         check_version(start)?;
@@ -219,7 +265,7 @@ impl Session<'_> {
         self.resetting = None;
         // A new balloon has no target, so any other than 0 is news.
         self.target_sent = 0;
-        self.capabilities = start.capabilities;
+        (self.variant, self.capabilities) = variant::choose(self.vm, start.capabilities);
         let batched = start.capabilities.contains(Capabilities::BATCHED);
         let millis = u32::try_from(poll_interval.as_millis()).unwrap_or(u32::MAX);
         Ok(ToAgent::Started(Started {
@@ -229,28 +275,6 @@ impl Session<'_> {
             max_ranges: if batched { MAX_RANGES as u32 } else { 1 },
             balloon_max: self.vm.balloon_max(),
         }))
-    }
-
-    /// Looks what is new, and returns what the agent must be told at once.
-    fn doorbell(&mut self) -> Result<Option<ToAgent>, SessionError> {
-        // Before the looks: what changes after them rings again.
-        self.vm.doorbell().silence()?;
-        if self.vm.is_closing() {
-            return Err(SessionError::Closing);
-        }
-        let pushes = self.capabilities.contains(Capabilities::DOORBELL);
-        if self.vm.take_reset() {
-            add(&self.vm.counters().resets, 1);
-            self.vm.release_all();
-            self.resetting = Some(if pushes { Reset::Sent } else { Reset::Owed });
-            return Ok(pushes.then_some(ToAgent::Reset));
-        }
-        let stale = self.target() != self.target_sent && self.resetting.is_none();
-        if !pushes || !stale || self.unanswered == MAX_UNANSWERED_PUSHES {
-            return Ok(None);
-        }
-        self.unanswered += 1;
-        Ok(Some(self.tell_target()))
     }
 
     /// Serves one message.
@@ -275,19 +299,21 @@ impl Session<'_> {
                 total_pages,
                 balloon_pages,
             } => {
-                if total_pages > self.vm.total_pages() || balloon_pages != self.vm.locked() {
+                let differs =
+                    self.variant.is_counted_by_agent() && balloon_pages != self.vm.locked();
+                if total_pages > self.vm.total_pages() || differs {
                     // Counted and no more: what the balloon holds is in the page table.
                     add(&self.vm.counters().mismatches, 1);
                 }
                 self.tell_target()
             }
-            ToHost::Lock(pages) => ToAgent::LockResult(self.batch(&pages, batch::lock)),
-            ToHost::Unlock(pages) => ToAgent::UnlockResult(self.batch(&pages, batch::unlock)),
             ToHost::Relief { pages } => {
                 add(&self.vm.counters().reliefs, 1);
                 if pages > 0 {
                     self.vm.relief(pages.min(self.vm.locked()));
                 }
+                // Before the answer: a guest that waits for pages looks for them when it comes.
+                self.act();
                 self.tell_target()
             }
             ToHost::Stats(claims) => {
@@ -295,18 +321,19 @@ impl Session<'_> {
                 self.vm.report(&GuestStats::from_claims(&claims, ram));
                 return Ok(None);
             }
+            pages => {
+                let name = pages.name();
+                let answer = self.variant.answer(self.vm, &pages);
+                let Some(answer) = answer else {
+                    return Err(order(name, "is not of the protocol that was agreed on"));
+                };
+                if let Some(target) = answer.target() {
+                    self.target_sent = target;
+                }
+                answer
+            }
         };
         Ok(Some(reply))
-    }
-
-    /// The first request after a reset is answered by the `RESET` if that is still owed, unless the request has no
-    /// reply whose place a `RESET` could take.
-    fn answer_resetting(&mut self, message: &ToHost) -> Option<ToAgent> {
-        if self.resetting == Some(Reset::Sent) || !message.has_reply() {
-            return None;
-        }
-        self.resetting = Some(Reset::Sent);
-        Some(ToAgent::Reset)
     }
 
     fn check_capability(&self, message: &ToHost) -> Result<(), SessionError> {
@@ -319,19 +346,6 @@ impl Session<'_> {
         ))
     }
 
-    fn batch(
-        &mut self,
-        pages: &RangeBatch,
-        act: impl FnOnce(&dyn BalloonVm, &RangeBatch) -> Vec<StatusRun>,
-    ) -> BatchResult {
-        let runs = act(self.vm, pages);
-        self.target_sent = self.target();
-        BatchResult {
-            target: self.target_sent,
-            runs,
-        }
-    }
-
     fn tell_target(&mut self) -> ToAgent {
         self.target_sent = self.target();
         ToAgent::Target {
@@ -340,7 +354,7 @@ impl Session<'_> {
     }
 
     fn target(&self) -> u64 {
-        self.vm.target().min(self.vm.balloon_max())
+        variant::target(self.vm)
     }
 }
 

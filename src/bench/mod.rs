@@ -47,6 +47,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use memvisor_guest_agent::shim::PowerOnError;
+use memvisor_wire::balloon::Protocol;
 use thiserror::Error;
 
 pub use machine::Machine;
@@ -145,6 +146,8 @@ pub struct BenchOptions {
     pub source: Option<Source>,
     /// What to compare with.
     pub vs: Vec<Vs>,
+    /// The protocols of the balloon to compare; none: measure the balloon by its usual one.
+    pub protocols: Vec<Protocol>,
     /// The engine of the host.
     pub engine: EngineChoice,
     /// What to measure of guests.

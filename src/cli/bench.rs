@@ -13,6 +13,7 @@ use anyhow::Context;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, ValueEnum};
 use memvisor_guest_agent::shim::SessionEnd;
+use memvisor_wire::balloon::Protocol;
 use memvisor_wire::signals::{ENDING, Signals};
 
 use self::running::Running;
@@ -52,8 +53,13 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "CLASS|PATH")]
     content: Option<String>,
 
+    /// In the benchmark `balloon`, compare protocols by which an agent names pages: ranges, page-lists, pfn-arrays,
+    /// reporting, hints, bitmap or all; may be given more than once.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = protocols())]
+    protocol: Vec<String>,
+
     /// Memory of all guests of a benchmark together [default: 256M; for fleets 1280M].
-    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
+    #[arg(long, visible_alias = "memory", value_name = "SIZE", value_parser = values::memory)]
     size: Option<Bytes>,
 
     /// How often each case is measured, turn by turn with its peers [default: 5; for fleets 3].
@@ -88,6 +94,11 @@ fn names() -> PossibleValuesParser {
     PossibleValuesParser::new(each.filter_map(Bench::to_possible_value).chain([all]))
 }
 
+/// The protocols of the balloon, and `all`.
+fn protocols() -> PossibleValuesParser {
+    PossibleValuesParser::new(Protocol::ALL.map(Protocol::name).into_iter().chain(["all"]))
+}
+
 impl BenchArgs {
     pub(super) fn options(&self) -> anyhow::Result<BenchOptions> {
         let (size, rounds) = if self.quick {
@@ -100,6 +111,10 @@ impl BenchArgs {
             let text = "--vs kernel is for the benchmark `guests` alone; allowed: ksm, zram, lz4";
             return Err(UsageError(text.to_owned()).into());
         }
+        if !benches.contains(&Bench::Balloon) && !self.protocol.is_empty() {
+            let text = "--protocol is for the benchmark `balloon` alone";
+            return Err(UsageError(text.to_owned()).into());
+        }
         let guests = self
             .guests
             .options((self.size, self.rounds), self.quick, &benches)?;
@@ -110,8 +125,16 @@ impl BenchArgs {
             rounds: self.rounds.unwrap_or(rounds),
             source: self.content.as_deref().map(source).transpose()?,
             vs: self.vs.clone(),
+            protocols: self.protocols(),
             engine: self.engine,
         })
+    }
+
+    fn protocols(&self) -> Vec<Protocol> {
+        let wanted = |name: &str| self.protocol.iter().any(|given| given == name);
+        let all = Protocol::ALL.into_iter();
+        all.filter(|protocol| wanted("all") || wanted(protocol.name()))
+            .collect()
     }
 
     fn benches(&self) -> Vec<Bench> {

@@ -177,6 +177,10 @@ impl BalloonVm for Balloon<'_> {
         &self.member.balloon.doorbell
     }
 
+    fn is_limited(&self) -> bool {
+        !self.member.balloon.unlimited.load(Ordering::Relaxed)
+    }
+
     fn counters(&self) -> &BalloonCounters {
         &self.member.balloon.counters
     }

@@ -4,6 +4,8 @@
 //! balloon. A policy would move pages meanwhile, so there is none, and a VM's worker neither scans nor
 //! samples nor evicts by itself: the caller may do that in its place, with one thread for each VM.
 
+use std::fs;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,11 +18,16 @@ use super::error::HostError;
 use super::listen::Listeners;
 use super::member::Member;
 use super::options::HostOptions;
+use super::vm_status::session_counts;
 use crate::engine::EngineKind;
 use crate::reclaim::WorkerHandle;
 use crate::runtime_dir::HeldRuntimeDir;
-use crate::units::Pages;
+use crate::telemetry::BalloonSessionStatus;
+use crate::units::{Bytes, Pages};
 use crate::vm::Vm;
+
+/// Bytes of a thread's name that the kernel keeps.
+const THREAD_NAME: usize = 15;
 
 /// The host; its guests end when it is dropped.
 #[derive(Debug)]
@@ -105,5 +112,52 @@ impl BareVm {
     pub fn set_balloon(&self, target: Pages) {
         self.0.vm.orders.set_manual(Some(target));
         self.0.balloon.doorbell.ring();
+    }
+
+    /// Lets its agent and its session move pages as fast as they can.
+    pub fn lift_balloon_rate(&self) {
+        self.0.balloon.unlimited.store(true, Ordering::Relaxed);
+    }
+
+    /// What its balloon's sessions have counted.
+    #[must_use]
+    pub fn balloon_counts(&self) -> BalloonSessionStatus {
+        session_counts(&self.0.balloon.counters)
+    }
+
+    /// What its guest says that it has free; `None` until it has said so.
+    #[must_use]
+    pub fn guest_free(&self) -> Option<Bytes> {
+        self.0.balloon.stats().free
+    }
+
+    /// What its guest says that it has written to its own swap device; `None` until it has said so.
+    #[must_use]
+    pub fn guest_paged_out(&self) -> Option<Bytes> {
+        self.0.balloon.stats().swap_out
+    }
+
+    /// Processor time so far of the threads that serve its balloon: the session's and the worker's.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn balloon_cpu(&self) -> io::Result<Duration> {
+        let worker = format!("work-{}", self.0.vm.params.name);
+        // The kernel cuts the names of threads.
+        let worker = &worker[..worker.floor_char_boundary(THREAD_NAME)];
+        let mut total = Duration::ZERO;
+        for task in fs::read_dir("/proc/self/task")? {
+            let dir = task?.path();
+            let name = fs::read_to_string(dir.join("comm")).unwrap_or_default();
+            if [worker, "balloon-conn"].contains(&name.trim_end()) {
+                let text = fs::read_to_string(dir.join("schedstat")).unwrap_or_default();
+                let ran = text
+                    .split_whitespace()
+                    .next()
+                    .and_then(|ns| ns.parse().ok());
+                total += Duration::from_nanos(ran.unwrap_or(0));
+            }
+        }
+        Ok(total)
     }
 }

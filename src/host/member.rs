@@ -52,6 +52,8 @@ pub(super) struct BalloonLine {
     max: AtomicU64,
     pub(super) connected: AtomicBool,
     pub(super) closing: AtomicBool,
+    /// Whether its agent may cause as much work as it likes: in benchmarks alone.
+    pub(super) unlimited: AtomicBool,
     /// Pops that the agent has been told of by a reset.
     pub(super) told_pops: AtomicU64,
     progress: Mutex<AgentProgress>,
@@ -76,6 +78,7 @@ impl BalloonLine {
             counters: BalloonCounters::default(),
             connected: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            unlimited: AtomicBool::new(false),
             told_pops: AtomicU64::new(0),
             progress: Mutex::default(),
             waited_for: AtomicBool::new(false),

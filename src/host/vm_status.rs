@@ -13,7 +13,7 @@ use crate::telemetry::{
     FaultStatus, GuestClaims, Health, Homes, LatencyStatus, ScanStatus, StallStatus, SwapStatus,
     VmStatus,
 };
-use crate::units::Pages;
+use crate::units::{Bytes, Pages};
 use crate::vm::{Cause, Stalled, Vm};
 
 /// The status of a VM, of which sampling says that it uses at least `floor_percent`.
@@ -151,11 +151,12 @@ fn balloon(member: &Member, size: Pages) -> BalloonStatus {
         max_pages: member.balloon.max(),
         manual_pages: member.vm.orders.manual(),
         double_paged: member.vm.stats.double_paged.get(),
-        session: session(&member.balloon.counters),
+        session: session_counts(&member.balloon.counters),
     }
 }
 
-fn session(counters: &BalloonCounters) -> BalloonSessionStatus {
+/// What the sessions of a balloon have counted.
+pub(super) fn session_counts(counters: &BalloonCounters) -> BalloonSessionStatus {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     BalloonSessionStatus {
         inflated_pages: Pages(count(&counters.inflated_pages)),
@@ -166,6 +167,9 @@ fn session(counters: &BalloonCounters) -> BalloonSessionStatus {
         reliefs: count(&counters.reliefs),
         mismatches: count(&counters.mismatches),
         throttles: count(&counters.throttles),
+        reported_pages: Pages(count(&counters.reported_pages)),
+        messages: count(&counters.messages_in) + count(&counters.messages_out),
+        message_bytes: Bytes(count(&counters.bytes)),
     }
 }
 
@@ -314,6 +318,10 @@ mod tests {
             &counters.reliefs,
             &counters.mismatches,
             &counters.throttles,
+            &counters.reported_pages,
+            &counters.messages_in,
+            &counters.messages_out,
+            &counters.bytes,
         ];
         for (number, counter) in (1..).zip(all) {
             counter.store(number, Ordering::Relaxed);
@@ -327,6 +335,9 @@ mod tests {
             reliefs: 6,
             mismatches: 7,
             throttles: 8,
+            reported_pages: Pages(9),
+            messages: 10 + 11,
+            message_bytes: Bytes(12),
         };
         assert_eq!(vm_status(&vm, 0).balloon.session, expected);
     }

@@ -31,7 +31,18 @@ impl History {
     }
 
     pub(super) fn record(&self, gfn: Gfn, home: Home) {
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
+        self.record_all([gfn].into_iter(), home);
+    }
+
+    /// Records that all of these pages have moved.
+    pub(super) fn record_all(&self, gfns: impl ExactSizeIterator<Item = Gfn>, home: Home) {
+        let first = self.next.fetch_add(gfns.len() as u64, Ordering::Relaxed);
+        for (gfn, ticket) in gfns.zip(first..) {
+            self.put(ticket, gfn, home);
+        }
+    }
+
+    fn put(&self, ticket: u64, gfn: Gfn, home: Home) {
         // 28 bits of the payload are enough to tell slots and frames apart; the top bit marks a used word.
         let word = 1 << 63
             | (home.kind() as u64) << 60

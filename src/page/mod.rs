@@ -14,4 +14,4 @@ pub use history::History;
 pub use home::{Home, KINDS};
 pub use parking::Parking;
 pub use queue::Need;
-pub use table::{Attempt, DonePage, Due, Entry, KeptPage, PageGuard, PageTable};
+pub use table::{Attempt, DonePage, Due, Entry, KeptPage, Moved, PageGuard, PageTable};

@@ -29,6 +29,7 @@
 //! long as the daemon has not locked them. Locking a page revokes its offer; unlocking it makes a new
 //! offer, by the home that the page has then. A page that the guest has claimed cannot be locked.
 
+mod balloon;
 mod guard;
 mod notes;
 
@@ -45,6 +46,7 @@ use crate::seeded::Seeded;
 use crate::sync::{AtomicU64, Ordering, zeroes};
 use crate::units::{FrameId, Gfn};
 
+pub use balloon::Moved;
 pub use guard::{DonePage, KeptPage, PageGuard};
 pub use notes::Due;
 

@@ -22,14 +22,24 @@ pub struct SharedWords {
 }
 
 impl SharedWords {
-    /// At least `count` words. `name` is what `/proc/PID/maps` shows.
+    /// At least `count` words. `name` is what `/proc/PID/maps` shows. Dropping it takes the words away from everybody.
     ///
     /// # Errors
     /// When the memfd cannot be created or mapped.
     pub fn new(name: &str, count: u64) -> io::Result<Self> {
-        let pages = Bytes(count * 4 + PAGE_SIZE as u64 - 1).pages().0;
-        let pages = u32::try_from(pages).map_err(io::Error::other)?;
-        let memfd = Memfd::lend(name, pages)?;
+        Self::map(Memfd::lend(name, pages_for(count)?)?, count)
+    }
+
+    /// The same, but whoever maps the words keeps them when this is dropped.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn kept(name: &str, count: u64) -> io::Result<Self> {
+        Self::map(Memfd::create(name, pages_for(count)?)?, count)
+    }
+
+    fn map(memfd: Memfd, count: u64) -> io::Result<Self> {
+        let pages = memfd.pages();
         let mut options = MmapOptions::new();
         options.len(pages as usize * PAGE_SIZE);
         let raw = options.map_raw(memfd.file())?;
@@ -42,6 +52,12 @@ impl SharedWords {
             _raw: raw,
         })
     }
+}
+
+/// Pages that hold so many words.
+fn pages_for(count: u64) -> io::Result<u32> {
+    let pages = Bytes(count * 4 + PAGE_SIZE as u64 - 1).pages().0;
+    u32::try_from(pages).map_err(io::Error::other)
 }
 
 impl Words for SharedWords {

@@ -69,6 +69,9 @@ fn balloon(id: u32, homes: &Homes) -> BalloonStatus {
             reliefs: 5,
             mismatches: 3,
             throttles: 7,
+            reported_pages: Pages(90),
+            messages: 400,
+            message_bytes: Bytes(9000),
         },
     }
 }

@@ -139,8 +139,9 @@ metrics! {
     Gauge, "vm_balloon_target_bytes", Pages, Of("vms[].balloon.target_pages"), "The size that its agent is asked to reach.";
     Gauge, "vm_balloon_max_bytes", Pages, Of("vms[].balloon.max_pages"), "The most that its balloon may take.";
     Gauge, "vm_balloon_manual_bytes", Pages, Of("vms[].balloon.manual_pages"), "The target set by hand; absent while the policy decides.";
-    Counter, "vm_balloon_moved_bytes", Pages, By("how", &["vms[].balloon.session.inflated_pages", "vms[].balloon.session.deflated_pages", "vms[].balloon.session.refused_pages", "vms[].balloon.session.invalid_pages"]), "Memory that its agents gave (inflated) and took back (deflated), that was refused, and that is none of its RAM (invalid).";
-    Counter, "vm_balloon_events", Plain, By("event", &["vms[].balloon.session.mismatches", "vms[].balloon.session.reliefs", "vms[].balloon.session.resets", "vms[].balloon.session.throttles"]), "What happened in the sessions of its agents.";
+    Counter, "vm_balloon_moved_bytes", Pages, By("how", &["vms[].balloon.session.inflated_pages", "vms[].balloon.session.deflated_pages", "vms[].balloon.session.refused_pages", "vms[].balloon.session.invalid_pages", "vms[].balloon.session.reported_pages"]), "Memory that its agents gave (inflated) and took back (deflated), that was refused, that is none of its RAM (invalid), and that was free in the guest and dropped (reported).";
+    Counter, "vm_balloon_events", Plain, By("event", &["vms[].balloon.session.mismatches", "vms[].balloon.session.reliefs", "vms[].balloon.session.resets", "vms[].balloon.session.throttles", "vms[].balloon.session.messages"]), "What happened in the sessions of its agents; messages of both sides.";
+    Counter, "vm_balloon_message_bytes", Bytes, Of("vms[].balloon.session.message_bytes"), "Size of the messages of its agents and to them.";
     Counter, "vm_double_paged_pages", Moves, Of("vms[].balloon.double_paged"), "Pages given up just after the host had brought them back.";
     Gauge, "vm_guest_memory_bytes", Bytes, By("kind", &["vms[].guest.total_bytes", "vms[].guest.free_bytes", "vms[].guest.available_bytes", "vms[].guest.cache_bytes"]), "Memory as the guest tells it; absent where it does not.";
     Counter, "vm_guest_swap_in_bytes", Bytes, Of("vms[].guest.swap_in_bytes"), "Read from the guest's own swap device, as it tells.";

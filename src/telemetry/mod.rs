@@ -9,6 +9,7 @@
 //! says "so far" only grows while the VM lives, any other is a state at the moment of the snapshot.
 //! Nothing here locks, reads a clock or knows how a mechanism works.
 
+mod balloon;
 #[cfg(test)]
 mod document;
 #[cfg(test)]
@@ -20,12 +21,12 @@ mod model;
 mod series;
 mod vm;
 
+pub use balloon::BalloonSessionStatus;
 pub use health::{Health, Reading};
 pub use host::{FreeState, HostStatus, Overcommit, ShareStatus, Thresholds, Totals};
 pub use model::{Rates, Savings, StallRates, VmRates, overcommit};
 pub use series::Series;
 pub use vm::{
-    ActivityStatus, AllocationStatus, BalloonSessionStatus, BalloonStatus, EvictStatus,
-    FaultStatus, GuestClaims, Homes, LatencyStatus, ScanStatus, StallStatus, SwapStatus, VmStatus,
-    ZipStatus,
+    ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, GuestClaims, Homes,
+    LatencyStatus, ScanStatus, StallStatus, SwapStatus, VmStatus, ZipStatus,
 };

@@ -406,7 +406,7 @@ pub(crate) fn start(token: u64, total_pages: u64) -> Start {
     Start {
         min_version: 1,
         max_version: 1,
-        capabilities: Capabilities::all(),
+        capabilities: Capabilities::COMMON,
         token,
         total_pages,
         name: "scripted".to_owned(),

@@ -2,13 +2,14 @@
 
 use std::cmp::Ordering;
 
-use memvisor_wire::balloon::{BatchResult, MAX_BATCH_PAGES, PageStatus, RangeBatch, StatusRun};
+use memvisor_wire::balloon::{MAX_BATCH_PAGES, PageStatus, StatusRun};
 use memvisor_wire::{Gfn, GfnRun, RunsExt};
 
 use super::PageSource;
 use super::link::{Link, LinkError};
 use super::pace::Pace;
 use super::relief::ReliefRequests;
+use super::variant::{self, Variant, Work};
 
 /// How many refused pages end the inflation in this window: the host has other worries, or a different
 /// idea of this guest. VMware's drivers use the same number.
@@ -23,6 +24,11 @@ pub(super) struct Balloon<'s> {
     relief: &'s ReliefRequests,
     pace: Pace,
     held: Held,
+    /// How pages are named, once that is agreed on.
+    variant: Option<Box<dyn Variant>>,
+    /// The target below which the guest has deflated by itself, for want of memory: it does not inflate again before
+    /// the host wants something else.
+    ceded: Option<u64>,
 }
 
 /// The pages in the balloon. The last page in is the first page out: the guest does not care which
@@ -61,18 +67,35 @@ impl Held {
 }
 
 impl<'s> Balloon<'s> {
-    pub(super) fn new(source: &'s dyn PageSource, relief: &'s ReliefRequests) -> Self {
+    pub(super) fn new(
+        source: &'s dyn PageSource,
+        relief: &'s ReliefRequests,
+        is_paced: bool,
+    ) -> Self {
         Self {
             source,
             relief,
-            pace: Pace::new(source.total_pages()),
+            pace: Pace::new(source.total_pages(), is_paced),
             held: Held::default(),
+            variant: None,
+            ceded: None,
         }
     }
 
-    /// The pages in the balloon.
-    pub(super) const fn pages(&self) -> u64 {
-        self.held.pages
+    /// Begins an empty balloon, by the protocol that the host has agreed to.
+    pub(super) fn begin(&mut self, link: &mut Link) -> Result<(), LinkError> {
+        let shared = link.take_shared();
+        self.variant = Some(variant::begin(link.started(), shared, self.source)?);
+        Ok(())
+    }
+
+    /// The pages in the balloon, as far as the agent knows.
+    pub(super) fn pages(&mut self) -> u64 {
+        let others = self
+            .variant
+            .as_mut()
+            .map_or(0, |variant| variant.pages(self.source));
+        self.held.pages + others
     }
 
     /// Begins the window of a new poll, in which the whole rates are available again.
@@ -82,9 +105,24 @@ impl<'s> Balloon<'s> {
 
     /// Moves towards the host's target as far as the pace allows.
     pub(super) fn adjust(&mut self, link: &mut Link) -> Result<(), LinkError> {
+        let Some(variant) = &mut self.variant else {
+            return Ok(());
+        };
+        variant.follow(&mut Work {
+            link,
+            source: self.source,
+            pace: &mut self.pace,
+        })?;
+        if !variant.is_held_by_agent() {
+            return Ok(());
+        }
         loop {
             let target = link.target();
+            if self.ceded.is_some_and(|ceded| ceded != target) {
+                self.ceded = None;
+            }
             match target.cmp(&self.held.pages) {
+                Ordering::Greater if self.ceded.is_some() => {}
                 Ordering::Greater => self.inflate(link)?,
                 Ordering::Less if target == 0 || self.held.pages - target >= DEFLATE_GAP => {
                     self.deflate(link)?;
@@ -101,8 +139,9 @@ impl<'s> Balloon<'s> {
 
     /// Deflates to the host's target at once, ignoring the pace, because the guest waits for the pages. Returns
     /// how many came back.
-    pub(super) fn relieve(&mut self, link: &mut Link) -> Result<u64, LinkError> {
-        let before = self.held.pages;
+    ///
+    /// `before` is what the balloon held when the guest asked.
+    pub(super) fn relieve(&mut self, link: &mut Link, before: u64) -> Result<u64, LinkError> {
         while self.held.pages > link.target() {
             let want = chunk(self.held.pages - link.target(), u32::MAX);
             // The host keeps some for now. To ask again at once would only be refused again.
@@ -110,11 +149,23 @@ impl<'s> Balloon<'s> {
                 break;
             }
         }
-        Ok(before.saturating_sub(self.held.pages))
+        Ok(before.saturating_sub(self.pages()))
+    }
+
+    /// Deflates without asking the host, if the protocol has a guest do so that is out of memory; how many pages came
+    /// back. `None` if the host is to be asked.
+    pub(super) fn cede(&mut self, link: &mut Link) -> Option<Result<u64, LinkError>> {
+        let most = self.variant.as_ref()?.deflates_on_oom()?;
+        self.ceded = Some(link.target());
+        Some(self.unlock(link, most).map(|(freed, _)| freed.into()))
     }
 
     /// Gives everything back to the guest without telling the host, whose books are void.
     pub(super) fn release_all(&mut self) {
+        self.ceded = None;
+        if let Some(mut variant) = self.variant.take() {
+            variant.end(self.source);
+        }
         let held = std::mem::take(&mut self.held);
         if !held.runs.is_empty() {
             self.source.release(&held.runs);
@@ -143,7 +194,10 @@ impl<'s> Balloon<'s> {
 
     /// Offers pages to the host. Returns how many the host refused; the guest has these back.
     fn lock(&mut self, link: &mut Link, runs: Vec<GfnRun>) -> Result<u64, LinkError> {
-        let answers = exchange(link, runs, Link::lock);
+        let answers = match &mut self.variant {
+            Some(variant) => variant.lock(link, runs),
+            None => variant::Answers::none(runs),
+        };
         let mut refused = answers.unanswered;
         for StatusRun { run, status } in answers.statuses {
             match status {
@@ -172,7 +226,11 @@ impl<'s> Balloon<'s> {
     /// Takes up to `want` pages back from the host. Returns how many the guest has now, and how many
     /// stay in the balloon because the host keeps them.
     fn unlock(&mut self, link: &mut Link, want: u32) -> Result<(u32, u32), LinkError> {
-        let answers = exchange(link, self.held.take(want), Link::unlock);
+        let runs = self.held.take(want);
+        let answers = match &mut self.variant {
+            Some(variant) => variant.unlock(link, runs),
+            None => variant::Answers::none(runs),
+        };
         let (mut freed, mut kept) = (Vec::new(), answers.unanswered);
         for StatusRun { run, status } in answers.statuses {
             match status {
@@ -189,36 +247,6 @@ impl<'s> Balloon<'s> {
         // The error last: what was answered before it counts.
         answers.error.map_or(Ok(counts), Err)
     }
-}
-
-/// What became of pages that were sent to the host in batches.
-#[derive(Default)]
-struct Answers {
-    statuses: Vec<StatusRun>,
-    /// Pages for which the host gave no answer, because of `error`.
-    unanswered: Vec<GfnRun>,
-    error: Option<LinkError>,
-}
-
-fn exchange(
-    link: &mut Link,
-    runs: Vec<GfnRun>,
-    ask: impl Fn(&mut Link, &RangeBatch) -> Result<BatchResult, LinkError>,
-) -> Answers {
-    let mut answers = Answers::default();
-    for batch in RangeBatch::split(runs, link.started().max_ranges) {
-        if answers.error.is_none() {
-            match ask(link, &batch) {
-                Ok(result) => {
-                    answers.statuses.extend(result.runs);
-                    continue;
-                }
-                Err(error) => answers.error = Some(error),
-            }
-        }
-        answers.unanswered.extend_from_slice(batch.runs());
-    }
-    answers
 }
 
 /// How many pages the next request asks for.

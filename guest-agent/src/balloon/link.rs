@@ -1,13 +1,11 @@
 //! The connection to the host: questions, their answers, and what the host says unasked.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use memvisor_wire::balloon::{
-    BatchResult, ErrorCode, MAX_MESSAGE_BYTES, RangeBatch, Start, Started, ToAgent, ToHost, covers,
-};
-use memvisor_wire::{DecodeError, Received, SeqPacket};
+use memvisor_wire::balloon::{ErrorCode, MAX_MESSAGE_BYTES, Start, Started, ToAgent, ToHost};
+use memvisor_wire::{DecodeError, Received, SeqPacket, wait_readable};
 use thiserror::Error;
 
 /// How long the host may take to answer. It answers in microseconds unless it is short of memory
@@ -62,6 +60,8 @@ pub(super) struct Link {
     seq: u32,
     target: u64,
     started: Started,
+    /// What came with `STARTED`.
+    shared: Vec<OwnedFd>,
 }
 
 impl Link {
@@ -73,6 +73,7 @@ impl Link {
             buffer: vec![0; MAX_MESSAGE_BYTES],
             seq: 0,
             target: 0,
+            shared: Vec::new(),
             // Holds until `restart` puts the host's answer here.
             started: Started {
                 capabilities: start.capabilities,
@@ -103,6 +104,11 @@ impl Link {
         &self.started
     }
 
+    /// What came with `STARTED`, once.
+    pub(super) fn take_shared(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.shared)
+    }
+
     /// The last target that the host gave. It is not bounded here by the maximum in `STARTED`, which may
     /// have changed since: the host keeps its targets within the current maximum.
     pub(super) const fn target(&self) -> u64 {
@@ -112,27 +118,8 @@ impl Link {
     /// Asks for the target, by `GET_TARGET` or `RELIEF`.
     pub(super) fn ask_target(&mut self, question: &ToHost) -> Result<(), LinkError> {
         match self.ask(question)? {
-            ToAgent::Target { pages } => {
-                self.target = pages;
-                Ok(())
-            }
+            ToAgent::Target { .. } => Ok(()),
             other => Err(unexpected(question.name(), &other)),
-        }
-    }
-
-    /// Offers pages.
-    pub(super) fn lock(&mut self, batch: &RangeBatch) -> Result<BatchResult, LinkError> {
-        match self.ask(&ToHost::Lock(batch.clone()))? {
-            ToAgent::LockResult(result) => self.check("LOCK", batch, result),
-            other => Err(unexpected("LOCK", &other)),
-        }
-    }
-
-    /// Asks for pages back.
-    pub(super) fn unlock(&mut self, batch: &RangeBatch) -> Result<BatchResult, LinkError> {
-        match self.ask(&ToHost::Unlock(batch.clone()))? {
-            ToAgent::UnlockResult(result) => self.check("UNLOCK", batch, result),
-            other => Err(unexpected("UNLOCK", &other)),
         }
     }
 
@@ -164,13 +151,17 @@ impl Link {
         }
     }
 
-    fn ask(&mut self, question: &ToHost) -> Result<ToAgent, LinkError> {
+    /// Sends a message and waits for its answer. A target that the answer carries is the target from then on.
+    pub(super) fn ask(&mut self, question: &ToHost) -> Result<ToAgent, LinkError> {
         self.tell(question)?;
         let deadline = Instant::now() + REPLY_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.receive(question.name(), left)? {
-                (seq, answer) if seq == self.seq => return Ok(answer),
+                (seq, answer) if seq == self.seq => {
+                    self.target = answer.target().unwrap_or(self.target);
+                    return Ok(answer);
+                }
                 // A target that was pushed while the question was under way is no answer to it.
                 (0, ToAgent::Target { pages }) => self.target = pages,
                 (_, other) => return Err(unexpected(question.name(), &other)),
@@ -184,35 +175,27 @@ impl Link {
         question: &'static str,
         timeout: Duration,
     ) -> Result<(u32, ToAgent), LinkError> {
-        let len = match self.socket.recv_timeout(&mut self.buffer, timeout)? {
-            None => return Err(LinkError::Silent { question }),
-            Some(Received::Closed) => return Err(LinkError::Closed),
+        if wait_readable([self.socket.as_fd()], Some(timeout))? == [false] {
+            return Err(LinkError::Silent { question });
+        }
+        let (received, shared) = self.socket.recv_with_fds(&mut self.buffer)?;
+        let len = match received {
+            Received::Closed => return Err(LinkError::Closed),
             // `len` is the length that the host sent, so a message that was cut is longer than the
             // buffer. Decoding what is there says that the rest is missing.
-            Some(Received::Message { len }) => len.min(self.buffer.len()),
+            Received::Message { len } => len.min(self.buffer.len()),
         };
         match ToAgent::decode(&self.buffer[..len])? {
             (_, ToAgent::Reset) => Err(LinkError::Reset),
             (_, ToAgent::Error { code, text }) => Err(LinkError::Refused { code, text }),
-            message => Ok(message),
+            message => {
+                // Kept from `STARTED` until the protocol asks for them; those of other messages are closed.
+                if matches!(message.1, ToAgent::Started(_)) {
+                    self.shared = shared;
+                }
+                Ok(message)
+            }
         }
-    }
-
-    fn check(
-        &mut self,
-        question: &'static str,
-        batch: &RangeBatch,
-        result: BatchResult,
-    ) -> Result<BatchResult, LinkError> {
-        // An answer about other pages would have the agent free some that the host has taken.
-        if !covers(&result.runs, batch) {
-            return Err(LinkError::Unexpected {
-                question,
-                answer: "the statuses of other pages".to_owned(),
-            });
-        }
-        self.target = result.target;
-        Ok(result)
     }
 }
 
@@ -222,7 +205,7 @@ impl AsFd for Link {
     }
 }
 
-fn unexpected(question: &'static str, answer: &ToAgent) -> LinkError {
+pub(super) fn unexpected(question: &'static str, answer: &ToAgent) -> LinkError {
     let mut answer = format!("{answer:?}");
     answer.truncate(answer.floor_char_boundary(80));
     LinkError::Unexpected { question, answer }

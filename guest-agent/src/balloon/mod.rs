@@ -13,7 +13,7 @@
 //! connection breaks, the agent releases everything without unlocking and starts from nothing.
 //!
 //! **The structures.** One thread owns the connection (`link`), the pages and the pace
-//! (`inflate`); it sleeps until the host says something, the guest wants relief or the next poll
+//! (`inflate`), and names pages by one of several protocols (`variant`); it sleeps until the host says something, the guest wants relief or the next poll
 //! is due. [`Agent`] is the handle. It shares only a stop flag, a bell and the `relief` requests with the
 //! thread. The agent calls its [`PageSource`] without holding a lock.
 
@@ -22,6 +22,8 @@ mod link;
 mod pace;
 mod relief;
 mod retry;
+mod source;
+mod variant;
 mod worker;
 
 use std::io;
@@ -31,30 +33,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 pub use link::LinkError;
+pub use source::{FreePages, PageSource, Settled};
 
-use memvisor_wire::balloon::Stat;
-use memvisor_wire::{Doorbell, GfnRun, SeqPacket};
+use memvisor_wire::balloon::Protocol;
+use memvisor_wire::{Doorbell, SeqPacket};
 use relief::ReliefRequests;
 use worker::Worker;
-
-/// The guest's kernel, as far as the agent sees it. Calls come from the agent's thread.
-pub trait PageSource: Send + Sync {
-    /// How many pages of RAM the guest has, the balloon included.
-    fn total_pages(&self) -> u64;
-
-    /// Allocates and pins up to `max` pages: the guest will not touch them until they are
-    /// [released](Self::release). Never takes from emergency reserves and never kills a process.
-    /// With `may_reclaim` the kernel may reclaim pages for this, which can take time. Fewer pages than
-    /// `max` mean that no more can be had in this way now.
-    fn allocate(&self, max: u32, may_reclaim: bool) -> Vec<GfnRun>;
-
-    /// Lets the guest use these pages again. They come from [`allocate`](Self::allocate); their
-    /// content is lost.
-    fn release(&self, runs: &[GfnRun]);
-
-    /// Statistics of the guest, at most [`MAX_STATS`](memvisor_wire::balloon::MAX_STATS) of them.
-    fn stats(&self) -> Vec<Stat>;
-}
 
 /// How the agent identifies itself to the host.
 #[derive(Debug, Clone)]
@@ -63,6 +47,10 @@ pub struct AgentSettings {
     pub token: u64,
     /// What the guest calls itself, for people.
     pub name: String,
+    /// How pages are named, if the host allows it and the kernel can.
+    pub protocol: Protocol,
+    /// Whether the agent bounds its own rate, which all but benchmarks want.
+    pub is_paced: bool,
 }
 
 /// A running balloon agent. Dropping it tells the host that the balloon ends, gives all pages back to the guest and

@@ -31,12 +31,16 @@ pub(super) struct Pace {
     deflate_rate: u32,
     inflated: u32,
     deflated: u32,
+    reported: u32,
+    /// Whether there are limits at all.
+    is_limited: bool,
     inflate_ended: bool,
     deflate_ended: bool,
 }
 
 impl Pace {
-    pub(super) fn new(total_pages: u64) -> Self {
+    /// The pace of a guest of `total_pages`; without any limit if it is not to be limited.
+    pub(super) fn new(total_pages: u64, is_limited: bool) -> Self {
         let part = u32::try_from(total_pages / FAST_PART).unwrap_or(u32::MAX);
         Self {
             fast_rate: part.max(FAST_MIN),
@@ -45,6 +49,8 @@ impl Pace {
             deflate_rate: DEFLATE_MAX,
             inflated: 0,
             deflated: 0,
+            reported: 0,
+            is_limited,
             inflate_ended: false,
             deflate_ended: false,
         }
@@ -62,7 +68,7 @@ impl Pace {
         if !self.deflate_ended && self.deflated >= self.deflate_rate {
             self.deflate_rate = (self.deflate_rate + STEP).min(DEFLATE_MAX);
         }
-        (self.inflated, self.deflated) = (0, 0);
+        (self.inflated, self.deflated, self.reported) = (0, 0, 0);
         (self.inflate_ended, self.deflate_ended) = (false, false);
     }
 
@@ -75,6 +81,9 @@ impl Pace {
     pub(super) const fn inflate_left(&self) -> u32 {
         if self.inflate_ended {
             return 0;
+        }
+        if !self.is_limited {
+            return u32::MAX;
         }
         let rate = if self.may_reclaim() {
             self.slow_rate
@@ -99,6 +108,19 @@ impl Pace {
         self.slow_windows = SLOW_WINDOWS;
     }
 
+    /// How many free pages may still be reported in this window: as many as may be inflated while there are free ones.
+    pub(super) const fn report_left(&self) -> u32 {
+        if !self.is_limited {
+            return u32::MAX;
+        }
+        self.fast_rate.saturating_sub(self.reported)
+    }
+
+    /// Notes that pages were reported.
+    pub(super) const fn reported(&mut self, pages: u32) {
+        self.reported = self.reported.saturating_add(pages);
+    }
+
     /// Ends inflation for this window, because the host refuses pages.
     pub(super) const fn end_inflate(&mut self) {
         self.inflate_ended = true;
@@ -108,6 +130,9 @@ impl Pace {
     pub(super) const fn deflate_left(&self) -> u32 {
         if self.deflate_ended {
             return 0;
+        }
+        if !self.is_limited {
+            return u32::MAX;
         }
         self.deflate_rate.saturating_sub(self.deflated)
     }
@@ -128,13 +153,13 @@ mod tests {
 
     #[test]
     fn fast_rate_grows_with_the_guest() {
-        assert_eq!(Pace::new(1000).inflate_left(), 16_384);
-        assert_eq!(Pace::new(1 << 24).inflate_left(), 1 << 20);
+        assert_eq!(Pace::new(1000, true).inflate_left(), 16_384);
+        assert_eq!(Pace::new(1 << 24, true).inflate_left(), 1 << 20);
     }
 
     #[test]
     fn shortage_in_fast_mode_turns_to_reclaim_for_four_windows() {
-        let mut pace = Pace::new(1000);
+        let mut pace = Pace::new(1000, true);
         pace.inflated(4096, 1000);
         assert!(pace.may_reclaim());
         assert_eq!(
@@ -153,7 +178,7 @@ mod tests {
 
     #[test]
     fn shortage_in_slow_mode_halves_the_rate_and_ends_the_window() {
-        let mut pace = Pace::new(1000);
+        let mut pace = Pace::new(1000, true);
         pace.inflated(1, 0);
         for expected in [1024, 512, 512] {
             pace.inflated(2, 1);
@@ -165,7 +190,7 @@ mod tests {
 
     #[test]
     fn good_slow_window_raises_the_rate_and_an_idle_one_does_not() {
-        let mut pace = Pace::new(1000);
+        let mut pace = Pace::new(1000, true);
         pace.inflated(1, 0);
         pace.inflated(2, 1);
         pace.open_window();
@@ -178,7 +203,7 @@ mod tests {
 
     #[test]
     fn failed_unlock_halves_the_deflate_rate_down_to_its_least() {
-        let mut pace = Pace::new(1000);
+        let mut pace = Pace::new(1000, true);
         for expected in [8192, 4096, 2048, 1024, 512, 512] {
             pace.deflated(5, 1);
             assert_eq!(pace.deflate_left(), 0);

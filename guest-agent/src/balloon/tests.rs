@@ -4,10 +4,10 @@ use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
 use memvisor_wire::balloon::{
-    BatchResult, Capabilities, ErrorCode, MAX_MESSAGE_BYTES, PageStatus, Started, StatTag,
-    StatusRun, ToAgent, ToHost,
+    BatchResult, Capabilities, ErrorCode, MAX_MESSAGE_BYTES, PageStatus, Protocol, Started, Stat,
+    StatTag, StatusRun, ToAgent, ToHost,
 };
-use memvisor_wire::{Gfn, Received, RunsExt, runs_of};
+use memvisor_wire::{Gfn, GfnRun, Received, RunsExt, runs_of};
 
 use super::*;
 
@@ -126,6 +126,8 @@ impl Rig {
         let settings = AgentSettings {
             token: 77,
             name: "rig".into(),
+            protocol: Protocol::Ranges,
+            is_paced: true,
         };
         let source: Arc<dyn PageSource> = Arc::<FakeGuest>::clone(&guest);
         let agent = Agent::start(settings, source, dial).unwrap();
@@ -195,7 +197,7 @@ impl ScriptedHost {
         };
         assert_eq!((start.token, start.name.as_str()), (77, "rig"));
         let started = Started {
-            capabilities: Capabilities::all(),
+            capabilities: Capabilities::COMMON,
             vm: 1,
             poll_interval_ms,
             max_ranges: 16,

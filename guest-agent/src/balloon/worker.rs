@@ -10,6 +10,7 @@ use memvisor_wire::{SeqPacket, wait_readable};
 use super::inflate::Balloon;
 use super::link::{Link, LinkError};
 use super::retry::{LogLevel, Retry};
+use super::variant::suits;
 use super::{AgentSettings, PageSource, Shared};
 
 pub(super) struct Worker<'s> {
@@ -27,11 +28,11 @@ impl<'s> Worker<'s> {
         shared: &'s Shared,
     ) -> Self {
         Self {
-            settings,
             source,
             shared,
-            balloon: Balloon::new(source, &shared.relief),
+            balloon: Balloon::new(source, &shared.relief, settings.is_paced),
             retry: Retry::new(),
+            settings,
         }
     }
 
@@ -56,12 +57,14 @@ impl<'s> Worker<'s> {
         let mut link = Link::open(dial()?, &self.start())?;
         // Only after START is answered: a host that accepts and then refuses must not be dialled at once again.
         self.retry.connected();
+        self.balloon.begin(&mut link)?;
         loop {
             match self.serve(&mut link) {
                 Err(LinkError::Reset) => {
                     tracing::info!(pages = self.balloon.pages(), "the host reset the balloon");
                     self.balloon.release_all();
                     link.restart(&self.start())?;
+                    self.balloon.begin(&mut link)?;
                 }
                 end => return end,
             }
@@ -89,7 +92,7 @@ impl<'s> Worker<'s> {
         link.stop()
     }
 
-    fn poll(&self, link: &mut Link) -> Result<(), LinkError> {
+    fn poll(&mut self, link: &mut Link) -> Result<(), LinkError> {
         if link.started().capabilities.contains(Capabilities::STATS) {
             let mut stats = self.source.stats();
             stats.truncate(MAX_STATS);
@@ -102,12 +105,18 @@ impl<'s> Worker<'s> {
     }
 
     fn relieve(&mut self, link: &mut Link, pages: u64) -> Result<u64, LinkError> {
-        if self.balloon.pages() == 0 || !link.started().capabilities.contains(Capabilities::RELIEF)
-        {
+        let before = self.balloon.pages();
+        if before == 0 {
+            return Ok(0);
+        }
+        if let Some(ceded) = self.balloon.cede(link) {
+            return ceded;
+        }
+        if !link.started().capabilities.contains(Capabilities::RELIEF) {
             return Ok(0);
         }
         link.ask_target(&ToHost::Relief { pages })?;
-        self.balloon.relieve(link)
+        self.balloon.relieve(link, before)
     }
 
     /// Sleeps until the host or the guest says something or the next poll is due.
@@ -156,10 +165,12 @@ impl<'s> Worker<'s> {
     }
 
     fn start(&self) -> Start {
+        let protocol = Some(self.settings.protocol).filter(|wish| suits(*wish, self.source));
+        let protocol = protocol.unwrap_or_default();
         Start {
             min_version: VERSION,
             max_version: VERSION,
-            capabilities: Capabilities::all(),
+            capabilities: Capabilities::COMMON | protocol.capabilities(),
             token: self.settings.token,
             total_pages: self.source.total_pages(),
             name: self.settings.name.clone(),

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use memvisor_wire::balloon::Protocol;
 use memvisor_wire::memory::{Hello, MAX_TEXT};
 use memvisor_wire::signals::{Event, Signals};
 use memvisor_wire::system_error::{SystemError, cannot};
@@ -65,6 +66,10 @@ pub struct GuestOptions {
     pub sharing: bool,
     /// Whether it runs a balloon agent.
     pub agent: bool,
+    /// How the agent names pages.
+    pub balloon_protocol: Protocol,
+    /// Whether the agent bounds its own rate.
+    pub balloon_paced: bool,
     /// Whether it serves some of its faults itself, provided that the host allows it.
     pub inline: bool,
     /// Whether it runs without a host, on memory of its own process, which the kernel may merge if `sharing`. Of
@@ -289,6 +294,8 @@ fn start_agent(
     let settings = AgentSettings {
         token,
         name: options.name.clone(),
+        protocol: options.balloon_protocol,
+        is_paced: options.balloon_paced,
     };
     let source: Arc<dyn PageSource> = Arc::new(KernelPages::new(Arc::clone(kernel)));
     let socket = options.balloon_socket.clone();

@@ -1,13 +1,16 @@
 //! Connects the kernel and the balloon agent in both directions.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use memvisor_wire::balloon::{Stat, StatTag};
-use memvisor_wire::{GfnRun, PAGE_SIZE};
+use memvisor_wire::balloon::{Stat, StatTag, map_words};
+use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE};
 
-use crate::balloon::{Agent, PageSource};
+use crate::balloon::{Agent, FreePages, PageSource, Settled};
 use crate::kernel::{Kernel, PressureHook};
+use crate::shim::map_shared_words;
 
 /// How long an allocation waits for the balloon when there is nothing left to reclaim.
 const RELIEF_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,6 +60,44 @@ impl PageSource for KernelPages {
             Stat::new(StatTag::OOM_KILLS, stats.oom),
             Stat::new(StatTag::SWAP_WAIT, stats.swap_wait_us),
         ]
+    }
+
+    fn free_pages(&self) -> Option<&dyn FreePages> {
+        Some(self)
+    }
+}
+
+impl FreePages for KernelPages {
+    fn list(&self, from: Gfn, max: u32, fresh: bool) -> (Vec<GfnRun>, Option<Gfn>) {
+        self.0.free_pages(from, max, fresh)
+    }
+
+    fn pin(&self, runs: &[GfnRun]) -> Vec<GfnRun> {
+        self.0.pin_free(runs)
+    }
+
+    fn reported(&self, runs: &[GfnRun]) {
+        self.0.note_reported(runs);
+    }
+
+    fn reclaim(&self, max: u32) -> u32 {
+        self.0.balloon_reclaim(max)
+    }
+
+    fn show(&self, map: OwnedFd) -> io::Result<()> {
+        let pages = u32::try_from(self.total_pages()).map_err(io::Error::other)?;
+        self.0
+            .show_free(Arc::new(map_shared_words(&map, map_words(pages))?));
+        Ok(())
+    }
+
+    fn settle(&self) -> Settled {
+        let (taken, shown) = self.0.settle_free();
+        Settled { taken, shown }
+    }
+
+    fn hide(&self) {
+        self.0.hide_free();
     }
 }
 

@@ -1,6 +1,12 @@
 //! What the balloon takes from the kernel and gives back.
 
-use memvisor_wire::{GfnRun, RunsExt};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use memvisor_wire::balloon::FreeMap;
+use memvisor_wire::claims::Words;
+use memvisor_wire::{Gfn, GfnRun, RunsExt};
 
 use super::{Kernel, KernelError};
 
@@ -10,6 +16,10 @@ pub const BALLOON_RECLAIM_PAGES: u32 = 4096;
 
 /// How many pages are reclaimed before they are pinned: few, because other threads allocate meanwhile.
 const BATCH: u32 = 64;
+
+/// How long a kernel that stops sharing its map waits for pages that the host is just taking: far longer than a host
+/// that runs needs for a batch.
+const HIDE_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Kernel {
     /// Pins up to `max_pages` pages for the balloon, in runs as long as possible.
@@ -54,5 +64,68 @@ impl Kernel {
     /// taken.
     pub fn balloon_free(&self, runs: &[GfnRun]) -> Result<(), KernelError> {
         self.pages.unpin(runs)
+    }
+
+    /// Makes up to `max` pages free by dropping page cache and paging out, at most [`BALLOON_RECLAIM_PAGES`]. Returns
+    /// how many.
+    pub fn balloon_reclaim(&self, max: u32) -> u32 {
+        let most = max.min(BALLOON_RECLAIM_PAGES);
+        let mut freed = 0;
+        while freed < most {
+            match self.reclaim_now((most - freed).min(BATCH)).freed {
+                0 => break,
+                more => freed += more,
+            }
+        }
+        freed
+    }
+
+    /// Free pages from `from` on, and where to go on; `None` at the end of RAM. It looks at no more than `max` free
+    /// pages. With `fresh`, it lists only those that were not [reported](Self::note_reported) since they came free. A
+    /// moment later some may be in use.
+    #[must_use]
+    pub fn free_pages(&self, from: Gfn, max: u32, fresh: bool) -> (Vec<GfnRun>, Option<Gfn>) {
+        self.pages.list_free(from, max, fresh)
+    }
+
+    /// Pins those of the pages that are free at this moment, as [`Self::balloon_alloc`] does; which ones.
+    #[must_use = "pages that are forgotten stay in the balloon for good"]
+    pub fn pin_free(&self, runs: &[GfnRun]) -> Vec<GfnRun> {
+        self.pages.pin_free(runs)
+    }
+
+    /// Notes that the host has dropped these pages, which are free: they hold nothing until they are used.
+    pub fn note_reported(&self, runs: &[GfnRun]) {
+        self.pages.note_reported(runs);
+    }
+
+    /// Shows free pages to the host in a map that it shares: from now on it takes them without asking. Those up to the
+    /// high watermark are kept from it. No page may be in the balloon.
+    pub fn show_free(&self, words: Arc<dyn Words>) {
+        self.pages.show(FreeMap::new(words, self.pages.pages()));
+    }
+
+    /// Looks which pages the host has taken and given back. Returns how many it has, and how many more it may take.
+    pub fn settle_free(&self) -> (u32, u32) {
+        self.pages.settle()
+    }
+
+    /// Shows no page any more, and takes back those that the host has. Some stay in the balloon if the host stands
+    /// still while it takes them; they come back when a map is shown again.
+    pub fn hide_free(&self) {
+        let until = Instant::now() + HIDE_PATIENCE;
+        loop {
+            match self.pages.hide() {
+                0 => return,
+                pages if Instant::now() > until => {
+                    tracing::warn!(
+                        pages,
+                        "the host was lost while it took pages; they stay unused"
+                    );
+                    return;
+                }
+                _ => thread::yield_now(),
+            }
+        }
     }
 }

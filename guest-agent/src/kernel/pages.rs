@@ -1,13 +1,16 @@
 //! The physical page allocator: who owns which page.
 
+mod shown;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use memvisor_wire::{Gfn, GfnRun, runs_of};
+use memvisor_wire::{Gfn, GfnRun};
 
 use super::runs::FreeRuns;
 use super::{KernelError, lock};
+use shown::Shown;
 
 /// Pages at the start of RAM that the kernel keeps for itself and never gives out.
 pub(super) const KERNEL_PAGES: u32 = 4;
@@ -95,7 +98,12 @@ impl Usage {
 
 #[derive(Debug)]
 struct State {
+    /// Free pages that only this guest can take.
     free: FreeRuns,
+    /// The other free pages, while the host may take them too.
+    shown: Option<Shown>,
+    /// Which free pages the host has dropped at the guest's report; `None` before the first.
+    reported: Option<Box<[bool]>>,
     uses: Box<[PageUse]>,
     usage: Usage,
     waiting: u32,
@@ -104,14 +112,26 @@ struct State {
 impl State {
     /// Moves one page from one use to another. A page that is not in use as `from` has two owners.
     fn change(&mut self, gfn: Gfn, from: PageUse, to: PageUse) {
-        let entry = &mut self.uses[gfn.index()];
-        assert_eq!(*entry, from, "{gfn} changes hands to {to:?}");
-        *entry = to;
+        self.change_run(GfnRun::single(gfn), from, to);
+    }
+
+    /// Moves the pages of a run from one use to another.
+    fn change_run(&mut self, run: GfnRun, from: PageUse, to: PageUse) {
+        let pages = run.start.index()..run.start.index() + run.count as usize;
+        let uses = &mut self.uses[pages.clone()];
+        assert!(
+            uses.iter().all(|page| *page == from),
+            "{run:?} changes hands to {to:?}"
+        );
+        uses.fill(to);
+        if let Some(reported) = &mut self.reported {
+            reported[pages].fill(false);
+        }
         if let Some(count) = self.usage.of(from) {
-            *count -= 1;
+            *count -= run.count;
         }
         if let Some(count) = self.usage.of(to) {
-            *count += 1;
+            *count += run.count;
         }
     }
 }
@@ -144,6 +164,8 @@ impl PageAllocator {
         Self {
             state: Mutex::new(State {
                 free,
+                shown: None,
+                reported: None,
                 uses,
                 usage,
                 waiting: 0,
@@ -177,7 +199,7 @@ impl PageAllocator {
     /// Gives a free page to `owner`. Its bytes are whatever the last owner left there.
     pub(super) fn take(&self, owner: Owner, page_use: PageUse) -> Option<Gfn> {
         let mut state = lock(&self.state);
-        let gfn = state.free.take_one()?;
+        let gfn = state.take_free()?;
         state.change(gfn, PageUse::Free, page_use);
         self.referenced[gfn.index()].store(true, Ordering::Relaxed);
         self.owners[gfn.index()].store(owner.pack(page_use), Ordering::Relaxed);
@@ -195,10 +217,10 @@ impl PageAllocator {
     ) -> Option<GfnRun> {
         let mut state = lock(&self.state);
         // Long runs are a favour and leave the watermark alone, or the next allocation would have to reclaim.
-        if state.free.pages() < count.saturating_add(self.high_watermark()) {
+        if state.usage.free < count.saturating_add(self.high_watermark()) {
             return None;
         }
-        let run = state.free.take_run(count)?;
+        let run = state.take_free_run(count)?;
         for (gfn, page) in run.iter().zip(owner.map_or(0, |owner| owner.page)..) {
             state.change(gfn, PageUse::Free, page_use);
             self.referenced[gfn.index()].store(true, Ordering::Relaxed);
@@ -218,7 +240,7 @@ impl PageAllocator {
         let mut state = lock(&self.state);
         self.owners[gfn.index()].store(Owner::NOBODY, Ordering::Relaxed);
         state.change(gfn, page_use, PageUse::Free);
-        state.free.insert(GfnRun::single(gfn));
+        state.put_free(GfnRun::single(gfn));
         self.tell_waiting(&state);
     }
 
@@ -231,9 +253,7 @@ impl PageAllocator {
         while want > 0
             && let Some(run) = state.free.take_longest(want)
         {
-            for gfn in run.iter() {
-                state.change(gfn, PageUse::Free, PageUse::Balloon);
-            }
+            state.change_run(run, PageUse::Free, PageUse::Balloon);
             want -= run.count;
             runs.push(run);
         }
@@ -246,29 +266,27 @@ impl PageAllocator {
     /// [`KernelError::NotBallooned`] when one of the pages is not in the balloon or is named twice;
     /// then none is freed.
     pub(super) fn unpin(&self, runs: &[GfnRun]) -> Result<(), KernelError> {
+        let mut sorted: Vec<GfnRun> = runs.iter().copied().filter(|run| run.count > 0).collect();
+        sorted.sort_unstable_by_key(|run| run.start);
         let mut state = lock(&self.state);
-        let mut pages = Vec::new();
-        for run in runs.iter().filter(|run| run.count > 0) {
-            if run.end() > u64::from(self.pages()) {
-                return Err(KernelError::NotBallooned {
-                    gfn: Gfn((run.end() - 1).min(u64::from(u32::MAX)) as u32),
-                });
+        let mut end = 0;
+        for run in &sorted {
+            let twice = (u64::from(run.start.0) < end).then_some(run.start);
+            let outside = run.end() > u64::from(self.pages());
+            let last = Gfn((run.end() - 1).min(u64::from(u32::MAX)) as u32);
+            let foreign = || {
+                run.iter()
+                    .find(|gfn| state.uses[gfn.index()] != PageUse::Balloon)
+            };
+            let wrong = twice.or(outside.then_some(last)).or_else(foreign);
+            if let Some(gfn) = wrong {
+                return Err(KernelError::NotBallooned { gfn });
             }
-            pages.extend(run.iter());
+            end = run.end();
         }
-        pages.sort_unstable();
-        let twice = pages.windows(2).find(|pair| pair[0] == pair[1]);
-        let foreign = pages
-            .iter()
-            .find(|gfn| state.uses[gfn.index()] != PageUse::Balloon);
-        if let Some(&gfn) = foreign.or(twice.map(|pair| &pair[0])) {
-            return Err(KernelError::NotBallooned { gfn });
-        }
-        for &gfn in &pages {
-            state.change(gfn, PageUse::Balloon, PageUse::Free);
-        }
-        for run in runs_of(pages) {
-            state.free.insert(run);
+        for run in sorted {
+            state.change_run(run, PageUse::Balloon, PageUse::Free);
+            state.put_free(run);
         }
         self.tell_waiting(&state);
         Ok(())
@@ -280,7 +298,7 @@ impl PageAllocator {
         state.waiting += 1;
         let (mut state, _) = self
             .freed
-            .wait_timeout_while(state, limit, |state| state.free.pages() == 0)
+            .wait_timeout_while(state, limit, |state| state.usage.free == 0)
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         state.waiting -= 1;
     }
@@ -324,7 +342,7 @@ impl PageAllocator {
 mod tests {
     use std::collections::HashMap;
 
-    use memvisor_wire::RunsExt;
+    use memvisor_wire::{RunsExt, runs_of};
     use proptest::collection::vec;
     use proptest::prelude::*;
 

@@ -71,6 +71,35 @@ impl FreeRuns {
         Some(GfnRun::new(Gfn(start + length - count), count))
     }
 
+    /// The first free run at or behind a page, of which at most `max` pages. A run that begins before the page counts
+    /// from it.
+    pub(super) fn next(&self, from: u32, max: u32) -> Option<GfnRun> {
+        let before = self.by_start.range(..from).next_back();
+        let across = before.filter(|&(&start, &length)| start + length > from);
+        let (start, end) = match across {
+            Some((&start, &length)) => (from, start + length),
+            None => {
+                let (&start, &length) = self.by_start.range(from..).next()?;
+                (start, start + length)
+            }
+        };
+        Some(GfnRun::new(Gfn(start), (end - start).min(max)))
+    }
+
+    /// Takes pages that lie in one free run; whether they did.
+    pub(super) fn remove(&mut self, run: GfnRun) -> bool {
+        let (start, end) = (run.start.0, run.start.0 + run.count);
+        let around = self.by_start.range(..=start).next_back();
+        let Some((&left, &length)) = around.filter(|&(&left, &length)| left + length >= end) else {
+            return false;
+        };
+        self.unlink(left, length);
+        self.link(left, start - left);
+        self.link(end, left + length - end);
+        self.pages -= run.count;
+        true
+    }
+
     fn link(&mut self, start: u32, length: u32) {
         if length > 0 {
             self.by_start.insert(start, length);
@@ -102,6 +131,25 @@ mod tests {
         assert_eq!(runs(&free), [(0, 4), (8, 4)]);
         free.insert(GfnRun::new(Gfn(4), 4));
         assert_eq!(runs(&free), [(0, 12)]);
+    }
+
+    #[test]
+    fn next_begins_inside_a_run_and_remove_leaves_both_ends() {
+        let mut free = FreeRuns::default();
+        free.insert(GfnRun::new(Gfn(4), 10));
+        free.insert(GfnRun::new(Gfn(20), 2));
+        assert_eq!(free.next(0, 3), Some(GfnRun::new(Gfn(4), 3)));
+        assert_eq!(free.next(7, 99), Some(GfnRun::new(Gfn(7), 7)));
+        assert_eq!(free.next(14, 99), Some(GfnRun::new(Gfn(20), 2)));
+        assert_eq!(free.next(22, 99), None);
+        assert!(free.remove(GfnRun::new(Gfn(6), 3)));
+        assert_eq!(runs(&free), [(4, 2), (9, 5), (20, 2)]);
+        assert!(free.remove(GfnRun::new(Gfn(20), 2)));
+        assert!(
+            !free.remove(GfnRun::new(Gfn(5), 2)),
+            "its second page is not free"
+        );
+        assert_eq!(runs(&free), [(4, 2), (9, 5)]);
     }
 
     #[test]

@@ -36,6 +36,7 @@ mod table;
 pub use bare::map_bare;
 pub use memory_thread::SessionEnd;
 pub use power_on::{PowerOnError, PoweredOn, Ram, power_on};
+pub use table::map_shared_words;
 
 use memvisor_wire::{Gfn, GfnRun};
 

@@ -16,11 +16,17 @@ use crate::DecodeError;
 
 #[macro_use]
 mod declare;
+mod free_map;
+mod list;
 mod messages;
+mod protocol;
 mod ranges;
 mod values;
 
-pub use messages::{BatchResult, Start, Started, Stat, StatusRun, ToAgent, ToHost};
+pub use free_map::{FreeMap, PAGES_PER_WORD, PageState, map_words};
+pub use list::{ListedPage, PAGE_NOT_ANSWERED};
+pub use messages::{BatchResult, Listed, Start, Started, Stat, StatusRun, ToAgent, ToHost, Wanted};
+pub use protocol::Protocol;
 pub use ranges::{RangeBatch, covers};
 pub use values::{Capabilities, ErrorCode, PageStatus, StatTag};
 
@@ -37,6 +43,10 @@ pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 pub const MAX_RANGES: usize = 512;
 /// Pages in one batch, 16 MiB: bounds how long the host works on one request, and the answer's size.
 pub const MAX_BATCH_PAGES: u32 = 4096;
+/// Pages in one list: a 4 KiB page of 8-byte entries, as VMware's balloon driver has it.
+pub const MAX_LISTED: usize = 512;
+/// Page numbers in one array, as virtio-balloon has it: 1 MiB.
+pub const MAX_PFNS: usize = 256;
 /// Statistics in one message. Virtio defines 16 tags; the other half is room for an agent's own.
 pub const MAX_STATS: usize = 32;
 /// Bytes of the name of a guest: what fits a column of `memvisor top` with room to spare.

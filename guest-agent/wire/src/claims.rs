@@ -34,6 +34,7 @@
 
 use std::time::Duration;
 
+mod shared;
 mod stall;
 
 use crate::Gfn;

@@ -4,7 +4,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
 use memvisor_guest_agent::balloon::{Agent, AgentSettings, PageSource};
-use memvisor_wire::balloon::{ErrorCode, PageStatus, Stat, StatTag};
+use memvisor_wire::balloon::{
+    ErrorCode, ListedPage, PageStatus, Protocol, RangeBatch, Stat, StatTag, StatusRun,
+};
 use memvisor_wire::{Doorbell, Writer};
 
 use super::*;
@@ -271,7 +273,7 @@ fn start() -> Start {
     Start {
         min_version: 1,
         max_version: 1,
-        capabilities: Capabilities::all(),
+        capabilities: Capabilities::COMMON,
         token: TOKEN,
         total_pages: RAM,
         name: "test".into(),
@@ -668,7 +670,7 @@ fn first_message_other_than_a_good_start_is_an_error() {
 #[test]
 fn message_not_allowed_after_start_is_an_error() {
     let plain = Capabilities::empty();
-    let all = Capabilities::all();
+    let all = Capabilities::COMMON;
     for (capabilities, message, why) in [
         (all, ToHost::Start(start()), "START came again"),
         (plain, ToHost::Stats(vec![]), "STATS needs a capability"),
@@ -787,11 +789,21 @@ impl PageSource for FakeSource {
 /// Runs `script` while a real agent has a session with the host. `script` is given the agent, and a function that
 /// waits until both sides have this many pages in the balloon, the same ones.
 fn with_real_agent(host: &FakeHost, script: impl FnOnce(&Agent, &dyn Fn(usize))) {
+    with_real_agent_of(Protocol::Ranges, host, script);
+}
+
+fn with_real_agent_of(
+    protocol: Protocol,
+    host: &FakeHost,
+    script: impl FnOnce(&Agent, &dyn Fn(usize)),
+) {
     let guest = Arc::new(FakeSource::default());
     let (ours, theirs) = SeqPacket::pair().unwrap();
     let settings = AgentSettings {
         token: TOKEN,
         name: "real".into(),
+        protocol,
+        is_paced: true,
     };
     let source: Arc<dyn PageSource> = Arc::<FakeSource>::clone(&guest);
     let mut sockets = vec![theirs];
@@ -840,6 +852,189 @@ fn real_agent_and_session_agree_on_every_page() {
         assert_eq!(agent.relieve(10, PATIENCE), 10);
         agree(990);
     });
+}
+
+#[test]
+fn real_agent_of_page_lists_and_session_agree_on_every_page() {
+    let host = FakeHost::new(3000);
+    with_real_agent_of(Protocol::PageLists, &host, |agent, agree| {
+        agree(3000);
+        host.change(|state| state.target = 1000);
+        agree(1000);
+        assert_eq!(agent.relieve(10, PATIENCE), 10);
+        agree(990);
+    });
+    assert_eq!(count(&host.counters.inflated_pages), 3000);
+}
+
+/// It asks nobody when its guest is out of memory, and does not take the pages again before the target changes.
+#[test]
+fn real_agent_of_arrays_deflates_by_itself_and_waits_for_another_target() {
+    let host = FakeHost::new(3000);
+    with_real_agent_of(Protocol::PfnArrays, &host, |agent, agree| {
+        agree(3000);
+        assert_eq!(agent.relieve(10, PATIENCE), 256);
+        agree(3000 - 256);
+        assert_eq!(agent.relieve(300, PATIENCE), 256);
+        agree(3000 - 512);
+        host.change(|state| state.target = 2900);
+        agree(2900);
+    });
+    assert_eq!(count(&host.counters.reliefs), 0);
+}
+
+/// A session of a protocol, in which `script` has said `START` and was welcomed.
+fn started_by(
+    protocol: Protocol,
+    host: &FakeHost,
+    script: impl FnOnce(&Client),
+) -> Result<SessionEnd, SessionError> {
+    session(host, |client| {
+        let capabilities = Capabilities::COMMON | protocol.capabilities();
+        let started = client.ask(&ToHost::Start(Start {
+            capabilities,
+            ..start()
+        }));
+        let ToAgent::Started(started) = started else {
+            panic!("{started:?}");
+        };
+        assert_eq!(started.capabilities, capabilities);
+        script(client);
+    })
+}
+
+#[test]
+fn list_gets_a_status_for_each_entry_in_its_order() {
+    use PageStatus::{AlreadyLocked, Busy, Invalid, NotLocked, Ok};
+    let host = FakeHost::new(2000);
+    host.prepare(|state| state.busy.extend([12]));
+    started_by(Protocol::PageLists, &host, |client| {
+        let listed = |pages: &[u64]| pages.iter().copied().map(ListedPage::asked).collect();
+        let statuses = |answer: ToAgent| {
+            let (ToAgent::PagesLocked(listed) | ToAgent::PagesUnlocked(listed)) = answer else {
+                panic!("{answer:?}");
+            };
+            assert_eq!(listed.target, 2000);
+            let all = listed.pages.iter();
+            all.map(|page| (page.page, page.status.unwrap()))
+                .collect::<Vec<_>>()
+        };
+        let lock = ToHost::LockPages(listed(&[30, 12, 10, 30, RAM, 1 << 40]));
+        assert_eq!(
+            statuses(client.ask(&lock)),
+            [
+                (30, Ok),
+                (12, Busy),
+                (10, Ok),
+                (30, AlreadyLocked),
+                (RAM, Invalid),
+                (1 << 40, Invalid)
+            ]
+        );
+        let unlock = ToHost::UnlockPages(listed(&[10, 11, 10]));
+        assert_eq!(
+            statuses(client.ask(&unlock)),
+            [(10, Ok), (11, NotLocked), (10, NotLocked)]
+        );
+    })
+    .unwrap();
+    assert_eq!(host.inspect(|state| state.balloon.len()), 1);
+}
+
+#[test]
+fn arrays_are_used_whatever_becomes_of_their_pages() {
+    let host = FakeHost::new(100);
+    started_by(Protocol::PfnArrays, &host, |client| {
+        let inflate = ToHost::Inflate([9, 3, 9, RAM as u32, u32::MAX].map(Gfn).to_vec());
+        assert_eq!(client.ask(&inflate), ToAgent::Used);
+        assert_eq!(
+            client.ask(&ToHost::Deflate(vec![Gfn(3), Gfn(4)])),
+            ToAgent::Used
+        );
+    })
+    .unwrap();
+    assert_eq!(
+        host.inspect(|state| state.balloon.iter().copied().collect::<Vec<_>>()),
+        [9]
+    );
+    assert_eq!(count(&host.counters.invalid_pages), 2);
+}
+
+#[test]
+fn reported_pages_are_dropped_and_in_no_balloon() {
+    let host = FakeHost::new(0);
+    started_by(Protocol::Reporting, &host, |client| {
+        client.ask(&ToHost::Lock(batch(&[(100, 2)])));
+        assert_eq!(
+            client.ask(&ToHost::Report(batch(&[(98, 6)]))),
+            ToAgent::Reported
+        );
+    })
+    .unwrap();
+    assert_eq!(
+        host.inspect(|state| state.balloon.iter().copied().collect::<Vec<_>>()),
+        [100, 101],
+        "what was in the balloon stays there"
+    );
+    assert_eq!(count(&host.counters.reported_pages), 4);
+}
+
+/// A touch of a page of the balloon: where the guest must not, it is a reset.
+#[test]
+fn touch_is_a_reset_unless_the_protocol_allows_it() {
+    for (protocol, resets) in [
+        (Protocol::Ranges, 1),
+        (Protocol::PageLists, 1),
+        (Protocol::PfnArrays, 1),
+        (Protocol::Reporting, 1),
+        (Protocol::Hints, 0),
+        (Protocol::Bitmap, 1),
+    ] {
+        let host = FakeHost::new(0);
+        let _ = started_by(protocol, &host, |client| {
+            host.change(|state| state.popped = true);
+            if resets == 0 {
+                host.change(|state| state.target = 1);
+                assert_eq!(client.next().unwrap().1, ToAgent::Target { pages: 1 });
+            } else {
+                assert_eq!(client.next().unwrap().1, ToAgent::Reset);
+            }
+        });
+        assert_eq!(count(&host.counters.resets), resets, "{protocol}");
+    }
+}
+
+#[test]
+fn message_of_another_protocol_is_refused() {
+    let batch = || batch(&[(1, 1)]);
+    let messages = [
+        (Protocol::Ranges, ToHost::Lock(batch())),
+        (
+            Protocol::PageLists,
+            ToHost::LockPages(vec![ListedPage::asked(1)]),
+        ),
+        (Protocol::PfnArrays, ToHost::Inflate(vec![Gfn(1)])),
+        (Protocol::Reporting, ToHost::Report(batch())),
+        (Protocol::Hints, ToHost::Offer(batch())),
+    ];
+    for spoken in Protocol::ALL {
+        for (of, message) in &messages {
+            let is_its_own =
+                *of == spoken || (*of, spoken) == (Protocol::Ranges, Protocol::Reporting);
+            let host = FakeHost::new(10);
+            let end = started_by(spoken, &host, |client| {
+                client.send(message);
+                if is_its_own {
+                    assert!(client.next().is_some());
+                } else {
+                    let (code, text) = client.error();
+                    assert_eq!(code, ErrorCode::Order, "{spoken}: {text}");
+                    assert!(text.contains(message.name()), "{text}");
+                }
+            });
+            assert_eq!(end.is_ok(), is_its_own, "{spoken}, {}", message.name());
+        }
+    }
 }
 
 /// What the guest got back stays with it for a while, whatever the host wants, and is then taken again.

@@ -5,7 +5,8 @@ use std::sync::{Condvar, Mutex, Weak};
 use std::thread;
 
 use memvisor_wire::balloon::{
-    BatchResult, Capabilities, MAX_MESSAGE_BYTES, PageStatus, Started, StatusRun, ToAgent, ToHost,
+    BatchResult, Capabilities, MAX_MESSAGE_BYTES, PageStatus, Protocol, Started, StatusRun,
+    ToAgent, ToHost,
 };
 use memvisor_wire::{Received, SeqPacket};
 
@@ -35,7 +36,7 @@ impl State {
         };
         Some(match message {
             ToHost::Start(_) => ToAgent::Started(Started {
-                capabilities: Capabilities::all(),
+                capabilities: Capabilities::COMMON,
                 vm: 1,
                 poll_interval_ms: 10,
                 max_ranges: 512,
@@ -151,6 +152,8 @@ fn guest(swap_pages: u32, is_short: bool) -> Guest {
     let settings = AgentSettings {
         token: 1,
         name: "guest".into(),
+        protocol: Protocol::Ranges,
+        is_paced: true,
     };
     let source: Arc<dyn PageSource> = Arc::new(KernelPages::new(Arc::clone(&kernel)));
     let agent = Agent::start(settings, source, dial).expect("a thread");

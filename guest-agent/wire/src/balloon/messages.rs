@@ -7,10 +7,11 @@ use super::declare::{ANY, Field, Kind, Of, open};
 #[cfg(test)]
 use super::document::{Table, batch, result};
 use super::{
-    Capabilities, ErrorCode, HANDSHAKE_VERSION, MAX_BATCH_PAGES, MAX_ERROR_BYTES, MAX_NAME_BYTES,
-    MAX_RANGES, MAX_STATS, PageStatus, RangeBatch, StatTag, VERSION,
+    Capabilities, ErrorCode, HANDSHAKE_VERSION, ListedPage, MAX_BATCH_PAGES, MAX_ERROR_BYTES,
+    MAX_LISTED, MAX_NAME_BYTES, MAX_PFNS, MAX_RANGES, MAX_STATS, PageStatus, RangeBatch, StatTag,
+    VERSION,
 };
-use crate::{DecodeError, GfnRun, Reader, Writer};
+use crate::{DecodeError, Gfn, GfnRun, Reader, Writer};
 
 group! {
     /// The first message of an agent, and the first after a reset.
@@ -74,6 +75,28 @@ group! {
 }
 
 group! {
+    /// The answer to a list of pages.
+    pub struct Listed {
+        /// the target now, as in `TARGET`
+        target: u64,
+        /// n
+        pages "number of pages": Vec<ListedPage> [1..=MAX_LISTED as u64],
+    }
+}
+
+group! {
+    /// What the host wants of the pages of an offer.
+    pub struct Wanted {
+        /// the number of this offer, which `GIVE` repeats; never 0
+        epoch: u32 [1..=u64::MAX],
+        /// pages that the balloon lacks to its target
+        missing: u64,
+        /// n
+        ranges "number of ranges": Vec<GfnRun> [0..=MAX_RANGES as u64],
+    }
+}
+
+group! {
     /// Neighbouring pages with the same status.
     #[derive(Copy)]
     pub struct StatusRun {
@@ -112,11 +135,11 @@ messages! {
         /// First on a connection, and again after `RESET`. The balloon is empty.
         START = 1, version HANDSHAKE_VERSION, reply STARTED: Start(start: Start),
             example 1
-                "versions 1 to 1, all capabilities, token 0x0123456789abcdef, 262144 pages, \"web-1\""
+                "versions 1 to 1, BATCHED to RELIEF, token 0x0123456789abcdef, 262144 pages, \"web-1\""
                 Self::Start(Start {
                     min_version: 1,
                     max_version: 1,
-                    capabilities: Capabilities::all(),
+                    capabilities: Capabilities::COMMON,
                     token: 0x0123_4567_89ab_cdef,
                     total_pages: 262_144,
                     name: "web-1".into(),
@@ -165,6 +188,47 @@ messages! {
         /// The agent leaves. The host empties the balloon and replies; then the connection ends and the
         /// pages are the guest's again.
         STOP = 7, reply STOPPED: Stop, example 7 "" Self::Stop;
+
+        /// As `LOCK`, of single pages in any order ([page lists](#page-lists)).
+        LOCK_PAGES = 0x10, needs PAGE_LISTS, reply PAGES_LOCKED:
+            LockPages(pages "number of pages": Vec<ListedPage> [1..=MAX_LISTED as u64]),
+            example 8 "gfn 0x100 and gfn 0x40000"
+                Self::LockPages([0x100, 0x40000].map(ListedPage::asked).to_vec());
+
+        /// As `UNLOCK`, of single pages in any order.
+        UNLOCK_PAGES = 0x11, needs PAGE_LISTS, reply PAGES_UNLOCKED:
+            UnlockPages(pages "number of pages": Vec<ListedPage> [1..=MAX_LISTED as u64]),
+            example 9 "gfn 0x100" Self::UnlockPages(vec![ListedPage::asked(0x100)]);
+
+        /// Pages that the guest has put into the balloon, in any order ([arrays](#arrays-of-page-numbers)).
+        INFLATE = 0x20, needs PFN_ARRAYS, reply USED:
+            Inflate(pfns "number of pages": Vec<Gfn> [1..=MAX_PFNS as u64]),
+            example 10 "gfns 0x100 and 0x101" Self::Inflate(vec![Gfn(0x100), Gfn(0x101)]);
+
+        /// Pages that the guest takes out of the balloon, in any order.
+        DEFLATE = 0x21, needs PFN_ARRAYS, reply USED:
+            Deflate(pfns "number of pages": Vec<Gfn> [1..=MAX_PFNS as u64]),
+            example 11 "gfn 0x101" Self::Deflate(vec![Gfn(0x101)]);
+
+        /// Pages that the guest does not use, and will not until the reply has come. The host may drop
+        /// their content ([reporting](#free-page-reporting)). The ranges are as in `LOCK`.
+        REPORT = 0x30, needs REPORTING, reply REPORTED: Report(ranges "number of ranges": RangeBatch),
+            example 12 "512 pages from gfn 0x200 on" Self::Report(batch(&[(0x200, 512)]));
+
+        /// Pages that the guest does not use just now, and may use at any time ([hints](#hints-with-epochs)).
+        /// Each offer begins a new epoch. The ranges are as in `LOCK`.
+        OFFER = 0x40, needs HINTS, reply WANTED: Offer(ranges "number of ranges": RangeBatch),
+            example 13 "512 pages from gfn 0x200 on" Self::Offer(batch(&[(0x200, 512)]));
+
+        /// Those of the wanted pages that the guest still did not use, and will not until the reply has come.
+        GIVE = 0x41, needs HINTS, reply GIVEN: Give {
+            /// that of `WANTED`
+            epoch: u32,
+            /// n
+            ranges: RangeBatch,
+        },
+            example 14 "epoch 1, 6 pages from gfn 0x200 on"
+                Self::Give { epoch: 1, ranges: batch(&[(0x200, 6)]) };
     }
 }
 
@@ -198,9 +262,9 @@ messages! {
         /// the session stays; only a new session is refused then.
         STARTED = 0x8001: Started(started: Started),
             example 1
-                "all capabilities, VM 3, poll every 1000 ms, 512 ranges, at most 170393 pages"
+                "BATCHED to RELIEF, VM 3, poll every 1000 ms, 512 ranges, at most 170393 pages"
                 Self::Started(Started {
-                    capabilities: Capabilities::all(),
+                    capabilities: Capabilities::COMMON,
                     vm: 3,
                     poll_interval_ms: 1000,
                     max_ranges: 512,
@@ -242,6 +306,47 @@ messages! {
         /// way get no reply.
         RESET = 0x8008: Reset, example 0 "unasked" Self::Reset;
 
+        /// The pages of a `LOCK_PAGES`, in its order, each with its status.
+        PAGES_LOCKED = 0x8010: PagesLocked(listed: Listed),
+            example 8 "target 7; gfn 0x100 OK, gfn 0x40000 INVALID" Self::PagesLocked(Listed {
+                target: 7,
+                pages: vec![
+                    ListedPage::asked(0x100).answered(PageStatus::Ok),
+                    ListedPage::asked(0x40000).answered(PageStatus::Invalid),
+                ],
+            });
+
+        /// The pages of an `UNLOCK_PAGES`, in its order, each with its status.
+        PAGES_UNLOCKED = 0x8011: PagesUnlocked(listed: Listed),
+            example 9 "target 7; gfn 0x100 OK" Self::PagesUnlocked(Listed {
+                target: 7,
+                pages: vec![ListedPage::asked(0x100).answered(PageStatus::Ok)],
+            });
+
+        /// The host has read an `INFLATE` or `DEFLATE` and done what it could. It does not say of which pages.
+        USED = 0x8020: Used,
+            example 10 "the INFLATE" Self::Used,
+            example 11 "the DEFLATE" Self::Used;
+
+        /// The host has read a `REPORT`. Whether it dropped the pages or not: the guest may use them again,
+        /// and each reads as zeroes or as it was.
+        REPORTED = 0x8030: Reported, example 12 "" Self::Reported;
+
+        /// What the host wants of an `OFFER`, of whose pages it has touched none.
+        WANTED = 0x8040: Wanted(wanted: Wanted),
+            example 13 "epoch 1, 7 pages are missing: those from gfn 0x200 on"
+                Self::Wanted(Wanted {
+                    epoch: 1,
+                    missing: 7,
+                    ranges: vec![GfnRun::new(Gfn(0x200), 7)],
+                });
+
+        /// What became of the pages of a `GIVE`, as in `LOCK_RESULT`. All are the guest's again. Of a page
+        /// with the status OK the content is lost: the balloon holds it until the guest touches it.
+        GIVEN = 0x8041: Given(result: BatchResult),
+            example 14 "target 7; 6 pages from gfn 0x200 OK"
+                Self::Given(result(7, &[(0x200, 6, PageStatus::Ok)]));
+
         /// Why the host ends the connection, which happens right after it; seq is 0. The pages stay in
         /// the balloon until the next `START`; the guest may use them, each reads as zeroes.
         ERROR = 0x80ff, version HANDSHAKE_VERSION: Error {
@@ -254,5 +359,20 @@ messages! {
                 code: ErrorCode::Order,
                 text: "LOCK came before START".into(),
             };
+    }
+}
+
+impl ToAgent {
+    /// The target that a message carries, if it carries one.
+    #[must_use]
+    pub const fn target(&self) -> Option<u64> {
+        match self {
+            Self::Target { pages } => Some(*pages),
+            Self::LockResult(result) | Self::UnlockResult(result) | Self::Given(result) => {
+                Some(result.target)
+            }
+            Self::PagesLocked(listed) | Self::PagesUnlocked(listed) => Some(listed.target),
+            _ => None,
+        }
     }
 }

@@ -17,7 +17,29 @@ bitflags! {
         const STATS = 1 << 2;
         /// The agent sends `RELIEF` when its guest is short of memory.
         const RELIEF = 1 << 3;
+        /// Pages are named in lists of single pages, each with a status of its own.
+        const PAGE_LISTS = 1 << 4;
+        /// Pages are named in arrays of page numbers, without statuses.
+        const PFN_ARRAYS = 1 << 5;
+        /// With `PFN_ARRAYS`: the guest uses a page again only after the host has answered `DEFLATE`.
+        const MUST_TELL_HOST = 1 << 6;
+        /// With `PFN_ARRAYS`: the guest deflates by itself when it is out of memory.
+        const DEFLATE_ON_OOM = 1 << 7;
+        /// The guest reports pages that it does not use.
+        const REPORTING = 1 << 8;
+        /// The guest offers pages that it does not use, and gives those that the host wants.
+        const HINTS = 1 << 9;
+        /// Guest and host share a map of free pages.
+        const BITMAP = 1 << 10;
     }
+}
+
+impl Capabilities {
+    /// Those that have nothing to do with how pages are named.
+    pub const COMMON: Self = Self::BATCHED
+        .union(Self::DOORBELL)
+        .union(Self::STATS)
+        .union(Self::RELIEF);
 }
 
 codes! {

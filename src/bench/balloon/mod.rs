@@ -3,7 +3,10 @@
 //! It is measured in two ways. The whole way goes from the target to the last page with a real guest: its kernel,
 //! its agent and the session. The agent limits its own rate on purpose, so only what it may inflate in its first
 //! second is measured. The other way is the host's part alone, on pages that had content, compared with bare hole
-//! punching.
+//! punching. With `--protocol`, the protocols of the balloon are measured instead ([`protocols`]).
+
+mod guest;
+mod protocols;
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -31,6 +34,9 @@ const AT_ONCE: u32 = 16_384;
 const RUN: u32 = MAX_BATCH_PAGES;
 
 pub(super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
+    if !setup.options.protocols.is_empty() {
+        return protocols::run(setup, report);
+    }
     let pages = setup.pages(MOST).max(LEAST);
     let stage = Stage::new(setup, pages)?;
     for round in 1..=setup.options.rounds {
