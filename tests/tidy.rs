@@ -145,6 +145,7 @@ const HOST: &[(&str, &[&str])] = &[
         &[
             "units",
             "chain",
+            "balloon",
             "bench",
             "policy",
             "runtime_dir",
@@ -198,8 +199,12 @@ const GUEST: &[(&str, &[&str])] = &[
     ("shim", &[]),
     ("kernel", &["shim"]),
     ("balloon", &[]),
+    ("outside", &["balloon"]),
     ("workload", &["kernel"]),
-    ("guest", &["shim", "kernel", "balloon", "workload"]),
+    (
+        "guest",
+        &["shim", "kernel", "balloon", "outside", "workload"],
+    ),
     ("command", &["workload", "guest"]),
     ("log", &["command"]),
 ];
@@ -604,6 +609,7 @@ fn documents_that_the_project_promises_are_there() {
         "LICENSE-MIT",
         ".ci/run",
         "docs/ARCHITECTURE.md",
+        "docs/balloon-lab.md",
         "docs/balloon-protocol.md",
         "docs/extending.md",
         "docs/memory-protocol.md",

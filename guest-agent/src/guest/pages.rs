@@ -8,6 +8,7 @@ use memvisor_wire::{GfnRun, PAGE_SIZE};
 
 use crate::balloon::{Agent, PageSource};
 use crate::kernel::{Kernel, PressureHook};
+use crate::outside::OutsideAgent;
 
 /// How long an allocation waits for the balloon when there is nothing left to reclaim.
 const RELIEF_TIMEOUT: Duration = Duration::from_secs(2);
@@ -62,17 +63,19 @@ impl PageSource for KernelPages {
 
 /// The agent, as the source of relief for a kernel that is out of memory.
 #[derive(Debug)]
-pub(super) struct Relief(Agent);
-
-impl Relief {
-    pub(super) const fn new(agent: Agent) -> Self {
-        Self(agent)
-    }
+pub(super) enum Relief {
+    Bundled(Agent),
+    Program(OutsideAgent),
 }
 
 impl PressureHook for Relief {
     fn relieve(&self, pages: u32) -> bool {
-        self.0.relieve(u64::from(pages), RELIEF_TIMEOUT) > 0
+        let pages = u64::from(pages);
+        let returned = match self {
+            Self::Bundled(agent) => agent.relieve(pages, RELIEF_TIMEOUT),
+            Self::Program(agent) => agent.relieve(pages, RELIEF_TIMEOUT),
+        };
+        returned > 0
     }
 }
 
