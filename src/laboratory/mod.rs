@@ -1,0 +1,18 @@
+//! The balloon laboratory: what somebody needs who experiments with the balloon protocol.
+//!
+//! **The problem.** A protocol is learnt by watching it, and a change of it is judged by what breaks. Both take sessions
+//! that can be seen, kept, repeated and provoked, and the daemon offers none of that: it serves whoever connects and
+//! keeps counters.
+//!
+//! **Why the naive way fails.** A laboratory with a host and an agent of its own would prove things about these two
+//! and nothing about those that ship, and they would drift apart. So what is well-behaved here is the shipped code: the
+//! host alone is the daemon's session ([`crate::balloon::serve`]) on a page table without memory behind it, and the
+//! well-behaved agent is that of every guest. Only what misbehaves, and what plays a part that was recorded, speaks the
+//! protocol by itself.
+//!
+//! **The structures.** A [`tape`] is the file of one session; [`record`] makes it in the daemon, [`dump`] shows it.
+
+pub mod dump;
+pub mod record;
+pub mod said;
+pub mod tape;
