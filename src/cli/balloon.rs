@@ -1,6 +1,8 @@
 //! `memvisor balloon`: the balloon laboratory.
 
+mod agent;
 mod dump;
+mod host;
 
 use clap::{Args, Subcommand};
 
@@ -16,10 +18,25 @@ pub(super) struct BalloonArgs {
 enum Tool {
     /// Show a session that `memvisor host --record-balloon` recorded.
     Dump(dump::DumpArgs),
+    /// Run an agent that behaves as it is told, well or badly.
+    Agent(agent::AgentArgs),
+    /// Run a host without guests, whose target follows a schedule, for agents to be tried against.
+    Host(host::HostArgs),
 }
 
 pub(super) fn run(args: BalloonArgs) -> anyhow::Result<Exit> {
     match args.tool {
         Tool::Dump(args) => dump::run(&args),
+        Tool::Agent(args) => agent::run(&args),
+        Tool::Host(args) => host::run(&args),
     }
+}
+
+/// A token, as `memvisor vm token` prints it.
+fn token(text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let wrong = |_| {
+        format!("`{text}` is no token: up to 16 hexadecimal digits, such as 0x0123456789abcdef")
+    };
+    u64::from_str_radix(digits, 16).map_err(wrong)
 }

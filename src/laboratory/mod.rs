@@ -10,9 +10,18 @@
 //! well-behaved agent is that of every guest. Only what misbehaves, and what plays a part that was recorded, speaks the
 //! protocol by itself.
 //!
-//! **The structures.** A [`tape`] is the file of one session; [`record`] makes it in the daemon, [`dump`] shows it.
+//! **The structures.** A [`tape`] is the file of one session; [`record`] makes it in the daemon, [`dump`] shows it. An
+//! [`actor`] plays the agent of a [`script`] on [`memory`] that is not there or that a guest lends
+//! ([`memvisor_guest_agent::outside`]); [`alone`] is the host alone, on which things happen by [`schedule`].
 
+pub mod actor;
+pub mod alone;
 pub mod dump;
+pub mod memory;
+pub mod peer;
+pub mod play;
 pub mod record;
 pub mod said;
+pub mod schedule;
+pub mod script;
 pub mod tape;
