@@ -1,6 +1,7 @@
 //! `memvisor balloon`: the balloon laboratory.
 
 mod agent;
+mod conform;
 mod dump;
 mod host;
 
@@ -22,6 +23,8 @@ enum Tool {
     Agent(agent::AgentArgs),
     /// Run a host without guests, whose target follows a schedule, for agents to be tried against.
     Host(host::HostArgs),
+    /// Hold an agent or a host to docs/balloon-protocol.md, rule by rule.
+    Conform(conform::ConformArgs),
 }
 
 pub(super) fn run(args: BalloonArgs) -> anyhow::Result<Exit> {
@@ -29,6 +32,7 @@ pub(super) fn run(args: BalloonArgs) -> anyhow::Result<Exit> {
         Tool::Dump(args) => dump::run(&args),
         Tool::Agent(args) => agent::run(&args),
         Tool::Host(args) => host::run(&args),
+        Tool::Conform(args) => conform::run(&args),
     }
 }
 

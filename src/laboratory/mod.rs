@@ -12,10 +12,12 @@
 //!
 //! **The structures.** A [`tape`] is the file of one session; [`record`] makes it in the daemon, [`dump`] shows it. An
 //! [`actor`] plays the agent of a [`script`] on [`memory`] that is not there or that a guest lends
-//! ([`memvisor_guest_agent::outside`]); [`alone`] is the host alone, on which things happen by [`schedule`].
+//! ([`memvisor_guest_agent::outside`]); [`alone`] is the host alone, on which things happen by [`schedule`]. [`conformance`] holds
+//! a side to the document.
 
 pub mod actor;
 pub mod alone;
+pub mod conformance;
 pub mod dump;
 pub mod memory;
 pub mod peer;
