@@ -4,6 +4,7 @@ mod agent;
 mod conform;
 mod dump;
 mod host;
+mod replay;
 
 use clap::{Args, Subcommand};
 
@@ -19,6 +20,8 @@ pub(super) struct BalloonArgs {
 enum Tool {
     /// Show a session that `memvisor host --record-balloon` recorded.
     Dump(dump::DumpArgs),
+    /// Play one side of a recorded session again, and say what the other side answers differently.
+    Replay(replay::ReplayArgs),
     /// Run an agent that behaves as it is told, well or badly.
     Agent(agent::AgentArgs),
     /// Run a host without guests, whose target follows a schedule, for agents to be tried against.
@@ -30,6 +33,7 @@ enum Tool {
 pub(super) fn run(args: BalloonArgs) -> anyhow::Result<Exit> {
     match args.tool {
         Tool::Dump(args) => dump::run(&args),
+        Tool::Replay(args) => replay::run(&args),
         Tool::Agent(args) => agent::run(&args),
         Tool::Host(args) => host::run(&args),
         Tool::Conform(args) => conform::run(&args),

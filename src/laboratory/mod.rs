@@ -12,8 +12,8 @@
 //!
 //! **The structures.** A [`tape`] is the file of one session; [`record`] makes it in the daemon, [`dump`] shows it. An
 //! [`actor`] plays the agent of a [`script`] on [`memory`] that is not there or that a guest lends
-//! ([`memvisor_guest_agent::outside`]); [`alone`] is the host alone, on which things happen by [`schedule`]. [`conformance`] holds
-//! a side to the document.
+//! ([`memvisor_guest_agent::outside`]); [`alone`] is the host alone, on which things happen by [`schedule`]. [`replay`]
+//! plays one side of a tape again, [`conformance`] holds a side to the document.
 
 pub mod actor;
 pub mod alone;
@@ -23,6 +23,7 @@ pub mod memory;
 pub mod peer;
 pub mod play;
 pub mod record;
+pub mod replay;
 pub mod said;
 pub mod schedule;
 pub mod script;
