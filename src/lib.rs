@@ -30,7 +30,8 @@
 //! time, and a [`view`] is a page of it.
 //!
 //! **Trying it.** [`demo`] runs all of it for half a minute, [`bench`](mod@bench) measures it beside the kernel's own
-//! mechanisms, and [`cli`] is the command line. What a guest consists of is in the crate `memvisor_guest_agent`.
+//! mechanisms, [`laboratory`] has what experiments with the balloon protocol take, and [`cli`] is the command line.
+//! What a guest consists of is in the crate `memvisor_guest_agent`.
 
 mod average;
 pub mod balloon;
@@ -45,6 +46,7 @@ pub mod digest;
 pub mod engine;
 pub mod fault;
 pub mod host;
+pub mod laboratory;
 mod launch;
 pub mod page;
 pub mod policy;

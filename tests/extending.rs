@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rig::Process;
+use rig::console::{blocks, commands, prints};
 use tempfile::TempDir;
 
 const DOCUMENT: &str = include_str!("../docs/extending.md");
@@ -31,17 +32,6 @@ const CONFIG: &str = "[net]\noffline = true\n[build]\nincremental = false\n\
     [profile.dev.package.memvisor]\nopt-level = 0\ndebug = false\n\
     [profile.dev.package.memvisor-guest-agent]\nopt-level = 0\ndebug = false\n\
     [profile.dev.package.memvisor-wire]\nopt-level = 0\ndebug = false\n";
-
-/// The blocks of a kind in the document: their names and texts.
-fn blocks(kind: &str) -> Vec<(&'static str, String)> {
-    let parts = DOCUMENT.split("\n```").skip(1).step_by(2);
-    let blocks = parts.filter_map(|block| block.split_once('\n'));
-    let named = blocks.filter_map(|(head, text)| Some((head.split_once(' ')?, text)));
-    named
-        .filter(|((found, _), _)| *found == kind)
-        .map(|((_, name), text)| (name, format!("{text}\n")))
-        .collect()
-}
 
 /// A copy of the tree, and what is needed to build it.
 struct Copy {
@@ -161,34 +151,6 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
     File::open(to)?.set_modified(fs::metadata(from)?.modified()?)
 }
 
-/// Whether these lines are among those of the output, in this order.
-fn prints(output: &str, wanted: &[&str]) -> Result<(), String> {
-    let mut lines = output.lines();
-    for line in wanted {
-        if !lines.any(|found| matches(found, line)) {
-            return Err(format!("no line `{line}` in\n{output}"));
-        }
-    }
-    Ok(())
-}
-
-fn matches(found: &str, wanted: &str) -> bool {
-    let Some((start, rest)) = wanted.split_once("...") else {
-        return found == wanted;
-    };
-    let (middle, end) = rest.rsplit_once("...").unwrap_or(("", rest));
-    let Some(mut found) = found.strip_prefix(start) else {
-        return false;
-    };
-    for part in middle.split("...") {
-        match found.split_once(part) {
-            Some((_, rest)) => found = rest,
-            None => return false,
-        }
-    }
-    found.ends_with(end)
-}
-
 /// Runs the commands of a block in the copy.
 struct Session<'a> {
     copy: &'a Copy,
@@ -222,19 +184,16 @@ impl Session<'_> {
     }
 
     fn run(&mut self, block: &str) {
-        let block = format!("\n{block}");
-        let commands = block.split("\n$ ").skip(1);
-        for command in commands {
-            let (line, wanted) = command.split_once('\n').unwrap_or((command, ""));
+        for (line, wanted) in commands(block) {
             if let Some(line) = line.strip_suffix(" &") {
                 let process = self.start(line);
                 self.running.push(process);
                 continue;
             }
-            let wanted: Vec<&str> = wanted.lines().collect();
+            let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
             let begin = Instant::now();
             loop {
-                let mut process = self.start(line);
+                let mut process = self.start(&line);
                 let succeeds = process.wait(PATIENCE).success();
                 let output = process.stdout() + &process.stderr();
                 let found = match wanted.is_empty() && !succeeds {
@@ -256,7 +215,7 @@ impl Session<'_> {
 
 #[test]
 fn each_diff_applies_to_the_tree_as_it_is() {
-    let (copy, diffs) = (Copy::new(), blocks("diff"));
+    let (copy, diffs) = (Copy::new(), blocks(DOCUMENT, "diff"));
     assert!(!diffs.is_empty(), "no diffs found: is the search right?");
     for (name, diff) in diffs {
         copy.apply(name, &diff, false);
@@ -274,13 +233,16 @@ fn commands_print_what_the_document_says() {
     }
     let copy = Copy::new();
     copy.seed();
-    for (name, diff) in blocks("diff") {
+    for (name, diff) in blocks(DOCUMENT, "diff") {
         copy.apply(name, &diff, false);
     }
     // With what `cargo test` has built others' crates for. With the tests of a file come the executables.
     let build =
         "$ cargo test -p memvisor -p memvisor-guest-agent --lib --test tidy --no-run\n".to_owned();
-    for (name, block) in [("build", build)].into_iter().chain(blocks("console")) {
+    for (name, block) in [("build", build)]
+        .into_iter()
+        .chain(blocks(DOCUMENT, "console"))
+    {
         let begin = Instant::now();
         let scratch = tempfile::tempdir().expect("a directory");
         let mut session = Session {

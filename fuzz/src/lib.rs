@@ -7,6 +7,7 @@
 
 mod claims;
 mod control;
+mod laboratory;
 mod messages;
 mod pages;
 mod texts;
@@ -17,7 +18,7 @@ use arbitrary::{Result, Unstructured};
 pub type Check = fn(&mut Unstructured<'_>) -> Result<()>;
 
 /// All checks, by the names of their targets.
-pub const CHECKS: [(&str, Check); 8] = [
+pub const CHECKS: [(&str, Check); 9] = [
     ("memory", messages::memory),
     ("channels", messages::channels),
     ("balloon", messages::balloon),
@@ -26,6 +27,7 @@ pub const CHECKS: [(&str, Check); 8] = [
     ("config", texts::files),
     ("words", texts::words),
     ("control", control::bodies),
+    ("recordings", laboratory::recordings),
 ];
 
 /// Runs one check.

@@ -20,7 +20,7 @@ use memvisor_wire::units::{self, SIZES};
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
-use crate::guest::{self, GuestError, GuestOptions, GuestProgress, GuestReport};
+use crate::guest::{self, AgentChoice, GuestError, GuestOptions, GuestProgress, GuestReport};
 use crate::workload::{long_help, short_help};
 
 /// The part of `--help` about exit codes.
@@ -31,7 +31,7 @@ Exit codes:
     2  the command line is wrong
     3  a guest read back other data than it had written
     4  the host is not running, does not answer, or went away
-    5  a scenario ran to its end, but not as it expects
+    5  a scenario, a replay or a suite ran to its end, but not as expected
   130  interrupted by a signal";
 
 /// How a command ended: what a script can tell without reading the output.
@@ -47,7 +47,7 @@ pub enum Exit {
     Corrupt = 3,
     /// The host is not running, does not answer, or went away.
     HostGone = 4,
-    /// A scenario ran to its end, but not as it expects.
+    /// A scenario, a replay or a suite ran to its end, but not as expected.
     Unexpected = 5,
     /// A signal came.
     Interrupted = 130,
@@ -139,12 +139,19 @@ pub struct GuestArgs {
     no_agent: bool,
 
     /// How the balloon agent names pages to the host, as docs/balloon-protocol.md describes it.
-    #[arg(long, value_name = "NAME", default_value = "ranges", value_parser = protocols())]
+    #[arg(long, value_name = "NAME", default_value = "ranges", value_parser = protocols(), conflicts_with = "agent")]
     balloon_protocol: Protocol,
 
     /// Move pages of the balloon as fast as it goes; for benchmarks.
     #[arg(long, hide = true)]
     balloon_unpaced: bool,
+    /// Run this command as the balloon agent, in place of the bundled one; docs/balloon-lab.md says what it is given.
+    #[arg(long, value_name = "COMMAND", conflicts_with = "no_agent")]
+    agent: Option<String>,
+
+    /// Print the token with which a balloon agent can connect, once the guest is powered on.
+    #[arg(long)]
+    print_token: bool,
 
     /// Ask the host for every page. By default, where userfaultfd works, the thread that needs a page serves its fault
     /// itself: first touches, pages in the compression cache or the swap file, and copies of shared pages.
@@ -154,8 +161,8 @@ pub struct GuestArgs {
     /// Run without a host, on memory of this process, which the kernel may merge and page out unless
     /// --no-sharing forbids the merging.
     #[arg(long, conflicts_with_all = [
-        "salt", "reservation", "limit", "shares", "balloon_max", "no_agent", "no_inline", "runtime_dir",
-        "memory_socket", "balloon_socket", "balloon_protocol",
+        "salt", "reservation", "limit", "shares", "balloon_max", "no_agent", "agent", "print_token", "no_inline",
+        "runtime_dir", "memory_socket", "balloon_socket", "balloon_protocol",
     ])]
     bare: bool,
 
@@ -252,7 +259,11 @@ impl GuestArgs {
             shares: self.shares.count(self.memory.into()),
             balloon_max: self.balloon_max,
             sharing: !self.no_sharing,
-            agent: !self.no_agent,
+            agent: match self.agent {
+                Some(command) => AgentChoice::Program(command),
+                None if self.no_agent => AgentChoice::None,
+                None => AgentChoice::Bundled,
+            },
             balloon_protocol: self.balloon_protocol,
             balloon_paced: !self.balloon_unpaced,
             inline: !self.no_inline,
@@ -269,7 +280,7 @@ impl GuestArgs {
 /// # Errors
 /// Anything that keeps the guest from running; [`Exit::of_cause`] knows the codes.
 pub fn run(args: GuestArgs, complain: fn(&str)) -> anyhow::Result<Exit> {
-    let json = args.json;
+    let (json, print_token) = (args.json, args.print_token);
     let options = args.options()?;
     let told = format!("guest `{}`", options.name);
     // Before any thread starts, because threads inherit the set of blocked signals.
@@ -285,7 +296,17 @@ pub fn run(args: GuestArgs, complain: fn(&str)) -> anyhow::Result<Exit> {
     let tell = |progress: &GuestProgress| {
         let _ = print(&format!("{}\n", progress.line()));
     };
-    let outcome = guest::run(&options, &signals, host_gone, tell, |_| {}).context(told.clone())?;
+    let powered_on = |token| {
+        if print_token {
+            let text = match json {
+                true => format!("{{\"token\":\"{token:#018x}\"}}\n"),
+                false => format!("token {token:#018x}\n"),
+            };
+            let _ = print(&text);
+        }
+    };
+    let outcome = guest::run(&options, &signals, host_gone, powered_on, tell, |_| {})
+        .context(told.clone())?;
     for wrong in &outcome.wrong {
         complain(&format!("{told}: {wrong}"));
     }

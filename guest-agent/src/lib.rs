@@ -6,6 +6,7 @@
 //! - [`kernel`]: the toy guest OS: pages, mappings, page cache, reclaim, its own swap disk.
 //! - [`guest`]: all of these put together.
 //! - [`command`]: the command line of a guest, and how it ends; [`log`]: what is logged, one line an event.
+//! - [`outside`]: a balloon agent that is a program of its own.
 //! - [`workload`]: what guests run; each workload verifies every byte that it reads.
 
 pub mod balloon;
@@ -13,5 +14,6 @@ pub mod command;
 pub mod guest;
 pub mod kernel;
 pub mod log;
+pub mod outside;
 pub mod shim;
 pub mod workload;

@@ -17,6 +17,17 @@ pub enum SessionEnd {
     Closed,
 }
 
+impl SessionEnd {
+    /// How the session ended, for people.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "the agent said STOP",
+            Self::Closed => "the agent closed the connection",
+        }
+    }
+}
+
 /// Why the host ended a session.
 #[derive(Debug, Error)]
 #[non_exhaustive]

@@ -43,6 +43,24 @@ pub trait BalloonHost: Sync {
     /// # Errors
     /// [`Refusal`], which ends the session.
     fn connect(&self, start: &Start) -> Result<Box<dyn BalloonVm + '_>, Refusal>;
+
+    /// Who hears what is said in a new session, if anybody. Asked once for each connection.
+    fn tap(&self) -> Option<Box<dyn Tap>> {
+        None
+    }
+}
+
+/// Hears each datagram of a session, as it is on the wire, in the order in which the session read and sent them.
+/// It must not wait for anything: the session waits for it.
+pub trait Tap {
+    /// The agent said this; it may break every rule.
+    fn received(&mut self, datagram: &[u8]);
+
+    /// The host said this.
+    fn sent(&mut self, datagram: &[u8]);
+
+    /// The session has ended, and why, for people.
+    fn ended(&mut self, why: &str);
 }
 
 /// One VM, as far as its balloon session sees it. Only the session's thread calls it.

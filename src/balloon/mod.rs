@@ -41,7 +41,7 @@ pub use batch::SLACK_PAGES;
 pub use counters::BalloonCounters;
 
 pub use end::{SessionEnd, SessionError};
-pub use host::{BalloonHost, BalloonVm, Refusal};
+pub use host::{BalloonHost, BalloonVm, Refusal, Tap};
 pub use moves::{deflate, inflate, release_all};
 pub use progress::AgentProgress;
 pub use relief::Relief;

@@ -24,7 +24,7 @@ use memvisor_wire::{Received, SeqPacket, wait_readable};
 use super::counters::add;
 use super::rate::Allowance;
 use super::variant::{self, Variant};
-use super::{BalloonHost, BalloonVm, GuestStats, Refusal, SessionEnd, SessionError};
+use super::{BalloonHost, BalloonVm, GuestStats, Refusal, SessionEnd, SessionError, Tap};
 use crate::units::Pages;
 
 /// How long a new connection may be silent. An agent sends `START` at once, and a thread waits for it.
@@ -45,29 +45,37 @@ pub fn serve(
     host: &dyn BalloonHost,
     poll_interval: Duration,
 ) -> Result<SessionEnd, SessionError> {
-    let ended = socket
+    let mut connection = Connection::new(socket, poll_interval, host.tap());
+    let mut ended = socket
         .set_send_timeout(SEND_TIMEOUT)
         .map_err(SessionError::from)
-        .and_then(|()| Connection::new(socket, poll_interval).run(host));
+        .and_then(|()| connection.run(host));
     // An agent that leaves while it is being answered has closed the connection, as any other that leaves.
     if let Err(SessionError::Socket(error)) = &ended
         && error.kind() == io::ErrorKind::BrokenPipe
     {
-        return Ok(SessionEnd::Closed);
+        ended = Ok(SessionEnd::Closed);
     }
     if let Err(error) = &ended
         && let Some(code) = error.code()
     {
         let text = error.to_string();
         // The connection ends either way; an agent that is gone needs no explanation.
-        let _ = socket.send(&ToAgent::Error { code, text }.encode(0));
+        let _ = connection.send(0, &ToAgent::Error { code, text });
+    }
+    if let Some(tap) = &mut connection.tap {
+        match &ended {
+            Ok(end) => tap.ended(end.as_str()),
+            Err(error) => tap.ended(&error.to_string()),
+        }
     }
     ended
 }
 
-/// The socket of a session, a buffer for what is read from it, and the allowance for that.
+/// The socket of a session, a buffer for what is read from it, the allowance for that, and who listens.
 struct Connection<'s> {
     socket: &'s SeqPacket,
+    tap: Option<Box<dyn Tap>>,
     poll_interval: Duration,
     buffer: Vec<u8>,
     /// Bytes of the latest message.
@@ -76,9 +84,10 @@ struct Connection<'s> {
 }
 
 impl<'s> Connection<'s> {
-    fn new(socket: &'s SeqPacket, poll_interval: Duration) -> Self {
+    fn new(socket: &'s SeqPacket, poll_interval: Duration, tap: Option<Box<dyn Tap>>) -> Self {
         Self {
             socket,
+            tap,
             poll_interval,
             buffer: vec![0; MAX_MESSAGE_BYTES],
             len: 0,
@@ -86,7 +95,7 @@ impl<'s> Connection<'s> {
         }
     }
 
-    fn run(mut self, host: &dyn BalloonHost) -> Result<SessionEnd, SessionError> {
+    fn run(&mut self, host: &dyn BalloonHost) -> Result<SessionEnd, SessionError> {
         if wait_readable([self.socket.as_fd()], Some(START_TIMEOUT))? == [false] {
             return Err(order("START", "did not come within 5 seconds"));
         }
@@ -170,6 +179,9 @@ impl<'s> Connection<'s> {
             Received::Message { len } => len,
         };
         self.len = len;
+        if let Some(tap) = &mut self.tap {
+            tap.received(&self.buffer[..len]);
+        }
         let (seq, message) = ToHost::decode(&self.buffer[..len])?;
         self.allowance
             .pay(variant::pages_named(&message), Instant::now());
@@ -189,11 +201,26 @@ impl<'s> Connection<'s> {
         let counters = session.vm.counters();
         add(&counters.messages_out, 1);
         add(&counters.bytes, datagram.len() as u64);
+        self.tell_tap(&datagram);
         match session.variant.descriptor() {
             Some(shared) if matches!(message, ToAgent::Started(_)) => {
                 self.socket.send_with_fds(&datagram, &[shared])
             }
             _ => self.socket.send(&datagram),
+        }
+    }
+
+    /// Sends a message to an agent that has no session.
+    fn send(&mut self, seq: u32, message: &ToAgent) -> io::Result<()> {
+        let datagram = message.encode(seq);
+        self.tell_tap(&datagram);
+        self.socket.send(&datagram)
+    }
+
+    /// Before it is sent: what the agent does next is heard after what it does that for.
+    fn tell_tap(&mut self, datagram: &[u8]) {
+        if let Some(tap) = &mut self.tap {
+            tap.sent(datagram);
         }
     }
 }

@@ -67,6 +67,7 @@ impl<'a> Stage<'a> {
             engine: setup.options.engine,
             swap_dir: setup.scratch.clone(),
             runtime_dir: dir.clone(),
+            record_balloon: None,
             http: None,
             vma_budget: None,
             layers: lifted(),

@@ -57,6 +57,10 @@ pub(super) struct HostArgs {
     #[arg(long, value_name = "ADDRESS")]
     http: Option<HttpAddress>,
 
+    /// Record each session of a balloon agent in a file of its own in this directory, for `memvisor balloon dump`.
+    #[arg(long, value_name = "DIR")]
+    record_balloon: Option<PathBuf>,
+
     /// The most memory mappings that sharing may cost one guest [default: by the kernel's limit].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     vma_budget: Option<u32>,
@@ -107,6 +111,7 @@ impl HostArgs {
             engine: engine.unwrap_or(EngineChoice::Auto),
             swap_dir: swap_dir.unwrap_or_else(|| runtime_dir.path().to_owned()),
             runtime_dir,
+            record_balloon: self.record_balloon.or(start.record_balloon),
             http: self.http.or(start.http).map(|HttpAddress(address)| address),
             vma_budget: self.vma_budget,
             layers,

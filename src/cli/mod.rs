@@ -4,6 +4,7 @@
 //! have ([`memvisor_guest_agent::command`]). Arguments are checked here as far as
 //! they can be checked without a host. The host checks what depends on its state.
 
+mod balloon;
 mod bench;
 mod compare;
 mod demo;
@@ -52,6 +53,8 @@ enum Command {
     Guest(guest::GuestCommand),
     /// Look at running VMs, change their settings and balloons, end them.
     Vm(vm::VmArgs),
+    /// Look at recorded balloon sessions, repeat them, provoke agents and hosts, and judge them.
+    Balloon(balloon::BalloonArgs),
     /// Show settings of the host.
     Get(get::GetArgs),
     /// Change a setting of the host until it ends.
@@ -114,6 +117,7 @@ fn perform(command: Command) -> anyhow::Result<Exit> {
         Command::Host(args) => host::run(args),
         Command::Guest(args) => guest::run(args),
         Command::Vm(args) => vm::run(args),
+        Command::Balloon(args) => balloon::run(args),
         Command::Get(args) => get::get(args),
         Command::Set(args) => get::set(&args),
         Command::Why(args) => why::why(args),

@@ -211,7 +211,7 @@ fn help_documents_the_exit_codes() {
 /// The rows of the table of `memvisor NAME` in docs/settings.md: option and default.
 fn documented(name: &str) -> Vec<(String, String)> {
     let document = include_str!("../../docs/settings.md");
-    let heading = format!("\n## `memvisor {name}`\n");
+    let heading = format!("# `memvisor {name}`\n");
     let (_, section) = document.split_once(&heading).expect("a section of its own");
     let section = section.split("\n##").next().expect("split gives one part");
     let rows = section.lines().filter(|line| line.starts_with("| `--"));
@@ -223,37 +223,41 @@ fn documented(name: &str) -> Vec<(String, String)> {
     .collect()
 }
 
+fn check_documented(command: &clap::Command, name: &str) {
+    let rows = documented(name);
+    let options: Vec<_> = command
+        .get_arguments()
+        .filter(|arg| !arg.is_hide_set() && arg.get_id() != "help")
+        .filter_map(|arg| Some((format!("--{}", arg.get_long()?), arg)))
+        .collect();
+    for (option, arg) in &options {
+        let of = format!("{name} {option}");
+        let row = rows.iter().find(|(documented, _)| documented == option);
+        let (_, default) = row.unwrap_or_else(|| panic!("{of} is not in docs/settings.md"));
+        if let Some(value) = arg
+            .get_default_values()
+            .first()
+            .filter(|_| takes_value(arg))
+        {
+            assert_eq!(default.as_str(), value, "default of {of}");
+        }
+        assert_eq!(default == "required", arg.is_required_set(), "{of}");
+    }
+    assert_eq!(rows.len(), options.len(), "{name}: rows too many");
+}
+
 #[test]
 fn settings_document_has_every_option_with_its_default() {
     let mut cli = Cli::command();
     cli.build();
     let shown = |c: &&clap::Command| c.get_name() != "help" && !c.is_hide_set();
     for command in cli.get_subcommands().filter(shown) {
-        let rows = documented(command.get_name());
-        let options: Vec<_> = command
-            .get_arguments()
-            .filter(|arg| !arg.is_hide_set() && arg.get_id() != "help")
-            .filter_map(|arg| Some((format!("--{}", arg.get_long()?), arg)))
-            .collect();
-        for (option, arg) in &options {
-            let of = format!("{} {option}", command.get_name());
-            let row = rows.iter().find(|(documented, _)| documented == option);
-            let (_, default) = row.unwrap_or_else(|| panic!("{of} is not in docs/settings.md"));
-            if let Some(value) = arg
-                .get_default_values()
-                .first()
-                .filter(|_| takes_value(arg))
-            {
-                assert_eq!(default.as_str(), value, "default of {of}");
-            }
-            assert_eq!(default == "required", arg.is_required_set(), "{of}");
-        }
-        assert_eq!(
-            rows.len(),
-            options.len(),
-            "{}: rows too many",
-            command.get_name()
-        );
+        check_documented(command, command.get_name());
+    }
+    // Each of its tools has options of its own.
+    let laboratory = cli.find_subcommand("balloon").expect("there is one");
+    for tool in laboratory.get_subcommands().filter(shown) {
+        check_documented(tool, &format!("balloon {}", tool.get_name()));
     }
 }
 

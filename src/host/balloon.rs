@@ -10,7 +10,7 @@ use memvisor_wire::{Doorbell, SeqPacket};
 use super::daemon::Host;
 use super::member::Member;
 use crate::balloon::{
-    BalloonCounters, BalloonHost, BalloonVm, GuestStats, Refusal, SessionError, serve,
+    BalloonCounters, BalloonHost, BalloonVm, GuestStats, Refusal, SessionError, Tap, serve,
 };
 use crate::page::Home;
 use crate::policy::FreeState;
@@ -66,6 +66,11 @@ impl BalloonHost for Host {
         let (vm, agent) = (&member.vm.params.name, &start.name);
         SESSIONS.line(|unsaid| tracing::info!(%vm, agent, unsaid, "balloon agent connected"));
         Ok(Box::new(Balloon { host: self, member }))
+    }
+
+    fn tap(&self) -> Option<Box<dyn Tap>> {
+        let recording = self.recorder.as_ref()?.begin()?;
+        Some(Box::new(recording))
     }
 }
 

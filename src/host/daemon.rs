@@ -12,6 +12,7 @@ use super::members::Members;
 use super::options::{EngineChoice, HostOptions};
 use super::pools::Pools;
 use crate::control::{ControlError, ReloadReport};
+use crate::laboratory::record::Recorder;
 use crate::page::Budget;
 use crate::settings::SettingView;
 use crate::sys::map_large_allocations;
@@ -38,6 +39,8 @@ pub(super) struct Host {
     pub(super) pools: Arc<Pools>,
     pub(super) admission: Admission,
     pub(super) governor: Arc<Governor>,
+    /// Where sessions of balloon agents are recorded, if at all.
+    pub(super) recorder: Option<Recorder>,
     pub(super) since: Instant,
 }
 
@@ -68,6 +71,13 @@ impl Host {
             may_fall_back: options.engine == EngineChoice::Auto,
             vma_budget: capabilities.vma_budget,
         };
+        let recorder = options.record_balloon.as_deref().map(|dir| {
+            Recorder::new(dir).map_err(|source| HostError::RecordBalloon {
+                dir: dir.to_owned(),
+                source,
+            })
+        });
+        let recorder = recorder.transpose()?;
         let admission = Admission::new(engines, &budget, &members, &configuration, &pools);
         let governor = Governor::new(&budget, &members, &configuration, &pools);
         Ok(Self {
@@ -78,6 +88,7 @@ impl Host {
             pools,
             admission,
             governor: Arc::new(governor),
+            recorder,
             since: Instant::now(),
         })
     }

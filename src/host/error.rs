@@ -49,6 +49,14 @@ pub enum HostError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Balloon sessions cannot be recorded.
+    #[error("cannot record balloon sessions in `{}`", dir.display())]
+    RecordBalloon {
+        /// The directory.
+        dir: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The runtime directory cannot be used.
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),

@@ -22,6 +22,8 @@ pub struct HostOptions {
     pub swap_dir: PathBuf,
     /// Where the sockets are.
     pub runtime_dir: RuntimeDir,
+    /// Where sessions of balloon agents are recorded, if at all.
+    pub record_balloon: Option<PathBuf>,
     /// Where metrics are served, if anywhere.
     pub http: Option<SocketAddr>,
     /// The most mappings sharing may cost one guest; `None` chooses by the kernel's limit.

@@ -51,6 +51,7 @@ pub(super) fn options(dir: &Path, memory: Bytes, config: Option<&str>) -> HostOp
         engine: EngineChoice::Mprotect,
         swap_dir: dir.to_owned(),
         runtime_dir: RuntimeDir::new("/run/memvisor").expect("short enough"),
+        record_balloon: None,
         http: None,
         vma_budget: None,
         layers: Layers::new(Profile::Lab, file.unwrap_or_default(), Layer::default()),

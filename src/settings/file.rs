@@ -127,6 +127,7 @@ impl ConfigFile {
             ("memory", was.memory == is.memory),
             ("engine", was.engine == is.engine),
             ("swap-dir", was.swap_dir == is.swap_dir),
+            ("record-balloon", was.record_balloon == is.record_balloon),
             ("http", was.http == is.http),
         ];
         let changed = same.iter().filter(|(_, same)| !same);

@@ -31,6 +31,9 @@ pub struct StartSettings {
     /// Where swap files are made.
     #[serde(deserialize_with = "directory")]
     pub swap_dir: Option<PathBuf>,
+    /// Where sessions of balloon agents are recorded.
+    #[serde(deserialize_with = "directory")]
+    pub record_balloon: Option<PathBuf>,
     /// Where metrics are served.
     pub http: Option<HttpAddress>,
 }

@@ -11,6 +11,7 @@
 )]
 
 pub(crate) mod browser;
+pub(crate) mod console;
 mod kernel;
 mod process;
 pub(crate) mod raw;

@@ -201,7 +201,8 @@ impl<'s> Balloon<'s> {
         let mut refused = answers.unanswered;
         for StatusRun { run, status } in answers.statuses {
             match status {
-                PageStatus::Ok => self.held.add(run),
+                // Locked before, of which this agent knows nothing: it is the host's all the same.
+                PageStatus::Ok | PageStatus::AlreadyLocked => self.held.add(run),
                 _ => refused.push(run),
             }
         }

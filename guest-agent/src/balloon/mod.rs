@@ -53,6 +53,19 @@ pub struct AgentSettings {
     pub is_paced: bool,
 }
 
+impl AgentSettings {
+    /// An agent of the default protocol that bounds its rate.
+    #[must_use]
+    pub fn new(token: u64, name: String) -> Self {
+        Self {
+            token,
+            name,
+            protocol: Protocol::default(),
+            is_paced: true,
+        }
+    }
+}
+
 /// A running balloon agent. Dropping it tells the host that the balloon ends, gives all pages back to the guest and
 /// ends the thread. A host that does not answer delays this by 10 seconds.
 #[derive(Debug)]

@@ -369,11 +369,24 @@ fn refused_pages_go_back_and_sixteen_end_the_window() {
     let host = rig.polled(5);
     host.grant(5, 15);
     assert_eq!(host.answer_batch(PageStatus::Busy, 15), 10);
-    assert_eq!(host.answer_batch(PageStatus::AlreadyLocked, 15), 10);
+    assert_eq!(host.answer_batch(PageStatus::NotNeeded, 15), 10);
     rig.guest.wait_for_pinned(5);
     host.ring(16);
     host.assert_idle(&rig, 16);
     assert_eq!(rig.guest.state.lock().unwrap().released, 20);
+    rig.stop(&host);
+}
+
+#[test]
+fn pages_that_the_host_has_already_stay_pinned_until_they_are_unlocked() {
+    let rig = Rig::new(20_000, 0);
+    let host = rig.polled(10);
+    assert_eq!(host.answer_batch(PageStatus::AlreadyLocked, 10), 10);
+    host.assert_idle(&rig, 10);
+    assert_eq!(rig.guest.pinned(), 10);
+    host.ring(0);
+    assert_eq!(host.answer_batch(PageStatus::Ok, 0), 10);
+    rig.guest.wait_for_pinned(0);
     rig.stop(&host);
 }
 

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::balloon::{Agent, AgentSettings, PageSource};
 use crate::kernel::{Kernel, KernelError, KernelOptions, PressureHook};
+use crate::outside::OutsideAgent;
 use crate::shim::{self, Memory, PowerOnError, PoweredOn, Ram, SessionEnd, map_bare};
 use crate::workload::{
     LastLook, Mismatch, Progress, Report, Runner, Sequence, SpecError, StartError,
@@ -64,8 +65,8 @@ pub struct GuestOptions {
     pub balloon_max: Option<u32>,
     /// Whether its pages may be shared.
     pub sharing: bool,
-    /// Whether it runs a balloon agent.
-    pub agent: bool,
+    /// The balloon agent that it runs.
+    pub agent: AgentChoice,
     /// How the agent names pages.
     pub balloon_protocol: Protocol,
     /// Whether the agent bounds its own rate.
@@ -83,6 +84,17 @@ pub struct GuestOptions {
     pub disk_directory: PathBuf,
     /// The size of the guest's own swap disk in pages.
     pub swap_pages: u32,
+}
+
+/// The balloon agent of a guest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AgentChoice {
+    /// None, as in a guest without VMware Tools.
+    None,
+    /// The one that comes with every guest.
+    Bundled,
+    /// A program, by its command line: [`crate::outside`].
+    Program(String),
 }
 
 /// Why a guest could not run.
@@ -163,7 +175,7 @@ impl fmt::Display for WrongBytes {
 
 /// Runs a guest until its time is over, one of `signals` arrives or it finds wrong bytes. Then its
 /// workloads verify all that they own; `progress` is called with how far they are. Until then, `tell` is called as often
-/// as the options say.
+/// as the options say. `powered_on` is called with the token of its balloon, if it has a host.
 ///
 /// `host_gone` is called on another thread if the session with the host ends. It should end the
 /// process, because threads that wait for a page then wait for ever.
@@ -174,6 +186,7 @@ pub fn run(
     options: &GuestOptions,
     signals: &Signals,
     host_gone: impl FnOnce(SessionEnd) + Send + 'static,
+    powered_on: impl FnOnce(u64),
     mut tell: impl FnMut(&GuestProgress),
     progress: impl FnMut(Progress),
 ) -> Result<Outcome, GuestError> {
@@ -187,6 +200,7 @@ pub fn run(
         (Arc::new(ram) as Arc<dyn Memory>, None)
     } else {
         let (ram, token) = power_on(options, signals, host_gone)?;
+        powered_on(token);
         (Arc::new(ram) as Arc<dyn Memory>, Some((ram, token)))
     };
     let kernel_options = KernelOptions {
@@ -195,8 +209,8 @@ pub fn run(
     };
     let kernel = Kernel::new(memory, &kernel_options)?;
     let relief = match host {
-        Some((_, token)) if options.agent => Some(start_agent(options, token, &kernel)?),
-        _ => None,
+        Some((_, token)) => start_agent(options, token, &kernel)?,
+        None => None,
     };
     let started = Instant::now();
     let runner = Runner::start(&kernel, &sequences, options.seed)?;
@@ -290,7 +304,7 @@ fn start_agent(
     options: &GuestOptions,
     token: u64,
     kernel: &Arc<Kernel>,
-) -> Result<Arc<Relief>, GuestError> {
+) -> Result<Option<Arc<Relief>>, GuestError> {
     let settings = AgentSettings {
         token,
         name: options.name.clone(),
@@ -299,12 +313,19 @@ fn start_agent(
     };
     let source: Arc<dyn PageSource> = Arc::new(KernelPages::new(Arc::clone(kernel)));
     let socket = options.balloon_socket.clone();
-    let agent = Agent::start(settings, source, move || SeqPacket::connect(&socket))
-        .map_err(cannot("start the balloon agent"))?;
-    let relief = Arc::new(Relief::new(agent));
+    let relief = match &options.agent {
+        AgentChoice::None => return Ok(None),
+        AgentChoice::Bundled => {
+            Agent::start(settings, source, move || SeqPacket::connect(&socket)).map(Relief::Bundled)
+        }
+        AgentChoice::Program(command) => {
+            OutsideAgent::start(command, &settings, &socket, source).map(Relief::Program)
+        }
+    };
+    let relief = Arc::new(relief.map_err(cannot("start the balloon agent"))?);
     let hook: Arc<dyn PressureHook> = Arc::<Relief>::clone(&relief);
     kernel.set_pressure_hook(Arc::downgrade(&hook));
-    Ok(relief)
+    Ok(Some(relief))
 }
 
 /// Waits for the end of the guest. Returns whether a signal caused it. Wrong bytes end a guest at once,

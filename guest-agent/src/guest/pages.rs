@@ -10,6 +10,7 @@ use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE};
 
 use crate::balloon::{Agent, FreePages, PageSource, Settled};
 use crate::kernel::{Kernel, PressureHook};
+use crate::outside::OutsideAgent;
 use crate::shim::map_shared_words;
 
 /// How long an allocation waits for the balloon when there is nothing left to reclaim.
@@ -103,17 +104,19 @@ impl FreePages for KernelPages {
 
 /// The agent, as the source of relief for a kernel that is out of memory.
 #[derive(Debug)]
-pub(super) struct Relief(Agent);
-
-impl Relief {
-    pub(super) const fn new(agent: Agent) -> Self {
-        Self(agent)
-    }
+pub(super) enum Relief {
+    Bundled(Agent),
+    Program(OutsideAgent),
 }
 
 impl PressureHook for Relief {
     fn relieve(&self, pages: u32) -> bool {
-        self.0.relieve(u64::from(pages), RELIEF_TIMEOUT) > 0
+        let pages = u64::from(pages);
+        let returned = match self {
+            Self::Bundled(agent) => agent.relieve(pages, RELIEF_TIMEOUT),
+            Self::Program(agent) => agent.relieve(pages, RELIEF_TIMEOUT),
+        };
+        returned > 0
     }
 }
 

@@ -157,7 +157,7 @@ fn guest(swap_pages: u32, is_short: bool) -> Guest {
     };
     let source: Arc<dyn PageSource> = Arc::new(KernelPages::new(Arc::clone(&kernel)));
     let agent = Agent::start(settings, source, dial).expect("a thread");
-    let relief = Arc::new(Relief::new(agent));
+    let relief = Arc::new(Relief::Bundled(agent));
     let weak: Weak<Relief> = Arc::downgrade(&relief);
     kernel.set_pressure_hook(weak);
     host.wait("the balloon", |state| state.balloon.len() as u64 == BALLOON);

@@ -1,0 +1,158 @@
+//! The memory of a guest that is not there: page numbers, and no RAM behind them.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use memvisor_guest_agent::balloon::PageSource;
+use memvisor_wire::balloon::{Stat, StatTag};
+
+use crate::units::{Gfn, GfnRun, PAGE_SIZE, runs_of};
+
+/// The memory of a guest, which can be shown.
+pub trait Memory: PageSource + Debug {}
+
+impl<T: PageSource + Debug> Memory for T {}
+
+/// A guest in which nobody uses memory but the balloon.
+#[derive(Debug)]
+pub struct SimulatedMemory {
+    total: u32,
+    pages: Mutex<Ledger>,
+}
+
+/// Who has each page.
+#[derive(Debug, Default)]
+struct Ledger {
+    free: BTreeSet<u32>,
+    pinned: BTreeSet<u32>,
+}
+
+impl SimulatedMemory {
+    /// A guest with `total` pages, all of them free.
+    #[must_use]
+    pub fn new(total: u32) -> Self {
+        let pages = Mutex::new(Ledger {
+            free: (0..total).collect(),
+            pinned: BTreeSet::new(),
+        });
+        Self { total, pages }
+    }
+
+    /// The same, with every second page in use by others, so that each run has one page.
+    #[must_use]
+    pub fn scattered(total: u32) -> Self {
+        let memory = Self::new(total);
+        memory.ledger().free.retain(|page| page % 2 == 0);
+        memory
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pages that are pinned.
+    #[must_use]
+    pub fn pinned(&self) -> u64 {
+        self.ledger().pinned.len() as u64
+    }
+
+    /// Whether all of these pages are pinned.
+    #[must_use]
+    pub fn has_pinned(&self, runs: &[GfnRun]) -> bool {
+        let ledger = self.ledger();
+        let mut gfns = runs.iter().flat_map(|run| run.iter());
+        gfns.all(|gfn| ledger.pinned.contains(&gfn.0))
+    }
+}
+
+impl PageSource for SimulatedMemory {
+    fn total_pages(&self) -> u64 {
+        self.total.into()
+    }
+
+    fn allocate(&self, max: u32, _may_reclaim: bool) -> Vec<GfnRun> {
+        let mut ledger = self.ledger();
+        let taken: Vec<u32> = ledger.free.iter().copied().take(max as usize).collect();
+        for page in &taken {
+            ledger.free.remove(page);
+            ledger.pinned.insert(*page);
+        }
+        runs_of(taken.into_iter().map(Gfn))
+    }
+
+    fn release(&self, runs: &[GfnRun]) {
+        let mut ledger = self.ledger();
+        for gfn in runs.iter().flat_map(|run| run.iter()) {
+            if ledger.pinned.remove(&gfn.0) {
+                ledger.free.insert(gfn.0);
+            }
+        }
+    }
+
+    fn stats(&self) -> Vec<Stat> {
+        let bytes = |pages: usize| (pages * PAGE_SIZE) as u64;
+        let ledger = self.ledger();
+        let (free, pinned) = (ledger.free.len(), ledger.pinned.len());
+        let total = self.total as usize - pinned;
+        vec![
+            Stat::new(StatTag::FREE_MEMORY, bytes(free)),
+            Stat::new(StatTag::TOTAL_MEMORY, bytes(total)),
+            Stat::new(StatTag::AVAILABLE_MEMORY, bytes(free)),
+        ]
+    }
+}
+
+/// A guest that gives a few pages and takes its time for them.
+#[derive(Debug)]
+pub struct SlowMemory {
+    memory: Arc<dyn Memory>,
+    at_most: u32,
+}
+
+impl SlowMemory {
+    /// Gives at most `at_most` pages of `memory` at once.
+    pub const fn new(memory: Arc<dyn Memory>, at_most: u32) -> Self {
+        Self { memory, at_most }
+    }
+}
+
+impl PageSource for SlowMemory {
+    fn total_pages(&self) -> u64 {
+        self.memory.total_pages()
+    }
+
+    /// To an agent, fewer pages than it asked for mean that the kernel has no more just now.
+    fn allocate(&self, max: u32, may_reclaim: bool) -> Vec<GfnRun> {
+        // With free pages alone it gives none, so that its agent slows down.
+        let most = if may_reclaim { self.at_most } else { 0 };
+        self.memory.allocate(max.min(most), may_reclaim)
+    }
+
+    fn release(&self, runs: &[GfnRun]) {
+        self.memory.release(runs);
+    }
+
+    fn stats(&self) -> Vec<Stat> {
+        self.memory.stats()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::RunsExt;
+
+    #[test]
+    fn pages_are_pinned_once_and_come_back() {
+        let memory = SimulatedMemory::new(10);
+        let first = memory.allocate(4, false);
+        assert_eq!(first, [GfnRun::new(Gfn(0), 4)]);
+        assert_eq!(memory.allocate(99, true).pages(), 6, "the rest");
+        memory.release(&[GfnRun::new(Gfn(1), 2), GfnRun::new(Gfn(1), 2)]);
+        assert_eq!(memory.pinned(), 8);
+        assert!(!memory.has_pinned(&first));
+        assert!(memory.has_pinned(&[GfnRun::single(Gfn(3))]));
+        assert_eq!(memory.stats()[0].value, 2 * 4096);
+    }
+}
