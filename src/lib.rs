@@ -66,6 +66,7 @@ pub mod sys;
 pub mod telemetry;
 pub mod throttle;
 pub mod top;
+pub mod trace;
 pub mod units;
 pub mod view;
 pub mod vm;

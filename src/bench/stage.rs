@@ -71,6 +71,7 @@ impl<'a> Stage<'a> {
             vma_budget: None,
             layers: Layers::default(),
             config: None,
+            trace: None,
         };
         Ok(Self {
             setup,

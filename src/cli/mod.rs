@@ -21,6 +21,7 @@ mod shell;
 mod show;
 mod table;
 mod top;
+mod trace;
 mod values;
 mod vm;
 mod why;
@@ -74,6 +75,8 @@ enum Command {
     Run(run::RunArgs),
     /// Put recorded experiments, or the variants of one, side by side.
     Compare(compare::CompareArgs),
+    /// Look at a trace that a host has recorded.
+    Trace(trace::TraceArgs),
     /// Print a script that completes memvisor's command line in a shell.
     Completions(shell::CompletionsArgs),
     /// Write a manual page of each command.
@@ -125,6 +128,8 @@ fn perform(command: Command) -> anyhow::Result<Exit> {
         Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Trace(args) => trace::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
         Command::BenchGuard => Ok(bench::run_guard()),

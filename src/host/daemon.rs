@@ -11,10 +11,12 @@ use super::governor::Governor;
 use super::members::Members;
 use super::options::{EngineChoice, HostOptions};
 use super::pools::Pools;
+use super::traced;
 use crate::control::{ControlError, ReloadReport};
 use crate::page::Budget;
 use crate::settings::SettingView;
 use crate::sys::map_large_allocations;
+use crate::trace::Recorder;
 use crate::units::Pages;
 
 /// How long guests get to end when the daemon does.
@@ -38,11 +40,12 @@ pub(super) struct Host {
     pub(super) pools: Arc<Pools>,
     pub(super) admission: Admission,
     pub(super) governor: Arc<Governor>,
+    pub(super) recorder: Option<Recorder>,
     pub(super) since: Instant,
 }
 
 /// The pages of a budget that first touches leave alone.
-fn reserve(total: Pages) -> Pages {
+pub(crate) fn reserve(total: Pages) -> Pages {
     Pages((total.0 / RESERVE_PART).max(RESERVE_MIN))
 }
 
@@ -70,7 +73,9 @@ impl Host {
         };
         let admission = Admission::new(engines, &budget, &members, &configuration, &pools);
         let governor = Governor::new(&budget, &members, &configuration, &pools);
+        let recorder = traced::start(options, &configuration, &budget)?;
         Ok(Self {
+            recorder,
             engines,
             budget,
             members,
@@ -92,11 +97,23 @@ impl Host {
     pub(super) fn reload(&self) -> Result<ReloadReport, ControlError> {
         let report = self.admission.reload()?;
         self.governor.wake();
+        self.record_settings();
         let named = |view: &SettingView| format!("{}={}", view.name, view.value);
         let settings: Vec<String> = report.settings.iter().map(named).collect();
         let (settings, vms) = (settings.join(" "), report.vms.join(" "));
         tracing::info!(file = report.file, settings, vms, "reloaded");
         Ok(report)
+    }
+
+    /// Has settings of VMs that have changed recorded.
+    pub(super) fn record_settings(&self) {
+        let Some(recorder) = &self.recorder else {
+            return;
+        };
+        for member in self.members.all() {
+            let facts = traced::vm_facts(&member.vm.params, &member.settings());
+            recorder.settings(member.vm.id, &facts);
+        }
     }
 
     /// Reloads the configuration file when nobody waits for the answer: errors go to the log.

@@ -41,6 +41,7 @@ use super::claims::{Claims, Revoked};
 use super::history::History;
 use super::home::{Home, KINDS};
 use super::parking::Parking;
+use super::witness::Witness;
 use crate::seeded::Seeded;
 use crate::sync::{AtomicU64, Ordering, zeroes};
 use crate::units::{FrameId, Gfn};
@@ -166,6 +167,7 @@ pub struct PageTable {
     parking: Arc<Parking>,
     /// What the guest may do by itself, if it can.
     claims: Option<Claims>,
+    pub(super) witness: Option<Arc<dyn Witness>>,
 }
 
 /// How an attempt to lock a page ended.
@@ -196,6 +198,7 @@ impl PageTable {
             history: History::new()?,
             parking,
             claims: None,
+            witness: None,
         })
     }
 
