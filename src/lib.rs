@@ -52,6 +52,7 @@ pub mod pool;
 pub mod reclaim;
 pub mod recording;
 mod remap;
+pub mod replay;
 pub mod runtime_dir;
 pub mod sample;
 pub mod scenario;

@@ -16,6 +16,7 @@ mod lifeline;
 mod phrases;
 mod plan;
 mod policies;
+mod replay;
 mod run;
 mod shell;
 mod show;
@@ -77,6 +78,8 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Look at a trace that a host has recorded.
     Trace(trace::TraceArgs),
+    /// Replay recorded guests under other policies, other choices of victims or with other memory.
+    Replay(replay::ReplayArgs),
     /// Print a script that completes memvisor's command line in a shell.
     Completions(shell::CompletionsArgs),
     /// Write a manual page of each command.
