@@ -72,6 +72,7 @@ impl<'a> Stage<'a> {
             vma_budget: None,
             layers: lifted(),
             config: None,
+            trace: None,
         };
         Ok(Self {
             setup,

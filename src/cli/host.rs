@@ -13,6 +13,7 @@ use crate::launch::SCRATCH_PREFIX;
 use crate::policy::{Policy, policies};
 use crate::runtime_dir::RuntimeDir;
 use crate::settings::{ConfigFile, HttpAddress, Key, Layer, Layers, Memory, Profile};
+use crate::trace::Limits;
 use crate::units::Bytes;
 
 #[derive(Debug, Args)]
@@ -65,6 +66,14 @@ pub(super) struct HostArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     vma_budget: Option<u32>,
 
+    /// Record what happens to pages into this file, for `memvisor trace` and `memvisor replay`; about 4 bytes an event.
+    #[arg(long, value_name = "FILE")]
+    record_trace: Option<PathBuf>,
+
+    /// The most that --record-trace writes.
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = values::memory, requires = "record_trace")]
+    record_trace_max: Bytes,
+
     #[arg(long, value_name = "MIN", help = values::help(Key::ShareScanTime), value_parser = values::setting(Key::ShareScanTime))]
     share_scan_time: Option<String>,
 
@@ -116,6 +125,10 @@ impl HostArgs {
             vma_budget: self.vma_budget,
             layers,
             config,
+            trace: self.record_trace.map(|file| Limits {
+                file,
+                most: self.record_trace_max,
+            }),
         })
     }
 

@@ -17,11 +17,13 @@ mod lifeline;
 mod phrases;
 mod plan;
 mod policies;
+mod replay;
 mod run;
 mod shell;
 mod show;
 mod table;
 mod top;
+mod trace;
 mod values;
 mod vm;
 mod why;
@@ -77,6 +79,10 @@ enum Command {
     Run(run::RunArgs),
     /// Put recorded experiments, or the variants of one, side by side.
     Compare(compare::CompareArgs),
+    /// Look at a trace that a host has recorded.
+    Trace(trace::TraceArgs),
+    /// Replay recorded guests under other policies, other choices of victims or with other memory.
+    Replay(replay::ReplayArgs),
     /// Print a script that completes memvisor's command line in a shell.
     Completions(shell::CompletionsArgs),
     /// Write a manual page of each command.
@@ -129,6 +135,8 @@ fn perform(command: Command) -> anyhow::Result<Exit> {
         Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Trace(args) => trace::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
         Command::BenchGuard => Ok(bench::run_guard()),

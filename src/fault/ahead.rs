@@ -20,7 +20,7 @@ const FREE_PART: u64 = 256;
 ///
 /// # Errors
 /// As [`resolve`].
-pub(super) fn resolve_in_stream(
+pub(crate) fn resolve_in_stream(
     streams: &Streams,
     vm: &Vm,
     gfn: Gfn,

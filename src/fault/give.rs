@@ -40,6 +40,13 @@ pub(super) fn give<'a>(
         return Ok(Outcome::Starved);
     }
     let gfn = requested.gfn();
+    // That of a sampled page is noted where it is counted.
+    if requested.home() == Home::Resident
+        && !requested.entry().is_sampled()
+        && let Some(witness) = vm.table.witness()
+    {
+        witness.accessed(gfn);
+    }
     let behind = lock_run(vm, range.iter().filter(|next| *next > gfn), wanted);
     // Away from the page in both directions: a page that ends the run must not leave a gap next to the requested one.
     let before = lock_run(vm, range.iter().rev().filter(|next| *next < gfn), wanted);

@@ -42,8 +42,10 @@ mod waiting;
 mod watch;
 
 pub use self::core::Core;
+pub(crate) use ahead::resolve_in_stream;
 pub use attach::Attacher;
 pub use driver::{Driver, Event};
 pub use ended::Ended;
+pub(crate) use resolve::cause_at;
 pub use resolve::{Access, FaultError, Outcome, Pending, complete, resolve};
 pub use thread::{FaultThread, Faulter};

@@ -82,7 +82,7 @@ pub(super) fn cause(vm: &Vm, gfn: Gfn, access: Access) -> Cause {
 }
 
 /// The same for an access to a page with this home.
-pub(super) fn cause_at(home: Home, access: Access) -> Cause {
+pub(crate) fn cause_at(home: Home, access: Access) -> Cause {
     match home {
         Home::Untouched | Home::Zero | Home::Ballooned => Cause::FirstTouch,
         Home::Compressed(_) => Cause::RefillZip,

@@ -326,6 +326,7 @@ impl Admission {
             parking,
             vma_budget: self.engines.vma_budget,
             words: None,
+            witness: None,
         })
     }
 }

@@ -93,6 +93,7 @@ impl control::Daemon for Host {
         let member = self.find(name)?;
         self.admission.change(&member, patch)?;
         self.governor.wake();
+        self.record_settings();
         tracing::info!(vm = name, "settings changed");
         Ok(self.vm_status(&member))
     }

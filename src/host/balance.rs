@@ -7,42 +7,38 @@
 //! changed, or the host changed its state (ESX: section 5.2 of OSDI 2002, and the resource
 //! management guides).
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use super::member::Member;
 use crate::policy::FreeState;
 use crate::units::{Pages, VmId};
 
 /// The question that a balance answers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Question {
-    vms: Vec<VmId>,
+    vms: BTreeSet<VmId>,
     revision: u64,
     state: FreeState,
 }
 
 /// The estimates of the latest balance.
 #[derive(Debug, Default)]
-pub(super) struct Balance {
+pub(crate) struct Balance {
     latest: Option<(Instant, Question)>,
     active: HashMap<VmId, Option<Pages>>,
 }
 
 impl Balance {
-    /// Takes the estimates if it is time. `revision` counts changes of settings; `floor_percent` is
-    /// `Mem.SampleActivePctMin`.
-    pub(super) fn refresh(
+    /// Takes the estimates of all VMs if it is time. `revision` counts changes of settings.
+    pub(crate) fn refresh(
         &mut self,
         now: Instant,
         period: Duration,
         (state, revision): (FreeState, u64),
-        members: &[Arc<Member>],
-        floor_percent: u32,
+        estimates: HashMap<VmId, Option<Pages>>,
     ) {
         let question = Question {
-            vms: members.iter().map(|member| member.vm.id).collect(),
+            vms: BTreeSet::from_iter(estimates.keys().copied()),
             revision,
             state,
         };
@@ -50,10 +46,7 @@ impl Balance {
             return;
         }
         self.latest = Some((now, question));
-        self.active = members
-            .iter()
-            .map(|member| (member.vm.id, member.active(floor_percent)))
-            .collect();
+        self.active = estimates;
     }
 
     fn is_due(&self, now: Instant, period: Duration, question: &Question) -> bool {
@@ -68,7 +61,7 @@ impl Balance {
     }
 
     /// What a VM was estimated to use; `None` when that is not known.
-    pub(super) fn active(&self, vm: VmId) -> Option<Pages> {
+    pub(crate) fn active(&self, vm: VmId) -> Option<Pages> {
         self.active.get(&vm).copied().flatten()
     }
 }
@@ -80,7 +73,7 @@ mod tests {
     const PERIOD: Duration = Duration::from_secs(15);
 
     fn question(state: FreeState, revision: u64) -> Question {
-        let vms = vec![VmId(1)];
+        let vms = BTreeSet::from([VmId(1)]);
         Question {
             vms,
             revision,

@@ -69,7 +69,7 @@ impl BalloonHost for Host {
     }
 
     fn tap(&self) -> Option<Box<dyn Tap>> {
-        let recording = self.recorder.as_ref()?.begin()?;
+        let recording = self.balloon_recorder.as_ref()?.begin()?;
         Some(Box::new(recording))
     }
 }

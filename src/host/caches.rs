@@ -8,45 +8,50 @@ use crate::reclaim::Job;
 use crate::settings::{CacheKeeps, HostSettings};
 use crate::telemetry::ZipStatus;
 use crate::units::Pages;
-use crate::vm::{Cause, Stalled};
+use crate::vm::{Cause, Stalled, Vm};
 
 /// Tells the cache how large it may be now. The worker shrinks it if it is larger.
 pub(super) fn apply(member: &Member, settings: &HostSettings, stalled: &Stalled, now: Instant) {
-    let cap = cap(member, settings);
-    member.vm.zip.lock().set_max_pages(cap);
-    let limit = if settings.cache_keeps == CacheKeeps::Paying {
-        // Not under the lock of the cache, which `seen` takes too.
-        let seen = seen(member, stalled);
-        let mut worth = member.worth();
-        worth.note(now, seen);
-        worth.limit()
-    } else {
-        // What was learned would be out of date when the setting is turned on again.
-        *member.worth() = Worth::default();
-        None
-    };
-    let mut zip = member.vm.zip.lock();
-    zip.set_limit(limit);
-    let above = zip.is_above_limit();
-    drop(zip);
-    if above {
+    if bound(&member.vm, &mut member.worth(), settings, stalled, now) {
         member.worker.suggest(Job::Wake);
     }
 }
 
+/// The same, for whoever has what a cache was found to be worth. Returns whether the cache is larger now than it may be.
+pub(crate) fn bound(
+    vm: &Vm,
+    worth: &mut Worth,
+    settings: &HostSettings,
+    stalled: &Stalled,
+    now: Instant,
+) -> bool {
+    let cap = cap(vm, settings);
+    vm.zip.lock().set_max_pages(cap);
+    let limit = if settings.cache_keeps == CacheKeeps::Paying {
+        // Not under the lock of the cache, which `seen` takes too.
+        worth.note(now, seen(vm, stalled));
+        worth.limit()
+    } else {
+        // What was learned would be out of date when the setting is turned on again.
+        *worth = Worth::default();
+        None
+    };
+    let mut zip = vm.zip.lock();
+    zip.set_limit(limit);
+    zip.is_above_limit()
+}
+
 /// The most pages that the cache may have: a part of the VM's size (`Mem.MemZipMaxPct`) and of what the VM
 /// holds (`Mem.MemZipMaxAllocPct`), whichever is less.
-fn cap(member: &Member, settings: &HostSettings) -> u32 {
-    let size = u64::from(member.vm.params.pages);
-    let vm = &member.vm;
+fn cap(vm: &Vm, settings: &HostSettings) -> u32 {
+    let size = u64::from(vm.params.pages);
     let held = vm.held().0 + u64::from(vm.zip.lock().pages_used());
     let by_size = size * u64::from(settings.mem_zip_max_pct) / 100;
     let by_held = held * u64::from(settings.mem_zip_max_alloc_pct) / 100;
     u32::try_from(by_size.min(by_held)).unwrap_or(u32::MAX)
 }
 
-fn seen(member: &Member, stalled: &Stalled) -> Seen {
-    let vm = &member.vm;
+fn seen(vm: &Vm, stalled: &Stalled) -> Seen {
     let refills = |pages, cause| Refills {
         pages,
         stood: stalled.threads[cause],

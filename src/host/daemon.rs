@@ -11,11 +11,13 @@ use super::governor::Governor;
 use super::members::Members;
 use super::options::{EngineChoice, HostOptions};
 use super::pools::Pools;
+use super::traced;
 use crate::control::{ControlError, ReloadReport};
-use crate::laboratory::record::Recorder;
+use crate::laboratory::record;
 use crate::page::Budget;
 use crate::settings::SettingView;
 use crate::sys::map_large_allocations;
+use crate::trace::Recorder;
 use crate::units::Pages;
 
 /// How long guests get to end when the daemon does.
@@ -40,12 +42,14 @@ pub(super) struct Host {
     pub(super) admission: Admission,
     pub(super) governor: Arc<Governor>,
     /// Where sessions of balloon agents are recorded, if at all.
+    pub(super) balloon_recorder: Option<record::Recorder>,
+    /// Who records what happens to pages, if anybody does.
     pub(super) recorder: Option<Recorder>,
     pub(super) since: Instant,
 }
 
 /// The pages of a budget that first touches leave alone.
-fn reserve(total: Pages) -> Pages {
+pub(crate) fn reserve(total: Pages) -> Pages {
     Pages((total.0 / RESERVE_PART).max(RESERVE_MIN))
 }
 
@@ -71,16 +75,18 @@ impl Host {
             may_fall_back: options.engine == EngineChoice::Auto,
             vma_budget: capabilities.vma_budget,
         };
-        let recorder = options.record_balloon.as_deref().map(|dir| {
-            Recorder::new(dir).map_err(|source| HostError::RecordBalloon {
+        let balloon_recorder = options.record_balloon.as_deref().map(|dir| {
+            record::Recorder::new(dir).map_err(|source| HostError::RecordBalloon {
                 dir: dir.to_owned(),
                 source,
             })
         });
-        let recorder = recorder.transpose()?;
+        let balloon_recorder = balloon_recorder.transpose()?;
         let admission = Admission::new(engines, &budget, &members, &configuration, &pools);
         let governor = Governor::new(&budget, &members, &configuration, &pools);
+        let recorder = traced::start(options, &configuration, &budget)?;
         Ok(Self {
+            balloon_recorder,
             engines,
             budget,
             members,
@@ -103,11 +109,23 @@ impl Host {
     pub(super) fn reload(&self) -> Result<ReloadReport, ControlError> {
         let report = self.admission.reload()?;
         self.governor.wake();
+        self.record_settings();
         let named = |view: &SettingView| format!("{}={}", view.name, view.value);
         let settings: Vec<String> = report.settings.iter().map(named).collect();
         let (settings, vms) = (settings.join(" "), report.vms.join(" "));
         tracing::info!(file = report.file, settings, vms, "reloaded");
         Ok(report)
+    }
+
+    /// Has settings of VMs that have changed recorded.
+    pub(super) fn record_settings(&self) {
+        let Some(recorder) = &self.recorder else {
+            return;
+        };
+        for member in self.members.all() {
+            let facts = traced::vm_facts(&member.vm.params, &member.settings());
+            recorder.settings(member.vm.id, &facts);
+        }
     }
 
     /// Reloads the configuration file when nobody waits for the answer: errors go to the log.

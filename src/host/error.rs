@@ -41,6 +41,14 @@ pub enum HostError {
     /// The engine that was asked for does not work here.
     #[error(transparent)]
     Engine(#[from] EngineUnavailable),
+    /// The trace cannot be written.
+    #[error("cannot record a trace into `{}`", file.display())]
+    Trace {
+        /// The file.
+        file: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// No swap file can be made.
     #[error("cannot make swap files in `{}`", dir.display())]
     SwapDir {

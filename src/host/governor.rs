@@ -16,6 +16,7 @@ use super::caches;
 use super::configuration::Configuration;
 use super::member::Member;
 use super::members::Members;
+use super::orders;
 use super::pools::Pools;
 use super::service::Pulse;
 use super::snapshot::snapshot;
@@ -23,18 +24,17 @@ use super::vm_settings;
 use super::vm_status::note_rates;
 use super::watchdog::Watchdog;
 use crate::page::Budget;
-use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan};
+use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, VmSnapshot};
 use crate::reclaim::{Job, Routine, ScanSettings, host_ghz};
 use crate::settings::{Domain, HostSettings, VmSettings};
 use crate::telemetry::{self, Overcommit};
 use crate::throttle::Throttle;
 use crate::units::Pages;
-use crate::vm::{Blocked, Eviction, Means};
 
 /// How often the policy plans without being called.
-const PERIOD: Duration = Duration::from_millis(250);
+pub(crate) const PERIOD: Duration = Duration::from_millis(250);
 /// The shortest time between two plans: a host that is out of memory rings the alarm at each fault.
-const MIN_PERIOD: Duration = Duration::from_millis(10);
+pub(crate) const MIN_PERIOD: Duration = Duration::from_millis(10);
 /// Guests that take and free memory can change the state, and block and unblock each other, at every plan.
 static STATES: Throttle = Throttle::new(100, Duration::from_secs(1));
 static BLOCKS: Throttle = Throttle::new(100, Duration::from_secs(1));
@@ -171,7 +171,9 @@ impl Governor {
         }
         self.note_overcommit(&members, now);
         let asked = (self.state(), self.configuration.revision());
-        balance.refresh(now, settings.balance_period, asked, &members, floor);
+        let estimate = |member: &Arc<Member>| (member.vm.id, member.active(floor));
+        let estimates = members.iter().map(estimate).collect();
+        balance.refresh(now, settings.balance_period, asked, estimates);
         let seen = (asked.0, self.seed.fetch_add(1, Ordering::Relaxed));
         let snapshot = HostSnapshot {
             least_free: Some(self.budget.take_least_free()),
@@ -261,21 +263,9 @@ impl Governor {
                 tracing::info!(from = %before, to = %plan.state, free, unsaid, "free state");
             });
         }
-        let thresholds = Thresholds::of(self.budget.total(), config);
-        let below = thresholds.below(plan.state);
-        // The next threshold down: to cross it is what calls the policy before its time.
-        self.budget.set_marks(below, plan.aim, thresholds.low);
-        self.budget.set_floor(plan.floor);
+        orders::set_marks(&self.budget, config, plan);
         for ((member, vm_plan), seen) in members.iter().zip(&plan.vms).zip(&snapshot.vms) {
-            // The policy counts the pages of the compression cache too, but faults cannot: they are subtracted here.
-            let beside_cache = |pages: Pages| pages.saturating_sub(seen.zip_pages);
-            let orders = &member.vm.orders;
-            orders.set_promised(beside_cache(seen.min()));
-            if orders.set_ceiling(vm_plan.ceiling.map(beside_cache)) {
-                // Faults that wait at the old ceiling may go on.
-                member.vm.wake_barred();
-            }
-            give_orders(member, vm_plan, plan.stuck);
+            give_orders(member, vm_plan, seen, plan.stuck);
         }
     }
 
@@ -313,39 +303,21 @@ fn watch_balloon(member: &Member, now: Instant) {
     }
 }
 
-fn give_orders(member: &Member, plan: &VmPlan, stuck: Option<Stuck>) {
+fn give_orders(member: &Member, plan: &VmPlan, seen: &VmSnapshot, stuck: Option<Stuck>) {
     let (vm, balloon) = (&member.vm, &member.balloon);
-    let orders = &vm.orders;
-    let before = orders.balloon_target();
-    orders.set_targets(plan.balloon_target, plan.target, plan.swap_target);
-    orders.set_entitlement(plan.entitled);
+    let before = vm.orders.balloon_target();
+    let blocked = orders::give(vm, plan, seen, stuck);
     let popped = vm.stats.pops.get() != balloon.told_pops.load(Ordering::Relaxed);
     // A popped page is no change of the target, but the agent must learn that its balloon is void.
-    if orders.balloon_target() != before || popped {
+    if vm.orders.balloon_target() != before || popped {
         balloon.doorbell.ring();
     }
-    let means = Means {
-        compress: plan.means.compress,
-        swap: plan.means.swap,
-    };
-    orders.set_evict(Eviction {
-        pages: plan.evict,
-        means,
-        always: plan.by_limit,
-    });
     // With each plan: a sleeping worker reckoned its alarm from an older order, or while enough was free.
     if plan.evict > Pages(0) {
         member.worker.suggest(Job::Wake);
     }
-    let blocked = match (plan.blocked, stuck) {
-        (false, _) => Blocked::No,
-        (true, None) => Blocked::All,
-        (true, Some(_)) => Blocked::Touches,
-    };
-    if orders.set_blocked(blocked) {
+    if let Some(blocked) = blocked {
         BLOCKS.line(|unsaid| tracing::info!(vm = %vm.params.name, ?blocked, unsaid, "allocations"));
-        // Faults that waited may go on now; if not, they try in vain and wait again.
-        vm.parking.ring();
     }
 }
 

@@ -44,6 +44,7 @@ mod machine;
 mod member;
 mod members;
 mod options;
+mod orders;
 mod pools;
 mod recent;
 #[cfg(test)]
@@ -52,6 +53,7 @@ mod service;
 mod session;
 mod snapshot;
 mod status;
+mod traced;
 mod vm_settings;
 mod vm_status;
 mod watchdog;
@@ -69,13 +71,20 @@ use nix::sys::signal::Signal;
 use crate::control;
 use crate::sys::readers_cannot_write;
 
+pub(crate) use balance::Balance;
 pub use bare::{BareHost, BareVm};
+pub(crate) use caches::bound as bound_cache;
 use capability::Capabilities;
+pub(crate) use daemon::reserve;
 use daemon::{GUESTS_GRACE, Host, KILLED_GRACE};
 pub use error::{EngineUnavailable, HostError, MIN_MEMORY};
+pub(crate) use governor::{MIN_PERIOD, PERIOD};
 use listen::Listeners;
 pub use options::{EngineChoice, HostOptions};
+pub(crate) use orders::{give as give_orders, set_marks};
 use service::{Manager, Pulse};
+pub(crate) use snapshot::of_vm as snapshot_of;
+pub(crate) use vm_settings::swap_slots;
 
 /// How often the configuration file is looked at.
 const FILE_PERIOD: Duration = Duration::from_secs(1);
@@ -134,6 +143,9 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
         tracing::warn!("guests are still ending; they are left to the kernel");
     }
     drop(server);
+    if let Some(recorder) = &host.recorder {
+        recorder.end();
+    }
     // A policy that panicked has nothing to clean up; the panic was printed when it happened.
     let _ = policy.join();
     Ok(())

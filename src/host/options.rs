@@ -7,6 +7,7 @@ use crate::policy::Policy;
 use crate::runtime_dir::RuntimeDir;
 pub use crate::settings::EngineChoice;
 use crate::settings::{ConfigFile, Layers};
+use crate::trace::Limits;
 use crate::units::Bytes;
 
 /// What a daemon is started with.
@@ -32,4 +33,6 @@ pub struct HostOptions {
     pub layers: Layers,
     /// The configuration file that was read.
     pub config: Option<ConfigFile>,
+    /// Where a trace is recorded, if anywhere.
+    pub trace: Option<Limits>,
 }

@@ -56,6 +56,7 @@ pub(super) fn options(dir: &Path, memory: Bytes, config: Option<&str>) -> HostOp
         vma_budget: None,
         layers: Layers::new(Profile::Lab, file.unwrap_or_default(), Layer::default()),
         config,
+        trace: None,
     }
 }
 

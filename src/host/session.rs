@@ -16,7 +16,7 @@ use thiserror::Error;
 use super::admission::{Admitted, Refusal};
 use super::daemon::Host;
 use super::member::{BalloonLine, Member};
-use super::vm_settings;
+use super::{traced, vm_settings};
 use crate::chain::chain;
 use crate::engine::{Engine, EngineKind, Link, MprotectProvider, Ram, ShimEngine, UffdProvider};
 use crate::fault::{Attacher, Ended, FaultThread, Faulter};
@@ -256,7 +256,7 @@ impl Powered {
             params,
             layered,
             ram,
-            parts,
+            mut parts,
             metadata,
             ..
         } = self.admitted;
@@ -269,6 +269,7 @@ impl Powered {
         let engine = engine(&ram, &link, self.uffd.as_ref(), base, pagemap.ok());
         let balloon_max =
             vm_settings::balloon_max(params.pages, &layered.now, &host.configuration.settings());
+        parts.witness = traced::appears(&host.recorder, self.id, &params, &layered.now);
         let Some(vm) = put_together(self.id, params, engine, parts, &link) else {
             return;
         };
@@ -386,6 +387,9 @@ fn power_off(host: &Host, member: &Member, worker: Worker, ended: &Ended) {
     }
     // Without a guest its command fails, so it cannot wait for one any more.
     worker.join();
+    if let Some(recorder) = &host.recorder {
+        recorder.leaves(vm.id, &traced::stalls(&member.stalled()));
+    }
     vm.tear_down();
     // Only after its memory is back: a client that no longer sees the VM must not see its memory in use either.
     host.members.remove(vm.id);

@@ -7,7 +7,9 @@ use std::time::Instant;
 use super::member::Member;
 use crate::page::{Budget, Home};
 use crate::policy::{FreeState, HostSnapshot, VmSnapshot};
+use crate::settings::VmSettings;
 use crate::units::{FrameId, Pages, VmId};
+use crate::vm::Vm;
 
 /// The whole host, at the time `now`, without the least that was free: taking that begins it anew, which is for the
 /// policy alone. `active` returns what a VM is estimated to use; `seed` is different in each snapshot.
@@ -31,7 +33,29 @@ pub(super) fn snapshot(
 
 fn vm_snapshot(member: &Member, now: Instant, active: Option<Pages>) -> VmSnapshot {
     let vm = &member.vm;
-    let settings = member.settings();
+    let without_balloon = of_vm(vm, &member.settings(), now, active);
+    VmSnapshot {
+        sharing_saved: sharing_saved(member),
+        agent: member.balloon.connected.load(Ordering::Relaxed),
+        agent_alive: member.balloon.is_waited_for(),
+        balloon_brings: member.balloon.brings(),
+        balloon_max: member.balloon.max(),
+        relief: member.balloon.relief(),
+        balloon_free: member.balloon.free(),
+        mute: member.is_silent(),
+        // Faults that wait at the ceiling need no eviction while the VM's own balloon grows.
+        pressing: without_balloon.pressing && !member.balloon.inflates(),
+        ..without_balloon
+    }
+}
+
+/// A VM as its table, its stores and its orders show it: one that shares nothing, has no balloon agent, and answers.
+pub(crate) fn of_vm(
+    vm: &Vm,
+    settings: &VmSettings,
+    now: Instant,
+    active: Option<Pages>,
+) -> VmSnapshot {
     let size = Pages(u64::from(vm.params.pages));
     let [
         untouched,
@@ -57,7 +81,6 @@ fn vm_snapshot(member: &Member, now: Instant, active: Option<Pages>) -> VmSnapsh
         shares: settings.shares.count(size.0),
         resident,
         shared,
-        sharing_saved: sharing_saved(member),
         compressed,
         zip_pages: Pages(zip_pages),
         zip_room: room(zip_max.saturating_sub(zip_pages), exhausted.compress),
@@ -65,20 +88,13 @@ fn vm_snapshot(member: &Member, now: Instant, active: Option<Pages>) -> VmSnapsh
         ballooned,
         zero,
         untouched,
-        agent: member.balloon.connected.load(Ordering::Relaxed),
-        agent_alive: member.balloon.is_waited_for(),
-        balloon_brings: member.balloon.brings(),
         balloon_by_hand: vm.orders.manual(),
-        balloon_max: member.balloon.max(),
-        relief: member.balloon.relief(),
-        balloon_free: member.balloon.free(),
         active,
         stall_us_per_s: vm.stalls.refills_us_per_s(),
         swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
         swap_failing: vm.is_swap_failing(),
-        mute: member.is_silent(),
-        // Faults that wait at the ceiling need no eviction while the VM's own balloon grows.
-        pressing: vm.is_at_ceiling() && vm.parking.is_starved() && !member.balloon.inflates(),
+        pressing: vm.is_at_ceiling() && vm.parking.is_starved(),
+        ..VmSnapshot::default()
     }
 }
 

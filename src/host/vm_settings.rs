@@ -81,7 +81,7 @@ fn wanted(hello: &Hello) -> Result<VmSettings, VmSettingsError> {
 }
 
 /// The slots of a VM's swap file: there is room from the start for all that may be taken from it.
-pub(super) fn swap_slots(params: &VmParams, settings: &VmSettings) -> u32 {
+pub(crate) fn swap_slots(params: &VmParams, settings: &VmSettings) -> u32 {
     let reservation = u32::try_from(settings.reservation.0).unwrap_or(u32::MAX);
     params.pages.saturating_sub(reservation)
 }

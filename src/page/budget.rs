@@ -356,6 +356,14 @@ impl Budget {
         }
     }
 
+    /// Whether the alarm has rung since it was last asked or waited for.
+    #[must_use]
+    pub fn take_alarm(&self) -> bool {
+        self.alarm
+            .lock()
+            .is_ok_and(|mut rung| std::mem::take(&mut *rung))
+    }
+
     /// Waits for the alarm, at most `timeout`.
     pub fn wait_alarm(&self, timeout: Duration) {
         let Ok(alarm) = self.alarm.lock() else { return };

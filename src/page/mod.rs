@@ -7,6 +7,7 @@ mod home;
 mod parking;
 mod queue;
 mod table;
+mod witness;
 
 pub use budget::{Budget, Urgency};
 pub use claims::Claims;
@@ -15,3 +16,4 @@ pub use home::{Home, KINDS};
 pub use parking::Parking;
 pub use queue::Need;
 pub use table::{Attempt, DonePage, Due, Entry, KeptPage, Moved, PageGuard, PageTable};
+pub use witness::Witness;

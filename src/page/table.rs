@@ -42,6 +42,7 @@ use super::claims::{Claims, Revoked};
 use super::history::History;
 use super::home::{Home, KINDS};
 use super::parking::Parking;
+use super::witness::Witness;
 use crate::seeded::Seeded;
 use crate::sync::{AtomicU64, Ordering, zeroes};
 use crate::units::{FrameId, Gfn};
@@ -168,6 +169,7 @@ pub struct PageTable {
     parking: Arc<Parking>,
     /// What the guest may do by itself, if it can.
     claims: Option<Claims>,
+    pub(super) witness: Option<Arc<dyn Witness>>,
 }
 
 /// How an attempt to lock a page ended.
@@ -198,6 +200,7 @@ impl PageTable {
             history: History::new()?,
             parking,
             claims: None,
+            witness: None,
         })
     }
 

@@ -29,9 +29,7 @@ mod worker;
 
 pub use evict::Evictor;
 pub use job::{Job, Routine, WorkerHandle};
-#[cfg(test)]
 pub(crate) use job::{Queue, queue};
 pub use pace::{ScanSettings, host_ghz};
-#[cfg(test)]
 pub(crate) use turn::Core;
 pub use worker::Worker;

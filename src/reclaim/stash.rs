@@ -9,7 +9,7 @@ use crate::digest::digest;
 use crate::page::{Home, Urgency};
 use crate::seeded::Seeded;
 use crate::swap::{SlotRun, SwapError};
-use crate::units::{Gfn, PageBuf, Pages, SlotId};
+use crate::units::{Gfn, PAGE_SIZE, PageBuf, Pages, SlotId};
 use crate::vm::Vm;
 
 /// The oldest pages of a full cache leave in groups of this many, so that they are written to swap as one cluster.
@@ -72,6 +72,9 @@ impl Cluster {
             if written.is_ok() {
                 for (slot, at) in run.slots().zip(range) {
                     vm.describe_swap(self.gfns[at], slot, &self.contents[at]);
+                    if let Some(witness) = vm.table.witness() {
+                        witness.hashed(self.gfns[at], self.digests[at]);
+                    }
                 }
             }
             note_written(vm, run, written);
@@ -114,8 +117,10 @@ pub(super) fn zip(
 ) -> Result<SlotId, NotZipped> {
     let Some(payload) = compressor.compress(content) else {
         vm.stats.incompressible.one();
+        note_size(vm, gfn, PAGE_SIZE);
         return Err(NotZipped::Dense);
     };
+    note_size(vm, gfn, payload.len());
     let sum = checksum(&content.0);
     let stored = match store(vm, gfn, payload, sum) {
         Err(StoreRefused::Full { .. }) if may_spill && spill(vm, SPILL) > Pages(0) => {
@@ -124,6 +129,12 @@ pub(super) fn zip(
         stored => stored,
     };
     stored.map_err(|_| NotZipped::NoRoom)
+}
+
+fn note_size(vm: &Vm, gfn: Gfn, bytes: usize) {
+    if let Some(witness) = vm.table.witness() {
+        witness.compressed(gfn, u32::try_from(bytes).unwrap_or(u32::MAX));
+    }
 }
 
 fn store(vm: &Vm, gfn: Gfn, payload: &[u8], sum: u32) -> Result<SlotId, StoreRefused> {

@@ -91,8 +91,13 @@ impl<'a> Candidates<'a> {
         let last = table.note_hash(gfn, low);
         // A page that turned zero counts when it is dropped: one whose merge is always refused would count in every
         // pass.
-        if digest.is_some() && last != low {
+        if let Some(digest) = digest
+            && last != low
+        {
             self.changed += 1;
+            if let Some(witness) = table.witness() {
+                witness.hashed(gfn, digest);
+            }
         }
         // A page looked at for the first time is tried at once: it may be equal to others as it came. One that has
         // changed may change again, zeroes too: dropped in each pass, a page that its guest clears and fills by turns

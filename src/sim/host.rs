@@ -122,6 +122,7 @@ impl Host {
             swap: SwapFile::over(Arc::new(Arc::clone(&disk)), spec.swap_slots, spec.pages),
             parking: Arc::new(Parking::new().expect("an eventfd")),
             vma_budget: spec.vma_budget,
+            witness: None,
         };
         let vm = Vm::new(id, params, Box::new(Arc::clone(&space)), parts).expect("memory");
         let vm = Arc::new(vm);

@@ -67,10 +67,18 @@ impl SwapFile {
     }
 
     /// A swap file of `slots` pages on any storage of this length.
+    ///
+    /// # Errors
+    /// [`SwapError::Digests`] when there is no memory for the digests.
+    pub fn on(storage: Arc<dyn Storage>, slots: u32, max_slots: u32) -> Result<Self, SwapError> {
+        let dir = PathBuf::from("first");
+        Self::at(Place { dir, storage }, "simulated", slots, max_slots)
+    }
+
+    /// The same for tests, which have the memory.
     #[cfg(test)]
     pub(crate) fn over(storage: Arc<dyn Storage>, slots: u32, max_slots: u32) -> Self {
-        let dir = PathBuf::from("first");
-        Self::at(Place { dir, storage }, "test", slots, max_slots).expect("memory")
+        Self::on(storage, slots, max_slots).expect("memory")
     }
 
     fn at(place: Place, vm: &str, slots: u32, max_slots: u32) -> Result<Self, SwapError> {

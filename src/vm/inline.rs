@@ -47,7 +47,7 @@ impl Vm {
         let old = page.home();
         if old == Home::Resident {
             page.set_open();
-            self.note_touch(&page);
+            self.note_wanted(&page);
             return Some(page);
         }
         let is_shared = matches!(old, Home::Shared(_));
@@ -81,11 +81,23 @@ impl Vm {
         Some(page)
     }
 
+    /// Counts an access to a resident page that was frozen.
+    pub fn note_wanted(&self, page: &PageGuard<'_>) {
+        if page.entry().is_sampled() {
+            self.note_touch(page);
+        } else if let Some(witness) = self.table.witness() {
+            witness.accessed(page.gfn());
+        }
+    }
+
     /// Counts an access to the page if it is sampled.
     pub fn note_touch(&self, page: &PageGuard<'_>) {
         if page.entry().is_sampled() {
             page.set_sampled(false);
             self.activity.touch();
+            if let Some(witness) = self.table.witness() {
+                witness.accessed(page.gfn());
+            }
         }
     }
 

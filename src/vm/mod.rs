@@ -35,7 +35,7 @@ use memvisor_wire::claims::Words;
 
 use crate::compress::{Ghosts, ZipCache};
 use crate::engine::{Engine, EngineKind};
-use crate::page::{Budget, Claims, Home, PageTable, Parking, Urgency};
+use crate::page::{Budget, Claims, Home, PageTable, Parking, Urgency, Witness};
 use crate::pool::{Membership, Pool};
 use crate::swap::SwapFile;
 use crate::sync::Mutex;
@@ -70,6 +70,8 @@ pub struct Parts {
     pub vma_budget: u32,
     /// Memory that is shared with the guest, if the guest serves some of its faults itself.
     pub words: Option<Arc<dyn Words>>,
+    /// Who is told what happens to its pages, if anybody is.
+    pub witness: Option<Arc<dyn Witness>>,
 }
 
 /// One guest. See the module text.
@@ -140,6 +142,9 @@ impl Vm {
         let mut table = PageTable::new(params.pages, Arc::clone(&parts.parking))?;
         if let Some(words) = parts.words {
             table = table.offering(words);
+        }
+        if let Some(witness) = parts.witness {
+            table = table.witnessed(witness);
         }
         let ghosts = Ghosts::new(params.pages);
         let since = Instant::now();

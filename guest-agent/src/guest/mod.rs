@@ -1,10 +1,12 @@
 //! A guest, put together: virtual hardware, kernel, balloon agent, workloads.
 
+mod accesses;
 mod pages;
 mod process;
 mod summary;
 
 use std::fmt;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use crate::shim::{self, Memory, PowerOnError, PoweredOn, Ram, SessionEnd, map_ba
 use crate::workload::{
     LastLook, Mismatch, Progress, Report, Runner, Sequence, SpecError, StartError,
 };
+use accesses::Writing;
 use pages::{KernelPages, Relief};
 
 pub use process::ProcessUse;
@@ -84,6 +87,8 @@ pub struct GuestOptions {
     pub disk_directory: PathBuf,
     /// The size of the guest's own swap disk in pages.
     pub swap_pages: u32,
+    /// Where its accesses are listed, if anywhere.
+    pub accesses: Option<PathBuf>,
 }
 
 /// The balloon agent of a guest.
@@ -116,6 +121,9 @@ pub enum GuestError {
     /// A thread or descriptor could not be had.
     #[error(transparent)]
     System(#[from] SystemError),
+    /// Its list of accesses could not be written.
+    #[error("the list of accesses cannot be written")]
+    Accesses(#[source] io::Error),
 }
 
 impl GuestError {
@@ -203,6 +211,7 @@ pub fn run(
         powered_on(token);
         (Arc::new(ram) as Arc<dyn Memory>, Some((ram, token)))
     };
+    let (memory, listing) = listed(memory, options)?;
     let kernel_options = KernelOptions {
         swap_pages: options.swap_pages,
         disk_directory: options.disk_directory.clone(),
@@ -224,6 +233,15 @@ pub fn run(
         .collect();
     // The agent lives until here, because the last pass may need relief too.
     drop(relief);
+    if let Some(listing) = listing {
+        let lost = listing.end().map_err(GuestError::Accesses)?;
+        if lost > 0 {
+            tracing::warn!(
+                lost,
+                "accesses are missing in the list: they came too fast to be written"
+            );
+        }
+    }
     Ok(Outcome {
         report,
         wrong,
@@ -231,6 +249,19 @@ pub fn run(
         ran,
         used,
     })
+}
+
+/// The memory, with its accesses listed if the options say so.
+fn listed(
+    memory: Arc<dyn Memory>,
+    options: &GuestOptions,
+) -> Result<(Arc<dyn Memory>, Option<Writing>), GuestError> {
+    let Some(file) = &options.accesses else {
+        return Ok((memory, None));
+    };
+    let recorded = accesses::record(memory, &options.name, file);
+    let (recorded, listing) = recorded.map_err(GuestError::Accesses)?;
+    Ok((Arc::new(recorded), Some(listing)))
 }
 
 /// Powers the guest on: the host backs the RAM from now on. Returns the RAM and the token for the balloon.

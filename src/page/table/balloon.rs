@@ -58,6 +58,9 @@ impl PageTable {
             }
             left[from.kind()] += 1;
             self.set_kind(gfn, to);
+            if let Some(witness) = self.witness() {
+                witness.moved(gfn, from, to);
+            }
             moved.push(page);
             each(gfn, Moved::Yes);
             if moved.len() == TOGETHER {

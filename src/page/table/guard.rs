@@ -98,6 +98,9 @@ impl PageGuard<'_> {
         self.table.counts[from.kind()].fetch_sub(1, Ordering::Relaxed);
         self.table.counts[home.kind()].fetch_add(1, Ordering::Relaxed);
         self.table.history.record(self.gfn, home);
+        if let Some(witness) = self.table.witness() {
+            witness.moved(self.gfn, from, home);
+        }
     }
 
     /// Notes that the guest was given the RAM page.
