@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rig::Process;
+use rig::console::{Shown, commands, fences, prints};
 use tempfile::TempDir;
 
 const DOCUMENT: &str = include_str!("../docs/extending.md");
@@ -34,12 +35,11 @@ const CONFIG: &str = "[net]\noffline = true\n[build]\nincremental = false\n\
 
 /// The blocks of a kind in the document: their names and texts.
 fn blocks(kind: &str) -> Vec<(&'static str, String)> {
-    let parts = DOCUMENT.split("\n```").skip(1).step_by(2);
-    let blocks = parts.filter_map(|block| block.split_once('\n'));
-    let named = blocks.filter_map(|(head, text)| Some((head.split_once(' ')?, text)));
+    let named = fences(DOCUMENT).into_iter();
+    let named = named.filter_map(|fence| Some((fence.info.split_once(' ')?, fence.text)));
     named
         .filter(|((found, _), _)| *found == kind)
-        .map(|((_, name), text)| (name, format!("{text}\n")))
+        .map(|((_, name), text)| (name, text))
         .collect()
 }
 
@@ -161,34 +161,6 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
     File::open(to)?.set_modified(fs::metadata(from)?.modified()?)
 }
 
-/// Whether these lines are among those of the output, in this order.
-fn prints(output: &str, wanted: &[&str]) -> Result<(), String> {
-    let mut lines = output.lines();
-    for line in wanted {
-        if !lines.any(|found| matches(found, line)) {
-            return Err(format!("no line `{line}` in\n{output}"));
-        }
-    }
-    Ok(())
-}
-
-fn matches(found: &str, wanted: &str) -> bool {
-    let Some((start, rest)) = wanted.split_once("...") else {
-        return found == wanted;
-    };
-    let (middle, end) = rest.rsplit_once("...").unwrap_or(("", rest));
-    let Some(mut found) = found.strip_prefix(start) else {
-        return false;
-    };
-    for part in middle.split("...") {
-        match found.split_once(part) {
-            Some((_, rest)) => found = rest,
-            None => return false,
-        }
-    }
-    found.ends_with(end)
-}
-
 /// Runs the commands of a block in the copy.
 struct Session<'a> {
     copy: &'a Copy,
@@ -222,16 +194,12 @@ impl Session<'_> {
     }
 
     fn run(&mut self, block: &str) {
-        let block = format!("\n{block}");
-        let commands = block.split("\n$ ").skip(1);
-        for command in commands {
-            let (line, wanted) = command.split_once('\n').unwrap_or((command, ""));
+        for Shown { line, wanted } in commands(block) {
             if let Some(line) = line.strip_suffix(" &") {
                 let process = self.start(line);
                 self.running.push(process);
                 continue;
             }
-            let wanted: Vec<&str> = wanted.lines().collect();
             let begin = Instant::now();
             loop {
                 let mut process = self.start(line);
