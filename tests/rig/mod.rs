@@ -13,6 +13,7 @@
 pub(crate) mod browser;
 pub(crate) mod console;
 mod kernel;
+pub(crate) mod openmetrics;
 mod process;
 pub(crate) mod raw;
 pub(crate) mod sys;
