@@ -107,7 +107,7 @@ const MISTAKES: &[(&str, &str, &str, &str)] = &[
     (
         "at = \"2s\"",
         "at = \"90m\"",
-        ":26: at: 90m",
+        ":25: at: 90m",
         "the end at 20s",
     ),
     (
