@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rig::Process;
-use rig::console::{blocks, commands, prints};
+use rig::console::{Shown, blocks, commands, prints};
 use tempfile::TempDir;
 
 const DOCUMENT: &str = include_str!("../docs/extending.md");
@@ -184,16 +184,15 @@ impl Session<'_> {
     }
 
     fn run(&mut self, block: &str) {
-        for (line, wanted) in commands(block) {
+        for Shown { line, wanted } in commands(block) {
             if let Some(line) = line.strip_suffix(" &") {
                 let process = self.start(line);
                 self.running.push(process);
                 continue;
             }
-            let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
             let begin = Instant::now();
             loop {
-                let mut process = self.start(&line);
+                let mut process = self.start(line);
                 let succeeds = process.wait(PATIENCE).success();
                 let output = process.stdout() + &process.stderr();
                 let found = match wanted.is_empty() && !succeeds {

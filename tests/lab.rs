@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use rig::console::{blocks, commands, prints};
+use rig::console::{Shown, blocks, commands, prints};
 use rig::{Host, PATIENCE, Process, engines, eventually, memvisor, names, names_all, scratch};
 use serde_json::Value;
 
@@ -450,14 +450,13 @@ fn commands_of_the_document_print_what_it_says() {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
         std::os::unix::fs::symlink(docs, dir.path().join("docs")).expect("our own directory");
         let mut running = Vec::new();
-        for (line, wanted) in commands(&block) {
-            let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+        for Shown { line, wanted } in commands(&block) {
             if let Some(line) = line.strip_suffix(" &") {
                 running.push(shell(&format!("{line} --die-with-parent"), dir.path()));
                 continue;
             }
             let try_once = || {
-                let mut process = shell(&line, dir.path());
+                let mut process = shell(line, dir.path());
                 let succeeds = process.wait(PATIENCE).success();
                 let output = process.stdout() + &process.stderr();
                 // Where it prints nothing that matters, it must succeed.
@@ -470,7 +469,7 @@ fn commands_of_the_document_print_what_it_says() {
                 try_once().unwrap_or_else(|what| panic!("{name}: `{line}` printed {what}"));
             } else {
                 // The programs in the background may have just begun.
-                eventually(&line, PATIENCE, || try_once().ok());
+                eventually(line, PATIENCE, || try_once().ok());
             }
         }
         // The host last, because its guests end with it.

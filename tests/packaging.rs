@@ -54,6 +54,102 @@ fn check(object: &Value) -> Result<(), String> {
     }
 }
 
+/// The documented values of fields that are plain texts to the crate of the API, by the field, and the one that it is in
+/// where another has the name too. <https://kubernetes.io/docs/reference/kubernetes-api/>
+const ENUMS: [(&str, &str, &[&str]); 18] = [
+    ("", "restartPolicy", &["Always", "OnFailure", "Never"]),
+    ("", "imagePullPolicy", &["Always", "IfNotPresent", "Never"]),
+    (
+        "",
+        "dnsPolicy",
+        &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"],
+    ),
+    ("", "preemptionPolicy", &["PreemptLowerPriority", "Never"]),
+    ("", "podManagementPolicy", &["OrderedReady", "Parallel"]),
+    ("", "internalTrafficPolicy", &["Cluster", "Local"]),
+    ("", "externalTrafficPolicy", &["Cluster", "Local"]),
+    (
+        "",
+        "terminationMessagePolicy",
+        &["File", "FallbackToLogsOnError"],
+    ),
+    ("", "protocol", &["TCP", "UDP", "SCTP"]),
+    (
+        "",
+        "mountPropagation",
+        &["None", "HostToContainer", "Bidirectional"],
+    ),
+    ("", "completionMode", &["NonIndexed", "Indexed"]),
+    (
+        "",
+        "operator",
+        &["Exists", "Equal", "In", "NotIn", "DoesNotExist", "Gt", "Lt"],
+    ),
+    (
+        "",
+        "effect",
+        &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+    ),
+    ("updateStrategy", "type", &["RollingUpdate", "OnDelete"]),
+    (
+        "seccompProfile",
+        "type",
+        &["Localhost", "RuntimeDefault", "Unconfined"],
+    ),
+    (
+        "appArmorProfile",
+        "type",
+        &["Localhost", "RuntimeDefault", "Unconfined"],
+    ),
+    (
+        "hostPath",
+        "type",
+        &[
+            "",
+            "DirectoryOrCreate",
+            "Directory",
+            "FileOrCreate",
+            "File",
+            "Socket",
+            "CharDevice",
+            "BlockDevice",
+        ],
+    ),
+    (
+        "labels",
+        "pod-security.kubernetes.io/enforce",
+        &["privileged", "baseline", "restricted"],
+    ),
+];
+
+/// Says which field below `of`, which is called `name`, has a value that the API does not document for it. A type or policy
+/// that is not in [`ENUMS`] is one that nobody has looked up.
+fn documented(name: &str, of: &Value) -> Result<(), String> {
+    match of {
+        Value::Object(fields) => fields.iter().try_for_each(|(field, value)| {
+            let Value::String(text) = value else {
+                // The items of a list are of the name of the list.
+                return documented(field, value);
+            };
+            let is_meant = |(place, known, _): &&(&str, &str, &[&str])| {
+                known == field && (place.is_empty() || *place == name)
+            };
+            match ENUMS.iter().find(is_meant) {
+                Some((.., allowed)) if allowed.contains(&text.as_str()) => Ok(()),
+                Some((.., allowed)) => Err(format!(
+                    "{name}.{field} is `{text}`; the API has {allowed:?}"
+                )),
+                None if field == "type" || field.ends_with("Policy") => {
+                    Err(format!("{name}.{field}: its values are not known here"))
+                }
+                None => Ok(()),
+            }
+        }),
+        Value::Array(items) => items.iter().try_for_each(|item| documented(name, item)),
+        _ => Ok(()),
+    }
+}
+
 fn there_and_back<T: DeserializeOwned + Serialize>(object: &Value) -> Result<(), String> {
     let typed: T = serde_path_to_error::deserialize(object).map_err(|error| error.to_string())?;
     let back = serde_json::to_value(typed).map_err(|error| error.to_string())?;
@@ -83,7 +179,7 @@ fn same(object: &Value, back: &Value, at: &str) -> Result<(), String> {
 fn objects_are_those_of_the_api() {
     for file in [HOST, GUEST] {
         for object in objects(file) {
-            let checked = check(&object);
+            let checked = check(&object).and_then(|()| documented("", &object));
             assert_eq!(checked, Ok(()), "{file}: {}", object["kind"]);
         }
     }
@@ -191,6 +287,36 @@ fn profile(container: &Container) -> Option<&str> {
 fn host_path<'a>(pod: &'a PodSpec, name: &str) -> Option<&'a str> {
     let volume = pod.volumes.iter().flatten().find(|v| v.name == name)?;
     Some(&volume.host_path.as_ref()?.path)
+}
+
+#[test]
+fn values_that_the_api_does_not_have_are_found() {
+    let mut tried = 0;
+    for object in [HOST, GUEST].into_iter().flat_map(objects) {
+        let mut places = Vec::new();
+        fields(&object, "", &mut places);
+        for place in places {
+            let (parent, name) = place.rsplit_once('/').expect("a path");
+            if !ENUMS.iter().any(|(_, known, _)| *known == name) {
+                continue;
+            }
+            let mut wrong = object.clone();
+            let value = wrong.pointer_mut(&place).expect("it was found there");
+            *value = format!("{}x", value.as_str().expect("a text")).into();
+            assert!(documented("", &wrong).is_err(), "{parent}: {name} is taken");
+            tried += 1;
+        }
+    }
+    assert!(tried >= 9, "only {tried} such fields found");
+    // The API allows each of these alone, and not together.
+    let set: DaemonSet = object(HOST, "DaemonSet");
+    let pod = set.spec.and_then(|set| set.template.spec).expect("a pod");
+    let restart = pod.restart_policy.unwrap_or("Always".to_owned());
+    assert_eq!(restart, "Always", "a DaemonSet takes no other");
+    let guest: Job = object(GUEST, "Job");
+    let guest = guest.spec.and_then(|job| job.template.spec).expect("a pod");
+    assert_ne!(guest.restart_policy.as_deref(), Some("Always"));
+    assert!(guest.restart_policy.is_some(), "a Job must have one");
 }
 
 #[test]

@@ -25,6 +25,9 @@ count = 2
 memory = "16M"
 workloads = ["kv,size=8M,content=text,rate=16M"]
 [[change]]
+at = "0s"
+set = { kv-1.limit = "15M", kv-2.balloon = "1M" }
+[[change]]
 at = "1500ms"
 kill = "kv-2"
 set = { kv-1.shares = "high", Mem.IdleTax = 10 }
@@ -85,6 +88,8 @@ fn is_recorded(out: &Path, run: &Value) {
     assert!(moments >= 5, "{moments}");
     let marks = samples["marks"].to_string();
     for part in [
+        "kv-1: limit = 15M",
+        "kv-2: balloon of 1.0 MiB",
         "kv-2 is killed",
         "kv-2 starts",
         "kv-1: shares = high",
@@ -101,6 +106,15 @@ fn is_recorded(out: &Path, run: &Value) {
         shares.last().and_then(Value::as_f64),
         Some(320.0),
         "{shares:?}"
+    );
+    let limits = samples["vms"]["kv-1"]["memvisor_vm_limit_bytes"]
+        .as_array()
+        .expect("a column");
+    let limit = f64::from(15 << 20);
+    assert_eq!(
+        limits.last().and_then(Value::as_f64),
+        Some(limit),
+        "{limits:?}"
     );
     assert!(run.join("guests/kv-2.2.log").exists());
 }

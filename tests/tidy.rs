@@ -660,6 +660,7 @@ fn documents_that_the_project_promises_are_there() {
         "docs/experiments.md",
         "docs/metrics.md",
         "docs/top.md",
+        "docs/tutorial.md",
     ] {
         assert!(root().join(name).is_file(), "{name} is missing");
     }

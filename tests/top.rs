@@ -3,126 +3,22 @@
 mod rig;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::num::NonZeroU16;
 use std::path::Path;
-use std::process::{Child, ExitStatus, Output};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::process::Output;
 
-use nix::sys::signal::{Signal, kill};
-use nix::sys::termios::{LocalFlags, tcgetattr};
-use nix::unistd::Pid;
-use pty_process::Size;
-use pty_process::blocking::{Command, Pty, open};
-use rig::{Host, PATIENCE, Process, engines, eventually, names_all, scratch};
+use nix::sys::signal::Signal;
+use rig::{Host, PATIENCE, Process, Terminal, engines, eventually, names_all, scratch};
 
-/// A side of a terminal, in characters.
-fn side(length: u16) -> NonZeroU16 {
-    NonZeroU16::new(length).expect("not 0")
+/// `memvisor top` in a terminal of that many columns and lines.
+fn open(host: &Host, size: (u16, u16), colour: bool) -> Terminal {
+    run_in(host, size, &["--interval", "200ms"], colour)
 }
 
-/// A terminal with `memvisor top` in it.
-struct Terminal {
-    pty: Arc<Pty>,
-    shown: Arc<Mutex<vt100::Parser>>,
-    child: Child,
-}
-
-impl Terminal {
-    fn open(host: &Host, size: (u16, u16), colour: bool) -> Self {
-        Self::run(host, size, &["--interval", "200ms"], colour)
-    }
-
-    fn run(host: &Host, size: (u16, u16), args: &[&str], colour: bool) -> Self {
-        let (pty, pts) = open().expect("a pseudo terminal");
-        pty.resize(Size::new(size.1, size.0)).expect("a size");
-        let command = Command::new(env!("CARGO_BIN_EXE_memvisor"))
-            .arg("top")
-            .args(args)
-            .env("MEMVISOR_RUNTIME_DIR", host.path().join("run"))
-            .env("XDG_CONFIG_HOME", host.path().join("config"))
-            .env("TERM", "xterm-256color")
-            .env("NO_COLOR", if colour { "" } else { "1" })
-            .env_remove("MEMVISOR_LOG");
-        let child = command.spawn(pts).expect("start top");
-        let (pty, parser) = (
-            Arc::new(pty),
-            vt100::Parser::new(side(size.1), side(size.0), 0),
-        );
-        let shown = Arc::new(Mutex::new(parser));
-        let (reader, screen) = (Arc::clone(&pty), Arc::clone(&shown));
-        // Ends when nobody has the terminal open any more.
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(length @ 1..) = (&*reader).read(&mut bytes) {
-                screen.lock().expect("no panic").process(&bytes[..length]);
-            }
-        });
-        Self { pty, shown, child }
-    }
-
-    fn text(&self) -> String {
-        self.shown.lock().expect("no panic").screen().contents()
-    }
-
-    /// Waits until the screen satisfies `met`; returns it.
-    #[track_caller]
-    fn shows(&self, what: &str, met: impl Fn(&str) -> bool) -> String {
-        eventually(what, PATIENCE, || {
-            Some(self.text()).filter(|text| met(text))
-        })
-    }
-
-    fn types(&self, keys: &str) {
-        (&*self.pty).write_all(keys.as_bytes()).expect("typed");
-    }
-
-    fn resize(&self, width: u16, height: u16) {
-        self.shown
-            .lock()
-            .expect("no panic")
-            .screen_mut()
-            .set_size(side(height), side(width));
-        self.pty.resize(Size::new(height, width)).expect("a size");
-    }
-
-    fn send(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).expect("a pid");
-        kill(Pid::from_raw(pid), signal).expect("it runs");
-    }
-
-    /// Whether keys are shown and lines are edited, as a shell has it.
-    fn is_cooked(&self) -> bool {
-        let flags = tcgetattr(&*self.pty).expect("a terminal").local_flags;
-        flags.contains(LocalFlags::ICANON | LocalFlags::ECHO)
-    }
-
-    /// Waits for the end, after which the terminal must be as before.
-    #[track_caller]
-    fn ends(&mut self) -> ExitStatus {
-        let ended = eventually("top ends", PATIENCE, || {
-            self.child.try_wait().expect("ours")
-        });
-        eventually("the screen is given back", PATIENCE, || {
-            let shown = self.shown.lock().expect("no panic");
-            let screen = shown.screen();
-            (!screen.alternate_screen() && !screen.hide_cursor()).then_some(())
-        });
-        assert!(self.is_cooked());
-        ended
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            eprintln!("the screen is\n{}", self.text());
-        }
-        // It has ended, unless the test fails.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn run_in(host: &Host, size: (u16, u16), args: &[&str], colour: bool) -> Terminal {
+    let mut words = vec![env!("CARGO_BIN_EXE_memvisor"), "top"];
+    words.extend(args);
+    let run = host.path().join("run");
+    Terminal::run(&words, host.path(), &run, size, colour)
 }
 
 /// A host with two guests of different sizes.
@@ -158,7 +54,7 @@ fn table(text: &str) -> (Vec<&str>, Vec<&str>) {
 #[test]
 fn screen_is_used_as_a_user_does_and_given_back() {
     let (host, _guests) = host();
-    let mut top = Terminal::open(&host, (80, 24), true);
+    let mut top = open(&host, (80, 24), true);
     let text = top.shows("both guests", |text| table(text).0 == ["small", "large"]);
     for part in [
         "PMEM", "VMKMEM", "PSHARE", "SWAP", "ZIP", "MEMCTL", "HEALTH", " state",
@@ -198,7 +94,7 @@ fn screen_is_used_as_a_user_does_and_given_back() {
     top.types("qq");
     assert!(top.ends().success());
     // The next start shows what was saved.
-    let mut again = Terminal::open(&host, (80, 24), false);
+    let mut again = open(&host, (80, 24), false);
     again.shows("the saved choice", |text| {
         let (names, headings) = table(text);
         names == ["large", "small"] && headings.get(1) == Some(&"MEMSZ")
@@ -211,18 +107,18 @@ fn screen_is_used_as_a_user_does_and_given_back() {
 fn terminal_is_given_back_after_signals_and_the_end_of_the_host() {
     let (mut host, guests) = host();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        let mut top = Terminal::open(&host, (80, 24), true);
+        let mut top = open(&host, (80, 24), true);
         top.shows("a screen", |text| text.contains("MEMCTL"));
         top.send(signal);
         assert_eq!(top.ends().code(), Some(130), "{signal}");
     }
-    let mut top = Terminal::open(&host, (80, 24), true);
+    let mut top = open(&host, (80, 24), true);
     top.shows("a screen", |text| text.contains("MEMCTL"));
     // Ctrl-Z gives the terminal back; SIGCONT takes it again.
     top.types("\x1a");
     eventually("it stops", PATIENCE, || top.is_cooked().then_some(()));
     eventually("it has stopped", PATIENCE, || {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", top.child.id())).expect("it runs");
+        let stat = fs::read_to_string(format!("/proc/{}/stat", top.pid())).expect("it runs");
         stat.rsplit(')')
             .next()?
             .trim_start()
@@ -260,7 +156,7 @@ fn recording_is_printed_and_replayed_on_the_same_screen() {
     assert!(text.contains(":large)\\Memory Size MBytes\""), "{text}");
     fs::write(&path, &text).expect("there is room");
     let args = ["--replay", &path.to_string_lossy()];
-    let mut top = Terminal::run(&host, (80, 24), &args, true);
+    let mut top = run_in(&host, (80, 24), &args, true);
     let text = top.shows("its end", |text| text.contains("3/3 x1 paused"));
     assert_eq!(table(&text).0, ["small", "large"]);
     top.types("p");

@@ -86,6 +86,12 @@ impl ClientError {
     pub const fn is_gone(&self) -> bool {
         matches!(self, Self::NotRunning { .. } | Self::Broken(_))
     }
+
+    /// Whether the daemon has no VM of that name.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
+    }
 }
 
 /// Sends requests to one daemon, each over a connection of its own.

@@ -54,7 +54,7 @@ impl Names {
 /// What is done at one time.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Change {
-    /// When, from the start of the run.
+    /// When, from the start of the run. What is about a VM waits until its guest is powered on.
     pub at: Duration,
     /// What, in this order.
     pub actions: Vec<Action>,
@@ -107,7 +107,11 @@ impl Reading {
             let change = table.get_ref();
             let at = change.at.get_ref().0;
             if at >= duration {
-                let text = format!("at: {at:?} is not before the end at {duration:?}");
+                let text = format!(
+                    "at: {} is not before the end at {}",
+                    Time(at),
+                    Time(duration)
+                );
                 self.wrong(change.at.span(), &text);
             }
             let actions = self.actions(change, guests);
@@ -173,7 +177,7 @@ impl Reading {
             let is_start = matches!(action, Action::Start(_));
             if runs == is_start {
                 let state = if runs { "runs" } else { "does not run" };
-                let text = format!("{action}: at {at:?} it {state}");
+                let text = format!("{action}: at {} it {state}", Time(at));
                 self.wrong(place.clone(), &text);
                 return;
             }

@@ -259,7 +259,12 @@ impl Against<'_> {
         let to = written.to.as_ref().map_or(longest, time);
         if from >= to || to > longest {
             let place = written.from.as_ref().or(written.to.as_ref());
-            let text = format!("from {from:?} to {to:?} is no part of the {longest:?} of a run");
+            let text = format!(
+                "from {} to {} is no part of the {} of a run",
+                Time(from),
+                Time(to),
+                Time(longest)
+            );
             return Err((place.map_or(0..0, Spanned::span), text));
         }
         // What runs to the end takes a last sample that came a little late with it.

@@ -225,7 +225,11 @@ impl Reading {
         if let Some(start) = start
             && begins >= duration
         {
-            let text = format!("start: {begins:?} is not before the end at {duration:?}");
+            let text = format!(
+                "start: {} is not before the end at {}",
+                Time(begins),
+                Time(duration)
+            );
             self.wrong(start.span(), &text);
         }
         let ends = until.map(time);
@@ -233,7 +237,10 @@ impl Reading {
             && !(begins < end && end <= duration)
         {
             let text = format!(
-                "until: {end:?} is not after its start at {begins:?} and at most {duration:?}"
+                "until: {} is not after its start at {} and at most {}",
+                Time(end),
+                Time(begins),
+                Time(duration)
             );
             self.wrong(until.span(), &text);
         }

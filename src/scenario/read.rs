@@ -1,6 +1,7 @@
 //! From the text of a file to a [`Scenario`], or all that is wrong with it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -82,6 +83,19 @@ impl TryFrom<Scalar> for Time {
         let text = written.to_string();
         let time = parse_duration(&text).map(Self);
         time.ok_or_else(|| format!("cannot be `{}`; allowed: {DURATIONS}", shown(&text)))
+    }
+}
+
+/// As people write it: what is no whole number of minutes or hours is in seconds or parts of them.
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whole = self.0.subsec_nanos() == 0;
+        match self.0.as_secs() {
+            0 if whole => f.write_str("0s"),
+            seconds if whole && seconds.is_multiple_of(3600) => write!(f, "{}h", seconds / 3600),
+            seconds if whole && seconds.is_multiple_of(60) => write!(f, "{}m", seconds / 60),
+            _ => write!(f, "{:?}", self.0),
+        }
     }
 }
 
@@ -271,16 +285,23 @@ impl Reading {
         let interval = of(&written.interval, INTERVAL);
         let place = |time: &Option<Spanned<Time>>| time.as_ref().map(Spanned::span);
         if !(SHORTEST_INTERVAL..=LONGEST).contains(&duration) {
-            let text = format!("duration cannot be {duration:?}; allowed: 100ms to a week");
+            let text = format!(
+                "duration cannot be {}; allowed: 100ms to a week",
+                Time(duration)
+            );
             self.wrong(place(&written.duration), &text);
         } else if !(SHORTEST_INTERVAL..=duration).contains(&interval) {
             let text = format!(
-                "interval cannot be {interval:?}; allowed: 100ms to the duration of {duration:?}"
+                "interval cannot be {}; allowed: 100ms to the duration of {}",
+                Time(interval),
+                Time(duration)
             );
             self.wrong(place(&written.interval), &text);
         } else if duration.as_nanos() / interval.as_nanos() > SAMPLES_MAX {
             let text = format!(
-                "interval: {interval:?} in {duration:?} makes more than {SAMPLES_MAX} samples; allowed: a longer one"
+                "interval: {} in {} makes more than {SAMPLES_MAX} samples; allowed: a longer one",
+                Time(interval),
+                Time(duration)
             );
             let place = place(&written.interval).or(place(&written.duration));
             self.wrong(place, &text);

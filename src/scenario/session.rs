@@ -8,6 +8,7 @@ mod host;
 
 use std::fs;
 use std::io;
+use std::iter;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use thiserror::Error;
 
 use self::guests::Guests;
 use self::host::Host;
+use super::read::Time;
 use super::store::{Store, StoreError};
 use super::{Action, Setup};
 use crate::chain::chain;
@@ -31,6 +33,12 @@ use crate::telemetry::{FreeState, HostStatus};
 const VERIFY: Duration = Duration::from_secs(600);
 /// How long processes may take to end when a run is interrupted or has failed.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// How often a guest is looked for that is to be changed as soon as it is powered on.
+const POWER_ON: Duration = Duration::from_millis(20);
+
+/// Something to do, and when.
+type Due = (Duration, Action);
 
 /// Why a run ended early.
 #[derive(Debug, Error)]
@@ -64,9 +72,9 @@ pub(super) enum Stopped {
     #[error("guest `{name}` {how}")]
     Unverified { name: String, how: String },
     /// The host refuses a change.
-    #[error("at {at:?}, `{action}` was refused")]
+    #[error("at {at}, `{action}` was refused")]
     Refused {
-        at: Duration,
+        at: Time,
         action: String,
         #[source]
         source: ClientError,
@@ -219,15 +227,14 @@ impl Live<'_, '_> {
     fn follow(&mut self, tell: &mut dyn FnMut(&Progress)) -> Result<(), Stopped> {
         let setup = self.run.setup;
         let mut timeline = setup.timeline().into_iter().peekable();
-        let mut sample = Duration::ZERO;
+        let (mut sample, mut due) = (Duration::ZERO, Vec::new());
         loop {
             let now = self.began.elapsed();
-            while let Some((at, action)) = timeline.next_if(|(at, _)| *at <= now) {
-                self.act(at, &action)?;
-            }
+            let is_over = now >= setup.duration;
+            due.extend(iter::from_fn(|| timeline.next_if(|(at, _)| *at <= now)));
+            due = self.act_on(due, is_over)?;
             self.host.check()?;
             self.ran.reports.extend(self.guests.reap()?);
-            let is_over = now >= setup.duration;
             if now >= sample || is_over {
                 let status = self.host.client.status()?;
                 self.sample(&status)?;
@@ -246,6 +253,7 @@ impl Live<'_, '_> {
                 return Ok(());
             }
             let next = timeline.peek().map_or(setup.duration, |(at, _)| *at);
+            let next = if due.is_empty() { next } else { now + POWER_ON };
             self.run
                 .wait(self.began + next.min(sample).min(setup.duration))?;
         }
@@ -263,6 +271,29 @@ impl Live<'_, '_> {
 
     fn at_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Does what is due. What is about a VM waits until its guest is powered on, and so does what is behind it about the
+    /// same guest: all that is returned.
+    fn act_on(&mut self, due: Vec<Due>, is_over: bool) -> Result<Vec<Due>, Stopped> {
+        let mut early: Vec<Due> = Vec::new();
+        for (at, action) in due {
+            let guest = action.guest();
+            let is_behind =
+                guest.is_some() && early.iter().any(|(_, other)| other.guest() == guest);
+            if is_behind && !is_over {
+                early.push((at, action));
+                continue;
+            }
+            match self.act(at, &action) {
+                // It comes, or has died and is reaped. The host's refusal counts if neither is so until the end.
+                Err(Stopped::Refused { source, .. }) if source.is_absent() && !is_over => {
+                    early.push((at, action));
+                }
+                done => done?,
+            }
+        }
+        Ok(early)
     }
 
     /// Does one thing.
@@ -286,11 +317,12 @@ impl Live<'_, '_> {
             }
         };
         done.map_err(|source| Stopped::Refused {
-            at,
+            at: Time(at),
             action: action.to_string(),
             source,
         })?;
-        if at > Duration::ZERO {
+        // Guests that are there from the start are no change.
+        if at > Duration::ZERO || !matches!(action, Action::Start(_)) {
             let at = self.at_ms();
             self.ran.recording.mark(at, action.to_string());
         }

@@ -158,7 +158,7 @@ class Chart {
     // The steps between powers of ten are too many lines.
     if (magnitudes) y.grid = { ...axis.grid, filter: (_, ticks) => ticks.map((tick) => (Number.isInteger(Math.log10(tick)) ? tick : null)) };
     return {
-      width, height: HEIGHT, legend: { show: false }, padding: [this.host ? STRIP + 2 : 6, 8, 0, 0],
+      width, height: HEIGHT, legend: { show: false }, padding: [this.host ? STRIP + 2 : 6, 22, 0, 0],
       cursor: { y: false, drag: { x: true, y: false, setScale: false }, points: { show: !this.isStacked }, focus: { prox: -1 } },
       scales: { x: { time: false, range: (_, min, max) => this.page.range ?? [min, max > min ? max : min + 1] },
         y: magnitudes ? { distr: 3 } : { range: (_, min, max) => [0, max > 0 ? max * 1.05 : 1] } },

@@ -2,6 +2,7 @@
 //!
 //! It ends when its pipes close, and so with its test.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -145,6 +146,17 @@ impl Page {
         let failed = result.get("exceptionDetails");
         assert!(failed.is_none(), "{expression}: {result}");
         result["result"]["value"].clone()
+    }
+
+    /// The numbers that a page of ours shows of a moment: by VM, or "" for the host, and series; the value and its text.
+    pub(crate) fn numbers(&mut self) -> BTreeMap<(String, String), (Option<f64>, String)> {
+        let script = "[...document.querySelectorAll('[data-series]')].map((cell) => [
+            cell.closest('tr')?.dataset.vm ?? '', cell.dataset.series, cell.dataset.value, cell.textContent])";
+        let cells: Vec<[String; 4]> = serde_json::from_value(self.eval(script)).expect("texts");
+        cells
+            .into_iter()
+            .map(|[vm, series, value, text]| ((vm, series), (value.parse().ok(), text)))
+            .collect()
     }
 
     /// Presses a key that has a name.

@@ -1,27 +1,63 @@
-//! Commands in a document, and what they print.
+//! What documents show of a terminal: commands, and the lines that they print.
 //!
-//! Each `$ command` of a block ```` ```console NAME ```` must print the lines below it, in this order, among others;
+//! In a block whose fence says `console`, each `$ command` must print the lines below it, in this order, among others;
 //! `...` in a line stands for any text.
 
-/// The blocks of a kind in a document: their names and texts.
-pub(crate) fn blocks(document: &'static str, kind: &str) -> Vec<(&'static str, String)> {
+/// A block of a document.
+#[derive(Debug)]
+pub(crate) struct Fence<'a> {
+    /// What stands behind the opening fence.
+    pub(crate) info: &'a str,
+    /// Its lines, each with its end.
+    pub(crate) text: String,
+}
+
+/// All blocks of a document, in its order.
+pub(crate) fn fences(document: &str) -> Vec<Fence<'_>> {
     let parts = document.split("\n```").skip(1).step_by(2);
     let blocks = parts.filter_map(|block| block.split_once('\n'));
-    let named = blocks.filter_map(|(head, text)| Some((head.split_once(' ')?, text)));
+    let fence = |(info, text)| Fence {
+        info,
+        text: format!("{text}\n"),
+    };
+    blocks.map(fence).collect()
+}
+
+/// The named blocks of a kind, whose fences say `KIND NAME`: their names and texts.
+pub(crate) fn blocks<'a>(document: &'a str, kind: &str) -> Vec<(&'a str, String)> {
+    let named = fences(document).into_iter();
+    let named = named.filter_map(|fence| Some((fence.info.split_once(' ')?, fence.text)));
     named
         .filter(|((found, _), _)| *found == kind)
-        .map(|((_, name), text)| (name, format!("{text}\n")))
+        .map(|((_, name), text)| (name, text))
         .collect()
 }
 
-/// The commands of a block, each with the lines that it must print.
-pub(crate) fn commands(block: &str) -> Vec<(String, Vec<String>)> {
-    let block = format!("\n{block}");
-    let command = |text: &str| {
-        let (line, wanted) = text.split_once('\n').unwrap_or((text, ""));
-        (line.to_owned(), wanted.lines().map(str::to_owned).collect())
-    };
-    block.split("\n$ ").skip(1).map(command).collect()
+/// A command of a block.
+#[derive(Debug)]
+pub(crate) struct Shown<'a> {
+    pub(crate) line: &'a str,
+    /// The lines that it must print.
+    pub(crate) wanted: Vec<&'a str>,
+}
+
+/// The commands of a block. Lines above the first one are of none: its line is empty.
+pub(crate) fn commands(block: &str) -> Vec<Shown<'_>> {
+    let mut all = Vec::new();
+    for line in block.lines() {
+        match (line.strip_prefix("$ "), all.last_mut()) {
+            (Some(line), _) => all.push(Shown {
+                line,
+                wanted: Vec::new(),
+            }),
+            (None, Some(Shown { wanted, .. })) => wanted.push(line),
+            (None, None) => all.push(Shown {
+                line: "",
+                wanted: vec![line],
+            }),
+        }
+    }
+    all
 }
 
 /// Whether these lines are among those of the output, in this order.

@@ -13,9 +13,11 @@
 pub(crate) mod browser;
 pub(crate) mod console;
 mod kernel;
+pub(crate) mod openmetrics;
 mod process;
 pub(crate) mod raw;
 pub(crate) mod sys;
+mod terminal;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -33,6 +35,7 @@ use tempfile::TempDir;
 
 pub(crate) use kernel::{Blocks, cpu_time, mappings, open_files, private_bytes};
 pub(crate) use process::{Process, memvisor};
+pub(crate) use terminal::Terminal;
 
 /// How long anything may take on a busy machine. Where a test measures time, it sets a limit of its own.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

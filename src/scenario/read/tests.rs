@@ -97,6 +97,19 @@ const MISTAKES: &[(&str, &str, &str, &str)] = &[
     ("duration", "duratoin", ":2: duratoin: ", "near: duration"),
     ("\"20s\"", "\"20q\"", ":2: duration: ", "`20q`"),
     ("\"20s\"", "\"1ms\"", ":2: duration", "100ms to a week"),
+    ("\"20s\"", "\"0s\"", ":2: duration cannot be 0s", "a week"),
+    (
+        "\"20s\"",
+        "\"192h\"",
+        ":2: duration cannot be 192h",
+        "a week",
+    ),
+    (
+        "at = \"2s\"",
+        "at = \"90m\"",
+        ":25: at: 90m",
+        "the end at 20s",
+    ),
     (
         "title = \"Two stores\"",
         "interval = \"30s\"",
