@@ -26,21 +26,25 @@ pub fn inflate(vm: &Vm, runs: &[GfnRun]) -> Result<Vec<StatusRun>, EngineError> 
     let mut held = Vec::new();
     let mut empty = 0;
     for run in runs {
-        vm.table.balloon_empty(*run, |gfn, moved| {
-            let status = match moved {
-                Moved::Yes => {
-                    empty += 1;
-                    PageStatus::Ok
-                }
-                Moved::No(page) if page.home() == Home::Ballooned => PageStatus::AlreadyLocked,
-                Moved::No(page) => {
-                    held.push(page);
-                    PageStatus::Ok
-                }
-                Moved::Busy => PageStatus::Busy,
-            };
-            push(&mut statuses, gfn, status);
-        });
+        vm.table.balloon_empty(
+            *run,
+            |gfn| vm.try_lock(gfn),
+            |gfn, moved| {
+                let status = match moved {
+                    Moved::Yes => {
+                        empty += 1;
+                        PageStatus::Ok
+                    }
+                    Moved::No(page) if page.home() == Home::Ballooned => PageStatus::AlreadyLocked,
+                    Moved::No(page) => {
+                        held.push(page);
+                        PageStatus::Ok
+                    }
+                    Moved::Busy => PageStatus::Busy,
+                };
+                push(&mut statuses, gfn, status);
+            },
+        );
     }
     vm.stats.inflated.add(empty);
     if empty > 0 {
@@ -101,17 +105,21 @@ pub fn deflate(vm: &Vm, runs: &[GfnRun]) -> Vec<StatusRun> {
     let mut statuses = Vec::new();
     let mut deflated = 0;
     for run in runs {
-        vm.table.unballoon(*run, |gfn, moved| {
-            let status = match moved {
-                Moved::Yes => {
-                    deflated += 1;
-                    PageStatus::Ok
-                }
-                Moved::No(_) => PageStatus::NotLocked,
-                Moved::Busy => PageStatus::Busy,
-            };
-            push(&mut statuses, gfn, status);
-        });
+        vm.table.unballoon(
+            *run,
+            |gfn| vm.try_lock(gfn),
+            |gfn, moved| {
+                let status = match moved {
+                    Moved::Yes => {
+                        deflated += 1;
+                        PageStatus::Ok
+                    }
+                    Moved::No(_) => PageStatus::NotLocked,
+                    Moved::Busy => PageStatus::Busy,
+                };
+                push(&mut statuses, gfn, status);
+            },
+        );
     }
     vm.stats.deflated.add(deflated);
     statuses

@@ -87,10 +87,11 @@ impl ClientError {
         matches!(self, Self::NotRunning { .. } | Self::Broken(_))
     }
 
-    /// Whether the daemon has no VM of that name.
+    /// Whether the daemon has no VM of that name, or no balloon agent of it: a guest that has just been started gets both.
     #[must_use]
-    pub fn is_absent(&self) -> bool {
-        matches!(self, Self::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
+    pub fn is_early(&self) -> bool {
+        let early = [StatusCode::NOT_FOUND, StatusCode::CONFLICT];
+        matches!(self, Self::Refused { status, .. } if early.iter().any(|it| it == status))
     }
 }
 

@@ -101,7 +101,7 @@ impl<'a> Actor<'a> {
             target: 0,
             // Until the host has said something else.
             started: Started {
-                capabilities: Capabilities::all(),
+                capabilities: Capabilities::COMMON,
                 vm: 0,
                 poll_interval_ms: 1000,
                 max_ranges: 1,
@@ -194,7 +194,7 @@ impl<'a> Actor<'a> {
         let start = ToHost::Start(Start {
             min_version: min_version.unwrap_or(VERSION),
             max_version: max_version.unwrap_or(VERSION),
-            capabilities: capabilities.map_or(Capabilities::all(), |offer| offer.0),
+            capabilities: capabilities.map_or(Capabilities::COMMON, |offer| offer.0),
             token: token.unwrap_or(self.me.token),
             total_pages: total_pages.unwrap_or_else(|| self.memory.total_pages()),
             name: self.me.name.clone(),

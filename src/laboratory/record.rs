@@ -180,7 +180,7 @@ mod tests {
         let start = Start {
             min_version: 1,
             max_version: 1,
-            capabilities: Capabilities::all(),
+            capabilities: Capabilities::COMMON,
             token: SECRET,
             total_pages: 77,
             name: "web".into(),

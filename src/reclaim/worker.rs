@@ -19,7 +19,7 @@ use crate::vm::Vm;
 /// what takes pages away for it runs meanwhile. A worker that is not nice goes on for the rest of its turn when the page
 /// has come, and the guest waits for a processor nearly as long as it waited for the disk. A guest that waits for
 /// memory leaves its processor to the worker.
-const NICE: i32 = 10;
+const NICE: i32 = 5;
 
 /// A running worker.
 #[derive(Debug)]

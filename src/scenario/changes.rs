@@ -281,6 +281,12 @@ fn balloon(value: &str) -> Result<Option<Bytes>, String> {
 }
 
 fn within(guest: &Guest, target: Option<Bytes>) -> Result<Action, String> {
+    if !guest.agent {
+        let name = &guest.name;
+        return Err(format!(
+            "{name}: it has no balloon; allowed: a guest without agent = false"
+        ));
+    }
     if let Some(size) = target.filter(|size| *size > guest.memory) {
         let (name, memory) = (&guest.name, guest.memory);
         return Err(format!(

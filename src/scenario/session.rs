@@ -273,8 +273,8 @@ impl Live<'_, '_> {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Does what is due. What is about a VM waits until its guest is powered on, and so does what is behind it about the
-    /// same guest: all that is returned.
+    /// Does what is due. What is about a VM waits until its guest is powered on and its agent connected, and so does what is
+    /// behind it about the same guest: all that is returned.
     fn act_on(&mut self, due: Vec<Due>, is_over: bool) -> Result<Vec<Due>, Stopped> {
         let mut early: Vec<Due> = Vec::new();
         for (at, action) in due {
@@ -287,7 +287,9 @@ impl Live<'_, '_> {
             }
             match self.act(at, &action) {
                 // It comes, or has died and is reaped. The host's refusal counts if neither is so until the end.
-                Err(Stopped::Refused { source, .. }) if source.is_absent() && !is_over => {
+                Err(Stopped::Refused { source, .. })
+                    if guest.is_some() && source.is_early() && !is_over =>
+                {
                     early.push((at, action));
                 }
                 done => done?,

@@ -24,6 +24,9 @@ pub(super) struct Balloon<'s> {
     relief: &'s ReliefRequests,
     pace: Pace,
     held: Held,
+    /// Pages of a question that a host did not answer in time. It may read the question later, and drop them then. So
+    /// they stay pinned until a host says `STARTED`: then it has done with the session before.
+    in_doubt: Vec<GfnRun>,
     /// How pages are named, once that is agreed on.
     variant: Option<Box<dyn Variant>>,
     /// The target below which the guest has deflated by itself, for want of memory: it does not inflate again before
@@ -77,6 +80,7 @@ impl<'s> Balloon<'s> {
             relief,
             pace: Pace::new(source.total_pages(), is_paced),
             held: Held::default(),
+            in_doubt: Vec::new(),
             variant: None,
             ceded: None,
         }
@@ -84,6 +88,10 @@ impl<'s> Balloon<'s> {
 
     /// Begins an empty balloon, by the protocol that the host has agreed to.
     pub(super) fn begin(&mut self, link: &mut Link) -> Result<(), LinkError> {
+        let known = std::mem::take(&mut self.in_doubt);
+        if !known.is_empty() {
+            self.source.release(&known);
+        }
         let shared = link.take_shared();
         self.variant = Some(variant::begin(link.started(), shared, self.source)?);
         Ok(())
@@ -112,6 +120,7 @@ impl<'s> Balloon<'s> {
             link,
             source: self.source,
             pace: &mut self.pace,
+            in_doubt: &mut self.in_doubt,
         })?;
         if !variant.is_held_by_agent() {
             return Ok(());
@@ -160,7 +169,7 @@ impl<'s> Balloon<'s> {
         Some(self.unlock(link, most).map(|(freed, _)| freed.into()))
     }
 
-    /// Gives everything back to the guest without telling the host, whose books are void.
+    /// Gives everything back to the guest without telling the host, whose books are void. Only pages in doubt stay.
     pub(super) fn release_all(&mut self) {
         self.ceded = None;
         if let Some(mut variant) = self.variant.take() {
@@ -198,7 +207,11 @@ impl<'s> Balloon<'s> {
             Some(variant) => variant.lock(link, runs),
             None => variant::Answers::none(runs),
         };
-        let mut refused = answers.unanswered;
+        let (mut refused, in_doubt) = match &answers.error {
+            Some(error) if error.leaves_doubt() => (Vec::new(), answers.unanswered),
+            _ => (answers.unanswered, Vec::new()),
+        };
+        self.in_doubt.extend(in_doubt);
         for StatusRun { run, status } in answers.statuses {
             match status {
                 // Locked before, of which this agent knows nothing: it is the host's all the same.

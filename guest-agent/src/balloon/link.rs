@@ -9,7 +9,8 @@ use memvisor_wire::{DecodeError, Received, SeqPacket, wait_readable};
 use thiserror::Error;
 
 /// How long the host may take to answer. It answers in microseconds unless it is short of memory
-/// itself. After this time the agent takes it to hang, and the guest gets its pages back.
+/// itself. After this time the agent takes it to hang, and the guest gets its pages back, but
+/// for those of the question.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the conversation with the host cannot go on.
@@ -50,6 +51,13 @@ pub enum LinkError {
     /// The socket failed.
     #[error("balloon socket: {0}")]
     Socket(#[from] io::Error),
+}
+
+impl LinkError {
+    /// Whether the host may still read the question that it did not answer, and do what that asks for.
+    pub(super) const fn leaves_doubt(&self) -> bool {
+        matches!(self, Self::Silent { .. })
+    }
 }
 
 /// A connection on which `START` has been answered.

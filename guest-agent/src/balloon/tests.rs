@@ -171,6 +171,16 @@ impl Rig {
     }
 }
 
+fn started(poll_interval_ms: u32) -> Started {
+    Started {
+        capabilities: Capabilities::COMMON,
+        vm: 1,
+        poll_interval_ms,
+        max_ranges: 16,
+        balloon_max: MAX_AT_START,
+    }
+}
+
 /// The host's end of a connection, driven by hand.
 struct ScriptedHost(SeqPacket);
 
@@ -196,14 +206,7 @@ impl ScriptedHost {
             panic!("no START");
         };
         assert_eq!((start.token, start.name.as_str()), (77, "rig"));
-        let started = Started {
-            capabilities: Capabilities::COMMON,
-            vm: 1,
-            poll_interval_ms,
-            max_ranges: 16,
-            balloon_max: MAX_AT_START,
-        };
-        self.say(seq, &ToAgent::Started(started));
+        self.say(seq, &ToAgent::Started(started(poll_interval_ms)));
     }
 
     /// Expects `STATS` and `GET_TARGET` with this balloon.
@@ -449,6 +452,23 @@ fn lost_host_releases_all_and_is_dialled_again() {
     let host = rig.polled(200);
     host.grant(200, 200);
     rig.stop(&host);
+}
+
+#[test]
+fn pages_of_a_lock_without_an_answer_stay_pinned_until_a_host_has_done_with_it() {
+    let rig = Rig::new(20_000, 0);
+    let silent = rig.polled(300);
+    let (_, lock) = silent.next();
+    assert!(matches!(lock, ToHost::Lock(_)), "{lock:?}");
+    // Dialled when the agent has given up the silent host, which may still read the LOCK.
+    let next = rig.host();
+    let (seq, start) = next.next();
+    assert!(matches!(start, ToHost::Start(_)), "{start:?}");
+    assert_eq!(rig.guest.pinned(), 300);
+    next.say(seq, &ToAgent::Started(started(NO_POLL)));
+    rig.guest.wait_for_pinned(0);
+    next.answer_poll(0, 0);
+    rig.stop(&next);
 }
 
 #[test]

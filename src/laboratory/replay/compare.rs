@@ -160,7 +160,7 @@ mod tests {
     fn what_no_two_runs_have_in_common_is_no_difference() {
         let started = |vm| {
             ToAgent::Started(Started {
-                capabilities: memvisor_wire::balloon::Capabilities::all(),
+                capabilities: memvisor_wire::balloon::Capabilities::COMMON,
                 vm,
                 poll_interval_ms: 5,
                 max_ranges: 1,

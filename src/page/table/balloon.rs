@@ -4,7 +4,7 @@
 //! be told. What is left to do is the entry, and then the cost is the number of atomic operations. So the moves of
 //! neighbours are counted and noted together.
 
-use super::{Attempt, FROZEN, KIND, OPEN, PAYLOAD_SHIFT, PageGuard, PageTable, REFILLED, UNSEEN};
+use super::{FROZEN, KIND, OPEN, PAYLOAD_SHIFT, PageGuard, PageTable, REFILLED, UNSEEN};
 use crate::page::home::{Home, KINDS};
 use crate::sync::Ordering;
 use crate::units::{Gfn, GfnRun};
@@ -24,30 +24,42 @@ pub enum Moved<'a> {
 }
 
 impl PageTable {
-    /// Moves those pages of a run that hold nothing into the balloon. `each` is told what became of each page, in
-    /// order.
-    pub fn balloon_empty<'a>(&'a self, run: GfnRun, each: impl FnMut(Gfn, Moved<'a>)) {
+    /// Moves those pages of a run that hold nothing into the balloon. `lock` locks a page, and settles it if its guest
+    /// has brought it. `each` is told what became of each page, in order.
+    pub fn balloon_empty<'a>(
+        &'a self,
+        run: GfnRun,
+        lock: impl Fn(Gfn) -> Option<PageGuard<'a>>,
+        each: impl FnMut(Gfn, Moved<'a>),
+    ) {
         let is_empty = |home| matches!(home, Home::Untouched | Home::Zero);
-        self.move_empty(run, Home::Ballooned, is_empty, each);
+        self.move_empty(run, Home::Ballooned, lock, is_empty, each);
     }
 
-    /// Moves those pages of a run that are in the balloon out of it. `each` is told what became of each page, in order.
-    pub fn unballoon<'a>(&'a self, run: GfnRun, each: impl FnMut(Gfn, Moved<'a>)) {
+    /// Moves those pages of a run that are in the balloon out of it; `lock` and `each` as in
+    /// [`balloon_empty`](Self::balloon_empty).
+    pub fn unballoon<'a>(
+        &'a self,
+        run: GfnRun,
+        lock: impl Fn(Gfn) -> Option<PageGuard<'a>>,
+        each: impl FnMut(Gfn, Moved<'a>),
+    ) {
         let is_ballooned = |home| home == Home::Ballooned;
-        self.move_empty(run, Home::Untouched, is_ballooned, each);
+        self.move_empty(run, Home::Untouched, lock, is_ballooned, each);
     }
 
     fn move_empty<'a>(
         &'a self,
         run: GfnRun,
         to: Home,
+        lock: impl Fn(Gfn) -> Option<PageGuard<'a>>,
         moves: impl Fn(Home) -> bool,
         mut each: impl FnMut(Gfn, Moved<'a>),
     ) {
         let mut left = [0_u64; KINDS];
         let mut moved = Vec::with_capacity(TOGETHER);
         for gfn in run.iter() {
-            let Attempt::Locked(page) = self.attempt(gfn) else {
+            let Some(page) = lock(gfn) else {
                 each(gfn, Moved::Busy);
                 continue;
             };
@@ -105,7 +117,8 @@ mod tests {
         let busy = lock(3);
         let mut seen = Vec::new();
         let mut kept = Vec::new();
-        table.balloon_empty(GfnRun::new(Gfn(0), 5), |gfn, moved| match moved {
+        let free = |gfn| table.try_lock(gfn);
+        table.balloon_empty(GfnRun::new(Gfn(0), 5), free, |gfn, moved| match moved {
             Moved::Yes => seen.push((gfn.0, 'y')),
             Moved::No(page) => {
                 seen.push((gfn.0, 'n'));
@@ -119,7 +132,7 @@ mod tests {
         assert_eq!(table.counts(), table.recount());
         assert_eq!(table.count(Home::Ballooned), 3);
         assert!((0..6).all(|gfn| !table.entry(Gfn(gfn)).is_locked()));
-        table.unballoon(GfnRun::new(Gfn(0), 6), |_, _| {});
+        table.unballoon(GfnRun::new(Gfn(0), 6), free, |_, _| {});
         assert_eq!(table.counts(), table.recount());
         assert_eq!(table.count(Home::Untouched), 5);
     }

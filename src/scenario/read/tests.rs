@@ -105,6 +105,12 @@ const MISTAKES: &[(&str, &str, &str, &str)] = &[
         "a week",
     ),
     (
+        "limit = \"24M\"",
+        "agent = false",
+        ":23: ",
+        "kv-1: it has no balloon",
+    ),
+    (
         "at = \"2s\"",
         "at = \"90m\"",
         ":25: at: 90m",

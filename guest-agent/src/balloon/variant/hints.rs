@@ -90,8 +90,7 @@ fn give(work: &mut Work<'_>, free: &dyn FreePages, wanted: &Wanted) -> Result<u3
             ranges: ranges.clone(),
         };
         let answer = work.link.ask(&question);
-        // Released whatever the answer: without one the connection ends, and nothing is pinned beyond it.
-        work.source.release(ranges.runs());
+        work.release(ranges.runs(), &answer);
         match answer? {
             ToAgent::Given(result) if covers(&result.runs, &ranges) => {
                 let is_taken = |part: &&StatusRun| part.status == PageStatus::Ok;

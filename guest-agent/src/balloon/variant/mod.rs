@@ -48,6 +48,18 @@ pub(super) struct Work<'w> {
     pub(super) link: &'w mut Link,
     pub(super) source: &'w dyn PageSource,
     pub(super) pace: &'w mut Pace,
+    /// Pages that stay pinned, because a host did not answer the question about them in time.
+    pub(super) in_doubt: &'w mut Vec<GfnRun>,
+}
+
+impl Work<'_> {
+    /// Unpins the pages of a question that the host has answered, or will not read any more.
+    fn release<T>(&mut self, runs: &[GfnRun], answer: &Result<T, LinkError>) {
+        match answer {
+            Err(error) if error.leaves_doubt() => self.in_doubt.extend_from_slice(runs),
+            _ => self.source.release(runs),
+        }
+    }
 }
 
 /// How one protocol names pages, from `STARTED` to the end of that balloon.

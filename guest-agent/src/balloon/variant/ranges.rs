@@ -87,8 +87,7 @@ impl Variant for Reporting {
                     Ok(other) => Err(unexpected("REPORT", &other)),
                     Err(error) => Err(error),
                 };
-                // Released whatever the answer: without one the connection ends, and nothing is pinned beyond it.
-                work.source.release(batch.runs());
+                work.release(batch.runs(), &reported);
                 reported?;
                 free.reported(batch.runs());
             }

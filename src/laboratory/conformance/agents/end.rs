@@ -30,7 +30,7 @@ pub(super) struct Terms {
 impl Default for Terms {
     fn default() -> Self {
         Self {
-            capabilities: Capabilities::all(),
+            capabilities: Capabilities::COMMON,
             poll_ms: POLL_MS,
             max_ranges: 512,
             balloon_max: 1 << 20,

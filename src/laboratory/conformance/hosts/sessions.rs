@@ -8,7 +8,7 @@ use super::super::{Fault, must};
 use super::Trial;
 use super::end::{AgentEnd, batch, start};
 
-const ALL: Capabilities = Capabilities::all();
+const COMMON: Capabilities = Capabilities::COMMON;
 /// How long a host is given to say what it must not.
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -21,7 +21,7 @@ pub(super) fn started(trial: &Trial) -> Result<(), Fault> {
 }
 
 pub(super) fn unknown_capabilities(trial: &Trial) -> Result<(), Fault> {
-    drop(AgentEnd::started(trial, ALL)?);
+    drop(AgentEnd::started(trial, COMMON)?);
     let mut end = trial.dial()?;
     let mut bytes = ToHost::Start(start(trial, Capabilities::empty())).encode(1);
     // The highest bit of the capabilities.
@@ -52,7 +52,7 @@ pub(super) fn no_common_version(trial: &Trial) -> Result<(), Fault> {
     end.tell(&ToHost::Start(Start {
         min_version: 77,
         max_version: 99,
-        ..start(trial, ALL)
+        ..start(trial, COMMON)
     }))?;
     let text = end.fails(ErrorCode::Version)?;
     let both = text.contains("77") && text.contains('1');
@@ -60,12 +60,12 @@ pub(super) fn no_common_version(trial: &Trial) -> Result<(), Fault> {
 }
 
 pub(super) fn highest_version(trial: &Trial) -> Result<(), Fault> {
-    drop(AgentEnd::started(trial, ALL)?);
+    drop(AgentEnd::started(trial, COMMON)?);
     for _ in 0..100 {
         let mut end = trial.dial()?;
         let more = Start {
             max_version: u16::MAX,
-            ..start(trial, ALL)
+            ..start(trial, COMMON)
         };
         // Its header has the version of the document, or it would not be read.
         match end.ask(&ToHost::Start(more))? {
@@ -85,7 +85,7 @@ pub(super) fn wrong_token(trial: &Trial) -> Result<(), Fault> {
     let token = !trial.token;
     end.tell(&ToHost::Start(Start {
         token,
-        ..start(trial, ALL)
+        ..start(trial, COMMON)
     }))?;
     let text = end.fails(ErrorCode::Refused)?;
     let echoed = text.contains(&token.to_string()) || text.contains(&format!("{token:x}"));
@@ -93,19 +93,19 @@ pub(super) fn wrong_token(trial: &Trial) -> Result<(), Fault> {
 }
 
 pub(super) fn too_many_pages(trial: &Trial) -> Result<(), Fault> {
-    drop(AgentEnd::started(trial, ALL)?);
+    drop(AgentEnd::started(trial, COMMON)?);
     let mut end = trial.dial()?;
     end.tell(&ToHost::Start(Start {
         total_pages: u64::from(trial.pages) + 1,
-        ..start(trial, ALL)
+        ..start(trial, COMMON)
     }))?;
     end.fails(ErrorCode::Refused).map(drop)
 }
 
 pub(super) fn second_agent(trial: &Trial) -> Result<(), Fault> {
-    let (mut first, _) = AgentEnd::started(trial, ALL)?;
+    let (mut first, _) = AgentEnd::started(trial, COMMON)?;
     let mut second = trial.dial()?;
-    second.tell(&ToHost::Start(start(trial, ALL)))?;
+    second.tell(&ToHost::Start(start(trial, COMMON)))?;
     second.fails(ErrorCode::Refused)?;
     first.target(trial).map(drop)
 }
@@ -120,8 +120,8 @@ pub(super) fn before_start(trial: &Trial) -> Result<(), Fault> {
 }
 
 pub(super) fn second_start(trial: &Trial) -> Result<(), Fault> {
-    let (mut end, _) = AgentEnd::started(trial, ALL)?;
-    end.tell(&ToHost::Start(start(trial, ALL)))?;
+    let (mut end, _) = AgentEnd::started(trial, COMMON)?;
+    end.tell(&ToHost::Start(start(trial, COMMON)))?;
     end.fails(ErrorCode::Order).map(drop)
 }
 
@@ -176,7 +176,7 @@ pub(super) fn malformed(trial: &Trial) -> Result<(), Fault> {
 }
 
 fn refuses(trial: &Trial, what: &str, bytes: &[u8]) -> Result<(), Fault> {
-    let (mut end, _) = AgentEnd::started(trial, ALL)?;
+    let (mut end, _) = AgentEnd::started(trial, COMMON)?;
     end.say(bytes)?;
     end.fails(ErrorCode::Malformed)
         .map(drop)
@@ -222,14 +222,14 @@ pub(super) fn pages_in_a_batch(trial: &Trial) -> Result<(), Fault> {
 }
 
 pub(super) fn empty_datagram(trial: &Trial) -> Result<(), Fault> {
-    let (mut end, _) = AgentEnd::started(trial, ALL)?;
+    let (mut end, _) = AgentEnd::started(trial, COMMON)?;
     end.say(&[])?;
     let said = end.next()?;
     must(said.is_none(), || format!("it says {said:?}"))
 }
 
 pub(super) fn stop(trial: &Trial) -> Result<(), Fault> {
-    let (mut end, _) = AgentEnd::started(trial, ALL)?;
+    let (mut end, _) = AgentEnd::started(trial, COMMON)?;
     end.statuses(&ToHost::Lock(batch(&[(0, 8)])))?;
     let reply = end.ask(&ToHost::Stop)?;
     must(reply == ToAgent::Stopped, || {
