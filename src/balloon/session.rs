@@ -386,13 +386,9 @@ impl<'v> Session<'v> {
 }
 
 fn check_version(start: &Start) -> Result<(), SessionError> {
-    match start.agreed_version() {
-        Some(_) => Ok(()),
-        None => Err(SessionError::Version {
-            min: start.min_version,
-            max: start.max_version,
-        }),
-    }
+    let (min, max) = (start.min_version, start.max_version);
+    let agreed = start.agreed_version();
+    agreed.map(drop).ok_or(SessionError::Version { min, max })
 }
 
 const fn order(message: &'static str, why: &'static str) -> SessionError {
