@@ -19,7 +19,7 @@ fn message() -> impl Strategy<Value = Message> {
     ];
     prop_oneof![
         (
-            "[a-z]{1,64}",
+            "[a-z]{1,63}",
             any::<[u32; 5]>(),
             any::<[bool; 3]>(),
             proptest::option::of(".{0,40}")
