@@ -14,7 +14,8 @@
 //! - a flood of messages is slowed down at its source, by not reading.
 //!
 //! **The structures.** Only the VM's page table knows which pages are in the balloon: there
-//! is no second ledger that could disagree. How pages are named is one of several protocols (`variant`). [`serve`] runs one session on the thread that calls it
+//! is no second ledger that could disagree. How pages are named is one of several protocols (`variant`).
+//! [`serve`] runs one session on the thread that calls it
 //! and reaches the VM through [`BalloonVm`]. A [`Doorbell`](memvisor_wire::Doorbell) wakes that thread when the target
 //! changes or a page pops. The module holds no lock while it calls or sends. [`AgentProgress`] tells the
 //! policy whether a balloon is worth waiting for, and [`Relief`] how far a balloon may grow after its guest

@@ -18,7 +18,8 @@ use crate::vm::Vm;
 /// How nice workers are to the threads of guests. Under pressure a guest sleeps for each page that it swaps in, and
 /// what takes pages away for it runs meanwhile. A worker that is not nice goes on for the rest of its turn when the page
 /// has come, and the guest waits for a processor nearly as long as it waited for the disk. A guest that waits for
-/// memory leaves its processor to the worker.
+/// memory leaves its processor to the worker. With 10 guests gain little more, and beside other work on the machine
+/// reclaim gets a tenth of a processor.
 const NICE: i32 = 5;
 
 /// A running worker.

@@ -13,7 +13,8 @@
 //! connection breaks, the agent releases everything without unlocking and starts from nothing.
 //!
 //! **The structures.** One thread owns the connection (`link`), the pages and the pace
-//! (`inflate`), and names pages by one of several protocols (`variant`); it sleeps until the host says something, the guest wants relief or the next poll
+//! (`inflate`), and names pages by one of several protocols (`variant`); it sleeps until the host says
+//! something, the guest wants relief or the next poll
 //! is due. [`Agent`] is the handle. It shares only a stop flag, a bell and the `relief` requests with the
 //! thread. The agent calls its [`PageSource`] without holding a lock.
 

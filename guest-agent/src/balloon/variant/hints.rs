@@ -81,25 +81,19 @@ fn offer(work: &mut Work<'_>, batch: &RangeBatch) -> Result<Wanted, LinkError> {
 fn give(work: &mut Work<'_>, free: &dyn FreePages, wanted: &Wanted) -> Result<u32, LinkError> {
     let pinned = free.pin(&wanted.ranges);
     let mut taken = 0;
+    let epoch = wanted.epoch;
+    let question = |ranges| ToHost::Give { epoch, ranges };
     // One batch: the host wants no more ranges or pages than were offered. Pages that came to be used in between cut
     // ranges, so a second is possible, and the host refuses it: an epoch is given once.
-    for ranges in RangeBatch::split(pinned, MAX_RANGES as u32) {
-        let epoch = wanted.epoch;
-        let question = ToHost::Give {
-            epoch,
-            ranges: ranges.clone(),
-        };
-        let answer = work.link.ask(&question);
-        work.release(ranges.runs(), &answer);
-        match answer? {
-            ToAgent::Given(result) if covers(&result.runs, &ranges) => {
-                let is_taken = |part: &&StatusRun| part.status == PageStatus::Ok;
-                let parts = result.runs.iter().filter(is_taken);
-                taken += parts.map(|part| part.run.count).sum::<u32>();
-            }
-            other => return Err(unexpected(question.name(), &other)),
+    work.ask_about(pinned, question, |ranges, answer| match answer {
+        ToAgent::Given(result) if covers(&result.runs, ranges) => {
+            let is_taken = |part: &&StatusRun| part.status == PageStatus::Ok;
+            let parts = result.runs.iter().filter(is_taken);
+            taken += parts.map(|part| part.run.count).sum::<u32>();
+            Ok(())
         }
-    }
+        other => Err(unexpected("GIVE", &other)),
+    })?;
     work.pace.inflated(0, taken);
     Ok(taken)
 }

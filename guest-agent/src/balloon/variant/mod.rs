@@ -14,7 +14,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use memvisor_wire::GfnRun;
-use memvisor_wire::balloon::{Protocol, Started, StatusRun};
+use memvisor_wire::balloon::{
+    MAX_RANGES, Protocol, RangeBatch, Started, StatusRun, ToAgent, ToHost,
+};
 
 use self::bitmap::Bitmap;
 use self::hints::Hints;
@@ -53,12 +55,29 @@ pub(super) struct Work<'w> {
 }
 
 impl Work<'_> {
-    /// Unpins the pages of a question that the host has answered, or will not read any more.
-    fn release<T>(&mut self, runs: &[GfnRun], answer: &Result<T, LinkError>) {
-        match answer {
-            Err(error) if error.leaves_doubt() => self.in_doubt.extend_from_slice(runs),
-            _ => self.source.release(runs),
+    /// Asks the host about pinned pages, a batch after the other, and tells `answered` of each. All are unpinned: those
+    /// of a batch when it is answered, those that are not asked about any more after a failure, at once.
+    fn ask_about(
+        &mut self,
+        pinned: Vec<GfnRun>,
+        question: impl Fn(RangeBatch) -> ToHost,
+        mut answered: impl FnMut(&RangeBatch, ToAgent) -> Result<(), LinkError>,
+    ) -> Result<(), LinkError> {
+        let mut failed = None;
+        for batch in RangeBatch::split(pinned, MAX_RANGES as u32) {
+            if failed.is_some() {
+                self.source.release(batch.runs());
+                continue;
+            }
+            let answer = self.link.ask(&question(batch.clone()));
+            match &answer {
+                // The host may still drop these pages.
+                Err(error) if error.leaves_doubt() => self.in_doubt.extend_from_slice(batch.runs()),
+                _ => self.source.release(batch.runs()),
+            }
+            failed = answer.and_then(|answer| answered(&batch, answer)).err();
         }
+        failed.map_or(Ok(()), Err)
     }
 }
 

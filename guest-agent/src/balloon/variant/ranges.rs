@@ -1,6 +1,6 @@
 //! Ranges, and ranges with free page reporting.
 
-use memvisor_wire::balloon::{MAX_BATCH_PAGES, MAX_RANGES, RangeBatch, ToAgent, ToHost, covers};
+use memvisor_wire::balloon::{MAX_BATCH_PAGES, RangeBatch, ToAgent, ToHost, covers};
 use memvisor_wire::{Gfn, GfnRun, RunsExt};
 
 use super::super::link::{Link, LinkError, unexpected};
@@ -81,16 +81,13 @@ impl Variant for Reporting {
             self.from = next.unwrap_or_default();
             let pinned = free.pin(&listed);
             work.pace.reported(pinned.pages() as u32);
-            for batch in RangeBatch::split(pinned, MAX_RANGES as u32) {
-                let reported = match work.link.ask(&ToHost::Report(batch.clone())) {
-                    Ok(ToAgent::Reported) => Ok(()),
-                    Ok(other) => Err(unexpected("REPORT", &other)),
-                    Err(error) => Err(error),
-                };
-                work.release(batch.runs(), &reported);
-                reported?;
-                free.reported(batch.runs());
-            }
+            work.ask_about(pinned, ToHost::Report, |batch, answer| match answer {
+                ToAgent::Reported => {
+                    free.reported(batch.runs());
+                    Ok(())
+                }
+                other => Err(unexpected("REPORT", &other)),
+            })?;
             if next.is_none() {
                 return Ok(());
             }
