@@ -168,8 +168,12 @@ fn zip(vm: &VmStatus) -> String {
 
 fn swap(vm: &VmStatus) -> String {
     let swap = &vm.swap;
+    let back = match swap.unswap_rate {
+        0 => String::new(),
+        rate => format!("; {}/s come back", Pages(rate.into()).bytes()),
+    };
     format!(
-        "{} slots, target {}, {} in by {} reads, {} out by {} writes",
+        "{} slots, target {}, {} in by {} reads, {} out by {} writes{back}",
         swap.slots,
         swap.target_pages.bytes(),
         swap.in_bytes,

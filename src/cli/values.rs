@@ -1,5 +1,6 @@
 //! Values of options: text to types, with an error that says what is allowed.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use memvisor_wire::vm_name::check_vm_name;
@@ -64,6 +65,13 @@ pub(super) fn pair(text: &str) -> Result<(Key, String), String> {
 /// A balloon: a size, or `auto` to let the policy decide.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct BalloonSize(pub(super) Option<Bytes>);
+
+/// Reads a size as pages that move in a second.
+pub(super) fn pages_per_second(text: &str) -> Result<NonZeroU32, String> {
+    let pages = size(text)?.pages().0;
+    let pages = u32::try_from(pages).ok().and_then(NonZeroU32::new);
+    pages.ok_or_else(|| format!("`{text}` is no rate: give 4K to 16T, which is a second's worth"))
+}
 
 /// Reads a [`BalloonSize`].
 pub(super) fn balloon(text: &str) -> Result<BalloonSize, String> {

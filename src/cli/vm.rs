@@ -1,5 +1,6 @@
 //! `memvisor vm`: requests to a running daemon.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -13,7 +14,7 @@ use crate::control::Client;
 use crate::runtime_dir::RuntimeDir;
 use crate::settings::VmPatch;
 use crate::telemetry::VmStatus;
-use crate::units::Bytes;
+use crate::units::{Bytes, Pages};
 
 #[derive(Debug, Args)]
 pub(super) struct VmArgs {
@@ -65,6 +66,18 @@ enum Request {
         /// The size to reach, such as 64M, or `auto`.
         #[arg(value_parser = values::balloon)]
         size: BalloonSize,
+    },
+    /// Bring the swapped pages of a VM back while memory is free, without waiting for its guest to want them.
+    Unswap {
+        /// The VM.
+        #[arg(value_parser = values::name)]
+        name: String,
+        /// How much comes back in a second, at most.
+        #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::pages_per_second)]
+        rate: NonZeroU32,
+        /// Bring no more back.
+        #[arg(long, conflicts_with = "rate")]
+        stop: bool,
     },
     /// Change settings of a VM, such as shares=high limit=128M; all of them or none.
     Set {
@@ -118,6 +131,10 @@ pub(super) fn run(args: VmArgs) -> anyhow::Result<Exit> {
         Request::Balloon { name, size } => {
             let vm = client.set_balloon(&name, size.0)?;
             output(&vm, args.json, balloon_set)?;
+        }
+        Request::Unswap { name, rate, stop } => {
+            let vm = client.set_unswap(&name, (!stop).then_some(rate))?;
+            output(&vm, args.json, unswap_set)?;
         }
         Request::Token { name } => {
             output(&client.token(&name)?, args.json, |it| {
@@ -178,6 +195,18 @@ fn balloon_set(vm: &VmStatus) -> String {
         vm.balloon.size_pages.bytes(),
         vm.balloon.target_pages.bytes(),
     )
+}
+
+fn unswap_set(vm: &VmStatus) -> String {
+    let swapped = vm.homes.swapped_pages.bytes();
+    let rate = match vm.swap.unswap_rate {
+        0 => "only what its guest asks for comes back".to_owned(),
+        rate => {
+            let rate = Pages(rate.into()).bytes();
+            format!("{rate} a second come back while memory is free")
+        }
+    };
+    format!("{}: {swapped} in the swap file, {rate}\n", vm.name)
 }
 
 /// Prints data as text for people, or as JSON.

@@ -1,6 +1,7 @@
 //! The client side of the control API, for commands that do nothing else while they wait for an answer.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
-use super::{AgentToken, BalloonRequest, ErrorBody, ReloadReport, SettingRequest};
+use super::{AgentToken, BalloonRequest, ErrorBody, ReloadReport, SettingRequest, UnswapRequest};
 use crate::settings::{DEFAULT, Key, Scalar, SettingView, VmPatch};
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::Bytes;
@@ -152,6 +153,21 @@ impl Client {
             target_bytes: target,
         };
         let path = format!("{}/balloon", vm_path(name)?);
+        self.request(Method::PUT, &path, Some(&body))
+            .and_then(|answer| answer.decode())
+    }
+
+    /// Has the swapped pages of a VM brought back, so many a second; `None`: no longer.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with status 404 if it is not running, else as any.
+    pub fn set_unswap(
+        &self,
+        name: &str,
+        rate: Option<NonZeroU32>,
+    ) -> Result<VmStatus, ClientError> {
+        let body = UnswapRequest { pages_per_s: rate };
+        let path = format!("{}/unswap", vm_path(name)?);
         self.request(Method::PUT, &path, Some(&body))
             .and_then(|answer| answer.decode())
     }

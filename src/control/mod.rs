@@ -19,6 +19,7 @@ mod limit;
 mod routes;
 mod server;
 
+use std::num::NonZeroU32;
 use std::time::Instant;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -53,6 +54,12 @@ pub trait Daemon: Send + Sync + 'static {
     /// # Errors
     /// [`ControlError`] if there is no such VM or it cannot have such a balloon.
     fn set_balloon(&self, name: &str, target: Option<Pages>) -> Result<VmStatus, ControlError>;
+
+    /// Has the swapped pages of a VM brought back, so many a second; `None`: no longer.
+    ///
+    /// # Errors
+    /// [`ControlError`] if there is no such VM.
+    fn set_unswap(&self, name: &str, rate: Option<NonZeroU32>) -> Result<VmStatus, ControlError>;
 
     /// Ends a VM: its guest process is killed and its memory given back.
     ///
@@ -184,8 +191,22 @@ pub struct BalloonRequest {
     pub target_bytes: Option<Bytes>,
 }
 
-/// Reads a field that may be `null` but not missing: an empty object must not reset a balloon.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes>, D::Error> {
+/// The body of `PUT /v1/vms/{name}/unswap`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct UnswapRequest {
+    /// How many swapped pages are to come back in a second, until none is left; `null`: no more.
+    #[serde(deserialize_with = "present")]
+    pub pages_per_s: Option<NonZeroU32>,
+}
+
+/// Reads a field that may be `null` but not missing: an empty object must not undo an order.
+fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
     Option::deserialize(deserializer)
 }
 

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     AgentToken, BalloonRequest, ControlError, Daemon, ErrorBody, REQUEST_BODY_MAX, ReloadReport,
-    SettingRequest,
+    SettingRequest, UnswapRequest,
 };
 use crate::settings::{DEFAULT, Key, SettingError, SettingView, VmPatch};
 use crate::telemetry::{HostStatus, VmStatus};
@@ -43,6 +43,10 @@ trait Body: DeserializeOwned + Described + Send + 'static {
 
 impl Body for BalloonRequest {
     const ALLOWED: &'static str = "{\"target_bytes\": N} or {\"target_bytes\": null}";
+}
+
+impl Body for UnswapRequest {
+    const ALLOWED: &'static str = "{\"pages_per_s\": N}, N from 1, or {\"pages_per_s\": null}";
 }
 
 impl Body for VmPatch {
@@ -188,6 +192,7 @@ pub(super) fn routes() -> Vec<Route> {
         route("DELETE /v1/vms/{name}", "Ends a VM.", kill),
         route_with("PUT /v1/vms/{name}/balloon", "Sets the size of a balloon by hand, or gives it back to the policy.", set_balloon)
             .refused(&[(409, "No balloon agent is connected.")]),
+        route_with("PUT /v1/vms/{name}/unswap", "Has the swapped pages of a VM brought back while memory is free, or no longer.", set_unswap),
         route("GET /v1/vms/{name}/why", "What the policy decided about a VM, and why.", why),
         route("GET /v1/vms/{name}/token", "What a balloon agent of a VM says in its START.", token),
         route("GET /v1/settings", "All host settings.", settings),
@@ -247,6 +252,14 @@ fn set_balloon(
 ) -> Result<Json<VmStatus>, Refusal> {
     let target = request.target_bytes.map(whole_pages).transpose()?;
     Ok(Json(daemon.set_balloon(name, target)?))
+}
+
+fn set_unswap(
+    daemon: &dyn Daemon,
+    name: &str,
+    request: &UnswapRequest,
+) -> Result<Json<VmStatus>, Refusal> {
+    Ok(Json(daemon.set_unswap(name, request.pages_per_s)?))
 }
 
 fn whole_pages(target: Bytes) -> Result<Pages, Refusal> {

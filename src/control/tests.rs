@@ -1,4 +1,5 @@
 use std::io::{ErrorKind, Read, Write};
+use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -74,6 +75,12 @@ impl Daemon for FakeDaemon {
 
     fn vm(&self, name: &str) -> Option<VmStatus> {
         self.find(name).ok()
+    }
+
+    fn set_unswap(&self, name: &str, rate: Option<NonZeroU32>) -> Result<VmStatus, ControlError> {
+        let mut vm = self.find(name)?;
+        vm.swap.unswap_rate = rate.map_or(0, NonZeroU32::get);
+        Ok(vm)
     }
 
     fn set_balloon(&self, name: &str, target: Option<Pages>) -> Result<VmStatus, ControlError> {
@@ -208,6 +215,24 @@ fn balloon_size_and_null_reach_the_daemon() {
         setup.daemon.asked(),
         ["balloon web Some(Pages(2))", "balloon web None"]
     );
+}
+
+#[test]
+fn rate_of_unswapping_and_null_reach_the_daemon_and_nothing_else_does() {
+    let setup = setup();
+    let vm = setup.client.set_unswap("web", NonZeroU32::new(100));
+    assert_eq!(vm.expect("it runs").swap.unswap_rate, 100);
+    let vm = setup.client.set_unswap("web", None).expect("it runs");
+    assert_eq!(vm.swap.unswap_rate, 0);
+    setup
+        .client
+        .set_unswap("nope", None)
+        .expect_err("no such VM");
+    for body in ["{}", "{\"pages_per_s\": 0}", "{\"pages_per_s\": -1}"] {
+        let answer = raw(&setup.socket, &request("PUT /v1/vms/web/unswap", body));
+        assert_eq!(answer.0, 422, "{body}: {}", answer.1);
+        assert!(answer.1.contains("pages_per_s"), "{}", answer.1);
+    }
 }
 
 #[test]

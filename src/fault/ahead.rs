@@ -37,12 +37,17 @@ pub(crate) fn resolve_in_stream(
 
 /// Whether pages of this home are worth giving ahead now.
 fn may_give(vm: &Vm, home: Home) -> bool {
-    // Pages that nobody has asked for must not bring the VM to its ceiling, where its next fault would have to wait.
-    let is_below_ceiling = vm.held().0.saturating_add(MAX_AHEAD.into()) < vm.orders.ceiling().0;
-    let is_free = vm.budget.spare().0 >= vm.budget.total().0 / FREE_PART;
     let is_worth_it = matches!(
         home,
         Home::Untouched | Home::Compressed(_) | Home::Swapped(_)
     );
-    is_worth_it && is_free && is_below_ceiling
+    is_worth_it && has_room(vm)
+}
+
+/// Whether there is room for pages that nobody has asked for.
+pub(crate) fn has_room(vm: &Vm) -> bool {
+    // They must not bring the VM to its ceiling, where its next fault would have to wait.
+    let is_below_ceiling = vm.held().0.saturating_add(MAX_AHEAD.into()) < vm.orders.ceiling().0;
+    let is_free = vm.budget.spare().0 >= vm.budget.total().0 / FREE_PART;
+    is_free && is_below_ceiling
 }

@@ -83,7 +83,7 @@ fn count(pages: &[PageGuard<'_>]) -> u32 {
 }
 
 /// Locks pages one after the other, up to the first one that ends the run.
-fn lock_run<'a>(
+pub(super) fn lock_run<'a>(
     vm: &'a Vm,
     gfns: impl Iterator<Item = Gfn>,
     wanted: &dyn Fn(Gfn, Entry) -> bool,
@@ -175,7 +175,11 @@ fn counter(vm: &Vm, home: Home) -> Option<&Counter> {
 
 /// Reads a swapped page that was asked for together with those behind it that follow it in the swap file: reading eight
 /// pages takes hardly longer than reading one. Returns nothing where each page is to be read in its turn.
-fn read_together(vm: &Vm, requested: &PageGuard<'_>, behind: &[PageGuard<'_>]) -> Vec<PageBuf> {
+pub(super) fn read_together(
+    vm: &Vm,
+    requested: &PageGuard<'_>,
+    behind: &[PageGuard<'_>],
+) -> Vec<PageBuf> {
     let Home::Swapped(start) = requested.home() else {
         return Vec::new();
     };

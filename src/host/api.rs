@@ -1,5 +1,6 @@
 //! What clients of the control API can ask of the daemon.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use super::governor::Decision;
 use super::member::Member;
 use crate::control::{self, AgentToken, ControlError, ReloadReport};
 use crate::policy;
+use crate::reclaim::Job;
 use crate::settings::{SettingView, VmPatch};
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::Pages;
@@ -70,6 +72,14 @@ impl control::Daemon for Host {
         tracing::info!(vm = name, ?target, "balloon target set by hand");
         member.vm.orders.set_manual(target);
         member.balloon.doorbell.ring();
+        Ok(self.vm_status(&member))
+    }
+
+    fn set_unswap(&self, name: &str, rate: Option<NonZeroU32>) -> Result<VmStatus, ControlError> {
+        let member = self.find(name)?;
+        tracing::info!(vm = name, rate, "unswap ordered");
+        member.vm.orders.set_unswap(rate);
+        member.worker.suggest(Job::Wake);
         Ok(self.vm_status(&member))
     }
 

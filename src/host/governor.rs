@@ -214,6 +214,7 @@ impl Governor {
                 scan_rate,
                 sample_period: settings.sample_period,
                 victims: settings.victims,
+                unswap_rate: settings.unswap_pages(),
             }
         });
         let pages = member.vm.params.pages;

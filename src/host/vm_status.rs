@@ -199,6 +199,8 @@ fn swap(vm: &Vm) -> SwapStatus {
         in_bytes: stats.read.bytes(),
         out_bytes: stats.written.bytes(),
         errors: vm.stats.swap_errors.get(),
+        unswapped: vm.stats.unswapped.get(),
+        unswap_rate: vm.orders.unswap().unwrap_or(0),
     }
 }
 

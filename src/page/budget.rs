@@ -333,6 +333,13 @@ impl Budget {
         self.used().0 > self.aim_at.load(Ordering::Relaxed)
     }
 
+    /// How much more is free than reclaim aims at.
+    #[must_use]
+    pub fn beyond_aim(&self) -> Pages {
+        let most = Pages(self.aim_at.load(Ordering::Relaxed)).min(self.total());
+        most.saturating_sub(self.used())
+    }
+
     /// Whether so little is free that VMs above their targets wait. Always true until the marks have been set.
     #[must_use]
     pub fn is_scarce(&self) -> bool {

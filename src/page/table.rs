@@ -33,6 +33,7 @@ mod balloon;
 mod groups;
 mod guard;
 mod notes;
+mod views;
 
 use std::io;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ use super::parking::Parking;
 use super::witness::Witness;
 use crate::seeded::Seeded;
 use crate::sync::{AtomicU64, Ordering, zeroes};
-use crate::units::{FrameId, Gfn};
+use crate::units::Gfn;
 
 pub use balloon::Moved;
 pub use guard::{DonePage, KeptPage, PageGuard};
@@ -130,33 +131,6 @@ impl Entry {
     #[must_use]
     pub const fn last_hash(self) -> u32 {
         self.payload()
-    }
-}
-
-/// What a page is mapped to in the guest's address space. Neighbours that continue each other share a VMA.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum View {
-    Ram { open: bool },
-    Pool { frame: FrameId, closed: bool },
-}
-
-impl View {
-    /// Whether a page with this view, directly before a page with the view `next`, shares a VMA with it.
-    const fn continues(self, next: Self) -> bool {
-        match (self, next) {
-            (Self::Ram { open: a }, Self::Ram { open: b }) => a == b,
-            (
-                Self::Pool {
-                    frame: a,
-                    closed: one,
-                },
-                Self::Pool {
-                    frame: b,
-                    closed: other,
-                },
-            ) => one == other && a.0.wrapping_add(1) == b.0,
-            _ => false,
-        }
     }
 }
 
@@ -344,22 +318,6 @@ impl PageTable {
         }
     }
 
-    /// How many VMAs the guest's RAM takes now, counted page by page. `opens`: open pages are mapped differently from
-    /// others.
-    #[must_use]
-    pub fn count_vmas(&self, opens: bool) -> u32 {
-        let entries = self.entries.iter();
-        // Relaxed: the changes that the count is to cover were acquired by `Vmas::room`; others may be in it or not.
-        let views = entries.map(|word| view(Entry(word.load(Ordering::Relaxed)), opens));
-        let mut previous = None;
-        let mut vmas = 0;
-        for view in views {
-            vmas += u32::from(!previous.is_some_and(|before: View| before.continues(view)));
-            previous = Some(view);
-        }
-        vmas
-    }
-
     /// Counts every page by its home, from the entries alone: what [`Self::counts`] must equal when
     /// nobody moves pages.
     #[must_use]
@@ -384,18 +342,6 @@ impl PageTable {
         ) {
             entry = now;
         }
-    }
-}
-
-const fn view(entry: Entry, opens: bool) -> View {
-    match entry.home() {
-        Home::Shared(frame) => View::Pool {
-            frame,
-            closed: entry.is_sampled(),
-        },
-        _ => View::Ram {
-            open: opens && entry.is_open(),
-        },
     }
 }
 
@@ -444,30 +390,6 @@ mod tests {
             .try_lock(Gfn(0))
             .expect("free")
             .set_home(Home::Zero);
-    }
-
-    #[test]
-    fn vmas_count_breaks_between_views() {
-        let table = table(8);
-        let share = |gfn, frame| {
-            let guard = table.try_lock(Gfn(gfn)).expect("free");
-            guard.set_home(Home::Resident);
-            guard.set_home(Home::Shared(FrameId(frame)));
-        };
-        assert_eq!(table.count_vmas(false), 1);
-        share(2, 10);
-        share(3, 11);
-        assert_eq!(table.count_vmas(false), 3, "ram, one run of frames, ram");
-        share(4, 20);
-        assert_eq!(table.count_vmas(false), 4);
-        let guard = table.try_lock(Gfn(0)).expect("free");
-        guard.set_home(Home::Resident);
-        guard.set_open();
-        assert_eq!(
-            table.count_vmas(true),
-            5,
-            "an open page beside a closed one"
-        );
     }
 
     /// A fault that parks races with a mover that unlocks. In any order, the fault is woken or sees the page free.

@@ -86,6 +86,8 @@ pub struct Routine {
     pub sample_period: Duration,
     /// Which pages are evicted: `Memvisor.Victims`.
     pub victims: Choice,
+    /// Swapped pages to bring back in a second once memory has stayed free: `Memvisor.UnswapRate`; zero: none.
+    pub unswap_rate: u32,
 }
 
 impl WorkerHandle {

@@ -24,6 +24,7 @@ mod pace;
 mod stash;
 mod stores;
 mod turn;
+mod unswap;
 pub mod victims;
 mod worker;
 

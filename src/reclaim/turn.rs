@@ -2,8 +2,8 @@
 //!
 //! Only the worker of a VM takes pages away from it and commands its shim. It works in small pieces, in this order: a
 //! scan of pages that other VMs found to equal theirs; one job of the balloon's session or the guest, which wait for
-//! the answer; eviction that the policy has ordered; a slice of scanning and a step of sampling when they are due; and
-//! what changed settings ask of sharing and of the stores.
+//! the answer; eviction that the policy has ordered; a slice of scanning and a step of sampling when they are due;
+//! what changed settings ask of sharing and of the stores; and a slice of swapped pages to bring back.
 //!
 //! When a piece is due depends on the time, as do the pauses after something that could not be done. Each step is
 //! given the time, and returns until when nothing is due. A thread with a queue sleeps until then
@@ -18,6 +18,7 @@ use super::evict::Evictor;
 use super::job::{Job, Queue, Routine};
 use super::pace::Pace;
 use super::stores::Stores;
+use super::unswap::Unswapper;
 use super::victims::Choice;
 use crate::balloon;
 use crate::engine::EngineError;
@@ -46,6 +47,7 @@ pub(crate) struct Core {
     evict_after: Instant,
     joining: Option<Joining>,
     stores: Stores,
+    unswapper: Unswapper,
 }
 
 impl Core {
@@ -66,6 +68,7 @@ impl Core {
             evict_after: now,
             joining: None,
             stores: Stores::default(),
+            unswapper: Unswapper::default(),
             routine: Arc::clone(&queue.routine),
             vm,
             peers,
@@ -109,6 +112,7 @@ impl Core {
             self.pace = Pace::new(self.vm.table.pages(), now);
         }
         self.stores.step(&self.vm, now);
+        self.unswapper.step(&self.vm, now, routine.unswap_rate);
         self.vm.give_back_emptied();
         Ok(Some(self.due(now, routine)))
     }
@@ -119,7 +123,8 @@ impl Core {
         let sample = (!period.is_zero()).then(|| self.sampler.due(&self.vm, now, period));
         let joining = self.joining.as_ref().map(Joining::due);
         let scan = self.scan_due(routine.scan_rate);
-        let all = [self.evict_due(), scan, sample, joining, self.stores.due()];
+        let (stores, unswap) = (self.stores.due(), self.unswapper.due());
+        let all = [self.evict_due(), scan, sample, joining, stores, unswap];
         all.into_iter().flatten().fold(now + IDLE, Instant::min)
     }
 

@@ -331,6 +331,7 @@ impl<'a> Machine<'a> {
             scan_rate: 0,
             sample_period: settings.sample_period,
             victims: self.victims,
+            unswap_rate: settings.unswap_pages(),
         };
         let floor = settings.sample_active_pct_min;
         let mut estimates = HashMap::new();

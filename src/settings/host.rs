@@ -4,6 +4,7 @@ use super::choice::{BalloonTakes, FaultsWait, Profile};
 use super::table::{HostSettings, Spec};
 use super::value::Value;
 use crate::policy::{Config, Esx, Policy, Stall};
+use crate::units::Bytes;
 
 impl Profile {
     /// The default of a setting in this profile.
@@ -44,6 +45,13 @@ impl HostSettings {
             balloon_takes_free_only: matches!(self.balloon_takes, BalloonTakes::Free),
             faults_wait_early: matches!(self.faults_wait, FaultsWait::Hard),
         }
+    }
+
+    /// Swapped pages of each VM that come back by themselves in a second.
+    #[must_use]
+    pub fn unswap_pages(&self) -> u32 {
+        let bytes = Bytes::from_mib(self.unswap_rate.into());
+        u32::try_from(bytes.pages().0).unwrap_or(u32::MAX)
     }
 
     /// The defaults of a profile.

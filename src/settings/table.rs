@@ -289,6 +289,14 @@ host_settings! {
         throughput: Value::Choice(victims::SECOND_CHANCE) => "a page in use that is evicted is wanted back at once",
         deviation: "no setting in ESX, which takes random ones",
     }
+    /// how many swapped pages of each VM come back by themselves once memory has stayed free for 10 s; 0 leaves them
+    /// until their guest wants them
+    Memvisor.UnswapRate => unswap_rate: u32 {
+        group: "eviction",
+        kind: Kind::whole("MiB/s", 0, 1024),
+        esx: Value::Whole(0),
+        deviation: "no setting in ESX, where an operator asks for it",
+    }
 }
 
 /// The names of all generations.

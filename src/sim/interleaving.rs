@@ -1,5 +1,6 @@
 //! Guests, fault threads, workers and the policy as tasks, in any schedule.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -223,6 +224,7 @@ impl Scene {
         }
         for (vm, worker) in &vms {
             vm.zip.lock().set_max_pages(1);
+            vm.orders.set_unswap(None);
             worker.change(|it| it.scan_rate = 0);
             worker.change(|it| it.sample_period = Duration::ZERO);
             host.join(worker, Some(0));
@@ -251,6 +253,10 @@ impl Scene {
                     .set_budget([1, VMA_BUDGET][thread_rng().gen_range(0..2)]);
             }
             5..8 => order(vm, thread_rng().gen_range(0..4)),
+            8 => {
+                vm.orders.set_unswap(NonZeroU32::new(FAST));
+                worker.suggest(Job::Wake);
+            }
             // Only time passes.
             _ => {}
         }

@@ -39,6 +39,7 @@ mod scenario;
 mod seeded;
 mod stalls;
 mod turns;
+mod unswap;
 mod worker;
 
 use address_space::{AddressSpace, Countdown, Trap, View};

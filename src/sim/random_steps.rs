@@ -1,5 +1,6 @@
 //! Random steps of several guests and of the daemon, one at a time, checked after each.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +79,8 @@ pub(super) enum Step {
     /// The worker is asked for all of these at once.
     Ask(Vec<Request>),
     Evict(u64, Means),
+    /// Swapped pages are to come back, so many a second, or no more.
+    Unswap(Option<NonZeroU32>),
     SwapFails(Option<Errno>),
     ZipCap(u32),
     SwapSlots(u32),
@@ -146,6 +149,7 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         16 => (1..1500u64).prop_map(Step::Wait),
         9 => prop::collection::vec(requests(), 1..4).prop_map(Step::Ask),
         9 => (1..30u64, means()).prop_map(|(want, means)| Step::Evict(want, means)),
+        2 => (0..100u32).prop_map(|rate| Step::Unswap(NonZeroU32::new(rate))),
         1 => prop::sample::select(vec![None, Some(Errno::ENOSPC), Some(Errno::EIO)])
             .prop_map(Step::SwapFails),
         1 => (0..5u32).prop_map(Step::ZipCap),
@@ -281,6 +285,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         }
         Step::Ask(requests) => serve(host, guest, requests).expect("the session lives"),
         Step::Evict(want, means) => evict(guest, want, means),
+        Step::Unswap(rate) => vm.orders.set_unswap(rate),
         Step::SwapFails(errno) => guest.disk.set_failing(errno),
         Step::ZipCap(pages) => {
             let mut zip = vm.zip.lock();

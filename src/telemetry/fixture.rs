@@ -133,6 +133,8 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
             in_bytes: Bytes(3 << 12),
             out_bytes: Bytes::from_mib(4),
             errors: 2,
+            unswapped: 4,
+            unswap_rate: 256,
         },
         faults: faults(),
         stalls: stalls(),

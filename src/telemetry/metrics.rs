@@ -153,6 +153,7 @@ metrics! {
     Gauge, "vm_swap_target_bytes", Pages, Of("vms[].swap.target_pages"), "What the policy wants in its compression cache and its swap file.";
     Counter, "vm_swap_in_bytes", Bytes, Of("vms[].swap.in_bytes"), "Read from its swap file.";
     Counter, "vm_swap_out_bytes", Bytes, Of("vms[].swap.out_bytes"), "Written to its swap file.";
+    Counter, "vm_unswapped_pages", Moves, Of("vms[].swap.unswapped"), "Pages brought back from its swap file without being asked for by the guest.";
     Counter, "vm_swap_errors", Plain, Of("vms[].swap.errors"), "Writes that its full or failing swap file refused.";
     Counter, "vm_faults", Plain, By("kind", &["vms[].faults.first_touch", "vms[].faults.refill_zip", "vms[].faults.refill_swap", "vms[].faults.cow_break", "vms[].faults.pop"]), "Faults that were answered, by what had to be done.";
     Counter, "vm_inline_faults", Plain, Of("vms[].faults.inline"), "Those of them that the guest served itself.";

@@ -179,6 +179,10 @@ pub struct SwapStatus {
     pub out_bytes: Bytes,
     /// Write operations so far that the full or failing file refused.
     pub errors: u64,
+    /// Pages so far that came back without being asked for by the guest.
+    pub unswapped: u64,
+    /// Pages that are to come back in a second because an operator has ordered it; 0: none.
+    pub unswap_rate: u32,
 }
 
 /// How long faults of one VM took, from their arrival at the daemon to the answer.

@@ -1,6 +1,7 @@
 //! What the policy wants of one VM. The policy writes these orders, and the VM's own threads carry them out.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::units::Pages;
 
@@ -78,6 +79,8 @@ pub struct Orders {
     allocation_target: AtomicU64,
     entitlement: AtomicU64,
     swap_target: AtomicU64,
+    /// Pages a second; 0: nothing was ordered.
+    unswap: AtomicU32,
     manual_balloon: AtomicU64,
     manual: AtomicBool,
 }
@@ -93,6 +96,7 @@ impl Default for Orders {
             allocation_target: AtomicU64::new(0),
             entitlement: AtomicU64::new(0),
             swap_target: AtomicU64::new(0),
+            unswap: AtomicU32::new(0),
             manual_balloon: AtomicU64::new(0),
             manual: AtomicBool::new(false),
         }
@@ -234,6 +238,19 @@ impl Orders {
     #[must_use]
     pub fn swap_target(&self) -> Pages {
         Pages(self.swap_target.load(Ordering::Relaxed))
+    }
+
+    /// Orders the VM's swapped pages to be brought back, so many pages a second, until none is left; `None`: no more.
+    pub fn set_unswap(&self, rate: Option<NonZeroU32>) {
+        let rate = rate.map_or(0, NonZeroU32::get);
+        self.unswap.store(rate, Ordering::Relaxed);
+    }
+
+    /// How many swapped pages are to be brought back in a second, if that was ordered.
+    #[must_use]
+    pub fn unswap(&self) -> Option<u32> {
+        let rate = self.unswap.load(Ordering::Relaxed);
+        (rate > 0).then_some(rate)
     }
 
     /// The memory that the policy thinks the VM should have.

@@ -67,6 +67,8 @@ counters!(
         inline_swap_ins,
         /// Breaks that the guest served itself; counted in `breaks` too.
         inline_breaks,
+        /// Brought back from the swap file without being asked for.
+        unswapped,
         /// Ballooned pages that the guest accessed.
         pops,
         /// Faults that had to wait because their page was being moved.

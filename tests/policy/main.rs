@@ -36,6 +36,7 @@ mod limits;
 mod pressed;
 mod stall;
 mod tax;
+mod unswap;
 
 use memvisor::telemetry::{HostStatus, VmStatus};
 use memvisor::units::Pages;

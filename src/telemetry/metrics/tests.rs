@@ -32,6 +32,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("vms[].swap.reads", "`memvisor_vm_swap_in_bytes_total`"),
     ("vms[].swap.writes", "`memvisor_vm_swap_out_bytes_total`"),
     ("vms[].salt_set", "a setting"),
+    ("vms[].swap.unswap_rate", "an order, for whoever gave it"),
 ];
 
 #[test]
