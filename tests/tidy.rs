@@ -214,6 +214,7 @@ const HOST_FILES: &[&str] = &[
     "admission",
     "averages",
     "balance",
+    "laws",
     "watchdog",
     "caches",
     "orders",

@@ -39,6 +39,7 @@ mod configuration;
 mod daemon;
 mod error;
 mod governor;
+mod laws;
 mod listen;
 mod machine;
 mod member;
