@@ -394,6 +394,10 @@ fn wrong_words_are_refused_and_named() {
             "{}",
         ),
         (&["replay", "/x"], "--agent"),
+        (&["laws", "--incident", "shrnk"], "`shrnk` `shrink`"),
+        (&["laws", "--law", "senpi"], "`senpi` `senpai`"),
+        (&["laws", "--html", "/x"], "--incident"),
+        (&["laws", "--set", "Memvisor.BalloonLaw=pid"], "--law"),
     ] {
         let output = balloon(words);
         assert_eq!(
@@ -435,6 +439,6 @@ fn wrong_words_are_refused_and_named() {
 #[test]
 fn commands_of_the_document_print_what_it_says() {
     if has_python() {
-        rig::document::runs(include_str!("../docs/balloon-lab.md"), 5);
+        rig::document::runs(include_str!("../docs/balloon-lab.md"), 8);
     }
 }

@@ -170,8 +170,21 @@ const HOST: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "incident",
+        &[
+            "units",
+            "balloon",
+            "policy",
+            "settings",
+            "recording",
+            "view",
+            "host",
+        ],
+    ),
+    (
         "cli",
         &[
+            "incident",
             "units",
             "chain",
             "balloon",

@@ -80,6 +80,7 @@ pub(crate) use daemon::reserve;
 use daemon::{GUESTS_GRACE, Host, KILLED_GRACE};
 pub use error::{EngineUnavailable, HostError, MIN_MEMORY};
 pub(crate) use governor::{MIN_PERIOD, PERIOD};
+pub(crate) use laws::Laws;
 use listen::Listeners;
 pub use options::{EngineChoice, HostOptions};
 pub(crate) use orders::{give as give_orders, set_marks};

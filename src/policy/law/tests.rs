@@ -1,5 +1,7 @@
 //! Laws one by one, on a guest whose balloon follows with a delay.
 
+mod twentieth;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -238,6 +240,21 @@ fn target_moves_from_the_previous_target_at_the_pace_of_the_law() {
     rig.pace = 0;
     assert_eq!(rig.plans(11), 1000, "nothing has passed at the first plan");
     assert_eq!(rig.plans(1000), 6500, "its bound");
+}
+
+/// The example of the document is this code, and does what the document says.
+#[test]
+fn law_of_the_document_takes_a_twentieth_of_what_is_free_in_a_second() {
+    let code = include_str!("tests/twentieth.rs");
+    let code = &code[code.find("impl Law").expect("it is one")..];
+    assert!(include_str!("../../../docs/balloon-lab.md").contains(code));
+    let mut rig = Rig::new(&twentieth::Twentieth);
+    rig.vm.balloon_free = Some(Pages(2000));
+    rig.pace = 10_000;
+    let second = rig.plans(5);
+    assert!((95..=100).contains(&second), "{second}");
+    rig.vm.stall_us_per_s = 10_001;
+    assert_eq!(rig.plan(), 0);
 }
 
 fn any_seen() -> impl Strategy<Value = (VmSnapshot, Config, Allotment, (u64, u64), FreeState)> {
