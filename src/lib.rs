@@ -46,6 +46,7 @@ pub mod digest;
 pub mod engine;
 pub mod fault;
 pub mod host;
+pub mod incident;
 pub mod laboratory;
 mod launch;
 pub mod page;

@@ -212,3 +212,9 @@ fn list_of_others_is_replayed_and_shown_as_a_page() {
     fs::write(&list, "time_us,vm,gfn\n1,a,b\n").expect("our own directory");
     fails("replay --memory 4M", "list.csv:2: `b`");
 }
+
+/// What docs/replay.md shows is run.
+#[test]
+fn commands_of_the_document_print_what_it_says() {
+    rig::document::runs(include_str!("../docs/replay.md"), 1);
+}

@@ -170,8 +170,21 @@ const HOST: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "incident",
+        &[
+            "units",
+            "balloon",
+            "policy",
+            "settings",
+            "recording",
+            "view",
+            "host",
+        ],
+    ),
+    (
         "cli",
         &[
+            "incident",
             "units",
             "chain",
             "balloon",
@@ -214,6 +227,7 @@ const HOST_FILES: &[&str] = &[
     "admission",
     "averages",
     "balance",
+    "laws",
     "watchdog",
     "caches",
     "orders",

@@ -37,6 +37,7 @@ mod relief;
 mod session;
 mod stats;
 mod variant;
+mod waits;
 
 pub use batch::SLACK_PAGES;
 pub use counters::BalloonCounters;
@@ -48,3 +49,4 @@ pub use progress::AgentProgress;
 pub use relief::Relief;
 pub use session::serve;
 pub use stats::GuestStats;
+pub use waits::SwapWaits;

@@ -4,6 +4,7 @@ mod agent;
 mod conform;
 mod dump;
 mod host;
+mod laws;
 mod replay;
 
 use clap::{Args, Subcommand};
@@ -28,6 +29,8 @@ enum Tool {
     Host(host::HostArgs),
     /// Hold an agent or a host to docs/balloon-protocol.md, rule by rule.
     Conform(conform::ConformArgs),
+    /// Run control laws through incidents that others had, simulated, and compare them in one table.
+    Laws(laws::LawsArgs),
 }
 
 pub(super) fn run(args: BalloonArgs) -> anyhow::Result<Exit> {
@@ -37,6 +40,7 @@ pub(super) fn run(args: BalloonArgs) -> anyhow::Result<Exit> {
         Tool::Agent(args) => agent::run(&args),
         Tool::Host(args) => host::run(&args),
         Tool::Conform(args) => conform::run(&args),
+        Tool::Laws(args) => laws::run(&args),
     }
 }
 

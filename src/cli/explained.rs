@@ -2,7 +2,9 @@
 //! change the decision.
 
 use super::phrases::{actions, price, reason, size, stuck, thresholds};
-use crate::policy::{BalloonBound, Change, Explanation, FairPart, HostPart, Input, MemoryPart};
+use crate::policy::{
+    BalloonBound, BalloonPart, Change, Explanation, FairPart, HostPart, Input, MemoryPart,
+};
 use crate::units::Pages;
 
 /// The text of an explanation: a paragraph for each subject, the answer first.
@@ -185,6 +187,9 @@ fn balloon(why: &Explanation) -> String {
         (true, true, Some(brings)) => format!("alive; brings {} in 10 s at its pace", size(brings)),
     };
     text += &row("agent", &agent);
+    if balloon.by_hand.is_none() {
+        text += &row("led by", &led_by(balloon));
+    }
     if let Some(by_hand) = balloon.by_hand {
         text += &row("set by hand", &size(by_hand));
     }
@@ -219,6 +224,18 @@ fn balloon(why: &Explanation) -> String {
             size(why.memory.ballooned)
         ),
     )
+}
+
+/// The control law, and the numbers that it alone goes by.
+fn led_by(balloon: &BalloonPart) -> String {
+    let [host, guest] = balloon.stall_us_per_s;
+    match balloon.law.as_str() {
+        "senpai" => format!(
+            "senpai; its threads wait {host} us/s for evicted pages, {guest} us/s for its own swap device"
+        ),
+        "pid" => "pid; moves from its previous target by what is missing".to_owned(),
+        law => law.to_owned(),
+    }
 }
 
 fn swap(why: &Explanation) -> String {

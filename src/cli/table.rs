@@ -10,6 +10,11 @@ pub(super) fn numbers<R: AsRef<[String]>>(rows: &[R]) -> String {
     columns(rows, |column, of| column > 0 && column + 1 < of)
 }
 
+/// The same, with right-aligned cells in all columns except the first two.
+pub(super) fn labelled<R: AsRef<[String]>>(rows: &[R]) -> String {
+    columns(rows, |column, _| column > 1)
+}
+
 fn columns<R: AsRef<[String]>>(rows: &[R], at_right: fn(usize, usize) -> bool) -> String {
     let of = rows.first().map_or(0, |row| row.as_ref().len());
     let width = |column: usize| {

@@ -14,6 +14,7 @@ use super::averages::Averages;
 use super::balance::Balance;
 use super::caches;
 use super::configuration::Configuration;
+use super::laws::Laws;
 use super::member::Member;
 use super::members::Members;
 use super::orders;
@@ -47,6 +48,24 @@ pub(super) struct Decision {
     pub(super) snapshot: HostSnapshot,
     pub(super) config: Config,
     pub(super) plan: Plan,
+}
+
+/// What the policy thread keeps from plan to plan.
+#[derive(Debug)]
+struct Known {
+    balance: Balance,
+    laws: Laws,
+    watchdog: Watchdog,
+}
+
+impl Known {
+    fn new() -> Self {
+        Self {
+            balance: Balance::default(),
+            laws: Laws::default(),
+            watchdog: Watchdog::new(),
+        }
+    }
 }
 
 /// The owner of what the policy decides. Its locks are taken one at a time.
@@ -104,11 +123,10 @@ impl Governor {
 
     fn run(&self, mut pulse: Pulse) {
         let mut warned = None;
-        let mut balance = Balance::default();
-        let mut watchdog = Watchdog::new();
+        let mut known = Known::new();
         loop {
             let started = Instant::now();
-            let decision = self.decide(&mut balance, &mut watchdog, started);
+            let decision = self.decide(&mut known, started);
             self.warn_stuck(decision.plan.stuck, &mut warned);
             pulse.beat(started, decision.plan.state, decision.snapshot.vms.len());
             *lock(&self.latest) = Some(decision);
@@ -157,7 +175,8 @@ impl Governor {
     }
 
     /// Takes a snapshot, plans, and hands out the plan.
-    fn decide(&self, balance: &mut Balance, watchdog: &mut Watchdog, now: Instant) -> Decision {
+    fn decide(&self, known: &mut Known, now: Instant) -> Decision {
+        let balance = &mut known.balance;
         let settings = self.configuration.settings();
         let members = self.members.all();
         let floor = settings.sample_active_pct_min;
@@ -175,14 +194,16 @@ impl Governor {
         let estimates = members.iter().map(estimate).collect();
         balance.refresh(now, settings.balance_period, asked, estimates);
         let seen = (asked.0, self.seed.fetch_add(1, Ordering::Relaxed));
-        let snapshot = HostSnapshot {
+        let mut snapshot = HostSnapshot {
             least_free: Some(self.budget.take_least_free()),
             ..snapshot(&self.budget, &members, seen, now, |vm| balance.active(vm))
         };
         let config = settings.policy();
+        known.laws.recall(&mut snapshot, config.law, now);
         let plan = self.configuration.policy.plan(&snapshot, &config);
+        known.laws.keep(&plan, config.law, now);
         self.carry_out(&members, &snapshot, (&config, &plan));
-        watchdog.check(&members, &snapshot, plan.state, now);
+        known.watchdog.check(&members, &snapshot, plan.state, now);
         Decision {
             snapshot,
             config,
@@ -337,11 +358,11 @@ mod tests {
         let rig = Rig::new(None);
         let vm = rig.run(&hello("a", 1024));
         let governor = governor(&rig);
-        let (mut balance, mut watchdog) = (Balance::default(), Watchdog::new());
+        let mut known = Known::new();
         rig.configuration
             .set("Memvisor.ScanAtRest", "5")
             .expect("in range");
-        let decision = governor.decide(&mut balance, &mut watchdog, Instant::now());
+        let decision = governor.decide(&mut known, Instant::now());
         assert_eq!(decision.snapshot.vms.len(), 1);
         assert_eq!(governor.state(), FreeState::High);
         assert_eq!(vm.balloon.max(), Pages(1024 * 65 / 100));
@@ -351,7 +372,7 @@ mod tests {
         rig.configuration
             .set("Mem.CtlMaxPercent", "10")
             .expect("in range");
-        let next = governor.decide(&mut balance, &mut watchdog, Instant::now());
+        let next = governor.decide(&mut known, Instant::now());
         assert_eq!(governor.state(), FreeState::Low);
         assert_eq!(vm.balloon.max(), Pages(102));
         assert_ne!(next.snapshot.seed, decision.snapshot.seed);

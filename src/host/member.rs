@@ -8,7 +8,7 @@ use memvisor_wire::Doorbell;
 
 use super::recent::Recent;
 use super::vm_settings::Layered;
-use crate::balloon::{AgentProgress, BalloonCounters, GuestStats, Relief};
+use crate::balloon::{AgentProgress, BalloonCounters, GuestStats, Relief, SwapWaits};
 use crate::compress::Worth;
 use crate::engine::{Link, Ram};
 use crate::page::Home;
@@ -62,6 +62,7 @@ pub(super) struct BalloonLine {
     /// Its size, plus what the guest had free beside it, when the guest last reported.
     free: Mutex<Option<Pages>>,
     relief: Mutex<Relief>,
+    swap_waits: Mutex<SwapWaits>,
 }
 
 /// A lock of plain data, which is whole even if a thread panicked while it held it.
@@ -85,6 +86,7 @@ impl BalloonLine {
             stats: Mutex::default(),
             free: Mutex::default(),
             relief: Mutex::default(),
+            swap_waits: Mutex::default(),
         }
     }
 
@@ -128,6 +130,7 @@ impl BalloonLine {
 
     /// Notes what the guest, whose balloon holds `ballooned` pages, says about itself.
     pub(super) fn set_stats(&self, stats: &GuestStats, ballooned: Pages) {
+        lock(&self.swap_waits).note(Instant::now(), stats.swap_wait_us);
         let free = stats.free.map(|free| Pages(ballooned.0 + free.pages().0));
         *lock(&self.free) = free;
         lock(&self.stats).clone_from(stats);
@@ -136,6 +139,11 @@ impl BalloonLine {
     /// The size up to which it takes only pages that its guest has free; `None`: not known.
     pub(super) fn free(&self) -> Option<Pages> {
         *lock(&self.free)
+    }
+
+    /// For how long its threads waited for its own swap device lately, in microseconds a second, as the guest says.
+    pub(super) fn guest_stall(&self, now: Instant) -> u64 {
+        lock(&self.swap_waits).us_per_s(now)
     }
 
     /// What the guest said about itself last.

@@ -42,6 +42,7 @@ fn vm_snapshot(member: &Member, now: Instant, active: Option<Pages>) -> VmSnapsh
         balloon_max: member.balloon.max(),
         relief: member.balloon.relief(),
         balloon_free: member.balloon.free(),
+        guest_stall_us_per_s: member.balloon.guest_stall(now),
         mute: member.is_silent(),
         // Faults that wait at the ceiling need no eviction while the VM's own balloon grows.
         pressing: without_balloon.pressing && !member.balloon.inflates(),

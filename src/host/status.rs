@@ -16,8 +16,8 @@ impl Host {
             .collect();
         let tables = members.iter().map(|member| member.vm.params.metadata().0);
         let metadata = self.pools.metadata().0 + tables.sum::<u64>();
-        let thresholds =
-            policy::Thresholds::of(self.budget.total(), &self.configuration.settings().policy());
+        let settings = self.configuration.settings();
+        let thresholds = policy::Thresholds::of(self.budget.total(), &settings.policy());
         let totals = Totals::of(&vms);
         let promises = self.admission.promises();
         // Read only once, because two numbers are derived from it that must agree: pages move while they are counted.
@@ -27,6 +27,7 @@ impl Host {
             pid: std::process::id(),
             engine: self.engines.first.name().to_owned(),
             policy: self.configuration.policy.name().to_owned(),
+            balloon_law: settings.balloon_law.name().to_owned(),
             uptime_ms: millis(self.since),
             health: Health::default(),
             budget_pages: self.budget.total(),

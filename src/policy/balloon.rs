@@ -1,57 +1,68 @@
-//! Balloon targets: how many pages each balloon is to hold.
+//! Balloon targets: how many pages each balloon is to hold, and within which bounds.
 //!
-//! They follow from allocation targets, never from how far a balloon has come: a loop that adds to
-//! what it finds swings with the delay of the guests. A VM that holds more than it is
-//! entitled to is ballooned to `size - entitled`, because then the guest cannot hold more whichever
-//! pages it gives up first, also pages it never touched.
-//!
-//! A VM that holds no more than it is entitled to is never asked for more than its balloon already holds. Its
-//! balloon shrinks as its target rises, and when the VM is about to need pages that the host can spare. The
-//! balloon is not returned faster: a guest with room would only fill it until the host is short, and then lose
-//! it again, in a slow swing. Balloons are returned in full once all of them can be.
+//! The target of a balloon comes from a control law (`law`), which may be wrong. What holds whatever a law says is here:
+//! the maxima of host and VM, the reservation, the limit, relief, and that a state which gives nothing leaves
+//! each balloon what it has.
 
 use serde::{Deserialize, Serialize};
 
-use super::fair::{self, Allotment, Satisfied};
+use super::fair::Allotment;
+use super::law::{self, Memory, Seen};
 use super::mechanisms::Rules;
 use super::plan::VmPlan;
-use super::snapshot::VmSnapshot;
+use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::{Config, percent_of, total};
 use crate::units::Pages;
 
-/// The guest pages that the balloon of a VM is to hold: no part of its reservation, and no more
-/// than its own and the host-wide maximum, even if the size was set by hand. A balloon without an agent
+/// The guest pages that the balloon of a VM is to hold, and what its law remembers: no part of its reservation, and no
+/// more than its own and the host-wide maximum, even if the size was set by hand. A balloon without an agent
 /// stays as it is.
 pub(super) fn target(
+    host: &HostSnapshot,
     vm: &VmSnapshot,
-    allotment: Allotment,
-    rules: &Rules,
-    config: &Config,
-) -> Pages {
+    part: Allotment,
+    (rules, config): (&Rules, &Config),
+) -> (Pages, Memory) {
     // Nobody moves the balloon, so any other target would be one that is never reached.
     if !vm.agent {
-        return vm.ballooned;
+        return (vm.ballooned, Memory::default());
     }
-    let cap = cap(vm, config);
     // Before all rules, but not beyond the cap, which keeps the reservation.
     if let Some(by_hand) = vm.balloon_by_hand {
-        return by_hand.min(cap);
+        return (by_hand.min(cap(vm, config)), Memory::default());
     }
-    let asked = if rules.mechanisms.inflate {
-        asked(vm, allotment, rules)
-    } else {
-        asked_by_limit(vm)
-    };
+    let (least, most) = range(vm, rules, config);
+    law::follow(&Seen {
+        vm,
+        part,
+        config,
+        budget: host.budget,
+        host_free: host.free(),
+        state: rules.state,
+        inflates: rules.mechanisms.inflate,
+        least,
+        most,
+        elapsed_ms: vm.law_since_ms,
+    })
+}
+
+/// The least and the most that a law may ask for.
+fn range(vm: &VmSnapshot, rules: &Rules, config: &Config) -> (Pages, Pages) {
+    let cap = cap(vm, config);
+    let by_limit = asked_by_limit(vm);
     if config.balloon_takes_free_only {
-        return asked.min(spare(vm, config)).min(cap);
+        let most = spare(vm, config).min(cap);
+        return (by_limit.min(most), most);
     }
     if rules.gives() {
         // A guest that asked for relief is pressed no further.
         let most = vm.relief.unwrap_or(cap).min(cap);
-        asked.max(kept(vm, allotment, config)).min(most)
+        (by_limit.min(most), most)
     } else {
         // A state that gives nothing leaves each balloon what it has.
-        asked.max(vm.ballooned).min(cap)
+        let least = by_limit.max(vm.ballooned).min(cap);
+        let most = if rules.mechanisms.inflate { cap } else { least };
+        (least, most)
     }
 }
 
@@ -65,55 +76,15 @@ fn spare(vm: &VmSnapshot, config: &Config) -> Pages {
     vm.balloon_free.unwrap_or_default().saturating_sub(kept)
 }
 
-/// The pages that the balloon of a VM must hold because the VM wants more than it may have.
-///
-/// While the host is short, and against the limit always, evicted pages count as wanted: the guest
-/// will touch them again, and only a balloon makes it want less.
-fn asked(vm: &VmSnapshot, allotment: Allotment, rules: &Rules) -> Pages {
-    let counted = if rules.state.is_short() {
-        wanted(vm)
-    } else {
-        vm.allocation()
-    };
-    if counted > allotment.entitled {
-        vm.size.saturating_sub(allotment.entitled)
-    } else {
-        asked_by_limit(vm)
-    }
-}
-
 /// The pages that the balloon must hold because of the limit alone, which binds in every state.
 fn asked_by_limit(vm: &VmSnapshot) -> Pages {
-    if wanted(vm) > vm.max() {
+    // Evicted pages count: the guest will touch them again.
+    let wanted = total([vm.resident, vm.shared, vm.compressed, vm.swapped]);
+    if wanted > vm.max() {
         vm.size.saturating_sub(vm.max())
     } else {
         Pages(0)
     }
-}
-
-/// The guest pages with content, wherever they are: the guest may want to use all of them.
-fn wanted(vm: &VmSnapshot) -> Pages {
-    total([vm.resident, vm.shared, vm.compressed, vm.swapped])
-}
-
-/// What the balloon keeps of a VM that is within its fair part.
-///
-/// A balloon that shrinks turns what it loses into room of the guest. Only the sum of the two decides, so the
-/// target is the same at every step down. A target computed from the balloon's size alone would move with the
-/// balloon, and get stuck half way if the balloon did.
-fn kept(vm: &VmSnapshot, allotment: Allotment, config: &Config) -> Pages {
-    let kept = match allotment.satisfied {
-        Satisfied::Balloons => Pages(0),
-        Satisfied::Demands => {
-            total([vm.ballooned, fair::room(vm)]).saturating_sub(fair::headroom(vm, config))
-        }
-        Satisfied::Short => vm.ballooned,
-    };
-    // Guest pages above the limit are never backed, so the balloon may as well keep as many.
-    let above_limit = vm.size.saturating_sub(vm.max());
-    kept.max(above_limit)
-        .min(vm.ballooned)
-        .min(vm.size.saturating_sub(allotment.target))
 }
 
 /// The most the balloon of a VM may hold.

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::Generation;
+use super::{Generation, Law};
 use crate::units::Pages;
 
 /// By which means the idle memory tax is taken (`Mem.IdleTaxType`).
@@ -87,6 +88,21 @@ pub struct Config {
     pub balloon_takes_free_only: bool,
     /// Whether faults wait for reclaim before the state is low. Default false, as in ESX. Our choice.
     pub faults_wait_early: bool,
+    /// How balloons are led. Default ESX's own.
+    pub law: &'static dyn Law,
+    /// `pid`: how much of the error is added to the target, in %. Default 100, range 0..=1000.
+    pub pid_proportional_percent: u32,
+    /// `pid`: by how much of the error the target moves in a second, in %. Default 100, range 0..=1000.
+    pub pid_integral_percent: u32,
+    /// `pid`: how many seconds of the change of the error are added to the target, in %. Default 25, range 0..=1000.
+    pub pid_derivative_percent: u32,
+    /// `senpai`: the stall that it wants of each guest, in microseconds a second. Default 1667: 10 ms in 6 s, as
+    /// in `senpai.py`. Range 1..=1000000.
+    pub senpai_stall_us: u32,
+    /// `senpai`: the time between two probes. Default 6 s, range one second to ten minutes.
+    pub senpai_interval: Duration,
+    /// `senpai`: the most that a probe takes of what a VM has without its balloon, in %. Default 1, range 1..=50.
+    pub senpai_probe_percent: u32,
 }
 
 impl Default for Config {
@@ -103,6 +119,13 @@ impl Default for Config {
             evict_round: Pages(4096),
             balloon_takes_free_only: false,
             faults_wait_early: false,
+            law: <&dyn Law>::default(),
+            pid_proportional_percent: 100,
+            pid_integral_percent: 100,
+            pid_derivative_percent: 25,
+            senpai_stall_us: 1667,
+            senpai_interval: Duration::from_secs(6),
+            senpai_probe_percent: 1,
         }
     }
 }
@@ -132,6 +155,7 @@ impl Config {
     ///
     /// The first setting that is not, with what is allowed.
     pub fn check(&self) -> Result<(), ConfigError> {
+        let number = |name, value: u32, least, most| (name, u64::from(value), least, most);
         let ranges = [
             ("min_free_percent", u64::from(self.min_free_percent), 0, 50),
             ("margin_percent", u64::from(self.margin_percent), 10, 25),
@@ -144,6 +168,27 @@ impl Config {
             ("headroom_percent", u64::from(self.headroom_percent), 1, 100),
             ("idle_tax_percent", u64::from(self.idle_tax_percent), 0, 99),
             ("evict_round", self.evict_round.0, 1, u64::MAX),
+            number(
+                "pid_proportional_percent",
+                self.pid_proportional_percent,
+                0,
+                1000,
+            ),
+            number("pid_integral_percent", self.pid_integral_percent, 0, 1000),
+            number(
+                "pid_derivative_percent",
+                self.pid_derivative_percent,
+                0,
+                1000,
+            ),
+            number("senpai_stall_us", self.senpai_stall_us, 1, 1_000_000),
+            (
+                "senpai_interval in s",
+                self.senpai_interval.as_secs(),
+                1,
+                600,
+            ),
+            number("senpai_probe_percent", self.senpai_probe_percent, 1, 50),
         ];
         for (name, value, least, most) in ranges {
             if !(least..=most).contains(&value) {

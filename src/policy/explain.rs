@@ -125,9 +125,13 @@ pub struct FairPart {
     pub entitled: Pages,
 }
 
-/// What the balloon of a VM can do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// What leads the balloon of a VM, and what it can do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BalloonPart {
+    /// The name of the control law that leads it.
+    pub law: String,
+    /// Microseconds in each second for which its threads wait for evicted pages, and for its guest's own swap device.
+    pub stall_us_per_s: [u64; 2],
     /// Whether it has an agent.
     pub agent: bool,
     /// Whether its agent lives and moves.
@@ -167,6 +171,8 @@ pub fn explain(
         memory: memory_part(vm),
         fairness: fair_part(policy, host, config, plan, at),
         balloon: BalloonPart {
+            law: config.law.name().to_owned(),
+            stall_us_per_s: [vm.stall_us_per_s, vm.guest_stall_us_per_s],
             agent: vm.agent,
             agent_alive: vm.agent_alive,
             brings: vm.balloon_brings,

@@ -27,7 +27,7 @@ use crate::units::Pages;
 
 /// What one VM may hold of what is available.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Allotment {
+pub struct Allotment {
     /// At least its reservation, at most the lesser of size and limit; shared pages count in full.
     pub target: Pages,
     /// What it could hold at the same level if its demand were larger: at least the target. More
@@ -39,7 +39,7 @@ pub(super) struct Allotment {
 
 /// How far what is available goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Satisfied {
+pub enum Satisfied {
     /// Demands are not satisfied: some VM is above its target or about to be.
     Short,
     /// The demands of all VMs are met, headroom included.

@@ -20,8 +20,8 @@
 //!    the least and the most that it can hold (`fair`, `level`). What they are worth is all that a [`Policy`] says;
 //!    ESX's goes by idleness (`policies`). Of what a balloon holds, only one bounded step counts as wanted,
 //!    so at constant load the targets are constant.
-//! 3. The means: balloon targets follow from the allocation targets (`balloon`), and what balloons
-//!    cannot bring is evicted, in proportion and in bounded rounds (`evict`).
+//! 3. The means: balloon targets follow from the allocation targets by a control law (`law`, bounded by `balloon`), and
+//!    what balloons cannot bring is evicted, in proportion and in bounded rounds (`evict`).
 //!
 //! [`explain()`] gives every number behind the target of one VM, and what would change it.
 //! [`admit`] decides before a VM exists whether its reservation can be promised at all.
@@ -35,6 +35,7 @@ mod evict;
 mod explain;
 mod fair;
 mod generation;
+pub mod law;
 mod level;
 mod mechanisms;
 mod plan;
@@ -56,6 +57,7 @@ pub use explain::{
 };
 pub use fair::price;
 pub use generation::{Generation, UnknownGeneration};
+pub use law::{Law, UnknownLaw};
 pub use mechanisms::{Means, Mechanisms};
 pub use plan::{Plan, Stuck, VmPlan, Why};
 pub use policies::{Esx, Policy, Stall, Worth};

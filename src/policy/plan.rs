@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::fair;
+use super::law::{self, Memory};
 use super::mechanisms::{Means, Mechanisms, Rules};
 use super::policies::Policy;
 use super::snapshot::{HostSnapshot, VmSnapshot};
@@ -74,6 +75,9 @@ pub struct VmPlan {
     pub blocked: bool,
     /// The reason, for people.
     pub why: Why,
+    /// What the control law of its balloon remembers until the next plan ([`VmSnapshot::law`]).
+    #[serde(default)]
+    pub law: Memory,
 }
 
 /// Why a VM is treated as it is.
@@ -127,29 +131,45 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
     let allotments = fair::divide(policy, host, available, config);
     let balloons = fair::for_balloons(policy, host, available, config, &allotments);
     let mut vms: Vec<VmPlan> = (host.vms.iter().zip(&allotments).zip(&balloons))
-        .map(|((vm, allotment), for_balloon)| VmPlan {
-            id: vm.id,
-            target: allotment.target,
-            entitled: allotment.entitled,
-            balloon_target: balloon::target(vm, *for_balloon, &rules, config),
-            swap_target: swap_target(vm, allotment.target, &rules),
-            evict: Pages(0),
-            means: Means::default(),
-            by_limit: false,
-            ceiling: None,
-            // Only VMs that hold more than their part wait: memory is taken from them for the others.
-            blocked: rules.mechanisms.block && vm.allocation() > allotment.target,
-            why: Why::Fits,
+        .map(|((vm, allotment), for_balloon)| {
+            let (balloon_target, memory) =
+                balloon::target(host, vm, *for_balloon, (&rules, config));
+            VmPlan {
+                id: vm.id,
+                target: allotment.target,
+                entitled: allotment.entitled,
+                balloon_target,
+                law: memory,
+                swap_target: swap_target(vm, allotment.target, &rules),
+                evict: Pages(0),
+                means: Means::default(),
+                by_limit: false,
+                ceiling: None,
+                // Only VMs that hold more than their part wait: memory is taken from them for the others.
+                blocked: rules.mechanisms.block && vm.allocation() > allotment.target,
+                why: Why::Fits,
+            }
         })
         .collect();
     let orders = evict::orders(host, &rules, shortfall, &vms, config);
     let none_left = orders.iter().all(|order| order.pages == Pages(0));
     // After the orders, which say whether anything else can free memory.
-    if shortfall > Pages(0) && none_left && !rules.mechanisms.inflate {
-        // Balloons do not grow in this state, but nothing else can free memory now.
+    let mut owed = host
+        .vms
+        .iter()
+        .zip(&vms)
+        .map(|(vm, plan)| balloon::pending(vm, plan));
+    let waits = rules.mechanisms.inflate && owed.any(|pages| pages > Pages(0));
+    if shortfall > Pages(0) && none_left && !waits {
+        // Balloons do not grow in this state, or their law asks for nothing, but nothing else can free memory now.
         rules.mechanisms.inflate = true;
+        let config = &Config {
+            law: &law::Esx,
+            ..*config
+        };
         for ((vm, plan), for_balloon) in host.vms.iter().zip(&mut vms).zip(&balloons) {
-            plan.balloon_target = balloon::target(vm, *for_balloon, &rules, config);
+            (plan.balloon_target, plan.law) =
+                balloon::target(host, vm, *for_balloon, (&rules, config));
         }
     }
     for ((vm, plan), order) in host.vms.iter().zip(&mut vms).zip(orders) {

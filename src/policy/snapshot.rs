@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use super::law::Memory;
 use super::states::{Thresholds, next_state};
 use super::{FreeState, Means, total};
 use crate::units::{Pages, VmId};
@@ -100,6 +101,12 @@ pub struct VmSnapshot {
     /// Microseconds in each second for which its threads stand still until evicted pages are back, each thread by
     /// itself, on average over about the latest second.
     pub stall_us_per_s: u64,
+    /// Microseconds in each second for which its threads waited for the guest's own swap device, as the guest says.
+    pub guest_stall_us_per_s: u64,
+    /// What the control law of its balloon remembers: [`law`](super::VmPlan::law) of the latest plan.
+    pub law: Memory,
+    /// Milliseconds since that plan. 0: there was none.
+    pub law_since_ms: u64,
     /// Guest pages that its swap file can still take.
     pub swap_room: Pages,
     /// Whether the last writes to its swap file failed: then nothing is written to it.

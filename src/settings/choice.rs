@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::value::{FromValue, Value, shown};
-use crate::policy::{Generation, IdleTaxType};
+use crate::policy::{Generation, IdleTaxType, Law, law};
 use crate::reclaim::victims;
 use crate::units::Pages;
 
@@ -158,6 +158,15 @@ impl FromValue for Generation {
     fn from_value(value: Value) -> Option<Self> {
         match value {
             Value::Choice(name) => name.parse().ok(),
+            _ => None,
+        }
+    }
+}
+
+impl FromValue for &'static dyn Law {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Choice(name) => law::named(name).ok(),
             _ => None,
         }
     }

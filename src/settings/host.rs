@@ -44,6 +44,13 @@ impl HostSettings {
             evict_round: self.evict_round,
             balloon_takes_free_only: matches!(self.balloon_takes, BalloonTakes::Free),
             faults_wait_early: matches!(self.faults_wait, FaultsWait::Hard),
+            law: self.balloon_law,
+            pid_proportional_percent: self.pid_proportional,
+            pid_integral_percent: self.pid_integral,
+            pid_derivative_percent: self.pid_derivative,
+            senpai_stall_us: self.senpai_stall,
+            senpai_interval: self.senpai_interval,
+            senpai_probe_percent: self.senpai_probe,
         }
     }
 

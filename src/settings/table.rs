@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::choice::{BalloonTakes, CacheKeeps, FaultsWait, ForceSalting};
 use super::error::{SettingError, nearest};
 use super::value::{FromValue, Kind, Value, shown};
-use crate::policy::{Generation, IdleTaxType};
+use crate::policy::{Generation, IdleTaxType, Law, law};
 use crate::reclaim::victims;
 use crate::units::Pages;
 
@@ -250,6 +250,56 @@ host_settings! {
         throughput: BalloonTakes::Free.value() => "a guest that pages for its balloon waits for its disk, where the host \
             could compress the same page",
         deviation: "no setting in ESX, whose balloons take all",
+    }
+    /// how balloons are led. esx: to what the VM may hold, at once; pid: by what is missing; senpai: a little of every guest
+    /// until its threads wait
+    Memvisor.BalloonLaw => balloon_law: &'static dyn Law {
+        group: "balloon",
+        kind: Kind::Choice(law::NAMES),
+        esx: Value::Choice(law::NAMES[0]),
+        deviation: "no setting in ESX",
+    }
+    /// law pid: how much of what is missing is added to the target
+    Memvisor.PidProportional => pid_proportional: u32 {
+        group: "balloon",
+        kind: Kind::whole("%", 0, 1000),
+        esx: Value::Whole(100),
+        deviation: "no setting in ESX",
+    }
+    /// law pid: how much of what is missing is added to the target in each second
+    Memvisor.PidIntegral => pid_integral: u32 {
+        group: "balloon",
+        kind: Kind::whole("%", 0, 1000),
+        esx: Value::Whole(100),
+        deviation: "no setting in ESX",
+    }
+    /// law pid: how much of what more will be missing in a second is added to the target
+    Memvisor.PidDerivative => pid_derivative: u32 {
+        group: "balloon",
+        kind: Kind::whole("%", 0, 1000),
+        esx: Value::Whole(25),
+        deviation: "no setting in ESX",
+    }
+    /// law senpai: for how long the threads of a guest may wait for memory in a second
+    Memvisor.SenpaiStall => senpai_stall: u32 {
+        group: "balloon",
+        kind: Kind::whole("us", 1, 1_000_000),
+        esx: Value::Whole(1667),
+        deviation: "no setting in ESX",
+    }
+    /// law senpai: time between two probes
+    Memvisor.SenpaiInterval => senpai_interval: Duration {
+        group: "balloon",
+        kind: Kind::time("s", 1000, 600_000),
+        esx: millis(6000),
+        deviation: "no setting in ESX",
+    }
+    /// law senpai: the most that a probe takes of what a VM has without its balloon
+    Memvisor.SenpaiProbe => senpai_probe: u32 {
+        group: "balloon",
+        kind: Kind::whole("%", 1, 50),
+        esx: Value::Whole(1),
+        deviation: "no setting in ESX",
     }
     /// which pages a compression cache keeps. all: those that its cap has room for; paying: of these, those whose
     /// memory would save no more time as RAM of the VM

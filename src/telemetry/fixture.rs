@@ -181,6 +181,7 @@ pub(crate) fn host() -> HostStatus {
         pid: 4000,
         engine: "uffd".to_owned(),
         policy: "esx".to_owned(),
+        balloon_law: "esx".to_owned(),
         uptime_ms: 3_725_000,
         health: Health::default(),
         budget_pages: mib(256),

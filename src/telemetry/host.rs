@@ -144,6 +144,8 @@ pub struct HostStatus {
     pub engine: String,
     /// The policy by which memory is divided.
     pub policy: String,
+    /// The control law by which balloons are led.
+    pub balloon_law: String,
     /// Milliseconds since the daemon started.
     pub uptime_ms: u64,
     /// How well the host and its VMs are.

@@ -89,7 +89,7 @@ macro_rules! metrics {
 }
 
 metrics! {
-    Info, "host", Plain, By("", &["version", "engine", "policy"]), "What the host runs.";
+    Info, "host", Plain, By("", &["version", "engine", "policy", "balloon_law"]), "What the host runs.";
     Gauge, "host_uptime_seconds", Millis, Of("uptime_ms"), "Time since the daemon started.";
     Gauge, "host_vms", Plain, Of("vms"), "Running VMs.";
     StateSet(&["high", "clear", "soft", "hard", "low"]), "host_state", Plain, Of("free_state"), "How short of free memory the host is.";

@@ -32,6 +32,7 @@ mod balloons;
 mod boot;
 mod caches;
 mod changes;
+mod laws;
 mod limits;
 mod pressed;
 mod stall;

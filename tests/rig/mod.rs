@@ -12,6 +12,7 @@
 
 pub(crate) mod browser;
 pub(crate) mod console;
+pub(crate) mod document;
 mod kernel;
 pub(crate) mod openmetrics;
 mod process;

@@ -1,7 +1,7 @@
 //! Snapshots and settings that cannot be true: both are also read from files, and must not break the planner.
 
 use proptest::prelude::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::*;
 use super::{policy, state};
@@ -32,6 +32,11 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
         for ((name, value), (number, yes)) in vm.iter_mut().zip(nonsense) {
             *value = match (name.as_str(), &*value) {
                 ("id", _) => 7.into(),
+                ("law", _) => {
+                    let signed = number.cast_signed();
+                    let target = yes.then_some(number);
+                    json!({"target": target, "sum": signed, "last": signed, "waited_ms": number})
+                }
                 ("shares", _) => (number & u64::from(u32::MAX)).into(),
                 (_, Value::Bool(_)) => yes.into(),
                 (_, Value::Null) if yes => Value::Null,
@@ -58,8 +63,14 @@ fn host() -> impl Strategy<Value = HostSnapshot> {
 
 /// Also settings that [`Config::check`] refuses.
 fn config() -> impl Strategy<Value = Config> {
-    let percents = proptest::array::uniform5(prop_oneof![0_u32..=100, any::<u32>()]);
+    let percents = proptest::array::uniform11(prop_oneof![0_u32..=100, any::<u32>()]);
     (super::config(), percents, pages()).prop_map(|(config, percents, evict_round)| Config {
+        pid_proportional_percent: percents[5],
+        pid_integral_percent: percents[6],
+        pid_derivative_percent: percents[7],
+        senpai_stall_us: percents[8],
+        senpai_interval: std::time::Duration::from_millis(percents[9].into()),
+        senpai_probe_percent: percents[10],
         min_free_percent: percents[0],
         margin_percent: percents[1],
         balloon_max_percent: percents[2],

@@ -96,7 +96,7 @@ fn names_end_in_their_units_and_fields_count_in_theirs() {
 fn values_are_those_of_the_status_in_base_units() {
     let text = openmetrics(&fixture::host());
     for line in [
-        "memvisor_host_info{version=\"0.1.0\",engine=\"uffd\",policy=\"esx\"} 1",
+        "memvisor_host_info{version=\"0.1.0\",engine=\"uffd\",policy=\"esx\",balloon_law=\"esx\"} 1",
         "memvisor_host_uptime_seconds 3725",
         "memvisor_host_vms 2",
         "memvisor_host_state{memvisor_host_state=\"soft\"} 1",
