@@ -7,10 +7,12 @@
 //!
 //! - `child.rs`: a process with its output in files, which ends when this process does.
 //! - `scratch.rs`: a directory for sockets and swap files, which nobody finds afterwards.
+//! - `guests.rs`: tables `[[guest]]` of files, for fleets and scenarios.
 //! - `content.rs`: files for guests to read, like those of real systems.
 
 mod child;
 pub(crate) mod content;
+mod guests;
 mod scratch;
 
 use std::io;
@@ -23,6 +25,7 @@ use memvisor_guest_agent::guest::GuestReport;
 use serde_json::Value as Json;
 
 pub(crate) use self::child::{Child, await_child, end_all, in_words};
+pub(crate) use self::guests::{Common, GuestTable, length_here};
 pub(crate) use self::scratch::SCRATCH_PREFIX;
 pub(crate) use self::scratch::{Scratch, ScratchError};
 use crate::policy::Policy;

@@ -4,6 +4,7 @@
 //! [`KINDS`]; the help of the command line and the tables of docs/settings.md are made from it.
 
 use std::fmt::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use memvisor_wire::units::{parse_bytes, parse_duration, parse_pages};
@@ -33,8 +34,8 @@ pub struct Kind {
     pub parameters: &'static [Parameter],
     /// Whether the workload ends by itself.
     pub(super) ends: bool,
-    /// Whether its `size` is one of files, which the page cache holds as far as there is room.
-    pub(super) is_of_files: bool,
+    /// The memory that the workload cannot do without.
+    pub(super) need: fn(&WorkloadSpec) -> Need<'_>,
     /// Checks how parameters go together. Each alone is right.
     pub(super) check: fn(&WorkloadSpec) -> Result<(), SpecError>,
     /// How much memory the workload works on.
@@ -78,6 +79,19 @@ pub(super) enum Size {
     Passing(u32),
     /// A part of the memory that no workload asked for, but at least so many pages.
     Rest(u32),
+}
+
+/// The memory of a guest that a workload cannot do without, as far as its specification says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Need<'a> {
+    /// So many pages.
+    Pages(u32),
+    /// The pages of this file, of which it takes so many at most.
+    File(&'a Path, Option<u32>),
+    /// A part of the memory that the guest has: no size was asked for.
+    Part,
+    /// None that is fixed: the page cache holds what it reads as far as there is room.
+    Cache,
 }
 
 /// The parameter that all kinds have.
@@ -161,7 +175,7 @@ impl Kind {
         does: "",
         parameters: &[],
         ends: false,
-        is_of_files: false,
+        need: |spec| spec.pages.map_or(Need::Part, Need::Pages),
         check: |_| Ok(()),
         size: |spec, _| Ok(spec.pages.map_or(Size::Rest(0), Size::Memory)),
         build: |_| Ok(Vec::new()),
