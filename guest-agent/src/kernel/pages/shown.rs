@@ -111,13 +111,6 @@ impl State {
     }
 }
 
-/// Makes a page USED that the host has or has given back; whether it is. The host must not take it after that.
-fn reclaimed(map: &SharedMap, gfn: Gfn) -> bool {
-    let moved = |from| map.change(gfn, from, PageState::Used);
-    // Free once more at the end: the host may have given the page back between the first look and the second.
-    moved(PageState::Free) || moved(PageState::Taken) || moved(PageState::Free)
-}
-
 impl PageAllocator {
     /// Free pages from a page on, and the page at which to go on; `None` behind the last. It looks at no more than `max`
     /// free pages. With `fresh`, it lists only those that were not reported. Any of them may be in use a moment later.
@@ -240,7 +233,7 @@ impl PageAllocator {
             .collect();
         let mut moving = 0;
         for gfn in held {
-            if !reclaimed(&shown.map, gfn) {
+            if !shown.map.take_back(gfn) {
                 moving += 1;
                 continue;
             }
