@@ -37,6 +37,24 @@ pub(crate) trait GuestTable {
     fn common(&self) -> Common<'_>;
 }
 
+/// Makes a type one that [`Reading::groups`] reads: it has the fields of [`Common`].
+macro_rules! guest_table {
+    ($table:ty) => {
+        impl $crate::launch::guests::GuestTable for $table {
+            fn common(&self) -> $crate::launch::guests::Common<'_> {
+                $crate::launch::guests::Common {
+                    name: &self.name,
+                    memory: &self.memory,
+                    workloads: &self.workloads,
+                    count: self.count.as_ref(),
+                    seed: self.seed,
+                }
+            }
+        }
+    };
+}
+pub(crate) use guest_table;
+
 /// The guests of one table.
 #[derive(Debug)]
 pub(crate) struct Group<'a, T> {
@@ -81,7 +99,7 @@ impl Needs {
     fn one(&mut self, workload: &WorkloadSpec, file: u64) -> Pages {
         match workload.need() {
             Need::Pages(pages) => Pages(pages.into()),
-            Need::File(_, most) => {
+            Need::File(most) => {
                 let pages = file.div_ceil(PAGE_SIZE as u64);
                 Pages(most.map_or(pages, |most| pages.min(most.into())))
             }

@@ -12,7 +12,7 @@
 
 mod child;
 pub(crate) mod content;
-mod guests;
+pub(crate) mod guests;
 mod scratch;
 
 use std::io;
@@ -25,7 +25,6 @@ use memvisor_guest_agent::guest::GuestReport;
 use serde_json::Value as Json;
 
 pub(crate) use self::child::{Child, await_child, end_all, in_words};
-pub(crate) use self::guests::{Common, GuestTable, length_here};
 pub(crate) use self::scratch::SCRATCH_PREFIX;
 pub(crate) use self::scratch::{Scratch, ScratchError};
 use crate::policy::Policy;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::read::Time;
-use crate::launch::{Common, GuestTable, length_here};
+use crate::launch::guests::{guest_table, length_here};
 use crate::settings::{Memory, Reading, Scalar, VmPatch, VmSettings};
 use crate::units::Bytes;
 
@@ -70,17 +70,7 @@ impl Guest {
     }
 }
 
-impl GuestTable for WrittenGuest {
-    fn common(&self) -> Common<'_> {
-        Common {
-            name: &self.name,
-            memory: &self.memory,
-            workloads: &self.workloads,
-            count: self.count.as_ref(),
-            seed: self.seed,
-        }
-    }
-}
+guest_table!(WrittenGuest);
 
 /// The bytes of a file that a workload of a scenario with these `files` reads.
 fn length(files: &[(String, Bytes)], path: &Path) -> Result<u64, String> {

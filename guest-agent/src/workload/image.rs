@@ -15,7 +15,7 @@ pub(super) const KIND: Kind = Kind {
     does: "brings a file into memory as a boot does, then re-reads it slowly",
     // Slow, because the working set of a booted system is small.
     parameters: &[SIZE, ATTACH, RATE.or("4M"), PAUSE],
-    need: |spec| Need::File(spec.path(), spec.pages),
+    need: |spec| Need::File(spec.pages),
     size: |spec, _| Ok(Size::Memory(open(spec)?.pages())),
     build: |builder| {
         let truth = Arc::new(open(builder.spec)?);

@@ -4,7 +4,6 @@
 //! [`KINDS`]; the help of the command line and the tables of docs/settings.md are made from it.
 
 use std::fmt::{self, Write};
-use std::path::Path;
 use std::time::Duration;
 
 use memvisor_wire::units::{parse_bytes, parse_duration, parse_pages};
@@ -35,7 +34,7 @@ pub struct Kind {
     /// Whether the workload ends by itself.
     pub(super) ends: bool,
     /// The memory that the workload cannot do without.
-    pub(super) need: fn(&WorkloadSpec) -> Need<'_>,
+    pub(super) need: fn(&WorkloadSpec) -> Need,
     /// Checks how parameters go together. Each alone is right.
     pub(super) check: fn(&WorkloadSpec) -> Result<(), SpecError>,
     /// How much memory the workload works on.
@@ -83,11 +82,11 @@ pub(super) enum Size {
 
 /// The memory of a guest that a workload cannot do without, as far as its specification says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Need<'a> {
+pub enum Need {
     /// So many pages.
     Pages(u32),
-    /// The pages of this file, of which it takes so many at most.
-    File(&'a Path, Option<u32>),
+    /// The pages of the file at its path; of a long one so many, if that was asked for.
+    File(Option<u32>),
     /// A part of the memory that the guest has: no size was asked for.
     Part,
     /// None that is fixed: the page cache holds what it reads as far as there is room.

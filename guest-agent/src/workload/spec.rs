@@ -164,7 +164,7 @@ impl WorkloadSpec {
 
     /// The memory of the guest that it cannot do without.
     #[must_use]
-    pub fn need(&self) -> Need<'_> {
+    pub fn need(&self) -> Need {
         (self.kind.need)(self)
     }
 

@@ -9,7 +9,7 @@ use thiserror::Error;
 use toml::Spanned;
 
 use super::fleet::{Fleet, FleetGuest};
-use crate::launch::{Common, GuestTable, length_here};
+use crate::launch::guests::{guest_table, length_here};
 use crate::settings::{Invalid, Memory, Reading, text_of};
 use crate::units::Bytes;
 
@@ -57,7 +57,15 @@ impl Fleet {
             path: path.to_owned(),
             source,
         })?;
-        let (mut reading, written) = Reading::toml::<Written>(&text, "guest");
+        Ok(Self::parse(path, &text)?)
+    }
+
+    /// Reads the text of the fleet at `path`.
+    ///
+    /// # Errors
+    /// [`Invalid`]: all that is wrong in it.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Invalid> {
+        let (mut reading, written) = Reading::toml::<Written>(text, "guest");
         let guests = reading.fleet(&written.guest);
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let name = written.name.map_or(stem.into_owned(), |name| {
@@ -69,21 +77,11 @@ impl Fleet {
         if reading.problems.is_empty() {
             return Ok(Self { name, guests });
         }
-        Err(Invalid::new(path.display().to_string(), reading.problems).into())
+        Err(Invalid::new(path.display().to_string(), reading.problems))
     }
 }
 
-impl GuestTable for WrittenGuest {
-    fn common(&self) -> Common<'_> {
-        Common {
-            name: &self.name,
-            memory: &self.memory,
-            workloads: &self.workloads,
-            count: self.count.as_ref(),
-            seed: self.seed,
-        }
-    }
-}
+guest_table!(WrittenGuest);
 
 impl Reading {
     /// The guests, and what each of them wants of the budget.
@@ -128,11 +126,8 @@ mod tests {
 
     const GOOD: &str = "[[guest]]\nname = \"a\"\nmemory = \"8M\"\nworkloads = [\"kv,size=4M\"]\n";
 
-    fn load(text: &str) -> Result<Fleet, FleetError> {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let path = dir.path().join("mine.toml");
-        std::fs::write(&path, text).expect("write");
-        Fleet::load(&path)
+    fn load(text: &str) -> Result<Fleet, Invalid> {
+        Fleet::parse(Path::new("x/mine.toml"), text)
     }
 
     #[test]
