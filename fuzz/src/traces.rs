@@ -43,7 +43,6 @@ fn trace(u: &mut Unstructured<'_>) -> Result<()> {
         writer.events(block.vm, events).expect("a vector takes all");
         end = (block.offset + block.bytes) as usize;
     }
-    drop(writer);
     assert!(end == 0 || file[..end] == again, "{again:?}");
     Ok(())
 }
