@@ -15,7 +15,7 @@ use arbitrary::Unstructured;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
-/// Inputs for each check: about two seconds of one processor for all of them.
+/// Inputs for each check: some seconds of one processor for all of them.
 const INPUTS: usize = 16_000;
 /// The environment variable that sets the seed.
 const SEED: &str = "MEMVISOR_FUZZ_SEED";

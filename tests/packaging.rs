@@ -1,5 +1,6 @@
-//! What nothing in `packaging/` runs: whether the API of Kubernetes takes the objects there, and whether they, the image,
-//! the service and the profile of system calls agree with each other.
+//! What can be told of `packaging/` without root, a network and an hour: whether the API of Kubernetes takes the objects
+//! there, whether they, the image, the service and the profile of system calls agree with each other, and whether the
+//! package has all that it names.
 //!
 //! An API server ignores a field that it does not know, so a misspelt limit is no limit. Here an object goes into the
 //! types that are generated from the API's schema and out again: what the schema does not have is lost on the way.
@@ -7,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::batch::v1::Job;
@@ -434,4 +436,80 @@ fn profile_allows_what_the_engines_and_isolation_take() {
     for name in not_taken {
         assert!(!names.contains(&name), "{name}");
     }
+}
+
+/// What `packaging/deb.sh` puts into the package, from where `Cargo.toml` says, without cargo-deb and without a build
+/// for release.
+#[test]
+fn package_has_all_that_it_names() {
+    let made = tempfile::tempdir().expect("a directory");
+    let made = made.path().join("packaging");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let run = Command::new(root.join("packaging/made.sh"))
+        .args([env!("CARGO_BIN_EXE_memvisor").as_ref(), made.as_os_str()])
+        .output()
+        .expect("bash");
+    assert!(run.status.success(), "{run:?}");
+    let manifest: toml::Table = read("Cargo.toml").parse().expect("TOML");
+    let deb = &manifest["package"]["metadata"]["deb"];
+    let assets = deb["assets"].as_array().expect("a list");
+    for asset in assets {
+        let source = asset[0].as_str().expect("a path");
+        let source = match source.strip_prefix("target/packaging/") {
+            Some(inside) => made.join(inside),
+            None if source == "target/release/memvisor" => continue,
+            None => root.join(source),
+        };
+        let (dir, name) = (source.parent().expect("one"), source.file_name());
+        let name = name.and_then(|name| name.to_str()).expect("UTF-8");
+        let is_meant = |found: &str| match name.split_once('*') {
+            Some((before, behind)) => found.starts_with(before) && found.ends_with(behind),
+            None => found == name,
+        };
+        let files = fs::read_dir(dir).unwrap_or_else(|error| panic!("{dir:?}: {error}"));
+        let files = files.map(|file| file.expect("readable"));
+        let meant = files.filter(|file| is_meant(&file.file_name().to_string_lossy()));
+        let sizes: Vec<_> = meant
+            .map(|file| file.metadata().expect("readable").len())
+            .collect();
+        assert!(
+            !sizes.is_empty() && !sizes.contains(&0),
+            "{source:?}: {sizes:?}"
+        );
+    }
+    assert!(assets.len() > 5, "only {assets:?} found");
+    for key in ["maintainer-scripts", "license-file"] {
+        let path = match &deb[key] {
+            toml::Value::Array(parts) => parts[0].as_str(),
+            path => path.as_str(),
+        };
+        assert!(root.join(path.expect("a path")).exists(), "{key}");
+    }
+}
+
+/// Most scripts take root, a network and minutes, so they run seldom: a slip in one would be found late.
+#[test]
+fn scripts_can_be_parsed() {
+    let mut found = 0;
+    for dir in ["packaging", "packaging/debian", ".ci", "."] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(dir);
+        for file in fs::read_dir(&dir).expect("there") {
+            let path = file.expect("readable").path();
+            let Ok(text) = fs::read_to_string(&path) else {
+                continue;
+            };
+            let first = text.lines().next().unwrap_or_default();
+            // `#!/bin/sh -e`, `#!/usr/bin/env bash`, or a word for shellcheck.
+            let mut words = first.split(['/', ' ', '=']).skip(1);
+            let shell = words.find(|word| ["bash", "sh"].contains(word));
+            let Some(shell) = shell.filter(|_| first.starts_with('#')) else {
+                continue;
+            };
+            let run = Command::new(shell).arg("-n").arg(&path).output();
+            let run = run.expect(shell);
+            assert!(run.status.success(), "{path:?}: {run:?}");
+            found += 1;
+        }
+    }
+    assert!(found > 5, "only {found} scripts found");
 }

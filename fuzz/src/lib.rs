@@ -10,7 +10,10 @@ mod control;
 mod laboratory;
 mod messages;
 mod pages;
+mod runs;
+mod screens;
 mod texts;
+mod traces;
 
 use arbitrary::{Result, Unstructured};
 
@@ -18,7 +21,7 @@ use arbitrary::{Result, Unstructured};
 pub type Check = fn(&mut Unstructured<'_>) -> Result<()>;
 
 /// All checks, by the names of their targets.
-pub const CHECKS: [(&str, Check); 9] = [
+pub const CHECKS: [(&str, Check); 13] = [
     ("memory", messages::memory),
     ("channels", messages::channels),
     ("balloon", messages::balloon),
@@ -28,6 +31,10 @@ pub const CHECKS: [(&str, Check); 9] = [
     ("words", texts::words),
     ("control", control::bodies),
     ("recordings", laboratory::recordings),
+    ("scenarios", runs::scenarios),
+    ("results", runs::results),
+    ("screens", screens::files),
+    ("traces", traces::files),
 ];
 
 /// Runs one check.

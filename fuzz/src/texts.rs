@@ -5,7 +5,7 @@ use std::path::Path;
 use arbitrary::{Result, Unstructured};
 use memvisor::calculator::{Format, Scenario};
 use memvisor::settings::{
-    ConfigError, ConfigFile, Layer, Layers, Origin, Profile, TABLE, VM_KEYS, VmPatch,
+    ConfigError, ConfigFile, Invalid, Layer, Layers, Origin, Profile, TABLE, VM_KEYS, VmPatch,
 };
 use memvisor::units::Bytes;
 use memvisor_guest_agent::workload::Sequence;
@@ -43,7 +43,6 @@ pub(crate) fn files(u: &mut Unstructured<'_>) -> Result<()> {
     let mut bytes = file(u)?.into_bytes();
     mutate(u, &mut bytes)?;
     let file = String::from_utf8_lossy(&bytes);
-    let lines = file.matches('\n').count() + 1;
     match ConfigFile::parse(Path::new("host.toml"), &file) {
         Ok(parsed) => {
             let layers = Layers::new(Profile::Lab, parsed.settings.clone(), Layer::default());
@@ -58,15 +57,7 @@ pub(crate) fn files(u: &mut Unstructured<'_>) -> Result<()> {
             }
             assert_eq!(again, parsed.settings);
         }
-        Err(ConfigError::Invalid(wrong)) => {
-            for problem in wrong.problems {
-                assert!(
-                    problem.line.is_none_or(|line| (1..=lines).contains(&line)),
-                    "{problem:?} of {lines}"
-                );
-                assert!(!problem.text.contains('\n'), "{problem:?}");
-            }
-        }
+        Err(ConfigError::Invalid(wrong)) => told(&wrong, &file),
         Err(other) => panic!("{other:?} of a text"),
     }
     let format = *u.choose(&[Format::Toml, Format::Json])?;
@@ -74,6 +65,19 @@ pub(crate) fn files(u: &mut Unstructured<'_>) -> Result<()> {
         let _ = (scenario.plan(), scenario.report());
     }
     Ok(())
+}
+
+/// Something is wrong in a file, and each thing is told in one line, with a line that the file has.
+pub(crate) fn told(wrong: &Invalid, file: &str) {
+    let lines = file.matches('\n').count() + 1;
+    assert!(!wrong.problems.is_empty());
+    for problem in &wrong.problems {
+        assert!(
+            problem.line.is_none_or(|line| (1..=lines).contains(&line)),
+            "{problem:?} of {lines}"
+        );
+        assert!(!problem.text.contains('\n'), "{problem:?}");
+    }
 }
 
 fn file(u: &mut Unstructured<'_>) -> Result<String> {

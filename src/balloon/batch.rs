@@ -5,7 +5,7 @@
 //! if the balloon holds them, so that the agent does not take those for its own again. Only the other pages reach
 //! the page table.
 
-use memvisor_wire::balloon::{PageStatus, RangeBatch, StatusRun, covers};
+use memvisor_wire::balloon::{PageStatus, RangeBatch, StatusRun, covers, push_status};
 
 use super::BalloonVm;
 use super::counters::add;
@@ -82,17 +82,10 @@ fn finish(
 
 /// The same answer in the fewest runs: the VM may answer page by page.
 fn join(answer: Vec<StatusRun>) -> Vec<StatusRun> {
-    let mut joined: Vec<StatusRun> = Vec::new();
-    for part in answer {
-        match joined.last_mut() {
-            Some(last)
-                if last.status == part.status && last.run.end() == u64::from(part.run.start.0) =>
-            {
-                last.run.count += part.run.count;
-            }
-            _ => joined.push(part),
-        }
-    }
+    let mut joined = Vec::new();
+    answer
+        .into_iter()
+        .for_each(|part| push_status(&mut joined, part));
     joined
 }
 

@@ -8,7 +8,7 @@
 //! not help, because the kernel locks the file for each hole. A page without memory costs only what is done here, so
 //! it moves by itself, without a batch.
 
-use memvisor_wire::balloon::{PageStatus, StatusRun};
+use memvisor_wire::balloon::{PageStatus, StatusRun, push_status};
 
 use crate::engine::{EngineError, EngineKind};
 use crate::page::{Home, Moved, PageGuard};
@@ -135,13 +135,6 @@ pub fn release_all(vm: &Vm) {
 }
 
 fn push(statuses: &mut Vec<StatusRun>, gfn: Gfn, status: PageStatus) {
-    match statuses.last_mut() {
-        Some(last) if last.status == status && last.run.end() == u64::from(gfn.0) => {
-            last.run.count += 1;
-        }
-        _ => statuses.push(StatusRun {
-            run: GfnRun::single(gfn),
-            status,
-        }),
-    }
+    let run = GfnRun::single(gfn);
+    push_status(statuses, StatusRun { run, status });
 }

@@ -7,10 +7,12 @@
 //!
 //! - `child.rs`: a process with its output in files, which ends when this process does.
 //! - `scratch.rs`: a directory for sockets and swap files, which nobody finds afterwards.
+//! - `guests.rs`: tables `[[guest]]` of files, for fleets and scenarios.
 //! - `content.rs`: files for guests to read, like those of real systems.
 
 mod child;
 pub(crate) mod content;
+pub(crate) mod guests;
 mod scratch;
 
 use std::io;

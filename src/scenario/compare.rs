@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::judge::{median, spread};
 use super::results::{Results, ResultsError};
+use super::run::Recordings;
 use super::units::number;
 
 /// Runs side by side.
@@ -90,10 +91,19 @@ pub fn page(dirs: &[PathBuf], all: &[Results]) -> Result<String, ResultsError> {
         }
         read.push((label(dir), results, recordings));
     }
-    Ok(super::page::of_many(&read))
+    Ok(drawn(&read))
 }
 
-pub(super) fn side_by_side(all: &[(String, &Results)]) -> Compared {
+/// A page with the charts of runs that have been read: results by the names of their directories, with the recordings
+/// of each variant.
+#[must_use]
+pub fn drawn(all: &[(String, &Results, Recordings)]) -> String {
+    super::page::of_many(all)
+}
+
+/// Puts the variants of results side by side, each behind the name of its directory.
+#[must_use]
+pub fn side_by_side(all: &[(String, &Results)]) -> Compared {
     let mut compared = Compared {
         sides: Vec::new(),
         unfinished: Vec::new(),

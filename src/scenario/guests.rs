@@ -1,17 +1,16 @@
 //! The guests of a scenario.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
-use memvisor_guest_agent::workload::{Sequence, WorkloadSpec};
-use memvisor_wire::vm_name::check_vm_name;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::read::Time;
-use crate::bench::guests::MAX_GUESTS;
+use crate::launch::guests::{guest_table, length_here};
 use crate::settings::{Memory, Reading, Scalar, VmPatch, VmSettings};
-use crate::units::{Bytes, Pages};
+use crate::units::Bytes;
 
 /// What stands in a workload for the directory of the scenario's files.
 const FILES: &str = "{files}";
@@ -71,6 +70,23 @@ impl Guest {
     }
 }
 
+guest_table!(WrittenGuest);
+
+/// The bytes of a file that a workload of a scenario with these `files` reads.
+fn length(files: &[(String, Bytes)], path: &Path) -> Result<u64, String> {
+    let Ok(name) = path.strip_prefix(FILES) else {
+        return length_here(path);
+    };
+    if name == Path::new("") {
+        return Ok(0);
+    }
+    let file = files.iter().find(|(file, _)| Path::new(file) == name);
+    file.map(|(_, size)| size.0).ok_or_else(|| {
+        let known: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
+        format!("this file is not in [files]; allowed: {}", known.join(", "))
+    })
+}
+
 impl Reading {
     /// The guests, each of which says whether it can be.
     pub(super) fn crew(
@@ -79,112 +95,27 @@ impl Reading {
         files: &[(String, Bytes)],
         duration: Duration,
     ) -> Vec<Guest> {
-        let mut tables: Vec<_> = written.values().collect();
-        tables.sort_by_key(|table| table.span().start);
-        let (mut guests, mut names) = (Vec::new(), BTreeSet::new());
-        for table in tables {
-            for guest in self.members(table.get_ref(), guests.len(), files, duration) {
-                if !names.insert(guest.name.clone()) {
-                    let text = format!("there are two guests `{}`", guest.name);
-                    self.wrong(table.span(), &text);
-                }
-                guests.push(guest);
-            }
-        }
-        if self.problems.is_empty() && !(1..=MAX_GUESTS).contains(&guests.len()) {
-            let guests = guests.len();
-            let text =
-                format!("{guests} guests; allowed: 1 to {MAX_GUESTS}, each a table [[guest]]");
-            self.wrong(None, &text);
-        }
-        guests
-    }
-
-    /// The guests of one table. `before` guests have been read before.
-    fn members(
-        &mut self,
-        written: &WrittenGuest,
-        before: usize,
-        files: &[(String, Bytes)],
-        duration: Duration,
-    ) -> Vec<Guest> {
-        let Memory(memory) = *written.memory.get_ref();
-        self.workloads(written, memory, files);
-        let patch = self.patch(written, memory);
-        let (start, until) = self.life(written, duration);
-        let copies = written.count.as_ref().map_or(1, |count| *count.get_ref());
-        if let Some(count) = &written.count
-            && !(1..=MAX_GUESTS).contains(&copies)
-        {
-            let text =
-                format!("count: {copies} are no number of guests; allowed: 1 to {MAX_GUESTS}");
-            self.wrong(count.span(), &text);
-            return Vec::new();
-        }
-        let name = written.name.get_ref();
-        let first = written.seed.unwrap_or(before as u64 + 1);
-        let guest = |number: usize| Guest {
-            name: match copies {
-                1 => name.clone(),
-                _ => format!("{name}-{number}"),
-            },
-            memory,
-            workloads: written.workloads.get_ref().clone(),
-            seed: match written.alike {
-                true => first,
-                false => first.wrapping_add(number as u64 - 1),
-            },
-            patch: patch.clone(),
-            agent: written.agent.unwrap_or(true),
-            inline: written.inline.unwrap_or(true),
-            start: Some(start),
-            until,
-        };
-        let guests: Vec<_> = (1..=copies).map(guest).collect();
-        if let Some(Err(error)) = guests.last().map(|guest| check_vm_name(&guest.name)) {
-            self.wrong(written.name.span(), &format!("name: {error}"));
+        let groups = self.groups(written, &|path| length(files, path));
+        let mut guests = Vec::new();
+        for group in groups {
+            let table = group.table;
+            let patch = self.patch(table, group.memory);
+            let (start, until) = self.life(table, duration);
+            let first = group.members.first().map(|(_, seed)| *seed);
+            let alike = first.filter(|_| table.alike);
+            guests.extend(group.members.into_iter().map(|(name, seed)| Guest {
+                name,
+                memory: group.memory,
+                workloads: table.workloads.get_ref().clone(),
+                seed: alike.unwrap_or(seed),
+                patch: patch.clone(),
+                agent: table.agent.unwrap_or(true),
+                inline: table.inline.unwrap_or(true),
+                start: Some(start),
+                until,
+            }));
         }
         guests
-    }
-
-    /// Whether each workload can be, by the parser of the guests, and all of them fit.
-    fn workloads(&mut self, written: &WrittenGuest, memory: Bytes, files: &[(String, Bytes)]) {
-        let at = written.workloads.span();
-        if written.workloads.get_ref().is_empty() {
-            let text = "workloads: a guest needs one, such as \"kv,size=64M\"";
-            self.wrong(at, text);
-            return;
-        }
-        let mut wants = 0;
-        for text in written.workloads.get_ref() {
-            for (before, after) in text.match_indices(FILES).map(|(at, _)| text.split_at(at)) {
-                let path = after[FILES.len()..].trim_start_matches('/');
-                let name = path.split([',', '/']).next().unwrap_or_default();
-                let is_all = name.is_empty() && before.ends_with(':');
-                if !is_all && !files.iter().any(|(file, _)| file == name) {
-                    let known: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
-                    let text = format!(
-                        "workloads: `{text}` reads a file that is not in [files]; allowed: {}",
-                        known.join(", ")
-                    );
-                    self.wrong(at.clone(), &text);
-                }
-            }
-            match text.replace(FILES, "/").parse::<Sequence>() {
-                // Each workload of a sequence frees its memory before the next one begins.
-                Ok(sequence) => {
-                    let pages = sequence.workloads().iter().map(WorkloadSpec::needs);
-                    wants += pages.max().map_or(0, u64::from);
-                }
-                Err(error) => self.wrong(at.clone(), &format!("workloads: {error}")),
-            }
-        }
-        let wants = Pages(wants).bytes();
-        if wants > memory {
-            let text =
-                format!("memory: {memory} are less than the {wants} that its workloads want");
-            self.wrong(written.memory.span(), &text);
-        }
     }
 
     /// The settings of a guest of this size.

@@ -42,7 +42,7 @@ pub use self::figures::Measured;
 pub use self::fits::{Fits, Misfit};
 pub use self::guests::Guest;
 pub use self::judge::Verdict;
-pub use self::read::{ScenarioError, load};
+pub use self::read::{ScenarioError, load, parse};
 pub use self::results::{Repetition, Results, ResultsError, VariantResults};
 use crate::settings::{Key, StartSettings};
 use crate::units::Bytes;

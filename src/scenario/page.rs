@@ -72,7 +72,10 @@ fn facts(results: &Results) -> Vec<(String, String)> {
     let mut engines: Vec<&str> = repetitions().map(|one| one.engine.as_str()).collect();
     engines.dedup();
     let verified = repetitions().flat_map(|one| &one.guests);
-    let verified: u64 = verified.map(|guest| guest.pages_verified).sum();
+    let verified = verified.fold(0_u64, |sum, guest| {
+        // Of a damaged file it may be any number.
+        sum.saturating_add(guest.pages_verified)
+    });
     [
         ("About", results.about.trim().to_owned()),
         ("Command", results.command.clone()),

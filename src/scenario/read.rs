@@ -112,7 +112,10 @@ pub fn load(path: &Path) -> Result<Scenario, ScenarioError> {
 }
 
 /// Reads the text of the scenario at `path`.
-pub(super) fn parse(path: &Path, text: &str) -> Result<Scenario, Invalid> {
+///
+/// # Errors
+/// [`Invalid`]: all that is wrong in it.
+pub fn parse(path: &Path, text: &str) -> Result<Scenario, Invalid> {
     let invalid = |problems| Invalid::new(path.display().to_string(), problems);
     let (mut reading, mut root) = Reading::tree(text);
     let combined = combinations(&mut reading, &mut root);

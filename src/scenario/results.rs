@@ -166,7 +166,15 @@ impl Results {
     /// [`ResultsError`].
     pub fn read(dir: &Path) -> Result<Self, ResultsError> {
         let file = dir.join(RESULT);
-        let value: serde_json::Value = json(dir, &file)?;
+        Self::parse(&read(dir, &file)?, file)
+    }
+
+    /// Reads the text of a `result.json`; `file` is its path, for errors.
+    ///
+    /// # Errors
+    /// [`ResultsError`], but none of reading.
+    pub fn parse(text: &[u8], file: PathBuf) -> Result<Self, ResultsError> {
+        let value: serde_json::Value = json(text, &file)?;
         let found = value["format"].as_u64();
         if let Some(found) = found.filter(|found| *found != u64::from(FORMAT)) {
             return Err(ResultsError::Format { file, found });
@@ -186,17 +194,20 @@ impl Results {
         if !repetition.whole && !file.exists() {
             return Ok(None);
         }
-        json(dir, &file).map(Some)
+        json(&read(dir, &file)?, &file).map(Some)
     }
 }
 
-fn json<T: serde::de::DeserializeOwned>(dir: &Path, file: &Path) -> Result<T, ResultsError> {
-    let text = fs::read(file).map_err(|source| ResultsError::Read {
+fn read(dir: &Path, file: &Path) -> Result<Vec<u8>, ResultsError> {
+    fs::read(file).map_err(|source| ResultsError::Read {
         dir: dir.to_owned(),
         file: file.to_owned(),
         source,
-    })?;
-    serde_json::from_slice(&text).map_err(|source| ResultsError::Damaged {
+    })
+}
+
+fn json<T: serde::de::DeserializeOwned>(text: &[u8], file: &Path) -> Result<T, ResultsError> {
+    serde_json::from_slice(text).map_err(|source| ResultsError::Damaged {
         file: file.to_owned(),
         source,
     })

@@ -150,7 +150,7 @@ fn failure(results: &Results) -> Option<String> {
 }
 
 /// What was recorded of each repetition of each variant.
-pub(super) type Recordings = Vec<(String, Vec<Recording>)>;
+pub type Recordings = Vec<(String, Vec<Recording>)>;
 
 /// Judges what is expected, as far as runs were whole.
 fn judged(scenario: &Scenario, recordings: &Recordings, results: &mut Results) {

@@ -1,5 +1,7 @@
 //! Numbers of recordings as people read them.
 
+use jiff::Timestamp;
+
 /// A number in its unit: `12.5 MiB`, `3.2 ms`, `61.4 %`.
 #[must_use]
 pub(super) fn number(value: f64, unit: &str) -> String {
@@ -36,29 +38,15 @@ pub(super) fn number(value: f64, unit: &str) -> String {
     format!("{:.1}{name}{per}", value / by)
 }
 
-/// A moment, in seconds since 1970, as a date and time of day in UTC.
+/// A moment, in seconds since 1970, as a date and time of day in UTC; as it is if it is no moment of a calendar.
 #[must_use]
 pub(super) fn date(unix_s: u64) -> String {
-    let is_leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    let (mut days, seconds) = (unix_s / 86_400, unix_s % 86_400);
-    let mut year = 1970;
-    while days >= 365 + u64::from(is_leap(year)) {
-        days -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(is_leap(year));
-    let mut month = 1;
-    for of_month in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
-        if days < of_month {
-            break;
-        }
-        days -= of_month;
-        month += 1;
-    }
-    let (day, hour, minute) = (days + 1, seconds / 3600, seconds / 60 % 60);
-    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
+    let moment = i64::try_from(unix_s).ok();
+    let moment = moment.and_then(|seconds| Timestamp::from_second(seconds).ok());
+    moment.map_or_else(
+        || format!("{unix_s} s after 1970"),
+        |moment| moment.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+    )
 }
 
 /// A number without a unit: three digits are enough.
@@ -83,6 +71,7 @@ mod tests {
             (1_709_251_199, "2024-02-29 23:59 UTC"),
             (1_735_689_600, "2025-01-01 00:00 UTC"),
             (4_107_542_400, "2100-03-01 00:00 UTC"),
+            (u64::MAX, "18446744073709551615 s after 1970"),
         ] {
             assert_eq!(date(seconds), text);
         }

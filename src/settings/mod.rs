@@ -23,6 +23,8 @@ mod field;
 mod file;
 mod host;
 mod layers;
+#[cfg(test)]
+pub(crate) mod mistakes;
 mod patch;
 mod start;
 mod table;

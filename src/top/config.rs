@@ -153,7 +153,7 @@ impl Config {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let quoted = |name: &str| format!("\"{name}\"");
         let fields = self.fields.iter().map(|&field| quoted(VM[field].name));
         let homes = self.homes.then(|| quoted(HOMES));
@@ -170,7 +170,7 @@ impl Config {
         text
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let wrong = |at: usize, wrong: String, allowed: String| ConfigError::Line {
             path: path.to_owned(),
             line: text.get(..at).unwrap_or(text).matches('\n').count() + 1,

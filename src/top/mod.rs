@@ -28,6 +28,8 @@ mod keys;
 mod picker;
 mod picture;
 mod program;
+#[doc(hidden)]
+pub mod readers;
 mod recording;
 mod sample;
 mod screen;

@@ -76,7 +76,11 @@ pub(super) fn read(path: &Path) -> Result<Vec<Sample>, RecordingError> {
     parse(path, File::open(path).map_err(io)?)
 }
 
-fn parse(path: &Path, text: impl Read) -> Result<Vec<Sample>, RecordingError> {
+/// The samples of the text of a recording.
+///
+/// # Errors
+/// [`RecordingError`].
+pub(super) fn parse(path: &Path, text: impl Read) -> Result<Vec<Sample>, RecordingError> {
     let reader = Reader(path);
     let mut lines = csv::Reader::from_reader(text);
     let headings = lines.headers().map_err(|error| reader.damaged(error))?;

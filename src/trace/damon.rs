@@ -43,9 +43,17 @@ struct Snapshot {
 /// # Errors
 /// [`ImportError`] names the byte.
 pub fn read(file: &str, bytes: &[u8]) -> Result<Accesses, ImportError> {
+    read_up_to(MOST, file, bytes)
+}
+
+/// As [`read`], but of a record that becomes no more than `most` accesses.
+///
+/// # Errors
+/// [`ImportError`] names the byte.
+pub fn read_up_to(most: usize, file: &str, bytes: &[u8]) -> Result<Accesses, ImportError> {
     let mut bytes = Bytes { all: bytes, at: 0 };
     let snapshots = snapshots(&mut bytes);
-    let list = snapshots.and_then(|snapshots| accesses(&snapshots));
+    let list = snapshots.and_then(|snapshots| accesses(&snapshots, most));
     list.map_err(|why| ImportError {
         file: file.to_owned(),
         place: format!("byte {}", bytes.at),
@@ -163,7 +171,7 @@ fn numbered(snapshots: &[Snapshot]) -> Result<BTreeMap<u64, Vec<Numbered>>, Stri
     Ok(targets)
 }
 
-fn accesses(snapshots: &[Snapshot]) -> Result<Accesses, String> {
+fn accesses(snapshots: &[Snapshot], most: usize) -> Result<Accesses, String> {
     let numbered = numbered(snapshots)?;
     let vm = |target: u64| numbered.keys().position(|known| *known == target);
     let mut list = Accesses {
@@ -187,8 +195,8 @@ fn accesses(snapshots: &[Snapshot]) -> Result<Accesses, String> {
             let ranges = &numbered[&region.target];
             let of = ranges.partition_point(|range| range.0 <= region.pages.start) - 1;
             let pages = region.pages.end - region.pages.start;
-            if list.accesses.len() as u64 + pages > MOST as u64 {
-                return Err(format!("it becomes more than {MOST} accesses"));
+            if list.accesses.len() as u64 + pages > most as u64 {
+                return Err(format!("it becomes more than {most} accesses"));
             }
             let vm = vm(region.target).and_then(|vm| u32::try_from(vm).ok());
             let vm = vm.ok_or("it has too many targets")?;

@@ -32,16 +32,17 @@ pub trait PageSource: Send + Sync {
 
 /// A kernel's free pages, for protocols in which the host takes the memory of pages that stay the guest's.
 pub trait FreePages {
-    /// Free pages from `from` on, and where to go on; `None` at the end of RAM. It looks at no more than `max` of them.
-    /// With `fresh`, it lists only pages that were not [reported](Self::reported) since they came free. A moment later
-    /// some may be in use.
+    /// At most `max` free pages from `from` on, and where to go on; `None` at the end of RAM. With `fresh`, it lists only
+    /// pages that the host has not [dropped](Self::dropped) since they came free. A moment later some may be in use.
     fn list(&self, from: Gfn, max: u32, fresh: bool) -> (Vec<GfnRun>, Option<Gfn>);
 
-    /// Pins those of the pages that are free at this moment, as if they came from [`PageSource::allocate`].
+    /// Pins those of the pages that are free at this moment and can be spared, as if they came from
+    /// [`PageSource::allocate`].
     fn pin(&self, runs: &[GfnRun]) -> Vec<GfnRun>;
 
-    /// Notes that the host has dropped these pages, which have been released.
-    fn reported(&self, runs: &[GfnRun]);
+    /// Notes that the host has dropped these pages, which have been released: each costs the guest a fault when it uses
+    /// the page, so it should use others first.
+    fn dropped(&self, runs: &[GfnRun]);
 
     /// Makes up to `max` pages free, which can take time; how many.
     fn reclaim(&self, max: u32) -> u32;

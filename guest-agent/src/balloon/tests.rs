@@ -1,11 +1,12 @@
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
 use memvisor_wire::balloon::{
-    BatchResult, Capabilities, ErrorCode, MAX_MESSAGE_BYTES, PageStatus, Protocol, Started, Stat,
-    StatTag, StatusRun, ToAgent, ToHost,
+    BatchResult, Capabilities, ErrorCode, MAX_MESSAGE_BYTES, MAX_RANGES, PageStatus, Protocol,
+    Started, Stat, StatTag, StatusRun, ToAgent, ToHost, Wanted,
 };
 use memvisor_wire::{Gfn, GfnRun, Received, RunsExt, runs_of};
 
@@ -31,6 +32,8 @@ struct GuestState {
     cached: BTreeSet<u32>,
     pinned: BTreeSet<u32>,
     released: u64,
+    /// Pages that the host has dropped, as far as the agent says.
+    dropped: BTreeSet<u32>,
     wrong: Vec<GfnRun>,
 }
 
@@ -100,12 +103,56 @@ impl PageSource for FakeGuest {
         self.changed.notify_all();
     }
 
+    fn free_pages(&self) -> Option<&dyn FreePages> {
+        Some(self)
+    }
+
     fn stats(&self) -> Vec<Stat> {
         vec![Stat::new(
             StatTag::FREE_MEMORY,
             4096 * self.state.lock().unwrap().free.len() as u64,
         )]
     }
+}
+
+impl FreePages for FakeGuest {
+    fn list(&self, from: Gfn, max: u32, fresh: bool) -> (Vec<GfnRun>, Option<Gfn>) {
+        let state = self.state.lock().unwrap();
+        let wanted = |page: &&u32| !fresh || !state.dropped.contains(page);
+        let pages = state.free.range(from.0..).filter(wanted).copied();
+        let listed: Vec<Gfn> = pages.take(max as usize).map(Gfn).collect();
+        let next = listed.last().filter(|_| listed.len() == max as usize);
+        let next = next.map(|last| Gfn(last.0 + 1));
+        (runs_of(listed), next)
+    }
+
+    fn pin(&self, runs: &[GfnRun]) -> Vec<GfnRun> {
+        let mut state = self.state.lock().unwrap();
+        let pages = runs.iter().flat_map(|run| run.iter());
+        let free: Vec<Gfn> = pages.filter(|gfn| state.free.remove(&gfn.0)).collect();
+        state.pinned.extend(free.iter().map(|gfn| gfn.0));
+        runs_of(free)
+    }
+
+    fn dropped(&self, runs: &[GfnRun]) {
+        let pages = runs.iter().flat_map(|run| run.iter());
+        let mut state = self.state.lock().unwrap();
+        state.dropped.extend(pages.map(|gfn| gfn.0));
+    }
+
+    fn reclaim(&self, _max: u32) -> u32 {
+        0
+    }
+
+    fn show(&self, _map: OwnedFd) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn settle(&self) -> Settled {
+        Settled::default()
+    }
+
+    fn hide(&self) {}
 }
 
 /// An agent on a fake guest, whose connections end at [`ScriptedHost`]s.
@@ -117,7 +164,10 @@ struct Rig {
 
 impl Rig {
     fn new(free: u32, cached: u32) -> Self {
-        let guest = FakeGuest::new(free, cached);
+        Self::on(FakeGuest::new(free, cached), Protocol::Ranges)
+    }
+
+    fn on(guest: Arc<FakeGuest>, protocol: Protocol) -> Self {
         let (dialled, sockets) = channel::<SeqPacket>();
         let dial = move || {
             let refused = |_| io::Error::from(io::ErrorKind::ConnectionRefused);
@@ -126,7 +176,7 @@ impl Rig {
         let settings = AgentSettings {
             token: 77,
             name: "rig".into(),
-            protocol: Protocol::Ranges,
+            protocol,
             is_paced: true,
         };
         let source: Arc<dyn PageSource> = Arc::<FakeGuest>::clone(&guest);
@@ -202,11 +252,19 @@ impl ScriptedHost {
     }
 
     fn welcome(&self, poll_interval_ms: u32) {
+        self.welcome_by(Protocol::Ranges, poll_interval_ms);
+    }
+
+    fn welcome_by(&self, protocol: Protocol, poll_interval_ms: u32) {
         let (seq, ToHost::Start(start)) = self.next() else {
             panic!("no START");
         };
         assert_eq!((start.token, start.name.as_str()), (77, "rig"));
-        self.say(seq, &ToAgent::Started(started(poll_interval_ms)));
+        let started = Started {
+            capabilities: Capabilities::COMMON | protocol.capabilities(),
+            ..started(poll_interval_ms)
+        };
+        self.say(seq, &ToAgent::Started(started));
     }
 
     /// Expects `STATS` and `GET_TARGET` with this balloon.
@@ -566,4 +624,88 @@ fn polls_carry_statistics_and_the_size_of_the_balloon() {
     host.answer_poll(40, 40);
     drop(host);
     rig.guest.wait_for_pinned(0);
+}
+
+/// A guest whose free pages are single ones, more of them than one message has ranges for.
+fn scattered() -> Arc<FakeGuest> {
+    let guest = FakeGuest::new(6 * MAX_RANGES as u32, 0);
+    guest
+        .state
+        .lock()
+        .unwrap()
+        .free
+        .retain(|page| page % 2 == 0);
+    guest
+}
+
+#[test]
+fn pages_behind_a_report_that_failed_are_not_kept() {
+    let rig = Rig::on(scattered(), Protocol::Reporting);
+    let host = rig.host();
+    host.welcome_by(Protocol::Reporting, NO_POLL);
+    host.answer_poll(0, 0);
+    let (seq, first) = host.next();
+    let ToHost::Report(batch) = first else {
+        panic!("no REPORT: {first:?}");
+    };
+    assert_eq!(batch.runs().len(), MAX_RANGES);
+    assert_eq!(rig.guest.pinned(), 3 * MAX_RANGES as u64);
+    host.say(seq, &ToAgent::Reported);
+    let (seq, second) = host.next();
+    assert!(matches!(second, ToHost::Report(_)), "{second:?}");
+    // Something else than the answer: the agent leaves.
+    host.say(seq, &ToAgent::Stopped);
+    rig.guest.wait_for_pinned(0);
+    let state = rig.guest.state.lock().unwrap();
+    assert_eq!(state.wrong, []);
+    assert_eq!(state.dropped.len(), MAX_RANGES);
+}
+
+#[test]
+fn pages_behind_hints_that_failed_are_not_kept() {
+    let rig = Rig::on(FakeGuest::new(6 * MAX_RANGES as u32, 0), Protocol::Hints);
+    let host = rig.host();
+    host.welcome_by(Protocol::Hints, NO_POLL);
+    host.answer_poll(0, 4096);
+    let (seq, offer) = host.next();
+    let ToHost::Offer(offered) = offer else {
+        panic!("no OFFER: {offer:?}");
+    };
+    // The guest begins to use every other page, which cuts what it gives into more ranges than a message has.
+    rig.guest
+        .state
+        .lock()
+        .unwrap()
+        .free
+        .retain(|page| page % 2 == 0);
+    let wanted = Wanted {
+        epoch: 1,
+        missing: 4096,
+        ranges: offered.runs().to_vec(),
+    };
+    host.say(seq, &ToAgent::Wanted(wanted));
+    let (seq, give) = host.next();
+    let ToHost::Give { ranges, .. } = give else {
+        panic!("no GIVE: {give:?}");
+    };
+    assert_eq!(rig.guest.pinned(), 3 * MAX_RANGES as u64);
+    // The host takes the first page of them only.
+    let (first, others) = ranges.runs().split_first().expect("at least one");
+    let mut runs = vec![StatusRun {
+        run: *first,
+        status: PageStatus::Ok,
+    }];
+    runs.extend(others.iter().map(|run| StatusRun {
+        run: *run,
+        status: PageStatus::NotNeeded,
+    }));
+    let target = 4096;
+    host.say(seq, &ToAgent::Given(BatchResult { target, runs }));
+    let (seq, _) = host.next();
+    assert_eq!(rig.guest.pinned(), 2 * MAX_RANGES as u64);
+    host.say(seq, &ToAgent::Stopped);
+    rig.guest.wait_for_pinned(0);
+    let state = rig.guest.state.lock().unwrap();
+    assert_eq!(state.wrong, []);
+    assert_eq!(state.dropped, BTreeSet::from([0]));
 }

@@ -77,8 +77,8 @@ impl FreePages for KernelPages {
         self.0.pin_free(runs)
     }
 
-    fn reported(&self, runs: &[GfnRun]) {
-        self.0.note_reported(runs);
+    fn dropped(&self, runs: &[GfnRun]) {
+        self.0.note_dropped(runs);
     }
 
     fn reclaim(&self, max: u32) -> u32 {

@@ -9,7 +9,7 @@ use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE};
 use super::disk::Slot;
 use super::object::{Eviction, Object};
 use super::pages::{Owner, PageUse};
-use super::{Bounce, Kernel, KernelError, ZEROES, check_range, lock, pieces, try_lock};
+use super::{Bounce, Kernel, KernelError, ZEROES, by_page, lock, try_lock};
 
 /// Where one page of a mapping is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -109,11 +109,9 @@ impl AnonRegion {
     /// [`KernelError::OutOfRange`] before anything is read; [`KernelError::OutOfMemory`] or
     /// [`KernelError::DiskRead`] when a page cannot be brought back, after the pages before it were read.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), KernelError> {
-        check_range(self.pages(), offset, into.len())?;
-        for piece in pieces(offset, into.len()) {
-            self.read_page(piece.page, piece.at, &mut into[piece.range])?;
-        }
-        Ok(())
+        by_page(self.pages(), offset, into.len(), |piece| {
+            self.read_page(piece.page, piece.at, &mut into[piece.range])
+        })
     }
 
     /// Copies `from` to byte `offset` of the region.
@@ -122,11 +120,9 @@ impl AnonRegion {
     /// As [`Self::read`]. The pages before the failing one are written; the failing page and those after
     /// it are unchanged.
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), KernelError> {
-        check_range(self.pages(), offset, from.len())?;
-        for piece in pieces(offset, from.len()) {
-            self.write_page(piece.page, piece.at, &from[piece.range])?;
-        }
-        Ok(())
+        by_page(self.pages(), offset, from.len(), |piece| {
+            self.write_page(piece.page, piece.at, &from[piece.range])
+        })
     }
 
     /// The physical page behind page `page` of the region, if it is in RAM at this moment. It can change

@@ -80,23 +80,24 @@ impl Kernel {
         freed
     }
 
-    /// Free pages from `from` on, and where to go on; `None` at the end of RAM. It looks at no more than `max` free
-    /// pages. With `fresh`, it lists only those that were not [reported](Self::note_reported) since they came free. A
-    /// moment later some may be in use.
+    /// At most `max` free pages from `from` on, and where to go on; `None` at the end of RAM. With `fresh`, it lists only
+    /// those that the host has not [dropped](Self::note_dropped) since they came free. A moment later some may be in use.
     #[must_use]
     pub fn free_pages(&self, from: Gfn, max: u32, fresh: bool) -> (Vec<GfnRun>, Option<Gfn>) {
         self.pages.list_free(from, max, fresh)
     }
 
-    /// Pins those of the pages that are free at this moment, as [`Self::balloon_alloc`] does; which ones.
+    /// Pins those of the pages that are free at this moment, as [`Self::balloon_alloc`] does; which ones. As many as the
+    /// high watermark that hold memory are left, for the next allocations.
     #[must_use = "pages that are forgotten stay in the balloon for good"]
     pub fn pin_free(&self, runs: &[GfnRun]) -> Vec<GfnRun> {
         self.pages.pin_free(runs)
     }
 
-    /// Notes that the host has dropped these pages, which are free: they hold nothing until they are used.
-    pub fn note_reported(&self, runs: &[GfnRun]) {
-        self.pages.note_reported(runs);
+    /// Notes that the host has dropped these pages, which are free: they hold nothing until they are used, and other
+    /// free pages are used before them.
+    pub fn note_dropped(&self, runs: &[GfnRun]) {
+        self.pages.note_dropped(runs);
     }
 
     /// Shows free pages to the host in a map that it shares: from now on it takes them without asking. Those up to the

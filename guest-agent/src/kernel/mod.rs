@@ -274,6 +274,17 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
     })
 }
 
+/// Accesses `len` bytes at `offset` of an object of `pages` pages, page by page, up to the first that fails.
+fn by_page(
+    pages: u32,
+    offset: u64,
+    len: usize,
+    access: impl FnMut(Piece) -> Result<(), KernelError>,
+) -> Result<(), KernelError> {
+    check_range(pages, offset, len)?;
+    pieces(offset, len).try_for_each(access)
+}
+
 /// Whether an access of `len` bytes at `offset` stays inside an object of `pages` pages.
 fn check_range(pages: u32, offset: u64, len: usize) -> Result<(), KernelError> {
     let size = u64::from(pages) * PAGE_SIZE as u64;

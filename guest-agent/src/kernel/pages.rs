@@ -100,10 +100,11 @@ impl Usage {
 struct State {
     /// Free pages that only this guest can take.
     free: FreeRuns,
+    /// Those whose memory the host has dropped at this guest's word: each costs a fault when it is used. So they are
+    /// used last, or a guest that allocates and frees would get back, fault by fault, what it has just given.
+    dropped: FreeRuns,
     /// The other free pages, while the host may take them too.
     shown: Option<Shown>,
-    /// Which free pages the host has dropped at the guest's report; `None` before the first.
-    reported: Option<Box<[bool]>>,
     uses: Box<[PageUse]>,
     usage: Usage,
     waiting: u32,
@@ -118,15 +119,12 @@ impl State {
     /// Moves the pages of a run from one use to another.
     fn change_run(&mut self, run: GfnRun, from: PageUse, to: PageUse) {
         let pages = run.start.index()..run.start.index() + run.count as usize;
-        let uses = &mut self.uses[pages.clone()];
+        let uses = &mut self.uses[pages];
         assert!(
             uses.iter().all(|page| *page == from),
             "{run:?} changes hands to {to:?}"
         );
         uses.fill(to);
-        if let Some(reported) = &mut self.reported {
-            reported[pages].fill(false);
-        }
         if let Some(count) = self.usage.of(from) {
             *count -= run.count;
         }
@@ -164,8 +162,8 @@ impl PageAllocator {
         Self {
             state: Mutex::new(State {
                 free,
+                dropped: FreeRuns::default(),
                 shown: None,
-                reported: None,
                 uses,
                 usage,
                 waiting: 0,
@@ -248,10 +246,11 @@ impl PageAllocator {
     /// `floor` pages free.
     pub(super) fn pin(&self, max: u32, floor: u32) -> Vec<GfnRun> {
         let mut state = lock(&self.state);
-        let mut want = max.min(state.free.pages().saturating_sub(floor));
+        let free = state.free.pages() + state.dropped.pages();
+        let mut want = max.min(free.saturating_sub(floor));
         let mut runs = Vec::new();
         while want > 0
-            && let Some(run) = state.free.take_longest(want)
+            && let Some(run) = state.take_longest(want)
         {
             state.change_run(run, PageUse::Free, PageUse::Balloon);
             want -= run.count;

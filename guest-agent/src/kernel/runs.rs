@@ -100,6 +100,12 @@ impl FreeRuns {
         true
     }
 
+    /// All runs, ascending.
+    pub(super) fn all(&self) -> impl Iterator<Item = GfnRun> {
+        let run = |(&start, &length): (&u32, &u32)| GfnRun::new(Gfn(start), length);
+        self.by_start.iter().map(run)
+    }
+
     fn link(&mut self, start: u32, length: u32) {
         if length > 0 {
             self.by_start.insert(start, length);

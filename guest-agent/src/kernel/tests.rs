@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use memvisor_wire::{GfnRun, RunsExt};
+use memvisor_wire::{Gfn, GfnRun, RunsExt};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rand::rngs::StdRng;
@@ -823,4 +823,51 @@ fn stage_is_not_had_of_pages_below_the_watermark_and_leaves_them_alone() {
     let region = guest.kernel.map_anon(100);
     assert_eq!(stage.attach(&region, 0, 80), None, "too few would be free");
     assert_eq!(stage.attach(&region, 0, 60), Some(60));
+}
+
+/// A guest that allocates, frees and allocates again while the host takes free pages at its word: it must not get back,
+/// one fault each, the pages that were just dropped.
+#[test]
+fn pages_that_the_host_dropped_are_used_last() {
+    let guest = guest(256, 0);
+    let kernel = &guest.kernel;
+    let (free, end) = kernel.free_pages(Gfn(0), 100, true);
+    let dropped = kernel.pin_free(&free);
+    assert_eq!((dropped.pages(), end), (100, Some(Gfn(104))));
+    kernel.balloon_free(&dropped).expect("they are pinned");
+    kernel.note_dropped(&dropped);
+    let is_dropped = |gfn: Gfn| dropped.iter().any(|run| run.iter().any(|page| page == gfn));
+    let touched = |pages: u32| {
+        let region = kernel.map_anon(pages);
+        region
+            .write(0, &noise(1, pages as usize * PAGE_SIZE))
+            .expect("free pages");
+        let gfns = (0..pages).map(|page| region.gfn_of(page).expect("in RAM"));
+        gfns.filter(|gfn| is_dropped(*gfn)).count()
+    };
+    // 152 free pages hold memory, and stay the first however often they change hands.
+    for _ in 0..3 {
+        assert_eq!(touched(150), 0);
+    }
+    assert_eq!(touched(160), 8);
+    // What was used holds memory again.
+    let (fresh, _) = kernel.free_pages(Gfn(0), u32::MAX, true);
+    let (all, _) = kernel.free_pages(Gfn(0), u32::MAX, false);
+    assert_eq!((fresh.pages(), all.pages()), (160, 252));
+    guest.check_books();
+}
+
+#[test]
+fn pages_that_hold_memory_are_left_to_the_guest_up_to_the_high_watermark() {
+    let guest = guest(256, 0);
+    let kernel = &guest.kernel;
+    let (all, _) = kernel.free_pages(Gfn(0), u32::MAX, false);
+    let pinned = kernel.pin_free(&all);
+    let left = kernel.stats().free;
+    assert!(left >= 8 && pinned.pages() == 252 - left, "{left}");
+    kernel.balloon_free(&pinned).expect("they are pinned");
+    kernel.note_dropped(&pinned);
+    // Dropped pages cost the guest nothing that it has not lost already.
+    assert_eq!(kernel.pin_free(&all).pages(), pinned.pages());
+    assert_eq!(kernel.stats().free, left);
 }

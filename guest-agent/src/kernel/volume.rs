@@ -20,7 +20,7 @@ use memvisor_wire::{Gfn, PAGE_SIZE};
 use super::disk::{Disk, Slot};
 use super::object::{Eviction, Object};
 use super::pages::{Owner, PageUse};
-use super::{Bounce, Kernel, KernelError, ZEROES, check_range, lock, pieces, try_lock};
+use super::{Bounce, Kernel, KernelError, ZEROES, by_page, lock, try_lock};
 
 /// Where one page of a file is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -156,11 +156,9 @@ impl DiskFile {
     /// [`KernelError::OutOfRange`]; [`KernelError::DiskRead`] and [`KernelError::OutOfMemory`], after the pages
     /// before the failing one were read.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), KernelError> {
-        check_range(self.pages(), offset, into.len())?;
-        for piece in pieces(offset, into.len()) {
-            self.read_page(piece.page, piece.at, &mut into[piece.range])?;
-        }
-        Ok(())
+        by_page(self.pages(), offset, into.len(), |piece| {
+            self.read_page(piece.page, piece.at, &mut into[piece.range])
+        })
     }
 
     /// Copies `from` to byte `offset` of the file, into the page cache.
@@ -169,11 +167,9 @@ impl DiskFile {
     /// As [`Self::read`], and [`KernelError::DiskFull`]. The pages before the failing one are written; the failing
     /// page and those after it are unchanged.
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), KernelError> {
-        check_range(self.pages(), offset, from.len())?;
-        for piece in pieces(offset, from.len()) {
-            self.write_page(piece.page, piece.at, &from[piece.range])?;
-        }
-        Ok(())
+        by_page(self.pages(), offset, from.len(), |piece| {
+            self.write_page(piece.page, piece.at, &from[piece.range])
+        })
     }
 
     /// Writes all dirty pages back. They stay cached.

@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 
 use super::diskset::DiskSet;
 use super::kind::{
-    Allowed, CONTENT, Kind, PAUSE, Parameter, RATE, SIZE, Size, THREADS, WRITE, ZIPF,
+    Allowed, CONTENT, Kind, Need, PAUSE, Parameter, RATE, SIZE, Size, THREADS, WRITE, ZIPF,
 };
 use super::pageset::Share;
 use super::spec::parse;
@@ -35,7 +35,7 @@ pub(super) const KIND: Kind = Kind {
         CONTENT,
     ],
     // More than memory, or all of it would soon be cached.
-    is_of_files: true,
+    need: |_| Need::Cache,
     size: |spec, kernel| {
         let twice = kernel.ram_capacity().saturating_mul(2);
         Ok(Size::Cache(spec.pages.unwrap_or(twice)))

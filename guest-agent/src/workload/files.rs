@@ -9,7 +9,7 @@ use std::sync::Arc;
 use memvisor_wire::PAGE_SIZE;
 use rand::rngs::StdRng;
 
-use super::kind::{Kind, PAUSE, RATE, SIZE, Size, THREADS, ZIPF};
+use super::kind::{Kind, Need, PAUSE, RATE, SIZE, Size, THREADS, ZIPF};
 use super::pageset::Share;
 use super::spec::parse;
 use super::truth::Truth;
@@ -28,7 +28,7 @@ pub(super) const KIND: Kind = Kind {
     usage: "files:PATH",
     does: "reads a file, or those of a directory, through the page cache with Zipf popularity",
     parameters: &[SIZE, THREADS, ZIPF, RATE, PAUSE],
-    is_of_files: true,
+    need: |_| Need::Cache,
     size: |spec, kernel| Ok(Size::Cache(spec.pages.unwrap_or(kernel.ram_capacity()))),
     build: |builder| {
         let set = Arc::new(FileSet::open(

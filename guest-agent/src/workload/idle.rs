@@ -1,6 +1,6 @@
 //! `idle`: fills memory once, if it was given a size, and then does nothing at all.
 
-use super::kind::{CONTENT, Kind, SIZE, Size};
+use super::kind::{CONTENT, Kind, Need, SIZE, Size};
 use super::pageset::OwnPages;
 use super::{Failure, Work, Worker};
 
@@ -8,6 +8,7 @@ pub(super) const KIND: Kind = Kind {
     usage: "idle",
     does: "fills memory once if it has a size, then does nothing",
     parameters: &[SIZE, CONTENT],
+    need: |spec| Need::Pages(spec.pages.unwrap_or(0)),
     size: |spec, _| Ok(Size::Memory(spec.pages.unwrap_or(0))),
     build: |builder| match (builder.pages, builder.spec.lasts) {
         (0, None) => Ok(Vec::new()),

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::kind::{Allowed, Kind, PAUSE, Parameter, RATE, SIZE, Size, parse_yes};
+use super::kind::{Allowed, Kind, Need, PAUSE, Parameter, RATE, SIZE, Size, parse_yes};
 use super::truth::Truth;
 use super::{Failure, Work, Worker, WorkloadSpec};
 use crate::kernel::{AnonRegion, Kernel, KernelError, Stage};
@@ -15,6 +15,7 @@ pub(super) const KIND: Kind = Kind {
     does: "brings a file into memory as a boot does, then re-reads it slowly",
     // Slow, because the working set of a booted system is small.
     parameters: &[SIZE, ATTACH, RATE.or("4M"), PAUSE],
+    need: |spec| Need::File(spec.pages),
     size: |spec, _| Ok(Size::Memory(open(spec)?.pages())),
     build: |builder| {
         let truth = Arc::new(open(builder.spec)?);

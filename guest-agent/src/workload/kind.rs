@@ -33,8 +33,8 @@ pub struct Kind {
     pub parameters: &'static [Parameter],
     /// Whether the workload ends by itself.
     pub(super) ends: bool,
-    /// Whether its `size` is one of files, which the page cache holds as far as there is room.
-    pub(super) is_of_files: bool,
+    /// The memory that the workload cannot do without.
+    pub(super) need: fn(&WorkloadSpec) -> Need,
     /// Checks how parameters go together. Each alone is right.
     pub(super) check: fn(&WorkloadSpec) -> Result<(), SpecError>,
     /// How much memory the workload works on.
@@ -78,6 +78,19 @@ pub(super) enum Size {
     Passing(u32),
     /// A part of the memory that no workload asked for, but at least so many pages.
     Rest(u32),
+}
+
+/// The memory of a guest that a workload cannot do without, as far as its specification says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Need {
+    /// So many pages.
+    Pages(u32),
+    /// The pages of the file at its path; of a long one so many, if that was asked for.
+    File(Option<u32>),
+    /// A part of the memory that the guest has: no size was asked for.
+    Part,
+    /// None that is fixed: the page cache holds what it reads as far as there is room.
+    Cache,
 }
 
 /// The parameter that all kinds have.
@@ -161,7 +174,7 @@ impl Kind {
         does: "",
         parameters: &[],
         ends: false,
-        is_of_files: false,
+        need: |spec| spec.pages.map_or(Need::Part, Need::Pages),
         check: |_| Ok(()),
         size: |spec, _| Ok(spec.pages.map_or(Size::Rest(0), Size::Memory)),
         build: |_| Ok(Vec::new()),

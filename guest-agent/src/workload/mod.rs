@@ -54,7 +54,7 @@ use thiserror::Error;
 
 pub use build::StartError;
 pub use content::Mix;
-pub use kind::{Allowed, Kind, MAX_THREADS, Parameter, long_help, short_help};
+pub use kind::{Allowed, Kind, MAX_THREADS, Need, Parameter, long_help, short_help};
 pub use profile::{Profile, SIZES};
 pub use report::{Latency, Mismatch, Phase, Report, WorkloadReport};
 pub use runner::{LastLook, Look, Progress, Runner};

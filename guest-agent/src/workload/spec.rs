@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::KINDS;
 use super::content::Mix;
-use super::kind::{self, Allowed, CONTENT, FOR, Kind, PAUSE, Parameter, RATE, SIZE, THREADS};
+use super::kind::{self, Allowed, CONTENT, FOR, Kind, Need, PAUSE, Parameter, RATE, SIZE, THREADS};
 use memvisor_wire::units::parse_pages;
 
 /// Why a text is not a workload.
@@ -162,12 +162,10 @@ impl WorkloadSpec {
         self.lasts.is_some() || self.kind.ends
     }
 
-    /// How many pages of the guest must be there for it, as far as it asks for a size. The page cache needs none.
+    /// The memory of the guest that it cannot do without.
     #[must_use]
-    pub fn needs(&self) -> u32 {
-        self.pages
-            .filter(|_| !self.kind.is_of_files)
-            .unwrap_or_default()
+    pub fn need(&self) -> Need {
+        (self.kind.need)(self)
     }
 
     /// The path of a workload whose kind takes one.

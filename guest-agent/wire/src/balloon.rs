@@ -27,7 +27,7 @@ pub use free_map::{FreeMap, PAGES_PER_WORD, PageState, map_words};
 pub use list::{ListedPage, PAGE_NOT_ANSWERED};
 pub use messages::{BatchResult, Listed, Start, Started, Stat, StatusRun, ToAgent, ToHost, Wanted};
 pub use protocol::Protocol;
-pub use ranges::{RangeBatch, covers};
+pub use ranges::{RangeBatch, covers, push_status};
 pub use values::{Capabilities, ErrorCode, PageStatus, StatTag};
 
 /// The version this build speaks.

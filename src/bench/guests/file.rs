@@ -1,15 +1,15 @@
 //! A fleet from a file.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use memvisor_wire::vm_name::check_vm_name;
 use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
-use super::fleet::{Fleet, FleetGuest, MAX_GUESTS, wants};
+use super::fleet::{Fleet, FleetGuest};
+use crate::launch::guests::{guest_table, length_here};
 use crate::settings::{Invalid, Memory, Reading, text_of};
 use crate::units::Bytes;
 
@@ -57,8 +57,16 @@ impl Fleet {
             path: path.to_owned(),
             source,
         })?;
-        let (mut reading, written) = Reading::toml::<Written>(&text, "guest");
-        let guests = reading.guests(written.guest);
+        Ok(Self::parse(path, &text)?)
+    }
+
+    /// Reads the text of the fleet at `path`.
+    ///
+    /// # Errors
+    /// [`Invalid`]: all that is wrong in it.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Invalid> {
+        let (mut reading, written) = Reading::toml::<Written>(text, "guest");
+        let guests = reading.fleet(&written.guest);
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let name = written.name.map_or(stem.into_owned(), |name| {
             if name.get_ref().is_empty() || name.get_ref().contains(char::is_control) {
@@ -69,86 +77,43 @@ impl Fleet {
         if reading.problems.is_empty() {
             return Ok(Self { name, guests });
         }
-        Err(Invalid::new(path.display().to_string(), reading.problems).into())
+        Err(Invalid::new(path.display().to_string(), reading.problems))
     }
 }
 
-impl Reading {
-    /// The guests, each of which says whether it can be.
-    fn guests(&mut self, written: BTreeMap<String, Spanned<WrittenGuest>>) -> Vec<FleetGuest> {
-        let mut tables: Vec<_> = written.into_values().collect();
-        tables.sort_by_key(|table| table.span().start);
-        let (mut guests, mut names) = (Vec::new(), BTreeSet::new());
-        for table in tables {
-            let place = table.span();
-            for guest in self.copies(table.into_inner(), guests.len()) {
-                if !names.insert(guest.name.clone()) {
-                    let text = format!("there are two guests `{}`", guest.name);
-                    self.wrong(place.clone(), &text);
-                }
-                guests.push(guest);
-            }
-        }
-        if self.problems.is_empty() && !(1..=MAX_GUESTS).contains(&guests.len()) {
-            let guests = guests.len();
-            let text =
-                format!("{guests} guests; allowed: 1 to {MAX_GUESTS}, each a table [[guest]]");
-            self.wrong(None, &text);
-        }
-        guests
-    }
+guest_table!(WrittenGuest);
 
-    /// The guests of one table. `before` guests have been read before.
-    fn copies(&mut self, written: WrittenGuest, before: usize) -> Vec<FleetGuest> {
-        let WrittenGuest {
-            name,
-            memory,
-            workloads,
-            ..
-        } = written;
-        let (named, places) = (name.span(), workloads.span());
-        let (name, workloads) = (name.into_inner(), workloads.into_inner());
-        let (size, Memory(memory)) = (memory.span(), memory.into_inner());
-        let known = wants(&workloads).unwrap_or_else(|text| {
-            self.wrong(places.clone(), &format!("workloads: {text}"));
-            Bytes(0)
-        });
-        if workloads.is_empty() {
-            let text = "workloads: a guest needs one, such as \"kv,size=320M\"";
-            self.wrong(places, text);
+impl Reading {
+    /// The guests, and what each of them wants of the budget.
+    fn fleet(&mut self, written: &BTreeMap<String, Spanned<WrittenGuest>>) -> Vec<FleetGuest> {
+        let groups = self.groups(written, &length_here);
+        let mut guests = Vec::new();
+        for group in groups {
+            let WrittenGuest {
+                memory, workloads, ..
+            } = group.table;
+            let wants = group.table.wants.as_ref();
+            if let (None, Some(workload)) = (wants, &group.needs.unsized_one) {
+                let text = format!("workloads: `{workload}` needs a size=, or the guest wants=");
+                self.wrong(workloads.span(), &text);
+            }
+            if let Some(wants) = wants {
+                self.room(memory, wants.0);
+            }
+            let wants = wants.map_or(group.needs.bytes, |wants| wants.0);
+            guests.extend(group.members.into_iter().map(|(name, seed)| FleetGuest {
+                name,
+                memory: group.memory,
+                workloads: workloads.get_ref().clone(),
+                seed,
+                wants,
+            }));
         }
-        let wants = written.wants.map_or(known, |Memory(wanted)| wanted);
-        if wants > memory {
-            let text =
-                format!("memory: {memory} are less than the {wants} that its workloads want");
-            self.wrong(size, &text);
-        }
-        let copies = written.count.as_ref().map_or(1, |count| *count.get_ref());
-        if let Some(count) = written
-            .count
-            .filter(|count| !(1..=MAX_GUESTS).contains(count.get_ref()))
-        {
-            let text =
-                format!("count: {copies} are no number of guests; allowed: 1 to {MAX_GUESTS}");
-            self.wrong(count.span(), &text);
-            return Vec::new();
-        }
-        let guest = |number: usize| FleetGuest {
-            name: match copies {
-                1 => name.clone(),
-                _ => format!("{name}-{number}"),
-            },
-            memory,
-            workloads: workloads.clone(),
-            seed: match written.seed {
-                Some(seed) => seed + number as u64 - 1,
-                None => (before + number) as u64,
-            },
-            wants,
-        };
-        let guests: Vec<_> = (1..=copies).map(guest).collect();
-        if let Some(Err(error)) = guests.last().map(|guest| check_vm_name(&guest.name)) {
-            self.wrong(named, &format!("name: {error}"));
+        let wanted = guests.iter().any(|guest| guest.wants > Bytes(0));
+        if self.problems.is_empty() && !wanted {
+            let text = "no guest wants memory of a fixed size, so there is none to overcommit: page cache takes what \
+                        there is; allowed: a workload with a size= of memory, or wants = \"64M\" in a table [[guest]]";
+            self.wrong(None, text);
         }
         guests
     }
@@ -157,12 +122,12 @@ impl Reading {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::mistakes;
 
-    fn load(text: &str) -> Result<Fleet, FleetError> {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let path = dir.path().join("mine.toml");
-        std::fs::write(&path, text).expect("write");
-        Fleet::load(&path)
+    const GOOD: &str = "[[guest]]\nname = \"a\"\nmemory = \"8M\"\nworkloads = [\"kv,size=4M\"]\n";
+
+    fn load(text: &str) -> Result<Fleet, Invalid> {
+        Fleet::parse(Path::new("x/mine.toml"), text)
     }
 
     #[test]
@@ -189,60 +154,59 @@ mod tests {
 
     #[test]
     fn mistake_is_told_with_its_line_and_key() {
-        let good = "[[guest]]\nname = \"a\"\nmemory = \"8M\"\nworkloads = [\"kv,size=4M\"]\n";
-        load(good).expect("right");
-        let changed = |from: &str, to: &str| good.replacen(from, to, 1);
-        for (text, at, part) in [
-            (changed("memory", "size"), ":3: guest.1.size: ", "`memory`"),
-            (changed("\"8M\"", "\"8Q\""), ":3: guest.1.memory: ", "`8Q`"),
+        let mistakes = [
+            ("", GOOD, ":5: ", "two guests `a`"),
+            ("memory", "size", ":3: guest.1.size: ", "`memory`"),
+            ("memory", "memroy", ":3: guest.1.memroy: ", "near: memory"),
+            ("\"8M\"", "\"8Q\"", ":3: guest.1.memory: ", "`8Q`"),
+            ("\"8M\"", "\"5000\"", ":3: guest.1.memory: ", "whole pages"),
+            ("\"8M\"", "8", ":3: guest.1.memory: ", "cannot be `8`"),
+            ("\"8M\"", "\"2M\"", ":3: memory: ", "less than the 4.0 MiB"),
+            ("\"a\"", "\"a/b\"", ":2: name: ", "a/b"),
+            ("kv,", "kvs,", ":4: workloads: ", "`kvs`"),
             (
-                changed("\"8M\"", "\"5000\""),
-                ":3: guest.1.memory: ",
-                "whole pages",
-            ),
-            (
-                changed("\"8M\"", "8"),
-                ":3: guest.1.memory: ",
-                "cannot be `8`",
-            ),
-            (
-                changed("\"8M\"", "\"2M\""),
-                ":3: memory: ",
-                "less than the 4.0 MiB",
-            ),
-            (changed("\"a\"", "\"a/b\""), ":2: name: ", "a/b"),
-            (changed("kv,", "kvs,"), ":4: workloads: ", "`kvs`"),
-            (changed(",size=4M", ""), ":4: workloads: ", "needs a size="),
-            (
-                changed("\"kv,size=4M\"", ""),
+                ",size=4M",
+                "",
                 ":4: workloads: ",
-                "needs one",
+                "needs a size=, or the guest wants=",
             ),
-            (format!("{good}count = 65\n"), ":5: count: ", "1 to 64"),
-            (format!("{good}seed = -1\n"), ":5: guest.1.seed: ", "-1"),
+            ("\"kv,size=4M\"", "", ":4: workloads: ", "needs one"),
+            ("", "count = 65\n", ":5: count: ", "1 to 64"),
+            ("", "seed = -1\n", ":5: guest.1.seed: ", "-1"),
+            ("", "wants = \"0\"\n", ":5: guest.1.wants: ", "whole pages"),
             (
-                format!("{good}wants = \"0\"\n"),
-                ":5: guest.1.wants: ",
-                "whole pages",
+                "",
+                "wants = \"9M\"\n",
+                ":3: memory: ",
+                "less than the 9.0 MiB",
             ),
-            (format!("{good}{good}"), ":5: ", "two guests `a`"),
             (
-                format!("name = \"\"\n{good}"),
+                "[[guest]]",
+                "name = \"\"\n[[guest]]",
                 ":1: name: ",
                 "at least one letter",
             ),
-            (changed("name = \"a\"\n", ""), ":1: guest.1: ", "`name`"),
-            ("guest = []\n".to_owned(), ": 0 guests", "1 to 64"),
-            (String::new(), ": 0 guests", "[[guest]]"),
-            (changed("]]", "]"), ":1: ", ""),
-        ] {
-            let error = load(&text).expect_err(&text).to_string();
-            assert!(error.contains("mine.toml"), "{error}");
-            assert!(
-                error.contains(at) && error.contains(part),
-                "{text}\n{error}"
-            );
-        }
+            ("name = \"a\"\n", "", ":1: guest.1: ", "`name`"),
+            (
+                "kv,",
+                "dbench,",
+                ": no guest wants memory of a fixed size",
+                "wants = ",
+            ),
+            ("]]", "]", ":1: ", ""),
+            (GOOD, "guest = []\n", ": 0 guests", "1 to 64"),
+            (GOOD, "", ": 0 guests", "[[guest]]"),
+        ];
+        mistakes::make(GOOD, &mistakes, load);
+    }
+
+    #[test]
+    fn guest_of_files_wants_what_the_file_says_or_nothing() {
+        let files = GOOD.replace("\"a\"", "\"b\"").replace("kv,", "dbench,");
+        let fleet = load(&format!("{GOOD}{files}")).expect("right");
+        assert_eq!(fleet.wants(), Bytes::from_mib(4));
+        let fleet = load(&format!("{files}wants = \"3M\"\n")).expect("right");
+        assert_eq!(fleet.wants(), Bytes::from_mib(3));
     }
 
     #[test]

@@ -6,14 +6,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use memvisor_guest_agent::workload::{Sequence, WorkloadSpec};
 
 use super::super::{BenchError, Setup, names};
 use crate::demo::guests;
 use crate::units::{Bytes, PAGE_SIZE};
-
-/// The most guests of a fleet: each guest is a process of its own on either side of the comparison.
-pub const MAX_GUESTS: usize = 64;
 
 /// Guests of the demo.
 const DEMO_GUESTS: u32 = 6;
@@ -254,37 +250,10 @@ fn bully(size: Bytes) -> Vec<FleetGuest> {
     guests
 }
 
-/// The memory that workloads work on, or a text that says why it is not known. Of a sequence the largest counts.
-pub(super) fn wants(workloads: &[String]) -> Result<Bytes, String> {
-    let mut sum = 0;
-    for text in workloads {
-        let sequence: Sequence = text.parse().map_err(|error| format!("{error}"))?;
-        let each = sequence.workloads().iter().map(pages_wanted);
-        let each = each.collect::<Result<Vec<u64>, String>>()?;
-        sum += each.into_iter().max().unwrap_or(0).pages().0;
-    }
-    Ok(Bytes(sum))
-}
-
-/// The pages that a workload works on.
-fn pages_wanted(spec: &WorkloadSpec) -> Result<u64, String> {
-    let length = |path: &Path| {
-        let file = fs::metadata(path).map_err(|error| format!("`{}`: {error}", path.display()));
-        file.map(|file| file.is_file().then_some(file.len()))
-    };
-    let file = match &spec.path {
-        Some(path) => length(path)?,
-        None => spec.is_idle().then_some(0),
-    };
-    match (spec.pages, file) {
-        (Some(pages), _) => Ok(u64::from(pages)),
-        (None, Some(length)) => Ok(length.div_ceil(PAGE_SIZE as u64)),
-        (None, None) => Err(format!("`{spec}` needs a size=")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use memvisor_guest_agent::workload::WorkloadSpec;
+
     use super::*;
 
     const TIME: Duration = Duration::from_secs(20);
@@ -336,24 +305,5 @@ mod tests {
             format!("{size},active=0,then=1048576@15000ms,then=0@20000ms,content=text"),
         ];
         assert_eq!(texts, expected);
-    }
-
-    #[test]
-    fn what_workloads_want_is_their_size_or_that_of_their_file() {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        file.as_file().set_len(5000).expect("room");
-        let image = format!("image:{}", file.path().display());
-        let all = ["kv,size=1M", &image, "boot,size=4K; idle"].map(str::to_owned);
-        assert_eq!(wants(&all), Ok(Bytes((1 << 20) + 8192 + 4096)));
-        for (workload, part) in [
-            ("kv", "`kv` needs a size="),
-            ("files:/", "needs a size="),
-            ("image:/no/such", "/no/such"),
-            ("kvs", "`kvs`"),
-            ("kv,size=1M; idle", "`kv,size=1M` never ends"),
-        ] {
-            let error = wants(&[workload.to_owned()]).expect_err(workload);
-            assert!(error.contains(part), "{error}");
-        }
     }
 }

@@ -40,7 +40,7 @@ use std::time::Duration;
 use memvisor_guest_agent::guest::GuestReport;
 
 pub use file::FleetError;
-pub use fleet::{Builtin, Fleet, FleetGuest, MAX_GUESTS};
+pub use fleet::{Builtin, Fleet, FleetGuest};
 
 use self::kernel::NotRun;
 use self::limit::{Given, Search, TOLERANCE, Used};

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::scenario::Value;
+use crate::settings::mistakes::{self, Mistake};
 
 fn read(text: &str) -> Result<Scenario, Invalid> {
     parse(Path::new("x/mine.toml"), text)
@@ -92,8 +93,8 @@ fn file_becomes_an_experiment() {
     assert_eq!(scenario.expects[0].unit, "operations/s");
 }
 
-/// What of [`GOOD`] is replaced by what, and the place and a part of what is then said. Nothing is replaced at its end.
-const MISTAKES: &[(&str, &str, &str, &str)] = &[
+/// Mistakes in [`GOOD`].
+const MISTAKES: &[Mistake<'_>] = &[
     ("duration", "duratoin", ":2: duratoin: ", "near: duration"),
     ("\"20s\"", "\"20q\"", ":2: duration: ", "`20q`"),
     ("\"20s\"", "\"1ms\"", ":2: duration", "100ms to a week"),
@@ -159,6 +160,18 @@ const MISTAKES: &[(&str, &str, &str, &str)] = &[
         "{files}/bot.img",
         ":15: workloads: ",
         "allowed: boot.img",
+    ),
+    (
+        "{files}/boot.img",
+        "/no/such",
+        ":15: workloads: ",
+        "`/no/such`",
+    ),
+    (
+        "\"1M\"",
+        "\"20M\"",
+        ":13: memory: ",
+        "less than the 36.0 MiB",
     ),
     ("count = 2", "count = 0", ":12: count: ", "1 to 64"),
     ("\"late\"", "\"kv-1\"", ":16: there are two", "kv-1"),
@@ -269,19 +282,7 @@ const MISTAKES: &[(&str, &str, &str, &str)] = &[
 
 #[test]
 fn mistake_is_told_with_its_line_its_key_and_what_is_near() {
-    read(GOOD).expect("right");
-    for (from, to, at, part) in MISTAKES {
-        let text = match *from {
-            "" => format!("{GOOD}{to}"),
-            from => GOOD.replacen(from, to, 1),
-        };
-        assert_ne!(text, GOOD, "{from}");
-        let error = read(&text).expect_err(&text).to_string();
-        assert!(
-            error.starts_with("x/mine.toml") && error.contains(at) && error.contains(part),
-            "wanted `{at}` and `{part}`:\n{error}\n{text}"
-        );
-    }
+    mistakes::make(GOOD, MISTAKES, read);
     let error = read("[host]\nmemory = \"1M\"\n").expect_err("no guest");
     assert!(error.to_string().contains(": 0 guests"), "{error}");
 }

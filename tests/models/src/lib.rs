@@ -1,5 +1,5 @@
 //! The protocols of memvisor's atomics, built a second time on loom's atomics: page lock, claim table, budget,
-//! frames.
+//! frames. The map of free pages takes its words from whoever uses it, and so needs no second build.
 //!
 //! The files are those that ship. All of them get their atomics from `src/sync.rs`, which takes loom's here
 //! (`build.rs` sets `cfg(loom)` for this package alone), and [`sys`] stands for the kernel. The models are in

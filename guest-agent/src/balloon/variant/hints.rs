@@ -2,12 +2,13 @@
 //!
 //! An offered page may be used at any time. A given one is pinned from the moment at which the kernel says that it is
 //! still free, until the host has answered. So the host never drops a page that the guest has begun to use. The agent
-//! holds nothing after that: the guest uses given pages without asking, which takes them out of the balloon.
+//! holds nothing after that: the guest uses given pages without asking, which takes them out of the balloon. Each costs
+//! a fault, so the kernel is told which these are, and uses other free pages first.
 
-use memvisor_wire::Gfn;
 use memvisor_wire::balloon::{
     MAX_BATCH_PAGES, MAX_RANGES, PageStatus, RangeBatch, StatusRun, ToAgent, ToHost, Wanted, covers,
 };
+use memvisor_wire::{Gfn, GfnRun, RunsExt};
 
 use super::super::FreePages;
 use super::super::link::{LinkError, unexpected};
@@ -89,7 +90,9 @@ fn give(work: &mut Work<'_>, free: &dyn FreePages, wanted: &Wanted) -> Result<u3
         ToAgent::Given(result) if covers(&result.runs, ranges) => {
             let is_taken = |part: &&StatusRun| part.status == PageStatus::Ok;
             let parts = result.runs.iter().filter(is_taken);
-            taken += parts.map(|part| part.run.count).sum::<u32>();
+            let parts: Vec<GfnRun> = parts.map(|part| part.run).collect();
+            free.dropped(&parts);
+            taken += parts.pages() as u32;
             Ok(())
         }
         other => Err(unexpected("GIVE", &other)),

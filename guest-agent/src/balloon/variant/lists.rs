@@ -1,7 +1,7 @@
 //! Single pages, as two kinds of balloon drivers name them.
 
 use memvisor_wire::balloon::{
-    ListedPage, MAX_LISTED, MAX_PFNS, PageStatus, StatusRun, ToAgent, ToHost,
+    ListedPage, MAX_LISTED, MAX_PFNS, PageStatus, StatusRun, ToAgent, ToHost, push_status,
 };
 use memvisor_wire::{Gfn, GfnRun, runs_of};
 
@@ -93,7 +93,12 @@ fn each(
     let mut chunks = pages.chunks(most);
     while let Some(chunk) = chunks.next() {
         match send(chunk) {
-            Ok(statuses) => push(&mut answers.statuses, chunk, &statuses),
+            Ok(statuses) => {
+                for (gfn, status) in chunk.iter().zip(statuses) {
+                    let run = GfnRun::single(*gfn);
+                    push_status(&mut answers.statuses, StatusRun { run, status });
+                }
+            }
             Err(error) => {
                 answers.error = Some(error);
                 let left = std::iter::once(chunk).chain(chunks.by_ref()).flatten();
@@ -103,19 +108,4 @@ fn each(
         }
     }
     answers
-}
-
-/// Appends pages with their statuses, neighbours of the same status as one run.
-fn push(to: &mut Vec<StatusRun>, pages: &[Gfn], statuses: &[PageStatus]) {
-    for (gfn, status) in pages.iter().zip(statuses) {
-        match to.last_mut() {
-            Some(last) if last.status == *status && last.run.end() == u64::from(gfn.0) => {
-                last.run.count += 1;
-            }
-            _ => to.push(StatusRun {
-                run: GfnRun::single(*gfn),
-                status: *status,
-            }),
-        }
-    }
 }

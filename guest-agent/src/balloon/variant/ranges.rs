@@ -83,7 +83,7 @@ impl Variant for Reporting {
             work.pace.reported(pinned.pages() as u32);
             work.ask_about(pinned, ToHost::Report, |batch, answer| match answer {
                 ToAgent::Reported => {
-                    free.reported(batch.runs());
+                    free.dropped(batch.runs());
                     Ok(())
                 }
                 other => Err(unexpected("REPORT", &other)),

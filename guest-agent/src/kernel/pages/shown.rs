@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use memvisor_wire::balloon::{FreeMap, PageState};
 use memvisor_wire::claims::Words;
-use memvisor_wire::{Gfn, GfnRun, runs_of};
+use memvisor_wire::{Gfn, GfnRun};
 
 use super::super::lock;
 use super::super::runs::FreeRuns;
@@ -42,13 +42,14 @@ impl State {
             }
             self.change(gfn, PageUse::Free, PageUse::Balloon);
         }
-        self.free.take_one()
+        self.free.take_one().or_else(|| self.dropped.take_one())
     }
 
     /// Free pages in one run.
     pub(super) fn take_free_run(&mut self, count: u32) -> Option<GfnRun> {
         let Some(shown) = &mut self.shown else {
-            return self.free.take_run(count);
+            let run = self.free.take_run(count);
+            return run.or_else(|| self.dropped.take_run(count));
         };
         let run = shown.runs.take_run(count)?;
         let (free, used) = (PageState::Free, PageState::Used);
@@ -67,6 +68,12 @@ impl State {
         None
     }
 
+    /// The longest run of free pages that hold memory, or of the others; at most `max` of them.
+    pub(super) fn take_longest(&mut self, max: u32) -> Option<GfnRun> {
+        let run = self.free.take_longest(max);
+        run.or_else(|| self.dropped.take_longest(max))
+    }
+
     /// Adds pages whose use is [`PageUse::Free`] already to the free ones.
     pub(super) fn put_free(&mut self, run: GfnRun) {
         let Some(shown) = &mut self.shown else {
@@ -83,12 +90,6 @@ impl State {
         // Pages that cannot be shown, by whatever fault in the map, are still this guest's.
         self.free
             .insert(GfnRun::new(Gfn(rest.start.0 + moved), rest.count - moved));
-    }
-
-    /// Whether the host has dropped a free page at the guest's report.
-    fn is_reported(&self, gfn: Gfn) -> bool {
-        let reported = self.reported.as_ref();
-        reported.is_some_and(|reported| reported[gfn.index()])
     }
 
     /// Brings what is noted of a page into line with the map.
@@ -111,16 +112,31 @@ impl State {
     }
 }
 
-/// Makes a page USED that the host has or has given back; whether it is. The host must not take it after that.
-fn reclaimed(map: &SharedMap, gfn: Gfn) -> bool {
-    let moved = |from| map.change(gfn, from, PageState::Used);
-    // Free once more at the end: the host may have given the page back between the first look and the second.
-    moved(PageState::Free) || moved(PageState::Taken) || moved(PageState::Free)
+/// Takes the parts of `runs` out of a set of free pages that are there; at most `most` pages.
+fn take_parts(free: &mut FreeRuns, runs: &[GfnRun], most: u32) -> Vec<GfnRun> {
+    let (mut taken, mut left) = (Vec::new(), most);
+    for run in runs {
+        let mut at = run.start.0;
+        while left > 0
+            && let Some(found) = free.next(at, left)
+            && u64::from(found.start.0) < run.end()
+        {
+            let end = run.end() - u64::from(found.start.0);
+            let count = found.count.min(u32::try_from(end).unwrap_or(u32::MAX));
+            let part = GfnRun::new(found.start, count);
+            // It was found there just now.
+            free.remove(part);
+            taken.push(part);
+            left -= count;
+            at = found.start.0 + count;
+        }
+    }
+    taken
 }
 
 impl PageAllocator {
-    /// Free pages from a page on, and the page at which to go on; `None` behind the last. It looks at no more than `max`
-    /// free pages. With `fresh`, it lists only those that were not reported. Any of them may be in use a moment later.
+    /// At most `max` free pages from a page on, and the page at which to go on; `None` behind the last. With `fresh`, it
+    /// lists only those that the host has not dropped. Any of them may be in use a moment later.
     pub(in super::super) fn list_free(
         &self,
         from: Gfn,
@@ -130,44 +146,37 @@ impl PageAllocator {
         let state = lock(&self.state);
         let (mut listed, mut left, mut at) = (Vec::new(), max, from.0);
         while left > 0 {
-            let Some(run) = state.free.next(at, left) else {
+            let holding = state.free.next(at, left);
+            let dropped = (!fresh).then(|| state.dropped.next(at, left)).flatten();
+            let runs = holding.into_iter().chain(dropped);
+            let Some(run) = runs.min_by_key(|run| run.start) else {
                 return (listed, None);
             };
             at = run.start.0 + run.count;
             left -= run.count;
-            let pages = run.iter().filter(|gfn| !fresh || !state.is_reported(*gfn));
-            listed.extend(runs_of(pages));
+            listed.push(run);
         }
         (listed, Some(Gfn(at)))
     }
 
-    /// Pins those of the pages that are free.
+    /// Pins those of the pages that are free, but leaves the high watermark of free pages that hold memory.
     pub(in super::super) fn pin_free(&self, runs: &[GfnRun]) -> Vec<GfnRun> {
-        let mut state = lock(&self.state);
-        let mut pinned = Vec::new();
-        for run in runs {
-            let inside = run.iter().filter(|gfn| gfn.0 < self.pages());
-            let free = inside.filter(|gfn| state.uses[gfn.index()] == PageUse::Free);
-            for run in runs_of(free.collect::<Vec<_>>()) {
-                if state.free.remove(run) {
-                    state.change_run(run, PageUse::Free, PageUse::Balloon);
-                    pinned.push(run);
-                }
-            }
+        let state = &mut *lock(&self.state);
+        let spare = state.free.pages().saturating_sub(self.high_watermark());
+        let mut pinned = take_parts(&mut state.free, runs, spare);
+        pinned.extend(take_parts(&mut state.dropped, runs, u32::MAX));
+        pinned.sort_unstable_by_key(|run| run.start);
+        for run in &pinned {
+            state.change_run(*run, PageUse::Free, PageUse::Balloon);
         }
         pinned
     }
 
     /// Notes that the host has dropped these free pages. One that is in use again by now is left out.
-    pub(in super::super) fn note_reported(&self, runs: &[GfnRun]) {
-        let mut state = lock(&self.state);
-        for gfn in runs.iter().flat_map(|run| run.iter()) {
-            let is_free = state.uses[gfn.index()] == PageUse::Free;
-            let pages = state.uses.len();
-            let reported = state
-                .reported
-                .get_or_insert_with(|| vec![false; pages].into());
-            reported[gfn.index()] = is_free;
+    pub(in super::super) fn note_dropped(&self, runs: &[GfnRun]) {
+        let state = &mut *lock(&self.state);
+        for run in take_parts(&mut state.free, runs, u32::MAX) {
+            state.dropped.insert(run);
         }
     }
 
@@ -184,15 +193,16 @@ impl PageAllocator {
             state.change(gfn, PageUse::Balloon, PageUse::Free);
             state.free.insert(GfnRun::single(gfn));
         }
-        let free = std::mem::take(&mut state.free);
+        let free = [
+            std::mem::take(&mut state.free),
+            std::mem::take(&mut state.dropped),
+        ];
         state.shown = Some(Shown {
             map,
             runs: FreeRuns::default(),
             reserve: self.high_watermark(),
         });
-        let mut at = 0;
-        while let Some(run) = free.next(at, u32::MAX) {
-            at = run.start.0 + run.count;
+        for run in free.iter().flat_map(FreeRuns::all) {
             state.put_free(run);
         }
     }
@@ -222,9 +232,7 @@ impl PageAllocator {
             return 0;
         };
         // From here on the host can take no page that it is not taking already.
-        let mut at = 0;
-        while let Some(run) = shown.runs.next(at, u32::MAX) {
-            at = run.start.0 + run.count;
+        for run in std::mem::take(&mut shown.runs).all() {
             for gfn in run.iter() {
                 if shown.map.change(gfn, PageState::Free, PageState::Used) {
                     state.free.insert(GfnRun::single(gfn));
@@ -233,14 +241,13 @@ impl PageAllocator {
                 }
             }
         }
-        shown.runs = FreeRuns::default();
         let held = (0..self.pages()).map(Gfn);
         let held: Vec<Gfn> = held
             .filter(|gfn| state.uses[gfn.index()] == PageUse::Balloon)
             .collect();
         let mut moving = 0;
         for gfn in held {
-            if !reclaimed(&shown.map, gfn) {
+            if !shown.map.take_back(gfn) {
                 moving += 1;
                 continue;
             }

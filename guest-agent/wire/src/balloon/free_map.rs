@@ -116,6 +116,18 @@ impl<W: Words> FreeMap<W> {
         done
     }
 
+    /// The guest takes back a page that the host has or has given back, because it stops sharing the map. Returns whether
+    /// the page is USED now; it is not while the host is just taking it.
+    ///
+    /// # Panics
+    /// When the guest has no such page.
+    #[must_use = "a page that the host is taking is not the guest's"]
+    pub fn take_back(&self, gfn: Gfn) -> bool {
+        let moved = |from| self.change(gfn, from, PageState::Used);
+        // FREE once more at the end: the host may have given the page back between the first look and the second.
+        moved(PageState::Free) || moved(PageState::Taken) || moved(PageState::Free)
+    }
+
     /// The first run of free pages at or behind `from`, of at most `most` pages; `None` if there is none. It is a
     /// hint: only [`change_run`](Self::change_run) takes pages.
     #[must_use]

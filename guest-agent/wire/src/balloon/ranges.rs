@@ -171,6 +171,18 @@ pub fn covers(answer: &[StatusRun], request: &RangeBatch) -> bool {
     join(answer.iter().map(|status| status.run)) == join(request.runs().iter().copied())
 }
 
+/// Appends what became of some pages, to the last run if they go on with it.
+pub fn push_status(runs: &mut Vec<StatusRun>, more: StatusRun) {
+    match runs.last_mut() {
+        Some(last)
+            if last.status == more.status && last.run.end() == u64::from(more.run.start.0) =>
+        {
+            last.run.count += more.run.count;
+        }
+        _ => runs.push(more),
+    }
+}
+
 fn join(runs: impl Iterator<Item = GfnRun>) -> Vec<(u64, u64)> {
     let mut joined: Vec<(u64, u64)> = Vec::new();
     for run in runs {
