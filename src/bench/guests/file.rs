@@ -57,7 +57,7 @@ impl Fleet {
             path: path.to_owned(),
             source,
         })?;
-        let (mut reading, written) = Reading::toml::<Written>(&text, "guest");
+        let (mut reading, written) = Reading::toml::<Written>(&text, &["guest"]);
         let guests = reading.guests(written.guest);
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let name = written.name.map_or(stem.into_owned(), |name| {
