@@ -33,6 +33,7 @@ mod boot;
 mod caches;
 mod changes;
 mod limits;
+mod pools;
 mod pressed;
 mod stall;
 mod tax;
