@@ -65,7 +65,10 @@ const HOST: &[(&str, &[&str])] = &[
     ("launch", &["units", "policy", "runtime_dir", "settings"]),
     ("view", &["telemetry", "recording"]),
     ("control", &["units", "telemetry", "settings", "view"]),
-    ("top", &["units", "chain", "telemetry", "control"]),
+    (
+        "top",
+        &["units", "chain", "telemetry", "control", "settings"],
+    ),
     (
         "host",
         &[
@@ -221,6 +224,7 @@ const HOST_FILES: &[&str] = &[
     "recent",
     "member",
     "members",
+    "resource_pools",
     "configuration",
     "pools",
     "snapshot",

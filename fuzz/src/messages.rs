@@ -122,6 +122,7 @@ fn hello(u: &mut Unstructured<'_>) -> Result<Hello> {
         },
         workload: text(u, MAX_TEXT)?,
         inline,
+        resource_pool: text(u, MAX_NAME)?,
     })
 }
 

@@ -17,6 +17,7 @@ use memvisor_wire::memory::Shares;
 use memvisor_wire::runtime_dir;
 use memvisor_wire::signals::{ENDING, Signals, report_file_size_limit};
 use memvisor_wire::units::{self, SIZES};
+use memvisor_wire::vm_name::{NAME_MAX, check_vm_name};
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
@@ -126,6 +127,10 @@ pub struct GuestArgs {
     #[arg(long, default_value = "normal")]
     shares: Shares,
 
+    /// The resource pool that the guest starts in [default: none, beside the pools].
+    #[arg(long, value_name = "NAME", value_parser = pool)]
+    pool: Option<String>,
+
     /// The most memory that the balloon may take; 0 turns ballooning off [default: set by the host].
     #[arg(long, value_name = "SIZE", value_parser = size)]
     balloon_max: Option<u32>,
@@ -161,7 +166,7 @@ pub struct GuestArgs {
     /// Run without a host, on memory of this process, which the kernel may merge and page out unless
     /// --no-sharing forbids the merging.
     #[arg(long, conflicts_with_all = [
-        "salt", "reservation", "limit", "shares", "balloon_max", "no_agent", "agent", "print_token", "no_inline",
+        "salt", "reservation", "limit", "shares", "pool", "balloon_max", "no_agent", "agent", "print_token", "no_inline",
         "runtime_dir", "memory_socket", "balloon_socket", "balloon_protocol",
     ])]
     bare: bool,
@@ -204,6 +209,14 @@ fn memory(text: &str) -> Result<u32, String> {
             "`{text}` is no memory at all: at least {PAGE_SIZE}"
         )),
         pages => Ok(pages),
+    })
+}
+
+/// The name of a resource pool.
+fn pool(text: &str) -> Result<String, String> {
+    check_vm_name(text).map(|()| text.to_owned()).map_err(|_| {
+        let text = text.escape_debug();
+        format!("`{text}` is no name of a resource pool: use 1 to {NAME_MAX} letters, digits, `-`, `_` and `.`, and begin with a letter or digit")
     })
 }
 
@@ -262,6 +275,7 @@ impl GuestArgs {
             reservation: self.reservation,
             limit,
             shares: self.shares.count(self.memory.into()),
+            resource_pool: self.pool,
             balloon_max: self.balloon_max,
             sharing: !self.no_sharing,
             agent: match self.agent {

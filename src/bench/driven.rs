@@ -111,6 +111,7 @@ pub fn run(
         salt: None,
         workload: "benchmark".to_owned(),
         inline: options.inline,
+        resource_pool: String::new(),
     };
     let guest = power_on(&options.memory_socket, hello, |_| Ok(()))?;
     let ram = guest.ram;

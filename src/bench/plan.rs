@@ -5,11 +5,16 @@ use std::time::{Duration, Instant};
 
 use super::report::{Case, Report};
 use super::{Bench, BenchError, Setup};
-use crate::policy::{Config, Esx, FreeState, HostSnapshot, Policy, VmSnapshot};
+use crate::policy::{
+    Config, Esx, FreeState, HostSnapshot, NORMAL_POOL_SHARES, Policy, ROOT, ResourcePool,
+    VmSnapshot,
+};
 use crate::units::{Pages, VmId};
 
 /// The numbers of VMs of the hosts.
 const SIZES: [u32; 4] = [10, 100, 1000, 10_000];
+/// VMs, and resource pools that these are in.
+const POOLED: (u32, usize) = (1000, 100);
 /// How long plans for one host are made in a round, at least.
 const ROUND: Duration = Duration::from_millis(20);
 
@@ -23,11 +28,16 @@ fn config() -> Config {
 
 pub(super) fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
     let config = config();
-    for vms in SIZES {
-        let host = crowd(vms);
-        let case = Case::less(Bench::Plan, &format!("{vms} VMs"), "one plan", "us");
+    let flat = SIZES.map(|vms| (format!("{vms} VMs"), crowd(vms)));
+    let (vms, pools) = POOLED;
+    let pooled = (
+        format!("{vms} VMs in {pools} pools"),
+        in_pools(crowd(vms), pools),
+    );
+    for (name, host) in flat.into_iter().chain([pooled]) {
+        let case = Case::less(Bench::Plan, &name, "one plan", "us");
         for round in 1..=setup.options.rounds {
-            setup.step(Bench::Plan, &format!("{vms} VMs, round {round}"))?;
+            setup.step(Bench::Plan, &format!("{name}, round {round}"))?;
             let (start, mut plans) = (Instant::now(), 0u32);
             while plans == 0 || start.elapsed() < ROUND {
                 black_box(Esx.plan(black_box(&host), &config));
@@ -98,6 +108,7 @@ fn crowd(vms: u32) -> HostSnapshot {
     let backing: u64 = vms.iter().map(|vm| vm.backing().0).sum();
     HostSnapshot {
         least_free: None,
+        resource_pools: Vec::new(),
         budget: Pages(backing * 100 / HELD),
         used: Pages(backing),
         state: FreeState::Soft,
@@ -106,9 +117,50 @@ fn crowd(vms: u32) -> HostSnapshot {
     }
 }
 
+/// The host with its VMs in a tree of so many pools, of all kinds, three levels deep.
+fn in_pools(host: HostSnapshot, pools: usize) -> HostSnapshot {
+    let mut numbers = Numbers(11);
+    let held: u64 = host.vms.iter().map(|vm| vm.allocation().0).sum();
+    let each = held / pools as u64;
+    let pool = |at: usize| ResourcePool {
+        name: format!("pool{at}"),
+        parent: if at < 10 { ROOT } else { at / 10 },
+        shares: NORMAL_POOL_SHARES,
+        reservation: Pages(each * numbers.below(3) / 10),
+        limit: (at >= 10 && numbers.below(8) == 0).then_some(Pages(each)),
+        expandable: true,
+        scalable: numbers.below(4) == 0,
+    };
+    let list: Vec<ResourcePool> = (0..pools).map(pool).collect();
+    let vms = host.vms.into_iter().enumerate().map(|(at, vm)| VmSnapshot {
+        resource_pool: at % pools,
+        ..vm
+    });
+    HostSnapshot {
+        vms: vms.collect(),
+        resource_pools: list,
+        ..host
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pools_of_the_crowd_are_a_tree_in_which_shares_and_limits_decide() {
+        let host = in_pools(crowd(200), 20);
+        let plan = Esx.plan(&host, &config());
+        assert_eq!(plan.state, FreeState::Soft);
+        assert_eq!(plan.pools.len(), 20);
+        let short = plan.pools.iter().filter(|pool| pool.price.is_some());
+        assert!(short.count() > 5, "{:?}", plan.pools);
+        let inner = host
+            .resource_pools
+            .iter()
+            .filter(|pool| pool.parent != ROOT);
+        assert_eq!(inner.count(), 10);
+    }
 
     #[test]
     fn crowd_is_in_the_state_it_is_made_for() {

@@ -18,7 +18,7 @@ mod vm;
 
 use std::path::Path;
 
-pub use self::report::{Report, VmReport};
+pub use self::report::{PoolReport, Report, VmReport};
 use crate::policy::{self, Config, Explanation, HostSnapshot, Plan, Policy};
 pub use crate::settings::Invalid;
 use crate::settings::{Profile, Reading};
@@ -70,8 +70,8 @@ impl Scenario {
     /// [`Invalid`] with all that is wrong in it.
     pub fn parse(file: &str, format: Format, text: &str) -> Result<Self, Invalid> {
         let (reading, written) = match format {
-            Format::Toml => Reading::toml(text, "vm"),
-            Format::Json => Reading::json(text, "vm"),
+            Format::Toml => Reading::toml(text, &["vm", "pool"]),
+            Format::Json => Reading::json(text, &["vm", "pool"]),
         };
         let scenario = read::scenario(reading, &written);
         scenario.map_err(|problems| Invalid::new(file.to_owned(), problems))

@@ -8,9 +8,9 @@ use toml::Spanned;
 
 use super::Scenario;
 use super::vm::WrittenVm;
-use crate::policy::{FreeState, HostSnapshot, Policy, VmSnapshot};
+use crate::policy::{FreeState, HostSnapshot, Policy, ResourcePool, VmSnapshot};
 use crate::settings::{
-    HostSettings, Keys, Layer, Layers, Problem, Profile, Reading, Scalar, shown,
+    HostSettings, Keys, Layer, Layers, Problem, Profile, Reading, Scalar, pool_tree, shown,
 };
 use crate::units::{Bytes, Pages, VmId};
 
@@ -24,6 +24,7 @@ pub(super) struct Written {
     host: Option<WrittenHost>,
     settings: Keys,
     vm: BTreeMap<String, Spanned<Keys>>,
+    pool: BTreeMap<String, Spanned<Keys>>,
 }
 
 /// The table `[host]`.
@@ -72,7 +73,11 @@ pub(super) fn scenario(mut reading: Reading, written: &Written) -> Result<Scenar
     let layer = reading.settings(&written.settings);
     let profile = host.map(|host| host.profile).unwrap_or_default();
     let settings = Layers::new(profile, layer, Layer::default()).effective();
-    let (names, vms) = reading.snapshots(&written.vm, &settings);
+    let pools = reading.pools(&written.pool);
+    let pools = pools.into_iter().map(|(name, table)| (name, table.patch));
+    // What is no tree was noted when the pools were read.
+    let pools = pool_tree(&pools.collect()).unwrap_or_default();
+    let (names, vms) = reading.snapshots(&written.vm, &settings, &pools);
     let Some(host) = host.filter(|_| reading.problems.is_empty()) else {
         return Err(reading.problems);
     };
@@ -85,6 +90,7 @@ pub(super) fn scenario(mut reading: Reading, written: &Written) -> Result<Scenar
         policy: host.policy.unwrap_or_else(|| profile.policy()),
         host: HostSnapshot {
             least_free: None,
+            resource_pools: pools,
             budget: host.memory.get_ref().0,
             used,
             state: host.state,
@@ -102,6 +108,7 @@ impl Reading {
         &mut self,
         tables: &BTreeMap<String, Spanned<Keys>>,
         host: &HostSettings,
+        pools: &[ResourcePool],
     ) -> (Vec<String>, Vec<VmSnapshot>) {
         let mut tables: Vec<_> = tables.iter().collect();
         tables.sort_by_key(|(_, table)| table.span().start);
@@ -115,7 +122,7 @@ impl Reading {
             } else if !seen.insert(name.clone()) {
                 self.wrong(table.span(), &format!("VM {name} is there twice"));
             }
-            vms.extend(self.snapshot(VmId(id), &name, table, host));
+            vms.extend(self.snapshot(VmId(id), &name, table, (host, pools)));
             names.push(name);
         }
         (names, vms)
@@ -126,7 +133,7 @@ impl Reading {
         id: VmId,
         name: &str,
         table: &Spanned<Keys>,
-        host: &HostSettings,
+        (host, pools): (&HostSettings, &[ResourcePool]),
     ) -> Option<VmSnapshot> {
         let wrong = |error: &str| format!("VM {}: {error}", shown(name));
         let (mut vm, known) = (WrittenVm::default(), self.problems.len());
@@ -139,7 +146,7 @@ impl Reading {
         if self.problems.len() > known {
             return None;
         }
-        let snapshot = vm.snapshot(id, host);
+        let snapshot = vm.snapshot(id, host, pools);
         snapshot
             .map_err(|error| self.wrong(table.span(), &wrong(&error)))
             .ok()

@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::Scenario;
 use crate::policy::{
-    self, FreeState, Generation, Means, Mechanisms, Plan, Stuck, Thresholds, VmPlan, VmSnapshot,
-    Why,
+    self, FreeState, Generation, HostSnapshot, Means, Mechanisms, Plan, PoolPlan, ResourcePool,
+    Stuck, Thresholds, VmPlan, VmSnapshot, Why,
 };
 use crate::settings::Profile;
 use crate::units::Pages;
@@ -47,8 +47,37 @@ pub struct Report {
     pub price_pages_per_share: Option<f64>,
     /// Why nothing can be done about missing pages, if that is so.
     pub stuck: Option<Stuck>,
+    /// The resource pools, the root first and each after its parent.
+    pub pools: Vec<PoolReport>,
     /// The VMs in the order of the file.
     pub vms: Vec<VmReport>,
+}
+
+/// One resource pool of a [`Report`].
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct PoolReport {
+    /// Its name.
+    pub name: String,
+    /// The pool that it stands in; `null` for the root.
+    pub parent: Option<String>,
+    /// What it counts beside its siblings: its shares, or what they have grown to.
+    pub shares: u32,
+    /// The shares of all that is directly in it.
+    pub inner_shares: u64,
+    /// Its reservation.
+    pub reservation_pages: Pages,
+    /// Its limit; `null`: none.
+    pub limit_pages: Option<Pages>,
+    /// What those in it hold, shared pages counted in full.
+    pub allocation_pages: Pages,
+    /// What they want, as far as limits allow.
+    pub demand_pages: Pages,
+    /// What they may hold.
+    pub target_pages: Pages,
+    /// How many pages in use a share buys in it; `null` while all demands in it are met.
+    pub price_pages_per_share: Option<f64>,
+    /// Whether a limit keeps them from what they want.
+    pub limited: bool,
 }
 
 /// One VM of a [`Report`].
@@ -56,6 +85,8 @@ pub struct Report {
 pub struct VmReport {
     /// Its name.
     pub name: String,
+    /// The resource pool that it is in.
+    pub pool: String,
     /// Its weight.
     pub shares: u32,
     /// Its configured memory.
@@ -116,21 +147,53 @@ pub(super) fn of(scenario: &Scenario, plan: &Plan) -> Report {
         beyond_pages: scenario.beyond(),
         available_pages: plan.available,
         shortfall_pages: plan.shortfall,
-        price_pages_per_share: policy::price(*policy, host, plan.available, config),
+        price_pages_per_share: plan.pools.first().and_then(|root| root.price),
         stuck: plan.stuck,
+        pools: pool_reports(host, plan),
         vms: vms
             .map(|((name, vm), plan)| {
                 let per_page = policy::shares_per_page(vm, policy.worth(vm, host, config));
-                vm_report(name, vm, plan, per_page)
+                let pool = host.resource_pools.get(vm.resource_pool);
+                let pool = pool.map(|pool| pool.name.clone()).unwrap_or_default();
+                vm_report((name, pool), vm, plan, per_page)
             })
             .collect(),
     }
 }
 
-fn vm_report(name: &str, vm: &VmSnapshot, plan: &VmPlan, per_page: Option<f64>) -> VmReport {
+fn pool_reports(host: &HostSnapshot, plan: &Plan) -> Vec<PoolReport> {
+    let held = host.by_pool(host.vms.iter().map(VmSnapshot::allocation));
+    let pools = host.resource_pools.iter().zip(&plan.pools).zip(held);
+    let report = |((pool, plan), held): ((&ResourcePool, &PoolPlan), Pages)| PoolReport {
+        name: pool.name.clone(),
+        parent: None,
+        shares: plan.shares,
+        inner_shares: plan.inner_shares,
+        reservation_pages: pool.reservation,
+        limit_pages: pool.limit,
+        allocation_pages: held,
+        demand_pages: plan.demand,
+        target_pages: plan.target,
+        price_pages_per_share: plan.price,
+        limited: plan.limited,
+    };
+    let mut reports: Vec<PoolReport> = pools.map(report).collect();
+    for (report, pool) in reports.iter_mut().zip(&host.resource_pools).skip(1) {
+        report.parent = Some(host.resource_pools[pool.parent].name.clone());
+    }
+    reports
+}
+
+fn vm_report(
+    (name, pool): (&str, String),
+    vm: &VmSnapshot,
+    plan: &VmPlan,
+    per_page: Option<f64>,
+) -> VmReport {
     const PAGES_PER_MIB: f64 = 256.0;
     VmReport {
         name: name.to_owned(),
+        pool,
         shares: vm.shares,
         size_pages: vm.size,
         reservation_pages: vm.reservation,

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::read::{SIZES, size, sum};
-use crate::policy::VmSnapshot;
-use crate::settings::{HostSettings, VM_KEYS, VmKey, VmPatch, VmSettings, shown};
+use crate::policy::{ResourcePool, VmSnapshot};
+use crate::settings::{HostSettings, UnknownPool, VM_KEYS, VmKey, VmPatch, VmSettings, shown};
 use crate::units::{Pages, VmId};
 
 /// The keys of a VM that are its settings.
-const SETTINGS: [&str; 4] = ["shares", "reservation", "limit", "balloon-max"];
+const SETTINGS: [&str; 5] = ["shares", "reservation", "limit", "balloon-max", "pool"];
 /// The keys that say where its memory is, and what that costs.
 const PLACES: [&str; 9] = [
     "consumed",
@@ -24,7 +24,14 @@ const PLACES: [&str; 9] = [
     "active",
 ];
 /// The fields of a snapshot that follow from these keys. All other fields may be written, by their own names.
-const WORKED_OUT: [&str; 5] = ["id", "resident", "sharing-saved", "zip-pages", "ballooned"];
+const WORKED_OUT: [&str; 6] = [
+    "id",
+    "resident",
+    "sharing-saved",
+    "zip-pages",
+    "ballooned",
+    "resource-pool",
+];
 /// The other keys.
 const OTHERS: [&str; 4] = ["size", "agent", "swap-room", "name"];
 
@@ -83,7 +90,12 @@ impl WrittenVm {
     }
 
     /// The VM as the policy sees it.
-    pub(super) fn snapshot(&self, id: VmId, host: &HostSettings) -> Result<VmSnapshot, String> {
+    pub(super) fn snapshot(
+        &self,
+        id: VmId,
+        host: &HostSettings,
+        pools: &[ResourcePool],
+    ) -> Result<VmSnapshot, String> {
         let Some(size) = self.size.filter(|size| *size > Pages(0)) else {
             return Err("it needs a size, such as 8G".to_owned());
         };
@@ -100,8 +112,15 @@ impl WrittenVm {
             .min(percent(allocation, host.mem_zip_max_alloc_pct));
         let swap_file = size.saturating_sub(settings.reservation);
         let swap_room = swap_file.saturating_sub(homes.swapped);
+        let pool = pools.iter().position(|pool| pool.name == settings.pool);
+        let pool = pool.ok_or_else(|| {
+            let known = pools.iter().map(|pool| pool.name.clone()).collect();
+            let name = settings.pool.clone();
+            UnknownPool { name, known }.in_full()
+        })?;
         let vm = VmSnapshot {
             id,
+            resource_pool: pool,
             reservation: settings.reservation,
             limit: settings.limit,
             shares: settings.shares.count(size.0),

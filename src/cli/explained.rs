@@ -1,6 +1,8 @@
 //! The explanation of a plan for people: what was decided about a VM, from which numbers, and what would
 //! change the decision.
 
+mod pools;
+
 use super::phrases::{actions, price, reason, size, stuck, thresholds};
 use crate::policy::{
     BalloonBound, BalloonPart, Change, Explanation, FairPart, HostPart, Input, MemoryPart,
@@ -9,15 +11,18 @@ use crate::units::Pages;
 
 /// The text of an explanation: a paragraph for each subject, the answer first.
 pub(super) fn text(name: &str, why: &Explanation) -> String {
-    let paragraphs = [
+    let mut paragraphs = vec![
         answer(name, why),
         memory(&why.memory),
         fairness(why),
+        pools::text(why),
         balloon(why),
         swap(why),
         host(&why.host),
         changes(why),
     ];
+    // Of a VM in no pool there is nothing to tell.
+    paragraphs.retain(|paragraph| !paragraph.is_empty());
     paragraphs.join("\n")
 }
 
@@ -305,6 +310,9 @@ fn sentence(change: &Change, why: &Explanation) -> String {
         Input::Reservation(pages) => format!("With a reservation of {}, all it holds", size(pages)),
         Input::NoTax => "Without the idle memory tax (Mem.IdleTax 0)".to_owned(),
         Input::NoLimit => "Without its limit".to_owned(),
+        Input::NoPool => "In no resource pool".to_owned(),
+        Input::ScalableShares => "With scalable shares in all resource pools".to_owned(),
+        Input::NoPoolLimit => "Without a limit of a resource pool around it".to_owned(),
         Input::AgentAlive => "With a balloon agent that moves".to_owned(),
         Input::NotByHand => "With its balloon left to the policy".to_owned(),
         Input::Free { pages, state } => {
@@ -369,6 +377,7 @@ mod tests {
             assert!(a.contains(part), "no `{part}` in:\n{a}");
         }
         let b = explained(text, "b");
+        assert!(!b.contains("resource pools"), "it is in none");
         for part in [
             "its shares buy none, it holds nothing",
             "ballooned      32.0 MiB",
@@ -376,6 +385,36 @@ mod tests {
             "With 2560 shares, the normal ones: target ",
         ] {
             assert!(b.contains(part), "no `{part}` in:\n{b}");
+        }
+    }
+
+    /// Four VMs in a pool of high shares beside one in a normal pool.
+    #[test]
+    fn trap_of_pool_shares_is_told_with_its_numbers_and_the_way_out() {
+        let mut text =
+            "[host]\nmemory = \"1G\"\n[pool.high]\nshares = \"high\"\n[pool.normal]\n".to_owned();
+        for (name, pool) in [
+            ("a", "high"),
+            ("b", "high"),
+            ("c", "high"),
+            ("d", "high"),
+            ("e", "normal"),
+        ] {
+            text +=
+                &format!("[vm.{name}]\nsize = \"512M\"\npool = \"{pool}\"\nconsumed = \"256M\"\n");
+        }
+        let a = explained(&text, "a");
+        for part in [
+            "Its resource pools, from its own to the root",
+            "high           4 VMs want 1.00 GiB and may hold ",
+            "root           5 VMs want 1.25 GiB",
+            "short          root, by ",
+            "worth outside  81920 shares",
+            "25.0 % of the 20480 shares in high, which counts 327680",
+            "With scalable shares in all resource pools: target ",
+            "In no resource pool: target ",
+        ] {
+            assert!(a.contains(part), "no `{part}` in:\n{a}");
         }
     }
 }

@@ -17,6 +17,7 @@ mod lifeline;
 mod phrases;
 mod plan;
 mod policies;
+mod pool;
 mod replay;
 mod run;
 mod shell;
@@ -55,6 +56,8 @@ enum Command {
     Guest(guest::GuestCommand),
     /// Look at running VMs, change their settings and balloons, end them.
     Vm(vm::VmArgs),
+    /// Look at resource pools, add, change and remove them.
+    Pool(pool::PoolArgs),
     /// Look at recorded balloon sessions, repeat them, provoke agents and hosts, and judge them.
     Balloon(balloon::BalloonArgs),
     /// Show settings of the host.
@@ -123,6 +126,7 @@ fn perform(command: Command) -> anyhow::Result<Exit> {
         Command::Host(args) => host::run(args),
         Command::Guest(args) => guest::run(args),
         Command::Vm(args) => vm::run(args),
+        Command::Pool(args) => pool::run(args),
         Command::Balloon(args) => balloon::run(args),
         Command::Get(args) => get::get(args),
         Command::Set(args) => get::set(&args),

@@ -14,6 +14,8 @@ pub(super) const fn word(why: Why) -> &'static str {
         Why::Fits => "fits",
         Why::OverLimit => "over-limit",
         Why::AtLimit => "at-limit",
+        Why::OverPoolLimit => "over-pool-limit",
+        Why::AtPoolLimit => "at-pool-limit",
         Why::NoShares => "no-shares",
         Why::OverFairPart => "over-fair-part",
         Why::NoBalloon => "no-balloon",
@@ -31,6 +33,12 @@ pub(super) const fn reason(why: Why) -> &'static str {
         Why::OverLimit => "it is above its limit, which binds even when memory is free",
         Why::AtLimit => {
             "it holds all that its limit allows; what it touches next waits until it loses something"
+        }
+        Why::OverPoolLimit => {
+            "it is above its part of its resource pool's limit, which binds even when memory is free"
+        }
+        Why::AtPoolLimit => {
+            "it holds all its part of its resource pool's limit; what it touches next waits for a larger part"
         }
         Why::NoShares => "it has no shares, so its reservation is its limit",
         Why::OverFairPart => "it is above its fair part, and its balloon is to bring the rest",

@@ -11,7 +11,7 @@ use super::exit::{Exit, UsageError};
 use super::phrases::{self, size};
 use super::vm::output;
 use super::{explained, print, table, values};
-use crate::calculator::{Format, Report, Scenario, VmReport};
+use crate::calculator::{Format, PoolReport, Report, Scenario, VmReport};
 use crate::policy::{Policy, policies};
 use crate::units::Pages;
 
@@ -86,8 +86,9 @@ fn read(path: &Path) -> anyhow::Result<(String, String)> {
 /// A plan for people.
 fn decided(report: &Report) -> String {
     format!(
-        "{}\n{}{}",
+        "{}\n{}{}{}",
         host(report),
+        pools(report),
         table::numbers(&rows(report)),
         legend(report)
     )
@@ -137,6 +138,42 @@ fn host(report: &Report) -> String {
         );
     }
     text
+}
+
+const POOL_HEAD: [&str; 8] = [
+    "POOL", "IN", "SHARES", "RESERVED", "LIMIT", "WANTS", "TARGET", "SHORT",
+];
+
+/// The resource pools, if there are any beside the root.
+fn pools(report: &Report) -> String {
+    if report.pools.len() < 2 {
+        return String::new();
+    }
+    let row = |pool: &PoolReport| {
+        let limit = pool.limit_pages.map_or_else(|| "none".to_owned(), size);
+        let short = match (pool.limited, pool.price_pages_per_share) {
+            (true, _) => "by a limit".to_owned(),
+            (false, None) => "no".to_owned(),
+            (false, Some(price)) => format!("a share buys {}", phrases::price(price)),
+        };
+        let or_none = |text: String| match pool.parent {
+            Some(_) => text,
+            None => "-".to_owned(),
+        };
+        [
+            pool.name.clone(),
+            pool.parent.clone().unwrap_or_else(|| "-".to_owned()),
+            or_none(pool.shares.to_string()),
+            or_none(size(pool.reservation_pages)),
+            or_none(limit),
+            size(pool.demand_pages),
+            size(pool.target_pages),
+            short,
+        ]
+    };
+    let mut rows = vec![POOL_HEAD.map(str::to_owned)];
+    rows.extend(report.pools.iter().map(row));
+    format!("{}\n", table::numbers(&rows))
 }
 
 const HEAD: [&str; 13] = [

@@ -84,7 +84,7 @@ enum Request {
         /// The VM.
         #[arg(value_parser = values::name)]
         name: String,
-        /// shares, reservation, limit, balloon-max, sharing, salt or swap-dir, or ESX's names, and
+        /// shares, reservation, limit, pool, balloon-max, sharing, salt or swap-dir, or ESX's names, and
         /// the value.
         #[arg(value_name = "KEY=VALUE", required = true)]
         settings: Vec<String>,

@@ -82,10 +82,12 @@ pub(super) fn reload(args: ReloadArgs) -> anyhow::Result<Exit> {
 
 fn reloaded(report: &ReloadReport) -> String {
     let mut text = format!("{}: read\n", report.file);
-    if report.settings.is_empty() && report.vms.is_empty() {
+    if report.settings.is_empty() && report.vms.is_empty() && report.pools.is_empty() {
         text += "nothing has changed\n";
     }
     text.extend(report.settings.iter().map(line));
+    let pools = report.pools.iter();
+    text.extend(pools.map(|name| format!("resource pool {name}: is another now\n")));
     let vms = report.vms.iter();
     text.extend(vms.map(|name| format!("VM {name}: has other settings now\n")));
     text
@@ -102,6 +104,7 @@ mod tests {
             file: "/etc/host.toml".to_owned(),
             settings: Vec::new(),
             vms: Vec::new(),
+            pools: Vec::new(),
         };
         assert!(reloaded(&report).contains("nothing has changed"));
         let view = Layers::default().view("Mem.IdleTax").expect("there is one");

@@ -19,8 +19,10 @@ use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
 use super::{AgentToken, BalloonRequest, ErrorBody, ReloadReport, SettingRequest, UnswapRequest};
-use crate::settings::{DEFAULT, Key, Scalar, SettingView, VmPatch};
-use crate::telemetry::{HostStatus, VmStatus};
+use crate::settings::{
+    DEFAULT, Key, PoolPatch, PoolSettingsError, Scalar, SettingView, VmPatch, check_pool_name,
+};
+use crate::telemetry::{HostStatus, PoolStatus, VmStatus};
 use crate::units::Bytes;
 
 /// The longest wait for an answer; the daemon answers within milliseconds unless it is stuck.
@@ -76,6 +78,9 @@ pub enum ClientError {
     /// The text given as the name of a VM cannot be one.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// The text given as the name of a resource pool cannot be one.
+    #[error("{}", .0.in_full())]
+    PoolName(#[from] PoolSettingsError),
     /// The async runtime cannot be made.
     #[error("cannot make a runtime for the client")]
     Runtime(#[source] io::Error),
@@ -190,6 +195,42 @@ impl Client {
             .and_then(|answer| answer.decode())
     }
 
+    /// All resource pools, the root first and each after its parent.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn pools(&self) -> Result<Vec<PoolStatus>, ClientError> {
+        self.request(Method::GET, "/v1/pools", None::<&()>)
+            .and_then(|answer| answer.decode())
+    }
+
+    /// Adds a resource pool.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if there is one of that name or it does not fit, else as any.
+    pub fn add_pool(&self, name: &str, patch: &PoolPatch) -> Result<PoolStatus, ClientError> {
+        self.request(Method::PUT, &pool_path(name)?, Some(patch))
+            .and_then(|answer| answer.decode())
+    }
+
+    /// Changes settings of a resource pool, all of them or none.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if there is no such pool or it cannot be so, else as any.
+    pub fn set_pool(&self, name: &str, patch: &PoolPatch) -> Result<PoolStatus, ClientError> {
+        self.request(Method::PATCH, &pool_path(name)?, Some(patch))
+            .and_then(|answer| answer.decode())
+    }
+
+    /// Removes a resource pool.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if there is no such pool or something is in it, else as any.
+    pub fn remove_pool(&self, name: &str) -> Result<(), ClientError> {
+        self.request(Method::DELETE, &pool_path(name)?, None::<&()>)
+            .map(drop)
+    }
+
     /// What a balloon agent of a VM says in its `START`.
     ///
     /// # Errors
@@ -298,6 +339,11 @@ fn vm_path(name: &str) -> Result<String, NameError> {
     // Checked here, because a name with a slash would ask for something else.
     check_vm_name(name)?;
     Ok(format!("/v1/vms/{name}"))
+}
+
+fn pool_path(name: &str) -> Result<String, PoolSettingsError> {
+    check_pool_name(name)?;
+    Ok(format!("/v1/pools/{name}"))
 }
 
 fn setting_path(key: Key) -> String {

@@ -28,8 +28,11 @@ use thiserror::Error;
 pub use client::{Client, ClientError};
 pub use server::{ServeError, Server};
 
-use crate::settings::{Scalar, SettingError, SettingView, VmPatch, VmSettingsError};
-use crate::telemetry::{HostStatus, VmStatus};
+use crate::settings::{
+    PoolPatch, PoolSettingsError, Scalar, SettingError, SettingView, UnknownPool, VmPatch,
+    VmSettingsError,
+};
+use crate::telemetry::{HostStatus, PoolStatus, VmStatus};
 use crate::units::{Bytes, Pages};
 
 /// The most bytes a request may carry: the largest sensible one has a path in it.
@@ -87,6 +90,41 @@ pub trait Daemon: Send + Sync + 'static {
     /// # Errors
     /// [`ControlError`] if there is no such VM.
     fn why(&self, name: &str) -> Result<serde_json::Value, ControlError>;
+
+    /// All resource pools, the root first and each after its parent.
+    fn pools(&self) -> Vec<PoolStatus>;
+
+    /// One resource pool.
+    ///
+    /// # Errors
+    /// [`ControlError::NoPool`].
+    fn pool(&self, name: &str) -> Result<PoolStatus, ControlError> {
+        let pools = self.pools();
+        let found = pools.iter().find(|pool| pool.name == name).cloned();
+        found.ok_or_else(|| {
+            let known = pools.into_iter().map(|pool| pool.name).collect();
+            let name = name.to_owned();
+            UnknownPool { name, known }.into()
+        })
+    }
+
+    /// Adds a resource pool.
+    ///
+    /// # Errors
+    /// [`ControlError`] if it cannot be, or what it reserves does not fit.
+    fn add_pool(&self, name: &str, patch: &PoolPatch) -> Result<PoolStatus, ControlError>;
+
+    /// Changes settings of a resource pool, all of them or none.
+    ///
+    /// # Errors
+    /// [`ControlError`] if there is no such pool, or it cannot be so; everything is as before.
+    fn set_pool(&self, name: &str, patch: &PoolPatch) -> Result<PoolStatus, ControlError>;
+
+    /// Removes a resource pool in which nothing is.
+    ///
+    /// # Errors
+    /// [`ControlError`] if there is no such pool, something is in it, or the configuration file says that it is there.
+    fn remove_pool(&self, name: &str) -> Result<(), ControlError>;
 
     /// What a balloon agent of a VM says in its `START`.
     ///
@@ -154,9 +192,46 @@ pub enum ControlError {
     /// The policy has not looked at the VM yet.
     #[error("VM `{0}` has only just started: nothing was decided about it")]
     NotYet(String),
+    /// There is no such resource pool.
+    #[error(transparent)]
+    NoPool(#[from] UnknownPool),
+    /// The resource pool cannot have these settings.
+    #[error(transparent)]
+    PoolSettings(#[from] PoolSettingsError),
+    /// There is such a resource pool already.
+    #[error("there is a resource pool `{name}` already")]
+    PoolExists {
+        /// Its name.
+        name: String,
+    },
+    /// Something is in the resource pool that is to be removed.
+    #[error("resource pool `{name}` is not empty: {} in it", in_it(.vms, .pools))]
+    PoolOccupied {
+        /// Its name.
+        name: String,
+        /// The VMs in it.
+        vms: Vec<String>,
+        /// The pools in it.
+        pools: Vec<String>,
+    },
+    /// The configuration file says that there is this resource pool.
+    #[error("resource pool `{name}` stands in the configuration file")]
+    PoolInFile {
+        /// Its name.
+        name: String,
+    },
     /// The host cannot give the VM what the change would require.
     #[error("{0}")]
     Refused(String),
+}
+
+/// What is in a resource pool, in words.
+fn in_it(vms: &[String], pools: &[String]) -> String {
+    let named = |what: &str, names: &[String]| format!("{what} {}", names.join(", "));
+    let parts = [("VMs", vms), ("pools", pools)].into_iter();
+    let parts = parts.filter(|(_, names)| !names.is_empty());
+    let parts: Vec<String> = parts.map(|(what, names)| named(what, names)).collect();
+    format!("{} are", parts.join(" and "))
 }
 
 impl ControlError {
@@ -175,6 +250,23 @@ impl ControlError {
             Self::VmSettings(error) => error.allowed(),
             Self::NoConfig => "start it with `memvisor host --config FILE`".to_owned(),
             Self::Config(_) => "a file without faults; what was in force still is".to_owned(),
+            Self::NoPool(unknown) => unknown.allowed(),
+            Self::PoolSettings(error) => error.allowed(),
+            Self::PoolExists { name } => {
+                format!("another name; `memvisor pool set {name}` changes that one")
+            }
+            Self::PoolOccupied { vms, pools, .. } => match (vms.first(), pools.first()) {
+                (Some(vm), _) => {
+                    format!("an empty pool: move VMs by `memvisor vm set {vm} pool=root`")
+                }
+                (_, Some(pool)) => {
+                    format!("an empty pool: move pools by `memvisor pool set {pool} parent=root`")
+                }
+                _ => "an empty pool".to_owned(),
+            },
+            Self::PoolInFile { name } => {
+                format!("take [pool.{name}] out of the file, then `memvisor reload`")
+            }
             Self::NotYet(_) => "the same again in a second".to_owned(),
             Self::Refused(_) => "what the host has left, as the error says".to_owned(),
         }
@@ -229,6 +321,8 @@ pub struct ReloadReport {
     pub settings: Vec<SettingView>,
     /// The names of the running VMs whose settings have changed.
     pub vms: Vec<String>,
+    /// The names of the resource pools that have changed, came or went.
+    pub pools: Vec<String>,
 }
 
 /// The body of every error.

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::routes::{OPENAPI, Route, routes};
 use super::tests::{Fault, Setup, raw, request, setup};
 use super::*;
-use crate::settings::VM_KEYS;
+use crate::settings::{POOL_KEYS, VM_KEYS};
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
 
@@ -35,6 +35,29 @@ impl JsonSchema for VmPatch {
         let properties: Map<String, Value> = keys.map(|(key, v)| (key.to_owned(), v)).collect();
         json_schema!({
             "description": "Settings of a VM; those that are missing stay as they are.",
+            "type": "object",
+            "properties": properties,
+            "additionalProperties": false,
+        })
+    }
+}
+
+/// Written by hand because its deserialiser is, too.
+impl JsonSchema for PoolPatch {
+    fn schema_name() -> Cow<'static, str> {
+        "PoolPatch".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let keys = POOL_KEYS.iter().map(|key| {
+            let text = format!("{}. Allowed: {}.", key.effect, key.allowed);
+            let value =
+                json!({"description": text, "type": ["string", "number", "boolean", "null"]});
+            (key.name.to_owned(), value)
+        });
+        let properties: Map<String, Value> = keys.collect();
+        json_schema!({
+            "description": "Settings of a resource pool; those that are missing stay as they are.",
             "type": "object",
             "properties": properties,
             "additionalProperties": false,
@@ -229,6 +252,31 @@ const REQUESTS: &[(&str, &str, &str, u16)] = &[
     ("GET /v1/vms/{name}/token", "/v1/vms/nope/token", "", 404),
     ("GET /v1/vms/{name}/why", "/v1/vms/web/why", "", 200),
     ("GET /v1/vms/{name}/why", "/v1/vms/nope/why", "", 404),
+    ("GET /v1/pools", "/v1/pools", "", 200),
+    ("GET /v1/pools/{name}", "/v1/pools/prod", "", 200),
+    ("GET /v1/pools/{name}", "/v1/pools/nope", "", 404),
+    ("PUT /v1/pools/{name}", "/v1/pools/new", "{}", 200),
+    ("PUT /v1/pools/{name}", "/v1/pools/new", "{", 400),
+    ("PUT /v1/pools/{name}", "/v1/pools/prod", "{}", 409),
+    ("PUT /v1/pools/{name}", "/v1/pools/new", r#"{"x": 1}"#, 422),
+    ("PATCH /v1/pools/{name}", "/v1/pools/prod", "{}", 200),
+    ("PATCH /v1/pools/{name}", "/v1/pools/prod", "{", 400),
+    ("PATCH /v1/pools/{name}", "/v1/pools/nope", "{}", 404),
+    (
+        "PATCH /v1/pools/{name}",
+        "/v1/pools/prod",
+        r#"{"limit": "1M"}"#,
+        409,
+    ),
+    (
+        "PATCH /v1/pools/{name}",
+        "/v1/pools/prod",
+        r#"{"x": 1}"#,
+        422,
+    ),
+    ("DELETE /v1/pools/{name}", "/v1/pools/empty", "", 204),
+    ("DELETE /v1/pools/{name}", "/v1/pools/nope", "", 404),
+    ("DELETE /v1/pools/{name}", "/v1/pools/prod", "", 409),
     ("GET /v1/settings", "/v1/settings", "", 200),
     (
         "GET /v1/settings/{name}",

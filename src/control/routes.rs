@@ -3,6 +3,8 @@
 //! A request stands in one place, its line of [`routes`]: the server's router and docs/openapi.json follow from it
 //! and from the types of its handler.
 
+mod pools;
+
 use std::sync::Arc;
 
 use axum::Json;
@@ -22,7 +24,7 @@ use super::{
     AgentToken, BalloonRequest, ControlError, Daemon, ErrorBody, REQUEST_BODY_MAX, ReloadReport,
     SettingRequest, UnswapRequest,
 };
-use crate::settings::{DEFAULT, Key, SettingError, SettingView, VmPatch};
+use crate::settings::{DEFAULT, Key, PoolPatch, SettingError, SettingView, VmPatch};
 use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::{Bytes, PAGE_SIZE, Pages};
 
@@ -52,6 +54,10 @@ impl Body for UnswapRequest {
 impl Body for VmPatch {
     const ALLOWED: &'static str =
         "an object of VM settings such as {\"shares\": \"high\", \"limit\": \"128M\"}";
+}
+
+impl Body for PoolPatch {
+    const ALLOWED: &'static str = "an object of settings of a resource pool such as {\"shares\": \"high\", \"limit\": \"128M\"}";
 }
 
 impl Body for SettingRequest {
@@ -195,6 +201,21 @@ pub(super) fn routes() -> Vec<Route> {
         route_with("PUT /v1/vms/{name}/unswap", "Has the swapped pages of a VM brought back while memory is free, or no longer.", set_unswap),
         route("GET /v1/vms/{name}/why", "What the policy decided about a VM, and why.", why),
         route("GET /v1/vms/{name}/token", "What a balloon agent of a VM says in its START.", token),
+        route("GET /v1/pools", "The resource pools, the root first and each after its parent.", pools::all),
+        route("GET /v1/pools/{name}", "One resource pool.", pools::one)
+            .refused(&[(404, "There is no resource pool of that name.")]),
+        route_with("PUT /v1/pools/{name}", "Adds a resource pool.", pools::add)
+            .refused(&[(409, "There is one of that name, or the host has not got what it reserves.")]),
+        route_with("PATCH /v1/pools/{name}", "Changes settings of a resource pool, all of them or none.", pools::set)
+            .refused(&[
+                (404, "There is no resource pool of that name."),
+                (409, "The host has not got what it reserves, or it has promised more."),
+            ]),
+        route("DELETE /v1/pools/{name}", "Removes a resource pool in which nothing is.", pools::remove)
+            .refused(&[
+                (404, "There is no resource pool of that name."),
+                (409, "Something is in it, or the configuration file has it."),
+            ]),
         route("GET /v1/settings", "All host settings.", settings),
         route("GET /v1/settings/{name}", "One host setting.", setting),
         route_with("PUT /v1/settings/{name}", "Sets a host setting until the host ends.", set_setting),
@@ -362,13 +383,18 @@ impl IntoResponse for Refusal {
 impl From<ControlError> for Refusal {
     fn from(error: ControlError) -> Self {
         let status = match error {
-            ControlError::UnknownVm { .. } => StatusCode::NOT_FOUND,
+            ControlError::UnknownVm { .. } | ControlError::NoPool(_) => StatusCode::NOT_FOUND,
             ControlError::Setting(SettingError::Unknown { .. }) => StatusCode::NOT_FOUND,
             ControlError::BalloonTooLarge { .. }
             | ControlError::Setting(SettingError::Value { .. })
             | ControlError::VmSettings(_)
+            | ControlError::PoolSettings(_)
             | ControlError::Config(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            ControlError::NoAgent { .. } | ControlError::NoConfig => StatusCode::CONFLICT,
+            ControlError::NoAgent { .. }
+            | ControlError::NoConfig
+            | ControlError::PoolExists { .. }
+            | ControlError::PoolOccupied { .. }
+            | ControlError::PoolInFile { .. } => StatusCode::CONFLICT,
             ControlError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             // The request is right, and the same may succeed later.
             ControlError::NotYet(_) | ControlError::Refused(_) => StatusCode::CONFLICT,

@@ -127,6 +127,45 @@ impl Daemon for FakeDaemon {
         Ok(vm)
     }
 
+    fn pools(&self) -> Vec<PoolStatus> {
+        fixture::host().pools
+    }
+
+    fn add_pool(&self, name: &str, patch: &PoolPatch) -> Result<PoolStatus, ControlError> {
+        if self.pool(name).is_ok() {
+            let name = name.to_owned();
+            return Err(ControlError::PoolExists { name });
+        }
+        patch.check(name)?;
+        self.note(format!("add pool {name} {patch:?}"));
+        self.pool("prod")
+    }
+
+    fn set_pool(&self, name: &str, patch: &PoolPatch) -> Result<PoolStatus, ControlError> {
+        let pool = self.pool(name)?;
+        patch.check(name)?;
+        if patch.limit.flatten().is_some() {
+            return Err(ControlError::Refused("it has promised more".to_owned()));
+        }
+        self.note(format!("pool {name} {patch:?}"));
+        Ok(pool)
+    }
+
+    fn remove_pool(&self, name: &str) -> Result<(), ControlError> {
+        if name == "empty" {
+            return Ok(());
+        }
+        let pool = self.pool(name)?;
+        if pool.vms > 0 {
+            return Err(ControlError::PoolOccupied {
+                name: pool.name,
+                vms: vec!["web".to_owned()],
+                pools: Vec::new(),
+            });
+        }
+        Ok(())
+    }
+
     fn token(&self, name: &str) -> Result<AgentToken, ControlError> {
         self.find(name)?;
         let token = "0x0123456789abcdef".to_owned();
@@ -147,6 +186,7 @@ impl Daemon for FakeDaemon {
                 file: "x.toml".to_owned(),
                 settings: self.settings(),
                 vms: vec!["web".to_owned()],
+                pools: vec!["prod".to_owned()],
             }),
         }
     }
@@ -399,6 +439,67 @@ fn vm_settings_explanations_and_reloads_go_through() {
         error.contains("x.toml:3: no") && error.contains("still is"),
         "{error}"
     );
+}
+
+#[test]
+fn resource_pools_are_shown_added_changed_and_removed() {
+    let setup = setup();
+    let pools = setup.client.pools().expect("answered");
+    assert_eq!(pools, fixture::host().pools);
+    let (status, one) = raw(&setup.socket, &request("GET /v1/pools/prod", ""));
+    assert!(status == 200 && one.contains("\"name\":\"prod\""), "{one}");
+    let patch =
+        PoolPatch::from_words(["shares=high", "limit=none", "expandable=no"]).expect("valid");
+    setup
+        .client
+        .add_pool("test", &patch)
+        .expect("there is none");
+    setup.client.set_pool("prod", &patch).expect("fits");
+    let asked = [
+        format!("add pool test {patch:?}"),
+        format!("pool prod {patch:?}"),
+    ];
+    assert_eq!(setup.daemon.asked(), asked);
+    let code = |result: Result<(), ClientError>| match result.expect_err("refused") {
+        ClientError::Refused { status, body } => {
+            (status, format!("{}; {}", body.error, body.allowed))
+        }
+        other => panic!("{other}"),
+    };
+    for (error, status, part) in [
+        (
+            setup.client.add_pool("prod", &patch).map(drop),
+            409,
+            "pool set prod",
+        ),
+        (
+            setup.client.set_pool("prdo", &patch).map(drop),
+            404,
+            "near: prod",
+        ),
+        (
+            setup.client.set_pool("root", &patch).map(drop),
+            422,
+            "scalable-shares",
+        ),
+        (
+            setup.client.remove_pool("prod"),
+            409,
+            "vm set web pool=root",
+        ),
+        (setup.client.remove_pool("nope"), 404, "`nope`"),
+    ] {
+        let (code, text) = code(error);
+        assert!(code == status && text.contains(part), "{code}: {text}");
+    }
+    for (line, body, code, word) in [
+        ("PUT /v1/pools/new", "{\"share\": 1}", 422, "share"),
+        ("PATCH /v1/pools/prod", "{\"limit\": \"x\"}", 422, "or none"),
+        ("PATCH /v1/pools/prod", "{", 400, "EOF"),
+    ] {
+        let (status, answer) = raw(&setup.socket, &request(line, body));
+        assert!(status == code && answer.contains(word), "{status} {answer}");
+    }
 }
 
 #[test]

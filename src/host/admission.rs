@@ -4,6 +4,7 @@
 //! owner of promises has one lock, held while a promise is checked and made.
 
 mod changes;
+mod pools;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,15 +16,16 @@ use memvisor_wire::wait_readable;
 use thiserror::Error;
 
 use super::configuration::Configuration;
-use super::members::{Members, Name};
+use super::members::{Members, Name, Promise};
 use super::pools::Pools;
+use super::resource_pools;
 use super::snapshot::snapshot;
 use super::vm_settings::{self, Layered};
 use crate::compress::ZipCache;
 use crate::engine::{EngineKind, Ram};
 use crate::page::{Budget, Need, Parking};
-use crate::policy::{self, FreeState, HostSnapshot, VmSnapshot};
-use crate::settings::{VmSettings, VmSettingsError};
+use crate::policy::{self, FreeState, HostSnapshot, Ledger, ResourcePool, VmSnapshot};
+use crate::settings::{UnknownPool, VmSettings, VmSettingsError};
 use crate::swap::{SwapError, SwapFile};
 use crate::sys::SharedWords;
 use crate::throttle::Throttle;
@@ -53,6 +55,8 @@ pub(super) enum Refusal {
         free: Bytes,
         reserve: Bytes,
     },
+    #[error("{}", .0.in_full())]
+    Pool(#[from] UnknownPool),
     #[error("no swap file")]
     Swap(#[from] SwapError),
     #[error(transparent)]
@@ -264,39 +268,48 @@ impl Admission {
         settings: &VmSettings,
     ) -> Result<(), Refusal> {
         let _alone = self.promising();
+        let pools = self.configuration.resource_pools.list();
         let asked = policy::VmParams {
             size: Pages(u64::from(params.pages)),
             reservation: settings.reservation,
             limit: settings.limit,
             overhead: params.metadata(),
+            resource_pool: resource_pools::find(&pools, &settings.pool)?,
         };
         let config = self.configuration.settings().policy();
-        policy::admit(&self.with_promises(), &config, &asked)?;
-        name.promise(asked.size, asked.reservation);
+        policy::admit(&self.with_promises(&pools), &config, &asked)?;
+        name.promise(Promise {
+            size: asked.size,
+            reservation: asked.reservation,
+            pool: settings.pool.clone(),
+        });
         Ok(())
     }
 
-    /// What of the host's memory is promised now.
-    pub(super) fn promises(&self) -> policy::Promises {
+    /// What of the host's memory is promised now, and the host of which that is so.
+    pub(super) fn promises(&self) -> (Ledger, HostSnapshot) {
         let config = self.configuration.settings().policy();
-        policy::Promises::of(&self.with_promises(), &config)
+        let host = self.with_promises(&self.configuration.resource_pools.list());
+        (Ledger::of(&host, &config), host)
     }
 
-    /// The host, with the guests that are being powered on: what they were promised counts as well.
-    fn with_promises(&self) -> HostSnapshot {
+    /// The host with these resource pools, and with the guests that are being powered on: what they were promised counts as well.
+    fn with_promises(&self, pools: &[ResourcePool]) -> HostSnapshot {
         // Any state will do: promises do not depend on how short memory is just now.
         let seen = (FreeState::default(), 0);
         let mut snapshot = snapshot(
             &self.budget,
             &self.members.all(),
+            pools,
             seen,
             Instant::now(),
             |_| None,
         );
         let promised = self.members.promised();
-        let only_promised = |(size, reservation)| VmSnapshot {
-            reservation,
-            ..VmSnapshot::new(VmId(0), size)
+        let only_promised = |(_, promise): (String, Promise)| VmSnapshot {
+            reservation: promise.reservation,
+            resource_pool: resource_pools::place(pools, &promise.pool),
+            ..VmSnapshot::new(VmId(0), promise.size)
         };
         snapshot.vms.extend(promised.into_iter().map(only_promised));
         snapshot

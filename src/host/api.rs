@@ -11,8 +11,8 @@ use super::member::Member;
 use crate::control::{self, AgentToken, ControlError, ReloadReport};
 use crate::policy;
 use crate::reclaim::Job;
-use crate::settings::{SettingView, VmPatch};
-use crate::telemetry::{HostStatus, VmStatus};
+use crate::settings::{PoolPatch, SettingView, VmPatch};
+use crate::telemetry::{HostStatus, PoolStatus, VmStatus};
 use crate::units::Pages;
 
 impl Host {
@@ -106,6 +106,31 @@ impl control::Daemon for Host {
         self.record_settings();
         tracing::info!(vm = name, "settings changed");
         Ok(self.vm_status(&member))
+    }
+
+    fn pools(&self) -> Vec<PoolStatus> {
+        let (ledger, host) = self.admission.promises();
+        self.pool_statuses(&ledger, &host)
+    }
+
+    fn add_pool(&self, name: &str, patch: &PoolPatch) -> Result<PoolStatus, ControlError> {
+        self.admission.add_pool(name, patch)?;
+        self.governor.wake();
+        tracing::info!(pool = name, "resource pool added");
+        self.pool(name)
+    }
+
+    fn set_pool(&self, name: &str, patch: &PoolPatch) -> Result<PoolStatus, ControlError> {
+        self.admission.set_pool(name, patch)?;
+        self.governor.wake();
+        tracing::info!(pool = name, "settings of the resource pool changed");
+        self.pool(name)
+    }
+
+    fn remove_pool(&self, name: &str) -> Result<(), ControlError> {
+        self.admission.remove_pool(name)?;
+        tracing::info!(pool = name, "resource pool removed");
+        Ok(())
     }
 
     fn token(&self, name: &str) -> Result<AgentToken, ControlError> {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::options::HostOptions;
+use super::resource_pools::ResourcePools;
 use crate::policy::Policy;
 use crate::settings::{
     ConfigFile, Domain, HostSettings, Layers, SettingError, SettingView, VmPatch, VmSettings,
@@ -25,6 +26,8 @@ pub(super) struct Configuration {
     swap_dir: PathBuf,
     /// By which rule memory is divided.
     pub(super) policy: &'static dyn Policy,
+    /// The tree of pools that VMs are in.
+    pub(super) resource_pools: ResourcePools,
 }
 
 #[derive(Debug)]
@@ -63,6 +66,7 @@ impl Configuration {
     pub(super) fn new(options: &HostOptions) -> Self {
         let file = options.config.clone();
         let seen = file.as_ref().and_then(|file| Stamp::of(&file.path));
+        let pools = file.as_ref().map(ConfigFile::pool_patches);
         let (layers, effective) = (options.layers.clone(), options.layers.effective());
         Self {
             held: Mutex::new(Held {
@@ -74,6 +78,7 @@ impl Configuration {
             revision: AtomicU64::new(0),
             swap_dir: options.swap_dir.clone(),
             policy: options.policy,
+            resource_pools: ResourcePools::new(pools.unwrap_or_default()),
         }
     }
 

@@ -8,6 +8,7 @@ use super::capability::Capabilities;
 use super::configuration::Configuration;
 use super::error::HostError;
 use super::governor::Governor;
+use super::member::Member;
 use super::members::Members;
 use super::options::{EngineChoice, HostOptions};
 use super::pools::Pools;
@@ -15,7 +16,7 @@ use super::traced;
 use crate::control::{ControlError, ReloadReport};
 use crate::laboratory::record;
 use crate::page::Budget;
-use crate::settings::SettingView;
+use crate::settings::{SettingView, VmSettings};
 use crate::sys::map_large_allocations;
 use crate::trace::Recorder;
 use crate::units::Pages;
@@ -83,6 +84,7 @@ impl Host {
         });
         let balloon_recorder = balloon_recorder.transpose()?;
         let admission = Admission::new(engines, &budget, &members, &configuration, &pools);
+        admission.check_start().map_err(HostError::Pools)?;
         let governor = Governor::new(&budget, &members, &configuration, &pools);
         let recorder = traced::start(options, &configuration, &budget)?;
         Ok(Self {
@@ -99,6 +101,18 @@ impl Host {
         })
     }
 
+    /// The most that a VM may hold until the first plan that knows it.
+    pub(super) fn first_ceiling(&self, vm: &VmSettings) -> Option<Pages> {
+        self.configuration.resource_pools.first_ceiling(vm)
+    }
+
+    /// Adds a VM that runs.
+    pub(super) fn add(&self, member: Arc<Member>) {
+        self.members.add(member);
+        // At once: in a resource pool with a limit it has no room before the next plan.
+        self.governor.wake();
+    }
+
     /// Ends all guests and lets the policy thread end.
     pub(super) fn stop(&self) {
         self.members.close("the host shuts down");
@@ -113,7 +127,8 @@ impl Host {
         let named = |view: &SettingView| format!("{}={}", view.name, view.value);
         let settings: Vec<String> = report.settings.iter().map(named).collect();
         let (settings, vms) = (settings.join(" "), report.vms.join(" "));
-        tracing::info!(file = report.file, settings, vms, "reloaded");
+        let pools = report.pools.join(" ");
+        tracing::info!(file = report.file, settings, vms, pools, "reloaded");
         Ok(report)
     }
 

@@ -7,6 +7,7 @@ use memvisor_wire::system_error::SystemError;
 use thiserror::Error;
 
 use crate::control::ServeError;
+use crate::policy::Refusal;
 use crate::runtime_dir::RuntimeDirError;
 use crate::units::Bytes;
 
@@ -65,6 +66,9 @@ pub enum HostError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The resource pools of the configuration file reserve what the host has not got.
+    #[error("the resource pools of the configuration file do not fit: {0}")]
+    Pools(Refusal),
     /// The runtime directory cannot be used.
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),

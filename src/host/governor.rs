@@ -193,10 +193,13 @@ impl Governor {
         let estimate = |member: &Arc<Member>| (member.vm.id, member.active(floor));
         let estimates = members.iter().map(estimate).collect();
         balance.refresh(now, settings.balance_period, asked, estimates);
+        let resource_pools = self.configuration.resource_pools.list();
         let seen = (asked.0, self.seed.fetch_add(1, Ordering::Relaxed));
         let mut snapshot = HostSnapshot {
             least_free: Some(self.budget.take_least_free()),
-            ..snapshot(&self.budget, &members, seen, now, |vm| balance.active(vm))
+            ..snapshot(&self.budget, &members, &resource_pools, seen, now, |vm| {
+                balance.active(vm)
+            })
         };
         let config = settings.policy();
         known.laws.recall(&mut snapshot, config.law, now);

@@ -60,6 +60,7 @@ mod tests {
             least_free: None,
             state: FreeState::High,
             vms: vec![vm(1)],
+            resource_pools: Vec::new(),
             seed: 0,
         };
         let [pid, senpai] = ["pid", "senpai"].map(|name| named(name).expect("a law"));

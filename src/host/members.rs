@@ -36,8 +36,16 @@ struct State {
 #[derive(Debug)]
 struct Taken {
     name: String,
-    /// Its size and its reservation.
-    promise: Option<(Pages, Pages)>,
+    promise: Option<Promise>,
+}
+
+/// What a VM is promised that does not run yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Promise {
+    pub(super) size: Pages,
+    pub(super) reservation: Pages,
+    /// The resource pool that it is to be in.
+    pub(super) pool: String,
 }
 
 impl State {
@@ -133,13 +141,13 @@ impl Members {
         state.members.push(member);
     }
 
-    /// Size and reservation of the VMs that are admitted and do not run yet.
-    pub(super) fn promised(&self) -> Vec<(Pages, Pages)> {
+    /// What the VMs are promised that are admitted and do not run yet, by name.
+    pub(super) fn promised(&self) -> Vec<(String, Promise)> {
         let state = lock(&self.state);
         state
             .names
             .iter()
-            .filter_map(|taken| taken.promise)
+            .filter_map(|taken| Some((taken.name.clone(), taken.promise.clone()?)))
             .collect()
     }
 
@@ -192,10 +200,11 @@ pub(super) struct Name {
 
 impl Name {
     /// Notes what the VM of this name is promised, until it runs.
-    pub(super) fn promise(&self, size: Pages, reservation: Pages) {
+    pub(super) fn promise(&self, promise: Promise) {
         for taken in &mut lock(&self.members.state).names {
             if taken.name == self.name {
-                taken.promise = Some((size, reservation));
+                taken.promise = Some(promise);
+                return;
             }
         }
     }
@@ -232,8 +241,6 @@ impl Peers for Members {
 mod tests {
     use super::*;
 
-    const A: (Pages, Pages) = (Pages(100), Pages(10));
-
     #[test]
     fn name_is_taken_once_and_free_again_when_nothing_is_left_of_its_vm() {
         let members = Arc::new(Members::default());
@@ -251,8 +258,13 @@ mod tests {
         let members = Arc::new(Members::default());
         let name = members.take_name("a").expect("nobody has it");
         assert_eq!(members.promised(), [], "nothing was promised yet");
-        name.promise(A.0, A.1);
-        assert_eq!(members.promised(), [A]);
+        let promise = Promise {
+            size: Pages(100),
+            reservation: Pages(10),
+            pool: "root".to_owned(),
+        };
+        name.promise(promise.clone());
+        assert_eq!(members.promised(), [("a".to_owned(), promise)]);
         drop(name);
         assert_eq!(members.promised(), []);
     }

@@ -48,6 +48,7 @@ mod options;
 mod orders;
 mod pools;
 mod recent;
+mod resource_pools;
 #[cfg(test)]
 mod rig;
 mod service;

@@ -117,6 +117,7 @@ pub(super) fn hello(name: &str, pages: u32) -> Hello {
         salt: None,
         workload: String::new(),
         inline: false,
+        resource_pool: String::new(),
     }
 }
 

@@ -274,7 +274,7 @@ impl Powered {
             return;
         };
         // The ceiling until the first plan.
-        vm.orders.set_ceiling(layered.now.limit);
+        vm.orders.set_ceiling(host.first_ceiling(&layered.now));
         // From here on the tear-down of the VM gives it back.
         metadata.taken_over();
         let peers = Arc::clone(&host.members) as Arc<dyn crate::share::Peers>;
@@ -319,7 +319,7 @@ impl Powered {
             recent: Mutex::default(),
         });
         // Added before `is_closed` is asked: either `Members::close` ends this VM, or it never runs.
-        host.members.add(Arc::clone(&member));
+        host.add(Arc::clone(&member));
         log_power_on(&member, tracks_writes);
         let runs = link.go(&theirs) && !host.members.is_closed();
         // The guest has its own descriptors of these sockets now.

@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::member::Member;
+use super::resource_pools;
 use crate::page::{Budget, Home};
-use crate::policy::{FreeState, HostSnapshot, VmSnapshot};
+use crate::policy::{FreeState, HostSnapshot, ResourcePool, VmSnapshot};
 use crate::settings::VmSettings;
 use crate::units::{FrameId, Pages, VmId};
 use crate::vm::Vm;
@@ -16,15 +17,20 @@ use crate::vm::Vm;
 pub(super) fn snapshot(
     budget: &Budget,
     members: &[Arc<Member>],
+    resource_pools: &[ResourcePool],
     (state, seed): (FreeState, u64),
     now: Instant,
     active: impl Fn(VmId) -> Option<Pages>,
 ) -> HostSnapshot {
-    let vm = |member: &Arc<Member>| vm_snapshot(member, now, active(member.vm.id));
+    let vm = |member: &Arc<Member>| VmSnapshot {
+        resource_pool: resource_pools::place(resource_pools, &member.settings().pool),
+        ..vm_snapshot(member, now, active(member.vm.id))
+    };
     HostSnapshot {
         budget: budget.total(),
         used: budget.used(),
         least_free: None,
+        resource_pools: resource_pools.to_vec(),
         state,
         vms: members.iter().map(vm).collect(),
         seed,
@@ -122,7 +128,7 @@ mod tests {
     /// The room that the snapshot shows in the swap file and the compression cache of the only VM.
     fn room(rig: &Rig, now: Instant) -> [Pages; 2] {
         let seen = (FreeState::High, 0);
-        let host = snapshot(&rig.budget, &rig.members.all(), seen, now, |_| None);
+        let host = snapshot(&rig.budget, &rig.members.all(), &[], seen, now, |_| None);
         [host.vms[0].swap_room, host.vms[0].zip_room]
     }
 
@@ -134,7 +140,7 @@ mod tests {
         let free = rig.budget.take_least_free();
         assert!(rig.budget.take(8, Urgency::Reclaim));
         rig.budget.give(8);
-        let _ = snapshot(&rig.budget, &[], (FreeState::High, 0), now, |_| None);
+        let _ = snapshot(&rig.budget, &[], &[], (FreeState::High, 0), now, |_| None);
         assert_eq!(rig.budget.take_least_free(), Pages(free.0 - 8));
     }
 

@@ -3,8 +3,10 @@
 use super::daemon::Host;
 use super::member::Member;
 use super::vm_status::{millis, vm_status};
-use crate::policy;
-use crate::telemetry::{FreeState, Health, HostStatus, ShareStatus, Thresholds, Totals, VmStatus};
+use crate::policy::{self, HostSnapshot, Ledger, ROOT, ResourcePool, VmSnapshot};
+use crate::telemetry::{
+    FreeState, Health, HostStatus, PoolStatus, ShareStatus, Thresholds, Totals, VmStatus,
+};
 use crate::units::Pages;
 
 impl Host {
@@ -19,7 +21,8 @@ impl Host {
         let settings = self.configuration.settings();
         let thresholds = policy::Thresholds::of(self.budget.total(), &settings.policy());
         let totals = Totals::of(&vms);
-        let promises = self.admission.promises();
+        let (ledger, promising) = self.admission.promises();
+        let promises = ledger.host();
         // Read only once, because two numbers are derived from it that must agree: pages move while they are counted.
         let used = self.budget.used();
         let mut status = HostStatus {
@@ -47,10 +50,49 @@ impl Host {
             overcommit: self.governor.overcommit(),
             share: self.share_status(&vms, totals.homes.shared_pages),
             totals,
+            pools: self.pool_statuses(&ledger, &promising),
             vms,
         };
         status.health = Health::of_host(&status);
         status
+    }
+
+    /// The resource pools of `host`, whose promises are in `ledger`.
+    pub(super) fn pool_statuses(&self, ledger: &Ledger, host: &HostSnapshot) -> Vec<PoolStatus> {
+        let decision = self.governor.latest();
+        let plan = |name: &str| {
+            let decision = decision.as_ref()?;
+            let mut pools = decision.snapshot.resource_pools.iter();
+            let at = pools.position(|pool| pool.name == name)?;
+            decision.plan.pools.get(at).copied()
+        };
+        let vms = host.by_pool(host.vms.iter().map(|_| Pages(1)));
+        let allocated = host.by_pool(host.vms.iter().map(VmSnapshot::allocation));
+        let status = |(at, pool): (usize, &ResourcePool)| {
+            // A pool that has just been added is not in the latest plan, but will be in the next.
+            let plan = plan(&pool.name);
+            let parent = &host.resource_pools[pool.parent].name;
+            PoolStatus {
+                name: pool.name.clone(),
+                parent: (at != ROOT).then(|| parent.clone()),
+                shares: pool.shares,
+                counted_shares: plan.map_or(pool.shares, |plan| plan.shares),
+                inner_shares: plan.map_or(0, |plan| plan.inner_shares),
+                reservation_pages: pool.reservation,
+                limit_pages: pool.limit,
+                expandable: pool.expandable,
+                scalable_shares: pool.scalable,
+                vms: vms[at].0,
+                allocated_pages: allocated[at],
+                target_pages: plan.map_or(Pages(0), |plan| plan.target),
+                promised_pages: ledger.promised(at),
+                unreserved_pages: ledger.unreserved(host, at),
+                limited: plan.is_some_and(|plan| plan.limited),
+            }
+        };
+        (host.resource_pools.iter().enumerate())
+            .map(status)
+            .collect()
     }
 
     /// `shared` is the number of shared pages of all VMs, as their status has it.

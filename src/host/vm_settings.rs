@@ -75,6 +75,8 @@ fn wanted(hello: &Hello) -> Result<VmSettings, VmSettingsError> {
         balloon_max: (hello.balloon_max != u32::MAX).then(|| Some(pages(hello.balloon_max))),
         sharing: Some(hello.sharing),
         salt: Some(hello.salt.clone()),
+        // A name that cannot be is refused like one that is not there.
+        pool: Some(hello.resource_pool.clone()).filter(|pool| !pool.is_empty()),
         ..VmPatch::default()
     };
     wanted.apply(&VmSettings::default(), pages(hello.pages))

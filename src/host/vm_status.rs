@@ -61,6 +61,7 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
         vmas: u64::from(vm.vmas.upper_bound()),
         vma_budget: u64::from(vm.vmas.budget()),
         blocked: vm.is_blocked(),
+        pool: member.settings().pool,
         salt_set: member.settings().salt.is_some(),
         homes,
     };
@@ -284,7 +285,7 @@ mod tests {
             // 16 bytes for each of 4096 pages, and 64 KiB.
             assert_eq!(vm_status(vm, 0).overhead_pages, Pages(16 + 16));
         }
-        let promises = rig.admission.promises();
+        let promises = rig.admission.promises().0.host();
         assert_eq!(promises.reserved, Pages(1000));
         let metadata = rig.pools.metadata().0 + 2 * 32;
         let aim = policy::Thresholds::of(Pages(16384), &policy::Config::default()).aim;

@@ -172,6 +172,7 @@ impl Machine {
                 .zip(self.guests.iter().zip(&self.lines))
                 .map(vm)
                 .collect(),
+            resource_pools: Vec::new(),
             seed: self.step,
         }
     }

@@ -95,8 +95,28 @@ fn last_resort(host: &HostSnapshot, pages: Pages, means: Means) -> Vec<Pages> {
             .saturating_sub(vm.min())
             .min(vm.evictable(means))
     };
-    let wants: Vec<Pages> = host.vms.iter().map(spare).collect();
+    let mut wants: Vec<Pages> = host.vms.iter().map(spare).collect();
+    keep_reserved(host, &mut wants);
     divide(pages, &wants, host.seed)
+}
+
+/// Lowers what VMs can give to what leaves the pools around them their reservations.
+fn keep_reserved(host: &HostSnapshot, spare: &mut [Pages]) {
+    let held = host.by_pool(host.vms.iter().map(VmSnapshot::allocation));
+    // From the inside out: what a pool keeps is not given by the one around it either.
+    for (at, pool) in host.resource_pools.iter().enumerate().skip(1).rev() {
+        if pool.reservation == Pages(0) {
+            continue;
+        }
+        let inside: Vec<usize> = (0..host.vms.len())
+            .filter(|vm| host.pools_around(*vm).any(|around| around == at))
+            .collect();
+        let wants: Vec<Pages> = inside.iter().map(|vm| spare[*vm]).collect();
+        let left = divide(held[at].saturating_sub(pool.min()), &wants, host.seed);
+        for (vm, left) in inside.into_iter().zip(left) {
+            spare[vm] = left;
+        }
+    }
 }
 
 /// The pages that are left to the balloon of a VM and not evicted: none in a state that swaps.
@@ -133,9 +153,11 @@ const LEAST_CEILING: Pages = Pages(256);
 
 /// The most a VM may hold until the next plan, if that is less than its size. A VM above its limit is
 /// brought down to it, but not at one blow, which would stop the guest: it may have back half of what it loses
-/// in this round. `None` also where nothing can be taken from it: its faults would wait for ever.
+/// in this round. `None` also where a VM is at its limit and nothing can be taken from it: its faults would wait for
+/// ever.
 pub(super) fn ceiling(vm: &VmSnapshot, evict: Pages, means: Means) -> Option<Pages> {
-    if vm.max() >= vm.size || vm.evictable(means) == Pages(0) {
+    let is_stuck = vm.allocation() >= vm.max() && vm.evictable(means) == Pages(0);
+    if vm.max() >= vm.size || is_stuck {
         return None;
     }
     let now = vm.allocation().saturating_sub(Pages(evict.0 / 2));
@@ -212,6 +234,7 @@ mod tests {
         };
         let host = HostSnapshot {
             least_free: None,
+            resource_pools: Vec::new(),
             budget: Pages(1500),
             used: Pages(1500),
             state: FreeState::Low,
@@ -233,6 +256,7 @@ mod tests {
         let evicted = |state, faults_wait_early| {
             let host = HostSnapshot {
                 least_free: None,
+                resource_pools: Vec::new(),
                 budget: Pages(10_000),
                 used: Pages(9_800),
                 state,
@@ -272,6 +296,7 @@ mod tests {
         for state in [FreeState::Soft, FreeState::Hard, FreeState::Low] {
             let host = |mute| HostSnapshot {
                 least_free: None,
+                resource_pools: Vec::new(),
                 budget: Pages(9600),
                 used: Pages(9560),
                 state,

@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 pub use self::changes::{Change, Input};
 use super::balloon::{self, BalloonBound};
 use super::fair;
-use super::plan::{Plan, Stuck, VmPlan};
+use super::plan::{Plan, PoolPlan, Stuck, VmPlan};
 use super::policies::{Policy, Worth};
 use super::snapshot::{HostSnapshot, VmSnapshot};
-use super::{Config, FreeState, Generation, IdleTaxType, Mechanisms, Thresholds};
+use super::{Config, FreeState, Generation, IdleTaxType, Mechanisms, Thresholds, pool_limit};
 use crate::units::{Pages, VmId};
 
 /// Why one VM is treated as it is.
@@ -29,6 +29,8 @@ pub struct Explanation {
     pub memory: MemoryPart,
     /// What it is worth.
     pub fairness: FairPart,
+    /// The resource pools around it, from its own to the root.
+    pub levels: Vec<LevelPart>,
     /// What its balloon can do.
     pub balloon: BalloonPart,
     /// What would change it.
@@ -125,6 +127,23 @@ pub struct FairPart {
     pub entitled: Pages,
 }
 
+/// A resource pool around a VM.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LevelPart {
+    /// Its name.
+    pub pool: String,
+    /// Its reservation.
+    pub reservation: Pages,
+    /// Its limit.
+    pub limit: Option<Pages>,
+    /// Whether the pools directly in it grow with what is in them.
+    pub scalable: bool,
+    /// How many VMs are in it, or in pools in it.
+    pub vms: usize,
+    /// What it is given.
+    pub plan: PoolPlan,
+}
+
 /// What leads the balloon of a VM, and what it can do.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BalloonPart {
@@ -159,7 +178,9 @@ pub fn explain(
     plan: &Plan,
     id: VmId,
 ) -> Option<Explanation> {
-    let host = &*host.believable();
+    let given = host.believable();
+    let limited = pool_limit::hand_down(policy, &given, config);
+    let host = &*limited.host;
     let at = host.vms.iter().position(|vm| vm.id == id)?;
     // The plan must be that of this snapshot: two of different moments would explain nothing.
     let now = *plan.vms.get(at).filter(|plan| plan.id == id)?;
@@ -170,6 +191,7 @@ pub fn explain(
         host: host_part(policy, host, config, plan),
         memory: memory_part(vm),
         fairness: fair_part(policy, host, config, plan, at),
+        levels: levels(host, plan, at),
         balloon: BalloonPart {
             law: config.law.name().to_owned(),
             stall_us_per_s: [vm.stall_us_per_s, vm.guest_stall_us_per_s],
@@ -181,8 +203,24 @@ pub fn explain(
             bound,
             relief: vm.relief,
         },
-        changes: changes::changes(policy, host, config, plan, at),
+        changes: changes::changes(policy, &given, config, plan, at),
     })
+}
+
+fn levels(host: &HostSnapshot, plan: &Plan, vm: usize) -> Vec<LevelPart> {
+    let counts = host.by_pool(host.vms.iter().map(|_| Pages(1)));
+    let level = |at: usize| {
+        let pool = host.resource_pools.get(at).cloned().unwrap_or_default();
+        Some(LevelPart {
+            pool: pool.name,
+            reservation: pool.reservation,
+            limit: pool.limit,
+            scalable: pool.scalable,
+            vms: usize::try_from(counts[at].0).unwrap_or(usize::MAX),
+            plan: *plan.pools.get(at)?,
+        })
+    };
+    host.pools_around(vm).filter_map(level).collect()
 }
 
 fn host_part(policy: &dyn Policy, host: &HostSnapshot, config: &Config, plan: &Plan) -> HostPart {
@@ -199,7 +237,7 @@ fn host_part(policy: &dyn Policy, host: &HostSnapshot, config: &Config, plan: &P
         available: plan.available,
         shortfall: plan.shortfall,
         stuck: plan.stuck,
-        price: fair::price(policy, host, plan.available, config),
+        price: plan.pools.first().and_then(|root| root.price),
     }
 }
 

@@ -14,13 +14,19 @@
 //! A VM without shares buys nothing at any level: it holds its reservation and no more, even if memory
 //! is free. In all that follows, its reservation counts as its limit.
 //!
+//! With resource pools that is done level by level. A pool asks for what those in it ask for together (`claim`), and
+//! what it is given is divided among them as what is available is among all VMs of a host that has no pools. The tax
+//! is on the idle pages of VMs: the pages of a pool that count in full are those of its VMs.
+//!
 //! With the flat tax, a balloon takes no more than the shares alone would: what the tax takes beyond
 //! that is paged out. So there are two divisions, with and without the tax, and the balloon follows the one
 //! that leaves the VM more. If it always followed the one without, it would take from a busy VM what the tax is
 //! to bring it.
 
+use super::claim::{Claim, Claims};
 use super::level::{Bid, Level, level};
-use super::policies::{Policy, Worth};
+use super::policies::Policy;
+use super::resource_pool::{Child, Tree};
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::{Config, IdleTaxType, percent_of, total};
 use crate::units::Pages;
@@ -33,14 +39,14 @@ pub struct Allotment {
     /// What it could hold at the same level if its demand were larger: at least the target. More
     /// than the target only when memory is short and the VM does not use its fair part.
     pub entitled: Pages,
-    /// How much of what all VMs want can be met; the same for each VM.
+    /// How much of what the VMs around it want can be met; the same for each VM of a pool.
     pub satisfied: Satisfied,
 }
 
 /// How far what is available goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Satisfied {
-    /// Demands are not satisfied: some VM is above its target or about to be.
+    /// Demands are not satisfied, in the pool or in one around it: some VM is above its target or about to be.
     Short,
     /// The demands of all VMs are met, headroom included.
     Demands,
@@ -70,7 +76,30 @@ pub(super) fn demand(vm: &VmSnapshot, config: &Config) -> Pages {
     total([vm.allocation(), headroom(vm, config)])
 }
 
-/// Divides what all VMs together may hold.
+/// What each VM and each pool may hold.
+#[derive(Debug)]
+pub(super) struct Division {
+    /// In the order of the snapshot.
+    pub vms: Vec<Allotment>,
+    /// In the order of the list, the root first.
+    pub pools: Vec<PoolPart>,
+}
+
+/// What one pool may hold, and how it is divided.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PoolPart {
+    pub allotment: Allotment,
+    /// What those in it hold or are presumed to want at once.
+    pub demand: Pages,
+    /// What it counts beside its siblings.
+    pub shares: u32,
+    /// The shares of all that is directly in it.
+    pub inner_shares: u64,
+    /// How many pages in use a share buys in it. None where all that they want is met.
+    pub price: Option<f64>,
+}
+
+/// Divides what all VMs together may hold: from the root down, each pool what it is given.
 ///
 /// The targets add up to no more than `available`, except for reservations. A target includes the whole
 /// reservation, though what is not used of it is lent to others; and the reservations together can exceed what
@@ -80,39 +109,82 @@ pub(super) fn divide<P: Policy + ?Sized>(
     host: &HostSnapshot,
     available: Pages,
     config: &Config,
-) -> Vec<Allotment> {
-    let bids = bids(policy, host, config);
-    // No level: all demands fit, and what is left over is spread.
-    let Some(level) = level(&bids, available) else {
-        return spread(host, &bids, available);
+) -> Division {
+    let demand = |vm: &VmSnapshot| demand(vm, config);
+    let claims = Claims::of(policy, host, config, demand, true);
+    let tree = Tree::of(host);
+    let whole = Allotment {
+        target: available,
+        entitled: available,
+        satisfied: Satisfied::Balloons,
     };
-    (host.vms.iter().zip(bids))
-        .map(|(vm, bid)| {
-            let whole = Bid {
-                floor: vm.min(),
-                cap: vm.max(),
-                ..bid
-            };
-            Allotment {
-                // No less than its reservation, even if it wants less now: that is never taken for others.
-                target: bid.at(level).max(vm.min()),
-                entitled: whole.at(level),
-                satisfied: Satisfied::Short,
+    let mut vms = vec![whole; host.vms.len()];
+    let mut given = vec![whole; host.pools()];
+    let mut pools = Vec::with_capacity(given.len());
+    for (pool, claim) in claims.pools.iter().enumerate() {
+        let inner: Vec<&Claim> = claims.all(tree.of_pool(pool)).collect();
+        let (parts, level) = share_out(&inner, given[pool]);
+        for (child, part) in tree.of_pool(pool).iter().zip(parts) {
+            match *child {
+                Child::Vm(at) => vms[at] = part,
+                Child::Pool(at) => given[at] = part,
             }
-        })
-        .collect()
+        }
+        pools.push(PoolPart {
+            allotment: given[pool],
+            demand: claim.now.cap,
+            shares: claim.now.shares,
+            inner_shares: inner.iter().map(|it| u64::from(it.now.shares)).sum(),
+            price: level.map(Level::price),
+        });
+    }
+    Division { vms, pools }
 }
 
-/// How many pages in use a share buys when VMs may hold `available` together. None where all demands are met:
-/// then no VM pays.
-#[must_use]
-pub fn price(
-    policy: &dyn Policy,
-    host: &HostSnapshot,
-    available: Pages,
-    config: &Config,
-) -> Option<f64> {
-    level(&bids(policy, host, config), available).map(Level::price)
+/// Divides what a pool is given among those directly in it; and the level at which that is, if their demands are more.
+pub(super) fn share_out(claims: &[&Claim], given: Allotment) -> (Vec<Allotment>, Option<Level>) {
+    let bids: Vec<Bid> = claims.iter().map(|claim| claim.now).collect();
+    // No level: all demands fit, and what is left over is spread.
+    let Some(level) = level(&bids, given.target) else {
+        return (spread(claims, given), None);
+    };
+    let part = |claim: &&Claim| Allotment {
+        // No less than its reservation, even if it wants less now: that is never taken for others.
+        target: claim.now.at(level).max(claim.promised),
+        entitled: claim.whole.at(level),
+        satisfied: Satisfied::Short,
+    };
+    (claims.iter().map(part).collect(), Some(level))
+}
+
+/// Allotments when all demands are satisfied: the rest is spread, again by shares, as room to grow.
+fn spread(claims: &[&Claim], given: Allotment) -> Vec<Allotment> {
+    let room = |claim: &&Claim| Bid {
+        floor: claim.now.cap.max(claim.promised),
+        ..claim.whole
+    };
+    let rooms: Vec<Bid> = claims.iter().map(room).collect();
+    let filled = total(claims.iter().map(|claim| claim.filled));
+    let satisfied = match given.satisfied {
+        Satisfied::Balloons if filled > given.target => Satisfied::Demands,
+        as_around => as_around,
+    };
+    let among = |pages: Pages| -> Vec<Pages> {
+        let level = level(&rooms, pages);
+        let part = |room: &Bid| level.map_or(room.cap, |level| room.at(level));
+        rooms.iter().map(part).collect()
+    };
+    let targets = among(given.target);
+    // They differ only in a pool that does not use its part while memory is short.
+    let entitled = (given.entitled != given.target).then(|| among(given.entitled));
+    let entitled = entitled.as_ref().unwrap_or(&targets);
+    (targets.iter().zip(entitled))
+        .map(|(target, entitled)| Allotment {
+            target: *target,
+            entitled: *entitled.max(target),
+            satisfied,
+        })
+        .collect()
 }
 
 /// The division that balloons follow: the taxed one, but with the flat tax whichever leaves a VM more.
@@ -132,66 +204,11 @@ pub(super) fn for_balloons<P: Policy + ?Sized>(
         ..*config
     };
     let untaxed = divide(policy, host, available, &untaxed);
-    (taxed.iter().zip(untaxed))
+    (taxed.iter().zip(untaxed.vms))
         .map(|(taxed, untaxed)| Allotment {
             target: taxed.target.max(untaxed.target),
             entitled: taxed.entitled.max(untaxed.entitled),
             satisfied: taxed.satisfied,
-        })
-        .collect()
-}
-
-/// What a policy has each VM be given, in the order of the snapshot.
-fn bids<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: &Config) -> Vec<Bid> {
-    let bid = |vm| bid(vm, policy.worth(vm, host, config), config);
-    host.vms.iter().map(bid).collect()
-}
-
-/// What a VM must be given of its demand, and what it can be given.
-fn bid(vm: &VmSnapshot, worth: Worth, config: &Config) -> Bid {
-    let cap = demand(vm, config).min(vm.max());
-    // No page can be taken from a guest that does not answer, so all it holds is its floor.
-    let floor = if vm.mute { cap } else { vm.min().min(cap) };
-    Bid {
-        shares: worth.shares,
-        floor,
-        cap,
-        active: worth.in_use,
-        untaxed: worth.untaxed(),
-    }
-}
-
-/// Allotments when all demands are satisfied: the rest is spread, again by shares, as room to grow.
-fn spread(host: &HostSnapshot, bids: &[Bid], available: Pages) -> Vec<Allotment> {
-    let rooms: Vec<Bid> = (host.vms.iter().zip(bids))
-        .map(|(vm, met)| Bid {
-            floor: met.cap.max(vm.min()),
-            cap: vm.max(),
-            ..*met
-        })
-        .collect();
-    let level = level(&rooms, available);
-    // The room of a VM counts as well as its balloon, or the sum would change as the balloon shrinks.
-    let whole = |vm: &VmSnapshot| {
-        let more = match vm.ballooned {
-            Pages(0) => Pages(0),
-            ballooned => total([ballooned, room(vm)]),
-        };
-        total([vm.allocation(), more]).min(vm.max())
-    };
-    let satisfied = if total(host.vms.iter().map(whole)) <= available {
-        Satisfied::Balloons
-    } else {
-        Satisfied::Demands
-    };
-    let targets = rooms
-        .iter()
-        .map(|room| level.map_or(room.cap, |level| room.at(level)));
-    targets
-        .map(|target| Allotment {
-            target,
-            entitled: target,
-            satisfied,
         })
         .collect()
 }

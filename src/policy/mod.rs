@@ -17,7 +17,8 @@
 //! 1. [`next_state`]: the free-memory state, with hysteresis (`states`), and what it does
 //!    (`mechanisms`). Both follow the [`Generation`] of ESX that is chosen.
 //! 2. Allocation targets: what is available is divided by shares, and by what the pages of each VM are worth, between
-//!    the least and the most that it can hold (`fair`, `level`). What they are worth is all that a [`Policy`] says;
+//!    the least and the most that it can hold (`fair`, `level`), in resource pools level by level (`resource_pool`,
+//!    `claim`, `pool_limit`). What they are worth is all that a [`Policy`] says;
 //!    ESX's goes by idleness (`policies`). Of what a balloon holds, only one bounded step counts as wanted,
 //!    so at constant load the targets are constant.
 //! 3. The means: balloon targets follow from the allocation targets by a control law (`law`, bounded by `balloon`), and
@@ -30,6 +31,7 @@
 
 mod admission;
 mod balloon;
+mod claim;
 mod config;
 mod evict;
 mod explain;
@@ -40,6 +42,8 @@ mod level;
 mod mechanisms;
 mod plan;
 pub mod policies;
+mod pool_limit;
+mod resource_pool;
 mod snapshot;
 mod states;
 
@@ -48,19 +52,19 @@ mod properties;
 #[cfg(test)]
 mod simulation;
 
-pub use admission::{Promises, Refusal, VmParams, admit};
+pub use admission::{Asked, Ledger, PoolBound, Promises, Refusal, VmParams, admit};
 pub use balloon::BalloonBound;
 pub use config::{Config, ConfigError, IdleTaxType, UnknownTaxType};
 pub use explain::{
-    BalloonPart, Change, Explanation, FairPart, HostPart, Input, MemoryPart, explain,
+    BalloonPart, Change, Explanation, FairPart, HostPart, Input, LevelPart, MemoryPart, explain,
     shares_per_page,
 };
-pub use fair::price;
 pub use generation::{Generation, UnknownGeneration};
 pub use law::{Law, UnknownLaw};
 pub use mechanisms::{Means, Mechanisms};
-pub use plan::{Plan, Stuck, VmPlan, Why};
+pub use plan::{Plan, PoolPlan, Stuck, VmPlan, Why};
 pub use policies::{Esx, Policy, Stall, Worth};
+pub use resource_pool::{NORMAL_POOL_SHARES, ROOT, ResourcePool};
 pub use snapshot::{HostSnapshot, VmSnapshot};
 pub use states::{FreeState, Thresholds, next_state};
 

@@ -2,17 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::fair;
+use super::fair::{self, PoolPart};
 use super::law::{self, Memory};
 use super::mechanisms::{Means, Mechanisms, Rules};
 use super::policies::Policy;
 use super::snapshot::{HostSnapshot, VmSnapshot};
 use super::states::{FreeState, Thresholds};
-use super::{Config, balloon, evict, total};
+use super::{Config, balloon, evict, pool_limit, total};
 use crate::units::{Pages, VmId};
 
 /// What is to happen until the next snapshot.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// The free-memory state from now on.
     pub state: FreeState,
@@ -31,6 +31,8 @@ pub struct Plan {
     pub shortfall: Pages,
     /// One for each VM, in the order of the snapshot.
     pub vms: Vec<VmPlan>,
+    /// One for each resource pool, in the order of the snapshot. The first is that of the root.
+    pub pools: Vec<PoolPlan>,
     /// Set when pages are missing but none can be evicted and no balloon is on its way. To be
     /// logged.
     ///
@@ -80,6 +82,26 @@ pub struct VmPlan {
     pub law: Memory,
 }
 
+/// What a resource pool is given, and how it is divided.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PoolPlan {
+    /// The guest pages that those in it may hold together, shared pages counted in full: at least its reservation, as
+    /// far as they can use it, and at most its limit.
+    pub target: Pages,
+    /// The guest pages that they could hold if their demand were larger.
+    pub entitled: Pages,
+    /// The guest pages that they hold or are presumed to want at once, as far as limits allow.
+    pub demand: Pages,
+    /// Its weight against the VMs and pools beside it: its shares, or what they have grown to.
+    pub shares: u32,
+    /// The shares of all VMs and pools directly in it.
+    pub inner_shares: u64,
+    /// How many pages in use a share buys in it. None: all that those in it want is met.
+    pub price: Option<f64>,
+    /// Whether its own limit, or one around it, is less than those in it want.
+    pub limited: bool,
+}
+
 /// Why a VM is treated as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -90,6 +112,10 @@ pub enum Why {
     OverLimit,
     /// It holds exactly what its limit allows: what it touches next must wait until it loses something.
     AtLimit,
+    /// It is above its part of the limit of a resource pool around it.
+    OverPoolLimit,
+    /// It holds exactly its part of the limit of a resource pool around it.
+    AtPoolLimit,
     /// It has no shares, so its reservation is its limit, and it holds at least that.
     NoShares,
     /// It is above its fair part: its balloon grows.
@@ -120,7 +146,9 @@ pub enum Stuck {
 /// What a policy decides: [`Policy::plan`].
 pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: &Config) -> Plan {
     // Once and first, so that no formula below has to fear numbers that cannot be true.
-    let host = &*host.believable();
+    let given = host.believable();
+    let limited = pool_limit::hand_down(policy, &given, config);
+    let host = &*limited.host;
     let thresholds = Thresholds::of(host.budget, config);
     let state = host.next_state(&thresholds);
     let mut rules = Rules::of(state, config);
@@ -128,9 +156,9 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
     let aim = evict::aim(&rules, &thresholds);
     let shortfall = aim.saturating_sub(host.free());
 
-    let allotments = fair::divide(policy, host, available, config);
-    let balloons = fair::for_balloons(policy, host, available, config, &allotments);
-    let mut vms: Vec<VmPlan> = (host.vms.iter().zip(&allotments).zip(&balloons))
+    let division = fair::divide(policy, host, available, config);
+    let balloons = fair::for_balloons(policy, host, available, config, &division.vms);
+    let mut vms: Vec<VmPlan> = (host.vms.iter().zip(&division.vms).zip(&balloons))
         .map(|((vm, allotment), for_balloon)| {
             let (balloon_target, memory) =
                 balloon::target(host, vm, *for_balloon, (&rules, config));
@@ -172,11 +200,11 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
                 balloon::target(host, vm, *for_balloon, (&rules, config));
         }
     }
-    for ((vm, plan), order) in host.vms.iter().zip(&mut vms).zip(orders) {
+    for (((vm, own), plan), order) in (host.vms.iter().zip(&given.vms)).zip(&mut vms).zip(orders) {
         (plan.evict, plan.means) = (order.pages, order.means);
         plan.by_limit = order.by_limit;
         plan.ceiling = evict::ceiling(vm, order.pages, rules.all);
-        plan.why = why(vm, plan, &rules);
+        plan.why = why(vm, own, plan, &rules);
     }
     // Last, because it goes by what balloons and evictions were ordered.
     let stuck = stuck(host, &rules, shortfall, &vms);
@@ -188,8 +216,22 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
         floor: floor(config, &thresholds, aim, &vms),
         shortfall,
         vms,
+        pools: pools(&division.pools, &limited.binds),
         stuck,
     }
+}
+
+fn pools(parts: &[PoolPart], limited: &[bool]) -> Vec<PoolPlan> {
+    let plan = |(part, limited): (&PoolPart, &bool)| PoolPlan {
+        target: part.allotment.target,
+        entitled: part.allotment.entitled,
+        demand: part.demand,
+        shares: part.shares,
+        inner_shares: part.inner_shares,
+        price: part.price,
+        limited: *limited,
+    };
+    parts.iter().zip(limited).map(plan).collect()
 }
 
 /// The free memory that faults leave alone. Faults can only wait for what eviction frees, so where nothing is
@@ -230,21 +272,24 @@ fn swap_target(vm: &VmSnapshot, target: Pages, rules: &Rules) -> Pages {
     }
 }
 
-/// The reason, if the VM's own limit is what keeps it from holding more.
-fn at_its_limit(vm: &VmSnapshot, plan: &VmPlan) -> Option<Why> {
+/// The reason, if a limit is what keeps the VM from holding more. `own` has its own limit alone.
+fn at_its_limit(vm: &VmSnapshot, own: &VmSnapshot, plan: &VmPlan) -> Option<Why> {
     // A limit that is no less than the size keeps the VM from nothing.
     let is_full = vm.allocation() == vm.max() && plan.target == vm.max() && vm.max() < vm.size;
+    let is_of_a_pool = vm.max() < own.max();
     match (vm.allocation() > vm.max(), vm.shares) {
         (true, 0) => Some(Why::NoShares),
+        (true, _) if is_of_a_pool => Some(Why::OverPoolLimit),
         (true, _) => Some(Why::OverLimit),
         (false, 0) if is_full => Some(Why::NoShares),
+        (false, _) if is_full && is_of_a_pool => Some(Why::AtPoolLimit),
         (false, _) if is_full => Some(Why::AtLimit),
         (false, _) => None,
     }
 }
 
-fn why(vm: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Why {
-    if let Some(why) = at_its_limit(vm, plan) {
+fn why(vm: &VmSnapshot, own: &VmSnapshot, plan: &VmPlan, rules: &Rules) -> Why {
+    if let Some(why) = at_its_limit(vm, own, plan) {
         why
     } else if plan.evict > Pages(0) && (!rules.waits() || !plan.means.swap) {
         Why::HostShort
@@ -294,6 +339,7 @@ mod tests {
             used: Pages(used),
             state,
             least_free: None,
+            resource_pools: Vec::new(),
             vms,
             seed: 0,
         };
@@ -347,6 +393,7 @@ mod tests {
                 used: Pages(9_800),
                 state: FreeState::Soft,
                 least_free: None,
+                resource_pools: Vec::new(),
                 vms: vec![vm],
                 seed: 0,
             };
@@ -382,6 +429,7 @@ mod tests {
                 used: Pages(9_800),
                 state: FreeState::Hard,
                 least_free: None,
+                resource_pools: Vec::new(),
                 vms: vec![vm],
                 seed: 0,
             };

@@ -1,6 +1,7 @@
 //! Properties of the plan over arbitrary hosts and settings, by each policy there is.
 
 mod nonsense;
+mod pools;
 mod worked_examples;
 
 use proptest::prelude::*;
@@ -124,6 +125,7 @@ fn host_of(vms: Vec<VmSnapshot>, budget: u64, state: FreeState, seed: u64) -> Ho
     let vms: Vec<VmSnapshot> = numbered.collect();
     HostSnapshot {
         least_free: None,
+        resource_pools: Vec::new(),
         budget: Pages(budget),
         used: Pages(500 + vms.iter().map(|vm| vm.backing().0).sum::<u64>()),
         state,
@@ -265,15 +267,16 @@ proptest! {
         let all = Means::all(&config);
         let evictable = sum(host.vms.iter().map(|vm| vm.evictable(all)));
         for (vm, of) in host.vms.iter().zip(&plan.vms) {
-            let limited = vm.max() < vm.size && vm.evictable(all) > Pages(0);
+            let is_stuck = vm.allocation() >= vm.max() && vm.evictable(all) == Pages(0);
+            let limited = vm.max() < vm.size && !is_stuck;
             prop_assert_eq!(of.ceiling.is_some(), limited);
             let Some(ceiling) = of.ceiling else { continue };
             prop_assert!(ceiling >= vm.max());
             prop_assert!(ceiling <= vm.allocation().max(vm.max()).max(Pages(256)));
-            let full = vm.allocation() >= vm.max() && vm.pressing;
+            let full = vm.allocation() >= vm.max() && vm.pressing && vm.evictable(all) > Pages(0);
             // At least half of a round is for limits. A VM whose part of that is less than a page may have to
             // wait for a round in which it bears the odd page.
-            let part = vm.evictable(all).0 * (config.evict_round.0 / 2) / evictable;
+            let part = vm.evictable(all).0 * (config.evict_round.0 / 2) / evictable.max(1);
             prop_assert!(!full || of.evict > Pages(0) || part == 0, "{of:?}");
         }
     }

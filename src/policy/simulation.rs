@@ -3,6 +3,7 @@
 
 mod generations;
 mod incidents;
+mod pools;
 mod stalls;
 mod way_out;
 
@@ -152,6 +153,21 @@ impl Guest {
         self.vm.swap_room.0 -= swapped + spilled;
     }
 
+    /// Touches pages, but becomes no larger than its ceiling; then its faults wait there.
+    fn run_below(&mut self, ceiling: Option<Pages>, free: u64) {
+        let Some(ceiling) = ceiling else {
+            self.vm.pressing = false;
+            return self.run(free);
+        };
+        let room = ceiling.saturating_sub(self.vm.allocation()).0;
+        let before = self.served;
+        self.run(free.min(room));
+        // What it has got is all the room there was, and it wants more: the next fault waits.
+        let is_full = self.served - before == room && room < free;
+        let wants = self.wants.saturating_sub(self.vm.resident.0);
+        self.vm.pressing = is_full && wants.min(self.vm.untouched.0 + self.vm.swapped.0) > 0;
+    }
+
     /// Touches pages: those it lacks of what it wants, and those that were evicted.
     fn run(&mut self, free: u64) {
         let vm = &mut self.vm;
@@ -182,6 +198,7 @@ struct Host {
     budget: u64,
     config: Config,
     guests: Vec<Guest>,
+    pools: Vec<ResourcePool>,
     state: FreeState,
     round: u64,
     worst: FreeState,
@@ -200,6 +217,7 @@ impl Host {
                 ..Config::default()
             },
             guests,
+            pools: Vec::new(),
             state: FreeState::High,
             round: 0,
             worst: FreeState::High,
@@ -218,6 +236,7 @@ impl Host {
         });
         HostSnapshot {
             least_free: None,
+            resource_pools: self.pools.clone(),
             budget: Pages(self.budget),
             used: Pages(self.budget - self.free()),
             state: self.state,
@@ -241,7 +260,8 @@ impl Host {
             }
             if !order.blocked {
                 let free = self.free().saturating_sub(plan.floor.0);
-                self.guests[at].run(free);
+                let ceiling = order.ceiling.filter(|_| !self.pools.is_empty());
+                self.guests[at].run_below(ceiling, free);
                 // As in the daemon, an allocation can only make the state worse.
                 let now = next_state(self.state, Pages(self.free()), &thresholds);
                 self.state = self.state.max(now);

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::law::Memory;
+use super::resource_pool::{ROOT, ResourcePool};
 use super::states::{Thresholds, next_state};
 use super::{FreeState, Means, total};
 use crate::units::{Pages, VmId};
@@ -31,6 +32,9 @@ pub struct HostSnapshot {
     pub state: FreeState,
     /// Every VM, in any order.
     pub vms: Vec<VmSnapshot>,
+    /// The resource pools, the root first and each after its parent. None: only the root.
+    #[serde(default)]
+    pub resource_pools: Vec<ResourcePool>,
     /// Picks the VM with which the remainder of a division begins. The caller changes it with each
     /// round, so that no VM always bears the odd page.
     #[serde(default)]
@@ -47,6 +51,8 @@ pub struct HostSnapshot {
 pub struct VmSnapshot {
     /// Its number.
     pub id: VmId,
+    /// The pool that it is in, by its place in the list.
+    pub resource_pool: usize,
     /// Its configured memory, in guest pages.
     pub size: Pages,
     /// Guest pages that are never taken from it once it holds them. At most its size and limit;
@@ -132,19 +138,27 @@ impl HostSnapshot {
     /// swapped, ballooned, zero, untouched, are each at most what the earlier ones leave of its size. What sharing
     /// saves it is at most what it shares, the host pages of its compression cache at most the pages in it, and its
     /// active pages and the most of its balloon at most its size. Reservation and limit are settings: see
-    /// [`VmSnapshot::min`] and [`VmSnapshot::max`].
+    /// [`VmSnapshot::min`] and [`VmSnapshot::max`]. A VM or a pool whose pool cannot be is at the root.
     ///
     /// Nearly all snapshots need no correction, and one of many VMs is too large to be copied for nothing.
     pub(super) fn believable(&self) -> Cow<'_, Self> {
         let is_true = |vm: &VmSnapshot| vm.believable() == *vm;
-        if self.budget <= MOST && self.used <= MOST && self.vms.iter().all(is_true) {
+        let may_be = self.budget <= MOST && self.used <= MOST && self.is_tree();
+        if may_be && self.vms.iter().all(is_true) {
             // Nearly always: what the daemon counts is true, and only written scenarios may not be.
             return Cow::Borrowed(self);
         }
+        let in_a_pool = |vm: &VmSnapshot| VmSnapshot {
+            resource_pool: Some(vm.resource_pool)
+                .filter(|pool| *pool < self.pools())
+                .unwrap_or(ROOT),
+            ..vm.believable()
+        };
         Cow::Owned(Self {
             budget: self.budget.min(MOST),
             used: self.used.min(MOST),
-            vms: self.vms.iter().map(VmSnapshot::believable).collect(),
+            vms: self.vms.iter().map(in_a_pool).collect(),
+            resource_pools: self.believable_pools(),
             ..*self
         })
     }

@@ -354,6 +354,7 @@ impl<'a> Machine<'a> {
             budget: self.budget.total(),
             used: self.budget.used(),
             least_free: Some(self.budget.take_least_free()),
+            resource_pools: Vec::new(),
             state: self.state,
             vms: vms.collect(),
             seed: self.plans,

@@ -177,6 +177,7 @@ fn snapshot(budget: Bytes, running: &[(&Guest, &Setup)]) -> HostSnapshot {
         budget: budget.pages(),
         used: Pages(metadata.sum()),
         least_free: None,
+        resource_pools: Vec::new(),
         state: policy::FreeState::default(),
         vms: (1..).zip(running).map(vm).collect(),
         seed: 0,
@@ -202,6 +203,7 @@ fn asked(guest: &Guest, setup: &Setup) -> policy::VmParams {
         reservation: settings.reservation,
         limit: settings.limit,
         overhead: params.metadata(),
+        resource_pool: policy::ROOT,
     }
 }
 

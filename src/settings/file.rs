@@ -15,6 +15,7 @@ use thiserror::Error;
 use toml::Spanned;
 
 use super::layers::Layer;
+use super::resource_pool::{PoolPatch, PoolTable};
 use super::start::StartSettings;
 use super::tree::{Invalid, Keys, Problem, Reading, text_of};
 use super::vm::{VmPatch, VmSettings};
@@ -32,6 +33,8 @@ pub struct ConfigFile {
     pub settings: Layer,
     /// The tables `[vm.NAME]` by name.
     pub vms: BTreeMap<String, VmTable>,
+    /// The tables `[pool.NAME]` by name.
+    pub pools: BTreeMap<String, PoolTable>,
 }
 
 /// The tables of the file.
@@ -41,6 +44,7 @@ struct Written {
     host: StartSettings,
     settings: Keys,
     vm: BTreeMap<String, Spanned<Keys>>,
+    pool: BTreeMap<String, Spanned<Keys>>,
 }
 
 /// Why a configuration file is not used.
@@ -88,12 +92,13 @@ impl ConfigFile {
     /// # Errors
     /// [`ConfigError::Invalid`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let (mut reading, written) = Reading::toml::<Written>(text, "vm");
+        let (mut reading, written) = Reading::toml::<Written>(text, &["vm", "pool"]);
         let file = Self {
             path: path.to_owned(),
             start: written.host,
             settings: reading.settings(&written.settings),
             vms: reading.vms(&written.vm),
+            pools: reading.pools(&written.pool),
         };
         if reading.problems.is_empty() {
             return Ok(file);
@@ -112,6 +117,13 @@ impl ConfigFile {
     pub fn vm(&self, name: &str) -> VmPatch {
         let table = self.vms.get(name);
         table.map(|table| table.patch.clone()).unwrap_or_default()
+    }
+
+    /// What it says of all resource pools.
+    #[must_use]
+    pub fn pool_patches(&self) -> BTreeMap<String, PoolPatch> {
+        let patch = |(name, table): (&String, &PoolTable)| (name.clone(), table.patch.clone());
+        self.pools.iter().map(patch).collect()
     }
 
     /// Reads the file again, for a host that was started with this one.

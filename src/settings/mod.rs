@@ -11,6 +11,7 @@
 //!   they are given ([`Layers`]).
 //! - `vm.rs`, `field.rs`, `patch.rs`, `domain.rs`: VM settings, their types, changes of them, and with which VMs
 //!   one shares pages.
+//! - `resource_pool.rs`: settings of resource pools, and the tree that these make.
 //! - `tree.rs`: TOML and JSON files, and all that is wrong with one.
 //! - `file.rs`, `start.rs`, `vm_table.rs`: the configuration file.
 //!
@@ -26,6 +27,7 @@ mod layers;
 #[cfg(test)]
 pub(crate) mod mistakes;
 mod patch;
+mod resource_pool;
 mod start;
 mod table;
 mod tree;
@@ -41,6 +43,10 @@ pub(crate) use error::nearest;
 pub use error::{SettingError, VmSettingsError};
 pub use file::{ConfigError, ConfigFile};
 pub use layers::{DEFAULT, Layer, Layers, Origin, SettingView};
+pub use resource_pool::{
+    POOL_KEYS, PoolKey, PoolPatch, PoolSettingsError, PoolTable, ROOT_POOL, UnknownPool,
+    check_pool_name, tree as pool_tree,
+};
 pub use start::{HttpAddress, Memory, StartSettings};
 pub use table::{Departure, HostSettings, Key, Spec, TABLE};
 pub use tree::{Invalid, Problem};

@@ -82,6 +82,14 @@ fn vm_settings() -> String {
     table(&["setting", "ESX", "default", "allowed", "effect"], rows)
 }
 
+fn pool_settings() -> String {
+    let rows = POOL_KEYS.iter().map(|key| {
+        let name = format!("`{}`", key.name);
+        row([name.as_str(), key.default, key.allowed, key.effect])
+    });
+    table(&["setting", "default", "allowed", "effect"], rows)
+}
+
 #[test]
 fn document_has_the_tables_of_settings() {
     let mut made = DOCUMENT.to_owned();
@@ -93,6 +101,7 @@ fn document_has_the_tables_of_settings() {
             departures(Profile::Throughput, |spec| spec.throughput),
         ),
         ("VM settings", vm_settings()),
+        ("resource pools", pool_settings()),
     ] {
         let start = format!("<!-- table of {name} -->\n");
         let (before, rest) = made.split_once(&start).expect(name);
@@ -120,7 +129,7 @@ fn example_of_a_configuration_file_is_one() {
     let file = ConfigFile::parse(Path::new("host.toml"), example).expect("no fault");
     assert_eq!(file.start.profile, Some(Profile::Esx));
     assert_eq!(file.start.memory, Some(Memory(Bytes::from_mib(512))));
-    assert_eq!(file.vms.len(), 2);
+    assert_eq!((file.vms.len(), file.pools.len()), (2, 1));
     let layers = Layers::new(Profile::Esx, file.settings, Layer::default());
     let from_file = layers
         .views()

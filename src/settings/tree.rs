@@ -22,6 +22,7 @@ use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
 use super::error::nearest;
 use super::layers::Layer;
+use super::resource_pool::{PoolTable, check_pool_name, tree};
 use super::value::{Scalar, shown};
 
 /// The most bytes of a file: a thousand VMs with all settings take a quarter of it.
@@ -94,9 +95,9 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// What a TOML text says, as far as it can be read. `many` is the table of which there are many: `[many.NAME]`,
+    /// What a TOML text says, as far as it can be read. `many` are the tables of which there are many: `[many.NAME]`,
     /// or `[[many]]`, where the names are numbers.
-    pub(crate) fn toml<T: DeserializeOwned + Default>(text: &str, many: &str) -> (Self, T) {
+    pub(crate) fn toml<T: DeserializeOwned + Default>(text: &str, many: &[&str]) -> (Self, T) {
         let (reading, root) = Self::tree(text);
         reading.of(root, many)
     }
@@ -108,7 +109,7 @@ impl Reading {
     }
 
     /// As [`Reading::toml`], of a JSON text.
-    pub(crate) fn json<T: DeserializeOwned + Default>(text: &str, many: &str) -> (Self, T) {
+    pub(crate) fn json<T: DeserializeOwned + Default>(text: &str, many: &[&str]) -> (Self, T) {
         let text = match toml_of_json(text) {
             Ok(text) => text,
             Err(problem) => {
@@ -133,10 +134,14 @@ impl Reading {
         reading
     }
 
-    fn of<T: DeserializeOwned + Default>(mut self, mut root: DeTable<'_>, many: &str) -> (Self, T) {
+    fn of<T: DeserializeOwned + Default>(
+        mut self,
+        mut root: DeTable<'_>,
+        many: &[&str],
+    ) -> (Self, T) {
         for (key, value) in root.iter_mut() {
             let value = value.get_mut();
-            if key.get_ref() != many {
+            if !many.contains(&key.get_ref().as_ref()) {
                 self.flatten(value);
                 continue;
             }
@@ -216,6 +221,36 @@ impl Reading {
     pub(crate) fn line(&self, at: &Range<usize>) -> usize {
         let before = self.text.bytes().take(at.start);
         1 + before.filter(|byte| *byte == b'\n').count()
+    }
+
+    /// The tables of resource pools, which must be whole trees.
+    pub(crate) fn pools(
+        &mut self,
+        tables: &BTreeMap<String, Spanned<Keys>>,
+    ) -> BTreeMap<String, PoolTable> {
+        let mut pools = BTreeMap::new();
+        for (name, table) in tables {
+            if let Err(error) = check_pool_name(name) {
+                self.wrong(table.span(), &error.in_full());
+            }
+            let mut found = PoolTable::at(self.line(&table.span()));
+            for (key, value) in table.get_ref() {
+                let line = self.line(&value.span());
+                if let Err(error) = found.put(line, key, &value.to_string()) {
+                    let text = format!("resource pool {}: {}", shown(name), error.in_full());
+                    self.wrong(value.span(), &text);
+                }
+            }
+            pools.insert(name.clone(), found);
+        }
+        let patch = |(name, table): (&String, &PoolTable)| (name.clone(), table.patch.clone());
+        if let Err((name, error)) = tree(&pools.iter().map(patch).collect()) {
+            let table = pools.get(&name);
+            let line = table.map(|table| table.line_of(error.key().unwrap_or_default()));
+            let text = format!("resource pool {}: {}", shown(&name), error.in_full());
+            self.problems.push(Problem { line, text });
+        }
+        pools
     }
 
     /// The table `[settings]`.

@@ -14,6 +14,7 @@ use memvisor_wire::memory::Shares;
 use serde::Serialize;
 
 use super::field::{self, FieldValue};
+use super::resource_pool::check_pool_name;
 use crate::units::{Bytes, Pages};
 
 /// The longest salt, in bytes.
@@ -136,6 +137,12 @@ vm_settings! {
         allowed: "a size of whole pages up to the VM's memory, such as 128M, or none",
         read: |text| or_none(text, pages).filter(|limit| *limit != Some(Pages(0))),
     }
+    /// the resource pool that it is in, see [resource pools](#resource-pools); it can move while it runs
+    "pool" / "resourcePool" => pool: String {
+        default: "root",
+        allowed: "the name of a resource pool",
+        read: |text| check_pool_name(text).is_ok().then(|| text.to_owned()),
+    }
     /// the most that its balloon takes, within `Mem.CtlMaxPercent`; 0 turns its balloon off
     "balloon-max" / "sched.mem.maxmemctl" => balloon_max: Option<Pages> {
         default: "none",
@@ -162,19 +169,19 @@ vm_settings! {
     }
 }
 
-fn pages(text: &str) -> Option<Pages> {
+pub(super) fn pages(text: &str) -> Option<Pages> {
     text.parse::<Bytes>().ok()?.whole_pages()
 }
 
 /// The outer `None` means that the text is not allowed, the inner one that it says `none`.
-fn or_none<T>(text: &str, read: fn(&str) -> Option<T>) -> Option<Option<T>> {
+pub(super) fn or_none<T>(text: &str, read: fn(&str) -> Option<T>) -> Option<Option<T>> {
     if text == "none" {
         return Some(None);
     }
     read(text).map(Some)
 }
 
-fn switch(text: &str) -> Option<bool> {
+pub(super) fn switch(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "on" | "true" => Some(true),
         "off" | "false" => Some(false),

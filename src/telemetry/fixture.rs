@@ -115,6 +115,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
         credit_pages: Pages(0),
         kernel_pages: homes.resident_pages,
         homes,
+        pool: if id == 1 { "prod" } else { "root" }.to_owned(),
         allocation: AllocationStatus {
             reservation_pages: mib(16),
             limit_pages: None,
@@ -155,6 +156,38 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
     };
     vm.health = Health::of_vm(&vm);
     vm
+}
+
+/// The root, and a pool with one of the VMs.
+fn pools() -> Vec<PoolStatus> {
+    let root = PoolStatus {
+        name: "root".to_owned(),
+        inner_shares: 165_120,
+        vms: 2,
+        allocated_pages: mib(150),
+        target_pages: mib(200),
+        promised_pages: mib(32),
+        unreserved_pages: mib(205),
+        ..PoolStatus::default()
+    };
+    let prod = PoolStatus {
+        name: "prod".to_owned(),
+        parent: Some("root".to_owned()),
+        shares: 163_840,
+        counted_shares: 163_840,
+        inner_shares: 2560,
+        reservation_pages: mib(24),
+        limit_pages: Some(mib(192)),
+        expandable: true,
+        scalable_shares: false,
+        vms: 1,
+        allocated_pages: mib(115),
+        target_pages: mib(140),
+        promised_pages: mib(16),
+        unreserved_pages: mib(176),
+        limited: false,
+    };
+    vec![root, prod]
 }
 
 /// A host of 256 MiB with two guests, of 256 and 128 MiB, in the soft state.
@@ -214,6 +247,7 @@ pub(crate) fn host() -> HostStatus {
             settled: false,
         },
         totals: Totals::of(&vms),
+        pools: pools(),
         vms,
     };
     host.health = Health::of_host(&host);

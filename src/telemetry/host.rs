@@ -172,6 +172,44 @@ pub struct HostStatus {
     pub share: ShareStatus,
     /// Sums over `vms`.
     pub totals: Totals,
+    /// The resource pools, the root first and each after its parent.
+    pub pools: Vec<PoolStatus>,
     /// The running VMs, in order of their ids.
     pub vms: Vec<VmStatus>,
+}
+
+/// A resource pool.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct PoolStatus {
+    /// Its name.
+    pub name: String,
+    /// The pool that it stands in; `null` for the root.
+    pub parent: Option<String>,
+    /// Its shares as they are set.
+    pub shares: u32,
+    /// What it counts beside its siblings now: its shares, or what they have grown to.
+    pub counted_shares: u32,
+    /// The shares of all VMs and pools directly in it.
+    pub inner_shares: u64,
+    /// What is guaranteed to those in it together.
+    pub reservation_pages: Pages,
+    /// What they never exceed together; `null`: no limit.
+    pub limit_pages: Option<Pages>,
+    /// Whether reservations in it that exceed its own are taken from its parent.
+    pub expandable: bool,
+    /// Whether the shares of the pools directly in it grow with what is in these.
+    pub scalable_shares: bool,
+    /// How many VMs are in it or in pools in it.
+    pub vms: u64,
+    /// Guest memory that those VMs hold, shared pages counted in full.
+    pub allocated_pages: Pages,
+    /// Guest memory that the policy wants them to have.
+    pub target_pages: Pages,
+    /// What those directly in it are promised.
+    pub promised_pages: Pages,
+    /// What can still be promised to a VM in it.
+    pub unreserved_pages: Pages,
+    /// Whether its limit, or one around it, is less than what they want.
+    pub limited: bool,
 }

@@ -6,7 +6,7 @@
 //! fields of the status that it shows and what these count in, and the text ([`openmetrics`]) and the table in
 //! docs/metrics.md follow from it. Tests hold it to the status: each field is shown, or left out with a reason.
 //!
-//! The text is OpenMetrics 1.0. The label `vm` is the name of the VM. Where a metric has several fields, one more label
+//! The text is OpenMetrics 1.0. The label `vm` is the name of the VM, `pool` that of the resource pool. Where a metric has several fields, one more label
 //! tells them apart; its values are the names of the fields without their units.
 
 use std::fmt::Write;
@@ -21,6 +21,9 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 
 /// The beginning of the paths of fields that each VM has.
 pub(super) const OF_VM: &str = "vms[].";
+
+/// The beginning of the paths of fields that each resource pool has.
+pub(super) const OF_POOL: &str = "pools[].";
 
 /// What a metric is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,7 +113,20 @@ metrics! {
     Gauge, "host_pool_bytes", Pages, Of("share.pool_pages"), "The share pools as the kernel counts them.";
     Gauge, "host_settled_vms", Plain, Of("share.settled_vms"), "VMs in which nothing is left to be shared.";
 
-    Info, "vm", Plain, By("", &["vms[].id", "vms[].engine", "vms[].workload"]), "What the VM is.";
+    Info, "resource_pool", Plain, By("", &["pools[].parent"]), "Where the resource pool stands.";
+    Gauge, "resource_pool_vms", Plain, Of("pools[].vms"), "VMs in it or in pools in it.";
+    Gauge, "resource_pool_allocated_bytes", Pages, Of("pools[].allocated_pages"), "Guest memory that they hold, shared pages counted in full.";
+    Gauge, "resource_pool_target_bytes", Pages, Of("pools[].target_pages"), "Guest memory that the policy wants them to have.";
+    Gauge, "resource_pool_reservation_bytes", Pages, Of("pools[].reservation_pages"), "Memory that they are guaranteed together.";
+    Gauge, "resource_pool_limit_bytes", Pages, Of("pools[].limit_pages"), "Memory that they never exceed together; absent if there is no limit.";
+    Gauge, "resource_pool_promised_bytes", Pages, Of("pools[].promised_pages"), "What is promised to those directly in it.";
+    Gauge, "resource_pool_unreserved_bytes", Pages, Of("pools[].unreserved_pages"), "What can still be promised to a VM in it.";
+    Gauge, "resource_pool_shares", Plain, By("which", &["pools[].shares", "pools[].counted_shares", "pools[].inner_shares"]), "Its shares as set (shares), what it counts beside its siblings (counted_shares), and the shares of all that is directly in it (inner_shares).";
+    Gauge, "resource_pool_expandable", Plain, Of("pools[].expandable"), "1 if reservations in it that exceed its own are taken from its parent.";
+    Gauge, "resource_pool_scalable_shares", Plain, Of("pools[].scalable_shares"), "1 if the shares of the pools directly in it grow with what is in these.";
+    Gauge, "resource_pool_limited", Plain, Of("pools[].limited"), "1 if a limit keeps those in it from what they want.";
+
+    Info, "vm", Plain, By("", &["vms[].id", "vms[].engine", "vms[].workload", "vms[].pool"]), "What the VM is.";
     StateSet(&["awesome", "good", "hmm", "oops"]), "vm_health", Plain, Of("vms[].health.reading"), "How well the VM is, in the words of the field.";
     Gauge, "vm_uptime_seconds", Millis, Of("vms[].uptime_ms"), "Time since its power-on.";
     Gauge, "vm_configured_bytes", Pages, Of("vms[].configured_pages"), "Its size.";
@@ -246,16 +262,18 @@ impl Metric {
             writeln!(to, "# UNIT {name} {unit}")?;
         }
         writeln!(to, "# HELP {name} {}", self.help)?;
-        if !self
-            .fields
-            .paths()
-            .iter()
-            .all(|path| path.starts_with(OF_VM))
-        {
+        let is_of = |part: &str| {
+            self.fields
+                .paths()
+                .iter()
+                .all(|path| path.starts_with(part))
+        };
+        let parts = [(OF_VM, "vms", "vm"), (OF_POOL, "pools", "pool")];
+        let Some((_, all, label)) = parts.into_iter().find(|(part, ..)| is_of(part)) else {
             return self.write_of(status, &[], to);
-        }
-        for vm in status["vms"].as_array().into_iter().flatten() {
-            self.write_of(vm, &[("vm", text(&vm["name"]))], to)?;
+        };
+        for one in status[all].as_array().into_iter().flatten() {
+            self.write_of(one, &[(label, text(&one["name"]))], to)?;
         }
         Ok(())
     }
@@ -292,9 +310,12 @@ impl Metric {
     }
 }
 
-/// The field at `path`, which begins at the host or, with `vms[]`, at a VM. Null where something above it is.
+/// The field at `path`, which begins at the host or, with `vms[]` or `pools[]`, at a VM or a pool. Null where something above it is.
 pub(super) fn find<'a>(of: &'a Value, path: &str) -> &'a Value {
-    let path = path.strip_prefix(OF_VM).unwrap_or(path);
+    let inner = [OF_VM, OF_POOL]
+        .iter()
+        .find_map(|part| path.strip_prefix(part));
+    let path = inner.unwrap_or(path);
     path.split('.').fold(of, |value, key| &value[key])
 }
 

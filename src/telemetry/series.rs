@@ -17,7 +17,8 @@ pub struct Series {
 impl Series {
     /// All of the host, in the order of docs/metrics.md.
     pub fn of_host() -> impl Iterator<Item = Self> {
-        Self::all().filter(|series| !series.is_of_vm())
+        let of_pool = |series: &Self| series.path.starts_with(metrics::OF_POOL);
+        Self::all().filter(move |series| !series.is_of_vm() && !of_pool(series))
     }
 
     /// All that each VM has.

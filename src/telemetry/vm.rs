@@ -354,6 +354,8 @@ pub struct VmStatus {
     pub credit_pages: Pages,
     /// Pages of its RAM file as the kernel counts them; equals `homes.resident_pages` when idle.
     pub kernel_pages: Pages,
+    /// The resource pool that it is in.
+    pub pool: String,
     /// Reservation, limit, shares and target.
     pub allocation: AllocationStatus,
     /// How much of it is used.

@@ -178,6 +178,7 @@ impl Reader<'_> {
             // A VM that did not run has no number at all.
             if numbers.iter().any(Option::is_some) {
                 sample.vms.push(VmSample {
+                    pool: String::new(),
                     id: *id,
                     name: name.clone(),
                     numbers,
@@ -257,10 +258,13 @@ mod tests {
         parse(Path::new("x.csv"), text.as_bytes())
     }
 
-    /// A sample as it is read again: it has no reasons.
+    /// A sample as it is read again: it has no reasons and no resource pools.
     fn bare(mut sample: Sample) -> Sample {
         sample.source = "replay of x.csv".to_owned();
         sample.why = String::new();
+        for vm in &mut sample.vms {
+            vm.pool = String::new();
+        }
         sample
     }
 
@@ -367,6 +371,7 @@ mod tests {
 
     fn vm(id: u32) -> impl Strategy<Value = VmSample> {
         ("[a-z0-9][a-z0-9._-]{0,20}", numbers(VM)).prop_map(move |(name, numbers)| VmSample {
+            pool: String::new(),
             id,
             name,
             numbers,

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fields::{Field, HOST, VM, place};
+use crate::settings::ROOT_POOL;
 use crate::telemetry::{HostStatus, Rates};
 
 /// A number for each field of a table; `None` where there is none.
@@ -35,6 +36,8 @@ pub(super) struct VmSample {
     pub(super) id: u32,
     /// Its name.
     pub(super) name: String,
+    /// The resource pool that it is in; empty if that is the root, or not known.
+    pub(super) pool: String,
     /// A number for each of [`VM`].
     pub(super) numbers: Numbers,
 }
@@ -47,6 +50,9 @@ impl Sample {
         let vms = status.vms.iter().map(|vm| VmSample {
             id: vm.id.0,
             name: plain(&vm.name),
+            pool: Some(plain(&vm.pool))
+                .filter(|pool| pool != ROOT_POOL)
+                .unwrap_or_default(),
             // A VM that is new since the rates were taken has none but its own.
             numbers: read(VM, vm, rates.vms.get(&vm.id).unwrap_or(&vm.rates)),
         });

@@ -15,6 +15,9 @@ use super::words::fit;
 /// Width of the column of names.
 const NAME_WIDTH: usize = 12;
 
+/// Width of the column of resource pools.
+const POOL_WIDTH: usize = 10;
+
 /// The bar takes what the fields leave, but at least the first and at most the second, so that bars stay comparable.
 const BAR: (usize, usize) = (10, 40);
 
@@ -62,7 +65,7 @@ pub(super) fn lines(
     look: Look,
     (width, room): (usize, usize),
 ) -> Vec<Line<'static>> {
-    let columns = Columns::of(config, look.skipped, width);
+    let columns = Columns::of(config, sample, look.skipped, width);
     let vms = sorted(sample, config);
     let at = vms.iter().position(|vm| Some(vm.id) == look.selected);
     let first = at.map_or(0, |at| (at + 1).saturating_sub(room));
@@ -79,15 +82,19 @@ pub(super) fn lines(
 
 /// What fits.
 struct Columns<'a> {
+    /// Width of the column of resource pools, which is there if any VM shown is in one.
+    pool: usize,
     fields: &'a [usize],
     bar: usize,
 }
 
 impl<'a> Columns<'a> {
-    fn of(config: &'a Config, skipped: usize, width: usize) -> Self {
+    fn of(config: &'a Config, sample: &Sample, skipped: usize, width: usize) -> Self {
+        let pooled = sample.vms.iter().any(|vm| !vm.pool.is_empty());
+        let pool = if pooled { POOL_WIDTH } else { 0 };
         let chosen = config.fields.get(skipped..).unwrap_or_default();
         let least = if config.homes { BAR.0 + 1 } else { 0 };
-        let mut left = width.saturating_sub(NAME_WIDTH + least);
+        let mut left = width.saturating_sub(NAME_WIDTH + pool + least);
         let fits = |field: &&usize| {
             let rest = left.checked_sub(VM[**field].width);
             left = rest.unwrap_or(left);
@@ -95,6 +102,7 @@ impl<'a> Columns<'a> {
         };
         let shown = chosen.iter().take_while(fits).count();
         Self {
+            pool,
             fields: &chosen[..shown],
             bar: if config.homes {
                 (left + BAR.0).min(BAR.1)
@@ -107,6 +115,9 @@ impl<'a> Columns<'a> {
     fn heading(&self, config: &Config) -> Line<'static> {
         let style = Style::new().add_modifier(Modifier::BOLD);
         let mut spans = vec![Span::styled(format!("{:NAME_WIDTH$}", "NAME"), style)];
+        if self.pool > 0 {
+            spans.push(Span::styled(format!("{:1$}", "POOL", self.pool), style));
+        }
         for &at in self.fields {
             let field = &VM[at];
             let gap = field.width - field.name.len();
@@ -127,6 +138,10 @@ impl<'a> Columns<'a> {
 
     fn row(&self, vm: &VmSample) -> Line<'static> {
         let mut spans = vec![Span::raw(format!("{:NAME_WIDTH$}", name(vm)))];
+        if self.pool > 0 {
+            let pool = fit(&vm.pool, self.pool - 1);
+            spans.push(Span::raw(format!("{pool:0$}", self.pool)));
+        }
         for &at in self.fields {
             let (field, number) = (&VM[at], vm.number(at));
             let style = if at == HEALTH {

@@ -185,7 +185,7 @@ fn fields_are_chosen_moved_and_sorted_by_in_the_chooser() {
         .find(|line| line.starts_with("NAME"))
         .expect("one");
     let names: Vec<_> = heading.split_whitespace().collect();
-    assert_eq!(names[..4], ["NAME", "GRANT", "MEMSZ", "CNSM"]);
+    assert_eq!(names[..5], ["NAME", "POOL", "GRANT", "MEMSZ", "CNSM"]);
     assert_eq!(
         order(&text),
         ["database-p…!", "web"],

@@ -89,6 +89,7 @@ mod tests {
             salt: None,
             workload: String::new(),
             inline: false,
+            resource_pool: String::new(),
         }
     }
 

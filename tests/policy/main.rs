@@ -34,6 +34,7 @@ mod caches;
 mod changes;
 mod laws;
 mod limits;
+mod pools;
 mod pressed;
 mod stall;
 mod tax;

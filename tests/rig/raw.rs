@@ -210,6 +210,7 @@ pub(crate) fn hello(name: &str, pages: u32) -> Hello {
         salt: None,
         workload: "scripted".to_owned(),
         inline: false,
+        resource_pool: String::new(),
     }
 }
 

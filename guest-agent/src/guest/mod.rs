@@ -256,6 +256,7 @@ fn hello(options: &GuestOptions) -> Hello {
         salt: options.salt.clone(),
         workload,
         inline: options.inline,
+        resource_pool: options.resource_pool.clone().unwrap_or_default(),
     }
 }
 

@@ -28,6 +28,8 @@ pub struct GuestOptions {
     pub limit: u32,
     /// Its weight when memory is short.
     pub shares: u32,
+    /// The resource pool that it is to be in; `None`: the root.
+    pub resource_pool: Option<String>,
     /// The most pages its balloon may hold; `None` leaves that to the host.
     pub balloon_max: Option<u32>,
     /// Whether its pages may be shared.

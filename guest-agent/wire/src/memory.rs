@@ -30,7 +30,7 @@ use crate::vm_name::NAME_MAX;
 use crate::{DecodeError, Reader, Writer};
 
 /// The version of this protocol. Both sides come from one build, so it must match exactly.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 /// The longest message: a command of [`MAX_RUNS`] runs, rounded up.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Runs in one command. Each run takes a system call, and 1024 of them keep the memory thread busy for about 3 ms.
@@ -110,6 +110,8 @@ pub struct Hello {
     pub workload: String,
     /// Whether the shim can serve some of its faults by itself ([`claims`](crate::claims)).
     pub inline: bool,
+    /// The resource pool that it is to be in. Empty: the root.
+    pub resource_pool: String,
 }
 
 /// The daemon's answer to [`Hello`].
@@ -287,6 +289,7 @@ impl Hello {
             Some(salt) => w.u16(WITH_SALT).text(salt),
         };
         w.text(&self.workload).u16(u16::from(self.inline));
+        w.text(&self.resource_pool);
     }
 
     fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -305,6 +308,7 @@ impl Hello {
             },
             workload: r.text("workload", MAX_TEXT)?.to_owned(),
             inline: flag(r, "inline")?,
+            resource_pool: r.text("resource_pool", MAX_NAME)?.to_owned(),
         })
     }
 }

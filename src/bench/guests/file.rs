@@ -65,7 +65,7 @@ impl Fleet {
     /// # Errors
     /// [`Invalid`]: all that is wrong in it.
     pub fn parse(path: &Path, text: &str) -> Result<Self, Invalid> {
-        let (mut reading, written) = Reading::toml::<Written>(text, "guest");
+        let (mut reading, written) = Reading::toml::<Written>(text, &["guest"]);
         let guests = reading.fleet(&written.guest);
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let name = written.name.map_or(stem.into_owned(), |name| {

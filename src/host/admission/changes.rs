@@ -9,12 +9,15 @@
 
 use std::error::Error;
 
+use thiserror::Error as Described;
+
 use super::super::member::Member;
+use super::super::resource_pools;
 use super::super::vm_settings::{Layered, balloon_max, swap_slots};
 use super::Admission;
 use crate::chain::chain;
 use crate::control::{ControlError, ReloadReport};
-use crate::policy::{self, Config};
+use crate::policy::{Asked, Config, HostSnapshot, Ledger, ResourcePool};
 use crate::settings::{ConfigFile, Problem, VmPatch, VmSettings};
 use crate::units::Pages;
 
@@ -24,6 +27,11 @@ struct Change<'a> {
     old: VmSettings,
     new: Layered,
 }
+
+/// An error whose text says what is allowed.
+#[derive(Debug, Described)]
+#[error("{0}")]
+struct InFull(String);
 
 /// Why a change cannot be made.
 struct Fault<'a> {
@@ -38,8 +46,22 @@ impl<'a> Change<'a> {
         self.new.now.reservation
     }
 
-    fn raises(&self) -> bool {
-        self.reservation() > self.old.reservation
+    /// What it keeps of its reservation until the change is made: none of it if it moves to another resource pool.
+    fn kept(&self) -> Pages {
+        if self.moves() {
+            Pages(0)
+        } else {
+            self.reservation().min(self.old.reservation)
+        }
+    }
+
+    fn moves(&self) -> bool {
+        self.new.now.pool != self.old.pool
+    }
+
+    /// The short name of the setting that asks for memory elsewhere.
+    fn asks_by(&self) -> &'static str {
+        if self.moves() { "pool" } else { "reservation" }
     }
 
     /// Slots of its swap file, before and after.
@@ -81,13 +103,15 @@ impl Admission {
         let params = &member.vm.params;
         let file = self.configuration.vm_in_file(&params.name);
         let new = old.with_change(&file, patch, params)?;
+        let pools = self.configuration.resource_pools.list();
+        resource_pools::find(&pools, &new.now.pool)?;
         let changes = [Change {
             member,
             old: old.now,
             new,
         }];
         let config = self.configuration.settings().policy();
-        if let Some(fault) = self.prepare(&changes, &config).into_iter().next() {
+        if let Some(fault) = self.prepare(&changes, &pools, &config).into_iter().next() {
             self.give_up(&changes);
             return Err(ControlError::Refused(fault.text));
         }
@@ -112,66 +136,96 @@ impl Admission {
             }
         }
         let config = self.configuration.settings_with(&new).policy();
-        faults.extend(self.prepare(&changes, &config));
-        if !faults.is_empty() {
-            self.give_up(&changes);
-            let problems = faults.into_iter().map(|fault| fault.in_file(&new));
-            let problems = problems.collect();
-            return Err(refused(&new.invalid(problems)));
+        let moving = |change: &Change<'_>| (change.member.vm.id, change.kept());
+        let moving = changes.iter().map(moving).collect();
+        let pools = self.pools_of_file(&new, &moving, &config);
+        let mut problems = Vec::new();
+        match &pools {
+            Ok(pools) => faults.extend(self.prepare(&changes, pools.list(), &config)),
+            Err(problem) => problems.push(problem.clone()),
         }
+        problems.extend(faults.into_iter().map(|fault| fault.in_file(&new)));
+        let pools = match pools {
+            Ok(pools) if problems.is_empty() => pools,
+            _ => {
+                self.give_up(&changes);
+                return Err(refused(&new.invalid(problems)));
+            }
+        };
         let vms = changes.iter().map(|c| c.member.vm.params.name.clone());
         let vms: Vec<String> = vms.collect();
         let file = new.path.display().to_string();
         let settings = self.configuration.replace_file(new);
+        let pools = self.configuration.resource_pools.replace(pools);
         self.apply(changes);
         Ok(ReloadReport {
             file,
             settings,
             vms,
+            pools,
         })
     }
 
     /// Does everything that can be refused; returns what was refused. If anything was, the caller gives the changes
     /// up.
-    fn prepare<'a>(&self, changes: &[Change<'a>], config: &Config) -> Vec<Fault<'a>> {
-        let mut faults = self.check_promises(changes, config);
+    fn prepare<'a>(
+        &self,
+        changes: &[Change<'a>],
+        pools: &[ResourcePool],
+        config: &Config,
+    ) -> Vec<Fault<'a>> {
+        let mut faults = self.check_promises(changes, pools, config);
         let swap = changes.iter().map(|change| self.prepare_swap(change));
         faults.extend(swap.filter_map(Result::err));
         faults
     }
 
-    /// Checks that the VMs may be promised what the changes ask for; returns a fault for each that may not.
-    fn check_promises<'a>(&self, changes: &[Change<'a>], config: &Config) -> Vec<Fault<'a>> {
-        let mut snapshot = self.with_promises();
-        let (raise, lower): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.raises());
-        let mut faults = Vec::new();
-        // First the reservations that become smaller, because others may have what these give up.
-        for change in lower.into_iter().chain(raise) {
+    /// Checks that the VMs may be promised what the changes ask for; returns a fault for each that may not. `pools` are
+    /// those that there will be. What the pools themselves may promise was checked before.
+    fn check_promises<'a>(
+        &self,
+        changes: &[Change<'a>],
+        pools: &[ResourcePool],
+        config: &Config,
+    ) -> Vec<Fault<'a>> {
+        let mut host = self.with_promises(pools);
+        let place = |host: &HostSnapshot, change: &Change<'_>| {
             let id = change.member.vm.id;
-            let Some(at) = snapshot.vms.iter().position(|vm| vm.id == id) else {
+            host.vms.iter().position(|vm| vm.id == id)
+        };
+        // First what is given up, because others may have it.
+        for change in changes {
+            if let Some(at) = place(&host, change) {
+                let kept = change.kept();
+                host.vms[at].reservation = host.vms[at].reservation.min(kept);
+            }
+        }
+        let mut faults = Vec::new();
+        for change in changes {
+            let Some(at) = place(&host, change) else {
                 continue;
             };
-            // Taken out while the new one is asked for, which replaces it.
-            let before = std::mem::replace(&mut snapshot.vms[at].reservation, Pages(0));
-            let asked = policy::VmParams {
-                size: snapshot.vms[at].size,
+            let before = Ledger::of(&host, config);
+            let now = host.vms[at].clone();
+            match resource_pools::find(pools, &change.new.now.pool) {
+                Ok(pool) => host.vms[at].resource_pool = pool,
+                Err(unknown) => {
+                    faults.push(change.fault("pool")(&InFull(unknown.in_full())));
+                    continue;
+                }
+            }
+            host.vms[at].reservation = change.reservation();
+            let asked = Asked {
                 reservation: change.reservation(),
-                limit: None,
                 // The VM runs, so its overhead is charged already.
                 overhead: Pages(0),
+                by_pool: false,
             };
-            let admitted = if change.raises() {
-                policy::admit(&snapshot, config, &asked)
-            } else {
-                Ok(())
-            };
-            snapshot.vms[at].reservation = match admitted {
-                Ok(()) => asked.reservation,
-                Err(error) => {
-                    faults.push(change.fault("reservation")(&error));
-                    before
-                }
-            };
+            let after = Ledger::of(&host, config);
+            if let Err(refusal) = before.allows(&after, &host, asked) {
+                faults.push(change.fault(change.asks_by())(&refusal));
+                host.vms[at] = now;
+            }
         }
         faults
     }

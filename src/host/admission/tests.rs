@@ -27,7 +27,12 @@ fn guest_that_is_not_powered_on_in_the_end_leaves_nothing() {
     let rig = Rig::new(None);
     let before = rig.budget.used();
     let admitted = rig.admission.admit(&hello("a", 1024)).expect("room");
-    assert_eq!(rig.members.promised(), [(Pages(1024), Pages(0))]);
+    let promise = Promise {
+        size: Pages(1024),
+        reservation: Pages(0),
+        pool: "root".to_owned(),
+    };
+    assert_eq!(rig.members.promised(), [("a".to_owned(), promise)]);
     let charged = rig.budget.used().saturating_sub(before);
     assert_eq!(charged, admitted.params.metadata());
     assert_eq!(rig.pools.all().len(), 1);
@@ -281,4 +286,158 @@ fn power_on_that_finds_no_memory_is_refused_and_leaves_nothing() {
     assert!(tables.count() >= 4, "{refusals:#?}");
     let of_swap = |why: &String| why.contains("the digests of its swap file");
     assert!(refusals.iter().any(of_swap), "{refusals:#?}");
+}
+
+fn pool(words: &str) -> crate::settings::PoolPatch {
+    crate::settings::PoolPatch::from_words(words.split_whitespace()).expect("valid")
+}
+
+fn vm_patch(words: &str) -> crate::settings::VmPatch {
+    crate::settings::VmPatch::from_words(words.split_whitespace()).expect("valid")
+}
+
+#[test]
+fn guest_is_admitted_into_its_pool_and_counts_there_from_the_handshake_on() {
+    let rig = Rig::new(None);
+    rig.admission
+        .add_pool("prod", &pool("reservation=20M expandable=no"))
+        .expect("room");
+    let into = |name: &str, mib| Hello {
+        resource_pool: "prod".to_owned(),
+        reservation: pages(mib),
+        ..hello(name, pages(24))
+    };
+    let first = rig.admission.admit(&into("a", 16)).expect("room");
+    let error = refused(&rig, &into("b", 8));
+    assert!(
+        error.contains("`prod`") && error.contains("at most 4.0 MiB"),
+        "{error}"
+    );
+    let removed = rig
+        .admission
+        .remove_pool("prod")
+        .expect_err("a is on its way");
+    assert!(removed.to_string().contains("VMs a are in it"), "{removed}");
+    drop(first);
+    rig.admission.admit(&into("b", 8)).expect("room again");
+    rig.admission.remove_pool("prod").expect("it is empty");
+    let error = refused(&rig, &into("b", 8));
+    assert!(error.contains("no resource pool `prod`"), "{error}");
+}
+
+#[test]
+fn vm_moves_only_where_its_reservation_fits_and_keeps_its_place_otherwise() {
+    let rig = Rig::new(None);
+    for (name, words) in [
+        ("a", "reservation=16M expandable=no"),
+        ("b", "reservation=8M expandable=no"),
+    ] {
+        rig.admission.add_pool(name, &pool(words)).expect("room");
+    }
+    let vm = rig.run(&Hello {
+        resource_pool: "a".to_owned(),
+        reservation: pages(12),
+        ..hello("vm", pages(24))
+    });
+    let error = rig
+        .admission
+        .change(&vm, &vm_patch("pool=b"))
+        .expect_err("too small");
+    assert!(
+        error.to_string().contains("`b`") && error.to_string().contains("4.0 MiB is missing"),
+        "{error}"
+    );
+    assert_eq!(vm.settings().pool, "a");
+    rig.admission
+        .change(&vm, &vm_patch("pool=b reservation=8M"))
+        .expect("it fits");
+    let (ledger, host) = rig.admission.promises();
+    let promised = |name: &str| {
+        let at = host
+            .resource_pools
+            .iter()
+            .position(|pool| pool.name == name);
+        ledger.promised(at.expect("there")).bytes()
+    };
+    assert_eq!(["a", "b"].map(promised), [0, 8].map(Bytes::from_mib));
+    // What the pools have is theirs, whoever is in them.
+    assert_eq!(ledger.host().reserved, Bytes::from_mib(24).pages());
+    let error = rig
+        .admission
+        .set_pool("b", &pool("reservation=4M"))
+        .expect_err("promised");
+    assert!(
+        error.to_string().contains("`b` has promised 8.0 MiB"),
+        "{error}"
+    );
+    rig.admission
+        .set_pool("b", &pool("reservation=4M expandable=yes"))
+        .expect("from the host");
+}
+
+/// Pools and VMs of a file are one change: what one gives up another may have, and one fault keeps all.
+#[test]
+fn reload_changes_pools_and_their_vms_together_or_not_at_all() {
+    let rig = Rig::new(Some(
+        "[pool.a]\nreservation = '32M'\nexpandable = false\n[vm.vm]\npool = 'a'\nreservation = '20M'\n",
+    ));
+    let vm = rig.run(&hello("vm", pages(24)));
+    assert_eq!(
+        (vm.settings().pool, vm.settings().reservation),
+        ("a".to_owned(), Bytes::from_mib(20).pages())
+    );
+    let before = rig.configuration.resource_pools.list();
+    for (text, parts) in [
+        ("", &["VM"][..]),
+        (
+            "[pool.b]\n[vm.vm]\npool = 'a'\n",
+            &["toml:3", "VM `vm`", "no resource pool `a`"],
+        ),
+        (
+            "[pool.a]\nreservation = '8M'\nexpandable = false\n[vm.vm]\npool = 'a'\nreservation = '20M'\n",
+            &["toml:2", "`a` has promised 20.0 MiB"],
+        ),
+        (
+            "[pool.a]\nreservation = '60M'\n[vm.vm]\npool = 'a'\nreservation = '20M'\n",
+            &["exceed the unreserved"],
+        ),
+        (
+            "[pool.a]\nparent = 'b'\n[pool.b]\nparent = 'a'\n",
+            &["circle", "`a` in `b`"],
+        ),
+        (
+            "[pool.a]\nlimits = '8M'\n",
+            &["toml:2", "`limits`", "allowed: limit"],
+        ),
+    ] {
+        rig.rewrite(text);
+        match rig.admission.reload() {
+            // A VM whose table is gone goes back to where its guest wanted to be.
+            Ok(_) => {
+                assert_eq!(text, "");
+                assert_eq!(
+                    (
+                        vm.settings().pool,
+                        rig.configuration.resource_pools.list().len()
+                    ),
+                    ("root".to_owned(), 1)
+                );
+                rig.rewrite("[pool.a]\nreservation = '32M'\nexpandable = false\n[vm.vm]\npool = 'a'\nreservation = '20M'\n");
+                rig.admission.reload().expect("as it was");
+            }
+            Err(error) => {
+                for part in parts {
+                    assert!(error.to_string().contains(part), "no `{part}` in {error}");
+                }
+            }
+        }
+        assert_eq!(rig.configuration.resource_pools.list(), before, "{text}");
+        assert_eq!(vm.settings().pool, "a");
+    }
+    rig.rewrite("[pool.b]\nreservation = '32M'\nexpandable = false\n[vm.vm]\npool = 'b'\nreservation = '24M'\n");
+    let report = rig.admission.reload().expect("what a had, b has");
+    assert_eq!(
+        (report.pools, report.vms),
+        (vec!["a".to_owned(), "b".to_owned()], vec!["vm".to_owned()])
+    );
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::plan::{Plan, VmPlan};
 use super::super::policies::Policy;
+use super::super::resource_pool::ROOT;
 use super::super::snapshot::HostSnapshot;
 use super::super::{Config, FreeState, Thresholds};
 use crate::units::Pages;
@@ -39,6 +40,12 @@ pub enum Input {
     NoTax,
     /// Its limit: none.
     NoLimit,
+    /// Its resource pool: none, so that it stands at the root.
+    NoPool,
+    /// The shares of resource pools: they grow with what is in them.
+    ScalableShares,
+    /// The limits of the resource pools around it: none.
+    NoPoolLimit,
     /// Its balloon agent: alive.
     AgentAlive,
     /// Its balloon: left to the policy.
@@ -86,6 +93,7 @@ fn inputs(host: &HostSnapshot, config: &Config, now: &Plan, at: usize) -> Vec<In
     if vm.limit.is_some_and(|limit| limit < vm.size) {
         inputs.push(Input::NoLimit);
     }
+    inputs.extend(of_pools(host, at));
     if vm.balloon_by_hand.is_some() {
         inputs.push(Input::NotByHand);
     }
@@ -96,6 +104,24 @@ fn inputs(host: &HostSnapshot, config: &Config, now: &Plan, at: usize) -> Vec<In
     if let Some((state, from)) = thresholds.above(now.state) {
         let pages = from.saturating_sub(host.free());
         inputs.push(Input::Free { pages, state });
+    }
+    inputs
+}
+
+/// The things that could be different about the resource pools around a VM.
+fn of_pools(host: &HostSnapshot, at: usize) -> Vec<Input> {
+    let pools: Vec<usize> = host.pools_around(at).filter(|pool| *pool != ROOT).collect();
+    let mut inputs = Vec::new();
+    if !pools.is_empty() {
+        inputs.push(Input::NoPool);
+    }
+    let parent = |pool: &usize| host.resource_pools[*pool].parent;
+    if pools.iter().any(|pool| !host.is_scalable(parent(pool))) {
+        inputs.push(Input::ScalableShares);
+    }
+    let limit = |pool: &usize| host.resource_pools[*pool].limit;
+    if pools.iter().any(|pool| limit(pool).is_some()) {
+        inputs.push(Input::NoPoolLimit);
     }
     inputs
 }
@@ -115,12 +141,23 @@ fn with(
     input: Input,
 ) -> (HostSnapshot, Config) {
     let (mut host, mut config) = (host.clone(), *config);
+    let around: Vec<usize> = host.pools_around(at).collect();
     let vm = &mut host.vms[at];
     match input {
         Input::Shares(shares) => vm.shares = shares,
         Input::Reservation(pages) => vm.reservation = pages,
         Input::NoTax => config.idle_tax_percent = 0,
         Input::NoLimit => vm.limit = None,
+        Input::NoPool => vm.resource_pool = ROOT,
+        Input::ScalableShares => {
+            let pools = host.resource_pools.iter_mut();
+            pools.for_each(|pool| pool.scalable = true);
+        }
+        Input::NoPoolLimit => {
+            for at in around.into_iter().filter(|at| *at != ROOT) {
+                host.resource_pools[at].limit = None;
+            }
+        }
         Input::AgentAlive => (vm.agent, vm.agent_alive) = (true, true),
         Input::NotByHand => vm.balloon_by_hand = None,
         Input::Free { pages, .. } => {
@@ -167,6 +204,9 @@ impl fmt::Display for Input {
             Self::Reservation(pages) => write!(f, "a reservation of {}", pages.bytes()),
             Self::NoTax => f.write_str("no idle memory tax"),
             Self::NoLimit => f.write_str("no limit"),
+            Self::NoPool => f.write_str("the VM in no resource pool"),
+            Self::ScalableShares => f.write_str("scalable shares in all resource pools"),
+            Self::NoPoolLimit => f.write_str("no limit of a resource pool"),
             Self::AgentAlive => f.write_str("a balloon agent that moves"),
             Self::NotByHand => f.write_str("the balloon left to the policy"),
             Self::Free { pages, state } => {

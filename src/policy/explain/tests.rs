@@ -11,6 +11,7 @@ fn host() -> HostSnapshot {
     };
     HostSnapshot {
         least_free: None,
+        resource_pools: Vec::new(),
         budget: Pages(100_000),
         used: Pages(97_000),
         state: FreeState::High,

@@ -101,6 +101,7 @@ mod tests {
             budget: Pages(1000),
             used: Pages(600),
             least_free: None,
+            resource_pools: Vec::new(),
             state: FreeState::High,
             vms: Vec::new(),
             seed: 0,

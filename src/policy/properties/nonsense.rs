@@ -47,11 +47,36 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
     })
 }
 
+/// A resource pool whose parent may be anywhere, also in itself.
+fn pool() -> impl Strategy<Value = ResourcePool> {
+    let parent = prop_oneof![4 => 0_usize..5, 1 => any::<usize>()];
+    let limit = proptest::option::of(pages());
+    (parent, any::<u32>(), pages(), limit, any::<bool>()).prop_map(
+        |(parent, shares, reservation, limit, scalable)| ResourcePool {
+            parent,
+            shares,
+            reservation,
+            limit,
+            scalable,
+            ..ResourcePool::default()
+        },
+    )
+}
+
 fn host() -> impl Strategy<Value = HostSnapshot> {
-    let vms = proptest::collection::vec(vm(), 0..6);
-    (pages(), pages(), state(), vms, any::<u64>()).prop_map(|(budget, used, state, vms, seed)| {
+    let vms = (vm(), prop_oneof![4 => 0_usize..5, 1 => any::<usize>()]);
+    let vms = proptest::collection::vec(vms, 0..6);
+    let pools = proptest::collection::vec(pool(), 0..5);
+    let fields = (pages(), pages(), state(), vms, any::<u64>(), pools);
+    fields.prop_map(|(budget, used, state, vms, seed, resource_pools)| {
+        let vms = vms.into_iter().map(|(vm, resource_pool)| VmSnapshot {
+            resource_pool,
+            ..vm
+        });
+        let vms = vms.collect();
         HostSnapshot {
             least_free: None,
+            resource_pools,
             budget,
             used,
             state,

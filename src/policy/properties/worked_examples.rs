@@ -21,6 +21,7 @@ fn worked_host() -> HostSnapshot {
     };
     HostSnapshot {
         least_free: None,
+        resource_pools: Vec::new(),
         budget: Pages(100_000),
         used: Pages(97_000),
         state: FreeState::High,
@@ -191,6 +192,7 @@ fn admission_counts_reservations_metadata_and_what_stays_free() {
         reservation: Pages(reservation),
         limit: None,
         overhead: Pages(100),
+        resource_pool: ROOT,
     };
     // 100 000 - 50 000 reserved - 2000 metadata - 6400 free = 41 600.
     assert_eq!(admit(&host, &config, &vm(41_500)), Ok(()));
@@ -242,6 +244,7 @@ fn worked_example_figure_7() {
         let overhead = budget.0 - aim.0 - mib(available).0;
         let host = HostSnapshot {
             least_free: None,
+            resource_pools: Vec::new(),
             budget,
             used: Pages(overhead + mib(2 * 179).0),
             state: FreeState::Soft,
@@ -269,6 +272,7 @@ fn worked_example_boche() {
     };
     let host = HostSnapshot {
         least_free: None,
+        resource_pools: Vec::new(),
         budget: Pages(gib(8)),
         used: Pages(gib(8) * 97 / 100),
         state: FreeState::Soft,

@@ -154,6 +154,7 @@ fn balloon_that_moves_a_little_keeps_its_target() {
         let used = METADATA + vms.iter().map(|vm| vm.backing().0).sum::<u64>();
         HostSnapshot {
             least_free: None,
+            resource_pools: Vec::new(),
             budget: Pages(budget),
             used: Pages(used),
             state: FreeState::High,

@@ -19,6 +19,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ),
     ("vms[].pid", "the same"),
     ("vms[].name", "the label `vm`"),
+    ("pools[].name", "the label `pool`"),
     ("health.why", "a sentence"),
     ("vms[].health.why", "the same"),
     ("vms[].rates.", "whoever asks makes rates of the counters"),
@@ -86,6 +87,11 @@ fn names_end_in_their_units_and_fields_count_in_theirs() {
                 name.starts_with("memvisor_vm"),
                 "{name} {path}"
             );
+            assert_eq!(
+                path.starts_with(OF_POOL),
+                name.starts_with("memvisor_resource_pool"),
+                "{name} {path}"
+            );
         }
     }
     let names: BTreeSet<_> = TABLE.iter().map(|metric| metric.name).collect();
@@ -104,7 +110,9 @@ fn values_are_those_of_the_status_in_base_units() {
         "memvisor_host_budget_bytes 268435456",
         "memvisor_host_threshold_bytes{state=\"low\"} 2097152",
         "memvisor_host_overcommit_ratio{average=\"one_minute\"} 0.48",
-        "memvisor_vm_info{vm=\"web\",id=\"1\",engine=\"uffd\",workload=\"kv\"} 1",
+        "memvisor_vm_info{vm=\"web\",id=\"1\",engine=\"uffd\",workload=\"kv\",pool=\"prod\"} 1",
+        "memvisor_resource_pool_limit_bytes{pool=\"prod\"} 201326592",
+        "memvisor_resource_pool_shares{pool=\"prod\",which=\"inner_shares\"} 2560",
         "memvisor_vm_memory_bytes{vm=\"web\",home=\"resident\"} 73400320",
         "memvisor_vm_memory_bytes{vm=\"database-primary-01\",home=\"swapped\"} 4194304",
         "memvisor_vm_fault_latency_seconds{vm=\"web\",percentile=\"p99\"} 0.00024",
@@ -159,7 +167,7 @@ fn text_of_a_guest_stays_in_its_quotes() {
     status.vms[0].workload = "a\\\"} 1\n# EOF".to_owned();
     let text = openmetrics(&status);
     assert!(
-        text.contains("workload=\"a\\\\\\\"} 1\\n# EOF\"} 1\n"),
+        text.contains("workload=\"a\\\\\\\"} 1\\n# EOF\",pool=\"prod\"} 1\n"),
         "{text}"
     );
 }

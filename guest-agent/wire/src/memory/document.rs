@@ -51,6 +51,7 @@ fn shim_says() -> Vec<Message> {
             salt: None,
             workload: "kv,size=128M".to_owned(),
             inline: true,
+            resource_pool: String::new(),
         }),
         Message::Ready(Ready {
             base: 0x7f00_0000_0000,

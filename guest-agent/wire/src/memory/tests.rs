@@ -38,6 +38,7 @@ fn message() -> impl Strategy<Value = Message> {
                     salt,
                     workload: "kv".to_owned(),
                     inline,
+                    resource_pool: "prod".to_owned(),
                 })
             }),
         (any::<u32>(), any::<u64>(), any::<[u32; 2]>()).prop_map(|(vm, token, [frames, arena])| {
