@@ -1,5 +1,7 @@
 //! The client side of the control API, for commands that do nothing else while they wait for an answer.
 
+mod pools;
+
 use std::io;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -19,10 +21,8 @@ use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
 use super::{AgentToken, BalloonRequest, ErrorBody, ReloadReport, SettingRequest, UnswapRequest};
-use crate::settings::{
-    DEFAULT, Key, PoolPatch, PoolSettingsError, Scalar, SettingView, VmPatch, check_pool_name,
-};
-use crate::telemetry::{HostStatus, PoolStatus, VmStatus};
+use crate::settings::{DEFAULT, Key, PoolSettingsError, Scalar, SettingView, VmPatch};
+use crate::telemetry::{HostStatus, VmStatus};
 use crate::units::Bytes;
 
 /// The longest wait for an answer; the daemon answers within milliseconds unless it is stuck.
@@ -195,42 +195,6 @@ impl Client {
             .and_then(|answer| answer.decode())
     }
 
-    /// All resource pools, the root first and each after its parent.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub fn pools(&self) -> Result<Vec<PoolStatus>, ClientError> {
-        self.request(Method::GET, "/v1/pools", None::<&()>)
-            .and_then(|answer| answer.decode())
-    }
-
-    /// Adds a resource pool.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`] if there is one of that name or it does not fit, else as any.
-    pub fn add_pool(&self, name: &str, patch: &PoolPatch) -> Result<PoolStatus, ClientError> {
-        self.request(Method::PUT, &pool_path(name)?, Some(patch))
-            .and_then(|answer| answer.decode())
-    }
-
-    /// Changes settings of a resource pool, all of them or none.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`] if there is no such pool or it cannot be so, else as any.
-    pub fn set_pool(&self, name: &str, patch: &PoolPatch) -> Result<PoolStatus, ClientError> {
-        self.request(Method::PATCH, &pool_path(name)?, Some(patch))
-            .and_then(|answer| answer.decode())
-    }
-
-    /// Removes a resource pool.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`] if there is no such pool or something is in it, else as any.
-    pub fn remove_pool(&self, name: &str) -> Result<(), ClientError> {
-        self.request(Method::DELETE, &pool_path(name)?, None::<&()>)
-            .map(drop)
-    }
-
     /// What a balloon agent of a VM says in its `START`.
     ///
     /// # Errors
@@ -339,11 +303,6 @@ fn vm_path(name: &str) -> Result<String, NameError> {
     // Checked here, because a name with a slash would ask for something else.
     check_vm_name(name)?;
     Ok(format!("/v1/vms/{name}"))
-}
-
-fn pool_path(name: &str) -> Result<String, PoolSettingsError> {
-    check_pool_name(name)?;
-    Ok(format!("/v1/pools/{name}"))
 }
 
 fn setting_path(key: Key) -> String {

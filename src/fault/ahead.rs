@@ -5,16 +5,12 @@
 //! ones too. So a fault brings more pages the longer its stream is ([`Streams`]), and one page when it is not part of a
 //! stream. When memory is short, it is kept for pages that somebody asks for.
 
-use memvisor_wire::streams::{MAX_AHEAD, Streams};
+use memvisor_wire::streams::Streams;
 
 use super::resolve::{Access, FaultError, Outcome, resolve};
 use crate::page::Home;
 use crate::units::Gfn;
 use crate::vm::Vm;
-
-/// The part of the budget, one page in so many, that must be free beside the reserve for pages to be given ahead.
-/// Reclaim keeps more than that free as long as it keeps up with the guests.
-const FREE_PART: u64 = 256;
 
 /// Serves a fault, and gives pages behind it if it is part of a stream.
 ///
@@ -41,13 +37,5 @@ fn may_give(vm: &Vm, home: Home) -> bool {
         home,
         Home::Untouched | Home::Compressed(_) | Home::Swapped(_)
     );
-    is_worth_it && has_room(vm)
-}
-
-/// Whether there is room for pages that nobody has asked for.
-pub(crate) fn has_room(vm: &Vm) -> bool {
-    // They must not bring the VM to its ceiling, where its next fault would have to wait.
-    let is_below_ceiling = vm.held().0.saturating_add(MAX_AHEAD.into()) < vm.orders.ceiling().0;
-    let is_free = vm.budget.spare().0 >= vm.budget.total().0 / FREE_PART;
-    is_free && is_below_ceiling
+    is_worth_it && vm.has_room()
 }

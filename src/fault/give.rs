@@ -18,8 +18,7 @@ use super::resolve::{Access, FaultError, Outcome, ask, cause_at};
 use crate::engine::{Content, EngineKind, Reply};
 use crate::page::{Entry, Home, PageGuard};
 use crate::seeded::Seeded;
-use crate::swap::SlotRun;
-use crate::units::{Gfn, GfnRun, PageBuf, SlotId};
+use crate::units::{Gfn, GfnRun, PageBuf};
 use crate::vm::{Counter, Vm};
 
 /// Gives the guest the page `requested`, and the pages of `range` around it that are `wanted`. Either all pages of the
@@ -50,7 +49,7 @@ pub(super) fn give<'a>(
     let behind = lock_run(vm, range.iter().filter(|next| *next > gfn), wanted);
     // Away from the page in both directions: a page that ends the run must not leave a gap next to the requested one.
     let before = lock_run(vm, range.iter().rev().filter(|next| *next < gfn), wanted);
-    let swapped = read_together(vm, &requested, &behind);
+    let swapped = vm.read_together(&requested, &behind);
     let mut requested = requested;
     // First, because only its error ends the attempt: copies of shared neighbours that were charged before it would be
     // neither completed nor given back.
@@ -83,7 +82,7 @@ fn count(pages: &[PageGuard<'_>]) -> u32 {
 }
 
 /// Locks pages one after the other, up to the first one that ends the run.
-pub(super) fn lock_run<'a>(
+fn lock_run<'a>(
     vm: &'a Vm,
     gfns: impl Iterator<Item = Gfn>,
     wanted: &dyn Fn(Gfn, Entry) -> bool,
@@ -167,32 +166,6 @@ fn counter(vm: &Vm, home: Home) -> Option<&Counter> {
         Home::Swapped(_) => Some(&stats.refill_swap),
         // A resident page was frozen for a move that was given up. A shared page becomes resident in `complete`.
         Home::Resident | Home::Shared(_) => None,
-    }
-}
-
-/// Reads a swapped page that was asked for together with those behind it that follow it in the swap file: reading eight
-/// pages takes hardly longer than reading one. Returns nothing where each page is to be read in its turn.
-pub(super) fn read_together(
-    vm: &Vm,
-    requested: &PageGuard<'_>,
-    behind: &[PageGuard<'_>],
-) -> Vec<PageBuf> {
-    let Home::Swapped(start) = requested.home() else {
-        return Vec::new();
-    };
-    let slots = (1..).map_while(|step| start.0.checked_add(step));
-    let follows =
-        |(page, slot): &(&PageGuard<'_>, u32)| page.home() == Home::Swapped(SlotId(*slot));
-    let more = behind.iter().zip(slots).take_while(follows).count();
-    if more == 0 {
-        return Vec::new();
-    }
-    let mut pages = vec![PageBuf::zeroed(); more + 1];
-    let len = u32::try_from(more + 1).unwrap_or(u32::MAX);
-    // One of them may be damaged. Then each is read alone, so that the others are not lost with it.
-    match vm.swap.read_run(SlotRun { start, len }, &mut pages) {
-        Ok(()) => pages,
-        Err(_) => Vec::new(),
     }
 }
 

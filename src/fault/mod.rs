@@ -38,16 +38,14 @@ mod follow;
 mod give;
 mod resolve;
 mod thread;
-mod unasked;
 mod waiting;
 mod watch;
 
 pub use self::core::Core;
-pub(crate) use ahead::{has_room, resolve_in_stream};
+pub(crate) use ahead::resolve_in_stream;
 pub use attach::Attacher;
 pub use driver::{Driver, Event};
 pub use ended::Ended;
 pub(crate) use resolve::cause_at;
 pub use resolve::{Access, FaultError, Outcome, Pending, complete, resolve};
 pub use thread::{FaultThread, Faulter};
-pub(crate) use unasked::bring_back;

@@ -45,6 +45,17 @@ impl Generation {
     /// All of them, the oldest first.
     pub const ALL: [Self; 4] = [Self::G2002, Self::G41, Self::G50, Self::G60];
 
+    /// The names of all of them, in the order of [`Self::ALL`].
+    pub const NAMES: [&str; Self::ALL.len()] = {
+        let mut names = [""; Self::ALL.len()];
+        let mut at = 0;
+        while at < names.len() {
+            names[at] = Self::ALL[at].name();
+            at += 1;
+        }
+        names
+    };
+
     /// Its name: `2002`, `4.1`, `5.0` or `6.0`.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -9,9 +9,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::fault::{bring_back, has_room};
-use crate::page::Home;
-use crate::units::{Gfn, GfnRun, Pages, SlotId};
+use crate::engine::{Content, EngineKind};
+use crate::page::{Home, PageGuard, Urgency};
+use crate::units::{Gfn, GfnRun, PageBuf, Pages, SlotId};
 use crate::vm::Vm;
 
 /// Slices a second.
@@ -117,5 +117,58 @@ impl Unswapper {
 
 /// Whether so much is free, and the VM holds so little, that pages may come which nobody has asked for.
 fn is_free(vm: &Vm) -> bool {
-    vm.budget.beyond_aim() > Pages(vm.budget.total().0 / MARGIN) && has_room(vm)
+    vm.budget.beyond_aim() > Pages(vm.budget.total().0 / MARGIN) && vm.has_room()
+}
+
+/// Brings back the first page of `run` if it is in the swap file, and those behind it that follow it there. Returns how
+/// many came. A page that is busy, sampled or damaged stays where it is until its guest touches it.
+fn bring_back(vm: &Vm, run: GfnRun) -> u32 {
+    let can_come = |page: &PageGuard<'_>| {
+        matches!(page.home(), Home::Swapped(_)) && !page.entry().is_sampled()
+    };
+    let lock = |gfn| {
+        let is_swapped = matches!(vm.table.entry(gfn).home(), Home::Swapped(_));
+        let page = is_swapped.then(|| vm.try_lock(gfn)).flatten();
+        page.filter(can_come)
+    };
+    let pages: Vec<_> = run.iter().map_while(lock).collect();
+    let Some((first, behind)) = pages.split_first() else {
+        return 0;
+    };
+    let mut read = vm.read_together(first, behind);
+    if read.is_empty() {
+        let mut page = PageBuf::zeroed();
+        let is_read = match first.home() {
+            Home::Swapped(slot) => vm.swap.read(slot, &mut page).is_ok(),
+            _ => false,
+        };
+        read.extend(is_read.then_some(page));
+    }
+    let come = pages.iter().zip(&read);
+    let come = come.take_while(|(page, content)| vm.has_room() && place(vm, page, content));
+    let come = u32::try_from(come.count()).unwrap_or(u32::MAX);
+    vm.stats.unswapped.add(come.into());
+    come
+}
+
+/// Makes a locked page resident that is in the swap file. Whether memory and the engine allowed it. It counts neither as
+/// a refill nor as wanted back, because nobody has wanted it.
+fn place(vm: &Vm, page: &PageGuard<'_>, content: &PageBuf) -> bool {
+    let budget = &vm.budget;
+    // As a first touch, it leaves the whole reserve to faults, and faults that wait come first.
+    if budget.is_awaited(Urgency::Touch) || !budget.take(1, Urgency::Touch) {
+        return false;
+    }
+    let content = Content::Bytes(content);
+    if vm.engine.provide(page.gfn(), content).is_err() {
+        budget.give(1);
+        return false;
+    }
+    let old = page.home();
+    page.set_home(Home::Resident);
+    vm.release(old);
+    if vm.engine.kind() == EngineKind::Uffd {
+        page.set_open();
+    }
+    true
 }

@@ -214,7 +214,7 @@ host_settings! {
     /// the free-memory states and their thresholds, by the version of ESX that had them (2002: the paper)
     Memvisor.FreeStates => free_states: Generation {
         group: "free memory",
-        kind: Kind::Choice(&GENERATIONS),
+        kind: Kind::Choice(&Generation::NAMES),
         esx: Value::Choice(Generation::G60.name()),
         lab: Value::Choice(Generation::G50.name()) => "a budget of some hundred MiB would be 24 % idle: 6.0 acts below \
             4 times what 5.0 keeps free, on a small host a quarter of it",
@@ -348,17 +348,6 @@ host_settings! {
         deviation: "no setting in ESX, where an operator asks for it",
     }
 }
-
-/// The names of all generations.
-const GENERATIONS: [&str; Generation::ALL.len()] = {
-    let mut names = [""; Generation::ALL.len()];
-    let mut at = 0;
-    while at < names.len() {
-        names[at] = Generation::ALL[at].name();
-        at += 1;
-    }
-    names
-};
 
 const fn millis(millis: u64) -> Value {
     Value::Time(Duration::from_millis(millis))

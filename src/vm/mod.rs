@@ -2,10 +2,11 @@
 //!
 //! Two threads work on a VM, and only the page locks keep them apart:
 //!
-//! - the *fault thread* ([`crate::fault`]) gives pages to the guest: it is the only thread that makes
-//!   pages resident;
+//! - the *fault thread* ([`crate::fault`]) gives pages to the guest: it alone makes pages resident that a thread
+//!   waits for;
 //! - the *worker* ([`crate::reclaim`]) takes pages away: it scans, shares, evicts and fills the
-//!   balloon, and is the only thread that gives resident pages another home.
+//!   balloon, and is the only thread that gives resident pages another home. While memory is free, it can bring
+//!   swapped pages back that nobody waits for.
 //!
 //! Threads of the guest itself may make pages resident, if the pages were offered and paid for
 //! ([`crate::page::Claims`]). Whoever locks such a page next moves it in the page table.
@@ -24,6 +25,7 @@ mod settled;
 mod stall;
 mod stats;
 mod turn;
+mod unasked;
 mod vmas;
 
 use std::io;
