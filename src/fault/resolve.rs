@@ -221,7 +221,7 @@ pub fn complete(vm: &Vm, pending: Pending) {
                 vm.release_frame_of(&pool, frame);
             }
             // The guest writes this page: the scanner would merge it only for the next break.
-            vm.table.back_off(page.gfn());
+            vm.table.note_undone(page.gfn());
             vm.stats.breaks.one();
         }
         page.set_open();

@@ -30,6 +30,7 @@
 //! offer, by the home that the page has then. A page that the guest has claimed cannot be locked.
 
 mod balloon;
+mod groups;
 mod guard;
 mod notes;
 mod views;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 
 use memvisor_wire::claims::{State, Words};
 
+use self::groups::Groups;
 use super::claims::{Claims, Revoked};
 use super::history::History;
 use super::home::{Home, KINDS};
@@ -139,6 +141,7 @@ pub struct PageTable {
     counts: [AtomicU64; KINDS],
     /// How many pages are locked until their guest has confirmed a mapping.
     kept: AtomicU64,
+    groups: Groups,
     history: History,
     parking: Arc<Parking>,
     /// What the guest may do by itself, if it can.
@@ -171,6 +174,7 @@ impl PageTable {
             entries: zeroes(pages as usize)?,
             counts,
             kept: AtomicU64::new(0),
+            groups: Groups::new(pages)?,
             history: History::new()?,
             parking,
             claims: None,

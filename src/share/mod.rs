@@ -33,7 +33,8 @@
 //!
 //! *Volatile pages*: a page that changed between two scans, or was broken out of sharing, is left
 //! alone for a growing number of passes. So is a page that is cleared and filled by turns: dropped whenever a pass finds
-//! zeroes, it would cost its guest a fault each time.
+//! zeroes, it would cost its guest a fault each time. A guest writes neighbours together, so when many merges of one
+//! group of neighbours are undone, the whole group is left alone (`src/page/table/groups.rs`).
 //!
 //! *A hint may be wrong* in three ways. Its page has changed since: the page's entry has another hash, and the hint is
 //! dropped. Its page has another content whose hint looks the same: the hint stays, and ours is put beside it. Its page

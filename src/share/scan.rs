@@ -43,6 +43,8 @@ pub struct Found {
 #[derive(Debug, Default)]
 pub struct Scanner {
     cursor: u32,
+    /// Whether the group of neighbours in which the cursor is rests in this pass.
+    rests: bool,
     /// Whether the engine has reported which pages of the current part were written.
     writes_known: bool,
 }
@@ -65,7 +67,9 @@ impl Scanner {
         while u64::from(self.cursor) < part.end() && found.scanned < count {
             let gfn = Gfn(self.cursor);
             self.cursor += 1;
+            self.rests = vm.table.begin_group(gfn).unwrap_or(self.rests);
             match vm.table.due_for_scan(gfn, self.writes_known) {
+                Due::Now if self.rests => found.waiting += 1,
                 Due::Now => {
                     found.scanned += 1;
                     due.push(gfn);
@@ -103,6 +107,9 @@ impl Scanner {
         let is_resident =
             |gfn| vm.table.contains(gfn) && vm.table.entry(gfn).home() == Home::Resident;
         gfns.retain(|gfn| is_resident(*gfn));
+        // The page was scanned already. Without a note it would not be scanned when its group has rested.
+        let resting = gfns.extract_if(.., |gfn| vm.table.is_resting(*gfn));
+        resting.for_each(|gfn| vm.table.note_written(gfn));
         let mut candidates = Candidates::new(vm, peers, self.writes_known);
         gfns.chunks(AT_ONCE)
             .try_for_each(|gfns| candidates.scan(gfns))?;

@@ -126,6 +126,44 @@ fn page_that_is_cleared_and_filled_by_turns_is_dropped_ever_more_seldom() {
     }
 }
 
+/// Pages that are written together lie together. By its own back-off each page would be dropped once, but after the first
+/// ones their neighbours are left alone.
+#[test]
+fn neighbours_of_pages_that_were_filled_again_are_not_dropped() {
+    const PAGES: u32 = 16;
+    for (kind, inline) in [(KINDS[0], true), (KINDS[0], false), (KINDS[1], false)] {
+        let spec = Spec {
+            inline,
+            ahead: 0,
+            ..Spec::of(kind, PAGES)
+        };
+        alone(spec, |host, guest| {
+            guest.worker.handle.change(|it| it.scan_rate = SCAN_RATE);
+            guest.write_all(noise);
+            for _ in 0..3 {
+                pass(guest);
+            }
+            for gfn in 0..PAGES {
+                guest.write(gfn, PageBuf::zeroed());
+                // It turns zero, waits because it has changed, and is dropped.
+                for _ in 0..3 {
+                    pass(guest);
+                }
+                guest.write(gfn, noise(PAGES + gfn));
+                // As the policy has it done.
+                guest.vm.settle_done();
+            }
+            let dropped = guest.vm.stats.zeroed.get();
+            let some = 1..=u64::from(PAGES / 2);
+            assert!(
+                some.contains(&dropped),
+                "{kind:?}, inline {inline}: {dropped}"
+            );
+            settle(host, vec![guest], SCAN_RATE);
+        });
+    }
+}
+
 #[test]
 fn scanner_after_any_steps_finds_all_that_is_equal_and_comes_to_rest() {
     let shared = Cell::new(0);

@@ -57,7 +57,7 @@ impl Vm {
         page.set_open();
         if let Home::Shared(frame) = old {
             self.release_frame_of(&pool, frame);
-            self.table.back_off(page.gfn());
+            self.table.note_undone(page.gfn());
             self.stats.breaks.one();
             self.stats.inline_breaks.one();
             // Until now the page counted twice, as shared and as a credit: the VM holds one page less.
@@ -65,6 +65,9 @@ impl Vm {
         } else if matches!(old, Home::Untouched | Home::Zero) {
             self.stats.first_touch.one();
             self.stats.inline_touches.one();
+            if old == Home::Zero {
+                self.table.note_undone(page.gfn());
+            }
         } else {
             page.set_refilled();
             self.release_wanted(page.gfn(), old);

@@ -64,6 +64,7 @@ impl PageTable {
 
     /// Has every resident page scanned in the next pass, even pages that were to be left alone for some passes.
     pub fn begin_anew(&self) {
+        self.trust_groups();
         (0..self.pages()).for_each(|gfn| {
             self.change(Gfn(gfn), |entry| entry & !BACKOFF | unseen(entry));
         });
