@@ -114,6 +114,11 @@ fn quiet_overcommitted_host_reports_what_the_kernel_counts() {
             host.guest(name, &words)
         });
         loaded(&host, &names, 56 * 256);
+        // A pass of the scanner may have ended just before, and the next one begins seconds later.
+        eventually("pages are shared", SETTLE, || {
+            let shared = host.status().totals.homes.shared_pages;
+            (shared > Pages(0)).then_some(())
+        });
         check_within_1_percent(&host);
         let status = host.status();
         assert!(status.totals.homes.shared_pages > Pages(0), "{status:#?}");

@@ -56,11 +56,18 @@ pub(super) enum Refusal {
         reserve: Bytes,
     },
     #[error("{}", .0.in_full())]
-    Pool(#[from] UnknownPool),
+    Pool(UnknownPool),
     #[error("no swap file")]
     Swap(#[from] SwapError),
     #[error(transparent)]
     Kernel(#[from] SystemError),
+}
+
+impl From<UnknownPool> for Refusal {
+    // Not as its source: the chain of causes would say it a second time.
+    fn from(error: UnknownPool) -> Self {
+        Self::Pool(error)
+    }
 }
 
 /// A guest that may be powered on, and everything it needs on this side.
