@@ -307,7 +307,8 @@ fn series_of(samples: &BTreeMap<Sample, f64>) -> BTreeMap<Place, Option<f64>> {
     for ((name, labels), value) in samples {
         let mut labels = labels.clone();
         let vm = labels.remove("vm").unwrap_or_default();
-        if name.ends_with("_info") {
+        // No other surface has series of resource pools.
+        if name.ends_with("_info") || labels.contains_key("pool") {
             continue;
         }
         if let Some(word) = labels.get(name) {

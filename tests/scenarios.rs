@@ -229,18 +229,24 @@ fn interruption_keeps_what_was_recorded_and_leaves_no_process() {
 #[test]
 fn guest_that_dies_without_being_asked_to_fails_the_run() {
     let dir = scratch();
-    // Nothing of that name is there when the guest starts.
-    let text = SMALL.replace(
-        "kv,size=8M,content=text,rate=16M",
-        "files:/no/such/directory,size=4M",
-    );
+    let gone = dir.path().join("gone");
+    fs::create_dir(&gone).expect("a directory");
+    fs::write(gone.join("file"), vec![7; 1 << 20]).expect("a file");
+    let workload = format!("files:{},size=4M", gone.display());
+    let text = SMALL.replace("kv,size=8M,content=text,rate=16M", &workload);
     write(dir.path(), "bad.toml", &text);
-    let (code, _, log) = ends(dir.path(), &["run", "bad.toml", "--out", "out"]);
+    let mut process = start(dir.path(), &["run", "bad.toml", "--out", "out"]);
+    let samples = dir.path().join("out/runs/1/host.csv");
+    eventually("three samples", PATIENCE, || {
+        let text = fs::read_to_string(&samples).unwrap_or_default();
+        (text.lines().count() > 3).then_some(())
+    });
+    // It is not there any more when the guest starts again.
+    fs::remove_dir_all(&gone).expect("it was there");
+    let code = process.wait(LONG).code();
+    let log = process.stderr();
     assert_eq!(code, Some(1), "{log}");
-    assert!(
-        log.contains("guest `kv-") && log.contains("/no/such/directory"),
-        "{log}"
-    );
+    assert!(log.contains("guest `kv-") && log.contains("gone"), "{log}");
     let found = result(&dir.path().join("out"));
     assert_eq!(
         (&found["whole"], &found["interrupted"]),
