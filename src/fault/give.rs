@@ -147,9 +147,6 @@ fn place<'a>(
         }
         vm.release_wanted(gfn, home);
         counter.one();
-        if home == Home::Zero {
-            vm.table.note_undone(gfn);
-        }
     }
     // Otherwise the guest's thread must map the page, and `complete` opens it when that is confirmed.
     if vm.engine.kind() == EngineKind::Uffd && page.home() == Home::Resident {

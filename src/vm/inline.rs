@@ -65,9 +65,6 @@ impl Vm {
         } else if matches!(old, Home::Untouched | Home::Zero) {
             self.stats.first_touch.one();
             self.stats.inline_touches.one();
-            if old == Home::Zero {
-                self.table.note_undone(page.gfn());
-            }
         } else {
             page.set_refilled();
             self.release_wanted(page.gfn(), old);

@@ -1,8 +1,8 @@
 //! Groups of pages whose merges are undone.
 //!
-//! A page that its guest writes after it was shared, or fills after it was dropped as zero, has cost a fault for
-//! nothing, and is left alone for some passes. Its neighbours are not: of memory that a guest rewrites as a whole, each
-//! page would be merged and broken once for each length of its back-off. What is rewritten together lies together,
+//! A page that its guest writes after it was shared has cost a fault for nothing, and is left alone for some passes. Its
+//! neighbours are not: of memory that a guest rewrites as a whole, each page would be merged and broken once for each
+//! length of its back-off. What is rewritten together lies together,
 //! so pages stand in groups of neighbours: when many merges of one group are undone between two passes, the
 //! whole group rests, and rests longer each time. A group that is scanned without that begins to be
 //! trusted again, as slowly as it lost trust.
@@ -15,6 +15,10 @@
 //!     13..16  exponent of the rest
 //!     16      RESTS    the scanner leaves the group alone in this pass
 //! ```
+//!
+//! A page that was dropped as zero and is accessed again does not count: a guest may read its zeroes again and again,
+//! and to keep them in memory for that would take the memory from others. One that is filled again backs off by
+//! itself, because a scan finds that it has changed.
 //!
 //! The words are hints. Nothing is handed over by them, so every access is Relaxed.
 
@@ -86,8 +90,8 @@ const fn after_pass(group: u32) -> u32 {
 }
 
 impl PageTable {
-    /// Notes that the merge of a page was for nothing: its guest has written the page that was shared, or accessed the
-    /// page that was dropped as zero. The page [backs off](Self::back_off), and counts against its group.
+    /// Notes that the merge of a page was for nothing: its guest has written the page that was shared. The page [backs
+    /// off](Self::back_off), and counts against its group.
     pub fn note_undone(&self, gfn: Gfn) {
         self.groups.change(gfn, |group| {
             if group & UNDONE == UNDONE {
