@@ -70,7 +70,9 @@ pub(super) struct BalloonSize(pub(super) Option<Bytes>);
 pub(super) fn pages_per_second(text: &str) -> Result<NonZeroU32, String> {
     let pages = size(text)?.pages().0;
     let pages = u32::try_from(pages).ok().and_then(NonZeroU32::new);
-    pages.ok_or_else(|| format!("`{text}` is no rate: give 4K to 16T, which is a second's worth"))
+    pages.ok_or_else(|| {
+        format!("`{text}` is no rate: write what comes in a second, from 4K to less than 16T")
+    })
 }
 
 /// Reads a [`BalloonSize`].

@@ -5,8 +5,8 @@
 //! again. Those who ran into it have told (`catalogue.rs`); so each incident is a description here, and every law is led
 //! through each, beside the controller with which it happened (`naive.rs`).
 //!
-//! **Why not with real guests.** Each would take minutes, and no two runs would be the same. `docs/balloon-lab` has one as
-//! a file for `memvisor run`, to see that real guests do it too.
+//! **Why not with real guests.** Each would take minutes, and no two runs would be the same. One is a scenario too
+//! (`docs/experiments/late-relief.toml`), to see that real guests do it as well.
 //!
 //! **What is simulated.** Guests alone (`guest.rs`): how much they use, what their agent does, and what a page costs that is
 //! not there. The rest is the code of the daemon: the policy with the law in it, the progress of agents and their relief,

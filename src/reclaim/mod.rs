@@ -9,6 +9,8 @@
 //! At every instant one valid copy exists. A page that no home takes stays where it is: its guest
 //! does not notice, and the host stays short of memory, which the policy sees.
 //!
+//! While memory is free, workers can also bring swapped pages back before their guests want them (`unswap.rs`).
+//!
 //! Each VM has a worker thread of its own. A guest that does not answer (stopped, swapped out by its
 //! own kernel, malicious) keeps only its own worker waiting.
 //!

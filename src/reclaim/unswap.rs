@@ -22,9 +22,9 @@ const FREE_FOR: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long to wait after a walk that brought nothing: pages that are sampled can come when their period is over.
 const NEXT_WALK: Duration = Duration::from_secs(10);
-/// After so many walks in a row that brought nothing an order ends, although pages are left. Periods are shorter than
-/// that takes, so those pages are damaged.
-const WALKS_IN_VAIN: u32 = 12;
+/// After so many walks in a row that brought nothing an order ends, although pages are left. That takes longer than the
+/// longest period of sampling, 180 s, so those pages are damaged.
+const WALKS_IN_VAIN: u32 = 20;
 /// Free memory beyond what reclaim aims at, one page in so many of the budget, that is left alone.
 const MARGIN: u64 = 64;
 /// Pages that are read together at most.
@@ -57,7 +57,7 @@ impl Unswapper {
         let order = vm.orders.unswap();
         let rate = order.unwrap_or(rate);
         if rate == 0 || vm.table.count(Home::Swapped(SlotId(0))) == 0 {
-            vm.orders.set_unswap(None);
+            vm.orders.end_unswap(order);
             *self = Self::default();
             return;
         }
@@ -110,7 +110,7 @@ impl Unswapper {
         self.due = Some(now + NEXT_WALK);
         if self.in_vain >= WALKS_IN_VAIN {
             // They are for their guest to ask for, which is then told.
-            vm.orders.set_unswap(None);
+            vm.orders.end_unswap(vm.orders.unswap());
         }
     }
 }

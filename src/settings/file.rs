@@ -14,12 +14,12 @@ use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
+use super::keyed::{PoolTable, VmTable};
 use super::layers::Layer;
-use super::resource_pool::{PoolPatch, PoolTable};
+use super::resource_pool::PoolPatch;
 use super::start::StartSettings;
 use super::tree::{Invalid, Keys, Problem, Reading, text_of};
 use super::vm::{VmPatch, VmSettings};
-use super::vm_table::VmTable;
 use crate::units::Bytes;
 
 /// A configuration file without a fault.
@@ -168,8 +168,9 @@ impl Reading {
         let mut found = VmTable::at(self.line(&table.span()));
         for (key, value) in table.get_ref() {
             let line = self.line(&value.span());
-            if let Err(error) = found.put(line, key, &value.to_string()) {
-                self.wrong(value.span(), &error.in_full());
+            match found.patch.put(key, &value.to_string()) {
+                Ok(key) => found.note(key, line),
+                Err(error) => self.wrong(value.span(), &error.in_full()),
             }
         }
         // Only the VM knows its size. Checked with the largest possible one, so that what can never fit is found.

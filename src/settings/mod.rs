@@ -12,8 +12,9 @@
 //! - `vm.rs`, `field.rs`, `patch.rs`, `domain.rs`: VM settings, their types, changes of them, and with which VMs
 //!   one shares pages.
 //! - `resource_pool.rs`: settings of resource pools, and the tree that these make.
+//! - `keyed.rs`: settings of either as somebody has written them, in a table of a file or in JSON.
 //! - `tree.rs`: TOML and JSON files, and all that is wrong with one.
-//! - `file.rs`, `start.rs`, `vm_table.rs`: the configuration file.
+//! - `file.rs`, `start.rs`: the configuration file.
 //!
 //! Nothing here has an effect: whoever holds the settings reads them and acts.
 
@@ -23,6 +24,7 @@ mod error;
 mod field;
 mod file;
 mod host;
+mod keyed;
 mod layers;
 #[cfg(test)]
 pub(crate) mod mistakes;
@@ -33,7 +35,6 @@ mod table;
 mod tree;
 mod value;
 mod vm;
-mod vm_table;
 
 pub use choice::{
     BalloonTakes, CacheKeeps, ChoiceError, EngineChoice, FaultsWait, ForceSalting, Profile,
@@ -42,10 +43,11 @@ pub use domain::Domain;
 pub(crate) use error::nearest;
 pub use error::{SettingError, VmSettingsError};
 pub use file::{ConfigError, ConfigFile};
+pub use keyed::{PoolTable, VmTable};
 pub use layers::{DEFAULT, Layer, Layers, Origin, SettingView};
 pub use resource_pool::{
-    POOL_KEYS, PoolKey, PoolPatch, PoolSettingsError, PoolTable, ROOT_POOL, UnknownPool,
-    check_pool_name, tree as pool_tree,
+    POOL_KEYS, PoolKey, PoolPatch, PoolSettingsError, ROOT_POOL, UnknownPool, check_pool_name,
+    tree as pool_tree,
 };
 pub use start::{HttpAddress, Memory, StartSettings};
 pub use table::{Departure, HostSettings, Key, Spec, TABLE};
@@ -54,7 +56,6 @@ pub(crate) use tree::{Keys, Reading, number, text_of};
 pub(crate) use value::shown;
 pub use value::{Kind, Scalar, Value};
 pub use vm::{SALT_MAX, VM_KEYS, VmKey, VmPatch, VmSettings};
-pub use vm_table::VmTable;
 
 #[cfg(test)]
 mod tests;

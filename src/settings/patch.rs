@@ -1,12 +1,10 @@
 //! Changes of a VM's settings, as people, files and clients write them.
 
-use std::fmt;
-
-use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::error::{VmSettingsError, nearest};
-use super::value::{Scalar, shown};
+use super::keyed;
+use super::value::shown;
 use super::vm::{VM_KEYS, VmPatch, VmSettings};
 use crate::units::Pages;
 
@@ -74,26 +72,10 @@ impl VmPatch {
 
 impl<'de> Deserialize<'de> for VmPatch {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = VmPatch;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of VM settings")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<VmPatch, A::Error> {
-                let mut patch = VmPatch::default();
-                while let Some((key, value)) = map.next_entry::<String, Option<Scalar>>()? {
-                    let text = value.map_or_else(|| "none".to_owned(), |value| value.to_string());
-                    // As text, so that JSON and command lines are read by the same rules.
-                    let put = patch.put(&key, &text);
-                    put.map_err(|error| de::Error::custom(error.in_full()))?;
-                }
-                Ok(patch)
-            }
-        }
-        deserializer.deserialize_map(Keys)
+        keyed::read(deserializer, "VM", |patch: &mut Self, key, text| {
+            let put = patch.put(key, text);
+            put.map(drop).map_err(|error| error.in_full())
+        })
     }
 }
 

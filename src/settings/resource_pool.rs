@@ -5,21 +5,18 @@
 //! [`tree`] makes the list that the policy divides by, or says what is wrong.
 
 mod error;
-mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use memvisor_wire::memory::Shares;
 use memvisor_wire::vm_name::check_vm_name;
-use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::error::{PoolSettingsError, UnknownPool};
-pub use self::table::PoolTable;
 use super::error::nearest;
 use super::field;
-use super::value::{Scalar, shown};
+use super::keyed;
+use super::value::shown;
 use super::vm::{or_none, pages, switch};
 use crate::policy::{ROOT, ResourcePool};
 use crate::units::Pages;
@@ -237,7 +234,8 @@ pub fn tree(
         patch.check(name).map_err(|error| (name.clone(), error))?;
         if patch.parent() != ROOT_POOL && !pools.contains_key(patch.parent()) {
             let known = std::iter::once(ROOT_POOL).chain(pools.keys().map(String::as_str));
-            let known: BTreeSet<&str> = known.collect();
+            // Nor is it its own parent.
+            let known: BTreeSet<&str> = known.filter(|known| known != name).collect();
             let unknown = UnknownPool {
                 name: patch.parent().to_owned(),
                 known: known.into_iter().map(str::to_owned).collect(),
@@ -280,25 +278,14 @@ fn circle(pools: &[(&String, &PoolPatch)]) -> (String, PoolSettingsError) {
 
 impl<'de> Deserialize<'de> for PoolPatch {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = PoolPatch;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of settings of a resource pool")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PoolPatch, A::Error> {
-                let mut patch = PoolPatch::default();
-                while let Some((key, value)) = map.next_entry::<String, Option<Scalar>>()? {
-                    let text = value.map_or_else(|| "none".to_owned(), |value| value.to_string());
-                    let put = patch.put(&key, &text);
-                    put.map_err(|error| de::Error::custom(error.in_full()))?;
-                }
-                Ok(patch)
-            }
-        }
-        deserializer.deserialize_map(Keys)
+        keyed::read(
+            deserializer,
+            "resource pool",
+            |patch: &mut Self, key, text| {
+                let put = patch.put(key, text);
+                put.map(drop).map_err(|error| error.in_full())
+            },
+        )
     }
 }
 

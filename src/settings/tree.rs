@@ -21,8 +21,9 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
 use super::error::nearest;
+use super::keyed::PoolTable;
 use super::layers::Layer;
-use super::resource_pool::{PoolTable, check_pool_name, tree};
+use super::resource_pool::{check_pool_name, tree};
 use super::value::{Scalar, shown};
 
 /// The most bytes of a file: a thousand VMs with all settings take a quarter of it.
@@ -236,9 +237,12 @@ impl Reading {
             let mut found = PoolTable::at(self.line(&table.span()));
             for (key, value) in table.get_ref() {
                 let line = self.line(&value.span());
-                if let Err(error) = found.put(line, key, &value.to_string()) {
-                    let text = format!("resource pool {}: {}", shown(name), error.in_full());
-                    self.wrong(value.span(), &text);
+                match found.patch.put(key, &value.to_string()) {
+                    Ok(key) => found.note(key, line),
+                    Err(error) => {
+                        let text = format!("resource pool {}: {}", shown(name), error.in_full());
+                        self.wrong(value.span(), &text);
+                    }
                 }
             }
             pools.insert(name.clone(), found);

@@ -117,7 +117,7 @@ fn damaged_page_stays_and_keeps_no_order_alive() {
         order(guest, RATE);
         wait(guest, 20);
         assert_eq!(swapped(guest), 1);
-        wait(guest, 150);
+        wait(guest, 220);
         assert_eq!((swapped(guest), guest.vm.orders.unswap()), (1, None));
         assert!(matches!(guest.home(5), Home::Swapped(_)));
         guest.damage(5);

@@ -246,6 +246,15 @@ impl Orders {
         self.unswap.store(rate, Ordering::Relaxed);
     }
 
+    /// Ends this order, as carried out. One that was given meanwhile stays.
+    pub fn end_unswap(&self, order: Option<u32>) {
+        if let Some(rate) = order {
+            let relaxed = Ordering::Relaxed;
+            // It fails if there is another order.
+            let _ = self.unswap.compare_exchange(rate, 0, relaxed, relaxed);
+        }
+    }
+
     /// How many swapped pages are to be brought back in a second, if that was ordered.
     #[must_use]
     pub fn unswap(&self) -> Option<u32> {

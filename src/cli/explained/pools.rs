@@ -51,12 +51,11 @@ fn pool(level: &LevelPart) -> String {
         || "enough for what they want".to_owned(),
         |level| format!("a share buys {} of memory in use", price(level)),
     );
-    format!(
-        "{} VMs want {} and may hold {}{bounds}; {buys}",
-        level.vms,
-        size(plan.demand),
-        size(plan.target),
-    )
+    let wants = match level.vms {
+        1 => format!("1 VM wants {}", size(plan.demand)),
+        vms => format!("{vms} VMs want {}", size(plan.demand)),
+    };
+    format!("{wants} and may hold {}{bounds}; {buys}", size(plan.target),)
 }
 
 /// What the shares of a VM come to at the root, after each pool around it has divided its own among all in it. That the
