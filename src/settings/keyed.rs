@@ -65,7 +65,7 @@ where
         type Value = P;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "an object of settings of a {}", self.0)
+            write!(f, "an object of {} settings", self.0)
         }
 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<P, A::Error> {
