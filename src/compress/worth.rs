@@ -17,9 +17,12 @@
 //!
 //! While RAM saves more than twice as much as the edge, the cache shrinks by an eighth. While the edge saves more
 //! than twice as much as RAM, the cache grows by an eighth. While the pages that left would save that much, it
-//! doubles: a cache that is too small costs more than one that is too large. In between it stays as it is. Each time
-//! that the cache had to grow, it waits longer before it shrinks again. If it had grown only to shrink again, it does
-//! not double the next time: what pays may end a few pages further on, and doubling would pass that end each time.
+//! doubles: a cache that is too small costs more than one that is too large. In between it stays as it is.
+//!
+//! What pays may end a few pages further on than the size that was too small, and doubling passes that end. So a cache
+//! that had grown and has shrunk since grows by an eighth at first, and by twice as much at each further step. And it
+//! may shrink at once as long as it stays larger than the size that was too small. To that size it goes back only
+//! after a time that is longer each time that the cache had to grow.
 //!
 //! The cost of a refill is measured: the time for which threads of the guest stood still for it. The eviction that
 //! each refill causes is not included, so RAM saves more than is reckoned here. Until refills from the swap file have
@@ -50,13 +53,12 @@ const EVIDENCE: f64 = 64.0;
 const CHANCE: f64 = 3.0;
 /// How much more one side must save than the other before memory goes there.
 const MARGIN: f64 = 2.0;
-/// A step down takes one page in so many away, and a step up adds as many. A step up because pages that left come back
-/// doubles the cache instead.
+/// A step down takes one page in so many away, and the smallest step up adds as many.
 const STEP: u32 = 8;
 /// What always stays, to learn from: one page in so many of the cap, and at least a MiB.
 const LEAST_PART: u32 = 8;
 const LEAST: u32 = 256;
-/// How long a cache that had to grow does not shrink: at first, and at most.
+/// How long a cache that had to grow does not go back to the size that was too small: at first, and at most.
 const PATIENCE: Duration = Duration::from_secs(8);
 const MOST_PATIENCE: Duration = Duration::from_secs(256);
 /// What a refill from the swap file is taken to cost, in seconds, before one was seen: ten times what a fast disk
@@ -119,11 +121,19 @@ pub struct Worth {
     swap: Cost,
     saves: Saves,
     limit: Option<u32>,
-    /// When the cache last had to grow, and for how long it does not shrink after that.
-    grown: Option<Instant>,
+    grown: Option<Grown>,
+}
+
+/// What is remembered of the latest time that the cache had to grow.
+#[derive(Clone, Copy, Debug)]
+struct Grown {
+    at: Instant,
+    /// The limit that was too small.
+    from: u32,
+    /// For how long the cache does not shrink to that size again.
     patience: Duration,
-    /// Whether it has shrunk since then.
-    regrets: bool,
+    /// The next step up because pages that left come back: one page in so many.
+    part: u32,
 }
 
 impl Worth {
@@ -165,14 +175,14 @@ impl Worth {
         if self.recent.time < SETTLE.as_secs_f64() {
             return;
         }
-        let limit = if let Some(more) = self.missing(now, seen) {
-            self.stay(now);
-            self.limit
-                .map(|limit| limit.saturating_add(more))
-                .filter(|limit| *limit < seen.cap)
+        let limit = if let Some((limit, part)) = self.missing(now, seen) {
+            self.remember(now, limit, part);
+            Some(limit.saturating_add(limit.div_ceil(part))).filter(|limit| *limit < seen.cap)
         } else if self.may_shrink(now, seen) {
-            self.regrets = self.grown.is_some();
-            Some((seen.used - seen.used / STEP).max(least(seen.cap)))
+            if let Some(grown) = &mut self.grown {
+                grown.part = STEP;
+            }
+            Some(shrunk(seen))
         } else {
             return;
         };
@@ -181,9 +191,9 @@ impl Worth {
         self.recent = Recent::default();
     }
 
-    /// By how much the limit must rise if the cache is full and keeps too little, because pages that left it came
-    /// back or pages of its edge would; `None`: it need not rise.
-    fn missing(&self, now: Instant, seen: &Seen) -> Option<u32> {
+    /// The limit, and one in how many pages of it is missing, if the cache is full and keeps too little, because pages
+    /// that left it came back or pages of its edge would; `None`: the limit need not rise.
+    fn missing(&self, now: Instant, seen: &Seen) -> Option<(u32, u32)> {
         let Saves {
             edge, left, ram, ..
         } = self.saves;
@@ -193,29 +203,30 @@ impl Worth {
         let pays =
             // Less what chance may have added: few refills prove little, and `CHANCE` of them prove nothing.
             |saves: f64, wanted: f64| saves * (1.0 - CHANCE / wanted.max(CHANCE)) > MARGIN * ram;
-        let (returns, wanted) = (
-            pays(left, self.recent.returned),
-            pays(edge, self.recent.edge),
-        );
-        if returns && !(self.regrets && self.has_grown_lately(now)) {
-            return Some(limit);
+        if pays(left, self.recent.returned) {
+            return Some((limit, self.grown_lately(now).map_or(1, |grown| grown.part)));
         }
-        (returns || wanted).then_some(limit.div_ceil(STEP))
+        pays(edge, self.recent.edge).then_some((limit, STEP))
     }
 
-    /// Keeps a cache that grows now from shrinking for a while.
-    fn stay(&mut self, now: Instant) {
-        self.patience = match self.has_grown_lately(now) {
-            true => (self.patience * 2).min(MOST_PATIENCE),
-            false => PATIENCE,
+    /// Notes that this limit was too small, and that the cache grows by one page in `part`.
+    fn remember(&mut self, now: Instant, from: u32, part: u32) {
+        let patience = match self.grown_lately(now) {
+            Some(grown) => (grown.patience * 2).min(MOST_PATIENCE),
+            None => PATIENCE,
         };
-        (self.grown, self.regrets) = (Some(now), false);
+        self.grown = Some(Grown {
+            at: now,
+            from,
+            patience,
+            part: (part / 2).max(1),
+        });
     }
 
-    fn has_grown_lately(&self, now: Instant) -> bool {
+    fn grown_lately(&self, now: Instant) -> Option<Grown> {
         // Twice, so that a cache that shrank after the longest patience and has to grow again still counts as wrong.
-        let lately = |at: Instant| now.saturating_duration_since(at) < 2 * MOST_PATIENCE;
-        self.grown.is_some_and(lately)
+        let lately = |grown: &Grown| now.saturating_duration_since(grown.at) < 2 * MOST_PATIENCE;
+        self.grown.filter(lately)
     }
 
     /// Whether the cache keeps too much and may shrink. A cache that is still above its limit shrinks already.
@@ -227,15 +238,22 @@ impl Worth {
             ..
         } = self.saves;
         let most = self.limit.unwrap_or(seen.cap);
+        let was_too_small =
+            |grown: Grown| shrunk(seen) <= grown.from && now < grown.at + grown.patience;
         seen.swap_takes
             && seen.used > least(seen.cap)
             // A cache above its limit is being made smaller already; the next step waits for what that shows.
             && seen.used <= most
-            && self.grown.is_none_or(|at| now >= at + self.patience)
+            && !self.grown.is_some_and(was_too_small)
             && self.recent.young >= EVIDENCE
             // Against the most that chance may have hidden: to shrink by mistake costs slow refills.
             && edge_at_most.max(left) * MARGIN < ram
     }
+}
+
+/// The arena pages of the cache after a step down.
+fn shrunk(seen: &Seen) -> u32 {
+    (seen.used - seen.used / STEP).max(least(seen.cap))
 }
 
 /// The arena pages that a cache always keeps.
@@ -372,7 +390,9 @@ mod tests {
 
         fn places(&self, limit: Option<u32>) -> Places {
             let missing = (self.all() - self.memory).max(0.0) / (self.ratio - 1.0);
-            let used = missing.min(limit.unwrap_or(CAP).min(CAP).into());
+            // The cache is made of the same memory.
+            let most = self.memory.min(limit.unwrap_or(CAP).min(CAP).into());
+            let used = missing.min(most);
             let ram = self.memory - used;
             Places {
                 ram,
@@ -513,16 +533,16 @@ mod tests {
     }
 
     #[test]
-    fn cache_that_had_to_grow_is_in_no_hurry_to_shrink() {
+    fn cache_that_had_to_grow_is_in_no_hurry_to_be_as_small_again() {
         let mut model = Model::new(&HOT_AND_COLD, 30_000.0);
         model.run(60).uses[1].1 = 1.0;
-        let changes = model.changes;
-        while model.run(1).changes == changes {}
+        let small = model.worth.limit();
+        while model.run(1).worth.limit() == small {}
         model.uses[1].1 = 0.0;
         model.run(7);
-        assert_eq!(model.changes, changes + 1, "{model:?}");
+        assert!(model.worth.limit() > small, "{model:?}");
         model.run(20);
-        assert!(model.changes > changes + 1, "{model:?}");
+        assert!(model.worth.limit() <= small, "{model:?}");
     }
 
     #[test]
@@ -568,7 +588,8 @@ mod tests {
         }
     }
 
-    /// Whatever the guest does, it stands still no longer than with the whole cache, and the limit comes to rest.
+    /// Whatever the guest does, it stands still no longer than with the whole cache, and the limit comes to rest: with the
+    /// longest patience three tries fit into the time, each of a step or two down, two up, and one back.
     fn check(model: &mut Model) -> Result<(), TestCaseError> {
         model.run(300);
         let changes = model.changes;
@@ -576,7 +597,7 @@ mod tests {
         let (now, whole) = (model.stands(model.worth.limit()), model.stands(None));
         prop_assert!(now <= 1.02 * whole + 1e-4, "{now} for {whole}: {model:?}");
         let more = model.changes - changes;
-        prop_assert!(more <= 12, "{more} changes: {model:?}");
+        prop_assert!(more <= 15, "{more} changes: {model:?}");
         Ok(())
     }
 
@@ -597,7 +618,37 @@ mod tests {
         )
     }
 
+    /// Doubled, the cache would take most of the pages out of RAM that are used all the time, and be left so for minutes.
+    /// Found by the property below.
+    #[test]
+    fn cache_that_grew_too_far_goes_most_of_the_way_back_at_once() {
+        let found = [
+            (
+                [(18_344.0, 8.18), (52_918.0, 0.001_379), (48_925.0, 0.0)],
+                28_159.55,
+                2.966,
+            ),
+            (
+                [(12_403.0, 8.81), (39_243.0, 6.355), (56_101.0, 0.001_781)],
+                65_818.98,
+                2.729_5,
+            ),
+        ];
+        for (uses, memory, ratio) in found {
+            let mut model = Model::new(&uses, memory);
+            (model.ratio, model.costs[1]) = (ratio, 0.000_02);
+            model.run(120);
+            let mut stood = 0.0;
+            for _ in 0..600 {
+                model.run(1);
+                stood += model.stands(model.worth.limit()) / 600.0;
+            }
+            assert!(stood < 0.1 * model.stands(None), "{stood}: {model:?}");
+        }
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
         fn limit_does_no_harm_and_does_not_flap(mut model in models()) {
             check(&mut model)?;

@@ -29,12 +29,12 @@ fn swapped_out(host: &Host) -> (Process, VmStatus) {
 }
 
 fn come_back(host: &Host, engine: &str) {
-    let vm = host.await_vm("g", &format!("{engine}: all pages are back"), |vm| {
-        vm.homes.swapped_pages == Pages(0)
+    let what = format!("{engine}: all pages are back, and the order has ended");
+    let vm = host.await_vm("g", &what, |vm| {
+        vm.homes.swapped_pages == Pages(0) && vm.swap.unswap_rate == 0
     });
     // The guest has asked for some itself meanwhile.
     assert!(Pages(vm.swap.unswapped) >= mib(8), "{vm:#?}");
-    assert_eq!(vm.swap.unswap_rate, 0, "the order has ended");
 }
 
 fn swapped_pages_come_back_when_an_operator_asks(engine: &str) {
