@@ -107,7 +107,7 @@ impl Host {
         for pool in self.pools.all() {
             let counts = pool.counts();
             sum.frames.0 += counts.frames.0;
-            sum.hints += counts.hints.0;
+            sum.hints += pool.hints().0;
             // A pool that the kernel does not report on counts as what its frames should take.
             sum.pool_pages.0 += pool.allocated().unwrap_or(counts.frames).0;
         }

@@ -186,6 +186,7 @@ impl Host {
         assert_eq!(self.budget.starving(), 0);
         for pool in &self.pools {
             assert_eq!(pool.counts(), crate::pool::PoolCounts::default());
+            assert_eq!(pool.hints(), Pages(0));
         }
     }
 }
