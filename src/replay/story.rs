@@ -258,6 +258,9 @@ impl Source {
             let bytes = std::fs::read(path).map_err(broken)?;
             return Ok(Self::List(damon::read(name, &bytes)?));
         }
+        if damon::json::is_record(&head) {
+            return Ok(Self::List(damon::json::load(name, path)?));
+        }
         Ok(Self::List(csv::read(name, BufReader::new(open()?))?))
     }
 }
