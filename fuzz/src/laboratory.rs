@@ -4,9 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use arbitrary::{Result, Unstructured};
 use memvisor::laboratory::dump;
+use memvisor::laboratory::map::WordRun;
 use memvisor::laboratory::schedule::Schedule;
 use memvisor::laboratory::script::{BEHAVIOURS, Script};
-use memvisor::laboratory::tape::{Side, Stop, Tape, ended, header, said};
+use memvisor::laboratory::tape::{Entry, Side, Stop, Tape, ended, header, mapped, said};
 
 use super::mutate;
 
@@ -22,6 +23,17 @@ pub(crate) fn recordings(u: &mut Unstructured<'_>) -> Result<()> {
         };
         let at = Duration::from_micros(u.arbitrary::<u32>()?.into());
         let bytes: &[u8] = u.arbitrary()?;
+        if u.ratio(1, 4)? {
+            let (first, count) = (u.int_in_range(0..=300)?, u.int_in_range(1..=300)?);
+            let value = u.arbitrary()?;
+            let run = WordRun {
+                first,
+                count,
+                value,
+            };
+            file.extend(mapped(at, &[run]));
+            continue;
+        }
         file.extend(said(at, by, &bytes[..bytes.len().min(64)]));
     }
     if u.arbitrary()? {
@@ -32,8 +44,11 @@ pub(crate) fn recordings(u: &mut Unstructured<'_>) -> Result<()> {
         return Ok(());
     };
     let mut again = header(tape.began);
-    for heard in &tape.heard {
-        again.extend(said(heard.at, heard.by, &heard.bytes));
+    for entry in &tape.entries {
+        again.extend(match entry {
+            Entry::Said(heard) => said(heard.at, heard.by, &heard.bytes),
+            Entry::Mapped { at, runs } => mapped(*at, runs),
+        });
     }
     assert_eq!(file[..again.len()], again);
     if let Stop::Cut { at, .. } | Stop::Damaged { at, .. } = tape.stop {

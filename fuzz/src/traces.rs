@@ -12,6 +12,12 @@ use super::mutate;
 /// Accesses that a record of DAMON may become here, so that a region of terabytes takes no memory.
 const FEW: usize = 10_000;
 
+/// A record as `damo` writes it.
+const DAMO: &[u8] = br#"[{"kdamond_idx": 0, "context_idx": 0, "target_id": 0, "snapshots": [
+{"start_time": "1 s 5 ms", "end_time": "2000000000", "regions": [
+{"start": "4,096", "end": "20,480", "nr_accesses": {"samples": 3, "percent": null}},
+{"start": 81920, "end": "86016", "nr_accesses": {"samples": null, "percent": 1.5}}]}]}]"#;
+
 /// A trace that was damaged, and lists of accesses.
 pub(crate) fn files(u: &mut Unstructured<'_>) -> Result<()> {
     trace(u)?;
@@ -117,6 +123,11 @@ fn lists(u: &mut Unstructured<'_>) -> Result<()> {
     }
     mutate(u, &mut bytes)?;
     if let Ok(list) = damon::read_up_to(FEW, "damon.data", &bytes) {
+        check(&list);
+    }
+    let mut json = DAMO.to_vec();
+    mutate(u, &mut json)?;
+    if let Ok(list) = damon::json::read_up_to(FEW, "damon.json", &json[..]) {
         check(&list);
     }
     Ok(())

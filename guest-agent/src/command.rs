@@ -119,9 +119,9 @@ pub struct GuestArgs {
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
     reservation: u32,
 
-    /// Memory that the guest never exceeds [default: --memory].
-    #[arg(long, value_name = "SIZE", value_parser = memory)]
-    limit: Option<u32>,
+    /// Memory that the guest never exceeds, or unlimited [default: --memory].
+    #[arg(long, value_name = "SIZE", value_parser = most::<1>, allow_negative_numbers = true)]
+    limit: Option<Most>,
 
     /// The weight of the guest when memory is divided: low, normal, high or a number.
     #[arg(long, default_value = "normal")]
@@ -131,9 +131,9 @@ pub struct GuestArgs {
     #[arg(long, value_name = "NAME", value_parser = pool)]
     pool: Option<String>,
 
-    /// The most memory that the balloon may take; 0 turns ballooning off [default: set by the host].
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    balloon_max: Option<u32>,
+    /// The most memory that the balloon may take, or unlimited; 0 turns ballooning off [default: set by the host].
+    #[arg(long, value_name = "SIZE", value_parser = most::<0>, allow_negative_numbers = true)]
+    balloon_max: Option<Most>,
 
     /// Never share pages of the guest, not even with each other.
     #[arg(long)]
@@ -212,6 +212,21 @@ fn memory(text: &str) -> Result<u32, String> {
     })
 }
 
+/// The most pages of something; `None`: as many as there are.
+#[derive(Clone, Copy, Debug)]
+struct Most(Option<u32>);
+
+/// Reads a [`Most`] of at least so many pages.
+fn most<const LEAST: u32>(text: &str) -> Result<Most, String> {
+    if units::is_unlimited(text) {
+        return Ok(Most(None));
+    }
+    let pages = if LEAST == 0 { size(text) } else { memory(text) };
+    pages
+        .map(|pages| Most(Some(pages)))
+        .map_err(|error| format!("{error}, or unlimited, none or -1"))
+}
+
 /// The name of a resource pool.
 fn pool(text: &str) -> Result<String, String> {
     check_vm_name(text).map(|()| text.to_owned()).map_err(|_| {
@@ -249,7 +264,8 @@ impl GuestArgs {
     /// # Errors
     /// [`UsageError`] if limit and reservation do not fit the memory and each other.
     pub fn options(self) -> Result<GuestOptions, UsageError> {
-        let limit = self.limit.unwrap_or(self.memory);
+        let limit = self.limit.and_then(|Most(pages)| pages);
+        let limit = limit.unwrap_or(self.memory);
         for (option, value, most) in [
             ("--limit", limit, self.memory),
             ("--reservation", self.reservation, limit),
@@ -276,7 +292,7 @@ impl GuestArgs {
             limit,
             shares: self.shares.count(self.memory.into()),
             resource_pool: self.pool,
-            balloon_max: self.balloon_max,
+            balloon_max: self.balloon_max.and_then(|Most(pages)| pages),
             sharing: !self.no_sharing,
             agent: match self.agent {
                 Some(command) => AgentChoice::Program(command),
@@ -382,12 +398,24 @@ mod tests {
     }
 
     #[test]
+    fn esx_says_unlimited_and_minus_one() {
+        for text in ["unlimited", "none", "-1"] {
+            let line =
+                format!("a --name a --memory 1M --workload kv --limit {text} --balloon-max={text}");
+            let options = parse(&line).expect(text).options().expect(text);
+            assert_eq!((options.limit, options.balloon_max), (256, None), "{text}");
+        }
+    }
+
+    #[test]
     fn wrong_values_are_refused_and_named() {
         for (wrong, named) in [
             ("--memory 12Q", "`12Q`"),
             ("--memory 0", "`0`"),
             ("--memory 4097", "`4097`"),
             ("--memory 1M --shares many", "`many`"),
+            ("--memory 1M --limit -2", "`-2`"),
+            ("--memory 1M --limit 0", "unlimited"),
             ("--memory 1M --duration 0s", "`0s`"),
             ("--memory 1M --bare --no-inline", "'--bare'"),
             ("--memory 1M --bare --balloon-socket /b", "'--bare'"),

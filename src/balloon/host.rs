@@ -2,6 +2,7 @@
 
 use memvisor_wire::Doorbell;
 use memvisor_wire::balloon::{Start, StatusRun};
+use memvisor_wire::claims::Words;
 use thiserror::Error;
 
 use super::{BalloonCounters, GuestStats};
@@ -58,6 +59,10 @@ pub trait Tap {
 
     /// The host said this.
     fn sent(&mut self, datagram: &[u8]);
+
+    /// The first `count` words of the map that the session shares with its agent are as they are now. Heard before what
+    /// is said next, and after the host has moved pages.
+    fn mapped(&mut self, _words: &dyn Words, _count: u32) {}
 
     /// The session has ended, and why, for people.
     fn ended(&mut self, why: &str);

@@ -10,6 +10,7 @@
 //! Requests that were under way when the host sent `RESET` arrive in the resetting state. They are
 //! about a balloon that no longer exists, and are dropped without an answer.
 
+mod heard;
 mod unasked;
 
 use std::io;
@@ -118,6 +119,7 @@ impl<'s> Connection<'s> {
         loop {
             let moved = session.act();
             if moved > 0 {
+                self.show_shared(session);
                 self.allowance.pay(moved, Instant::now());
             } else if let Some(push) = session.news() {
                 self.reply(session, 0, &push)?;
@@ -131,6 +133,7 @@ impl<'s> Connection<'s> {
             if !ready.message {
                 continue;
             }
+            self.show_shared(session);
             let Some((seq, message)) = self.receive()? else {
                 return Ok(SessionEnd::Closed);
             };
@@ -201,11 +204,14 @@ impl<'s> Connection<'s> {
         let counters = session.vm.counters();
         add(&counters.messages_out, 1);
         add(&counters.bytes, datagram.len() as u64);
+        let begins = matches!(message, ToAgent::Started(_));
+        // A map begins with its STARTED.
+        if !begins {
+            self.show_shared(session);
+        }
         self.tell_tap(&datagram);
         match session.variant.descriptor() {
-            Some(shared) if matches!(message, ToAgent::Started(_)) => {
-                self.socket.send_with_fds(&datagram, &[shared])
-            }
+            Some(shared) if begins => self.socket.send_with_fds(&datagram, &[shared]),
             _ => self.socket.send(&datagram),
         }
     }
@@ -215,13 +221,6 @@ impl<'s> Connection<'s> {
         let datagram = message.encode(seq);
         self.tell_tap(&datagram);
         self.socket.send(&datagram)
-    }
-
-    /// Before it is sent: what the agent does next is heard after what it does that for.
-    fn tell_tap(&mut self, datagram: &[u8]) {
-        if let Some(tap) = &mut self.tap {
-            tap.sent(datagram);
-        }
     }
 }
 

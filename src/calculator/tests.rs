@@ -57,6 +57,23 @@ fn mib(mib: u64) -> Pages {
 }
 
 #[test]
+fn names_of_esx_are_understood_and_count_mb() {
+    let esx = TOML
+        .replacen("limit = \"500M\"", "sched.mem.max = 500", 1)
+        .replacen("shares = \"high\"", "sched.mem.shares = \"high\"", 1);
+    let read = |text: &str| toml(text).expect("valid").host.vms;
+    assert_ne!(esx, TOML);
+    assert_eq!(read(&esx), read(TOML));
+    let unlimited = |text: &str| {
+        let limit = TOML.replacen("limit = \"500M\"", text, 1);
+        read(&limit)[0].limit
+    };
+    for text in ["limit = -1", "limit = \"unlimited\"", "sched.mem.max = -1"] {
+        assert_eq!(unlimited(text), None, "{text}");
+    }
+}
+
+#[test]
 fn what_is_not_written_follows_from_what_is() {
     let scenario = toml(TOML).expect("valid");
     assert_eq!(scenario.names, ["web", "batch"]);

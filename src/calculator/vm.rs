@@ -56,20 +56,15 @@ impl WrittenVm {
     pub(super) fn take(&mut self, key: &str, text: &str) -> Result<(), String> {
         let cannot = |allowed| format!("{key} cannot be `{}`; allowed: {allowed}", shown(text));
         let pages = size(text);
+        if let Some(known) = setting(key) {
+            return self.set(known, key, text, pages);
+        }
         let size = || pages.map(Some).ok_or_else(|| cannot(SIZES));
         match key {
             "name" => {}
             "size" => self.size = size()?,
             "swap-room" => self.swap_room = size()?,
             "agent" => self.agent = Some(text.parse().map_err(|_| cannot("true, false"))?),
-            _ if SETTINGS.contains(&key) => {
-                // Sizes are rounded down to whole pages, as elsewhere in a scenario.
-                let is_size = |known: &VmKey| known.name == key && known.is_size;
-                let rounded = pages.filter(|_| VM_KEYS.iter().any(is_size));
-                let rounded = rounded.map(|size| size.bytes().0.to_string());
-                let put = self.settings.put(key, rounded.as_deref().unwrap_or(text));
-                put.map_err(|error| error.in_full())?;
-            }
             _ if fields().any(|field| field == key) => {
                 let name = key.replace('-', "_");
                 let value = field(&name, text);
@@ -82,6 +77,24 @@ impl WrittenVm {
             },
         }
         Ok(())
+    }
+
+    /// Notes a setting, of which the text may be a size.
+    fn set(
+        &mut self,
+        known: &VmKey,
+        key: &str,
+        text: &str,
+        size: Option<Pages>,
+    ) -> Result<(), String> {
+        // Sizes are rounded down to whole pages, as elsewhere in a scenario. Under ESX's names a bare number is none yet:
+        // it counts MB.
+        let is_bare = known.name != key && text.parse::<u64>().is_ok();
+        let put = match size.filter(|_| known.is_size && !is_bare) {
+            Some(size) => self.settings.put(known.name, &size.bytes().0.to_string()),
+            None => self.settings.put(key, text),
+        };
+        put.map(drop).map_err(|error| error.in_full())
     }
 
     fn place(&self, name: &str) -> Option<Pages> {
@@ -194,6 +207,13 @@ impl WrittenVm {
             ..VmSnapshot::new(VmId(0), size)
         })
     }
+}
+
+/// The setting of this name, which may be ESX's, if it is one of those that a scenario has.
+fn setting(key: &str) -> Option<&'static VmKey> {
+    let is = |known: &&VmKey| known.name == key || known.esx.eq_ignore_ascii_case(key);
+    let known = VM_KEYS.iter().find(is)?;
+    SETTINGS.contains(&known.name).then_some(known)
 }
 
 /// The fields of a snapshot for which no other key stands, by the names that a file gives them.

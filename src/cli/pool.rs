@@ -32,8 +32,8 @@ enum Request {
         #[command(flatten)]
         settings: Settings,
     },
-    /// Change settings of a resource pool, such as shares=high limit=128M; all of them or none. `root` has only
-    /// scalable-shares.
+    /// Change settings of a resource pool, such as shares=high limit=128M; all of them or none. The value `default`
+    /// takes back what was set by hand, and the word `default` alone all of that. `root` has only scalable-shares.
     Set {
         /// The pool.
         #[arg(value_parser = name)]
@@ -67,8 +67,8 @@ struct Settings {
     #[arg(long, value_name = "SIZE")]
     reservation: Option<String>,
 
-    /// Memory that those in it never exceed together [default: none].
-    #[arg(long, value_name = "SIZE")]
+    /// Memory that those in it never exceed together, or unlimited [default: unlimited].
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     limit: Option<String>,
 
     /// Whether reservations in it that exceed its own are taken from its parent [default: yes].

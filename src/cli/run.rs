@@ -288,7 +288,10 @@ impl Line {
         let left = progress.duration.saturating_sub(progress.elapsed);
         let left = Duration::from_secs(left.as_secs_f64().ceil() as u64);
         let now = match progress.state {
-            Some(state) => format!("{left:?} left, {} VMs, {state}", progress.vms),
+            Some(state) => {
+                let s = if progress.vms == 1 { "" } else { "s" };
+                format!("{left:?} left, {} VM{s}, {state}", progress.vms)
+            }
             None => format!("{} guests verify their memory", progress.vms),
         };
         let _ = write!(io::stderr(), "\r\x1b[K{place_text}: {now}");

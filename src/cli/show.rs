@@ -32,8 +32,8 @@ pub(super) fn health(health: &Health) -> String {
     format!("{}: {}", health.reading, health.why)
 }
 
-/// Everything about one VM, a line for each subject.
-pub(super) fn vm(vm: &VmStatus) -> String {
+/// Everything about one VM, a line for each subject. `law` is the control law of its host.
+pub(super) fn vm(vm: &VmStatus, law: &str) -> String {
     let mut text = String::new();
     let mut row = |label: &str, value: &dyn Display| text += &format!("{label:<12} {value}\n");
     row("name", &vm.name);
@@ -57,7 +57,7 @@ pub(super) fn vm(vm: &VmStatus) -> String {
     row("kernel says", &sized(vm.kernel_pages));
     row("allocation", &allocation(vm));
     row("active", &activity(vm));
-    row("balloon", &balloon(vm));
+    row("balloon", &balloon(vm, law));
     row("  agents", &session(vm));
     row("guest says", &guest(vm));
     row("swap", &swap(vm));
@@ -105,13 +105,14 @@ fn activity(vm: &VmStatus) -> String {
     )
 }
 
-fn balloon(vm: &VmStatus) -> String {
+fn balloon(vm: &VmStatus, law: &str) -> String {
     let balloon = &vm.balloon;
+    let policy = format!("the policy (law {law})");
     format!(
         "{}, target {} set by {}, max {}, agent {}; {} pages paged twice",
         balloon.size_pages.bytes(),
         balloon.target_pages.bytes(),
-        balloon.manual_pages.map_or("the policy", |_| "hand"),
+        balloon.manual_pages.map_or(policy.as_str(), |_| "hand"),
         balloon.max_pages.bytes(),
         if balloon.agent {
             "connected"
@@ -287,10 +288,10 @@ mod tests {
 
     #[test]
     fn vm_shows_each_home_and_counter() {
-        let text = vm(&fixture::host().vms[0]);
+        let text = vm(&fixture::host().vms[0], "pid");
         for part in [
             "  resident   70.0 MiB (17920 pages)",
-            "target 110.0 MiB set by the policy, max 166.0 MiB, agent connected",
+            "target 110.0 MiB set by the policy (law pid), max 166.0 MiB, agent connected",
             "(1280 pages), limit 12.0 MiB of 64.0 MiB: a MiB of its oldest saves 4 us/s, of RAM 920 us/s",
             "health       hmm: the host swaps: 0.0 KiB/s in, 512.0 KiB/s out",
             "  lately     swapped 0.00 MiB/s in, 0.50 MiB/s out; compressed 0.00 MiB/s",

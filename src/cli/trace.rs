@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use super::complain;
 use super::exit::{Exit, UsageError};
-use crate::trace::format::{Event, What};
+use crate::trace::format::{Event, PoolFacts, Pools, What};
 use crate::trace::{Block, Reader, Record, Stop};
+use crate::units::Pages;
 
 #[derive(Debug, Args)]
 pub(super) struct TraceArgs {
@@ -92,6 +93,7 @@ fn as_json(out: &mut dyn Write, block: &Block) -> io::Result<()> {
         Record::Gone(facts) => line(out, block, Facts { at_us, what, facts }),
         Record::Lost(facts) => line(out, block, Facts { at_us, what, facts }),
         Record::End(facts) => line(out, block, Facts { at_us, what, facts }),
+        Record::Pools(facts) => line(out, block, Facts { at_us, what, facts }),
         Record::Events(_) => Ok(()),
     }
 }
@@ -110,6 +112,7 @@ const fn name(record: &Record) -> &'static str {
         Record::Events(_) => "events",
         Record::Lost(_) => "lost",
         Record::End(_) => "end",
+        Record::Pools(_) => "pools",
     }
 }
 
@@ -155,13 +158,16 @@ fn facts_as_text(out: &mut dyn Write, block: &Block) -> io::Result<()> {
             )
         }
         Record::Vm(vm) => format!(
-            "{}: {} pages, {} shares, {} reserved, limit {}",
+            "{}: {} pages, {} shares, {} reserved, limit {}{}",
             vm.name,
             vm.pages,
             vm.shares,
             vm.reservation.bytes(),
-            vm.limit
-                .map_or("none".to_owned(), |limit| limit.bytes().to_string())
+            limit(vm.limit),
+            match vm.pool.as_str() {
+                "" => String::new(),
+                pool => format!(", in resource pool {pool}"),
+            }
         ),
         Record::Gone(stalls) => format!(
             "gone; its threads stood still for {} ms: first touches {}, cache {}, swap file {}, breaks {}, opened {}, \
@@ -176,6 +182,12 @@ fn facts_as_text(out: &mut dyn Write, block: &Block) -> io::Result<()> {
         ),
         Record::Lost(lost) => format!("{} events are missing", lost.events),
         Record::End(end) => format!("the end: {}", end.why),
+        Record::Pools(Pools { pools }) => {
+            let pools = pools
+                .iter()
+                .map(|pool| format!("\n    {}", pool_as_text(pool)));
+            format!("resource pools{}", pools.collect::<String>())
+        }
         Record::Events(_) => String::new(),
     };
     let whose = match block.vm.0 {
@@ -183,6 +195,29 @@ fn facts_as_text(out: &mut dyn Write, block: &Block) -> io::Result<()> {
         vm => format!("vm {vm}"),
     };
     writeln!(out, "{}  {whose}  {facts}", seconds(block.at_us))
+}
+
+fn limit(limit: Option<Pages>) -> String {
+    limit.map_or("none".to_owned(), |limit| limit.bytes().to_string())
+}
+
+fn pool_as_text(pool: &PoolFacts) -> String {
+    let is = |truth| if truth { "yes" } else { "no" };
+    let own = pool.parent.as_ref().map(|parent| {
+        format!(
+            "in {parent}, {} shares, {} reserved, limit {}, expandable {}, ",
+            pool.shares,
+            pool.reservation.bytes(),
+            limit(pool.limit),
+            is(pool.expandable)
+        )
+    });
+    format!(
+        "{}: {}scalable shares {}",
+        pool.name,
+        own.unwrap_or_default(),
+        is(pool.scalable)
+    )
 }
 
 fn seconds(at_us: u64) -> String {

@@ -79,7 +79,8 @@ enum Request {
         #[arg(long, conflicts_with = "rate")]
         stop: bool,
     },
-    /// Change settings of a VM, such as shares=high limit=128M; all of them or none.
+    /// Change settings of a VM, such as shares=high limit=128M; all of them or none. The value `default` takes back
+    /// what was set by hand, and the word `default` alone all of that.
     Set {
         /// The VM.
         #[arg(value_parser = values::name)]
@@ -127,7 +128,13 @@ pub(super) fn run(args: VmArgs) -> anyhow::Result<Exit> {
                 print(&show::vm_list(&client.status()?))?;
             }
         }
-        Request::Show { name } => output(&client.vm(&name)?, args.json, show::vm)?,
+        Request::Show { name } if args.json => {
+            output(&client.vm(&name)?, true, |_| String::new())?;
+        }
+        Request::Show { name } => {
+            let law = client.status()?.balloon_law;
+            print(&show::vm(&client.vm(&name)?, &law))?;
+        }
         Request::Balloon { name, size } => {
             let vm = client.set_balloon(&name, size.0)?;
             output(&vm, args.json, balloon_set)?;
@@ -232,8 +239,9 @@ mod tests {
         let words = [
             "shares=300",
             "sched.mem.min=16",
-            "limit=none",
+            "limit=-1",
             "sharing=false",
+            "pool=default",
         ];
         let patch = VmPatch::from_words(words).expect("valid");
         let text = changed(&patch);
@@ -242,6 +250,7 @@ mod tests {
             "reservation 16.0 MiB",
             "limit none",
             "sharing false",
+            "pool default",
         ] {
             assert!(text.contains(part), "no `{part}` in {text}");
         }

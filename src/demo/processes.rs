@@ -187,6 +187,7 @@ fn host_args(options: &DemoOptions, scratch: &Scratch) -> Vec<String> {
         runtime_dir: scratch.runtime_dir().path(),
         swap_dir: scratch.path(),
         scratch: Some(scratch.path()),
+        configuration: None,
     };
     start.args()
 }

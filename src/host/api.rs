@@ -116,6 +116,7 @@ impl control::Daemon for Host {
     fn add_pool(&self, name: &str, patch: &PoolPatch) -> Result<PoolStatus, ControlError> {
         self.admission.add_pool(name, patch)?;
         self.governor.wake();
+        self.record_settings();
         tracing::info!(pool = name, "resource pool added");
         self.pool(name)
     }
@@ -123,12 +124,14 @@ impl control::Daemon for Host {
     fn set_pool(&self, name: &str, patch: &PoolPatch) -> Result<PoolStatus, ControlError> {
         self.admission.set_pool(name, patch)?;
         self.governor.wake();
+        self.record_settings();
         tracing::info!(pool = name, "settings of the resource pool changed");
         self.pool(name)
     }
 
     fn remove_pool(&self, name: &str) -> Result<(), ControlError> {
         self.admission.remove_pool(name)?;
+        self.record_settings();
         tracing::info!(pool = name, "resource pool removed");
         Ok(())
     }

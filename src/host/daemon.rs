@@ -12,6 +12,7 @@ use super::member::Member;
 use super::members::Members;
 use super::options::{EngineChoice, HostOptions};
 use super::pools::Pools;
+use super::resource_pools::first_ceiling;
 use super::traced;
 use crate::control::{ControlError, ReloadReport};
 use crate::laboratory::record;
@@ -103,7 +104,7 @@ impl Host {
 
     /// The most that a VM may hold until the first plan that knows it.
     pub(super) fn first_ceiling(&self, vm: &VmSettings) -> Option<Pages> {
-        self.configuration.resource_pools.first_ceiling(vm)
+        first_ceiling(&self.configuration.resource_pools.list(), vm)
     }
 
     /// Adds a VM that runs.
@@ -132,11 +133,12 @@ impl Host {
         Ok(report)
     }
 
-    /// Has settings of VMs that have changed recorded.
+    /// Has settings of VMs and resource pools that have changed recorded.
     pub(super) fn record_settings(&self) {
         let Some(recorder) = &self.recorder else {
             return;
         };
+        recorder.pools(&traced::pools(&self.configuration.resource_pools.list()));
         for member in self.members.all() {
             let facts = traced::vm_facts(&member.vm.params, &member.settings());
             recorder.settings(member.vm.id, &facts);

@@ -85,8 +85,10 @@ pub(crate) use laws::Laws;
 use listen::Listeners;
 pub use options::{EngineChoice, HostOptions};
 pub(crate) use orders::{give as give_orders, set_marks};
+pub(crate) use resource_pools::{first_ceiling, place as place_of_pool};
 use service::{Manager, Pulse};
 pub(crate) use snapshot::of_vm as snapshot_of;
+pub(crate) use traced::pools_of;
 pub(crate) use vm_settings::swap_slots;
 
 /// How often the configuration file is looked at.

@@ -123,21 +123,6 @@ impl ResourcePools {
         lock(&self.held).clone()
     }
 
-    /// The most that a VM with these settings may hold until the policy has seen it: in a pool with a limit no more than
-    /// is promised to it, or what a guest needs to run.
-    pub(super) fn first_ceiling(&self, vm: &VmSettings) -> Option<Pages> {
-        let held = lock(&self.held);
-        let mut at = place(&held.list, &vm.pool);
-        while at != ROOT {
-            if held.list[at].limit.is_some() || held.list[at].shares == 0 {
-                let least = vm.reservation.max(LEAST_CEILING);
-                return Some(vm.limit.map_or(least, |limit| limit.min(least)));
-            }
-            at = held.list[at].parent;
-        }
-        vm.limit
-    }
-
     /// Puts other pools in force; returns the names of those that have changed, came or went.
     pub(super) fn replace(&self, new: PoolLayers) -> Vec<String> {
         let mut held = lock(&self.held);
@@ -161,8 +146,22 @@ impl ResourcePools {
     }
 }
 
+/// The most that a VM with these settings may hold until the policy has seen it: in a pool with a limit no more than is
+/// promised to it, or what a guest needs to run.
+pub(crate) fn first_ceiling(list: &[ResourcePool], vm: &VmSettings) -> Option<Pages> {
+    let mut at = place(list, &vm.pool);
+    while at != ROOT {
+        if list[at].limit.is_some() || list[at].shares == 0 {
+            let least = vm.reservation.max(LEAST_CEILING);
+            return Some(vm.limit.map_or(least, |limit| limit.min(least)));
+        }
+        at = list[at].parent;
+    }
+    vm.limit
+}
+
 /// The place of a pool in the list; that of the root if there is none of that name.
-pub(super) fn place(list: &[ResourcePool], name: &str) -> usize {
+pub(crate) fn place(list: &[ResourcePool], name: &str) -> usize {
     // Between two looks a VM may have moved to a pool that has just been added: it counts from the next one on.
     let found = list.iter().position(|pool| pool.name == name);
     found.unwrap_or(ROOT)
@@ -239,7 +238,7 @@ mod tests {
                 limit,
                 ..VmSettings::default()
             };
-            pools.first_ceiling(&settings)
+            first_ceiling(&pools.list(), &settings)
         };
         assert_eq!(first("c", 0, None), None);
         assert_eq!(first("c", 0, Some(Pages(900))), Some(Pages(900)));

@@ -10,9 +10,10 @@ use super::configuration::Configuration;
 use super::error::HostError;
 use super::options::HostOptions;
 use crate::page::{Budget, Witness};
-use crate::settings::VmSettings;
+use crate::policy::{ROOT, ResourcePool};
+use crate::settings::{ROOT_POOL, VmSettings};
 use crate::trace::Recorder;
-use crate::trace::format::{HostFacts, Stalls, VmFacts};
+use crate::trace::format::{HostFacts, PoolFacts, Pools, Stalls, VmFacts};
 use crate::units::{Pages, VmId};
 use crate::vm::{Cause, Stalled, VmParams};
 
@@ -42,6 +43,7 @@ pub(super) fn start(
         file: limits.file.clone(),
         source,
     })?;
+    recorder.pools(&pools(&configuration.resource_pools.list()));
     tracing::info!(file = %limits.file.display(), most = %limits.most, "records a trace");
     Ok(Some(recorder))
 }
@@ -66,7 +68,51 @@ pub(super) fn vm_facts(params: &VmParams, settings: &VmSettings) -> VmFacts {
         shares: settings.shares.count(size.0),
         reservation: settings.reservation,
         limit: settings.limit.filter(|limit| *limit < size),
+        pool: match settings.pool.as_str() {
+            ROOT_POOL => String::new(),
+            pool => pool.to_owned(),
+        },
     }
+}
+
+/// What a trace says of resource pools.
+pub(super) fn pools(list: &[ResourcePool]) -> Pools {
+    if let [root] = list
+        && !root.scalable
+    {
+        return Pools::default();
+    }
+    let facts = list.iter().enumerate().map(|(at, pool)| PoolFacts {
+        name: pool.name.clone(),
+        parent: (at != ROOT).then(|| list[pool.parent].name.clone()),
+        shares: pool.shares,
+        reservation: pool.reservation,
+        limit: pool.limit,
+        expandable: pool.expandable,
+        scalable: pool.scalable,
+    });
+    Pools {
+        pools: facts.collect(),
+    }
+}
+
+/// The resource pools that a trace tells of. What is said of a pool that stands nowhere is that of one in the root.
+pub(crate) fn pools_of(told: &Pools) -> Vec<ResourcePool> {
+    let mut list: Vec<ResourcePool> = Vec::new();
+    for facts in &told.pools {
+        let parent = facts.parent.as_ref();
+        let parent = parent.and_then(|name| list.iter().position(|pool| pool.name == *name));
+        list.push(ResourcePool {
+            name: facts.name.clone(),
+            parent: parent.unwrap_or(ROOT),
+            shares: facts.shares,
+            reservation: facts.reservation,
+            limit: facts.limit,
+            expandable: facts.expandable,
+            scalable: facts.scalable,
+        });
+    }
+    list
 }
 
 /// For how long a VM stood still, as a trace says it.

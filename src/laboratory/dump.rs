@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
 
+use memvisor_wire::balloon::ToAgent;
 use pcap_file::pcapng::PcapNgWriter;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
 use pcap_file::pcapng::blocks::interface_description::{
@@ -12,8 +13,10 @@ use pcap_file::pcapng::blocks::interface_description::{
 use pcap_file::{DataLink, PcapError};
 use serde_json::{Value, json};
 
-use super::said::Said;
-use super::tape::{Heard, Side, Stop, Tape};
+use super::map::{Moved, Seen, by_states};
+use super::said::{Said, range};
+use super::tape::{Entry, Heard, Side, Stop, Tape};
+use crate::units::RunsExt;
 
 /// Which of a packet's flags says where it went: the host is what captures.
 const INBOUND: u32 = 1;
@@ -37,6 +40,55 @@ pub fn line(heard: &Heard) -> String {
         Err(error) => format!("(no message: {error})  bytes {}", hex(&heard.bytes)),
     };
     format!("{} {way} {text}", moment(heard.at))
+}
+
+/// Moves of pages in the map of free pages as a line; of many runs the first few.
+fn map_line(at: Duration, moves: &[Moved]) -> String {
+    const SHOWN: usize = 8;
+    let kinds = by_states(moves).into_iter().map(|((from, to), runs)| {
+        let shown: Vec<_> = runs.iter().take(SHOWN).map(range).collect();
+        let more = match runs.len().saturating_sub(SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let (from, to, pages) = (from.name(), to.name(), runs.pages());
+        format!("{from}>{to} {pages} [{}{more}]", shown.join(" "))
+    });
+    let kinds: Vec<_> = kinds.collect();
+    format!("{} = MAP           {}", moment(at), kinds.join("  "))
+}
+
+/// The same as JSON, with all runs.
+fn map_json(at: Duration, moves: &[Moved]) -> Value {
+    let kinds = by_states(moves).into_iter().map(|((from, to), runs)| {
+        let ranges: Vec<_> = runs
+            .iter()
+            .map(|run| json!([run.start.0, run.count]))
+            .collect();
+        json!({ "from": from.name(), "to": to.name(), "ranges": ranges })
+    });
+    json!({ "at_us": at.as_micros() as u64, "map": kinds.collect::<Vec<_>>() })
+}
+
+/// All entries of a recording, each as `said` or `mapped` shows it.
+fn each<T>(
+    tape: &Tape,
+    said: impl Fn(&Heard) -> T,
+    mapped: impl Fn(Duration, &[Moved]) -> T,
+) -> Vec<T> {
+    let mut map = Seen::default();
+    let entries = tape.entries.iter().map(|entry| match entry {
+        Entry::Said(heard) => {
+            if let Ok((_, ToAgent::Started(_))) = ToAgent::decode(&heard.bytes)
+                && heard.by == Side::Host
+            {
+                map.begin();
+            }
+            said(heard)
+        }
+        Entry::Mapped { at, runs } => mapped(*at, &map.take(runs)),
+    });
+    entries.collect()
 }
 
 /// One datagram as JSON.
@@ -71,8 +123,8 @@ fn date(began: SystemTime) -> String {
 #[must_use]
 pub fn text(tape: &Tape) -> String {
     let mut text = format!("# a session that began at {}\n", date(tape.began));
-    for heard in &tape.heard {
-        text += &line(heard);
+    for line in each(tape, line, map_line) {
+        text += &line;
         text.push('\n');
     }
     match &tape.stop {
@@ -85,7 +137,7 @@ pub fn text(tape: &Tape) -> String {
 /// A recording as one JSON object.
 #[must_use]
 pub fn object(tape: &Tape) -> Value {
-    let messages: Vec<Value> = tape.heard.iter().map(json).collect();
+    let messages = each(tape, json, map_json);
     json!({
         "began": date(tape.began),
         "messages": messages,
@@ -94,7 +146,7 @@ pub fn object(tape: &Tape) -> Value {
     })
 }
 
-/// Writes a recording as pcapng: a packet a datagram, link type USER0 (147), nanoseconds, and the direction as the host
+/// Writes a recording as pcapng: a packet a datagram, without changes of the map of free pages, link type USER0 (147), nanoseconds, and the direction as the host
 /// sees it.
 ///
 /// # Errors
@@ -112,7 +164,7 @@ pub fn pcapng(tape: &Tape, to: impl Write) -> io::Result<()> {
         })?;
         let began = tape.began.duration_since(SystemTime::UNIX_EPOCH);
         let began = began.unwrap_or_default();
-        for heard in &tape.heard {
+        for heard in tape.heard() {
             let flag = match heard.by {
                 Side::Agent => INBOUND,
                 Side::Host => OUTBOUND,
@@ -138,17 +190,20 @@ mod tests {
     use memvisor_wire::balloon::{ToAgent, ToHost};
     use pcap_file::pcapng::{Block, PcapNgReader};
 
+    use super::super::map::WordRun;
     use super::*;
 
     fn tape() -> Tape {
-        let heard = |us, by, bytes| Heard {
-            at: Duration::from_micros(us),
-            by,
-            bytes,
+        let heard = |us, by, bytes| {
+            Entry::Said(Heard {
+                at: Duration::from_micros(us),
+                by,
+                bytes,
+            })
         };
         Tape {
             began: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
-            heard: vec![
+            entries: vec![
                 heard(12, Side::Agent, ToHost::Relief { pages: 5 }.encode(2)),
                 heard(
                     1_000_034,
@@ -172,6 +227,41 @@ mod tests {
             text.contains("bytes 0100\n# cut off: the record at byte 99"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn changes_of_the_map_are_shown_as_moves_of_pages() {
+        let mapped = |us, runs: &[(u32, u32, u32)]| Entry::Mapped {
+            at: Duration::from_micros(us),
+            runs: runs
+                .iter()
+                .map(|&(first, count, value)| WordRun {
+                    first,
+                    count,
+                    value,
+                })
+                .collect(),
+        };
+        let tape = Tape {
+            entries: vec![
+                mapped(12, &[(0, 2, 0x5555_5555), (4, 1, 1)]),
+                mapped(34, &[(0, 1, 0xAAAA_AAAA), (4, 1, 0)]),
+            ],
+            ..tape()
+        };
+        let text = text(&tape);
+        for line in [
+            "   0.000012 = MAP           USED>FREE 33 [0x0+32 0x40+1]\n",
+            "   0.000034 = MAP           FREE>TAKEN 16 [0x0+16]  FREE>USED 1 [0x40+1]\n",
+        ] {
+            assert!(text.contains(line), "no {line} in {text}");
+        }
+        let second = &object(&tape)["messages"][1];
+        let expected = json!({"at_us": 34, "map": [
+            {"from": "FREE", "to": "TAKEN", "ranges": [[0, 16]]},
+            {"from": "FREE", "to": "USED", "ranges": [[64, 1]]},
+        ]});
+        assert_eq!(*second, expected);
     }
 
     #[test]
@@ -206,7 +296,9 @@ mod tests {
         assert_eq!(packets.len(), 3);
         let (time, data, way) = &packets[1];
         assert_eq!(time.as_nanos(), 1_700_000_001_000_034_000);
-        assert_eq!(data, &tape().heard[1].bytes);
+        let tape = tape();
+        let second = tape.heard().nth(1).expect("three");
+        assert_eq!(data, &second.bytes);
         assert_eq!(*way, OUTBOUND);
     }
 }

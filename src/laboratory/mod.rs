@@ -10,7 +10,8 @@
 //! well-behaved agent is that of every guest. Only what misbehaves, and what plays a part that was recorded, speaks the
 //! protocol by itself.
 //!
-//! **The structures.** A [`tape`] is the file of one session; [`record`] makes it in the daemon, [`dump`] shows it. An
+//! **The structures.** A [`tape`] is the file of one session; [`record`] makes it in the daemon, [`dump`] shows it; [`map`] is what both know of
+//! the map of free pages that the two sides may share. An
 //! [`actor`] plays the agent of a [`script`] on [`memory`] that is not there or that a guest lends
 //! ([`memvisor_guest_agent::outside`]); [`alone`] is the host alone, on which things happen by [`schedule`]. [`replay`]
 //! plays one side of a tape again, [`conformance`] holds a side to the document.
@@ -19,6 +20,7 @@ pub mod actor;
 pub mod alone;
 pub mod conformance;
 pub mod dump;
+pub mod map;
 pub mod memory;
 pub mod peer;
 pub mod play;

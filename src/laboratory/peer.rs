@@ -1,12 +1,12 @@
 //! One end of a connection, driven step by step, with ears that hear all that is said on it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use memvisor_wire::balloon::MAX_MESSAGE_BYTES;
-use memvisor_wire::{Received, SeqPacket};
+use memvisor_wire::{Received, SeqPacket, wait_readable};
 
 use super::tape::{Heard, Side};
 
@@ -23,6 +23,8 @@ pub struct Peer {
     ears: Ears,
     began: Instant,
     buffer: Vec<u8>,
+    /// What came with the latest datagram.
+    descriptors: Vec<OwnedFd>,
 }
 
 impl std::fmt::Debug for Peer {
@@ -55,6 +57,7 @@ impl Peer {
             ears,
             began: Instant::now(),
             buffer: vec![0; MAX_MESSAGE_BYTES],
+            descriptors: Vec::new(),
         })
     }
 
@@ -75,16 +78,34 @@ impl Peer {
         self.socket.send(datagram)
     }
 
+    /// Says `datagram` with a descriptor.
+    ///
+    /// # Errors
+    /// As for [`say`](Self::say).
+    pub fn hand(&mut self, datagram: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        self.hears(self.side, datagram);
+        self.socket.send_with_fds(datagram, &[descriptor])
+    }
+
+    /// The descriptors that came with the latest datagram.
+    pub fn descriptors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.descriptors)
+    }
+
     /// What the other side says next, if it does within `timeout`.
     ///
     /// # Errors
     /// When the socket fails.
     pub fn hear(&mut self, timeout: Duration) -> io::Result<Came> {
-        let len = match self.socket.recv_timeout(&mut self.buffer, timeout)? {
-            None => return Ok(Came::Nothing),
-            Some(Received::Closed) => return Ok(Came::Closed),
-            Some(Received::Message { len }) => len.min(self.buffer.len()),
+        if wait_readable([self.socket.as_fd()], Some(timeout))? == [false] {
+            return Ok(Came::Nothing);
+        }
+        let (received, descriptors) = self.socket.recv_with_fds(&mut self.buffer)?;
+        let len = match received {
+            Received::Closed => return Ok(Came::Closed),
+            Received::Message { len } => len.min(self.buffer.len()),
         };
+        self.descriptors = descriptors;
         let datagram = self.buffer[..len].to_vec();
         let other = match self.side {
             Side::Agent => Side::Host,

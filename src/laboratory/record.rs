@@ -14,9 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use memvisor_wire::balloon::ToHost;
+use memvisor_wire::balloon::{ToAgent, ToHost};
+use memvisor_wire::claims::Words;
 
-use super::tape::{self, Side};
+use super::map::Seen;
+use super::tape::{self, MOST_RUNS, Side};
 use crate::balloon::Tap;
 use crate::throttle::Throttle;
 
@@ -90,6 +92,8 @@ pub struct Recording {
     /// Bytes of whole records.
     len: u64,
     began: Instant,
+    /// The map of free pages, as it is recorded.
+    map: Seen,
 }
 
 impl Recording {
@@ -109,6 +113,7 @@ impl Recording {
             file: Some(file),
             len: 0,
             began: Instant::now(),
+            map: Seen::default(),
         };
         recording.write(&tape::header(SystemTime::now()))?;
         Ok(recording)
@@ -145,8 +150,22 @@ impl Tap for Recording {
     }
 
     fn sent(&mut self, datagram: &[u8]) {
+        if let Ok((_, ToAgent::Started(_))) = ToAgent::decode(datagram) {
+            self.map.begin();
+        }
         let record = tape::said(self.began.elapsed(), Side::Host, datagram);
         self.record(&record);
+    }
+
+    fn mapped(&mut self, words: &dyn Words, count: u32) {
+        if self.file.is_none() {
+            return;
+        }
+        let changed = self.map.look(words, count);
+        for runs in changed.chunks(MOST_RUNS) {
+            let record = tape::mapped(self.began.elapsed(), runs);
+            self.record(&record);
+        }
     }
 
     fn ended(&mut self, why: &str) {
@@ -169,10 +188,15 @@ fn without_token(datagram: &[u8]) -> Vec<u8> {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
-    use memvisor_wire::balloon::{Capabilities, Start};
+    use std::sync::Arc;
+
+    use memvisor_wire::balloon::{Capabilities, FreeMap, PageState, Start, Started, map_words};
 
     use super::*;
-    use crate::laboratory::tape::{Stop, Tape};
+    use crate::laboratory::map::Moved;
+    use crate::laboratory::tape::{Entry, Stop, Tape};
+    use crate::sys::SharedWords;
+    use crate::units::{Gfn, GfnRun};
 
     const SECRET: u64 = 0xdead_beef_feed_c0de;
 
@@ -205,7 +229,8 @@ mod tests {
         assert!(!file.windows(4).any(|bytes| bytes == &secret[..4]));
         let tape = Tape::read(&file).expect("whole");
         assert!(matches!(&tape.stop, Stop::Ended { why, .. } if why == "gone"));
-        let decoded = ToHost::decode(&tape.heard[0].bytes).expect("still a START");
+        let heard: Vec<_> = tape.heard().collect();
+        let decoded = ToHost::decode(&heard[0].bytes).expect("still a START");
         assert!(matches!(
             decoded,
             (
@@ -218,12 +243,57 @@ mod tests {
             )
         ));
         assert_eq!(
-            (&tape.heard[2].bytes[..], tape.heard[2].by),
+            (&heard[2].bytes[..], heard[2].by),
             (&b"anything"[..], Side::Host)
         );
-        assert_eq!(tape.heard[3].bytes, stats);
-        assert!(tape.heard.is_sorted_by_key(|heard| heard.at));
+        assert_eq!(heard[3].bytes, stats);
+        assert!(heard.is_sorted_by_key(|heard| heard.at));
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn changes_of_the_map_are_between_what_was_said() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("a.balloon");
+        let mut recording = Recording::begin(&path).expect("room");
+        let words = SharedWords::new("test-map", map_words(64)).expect("memory");
+        let map = FreeMap::new(Arc::new(words), 64);
+        let started = |vm| {
+            ToAgent::Started(Started {
+                capabilities: Capabilities::COMMON | Capabilities::BITMAP,
+                vm,
+                poll_interval_ms: 1000,
+                max_ranges: 1,
+                balloon_max: 40,
+            })
+        };
+        recording.sent(&started(1).encode(1));
+        recording.mapped(map.words(), 4);
+        let run = GfnRun::new(Gfn(3), 20);
+        assert_eq!(map.change_run(run, PageState::Used, PageState::Free), 20);
+        recording.mapped(map.words(), 4);
+        recording.mapped(map.words(), 4);
+        recording.received(&ToHost::Stop.encode(2));
+        // The map of another START is another map.
+        recording.sent(&started(1).encode(3));
+        recording.mapped(map.words(), 4);
+        let tape = Tape::read(&fs::read(&path).expect("written")).expect("whole");
+        let mut seen = Seen::default();
+        let moved = |entry: &Entry| match entry {
+            Entry::Said(_) => None,
+            Entry::Mapped { runs, .. } => Some(runs.clone()),
+        };
+        let runs: Vec<_> = tape.entries.iter().map(moved).collect();
+        let [None, Some(first), None, None, Some(again)] = &runs[..] else {
+            panic!("{runs:?}");
+        };
+        assert_eq!(first, again);
+        let expected = Moved {
+            from: PageState::Used,
+            to: PageState::Free,
+            run,
+        };
+        assert_eq!(seen.take(first), [expected]);
     }
 
     #[test]
@@ -246,6 +316,7 @@ mod tests {
             file: Some(full.expect("Linux has it")),
             len: 0,
             began: Instant::now(),
+            map: Seen::default(),
         };
         recording.sent(b"x");
         assert!(recording.file.is_none(), "it has stopped");

@@ -15,12 +15,22 @@
 //! | `TARGET` | pages, unless targets are ignored | doorbells: they come when a host has them |
 //! | `LOCK_RESULT`, `UNLOCK_RESULT` | the status of each page; target, as before | how the runs are cut |
 //! | `ERROR` | code | text |
+//! | the map of free pages | how many pages the host has, unless targets are ignored; that it finds as many | which pages |
 
 pub mod agent;
 mod compare;
 pub mod host;
+mod lines;
+mod shared;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
+
+use memvisor_wire::balloon::ToHost;
+
+use super::tape::{Side, Tape};
+use crate::vm::MAX_PAGES;
 
 /// How long a peer may take for what it did in the recording.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,6 +62,18 @@ impl Report {
         self.differences
             .push(format!("{} {what}", moment.trim_start()));
     }
+}
+
+/// The pages of the VM of a recording, of which each `START` names the same.
+fn total_pages(tape: &Tape) -> u32 {
+    let claimed = tape
+        .heard()
+        .find_map(|heard| match ToHost::decode(&heard.bytes) {
+            Ok((_, ToHost::Start(start))) if heard.by == Side::Agent => Some(start.total_pages),
+            _ => None,
+        });
+    let pages = claimed.and_then(|pages| u32::try_from(pages).ok());
+    pages.filter(|pages| *pages <= MAX_PAGES).unwrap_or(1 << 16)
 }
 
 /// How fast a recording is replayed.

@@ -173,6 +173,11 @@ fn capabilities(of: Capabilities) -> Field {
     Field::Words(of.iter_names().map(|(name, _)| name).collect())
 }
 
+/// A range of pages as text.
+pub(super) fn range(run: &GfnRun) -> String {
+    format!("{:#x}+{}", run.start.0, run.count)
+}
+
 /// The name of a status in the protocol.
 #[must_use]
 pub const fn status_name(status: PageStatus) -> &'static str {
@@ -244,20 +249,19 @@ impl Field {
     }
 
     fn text(&self) -> String {
-        let run = |run: &GfnRun| format!("{:#x}+{}", run.start.0, run.count);
         match self {
             Self::Number(number) => number.to_string(),
             Self::Words(words) if words.is_empty() => "none".to_owned(),
             Self::Words(words) => words.join("|"),
             Self::Text(text) => format!("{text:?}"),
-            Self::Ranges(ranges) => listed(ranges, run),
+            Self::Ranges(ranges) => listed(ranges, range),
             Self::Pages(pages) => listed(pages, |gfn| format!("{:#x}", gfn.0)),
             Self::Listed(pages) => listed(pages, |page| match page.status {
                 Some(status) => format!("{:#x} {}", page.page, status_name(status)),
                 None => format!("{:#x}", page.page),
             }),
             Self::Runs(runs) => listed(runs, |part| {
-                format!("{} {}", run(&part.run), status_name(part.status))
+                format!("{} {}", range(&part.run), status_name(part.status))
             }),
             Self::Stats(stats) => listed(stats, |stat| {
                 format!("{} {}", tag_name(stat.tag), stat.value)

@@ -1,15 +1,19 @@
 //! The file of one recorded session.
 //!
 //! A header, then a record for each datagram in the order in which the session read and sent them, then one that says
-//! how the session ended. Numbers are little endian, without padding.
+//! how the session ended. Between them, where both sides share a map of free pages, are records of what has changed in
+//! it: before what is said next, and after the host has moved pages. Numbers are little endian, without padding.
 //!
 //! | header | | record | |
 //! |---|---|---|---|
 //! | 8 bytes | `memvball` | u32 | length of the content, at most 65 536 |
-//! | u16 | version of the file, 1 | u16 | 0 the agent said it, 1 the host said it, 2 the session ended |
+//! | u16 | version of the file, 2 | u16 | 0 the agent said it, 1 the host said it, 2 the session ended, 3 the map changed |
 //! | u16 | version of the balloon protocol | u64 | microseconds since the session began |
-//! | u64 | microseconds from 1970 to the beginning | | the content: a datagram, or the end as UTF-8 |
+//! | u64 | microseconds from 1970 to the beginning | | the content: a datagram, the end as UTF-8, or runs of words |
 //! | u32 | check of what is before it | u32 | check of what is before it, from the length on |
+//!
+//! A run of words is three u32: the number of its first word in the map, how many there are, and the value that each of
+//! them has now. The map is all zeroes when `STARTED` is said. Version 1 has no such records, and is read too.
 //!
 //! A check is the lower half of XXH3-64. A process that dies leaves a file that ends inside a record or between two; a
 //! disk may return other bytes than were written. So a reader takes what is whole from the front and says at which byte
@@ -25,13 +29,22 @@ use memvisor_wire::{DecodeError, Reader, Writer};
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The version of the file.
-const FILE_VERSION: u16 = 1;
+use super::map::WordRun;
+
+/// The version of the file that is written.
+const FILE_VERSION: u16 = 2;
+/// The oldest version that is read.
+const OLDEST: u16 = 1;
 const MAGIC: &[u8; 8] = b"memvball";
 const HEADER_BYTES: usize = 24;
 /// Bytes of a record beside its content.
 const FRAME_BYTES: usize = 18;
 const ENDED: u16 = 2;
+const MAPPED: u16 = 3;
+/// Bytes of a run of words.
+const RUN_BYTES: usize = 12;
+/// The most runs of words in a record.
+pub const MOST_RUNS: usize = MAX_MESSAGE_BYTES / RUN_BYTES;
 
 /// Who says something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +75,20 @@ pub struct Heard {
     pub by: Side,
     /// The datagram, without the secret of a `START`.
     pub bytes: Vec<u8>,
+}
+
+/// One thing in a recording.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// Somebody said something.
+    Said(Heard),
+    /// The map of free pages has changed.
+    Mapped {
+        /// When that was seen, since the session began; in whole microseconds.
+        at: Duration,
+        /// The words that have changed.
+        runs: Vec<WordRun>,
+    },
 }
 
 /// Where and why a reader stopped.
@@ -122,8 +149,8 @@ impl fmt::Display for Stop {
 pub struct Tape {
     /// When the session began.
     pub began: SystemTime,
-    /// What was said.
-    pub heard: Vec<Heard>,
+    /// What was said and what changed, in the order of time.
+    pub entries: Vec<Entry>,
     /// Where it ends.
     pub stop: Stop,
 }
@@ -154,7 +181,7 @@ pub enum TapeError {
     Damaged,
     /// A program of another version wrote it.
     #[error(
-        "it has version {file} for balloon protocol {protocol}; this program reads version {FILE_VERSION} for protocol {VERSION}"
+        "it has version {file} for balloon protocol {protocol}; this program reads versions {OLDEST} to {FILE_VERSION} for protocol {VERSION}"
     )]
     Version {
         /// The version of the file.
@@ -178,6 +205,16 @@ pub fn header(began: SystemTime) -> Vec<u8> {
 #[must_use]
 pub fn said(at: Duration, by: Side, bytes: &[u8]) -> Vec<u8> {
     record(at, by as u16, bytes)
+}
+
+/// The record of words of the map that have changed, of which there are [`MOST_RUNS`] at most.
+#[must_use]
+pub fn mapped(at: Duration, runs: &[WordRun]) -> Vec<u8> {
+    let mut to = Writer::new();
+    for run in &runs[..runs.len().min(MOST_RUNS)] {
+        to.u32(run.first).u32(run.count).u32(run.value);
+    }
+    record(at, MAPPED, &to.finish())
 }
 
 /// The record of the end of a session.
@@ -222,11 +259,19 @@ impl Tape {
         let began = read_header(head)?;
         let mut tape = Self {
             began: SystemTime::UNIX_EPOCH + Duration::from_micros(began),
-            heard: Vec::new(),
+            entries: Vec::new(),
             stop: Stop::Open,
         };
         tape.stop = tape.read_records(records);
         Ok(tape)
+    }
+
+    /// What was said.
+    pub fn heard(&self) -> impl Iterator<Item = &Heard> {
+        self.entries.iter().filter_map(|entry| match entry {
+            Entry::Said(heard) => Some(heard),
+            Entry::Mapped { .. } => None,
+        })
     }
 
     /// Reads records until there is none, or one that is not whole.
@@ -239,24 +284,45 @@ impl Tape {
                 Err(Broken::Missing(missing)) => return Stop::Cut { at, missing },
                 Err(Broken::Wrong(what)) => return Stop::Damaged { at, what },
             };
-            let by = match record.kind {
-                ENDED => {
-                    let why = String::from_utf8_lossy(record.content).into_owned();
-                    let at = record.at;
-                    return Stop::Ended { at, why };
-                }
-                0 => Side::Agent,
-                _ => Side::Host,
-            };
-            self.heard.push(Heard {
+            let (at, said) = (record.at, |by| Heard {
                 at: record.at,
                 by,
                 bytes: record.content.to_vec(),
+            });
+            self.entries.push(match record.kind {
+                ENDED => {
+                    let why = String::from_utf8_lossy(record.content).into_owned();
+                    return Stop::Ended { at, why };
+                }
+                MAPPED => Entry::Mapped {
+                    at,
+                    runs: runs(record.content),
+                },
+                0 => Entry::Said(said(Side::Agent)),
+                _ => Entry::Said(said(Side::Host)),
             });
             rest = &rest[FRAME_BYTES + record.content.len()..];
         }
         Stop::Open
     }
+}
+
+/// The runs of words of a record, which was checked.
+fn runs(content: &[u8]) -> Vec<WordRun> {
+    let (runs, _) = content.as_chunks::<RUN_BYTES>();
+    let (words, number) = (runs.iter(), |bytes: &[u8]| {
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |sum, byte| sum << 8 | u32::from(*byte))
+    });
+    words
+        .map(|run| WordRun {
+            first: number(&run[..4]),
+            count: number(&run[4..8]),
+            value: number(&run[8..]),
+        })
+        .collect()
 }
 
 fn read_header(head: &[u8]) -> Result<u64, TapeError> {
@@ -267,7 +333,7 @@ fn read_header(head: &[u8]) -> Result<u64, TapeError> {
     };
     let (file, protocol, began, sum) = fields().map_err(|_| TapeError::Damaged)?;
     // A later version may check its header in another way, so this comes first.
-    if (file, protocol) != (FILE_VERSION, VERSION) {
+    if !(OLDEST..=FILE_VERSION).contains(&file) || protocol != VERSION {
         return Err(TapeError::Version { file, protocol });
     }
     if sum != check(&head[..HEADER_BYTES - 4]) {
@@ -308,13 +374,19 @@ impl<'f> Record<'f> {
         if sum != check(checked).to_le_bytes() {
             return Err(Broken::Wrong("does not fit its check"));
         }
-        if kind > ENDED {
+        if kind > MAPPED {
             return Err(Broken::Wrong("is of no kind that there is"));
+        }
+        let content = &checked[FRAME_BYTES - 4..];
+        let fits =
+            content.len().is_multiple_of(RUN_BYTES) && runs(content).iter().all(WordRun::fits);
+        if kind == MAPPED && !fits {
+            return Err(Broken::Wrong("has words that no map has"));
         }
         Ok(Self {
             kind,
             at: Duration::from_micros(at),
-            content: &checked[FRAME_BYTES - 4..],
+            content,
         })
     }
 }
@@ -325,12 +397,15 @@ mod tests {
 
     use super::*;
 
-    fn written(heard: &[Heard], why: &str) -> (Vec<u8>, Vec<usize>) {
+    fn written(entries: &[Entry], why: &str) -> (Vec<u8>, Vec<usize>) {
         let began = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let mut file = header(began);
         let mut ends = vec![];
-        for one in heard {
-            file.extend(said(one.at, one.by, &one.bytes));
+        for entry in entries {
+            file.extend(match entry {
+                Entry::Said(one) => said(one.at, one.by, &one.bytes),
+                Entry::Mapped { at, runs } => mapped(*at, runs),
+            });
             ends.push(file.len());
         }
         file.extend(ended(Duration::from_secs(9), why));
@@ -338,20 +413,34 @@ mod tests {
         (file, ends)
     }
 
-    fn any_heard() -> impl Strategy<Value = Heard> {
+    fn any_entry() -> impl Strategy<Value = Entry> {
         let bytes = proptest::collection::vec(any::<u8>(), 0..40);
-        (any::<u32>(), any::<bool>(), bytes).prop_map(|(at, host, bytes)| Heard {
+        let said = (any::<u32>(), any::<bool>(), bytes).prop_map(|(at, host, bytes)| {
+            Entry::Said(Heard {
+                at: Duration::from_micros(at.into()),
+                by: if host { Side::Host } else { Side::Agent },
+                bytes,
+            })
+        });
+        let run = (0_u32..1000, 1_u32..1000, any::<u32>());
+        let run = run.prop_map(|(first, count, value)| WordRun {
+            first,
+            count,
+            value,
+        });
+        let runs = (any::<u32>(), proptest::collection::vec(run, 0..5));
+        let mapped = runs.prop_map(|(at, runs)| Entry::Mapped {
             at: Duration::from_micros(at.into()),
-            by: if host { Side::Host } else { Side::Agent },
-            bytes,
-        })
+            runs,
+        });
+        prop_oneof![3 => said, 1 => mapped]
     }
 
     proptest! {
         /// Each prefix of a recording has the records that are whole in it, and says where the next one begins.
         #[test]
         fn recording_cut_at_any_byte_is_read_as_far_as_it_is_whole(
-            heard in proptest::collection::vec(any_heard(), 0..6), why in "[a-z ]{0,20}"
+            heard in proptest::collection::vec(any_entry(), 0..6), why in "[a-z ]{0,20}"
         ) {
             let (file, ends) = written(&heard, &why);
             for cut in 0..=file.len() {
@@ -362,7 +451,7 @@ mod tests {
                 }
                 let tape = read.expect("the header is whole");
                 let whole = ends.iter().filter(|end| **end <= cut).count();
-                prop_assert_eq!(&tape.heard[..], &heard[..whole.min(heard.len())]);
+                prop_assert_eq!(&tape.entries[..], &heard[..whole.min(heard.len())]);
                 let begin = if whole == 0 { HEADER_BYTES } else { ends[whole - 1] };
                 match tape.stop {
                     Stop::Ended { why: read, .. } => prop_assert!(cut == file.len() && read == why),
@@ -379,7 +468,7 @@ mod tests {
         /// A changed byte is never taken for what was written: nothing from its record on is read.
         #[test]
         fn changed_byte_ends_what_is_read_at_its_record(
-            heard in proptest::collection::vec(any_heard(), 1..6), at in any::<prop::sample::Index>(), by in 1..=255_u8
+            heard in proptest::collection::vec(any_entry(), 1..6), at in any::<prop::sample::Index>(), by in 1..=255_u8
         ) {
             let (mut file, ends) = written(&heard, "done");
             let at = at.index(file.len());
@@ -387,7 +476,7 @@ mod tests {
             if let Ok(tape) = Tape::read(&file) {
                 prop_assert!(at >= HEADER_BYTES, "byte {}", at);
                 let whole = ends.iter().filter(|end| **end <= at).count();
-                prop_assert_eq!(&tape.heard[..], &heard[..whole]);
+                prop_assert_eq!(&tape.entries[..], &heard[..whole]);
                 let begin = if whole == 0 { HEADER_BYTES } else { ends[whole - 1] };
                 let (Stop::Damaged { at: said, .. } | Stop::Cut { at: said, .. }) = tape.stop else {
                     panic!("{:?}", tape.stop);
@@ -401,13 +490,49 @@ mod tests {
     fn file_of_another_version_or_kind_says_so() {
         let (file, _) = written(&[], "");
         let mut later = file.clone();
-        later[8] = 2;
+        later[8] = 3;
         let error = Tape::read(&later).expect_err("another version").to_string();
         assert!(
-            error.contains("version 2 for balloon protocol 1"),
+            error.contains("version 3 for balloon protocol 1; this program reads versions 1 to 2"),
             "{error}"
         );
         let error = Tape::read(b"\x7fELF...").expect_err("another kind");
         assert!(matches!(error, TapeError::Other), "{error}");
+    }
+
+    #[test]
+    fn recording_of_version_1_is_read() {
+        let heard = Heard {
+            at: Duration::from_micros(7),
+            by: Side::Host,
+            bytes: vec![1, 2, 3],
+        };
+        let (mut file, _) = written(&[Entry::Said(heard.clone())], "done");
+        file[8] = 1;
+        let sum = check(&file[..HEADER_BYTES - 4]);
+        file[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
+        let tape = Tape::read(&file).expect("of an older version");
+        assert_eq!(tape.heard().collect::<Vec<_>>(), [&heard]);
+        assert!(matches!(tape.stop, Stop::Ended { .. }));
+    }
+
+    #[test]
+    fn words_that_no_map_has_are_told() {
+        let run = |first, count| WordRun {
+            first,
+            count,
+            value: 1,
+        };
+        for runs in [&[run(1 << 24, 1)][..], &[run(0, 1), run(9, 0)]] {
+            let mut file = header(SystemTime::UNIX_EPOCH);
+            file.extend(mapped(Duration::ZERO, runs));
+            let tape = Tape::read(&file).expect("the header is whole");
+            let text = tape.stop.to_string();
+            assert!(text.contains("byte 24 has words that no map has"), "{text}");
+        }
+        let mut file = header(SystemTime::UNIX_EPOCH);
+        file.extend(record(Duration::ZERO, MAPPED, &[0; 13]));
+        let tape = Tape::read(&file).expect("the header is whole");
+        assert!(!tape.stop.is_whole());
     }
 }

@@ -44,6 +44,8 @@ pub(crate) struct HostStart<'a> {
     pub(crate) swap_dir: &'a Path,
     /// A directory that the host removes if this process dies.
     pub(crate) scratch: Option<&'a Path>,
+    /// Its configuration file.
+    pub(crate) configuration: Option<&'a Path>,
 }
 
 impl HostStart<'_> {
@@ -67,6 +69,9 @@ impl HostStart<'_> {
         give("--swap-dir", text(self.swap_dir));
         if let Some(scratch) = self.scratch {
             give("--scratch", text(scratch));
+        }
+        if let Some(file) = self.configuration {
+            give("--config", text(file));
         }
         args
     }

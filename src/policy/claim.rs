@@ -42,13 +42,14 @@ impl Claims {
         demand: impl Fn(&VmSnapshot) -> Pages,
         lends: bool,
     ) -> Self {
-        let claim = |vm: &VmSnapshot| {
-            let claim = of_vm(vm, policy.worth(vm, host, config), demand(vm));
+        let claim = |(vm, worth): (&VmSnapshot, Worth)| {
+            let claim = of_vm(vm, worth, demand(vm));
             if lends { claim } else { claim.kept() }
         };
+        let worths = policy.worths(host, config);
         let nothing = Sum::default().claim(host, 0);
         let mut claims = Self {
-            vms: host.vms.iter().map(claim).collect(),
+            vms: host.vms.iter().zip(worths).map(claim).collect(),
             pools: vec![nothing; host.pools()],
         };
         let tree = Tree::of(host);

@@ -42,6 +42,13 @@ pub trait Policy: Sync {
     /// What the pages of `vm`, one of the VMs of `host`, are worth.
     fn worth(&self, vm: &VmSnapshot, host: &HostSnapshot, config: &Config) -> Worth;
 
+    /// The same of all VMs of `host`, in their order. A policy that compares a VM with all of them adds these up once
+    /// here, and not once for each VM.
+    fn worths(&self, host: &HostSnapshot, config: &Config) -> Vec<Worth> {
+        let worth = |vm| self.worth(vm, host, config);
+        host.vms.iter().map(worth).collect()
+    }
+
     /// From which of the VM's numbers that follows, for people.
     fn because(&self, vm: &VmSnapshot) -> String;
 

@@ -142,6 +142,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
+    fn what_vms_are_worth_together_is_what_each_is_worth(
+        policy in policy(),
+        host in host(),
+        config in config(),
+    ) {
+        let each = host.vms.iter().map(|vm| policy.worth(vm, &host, &config));
+        prop_assert_eq!(policy.worths(&host, &config), each.collect::<Vec<_>>());
+    }
+
+    #[test]
     fn plan_keeps_each_vm_within_its_bounds(policy in policy(), host in host(), config in config()) {
         let plan = policy.plan(&host, &config);
         let above_can_give = host.vms.iter().zip(&plan.vms).any(|(vm, plan)|

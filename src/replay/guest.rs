@@ -18,7 +18,7 @@ use crate::page::{Budget, Home, Need, Parking, Urgency};
 use crate::pool::Pool;
 use crate::reclaim::{Core, Queue, WorkerHandle, queue};
 use crate::sample::Sampler;
-use crate::settings::VmSettings;
+use crate::settings::{ROOT_POOL, VmSettings};
 use crate::share::Peers;
 use crate::swap::SwapFile;
 use crate::trace::format::VmFacts;
@@ -100,7 +100,6 @@ impl Guest {
         };
         let vm = Vm::new(id, params, Box::new(Arc::clone(&ram)), parts).map_err(memory)?;
         let vm = Arc::new(vm);
-        vm.orders.set_ceiling(settings.limit);
         let (worker, queue) = queue();
         let sampler = Sampler::new(id.0.into(), now, None);
         Ok(Some(Self {
@@ -190,6 +189,10 @@ fn settings(facts: &VmFacts) -> VmSettings {
             .limit
             .filter(|limit| *limit < Pages(facts.pages.into())),
         sharing: false,
+        pool: match facts.pool.as_str() {
+            "" => ROOT_POOL.to_owned(),
+            pool => pool.to_owned(),
+        },
         ..VmSettings::default()
     }
 }

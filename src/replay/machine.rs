@@ -16,10 +16,11 @@ use super::{Costs, Options};
 use crate::engine::EngineError;
 use crate::fault::{Access, FaultError, cause_at};
 use crate::host::{
-    Balance, MIN_PERIOD, PERIOD, bound_cache, give_orders, reserve, set_marks, snapshot_of,
+    Balance, MIN_PERIOD, PERIOD, bound_cache, first_ceiling, give_orders, place_of_pool, reserve,
+    set_marks, snapshot_of,
 };
 use crate::page::{Budget, Urgency};
-use crate::policy::{FreeState, HostSnapshot, Policy};
+use crate::policy::{FreeState, HostSnapshot, Policy, ResourcePool, VmSnapshot};
 use crate::pool::{Hints, Pool};
 use crate::reclaim::victims::Choice;
 use crate::reclaim::{Job, Routine};
@@ -84,6 +85,7 @@ pub(super) struct Machine<'a> {
     budget: Arc<Budget>,
     pool: Arc<Pool>,
     guests: Vec<Option<Guest>>,
+    resource_pools: &'a [ResourcePool],
     balance: Balance,
     state: FreeState,
     /// The moment at which the story begins.
@@ -124,6 +126,7 @@ impl<'a> Machine<'a> {
             budget: Arc::new(budget),
             pool: Arc::new(pool),
             guests: (0..vms).map(|_| None).collect(),
+            resource_pools: &[],
             balance: Balance::default(),
             state: FreeState::default(),
             base: Instant::now(),
@@ -151,6 +154,12 @@ impl<'a> Machine<'a> {
             }
             // Never back: a fault that waited may have taken longer than the next step is away.
             self.now_us = self.now_us.max(step.at_us);
+            if step.what == Doing::Pools {
+                let pools = self.story.pools.get(step.gfn as usize);
+                self.resource_pools = pools.map_or(&[], Vec::as_slice);
+                self.plan_soon();
+                continue;
+            }
             let gfn = Gfn(step.gfn);
             match (step.what, &mut self.guests[usize::from(step.vm)]) {
                 (Doing::Read | Doing::Write, Some(guest)) if !guest.is_open(gfn) => {
@@ -183,6 +192,8 @@ impl<'a> Machine<'a> {
         loop {
             let guest = Guest::new(id, known, &self.budget, &self.pool, self.now())?;
             if let Some(guest) = guest {
+                let first = first_ceiling(self.resource_pools, &guest.settings);
+                guest.vm.orders.set_ceiling(first);
                 self.guests[vm] = Some(guest);
                 self.plan_soon();
                 return Ok(());
@@ -348,13 +359,16 @@ impl<'a> Machine<'a> {
         let active = |vm| self.balance.active(vm);
         let vms = self.guests.iter().flatten().map(|guest| {
             let vm = &guest.vm;
-            snapshot_of(vm, &guest.settings, now, active(vm.id))
+            VmSnapshot {
+                resource_pool: place_of_pool(self.resource_pools, &guest.settings.pool),
+                ..snapshot_of(vm, &guest.settings, now, active(vm.id))
+            }
         });
         let snapshot = HostSnapshot {
             budget: self.budget.total(),
             used: self.budget.used(),
             least_free: Some(self.budget.take_least_free()),
-            resource_pools: Vec::new(),
+            resource_pools: self.resource_pools.to_vec(),
             state: self.state,
             vms: vms.collect(),
             seed: self.plans,

@@ -19,6 +19,7 @@ use thiserror::Error;
 use super::content::Size;
 use super::counts::Counts;
 use super::told::Told;
+use crate::policy::ResourcePool;
 use crate::trace::format::{HostFacts, MAGIC, Stalls, VmFacts};
 use crate::trace::{Access, Accesses, ImportError, Reader, Stop, csv, damon};
 use crate::units::Pages;
@@ -31,6 +32,8 @@ pub struct Story {
     pub host: Option<HostFacts>,
     /// The VMs, in the order in which they appear.
     pub vms: Vec<Vm>,
+    /// The resource pools that there were, one set after the other.
+    pub pools: Vec<Vec<ResourcePool>>,
     /// What happened, in the order of time.
     pub steps: Vec<Step>,
     /// How long all that took, in microseconds.
@@ -68,9 +71,9 @@ pub struct Vm {
 pub struct Step {
     /// When, in microseconds since the beginning.
     pub at_us: u64,
-    /// The page, or of settings their number.
+    /// The page, or of settings and resource pools their number.
     pub gfn: u32,
-    /// The VM, an index of [`Story::vms`].
+    /// The VM, an index of [`Story::vms`]; of resource pools 0.
     pub vm: u16,
     /// What.
     pub what: Doing,
@@ -82,6 +85,8 @@ pub struct Step {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum Doing {
+    /// Other resource pools are in force, those of [`Story::pools`] with this number.
+    Pools,
     /// The VM appears.
     Appear,
     /// It is given other settings.
@@ -252,6 +257,9 @@ impl Source {
         if head == damon::MAGIC {
             let bytes = std::fs::read(path).map_err(broken)?;
             return Ok(Self::List(damon::read(name, &bytes)?));
+        }
+        if damon::json::is_record(&head) {
+            return Ok(Self::List(damon::json::load(name, path)?));
         }
         Ok(Self::List(csv::read(name, BufReader::new(open()?))?))
     }

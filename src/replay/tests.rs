@@ -12,7 +12,9 @@ use crate::policy::policies;
 use crate::reclaim::victims;
 use crate::settings::Profile;
 use crate::trace::Writer;
-use crate::trace::format::{End, Event, HostFacts, Kind, Place, Stalls, VmFacts, What};
+use crate::trace::format::{
+    End, Event, HostFacts, Kind, Place, PoolFacts, Pools, Stalls, VmFacts, What,
+};
 use crate::units::VmId;
 
 /// The least memory that a host takes.
@@ -177,6 +179,71 @@ fn host_and_lists_are_put_together_and_what_does_not_fit_is_named() {
     fs::write(&list, "time_us,vm,gfn\n").expect("our own directory");
     let empty = Story::load(&[list]);
     assert!(matches!(empty, Err(StoryError::Empty(_))), "{empty:?}");
+}
+
+/// A trace of a host with a VM in a resource pool, and a list of what it accesses: a thousand pages in each of four
+/// seconds. The pool has this limit until the given second.
+fn pooled(limit: Option<Pages>, until_s: u64) -> (TempDir, [PathBuf; 2]) {
+    let accesses: Vec<_> = (0..4000).map(|ms| (ms, 1, (ms % 1000) as u32)).collect();
+    let (dir, list) = listed(&accesses);
+    let file = dir.path().join("pools.trace");
+    let mut writer = Writer::new(fs::File::create(&file).expect("our own")).expect("written");
+    let host = HostFacts {
+        memory: Pages(4096),
+        ..HostFacts::default()
+    };
+    let vm = VmFacts {
+        name: "vm1".to_owned(),
+        pages: 1000,
+        shares: 1000,
+        pool: "p".to_owned(),
+        ..VmFacts::default()
+    };
+    let pools = |limit| Pools {
+        pools: vec![
+            PoolFacts {
+                name: "root".to_owned(),
+                ..PoolFacts::default()
+            },
+            PoolFacts {
+                name: "p".to_owned(),
+                parent: Some("root".to_owned()),
+                shares: 1000,
+                limit,
+                expandable: true,
+                ..PoolFacts::default()
+            },
+        ],
+    };
+    let root = VmId(0);
+    let put = writer
+        .facts(Kind::Host, root, 0, &host)
+        .and_then(|()| writer.facts(Kind::Pools, root, 0, &pools(limit)))
+        .and_then(|()| writer.facts(Kind::Vm, VmId(1), 0, &vm))
+        .and_then(|()| writer.facts(Kind::Pools, root, until_s * 1_000_000, &pools(None)))
+        .and_then(|()| writer.facts(Kind::End, root, 4_000_000, &End::default()));
+    put.expect("written");
+    (dir, [file, list])
+}
+
+#[test]
+fn limits_of_resource_pools_bind_as_long_as_they_are_in_force() {
+    let evicted = |limit, until_s| {
+        let (_dir, files) = pooled(limit, until_s);
+        let story = Story::load(&files).expect("right");
+        let results = replayed(&story, Pages(4096));
+        let counts = results.outcomes.iter().map(|it| it.counts.evicted());
+        counts.collect::<Vec<_>>()
+    };
+    let (free, short, long) = (
+        evicted(None, 4),
+        evicted(Some(Pages(500)), 1),
+        evicted(Some(Pages(500)), 4),
+    );
+    assert!(free.iter().all(|pages| *pages == 0), "{free:?}");
+    for (short, long) in short.iter().zip(&long) {
+        assert!(200 < *short && short * 2 < *long, "{short} {long}");
+    }
 }
 
 #[test]

@@ -8,6 +8,8 @@ use super::content::Size;
 use super::counts::Moves;
 use super::infer::{Seen, Trail, unseen};
 use super::story::{Doing, Recorded, Step, Story, StoryError, Vm, index, step};
+use crate::host::pools_of;
+use crate::policy::ResourcePool;
 use crate::trace::format::{Event, HostFacts, Place, Stalls, VmFacts, What};
 use crate::trace::{Accesses, Reader, Record};
 use crate::units::VmId;
@@ -17,6 +19,8 @@ use crate::units::VmId;
 pub(super) struct Told {
     host: HostFacts,
     vms: Vec<Lived>,
+    /// The resource pools, and since when.
+    pools: Vec<(u64, Vec<ResourcePool>)>,
     /// Which VM of `vms` a number means now.
     now: BTreeMap<VmId, usize>,
     end_us: u64,
@@ -67,6 +71,7 @@ impl Told {
         let known = self.now.get(&id).copied();
         match (record, known.map(|at| &mut self.vms[at])) {
             (Record::Host(host), _) => self.host = host,
+            (Record::Pools(pools), _) => self.pools.push((at_us, pools_of(&pools))),
             (Record::Vm(facts), Some(lived)) => {
                 lived.vm.changes.push(facts);
                 lived.changes.push(at_us);
@@ -115,6 +120,16 @@ impl Told {
         }
         for (at, lived) in self.vms.iter_mut().enumerate() {
             lived.tell(at, listed[at], self.end_us, &mut story.steps);
+        }
+        for (number, (at_us, pools)) in (0..).zip(self.pools) {
+            story.steps.push(Step {
+                at_us,
+                gfn: number,
+                vm: 0,
+                what: Doing::Pools,
+                size: 0,
+            });
+            story.pools.push(pools);
         }
         let recorded = self.vms.iter().map(|lived| Recorded {
             counts: lived.moves.counts(),

@@ -10,8 +10,9 @@ use toml::Spanned;
 
 use super::guests::Guest;
 use super::matches;
+use super::pools::{self, Pools, check_pool};
 use super::read::Time;
-use crate::settings::{DEFAULT, Key, Keys, Reading, VmPatch, VmSettings, shown};
+use crate::settings::{DEFAULT, Key, Keys, PoolPatch, Reading, VmPatch, VmSettings, shown};
 use crate::units::Bytes;
 
 /// The key under which a guest's balloon is set by hand.
@@ -67,6 +68,8 @@ pub enum Action {
     Set(Key, String),
     /// Sets a setting of a VM: the guest, what is written, what it means.
     SetVm(String, String, VmPatch),
+    /// Sets a setting of a resource pool: the pool, what is written, what it means.
+    SetPool(String, String, PoolPatch),
     /// Sets the balloon of a VM; `None` gives it back to the policy.
     Balloon(String, Option<Bytes>),
     /// Powers a guest on.
@@ -82,6 +85,7 @@ impl fmt::Display for Action {
         match self {
             Self::Set(key, value) => write!(f, "{} = {value}", key.spec().name),
             Self::SetVm(name, text, _) => write!(f, "{name}: {text}"),
+            Self::SetPool(name, text, _) => write!(f, "resource pool {name}: {text}"),
             Self::Balloon(name, Some(target)) => write!(f, "{name}: balloon of {target}"),
             Self::Balloon(name, None) => write!(f, "{name}: balloon by the policy"),
             Self::Start(name) => write!(f, "{name} starts"),
@@ -97,6 +101,7 @@ impl Reading {
         &mut self,
         written: &BTreeMap<String, Spanned<WrittenChange>>,
         guests: &mut [Guest],
+        pools: &Pools,
         duration: Duration,
     ) -> Vec<Change> {
         let mut tables: Vec<_> = written.values().collect();
@@ -114,7 +119,7 @@ impl Reading {
                 );
                 self.wrong(change.at.span(), &text);
             }
-            let actions = self.actions(change, guests);
+            let actions = self.actions(change, guests, pools);
             if actions.is_empty() && self.problems.is_empty() {
                 let text = "nothing changes; allowed: set, start, stop or kill";
                 self.wrong(table.span(), text);
@@ -128,10 +133,10 @@ impl Reading {
         changes
     }
 
-    fn actions(&mut self, change: &WrittenChange, guests: &[Guest]) -> Vec<Action> {
+    fn actions(&mut self, change: &WrittenChange, guests: &[Guest], pools: &Pools) -> Vec<Action> {
         let mut actions = Vec::new();
         for (key, value) in &change.set {
-            match set(key, &value.get_ref().to_string(), guests) {
+            match set(key, &value.get_ref().to_string(), guests, pools) {
                 Ok(set) => actions.extend(set),
                 Err(wrong) => self.wrong(value.span(), &wrong),
             }
@@ -184,7 +189,8 @@ impl Reading {
             match action {
                 Action::Start(_) => (since, until) = (Some(at), None),
                 Action::Stop(_) | Action::Kill(_) => since = None,
-                Action::Set(..) | Action::SetVm(..) | Action::Balloon(..) => {}
+                Action::Set(..) | Action::SetVm(..) | Action::SetPool(..) | Action::Balloon(..) => {
+                }
             }
         }
     }
@@ -195,7 +201,7 @@ impl Action {
     #[must_use]
     pub const fn guest(&self) -> Option<&String> {
         match self {
-            Self::Set(..) => None,
+            Self::Set(..) | Self::SetPool(..) => None,
             Self::SetVm(name, ..)
             | Self::Balloon(name, _)
             | Self::Start(name)
@@ -216,8 +222,11 @@ fn no_guest(pattern: &str, guests: &[Guest]) -> String {
     format!("there is no guest `{pattern}`; allowed: {names}, or the beginning of names with a *")
 }
 
-/// `NAME = VALUE` of the host, or `GUEST.NAME = VALUE`.
-fn set(key: &str, value: &str, guests: &[Guest]) -> Result<Vec<Action>, String> {
+/// `NAME = VALUE` of the host, `GUEST.NAME = VALUE` or `pool.POOL.NAME = VALUE`.
+fn set(key: &str, value: &str, guests: &[Guest], pools: &Pools) -> Result<Vec<Action>, String> {
+    if let Some(of_pool) = pools::set(key, value, pools) {
+        return of_pool.map(|action| vec![action]);
+    }
     // Names of guests may have dots, and so have those of settings: the longest name decides.
     let split = key
         .match_indices('.')
@@ -232,8 +241,11 @@ fn set(key: &str, value: &str, guests: &[Guest]) -> Result<Vec<Action>, String> 
         return found.map(|guest| within(guest, target)).collect();
     }
     let mut patch = VmPatch::default();
-    let put = patch.put(name, value);
-    let name = put.map_err(|error| error.in_full())?;
+    let changed = patch.change(name, value);
+    let name = changed.map_err(|error| error.in_full())?;
+    if let Some(pool) = &patch.pool {
+        check_pool(pool, pools)?;
+    }
     found
         .map(|guest| {
             let settings = guest
@@ -260,7 +272,7 @@ fn set_host(name: &str, value: &str, guests: &[Guest]) -> Result<Vec<Action>, St
         Err(unknown) => {
             let names: Vec<_> = guests.iter().map(|guest| guest.name.as_str()).collect();
             Err(format!(
-                "{unknown}; and of a guest GUEST.NAME with one of these guests: {}",
+                "{unknown}; of a resource pool pool.POOL.NAME, and of a guest GUEST.NAME with one of these guests: {}",
                 names.join(", ")
             ))
         }

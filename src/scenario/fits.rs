@@ -1,8 +1,9 @@
 //! Whether a scenario can run at all, before anything starts.
 //!
 //! A host refuses a guest whose reservation it cannot promise, and a machine without memory ends processes. Both would
-//! happen minutes into an experiment. So the guests are admitted here in the order in which they will start, by the
-//! function that the host uses, and what all of them need is compared with what the machine has.
+//! happen minutes into an experiment. So the guests are admitted in the order in which they will start, and changes of
+//! what is promised are made, by the functions that the host uses (`promises`); and what all guests need is compared with
+//! what the machine has.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,13 +12,11 @@ use std::time::Duration;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::{Action, Guest, Scenario, Setup};
+use super::{Action, Guest, Scenario, Setup, promises};
 use crate::bench::Machine;
-use crate::policy::{self, HostSnapshot, Refusal, VmSnapshot};
-use crate::settings::{EngineChoice, Layer, Layers, VmSettings};
+use crate::policy::Refusal;
 use crate::sys::Filesystem;
-use crate::units::{Bytes, Pages, VmId};
-use crate::vm::VmParams;
+use crate::units::Bytes;
 
 /// Memory of the process of a guest beside its RAM: heap, stacks, page tables.
 const OF_PROCESS: Bytes = Bytes::from_mib(8);
@@ -25,8 +24,8 @@ const OF_PROCESS: Bytes = Bytes::from_mib(8);
 /// Why a scenario cannot run.
 #[derive(Debug, Error)]
 pub enum Misfit {
-    /// The host would refuse a guest.
-    #[error("{0}the host would refuse guest `{1}`")]
+    /// The host would refuse a guest, or a change.
+    #[error("{0}the host would refuse {1}")]
     Refused(String, String, #[source] Refusal),
     /// The machine has too little memory.
     #[error(
@@ -107,9 +106,8 @@ impl Fits {
                 "" => String::new(),
                 name => format!("in variant {name}, "),
             };
-            let most = admitted(setup).map_err(|(guest, refusal)| {
-                Misfit::Refused(name.clone(), guest.clone(), refusal)
-            })?;
+            let most = promises::all(setup)
+                .map_err(|(what, refusal)| Misfit::Refused(name.clone(), what, refusal))?;
             let needs = Bytes(setup.memory.0 + most as u64 * OF_PROCESS.0);
             if needs > available {
                 return Err(Misfit::Memory {
@@ -130,83 +128,6 @@ impl Fits {
     }
 }
 
-/// Admits all guests in the order in which they start; the most that run at the same time.
-fn admitted(setup: &Setup) -> Result<usize, (&String, Refusal)> {
-    let mut layer = Layer::default();
-    for (key, value) in &setup.settings {
-        // What is wrong with a setting was said when the file was read.
-        let _ = layer.put(key.spec().name, value);
-    }
-    let profile = setup.start.profile.unwrap_or_default();
-    let config = Layers::new(profile, layer, Layer::default())
-        .effective()
-        .policy();
-    let mut running: Vec<&Guest> = Vec::new();
-    let mut most = 0;
-    for (_, action) in setup.timeline() {
-        let Some(guest) = action.guest().and_then(|name| setup.guest(name)) else {
-            continue;
-        };
-        match action {
-            Action::Start(_) => {
-                let others: Vec<_> = running.iter().map(|guest| (*guest, setup)).collect();
-                let host = snapshot(setup.memory, &others);
-                policy::admit(&host, &config, &asked(guest, setup))
-                    .map_err(|refusal| (&guest.name, refusal))?;
-                running.push(guest);
-                most = most.max(running.len());
-            }
-            Action::Stop(name) | Action::Kill(name) => {
-                running.retain(|guest| guest.name != name);
-            }
-            Action::Set(..) | Action::SetVm(..) | Action::Balloon(..) => {}
-        }
-    }
-    Ok(most)
-}
-
-fn snapshot(budget: Bytes, running: &[(&Guest, &Setup)]) -> HostSnapshot {
-    let vm = |(id, (guest, setup)): (u32, &(&Guest, &Setup))| VmSnapshot {
-        reservation: asked(guest, setup).reservation,
-        ..VmSnapshot::new(VmId(id), guest.memory.pages())
-    };
-    let metadata = running
-        .iter()
-        .map(|(guest, setup)| asked(guest, setup).overhead.0);
-    HostSnapshot {
-        budget: budget.pages(),
-        used: Pages(metadata.sum()),
-        least_free: None,
-        resource_pools: Vec::new(),
-        state: policy::FreeState::default(),
-        vms: (1..).zip(running).map(vm).collect(),
-        seed: 0,
-    }
-}
-
-/// What a guest asks for when it is powered on.
-fn asked(guest: &Guest, setup: &Setup) -> policy::VmParams {
-    let size = guest.memory.pages();
-    // What is wrong with a patch was said when the file was read.
-    let settings = guest
-        .patch
-        .apply(&VmSettings::default(), size)
-        .unwrap_or_default();
-    let params = VmParams {
-        name: guest.name.clone(),
-        pages: u32::try_from(size.0).unwrap_or(u32::MAX),
-        workload: String::new(),
-        inline: guest.inline && setup.start.engine != Some(EngineChoice::Mprotect),
-    };
-    policy::VmParams {
-        size,
-        reservation: settings.reservation,
-        limit: settings.limit,
-        overhead: params.metadata(),
-        resource_pool: policy::ROOT,
-    }
-}
-
 /// What is written to disks.
 fn on_disk(setup: &Setup, variant: String, dir: &Path) -> Result<Bytes, Misfit> {
     let free = |dir: &Path| {
@@ -216,7 +137,7 @@ fn on_disk(setup: &Setup, variant: String, dir: &Path) -> Result<Bytes, Misfit> 
     };
     let swap_dir = setup.start.swap_dir.as_deref().unwrap_or(dir);
     let swapped = setup.guests.iter().map(|guest| {
-        let kept = asked(guest, setup).reservation.bytes();
+        let kept = promises::reservation(guest).bytes();
         guest.memory.0 - kept.0.min(guest.memory.0)
     });
     let swap = Bytes(swapped.sum());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::pools::{Pools, check_pool};
 use super::read::Time;
 use crate::launch::guests::{guest_table, length_here};
 use crate::settings::{Memory, Reading, Scalar, VmPatch, VmSettings};
@@ -33,6 +34,7 @@ pub(super) struct WrittenGuest {
     shares: Option<Spanned<Scalar>>,
     reservation: Option<Spanned<Scalar>>,
     limit: Option<Spanned<Scalar>>,
+    pool: Option<Spanned<Scalar>>,
     balloon_max: Option<Spanned<Scalar>>,
     sharing: Option<Spanned<Scalar>>,
     salt: Option<Spanned<Scalar>>,
@@ -93,6 +95,7 @@ impl Reading {
         &mut self,
         written: &BTreeMap<String, Spanned<WrittenGuest>>,
         files: &[(String, Bytes)],
+        pools: &Pools,
         duration: Duration,
     ) -> Vec<Guest> {
         let groups = self.groups(written, &|path| length(files, path));
@@ -100,6 +103,11 @@ impl Reading {
         for group in groups {
             let table = group.table;
             let patch = self.patch(table, group.memory);
+            if let Some((name, written)) = patch.pool.as_ref().zip(table.pool.as_ref())
+                && let Err(wrong) = check_pool(name, pools)
+            {
+                self.wrong(written.span(), &format!("pool: {wrong}"));
+            }
             let (start, until) = self.life(table, duration);
             let first = group.members.first().map(|(_, seed)| *seed);
             let alike = first.filter(|_| table.alike);
@@ -125,6 +133,7 @@ impl Reading {
             ("shares", &written.shares),
             ("reservation", &written.reservation),
             ("limit", &written.limit),
+            ("pool", &written.pool),
             ("balloon-max", &written.balloon_max),
             ("sharing", &written.sharing),
             ("salt", &written.salt),

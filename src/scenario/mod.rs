@@ -8,8 +8,8 @@
 //! and each combination of settings is a scenario of its own that must fit. Whatever was measured reaches the disk while
 //! it is measured, and a run that ends early says so in its results.
 //!
-//! - `read.rs`, `variants.rs`, `guests.rs`, `changes.rs`, `expect.rs`, `expected.rs`: a file, or all that is wrong with it.
-//! - `fits.rs`: whether a machine has the memory, and a host admits the guests.
+//! - `read.rs`, `variants.rs`, `pools.rs`, `guests.rs`, `changes.rs`, `expect.rs`, `expected.rs`: a file, or all that is wrong with it.
+//! - `fits.rs`: whether a machine has the memory. `promises.rs`: whether the host makes all that it is asked to promise.
 //! - [`run`]: all variants and repetitions, one after the other. `session.rs` is one of them: a host, its guests, the
 //!   timeline and the samples; `store.rs` is what of it reaches the disk.
 //! - `judge.rs`, `figures.rs`: numbers of recordings, and whether they are as expected.
@@ -24,6 +24,8 @@ mod fits;
 mod guests;
 mod judge;
 mod page;
+mod pools;
+mod promises;
 mod read;
 mod results;
 pub mod run;
@@ -42,6 +44,7 @@ pub use self::figures::Measured;
 pub use self::fits::{Fits, Misfit};
 pub use self::guests::Guest;
 pub use self::judge::Verdict;
+pub use self::pools::Pools;
 pub use self::read::{ScenarioError, load, parse};
 pub use self::results::{Repetition, Results, ResultsError, VariantResults};
 use crate::settings::{Key, StartSettings};
@@ -94,6 +97,8 @@ pub struct Setup {
     pub settings: Vec<(Key, String)>,
     /// Files that are written for guests to read, by name.
     pub files: Vec<(String, Bytes)>,
+    /// Resource pools.
+    pub pools: Pools,
     /// The guests.
     pub guests: Vec<Guest>,
     /// What changes, in the order of time.

@@ -14,6 +14,7 @@ use toml::de::{DeTable, DeValue};
 use super::changes::WrittenChange;
 use super::expect::WrittenExpect;
 use super::guests::WrittenGuest;
+use super::pools::Pools;
 use super::variants::{Combination, combinations};
 use super::{Scenario, Setup, Variant};
 use crate::settings::{
@@ -22,7 +23,7 @@ use crate::settings::{
 use crate::units::{Bytes, DURATIONS, parse_duration};
 
 /// Tables of which there may be many.
-const MANY: [&str; 3] = ["guest", "change", "expect"];
+const MANY: [&str; 4] = ["guest", "change", "expect", "pool"];
 /// What is assumed where a file says nothing.
 const DURATION: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -66,6 +67,7 @@ pub(super) struct Written {
     host: StartSettings,
     settings: Keys,
     files: BTreeMap<String, Spanned<Memory>>,
+    pool: BTreeMap<String, Spanned<Keys>>,
     guest: BTreeMap<String, Spanned<WrittenGuest>>,
     change: BTreeMap<String, Spanned<WrittenChange>>,
     expect: BTreeMap<String, Spanned<WrittenExpect>>,
@@ -251,10 +253,12 @@ impl Reading {
             .iter()
             .map(|(name, size)| (name.clone(), size.get_ref().0))
             .collect();
-        let mut guests = self.crew(&written.guest, &files, duration);
+        let pools = self.pools(&written.pool).into_iter();
+        let pools: Pools = pools.map(|(name, table)| (name, table.patch)).collect();
+        let mut guests = self.crew(&written.guest, &files, &pools, duration);
         // What only follows from a guest that is wrong is no other problem.
         let changes = if self.problems.is_empty() {
-            self.changes(&written.change, &mut guests, duration)
+            self.changes(&written.change, &mut guests, &pools, duration)
         } else {
             Vec::new()
         };
@@ -266,6 +270,7 @@ impl Reading {
             memory,
             settings,
             files,
+            pools,
             guests,
             changes,
         })

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use memvisor_guest_agent::guest::GuestReport;
 use serde::{Deserialize, Serialize};
@@ -105,6 +105,17 @@ pub enum ResultsError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// A run is said to be somewhere else.
+    #[error(
+        "`{}` says that a run is in `{}`; allowed: a directory within that of the results, such as `runs/1`",
+        file.display(), dir.display()
+    )]
+    Elsewhere {
+        /// The file.
+        file: PathBuf,
+        /// The directory.
+        dir: PathBuf,
+    },
     /// Another version has written it.
     #[error("`{}` has format {found}; this version of memvisor reads format {FORMAT}", file.display())]
     Format {
@@ -179,7 +190,19 @@ impl Results {
         if let Some(found) = found.filter(|found| *found != u64::from(FORMAT)) {
             return Err(ResultsError::Format { file, found });
         }
-        serde_json::from_value(value).map_err(|source| ResultsError::Damaged { file, source })
+        let results: Self = match serde_json::from_value(value) {
+            Ok(results) => results,
+            Err(source) => return Err(ResultsError::Damaged { file, source }),
+        };
+        let runs = results.variants.iter();
+        let mut runs = runs.flat_map(|variant| &variant.repetitions);
+        match runs.find(|run| !is_within(&run.dir)) {
+            Some(run) => Err(ResultsError::Elsewhere {
+                dir: run.dir.clone(),
+                file,
+            }),
+            None => Ok(results),
+        }
     }
 
     /// Reads what was recorded of a repetition; `None` if it ended before anything was.
@@ -198,6 +221,12 @@ impl Results {
     }
 }
 
+/// Whether a path leads to something within the directory that it begins in.
+fn is_within(path: &Path) -> bool {
+    let mut parts = path.components().peekable();
+    parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
+}
+
 fn read(dir: &Path, file: &Path) -> Result<Vec<u8>, ResultsError> {
     fs::read(file).map_err(|source| ResultsError::Read {
         dir: dir.to_owned(),
@@ -211,4 +240,57 @@ fn json<T: serde::de::DeserializeOwned>(text: &[u8], file: &Path) -> Result<T, R
         file: file.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Results of one run that is said to be in `dir`.
+    fn results(dir: &str) -> Results {
+        let path = Path::new("a.toml");
+        let text = "[host]\nmemory = \"64M\"\n[[guest]]\nname = \"a\"\nmemory = \"8M\"\nworkloads = [\"idle\"]\n";
+        let scenario = super::super::parse(path, text).expect("right");
+        let mut results = Results::begun(&scenario, "memvisor run a.toml", 0);
+        results.variants.push(VariantResults {
+            name: String::new(),
+            repetitions: vec![Repetition {
+                dir: dir.into(),
+                seed: 1,
+                engine: "uffd".to_owned(),
+                whole: true,
+                why: None,
+                guests: Vec::new(),
+                figures: Vec::new(),
+            }],
+        });
+        results
+    }
+
+    #[test]
+    fn runs_are_within_the_directory_of_the_results() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        for (runs, allowed) in [
+            ("runs/1", true),
+            ("2-IdleTax=0,on/10", true),
+            ("", false),
+            (".", false),
+            ("..", false),
+            ("runs/../../1", false),
+            ("/etc", false),
+        ] {
+            results(runs).write(dir.path()).expect("room");
+            match Results::read(dir.path()) {
+                Ok(read) => assert!(allowed && read == results(runs), "{runs}"),
+                Err(error) => {
+                    let text = error.to_string();
+                    assert!(!allowed && text.contains(&format!("`{runs}`")), "{text}");
+                    assert!(
+                        text.contains("allowed: ") && text.contains(RESULT),
+                        "{text}"
+                    );
+                }
+            }
+        }
+    }
 }

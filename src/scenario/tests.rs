@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use super::changes::WrittenChange;
 use super::expect::WrittenExpect;
 use super::guests::WrittenGuest;
+use super::promises;
 use super::read::{Written, parse};
 use super::said::{OPERATIONS, P50, P99};
 
@@ -54,15 +55,17 @@ fn document_has_each_key_and_no_other() {
 }
 
 #[test]
-fn example_of_the_document_is_right() {
-    let (_, rest) = DOCUMENT.split_once("```toml\n").expect("an example");
-    let (example, _) = rest.split_once("```").expect("its end");
-    let scenario = parse(Path::new("example.toml"), example);
-    let scenario = scenario.unwrap_or_else(|error| panic!("{error}"));
-    let names: Vec<_> = scenario
-        .variants
-        .iter()
-        .map(|variant| variant.name.as_str())
-        .collect();
-    assert_eq!(names, ["esx", "stall"]);
+fn examples_of_the_document_are_right() {
+    let examples = DOCUMENT.split("```toml\n").skip(1).map(|rest| {
+        let (example, _) = rest.split_once("```").expect("its end");
+        let scenario = parse(Path::new("example.toml"), example);
+        let scenario = scenario.unwrap_or_else(|error| panic!("{error}"));
+        for variant in &scenario.variants {
+            promises::all(&variant.setup).expect("the host makes them");
+        }
+        let names = scenario.variants.iter().map(|variant| &variant.name);
+        names.cloned().collect::<Vec<_>>()
+    });
+    let names: Vec<_> = examples.collect();
+    assert_eq!(names, [["esx", "stall"], ["shares=low", "shares=high"]]);
 }

@@ -202,7 +202,8 @@ impl<'a> Put<'a> {
                 }
                 _ => Err(
                     "there is no such key; allowed: a setting, duration, interval, seed, host.KEY, \
-                     settings.NAME, files.NAME, guest.NAME.KEY, guest.*.KEY or change.NUMBER.KEY"
+                     settings.NAME, files.NAME, pool.NAME.KEY, guest.NAME.KEY, guest.*.KEY or \
+                     change.NUMBER.KEY"
                         .to_owned(),
                 ),
             };
@@ -211,6 +212,12 @@ impl<'a> Put<'a> {
             "settings" => self.set(root, rest),
             "host" | "files" => {
                 self.put(table_of(root, table), rest);
+                Ok(())
+            }
+            "pool" => {
+                let wrong = || "allowed: pool.NAME.KEY".to_owned();
+                let (name, key) = rest.rsplit_once('.').ok_or_else(wrong)?;
+                self.put(table_of(table_of(root, "pool"), name), key);
                 Ok(())
             }
             "guest" => self.put_guests(root, rest),
@@ -230,7 +237,7 @@ impl<'a> Put<'a> {
                 }
             }
             _ => Err(format!(
-                "there is no table `{}`; allowed: host, settings, files, guest, change",
+                "there is no table `{}`; allowed: host, settings, files, pool, guest, change",
                 shown(table)
             )),
         }

@@ -1,13 +1,34 @@
 //! What VMs and resource pools have in common: settings that somebody has written as keys and values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use serde::Deserializer;
 use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserializer, Serialize, Serializer};
 
+use super::layers::DEFAULT;
 use super::value::Scalar;
 use super::{PoolPatch, VmPatch};
+
+/// The settings of which a patch takes back what was set by hand, by their short names.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TakenBack(BTreeSet<&'static str>);
+
+impl TakenBack {
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.0.contains(key)
+    }
+
+    pub(super) fn add(&mut self, key: &'static str) {
+        self.0.insert(key);
+    }
+}
+
+impl Serialize for TakenBack {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(self.0.iter().map(|key| (key, DEFAULT)))
+    }
+}
 
 /// A table of a configuration file, `[vm.NAME]` or `[pool.NAME]`. Only when a host applies it can it find out what it
 /// cannot do; the lines are kept to tell then where that was asked for.

@@ -36,6 +36,8 @@ mod tree;
 mod value;
 mod vm;
 
+/// The names of the control laws, from which `Memvisor.BalloonLaw` chooses.
+pub use crate::policy::law::NAMES as BALLOON_LAWS;
 pub use choice::{
     BalloonTakes, CacheKeeps, ChoiceError, EngineChoice, FaultsWait, ForceSalting, Profile,
 };

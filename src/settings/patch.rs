@@ -4,25 +4,48 @@ use serde::{Deserialize, Deserializer};
 
 use super::error::{VmSettingsError, nearest};
 use super::keyed;
+use super::layers::DEFAULT;
 use super::value::shown;
-use super::vm::{VM_KEYS, VmPatch, VmSettings};
+use super::vm::{VM_KEYS, VmKey, VmPatch, VmSettings};
 use crate::units::Pages;
 
 impl VmPatch {
-    /// Reads words of the form `KEY=VALUE`.
+    /// Reads words of the form `KEY=VALUE`. The word `default` takes back all settings that no other word names.
     ///
     /// # Errors
     /// [`VmSettingsError`] of the first word that is wrong.
     pub fn from_words<'a>(
         words: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self, VmSettingsError> {
-        let mut patch = Self::default();
+        let (mut patch, mut takes_back) = (Self::default(), false);
         for word in words {
+            if word == DEFAULT {
+                takes_back = true;
+                continue;
+            }
             let pair = word.split_once('=');
             let (key, value) = pair.ok_or_else(|| VmSettingsError::Word(shown(word)))?;
-            patch.put(key.trim(), value)?;
+            patch.change(key.trim(), value)?;
+        }
+        for key in VM_KEYS.iter().filter(|_| takes_back) {
+            if !(key.is_in)(&patch) {
+                patch.taken_back.add(key.name);
+            }
         }
         Ok(patch)
+    }
+
+    /// Adds one setting, or, if the text is `default`, takes back what was set by hand; returns its short name.
+    ///
+    /// # Errors
+    /// [`VmSettingsError`]; the patch is as before.
+    pub fn change(&mut self, key: &str, text: &str) -> Result<&'static str, VmSettingsError> {
+        if text != DEFAULT {
+            return self.put(key, text);
+        }
+        let known = self.first(key)?;
+        self.taken_back.add(known.name);
+        Ok(known.name)
     }
 
     /// Adds one setting; returns its short name.
@@ -30,24 +53,32 @@ impl VmPatch {
     /// # Errors
     /// [`VmSettingsError`]; the patch is as before.
     pub fn put(&mut self, key: &str, text: &str) -> Result<&'static str, VmSettingsError> {
+        let known = self.first(key)?;
+        // Under ESX's names, a bare number counts MB.
+        let is_esx = known.esx.eq_ignore_ascii_case(key);
+        let in_mb = known.is_size && is_esx && text.parse::<u64>().is_ok();
+        let in_mb = in_mb.then(|| format!("{text}M"));
+        let read = (known.read)(self, in_mb.as_deref().unwrap_or(text));
+        read.map(|()| known.name)
+            .ok_or_else(|| VmSettingsError::Value {
+                key: known.name,
+                value: shown(text),
+                allowed: known.allowed,
+            })
+    }
+
+    /// The setting of a name, of which the patch says nothing yet.
+    fn first(&self, key: &str) -> Result<&'static VmKey, VmSettingsError> {
         let is = |name: &str| name.eq_ignore_ascii_case(key);
         let found = VM_KEYS.iter().find(|known| is(known.name) || is(known.esx));
         let known = found.ok_or_else(|| VmSettingsError::Unknown {
             key: shown(key),
             nearest: nearest(key, VM_KEYS.iter().flat_map(|key| [key.name, key.esx])),
         })?;
-        // Under ESX's names, a bare number counts MB.
-        let in_mb = known.is_size && is(known.esx) && text.parse::<u64>().is_ok();
-        let in_mb = in_mb.then(|| format!("{text}M"));
-        match (known.read)(self, in_mb.as_deref().unwrap_or(text)) {
-            Some(true) => Ok(known.name),
-            Some(false) => Err(VmSettingsError::Twice(known.name)),
-            None => Err(VmSettingsError::Value {
-                key: known.name,
-                value: shown(text),
-                allowed: known.allowed,
-            }),
+        if (known.is_in)(self) {
+            return Err(VmSettingsError::Twice(known.name));
         }
+        Ok(known)
     }
 
     /// The settings of a VM of `size` that had `settings`, after this change.
@@ -73,8 +104,8 @@ impl VmPatch {
 impl<'de> Deserialize<'de> for VmPatch {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         keyed::read(deserializer, "VM", |patch: &mut Self, key, text| {
-            let put = patch.put(key, text);
-            put.map(drop).map_err(|error| error.in_full())
+            let changed = patch.change(key, text);
+            changed.map(drop).map_err(|error| error.in_full())
         })
     }
 }
@@ -87,6 +118,7 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
+    use super::super::keyed::TakenBack;
     use super::*;
 
     const SIZE: Pages = Pages(65_536);
@@ -111,6 +143,49 @@ mod tests {
         assert_eq!(read.sharing, Some(false));
         assert_eq!(read.salt, Some(Some("a".to_owned())));
         assert_eq!(read.swap_dir, Some(Some(PathBuf::from("/s"))));
+    }
+
+    #[test]
+    fn default_takes_back_what_is_below_and_nothing_else() {
+        let by_hand = patch("limit=64M shares=high salt=a").expect("valid");
+        let taken = patch("sched.mem.max=default shares=low").expect("valid");
+        let left = taken.over(&by_hand);
+        assert_eq!(left, patch("shares=low salt=a").expect("valid"));
+        let all = patch("default").expect("valid");
+        assert_eq!(all.over(&by_hand), VmPatch::default());
+        let most = patch("default salt=b").expect("valid");
+        assert_eq!(most.over(&by_hand), patch("salt=b").expect("valid"));
+        let json = serde_json::to_value(&taken).expect("plain data");
+        assert_eq!(
+            json,
+            serde_json::json!({"limit": "default", "shares": "low"})
+        );
+        assert!(VmPatch::default().put("limit", "default").is_err());
+        for words in ["limit=1M limit=default", "limit=default limit=1M"] {
+            let error = patch(words).expect_err(words);
+            assert_eq!(error, VmSettingsError::Twice("limit"));
+        }
+    }
+
+    #[test]
+    fn esx_says_unlimited_and_minus_one() {
+        for text in ["none", "unlimited", "Unlimited", "-1"] {
+            for key in [
+                "limit",
+                "sched.mem.max",
+                "balloon-max",
+                "sched.mem.maxmemctl",
+            ] {
+                let read = patch(&format!("{key}={text}")).expect(text);
+                assert!(
+                    [read.limit, read.balloon_max].contains(&Some(None)),
+                    "{key}={text}"
+                );
+            }
+        }
+        let read = serde_json::from_str::<VmPatch>(r#"{"sched.mem.max": -1}"#);
+        assert_eq!(read.expect("valid").limit, Some(None));
+        assert!(patch("limit=-2").is_err() && patch("reservation=-1").is_err());
     }
 
     #[test]
@@ -212,14 +287,14 @@ mod tests {
     /// A patch with what can be put into it of some texts.
     fn any_patch() -> impl Strategy<Value = VmPatch> {
         let text = prop_oneof![
-            "low|normal|high|none|on|off|/[a-z]{1,9}|[a-z ]{0,3}",
+            "low|normal|high|none|unlimited|-1|default|on|off|/[a-z]{1,9}|[a-z ]{0,3}",
             (0_u64..1 << 28).prop_map(|pages| format!("{pages} pages")),
             (0..=Shares::MAX).prop_map(|shares| shares.to_string()),
         ];
         vec((0..VM_KEYS.len(), text), 0..30).prop_map(|puts| {
             let mut patch = VmPatch::default();
             for (key, text) in puts {
-                let _ = patch.put(VM_KEYS[key].name, &text);
+                let _ = patch.change(VM_KEYS[key].name, &text);
             }
             patch
         })
@@ -238,7 +313,10 @@ mod tests {
             if let Ok(new) = second.over(&first).apply(&was, SIZE) {
                 let most = new.limit.unwrap_or(SIZE);
                 prop_assert!(new.reservation <= most && most <= SIZE);
-                if let Ok(between) = first.apply(&was, SIZE) {
+                // What is taken back is taken from a patch, not from settings in which nobody sees whence they come.
+                let takes_back = second.taken_back != TakenBack::default();
+                let between = first.apply(&was, SIZE).ok().filter(|_| !takes_back);
+                if let Some(between) = between {
                     prop_assert_eq!(second.apply(&between, SIZE), Ok(new));
                 }
             }

@@ -15,9 +15,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use self::error::{PoolSettingsError, UnknownPool};
 use super::error::nearest;
 use super::field;
-use super::keyed;
+use super::keyed::{self, TakenBack};
+use super::layers::DEFAULT;
 use super::value::shown;
-use super::vm::{or_none, pages, switch};
+use super::vm::{or_unlimited, pages, switch};
 use crate::policy::{ROOT, ResourcePool};
 use crate::units::Pages;
 
@@ -61,7 +62,7 @@ pub const POOL_KEYS: [PoolKey; 6] = [
     key("shares", "normal", "low, normal, high or 0 to 1000000000",
         "its weight against the VMs and pools beside it; low, normal and high are 81920, 163840 and 327680, those of a VM of 16 GiB"),
     key("reservation", "0", "a size of whole pages up to the limit, such as 64M", "memory that is guaranteed to those in it together"),
-    key("limit", "none", "a size of whole pages, such as 128M, or none", "memory that those in it never exceed together"),
+    key("limit", "none", "a size of whole pages, such as 128M, or none, unlimited or -1", "memory that those in it never exceed together"),
     key("expandable", "on", "on, off, true, false, yes or no", "whether reservations in it that exceed its own are taken from its parent"),
     key("scalable-shares", "off", "on, off, true, false, yes or no", "whether the shares of the pools directly in it grow with what is in these"),
 ];
@@ -89,6 +90,9 @@ pub struct PoolPatch {
     /// Whether the shares of the pools in it grow.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "field::json")]
     pub scalable_shares: Option<bool>,
+    /// What it takes back.
+    #[serde(flatten)]
+    pub taken_back: TakenBack,
 }
 
 /// Checks that a text can be the name of a pool.
@@ -96,7 +100,8 @@ pub struct PoolPatch {
 /// # Errors
 /// [`PoolSettingsError::Name`].
 pub fn check_pool_name(name: &str) -> Result<(), PoolSettingsError> {
-    if check_vm_name(name).is_ok() {
+    // `vm set pool=default` takes a VM back to where it began.
+    if check_vm_name(name).is_ok() && name != DEFAULT {
         return Ok(());
     }
     Err(PoolSettingsError::Name(shown(name)))
@@ -110,38 +115,53 @@ fn yes_or_no(text: &str) -> Option<bool> {
     }
 }
 
-/// Notes a value that is allowed and the first one. Returns `None` if it is not allowed, false if it is not the first.
-fn note<T>(field: &mut Option<T>, value: Option<T>) -> Option<bool> {
-    let value = value?;
-    let is_first = field.is_none();
-    if is_first {
-        *field = Some(value);
-    }
-    Some(is_first)
+/// Notes a value. Returns `None` if it is not allowed.
+fn note<T>(field: &mut Option<T>, value: Option<T>) -> Option<()> {
+    *field = Some(value?);
+    Some(())
 }
 
 impl PoolPatch {
-    /// Reads words of the form `KEY=VALUE`.
+    /// Reads words of the form `KEY=VALUE`. The word `default` takes back all settings that no other word names.
     ///
     /// # Errors
     /// [`PoolSettingsError`] of the first word that is wrong.
     pub fn from_words<'a>(
         words: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self, PoolSettingsError> {
-        let mut patch = Self::default();
+        let (mut patch, mut takes_back) = (Self::default(), false);
         for word in words {
+            if word == DEFAULT {
+                takes_back = true;
+                continue;
+            }
             let pair = word.split_once('=');
             let (key, value) = pair.ok_or_else(|| PoolSettingsError::Word(shown(word)))?;
-            patch.put(key.trim(), value)?;
+            patch.change(key.trim(), value)?;
+        }
+        for key in POOL_KEYS.iter().filter(|_| takes_back) {
+            if !patch.has(key) {
+                patch.taken_back.add(key.name);
+            }
         }
         Ok(patch)
     }
 
-    /// Adds one setting; returns its name.
+    /// Adds one setting, or, if the text is `default`, takes back what was set by hand; returns its name.
     ///
     /// # Errors
     /// [`PoolSettingsError`]; the patch is as before.
-    pub fn put(&mut self, key: &str, text: &str) -> Result<&'static str, PoolSettingsError> {
+    pub fn change(&mut self, key: &str, text: &str) -> Result<&'static str, PoolSettingsError> {
+        if text != DEFAULT {
+            return self.put(key, text);
+        }
+        let known = self.first(key)?;
+        self.taken_back.add(known.name);
+        Ok(known.name)
+    }
+
+    /// The setting of a name, of which the patch says nothing yet.
+    fn first(&self, key: &str) -> Result<&'static PoolKey, PoolSettingsError> {
         let known = POOL_KEYS
             .iter()
             .find(|known| known.name.eq_ignore_ascii_case(key));
@@ -149,36 +169,58 @@ impl PoolPatch {
             key: shown(key),
             nearest: nearest(key, POOL_KEYS.iter().map(|key| key.name)),
         })?;
+        if self.has(known) {
+            return Err(PoolSettingsError::Twice(known.name));
+        }
+        Ok(known)
+    }
+
+    /// Whether the patch says anything about a setting.
+    fn has(&self, key: &PoolKey) -> bool {
+        let said = serde_json::to_value(self).unwrap_or_default();
+        said.get(key.name).is_some()
+    }
+
+    /// Adds one setting; returns its name.
+    ///
+    /// # Errors
+    /// [`PoolSettingsError`]; the patch is as before.
+    pub fn put(&mut self, key: &str, text: &str) -> Result<&'static str, PoolSettingsError> {
+        let known = self.first(key)?;
         let name = || check_pool_name(text).is_ok().then(|| text.to_owned());
         let noted = match known.name {
             "parent" => note(&mut self.parent, name()),
             "shares" => note(&mut self.shares, text.parse().ok()),
             "reservation" => note(&mut self.reservation, pages(text)),
-            "limit" => note(&mut self.limit, or_none(text, pages)),
+            "limit" => note(&mut self.limit, or_unlimited(text)),
             "expandable" => note(&mut self.expandable, yes_or_no(text)),
             _ => note(&mut self.scalable_shares, yes_or_no(text)),
         };
-        match noted {
-            Some(true) => Ok(known.name),
-            Some(false) => Err(PoolSettingsError::Twice(known.name)),
-            None => Err(PoolSettingsError::Value {
+        noted
+            .map(|()| known.name)
+            .ok_or_else(|| PoolSettingsError::Value {
                 key: known.name,
                 value: shown(text),
                 allowed: known.allowed,
-            }),
-        }
+            })
     }
 
-    /// The settings of this patch, and those of `below` that this patch does not have.
+    /// The settings of this patch, and those of `below` of which this patch says nothing.
     #[must_use]
     pub fn over(&self, below: &Self) -> Self {
+        let stays = |key: &str| !self.taken_back.has(key);
+        let parent = below.parent.clone().filter(|_| stays("parent"));
+        let scalable = below.scalable_shares.filter(|_| stays("scalable-shares"));
+        let reservation = below.reservation.filter(|_| stays("reservation"));
+        let expandable = below.expandable.filter(|_| stays("expandable"));
         Self {
-            parent: self.parent.as_ref().or(below.parent.as_ref()).cloned(),
-            shares: self.shares.or(below.shares),
-            reservation: self.reservation.or(below.reservation),
-            limit: self.limit.or(below.limit),
-            expandable: self.expandable.or(below.expandable),
-            scalable_shares: self.scalable_shares.or(below.scalable_shares),
+            parent: self.parent.clone().or(parent),
+            shares: self.shares.or(below.shares.filter(|_| stays("shares"))),
+            reservation: self.reservation.or(reservation),
+            limit: self.limit.or(below.limit.filter(|_| stays("limit"))),
+            expandable: self.expandable.or(expandable),
+            scalable_shares: self.scalable_shares.or(scalable),
+            taken_back: TakenBack::default(),
         }
     }
 
@@ -187,8 +229,7 @@ impl PoolPatch {
     /// # Errors
     /// [`PoolSettingsError::Root`] or [`PoolSettingsError::Reservation`].
     pub fn check(&self, name: &str) -> Result<(), PoolSettingsError> {
-        let set = serde_json::to_value(self).unwrap_or_default();
-        let own = |key: &PoolKey| key.name != "scalable-shares" && set.get(key.name).is_some();
+        let own = |key: &PoolKey| key.name != "scalable-shares" && self.has(key);
         if let Some(key) = POOL_KEYS.iter().find(|key| name == ROOT_POOL && own(key)) {
             return Err(PoolSettingsError::Root(key.name));
         }
@@ -282,8 +323,8 @@ impl<'de> Deserialize<'de> for PoolPatch {
             deserializer,
             "resource pool",
             |patch: &mut Self, key, text| {
-                let put = patch.put(key, text);
-                put.map(drop).map_err(|error| error.in_full())
+                let changed = patch.change(key, text);
+                changed.map(drop).map_err(|error| error.in_full())
             },
         )
     }
@@ -382,7 +423,7 @@ mod tests {
                 .all(|part| text.contains(part) || *part == "327680");
             assert!(known, "{text}");
         }
-        for name in ["", "-x", "a b", "é"] {
+        for name in ["", "-x", "a b", "é", "default"] {
             check_pool_name(name).expect_err(name);
         }
     }
@@ -401,6 +442,14 @@ mod tests {
         let over = PoolPatch::from_words(["shares=7"])
             .expect("valid")
             .over(&below);
+        let taken = PoolPatch::from_words(["limit=default", "shares=7"]).expect("valid");
+        let all = PoolPatch::from_words(["default"]).expect("valid");
+        assert_eq!(taken.over(&below).limit, None);
+        assert_eq!(all.over(&below), PoolPatch::default());
+        assert_eq!(
+            all.taken_back.has("limit"),
+            below.over(&all).limit.is_some()
+        );
         assert_eq!(
             (over.shares, over.limit),
             (Some(Shares::Custom(7)), below.limit)

@@ -11,17 +11,19 @@
 use std::path::PathBuf;
 
 use memvisor_wire::memory::Shares;
+use memvisor_wire::units::is_unlimited;
 use serde::Serialize;
 
 use super::field::{self, FieldValue};
+use super::keyed::TakenBack;
 use super::resource_pool::check_pool_name;
 use crate::units::{Bytes, Pages};
 
 /// The longest salt, in bytes.
 pub const SALT_MAX: usize = 256;
 
-/// Notes a value in a patch. Returns `None` if the text is not allowed, false if the patch already has a value.
-type Read = fn(&mut VmPatch, &str) -> Option<bool>;
+/// Notes a value in a patch. Returns `None` if the text is not allowed.
+type Read = fn(&mut VmPatch, &str) -> Option<()>;
 
 /// What is known about a setting of a VM.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +41,8 @@ pub struct VmKey {
     /// Whether it is a size. Under ESX's name, a bare number then counts MB.
     pub is_size: bool,
     pub(super) read: Read,
+    /// Whether a patch says anything about it.
+    pub(super) is_in: fn(&VmPatch) -> bool,
 }
 
 /// Declares the settings of a VM. An entry is
@@ -68,13 +72,10 @@ macro_rules! vm_settings {
             is_size: <$type as FieldValue>::IS_SIZE,
             read: |patch, text| {
                 let read: fn(&str) -> Option<$type> = $read;
-                let value = read(text)?;
-                let is_first = patch.$field.is_none();
-                if is_first {
-                    patch.$field = Some(value);
-                }
-                Some(is_first)
+                patch.$field = Some(read(text)?);
+                Some(())
             },
+            is_in: |patch| patch.$field.is_some() || patch.taken_back.has($name),
         },)+];
 
         /// The settings of a VM.
@@ -101,13 +102,22 @@ macro_rules! vm_settings {
                 #[serde(skip_serializing_if = "Option::is_none", serialize_with = "field::json")]
                 pub $field: Option<$type>,
             )+
+            /// What it takes back.
+            #[serde(flatten)]
+            pub taken_back: TakenBack,
         }
 
         impl VmPatch {
-            /// The settings of this patch, and those of `below` that this patch does not have.
+            /// The settings of this patch, and those of `below` of which this patch says nothing.
             #[must_use]
             pub fn over(&self, below: &Self) -> Self {
-                Self { $($field: self.$field.as_ref().or(below.$field.as_ref()).cloned(),)+ }
+                Self {
+                    $($field: {
+                        let below = below.$field.as_ref().filter(|_| !self.taken_back.has($name));
+                        self.$field.as_ref().or(below).cloned()
+                    },)+
+                    taken_back: TakenBack::default(),
+                }
             }
 
             /// These settings, with those of this patch in their place.
@@ -134,8 +144,8 @@ vm_settings! {
     /// memory that it never exceeds
     "limit" / "sched.mem.max" => limit: Option<Pages> {
         default: "none",
-        allowed: "a size of whole pages up to the VM's memory, such as 128M, or none",
-        read: |text| or_none(text, pages).filter(|limit| *limit != Some(Pages(0))),
+        allowed: "a size of whole pages up to the VM's memory, such as 128M, or none, unlimited or -1",
+        read: |text| or_unlimited(text).filter(|limit| *limit != Some(Pages(0))),
     }
     /// the resource pool that it is in, see [resource pools](#resource-pools); it can move while it runs
     "pool" / "resourcePool" => pool: String {
@@ -146,8 +156,8 @@ vm_settings! {
     /// the most that its balloon takes, within `Mem.CtlMaxPercent`; 0 turns its balloon off
     "balloon-max" / "sched.mem.maxmemctl" => balloon_max: Option<Pages> {
         default: "none",
-        allowed: "a size of whole pages, such as 64M, or none",
-        read: |text| or_none(text, pages),
+        allowed: "a size of whole pages, such as 64M, or none, unlimited or -1",
+        read: or_unlimited,
     }
     /// whether its pages are shared at all
     "sharing" / "sched.mem.pshare.enable" => sharing: bool {
@@ -179,6 +189,14 @@ pub(super) fn or_none<T>(text: &str, read: fn(&str) -> Option<T>) -> Option<Opti
         return Some(None);
     }
     read(text).map(Some)
+}
+
+/// As [`or_none`], of the most of something, where ESX says `unlimited` or -1.
+pub(super) fn or_unlimited(text: &str) -> Option<Option<Pages>> {
+    if is_unlimited(text) {
+        return Some(None);
+    }
+    pages(text).map(Some)
 }
 
 pub(super) fn switch(text: &str) -> Option<bool> {

@@ -65,6 +65,25 @@ impl Memfd {
         })
     }
 
+    /// A file of so many pages that somebody else has made.
+    ///
+    /// # Errors
+    /// When it is shorter, or its length cannot be read.
+    pub(super) fn of(fd: OwnedFd, pages: u32) -> io::Result<Self> {
+        let file = File::from(fd);
+        let (has, needs) = (file.metadata()?.len(), u64::from(pages) * PAGE_SIZE as u64);
+        if has < needs {
+            let text = format!("the file has {has} bytes and not {needs}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Ok(Self {
+            file,
+            pages,
+            reader: None,
+            is_lent: false,
+        })
+    }
+
     /// A file that a guest gets to read and to write. Dropping it takes its memory away from whoever still
     /// has a descriptor or a mapping of it.
     ///

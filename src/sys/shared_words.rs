@@ -1,7 +1,7 @@
 //! Single words that a guest's process reads and writes at the same time.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use memmap2::{MmapOptions, MmapRaw};
 use memvisor_wire::claims::Words;
@@ -36,6 +36,14 @@ impl SharedWords {
     /// As for [`new`](Self::new).
     pub fn kept(name: &str, count: u64) -> io::Result<Self> {
         Self::map(Memfd::create(name, pages_for(count)?)?, count)
+    }
+
+    /// `count` words of a file that another side has made.
+    ///
+    /// # Errors
+    /// When the file is shorter, or cannot be mapped for reading and writing.
+    pub fn of(fd: OwnedFd, count: u64) -> io::Result<Self> {
+        Self::map(Memfd::of(fd, pages_for(count)?)?, count)
     }
 
     fn map(memfd: Memfd, count: u64) -> io::Result<Self> {
@@ -95,6 +103,17 @@ mod tests {
         let file = std::fs::File::from(words.as_fd().try_clone_to_owned().expect("a descriptor"));
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 4096).expect("two pages");
         assert_eq!(u32::from_ne_bytes(bytes), 8);
+    }
+
+    #[test]
+    fn words_of_another_side_are_the_same_words() {
+        let ours = SharedWords::kept("words-test", 1025).expect("a small memfd");
+        let fd = || ours.as_fd().try_clone_to_owned().expect("a descriptor");
+        let theirs = SharedWords::of(fd(), 1025).expect("as long");
+        theirs.store(3, 7);
+        assert_eq!(ours.load(3), 7);
+        let error = SharedWords::of(fd(), 5000).expect_err("longer").to_string();
+        assert!(error.contains("8192 bytes and not 20480"), "{error}");
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(super) struct Config {
     pub(super) sort: Option<usize>,
     /// Whether the order is turned round.
     pub(super) reverse: bool,
+    /// Whether VMs are below the resource pools that they are in.
+    pub(super) pools: bool,
     /// Time between two screens; `None` for the default.
     pub(super) interval: Option<Duration>,
 }
@@ -75,12 +77,12 @@ struct File {
     fields: Option<Vec<Spanned<String>>>,
     sort: Option<Spanned<String>>,
     reverse: Option<bool>,
+    pools: Option<bool>,
     interval: Option<Spanned<String>>,
 }
 
 /// The keys of the file, for messages.
-const KEYS: &str =
-    "`fields = [\"MEMSZ\", ...]`, `sort = \"MEMSZ\"`, `reverse = true`, `interval = \"5s\"`";
+const KEYS: &str = "`fields = [\"MEMSZ\", ...]`, `sort = \"MEMSZ\"`, `reverse = true`, `pools = true`, `interval = \"5s\"`";
 
 impl Default for Config {
     fn default() -> Self {
@@ -89,6 +91,7 @@ impl Default for Config {
             homes: true,
             sort: None,
             reverse: false,
+            pools: false,
             interval: None,
         }
     }
@@ -163,7 +166,7 @@ impl Config {
         if let Some(sort) = self.sort {
             text += &format!("sort = {}\n", quoted(VM[sort].name));
         }
-        text += &format!("reverse = {}\n", self.reverse);
+        text += &format!("reverse = {}\npools = {}\n", self.reverse, self.pools);
         if let Some(interval) = self.interval {
             text += &format!("interval = \"{}ms\"\n", interval.as_millis());
         }
@@ -206,6 +209,7 @@ impl Config {
         }
         config.sort = file.sort.as_ref().map(find).transpose()?;
         config.reverse = file.reverse.unwrap_or(false);
+        config.pools = file.pools.unwrap_or(false);
         if let Some(interval) = &file.interval {
             let time = parse_duration(interval.as_ref()).filter(|time| !time.is_zero());
             let text = format!("interval cannot be `{}`", interval.as_ref());
@@ -294,6 +298,7 @@ mod tests {
         config.sort_by(Some(4));
         config.sort_by(Some(4));
         config.homes = false;
+        config.pools = true;
         config.interval = Some(Duration::from_millis(2500));
         assert!(config.reverse);
         assert_eq!(config.save(Some(&path)).expect("saved"), path);

@@ -7,6 +7,8 @@
 
 use serde_json::Value;
 
+use crate::settings::BALLOON_LAWS;
+
 use Unit::{Count, Latency, Memory, Percent, Seconds, Speed, Stall, Word};
 
 /// The readings of health, from the best.
@@ -280,6 +282,7 @@ fields! {
     "ballooned" 0 Memory, ["totals.homes.ballooned_pages"], "Memctl Current MBytes", "in balloons";
     "target" 0 Memory, ["totals.balloon_target_pages"], "Memctl Target MBytes", "the sizes that balloons shall have";
     "max" 0 Memory, ["totals.balloon_max_pages"], "Memctl Max MBytes", "the most that balloons may take";
+    "law" 0 Word(BALLOON_LAWS), ["balloon_law"], "Memctl Law", "the control law by which balloons are led";
     "high" 0 Memory, ["thresholds.high_pages"], "State High MBytes", "with as much free, the state is high";
     "soft" 0 Memory, ["thresholds.soft_pages"], "State Soft MBytes", "with less free, it is soft";
     "hard" 0 Memory, ["thresholds.hard_pages"], "State Hard MBytes", "with less free, it is hard";

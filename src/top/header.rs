@@ -81,6 +81,7 @@ const ESXTOP: &[NumberLine] = &[
             place(HOST, "ballooned"),
             place(HOST, "target"),
             place(HOST, "max"),
+            place(HOST, "law"),
         ],
     ),
 ];

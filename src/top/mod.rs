@@ -27,6 +27,7 @@ mod help;
 mod keys;
 mod picker;
 mod picture;
+mod pools;
 mod program;
 #[doc(hidden)]
 pub mod readers;
@@ -145,9 +146,10 @@ pub fn summary(status: &HostStatus) -> String {
         unit.write(unit.read(&pages.0.into()))
     };
     format!(
-        "{} VMs, {} of {} MiB used, state {}; saved MiB: {} sharing, {} zero, {} compression, \
+        "{} VM{}, {} of {} MiB used, state {}; saved MiB: {} sharing, {} zero, {} compression, \
          {} swap, {} balloon; {} MiB resident",
         status.vms.len(),
+        if status.vms.len() == 1 { "" } else { "s" },
         mib(status.used_pages),
         mib(status.budget_pages),
         status.free_state,

@@ -164,6 +164,7 @@ impl Reader<'_> {
             why: String::new(),
             host: vec![None; HOST.len()],
             vms: Vec::new(),
+            pools: Vec::new(),
         };
         let mut vms = vec![vec![None; VM.len()]; headings.vms.len()];
         for (column, cell) in headings.columns.iter().zip(cells.iter().skip(1)) {
@@ -265,6 +266,7 @@ mod tests {
         for vm in &mut sample.vms {
             vm.pool = String::new();
         }
+        sample.pools.clear();
         sample
     }
 
@@ -419,6 +421,7 @@ mod tests {
                     why: String::new(),
                     host,
                     vms: there.map(|(_, (vm, numbers))| VmSample { numbers, ..vm.clone() }).collect(),
+                    pools: Vec::new(),
                 });
             }
             let again = read_again(&written(&samples)).expect("its own");

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fields::{Field, HOST, VM, place};
+use super::pools::{self, PoolSample};
 use crate::settings::ROOT_POOL;
 use crate::telemetry::{HostStatus, Rates};
 
@@ -27,6 +28,8 @@ pub(super) struct Sample {
     pub(super) host: Numbers,
     /// The VMs that ran.
     pub(super) vms: Vec<VmSample>,
+    /// Their resource pools, the root first and each after its parent; none if they are not known.
+    pub(super) pools: Vec<PoolSample>,
 }
 
 /// A VM at one moment.
@@ -47,21 +50,26 @@ impl Sample {
     pub(super) fn of(status: &HostStatus, rates: Option<&Rates>, at: Timestamp) -> Self {
         let told = Rates::told(status);
         let rates = rates.filter(|rates| rates.interval_ms > 0).unwrap_or(&told);
-        let vms = status.vms.iter().map(|vm| VmSample {
-            id: vm.id.0,
-            name: plain(&vm.name),
-            pool: Some(plain(&vm.pool))
-                .filter(|pool| pool != ROOT_POOL)
-                .unwrap_or_default(),
-            // A VM that is new since the rates were taken has none but its own.
-            numbers: read(VM, vm, rates.vms.get(&vm.id).unwrap_or(&vm.rates)),
-        });
+        let vms: Vec<_> = status
+            .vms
+            .iter()
+            .map(|vm| VmSample {
+                id: vm.id.0,
+                name: plain(&vm.name),
+                pool: Some(plain(&vm.pool))
+                    .filter(|pool| pool != ROOT_POOL)
+                    .unwrap_or_default(),
+                // A VM that is new since the rates were taken has none but its own.
+                numbers: read(VM, vm, rates.vms.get(&vm.id).unwrap_or(&vm.rates)),
+            })
+            .collect();
         Self {
             at,
             source: plain(&format!("memvisor {} ({})", status.version, status.engine)),
             why: plain(&status.health.why),
             host: read(HOST, status, &rates.total),
-            vms: vms.collect(),
+            pools: pools::pools(&status.pools, &vms, plain),
+            vms,
         }
     }
 
@@ -84,17 +92,22 @@ impl VmSample {
 
     /// How much of it has each home, in MiB, in the order of [`Homes::each`](crate::telemetry::Homes::each).
     pub(super) fn homes(&self) -> [f64; 7] {
-        const PLACES: [usize; 7] = [
-            place(VM, "RSDNT"),
-            place(VM, "SHRD"),
-            place(VM, "ZIP"),
-            place(VM, "ZERO"),
-            place(VM, "SWCUR"),
-            place(VM, "MCTLSZ"),
-            place(VM, "UNTCH"),
-        ];
-        PLACES.map(|place| self.number(place).unwrap_or(0.0))
+        homes(&self.numbers)
     }
+}
+
+/// How much has each home, of these numbers of a VM or of several together.
+pub(super) fn homes(numbers: &Numbers) -> [f64; 7] {
+    const PLACES: [usize; 7] = [
+        place(VM, "RSDNT"),
+        place(VM, "SHRD"),
+        place(VM, "ZIP"),
+        place(VM, "ZERO"),
+        place(VM, "SWCUR"),
+        place(VM, "MCTLSZ"),
+        place(VM, "UNTCH"),
+    ];
+    PLACES.map(|place| numbers.get(place).copied().flatten().unwrap_or(0.0))
 }
 
 fn read(table: &[Field], status: &impl Serialize, rates: &impl Serialize) -> Numbers {

@@ -1,7 +1,5 @@
 //! One row for each VM; the wider the screen, the more of the chosen fields.
 
-use std::cmp::Ordering;
-
 use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
 
@@ -9,11 +7,15 @@ use super::bar;
 use super::config::{Config, HOMES};
 use super::fields::{Unit, VM, place};
 use super::header::badness;
-use super::sample::{Sample, VmSample};
+use super::pools::{self, Row};
+use super::sample::{Numbers, Sample, VmSample, homes};
 use super::words::fit;
 
 /// Width of the column of names.
 const NAME_WIDTH: usize = 12;
+
+/// The deepest indentation below resource pools, in steps of two.
+const DEEPEST: usize = 2;
 
 /// Width of the column of resource pools.
 const POOL_WIDTH: usize = 10;
@@ -35,26 +37,12 @@ pub(super) struct Look {
 
 /// The VMs in the order in which they are shown.
 pub(super) fn sorted<'a>(sample: &'a Sample, config: &Config) -> Vec<&'a VmSample> {
-    let mut vms: Vec<&VmSample> = sample.vms.iter().collect();
-    let by_number = |a: &&VmSample, b: &&VmSample| a.id.cmp(&b.id);
-    let by_field = |field: usize, a: &VmSample, b: &VmSample| {
-        // The greatest first; those without a number last.
-        let (a, b) = (a.number(field), b.number(field));
-        b.partial_cmp(&a).unwrap_or(Ordering::Equal)
-    };
-    vms.sort_by(|a, b| {
-        let order = match config.sort {
-            None => by_number(a, b),
-            Some(field) => by_field(field, a, b),
-        };
-        let order = if config.reverse {
-            order.reverse()
-        } else {
-            order
-        };
-        order.then_with(|| by_number(a, b))
+    let vms = pools::rows(sample, config).into_iter();
+    let vms = vms.filter_map(|row| match row {
+        Row::Pool(..) => None,
+        Row::Vm(_, vm) => Some(vm),
     });
-    vms
+    vms.collect()
 }
 
 /// The heading and the rows, of which at most `room` are shown, the selected one among them. None is wider than
@@ -66,15 +54,28 @@ pub(super) fn lines(
     (width, room): (usize, usize),
 ) -> Vec<Line<'static>> {
     let columns = Columns::of(config, sample, look.skipped, width);
-    let vms = sorted(sample, config);
-    let at = vms.iter().position(|vm| Some(vm.id) == look.selected);
+    let rows = pools::rows(sample, config);
+    let is_selected = |row: &Row<'_>| matches!(row, Row::Vm(_, vm) if Some(vm.id) == look.selected);
+    let at = rows.iter().position(is_selected);
     let first = at.map_or(0, |at| (at + 1).saturating_sub(room));
-    let rows = vms.iter().skip(first).take(room).map(|vm| {
-        let row = columns.row(vm);
-        if Some(vm.id) == look.selected {
-            row.style(Style::new().add_modifier(Modifier::REVERSED))
+    let rows = rows.iter().skip(first).take(room).map(|row| {
+        let line = match *row {
+            Row::Pool(depth, pool) => {
+                let name = indented(depth, &pool.name, "/");
+                let line = columns.row(&name, "", &pool.numbers, "");
+                line.style(Style::new().add_modifier(Modifier::BOLD))
+            }
+            Row::Vm(depth, vm) => columns.row(
+                &indented(depth, &vm.name, mark(vm)),
+                &vm.pool,
+                &vm.numbers,
+                "-",
+            ),
+        };
+        if is_selected(row) {
+            line.style(Style::new().add_modifier(Modifier::REVERSED))
         } else {
-            row
+            line
         }
     });
     [columns.heading(config)].into_iter().chain(rows).collect()
@@ -90,7 +91,8 @@ struct Columns<'a> {
 
 impl<'a> Columns<'a> {
     fn of(config: &'a Config, sample: &Sample, skipped: usize, width: usize) -> Self {
-        let pooled = sample.vms.iter().any(|vm| !vm.pool.is_empty());
+        // Below its pool, the name of a VM says where it is.
+        let pooled = !config.pools && sample.vms.iter().any(|vm| !vm.pool.is_empty());
         let pool = if pooled { POOL_WIDTH } else { 0 };
         let chosen = config.fields.get(skipped..).unwrap_or_default();
         let least = if config.homes { BAR.0 + 1 } else { 0 };
@@ -136,45 +138,56 @@ impl<'a> Columns<'a> {
         Line::from(spans)
     }
 
-    fn row(&self, vm: &VmSample) -> Line<'static> {
-        let mut spans = vec![Span::raw(format!("{:NAME_WIDTH$}", name(vm)))];
+    /// A row of these numbers; `none` stands where there is no number.
+    fn row(&self, name: &str, pool: &str, numbers: &Numbers, none: &str) -> Line<'static> {
+        let mut spans = vec![Span::raw(format!("{name:NAME_WIDTH$}"))];
         if self.pool > 0 {
-            let pool = fit(&vm.pool, self.pool - 1);
+            let pool = fit(pool, self.pool - 1);
             spans.push(Span::raw(format!("{pool:0$}", self.pool)));
         }
         for &at in self.fields {
-            let (field, number) = (&VM[at], vm.number(at));
+            let (field, number) = (&VM[at], numbers.get(at).copied().flatten());
             let style = if at == HEALTH {
                 badness(number, 1.0)
             } else {
                 Style::new()
             };
-            let text = field.unit.write(number);
+            let text = match number {
+                None => none.to_owned(),
+                number => field.unit.write(number),
+            };
             // A number that is too wide would push the others out of their columns.
             let text = format!("{:>1$}", fit(&text, field.width - 1), field.width);
             spans.push(Span::styled(text, style));
         }
         if self.bar > 0 {
             spans.push(Span::raw(" "));
-            spans.extend(bar::bar(&vm.homes(), self.bar));
+            spans.extend(bar::bar(&homes(numbers), self.bar));
         }
         Line::from(spans)
     }
 }
 
-/// The name, cut to its column, with a `!` if the VM is blocked.
-fn name(vm: &VmSample) -> String {
+/// A name below so many pools, cut to its column, with a mark behind it.
+fn indented(depth: usize, name: &str, mark: &str) -> String {
+    // Deeper down there would be no room for names.
+    let indent = "  ".repeat(depth.min(DEEPEST));
+    indent.clone() + &fit(name, NAME_WIDTH - indent.len() - mark.len()) + mark
+}
+
+/// A `!` if the VM is blocked.
+fn mark(vm: &VmSample) -> &'static str {
     let blocked = vm.number(BLOCKED).is_some_and(|blocked| blocked > 0.0);
-    let mark = if blocked { "!" } else { "" };
-    fit(&vm.name, NAME_WIDTH - mark.len()) + mark
+    if blocked { "!" } else { "" }
 }
 
 /// How a field is sorted, in words.
 pub(super) fn order(config: &Config) -> String {
     let reversed = if config.reverse { ", reversed" } else { "" };
+    let pools = if config.pools { "pool, " } else { "" };
     match config.sort {
-        None => format!("VM number{reversed}"),
-        Some(field) => format!("{}{reversed}", VM[field].name),
+        None => format!("{pools}VM number{reversed}"),
+        Some(field) => format!("{pools}{}{reversed}", VM[field].name),
     }
 }
 

@@ -95,6 +95,18 @@ fn screen_of_160_columns_and_50_lines_is_as_recorded() {
 }
 
 #[test]
+fn vms_below_their_pools_are_as_recorded() {
+    let mut shown = Shown::new(100, 24);
+    let text = shown.typed("G");
+    check(&text, include_str!("snapshots/pools.txt"), "pools");
+    assert_eq!(order(&text), ["database-p…!", "web"]);
+    let text = shown.typed("jGM");
+    assert_eq!(order(&text), ["web", "database-p…!"]);
+    shown.history[0].pools.clear();
+    assert!(shown.typed("G").contains("no resource pools are known"));
+}
+
+#[test]
 fn page_of_a_vm_is_as_recorded() {
     let mut shown = Shown::new(80, 24);
     shown.history = history();

@@ -216,6 +216,11 @@ impl View {
             }
             Key::Left => self.look.skipped = self.look.skipped.saturating_sub(1),
             Key::Char('R') => self.config.reverse = !self.config.reverse,
+            // Besides the root, which is the host.
+            Key::Char('G') if sample.pools.len() < 2 => {
+                self.note = Some("no resource pools are known".to_owned());
+            }
+            Key::Char('G') => self.config.pools = !self.config.pools,
             Key::Enter => {
                 let vms = table::sorted(sample, &self.config);
                 let there = vms.iter().find(|vm| Some(vm.id) == self.look.selected);
@@ -373,6 +378,10 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ),
     ("A S Z L F", "sort by %ACTV, SWCUR, ZIP, %LAT, FLT/s"),
     ("R", "turn the order round"),
+    (
+        "G",
+        "VMs below their resource pools, with the sums of each pool; once more without them",
+    ),
     ("s", "set the time between two screens"),
     (
         "Space",

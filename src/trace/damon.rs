@@ -1,4 +1,5 @@
-//! Records of DAMON, the kernel's access monitor, in the binary format of its own tool (`damon.data`).
+//! Records of DAMON, the kernel's access monitor, in the formats of its own tool, `damo`: JSON (see [`json`]), and before
+//! that a binary format (`damon.data`):
 //!
 //! ```text
 //! file      "damon_recfmt_ver", version: i32 (1 or 2), then snapshots
@@ -14,6 +15,8 @@
 //! other over the interval. How often a region was accessed within it is lost: no decision of a host is that fast.
 //! Addresses of a target may span terabytes with little in them. Its pages are numbered anew, from 0, in the order of
 //! addresses, those that are in no region left out.
+
+pub mod json;
 
 use std::collections::BTreeMap;
 
@@ -34,6 +37,8 @@ struct Region {
 }
 
 struct Snapshot {
+    /// When its interval began; `None`: with the end of the one before.
+    start_us: Option<u64>,
     end_us: u64,
     regions: Vec<Region>,
 }
@@ -53,7 +58,8 @@ pub fn read(file: &str, bytes: &[u8]) -> Result<Accesses, ImportError> {
 pub fn read_up_to(most: usize, file: &str, bytes: &[u8]) -> Result<Accesses, ImportError> {
     let mut bytes = Bytes { all: bytes, at: 0 };
     let snapshots = snapshots(&mut bytes);
-    let list = snapshots.and_then(|snapshots| accesses(&snapshots, most));
+    let name = |id: u64| format!("target-{id}");
+    let list = snapshots.and_then(|snapshots| accesses(&snapshots, name, most));
     list.map_err(|why| ImportError {
         file: file.to_owned(),
         place: format!("byte {}", bytes.at),
@@ -134,7 +140,11 @@ fn snapshot(bytes: &mut Bytes<'_>, version: u32) -> Result<Snapshot, String> {
             });
         }
     }
-    Ok(Snapshot { end_us, regions })
+    Ok(Snapshot {
+        start_us: None,
+        end_us,
+        regions,
+    })
 }
 
 /// Pages of a target, from the first to before the last, and the number that the first one gets.
@@ -171,11 +181,16 @@ fn numbered(snapshots: &[Snapshot]) -> Result<BTreeMap<u64, Vec<Numbered>>, Stri
     Ok(targets)
 }
 
-fn accesses(snapshots: &[Snapshot], most: usize) -> Result<Accesses, String> {
+/// The accesses of at most `most` pages; `name` tells what a target is called.
+fn accesses(
+    snapshots: &[Snapshot],
+    name: impl Fn(u64) -> String,
+    most: usize,
+) -> Result<Accesses, String> {
     let numbered = numbered(snapshots)?;
     let vm = |target: u64| numbered.keys().position(|known| *known == target);
     let mut list = Accesses {
-        vms: numbered.keys().map(|id| format!("target-{id}")).collect(),
+        vms: numbered.keys().map(|id| name(*id)).collect(),
         remarks: vec![
             "of DAMON: each page of an accessed region counts as accessed once in the interval"
                 .to_owned(),
@@ -189,7 +204,8 @@ fn accesses(snapshots: &[Snapshot], most: usize) -> Result<Accesses, String> {
         let first = snapshot
             .end_us
             .saturating_sub(next.saturating_sub(snapshot.end_us));
-        let start = before.replace(snapshot.end_us).unwrap_or(first);
+        let before = before.replace(snapshot.end_us).unwrap_or(first);
+        let start = snapshot.start_us.unwrap_or(before);
         let length = snapshot.end_us.saturating_sub(start);
         for region in snapshot.regions.iter().filter(|it| it.accesses > 0) {
             let ranges = &numbered[&region.target];

@@ -28,8 +28,10 @@ use crate::units::Pages;
 
 /// How a trace begins.
 pub const MAGIC: [u8; 8] = *b"memtrace";
-/// The version that is written, and the only one that is read.
-pub const VERSION: u32 = 1;
+/// The version that is written.
+pub const VERSION: u32 = 2;
+/// The oldest version that is read. Version 1 has no resource pools.
+pub const OLDEST: u32 = 1;
 /// Bytes before the first block.
 pub const HEAD: usize = 12;
 /// Bytes of a block before its own.
@@ -55,6 +57,8 @@ pub enum Kind {
     Lost = 5,
     /// [`End`]: nothing comes behind it.
     End = 6,
+    /// [`Pools`], when there are any, and when they have changed.
+    Pools = 7,
 }
 
 impl Kind {
@@ -68,6 +72,7 @@ impl Kind {
             4 => Self::Events,
             5 => Self::Lost,
             6 => Self::End,
+            7 => Self::Pools,
             _ => return None,
         })
     }
@@ -103,6 +108,35 @@ pub struct VmFacts {
     pub reservation: Pages,
     /// The most that it may hold; `None`: its size.
     pub limit: Option<Pages>,
+    /// The name of the resource pool that it is in; empty: none but the root.
+    #[serde(default)]
+    pub pool: String,
+}
+
+/// The resource pools of the host from now on.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Pools {
+    /// All of them, each after its parent; none if there is only the root, with nothing set.
+    pub pools: Vec<PoolFacts>,
+}
+
+/// A resource pool.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PoolFacts {
+    /// Its name.
+    pub name: String,
+    /// The name of the pool that it stands in; `None`: it is the root.
+    pub parent: Option<String>,
+    /// Its weight against the VMs and pools beside it.
+    pub shares: u32,
+    /// What those in it are guaranteed together.
+    pub reservation: Pages,
+    /// The most that those in it hold together; `None`: no limit.
+    pub limit: Option<Pages>,
+    /// Whether reservations in it that exceed its own are taken from its parent.
+    pub expandable: bool,
+    /// Whether the shares of the pools directly in it grow with what is in these.
+    pub scalable: bool,
 }
 
 /// For how long the threads of a VM stood still, in microseconds by cause.

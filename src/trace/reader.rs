@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::format::{
-    BLOCK_HEAD, End, Event, HEAD, HostFacts, Kind, Lost, MAGIC, MOST, Stalls, VERSION, VmFacts,
-    decode, sum,
+    BLOCK_HEAD, End, Event, HEAD, HostFacts, Kind, Lost, MAGIC, MOST, OLDEST, Pools, Stalls,
+    VERSION, VmFacts, decode, sum,
 };
 use crate::units::VmId;
 
@@ -29,7 +29,7 @@ pub enum Why {
     #[error("this is no trace: it does not begin with `memtrace`")]
     NoTrace,
     /// It is of another version.
-    #[error("a trace of version {0}; this memvisor reads version {VERSION}")]
+    #[error("a trace of version {0}; this memvisor reads versions {OLDEST} to {VERSION}")]
     Version(u32),
     /// It ends in the middle.
     #[error("the file is cut off: {missing} bytes of {of} are missing")]
@@ -77,6 +77,8 @@ pub enum Record {
     Lost(Lost),
     /// That the trace is complete.
     End(End),
+    /// Of the resource pools.
+    Pools(Pools),
 }
 
 /// The blocks of a trace, one after the other. After an error there are no more.
@@ -106,7 +108,7 @@ impl<R: Read> Reader<R> {
             return Err(stop(Why::Cut { missing, of }));
         }
         let version = u32_at(&head, 8);
-        if version != VERSION {
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(stop(Why::Version(version)));
         }
         Ok(Self {
@@ -174,6 +176,7 @@ fn record(kind: u32, bytes: &[u8], at_us: u64) -> Result<Record, Why> {
         Kind::Gone => Record::Gone(json(bytes)?),
         Kind::Lost => Record::Lost(json(bytes)?),
         Kind::End => Record::End(json(bytes)?),
+        Kind::Pools => Record::Pools(json(bytes)?),
         Kind::Events => Record::Events(
             decode(bytes, at_us).ok_or(Why::Damaged("a block's bytes are no events"))?,
         ),
@@ -208,6 +211,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::Writer;
+    use super::super::format::PoolFacts;
     use super::super::format::tests::event;
     use super::*;
     use crate::units::Pages;
@@ -229,6 +233,10 @@ mod tests {
         for (vm, events) in (1..).zip(events.chunks(7)) {
             writer.events(VmId(vm), events).expect(whole);
         }
+        let pools = Pools {
+            pools: vec![PoolFacts::default()],
+        };
+        writer.facts(Kind::Pools, VmId(0), at, &pools).expect(whole);
         let lost = Lost { events: 3 };
         writer.facts(Kind::Lost, vm, at, &lost).expect(whole);
         let stalls = Stalls::default();
@@ -261,7 +269,27 @@ mod tests {
         assert!(said(b"time_us,vm,gfn\n").contains("no trace"));
         assert!(said(b"").contains("no trace"));
         assert!(said(b"memtr").contains("7 bytes of the head are missing"));
-        assert!(said(b"memtrace\x02\0\0\0").contains("version 2; this memvisor reads version 1"));
+        let other = "version 3; this memvisor reads versions 1 to 2";
+        assert!(said(b"memtrace\x03\0\0\0").contains(other));
+    }
+
+    #[test]
+    fn trace_of_version_1_is_read() {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes).expect("memory");
+        let facts = serde_json::json!({
+            "name": "a", "pages": 7, "shares": 5, "reservation": 0, "limit": null
+        });
+        writer
+            .facts(Kind::Vm, VmId(1), 0, &facts)
+            .expect("in memory");
+        bytes[8] = 1;
+        let (blocks, stop) = read(&bytes);
+        assert!(stop.is_none(), "{stop:?}");
+        let Some(Record::Vm(vm)) = blocks.first().map(|block| &block.record) else {
+            panic!("{blocks:?}");
+        };
+        assert_eq!((vm.pages, vm.pool.as_str()), (7, ""));
     }
 
     proptest! {

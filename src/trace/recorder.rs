@@ -18,7 +18,7 @@ use crossbeam::queue::ArrayQueue;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::Writer;
-use super::format::{End, Event, HostFacts, Kind, Lost, Stalls, VmFacts, What};
+use super::format::{End, Event, HostFacts, Kind, Lost, Pools, Stalls, VmFacts, What};
 use crate::page::{Home, Witness};
 use crate::units::{Bytes, Gfn, VmId};
 
@@ -99,6 +99,7 @@ struct Vm {
 struct State {
     writer: Option<Writer<BufWriter<File>>>,
     vms: BTreeMap<VmId, Vm>,
+    pools: Pools,
     most: u64,
     file: PathBuf,
 }
@@ -141,6 +142,7 @@ impl Recorder {
             state: Mutex::new(State {
                 writer: Some(writer),
                 vms: BTreeMap::new(),
+                pools: Pools::default(),
                 most: limits.most.0,
                 file: limits.file.clone(),
             }),
@@ -183,6 +185,17 @@ impl Recorder {
         state.drain(since(self.shared.began), Some(vm));
         let at = since(self.shared.began);
         state.write(|writer| writer.facts(Kind::Vm, vm, at, facts));
+    }
+
+    /// Notes the resource pools if they have changed.
+    pub fn pools(&self, pools: &Pools) {
+        let mut state = self.shared.state();
+        if state.pools == *pools {
+            return;
+        }
+        state.pools.clone_from(pools);
+        let at = since(self.shared.began);
+        state.write(|writer| writer.facts(Kind::Pools, VmId(0), at, pools));
     }
 
     /// A VM leaves. Nothing happens to its pages any more.
@@ -291,6 +304,7 @@ impl State {
 mod tests {
     use std::path::Path;
 
+    use super::super::format::PoolFacts;
     use super::super::{Reader, Record};
     use super::*;
 
@@ -323,6 +337,37 @@ mod tests {
         };
         assert_eq!(records.iter().map(count).sum::<u64>(), 200_000);
         assert!(matches!(records.last(), Some(Record::End(_))));
+    }
+
+    #[test]
+    fn resource_pools_are_written_when_they_have_changed() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let limits = Limits {
+            file: dir.path().join("t.trace"),
+            most: Bytes(1 << 20),
+        };
+        let recorder =
+            Recorder::start(&limits, &HostFacts::default(), Instant::now()).expect("writable");
+        let some = |names: &[&str]| Pools {
+            pools: names
+                .iter()
+                .map(|name| PoolFacts {
+                    name: (*name).to_owned(),
+                    ..PoolFacts::default()
+                })
+                .collect(),
+        };
+        for names in [&[][..], &["root", "a"], &["root", "a"], &["root"]] {
+            recorder.pools(&some(names));
+        }
+        drop(recorder);
+        let reader = Reader::new(File::open(&limits.file).expect("there")).expect("a trace");
+        let pools = reader.filter_map(|block| match block.expect("whole").record {
+            Record::Pools(pools) => Some(pools),
+            _ => None,
+        });
+        let expected = [some(&["root", "a"]), some(&["root"])];
+        assert_eq!(pools.collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -48,7 +48,8 @@ pub(super) struct Chart {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Described {
     unit: &'static str,
-    counter: bool,
+    /// Whether it only grows.
+    pub(super) counter: bool,
     help: &'static str,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     words: &'static [&'static str],

@@ -3,9 +3,13 @@
 //! A recording has every number of the status, many times a second. A page would be tens of megabytes with all of them,
 //! for charts that are some hundred points wide. So the data has the series that charts draw, a column that never changes
 //! as its one value, and of runs that are too long only each second, third, ... sample. The page says so where it
-//! is so. What is left is exact: counters are in it as they counted, and the page makes rates of them.
+//! is so. Counters are in it as they counted, and the page makes rates of them: nothing that happened is lost. Of what is
+//! measured at a moment, such as the free memory of the host, a sample that is left out can be the peak that somebody
+//! looks for. So two neighbouring values stand for the least and the greatest of all samples from the first of them to
+//! the next two, in the order in which they came. The last value is the last sample, which is how a run ended.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Serialize, Serializer};
 
@@ -75,7 +79,7 @@ impl Serialize for Number {
 
 /// The data of a report.
 pub(super) fn of_report(report: &Report<'_>) -> String {
-    let drawn = charts::names();
+    let drawn = charts::described();
     let values = report.runs.iter().map(|run| values(run.recording, &drawn));
     let every = values.sum::<usize>().div_ceil(MOST_VALUES).max(1);
     let runs = report.runs.iter().map(|run| Run {
@@ -83,15 +87,16 @@ pub(super) fn of_report(report: &Report<'_>) -> String {
         repetition: run.repetition,
         ..thinned(run.recording, &drawn, every)
     });
+    let runs = runs.collect();
     write(&Data {
         charts: CHARTS,
-        series: charts::described(),
+        series: drawn,
         report: Some(Page {
             title: &report.title,
             facts: &report.facts,
             unfinished: report.unfinished.as_deref(),
             every,
-            runs: runs.collect(),
+            runs,
             expectations: &report.expectations,
             tables: &report.tables,
         }),
@@ -109,27 +114,33 @@ pub(super) fn of_live_page() -> String {
 
 /// A recording as an event of the live page.
 pub(super) fn of_sample(recording: &Recording) -> String {
-    write(&thinned(recording, &charts::names(), 1))
+    write(&thinned(recording, &charts::described(), 1))
 }
 
 /// How many values of a recording would be in the data.
-fn values(recording: &Recording, drawn: &BTreeSet<&str>) -> usize {
+fn values(recording: &Recording, drawn: &BTreeMap<String, Described>) -> usize {
     let columns = recording.vms.values().chain([&recording.host]).flatten();
     let columns = columns
-        .filter(|(name, _)| drawn.contains(name.as_str()))
+        .filter(|(name, _)| drawn.contains_key(*name))
         .count();
     columns * recording.at_ms.len()
 }
 
-/// Each `every`-th sample of a recording, and the last one, of the series that are drawn.
-fn thinned<'a>(recording: &'a Recording, drawn: &BTreeSet<&str>, every: usize) -> Run<'a> {
+/// Each `every`-th sample of a recording, and the last one, of the series that are drawn. See the module text.
+fn thinned<'a>(
+    recording: &'a Recording,
+    drawn: &BTreeMap<String, Described>,
+    every: usize,
+) -> Run<'a> {
+    let kept = kept(recording.at_ms.len(), every);
     let of = |columns: &'a BTreeMap<String, Column>| {
-        let columns = columns
-            .iter()
-            .filter(|(name, _)| drawn.contains(name.as_str()));
-        let columns = columns.filter_map(|(name, column)| {
-            let values = packed(each(column, every).copied())?;
-            Some((name.as_str(), values))
+        let columns = columns.iter().filter_map(|(name, column)| {
+            let described = drawn.get(name)?;
+            let mut values: Vec<_> = kept.iter().map(|at| column[*at]).collect();
+            if every > 1 && !described.counter {
+                keep_peaks(&mut values, column, &kept);
+            }
+            Some((name.as_str(), packed(&values)?))
         });
         columns.collect::<BTreeMap<_, _>>()
     };
@@ -137,7 +148,7 @@ fn thinned<'a>(recording: &'a Recording, drawn: &BTreeSet<&str>, every: usize) -
     Run {
         variant: "",
         repetition: 1,
-        at_ms: each(&recording.at_ms, every).copied().collect(),
+        at_ms: kept.iter().map(|at| recording.at_ms[*at]).collect(),
         host: of(&recording.host),
         vms: vms
             .map(|(vm, columns)| (vm.as_str(), of(columns)))
@@ -146,15 +157,42 @@ fn thinned<'a>(recording: &'a Recording, drawn: &BTreeSet<&str>, every: usize) -
     }
 }
 
-/// Each `every`-th item, counted from the last one, which is how a run ended.
-fn each<T>(items: &[T], every: usize) -> impl Iterator<Item = &T> {
-    let first = items.len().saturating_sub(1) % every;
-    items.iter().skip(first).step_by(every)
+/// The places of each `every`-th of so many samples, counted from the last one.
+fn kept(samples: usize, every: usize) -> Vec<usize> {
+    let first = samples.saturating_sub(1) % every;
+    (first..samples).step_by(every).collect()
+}
+
+/// Makes of each two values the least and the greatest of the samples for which they stand; the last value stays.
+fn keep_peaks(values: &mut [Option<f64>], column: &Column, kept: &[usize]) {
+    let Some(last) = kept.len().checked_sub(1) else {
+        return;
+    };
+    // From the last one, so that a value without a partner is the first.
+    let mut pair = last % 2;
+    let mut from = 0;
+    while pair < last {
+        let window = from..kept[pair + 2];
+        from = window.end;
+        let [first, second] = extremes(column, window);
+        (values[pair], values[pair + 1]) = (first, second);
+        pair += 2;
+    }
+}
+
+/// The least and the greatest of some samples, in the order in which they came.
+fn extremes(column: &Column, window: Range<usize>) -> [Option<f64>; 2] {
+    let there = || window.clone().filter_map(|at| Some((at, column[at]?)));
+    let least = there().min_by(|a, b| a.1.total_cmp(&b.1));
+    let greatest = there().max_by(|a, b| a.1.total_cmp(&b.1));
+    let mut both = [least, greatest];
+    both.sort_by_key(|found| found.map(|(at, _)| at));
+    both.map(|found| found.map(|(_, value)| value))
 }
 
 /// A column without a value is none.
-fn packed(column: impl Iterator<Item = Option<f64>>) -> Option<Values> {
-    let column: Vec<_> = column.map(|value| value.map(Number)).collect();
+fn packed(column: &[Option<f64>]) -> Option<Values> {
+    let column: Vec<_> = column.iter().map(|value| value.map(Number)).collect();
     let first = *column.first()?;
     if column.iter().any(|value| *value != first) {
         return Some(Values::Each(column));

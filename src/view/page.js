@@ -276,7 +276,7 @@ function report(page, { title, facts, unfinished, every, runs: raw, expectations
   if (unfinished !== null) parts.push(make("p", { class: "notice" }, `Not finished: ${unfinished}`));
   parts.push(make("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])));
   if (list.length) parts.push(expectations(list));
-  if (every > 1) parts.push(make("p", {}, `Of each ${every} samples one is in this page.`));
+  if (every > 1) parts.push(make("p", {}, `Of each ${every} samples one is in this page; of what is no counter, the least and the greatest of each ${2 * every}.`));
   parts.push(make("p", { class: "keys" }, KEYS));
   const body = new Body(page);
   const shown = runs.filter((run) => run.at.length);

@@ -56,6 +56,12 @@ pub fn parse_pages(text: &str) -> Option<u32> {
     (pages > 0).then_some(pages)
 }
 
+/// Whether a text says that the most of something has no bounds: `none`, or in ESX's words `unlimited` or -1.
+#[must_use]
+pub fn is_unlimited(text: &str) -> bool {
+    text == "none" || text == "-1" || text.eq_ignore_ascii_case("unlimited")
+}
+
 /// Reads a time span, such as `10s`, `500ms` or `1.5h`; a bare number counts seconds.
 #[must_use]
 pub fn parse_duration(text: &str) -> Option<Duration> {

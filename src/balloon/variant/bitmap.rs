@@ -12,6 +12,7 @@ use std::sync::Arc;
 use memvisor_wire::balloon::{
     FreeMap, MAX_BATCH_PAGES, MAX_RANGES, PageState, PageStatus, ToAgent, ToHost, map_words,
 };
+use memvisor_wire::claims::Words;
 
 use super::{Variant, give_back, pages_ok, target};
 use crate::balloon::BalloonVm;
@@ -113,6 +114,11 @@ impl Variant for Bitmap {
 
     fn is_counted_by_agent(&self) -> bool {
         false
+    }
+
+    fn shared(&self) -> Option<(&dyn Words, u32)> {
+        let count = u32::try_from(map_words(self.map.pages())).ok()?;
+        Some((self.map.words(), count))
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

@@ -30,6 +30,7 @@ use std::os::fd::BorrowedFd;
 use memvisor_wire::balloon::{
     BatchResult, Capabilities, MAX_BATCH_PAGES, Protocol, RangeBatch, StatusRun, ToAgent, ToHost,
 };
+use memvisor_wire::claims::Words;
 
 use self::bitmap::Bitmap;
 use self::hints::Hints;
@@ -63,6 +64,11 @@ pub(super) trait Variant {
     /// Whether the agent knows how many pages its balloon holds.
     fn is_counted_by_agent(&self) -> bool {
         true
+    }
+
+    /// The words that both sides share, and how many there are, for whoever records the session.
+    fn shared(&self) -> Option<(&dyn Words, u32)> {
+        None
     }
 
     /// What goes to the agent with `STARTED`.

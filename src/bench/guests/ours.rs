@@ -102,6 +102,7 @@ impl Host {
             runtime_dir: runtime.path(),
             swap_dir: dir,
             scratch: None,
+            configuration: None,
         };
         let child = Child::start("host", &setup.program, start.args(), dir);
         let mut host = Self {

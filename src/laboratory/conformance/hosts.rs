@@ -1,7 +1,10 @@
 //! Rules for hosts. The suite is the agent of a VM in which nothing runs but the balloon.
 
 mod end;
+mod hints;
+mod maps;
 mod pages;
+mod protocols;
 mod rules;
 mod sessions;
 

@@ -1,13 +1,17 @@
 //! Plays the agent of a recording against a host.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use memvisor_wire::balloon::{Start, ToAgent, ToHost};
+use memvisor_wire::balloon::{Capabilities, Start, Started, ToAgent, ToHost, map_words};
 
-use super::{Clock, PATIENCE, Report, Speed, compare};
+use super::shared::{ByHost, Map, Shared, by_host};
+use super::{Clock, PATIENCE, Report, Speed, compare, total_pages};
+use crate::laboratory::map::WordRun;
 use crate::laboratory::peer::{Came, Ears, Peer};
-use crate::laboratory::tape::{Heard, Side, Tape};
+use crate::laboratory::tape::{Entry, Heard, Side, Tape};
+use crate::sys::SharedWords;
 
 /// How a recording is played against a host.
 #[derive(Clone, Copy, Debug)]
@@ -30,14 +34,26 @@ pub fn run(tape: &Tape, against: &Against<'_>, ears: Ears) -> std::io::Result<Re
     let mut peer = Peer::dial(against.socket, ears)?;
     let clock = Clock::new(against.speed);
     let mut report = Report::default();
-    for heard in &tape.heard {
-        let goes_on = match heard.by {
-            Side::Agent => {
-                std::thread::sleep(clock.until(heard.at));
-                peer.say(&with_token(&heard.bytes, against.token)).is_ok()
+    let mut shared = Shared::default();
+    for entry in &tape.entries {
+        let (heard, goes_on) = match entry {
+            Entry::Mapped { at, runs } => {
+                std::thread::sleep(clock.until(*at));
+                follow(&mut shared, (*at, runs), against, &mut report);
+                continue;
             }
-            Side::Host => hear(&mut peer, heard, against, &mut report),
+            Entry::Said(heard) => match heard.by {
+                Side::Agent => {
+                    std::thread::sleep(clock.until(heard.at));
+                    let said = peer.say(&with_token(&heard.bytes, against.token));
+                    (heard, said.is_ok())
+                }
+                Side::Host => (heard, hear(&mut peer, heard, against, &mut report)),
+            },
         };
+        if let Some(started) = started(heard) {
+            shared.begin(map(&mut peer, tape, &started, (heard.at, &mut report)));
+        }
         if !goes_on {
             if report.differences.is_empty() {
                 report.differs(heard.at, "the host closed the connection");
@@ -47,6 +63,61 @@ pub fn run(tape: &Tape, against: &Against<'_>, ears: Ears) -> std::io::Result<Re
     }
     report.is_complete = true;
     Ok(report)
+}
+
+/// What a host said, if it is a `STARTED`.
+fn started(heard: &Heard) -> Option<Started> {
+    match ToAgent::decode(&heard.bytes) {
+        Ok((_, ToAgent::Started(started))) if heard.by == Side::Host => Some(started),
+        _ => None,
+    }
+}
+
+/// The map that came with the host's `STARTED`, where that of the recording came with one.
+fn map(
+    peer: &mut Peer,
+    tape: &Tape,
+    started: &Started,
+    (at, report): (Duration, &mut Report),
+) -> Option<Map> {
+    let descriptors = peer.descriptors();
+    if !started.capabilities.contains(Capabilities::BITMAP) {
+        return None;
+    }
+    let pages = total_pages(tape);
+    let words = descriptors
+        .into_iter()
+        .next()
+        .map(|map| SharedWords::of(map, map_words(pages)));
+    match words {
+        Some(Ok(words)) => Some(Map::new(Arc::new(words), pages)),
+        Some(Err(error)) => {
+            report.differs(at, &format!("STARTED: its map cannot be used: {error}"));
+            None
+        }
+        None => {
+            report.differs(at, "STARTED: no map comes with it");
+            None
+        }
+    }
+}
+
+/// Moves pages as the recorded guest did, and waits until the host has done as the recorded one.
+fn follow(
+    shared: &mut Shared,
+    (at, runs): (Duration, &[WordRun]),
+    against: &Against<'_>,
+    report: &mut Report,
+) {
+    let moves = shared.take(runs);
+    shared.play_guest(&moves);
+    if by_host(&moves) == ByHost::default() || against.ignores_target {
+        return;
+    }
+    report.compared += 1;
+    if let Err((is, was)) = shared.await_host(PATIENCE) {
+        report.differs(at, &format!("the host has taken {is} pages, was {was}"));
+    }
 }
 
 /// A datagram with the token in place of what is recorded, if it is a `START`.

@@ -11,43 +11,48 @@ use std::time::{Duration, Instant};
 use memvisor_guest_agent::balloon::{AgentSettings, PageSource};
 use memvisor_guest_agent::outside::OutsideAgent;
 use memvisor_wire::balloon::{
-    BatchResult, PageStatus, RangeBatch, Started, StatusRun, ToAgent, ToHost,
+    BatchResult, Capabilities, RangeBatch, Started, ToAgent, ToHost, map_words,
 };
 use memvisor_wire::{SeqPacketListener, wait_readable};
 use std::os::fd::AsFd;
 
 use super::compare::{asked, pages};
-use super::{Clock, PATIENCE, Report, Speed};
+use super::lines::{Line, about, lines};
+use super::shared::{ByHost, Map, PAUSE, Shared, by_host};
+use super::{Clock, PATIENCE, Report, Speed, total_pages};
+use crate::laboratory::map::WordRun;
 use crate::laboratory::memory::SimulatedMemory;
 use crate::laboratory::peer::{Came, Ears, Peer};
 use crate::laboratory::tape::{Side, Tape};
-use crate::units::GfnRun;
+use crate::sys::SharedWords;
 
 /// How often an agent polls when the replay does not keep to the recorded times.
 const FAST_POLL_MS: u32 = 10;
-
-/// A message of the recording.
-enum Line {
-    Asked(u32, ToHost),
-    Answered(u32, ToAgent),
-}
 
 /// Plays what the host of `tape` said to the agent that `command` starts.
 ///
 /// # Errors
 /// When the agent cannot be started or its connection fails.
 pub fn run(tape: &Tape, command: &str, speed: Speed, ears: Ears) -> std::io::Result<Report> {
-    let lines = lines(tape);
-    let total = lines.iter().find_map(|(_, line)| match line {
-        Line::Asked(_, ToHost::Start(start)) => u32::try_from(start.total_pages).ok(),
-        _ => None,
-    });
+    let total = total_pages(tape);
     let dir = tempfile::tempdir()?;
     let socket = dir.path().join("balloon.sock");
     let listener = SeqPacketListener::bind(&socket)?;
     let settings = AgentSettings::new(rand::random(), "replay".to_owned());
-    let memory: Arc<dyn PageSource> = Arc::new(SimulatedMemory::new(total.unwrap_or(1 << 16)));
+    let memory: Arc<dyn PageSource> = Arc::new(SimulatedMemory::new(total));
     let mut agent = OutsideAgent::start(command, &settings, &socket, memory)?;
+    let report = play(tape, &listener, &agent, (speed, ears));
+    agent.kill();
+    report
+}
+
+/// Plays to the agent that connects.
+pub(super) fn play(
+    tape: &Tape,
+    listener: &SeqPacketListener,
+    agent: &OutsideAgent,
+    (speed, ears): (Speed, Ears),
+) -> std::io::Result<Report> {
     let mut report = Report::default();
     if wait_readable([listener.as_fd()], Some(PATIENCE))? == [false] {
         report.differs(Duration::ZERO, "the agent does not connect");
@@ -55,38 +60,26 @@ pub fn run(tape: &Tape, command: &str, speed: Speed, ears: Ears) -> std::io::Res
         let peer = Peer::new(listener.accept()?, Side::Host, ears)?;
         let mut stage = Stage {
             peer,
-            lines,
+            lines: lines(tape),
+            total: total_pages(tape),
+            shared: Shared::default(),
             next: 0,
             clock: Clock::new(speed),
             target: 0,
             since: (usize::MAX, Instant::now()),
             report: &mut report,
         };
-        stage.play(&agent);
+        stage.play(agent);
     }
-    agent.kill();
     Ok(report)
-}
-
-fn lines(tape: &Tape) -> Vec<(Duration, Line)> {
-    let line = |heard: &crate::laboratory::tape::Heard| {
-        let line = match heard.by {
-            Side::Agent => match ToHost::decode(&heard.bytes) {
-                // An agent may say them or not, and they get no answer.
-                Ok((_, ToHost::Stats(_))) => return None,
-                decoded => decoded.map(|(seq, it)| Line::Asked(seq, it)),
-            },
-            Side::Host => ToAgent::decode(&heard.bytes).map(|(seq, it)| Line::Answered(seq, it)),
-        };
-        // What is no message is nothing that an agent in order would say again.
-        Some((heard.at, line.ok()?))
-    };
-    tape.heard.iter().filter_map(line).collect()
 }
 
 struct Stage<'r> {
     peer: Peer,
     lines: Vec<(Duration, Line)>,
+    /// The pages of the VM.
+    total: u32,
+    shared: Shared,
     next: usize,
     clock: Clock,
     /// The latest target that was said.
@@ -113,6 +106,10 @@ impl Stage<'_> {
                 Line::Answered(_, message) => {
                     let message = message.clone();
                     self.unasked(at, &message)
+                }
+                Line::Mapped(runs) => {
+                    let runs = runs.clone();
+                    self.mapped(at, &runs)
                 }
                 Line::Asked(_, wanted) => {
                     let wanted = wanted.clone();
@@ -156,7 +153,12 @@ impl Stage<'_> {
 
     /// Answers polls until a moment of the recording.
     fn idle_until(&mut self, at: Duration) -> Result<(), String> {
-        let end = Instant::now() + self.clock.until(at);
+        self.idle(self.clock.until(at))
+    }
+
+    /// Answers polls for a while.
+    fn idle(&mut self, time: Duration) -> Result<(), String> {
+        let end = Instant::now() + time;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -170,6 +172,31 @@ impl Stage<'_> {
                 }
             }
         }
+    }
+
+    /// Moves as many pages as the recorded host did, once the agent has as many free.
+    fn mapped(&mut self, at: Duration, runs: &[WordRun]) -> Result<(), String> {
+        self.idle_until(at)?;
+        self.next += 1;
+        let moves = by_host(&self.shared.take(runs));
+        if moves == ByHost::default() || self.shared.live().is_none() {
+            return Ok(());
+        }
+        self.report.compared += 1;
+        self.shared.give(moves.given);
+        let deadline = Instant::now() + PATIENCE;
+        let mut taken = self.shared.take_free(moves.taken);
+        while taken < moves.taken {
+            if Instant::now() > deadline {
+                let was = moves.taken;
+                let what = format!("the agent has {taken} pages free for the host, was {was}");
+                self.report.differs(at, &what);
+                break;
+            }
+            self.idle(PAUSE)?;
+            taken += self.shared.take_free(moves.taken - taken);
+        }
+        Ok(())
     }
 
     /// Says what the host said unasked, when its time has come.
@@ -334,29 +361,19 @@ impl Stage<'_> {
     }
 
     fn say(&mut self, seq: u32, message: &ToAgent) -> Result<(), String> {
-        let said = self.peer.say(&message.encode(seq));
+        let datagram = message.encode(seq);
+        let said = match message {
+            ToAgent::Started(started) if started.capabilities.contains(Capabilities::BITMAP) => {
+                let words = SharedWords::kept("memvisor-replay-map", map_words(self.total));
+                let words =
+                    words.map_err(|error| format!("there is no memory for a map: {error}"))?;
+                let map = Map::new(Arc::new(words), self.total);
+                let said = self.peer.hand(&datagram, map.words().as_fd());
+                self.shared.begin(Some(map));
+                said
+            }
+            _ => self.peer.say(&datagram),
+        };
         said.map_err(|error| format!("the agent is gone: {error}"))
     }
-}
-
-/// The statuses of a recorded batch, page for page, for the pages of another one.
-fn about(batch: &RangeBatch, statuses: &[(u32, PageStatus)]) -> Vec<StatusRun> {
-    let last = statuses
-        .last()
-        .map_or(PageStatus::Ok, |(_, status)| *status);
-    let mut runs: Vec<StatusRun> = Vec::new();
-    let gfns = batch.runs().iter().flat_map(|run| run.iter());
-    for (at, gfn) in gfns.enumerate() {
-        let status = statuses.get(at).map_or(last, |(_, status)| *status);
-        match runs.last_mut() {
-            Some(run) if run.status == status && run.run.end() == u64::from(gfn.0) => {
-                run.run.count += 1;
-            }
-            _ => runs.push(StatusRun {
-                run: GfnRun::single(gfn),
-                status,
-            }),
-        }
-    }
-    runs
 }

@@ -50,6 +50,37 @@ fn out(vm: &VmSnapshot) -> u64 {
     out.max(all(vm).0 / LEAST_PART).max(1)
 }
 
+/// The stall time of all VMs, and the pages that are out.
+#[derive(Clone, Copy)]
+struct Sums {
+    stall: u128,
+    out: u128,
+}
+
+impl Sums {
+    fn of(host: &HostSnapshot) -> Self {
+        let sum = |of: fn(&VmSnapshot) -> u64| host.vms.iter().map(|vm| u128::from(of(vm))).sum();
+        Self {
+            stall: sum(|vm| vm.stall_us_per_s),
+            out: sum(out),
+        }
+    }
+
+    /// What the pages of one of the VMs are worth.
+    fn worth(self, vm: &VmSnapshot, config: &Config) -> Worth {
+        // The formulas of the module text, with numerators and denominators multiplied by the pages that are out.
+        let (stall, out) = (u128::from(vm.stall_us_per_s), u128::from(out(vm)));
+        let average = (out * self.stall / self.out.max(1)).max(out * LEAST_AVERAGE);
+        let waiting = u128::from(all(vm).0) * stall / (stall + average);
+        let waiting = Pages(u64::try_from(waiting).unwrap_or(u64::MAX));
+        Worth {
+            shares: vm.shares,
+            in_use: waiting.max(vm.active.unwrap_or_default()),
+            tax_percent: config.idle_tax_percent,
+        }
+    }
+}
+
 impl Policy for Stall {
     fn name(&self) -> &'static str {
         "stall"
@@ -60,18 +91,13 @@ impl Policy for Stall {
     }
 
     fn worth(&self, vm: &VmSnapshot, host: &HostSnapshot, config: &Config) -> Worth {
-        let sum = |of: fn(&VmSnapshot) -> u64| host.vms.iter().map(|vm| u128::from(of(vm))).sum();
-        let (stalls, outs): (u128, u128) = (sum(|vm| vm.stall_us_per_s), sum(out));
-        // The formulas of the module text, with numerators and denominators multiplied by the pages that are out.
-        let (stall, out) = (u128::from(vm.stall_us_per_s), u128::from(out(vm)));
-        let average = (out * stalls / outs.max(1)).max(out * LEAST_AVERAGE);
-        let waiting = u128::from(all(vm).0) * stall / (stall + average);
-        let waiting = Pages(u64::try_from(waiting).unwrap_or(u64::MAX));
-        Worth {
-            shares: vm.shares,
-            in_use: waiting.max(vm.active.unwrap_or_default()),
-            tax_percent: config.idle_tax_percent,
-        }
+        Sums::of(host).worth(vm, config)
+    }
+
+    fn worths(&self, host: &HostSnapshot, config: &Config) -> Vec<Worth> {
+        let sums = Sums::of(host);
+        let worth = |vm| sums.worth(vm, config);
+        host.vms.iter().map(worth).collect()
     }
 
     fn because(&self, vm: &VmSnapshot) -> String {

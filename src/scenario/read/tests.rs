@@ -253,6 +253,36 @@ const MISTAKES: &[Mistake<'_>] = &[
         ":35: expect.1.value: ",
         "`mean`",
     ),
+    (
+        "limit = \"24M\"",
+        "pool = \"prod\"",
+        ":14: pool: there is no resource pool `prod`",
+        "allowed: root",
+    ),
+    (
+        "kv-1.limit = \"16M\"",
+        "kv-1.pool = \"prod\"",
+        ":23: there is no resource pool `prod`",
+        "[pool.NAME]",
+    ),
+    (
+        "kv-1.limit",
+        "pool.prod.limit",
+        ":23: there is no resource pool `prod`",
+        "[pool.NAME]",
+    ),
+    (
+        "[files]",
+        "[pool.a]\nlimt = 5\n[files]",
+        ":9: resource pool a: there is no setting `limt`",
+        "limit",
+    ),
+    (
+        "[files]",
+        "[pool.a]\nparent = \"b\"\n[files]",
+        ":9: resource pool a: there is no resource pool `b`",
+        "",
+    ),
     ("[host]", "[host", ":3: ", ""),
     (
         "",

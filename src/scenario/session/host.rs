@@ -1,5 +1,6 @@
 //! The host of a run.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use memvisor_wire::signals::Signals;
@@ -21,7 +22,11 @@ pub(super) struct Host {
 
 impl Host {
     /// Starts it and waits until it answers.
-    pub(super) fn start(run: &Run<'_>, scratch: &Scratch) -> Result<Self, Stopped> {
+    pub(super) fn start(
+        run: &Run<'_>,
+        scratch: &Scratch,
+        configuration: Option<&Path>,
+    ) -> Result<Self, Stopped> {
         let setup = run.setup;
         let swap_dir = setup.start.swap_dir.as_deref();
         let start = HostStart {
@@ -34,6 +39,7 @@ impl Host {
             runtime_dir: scratch.runtime_dir().path(),
             swap_dir: swap_dir.unwrap_or(scratch.path()),
             scratch: Some(scratch.path()),
+            configuration,
         };
         let child = Child::start("host", run.program, start.args(), run.dir);
         let mut host = Self {

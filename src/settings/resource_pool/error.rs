@@ -94,7 +94,7 @@ impl PoolSettingsError {
             Self::Value { allowed, .. } => (*allowed).to_owned(),
             Self::Twice(_) => "each setting once".to_owned(),
             Self::Name(_) => "1 to 63 letters, digits, `-`, `_` and `.`, a letter or digit first; \
-                              `root` is taken"
+                              `root` and `default` are taken"
                 .to_owned(),
             Self::Root(_) => "scalable-shares".to_owned(),
             Self::Reservation { limit, .. } => format!("at most {}", limit.bytes()),

@@ -42,6 +42,23 @@ pub enum PageState {
 
 impl PageState {
     const ALL: [Self; 4] = [Self::Used, Self::Free, Self::Taken, Self::Moving];
+
+    /// The state of a page of a word: of its sixteen, the one with this number, modulo 16.
+    #[must_use]
+    pub const fn in_word(word: u32, page: u32) -> Self {
+        Self::ALL[(word >> (page % PAGES_PER_WORD * BITS) & MASK) as usize]
+    }
+
+    /// Its name in the document.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Used => "USED",
+            Self::Free => "FREE",
+            Self::Taken => "TAKEN",
+            Self::Moving => "MOVING",
+        }
+    }
 }
 
 /// How many words the map of a guest of `pages` pages has.
@@ -82,8 +99,8 @@ impl<W: Words> FreeMap<W> {
     /// When the guest has no such page.
     #[must_use]
     pub fn state(&self, gfn: Gfn) -> PageState {
-        let (at, shift) = self.place(gfn);
-        PageState::ALL[(self.words.load(at) >> shift & MASK) as usize]
+        let (at, _) = self.place(gfn);
+        PageState::in_word(self.words.load(at), gfn.0)
     }
 
     /// Moves a page from one state to another. Returns whether it was in the first.

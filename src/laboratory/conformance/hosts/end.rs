@@ -1,5 +1,6 @@
 //! The agent's end of a connection with a host on trial.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use memvisor_wire::balloon::{
@@ -67,6 +68,11 @@ impl AgentEnd {
                 other => return Err(format!("it answers START with {}", other.name()).into()),
             }
         }
+    }
+
+    /// The descriptors that came with what the host said last.
+    pub(super) fn descriptors(&mut self) -> Vec<OwnedFd> {
+        self.peer.descriptors()
     }
 
     pub(super) fn say(&mut self, datagram: &[u8]) -> Result<(), Fault> {

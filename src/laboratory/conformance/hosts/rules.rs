@@ -1,7 +1,7 @@
 //! The rules for hosts.
 
 use super::super::Rule;
-use super::{Trial, pages, sessions};
+use super::{Trial, hints, maps, pages, protocols, sessions};
 
 /// Why a message is out of order, as the table of error codes has it.
 const ORDER: &str = "the message is not allowed now: before `START`, a second `START`, without its capability (a second range in a `LOCK` needs BATCHED), no `START` within 5 s; the text names the message";
@@ -58,6 +58,27 @@ rules! {
     "host-no-doorbell" sessions::no_doorbell: "the host speaks only when asked; a `RESET` takes the place of the next reply";
     "host-reset" sessions::reset: "For the host the balloon is empty already.";
     "host-reset-in-place-of-a-reply" sessions::reset_in_place_of_a_reply: "Seq is 0, or that of the request whose reply it takes the place of.";
+    "host-other-protocol" protocols::other_protocol: "A message of another protocol than the agreed one is an error ORDER.";
+    "host-last-protocol" protocols::last_of_several: "Of several that are offered the host uses the last in this order, and `STARTED` says which.";
+    "host-lists-in-any-order" protocols::lists_in_any_order: "up to 512 entries of 64 bits, a page of them. The order is any.";
+    "host-lists-name-twice" protocols::lists_name_twice: "A page that a list names again gets ALREADY_LOCKED, or NOT_LOCKED, the second time.";
+    "host-lists-of-no-gfns" protocols::lists_of_no_gfns: "the page number; one that is no gfn is INVALID";
+    "host-arrays" protocols::arrays: "up to 256 page numbers of 32 bits, in any order, answered by `USED`, which has no status.";
+    "host-arrays-must-tell" protocols::arrays_must_tell: "With MUST_TELL_HOST the guest uses a page only after the answer to its `DEFLATE`, and touching one before is a `RESET`.";
+    "host-arrays-may-touch" protocols::arrays_may_touch: "Without it the guest may use pages and tell afterwards: the touch takes the page out of the balloon.";
+    "host-arrays-keep-the-target" protocols::arrays_keep_the_target: "The target stays as it was: the host learns of it by `DEFLATE` alone.";
+    "host-reports" protocols::reports: "It is in no balloon, and its next touch is a first touch.";
+    "host-reports-whatever-the-target" protocols::reports_whatever_the_target: "the guest reports ranges of pages that it does not use, whatever the target.";
+    "host-hints-wanted" hints::wanted: "as many as the balloon lacks";
+    "host-hints-epochs" hints::epochs: "Each `OFFER` begins a new epoch and ends the one before.";
+    "host-hints-given-once" hints::given_once: "A `GIVE` names pages of the epoch's `WANTED`, once.";
+    "host-hints-not-wanted" hints::not_wanted: "One of another epoch, or with a page that was not wanted, takes nothing: all its pages are NOT_NEEDED.";
+    "host-hints-may-touch" hints::may_touch: "The balloon shrinks when the guest touches pages.";
+    "host-map" maps::comes_with_started: "With `STARTED` comes a descriptor (SCM_RIGHTS) of a file to be mapped for reading and writing.";
+    "host-map-is-taken-from" maps::is_taken_from: "The host takes FREE pages while the balloon is smaller than its target, and looks for some whenever the agent says something or the target changes.";
+    "host-map-keeps-used-pages" maps::keeps_used_pages: "A guest keeps from it what it wants to keep by leaving it USED.";
+    "host-map-gets-pages-back" maps::gets_pages_back: "the host, to FREE, when it gives the page back; it reads as zeroes.";
+    "host-map-is-new" maps::is_new: "Every `START` gets a new map.";
     // Last, because a host may hold its target down for a while.
     "host-relief" sessions::relief: "**RELIEF** (type 6, needs the capability RELIEF). Reply: `TARGET`.";
 }

@@ -196,6 +196,7 @@ fn broken_hosts_fail_the_cases_of_what_is_broken() {
         (Lie::AnyUnlock, "host-never-locked"),
         (Lie::Keeps, "host-start-empties"),
         (Lie::NoTarget, "host-no-doorbell"),
+        (Lie::NoTarget, "host-hints-wanted"),
     ] {
         let alone = alone();
         let broken = Broken {
