@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use super::share;
 use crate::telemetry::{Health, HostStatus, VmRates, VmStatus};
 use crate::units::{Bytes, Pages};
 
@@ -66,6 +67,10 @@ pub(super) fn vm(vm: &VmStatus) -> String {
     row("latency", &latency(vm));
     row("stalled", &stalled(vm));
     row("  threads", &stalls(vm));
+    row("sharing", &"");
+    for (reason, text) in share::reasons(&vm.sharing) {
+        row(&format!("  {reason}"), &text);
+    }
     row("scanned", &scanned(vm));
     row("evicted", &evicted(vm));
     row("mappings", &format!("{} of {}", vm.vmas, vm.vma_budget));

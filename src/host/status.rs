@@ -1,5 +1,7 @@
 //! The status of the daemon, for [`crate::telemetry`].
 
+use std::sync::Arc;
+
 use super::daemon::Host;
 use super::member::Member;
 use super::vm_status::{millis, vm_status};
@@ -12,10 +14,7 @@ use crate::units::Pages;
 impl Host {
     pub(super) fn host_status(&self) -> HostStatus {
         let members = self.members.all();
-        let vms: Vec<VmStatus> = members
-            .iter()
-            .map(|member| self.vm_status(member))
-            .collect();
+        let vms = self.vm_statuses(&members);
         let tables = members.iter().map(|member| member.vm.params.metadata().0);
         let metadata = self.pools.metadata().0 + tables.sum::<u64>();
         let settings = self.configuration.settings();
@@ -117,7 +116,27 @@ impl Host {
         sum
     }
 
-    pub(super) fn vm_status(&self, member: &Member) -> VmStatus {
+    pub(super) fn vm_status(&self, member: &Arc<Member>) -> VmStatus {
+        // Of all VMs: what keeps a page from being shared may be which VM has an equal one.
+        let sharing = self.census.of(&self.members.all());
+        let sharing = sharing.get(&member.vm.id).copied();
+        VmStatus {
+            // One that has just left the registry is counted no more.
+            sharing: sharing.unwrap_or_default(),
+            ..self.without_sharing(member)
+        }
+    }
+
+    fn vm_statuses(&self, members: &[Arc<Member>]) -> Vec<VmStatus> {
+        let sharing = self.census.of(members);
+        let status = |member: &Arc<Member>| VmStatus {
+            sharing: sharing.get(&member.vm.id).copied().unwrap_or_default(),
+            ..self.without_sharing(member)
+        };
+        members.iter().map(status).collect()
+    }
+
+    fn without_sharing(&self, member: &Member) -> VmStatus {
         vm_status(member, self.configuration.settings().sample_active_pct_min)
     }
 }

@@ -161,6 +161,12 @@ impl Pool {
         self.refs_of(frame).load(Ordering::Relaxed)
     }
 
+    /// The digest of what a frame holds. Without a reference to the frame it may be that of an earlier content.
+    #[must_use]
+    pub fn digest(&self, frame: FrameId) -> u64 {
+        self.index.digest_of(frame)
+    }
+
     /// Copies a frame out. The caller holds a reference.
     pub fn read(&self, frame: FrameId, into: &mut PageBuf) {
         // A frame that nobody holds is a hole, and to read it would allocate memory that nobody has charged.

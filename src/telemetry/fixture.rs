@@ -76,6 +76,26 @@ fn balloon(id: u32, homes: &Homes) -> BalloonStatus {
     }
 }
 
+fn sharing(homes: &Homes) -> SharingStatus {
+    let resident = homes.resident_pages.0;
+    SharingStatus {
+        shared_pages: homes.shared_pages,
+        zero_pages: homes.zero_pages,
+        untouched_pages: homes.untouched_pages,
+        ballooned_pages: homes.ballooned_pages,
+        compressed_pages: homes.compressed_pages,
+        swapped_pages: homes.swapped_pages,
+        unscanned_pages: Pages(200),
+        volatile_pages: Pages(310),
+        unique_pages: Pages(resident - 200 - 310 - 40 - 30 - 20 - 1),
+        other_salt_pages: Pages(40),
+        vma_budget_pages: Pages(30),
+        no_memory_pages: Pages(20),
+        moving_pages: Pages(1),
+        off_pages: Pages(0),
+    }
+}
+
 fn evict() -> EvictStatus {
     EvictStatus {
         to_zip: 2_000,
@@ -103,6 +123,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
         granted_pages: Pages(homes.resident_pages.0 + homes.shared_pages.0 + homes.zero_pages.0),
         consumed_pages: homes.resident_pages,
         saved_pages: Pages(homes.shared_pages.0 * 3 / 4),
+        sharing: sharing(&homes),
         hinted_pages: Pages(300 + u64::from(id) * 70),
         overhead_pages: mib(1),
         zip_pages: Pages(homes.compressed_pages.0 / 2),

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::health::Health;
+use super::sharing::SharingStatus;
 use super::vm::{Homes, VmStatus};
 use crate::units::Pages;
 
@@ -96,6 +97,8 @@ pub struct Totals {
     pub configured_pages: Pages,
     /// Homes of all pages.
     pub homes: Homes,
+    /// Where all pages stand with sharing.
+    pub sharing: SharingStatus,
     /// Granted memory.
     pub granted_pages: Pages,
     /// Consumed memory.
@@ -119,6 +122,7 @@ impl Totals {
         let mut sum = Self::default();
         for vm in vms {
             sum.homes.add(&vm.homes);
+            sum.sharing.add(&vm.sharing);
             sum.configured_pages.0 += vm.configured_pages.0;
             sum.granted_pages.0 += vm.granted_pages.0;
             sum.consumed_pages.0 += vm.consumed_pages.0;

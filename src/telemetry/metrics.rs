@@ -134,6 +134,7 @@ metrics! {
     Gauge, "vm_granted_bytes", Pages, Of("vms[].granted_pages"), "Memory that can be read without a refill.";
     Gauge, "vm_consumed_bytes", Pages, Of("vms[].consumed_pages"), "Host memory that it costs.";
     Gauge, "vm_shared_saved_bytes", Pages, Of("vms[].saved_pages"), "Its part of what sharing saves.";
+    Gauge, "vm_sharing_bytes", Pages, By("why", &["vms[].sharing.shared_pages", "vms[].sharing.zero_pages", "vms[].sharing.unscanned_pages", "vms[].sharing.volatile_pages", "vms[].sharing.unique_pages", "vms[].sharing.other_salt_pages", "vms[].sharing.vma_budget_pages", "vms[].sharing.no_memory_pages", "vms[].sharing.moving_pages", "vms[].sharing.off_pages", "vms[].sharing.compressed_pages", "vms[].sharing.swapped_pages", "vms[].sharing.ballooned_pages", "vms[].sharing.untouched_pages"]), "Where its memory stands with sharing, and why it is not shared; the parts add up to its size.";
     Gauge, "vm_hinted_bytes", Pages, Of("vms[].hinted_pages"), "Its pages that wait as hints for one of equal content.";
     Gauge, "vm_overhead_bytes", Pages, Of("vms[].overhead_pages"), "Metadata that the daemon keeps for it.";
     Gauge, "vm_cache_bytes", Pages, Of("vms[].zip_pages"), "Host memory of its compression cache.";
