@@ -97,7 +97,13 @@ fn standings(host: &HostStatus) -> String {
     sum.extend(host.vms.iter().map(|vm| size(vm.sharing.total())));
     sum.extend([size(all.total()), String::new()]);
     rows.push(sum);
-    table::numbers(&rows)
+    let mut cost = vec!["if written".to_owned()];
+    cost.extend(host.vms.iter().map(|vm| size(vm.break_cost_pages)));
+    let meaning = "it would take so much more if it wrote all its shared pages";
+    cost.extend([size(host.share.break_cost_pages), meaning.to_owned()]);
+    rows.push(cost);
+    let reserve = format!("kept free for that: {}\n", size(host.share.reserve_pages));
+    table::numbers(&rows) + &reserve
 }
 
 fn estimated(pages: EstimatedPages) -> String {
@@ -170,6 +176,7 @@ mod tests {
             row("size").expect("there")[1..],
             ["256.0 MiB", "128.0 MiB", "384.0 MiB"]
         );
+        assert_eq!(row("if written").expect("there")[3], "46.5 MiB");
         assert!(row("off").is_none(), "{text}");
         assert!(
             row("volatile").expect("there")[4].contains("changes too often"),
@@ -200,7 +207,7 @@ mod tests {
             ..ShareEstimate::default()
         });
         for part in [
-            "it would save          20.0 MiB, and 0.0 MiB of zeroes",
+            "it would save          20.0 MiB, and 0 B of zeroes",
             "10.0 MiB +- 1.0 MiB",
             "16384 contents counted, 12.3 % of all",
             "did not answer in time: db",

@@ -52,6 +52,13 @@ pub(super) fn vm(vm: &VmStatus) -> String {
     row("granted", &sized(vm.granted_pages));
     row("consumed", &sized(vm.consumed_pages));
     row("shares save", &sized(vm.saved_pages));
+    row(
+        "writes cost",
+        &format!(
+            "{} if it wrote all its shared pages",
+            sized(vm.break_cost_pages)
+        ),
+    );
     row("overhead", &sized(vm.overhead_pages));
     row("zip cache", &zip(vm));
     row("credits", &sized(vm.credit_pages));

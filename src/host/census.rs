@@ -1,6 +1,6 @@
 //! Counts where the pages of all VMs stand with sharing.
 //!
-//! The counts walk the page tables of all VMs, a nanosecond or two for each page. That is nothing for one look and
+//! The counts walk the page tables of all VMs, some nanoseconds for each page. That is nothing for one look and
 //! much for a host with many pages whose status is asked for all the time. So a count is used again until fifty times
 //! what it took has passed: it never takes more than a fiftieth of a processor, and on small hosts each look counts anew.
 //!
@@ -17,7 +17,7 @@ use crate::digest::low_half;
 use crate::page::{Home, Standing};
 use crate::pool::Pool;
 use crate::telemetry::SharingStatus;
-use crate::units::{Pages, VmId};
+use crate::units::{FrameId, Pages, VmId};
 use crate::vm::Vm;
 
 /// A count is used for so many times what it took.
@@ -25,8 +25,17 @@ const USED_FOR: u32 = 50;
 /// Pages whose contents are compared across domains, before these become a sample.
 const COMPARED: usize = 1 << 17;
 
-/// Where the pages of each VM stand.
-type Counts = HashMap<VmId, SharingStatus>;
+/// What was counted of each VM.
+pub(super) type Counts = HashMap<VmId, Counted>;
+
+/// What was counted of a VM.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counted {
+    /// Where its pages stand.
+    pub(super) sharing: SharingStatus,
+    /// The host pages that it would take if it wrote all its shared pages.
+    pub(super) break_cost: Pages,
+}
 
 /// The latest count.
 #[derive(Debug, Default)]
@@ -55,7 +64,9 @@ fn count(members: &[Arc<Member>]) -> Counts {
     let mut counts = standings(&vms);
     for member in members {
         if member.worker.routine().scan_rate == 0 {
-            counts.entry(member.vm.id).and_modify(switch_off);
+            counts
+                .entry(member.vm.id)
+                .and_modify(|it| switch_off(&mut it.sharing));
         }
     }
     counts
@@ -67,6 +78,7 @@ fn standings(vms: &[&Vm]) -> Counts {
     let mut counts: Counts = (vms.iter().map(|vm| (vm.id, of_vm(vm, &mut contents)))).collect();
     for (vm, part) in contents.elsewhere() {
         counts.entry(vm).and_modify(|vm| {
+            let vm = &mut vm.sharing;
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
@@ -81,8 +93,8 @@ fn standings(vms: &[&Vm]) -> Counts {
     counts
 }
 
-fn of_vm(vm: &Vm, contents: &mut Contents) -> SharingStatus {
-    let mut sum = SharingStatus::default();
+fn of_vm(vm: &Vm, contents: &mut Contents) -> Counted {
+    let (mut sum, mut frames) = (SharingStatus::default(), Vec::new());
     let pool = vm.pool();
     let mut note = |half: u32, unique: bool| {
         contents.note(Noted {
@@ -103,6 +115,7 @@ fn of_vm(vm: &Vm, contents: &mut Contents) -> SharingStatus {
                 &mut sum.unique_pages
             }
             (_, Home::Shared(frame)) => {
+                frames.push(frame);
                 note(low_half(pool.digest(frame)).max(1), false);
                 &mut sum.shared_pages
             }
@@ -117,7 +130,19 @@ fn of_vm(vm: &Vm, contents: &mut Contents) -> SharingStatus {
     if !vm.is_sharing() {
         switch_off(&mut sum);
     }
-    sum
+    Counted {
+        sharing: sum,
+        break_cost: break_cost(&pool, frames),
+    }
+}
+
+/// What it takes to write all pages that are on these frames, each named once for each page: a page for each, but for
+/// one of each frame that nobody else uses, which is free then.
+fn break_cost(pool: &Pool, mut frames: Vec<FrameId>) -> Pages {
+    frames.sort_unstable();
+    let own = frames.chunk_by(|one, next| one == next);
+    let freed = own.filter(|pages| pool.refs(pages[0]) as usize <= pages.len());
+    Pages((frames.len() - freed.count()) as u64)
 }
 
 /// Nothing that is resident is going to be shared, whatever a scan has once said of it.
@@ -141,6 +166,8 @@ fn switch_off(vm: &mut SharingStatus) {
 struct Contents {
     /// The sharing domain of each VM, as a number.
     domains: HashMap<VmId, usize>,
+    /// Whether there are several: otherwise no page is noted.
+    several: bool,
     /// Only smaller halves are here.
     below: u32,
     pages: Vec<Noted>,
@@ -164,16 +191,17 @@ impl Contents {
                 pools.len() - 1
             })
         };
+        let domains = vms.iter().map(|vm| (vm.id, number(vm.pool()))).collect();
         Self {
-            domains: vms.iter().map(|vm| (vm.id, number(vm.pool()))).collect(),
+            domains,
+            several: pools.len() > 1,
             below: u32::MAX,
             pages: Vec::new(),
         }
     }
 
     fn note(&mut self, noted: Noted) {
-        // With one domain there is no other.
-        if noted.half >= self.below || self.domains.values().all(|domain| *domain == 0) {
+        if noted.half >= self.below || !self.several {
             return;
         }
         self.pages.push(noted);
@@ -242,7 +270,7 @@ mod tests {
         scanned(&c.vm, &[13, 12, 31, 11]);
         let counts = standings(&[&a.vm, &b.vm, &c.vm]);
         let row = |vm: &Member| {
-            let it = counts[&vm.vm.id];
+            let it = counts[&vm.vm.id].sharing;
             assert_eq!(it.total(), Pages(1024));
             [it.unique_pages, it.other_salt_pages, it.unscanned_pages].map(|pages| pages.0)
         };
@@ -250,9 +278,43 @@ mod tests {
         assert_eq!(row(&b), [1, 1, 0]);
         assert_eq!(row(&c), [1, 3, 0]);
         a.vm.set_sharing(false);
-        let off = standings(&[&a.vm])[&a.vm.id];
+        let off = standings(&[&a.vm])[&a.vm.id].sharing;
         assert_eq!((off.off_pages, off.unique_pages), (Pages(4), Pages(0)));
         assert_eq!(off.total(), Pages(1024));
+    }
+
+    #[test]
+    fn writing_all_shared_pages_takes_a_page_for_each_but_one_of_frames_that_are_freed() {
+        let rig = Rig::new(None);
+        let [a, b] = ["a", "b"].map(|name| rig.run(&hello(name, 1024)));
+        let pool = a.vm.pool();
+        assert!(Arc::ptr_eq(&pool, &b.vm.pool()), "one domain");
+        let frame = |digest: u64| {
+            let mut new = pool.allocate_near(None).expect("an empty pool");
+            new.fill(&crate::units::PageBuf::zeroed());
+            assert!(rig.budget.take(1, crate::page::Urgency::Reclaim));
+            new.publish(digest).expect("the first").0.keep()
+        };
+        let share = |vm: &Vm, gfn: u32, digest: u64| {
+            let found = pool.lookup_frame(digest).map(crate::pool::FrameRef::keep);
+            let frame = found.unwrap_or_else(|| frame(digest));
+            vm.table
+                .try_lock(Gfn(gfn))
+                .expect("free")
+                .set_home(Home::Shared(frame));
+        };
+        // Two pages of one frame for itself, one page of another, and one that it shares with the other VM.
+        for (gfn, digest) in [(0, 1), (1, 1), (2, 2), (3, 3)] {
+            share(&a.vm, gfn, digest);
+        }
+        for (gfn, digest) in [(0, 3), (1, 3)] {
+            share(&b.vm, gfn, digest);
+        }
+        let counts = standings(&[&a.vm, &b.vm]);
+        assert_eq!(counts[&a.vm.id].break_cost, Pages(2));
+        assert_eq!(counts[&b.vm.id].break_cost, Pages(2));
+        // If all of them write, it takes what is saved.
+        assert_eq!(pool.counts().saved(), Pages(3));
     }
 
     #[test]
@@ -260,6 +322,7 @@ mod tests {
         let domains = HashMap::from([(VmId(1), 0), (VmId(2), 1)]);
         let mut contents = Contents {
             domains,
+            several: true,
             below: u32::MAX,
             pages: Vec::new(),
         };

@@ -1,5 +1,6 @@
 //! Answers what sharing would save: asks the workers of all VMs for a survey, and puts the answers together.
 
+use std::collections::HashMap;
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use crate::share::{Estimate, Frequent, SharedSketch, Sketch, Survey, Surveyed};
 use crate::telemetry::{EstimatedPages, ShareEstimate, VmShareEstimate};
 use crate::units::{Pages, VmId};
 
-/// How long workers may take: less than a client waits for its answer. A page takes half a microsecond, and a worker
+/// How long workers may take: less than a client waits for its answer. A page takes about a microsecond, and a worker
 /// whose guest is stopped may wait for it.
 const PATIENCE: Duration = Duration::from_secs(8);
 
@@ -88,26 +89,38 @@ impl Answers {
     }
 
     fn together(mut self, sketch: &Sketch) -> ShareEstimate {
-        for ((id, domain), vm) in self.domains.iter().zip(&mut self.vms) {
-            let worth = |users: &[(VmId, u32)]| {
-                let own = users.iter().find(|(user, _)| user == id);
-                let own = f64::from(own.map_or(0, |(_, count)| *count));
-                // Of no page of its own, nothing is saved.
-                let sharers = in_domain(&self.domains, domain, users).max(1);
-                own - own / f64::from(sharers)
-            };
-            vm.would_save = pages(sketch.estimate(&self.frequent, worth));
+        let places: HashMap<VmId, usize> = (0..)
+            .zip(&self.domains)
+            .map(|(at, (vm, _))| (*vm, at))
+            .collect();
+        let all = self.domains.len();
+        // A sum for each VM, and behind them what is saved with salts and without.
+        let sums = sketch.estimates(&self.frequent, all + 2, |users, add| {
+            let mut in_domain: HashMap<&Domain, u32> = HashMap::new();
+            let domain = |vm: &VmId| &self.domains[places[vm]].1;
+            for (vm, count) in users {
+                *in_domain.entry(domain(vm)).or_default() += count;
+            }
+            for (vm, count) in users {
+                let own = f64::from(*count);
+                add(places[vm], own - own / f64::from(in_domain[domain(vm)]));
+            }
+            let pages = f64::from(in_domain.values().sum::<u32>());
+            let frames = u32::try_from(in_domain.len()).unwrap_or(u32::MAX);
+            add(all, pages - f64::from(frames));
+            add(all + 1, pages - 1.0);
+        });
+        for (vm, would_save) in self.vms.iter_mut().zip(&sums) {
+            vm.would_save = pages(*would_save);
         }
-        let within = |users: &[(VmId, u32)]| saved_by(&self.domains, users);
-        let by_all = |users: &[(VmId, u32)]| f64::from(all(users)) - 1.0;
         let sum =
             |of: fn(&VmShareEstimate) -> Pages| Pages(self.vms.iter().map(|vm| of(vm).0).sum());
         ShareEstimate {
             looked_at_pages: sum(|vm| vm.looked_at_pages),
             saved_pages: sum(|vm| vm.saved_pages),
             zero_pages: sum(|vm| vm.zero_pages),
-            would_save: pages(sketch.estimate(&self.frequent, within)),
-            without_salts: pages(sketch.estimate(&self.frequent, by_all)),
+            would_save: pages(sums[all]),
+            without_salts: pages(sums[all + 1]),
             contents: sketch.contents() as u64,
             sampled_percent: sketch.part() * 100.0,
             took_ms: 0,
@@ -115,27 +128,6 @@ impl Answers {
             missing: self.missing,
         }
     }
-}
-
-/// How many pages have a content.
-fn all(users: &[(VmId, u32)]) -> u32 {
-    users.iter().map(|(_, count)| count).sum()
-}
-
-/// How many of them are in a domain.
-fn in_domain(domains: &[(VmId, Domain)], domain: &Domain, users: &[(VmId, u32)]) -> u32 {
-    let is_in = |id: &VmId| domains.iter().any(|(vm, its)| vm == id && its == domain);
-    let users = users.iter().filter(|(vm, _)| is_in(vm));
-    users.map(|(_, count)| count).sum()
-}
-
-/// What sharing saves of a content: all but one page in each domain.
-fn saved_by(domains: &[(VmId, Domain)], users: &[(VmId, u32)]) -> f64 {
-    let domain_of = |id: &VmId| domains.iter().find(|(vm, _)| vm == id).map(|(_, it)| it);
-    let mut frames: Vec<&Domain> = users.iter().filter_map(|(vm, _)| domain_of(vm)).collect();
-    frames.sort_unstable();
-    frames.dedup();
-    f64::from(all(users)) - f64::from(u32::try_from(frames.len()).unwrap_or(u32::MAX))
 }
 
 fn pages(Estimate { pages, error }: Estimate) -> EstimatedPages {
@@ -148,5 +140,50 @@ fn pages(Estimate { pages, error }: Estimate) -> EstimatedPages {
     EstimatedPages {
         pages: whole(pages),
         error_pages: whole(error.ceil()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::share::Sketch;
+
+    fn vm(name: &str) -> VmShareEstimate {
+        VmShareEstimate {
+            name: name.to_owned(),
+            ..VmShareEstimate::default()
+        }
+    }
+
+    #[test]
+    fn each_vm_has_its_part_and_salts_keep_equal_pages_apart() {
+        let salt = |salt: &str| Domain::Salt(salt.to_owned());
+        let [a, b, red] = [1, 2, 3].map(VmId);
+        let answers = Answers {
+            vms: ["a", "b", "red"].map(vm).into(),
+            domains: vec![(a, Domain::Common), (b, Domain::Common), (red, salt("red"))],
+            frequent: Vec::new(),
+            missing: Vec::new(),
+        };
+        let mut sketch = Sketch::default();
+        // One that all have, the first twice; one that two of the same domain have; one of its own.
+        sketch.note(a, [1, 1, 2, 3]);
+        sketch.note(b, [1, 2]);
+        sketch.note(red, [1, 4, 4]);
+        let estimate = answers.together(&sketch);
+        let exact = |pages| EstimatedPages {
+            pages: Pages(pages),
+            error_pages: Pages(0),
+        };
+        assert_eq!(estimate.would_save, exact(2 + 1 + 1));
+        assert_eq!(estimate.without_salts, exact(3 + 1 + 1));
+        // Two thirds of two pages and a half; two thirds of a page and a half; one of two.
+        let parts = estimate.vms.iter().map(|vm| vm.would_save);
+        assert!(
+            parts.eq([exact(2), exact(1), exact(1)]),
+            "{:?}",
+            estimate.vms
+        );
+        assert_eq!((estimate.contents, estimate.sampled_percent), (4, 100.0));
     }
 }

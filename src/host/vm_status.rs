@@ -44,6 +44,7 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
         granted_pages: Pages(homes.resident_pages.0 + homes.shared_pages.0 + homes.zero_pages.0),
         consumed_pages: Pages(consumed).saturating_sub(saved),
         saved_pages: saved,
+        break_cost_pages: Pages(0),
         sharing: SharingStatus::default(),
         hinted_pages: vm.membership().hinted(),
         overhead_pages: vm.params.metadata(),

@@ -8,7 +8,7 @@ use super::choice::ForceSalting;
 use crate::units::VmId;
 
 /// A set of VMs that share pages with each other.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Domain {
     /// All VMs that are in no other domain.
     Common,

@@ -18,7 +18,7 @@ use crate::sync::Mutex;
 use crate::units::{Gfn, PageBuf};
 use crate::vm::Vm;
 
-/// Pages that are read in one slice: about a quarter of a millisecond.
+/// Pages that are read in one slice: about half a millisecond.
 const READ: usize = 512;
 /// Pages that are looked at in one slice, most of which cost nothing.
 const LOOKED_AT: u32 = 1 << 15;

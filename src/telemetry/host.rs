@@ -64,6 +64,11 @@ pub struct ShareStatus {
     pub frames: Pages,
     /// Memory saved: `shared_pages` less `frames` (ESX: PSHARE saving).
     pub saved_pages: Pages,
+    /// Host pages that it would take if all shared pages were written: each of them but one of each frame, so as many as
+    /// are saved.
+    pub break_cost_pages: Pages,
+    /// What of that is kept free (`Memvisor.ShareReserve`).
+    pub reserve_pages: Pages,
     /// Pages seen once, waiting for one of equal content (ESX: COWH).
     pub hints: u64,
     /// Host pages of the pool as the kernel counts them; equals `frames` when idle.

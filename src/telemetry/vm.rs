@@ -343,6 +343,8 @@ pub struct VmStatus {
     pub consumed_pages: Pages,
     /// What sharing saves, its part: the pages that it shares less its part of the frames (ESX: SHRDSVD).
     pub saved_pages: Pages,
+    /// Host pages that it would take if it wrote all its shared pages: one for each, less the frames that nobody else uses.
+    pub break_cost_pages: Pages,
     /// Where its pages stand with sharing: why those that are not shared are not.
     pub sharing: SharingStatus,
     /// Its pages that wait as hints for one of equal content (ESX: COWH).
