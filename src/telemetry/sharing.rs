@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::HostStatus;
 use crate::units::Pages;
 
 /// Where the pages of a VM stand with sharing. Each page is counted once, so the numbers add up to the configured size
@@ -68,6 +69,14 @@ impl SharingStatus {
         ]
     }
 
+    /// The same for anybody who may look. Which pages of a VM equal those of VMs that it may not share with is for
+    /// the operator: a guest that learned it would know what these VMs have, which is what salts are for.
+    const fn without_other_salts(mut self) -> Self {
+        self.unique_pages.0 += self.other_salt_pages.0;
+        self.other_salt_pages = Pages(0);
+        self
+    }
+
     /// Adds another VM's pages.
     pub(super) fn add(&mut self, other: &Self) {
         self.shared_pages.0 += other.shared_pages.0;
@@ -84,6 +93,19 @@ impl SharingStatus {
         self.no_memory_pages.0 += other.no_memory_pages.0;
         self.moving_pages.0 += other.moving_pages.0;
         self.off_pages.0 += other.off_pages.0;
+    }
+}
+
+impl HostStatus {
+    /// The same for anybody who may look: it does not say which pages only VMs of another salt have, and counts them as
+    /// unique.
+    #[must_use]
+    pub fn for_anybody(mut self) -> Self {
+        let vms = self.vms.iter_mut().map(|vm| &mut vm.sharing);
+        for sharing in vms.chain([&mut self.totals.sharing]) {
+            *sharing = sharing.without_other_salts();
+        }
+        self
     }
 }
 
