@@ -56,6 +56,100 @@ fn guests_of_one_image_share_it_within_seconds_of_boot() {
     }
 }
 
+/// What sharing would save is known before it is on, and nothing comes of asking.
+#[test]
+fn what_sharing_would_save_is_estimated_before_it_is_on() {
+    for engine in engines() {
+        let host = Host::start(engine, "256M", &["--set", "Mem.ShareRateMax=0"]);
+        let words = with_image(&host);
+        let guest = |name, more| host.guest(name, &format!("{words} {more}"));
+        let guests = [guest("a", ""), guest("b", ""), guest("red", "--salt r")];
+        for name in ["a", "b", "red"] {
+            host.await_vm(name, "has its image", |vm| {
+                vm.homes.resident_pages.0 >= u64::from(IMAGE)
+            });
+        }
+        let before = host.status();
+        let estimate = host.client().estimate_sharing().expect("an estimate");
+        println!("{engine}: {estimate:#?}");
+        let after = host.status();
+        let scanned: u64 = after.vms.iter().map(|vm| vm.scan.pages_scanned).sum();
+        assert_eq!((scanned, after.share.hints), (0, 0), "nothing is scanned");
+        assert_eq!(after.share.frames, Pages(0), "nothing is mapped");
+        assert_eq!(after.totals.homes, before.totals.homes, "nothing is moved");
+        for vm in &after.vms {
+            assert_eq!(vm.sharing.total(), vm.configured_pages);
+            assert_eq!(
+                vm.sharing.off_pages, vm.homes.resident_pages,
+                "{:?}",
+                vm.sharing
+            );
+        }
+        let near = |pages: Pages, expected: u64| pages.0.abs_diff(expected) < u64::from(IMAGE) / 20;
+        let image = u64::from(IMAGE);
+        assert!(
+            near(estimate.would_save.pages, image),
+            "one of the two of a domain: {estimate:#?}"
+        );
+        assert!(
+            near(estimate.without_salts.pages, 2 * image),
+            "two of all three: {estimate:#?}"
+        );
+        let [a, b, red] = &estimate.vms[..] else {
+            panic!("three VMs: {estimate:#?}");
+        };
+        assert!(near(a.would_save.pages, image / 2) && near(b.would_save.pages, image / 2));
+        assert!(
+            near(red.would_save.pages, 0) && estimate.missing.is_empty(),
+            "{red:?}"
+        );
+        let said = host.command("share estimate").output().expect("it runs");
+        let said = String::from_utf8(said.stdout).expect("text");
+        assert!(
+            said.contains("it would save") && said.contains("red"),
+            "{said}"
+        );
+
+        host.set("Mem.ShareRateMax", "32768");
+        host.set("Mem.ShareScanTime", "1s");
+        let saved = host
+            .rest(&["a", "b", "red"], 2 * CONVERGE)
+            .share
+            .saved_pages;
+        assert!(
+            near(saved, estimate.would_save.pages.0),
+            "{saved:?} were saved: {estimate:#?}"
+        );
+        let again = host.client().estimate_sharing().expect("an estimate");
+        assert!(
+            near(again.would_save.pages, saved.0),
+            "shared pages count: {again:#?}"
+        );
+        for guest in guests {
+            guest.stop();
+        }
+        host.stop_quietly(&[]);
+    }
+}
+
+#[test]
+fn memory_that_a_guest_rewrites_says_that_it_changes_too_often() {
+    for engine in engines() {
+        let host = Host::start(engine, "96M", &["--share-scan-time", "1s"]);
+        let guest = host.guest("a", "--memory 40M --workload stream,size=16M,rate=32M");
+        let vm = host.await_vm("a", "most of what it rewrites is left alone", |vm| {
+            assert_eq!(vm.sharing.total(), vm.configured_pages);
+            vm.sharing.volatile_pages >= Pages(2048)
+        });
+        println!("{engine}: {:?}", vm.sharing);
+        let why = host.command("why a").output().expect("it runs");
+        let why = String::from_utf8(why.stdout).expect("text");
+        assert!(why.contains("changes too often"), "{why}");
+        guest.stop();
+        host.stop_quietly(&[]);
+    }
+}
+
 #[test]
 fn sleeping_guest_is_passed_and_not_looked_at_again() {
     for engine in engines() {
@@ -92,6 +186,13 @@ fn guests_of_different_salts_never_share() {
         // The scanner has left hints for the image in both guests, and yet nothing is shared.
         assert!(share.hints >= 2 * u64::from(IMAGE), "{share:?}");
         assert_eq!(share.saved_pages, Pages(0), "{share:?}");
+        for vm in host.status().vms {
+            // They say so: each page of the image is somewhere, and only the salt is in the way.
+            let sharing = vm.sharing;
+            assert_eq!(sharing.total(), vm.configured_pages, "{sharing:?}");
+            let kept_apart = sharing.other_salt_pages.0;
+            assert!(kept_apart.abs_diff(u64::from(IMAGE)) < 64, "{sharing:?}");
+        }
         // Proof that only the salt kept them apart: a guest with the salt of the first shares with it.
         let same = guest("red2", "r");
         eventually("the two of one salt share", 2 * CONVERGE, || {
@@ -172,6 +273,13 @@ fn scattered(engine: &str, budget: &str) -> (Vec<usize>, Pages) {
         .map(|guest| mappings(guest.pid()).len())
         .collect();
     let said = ["a", "b"].map(|name| host.vm(name).vmas);
+    for name in ["a", "b"] {
+        let vm = host.vm(name);
+        assert_eq!(vm.sharing.total(), vm.configured_pages);
+        // Where a bound was in the way, pages say so.
+        let refused = vm.sharing.vma_budget_pages;
+        assert_eq!(refused > Pages(0), budget == "64", "{:?}", vm.sharing);
+    }
     println!("{engine}: budget {budget}: {lines:?} mappings, said {said:?}, saved {saved:?}");
     for (lines, said) in lines.iter().zip(said) {
         assert!(

@@ -41,7 +41,9 @@ const HOST: &[(&str, &[&str])] = &[
     ),
     (
         "share",
-        &["units", "digest", "page", "engine", "pool", "vm", "remap"],
+        &[
+            "units", "sync", "digest", "page", "engine", "pool", "vm", "remap",
+        ],
     ),
     ("sample", &["units", "sys", "page", "engine", "vm", "remap"]),
     (
@@ -78,6 +80,7 @@ const HOST: &[(&str, &[&str])] = &[
             "average",
             "runtime_dir",
             "sys",
+            "digest",
             "page",
             "engine",
             "compress",
@@ -228,6 +231,7 @@ const HOST_FILES: &[&str] = &[
     "configuration",
     "pools",
     "snapshot",
+    "census",
     "admission",
     "averages",
     "balance",
@@ -241,6 +245,7 @@ const HOST_FILES: &[&str] = &[
     "governor",
     "daemon",
     "status",
+    "survey",
     "api",
     "session",
     "balloon",

@@ -138,7 +138,7 @@ pub(super) fn of(scenario: &Scenario, plan: &Plan) -> Report {
         state_before: host.state,
         state: plan.state,
         mechanisms: plan.mechanisms,
-        thresholds_pages: Thresholds::of(host.budget, config),
+        thresholds_pages: Thresholds::of_host(host, config),
         memory_pages: host.budget,
         used_pages: host.used.min(host.budget),
         free_pages: host.free(),

@@ -26,6 +26,12 @@ pub(super) fn text(name: &str, why: &Explanation) -> String {
     paragraphs.join("\n")
 }
 
+/// A paragraph about why pages are not shared.
+pub(super) fn sharing(reasons: &[(&str, String)]) -> String {
+    let rows = reasons.iter().map(|(reason, text)| row(reason, text));
+    "How its pages stand with sharing\n".to_owned() + &rows.collect::<String>()
+}
+
 /// A line of a paragraph.
 fn row(label: &str, value: &str) -> String {
     format!("  {label:<14} {value}\n")

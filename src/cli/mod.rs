@@ -20,6 +20,7 @@ mod policies;
 mod pool;
 mod replay;
 mod run;
+mod share;
 mod shell;
 mod show;
 mod table;
@@ -58,6 +59,8 @@ enum Command {
     Vm(vm::VmArgs),
     /// Look at resource pools, add, change and remove them.
     Pool(pool::PoolArgs),
+    /// Show why pages are not shared, and what sharing would save.
+    Share(share::ShareArgs),
     /// Look at recorded balloon sessions, repeat them, provoke agents and hosts, and judge them.
     Balloon(balloon::BalloonArgs),
     /// Show settings of the host.
@@ -127,6 +130,7 @@ fn perform(command: Command) -> anyhow::Result<Exit> {
         Command::Guest(args) => guest::run(args),
         Command::Vm(args) => vm::run(args),
         Command::Pool(args) => pool::run(args),
+        Command::Share(args) => share::run(args),
         Command::Balloon(args) => balloon::run(args),
         Command::Get(args) => get::get(args),
         Command::Set(args) => get::set(&args),

@@ -91,14 +91,21 @@ pub(super) fn thresholds(generation: Generation, thresholds: &Thresholds) -> Str
     let high = thresholds
         .clear
         .map(|_| format!(", high again at {}", size(thresholds.to_high)));
+    let reserve = (thresholds.share_reserve > Pages(0)).then(|| {
+        format!(
+            "; {} of it for writes to shared pages",
+            size(thresholds.share_reserve)
+        )
+    });
     format!(
-        "ESX {generation}: {}soft below {}, hard below {}, low below {}; soft ends at {}{}",
+        "ESX {generation}: {}soft below {}, hard below {}, low below {}; soft ends at {}{}{}",
         clear.unwrap_or_default(),
         size(thresholds.soft),
         size(thresholds.hard),
         size(thresholds.low),
         size(thresholds.aim),
         high.unwrap_or_default(),
+        reserve.unwrap_or_default(),
     )
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use super::share;
 use crate::telemetry::{Health, HostStatus, VmRates, VmStatus};
 use crate::units::{Bytes, Pages};
 
@@ -51,6 +52,13 @@ pub(super) fn vm(vm: &VmStatus, law: &str) -> String {
     row("granted", &sized(vm.granted_pages));
     row("consumed", &sized(vm.consumed_pages));
     row("shares save", &sized(vm.saved_pages));
+    row(
+        "writes cost",
+        &format!(
+            "{} if it wrote all its shared pages",
+            sized(vm.break_cost_pages)
+        ),
+    );
     row("overhead", &sized(vm.overhead_pages));
     row("zip cache", &zip(vm));
     row("credits", &sized(vm.credit_pages));
@@ -66,6 +74,10 @@ pub(super) fn vm(vm: &VmStatus, law: &str) -> String {
     row("latency", &latency(vm));
     row("stalled", &stalled(vm));
     row("  threads", &stalls(vm));
+    row("sharing", &"");
+    for (reason, text) in share::reasons(&vm.sharing) {
+        row(&format!("  {reason}"), &text);
+    }
     row("scanned", &scanned(vm));
     row("evicted", &evicted(vm));
     row("mappings", &format!("{} of {}", vm.vmas, vm.vma_budget));

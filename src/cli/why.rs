@@ -7,10 +7,10 @@ use serde::Deserialize;
 use super::exit::Exit;
 use super::get::line;
 use super::vm::{ClientArgs, output};
-use super::{explained, print, show, values};
+use super::{explained, print, share, show, values};
 use crate::control::{Client, ReloadReport};
 use crate::policy::Explanation;
-use crate::telemetry::Health;
+use crate::telemetry::{Health, SharingStatus};
 
 #[derive(Debug, Args)]
 pub(super) struct WhyArgs {
@@ -49,6 +49,7 @@ pub(super) fn text(client: &Client, name: &str) -> anyhow::Result<String> {
 struct Why {
     health: Health,
     host_health: Health,
+    sharing: SharingStatus,
     #[serde(flatten)]
     explanation: Explanation,
 }
@@ -56,10 +57,11 @@ struct Why {
 impl Why {
     fn text(&self, name: &str) -> String {
         format!(
-            "VM {name} is {}\nThe host is {}\n\n{}",
+            "VM {name} is {}\nThe host is {}\n\n{}\n{}",
             show::health(&self.health),
             show::health(&self.host_health),
             explained::text(name, &self.explanation),
+            explained::sharing(&share::reasons(&self.sharing)),
         )
     }
 }

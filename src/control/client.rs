@@ -1,6 +1,7 @@
 //! The client side of the control API, for commands that do nothing else while they wait for an answer.
 
 mod pools;
+mod sharing;
 
 use std::io;
 use std::num::NonZeroU32;

@@ -82,7 +82,7 @@ impl Events {
         {
             return sample.clone();
         }
-        let text = view::event(&self.daemon.status());
+        let text = view::event(&self.daemon.status().for_anybody());
         let event = Event::default().retry(RETRY).data(text);
         latest.insert(Sample { made, event }).clone()
     }

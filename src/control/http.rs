@@ -122,7 +122,7 @@ async fn page(content_type: &'static str, body: String) -> Response {
 }
 
 async fn openmetrics(State(daemon): State<Arc<dyn Daemon>>) -> Response {
-    let text = metrics::openmetrics(&daemon.status());
+    let text = metrics::openmetrics(&daemon.status().for_anybody());
     answer(StatusCode::OK, metrics::CONTENT_TYPE, text)
 }
 

@@ -32,7 +32,7 @@ use crate::settings::{
     PoolPatch, PoolSettingsError, Scalar, SettingError, SettingView, UnknownPool, VmPatch,
     VmSettingsError,
 };
-use crate::telemetry::{HostStatus, PoolStatus, VmStatus};
+use crate::telemetry::{HostStatus, PoolStatus, ShareEstimate, VmStatus};
 use crate::units::{Bytes, Pages};
 
 /// The most bytes a request may carry: the largest sensible one has a path in it.
@@ -57,6 +57,12 @@ pub trait Daemon: Send + Sync + 'static {
     /// # Errors
     /// [`ControlError`] if there is no such VM or it cannot have such a balloon.
     fn set_balloon(&self, name: &str, target: Option<Pages>) -> Result<VmStatus, ControlError>;
+
+    /// What sharing would save if it were on for all VMs. It takes up to some seconds.
+    ///
+    /// # Errors
+    /// [`ControlError::Surveying`].
+    fn estimate_sharing(&self) -> Result<ShareEstimate, ControlError>;
 
     /// Has the swapped pages of a VM brought back, so many a second; `None`: no longer.
     ///
@@ -174,6 +180,9 @@ pub enum ControlError {
         /// The VM.
         name: String,
     },
+    /// Somebody else has asked what sharing would save, and is not answered yet.
+    #[error("what sharing would save is being estimated for somebody else")]
+    Surveying,
     /// The daemon is ending.
     #[error("the daemon is shutting down")]
     Stopping,
@@ -244,6 +253,7 @@ impl ControlError {
             Self::BalloonTooLarge { max, .. } => {
                 format!("at most {} ({} bytes)", max.bytes(), max.bytes().0)
             }
+            Self::Surveying => "the same again in some seconds".to_owned(),
             Self::NoAgent { .. } => "try again once the guest's agent is connected".to_owned(),
             Self::Stopping => "start another daemon".to_owned(),
             Self::Setting(error) => error.allowed(),

@@ -252,6 +252,7 @@ const REQUESTS: &[(&str, &str, &str, u16)] = &[
     ("GET /v1/vms/{name}/token", "/v1/vms/nope/token", "", 404),
     ("GET /v1/vms/{name}/why", "/v1/vms/web/why", "", 200),
     ("GET /v1/vms/{name}/why", "/v1/vms/nope/why", "", 404),
+    ("GET /v1/share/estimate", "/v1/share/estimate", "", 200),
     ("GET /v1/pools", "/v1/pools", "", 200),
     ("GET /v1/pools/{name}", "/v1/pools/prod", "", 200),
     ("GET /v1/pools/{name}", "/v1/pools/nope", "", 404),
@@ -380,6 +381,9 @@ fn every_answer_of_the_server_is_as_documented() {
     for (operation, path, body, expected) in REQUESTS {
         ask(&setup, operation, path, body, *expected);
     }
+    setup.daemon.set_fault(Fault::Surveying);
+    let estimate = "GET /v1/share/estimate";
+    ask(&setup, estimate, "/v1/share/estimate", "", 409);
     for (fault, expected) in [
         (Fault::NoConfig, 409),
         (Fault::BadConfig, 422),

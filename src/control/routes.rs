@@ -4,6 +4,7 @@
 //! and from the types of its handler.
 
 mod pools;
+mod sharing;
 
 use std::sync::Arc;
 
@@ -201,6 +202,7 @@ pub(super) fn routes() -> Vec<Route> {
         route_with("PUT /v1/vms/{name}/unswap", "Has the swapped pages of a VM brought back while memory is free, or no longer.", set_unswap),
         route("GET /v1/vms/{name}/why", "What the policy decided about a VM, and why.", why),
         route("GET /v1/vms/{name}/token", "What a balloon agent of a VM says in its START.", token),
+        sharing::estimate(),
         route("GET /v1/pools", "The resource pools, the root first and each after its parent.", pools::all),
         route("GET /v1/pools/{name}", "One resource pool.", pools::one)
             .refused(&[(404, "There is no resource pool of that name.")]),
@@ -391,6 +393,7 @@ impl From<ControlError> for Refusal {
             | ControlError::PoolSettings(_)
             | ControlError::Config(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ControlError::NoAgent { .. }
+            | ControlError::Surveying
             | ControlError::NoConfig
             | ControlError::PoolExists { .. }
             | ControlError::PoolOccupied { .. }

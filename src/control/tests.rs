@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::limit::Limits;
 use super::*;
 use crate::settings::{Key, Layers, VmSettings};
-use crate::telemetry::fixture;
+use crate::telemetry::{VmShareEstimate, fixture};
 
 /// Why the fake daemon cannot reload.
 #[derive(Clone, Copy)]
@@ -19,6 +19,7 @@ pub(super) enum Fault {
     NoConfig,
     BadConfig,
     Stopping,
+    Surveying,
 }
 
 /// A daemon of the two VMs of the fixture that remembers what it was asked to do.
@@ -75,6 +76,17 @@ impl Daemon for FakeDaemon {
 
     fn vm(&self, name: &str) -> Option<VmStatus> {
         self.find(name).ok()
+    }
+
+    fn estimate_sharing(&self) -> Result<ShareEstimate, ControlError> {
+        match *self.fault.lock().expect("no panic") {
+            Some(Fault::Surveying) => Err(ControlError::Surveying),
+            _ => Ok(ShareEstimate {
+                missing: vec!["web".to_owned()],
+                vms: vec![VmShareEstimate::default()],
+                ..ShareEstimate::default()
+            }),
+        }
     }
 
     fn set_unswap(&self, name: &str, rate: Option<NonZeroU32>) -> Result<VmStatus, ControlError> {
@@ -182,7 +194,7 @@ impl Daemon for FakeDaemon {
             Some(Fault::NoConfig) => Err(ControlError::NoConfig),
             Some(Fault::BadConfig) => Err(ControlError::Config("x.toml:3: no".to_owned())),
             Some(Fault::Stopping) => Err(ControlError::Stopping),
-            None => Ok(ReloadReport {
+            None | Some(Fault::Surveying) => Ok(ReloadReport {
                 file: "x.toml".to_owned(),
                 settings: self.settings(),
                 vms: vec!["web".to_owned()],

@@ -12,7 +12,7 @@ use crate::control::{self, AgentToken, ControlError, ReloadReport};
 use crate::policy;
 use crate::reclaim::Job;
 use crate::settings::{PoolPatch, SettingView, VmPatch};
-use crate::telemetry::{HostStatus, PoolStatus, VmStatus};
+use crate::telemetry::{HostStatus, PoolStatus, ShareEstimate, VmStatus};
 use crate::units::Pages;
 
 impl Host {
@@ -50,6 +50,10 @@ impl control::Daemon for Host {
         // time.
         member.vm.activity.watch();
         Some(self.vm_status(&member))
+    }
+
+    fn estimate_sharing(&self) -> Result<ShareEstimate, ControlError> {
+        Host::estimate_sharing(self)
     }
 
     fn set_balloon(&self, name: &str, target: Option<Pages>) -> Result<VmStatus, ControlError> {
@@ -163,6 +167,8 @@ impl control::Daemon for Host {
         value["name"] = name.into();
         let status = self.host_status();
         let vm = status.vms.iter().find(|vm| vm.id == member.vm.id);
+        let sharing = vm.map(|vm| vm.sharing);
+        value["sharing"] = serde_json::to_value(sharing).unwrap_or_default();
         let health = vm.map(|vm| &vm.health);
         value["health"] = serde_json::to_value(health).unwrap_or_default();
         value["host_health"] = serde_json::to_value(&status.health).unwrap_or_default();

@@ -1,10 +1,11 @@
 //! The daemon's parts, put together.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::admission::{Admission, Engines};
 use super::capability::Capabilities;
+use super::census::Census;
 use super::configuration::Configuration;
 use super::error::HostError;
 use super::governor::Governor;
@@ -43,6 +44,10 @@ pub(super) struct Host {
     pub(super) pools: Arc<Pools>,
     pub(super) admission: Admission,
     pub(super) governor: Arc<Governor>,
+    /// Where pages stand with sharing.
+    pub(super) census: Census,
+    /// Held while what sharing would save is estimated: the workers do that once at a time.
+    pub(super) survey: Mutex<()>,
     /// Where sessions of balloon agents are recorded, if at all.
     pub(super) balloon_recorder: Option<record::Recorder>,
     /// Who records what happens to pages, if anybody does.
@@ -97,6 +102,8 @@ impl Host {
             pools,
             admission,
             governor: Arc::new(governor),
+            census: Census::default(),
+            survey: Mutex::default(),
             recorder,
             since: Instant::now(),
         })

@@ -248,7 +248,8 @@ impl Governor {
 
     /// Whether the host is at rest: not short, and with `minFree` free.
     fn rests(&self, settings: &HostSettings) -> bool {
-        let thresholds = Thresholds::of(self.budget.total(), &settings.policy());
+        let saved = self.pools.saved();
+        let thresholds = Thresholds::sharing(self.budget.total(), saved, &settings.policy());
         !self.state().is_short() && self.budget.free() >= thresholds.min_free
     }
 
@@ -288,7 +289,7 @@ impl Governor {
                 tracing::info!(from = %before, to = %plan.state, free, unsaid, "free state");
             });
         }
-        orders::set_marks(&self.budget, config, plan);
+        orders::set_marks(&self.budget, snapshot, config, plan);
         for ((member, vm_plan), seen) in members.iter().zip(&plan.vms).zip(&snapshot.vms) {
             give_orders(member, vm_plan, seen, plan.stuck);
         }

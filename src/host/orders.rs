@@ -1,13 +1,13 @@
 //! Hands a plan to those who carry it out: marks to the budget, orders to VMs.
 
 use crate::page::Budget;
-use crate::policy::{Config, Plan, Stuck, Thresholds, VmPlan, VmSnapshot};
+use crate::policy::{Config, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, VmSnapshot};
 use crate::units::Pages;
 use crate::vm::{Blocked, Eviction, Means, Vm};
 
-/// Sets the marks of free memory at which workers reclaim, the policy is called and VMs wait.
-pub(crate) fn set_marks(budget: &Budget, config: &Config, plan: &Plan) {
-    let thresholds = Thresholds::of(budget.total(), config);
+/// Sets the marks of free memory at which workers reclaim, the policy is called and VMs wait, as planned for `host`.
+pub(crate) fn set_marks(budget: &Budget, host: &HostSnapshot, config: &Config, plan: &Plan) {
+    let thresholds = Thresholds::of_host(host, config);
     let below = thresholds.below(plan.state);
     // The next threshold down: to cross it is what calls the policy before its time.
     budget.set_marks(below, plan.aim, thresholds.low);

@@ -79,6 +79,11 @@ impl Pools {
         self.domains().values().filter_map(Weak::upgrade).collect()
     }
 
+    /// What sharing saves.
+    pub(super) fn saved(&self) -> Pages {
+        Pages(self.all().iter().map(|pool| pool.counts().saved().0).sum())
+    }
+
     fn domains(&self) -> MutexGuard<'_, HashMap<Domain, Weak<Pool>>> {
         self.domains.lock().unwrap_or_else(PoisonError::into_inner)
     }

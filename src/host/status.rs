@@ -1,5 +1,8 @@
 //! The status of the daemon, for [`crate::telemetry`].
 
+use std::sync::Arc;
+
+use super::census::Counts;
 use super::daemon::Host;
 use super::member::Member;
 use super::vm_status::{millis, vm_status};
@@ -12,14 +15,13 @@ use crate::units::Pages;
 impl Host {
     pub(super) fn host_status(&self) -> HostStatus {
         let members = self.members.all();
-        let vms: Vec<VmStatus> = members
-            .iter()
-            .map(|member| self.vm_status(member))
-            .collect();
+        let vms = self.vm_statuses(&members);
         let tables = members.iter().map(|member| member.vm.params.metadata().0);
         let metadata = self.pools.metadata().0 + tables.sum::<u64>();
         let settings = self.configuration.settings();
-        let thresholds = policy::Thresholds::of(self.budget.total(), &settings.policy());
+        let saved = self.pools.saved();
+        let thresholds =
+            policy::Thresholds::sharing(self.budget.total(), saved, &settings.policy());
         let totals = Totals::of(&vms);
         let (ledger, promising) = self.admission.promises();
         let promises = ledger.host();
@@ -48,7 +50,10 @@ impl Host {
                 low_pages: thresholds.low,
             },
             overcommit: self.governor.overcommit(),
-            share: self.share_status(&vms, totals.homes.shared_pages),
+            share: ShareStatus {
+                reserve_pages: thresholds.share_reserve,
+                ..self.share_status(&vms, totals.homes.shared_pages)
+            },
             totals,
             pools: self.pool_statuses(&ledger, &promising),
             vms,
@@ -114,11 +119,30 @@ impl Host {
         // A frame that is being filled has no page yet.
         sum.frames = sum.frames.min(shared);
         sum.saved_pages = shared.saturating_sub(sum.frames);
+        // Each page but one of each frame.
+        sum.break_cost_pages = sum.saved_pages;
         sum
     }
 
-    pub(super) fn vm_status(&self, member: &Member) -> VmStatus {
-        vm_status(member, self.configuration.settings().sample_active_pct_min)
+    pub(super) fn vm_status(&self, member: &Arc<Member>) -> VmStatus {
+        // Of all VMs: what keeps a page from being shared may be which VM has an equal one.
+        self.counted_status(member, &self.census.of(&self.members.all()))
+    }
+
+    fn vm_statuses(&self, members: &[Arc<Member>]) -> Vec<VmStatus> {
+        let counts = self.census.of(members);
+        let status = |member: &Arc<Member>| self.counted_status(member, &counts);
+        members.iter().map(status).collect()
+    }
+
+    fn counted_status(&self, member: &Member, counts: &Counts) -> VmStatus {
+        // One that has just left the registry is counted no more.
+        let counted = counts.get(&member.vm.id).copied().unwrap_or_default();
+        VmStatus {
+            sharing: counted.sharing,
+            break_cost_pages: counted.break_cost,
+            ..vm_status(member, self.configuration.settings().sample_active_pct_min)
+        }
     }
 }
 

@@ -10,13 +10,14 @@ use crate::balloon::BalloonCounters;
 use crate::page::Claims;
 use crate::telemetry::{
     ActivityStatus, AllocationStatus, BalloonSessionStatus, BalloonStatus, EvictStatus,
-    FaultStatus, GuestClaims, Health, Homes, LatencyStatus, ScanStatus, StallStatus, SwapStatus,
-    VmStatus,
+    FaultStatus, GuestClaims, Health, Homes, LatencyStatus, ScanStatus, SharingStatus, StallStatus,
+    SwapStatus, VmStatus,
 };
 use crate::units::{Bytes, Pages};
 use crate::vm::{Cause, Stalled, Vm};
 
-/// The status of a VM, of which sampling says that it uses at least `floor_percent`.
+/// The status of a VM, of which sampling says that it uses at least `floor_percent`, without where its pages stand with
+/// sharing: who asks for that has all pages counted.
 pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
     let vm = &member.vm;
     // Read before the homes, so that whatever a counter has counted is already in the homes.
@@ -43,6 +44,8 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
         granted_pages: Pages(homes.resident_pages.0 + homes.shared_pages.0 + homes.zero_pages.0),
         consumed_pages: Pages(consumed).saturating_sub(saved),
         saved_pages: saved,
+        break_cost_pages: Pages(0),
+        sharing: SharingStatus::default(),
         hinted_pages: vm.membership().hinted(),
         overhead_pages: vm.params.metadata(),
         zip_pages,

@@ -15,5 +15,5 @@ pub use history::History;
 pub use home::{Home, KINDS};
 pub use parking::Parking;
 pub use queue::Need;
-pub use table::{Attempt, DonePage, Due, Entry, KeptPage, Moved, PageGuard, PageTable};
+pub use table::{Attempt, DonePage, Due, Entry, KeptPage, Moved, PageGuard, PageTable, Standing};
 pub use witness::Witness;

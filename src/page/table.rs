@@ -13,6 +13,7 @@
 //!     16      UNSEEN   a resident page may have other bytes than the scanner has seen
 //!     17      QUIET    the scanner did not find it changed at its last scan
 //!     18      FROZEN   the guest's accesses to the RAM page are known to wait
+//!     19..21  CAUSE    why the last scan did not share the page: it changes, no VMA, no memory
 //!     32..64  frame or slot; for a resident page the low half of its hash at the last scan
 //! ```
 //!
@@ -33,6 +34,7 @@ mod balloon;
 mod groups;
 mod guard;
 mod notes;
+mod standing;
 mod views;
 
 use std::io;
@@ -53,6 +55,7 @@ use crate::units::Gfn;
 pub use balloon::Moved;
 pub use guard::{DonePage, KeptPage, PageGuard};
 pub use notes::Due;
+pub use standing::Standing;
 
 const KIND: u64 = 0b111;
 const LOCKED: u64 = 1 << 3;
@@ -67,6 +70,10 @@ const BACKOFF_MASK: u64 = 0b111;
 const UNSEEN: u64 = 1 << 16;
 const QUIET: u64 = 1 << 17;
 const FROZEN: u64 = 1 << 18;
+const CAUSE: u64 = 0b11 << 19;
+const CHANGES: u64 = 1 << 19;
+const NO_VMA: u64 = 2 << 19;
+const NO_MEMORY: u64 = 3 << 19;
 const PAYLOAD_SHIFT: u32 = 32;
 
 /// How often [`PageTable::counts`] reads the counters until they add up. One page in the middle of its move

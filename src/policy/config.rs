@@ -60,6 +60,9 @@ pub struct Config {
     /// What is kept free (`minFree`), in % of the budget; the other thresholds follow from it. Range
     /// 0..=50, default 0: what the generation keeps free. Source: `Mem.MemMinFreePct`.
     pub min_free_percent: u32,
+    /// What is kept free besides for writes to shared pages, in % of what sharing saves, which is what it would cost if all
+    /// of them were written. Range 0..=100, default 0, as in ESX, which keeps nothing for that. Our choice.
+    pub share_reserve_percent: u32,
     /// How far free memory must exceed a threshold before the state improves, in % of the gap to
     /// the threshold below it. Default 20, range 10..=25. ESX has such a margin but does not
     /// publish it ("significantly exceeding"); this is our choice.
@@ -110,6 +113,7 @@ impl Default for Config {
         Self {
             generation: Generation::default(),
             min_free_percent: 0,
+            share_reserve_percent: 0,
             margin_percent: 20,
             balloon_max_percent: 65,
             headroom_percent: 10,
@@ -158,6 +162,7 @@ impl Config {
         let number = |name, value: u32, least, most| (name, u64::from(value), least, most);
         let ranges = [
             ("min_free_percent", u64::from(self.min_free_percent), 0, 50),
+            number("share_reserve_percent", self.share_reserve_percent, 0, 100),
             ("margin_percent", u64::from(self.margin_percent), 10, 25),
             (
                 "balloon_max_percent",

@@ -229,7 +229,7 @@ fn host_part(policy: &dyn Policy, host: &HostSnapshot, config: &Config, plan: &P
         generation: config.generation,
         state: plan.state,
         mechanisms: plan.mechanisms,
-        thresholds: Thresholds::of(host.budget, config),
+        thresholds: Thresholds::of_host(host, config),
         budget: host.budget,
         free: host.free(),
         overhead: host.overhead(),

@@ -149,7 +149,7 @@ pub(super) fn plan<P: Policy + ?Sized>(policy: &P, host: &HostSnapshot, config: 
     let given = host.believable();
     let limited = pool_limit::hand_down(policy, &given, config);
     let host = &*limited.host;
-    let thresholds = Thresholds::of(host.budget, config);
+    let thresholds = Thresholds::of_host(host, config);
     let state = host.next_state(&thresholds);
     let mut rules = Rules::of(state, config);
     let available = available(host, state, &thresholds);
@@ -410,6 +410,38 @@ mod tests {
         assert_eq!(target(500, 1500, Some(2000)), 500);
         assert_eq!(target(500, 2000, Some(2000)), 0);
         assert_eq!(target(0, 0, Some(1500)), 300, "a tenth is its headroom");
+    }
+
+    #[test]
+    fn part_of_what_sharing_saves_is_kept_free_before_anybody_needs_it() {
+        let plan = |share_reserve_percent| {
+            let vm = VmSnapshot {
+                shared: Pages(2000),
+                sharing_saved: Pages(1000),
+                untouched: Pages(0),
+                ..VmSnapshot::sample(9600, 7600)
+            };
+            let host = HostSnapshot {
+                budget: Pages(10_000),
+                used: Pages(200 + 7600 + 1000),
+                state: FreeState::High,
+                least_free: None,
+                resource_pools: Vec::new(),
+                vms: vec![vm],
+                seed: 0,
+            };
+            let config = Config {
+                share_reserve_percent,
+                ..Config::default()
+            };
+            let plan = Esx.plan(&host, &config);
+            (plan.state, plan.available.0, plan.shortfall.0)
+        };
+        // 1200 are free, 600 are kept free.
+        assert_eq!(plan(0), (FreeState::High, 10_800 - 600, 0));
+        assert_eq!(plan(50), (FreeState::High, 10_800 - 1100, 0));
+        // Soft is left at 643 and 1000.
+        assert_eq!(plan(100), (FreeState::Soft, 10_800 - 1643, 1643 - 1200));
     }
 
     #[test]

@@ -189,7 +189,7 @@ proptest! {
             prop_assert_eq!(used, caps);
         }
         // What is available, metadata and what is kept free are at most the budget and what sharing saves.
-        let keeps = Thresholds::of(host.budget, &config).min_free.0;
+        let keeps = Thresholds::of_host(&host, &config).min_free.0;
         prop_assert!(plan.available == Pages(0) || plan.available.0 + 500 + keeps
             <= host.budget.0 + host.sharing_saved().0);
     }

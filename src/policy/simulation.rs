@@ -248,7 +248,7 @@ impl Host {
     /// One plan, carried out, and then one round of guest work.
     fn step(&mut self) -> Plan {
         let plan = self.policy.plan(&self.snapshot(), &self.config);
-        let thresholds = Thresholds::of(Pages(self.budget), &self.config);
+        let thresholds = Thresholds::of_host(&self.snapshot(), &self.config);
         let above = thresholds.above(self.state).map(|(better, _)| better);
         let rose = plan.state < self.state;
         assert!(!rose || Some(plan.state) == above, "two steps at once");

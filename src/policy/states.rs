@@ -10,13 +10,19 @@
 //! 939 MB `minFree`, and clear.) Targets aim at `minFree` in every generation: nothing is reclaimed to get from
 //! clear to high. (ESX begins to break large pages at 400 %; memvisor has none.) High never
 //! needs more than half of the budget free, whatever is set, unless `minFree` itself is more.
+//!
+//! *Shared pages are a debt.* A guest that writes one gets a page of its own, so a host that saves 1 GiB by sharing may have
+//! to find 1 GiB within a second. A part of that, the *share reserve* (`Memvisor.ShareReserve`), can be kept free
+//! besides: `minFree` and soft, and with them the aim, are so much higher. Hard and low stay where they are. So the host
+//! reclaims early to have the reserve, and a storm of writes uses it up before anybody waits. As pages are
+//! written the debt shrinks, and the reserve with it. No more than half of the budget is kept free for it.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::generation::WHOLE;
-use super::{Config, percent_of};
+use super::{Config, HostSnapshot, percent_of, total};
 use crate::units::Pages;
 
 /// How short of memory the host is. A greater state is a shorter host.
@@ -68,6 +74,9 @@ pub struct Thresholds {
     /// What the host wants to keep free (`Mem.MinFree`). Under this, balloons begin to grow although
     /// the state is not soft yet.
     pub min_free: Pages,
+    /// What of `min_free` is kept for writes to shared pages.
+    #[serde(default)]
+    pub share_reserve: Pages,
     /// The threshold of high: `min_free`, in 6.0 four times as much.
     pub high: Pages,
     /// Under this the state is clear or worse: `high`. None where there is no such state.
@@ -90,11 +99,25 @@ pub struct Thresholds {
 }
 
 impl Thresholds {
-    /// The thresholds of a host with this budget.
+    /// The thresholds of a host with this budget that shares nothing.
     #[must_use]
     pub fn of(budget: Pages, config: &Config) -> Self {
-        let generation = config.generation;
+        Self::sharing(budget, Pages(0), config)
+    }
+
+    /// The thresholds of a host as it is.
+    #[must_use]
+    pub fn of_host(host: &HostSnapshot, config: &Config) -> Self {
+        Self::sharing(host.budget, host.sharing_saved(), config)
+    }
+
+    /// The thresholds of a host with this budget on which sharing saves `saved` pages.
+    #[must_use]
+    pub fn sharing(budget: Pages, saved: Pages, config: &Config) -> Self {
+        let (generation, half) = (config.generation, Pages(budget.0 / 2));
         let min_free = generation.min_free(budget, config.min_free_percent);
+        let reserve = percent_of(saved, config.share_reserve_percent);
+        let reserve = reserve.min(half.saturating_sub(min_free));
         let part = |part: u64| {
             let pages = u128::from(min_free.0) * u128::from(part) / u128::from(WHOLE);
             Pages(u64::try_from(pages).unwrap_or(u64::MAX))
@@ -104,20 +127,24 @@ impl Thresholds {
             let margin = percent_of(threshold.saturating_sub(lower), config.margin_percent);
             Pages(threshold.0.saturating_add(margin.0))
         };
-        let aim = above(min_free, soft);
+        let reserved = |pages: Pages| total([pages, reserve]);
+        let aim = reserved(above(min_free, soft));
         let high = generation
             .high_percent()
-            .map(|percent| percent_of(min_free, percent).min(Pages(budget.0 / 2).max(min_free)));
+            .map(|percent| percent_of(min_free, percent).min(half.max(min_free)));
+        // Half of the budget is the most for both together.
+        let high = high.map(|high| reserved(high).min(half.max(reserved(min_free))));
         Self {
-            min_free,
-            high: high.unwrap_or(min_free),
+            min_free: reserved(min_free),
+            share_reserve: reserve,
+            high: high.unwrap_or(reserved(min_free)),
             clear: high,
-            soft,
+            soft: reserved(soft),
             hard,
             low,
             aim,
-            to_high: high.map_or(aim, |high| above(high, min_free)),
-            to_soft: above(soft, hard),
+            to_high: high.map_or(aim, |high| above(high, reserved(min_free)).max(aim)),
+            to_soft: reserved(above(soft, hard)),
             to_hard: above(hard, low),
         }
     }
@@ -204,6 +231,7 @@ mod tests {
     fn thresholds_of_100000_pages_are_the_worked_numbers() {
         let old = Thresholds {
             min_free: Pages(6000),
+            share_reserve: Pages(0),
             high: Pages(6000),
             clear: None,
             soft: Pages(4000),
@@ -247,6 +275,41 @@ mod tests {
             };
             let thresholds = Thresholds::of(Pages(100_000), &config);
             assert_eq!(thresholds.high, Pages(high), "{min_free_percent} %");
+        }
+    }
+
+    #[test]
+    fn reserve_for_shared_pages_is_kept_free_above_hard_and_is_half_of_the_budget_at_most() {
+        for (percent, saved, reserve) in [
+            (0, 80_000, 0),
+            (25, 40_000, 10_000),
+            (100, 30_000, 30_000),
+            (100, 80_000, 44_000),
+        ] {
+            for generation in Generation::ALL {
+                let config = Config {
+                    generation,
+                    ..Config::default()
+                };
+                let plain = Thresholds::of(Pages(100_000), &config);
+                let config = Config {
+                    share_reserve_percent: percent,
+                    ..config
+                };
+                let kept = Thresholds::sharing(Pages(100_000), Pages(saved), &config);
+                let more = |pages: Pages| Pages(pages.0 + reserve);
+                assert_eq!(kept.share_reserve, Pages(reserve));
+                assert_eq!(
+                    [kept.min_free, kept.aim, kept.soft, kept.to_soft],
+                    [plain.min_free, plain.aim, plain.soft, plain.to_soft].map(more)
+                );
+                assert_eq!(
+                    [kept.hard, kept.low, kept.to_hard],
+                    [plain.hard, plain.low, plain.to_hard]
+                );
+                assert!(kept.high >= kept.min_free && kept.to_high >= kept.aim);
+                assert!(kept.high <= Pages(50_000), "{kept:?}");
+            }
         }
     }
 
@@ -311,10 +374,12 @@ mod tests {
             start in 0_usize..5,
             generation in 0_usize..4,
             (min_free_percent, margin_percent) in (0_u32..=50, 10_u32..=25),
+            (share_reserve_percent, saved) in (0_u32..=100, 0_u64..1 << 42),
         ) {
             let generation = Generation::ALL[generation];
-            let config = Config { generation, min_free_percent, margin_percent, ..Config::default() };
-            let thresholds = Thresholds::of(Pages(budget), &config);
+            let config =
+                Config { generation, min_free_percent, margin_percent, share_reserve_percent, ..Config::default() };
+            let thresholds = Thresholds::sharing(Pages(budget), Pages(saved), &config);
             let free = Pages(budget / 1000 * permille);
             // The states that this generation has, in order.
             let states: Vec<FreeState> = FreeState::ALL

@@ -5,6 +5,7 @@ use std::mem;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::counts::PoolCounts;
 use super::extents::FreeFrames;
 use super::hints::{Hint, Hinted, Hints, Mismatches};
 use super::index::Index;
@@ -20,24 +21,6 @@ pub enum Unref {
     Freed,
     /// Others still refer to the frame.
     StillUsed,
-}
-
-/// What sharing saves. The parts are read one after the other, not in one instant.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct PoolCounts {
-    /// Frames that cost memory (ESX: `common`).
-    pub frames: Pages,
-    /// References to the frames; equals the number of shared guest pages while nothing is in flight (ESX:
-    /// `shared`).
-    pub refs: Pages,
-}
-
-impl PoolCounts {
-    /// The memory that sharing saves: references less frames (ESX: `saving`).
-    #[must_use]
-    pub const fn saved(&self) -> Pages {
-        self.refs.saturating_sub(self.frames)
-    }
 }
 
 /// The share pool of one sharing domain.
@@ -157,6 +140,12 @@ impl Pool {
     #[must_use]
     pub fn refs(&self, frame: FrameId) -> u32 {
         self.refs_of(frame).load(Ordering::Relaxed)
+    }
+
+    /// The digest of what a frame holds. Without a reference to the frame it may be that of an earlier content.
+    #[must_use]
+    pub fn digest(&self, frame: FrameId) -> u64 {
+        self.index.digest_of(frame)
     }
 
     /// Copies a frame out. The caller holds a reference.

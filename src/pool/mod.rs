@@ -29,11 +29,13 @@
 //! A frame dies in an order that makes its reuse safe: its count reaches zero (from which it never
 //! comes back), its entry leaves the index, its memory goes back to the machine, and only then is it free.
 
+mod counts;
 mod extents;
 mod frames;
 mod hints;
 mod index;
 mod seats;
 
-pub use frames::{FrameRef, Membership, NewFrame, Pool, PoolCounts, Unref};
+pub use counts::PoolCounts;
+pub use frames::{FrameRef, Membership, NewFrame, Pool, Unref};
 pub use hints::{Hint, Hinted, Hints, Mismatches};

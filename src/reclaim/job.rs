@@ -11,7 +11,7 @@ use memvisor_wire::balloon::StatusRun;
 
 use super::victims::Choice;
 use crate::pool::Pool;
-use crate::share::AttachRequest;
+use crate::share::{AttachRequest, Survey};
 use crate::units::{Gfn, GfnRun};
 
 /// The most jobs that wait. Nudges are dropped beyond that, because the next pass scans the pages anyway.
@@ -32,6 +32,8 @@ pub enum Job {
     Nudge(Gfn),
     /// Share in this pool from now on; `None`: share with nobody.
     Join(Option<Arc<Pool>>),
+    /// Find out what sharing would save.
+    Survey(Box<Survey>),
     /// The orders of the policy or the [`Routine`] have changed.
     Wake,
     /// The VM ends.

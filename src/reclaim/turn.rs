@@ -3,7 +3,7 @@
 //! Only the worker of a VM takes pages away from it and commands its shim. It works in small pieces, in this order: a
 //! scan of pages that other VMs found to equal theirs; one job of the balloon's session or the guest, which wait for
 //! the answer; eviction that the policy has ordered; a slice of scanning and a step of sampling when they are due;
-//! what changed settings ask of sharing and of the stores; and a slice of swapped pages to bring back.
+//! what changed settings ask of sharing; a slice of a survey; what they ask of the stores; and a slice of swapped pages to bring back.
 //!
 //! When a piece is due depends on the time, as do the pauses after something that could not be done. Each step is
 //! given the time, and returns until when nothing is due. A thread with a queue sleeps until then
@@ -23,7 +23,7 @@ use super::victims::Choice;
 use crate::balloon;
 use crate::engine::EngineError;
 use crate::sample::Sampler;
-use crate::share::{self, Joining, Peers, Scanner};
+use crate::share::{self, Joining, Peers, Scanner, Survey};
 use crate::units::{Gfn, Pages};
 use crate::vm::{Eviction, Vm};
 
@@ -46,6 +46,7 @@ pub(crate) struct Core {
     pace: Pace,
     evict_after: Instant,
     joining: Option<Joining>,
+    survey: Option<Box<Survey>>,
     stores: Stores,
     unswapper: Unswapper,
 }
@@ -67,6 +68,7 @@ impl Core {
             pace: Pace::new(vm.table.pages(), now),
             evict_after: now,
             joining: None,
+            survey: None,
             stores: Stores::default(),
             unswapper: Unswapper::default(),
             routine: Arc::clone(&queue.routine),
@@ -111,6 +113,11 @@ impl Core {
             self.scanner = Scanner::default();
             self.pace = Pace::new(self.vm.table.pages(), now);
         }
+        if let Some(survey) = &mut self.survey
+            && survey.step(&self.vm)
+        {
+            self.survey = None;
+        }
         self.stores.step(&self.vm, now);
         self.unswapper.step(&self.vm, now, routine.unswap_rate);
         self.vm.give_back_emptied();
@@ -124,7 +131,16 @@ impl Core {
         let joining = self.joining.as_ref().map(Joining::due);
         let scan = self.scan_due(routine.scan_rate);
         let (stores, unswap) = (self.stores.due(), self.unswapper.due());
-        let all = [self.evict_due(), scan, sample, joining, stores, unswap];
+        let survey = self.survey.as_ref().map(|_| now);
+        let all = [
+            self.evict_due(),
+            scan,
+            sample,
+            joining,
+            survey,
+            stores,
+            unswap,
+        ];
         all.into_iter().flatten().fold(now + IDLE, Instant::min)
     }
 
@@ -163,6 +179,7 @@ impl Core {
                 self.joining = Some(Joining::begin(vm, pool, now));
                 vm.settled.note(None);
             }
+            Job::Survey(survey) => self.survey = Some(survey),
             // `step` has done these already.
             Job::Nudge(_) | Job::End | Job::Wake => {}
         }

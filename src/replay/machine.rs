@@ -375,7 +375,7 @@ impl<'a> Machine<'a> {
         };
         let config = settings.policy();
         let plan = self.policy.plan(&snapshot, &config);
-        set_marks(&self.budget, &config, &plan);
+        set_marks(&self.budget, &snapshot, &config, &plan);
         let guests = self.guests.iter_mut().flatten();
         for ((guest, vm_plan), seen) in guests.zip(&plan.vms).zip(&snapshot.vms) {
             let _ = give_orders(&guest.vm, vm_plan, seen, plan.stuck);

@@ -1,7 +1,8 @@
 //! The host settings as the daemon uses them.
 
 use super::choice::{BalloonTakes, FaultsWait, Profile};
-use super::table::{HostSettings, Spec};
+use super::spec::Spec;
+use super::table::HostSettings;
 use super::value::Value;
 use crate::policy::{Config, Esx, Policy, Stall};
 use crate::units::Bytes;
@@ -35,6 +36,7 @@ impl HostSettings {
         Config {
             generation: self.free_states,
             min_free_percent: self.mem_min_free_pct,
+            share_reserve_percent: self.share_reserve,
             margin_percent: self.state_margin,
             balloon_max_percent: self.ctl_max_percent,
             headroom_percent: self.headroom,

@@ -30,6 +30,7 @@ mod layers;
 pub(crate) mod mistakes;
 mod patch;
 mod resource_pool;
+mod spec;
 mod start;
 mod table;
 mod tree;
@@ -51,8 +52,9 @@ pub use resource_pool::{
     POOL_KEYS, PoolKey, PoolPatch, PoolSettingsError, ROOT_POOL, UnknownPool, check_pool_name,
     tree as pool_tree,
 };
+pub use spec::{Departure, Spec};
 pub use start::{HttpAddress, Memory, StartSettings};
-pub use table::{Departure, HostSettings, Key, Spec, TABLE};
+pub use table::{HostSettings, Key, TABLE};
 pub use tree::{Invalid, Problem};
 pub(crate) use tree::{Keys, Reading, number, text_of};
 pub(crate) use value::shown;

@@ -7,42 +7,11 @@ use std::time::Duration;
 
 use super::choice::{BalloonTakes, CacheKeeps, FaultsWait, ForceSalting};
 use super::error::{SettingError, nearest};
+use super::spec::{Departure, Spec};
 use super::value::{FromValue, Kind, Value, shown};
 use crate::policy::{Generation, IdleTaxType, Law, law};
 use crate::reclaim::victims;
 use crate::units::Pages;
-
-/// What is known about a host setting.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Spec {
-    /// Which one.
-    pub key: Key,
-    /// Its name: ESX's, or with the prefix `Memvisor.` where ESX has no such setting.
-    pub name: &'static str,
-    /// What it is about, for lists.
-    pub group: &'static str,
-    /// Its unit and range.
-    pub kind: Kind,
-    /// The default of profile `esx`.
-    pub esx: Value,
-    /// The default of profile `lab`, if it is not that of `esx`.
-    pub lab: Option<Departure>,
-    /// The default of profile `throughput`, if it is not that of `lab`.
-    pub throughput: Option<Departure>,
-    /// What it does.
-    pub effect: &'static str,
-    /// How it differs from ESX's setting; empty if it does not.
-    pub deviation: &'static str,
-}
-
-/// A default that differs from that of the profile on which its profile is based.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Departure {
-    /// The default.
-    pub value: Value,
-    /// Why it differs.
-    pub why: &'static str,
-}
 
 /// Declares the host settings. An entry is
 ///
@@ -219,6 +188,14 @@ host_settings! {
         lab: Value::Choice(Generation::G50.name()) => "a budget of some hundred MiB would be 24 % idle: 6.0 acts below \
             4 times what 5.0 keeps free, on a small host a quarter of it",
         deviation: "no setting in ESX",
+    }
+    /// the part of what sharing saves that is kept free besides, for guests that write their shared pages: all of them
+    /// written at once would need all of it
+    Memvisor.ShareReserve => share_reserve: u32 {
+        group: "free memory",
+        kind: Kind::whole("%", 0, 100),
+        esx: Value::Whole(0),
+        deviation: "no setting in ESX, which keeps nothing for that",
     }
     /// how far free memory must exceed a threshold before the state improves, of the gap to the threshold below it
     Memvisor.StateMargin => state_margin: u32 {

@@ -153,7 +153,7 @@ fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> 
             }
             let near = wanted_frame(vm, gfn, before);
             let frame = frame_of(vm, digest(&content), &content, near, Urgency::Touch, nudges);
-            let Some(frame) = frame else { break };
+            let Ok(frame) = frame else { break };
             before = Some((gfn, frame.frame()));
             hold = Some(frame);
         }

@@ -55,10 +55,11 @@ pub(super) fn merge(
                 zeroes.push(page);
                 continue;
             }
-            Guess::Zero => None,
-            Guess::Frame(hold) => pool.equals(hold.frame(), &content).then_some(hold),
+            Guess::Zero => Err(NoFrame::OtherBytes),
+            Guess::Frame(hold) if pool.equals(hold.frame(), &content) => Ok(hold),
+            Guess::Frame(_) => Err(NoFrame::OtherBytes),
             // The new frame would be published under a digest that it does not have.
-            Guess::First(expected) if digest(&content) != expected => None,
+            Guess::First(expected) if digest(&content) != expected => Err(NoFrame::OtherBytes),
             Guess::First(expected) => {
                 let before = matches.last().map(|m| (m.page.gfn(), m.hold.frame()));
                 let near = wanted_frame(vm, gfn, before);
@@ -66,8 +67,9 @@ pub(super) fn merge(
             }
         };
         match hold {
-            Some(hold) => matches.push(Match { page, hold }),
-            None => {
+            Ok(hold) => matches.push(Match { page, hold }),
+            Err(NoFrame::NoMemory) => vm.table.lack_frame(gfn),
+            Err(NoFrame::OtherBytes) => {
                 vm.stats.mismatched.one();
                 vm.table.back_off(gfn);
             }
@@ -123,9 +125,17 @@ fn share<'a>(vm: &'a Vm, matches: Vec<Match<'a>>) -> Result<u64, EngineError> {
     Ok(shared)
 }
 
+/// Why a page that seemed to equal others gets no frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NoFrame {
+    /// It has other bytes than it seemed to have, or a frame of other bytes has its digest.
+    OtherBytes,
+    /// There is no memory for a frame, or the pool has none left.
+    NoMemory,
+}
+
 /// The frame with this content, which has this digest; if there is none, a new one, at `near` if that frame is free;
-/// if somebody else is faster, theirs. `None`: a frame of other content has this digest, or there is no memory or no
-/// frame.
+/// if somebody else is faster, theirs.
 pub(super) fn frame_of<'a>(
     vm: &'a Vm,
     digest: u64,
@@ -133,31 +143,38 @@ pub(super) fn frame_of<'a>(
     near: Option<FrameId>,
     urgency: Urgency,
     nudges: &mut Vec<(VmId, Gfn)>,
-) -> Option<FrameHold<'a>> {
+) -> Result<FrameHold<'a>, NoFrame> {
     let pool = vm.pool();
     let find = || FrameHold::find(vm, digest);
-    let equal = |hold: &FrameHold<'_>| pool.equals(hold.frame(), content);
+    // Equal digests are no proof.
+    let checked = |hold: FrameHold<'a>| {
+        let is_equal = pool.equals(hold.frame(), content);
+        if is_equal {
+            Ok(hold)
+        } else {
+            Err(NoFrame::OtherBytes)
+        }
+    };
     if let Some(hold) = find() {
-        // Equal digests are no proof.
-        return Some(hold).filter(equal);
+        return checked(hold);
     }
     if !vm.budget.take(1, urgency) {
-        return None;
+        return Err(NoFrame::NoMemory);
     }
     let Some(mut new) = pool.allocate_near(near) else {
         vm.budget.give(1);
-        return None;
+        return Err(NoFrame::NoMemory);
     };
     new.fill(content);
     let Some((published, known)) = new.publish(digest) else {
         // Somebody else was faster, or the index cannot grow.
         vm.budget.give(1);
         // Their frame may have the bytes that we wanted to publish.
-        return find().filter(equal);
+        return find().map_or(Err(NoFrame::NoMemory), checked);
     };
     nudges.extend(known);
     vm.stats.first_users.one();
-    Some(FrameHold::new(vm, published))
+    Ok(FrameHold::new(vm, published))
 }
 
 /// The frame that would continue the run of a neighbouring page, so that both share a VMA. `before` is the last page

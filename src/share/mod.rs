@@ -41,6 +41,9 @@
 //! is changing just now: a scanner notes a page's hash before it looks for hints, and whoever drops a hint, or puts one
 //! beside another, asks that page once more afterwards. So of two pages that get equal contents, one finds the other.
 //!
+//! *Why not*: of each page that it leaves alone the scanner notes the cause, so a host can say why its pages are not shared
+//! (`src/page/table/standing.rs`). What sharing would save is estimated without any scan by it (`sketch.rs`, `survey.rs`).
+//!
 //! Lock order: page locks of one VM, ascending, never waited for; inside them the index of the pool.
 //!
 //! Absent on purpose: a merge without a comparison of bytes; sharing across sharing domains; a back
@@ -51,7 +54,11 @@ mod candidates;
 mod join;
 mod merge;
 mod scan;
+mod sketch;
+mod survey;
 
 pub use attach::{AttachRequest, attach};
 pub use join::Joining;
 pub use scan::{Found, Peers, Scanner};
+pub use sketch::{Estimate, Frequent, Sketch};
+pub use survey::{SharedSketch, Survey, Surveyed};

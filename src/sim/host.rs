@@ -7,7 +7,7 @@ use super::claim_table;
 use super::{AddressSpace, Clock, FaultThread, GuestThread, Op, View, Worker};
 use crate::compress::ZipCache;
 use crate::engine::EngineKind;
-use crate::page::{Budget, Home, Parking, Urgency};
+use crate::page::{Budget, Home, KINDS, Parking, Standing, Urgency};
 use crate::pool::{Hints, Pool};
 use crate::reclaim::victims::{self, Choice};
 use crate::reclaim::{Job, WorkerHandle};
@@ -247,6 +247,18 @@ impl Guest {
         vm.settle_done();
         let counts = vm.table.counts();
         assert_eq!(vm.table.recount(), counts);
+        // Why pages are not shared: each page has one reason, and only those in RAM need any.
+        let mut homes = [0; KINDS];
+        vm.table.visit_standings(|entry, standing| {
+            let home = entry.home();
+            assert_eq!(
+                standing == Standing::Elsewhere,
+                home != Home::Resident,
+                "{home:?} {standing:?}"
+            );
+            homes[home.kind()] += 1;
+        });
+        assert_eq!(homes, counts);
         assert_eq!(counts.iter().sum::<u64>(), u64::from(vm.table.pages()));
         let opens = vm.engine.kind() == EngineKind::Mprotect;
         let mapped = vm.table.count_vmas(opens);

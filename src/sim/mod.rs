@@ -38,6 +38,7 @@ mod scanning;
 mod scenario;
 mod seeded;
 mod stalls;
+mod survey;
 mod turns;
 mod unswap;
 mod worker;

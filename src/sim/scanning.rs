@@ -1,18 +1,18 @@
 //! Whatever guests and host did, the scanner finds everything that could be shared, and then comes to rest.
 //!
 //! Where the engine tells which pages were written, the scanner scans a page once and then not again until
-//! it is written. So a page that any path forgets to mark is never shared.
+//! it is written. So a page that any path forgets to mark is never shared. What a survey said before that sharing would
+//! save must then be what it saves.
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::random_steps::{SCAN_RATE, Step, World, salt_of, steps};
 use super::scenario::{KINDS, alone, noise, search};
+use super::survey::{self, Foreseen};
 use super::worker::PAUSE;
 use super::{Countdown, Guest, Host, Spec};
-use crate::page::Home;
-use crate::pool::Pool;
+use crate::page::{Home, Standing};
 use crate::units::{Gfn, PageBuf};
 use crate::vm::Blocked;
 
@@ -48,12 +48,13 @@ fn calm(host: &Host, place: usize, guest: &mut Guest) {
 }
 
 /// Scans guests that do nothing until nothing new is found for long. Then no resident page may be zero, or
-/// equal to a shared or another resident page.
+/// equal to a shared or another resident page. Returns whether a survey had said what this would save.
 ///
 /// # Panics
 /// When that is not so, or when the scanner does not come to rest.
-pub(super) fn settle(host: &Host, mut guests: Vec<&mut Guest>, rate: u32) {
+pub(super) fn settle(host: &Host, mut guests: Vec<&mut Guest>, rate: u32) -> bool {
     let mut quiet = 0;
+    let foreseen = Foreseen::by_survey(&mut guests);
     for guest in &guests {
         guest.worker.handle.change(|it| it.scan_rate = rate);
     }
@@ -64,7 +65,8 @@ pub(super) fn settle(host: &Host, mut guests: Vec<&mut Guest>, rate: u32) {
         }
         quiet = if news { 0 } else { quiet + 1 };
         if quiet == QUIET {
-            return check_all_found(host, &guests);
+            check_all_found(host, &guests);
+            return foreseen.check(host, &guests);
         }
     }
     panic!("the scanner does not come to rest");
@@ -73,8 +75,11 @@ pub(super) fn settle(host: &Host, mut guests: Vec<&mut Guest>, rate: u32) {
 fn check_all_found(host: &Host, guests: &[&mut Guest]) {
     let mut seen: HashMap<(usize, [u8; 4096]), (u32, Gfn, Home)> = HashMap::new();
     for guest in guests {
-        let is_its = |pool: &Arc<Pool>| Arc::ptr_eq(pool, &guest.vm.pool());
-        let domain = host.pools.iter().position(is_its).expect("it has one");
+        let domain = survey::domain(host, guest);
+        guest.vm.table.visit_standings(|entry, standing| {
+            let is_unique = matches!(standing, Standing::Elsewhere | Standing::Unique);
+            assert!(is_unique, "{:?} is {standing:?}", entry.home());
+        });
         for gfn in (0..guest.vm.table.pages()).map(Gfn) {
             let home = guest.vm.table.entry(gfn).home();
             if !matches!(home, Home::Resident | Home::Shared(_)) {
@@ -166,7 +171,7 @@ fn neighbours_of_pages_that_were_broken_are_not_merged() {
 
 #[test]
 fn scanner_after_any_steps_finds_all_that_is_equal_and_comes_to_rest() {
-    let shared = Cell::new(0);
+    let (shared, foreseen) = (Cell::new(0), Cell::new(0));
     search(CASES, (steps(), steps()), |(first, then)| {
         let mut world = World::roomy();
         for steps in [first, then] {
@@ -182,7 +187,7 @@ fn scanner_after_any_steps_finds_all_that_is_equal_and_comes_to_rest() {
                     .for_each(|guest| calm(&world.host, place, guest));
             }
             let guests = world.guests.iter_mut().flatten().collect();
-            settle(&world.host, guests, SCAN_RATE);
+            foreseen.set(foreseen.get() + u32::from(settle(&world.host, guests, SCAN_RATE)));
         }
         let merged = |guest: &Guest| guest.vm.stats.merged.get();
         let merged: u64 = world.guests.iter().flatten().map(merged).sum();
@@ -190,4 +195,5 @@ fn scanner_after_any_steps_finds_all_that_is_equal_and_comes_to_rest() {
         world.end();
     });
     assert!(shared.get() > 0, "nothing was ever shared");
+    assert!(foreseen.get() > CASES, "of {} settled hosts", 2 * CASES);
 }

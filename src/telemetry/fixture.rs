@@ -76,6 +76,40 @@ fn balloon(id: u32, homes: &Homes) -> BalloonStatus {
     }
 }
 
+fn sharing(homes: &Homes) -> SharingStatus {
+    let resident = homes.resident_pages.0;
+    SharingStatus {
+        shared_pages: homes.shared_pages,
+        zero_pages: homes.zero_pages,
+        untouched_pages: homes.untouched_pages,
+        ballooned_pages: homes.ballooned_pages,
+        compressed_pages: homes.compressed_pages,
+        swapped_pages: homes.swapped_pages,
+        unscanned_pages: Pages(200),
+        volatile_pages: Pages(310),
+        unique_pages: Pages(resident - 200 - 310 - 40 - 30 - 20 - 1),
+        other_salt_pages: Pages(40),
+        vma_budget_pages: Pages(30),
+        no_memory_pages: Pages(20),
+        moving_pages: Pages(1),
+        off_pages: Pages(0),
+    }
+}
+
+fn swap(homes: &Homes) -> SwapStatus {
+    SwapStatus {
+        slots: homes.swapped_pages.0,
+        target_pages: mib(5),
+        reads: 3,
+        writes: 9,
+        in_bytes: Bytes(3 << 12),
+        out_bytes: Bytes::from_mib(4),
+        errors: 2,
+        unswapped: 4,
+        unswap_rate: 256,
+    }
+}
+
 fn evict() -> EvictStatus {
     EvictStatus {
         to_zip: 2_000,
@@ -103,6 +137,8 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
         granted_pages: Pages(homes.resident_pages.0 + homes.shared_pages.0 + homes.zero_pages.0),
         consumed_pages: homes.resident_pages,
         saved_pages: Pages(homes.shared_pages.0 * 3 / 4),
+        break_cost_pages: Pages(homes.shared_pages.0 - 900),
+        sharing: sharing(&homes),
         hinted_pages: Pages(300 + u64::from(id) * 70),
         overhead_pages: mib(1),
         zip_pages: Pages(homes.compressed_pages.0 / 2),
@@ -126,17 +162,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
         activity: activity(),
         balloon: balloon(id, &homes),
         guest: GuestClaims::default(),
-        swap: SwapStatus {
-            slots: homes.swapped_pages.0,
-            target_pages: mib(5),
-            reads: 3,
-            writes: 9,
-            in_bytes: Bytes(3 << 12),
-            out_bytes: Bytes::from_mib(4),
-            errors: 2,
-            unswapped: 4,
-            unswap_rate: 256,
-        },
+        swap: swap(&homes),
         faults: faults(),
         stalls: stalls(),
         scan: ScanStatus {
@@ -241,6 +267,8 @@ pub(crate) fn host() -> HostStatus {
             shared_pages: Pages(15_872),
             frames: Pages(3_968),
             saved_pages: Pages(11_904),
+            break_cost_pages: Pages(11_904),
+            reserve_pages: Pages(1_190),
             hints: 812,
             pool_pages: Pages(3_968),
             settled_vms: 1,

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::health::Health;
+use super::sharing::SharingStatus;
 use super::vm::{Homes, VmStatus};
 use crate::units::Pages;
 
@@ -63,6 +64,11 @@ pub struct ShareStatus {
     pub frames: Pages,
     /// Memory saved: `shared_pages` less `frames` (ESX: PSHARE saving).
     pub saved_pages: Pages,
+    /// Host pages that it would take if all shared pages were written: each of them but one of each frame, so as many as
+    /// are saved.
+    pub break_cost_pages: Pages,
+    /// What of that is kept free (`Memvisor.ShareReserve`).
+    pub reserve_pages: Pages,
     /// Pages seen once, waiting for one of equal content (ESX: COWH).
     pub hints: u64,
     /// Host pages of the pool as the kernel counts them; equals `frames` when idle.
@@ -96,6 +102,8 @@ pub struct Totals {
     pub configured_pages: Pages,
     /// Homes of all pages.
     pub homes: Homes,
+    /// Where all pages stand with sharing.
+    pub sharing: SharingStatus,
     /// Granted memory.
     pub granted_pages: Pages,
     /// Consumed memory.
@@ -119,6 +127,7 @@ impl Totals {
         let mut sum = Self::default();
         for vm in vms {
             sum.homes.add(&vm.homes);
+            sum.sharing.add(&vm.sharing);
             sum.configured_pages.0 += vm.configured_pages.0;
             sum.granted_pages.0 += vm.granted_pages.0;
             sum.consumed_pages.0 += vm.consumed_pages.0;

@@ -19,6 +19,7 @@ mod host;
 pub mod metrics;
 mod model;
 mod series;
+mod sharing;
 mod vm;
 
 pub use balloon::BalloonSessionStatus;
@@ -26,6 +27,7 @@ pub use health::{Health, Reading};
 pub use host::{FreeState, HostStatus, Overcommit, PoolStatus, ShareStatus, Thresholds, Totals};
 pub use model::{Rates, Savings, StallRates, VmRates, overcommit};
 pub use series::Series;
+pub use sharing::{EstimatedPages, ShareEstimate, SharingStatus, VmShareEstimate};
 pub use vm::{
     ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, GuestClaims, Homes,
     LatencyStatus, ScanStatus, StallStatus, SwapStatus, VmStatus, ZipStatus,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::balloon::BalloonSessionStatus;
 use super::health::Health;
 use super::model::VmRates;
+use super::sharing::SharingStatus;
 use crate::units::{Bytes, Pages, VmId};
 
 /// How many pages of a VM have each home; the seven numbers add up to the configured size.
@@ -342,6 +343,10 @@ pub struct VmStatus {
     pub consumed_pages: Pages,
     /// What sharing saves, its part: the pages that it shares less its part of the frames (ESX: SHRDSVD).
     pub saved_pages: Pages,
+    /// Host pages that it would take if it wrote all its shared pages: one for each, less the frames that nobody else uses.
+    pub break_cost_pages: Pages,
+    /// Where its pages stand with sharing: why those that are not shared are not.
+    pub sharing: SharingStatus,
     /// Its pages that wait as hints for one of equal content (ESX: COWH).
     pub hinted_pages: Pages,
     /// Host memory for its page table and the like, beside what it consumes (ESX: OVHD).

@@ -37,6 +37,7 @@ mod limits;
 mod pools;
 mod pressed;
 mod stall;
+mod storm;
 mod tax;
 mod unswap;
 

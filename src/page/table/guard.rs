@@ -3,7 +3,8 @@
 use memvisor_wire::claims::State;
 
 use super::{
-    Entry, FROZEN, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED, UNSEEN, WAITED,
+    CAUSE, Entry, FROZEN, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED, UNSEEN,
+    WAITED,
 };
 use crate::page::home::Home;
 use crate::seeded::Seeded;
@@ -90,8 +91,14 @@ impl PageGuard<'_> {
             Home::Shared(_) => SAMPLED,
             _ => 0,
         };
-        let clear =
-            KIND | OPEN | FROZEN | REFILLED | UNSEEN | lost | u64::from(u32::MAX) << PAYLOAD_SHIFT;
+        let clear = KIND
+            | OPEN
+            | FROZEN
+            | REFILLED
+            | UNSEEN
+            | CAUSE
+            | lost
+            | u64::from(u32::MAX) << PAYLOAD_SHIFT;
         let unseen = if home == Home::Resident { UNSEEN } else { 0 };
         let set = home.kind() as u64 | unseen | u64::from(home.payload()) << PAYLOAD_SHIFT;
         self.table.update(self.gfn, clear, set);

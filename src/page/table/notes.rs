@@ -5,8 +5,8 @@
 //! clears it *before* it reads the page, so whatever is noted during the scan stays noted.
 
 use super::{
-    BACKOFF_MASK, BACKOFF_SHIFT, Entry, KIND, LOCKED, PAYLOAD_SHIFT, PageTable, QUIET, REFILLED,
-    SKIP_MASK, SKIP_SHIFT, UNSEEN,
+    BACKOFF_MASK, BACKOFF_SHIFT, CAUSE, CHANGES, Entry, KIND, LOCKED, NO_MEMORY, NO_VMA,
+    PAYLOAD_SHIFT, PageTable, QUIET, REFILLED, SKIP_MASK, SKIP_SHIFT, UNSEEN,
 };
 use crate::page::home::Home;
 use crate::sync::Ordering;
@@ -66,7 +66,7 @@ impl PageTable {
     pub fn begin_anew(&self) {
         self.trust_groups();
         (0..self.pages()).for_each(|gfn| {
-            self.change(Gfn(gfn), |entry| entry & !BACKOFF | unseen(entry));
+            self.change(Gfn(gfn), |entry| entry & !(BACKOFF | CAUSE) | unseen(entry));
         });
     }
 
@@ -83,7 +83,7 @@ impl PageTable {
     pub fn mark_seen(&self, gfn: Gfn) {
         // Before the read, so that a note made during it stays. Acquire pairs with the Release of
         // `note_written`, and with that of the `update` that made the page resident.
-        self.entries[gfn.index()].fetch_and(!UNSEEN, Ordering::Acquire);
+        self.entries[gfn.index()].fetch_and(!(UNSEEN | CAUSE), Ordering::Acquire);
     }
 
     /// Notes the low half of the hash that a scan of a resident page found, and returns the previous one, or 0. The
@@ -115,14 +115,23 @@ impl PageTable {
         (entry & KIND == RESIDENT && hash != 0).then_some(hash)
     }
 
-    /// Notes that the page changed between two scans, was broken out of sharing, or could not be merged
-    /// for another reason that will pass. It stays unseen, and the next scans come ever later, up to
-    /// every 32nd pass.
+    /// Notes that the page changed between two scans, or was broken out of sharing. It stays unseen, and the next
+    /// scans come ever later, up to every 32nd pass.
     pub fn back_off(&self, gfn: Gfn) {
+        self.wait_because(gfn, CHANGES);
+    }
+
+    /// Notes that there was no memory for a frame with the content of the page. Memory may come free at any time, so
+    /// the page waits as one that changes.
+    pub fn lack_frame(&self, gfn: Gfn) {
+        self.wait_because(gfn, NO_MEMORY);
+    }
+
+    fn wait_because(&self, gfn: Gfn, cause: u64) {
         self.change(gfn, |entry| {
             // For a page that was quiet before, one change means little: its back-off starts anew.
             let before = if entry & QUIET == 0 { entry } else { 0 };
-            wait(entry, before, BACKOFF_MAX) & !QUIET | unseen(entry)
+            wait(entry, before, BACKOFF_MAX) & !(QUIET | CAUSE) | waiting(entry, cause)
         });
     }
 
@@ -131,7 +140,7 @@ impl PageTable {
     pub fn refuse(&self, gfn: Gfn) {
         self.change(gfn, |entry| {
             let before = if entry & QUIET == 0 { 0 } else { entry };
-            wait(entry, before, BACKOFF_MAX) | QUIET | unseen(entry)
+            wait(entry, before, BACKOFF_MAX) & !CAUSE | QUIET | waiting(entry, NO_VMA)
         });
     }
 
@@ -171,7 +180,16 @@ const fn wait(entry: u64, before: u64, most: u64) -> u64 {
 
 /// UNSEEN for a resident page; for others it has no meaning.
 const fn unseen(entry: u64) -> u64 {
-    if entry & KIND == RESIDENT { UNSEEN } else { 0 }
+    waiting(entry, 0)
+}
+
+/// The same, with the cause for which the page waits.
+const fn waiting(entry: u64, cause: u64) -> u64 {
+    if entry & KIND == RESIDENT {
+        UNSEEN | cause
+    } else {
+        0
+    }
 }
 
 #[cfg(test)]

@@ -100,7 +100,7 @@ fn inputs(host: &HostSnapshot, config: &Config, now: &Plan, at: usize) -> Vec<In
     if !vm.agent || !vm.agent_alive {
         inputs.push(Input::AgentAlive);
     }
-    let thresholds = Thresholds::of(host.budget, config);
+    let thresholds = Thresholds::of_host(host, config);
     if let Some((state, from)) = thresholds.above(now.state) {
         let pages = from.saturating_sub(host.free());
         inputs.push(Input::Free { pages, state });

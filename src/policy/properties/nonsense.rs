@@ -88,7 +88,7 @@ fn host() -> impl Strategy<Value = HostSnapshot> {
 
 /// Also settings that [`Config::check`] refuses.
 fn config() -> impl Strategy<Value = Config> {
-    let percents = proptest::array::uniform11(prop_oneof![0_u32..=100, any::<u32>()]);
+    let percents = proptest::array::uniform12(prop_oneof![0_u32..=100, any::<u32>()]);
     (super::config(), percents, pages()).prop_map(|(config, percents, evict_round)| Config {
         pid_proportional_percent: percents[5],
         pid_integral_percent: percents[6],
@@ -96,6 +96,7 @@ fn config() -> impl Strategy<Value = Config> {
         senpai_stall_us: percents[8],
         senpai_interval: std::time::Duration::from_millis(percents[9].into()),
         senpai_probe_percent: percents[10],
+        share_reserve_percent: percents[11],
         min_free_percent: percents[0],
         margin_percent: percents[1],
         balloon_max_percent: percents[2],
