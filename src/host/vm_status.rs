@@ -264,6 +264,8 @@ fn evict(vm: &Vm) -> EvictStatus {
         incompressible: stats.incompressible.get(),
         spilled: stats.spilled.get(),
         given_up: stats.evict_failed.get(),
+        cold: stats.cold.get(),
+        cold_back: stats.cold_back.get(),
     }
 }
 

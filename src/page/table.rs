@@ -13,6 +13,7 @@
 //!     16      UNSEEN   a resident page may have other bytes than the scanner has seen
 //!     17      QUIET    the scanner did not find it changed at its last scan
 //!     18      FROZEN   the guest's accesses to the RAM page are known to wait
+//!     19      COLD     it is in a store, or on its way there, because its guest had not touched it for long
 //!     32..64  frame or slot; for a resident page the low half of its hash at the last scan
 //! ```
 //!
@@ -67,6 +68,7 @@ const BACKOFF_MASK: u64 = 0b111;
 const UNSEEN: u64 = 1 << 16;
 const QUIET: u64 = 1 << 17;
 const FROZEN: u64 = 1 << 18;
+const COLD: u64 = 1 << 19;
 const PAYLOAD_SHIFT: u32 = 32;
 
 /// How often [`PageTable::counts`] reads the counters until they add up. One page in the middle of its move
@@ -116,6 +118,12 @@ impl Entry {
     #[must_use]
     pub const fn is_refilled(self) -> bool {
         self.0 & REFILLED != 0
+    }
+
+    /// Whether the page is in a store because its guest had not touched it for long, and not because memory was short.
+    #[must_use]
+    pub const fn is_cold(self) -> bool {
+        self.0 & COLD != 0
     }
 
     const fn payload(self) -> u32 {

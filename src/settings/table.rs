@@ -347,6 +347,21 @@ host_settings! {
         esx: Value::Whole(0),
         deviation: "no setting in ESX, where an operator asks for it",
     }
+    /// for how long a guest has not touched a page that is taken from it though nobody is short of memory; 0: none is
+    Memvisor.ColdAge => cold_age: Duration {
+        group: "eviction",
+        kind: Kind::time("s", 0, 86_400_000),
+        esx: Value::Time(Duration::ZERO),
+        deviation: "no setting in ESX, which takes pages when memory is short",
+    }
+    /// how many of the pages taken for their age may be wanted back in an hour, of those that the VM holds: as more
+    /// are, fewer are taken
+    Memvisor.ColdRefaults => cold_refaults: u32 {
+        group: "eviction",
+        kind: Kind::whole("%/h", 1, 6000),
+        esx: Value::Whole(12),
+        deviation: "no setting in ESX",
+    }
 }
 
 const fn millis(millis: u64) -> Value {

@@ -82,6 +82,8 @@ fn evict() -> EvictStatus {
         to_swap: 1_000,
         incompressible: 900,
         spilled: 100,
+        cold: 1_400,
+        cold_back: 30,
         ..EvictStatus::default()
     }
 }

@@ -188,6 +188,8 @@ metrics! {
     Counter, "vm_incompressible_pages", Moves, Of("vms[].evict.incompressible"), "Evicted pages that did not compress to half a page.";
     Counter, "vm_spilled_pages", Moves, Of("vms[].evict.spilled"), "Compressed pages that moved on to the swap file.";
     Counter, "vm_unevictable_pages", Moves, Of("vms[].evict.given_up"), "Pages that neither cache nor swap file would take.";
+    Counter, "vm_cold_pages", Moves, Of("vms[].evict.cold"), "Evicted pages that their guest had not touched for Memvisor.ColdAge.";
+    Counter, "vm_cold_refaulted_pages", Moves, Of("vms[].evict.cold_back"), "Such pages that their guest wanted back from a store.";
     Gauge, "vm_mappings", Plain, Of("vms[].vmas"), "Mappings of the guest's process that its RAM takes, at most.";
     Gauge, "vm_mappings_budget", Plain, Of("vms[].vma_budget"), "The most that changes by choice may lead to.";
     Gauge, "vm_blocked", Plain, Of("vms[].blocked"), "1 if it must wait with its next page of memory.";

@@ -310,6 +310,10 @@ pub struct EvictStatus {
     pub spilled: u64,
     /// Pages that stayed because the guest touched them meanwhile or storing them failed.
     pub given_up: u64,
+    /// Of the evicted pages, those that left because their guest had not touched them for long.
+    pub cold: u64,
+    /// Pages that left for that and went to a store, and that the guest wanted back.
+    pub cold_back: u64,
 }
 
 /// One VM.
