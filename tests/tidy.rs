@@ -16,6 +16,7 @@ const HOST: &[(&str, &[&str])] = &[
     ("average", &[]),
     ("runtime_dir", &[]),
     ("digest", &["units"]),
+    ("machine", &["units"]),
     ("sys", &["units"]),
     ("page", &["units", "sync", "seeded"]),
     ("engine", &["units", "sync", "sys"]),
@@ -59,7 +60,7 @@ const HOST: &[(&str, &[&str])] = &[
     ("policy", &["units"]),
     ("trace", &["units", "page"]),
     ("telemetry", &["units"]),
-    ("settings", &["units", "policy", "reclaim"]),
+    ("settings", &["units", "machine", "policy", "reclaim"]),
     ("calculator", &["units", "policy", "settings"]),
     ("recording", &["telemetry"]),
     ("launch", &["units", "policy", "runtime_dir", "settings"]),
@@ -77,6 +78,7 @@ const HOST: &[(&str, &[&str])] = &[
             "throttle",
             "average",
             "runtime_dir",
+            "machine",
             "sys",
             "page",
             "engine",
@@ -119,6 +121,7 @@ const HOST: &[(&str, &[&str])] = &[
             "control",
             "demo",
             "digest",
+            "machine",
             "sys",
             "page",
             "engine",
@@ -135,6 +138,7 @@ const HOST: &[(&str, &[&str])] = &[
     (
         "scenario",
         &[
+            "machine",
             "units",
             "chain",
             "launch",
@@ -189,6 +193,7 @@ const HOST: &[(&str, &[&str])] = &[
         &[
             "incident",
             "units",
+            "machine",
             "chain",
             "balloon",
             "bench",
@@ -217,8 +222,8 @@ const HOST: &[(&str, &[&str])] = &[
 /// state can be read and tested one by one.
 const HOST_FILES: &[&str] = &[
     "error",
+    "reserve",
     "options",
-    "machine",
     "capability",
     "vm_settings",
     "recent",
@@ -239,6 +244,7 @@ const HOST_FILES: &[&str] = &[
     "vm_status",
     "traced",
     "governor",
+    "surroundings",
     "daemon",
     "status",
     "api",

@@ -3,15 +3,16 @@
 use std::fmt::Write;
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use memvisor_wire::privacy;
 use memvisor_wire::sys::uffd;
 use nix::unistd::geteuid;
 
 use super::error::{EngineUnavailable, HostError};
-use super::machine::Machine;
 use super::options::{EngineChoice, HostOptions};
 use crate::engine::EngineKind;
+use crate::machine::{BudgetChoice, Machine};
 use crate::swap::{self, SwapDirReport};
 use crate::sys::readers_cannot_write;
 
@@ -86,7 +87,7 @@ impl Capabilities {
             uffd,
             max_map_count,
             vma_budget,
-            machine: Machine::probe(),
+            machine: Machine::at(Path::new("/")),
             swap,
         }
     }
@@ -113,9 +114,17 @@ impl Capabilities {
         let fits = objection.map_or("yes".to_owned(), |why| {
             format!("no: {why}; the kernel may end guests or the host")
         });
+        let budget = match options.budget {
+            BudgetChoice::Size(_) => options.memory.to_string(),
+            given => {
+                let bound = self.machine.bound();
+                let memory = self.machine.memory().unwrap_or_default();
+                format!("{}, {given}: {bound} {memory}", options.memory)
+            }
+        };
         let swap = &self.swap;
         let rows = [
-            ("budget", options.memory.to_string()),
+            ("budget", budget),
             ("  fits into memory", fits),
             ("engine", format!("{}: {}", self.engine.name(), self.why)),
             ("userfaultfd", uffd),

@@ -1,5 +1,6 @@
 //! The daemon's parts, put together.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,8 @@ use super::member::Member;
 use super::members::Members;
 use super::options::{EngineChoice, HostOptions};
 use super::pools::Pools;
+use super::reserve::reserve;
+use super::surroundings::Surroundings;
 use super::traced;
 use crate::control::{ControlError, ReloadReport};
 use crate::laboratory::record;
@@ -26,12 +29,6 @@ pub(super) const GUESTS_GRACE: Duration = Duration::from_secs(8);
 /// How long the rest of their ends may take after their processes were killed.
 pub(super) const KILLED_GRACE: Duration = Duration::from_secs(2);
 
-/// The reserve is this part of the budget, but at least [`RESERVE_MIN`]. A 200th is half of the low threshold of 1 %:
-/// so first touches go on until low is entered, and a reclaim batch needs only a few pages for a moment. It must
-/// always be less than the free memory at which soft begins: a host that hands nothing out must be reclaiming.
-const RESERVE_PART: u64 = 200;
-const RESERVE_MIN: u64 = 16;
-
 /// The daemon: its owners by name. Each has its own lock; see the module text.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -42,16 +39,12 @@ pub(super) struct Host {
     pub(super) pools: Arc<Pools>,
     pub(super) admission: Admission,
     pub(super) governor: Arc<Governor>,
+    pub(super) surroundings: Surroundings,
     /// Where sessions of balloon agents are recorded, if at all.
     pub(super) balloon_recorder: Option<record::Recorder>,
     /// Who records what happens to pages, if anybody does.
     pub(super) recorder: Option<Recorder>,
     pub(super) since: Instant,
-}
-
-/// The pages of a budget that first touches leave alone.
-pub(crate) fn reserve(total: Pages) -> Pages {
-    Pages((total.0 / RESERVE_PART).max(RESERVE_MIN))
 }
 
 impl Host {
@@ -87,6 +80,8 @@ impl Host {
         admission.check_start().map_err(HostError::Pools)?;
         let governor = Governor::new(&budget, &members, &configuration, &pools);
         let recorder = traced::start(options, &configuration, &budget)?;
+        let machine = &capabilities.machine;
+        let surroundings = Surroundings::new(Path::new("/"), options, machine, &budget);
         Ok(Self {
             balloon_recorder,
             engines,
@@ -96,6 +91,7 @@ impl Host {
             pools,
             admission,
             governor: Arc::new(governor),
+            surroundings,
             recorder,
             since: Instant::now(),
         })
@@ -152,34 +148,6 @@ impl Host {
         }
         for fault in error.to_string().lines() {
             tracing::error!(%fault, "the configuration file is not used; the last good one holds");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::policy::{Config, Generation, Thresholds};
-
-    /// Otherwise guests would wait for memory on a host that does not count as short, and so reclaims nothing.
-    #[test]
-    fn reserve_is_less_than_what_is_free_where_soft_begins() {
-        // From 4 MiB up.
-        for total in (10..40).map(|bits| Pages(1 << bits)) {
-            for generation in Generation::ALL {
-                for min_free_percent in 0..=50 {
-                    let config = Config {
-                        generation,
-                        min_free_percent,
-                        ..Config::default()
-                    };
-                    let soft = Thresholds::of(total, &config).soft;
-                    assert!(
-                        reserve(total) < soft,
-                        "{total:?} {generation} {min_free_percent} %"
-                    );
-                }
-            }
         }
     }
 }

@@ -50,6 +50,7 @@ impl Host {
             overcommit: self.governor.overcommit(),
             share: self.share_status(&vms, totals.homes.shared_pages),
             totals,
+            machine: self.surroundings.status(&vms),
             pools: self.pool_statuses(&ledger, &promising),
             vms,
         };

@@ -49,6 +49,7 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
         zip: caches::status(member),
         credit_pages: Pages(credits),
         kernel_pages: Pages(ram.0 + zip_allocated.0),
+        process_bytes: member.process.memory().ok(),
         allocation: allocation(member),
         activity: activity(member, floor_percent),
         balloon: balloon(member, homes.ballooned_pages),

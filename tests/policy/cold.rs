@@ -49,7 +49,9 @@ fn no_more_cold_pages_come_back_than_the_bound_says(engine: &str) {
     host.await_vm("g", "pages were taken", |vm| vm.evict.cold_back > 10);
     let measured = |time: Duration| {
         let (before, since) = (host.vm("g").evict.cold_back, Instant::now());
-        eventually("time has passed", 2 * time, || (since.elapsed() >= time).then_some(()));
+        eventually("time has passed", 2 * time, || {
+            (since.elapsed() >= time).then_some(())
+        });
         let back = host.vm("g").evict.cold_back - before;
         (back, since.elapsed().as_secs_f64())
     };
@@ -62,7 +64,9 @@ fn no_more_cold_pages_come_back_than_the_bound_says(engine: &str) {
     // It is the bound that holds them back.
     host.set("Memvisor.ColdRefaults", "6000");
     let before = host.vm("g").evict.cold_back;
-    host.await_vm("g", "many more come back", |vm| vm.evict.cold_back - before > 1000);
+    host.await_vm("g", "many more come back", |vm| {
+        vm.evict.cold_back - before > 1000
+    });
     host.set("Memvisor.ColdAge", "0");
     end(host, [guest], &[]);
 }

@@ -3,7 +3,8 @@
 use memvisor_wire::claims::State;
 
 use super::{
-    COLD, Entry, FROZEN, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED, UNSEEN, WAITED,
+    COLD, Entry, FROZEN, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED, UNSEEN,
+    WAITED,
 };
 use crate::page::home::Home;
 use crate::seeded::Seeded;

@@ -44,7 +44,10 @@ impl Bound {
         is_used_up: bool,
     ) -> u64 {
         let allowed = rate * passed.as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "at most some 2^28 pages a round")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "at most some 2^28 pages a round"
+        )]
         let back = back as f64;
         // What was not used in one round is not saved up for others, except for the first page of a small VM.
         let most = allowed.max(1.0);
@@ -121,7 +124,10 @@ mod tests {
                 all += back;
             }
             let paid = rounds * 20;
-            assert!(all <= paid + (20 << (late + 2)), "{all} of {paid}, {late} rounds late");
+            assert!(
+                all <= paid + (20 << (late + 2)),
+                "{all} of {paid}, {late} rounds late"
+            );
         }
     }
 }
