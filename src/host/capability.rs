@@ -92,6 +92,18 @@ impl Capabilities {
         }
     }
 
+    /// The budget, and why it is so large if that was left to the machine.
+    fn budget(&self, options: &HostOptions) -> String {
+        match options.budget {
+            BudgetChoice::Size(_) => options.memory.to_string(),
+            given => {
+                let bound = self.machine.bound();
+                let memory = self.machine.memory().unwrap_or_default();
+                format!("{}, {given}: {bound} {memory}", options.memory)
+            }
+        }
+    }
+
     /// What was found out, as a table for people.
     pub(super) fn table(&self, options: &HostOptions) -> String {
         let yes = |yes: bool, consequence: &str| {
@@ -114,17 +126,9 @@ impl Capabilities {
         let fits = objection.map_or("yes".to_owned(), |why| {
             format!("no: {why}; the kernel may end guests or the host")
         });
-        let budget = match options.budget {
-            BudgetChoice::Size(_) => options.memory.to_string(),
-            given => {
-                let bound = self.machine.bound();
-                let memory = self.machine.memory().unwrap_or_default();
-                format!("{}, {given}: {bound} {memory}", options.memory)
-            }
-        };
         let swap = &self.swap;
         let rows = [
-            ("budget", budget),
+            ("budget", self.budget(options)),
             ("  fits into memory", fits),
             ("engine", format!("{}: {}", self.engine.name(), self.why)),
             ("userfaultfd", uffd),

@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 /// Beyond this a round takes all that is cold, of any VM.
-const MOST_TRUST: f64 = (1_u64 << 28) as f64;
+const MOST_TRUST: f64 = 268_435_456.0;
 
 /// The account of a VM. See the module text.
 #[derive(Debug)]
