@@ -49,6 +49,7 @@ pub mod host;
 pub mod incident;
 pub mod laboratory;
 mod launch;
+pub mod machine;
 pub mod page;
 pub mod policy;
 pub mod pool;

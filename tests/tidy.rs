@@ -16,6 +16,7 @@ const HOST: &[(&str, &[&str])] = &[
     ("average", &[]),
     ("runtime_dir", &[]),
     ("digest", &["units"]),
+    ("machine", &["units"]),
     ("sys", &["units"]),
     ("page", &["units", "sync", "seeded"]),
     ("engine", &["units", "sync", "sys"]),
@@ -61,7 +62,7 @@ const HOST: &[(&str, &[&str])] = &[
     ("policy", &["units"]),
     ("trace", &["units", "page"]),
     ("telemetry", &["units"]),
-    ("settings", &["units", "policy", "reclaim"]),
+    ("settings", &["units", "machine", "policy", "reclaim"]),
     ("calculator", &["units", "policy", "settings"]),
     ("recording", &["telemetry"]),
     ("launch", &["units", "policy", "runtime_dir", "settings"]),
@@ -79,6 +80,7 @@ const HOST: &[(&str, &[&str])] = &[
             "throttle",
             "average",
             "runtime_dir",
+            "machine",
             "sys",
             "digest",
             "page",
@@ -122,6 +124,7 @@ const HOST: &[(&str, &[&str])] = &[
             "control",
             "demo",
             "digest",
+            "machine",
             "sys",
             "page",
             "engine",
@@ -138,6 +141,7 @@ const HOST: &[(&str, &[&str])] = &[
     (
         "scenario",
         &[
+            "machine",
             "units",
             "chain",
             "launch",
@@ -192,6 +196,7 @@ const HOST: &[(&str, &[&str])] = &[
         &[
             "incident",
             "units",
+            "machine",
             "chain",
             "balloon",
             "bench",
@@ -220,8 +225,8 @@ const HOST: &[(&str, &[&str])] = &[
 /// state can be read and tested one by one.
 const HOST_FILES: &[&str] = &[
     "error",
+    "reserve",
     "options",
-    "machine",
     "capability",
     "vm_settings",
     "recent",
@@ -243,6 +248,7 @@ const HOST_FILES: &[&str] = &[
     "vm_status",
     "traced",
     "governor",
+    "surroundings",
     "daemon",
     "status",
     "survey",

@@ -143,7 +143,8 @@ pub struct GuestArgs {
     #[arg(long)]
     no_agent: bool,
 
-    /// How the balloon agent names pages to the host, as docs/balloon-protocol.md describes it.
+    /// How the balloon agent names pages to the host, as docs/balloon-protocol.md describes it; reporting is ranges, and
+    /// besides gives memory back that the guest has free.
     #[arg(long, value_name = "NAME", default_value = "ranges", value_parser = protocols(), conflicts_with = "agent")]
     balloon_protocol: Protocol,
 

@@ -10,6 +10,7 @@ use super::driven::{DrivenGuest, DrivenOptions};
 use super::{BenchError, Setup};
 use crate::engine::EngineError;
 use crate::host::{BareHost, BareVm, HostOptions};
+use crate::machine::BudgetChoice;
 use crate::page::Home;
 use crate::policy::Esx;
 use crate::reclaim::Evictor;
@@ -61,8 +62,10 @@ impl<'a> Stage<'a> {
         let runtime = setup.subdirectory("host")?;
         let dir = RuntimeDir::new(&runtime)
             .map_err(|error| BenchError::io("use a directory")(io::Error::other(error)))?;
+        let memory = Bytes(bytes / 4096 * 4096);
         let options = HostOptions {
-            memory: Bytes(bytes / 4096 * 4096),
+            memory,
+            budget: BudgetChoice::Size(memory),
             policy: &Esx,
             engine: setup.options.engine,
             swap_dir: setup.scratch.clone(),

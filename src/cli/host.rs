@@ -10,17 +10,20 @@ use super::lifeline::Lifeline;
 use super::{print, values};
 use crate::host::{EngineChoice, HostOptions};
 use crate::launch::SCRATCH_PREFIX;
+use crate::machine::{BudgetChoice, Machine};
 use crate::policy::{Policy, policies};
 use crate::runtime_dir::RuntimeDir;
-use crate::settings::{ConfigFile, HttpAddress, Key, Layer, Layers, Memory, Profile};
+use crate::settings::{ConfigFile, HttpAddress, Key, Layer, Layers, Profile};
 use crate::trace::Limits;
 use crate::units::Bytes;
 
 #[derive(Debug, Args)]
 pub(super) struct HostArgs {
-    /// Memory that all guests together may use, such as 512M; may be set in the --config file instead.
-    #[arg(long, value_name = "SIZE", value_parser = values::memory, allow_negative_numbers = true)]
-    memory: Option<Bytes>,
+    /// Memory that all guests together may use: a size such as 512M; a part of the machine's memory, or of what this
+    /// process's cgroup allows if that is less, such as 60%; or auto, which leaves what the host itself needs, and
+    /// follows that limit. May be set in the --config file instead.
+    #[arg(long, value_name = "SIZE", value_parser = values::budget, allow_negative_numbers = true)]
+    memory: Option<BudgetChoice>,
 
     /// A TOML file with settings of the host and its VMs.
     #[arg(long, value_name = "FILE")]
@@ -105,10 +108,10 @@ impl HostArgs {
         let (start, file) = config.as_ref().map_or_else(Default::default, |config| {
             (config.start.clone(), config.settings.clone())
         });
-        let in_file = start.memory.map(|Memory(bytes)| bytes);
-        let memory = self.memory.or(in_file).ok_or_else(|| {
+        let budget = self.memory.or(start.memory).ok_or_else(|| {
             UsageError("--memory SIZE is needed, or memory in [host] of a --config FILE".to_owned())
         })?;
+        let memory = budget.on(&Machine::at(Path::new("/")))?;
         let profile = self.profile.or(start.profile).unwrap_or_default();
         let layers = Layers::new(profile, file, command_line);
         let runtime_dir = RuntimeDir::locate(self.runtime_dir)?;
@@ -116,6 +119,7 @@ impl HostArgs {
         let engine = self.engine.or(start.engine);
         Ok(HostOptions {
             memory,
+            budget,
             policy: (self.policy.or(start.policy)).unwrap_or_else(|| profile.policy()),
             engine: engine.unwrap_or(EngineChoice::Auto),
             swap_dir: swap_dir.unwrap_or_else(|| runtime_dir.path().to_owned()),

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use super::share;
-use crate::telemetry::{Health, HostStatus, VmRates, VmStatus};
+use crate::telemetry::{Health, HostStatus, MachineStatus, VmRates, VmStatus};
 use crate::units::{Bytes, Pages};
 
 /// A line for each VM under a header, and how the host is.
@@ -25,7 +25,34 @@ pub(super) fn vm_list(host: &HostStatus) -> String {
             vm.workload.escape_debug(),
         );
     }
+    text += &format!("machine: {}\n", machine(&host.machine));
     text + &format!("host: {}\n", health(&host.health))
+}
+
+/// What the host runs on, and what runs on it beside the budget.
+fn machine(machine: &MachineStatus) -> String {
+    let known = |bytes: Option<Bytes>| bytes.map_or("?".to_owned(), |bytes| bytes.to_string());
+    let mut text = format!("{} of memory", known(machine.memory_bytes));
+    if let (Some(limit), Some(group)) = (machine.limit_bytes, &machine.cgroup) {
+        text += &format!(", {limit} for cgroup {group}");
+    }
+    text += &format!(
+        "; --memory {}, beside it {} for the daemon and {} for guests' processes",
+        machine.budget,
+        known(machine.daemon_bytes),
+        machine.guests_bytes,
+    );
+    if let Some(pressure) = &machine.pressure {
+        let whose = match &pressure.cgroup {
+            Some(group) => format!(" of cgroup {group}"),
+            None => String::new(),
+        };
+        text += &format!(
+            "; pressure{whose}: some {:.1} %, full {:.1} % of ten seconds",
+            pressure.some.ten_seconds_percent, pressure.full.ten_seconds_percent,
+        );
+    }
+    text
 }
 
 /// A reading and its reason.
@@ -63,6 +90,13 @@ pub(super) fn vm(vm: &VmStatus, law: &str) -> String {
     row("zip cache", &zip(vm));
     row("credits", &sized(vm.credit_pages));
     row("kernel says", &sized(vm.kernel_pages));
+    let own = vm
+        .process_bytes
+        .map_or("?".to_owned(), |own| own.to_string());
+    row(
+        "its process",
+        &format!("{own} beside its RAM, not in the budget"),
+    );
     row("allocation", &allocation(vm));
     row("active", &activity(vm));
     row("balloon", &balloon(vm, law));
@@ -139,10 +173,11 @@ fn balloon(vm: &VmStatus, law: &str) -> String {
 fn session(vm: &VmStatus) -> String {
     let session = &vm.balloon.session;
     format!(
-        "gave {} pages, took {}, {} refused, {} outside of RAM; {} resets, {} reliefs, {} mismatches, \
+        "gave {} pages, took {}, reported {} free, {} refused, {} outside of RAM; {} resets, {} reliefs, {} mismatches, \
          {} throttled",
         session.inflated_pages.0,
         session.deflated_pages.0,
+        session.reported_pages.0,
         session.refused_pages.0,
         session.invalid_pages.0,
         session.resets,
@@ -274,7 +309,8 @@ fn scanned(vm: &VmStatus) -> String {
 fn evicted(vm: &VmStatus) -> String {
     let evict = &vm.evict;
     format!(
-        "{} zero, {} shared, {} compressed, {} swapped; {} incompressible, {} spilled, {} given up",
+        "{} zero, {} shared, {} compressed, {} swapped; {} incompressible, {} spilled, {} given up; \
+         {} were cold, of which {} came back",
         evict.to_zero,
         evict.to_shared,
         evict.to_zip,
@@ -282,6 +318,8 @@ fn evicted(vm: &VmStatus) -> String {
         evict.incompressible,
         evict.spilled,
         evict.given_up,
+        evict.cold,
+        evict.cold_back,
     )
 }
 
@@ -310,10 +348,10 @@ mod tests {
             "shares save  30.0 MiB (7680 pages)",
             "overhead     1.0 MiB (256 pages)",
             "target 120.0 MiB, entitled to 130.0 MiB, reservation 16.0 MiB",
-            "  agents     gave 26000 pages, took 400, 12 refused, 1 outside of RAM; 2 resets, 5 reliefs, \
+            "  agents     gave 26000 pages, took 400, reported 90 free, 12 refused, 1 outside of RAM; 2 resets, 5 reliefs, \
              3 mismatches, 7 throttled",
             "p50 11 us, p99 240 us",
-            "2000 compressed, 1000 swapped; 900 incompressible, 100 spilled",
+            "2000 compressed, 1000 swapped; 900 incompressible, 100 spilled, 0 given up; 1400 were cold, of which 30 came back",
             "mappings     120 of 8000",
             "stalled      2.800 s, 12.34 % of the latest seconds, 5.06 % of a minute",
             "0.331 s first touch, 0.004 s from zip, 0.000 s from swap, 0.001 s copy-on-write",
@@ -328,7 +366,11 @@ mod tests {
         let mut host = fixture::host();
         host.vms[0].workload = "\x1b[2J".to_owned();
         let text = vm_list(&host);
-        assert_eq!(text.lines().count(), 4);
+        assert_eq!(text.lines().count(), 5);
+        let machine = "machine: 8.00 GiB of memory, 352.0 MiB for cgroup /sys/fs/cgroup/memvisor; --memory auto, beside \
+                       it 14.0 MiB for the daemon and 6.0 MiB for guests' processes; pressure: some 1.5 %, full 0.5 % of ten \
+                       seconds";
+        assert!(text.contains(machine), "{text}");
         let told = "host: oops: VM database-primary-01: it must wait";
         assert!(text.contains(" hmm ") && text.contains(told), "{text}");
         assert!(!text.contains('\x1b'), "{text:?}");

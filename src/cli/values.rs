@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use memvisor_wire::vm_name::check_vm_name;
 
+use crate::machine::{BudgetChoice, BudgetError};
 use crate::settings::{Key, SettingError};
 use crate::units::{Bytes, DURATIONS, PAGE_SIZE, parse_duration};
 
@@ -17,6 +18,16 @@ pub(super) fn memory(text: &str) -> Result<Bytes, String> {
         ));
     }
     Ok(bytes)
+}
+
+/// The budget of a host: such a size, a part of the machine's memory, or `auto`.
+pub(super) fn budget(text: &str) -> Result<BudgetChoice, String> {
+    let is_number = text.ends_with(|last: char| last.is_ascii_digit());
+    // What looks like a size and is none is told what is wrong with it.
+    text.parse().or_else(|error: BudgetError| match is_number {
+        true => memory(text).map(BudgetChoice::Size),
+        false => Err(error.to_string()),
+    })
 }
 
 /// A size in whole pages, which may be zero.

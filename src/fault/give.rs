@@ -139,6 +139,7 @@ fn place<'a>(
         vm.release(home);
     }
     if let Some(counter) = counter(vm, home) {
+        vm.stats.cold_back.add(page.entry().is_cold().into());
         // The slot is released after the home has changed: a free slot can get another page's bytes while the entry
         // names it.
         page.set_home(Home::Resident);

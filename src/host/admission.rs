@@ -3,6 +3,7 @@
 //! Power-on and changes of settings promise memory. Two at a time could promise the same pages, so the
 //! owner of promises has one lock, held while a promise is checked and made.
 
+mod budget;
 mod changes;
 mod pools;
 

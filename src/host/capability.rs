@@ -3,15 +3,16 @@
 use std::fmt::Write;
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use memvisor_wire::privacy;
 use memvisor_wire::sys::uffd;
 use nix::unistd::geteuid;
 
 use super::error::{EngineUnavailable, HostError};
-use super::machine::Machine;
 use super::options::{EngineChoice, HostOptions};
 use crate::engine::EngineKind;
+use crate::machine::{BudgetChoice, Machine};
 use crate::swap::{self, SwapDirReport};
 use crate::sys::readers_cannot_write;
 
@@ -86,8 +87,20 @@ impl Capabilities {
             uffd,
             max_map_count,
             vma_budget,
-            machine: Machine::probe(),
+            machine: Machine::at(Path::new("/")),
             swap,
+        }
+    }
+
+    /// The budget, and why it is so large if that was left to the machine.
+    fn budget(&self, options: &HostOptions) -> String {
+        match options.budget {
+            BudgetChoice::Size(_) => options.memory.to_string(),
+            given => {
+                let bound = self.machine.bound();
+                let memory = self.machine.memory().unwrap_or_default();
+                format!("{}, {given}: {bound} {memory}", options.memory)
+            }
         }
     }
 
@@ -115,7 +128,7 @@ impl Capabilities {
         });
         let swap = &self.swap;
         let rows = [
-            ("budget", options.memory.to_string()),
+            ("budget", self.budget(options)),
             ("  fits into memory", fits),
             ("engine", format!("{}: {}", self.engine.name(), self.why)),
             ("userfaultfd", uffd),

@@ -1,5 +1,6 @@
 //! The daemon's parts, put together.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,9 @@ use super::member::Member;
 use super::members::Members;
 use super::options::{EngineChoice, HostOptions};
 use super::pools::Pools;
+use super::reserve::reserve;
 use super::resource_pools::first_ceiling;
+use super::surroundings::Surroundings;
 use super::traced;
 use crate::control::{ControlError, ReloadReport};
 use crate::laboratory::record;
@@ -27,12 +30,6 @@ use crate::units::Pages;
 pub(super) const GUESTS_GRACE: Duration = Duration::from_secs(8);
 /// How long the rest of their ends may take after their processes were killed.
 pub(super) const KILLED_GRACE: Duration = Duration::from_secs(2);
-
-/// The reserve is this part of the budget, but at least [`RESERVE_MIN`]. A 200th is half of the low threshold of 1 %:
-/// so first touches go on until low is entered, and a reclaim batch needs only a few pages for a moment. It must
-/// always be less than the free memory at which soft begins: a host that hands nothing out must be reclaiming.
-const RESERVE_PART: u64 = 200;
-const RESERVE_MIN: u64 = 16;
 
 /// The daemon: its owners by name. Each has its own lock; see the module text.
 #[derive(Debug)]
@@ -48,16 +45,12 @@ pub(super) struct Host {
     pub(super) census: Census,
     /// Held while what sharing would save is estimated: the workers do that once at a time.
     pub(super) survey: Mutex<()>,
+    pub(super) surroundings: Surroundings,
     /// Where sessions of balloon agents are recorded, if at all.
     pub(super) balloon_recorder: Option<record::Recorder>,
     /// Who records what happens to pages, if anybody does.
     pub(super) recorder: Option<Recorder>,
     pub(super) since: Instant,
-}
-
-/// The pages of a budget that first touches leave alone.
-pub(crate) fn reserve(total: Pages) -> Pages {
-    Pages((total.0 / RESERVE_PART).max(RESERVE_MIN))
 }
 
 impl Host {
@@ -93,6 +86,8 @@ impl Host {
         admission.check_start().map_err(HostError::Pools)?;
         let governor = Governor::new(&budget, &members, &configuration, &pools);
         let recorder = traced::start(options, &configuration, &budget)?;
+        let machine = &capabilities.machine;
+        let surroundings = Surroundings::new(Path::new("/"), options, machine, &budget);
         Ok(Self {
             balloon_recorder,
             engines,
@@ -104,6 +99,7 @@ impl Host {
             governor: Arc::new(governor),
             census: Census::default(),
             survey: Mutex::default(),
+            surroundings,
             recorder,
             since: Instant::now(),
         })
@@ -161,34 +157,6 @@ impl Host {
         }
         for fault in error.to_string().lines() {
             tracing::error!(%fault, "the configuration file is not used; the last good one holds");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::policy::{Config, Generation, Thresholds};
-
-    /// Otherwise guests would wait for memory on a host that does not count as short, and so reclaims nothing.
-    #[test]
-    fn reserve_is_less_than_what_is_free_where_soft_begins() {
-        // From 4 MiB up.
-        for total in (10..40).map(|bits| Pages(1 << bits)) {
-            for generation in Generation::ALL {
-                for min_free_percent in 0..=50 {
-                    let config = Config {
-                        generation,
-                        min_free_percent,
-                        ..Config::default()
-                    };
-                    let soft = Thresholds::of(total, &config).soft;
-                    assert!(
-                        reserve(total) < soft,
-                        "{total:?} {generation} {min_free_percent} %"
-                    );
-                }
-            }
         }
     }
 }

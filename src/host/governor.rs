@@ -239,6 +239,7 @@ impl Governor {
                 sample_period: settings.sample_period,
                 victims: settings.victims,
                 unswap_rate: settings.unswap_pages(),
+                cold: settings.cold(),
             }
         });
         let pages = member.vm.params.pages;

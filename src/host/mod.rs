@@ -42,13 +42,13 @@ mod error;
 mod governor;
 mod laws;
 mod listen;
-mod machine;
 mod member;
 mod members;
 mod options;
 mod orders;
 mod pools;
 mod recent;
+mod reserve;
 mod resource_pools;
 #[cfg(test)]
 mod rig;
@@ -56,6 +56,7 @@ mod service;
 mod session;
 mod snapshot;
 mod status;
+mod surroundings;
 mod survey;
 mod traced;
 mod vm_settings;
@@ -79,7 +80,6 @@ pub(crate) use balance::Balance;
 pub use bare::{BareHost, BareVm};
 pub(crate) use caches::bound as bound_cache;
 use capability::Capabilities;
-pub(crate) use daemon::reserve;
 use daemon::{GUESTS_GRACE, Host, KILLED_GRACE};
 pub use error::{EngineUnavailable, HostError, MIN_MEMORY};
 pub(crate) use governor::{MIN_PERIOD, PERIOD};
@@ -87,13 +87,14 @@ pub(crate) use laws::Laws;
 use listen::Listeners;
 pub use options::{EngineChoice, HostOptions};
 pub(crate) use orders::{give as give_orders, set_marks};
+pub(crate) use reserve::reserve;
 pub(crate) use resource_pools::{first_ceiling, place as place_of_pool};
 use service::{Manager, Pulse};
 pub(crate) use snapshot::of_vm as snapshot_of;
 pub(crate) use traced::pools_of;
 pub(crate) use vm_settings::swap_slots;
 
-/// How often the configuration file is looked at.
+/// How often the configuration file and the machine are looked at.
 const FILE_PERIOD: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until SIGINT or SIGTERM tells it to end; SIGHUP reloads the configuration file. `ready` is called
@@ -131,7 +132,8 @@ pub fn run(options: &HostOptions, ready: impl FnOnce(&str)) -> Result<(), HostEr
         tell_of(address);
     }
     ready(&capabilities.table(options));
-    tracing::info!(memory = %options.memory, dir = %held.dir().path().display(), "host is up");
+    let (memory, given) = (options.memory, options.budget);
+    tracing::info!(%memory, %given, dir = %held.dir().path().display(), "host is up");
     let tell = |news| manager.iter().for_each(|manager| manager.insist(news));
     tell("READY=1");
 
@@ -211,6 +213,7 @@ fn follow_until_signal(host: &Host, signals: &Signals) -> Result<Signal, HostErr
             }
             Event::Signal(signal) => return Ok(signal),
             Event::Readable | Event::Timeout => {
+                host.surroundings.look(&host.admission, &host.governor);
                 if host.configuration.poll_file() {
                     host.reload_unasked();
                 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::machine::BudgetChoice;
 use crate::policy::Policy;
 use crate::runtime_dir::RuntimeDir;
 pub use crate::settings::EngineChoice;
@@ -15,6 +16,8 @@ use crate::units::Bytes;
 pub struct HostOptions {
     /// The budget for guest memory.
     pub memory: Bytes,
+    /// How that was given.
+    pub budget: BudgetChoice,
     /// The policy.
     pub policy: &'static dyn Policy,
     /// The engine.

@@ -16,6 +16,7 @@ use super::members::{Members, Name};
 use super::options::{EngineChoice, HostOptions};
 use super::pools::Pools;
 use crate::engine::{EngineKind, Link, MprotectProvider, ShimEngine};
+use crate::machine::BudgetChoice;
 use crate::page::Budget;
 use crate::policy::Esx;
 use crate::reclaim::Worker;
@@ -47,6 +48,7 @@ pub(super) fn options(dir: &Path, memory: Bytes, config: Option<&str>) -> HostOp
     let file = config.as_ref().map(|file| file.settings.clone());
     HostOptions {
         memory,
+        budget: BudgetChoice::Size(memory),
         policy: &Esx,
         engine: EngineChoice::Mprotect,
         swap_dir: dir.to_owned(),

@@ -55,6 +55,7 @@ impl Host {
                 ..self.share_status(&vms, totals.homes.shared_pages)
             },
             totals,
+            machine: self.surroundings.status(&vms),
             pools: self.pool_statuses(&ledger, &promising),
             vms,
         };

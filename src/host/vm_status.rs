@@ -52,6 +52,7 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
         zip: caches::status(member),
         credit_pages: Pages(credits),
         kernel_pages: Pages(ram.0 + zip_allocated.0),
+        process_bytes: member.process.memory().ok(),
         allocation: allocation(member),
         activity: activity(member, floor_percent),
         balloon: balloon(member, homes.ballooned_pages),
@@ -267,6 +268,8 @@ fn evict(vm: &Vm) -> EvictStatus {
         incompressible: stats.incompressible.get(),
         spilled: stats.spilled.get(),
         given_up: stats.evict_failed.get(),
+        cold: stats.cold.get(),
+        cold_back: stats.cold_back.get(),
     }
 }
 

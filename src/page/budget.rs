@@ -35,8 +35,8 @@ pub enum Urgency {
 /// out.
 #[derive(Debug)]
 pub struct Budget {
-    total: u64,
-    reserve: u64,
+    total: Mark,
+    reserve: Mark,
     used: AtomicU64,
     /// The most pages that were used at once since the last plan.
     peak: Mark,
@@ -62,8 +62,8 @@ impl Budget {
     #[must_use]
     pub fn new(total: Pages, reserve: Pages) -> Self {
         Self {
-            total: total.0,
-            reserve: reserve.0.min(total.0),
+            total: Mark::new(total.0),
+            reserve: Mark::new(reserve.0.min(total.0)),
             used: AtomicU64::new(0),
             peak: Mark::new(0),
             alarm_at: Mark::new(u64::MAX),
@@ -81,14 +81,23 @@ impl Budget {
 
     /// The whole budget.
     #[must_use]
-    pub const fn total(&self) -> Pages {
-        Pages(self.total)
+    pub fn total(&self) -> Pages {
+        Pages(self.total.load(Ordering::Relaxed))
+    }
+
+    /// Makes the budget larger or smaller. If more is used than it then has, nothing is free until that much was given
+    /// back. The marks stay where they are, as amounts of used memory, until they are set again.
+    pub fn set_total(&self, total: Pages, reserve: Pages) {
+        self.reserve
+            .store(reserve.0.min(total.0), Ordering::Relaxed);
+        self.total.store(total.0, Ordering::Relaxed);
+        self.hand_out();
     }
 
     /// The pages that first touches leave alone.
     #[must_use]
-    pub const fn reserve(&self) -> Pages {
-        Pages(self.reserve)
+    pub fn reserve(&self) -> Pages {
+        Pages(self.reserve.load(Ordering::Relaxed))
     }
 
     /// What is charged now.
@@ -100,7 +109,7 @@ impl Budget {
     /// What is left, reserve included.
     #[must_use]
     pub fn free(&self) -> Pages {
-        Pages(self.total).saturating_sub(self.used())
+        self.total().saturating_sub(self.used())
     }
 
     /// How many pages first touches may take now.
@@ -112,8 +121,8 @@ impl Budget {
     fn kept(&self, urgency: Urgency) -> u64 {
         let floor = self.floor.load(Ordering::Relaxed);
         match urgency {
-            Urgency::Touch => self.reserve.max(floor),
-            Urgency::Refill => (self.reserve / 2).max(floor),
+            Urgency::Touch => self.reserve().0.max(floor),
+            Urgency::Refill => (self.reserve().0 / 2).max(floor),
             Urgency::Reclaim => 0,
         }
     }
@@ -131,7 +140,7 @@ impl Budget {
 
     /// Takes what is there, from `least` to `most` pages, and returns how many; `None` if there are fewer than `least`.
     fn take_some(&self, least: u64, most: u64, urgency: Urgency) -> Option<u64> {
-        let limit = self.total - self.kept(urgency);
+        let limit = self.total().0.saturating_sub(self.kept(urgency));
         let mut used = self.used.load(Ordering::Relaxed);
         loop {
             let count = limit.saturating_sub(used).min(most);
@@ -173,7 +182,7 @@ impl Budget {
     pub fn take_least_free(&self) -> Pages {
         let used = self.used.load(Ordering::Relaxed);
         let peak = self.peak.swap(used, Ordering::Relaxed).max(used);
-        Pages(self.total).saturating_sub(Pages(peak))
+        self.total().saturating_sub(Pages(peak))
     }
 
     /// Gives pages back. VMs whose faults wait for pages are the first to get them.
@@ -405,6 +414,41 @@ mod tests {
     }
 
     #[test]
+    fn budget_that_shrinks_below_what_is_used_hands_out_nothing_until_it_is_given_back() {
+        let budget = Budget::new(Pages(100), Pages(20));
+        assert!(budget.take(80, Urgency::Touch));
+        budget.set_total(Pages(50), Pages(10));
+        assert_eq!((budget.free(), budget.spare()), (Pages(0), Pages(0)));
+        assert_eq!(budget.take_least_free(), Pages(0));
+        assert!(!budget.take(1, Urgency::Reclaim));
+        budget.give(35);
+        assert_eq!(budget.free(), Pages(5));
+        assert!(!budget.take(1, Urgency::Refill));
+        assert!(budget.take(1, Urgency::Reclaim));
+        budget.set_total(Pages(100), Pages(20));
+        assert!(budget.take(34, Urgency::Touch));
+        assert!(!budget.take(1, Urgency::Touch));
+        budget.give(80);
+    }
+
+    #[test]
+    fn vm_that_waits_gets_what_a_larger_budget_has() {
+        let budget = Budget::new(Pages(10), Pages(0));
+        assert!(budget.take(10, Urgency::Touch));
+        let parking = Arc::new(Parking::new().expect("an eventfd"));
+        let need = Need {
+            touch: 3,
+            refill: 0,
+        };
+        budget.wait(&parking, need, false, false);
+        assert_eq!(budget.granted(), Pages(0));
+        budget.set_total(Pages(12), Pages(0));
+        assert_eq!(budget.granted(), Pages(2));
+        budget.leave(&parking);
+        budget.give(10);
+    }
+
+    #[test]
     fn floor_is_left_by_faults_and_not_by_reclaim() {
         let budget = Budget::new(Pages(100), Pages(20));
         budget.set_floor(Pages(30));
@@ -588,7 +632,7 @@ mod tests {
                 prop_assert_eq!(budget.used().0, held + budget.granted().0);
                 let refills = budget.refills_awaited.load(Ordering::Relaxed);
                 let touches = budget.touches_awaited.load(Ordering::Relaxed);
-                let free = |urgency| budget.total - budget.kept(urgency) > budget.used().0;
+                let free = |urgency| budget.total().0 - budget.kept(urgency) > budget.used().0;
                 prop_assert!(refills == 0 || !free(Urgency::Refill));
                 prop_assert!(touches == 0 || !free(Urgency::Touch));
             }

@@ -14,6 +14,7 @@
 //!     17      QUIET    the scanner did not find it changed at its last scan
 //!     18      FROZEN   the guest's accesses to the RAM page are known to wait
 //!     19..21  CAUSE    why the last scan did not share the page: it changes, no VMA, no memory
+//!     21      COLD     it is in a store, or on its way there, because its guest had not touched it for long
 //!     32..64  frame or slot; for a resident page the low half of its hash at the last scan
 //! ```
 //!
@@ -74,6 +75,7 @@ const CAUSE: u64 = 0b11 << 19;
 const CHANGES: u64 = 1 << 19;
 const NO_VMA: u64 = 2 << 19;
 const NO_MEMORY: u64 = 3 << 19;
+const COLD: u64 = 1 << 21;
 const PAYLOAD_SHIFT: u32 = 32;
 
 /// How often [`PageTable::counts`] reads the counters until they add up. One page in the middle of its move
@@ -123,6 +125,12 @@ impl Entry {
     #[must_use]
     pub const fn is_refilled(self) -> bool {
         self.0 & REFILLED != 0
+    }
+
+    /// Whether the page is in a store because its guest had not touched it for long, and not because memory was short.
+    #[must_use]
+    pub const fn is_cold(self) -> bool {
+        self.0 & COLD != 0
     }
 
     const fn payload(self) -> u32 {

@@ -176,6 +176,12 @@ impl Promises {
     pub fn of(host: &HostSnapshot, config: &Config) -> Self {
         Ledger::of(host, config).host
     }
+
+    /// The least budget with which they can be kept.
+    #[must_use]
+    pub fn needs(&self) -> Pages {
+        total([self.reserved, self.metadata, self.kept_free])
+    }
 }
 
 impl Ledger {
@@ -265,13 +271,7 @@ impl Ledger {
 
     /// By how much the host has promised more than it has.
     fn host_excess(&self, budget: Pages) -> Pages {
-        let Promises {
-            reserved,
-            metadata,
-            kept_free,
-            ..
-        } = self.host;
-        total([reserved, metadata, kept_free]).saturating_sub(budget)
+        self.host.needs().saturating_sub(budget)
     }
 
     /// Whether a change to `after`, of which `host` is the snapshot, may be made.

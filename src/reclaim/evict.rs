@@ -77,7 +77,7 @@ impl Evictor {
             // Second chance comes here when the guest wanted all watched pages back.
             let victims = random(vm, &mut self.dice, want, |home| home == Home::Resident);
             if !victims.is_empty() {
-                return self.evict_resident(vm, victims, means, false);
+                return self.evict_resident(vm, victims, means, Way::AtOnce);
             }
         }
         // A shared page can only go to a store.
@@ -124,9 +124,10 @@ impl Evictor {
         let mut is_found = !victims.is_empty();
         let has_queue = chosen.dense().is_some();
         let waits = has_queue && means.compress && means.swap && !vm.budget.is_scarce();
+        let way = if waits { Way::Deferring } else { Way::AtOnce };
         // While memory is scarce nothing waits in the second queue: what does not compress goes to the swap file at
         // once.
-        let evicted = self.evict_resident(vm, victims, means, waits)?;
+        let evicted = self.evict_resident(vm, victims, means, way)?;
         let Some(dense) = self.victims.of(choice).dense() else {
             return Ok(is_found.then_some(evicted));
         };
@@ -141,17 +142,31 @@ impl Evictor {
             compress: false,
             ..means
         };
-        let swapped = self.evict_resident(vm, dense, means, false)?;
+        let swapped = self.evict_resident(vm, dense, means, Way::AtOnce)?;
         Ok(is_found.then_some(Pages(evicted.0 + swapped.0)))
     }
 
-    /// Evicts resident pages; freezes them if any is not frozen. `waits`: those that do not compress are deferred.
+    /// Evicts locked resident pages of a batch that their guest has not touched for long, and marks those that go to a
+    /// store as cold. Returns how many left RAM.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the guest or its session is gone.
+    pub(super) fn evict_cold(
+        &mut self,
+        vm: &Vm,
+        victims: Vec<PageGuard<'_>>,
+        means: Means,
+    ) -> Result<Pages, EngineError> {
+        self.evict_resident(vm, victims, means, Way::Cold)
+    }
+
+    /// Evicts resident pages; freezes them if any is not frozen.
     fn evict_resident<'a>(
         &mut self,
         vm: &'a Vm,
         victims: Vec<PageGuard<'a>>,
         means: Means,
-        waits: bool,
+        way: Way,
     ) -> Result<Pages, EngineError> {
         if victims.is_empty() {
             return Ok(Pages(0));
@@ -163,8 +178,9 @@ impl Evictor {
         }
         // Allocated only here, because many VMs are never evicted from.
         self.contents.resize_with(AT_ONCE, PageBuf::zeroed);
-        let deferred = waits.then_some(&mut self.deferred);
+        let deferred = (way == Way::Deferring).then_some(&mut self.deferred);
         let mut leaving = Leaving::new(means, &mut self.compressor, &mut self.cluster, deferred);
+        leaving.are_cold = way == Way::Cold;
         match leaving.take_frozen(vm, victims, &mut self.contents) {
             Ok(shared) => Ok(Pages(leaving.leave(vm)? + shared)),
             Err(error) => Err(give_up(vm, &leaving.stored, error)),
@@ -192,6 +208,17 @@ impl Evictor {
     }
 }
 
+/// How resident pages leave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    /// Into whichever store takes them.
+    AtOnce,
+    /// The same, but those that do not compress go on waiting.
+    Deferring,
+    /// The same as at once, marked as cold.
+    Cold,
+}
+
 /// Locked pages on their way out: those that are stored in a new place and those that wait for the
 /// swap file. All of them still have their old homes.
 struct Leaving<'a, 'c> {
@@ -202,6 +229,8 @@ struct Leaving<'a, 'c> {
     means: Means,
     /// Receives the pages that do not compress and go on waiting; `None`: they go to the swap file.
     deferred: Option<&'c mut Vec<Gfn>>,
+    /// Whether the pages leave because they are cold.
+    are_cold: bool,
 }
 
 impl<'a, 'c> Leaving<'a, 'c> {
@@ -220,6 +249,7 @@ impl<'a, 'c> Leaving<'a, 'c> {
             cluster,
             means,
             deferred,
+            are_cold: false,
         }
     }
 
@@ -294,6 +324,11 @@ impl<'a, 'c> Leaving<'a, 'c> {
             } else {
                 vm.stats.evict_failed.one();
             }
+        }
+        if self.are_cold {
+            let goes_to_store = |home| matches!(home, Home::Compressed(_) | Home::Swapped(_));
+            let stored = self.stored.iter().filter(|(_, home)| goes_to_store(*home));
+            stored.for_each(|(page, _)| page.set_cold());
         }
         let count = self.stored.len() as u64;
         // All of them at once, so that their holes are punched in runs and waiting faults are called once.

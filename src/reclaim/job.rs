@@ -9,6 +9,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use crossbeam::select;
 use memvisor_wire::balloon::StatusRun;
 
+use super::cold::Cold;
 use super::victims::Choice;
 use crate::pool::Pool;
 use crate::share::{AttachRequest, Survey};
@@ -90,6 +91,8 @@ pub struct Routine {
     pub victims: Choice,
     /// Swapped pages to bring back in a second once memory has stayed free: `Memvisor.UnswapRate`; zero: none.
     pub unswap_rate: u32,
+    /// Which pages leave though nobody is short of memory.
+    pub cold: Cold,
 }
 
 impl WorkerHandle {

@@ -11,6 +11,8 @@
 //!
 //! While memory is free, workers can also bring swapped pages back before their guests want them (`unswap.rs`).
 //!
+//! And they can take pages that their guest has not touched for long, though nobody is short of memory (`cold.rs`).
+//!
 //! Each VM has a worker thread of its own. A guest that does not answer (stopped, swapped out by its
 //! own kernel, malicious) keeps only its own worker waiting.
 //!
@@ -20,6 +22,7 @@
 //! batch, on processors that the guests use. A page of a batch is read from guest memory once. The zero check,
 //! the digest, the comparison with a frame and the compressor all use that copy while it is in the cache.
 
+mod cold;
 mod evict;
 mod job;
 mod pace;
@@ -30,6 +33,7 @@ mod unswap;
 pub mod victims;
 mod worker;
 
+pub use cold::Cold;
 pub use evict::Evictor;
 pub use job::{Job, Routine, WorkerHandle};
 pub(crate) use job::{Queue, queue};

@@ -6,6 +6,9 @@
 //! all VMs when memory has stayed free for a while. Either brings back a bounded number of pages a second, because the
 //! disk is the guests' too, and only while more is free than reclaim aims at, with a margin: otherwise pages that
 //! nobody asked for would push out others, and be pushed out again.
+//!
+//! Pages that left because they were cold do not come by themselves: they would only have to be taken again. An
+//! operator's order brings them too.
 
 use std::time::{Duration, Instant};
 
@@ -87,7 +90,7 @@ impl Unswapper {
         while came < most && looked_at < LOOKED_AT && self.cursor < end && is_free(vm) {
             let count = AT_ONCE.min(most - came).min(end - self.cursor);
             let run = GfnRun::new(Gfn(self.cursor), count);
-            let now_came = bring_back(vm, run);
+            let now_came = bring_back(vm, run, self.is_ordered);
             came += now_came;
             self.cursor += now_came.max(1);
             looked_at += now_came.max(1);
@@ -122,9 +125,11 @@ fn is_free(vm: &Vm) -> bool {
 
 /// Brings back the first page of `run` if it is in the swap file, and those behind it that follow it there. Returns how
 /// many came. A page that is busy, sampled or damaged stays where it is until its guest touches it.
-fn bring_back(vm: &Vm, run: GfnRun) -> u32 {
+fn bring_back(vm: &Vm, run: GfnRun, is_ordered: bool) -> u32 {
     let can_come = |page: &PageGuard<'_>| {
-        matches!(page.home(), Home::Swapped(_)) && !page.entry().is_sampled()
+        let entry = page.entry();
+        let comes = is_ordered || !entry.is_cold();
+        matches!(entry.home(), Home::Swapped(_)) && !entry.is_sampled() && comes
     };
     let lock = |gfn| {
         let is_swapped = matches!(vm.table.entry(gfn).home(), Home::Swapped(_));

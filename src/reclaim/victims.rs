@@ -115,7 +115,7 @@ fn round(vm: &Vm, start: u32) -> impl Iterator<Item = Gfn> {
 }
 
 /// Locks pages that qualify, until there are `want`. It takes no more out of `gfns` than it needs: that drains a queue.
-fn take<'a>(
+pub(super) fn take<'a>(
     vm: &'a Vm,
     mut gfns: impl Iterator<Item = Gfn>,
     want: usize,

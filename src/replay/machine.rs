@@ -343,6 +343,7 @@ impl<'a> Machine<'a> {
             sample_period: settings.sample_period,
             victims: self.victims,
             unswap_rate: settings.unswap_pages(),
+            cold: settings.cold(),
         };
         let floor = settings.sample_active_pct_min;
         let mut estimates = HashMap::new();

@@ -17,6 +17,7 @@ use super::guests::WrittenGuest;
 use super::pools::Pools;
 use super::variants::{Combination, combinations};
 use super::{Scenario, Setup, Variant};
+use crate::machine::BudgetChoice;
 use crate::settings::{
     Invalid, Key, Keys, Memory, Problem, Reading, Scalar, StartSettings, number, shown, text_of,
 };
@@ -232,7 +233,14 @@ impl Reading {
     fn setup(&mut self, written: &Written) -> Option<Setup> {
         let (duration, interval) = self.times(written);
         let memory = match written.host.memory {
-            Some(Memory(memory)) => memory,
+            Some(BudgetChoice::Size(memory)) => memory,
+            Some(other) => {
+                let text = format!(
+                    "[host] memory cannot be {other}: a run needs a size, so that it is the same on each machine"
+                );
+                self.wrong(None, &text);
+                Bytes(0)
+            }
             None => {
                 if self.problems.is_empty() {
                     self.wrong(None, "[host] needs memory, such as memory = \"256M\"");

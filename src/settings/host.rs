@@ -5,6 +5,7 @@ use super::spec::Spec;
 use super::table::HostSettings;
 use super::value::Value;
 use crate::policy::{Config, Esx, Policy, Stall};
+use crate::reclaim::Cold;
 use crate::units::Bytes;
 
 impl Profile {
@@ -61,6 +62,16 @@ impl HostSettings {
     pub fn unswap_pages(&self) -> u32 {
         let bytes = Bytes::from_mib(self.unswap_rate.into());
         u32::try_from(bytes.pages().0).unwrap_or(u32::MAX)
+    }
+
+    /// What is cold, and how much of it may come back.
+    #[must_use]
+    pub const fn cold(&self) -> Cold {
+        Cold {
+            age: self.cold_age,
+            refaults: self.cold_refaults,
+            compress: self.mem_zip_enable,
+        }
     }
 
     /// The defaults of a profile.

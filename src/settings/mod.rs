@@ -24,6 +24,7 @@ mod error;
 mod field;
 mod file;
 mod host;
+mod key;
 mod keyed;
 mod layers;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::choice::{EngineChoice, Profile};
 use super::value::{Scalar, shown};
+use crate::machine::{BudgetChoice, BudgetError};
 use crate::policy::Policy;
 use crate::units::{Bytes, Pages};
 
@@ -25,7 +26,8 @@ pub struct StartSettings {
     /// The policy by which memory is divided.
     pub policy: Option<&'static dyn Policy>,
     /// The budget.
-    pub memory: Option<Memory>,
+    #[serde(deserialize_with = "budget")]
+    pub memory: Option<BudgetChoice>,
     /// The engine.
     pub engine: Option<EngineChoice>,
     /// Where swap files are made.
@@ -36,6 +38,15 @@ pub struct StartSettings {
     pub record_balloon: Option<PathBuf>,
     /// Where metrics are served.
     pub http: Option<HttpAddress>,
+}
+
+fn budget<'de, D: Deserializer<'de>>(from: D) -> Result<Option<BudgetChoice>, D::Error> {
+    let text = Scalar::deserialize(from)?.to_string();
+    let wrong = |_| {
+        let (text, allowed) = (shown(&text), BudgetError::ALLOWED);
+        de::Error::custom(format!("cannot be `{text}`; allowed: {allowed}"))
+    };
+    text.parse().map(Some).map_err(wrong)
 }
 
 fn directory<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {

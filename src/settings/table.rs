@@ -6,9 +6,8 @@
 use std::time::Duration;
 
 use super::choice::{BalloonTakes, CacheKeeps, FaultsWait, ForceSalting};
-use super::error::{SettingError, nearest};
 use super::spec::{Departure, Spec};
-use super::value::{FromValue, Kind, Value, shown};
+use super::value::{FromValue, Kind, Value};
 use crate::policy::{Generation, IdleTaxType, Law, law};
 use crate::reclaim::victims;
 use crate::units::Pages;
@@ -324,6 +323,21 @@ host_settings! {
         esx: Value::Whole(0),
         deviation: "no setting in ESX, where an operator asks for it",
     }
+    /// for how long a guest has not touched a page that is taken from it though nobody is short of memory; 0: none is
+    Memvisor.ColdAge => cold_age: Duration {
+        group: "eviction",
+        kind: Kind::time("s", 0, 86_400_000),
+        esx: Value::Time(Duration::ZERO),
+        deviation: "no setting in ESX, which takes pages when memory is short",
+    }
+    /// how many of the pages taken for their age may be wanted back in an hour, of those that the VM holds: as more
+    /// are, fewer are taken
+    Memvisor.ColdRefaults => cold_refaults: u32 {
+        group: "eviction",
+        kind: Kind::whole("%/h", 1, 6000),
+        esx: Value::Whole(12),
+        deviation: "no setting in ESX",
+    }
 }
 
 const fn millis(millis: u64) -> Value {
@@ -332,41 +346,6 @@ const fn millis(millis: u64) -> Value {
 
 fn typed<T: FromValue>(key: Key, value: Value) -> T {
     T::from_value(value).unwrap_or_else(|| panic!("{value:?} is no value of {key:?}"))
-}
-
-impl Key {
-    /// What is known about this setting.
-    #[must_use]
-    pub const fn spec(self) -> &'static Spec {
-        &TABLE[self as usize]
-    }
-
-    /// The setting called `name`, in upper or lower case.
-    ///
-    /// # Errors
-    /// [`SettingError::Unknown`] with names that are like it.
-    pub fn find(name: &str) -> Result<Self, SettingError> {
-        let found = TABLE.iter().find(|s| s.name.eq_ignore_ascii_case(name));
-        found
-            .map(|spec| spec.key)
-            .ok_or_else(|| SettingError::Unknown {
-                name: shown(name),
-                nearest: nearest(name, TABLE.iter().map(|spec| spec.name)),
-            })
-    }
-
-    /// Reads a value of this setting.
-    ///
-    /// # Errors
-    /// [`SettingError::Value`].
-    pub fn read(self, text: &str) -> Result<Value, SettingError> {
-        let spec = self.spec();
-        spec.kind.read(text).ok_or_else(|| SettingError::Value {
-            name: spec.name,
-            value: shown(text),
-            allowed: spec.kind.allowed(),
-        })
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::machine::BudgetChoice;
 use crate::units::Bytes;
 
 const DOCUMENT: &str = include_str!("../../docs/settings.md");
@@ -128,7 +129,10 @@ fn example_of_a_configuration_file_is_one() {
     let (example, _) = example.split_once("```").expect("an end");
     let file = ConfigFile::parse(Path::new("host.toml"), example).expect("no fault");
     assert_eq!(file.start.profile, Some(Profile::Esx));
-    assert_eq!(file.start.memory, Some(Memory(Bytes::from_mib(512))));
+    assert_eq!(
+        file.start.memory,
+        Some(BudgetChoice::Size(Bytes::from_mib(512)))
+    );
     assert_eq!((file.vms.len(), file.pools.len()), (2, 1));
     let layers = Layers::new(Profile::Esx, file.settings, Layer::default());
     let from_file = layers

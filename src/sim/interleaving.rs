@@ -15,7 +15,7 @@ use super::{Guest, GuestThread, Host, Op, Spec, scanning};
 use crate::compress::samples;
 use crate::engine::EngineKind::{self, Mprotect, Uffd};
 use crate::page::Urgency;
-use crate::reclaim::{Job, WorkerHandle};
+use crate::reclaim::{Cold, Job, WorkerHandle};
 use crate::share::AttachRequest;
 use crate::sync::{self, AtomicU32, Ordering};
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, VmId};
@@ -227,6 +227,7 @@ impl Scene {
             vm.orders.set_unswap(None);
             worker.change(|it| it.scan_rate = 0);
             worker.change(|it| it.sample_period = Duration::ZERO);
+            worker.change(|it| it.cold = Cold::default());
             host.join(worker, Some(0));
         }
         while running.load(Ordering::SeqCst) > 0 {
@@ -240,7 +241,7 @@ impl Scene {
     }
 
     fn order(self, host: &Host, vm: &Vm, worker: &WorkerHandle) {
-        match thread_rng().gen_range(0..10) {
+        match thread_rng().gen_range(0..11) {
             0 => worker.change(|it| it.scan_rate = FAST * u32::from(thread_rng().gen_bool(0.7))),
             1 => worker.change(|it| it.sample_period = Duration::from_millis(50)),
             2 => vm.zip.lock().set_max_pages(thread_rng().gen_range(0..2)),
@@ -257,6 +258,13 @@ impl Scene {
                 vm.orders.set_unswap(NonZeroU32::new(FAST));
                 worker.suggest(Job::Wake);
             }
+            9 => worker.change(|it| {
+                it.cold = Cold {
+                    age: Duration::from_millis(50),
+                    refaults: u32::MAX,
+                    compress: true,
+                }
+            }),
             // Only time passes.
             _ => {}
         }

@@ -25,6 +25,7 @@ mod address_space;
 mod ahead;
 mod bridges;
 mod claim_table;
+mod cold;
 mod every_step;
 mod failures;
 mod fault_thread;

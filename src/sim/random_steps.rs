@@ -81,6 +81,9 @@ pub(super) enum Step {
     Evict(u64, Means),
     /// Swapped pages are to come back, so many a second, or no more.
     Unswap(Option<NonZeroU32>),
+    /// Pages that were not touched for so many milliseconds leave, as long as no more than so many percent come back in
+    /// an hour.
+    Cold(u64, u32),
     SwapFails(Option<Errno>),
     ZipCap(u32),
     SwapSlots(u32),
@@ -150,6 +153,8 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         9 => prop::collection::vec(requests(), 1..4).prop_map(Step::Ask),
         9 => (1..30u64, means()).prop_map(|(want, means)| Step::Evict(want, means)),
         2 => (0..100u32).prop_map(|rate| Step::Unswap(NonZeroU32::new(rate))),
+        3 => (0..2000u64, prop::sample::select(vec![1, 1000, u32::MAX]))
+            .prop_map(|(age, refaults)| Step::Cold(age, refaults)),
         1 => prop::sample::select(vec![None, Some(Errno::ENOSPC), Some(Errno::EIO)])
             .prop_map(Step::SwapFails),
         1 => (0..5u32).prop_map(Step::ZipCap),
@@ -286,6 +291,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         Step::Ask(requests) => serve(host, guest, requests).expect("the session lives"),
         Step::Evict(want, means) => evict(guest, want, means),
         Step::Unswap(rate) => vm.orders.set_unswap(rate),
+        Step::Cold(age, refaults) => guest.cold(Duration::from_millis(age), refaults),
         Step::SwapFails(errno) => guest.disk.set_failing(errno),
         Step::ZipCap(pages) => {
             let mut zip = vm.zip.lock();

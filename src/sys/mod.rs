@@ -35,7 +35,7 @@ pub use pagemap::Pagemap;
 pub use plain::{Advice, PlainMemory};
 pub use prefetch::prefetch;
 pub use private_tmpfs::readers_cannot_write;
-pub use process::Process;
+pub use process::{Process, own_memory};
 pub use processor::{Processors, processor_of};
 pub use published::Published;
 pub use self_served::SelfServed;

@@ -27,11 +27,12 @@ struct ProcFiles {
     clear_refs: File,
     smaps_rollup: File,
     pagemap: File,
+    status: File,
     task: File,
 }
 
-/// More than the text of `smaps_rollup`: some 25 lines of less than 40 bytes.
-const ROLLUP: usize = 4096;
+/// More than the text of `smaps_rollup`, some 25 lines of less than 40 bytes, or of `status`, some 60.
+const TEXT: usize = 4096;
 
 impl Process {
     /// The peer of `socket`.
@@ -78,10 +79,16 @@ impl Process {
     /// # Errors
     /// As there; `InvalidData` when the kernel does not tell.
     pub fn accessed(&self) -> io::Result<Bytes> {
-        let mut text = [0; ROLLUP];
-        let len = self.files()?.smaps_rollup.read_at(&mut text, 0)?;
-        let rollup = String::from_utf8_lossy(&text[..len]);
-        referenced(&rollup).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        let rollup = read(&self.files()?.smaps_rollup)?;
+        size(&rollup, "Referenced:").ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// What it takes beside files that it maps, such as its RAM: heap, stacks, and the page tables of all its mappings.
+    ///
+    /// # Errors
+    /// As for [`accessed`](Self::accessed).
+    pub fn memory(&self) -> io::Result<Bytes> {
+        memory(&self.files()?.status)
     }
 
     /// How many threads it has.
@@ -130,16 +137,38 @@ impl ProcFiles {
             clear_refs: File::options().write(true).open(path("clear_refs"))?,
             smaps_rollup: File::open(path("smaps_rollup"))?,
             pagemap: File::open(path("pagemap"))?,
+            status: File::open(path("status"))?,
             task: File::open(path("task"))?,
         })
     }
 }
 
-/// The accessed memory, from the text of `smaps_rollup`.
-fn referenced(rollup: &str) -> Option<Bytes> {
-    let line = rollup
-        .lines()
-        .find_map(|line| line.strip_prefix("Referenced:"))?;
+/// What this process takes, as [`Process::memory`].
+///
+/// # Errors
+/// As there.
+pub fn own_memory() -> io::Result<Bytes> {
+    memory(&File::open("/proc/self/status")?)
+}
+
+fn memory(status: &File) -> io::Result<Bytes> {
+    let text = read(status)?;
+    let parts = ["RssAnon:", "VmPTE:"].map(|name| size(&text, name));
+    let [Some(own), Some(tables)] = parts else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    Ok(Bytes(own.0.saturating_add(tables.0)))
+}
+
+fn read(file: &File) -> io::Result<String> {
+    let mut text = [0; TEXT];
+    let len = file.read_at(&mut text, 0)?;
+    Ok(String::from_utf8_lossy(&text[..len]).into_owned())
+}
+
+/// The size in the line of this name of a text of `/proc`.
+fn size(text: &str, name: &str) -> Option<Bytes> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(Bytes(kib.saturating_mul(1024)))
 }
@@ -149,12 +178,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn referenced_is_read_from_its_line_or_not_at_all() {
+    fn size_is_read_from_its_line_or_not_at_all() {
+        let referenced = |text| size(text, "Referenced:");
         let rollup =
             "55d0-7ffe ---p 00000000 00:00 0  [rollup]\nRss:  900 kB\nReferenced:  764 kB\n";
         assert_eq!(referenced(rollup), Some(Bytes(764 << 10)));
         assert_eq!(referenced("Rss: 900 kB\n"), None);
         assert_eq!(referenced("Referenced: many kB\n"), None);
+    }
+
+    #[test]
+    fn memory_of_this_process_grows_with_what_it_touches_and_not_with_files() {
+        let before = own_memory().expect("a process may read its own");
+        let memory = vec![1_u8; 32 << 20];
+        let after = own_memory().expect("a process may read its own");
+        // Other tests may give memory back meanwhile.
+        assert!(after.0 >= before.0 + (16 << 20), "{before} then {after}");
+        drop(memory);
     }
 
     #[test]

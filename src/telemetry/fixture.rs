@@ -116,6 +116,8 @@ fn evict() -> EvictStatus {
         to_swap: 1_000,
         incompressible: 900,
         spilled: 100,
+        cold: 1_400,
+        cold_back: 30,
         ..EvictStatus::default()
     }
 }
@@ -150,6 +152,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
         },
         credit_pages: Pages(0),
         kernel_pages: homes.resident_pages,
+        process_bytes: Some(Bytes::from_mib(3)),
         homes,
         pool: if id == 1 { "prod" } else { "root" }.to_owned(),
         allocation: AllocationStatus {
@@ -216,6 +219,31 @@ fn pools() -> Vec<PoolStatus> {
     vec![root, prod]
 }
 
+fn machine() -> MachineStatus {
+    MachineStatus {
+        budget: "auto".to_owned(),
+        memory_bytes: Some(Bytes::from_mib(8192)),
+        limit_bytes: Some(Bytes::from_mib(352)),
+        cgroup: Some("/sys/fs/cgroup/memvisor".to_owned()),
+        overhead_bytes: Bytes::from_mib(96),
+        daemon_bytes: Some(Bytes::from_mib(14)),
+        guests_bytes: Bytes::from_mib(6),
+        pressure: Some(PressureStatus {
+            cgroup: None,
+            some: PressureLevel {
+                ten_seconds_percent: 1.5,
+                minute_percent: 0.25,
+                total_us: 83_000,
+            },
+            full: PressureLevel {
+                ten_seconds_percent: 0.5,
+                minute_percent: 0.1,
+                total_us: 55_000,
+            },
+        }),
+    }
+}
+
 /// A host of 256 MiB with two guests, of 256 and 128 MiB, in the soft state.
 pub(crate) fn host() -> HostStatus {
     let first = Homes {
@@ -275,6 +303,7 @@ pub(crate) fn host() -> HostStatus {
             settled: false,
         },
         totals: Totals::of(&vms),
+        machine: machine(),
         pools: pools(),
         vms,
     };

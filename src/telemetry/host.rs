@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::health::Health;
 use super::sharing::SharingStatus;
 use super::vm::{Homes, VmStatus};
-use crate::units::Pages;
+use crate::units::{Bytes, Pages};
 
 /// How short of free memory the host is, from plenty to none.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -141,6 +141,52 @@ impl Totals {
     }
 }
 
+/// The machine that the host runs on, as far as memory goes.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct MachineStatus {
+    /// The budget as it was given: a size, a part, or `auto`.
+    pub budget: String,
+    /// The memory of the machine; `null` where it is not known.
+    pub memory_bytes: Option<Bytes>,
+    /// The least limit of the daemon's cgroup and those around it; `null`: none that is below that.
+    pub limit_bytes: Option<Bytes>,
+    /// The cgroup that has that limit.
+    pub cgroup: Option<String>,
+    /// What a host with this budget may need beside it, and `auto` leaves.
+    pub overhead_bytes: Bytes,
+    /// The daemon's own memory: its heap and stacks, and the kernel's page tables for it.
+    pub daemon_bytes: Option<Bytes>,
+    /// The same of all guests' processes, their RAM apart.
+    pub guests_bytes: Bytes,
+    /// Pressure on memory as the kernel measures it (PSI); `null` where it does not.
+    pub pressure: Option<PressureStatus>,
+}
+
+/// For how long tasks waited for memory of the machine.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct PressureStatus {
+    /// The cgroup whose tasks are meant; `null`: all of the machine.
+    pub cgroup: Option<String>,
+    /// At least one task waited.
+    pub some: PressureLevel,
+    /// All tasks that were not idle waited at once.
+    pub full: PressureLevel,
+}
+
+/// A part of the time, and the time.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct PressureLevel {
+    /// The part of the latest ten seconds.
+    pub ten_seconds_percent: f64,
+    /// The part of the latest minute.
+    pub minute_percent: f64,
+    /// All of it so far.
+    pub total_us: u64,
+}
+
 /// The whole host at one moment.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -181,6 +227,8 @@ pub struct HostStatus {
     pub share: ShareStatus,
     /// Sums over `vms`.
     pub totals: Totals,
+    /// The machine that it runs on.
+    pub machine: MachineStatus,
     /// The resource pools, the root first and each after its parent.
     pub pools: Vec<PoolStatus>,
     /// The running VMs, in order of their ids.

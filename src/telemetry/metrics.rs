@@ -98,6 +98,14 @@ metrics! {
     StateSet(&["high", "clear", "soft", "hard", "low"]), "host_state", Plain, Of("free_state"), "How short of free memory the host is.";
     StateSet(&["awesome", "good", "hmm", "oops"]), "host_health", Plain, Of("health.reading"), "How well the host is, in the words of the field.";
     Gauge, "host_budget_bytes", Pages, Of("budget_pages"), "Memory that the daemon may use for guests.";
+    Gauge, "host_machine_bytes", Bytes, Of("machine.memory_bytes"), "Memory of the machine.";
+    Gauge, "host_machine_limit_bytes", Bytes, Of("machine.limit_bytes"), "The least limit of the daemon's cgroups, if it is below that.";
+    Gauge, "host_overhead_bytes", Bytes, Of("machine.overhead_bytes"), "What a host with this budget may need beside it.";
+    Gauge, "host_process_bytes", Bytes, By("of", &["machine.daemon_bytes", "machine.guests_bytes"]), "Memory of the daemon's own process, and of guests' processes beside their RAM; the budget counts neither.";
+    Gauge, "host_pressure_ratio", Percent, By("window", &["machine.pressure.some.ten_seconds_percent", "machine.pressure.some.minute_percent"]), "The part of the time in which at least one task waited for memory of the machine (PSI).";
+    Gauge, "host_pressure_full_ratio", Percent, By("window", &["machine.pressure.full.ten_seconds_percent", "machine.pressure.full.minute_percent"]), "The same of all tasks at once.";
+    Counter, "host_pressure_seconds", Micros, Of("machine.pressure.some.total_us"), "Time in which at least one task waited for memory of the machine.";
+    Counter, "host_pressure_full_seconds", Micros, Of("machine.pressure.full.total_us"), "The same of all tasks at once.";
     Gauge, "host_used_bytes", Pages, Of("used_pages"), "Memory in use, metadata included.";
     Gauge, "host_free_bytes", Pages, Of("free_pages"), "Budget less used.";
     Gauge, "host_metadata_bytes", Pages, Of("metadata_pages"), "What of the used memory is page tables, indexes and the like.";
@@ -192,6 +200,9 @@ metrics! {
     Counter, "vm_incompressible_pages", Moves, Of("vms[].evict.incompressible"), "Evicted pages that did not compress to half a page.";
     Counter, "vm_spilled_pages", Moves, Of("vms[].evict.spilled"), "Compressed pages that moved on to the swap file.";
     Counter, "vm_unevictable_pages", Moves, Of("vms[].evict.given_up"), "Pages that neither cache nor swap file would take.";
+    Gauge, "vm_process_bytes", Bytes, Of("vms[].process_bytes"), "What its process takes beside its RAM; the budget does not count it.";
+    Counter, "vm_cold_pages", Moves, Of("vms[].evict.cold"), "Evicted pages that their guest had not touched for Memvisor.ColdAge.";
+    Counter, "vm_cold_refaulted_pages", Moves, Of("vms[].evict.cold_back"), "Such pages that their guest wanted back from a store.";
     Gauge, "vm_mappings", Plain, Of("vms[].vmas"), "Mappings of the guest's process that its RAM takes, at most.";
     Gauge, "vm_mappings_budget", Plain, Of("vms[].vma_budget"), "The most that changes by choice may lead to.";
     Gauge, "vm_blocked", Plain, Of("vms[].blocked"), "1 if it must wait with its next page of memory.";

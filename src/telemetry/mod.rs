@@ -24,7 +24,10 @@ mod vm;
 
 pub use balloon::BalloonSessionStatus;
 pub use health::{Health, Reading};
-pub use host::{FreeState, HostStatus, Overcommit, PoolStatus, ShareStatus, Thresholds, Totals};
+pub use host::{
+    FreeState, HostStatus, MachineStatus, Overcommit, PoolStatus, PressureLevel, PressureStatus,
+    ShareStatus, Thresholds, Totals,
+};
 pub use model::{Rates, Savings, StallRates, VmRates, overcommit};
 pub use series::Series;
 pub use sharing::{EstimatedPages, ShareEstimate, SharingStatus, VmShareEstimate};

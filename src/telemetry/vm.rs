@@ -311,6 +311,10 @@ pub struct EvictStatus {
     pub spilled: u64,
     /// Pages that stayed because the guest touched them meanwhile or storing them failed.
     pub given_up: u64,
+    /// Of the evicted pages, those that left because their guest had not touched them for long.
+    pub cold: u64,
+    /// Pages that left for that and went to a store, and that the guest wanted back.
+    pub cold_back: u64,
 }
 
 /// One VM.
@@ -359,6 +363,9 @@ pub struct VmStatus {
     pub credit_pages: Pages,
     /// Pages of its RAM file as the kernel counts them; equals `homes.resident_pages` when idle.
     pub kernel_pages: Pages,
+    /// What the guest's process takes beside its RAM: its heap and stacks, and the kernel's page tables for it. The budget
+    /// does not count it. `null` where the kernel does not tell.
+    pub process_bytes: Option<Bytes>,
     /// The resource pool that it is in.
     pub pool: String,
     /// Reservation, limit, shares and target.

@@ -53,6 +53,7 @@ impl Vm {
         let is_shared = matches!(old, Home::Shared(_));
         // The guest has remapped the page already. Until the entry shows it, no count of VMAs may cover the change.
         let _change = self.vmas.change(usize::from(is_shared));
+        let was_cold = page.entry().is_cold();
         page.set_home(Home::Resident);
         page.set_open();
         if let Home::Shared(frame) = old {
@@ -67,6 +68,7 @@ impl Vm {
             self.stats.inline_touches.one();
         } else {
             page.set_refilled();
+            self.stats.cold_back.add(was_cold.into());
             self.release_wanted(page.gfn(), old);
             if matches!(old, Home::Swapped(_)) {
                 // The guest has read its swap file itself, past the daemon's counters.

@@ -109,6 +109,10 @@ counters!(
         evict_failed,
         /// Writes that the full or failing swap file refused; not pages.
         swap_errors,
+        /// Left RAM, by whatever way, because their guest had not touched them for long.
+        cold,
+        /// Went to a store because their guest had not touched them for long, and were wanted back.
+        cold_back,
         /// Given up by the guest.
         inflated,
         /// Given up by the guest although they had only just been brought back from a store: the guest

@@ -32,6 +32,7 @@ mod balloons;
 mod boot;
 mod caches;
 mod changes;
+mod cold;
 mod laws;
 mod limits;
 mod pools;

@@ -14,37 +14,7 @@ use nix::unistd::Pid;
 
 use super::super::BenchError;
 use super::super::guard::{Guard, SCRATCH_PREFIX, Undo, check_name};
-
-/// The version of the interface, which decides the names of its files.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Version {
-    One,
-    Two,
-}
-
-impl Version {
-    const fn limit(self) -> &'static str {
-        match self {
-            Self::One => "memory.limit_in_bytes",
-            Self::Two => "memory.max",
-        }
-    }
-
-    const fn peak(self) -> &'static str {
-        match self {
-            Self::One => "memory.max_usage_in_bytes",
-            Self::Two => "memory.peak",
-        }
-    }
-
-    /// The file with the line `oom_kill N`.
-    const fn events(self) -> &'static str {
-        match self {
-            Self::One => "memory.oom_control",
-            Self::Two => "memory.events",
-        }
-    }
-}
+use crate::machine::{Group, Version};
 
 /// Where groups can be made.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -68,12 +38,7 @@ impl<'a> Cgroup<'a> {
     /// # Errors
     /// The guard is gone.
     pub(crate) fn open(guard: &'a Guard, limit: u64) -> Result<Result<Self, String>, BenchError> {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let place = find(
-            &read("/proc/self/cgroup"),
-            &read("/proc/self/mountinfo"),
-            can_limit,
-        );
+        let place = find(&Group::own(Path::new("/")), can_limit);
         let Some(Place { dir, version }) = place else {
             return Ok(Err("this system limits no memory of cgroups".to_owned()));
         };
@@ -121,49 +86,28 @@ impl<'a> Cgroup<'a> {
     }
 }
 
-/// Where a group can be made, by `/proc/self/cgroup` and `/proc/self/mountinfo`. `can_limit` is only asked about
-/// directories of version 2.
-fn find(groups: &str, mounts: &str, can_limit: impl Fn(&Path) -> bool) -> Option<Place> {
-    // Fields of a mount: the fourth says which directory of the file system is mounted, the fifth where. Behind a
-    // dash follow type, source and options. The options name the controllers of version 1.
-    let mounted = |kind: &str, option: &str| {
-        mounts.lines().find_map(|line| {
-            let (place, about) = line.split_once(" - ")?;
-            let mut about = about.split(' ');
-            let is_kind = about.next()? == kind;
-            let options = about.nth(1)?;
-            let has = option.is_empty() || options.split(',').any(|one| one == option);
-            let mut place = place.split(' ').skip(3);
-            let of = (PathBuf::from(place.next()?), PathBuf::from(place.next()?));
-            (is_kind && has).then_some(of)
-        })
+/// Where a group can be made, by the groups of this process. `can_limit` is only asked about directories of version 2.
+fn find(groups: &[Group], can_limit: impl Fn(&Path) -> bool) -> Option<Place> {
+    let place = |group: &Group| {
+        let Group {
+            version,
+            mount,
+            dir,
+        } = group;
+        let dir = match version {
+            Version::One => Some(dir.as_path()),
+            // Our own group has processes, so the search begins above it. Only the root may have processes and
+            // children with limits.
+            Version::Two => {
+                let mut above = group.up().skip(usize::from(dir != mount));
+                above.find(|dir| can_limit(dir))
+            }
+        };
+        let (dir, version) = (dir?.to_owned(), *version);
+        Some(Place { dir, version })
     };
-    let group = |controller: &str| {
-        groups.lines().find_map(|line| {
-            let (_, rest) = line.split_once(':')?;
-            let (controllers, path) = rest.split_once(':')?;
-            let has = controllers.split(',').any(|one| one == controller);
-            has.then(|| PathBuf::from(path))
-        })
-    };
-    let inside = |(root, mount): (PathBuf, PathBuf), group: &Path| {
-        let below = group.strip_prefix(&root).unwrap_or(Path::new(""));
-        (mount.join(below), mount)
-    };
-    if let (Some(mount), Some(group)) = (mounted("cgroup", "memory"), group("memory")) {
-        let (dir, _) = inside(mount, &group);
-        let version = Version::One;
-        return Some(Place { dir, version });
-    }
-    let (mount, group) = (mounted("cgroup2", "")?, group("")?);
-    let (own, mount) = inside(mount, &group);
-    // Our own group has processes, so the search begins above it. Only the root may have processes and children with
-    // limits.
-    let above = own.ancestors().skip(usize::from(own != mount));
-    let mut above = above.take_while(|dir| dir.starts_with(&mount));
-    let dir = above.find(|dir| can_limit(dir))?.to_owned();
-    let version = Version::Two;
-    Some(Place { dir, version })
+    // Where memory is a hierarchy of version 1, that of version 2 cannot limit it.
+    groups.first().and_then(place)
 }
 
 /// Whether the children of a group of version 2 can have limits of memory.
@@ -203,7 +147,7 @@ mod tests {
 
     fn place(groups: &str, mounts: &str, limits: &[&str]) -> Option<(PathBuf, Version)> {
         let can_limit = |dir: &Path| limits.iter().any(|other| Path::new(other) == dir);
-        find(groups, mounts, can_limit).map(|place| (place.dir, place.version))
+        find(&Group::of(groups, mounts), can_limit).map(|place| (place.dir, place.version))
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use memvisor_wire::claims::State;
 
 use super::{
-    CAUSE, Entry, FROZEN, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED, UNSEEN,
-    WAITED,
+    CAUSE, COLD, Entry, FROZEN, KIND, LOCKED, OPEN, PAYLOAD_SHIFT, PageTable, REFILLED, SAMPLED,
+    UNSEEN, WAITED,
 };
 use crate::page::home::Home;
 use crate::seeded::Seeded;
@@ -91,6 +91,12 @@ impl PageGuard<'_> {
             Home::Shared(_) => SAMPLED,
             _ => 0,
         };
+        // A cold page stays one while it moves from store to store.
+        let warm = match home {
+            Home::Compressed(_) | Home::Swapped(_) => 0,
+            _ => COLD,
+        };
+        let lost = lost | warm;
         let clear = KIND
             | OPEN
             | FROZEN
@@ -134,6 +140,12 @@ impl PageGuard<'_> {
     /// Notes that the page came back from a store.
     pub fn set_refilled(&self) {
         self.set_flag(REFILLED, true);
+    }
+
+    /// Notes that the page leaves for a store because its guest has not touched it for long. It is forgotten as soon as
+    /// the page is in no store any more.
+    pub fn set_cold(&self) {
+        self.set_flag(COLD, true);
     }
 
     fn set_flag(&self, flag: u64, on: bool) {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::chain::chain;
-use crate::settings::{EngineChoice, HostSettings, HttpAddress, Layers, Memory, Profile};
+use crate::machine::BudgetChoice;
+use crate::settings::{EngineChoice, HostSettings, HttpAddress, Layers, Profile};
 use crate::units::Pages;
 
 fn parse(text: &str) -> Result<ConfigFile, ConfigError> {
@@ -32,7 +33,7 @@ fn file_has_start_settings_host_settings_and_vms() {
         StartSettings {
             profile: Some(Profile::Esx),
             policy: Some(&crate::policy::policies::Stall),
-            memory: Some(Memory(Bytes::from_mib(512))),
+            memory: Some(BudgetChoice::Size(Bytes::from_mib(512))),
             engine: Some(EngineChoice::Mprotect),
             swap_dir: Some("/s".into()),
             record_balloon: Some("/r".into()),

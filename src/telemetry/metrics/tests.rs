@@ -33,6 +33,9 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("vms[].swap.reads", "`memvisor_vm_swap_in_bytes_total`"),
     ("vms[].swap.writes", "`memvisor_vm_swap_out_bytes_total`"),
     ("vms[].salt_set", "a setting"),
+    ("machine.budget", "the same, as it was given"),
+    ("machine.cgroup", "a name, for people"),
+    ("machine.pressure.cgroup", "the same"),
     ("vms[].swap.unswap_rate", "an order, for whoever gave it"),
 ];
 
