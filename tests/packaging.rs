@@ -13,7 +13,8 @@ use std::process::Command;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Namespace, PodSpec, Service};
-use memvisor::settings::{ConfigFile, Memory};
+use memvisor::machine::BudgetChoice;
+use memvisor::settings::ConfigFile;
 use memvisor::units::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -360,7 +361,9 @@ fn limit_of_the_pod_holds_the_budget_and_the_daemon() {
     let path = dir.path().join("host.toml");
     fs::write(&path, &map.data.expect("data")["host.toml"]).expect("a file");
     let file = ConfigFile::load(&path).expect("the host takes it");
-    let Memory(Bytes(budget)) = file.start.memory.expect("a budget");
+    let Some(BudgetChoice::Size(Bytes(budget))) = file.start.memory else {
+        panic!("a budget of a size");
+    };
 
     let set: DaemonSet = object(HOST, "DaemonSet");
     let pod = set.spec.and_then(|set| set.template.spec).expect("a pod");
