@@ -37,6 +37,7 @@ mod laws;
 mod limits;
 mod pools;
 mod pressed;
+mod reports;
 mod stall;
 mod storm;
 mod tax;
