@@ -58,7 +58,7 @@ const HOST: &[(&str, &[&str])] = &[
             "share", "sample", "balloon", "seeded",
         ],
     ),
-    ("laboratory", &["units", "throttle", "balloon"]),
+    ("laboratory", &["units", "throttle", "sys", "vm", "balloon"]),
     ("policy", &["units"]),
     ("trace", &["units", "page"]),
     ("telemetry", &["units"]),

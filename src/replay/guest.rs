@@ -13,8 +13,9 @@ use super::machine::ReplayError;
 use super::story;
 use crate::compress::{Worth, ZipCache};
 use crate::fault::{Access, Outcome, complete, resolve_in_stream};
-use crate::host::swap_slots;
+use crate::host::{first_ceiling, swap_slots};
 use crate::page::{Budget, Home, Need, Parking, Urgency};
+use crate::policy::ResourcePool;
 use crate::pool::Pool;
 use crate::reclaim::{Core, Queue, WorkerHandle, queue};
 use crate::sample::Sampler;
@@ -114,6 +115,13 @@ impl Guest {
             moves,
             settings,
         }))
+    }
+
+    /// Holds it to what it may have until the first plan that knows it.
+    pub(super) fn hold_to_first_ceiling(&self, pools: &[ResourcePool]) {
+        self.vm
+            .orders
+            .set_ceiling(first_ceiling(pools, &self.settings));
     }
 
     /// Takes other settings.

@@ -16,8 +16,8 @@ use super::{Costs, Options};
 use crate::engine::EngineError;
 use crate::fault::{Access, FaultError, cause_at};
 use crate::host::{
-    Balance, MIN_PERIOD, PERIOD, bound_cache, first_ceiling, give_orders, place_of_pool, reserve,
-    set_marks, snapshot_of,
+    Balance, MIN_PERIOD, PERIOD, bound_cache, give_orders, place_of_pool, reserve, set_marks,
+    snapshot_of,
 };
 use crate::page::{Budget, Urgency};
 use crate::policy::{FreeState, HostSnapshot, Policy, ResourcePool, VmSnapshot};
@@ -192,8 +192,7 @@ impl<'a> Machine<'a> {
         loop {
             let guest = Guest::new(id, known, &self.budget, &self.pool, self.now())?;
             if let Some(guest) = guest {
-                let first = first_ceiling(self.resource_pools, &guest.settings);
-                guest.vm.orders.set_ceiling(first);
+                guest.hold_to_first_ceiling(self.resource_pools);
                 self.guests[vm] = Some(guest);
                 self.plan_soon();
                 return Ok(());

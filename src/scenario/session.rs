@@ -9,7 +9,7 @@ mod host;
 use std::fs;
 use std::io;
 use std::iter;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use memvisor_guest_agent::guest::GuestReport;
@@ -21,7 +21,7 @@ use self::guests::Guests;
 use self::host::Host;
 use super::read::Time;
 use super::store::{Store, StoreError};
-use super::{Action, Setup, pools};
+use super::{Action, Setup};
 use crate::chain::chain;
 use crate::control::ClientError;
 use crate::launch::content::write_file;
@@ -150,8 +150,7 @@ impl Run<'_> {
         let files = scratch.path().join("files");
         self.write_files(&files)?;
         let mut store = Store::create(self.dir)?;
-        let configuration = self.configuration(scratch.path())?;
-        let mut host = Host::start(self, &scratch, configuration.as_deref())?;
+        let mut host = Host::start(self, &scratch)?;
         ran.engine = host.client.status()?.engine.to_string();
         let mut guests = Guests::new(self, &scratch, &files)?;
         let mut live = Live {
@@ -187,17 +186,6 @@ impl Run<'_> {
             .map_err(|Unwritten(why)| why)?;
         }
         Ok(())
-    }
-
-    /// Writes what of the host is said in a configuration file, if anything is.
-    fn configuration(&self, dir: &Path) -> Result<Option<PathBuf>, Stopped> {
-        if self.setup.pools.is_empty() {
-            return Ok(None);
-        }
-        let file = dir.join("host.toml");
-        let written = fs::write(&file, pools::configuration(&self.setup.pools));
-        written.map_err(Stopped::system("write a configuration file for the host"))?;
-        Ok(Some(file))
     }
 
     /// An error if a signal has come.

@@ -17,12 +17,15 @@
 //! Both differences and the size are variable: seven bits a byte, the lowest first, bit 7 set in all bytes but the
 //! last. The difference of page numbers is written as `2n`, or `-2n - 1` where it is negative.
 
+mod pools;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+pub use self::pools::{PoolFacts, Pools};
 use crate::page::Home;
 use crate::units::Pages;
 
@@ -111,32 +114,6 @@ pub struct VmFacts {
     /// The name of the resource pool that it is in; empty: none but the root.
     #[serde(default)]
     pub pool: String,
-}
-
-/// The resource pools of the host from now on.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Pools {
-    /// All of them, each after its parent; none if there is only the root, with nothing set.
-    pub pools: Vec<PoolFacts>,
-}
-
-/// A resource pool.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct PoolFacts {
-    /// Its name.
-    pub name: String,
-    /// The name of the pool that it stands in; `None`: it is the root.
-    pub parent: Option<String>,
-    /// Its weight against the VMs and pools beside it.
-    pub shares: u32,
-    /// What those in it are guaranteed together.
-    pub reservation: Pages,
-    /// The most that those in it hold together; `None`: no limit.
-    pub limit: Option<Pages>,
-    /// Whether reservations in it that exceed its own are taken from its parent.
-    pub expandable: bool,
-    /// Whether the shares of the pools directly in it grow with what is in these.
-    pub scalable: bool,
 }
 
 /// For how long the threads of a VM stood still, in microseconds by cause.

@@ -1,10 +1,12 @@
 //! The host of a run.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use memvisor_wire::signals::Signals;
 
+use super::super::{Setup, pools};
 use super::{Run, Stopped};
 use crate::control::{Client, ClientError};
 use crate::launch::{Child, HostStart, Scratch, await_child, end_all, in_words};
@@ -22,12 +24,9 @@ pub(super) struct Host {
 
 impl Host {
     /// Starts it and waits until it answers.
-    pub(super) fn start(
-        run: &Run<'_>,
-        scratch: &Scratch,
-        configuration: Option<&Path>,
-    ) -> Result<Self, Stopped> {
+    pub(super) fn start(run: &Run<'_>, scratch: &Scratch) -> Result<Self, Stopped> {
         let setup = run.setup;
+        let configuration = configuration(setup, scratch.path())?;
         let swap_dir = setup.start.swap_dir.as_deref();
         let start = HostStart {
             memory: setup.memory,
@@ -39,7 +38,7 @@ impl Host {
             runtime_dir: scratch.runtime_dir().path(),
             swap_dir: swap_dir.unwrap_or(scratch.path()),
             scratch: Some(scratch.path()),
-            configuration,
+            configuration: configuration.as_deref(),
         };
         let child = Child::start("host", run.program, start.args(), run.dir);
         let mut host = Self {
@@ -94,4 +93,15 @@ impl Host {
             _ => self.check(),
         }
     }
+}
+
+/// Writes what of the host is said in a configuration file, if anything is.
+fn configuration(setup: &Setup, dir: &Path) -> Result<Option<PathBuf>, Stopped> {
+    if setup.pools.is_empty() {
+        return Ok(None);
+    }
+    let file = dir.join("host.toml");
+    let written = fs::write(&file, pools::configuration(&setup.pools));
+    written.map_err(Stopped::system("write a configuration file for the host"))?;
+    Ok(Some(file))
 }
