@@ -89,7 +89,11 @@ impl Group {
             Some(Self {
                 version,
                 mount: mount.to_owned(),
-                dir: mount.join(inside),
+                // Joined with nothing, it would end in a slash.
+                dir: match inside.as_os_str().is_empty() {
+                    true => mount.to_owned(),
+                    false => mount.join(inside),
+                },
             })
         };
         let versions = [Version::One, Version::Two].into_iter();
