@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::random_steps::{SCAN_RATE, Step, World, salt_of, steps};
 use super::scenario::{KINDS, alone, noise, search};
@@ -40,6 +41,8 @@ fn calm(host: &Host, place: usize, guest: &mut Guest) {
     guest.space.accepts.set(Countdown::NEVER);
     host.join(&guest.worker.handle, Some(salt_of(place)));
     guest.block(Blocked::No);
+    // What leaves for its age is neither found nor saved.
+    guest.cold(Duration::ZERO, 1);
     // One thread may wait for what another has not yet confirmed.
     let threads = guest.threads.len();
     let waiting = |guest: &mut Guest| (0..threads).filter(|it| !guest.drive(*it)).count();

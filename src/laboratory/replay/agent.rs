@@ -35,11 +35,15 @@ pub fn run(tape: &Tape, against: &Against<'_>, ears: Ears) -> std::io::Result<Re
     let clock = Clock::new(against.speed);
     let mut report = Report::default();
     let mut shared = Shared::default();
+    // When the recorded host had moved pages in the map, until the host has done the same.
+    let mut moved = None;
     for entry in &tape.entries {
         let (heard, goes_on) = match entry {
             Entry::Mapped { at, runs } => {
                 std::thread::sleep(clock.until(*at));
-                follow(&mut shared, (*at, runs), against, &mut report);
+                await_host(&shared, moved.take(), &mut report);
+                let is_by_host = follow(&mut shared, runs);
+                moved = (is_by_host && !against.ignores_target).then_some(*at);
                 continue;
             }
             Entry::Said(heard) => match heard.by {
@@ -61,6 +65,7 @@ pub fn run(tape: &Tape, against: &Against<'_>, ears: Ears) -> std::io::Result<Re
             return Ok(report);
         }
     }
+    await_host(&shared, moved, &mut report);
     report.is_complete = true;
     Ok(report)
 }
@@ -102,18 +107,21 @@ fn map(
     }
 }
 
-/// Moves pages as the recorded guest did, and waits until the host has done as the recorded one.
-fn follow(
-    shared: &mut Shared,
-    (at, runs): (Duration, &[WordRun]),
-    against: &Against<'_>,
-    report: &mut Report,
-) {
+/// Moves pages as the recorded guest did. Returns whether the recorded host has moved any too.
+fn follow(shared: &mut Shared, runs: &[WordRun]) -> bool {
     let moves = shared.take(runs);
     shared.play_guest(&moves);
-    if by_host(&moves) == ByHost::default() || against.ignores_target {
+    by_host(&moves) != ByHost::default()
+}
+
+/// Waits until the host has moved as many pages as the recorded one had at that time, if it had moved any.
+///
+/// That is for the next look at the map and not for the same: what the recorded host had done by itself between two
+/// messages, another may do when the second one comes.
+fn await_host(shared: &Shared, moved: Option<Duration>, report: &mut Report) {
+    let Some(at) = moved else {
         return;
-    }
+    };
     report.compared += 1;
     if let Err((is, was)) = shared.await_host(PATIENCE) {
         report.differs(at, &format!("the host has taken {is} pages, was {was}"));
