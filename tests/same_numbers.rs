@@ -11,6 +11,7 @@ use std::fs;
 use std::process::Output;
 
 use memvisor::recording::Recording;
+use memvisor::settings::BALLOON_LAWS;
 use memvisor::telemetry::{HostStatus, Series};
 use memvisor::view::{self, Report, Run};
 use rig::browser::{Page, browser};
@@ -261,7 +262,7 @@ impl Field {
 fn number(value: &Value) -> Option<f64> {
     match value {
         Value::String(word) => {
-            let kinds = [&READINGS[..], &STATES[..]];
+            let kinds = [&READINGS[..], &STATES[..], &BALLOON_LAWS[..]];
             let mut places = kinds
                 .iter()
                 .map(|kind| kind.iter().position(|it| it == word));

@@ -9,7 +9,7 @@ use memvisor_wire::streams::{MAX_AHEAD, Streams};
 use super::Costs;
 use super::content::{Disk, Ram};
 use super::counts::Moves;
-use super::machine::ReplayError;
+use super::error::ReplayError;
 use super::story;
 use crate::compress::{Worth, ZipCache};
 use crate::fault::{Access, Outcome, complete, resolve_in_stream};

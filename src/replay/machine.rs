@@ -1,20 +1,17 @@
 //! Plays a story to the code of the daemon.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use thiserror::Error;
-
 use super::content::Size;
 use super::counts::Counts;
+use super::error::ReplayError;
 use super::guest::{Ended, Guest};
 use super::over_time::OverTime;
 use super::story::{Doing, Step, Story};
 use super::{Costs, Options};
-use crate::engine::EngineError;
-use crate::fault::{Access, FaultError, cause_at};
+use crate::fault::{Access, cause_at};
 use crate::host::{
     Balance, MIN_PERIOD, PERIOD, bound_cache, give_orders, place_of_pool, reserve, set_marks,
     snapshot_of,
@@ -25,39 +22,11 @@ use crate::pool::{Hints, Pool};
 use crate::reclaim::victims::Choice;
 use crate::reclaim::{Job, Routine};
 use crate::settings::HostSettings;
-use crate::units::{Bytes, Gfn, Pages, VmId};
+use crate::units::{Gfn, Pages, VmId};
 use crate::vm::Cause;
 
 /// The longest that a fault waits for memory. A host in which nothing can be reclaimed would have it wait for ever.
 const LONGEST_WAIT: u64 = 5_000_000;
-
-/// Why a story cannot be replayed.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ReplayError {
-    /// This process has no memory for a VM.
-    #[error("there is no memory here for the tables of VM `{vm}`")]
-    Memory {
-        /// Its name.
-        vm: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The host has no memory for a VM.
-    #[error("{memory} of memory are not enough for the tables of VM `{vm}`")]
-    Tables {
-        /// Its name.
-        vm: String,
-        /// The budget.
-        memory: Bytes,
-    },
-    /// A page of a simulated guest was lost.
-    #[error("a simulated page is lost")]
-    Fault(#[source] FaultError),
-    /// A worker failed.
-    #[error("the worker of a simulated guest fails")]
-    Worker(#[source] EngineError),
-}
 
 /// What a replay has found.
 #[derive(Debug)]

@@ -22,6 +22,7 @@ mod bounds;
 mod content;
 mod costs;
 mod counts;
+mod error;
 mod guest;
 mod infer;
 mod machine;
@@ -33,7 +34,7 @@ mod told;
 
 pub use costs::{CostError, Costs};
 pub use counts::Counts;
-pub use machine::ReplayError;
+pub use error::ReplayError;
 pub use page::page;
 pub use results::{Bound, Outcome, Results, replay};
 

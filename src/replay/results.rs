@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::bounds::{Accesses, fair_split};
 use super::counts::Counts;
-use super::machine::{Machine, Played, ReplayError};
+use super::error::ReplayError;
+use super::machine::{Machine, Played};
 use super::story::{Doing, Recorded, Story};
 use super::{Costs, Options};
 use crate::reclaim::victims::Choice;
