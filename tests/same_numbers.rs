@@ -262,7 +262,7 @@ impl Field {
 fn number(value: &Value) -> Option<f64> {
     match value {
         Value::String(word) => {
-            let kinds = [&READINGS[..], &STATES[..], &BALLOON_LAWS[..]];
+            let kinds = [&READINGS[..], &STATES[..], BALLOON_LAWS];
             let mut places = kinds
                 .iter()
                 .map(|kind| kind.iter().position(|it| it == word));
