@@ -146,8 +146,8 @@ pub fn object(tape: &Tape) -> Value {
     })
 }
 
-/// Writes a recording as pcapng: a packet a datagram, without changes of the map of free pages, link type USER0 (147), nanoseconds, and the direction as the host
-/// sees it.
+/// Writes a recording as pcapng: a packet a datagram, link type USER0 (147), nanoseconds, and the direction as the host
+/// sees it. Changes of the map of free pages are not in it.
 ///
 /// # Errors
 /// What `to` says.

@@ -10,9 +10,8 @@
 //! well-behaved agent is that of every guest. Only what misbehaves, and what plays a part that was recorded, speaks the
 //! protocol by itself.
 //!
-//! **The structures.** A [`tape`] is the file of one session; [`record`] makes it in the daemon, [`dump`] shows it; [`map`] is what both know of
-//! the map of free pages that the two sides may share. An
-//! [`actor`] plays the agent of a [`script`] on [`memory`] that is not there or that a guest lends
+//! **The structures.** A [`tape`] is the file of one session; [`record`] makes it in the daemon, [`dump`] shows it;
+//! [`map`] is what both know of the map of free pages that the two sides may share. An [`actor`] plays the agent of a [`script`] on [`memory`] that is not there or that a guest lends
 //! ([`memvisor_guest_agent::outside`]); [`alone`] is the host alone, on which things happen by [`schedule`]. [`replay`]
 //! plays one side of a tape again, [`conformance`] holds a side to the document.
 
