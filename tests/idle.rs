@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rig::{Host, cpu_time, engines};
 
-/// How long guests may take to load and the host to find all that can be shared.
+/// How long guests may take to load, and the host to look at what they have loaded.
 const SETTLE: Duration = Duration::from_secs(60);
 /// How long processor time is measured.
 const MEASURE: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ fn idle_host_and_guests_use_less_than_1_percent_of_a_processor() {
         let host = Host::start(engine, "256M", &[]);
         let names = ["a", "b", "c", "d"];
         let guests = names.map(|name| host.guest(name, "--memory 48M --workload idle,size=40M"));
-        host.rest(&names, SETTLE);
+        host.calm(&names, SETTLE);
         let pids = || std::iter::once(host.pid()).chain(guests.iter().map(|guest| guest.pid()));
         // In the first windows the scanner may still look at pages that changed.
         let idle = (1..=WINDOWS).any(|window| {

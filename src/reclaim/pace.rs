@@ -35,6 +35,8 @@ const MIN_SLICE: u32 = if cfg!(test) { 5 } else { 256 };
 const MAX_APART: Duration = Duration::from_secs(3);
 /// The passes of a quiet VM are up to this many times as far apart.
 const MAX_SLOWDOWN: u32 = 8;
+/// The same while pages wait that changed before. They wait for up to 31 passes: of the slowest, 12 minutes.
+const MAX_WAITING_SLOWDOWN: u32 = 2;
 /// A pass is quiet if it finds at most one page in so many new, changed or shared.
 const QUIET: u32 = 512;
 /// More faults since the last pass than one for so many pages of the VM end the quiet.
@@ -153,7 +155,12 @@ impl Pace {
             return None;
         }
         let quiet = self.news <= u64::from(self.pages / QUIET);
-        let slower = (self.slowdown * 2).min(MAX_SLOWDOWN);
+        let slowest = if self.waiting == 0 {
+            MAX_SLOWDOWN
+        } else {
+            MAX_WAITING_SLOWDOWN
+        };
+        let slower = (self.slowdown * 2).min(slowest);
         // Slower step by step, but at full pace at once: one pass that finds something shows a VM at work.
         self.slowdown = if quiet { slower } else { 1 };
         let settled = (self.news == 0 && self.waiting == 0).then_some(self.faults_before);
@@ -255,6 +262,7 @@ mod tests {
             ..QUIET_PASS
         };
         assert_eq!(apart(waiting, 0), (false, 2));
+        assert_eq!(apart(waiting, 0), (false, 2), "they wait for passes");
         let now = Instant::now();
         pace.is_in_pass = false;
         pace.note(now, QUIET_PASS, RATE, 5);

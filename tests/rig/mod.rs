@@ -257,12 +257,27 @@ impl Host {
     /// Waits until the guests called `names` are powered on, none of their pages is faulted in any more, and
     /// their scanners are settled.
     pub(crate) fn rest(&self, names: &[&str], within: Duration) -> HostStatus {
+        self.still(names, within, |status| status.share.settled)
+    }
+
+    /// The same, but pages that changed while they were scanned may still wait to be shared.
+    pub(crate) fn calm(&self, names: &[&str], within: Duration) -> HostStatus {
+        self.still(names, within, |_| true)
+    }
+
+    /// Waits until nothing has moved for a while in which `is_enough` held.
+    fn still(
+        &self,
+        names: &[&str],
+        within: Duration,
+        is_enough: impl Fn(&HostStatus) -> bool,
+    ) -> HostStatus {
         let moved = |vm: &VmStatus| vm.faults.served() + vm.scan.merged + vm.scan.zero_found;
         let mut last = (u64::MAX, Instant::now());
         eventually("the host comes to rest", within, || {
             let status = self.status();
             let moved: u64 = status.vms.iter().map(moved).sum();
-            if moved != last.0 || !status.share.settled {
+            if moved != last.0 || !is_enough(&status) {
                 last = (moved, Instant::now());
             }
             let seen = |vm: &VmStatus| vm.scan.pages_scanned > 0;
