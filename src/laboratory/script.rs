@@ -337,7 +337,7 @@ mod tests {
             ("do = \"stats\"\nvalues = { many = 1 }", "`many`"),
             ("do = \"wait\"\ntime = \"soon\"", "`soon`"),
             ("do = \"poll\"\nclaims = 1", "`claims`"),
-            ("do = \"report\"\nranges = [[5, 1], [5, 1]]", "ascend"),
+            ("do = \"report\"\nranges = [[5, 1], [5, 1]]", "range start"),
         ] {
             let text = format!("about = \"x\"\n[[step]]\n{step}\n");
             let error = Script::parse(&text).expect_err(step).to_string();

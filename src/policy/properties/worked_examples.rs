@@ -257,7 +257,8 @@ fn admission_counts_what_is_kept_free_for_shared_pages() {
          2.9 MiB of that for shared pages that are written (Memvisor.ShareReserve)"
     );
     // 41 500 were promised before the reserve was set: a change that promises no more is allowed.
-    host.vms[0].reservation = Pages(91_500);
+    host.vms[0].reservation = Pages(60_000);
+    host.vms[1].reservation = Pages(31_500);
     let config = Config {
         share_reserve_percent: 100,
         ..config()
@@ -271,12 +272,12 @@ fn admission_counts_what_is_kept_free_for_shared_pages() {
     };
     let allows = |reservation| {
         let mut after = host.clone();
-        after.vms[0].reservation = Pages(reservation);
+        after.vms[1].reservation = Pages(reservation);
         before.allows(&Ledger::of(&after, &config), &after, asked(reservation))
     };
-    assert_eq!(allows(91_400), Ok(()));
-    assert_eq!(allows(91_500), Ok(()));
-    allows(91_501).expect_err("more than was promised");
+    assert_eq!(allows(31_400), Ok(()));
+    assert_eq!(allows(31_500), Ok(()));
+    allows(31_501).expect_err("more than was promised");
 }
 
 /// Figure 7 of OSDI 2002 through the whole plan: two VMs of 256 MB with equal shares on 512 MB. Without

@@ -192,8 +192,8 @@ const MISTAKES: &[Mistake<'_>] = &[
     ),
     (
         "limit = \"24M\"",
-        "sched.mem.mxa = 20",
-        ":14: guest.1.sched.mem.mxa",
+        "sched.mem.mx = 20",
+        ":14: guest.1.sched.mem.mx",
         "near: sched.mem.max",
     ),
     (
