@@ -192,8 +192,8 @@ const MISTAKES: &[Mistake<'_>] = &[
     ),
     (
         "limit = \"24M\"",
-        "sched.mem.mx = 20",
-        ":14: guest.1.sched.mem.mx",
+        "sched.mem.maxx = 20",
+        ":14: guest.1.sched.mem.maxx",
         "near: sched.mem.max",
     ),
     (
