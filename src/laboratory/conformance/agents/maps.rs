@@ -92,10 +92,9 @@ pub(super) fn is_left(trial: &Trial) -> Result<(), Fault> {
 fn starts_anew(host: &mut HostEnd<'_>) -> Result<(), Fault> {
     host.say(0, &ToAgent::Reset)?;
     let (seq, start) = loop {
-        match host.next()? {
-            (seq, ToHost::Start(start)) => break (seq, start),
-            // Said before it heard of the reset.
-            _ => {}
+        // Others were said before it heard of the reset.
+        if let (seq, ToHost::Start(start)) = host.next()? {
+            break (seq, start);
         }
     };
     for state in [PageState::Free, PageState::Taken] {
